@@ -1,0 +1,3 @@
+"""diffusion_jax: diffusion models in JAX and Flax, purely functional. Start at docs/design.md."""
+
+__version__ = "0.1.0"
