@@ -1,0 +1,21 @@
+"""What a user did wrong, in one clear line that names the key, the value and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad input. The experiment mains print its one line and exit with status 2; nothing is half-written."""
+
+
+def unknown(what: str, name: str, choices: Iterable[str]) -> UserError:
+    """The error for a name that does not exist: says which names do, and which is nearest.
+
+    unknown('data set', 'mnits', ['mnist', 'digits']) -> "unknown data set 'mnits'; did you mean 'mnist'? There are: digits, mnist"
+    """
+    choices = sorted(choices)
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.4)
+    hint = f" did you mean '{near[0]}'?" if near else ""
+    return UserError(f"unknown {what} '{name}';{hint} There are: {', '.join(choices)}")
