@@ -1,0 +1,127 @@
+"""All that follows from alpha(t) and sigma(t): x_t = alpha(t) x0 + sigma(t) eps, eps ~ N(0, I).
+
+A process is only the two functions (types.Process); the log-SNR, the SDE dx = f(t) x dt + g(t) dw whose marginals the path has,
+the probability-flow velocity, the score, the Gaussian posterior and the prior are derived here, once, by autodiff and algebra.
+
+Song et al. 2021 (Score-based generative modeling through SDEs), Kingma et al. 2021 (Variational diffusion models).
+Times may be scalar or (B,); every result that depends on t alone has t's shape.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.arrays import expand, sum_per_example
+from diffusion_jax.types import Array, Noised, Prediction, Process
+
+
+def derivative(function, t: Array) -> Array:
+    """d function / dt, elementwise, in forward mode: (B,) -> (B,)."""
+    t = jnp.asarray(t, jnp.result_type(float) if jnp.issubdtype(jnp.result_type(t), jnp.integer) else None)
+    return jax.jvp(function, (t,), (jnp.ones_like(t),))[1]
+
+
+def corrupt(process: Process, x0: Array, eps: Array, t: Array) -> Noised:
+    """The forward process in one move: x_t = alpha(t) x0 + sigma(t) eps. x0, eps: (B, ...); t: (B,)."""
+    x_t = expand(process.alpha(t), x0) * x0 + expand(process.sigma(t), x0) * eps
+    return Noised(x_t, t, x0, eps)
+
+
+def logsnr(process: Process, t: Array) -> Array:
+    """lam(t) = 2 log(alpha / sigma), strictly decreasing in t."""
+    return 2 * (jnp.log(process.alpha(t)) - jnp.log(process.sigma(t)))
+
+
+def drift_diffusion(process: Process, t: Array) -> tuple[Array, Array]:
+    """f(t) and g^2(t) of the SDE dx = f x dt + g dw (Kingma et al. 2021, eq. 20 ff.).
+
+    f = d log alpha / dt;  g^2 = d sigma^2 / dt - 2 f sigma^2, a sum of two non-negative terms wherever alpha does not grow.
+    """
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    f = derivative(process.alpha, t) / alpha
+    return f, 2 * sigma * derivative(process.sigma, t) - 2 * f * sigma**2
+
+
+def from_x0(process: Process, x_t: Array, x0: Array, t: Array) -> Prediction:
+    """The prediction with this x0: eps = (x_t - alpha x0) / sigma."""
+    return Prediction(x0, (x_t - expand(process.alpha(t), x_t) * x0) / expand(process.sigma(t), x_t))
+
+
+def from_eps(process: Process, x_t: Array, eps: Array, t: Array) -> Prediction:
+    """The prediction with this eps: x0 = (x_t - sigma eps) / alpha."""
+    return Prediction((x_t - expand(process.sigma(t), x_t) * eps) / expand(process.alpha(t), x_t), eps)
+
+
+def velocity(process: Process, prediction: Prediction, t: Array) -> Array:
+    """The probability-flow velocity dx/dt = alpha'(t) x0 + sigma'(t) eps (= f x - g^2 score / 2). (B, ...)."""
+    x0, eps, _ = prediction
+    return expand(derivative(process.alpha, t), x0) * x0 + expand(derivative(process.sigma, t), eps) * eps
+
+
+def score(process: Process, prediction: Prediction, t: Array) -> Array:
+    """grad log p_t(x_t) = -eps / sigma(t). (B, ...)."""
+    return -prediction.eps / expand(process.sigma(t), prediction.eps)
+
+
+def transition(process: Process, t: Array, s: Array) -> tuple[Array, Array]:
+    """q(x_t | x_s) = N(ratio x_s, var I) for s < t: ratio = alpha_t / alpha_s, var = sigma_t^2 - ratio^2 sigma_s^2.
+
+    The variance is written sigma_t^2 (1 - exp(lam_t - lam_s)), which stays exact for neighbouring times in float32.
+    """
+    ratio = process.alpha(t) / process.alpha(s)
+    return ratio, -(process.sigma(t) ** 2) * jnp.expm1(logsnr(process, t) - logsnr(process, s))
+
+
+def posterior(process: Process, x_t: Array, x0: Array, t: Array, s: Array) -> tuple[Array, Array]:
+    """q(x_s | x_t, x0) = N(mean, var I) for s < t (Kingma et al. 2021, eq. 25-27; Ho et al. 2020, eq. 6-7 on the DDPM grid).
+
+    mean = ratio sigma_s^2 / sigma_t^2 x_t + alpha_s var_ts / sigma_t^2 x0;  var = sigma_s^2 var_ts / sigma_t^2.
+    Returns the mean (B, ...) and the variance, of t's shape.
+    """
+    ratio, _ = transition(process, t, s)
+    fresh = -jnp.expm1(logsnr(process, t) - logsnr(process, s))  # var_ts / sigma_t^2
+    keep = ratio * (process.sigma(s) / process.sigma(t)) ** 2
+    mean = expand(keep, x_t) * x_t + expand(process.alpha(s) * fresh, x_t) * x0
+    return mean, process.sigma(s) ** 2 * fresh
+
+
+def prior_scale(process: Process) -> Array:
+    """The standard deviation of the prior N(0, scale^2 I), the process's own at t_max: sigma(t_max)."""
+    return process.sigma(jnp.asarray(process.t_max))
+
+
+def prior(process: Process, eps: Array) -> Array:
+    """A prior sample from unit noise: x_T = sigma(t_max) eps."""
+    return prior_scale(process) * eps
+
+
+def prior_logp(process: Process, x: Array) -> Array:
+    """log N(x; 0, sigma(t_max)^2 I) in nats, (B, ...) -> (B,)."""
+    scale = prior_scale(process)
+    return -sum_per_example(0.5 * (x / scale) ** 2 + jnp.log(scale) + 0.5 * math.log(2 * math.pi))
+
+
+def time_of_logsnr(process: Process, lam: Array) -> Array:
+    """The time t in [t_min, t_max] at which logsnr(t) = lam (ends are clamped). lam of any shape.
+
+    Bisection to the last bit, for any strictly decreasing logsnr; then one Newton step from the (constant) bisection point,
+    which changes no value by more than rounding but carries the exact derivative dt/dlam = 1 / lam'(t).
+    """
+    lam = jnp.asarray(lam)
+    fixed = jax.lax.stop_gradient(lam)
+
+    def halve(_, bracket):
+        lo, hi = bracket
+        mid = 0.5 * (lo + hi)
+        noisier = logsnr(process, mid) > fixed  # not noisy enough yet: move right
+        return jnp.where(noisier, mid, lo), jnp.where(noisier, hi, mid)
+
+    lo, hi = jnp.full_like(fixed, process.t_min), jnp.full_like(fixed, process.t_max)
+    lo, hi = jax.lax.fori_loop(0, 60, halve, (lo, hi))
+    t = jax.lax.stop_gradient(0.5 * (lo + hi))
+    slope = derivative(lambda u: logsnr(process, u), t)
+    t = t + (lam - fixed) / slope
+    return jnp.clip(t, process.t_min, process.t_max)

@@ -1,0 +1,154 @@
+"""The processes of the field: each two functions of t in [0, 1], written so that float32 is exact near t = 0.
+
+    name            alpha(t)                  sigma(t)                          from
+    VP              exp(-B(t)/2)              sqrt(1 - alpha^2)                 Song et al. 2021, eq. 32-33
+    SubVP           exp(-B(t)/2)              1 - alpha^2                       Song et al. 2021, eq. 34-35
+    VE              1                         s_min (s_max / s_min)^t           Song et al. 2021, eq. 30-31
+    EDM             1                         s_max t                           Karras et al. 2022, table 1
+    Cosine          cos(pi t / 2)             sin(pi t / 2)                     Nichol & Dhariwal 2021, eq. 17
+    RectifiedFlow   1 - t                     t                                 Liu et al. 2023; Lipman et al. 2023
+    Shifted         another process, at a time whose log-SNR is moved by 2 log(shift)        Hoogeboom et al. 2023, sec. 3.1
+    (DDPM's table of betas is in processes/discrete.py.)
+
+To add one: write a frozen dataclass with t_min, t_max, alpha and sigma here. Every test of the family picks it up.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.processes import gaussian
+from diffusion_jax.types import Array, Process
+
+
+@dataclass(frozen=True)
+class VP:
+    """The variance-preserving SDE with linear beta: B(t) = beta_min t + (beta_max - beta_min) t^2 / 2."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_min: float = 1e-3
+    t_max: float = 1.0
+
+    def log_alpha(self, t: Array) -> Array:
+        return -0.5 * t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
+
+    def alpha(self, t: Array) -> Array:
+        return jnp.exp(self.log_alpha(t))
+
+    def sigma(self, t: Array) -> Array:
+        return jnp.sqrt(-jnp.expm1(2 * self.log_alpha(t)))
+
+
+@dataclass(frozen=True)
+class SubVP(VP):
+    """The sub-VP SDE: VP's alpha with sigma = 1 - alpha^2, below VP's variance at every t."""
+
+    def sigma(self, t: Array) -> Array:
+        return -jnp.expm1(2 * self.log_alpha(t))
+
+
+@dataclass(frozen=True)
+class VE:
+    """The variance-exploding SDE: geometric sigma, as NCSN's noise levels. sigma_max should be near the largest distance in the data."""
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    t_min: float = 0.0
+    t_max: float = 1.0
+
+    def alpha(self, t: Array) -> Array:
+        return jnp.ones_like(t)
+
+    def sigma(self, t: Array) -> Array:
+        return self.sigma_min * jnp.exp(t * math.log(self.sigma_max / self.sigma_min))
+
+
+@dataclass(frozen=True)
+class EDM:
+    """EDM's path: time is the noise level itself, in units of sigma_max, so that Euler and Heun in t are EDM's own."""
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    t_max: float = 1.0
+
+    @property
+    def t_min(self) -> float:
+        return self.sigma_min / self.sigma_max
+
+    def alpha(self, t: Array) -> Array:
+        return jnp.ones_like(t)
+
+    def sigma(self, t: Array) -> Array:
+        return self.sigma_max * t
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """The cosine path on the unit circle; t_max stays off 1 because there alpha = 0 and eps no longer determines x0."""
+
+    t_min: float = 1e-3
+    t_max: float = 0.999
+
+    def alpha(self, t: Array) -> Array:
+        return jnp.cos(0.5 * math.pi * t)
+
+    def sigma(self, t: Array) -> Array:
+        return jnp.sin(0.5 * math.pi * t)
+
+
+@dataclass(frozen=True)
+class RectifiedFlow:
+    """The straight path of flow matching, x_t = (1 - t) x0 + t eps; t_max stays off 1 as in Cosine."""
+
+    t_min: float = 1e-3
+    t_max: float = 0.999
+
+    def alpha(self, t: Array) -> Array:
+        return 1 - t
+
+    def sigma(self, t: Array) -> Array:
+        return jnp.asarray(t)
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """`base` with its noise moved to larger images: sigma / alpha is multiplied by `shift` (image side / base side) at every t.
+
+    On a variance-preserving base (Cosine, VP) this is simple diffusion's lam(t) + 2 log(1 / shift); on RectifiedFlow it is the
+    timestep shift of Stable Diffusion 3 (Esser et al. 2024, eq. 23). The pair is renormalised so that alpha^2 + sigma^2 (or
+    alpha + sigma for a flow: `norm` = 1) is the base's.
+    """
+
+    base: Process = Cosine()
+    shift: float = 2.0
+    norm: float = 2.0
+
+    @property
+    def t_min(self) -> float:
+        return self.base.t_min
+
+    @property
+    def t_max(self) -> float:
+        return self.base.t_max
+
+    def _rescale(self, t: Array) -> Array:
+        a, b, p = self.base.alpha(t), self.base.sigma(t), self.norm
+        return ((a**p + b**p) / (a**p + (self.shift * b) ** p)) ** (1 / p)
+
+    def alpha(self, t: Array) -> Array:
+        return self.base.alpha(t) * self._rescale(t)
+
+    def sigma(self, t: Array) -> Array:
+        return self.shift * self.base.sigma(t) * self._rescale(t)
+
+
+def table(process: Process, n: int = 1000) -> dict[str, jax.Array]:
+    """The process on n + 1 uniform times, for plots and docs: t, alpha, sigma, logsnr, g2."""
+    t = jnp.linspace(process.t_min, process.t_max, n + 1)
+    return {"t": t, "alpha": process.alpha(t), "sigma": process.sigma(t), "logsnr": gaussian.logsnr(process, t),
+            "g2": gaussian.drift_diffusion(process, t)[1]}
