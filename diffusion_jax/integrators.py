@@ -1,0 +1,30 @@
+"""One step of dy/dt = f(t, y) from t to s. Adaptive solves go to diffrax."""
+
+from __future__ import annotations
+
+from typing import Callable
+
+from diffusion_jax.types import Array
+
+Field = Callable[[Array, Array], Array]  # f(t, y) -> dy/dt
+
+
+def euler(f: Field, y: Array, t: Array, s: Array) -> Array:
+    """y + h f(t, y): order 1, one evaluation."""
+    return y + (s - t) * f(t, y)
+
+
+def heun(f: Field, y: Array, t: Array, s: Array) -> Array:
+    """The trapezoid with an Euler predictor: order 2, two evaluations."""
+    h, k1 = s - t, f(t, y)
+    return y + 0.5 * h * (k1 + f(s, y + h * k1))
+
+
+def rk4(f: Field, y: Array, t: Array, s: Array) -> Array:
+    """The classical Runge-Kutta step: order 4, four evaluations."""
+    h, mid = s - t, 0.5 * (t + s)
+    k1 = f(t, y)
+    k2 = f(mid, y + 0.5 * h * k1)
+    k3 = f(mid, y + 0.5 * h * k2)
+    k4 = f(s, y + h * k3)
+    return y + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)

@@ -1,0 +1,140 @@
+"""What the network regresses. A parameterization is a pair (a, b): the network's output is F = a x0 + b eps.
+
+With x_t = alpha x0 + sigma eps this is a 2x2 linear system, solved once for every parameterization and every process:
+
+    x0  = (b x_t - sigma F) / det,    eps = (alpha F - a x_t) / det,    det = alpha b - sigma a.
+
+    name      a                               b                       F is
+    x0        1                               0                       the data
+    eps       0                               1                       the noise                     (Ho et al. 2020)
+    v         -sigma                          alpha                   alpha eps - sigma x0          (Salimans & Ho 2022)
+    velocity  alpha'                          sigma'                  dx/dt along the path          (Lipman et al. 2023)
+    score     0                               -1 / sigma              grad log p(x_t | x0)          (Song & Ermon 2019)
+    edm       (1 - c_skip alpha) / c_out      -c_skip sigma / c_out   unit variance at every t      (Karras et al. 2022, sec. 5)
+
+The same pair defines how the network is fed: x_in = c_in x_t has unit variance for data of standard deviation `sigma_data`, and
+c_noise = log(sigma / alpha) / 4 names the noise level by what it is rather than by a process's clock, so that one network means
+the same thing under VP, EDM or a flow.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, NamedTuple
+
+import jax.numpy as jnp
+
+from diffusion_jax.arrays import expand
+from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.processes import gaussian
+from diffusion_jax.types import Apply, Array, Cond, Denoise, Params, Prediction, Process
+
+
+class Parameterization(NamedTuple):
+    """coefficients(process, t) -> (a, b), of t's shape; encode(process, x_t, t) -> (x_in, c_noise), what the network is fed."""
+
+    coefficients: Callable[[Process, Array], tuple[Array, Array]]
+    encode: Callable[[Process, Array, Array], tuple[Array, Array]]
+
+
+def target(parameterization: Parameterization, process: Process, prediction: Prediction, t: Array) -> Array:
+    """F = a x0 + b eps, what a perfect network would output. (B, ...)."""
+    a, b = parameterization.coefficients(process, t)
+    return expand(a, prediction.x0) * prediction.x0 + expand(b, prediction.eps) * prediction.eps
+
+
+def decode(parameterization: Parameterization, process: Process, F: Array, x_t: Array, t: Array) -> Prediction:
+    """Solve the 2x2 system above: the network's output and x_t to (x0, eps), both float32 of x_t's shape."""
+    a, b = (expand(c, x_t) for c in parameterization.coefficients(process, t))
+    alpha, sigma = expand(process.alpha(t), x_t), expand(process.sigma(t), x_t)
+    det = alpha * b - sigma * a
+    return Prediction((b * x_t - sigma * F) / det, (alpha * F - a * x_t) / det)
+
+
+def denoiser(apply: Apply, params: Params, parameterization: Parameterization, process: Process, **kwargs) -> Denoise:
+    """The network as a Denoise: encode, apply(params, x_in, c_noise, cond, **kwargs), decode.
+
+    t may be scalar or (B,). A network that outputs twice x_t's channels has learned the reverse variance too: the second half is
+    nu of the Prediction (Nichol & Dhariwal 2021).
+    """
+
+    def denoise(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
+        t = jnp.broadcast_to(t, x_t.shape[:1])
+        F = apply(params, *parameterization.encode(process, x_t, t), cond, **kwargs).astype(x_t.dtype)
+        if F.shape == x_t.shape:
+            return decode(parameterization, process, F, x_t, t)
+        if F.shape[-1] != 2 * x_t.shape[-1]:
+            raise UserError(f"the network maps {x_t.shape} to {F.shape}; its output must have the same channels, or twice as many")
+        F, nu = jnp.split(F, 2, axis=-1)
+        return decode(parameterization, process, F, x_t, t)._replace(nu=nu)
+
+    return denoise
+
+
+# ---- encode: what the network is fed --------------------------------------------------------------------------------------
+
+
+def encoder(sigma_data: float = 1.0, noise_input: str = "logsnr", input_scale: bool = True, time_scale: float = 1.0):
+    """encode(process, x_t, t) -> (c_in x_t, c_noise).
+
+    c_in = 1 / sqrt(alpha^2 sigma_data^2 + sigma^2) (1 if not input_scale: the DDPM and NCSN checkpoints' own convention);
+    c_noise = log(sigma / alpha) / 4 ('logsnr'; EDM's ln(sigma) / 4), or time_scale * t ('time').
+    """
+    if noise_input not in ("logsnr", "time"):
+        raise unknown("noise_input", noise_input, ("logsnr", "time"))
+
+    def encode(process: Process, x_t: Array, t: Array) -> tuple[Array, Array]:
+        c_noise = -gaussian.logsnr(process, t) / 8 if noise_input == "logsnr" else time_scale * t
+        if not input_scale:
+            return x_t, c_noise
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        return x_t / expand(jnp.sqrt((alpha * sigma_data) ** 2 + sigma**2), x_t), c_noise
+
+    return encode
+
+
+# ---- the pairs ------------------------------------------------------------------------------------------------------------
+
+
+def x0(**encoding) -> Parameterization:
+    """The network predicts the data: (1, 0)."""
+    return Parameterization(lambda process, t: (jnp.ones_like(t), jnp.zeros_like(t)), encoder(**encoding))
+
+
+def eps(**encoding) -> Parameterization:
+    """The network predicts the noise: (0, 1). Undetermined where alpha = 0, which every process's t_max avoids."""
+    return Parameterization(lambda process, t: (jnp.zeros_like(t), jnp.ones_like(t)), encoder(**encoding))
+
+
+def v(**encoding) -> Parameterization:
+    """v = alpha eps - sigma x0 (Salimans & Ho 2022, sec. 4); det = alpha^2 + sigma^2, never small."""
+    return Parameterization(lambda process, t: (-process.sigma(t), process.alpha(t)), encoder(**encoding))
+
+
+def velocity(**encoding) -> Parameterization:
+    """The path's own velocity alpha' x0 + sigma' eps, which flow matching regresses (eps - x0 for rectified flow)."""
+
+    def coefficients(process, t):
+        return gaussian.derivative(process.alpha, t), gaussian.derivative(process.sigma, t)
+
+    return Parameterization(coefficients, encoder(**encoding))
+
+
+def score(**encoding) -> Parameterization:
+    """The score -eps / sigma (Song & Ermon 2019): (0, -1 / sigma)."""
+    return Parameterization(lambda process, t: (jnp.zeros_like(t), -1 / process.sigma(t)), encoder(**encoding))
+
+
+def edm(sigma_data: float = 0.5, **encoding) -> Parameterization:
+    """EDM's preconditioning (Karras et al. 2022, table 1), for any alpha: x0 = c_skip x_t + c_out F.
+
+    c_skip = alpha sd^2 / (alpha^2 sd^2 + sigma^2),  c_out = sigma sd / sqrt(alpha^2 sd^2 + sigma^2): F has unit variance at every t.
+    """
+
+    def coefficients(process, t):
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        total = (alpha * sigma_data) ** 2 + sigma**2
+        c_skip, c_out = alpha * sigma_data**2 / total, sigma * sigma_data / jnp.sqrt(total)
+        # 1 - c_skip alpha = sigma^2 / total, written so that nothing cancels near t = 0
+        return sigma**2 / total / c_out, -c_skip * sigma / c_out
+
+    return Parameterization(coefficients, encoder(sigma_data=sigma_data, **encoding))
