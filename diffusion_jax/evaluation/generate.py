@@ -1,0 +1,122 @@
+"""Many images from a sampler: seeds, batches of one size, a progress bar, and the file they end in.
+
+One seed is one image: seed k gives the key jax.random.key(k), and image i depends on keys[i] alone, so the same seed gives the same
+image whatever the batch size, the number of devices and the other images asked for.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.provenance import atomic_path
+from diffusion_jax.types import Array, Cond, Key
+
+MAX_SEEDS = 10_000_000
+
+
+def generate(
+    sample_fn: Callable[[Key, Cond], Array],
+    keys: Key,
+    cond: dict[str, Any] | None = None,
+    *,
+    batch_size: int,
+    progress: bool = True,
+    put: Callable[[Any], Any] = lambda tree: tree,
+    description: str = "sampling",
+) -> np.ndarray:
+    """Images for keys (N,): uint8 (N, ...). `sample_fn(keys (B,), cond)` -> (B, ...) float in [-1, 1], jitted by the caller.
+
+    Every batch has exactly `batch_size` examples (the last is filled up with copies of the last example, which are dropped), so
+    sample_fn compiles once, over calls too. cond: a dict of (N, ...) arrays, sliced along, or None. put: places (keys, cond) of a
+    batch on the devices, e.g. `lambda tree: jax.device_put(tree, sharding)`.
+    Raises UserError for a cond of another length and for images that are not finite.
+    """
+    count = len(keys)
+    for name, values in (cond or {}).items():
+        if len(values) != count:
+            raise UserError(f"cond['{name}'] has {len(values)} entries for {count} images; give one for each")
+    if count == 0 or batch_size < 1:
+        raise UserError(f"sampling needs at least one image and one per batch; got {count} images, batch size {batch_size}")
+    images = []
+    with _progress(count, description, enabled=progress) as advance:
+        for start in range(0, count, batch_size):
+            index = np.minimum(np.arange(start, start + batch_size), count - 1)
+            batch = put((keys[index], jax.tree.map(lambda values: values[index], cond)))
+            real = min(batch_size, count - start)
+            images.append(to_uint8(np.asarray(sample_fn(*batch))[:real]))
+            advance(real)
+    return np.concatenate(images)
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """[-1, 1] -> {0, ..., 255}: clip, then round (x + 1) 127.5. The inverse of x = 2 u / 255 - 1. UserError for NaN or infinity."""
+    images = np.asarray(images, np.float32)
+    if not np.isfinite(images).all():
+        bad = (~np.isfinite(images)).reshape(len(images), -1).any(1).sum()
+        raise UserError(f"{bad} of {len(images)} images are not finite; take more steps, another sampler, or clip x0")
+    return np.rint((np.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
+
+
+def seeds_to_keys(seeds: Sequence[int]) -> Key:
+    """One key per seed, (N,): jax.random.key(seed). A root seed k for N images is the seeds k, ..., k + N - 1: `range(k, k + N)`."""
+    return jax.vmap(jax.random.key)(jnp.asarray(np.asarray(seeds, np.uint32)))
+
+
+def parse_seeds(text: str) -> list[int]:
+    """'0-63,100' -> [0, ..., 63, 100]. UserError for anything but distinct whole numbers below 2^32, and for more than ten million."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if not match:
+            raise UserError(f"seeds '{text}': '{part.strip()}' is neither a number nor a range; write for example 0-63,100")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first or last >= 2**32:
+            raise UserError(f"seeds '{text}': '{part.strip()}' must go upward and stay below 2^32; write for example 0-63")
+        if len(seeds) + last - first >= MAX_SEEDS:
+            raise UserError(f"seeds '{text}' are more than {MAX_SEEDS:,} images; ask for fewer at a time")
+        seeds.extend(range(first, last + 1))
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds '{text}' name an image twice; list each seed once")
+    return seeds
+
+
+def save_npz(path: str | os.PathLike, images: np.ndarray, labels=None, seeds=None, **arrays) -> None:
+    """Write images uint8 (N, ...), labels, seeds and any further arrays under their names to an .npz, atomically."""
+    arrays = {"images": images, "labels": labels, "seeds": seeds} | arrays
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **{name: np.asarray(value) for name, value in arrays.items() if value is not None})
+
+
+@contextmanager
+def _progress(total: int, description: str, *, enabled: bool, seconds_between_lines: float = 15.0) -> Iterator[Callable]:
+    """advance(n) after n more images: a bar on a terminal; elsewhere (logs) a plain line now and then, and one at the end."""
+    if enabled and sys.stderr.isatty():
+        from tqdm import tqdm
+
+        with tqdm(total=total, desc=description, unit="image", file=sys.stderr, dynamic_ncols=True) as bar:
+            yield bar.update
+        return
+    done, began, printed = 0, time.monotonic(), time.monotonic()
+
+    def advance(count: int) -> None:
+        nonlocal done, printed
+        done, now = done + count, time.monotonic()
+        if enabled and (done == total or now - printed > seconds_between_lines):
+            rate = done / max(now - began, 1e-9)
+            left = f", {math.ceil((total - done) / rate)} s left" if done < total else ""
+            print(f"{description}: {done}/{total} images, {rate:.1f} images/s{left}", file=sys.stderr, flush=True)
+            printed = now
+
+    yield advance

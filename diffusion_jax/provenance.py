@@ -1,0 +1,172 @@
+"""Where a number comes from, and files that are never half-written.
+
+Every result of the project is saved beside `provenance(config, seed)`. `atomic_path` is the one way this project's machinery
+replaces a file: a reader sees the old one or the new one, and a killed writer leaves the old one in place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from diffusion_jax.errors import UserError
+
+PACKAGES = ("diffusion_jax", "jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def provenance(config: Mapping | None = None, seed: int | None = None) -> dict[str, Any]:
+    """What is needed to repeat a result: code, versions, machine, command, config and seed. What cannot be found out is None.
+
+    Returns {'commit': hash ('-dirty' after it where tracked files differ), 'versions': {package: version, 'python': ...},
+    'platform', 'devices': {'backend', 'kind', 'count', 'processes'}, 'cpu': {'model', 'cores'}, 'date' (UTC, ISO 8601),
+    'command', 'config_hash' (see `config_hash`; None without a config), 'seed'}. Never raises.
+    """
+    return {
+        "commit": _or_none(_commit),
+        "versions": {"python": platform.python_version()} | {name: _or_none(metadata.version, name) for name in PACKAGES},
+        "platform": _or_none(platform.platform),
+        "devices": _or_none(_devices),
+        "cpu": {"model": _or_none(_cpu_model), "cores": _or_none(_usable_cores)},
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": _or_none(_command),
+        "config_hash": None if config is None else _or_none(config_hash, config),
+        "seed": _or_none(plain, seed),
+    }
+
+
+def config_hash(config: Any) -> str:
+    """sha256 (hex) of the canonical JSON of a config: the same for equal values, whatever the order of the keys."""
+    return hashlib.sha256(canonical_json(config, indent=None).encode()).hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """A value as plain JSON data: mappings get string keys, arrays (numpy, jax) become lists, other objects their text."""
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return float(value) if isinstance(value, float) else value
+    if hasattr(value, "to_dict"):  # ConfigDict
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(plain(item) for item in value)
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def canonical_json(value: Any, indent: int | None = 2) -> str:
+    """JSON text that depends on the values alone: sorted keys, numpy and jax values as numbers and lists, NaN as Python reads it."""
+    return json.dumps(plain(value), sort_keys=True, indent=indent)
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Write to the path this yields; it takes the place of `path` when the block ends, and is gone if the block raises.
+
+    Missing folders are made. The temporary name keeps the suffix, by which many writers choose their format.
+    Raises UserError where the folder cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}.tmp{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+    except OSError as error:
+        raise UserError(f"cannot write '{path}': {error.strerror}; choose a folder that can be written") from error
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_json(path: str | os.PathLike, value: Any) -> None:
+    """Write `canonical_json(value)` to path, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(canonical_json(value) + "\n", encoding="utf-8")
+
+
+def load_json(path: str | os.PathLike) -> Any:
+    """Read a JSON file; UserError, naming the file and the place, where it is missing or broken."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read '{path}': {error.strerror}") from error
+    except ValueError as error:  # broken JSON, or bytes that are not UTF-8
+        raise UserError(f"'{path}' is not valid JSON ({error}); delete it or make it anew") from error
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | Mapping[str, str]) -> str:
+    """A GitHub table of the named columns (key, or key -> heading); numbers to four digits, right-aligned; '-' where a row has none."""
+    headings = columns if isinstance(columns, Mapping) else {key: key for key in columns}
+    right = [any(isinstance(plain(row.get(key)), (int, float)) for row in rows) for key in headings]
+    lines = [[str(heading) for heading in headings.values()], ["---:" if r else "---" for r in right]]
+    lines += [[_cell(row.get(key)) for key in headings] for row in rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    value = plain(value)
+    text = "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _or_none(find_out: Callable, *args) -> Any:
+    """What a record cannot find out it leaves empty: a run must not die of its own label."""
+    try:
+        return find_out(*args)
+    except Exception:
+        return None
+
+
+def _commit() -> str:
+    here = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str:
+        result = subprocess.run(["git", "-C", str(here.parent), *arguments], capture_output=True, text=True, timeout=10, check=True)
+        return result.stdout.strip()
+
+    git("ls-files", "--error-unmatch", here.name)  # an installed copy inside somebody else's repository has no commit of its own
+    return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _devices() -> dict[str, Any]:
+    import jax
+
+    devices = jax.devices()
+    return {
+        "backend": jax.default_backend(),
+        "kind": devices[0].device_kind,
+        "count": len(devices),
+        "processes": jax.process_count(),
+    }
+
+
+def _cpu_model() -> str | None:
+    if sys.platform == "darwin":
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _usable_cores() -> int | None:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _command() -> str:
+    return shlex.join(sys.orig_argv)
