@@ -1,0 +1,63 @@
+"""Samplers that walk the chain backwards: DDPM's ancestral sampling and DDIM."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from diffusion_jax import arrays
+from diffusion_jax.arrays import expand
+from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.processes import gaussian
+from diffusion_jax.samplers.base import Sampler, memoryless
+from diffusion_jax.types import Array, Process
+
+
+def learned_log_variance(process: Process, nu: Array, t: Array, s: Array) -> Array:
+    """log of the learned variance of p(x_s | x_t): (nu + 1) / 2 of the way from log beta-tilde to log beta, of nu's shape.
+
+    Nichol & Dhariwal 2021, eq. 15; beta = var q(x_t | x_s), beta-tilde = var q(x_s | x_t, x0); nu in [-1, 1], not clipped.
+    """
+    _, beta = gaussian.transition(process, t, s)
+    beta_tilde = process.sigma(s) ** 2 * beta / process.sigma(t) ** 2
+    low, high = expand(jnp.log(beta_tilde), nu), expand(jnp.log(beta), nu)
+    return low + 0.5 * (nu + 1) * (high - low)
+
+
+def ddpm(variance: str = "small") -> Sampler:
+    """x_s ~ N(posterior mean of q(x_s | x_t, x0-hat), var) (Ho et al. 2020, algorithm 2), on any grid (respacing included).
+
+    variance: 'small' is beta-tilde, 'large' is beta (Ho et al., sec. 3.2), 'learned' needs a network with learned variance
+    (Nichol & Dhariwal 2021, eq. 15). Raises UserError for another name, or for 'learned' with a network that has none.
+    """
+    if variance not in ("small", "large", "learned"):
+        raise unknown("variance of ancestral.ddpm", variance, ("small", "large", "learned"))
+
+    def step(keys, x, t, s, denoise, process):
+        prediction = denoise(x, t)
+        mean, beta_tilde = gaussian.posterior(process, x, prediction.x0, t, s)
+        if variance == "small":
+            std = jnp.sqrt(beta_tilde)
+        elif variance == "large":
+            std = jnp.sqrt(gaussian.transition(process, t, s)[1])
+        elif prediction.nu is None:
+            raise UserError("ancestral.ddpm(variance='learned') needs a network that learns it: set config.model.learn_variance=True")
+        else:
+            std = jnp.exp(0.5 * learned_log_variance(process, prediction.nu, t, s))
+        return mean + std * arrays.noise(keys, x)
+
+    return memoryless(step)
+
+
+def ddim(eta: float = 0.0) -> Sampler:
+    """x_s = alpha_s x0-hat + sqrt(sigma_s^2 - var) eps-hat + sqrt(var) z, var = eta^2 beta-tilde (Song et al. 2021, eq. 12, 16).
+
+    eta = 0 is deterministic: Euler's method in (x / alpha, sigma / alpha). eta = 1 is ancestral.ddpm('small').
+    """
+
+    def step(keys, x, t, s, denoise, process):
+        prediction = denoise(x, t)
+        fresh = -(eta**2) * jnp.expm1(gaussian.logsnr(process, t) - gaussian.logsnr(process, s))  # var / sigma_s^2
+        x = process.alpha(s) * prediction.x0 + process.sigma(s) * jnp.sqrt(1 - fresh) * prediction.eps
+        return x + process.sigma(s) * jnp.sqrt(fresh) * arrays.noise(keys, x) if eta else x
+
+    return memoryless(step)

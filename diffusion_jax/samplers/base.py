@@ -1,0 +1,73 @@
+"""What a sampler is, and the one loop that runs them all.
+
+A sampler moves x from time t to time s < t; it is handed the denoiser itself, so it may look wherever its order demands. To add
+one, write a function that returns a Sampler; every test of the family and `experiments.compare_samplers` pick it up.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax import arrays
+from diffusion_jax.processes import gaussian
+from diffusion_jax.types import Array, Cond, Denoise, Key, Process
+
+
+class Sampler(NamedTuple):
+    """init(x, ts) -> memory, () for a one-step method;  step(keys, x, memory, t, s, denoise, process) -> (x, memory).
+
+    keys: (B,) fresh for this step; x: (B, ...); t, s: scalars; denoise(x, t) has its condition bound already.
+    nfe: network evaluations per step.
+    """
+
+    init: Callable[[Array, Array], Any]
+    step: Callable[..., tuple[Array, Any]]
+    nfe: int = 1
+
+
+def memoryless(step: Callable[..., Array], nfe: int = 1) -> Sampler:
+    """A Sampler from step(keys, x, t, s, denoise, process) -> x."""
+    return Sampler(lambda x, ts: (), lambda keys, x, memory, *rest: (step(keys, x, *rest), memory), nfe)
+
+
+def sample(sampler: Sampler, denoise: Denoise, process: Process, key: Key, x: Array, ts: Array, cond: Cond = None, *,
+           observe: Callable[[Array, Array], Any] | None = None):
+    """Run x, at time ts[0], down the decreasing times ts, and end with the posterior mean x0-hat at ts[-1].
+
+    key: one key per image, (B,), or a single key that is folded with each image's index; an image depends on its own key alone.
+    The last move to x0-hat is made here, once, for every sampler: none ever divides by sigma = 0.
+    Returns x0 (B, ...); with observe(x, t) -> pytree, also that pytree stacked over ts[1:].
+    """
+    keys = arrays.example_keys(key, x.shape[0])
+
+    def bound(x_t, t):
+        return denoise(x_t, t, cond)
+
+    def move(carry, inputs):
+        i, t, s = inputs
+        x, memory = sampler.step(arrays.fold_in(keys, i), *carry, t, s, bound, process)
+        return (x, memory), observe(x, s) if observe else None
+
+    ts = jnp.asarray(ts, x.dtype)
+    (x, _), seen = jax.lax.scan(move, (x, sampler.init(x, ts)), (jnp.arange(len(ts) - 1), ts[:-1], ts[1:]))
+    x0 = bound(x, ts[-1]).x0
+    return x0 if observe is None else (x0, seen)
+
+
+def start(process: Process, key: Key, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+    """x_T, the prior's draw for a batch of `shape`. Uses each image's key in a stream that no step uses."""
+    keys = arrays.fold_in(arrays.example_keys(key, shape[0]), 0x7FFFFFFF)
+    return gaussian.prior(process, arrays.noise(keys, jnp.zeros(shape, dtype)))
+
+
+def points(sampler: Sampler, nfe: int) -> int:
+    """How many grid points a budget of `nfe` network evaluations buys: the last point costs one, every step sampler.nfe."""
+    return max((nfe - 1) // sampler.nfe, 0) + 1
+
+
+def evaluations(sampler: Sampler, ts: Array) -> int:
+    """NFE of `sample` on these times."""
+    return (len(ts) - 1) * sampler.nfe + 1
