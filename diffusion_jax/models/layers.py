@@ -1,0 +1,172 @@
+"""The pieces networks are built of: attention, group norm, convolutions, residual and attention blocks, changes of resolution.
+
+Activations are NHWC. `dtype` is the type of the matrix work; parameters, norms, softmax and the embedding stay float32.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.models.embeddings import KERNEL_INIT
+from diffusion_jax.types import Array
+
+ZERO_INIT = nn.initializers.zeros_init()
+
+
+def attention(q: Array, k: Array, v: Array, impl: str = "auto") -> Array:
+    """softmax(q k^T / sqrt(D)) v per head (Vaswani et al. 2017, eq. 1). q, k, v, result: (B, T, heads, D).
+
+    impl 'fused': jax.nn.dot_product_attention, cuDNN's flash kernel where the GPU has one for this type and width; no forward-mode derivative.
+    impl 'plain': einsum; has forward-mode derivatives (jvp) and is about twice as fast on CPU. 'auto': plain on CPU, fused elsewhere.
+    """
+    implementations = {"plain": _plain_attention, "fused": _fused_attention}
+    if impl == "auto":
+        impl = "plain" if jax.default_backend() == "cpu" else "fused"
+    if impl not in implementations:
+        raise unknown("attention_impl", impl, ["auto", *implementations])
+    return implementations[impl](q, k, v)
+
+
+def _plain_attention(q: Array, k: Array, v: Array) -> Array:
+    scale = q.shape[-1] ** -0.5
+    q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q * scale, k, v))  # (B, heads, T, D)
+    logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
+    # The result does not depend on what is subtracted, so neither does its derivative.
+    p = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
+    out = jnp.einsum("bhqk,bhkd->bhqd", p.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    out = out / jnp.sum(p, axis=-1, keepdims=True)  # T x D divisions after the product, not T x T before it
+    return jnp.swapaxes(out, 1, 2).astype(v.dtype)
+
+
+def _fused_attention(q: Array, k: Array, v: Array) -> Array:
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if _cudnn_fits(q) else None)
+
+
+def _cudnn_fits(q: Array) -> bool:
+    """Whether cuDNN has a flash kernel: 16-bit types, D a multiple of 8 up to 128, an Ampere GPU or newer."""
+    if jax.default_backend() != "gpu" or q.dtype not in (jnp.bfloat16, jnp.float16):
+        return False
+    capability = str(getattr(jax.local_devices()[0], "compute_capability", "0"))
+    return capability.replace(".", "", 1).isdigit() and float(capability) >= 8.0 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+
+
+def groups(channels: int) -> int:
+    """The number of groups of a group norm: the largest divisor of `channels` up to min(32, channels / 4). 32 from 128 channels on in DDPM."""
+    return max(g for g in range(1, max(1, min(32, channels // 4)) + 1) if channels % g == 0)
+
+
+def group_norm(x: Array, name: str) -> Array:
+    """Group norm (Wu & He 2018) in float32. Called inside a module's compact method."""
+    return nn.GroupNorm(groups(x.shape[-1]), epsilon=1e-6, dtype=jnp.float32, name=name)(x)
+
+
+def conv(features: int, size: int = 3, stride: int = 1, padding="SAME", *, zero: bool = False, dtype="float32", name: str) -> nn.Conv:
+    """A square convolution with DDPM's initialisation, or zero."""
+    init = ZERO_INIT if zero else KERNEL_INIT
+    return nn.Conv(features, (size, size), (stride, stride), padding, kernel_init=init, dtype=dtype, name=name)
+
+
+def space_to_depth(x: Array, factor: int) -> Array:
+    """(B, H, W, C) -> (B, H / factor, W / factor, factor^2 C). Nothing is lost: depth_to_space undoes it."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // factor, factor, w // factor, factor, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, h // factor, w // factor, factor * factor * c)
+
+
+def depth_to_space(x: Array, factor: int) -> Array:
+    """(B, H, W, factor^2 C) -> (B, factor H, factor W, C), the inverse of space_to_depth."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h, w, factor, factor, c // factor**2).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, factor * h, factor * w, c // factor**2)
+
+
+def average_pool(x: Array) -> Array:
+    """(B, H, W, C) -> (B, H/2, W/2, C): the mean of each 2 x 2 block."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+
+
+def nearest(x: Array) -> Array:
+    """(B, H, W, C) -> (B, 2H, 2W, C): each pixel four times."""
+    b, h, w, c = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+
+
+RESAMPLE = {"none": lambda x: x, "down": average_pool, "up": nearest}
+
+
+class ResidualBlock(nn.Module):
+    """skip_scale (shortcut(x) + conv(drop(silu(norm(conv(silu(norm(x)))))))), told the noise level and class between the two halves.
+
+    (B, H, W, C), (B, E) -> (B, H', W', channels). The second convolution starts at zero, so the block starts as its shortcut.
+
+    scale_shift: the embedding multiplies and shifts the second norm, norm(h) (1 + scale) + shift ("adaptive group norm", ADM eq. in
+      section 3 of Dhariwal & Nichol 2021); otherwise it is added before that norm (DDPM, Ho et al. 2020, appendix B).
+    resample: 'none', 'down' (average pool) or 'up' (nearest), done inside the block on both branches (BigGAN; ADM section 3).
+    """
+
+    channels: int
+    resample: str = "none"
+    scale_shift: bool = True
+    dropout: float = 0.0
+    skip_scale: float = 1.0
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Array, embedding: Array, train: bool) -> Array:
+        resample = RESAMPLE[self.resample]
+        h = resample(jax.nn.silu(group_norm(x, "norm_1")).astype(self.dtype))
+        h = conv(self.channels, dtype=self.dtype, name="conv_1")(h)
+
+        told = nn.Dense(self.channels * (2 if self.scale_shift else 1), kernel_init=KERNEL_INIT, name="embedding")(jax.nn.silu(embedding))
+        told = told[:, None, None, :]  # (B, 1, 1, channels or twice that)
+        if self.scale_shift:
+            scale, shift = jnp.split(told, 2, axis=-1)
+            h = group_norm(h, "norm_2") * (1 + scale) + shift
+        else:
+            h = group_norm(h + told, "norm_2")
+        h = nn.Dropout(self.dropout, deterministic=not train)(jax.nn.silu(h).astype(self.dtype))
+        h = conv(self.channels, zero=True, dtype=self.dtype, name="conv_2")(h)
+
+        x = resample(x)
+        if x.shape[-1] != self.channels:
+            x = conv(self.channels, 1, dtype=self.dtype, name="shortcut")(x)
+        return ((x + h) * self.skip_scale).astype(self.dtype)
+
+
+class AttentionBlock(nn.Module):
+    """skip_scale (x + project(attention(norm(x)))) over the H W pixels of a feature map. (B, H, W, C) -> (B, H, W, C).
+
+    head_width: channels per head (ADM: 64); None is one head (DDPM). Fewer channels than head_width also give one head.
+    The projection starts at zero. Keys of the three inputs lie one after another in `qkv`: all of q, all of k, all of v; heads within each.
+    """
+
+    head_width: int | None = 64
+    skip_scale: float = 1.0
+    impl: str = "auto"
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        b, height, width, c = x.shape
+        heads = 1 if self.head_width is None else max(1, c // self.head_width)
+        if c % heads:
+            raise UserError(f"head_width={self.head_width} does not divide the {c} channels attention is used on; use a divisor, or None")
+        h = group_norm(x, "norm").reshape(b, height * width, c)
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")  # fan_avg would count the three outputs as one
+        qkv = nn.Dense(3 * c, kernel_init=init, dtype=self.dtype, name="qkv")(h)
+        q, k, v = jnp.unstack(qkv.reshape(b, height * width, 3, heads, c // heads), axis=2)
+        h = attention(q, k, v, self.impl).reshape(b, height, width, c)
+        h = nn.Dense(c, kernel_init=ZERO_INIT, dtype=self.dtype, name="project")(h)
+        return ((x + h) * self.skip_scale).astype(self.dtype)
+
+
+def rematerialised(module: type[nn.Module], remat: bool, static_argnums: tuple[int, ...] = ()) -> type[nn.Module]:
+    """The module class, or its twin that keeps no activations and computes them again in the backward pass (Chen et al. 2016).
+
+    static_argnums count the arguments of __call__ with self as 0.
+    """
+    return nn.remat(module, static_argnums=static_argnums) if remat else module

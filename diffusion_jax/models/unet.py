@@ -1,0 +1,138 @@
+"""The U-Net of DDPM (Ho et al. 2020, appendix B) and ADM (Dhariwal & Nichol 2021, section 3), with the options of both."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.models import layers
+from diffusion_jax.models.embeddings import ConditionEmbedding
+from diffusion_jax.types import Array, Cond
+
+
+class UNet(nn.Module):
+    """F(x, c_noise, cond): (B, H, W, C), (B,), dict -> (B, H, W, C) float32, or (B, H, W, 2C) with learn_variance. Exactly 0 at init.
+
+    x is already scaled by the caller; c_noise is the noise level in about [0, 1] or [-2, 2]. cond is None or a dict with
+    'label' (B,) integers, where num_classes (and no label at all) means "no class", and 'concat' (B, H, W, extra_channels).
+    H and W must be multiples of stem * 2^(levels - 1). C is x's own. train=True turns dropout on: pass rngs={'dropout': key}.
+
+    num_classes: 0 is an unconditional network, which ignores labels. Otherwise a learned row per class, and one for "no class".
+    stem: 2 packs each 2 x 2 block of pixels into channels before the first convolution and unpacks it after the last (space-to-depth;
+      Shi et al. 2016), a quarter of the work at some loss of detail; 1 is none.
+    width: channels of the first level; DDPM 128, ADM 192 to 256.
+    multipliers: channels of level i are width * multipliers[i]; each level has half the resolution of the one before.
+    blocks: residual blocks per level on the way down, and one more than that on the way up.
+    attention: the heights of the feature maps (after the stem) with attention after each residual block; DDPM (16,), ADM (32, 16, 8).
+      The middle of the network always has it. A height that no level has is ignored, so one tuple serves several image sizes.
+    head_width: channels per attention head, ADM 64; None is DDPM's single head.
+    dropout: rate between the two convolutions of a residual block; DDPM on CIFAR-10 0.1.
+    scale_shift: noise level and class scale and shift the second group norm (ADM), rather than being added before it (DDPM).
+    updown: 'resblock' halves and doubles inside residual blocks (ADM, from BigGAN), 'conv' by a strided convolution and by nearest
+      neighbour with a convolution (DDPM).
+    skip_scale: factor on the sum of a block and its shortcut; 1, or 1/sqrt(2) as in NCSN++ (Song et al. 2021, appendix H) and ADM's ablation.
+    learn_variance: the output has C more channels, after the first C, for the variance (Nichol & Dhariwal 2021, eq. 15).
+    extra_channels: channels of cond['concat'], given to the first convolution with x (SR3, Saharia et al. 2021; Palette).
+    noise_embedding: 'sinusoidal' (DDPM, of 1000 c_noise) or 'fourier' (random frequencies, NCSN++).
+    dtype: 'float32' or 'bfloat16' for convolutions and attention. Parameters, norms, softmax, embedding, last layer and output are float32.
+    remat: keep no activations inside blocks, compute them again in the backward pass: less memory, about a third more time.
+    attention_impl: 'auto', 'fused' or 'plain', see layers.attention; 'plain' where forward-mode derivatives (jvp) are needed.
+    """
+
+    num_classes: int = 0
+    stem: int = 1
+    width: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    blocks: int = 2
+    attention: tuple[int, ...] = (16,)
+    head_width: int | None = 64
+    dropout: float = 0.0
+    scale_shift: bool = True
+    updown: str = "conv"
+    skip_scale: float = 1.0
+    learn_variance: bool = False
+    extra_channels: int = 0
+    noise_embedding: str = "sinusoidal"
+    dtype: str = "float32"
+    remat: bool = False
+    attention_impl: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: Array, c_noise: Array, cond: Cond = None, train: bool = False) -> Array:
+        cond = cond or {}
+        self._check(x, cond)
+        channels = x.shape[-1] * (2 if self.learn_variance else 1)
+        told = ConditionEmbedding(self.width, 4 * self.width, self.num_classes, self.noise_embedding, name="condition")(
+            c_noise, cond, x.shape[0]
+        )
+        if self.extra_channels:
+            x = jnp.concatenate([x, cond["concat"].astype(x.dtype)], axis=-1)
+        h = layers.conv(self.width, dtype=self.dtype, name="first")(layers.space_to_depth(x, self.stem))
+        h, skips = self._down(h, told, train)
+        h = self._residual(h, told, train, h.shape[-1], "middle_1")
+        h = self._attention(h, "middle_attention")
+        h = self._residual(h, told, train, h.shape[-1], "middle_2")
+        h = self._up(h, skips, told, train)
+        h = jax.nn.silu(layers.group_norm(h, "last_norm"))
+        h = layers.conv(channels * self.stem**2, zero=True, name="last")(h)  # float32
+        return layers.depth_to_space(h, self.stem).astype(jnp.float32)
+
+    def _residual(self, h: Array, told: Array, train: bool, channels: int, name: str, resample: str = "none") -> Array:
+        block = layers.rematerialised(layers.ResidualBlock, self.remat, static_argnums=(3,))
+        options = dict(scale_shift=self.scale_shift, dropout=self.dropout, skip_scale=self.skip_scale, dtype=self.dtype)
+        return block(channels, resample, **options, name=name)(h, told, train)
+
+    def _attention(self, h: Array, name: str) -> Array:
+        block = layers.rematerialised(layers.AttentionBlock, self.remat)
+        return block(self.head_width, self.skip_scale, self.attention_impl, self.dtype, name=name)(h)
+
+    def _down(self, h: Array, told: Array, train: bool) -> tuple[Array, list[Array]]:
+        """The way down: the smallest feature map, and every map that the way up will see again."""
+        skips = [h]
+        for level, multiplier in enumerate(self.multipliers):
+            for i in range(self.blocks):
+                h = self._residual(h, told, train, self.width * multiplier, f"down_{level}_{i}")
+                if h.shape[1] in self.attention:
+                    h = self._attention(h, f"down_{level}_{i}_attention")
+                skips.append(h)
+            if level < len(self.multipliers) - 1:
+                h = self._resample(h, told, train, "down", f"down_{level}_half")
+                skips.append(h)
+        return h, skips
+
+    def _up(self, h: Array, skips: list[Array], told: Array, train: bool) -> Array:
+        """The way up, which takes the feature maps of the way down in reverse."""
+        for level, multiplier in reversed(list(enumerate(self.multipliers))):
+            for i in range(self.blocks + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = self._residual(h, told, train, self.width * multiplier, f"up_{level}_{i}")
+                if h.shape[1] in self.attention:
+                    h = self._attention(h, f"up_{level}_{i}_attention")
+            if level > 0:
+                h = self._resample(h, told, train, "up", f"up_{level}_double")
+        return h
+
+    def _resample(self, h: Array, told: Array, train: bool, direction: str, name: str) -> Array:
+        if self.updown == "resblock":
+            return self._residual(h, told, train, h.shape[-1], name, resample=direction)
+        if direction == "down":  # the padding of TensorFlow's SAME, with which DDPM was trained
+            return layers.conv(h.shape[-1], stride=2, padding=((0, 1), (0, 1)), dtype=self.dtype, name=name)(h)
+        return layers.conv(h.shape[-1], dtype=self.dtype, name=name)(layers.nearest(h))
+
+    def _check(self, x: Array, cond: dict) -> None:
+        """What can be seen from options and shapes; raises while tracing."""
+        if self.updown not in ("conv", "resblock"):
+            raise unknown("updown", self.updown, ["conv", "resblock"])
+        if self.dtype not in ("float32", "bfloat16"):
+            raise unknown("dtype", self.dtype, ["float32", "bfloat16"])
+        height, width, multiple = x.shape[1], x.shape[2], self.stem * 2 ** (len(self.multipliers) - 1)
+        if height % multiple or width % multiple:
+            raise UserError(
+                f"an image of {height} x {width} does not fit this U-Net: stem={self.stem} and {len(self.multipliers)} levels need multiples of"
+                f" {multiple}; resize or pad the images, or use fewer multipliers or a smaller stem"
+            )
+        given = cond["concat"].shape[-1] if "concat" in cond else 0
+        if given != self.extra_channels:
+            raise UserError(f"extra_channels={self.extra_channels}, but cond['concat'] has {given} channels; make them equal")
