@@ -51,13 +51,13 @@ def recognizer(
     if machine is None:
         machine = _fit(*_training_set(images, labels, limit))
         _keep(path, machine)
+    shape = images.shape[1:]
 
     def recognise(images: np.ndarray) -> np.ndarray:
         if images.shape[1:] != shape or images.dtype != np.uint8:
             raise UserError(f"this recogniser reads uint8 images {shape}; got {images.dtype} {images.shape[1:]}")
         return machine.predict(_flat(images))
 
-    shape = images.shape[1:]
     return recognise
 
 
@@ -95,7 +95,7 @@ def _fit(images: np.ndarray, labels: np.ndarray):
     if flat.shape[1] <= 64:
         return make_pipeline(machine).fit(flat, labels)
     components = min(COMPONENTS, len(flat))
-    return make_pipeline(PCA(components, svd_solver="covariance_eigh"), machine).fit(flat, labels)
+    return make_pipeline(PCA(components, random_state=0), machine).fit(flat, labels)
 
 
 def _digest(images: np.ndarray, labels: np.ndarray, limit: int) -> str:

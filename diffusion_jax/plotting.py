@@ -1,0 +1,438 @@
+"""Pictures of samples (Pillow) and curves (matplotlib), in one style.
+
+Functions that lay out images return a PIL.Image, to be kept with `save`; functions that draw curves write the file they are given.
+Both are written atomically. Images are (N, H, W, C), grey or colour, uint8 or floating in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.evaluation.generate import to_uint8
+from diffusion_jax.provenance import atomic_path
+
+INK, FAINT, RULE, PAPER = "#222222", "#767676", "#e2e2e2", "#ffffff"
+# Okabe & Ito (2008), told apart with any colour vision; yellow is left out because it is too pale on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5A5A5A", "#882255")
+LINES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+TEXT = 13  # pixels, in pictures
+VERDICT = {"accuracy": "recognised as their class", "frechet": "Fréchet distance", "seconds_per_image": "time per image"}
+STYLE = {
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4.5,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "figure.constrained_layout.h_pad": 0.09,
+    "figure.constrained_layout.w_pad": 0.09,
+    "savefig.dpi": 160,
+    "savefig.facecolor": PAPER,
+}
+
+
+# ---- pictures ----
+
+
+def image_grid(
+    images: np.ndarray,
+    columns: int,
+    *,
+    scale: int | None = None,
+    row_labels: Sequence[Any] | None = None,
+    column_labels: Sequence[Any] | None = None,
+    title: str | None = None,
+) -> Image.Image:
+    """Images (N, H, W, C) in rows of `columns`, each pixel enlarged to scale x scale (None: about 48 pixels a side)."""
+    tiles = _rgb(images)
+    rows = [list(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
+    return _lay_out(
+        [[_Cell(_enlarge(tile, scale)) for tile in row] for row in rows],
+        row_labels=row_labels,
+        column_labels=column_labels,
+        title=title,
+    )
+
+
+def denoising_strip(
+    x_t: np.ndarray,
+    x0_hat: np.ndarray,
+    times: Sequence[float],
+    *,
+    caption: str = "t = {:.2f}",
+    columns: int = 10,
+    images: int = 3,
+    scale: int | None = None,
+    title: str | None = None,
+) -> Image.Image:
+    """The way from noise to a picture: for each image x_t above and the prediction x0-hat below, one column for each time shown.
+
+    x_t, x0_hat: (S, N, H, W, C) floating, in the order of sampling; times (S,), written by `caption` (t, or 'logSNR {:.1f}').
+    x_t is shown divided by its own range wherever that is wider than [-1, 1], so that a variance-exploding path can be seen too.
+    """
+    x_t, x0_hat, times = np.asarray(x_t), np.asarray(x0_hat), np.asarray(times)
+    if not len(x_t) == len(x0_hat) == len(times):
+        raise UserError(f"a denoising strip needs x_t, x0_hat and a time for each step; got {len(x_t)}, {len(x0_hat)}, {len(times)}")
+    steps = np.unique(np.linspace(0, len(times) - 1, min(columns, len(times))).round().astype(int))
+    rows, labels = [], []
+    for i in range(min(images, x_t.shape[1])):
+        rows.append([_Cell(_enlarge(_rgb(_into_range(x_t[s, i : i + 1]))[0], scale)) for s in steps])
+        rows.append([_Cell(_enlarge(_rgb(x0_hat[s, i : i + 1])[0], scale)) for s in steps])
+        labels += ["x\u209c", "x\u0302\u2080"]
+    return _lay_out(rows, row_labels=labels, column_labels=[caption.format(times[s]) for s in steps], title=title, rows_in_group=2)
+
+
+def sampler_comparison(
+    images: Mapping[tuple[str, int], np.ndarray],
+    table: Sequence[Mapping[str, Any]],
+    path: str | os.PathLike,
+    *,
+    each: int = 8,
+    title: str | None = None,
+) -> None:
+    """One row for each sampler, one column for each NFE; every cell shows the same seeds and, beneath, how good they are.
+
+    images: (sampler, nfe) -> (N, H, W, C), of which the first `each` are shown. table: rows with 'sampler', 'nfe' and, where known,
+    'accuracy' (fraction), 'frechet', 'seconds_per_image'.
+    """
+    samplers = list(dict.fromkeys(sampler for sampler, _ in images))
+    budgets = sorted({nfe for _, nfe in images})
+    numbers = {(row.get("sampler"), row.get("nfe")): row for row in table}
+
+    def cell(sampler: str, nfe: int) -> _Cell | None:
+        if (sampler, nfe) not in images:
+            return None
+        tiles = [_enlarge(tile, None) for tile in _rgb(images[sampler, nfe][:each])]
+        return _Cell(_mosaic(tiles, columns=math.ceil(len(tiles) / 2)), _verdict(numbers.get((sampler, nfe), {})))
+
+    rows = [[cell(sampler, nfe) for nfe in budgets] for sampler in samplers]
+    note = "  ·  ".join(name for key, name in VERDICT.items() if any(_number(row.get(key)) for row in table))
+    columns = [f"{nfe} NFE" for nfe in budgets]
+    save(_lay_out(rows, row_labels=samplers, column_labels=columns, title=title, note=note and f"beneath: {note}", gap=16), path)
+
+
+def save(image: Image.Image, path: str | os.PathLike) -> None:
+    """Write a picture, atomically; the suffix of the path is its format."""
+    with atomic_path(path) as temporary:
+        image.save(temporary)
+
+
+class _Cell(NamedTuple):
+    tile: np.ndarray  # (h, w, 3) uint8
+    caption: str = ""
+
+
+def _lay_out(
+    rows: Sequence[Sequence[_Cell | None]],
+    *,
+    row_labels: Sequence[Any] | None = None,
+    column_labels: Sequence[Any] | None = None,
+    title: str | None = None,
+    note: str = "",
+    gap: int = 3,
+    rows_in_group: int | None = None,
+) -> Image.Image:
+    """A table of pictures on white paper: the only place that knows about margins and text."""
+    rows_of_text = [str(label) for label in row_labels or []]
+    columns_of_text = [str(label) for label in column_labels or []]
+    count = max((len(row) for row in rows), default=0)
+    cells = [cell for row in rows for cell in row if cell is not None]
+    if not cells:
+        raise UserError("there is no image to show; ask for at least one")
+    captions = any(cell.caption for cell in cells)
+    width = max([cell.tile.shape[1] for cell in cells] + [_width(cell.caption) for cell in cells if cell.caption])
+    width = max([width] + [_width(text) + 6 for text in columns_of_text])
+    height = max(cell.tile.shape[0] for cell in cells) + (TEXT + 8 if captions else 0)
+
+    margin = 10
+    left = margin + (max(_width(text) for text in rows_of_text) + 10 if rows_of_text else 0)
+    top = margin + (TEXT + 16 if title else 0) + (TEXT + 8 if columns_of_text else 0)
+    step_x, step_y, extra = width + gap, height + gap, 10
+    groups = (len(rows) - 1) // rows_in_group if rows_in_group else 0
+    full_width = max(left + count * step_x - gap, margin + _width(title or "", bold=True), margin + _width(note)) + margin
+    full_height = top + len(rows) * step_y - gap + groups * extra + (TEXT + 12 if note else 0) + margin
+    canvas = Image.new("RGB", (full_width, full_height), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    draw.text((full_width - margin, full_height - margin), note, font=_font(), fill=FAINT, anchor="rs")
+    if title:
+        draw.text((margin, margin), title, font=_font(bold=True), fill=INK)
+    for c, text in enumerate(columns_of_text[:count]):
+        draw.text((left + c * step_x + width / 2, top - 6), text, font=_font(), fill=INK, anchor="ms")
+    for r, row in enumerate(rows):
+        y = top + r * step_y + (r // rows_in_group * extra if rows_in_group else 0)
+        if r < len(rows_of_text):
+            middle = y + max(cell.tile.shape[0] for cell in cells) / 2
+            draw.text((left - 10, middle), rows_of_text[r], font=_font(), fill=INK, anchor="rm")
+        for c, cell in enumerate(row):
+            if cell is not None:
+                x = left + c * step_x
+                canvas.paste(Image.fromarray(cell.tile), (x + (width - cell.tile.shape[1]) // 2, y))
+                draw.text((x + width / 2, y + cell.tile.shape[0] + TEXT + 3), cell.caption, font=_font(), fill=INK, anchor="ms")
+    return canvas
+
+
+def _mosaic(tiles: Sequence[np.ndarray], columns: int, gap: int = 2) -> np.ndarray:
+    """Tiles of one size in rows of `columns`, as one tile."""
+    h, w = tiles[0].shape[:2]
+    rows = math.ceil(len(tiles) / columns)
+    sheet = np.full((rows * (h + gap) - gap, columns * (w + gap) - gap, 3), 255, np.uint8)
+    for i, tile in enumerate(tiles):
+        y, x = i // columns * (h + gap), i % columns * (w + gap)
+        sheet[y : y + h, x : x + w] = tile
+    return sheet
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    written = {
+        "accuracy": lambda value: f"{100 * value:.1f} %",
+        "frechet": lambda value: f"{value:.3g}",
+        "seconds_per_image": lambda value: f"{1000 * value:.3g} ms",
+    }
+    return "  ·  ".join(written[key](row[key]) for key in VERDICT if _number(row.get(key)))
+
+
+def _rgb(images: np.ndarray) -> np.ndarray:
+    """(N, H, W, 1 or 3), uint8 or floating in [-1, 1] -> (N, H, W, 3) uint8."""
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise UserError(f"a picture needs images (N, H, W, C) with one or three channels; got {images.shape}")
+    images = images if images.dtype == np.uint8 else to_uint8(images)
+    return np.broadcast_to(images, images.shape[:-1] + (3,))
+
+
+def _enlarge(tile: np.ndarray, scale: int | None) -> np.ndarray:
+    """Nearest neighbour by a whole number: every pixel of the data stays visible as what it is."""
+    scale = max(1, round(48 / tile.shape[0])) if scale is None else scale
+    return tile.repeat(scale, 0).repeat(scale, 1)
+
+
+def _into_range(x: np.ndarray) -> np.ndarray:
+    return x / max(1.0, float(np.quantile(np.abs(x), 0.99)))
+
+
+@functools.cache
+def _font(bold: bool = False) -> ImageFont.ImageFont:
+    """DejaVu Sans as matplotlib carries it, so that pictures and curves share one face (Pillow's own lacks Greek and subscripts)."""
+    import matplotlib
+
+    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans{'-Bold' if bold else ''}.ttf", TEXT)
+
+
+def _width(text: str, bold: bool = False) -> int:
+    return math.ceil(_font(bold).getlength(text))
+
+
+# ---- curves ----
+
+
+def loss_curve(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, *, title: str | None = None) -> None:
+    """The loss against images seen (raw, smoothed, held-out) and, where rows have it, by noise level early, midway and late.
+
+    rows of metrics.jsonl, any of whose keys may be missing: 'images' (else 'step'), 'loss', 'eval_loss', 'loss_by_level' (a list of
+    means) with 'level_edges' (log-SNR at the edges of the bins, one more than the means).
+    """
+    by_level = [row for row in rows if row.get("loss_by_level") and row.get("level_edges")]
+    with _figure(path, panels=2 if by_level else 1) as axes:
+        _loss_against_images(axes[0], rows)
+        if by_level:
+            _loss_by_level(axes[1], by_level)
+        if title:
+            axes[0].figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+
+
+def quality_curves(
+    table: Sequence[Mapping[str, Any]],
+    path: str | os.PathLike,
+    *,
+    metrics: Mapping[str, str] | None = None,
+    title: str | None = None,
+) -> None:
+    """Quality against NFE, one curve for each sampler, named at its end; one panel for each metric that the table has.
+
+    table: rows {'sampler', 'nfe', metric: value, ...}. metrics: key -> axis label; by default 'accuracy' (a fraction, shown in %),
+    'frechet' and 'error', the last two on a logarithmic axis.
+    """
+    metrics = metrics or {
+        "accuracy": "recognised as their class (%)",
+        "frechet": "Fréchet distance to the test images",
+        "error": "RMS error to the exact solution",
+    }
+    present = [key for key in metrics if any(_number(row.get(key)) for row in table)]
+    if not present:
+        raise UserError(f"the table has none of the metrics {', '.join(metrics)}: there is no curve to draw")
+    samplers = list(dict.fromkeys(row["sampler"] for row in table))
+    height = max(3.5, 1.0 + 0.19 * len(samplers))  # room for every name
+    with _figure(path, panels=len(present), size=(5.2, height)) as axes:
+        for axis, metric in zip(axes, present):
+            _quality_panel(axis, table, samplers, metric)
+            axis.set(xlabel="network evaluations per image (NFE)", ylabel=metrics[metric])
+        if title:
+            axes[0].figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+
+
+def points(data: np.ndarray, samples: np.ndarray | Mapping[str, np.ndarray], path: str | os.PathLike, *, shown: int = 4000) -> None:
+    """2-D samples beside the data they should look like, on the same axes. data (M, 2); samples (N, 2), or several by name."""
+    sets = {"data": data} | (dict(samples) if isinstance(samples, Mapping) else {"samples": samples})
+    low, high = np.quantile(data, 0.001, axis=0), np.quantile(data, 0.999, axis=0)
+    centre, half = (low + high) / 2, 0.6 * float(max(high - low))
+    with _figure(path, panels=len(sets), size=(3.2, 3.4)) as axes:
+        for i, (axis, (name, xy)) in enumerate(zip(axes, sets.items())):
+            axis.scatter(*np.asarray(xy)[:shown].T, s=3, alpha=0.4, linewidths=0, color=COLOURS[min(i, 1)])
+            axis.set(title=name, xlim=centre[0] + np.array([-half, half]), ylim=centre[1] + np.array([-half, half]), aspect="equal")
+            axis.set(xlabel="x₁", ylabel="x₂" if i == 0 else "")
+
+
+@contextlib.contextmanager
+def _figure(path: str | os.PathLike, panels: int, size: tuple[float, float] = (5.2, 3.5)) -> Iterator[list]:
+    """with _figure(path, panels) as axes: draw in the house style; the file is written when the block ends well."""
+    import matplotlib
+    from matplotlib.figure import Figure  # no pyplot: no window, no global state, any thread
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(size[0] * panels, size[1]), layout="constrained")
+        yield list(figure.subplots(1, panels, squeeze=False)[0])
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary)
+
+
+def _loss_against_images(axis, rows: Sequence[Mapping[str, Any]]) -> None:
+    unit = "images" if any("images" in row for row in rows) else "step"
+
+    def series(key: str) -> tuple[np.ndarray, np.ndarray]:
+        pairs = [(row[unit], row[key]) for row in rows if _number(row.get(key)) and _number(row.get(unit))]
+        return tuple(np.array(pairs, float).reshape(-1, 2).T)
+
+    x, loss = series("loss")
+    axis.plot(x, loss, color=COLOURS[0], alpha=0.25, linewidth=0.8)
+    axis.plot(x, _smooth(loss), color=COLOURS[0], label="training (smoothed)")
+    held_x, held = series("eval_loss")
+    if len(held):
+        axis.plot(held_x, held, color=COLOURS[1], marker="o", label="held-out")
+    _log_if_wide(axis)
+    axis.set(xlabel="images seen" if unit == "images" else "training step", ylabel="loss", title="Loss")
+    axis.xaxis.set_major_formatter(_engineering())
+    axis.legend()
+
+
+def _loss_by_level(axis, rows: Sequence[Mapping[str, Any]]) -> None:
+    thirds = np.array_split(np.arange(len(rows)), min(3, len(rows)))
+    names = ("early", "midway", "late") if len(thirds) == 3 else ("early", "late") if len(thirds) == 2 else ("training",)
+    for indices, name, colour in zip(thirds, names, ("#9ecae1", "#4292c6", "#08306b")):
+        edges = np.array(rows[indices[-1]]["level_edges"], float)
+        means = _nan_mean([rows[i]["loss_by_level"] for i in indices if len(rows[i]["loss_by_level"]) == len(edges) - 1])
+        axis.plot((edges[1:] + edges[:-1]) / 2, means, color=colour, marker="o", label=name)
+    axis.set(xlabel="log-SNR of the noise level (noise at the left, data at the right)", ylabel="loss", title="Loss by noise level")
+    _log_if_wide(axis)
+    axis.legend()
+
+
+def _quality_panel(axis, table: Sequence[Mapping[str, Any]], samplers: Sequence[str], metric: str) -> None:
+    factor = 100 if metric == "accuracy" else 1
+    ends = []
+    for i, sampler in enumerate(samplers):
+        curve = sorted((row["nfe"], factor * row[metric]) for row in table if row["sampler"] == sampler and _number(row.get(metric)))
+        if curve:
+            x, y = zip(*curve)
+            colour, again = COLOURS[i % len(COLOURS)], i // len(COLOURS)  # a colour's second use has another line and marker
+            axis.plot(x, y, color=colour, linestyle=LINES[again % len(LINES)], marker=MARKERS[(i + again) % len(MARKERS)])
+            ends.append((x[-1], y[-1], sampler, colour))
+    if metric != "accuracy":
+        _log_if_wide(axis)
+    budgets = sorted({row["nfe"] for row in table})
+    ticks = functools.reduce(lambda kept, nfe: kept + [nfe] if not kept or nfe > 1.3 * kept[-1] else kept, budgets, [])
+    axis.set_xscale("log")
+    axis.set_xticks(ticks, [str(nfe) for nfe in ticks])
+    axis.set_xticks([], minor=True)
+    _name_ends(axis, ends)
+
+
+def _name_ends(axis, ends: Sequence[tuple[float, float, str, str]], line_height: float = 13.0) -> None:
+    """Write each curve's name to the right of its last point; names that would overlap share out the room around their middle."""
+    axis.figure.draw_without_rendering()  # settles the axes' limits
+    ends = sorted(ends, key=lambda end: end[1])
+    low, high = (edge * 72 / axis.figure.dpi for edge in axis.bbox.intervaly)
+    wanted = [axis.transData.transform(end[:2])[1] * 72 / axis.figure.dpi for end in ends]  # points, as the offsets below
+    for (x, y, name, colour), want, place in zip(ends, wanted, _apart(wanted, line_height, low, high)):
+        axis.annotate(name, (x, y), (9, place - want), textcoords="offset points", va="center", color=colour, annotation_clip=False)
+
+
+def _apart(wanted: Sequence[float], distance: float, low: float, high: float) -> list[float]:
+    """Ascending positions moved as little as keeps them `distance` apart, within [low, high] while there is room.
+
+    Those that collide are spread around their mean.
+    """
+    groups: list[list[float]] = []
+
+    def bottom(group: list[float]) -> float:
+        span = distance * (len(group) - 1)
+        return max(min(float(np.mean(group)) - span / 2, high - span), low)
+
+    for position in wanted:
+        groups.append([position])
+        while len(groups) > 1 and bottom(groups[-1]) < bottom(groups[-2]) + distance * len(groups[-2]):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    return [bottom(group) + distance * i for group in groups for i in range(len(group))]
+
+
+def _log_if_wide(axis) -> None:
+    """A logarithmic y axis, with numbers a person can read, where positive values span more than a factor of four."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axis.lines])
+    values = values[np.isfinite(values)]
+    if len(values) and values.min() > 0 and values.max() > 4 * values.min():
+        axis.set_yscale("log")
+        decades = math.log10(values.max() / values.min())
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,)))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.yaxis.set_minor_locator(NullLocator())
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Mean over about a thirtieth of the run; narrower at the start, so that the first steep fall is not bent."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    i = np.arange(len(values))
+    reach = np.minimum(len(values) // 60, i)
+    low, high = i - reach, np.minimum(i + reach + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)
+
+
+def _nan_mean(rows: Sequence[Sequence[float | None]]) -> np.ndarray:
+    """Column means over the entries that are there (a bin that met no example has None or NaN)."""
+    values = np.array(rows, float)
+    there = np.isfinite(values)
+    counts = there.sum(0)
+    return np.where(counts > 0, np.where(there, values, 0.0).sum(0) / np.maximum(counts, 1), np.nan)
+
+
+def _engineering():
+    from matplotlib.ticker import EngFormatter
+
+    return EngFormatter(sep="")
+
+
+def _number(value: Any) -> bool:
+    return value is not None and np.isscalar(value) and math.isfinite(value)
