@@ -16,8 +16,7 @@ from diffusion_jax.types import Array, Process
 
 
 def _checked(ts: Array, name: str) -> Array:
-    ts = jnp.asarray(ts)
-    if not isinstance(ts, jnp.ndarray) or len(ts) > 1 and not bool(np.all(np.diff(np.asarray(ts)) < 0)):
+    if not np.all(np.diff(np.asarray(ts)) < 0):
         raise UserError(f"grid '{name}' with n={len(ts)} is not strictly decreasing: ask for fewer points")
     return ts
 
