@@ -1,0 +1,6 @@
+"""Data: any set of images as batches of a pure function of (seed, step). `load` names the set, `batches` serves it."""
+
+from diffusion_jax.data.dataset import Dataset, load
+from diffusion_jax.data.pipeline import arrays, batches, prefetch, sequential
+
+__all__ = ["Dataset", "arrays", "batches", "load", "prefetch", "sequential"]

@@ -1,0 +1,42 @@
+"""The embedded default: scikit-learn's 1,797 handwritten 8x8 digits as a TFDS data set that needs no TensorFlow and no download."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+TEST = 297
+
+
+class SklearnDigits(tfds.core.GeneratorBasedBuilder):
+    """8x8x1 uint8 (0..16 scaled to 0..255) and a label 0..9; 1,500 train and 297 test examples, stratified by class."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "image": tfds.features.Tensor(shape=(8, 8, 1), dtype=np.uint8),  # features.Image would encode with TensorFlow
+            "label": tfds.features.ClassLabel(num_classes=10),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Handwritten digits, from the UCI repository (Alpaydin and Kaynak 1998) by way of scikit-learn.",
+            features=tfds.features.FeaturesDict(features),
+        )
+
+    def _split_generators(self, dl_manager):
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        by_class = np.argsort(digits.target, kind="stable")
+        held_out = np.zeros(len(by_class), bool)
+        held_out[by_class[np.linspace(0, len(by_class) - 1, TEST).round().astype(int)]] = True
+        return {
+            "train": self._generate_examples(digits, np.flatnonzero(~held_out)),
+            "test": self._generate_examples(digits, np.flatnonzero(held_out)),
+        }
+
+    def _generate_examples(self, digits, indices):
+        for i in indices:
+            image = np.round(digits.images[i] * (255 / 16)).astype(np.uint8)[..., None]
+            yield int(i), {"image": image, "label": int(digits.target[i])}

@@ -1,0 +1,122 @@
+"""Sets in single files: the four idx files of MNIST and its relatives, and .npz archives."""
+
+from __future__ import annotations
+
+import gzip
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from diffusion_jax.errors import UserError
+
+Split = tuple[np.ndarray, np.ndarray | None]  # images (N, H, W, C) uint8, labels (N,) or None
+
+NPZ_PAIRS = (("x_train", "y_train", "x_test", "y_test"), ("train_images", "train_labels", "test_images", "test_labels"))
+NPZ_SINGLE = (("images", "labels"), ("image", "label"), ("x", "y"), ("arr_0", "arr_1"))
+
+
+def idx(path: str) -> tuple[Split, Split]:
+    """(train, test) from {train,t10k}-{images-idx3,labels-idx1}-ubyte, each plain or .gz, in the folder `path`."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"data.path={path} is not a folder; it should hold the four idx files (train-images-idx3-ubyte.gz, ...)")
+
+    def split(part: str) -> Split:
+        files = [_idx_file(folder, f"{part}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")]
+        images, labels = _read_idx(files[0], rank=3), _read_idx(files[1], rank=1)
+        if len(images) != len(labels):
+            raise UserError(f"{files[0]} holds {len(images)} images, but {files[1]} {len(labels)} labels")
+        return images[..., None], labels.astype(np.int32)
+
+    return split("train"), split("t10k")
+
+
+def _idx_file(folder: Path, stem: str) -> Path:
+    spellings = [stem, stem + ".gz", stem.replace("-idx", ".idx"), stem.replace("-idx", ".idx") + ".gz"]
+    found = [folder / s for s in spellings if (folder / s).is_file()]
+    if not found:
+        raise UserError(f"data.path={folder} has no file {stem} or {stem}.gz")
+    return found[0]
+
+
+def _read_idx(file: Path, rank: int) -> np.ndarray:
+    """One idx file: two zero bytes, type 8 (unsigned byte), rank, the big-endian uint32 dimensions, the bytes."""
+    try:
+        raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{file} is truncated or corrupt ({error}); fetch it again") from error
+    header = 4 + 4 * rank
+    if raw[:4] != bytes([0, 0, 8, rank]) or len(raw) < header:
+        raise UserError(f"{file} is not an idx file of unsigned bytes with {rank} dimension(s); fetch it again")
+    shape = tuple(int(d) for d in np.frombuffer(raw, ">u4", rank, offset=4))
+    if len(raw) - header != int(np.prod(shape)):
+        raise UserError(f"{file} is truncated or corrupt: {len(raw) - header} bytes for {shape}; fetch it again")
+    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
+
+
+def npz(path: str) -> tuple[Split, Split]:
+    """(train, test) from an .npz; a file with one set of images is split 90 / 10 by a fixed permutation of its rows."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"data.path={path} is not a file; data.name=npz wants an .npz with 'images' and, optionally, 'labels'")
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            keys = list(archive.files)
+            wanted = {k: archive[k] for names in NPZ_PAIRS + NPZ_SINGLE for k in names if k in keys}
+    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"data.path={path} cannot be read as an .npz of plain arrays: {error}") from error
+    for x_train, y_train, x_test, y_test in NPZ_PAIRS:
+        if x_train in wanted and x_test in wanted:
+            return _npz_split(path, wanted, x_train, y_train), _npz_split(path, wanted, x_test, y_test)
+    for x, y in NPZ_SINGLE:
+        if x in wanted:
+            return _held_out(path, *_npz_split(path, wanted, x, y))
+    raise UserError(
+        f"data.path={path} holds {', '.join(sorted(keys)) or 'nothing'}; it should hold 'images' (N, H, W[, C]) uint8 and, "
+        f"optionally, 'labels' (N,), or x_train, y_train, x_test, y_test"
+    )
+
+
+def _npz_split(path: str, archive: dict[str, np.ndarray], image_key: str, label_key: str) -> Split:
+    images, labels = archive[image_key], archive.get(label_key)
+    images = images[..., None] if images.ndim == 3 else images
+    if images.ndim != 4 or images.shape[3] not in (1, 3) or not images.size:
+        raise UserError(f"data.path={path}: '{image_key}' has shape {images.shape}; (N, H, W) or (N, H, W, 1 or 3) is needed")
+    if images.dtype != np.uint8:
+        raise UserError(f"data.path={path}: '{image_key}' is {images.dtype}; save the images as uint8 in 0..255")
+    if labels is None:
+        return images, None
+    if not np.issubdtype(labels.dtype, np.integer) or labels.size != len(images):
+        raise UserError(
+            f"data.path={path}: '{label_key}' is {labels.dtype} {labels.shape}; {len(images)} integers, one an image, are needed"
+        )
+    return images, labels.reshape(-1)
+
+
+def _held_out(path: str, images: np.ndarray, labels: np.ndarray | None) -> tuple[Split, Split]:
+    if len(images) < 2:
+        raise UserError(f"data.path={path} holds one image; at least two are needed, one to train on and one to test with")
+    order = np.argsort(np.random.Philox(np.random.SeedSequence(0)).random_raw(len(images)), kind="stable")
+    held = max(1, len(images) // 10)
+    rows = np.sort(order[held:]), np.sort(order[:held])
+    train, test = ((images[r], None if labels is None else labels[r]) for r in rows)
+    return train, test
+
+
+def count_classes(path: str, train: Split, test: Split, num_classes: int) -> int:
+    """The number of classes: num_classes if given, else the largest train label + 1. Refuses labels outside 0..classes-1."""
+    if (train[1] is None) != (test[1] is None):
+        raise UserError(f"data.path={path} has labels for one of train and test only; give both or none")
+    if train[1] is None:
+        return 0
+    classes = num_classes or int(max(train[1].max(), 0)) + 1
+    for part, (_, labels) in (("train", train), ("test", test)):
+        bad = np.flatnonzero((labels < 0) | (labels >= classes))
+        if bad.size:
+            raise UserError(
+                f"data.path={path}: {part} image {bad[0]} has label {labels[bad[0]]}, outside 0..{classes - 1}; "
+                f"mend the labels or set data.num_classes"
+            )
+    return classes

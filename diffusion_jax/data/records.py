@@ -1,0 +1,156 @@
+"""Sets that tensorflow-datasets knows by name, prepared as array_record, read without TensorFlow.
+
+Our own digits are prepared here on first use. Any other set that is not prepared yet needs TensorFlow once, to prepare it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Iterator
+
+import numpy as np
+
+from diffusion_jax.data import transforms
+from diffusion_jax.data.sources import Source, mapped
+from diffusion_jax.errors import UserError
+
+FORMAT = "array_record"  # the one format that is written and read without TensorFlow
+POPULAR = ("mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped", "celeb_a", "downsampled_imagenet/32x32")
+POPULAR += ("imagenet_resized/64x64", "lsun/bedroom")
+
+
+class NotFound(Exception):
+    """tensorflow-datasets has no set of this name."""
+
+
+def default_dir(data_dir: str) -> str:
+    """Where TFDS keeps its sets: data_dir, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    return os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+
+
+def splits(name: str, data_dir: str, image_size: int, channels: int) -> tuple[Source, Source, tuple, int, tuple]:
+    """(train, test, image_shape, num_classes, class_names) of a TFDS set. Raises NotFound."""
+    builder = _prepared(name, default_dir(data_dir))
+    features = dict(builder.info.features)
+    if "image" not in features:
+        raise UserError(f"data.name={name} has no feature 'image' (it has {', '.join(sorted(features))})")
+    classes = getattr(features.get("label"), "num_classes", None) or 0
+    names = tuple(features["label"].names) if classes else ()
+    train, test = _train_and_test(builder, labelled=bool(classes))
+    shape = tuple(features["image"].shape)
+    if None in shape and not image_size:
+        shape = train[0]["image"].shape  # variable sizes in the metadata only; `one` holds every image to the first one's shape
+    kept = transforms.fitted_shape(shape, image_size, channels)
+
+    def one(example: dict) -> dict:
+        image = transforms.fit(_uint8(name, example["image"]), image_size, channels)
+        if image.shape != kept:
+            raise UserError(
+                f"data.name={name} has images of several sizes ({kept}, {image.shape}): set data.image_size=64, for instance"
+            )
+        return {"image": image} | ({"label": np.int32(example["label"])} if classes else {})
+
+    return mapped(train, one, kept), mapped(test, one, kept), kept, classes, names
+
+
+def _uint8(name: str, image: np.ndarray) -> np.ndarray:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
+        raise UserError(f"data.name={name} has images of {image.dtype} {image.shape}; uint8 (H, W, 1 or 3) is needed")
+    return image
+
+
+def _train_and_test(builder, labelled: bool) -> tuple[Source, Source]:
+    """Disjoint splits: test if it is there (and labelled), else validation, else the last tenth of train."""
+    known = set(builder.info.splits) or {"train", "test"}  # (a mocked TFDS set knows no split names)
+    if "train" not in known:
+        raise UserError(f"data.name={builder.info.full_name} has no split 'train' (it has {', '.join(sorted(known))})")
+    read = _reader(builder)
+    for held_out in [s for s in ("test", "validation") if s in known]:
+        test = read(held_out)
+        if not labelled or test[0]["label"] >= 0:  # imagenet2012's test labels are -1
+            return read("train"), test
+    return read("train[:90%]"), read("train[90%:]")
+
+
+def _reader(builder):
+    def read(split: str):
+        try:
+            return builder.as_data_source(split=split)
+        except NotImplementedError as error:
+            raise UserError(
+                f"{builder.data_dir} is not prepared as {FORMAT}, the format that is read without TensorFlow: "
+                f"prepare it again into another data.data_dir with {_recipe(builder.info.full_name, 'DIR')}"
+            ) from error
+
+    return read
+
+
+def _prepared(name: str, data_dir: str):
+    """The TFDS builder of a set, prepared if it was not. Safe when several processes start at once."""
+    with _quiet(name == "digits"):
+        builder = _builder(name, data_dir)
+        if builder.is_prepared() or _is_mocked(builder):
+            return builder
+    if name != "digits" and importlib.util.find_spec("tensorflow") is None:
+        raise UserError(
+            f"data.name={name} is not prepared in {data_dir}, and preparing needs TensorFlow once: "
+            f"pip install 'diffusion_jax[tfds-prepare]', then {_recipe(name, data_dir)}"
+        )
+    with _quiet(name == "digits"):
+        try:
+            builder.download_and_prepare()  # writes a temporary folder and renames it: never half a set
+        except Exception as error:  # the network, the disk, a set that wants a manual download, or another process was first
+            if not _builder(name, data_dir).is_prepared():
+                raise UserError(
+                    f"data.name={name} could not be prepared in data.data_dir={data_dir}: {type(error).__name__}: {_line(error)}"
+                ) from error
+        return _builder(name, data_dir)
+
+
+def _builder(name: str, data_dir: str):
+    import tensorflow_datasets as tfds
+
+    if name == "digits":
+        from diffusion_jax.data.digits import SklearnDigits
+
+        return SklearnDigits(data_dir=data_dir, file_format=FORMAT)
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+        return builder if builder.is_prepared() else tfds.builder(name, data_dir=data_dir, file_format=FORMAT)
+    except tfds.core.DatasetNotFoundError as error:
+        raise NotFound(name) from error
+    except ValueError as error:  # 'cifar10/nosuch': the set is there, the configuration is not
+        raise UserError(f"data.name={name}: {_line(error)}") from error
+
+
+def _is_mocked(builder) -> bool:
+    """Inside tfds.testing.mock_data, which serves random examples and prepares nothing."""
+    return builder.as_data_source.__module__.endswith("testing.mocking")
+
+
+def _recipe(name: str, data_dir: str) -> str:
+    builder = f"tfds.builder('{name}', data_dir='{data_dir}', file_format='{FORMAT}')"
+    return f'python -c "import tensorflow_datasets as tfds; {builder}.download_and_prepare()"'
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+@contextlib.contextmanager
+def _quiet(silent: bool) -> Iterator[None]:
+    """Not a word about a set that takes two seconds to prepare; a download shows TFDS's own announcements and progress bars."""
+    if not silent:
+        yield
+        return
+    from absl import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)

@@ -1,0 +1,110 @@
+"""Sources: random access to examples. len(source), source[i] -> {'image', 'label'}, source.rows(indices) -> the same, stacked.
+
+An image is (H, W, C) uint8 (a point of a 2-D toy: (2,) float32), a label an int32 scalar, absent where the set has none.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+
+MEMORY = 1_000_000_000  # bytes: a split below this is decoded once and kept as one array; a larger one is read batch by batch
+Example = dict[str, Any]
+
+
+class Source(Protocol):
+    """Random access to examples, one at a time or many at once."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> Example: ...
+
+    def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]: ...
+
+
+class Arrays:
+    """A split in memory. image: (N, ...); label: (N,) or None."""
+
+    def __init__(self, image: np.ndarray, label: np.ndarray | None = None):
+        self.columns = {"image": image} | ({} if label is None else {"label": np.asarray(label, np.int32)})
+
+    def __len__(self) -> int:
+        return len(self.columns["image"])
+
+    def __getitem__(self, i: int) -> Example:
+        return {k: v[i] for k, v in self.columns.items()}
+
+    def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        return {k: v[indices] for k, v in self.columns.items()}
+
+
+class Lazy:
+    """A split that is read when asked: example(i) for i in 0..size-1, by threads (decoders release Python's lock)."""
+
+    def __init__(self, size: int, example: Callable[[int], Example]):
+        self.size, self.example = size, example
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, i: int) -> Example:
+        if not -self.size <= i < self.size:
+            raise IndexError(f"example {i} of {self.size}")
+        return self.example(int(i) % self.size)
+
+    def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        examples = parallel(self.example, [int(i) for i in indices])
+        return {k: np.stack([e[k] for e in examples]) for k in examples[0]}
+
+
+class Cached:
+    """A small split that is read whole at the first use and served from memory ever after."""
+
+    def __init__(self, source: Source):
+        self.source, self.memory, self.lock = source, None, threading.Lock()
+
+    def _loaded(self) -> Arrays:
+        with self.lock:
+            if self.memory is None:
+                columns = self.source.rows(np.arange(len(self.source)))
+                self.memory, self.source = Arrays(columns["image"], columns.get("label")), None
+            return self.memory
+
+    def __len__(self) -> int:
+        return len(self.memory or self.source)
+
+    def __getitem__(self, i: int) -> Example:
+        return self._loaded()[i]
+
+    def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        return self._loaded().rows(indices)
+
+
+def parallel(function: Callable, items: list) -> list:
+    """[function(item) for item in items] by a few threads, in order; the first exception surfaces."""
+    workers = min(16, os.cpu_count() or 1, len(items))
+    if workers < 2:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(workers) as pool:
+        chunks = [items[k::workers] for k in range(workers)]
+        done = list(pool.map(lambda chunk: [function(item) for item in chunk], chunks))
+    out = [None] * len(items)
+    for k, results in enumerate(done):
+        out[k::workers] = results
+    return out
+
+
+def held_in_memory(size: int, image_shape: tuple[int, ...]) -> bool:
+    """Is a uint8 split of this size small enough to be kept decoded?"""
+    return size * int(np.prod(image_shape)) < MEMORY
+
+
+def mapped(source: Source, transform: Callable[[Example], Example], image_shape: tuple[int, ...]) -> Source:
+    """The source with every example transformed, kept in memory if it is small."""
+    lazy = Lazy(len(source), lambda i: transform(source[i]))
+    return Cached(lazy) if held_in_memory(len(source), image_shape) else lazy

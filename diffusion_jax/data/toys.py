@@ -1,0 +1,58 @@
+"""2-D points, for work without images: deterministic in the seed, about unit scale, train and test drawn independently."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffusion_jax.data.sources import Arrays
+
+TRAIN, TEST = 50_000, 10_000
+MODES, RINGS = 8, 3
+
+
+def mixture(rng: np.random.Generator, n: int) -> Arrays:
+    """Eight Gaussians of width 0.08 on the unit circle; label = component."""
+    label = rng.integers(MODES, size=n)
+    angle = 2 * np.pi * label / MODES
+    return _source(_polar(1.0, angle) + 0.08 * rng.standard_normal((n, 2)), label)
+
+
+def rings(rng: np.random.Generator, n: int) -> Arrays:
+    """Three circles of radius 1/3, 2/3, 1 with radial noise 0.03; label = ring."""
+    label = rng.integers(RINGS, size=n)
+    radius = (label + 1) / RINGS + 0.03 * rng.standard_normal(n)
+    return _source(_polar(radius, rng.uniform(0, 2 * np.pi, n)), label)
+
+
+def checkerboard(rng: np.random.Generator, n: int) -> Arrays:
+    """Uniform on the eight dark squares of a 4 x 4 board over [-1, 1]^2; no label."""
+    column, pair = rng.integers(4, size=n), rng.integers(2, size=n)
+    corner = np.stack([column, 2 * pair + column % 2], axis=1)
+    return _source((corner + rng.uniform(size=(n, 2))) / 2 - 1)
+
+
+def two_moons(rng: np.random.Generator, n: int) -> Arrays:
+    """Two interleaved half circles with noise 0.05, centred; label = moon."""
+    label = rng.integers(2, size=n)
+    upper = _polar(1.0, rng.uniform(0, np.pi, n)) - [0.5, 0.25]
+    moon = np.where(label[:, None] == 0, upper, -upper)
+    return _source(moon + 0.05 * rng.standard_normal((n, 2)), label)
+
+
+def _polar(radius, angle) -> np.ndarray:
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+
+
+def _source(points: np.ndarray, label: np.ndarray | None = None) -> Arrays:
+    return Arrays(points.astype(np.float32), label)
+
+
+TOYS = {"mixture": (mixture, MODES), "rings": (rings, RINGS), "checkerboard": (checkerboard, 0), "two_moons": (two_moons, 2)}
+
+
+def split(name: str, seed: int) -> tuple[Arrays, Arrays, int]:
+    """(train, test, number of classes) of a toy."""
+    draw, classes = TOYS[name]
+    rngs = (np.random.default_rng((seed, k)) for k in (0, 1))
+    train, test = (draw(rng, n) for rng, n in zip(rngs, (TRAIN, TEST)))
+    return train, test, classes

@@ -1,0 +1,72 @@
+"""Images as the networks want them: one size, one number of channels, [-1, 1]."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffusion_jax.errors import UserError
+
+MODES = {1: "L", 3: "RGB"}
+
+
+def fitted_shape(shape: tuple[int, ...], image_size: int, channels: int) -> tuple[int, int, int]:
+    """The (H, W, C) that `fit` gives to an image of this shape; 0 keeps what the image has."""
+    height, width = (image_size, image_size) if image_size else shape[:2]
+    return height, width, channels or shape[2]
+
+
+def fit(image: np.ndarray, image_size: int = 0, channels: int = 0) -> np.ndarray:
+    """(H, W, C) uint8 -> (image_size, image_size, channels) uint8: centre crop to a square, antialiased bicubic resize.
+
+    0 keeps the size, or the channels, as they are. Grey becomes colour by repetition, colour becomes grey by ITU-R 601 luma.
+    """
+    if image.shape == fitted_shape(image.shape, image_size, channels):
+        return image
+    return to_array(fit_pil(from_array(image), image_size), channels or image.shape[2])
+
+
+def fit_pil(image, image_size: int):
+    """The PIL image's largest centred square, resized to image_size (0: untouched).
+
+    Resizing the short side and then cropping the centre is the same map; PIL's bicubic widens its kernel when it shrinks,
+    which is what antialiases (an unwidened kernel skips pixels).
+    """
+    from PIL import Image
+
+    if not image_size or image.size == (image_size, image_size):
+        return image
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    box = (left, top, left + side, top + side)
+    return image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box)
+
+
+def from_array(image: np.ndarray):
+    """(H, W, 1 or 3) uint8 -> a PIL image."""
+    from PIL import Image
+
+    return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+
+
+def to_array(image, channels: int) -> np.ndarray:
+    """A PIL image -> (H, W, channels) uint8."""
+    array = np.asarray(image.convert(MODES[channels]), np.uint8)
+    return array[..., None] if channels == 1 else array
+
+
+def normalise(image: np.ndarray) -> np.ndarray:
+    """uint8 0..255 -> float32 x / 127.5 - 1 in [-1, 1]; float data (2-D toys) passes."""
+    if image.dtype != np.uint8:
+        return np.asarray(image, np.float32)
+    scaled = image.astype(np.float32)
+    scaled *= np.float32(1 / 127.5)
+    scaled -= np.float32(1)
+    return scaled
+
+
+def check_request(image_size: int, channels: int) -> None:
+    """Refuse sizes and channels that no image can have."""
+    if image_size < 0:
+        raise UserError(f"data.image_size={image_size} must be 0 (keep the size) or a number of pixels")
+    if channels not in (0, 1, 3):
+        raise UserError(f"data.channels={channels} must be 0 (as the data has), 1 (grey) or 3 (colour)")
