@@ -17,7 +17,7 @@ from diffusion_jax.types import Array, Cond, Denoise, Key, Process
 
 
 class Sampler(NamedTuple):
-    """init(x, ts) -> memory, () for a one-step method;  step(keys, x, memory, t, s, denoise, process) -> (x, memory).
+    """init(x, ts) -> memory, () for a one-step method; copies of the last time at the end of ts do not count;  step(keys, x, memory, t, s, denoise, process) -> (x, memory).
 
     keys: (B,) fresh for this step; x: (B, ...); t, s: scalars; denoise(x, t) has its condition bound already.
     nfe: network evaluations per step.
@@ -34,11 +34,13 @@ def memoryless(step: Callable[..., Array], nfe: int = 1) -> Sampler:
 
 
 def sample(sampler: Sampler, denoise: Denoise, process: Process, key: Key, x: Array, ts: Array, cond: Cond = None, *,
-           observe: Callable[[Array, Array], Any] | None = None):
+           observe: Callable[[Array, Array], Any] | None = None, padded: bool = False):
     """Run x, at time ts[0], down the decreasing times ts, and end with the posterior mean x0-hat at ts[-1].
 
     key: one key per image, (B,), or a single key that is folded with each image's index; an image depends on its own key alone.
     The last move to x0-hat is made here, once, for every sampler: none ever divides by sigma = 0.
+    padded: ts may end in copies of its last time, to which no move is made; so one compiled program serves grids of any length up to
+    len(ts), at the price of reverse-mode differentiation and of observe.
     Returns x0 (B, ...); with observe(x, t) -> pytree, also that pytree stacked over ts[1:].
     """
     keys = arrays.example_keys(key, x.shape[0])
@@ -52,7 +54,12 @@ def sample(sampler: Sampler, denoise: Denoise, process: Process, key: Key, x: Ar
         return (x, memory), observe(x, s) if observe else None
 
     ts = jnp.asarray(ts, x.dtype)
-    (x, _), seen = jax.lax.scan(move, (x, sampler.init(x, ts)), (jnp.arange(len(ts) - 1), ts[:-1], ts[1:]))
+    carry, steps = (x, sampler.init(x, ts)), (jnp.arange(len(ts) - 1), ts[:-1], ts[1:])
+    if padded:
+        moves = jnp.sum(ts[1:] < ts[:-1])
+        (x, _), seen = jax.lax.fori_loop(0, moves, lambda i, c: move(c, [step[i] for step in steps])[0], carry), None
+    else:
+        (x, _), seen = jax.lax.scan(move, carry, steps)
     x0 = bound(x, ts[-1]).x0
     return x0 if observe is None else (x0, seen)
 

@@ -1,0 +1,31 @@
+"""MNIST, 28x28. `light` (the default) is sized for two CPU cores and an hour; `full` for an accelerator.
+
+    python -m experiments.train --config=configs/mnist.py:vp --config.data.path=FOLDER_OF_IDX_FILES --workdir=runs/mnist
+    python -m experiments.train --config=configs/mnist.py:vp,full --workdir=runs/mnist_full
+
+Variants: ddpm, vp, subvp, ve, edm, flow; each also with ',full'. Without data.path the set is TFDS's `mnist`.
+"""
+
+from configs.base import base, network, split_size, variant
+
+
+def get_config(name: str = "vp"):
+    name, size = split_size(name)
+    config = variant(base(), name)
+    config.data.name = "mnist"
+    if size == "light":  # a space-to-depth stem: the network works at 14x14 and 7x7
+        config.model = network("unet.UNet", stem=2, width=48, multipliers=(1, 2), blocks=1, attention=(7,), head_width=32)
+        config.optimizer.learning_rate = 1e-3
+        config.training.steps = 2000
+        config.ema.halflives = (20_000,)
+    else:
+        config.model = network("unet.UNet", width=96, multipliers=(1, 2, 2), attention=(14, 7), dropout=0.1, dtype="bfloat16")
+        config.optimizer.learning_rate = 4e-4
+        config.optimizer.warmup = 1000
+        config.data.batch_size = 512
+        config.training.steps = 20_000
+        config.training.eval_every = config.training.sample_every = config.training.checkpoint_every = 2000
+        config.ema.halflives = (250_000,)
+    if name == "ve":
+        config.process = "schedules.VE(sigma_max=50.0)"
+    return config

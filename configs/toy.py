@@ -1,0 +1,20 @@
+"""Points in the plane, a small MLP: seconds. For work on the mathematics without images.
+
+    python -m experiments.train --config=configs/toy.py:vp --config.data.name=checkerboard --workdir=runs/toy
+
+data.name: mixture, rings, checkerboard, two_moons. Variants: ddpm, vp, subvp, ve, edm, flow.
+"""
+
+from configs.base import base, network, variant
+
+
+def get_config(name: str = "vp"):
+    config = variant(base(), name)
+    config.data.update(name="mixture", batch_size=512)
+    config.model = network("mlp.MLP")
+    config.conditional = False
+    config.training.update(steps=3000, steps_per_call=50, eval_every=1000, sample_every=1000, checkpoint_every=1000)
+    config.sampler.clip = "none"
+    if name == "ve":
+        config.process = "schedules.VE(sigma_max=10.0)"
+    return config

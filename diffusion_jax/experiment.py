@@ -1,0 +1,168 @@
+"""The roof: from a ConfigDict to a process, a network, an objective and samplers, all plain functions. The only reader of configs.
+
+Nothing here computes; it puts together. What each config key means is said in configs/base.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax import arrays, guidance, parameterization
+from diffusion_jax.build import Family, build
+from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.models import mlp, unet
+from diffusion_jax.objectives import denoising, times, weighting
+from diffusion_jax.objectives.base import Objective
+from diffusion_jax.parameterization import Parameterization
+from diffusion_jax.processes import discrete, gaussian, schedules
+from diffusion_jax.samplers import ancestral, base, grids, ode, sde
+from diffusion_jax.types import Array, Cond, Denoise, Key, Params, Process
+
+PROCESSES = Family("process", (schedules, discrete), ("class", "DDPM"))
+PARAMETERIZATIONS = Family("parameterization", (parameterization,), ("Parameterization",))
+OBJECTIVES = Family("objective", (denoising, times, weighting), ("Objective",), ("TimeLaw", "Weighting"))
+SAMPLERS = Family("sampler", (ancestral, ode, sde), ("Sampler",))
+GRIDS = Family("grid", (grids,), ("Array",))
+MODELS = Family("model", (unet, mlp), ("class",))
+
+
+class Experiment(NamedTuple):
+    """One config, put together for data of `shape` (H, W, C) (or (D,)) with `num_classes` labels (0: unconditional)."""
+
+    config: Any
+    shape: tuple[int, ...]
+    num_classes: int
+    process: Process
+    parameterization: Parameterization
+    objective: Objective
+    model: nn.Module
+
+
+def assemble(config, shape: tuple[int, ...], num_classes: int = 0) -> Experiment:
+    """Build every component that the config names. Raises UserError, with the key, for a name or an argument that does not exist."""
+    num_classes = num_classes if config.conditional else 0
+    process = build(PROCESSES, config.process)
+    options = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in config.model.items() if k != "name"}
+    return Experiment(
+        config, tuple(shape), num_classes, process,
+        build(PARAMETERIZATIONS, config.parameterization),
+        build(OBJECTIVES, config.objective, process),
+        build(MODELS, config.model.name, num_classes=num_classes, **options),
+    )  # fmt: skip
+
+
+def init_params(experiment: Experiment, key: Key) -> Params:
+    """The network's fresh parameters; traceable, for shapes first and shards at once."""
+    x = jnp.zeros((1, *experiment.shape))
+    return experiment.model.init(key, x, jnp.zeros(1), null_cond(experiment, 1))["params"]
+
+
+def apply(experiment: Experiment):
+    """The network as a pure function: apply(params, x_in, c_noise, cond, train=False, rngs=None) -> F."""
+
+    def run(params, x_in, c_noise, cond, **kwargs):
+        return experiment.model.apply({"params": params}, x_in, c_noise, cond, **kwargs)
+
+    return run
+
+
+def null_cond(experiment: Experiment, batch: int) -> Cond:
+    """The condition that says nothing, for `batch` examples: label = num_classes; None for an unconditional experiment."""
+    return {"label": jnp.full(batch, experiment.num_classes, jnp.int32)} if experiment.num_classes else None
+
+
+def loss_fn(experiment: Experiment) -> Callable:
+    """(params, batch, keys (B,), train) -> (losses (B,), {'level': log-SNR (B,)}), what the train step moves the state by."""
+    network, objective, rate = apply(experiment), experiment.objective, experiment.config.label_dropout
+
+    def loss(params: Params, batch, keys: Key, train: bool):
+        noised = objective.draw(arrays.fold_in(keys, 0), batch["image"])
+        cond = None
+        if experiment.num_classes:
+            dropped = arrays.uniform(arrays.fold_in(keys, 1)) < (rate if train else 0.0)
+            cond = {"label": jnp.where(dropped, experiment.num_classes, batch["label"])}
+        rngs = {"dropout": jax.random.fold_in(keys[0], 2)} if train else None
+        denoise = parameterization.denoiser(
+            network, params, experiment.parameterization, experiment.process, train=train, rngs=rngs)  # fmt: skip
+        return objective.loss(denoise, noised, cond), {"level": gaussian.logsnr(experiment.process, noised.t)}
+
+    return loss
+
+
+# ---- sampling -------------------------------------------------------------------------------------------------------------
+
+
+def denoiser(experiment: Experiment, params: Params, *, scale: Array | None = None, clip: str = "static") -> Denoise:
+    """The trained network as a Denoise, with classifier-free guidance (scale; None: none) and thresholding (clip).
+
+    clip: 'static' keeps x0-hat in [-1, 1], 'dynamic' is Imagen's, 'none' leaves it.
+    """
+    process = experiment.process
+    denoise = parameterization.denoiser(apply(experiment), params, experiment.parameterization, process)
+    if scale is not None and experiment.num_classes:
+        denoise = guidance.cfg(denoise, scale, lambda cond: {"label": jnp.full_like(cond["label"], experiment.num_classes)})
+    match clip:
+        case "none":
+            return denoise
+        case "static":
+            return guidance.clip_x0(denoise, process)
+        case "dynamic":
+            return guidance.dynamic_threshold(denoise, process)
+    raise unknown("config.sampler.clip", clip, ("none", "static", "dynamic"))
+
+
+class Plan(NamedTuple):
+    """How to sample: the method, the decreasing times, the guidance scale, the thresholding."""
+
+    sampler: base.Sampler
+    ts: Array
+    guidance: float
+    clip: str
+
+
+def plan(experiment: Experiment, config=None) -> Plan:
+    """The Plan of config.sampler (or of another config of its keys). UserError for unknown names or a budget below one evaluation."""
+    config = config or experiment.config.sampler
+    sampler = build(SAMPLERS, config.name)
+    if config.nfe < 1:
+        raise UserError(f"config.sampler.nfe={config.nfe}: at least one network evaluation is needed")
+    ts = build(GRIDS, config.grid, experiment.process, base.points(sampler, config.nfe))
+    return Plan(sampler, ts, config.guidance, config.clip)
+
+
+def pad(ts: Array, length: int) -> Array:
+    """ts with its last time repeated up to `length`: grids of several lengths for one compiled sampler."""
+    return jnp.concatenate([ts, jnp.broadcast_to(ts[-1:], (length - len(ts),))])
+
+
+def sample_fn(experiment: Experiment, sampler: base.Sampler, *, guided: bool, clip: str) -> Callable:
+    """Jitted (params, keys (B,), cond, ts, scale) -> images (B, ...): one program for every grid padded to one length and every scale."""
+
+    @jax.jit
+    def run(params: Params, keys: Key, cond: Cond, ts: Array, scale: Array) -> Array:
+        denoise = denoiser(experiment, params, scale=scale if guided else None, clip=clip)
+        x = base.start(experiment.process, keys, (len(keys), *experiment.shape))
+        return base.sample(sampler, denoise, experiment.process, keys, x, ts, cond, padded=True)
+
+    return run
+
+
+def sample_with(experiment: Experiment, params: Params, chosen: Plan) -> Callable[[Key, Cond], Array]:
+    """(keys, cond) -> images, by this plan: what evaluation.generate takes."""
+    run = sample_fn(experiment, chosen.sampler, guided=chosen.guidance != 1.0, clip=chosen.clip)
+    return lambda keys, cond: run(params, keys, cond, chosen.ts, jnp.float32(chosen.guidance))
+
+
+def cond_for(experiment: Experiment, labels: Array) -> Cond:
+    """The condition for these labels; None for an unconditional experiment. UserError for a label that does not exist."""
+    if not experiment.num_classes:
+        return None
+    bad = [int(label) for label in labels if not 0 <= label <= experiment.num_classes]
+    if bad:
+        raise UserError(f"label {bad[0]} does not exist: this model knows 0 to {experiment.num_classes - 1}, "
+                        f"and {experiment.num_classes} for 'any'")  # fmt: skip
+    return {"label": jnp.asarray(labels, jnp.int32)}
