@@ -38,9 +38,9 @@ def load(
 ) -> Dataset:
     """The data set of this name.
 
-    name: 'digits' (embedded); 'folder', 'npz', 'idx' (from `path`); 'mixture', 'rings', 'checkerboard', 'two_moons' (2-D
-    points, drawn from `seed`); or any TFDS image set, kept in data_dir ($TFDS_DATA_DIR, ~/tensorflow_datasets). 'mnist' and
-    'fashion_mnist' with a path read the four original idx files there.
+    name: 'digits' (embedded); 'folder', 'npz', 'idx' (from `path`); 'mixture', 'rings', 'checkerboard', 'two_moons'
+    (2-D points, drawn from `seed`); or any TFDS image set, kept in data_dir ($TFDS_DATA_DIR, ~/tensorflow_datasets).
+    'mnist' and 'fashion_mnist' with a path read the four original idx files there.
     image_size, channels: resize (antialiased, centre crop) and convert; 0 keeps what the data has.
     num_classes: for npz and idx, where the labels found may not show all classes; 0 counts them.
     limit_bad: for folder, how many unreadable files to skip; -1 a tenth (at least 1, at most 100).
@@ -50,7 +50,9 @@ def load(
     if name in WITH_PATH and not path and name not in records.POPULAR:
         raise UserError(f"data.name={name} needs data.path")
     if path and name not in WITH_PATH:
-        raise UserError(f"data.path={path} is not used by data.name={name}, only by {', '.join(WITH_PATH)} (see data.data_dir)")
+        raise UserError(
+            f"data.path={path} is not used by data.name={name}, only by {', '.join(WITH_PATH)} (see data.data_dir)"
+        )
     if name in toys.TOYS:
         train, test, classes = toys.split(name, seed)
         return Dataset(name, train, test, (2,), classes, tuple(map(str, range(classes))))
@@ -64,13 +66,16 @@ def load(
         return Dataset(name, *records.splits(name, data_dir, image_size, channels))
     except records.NotFound:
         ours = {"digits", *WITH_PATH, *toys.TOYS, *records.POPULAR}
-        raise UserError(f"{unknown('data set', name, ours)}; and every image set of tensorflow-datasets by its name") from None
+        raise UserError(
+            f"{unknown('data set', name, ours)}; and every image set of tensorflow-datasets by its name"
+        ) from None
 
 
 def _from_arrays(name, path, train, test, image_size, channels, num_classes, class_names) -> Dataset:
     if not image_size and train[0].shape[1:] != test[0].shape[1:]:
         raise UserError(
-            f"data.path={path}: train images are {train[0].shape[1:]}, test images {test[0].shape[1:]}; set data.image_size"
+            f"data.path={path}: train images are {train[0].shape[1:]}, test images {test[0].shape[1:]}; "
+            f"set data.image_size"
         )
     classes = files.count_classes(path, train, test, num_classes or len(class_names))
     shape = transforms.fitted_shape(train[0].shape[1:], image_size, channels)

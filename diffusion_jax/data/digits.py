@@ -1,4 +1,4 @@
-"""The embedded default: scikit-learn's 1,797 handwritten 8x8 digits as a TFDS data set that needs no TensorFlow and no download."""
+"""The embedded default: scikit-learn's 1,797 handwritten 8x8 digits as a TFDS set; no TensorFlow, no download."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ class SklearnDigits(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
-            "image": tfds.features.Tensor(shape=(8, 8, 1), dtype=np.uint8),  # features.Image would encode with TensorFlow
+            "image": tfds.features.Tensor(
+                shape=(8, 8, 1), dtype=np.uint8
+            ),  # features.Image would encode with TensorFlow
             "label": tfds.features.ClassLabel(num_classes=10),
         }
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Handwritten digits, from the UCI repository (Alpaydin and Kaynak 1998) by way of scikit-learn.",
+            description="Handwritten digits of the UCI repository (Alpaydin and Kaynak 1998), from scikit-learn.",
             features=tfds.features.FeaturesDict(features),
         )
 

@@ -21,7 +21,9 @@ def idx(path: str) -> tuple[Split, Split]:
     """(train, test) from {train,t10k}-{images-idx3,labels-idx1}-ubyte, each plain or .gz, in the folder `path`."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        raise UserError(f"data.path={path} is not a folder; it should hold the four idx files (train-images-idx3-ubyte.gz, ...)")
+        raise UserError(
+            f"data.path={path} is not a folder; it should hold the four idx files (train-images-idx3-ubyte.gz, ...)"
+        )
 
     def split(part: str) -> Split:
         files = [_idx_file(folder, f"{part}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")]
@@ -60,7 +62,9 @@ def npz(path: str) -> tuple[Split, Split]:
     """(train, test) from an .npz; a file with one set of images is split 90 / 10 by a fixed permutation of its rows."""
     file = Path(path).expanduser()
     if not file.is_file():
-        raise UserError(f"data.path={path} is not a file; data.name=npz wants an .npz with 'images' and, optionally, 'labels'")
+        raise UserError(
+            f"data.path={path} is not a file; data.name=npz wants an .npz with 'images' and, optionally, 'labels'"
+        )
     try:
         with np.load(file, allow_pickle=False) as archive:
             keys = list(archive.files)
@@ -74,8 +78,8 @@ def npz(path: str) -> tuple[Split, Split]:
         if x in wanted:
             return _held_out(path, *_npz_split(path, wanted, x, y))
     raise UserError(
-        f"data.path={path} holds {', '.join(sorted(keys)) or 'nothing'}; it should hold 'images' (N, H, W[, C]) uint8 and, "
-        f"optionally, 'labels' (N,), or x_train, y_train, x_test, y_test"
+        f"data.path={path} holds {', '.join(sorted(keys)) or 'nothing'}; it should hold 'images' (N, H, W[, C]) uint8 "
+        f"and, optionally, 'labels' (N,), or x_train, y_train, x_test, y_test"
     )
 
 
@@ -83,21 +87,26 @@ def _npz_split(path: str, archive: dict[str, np.ndarray], image_key: str, label_
     images, labels = archive[image_key], archive.get(label_key)
     images = images[..., None] if images.ndim == 3 else images
     if images.ndim != 4 or images.shape[3] not in (1, 3) or not images.size:
-        raise UserError(f"data.path={path}: '{image_key}' has shape {images.shape}; (N, H, W) or (N, H, W, 1 or 3) is needed")
+        raise UserError(
+            f"data.path={path}: '{image_key}' has shape {images.shape}; (N, H, W) or (N, H, W, 1 or 3) is needed"
+        )
     if images.dtype != np.uint8:
         raise UserError(f"data.path={path}: '{image_key}' is {images.dtype}; save the images as uint8 in 0..255")
     if labels is None:
         return images, None
     if not np.issubdtype(labels.dtype, np.integer) or labels.size != len(images):
         raise UserError(
-            f"data.path={path}: '{label_key}' is {labels.dtype} {labels.shape}; {len(images)} integers, one an image, are needed"
+            f"data.path={path}: '{label_key}' is {labels.dtype} {labels.shape}; "
+            f"{len(images)} integers, one an image, are needed"
         )
     return images, labels.reshape(-1)
 
 
 def _held_out(path: str, images: np.ndarray, labels: np.ndarray | None) -> tuple[Split, Split]:
     if len(images) < 2:
-        raise UserError(f"data.path={path} holds one image; at least two are needed, one to train on and one to test with")
+        raise UserError(
+            f"data.path={path} holds one image; at least two are needed, one to train on and one to test with"
+        )
     order = np.argsort(np.random.Philox(np.random.SeedSequence(0)).random_raw(len(images)), kind="stable")
     held = max(1, len(images) // 10)
     rows = np.sort(order[held:]), np.sort(order[:held])
@@ -106,7 +115,7 @@ def _held_out(path: str, images: np.ndarray, labels: np.ndarray | None) -> tuple
 
 
 def count_classes(path: str, train: Split, test: Split, num_classes: int) -> int:
-    """The number of classes: num_classes if given, else the largest train label + 1. Refuses labels outside 0..classes-1."""
+    """num_classes if given, else the largest train label + 1 (0: unlabelled). Refuses labels outside 0..classes-1."""
     if (train[1] is None) != (test[1] is None):
         raise UserError(f"data.path={path} has labels for one of train and test only; give both or none")
     if train[1] is None:

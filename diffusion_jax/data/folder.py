@@ -1,10 +1,11 @@
 """A folder of images: sub-folders are labels, any size, grey or colour.
 
-What is checked when. The header of every file is read at the start (a tenth of a millisecond each): it gives size and colour and
-finds files that are no images. A split that fits in memory is also decoded at the start, so every corrupt file is known before the
-first step. A larger one is decoded batch by batch; a file that turns out to be corrupt, or has gone, is reported once by name and
-its place is taken by the next readable file in the order, which keeps batch(step) a pure function of the files. Either way more
-than `limit_bad` unreadable files end the run with a UserError, at the start where possible.
+What is checked when. The header of every file is read at the start (a tenth of a millisecond each): it gives size and
+colour and finds files that are no images. A split that fits in memory is also decoded at the start, so every corrupt
+file is known before the first step. A larger one is decoded batch by batch; a file that turns out to be corrupt, or
+has gone, is reported once by name and its place is taken by the next readable file in the order, which keeps
+batch(step) a pure function of the files. Either way more than `limit_bad` unreadable files end the run with a
+UserError, at the start where possible.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Header(NamedTuple):
 
 
 def splits(path: str, image_size: int, channels: int, limit_bad: int) -> tuple[Source, Source, tuple, int, tuple]:
-    """(train, test, image_shape, num_classes, class_names). limit_bad: -1 allows a tenth of the files (at least 1, at most 100)."""
+    """(train, test, image_shape, num_classes, class_names). limit_bad: -1 is a tenth of the files, from 1 to 100."""
     root = Path(path).expanduser()
     if not root.is_dir():
         raise UserError(f"data.path={path} is not a folder; data.name=folder wants a folder of images")
@@ -50,7 +51,7 @@ def splits(path: str, image_size: int, channels: int, limit_bad: int) -> tuple[S
     parts = [[f for f in part if f.path in h] for part, h in zip(parts, headers)]
     unreadable.report()
     if not all(parts):
-        raise UserError(f"data.path={path}: none of the images of a split is readable; at least one train and one test image is needed")
+        raise UserError(f"data.path={path}: no image of the {'test' if parts[0] else 'train'} split is readable")
     shape = _shape(path, headers[0] | headers[1], image_size, channels)
     names = _class_names(path, *parts)
     sources = [_source(part, names, shape, image_size, unreadable) for part in parts]
@@ -59,7 +60,7 @@ def splits(path: str, image_size: int, channels: int, limit_bad: int) -> tuple[S
 
 
 def _find(root: Path) -> tuple[list[File], list[File]]:
-    """The (train, test) files: from sub-folders of those names, else a tenth is held out by the hash of the relative path."""
+    """The (train, test) files: from sub-folders of those names, else a tenth held out by the hash of the path."""
     below = {p.name.lower(): p for p in sorted(root.iterdir()) if p.is_dir()}
     train = next((below[n] for n in TRAIN if n in below), None)
     test = next((below[n] for n in TEST if n in below), None)
@@ -69,7 +70,9 @@ def _find(root: Path) -> tuple[list[File], list[File]]:
     if train and test:
         return files, _files(test) or _no_test(test)
     if len(files) < 2:
-        raise UserError(f"data.path={root} holds one image; at least two are needed, one to train on and one to test with")
+        raise UserError(
+            f"data.path={root} holds one image; at least two are needed, one to train on and one to test with"
+        )
     drawn = sorted(files, key=_draw)
     held = min(max(1, sum(_draw(f) < 0.1 for f in files)), len(files) - 1)
     test_names = {f.name for f in drawn[:held]}
@@ -81,7 +84,7 @@ def _no_test(folder: Path):
 
 
 def _draw(file: File) -> float:
-    """A number in [0, 1) that depends on the relative path alone, so that adding files moves none between the splits."""
+    """A number in [0, 1) that depends on the relative path alone: adding files moves none between the splits."""
     return int.from_bytes(hashlib.sha256(file.name.encode()).digest()[:8]) / 2**64
 
 
@@ -94,7 +97,9 @@ def _files(folder: Path) -> list[File]:
     ]
     if len({bool(f.label) for f in files}) > 1:
         stray = next(f for f in files if not f.label)
-        raise UserError(f"data.path={folder} has images both in sub-folders and beside them ({stray.name}): a sub-folder is a label")
+        raise UserError(
+            f"data.path={folder} has images both in sub-folders and beside them ({stray.name}): a sub-folder is a label"
+        )
     return files
 
 
@@ -119,8 +124,8 @@ class Unreadable:
             self.reasons[str(file)] = " ".join(str(error).split()) or type(error).__name__
             if len(self.reasons) > self.limit:
                 raise UserError(
-                    f"data.path={self.path}: more than data.limit_bad={self.limit} unreadable images: {self._names(0)}; "
-                    f"remove or mend them, or raise data.limit_bad"
+                    f"data.path={self.path} has more than data.limit_bad={self.limit} unreadable images: "
+                    f"{self._names(0)}; remove or mend them, or raise data.limit_bad"
                 )
 
     def report(self) -> None:
@@ -197,6 +202,8 @@ def _source(files: list[File], names: tuple[str, ...], shape: tuple, image_size:
             unreadable.report()
             if x is not None:
                 return {"image": x} | ({} if labels is None else {"label": labels[j % len(files)]})
-        raise UserError(f"data.path={unreadable.path}: {unreadable.limit + 1} unreadable images in a row from {files[i].path}")
+        raise UserError(
+            f"data.path={unreadable.path}: {unreadable.limit + 1} unreadable images in a row from {files[i].path}"
+        )
 
     return Lazy(len(files), example)

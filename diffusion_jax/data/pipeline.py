@@ -1,9 +1,9 @@
-"""From a source to batches: a pure function of (seed, step), shuffled anew each epoch, sharded by process, computed ahead.
+"""From a source to batches: a pure function of (seed, step), shuffled every epoch, sharded by process, computed ahead.
 
-The order of epoch e is argsort of the raw Philox stream keyed by (seed, e): a uniform permutation that neither NumPy's nor
-grain's version can change (raw bits are guaranteed stable, shuffling routines are not). grain's own shuffle walks cycles of
-a 65,536-element cipher one index at a time (about 0.3 us x 65536 / N per index: 30 us for the digits, 10 ms for a set of two), so
-grain carries the pipeline one step, not one example, per element.
+The order of epoch e is argsort of the raw Philox stream keyed by (seed, e): a uniform permutation that no version of
+NumPy or grain can change (raw bits are guaranteed stable, shuffling routines are not). grain's own shuffle walks the
+cycles of a 65,536-element cipher index by index (about 0.3 us x 65536 / N each: 30 us for the digits, 10 ms for a set
+of two), so the elements of the grain pipeline are steps, not examples.
 """
 
 from __future__ import annotations
@@ -25,13 +25,20 @@ SHUFFLE, FLIP = 0, 1  # independent random streams
 
 
 def batches(
-    source: Source, *, batch_size: int, seed: int = 0, flip: bool = False, process_index: int = 0, process_count: int = 1
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    flip: bool = False,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Callable[[int], dict[str, np.ndarray]]:
-    """batch(step) -> {'image': (b, H, W, C) float32 in [-1, 1], 'label': (b,) int32 if labelled}, b = batch_size / process_count.
+    """batch(step) -> {'image': (b, H, W, C) float32 in [-1, 1], 'label': (b,) int32}, b = batch_size / process_count.
 
-    Step s of process p holds positions [s G + p G/n, s G + (p + 1) G/n) of the endless global order (G = batch_size, n =
-    process_count), in which every epoch is a fresh permutation of all examples: the processes' rows, in order, are the batch of
-    one process. flip mirrors an example left-right with probability 1/2, drawn anew for each example and epoch.
+    Step s of process p holds positions [s G + p G/n, s G + (p + 1) G/n) of the endless global order (G = batch_size,
+    n = process_count), in which every epoch is a fresh permutation of all examples: the processes' rows, in order, are
+    the batch of one process. 'label' is absent where the set has none. flip mirrors an example left-right with
+    probability 1/2, drawn anew for each example and epoch.
     Raises UserError if batch_size is not a positive multiple of process_count. A batch may be larger than the set.
     """
     import grain
@@ -63,7 +70,9 @@ def batches(
             batch["image"][mirrored] = batch["image"][mirrored][:, :, ::-1]
         return batch
 
-    pipeline = grain.MapDataset.range(sys.maxsize // batch_size - 1).map(positions).map(rows).map(read).map(_network_types)
+    pipeline = (
+        grain.MapDataset.range(sys.maxsize // batch_size - 1).map(positions).map(rows).map(read).map(_network_types)
+    )
     return pipeline.__getitem__
 
 
@@ -84,9 +93,14 @@ def _local_size(batch_size: int, process_count: int) -> int:
 
 
 def prefetch(
-    batch: Callable[[int], Any], start: int, stop: int | None = None, *, depth: int = 2, put: Callable[[Any], Any] = lambda b: b
+    batch: Callable[[int], Any],
+    start: int,
+    stop: int | None = None,
+    *,
+    depth: int = 2,
+    put: Callable[[Any], Any] = lambda b: b,
 ) -> Iterator[tuple[int, Any]]:
-    """(step, put(batch(step))) for step = start, start + 1, ... (below stop), computed up to `depth` ahead in a daemon thread.
+    """(step, put(batch(step))) for step = start, start + 1, ... (below stop), up to `depth` ahead in a daemon thread.
 
     An exception in the thread is raised here, at its step. Closing the iterator (or dropping it) ends the thread.
     """
@@ -123,11 +137,11 @@ def prefetch(
             yield step, item
     finally:
         closed.set()
-        thread.join()
+        thread.join(timeout=5)  # (a batch that hangs, on a dead file server, must not hang the exit)
 
 
 def arrays(source: Source, limit: int | None = None) -> dict[str, np.ndarray]:
-    """The split's first `limit` examples (None: all) as stored and in order: image (N, H, W, C) uint8, label (N,) int32."""
+    """The split's first `limit` examples (None: all), in order: image (N, H, W, C) uint8, label (N,) int32."""
     size = len(source) if limit is None else min(limit, len(source))
     return source.rows(np.arange(size))
 
@@ -137,8 +151,8 @@ def sequential(
 ) -> Iterator[dict[str, np.ndarray]]:
     """The split once, in order, as batches like those of `batches` (this process's rows), for the held-out loss.
 
-    Every batch is full, so that one compiled function serves all: the examples beyond the last full batch are left out, and a
-    split smaller than one batch is repeated to fill it.
+    Every batch is full, so that one compiled function serves all: the examples beyond the last full batch are left out,
+    and a split smaller than one batch is repeated to fill it.
     """
     local = _local_size(batch_size, process_count)
     for first in range(0, max(len(source) - batch_size, 0) + 1, batch_size):

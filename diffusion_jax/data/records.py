@@ -1,6 +1,6 @@
 """Sets that tensorflow-datasets knows by name, prepared as array_record, read without TensorFlow.
 
-Our own digits are prepared here on first use. Any other set that is not prepared yet needs TensorFlow once, to prepare it.
+Our own digits are prepared here on first use. Any other set that is not prepared yet needs TensorFlow, once, for that.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from diffusion_jax.data import transforms
 from diffusion_jax.data.sources import Source, mapped
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import UserError, unknown
 
 FORMAT = "array_record"  # the one format that is written and read without TensorFlow
 POPULAR = ("mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped", "celeb_a", "downsampled_imagenet/32x32")
@@ -41,14 +41,16 @@ def splits(name: str, data_dir: str, image_size: int, channels: int) -> tuple[So
     train, test = _train_and_test(builder, labelled=bool(classes))
     shape = tuple(features["image"].shape)
     if None in shape and not image_size:
-        shape = train[0]["image"].shape  # variable sizes in the metadata only; `one` holds every image to the first one's shape
+        shape = train[0][
+            "image"
+        ].shape  # variable sizes in the metadata only; `one` holds every image to the first one's shape
     kept = transforms.fitted_shape(shape, image_size, channels)
 
     def one(example: dict) -> dict:
         image = transforms.fit(_uint8(name, example["image"]), image_size, channels)
         if image.shape != kept:
             raise UserError(
-                f"data.name={name} has images of several sizes ({kept}, {image.shape}): set data.image_size=64, for instance"
+                f"data.name={name} has images of several sizes ({kept}, {image.shape}): set data.image_size, to 64 say"
             )
         return {"image": image} | ({"label": np.int32(example["label"])} if classes else {})
 
@@ -91,7 +93,7 @@ def _prepared(name: str, data_dir: str):
     """The TFDS builder of a set, prepared if it was not. Safe when several processes start at once."""
     with _quiet(name == "digits"):
         builder = _builder(name, data_dir)
-        if builder.is_prepared() or _is_mocked(builder):
+        if _is_prepared(builder) or _is_mocked(builder):
             return builder
     if name != "digits" and importlib.util.find_spec("tensorflow") is None:
         raise UserError(
@@ -101,10 +103,13 @@ def _prepared(name: str, data_dir: str):
     with _quiet(name == "digits"):
         try:
             builder.download_and_prepare()  # writes a temporary folder and renames it: never half a set
-        except Exception as error:  # the network, the disk, a set that wants a manual download, or another process was first
-            if not _builder(name, data_dir).is_prepared():
+        except (
+            Exception
+        ) as error:  # the network, the disk, a set that wants a manual download, or another process was first
+            if not _is_prepared(builder):
                 raise UserError(
-                    f"data.name={name} could not be prepared in data.data_dir={data_dir}: {type(error).__name__}: {_line(error)}"
+                    f"data.name={name} could not be prepared in {data_dir} ({type(error).__name__}: {_line(error)}); "
+                    f"mend that, or choose another data.data_dir"
                 ) from error
         return _builder(name, data_dir)
 
@@ -118,11 +123,20 @@ def _builder(name: str, data_dir: str):
         return SklearnDigits(data_dir=data_dir, file_format=FORMAT)
     try:
         builder = tfds.builder(name, data_dir=data_dir)
-        return builder if builder.is_prepared() else tfds.builder(name, data_dir=data_dir, file_format=FORMAT)
+        return builder if _is_prepared(builder) else tfds.builder(name, data_dir=data_dir, file_format=FORMAT)
     except tfds.core.DatasetNotFoundError as error:
         raise NotFound(name) from error
-    except ValueError as error:  # 'cifar10/nosuch': the set is there, the configuration is not
-        raise UserError(f"data.name={name}: {_line(error)}") from error
+    except Exception as error:  # a malformed name, a configuration that does not exist, a package that is missing
+        base, _, config = name.partition("/")
+        if base.isidentifier() and config and tfds.builder_cls(base).builder_configs:
+            raise unknown(f"configuration of {base}", config, tfds.builder_cls(base).builder_configs) from error
+        raise UserError(f"data.name={name} cannot be used: {_line(error)}") from error
+
+
+def _is_prepared(builder) -> bool:
+    return (
+        builder.data_path / "dataset_info.json"
+    ).exists()  # builder.is_prepared() logs a warning when the answer is no
 
 
 def _is_mocked(builder) -> bool:
@@ -136,12 +150,12 @@ def _recipe(name: str, data_dir: str) -> str:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    return " ".join(str(error).split())[:400]
 
 
 @contextlib.contextmanager
 def _quiet(silent: bool) -> Iterator[None]:
-    """Not a word about a set that takes two seconds to prepare; a download shows TFDS's own announcements and progress bars."""
+    """Not a word about a set that takes two seconds to prepare; a download shows TFDS's own progress bars."""
     if not silent:
         yield
         return

@@ -1,6 +1,6 @@
-"""Sources: random access to examples. len(source), source[i] -> {'image', 'label'}, source.rows(indices) -> the same, stacked.
+"""Sources: random access to examples. source[i] -> {'image', 'label'}; source.rows(indices) -> the same, stacked.
 
-An image is (H, W, C) uint8 (a point of a 2-D toy: (2,) float32), a label an int32 scalar, absent where the set has none.
+An image is (H, W, C) uint8 (a point of a 2-D toy: (2,) float32), a label an int32 scalar, absent where there is none.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-MEMORY = 1_000_000_000  # bytes: a split below this is decoded once and kept as one array; a larger one is read batch by batch
+MEMORY = 1_000_000_000  # bytes: a split below this is decoded once and kept; a larger one is read batch by batch
 Example = dict[str, Any]
 
 

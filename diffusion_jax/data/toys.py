@@ -1,4 +1,4 @@
-"""2-D points, for work without images: deterministic in the seed, about unit scale, train and test drawn independently."""
+"""2-D points, for work without images: deterministic in the seed, about unit scale, train and test independent."""
 
 from __future__ import annotations
 
@@ -47,7 +47,12 @@ def _source(points: np.ndarray, label: np.ndarray | None = None) -> Arrays:
     return Arrays(points.astype(np.float32), label)
 
 
-TOYS = {"mixture": (mixture, MODES), "rings": (rings, RINGS), "checkerboard": (checkerboard, 0), "two_moons": (two_moons, 2)}
+TOYS = {
+    "mixture": (mixture, MODES),
+    "rings": (rings, RINGS),
+    "checkerboard": (checkerboard, 0),
+    "two_moons": (two_moons, 2),
+}
 
 
 def split(name: str, seed: int) -> tuple[Arrays, Arrays, int]:

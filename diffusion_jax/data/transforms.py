@@ -18,7 +18,7 @@ def fitted_shape(shape: tuple[int, ...], image_size: int, channels: int) -> tupl
 def fit(image: np.ndarray, image_size: int = 0, channels: int = 0) -> np.ndarray:
     """(H, W, C) uint8 -> (image_size, image_size, channels) uint8: centre crop to a square, antialiased bicubic resize.
 
-    0 keeps the size, or the channels, as they are. Grey becomes colour by repetition, colour becomes grey by ITU-R 601 luma.
+    0 keeps the size, or the channels, as they are. Grey becomes colour by repetition, colour grey by ITU-R 601 luma.
     """
     if image.shape == fitted_shape(image.shape, image_size, channels):
         return image
@@ -28,8 +28,8 @@ def fit(image: np.ndarray, image_size: int = 0, channels: int = 0) -> np.ndarray
 def fit_pil(image, image_size: int):
     """The PIL image's largest centred square, resized to image_size (0: untouched).
 
-    Resizing the short side and then cropping the centre is the same map; PIL's bicubic widens its kernel when it shrinks,
-    which is what antialiases (an unwidened kernel skips pixels).
+    The same as resizing the short side and cropping the centre. PIL's bicubic widens its kernel when it shrinks, which
+    is what antialiases (an unwidened kernel skips pixels).
     """
     from PIL import Image
 
