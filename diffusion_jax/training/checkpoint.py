@@ -1,0 +1,290 @@
+"""Checkpoints by Orbax: asynchronous, atomic, the last few kept, and verified.
+
+A checkpoint DIR/STEP holds two items: 'state', the leaves of the TrainState under their paths ('params/Dense_0/kernel'), and 'meta',
+JSON with each leaf's shape, dtype and sha256, the caller's `extra`, and a sha256 of itself. Orbax alone restores a flipped byte, or
+another dtype, without a word; here every leaf is compared with its digest before anybody sees it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.training.sharding import fetch, path_name
+
+
+class Checkpointer(NamedTuple):
+    """save(step, state, extra): starts writing and returns when the state may be donated. wait(): until it is on disk. close()."""
+
+    directory: Path
+    save: Callable[..., None]
+    wait: Callable[[], None]
+    close: Callable[[], None]
+
+
+class Restored(NamedTuple):
+    """What a checkpoint gives back: the state (or the parameters asked for), its step, and the JSON saved beside it."""
+
+    state: Any
+    step: int
+    extra: dict[str, Any]
+
+
+class _Damaged(Exception):
+    """This checkpoint cannot be trusted; the reason."""
+
+
+def open_checkpoints(
+    directory: str | os.PathLike, *, keep: int | None = 3, keep_every: int | None = None, after: int | None = None
+) -> Checkpointer:
+    """A writer of checkpoints. keep: the last so many stay (None: all), besides those at multiples of keep_every.
+
+    after: the step that was restored (None: a fresh start). Newer checkpoints are the damaged ones that restore passed over; they are
+    renamed STEP.damaged, so that their steps can be saved again. Raises UserError if the directory cannot be written.
+    """
+    ocp = _orbax()
+    directory = Path(directory).absolute()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            for step in _steps(directory):
+                if after is None or step > after:
+                    _set_aside(directory / str(step))
+    except OSError as error:
+        raise UserError(f"cannot write checkpoints to '{directory}': {error.strerror}") from error
+    manager = ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every))
+
+    def save(step: int, state: Any, extra: dict[str, Any] | None = None) -> None:
+        leaves = _leaves(state)
+        body = {"step": step, "leaves": _describe(leaves, digest=True), "extra": extra or {}}
+        meta = {"body": body, "sha256": _text_digest(body)}
+        items = ocp.args.Composite(state=ocp.args.PyTreeSave(_raw(leaves)), meta=ocp.args.JsonSave(meta))
+        if not manager.save(step, args=items):
+            raise RuntimeError(f"step {step} was not saved to {directory}: a checkpoint of the same or a later step is there")
+
+    return Checkpointer(directory, save, manager.wait_until_finished, manager.close)
+
+
+def latest_step(directory: str | os.PathLike) -> int | None:
+    """The newest checkpoint's step, damaged or not; None if there is none."""
+    return max(_steps(Path(directory)), default=None)
+
+
+def restore(directory: str | os.PathLike, template: Any, *, step: int | None = None) -> Restored | None:
+    """The newest checkpoint that is whole, or None where there is none at all; of the given step only, if given.
+
+    template: a tree of arrays or of ShapeDtypeStructs with shardings (`Runner.template`); the devices need not be those it was
+    saved from. A damaged checkpoint is passed over with one warning on stderr; nothing in the directory is changed.
+    Raises UserError if all are damaged, or if the newest whole one is of another model (naming the first leaf that differs).
+    """
+    wanted = _leaves(template)
+
+    def read(folder, body):
+        _compare(folder, body["leaves"], wanted)
+        return _unflatten(template, _read_leaves(folder, body["leaves"], wanted))
+
+    return _newest(Path(directory).absolute(), step, read)
+
+
+def restore_params(
+    directory: str | os.PathLike, which: str | None = None, *, template: Any = None, step: int | None = None
+) -> Restored:
+    """Only the parameters (which=None) or one of their EMAs (which='50k'), from the newest whole checkpoint or the given step.
+
+    template: as in `restore`, for the parameters alone; without it they come as nested dicts of numpy arrays.
+    Raises UserError if there is no checkpoint, or no such EMA (naming those there are).
+    """
+
+    def read(folder, body):
+        leaves = body["leaves"]
+        names = sorted({path.split("/")[1] for path in leaves if path.startswith("ema/")})
+        if which is not None and which not in names:
+            raise unknown("EMA", which, names) if names else UserError(f"'{directory}' keeps no EMAs; use the parameters themselves")
+        prefix = "params/" if which is None else f"ema/{which}/"
+        stored = {path: leaf for path, leaf in leaves.items() if path.startswith(prefix)}
+        if template is None:
+            found = _read_leaves(folder, stored, {path: _shape(leaf) for path, leaf in stored.items()})
+            return _nest({path.removeprefix(prefix): value for path, value in found.items()})
+        wanted = {prefix + path: leaf for path, leaf in _leaves(template).items()}
+        _compare(folder, stored, wanted)
+        return _unflatten(template, _read_leaves(folder, stored, wanted))
+
+    restored = _newest(Path(directory).absolute(), step, read)
+    if restored is None:
+        raise UserError(f"there is no checkpoint in '{directory}'; train first, or give the folder of a run that was trained")
+    return restored
+
+
+def _newest(directory: Path, step: int | None, read: Callable[[Path, dict], Any]) -> Restored | None:
+    steps = _steps(directory)
+    if step is not None and step not in steps:
+        raise UserError(f"there is no checkpoint of step {step} in '{directory}'; there are: {', '.join(map(str, steps)) or 'none'}")
+    candidates = [step] if step is not None else steps[::-1]
+    for i, candidate in enumerate(candidates):
+        folder = directory / str(candidate)
+        try:
+            body = _read_meta(folder)
+            return Restored(read(folder, body), candidate, body["extra"])
+        except _Damaged as damage:
+            if i + 1 < len(candidates):
+                print(f"warning: checkpoint '{folder}' is damaged ({damage}); trying that of step {candidates[i + 1]}", file=sys.stderr)
+            else:
+                count = "the checkpoint" if len(candidates) == 1 else f"each of the {len(candidates)} checkpoints"
+                raise UserError(
+                    f"{count} in '{directory}' is damaged (step {candidate}: {damage}); restore a copy, or train into a new folder"
+                ) from damage
+    return None
+
+
+def _steps(directory: Path) -> list[int]:
+    if not directory.is_dir():
+        return []
+    return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdecimal() and entry.is_dir())
+
+
+def _set_aside(folder: Path) -> None:
+    number = 0
+    while (target := folder.with_name(f"{folder.name}.damaged" + (f".{number}" if number else ""))).exists():
+        number += 1
+    folder.rename(target)
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    ocp = _orbax()
+    meta = _attempt(folder, meta=ocp.args.JsonRestore())["meta"]
+    if not isinstance(meta, dict) or meta.get("sha256") != _text_digest(meta.get("body")):
+        raise _Damaged("its description does not match its digest")
+    return meta["body"]
+
+
+def _read_leaves(folder: Path, stored: dict[str, dict], wanted: dict[str, Any]) -> dict[str, Any]:
+    """The leaves at the paths of `wanted`, placed as it says, each compared with its digest."""
+    ocp = _orbax()
+    item = _raw(wanted, shapes_only=True)
+    arguments = ocp.checkpoint_utils.construct_restore_args(item)
+    found = _attempt(folder, state=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True))["state"]
+    for path, digest in _digests(found).items():
+        if digest != stored[path]["sha256"]:
+            raise _Damaged(f"{path} does not match its digest")
+    return {path: _wrapped(found[path], leaf) for path, leaf in wanted.items()}
+
+
+def _attempt(folder: Path, **items) -> Any:
+    ocp = _orbax()
+    try:
+        with contextlib.closing(ocp.Checkpointer(ocp.CompositeCheckpointHandler())) as checkpointer:
+            return checkpointer.restore(folder, args=ocp.args.Composite(**items))
+    except Exception as error:  # Orbax, tensorstore and json raise a dozen kinds for a broken file
+        line = (str(error).strip() or "no message").splitlines()[0]
+        raise _Damaged(f"{type(error).__name__}: {line[:120]}") from error
+
+
+def _compare(folder: Path, stored: dict[str, dict], wanted: dict[str, Any]) -> None:
+    """UserError, naming the first leaf that differs, unless paths, shapes and dtypes are the same."""
+    have = {path: (tuple(leaf["shape"]), leaf["dtype"]) for path, leaf in stored.items()}
+    want = {path: (tuple(leaf["shape"]), leaf["dtype"]) for path, leaf in _describe(wanted, digest=False).items()}
+    say = lambda leaf: "missing" if leaf is None else f"{leaf[1]}{list(leaf[0])}"  # noqa: E731
+    for path in [*want, *have]:
+        if have.get(path) != want.get(path):
+            raise UserError(
+                f"checkpoint '{folder}' is of another model: {path} is {say(have.get(path))} there and {say(want.get(path))} here;"
+                " use that run's config, or another folder"
+            )
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def _unflatten(template: Any, leaves: dict[str, Any]) -> Any:
+    return jax.tree.unflatten(jax.tree.structure(template), list(leaves.values()))
+
+
+def _nest(leaves: dict[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in leaves.items():
+        *parents, last = path.split("/")
+        node = tree
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[last] = value
+    return tree
+
+
+def _describe(leaves: dict[str, Any], *, digest: bool) -> dict[str, dict]:
+    described = {path: {"shape": list(x.shape), "dtype": str(x.dtype)} for path, x in leaves.items()}
+    if digest:
+        for path, value in _digests(_raw(leaves)).items():
+            described[path]["sha256"] = value
+    return described
+
+
+def _shape(leaf: dict[str, Any]) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(tuple(leaf["shape"]), np.dtype(leaf["dtype"]))
+
+
+def _digests(leaves: dict[str, Any]) -> dict[str, str]:
+    """sha256 of the bytes of each leaf; hashlib lets go of the interpreter, so threads help."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return dict(zip(leaves, pool.map(_digest, leaves.values()), strict=True))
+
+
+def _digest(leaf: Any) -> str:
+    return hashlib.sha256(np.ascontiguousarray(fetch(leaf)).view(np.uint8).data).hexdigest()
+
+
+def _text_digest(body: Any) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _raw(leaves: dict[str, Any], shapes_only: bool = False) -> dict[str, Any]:
+    """The leaves as Orbax gets them: typed keys as their words (the dtype in 'meta' remembers the kind)."""
+
+    def raw(leaf):
+        if not shapes_only:
+            return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        sharding = getattr(leaf, "sharding", None)
+        shape = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+    return {path: raw(leaf) for path, leaf in leaves.items()}
+
+
+def _wrapped(value: Any, leaf: Any) -> Any:
+    """Words back to a typed key, of the kind and in the place of the template's leaf."""
+    if not _is_key(leaf):
+        return value
+    kind = []
+    jax.eval_shape(lambda key: kind.append(jax.random.key_impl(key)), leaf)
+    key = jax.random.wrap_key_data(value, impl=kind[0])
+    return key if getattr(leaf, "sharding", None) is None else jax.device_put(key, leaf.sharding)
+
+
+def _orbax():
+    """Orbax, imported when first needed (a second) and kept from talking through absl's log; its exceptions say what matters."""
+    import orbax.checkpoint
+
+    logger = logging.getLogger("absl")
+    if _not_from_orbax not in logger.filters:
+        logger.addFilter(_not_from_orbax)
+    return orbax.checkpoint
+
+
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    return f"{os.sep}orbax{os.sep}" not in record.pathname

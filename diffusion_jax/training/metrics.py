@@ -1,0 +1,194 @@
+"""What a run writes about itself: metrics.jsonl, TensorBoard events, and a line or a bar on stderr.
+
+metrics.jsonl has one JSON object a line: {'step': 100, 'images': 12800, 'loss': 0.3, ..., 'timing': {...}}. All but 'timing' is a
+pure function of the run's config: every number is the mean over the steps since the row before, summed in float64 in step order.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffusion_jax.provenance import atomic_path
+
+Tally = dict[str, Any]  # {'steps': n, 'sums': {name: float or nested}, 'edges': list or None}: plain JSON data, so a checkpoint can hold it
+
+
+def empty_tally() -> Tally:
+    """No steps yet."""
+    return {"steps": 0, "sums": {}, "edges": None}
+
+
+def add(tally: Tally, metrics: dict[str, Any]) -> Tally:
+    """The tally with the metrics of one call, numpy arrays (n, ...) for its n steps, summed in float64."""
+    counted = {key: value for key, value in metrics.items() if key not in ("nonfinite", "loss_by_level")}
+    by_level = metrics.get("loss_by_level")
+    edges = tally["edges"]
+    if by_level is not None:
+        counted |= {"level_sum": by_level["sum"], "level_count": by_level["count"]}
+        edges = np.asarray(by_level["edges"])[0].tolist()
+    sums = {key: np.sum(np.asarray(value, np.float64), axis=0) for key, value in counted.items()}
+    if tally["steps"]:
+        sums = {key: value + np.asarray(tally["sums"][key]) for key, value in sums.items()}
+    steps = tally["steps"] + len(np.asarray(metrics["loss"]))
+    return {"steps": steps, "sums": {key: value.tolist() for key, value in sums.items()}, "edges": edges}
+
+
+def row(tally: Tally) -> dict[str, Any]:
+    """The means of a tally: {'loss': .., ..., 'loss_by_level': [mean or None], 'level_edges': [...]}."""
+    sums = dict(tally["sums"])
+    level_sum, level_count = sums.pop("level_sum", None), sums.pop("level_count", None)
+    means = {key: value / tally["steps"] for key, value in sums.items()}
+    if level_sum is not None:
+        means["loss_by_level"] = [s / n if n else None for s, n in zip(level_sum, level_count, strict=True)]
+        means["level_edges"] = tally["edges"]
+    return means
+
+
+class Writer(NamedTuple):
+    """row(step, values, timing): a line of metrics.jsonl and its scalars. images(step, name, uint8 (N, H, W, C)). sync(): to the disk."""
+
+    row: Callable[..., None]
+    images: Callable[[int, str, np.ndarray], None]
+    sync: Callable[[], None]
+    close: Callable[[], None]
+
+
+def open_writer(directory: str | os.PathLike, *, start_step: int = 0, tensorboard: bool = True) -> Writer:
+    """A writer into DIR/metrics.jsonl and DIR/tensorboard. Rows after start_step, left by a run that died, are cut off first."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "metrics.jsonl"
+    cut(path, start_step)
+    file = path.open("a", encoding="utf-8")
+    events = _events(directory / "tensorboard", start_step) if tensorboard else None
+
+    def write(step: int, values: dict[str, Any], timing: dict[str, Any] | None = None) -> None:
+        line = {"step": step} | _finite(values) | {"timing": _finite(timing or {})}
+        file.write(json.dumps(line, allow_nan=False) + "\n")
+        file.flush()
+        if events:
+            for key, value in {**values, **(timing or {})}.items():
+                if isinstance(value, (int, float)):
+                    events.add_scalar(key, value, step)
+
+    def images(step: int, name: str, batch: np.ndarray) -> None:
+        if events:
+            batch = batch if batch.shape[-1] == 3 else np.repeat(batch[..., :1], 3, axis=-1)
+            events.add_images(name, batch, step, dataformats="NHWC")
+
+    def sync() -> None:
+        file.flush()
+        os.fsync(file.fileno())
+        if events:
+            events.flush()
+
+    def close() -> None:
+        file.close()
+        if events:
+            events.close()
+
+    return Writer(write, images, sync, close)
+
+
+def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl, up to the first line that is not whole (a killed run may leave half of one)."""
+    path = Path(path)
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def cut(path: str | os.PathLike, step: int) -> None:
+    """Keep the rows up to and including this step, atomically; the kept lines are not touched."""
+    path = Path(path)
+    if not path.exists():
+        return
+    keep = sum(1 for row in read_rows(path) if row["step"] <= step)
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    whole = [line if line.endswith("\n") else line + "\n" for line in lines[:keep]]
+    if whole != lines:
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(whole), encoding="utf-8")
+
+
+class Progress(NamedTuple):
+    """update(step, loss, images_per_s); close()."""
+
+    update: Callable[[int, float, float | None], None]
+    close: Callable[[], None]
+
+
+def open_progress(total: int, *, start: int = 0, seconds_between_lines: float = 10.0, stream=None) -> Progress:
+    """A bar with loss, images/s and time left where stderr is a terminal; elsewhere a plain line every so many seconds."""
+    stream = stream or sys.stderr
+    return (_bar if stream.isatty() else _lines)(total, start, stream, seconds_between_lines)
+
+
+def silent() -> Progress:
+    """Progress that is not shown."""
+    return Progress(lambda *_: None, lambda: None)
+
+
+def _bar(total: int, start: int, stream, _seconds) -> Progress:
+    from tqdm import tqdm
+
+    bar = tqdm(total=total, initial=start, file=stream, desc="train", unit="step", dynamic_ncols=True)
+
+    def update(step, loss, images_per_s):
+        rate = "" if images_per_s is None else f"{images_per_s:.0f}"
+        bar.set_postfix({"loss": f"{loss:.4f}", "images/s": rate}, refresh=False)
+        bar.update(step - bar.n)
+
+    return Progress(update, bar.close)
+
+
+def _lines(total: int, start: int, stream, seconds: float) -> Progress:
+    began = last = time.monotonic()
+
+    def update(step, loss, images_per_s):
+        nonlocal last
+        now = time.monotonic()
+        if step < total and now - last < seconds:
+            return
+        last = now
+        left = (now - began) / max(step - start, 1) * (total - step)
+        rate = "" if images_per_s is None else f", {images_per_s:.0f} images/s"
+        print(f"step {step}/{total}, loss {loss:.4f}{rate}, {_clock(left)} left", file=stream, flush=True)
+
+    return Progress(update, lambda: None)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _finite(value: Any) -> Any:
+    """Plain JSON data in which what is not finite is None."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _finite(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _events(directory: Path, start_step: int):
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(str(directory), purge_step=start_step + 1)

@@ -1,0 +1,121 @@
+"""Any optax optimizer by name, with a learning-rate schedule and clipping by global norm in front."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable
+from operator import attrgetter
+
+import jax.numpy as jnp
+import optax
+
+from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.types import Array
+
+Schedule = Callable[[Array], Array]  # step -> learning rate
+DECAYS = ("constant", "cosine", "linear", "rsqrt")
+NEED_MORE_THAN_GRADIENTS = {"lbfgs", "noisy_sgd", "contrib.dpsgd"}  # they ask for the loss function, a key, or per-example gradients
+
+
+def make_optimizer(
+    name: str = "adamw",
+    *,
+    learning_rate: float,
+    total_steps: int,
+    warmup: int = 0,
+    schedule: str = "constant",
+    final: float = 0.0,
+    decay_from: int | None = None,
+    clip: float = 1.0,
+    weight_decay: float | None = None,
+    b1: float | None = None,
+    b2: float | None = None,
+    eps: float | None = None,
+    **options,
+) -> tuple[optax.GradientTransformation, Schedule]:
+    """(tx, schedule): optax's optimizer of that name ('adam', 'adamw', 'lion', 'sgd', ..., also 'contrib.muon') at the scheduled rate.
+
+    The gradient is first clipped to global norm `clip` (0: not). Weight decay, betas and eps, and any other argument of the
+    optimizer in `options` (momentum=0.9, nesterov=True), keep the optimizer's own default where None. For the rate see
+    `learning_rate_schedule`. Raises UserError for an unknown name, or an argument that this optimizer does not take.
+    """
+    rate = learning_rate_schedule(
+        learning_rate, total_steps=total_steps, warmup=warmup, schedule=schedule, final=final, decay_from=decay_from
+    )
+    given = options | {"weight_decay": weight_decay, "b1": b1, "b2": b2, "eps": eps}
+    make = _find(name)
+    arguments = _accepted(name, make, {key: value for key, value in given.items() if value is not None})
+    if clip < 0:
+        raise UserError(f"optimizer.clip={clip} must not be negative; 0 turns clipping off")
+    tx = make(rate, **arguments)
+    return optax.chain(optax.clip_by_global_norm(clip), tx) if clip else tx, rate
+
+
+def learning_rate_schedule(
+    learning_rate: float,
+    *,
+    total_steps: int,
+    warmup: int = 0,
+    schedule: str = "constant",
+    final: float = 0.0,
+    decay_from: int | None = None,
+) -> Schedule:
+    """step -> learning_rate * min(1, (step + 1) / warmup) * decay, where u runs from 0 to 1 between warmup and total_steps and decay is
+
+    constant 1; linear 1 - (1 - final) u; cosine final + (1 - final) (1 + cos(pi u)) / 2; rsqrt (max(1, step / decay_from))^-1/2
+    (Karras et al. 2024, EDM2; decay_from None: the end of the warm-up). Raises UserError for an unknown schedule.
+    """
+    if schedule not in DECAYS:
+        raise unknown("learning-rate schedule", schedule, DECAYS)
+    if learning_rate <= 0 or warmup < 0:
+        raise UserError(f"optimizer.learning_rate={learning_rate} must be positive and optimizer.warmup={warmup} not negative")
+    reference = max(decay_from or warmup, 1)
+    span = max(total_steps - warmup, 1)
+
+    def rate(step):
+        step = jnp.asarray(step, jnp.float32)
+        u = jnp.clip((step - warmup) / span, 0.0, 1.0)
+        decay = {
+            "constant": lambda: jnp.ones_like(u),
+            "linear": lambda: 1 - (1 - final) * u,
+            "cosine": lambda: final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * u)),
+            "rsqrt": lambda: jnp.maximum(step / reference, 1.0) ** -0.5,
+        }[schedule]()
+        return learning_rate * jnp.minimum((step + 1) / max(warmup, 1), 1.0) * decay
+
+    return rate
+
+
+def optimizer_names() -> list[str]:
+    """The optimizers of the installed optax that need only gradients and parameters."""
+    public = (name for name in dir(optax) if not name.startswith(("_", "scale_by_")))
+    return sorted(name for name in public if _takes_a_rate(getattr(optax, name)) and name not in NEED_MORE_THAN_GRADIENTS)
+
+
+def _find(name: str) -> Callable:
+    if name.startswith("contrib."):
+        importlib.import_module("optax.contrib")  # optax itself does not load it
+    try:
+        found = attrgetter(name)(optax)
+    except AttributeError:
+        found = None
+    if found is None or name.rpartition(".")[2].startswith("_") or name in NEED_MORE_THAN_GRADIENTS or not _takes_a_rate(found):
+        raise unknown("optimizer", name, optimizer_names())
+    return found
+
+
+@functools.cache
+def _takes_a_rate(found) -> bool:
+    if not inspect.isfunction(found):
+        return False
+    return next(iter(inspect.signature(found).parameters), None) == "learning_rate"
+
+
+def _accepted(name: str, make: Callable, arguments: dict) -> dict:
+    takes = [key for key in inspect.signature(make).parameters if key != "learning_rate"]
+    for key, value in arguments.items():
+        if key not in takes:
+            raise UserError(f"optimizer.{key}={value}: {name} has no such argument (set it to None); it takes {', '.join(takes)}")
+    return arguments

@@ -1,0 +1,195 @@
+"""One pure training step: gradient, optimizer, EMAs, and every number worth watching, for any loss function.
+
+LossFn = (params, batch, keys, train) -> (losses, metrics)
+    batch: a dict of (B, ...) arrays; keys: (B,), one key per example; losses: (B,); metrics: {name: (B,)}, all of it per example.
+    metrics['level'], where given, is each example's noise level (log-SNR), by which the loss is binned.
+
+The noise of an example depends on (key, step, its index in the global batch) and on nothing else, so one device, a mesh, pmap and
+any accumulation compute the same step up to the rounding of sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from diffusion_jax.arrays import example_keys
+from diffusion_jax.errors import UserError
+from diffusion_jax.training.ema import Ema
+from diffusion_jax.training.state import TrainState
+from diffusion_jax.types import Array, Batch, Key, Params
+
+LossFn = Callable[[Params, Batch, Key, bool], tuple[Array, dict[str, Array]]]
+Metrics = dict[str, Any]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+class Levels(NamedTuple):
+    """The bins of the loss by noise level: equal in log-SNR; what lies outside counts in the first or last bin."""
+
+    low: float = -12.0
+    high: float = 12.0
+    bins: int = 12
+
+
+def make_train_step(
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    ema: Ema,
+    *,
+    schedule: Callable[[Array], Array] | None = None,
+    axis_name: str | None = None,
+    accumulate: int = 1,
+    levels: Levels = Levels(),
+) -> Step:
+    """(state, batch) -> (state, metrics), pure. axis_name: the mapped axis under pmap or shard_map, where B is the local batch.
+
+    The gradient is that of the mean loss of the global batch, summed over `accumulate` microbatches of B / accumulate examples.
+    metrics: means over the global batch of 'loss' and of each metric of loss_fn (but 'level'); 'grad_norm' (before clipping),
+    'update_norm', 'param_norm', 'learning_rate' (given a schedule); 'loss_by_level' {'edges' (n + 1,), 'sum' (n,), 'count' (n,)};
+    'nonfinite' {'flag', 'gradient', 'example', 'level'}: whether loss or gradient is not finite, whether only the gradient is, and
+    index and noise level of the first example whose loss is not (-1 and NaN where there is none).
+    A non-finite step leaves params, opt_state and ema as they were; the step number goes on.
+    Raises UserError, when traced, if B is not divisible by accumulate.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        size = jax.tree.leaves(batch)[0].shape[0]
+        devices, offset = _place(axis_name, size)
+        keys = example_keys(jax.random.fold_in(state.key, state.step), size, offset)
+        grads, losses, examples = _gradient(loss_fn, state.params, batch, keys, accumulate)
+        grads = _mean_over(axis_name, grads)
+        grad_norm = _norm(grads)
+
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        images_seen = state.step.astype(jnp.float32) * (size * devices)
+        averages = ema.update(state.ema, params, images_seen, size * devices)
+
+        level = examples.get("level")
+        nonfinite = _nonfinite(losses, level, grad_norm, offset, axis_name)
+        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(nonfinite["flag"], b, a), new, old)  # noqa: E731
+        metrics = _summary(losses, examples, levels, axis_name) | {
+            "grad_norm": grad_norm,
+            "update_norm": _norm(updates),
+            "param_norm": _norm(params),
+            "nonfinite": nonfinite,
+        }
+        if schedule is not None:
+            metrics["learning_rate"] = schedule(state.step)
+        state = TrainState(
+            step=state.step + 1,
+            params=keep(params, state.params),
+            opt_state=keep(opt_state, state.opt_state),
+            ema=keep(averages, state.ema),
+            key=state.key,
+        )
+        return state, metrics
+
+    return step
+
+
+def multi_step(step: Step, n: int = 1) -> Step:
+    """n steps in one dispatch: scans over a leading axis of length n of the batch; the metrics come out stacked, (n, ...)."""
+    return lambda state, batches: jax.lax.scan(step, state, batches, length=n)
+
+
+def make_eval_step(
+    loss_fn: LossFn, *, axis_name: str | None = None, levels: Levels = Levels()
+) -> Callable[[Params, Batch, Key], Metrics]:
+    """(params, batch, key) -> means over the global batch of the loss and of each metric, and 'loss_by_level' as in training.
+
+    Example i draws from fold_in(key, i): given the same key, evaluations at different steps are compared on the same noise.
+    """
+
+    def step(params: Params, batch: Batch, key: Key) -> Metrics:
+        size = jax.tree.leaves(batch)[0].shape[0]
+        _, offset = _place(axis_name, size)
+        losses, examples = loss_fn(params, batch, example_keys(key, size, offset), False)
+        return _summary(losses, examples, levels, axis_name)
+
+    return step
+
+
+def _place(axis_name: str | None, size: int) -> tuple[int, int | Array]:
+    """(number of devices the batch is spread over, index of this device's first example in the global batch)."""
+    if axis_name is None:
+        return 1, 0
+    return jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name) * size
+
+
+def _gradient(loss_fn: LossFn, params: Params, batch: Batch, keys: Key, parts: int):
+    """(gradient of the mean loss, losses (B,), metrics (B,)), in `parts` microbatches of every parts-th example.
+
+    Strided, because under a mesh each device holds a contiguous run of rows: every microbatch then takes its share from each device
+    and no row has to move.
+    """
+
+    def mean_loss(params, batch, keys):
+        losses, metrics = loss_fn(params, batch, keys, True)
+        return jnp.mean(losses), (losses, metrics)
+
+    gradient = jax.grad(mean_loss, has_aux=True)
+    if parts == 1:
+        grads, (losses, metrics) = gradient(params, batch, keys)
+        return grads, losses, metrics
+
+    size = keys.shape[0]
+    if parts < 1 or size % parts:
+        raise UserError(f"accumulate={parts} does not divide the batch of {size} examples; choose a divisor of it")
+    split = lambda x: jnp.swapaxes(x.reshape((size // parts, parts) + x.shape[1:]), 0, 1)  # noqa: E731
+    join = lambda x: jnp.swapaxes(x, 0, 1).reshape((size,) + x.shape[2:])  # noqa: E731
+
+    def body(total, part):
+        grads, per_example = gradient(params, *part)
+        return jax.tree.map(lambda t, g: t + g / parts, total, grads), per_example
+
+    grads, per_example = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, params), jax.tree.map(split, (batch, keys)))
+    return grads, *jax.tree.map(join, per_example)
+
+
+def _summary(losses: Array, examples: dict[str, Array], levels: Levels, axis_name: str | None) -> Metrics:
+    """Global means of the loss and of each per-example metric, and the loss by level as sums and counts."""
+    named = {"loss": losses} | {key: value for key, value in examples.items() if key != "level"}
+    means = _mean_over(axis_name, {key: jnp.mean(value) for key, value in named.items()})
+    if "level" not in examples:
+        return means
+    low, high, bins = levels
+    index = jnp.clip(jnp.floor((examples["level"] - low) / (high - low) * bins), 0, bins - 1)
+    member = index[:, None] == jnp.arange(bins)  # (B, bins); a masked sum, for scatters of floats are not deterministic on GPUs
+    sums = {"sum": jnp.sum(jnp.where(member, losses[:, None], 0.0), axis=0), "count": jnp.sum(member, axis=0, dtype=jnp.float32)}
+    return means | {"loss_by_level": {"edges": jnp.linspace(low, high, bins + 1)} | _sum_over(axis_name, sums)}
+
+
+def _nonfinite(losses: Array, level: Array | None, grad_norm: Array, offset, axis_name: str | None) -> dict[str, Array]:
+    none = jnp.iinfo(jnp.int32).max
+    index = offset + jnp.arange(losses.shape[0], dtype=jnp.int32)
+    first = jnp.min(jnp.where(jnp.isfinite(losses), none, index))
+    first = first if axis_name is None else jax.lax.pmin(first, axis_name)
+    found = first < none
+    level = jnp.full_like(losses, jnp.nan) if level is None else level
+    level = _sum_over(axis_name, jnp.sum(jnp.where(index == first, level, 0.0)))
+    bad_gradient = ~jnp.isfinite(grad_norm)
+    return {
+        "flag": found | bad_gradient,
+        "gradient": bad_gradient & ~found,
+        "example": jnp.where(found, first, -1),
+        "level": jnp.where(found, level, jnp.nan),
+    }
+
+
+def _norm(tree: Any) -> Array:
+    """The square root of the sum of all squares, in float32."""
+    return jnp.sqrt(sum(jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)))
+
+
+def _mean_over(axis_name: str | None, tree: Any) -> Any:
+    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+
+def _sum_over(axis_name: str | None, tree: Any) -> Any:
+    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
