@@ -1,7 +1,7 @@
 """Pictures of samples (Pillow) and curves (matplotlib), in one style.
 
-Functions that lay out images return a PIL.Image, to be kept with `save`; functions that draw curves write the file they are given.
-Both are written atomically. Images are (N, H, W, C), grey or colour, uint8 or floating in [-1, 1].
+Functions that lay out images return a PIL.Image, to be kept with `save`; functions that draw curves write the file they
+are given. Both are written atomically. Images are (N, H, W, C), grey or colour, uint8 or floating in [-1, 1].
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5
 LINES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 TEXT = 13  # pixels, in pictures
-VERDICT = {"accuracy": "recognised as their class", "frechet": "Fréchet distance", "seconds_per_image": "time per image"}
+VERDICT = {
+    "accuracy": "recognised as their class",
+    "frechet": "Fréchet distance",
+    "seconds_per_image": "time per image",
+}
 STYLE = {
     "font.size": 9.5,
     "axes.titlesize": 10.5,
@@ -88,21 +92,25 @@ def denoising_strip(
     scale: int | None = None,
     title: str | None = None,
 ) -> Image.Image:
-    """The way from noise to a picture: for each image x_t above and the prediction x0-hat below, one column for each time shown.
+    """The way from noise to a picture: for each image x_t above and x0-hat below, one column for each time shown.
 
-    x_t, x0_hat: (S, N, H, W, C) floating, in the order of sampling; times (S,), written by `caption` (t, or 'logSNR {:.1f}').
-    x_t is shown divided by its own range wherever that is wider than [-1, 1], so that a variance-exploding path can be seen too.
+    x_t, x0_hat: (S, N, H, W, C) floating, in the order of sampling; times (S,), written by `caption` (perhaps
+    'logSNR {:.1f}'). x_t is shown divided by its own range wherever that is wider than [-1, 1], so that a
+    variance-exploding path can be seen too.
     """
     x_t, x0_hat, times = np.asarray(x_t), np.asarray(x0_hat), np.asarray(times)
     if not len(x_t) == len(x0_hat) == len(times):
-        raise UserError(f"a denoising strip needs x_t, x0_hat and a time for each step; got {len(x_t)}, {len(x0_hat)}, {len(times)}")
+        raise UserError(
+            f"a denoising strip needs x_t, x0_hat and a time for each step; got {len(x_t)}, {len(x0_hat)}, {len(times)}"
+        )
     steps = np.unique(np.linspace(0, len(times) - 1, min(columns, len(times))).round().astype(int))
     rows, labels = [], []
     for i in range(min(images, x_t.shape[1])):
         rows.append([_Cell(_enlarge(_rgb(_into_range(x_t[s, i : i + 1]))[0], scale)) for s in steps])
         rows.append([_Cell(_enlarge(_rgb(x0_hat[s, i : i + 1])[0], scale)) for s in steps])
         labels += ["x\u209c", "x\u0302\u2080"]
-    return _lay_out(rows, row_labels=labels, column_labels=[caption.format(times[s]) for s in steps], title=title, rows_in_group=2)
+    captions = [caption.format(times[s]) for s in steps]
+    return _lay_out(rows, row_labels=labels, column_labels=captions, title=title, rows_in_group=2)
 
 
 def sampler_comparison(
@@ -113,10 +121,10 @@ def sampler_comparison(
     each: int = 8,
     title: str | None = None,
 ) -> None:
-    """One row for each sampler, one column for each NFE; every cell shows the same seeds and, beneath, how good they are.
+    """One row for each sampler, one column for each NFE; every cell shows the same seeds, and how good they are.
 
-    images: (sampler, nfe) -> (N, H, W, C), of which the first `each` are shown. table: rows with 'sampler', 'nfe' and, where known,
-    'accuracy' (fraction), 'frechet', 'seconds_per_image'.
+    images: (sampler, nfe) -> (N, H, W, C), of which the first `each` are shown. table: rows with 'sampler', 'nfe' and,
+    where known, 'accuracy' (fraction), 'frechet', 'seconds_per_image'.
     """
     samplers = list(dict.fromkeys(sampler for sampler, _ in images))
     budgets = sorted({nfe for _, nfe in images})
@@ -131,7 +139,8 @@ def sampler_comparison(
     rows = [[cell(sampler, nfe) for nfe in budgets] for sampler in samplers]
     note = "  ·  ".join(name for key, name in VERDICT.items() if any(_number(row.get(key)) for row in table))
     columns = [f"{nfe} NFE" for nfe in budgets]
-    save(_lay_out(rows, row_labels=samplers, column_labels=columns, title=title, note=note and f"beneath: {note}", gap=16), path)
+    note = note and f"beneath: {note}"
+    save(_lay_out(rows, row_labels=samplers, column_labels=columns, title=title, note=note, gap=16), path)
 
 
 def save(image: Image.Image, path: str | os.PathLike) -> None:
@@ -172,7 +181,8 @@ def _lay_out(
     top = margin + (TEXT + 16 if title else 0) + (TEXT + 8 if columns_of_text else 0)
     step_x, step_y, extra = width + gap, height + gap, 10
     groups = (len(rows) - 1) // rows_in_group if rows_in_group else 0
-    full_width = max(left + count * step_x - gap, margin + _width(title or "", bold=True), margin + _width(note)) + margin
+    right = max(left + count * step_x - gap, margin + _width(title or "", bold=True), margin + _width(note))
+    full_width = right + margin
     full_height = top + len(rows) * step_y - gap + groups * extra + (TEXT + 12 if note else 0) + margin
     canvas = Image.new("RGB", (full_width, full_height), PAPER)
     draw = ImageDraw.Draw(canvas)
@@ -190,7 +200,8 @@ def _lay_out(
             if cell is not None:
                 x = left + c * step_x
                 canvas.paste(Image.fromarray(cell.tile), (x + (width - cell.tile.shape[1]) // 2, y))
-                draw.text((x + width / 2, y + cell.tile.shape[0] + TEXT + 3), cell.caption, font=_font(), fill=INK, anchor="ms")
+                beneath = (x + width / 2, y + cell.tile.shape[0] + TEXT + 3)
+                draw.text(beneath, cell.caption, font=_font(), fill=INK, anchor="ms")
     return canvas
 
 
@@ -235,7 +246,7 @@ def _into_range(x: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _font(bold: bool = False) -> ImageFont.ImageFont:
-    """DejaVu Sans as matplotlib carries it, so that pictures and curves share one face (Pillow's own lacks Greek and subscripts)."""
+    """DejaVu Sans as matplotlib carries it: one face for pictures and curves (Pillow's own has no subscripts)."""
     import matplotlib
 
     return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans{'-Bold' if bold else ''}.ttf", TEXT)
@@ -249,10 +260,10 @@ def _width(text: str, bold: bool = False) -> int:
 
 
 def loss_curve(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, *, title: str | None = None) -> None:
-    """The loss against images seen (raw, smoothed, held-out) and, where rows have it, by noise level early, midway and late.
+    """The loss against images seen (raw, smoothed, held-out), and by noise level early, midway and late.
 
-    rows of metrics.jsonl, any of whose keys may be missing: 'images' (else 'step'), 'loss', 'eval_loss', 'loss_by_level' (a list of
-    means) with 'level_edges' (log-SNR at the edges of the bins, one more than the means).
+    rows of metrics.jsonl, any of whose keys may be missing: 'images' (else 'step'), 'loss', 'eval_loss',
+    'loss_by_level' (a list of means) with 'level_edges' (log-SNR at the edges of the bins, one more than the means).
     """
     by_level = [row for row in rows if row.get("loss_by_level") and row.get("level_edges")]
     with _figure(path, panels=2 if by_level else 1) as axes:
@@ -272,8 +283,8 @@ def quality_curves(
 ) -> None:
     """Quality against NFE, one curve for each sampler, named at its end; one panel for each metric that the table has.
 
-    table: rows {'sampler', 'nfe', metric: value, ...}. metrics: key -> axis label; by default 'accuracy' (a fraction, shown in %),
-    'frechet' and 'error', the last two on a logarithmic axis.
+    table: rows {'sampler', 'nfe', metric: value, ...}. metrics: key -> axis label; by default 'accuracy' (a fraction,
+    shown in %), 'frechet' and 'error', the last two on a logarithmic axis.
     """
     metrics = metrics or {
         "accuracy": "recognised as their class (%)",
@@ -293,15 +304,19 @@ def quality_curves(
             axes[0].figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
 
 
-def points(data: np.ndarray, samples: np.ndarray | Mapping[str, np.ndarray], path: str | os.PathLike, *, shown: int = 4000) -> None:
-    """2-D samples beside the data they should look like, on the same axes. data (M, 2); samples (N, 2), or several by name."""
+def points(
+    data: np.ndarray, samples: np.ndarray | Mapping[str, np.ndarray], path: str | os.PathLike, *, shown: int = 4000
+) -> None:
+    """2-D samples beside their data, on the same axes. data (M, 2); samples (N, 2), or several by name."""
     sets = {"data": data} | (dict(samples) if isinstance(samples, Mapping) else {"samples": samples})
     low, high = np.quantile(data, 0.001, axis=0), np.quantile(data, 0.999, axis=0)
     centre, half = (low + high) / 2, 0.6 * float(max(high - low))
     with _figure(path, panels=len(sets), size=(3.2, 3.4)) as axes:
         for i, (axis, (name, xy)) in enumerate(zip(axes, sets.items())):
-            axis.scatter(*np.asarray(xy)[:shown].T, s=3, alpha=0.4, linewidths=0, color=COLOURS[min(i, 1)])
-            axis.set(title=name, xlim=centre[0] + np.array([-half, half]), ylim=centre[1] + np.array([-half, half]), aspect="equal")
+            some = np.asarray(xy)[:: math.ceil(len(xy) / shown)]
+            axis.scatter(*some.T, s=3, alpha=0.4, linewidths=0, color=COLOURS[min(i, 1)])
+            (left, bottom), (right, top) = centre - half, centre + half
+            axis.set(title=name, xlim=(left, right), ylim=(bottom, top), aspect="equal")
             axis.set(xlabel="x₁", ylabel="x₂" if i == 0 else "")
 
 
@@ -339,12 +354,13 @@ def _loss_against_images(axis, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _loss_by_level(axis, rows: Sequence[Mapping[str, Any]]) -> None:
     thirds = np.array_split(np.arange(len(rows)), min(3, len(rows)))
-    names = ("early", "midway", "late") if len(thirds) == 3 else ("early", "late") if len(thirds) == 2 else ("training",)
+    names = {1: ["training"], 2: ["early", "late"], 3: ["early", "midway", "late"]}[len(thirds)]
     for indices, name, colour in zip(thirds, names, ("#9ecae1", "#4292c6", "#08306b")):
         edges = np.array(rows[indices[-1]]["level_edges"], float)
-        means = _nan_mean([rows[i]["loss_by_level"] for i in indices if len(rows[i]["loss_by_level"]) == len(edges) - 1])
+        curves = [rows[i]["loss_by_level"] for i in indices]
+        means = _nan_mean([curve for curve in curves if len(curve) == len(edges) - 1])
         axis.plot((edges[1:] + edges[:-1]) / 2, means, color=colour, marker="o", label=name)
-    axis.set(xlabel="log-SNR of the noise level (noise at the left, data at the right)", ylabel="loss", title="Loss by noise level")
+    axis.set(xlabel="log-SNR (noise at the left, data at the right)", ylabel="loss", title="Loss by noise level")
     _log_if_wide(axis)
     axis.legend()
 
@@ -353,16 +369,18 @@ def _quality_panel(axis, table: Sequence[Mapping[str, Any]], samplers: Sequence[
     factor = 100 if metric == "accuracy" else 1
     ends = []
     for i, sampler in enumerate(samplers):
-        curve = sorted((row["nfe"], factor * row[metric]) for row in table if row["sampler"] == sampler and _number(row.get(metric)))
+        own = [row for row in table if row["sampler"] == sampler and _number(row.get(metric))]
+        curve = sorted((row["nfe"], factor * row[metric]) for row in own)
         if curve:
             x, y = zip(*curve)
-            colour, again = COLOURS[i % len(COLOURS)], i // len(COLOURS)  # a colour's second use has another line and marker
-            axis.plot(x, y, color=colour, linestyle=LINES[again % len(LINES)], marker=MARKERS[(i + again) % len(MARKERS)])
+            again = i // len(COLOURS)  # a colour's second use has another line and marker
+            colour, marker = COLOURS[i % len(COLOURS)], MARKERS[(i + again) % len(MARKERS)]
+            axis.plot(x, y, color=colour, linestyle=LINES[again % len(LINES)], marker=marker)
             ends.append((x[-1], y[-1], sampler, colour))
     if metric != "accuracy":
         _log_if_wide(axis)
     budgets = sorted({row["nfe"] for row in table})
-    ticks = functools.reduce(lambda kept, nfe: kept + [nfe] if not kept or nfe > 1.3 * kept[-1] else kept, budgets, [])
+    ticks = functools.reduce(lambda kept, nfe: kept + [nfe] if not kept or nfe > 1.2 * kept[-1] else kept, budgets, [])
     axis.set_xscale("log")
     axis.set_xticks(ticks, [str(nfe) for nfe in ticks])
     axis.set_xticks([], minor=True)
@@ -370,13 +388,15 @@ def _quality_panel(axis, table: Sequence[Mapping[str, Any]], samplers: Sequence[
 
 
 def _name_ends(axis, ends: Sequence[tuple[float, float, str, str]], line_height: float = 13.0) -> None:
-    """Write each curve's name to the right of its last point; names that would overlap share out the room around their middle."""
+    """Write each curve's name to the right of its last point; names that would overlap are moved apart."""
     axis.figure.draw_without_rendering()  # settles the axes' limits
     ends = sorted(ends, key=lambda end: end[1])
-    low, high = (edge * 72 / axis.figure.dpi for edge in axis.bbox.intervaly)
-    wanted = [axis.transData.transform(end[:2])[1] * 72 / axis.figure.dpi for end in ends]  # points, as the offsets below
+    points = 72 / axis.figure.dpi  # in a pixel; the offsets below are in points
+    low, high = axis.bbox.intervaly * points + np.array([0.5, -0.5]) * line_height
+    wanted = [axis.transData.transform(end[:2])[1] * points for end in ends]
     for (x, y, name, colour), want, place in zip(ends, wanted, _apart(wanted, line_height, low, high)):
-        axis.annotate(name, (x, y), (9, place - want), textcoords="offset points", va="center", color=colour, annotation_clip=False)
+        style = {"va": "center", "color": colour, "annotation_clip": False}
+        axis.annotate(name, (x, y), (9, place - want), textcoords="offset points", **style)
 
 
 def _apart(wanted: Sequence[float], distance: float, low: float, high: float) -> list[float]:

@@ -1,7 +1,7 @@
 """Where a number comes from, and files that are never half-written.
 
-Every result of the project is saved beside `provenance(config, seed)`. `atomic_path` is the one way this project's machinery
-replaces a file: a reader sees the old one or the new one, and a killed writer leaves the old one in place.
+Every result of the project is saved beside `provenance(config, seed)`. `atomic_path` is the one way this project's
+machinery replaces a file: a reader sees the old one or the new one, and a killed writer leaves the old one in place.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ PACKAGES = ("diffusion_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def provenance(config: Mapping | None = None, seed: int | None = None) -> dict[str, Any]:
-    """What is needed to repeat a result: code, versions, machine, command, config and seed. What cannot be found out is None.
+    """What is needed to repeat a result: code, versions, machine, command, config, seed; None where it is not known.
 
-    Returns {'commit': hash ('-dirty' after it where tracked files differ), 'versions': {package: version, 'python': ...},
-    'platform', 'devices': {'backend', 'kind', 'count', 'processes'}, 'cpu': {'model', 'cores'}, 'date' (UTC, ISO 8601),
-    'command', 'config_hash' (see `config_hash`; None without a config), 'seed'}. Never raises.
+    Returns {'commit': hash ('-dirty' after it where tracked files differ), 'versions': {package: version, 'python':
+    ...}, 'platform', 'devices': {'backend', 'kind', 'count', 'processes'}, 'cpu': {'model', 'cores'}, 'date' (UTC, ISO
+    8601), 'command', 'config_hash' (see `config_hash`; None without a config), 'seed'}. Never raises.
     """
+    versions = {name: _or_none(metadata.version, name) for name in PACKAGES}
     return {
         "commit": _or_none(_commit),
-        "versions": {"python": platform.python_version()} | {name: _or_none(metadata.version, name) for name in PACKAGES},
+        "versions": versions | {"python": platform.python_version()},
         "platform": _or_none(platform.platform),
         "devices": _or_none(_devices),
         "cpu": {"model": _or_none(_cpu_model), "cores": _or_none(_usable_cores)},
@@ -52,22 +53,22 @@ def config_hash(config: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A value as plain JSON data: mappings get string keys, arrays (numpy, jax) become lists, other objects their text."""
+    """A value as plain JSON data: mappings get string keys, arrays (numpy, jax) become lists, others their text."""
     if value is None or isinstance(value, (str, bool, int, float)):
-        return float(value) if isinstance(value, float) else value
+        return value
     if hasattr(value, "to_dict"):  # ConfigDict
         value = value.to_dict()
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (set, frozenset)):
-        return sorted(plain(item) for item in value)
+        return sorted((plain(item) for item in value), key=str)
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def canonical_json(value: Any, indent: int | None = 2) -> str:
-    """JSON text that depends on the values alone: sorted keys, numpy and jax values as numbers and lists, NaN as Python reads it."""
+    """JSON text that depends on the values alone: sorted keys, arrays as lists, NaN as Python writes and reads it."""
     return json.dumps(plain(value), sort_keys=True, indent=indent)
 
 
@@ -80,6 +81,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}.tmp{path.suffix}")
+    if path.is_dir():
+        raise UserError(f"cannot write '{path}': it is a folder; give the name of a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
@@ -109,7 +112,7 @@ def load_json(path: str | os.PathLike) -> Any:
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | Mapping[str, str]) -> str:
-    """A GitHub table of the named columns (key, or key -> heading); numbers to four digits, right-aligned; '-' where a row has none."""
+    """A GitHub table of the named columns (key, or key -> heading); floats to four digits; '-' where a row has none."""
     headings = columns if isinstance(columns, Mapping) else {key: key for key in columns}
     right = [any(isinstance(plain(row.get(key)), (int, float)) for row in rows) for key in headings]
     lines = [[str(heading) for heading in headings.values()], ["---:" if r else "---" for r in right]]
@@ -135,10 +138,10 @@ def _commit() -> str:
     here = Path(__file__).resolve()
 
     def git(*arguments: str) -> str:
-        result = subprocess.run(["git", "-C", str(here.parent), *arguments], capture_output=True, text=True, timeout=10, check=True)
-        return result.stdout.strip()
+        command = ["git", "-C", str(here.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
-    git("ls-files", "--error-unmatch", here.name)  # an installed copy inside somebody else's repository has no commit of its own
+    git("ls-files", "--error-unmatch", here.name)  # an installed copy in somebody else's repository has no commit
     return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
 
 

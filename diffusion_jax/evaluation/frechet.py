@@ -1,4 +1,4 @@
-"""The Frechet distance between two sets of features, as if each were Gaussian (Heusel et al. 2017, arXiv:1706.08500, eq. 6).
+"""The Frechet distance between two sets of features as if each were Gaussian (Heusel et al. 2017, eq. 6).
 
     d^2 = |mu_1 - mu_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))
 
@@ -54,12 +54,12 @@ def moments_of(features: Features, images: np.ndarray, *, batch_size: int = 1000
 def frechet_distance(a: Moments, b: Moments) -> float:
     """d^2 between two Gaussians, the number that the field reports as FID (it is a squared distance).
 
-    tr (C_1 C_2)^(1/2) is the sum of the singular values of C_1^(1/2) C_2^(1/2): the square root of an unsymmetric, perhaps singular
-    product never has to be taken, so fewer images than features are no numerical trouble (they still are a statistical one).
-    Raises UserError for different widths and for sets of fewer than two.
+    tr (C_1 C_2)^(1/2) is the sum of the singular values of C_1^(1/2) C_2^(1/2): the square root of an unsymmetric,
+    perhaps singular product never has to be taken, so fewer images than features are no numerical trouble (they still
+    are a statistical one). Raises UserError for different widths and for sets of fewer than two.
     """
     if a.mean.shape != b.mean.shape:
-        raise UserError(f"features of width {a.mean.size} and {b.mean.size} cannot be compared; use one extractor for both sets")
+        raise UserError(f"features of width {a.mean.size} and {b.mean.size} cannot be compared; use one extractor")
     if min(a.count, b.count) < 2:
         raise UserError(f"a Frechet distance needs at least two images in each set; got {a.count} and {b.count}")
     root = np.linalg.svd(_sqrt(a.cov) @ _sqrt(b.cov), compute_uv=False).sum()

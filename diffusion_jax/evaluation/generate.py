@@ -1,7 +1,7 @@
 """Many images from a sampler: seeds, batches of one size, a progress bar, and the file they end in.
 
-One seed is one image: seed k gives the key jax.random.key(k), and image i depends on keys[i] alone, so the same seed gives the same
-image whatever the batch size, the number of devices and the other images asked for.
+One seed is one image: seed k gives the key jax.random.key(k), and image i depends on keys[i] alone, so the same seed
+gives the same image whatever the batch size, the number of devices and the other images asked for.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ def generate(
     put: Callable[[Any], Any] = lambda tree: tree,
     description: str = "sampling",
 ) -> np.ndarray:
-    """Images for keys (N,): uint8 (N, ...). `sample_fn(keys (B,), cond)` -> (B, ...) float in [-1, 1], jitted by the caller.
+    """Images for keys (N,): uint8 (N, ...). sample_fn(keys (B,), cond) -> (B, ...) in [-1, 1], jitted by the caller.
 
-    Every batch has exactly `batch_size` examples (the last is filled up with copies of the last example, which are dropped), so
-    sample_fn compiles once, over calls too. cond: a dict of (N, ...) arrays, sliced along, or None. put: places (keys, cond) of a
-    batch on the devices, e.g. `lambda tree: jax.device_put(tree, sharding)`.
-    Raises UserError for a cond of another length and for images that are not finite.
+    Every batch has exactly `batch_size` examples (the last is filled up with copies of the last example, which are
+    dropped), so sample_fn compiles once, over calls too. cond: a dict of (N, ...) arrays, sliced along, or None. put:
+    places (keys, cond) of a batch on the devices, e.g. `lambda tree: jax.device_put(tree, sharding)`. Raises UserError
+    for a cond of another length and for images that are not finite.
     """
     count = len(keys)
     for name, values in (cond or {}).items():
         if len(values) != count:
             raise UserError(f"cond['{name}'] has {len(values)} entries for {count} images; give one for each")
     if count == 0 or batch_size < 1:
-        raise UserError(f"sampling needs at least one image and one per batch; got {count} images, batch size {batch_size}")
+        raise UserError(f"sampling needs at least one image, one a batch; got {count} images, batch size {batch_size}")
     images = []
     with _progress(count, description, enabled=progress) as advance:
         for start in range(0, count, batch_size):
@@ -61,7 +61,7 @@ def generate(
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """[-1, 1] -> {0, ..., 255}: clip, then round (x + 1) 127.5. The inverse of x = 2 u / 255 - 1. UserError for NaN or infinity."""
+    """[-1, 1] -> {0, ..., 255}: clip, then round (x + 1) 127.5. Inverse of x = 2 u / 255 - 1. UserError for NaN."""
     images = np.asarray(images, np.float32)
     if not np.isfinite(images).all():
         bad = (~np.isfinite(images)).reshape(len(images), -1).any(1).sum()
@@ -70,20 +70,20 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
 
 
 def seeds_to_keys(seeds: Sequence[int]) -> Key:
-    """One key per seed, (N,): jax.random.key(seed). A root seed k for N images is the seeds k, ..., k + N - 1: `range(k, k + N)`."""
+    """One key per seed, (N,): jax.random.key(seed). N images from a root seed k are `range(k, k + N)`."""
     return jax.vmap(jax.random.key)(jnp.asarray(np.asarray(seeds, np.uint32)))
 
 
 def parse_seeds(text: str) -> list[int]:
-    """'0-63,100' -> [0, ..., 63, 100]. UserError for anything but distinct whole numbers below 2^32, and for more than ten million."""
+    """'0-63,100' -> [0, ..., 63, 100]. UserError for anything but distinct whole numbers below 2^32."""
     seeds: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if not match:
-            raise UserError(f"seeds '{text}': '{part.strip()}' is neither a number nor a range; write for example 0-63,100")
+            raise UserError(f"seeds '{text}': '{part.strip()}' is no number and no range; write for example 0-63,100")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first or last >= 2**32:
-            raise UserError(f"seeds '{text}': '{part.strip()}' must go upward and stay below 2^32; write for example 0-63")
+            raise UserError(f"seeds '{text}': '{part.strip()}' must go up and stay below 2^32; write for example 0-63")
         if len(seeds) + last - first >= MAX_SEEDS:
             raise UserError(f"seeds '{text}' are more than {MAX_SEEDS:,} images; ask for fewer at a time")
         seeds.extend(range(first, last + 1))
@@ -100,8 +100,8 @@ def save_npz(path: str | os.PathLike, images: np.ndarray, labels=None, seeds=Non
 
 
 @contextmanager
-def _progress(total: int, description: str, *, enabled: bool, seconds_between_lines: float = 15.0) -> Iterator[Callable]:
-    """advance(n) after n more images: a bar on a terminal; elsewhere (logs) a plain line now and then, and one at the end."""
+def _progress(total: int, description: str, *, enabled: bool, line_every: float = 15.0) -> Iterator[Callable]:
+    """advance(n) after n more images: a bar on a terminal; in logs a plain line now and then, and one at the end."""
     if enabled and sys.stderr.isatty():
         from tqdm import tqdm
 
@@ -113,7 +113,7 @@ def _progress(total: int, description: str, *, enabled: bool, seconds_between_li
     def advance(count: int) -> None:
         nonlocal done, printed
         done, now = done + count, time.monotonic()
-        if enabled and (done == total or now - printed > seconds_between_lines):
+        if enabled and (done == total or now - printed > line_every):
             rate = done / max(now - began, 1e-9)
             left = f", {math.ceil((total - done) / rate)} s left" if done < total else ""
             print(f"{description}: {done}/{total} images, {rate:.1f} images/s{left}", file=sys.stderr, flush=True)
