@@ -66,10 +66,10 @@ def npz(path: str) -> tuple[Split, Split]:
             f"data.path={path} is not a file; data.name=npz wants an .npz with 'images' and, optionally, 'labels'"
         )
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
             keys = list(archive.files)
             wanted = {k: archive[k] for names in NPZ_PAIRS + NPZ_SINGLE for k in names if k in keys}
-    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"data.path={path} cannot be read as an .npz of plain arrays: {error}") from error
     for x_train, y_train, x_test, y_test in NPZ_PAIRS:
         if x_train in wanted and x_test in wanted:

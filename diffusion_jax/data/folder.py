@@ -1,6 +1,6 @@
 """A folder of images: sub-folders are labels, any size, grey or colour.
 
-What is checked when. The header of every file is read at the start (a tenth of a millisecond each): it gives size and
+What is checked when. The header of every file is read at the start (about 0.2 ms each): it gives size and
 colour and finds files that are no images. A split that fits in memory is also decoded at the start, so every corrupt
 file is known before the first step. A larger one is decoded batch by batch; a file that turns out to be corrupt, or
 has gone, is reported once by name and its place is taken by the next readable file in the order, which keeps
@@ -46,7 +46,7 @@ def splits(path: str, image_size: int, channels: int, limit_bad: int) -> tuple[S
         raise UserError(f"data.path={path} is not a folder; data.name=folder wants a folder of images")
     parts = _find(root)
     total = sum(map(len, parts))
-    unreadable = Unreadable(path, min(100, max(1, total // 10)) if limit_bad < 0 else limit_bad)
+    unreadable = Unreadable(path, default_limit(total) if limit_bad < 0 else limit_bad)
     headers = [_headers(part, unreadable) for part in parts]
     parts = [[f for f in part if f.path in h] for part, h in zip(parts, headers)]
     unreadable.report()
@@ -57,6 +57,11 @@ def splits(path: str, image_size: int, channels: int, limit_bad: int) -> tuple[S
     sources = [_source(part, names, shape, image_size, unreadable) for part in parts]
     unreadable.report()
     return *sources, shape, len(names), names
+
+
+def default_limit(total: int) -> int:
+    """How many of `total` files may be unreadable: a tenth, but at least 1 and at most 100."""
+    return min(100, max(1, total // 10))
 
 
 def _find(root: Path) -> tuple[list[File], list[File]]:
@@ -121,7 +126,8 @@ class Unreadable:
 
     def add(self, file: Path, error: Exception) -> None:
         with self.lock:
-            self.reasons[str(file)] = " ".join(str(error).split()) or type(error).__name__
+            reason = " ".join(str(error).replace(f"'{file}'", "").split()) or type(error).__name__
+            self.reasons[str(file)] = reason.rstrip(" :")
             if len(self.reasons) > self.limit:
                 raise UserError(
                     f"data.path={self.path} has more than data.limit_bad={self.limit} unreadable images: "
@@ -193,7 +199,7 @@ def _source(files: list[File], names: tuple[str, ...], shape: tuple, image_size:
         images = parallel(image, list(range(len(files))))
         kept = [i for i, x in enumerate(images) if x is not None]
         if not kept:
-            raise UserError(f"data.path={unreadable.path}: none of the images of a split is readable")
+            raise UserError(f"data.path={unreadable.path}: no image of a split is readable")
         return Arrays(np.stack([images[i] for i in kept]), None if labels is None else labels[kept])
 
     def example(i: int) -> dict:
