@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -105,7 +106,9 @@ def _progress(total: int, description: str, *, enabled: bool, line_every: float 
     if enabled and sys.stderr.isatty():
         from tqdm import tqdm
 
-        with tqdm(total=total, desc=description, unit="image", file=sys.stderr, dynamic_ncols=True) as bar:
+        size = shutil.get_terminal_size()  # unlike tqdm's own, never 0 x 0, where a bar would stay invisible
+        shape = {"ncols": size.columns - 1, "nrows": size.lines}
+        with tqdm(total=total, desc=description, unit=" images", file=sys.stderr, **shape) as bar:
             yield bar.update
         return
     done, began, printed = 0, time.monotonic(), time.monotonic()
