@@ -148,9 +148,10 @@ def test_a_split_without_one_readable_image(tmp_path):
     (tmp_path / "test").mkdir()
     (tmp_path / "test" / "0.png").write_text("no image")
     fails("no image of the test split is readable", "folder", path=str(tmp_path))
-    write_image(tmp_path / "test" / "0.png", 0)
+    noise = np.random.default_rng(0).integers(256, size=(4, 6, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "test" / "0.png")
     whole = (tmp_path / "test" / "0.png").read_bytes()
-    (tmp_path / "test" / "0.png").write_bytes(whole[:50])  # the header is whole, the pixels are not
+    (tmp_path / "test" / "0.png").write_bytes(whole[:80])  # the header is whole, the pixels are not
     fails("no image of a split is readable", "folder", path=str(tmp_path))
 
 
