@@ -26,9 +26,9 @@ def _ramp(n: int) -> Array:
     return jnp.linspace(0.0, 1.0, n)
 
 
-def _from_logsnr(process: Process, lam: Array, name: str) -> Array:
-    """Times of these log-SNRs, with both ends exactly the process's own."""
-    ts = time_of_logsnr(process, lam).at[0].set(process.t_max)
+def _with_ends(process: Process, ts: Array, name: str) -> Array:
+    """These times with both ends exactly the process's own: float32 would leave t_min off by t_max's rounding."""
+    ts = ts.at[0].set(process.t_max)
     return _checked(ts.at[-1].set(process.t_min) if len(ts) > 1 else ts, name)
 
 
@@ -40,26 +40,25 @@ def _ends(process: Process) -> tuple[float, float]:
 
 def uniform(process: Process, n: int) -> Array:
     """Equal steps of t."""
-    return _checked(process.t_max + _ramp(n) * (process.t_min - process.t_max), "uniform")
+    return _with_ends(process, process.t_max + _ramp(n) * (process.t_min - process.t_max), "uniform")
 
 
 def uniform_logsnr(process: Process, n: int) -> Array:
     """Equal steps of the log-SNR (Lu et al. 2022, sec. 4)."""
     high, low = _ends(process)
-    return _from_logsnr(process, -2 * (high + _ramp(n) * (low - high)), "uniform_logsnr")
+    return _with_ends(process, time_of_logsnr(process, -2 * (high + _ramp(n) * (low - high))), "uniform_logsnr")
 
 
 def karras(process: Process, n: int, rho: float = 7.0) -> Array:
     """(sigma / alpha)^(1 / rho) in equal steps (Karras et al. 2022, eq. 5)."""
     high, low = (jnp.exp(end / rho) for end in _ends(process))
-    return _from_logsnr(process, -2 * rho * jnp.log(high + _ramp(n) * (low - high)), "karras")
+    return _with_ends(process, time_of_logsnr(process, -2 * rho * jnp.log(high + _ramp(n) * (low - high))), "karras")
 
 
 def quadratic(process: Process, n: int) -> Array:
     """sqrt(t) in equal steps (Song et al. 2021, DDIM, app. D.2): dense near the data."""
     high, low = math.sqrt(process.t_max), math.sqrt(process.t_min)
-    ts = (high + _ramp(n) * (low - high)) ** 2
-    return _checked(ts.at[0].set(process.t_max), "quadratic")
+    return _with_ends(process, (high + _ramp(n) * (low - high)) ** 2, "quadratic")
 
 
 # ---- strided: sub-sequences of a chain of `steps` times t = (j + 1) / steps, as diffusers names them ------------------------
@@ -68,6 +67,8 @@ def quadratic(process: Process, n: int) -> Array:
 def _strided(j: np.ndarray, n: int, steps: int, name: str) -> Array:
     if not 1 <= n <= steps:
         raise UserError(f"grid '{name}' takes between 1 and steps={steps} points; got n={n}")
+    if not 0 <= j.min() <= j.max() < steps:
+        raise UserError(f"grid '{name}' leaves the chain of steps={steps}: lower the offset or n={n}")
     return _checked(jnp.asarray((j + 1) / steps, jnp.float32), name)
 
 
