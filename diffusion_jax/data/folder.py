@@ -152,7 +152,8 @@ def _headers(files: list[File], unreadable: Unreadable) -> dict[Path, Header]:
 
         try:
             with Image.open(file.path) as image:
-                size = image.size if image.getexif().get(0x0112, 1) in TURNED else image.size[::-1]
+                exif = Image.Image.getexif(image)  # (a PNG's own getexif would decode the pixels)
+                size = image.size if exif.get(0x0112, 1) in TURNED else image.size[::-1]
                 return Header(size, image.mode in GREY_MODES)
         except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, ...
             return unreadable.add(file.path, error)
@@ -191,7 +192,10 @@ def _source(files: list[File], names: tuple[str, ...], shape: tuple, image_size:
 
     def image(i: int) -> np.ndarray | None:
         try:
-            return decode(files[i].path, image_size, shape[2])
+            array = decode(files[i].path, image_size, shape[2])
+            if array.shape != shape:  # it has changed since its header was read
+                raise ValueError(f"it is {array.shape}, not {shape}")
+            return array
         except Exception as error:  # as above
             return unreadable.add(files[i].path, error)
 
