@@ -7,6 +7,7 @@ import importlib
 import inspect
 from collections.abc import Callable
 from operator import attrgetter
+from types import FunctionType
 
 import jax.numpy as jnp
 import optax
@@ -16,7 +17,14 @@ from diffusion_jax.types import Array
 
 Schedule = Callable[[Array], Array]  # step -> learning rate
 DECAYS = ("constant", "cosine", "linear", "rsqrt")
-NEED_MORE_THAN_GRADIENTS = {"lbfgs", "noisy_sgd", "contrib.dpsgd"}  # they ask for the loss function, a key, or per-example gradients
+LEFT_OUT = {  # optimizers of optax that a step of (gradient, parameters) at a scheduled rate cannot serve
+    "lbfgs",  # needs the loss function
+    "noisy_sgd",  # needs a key
+    "contrib.dpsgd",  # needs per-example gradients
+    "rprop",  # the rate must be a number
+    "sm3",  # likewise
+    "optimistic_adam",  # deprecated for optimistic_adam_v2
+}
 
 
 def make_optimizer(
@@ -89,9 +97,9 @@ def learning_rate_schedule(
 
 
 def optimizer_names() -> list[str]:
-    """The optimizers of the installed optax that need only gradients and parameters."""
+    """The optimizers of the installed optax that `make_optimizer` takes (besides those of optax.contrib)."""
     public = (name for name in dir(optax) if not name.startswith(("_", "scale_by_")))
-    return sorted(name for name in public if _takes_a_rate(getattr(optax, name)) and name not in NEED_MORE_THAN_GRADIENTS)
+    return sorted(name for name in public if _takes_a_rate(getattr(optax, name)) and name not in LEFT_OUT)
 
 
 def _find(name: str) -> Callable:
@@ -101,16 +109,14 @@ def _find(name: str) -> Callable:
         found = attrgetter(name)(optax)
     except AttributeError:
         found = None
-    if found is None or name.rpartition(".")[2].startswith("_") or name in NEED_MORE_THAN_GRADIENTS or not _takes_a_rate(found):
+    if found is None or name.rpartition(".")[2].startswith("_") or name in LEFT_OUT or not _takes_a_rate(found):
         raise unknown("optimizer", name, optimizer_names())
     return found
 
 
 @functools.cache
 def _takes_a_rate(found) -> bool:
-    if not inspect.isfunction(found):
-        return False
-    return next(iter(inspect.signature(found).parameters), None) == "learning_rate"
+    return isinstance(found, (FunctionType, functools.partial)) and next(iter(inspect.signature(found).parameters), None) == "learning_rate"
 
 
 def _accepted(name: str, make: Callable, arguments: dict) -> dict:

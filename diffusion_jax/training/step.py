@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from diffusion_jax.arrays import example_keys
@@ -162,7 +163,7 @@ def _summary(losses: Array, examples: dict[str, Array], levels: Levels, axis_nam
     index = jnp.clip(jnp.floor((examples["level"] - low) / (high - low) * bins), 0, bins - 1)
     member = index[:, None] == jnp.arange(bins)  # (B, bins); a masked sum, for scatters of floats are not deterministic on GPUs
     sums = {"sum": jnp.sum(jnp.where(member, losses[:, None], 0.0), axis=0), "count": jnp.sum(member, axis=0, dtype=jnp.float32)}
-    return means | {"loss_by_level": {"edges": jnp.linspace(low, high, bins + 1)} | _sum_over(axis_name, sums)}
+    return means | {"loss_by_level": {"edges": np.linspace(low, high, bins + 1, dtype=np.float32)} | _sum_over(axis_name, sums)}
 
 
 def _nonfinite(losses: Array, level: Array | None, grad_norm: Array, offset, axis_name: str | None) -> dict[str, Array]:
