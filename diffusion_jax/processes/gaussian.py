@@ -88,6 +88,17 @@ def posterior(process: Process, x_t: Array, x0: Array, t: Array, s: Array) -> tu
     return mean, process.sigma(s) ** 2 * fresh
 
 
+def learned_log_variance(process: Process, nu: Array, t: Array, s: Array) -> Array:
+    """log of the learned variance of p(x_s | x_t): (nu + 1) / 2 of the way from log beta-tilde to log beta, of nu's shape.
+
+    Nichol & Dhariwal 2021, eq. 15; beta = var q(x_t | x_s), beta-tilde = var q(x_s | x_t, x0); nu in [-1, 1], not clipped.
+    """
+    _, beta = transition(process, t, s)
+    beta_tilde = process.sigma(s) ** 2 * beta / process.sigma(t) ** 2
+    low, high = expand(jnp.log(beta_tilde), nu), expand(jnp.log(beta), nu)
+    return low + 0.5 * (nu + 1) * (high - low)
+
+
 def prior_scale(process: Process) -> Array:
     """The standard deviation of the prior N(0, scale^2 I), the process's own at t_max: sigma(t_max)."""
     return process.sigma(jnp.asarray(process.t_max))

@@ -5,22 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from diffusion_jax import arrays
-from diffusion_jax.arrays import expand
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers.base import Sampler, memoryless
-from diffusion_jax.types import Array, Process
-
-
-def learned_log_variance(process: Process, nu: Array, t: Array, s: Array) -> Array:
-    """log of the learned variance of p(x_s | x_t): (nu + 1) / 2 of the way from log beta-tilde to log beta, of nu's shape.
-
-    Nichol & Dhariwal 2021, eq. 15; beta = var q(x_t | x_s), beta-tilde = var q(x_s | x_t, x0); nu in [-1, 1], not clipped.
-    """
-    _, beta = gaussian.transition(process, t, s)
-    beta_tilde = process.sigma(s) ** 2 * beta / process.sigma(t) ** 2
-    low, high = expand(jnp.log(beta_tilde), nu), expand(jnp.log(beta), nu)
-    return low + 0.5 * (nu + 1) * (high - low)
 
 
 def ddpm(variance: str = "small") -> Sampler:
@@ -42,7 +29,7 @@ def ddpm(variance: str = "small") -> Sampler:
         elif prediction.nu is None:
             raise UserError("ancestral.ddpm(variance='learned') needs a network that learns it: set config.model.learn_variance=True")
         else:
-            std = jnp.exp(0.5 * learned_log_variance(process, prediction.nu, t, s))
+            std = jnp.exp(0.5 * gaussian.learned_log_variance(process, prediction.nu, t, s))
         return mean + std * arrays.noise(keys, x)
 
     return memoryless(step)
