@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.arrays import expand
+from diffusion_jax.arrays import expand, tree_lerp
 from diffusion_jax.processes.gaussian import from_x0
 from diffusion_jax.types import Array, Cond, Denoise, Prediction, Process
 
@@ -14,7 +14,8 @@ def cfg(denoise: Denoise, scale: float | Array, null: Cond = None) -> Denoise:
     """Classifier-free guidance (Ho & Salimans 2022, eq. 6): unconditional + scale (conditional - unconditional).
 
     scale 0 is unconditional, 1 conditional, above 1 exaggerates the condition. null(cond) -> the condition that says nothing, of
-    cond's structure. Both passes are one batched call of twice the batch; scale may be traced.
+    cond's structure. Both passes are one batched call of twice the batch; scale may be traced. A learned variance is interpolated
+    but never extrapolated, as nu outside [-1, 1] is no variance between beta-tilde and beta.
     """
 
     def guided(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
@@ -22,7 +23,10 @@ def cfg(denoise: Denoise, scale: float | Array, null: Cond = None) -> Denoise:
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, null(cond))
         prediction = denoise(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]), both)
         conditional, unconditional = (jax.tree.map(lambda p: p[half], prediction) for half in _halves(x_t.shape[0]))
-        return jax.tree.map(lambda c, u: u + scale * (c - u), conditional, unconditional)
+        mixed = tree_lerp(unconditional, conditional, scale)
+        if mixed.nu is None:
+            return mixed
+        return mixed._replace(nu=tree_lerp(unconditional.nu, conditional.nu, jnp.clip(scale, 0.0, 1.0)))
 
     return guided
 
