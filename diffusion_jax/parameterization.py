@@ -62,7 +62,7 @@ def denoiser(apply: Apply, params: Params, parameterization: Parameterization, p
         F = apply(params, *parameterization.encode(process, x_t, t), cond, **kwargs).astype(x_t.dtype)
         if F.shape == x_t.shape:
             return decode(parameterization, process, F, x_t, t)
-        if F.shape[-1] != 2 * x_t.shape[-1]:
+        if F.shape != (*x_t.shape[:-1], 2 * x_t.shape[-1]):
             raise UserError(f"the network maps {x_t.shape} to {F.shape}; its output must have the same channels, or twice as many")
         F, nu = jnp.split(F, 2, axis=-1)
         return decode(parameterization, process, F, x_t, t)._replace(nu=nu)
