@@ -10,11 +10,14 @@ import numpy as np
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.types import Array
 
+KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")  # DDPM's
+
 
 def sinusoidal(x: Array, features: int, max_period: float = 10_000.0) -> Array:
-    """[sin(x w_i), cos(x w_i)] with w_i = max_period^(-i / (n - 1)), i = 0 .. n - 1, n = features // 2. (B,) -> (B, 2n) float32.
+    """[sin(x w_i), cos(x w_i)] with w_i = max_period^(-i / (n - 1)), i = 0 .. n - 1, n = features // 2.
 
-    Vaswani et al. 2017, section 3.5, in the exact frequencies and order of DDPM's code (Ho et al. 2020), so that its public weights fit.
+    (B,) -> (B, 2n) float32. Vaswani et al. 2017, section 3.5, in the exact frequencies and order of DDPM's code
+    (Ho et al. 2020), so that its public weights fit.
     """
     n = features // 2
     frequency = np.exp(-np.log(max_period) * np.arange(n) / max(n - 1, 1)).astype(np.float32)
@@ -23,9 +26,9 @@ def sinusoidal(x: Array, features: int, max_period: float = 10_000.0) -> Array:
 
 
 def fourier(x: Array, features: int, scale: float = 16.0) -> Array:
-    """[sin(2 pi x w_i), cos(2 pi x w_i)] with w_i ~ scale N(0, 1), drawn once and for all. (B,) -> (B, 2n) float32, n = features // 2.
+    """[sin(2 pi x w_i), cos(2 pi x w_i)] with n = features // 2 frequencies w_i ~ scale N(0, 1), drawn once for all.
 
-    Tancik et al. 2020, eq. 5, as used by NCSN++ for log sigma (Song et al. 2021, appendix C.2.1).
+    (B,) -> (B, 2n) float32. Tancik et al. 2020, eq. 5; NCSN++ uses it for log sigma (Song et al. 2021).
     """
     frequency = (scale * np.random.default_rng(0).standard_normal(features // 2)).astype(np.float32)
     angle = 2 * np.pi * x.astype(jnp.float32)[:, None] * frequency
@@ -39,7 +42,7 @@ NOISE_FEATURES = {"sinusoidal": lambda c_noise, features: sinusoidal(1000.0 * c_
 def check_labels(labels, num_classes: int) -> None:
     """Raise a UserError unless every label is in 0 .. num_classes, where num_classes itself is the null label.
 
-    For concrete labels (a data set, a command line): values cannot be inspected under jit, where a bad label gives NaN instead.
+    For concrete labels (a data set, a command line): values cannot be inspected under jit, where a bad label gives NaN.
     """
     labels = np.asarray(labels)
     bad = labels[(labels < 0) | (labels > num_classes)]
@@ -51,9 +54,10 @@ def check_labels(labels, num_classes: int) -> None:
 
 
 class LabelEmbedding(nn.Module):
-    """One learned row per class and one, the last, for "no class" (Ho & Salimans 2021). (B,) integers -> (B, features) float32.
+    """One learned row per class and one, the last, for "no class" (Ho & Salimans 2021).
 
-    labels None means the null label for everybody. A label outside 0 .. num_classes gives NaN, never a neighbour's row (see check_labels).
+    (B,) integers -> (B, features) float32. labels None means the null label for everybody. A label outside
+    0 .. num_classes gives NaN, never a neighbour's row (see check_labels).
     """
 
     num_classes: int
@@ -61,16 +65,17 @@ class LabelEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, labels: Array | None, batch: int) -> Array:
-        table = self.param("rows", nn.initializers.normal(1.0), (self.num_classes + 1, self.features), jnp.float32)
+        rows = self.param("rows", nn.initializers.normal(1.0), (self.num_classes + 1, self.features), jnp.float32)
         if labels is None:
             labels = jnp.full((batch,), self.num_classes, jnp.int32)
-        return table.at[labels].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        return jnp.asarray(rows).at[labels].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 class ConditionEmbedding(nn.Module):
-    """MLP(features of c_noise) + row of the label: what every block of a network is told. (B,), dict -> (B, width) float32.
+    """MLP(features of c_noise) + row of the label: what every block of a network is told.
 
-    DDPM appendix B for the noise level; ADM (Dhariwal & Nichol 2021, section 3) for the class. num_classes 0: labels are ignored.
+    (B,), dict -> (B, width) float32. DDPM's appendix B for the noise level; ADM for the class (Dhariwal & Nichol
+    2021, section 3). num_classes 0: labels are ignored. c_noise may be a scalar.
     """
 
     features: int
@@ -89,6 +94,3 @@ class ConditionEmbedding(nn.Module):
         if self.num_classes:
             h = h + LabelEmbedding(self.num_classes, self.width, name="label")(cond.get("label"), batch)
         return h
-
-
-KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")  # DDPM's

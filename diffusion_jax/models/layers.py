@@ -1,4 +1,4 @@
-"""The pieces networks are built of: attention, group norm, convolutions, residual and attention blocks, changes of resolution.
+"""The pieces of networks: attention, group norm, convolutions, changes of resolution, residual and attention blocks.
 
 Activations are NHWC. `dtype` is the type of the matrix work; parameters, norms, softmax and the embedding stay float32.
 """
@@ -19,8 +19,9 @@ ZERO_INIT = nn.initializers.zeros_init()
 def attention(q: Array, k: Array, v: Array, impl: str = "auto") -> Array:
     """softmax(q k^T / sqrt(D)) v per head (Vaswani et al. 2017, eq. 1). q, k, v, result: (B, T, heads, D).
 
-    impl 'fused': jax.nn.dot_product_attention, cuDNN's flash kernel where the GPU has one for this type and width; no forward-mode derivative.
-    impl 'plain': einsum; has forward-mode derivatives (jvp) and is about twice as fast on CPU. 'auto': plain on CPU, fused elsewhere.
+    impl 'fused' is jax.nn.dot_product_attention, with cuDNN's flash kernel where the GPU has one for this type and
+    width (that kernel has no forward-mode derivative); 'plain' is einsum, which has one (jvp) and is about twice as
+    fast on CPU; 'auto' is plain on CPU and fused elsewhere.
     """
     implementations = {"plain": _plain_attention, "fused": _fused_attention}
     if impl == "auto":
@@ -33,10 +34,11 @@ def attention(q: Array, k: Array, v: Array, impl: str = "auto") -> Array:
 def _plain_attention(q: Array, k: Array, v: Array) -> Array:
     scale = q.shape[-1] ** -0.5
     q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q * scale, k, v))  # (B, heads, T, D)
-    logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=wide)
     # The result does not depend on what is subtracted, so neither does its derivative.
     p = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
-    out = jnp.einsum("bhqk,bhkd->bhqd", p.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    out = jnp.einsum("bhqk,bhkd->bhqd", p.astype(v.dtype), v, preferred_element_type=wide)
     out = out / jnp.sum(p, axis=-1, keepdims=True)  # T x D divisions after the product, not T x T before it
     return jnp.swapaxes(out, 1, 2).astype(v.dtype)
 
@@ -46,15 +48,13 @@ def _fused_attention(q: Array, k: Array, v: Array) -> Array:
 
 
 def _cudnn_fits(q: Array) -> bool:
-    """Whether cuDNN has a flash kernel: 16-bit types, D a multiple of 8 up to 128, an Ampere GPU or newer."""
-    if jax.default_backend() != "gpu" or q.dtype not in (jnp.bfloat16, jnp.float16):
-        return False
-    capability = str(getattr(jax.local_devices()[0], "compute_capability", "0"))
-    return capability.replace(".", "", 1).isdigit() and float(capability) >= 8.0 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+    """Whether cuDNN has a flash kernel: an NVIDIA GPU, bfloat16 (so Ampere or newer), D a multiple of 8 up to 128."""
+    nvidia = jax.default_backend() == "gpu" and "NVIDIA" in jax.local_devices()[0].device_kind
+    return nvidia and q.dtype == jnp.bfloat16 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
 
 
 def groups(channels: int) -> int:
-    """The number of groups of a group norm: the largest divisor of `channels` up to min(32, channels / 4). 32 from 128 channels on in DDPM."""
+    """The number of groups of a group norm: the largest divisor of `channels` up to min(32, channels / 4)."""
     return max(g for g in range(1, max(1, min(32, channels // 4)) + 1) if channels % g == 0)
 
 
@@ -63,7 +63,7 @@ def group_norm(x: Array, name: str) -> Array:
     return nn.GroupNorm(groups(x.shape[-1]), epsilon=1e-6, dtype=jnp.float32, name=name)(x)
 
 
-def conv(features: int, size: int = 3, stride: int = 1, padding="SAME", *, zero: bool = False, dtype="float32", name: str) -> nn.Conv:
+def conv(features: int, size: int = 3, *, stride=1, padding="SAME", zero=False, dtype="float32", name) -> nn.Conv:
     """A square convolution with DDPM's initialisation, or zero."""
     init = ZERO_INIT if zero else KERNEL_INIT
     return nn.Conv(features, (size, size), (stride, stride), padding, kernel_init=init, dtype=dtype, name=name)
@@ -99,13 +99,13 @@ RESAMPLE = {"none": lambda x: x, "down": average_pool, "up": nearest}
 
 
 class ResidualBlock(nn.Module):
-    """skip_scale (shortcut(x) + conv(drop(silu(norm(conv(silu(norm(x)))))))), told the noise level and class between the two halves.
+    """skip_scale (shortcut(x) + conv(drop(silu(norm(conv(silu(norm(x)))))))), told noise level and class at norm 2.
 
-    (B, H, W, C), (B, E) -> (B, H', W', channels). The second convolution starts at zero, so the block starts as its shortcut.
+    (B, H, W, C), (B, E) -> (B, H', W', channels). The second convolution starts at zero: the block is its shortcut.
 
-    scale_shift: the embedding multiplies and shifts the second norm, norm(h) (1 + scale) + shift ("adaptive group norm", ADM eq. in
-      section 3 of Dhariwal & Nichol 2021); otherwise it is added before that norm (DDPM, Ho et al. 2020, appendix B).
-    resample: 'none', 'down' (average pool) or 'up' (nearest), done inside the block on both branches (BigGAN; ADM section 3).
+    scale_shift: the embedding scales and shifts the second norm, norm(h) (1 + scale) + shift (adaptive group norm,
+      Dhariwal & Nichol 2021, section 3.1); otherwise it is added before that norm (DDPM, Ho et al. 2020, appendix B).
+    resample: 'none', 'down' (average pool) or 'up' (nearest), on both branches of the block (BigGAN; ADM, section 3).
     """
 
     channels: int
@@ -121,8 +121,8 @@ class ResidualBlock(nn.Module):
         h = resample(jax.nn.silu(group_norm(x, "norm_1")).astype(self.dtype))
         h = conv(self.channels, dtype=self.dtype, name="conv_1")(h)
 
-        told = nn.Dense(self.channels * (2 if self.scale_shift else 1), kernel_init=KERNEL_INIT, name="embedding")(jax.nn.silu(embedding))
-        told = told[:, None, None, :]  # (B, 1, 1, channels or twice that)
+        told = nn.Dense(self.channels * (2 if self.scale_shift else 1), kernel_init=KERNEL_INIT, name="embedding")
+        told = told(jax.nn.silu(embedding))[:, None, None, :]  # (B, 1, 1, channels or twice that)
         if self.scale_shift:
             scale, shift = jnp.split(told, 2, axis=-1)
             h = group_norm(h, "norm_2") * (1 + scale) + shift
@@ -140,8 +140,8 @@ class ResidualBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """skip_scale (x + project(attention(norm(x)))) over the H W pixels of a feature map. (B, H, W, C) -> (B, H, W, C).
 
-    head_width: channels per head (ADM: 64); None is one head (DDPM). Fewer channels than head_width also give one head.
-    The projection starts at zero. Keys of the three inputs lie one after another in `qkv`: all of q, all of k, all of v; heads within each.
+    head_width: channels per head (ADM: 64); None is one head (DDPM), and so are fewer channels than head_width.
+    The projection starts at zero. The outputs of `qkv` are ordered by (q, k, v), then head, then channel of the head.
     """
 
     head_width: int | None = 64
@@ -152,11 +152,14 @@ class AttentionBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         b, height, width, c = x.shape
-        heads = 1 if self.head_width is None else max(1, c // self.head_width)
-        if c % heads:
-            raise UserError(f"head_width={self.head_width} does not divide the {c} channels attention is used on; use a divisor, or None")
+        head_width = min(c, self.head_width or c)
+        heads = c // head_width
+        if c % head_width:
+            raise UserError(
+                f"head_width={self.head_width} does not divide the {c} channels of an attention; use a divisor, or None"
+            )
         h = group_norm(x, "norm").reshape(b, height * width, c)
-        init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")  # fan_avg would count the three outputs as one
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")  # fan_avg would see 3c outputs
         qkv = nn.Dense(3 * c, kernel_init=init, dtype=self.dtype, name="qkv")(h)
         q, k, v = jnp.unstack(qkv.reshape(b, height * width, 3, heads, c // heads), axis=2)
         h = attention(q, k, v, self.impl).reshape(b, height, width, c)
@@ -165,7 +168,7 @@ class AttentionBlock(nn.Module):
 
 
 def rematerialised(module: type[nn.Module], remat: bool, static_argnums: tuple[int, ...] = ()) -> type[nn.Module]:
-    """The module class, or its twin that keeps no activations and computes them again in the backward pass (Chen et al. 2016).
+    """The module class, or its twin that keeps no activations and computes them again backwards (Chen et al. 2016).
 
     static_argnums count the arguments of __call__ with self as 0.
     """

@@ -1,4 +1,4 @@
-"""The U-Net of DDPM (Ho et al. 2020, appendix B) and ADM (Dhariwal & Nichol 2021, section 3), with the options of both."""
+"""The U-Net, with the options of DDPM (Ho et al. 2020, appendix B) and ADM (Dhariwal & Nichol 2021, section 3)."""
 
 from __future__ import annotations
 
@@ -13,32 +13,38 @@ from diffusion_jax.types import Array, Cond
 
 
 class UNet(nn.Module):
-    """F(x, c_noise, cond): (B, H, W, C), (B,), dict -> (B, H, W, C) float32, or (B, H, W, 2C) with learn_variance. Exactly 0 at init.
+    """F(x, c_noise, cond): (B, H, W, C), (B,), dict -> (B, H, W, C) float32. Exactly 0 at init.
 
-    x is already scaled by the caller; c_noise is the noise level in about [0, 1] or [-2, 2]. cond is None or a dict with
-    'label' (B,) integers, where num_classes (and no label at all) means "no class", and 'concat' (B, H, W, extra_channels).
-    H and W must be multiples of stem * 2^(levels - 1). C is x's own. train=True turns dropout on: pass rngs={'dropout': key}.
+    x is already scaled by the caller; c_noise is the noise level in about [0, 1] or [-2, 2]. cond is None or a dict
+    with 'label' (B,) integers, where num_classes (and no label at all) means "no class", and 'concat' (B, H, W,
+    extra_channels). H and W must be multiples of stem * 2^(levels - 1); C is x's own. train=True turns dropout on:
+    pass rngs={'dropout': key}. Raises UserError for sizes and options that do not fit, while tracing.
 
-    num_classes: 0 is an unconditional network, which ignores labels. Otherwise a learned row per class, and one for "no class".
-    stem: 2 packs each 2 x 2 block of pixels into channels before the first convolution and unpacks it after the last (space-to-depth;
-      Shi et al. 2016), a quarter of the work at some loss of detail; 1 is none.
+    num_classes: 0 is an unconditional network, which ignores labels; else a learned row per class and one for "no
+      class".
+    stem: 2 packs each 2 x 2 block of pixels into channels before the first convolution and unpacks it after the last
+      (Shi et al. 2016): a quarter of the work at some loss of detail. 1 is none.
     width: channels of the first level; DDPM 128, ADM 192 to 256.
-    multipliers: channels of level i are width * multipliers[i]; each level has half the resolution of the one before.
+    multipliers: level i has width * multipliers[i] channels, and half the resolution of the level before.
     blocks: residual blocks per level on the way down, and one more than that on the way up.
-    attention: the heights of the feature maps (after the stem) with attention after each residual block; DDPM (16,), ADM (32, 16, 8).
-      The middle of the network always has it. A height that no level has is ignored, so one tuple serves several image sizes.
+    attention: the heights of the feature maps (after the stem) with attention after each residual block; DDPM (16,),
+      ADM (32, 16, 8). The middle always has it. A height that no level has is ignored: one tuple serves several
+      image sizes.
     head_width: channels per attention head, ADM 64; None is DDPM's single head.
     dropout: rate between the two convolutions of a residual block; DDPM on CIFAR-10 0.1.
-    scale_shift: noise level and class scale and shift the second group norm (ADM), rather than being added before it (DDPM).
-    updown: 'resblock' halves and doubles inside residual blocks (ADM, from BigGAN), 'conv' by a strided convolution and by nearest
-      neighbour with a convolution (DDPM).
-    skip_scale: factor on the sum of a block and its shortcut; 1, or 1/sqrt(2) as in NCSN++ (Song et al. 2021, appendix H) and ADM's ablation.
-    learn_variance: the output has C more channels, after the first C, for the variance (Nichol & Dhariwal 2021, eq. 15).
-    extra_channels: channels of cond['concat'], given to the first convolution with x (SR3, Saharia et al. 2021; Palette).
-    noise_embedding: 'sinusoidal' (DDPM, of 1000 c_noise) or 'fourier' (random frequencies, NCSN++).
-    dtype: 'float32' or 'bfloat16' for convolutions and attention. Parameters, norms, softmax, embedding, last layer and output are float32.
-    remat: keep no activations inside blocks, compute them again in the backward pass: less memory, about a third more time.
-    attention_impl: 'auto', 'fused' or 'plain', see layers.attention; 'plain' where forward-mode derivatives (jvp) are needed.
+    scale_shift: noise level and class scale and shift the second norm of a block (ADM), or are added before it
+      (DDPM).
+    updown: 'conv' halves by a strided convolution and doubles by nearest neighbour and a convolution (DDPM);
+      'resblock' does both inside further residual blocks (ADM, after BigGAN).
+    skip_scale: factor on each sum of a block and its shortcut: 1, or 1/sqrt(2) (NCSN++, Song et al. 2021, appendix
+      H; ADM).
+    learn_variance: (B, H, W, 2C), the second C channels for the variance (Nichol & Dhariwal 2021, eq. 15).
+    extra_channels: channels of cond['concat'], shown to the first convolution beside x (SR3, Saharia et al. 2021).
+    noise_embedding: 'sinusoidal' in 1000 c_noise (DDPM), or 'fourier' with random frequencies (NCSN++).
+    dtype: 'float32' or 'bfloat16' for convolutions and attention. Parameters, norms, softmax, embedding, last
+      convolution and output are float32.
+    remat: keep no activations inside blocks, compute them again backwards: less memory, about a third more time.
+    attention_impl: 'auto', 'fused' or 'plain', see layers.attention; 'plain' where a jvp is taken on a GPU.
     """
 
     num_classes: int = 0
@@ -64,9 +70,8 @@ class UNet(nn.Module):
         cond = cond or {}
         self._check(x, cond)
         channels = x.shape[-1] * (2 if self.learn_variance else 1)
-        told = ConditionEmbedding(self.width, 4 * self.width, self.num_classes, self.noise_embedding, name="condition")(
-            c_noise, cond, x.shape[0]
-        )
+        told = ConditionEmbedding(self.width, 4 * self.width, self.num_classes, self.noise_embedding, name="condition")
+        told = told(c_noise, cond, x.shape[0])
         if self.extra_channels:
             x = jnp.concatenate([x, cond["concat"].astype(x.dtype)], axis=-1)
         h = layers.conv(self.width, dtype=self.dtype, name="first")(layers.space_to_depth(x, self.stem))
@@ -127,12 +132,14 @@ class UNet(nn.Module):
             raise unknown("updown", self.updown, ["conv", "resblock"])
         if self.dtype not in ("float32", "bfloat16"):
             raise unknown("dtype", self.dtype, ["float32", "bfloat16"])
+        if x.ndim != 4:
+            raise UserError(f"the U-Net takes images (B, H, W, C), not shape {x.shape}; use the MLP for points")
         height, width, multiple = x.shape[1], x.shape[2], self.stem * 2 ** (len(self.multipliers) - 1)
         if height % multiple or width % multiple:
             raise UserError(
-                f"an image of {height} x {width} does not fit this U-Net: stem={self.stem} and {len(self.multipliers)} levels need multiples of"
-                f" {multiple}; resize or pad the images, or use fewer multipliers or a smaller stem"
+                f"images of {height} x {width} do not fit this U-Net: stem={self.stem}, multipliers={self.multipliers} need"
+                f" multiples of {multiple}; resize or pad the images, or use fewer multipliers or a smaller stem"
             )
         given = cond["concat"].shape[-1] if "concat" in cond else 0
         if given != self.extra_channels:
-            raise UserError(f"extra_channels={self.extra_channels}, but cond['concat'] has {given} channels; make them equal")
+            raise UserError(f"extra_channels={self.extra_channels}, but cond['concat'] has {given}; make them equal")
