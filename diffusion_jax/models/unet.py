@@ -137,8 +137,8 @@ class UNet(nn.Module):
         height, width, multiple = x.shape[1], x.shape[2], self.stem * 2 ** (len(self.multipliers) - 1)
         if height % multiple or width % multiple:
             raise UserError(
-                f"images of {height} x {width} do not fit this U-Net: stem={self.stem}, multipliers={self.multipliers} need"
-                f" multiples of {multiple}; resize or pad the images, or use fewer multipliers or a smaller stem"
+                f"images of {height} x {width} do not fit a U-Net: stem={self.stem} and multipliers={self.multipliers}"
+                f" need multiples of {multiple}; resize or pad the images, or use fewer multipliers or a smaller stem"
             )
         given = cond["concat"].shape[-1] if "concat" in cond else 0
         if given != self.extra_channels:
