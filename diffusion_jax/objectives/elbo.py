@@ -1,0 +1,148 @@
+"""The variational bound of a chain of N moves, and improved DDPM's hybrid objective, which learns the reverse variance with it.
+
+    -log p(x0) <= KL(q(x_T | x0) || p(x_T))                                   prior
+                + sum over moves t -> s of KL(q(x_s | x_t, x0) || p(x_s | x_t))   diffusion
+                - log p(x0 | x_t_min)                                           reconstruction
+
+Ho et al. 2020, eq. 5; Nichol & Dhariwal 2021, eq. 4-7. p(x_s | x_t) is Gaussian with the posterior mean at x0-hat, the one that
+samplers/ancestral.py draws from; the last move is a Gaussian around x0-hat, integrated over x0's bin. Everything here is in bits per
+dimension, as both papers report it and as improved DDPM's code weighs it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax import arrays
+from diffusion_jax.arrays import expand, mean_per_example
+from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.objectives import times
+from diffusion_jax.objectives.base import Objective
+from diffusion_jax.processes import gaussian
+from diffusion_jax.types import Array, Cond, Denoise, Key, Prediction, Process
+
+BIT = math.log(2.0)  # nats
+
+
+def hybrid(process: Process, steps: int = 1000, vlb_weight: float = 1e-3, levels: int = 256) -> Objective:
+    """L_simple + vlb_weight L_vlb (Nichol & Dhariwal 2021, eq. 16), for networks with learned variance (Prediction.nu).
+
+    L_simple is the mean squared error of eps. L_vlb is the whole bound in bits per dimension, estimated by `steps` times its term at
+    the drawn t, so that the default weighs the term by steps / 1000 as the paper's code does. In L_vlb the mean is held fixed: it
+    trains nu alone. t lies on the grid of `steps` times, DDPM's i / N on its chain; data has `levels` values in [-1, 1].
+    Raises UserError for a network without learned variance and for fewer than two steps.
+    """
+    if steps < 2:
+        raise UserError(f"elbo.hybrid needs a chain of at least 2 steps; got steps={steps}")
+    time, spacing = times.grid(steps), (process.t_max - process.t_min) / (steps - 1)
+
+    def draw(keys, x0):
+        t = time(process, arrays.fold_in(keys, 0))
+        return gaussian.corrupt(process, x0, arrays.noise(arrays.fold_in(keys, 1), x0), t)
+
+    def loss(denoise, noised, cond=None):
+        prediction = denoise(noised.x_t, noised.t, cond)
+        if prediction.nu is None:
+            raise UserError("elbo.hybrid needs a network that learns the variance: set config.model.learn_variance=True")
+        simple = mean_per_example((prediction.eps - noised.eps) ** 2)
+        index = jnp.round((noised.t - process.t_min) / spacing)
+        below = jnp.maximum(index, 1) - 1  # the first time makes no move; its term is the reconstruction
+        t, s = process.t_min + (below + 1) * spacing, process.t_min + below * spacing
+        fixed = jax.lax.stop_gradient(prediction.x0)
+        term = jnp.where(
+            index > 0,
+            _move(process, noised.x0, fixed, prediction.nu, t, s),
+            _reconstruction(process, noised.x0, fixed, prediction.nu, t, s, levels),
+        )
+        return simple + vlb_weight * steps * term
+
+    return Objective(draw, loss)
+
+
+def vlb(process: Process, denoise: Denoise, x0: Array, key: Key, ts: Array, cond: Cond = None, *, variance: str = "small",
+        reconstruction_nu: float = 1.0, levels: int = 256) -> dict[str, Array]:
+    """The bound of each image in bits per dimension, one draw of x_t for every term; the chain walks the decreasing times ts.
+
+    x0: (B, ...) with `levels` values in [-1, 1]; key: one per image or one for the batch; ts: (n,), n >= 2, from t_max to t_min.
+    variance: 'small', 'large' or 'learned', as in samplers.ancestral.ddpm. Where it is not learned the reconstruction's is set by
+    reconstruction_nu: 1 is sigma(t_min)^2, right for data wider than that on any grid; -1 is beta-tilde of the move above, which Ho et
+    al.'s code takes on its chain (and which vanishes on a fine grid with a fixed t_min).
+    Returns total, prior, diffusion, reconstruction: (B,), total being the sum of the three; terms: (B, n - 1), the moves of diffusion.
+    """
+    if variance not in ("small", "large", "learned"):
+        raise unknown("variance of elbo.vlb", variance, ("small", "large", "learned"))
+    if len(ts) < 2:
+        raise UserError(f"elbo.vlb needs a grid of at least 2 times; got {len(ts)}")
+    keys = arrays.example_keys(key, x0.shape[0])
+    ts = jnp.asarray(ts, x0.dtype)
+
+    def predict(i, t) -> Prediction:
+        prediction = denoise(gaussian.corrupt(process, x0, arrays.noise(arrays.fold_in(keys, i), x0), t).x_t, t, cond)
+        if variance == "learned" and prediction.nu is None:
+            raise UserError("elbo.vlb(variance='learned') needs a network that learns it: set config.model.learn_variance=True")
+        return prediction if variance == "learned" else prediction._replace(nu=jnp.full_like(x0, 1 if variance == "large" else -1))
+
+    def move(_, inputs):
+        i, t, s = inputs
+        prediction = predict(i, t)
+        return None, _move(process, x0, prediction.x0, prediction.nu, t, s)
+
+    terms = jax.lax.scan(move, None, (jnp.arange(len(ts) - 1), ts[:-1], ts[1:]))[1].T
+    last = predict(len(ts) - 1, ts[-1])
+    nu = last.nu if variance == "learned" else jnp.full_like(x0, reconstruction_nu)
+    parts = {"prior": _prior(process, x0, ts[0]), "diffusion": terms.sum(axis=1),
+             "reconstruction": _reconstruction(process, x0, last.x0, nu, ts[-2], ts[-1], levels)}
+    return {"total": sum(parts.values()), **parts, "terms": terms}
+
+
+# ---- the three kinds of term, each (B,) in bits per dimension -----------------------------------------------------------------------
+
+
+def _prior(process: Process, x0: Array, t: Array) -> Array:
+    """KL(q(x_t | x0) || N(0, prior scale^2)) at the noise end."""
+    scale, sigma = gaussian.prior_scale(process), process.sigma(t)
+    return mean_per_example(_kl(process.alpha(t) * x0, 2 * jnp.log(sigma), 2 * jnp.log(scale))) / BIT
+
+
+def _move(process: Process, x0: Array, x0_hat: Array, nu: Array, t: Array, s: Array) -> Array:
+    """KL(q(x_s | x_t, x0) || p(x_s | x_t)); nu = -1 is the 'small' variance, +1 the 'large' one."""
+    # both means are the posterior's, which is linear: their difference needs no x_t, and nothing cancels
+    gap, variance = gaussian.posterior(process, jnp.zeros_like(x0), x0 - x0_hat, t, s)
+    log_p = gaussian.learned_log_variance(process, nu, t, s)
+    return mean_per_example(_kl(gap, expand(jnp.log(variance), x0), log_p)) / BIT
+
+
+def _reconstruction(process: Process, x0: Array, x0_hat: Array, nu: Array, t: Array, s: Array, levels: int) -> Array:
+    """-log p(x0 | x_s) at s = t_min, with log-variance between beta-tilde of the move above, t -> s, and sigma_s^2.
+
+    On the DDPM chain that is improved DDPM's first move, whose beta is sigma_1^2 and whose beta-tilde, 0, is replaced by the second's.
+    """
+    low = gaussian.learned_log_variance(process, -jnp.ones_like(x0), t, s)
+    high = expand(2 * jnp.log(process.sigma(s)), x0)
+    return -mean_per_example(log_bin(x0, x0_hat, low + 0.5 * (nu + 1) * (high - low), levels)) / BIT
+
+
+def _kl(gap: Array, log_q: Array, log_p: Array) -> Array:
+    """KL(N(m, q) || N(m + gap, p)) in nats, elementwise, from log-variances."""
+    return 0.5 * (jnp.expm1(log_q - log_p) - (log_q - log_p) + gap**2 * jnp.exp(-log_p))
+
+
+def log_bin(x: Array, mean: Array, log_variance: Array, levels: int = 256) -> Array:
+    """log of the probability that N(mean, exp(log_variance)) falls in x's bin, in nats, elementwise (Ho et al. 2020, eq. 13).
+
+    x is one of `levels` equally spaced values in [-1, 1]; bins reach half-way to the neighbours, the outer two to infinity.
+    Exact in the tails: no floor is put under the probability.
+    """
+    half, inverse_std = 1.0 / (levels - 1), jnp.exp(-0.5 * log_variance)
+    upper, lower = (x - mean + half) * inverse_std, (x - mean - half) * inverse_std
+    # by symmetry look at the tail in which both ends are small, so that their difference keeps its digits
+    mirrored = upper + lower > 0
+    upper, lower = jnp.where(mirrored, -lower, upper), jnp.where(mirrored, -upper, lower)
+    log_upper, log_lower = jax.scipy.special.log_ndtr(upper), jax.scipy.special.log_ndtr(lower)
+    inside = log_upper + jnp.log(-jnp.expm1(log_lower - log_upper))
+    below = jax.scipy.special.log_ndtr((x - mean + half) * inverse_std)
+    above = jax.scipy.special.log_ndtr(-(x - mean - half) * inverse_std)
+    return jnp.where(x < -1 + half, below, jnp.where(x > 1 - half, above, inside))
