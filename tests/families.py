@@ -42,7 +42,7 @@ PARAMETERIZATIONS = {name: make() for name, make in public(parameterization, "Pa
 GRIDS = {name: f for name, f in public(grids, "Array").items() if "process" in inspect.signature(f).parameters}
 TIMES = public(times, "TimeLaw")
 WEIGHTINGS = {name: make() for name, make in public(weighting, "Weighting").items()}
-OBJECTIVES = public(denoising, "Objective")
+OBJECTIVES = {**public(denoising, "Objective"), "dsm_likelihood": functools.partial(denoising.dsm, likelihood=True)}
 SAMPLERS = {
     f"{module.name}.{name}": make
     for module in pkgutil.iter_modules(samplers.__path__)

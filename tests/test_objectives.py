@@ -1,0 +1,355 @@
+"""Objectives: the exact denoiser minimises every one of them; weightings, time laws and the variational bound equal closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from families import OBJECTIVES, PARAMETERIZATIONS, PROCESSES, TIMES, WEIGHTINGS, interior
+from numpy.testing import assert_allclose
+from scipy.stats import norm
+
+from diffusion_jax import targets
+from diffusion_jax.arrays import example_keys, expand
+from diffusion_jax.errors import UserError
+from diffusion_jax.objectives import denoising, elbo, times, weighting
+from diffusion_jax.parameterization import target
+from diffusion_jax.processes import discrete, gaussian, schedules
+from diffusion_jax.samplers import grids
+
+every_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+DATA = targets.mixture([0.6, 0.4], [[0.8, -0.3], [-0.5, 0.6]], [[0.3, 0.2], [0.15, 0.4]])
+
+
+def batch(count, seed=0):
+    keys = example_keys(jax.random.key(seed), count)
+    return keys, targets.draw_mixture(DATA, jax.random.key(seed + 1), count)
+
+
+def gradient(objective, process, exact, noised, shift=0.0):
+    """Mean and standard error of d loss / d(c, d); (2,) each. eps-hat = exact + alpha/r (shift + c + d x_t/r), r^2 = alpha^2 + sigma^2:
+
+    in x0 that is -sigma/r (shift + ...), so the change is of order one or less in both, and no end of the path drowns the mean.
+    """
+    alpha, r = process.alpha(noised.t)[:, None], jnp.hypot(process.alpha(noised.t), process.sigma(noised.t))[:, None]
+
+    def losses(c, d):
+        def denoise(x_t, t, cond):
+            eps = exact(x_t, t).eps + alpha / r * (shift + c[:, None] + d[:, None] * x_t / r)
+            return gaussian.from_eps(process, x_t, eps, t)
+
+        return objective.loss(denoise, noised, None).sum()
+
+    zero = jnp.zeros(len(noised.t))
+    per_example = np.stack(jax.grad(losses, argnums=(0, 1))(zero, zero))
+    return per_example.mean(1), per_example.std(1) / np.sqrt(per_example.shape[1])
+
+
+@every_process
+def test_the_exact_denoiser_minimises_every_preset(process):
+    keys, x0 = batch(1024)
+    exact = targets.denoise_mixture(DATA, process)
+    for name, preset in OBJECTIVES.items():
+        objective = preset(process)
+        noised = objective.draw(keys, x0)
+        mean, error = gradient(objective, process, exact, noised)
+        assert np.all(np.abs(mean) < 4 * error), (name, mean, error)
+        if process in (schedules.VP(), schedules.EDM(), schedules.RectifiedFlow()):  # the control: a wrong denoiser is seen
+            wrong, _ = gradient(objective, process, exact, noised, shift=3.0)
+            assert wrong[0] > 4 * error[0] > 0, (name, wrong, error)
+
+
+@every_process
+def test_draw_is_the_forward_process(process):
+    keys, x0 = batch(64)
+    for name, preset in OBJECTIVES.items():
+        noised = preset(process).draw(keys, x0)
+        again = gaussian.corrupt(process, x0, noised.eps, noised.t)
+        assert_allclose(noised.x_t, again.x_t, rtol=1e-6, err_msg=name)
+        assert np.all((noised.t >= np.float32(process.t_min)) & (noised.t <= np.float32(process.t_max))), name
+        assert len(np.unique(noised.eps)) == noised.eps.size, name  # no two examples share their noise
+
+
+def test_an_example_depends_on_its_own_key():
+    """The same (t, eps) comes out at another place and, for one preset, in a smaller batch; stratified times alone are the batch's."""
+    keys, x0 = batch(64)
+    order = np.random.default_rng(0).permutation(64)
+    for name, preset in OBJECTIVES.items():
+        objective = preset(schedules.VP())
+        for a, b in zip(objective.draw(keys, x0), objective.draw(keys[order], x0[order])):
+            assert_allclose(a[order], b, rtol=1e-6, err_msg=name)
+    whole, part = objective.draw(keys, x0), objective.draw(keys[order[:3]], x0[order[:3]])
+    assert_allclose(whole.x_t[order[:3]], part.x_t, rtol=1e-6)
+
+
+def test_loss_is_per_example_and_uses_the_condition():
+    process = schedules.VP()
+    keys, x0 = batch(64)
+    noised = denoising.denoising(process).draw(keys, x0)
+    label = jnp.arange(64.0)
+
+    def denoise(x_t, t, cond):
+        return gaussian.from_eps(process, x_t, noised.eps + cond[:, None], t)
+
+    assert_allclose(denoising.denoising(process).loss(denoise, noised, label), label**2, rtol=1e-4, atol=1e-9)
+
+
+# ---- weightings: the docstring's table, by computing the errors --------------------------------------------------------------------
+
+
+@every_process
+def test_weightings_are_errors_in_other_spaces(process):
+    with jax.enable_x64(True):
+        t = jnp.asarray(interior(process))
+        rng = np.random.default_rng(0)
+        x_t, eps, wrong = (jnp.asarray(v) for v in rng.standard_normal((3, 8, 2)))
+        truth, guess = (gaussian.from_eps(process, x_t, e, t) for e in (eps, wrong))
+        error = np.sum((np.asarray(wrong) - np.asarray(eps)) ** 2, 1)
+
+        def error_of(space):
+            return np.sum((np.asarray(space(guess)) - np.asarray(space(truth))) ** 2, 1)
+
+        spaces = {
+            "x0": lambda p: p.x0,
+            "unit": lambda p: gaussian.score(process, p, t) * expand(process.sigma(t), x_t),
+            "v": lambda p: target(PARAMETERIZATIONS["v"], process, p, t),
+            "velocity": lambda p: gaussian.velocity(process, p, t),
+            "edm": lambda p: target(PARAMETERIZATIONS["edm"], process, p, t),
+        }
+        for name, space in spaces.items():
+            assert_allclose(WEIGHTINGS[name](process, t) * error, error_of(space), rtol=1e-9, err_msg=name)
+        # dsm's likelihood weighting: lambda = g^2 on the score is g^2 / sigma^2 on eps
+        g2 = gaussian.drift_diffusion(process, t)[1]
+        score_error = error_of(lambda p: gaussian.score(process, p, t))
+        assert_allclose(WEIGHTINGS["likelihood"](process, t) * error, g2 * score_error, rtol=1e-9)
+        # the SNR family, from each paper's own statement
+        snr, x0_error = np.asarray(process.alpha(t) / process.sigma(t)) ** 2, error_of(lambda p: p.x0)
+        assert_allclose(WEIGHTINGS["snr"](process, t) * error, snr**2 * x0_error, rtol=1e-9)
+        assert_allclose(weighting.min_snr(5.0)(process, t) * error, np.minimum(snr, 5.0) * x0_error, rtol=1e-9)
+        assert_allclose(weighting.p2(0.5, 2.0)(process, t), 1 / np.sqrt(2 + snr), rtol=1e-9)
+        assert_allclose(weighting.sigmoid(2.0)(process, t), 1 / (1 + np.exp(-2.0) * snr), rtol=1e-9)
+
+
+@every_process
+def test_edm_loss_is_one_when_the_network_says_nothing(process):
+    """White data of standard deviation sigma_data and F = 0: the loss is the variance of the target, 1 at every noise level."""
+    keys = example_keys(jax.random.key(0), 1024)
+    x0 = 0.5 * jax.random.normal(jax.random.key(1), (1024, 2))
+    objective = denoising.edm(process)
+    noised = objective.draw(keys, x0)
+    pair = PARAMETERIZATIONS["edm"]
+
+    def silent(x_t, t, cond):
+        a, b = (expand(c, x_t) for c in pair.coefficients(process, t))
+        x0 = b * x_t / (expand(process.alpha(t), x_t) * b - expand(process.sigma(t), x_t) * a)  # F = 0
+        return gaussian.from_x0(process, x_t, x0, t)
+
+    loss = np.asarray(objective.loss(silent, noised, None))
+    for part in np.array_split(loss[np.argsort(noised.t)], 4):  # four bands of noise
+        assert abs(part.mean() - 1) < 4 * part.std() / np.sqrt(len(part))
+
+
+# ---- time laws -------------------------------------------------------------------------------------------------------------------------
+
+
+@every_process
+def test_time_laws_stay_on_the_path(process):
+    keys = example_keys(jax.random.key(3), 1024)
+    for name, law in TIMES.items():
+        t = np.asarray(law()(process, keys))
+        assert t.shape == (1024,) and t.dtype == np.float32, name
+        assert t.min() >= np.float32(process.t_min) and t.max() <= np.float32(process.t_max), name
+        assert len(np.unique(t)) > 150, name  # all of it is used
+
+
+def test_uniform_and_logit_normal_means():
+    process, keys = schedules.VP(), example_keys(jax.random.key(4), 4096)
+    t = np.asarray(times.uniform()(process, keys))
+    assert abs(t.mean() - 0.5005) < 4 * (0.999 / np.sqrt(12)) / 64
+    assert abs(t.std() - 0.999 / np.sqrt(12)) < 0.01
+    u = (np.asarray(times.logit_normal(0.5, 0.8)(process, keys)) - 1e-3) / 0.999
+    logit = np.log(u / (1 - u))
+    assert abs(logit.mean() - 0.5) < 4 * 0.8 / 64 and abs(logit.std() - 0.8) < 4 * 0.8 / np.sqrt(2 * 4096)
+
+
+@pytest.mark.parametrize("name", ["EDM", "VP", "RectifiedFlow"])
+def test_lognormal_is_lognormal_in_sigma_over_alpha(name):
+    """Under every process, away from its ends: 1.2 standard deviations keep sigma / alpha in [0.07, 1.3]."""
+    process, keys = PROCESSES[name], example_keys(jax.random.key(5), 4096)
+    t = times.lognormal(-1.2, 0.5)(process, keys)
+    log_sigma = -0.5 * np.asarray(gaussian.logsnr(process, t))
+    assert abs(log_sigma.mean() + 1.2) < 4 * 0.5 / 64
+    assert abs(log_sigma.std() - 0.5) < 4 * 0.5 / np.sqrt(2 * 4096)
+
+
+def test_grid_law_is_the_chain():
+    """t = i / N for i = 1..N, every one of them, to float32's rounding."""
+    process = discrete.ddpm("linear", steps=200)
+    t = np.asarray(times.grid(200)(process, example_keys(jax.random.key(6), 4096))) * 200
+    assert_allclose(t, np.round(t), atol=2e-5)
+    assert set(np.round(t)) == set(range(1, 201))
+
+
+def test_ncsn_levels_are_geometric():
+    process = schedules.VE(0.01, 50.0)
+    noised = denoising.ncsn(process, levels=10).draw(*batch(512))
+    assert_allclose(np.unique(process.sigma(jnp.asarray(np.unique(noised.t)))), np.geomspace(0.01, 50, 10), rtol=1e-5)
+
+
+def test_stratified_puts_one_time_in_every_stratum():
+    process = schedules.VP(t_min=0.0)
+    for seed in range(5):
+        t = np.asarray(times.stratified()(process, example_keys(jax.random.key(seed), 50)))
+        assert sorted(np.floor(t * 50 + 1e-4 * (t * 50 % 1 > 0.9999))) == list(range(50))
+
+
+# ---- the variational bound -------------------------------------------------------------------------------------------------------------
+
+MEAN, STD = 0.1, 0.3  # of the data's pixels, which take 256 values
+CHAIN = schedules.VP(t_min=6e-3)  # sigma(t_min) = 0.031, four bins wide, so that data on 256 values looks continuous
+
+
+def pixels(count, seed=0):
+    x = MEAN + STD * jax.random.normal(jax.random.key(seed), (count, 4))
+    return jnp.clip(jnp.round((x + 1) * 127.5), 0, 255) / 127.5 - 1
+
+
+def exact_variance(process, ts):
+    """nu at each of the times that makes p(x_s | x_t) have the data's own conditional variance, in numpy from moments; (n,)."""
+    with jax.enable_x64(True):
+        alpha, sigma = (np.asarray(f(jnp.asarray(ts, "float64"))) for f in (process.alpha, process.sigma))
+    variance_x0 = STD**2 * sigma**2 / (alpha**2 * STD**2 + sigma**2)  # of x0 given x_t
+    ratio = alpha[:-1] / alpha[1:]
+    beta = sigma[:-1] ** 2 - ratio**2 * sigma[1:] ** 2
+    low = np.log(beta * sigma[1:] ** 2 / sigma[:-1] ** 2)
+    true = np.exp(low) + (alpha[1:] * beta / sigma[:-1] ** 2) ** 2 * variance_x0[:-1]
+    nu = 2 * (np.log(true) - low) / (np.log(beta) - low) - 1
+    last = 2 * (np.log(variance_x0[-1]) - low[-1]) / (np.log(sigma[-1] ** 2) - low[-1]) - 1
+    return np.append(nu, last)
+
+
+def exact_denoiser(process, ts):
+    """The exact denoiser of the pixels with the exact reverse variance as its nu; t scalar or (B,), on the grid ts."""
+    mean = targets.denoise_gaussian(targets.gaussian(jnp.full(4, MEAN), STD**2 * jnp.eye(4)), process)
+    nus, ts = jnp.asarray(exact_variance(process, ts), "float32"), jnp.asarray(ts)
+
+    def denoise(x_t, t, cond=None):
+        t = jnp.broadcast_to(t, x_t.shape[:1])
+        nu = nus[jnp.argmin(jnp.abs(ts - t[:, None]), axis=1)]
+        return mean(x_t, t)._replace(nu=jnp.broadcast_to(nu[:, None], x_t.shape))
+
+    return denoise
+
+
+def gap_to_likelihood(n, variance, count=8192):
+    """Bits per dimension of the bound minus the data's exact -log2 p, discretised: mean and standard error over images."""
+    x0, ts = pixels(count), grids.uniform(CHAIN, n)
+    denoise = exact_denoiser(CHAIN, ts)
+    bound = jax.jit(lambda x, key: elbo.vlb(CHAIN, denoise, x, key, ts, variance=variance))(x0, jax.random.key(1))
+    edges = np.asarray(x0, "float64")[..., None] + np.array([-1, 1]) / 255
+    edges = np.where(np.abs(edges) > 1, np.inf * np.sign(edges), edges)
+    exact = -np.log2(np.diff(norm.cdf(edges, MEAN, STD)))[..., 0].mean(1)
+    difference = np.asarray(bound["total"]) - exact
+    return difference.mean(), difference.std() / np.sqrt(count)
+
+
+def test_vlb_with_the_exact_reverse_variance_is_the_likelihood():
+    """For Gaussian data p(x_s | x_t) is Gaussian, so with its true variance the bound is tight on any grid, however coarse."""
+    mean, error = gap_to_likelihood(8, "learned")
+    assert abs(mean) < 4 * error < 0.05, (mean, error)
+
+
+@pytest.mark.parametrize("variance", ["small", "large"])
+def test_vlb_with_fixed_variance_tightens_from_above(variance):
+    """By more than two thirds from 8 moves to 64, and never below the likelihood."""
+    (coarse, error), (fine, _) = (gap_to_likelihood(n, variance) for n in (9, 65))
+    assert -4 * error < fine < 0.3 * coarse and coarse > 4 * error, (coarse, fine, error)
+
+
+def test_vlb_terms_are_closed_form_kls():
+    """For a denoiser that says x0-hat = 0 the gaps are known, and each KL follows from the posterior's coefficients on Ho's chain."""
+    process, x0 = discrete.ddpm("linear", steps=50), pixels(64)[:, :1]
+    x0 = x0[jnp.abs(x0[:, 0]) < 0.3][:8]  # nearer than seven standard deviations, so that the reference's difference of cdfs is exact
+    betas = np.linspace(2e-3, 0.4, 50)
+    bar = np.cumprod(1 - betas)
+
+    def denoise(x_t, t, cond):
+        return gaussian.from_x0(process, x_t, jnp.zeros_like(x_t), t)
+
+    bound = elbo.vlb(process, denoise, x0, jax.random.key(0), jnp.arange(50, 0, -1) / 50, variance="large")
+    tilde = betas[1:] * (1 - bar[:-1]) / (1 - bar[1:])
+    gap = (np.sqrt(bar[:-1]) * betas[1:] / (1 - bar[1:]))[:, None, None] * np.asarray(x0)
+    beta, tilde = betas[1:, None, None], tilde[:, None, None]
+    kl = 0.5 * (np.log(beta / tilde) + (tilde + gap**2) / beta - 1)
+    assert_allclose(bound["terms"].T[::-1], kl.mean(2) / np.log(2), rtol=1e-4)
+    assert_allclose(bound["diffusion"], bound["terms"].sum(1), rtol=1e-6)
+    prior = 0.5 * (bar[-1] * np.asarray(x0) ** 2 / (1 - bar[-1])).mean(1) / np.log(2)
+    assert_allclose(bound["prior"], prior, rtol=1e-4)
+    edges = np.asarray(x0, "float64")[..., None] + np.array([-1, 1]) / 255
+    decoder = -np.log2(np.diff(norm.cdf(edges, 0, np.sqrt(betas[0]))))[..., 0].mean(1)
+    assert_allclose(bound["reconstruction"], decoder, rtol=1e-4)
+    assert_allclose(bound["total"], bound["prior"] + bound["diffusion"] + bound["reconstruction"], rtol=1e-6)
+
+
+def test_log_bin_is_a_distribution_and_exact_in_the_tails():
+    x = jnp.linspace(-1, 1, 256)
+    for mean, std in ((0.1, 0.02), (0.97, 0.1), (-1.0, 0.003)):
+        log_p = elbo.log_bin(x, mean, 2 * jnp.log(std))
+        assert_allclose(np.exp(log_p).sum(), 1.0, rtol=1e-4)
+    # forty standard deviations away: log of the nearer edge's tail, norm.logsf(40), up to the bin's other edge (e^-31 of it)
+    far = elbo.log_bin(x[128], x[128] - 40 * 0.01 - 1 / 255, jnp.log(1e-4))
+    assert_allclose(far, norm.logsf(40.0), rtol=1e-4)
+    slope = jax.grad(lambda m: elbo.log_bin(x[128], m, jnp.log(1e-4)))(x[128] - 0.4)
+    assert np.isfinite(slope) and slope > 0
+
+
+def test_hybrid_moves_the_mean_as_l_simple_and_rests_at_the_true_variance():
+    """With c added to eps-hat and e to nu: d/dc is L_simple's own to the last bit; E d/de is 0 at the true variance, not elsewhere."""
+    steps, count = 20, 4096
+    ts = grids.uniform(CHAIN, steps)
+    exact, objective = exact_denoiser(CHAIN, ts), elbo.hybrid(CHAIN, steps, vlb_weight=1.0)
+    noised = objective.draw(example_keys(jax.random.key(0), count), pixels(count, seed=7))
+
+    def losses(c, e, loss):
+        def denoise(x_t, t, cond):
+            prediction = exact(x_t, t)
+            moved = gaussian.from_eps(CHAIN, x_t, prediction.eps + c[:, None], t)
+            return moved._replace(nu=prediction.nu + e[:, None])
+
+        return loss(denoise, noised, None).sum()
+
+    gradients = jax.jit(jax.grad(losses, argnums=(0, 1)), static_argnums=2)
+    start = jnp.full(count, 0.3), jnp.zeros(count)
+    simple = gradients(*start, denoising.ddpm(CHAIN, steps).loss)[0]
+    assert np.array_equal(gradients(*start, objective.loss)[0], simple) and np.abs(simple).max() > 0
+    for e, rests in ((0.0, True), (0.5, False)):
+        g = np.asarray(gradients(jnp.zeros(count), jnp.full(count, e), objective.loss)[1])
+        assert (abs(g.mean()) < 4 * g.std() / np.sqrt(count)) == rests, (e, g.mean(), g.std() / np.sqrt(count))
+
+
+def test_hybrid_estimates_the_whole_bound():
+    """vlb_weight times (diffusion + reconstruction) of elbo.vlb, in bits per dimension, on top of L_simple."""
+    steps, count = 10, 8192
+    ts, x0 = grids.uniform(CHAIN, steps), pixels(count, seed=3)
+    denoise, weight = exact_denoiser(CHAIN, ts), 0.5
+    objective = elbo.hybrid(CHAIN, steps, vlb_weight=weight)
+    noised = objective.draw(example_keys(jax.random.key(2), count), x0)
+    extra = np.asarray(objective.loss(denoise, noised, None) - denoising.ddpm(CHAIN, steps).loss(denoise, noised, None)) / weight
+    bound = elbo.vlb(CHAIN, denoise, x0, jax.random.key(1), ts, variance="learned")
+    whole = float(np.mean(bound["diffusion"] + bound["reconstruction"]))
+    assert abs(extra.mean() - whole) < 4 * extra.std() / np.sqrt(count)
+
+
+def test_elbo_errors():
+    process, x0 = CHAIN, pixels(2)
+    plain = targets.denoise_gaussian(targets.gaussian(jnp.zeros(4), jnp.eye(4)), process)
+    objective = elbo.hybrid(process, 10)
+    with pytest.raises(UserError, match="learn_variance"):
+        objective.loss(plain, objective.draw(example_keys(jax.random.key(0), 2), x0), None)
+    with pytest.raises(UserError, match="learn_variance"):
+        elbo.vlb(process, plain, x0, jax.random.key(0), grids.uniform(process, 3), variance="learned")
+    with pytest.raises(UserError, match="did you mean 'small'"):
+        elbo.vlb(process, plain, x0, jax.random.key(0), grids.uniform(process, 3), variance="smal")
+    with pytest.raises(UserError, match="at least 2 times"):
+        elbo.vlb(process, plain, x0, jax.random.key(0), grids.uniform(process, 1))
+    with pytest.raises(UserError, match="at least 2 steps"):
+        elbo.hybrid(process, steps=1)
