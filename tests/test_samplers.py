@@ -1,0 +1,396 @@
+"""Samplers on Gaussian data, where every one of them is an affine map with known answer: orders, output laws, equivalences, grids.
+
+With the exact denoiser of N(mean, diag(variances)) one step is x_s = A x + b + C z per dimension, so the whole run's output law is
+composed from probes of the step at x = 0, x = 1 and z = 1, without Monte Carlo. All steps of a grid are probed at once.
+"""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from families import GRIDS, PROCESSES, SAMPLERS, logsnr_grid, smooth
+from numpy.testing import assert_allclose
+
+from diffusion_jax import arrays, parameterization, targets
+from diffusion_jax.errors import UserError
+from diffusion_jax.processes import discrete, gaussian, schedules
+from diffusion_jax.samplers import ancestral, base, grids, ode, sde
+
+every_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+every_name = pytest.mark.parametrize("name", PROCESSES)
+every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
+
+# The order in the number of steps: of the path's error for deterministic samplers, of the output law's for stochastic ones. sde.edm
+# adds its noise exactly and then takes Heun's step, so its law is of Heun's order. A new sampler states its own here.
+DETERMINISTIC = {
+    "ancestral.ddim()": (ancestral.ddim(), 1),
+    "ode.euler()": (ode.euler(), 1),
+    "ode.heun()": (ode.heun(), 2),
+    "ode.rk4()": (ode.rk4(), 4),
+    "ode.edm_heun()": (ode.edm_heun(), 2),
+}
+STOCHASTIC = {
+    "ancestral.ddpm(small)": (ancestral.ddpm("small"), 1),
+    "ancestral.ddpm(large)": (ancestral.ddpm("large"), 1),
+    "ancestral.ddim(0.5)": (ancestral.ddim(0.5), 1),
+    "sde.euler_maruyama()": (sde.euler_maruyama(), 1),
+    "sde.edm(no excess noise)": (sde.edm(S_churn=5.0, S_noise=1.0), 2),
+}
+MEANS, VARIANCES = np.array([0.5, -1.0, 0.0]), np.array([0.04, 1.0, 2.25])
+
+
+def denoiser(process):
+    """The exact denoiser of the Gaussian data, in the dtype of x; nu = 0.3 for the sampler that reads it."""
+
+    def denoise(x, t, cond=None):
+        target = targets.Gaussian(*(jnp.asarray(v, x.dtype) for v in (MEANS, VARIANCES, np.eye(3))))
+        return targets.denoise_gaussian(target, process)(x, t)._replace(nu=jnp.full_like(x, 0.3))
+
+    return denoise
+
+
+def output_law(sampler, process, ts):
+    """(mean, variance) at ts[-1], (3,) each in float64, of a run that starts from the data's own law at ts[0]; and that of the data.
+
+    Also the composed (slope, intercept) of the noiseless map, for the error of the path.
+    """
+    with jax.enable_x64(True):
+        ts = jnp.asarray(ts, "float64")
+        x = jnp.stack([jnp.zeros(3), jnp.ones(3), jnp.zeros(3)])
+        z = jnp.stack([jnp.zeros(3), jnp.zeros(3), jnp.ones(3)])
+        memory = sampler.init(x, ts)
+        denoise = denoiser(process)
+
+        def step(t, s):
+            moved, after = sampler.step(None, x, memory, t, s, denoise, process)
+            assert jax.tree.all(jax.tree.map(lambda a, b: a is b, memory, after)), "a sampler with history is not one affine map a step"
+            return moved
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(arrays, "noise", lambda keys, like: z)
+            moved = np.asarray(jax.vmap(step)(ts[:-1], ts[1:]))
+        alpha, sigma = (np.asarray(f(ts))[:, None] for f in (process.alpha, process.sigma))
+    mean, variance = alpha * MEANS, alpha**2 * VARIANCES + sigma**2
+    slope, intercept, spread = np.ones(3), np.zeros(3), variance[0]
+    for b, x_probe, z_probe in moved:
+        A, C = x_probe - b, z_probe - b
+        slope, intercept, spread = A * slope, A * intercept + b, A**2 * spread + C**2
+    return {"mean": slope * mean[0] + intercept, "variance": spread, "slope": slope, "intercept": intercept,
+            "true": (mean[-1], variance[-1]), "true_slope": np.sqrt(variance[-1] / variance[0]), "true_start": mean[0]}
+
+
+def path_error(sampler, process, ts):
+    """The largest error of the affine map against the exact flow, relative to the data's spread at the end."""
+    law = output_law(sampler, process, ts)
+    end, scale = law["true"][0], np.sqrt(law["true"][1])
+    start_scale = scale / law["true_slope"]
+    slope = np.abs(law["slope"] - law["true_slope"]) * start_scale / scale
+    centre = np.abs(law["mean"] - end) / scale
+    return max(slope.max(), centre.max())
+
+
+def law_error(sampler, process, ts):
+    """The largest error of mean (in standard deviations) and variance (relative) of the output."""
+    law = output_law(sampler, process, ts)
+    mean, variance = law["true"]
+    return max((np.abs(law["mean"] - mean) / np.sqrt(variance)).max(), np.abs(law["variance"] / variance - 1).max())
+
+
+def observed_order(error, sampler, process, ts):
+    """log2 of the ratio of the errors on every second of the times ts and on all of them."""
+    return np.log2(error(sampler, process, ts[::2]) / error(sampler, process, ts))
+
+
+# A table of betas makes alpha' jump at its nodes, so solvers in t keep an order above 1 only inside one noising step.
+IN_TIME = ("ode.heun()", "ode.rk4()")
+
+
+@pytest.mark.parametrize("label", IN_TIME)
+def test_solvers_in_time_keep_their_order_inside_one_noising_step(label):
+    sampler, order = DETERMINISTIC[label]
+    assert abs(observed_order(path_error, sampler, discrete.DDPM((0.5, 0.9)), np.linspace(0.98, 0.52, 161)) - order) < 0.1
+
+
+def test_every_sampler_states_its_order():
+    assert {name.split("(")[0] for name in (*DETERMINISTIC, *STOCHASTIC)} == set(SAMPLERS)
+
+
+@every_name
+def test_deterministic_samplers_converge_at_their_order(name):
+    process, ts = PROCESSES[name], logsnr_grid(name, 160)
+    for label, (sampler, order) in DETERMINISTIC.items():
+        if smooth(process):
+            assert abs(observed_order(path_error, sampler, process, ts) - order) < 0.2, label
+        elif label not in IN_TIME:  # in sigma / alpha there is no kink; Euler in t sees kinks as small wiggles of its error
+            assert abs(observed_order(path_error, sampler, process, ts) - order) < (0.4 if label == "ode.euler()" else 0.1), label
+
+
+@every_name
+def test_stochastic_samplers_converge_to_the_datas_law(name):
+    """At least at their order (Euler-Maruyama's first-order term happens to be small on VE), and to a law that is nearly there."""
+    process, ts = PROCESSES[name], logsnr_grid(name, 160)
+    for label, (sampler, order) in STOCHASTIC.items():
+        assert observed_order(law_error, sampler, process, ts) > order - 0.15, label
+        assert law_error(sampler, process, ts) < 0.1, label
+
+
+def test_learned_variance_converges_too():
+    """nu = 0.3 is a variance between the two; any constant is right to first order."""
+    ts = logsnr_grid("VP", 160)
+    assert observed_order(law_error, ancestral.ddpm("learned"), PROCESSES["VP"], ts) > 0.85
+
+
+def test_edm_excess_noise_inflates_the_law():
+    """S_noise = 1.1 must be seen in the output, or the parameter is not used."""
+    process, ts = PROCESSES["EDM"], logsnr_grid("EDM", 160)
+    laws = [output_law(sde.edm(S_churn=40.0, S_noise=noise), process, ts)["variance"] for noise in (1.0, 1.1)]
+    assert np.all(laws[1] > 1.01 * laws[0])
+
+
+# ---- equivalences ----------------------------------------------------------------------------------------------------------------------
+
+MIXTURE = targets.mixture([0.6, 0.4], [[0.8, -0.3], [-0.5, 0.6]], [[0.3, 0.2], [0.15, 0.4]])
+
+
+def one_step(sampler, process, denoise=None, t=0.6, s=0.45):
+    """x_s from a fixed x_t and fixed keys, float64 (8, 2)."""
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((8, 2)))
+    keys = arrays.example_keys(jax.random.key(0), 8)
+    t, s = (jnp.asarray(process.t_min + u * (process.t_max - process.t_min)) for u in (t, s))
+    denoise = denoise or targets.denoise_mixture(MIXTURE, process)
+    return sampler.step(keys, x, sampler.init(x, jnp.stack([t, s])), t, s, denoise, process)[0]
+
+
+@every_process
+def test_ddim_is_euler_in_the_straight_frame(process):
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(0).standard_normal((8, 2)))
+        t, s = (process.t_min + u * (process.t_max - process.t_min) for u in (0.6, 0.45))
+        alpha_t, sigma_t, alpha_s, sigma_s = (f(jnp.asarray(u)) for u in (t, s) for f in (process.alpha, process.sigma))
+        eps = targets.denoise_mixture(MIXTURE, process)(x, t).eps
+        euler = alpha_s * (x / alpha_t + (sigma_s / alpha_s - sigma_t / alpha_t) * eps)
+        assert_allclose(one_step(ancestral.ddim(), process), euler, rtol=1e-9, atol=1e-12)
+
+
+@every_process
+def test_ddim_one_is_ancestral(process):
+    """The same map of x and of the noise; on the DDPM chain this is Ho et al.'s sampler."""
+    with jax.enable_x64(True):
+        assert_allclose(one_step(ancestral.ddim(1.0), process), one_step(ancestral.ddpm("small"), process), rtol=1e-9, atol=1e-12)
+        small, none = one_step(ancestral.ddim(1.0), process), one_step(ancestral.ddim(0.0), process)
+        assert np.abs(small - none).min() > 0  # eta is used
+
+
+@every_process
+def test_learned_variance_spans_small_to_large(process):
+    with jax.enable_x64(True):
+        exact = targets.denoise_mixture(MIXTURE, process)
+        for nu, name in ((-1.0, "small"), (1.0, "large")):
+            learned = one_step(ancestral.ddpm("learned"), process, lambda x, t: exact(x, t)._replace(nu=jnp.full_like(x, nu)))
+            assert_allclose(learned, one_step(ancestral.ddpm(name), process), rtol=1e-9, atol=1e-12)
+
+
+def test_euler_in_t_is_ddim_on_edms_path():
+    process = schedules.EDM()
+    with jax.enable_x64(True):
+        assert_allclose(one_step(ode.euler(), process), one_step(ancestral.ddim(), process), rtol=1e-9)
+        assert_allclose(one_step(ode.heun(), process), one_step(ode.edm_heun(), process), rtol=1e-9)
+
+
+def test_edm_without_churn_is_edm_heun():
+    for process in (schedules.EDM(), schedules.VP()):
+        with jax.enable_x64(True):
+            assert_allclose(one_step(sde.edm(S_churn=0.0), process), one_step(ode.edm_heun(), process), rtol=1e-9)
+
+
+def test_ancestral_errors():
+    with pytest.raises(UserError, match="did you mean 'learned'"):
+        ancestral.ddpm("learnt")
+    with pytest.raises(UserError, match="learn_variance"):
+        one_step(ancestral.ddpm("learned"), schedules.VP())
+
+
+def network(params, x_in, c_noise, cond):
+    """A smooth made-up network of two inputs per example."""
+    hidden = jnp.tanh(x_in @ params["w"] + c_noise[:, None] * params["b"])
+    return hidden @ params["w"].T
+
+
+@pytest.mark.parametrize("sampler", [ancestral.ddim(), ode.edm_heun(), ancestral.ddpm("small")], ids=["ddim", "edm_heun", "ddpm"])
+def test_one_network_is_the_same_model_under_any_process(sampler):
+    """Same log-SNRs, x scaled by sqrt(alpha^2 + sigma^2): the images are equal to 1e-5 in float32."""
+    keys = jax.random.split(jax.random.key(3), 2)
+    params = {"w": jax.random.normal(keys[0], (2, 16)) / 2, "b": jax.random.normal(keys[1], (16,))}
+    lam, unit = jnp.linspace(-5.0, 5.0, 12), jax.random.normal(jax.random.key(4), (8, 2))
+    images = []
+    for process in (schedules.EDM(), schedules.VP(), schedules.RectifiedFlow(), schedules.Cosine(), schedules.SubVP()):
+        ts = gaussian.time_of_logsnr(process, lam)
+        denoise = parameterization.denoiser(network, params, parameterization.edm(), process)
+        x = unit * jnp.hypot(process.alpha(ts[0]), process.sigma(ts[0]))
+        images.append(base.sample(sampler, denoise, process, jax.random.key(5), x, ts))
+    for image in images[1:]:
+        assert_allclose(image, images[0], rtol=1e-5, atol=1e-5)
+    assert np.std(images[0]) > 0.1
+
+
+# ---- the loop --------------------------------------------------------------------------------------------------------------------------
+
+
+def setting(count=6, n=5):
+    process = schedules.VP()
+    ts = grids.uniform(process, n)
+    keys = arrays.example_keys(jax.random.key(1), count)
+    return process, targets.denoise_mixture(MIXTURE, process), keys, base.start(process, keys, (count, 2)), ts
+
+
+def parts(sampler):
+    """The sampler by its name in SAMPLERS."""
+    return SAMPLERS[sampler]()
+
+
+@every_sampler
+def test_sample_is_a_loop_of_steps_that_ends_in_x0_hat(sampler):
+    sampler, (process, denoise, keys, x, ts) = parts(sampler), setting()
+    calls = []
+
+    def counting(y, t, cond=None):
+        calls.append(t)
+        return denoise(y, t, cond)
+
+    path, memory = [x], sampler.init(x, ts)
+    for i in range(len(ts) - 1):
+        y, memory = sampler.step(arrays.fold_in(keys, i), path[-1], memory, ts[i], ts[i + 1], counting, process)
+        path.append(y)
+    assert len(calls) == sampler.nfe * (len(ts) - 1) == base.evaluations(sampler, ts) - 1
+    image, seen = base.sample(sampler, denoise, process, keys, x, ts, observe=lambda y, t: {"x": y, "t": t})
+    assert_allclose(image, denoise(path[-1], ts[-1]).x0, rtol=2e-5, atol=1e-5)
+    assert_allclose(seen["x"], np.stack(path[1:]), rtol=2e-5, atol=1e-5)
+    assert_allclose(seen["t"], ts[1:])
+
+
+@every_sampler
+def test_an_image_depends_on_its_own_key_alone(sampler):
+    """Not on the batch size, its neighbours or its place."""
+    sampler, (process, denoise, keys, x, ts) = parts(sampler), setting()
+    whole = base.sample(sampler, denoise, process, keys, x, ts)
+    chosen = np.array([4, 1])
+    part = base.sample(sampler, denoise, process, keys[chosen], base.start(process, keys[chosen], (2, 2)), ts)
+    assert_allclose(part, whole[chosen], rtol=1e-5, atol=1e-6)
+    assert len(np.unique(np.asarray(whole)[:, 0])) == 6
+
+
+def test_one_key_for_the_batch_is_folded_with_the_place():
+    process, denoise, keys, x, ts = setting()
+    sampler = ancestral.ddpm()
+    assert_allclose(base.sample(sampler, denoise, process, jax.random.key(1), x, ts), base.sample(sampler, denoise, process, keys, x, ts))
+    assert_allclose(base.start(process, jax.random.key(1), (6, 2)), x)
+
+
+def test_sample_is_traced_once():
+    process, denoise, keys, x, ts = setting()
+    sampler = sde.edm()
+    run = jax.jit(chex.assert_max_traces(lambda key, x, ts: base.sample(sampler, denoise, process, key, x, ts), n=1))
+    images = [run(jax.random.key(seed), x, grid(process, 5)) for seed in (1, 2) for grid in (grids.uniform, grids.karras)]
+    assert all(np.isfinite(image).all() for image in images) and not np.allclose(images[0], images[1])
+
+
+@pytest.mark.parametrize("sampler", [ancestral.ddpm(), ode.heun()], ids=["ddpm", "heun"])
+def test_a_padded_grid_is_the_grid(sampler):
+    process, denoise, keys, x, ts = setting()
+    plain = base.sample(sampler, denoise, process, keys, x, ts)
+    padded = base.sample(sampler, denoise, process, keys, x, jnp.concatenate([ts, jnp.full(4, ts[-1])]), padded=True)
+    assert_allclose(padded, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_the_condition_reaches_the_denoiser():
+    process, denoise, keys, x, ts = setting()
+
+    def conditional(y, t, cond):
+        return gaussian.from_x0(process, y, jnp.broadcast_to(cond["label"][:, None], y.shape), t)
+
+    label = jnp.arange(6.0)
+    image = base.sample(ancestral.ddim(), conditional, process, keys, x, ts, {"label": label})
+    assert_allclose(image, np.stack([label, label], 1))
+
+
+def test_start_is_the_prior_and_no_steps_noise():
+    process = schedules.VE()
+    keys = arrays.example_keys(jax.random.key(0), 2000)
+    x = base.start(process, keys, (2000, 2))
+    assert abs(float(jnp.std(x)) / 50 - 1) < 4 / np.sqrt(8000)
+    for step in range(3):
+        z = arrays.noise(arrays.fold_in(keys, step), x)
+        assert abs(np.corrcoef(np.ravel(x), np.ravel(z))[0, 1]) < 4 / np.sqrt(4000)
+
+
+def test_nfe_budget():
+    assert [base.points(ode.heun(), n) for n in (1, 2, 3, 9)] == [1, 1, 2, 5]
+    assert [base.points(ancestral.ddim(), n) for n in (1, 2, 10)] == [1, 2, 10]
+    for sampler in (ode.rk4(), ode.heun(), ancestral.ddim()):
+        assert base.evaluations(sampler, np.zeros(base.points(sampler, 50))) in range(50 - sampler.nfe + 1, 51)
+
+
+# ---- grids -----------------------------------------------------------------------------------------------------------------------------
+
+STRIDED = ("leading", "linspace", "trailing")
+
+
+@every_process
+def test_grids_go_strictly_down_from_end_to_end(process):
+    for name, grid in GRIDS.items():
+        ts = np.asarray(grid(process, 40))
+        assert ts.shape == (40,) and ts.dtype == np.float32 and np.all(np.diff(ts) < 0), name
+        if name not in STRIDED:
+            assert ts[0] == np.float32(process.t_max) and ts[-1] == np.float32(process.t_min), name
+            assert np.asarray(grid(process, 1)) == [np.float32(process.t_max)], name
+
+
+@every_process
+def test_grids_are_even_in_what_they_say(process):
+    with jax.enable_x64(True):
+        lam = np.asarray(gaussian.logsnr(process, grids.uniform_logsnr(process, 40)))
+        ratio = np.exp(-0.5 * np.asarray(gaussian.logsnr(process, grids.karras(process, 40, rho=3.0)))) ** (1 / 3)
+        for even in (lam, ratio, grids.uniform(process, 40), np.sqrt(grids.quadratic(process, 40))):
+            steps = np.diff(even)
+            assert_allclose(steps, steps.mean(), rtol=1e-6)
+
+
+def test_karras_grid_is_equation_5():
+    i, rho = np.arange(18), 7
+    sigma = (80 ** (1 / rho) + i / 17 * (0.002 ** (1 / rho) - 80 ** (1 / rho))) ** rho
+    assert_allclose(grids.karras(schedules.EDM(), 18) * 80, sigma, rtol=1e-5)
+
+
+def test_strided_grids_are_diffusers_integers():
+    """diffusers' timestep j is t = (j + 1) / N; the integers are worked out by hand."""
+    chain = discrete.ddpm("cosine", steps=10)
+    expected = {
+        "leading": [6, 4, 2, 0],  # 10 // 4 = 2
+        "linspace": [9, 6, 3, 0],
+        "trailing": [9, 7, 4, 1],  # round(10, 7.5, 5, 2.5) - 1, halves to even: 10, 8, 5, 2
+    }
+    for name, j in expected.items():
+        assert_allclose(GRIDS[name](chain, 4, steps=10), (np.array(j) + 1) / 10, rtol=1e-6, err_msg=name)
+    assert_allclose(grids.leading(chain, 4, steps=10, offset=1), (np.array([7, 5, 3, 1]) + 1) / 10, rtol=1e-6)
+
+
+@functools.cache
+def _chain():
+    return discrete.ddpm("linear")
+
+
+@pytest.mark.parametrize("name", STRIDED)
+def test_strided_grids_reject_what_does_not_fit(name):
+    for n in (0, 11):
+        with pytest.raises(UserError, match="between 1 and steps=10"):
+            GRIDS[name](_chain(), n, steps=10)
+
+
+def test_grids_reject_too_many_points():
+    with pytest.raises(UserError, match="leaves the chain"):
+        grids.leading(_chain(), 10, steps=10, offset=1)
+    with pytest.raises(UserError, match="ask for fewer points"):
+        grids.uniform_logsnr(schedules.RectifiedFlow(t_min=0.9, t_max=0.900001), 1000)
