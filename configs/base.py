@@ -51,7 +51,7 @@ def base() -> ConfigDict:
 
     config.training = training = ConfigDict()
     training.steps = 1000
-    training.steps_per_call = 10  # steps in one dispatch
+    training.steps_per_call = 1  # steps in one dispatch; 10 or more pays on accelerators, on a CPU 1 (training/step.py, scan)
     training.accumulate = 1  # microbatches per step
     training.log_every = 50
     training.eval_every = 500  # held-out loss; 0: never

@@ -23,6 +23,6 @@ def get_config(name: str = "vp"):
         config.model = network("unet.UNet", width=128, multipliers=(2, 2, 2), blocks=3, attention=(16,), head_width=64,
                                dropout=0.13, updown="resblock", dtype="bfloat16")  # fmt: skip
         config.data.batch_size = 512
-        config.training.update(steps=400_000, eval_every=5000, sample_every=5000, checkpoint_every=5000)
+        config.training.update(steps=400_000, steps_per_call=10, eval_every=5000, sample_every=5000, checkpoint_every=5000)
         config.ema.halflives = (500_000,)
     return config

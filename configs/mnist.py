@@ -23,7 +23,7 @@ def get_config(name: str = "vp"):
         config.optimizer.learning_rate = 4e-4
         config.optimizer.warmup = 1000
         config.data.batch_size = 512
-        config.training.steps = 20_000
+        config.training.update(steps=20_000, steps_per_call=10)
         config.training.eval_every = config.training.sample_every = config.training.checkpoint_every = 2000
         config.ema.halflives = (250_000,)
     if name == "ve":

@@ -13,7 +13,7 @@ def get_config(name: str = "vp"):
     config.data.update(name="mixture", batch_size=512)
     config.model = network("mlp.MLP")
     config.conditional = False
-    config.training.update(steps=3000, steps_per_call=50, eval_every=1000, sample_every=1000, checkpoint_every=1000)
+    config.training.update(steps=3000, eval_every=1000, sample_every=1000, checkpoint_every=1000)
     config.sampler.clip = "none"
     if name == "ve":
         config.process = "schedules.VE(sigma_max=10.0)"

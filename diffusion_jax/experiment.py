@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import arrays, guidance, parameterization
+from diffusion_jax import arrays, data, guidance, parameterization
 from diffusion_jax.build import Family, build
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.models import mlp, unet
@@ -20,6 +20,8 @@ from diffusion_jax.objectives.base import Objective
 from diffusion_jax.parameterization import Parameterization
 from diffusion_jax.processes import discrete, gaussian, schedules
 from diffusion_jax.samplers import ancestral, base, grids, ode, sde
+from diffusion_jax.training import ema, optimizer, sharding, state, step
+from diffusion_jax.training.state import TrainState
 from diffusion_jax.types import Array, Cond, Denoise, Key, Params, Process
 
 PROCESSES = Family("process", (schedules, discrete), ("class", "DDPM"))
@@ -53,6 +55,12 @@ def assemble(config, shape: tuple[int, ...], num_classes: int = 0) -> Experiment
         build(OBJECTIVES, config.objective, process),
         build(MODELS, config.model.name, num_classes=num_classes, **options),
     )  # fmt: skip
+
+
+def dataset(config) -> data.Dataset:
+    """The data set of config.data."""
+    keys = ("name", "path", "data_dir", "image_size", "channels")
+    return data.load(**{key: config.data[key] for key in keys}, seed=config.seed)
 
 
 def init_params(experiment: Experiment, key: Key) -> Params:
@@ -166,3 +174,55 @@ def cond_for(experiment: Experiment, labels: Array) -> Cond:
         raise UserError(f"label {bad[0]} does not exist: this model knows 0 to {experiment.num_classes - 1}, "
                         f"and {experiment.num_classes} for 'any'")  # fmt: skip
     return {"label": jnp.asarray(labels, jnp.int32)}
+
+
+# ---- training -------------------------------------------------------------------------------------------------------------
+
+
+def moving_averages(config) -> ema.Ema:
+    """The EMAs of config.ema."""
+    return ema.halflives(config.ema.halflives, ramp=config.ema.ramp)
+
+
+def weights_name(config) -> str:
+    """Which weights config.sampler.ema means: '' is the longest EMA, or the parameters if there is none."""
+    halflives = config.ema.halflives
+    return config.sampler.ema or (ema.name(max(halflives)) if halflives else "params")
+
+
+def weights(config, current: TrainState) -> Params:
+    """Those weights, of a state. Raises UserError for a name that the state does not have."""
+    which, have = weights_name(config), {"params": current.params, **current.ema}
+    if which not in have:
+        raise unknown("config.sampler.ema", which, have)
+    return have[which]
+
+
+class Training(NamedTuple):
+    """What the loop needs, compiled for the devices by `runner`: see training/."""
+
+    runner: sharding.Runner
+    init: Callable[[Key], TrainState]  # a fresh state, to be placed by runner.init
+    step: Callable  # (state, batches) -> (state, metrics), steps_per_call steps
+    evaluate: Callable  # (params, batch, key) -> metrics
+
+
+def training(experiment: Experiment) -> Training:
+    """The compiled train and evaluation steps of a config, on all devices."""
+    config = experiment.config
+    runner = sharding.runner(config.parallel, mesh=config.mesh.to_dict())
+    averages = moving_averages(config)
+    options = config.optimizer.to_dict()
+    tx, schedule = optimizer.make_optimizer(options.pop("name"), total_steps=config.training.steps, **options)
+    one = step.make_train_step(loss_fn(experiment), tx, averages, schedule=schedule, axis_name=runner.axis_name,
+                               accumulate=config.training.accumulate)  # fmt: skip
+
+    def init(key: Key) -> TrainState:
+        params_key, noise_key = jax.random.split(key)
+        return state.init_state(init_params(experiment, params_key), tx, averages, noise_key)
+
+    return Training(
+        runner, init,
+        runner.compile(step.multi_step(one, config.training.steps_per_call)),
+        runner.compile_eval(step.make_eval_step(loss_fn(experiment), axis_name=runner.axis_name)),
+    )  # fmt: skip

@@ -1,0 +1,131 @@
+"""What every main shares: a config from a file or a workdir with overrides, one clear line for a user's mistake, exit codes.
+
+Exit status: 0 done (or stopped by SIGTERM with everything saved), 2 a user's mistake, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Callable
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.training import runtime
+
+CONFIG_FILE = "config.json"  # in every workdir: the resolved config
+
+
+def launch(main: Callable[[ConfigDict], None], *, config: str) -> None:
+    """Run main(config). config: 'file', from --config=FILE.py:variant; 'workdir', from the config.json of --workdir.
+
+    Either way --config.KEY=VALUE overrides any value. Flags of the main's own are defined by it with absl.flags before.
+    """
+    app.run(lambda argv: _guard(main, flags.FLAGS.config), flags_parser=lambda argv: _parse(argv, config))
+
+
+def _guard(main, config) -> None:
+    runtime.enable_compilation_cache()
+    try:
+        main(config)
+    except UserError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _fail(error: Exception | str) -> None:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _parse(argv: list[str], source: str) -> list[str]:
+    try:
+        config = _from_file(argv) if source == "file" else _from_workdir(argv)
+        _check_overrides(argv, config)
+        argv = [arg for arg in argv if not arg.startswith(("--config=", "-config="))]
+        config_flags.DEFINE_config_dict("config", config, "override any value: --config.KEY=VALUE", sys_argv=argv)
+        rest = flags.FLAGS(argv)
+        if len(rest) > 1:
+            raise UserError(f"cannot use the argument '{rest[1]}'; values are set as --flag=value or --config.KEY=VALUE")
+        return rest
+    except (UserError, flags.Error) as error:
+        _fail(str(error).replace("\n", " "))
+
+
+def _value(argv: list[str], flag: str) -> str | None:
+    """The value of --flag=value in argv, before absl has seen it."""
+    for i, arg in enumerate(argv):
+        if arg.lstrip("-").startswith(flag + "=") and arg.startswith("-"):
+            return arg.partition("=")[2]
+        if arg in (f"--{flag}", f"-{flag}") and i + 1 < len(argv):
+            raise UserError(f"write {arg}=VALUE, with an equals sign")
+    return None
+
+
+def _from_file(argv: list[str]) -> ConfigDict:
+    spec = _value(argv, "config")
+    if spec is None:
+        raise UserError("--config is missing; for example --config=configs/digits.py:vp")
+    return load_config(spec)
+
+
+def load_config(spec: str) -> ConfigDict:
+    """'configs/digits.py:vp' -> its ConfigDict, locked. UserError for a missing file or an unknown variant."""
+    path, _, variant = spec.partition(":")
+    if not Path(path).is_file():
+        found = sorted(str(p) for p in Path(path).parent.glob("*.py") if p.stem not in ("base", "__init__"))
+        raise unknown("config file", path, found) if found else UserError(f"config file '{path}' does not exist")
+    module_spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    return (module.get_config(variant) if variant else module.get_config()).lock()
+
+
+def _from_workdir(argv: list[str]) -> ConfigDict:
+    workdir = _value(argv, "workdir")
+    if workdir is None:
+        if any(a.startswith("--help") for a in argv):
+            return ConfigDict()
+        raise UserError("--workdir is missing: the folder that experiments.train wrote")
+    return saved_config(workdir)
+
+
+def saved_config(workdir: str) -> ConfigDict:
+    """The resolved config of a workdir, locked. UserError where there is none."""
+    path = Path(workdir) / CONFIG_FILE
+    try:
+        return ConfigDict(_tuples(json.loads(path.read_text()))).lock()
+    except FileNotFoundError:
+        raise UserError(f"--workdir={workdir} has no {CONFIG_FILE}; train a model there first (experiments.train)") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is broken ({error}); copy it from another run of the same config") from None
+
+
+def _tuples(value):
+    """JSON has lists where configs have tuples."""
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _check_overrides(argv: list[str], config: ConfigDict) -> None:
+    """Every --config.KEY names a key that exists; absl would answer with a traceback."""
+    keys = [path for path, _ in _leaves(config)]
+    for arg in argv[1:]:
+        name = arg.partition("=")[0].lstrip("-")
+        name = name.removeprefix("no") if name.startswith("noconfig.") else name
+        if name.startswith("config.") and name.removeprefix("config.") not in keys:
+            raise unknown("config key", name.removeprefix("config."), keys)
+
+
+def _leaves(config: ConfigDict, prefix: str = ""):
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -1,0 +1,113 @@
+"""Train a model, or go on where the same command stopped.
+
+python -m experiments.train --config=configs/digits.py:vp --workdir=runs/a --config.optimizer.learning_rate=3e-4
+"""
+
+from __future__ import annotations
+
+import sys
+
+from absl import flags
+
+from experiments import cli
+
+flags.DEFINE_string("workdir", None, "where everything goes; the same command resumes", required=True)
+
+
+def train(config, workdir: str) -> bool:
+    """Train to config.training.steps, resuming if workdir has a checkpoint. True if it reached the end, False if a signal stopped it."""
+    import jax
+
+    from diffusion_jax import data, experiment, plotting
+    from diffusion_jax import workdir as folder
+    from diffusion_jax.training import checkpoint, loop, metrics
+
+    dataset = experiment.dataset(config)
+    built = experiment.assemble(config, dataset.image_shape, dataset.num_classes)
+    parts = experiment.training(built)
+    root, key = folder.prepare(workdir, config, dataset), jax.random.key(config.seed)
+
+    template = parts.runner.template(parts.init, key)
+    restored = checkpoint.restore(root / "checkpoints", template)
+    state = restored.state if restored else parts.runner.init(parts.init, key)
+    start, steps, k = int(state.step), config.training.steps, config.training.steps_per_call
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    print(f"{root}: {count:,} parameters, {len(dataset.train):,} images {dataset.image_shape}, {jax.device_count()} device(s); "
+          + (f"resuming at step {start}" if restored else "starting"), file=sys.stderr)  # fmt: skip
+
+    batch = data.batches(dataset.train, batch_size=config.data.batch_size, seed=config.seed, flip=config.data.flip,
+                         process_index=jax.process_index(), process_count=jax.process_count())  # fmt: skip
+    calls = loop.stack(batch, k)
+
+    def batches(start):
+        put = lambda b: parts.runner.put_batch(b, axis=1)  # noqa: E731
+        return ((n * k, b) for n, b in data.prefetch(calls, start // k, steps // k, put=put))
+
+    writer = metrics.open_writer(root, start_step=start)
+    checkpointer = checkpoint.open_checkpoints(root / "checkpoints", keep=config.training.keep, after=restored and restored.step)
+    hooks = [(config.training.eval_every, _held_out(built, parts, dataset)),
+             (config.training.sample_every, _grid(built, root, writer))]  # fmt: skip
+    ended = loop.fit(
+        state, parts.step, batches, total_steps=steps, batch_size=config.data.batch_size, steps_per_call=k,
+        log_every=config.training.log_every, checkpoint_every=config.training.checkpoint_every, checkpointer=checkpointer,
+        writer=writer, hooks=hooks, resumed=restored and restored.extra)  # fmt: skip
+    writer.close()
+    checkpointer.close()
+    plotting.loss_curve(metrics.read_rows(root / "metrics.jsonl"), root / "loss.png")
+    if ended.stopped_by:
+        print(f"{ended.stopped_by.name}: saved at step {ended.step} of {steps}; the same command goes on from there", file=sys.stderr)
+    return not ended.stopped_by
+
+
+def _held_out(built, parts, dataset):
+    """The hook that measures the loss on the held-out split, with the sampling weights and the same noise every time."""
+    import jax
+
+    from diffusion_jax import data, experiment
+    from diffusion_jax.training import loop
+
+    config = built.config
+
+    def evaluate(state, step):
+        batches = data.sequential(dataset.test, config.data.batch_size,
+                                  process_index=jax.process_index(), process_count=jax.process_count())  # fmt: skip
+        row = loop.evaluate(parts.evaluate, experiment.weights(config, state), batches, jax.random.key(config.seed + 1),
+                            put_batch=parts.runner.put_batch)  # fmt: skip
+        return {"eval_loss": row["loss"], "eval_loss_by_level": row.get("loss_by_level")}
+
+    return evaluate
+
+
+def _grid(built, root, writer):
+    """The hook that draws a grid of samples, one row per class (or a scatter plot of points)."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    from diffusion_jax import experiment, plotting
+    from diffusion_jax.evaluation import generate
+
+    config, classes = built.config, built.num_classes
+    rows, columns = (min(classes, 10), 10) if classes else (8, 8)
+    images = len(built.shape) == 3
+    count = rows * columns if images else 2000
+    chosen = experiment.plan(built)
+    run = experiment.sample_fn(built, chosen.sampler, guided=chosen.guidance != 1.0, clip=chosen.clip)
+    keys = generate.seeds_to_keys(range(count))
+    cond = experiment.cond_for(built, np.arange(count) // columns % classes) if classes else None
+
+    def draw(state, step):
+        params = experiment.weights(config, state)
+        x = np.asarray(run(params, keys, cond, chosen.ts, jnp.float32(chosen.guidance)))
+        path = root / "samples" / f"step_{step:07d}.png"
+        if images:
+            x = generate.to_uint8(x)
+            plotting.save(plotting.image_grid(x, columns), path)
+            writer.images(step, "samples", x)
+        else:
+            plotting.points(x, {}, path)
+
+    return draw
+
+
+if __name__ == "__main__":
+    cli.launch(lambda config: train(config, flags.FLAGS.workdir), config="file")
