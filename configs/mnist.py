@@ -14,7 +14,7 @@ def get_config(name: str = "vp"):
     config = variant(base(), name)
     config.data.name = "mnist"
     if size == "light":  # a space-to-depth stem: the network works at 14x14 and 7x7
-        config.model = network("unet.UNet", stem=2, width=48, multipliers=(1, 2), blocks=1, attention=(7,), head_width=32)
+        config.model = network("unet.UNet", stem=2, width=32, multipliers=(1, 2), blocks=1, attention=(7,), head_width=32)
         config.optimizer.learning_rate = 1e-3
         config.training.steps = 2000
         config.ema.halflives = (20_000,)

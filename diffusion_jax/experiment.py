@@ -78,6 +78,11 @@ def apply(experiment: Experiment):
     return run
 
 
+def is_image(experiment: Experiment) -> bool:
+    """Whether an example is an image (H, W, C) rather than a point (D,)."""
+    return len(experiment.shape) == 3
+
+
 def null_cond(experiment: Experiment, batch: int) -> Cond:
     """The condition that says nothing, for `batch` examples: label = num_classes; None for an unconditional experiment."""
     return {"label": jnp.full(batch, experiment.num_classes, jnp.int32)} if experiment.num_classes else None
@@ -142,6 +147,11 @@ def plan(experiment: Experiment, config=None) -> Plan:
     return Plan(sampler, ts, config.guidance, config.clip)
 
 
+def evaluations(chosen: Plan) -> int:
+    """NFE: network evaluations per image (guidance doubles the cost of each, not their number)."""
+    return base.evaluations(chosen.sampler, chosen.ts)
+
+
 def pad(ts: Array, length: int) -> Array:
     """ts with its last time repeated up to `length`: grids of several lengths for one compiled sampler."""
     return jnp.concatenate([ts, jnp.broadcast_to(ts[-1:], (length - len(ts),))])
@@ -168,6 +178,8 @@ def sample_with(experiment: Experiment, params: Params, chosen: Plan) -> Callabl
 def cond_for(experiment: Experiment, labels: Array) -> Cond:
     """The condition for these labels; None for an unconditional experiment. UserError for a label that does not exist."""
     if not experiment.num_classes:
+        if len(labels):
+            raise UserError("this model is unconditional: it takes no labels")
         return None
     bad = [int(label) for label in labels if not 0 <= label <= experiment.num_classes]
     if bad:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Callable
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from diffusion_jax.errors import UserError, unknown
@@ -29,6 +29,7 @@ def launch(main: Callable[[ConfigDict], None], *, config: str) -> None:
 
 
 def _guard(main, config) -> None:
+    logging.set_verbosity(logging.WARNING)  # jax tells at INFO which accelerators are absent
     runtime.enable_compilation_cache()
     try:
         main(config)
@@ -55,6 +56,14 @@ def _parse(argv: list[str], source: str) -> list[str]:
         return rest
     except (UserError, flags.Error) as error:
         _fail(str(error).replace("\n", " "))
+
+
+def integers(flag: str, text: str) -> list[int]:
+    """'0,1,2' -> [0, 1, 2]; '' -> []. UserError naming the flag for anything else."""
+    try:
+        return [int(part) for part in text.split(",")] if text else []
+    except ValueError:
+        raise UserError(f"--{flag}={text}: write whole numbers with commas, such as 0,1,2") from None
 
 
 def _value(argv: list[str], flag: str) -> str | None:

@@ -56,7 +56,7 @@ def generate(
             index = np.minimum(np.arange(start, start + batch_size), count - 1)
             batch = put((keys[index], jax.tree.map(lambda values: values[index], cond)))
             real = min(batch_size, count - start)
-            images.append(to_uint8(np.asarray(sample_fn(*batch))[:real]))
+            images.append((finish or to_uint8)(np.asarray(sample_fn(*batch))[:real]))
             advance(real)
     return np.concatenate(images)
 

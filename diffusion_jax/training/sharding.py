@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -83,6 +84,17 @@ def runner(
     return _DOORS[parallel](make_mesh(mesh, devices=devices))
 
 
+def examples(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """The sharding of arrays whose axis `axis` runs over examples."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, EXAMPLES))
+
+
+def multiple(size: int, mesh: Mesh) -> int:
+    """The least batch size from `size` up that the mesh divides."""
+    count = mesh.shape["data"] * mesh.shape["fsdp"]
+    return -(-size // count) * count
+
+
 def fetch(tree: Any) -> Any:
     """A tree of arrays as numpy on every process, gathered where sharded. Typed keys stay as they are."""
     return jax.tree.map(_to_host, tree)
@@ -91,23 +103,22 @@ def fetch(tree: Any) -> Any:
 def _jit(mesh: Mesh) -> Runner:
     count = mesh.shape["data"] * mesh.shape["fsdp"]
     everywhere = NamedSharding(mesh, PartitionSpec())
-    examples = lambda axis: NamedSharding(mesh, PartitionSpec(*[None] * axis, EXAMPLES))  # noqa: E731
 
     def put_batch(batch, axis=0):
         _check_divisible(batch, axis, count)
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(examples(axis), x), batch)
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(examples(mesh, axis), x), batch)
 
     def compile(step):
         return _by_state(
             lambda places: jax.jit(
-                step, in_shardings=(places, examples(1)), out_shardings=(places, everywhere), donate_argnums=0
+                step, in_shardings=(places, examples(mesh, 1)), out_shardings=(places, everywhere), donate_argnums=0
             ),
             mesh,
         )
 
     def compile_eval(step):
         return _by_state(
-            lambda places: jax.jit(step, in_shardings=(places, examples(0), everywhere), out_shardings=everywhere), mesh
+            lambda places: jax.jit(step, in_shardings=(places, examples(mesh), everywhere), out_shardings=everywhere), mesh
         )
 
     return Runner(None, count, *_placing(mesh), put_batch, compile, compile_eval)
@@ -116,17 +127,19 @@ def _jit(mesh: Mesh) -> Runner:
 def _pmap(mesh: Mesh) -> Runner:
     if jax.process_count() > 1 or mesh.shape["data"] != mesh.size:
         raise UserError("parallel=pmap is for the devices of one process, data-parallel only; use parallel=jit")
-    count, devices = mesh.size, mesh.devices.ravel().tolist()
+    devices = mesh.devices.ravel()
+    count = len(devices)
+    mesh = Mesh(devices, ("data",), axis_types=(AxisType.Auto,))  # pmap's own: a state placed otherwise would be compiled for twice
 
     def put_batch(batch, axis=0):  # (..., B, ...) -> (..., devices, B / devices, ...)
         _check_divisible(batch, axis, count)
         return jax.tree.map(lambda x: np.reshape(x, x.shape[:axis] + (count, -1) + x.shape[axis + 1 :]), batch)
 
     def compile(step):  # the state is not mapped: it goes in and comes out whole, on every device
-        return jax.pmap(step, axis_name="data", in_axes=(None, 1), out_axes=(None, None), donate_argnums=0, devices=devices)
+        return jax.pmap(step, axis_name="data", in_axes=(None, 1), out_axes=(None, None), donate_argnums=0, devices=list(devices))
 
     def compile_eval(step):
-        return jax.pmap(step, axis_name="data", in_axes=(None, 0, None), out_axes=None, devices=devices)
+        return jax.pmap(step, axis_name="data", in_axes=(None, 0, None), out_axes=None, devices=list(devices))
 
     return Runner("data", count, *_placing(mesh), put_batch, compile, compile_eval)
 
@@ -144,8 +157,8 @@ def _placing(mesh: Mesh) -> tuple[Callable, Callable, Callable]:
             lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, shardings(shapes, mesh)
         )
 
-    def put_state(tree):  # device_put alone may hand back the very buffer, and donation would then take it from the caller
-        return jax.tree.map(lambda x, place: jax.device_put(x, place, may_alias=False), tree, shardings(tree, mesh))
+    def put_state(tree):  # device_put alone may share a buffer (to several devices even with may_alias=False), for donation to delete
+        return jax.tree.map(lambda x, place: jax.device_put(jnp.copy(x), place), tree, shardings(tree, mesh))
 
     return init, template, put_state
 
