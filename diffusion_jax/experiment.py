@@ -137,14 +137,14 @@ class Plan(NamedTuple):
     clip: str
 
 
-def plan(experiment: Experiment, config=None) -> Plan:
-    """The Plan of config.sampler (or of another config of its keys). UserError for unknown names or a budget below one evaluation."""
-    config = config or experiment.config.sampler
-    sampler = build(SAMPLERS, config.name)
-    if config.nfe < 1:
-        raise UserError(f"config.sampler.nfe={config.nfe}: at least one network evaluation is needed")
-    ts = build(GRIDS, config.grid, experiment.process, base.points(sampler, config.nfe))
-    return Plan(sampler, ts, config.guidance, config.clip)
+def plan(experiment: Experiment, **changes) -> Plan:
+    """The Plan of config.sampler, with changes of its keys. UserError for unknown names or a budget below one evaluation."""
+    config = experiment.config.sampler.to_dict() | changes
+    sampler = build(SAMPLERS, config["name"])
+    if config["nfe"] < 1:
+        raise UserError(f"config.sampler.nfe={config['nfe']}: at least one network evaluation is needed")
+    ts = build(GRIDS, config["grid"], experiment.process, base.points(sampler, config["nfe"]))
+    return Plan(sampler, ts, config["guidance"], config["clip"])
 
 
 def evaluations(chosen: Plan) -> int:

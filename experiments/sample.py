@@ -12,13 +12,6 @@ from absl import flags
 
 from experiments import cli
 
-flags.DEFINE_string("workdir", None, "the folder of a trained model", required=True)
-flags.DEFINE_integer("num", 64, "how many images; with --seeds, those decide", lower_bound=1)
-flags.DEFINE_string("seeds", "", "one image per seed, such as 0-63,100; by default 0 to num - 1")
-flags.DEFINE_string("labels", "", "classes to draw in turn, such as 0,1,2; by default all of them")
-flags.DEFINE_string("out", "", "where to write, without the ending; by default WORKDIR/samples")
-
-
 def main(config) -> None:
     import jax
     import numpy as np
@@ -55,4 +48,9 @@ def main(config) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "the folder of a trained model", required=True)
+    flags.DEFINE_integer("num", 64, "how many images; with --seeds, those decide", lower_bound=1)
+    flags.DEFINE_string("seeds", "", "one image per seed, such as 0-63,100; by default 0 to num - 1")
+    flags.DEFINE_string("labels", "", "classes to draw in turn, such as 0,1,2; by default all of them")
+    flags.DEFINE_string("out", "", "where to write, without the ending; by default WORKDIR/samples")
     cli.launch(main, config="workdir")

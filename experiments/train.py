@@ -11,9 +11,6 @@ from absl import flags
 
 from experiments import cli
 
-flags.DEFINE_string("workdir", None, "where everything goes; the same command resumes", required=True)
-
-
 def train(config, workdir: str) -> bool:
     """Train to config.training.steps, resuming if workdir has a checkpoint. True if it reached the end, False if a signal stopped it."""
     import jax
@@ -110,4 +107,5 @@ def _grid(built, root, writer):
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "where everything goes; the same command resumes", required=True)
     cli.launch(lambda config: train(config, flags.FLAGS.workdir), config="file")

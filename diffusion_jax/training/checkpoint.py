@@ -7,13 +7,14 @@ another dtype, without a word; here every leaf is compared with its digest befor
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -183,12 +184,41 @@ def _read_leaves(folder: Path, stored: dict[str, dict], wanted: dict[str, Any]) 
 
 def _attempt(folder: Path, **items) -> Any:
     ocp = _orbax()
+    with _settling_loops():
+        try:
+            with contextlib.closing(ocp.Checkpointer(ocp.CompositeCheckpointHandler())) as checkpointer:
+                return checkpointer.restore(folder, args=ocp.args.Composite(**items))
+        except Exception as error:  # Orbax, tensorstore and json raise a dozen kinds for a broken file
+            line = (str(error).strip() or "no message").splitlines()[0]
+            raise _Damaged(f"{type(error).__name__}: {line[:120]}") from None
+
+
+@contextlib.contextmanager
+def _settling_loops() -> Iterator[None]:
+    """Event loops made in this block finish their tasks before they close.
+
+    At the first failed read Orbax closes its loop and abandons the other reads, each of which later prints a traceback of its own.
+    """
+    new_event_loop = asyncio.new_event_loop
+
+    def settling() -> asyncio.AbstractEventLoop:
+        loop = new_event_loop()
+        close = loop.close
+
+        def settle_and_close():
+            if tasks := asyncio.all_tasks(loop):
+                loop.run_until_complete(asyncio.wait(tasks))
+                [task.exception() for task in tasks if not task.cancelled()]  # seen, so not reported
+            close()
+
+        loop.close = settle_and_close
+        return loop
+
+    asyncio.new_event_loop = settling
     try:
-        with contextlib.closing(ocp.Checkpointer(ocp.CompositeCheckpointHandler())) as checkpointer:
-            return checkpointer.restore(folder, args=ocp.args.Composite(**items))
-    except Exception as error:  # Orbax, tensorstore and json raise a dozen kinds for a broken file
-        line = (str(error).strip() or "no message").splitlines()[0]
-        raise _Damaged(f"{type(error).__name__}: {line[:120]}") from error
+        yield
+    finally:
+        asyncio.new_event_loop = new_event_loop
 
 
 def _compare(folder: Path, stored: dict[str, dict], wanted: dict[str, Any]) -> None:

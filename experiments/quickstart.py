@@ -1,0 +1,101 @@
+"""From nothing to pictures in a few minutes: train on the embedded digits, sample, and compare four samplers.
+
+python -m experiments.quickstart            (or: make quickstart)
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from absl import flags
+
+from experiments import cli, compare_samplers, evaluate, train
+
+SAMPLERS = "ancestral.ddpm;ancestral.ddim;sde.euler_maruyama;ode.heun"
+BUDGETS = [5, 10, 20, 50]
+
+
+def main(config) -> None:
+    import jax
+
+    from diffusion_jax import experiment, provenance
+    from diffusion_jax import workdir as folder
+
+    began, root = time.monotonic(), Path(flags.FLAGS.workdir)
+    if not train.train(config, str(root)):
+        return
+    print("\nSampling ...", file=sys.stderr)
+    trained, dataset = folder.load(root, config), experiment.dataset(config)
+    samples(trained, root / "samples.png")
+    denoising(trained, root / "denoising.png")
+    result = evaluate.evaluate(trained, dataset, 500, 1, 500)
+    rows, pictures = compare_samplers.compare(trained, dataset, SAMPLERS, BUDGETS, 200)
+    record = {"provenance": provenance.provenance(config.to_dict(), config.seed), "step": trained.step, "weights": trained.weights}
+    compare_samplers.write(rows, pictures, root / "samplers", f"Samplers on {config.data.name}: 200 images per cell", record)
+    provenance.save_json(root / "evaluation.json", result | record)
+    nfe = experiment.evaluations(experiment.plan(trained.experiment))
+    print(f"""
+{evaluate.report(result)}
+
+({nfe} evaluations of {config.sampler.name}, 500 images; {time.monotonic() - began:.0f} s in all on {jax.device_count()} {jax.default_backend()} device)
+
+{root}/
+    samples.png                    a grid of samples, one row per class
+    denoising.png                  x_t and the model's x0-hat on the way from noise to data
+    loss.png                       the loss, and the loss by noise level
+    samplers.png, samplers.md      four samplers at {', '.join(map(str, BUDGETS))} evaluations: pictures, quality, seconds
+    metrics.jsonl, tensorboard/    every number of the run
+    config.json, checkpoints/      what experiments.sample and a resumed run need
+
+Try next:
+    python -m experiments.sample --workdir={root} --labels=3,7 --num=20 --config.sampler.guidance=2
+    python -m experiments.compare_samplers --workdir={root} --samplers='ancestral.ddim;ode.edm_heun@karras;sde.edm@karras'
+    python -m experiments.train --config=configs/digits.py:flow --workdir=runs/flow
+""")
+
+
+def samples(trained, path: Path, columns: int = 10) -> None:
+    """A grid, one row per class, from seeds 0, 1, ..."""
+    import numpy as np
+
+    from diffusion_jax import experiment, plotting
+    from diffusion_jax.evaluation import generate
+
+    built = trained.experiment
+    labels = np.arange(built.num_classes).repeat(columns)
+    run = experiment.sample_with(built, trained.params, experiment.plan(built))
+    x = run(generate.seeds_to_keys(range(len(labels))), experiment.cond_for(built, labels))
+    plotting.save(plotting.image_grid(np.asarray(x), columns, row_labels=trained.data["class_names"]), path)
+
+
+def denoising(trained, path: Path, steps: int = 50, shown: int = 10) -> None:
+    """x_t and x0-hat at `shown` of the sampler's times, for three images."""
+    import jax
+    import numpy as np
+
+    from diffusion_jax import experiment, plotting
+    from diffusion_jax.evaluation import generate
+    from diffusion_jax.samplers import base
+
+    built = trained.experiment
+    plan = experiment.plan(built, nfe=steps)
+    labels = np.array([2, 5, 8]) % built.num_classes
+
+    @jax.jit
+    def run(params, keys, cond):
+        denoise = experiment.denoiser(built, params, clip=plan.clip)
+        x = base.start(built.process, keys, (len(labels), *built.shape))
+        watch = lambda x, t: (x, denoise(x, t, cond).x0)  # noqa: E731
+        return base.sample(plan.sampler, denoise, built.process, keys, x, plan.ts, cond, observe=watch)[1]
+
+    x_t, x0 = run(trained.params, generate.seeds_to_keys(range(len(labels))), experiment.cond_for(built, labels))
+    chosen = np.linspace(0, len(x_t) - 1, shown).round().astype(int)
+    plotting.save(plotting.denoising_strip(np.asarray(x_t)[chosen], np.asarray(x0)[chosen], np.asarray(plan.ts)[1:][chosen]), path)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", "runs/quickstart", "where everything goes; run again to resume")
+    sys.argv[1:1] = [] if any(a.startswith("--config=") for a in sys.argv) else ["--config=configs/digits.py:vp"]
+    cli.launch(main, config="file")
