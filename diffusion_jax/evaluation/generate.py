@@ -36,8 +36,11 @@ def generate(
     progress: bool = True,
     put: Callable[[Any], Any] = lambda tree: tree,
     description: str = "sampling",
+    finish: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
     """Images for keys (N,): uint8 (N, ...). sample_fn(keys (B,), cond) -> (B, ...) in [-1, 1], jitted by the caller.
+
+    finish: what becomes of a batch on the host, None: to_uint8 (points in a plane stay what they are).
 
     Every batch has exactly `batch_size` examples (the last is filled up with copies of the last example, which are
     dropped), so sample_fn compiles once, over calls too. cond: a dict of (N, ...) arrays, sliced along, or None. put:
