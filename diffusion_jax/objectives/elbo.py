@@ -137,12 +137,11 @@ def log_bin(x: Array, mean: Array, log_variance: Array, levels: int = 256) -> Ar
     Exact in the tails: no floor is put under the probability.
     """
     half, inverse_std = 1.0 / (levels - 1), jnp.exp(-0.5 * log_variance)
-    upper, lower = (x - mean + half) * inverse_std, (x - mean - half) * inverse_std
+    infinity = 1e4  # standard deviations: finite, so that gradients are too
+    upper = jnp.where(x > 1 - half, infinity, (x - mean + half) * inverse_std)
+    lower = jnp.where(x < -1 + half, -infinity, (x - mean - half) * inverse_std)
     # by symmetry look at the tail in which both ends are small, so that their difference keeps its digits
     mirrored = upper + lower > 0
     upper, lower = jnp.where(mirrored, -lower, upper), jnp.where(mirrored, -upper, lower)
     log_upper, log_lower = jax.scipy.special.log_ndtr(upper), jax.scipy.special.log_ndtr(lower)
-    inside = log_upper + jnp.log(-jnp.expm1(log_lower - log_upper))
-    below = jax.scipy.special.log_ndtr((x - mean + half) * inverse_std)
-    above = jax.scipy.special.log_ndtr(-(x - mean - half) * inverse_std)
-    return jnp.where(x < -1 + half, below, jnp.where(x > 1 - half, above, inside))
+    return log_upper + jnp.log(-jnp.expm1(log_lower - log_upper))
