@@ -1,5 +1,7 @@
 """Objectives: the exact denoiser minimises every one of them; weightings, time laws and the variational bound equal closed forms."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,9 +22,12 @@ every_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCE
 DATA = targets.mixture([0.6, 0.4], [[0.8, -0.3], [-0.5, 0.6]], [[0.3, 0.2], [0.15, 0.4]])
 
 
-def batch(count, seed=0):
-    keys = example_keys(jax.random.key(seed), count)
-    return keys, targets.draw_mixture(DATA, jax.random.key(seed + 1), count)
+COUNT = 1024  # examples in every test of this file up to the bound: JAX compiles each operation once per shape
+
+
+@functools.cache
+def batch():
+    return example_keys(jax.random.key(0), COUNT), targets.draw_mixture(DATA, jax.random.key(1), COUNT)
 
 
 def gradient(objective, process, exact, noised, shift=0.0):
@@ -46,7 +51,7 @@ def gradient(objective, process, exact, noised, shift=0.0):
 
 @every_process
 def test_the_exact_denoiser_minimises_every_preset(process):
-    keys, x0 = batch(1024)
+    keys, x0 = batch()
     exact = targets.denoise_mixture(DATA, process)
     for name, preset in OBJECTIVES.items():
         objective = preset(process)
@@ -60,19 +65,19 @@ def test_the_exact_denoiser_minimises_every_preset(process):
 
 @every_process
 def test_draw_is_the_forward_process(process):
-    keys, x0 = batch(64)
+    keys, x0 = batch()
     for name, preset in OBJECTIVES.items():
         noised = preset(process).draw(keys, x0)
         again = gaussian.corrupt(process, x0, noised.eps, noised.t)
         assert_allclose(noised.x_t, again.x_t, rtol=1e-6, err_msg=name)
         assert np.all((noised.t >= np.float32(process.t_min)) & (noised.t <= np.float32(process.t_max))), name
-        assert len(np.unique(noised.eps)) == noised.eps.size, name  # no two examples share their noise
+        assert len(np.unique(noised.eps[:, 0])) > 0.99 * COUNT, name  # no two examples share their noise (floats collide)
 
 
 def test_an_example_depends_on_its_own_key():
     """The same (t, eps) comes out at another place and, for one preset, in a smaller batch; stratified times alone are the batch's."""
-    keys, x0 = batch(64)
-    order = np.random.default_rng(0).permutation(64)
+    keys, x0 = batch()
+    order = np.random.default_rng(0).permutation(COUNT)
     for name, preset in OBJECTIVES.items():
         objective = preset(schedules.VP())
         for a, b in zip(objective.draw(keys, x0), objective.draw(keys[order], x0[order])):
@@ -83,9 +88,9 @@ def test_an_example_depends_on_its_own_key():
 
 def test_loss_is_per_example_and_uses_the_condition():
     process = schedules.VP()
-    keys, x0 = batch(64)
+    keys, x0 = batch()
     noised = denoising.denoising(process).draw(keys, x0)
-    label = jnp.arange(64.0)
+    label = jnp.arange(COUNT) / COUNT
 
     def denoise(x_t, t, cond):
         return gaussian.from_eps(process, x_t, noised.eps + cond[:, None], t)
@@ -132,8 +137,8 @@ def test_weightings_are_errors_in_other_spaces(process):
 @every_process
 def test_edm_loss_is_one_when_the_network_says_nothing(process):
     """White data of standard deviation sigma_data and F = 0: the loss is the variance of the target, 1 at every noise level."""
-    keys = example_keys(jax.random.key(0), 1024)
-    x0 = 0.5 * jax.random.normal(jax.random.key(1), (1024, 2))
+    keys = example_keys(jax.random.key(0), COUNT)
+    x0 = 0.5 * jax.random.normal(jax.random.key(1), (COUNT, 2))
     objective = denoising.edm(process)
     noised = objective.draw(keys, x0)
     pair = PARAMETERIZATIONS["edm"]
@@ -153,53 +158,57 @@ def test_edm_loss_is_one_when_the_network_says_nothing(process):
 
 @every_process
 def test_time_laws_stay_on_the_path(process):
-    keys = example_keys(jax.random.key(3), 1024)
+    keys = example_keys(jax.random.key(3), COUNT)
     for name, law in TIMES.items():
         t = np.asarray(law()(process, keys))
-        assert t.shape == (1024,) and t.dtype == np.float32, name
+        assert t.shape == (COUNT,) and t.dtype == np.float32, name
         assert t.min() >= np.float32(process.t_min) and t.max() <= np.float32(process.t_max), name
         assert len(np.unique(t)) > 150, name  # all of it is used
 
 
 def test_uniform_and_logit_normal_means():
-    process, keys = schedules.VP(), example_keys(jax.random.key(4), 4096)
+    process, keys = schedules.VP(), example_keys(jax.random.key(4), COUNT)
     t = np.asarray(times.uniform()(process, keys))
-    assert abs(t.mean() - 0.5005) < 4 * (0.999 / np.sqrt(12)) / 64
-    assert abs(t.std() - 0.999 / np.sqrt(12)) < 0.01
+    assert abs(t.mean() - 0.5005) < 4 * (0.999 / np.sqrt(12)) / 32
+    assert abs(t.std() - 0.999 / np.sqrt(12)) < 0.02
     u = (np.asarray(times.logit_normal(0.5, 0.8)(process, keys)) - 1e-3) / 0.999
     logit = np.log(u / (1 - u))
-    assert abs(logit.mean() - 0.5) < 4 * 0.8 / 64 and abs(logit.std() - 0.8) < 4 * 0.8 / np.sqrt(2 * 4096)
+    assert abs(logit.mean() - 0.5) < 4 * 0.8 / 32 and abs(logit.std() - 0.8) < 4 * 0.8 / np.sqrt(2 * COUNT)
 
 
 @pytest.mark.parametrize("name", ["EDM", "VP", "RectifiedFlow"])
 def test_lognormal_is_lognormal_in_sigma_over_alpha(name):
     """Under every process, away from its ends: 1.2 standard deviations keep sigma / alpha in [0.07, 1.3]."""
-    process, keys = PROCESSES[name], example_keys(jax.random.key(5), 4096)
+    process, keys = PROCESSES[name], example_keys(jax.random.key(5), COUNT)
     t = times.lognormal(-1.2, 0.5)(process, keys)
     log_sigma = -0.5 * np.asarray(gaussian.logsnr(process, t))
-    assert abs(log_sigma.mean() + 1.2) < 4 * 0.5 / 64
-    assert abs(log_sigma.std() - 0.5) < 4 * 0.5 / np.sqrt(2 * 4096)
+    assert abs(log_sigma.mean() + 1.2) < 4 * 0.5 / 32
+    assert abs(log_sigma.std() - 0.5) < 4 * 0.5 / np.sqrt(2 * COUNT)
 
 
 def test_grid_law_is_the_chain():
     """t = i / N for i = 1..N, every one of them, to float32's rounding."""
-    process = discrete.ddpm("linear", steps=200)
-    t = np.asarray(times.grid(200)(process, example_keys(jax.random.key(6), 4096))) * 200
-    assert_allclose(t, np.round(t), atol=2e-5)
-    assert set(np.round(t)) == set(range(1, 201))
+    process = discrete.ddpm("linear", steps=50)
+    t = np.asarray(times.grid(50)(process, example_keys(jax.random.key(6), COUNT))) * 50
+    assert_allclose(t, np.round(t), atol=5e-6)
+    assert set(np.round(t)) == set(range(1, 51))
 
 
 def test_ncsn_levels_are_geometric():
     process = schedules.VE(0.01, 50.0)
-    noised = denoising.ncsn(process, levels=10).draw(*batch(512))
+    noised = denoising.ncsn(process, levels=10).draw(*batch())
     assert_allclose(np.unique(process.sigma(jnp.asarray(np.unique(noised.t)))), np.geomspace(0.01, 50, 10), rtol=1e-5)
 
 
 def test_stratified_puts_one_time_in_every_stratum():
     process = schedules.VP(t_min=0.0)
-    for seed in range(5):
-        t = np.asarray(times.stratified()(process, example_keys(jax.random.key(seed), 50)))
-        assert sorted(np.floor(t * 50 + 1e-4 * (t * 50 % 1 > 0.9999))) == list(range(50))
+    starts = []
+    for seed in range(3):
+        t = np.sort(np.asarray(times.stratified()(process, example_keys(jax.random.key(seed), COUNT))))
+        assert_allclose(np.diff(t), 1 / COUNT, atol=1e-6)
+        assert 0 <= t[0] < 1 / COUNT + 1e-6
+        starts.append(t[0])
+    assert len(set(starts)) == 3  # and the offset is random
 
 
 # ---- the variational bound -------------------------------------------------------------------------------------------------------------
@@ -208,6 +217,7 @@ MEAN, STD = 0.1, 0.3  # of the data's pixels, which take 256 values
 CHAIN = schedules.VP(t_min=6e-3)  # sigma(t_min) = 0.031, four bins wide, so that data on 256 values looks continuous
 
 
+@functools.cache
 def pixels(count, seed=0):
     x = MEAN + STD * jax.random.normal(jax.random.key(seed), (count, 4))
     return jnp.clip(jnp.round((x + 1) * 127.5), 0, 255) / 127.5 - 1
@@ -240,16 +250,21 @@ def exact_denoiser(process, ts):
     return denoise
 
 
-def gap_to_likelihood(n, variance, count=8192):
-    """Bits per dimension of the bound minus the data's exact -log2 p, discretised: mean and standard error over images."""
-    x0, ts = pixels(count), grids.uniform(CHAIN, n)
+@functools.cache
+def bound_of(n, variance):
+    """elbo.vlb of 8192 examples on n times of the CHAIN."""
+    ts = grids.uniform(CHAIN, n)
     denoise = exact_denoiser(CHAIN, ts)
-    bound = jax.jit(lambda x, key: elbo.vlb(CHAIN, denoise, x, key, ts, variance=variance))(x0, jax.random.key(1))
-    edges = np.asarray(x0, "float64")[..., None] + np.array([-1, 1]) / 255
+    return jax.jit(lambda x, key: elbo.vlb(CHAIN, denoise, x, key, ts, variance=variance))(pixels(8192), jax.random.key(1))
+
+
+def gap_to_likelihood(n, variance):
+    """Bits per dimension of the bound minus the data's exact -log2 p, discretised: mean and standard error over images."""
+    edges = np.asarray(pixels(8192), "float64")[..., None] + np.array([-1, 1]) / 255
     edges = np.where(np.abs(edges) > 1, np.inf * np.sign(edges), edges)
     exact = -np.log2(np.diff(norm.cdf(edges, MEAN, STD)))[..., 0].mean(1)
-    difference = np.asarray(bound["total"]) - exact
-    return difference.mean(), difference.std() / np.sqrt(count)
+    difference = np.asarray(bound_of(n, variance)["total"]) - exact
+    return difference.mean(), difference.std() / np.sqrt(8192)
 
 
 def test_vlb_with_the_exact_reverse_variance_is_the_likelihood():
@@ -275,7 +290,7 @@ def test_vlb_terms_are_closed_form_kls():
     def denoise(x_t, t, cond):
         return gaussian.from_x0(process, x_t, jnp.zeros_like(x_t), t)
 
-    bound = elbo.vlb(process, denoise, x0, jax.random.key(0), jnp.arange(50, 0, -1) / 50, variance="large")
+    bound = jax.jit(lambda x: elbo.vlb(process, denoise, x, jax.random.key(0), jnp.arange(50, 0, -1) / 50, variance="large"))(x0)
     tilde = betas[1:] * (1 - bar[:-1]) / (1 - bar[1:])
     gap = (np.sqrt(bar[:-1]) * betas[1:] / (1 - bar[1:]))[:, None, None] * np.asarray(x0)
     beta, tilde = betas[1:, None, None], tilde[:, None, None]
@@ -307,7 +322,7 @@ def test_hybrid_moves_the_mean_as_l_simple_and_rests_at_the_true_variance():
     steps, count = 20, 4096
     ts = grids.uniform(CHAIN, steps)
     exact, objective = exact_denoiser(CHAIN, ts), elbo.hybrid(CHAIN, steps, vlb_weight=1.0)
-    noised = objective.draw(example_keys(jax.random.key(0), count), pixels(count, seed=7))
+    noised = jax.jit(objective.draw)(example_keys(jax.random.key(0), count), pixels(count, seed=7))
 
     def losses(c, e, loss):
         def denoise(x_t, t, cond):
@@ -328,15 +343,17 @@ def test_hybrid_moves_the_mean_as_l_simple_and_rests_at_the_true_variance():
 
 def test_hybrid_estimates_the_whole_bound():
     """vlb_weight times (diffusion + reconstruction) of elbo.vlb, in bits per dimension, on top of L_simple."""
-    steps, count = 10, 8192
-    ts, x0 = grids.uniform(CHAIN, steps), pixels(count, seed=3)
-    denoise, weight = exact_denoiser(CHAIN, ts), 0.5
-    objective = elbo.hybrid(CHAIN, steps, vlb_weight=weight)
-    noised = objective.draw(example_keys(jax.random.key(2), count), x0)
-    extra = np.asarray(objective.loss(denoise, noised, None) - denoising.ddpm(CHAIN, steps).loss(denoise, noised, None)) / weight
-    bound = elbo.vlb(CHAIN, denoise, x0, jax.random.key(1), ts, variance="learned")
+    ts, x0, weight = grids.uniform(CHAIN, 8), pixels(8192), 0.5  # a bound that is compiled already
+    denoise, objective = exact_denoiser(CHAIN, ts), elbo.hybrid(CHAIN, 8, vlb_weight=weight)
+
+    @jax.jit
+    def extra(keys):
+        noised = objective.draw(keys, x0)
+        return (objective.loss(denoise, noised, None) - denoising.ddpm(CHAIN, 8).loss(denoise, noised, None)) / weight
+
+    sampled, bound = np.asarray(extra(example_keys(jax.random.key(2), 8192))), bound_of(8, "learned")
     whole = float(np.mean(bound["diffusion"] + bound["reconstruction"]))
-    assert abs(extra.mean() - whole) < 4 * extra.std() / np.sqrt(count)
+    assert abs(sampled.mean() - whole) < 4 * sampled.std() / np.sqrt(8192)
 
 
 def test_elbo_errors():
