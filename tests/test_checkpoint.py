@@ -304,30 +304,32 @@ def test_nonfinite_loss_stops_with_one_line_and_leaves_the_last_good_checkpoint(
     chex.assert_trees_all_equal(words(run(tmp_path).state), straight[1])  # without the poison it goes on as if nothing had been
 
 
-def launch(workdir):
-    code = [sys.executable, __file__, str(workdir), "0.05"]
-    return subprocess.Popen(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
-
-
-def wait_for_rows(process, workdir, count):
-    while process.poll() is None and len(metrics.read_rows(workdir / "metrics.jsonl")) < count:
-        time.sleep(0.005)
+@contextlib.contextmanager
+def running(workdir, new_rows):
+    """A process that trains in workdir, from the moment it has written so many rows of its own (their timing tells them apart)."""
+    path = workdir / "metrics.jsonl"
+    before = metrics.read_rows(path)
+    command = [sys.executable, __file__, str(workdir), "0.05"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]) as process:
+        try:
+            while process.poll() is None and sum(row not in before for row in metrics.read_rows(path)) < new_rows:
+                time.sleep(0.005)
+            yield process
+        finally:
+            process.kill()
 
 
 def test_killed_at_random_moments_and_terminated_the_run_ends_the_same(straight, tmp_path):
-    """kill -9 early (also before the first checkpoint) and midway (also in the middle of a save), then SIGTERM, then to the end."""
-    for rows in (1, 5):
-        process = launch(tmp_path)
-        wait_for_rows(process, tmp_path, rows)
-        time.sleep(random.uniform(0, 0.1))
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-    process = launch(tmp_path)
-    wait_for_rows(process, tmp_path, 11)  # more than a killed run can have left
-    process.terminate()
-    _, errors = process.communicate()
-    assert process.returncode == 0 and "SIGTERM: finishing this call and saving" in errors, errors
+    """kill -9 before and after the first checkpoint, or in the middle of it, then SIGTERM, then to the end."""
+    for rows in (1, 4):
+        with running(tmp_path, rows) as process:
+            time.sleep(random.uniform(0, 0.1))
+            process.kill()
+            assert process.wait() == -signal.SIGKILL
+    with running(tmp_path, 1) as process:
+        process.terminate()
+        _, errors = process.communicate()
+        assert process.returncode == 0 and "SIGTERM: finishing this call and saving" in errors, errors
     chex.assert_trees_all_equal(words(run(tmp_path).state), straight[1])
     assert deterministic_rows(tmp_path) == deterministic_rows(straight[0])
 

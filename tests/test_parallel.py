@@ -1,4 +1,5 @@
-"""One step, four ways: one device, a mesh of eight, accumulation, pmap. All agree to float32 rounding, by SGD, which hides nothing.
+"""One step, four ways: one device, a mesh of eight (two steps a call), accumulation, pmap. All agree to float32 rounding, by SGD, which
+hides nothing.
 
 The comparison needs eight devices, so it runs in a process of its own: `python tests/test_parallel.py FOLDER` (XLA_FLAGS set by the test).
 """
@@ -21,14 +22,14 @@ import pytest
 from diffusion_jax.errors import UserError
 from diffusion_jax.training import checkpoint, ema, loop, optimizer, sharding, state, step
 
-BATCH, CALLS, STEPS = 32, 2, 2
+BATCH, STEPS = 32, 4
 AVERAGES = ema.halflives((100,))
 TX, RATE = optimizer.make_optimizer("sgd", learning_rate=0.3, total_steps=10, warmup=2)
-WAYS = {  # name -> (door, number of devices, accumulate)
-    "one device": ("jit", 1, 1),
-    "mesh": ("jit", 8, 1),
-    "mesh, accumulated": ("jit", 8, 2),
-    "pmap, accumulated": ("pmap", 8, 2),
+WAYS = {  # name -> (door, number of devices, accumulate, steps per call)
+    "one device": ("jit", 1, 1, 1),
+    "mesh": ("jit", 8, 1, 2),
+    "mesh, accumulated": ("jit", 8, 2, 1),
+    "pmap, accumulated": ("pmap", 8, 2, 1),
 }
 
 
@@ -52,26 +53,31 @@ def batch(number, poison=None):
 
 
 def train(way, begin):
-    """From a state on the host: that after CALLS calls of STEPS steps, the metrics of the last call and the evaluation."""
-    door, devices, accumulate = WAYS[way]
+    """From a state on the host: that after STEPS steps, the metrics of each, the evaluation; and the report on two steps more, the first
+    of them poisoned."""
+    door, devices, accumulate, per_call = WAYS[way]
     runner = sharding.runner(door, devices=jax.devices()[:devices])
     assert runner.devices == devices
     chex.clear_trace_counter()
-    one = chex.assert_max_traces(
-        step.make_train_step(loss_fn, TX, AVERAGES, schedule=RATE, axis_name=runner.axis_name, accumulate=accumulate), n=1
-    )
-    call = runner.compile(step.multi_step(one, STEPS))
+    one = step.make_train_step(loss_fn, TX, AVERAGES, schedule=RATE, axis_name=runner.axis_name, accumulate=accumulate)
+    call = runner.compile(chex.assert_max_traces(step.multi_step(one, per_call), n=1))
+
+    def advance(now, first, steps, poison=None):
+        stacked, numbers = loop.stack(lambda k: batch(k, poison), per_call), []
+        for number in range(first // per_call, (first + steps) // per_call):
+            now, seen = call(now, runner.put_batch(stacked(number), axis=1))
+            numbers.append(jax.device_get(seen))
+        return now, jax.tree.map(lambda *parts: np.concatenate(parts), *numbers)
+
     now = runner.init(init, jax.random.key(0)) if way == "mesh" else runner.put_state(begin)
     places = jax.tree.map(lambda x: x.sharding, now)
-    for number in range(CALLS):
-        now, numbers = call(now, runner.put_batch(loop.stack(batch, STEPS)(number), axis=1))
+    now, numbers = advance(now, 0, STEPS)
     assert jax.tree.map(lambda x: x.sharding, now) == places  # or the second call would have been compiled anew
     evaluation = runner.compile_eval(step.make_eval_step(loss_fn, axis_name=runner.axis_name))
     held_out = loop.evaluate(evaluation, now.ema["100"], [batch(99)], jax.random.key(7), put_batch=runner.put_batch)
-    poisoned = loop.stack(lambda k: batch(k, poison=STEPS * CALLS), STEPS)(CALLS)
-    _, bad = call(runner.put_state(now), runner.put_batch(poisoned, axis=1))
+    _, bad = advance(runner.put_state(now), STEPS, 2, poison=STEPS)
     tree = now._replace(key=jax.random.key_data(now.key))
-    return now, jax.device_get((tree, numbers, held_out)), jax.device_get(bad["nonfinite"])
+    return now, jax.device_get((tree, numbers, held_out)), bad["nonfinite"]
 
 
 def main(folder):
@@ -82,7 +88,7 @@ def main(folder):
         now, results[way], reports[way] = train(way, begin)
         if way == "mesh":
             with contextlib.closing(checkpoint.open_checkpoints(folder / "checkpoints")) as checkpoints:
-                checkpoints.save(CALLS * STEPS, now)
+                checkpoints.save(STEPS, now)
             spread = {len(x.sharding.device_set) for x in jax.tree.leaves(now.params)}
     difference = lambda a, b: float(np.max(np.abs(np.float64(a) - np.float64(b)) / (1 + np.abs(np.float64(b)))))  # noqa: E731
     finite = lambda result: (result[0], {k: v for k, v in result[1].items() if k != "nonfinite"}, result[2])  # noqa: E731
@@ -103,7 +109,7 @@ def main(folder):
 
 
 def noise_of_first_poisoned():
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), STEPS * CALLS), 21)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), STEPS), 21)
     return jax.random.normal(key, (4,))[0]
 
 
@@ -143,7 +149,7 @@ def test_a_checkpoint_of_eight_devices_restores_on_one(answer):
     restored = checkpoint.restore(answer["folder"] / "checkpoints", runner.template(init, jax.random.key(0)))
     with np.load(answer["folder"] / "one.npz") as saved:
         one = list(saved.values())
-    assert restored.step == CALLS * STEPS and {len(x.sharding.device_set) for x in jax.tree.leaves(restored.state)} == {1}
+    assert restored.step == STEPS and {len(x.sharding.device_set) for x in jax.tree.leaves(restored.state)} == {1}
     chex.assert_trees_all_close(jax.tree.leaves(jax.device_get(restored.state.params)), one, rtol=1e-6, atol=1e-6)
 
 

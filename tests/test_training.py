@@ -48,8 +48,9 @@ def trainer():
     """SGD by calls of two steps: the runner, the compiled call, a fresh state and its feed."""
     tx, rate = optimizer.make_optimizer("sgd", learning_rate=0.1, total_steps=12, warmup=3, momentum=0.9)
     runner = sharding.runner(devices=jax.devices()[:1])
-    one = chex.assert_max_traces(step.make_train_step(loss_fn, tx, AVERAGES, schedule=rate), n=1)
-    call = runner.compile(step.multi_step(one, 2))
+    chex.clear_trace_counter()
+    two = step.multi_step(step.make_train_step(loss_fn, tx, AVERAGES, schedule=rate), 2)
+    call = runner.compile(chex.assert_max_traces(two, n=1))
     stacked = loop.stack(batch, 2)
 
     def feed(start):

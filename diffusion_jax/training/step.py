@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,7 +97,12 @@ def make_train_step(
 
 def multi_step(step: Step, n: int = 1) -> Step:
     """n steps in one dispatch: scans over a leading axis of length n of the batch; the metrics come out stacked, (n, ...)."""
-    return lambda state, batches: scan(step, state, batches)
+
+    def steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
+        chex.assert_tree_shape_prefix(batches, (n,))
+        return scan(step, state, batches)
+
+    return steps
 
 
 def scan(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
