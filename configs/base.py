@@ -26,6 +26,8 @@ def base() -> ConfigDict:
     data.data_dir = ""  # where TFDS keeps prepared sets; '' is $TFDS_DATA_DIR or ~/tensorflow_datasets
     data.image_size = 0
     data.channels = 0
+    data.num_classes = 0  # for npz and idx, where the labels found may not show all classes
+    data.limit_bad = -1  # unreadable files of a folder that are skipped; -1: a tenth, at most 100
     data.flip = False  # random horizontal flips
     data.batch_size = 128  # global, over all devices
 

@@ -15,7 +15,7 @@ from diffusion_jax import arrays, data, guidance, parameterization
 from diffusion_jax.build import Family, build
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.models import mlp, unet
-from diffusion_jax.objectives import denoising, times, weighting
+from diffusion_jax.objectives import denoising, elbo, times, weighting
 from diffusion_jax.objectives.base import Objective
 from diffusion_jax.parameterization import Parameterization
 from diffusion_jax.processes import discrete, gaussian, schedules
@@ -26,7 +26,7 @@ from diffusion_jax.types import Array, Cond, Denoise, Key, Params, Process
 
 PROCESSES = Family("process", (schedules, discrete), ("class", "DDPM"))
 PARAMETERIZATIONS = Family("parameterization", (parameterization,), ("Parameterization",))
-OBJECTIVES = Family("objective", (denoising, times, weighting), ("Objective",), ("TimeLaw", "Weighting"))
+OBJECTIVES = Family("objective", (denoising, elbo, times, weighting), ("Objective",), ("TimeLaw", "Weighting"))
 SAMPLERS = Family("sampler", (ancestral, ode, sde), ("Sampler",))
 GRIDS = Family("grid", (grids,), ("Array",))
 MODELS = Family("model", (unet, mlp), ("class",))
@@ -59,8 +59,8 @@ def assemble(config, shape: tuple[int, ...], num_classes: int = 0) -> Experiment
 
 def dataset(config) -> data.Dataset:
     """The data set of config.data."""
-    keys = ("name", "path", "data_dir", "image_size", "channels")
-    return data.load(**{key: config.data[key] for key in keys}, seed=config.seed)
+    keys = ("name", "path", "data_dir", "image_size", "channels", "num_classes", "limit_bad")
+    return data.load(**{key: config.data[key] for key in keys if key in config.data}, seed=config.seed)
 
 
 def init_params(experiment: Experiment, key: Key) -> Params:
@@ -81,6 +81,12 @@ def apply(experiment: Experiment):
 def is_image(experiment: Experiment) -> bool:
     """Whether an example is an image (H, W, C) rather than a point (D,)."""
     return len(experiment.shape) == 3
+
+
+def need_images(experiment: Experiment) -> None:
+    """UserError for a model of points, from commands that judge images."""
+    if not is_image(experiment):
+        raise UserError(f"this command judges images, and the model draws points {experiment.shape}; use experiments.sample")
 
 
 def null_cond(experiment: Experiment, batch: int) -> Cond:

@@ -58,6 +58,11 @@ def _parse(argv: list[str], source: str) -> list[str]:
         _fail(str(error).replace("\n", " "))
 
 
+def _help(argv: list[str]) -> bool:
+    """Whether absl is asked for a list of flags, for which no config is needed."""
+    return any(arg.lstrip("-").startswith("help") for arg in argv[1:] if arg.startswith("-"))
+
+
 def integers(flag: str, text: str) -> list[int]:
     """'0,1,2' -> [0, 1, 2]; '' -> []. UserError naming the flag for anything else."""
     try:
@@ -78,6 +83,8 @@ def _value(argv: list[str], flag: str) -> str | None:
 
 def _from_file(argv: list[str]) -> ConfigDict:
     spec = _value(argv, "config")
+    if spec is None and _help(argv):
+        return ConfigDict()
     if spec is None:
         raise UserError("--config is missing; for example --config=configs/digits.py:vp")
     return load_config(spec)
@@ -98,7 +105,7 @@ def load_config(spec: str) -> ConfigDict:
 def _from_workdir(argv: list[str]) -> ConfigDict:
     workdir = _value(argv, "workdir")
     if workdir is None:
-        if any(a.startswith("--help") for a in argv):
+        if _help(argv):
             return ConfigDict()
         raise UserError("--workdir is missing: the folder that experiments.train wrote")
     return saved_config(workdir)

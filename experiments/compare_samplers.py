@@ -77,6 +77,7 @@ def main(config) -> None:
 
     FLAGS = flags.FLAGS
     trained = folder.load(FLAGS.workdir, config)
+    experiment.need_images(trained.experiment)
     rows, pictures = compare(trained, experiment.dataset(config), FLAGS.samplers, cli.integers("nfe", FLAGS.nfe), FLAGS.num)
     stem = Path(FLAGS.workdir) / "compare"
     write(rows, pictures, stem, f"{FLAGS.workdir}: {FLAGS.num} images per cell",

@@ -54,6 +54,7 @@ def main(config) -> None:
 
     FLAGS = flags.FLAGS
     trained = folder.load(FLAGS.workdir, config)
+    experiment.need_images(trained.experiment)
     nfe = experiment.evaluations(experiment.plan(trained.experiment))
     print(f"{FLAGS.workdir}: step {trained.step}, weights {trained.weights}, {config.sampler.name}, grid {config.sampler.grid}, "
           f"NFE {nfe}, guidance {config.sampler.guidance}; {FLAGS.repeats} x {FLAGS.num} images", file=sys.stderr)  # fmt: skip

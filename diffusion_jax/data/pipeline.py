@@ -45,7 +45,7 @@ def batches(
 
     local = _local_size(batch_size, process_count)
     if seed < 0:
-        raise UserError(f"data.seed={seed} must not be negative")
+        raise UserError(f"seed={seed} must not be negative")
     if flip and source[0]["image"].ndim != 3:
         raise UserError("data.flip=True mirrors images; this data set has points")
     size = len(source)
@@ -87,7 +87,7 @@ def _bits(seed: int, epoch: int, stream: int, size: int) -> np.ndarray:
 def _local_size(batch_size: int, process_count: int) -> int:
     if batch_size < 1 or batch_size % process_count:
         raise UserError(
-            f"train.batch_size={batch_size} must be a positive multiple of the number of processes, {process_count}"
+            f"data.batch_size={batch_size} must be a positive multiple of the number of processes, {process_count}"
         )
     return batch_size // process_count
 

@@ -1,0 +1,274 @@
+"""The roof and the mains, end to end and small: every config builds; train, resume, sample, evaluate, compare; one line per mistake."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import base, digits, toy
+from diffusion_jax import experiment, workdir
+from diffusion_jax.build import build
+from diffusion_jax.errors import UserError
+from diffusion_jax.training import checkpoint, metrics
+from experiments import cli, train
+
+ROOT = Path(__file__).parent.parent
+SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3), "toy": (2,)}
+SIZES = {"digits": ("",), "toy": ("",)}
+
+
+@pytest.mark.parametrize("file", sorted(p.stem for p in (ROOT / "configs").glob("[!_]*.py") if p.stem != "base"))
+def test_every_config_builds_and_its_loss_and_sampler_have_shapes(file):
+    """The real network of each size once (tracing a large one takes seconds), a small one under every variant."""
+    for size in SIZES.get(file, ("", ",full")):
+        for variant in base.VARIANTS:
+            config = importlib.import_module(f"configs.{file}").get_config(variant + size)
+            built = experiment.assemble(config if variant == "ddpm" else small(config), SHAPES[file], 10)
+            params = jax.eval_shape(lambda key: experiment.init_params(built, key), jax.random.key(0))
+            batch = {"image": jnp.zeros((4, *SHAPES[file])), "label": jnp.zeros(4, jnp.int32)}
+            keys = jax.random.split(jax.random.key(0), 4)
+            losses, extra = jax.eval_shape(lambda p: experiment.loss_fn(built)(p, batch, keys, True), params)
+            assert losses.shape == extra["level"].shape == (4,)
+            chosen = experiment.plan(built)
+            assert config.sampler.nfe - 1 <= experiment.evaluations(chosen) <= config.sampler.nfe
+
+
+def small(config, **training):
+    """A config cut down to seconds; one step is one batch of 16."""
+    config.data.batch_size = 16
+    config.training.update({"steps": 8, "log_every": 2, "eval_every": 4, "sample_every": 8, "checkpoint_every": 4} | training)
+    config.optimizer.warmup = 2
+    config.sampler.nfe = 3
+    if config.model.name == "unet.UNet":
+        config.model.update(width=8, multipliers=(1,), attention=(), head_width=8)
+    else:
+        config.model.update(width=8, blocks=1)
+    return config
+
+
+def width(path):
+    """Of a picture, in pixels."""
+    with Image.open(path) as picture:
+        return picture.size[0]
+
+
+def rows(folder):
+    return [{k: v for k, v in row.items() if k != "timing"} for row in metrics.read_rows(folder / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data_dir):
+    """A tiny U-Net trained for 8 steps on the digits, by the function behind the command."""
+    config = small(digits.get_config("vp"))
+    config.data.data_dir = data_dir
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    assert train.train(config.lock(), str(folder))
+    return folder, config
+
+
+def test_a_run_leaves_config_metrics_pictures_and_a_checkpoint(trained):
+    folder, config = trained
+    assert json.loads((folder / "config.json").read_text())["process"] == config.process
+    assert {"commit", "versions", "date"} <= json.loads((folder / "provenance.json").read_text()).keys()
+    assert [row["step"] for row in rows(folder) if "loss" in row] == [2, 4, 6, 8]
+    assert [row["step"] for row in rows(folder) if "eval_loss" in row] == [4, 8]
+    assert width(folder / "samples" / "step_0000008.png") > 80
+    assert width(folder / "loss.png") > 300
+    assert checkpoint.latest_step(folder / "checkpoints") == 8
+    assert list((folder / "tensorboard").iterdir())
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(trained, tmp_path):
+    """The process is stopped at step 4 by losing all that came later: what kill -9 leaves behind."""
+    import shutil
+
+    folder, config = trained
+    again = tmp_path / "again"
+    shutil.copytree(folder, again)
+    shutil.rmtree(again / "checkpoints" / "8")
+    assert train.train(config, str(again))
+    for which in (None, *checkpoint_emas(config)):
+        a, b = (checkpoint.restore_params(f / "checkpoints", which).state for f in (folder, again))
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert rows(again) == rows(folder)
+
+
+def checkpoint_emas(config):
+    from diffusion_jax.training import ema
+
+    return [ema.name(h) for h in config.ema.halflives]
+
+
+def test_another_config_in_the_same_workdir_is_refused_with_its_keys(trained):
+    folder, config = trained
+    other = config.copy_and_resolve_references()
+    other.optimizer.learning_rate = 0.5
+    with pytest.raises(UserError, match=r"optimizer.learning_rate \(0.002 there, 0.5 here\)"):
+        train.train(other, str(folder))
+
+
+def test_a_workdir_gives_its_model_back_and_says_which_weights_there_are(trained):
+    folder, config = trained
+    loaded = workdir.load(folder, cli.saved_config(str(folder)))
+    assert (loaded.step, loaded.weights) == (8, "5k")
+    config = cli.saved_config(str(folder)).unlock()
+    config.sampler.ema = "7k"
+    with pytest.raises(UserError, match="unknown EMA '7k'.*5k"):
+        workdir.load(folder, config)
+
+
+def test_one_compiled_sampler_serves_every_nfe_and_equals_the_plain_loop(trained):
+    folder, _ = trained
+    loaded = workdir.load(folder, cli.saved_config(str(folder)))
+    built, keys = loaded.experiment, jax.random.split(jax.random.key(0), 4)
+    cond = experiment.cond_for(built, np.arange(4))
+    plans = [experiment.plan(built, nfe=nfe, name="sde.edm") for nfe in (3, 9)]
+    run = experiment.sample_fn(built, plans[0].sampler, guided=True, clip="static")
+    longest = max(len(plan.ts) for plan in plans)
+    for plan in plans:
+        padded = run(loaded.params, keys, cond, experiment.pad(plan.ts, longest), jnp.float32(1.5))
+        plain = experiment.sample_with(built, loaded.params, plan)(keys, cond)
+        np.testing.assert_allclose(padded, plain, atol=1e-5)
+    assert run._cache_size() == 1
+
+
+def test_one_device_eight_devices_and_pmap_train_and_sample_alike(tmp_path):
+    """Three steps of SGD on the toy, and images from the same keys, on 8 forced host devices (SGD: Adam would amplify rounding)."""
+    script = """
+import jax, numpy as np, sys
+sys.path.insert(0, 'tests')
+from test_experiments import small
+from configs import toy
+from diffusion_jax import arrays, data, experiment
+from diffusion_jax.training import loop, sharding
+def train(parallel, devices):
+    config = small(toy.get_config('edm'))
+    config.parallel = parallel
+    config.conditional, config.optimizer.name, config.optimizer.b1, config.optimizer.b2 = True, 'sgd', None, None
+    config.optimizer.weight_decay, config.optimizer.learning_rate, config.optimizer.warmup = None, 0.1, 0
+    if devices == 1:
+        sharding.make_mesh.__kwdefaults__['devices'] = jax.devices()[:1]
+    dataset = experiment.dataset(config)
+    built = experiment.assemble(config, dataset.image_shape, dataset.num_classes)
+    parts = experiment.training(built)
+    sharding.make_mesh.__kwdefaults__['devices'] = None
+    state = parts.runner.init(parts.init, jax.random.key(0))
+    calls = loop.stack(data.batches(dataset.train, batch_size=16), 1)
+    for i in range(3):
+        state, metrics = parts.step(state, parts.runner.put_batch(calls(i), axis=1))
+    return built, sharding.fetch(state.params), float(np.ravel(metrics['loss'])[0])
+built, one, loss = train('jit', 1)
+for parallel in ('jit', 'pmap'):
+    _, params, other = train(parallel, 8)
+    assert abs(loss - other) < 1e-6 * abs(loss), (parallel, loss, other)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), one, params)
+keys, cond = arrays.example_keys(jax.random.key(1), 16), {'label': jax.numpy.arange(16) % 8}
+run = experiment.sample_with(built, one, experiment.plan(built))
+alone = np.asarray(run(keys, cond))
+spread = np.asarray(run(*jax.device_put((keys, cond), sharding.examples(sharding.make_mesh()))))
+np.testing.assert_allclose(alone, spread, atol=1e-5)
+print('alike on', jax.device_count())
+"""
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == "alike on 8", done.stdout + done.stderr
+
+
+# ---- the commands, as typed ----
+
+
+def command(*args, expect=0):
+    done = subprocess.run([sys.executable, "-m", *map(str, args)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done
+
+
+def test_the_commands_sample_evaluate_and_compare(trained):
+    folder, _ = trained
+    command("experiments.sample", f"--workdir={folder}", "--seeds=3-6", "--labels=1,2", "--config.sampler.name=ode.heun")
+    four = np.load(folder / "samples.npz")
+    assert four["images"].shape == (4, 8, 8, 1) and four["images"].dtype == np.uint8
+    assert four["labels"].tolist() == [1, 2, 1, 2] and four["seeds"].tolist() == [3, 4, 5, 6]
+    command("experiments.sample", f"--workdir={folder}", "--seeds=4", "--labels=2", "--config.sampler.name=ode.heun")
+    np.testing.assert_array_equal(np.load(folder / "samples.npz")["images"][0], four["images"][1])  # one seed, one image
+    shown = command("experiments.evaluate", f"--workdir={folder}", "--num=20", "--repeats=2").stdout
+    assert "real test images" in shown and "recognised" in shown
+    command("experiments.compare_samplers", f"--workdir={folder}", "--num=10", "--nfe=2,4", "--samplers=ancestral.ddim;ode.heun@karras")
+    compared = json.loads((folder / "compare.json").read_text())["rows"]
+    assert [(row["sampler"], row["evaluations"]) for row in compared] == [
+        ("ancestral.ddim", 2), ("ancestral.ddim", 4), ("ode.heun", 1), ("ode.heun", 3)]  # fmt: skip
+    assert width(folder / "compare.png") > 200
+
+
+DIGITS = "--config=configs/digits.py:vp"
+MISTAKES = {
+    "an unknown key": (["experiments.train", DIGITS, "--config.optimizer.learning_rat=1"], "did you mean 'optimizer.learning_rate'"),
+    "a value of another type": (["experiments.train", DIGITS, "--config.training.steps=many"], "training.steps"),
+    "an unknown variant": (["experiments.train", "--config=configs/digits.py:vpp"], "did you mean 'vp'? There are: ddpm, edm, flow"),
+    "a missing config file": (["experiments.train", "--config=configs/digit.py"], "did you mean 'configs/digits.py'"),
+    "no config": (["experiments.train"], "--config is missing"),
+    "an unknown data set": (["experiments.train", DIGITS, "--config.data.name=digit"], "did you mean 'digits'"),
+    "a missing folder": (["experiments.train", DIGITS, "--config.data.name=folder", "--config.data.path=nowhere"], "nowhere"),
+    "an unknown process": (["experiments.train", DIGITS, "--config.process=schedules.VQ()"], "did you mean 'schedules.VP'"),
+    "an untrained workdir": (["experiments.sample", "--workdir=nowhere"], "--workdir=nowhere has no config.json"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_one_clear_line_and_a_non_zero_exit(mistake, tmp_path):
+    args, said = MISTAKES[mistake]
+    more = [f"--workdir={tmp_path / 'run'}"] if args[0].endswith("train") else []
+    done = command(*args, *more, expect=2)
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    assert said in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_and_samplers_that_do_not_exist_are_named(trained):
+    folder, _ = trained
+    done = command("experiments.sample", f"--workdir={folder}", "--labels=12", expect=2)
+    assert "label 12 does not exist" in done.stderr
+    done = command("experiments.sample", f"--workdir={folder}", "--config.sampler.name=ode.hun", expect=2)
+    assert "did you mean 'ode.heun'" in done.stderr
+
+
+def test_an_image_size_the_network_cannot_take_is_named(data_dir, tmp_path):
+    config = digits.get_config("vp")
+    config.data.data_dir, config.data.image_size = data_dir, 9
+    with pytest.raises(UserError, match="9.*multiple"):
+        train.train(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_toys_train_and_draw_points(tmp_path):
+    config = small(toy.get_config("flow"))
+    assert train.train(config, str(tmp_path))
+    assert width(tmp_path / "samples" / "step_0000008.png") > 200
+
+
+def test_specs_are_calls_in_text_and_nothing_is_evaluated():
+    sampler = build(experiment.SAMPLERS, "ancestral.ddim(eta=0.5)")
+    assert sampler.nfe == 1
+    process = build(experiment.PROCESSES, "schedules.Shifted(base=schedules.VP(beta_max=10.0), shift=4.0)")
+    assert process.base.beta_max == 10.0
+    for spec, said in {
+        "ancestral.ddim(eta=": "cannot read sampler",
+        "ancestral.ddim(temperature=1)": "unexpected keyword argument 'temperature'; ancestral.ddim takes eta",
+        "ancestral.ddim(eta=__import__('os'))": "unknown sampler '__import__'",
+        "ancestral.didm": "did you mean 'ancestral.ddim'",
+    }.items():
+        with pytest.raises(UserError, match=said.replace("(", r"\(")):
+            build(experiment.SAMPLERS, spec)
