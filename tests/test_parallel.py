@@ -117,10 +117,9 @@ def noise_of_first_poisoned():
 def answer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("eight")
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    environ = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "error"}
-    done = subprocess.run(
-        [sys.executable, __file__, str(folder)], env=environ, capture_output=True, text=True, cwd=Path(__file__).parents[1]
-    )
+    here = str(Path(__file__).parents[1])
+    environ = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "error", "PYTHONPATH": here}
+    done = subprocess.run([sys.executable, __file__, str(folder)], env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "answer.json").read_text()) | {"folder": folder}
 
