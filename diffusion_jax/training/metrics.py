@@ -1,8 +1,8 @@
 """What a run writes about itself: metrics.jsonl, TensorBoard events, and a line or a bar on stderr.
 
-metrics.jsonl has one JSON object a line: {'step': 100, 'images': 12800, 'loss': 0.3, ..., 'timing': {...}}. All but 'timing' is a
-pure function of the run's config: every number is the mean over the steps since the row before, summed in float64 in step order.
-"""
+metrics.jsonl has one JSON object a line: {'step': 100, 'images': 12800, 'loss': 0.3, ..., 'timing': {...}}. All but
+'timing' is a pure function of the run's config: every number is the mean over the steps since the row before, summed in
+float64 in step order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ import numpy as np
 
 from diffusion_jax.provenance import atomic_path
 
-Tally = dict[str, Any]  # {'steps': n, 'sums': {name: float or nested}, 'edges': list or None}: plain JSON data, so a checkpoint can hold it
+Tally = dict[
+    str, Any
+]  # {'steps': n, 'sums': {name: float or nested}, 'edges': list or None}: plain JSON data, so a checkpoint can hold it
 
 
 def empty_tally() -> Tally:
@@ -54,7 +56,8 @@ def row(tally: Tally) -> dict[str, Any]:
 
 
 class Writer(NamedTuple):
-    """row(step, values, timing): a line of metrics.jsonl and its scalars. images(step, name, uint8 (N, H, W, C)). sync(): to the disk."""
+    """row(step, values, timing): a line of metrics.jsonl and its scalars. images(step, name, uint8 (N, H, W, C)).
+    sync(): to the disk."""
 
     row: Callable[..., None]
     images: Callable[[int, str, np.ndarray], None]
@@ -63,7 +66,8 @@ class Writer(NamedTuple):
 
 
 def open_writer(directory: str | os.PathLike, *, start_step: int = 0, tensorboard: bool = True) -> Writer:
-    """A writer into DIR/metrics.jsonl and DIR/tensorboard. Rows after start_step, left by a run that died, are cut off first."""
+    """A writer into DIR/metrics.jsonl and DIR/tensorboard. Rows after start_step, left by a run that died, are cut off
+    first."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "metrics.jsonl"
@@ -132,7 +136,8 @@ class Progress(NamedTuple):
 
 
 def open_progress(total: int, *, start: int = 0, seconds_between_lines: float = 10.0, stream=None) -> Progress:
-    """A bar with loss, images/s and time left where stderr is a terminal; elsewhere a plain line every so many seconds."""
+    """A bar with loss, images/s and time left where stderr is a terminal; elsewhere a plain line every so many
+    seconds."""
     stream = stream or sys.stderr
     return (_bar if stream.isatty() else _lines)(total, start, stream, seconds_between_lines)
 
@@ -156,17 +161,18 @@ def _bar(total: int, start: int, stream, _seconds) -> Progress:
 
 
 def _lines(total: int, start: int, stream, seconds: float) -> Progress:
-    began = last = time.monotonic()
+    last, first = -math.inf, None  # first: when and at which step the compiled program began to run
 
     def update(step, loss, images_per_s):
-        nonlocal last
+        nonlocal last, first
         now = time.monotonic()
+        first = first or (now, step)
         if step < total and now - last < seconds:
             return
         last = now
-        left = (now - began) / max(step - start, 1) * (total - step)
+        left = f", {_clock((now - first[0]) / (step - first[1]) * (total - step))} left" if step > first[1] else ""
         rate = "" if images_per_s is None else f", {images_per_s:.0f} images/s"
-        print(f"step {step}/{total}, loss {loss:.4f}{rate}, {_clock(left)} left", file=stream, flush=True)
+        print(f"step {step}/{total}, loss {loss:.4f}{rate}{left}", file=stream, flush=True)
 
     return Progress(update, lambda: None)
 
