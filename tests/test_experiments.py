@@ -21,7 +21,8 @@ from diffusion_jax.training import checkpoint, metrics
 from experiments import cli, train
 
 ROOT = Path(__file__).parent.parent
-SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3), "toy": (2,)}
+SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3),
+          "svhn_cropped": (32, 32, 3), "celeb_a": (64, 64, 3), "toy": (2,)}  # fmt: skip
 SIZES = {"digits": ("",), "toy": ("",)}
 
 

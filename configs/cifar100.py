@@ -1,0 +1,12 @@
+"""CIFAR-100, 32x32 colour, 100 classes: CIFAR-10's presets on another set. Variants and sizes as in configs/cifar10.py.
+
+    python -m experiments.train --config=configs/cifar100.py:edm,full --workdir=runs/cifar100
+"""
+
+from configs import cifar10
+
+
+def get_config(name: str = "vp"):
+    config = cifar10.get_config(name)
+    config.data.name = "cifar100"
+    return config
