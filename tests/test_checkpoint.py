@@ -54,7 +54,8 @@ CALL = RUNNER.compile(step.multi_step(step.make_train_step(loss_fn, TX, AVERAGES
 
 
 def run(workdir: Path, *, total=TOTAL, poison=None, pause=0.0, progress=False, checkpoint_every=6):
-    """What a main does: resume where there is a checkpoint, train, save. Rows every 4 steps, so checkpoints fall between rows."""
+    """What a main does: resume where there is a checkpoint, train, save. Rows every 4 steps, so checkpoints fall
+    between rows."""
     restored = checkpoint.restore(workdir / "checkpoints", RUNNER.template(init, jax.random.key(0)))
     begin = RUNNER.init(init, jax.random.key(0)) if restored is None else restored.state
     start = 0 if restored is None else restored.step
@@ -66,13 +67,26 @@ def run(workdir: Path, *, total=TOTAL, poison=None, pause=0.0, progress=False, c
 
     with (
         contextlib.closing(metrics.open_writer(workdir, start_step=start, tensorboard=False)) as writer,
-        contextlib.closing(checkpoint.open_checkpoints(workdir / "checkpoints", after=restored and restored.step)) as checkpoints,
+        contextlib.closing(
+            checkpoint.open_checkpoints(workdir / "checkpoints", after=restored and restored.step)
+        ) as checkpoints,
     ):
         return loop.fit(
-            begin, CALL, feed, total_steps=total, batch_size=BATCH, steps_per_call=2, log_every=4, checkpoint_every=checkpoint_every,
-            checkpointer=checkpoints, writer=writer, extra={"config": {"name": "tiny"}}, resumed=restored and restored.extra,
-            hooks=[(8, lambda now, at: {"eval_loss": float(now.params["out"][0, 0])})], progress=progress,
-        )  # fmt: skip
+            begin,
+            CALL,
+            feed,
+            total_steps=total,
+            batch_size=BATCH,
+            steps_per_call=2,
+            log_every=4,
+            checkpoint_every=checkpoint_every,
+            checkpointer=checkpoints,
+            writer=writer,
+            extra={"config": {"name": "tiny"}},
+            resumed=restored and restored.extra,
+            hooks=[(8, lambda now, at: {"eval_loss": float(now.params["out"][0, 0])})],
+            progress=progress,
+        )
 
 
 def words(tree):
@@ -81,7 +95,10 @@ def words(tree):
 
 
 def deterministic_rows(workdir):
-    return [{key: value for key, value in row.items() if key != "timing"} for row in metrics.read_rows(workdir / "metrics.jsonl")]
+    return [
+        {key: value for key, value in row.items() if key != "timing"}
+        for row in metrics.read_rows(workdir / "metrics.jsonl")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +151,9 @@ def test_dtypes_keys_of_other_kinds_and_numbers_survive(tmp_path):
 def test_parameters_and_emas_alone(straight):
     folder, final = straight[0] / "checkpoints", straight[1]
     chex.assert_trees_all_equal(checkpoint.restore_params(folder).state, final.params)
-    chex.assert_trees_all_equal(checkpoint.restore_params(folder, "2k", template=template().params).state, final.ema["2k"])
+    chex.assert_trees_all_equal(
+        checkpoint.restore_params(folder, "2k", template=template().params).state, final.ema["2k"]
+    )
     assert checkpoint.restore_params(folder, "50", step=30).step == 30
     with pytest.raises(UserError, match=r"unknown EMA '5k'.*There are: 2k, 50"):
         checkpoint.restore_params(folder, "5k")
@@ -142,14 +161,20 @@ def test_parameters_and_emas_alone(straight):
         checkpoint.restore_params(folder, step=13)
     with pytest.raises(UserError, match="there is no checkpoint in"):
         checkpoint.restore_params(folder / "nowhere")
-    assert checkpoint.restore(folder / "nowhere", template()) is None and checkpoint.latest_step(folder / "nowhere") is None
+    assert (
+        checkpoint.restore(folder / "nowhere", template()) is None
+        and checkpoint.latest_step(folder / "nowhere") is None
+    )
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
         (lambda p: p | {"out": jnp.zeros((8, 5))}, r"params/out is float32\[8, 4\] there and float32\[8, 5\] here"),
-        (lambda p: p | {"out": p["out"].astype(jnp.bfloat16)}, r"params/out is float32\[8, 4\] there and bfloat16\[8, 4\] here"),
+        (
+            lambda p: p | {"out": p["out"].astype(jnp.bfloat16)},
+            r"params/out is float32\[8, 4\] there and bfloat16\[8, 4\] here",
+        ),
         (lambda p: p | {"more": jnp.zeros(2)}, r"params/more is missing there and float32\[2\] here"),
         (lambda p: {"in": p["in"]}, r"params/out is float32\[8, 4\] there and missing here"),
     ],
@@ -191,7 +216,7 @@ def swap(folder, other):
 DAMAGE = {
     "truncated": lambda folder: all_of(lambda path: path.write_bytes(path.read_bytes()[:-100]), data(folder)),
     "flipped": lambda folder: all_of(flip, data(folder)),
-    "another step's data": lambda folder: swap(folder / "state", folder.parent / "36" / "state"),  # well-formed, and wrong
+    "another step's data": lambda folder: swap(folder / "state", folder.parent / "36" / "state"),  # well-formed
     "no state": lambda folder: shutil.rmtree(folder / "state"),
     "no data": lambda folder: shutil.rmtree(folder / "state" / "d"),
     "no description": lambda folder: shutil.rmtree(folder / "meta"),
@@ -209,7 +234,9 @@ def test_a_damaged_newest_checkpoint_is_passed_over(copy, capfd, kind):
     chex.assert_trees_all_equal(words(restored.state), words(before.state))
     assert checkpoint.restore_params(copy, "2k").step == 36
     lines = capfd.readouterr().err.splitlines()
-    assert len(lines) == 2 and all(line.startswith(f"warning: checkpoint '{copy / '40'}' is damaged (") for line in lines), lines
+    assert len(lines) == 2 and all(
+        line.startswith(f"warning: checkpoint '{copy / '40'}' is damaged (") for line in lines
+    ), lines
     assert all("trying that of step 36" in line for line in lines)
 
 
@@ -252,7 +279,8 @@ def test_a_run_goes_on_from_the_previous_checkpoint_and_saves_the_damaged_step_a
 
 @pytest.mark.parametrize("stop", [4, 8])
 def test_resumed_equals_uninterrupted_bit_for_bit(straight, tmp_path, stop):
-    """Saved by SIGTERM at step 6, where a checkpoint was due anyhow, or 10, where none was; both in the middle of a row's interval."""
+    """Saved by SIGTERM at step 6, where a checkpoint was due anyhow, or 10, where none was; both in the middle of a
+    row's interval."""
 
     def feed(first):
         for number in range(first // 2, TOTAL):
@@ -266,10 +294,20 @@ def test_resumed_equals_uninterrupted_bit_for_bit(straight, tmp_path, stop):
         contextlib.closing(checkpoint.open_checkpoints(tmp_path / "checkpoints")) as checkpoints,
     ):
         end = loop.fit(
-            RUNNER.init(init, jax.random.key(0)), CALL, feed, total_steps=TOTAL, batch_size=BATCH, steps_per_call=2, log_every=4,
-            checkpoint_every=6, checkpointer=checkpoints, writer=writer, extra={"config": {"name": "tiny"}}, progress=False,
+            RUNNER.init(init, jax.random.key(0)),
+            CALL,
+            feed,
+            total_steps=TOTAL,
+            batch_size=BATCH,
+            steps_per_call=2,
+            log_every=4,
+            checkpoint_every=6,
+            checkpointer=checkpoints,
+            writer=writer,
+            extra={"config": {"name": "tiny"}},
+            progress=False,
             hooks=[(8, lambda now, at: {"eval_loss": float(now.params["out"][0, 0])})],
-        )  # fmt: skip
+        )
     assert end.stopped_by == signal.SIGTERM and end.step == stop + 2 == checkpoint.latest_step(tmp_path / "checkpoints")
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
     chex.assert_trees_all_equal(words(run(tmp_path).state), straight[1])
@@ -291,23 +329,29 @@ def test_a_second_interrupt_aborts(tmp_path):
 
 
 def test_nonfinite_loss_stops_with_one_line_and_leaves_the_last_good_checkpoint(straight, tmp_path):
-    """Example 3 of step 17 is poisoned: the call of steps 16 and 17 ends at 18, where a checkpoint is due and must not be written."""
+    """Example 3 of step 17 is poisoned: the call of steps 16 and 17 ends at 18, where a checkpoint is due and must not
+    be written."""
     with pytest.raises(loop.NonFinite) as caught:
         run(tmp_path, poison=17)
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 17), 3)
     level = 10 * float(jax.random.normal(key, (4,))[0])
     message = str(caught.value)
     assert "\n" not in message and "the loss is not finite at step 17, example 3 of its batch" in message
-    assert f"log-SNR {level:.3f}" in message and f"the last good checkpoint is '{tmp_path / 'checkpoints' / '12'}'" in message
+    assert (
+        f"log-SNR {level:.3f}" in message
+        and f"the last good checkpoint is '{tmp_path / 'checkpoints' / '12'}'" in message
+    )
     assert (caught.value.step, caught.value.example) == (17, 3)
     assert checkpoint.latest_step(tmp_path / "checkpoints") == 12
     assert deterministic_rows(tmp_path) == [row for row in deterministic_rows(straight[0]) if row["step"] <= 16]
-    chex.assert_trees_all_equal(words(run(tmp_path).state), straight[1])  # without the poison it goes on as if nothing had been
+    # without the poison it goes on as if nothing had been
+    chex.assert_trees_all_equal(words(run(tmp_path).state), straight[1])
 
 
 @contextlib.contextmanager
 def running(workdir, new_rows):
-    """A process that trains in workdir, from the moment it has written so many rows of its own (their timing tells them apart)."""
+    """A process that trains in workdir, from the moment it has written so many rows of its own (their timing tells them
+    apart)."""
     path = workdir / "metrics.jsonl"
     before = metrics.read_rows(path)
     command = [sys.executable, __file__, str(workdir), "0.05"]

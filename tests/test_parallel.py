@@ -1,7 +1,8 @@
-"""One step, four ways: one device, a mesh of eight (two steps a call), accumulation, pmap. All agree to float32 rounding, by SGD, which
-hides nothing.
+"""One step, four ways: one device, a mesh of eight (two steps a call), accumulation, pmap. All agree to float32
+rounding, by SGD, which hides nothing.
 
-The comparison needs eight devices, so it runs in a process of its own: `python tests/test_parallel.py FOLDER` (XLA_FLAGS set by the test).
+The comparison needs eight devices, so it runs in a process of its own: `python tests/test_parallel.py FOLDER`
+(XLA_FLAGS set by the test).
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ def loss_fn(params, batch, keys, train):
 
 def init(key):
     a, b = jax.random.split(key)
-    params = {"in": {"kernel": 0.5 * jax.random.normal(a, (4, 8)), "bias": jnp.zeros(8)}, "out": 0.5 * jax.random.normal(b, (8, 4))}
+    params = {
+        "in": {"kernel": 0.5 * jax.random.normal(a, (4, 8)), "bias": jnp.zeros(8)},
+        "out": 0.5 * jax.random.normal(b, (8, 4)),
+    }
     return state.init_state(params, TX, AVERAGES, key)
 
 
@@ -53,8 +57,8 @@ def batch(number, poison=None):
 
 
 def train(way, begin):
-    """From a state on the host: that after STEPS steps, the metrics of each, the evaluation; and the report on two steps more, the first
-    of them poisoned."""
+    """From a state on the host: that after STEPS steps, the metrics of each, the evaluation; and the report on two
+    steps more, the first of them poisoned."""
     door, devices, accumulate, per_call = WAYS[way]
     runner = sharding.runner(door, devices=jax.devices()[:devices])
     assert runner.devices == devices
@@ -82,7 +86,7 @@ def train(way, begin):
 
 def main(folder):
     """Write each way's largest difference from one device, leaf by leaf, and what the tests ask about the rest."""
-    results, reports, saved = {}, {}, None
+    results, reports = {}, {}
     begin = jax.jit(init)(jax.random.key(0))
     for way in WAYS:
         now, results[way], reports[way] = train(way, begin)
@@ -96,9 +100,13 @@ def main(folder):
     answer = {
         "devices": len(jax.devices()),
         "spread": sorted(spread),
-        "differences": {way: max(map(difference, plain(r), plain(results["one device"]))) for way, r in results.items()},
+        "differences": {
+            way: max(map(difference, plain(r), plain(results["one device"]))) for way, r in results.items()
+        },
         "moved": difference(results["mesh"][0].params["out"], begin.params["out"]),
-        "reports": {way: {key: np.asarray(value).tolist() for key, value in report.items()} for way, report in reports.items()},
+        "reports": {
+            way: {key: np.asarray(value).tolist() for key, value in report.items()} for way, report in reports.items()
+        },
         "level": 10 * float(jax.jit(noise_of_first_poisoned)()),
     }
     with pytest.raises(UserError) as refused:
@@ -126,14 +134,16 @@ def answer(tmp_path_factory):
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way != "one device"])
 def test_every_way_is_the_step_of_one_device(answer, way):
-    """Parameters, EMA, momentum-free SGD state, key, every metric, the loss by level and the held-out loss, after four steps."""
+    """Parameters, EMA, momentum-free SGD state, key, every metric, the loss by level and the held-out loss, after four
+    steps."""
     assert answer["devices"] == 8 and answer["spread"] == [8]
     assert answer["differences"][way] < 2e-6 < 1e-2 < answer["moved"]
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_first_nonfinite_example_is_found_on_any_device(answer, way):
-    """Examples 21 to 24 of the global batch are poisoned, on two devices of eight; the step after goes on from the good state."""
+    """Examples 21 to 24 of the global batch are poisoned, on two devices of eight; the step after goes on from the good
+    state."""
     report = answer["reports"][way]
     assert report["flag"] == [True, False] and report["example"] == [21, -1]
     np.testing.assert_allclose(report["level"][0], answer["level"], rtol=1e-5)

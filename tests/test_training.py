@@ -257,8 +257,17 @@ def test_evaluation_weighs_batches_by_size_and_repeats_itself(trainer):
 
 def rows_of(trainer, folder, **arguments):
     writer = metrics.open_writer(folder, tensorboard=False)
-    end = loop.fit(trainer.fresh(), trainer.call, trainer.feed, total_steps=12, batch_size=BATCH, steps_per_call=2, writer=writer,
-                   progress=False, **{"log_every": 2} | arguments)  # fmt: skip
+    end = loop.fit(
+        trainer.fresh(),
+        trainer.call,
+        trainer.feed,
+        total_steps=12,
+        batch_size=BATCH,
+        steps_per_call=2,
+        writer=writer,
+        progress=False,
+        **{"log_every": 2} | arguments,
+    )
     writer.close()
     assert end.step == int(end.state.step) == 12 and end.stopped_by is None
     return metrics.read_rows(folder / "metrics.jsonl")
@@ -297,9 +306,17 @@ def test_hooks_run_at_their_multiples_and_at_the_end(trainer, tmp_path):
 
 def test_tally_survives_json_bit_for_bit():
     rng = np.random.default_rng(0)
-    calls = [{"loss": rng.normal(size=3).astype(np.float32), "loss_by_level": {
-        "edges": np.tile(np.float32([0, 1, 2]), (3, 1)), "sum": rng.normal(size=(3, 2)), "count": np.float32([[1, 0]] * 3)}}
-        for _ in range(4)]  # fmt: skip
+    calls = [
+        {
+            "loss": rng.normal(size=3).astype(np.float32),
+            "loss_by_level": {
+                "edges": np.tile(np.float32([0, 1, 2]), (3, 1)),
+                "sum": rng.normal(size=(3, 2)),
+                "count": np.float32([[1, 0]] * 3),
+            },
+        }
+        for _ in range(4)
+    ]
     straight = broken = metrics.empty_tally()
     for call in calls:
         straight, broken = metrics.add(straight, call), metrics.add(json.loads(json.dumps(broken)), call)
@@ -341,14 +358,28 @@ def test_progress_is_plain_lines_where_stderr_is_no_terminal():
 @pytest.mark.parametrize("arguments", [{"log_every": 3}, {"checkpoint_every": 5}, {"hooks": [(1, None)]}])
 def test_cadences_must_fit_the_calls(trainer, arguments):
     with pytest.raises(UserError, match="must be a multiple of steps_per_call=2"):
-        loop.fit(trainer.fresh(), trainer.call, trainer.feed, total_steps=12, batch_size=BATCH, steps_per_call=2,
-                 **{"log_every": 2, "checkpoint_every": 2} | arguments)  # fmt: skip
+        loop.fit(
+            trainer.fresh(),
+            trainer.call,
+            trainer.feed,
+            total_steps=12,
+            batch_size=BATCH,
+            steps_per_call=2,
+            **{"log_every": 2, "checkpoint_every": 2} | arguments,
+        )
 
 
 def test_data_at_another_position_is_refused(trainer):
     with pytest.raises(RuntimeError, match="the batch of step 2 where that of step 0 is due"):
-        loop.fit(trainer.fresh(), trainer.call, lambda start: trainer.feed(2), total_steps=12, batch_size=BATCH, steps_per_call=2,
-                 progress=False)  # fmt: skip
+        loop.fit(
+            trainer.fresh(),
+            trainer.call,
+            lambda start: trainer.feed(2),
+            total_steps=12,
+            batch_size=BATCH,
+            steps_per_call=2,
+            progress=False,
+        )
 
 
 @pytest.mark.parametrize(

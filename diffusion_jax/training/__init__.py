@@ -1,1 +1,1 @@
-"""Training, which knows a loss function and nothing of diffusion: state, step, EMAs, optimizers, devices, checkpoints, the loop."""
+"""Training knows a loss function and nothing of diffusion: state, step, EMA, optimizer, devices, checkpoints, loop."""

@@ -1,8 +1,9 @@
 """Checkpoints by Orbax: asynchronous, atomic, the last few kept, and verified.
 
-A checkpoint DIR/STEP holds two items: 'state', the leaves of the TrainState under their paths ('params/Dense_0/kernel'), and 'meta',
-JSON with each leaf's shape, dtype and sha256, the caller's `extra`, and a sha256 of itself. Orbax alone restores a flipped byte, or
-another dtype, without a word; here every leaf is compared with its digest before anybody sees it.
+A checkpoint DIR/STEP holds two items: 'state', the leaves of the TrainState under their paths
+('params/Dense_0/kernel'), and 'meta', JSON with each leaf's shape, dtype and sha256, the caller's `extra`, and a sha256
+of itself. Orbax alone restores a flipped byte, or another dtype, without a word; here every leaf is compared with its
+digest before anybody sees it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from diffusion_jax.training.sharding import fetch, path_name
 
 
 class Checkpointer(NamedTuple):
-    """save(step, state, extra): starts writing and returns when the state may be donated. wait(): until it is on disk. close()."""
+    """save(step, state, extra) returns when the state may be donated; wait(): until it is on disk; close()."""
 
     directory: Path
     save: Callable[..., None]
@@ -52,8 +53,9 @@ def open_checkpoints(
 ) -> Checkpointer:
     """A writer of checkpoints. keep: the last so many stay (None: all), besides those at multiples of keep_every.
 
-    after: the step that was restored (None: a fresh start). Newer checkpoints are the damaged ones that restore passed over; they are
-    renamed STEP.damaged, so that their steps can be saved again. Raises UserError if the directory cannot be written.
+    after: the step that was restored (None: a fresh start). Newer checkpoints are the damaged ones that restore passed
+    over; they are renamed STEP.damaged, so that their steps can be saved again. Raises UserError if the directory
+    cannot be written.
     """
     ocp = _orbax()
     directory = Path(directory).absolute()
@@ -65,7 +67,9 @@ def open_checkpoints(
                     _set_aside(directory / str(step))
     except OSError as error:
         raise UserError(f"cannot write checkpoints to '{directory}': {error.strerror}") from error
-    manager = ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every))
+    manager = ocp.CheckpointManager(
+        directory, options=ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every)
+    )
 
     def save(step: int, state: Any, extra: dict[str, Any] | None = None) -> None:
         leaves = _leaves(state)
@@ -73,7 +77,9 @@ def open_checkpoints(
         meta = {"body": body, "sha256": _text_digest(body)}
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(_raw(leaves)), meta=ocp.args.JsonSave(meta))
         if not manager.save(step, args=items):
-            raise RuntimeError(f"step {step} was not saved to {directory}: a checkpoint of the same or a later step is there")
+            raise RuntimeError(
+                f"step {step} was not saved to {directory}: a checkpoint of the same or a later step is there"
+            )
 
     return Checkpointer(directory, save, manager.wait_until_finished, manager.close)
 
@@ -86,9 +92,11 @@ def latest_step(directory: str | os.PathLike) -> int | None:
 def restore(directory: str | os.PathLike, template: Any, *, step: int | None = None) -> Restored | None:
     """The newest checkpoint that is whole, or None where there is none at all; of the given step only, if given.
 
-    template: a tree of arrays or of ShapeDtypeStructs with shardings (`Runner.template`); the devices need not be those it was
-    saved from. A damaged checkpoint is passed over with one warning on stderr; nothing in the directory is changed.
-    Raises UserError if all are damaged, or if the newest whole one is of another model (naming the first leaf that differs).
+    template: a tree of arrays or of ShapeDtypeStructs with shardings (`Runner.template`); the devices need not be those
+    it was saved from. A damaged checkpoint is passed over with one warning on stderr; nothing in the directory is
+    changed.
+    Raises UserError if all are damaged, or if the newest whole one is of another model (naming the first leaf that
+    differs).
     """
     wanted = _leaves(template)
 
@@ -102,9 +110,10 @@ def restore(directory: str | os.PathLike, template: Any, *, step: int | None = N
 def restore_params(
     directory: str | os.PathLike, which: str | None = None, *, template: Any = None, step: int | None = None
 ) -> Restored:
-    """Only the parameters (which=None) or one of their EMAs (which='50k'), from the newest whole checkpoint or the given step.
+    """Only the parameters (which=None) or one of their EMAs (which='50k'), of the newest whole checkpoint.
 
-    template: as in `restore`, for the parameters alone; without it they come as nested dicts of numpy arrays.
+    step: of that checkpoint only. template: as in `restore`, for the parameters alone; without it they come as nested
+    dicts of numpy arrays.
     Raises UserError if there is no checkpoint, or no such EMA (naming those there are).
     """
 
@@ -112,7 +121,7 @@ def restore_params(
         leaves = body["leaves"]
         names = sorted({path.split("/")[1] for path in leaves if path.startswith("ema/")})
         if which is not None and which not in names:
-            raise unknown("EMA", which, names) if names else UserError(f"'{directory}' keeps no EMAs; use the parameters themselves")
+            raise unknown("EMA", which, names or ["none: this run keeps no EMAs"])
         prefix = "params/" if which is None else f"ema/{which}/"
         stored = {path: leaf for path, leaf in leaves.items() if path.startswith(prefix)}
         if template is None:
@@ -124,14 +133,18 @@ def restore_params(
 
     restored = _newest(Path(directory).absolute(), step, read)
     if restored is None:
-        raise UserError(f"there is no checkpoint in '{directory}'; train first, or give the folder of a run that was trained")
+        raise UserError(
+            f"there is no checkpoint in '{directory}'; train first, or give the folder of a run that was trained"
+        )
     return restored
 
 
 def _newest(directory: Path, step: int | None, read: Callable[[Path, dict], Any]) -> Restored | None:
     steps = _steps(directory)
     if step is not None and step not in steps:
-        raise UserError(f"there is no checkpoint of step {step} in '{directory}'; there are: {', '.join(map(str, steps)) or 'none'}")
+        raise UserError(
+            f"there is no checkpoint of step {step} in '{directory}'; there are: {', '.join(map(str, steps)) or 'none'}"
+        )
     candidates = [step] if step is not None else steps[::-1]
     for i, candidate in enumerate(candidates):
         folder = directory / str(candidate)
@@ -140,11 +153,15 @@ def _newest(directory: Path, step: int | None, read: Callable[[Path, dict], Any]
             return Restored(read(folder, body), candidate, body["extra"])
         except _Damaged as damage:
             if i + 1 < len(candidates):
-                print(f"warning: checkpoint '{folder}' is damaged ({damage}); trying that of step {candidates[i + 1]}", file=sys.stderr)
+                print(
+                    f"warning: checkpoint '{folder}' is damaged ({damage}); trying that of step {candidates[i + 1]}",
+                    file=sys.stderr,
+                )
             else:
                 count = "the checkpoint" if len(candidates) == 1 else f"each of the {len(candidates)} checkpoints"
                 raise UserError(
-                    f"{count} in '{directory}' is damaged (step {candidate}: {damage}); restore a copy, or train into a new folder"
+                    f"{count} in '{directory}' is damaged (step {candidate}: {damage}); "
+                    "restore a copy, or train into a new folder"
                 ) from damage
     return None
 
@@ -175,7 +192,8 @@ def _read_leaves(folder: Path, stored: dict[str, dict], wanted: dict[str, Any]) 
     ocp = _orbax()
     item = _raw(wanted, shapes_only=True)
     arguments = ocp.checkpoint_utils.construct_restore_args(item)
-    found = _attempt(folder, state=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True))["state"]
+    item_of = ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
+    found = _attempt(folder, state=item_of)["state"]
     for path, digest in _digests(found).items():
         if digest != stored[path]["sha256"]:
             raise _Damaged(f"{path} does not match its digest")
@@ -197,7 +215,8 @@ def _attempt(folder: Path, **items) -> Any:
 def _settling_loops() -> Iterator[None]:
     """Event loops made in this block finish their tasks before they close.
 
-    At the first failed read Orbax closes its loop and abandons the other reads, each of which later prints a traceback of its own.
+    At the first failed read Orbax closes its loop and abandons the other reads, each of which later prints a traceback
+    of its own.
     """
     new_event_loop = asyncio.new_event_loop
 
@@ -229,8 +248,9 @@ def _compare(folder: Path, stored: dict[str, dict], wanted: dict[str, Any]) -> N
     for path in [*want, *have]:
         if have.get(path) != want.get(path):
             raise UserError(
-                f"checkpoint '{folder}' is of another model: {path} is {say(have.get(path))} there and {say(want.get(path))} here;"
-                " use that run's config, or another folder"
+                f"checkpoint '{folder}' is of another model: "
+                f"{path} is {say(have.get(path))} there and {say(want.get(path))} here; "
+                "use that run's config, or another folder"
             )
 
 
@@ -307,7 +327,7 @@ def _wrapped(value: Any, leaf: Any) -> Any:
 
 
 def _orbax():
-    """Orbax, imported when first needed (a second) and kept from talking through absl's log; its exceptions say what matters."""
+    """Orbax, imported when first needed (a second) and kept out of absl's log; its exceptions say what matters."""
     import orbax.checkpoint
 
     logger = logging.getLogger("absl")

@@ -2,8 +2,8 @@
 
     ema <- beta ema + (1 - beta) params,    beta = 0.5^(batch / h),    h = min(half-life, ramp * images seen)
 
-Karras et al. 2022 (EDM), appendix F.2. A half-life counted in images does not change with the batch size; the ramp keeps a young
-average from remembering the initialisation.
+Karras et al. 2022 (EDM), appendix F.2. A half-life counted in images does not change with the batch size; the ramp
+keeps a young average from remembering the initialisation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from diffusion_jax.types import Array, Params
 
 
 class Ema(NamedTuple):
-    """init: params -> {name: params}. update: (ema, params, images_seen, batch) -> ema, pure; images_seen excludes this batch."""
+    """init: params -> {name: params}. update: (ema, params, images_seen before this batch, batch) -> ema, pure."""
 
     init: Callable[[Params], dict[str, Params]]
     update: Callable[[dict[str, Params], Params, Array, int], dict[str, Params]]
@@ -35,7 +35,7 @@ def name(halflife: float) -> str:
 
 
 def halflives(images: Sequence[float] = (50_000,), *, ramp: float | None = 0.05) -> Ema:
-    """EMAs with the given half-lives in images, which grow as ramp * (images seen) until they reach them (ramp None or 0: at once).
+    """EMAs with the given half-lives in images, approached as ramp * (images seen) (ramp None or 0: not ramped).
 
     Raises UserError if a half-life is not positive or two have the same name.
     """

@@ -1,18 +1,20 @@
 """The training loop, and the promise it keeps: a run that was stopped and resumed is the run that was not.
 
-The exact-resume contract. For a fixed config, device count and software, after any number of interruptions (kill -9 at any moment,
-SIGTERM, SIGINT) the final parameters, EMAs, optimizer state and key, and every row of metrics.jsonl but its 'timing', are
-bit-identical to those of an uninterrupted run. It holds because:
+The exact-resume contract. For a fixed config, device count and software, after any number of interruptions (kill -9 at
+any moment, SIGTERM, SIGINT) the final parameters, EMAs, optimizer state and key, and every row of metrics.jsonl but its
+'timing', are bit-identical to those of an uninterrupted run. It holds because:
 1. Step k is a pure function of (state, batch(k)), and draws from fold_in(key, k): no random stream has a position.
 2. batch(k) is a pure function of (seed, k), so the data position is state.step; `batches(start)` begins there.
-3. Steps run in calls of steps_per_call, aligned to its multiples. State is saved between calls only, so a resumed run makes the very
-   calls the other made (programs of other lengths may round differently).
-4. A row is the mean over the steps since the row before. The sums of an unfinished interval are saved in the checkpoint beside the
-   state ('tally') and taken up again, so rows do not depend on where checkpoints fall.
-5. Rows and hooks of step k come before the checkpoint of step k, and rows are on disk before it: whatever survives a crash, no
-   row up to a checkpoint's step is missing, and `open_writer(start_step=...)` cuts off those after it.
-6. A step whose loss or gradient is not finite is noticed before any later checkpoint or hook: a saved state is a good one.
-Not promised: equality across different device counts, steps_per_call or versions of the software (to rounding it holds).
+3. Steps run in calls of steps_per_call, aligned to its multiples. State is saved between calls only, so a resumed run
+   makes the very calls the other made (programs of other lengths may round differently).
+4. A row is the mean over the steps since the row before. The sums of an unfinished interval are saved in the checkpoint
+   beside the state ('tally') and taken up again, so rows do not depend on where checkpoints fall.
+5. Rows and hooks of step k come before the checkpoint of step k, and rows are on disk before it: whatever survives a
+   crash, no row up to a checkpoint's step is missing, and `open_writer(start_step=...)` cuts off those after it.
+6. A step whose loss or gradient is not finite is noticed before any later checkpoint or hook: a saved state is a good
+   one.
+Not promised: equality across different device counts, steps_per_call or versions of the software (to rounding it
+holds).
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.training import checkpoint, metrics
 from diffusion_jax.training.state import TrainState
 
-Hook = tuple[int, Callable[[TrainState, int], Mapping[str, Any] | None]]  # (every, fn(state, step) -> metrics for a row, or None)
+Hook = tuple[int, Callable[[TrainState, int], Mapping[str, Any] | None]]  # (every, fn(state, step) -> a row or None)
 
 
 class Fitted(NamedTuple):
@@ -45,7 +47,7 @@ class Fitted(NamedTuple):
 
 
 class NonFinite(UserError):
-    """The loss or its gradient is not finite. step: index of the step (and of its batch); example, level: as in make_train_step."""
+    """The loss or its gradient is not finite. step: that of its batch; example, level: as in make_train_step."""
 
     def __init__(self, message: str, step: int, example: int | None, level: float | None):
         super().__init__(message)
@@ -69,17 +71,20 @@ def fit(
     resumed: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Fitted:
-    """Train from state.step to total_steps, or until SIGTERM or SIGINT, and save. See the module's contract on resuming.
+    """Train from state.step to total_steps, or until SIGTERM or SIGINT, and save. To resume, see above.
 
-    step_fn: a compiled multi_step of steps_per_call steps; the state given to it is donated. batches(start): (step, batch) for step =
-    start, start + steps_per_call, ..., each batch as step_fn takes it (see `stack`). batch_size: the global one.
-    hooks run at multiples of their `every` (0: never) and at the last step; they must not keep the state. extra: JSON for checkpoints.
+    step_fn: a compiled multi_step of steps_per_call steps; the state given to it is donated. batches(start): (step,
+    batch) for step = start, start + steps_per_call, ..., each batch as step_fn takes it (see `stack`). batch_size: the
+    global one.
+    hooks run at multiples of their `every` (0: never) and at the last step; they must not keep the state. extra: JSON
+    for checkpoints.
     resumed: the `extra` of the restored checkpoint. A second SIGINT aborts at once.
     Raises UserError if a cadence is not a multiple of steps_per_call, NonFinite if the loss or gradient is not finite.
     """
     start = int(state.step)
-    cadences = {"total_steps": total_steps, "log_every": log_every, "checkpoint_every": checkpoint_every, "the restored step": start}
-    _check_cadences(steps_per_call, cadences | {f"hook {i} every": every for i, (every, _) in enumerate(hooks)})
+    cadences = {"total_steps": total_steps, "log_every": log_every, "checkpoint_every": checkpoint_every}
+    cadences |= {f"hook {i} every": every for i, (every, _) in enumerate(hooks)} | {"the restored step": start}
+    _check_cadences(steps_per_call, cadences)
     bar = metrics.open_progress(total_steps, start=start) if progress else metrics.silent()
     log = _Log(start, total_steps, batch_size, log_every, writer, bar, checkpointer, (resumed or {}).get("tally"))
     saved = checkpoint.latest_step(checkpointer.directory) if checkpointer else None
@@ -104,7 +109,8 @@ def fit(
             step += steps_per_call
             due = [fn for every, fn in hooks if every and (step % every == 0 or step == total_steps)]
             save_now = checkpoint_every and step % checkpoint_every == 0
-            log.read(keep=0 if due or save_now else 1)  # one call stays behind, so that the devices never wait for the host
+            # the metrics of the last call are read while the next one runs, so that the devices never wait for the host
+            log.read(keep=0 if due or save_now else 1)
             for fn in due:
                 log.hook(step, fn(state, step))
             if save_now:
@@ -118,7 +124,7 @@ def fit(
 
 
 def stack(batch: Callable[[int], Any], steps_per_call: int = 1) -> Callable[[int], Any]:
-    """batch(step), a dict of numpy arrays (B, ...) -> call(number): those of its steps stacked, (steps_per_call, B, ...)."""
+    """batch(step), a dict of numpy arrays (B, ...) -> call(number): its steps' stacked, (steps_per_call, B, ...)."""
 
     def call(number: int) -> Any:
         steps = range(number * steps_per_call, (number + 1) * steps_per_call)
@@ -127,10 +133,13 @@ def stack(batch: Callable[[int], Any], steps_per_call: int = 1) -> Callable[[int
     return call
 
 
-def evaluate(eval_step: Callable, params: Any, batches: Iterable[Any], key: jax.Array, *, put_batch=lambda batch: batch) -> dict:
-    """Means over all examples of all (host) batches: {'loss': .., 'loss_by_level': [...], 'level_edges': [...], ...} as plain JSON data.
+def evaluate(
+    eval_step: Callable, params: Any, batches: Iterable[Any], key: jax.Array, *, put_batch=lambda batch: batch
+) -> dict:
+    """Means over all examples of all (host) batches, as plain JSON data like a row's: {'loss': .., ...}.
 
-    eval_step: compiled make_eval_step. Batch i is drawn with fold_in(key, i), so equal calls at different times are comparable.
+    eval_step: compiled make_eval_step. Batch i is drawn with fold_in(key, i), so equal calls at different times are
+    comparable.
     """
     tally, weights = metrics.empty_tally(), []
     for i, batch in enumerate(batches):
@@ -156,7 +165,8 @@ class _Log:
         self.tally = tally or metrics.empty_tally()
         self.waiting: collections.deque = collections.deque()
         self.began = time.monotonic()
-        self.mark: tuple[float, int] | None = None  # when and at which step the current rate began; none before the first call, which compiles
+        # when and at which step the current rate began; None before the end of the first call, which compiles
+        self.mark: tuple[float, int] | None = None
 
     def put(self, step: int, numbers: dict) -> None:
         self.waiting.append((step, numbers))
@@ -215,7 +225,9 @@ class _Log:
             return "no checkpoint was kept"
         self.checkpointer.wait()
         good = checkpoint.latest_step(self.checkpointer.directory)
-        return "there is no checkpoint yet" if good is None else f"the last good checkpoint is '{self.checkpointer.directory / str(good)}'"
+        if good is None:
+            return "there is no checkpoint yet"
+        return f"the last good checkpoint is '{self.checkpointer.directory / str(good)}'"
 
 
 def _check_cadences(steps_per_call: int, cadences: Mapping[str, int]) -> None:
@@ -226,7 +238,7 @@ def _check_cadences(steps_per_call: int, cadences: Mapping[str, int]) -> None:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[signal.Signals]]:
-    """Collects SIGTERM and SIGINT instead of dying of them; a second SIGINT is a KeyboardInterrupt. The old handlers come back."""
+    """Collects SIGTERM and SIGINT instead of dying of them; a second SIGINT is a KeyboardInterrupt."""
     received: list[signal.Signals] = []
     if threading.current_thread() is not threading.main_thread():
         yield received  # only the main thread may handle signals

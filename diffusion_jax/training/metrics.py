@@ -19,9 +19,8 @@ import numpy as np
 
 from diffusion_jax.provenance import atomic_path
 
-Tally = dict[
-    str, Any
-]  # {'steps': n, 'sums': {name: float or nested}, 'edges': list or None}: plain JSON data, so a checkpoint can hold it
+# {'steps': n, 'sums': {name: float or list}, 'edges': list or None}: plain JSON data, so that a checkpoint can hold it
+Tally = dict[str, Any]
 
 
 def empty_tally() -> Tally:
@@ -56,8 +55,7 @@ def row(tally: Tally) -> dict[str, Any]:
 
 
 class Writer(NamedTuple):
-    """row(step, values, timing): a line of metrics.jsonl and its scalars. images(step, name, uint8 (N, H, W, C)).
-    sync(): to the disk."""
+    """row(step, values, timing): a line and its scalars; images(step, name, uint8 (N, H, W, C)); sync(): to disk."""
 
     row: Callable[..., None]
     images: Callable[[int, str, np.ndarray], None]
@@ -66,8 +64,7 @@ class Writer(NamedTuple):
 
 
 def open_writer(directory: str | os.PathLike, *, start_step: int = 0, tensorboard: bool = True) -> Writer:
-    """A writer into DIR/metrics.jsonl and DIR/tensorboard. Rows after start_step, left by a run that died, are cut off
-    first."""
+    """A writer into DIR/metrics.jsonl and DIR/tensorboard; rows after start_step, of a run that died, are cut off."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "metrics.jsonl"
@@ -136,8 +133,7 @@ class Progress(NamedTuple):
 
 
 def open_progress(total: int, *, start: int = 0, seconds_between_lines: float = 10.0, stream=None) -> Progress:
-    """A bar with loss, images/s and time left where stderr is a terminal; elsewhere a plain line every so many
-    seconds."""
+    """A bar with loss, images/s and time left where stderr is a terminal; else a plain line every so many seconds."""
     stream = stream or sys.stderr
     return (_bar if stream.isatty() else _lines)(total, start, stream, seconds_between_lines)
 

@@ -43,11 +43,12 @@ def make_optimizer(
     eps: float | None = None,
     **options,
 ) -> tuple[optax.GradientTransformation, Schedule]:
-    """(tx, schedule): optax's optimizer of that name ('adam', 'adamw', 'lion', 'sgd', ..., also 'contrib.muon') at the scheduled rate.
+    """(tx, schedule): optax's optimizer of that name ('adamw', 'lion', 'sgd', 'contrib.muon') at the scheduled rate.
 
-    The gradient is first clipped to global norm `clip` (0: not). Weight decay, betas and eps, and any other argument of the
-    optimizer in `options` (momentum=0.9, nesterov=True), keep the optimizer's own default where None. For the rate see
-    `learning_rate_schedule`. Raises UserError for an unknown name, or an argument that this optimizer does not take.
+    The gradient is first clipped to global norm `clip` (0: not). Weight decay, betas and eps, and any other argument of
+    the optimizer in `options` (momentum=0.9, nesterov=True), keep the optimizer's own default where None. For the rate
+    see `learning_rate_schedule`. Raises UserError for an unknown name, or an argument that this optimizer does not
+    take.
     """
     rate = learning_rate_schedule(
         learning_rate, total_steps=total_steps, warmup=warmup, schedule=schedule, final=final, decay_from=decay_from
@@ -70,15 +71,19 @@ def learning_rate_schedule(
     final: float = 0.0,
     decay_from: int | None = None,
 ) -> Schedule:
-    """step -> learning_rate * min(1, (step + 1) / warmup) * decay, where u runs from 0 to 1 between warmup and total_steps and decay is
+    """step -> learning_rate * min(1, (step + 1) / warmup) * decay, u from 0 to 1 after the warm-up, and
 
-    constant 1; linear 1 - (1 - final) u; cosine final + (1 - final) (1 + cos(pi u)) / 2; rsqrt (max(1, step / decay_from))^-1/2
-    (Karras et al. 2024, EDM2; decay_from None: the end of the warm-up). Raises UserError for an unknown schedule.
+        constant: decay = 1                      cosine: final + (1 - final) (1 + cos(pi u)) / 2
+        linear:   1 - (1 - final) u              rsqrt:  max(1, step / decay_from)^-1/2
+
+    (the last: Karras et al. 2024, EDM2; decay_from None: the end of the warm-up). UserError for an unknown schedule.
     """
     if schedule not in DECAYS:
         raise unknown("learning-rate schedule", schedule, DECAYS)
     if learning_rate <= 0 or warmup < 0:
-        raise UserError(f"optimizer.learning_rate={learning_rate} must be positive and optimizer.warmup={warmup} not negative")
+        raise UserError(
+            f"optimizer.learning_rate={learning_rate} must be positive and optimizer.warmup={warmup} not negative"
+        )
     reference = max(decay_from or warmup, 1)
     span = max(total_steps - warmup, 1)
 
@@ -116,12 +121,16 @@ def _find(name: str) -> Callable:
 
 @functools.cache
 def _takes_a_rate(found) -> bool:
-    return isinstance(found, (FunctionType, functools.partial)) and next(iter(inspect.signature(found).parameters), None) == "learning_rate"
+    if not isinstance(found, (FunctionType, functools.partial)):
+        return False
+    return next(iter(inspect.signature(found).parameters), None) == "learning_rate"
 
 
 def _accepted(name: str, make: Callable, arguments: dict) -> dict:
     takes = [key for key in inspect.signature(make).parameters if key != "learning_rate"]
     for key, value in arguments.items():
         if key not in takes:
-            raise UserError(f"optimizer.{key}={value}: {name} has no such argument (set it to None); it takes {', '.join(takes)}")
+            raise UserError(
+                f"optimizer.{key}={value}: {name} has no such argument (set it to None); it takes {', '.join(takes)}"
+            )
     return arguments

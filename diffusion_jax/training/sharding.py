@@ -1,7 +1,9 @@
-"""Where arrays live: one mesh over all devices, one rule from a parameter's path to its place, and two doors to the same pure step.
+"""Where arrays live: one mesh over all devices, one rule from a leaf's path to its place, two doors to one pure step.
 
-`runner('jit')` compiles with shardings over a mesh with axes data, fsdp and tensor; examples are spread over data and fsdp.
-`runner('pmap')` maps the step over the axis 'data' of all local devices (make the step with axis_name=runner.axis_name).
+`runner('jit')` compiles with shardings over a mesh with axes data, fsdp and tensor; examples are spread over data and
+fsdp.
+`runner('pmap')` maps the step over the axis 'data' of all local devices (make the step with
+axis_name=runner.axis_name).
 In both the state is one logical array per leaf, whole on every device, so checkpoints and samples do not know the door.
 """
 
@@ -26,8 +28,10 @@ class Runner(NamedTuple):
 
     axis_name: what make_train_step and make_eval_step must be given. devices: a global batch must be a multiple of it.
     init(fn, *args): fn of arrays, compiled, its result placed. template(fn, *args): its shapes and places, for restore.
-    put_state(tree): a placed copy, which shares no memory with the tree (a step that donates it leaves the caller's arrays alone).
-    put_batch(batch, axis=0): this process's rows of host arrays -> global arrays; axis is that of the examples (1 for stacked steps).
+    put_state(tree): a placed copy, which shares no memory with the tree (a step that donates it leaves the caller's
+    arrays alone).
+    put_batch(batch, axis=0): this process's rows of host arrays -> global arrays; axis is that of the examples (1 for
+    stacked steps).
     compile(step): a multi_step (state, batches) -> (state, metrics); the state given is donated.
     compile_eval(step): (params, batch, key) -> metrics, nothing donated.
     """
@@ -54,20 +58,24 @@ def make_mesh(shape: Mapping[str, int] | None = None, *, devices: Sequence[jax.D
     fixed = int(np.prod([size for size in sizes.values() if size != -1]))
     free = [axis for axis in AXES if sizes[axis] == -1]
     if fixed < 1 or len(free) > 1 or len(devices) % fixed or (not free and fixed != len(devices)):
-        raise UserError(f"mesh {sizes} does not fit {len(devices)} devices; the product must be {len(devices)}, one axis may be -1")
+        raise UserError(
+            f"mesh {sizes} does not fit {len(devices)} devices; the product must be {len(devices)}, one axis may be -1"
+        )
     sizes |= {axis: len(devices) // fixed for axis in free}
     # Explicit axes, jax's default, refuse convolutions with sharded parameters
     return jax.make_mesh([sizes[axis] for axis in AXES], AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def place(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Where the state's leaf of this path ('params/Dense_0/kernel') lives. Rules for fsdp and tensor belong here; now: whole everywhere."""
+    """Where the leaf 'params/Dense_0/kernel' lives. Rules for fsdp and tensor belong here; now: whole everywhere."""
     return PartitionSpec()
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
     """The NamedSharding of every leaf of a tree of arrays or shapes, by the rule `place`."""
-    return jax.tree_util.tree_map_with_path(lambda path, x: NamedSharding(mesh, place(path_name(path), x.shape, mesh)), tree)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: NamedSharding(mesh, place(path_name(path), x.shape, mesh)), tree
+    )
 
 
 def path_name(path) -> str:
@@ -78,7 +86,7 @@ def path_name(path) -> str:
 def runner(
     parallel: str = "jit", *, mesh: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None
 ) -> Runner:
-    """The runner for parallel = 'jit' (a mesh, see make_mesh) or 'pmap' (all local devices). UserError for another name."""
+    """The runner for parallel = 'jit' (a mesh, see make_mesh) or 'pmap' (all local devices); else UserError."""
     if parallel not in _DOORS:
         raise unknown("value of parallel", parallel, _DOORS)
     return _DOORS[parallel](make_mesh(mesh, devices=devices))
@@ -118,7 +126,8 @@ def _jit(mesh: Mesh) -> Runner:
 
     def compile_eval(step):
         return _by_state(
-            lambda places: jax.jit(step, in_shardings=(places, examples(mesh), everywhere), out_shardings=everywhere), mesh
+            lambda places: jax.jit(step, in_shardings=(places, examples(mesh), everywhere), out_shardings=everywhere),
+            mesh,
         )
 
     return Runner(None, count, *_placing(mesh), put_batch, compile, compile_eval)
@@ -129,14 +138,17 @@ def _pmap(mesh: Mesh) -> Runner:
         raise UserError("parallel=pmap is for the devices of one process, data-parallel only; use parallel=jit")
     devices = mesh.devices.ravel()
     count = len(devices)
-    mesh = Mesh(devices, ("data",), axis_types=(AxisType.Auto,))  # pmap's own: a state placed otherwise would be compiled for twice
+    # pmap's own mesh: for a state placed otherwise the step would be compiled twice
+    mesh = Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
 
     def put_batch(batch, axis=0):  # (..., B, ...) -> (..., devices, B / devices, ...)
         _check_divisible(batch, axis, count)
         return jax.tree.map(lambda x: np.reshape(x, x.shape[:axis] + (count, -1) + x.shape[axis + 1 :]), batch)
 
     def compile(step):  # the state is not mapped: it goes in and comes out whole, on every device
-        return jax.pmap(step, axis_name="data", in_axes=(None, 1), out_axes=(None, None), donate_argnums=0, devices=list(devices))
+        return jax.pmap(
+            step, axis_name="data", in_axes=(None, 1), out_axes=(None, None), donate_argnums=0, devices=list(devices)
+        )
 
     def compile_eval(step):
         return jax.pmap(step, axis_name="data", in_axes=(None, 0, None), out_axes=None, devices=list(devices))
@@ -157,7 +169,8 @@ def _placing(mesh: Mesh) -> tuple[Callable, Callable, Callable]:
             lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, shardings(shapes, mesh)
         )
 
-    def put_state(tree):  # device_put alone may share a buffer (to several devices even with may_alias=False), for donation to delete
+    # device_put alone may share a buffer (to several devices even with may_alias=False), which donation would delete
+    def put_state(tree):
         return jax.tree.map(lambda x, place: jax.device_put(jnp.copy(x), place), tree, shardings(tree, mesh))
 
     return init, template, put_state
@@ -179,7 +192,9 @@ def _by_state(compiled: Callable[[Any], Callable], mesh: Mesh) -> Callable:
 def _check_divisible(batch: Any, axis: int, count: int) -> None:
     size = jax.tree.leaves(batch)[0].shape[axis] * jax.process_count()
     if size % count:
-        raise UserError(f"batch size {size} is not divisible by the {count} devices it is spread over; choose a multiple of {count}")
+        raise UserError(
+            f"batch size {size} is not divisible by the {count} devices it is spread over; choose a multiple of {count}"
+        )
 
 
 def _to_host(x):

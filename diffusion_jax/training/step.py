@@ -1,11 +1,12 @@
 """One pure training step: gradient, optimizer, EMAs, and every number worth watching, for any loss function.
 
 LossFn = (params, batch, keys, train) -> (losses, metrics)
-    batch: a dict of (B, ...) arrays; keys: (B,), one key per example; losses: (B,); metrics: {name: (B,)}, all of it per example.
+    batch: a dict of (B, ...) arrays; keys: (B,), one key per example; losses: (B,); metrics: {name: (B,)}, all of it
+    per example.
     metrics['level'], where given, is each example's noise level (log-SNR), by which the loss is binned.
 
-The noise of an example depends on (key, step, its index in the global batch) and on nothing else, so one device, a mesh, pmap and
-any accumulation compute the same step up to the rounding of sums.
+The noise of an example depends on (key, step, its index in the global batch) and on nothing else, so one device, a
+mesh, pmap and any accumulation compute the same step up to the rounding of sums.
 """
 
 from __future__ import annotations
@@ -48,13 +49,15 @@ def make_train_step(
     accumulate: int = 1,
     levels: Levels = Levels(),
 ) -> Step:
-    """(state, batch) -> (state, metrics), pure. axis_name: the mapped axis under pmap or shard_map, where B is the local batch.
+    """(state, batch) -> (state, metrics), pure. axis_name: the mapped axis under pmap, where B is the local batch.
 
-    The gradient is that of the mean loss of the global batch, summed over `accumulate` microbatches of B / accumulate examples.
-    metrics: means over the global batch of 'loss' and of each metric of loss_fn (but 'level'); 'grad_norm' (before clipping),
-    'update_norm', 'param_norm', 'learning_rate' (given a schedule); 'loss_by_level' {'edges' (n + 1,), 'sum' (n,), 'count' (n,)};
-    'nonfinite' {'flag', 'gradient', 'example', 'level'}: whether loss or gradient is not finite, whether only the gradient is, and
-    index and noise level of the first example whose loss is not (-1 and NaN where there is none).
+    The gradient is that of the mean loss of the global batch, summed over `accumulate` microbatches of B / accumulate
+    examples.
+    metrics: means over the global batch of 'loss' and of each metric of loss_fn (but 'level'); 'grad_norm' (before
+    clipping), 'update_norm', 'param_norm', 'learning_rate' (given a schedule); 'loss_by_level' {'edges' (n + 1,), 'sum'
+    (n,), 'count' (n,)}; 'nonfinite' {'flag', 'gradient', 'example', 'level'}: whether loss or gradient is not finite,
+    whether only the gradient is, and index and noise level of the first example whose loss is not (-1 and NaN where
+    there is none).
     A non-finite step leaves params, opt_state and ema as they were; the step number goes on.
     Raises UserError, when traced, if B is not divisible by accumulate.
     """
@@ -96,7 +99,7 @@ def make_train_step(
 
 
 def multi_step(step: Step, n: int = 1) -> Step:
-    """n steps in one dispatch: scans over a leading axis of length n of the batch; the metrics come out stacked, (n, ...)."""
+    """n steps in one dispatch: scans over a leading axis of the batch, of length n; metrics come out as (n, ...)."""
 
     def steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
         chex.assert_tree_shape_prefix(batches, (n,))
@@ -108,8 +111,8 @@ def multi_step(step: Step, n: int = 1) -> Step:
 def scan(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
     """jax.lax.scan for bodies that take gradients: a loop on accelerators, written out on CPUs.
 
-    XLA's CPU compiler makes the backward pass of a convolution 50 times slower inside a loop than outside (measured, jax 0.10 to 0.12);
-    the forward pass is the same. So on a CPU keep the length small: the program grows with it.
+    XLA's CPU compiler makes the backward pass of a convolution 50 times slower inside a loop than outside (measured,
+    jax 0.10 to 0.12); the forward pass is the same. So on a CPU keep the length small: the program grows with it.
     """
     if jax.default_backend() != "cpu":
         return jax.lax.scan(body, carry, xs)
@@ -123,9 +126,10 @@ def scan(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
 def make_eval_step(
     loss_fn: LossFn, *, axis_name: str | None = None, levels: Levels = Levels()
 ) -> Callable[[Params, Batch, Key], Metrics]:
-    """(params, batch, key) -> means over the global batch of the loss and of each metric, and 'loss_by_level' as in training.
+    """(params, batch, key) -> global means of the loss and of each metric, and 'loss_by_level' as in training.
 
-    Example i draws from fold_in(key, i): given the same key, evaluations at different steps are compared on the same noise.
+    Example i draws from fold_in(key, i): given the same key, evaluations at different steps are compared on the same
+    noise.
     """
 
     def step(params: Params, batch: Batch, key: Key) -> Metrics:
@@ -147,8 +151,8 @@ def _place(axis_name: str | None, size: int) -> tuple[int, int | Array]:
 def _gradient(loss_fn: LossFn, params: Params, batch: Batch, keys: Key, parts: int):
     """(gradient of the mean loss, losses (B,), metrics (B,)), in `parts` microbatches of every parts-th example.
 
-    Strided, because under a mesh each device holds a contiguous run of rows: every microbatch then takes its share from each device
-    and no row has to move.
+    Strided, because under a mesh each device holds a contiguous run of rows: every microbatch then takes its share from
+    each device and no row has to move.
     """
 
     def mean_loss(params, batch, keys):
@@ -182,9 +186,11 @@ def _summary(losses: Array, examples: dict[str, Array], levels: Levels, axis_nam
         return means
     low, high, bins = levels
     index = jnp.clip(jnp.floor((examples["level"] - low) / (high - low) * bins), 0, bins - 1)
-    member = index[:, None] == jnp.arange(bins)  # (B, bins); a masked sum, for scatters of floats are not deterministic on GPUs
-    sums = {"sum": jnp.sum(jnp.where(member, losses[:, None], 0.0), axis=0), "count": jnp.sum(member, axis=0, dtype=jnp.float32)}
-    return means | {"loss_by_level": {"edges": np.linspace(low, high, bins + 1, dtype=np.float32)} | _sum_over(axis_name, sums)}
+    member = index[:, None] == jnp.arange(bins)
+    # a masked sum of (B, bins), for scatters of floats are not deterministic on GPUs
+    total = jnp.sum(jnp.where(member, losses[:, None], 0.0), axis=0)
+    sums = _sum_over(axis_name, {"sum": total, "count": jnp.sum(member, axis=0, dtype=jnp.float32)})
+    return means | {"loss_by_level": {"edges": np.linspace(low, high, bins + 1, dtype=np.float32)} | sums}
 
 
 def _nonfinite(losses: Array, level: Array | None, grad_norm: Array, offset, axis_name: str | None) -> dict[str, Array]:
