@@ -23,13 +23,20 @@ BETAS = ("linear", "scaled_linear", "cosine", "sigmoid")  # the names that discr
 
 
 def public(module, returns: str | None = None) -> dict:
-    """The functions written in this module, without a leading underscore; `returns`: those whose return annotation is that name."""
+    """The functions written in this module, without a leading underscore; `returns`: those whose return annotation is
+    that name.
+    """
     found = inspect.getmembers(module, lambda f: inspect.isfunction(f) and f.__module__ == module.__name__)
     return {n: f for n, f in found if n[0] != "_" and returns in (None, f.__annotations__.get("return"))}
 
 
 def _is_process(member) -> bool:
-    return inspect.isclass(member) and dataclasses.is_dataclass(member) and hasattr(member, "alpha") and hasattr(member, "sigma")
+    return (
+        inspect.isclass(member)
+        and dataclasses.is_dataclass(member)
+        and hasattr(member, "alpha")
+        and hasattr(member, "sigma")
+    )
 
 
 PROCESSES = {

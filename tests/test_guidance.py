@@ -23,9 +23,14 @@ def null(cond):
 
 
 def by_class(process, calls=None):
-    """The exact denoiser of one class, or of the whole mixture where the label is NULL; appends each call's batch size to `calls`."""
+    """The exact denoiser of one class, or of the whole mixture where the label is NULL; appends each call's batch size
+    to `calls`.
+    """
     whole = targets.denoise_mixture(targets.mixture(WEIGHTS, CENTRES, STD), process)
-    single = [targets.denoise_gaussian(targets.gaussian(centre, STD**2 * jnp.eye(2)), process) for centre in jnp.asarray(CENTRES)]
+    single = [
+        targets.denoise_gaussian(targets.gaussian(centre, STD**2 * jnp.eye(2)), process)
+        for centre in jnp.asarray(CENTRES)
+    ]
 
     def denoise(x_t, t, cond):
         if calls is not None:
@@ -102,11 +107,15 @@ def test_clip_by_hand():
     process = schedules.EDM()
     x = jnp.array([[0.05, -0.02], [0.3, -0.4]])
     assert_allclose(guidance.clip_x0(tenfold(process), process)(x, 0.5).x0, [[0.5, -0.2], [1.0, -1.0]], rtol=1e-6)
-    assert_allclose(guidance.clip_x0(tenfold(process), process, 0.0, 2.0)(x, 0.5).x0, [[0.5, 0.0], [2.0, 0.0]], rtol=1e-6)
+    assert_allclose(
+        guidance.clip_x0(tenfold(process), process, 0.0, 2.0)(x, 0.5).x0, [[0.5, 0.0], [2.0, 0.0]], rtol=1e-6
+    )
 
 
 def test_dynamic_threshold_by_hand():
-    """Eleven values |0|, |1|, ..., |10|: their 80th percentile is 8, so [-8, 8] is kept and divided by 8; an image within 1 is kept."""
+    """Eleven values |0|, |1|, ..., |10|: their 80th percentile is 8, so [-8, 8] is kept and divided by 8; an image
+    within 1 is kept.
+    """
     process = schedules.EDM()
     wide = jnp.arange(11.0) * jnp.array([1, -1] * 5 + [1]) / 10
     x = jnp.stack([wide, wide / 20])

@@ -8,9 +8,29 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "diffusion_jax"
 WORDS = {"types", "arrays", "errors", "integrators"}
-MATHEMATICS = WORDS | {"processes", "parameterization", "guidance", "inverse", "objectives", "samplers", "likelihood", "targets"}
+MATHEMATICS = WORDS | {
+    "processes",
+    "parameterization",
+    "guidance",
+    "inverse",
+    "objectives",
+    "samplers",
+    "likelihood",
+    "targets",
+}
 # room: (our own rooms it may import, outside packages it must not); a room is a file or a folder of diffusion_jax
-FRAMEWORKS = {"flax", "optax", "orbax", "grain", "tensorflow_datasets", "tensorflow", "sklearn", "matplotlib", "ml_collections", "absl"}
+FRAMEWORKS = {
+    "flax",
+    "optax",
+    "orbax",
+    "grain",
+    "tensorflow_datasets",
+    "tensorflow",
+    "sklearn",
+    "matplotlib",
+    "ml_collections",
+    "absl",
+}
 CONFIGS = {"ml_collections"}
 ALLOWED = {
     "__init__": (set(), FRAMEWORKS | {"jax"}),
@@ -28,8 +48,14 @@ ALLOWED = {
     "likelihood": (WORDS | {"processes"}, FRAMEWORKS),
     "models": ({"types", "arrays", "errors", "models"}, FRAMEWORKS - {"flax"}),
     "data": ({"types", "arrays", "errors", "data", "provenance"}, CONFIGS | {"flax", "optax", "orbax"}),
-    "training": ({"types", "arrays", "errors", "training", "provenance", "plotting"}, CONFIGS | {"flax", "tensorflow_datasets"}),
-    "evaluation": ({"types", "arrays", "errors", "evaluation", "provenance", "data"}, CONFIGS | {"flax", "optax", "orbax"}),
+    "training": (
+        {"types", "arrays", "errors", "training", "provenance", "plotting"},
+        CONFIGS | {"flax", "tensorflow_datasets"},
+    ),
+    "evaluation": (
+        {"types", "arrays", "errors", "evaluation", "provenance", "data"},
+        CONFIGS | {"flax", "optax", "orbax"},
+    ),
     "plotting": ({"types", "arrays", "errors", "provenance", "evaluation"}, FRAMEWORKS - {"matplotlib"}),
     "provenance": ({"types", "errors"}, FRAMEWORKS),
     "build": ({"errors"}, FRAMEWORKS | {"jax"}),
@@ -39,7 +65,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def imports(file: Path) -> set[str]:
-    """Every module that a file imports anywhere, also inside functions, by its dotted name; `from a import b` counts as a.b."""
+    """Every module that a file imports anywhere, also inside functions, by its dotted name; `from a import b` counts as
+    a.b.
+    """
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -73,16 +101,24 @@ def test_imports_go_downward(file):
 
 
 def test_only_the_roof_reads_configs():
-    readers = {str(f.relative_to(ROOT)) for folder in ("diffusion_jax", "configs", "experiments") for f in (ROOT / folder).rglob("*.py")
-               if "ml_collections" in split(f)[1]}
-    assert readers <= {f"diffusion_jax/{name}.py" for name in ROOF} | {r for r in readers if r.startswith(("configs/", "experiments/"))}
+    readers = {
+        str(f.relative_to(ROOT))
+        for folder in ("diffusion_jax", "configs", "experiments")
+        for f in (ROOT / folder).rglob("*.py")
+        if "ml_collections" in split(f)[1]
+    }
+    assert readers <= {f"diffusion_jax/{name}.py" for name in ROOF} | {
+        r for r in readers if r.startswith(("configs/", "experiments/"))
+    }
     assert any(r.startswith("configs/") for r in readers)
 
 
 def test_the_checker_sees(tmp_path):
     """The control: a forbidden import inside a function is found."""
     file = tmp_path / "bad.py"
-    file.write_text("import numpy as np\ndef f():\n    from flax import linen\n    from diffusion_jax.models import unet\n")
+    file.write_text(
+        "import numpy as np\ndef f():\n    from flax import linen\n    from diffusion_jax.models import unet\n"
+    )
     ours, outside = split(file)
     assert ours == {"models"} and outside == {"numpy", "flax"}
 
@@ -90,4 +126,6 @@ def test_the_checker_sees(tmp_path):
 def test_nothing_draws_gaussian_images_but_arrays():
     """jax.random.normal on the sampling and training paths only through arrays.noise, one image from one key."""
     users = {str(f.relative_to(PACKAGE)) for f in FILES if "random.normal" in f.read_text()}
-    assert users <= {"arrays.py", "objectives/times.py"} | {u for u in users if u.startswith(("models/", "data/"))}, users
+    assert users <= {"arrays.py", "objectives/times.py"} | {
+        u for u in users if u.startswith(("models/", "data/"))
+    }, users

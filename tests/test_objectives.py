@@ -1,4 +1,6 @@
-"""Objectives: the exact denoiser minimises every one of them; weightings, time laws and the variational bound equal closed forms."""
+"""Objectives: the exact denoiser minimises every one of them; weightings, time laws and the variational bound equal
+closed forms.
+"""
 
 import functools
 
@@ -31,9 +33,11 @@ def batch():
 
 
 def gradient(objective, process, exact, noised, shift=0.0):
-    """Mean and standard error of d loss / d(c, d); (2,) each. eps-hat = exact + alpha/r (shift + c + d x_t/r), r^2 = alpha^2 + sigma^2:
+    """Mean and standard error of d loss / d(c, d); (2,) each. eps-hat = exact + alpha/r (shift + c + d x_t/r), r^2 =
+    alpha^2 + sigma^2:
 
-    in x0 that is -sigma/r (shift + ...), so the change is of order one or less in both, and no end of the path drowns the mean.
+    in x0 that is -sigma/r (shift + ...), so the change is of order one or less in both, and no end of the path drowns
+    the mean.
     """
     alpha, r = process.alpha(noised.t)[:, None], jnp.hypot(process.alpha(noised.t), process.sigma(noised.t))[:, None]
 
@@ -58,7 +62,7 @@ def test_the_exact_denoiser_minimises_every_preset(process):
         noised = objective.draw(keys, x0)
         mean, error = gradient(objective, process, exact, noised)
         assert np.all(np.abs(mean) < 4 * error), (name, mean, error)
-        if process in (schedules.VP(), schedules.EDM(), schedules.RectifiedFlow()):  # the control: a wrong denoiser is seen
+        if process in (schedules.VP(), schedules.EDM(), schedules.RectifiedFlow()):  # the control: errors are seen
             wrong, _ = gradient(objective, process, exact, noised, shift=3.0)
             assert wrong[0] > 4 * error[0] > 0, (name, wrong, error)
 
@@ -71,11 +75,13 @@ def test_draw_is_the_forward_process(process):
         again = gaussian.corrupt(process, x0, noised.eps, noised.t)
         assert_allclose(noised.x_t, again.x_t, rtol=1e-6, err_msg=name)
         assert np.all((noised.t >= np.float32(process.t_min)) & (noised.t <= np.float32(process.t_max))), name
-        assert len(np.unique(noised.eps[:, 0])) > 0.99 * COUNT, name  # no two examples share their noise (floats collide)
+        assert len(np.unique(noised.eps[:, 0])) > 0.99 * COUNT, name  # nobody shares noise; floats collide
 
 
 def test_an_example_depends_on_its_own_key():
-    """The same (t, eps) comes out at another place and, for one preset, in a smaller batch; stratified times alone are the batch's."""
+    """The same (t, eps) comes out at another place and, for one preset, in a smaller batch; stratified times alone are
+    the batch's.
+    """
     keys, x0 = batch()
     order = np.random.default_rng(0).permutation(COUNT)
     for name, preset in OBJECTIVES.items():
@@ -98,7 +104,7 @@ def test_loss_is_per_example_and_uses_the_condition():
     assert_allclose(denoising.denoising(process).loss(denoise, noised, label), label**2, rtol=1e-4, atol=1e-9)
 
 
-# ---- weightings: the docstring's table, by computing the errors --------------------------------------------------------------------
+# ---- weightings: the docstring's table, by computing the errors ------------------------------------------------------
 
 
 @every_process
@@ -136,7 +142,9 @@ def test_weightings_are_errors_in_other_spaces(process):
 
 @every_process
 def test_edm_loss_is_one_when_the_network_says_nothing(process):
-    """White data of standard deviation sigma_data and F = 0: the loss is the variance of the target, 1 at every noise level."""
+    """White data of standard deviation sigma_data and F = 0: the loss is the variance of the target, 1 at every noise
+    level.
+    """
     keys = example_keys(jax.random.key(0), COUNT)
     x0 = 0.5 * jax.random.normal(jax.random.key(1), (COUNT, 2))
     objective = denoising.edm(process)
@@ -153,7 +161,7 @@ def test_edm_loss_is_one_when_the_network_says_nothing(process):
         assert abs(part.mean() - 1) < 4 * part.std() / np.sqrt(len(part))
 
 
-# ---- time laws -------------------------------------------------------------------------------------------------------------------------
+# ---- time laws -------------------------------------------------------------------------------------------------------
 
 
 @every_process
@@ -211,7 +219,7 @@ def test_stratified_puts_one_time_in_every_stratum():
     assert len(set(starts)) == 3  # and the offset is random
 
 
-# ---- the variational bound -------------------------------------------------------------------------------------------------------------
+# ---- the variational bound -------------------------------------------------------------------------------------------
 
 MEAN, STD = 0.1, 0.3  # of the data's pixels, which take 256 values
 CHAIN = schedules.VP(t_min=6e-3)  # sigma(t_min) = 0.031, four bins wide, so that data on 256 values looks continuous
@@ -224,7 +232,9 @@ def pixels(count, seed=0):
 
 
 def exact_variance(process, ts):
-    """nu at each of the times that makes p(x_s | x_t) have the data's own conditional variance, in numpy from moments; (n,)."""
+    """nu at each of the times that makes p(x_s | x_t) have the data's own conditional variance, in numpy from moments;
+    (n,).
+    """
     with jax.enable_x64(True):
         alpha, sigma = (np.asarray(f(jnp.asarray(ts, "float64"))) for f in (process.alpha, process.sigma))
     variance_x0 = STD**2 * sigma**2 / (alpha**2 * STD**2 + sigma**2)  # of x0 given x_t
@@ -255,11 +265,14 @@ def bound_of(n, variance):
     """elbo.vlb of 8192 examples on n times of the CHAIN."""
     ts = grids.uniform(CHAIN, n)
     denoise = exact_denoiser(CHAIN, ts)
-    return jax.jit(lambda x, key: elbo.vlb(CHAIN, denoise, x, key, ts, variance=variance))(pixels(8192), jax.random.key(1))
+    return jax.jit(lambda x, key: elbo.vlb(CHAIN, denoise, x, key, ts, variance=variance))(
+        pixels(8192), jax.random.key(1)
+    )
 
 
 def gap_to_likelihood(n, variance):
-    """Bits per dimension of the bound minus the data's exact -log2 p, discretised: mean and standard error over images."""
+    """Bits per dimension of the bound minus the data's exact -log2 p, discretised: mean and standard error over images.
+    """
     edges = np.asarray(pixels(8192), "float64")[..., None] + np.array([-1, 1]) / 255
     edges = np.where(np.abs(edges) > 1, np.inf * np.sign(edges), edges)
     exact = -np.log2(np.diff(norm.cdf(edges, MEAN, STD)))[..., 0].mean(1)
@@ -268,7 +281,9 @@ def gap_to_likelihood(n, variance):
 
 
 def test_vlb_with_the_exact_reverse_variance_is_the_likelihood():
-    """For Gaussian data p(x_s | x_t) is Gaussian, so with its true variance the bound is tight on any grid, however coarse."""
+    """For Gaussian data p(x_s | x_t) is Gaussian, so with its true variance the bound is tight on any grid, however
+    coarse.
+    """
     mean, error = gap_to_likelihood(8, "learned")
     assert abs(mean) < 4 * error < 0.05, (mean, error)
 
@@ -281,16 +296,20 @@ def test_vlb_with_fixed_variance_tightens_from_above(variance):
 
 
 def test_vlb_terms_are_closed_form_kls():
-    """For a denoiser that says x0-hat = 0 the gaps are known, and each KL follows from the posterior's coefficients on Ho's chain."""
+    """For a denoiser that says x0-hat = 0 the gaps are known, and each KL follows from the posterior's coefficients on
+    Ho's chain.
+    """
     process, x0 = discrete.ddpm("linear", steps=50), pixels(64)[:, :1]
-    x0 = x0[jnp.abs(x0[:, 0]) < 0.3][:8]  # nearer than seven standard deviations, so that the reference's difference of cdfs is exact
+    x0 = x0[jnp.abs(x0[:, 0]) < 0.3][:8]  # within seven deviations the reference's difference of cdfs is exact
     betas = np.linspace(2e-3, 0.4, 50)
     bar = np.cumprod(1 - betas)
 
     def denoise(x_t, t, cond):
         return gaussian.from_x0(process, x_t, jnp.zeros_like(x_t), t)
 
-    bound = jax.jit(lambda x: elbo.vlb(process, denoise, x, jax.random.key(0), jnp.arange(50, 0, -1) / 50, variance="large"))(x0)
+    bound = jax.jit(
+        lambda x: elbo.vlb(process, denoise, x, jax.random.key(0), jnp.arange(50, 0, -1) / 50, variance="large")
+    )(x0)
     tilde = betas[1:] * (1 - bar[:-1]) / (1 - bar[1:])
     gap = (np.sqrt(bar[:-1]) * betas[1:] / (1 - bar[1:]))[:, None, None] * np.asarray(x0)
     beta, tilde = betas[1:, None, None], tilde[:, None, None]
@@ -310,7 +329,8 @@ def test_log_bin_is_a_distribution_and_exact_in_the_tails():
     for mean, std in ((0.1, 0.02), (0.97, 0.1), (-1.0, 0.003)):
         log_p = elbo.log_bin(x, mean, 2 * jnp.log(std))
         assert_allclose(np.exp(log_p).sum(), 1.0, rtol=1e-4)
-    # forty standard deviations away: log of the nearer edge's tail, norm.logsf(40), up to the bin's other edge (e^-31 of it)
+    # forty standard deviations away: log of the nearer edge's tail, norm.logsf(40), up to the bin's other edge (e^-31
+    # of it)
     far = elbo.log_bin(x[128], x[128] - 40 * 0.01 - 1 / 255, jnp.log(1e-4))
     assert_allclose(far, norm.logsf(40.0), rtol=1e-4)
     slope = jax.grad(lambda m: elbo.log_bin(x[128], m, jnp.log(1e-4)))(x[128] - 0.4)
@@ -318,7 +338,9 @@ def test_log_bin_is_a_distribution_and_exact_in_the_tails():
 
 
 def test_hybrid_moves_the_mean_as_l_simple_and_rests_at_the_true_variance():
-    """With c added to eps-hat and e to nu: d/dc is L_simple's own to the last bit; E d/de is 0 at the true variance, not elsewhere."""
+    """With c added to eps-hat and e to nu: d/dc is L_simple's own to the last bit; E d/de is 0 at the true variance,
+    not elsewhere.
+    """
     steps, count = 20, 4096
     ts = grids.uniform(CHAIN, steps)
     exact, objective = exact_denoiser(CHAIN, ts), elbo.hybrid(CHAIN, steps, vlb_weight=1.0)

@@ -1,4 +1,6 @@
-"""Every parameterization under every process: the pair (a, b) is solved back exactly, and EDM's is Karras et al.'s table."""
+"""Every parameterization under every process: the pair (a, b) is solved back exactly, and EDM's is Karras et al.'s
+table.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +30,9 @@ def example(dtype):
 
 
 def conditioning(pair, process, t):
-    """How much a rounding of F is amplified in x0 and in eps: |sigma| |F| / |det| and |alpha| |F| / |det|, with that of x_t; (8, 1) each."""
+    """How much a rounding of F is amplified in x0 and in eps: |sigma| |F| / |det| and |alpha| |F| / |det|, with that of
+    x_t; (8, 1) each.
+    """
     (a, b), alpha, sigma = pair.coefficients(process, t), process.alpha(t), process.sigma(t)
     det, F, x_t = abs(alpha * b - sigma * a), abs(a) + abs(b), abs(alpha) + abs(sigma)
     return ((abs(b) * x_t + sigma * F) / det)[:, None], ((alpha * F + abs(a) * x_t) / det)[:, None]
@@ -36,7 +40,9 @@ def conditioning(pair, process, t):
 
 @every_process
 def test_decode_inverts_target(process):
-    """To 1e-10 in float64 and, in float32, to a few roundings times the condition of the 2x2 system, at every point of the path."""
+    """To 1e-10 in float64 and, in float32, to a few roundings times the condition of the 2x2 system, at every point of
+    the path.
+    """
     with jax.enable_x64(True):
         t, (x0, eps) = along(process, "float64"), example("float64")
         x_t = gaussian.corrupt(process, x0, eps, t).x_t
@@ -76,12 +82,16 @@ def test_edm_is_table_1_of_karras():
         x_in, fed = pair.encode(process, x_t, t)
         assert_allclose(x_in, c_in[:, None] * x_t, rtol=1e-12)
         assert_allclose(fed, c_noise, rtol=1e-12)
-        assert_allclose(decode(pair, process, F, x_t, t).x0, c_skip[:, None] * x_t + c_out[:, None] * F, rtol=1e-9, atol=1e-12)
+        assert_allclose(
+            decode(pair, process, F, x_t, t).x0, c_skip[:, None] * x_t + c_out[:, None] * F, rtol=1e-9, atol=1e-12
+        )
 
 
 @every_process
 def test_edm_preconditioning_has_unit_variance_everywhere(process):
-    """F = a x0 + b eps, and c_in x_t, have variance 1 for white data of standard deviation sigma_data, under any process."""
+    """F = a x0 + b eps, and c_in x_t, have variance 1 for white data of standard deviation sigma_data, under any
+    process.
+    """
     sd = 0.5
     t, pair = along(process, "float32"), parameterization.edm(sd)
     a, b = pair.coefficients(process, t)
@@ -103,7 +113,11 @@ def test_velocity_on_the_straight_path_is_eps_minus_x0():
 def test_score_target_is_the_score():
     process, (x0, eps) = schedules.VP(), example("float32")
     t = along(process, "float32")
-    assert_allclose(target(parameterization.score(), process, Prediction(x0, eps), t), -eps / expand(process.sigma(t), eps), rtol=1e-6)
+    assert_allclose(
+        target(parameterization.score(), process, Prediction(x0, eps), t),
+        -eps / expand(process.sigma(t), eps),
+        rtol=1e-6,
+    )
 
 
 @pytest.mark.parametrize("options, expected", [
@@ -122,7 +136,7 @@ def test_unknown_noise_input():
         parameterization.v(noise_input="tiem")
 
 
-# ---- denoiser --------------------------------------------------------------------------------------------------------------------
+# ---- denoiser --------------------------------------------------------------------------------------------------------
 
 
 def test_denoiser_encodes_applies_and_decodes():
@@ -161,6 +175,8 @@ def test_denoiser_with_learned_variance():
 
 @pytest.mark.parametrize("channels", [1, 4, 9])
 def test_denoiser_names_a_wrong_channel_count(channels):
-    denoise = denoiser(lambda params, x, c, cond: jnp.zeros((*x.shape[:-1], channels)), {}, parameterization.x0(), schedules.VP())
+    denoise = denoiser(
+        lambda params, x, c, cond: jnp.zeros((*x.shape[:-1], channels)), {}, parameterization.x0(), schedules.VP()
+    )
     with pytest.raises(UserError, match=r"\(2, 4, 4, 3\) to \(2, 4, 4, %d\).*twice as many" % channels):
         denoise(jnp.ones((2, 4, 4, 3)), 0.5)

@@ -1,6 +1,8 @@
-"""DDPM, DDIM and EDM against the programs of others: the same exact denoiser, grid and noise (fixtures/README.md), in float64.
+"""DDPM, DDIM and EDM against the programs of others: the same exact denoiser, grid and noise (fixtures/README.md), in
+float64.
 
-The recorded noise goes in where ours is drawn, so it is Sampler.step that is compared; `base.sample`, the loop, has tests of its own.
+The recorded noise goes in where ours is drawn, so it is Sampler.step that is compared; `base.sample`, the loop, has
+tests of its own.
 """
 
 import functools
@@ -111,10 +113,17 @@ def test_ddpm_variants_equal_diffusers(variant):
     run_table("diffusers_ddpm", f"leading/20/fixed_small/{variant}", ancestral.ddpm("small"))
 
 
-@pytest.mark.parametrize("file, case", [
-    ("diffusers_ddim", "leading/10/eta0"), ("diffusers_ddim", "trailing/50/eta0"), ("diffusers_ddim", "linspace/10/eta0"),
-    ("diffusers_ddim", "trailing/30/eta0"), ("diffusers_ddpm", "linspace/20/fixed_small"), ("diffusers_ddim", "leading/10/eta0/offset1"),
-])
+@pytest.mark.parametrize(
+    "file, case",
+    [
+        ("diffusers_ddim", "leading/10/eta0"),
+        ("diffusers_ddim", "trailing/50/eta0"),
+        ("diffusers_ddim", "linspace/10/eta0"),
+        ("diffusers_ddim", "trailing/30/eta0"),
+        ("diffusers_ddpm", "linspace/20/fixed_small"),
+        ("diffusers_ddim", "leading/10/eta0/offset1"),
+    ],
+)
 def test_strided_grids_are_diffusers_timesteps(file, case):
     j = np.array(fixture(file)[1][case]["timesteps"])
     grid = getattr(grids, case.split("/")[0])
@@ -133,14 +142,23 @@ def test_edm_sampler_equals_nvlabs(n, churn):
         ts, denoise = grids.karras(process, n), mixture_denoiser(stored, process)
         assert_allclose(ts[0] * 80, cases[case]["x_T_scale"], rtol=1e-6)
         x = cases[case]["x_T_scale"] * jnp.asarray(stored["z"], "float64")
-        path = walk(sde.edm(**kwargs) if churn else ode.edm_heun(), process, denoise, x, ts, jnp.asarray(stored["noise"], "float64"))
+        path = walk(
+            sde.edm(**kwargs) if churn else ode.edm_heun(),
+            process,
+            denoise,
+            x,
+            ts,
+            jnp.asarray(stored["noise"], "float64"),
+        )
         compare(path + [denoise(path[-1], ts[-1]).x0], stored, case)
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun"])
 @pytest.mark.parametrize("baseline", ["edm", "ddim", "vp"])
 def test_edms_baselines_equal_nvlabs(baseline, solver):
-    """Solvers in t on EDM's path, and on the VP path of Song et al.; there their very last step is in t too, not x0-hat, and is left out."""
+    """Solvers in t on EDM's path, and on the VP path of Song et al.; there their very last step is in t too, not
+    x0-hat, and is left out.
+    """
     case = f"ablation/{baseline}/{solver}"
     stored, cases = fixture("edm")
     about = cases[case]
@@ -148,7 +166,7 @@ def test_edms_baselines_equal_nvlabs(baseline, solver):
         sigma = stored[about["net_sigma"]][about["first_call_of_step"]]
         if baseline == "vp":
             process, ts = schedules.VP(), jnp.linspace(1.0, 1e-3, len(sigma))
-            assert_allclose(process.sigma(ts) / process.alpha(ts), sigma, rtol=1e-5)  # theirs passes through a cast of sigma
+            assert_allclose(process.sigma(ts) / process.alpha(ts), sigma, rtol=1e-5)  # theirs is cast on the way
         else:
             process, ts = schedules.EDM(), jnp.asarray(sigma / 80)
         denoise = mixture_denoiser(stored, process)

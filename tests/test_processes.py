@@ -1,4 +1,6 @@
-"""Processes against calculus: everything derived from alpha and sigma is checked by finite differences, Bayes' rule or the papers' tables."""
+"""Processes against calculus: everything derived from alpha and sigma is checked by finite differences, Bayes' rule or
+the papers' tables.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,13 @@ every_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCE
 
 def derived(process, t):
     f, g2 = gaussian.drift_diffusion(process, t)
-    return {"alpha": process.alpha(t), "sigma": process.sigma(t), "logsnr": gaussian.logsnr(process, t), "f": f, "g2": g2}
+    return {
+        "alpha": process.alpha(t),
+        "sigma": process.sigma(t),
+        "logsnr": gaussian.logsnr(process, t),
+        "f": f,
+        "g2": g2,
+    }
 
 
 def slope(function, t, h=1e-6):
@@ -36,7 +44,8 @@ def test_float32_is_accurate_from_the_data_end_up(process):
     with jax.enable_x64(True):
         double = derived(process, jnp.asarray(t, jnp.float64))
     for name, value in single.items():
-        assert_allclose(value, double[name], rtol=1e-5, atol=1e-6 * (name == "logsnr"), err_msg=name)  # logsnr crosses 0
+        crossing = 1e-6 * (name == "logsnr")  # it passes through 0
+        assert_allclose(value, double[name], rtol=1e-5, atol=crossing, err_msg=name)
 
 
 @every_process
@@ -66,7 +75,9 @@ def test_the_sde_moves_the_moments_of_the_path(process):
         f, g2 = gaussian.drift_diffusion(process, t)
         variance = process.sigma(t) ** 2
         assert_allclose(f, slope(lambda u: np.log(process.alpha(u)), t), rtol=1e-6, atol=1e-8)
-        assert_allclose(2 * f * variance + g2, slope(lambda u: np.asarray(process.sigma(u)) ** 2, t), rtol=1e-6, atol=1e-8)
+        assert_allclose(
+            2 * f * variance + g2, slope(lambda u: np.asarray(process.sigma(u)) ** 2, t), rtol=1e-6, atol=1e-8
+        )
         assert np.all(g2 > 0)
 
 
@@ -95,7 +106,9 @@ def test_time_of_logsnr_inverts_it(process):
     with jax.enable_x64(True):
         t = jnp.asarray(np.concatenate([interior(process, 6), [process.t_min, process.t_max]]))
         lam = gaussian.logsnr(process, t)
-        back, tangent = jax.jit(lambda lam: jax.jvp(lambda v: gaussian.time_of_logsnr(process, v), (lam,), (jnp.ones_like(lam),)))(lam)
+        back, tangent = jax.jit(
+            lambda lam: jax.jvp(lambda v: gaussian.time_of_logsnr(process, v), (lam,), (jnp.ones_like(lam),))
+        )(lam)
         assert_allclose(back, t, rtol=1e-9, atol=1e-15)
         middle = slice(0, -2)  # at the two ends the answer is clamped
         assert_allclose(tangent[middle], 1 / slope(lambda u: gaussian.logsnr(process, u), t[middle]), rtol=1e-5)
@@ -127,7 +140,9 @@ def test_posterior_is_bayes_rule_and_composes(process):
         r, s, t = triples(process)
         keep, pull, variance = moments_of_posterior(process, t, s)
         # Bayes: N(x_s; alpha_s x0, sigma_s^2) times N(x_t; ratio x_s, noise), both from the path alone
-        (alpha_s, sigma_s), (alpha_t, sigma_t) = ((np.asarray(process.alpha(u)), np.asarray(process.sigma(u))) for u in (s, t))
+        (alpha_s, sigma_s), (alpha_t, sigma_t) = (
+            (np.asarray(process.alpha(u)), np.asarray(process.sigma(u))) for u in (s, t)
+        )
         ratio = alpha_t / alpha_s
         noise = sigma_t**2 - ratio**2 * sigma_s**2
         precision = 1 / sigma_s**2 + ratio**2 / noise
@@ -154,7 +169,9 @@ def test_transition_carries_the_marginals_and_composes(process):
 
 @every_process
 def test_transition_between_neighbours_keeps_its_digits_in_float32(process):
-    """The variance of one of a thousand moves, four or more digits smaller than sigma^2: a difference of squares would lose it."""
+    """The variance of one of a thousand moves, four or more digits smaller than sigma^2: a difference of squares would
+    lose it.
+    """
     s = np.float32(interior(process))
     t = s + np.float32(1e-3)
     single = gaussian.transition(process, jnp.asarray(t), jnp.asarray(s))[1]
@@ -165,7 +182,9 @@ def test_transition_between_neighbours_keeps_its_digits_in_float32(process):
 
 @every_process
 def test_prior_is_the_end_of_the_path(process):
-    """For data of unit variance corrupt(x0, t_max) has the prior's scale, up to the data that is left there; its own, not 1, for VE."""
+    """For data of unit variance corrupt(x0, t_max) has the prior's scale, up to the data that is left there; its own,
+    not 1, for VE.
+    """
     x0, eps = np.random.default_rng(1).standard_normal((2, 8, 2500)).astype("float32")
     x_T = gaussian.corrupt(process, x0, eps, jnp.full(8, process.t_max)).x_t
     data_left = float(process.alpha(jnp.float32(process.t_max)) / gaussian.prior_scale(process))
@@ -183,7 +202,7 @@ def test_prior_scales_by_hand():
         assert_allclose(gaussian.prior_scale(PROCESSES[name]), scale, rtol=1e-4)
 
 
-# ---- the tables of betas ---------------------------------------------------------------------------------------------------------
+# ---- the tables of betas ---------------------------------------------------------------------------------------------
 
 
 def test_ddpm_is_the_papers_chain():
@@ -234,7 +253,7 @@ def test_ddpm_names_are_all_listed():
     assert set(str(error.value).split("There are: ")[1].split(", ")) == set(BETAS)
 
 
-# ---- shifted -------------------------------------------------------------------------------------------------------------------------
+# ---- shifted ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("base", [schedules.Cosine(), schedules.VP()])

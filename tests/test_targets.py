@@ -1,4 +1,6 @@
-"""The exact targets against each other, against autodiff and against a tight numerical solve: every other test leans on them."""
+"""The exact targets against each other, against autodiff and against a tight numerical solve: every other test leans on
+them.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +49,9 @@ def test_one_component_is_a_gaussian(process):
         stds = jnp.array([0.9, 0.4, 0.1])
         one = targets.mixture([2.0], [MEAN], stds)
         same = targets.gaussian(jnp.asarray(MEAN), jnp.diag(stds**2))
-        for a, b in zip(targets.denoise_mixture(one, process)(x, t)[:2], targets.denoise_gaussian(same, process)(x, t)[:2]):
+        for a, b in zip(
+            targets.denoise_mixture(one, process)(x, t)[:2], targets.denoise_gaussian(same, process)(x, t)[:2]
+        ):
             assert_allclose(a, b, rtol=1e-10, atol=1e-10)
         densities = targets.log_density_mixture(one, process, x, t), targets.log_density_gaussian(same, process, x, t)
         assert_allclose(*densities, rtol=1e-10)
@@ -59,7 +63,9 @@ def test_density_by_hand():
         process, x = PROCESSES["EDM"], np.random.default_rng(1).standard_normal((4, 3))
         total = COVARIANCE + 9 * np.eye(3)
         offset = x - MEAN
-        expected = -0.5 * (np.einsum("bi,ij,bj->b", offset, np.linalg.inv(total), offset) + np.log(np.linalg.det(2 * np.pi * total)))
+        expected = -0.5 * (
+            np.einsum("bi,ij,bj->b", offset, np.linalg.inv(total), offset) + np.log(np.linalg.det(2 * np.pi * total))
+        )
         assert_allclose(targets.log_density_gaussian(normal(), process, jnp.asarray(x), 3 / 80), expected, rtol=1e-10)
 
 
@@ -78,10 +84,13 @@ def test_gaussian_denoiser_solves_the_regression(process):
 
 @every_process
 def test_flow_pushes_the_law_along(process):
-    """The law at t goes to the law at s (moments by probing the affine map), and there and back again is the identity."""
+    """The law at t goes to the law at s (moments by probing the affine map), and there and back again is the identity.
+    """
     with jax.enable_x64(True):
         target, (s, t) = normal(), interior(process, 8)[jnp.array([2, 6])]
-        alphas, sigmas = zip(*((float(process.alpha(jnp.asarray(u))), float(process.sigma(jnp.asarray(u)))) for u in (s, t)))
+        alphas, sigmas = zip(
+            *((float(process.alpha(jnp.asarray(u))), float(process.sigma(jnp.asarray(u)))) for u in (s, t))
+        )
         probes = jnp.concatenate([jnp.zeros((1, 3)), jnp.eye(3)])
         moved = np.asarray(targets.flow(target, process, probes, t, s))
         matrix = (moved[1:] - moved[0]).T
@@ -125,7 +134,9 @@ def test_any_shape_is_taken_and_given_back():
     process = PROCESSES["VP"]
     assert targets.denoise_gaussian(target, process)(x, 0.5).x0.shape == x.shape
     assert targets.flow(target, process, x, 0.5, 0.2).shape == x.shape
-    assert targets.denoise_mixture(targets.mixture([1.0], jnp.zeros((1, 12)), 1.0), process)(x, 0.5).eps.shape == x.shape
+    assert (
+        targets.denoise_mixture(targets.mixture([1.0], jnp.zeros((1, 12)), 1.0), process)(x, 0.5).eps.shape == x.shape
+    )
 
 
 def test_ring_of_gaussians():
