@@ -1,12 +1,12 @@
-"""The variational bound of a chain of N moves, and improved DDPM's hybrid objective, which learns the reverse variance with it.
+"""The variational bound of a chain of moves, and improved DDPM's hybrid objective, which learns the variance with it.
 
     -log p(x0) <= KL(q(x_T | x0) || p(x_T))                                   prior
                 + sum over moves t -> s of KL(q(x_s | x_t, x0) || p(x_s | x_t))   diffusion
                 - log p(x0 | x_t_min)                                           reconstruction
 
-Ho et al. 2020, eq. 5; Nichol & Dhariwal 2021, eq. 4-7. p(x_s | x_t) is Gaussian with the posterior mean at x0-hat, the one that
-samplers/ancestral.py draws from; the last move is a Gaussian around x0-hat, integrated over x0's bin. Everything here is in bits per
-dimension, as both papers report it and as improved DDPM's code weighs it.
+Ho et al. 2020, eq. 5; Nichol & Dhariwal 2021, eq. 4-7. p(x_s | x_t) is Gaussian with the posterior mean at x0-hat, the
+one that samplers/ancestral.py draws from; the last move is a Gaussian around x0-hat, integrated over x0's bin.
+Everything here is in bits per dimension, as both papers report it and as improved DDPM's code weighs it.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ BIT = math.log(2.0)  # nats
 def hybrid(process: Process, steps: int = 1000, vlb_weight: float = 1e-3, levels: int = 256) -> Objective:
     """L_simple + vlb_weight L_vlb (Nichol & Dhariwal 2021, eq. 16), for networks with learned variance (Prediction.nu).
 
-    L_simple is the mean squared error of eps. L_vlb is the whole bound in bits per dimension, estimated by `steps` times its term at
-    the drawn t, so that the default weighs the term by steps / 1000 as the paper's code does. In L_vlb the mean is held fixed: it
-    trains nu alone. t lies on the grid of `steps` times, DDPM's i / N on its chain; data has `levels` values in [-1, 1].
+    L_simple is the mean squared error of eps. L_vlb is the whole bound in bits per dimension, estimated by `steps`
+    times its term at the drawn t, so that the default weighs the term by steps / 1000 as the paper's code does. In
+    L_vlb the mean is held fixed: it trains nu alone. t lies on the grid of `steps` times, DDPM's i / N on its chain;
+    data has `levels` values in [-1, 1].
     Raises UserError for a network without learned variance and for fewer than two steps.
     """
     if steps < 2:
@@ -46,7 +47,7 @@ def hybrid(process: Process, steps: int = 1000, vlb_weight: float = 1e-3, levels
     def loss(denoise, noised, cond=None):
         prediction = denoise(noised.x_t, noised.t, cond)
         if prediction.nu is None:
-            raise UserError("elbo.hybrid needs a network that learns the variance: set config.model.learn_variance=True")
+            raise UserError("elbo.hybrid needs a network that learns it: set config.model.learn_variance=True")
         simple = mean_per_example((prediction.eps - noised.eps) ** 2)
         index = jnp.round((noised.t - process.t_min) / spacing)
         below = jnp.maximum(index, 1) - 1  # the first time makes no move; its term is the reconstruction
@@ -62,15 +63,18 @@ def hybrid(process: Process, steps: int = 1000, vlb_weight: float = 1e-3, levels
     return Objective(draw, loss)
 
 
-def vlb(process: Process, denoise: Denoise, x0: Array, key: Key, ts: Array, cond: Cond = None, *, variance: str = "small",
-        reconstruction_nu: float = 1.0, levels: int = 256) -> dict[str, Array]:
-    """The bound of each image in bits per dimension, one draw of x_t for every term; the chain walks the decreasing times ts.
+def vlb(process: Process, denoise: Denoise, x0: Array, key: Key, ts: Array, cond: Cond = None, *,
+        variance: str = "small", reconstruction_nu: float = 1.0, levels: int = 256) -> dict[str, Array]:
+    """The bound of each image in bits per dimension, one draw of x_t for every term, along the decreasing times ts.
 
-    x0: (B, ...) with `levels` values in [-1, 1]; key: one per image or one for the batch; ts: (n,), n >= 2, from t_max to t_min.
-    variance: 'small', 'large' or 'learned', as in samplers.ancestral.ddpm. Where it is not learned the reconstruction's is set by
-    reconstruction_nu: 1 is sigma(t_min)^2, right for data wider than that on any grid; -1 is beta-tilde of the move above, which Ho et
-    al.'s code takes on its chain (and which vanishes on a fine grid with a fixed t_min).
-    Returns total, prior, diffusion, reconstruction: (B,), total being the sum of the three; terms: (B, n - 1), the moves of diffusion.
+    x0: (B, ...) with `levels` values in [-1, 1]; key: one per image or one for the batch.
+    ts: (n,), n >= 2, from t_max to t_min.
+    variance: 'small', 'large' or 'learned', as in samplers.ancestral.ddpm.
+    reconstruction_nu: the reconstruction's variance where it is not learned. 1 is sigma(t_min)^2, right for data wider
+    than that on any grid; -1 is beta-tilde of the move above, which Ho et al.'s code takes on its chain (and which
+    vanishes on a fine grid with a fixed t_min).
+    Returns total, prior, diffusion, reconstruction: (B,), total being the sum of the three; and terms, the moves of
+    diffusion: (B, n - 1).
     """
     if variance not in ("small", "large", "learned"):
         raise unknown("variance of elbo.vlb", variance, ("small", "large", "learned"))
@@ -82,8 +86,9 @@ def vlb(process: Process, denoise: Denoise, x0: Array, key: Key, ts: Array, cond
     def predict(i, t) -> Prediction:
         prediction = denoise(gaussian.corrupt(process, x0, arrays.noise(arrays.fold_in(keys, i), x0), t).x_t, t, cond)
         if variance == "learned" and prediction.nu is None:
-            raise UserError("elbo.vlb(variance='learned') needs a network that learns it: set config.model.learn_variance=True")
-        return prediction if variance == "learned" else prediction._replace(nu=jnp.full_like(x0, 1 if variance == "large" else -1))
+            raise UserError("elbo.vlb with variance='learned' needs a network that learns it: learn_variance=True")
+        fixed = {"small": -1.0, "large": 1.0}
+        return prediction if variance == "learned" else prediction._replace(nu=jnp.full_like(x0, fixed[variance]))
 
     def move(_, inputs):
         i, t, s = inputs
@@ -98,7 +103,7 @@ def vlb(process: Process, denoise: Denoise, x0: Array, key: Key, ts: Array, cond
     return {"total": sum(parts.values()), **parts, "terms": terms}
 
 
-# ---- the three kinds of term, each (B,) in bits per dimension -----------------------------------------------------------------------
+# ---- the three kinds of term, each (B,) in bits per dimension --------------------------------------------------------
 
 
 def _prior(process: Process, x0: Array, t: Array) -> Array:
@@ -118,7 +123,8 @@ def _move(process: Process, x0: Array, x0_hat: Array, nu: Array, t: Array, s: Ar
 def _reconstruction(process: Process, x0: Array, x0_hat: Array, nu: Array, t: Array, s: Array, levels: int) -> Array:
     """-log p(x0 | x_s) at s = t_min, with log-variance between beta-tilde of the move above, t -> s, and sigma_s^2.
 
-    On the DDPM chain that is improved DDPM's first move, whose beta is sigma_1^2 and whose beta-tilde, 0, is replaced by the second's.
+    On the DDPM chain that is improved DDPM's first move, whose beta is sigma_1^2 and whose beta-tilde, 0, is replaced
+    by the second's.
     """
     low = gaussian.learned_log_variance(process, -jnp.ones_like(x0), t, s)
     high = expand(2 * jnp.log(process.sigma(s)), x0)
@@ -131,10 +137,10 @@ def _kl(gap: Array, log_q: Array, log_p: Array) -> Array:
 
 
 def log_bin(x: Array, mean: Array, log_variance: Array, levels: int = 256) -> Array:
-    """log of the probability that N(mean, exp(log_variance)) falls in x's bin, in nats, elementwise (Ho et al. 2020, eq. 13).
+    """log of the probability that N(mean, exp(log_variance)) falls in x's bin, in nats (Ho et al. 2020, eq. 13).
 
-    x is one of `levels` equally spaced values in [-1, 1]; bins reach half-way to the neighbours, the outer two to infinity.
-    Exact in the tails: no floor is put under the probability.
+    x is one of `levels` equally spaced values in [-1, 1]; bins reach half-way to the neighbours, the outer two to
+    infinity. Exact in the tails: no floor is put under the probability.
     """
     half, inverse_std = 1.0 / (levels - 1), jnp.exp(-0.5 * log_variance)
     infinity = 1e4  # standard deviations: finite, so that gradients are too

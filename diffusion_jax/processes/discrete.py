@@ -43,7 +43,7 @@ class DDPM:
         return 1.0 / self.steps
 
     def log_alpha(self, t: Array) -> Array:
-        """Linear between the grid points. The slopes have a table of their own: in float32 a difference of neighbours loses digits."""
+        """Linear between the grid points. Slopes have their own table: in float32 a difference of neighbours loses digits."""
         table, rise = jnp.asarray(self.log_alphas[:-1]), jnp.asarray(np.diff(self.log_alphas))
         place = jnp.asarray(t) * self.steps
         left = jnp.clip(jnp.ceil(place - 1e-3).astype(jnp.int32) - 1, 0, self.steps - 1)

@@ -36,7 +36,7 @@ def edm(S_churn: float = 40.0, S_min: float = 0.05, S_max: float = 50.0, S_noise
         gamma = jnp.where((S_min <= ratio) & (ratio <= S_max), jnp.minimum(S_churn / n, math.sqrt(2) - 1), 0.0)
         lam = gaussian.logsnr(process, t)
         t_hat = jnp.where(gamma > 0, gaussian.time_of_logsnr(process, lam - 2 * jnp.log1p(gamma)), t)
-        # (ratio_hat / ratio)^2 - 1; as a difference of squares its rounding would leave noise, sqrt(1e-7), where there is no churn
+        # (ratio_hat / ratio)^2 - 1; a difference of squares would leave the root of its rounding as noise where churn is off
         growth = jnp.where(gamma > 0, jnp.maximum(jnp.expm1(lam - gaussian.logsnr(process, t_hat)), 0.0), 0.0)
         added = ratio * jnp.sqrt(growth) * S_noise * arrays.noise(keys, x)
         x_hat = process.alpha(t_hat) * (x / process.alpha(t) + added)
