@@ -225,10 +225,10 @@ class Training(NamedTuple):
     evaluate: Callable  # (params, batch, key) -> metrics
 
 
-def training(experiment: Experiment) -> Training:
-    """The compiled train and evaluation steps of a config, on all devices."""
+def training(experiment: Experiment, devices=None) -> Training:
+    """The compiled train and evaluation steps of a config, on these devices (None: all)."""
     config = experiment.config
-    runner = sharding.runner(config.parallel, mesh=config.mesh.to_dict())
+    runner = sharding.runner(config.parallel, mesh=config.mesh.to_dict(), devices=devices)
     averages = moving_averages(config)
     options = config.optimizer.to_dict()
     tx, schedule = optimizer.make_optimizer(options.pop("name"), total_steps=config.training.steps, **options)

@@ -156,16 +156,13 @@ from configs import toy
 from diffusion_jax import arrays, data, experiment
 from diffusion_jax.training import loop, sharding
 def train(parallel, devices):
-    config = small(toy.get_config('edm'))
+    config = small(toy.get_config('flow'))
     config.parallel = parallel
     config.conditional, config.optimizer.name, config.optimizer.b1, config.optimizer.b2 = True, 'sgd', None, None
     config.optimizer.weight_decay, config.optimizer.learning_rate, config.optimizer.warmup = None, 0.1, 0
-    if devices == 1:
-        sharding.make_mesh.__kwdefaults__['devices'] = jax.devices()[:1]
     dataset = experiment.dataset(config)
     built = experiment.assemble(config, dataset.image_shape, dataset.num_classes)
-    parts = experiment.training(built)
-    sharding.make_mesh.__kwdefaults__['devices'] = None
+    parts = experiment.training(built, jax.devices()[:devices])
     state = parts.runner.init(parts.init, jax.random.key(0))
     calls = loop.stack(data.batches(dataset.train, batch_size=16), 1)
     for i in range(3):
@@ -269,7 +266,7 @@ def test_specs_are_calls_in_text_and_nothing_is_evaluated():
         "ancestral.ddim(eta=": "cannot read sampler",
         "ancestral.ddim(temperature=1)": "unexpected keyword argument 'temperature'; ancestral.ddim takes eta",
         "ancestral.ddim(eta=__import__('os'))": "unknown sampler '__import__'",
-        "ancestral.didm": "did you mean 'ancestral.ddim'",
+        "ancestral.ddimm": "did you mean 'ancestral.ddim'",
     }.items():
         with pytest.raises(UserError, match=said.replace("(", r"\(")):
             build(experiment.SAMPLERS, spec)
