@@ -16,7 +16,7 @@ from absl import flags
 
 from experiments import cli
 
-SAMPLERS = "ancestral.ddpm;ancestral.ddim;sde.euler_maruyama;ode.heun"
+SAMPLERS = "ancestral.ddpm;ancestral.ddim;sde.euler_maruyama;ode.heun@quadratic"
 
 
 def compare(trained, dataset, samplers: str, budgets: list[int], count: int) -> tuple[list[dict], dict]:
@@ -48,10 +48,10 @@ def compare(trained, dataset, samplers: str, budgets: list[int], count: int) -> 
             began = time.monotonic()
             x = run(trained.params, keys, cond, experiment.pad(plan.ts, longest), scale).block_until_ready()
             seconds = (time.monotonic() - began) / count
-            row = {"sampler": name, "grid": grid, "nfe": nfe, "evaluations": experiment.evaluations(plan), "seconds_per_image": seconds}
+            row = {"sampler": entry, "grid": grid, "nfe": nfe, "evaluations": experiment.evaluations(plan), "seconds_per_image": seconds}
             try:
-                pictures[name, nfe] = generate.to_uint8(np.asarray(x))
-                row |= judged(pictures[name, nfe])
+                pictures[entry, nfe] = generate.to_uint8(np.asarray(x))
+                row |= judged(pictures[entry, nfe])
             except UserError as error:
                 row["note"] = str(error)
             print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{v}" for k, v in row.items()), file=sys.stderr)

@@ -13,7 +13,6 @@ from absl import flags
 
 from experiments import cli, compare_samplers, evaluate, train
 
-SAMPLERS = "ancestral.ddpm;ancestral.ddim;sde.euler_maruyama;ode.heun"
 BUDGETS = [5, 10, 20, 50]
 
 
@@ -31,7 +30,7 @@ def main(config) -> None:
     samples(trained, root / "samples.png")
     denoising(trained, root / "denoising.png")
     result = evaluate.evaluate(trained, dataset, 500, 1, 500)
-    rows, pictures = compare_samplers.compare(trained, dataset, SAMPLERS, BUDGETS, 200)
+    rows, pictures = compare_samplers.compare(trained, dataset, compare_samplers.SAMPLERS, BUDGETS, 200)
     record = {"provenance": provenance.provenance(config.to_dict(), config.seed), "step": trained.step, "weights": trained.weights}
     compare_samplers.write(rows, pictures, root / "samplers", f"Samplers on {config.data.name}: 200 images per cell", record)
     provenance.save_json(root / "evaluation.json", result | record)

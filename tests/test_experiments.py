@@ -207,7 +207,7 @@ def test_the_commands_sample_evaluate_and_compare(trained):
     command("experiments.compare_samplers", f"--workdir={folder}", "--num=10", "--nfe=2,4", "--samplers=ancestral.ddim;ode.heun@karras")
     compared = json.loads((folder / "compare.json").read_text())["rows"]
     assert [(row["sampler"], row["evaluations"]) for row in compared] == [
-        ("ancestral.ddim", 2), ("ancestral.ddim", 4), ("ode.heun", 1), ("ode.heun", 3)]  # fmt: skip
+        ("ancestral.ddim", 2), ("ancestral.ddim", 4), ("ode.heun@karras", 1), ("ode.heun@karras", 3)]  # fmt: skip
     assert width(folder / "compare.png") > 200
 
 
