@@ -26,6 +26,7 @@ def get_config(name: str = "vp"):
         config.training.update(steps=20_000, steps_per_call=10)
         config.training.eval_every = config.training.sample_every = config.training.checkpoint_every = 2000
         config.ema.halflives = (250_000,)
+    config.sampler.guidance = 1.5
     if name == "ve":
         config.process = "schedules.VE(sigma_max=50.0)"
     return config

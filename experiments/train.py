@@ -5,26 +5,28 @@ python -m experiments.train --config=configs/digits.py:vp --workdir=runs/a --con
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 from absl import flags
 
 from experiments import cli
 
+
 def train(config, workdir: str) -> bool:
     """Train to config.training.steps, resuming if workdir has a checkpoint. True if it reached the end, False if a signal stopped it."""
     import jax
 
-    from diffusion_jax import data, experiment, plotting
+    from diffusion_jax import data, experiment, plotting, provenance
     from diffusion_jax import workdir as folder
     from diffusion_jax.training import checkpoint, loop, metrics
 
     dataset = experiment.dataset(config)
     built = experiment.assemble(config, dataset.image_shape, dataset.num_classes)
     parts = experiment.training(built)
-    root, key = folder.prepare(workdir, config, dataset), jax.random.key(config.seed)
-
-    template = parts.runner.template(parts.init, key)
+    key = jax.random.key(config.seed)
+    template = parts.runner.template(parts.init, key)  # traces the network: what does not fit fails here, before anything is written
+    root = folder.prepare(workdir, config, dataset)
     restored = checkpoint.restore(root / "checkpoints", template)
     state = restored.state if restored else parts.runner.init(parts.init, key)
     start, steps, k = int(state.step), config.training.steps, config.training.steps_per_call
@@ -40,16 +42,18 @@ def train(config, workdir: str) -> bool:
         put = lambda b: parts.runner.put_batch(b, axis=1)  # noqa: E731
         return ((n * k, b) for n, b in data.prefetch(calls, start // k, steps // k, put=put))
 
-    writer = metrics.open_writer(root, start_step=start)
-    checkpointer = checkpoint.open_checkpoints(root / "checkpoints", keep=config.training.keep, after=restored and restored.step)
-    hooks = [(config.training.eval_every, _held_out(built, parts, dataset)),
-             (config.training.sample_every, _grid(built, root, writer))]  # fmt: skip
-    ended = loop.fit(
-        state, parts.step, batches, total_steps=steps, batch_size=config.data.batch_size, steps_per_call=k,
-        log_every=config.training.log_every, checkpoint_every=config.training.checkpoint_every, checkpointer=checkpointer,
-        writer=writer, hooks=hooks, resumed=restored and restored.extra)  # fmt: skip
-    writer.close()
-    checkpointer.close()
+    with (
+        contextlib.closing(metrics.open_writer(root, start_step=start)) as writer,
+        contextlib.closing(checkpoint.open_checkpoints(
+            root / "checkpoints", keep=config.training.keep, after=restored and restored.step)) as checkpointer,
+    ):  # fmt: skip
+        hooks = [(config.training.eval_every, _held_out(built, parts, dataset)),
+                 (config.training.sample_every, _grid(built, root, writer))]  # fmt: skip
+        ended = loop.fit(
+            state, parts.step, batches, total_steps=steps, batch_size=config.data.batch_size, steps_per_call=k,
+            log_every=config.training.log_every, checkpoint_every=config.training.checkpoint_every, checkpointer=checkpointer,
+            writer=writer, hooks=hooks, extra=provenance.load_json(root / "provenance.json"),
+            resumed=restored and restored.extra)  # fmt: skip
     plotting.loss_curve(metrics.read_rows(root / "metrics.jsonl"), root / "loss.png")
     if ended.stopped_by:
         print(f"{ended.stopped_by.name}: saved at step {ended.step} of {steps}; the same command goes on from there", file=sys.stderr)

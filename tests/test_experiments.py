@@ -248,7 +248,7 @@ def test_an_image_size_the_network_cannot_take_is_named(data_dir, tmp_path):
     config.data.data_dir, config.data.image_size = data_dir, 9
     with pytest.raises(UserError, match="9.*multiple"):
         train.train(config, str(tmp_path / "run"))
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_toys_train_and_draw_points(tmp_path):
