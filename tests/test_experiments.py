@@ -211,6 +211,17 @@ def test_the_commands_sample_evaluate_and_compare(trained):
     assert width(folder / "compare.png") > 200
 
 
+def test_quickstart_makes_every_picture_it_names_and_suggests_what_next(data_dir, tmp_path):
+    tiny = ["width=8", "multipliers=(1,)", "head_width=8"]
+    done = command("experiments.quickstart", f"--workdir={tmp_path / 'run'}", f"--config.data.data_dir={data_dir}",
+                   "--config.training.steps=4", "--config.training.log_every=2", "--config.sampler.nfe=3",
+                   *[f"--config.model.{option}" for option in tiny])  # fmt: skip
+    for name in ("samples.png", "denoising.png", "loss.png", "samplers.png"):
+        assert name in done.stdout and width(tmp_path / "run" / name) > 150
+    assert (tmp_path / "run" / "samplers.md").read_text().count("| ancestral.ddim |") == 4
+    assert done.stdout.count("python -m experiments.") == 3
+
+
 DIGITS = "--config=configs/digits.py:vp"
 MISTAKES = {
     "an unknown key": (["experiments.train", DIGITS, "--config.optimizer.learning_rat=1"], "did you mean 'optimizer.learning_rate'"),
