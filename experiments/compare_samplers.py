@@ -64,10 +64,11 @@ def write(rows: list[dict], pictures: dict, stem: Path, title: str, extra: dict)
     from diffusion_jax import plotting, provenance
 
     plotting.sampler_comparison(pictures, rows, stem.with_suffix(".png"), title=title)
-    columns = {"sampler": "sampler", "grid": "grid", "evaluations": "NFE", "accuracy": "recognised", "frechet": "Frechet (pixels)",
+    columns = {"sampler": "sampler", "grid": "grid", "evaluations": "NFE", "recognised": "recognised", "frechet": "Frechet (pixels)",
                "seconds_per_image": "seconds per image"}  # fmt: skip
+    shown = [row | ({"recognised": f"{100 * row['accuracy']:.1f} %"} if "accuracy" in row else {}) for row in rows]
     with provenance.atomic_path(stem.with_suffix(".md")) as path:
-        path.write_text(f"# {title}\n\n{provenance.markdown_table(rows, columns)}\n", encoding="utf-8")
+        path.write_text(f"# {title}\n\n{provenance.markdown_table(shown, columns)}\n", encoding="utf-8")
     provenance.save_json(stem.with_suffix(".json"), {"rows": rows, **extra})
 
 
@@ -80,7 +81,7 @@ def main(config) -> None:
     experiment.need_images(trained.experiment)
     rows, pictures = compare(trained, experiment.dataset(config), FLAGS.samplers, cli.integers("nfe", FLAGS.nfe), FLAGS.num)
     stem = Path(FLAGS.workdir) / "compare"
-    write(rows, pictures, stem, f"{FLAGS.workdir}: {FLAGS.num} images per cell",
+    write(rows, pictures, stem, f"Samplers on {config.data.name} ({Path(FLAGS.workdir).name}): {FLAGS.num} images per cell",
           {"provenance": provenance.provenance(config.to_dict(), config.seed), "step": trained.step, "weights": trained.weights})  # fmt: skip
     print(stem.with_suffix(".md").read_text())
 
