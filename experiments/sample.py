@@ -16,7 +16,7 @@ def main(config) -> None:
     import jax
     import numpy as np
 
-    from diffusion_jax import experiment, plotting
+    from diffusion_jax import data, experiment, plotting
     from diffusion_jax import workdir as folder
     from diffusion_jax.evaluation import generate
     from diffusion_jax.training import sharding
@@ -43,7 +43,8 @@ def main(config) -> None:
         columns = min(10, len(seeds))
         plotting.save(plotting.image_grid(images, columns), out.with_suffix(".png"))
     else:
-        plotting.points(images, {}, out.with_suffix(".png"))
+        real = data.arrays(experiment.dataset(config).train, limit=len(images))["image"]
+        plotting.points(real, {"samples": images}, out.with_suffix(".png"))
     print(f"{len(images)} images: {out.with_suffix('.npz')}, {out.with_suffix('.png')}")
 
 

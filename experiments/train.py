@@ -48,7 +48,7 @@ def train(config, workdir: str) -> bool:
             root / "checkpoints", keep=config.training.keep, after=restored and restored.step)) as checkpointer,
     ):  # fmt: skip
         hooks = [(config.training.eval_every, _held_out(built, parts, dataset)),
-                 (config.training.sample_every, _grid(built, root, writer))]  # fmt: skip
+                 (config.training.sample_every, _grid(built, dataset, root, writer))]  # fmt: skip
         ended = loop.fit(
             state, parts.step, batches, total_steps=steps, batch_size=config.data.batch_size, steps_per_call=k,
             log_every=config.training.log_every, checkpoint_every=config.training.checkpoint_every, checkpointer=checkpointer,
@@ -79,18 +79,19 @@ def _held_out(built, parts, dataset):
     return evaluate
 
 
-def _grid(built, root, writer):
+def _grid(built, dataset, root, writer):
     """The hook that draws a grid of samples, one row per class (or a scatter plot of points)."""
     import jax.numpy as jnp
     import numpy as np
 
-    from diffusion_jax import experiment, plotting
+    from diffusion_jax import data, experiment, plotting
     from diffusion_jax.evaluation import generate
 
     config, classes = built.config, built.num_classes
     rows, columns = (min(classes, 10), 10) if classes else (8, 8)
     images = len(built.shape) == 3
     count = rows * columns if images else 2000
+    real = None if images else data.arrays(dataset.train, limit=count)["image"]
     chosen = experiment.plan(built)
     run = experiment.sample_fn(built, chosen.sampler, guided=chosen.guidance != 1.0, clip=chosen.clip)
     keys = generate.seeds_to_keys(range(count))
@@ -105,7 +106,7 @@ def _grid(built, root, writer):
             plotting.save(plotting.image_grid(x, columns), path)
             writer.images(step, "samples", x)
         else:
-            plotting.points(x, {}, path)
+            plotting.points(real, {"samples": x}, path)
 
     return draw
 
