@@ -31,6 +31,8 @@ SAMPLERS = Family("sampler", (ancestral, ode, sde), ("Sampler",))
 GRIDS = Family("grid", (grids,), ("Array",))
 MODELS = Family("model", (unet, mlp), ("class",))
 
+CLIPS = ("none", "static", "dynamic")
+
 
 class Experiment(NamedTuple):
     """One config, put together for data of `shape` (H, W, C) (or (D,)) with `num_classes` labels (0: unconditional)."""
@@ -131,7 +133,7 @@ def denoiser(experiment: Experiment, params: Params, *, scale: Array | None = No
             return guidance.clip_x0(denoise, process)
         case "dynamic":
             return guidance.dynamic_threshold(denoise, process)
-    raise unknown("config.sampler.clip", clip, ("none", "static", "dynamic"))
+    raise unknown("config.sampler.clip", clip, CLIPS)
 
 
 class Plan(NamedTuple):
@@ -147,6 +149,8 @@ def plan(experiment: Experiment, **changes) -> Plan:
     """The Plan of config.sampler, with changes of its keys. UserError for unknown names or a budget below one evaluation."""
     config = experiment.config.sampler.to_dict() | changes
     sampler = build(SAMPLERS, config["name"])
+    if config["clip"] not in CLIPS:
+        raise unknown("config.sampler.clip", config["clip"], CLIPS)
     if config["nfe"] < 1:
         raise UserError(f"config.sampler.nfe={config['nfe']}: at least one network evaluation is needed")
     ts = build(GRIDS, config["grid"], experiment.process, base.points(sampler, config["nfe"]))
@@ -203,17 +207,17 @@ def moving_averages(config) -> ema.Ema:
 
 
 def weights_name(config) -> str:
-    """Which weights config.sampler.ema means: '' is the longest EMA, or the parameters if there is none."""
+    """Which weights config.sampler.ema means: '' is the longest EMA, or the parameters if there is none. UserError for no such EMA."""
     halflives = config.ema.halflives
-    return config.sampler.ema or (ema.name(max(halflives)) if halflives else "params")
+    which = config.sampler.ema or (ema.name(max(halflives)) if halflives else "params")
+    if which not in (have := ["params", *map(ema.name, halflives)]):
+        raise unknown("config.sampler.ema", which, have)
+    return which
 
 
 def weights(config, current: TrainState) -> Params:
-    """Those weights, of a state. Raises UserError for a name that the state does not have."""
-    which, have = weights_name(config), {"params": current.params, **current.ema}
-    if which not in have:
-        raise unknown("config.sampler.ema", which, have)
-    return have[which]
+    """Those weights, of a state."""
+    return {"params": current.params, **current.ema}[weights_name(config)]
 
 
 class Training(NamedTuple):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -10,7 +12,7 @@ from diffusion_jax.processes.gaussian import from_x0
 from diffusion_jax.types import Array, Cond, Denoise, Prediction, Process
 
 
-def cfg(denoise: Denoise, scale: float | Array, null: Cond = None) -> Denoise:
+def cfg(denoise: Denoise, scale: float | Array, null: Callable[[Cond], Cond]) -> Denoise:
     """Classifier-free guidance (Ho & Salimans 2022, eq. 6): unconditional + scale (conditional - unconditional).
 
     scale 0 is unconditional, 1 conditional, above 1 exaggerates the condition. null(cond) -> the condition that says nothing, of

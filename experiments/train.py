@@ -26,6 +26,7 @@ def train(config, workdir: str) -> bool:
     parts = experiment.training(built)
     key = jax.random.key(config.seed)
     template = parts.runner.template(parts.init, key)  # traces the network: what does not fit fails here, before anything is written
+    experiment.plan(built), experiment.weights_name(config)  # likewise what only sampling will need
     root = folder.prepare(workdir, config, dataset)
     restored = checkpoint.restore(root / "checkpoints", template)
     state = restored.state if restored else parts.runner.init(parts.init, key)

@@ -127,7 +127,7 @@ def test_a_workdir_gives_its_model_back_and_says_which_weights_there_are(trained
     assert (loaded.step, loaded.weights) == (8, "5k")
     config = cli.saved_config(str(folder)).unlock()
     config.sampler.ema = "7k"
-    with pytest.raises(UserError, match="unknown EMA '7k'.*5k"):
+    with pytest.raises(UserError, match="unknown config.sampler.ema '7k'.*5k"):
         workdir.load(folder, config)
 
 
@@ -232,6 +232,7 @@ MISTAKES = {
     "an unknown data set": (["experiments.train", DIGITS, "--config.data.name=digit"], "did you mean 'digits'"),
     "a missing folder": (["experiments.train", DIGITS, "--config.data.name=folder", "--config.data.path=nowhere"], "nowhere"),
     "an unknown process": (["experiments.train", DIGITS, "--config.process=schedules.VQ()"], "did you mean 'schedules.VP'"),
+    "an unknown clip": (["experiments.train", DIGITS, "--config.sampler.clip=statik"], "did you mean 'static'"),
     "an untrained workdir": (["experiments.sample", "--workdir=nowhere"], "--workdir=nowhere has no config.json"),
 }
 

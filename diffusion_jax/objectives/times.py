@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax import arrays
+from diffusion_jax.errors import UserError
 from diffusion_jax.processes.gaussian import time_of_logsnr
 from diffusion_jax.types import Array, Key, Process
 
@@ -28,7 +29,9 @@ def uniform() -> TimeLaw:
 
 
 def grid(steps: int = 1000) -> TimeLaw:
-    """One of `steps` equally spaced times, ends included: DDPM's i / N on its chain, NCSN's geometric levels on VE."""
+    """One of `steps` equally spaced times, ends included: DDPM's i / N on its chain, NCSN's geometric levels on VE. UserError below 2."""
+    if steps < 2:
+        raise UserError(f"a grid of times needs at least 2 steps; got {steps}")
 
     def law(process, keys):
         index = jnp.floor(arrays.uniform(keys) * steps)

@@ -56,7 +56,7 @@ class DDPM:
         return jnp.sqrt(-jnp.expm1(2 * self.log_alpha(t)))
 
 
-def betas_from_alpha_bar(alpha_bar, steps: int, max_beta: float = 0.999) -> np.ndarray:
+def _betas_from_alpha_bar(alpha_bar, steps: int, max_beta: float = 0.999) -> np.ndarray:
     """beta_i = 1 - alpha_bar(i / N) / alpha_bar((i - 1) / N), capped (Nichol & Dhariwal 2021, sec. 3.2)."""
     grid = np.array([alpha_bar(i / steps) for i in range(steps + 1)])
     return np.minimum(1 - grid[1:] / grid[:-1], max_beta)
@@ -76,7 +76,7 @@ def ddpm(betas: str = "linear", steps: int = 1000, beta_min: float = 1e-4, beta_
         "linear": lambda: low + ramp * (high - low),
         "scaled_linear": lambda: (math.sqrt(low) + ramp * (math.sqrt(high) - math.sqrt(low))) ** 2,
         "sigmoid": lambda: low + (high - low) / (1 + np.exp(-np.linspace(-6.0, 6.0, steps))),
-        "cosine": lambda: betas_from_alpha_bar(lambda u: math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2, steps),
+        "cosine": lambda: _betas_from_alpha_bar(lambda u: math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2, steps),
     }
     if betas not in tables:
         raise unknown("table of betas", betas, tables)

@@ -18,10 +18,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 
-from diffusion_jax.processes import gaussian
 from diffusion_jax.types import Array, Process
 
 
@@ -145,10 +143,3 @@ class Shifted:
 
     def sigma(self, t: Array) -> Array:
         return self.shift * self.base.sigma(t) * self._rescale(t)
-
-
-def table(process: Process, n: int = 1000) -> dict[str, jax.Array]:
-    """The process on n + 1 uniform times, for plots and docs: t, alpha, sigma, logsnr, g2."""
-    t = jnp.linspace(process.t_min, process.t_max, n + 1)
-    return {"t": t, "alpha": process.alpha(t), "sigma": process.sigma(t), "logsnr": gaussian.logsnr(process, t),
-            "g2": gaussian.drift_diffusion(process, t)[1]}
