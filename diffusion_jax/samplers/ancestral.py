@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from diffusion_jax import arrays
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers.base import Sampler, memoryless
@@ -19,7 +18,7 @@ def ddpm(variance: str = "small") -> Sampler:
     if variance not in ("small", "large", "learned"):
         raise unknown("variance of ancestral.ddpm", variance, ("small", "large", "learned"))
 
-    def step(keys, x, t, s, denoise, process):
+    def step(noise, x, t, s, denoise, process):
         prediction = denoise(x, t)
         mean, beta_tilde = gaussian.posterior(process, x, prediction.x0, t, s)
         if variance == "small":
@@ -30,7 +29,7 @@ def ddpm(variance: str = "small") -> Sampler:
             raise UserError("ancestral.ddpm(variance='learned') needs a network that learns it: set config.model.learn_variance=True")
         else:
             std = jnp.exp(0.5 * gaussian.learned_log_variance(process, prediction.nu, t, s))
-        return mean + std * arrays.noise(keys, x)
+        return mean + std * noise.path(t, s)
 
     return memoryless(step)
 
@@ -41,10 +40,10 @@ def ddim(eta: float = 0.0) -> Sampler:
     eta = 0 is deterministic: Euler's method in (x / alpha, sigma / alpha). eta = 1 is ancestral.ddpm('small').
     """
 
-    def step(keys, x, t, s, denoise, process):
+    def step(noise, x, t, s, denoise, process):
         prediction = denoise(x, t)
         fresh = -(eta**2) * jnp.expm1(gaussian.logsnr(process, t) - gaussian.logsnr(process, s))  # var / sigma_s^2
         x = process.alpha(s) * prediction.x0 + process.sigma(s) * jnp.sqrt(1 - fresh) * prediction.eps
-        return x + process.sigma(s) * jnp.sqrt(fresh) * arrays.noise(keys, x) if eta else x
+        return x + process.sigma(s) * jnp.sqrt(fresh) * noise.path(t, s) if eta else x
 
     return memoryless(step)

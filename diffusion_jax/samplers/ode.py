@@ -12,7 +12,7 @@ from diffusion_jax.samplers.base import Sampler, memoryless
 
 
 def _in_time(method, nfe: int) -> Sampler:
-    def step(keys, x, t, s, denoise, process):
+    def step(noise, x, t, s, denoise, process):
         return method(lambda u, y: gaussian.velocity(process, denoise(y, u), u), x, t, s)
 
     return memoryless(step, nfe)
@@ -36,7 +36,7 @@ def rk4() -> Sampler:
 def edm_heun() -> Sampler:
     """Heun in (x / alpha, sigma / alpha): order 2, two evaluations a step (Karras et al. 2022, algorithm 1)."""
 
-    def step(keys, x, t, s, denoise, process):
+    def step(noise, x, t, s, denoise, process):
         ratio_t, ratio_s = process.sigma(t) / process.alpha(t), process.sigma(s) / process.alpha(s)
         y, h, slope = x / process.alpha(t), ratio_s - ratio_t, denoise(x, t).eps
         ahead = denoise(process.alpha(s) * (y + h * slope), s).eps

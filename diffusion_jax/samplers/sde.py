@@ -6,7 +6,6 @@ import math
 
 import jax.numpy as jnp
 
-from diffusion_jax import arrays
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers import ode
 from diffusion_jax.samplers.base import Sampler, memoryless
@@ -15,10 +14,10 @@ from diffusion_jax.samplers.base import Sampler, memoryless
 def euler_maruyama() -> Sampler:
     """x_s = x - (t - s) [f x + g^2 eps-hat / sigma] + g sqrt(t - s) z (Song et al. 2021, app. D). Weak order 1."""
 
-    def step(keys, x, t, s, denoise, process):
+    def step(noise, x, t, s, denoise, process):
         f, g2 = gaussian.drift_diffusion(process, t)
         drift = f * x - g2 * gaussian.score(process, denoise(x, t), t)
-        return x - (t - s) * drift + jnp.sqrt(g2 * (t - s)) * arrays.noise(keys, x)
+        return x - (t - s) * drift + jnp.sqrt(g2 * (t - s)) * noise.path(t, s)
 
     return memoryless(step)
 
@@ -31,15 +30,15 @@ def edm(S_churn: float = 40.0, S_min: float = 0.05, S_max: float = 50.0, S_noise
     """
     heun = ode.edm_heun()
 
-    def step(keys, x, n, t, s, denoise, process):
+    def step(noise, x, n, t, s, denoise, process):
         ratio = process.sigma(t) / process.alpha(t)
         gamma = jnp.where((S_min <= ratio) & (ratio <= S_max), jnp.minimum(S_churn / n, math.sqrt(2) - 1), 0.0)
         lam = gaussian.logsnr(process, t)
         t_hat = jnp.where(gamma > 0, gaussian.time_of_logsnr(process, lam - 2 * jnp.log1p(gamma)), t)
         # (ratio_hat / ratio)^2 - 1; a difference of squares would leave the root of its rounding as noise where churn is off
         growth = jnp.where(gamma > 0, jnp.maximum(jnp.expm1(lam - gaussian.logsnr(process, t_hat)), 0.0), 0.0)
-        added = ratio * jnp.sqrt(growth) * S_noise * arrays.noise(keys, x)
+        added = ratio * jnp.sqrt(growth) * S_noise * noise.path(t, s)
         x_hat = process.alpha(t_hat) * (x / process.alpha(t) + added)
-        return heun.step(keys, x_hat, (), t_hat, s, denoise, process)[0], n
+        return heun.step(noise, x_hat, (), t_hat, s, denoise, process)[0], n
 
     return Sampler(lambda x, ts: 1 + jnp.sum(ts[1:] < ts[:-1]), step, nfe=2)
