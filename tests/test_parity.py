@@ -5,6 +5,7 @@ The recorded noise goes in where ours is drawn, so it is Sampler.step that is co
 tests of its own.
 """
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -18,7 +19,7 @@ from numpy.testing import assert_allclose
 from diffusion_jax import guidance, parameterization, targets
 from diffusion_jax.parameterization import decode, target
 from diffusion_jax.processes import discrete, schedules
-from diffusion_jax.samplers import ancestral, base, grids, ode, sde
+from diffusion_jax.samplers import ancestral, base, grids, multistep, ode, sde
 
 FOLDER = Path(__file__).parent / "fixtures"
 PAIRS = {"epsilon": parameterization.eps(), "epsilon+nu": parameterization.eps(), "sample": parameterization.x0(),
@@ -49,13 +50,15 @@ def mixture_denoiser(stored, process, kind="sample", clip=False):
 def walk(sampler, process, denoise, x, ts, noise):
     """x before the first step and after each step along ts; noise[i] is what step i draws. All float64."""
 
-    def step(x, z, t, s):
+    @jax.jit
+    def step(x, memory, z, t, s):
         fixed = base.Noise(lambda t, s, part=0: z, lambda i: z)
-        return sampler.step(fixed, x, sampler.init(x, ts), t, s, denoise, process)[0]
+        return sampler.step(fixed, x, memory, t, s, denoise, process)
 
-    step, path = jax.jit(step), [x]
+    path, memory = [x], sampler.init(x, ts)
     for i in range(len(ts) - 1):
-        path.append(step(path[-1], noise[i], ts[i], ts[i + 1]))
+        x, memory = step(path[-1], memory, noise[i], ts[i], ts[i + 1])
+        path.append(x)
     return path
 
 
@@ -176,3 +179,82 @@ def test_edms_baselines_equal_nvlabs(baseline, solver):
             assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
         else:
             compare(path + [denoise(path[-1], ts[-1]).x0], stored, case)
+
+
+# ---- multistep: grids given as sigma / alpha ---------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Ratio:
+    """A path on which sigma / alpha = exp(-8 + 16 t): of unit variance, as diffusers has it, or with alpha = 1."""
+
+    unit: bool
+    t_min: float = 0.0
+    t_max: float = 1.0
+
+    def ratio(self, t):
+        return jnp.exp(16 * t - 8)
+
+    def alpha(self, t):
+        return (1 + self.ratio(t) ** 2) ** -0.5 if self.unit else jnp.ones_like(t)
+
+    def sigma(self, t):
+        return self.ratio(t) * self.alpha(t)
+
+
+def grid_of(stored, about):
+    """sigma / alpha along a case's grid, float64."""
+    if "sigma_t" in about:
+        return stored[about["sigma_t"]] * (1 - stored[about["sigma_t"]] ** 2) ** -0.5
+    return stored[about["sigmas"]].astype("float64")
+
+
+def run_ratios(file, case, sampler, unit, drop=0, rtol=1e-9):
+    """A solver on its stored grid of sigma / alpha; a last one of 0 is our x0-hat. drop: last steps that are made otherwise there."""
+    stored, cases = fixture(file)
+    about = cases[case]
+    with jax.enable_x64(True):
+        process, ratios = Ratio(unit), grid_of(stored, about)
+        ts = (jnp.log(ratios[ratios > 0]) + 8) / 16
+        denoise = mixture_denoiser(stored, process)
+        x = about["x_T_scale"] * jnp.asarray(stored["z"], "float64")
+        draws = np.cumsum([0, *about["draws"]])[:-1]  # the first of each step's
+        path = walk(sampler, process, denoise, x, ts, jnp.asarray(stored["noise"], "float64")[np.minimum(draws, len(stored["noise"]) - 1)])
+        if ratios[-1] == 0:
+            path.append(denoise(path[-1], ts[-1]).x0)
+        theirs = stored[f"{case}/path"]
+        assert len(path) == len(theirs)
+        for ours, step in zip(path[: len(path) - drop], theirs):
+            assert_allclose(ours[0], step, rtol=rtol, atol=rtol * np.abs(step).max())
+        if not drop:
+            assert_allclose(path[-1], stored[f"{case}/x"], rtol=rtol, atol=rtol)
+
+
+MULTISTEP = {
+    "dpm/dpmsolver++/2/10": multistep.dpmpp_2m(), "dpm/dpmsolver++/2heun/20": multistep.dpmpp_2m("heun"),
+    "dpm/dpmsolver++/2/karras/10": multistep.dpmpp_2m(), "dpm/dpmsolver++/3/20": multistep.dpmpp_3m(curvature=0.5),
+    "dpm/dpmsolver/2/20": multistep.dpm_2m(), "dpm/dpmsolver/2heun/20": multistep.dpm_2m("heun"),
+    "dpm/dpmsolver/3/20": multistep.dpm_3m(curvature=0.5), "deis/1/20": multistep.deis(1, "logsnr"), "deis/2/20": multistep.deis(2, "logsnr"),
+    "deis/3/20": multistep.deis(3, "logsnr"),
+    **{f"unipc/{b}/{p}/{n}": multistep.unipc(p, b) for b in ("bh1", "bh2") for p in (1, 2, 3) for n in (10, 20)},
+}  # fmt: skip
+LOWERED = {"unipc/bh1/2": 1, "unipc/bh2/2": 1, "unipc/bh1/3": 2, "unipc/bh2/3": 2}  # last steps of lower order there
+
+
+@pytest.mark.parametrize("case", MULTISTEP)
+def test_multistep_solvers_equal_diffusers(case):
+    run_ratios("diffusers_multistep", case, MULTISTEP[case], True, LOWERED.get(case.rpartition("/")[0], 0))
+
+
+def test_dpmpp_2m_equals_k_diffusion():
+    run_ratios("k_diffusion", "dpmpp_2m/20", multistep.dpmpp_2m(), False)
+
+
+@pytest.mark.parametrize("case, order", [("lms/10", 4), ("lms/order2/20", 2)])
+def test_lms_equals_k_diffusion(case, order):
+    """But for the last step: theirs extrapolates to sigma = 0. Their quadrature is adaptive, good to 1e-8."""
+    run_ratios("k_diffusion", case, multistep.lms(order), False, drop=1, rtol=1e-7)
+
+
+def test_ipndm_equals_diffusers():
+    run_ratios("diffusers_ode", "ipndm/betas/10", multistep.ipndm(), True, drop=1)

@@ -1,0 +1,309 @@
+"""Multistep solvers: one network evaluation a step, high order from the predictions of earlier steps.
+
+With the log-SNR as clock, h = (lam_s - lam_t) / 2, the probability-flow ODE is semi-linear and its linear part is solved exactly
+(Lu et al. 2022, prop. 3.1; Zhang & Chen 2023):
+
+    x_s = (sigma_s / sigma_t) x_t + alpha_s int_0^h e^(u - h) x0-hat du            data prediction
+    x_s = (alpha_s / alpha_t) x_t - sigma_s int_0^h e^(h - u) eps-hat du           noise prediction
+
+Every method here replaces the prediction by a polynomial through its last values; so a step is carry * x + sum_j weight_j value_j, and a
+solver is no more than its weights. Order p is reached after p - 1 steps of rising order.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.processes import gaussian
+from diffusion_jax.samplers.base import Sampler
+from diffusion_jax.types import Array, Process
+
+
+class History(NamedTuple):
+    """The last predictions, newest first. values: (K, B, ...); times: (K,); count: how many there are."""
+
+    values: Array
+    times: Array
+    count: Array
+
+
+def empty(size: int, x: Array, ts: Array) -> History:
+    return History(jnp.zeros((size, *x.shape), x.dtype), jnp.full(size, ts[0]), jnp.int32(0))
+
+
+def remember(history: History, value: Array, t: Array) -> History:
+    """The newest first, the oldest dropped."""
+    values = jnp.concatenate([value[None], history.values])[: len(history.values)]
+    return History(values, jnp.concatenate([t[None], history.times])[: len(history.times)], history.count + 1)
+
+
+def log_ratio(process: Process, t: Array) -> Array:
+    """log(alpha / sigma), the lambda of Lu et al.; half our log-SNR."""
+    return 0.5 * gaussian.logsnr(process, t)
+
+
+def combine(weights: list[Array], history: History) -> Array:
+    """sum_j weight_j value_j with the weights (p,) of the order that the history supports; weights[p - 1] are those of order p."""
+    size = len(history.values)
+    table = jnp.stack([jnp.concatenate([w, jnp.zeros(size - len(w), w.dtype)]) for w in weights])
+    return jnp.tensordot(table[jnp.minimum(history.count, len(weights)) - 1].astype(history.values.dtype), history.values, 1)
+
+
+def _multistep(order: int, predict: Callable, carry: Callable, weights: Callable) -> Sampler:
+    """The solver x_s = carry(process, t, s) x + sum_j weights(process, p, times, s)_j predict(Prediction)_j, p = 1 .. order."""
+
+    def step(noise, x, history, t, s, denoise, process):
+        history = remember(history, predict(denoise(x, t)), t)
+        w = [weights(process, p, history.times[:p], s) for p in range(1, order + 1)]
+        return carry(process, t, s) * x + combine(w, history), history
+
+    return Sampler(lambda x, ts: empty(order, x, ts), step)
+
+
+def _x0(prediction):
+    return prediction.x0
+
+
+def _eps(prediction):
+    return prediction.eps
+
+
+def _carry_x0(process, t, s):
+    return process.sigma(s) / process.sigma(t)
+
+
+def _carry_eps(process, t, s):
+    return process.alpha(s) / process.alpha(t)
+
+
+def phi(k: int, z: Array) -> Array:
+    """phi_k(z) = (phi_{k-1}(z) - 1 / (k-1)!) / z, phi_0 = exp (Hochbruck & Ostermann 2010): a series where |z| < 1, free of cancellation."""
+    term = total = jnp.ones_like(z) / float(np.prod(np.arange(1, k + 1), dtype=float))
+    for j in range(1, 18):
+        term = term * z / (k + j)
+        total = total + term
+    large = jnp.where(jnp.abs(z) < 1, 1.0, z)
+    value = jnp.exp(large)
+    for j in range(k):
+        value = (value - 1.0 / float(np.prod(np.arange(1, j + 1), dtype=float))) / large
+    return jnp.where(jnp.abs(z) < 1, total, value)
+
+
+def _differences(nodes: Array, p: int) -> Array:
+    """Rows: value, first derivative and half the second derivative (up to p of them) at nodes[0] of the polynomial through p values, (p, p).
+
+    In units of the coming step; nodes[j] <= 0 is where value j stands. Newton's divided differences, as in DPM-Solver++'s appendix.
+    """
+    one = jnp.ones((), nodes.dtype)
+    if p == 1:
+        return one[None, None]
+    vandermonde = jnp.stack([nodes**k for k in range(p)], 1)  # value_j = sum_k c_k nodes_j^k
+    return jnp.linalg.inv(vandermonde)
+
+
+def _nodes(process, times, t, s):
+    """Where earlier predictions stand, in units of the step from t to s, on the clock log(alpha / sigma)."""
+    lam = log_ratio(process, times)
+    return (lam - log_ratio(process, t)) / (log_ratio(process, s) - log_ratio(process, t))
+
+
+# ---- DPM-Solver and DPM-Solver++ -----------------------------------------------------------------------------------------
+
+
+def _dpm_weights(data: bool, second: str, curvature: float = 1.0) -> Callable:
+    def weights(process, p, times, s):
+        t = times[0]
+        h = log_ratio(process, s) - log_ratio(process, t)
+        z = -h if data else h
+        scale = process.alpha(s) * h if data else -process.sigma(s) * h
+        # integral over the step of e^(z (1 - u)) u^k du = k! phi_{k+1}(z)
+        moments = [phi(1, z), phi(2, z), 2 * curvature * phi(3, z)][:p]
+        if p == 2 and second == "midpoint":
+            moments[1] = 0.5 * phi(1, z)
+        return scale * jnp.stack(moments) @ _differences(_nodes(process, times, t, s), p)
+
+    return weights
+
+
+def dpmpp_2m(second: str = "midpoint") -> Sampler:
+    """DPM-Solver++(2M), order 2 (Lu et al. 2022b, algorithm 2).
+
+    x_s = (sigma_s / sigma_t) x - alpha_s expm1(-h) [x0 + (x0 - x0_prev) / (2 r)], r = h_prev / h.
+    second: 'midpoint' is the paper's weight of the difference; 'heun' integrates the line through both values exactly.
+    """
+    return _multistep(2, _x0, _carry_x0, _dpm_weights(True, _second(second)))
+
+
+def dpmpp_3m(curvature: float = 1.0) -> Sampler:
+    """DPM-Solver++(3M), order 3: the parabola through the last three x0-hat, integrated exactly (Lu et al. 2022b, third order).
+
+    x_s = (sigma_s / sigma_t) x + alpha_s h [phi_1(-h) x0 + phi_2(-h) D1 + 2 phi_3(-h) D2], D1 and D2 the first two coefficients of the
+    parabola in units of the step. curvature multiplies the last term: the authors' code, and with it diffusers and k-diffusion, has 0.5,
+    whose order is 2.
+    """
+    return _multistep(3, _x0, _carry_x0, _dpm_weights(True, "midpoint", curvature))
+
+
+def dpm_2m(second: str = "midpoint") -> Sampler:
+    """DPM-Solver(2M), order 2, in noise prediction (Lu et al. 2022a in multistep form; diffusers' 'dpmsolver').
+
+    x_s = (alpha_s / alpha_t) x - sigma_s expm1(h) [eps + (eps - eps_prev) / (2 r)].
+    """
+    return _multistep(2, _eps, _carry_eps, _dpm_weights(False, _second(second)))
+
+
+def dpm_3m(curvature: float = 1.0) -> Sampler:
+    """DPM-Solver(3M), order 3: as dpmpp_3m, in noise prediction."""
+    return _multistep(3, _eps, _carry_eps, _dpm_weights(False, "midpoint", curvature))
+
+
+def _second(name: str) -> str:
+    if name not in ("midpoint", "heun"):
+        raise unknown("second of a DPM-Solver", name, ("midpoint", "heun"))
+    return name
+
+
+# ---- DEIS, Adams-Bashforth, iPNDM ------------------------------------------------------------------------------------------
+
+
+def _order(order: int, highest: int, name: str) -> int:
+    if not 1 <= order <= highest:
+        raise UserError(f"multistep.{name}(order={order}): the order is 1 to {highest}")
+    return order
+
+
+def _lagrange(nodes: Array, u: Array) -> Array:
+    """The p Lagrange polynomials of these nodes at the points u (Q,): (p, Q)."""
+    rows = []
+    for j in range(len(nodes)):
+        others = [k for k in range(len(nodes)) if k != j]
+        row = jnp.ones_like(u)
+        for k in others:
+            row = row * (u - nodes[k]) / (nodes[j] - nodes[k])
+        rows.append(row)
+    return jnp.stack(rows)
+
+
+_GAUSS = np.polynomial.legendre.leggauss(8)
+
+
+def deis(order: int = 3, clock: str = "t") -> Sampler:
+    """DEIS, exponential Adams-Bashforth in noise prediction (Zhang & Chen 2023, eq. 14-15), order 1 to 3 (4 allowed).
+
+    x_s = (alpha_s / alpha_t) x + alpha_s sum_j eps_j int_t^s l_j(tau) (d (sigma / alpha) / d tau) d tau, l_j the Lagrange polynomials.
+    clock: 't' is the paper's tAB (eight-point Gauss quadrature of a smooth integrand), 'logsnr' its rho-AB cousin in log(sigma / alpha), diffusers' 'logrho'.
+    """
+    _order(order, 4, "deis")
+    if clock not in ("t", "logsnr"):
+        raise unknown("clock of multistep.deis", clock, ("t", "logsnr"))
+
+    def in_time(process, p, times, s):
+        t = times[0]
+        points, quadrature = (jnp.asarray(v, t.dtype) for v in _GAUSS)
+        # the nodes of the rule lie evenly in log(sigma / alpha), where the integrand is smooth for any process
+        low, high = log_ratio(process, t), log_ratio(process, s)
+        lam = low + (high - low) * 0.5 * (points + 1)
+        tau = gaussian.time_of_logsnr(process, 2 * lam)
+        density = -0.5 * (high - low) * quadrature * jnp.exp(-lam)
+        return process.alpha(s) * _lagrange(times, tau) @ density
+
+    def in_logsnr(process, p, times, s):
+        t = times[0]
+        h = log_ratio(process, s) - log_ratio(process, t)
+        moments = jnp.stack([phi(1, h), phi(2, h), 2 * phi(3, h), 6 * phi(4, h)][:p])
+        return -process.sigma(s) * h * moments @ _differences(_nodes(process, times, t, s), p)
+
+    return _multistep(order, _eps, _carry_eps, in_time if clock == "t" else in_logsnr)
+
+
+def lms(order: int = 4) -> Sampler:
+    """Linear multistep, Adams-Bashforth of dy/du = eps on an uneven grid, y = x / alpha, u = sigma / alpha (Katherine Crowson's LMS). Order 1 to 4."""
+
+    def weights(process, p, times, s):
+        u, end = (process.sigma(v) / process.alpha(v) for v in (times, s))
+        points, quadrature = (jnp.asarray(v, u.dtype) for v in _GAUSS)  # exact: the integrand is a polynomial of degree p - 1
+        half = 0.5 * (end - u[0])
+        scaled = (u - u[0]) / half
+        return process.alpha(s) * half * _lagrange(scaled, points + 1) @ quadrature
+
+    return _multistep(_order(order, 4, "lms"), _eps, _carry_eps, weights)
+
+
+_ADAMS_BASHFORTH = ([1.0], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24])
+
+
+def ipndm(order: int = 4) -> Sampler:
+    """iPNDM: DDIM with eps replaced by its Adams-Bashforth mixture, as if steps were even (Zhang & Chen 2023, sec. 4; Liu et al. 2022). Order 1 to 4.
+
+    The full order is reached on grids even in sigma / alpha; elsewhere it is first order with a smaller constant.
+    """
+
+    def weights(process, p, times, s):
+        move = process.sigma(s) - process.alpha(s) * process.sigma(times[0]) / process.alpha(times[0])
+        return move * jnp.asarray(_ADAMS_BASHFORTH[p - 1], move.dtype)
+
+    return _multistep(_order(order, 4, "ipndm"), _eps, _carry_eps, weights)
+
+
+# ---- UniPC -----------------------------------------------------------------------------------------------------------------
+
+
+class _Corrected(NamedTuple):
+    """UniPC's memory: the predictions, and x where the last move began."""
+
+    history: History
+    x: Array
+
+
+def unipc(order: int = 3, variant: str = "bh2", corrector: bool = True) -> Sampler:
+    """UniPC-p, data prediction (Zhao et al. 2023, algorithms 1-2): the evaluation that starts a step first corrects the move that led to it.
+
+    x_s = (sigma_s / sigma_t) x - alpha_s [expm1(-h) m_0 + B(h) sum_k rho_k (m_k - m_0) / r_k]; rho solves the order conditions.
+    variant: B(h) = -h ('bh1') or expm1(-h) ('bh2'). order 1 to 3; the corrector raises it by one, except after the last step.
+    """
+    _order(order, 3, "unipc")
+    if variant not in ("bh1", "bh2"):
+        raise unknown("variant of multistep.unipc", variant, ("bh1", "bh2"))
+
+    def weights(process, times, others, s):
+        """Of the predictions at times[0] and at `others`, for the move from times[0] to s. The corrector's others contain s."""
+        h = log_ratio(process, s) - log_ratio(process, times)
+        first = -process.alpha(s) * jnp.expm1(-h)
+        if not len(others):
+            return first[None]
+        r = (log_ratio(process, others) - log_ratio(process, times)) / h
+        b_h = -h if variant == "bh1" else jnp.expm1(-h)
+        if len(others) == 1:
+            rho = jnp.full(1, 0.5, r.dtype)  # the paper's shortcut, exact enough for order 2
+        else:
+            rows = jnp.stack([r**k for k in range(len(others))])
+            target = jnp.stack([phi(k + 1, -h) * float(np.prod(np.arange(1, k + 1), dtype=float)) * (-h) for k in range(1, len(others) + 1)])
+            rho = jnp.linalg.solve(rows, target / b_h)
+        rest = -process.alpha(s) * b_h * rho / r
+        return jnp.concatenate([(first - jnp.sum(rest))[None], rest])
+
+    def correct(x, past, m, t, process):
+        """The move that led to x at t, made again from past.x with the prediction there."""
+        times = past.history.times
+        table = []
+        for p in range(1, order + 1):
+            w = weights(process, times[0], jnp.concatenate([times[1:p], t[None]]), t)
+            table.append(jnp.concatenate([w[:p], jnp.zeros(order - p, w.dtype), w[p:]]))
+        chosen = jnp.stack(table)[jnp.clip(past.history.count, 1, order) - 1].astype(x.dtype)
+        again = _carry_x0(process, times[0], t) * past.x + jnp.tensordot(chosen[:-1], past.history.values, 1) + chosen[-1] * m
+        return jnp.where(past.history.count > 0, again, x)
+
+    def step(noise, x, past, t, s, denoise, process):
+        m = denoise(x, t).x0
+        if corrector:
+            x = correct(x, past, m, t, process)
+        history = remember(past.history, m, t)
+        w = [weights(process, t, history.times[1:p], s) for p in range(1, order + 1)]
+        return _carry_x0(process, t, s) * x + combine(w, history), _Corrected(history, x)
+
+    return Sampler(lambda x, ts: _Corrected(empty(order, x, ts), x), step)
