@@ -231,9 +231,9 @@ def run_ratios(file, case, sampler, unit, drop=0, rtol=1e-9):
 
 
 MULTISTEP = {
-    "dpm/dpmsolver++/2/10": multistep.dpmpp_2m(), "dpm/dpmsolver++/2heun/20": multistep.dpmpp_2m("heun"),
+    "dpm/dpmsolver++/2/10": multistep.dpmpp_2m(), "dpm/dpmsolver++/2heun/20": multistep.dpmpp_2m("exact"),
     "dpm/dpmsolver++/2/karras/10": multistep.dpmpp_2m(), "dpm/dpmsolver++/3/20": multistep.dpmpp_3m(curvature=0.5),
-    "dpm/dpmsolver/2/20": multistep.dpm_2m(), "dpm/dpmsolver/2heun/20": multistep.dpm_2m("heun"),
+    "dpm/dpmsolver/2/20": multistep.dpm_2m(), "dpm/dpmsolver/2heun/20": multistep.dpm_2m("exact"),
     "dpm/dpmsolver/3/20": multistep.dpm_3m(curvature=0.5), "deis/1/20": multistep.deis(1, "logsnr"), "deis/2/20": multistep.deis(2, "logsnr"),
     "deis/3/20": multistep.deis(3, "logsnr"),
     **{f"unipc/{b}/{p}/{n}": multistep.unipc(p, b) for b in ("bh1", "bh2") for p in (1, 2, 3) for n in (10, 20)},

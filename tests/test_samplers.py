@@ -19,7 +19,7 @@ from numpy.testing import assert_allclose
 from diffusion_jax import arrays, parameterization, targets
 from diffusion_jax.errors import UserError
 from diffusion_jax.processes import discrete, gaussian, schedules
-from diffusion_jax.samplers import ancestral, base, grids, ode, sde
+from diffusion_jax.samplers import ancestral, base, grids, multistep, ode, sde
 
 every_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 every_name = pytest.mark.parametrize("name", PROCESSES)
@@ -34,6 +34,18 @@ DETERMINISTIC = {
     "ode.heun()": (ode.heun(), 2),
     "ode.rk4()": (ode.rk4(), 4),
     "ode.edm_heun()": (ode.edm_heun(), 2),
+    "multistep.dpmpp_2m()": (multistep.dpmpp_2m(), 2),
+    "multistep.dpmpp_2m(exact)": (multistep.dpmpp_2m("exact"), 2),
+    "multistep.dpmpp_3m()": (multistep.dpmpp_3m(), 3),
+    "multistep.dpmpp_3m(as the field has it)": (multistep.dpmpp_3m(curvature=0.5), 2),
+    "multistep.dpm_2m()": (multistep.dpm_2m(), 2),
+    "multistep.dpm_3m()": (multistep.dpm_3m(), 3),
+    **{f"multistep.deis({p}, {clock})": (multistep.deis(p, clock), p) for p in (1, 2, 3) for clock in ("t", "logsnr")},
+    **{f"multistep.lms({p})": (multistep.lms(p), p) for p in (1, 2, 3)},
+    "multistep.ipndm()": (multistep.ipndm(), 2),
+    **{f"multistep.unipc({p}, no corrector)": (multistep.unipc(p, corrector=False), p) for p in (1, 2, 3)},
+    **{f"multistep.unipc({p}, {b})": (multistep.unipc(p, b), p + 1) for p in (1, 2) for b in ("bh1", "bh2")},
+    "multistep.unipc(3)": (multistep.unipc(), 4),
 }
 STOCHASTIC = {
     "ancestral.ddpm(small)": (ancestral.ddpm("small"), 1),
@@ -64,11 +76,47 @@ def output_laws(sampler, process, ts):
     """
     with jax.enable_x64(True):
         ts = jnp.asarray(ts, "float64")
-        maps = np.split(probe(sampler, process, (ts[::2], ts)), [len(ts[::2]) - 1])
         alpha, sigma = (np.asarray(f(ts[jnp.array([0, -1])]))[:, None] for f in (process.alpha, process.sigma))
-    means, variances = alpha * MEANS, alpha**2 * VARIANCES + sigma**2
-    true = {"true_mean": means[1], "true_variance": variances[1], "true_slope": np.sqrt(variances[1] / variances[0])}
+        means, variances = alpha * MEANS, alpha**2 * VARIANCES + sigma**2
+        true = {"true_mean": means[1], "true_variance": variances[1], "true_slope": np.sqrt(variances[1] / variances[0])}
+        if remembers(sampler, process, ts):
+            return [true | law_of_run(sampler, process, part, means[0], variances[0]) for part in (ts[::2], ts)]
+        maps = np.split(probe(sampler, process, (ts[::2], ts)), [len(ts[::2]) - 1])
     return [true | composed(steps, means[0], variances[0]) for steps in maps]
+
+
+def remembers(sampler, process, ts):
+    """Whether a step depends on more than x, t, s and one draw of noise."""
+    drawn, x = [], jnp.zeros((1, 3))
+    noise = base.Noise(lambda t, s, part=0: drawn.append(part) or x, lambda i: drawn.append("extra") or x)
+    memory = sampler.init(x, ts)
+    _, after = sampler.step(noise, x, memory, ts[0], ts[1], denoiser(process), process)
+    return drawn not in ([], [0]) or not jax.tree.all(jax.tree.map(lambda a, b: a is b, memory, after))
+
+
+DRAWS = 4  # of a step: two parts of the path, two extra
+
+
+def law_of_run(sampler, process, ts, mean, variance):
+    """The run is affine in its start and all its draws: one probe for x = 0, one for x = 1 and one for each draw."""
+    n = len(ts) - 1
+    x = jnp.zeros((2 + n * DRAWS, 3)).at[1].set(1.0)
+    ones = jnp.zeros((n, DRAWS, len(x), 3)).at[jnp.arange(n * DRAWS) // DRAWS, jnp.arange(n * DRAWS) % DRAWS,
+                                               2 + jnp.arange(n * DRAWS)].set(1.0)  # fmt: skip
+    denoise = denoiser(process)
+
+    @jax.jit
+    def run(x):
+        def step(carry, inputs):
+            z, t, s = inputs
+            noise = base.Noise(lambda t, s, part=0: z[part], lambda i: z[2 + i])
+            return sampler.step(noise, *carry, t, s, denoise, process), None
+
+        return jax.lax.scan(step, (x, sampler.init(x, ts)), (ones, ts[:-1], ts[1:]))[0][0]
+
+    out = np.asarray(run(x))
+    slope, drawn = out[1] - out[0], out[2:] - out[0]
+    return {"slope": slope, "mean": slope * mean + out[0], "variance": slope**2 * variance + (drawn**2).sum(0)}
 
 
 def probe(sampler, process, grids):
@@ -79,11 +127,7 @@ def probe(sampler, process, grids):
     inputs = [(jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, t.shape), memory), t, s) for memory, t, s in inputs]
 
     def step(memory, t, s):
-        moved, after = sampler.step(constant(z), x, memory, t, s, denoise, process)
-        assert jax.tree.all(
-            jax.tree.map(lambda a, b: a is b, memory, after)
-        ), "a sampler with history is not one affine map a step"
-        return moved
+        return sampler.step(constant(z), x, memory, t, s, denoise, process)[0]
 
     return np.asarray(jax.vmap(step)(*jax.tree.map(lambda *parts: jnp.concatenate(parts), *inputs)))
 

@@ -1,17 +1,13 @@
 """Multistep solvers: one network evaluation a step, high order from the predictions of earlier steps.
 
-With the log-SNR as clock, h = (lam_s - lam_t) / 2, the probability-flow ODE is semi-linear and its linear part is solved exactly
-(Lu et al. 2022, prop. 3.1; Zhang & Chen 2023):
-
-    x_s = (sigma_s / sigma_t) x_t + alpha_s int_0^h e^(u - h) x0-hat du            data prediction
-    x_s = (alpha_s / alpha_t) x_t - sigma_s int_0^h e^(h - u) eps-hat du           noise prediction
-
-Every method here replaces the prediction by a polynomial through its last values; so a step is carry * x + sum_j weight_j value_j, and a
-solver is no more than its weights. Order p is reached after p - 1 steps of rising order.
+The prediction is replaced by a polynomial through its last values, integrated against the exponential of the linear part (exponential.py)
+or as it is; so a step is carry * x + sum_j weight_j value_j, and a solver is no more than its weights. Order p is reached after p - 1
+steps of rising order.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Callable, NamedTuple
 
 import jax
@@ -20,7 +16,9 @@ import numpy as np
 
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.processes import gaussian
+from diffusion_jax.samplers import exponential
 from diffusion_jax.samplers.base import Sampler
+from diffusion_jax.samplers.exponential import log_ratio, phi
 from diffusion_jax.types import Array, Process
 
 
@@ -40,11 +38,6 @@ def remember(history: History, value: Array, t: Array) -> History:
     """The newest first, the oldest dropped."""
     values = jnp.concatenate([value[None], history.values])[: len(history.values)]
     return History(values, jnp.concatenate([t[None], history.times])[: len(history.times)], history.count + 1)
-
-
-def log_ratio(process: Process, t: Array) -> Array:
-    """log(alpha / sigma), the lambda of Lu et al.; half our log-SNR."""
-    return 0.5 * gaussian.logsnr(process, t)
 
 
 def combine(weights: list[Array], history: History) -> Array:
@@ -73,59 +66,15 @@ def _eps(prediction):
     return prediction.eps
 
 
-def _carry_x0(process, t, s):
-    return process.sigma(s) / process.sigma(t)
-
-
-def _carry_eps(process, t, s):
-    return process.alpha(s) / process.alpha(t)
-
-
-def phi(k: int, z: Array) -> Array:
-    """phi_k(z) = (phi_{k-1}(z) - 1 / (k-1)!) / z, phi_0 = exp (Hochbruck & Ostermann 2010): a series where |z| < 1, free of cancellation."""
-    term = total = jnp.ones_like(z) / float(np.prod(np.arange(1, k + 1), dtype=float))
-    for j in range(1, 18):
-        term = term * z / (k + j)
-        total = total + term
-    large = jnp.where(jnp.abs(z) < 1, 1.0, z)
-    value = jnp.exp(large)
-    for j in range(k):
-        value = (value - 1.0 / float(np.prod(np.arange(1, j + 1), dtype=float))) / large
-    return jnp.where(jnp.abs(z) < 1, total, value)
-
-
-def _differences(nodes: Array, p: int) -> Array:
-    """Rows: value, first derivative and half the second derivative (up to p of them) at nodes[0] of the polynomial through p values, (p, p).
-
-    In units of the coming step; nodes[j] <= 0 is where value j stands. Newton's divided differences, as in DPM-Solver++'s appendix.
-    """
-    one = jnp.ones((), nodes.dtype)
-    if p == 1:
-        return one[None, None]
-    vandermonde = jnp.stack([nodes**k for k in range(p)], 1)  # value_j = sum_k c_k nodes_j^k
-    return jnp.linalg.inv(vandermonde)
-
-
-def _nodes(process, times, t, s):
-    """Where earlier predictions stand, in units of the step from t to s, on the clock log(alpha / sigma)."""
-    lam = log_ratio(process, times)
-    return (lam - log_ratio(process, t)) / (log_ratio(process, s) - log_ratio(process, t))
+_carry_x0, _carry_eps = exponential.carry, functools.partial(exponential.carry, data=False)
 
 
 # ---- DPM-Solver and DPM-Solver++ -----------------------------------------------------------------------------------------
 
 
-def _dpm_weights(data: bool, second: str, curvature: float = 1.0) -> Callable:
+def _dpm(data: bool, second: str = "exact", curvature: float = 1.0) -> Callable:
     def weights(process, p, times, s):
-        t = times[0]
-        h = log_ratio(process, s) - log_ratio(process, t)
-        z = -h if data else h
-        scale = process.alpha(s) * h if data else -process.sigma(s) * h
-        # integral over the step of e^(z (1 - u)) u^k du = k! phi_{k+1}(z)
-        moments = [phi(1, z), phi(2, z), 2 * curvature * phi(3, z)][:p]
-        if p == 2 and second == "midpoint":
-            moments[1] = 0.5 * phi(1, z)
-        return scale * jnp.stack(moments) @ _differences(_nodes(process, times, t, s), p)
+        return exponential.weights(process, times, times[0], s, data=data, second=second, curvature=curvature)
 
     return weights
 
@@ -134,9 +83,9 @@ def dpmpp_2m(second: str = "midpoint") -> Sampler:
     """DPM-Solver++(2M), order 2 (Lu et al. 2022b, algorithm 2).
 
     x_s = (sigma_s / sigma_t) x - alpha_s expm1(-h) [x0 + (x0 - x0_prev) / (2 r)], r = h_prev / h.
-    second: 'midpoint' is the paper's weight of the difference; 'heun' integrates the line through both values exactly.
+    second: 'midpoint' is the paper's weight of the difference; 'exact' (diffusers' 'heun') integrates the line through both values exactly.
     """
-    return _multistep(2, _x0, _carry_x0, _dpm_weights(True, _second(second)))
+    return _multistep(2, _x0, _carry_x0, _dpm(True, _second(second)))
 
 
 def dpmpp_3m(curvature: float = 1.0) -> Sampler:
@@ -146,7 +95,7 @@ def dpmpp_3m(curvature: float = 1.0) -> Sampler:
     parabola in units of the step. curvature multiplies the last term: the authors' code, and with it diffusers and k-diffusion, has 0.5,
     whose order is 2.
     """
-    return _multistep(3, _x0, _carry_x0, _dpm_weights(True, "midpoint", curvature))
+    return _multistep(3, _x0, _carry_x0, _dpm(True, "midpoint", curvature))
 
 
 def dpm_2m(second: str = "midpoint") -> Sampler:
@@ -154,17 +103,17 @@ def dpm_2m(second: str = "midpoint") -> Sampler:
 
     x_s = (alpha_s / alpha_t) x - sigma_s expm1(h) [eps + (eps - eps_prev) / (2 r)].
     """
-    return _multistep(2, _eps, _carry_eps, _dpm_weights(False, _second(second)))
+    return _multistep(2, _eps, _carry_eps, _dpm(False, _second(second)))
 
 
 def dpm_3m(curvature: float = 1.0) -> Sampler:
     """DPM-Solver(3M), order 3: as dpmpp_3m, in noise prediction."""
-    return _multistep(3, _eps, _carry_eps, _dpm_weights(False, "midpoint", curvature))
+    return _multistep(3, _eps, _carry_eps, _dpm(False, "midpoint", curvature))
 
 
 def _second(name: str) -> str:
-    if name not in ("midpoint", "heun"):
-        raise unknown("second of a DPM-Solver", name, ("midpoint", "heun"))
+    if name not in ("midpoint", "exact"):
+        raise unknown("second of a DPM-Solver", name, ("midpoint", "exact"))
     return name
 
 
@@ -212,13 +161,7 @@ def deis(order: int = 3, clock: str = "t") -> Sampler:
         density = -0.5 * (high - low) * quadrature * jnp.exp(-lam)
         return process.alpha(s) * _lagrange(times, tau) @ density
 
-    def in_logsnr(process, p, times, s):
-        t = times[0]
-        h = log_ratio(process, s) - log_ratio(process, t)
-        moments = jnp.stack([phi(1, h), phi(2, h), 2 * phi(3, h), 6 * phi(4, h)][:p])
-        return -process.sigma(s) * h * moments @ _differences(_nodes(process, times, t, s), p)
-
-    return _multistep(order, _eps, _carry_eps, in_time if clock == "t" else in_logsnr)
+    return _multistep(order, _eps, _carry_eps, in_time if clock == "t" else _dpm(False))
 
 
 def lms(order: int = 4) -> Sampler:
@@ -240,7 +183,7 @@ _ADAMS_BASHFORTH = ([1.0], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 / 2
 def ipndm(order: int = 4) -> Sampler:
     """iPNDM: DDIM with eps replaced by its Adams-Bashforth mixture, as if steps were even (Zhang & Chen 2023, sec. 4; Liu et al. 2022). Order 1 to 4.
 
-    The full order is reached on grids even in sigma / alpha; elsewhere it is first order with a smaller constant.
+    Its order is 4 on grids even in sigma / alpha, and 2 on others whose steps change smoothly.
     """
 
     def weights(process, p, times, s):
