@@ -6,14 +6,9 @@ gives the same image whatever the batch size, the number of devices and the othe
 
 from __future__ import annotations
 
-import math
 import os
 import re
-import shutil
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.evaluation.progress import progress as progress_bar
 from diffusion_jax.provenance import atomic_path
 from diffusion_jax.types import Array, Cond, Key
 
@@ -54,7 +50,7 @@ def generate(
     if count == 0 or batch_size < 1:
         raise UserError(f"sampling needs at least one image, one a batch; got {count} images, batch size {batch_size}")
     images = []
-    with _progress(count, description, enabled=progress) as advance:
+    with progress_bar(count, description, enabled=progress) as advance:
         for start in range(0, count, batch_size):
             index = np.minimum(np.arange(start, start + batch_size), count - 1)
             batch = put((keys[index], jax.tree.map(lambda values: values[index], cond)))
@@ -101,28 +97,3 @@ def save_npz(path: str | os.PathLike, images: np.ndarray, labels=None, seeds=Non
     arrays = {"images": images, "labels": labels, "seeds": seeds} | arrays
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **{name: np.asarray(value) for name, value in arrays.items() if value is not None})
-
-
-@contextmanager
-def _progress(total: int, description: str, *, enabled: bool, line_every: float = 15.0) -> Iterator[Callable]:
-    """advance(n) after n more images: a bar on a terminal; in logs a plain line now and then, and one at the end."""
-    if enabled and sys.stderr.isatty():
-        from tqdm import tqdm
-
-        size = shutil.get_terminal_size()  # unlike tqdm's own, never 0 x 0, where a bar would stay invisible
-        shape = {"ncols": size.columns - 1, "nrows": size.lines}
-        with tqdm(total=total, desc=description, unit=" images", file=sys.stderr, **shape) as bar:
-            yield bar.update
-        return
-    done, began, printed = 0, time.monotonic(), time.monotonic()
-
-    def advance(count: int) -> None:
-        nonlocal done, printed
-        done, now = done + count, time.monotonic()
-        if enabled and (done == total or now - printed > line_every):
-            rate = done / max(now - began, 1e-9)
-            left = f", {math.ceil((total - done) / rate)} s left" if done < total else ""
-            print(f"{description}: {done}/{total} images, {rate:.1f} images/s{left}", file=sys.stderr, flush=True)
-            printed = now
-
-    yield advance

@@ -1,0 +1,67 @@
+"""Work over the rows of an array, a block at a time, each block spread over the devices.
+
+Feature extractors (rows are images) and metrics of pairs (rows are one set's features, all of the other set's beside
+them) are the same loop: one compiled shape, any number of rows, any number of devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from diffusion_jax.evaluation.progress import progress
+from diffusion_jax.types import Array
+
+PAIRS = 2**24  # of one block of a pairwise metric: 64 MB of float32
+
+
+def over_rows(
+    fn: Callable[..., Any], rows: np.ndarray, *whole: Any, block: int, describe: str = "", unit: str = "images"
+) -> Any:
+    """fn(rows (B, ...), *whole) -> a tree of (B, ...), for all rows (N, ...), gathered on the host.
+
+    fn is jitted by the caller and compiles once per block size; row i of its result may depend on row i alone. block:
+    rows at a time over all devices, rounded up to a multiple of their number; the last block is filled up with copies
+    of the last row. whole: trees of arrays that every row sees. describe: names the progress shown, '': none.
+    """
+    if len(rows) == 0:
+        raise ValueError("no rows to work on")
+    mesh = _mesh()
+    block = -(-min(block, len(rows)) // mesh.size) * mesh.size
+    spread, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("rows",), ()))
+    whole, parts = jax.device_put(whole, everywhere), []
+    with progress(len(rows), describe, enabled=bool(describe), unit=unit) as advance:
+        for start in range(0, len(rows), block):
+            index = np.minimum(np.arange(start, start + block), len(rows) - 1)
+            real = min(block, len(rows) - start)
+            done = jax.device_get(fn(jax.device_put(rows[index], spread), *whole))
+            parts.append(jax.tree.map(lambda x: x[:real], done))
+            advance(real)
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def over_pairs(fn: Callable[..., Any], a: np.ndarray, b: np.ndarray, *whole: Any) -> Any:
+    """over_rows for fn(a (B, D), b (M, D), *whole), with blocks of about PAIRS pairs."""
+    return over_rows(fn, a, b, *whole, block=max(1, PAIRS // len(b)))
+
+
+def squared_distances(a: Array, b: Array) -> Array:
+    """(B, D), (M, D) -> |a_i - b_j|^2 (B, M), float32 and never negative. Centre large means away first (`centred`)."""
+    product = jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)  # no bfloat16: neighbours are small differences
+    return jnp.maximum(jnp.sum(a * a, 1)[:, None] + jnp.sum(b * b, 1) - 2 * product, 0)
+
+
+def centred(*sets: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The sets (N_i, D), float32, about the mean of the first: distances are the same, their rounding is not."""
+    mean = np.mean(sets[0], 0, dtype=np.float64)
+    return tuple((np.asarray(x, np.float64) - mean).astype(np.float32) for x in sets)
+
+
+def _mesh() -> Mesh:
+    devices = jax.local_devices()
+    return jax.make_mesh((len(devices),), ("rows",), axis_types=(AxisType.Auto,), devices=devices)
