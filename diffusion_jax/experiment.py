@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import arrays, data, guidance, parameterization
+from diffusion_jax import arrays, data, guidance, parameterization, targets
 from diffusion_jax.build import Family, build
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.models import mlp, unet
@@ -29,6 +29,7 @@ PARAMETERIZATIONS = Family("parameterization", (parameterization,), ("Parameteri
 OBJECTIVES = Family("objective", (denoising, elbo, times, weighting), ("Objective",), ("TimeLaw", "Weighting"))
 SAMPLERS = Family("sampler", (ancestral, ode, sde), ("Sampler",))
 GRIDS = Family("grid", (grids,), ("Array",))
+TARGETS = Family("target", (targets,), ("Target",))
 MODELS = Family("model", (unet, mlp), ("class",))
 
 CLIPS = ("none", "static", "dynamic")
