@@ -1,4 +1,8 @@
-"""Samplers that walk the chain backwards: DDPM's ancestral sampling and DDIM."""
+"""Samplers that walk the chain backwards: DDPM's ancestral sampling and DDIM.
+
+Improved DDPM's respacing (Nichol & Dhariwal 2021, sec. 4) is ddpm() on a shorter grid, such as grids.linspace: the variances are those
+between the grid's own times.
+"""
 
 from __future__ import annotations
 
@@ -47,3 +51,11 @@ def ddim(eta: float = 0.0) -> Sampler:
         return x + process.sigma(s) * jnp.sqrt(fresh) * noise.path(t, s) if eta else x
 
     return memoryless(step)
+
+
+def euler_ancestral(eta: float = 1.0) -> Sampler:
+    """Euler ancestral (Katherine Crowson's k-diffusion): Euler down to sigma_down, then noise sigma_up, in the frame (x / alpha, sigma / alpha).
+
+    sigma_up^2 = eta^2 sigma_s^2 (sigma_t^2 - sigma_s^2) / sigma_t^2 and sigma_down^2 = sigma_s^2 - sigma_up^2, which makes it DDIM(eta).
+    """
+    return ddim(eta)

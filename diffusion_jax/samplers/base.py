@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax import arrays
+from diffusion_jax.errors import UserError
 from diffusion_jax.processes import gaussian
-from diffusion_jax.types import Array, Cond, Denoise, Key, Process
+from diffusion_jax.types import Array, Cond, Denoise, Key, Prediction, Process
 
 
 class Noise(NamedTuple):
@@ -31,12 +32,15 @@ class Sampler(NamedTuple):
     """init(x, ts) -> memory, () for a one-step method;  step(noise, x, memory, t, s, denoise, process) -> (x, memory).
 
     ts: the whole grid; copies of its last time at the end do not count. noise: this step's Noise; x: (B, ...); t, s: scalars;
-    denoise(x, t) has its condition bound already. nfe: network evaluations per step.
+    denoise(x, t) has its condition bound already. nfe: network evaluations per step; warmup: what the first steps make beyond that.
+    spent(memory) -> (B,): the evaluations so far of an adaptive method, whose nfe is 0 because its tolerance decides.
     """
 
     init: Callable[[Array, Array], Any]
     step: Callable[..., tuple[Array, Any]]
     nfe: int = 1
+    warmup: tuple[int, ...] = ()
+    spent: Callable[[Any], Array] | None = None
 
 
 def memoryless(step: Callable[..., Array], nfe: int = 1) -> Sampler:
@@ -60,8 +64,8 @@ def independent(process: Process, keys: Key, x: Array) -> Callable[[Array], Nois
 def brownian(process: Process, keys: Key, x: Array, *, levels: int = 14) -> Callable[[Array], Noise]:
     """Increments of one Brownian path per image, whatever the grid: SDE solvers of different NFE then follow the same path.
 
-    A virtual Brownian tree (Li et al. 2020, sec. 4; k-diffusion) whose clock is the log-SNR between the process's ends, so that it is also the same under
-    every process with these ends. It is resolved to 2^-levels of the clock; finer steps interpolate. keys: (B,).
+    A virtual Brownian tree (Li et al. 2020, sec. 4; k-diffusion) whose clock is the log-SNR between the process's ends, so that it is also the
+    same under every process with these ends. It is resolved to 2^-levels of the clock; finer steps interpolate. keys: (B,).
     """
     import diffrax
 
@@ -83,7 +87,7 @@ def brownian(process: Process, keys: Key, x: Array, *, levels: int = 14) -> Call
 
 
 def sample(sampler: Sampler, denoise: Denoise, process: Process, key: Key, x: Array, ts: Array, cond: Cond = None, *,
-           observe: Callable[[Array, Array], Any] | None = None, padded: bool = False, noise=independent):
+           observe: Callable[[Array, Array], Any] | None = None, padded: bool = False, noise=independent, count: bool = False):
     """Run x, at time ts[0], down the decreasing times ts, and end with the posterior mean x0-hat at ts[-1].
 
     key: one key per image, (B,), or a single key that is folded with each image's index; an image depends on its own key alone.
@@ -91,7 +95,7 @@ def sample(sampler: Sampler, denoise: Denoise, process: Process, key: Key, x: Ar
     padded: ts may end in copies of its last time, to which no move is made; so one compiled program serves grids of any length up to
     len(ts), at the price of reverse-mode differentiation and of observe.
     noise: `independent`, or `brownian`, which gives every grid the same Brownian path.
-    Returns x0 (B, ...); with observe(x, t) -> pytree, also that pytree stacked over ts[1:].
+    Returns x0 (B, ...); with observe(x, t) -> pytree, also that pytree stacked over ts[1:]; with count, also the NFE of each image, (B,).
     """
     noises = noise(process, arrays.example_keys(key, x.shape[0]), x)
 
@@ -105,13 +109,47 @@ def sample(sampler: Sampler, denoise: Denoise, process: Process, key: Key, x: Ar
 
     ts = jnp.asarray(ts, x.dtype)
     carry, steps = (x, sampler.init(x, ts)), (jnp.arange(len(ts) - 1), ts[:-1], ts[1:])
+    moves = jnp.sum(ts[1:] < ts[:-1])
     if padded:
-        moves = jnp.sum(ts[1:] < ts[:-1])
-        (x, _), seen = jax.lax.fori_loop(0, moves, lambda i, c: move(c, [step[i] for step in steps])[0], carry), None
+        (x, memory), seen = jax.lax.fori_loop(0, moves, lambda i, c: move(c, [step[i] for step in steps])[0], carry), None
     else:
-        (x, _), seen = jax.lax.scan(move, carry, steps)
+        (x, memory), seen = jax.lax.scan(move, carry, steps)
     x0 = bound(x, ts[-1]).x0
-    return x0 if observe is None else (x0, seen)
+    extra = (() if observe is None else (seen,)) + ((_spent(sampler, memory, moves, len(x)),) if count else ())
+    return (x0, *extra) if extra else x0
+
+
+def encode(sampler: Sampler, denoise: Denoise, process: Process, x0: Array, ts: Array, cond: Cond = None) -> Array:
+    """The noise that the sampler turns into x0: the same steps up the times ts, from ts[-1] to ts[0] (DDIM inversion; Song et al. 2021, sec. 5.4).
+
+    A deterministic sampler, ts as for `sample`. x0 (B, ...) is taken to be x_t / alpha at ts[-1], which adds no noise of its own. Returns x at
+    ts[0], (B, ...). Raises UserError for a sampler that draws noise.
+    """
+    if draws_noise(sampler, process):
+        raise UserError("only a deterministic sampler can encode; take for example ancestral.ddim, ode.heun or multistep.dpmpp_2m")
+    ts = jnp.asarray(ts, x0.dtype)[::-1]
+    nothing = Noise(lambda t, s, part=0: jnp.zeros_like(x0), lambda i: jnp.zeros_like(x0))
+
+    def move(carry, times):
+        return sampler.step(nothing, *carry, *times, lambda x, t: denoise(x, t, cond), process), None
+
+    x = process.alpha(ts[0]) * x0
+    return jax.lax.scan(move, (x, sampler.init(x, ts)), (ts[:-1], ts[1:]))[0][0]
+
+
+def draws_noise(sampler: Sampler, process: Process) -> bool:
+    """Whether the sampler is stochastic: told by tracing one step."""
+    asked = []
+
+    def step(x, t, s):
+        ts = jnp.stack([t, s])
+        noise = Noise(lambda t, s, part=0: asked.append(1) or x, lambda i: asked.append(1) or x)
+        denoise = lambda x, t, cond=None: Prediction(x, x, x)  # noqa: E731
+        return sampler.step(noise, x, sampler.init(x, ts), t, s, denoise, process)
+
+    scalar = jax.ShapeDtypeStruct((), jnp.float32)
+    jax.eval_shape(step, jax.ShapeDtypeStruct((1, 1), jnp.float32), scalar, scalar)
+    return bool(asked)
 
 
 def start(process: Process, key: Key, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
@@ -120,11 +158,38 @@ def start(process: Process, key: Key, shape: tuple[int, ...], dtype=jnp.float32)
     return gaussian.prior(process, arrays.noise(keys, jnp.zeros(shape, dtype)))
 
 
+# ---- what it costs ---------------------------------------------------------------------------------------------------------
+
+
+def adaptive(sampler: Sampler) -> bool:
+    """Whether the sampler chooses its own steps: then its grid is the two ends, and its NFE is known only afterwards."""
+    return sampler.spent is not None
+
+
 def points(sampler: Sampler, nfe: int) -> int:
-    """How many grid points a budget of `nfe` network evaluations buys: the last point costs one, every step sampler.nfe."""
-    return max((nfe - 1) // sampler.nfe, 0) + 1
+    """How many grid points a budget of `nfe` network evaluations buys: the last costs one, every step sampler.nfe and its warm-up. 2 if adaptive."""
+    if adaptive(sampler):
+        return 2
+    steps = 0
+    while _cost(sampler, steps + 1) < nfe:
+        steps += 1
+    return steps + 1
 
 
 def evaluations(sampler: Sampler, ts: Array) -> int:
-    """NFE of `sample` on these times."""
-    return (len(ts) - 1) * sampler.nfe + 1
+    """NFE of `sample` on these times. UserError for an adaptive sampler, whose images each say it themselves: sample(..., count=True)."""
+    if adaptive(sampler):
+        raise UserError("the evaluations of an adaptive sampler are counted while it runs: base.sample(..., count=True)")
+    return _cost(sampler, len(ts) - 1) + 1
+
+
+def _cost(sampler: Sampler, steps: int) -> int:
+    return steps * sampler.nfe + sum(sampler.warmup[:steps])
+
+
+def _spent(sampler: Sampler, memory: Any, moves: Array, batch: int) -> Array:
+    """The NFE of each image, (B,), after `moves` steps."""
+    if adaptive(sampler):
+        return sampler.spent(memory) + 1
+    warmup = jnp.asarray([sum(sampler.warmup[:i]) for i in range(len(sampler.warmup) + 1)])
+    return jnp.broadcast_to(moves * sampler.nfe + warmup[jnp.minimum(moves, len(sampler.warmup))] + 1, (batch,))

@@ -47,13 +47,17 @@ def combine(weights: list[Array], history: History) -> Array:
     return jnp.tensordot(table[jnp.minimum(history.count, len(weights)) - 1].astype(history.values.dtype), history.values, 1)
 
 
-def _multistep(order: int, predict: Callable, carry: Callable, weights: Callable) -> Sampler:
-    """The solver x_s = carry(process, t, s) x + sum_j weights(process, p, times, s)_j predict(Prediction)_j, p = 1 .. order."""
+def solver(order: int, predict: Callable, carry: Callable, weights: Callable, level: Callable | None = None) -> Sampler:
+    """The solver x_s = carry(process, t, s) x + sum_j weights(process, p, times, s)_j predict(Prediction)_j, p = 1 .. order.
+
+    level(process, t, s): the standard deviation of the noise that a stochastic solver adds.
+    """
 
     def step(noise, x, history, t, s, denoise, process):
         history = remember(history, predict(denoise(x, t)), t)
         w = [weights(process, p, history.times[:p], s) for p in range(1, order + 1)]
-        return carry(process, t, s) * x + combine(w, history), history
+        x = carry(process, t, s) * x + combine(w, history)
+        return x + level(process, t, s) * noise.path(t, s) if level else x, history
 
     return Sampler(lambda x, ts: empty(order, x, ts), step)
 
@@ -85,7 +89,7 @@ def dpmpp_2m(second: str = "midpoint") -> Sampler:
     x_s = (sigma_s / sigma_t) x - alpha_s expm1(-h) [x0 + (x0 - x0_prev) / (2 r)], r = h_prev / h.
     second: 'midpoint' is the paper's weight of the difference; 'exact' (diffusers' 'heun') integrates the line through both values exactly.
     """
-    return _multistep(2, _x0, _carry_x0, _dpm(True, _second(second)))
+    return solver(2, _x0, _carry_x0, _dpm(True, _second(second)))
 
 
 def dpmpp_3m(curvature: float = 1.0) -> Sampler:
@@ -95,7 +99,7 @@ def dpmpp_3m(curvature: float = 1.0) -> Sampler:
     parabola in units of the step. curvature multiplies the last term: the authors' code, and with it diffusers and k-diffusion, has 0.5,
     whose order is 2.
     """
-    return _multistep(3, _x0, _carry_x0, _dpm(True, "midpoint", curvature))
+    return solver(3, _x0, _carry_x0, _dpm(True, "midpoint", curvature))
 
 
 def dpm_2m(second: str = "midpoint") -> Sampler:
@@ -103,12 +107,12 @@ def dpm_2m(second: str = "midpoint") -> Sampler:
 
     x_s = (alpha_s / alpha_t) x - sigma_s expm1(h) [eps + (eps - eps_prev) / (2 r)].
     """
-    return _multistep(2, _eps, _carry_eps, _dpm(False, _second(second)))
+    return solver(2, _eps, _carry_eps, _dpm(False, _second(second)))
 
 
 def dpm_3m(curvature: float = 1.0) -> Sampler:
     """DPM-Solver(3M), order 3: as dpmpp_3m, in noise prediction."""
-    return _multistep(3, _eps, _carry_eps, _dpm(False, "midpoint", curvature))
+    return solver(3, _eps, _carry_eps, _dpm(False, "midpoint", curvature))
 
 
 def _second(name: str) -> str:
@@ -161,7 +165,7 @@ def deis(order: int = 3, clock: str = "t") -> Sampler:
         density = -0.5 * (high - low) * quadrature * jnp.exp(-lam)
         return process.alpha(s) * _lagrange(times, tau) @ density
 
-    return _multistep(order, _eps, _carry_eps, in_time if clock == "t" else _dpm(False))
+    return solver(order, _eps, _carry_eps, in_time if clock == "t" else _dpm(False))
 
 
 def lms(order: int = 4) -> Sampler:
@@ -174,23 +178,72 @@ def lms(order: int = 4) -> Sampler:
         scaled = (u - u[0]) / half
         return process.alpha(s) * half * _lagrange(scaled, points + 1) @ quadrature
 
-    return _multistep(_order(order, 4, "lms"), _eps, _carry_eps, weights)
+    return solver(_order(order, 4, "lms"), _eps, _carry_eps, weights)
 
 
 _ADAMS_BASHFORTH = ([1.0], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24])
 
 
+def _adams_bashforth(order: int, times: Array) -> list[Array]:
+    """The mixtures of the last 1 .. order values for even steps, newest first."""
+    return [jnp.asarray(w, times.dtype) for w in _ADAMS_BASHFORTH[:order]]
+
+
+def _straight(process: Process, x: Array, eps: Array, t: Array, s: Array) -> Array:
+    """DDIM's move along eps, from t to s."""
+    ratio = process.alpha(s) / process.alpha(t)
+    return ratio * x + (process.sigma(s) - ratio * process.sigma(t)) * eps
+
+
 def ipndm(order: int = 4) -> Sampler:
-    """iPNDM: DDIM with eps replaced by its Adams-Bashforth mixture, as if steps were even (Zhang & Chen 2023, sec. 4; Liu et al. 2022). Order 1 to 4.
+    """iPNDM: DDIM with eps replaced by its Adams-Bashforth mixture, as if steps were even (Zhang & Chen 2023, sec. 4; Liu et al. 2022).
 
-    Its order is 4 on grids even in sigma / alpha, and 2 on others whose steps change smoothly.
+    Order 1 to 4. Its order of convergence is 4 on grids even in sigma / alpha, and 2 on others whose steps change smoothly.
     """
+    _order(order, 4, "ipndm")
 
-    def weights(process, p, times, s):
-        move = process.sigma(s) - process.alpha(s) * process.sigma(times[0]) / process.alpha(times[0])
-        return move * jnp.asarray(_ADAMS_BASHFORTH[p - 1], move.dtype)
+    def step(noise, x, history, t, s, denoise, process):
+        history = remember(history, denoise(x, t).eps, t)
+        return _straight(process, x, combine(_adams_bashforth(order, history.times), history), t, s), history
 
-    return _multistep(_order(order, 4, "ipndm"), _eps, _carry_eps, weights)
+    return Sampler(lambda x, ts: empty(order, x, ts), step)
+
+
+# start: (stages' places in the step, their weights in the slope, how many steps)
+_STARTS = {
+    "runge_kutta": ((0.0, 0.5, 0.5, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6), 3),
+    "heun": ((0.0, 1.0), (1 / 2, 1 / 2), 1),
+}
+
+
+def pndm(start: str = "runge_kutta") -> Sampler:
+    """PNDM: iPNDM's four-step mixture after a pseudo Runge-Kutta start, every move DDIM's (Liu et al. 2022, algorithm 2, F-PNDM).
+
+    start: 'runge_kutta' is the paper's, four evaluations in each of the first three steps; 'heun' is PLMS of latent diffusion (Rombach et al.
+    2022), two in the first step, then mixtures of rising order. Order of convergence as ipndm.
+    """
+    if start not in _STARTS:
+        raise unknown("start of multistep.pndm", start, _STARTS)
+    places, shares, steps = _STARTS[start]
+
+    def step(noise, x, history, t, s, denoise, process):
+        starting = history.count < steps
+        stages = jnp.asarray([t + place * (s - t) for place in places])
+
+        def stage(j, carry):
+            y, first, slope = carry
+            eps = denoise(y, stages[j]).eps
+            first = jnp.where(j == 0, eps, first)
+            ahead = _straight(process, x, eps, t, stages[jnp.minimum(j + 1, len(places) - 1)])
+            return ahead, first, slope + jnp.asarray(shares, x.dtype)[j] * eps
+
+        nothing = jnp.zeros_like(x)
+        _, eps, slope = jax.lax.fori_loop(0, jnp.where(starting, len(places), 1), stage, (x, nothing, nothing))
+        history = remember(history, eps, t)
+        slope = jnp.where(starting, slope, combine(_adams_bashforth(4, history.times), history))
+        return _straight(process, x, slope, t, s), history
+
+    return Sampler(lambda x, ts: empty(4, x, ts), step, warmup=(len(places) - 1,) * steps)
 
 
 # ---- UniPC -----------------------------------------------------------------------------------------------------------------

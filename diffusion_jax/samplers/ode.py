@@ -1,13 +1,17 @@
 """Solvers of the probability-flow ODE, dx/dt = alpha'(t) x0-hat + sigma'(t) eps-hat (Song et al. 2021, eq. 13).
 
 In the frame y = x / alpha, u = sigma / alpha it reads dy/du = eps-hat (Karras et al. 2022, sec. 4; DDIM, eq. 14), where the straight
-part of the path costs no error: Euler there is ancestral.ddim(), Heun there is EDM's sampler.
+part of the path costs no error: Euler there is ancestral.ddim(), the midpoint rule with the middle taken on a logarithmic scale is
+DPM-Solver-2, Heun is EDM's sampler.
 """
 
 from __future__ import annotations
 
+import jax.numpy as jnp
+
 from diffusion_jax import integrators
 from diffusion_jax.processes import gaussian
+from diffusion_jax.samplers import singlestep
 from diffusion_jax.samplers.base import Sampler, memoryless
 
 
@@ -33,13 +37,31 @@ def rk4() -> Sampler:
     return _in_time(integrators.rk4, 4)
 
 
+def _in_ratio(method, nfe: int) -> Sampler:
+    def step(noise, x, t, s, denoise, process):
+        ratio = lambda u: process.sigma(u) / process.alpha(u)  # noqa: E731
+        ends = {0: t, 1: s}
+
+        def eps(u, y):
+            # the method's own inner points need the time of their ratio; its ends are known
+            time = ends[u] if u in ends else gaussian.time_of_logsnr(process, -2 * jnp.log(ratio(t) + u * (ratio(s) - ratio(t))))
+            return (ratio(s) - ratio(t)) * denoise(process.alpha(time) * y, time).eps
+
+        return process.alpha(s) * method(eps, x / process.alpha(t), 0, 1)
+
+    return memoryless(step, nfe)
+
+
 def edm_heun() -> Sampler:
     """Heun in (x / alpha, sigma / alpha): order 2, two evaluations a step (Karras et al. 2022, algorithm 1)."""
+    return _in_ratio(integrators.heun, 2)
 
-    def step(noise, x, t, s, denoise, process):
-        ratio_t, ratio_s = process.sigma(t) / process.alpha(t), process.sigma(s) / process.alpha(s)
-        y, h, slope = x / process.alpha(t), ratio_s - ratio_t, denoise(x, t).eps
-        ahead = denoise(process.alpha(s) * (y + h * slope), s).eps
-        return process.alpha(s) * (y + 0.5 * h * (slope + ahead))
 
-    return memoryless(step, nfe=2)
+def edm_rk4() -> Sampler:
+    """Classical Runge-Kutta in (x / alpha, sigma / alpha): order 4, four evaluations a step."""
+    return _in_ratio(integrators.rk4, 4)
+
+
+def midpoint() -> Sampler:
+    """DPM-Solver-2 (Lu et al. 2022a, algorithm 1; k-diffusion's dpm_2): Euler with the slope half-way in log(sigma / alpha). Order 2."""
+    return singlestep.dpm_2s()

@@ -1,0 +1,81 @@
+"""Predictor-corrector sampling: after a solver's move, Langevin steps at the new time (Song et al. 2021, sec. 4.2, algorithms 1-5).
+
+A corrector moves x at a fixed time s towards the law of x_s, and may be put on any sampler: with_corrector(ode.euler(), langevin()).
+"""
+
+from __future__ import annotations
+
+from typing import Callable, NamedTuple
+
+import jax.numpy as jnp
+
+from diffusion_jax import arrays
+from diffusion_jax.arrays import expand
+from diffusion_jax.errors import UserError
+from diffusion_jax.processes import gaussian
+from diffusion_jax.samplers import sde
+from diffusion_jax.samplers.base import Sampler
+
+
+class Corrector(NamedTuple):
+    """step(noise, x, t, s, denoise, process) -> x, at time s, which was reached from t. nfe: network evaluations."""
+
+    step: Callable
+    nfe: int
+
+
+def with_corrector(sampler: Sampler, corrector: Corrector) -> Sampler:
+    """`sampler`, each of whose moves is followed by `corrector` at the time that it led to."""
+
+    def step(noise, x, memory, t, s, denoise, process):
+        x, memory = sampler.step(noise, x, memory, t, s, denoise, process)
+        return corrector.step(noise, x, t, s, denoise, process), memory
+
+    return sampler._replace(step=step, nfe=sampler.nfe + corrector.nfe)
+
+
+def _langevin(steps: int, size: Callable) -> Corrector:
+    """x + size score + sqrt(2 size) z, `steps` times; size(process, score, z, t, s) -> scalar or (B,)."""
+    if steps < 1:
+        raise UserError(f"a Langevin corrector makes at least 1 step; got steps={steps}")
+
+    def step(noise, x, t, s, denoise, process):
+        for i in range(steps):
+            z, score = noise.extra(i), gaussian.score(process, denoise(x, s), s)
+            h = expand(size(process, score, z, t, s), x)
+            x = x + h * score + jnp.sqrt(2 * h) * z
+        return x
+
+    return Corrector(step, steps)
+
+
+def langevin(snr: float = 0.16, steps: int = 1) -> Corrector:
+    """Langevin with step size 2 r^2 (snr |z| / |score|)^2 (Song et al. 2021, algorithms 4 and 5), r = alpha_t / alpha_s of the move before it.
+
+    The norms are each image's own, where Song et al.'s code averages them over the batch, so that an image does not depend on its neighbours.
+    """
+
+    def size(process, score, z, t, s):
+        norms = [jnp.sqrt(arrays.sum_per_example(v**2)) for v in (z, score)]
+        return 2 * (gaussian.transition(process, t, s)[0] * snr * norms[0] / norms[1]) ** 2
+
+    return _langevin(steps, size)
+
+
+def annealed_langevin(snr: float = 0.16, steps: int = 1) -> Corrector:
+    """Annealed Langevin dynamics (Song & Ermon 2019, algorithm 1): step size 2 r^2 (snr sigma_s)^2, r as in `langevin`."""
+    return _langevin(steps, lambda process, score, z, t, s: 2 * (gaussian.transition(process, t, s)[0] * snr * process.sigma(s)) ** 2)
+
+
+def predictor_corrector(snr: float = 0.16, steps: int = 1) -> Sampler:
+    """The PC sampler of Song et al. 2021: reverse diffusion, then Langevin."""
+    return with_corrector(sde.reverse_diffusion(), langevin(snr, steps))
+
+
+def ncsn(snr: float = 0.16, steps: int = 5) -> Sampler:
+    """NCSN's annealed Langevin dynamics (Song & Ermon 2019, algorithm 1): nothing but Langevin at every noise level, x carried over in x / alpha."""
+
+    def stay(noise, x, memory, t, s, denoise, process):
+        return process.alpha(s) / process.alpha(t) * x, memory
+
+    return with_corrector(Sampler(lambda x, ts: (), stay, nfe=0), annealed_langevin(snr, steps))
