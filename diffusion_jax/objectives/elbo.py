@@ -1,4 +1,5 @@
-"""The variational bound of a chain of moves, and improved DDPM's hybrid objective, which learns the variance with it.
+"""The variational bound of a chain of moves, plain and importance-weighted, and in continuous time; and improved DDPM's hybrid
+objective, which learns the variance with it.
 
     -log p(x0) <= KL(q(x_T | x0) || p(x_T))                                   prior
                 + sum over moves t -> s of KL(q(x_s | x_t, x0) || p(x_s | x_t))   diffusion
@@ -6,7 +7,8 @@
 
 Ho et al. 2020, eq. 5; Nichol & Dhariwal 2021, eq. 4-7. p(x_s | x_t) is Gaussian with the posterior mean at x0-hat, the
 one that samplers/ancestral.py draws from; the last move is a Gaussian around x0-hat, integrated over x0's bin.
-Everything here is in bits per dimension, as both papers report it and as improved DDPM's code weighs it.
+Everything here is in bits per dimension, as both papers report it and as improved DDPM's code weighs it. In the limit of many moves
+the diffusion term is an integral over the log-SNR, the same for every process between the same ends (Kingma et al. 2021).
 """
 
 from __future__ import annotations
@@ -76,19 +78,13 @@ def vlb(process: Process, denoise: Denoise, x0: Array, key: Key, ts: Array, cond
     Returns total, prior, diffusion, reconstruction: (B,), total being the sum of the three; and terms, the moves of
     diffusion: (B, n - 1).
     """
-    if variance not in ("small", "large", "learned"):
-        raise unknown("variance of elbo.vlb", variance, ("small", "large", "learned"))
-    if len(ts) < 2:
-        raise UserError(f"elbo.vlb needs a grid of at least 2 times; got {len(ts)}")
+    _check(variance, ts)
     keys = arrays.example_keys(key, x0.shape[0])
     ts = jnp.asarray(ts, x0.dtype)
 
     def predict(i, t) -> Prediction:
-        prediction = denoise(gaussian.corrupt(process, x0, arrays.noise(arrays.fold_in(keys, i), x0), t).x_t, t, cond)
-        if variance == "learned" and prediction.nu is None:
-            raise UserError("elbo.vlb with variance='learned' needs a network that learns it: learn_variance=True")
-        fixed = {"small": -1.0, "large": 1.0}
-        return prediction if variance == "learned" else prediction._replace(nu=jnp.full_like(x0, fixed[variance]))
+        x_t = gaussian.corrupt(process, x0, arrays.noise(arrays.fold_in(keys, i), x0), t).x_t
+        return _with_variance(denoise(x_t, t, cond), variance)
 
     def move(_, inputs):
         i, t, s = inputs
@@ -101,6 +97,93 @@ def vlb(process: Process, denoise: Denoise, x0: Array, key: Key, ts: Array, cond
     parts = {"prior": _prior(process, x0, ts[0]), "diffusion": terms.sum(axis=1),
              "reconstruction": _reconstruction(process, x0, last.x0, nu, ts[-2], ts[-1], levels)}
     return {"total": sum(parts.values()), **parts, "terms": terms}
+
+
+def importance_vlb(process: Process, denoise: Denoise, x0: Array, key: Key, ts: Array, cond: Cond = None, *, draws: int = 8,
+                   variance: str = "small", reconstruction_nu: float = 1.0, levels: int = 256) -> dict[str, Array]:
+    """The same bound from `draws` whole chains x_T, ..., x_t_min ~ q(. | x0), importance-weighted (Burda et al. 2016, eq. 8).
+
+    Each chain weighs w = p(x0, chain) / q(chain | x0), whose mean is p(x0); -log of the mean weight is a bound that tightens with `draws`
+    and is never above the mean of -log w, which estimates `vlb`. Arguments as there.
+    Returns total: (B,), importance-weighted; plain: (B,), the mean over chains; prior, diffusion, reconstruction: (B,), plain's
+    three terms, all in bits per dimension; and log_weights: (B, draws) in nats.
+    """
+    _check(variance, ts)
+    keys = arrays.example_keys(key, x0.shape[0])
+    ts, size = jnp.asarray(ts, x0.dtype), math.prod(x0.shape[1:])
+
+    def chain(k):
+        fresh = lambda i: arrays.noise(arrays.fold_in(arrays.fold_in(keys, k), i), x0)  # noqa: E731
+
+        def move(x_t, inputs):
+            i, t, s = inputs
+            prediction, eps = _with_variance(denoise(x_t, t, cond), variance), fresh(i)
+            mean, var = gaussian.posterior(process, x_t, x0, t, s)
+            gap, _ = gaussian.posterior(process, jnp.zeros_like(x0), x0 - prediction.x0, t, s)
+            log_p = gaussian.learned_log_variance(process, prediction.nu, t, s)
+            return mean + jnp.sqrt(var) * eps, mean_per_example(_log_ratio(eps, gap, expand(jnp.log(var), x0), log_p))
+
+        eps, scale, sigma = fresh(len(ts) - 1), gaussian.prior_scale(process), process.sigma(ts[0])
+        prior = mean_per_example(_log_ratio(eps, process.alpha(ts[0]) * x0, 2 * jnp.log(sigma), 2 * jnp.log(scale)))
+        x, terms = jax.lax.scan(move, gaussian.corrupt(process, x0, eps, ts[0]).x_t, (jnp.arange(len(ts) - 1), ts[:-1], ts[1:]))
+        last = _with_variance(denoise(x, ts[-1], cond), variance)
+        nu = last.nu if variance == "learned" else jnp.full_like(x0, reconstruction_nu)
+        return prior / BIT, terms.sum(0) / BIT, _reconstruction(process, x0, last.x0, nu, ts[-2], ts[-1], levels)
+
+    parts = jax.lax.map(chain, jnp.arange(draws))  # three of (draws, B)
+    log_weights = -size * BIT * sum(parts)
+    means = dict(zip(("prior", "diffusion", "reconstruction"), (part.mean(0) for part in parts)))
+    return {"total": -log_mean_exp(log_weights, axis=0) / (size * BIT), "plain": sum(means.values()), **means,
+            "log_weights": log_weights.T}  # fmt: skip
+
+
+def continuous_vlb(process: Process, denoise: Denoise, x0: Array, key: Key, cond: Cond = None, *, draws: int = 32,
+                   levels: int = 256) -> dict[str, Array]:  # fmt: skip
+    """The bound in continuous time, of each image in bits per dimension (Kingma et al. 2021, eq. 11-18).
+
+    diffusion = 1/2 E_t[-lam'(t) |eps - eps-hat|^2] = 1/2 int |eps - eps-hat|^2 dlam over the log-SNR between the process's ends,
+    by one uniform log-SNR in each of `draws` equal strata (the low-variance law of app. I.1, an image's times from its own key).
+    prior and reconstruction are those of `vlb`, the latter with variance sigma(t_min)^2.
+    Returns total, prior, diffusion, reconstruction: (B,), total being the sum of the three; terms: (B, draws), whose mean is diffusion;
+    and error: (B,), diffusion's standard error over draws, from neighbouring strata (a little too large: it counts their difference).
+    """
+    if draws < 2:
+        raise UserError(f"elbo.continuous_vlb needs at least 2 draws; got draws={draws}")
+    keys, ends = arrays.example_keys(key, x0.shape[0]), jnp.asarray([process.t_min, process.t_max], x0.dtype)
+    high, low = gaussian.logsnr(process, ends)
+
+    def predict(i, t) -> tuple[Prediction, Array]:
+        eps = arrays.noise(arrays.fold_in(arrays.fold_in(keys, i), 1), x0)
+        return denoise(gaussian.corrupt(process, x0, eps, t).x_t, t, cond), eps
+
+    def term(i):
+        u = (i + arrays.uniform(arrays.fold_in(arrays.fold_in(keys, i), 0))) / draws
+        prediction, eps = predict(i, gaussian.time_of_logsnr(process, low + u * (high - low)))
+        return 0.5 * (high - low) * mean_per_example((prediction.eps - eps) ** 2) / BIT
+
+    terms = jax.lax.map(term, jnp.arange(draws)).T
+    last, log_var = predict(draws, ends[0])[0], 2 * jnp.log(process.sigma(ends[0]))
+    parts = {"prior": _prior(process, x0, ends[1]), "diffusion": terms.mean(axis=1),
+             "reconstruction": -mean_per_example(log_bin(x0, last.x0, log_var, levels)) / BIT}  # fmt: skip
+    differences = jnp.diff(terms, axis=1)
+    error = jnp.sqrt(0.5 * jnp.mean(differences**2, axis=1) / draws)
+    return {"total": sum(parts.values()), **parts, "terms": terms, "error": error}
+
+
+def _check(variance: str, ts: Array) -> None:
+    if variance not in ("small", "large", "learned"):
+        raise unknown("variance of elbo.vlb", variance, ("small", "large", "learned"))
+    if len(ts) < 2:
+        raise UserError(f"elbo.vlb needs a grid of at least 2 times; got {len(ts)}")
+
+
+def _with_variance(prediction: Prediction, variance: str) -> Prediction:
+    """The prediction with the nu that `variance` names."""
+    if variance != "learned":
+        return prediction._replace(nu=jnp.full_like(prediction.x0, {"small": -1.0, "large": 1.0}[variance]))
+    if prediction.nu is None:
+        raise UserError("elbo.vlb with variance='learned' needs a network that learns it: learn_variance=True")
+    return prediction
 
 
 # ---- the three kinds of term, each (B,) in bits per dimension --------------------------------------------------------
@@ -134,6 +217,16 @@ def _reconstruction(process: Process, x0: Array, x0_hat: Array, nu: Array, t: Ar
 def _kl(gap: Array, log_q: Array, log_p: Array) -> Array:
     """KL(N(m, q) || N(m + gap, p)) in nats, elementwise, from log-variances."""
     return 0.5 * (jnp.expm1(log_q - log_p) - (log_q - log_p) + gap**2 * jnp.exp(-log_p))
+
+
+def _log_ratio(eps: Array, gap: Array, log_q: Array, log_p: Array) -> Array:
+    """log N(m, q) - log N(m - gap, p) at m + sqrt(q) eps, in nats, elementwise: _kl is its mean over eps."""
+    return 0.5 * (jnp.exp(-log_p) * (jnp.exp(0.5 * log_q) * eps + gap) ** 2 - eps**2 + log_p - log_q)
+
+
+def log_mean_exp(log_weights: Array, axis: int) -> Array:
+    """log of the mean of exp(log_weights), the importance-weighted bound (Burda et al. 2016, eq. 8)."""
+    return jax.nn.logsumexp(log_weights, axis=axis) - math.log(log_weights.shape[axis])
 
 
 def log_bin(x: Array, mean: Array, log_variance: Array, levels: int = 256) -> Array:
