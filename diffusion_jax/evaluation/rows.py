@@ -62,6 +62,10 @@ def centred(*sets: np.ndarray) -> tuple[np.ndarray, ...]:
     return tuple((np.asarray(x, np.float64) - mean).astype(np.float32) for x in sets)
 
 
+def devices() -> int:
+    """How many devices share a block."""
+    return jax.local_device_count()
+
+
 def _mesh() -> Mesh:
-    devices = jax.local_devices()
-    return jax.make_mesh((len(devices),), ("rows",), axis_types=(AxisType.Auto,), devices=devices)
+    return jax.make_mesh((devices(),), ("rows",), axis_types=(AxisType.Auto,), devices=jax.local_devices())
