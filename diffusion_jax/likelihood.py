@@ -31,6 +31,8 @@ from diffusion_jax.processes import gaussian
 from diffusion_jax.types import Array, Cond, Denoise, Key, Process
 
 EXACT_DIMENSIONS = 64  # up to here the default trace is exact: D derivatives where Hutchinson takes one a probe
+ADAPTIVE = {"tsit5": "Tsit5", "dopri5": "Dopri5", "dopri8": "Dopri8"}  # diffrax's names
+FIXED = {"euler": 1, "heun": 2, "rk4": 4}  # evaluations a step
 CHUNK = 64  # derivatives at once, which bounds the memory of an exact trace
 
 Field = Callable[[Array, Array], Array]  # f(u, y) -> dy/du
@@ -123,11 +125,10 @@ def hutchinson(probes: int = 1, law: str = "rademacher") -> Trace:
 def adaptive(method: str = "tsit5", rtol: float = 1e-5, atol: float = 1e-5, max_steps: int = 4096) -> Solver:
     """diffrax's tsit5, dopri5 or dopri8 with adaptive steps; the tolerances are z's and, on the same footing, nats per dimension.
 
-    In float32 rounding of the network ends the gain near rtol = 1e-6. NFE counts rejected steps and the choice of the first one.
+    NFE counts rejected steps too.
     """
-    methods = {"tsit5": "Tsit5", "dopri5": "Dopri5", "dopri8": "Dopri8"}
-    if method not in methods:
-        raise unknown("adaptive solver", method, methods)
+    if method not in ADAPTIVE:
+        raise unknown("adaptive solver", method, ADAPTIVE)
 
     def solve(field, y, start, end):
         import diffrax
@@ -135,30 +136,38 @@ def adaptive(method: str = "tsit5", rtol: float = 1e-5, atol: float = 1e-5, max_
         def norm(error):  # of the state and of the log-density, whichever is worse: among D numbers the latter would not be heard
             return jnp.maximum(jnp.sqrt(jnp.mean(error[:-1] ** 2)), jnp.abs(error[-1]))
 
-        solver = getattr(diffrax, methods[method])()
+        solver = getattr(diffrax, ADAPTIVE[method])()
         solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(lambda u, y, args: field(u, y)), solver, start, end, None, y, max_steps=max_steps, throw=False,
-            stepsize_controller=diffrax.PIDController(rtol, atol, norm=norm), adjoint=diffrax.ForwardMode())  # fmt: skip
+            diffrax.ODETerm(lambda u, y, args: field(u, y)), solver, start, end, 0.01 * (end - start), y,
+            max_steps=max_steps, throw=False, stepsize_controller=diffrax.PIDController(rtol, atol, norm=norm), adjoint=diffrax.ForwardMode())  # fmt: skip
         finished = solution.result == diffrax.RESULTS.successful
         stages = solver.tableau.num_stages - 1  # the first of a step is the last of the one before
-        return jnp.where(finished, solution.ys[-1], jnp.nan), stages * solution.stats["num_steps"] + 3
+        return jnp.where(finished, solution.ys[-1], jnp.nan), stages * solution.stats["num_steps"] + 1
 
     return solve
 
 
 def fixed(method: str = "heun", steps: int = 64) -> Solver:
     """`steps` equal steps of the log-SNR by euler, heun or rk4 (integrators.py): a scan, differentiable in both modes."""
-    evaluations = {"euler": 1, "heun": 2, "rk4": 4}
-    if method not in evaluations:
-        raise unknown("solver on a fixed grid", method, evaluations)
+    if method not in FIXED:
+        raise unknown("solver on a fixed grid", method, FIXED)
     step = getattr(integrators, method)
 
     def solve(field, y, start, end):
         us = start + (end - start) * jnp.linspace(0.0, 1.0, steps + 1, dtype=y.dtype)
         y, _ = jax.lax.scan(lambda y, ends: (step(field, y, *ends), None), y, (us[:-1], us[1:]))
-        return y, jnp.asarray(steps * evaluations[method])
+        return y, jnp.asarray(steps * FIXED[method])
 
     return solve
+
+
+def solver(name: str, *, rtol: float = 1e-5, steps: int = 64) -> Solver:
+    """By its method's name: adaptive to rtol (and atol = rtol), or fixed with `steps` steps. UserError for another name."""
+    if name in ADAPTIVE:
+        return adaptive(name, rtol, rtol)
+    if name in FIXED:
+        return fixed(name, steps)
+    raise unknown("solver", name, (*ADAPTIVE, *FIXED))
 
 
 # ---- images ---------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,211 @@
+"""Bits per dimension of held-out data under a trained model: by the probability flow, and by the variational bounds.
+
+python -m experiments.likelihood --workdir=runs/a --num=200 --bounds
+
+Prints a table and writes likelihood.md, likelihood.json and, image by image, likelihood.npz into the workdir. An interrupted run goes on at
+the next batch; one with other settings starts anew. A conditional model is told the label of each image. Nothing is guided or clipped.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from pathlib import Path
+
+from absl import flags
+
+from experiments import cli
+
+SETTINGS = ("split", "unconditional", "dequantize", "levels", "iw", "trace", "probes", "solver", "rtol", "steps", "bounds", "moves", "grid",
+            "draws", "seed")  # fmt: skip
+TERMS = ("total", "prior", "diffusion", "reconstruction")
+
+
+def resolved(chosen: dict, trained) -> dict:
+    """SETTINGS, on which every value depends, with the automatic ones resolved. UserError for what does not fit together."""
+    from diffusion_jax import experiment, likelihood
+    from diffusion_jax.errors import UserError, unknown
+
+    chosen, built = dict(chosen), trained.experiment
+    chosen["dequantize"] = chosen["dequantize"] or ("uniform" if experiment.is_image(built) else "none")
+    if chosen["bounds"] and chosen["dequantize"] == "none":
+        raise UserError("--bounds are for data with --levels values, and this is continuous (dequantize=none)")
+    if chosen["trace"] == "auto":
+        chosen["trace"] = "exact" if math.prod(built.shape) <= likelihood.EXACT_DIMENSIONS else "rademacher"
+    if chosen["trace"] not in (have := ("exact", "rademacher", "gaussian")):
+        raise unknown("--trace", chosen["trace"], ("auto", *have))
+    return chosen
+
+
+def measures(trained, chosen: dict) -> dict:
+    """{row: measure(params, keys, images (B, ...), cond) -> {name: (B,) or (B, K)}}, the rows of the table."""
+    from diffusion_jax import experiment, likelihood
+    from diffusion_jax.objectives import elbo
+
+    built = trained.experiment
+    process, levels, k = built.process, chosen["levels"], chosen["iw"]
+    trace = likelihood.exact() if chosen["trace"] == "exact" else likelihood.hutchinson(chosen["probes"], chosen["trace"])
+    solver = likelihood.solver(chosen["solver"], rtol=chosen["rtol"], steps=chosen["steps"])
+    ts = experiment.grid(built, chosen["grid"], chosen["moves"] + 1) if chosen["bounds"] else None
+    learned = built.config.model.to_dict().get("learn_variance", False)
+    chain = {"variance": "learned" if learned else "small", "levels": levels}
+
+    def flow(denoise, x, keys, cond):
+        found = likelihood.bits_per_dim(process, denoise, x, keys, cond, dequantize=chosen["dequantize"], levels=levels, draws=k,
+                                        trace=trace, solver=solver)  # fmt: skip
+        return {"total": found.bits, "importance": found.importance, "log_weights": found.log_weights, "nfe": found.nfe}
+
+    found = {
+        "ODE": flow,
+        "discrete": lambda denoise, x, keys, cond: elbo.vlb(process, denoise, x, keys, ts, cond, **chain) | {"nfe": len(ts)},
+        "discrete_iw": lambda denoise, x, keys, cond: elbo.importance_vlb(process, denoise, x, keys, ts, cond, draws=k, **chain)
+        | {"nfe": k * len(ts)},
+        "continuous": lambda denoise, x, keys, cond: elbo.continuous_vlb(
+            process, denoise, x, keys, cond, draws=chosen["draws"], levels=levels) | {"nfe": chosen["draws"] + 1},
+    }  # fmt: skip
+    rows = ["ODE"] + (["discrete", *(["discrete_iw"] if k > 1 else []), "continuous"] if chosen["bounds"] else [])
+
+    def with_params(measure):
+        return lambda params, keys, x, cond: measure(experiment.denoiser(built, params, clip="none"), x, keys, cond)
+
+    return {row: with_params(found[row]) for row in rows}
+
+
+def run(trained, dataset, chosen: dict, count: int, batch_size: int, parts: Path) -> dict:
+    """{row.name: (N, ...)} for the first `count` images of the split, and {row.seconds: ()}; finished batches are kept in `parts`."""
+    import jax
+    import numpy as np
+
+    from diffusion_jax import arrays, data, experiment, provenance
+    from diffusion_jax.evaluation import generate
+
+    built, examples = trained.experiment, data.arrays(getattr(dataset, chosen["split"]), count)
+    count = len(examples["image"])
+    labels = examples["label"] if built.num_classes and not chosen["unconditional"] else np.full(count, built.num_classes)
+    images = examples["image"].astype(np.float32)
+    images = images / 127.5 - 1 if experiment.is_image(built) else images
+    programs = {row: jax.jit(measure) for row, measure in measures(trained, chosen).items()}
+
+    def measure(keys, batch):
+        args = trained.params, keys, batch["image"], {"label": batch["label"]} if built.num_classes else None
+        part = {"index": batch["index"]}
+        for row, program in programs.items():
+            if hasattr(program, "lower"):  # the first batch: compiled before the clock starts
+                programs[row] = program = program.lower(*args).compile()
+            began = time.monotonic()
+            part |= {f"{row}.{name}": np.asarray(value) for name, value in program(*args).items() if name != "terms"}
+            part[f"{row}.seconds"] = time.monotonic() - began
+        with provenance.atomic_path(parts / f"{batch['index'][0]:08d}.npz") as path, open(path, "wb") as file:
+            np.savez(file, **part)
+        return part["index"]
+
+    done = {int(i) for file in parts.glob("[0-9]*.npz") for i in np.load(file)["index"]}
+    left = np.array([i for i in range(count) if i not in done], int)
+    if len(left):
+        if done:
+            print(f"{count - len(left)} images were measured before: going on", file=sys.stderr)
+        keys = arrays.example_keys(jax.random.key(chosen["seed"]), count)
+        batch = {"image": images[left], "label": labels[left].astype(np.int32), "index": left}
+        generate.generate(measure, keys[left], batch, batch_size=min(batch_size, count), finish=np.asarray, description="likelihood")
+    return gather([np.load(file) for file in sorted(parts.glob("[0-9]*.npz"))], count)
+
+
+def gather(parts: list, count: int) -> dict:
+    """The batches put together by their images' indices; seconds and other scalars are summed."""
+    import numpy as np
+
+    found = {}
+    for part in parts:
+        keep = part["index"] < count
+        for name in (name for name in part.files if name != "index"):
+            values = part[name]
+            if name.endswith(".seconds"):
+                found[name] = found.get(name, 0.0) + values
+            else:
+                values = np.broadcast_to(values, (len(keep), *values.shape[1:]))
+                found.setdefault(name, np.zeros((count, *values.shape[1:])))[part["index"][keep]] = values[keep]
+    return found
+
+
+def table(values: dict, chosen: dict) -> list[dict]:
+    """One row per measure: {'measure', 'bits', 'error', the three terms, 'nfe', 'seconds'}, means over images with standard errors."""
+    from diffusion_jax.errors import UserError
+    from diffusion_jax.likelihood import mean_with_error
+
+    k, said = chosen["iw"], {"uniform": "uniform dequantisation", "process": "dequantised by the process", "none": "continuous data"}
+    names = [("ODE", "total", f"ODE, {said[chosen['dequantize']]}")]
+    names += [("ODE", "importance", f"ODE, importance-weighted over {k}")] * (k > 1)
+    names += [("discrete", "total", f"discrete bound, {chosen['moves']} moves"),
+              ("discrete_iw", "total", f"discrete bound, importance-weighted over {k} chains"),
+              ("continuous", "total", f"continuous bound, {chosen['draws']} times an image")]  # fmt: skip
+    rows = []
+    for row, name, title in names:
+        if f"{row}.{name}" not in values:
+            continue
+        mean, error = mean_with_error(values[f"{row}.{name}"])
+        if not math.isfinite(mean):
+            raise UserError(f"{title} is not finite: the solve ran out of steps; raise --rtol or take --solver=rk4")
+        terms = {term: mean_with_error(values[f"{row}.{term}"]) for term in TERMS[1:] if f"{row}.{term}" in values}
+        rows.append({"measure": title, "bits": mean, "error": error, "nfe": float(values[f"{row}.nfe"].mean()),
+                     "seconds": float(values[f"{row}.seconds"]), **terms})  # fmt: skip
+    return rows
+
+
+def report(rows: list[dict]) -> str:
+    """The rows as a table in markdown."""
+    from diffusion_jax.provenance import markdown_table
+
+    show = lambda mean, error: f"{mean:.4f} ± {error:.4f}"  # noqa: E731
+    shown = [{key: show(*value) if isinstance(value, tuple) else value for key, value in row.items()}
+             | {"bits": show(row["bits"], row["error"]), "nfe": round(row["nfe"], 1)} for row in rows]  # fmt: skip
+    columns = {"measure": "measure", "bits": "bits/dim"} | {t: t for t in TERMS[1:] if any(t in row for row in rows)}
+    return markdown_table(shown, columns | {"nfe": "NFE", "seconds": "seconds"})
+
+
+def main(config) -> None:
+    import shutil
+
+    from diffusion_jax import experiment, provenance
+    from diffusion_jax import workdir as folder
+    from diffusion_jax.evaluation import generate
+
+    FLAGS = flags.FLAGS
+    trained, stem = folder.load(FLAGS.workdir, config), Path(FLAGS.workdir) / "likelihood"
+    chosen = resolved({name: FLAGS[name].value for name in SETTINGS}, trained)
+    told = {"settings": chosen, "step": trained.step, "weights": trained.weights, "config": config.to_dict()}
+    parts = stem.with_suffix(".parts") / provenance.config_hash(told)[:16]
+    print(f"{FLAGS.workdir}: step {trained.step}, weights {trained.weights}, {chosen['solver']}, trace {chosen['trace']}", file=sys.stderr)
+    values = run(trained, experiment.dataset(config), chosen, FLAGS.num or sys.maxsize, FLAGS.batch_size, parts)
+    rows = table(values, chosen)
+    count = len(values["ODE.total"])
+    title = f"Bits per dimension of {count} {FLAGS.split} images of {config.data.name} under {Path(FLAGS.workdir).name}, mean ± standard error"
+    with provenance.atomic_path(stem.with_suffix(".md")) as path:
+        path.write_text(f"# {title}\n\n{report(rows)}", encoding="utf-8")
+    generate.save_npz(stem.with_suffix(".npz"), None, **values)
+    provenance.save_json(stem.with_suffix(".json"), {
+        "rows": rows, "count": count, **told, "provenance": provenance.provenance(config.to_dict(), FLAGS.seed)})  # fmt: skip
+    shutil.rmtree(parts.parent)
+    print(report(rows))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "the folder of a trained model", required=True)
+    flags.DEFINE_integer("num", 0, "how many images, from the first of the split; 0: all", lower_bound=0)
+    flags.DEFINE_enum("split", "test", ("test", "train"), "which images")
+    flags.DEFINE_bool("unconditional", False, "tell a conditional model no label")
+    flags.DEFINE_enum("dequantize", "", ("", "uniform", "process", "none"), "of the ODE; by default uniform for images, none for points")
+    flags.DEFINE_integer("levels", 256, "values that a pixel takes", lower_bound=2)
+    flags.DEFINE_integer("iw", 1, "importance-weighted over this many dequantisations (and chains)", lower_bound=1)
+    flags.DEFINE_string("trace", "auto", "exact, rademacher or gaussian; auto: exact up to 64 dimensions, else rademacher")
+    flags.DEFINE_integer("probes", 1, "random directions of an inexact trace", lower_bound=1)
+    flags.DEFINE_string("solver", "tsit5", "adaptive: tsit5, dopri5, dopri8; on a fixed grid of log-SNRs: euler, heun, rk4")
+    flags.DEFINE_float("rtol", 1e-5, "tolerance of an adaptive solver", lower_bound=1e-7)
+    flags.DEFINE_integer("steps", 64, "steps of a solver on a fixed grid", lower_bound=1)
+    flags.DEFINE_bool("bounds", False, "the variational bounds too")
+    flags.DEFINE_integer("moves", 256, "moves of the discrete bound", lower_bound=1)
+    flags.DEFINE_string("grid", "uniform_logsnr", "where they stop: a grid of samplers/grids.py")
+    flags.DEFINE_integer("draws", 64, "times an image of the continuous bound", lower_bound=2)
+    flags.DEFINE_integer("seed", 0, "of all noise")
+    flags.DEFINE_integer("batch_size", 100, "images at once; changes no value", lower_bound=1)
+    cli.launch(main, config="workdir")
