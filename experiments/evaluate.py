@@ -1,8 +1,9 @@
-"""How good a trained model's images are: recognition and Frechet distance, with the spread over sampling seeds.
+"""How good a trained model's images are, with the spread over sampling seeds, beside what real test images score.
 
 python -m experiments.evaluate --workdir=runs/a --num=1000 --repeats=5
+python -m experiments.evaluate --workdir=runs/a --features=pixels,classifier,inception --metrics=frechet,kid,prdc,memorisation
 
-Prints a table beside what real test images score, and writes evaluation.json into the workdir.
+Prints a table and writes evaluation.json into the workdir. --reference takes what experiments.statistics made.
 """
 
 from __future__ import annotations
@@ -15,8 +16,20 @@ from absl import flags
 from experiments import cli
 
 
-def evaluate(trained, dataset, count: int, repeats: int, batch_size: int) -> dict:
-    """Scores of `repeats` sets of `count` images from disjoint seeds: {'sets': [...], 'mean': {...}, 'std': {...}, 'real': {...}}."""
+METRICS = "frechet,kid,prdc,class_accuracy,inception_score"  # what costs little; the rest on request
+TITLES = {
+    "accuracy": "recognised", "frechet": "Frechet", "frechet_low": "Frechet, 95 % from", "frechet_high": "Frechet, 95 % to",
+    "frechet_infinity": "Frechet, infinitely many images", "kid": "KID x 1000", "kid_se": "KID x 1000, standard error",
+    "cmmd": "MMD x 1000, sigma 10", "inception_score": "inception score", "class_accuracy": "read as its class",
+    "nearest_ratio": "nearest training image (1: as held-out)", "copies": "nearer than 99 % of held-out",
+}  # fmt: skip
+
+
+def evaluate(trained, dataset, count: int, repeats: int, batch_size: int, **how) -> dict:
+    """Scores of `repeats` sets of `count` images from disjoint seeds: {'sets': [...], 'mean': {...}, 'std', 'real': the same}.
+
+    how: features, metrics and statistics of judge.against.
+    """
     import numpy as np
 
     from diffusion_jax import experiment
@@ -24,28 +37,51 @@ def evaluate(trained, dataset, count: int, repeats: int, batch_size: int) -> dic
 
     built = trained.experiment
     labels = np.arange(count) % built.num_classes if built.num_classes else np.zeros(0, int)
-    judged = judge.against(dataset.train, labels if built.num_classes else None)
+    judged = judge.against(dataset.train, labels if built.num_classes else None, held_out=dataset.test, **how)
     run, sets = experiment.sample_with(built, trained.params, experiment.plan(built)), []
     for repeat in range(repeats):
         keys = generate.seeds_to_keys(range(repeat * count, (repeat + 1) * count))
         images = generate.generate(run, keys, experiment.cond_for(built, labels), batch_size=min(batch_size, count))
         sets.append(judged(images))
-    over = lambda how: {name: float(how([scores[name] for scores in sets])) for name in sets[0]}  # noqa: E731
+    over = lambda take: {name: float(take([scores[name] for scores in sets])) for name in sets[0]}  # noqa: E731
     return {"sets": sets, "mean": over(np.mean), "std": over(lambda x: np.std(x, ddof=1) if len(x) > 1 else 0.0),
-            "real": judge.on_real(dataset.train, dataset.test)}  # fmt: skip
+            "real": judge.on_real(dataset.train, dataset.test, judged)}  # fmt: skip
 
 
 def report(result: dict) -> str:
-    """The result as a table of two lines."""
+    """The result as a table: a line for each number, samples beside real test images."""
     from diffusion_jax.provenance import markdown_table
 
-    show = {"accuracy": lambda m, s: f"{100 * m:.2f} %" + (f" ± {100 * s:.2f}" if s else ""),
-            "frechet": lambda m, s: f"{m:.3f}" + (f" ± {s:.3f}" if s else "")}  # fmt: skip
-    model = {name: show[name](result["mean"][name], result["std"][name]) for name in result["mean"]}
-    real = {name: show[name](result["real"][name], 0) for name in result["mean"] if name in result["real"]}
-    columns = {"images": "images", "accuracy": "recognised", "frechet": "Frechet (pixels)"}
-    return markdown_table([{"images": "samples"} | model, {"images": "real test images"} | real],
-                          {k: v for k, v in columns.items() if k == "images" or k in model})  # fmt: skip
+    rows = []
+    for name, mean in result["mean"].items():
+        metric, _, extractor = name.partition("/")
+        title = TITLES.get(metric, metric) + ("" if metric == "accuracy" else f" ({extractor or 'pixels'})")
+        cells = {"": title, "samples": _show(metric, mean, result["std"][name])}
+        rows.append(cells | ({"real": _show(metric, result["real"][name])} if name in result["real"] else {}))
+    return markdown_table(rows, {"": "", "samples": "samples", "real": "real test images"})
+
+
+def _show(metric: str, mean: float, std: float = 0.0) -> str:
+    """Fractions that are accuracies in percent, KID in thousandths, the rest as they are."""
+    scale, digits, unit = (100, 2, " %") if "accuracy" in metric else (1000, 3, "") if "kid" in metric else (1, 3, "")
+    return f"{scale * mean:.{digits}f}{unit}" + (f" ± {scale * std:.{digits}f}" if std else "")
+
+
+def reference(path: str, dataset, config, features: str) -> tuple:
+    """(the statistics of a file, the extractors): UserError unless the file is of this data set and of one of the features."""
+    from diffusion_jax.errors import UserError
+    from diffusion_jax.evaluation import judge, statistics
+
+    made = [judge.extractor_for(name.strip(), dataset.train) for name in features.split(",")]
+    if not path:
+        return None, made
+    found = statistics.load(path)
+    extractor = next((e for e in made if e.name == found.of["extractor"]), None)
+    if extractor is None:
+        raise UserError(f"--reference={path} is of the features {found.of['extractor']}; add them to --features={features}")
+    split, count = found.of["split"], found.of["count"]
+    statistics.need(found, path, **statistics.describe(extractor, getattr(dataset, split), config.data.name, split, count))
+    return found, made
 
 
 def main(config) -> None:
@@ -58,15 +94,23 @@ def main(config) -> None:
     nfe = experiment.evaluations(experiment.plan(trained.experiment))
     print(f"{FLAGS.workdir}: step {trained.step}, weights {trained.weights}, {config.sampler.name}, grid {config.sampler.grid}, "
           f"NFE {nfe}, guidance {config.sampler.guidance}; {FLAGS.repeats} x {FLAGS.num} images", file=sys.stderr)  # fmt: skip
-    result = evaluate(trained, experiment.dataset(config), FLAGS.num, FLAGS.repeats, config.sampler.batch_size)
+    dataset = experiment.dataset(config)
+    statistics, features = reference(FLAGS.reference, dataset, config, FLAGS.features)
+    result = evaluate(trained, dataset, FLAGS.num, FLAGS.repeats, config.sampler.batch_size, features=features,
+                      metrics=FLAGS.metrics.split(","), statistics=statistics)  # fmt: skip
     provenance.save_json(Path(FLAGS.workdir) / "evaluation.json", result | {
-        "num": FLAGS.num, "repeats": FLAGS.repeats, "sampler": config.sampler.to_dict(), "evaluations": nfe, "step": trained.step,
-        "weights": trained.weights, "provenance": provenance.provenance(config.to_dict(), config.seed)})  # fmt: skip
+        "features": {extractor.name: {"digest": extractor.digest, "resize": extractor.resize} for extractor in features},
+        "reference": statistics and statistics.of, "num": FLAGS.num, "repeats": FLAGS.repeats, "evaluations": nfe,
+        "sampler": config.sampler.to_dict(), "step": trained.step, "weights": trained.weights,
+        "provenance": provenance.provenance(config.to_dict(), config.seed)})  # fmt: skip
     print(report(result))
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "the folder of a trained model", required=True)
-    flags.DEFINE_integer("num", 1000, "images in each set", lower_bound=2)
+    flags.DEFINE_integer("num", 1000, "images in each set", lower_bound=10)
     flags.DEFINE_integer("repeats", 3, "sets, from disjoint seeds", lower_bound=1)
+    flags.DEFINE_string("features", "pixels", "with commas: pixels, classifier, inception, efficientnet_lite0")
+    flags.DEFINE_string("metrics", METRICS, "with commas; also memorisation, cmmd, frechet_infinity, frechet_interval")
+    flags.DEFINE_string("reference", "", "made by experiments.statistics; instead of the first 10,000 training images")
     cli.launch(main, config="workdir")

@@ -165,7 +165,8 @@ def pickled(value):
 
 def tensor(key, storage, offset, shape, stride):
     kind = Global("torch", storage, None)
-    return Global("torch._utils", "_rebuild_tensor_v2", (Storage(("storage", kind, key, "cpu", 6)), offset, shape, stride, False, {}))
+    args = (Storage(("storage", kind, key, "cpu", 6)), offset, shape, stride, False, {})
+    return Global("torch._utils", "_rebuild_tensor_v2", args)
 
 
 STATE = {"a": {"w": tensor("0", "FloatStorage", 1, (2, 2), (1, 2))}, "b": [tensor("1", "LongStorage", 0, (6,), (1,))], "n": 3}

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
+import scipy.linalg
 import scipy.stats
 
+from diffusion_jax.data.sources import Arrays
 from diffusion_jax.errors import UserError
-from diffusion_jax.evaluation import mmd, points, rows
+from diffusion_jax.evaluation import (
+    classifier, features, frechet, judge, kid, memorisation, mmd, points, prdc, rows, scores, statistics)  # fmt: skip
 
 # ---- points ----
 
@@ -72,3 +80,239 @@ def test_work_over_rows_compiles_once_and_drops_the_filling():
     out = rows.over_rows(double, x, np.float32(1), block=4)
     np.testing.assert_array_equal(out["twice"], 2 * x + 1)
     assert traced == [(4,)]
+
+
+EIGHT = """
+import numpy as np
+from diffusion_jax.evaluation import classifier, kid, mmd, prdc, rows
+rng = np.random.default_rng(0)
+a, b = rng.normal(size=(45, 6)), rng.normal(size=(37, 6)) + 0.4
+images = rng.integers(0, 256, (19, 5, 5, 1), np.uint8)
+hidden, _ = rows.over_rows(classifier.forward, images, classifier.init((5, 5, 1), 3), block=8)
+numbers = [*kid.kid(a, b), mmd.squared_mmd(a, b, sigma=2.0), *prdc.prdc(a, b, k=3), float(np.abs(hidden).sum())]
+print(rows.devices(), *numbers)
+"""
+
+
+def test_eight_devices_give_the_numbers_of_one():
+    root, lines = Path(__file__).parent.parent, []
+    for count in (1, 8):
+        env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}", "JAX_PLATFORMS": "cpu"}
+        done = subprocess.run([sys.executable, "-W", "error", "-c", EIGHT], cwd=root, env=env, capture_output=True, text=True)
+        lines.append(np.array(done.stdout.split(), float)) if done.stdout else pytest.fail(done.stderr)
+    assert lines[0][0] == 1 and lines[1][0] == 8
+    np.testing.assert_allclose(lines[1][1:], lines[0][1:], rtol=1e-4)
+
+
+# ---- KID ----
+
+
+def kid_by_hand(x, y):
+    kernel = lambda a, b: (a @ b.T / a.shape[1] + 1) ** 3  # noqa: E731
+    n, m, xx, yy = len(x), len(y), kernel(x, x), kernel(y, y)
+    return (xx.sum() - xx.trace()) / (n * (n - 1)) + (yy.sum() - yy.trace()) / (m * (m - 1)) - 2 * kernel(x, y).mean()
+
+
+def test_kid_and_its_jackknife_equal_leaving_out_one_by_one():
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(12, 5)) + 0.5, rng.normal(size=(9, 5))
+    found = kid.kid(x, y)
+    np.testing.assert_allclose(found.value, kid_by_hand(x, y), rtol=1e-5)
+    without = [[kid_by_hand(np.delete(x, i, 0), y) for i in range(12)], [kid_by_hand(x, np.delete(y, i, 0)) for i in range(9)]]
+    variance = sum((len(w) - 1) * np.var(w) for w in without)
+    np.testing.assert_allclose(found.standard_error, np.sqrt(variance), rtol=1e-4)
+
+
+def test_kid_is_unbiased_and_its_error_is_the_spread():
+    """Equal laws: zero on average, where the Frechet distance of as few images is far from it. Apart: the error is right."""
+    rng = np.random.default_rng(4)
+    draws = [kid.kid(*rng.normal(size=(2, 40, 8))) for _ in range(60)]
+    values, errors = np.array(draws).T
+    assert abs(values.mean()) < 3 * values.std() / np.sqrt(60) and errors.mean() > 0.8 * values.std()
+    apart = np.array([kid.kid(rng.normal(size=(40, 8)) + 0.7, rng.normal(size=(40, 8))) for _ in range(60)])
+    assert apart[:, 0].min() > 0 and 0.7 < apart[:, 1].mean() / apart[:, 0].std() < 1.4
+
+
+# ---- precision, recall, density, coverage; memorisation ----
+
+
+def prdc_by_hand(fake, real, k):
+    distance = lambda a, b: float(np.sqrt(((a - b) ** 2).sum()))  # noqa: E731
+    radius = lambda i, x: sorted(distance(x[i], other) for j, other in enumerate(x) if j != i)[k - 1]  # noqa: E731
+    of_real, of_fake = ([radius(i, x) for i in range(len(x))] for x in (real, fake))
+    inside = [[distance(f, r) <= of_real[j] for j, r in enumerate(real)] for f in fake]
+    found = [any(distance(r, f) <= of_fake[i] for i, f in enumerate(fake)) for r in real]
+    covered = [any(row[j] for row in inside) for j in range(len(real))]
+    return np.mean([any(row) for row in inside]), np.mean(found), np.sum(inside) / k / len(fake), np.mean(covered)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_prdc_equals_plain_loops(k):
+    rng = np.random.default_rng(5)
+    real, fake = rng.normal(size=(30, 3)) + 20, rng.normal(size=(25, 3)) * 0.5 + 20.6
+    found = prdc.prdc(fake, real, k=k)
+    np.testing.assert_allclose(found, prdc_by_hand(fake, real, k), atol=1e-6)
+    assert 0 < found.recall < 1 and 0 < found.coverage < 1
+
+
+def test_prdc_tells_a_lost_mode_from_bad_images():
+    rng = np.random.default_rng(6)
+    real = np.concatenate([rng.normal(size=(200, 2)), rng.normal(size=(200, 2)) + 20])
+    lost = prdc.prdc(rng.normal(size=(200, 2)), real)
+    bad = prdc.prdc(np.concatenate([rng.normal(size=(150, 2)), rng.normal(size=(150, 2)) + 20, np.full((100, 2), 10.0)]), real)
+    assert lost.precision > 0.9 and 0.4 < lost.recall < 0.6 and 0.4 < lost.coverage < 0.6
+    assert 0.65 < bad.precision < 0.8 and bad.recall > 0.9
+    with pytest.raises(UserError, match="more than 5 images; got 4"):
+        prdc.support(real[:4])
+
+
+def test_copies_of_training_images_are_seen():
+    rng = np.random.default_rng(7)
+    train, held_out, fresh = rng.normal(size=(3, 400, 6))
+    typical = prdc.nearest_distances(held_out, train)
+    np.testing.assert_allclose(typical[:9], np.linalg.norm(held_out[:9, None] - train[None], axis=-1).min(1), rtol=1e-4)
+    honest = memorisation.memorisation(fresh, train, typical)
+    assert 0.9 < honest.ratio < 1.1 and honest.copies < 0.05
+    copied = memorisation.memorisation(np.concatenate([fresh[:100], train[:300] + 1e-3]), train, typical)
+    assert copied.ratio < 0.05 and 0.7 < copied.copies < 0.8
+
+
+# ---- scores ----
+
+
+def test_the_inception_score_of_sure_and_of_undecided_logits():
+    sure = 100 * np.eye(4)[[0, 1, 2, 3, 0, 1, 2, 3]]
+    assert scores.inception_score(sure) == pytest.approx(4)
+    assert scores.inception_score(sure[:1]) == scores.inception_score(np.zeros((5, 4))) == pytest.approx(1)
+    # two equally likely answers, one of them shared: KL by hand
+    p = np.array([[0.5, 0.5, 0.0], [0.0, 0.5, 0.5]])
+    expected = np.exp(0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.5))
+    assert scores.inception_score(np.log(p + 1e-12)) == pytest.approx(expected)
+    assert scores.class_accuracy(sure, [0, 1, 2, 0, 0, 1, 0, 0]) == 5 / 8
+
+
+# ---- the Frechet distance of an infinite sample, and its interval ----
+
+
+def test_the_extrapolation_removes_most_of_the_bias_and_the_interval_holds_the_estimate():
+    """Two laws |m|^2 = 1 apart, of equal covariance: the distance is exactly 1."""
+    rng = np.random.default_rng(8)
+    reference = frechet.Moments(10**6, np.zeros(20), np.eye(20))
+    draws = rng.normal(size=(60, 400, 20)) + np.sqrt(1 / 20)
+    plain = np.array([frechet.frechet_distance(frechet.moments(x), reference) for x in draws])
+    found = np.array([frechet.infinity(x, reference) for x in draws[:30]])
+    assert plain.mean() > 1.12 and abs(found[:, 0].mean() - 1) < 0.03 and found[:, 1].max() < 0.2
+    low, high = frechet.interval(draws[0], reference, resamples=60)
+    assert low < plain[0] < high and 0.6 < (high - low) / (2 * 1.96 * plain.std()) < 1.6
+
+
+@pytest.mark.parametrize("count", [10, 90])
+def test_the_quick_distance_is_the_exact_one(count):
+    """On both sides: fewer images than features, and more."""
+    rng = np.random.default_rng(9)
+    features, other = rng.normal(size=(count, 30)) @ rng.normal(size=(30, 30)), rng.normal(size=(50, 30))
+    reference = frechet.moments(other)
+    exact = frechet.frechet_distance(frechet.moments(features), reference)
+    np.testing.assert_allclose(frechet._quick(features, reference, frechet._sqrt(reference.cov)), exact, rtol=1e-6)
+
+
+def test_the_frechet_distance_of_2000_images_equals_scipys():
+    """Random features of real digits: 2,000 vectors of width 128, correlated as a network's are, against scipy's sqrtm."""
+    from sklearn.datasets import load_digits
+
+    pixels = load_digits().images.reshape(-1, 64) / 16
+    rng = np.random.default_rng(10)
+    hidden = np.maximum(np.concatenate([pixels, pixels[:203, ::-1]]) @ rng.normal(size=(64, 128)), 0)  # (2000, 128)
+    hidden += 0.01 * rng.normal(size=hidden.shape)  # scipy's root wants full rank
+    a, b = hidden[::2], hidden[1::2] * 1.1
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    root = scipy.linalg.sqrtm(cov_a @ cov_b).real
+    expected = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(cov_a + cov_b - 2 * root)
+    np.testing.assert_allclose(frechet.frechet_distance(frechet.moments(a), frechet.moments(b)), expected, rtol=1e-4)
+
+
+# ---- reference statistics ----
+
+
+def test_statistics_are_of_something_and_refused_for_anything_else(tmp_path):
+    rng = np.random.default_rng(11)
+    images = rng.integers(0, 256, (2500, 3, 3, 1), np.uint8)
+    extractor, path = features.extractor("pixels"), tmp_path / "reference.npz"
+    made = statistics.compute(extractor, Arrays(images), "noise", "train")
+    np.testing.assert_allclose(made.moments.cov, np.cov(images.reshape(2500, 9) / 255, rowvar=False), atol=1e-8)
+    assert (made.moments.count, made.of["count"], made.of["image_shape"]) == (2500, 2500, [3, 3, 1])
+    statistics.save(path, made)
+    read = statistics.load(path)
+    np.testing.assert_array_equal(read.moments.cov, made.moments.cov)
+    assert read.of == made.of
+    statistics.need(read, path, **statistics.describe(extractor, Arrays(images), "noise", "train"))
+    others = {
+        "digest": statistics.describe(extractor._replace(digest="classifier-2"), Arrays(images), "noise", "train"),
+        "resize": statistics.describe(extractor._replace(resize="bicubic"), Arrays(images), "noise", "train"),
+        "data": statistics.describe(extractor, Arrays(images), "digits", "train"),
+        "split": statistics.describe(extractor, Arrays(images), "noise", "test"),
+        "data_digest": statistics.describe(extractor, Arrays(images[::-1]), "noise", "train"),
+        "image_shape": statistics.describe(extractor, Arrays(images[:, :2]), "noise", "train"),
+        "count": statistics.describe(extractor, Arrays(images[:2000]), "noise", "train"),
+    }
+    for key, of in others.items():
+        with pytest.raises(UserError, match=f"^.*reference.npz' holds statistics of another {key} .*$"):
+            statistics.need(read, path, **of)
+
+
+def test_statistics_that_were_changed_or_are_none_are_refused(tmp_path):
+    made = statistics.Statistics(frechet.moments(np.random.default_rng(0).normal(size=(9, 3))), {"extractor": "pixels"})
+    statistics.save(tmp_path / "good.npz", made)
+    with np.load(tmp_path / "good.npz") as file:
+        arrays = dict(file)
+    np.savez(tmp_path / "changed.npz", **arrays | {"mean": arrays["mean"] + 1})
+    np.savez(tmp_path / "other.npz", images=np.zeros(3))
+    for name, said in {"changed": "contents do not match", "other": "holds no statistics", "absent": "there is no"}.items():
+        with pytest.raises(UserError, match=said):
+            statistics.load(tmp_path / f"{name}.npz")
+
+
+# ---- the judge ----
+
+
+@pytest.fixture(scope="module")
+def splits():
+    """Bright above or bright below: two classes."""
+    rng = np.random.default_rng(12)
+
+    def draw(count):
+        labels = np.arange(count) % 2
+        images = rng.integers(0, 160, (count, 6, 6, 1), np.uint8)
+        images[labels == 1, :3] += 60
+        images[labels == 0, 3:] += 60
+        return Arrays(images, labels)
+
+    return draw(300), draw(100)
+
+
+def test_the_judge_gives_two_numbers_by_default_and_all_on_request(splits, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(classifier, "_train", lambda images, labels, seen: classifier.init(images.shape[1:], 2))
+    train, test = splits
+    images, labels = test.columns["image"], test.columns["label"]
+    plain = judge.against(train, labels)(images)
+    assert plain.keys() == {"accuracy", "frechet"} and plain == judge.on_real(train, test)
+    everything = judge.against(train, labels, metrics=tuple(judge.METRICS), held_out=test)
+    found = everything(images)
+    assert found.keys() == {"accuracy", "frechet", "frechet_infinity", "frechet_low", "frechet_high", "kid", "kid_se", "cmmd",
+                            "precision", "recall", "density", "coverage", "nearest_ratio", "copies"}  # fmt: skip
+    read = judge.against(train, labels, features=("classifier",), metrics=("frechet", "class_accuracy", "inception_score"))
+    assert read(images).keys() == {"accuracy", *(f"{n}/classifier" for n in ("frechet", "class_accuracy", "inception_score"))}
+    assert found["frechet"] == plain["frechet"] and found["nearest_ratio"] == 1
+    worse = everything(np.roll(images, 3, 1))  # every image shows the other class: the law is the same, the labels are not
+    assert worse["accuracy"] < 0.1 < 0.9 < found["accuracy"] and worse["frechet"] < 2 * found["frechet"]
+    with pytest.raises(UserError, match="did you mean 'frechet'"):
+        judge.against(train, None, metrics=("frechte",))
+
+
+def test_the_judge_takes_statistics_instead_of_images(splits):
+    train, test = splits
+    images = test.columns["image"]
+    made = statistics.compute(features.extractor("pixels"), train, "bars", "train")
+    found = judge.against(train, None, statistics=made)(images)["frechet"]
+    np.testing.assert_allclose(found, judge.against(train, None)(images)["frechet"], rtol=1e-9)

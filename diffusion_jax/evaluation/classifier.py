@@ -40,7 +40,11 @@ class Classifier(NamedTuple):
 
 
 def fit(
-    images: np.ndarray, labels: np.ndarray, *, cache_dir: str | os.PathLike | None = "~/.cache/diffusion_jax", seen: int = IMAGES
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    cache_dir: str | os.PathLike | None = "~/.cache/diffusion_jax",
+    seen: int = IMAGES,
 ) -> Classifier:
     """The classifier of uint8 images (N, H, W, C) and labels (N,), trained, or read from cache_dir (None: not kept).
 
@@ -69,8 +73,8 @@ def forward(images: Array, params: Params) -> tuple[Array, Array]:
     if (height, width) != x.shape[1:3]:
         x = jax.image.resize(x, (len(x), height, width, x.shape[-1]), "bilinear")
     for i in range(len(WIDTHS)):
-        stride = (1 + i % 2,) * 2
-        x = jax.lax.conv_general_dilated(x, params[f"conv{i}.kernel"], stride, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        kernel, stride, layout = params[f"conv{i}.kernel"], (1 + i % 2,) * 2, ("NHWC", "HWIO", "NHWC")
+        x = jax.lax.conv_general_dilated(x, kernel, stride, "SAME", dimension_numbers=layout)
         x = jax.nn.relu(x + params[f"conv{i}.bias"])
     features = jax.nn.relu(x.reshape(len(x), -1) @ params["hidden.kernel"] + params["hidden.bias"])
     return features, features @ params["logits.kernel"] + params["logits.bias"]

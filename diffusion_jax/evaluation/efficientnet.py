@@ -26,7 +26,7 @@ def convert(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 @jax.jit
 def forward(images: Array, params: Params) -> tuple[Array, Array]:
-    """uint8 (B, H, W, 3) -> features (B, 1280), logits (B, 1000), float32. Pixels (u - 127) / 128, the whole picture resized."""
+    """uint8 (B, H, W, 3) -> features (B, 1280), logits (B, 1000), float32. The whole picture is resized; (u - 127) / 128."""
     x = jax.image.resize(images.astype(jnp.float32), (len(images), SIZE, SIZE, 3), "bilinear")
     return network((x - 127) / 128, params)
 

@@ -65,7 +65,7 @@ def _pixels(images, labels) -> Extractor:
 
 def _classifier(images, labels) -> Extractor:
     if images is None or labels is None:
-        raise UserError("features=classifier needs a data set with labels to train on; use pixels, inception or efficientnet_lite0")
+        raise UserError("features=classifier needs a data set with labels; use pixels, inception or efficientnet_lite0")
     trained = classifier.fit(images, labels)
     outputs = functools.partial(_network, classifier.forward, trained.params, 512, images.shape[-1])
     return Extractor("classifier", f"classifier-{trained.digest}", classifier.RESIZE, outputs, trained.classes)

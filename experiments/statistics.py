@@ -1,0 +1,41 @@
+"""Reference statistics of a data set: mean and covariance of its features, in a file that says what they are of.
+
+python -m experiments.statistics --config=configs/digits.py --features=classifier --out=digits.npz
+python -m experiments.statistics --workdir=runs/a --features=inception --out=reference.npz
+
+experiments.evaluate takes the file with --reference and refuses it for another extractor, data set, size or resize.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from absl import flags
+
+from experiments import cli
+
+
+def main(config) -> None:
+    from diffusion_jax import experiment
+    from diffusion_jax.errors import UserError, unknown
+    from diffusion_jax.evaluation import judge, statistics
+
+    FLAGS = flags.FLAGS
+    if FLAGS.split not in ("train", "test"):
+        raise unknown("split", FLAGS.split, ("train", "test"))
+    dataset = experiment.dataset(config)
+    if len(dataset.image_shape) != 3:
+        raise UserError(f"data.name={config.data.name} is a set of points; statistics are of images")
+    extractor = judge.extractor_for(FLAGS.features, dataset.train)
+    found = statistics.compute(extractor, getattr(dataset, FLAGS.split), config.data.name, FLAGS.split, FLAGS.num or None)
+    statistics.save(FLAGS.out, found)
+    print(f"{FLAGS.out}: " + ", ".join(f"{key} {value}" for key, value in found.of.items()))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "the folder of a trained model, for its data (instead of --config=FILE.py)")
+    flags.DEFINE_string("features", "pixels", "pixels, classifier, inception or efficientnet_lite0")
+    flags.DEFINE_string("split", "train", "train or test")
+    flags.DEFINE_integer("num", 0, "the split's first images alone; 0: all", lower_bound=0)
+    flags.DEFINE_string("out", None, "the .npz to write", required=True)
+    cli.launch(main, config="workdir" if any(arg.lstrip("-").startswith("workdir=") for arg in sys.argv) else "file")
