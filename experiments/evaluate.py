@@ -87,17 +87,19 @@ def reference(path: str, dataset, config, features: str) -> tuple:
 def main(config) -> None:
     from diffusion_jax import experiment, provenance
     from diffusion_jax import workdir as folder
+    from diffusion_jax.evaluation import judge
 
     FLAGS = flags.FLAGS
-    trained = folder.load(FLAGS.workdir, config)
+    trained, metrics = folder.load(FLAGS.workdir, config), FLAGS.metrics.split(",")
     experiment.need_images(trained.experiment)
+    judge.named(metrics)  # mistakes are told before anything takes long
+    dataset = experiment.dataset(config)
+    statistics, features = reference(FLAGS.reference, dataset, config, FLAGS.features)
     nfe = experiment.evaluations(experiment.plan(trained.experiment))
     print(f"{FLAGS.workdir}: step {trained.step}, weights {trained.weights}, {config.sampler.name}, grid {config.sampler.grid}, "
           f"NFE {nfe}, guidance {config.sampler.guidance}; {FLAGS.repeats} x {FLAGS.num} images", file=sys.stderr)  # fmt: skip
-    dataset = experiment.dataset(config)
-    statistics, features = reference(FLAGS.reference, dataset, config, FLAGS.features)
-    result = evaluate(trained, dataset, FLAGS.num, FLAGS.repeats, config.sampler.batch_size, features=features,
-                      metrics=FLAGS.metrics.split(","), statistics=statistics)  # fmt: skip
+    result = evaluate(trained, dataset, FLAGS.num, FLAGS.repeats, config.sampler.batch_size, features=features, metrics=metrics,
+                      statistics=statistics)  # fmt: skip
     provenance.save_json(Path(FLAGS.workdir) / "evaluation.json", result | {
         "features": {extractor.name: {"digest": extractor.digest, "resize": extractor.resize} for extractor in features},
         "reference": statistics and statistics.of, "num": FLAGS.num, "repeats": FLAGS.repeats, "evaluations": nfe,

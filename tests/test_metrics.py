@@ -316,3 +316,39 @@ def test_the_judge_takes_statistics_instead_of_images(splits):
     made = statistics.compute(features.extractor("pixels"), train, "bars", "train")
     found = judge.against(train, None, statistics=made)(images)["frechet"]
     np.testing.assert_allclose(found, judge.against(train, None)(images)["frechet"], rtol=1e-9)
+
+
+# ---- the commands ----
+
+
+def test_statistics_are_made_by_one_command_and_evaluation_refuses_others(tmp_path):
+    from configs import digits
+    from diffusion_jax import experiment
+    from experiments import evaluate
+
+    path = tmp_path / "digits.npz"
+    data_dir = f"--config.data.data_dir={tmp_path}"
+    command = [sys.executable, "-m", "experiments.statistics", "--config=configs/digits.py:vp", data_dir, "--split=test"]
+    done = subprocess.run([*command, f"--out={path}"], cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    assert done.returncode == 0 and "data digits, split test, image_shape [8, 8, 1], count 297" in done.stdout, done.stderr
+    config = digits.get_config("vp")
+    config.data.data_dir = str(tmp_path)
+    dataset = experiment.dataset(config)
+    found, extractors = evaluate.reference(str(path), dataset, config, "pixels")
+    real = np.stack([dataset.test[i]["image"] for i in range(297)]).reshape(297, 64) / 255
+    np.testing.assert_allclose(found.moments.mean, real.mean(0), atol=1e-6)
+    assert [extractor.name for extractor in extractors] == ["pixels"]
+    config.data.image_size = 16
+    with pytest.raises(UserError, match=r"another image_shape \(\[8, 8, 1\], here \[16, 16, 1\]\)"):
+        evaluate.reference(str(path), experiment.dataset(config), config, "pixels")
+
+
+def test_the_report_names_every_number_and_its_features():
+    from experiments import evaluate
+
+    mean = {"accuracy": 0.9876, "frechet": 0.1, "kid/inception": 0.002, "coverage": 0.5}
+    result = {"mean": mean, "std": dict.fromkeys(mean, 0.001), "real": {"accuracy": 0.99, "frechet": 0.05}}
+    lines = evaluate.report(result).splitlines()
+    assert lines[0] == "|  | samples | real test images |"
+    assert lines[2:] == ["| recognised | 98.76 % ± 0.10 | 99.00 % |", "| Frechet (pixels) | 0.100 ± 0.001 | 0.050 |",
+                         "| KID x 1000 (inception) | 2.000 ± 1.000 | - |", "| coverage (pixels) | 0.500 ± 0.001 | - |"]  # fmt: skip

@@ -19,6 +19,7 @@ import numpy as np
 import optax
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.evaluation import rows
 from diffusion_jax.evaluation.progress import progress
 from diffusion_jax.provenance import atomic_path
 from diffusion_jax.types import Array
@@ -27,7 +28,8 @@ SIZE = 32  # larger pictures are first brought down to this
 RESIZE = f"none to {SIZE}, above it bilinear, antialiased"
 WIDTHS, FEATURES = (16, 32, 64, 64), 128  # every second convolution halves the map
 IMAGES, BATCH, RATE, DECAY = 120_000, 128, 2e-3, 0.02  # images seen in all, at most 100 times each
-VERSION = 1  # of what this file computes
+SCALED_BY = 2000  # training images that give the features their scale
+VERSION = 2  # of what this file computes
 Params = dict[str, Array]
 
 
@@ -67,7 +69,7 @@ def fit(
 
 @jax.jit
 def forward(images: Array, params: Params) -> tuple[Array, Array]:
-    """uint8 (B, H, W, C) -> features (B, 128), the last hidden layer after its ReLU; logits (B, K). float32."""
+    """uint8 (B, H, W, C) -> features (B, 128), the last hidden layer, of mean square 1; logits (B, K). float32."""
     x = images.astype(jnp.float32) / 127.5 - 1
     height, width = (min(size, SIZE) for size in x.shape[1:3])
     if (height, width) != x.shape[1:3]:
@@ -111,7 +113,15 @@ def _train(images: np.ndarray, labels: np.ndarray, seen: int) -> Params:
             if i % 20 == 19 or i == steps - 1:
                 jax.block_until_ready(params)
                 advance(BATCH * (i % 20 + 1))
-    return jax.device_get(params)
+    return _unit_features(jax.device_get(params), images[:SCALED_BY])
+
+
+def _unit_features(params: dict[str, np.ndarray], images: np.ndarray) -> dict[str, np.ndarray]:
+    """The same classifier with features of mean square 1: the kernels of KID and MMD have a scale, ReLU has none."""
+    features, _ = rows.over_rows(forward, images, params, block=512)
+    scale = np.sqrt(np.mean(np.square(features, dtype=np.float64))).astype(np.float32)
+    factors = {"hidden.kernel": 1 / scale, "hidden.bias": 1 / scale, "logits.kernel": scale}
+    return {name: value * factors.get(name, np.float32(1)) for name, value in params.items()}
 
 
 def _step(tx, params, state, images, labels, shifts):

@@ -134,10 +134,7 @@ def against(
     there are none. held_out: the test split, for memorisation. statistics: instead of the moments of the training images, for
     the extractor that they name. UserError for unknown names.
     """
-    for name in metrics:
-        if name not in METRICS:
-            raise unknown("metric", name, METRICS)
-    chosen, asked = [METRICS[name] for name in metrics], labels
+    chosen, asked = named(metrics), labels
     everything = data.arrays(train) if labels is not None else {}
     recognise = recognition.recognizer(everything["image"], everything["label"]) if labels is not None else None
     prepared = []
@@ -162,6 +159,14 @@ def on_real(train: Source, test: Source, judge: Judge | None = None) -> Scores:
     """The same numbers for the real test split: what a perfect model would score. judge: one made before."""
     held_out = data.arrays(test, limit=REFERENCE)
     return (judge or against(train, held_out.get("label")))(held_out["image"], held_out.get("label"))
+
+
+def named(metrics: Sequence[str]) -> list[Metric]:
+    """The metrics of these names; UserError for one that is none."""
+    for name in metrics:
+        if name not in METRICS:
+            raise unknown("metric", name, METRICS)
+    return [METRICS[name] for name in metrics]
 
 
 def extractor_for(feature: str | extractors.Extractor, train: Source) -> extractors.Extractor:
