@@ -3,7 +3,8 @@
 python -m experiments.statistics --config=configs/digits.py --features=classifier --out=digits.npz
 python -m experiments.statistics --workdir=runs/a --features=inception --out=reference.npz
 
-experiments.evaluate takes the file with --reference and refuses it for another extractor, data set, size or resize.
+The same command goes on where it was interrupted. experiments.evaluate takes the file with --reference and refuses it for
+another extractor, data set, size or resize.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def main(config) -> None:
     if len(dataset.image_shape) != 3:
         raise UserError(f"data.name={config.data.name} is a set of points; statistics are of images")
     extractor = judge.extractor_for(FLAGS.features, dataset.train)
-    found = statistics.compute(extractor, getattr(dataset, FLAGS.split), config.data.name, FLAGS.split, FLAGS.num or None)
+    found = statistics.compute(extractor, getattr(dataset, FLAGS.split), config.data.name, FLAGS.split, FLAGS.num or None,
+                               partial=FLAGS.out + ".partial.npz")  # fmt: skip
     statistics.save(FLAGS.out, found)
     print(f"{FLAGS.out}: " + ", ".join(f"{key} {value}" for key, value in found.of.items()))
 

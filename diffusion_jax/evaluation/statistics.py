@@ -6,10 +6,12 @@ file holds all of it under a hash, and is refused for anything else.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +23,7 @@ from diffusion_jax.evaluation.features import Extractor
 from diffusion_jax.evaluation.progress import progress
 from diffusion_jax.provenance import atomic_path, canonical_json
 
-BATCH, PROBE = 1024, 1000  # images read at a time; images hashed
+BATCH, PROBE = 256, 1000  # images read at a time; images hashed
 REMEDY = "make it anew with experiments.statistics"
 
 
@@ -43,20 +45,44 @@ def describe(extractor: Extractor, source: Source, data: str, split: str, limit:
     }  # fmt: skip
 
 
-def compute(extractor: Extractor, source: Source, data: str, split: str, limit: int | None = None) -> Statistics:
-    """Mean and covariance of a split's features (its first `limit`), read in batches, with progress."""
-    of = describe(extractor, source, data, split, limit)
-    return Statistics(frechet.stream(_features(extractor, source, of["count"])), of)
+def compute(
+    extractor: Extractor,
+    source: Source,
+    data: str,
+    split: str,
+    limit: int | None = None,
+    *,
+    partial: str | os.PathLike | None = None,
+    save_every: float = 60.0,
+) -> Statistics:
+    """Mean and covariance of a split's features (its first `limit`), read in batches, with progress.
+
+    partial: a file where the moments so far are kept every `save_every` seconds; a pass that was interrupted goes on there.
+    """
+    of, saved = describe(extractor, source, data, split, limit), time.monotonic()
+    count, moments = of["count"], _so_far(partial, of)
+    batch, done = min(BATCH, count), moments.count if moments else 0
+    with progress(count - done, f"{extractor.name} features") as advance:
+        for start in range(done, count, batch):
+            first = min(start, count - batch)  # full batches, the last one reaching back: one compiled shape
+            fresh = frechet.moments(extractor.features(source.rows(np.arange(first, first + batch))["image"])[start - first :])
+            moments = frechet.merge(moments, fresh) if moments else fresh
+            advance(fresh.count)
+            if partial is not None and time.monotonic() - saved > save_every:
+                save(partial, Statistics(moments, of))
+                saved = time.monotonic()
+    if partial is not None:
+        Path(partial).unlink(missing_ok=True)
+    return Statistics(moments, of)
 
 
-def _features(extractor: Extractor, source: Source, count: int) -> Iterator[np.ndarray]:
-    batch = min(BATCH, count)
-    with progress(count, f"{extractor.name} features") as advance:
-        for start in range(0, count, batch):
-            # full batches, the last one reaching back: one compiled shape
-            first = min(start, count - batch)
-            yield extractor.features(source.rows(np.arange(first, first + batch))["image"])[start - first :]
-            advance(first + batch - start)
+def _so_far(partial: str | os.PathLike | None, of: dict[str, Any]) -> frechet.Moments | None:
+    """What an interrupted pass over the same images left, if anything."""
+    if partial is None or not Path(partial).exists():
+        return None
+    with contextlib.suppress(UserError):
+        kept = load(partial)
+        return kept.moments if kept.of == of else None
 
 
 def save(path: str | os.PathLike, statistics: Statistics) -> None:
