@@ -273,6 +273,8 @@ def test_an_interrupted_pass_goes_on_where_it_was(tmp_path):
     extractor = features.extractor("pixels")._replace(outputs=lambda images: outputs(images, stop=True))
     with pytest.raises(KeyboardInterrupt):
         statistics.compute(extractor, Arrays(images), "noise", "train", partial=partial, save_every=0)
+    with pytest.raises(UserError, match="is unfinished"):
+        statistics.need(statistics.load(partial), partial)
     extractor = extractor._replace(outputs=outputs)
     made = statistics.compute(extractor, Arrays(images), "noise", "train", partial=partial, save_every=0)
     assert seen == [256] * 4 and made.moments.count == 1000 and not list(tmp_path.iterdir())

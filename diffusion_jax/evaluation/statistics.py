@@ -111,6 +111,8 @@ def load(path: str | os.PathLike) -> Statistics:
 
 def need(statistics: Statistics, path: str | os.PathLike, **expected: Any) -> None:
     """UserError, naming the first difference, unless the statistics are of exactly this (entries of `describe`)."""
+    if statistics.moments.count != statistics.of.get("count"):
+        raise UserError(f"'{path}' is unfinished; run the same experiments.statistics again, which goes on there")
     for key, value in expected.items():
         if statistics.of.get(key) != value:
             raise UserError(
