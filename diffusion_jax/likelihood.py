@@ -30,7 +30,7 @@ from diffusion_jax.objectives.elbo import BIT, log_bin, log_mean_exp
 from diffusion_jax.processes import gaussian
 from diffusion_jax.types import Array, Cond, Denoise, Key, Process
 
-EXACT_DIMENSIONS = 64  # up to here the default trace is exact: D derivatives where Hutchinson takes one a probe
+EXACT_DIMENSIONS = 32  # up to here the default trace is exact: D derivatives where Hutchinson takes one a probe
 ADAPTIVE = {"tsit5": "Tsit5", "dopri5": "Dopri5", "dopri8": "Dopri8"}  # diffrax's names
 FIXED = {"euler": 1, "heun": 2, "rk4": 4}  # evaluations a step
 CHUNK = 64  # derivatives at once, which bounds the memory of an exact trace

@@ -1,0 +1,256 @@
+"""Likelihood by the probability flow against closed forms, under every kind of process; bits per dimension; the command."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from families import PROCESSES
+from jax.experimental import io_callback
+from numpy.testing import assert_allclose
+from scipy.stats import norm
+
+from diffusion_jax import guidance, likelihood, targets
+from diffusion_jax.errors import UserError
+from diffusion_jax.processes import gaussian, schedules
+
+ROOT = Path(__file__).parent.parent
+MIXTURE = targets.mixture([0.6, 0.4], [[0.8, -0.3, 0.1], [-0.5, 0.6, 0.0]], [[0.3, 0.2, 0.5], [0.15, 0.4, 0.1]])
+ROOT_OF_C = np.array([[0.5, 0.0, 0.0], [0.4, 0.3, 0.0], [-0.3, 0.2, 0.1]], np.float32)
+NORMAL = targets.gaussian(jnp.array([0.5, -0.3, 0.2]), jnp.asarray(ROOT_OF_C @ ROOT_OF_C.T))
+LAWS = {"mixture": (MIXTURE, targets.denoise_mixture, targets.log_density_mixture, targets.draw_mixture),
+        "gaussian": (NORMAL, targets.denoise_gaussian, targets.log_density_gaussian, targets.draw_gaussian)}  # fmt: skip
+CASES = [("VP", "mixture"), ("SubVP", "gaussian"), ("VE", "mixture"), ("EDM", "gaussian"), ("RectifiedFlow", "mixture"),
+         ("DDPM_linear", "mixture"), ("VP", "gaussian")]  # fmt: skip
+
+
+@functools.cache
+def solved(name, law, solver=None, trace=None, count=32):
+    target, denoise, _, draw = LAWS[law]
+    process, x = PROCESSES[name], draw(target, jax.random.key(1), count)
+    found = jax.jit(lambda x: likelihood.log_likelihood(process, denoise(target, process), x, jax.random.key(0), solver=solver, trace=trace))(x)
+    return process, x, found
+
+
+def truth(process, law, x, t):
+    target, _, log_density, _ = LAWS[law]
+    return np.asarray(log_density(target, process, x, t))
+
+
+@pytest.mark.parametrize("name, law", CASES)
+def test_adaptive_is_the_closed_form(name, law):
+    """To 1e-3 nats a dimension at every point, given the true density at the noise end; with the prior instead, on average."""
+    process, x, found = solved(name, law)
+    change = truth(process, law, x, process.t_min) - truth(process, law, found.latent, process.t_max)
+    assert_allclose(found.change / 3, change / 3, atol=1e-3)
+    assert_allclose(np.mean(found.logp - truth(process, law, x, process.t_min)) / 3, 0, atol=1e-3)
+    assert_allclose(found.logp, found.prior + found.change, rtol=1e-6)
+    assert_allclose(found.prior, norm.logpdf(found.latent, 0, gaussian.prior_scale(process)).sum(1), rtol=1e-4)
+    assert np.all((found.nfe > 50) & (found.nfe < 250))
+
+
+@pytest.mark.parametrize("method, steps, tolerance", [("rk4", 48, 1e-3), ("heun", 128, 5e-3)])
+def test_fixed_steps_agree(method, steps, tolerance):
+    process, x, found = solved("VP", "gaussian", likelihood.fixed(method, steps))
+    assert_allclose(found.logp / 3, solved("VP", "gaussian")[2].logp / 3, atol=tolerance)
+    assert_allclose(found.latent, targets.flow(NORMAL, process, x, process.t_min, process.t_max), atol=0.01)
+    assert np.all(found.nfe == steps * {"rk4": 4, "heun": 2}[method])
+
+
+def test_one_model_has_one_likelihood_under_every_process_with_its_ends():
+    """The same data law between the same log-SNRs, as VP and as a flow: not a float more than rounding apart, and the same steps."""
+    flow = schedules.RectifiedFlow(t_min=0.01, t_max=0.99)
+    ends = [float(gaussian.time_of_logsnr(schedules.VP(t_min=0.0), gaussian.logsnr(flow, jnp.float32(t)))) for t in (0.01, 0.99)]
+    vp, x = schedules.VP(t_min=ends[0], t_max=ends[1]), jnp.array([[0.4, -0.2, 0.1], [0.0, 0.3, -0.1]])
+    found = []
+    for process in (flow, vp):
+        x_start = x * jnp.hypot(process.alpha(process.t_min), process.sigma(process.t_min))  # the same point of the unit frame
+        run = jax.jit(lambda y, p=process: likelihood.log_likelihood(
+            p, targets.denoise_gaussian(NORMAL, p), y, jax.random.key(0), solver=likelihood.fixed("rk4", 32)))  # fmt: skip
+        r = jnp.hypot(process.alpha(process.t_min), process.sigma(process.t_min))
+        found.append(run(x_start).change + 3 * jnp.log(r) - 3 * jnp.log(jnp.hypot(process.alpha(process.t_max), process.sigma(process.t_max))))
+    assert_allclose(*found, rtol=2e-4)
+
+
+def test_hutchinson_is_unbiased_and_a_full_basis_of_probes_is_exact():
+    solver = likelihood.fixed("rk4", 48)
+    exact = np.asarray(solved("VP", "gaussian", solver, count=512)[2].logp)
+    errors = {}
+    for law, k in (("rademacher", 1), ("gaussian", 1), ("gaussian", 8)):
+        error = np.asarray(solved("VP", "gaussian", solver, likelihood.hutchinson(k, law), 512)[2].logp) - exact
+        assert abs(error.mean()) < 4 * error.std() / np.sqrt(512), (law, k)
+        errors[law, k] = error.std()
+    assert 0 < errors["rademacher", 1] < errors["gaussian", 1]
+    assert 2.2 < errors["gaussian", 1] / errors["gaussian", 8] < 3.6  # sqrt(8)
+    rotation = jnp.asarray(np.linalg.qr(np.random.default_rng(0).standard_normal((3, 3)))[0], "float32")
+    basis = solved("VP", "gaussian", solver, lambda key, x: rotation, 512)[2].logp
+    assert_allclose(basis, exact, atol=1e-3)
+
+
+def test_an_image_has_its_value_at_any_batch_size_and_one_trace_serves_all():
+    process, (target, denoise, _, draw) = PROCESSES["VP"], LAWS["mixture"]
+    x, keys = draw(target, jax.random.key(1), 8), jax.random.split(jax.random.key(0), 8)
+
+    @jax.jit
+    @chex.assert_max_traces(n=2)
+    def run(x, keys):
+        return likelihood.log_likelihood(process, denoise(target, process), x, keys, trace=likelihood.hutchinson(2))
+
+    whole, again, part = run(x, keys), run(x + 0, keys), run(x[5:], keys[5:])
+    assert_allclose(whole.logp, again.logp, rtol=0)
+    assert_allclose(whole.logp[5:], part.logp, atol=1e-4)
+    assert np.array_equal(whole.nfe[5:], part.nfe) and len(set(whole.nfe.tolist())) > 1
+
+
+def test_nfe_is_what_was_evaluated():
+    for method in likelihood.ADAPTIVE:
+        seen = []
+
+        def field(u, y):
+            return -u * y + io_callback(lambda u: seen.append(u) or np.float32(0), jax.ShapeDtypeStruct((), jnp.float32), u)  # noqa: B023
+
+        y, nfe = likelihood.adaptive(method, 1e-4, 1e-4)(field, jnp.array([0.3, 0.2]), 0.0, 2.0)
+        jax.effects_barrier()
+        assert len(seen) == nfe
+        assert_allclose(y, np.array([0.3, 0.2]) * np.exp(-2), rtol=1e-3)
+
+
+def test_conditions_guidance_and_image_shapes():
+    """Class k is N(k, 0.25): each image is judged by its own; guidance 1 changes nothing, guidance 0 is the null class."""
+    process, x = schedules.VP(), jnp.stack([jnp.full((2, 1, 1), 0.3), jnp.full((2, 1, 1), 1.3)])
+
+    def denoise(x_t, t, cond):
+        mean = cond["label"].astype(x_t.dtype)[:, None, None, None]
+        centred = x_t - process.alpha(t).reshape(-1, 1, 1, 1) * mean
+        alpha, sigma = (f(t).reshape(-1, 1, 1, 1) for f in (process.alpha, process.sigma))
+        return gaussian.from_x0(process, x_t, mean + alpha * 0.25 / (alpha**2 * 0.25 + sigma**2) * centred, t)
+
+    null = lambda cond: {"label": jnp.zeros_like(cond["label"])}  # noqa: E731
+    run = jax.jit(lambda x, labels, scale: likelihood.log_likelihood(
+        process, guidance.cfg(denoise, scale, null), x, jax.random.key(0), {"label": labels}, solver=likelihood.fixed("rk4", 24)))  # fmt: skip
+    own, unconditional = (run(x, jnp.array([0, 1]), scale) for scale in (1.0, 0.0))
+    expected = 2 * norm.logpdf(0.3, 0, np.sqrt(0.25))
+    assert own.latent.shape == x.shape
+    assert_allclose(own.logp, expected, atol=0.02)  # the prior knows nothing of the mean, alpha(1) = 0.0066
+    assert_allclose(unconditional.logp[0], own.logp[0], atol=1e-4)
+    assert_allclose(unconditional.logp[1], 2 * norm.logpdf(1.3, 0, np.sqrt(0.25)), atol=0.03)
+
+
+# ---- bits per dimension -----------------------------------------------------------------------------------------------------
+
+MEAN, STD = 0.1, 0.3
+
+
+@pytest.mark.parametrize("dequantize, t_min", [("uniform", 1e-4), ("process", 6e-3), ("process", 2e-4)])
+def test_bits_of_quantised_gaussian_data_are_its_entropy_rate(dequantize, t_min):
+    """-log2 of each bin's own probability, by scipy. sigma(t_min) is 0.4, 4 and 0.6 bins."""
+    process = schedules.VP(t_min=t_min)
+    x = MEAN + STD * jax.random.normal(jax.random.key(0), (512, 4))
+    x0 = jnp.clip(jnp.round((x + 1) * 127.5), 0, 255) / 127.5 - 1
+    denoise = targets.denoise_gaussian(targets.gaussian(jnp.full(4, MEAN), STD**2 * jnp.eye(4)), process)
+    run = jax.jit(lambda x0: likelihood.bits_per_dim(process, denoise, x0, jax.random.key(1), dequantize=dequantize, draws=4,
+                                                     solver=likelihood.fixed("rk4", 24)))  # fmt: skip
+    found = run(x0)
+    edges = np.asarray(x0, "float64")[..., None] + np.array([-1, 1]) / 255
+    edges = np.where(np.abs(edges) > 1, np.inf * np.sign(edges), edges)
+    exact = -np.log2(np.diff(norm.cdf(edges, MEAN, STD)))[..., 0].mean(1)
+    mean, error = likelihood.mean_with_error(np.asarray(found.bits) - exact)
+    slack = {6e-3: 0.01, 2e-4: 0.25, 1e-4: 0.003}[t_min]  # of P(x0 | x): see below
+    assert -4 * error - 2e-3 < mean < slack + 4 * error and error < 0.02, (mean, error)
+    assert np.all(found.importance <= found.bits + 1e-5) and np.mean(found.importance) < np.mean(found.bits)
+    weights = np.asarray(found.log_weights, "float64")
+    assert_allclose(found.bits, -weights.mean(1) / 4 / np.log(2), rtol=1e-5)
+    assert_allclose(found.importance, -np.log(np.exp(weights).mean(1)) / 4 / np.log(2), rtol=1e-4)
+    assert np.all(found.nfe == 4 * (96 + (dequantize == "process")))
+
+
+def test_continuous_data_have_no_offset_and_mistakes_are_named():
+    process = schedules.VP()
+    denoise = targets.denoise_gaussian(NORMAL, process)
+    x = jnp.array([[0.4, -0.2, 0.1]])
+    bits = likelihood.bits_per_dim(process, denoise, x, jax.random.key(0), dequantize="none", solver=likelihood.fixed("rk4", 24)).bits
+    assert_allclose(bits, -truth(process, "gaussian", x, process.t_min) / 3 / np.log(2), atol=0.01)
+    out_of_steps = likelihood.log_likelihood(process, denoise, x, jax.random.key(0), solver=likelihood.adaptive(max_steps=2))
+    assert np.isnan(out_of_steps.logp).all()
+    for call, said in {
+        lambda: likelihood.bits_per_dim(process, denoise, x, jax.random.key(0), dequantize="unifrom"): "did you mean 'uniform'",
+        lambda: likelihood.hutchinson(1, "gausian"): "did you mean 'gaussian'",
+        lambda: likelihood.adaptive("tsit4"): "did you mean 'tsit5'",
+        lambda: likelihood.fixed("hein"): "did you mean 'heun'",
+        lambda: likelihood.solver("rk5"): "did you mean 'rk4'",
+    }.items():
+        with pytest.raises(UserError, match=said):
+            call()
+    mean, error = likelihood.mean_with_error(np.array([1.0, 2.0, 3.0, 6.0]))
+    assert mean == 3.0 and abs(error - np.sqrt(14 / 3) / 2) < 1e-12
+    assert np.isnan(likelihood.mean_with_error(np.ones(1))[1])
+
+
+# ---- the command ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    from test_experiments import small
+
+    from configs import digits
+    from experiments import train
+
+    folder = tmp_path_factory.mktemp("likelihood")
+    config = small(digits.get_config("vp"), steps=2, eval_every=2, sample_every=2, checkpoint_every=2)
+    config.data.data_dir = str(folder)
+    assert train.train(config.lock(), str(folder / "run"))
+    return folder / "run"
+
+
+FAST = ("--solver=heun", "--steps=4", "--moves=3", "--draws=2", "--iw=2", "--bounds", "--num=10", "--batch_size=4")
+
+
+def command(folder, *args, expect=0):
+    done = subprocess.run([sys.executable, "-m", "experiments.likelihood", f"--workdir={folder}", *args], cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ)  # fmt: skip
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done
+
+
+def test_the_command_resumes_at_the_next_batch_and_writes_what_it_prints(workdir):
+    from diffusion_jax import experiment
+    from diffusion_jax import workdir as runs
+    from experiments import cli
+    from experiments import likelihood as main
+
+    done = command(workdir, *FAST, "--dequantize=uniform,process")
+    assert done.stdout.strip() in (workdir / "likelihood.md").read_text() and not (workdir / "likelihood.parts").exists()
+    kept, file = json.loads((workdir / "likelihood.json").read_text()), np.load(workdir / "likelihood.npz")
+    assert kept["count"] == 10 and len(kept["rows"]) == 7 and kept["provenance"]["commit"]
+    bits = file["ODE_uniform.total"]
+    assert bits.shape == (10,) and abs(kept["rows"][0]["bits"] - bits.mean()) < 1e-9
+    assert_allclose(kept["rows"][0]["error"], bits.std(ddof=1) / np.sqrt(10))
+    for row in ("discrete", "continuous"):
+        assert_allclose(file[f"{row}.total"], sum(file[f"{row}.{term}"] for term in main.TERMS[1:]), rtol=1e-5)
+
+    trained = runs.load(workdir, cli.saved_config(str(workdir)))
+    dataset, parts = experiment.dataset(trained.experiment.config), workdir / "interrupted"
+    chosen = {k: v for k, v in kept["settings"].items()}
+    first = main.run(trained, dataset, chosen, 10, 4, parts)
+    stamps = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.npz")}
+    assert sorted(stamps) == ["00000000.npz", "00000004.npz", "00000008.npz"]
+    (parts / "00000004.npz").unlink()  # what an interrupted run had not done
+    again = main.run(trained, dataset, chosen, 10, 4, parts)
+    assert {n for n, stamp in stamps.items() if (parts / n).stat().st_mtime_ns != stamp} == {"00000004.npz"}
+    for name in (n for n in first if not n.endswith("seconds")):
+        assert_allclose(first[name], file[name], rtol=1e-5, atol=1e-5, err_msg=name)
+        assert np.array_equal(first[name], again[name]), name
+    assert_allclose(main.run(trained, dataset, chosen, 10, 5, workdir / "other")["ODE_uniform.total"], bits, rtol=1e-5)
+    assert [row["bits"] for row in main.table(again, chosen)] == [row["bits"] for row in main.table(first, chosen)]
+
+
+def test_the_command_names_mistakes(workdir):
+    assert "did you mean 'uniform'" in command(workdir, "--dequantize=unifor", expect=2).stderr
