@@ -68,6 +68,7 @@ def base() -> ConfigDict:
     sampler.grid = "uniform"
     sampler.nfe = 50  # network evaluations per image
     sampler.guidance = 1.0  # classifier-free guidance scale; 1: none, and half the work
+    sampler.noise = "independent"  # brownian: one Brownian path per image, whatever the grid and the NFE
     sampler.clip = "static"  # x0-hat kept in [-1, 1]: static, dynamic (Imagen) or none
     sampler.ema = ""  # which weights: an EMA by name ('5k'), 'params', or '' for the longest EMA
     sampler.batch_size = 256

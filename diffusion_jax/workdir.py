@@ -3,7 +3,7 @@
     config.json      the resolved config           data.json        shape and classes of the data
     provenance.json  commit, versions, machine     checkpoints/     Orbax, verified (training/checkpoint.py)
     metrics.jsonl    one row per log interval      tensorboard/     the same as events
-    samples/         grids drawn while training
+    samples/         grids drawn while training        grids/           times placed for the model, by experiments.optimize_grid
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def load(workdir: str | Path, config: ConfigDict) -> Trained:
     """The newest whole checkpoint of a workdir, with the weights that config.sampler.ema names. UserError if there is none."""
     workdir = Path(workdir).absolute()
     data = provenance.load_json(workdir / "data.json")
-    built = experiment.assemble(config, data["image_shape"], data["num_classes"])
+    built = experiment.assemble(config, data["image_shape"], data["num_classes"])._replace(grids=workdir / "grids")
     which = experiment.weights_name(config)
     template = jax.eval_shape(lambda key: experiment.init_params(built, key), jax.random.key(0))
     restored = checkpoint.restore_params(workdir / "checkpoints", None if which == "params" else which, template=template)

@@ -1,18 +1,23 @@
 """Where the sampler stops on the way: grid(process, n) -> n strictly decreasing times, from t_max to t_min, (n,) float32.
 
-To add one, write a function of (process, n, **options).
+To add one, write a function of (process, n, **options). `optimize` makes one for a model and a sampler, which experiments.optimize_grid keeps in a file and `stored` reads.
 """
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
+from typing import Callable, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.processes.gaussian import logsnr, time_of_logsnr
-from diffusion_jax.types import Array, Process
+from diffusion_jax.samplers import base
+from diffusion_jax.types import Array, Cond, Denoise, Key, Process
 
 
 def _checked(ts: Array, name: str) -> Array:
@@ -61,6 +66,44 @@ def quadratic(process: Process, n: int) -> Array:
     return _with_ends(process, (high + _ramp(n) * (low - high)) ** 2, "quadratic")
 
 
+def cosine(process: Process, n: int) -> Array:
+    """arctan(sigma / alpha) in equal steps: the angle of the cosine path (Nichol & Dhariwal 2021; TrigFlow), uniform t there."""
+    high, low = (jnp.arctan(jnp.exp(end)) for end in _ends(process))
+    return _with_ends(process, time_of_logsnr(process, -2 * jnp.log(jnp.tan(high + _ramp(n) * (low - high)))), "cosine")
+
+
+def flow_shift(process: Process, n: int, shift: float = 3.0) -> Array:
+    """u in equal steps, sigma / alpha = shift u / (1 - u): flow time, shifted once (Esser et al. 2024, eq. 23). shift 1: uniform t of a flow."""
+    if shift <= 0:
+        raise UserError(f"grid 'flow_shift' needs a shift above 0; got {shift}")
+    high, low = (1 / (1 + shift * jnp.exp(-end)) for end in _ends(process))
+    u = high + _ramp(n) * (low - high)
+    return _with_ends(process, time_of_logsnr(process, -2 * (math.log(shift) + jnp.log(u) - jnp.log1p(-u))), "flow_shift")
+
+
+# Noise levels sigma / alpha (Sabour et al. 2024, table 3).
+STEPS = {
+    "sd15": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
+    "sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
+    "deepfloyd": (160.41, 8.081, 3.315, 1.885, 1.207, 0.785, 0.553, 0.293, 0.186, 0.030, 0.006),
+    "svd": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
+}
+
+
+def align_your_steps(process: Process, n: int, table: str = "sd15") -> Array:
+    """Align Your Steps (Sabour et al. 2024): a table of eleven noise levels, log-linear between its rows for other n.
+
+    table: sd15, sdxl, deepfloyd or svd, whose models the levels were fitted to; here they are stretched in log(sigma / alpha) to the process's
+    own ends. For times fitted to your own model see experiments.optimize_grid.
+    """
+    if table not in STEPS:
+        raise unknown("table of align_your_steps", table, STEPS)
+    levels = np.log(STEPS[table])
+    places = np.interp(np.linspace(0, 1, n), np.linspace(0, 1, len(levels)), (levels - levels[0]) / (levels[-1] - levels[0]))
+    high, low = _ends(process)
+    return _with_ends(process, time_of_logsnr(process, -2 * (high + jnp.asarray(places) * (low - high))), "align_your_steps")
+
+
 # ---- strided: sub-sequences of a chain of `steps` times t = (j + 1) / steps, as diffusers names them ------------------------
 
 
@@ -85,3 +128,84 @@ def linspace(process: Process, n: int, steps: int = 1000) -> Array:
 def trailing(process: Process, n: int, steps: int = 1000) -> Array:
     """From the chain's last time down in steps of steps / n, rounded (Lin et al. 2024, table 2; diffusers' 'trailing')."""
     return _strided(np.round(np.arange(n, 0, -1) * steps / max(n, 1)) - 1, n, steps, "trailing")
+
+
+# ---- times placed by gradient ------------------------------------------------------------------------------------------------
+
+
+class Placement(NamedTuple):
+    """ts: (n,) decreasing times; error: the RMS error to the reference that they leave; history: that error after every iteration."""
+
+    ts: Array
+    error: float
+    history: tuple[float, ...]
+
+
+def optimize(sampler: base.Sampler, denoise: Denoise, process: Process, key: Key, x: Array, reference: Array, ts: Array, cond: Cond = None, *,
+             iterations: int = 30, tell: Callable[[int, float], None] | None = None) -> Placement:
+    """Move the times ts (n,) so that the sampler, started at x (B, ...), comes as close as it can to `reference` (B, ...), the exact solutions.
+
+    The sum of squared errors over a few trajectories, minimised by Levenberg-Marquardt on the logarithms of the log-SNR increments, with the
+    derivative taken THROUGH the sampler in forward mode: there are few times, so it costs n tangents, keeps no activations and passes any
+    loop. The first time stays; the last may end early, since the last move is x0-hat. The sampler must be deterministic; tell(iteration, error)
+    is called after each iteration. Raises UserError for fewer than two times or a start that is not finite.
+    """
+    if len(ts) < 2 or base.draws_noise(sampler, process):
+        raise UserError("times can be placed for a deterministic sampler and at least 2 of them")
+    ts = jnp.asarray(ts, x.dtype)
+    lam = logsnr(process, jnp.append(ts, process.t_min).astype(x.dtype))
+    span = lam[-1] - lam[0]
+    rise = jnp.maximum(jnp.diff(lam) / span, 1e-3)  # the last is what is left beyond the end
+
+    def times(theta):
+        later = time_of_logsnr(process, lam[0] + span * jnp.cumsum(jax.nn.softmax(theta))[:-1])
+        return jnp.concatenate([ts[:1], later])
+
+    def residual(theta):
+        found = base.sample(sampler, denoise, process, key, x, times(theta), cond)
+        return jnp.ravel(found - reference) / math.sqrt(reference.size)
+
+    @jax.jit
+    def normal_equations(theta):
+        r, jacobian = residual(theta), jax.jacfwd(residual)(theta)
+        return jnp.sum(r**2), jacobian.T @ jacobian, jacobian.T @ r
+
+    loss = jax.jit(lambda theta: jnp.sum(residual(theta) ** 2))
+    theta, damping, history = jnp.log(rise / rise.sum()), 1e-2, []
+    now, matrix, gradient = normal_equations(theta)
+    if not np.isfinite(now):
+        raise UserError("the sampler's images are not finite on the grid to start from; choose another --start or sampler")
+    for i in range(iterations):
+        accepted = False
+        for _ in range(6):
+            damped = matrix + damping * jnp.diag(jnp.diag(matrix) + 1e-6 * jnp.trace(matrix))
+            trial = theta - jnp.clip(jnp.linalg.solve(damped, gradient), -1.0, 1.0)
+            if loss(trial) < now:
+                theta, damping, accepted = trial, max(damping / 4, 1e-7), True
+                break
+            damping *= 4
+        before = now
+        if accepted:
+            now, matrix, gradient = normal_equations(theta)
+        history.append(float(jnp.sqrt(now)))
+        if tell:
+            tell(i + 1, history[-1])
+        if not accepted or now > (1 - 1e-4) * before:
+            break
+    return Placement(times(theta), float(jnp.sqrt(now)), tuple(history))
+
+
+def stored(process: Process, n: int, path: str) -> Array:
+    """The grid of n times in a file that `save` or experiments.optimize_grid wrote. UserError if it has none of that length."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))["logsnr"]
+    except FileNotFoundError:
+        raise UserError(f"grid file '{path}' does not exist; experiments.optimize_grid writes such files") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"grid file '{path}' is not one that experiments.optimize_grid wrote; make it again") from None
+    if n == 1:
+        return uniform(process, 1)
+    if str(n) not in found:
+        raise UserError(f"grid file '{path}' has grids of {', '.join(found)} times, not of {n}; make one with experiments.optimize_grid --nfe=...")
+    ts = time_of_logsnr(process, jnp.asarray(found[str(n)]))
+    return _checked(ts.at[0].set(process.t_max), "stored")
