@@ -5,6 +5,7 @@ Nothing here computes; it puts together. What each config key means is said in c
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 import flax.linen as nn
@@ -19,7 +20,7 @@ from diffusion_jax.objectives import denoising, elbo, times, weighting
 from diffusion_jax.objectives.base import Objective
 from diffusion_jax.parameterization import Parameterization
 from diffusion_jax.processes import discrete, gaussian, schedules
-from diffusion_jax.samplers import ancestral, base, grids, ode, sde
+from diffusion_jax.samplers import adaptive, ancestral, base, corrector, grids, multistep, ode, sde, singlestep
 from diffusion_jax.training import ema, optimizer, sharding, state, step
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.types import Array, Cond, Denoise, Key, Params, Process
@@ -27,12 +28,13 @@ from diffusion_jax.types import Array, Cond, Denoise, Key, Params, Process
 PROCESSES = Family("process", (schedules, discrete), ("class", "DDPM"))
 PARAMETERIZATIONS = Family("parameterization", (parameterization,), ("Parameterization",))
 OBJECTIVES = Family("objective", (denoising, elbo, times, weighting), ("Objective",), ("TimeLaw", "Weighting"))
-SAMPLERS = Family("sampler", (ancestral, ode, sde), ("Sampler",))
+SAMPLERS = Family("sampler", (ancestral, ode, singlestep, multistep, adaptive, sde, corrector), ("Sampler",), ("Corrector",))
 GRIDS = Family("grid", (grids,), ("Array",))
 TARGETS = Family("target", (targets,), ("Target",))
 MODELS = Family("model", (unet, mlp), ("class",))
 
 CLIPS = ("none", "static", "dynamic")
+NOISES = {"independent": base.independent, "brownian": base.brownian}
 
 
 class Experiment(NamedTuple):
@@ -45,6 +47,7 @@ class Experiment(NamedTuple):
     parameterization: Parameterization
     objective: Objective
     model: nn.Module
+    grids: Path | None = None  # the folder where this model's own grids are (experiments.optimize_grid)
 
 
 def assemble(config, shape: tuple[int, ...], num_classes: int = 0) -> Experiment:
@@ -138,12 +141,13 @@ def denoiser(experiment: Experiment, params: Params, *, scale: Array | None = No
 
 
 class Plan(NamedTuple):
-    """How to sample: the method, the decreasing times, the guidance scale, the thresholding."""
+    """How to sample: the method, the decreasing times, the guidance scale, the thresholding, where the noise comes from."""
 
     sampler: base.Sampler
     ts: Array
     guidance: float
     clip: str
+    noise: str = "independent"
 
 
 def plan(experiment: Experiment, **changes) -> Plan:
@@ -154,13 +158,23 @@ def plan(experiment: Experiment, **changes) -> Plan:
         raise unknown("config.sampler.clip", config["clip"], CLIPS)
     if config["nfe"] < 1:
         raise UserError(f"config.sampler.nfe={config['nfe']}: at least one network evaluation is needed")
-    ts = build(GRIDS, config["grid"], experiment.process, base.points(sampler, config["nfe"]))
-    return Plan(sampler, ts, config["guidance"], config["clip"])
+    if config["noise"] not in NOISES:
+        raise unknown("config.sampler.noise", config["noise"], NOISES)
+    ts = grid(experiment, config["grid"], base.points(sampler, config["nfe"]))
+    return Plan(sampler, ts, config["guidance"], config["clip"], config["noise"])
 
 
-def evaluations(chosen: Plan) -> int:
-    """NFE: network evaluations per image (guidance doubles the cost of each, not their number)."""
-    return base.evaluations(chosen.sampler, chosen.ts)
+def grid(experiment: Experiment, spec: str, n: int) -> Array:
+    """The grid of n times that a spec names: one of samplers/grids.py, or one that experiments.optimize_grid kept for this model."""
+    own = experiment.grids and experiment.grids / f"{spec}.json"
+    if own and own.is_file():
+        return grids.stored(experiment.process, n, str(own))
+    return build(GRIDS, spec, experiment.process, n)
+
+
+def evaluations(chosen: Plan) -> int | None:
+    """NFE: network evaluations per image (guidance doubles the cost of each, not their number); None where the tolerance decides."""
+    return None if base.adaptive(chosen.sampler) else base.evaluations(chosen.sampler, chosen.ts)
 
 
 def pad(ts: Array, length: int) -> Array:
@@ -168,21 +182,24 @@ def pad(ts: Array, length: int) -> Array:
     return jnp.concatenate([ts, jnp.broadcast_to(ts[-1:], (length - len(ts),))])
 
 
-def sample_fn(experiment: Experiment, sampler: base.Sampler, *, guided: bool, clip: str) -> Callable:
-    """Jitted (params, keys (B,), cond, ts, scale) -> images (B, ...): one program for every grid padded to one length and every scale."""
+def sample_fn(experiment: Experiment, sampler: base.Sampler, *, guided: bool, clip: str, noise: str = "independent", count: bool = False) -> Callable:
+    """Jitted (params, keys (B,), cond, ts, scale) -> images (B, ...): one program for every grid padded to one length and every scale.
+
+    count: also the NFE of each image, (B,).
+    """
 
     @jax.jit
     def run(params: Params, keys: Key, cond: Cond, ts: Array, scale: Array) -> Array:
         denoise = denoiser(experiment, params, scale=scale if guided else None, clip=clip)
         x = base.start(experiment.process, keys, (len(keys), *experiment.shape))
-        return base.sample(sampler, denoise, experiment.process, keys, x, ts, cond, padded=True)
+        return base.sample(sampler, denoise, experiment.process, keys, x, ts, cond, padded=True, noise=NOISES[noise], count=count)
 
     return run
 
 
 def sample_with(experiment: Experiment, params: Params, chosen: Plan) -> Callable[[Key, Cond], Array]:
     """(keys, cond) -> images, by this plan: what evaluation.generate takes."""
-    run = sample_fn(experiment, chosen.sampler, guided=chosen.guidance != 1.0, clip=chosen.clip)
+    run = sample_fn(experiment, chosen.sampler, guided=chosen.guidance != 1.0, clip=chosen.clip, noise=chosen.noise)
     return lambda keys, cond: run(params, keys, cond, chosen.ts, jnp.float32(chosen.guidance))
 
 
