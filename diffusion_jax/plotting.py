@@ -23,13 +23,14 @@ from diffusion_jax.provenance import atomic_path
 INK, FAINT, RULE, PAPER = "#222222", "#767676", "#e2e2e2", "#ffffff"
 # Okabe & Ito (2008), told apart with any colour vision; yellow is left out because it is too pale on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5A5A5A", "#882255")
-LINES = ("-", "--", ":", "-.")
+MORE = ("#332288", "#999933", "#117733", "#8B5A2B")  # after Tol (2021), for figures of many curves
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 TEXT = 13  # pixels, in pictures
 VERDICT = {
     "accuracy": "recognised as their class",
     "frechet": "Fréchet distance",
-    "seconds_per_image": "time per image",
+    "sliced_wasserstein": "sliced Wasserstein distance",
+    "error": "RMS error to the exact solution",
 }
 STYLE = {
     "font.size": 9.5,
@@ -113,34 +114,63 @@ def denoising_strip(
     return _lay_out(rows, row_labels=labels, column_labels=captions, title=title, rows_in_group=2)
 
 
-def sampler_comparison(
-    images: Mapping[tuple[str, int], np.ndarray],
-    table: Sequence[Mapping[str, Any]],
+def strips(
+    tiles: Mapping[tuple[Any, Any], np.ndarray],
     path: str | os.PathLike,
     *,
-    each: int = 8,
+    captions: Mapping[tuple[Any, Any], str] | None = None,
+    columns: Mapping[Any, str],
     title: str | None = None,
+    note: str = "",
 ) -> None:
-    """One row for each sampler, one column for each NFE; every cell shows the same seeds, and how good they are.
+    """A table of pictures: one row for each sampler, one column for each budget.
 
-    images: (sampler, nfe) -> (N, H, W, C), of which the first `each` are shown. table: rows with 'sampler', 'nfe' and,
-    where known, 'accuracy' (fraction), 'frechet', 'seconds_per_image'.
+    tiles: (row, column) -> (h, w, 3) uint8, such as `mosaic` and `density` make; rows stand in the order in which they first occur.
+    captions: what is written beneath; columns: column -> heading, in order; note: small, at the foot.
     """
-    samplers = list(dict.fromkeys(sampler for sampler, _ in images))
-    budgets = sorted({nfe for _, nfe in images})
-    numbers = {(row.get("sampler"), row.get("nfe")): row for row in table}
+    rows = list(dict.fromkeys(row for row, _ in tiles))
+    captions = captions or {}
 
-    def cell(sampler: str, nfe: int) -> _Cell | None:
-        if (sampler, nfe) not in images:
-            return None
-        tiles = [_enlarge(tile, None) for tile in _rgb(images[sampler, nfe][:each])]
-        return _Cell(_mosaic(tiles, columns=math.ceil(len(tiles) / 2)), _verdict(numbers.get((sampler, nfe), {})))
+    def cell(row: Any, column: Any) -> _Cell | None:
+        return _Cell(tiles[row, column], captions.get((row, column), "")) if (row, column) in tiles else None
 
-    rows = [[cell(sampler, nfe) for nfe in budgets] for sampler in samplers]
-    note = "  ·  ".join(name for key, name in VERDICT.items() if any(_number(row.get(key)) for row in table))
-    columns = [f"{nfe} NFE" for nfe in budgets]
-    note = note and f"beneath: {note}"
-    save(_lay_out(rows, row_labels=samplers, column_labels=columns, title=title, note=note, gap=16), path)
+    cells = [[cell(row, column) for column in columns] for row in rows]
+    save(_lay_out(cells, row_labels=rows, column_labels=list(columns.values()), title=title, note=note, gap=16), path)
+
+
+def mosaic(images: np.ndarray, rows: int = 2, *, scale: int | None = None, gap: int = 2) -> np.ndarray:
+    """Images (N, H, W, C) as one tile (h, w, 3) uint8 of `rows` rows, each pixel enlarged as in `image_grid`."""
+    tiles = [_enlarge(tile, scale) for tile in _rgb(images)]
+    columns, (h, w) = math.ceil(len(tiles) / rows), tiles[0].shape[:2]
+    sheet = np.full((math.ceil(len(tiles) / columns) * (h + gap) - gap, columns * (w + gap) - gap, 3), 255, np.uint8)
+    for i, tile in enumerate(tiles):
+        y, x = i // columns * (h + gap), i % columns * (w + gap)
+        sheet[y : y + h, x : x + w] = tile
+    return sheet
+
+
+def density(points: np.ndarray, box: tuple[Sequence[float], Sequence[float]], *, side: int = 110) -> np.ndarray:
+    """The first two coordinates of points (N, D) as a picture (side, side, 3) of how densely they lie. box: lower and upper corner.
+
+    Dark where they are dense: the square root of counts in cells of two pixels, on the scale of the densest percent of those not empty.
+    """
+    low, high = np.asarray(box, float)[:, :2]
+    points = np.asarray(points, float)[:, :2]
+    counts = np.histogram2d(*points[np.isfinite(points).all(1)].T, bins=side // 2, range=list(zip(low, high)))[0].T[::-1]
+    shade = np.sqrt(counts / max(np.quantile(counts[counts > 0], 0.99), 1.0)) if counts.any() else counts
+    shade = np.minimum(shade, 1.0)[..., None].repeat(2, 0).repeat(2, 1)
+    sheet = 247 + shade * (np.array([8, 48, 107]) - 247)
+    return sheet.round().astype(np.uint8)
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    """The numbers of a cell in one short line: those of VERDICT that it has."""
+    written = {
+        "accuracy": lambda value: f"{100 * value:.1f} %",
+        "seconds_per_image": lambda value: f"{1000 * value:.3g} ms",
+    }
+    short = lambda value: f"{value:.3g}"  # noqa: E731
+    return "  ·  ".join(written.get(key, short)(row[key]) for key in VERDICT if _number(row.get(key)))
 
 
 def save(image: Image.Image, path: str | os.PathLike) -> None:
@@ -205,26 +235,6 @@ def _lay_out(
     return canvas
 
 
-def _mosaic(tiles: Sequence[np.ndarray], columns: int, gap: int = 2) -> np.ndarray:
-    """Tiles of one size in rows of `columns`, as one tile."""
-    h, w = tiles[0].shape[:2]
-    rows = math.ceil(len(tiles) / columns)
-    sheet = np.full((rows * (h + gap) - gap, columns * (w + gap) - gap, 3), 255, np.uint8)
-    for i, tile in enumerate(tiles):
-        y, x = i // columns * (h + gap), i % columns * (w + gap)
-        sheet[y : y + h, x : x + w] = tile
-    return sheet
-
-
-def _verdict(row: Mapping[str, Any]) -> str:
-    written = {
-        "accuracy": lambda value: f"{100 * value:.1f} %",
-        "frechet": lambda value: f"{value:.3g}",
-        "seconds_per_image": lambda value: f"{1000 * value:.3g} ms",
-    }
-    return "  ·  ".join(written[key](row[key]) for key in VERDICT if _number(row.get(key)))
-
-
 def _rgb(images: np.ndarray) -> np.ndarray:
     """(N, H, W, 1 or 3), uint8 or floating in [-1, 1] -> (N, H, W, 3) uint8."""
     images = np.asarray(images)
@@ -274,32 +284,48 @@ def loss_curve(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, *, ti
             axes[0].figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
 
 
+QUALITY = {  # metric -> (label of its axis, factor)
+    "accuracy": ("recognised as their class (%)", 100),
+    "frechet": ("Fréchet distance to the training images", 1),
+    "sliced_wasserstein": ("sliced Wasserstein distance", 1),
+    "mmd": ("MMD to exact draws", 1),
+    "error": ("RMS error to the exact solution", 1),
+    "seconds_per_image": ("milliseconds per sample", 1000),
+}
+
+
 def quality_curves(
     table: Sequence[Mapping[str, Any]],
     path: str | os.PathLike,
     *,
-    metrics: Mapping[str, str] | None = None,
+    metrics: Sequence[str] = ("accuracy", "frechet", "sliced_wasserstein", "error", "seconds_per_image"),
+    floor: Mapping[str, float] | None = None,
     title: str | None = None,
 ) -> None:
-    """Quality against NFE, one curve for each sampler, named at its end; one panel for each metric that the table has.
+    """Quality against NFE, one curve for each sampler, one panel for each metric that the table has.
 
-    table: rows {'sampler', 'nfe', metric: value, ...}. metrics: key -> axis label; by default 'accuracy' (a fraction,
-    shown in %), 'frechet' and 'error', the last two on a logarithmic axis.
+    table: rows {'sampler', 'nfe' (else 'evaluations'), metric: value, ...}, and 'stochastic', which makes a curve dashed. metrics: keys of
+    QUALITY. floor: metric -> what truth itself scores, a grey line. Axes are logarithmic, but for percentages. The names stand at the ends
+    of the curves of the only panel, or in a legend beside several.
     """
-    metrics = metrics or {
-        "accuracy": "recognised as their class (%)",
-        "frechet": "Fréchet distance to the test images",
-        "error": "RMS error to the exact solution",
-    }
     present = [key for key in metrics if any(_number(row.get(key)) for row in table)]
     if not present:
         raise UserError(f"the table has none of the metrics {', '.join(metrics)}: there is no curve to draw")
     samplers = list(dict.fromkeys(row["sampler"] for row in table))
-    height = max(3.5, 1.0 + 0.19 * len(samplers))  # room for every name
-    with _figure(path, panels=len(present), size=(5.2, height)) as axes:
+    height = max(3.5, 0.9 + 0.19 * len(samplers))  # room for every name
+    beside = 1 if len(present) == 1 else 0
+    with _figure(path, panels=len(present), size=(5.2 if beside else 4.1, height)) as axes:
         for axis, metric in zip(axes, present):
-            _quality_panel(axis, table, samplers, metric)
-            axis.set(xlabel="network evaluations per image (NFE)", ylabel=metrics[metric])
+            ends = _quality_panel(axis, table, samplers, metric, (floor or {}).get(metric))
+            axis.set(xlabel="network evaluations (NFE)", ylabel=QUALITY.get(metric, (metric, 1))[0])
+            if beside:
+                _name_ends(axis, ends)
+        if not beside:
+            lines, names = {}, []
+            for axis in axes:
+                lines |= dict(zip(*reversed(axis.get_legend_handles_labels())))
+            names = [name for name in samplers if name in lines] + [name for name in lines if name not in samplers]
+            axes[0].figure.legend([lines[name] for name in names], names, loc="outside right center", fontsize=8.5, handlelength=3)
         if title:
             axes[0].figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
 
@@ -365,26 +391,32 @@ def _loss_by_level(axis, rows: Sequence[Mapping[str, Any]]) -> None:
     axis.legend()
 
 
-def _quality_panel(axis, table: Sequence[Mapping[str, Any]], samplers: Sequence[str], metric: str) -> None:
-    factor = 100 if metric == "accuracy" else 1
-    ends = []
-    for i, sampler in enumerate(samplers):
-        own = [row for row in table if row["sampler"] == sampler and _number(row.get(metric))]
-        curve = sorted((row["nfe"], factor * row[metric]) for row in own)
+def _quality_panel(axis, table: Sequence[Mapping[str, Any]], samplers: Sequence[str], metric: str, floor: float | None) -> list:
+    """Draw the curves; returns where each ends: (x, y, name, colour)."""
+    factor = QUALITY.get(metric, (metric, 1))[1]
+    stochastic = [name for name in samplers if any(row.get("stochastic") for row in table if row["sampler"] == name)]
+    ends, palette = [], COLOURS + MORE
+    for name in samplers:
+        own = [row for row in table if row["sampler"] == name and _number(row.get(metric))]
+        curve = sorted((row.get("evaluations", row.get("nfe")), factor * row[metric]) for row in own)
         if curve:
             x, y = zip(*curve)
-            again = i // len(COLOURS)  # a colour's second use has another line and marker
-            colour, marker = COLOURS[i % len(COLOURS)], MARKERS[(i + again) % len(MARKERS)]
-            axis.plot(x, y, color=colour, linestyle=LINES[again % len(LINES)], marker=marker)
-            ends.append((x[-1], y[-1], sampler, colour))
+            peers = stochastic if name in stochastic else [other for other in samplers if other not in stochastic]
+            again, i = divmod(peers.index(name), len(palette))
+            marker, colour = MARKERS[(i + again) % len(MARKERS)], palette[i]  # a colour's second use has another marker
+            fill, line = (PAPER, "--") if name in stochastic else (colour, "-")
+            axis.plot(x, y, label=name, color=colour, marker=marker, markerfacecolor=fill, linestyle=line)
+            ends.append((x[-1], y[-1], name, colour))
+    if floor is not None:
+        axis.axhline(factor * floor, color=FAINT, linewidth=1.2, linestyle=":", zorder=0, label="truth itself")
     if metric != "accuracy":
         _log_if_wide(axis)
-    budgets = sorted({row["nfe"] for row in table})
+    budgets = sorted({row["nfe"] for row in table if row.get("nfe")} or {row["evaluations"] for row in table})
     ticks = functools.reduce(lambda kept, nfe: kept + [nfe] if not kept or nfe > 1.2 * kept[-1] else kept, budgets, [])
     axis.set_xscale("log")
-    axis.set_xticks(ticks, [str(nfe) for nfe in ticks])
+    axis.set_xticks(ticks, [f"{nfe:g}" for nfe in ticks])
     axis.set_xticks([], minor=True)
-    _name_ends(axis, ends)
+    return ends
 
 
 def _name_ends(axis, ends: Sequence[tuple[float, float, str, str]], line_height: float = 13.0) -> None:

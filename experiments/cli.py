@@ -21,9 +21,9 @@ CONFIG_FILE = "config.json"  # in every workdir: the resolved config
 
 
 def launch(main: Callable[[ConfigDict], None], *, config: str) -> None:
-    """Run main(config). config: 'file', from --config=FILE.py:variant; 'workdir', from the config.json of --workdir.
+    """Run main(config). config: 'file', from --config=FILE.py:variant; 'workdir', from the config.json of --workdir; 'none', an empty one.
 
-    Either way --config.KEY=VALUE overrides any value. Flags of the main's own are defined by it with absl.flags before.
+    --config.KEY=VALUE overrides any value. Flags of the main's own are defined by it with absl.flags before.
     """
     app.run(lambda argv: _guard(main, flags.FLAGS.config), flags_parser=lambda argv: _parse(argv, config))
 
@@ -46,7 +46,7 @@ def _fail(error: Exception | str) -> None:
 
 def _parse(argv: list[str], source: str) -> list[str]:
     try:
-        config = _from_file(argv) if source == "file" else _from_workdir(argv)
+        config = {"file": _from_file, "workdir": _from_workdir, "none": lambda argv: ConfigDict()}[source](argv)
         _check_overrides(argv, config)
         argv = [arg for arg in argv if not arg.startswith(("--config=", "-config="))]
         config_flags.DEFINE_config_dict("config", config, "override any value: --config.KEY=VALUE", sys_argv=argv)

@@ -1,94 +1,239 @@
-"""Samplers side by side on one trained model, from the same seeds: pictures, recognition, Frechet distance and seconds.
+"""Which sampler is best for this model at this budget? Solvers x grids x NFE from the same seeds, judged by truth and by pictures.
 
-python -m experiments.compare_samplers --workdir=runs/a --samplers='ancestral.ddim;ode.edm_heun@karras' --nfe=5,10,20,50
+python -m experiments.compare_samplers --workdir=runs/a --samplers='ancestral.ddim;multistep.dpmpp_2m@karras' --nfe=5,10,20,50
+python -m experiments.compare_samplers --target=gmm8 --process='schedules.EDM()'       (an exact law of data: no training needed)
+python -m experiments.compare_samplers --list                                          (every sampler, grid, target and process)
 
-Writes compare.png, compare.md and compare.json into the workdir. A sampler is a spec, with @grid where it wants another grid than the
-config's; all NFE of a sampler run in one compiled program.
+Writes compare.html, which holds everything, and compare.png, compare_strips.png, compare.md and compare.json. A sampler is a spec,
+with @grid where it wants another than the config's. Every finished cell is kept in compare/, where the same command finds it again. All
+NFE of a sampler run in one compiled program.
+
+Trajectory error, of deterministic samplers: the RMS per dimension between their x0 and the exact solution's from the same noise. For a
+target that is a float64 adaptive solve, and samplers run in float64 too; for a model, a fine solve of the network's own ODE.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
+import re
 import sys
-import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from absl import flags
 
 from experiments import cli
 
-SAMPLERS = "ancestral.ddpm;ancestral.ddim;sde.euler_maruyama;ode.heun@quadratic"
+SAMPLERS = ("ancestral.ddim", "ancestral.ddim@uniform_logsnr", "ode.heun@quadratic", "ode.edm_heun@karras",
+            "singlestep.dpmpp_2s@uniform_logsnr", "multistep.dpmpp_2m@karras", "multistep.dpmpp_2m@uniform_logsnr",
+            "multistep.dpmpp_3m@uniform_logsnr", "multistep.deis@uniform_logsnr", "multistep.unipc@uniform_logsnr", "adaptive.tsit5",
+            "ancestral.ddpm", "sde.euler_maruyama", "sde.dpmpp_2m@uniform_logsnr")  # fmt: skip
+BUDGETS = "5,10,20,50"
+KINDS = {True: "stochastic", False: "deterministic", None: ""}
+MARKED = ("accuracy", "frechet", "sliced_wasserstein", "error")  # the columns in which the best are marked
 
 
-def compare(trained, dataset, samplers: str, budgets: list[int], count: int) -> tuple[list[dict], dict]:
-    """One row and one batch of images per (sampler, NFE): the same `count` seeds and labels everywhere.
-
-    rows: sampler, grid, nfe (asked), evaluations (made), seconds_per_image (compilation excluded), frechet, and accuracy where the model has
-    classes. A sampler whose images are not finite gets a row that says so.
-    """
-    import jax.numpy as jnp
-    import numpy as np
-
+def listing() -> str:
+    """Every sampler, grid, target and process by the name that a spec calls it."""
     from diffusion_jax import experiment
-    from diffusion_jax.errors import UserError
-    from diffusion_jax.evaluation import generate, judge
+    from diffusion_jax.build import build, members
+    from diffusion_jax.samplers import base
 
-    built, config = trained.experiment, trained.experiment.config
-    labels = np.arange(count) % built.num_classes if built.num_classes else np.zeros(0, int)
-    cond, keys = experiment.cond_for(built, labels), generate.seeds_to_keys(range(count))
-    judged = judge.against(dataset.train, labels if built.num_classes else None)
-    rows, pictures = [], {}
-    for entry in filter(None, (part.strip() for part in samplers.split(";"))):
-        name, _, grid = entry.partition("@")
-        grid = grid or config.sampler.grid
-        plans = [experiment.plan(built, name=name, grid=grid, nfe=nfe) for nfe in budgets]
-        run = experiment.sample_fn(built, plans[0].sampler, guided=config.sampler.guidance != 1.0, clip=config.sampler.clip)
-        longest, scale = max(len(plan.ts) for plan in plans), jnp.float32(config.sampler.guidance)
-        run(trained.params, keys, cond, experiment.pad(plans[0].ts[:1], longest), scale).block_until_ready()  # compiles, makes no move
-        for nfe, plan in zip(budgets, plans):
-            began = time.monotonic()
-            x = run(trained.params, keys, cond, experiment.pad(plan.ts, longest), scale).block_until_ready()
-            seconds = (time.monotonic() - began) / count
-            row = {"sampler": entry, "grid": grid, "nfe": nfe, "evaluations": experiment.evaluations(plan), "seconds_per_image": seconds}
-            try:
-                pictures[entry, nfe] = generate.to_uint8(np.asarray(x))
-                row |= judged(pictures[entry, nfe])
-            except UserError as error:
-                row["note"] = str(error)
-            print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{v}" for k, v in row.items()), file=sys.stderr)
-            rows.append(row)
-    return rows, pictures
+    vp = build(experiment.PROCESSES, "schedules.VP()")
+
+    def sampler(name: str, make: Callable) -> str:
+        needs = [p.name for p in inspect.signature(make).parameters.values() if p.default is p.empty]
+        if needs:
+            return f"  {name:32} {'takes ' + ', '.join(needs):34} {_what(make)}"
+        made = make()
+        nfe = "its own steps" if base.adaptive(made) else f"{made.nfe} a step" + (f" + {sum(made.warmup)}" if made.warmup else "")
+        return f"  {name:32} {nfe:15} {'stochastic' if base.draws_noise(made, vp) else 'deterministic':18} {_what(make)}"
+
+    lines = ["samplers: name, network evaluations (+ at the start), kind"]
+    lines += [sampler(*pair) for pair in members(experiment.SAMPLERS).items()]
+    families = {"grids": experiment.GRIDS, "targets": experiment.TARGETS, "processes": experiment.PROCESSES}
+    for plural, family in families.items():
+        lines += ["", plural] + [f"  {name:32} {_what(make)}" for name, make in members(family).items()]
+    return "\n".join(lines)
 
 
-def write(rows: list[dict], pictures: dict, stem: Path, title: str, extra: dict) -> None:
-    """stem.png, stem.md and stem.json."""
-    from diffusion_jax import plotting, provenance
+def _what(make: Callable) -> str:
+    return (inspect.getdoc(make) or "").partition("\n")[0]
 
-    plotting.sampler_comparison(pictures, rows, stem.with_suffix(".png"), title=title)
-    columns = {"sampler": "sampler", "grid": "grid", "evaluations": "NFE", "recognised": "recognised", "frechet": "Frechet (pixels)",
-               "seconds_per_image": "seconds per image"}  # fmt: skip
-    shown = [row | ({"recognised": f"{100 * row['accuracy']:.1f} %"} if "accuracy" in row else {}) for row in rows]
+
+def default_samplers() -> list[str]:
+    """A representative dozen, as far as they exist."""
+    from diffusion_jax import experiment
+    from diffusion_jax.build import members
+
+    there = members(experiment.SAMPLERS)
+    return [entry for entry in SAMPLERS if entry.partition("@")[0] in there]
+
+
+# ---- what is written ---------------------------------------------------------------------------------------------------------
+
+
+def write(subject, compared, stem: Path, record: Mapping) -> str:
+    """stem.json, .md, .png, _strips.png and .html. Returns the text of stem.md."""
+    from diffusion_jax import comparison, plotting, provenance, report
+
+    rows, title = [result.row for result in compared.results], f"Samplers on {subject.name}"
+    lines = comparison.sentences(compared)
+    facts = (f"{len(subject.keys)} samples in every cell, from seeds {rows[0]['seeds']}, the same for every sampler. "
+             f"The exact solution is {compared.exact.row['what']}.")  # fmt: skip
+    columns = {"sampler": "sampler", "grid": "grid", "nfe": "budget", "evaluations": "NFE", **comparison.NAMES,
+               "seconds_per_image": "time each", "note": "note"}  # fmt: skip
+    columns = {key: heading for key, heading in columns.items() if any(row.get(key) is not None for row in rows)}
+    told = [row | {key: comparison.number(key, row[key]) for key in ("accuracy", "seconds_per_image") if key in row}
+            for row in [*rows, {"sampler": "truth itself"} | subject.floor]]  # fmt: skip
+    listed = "".join(f"- {line}\n" for line in lines)
+    text = f"# {title}\n\n{facts}\n\n{listed}\n{provenance.markdown_table(told, columns)}"
     with provenance.atomic_path(stem.with_suffix(".md")) as path:
-        path.write_text(f"# {title}\n\n{provenance.markdown_table(shown, columns)}\n", encoding="utf-8")
-    provenance.save_json(stem.with_suffix(".json"), {"rows": rows, **extra})
+        path.write_text(text, encoding="utf-8")
+    provenance.save_json(stem.with_suffix(".json"), {"rows": rows, "verdict": lines, "floor": subject.floor, "exact": compared.exact.row,
+                                                     "subject": subject.identity, **record})  # fmt: skip
+    tiles, captions, headings = _strips(subject, compared)
+    beneath = "beneath: " + ", ".join(comparison.NAMES[key] for key in plotting.VERDICT if key in columns)
+    if any(key in columns for key in comparison.NAMES):
+        plotting.quality_curves(rows, stem.with_suffix(".png"), floor=subject.floor, title=title)
+        plotting.strips(tiles, stem.with_name(f"{stem.name}_strips.png"), captions=captions, columns=headings, title=title, note=beneath)
+    else:
+        stem.with_suffix(".png").unlink(missing_ok=True)  # of an earlier call, which this one no longer shows
+    gallery = report.gallery({key: (report.picture(tile), captions.get(key, "")) for key, tile in tiles.items()},
+                             {row: row for row in dict.fromkeys(row for row, _ in tiles)}, headings)  # fmt: skip
+    report.save(stem.with_suffix(".html"), report.page(title, [
+        ("Verdict", report.items(lines) + report.paragraph(
+            "Noise is two standard errors of the difference, which is paired: all share their seeds.", faint=True)),
+        ("Against the number of network evaluations", report.picture(stem.with_suffix(".png"), "quality, error and time against NFE")
+         if stem.with_suffix(".png").exists() else report.paragraph("No sampler has a result.")),
+        ("The same seeds by every sampler", report.paragraph(beneath, faint=True) + gallery),
+        ("All numbers", _numbers(subject, compared, rows, columns)),
+        ("The samplers", report.facts(_described(rows))),
+        ("Where the numbers come from", report.facts(_origin(subject, rows, record)) + report.folded(
+            "everything on record", report.code(provenance.canonical_json({"subject": subject.identity, **record})))),
+    ], lead=facts))  # fmt: skip
+    return text
+
+
+def _strips(subject, compared) -> tuple[dict, dict, dict]:
+    """(tiles, captions, headings of the columns) of what the samplers drew; data and the exact solution stand in the first row."""
+    from diffusion_jax import plotting
+
+    budgets = dict.fromkeys(result.row["nfe"] for result in compared.results)
+    headings = {nfe: f"{nfe} NFE" for nfe in sorted(filter(None, budgets))} | ({None: "adaptive"} if None in budgets else {})
+    first, second = [*headings, "more"][:2]
+    if second == "more":
+        headings["more"] = ""
+    tiles, captions = {("truth", first): subject.picture(subject.real)}, {("truth", first): "real data"}
+    if compared.exact.samples is not None:
+        tiles["truth", second] = subject.picture(subject.finish(compared.exact.samples))
+        captions["truth", second] = "exact solution"
+    for row, samples in ((result.row, result.samples) for result in compared.results):
+        key = row["sampler"], row["nfe"]
+        if samples is not None:
+            made = f"{row['evaluations']:.0f} NFE  ·  " if row["nfe"] is None else ""
+            tiles[key], captions[key] = subject.picture(samples), made + plotting.verdict(row)
+    return tiles, captions, headings
+
+
+def _numbers(subject, compared, rows: list[dict], columns: Mapping[str, str]) -> str:
+    """The table, with the best of every budget marked, and what truth itself scores."""
+    from diffusion_jax import comparison, report
+
+    best = set()
+    for nfe in {row["nfe"] for row in rows} - {None}:
+        for metric in MARKED:
+            there, tied, _ = comparison.ranking(compared, nfe, metric)
+            best |= {(result.row["sampler"], nfe, metric) for result in there[:tied]}
+    shown = [row | {"sampler": row["sampler"].partition("@")[0], "kind": KINDS[row.get("stochastic")],
+                    "entry": row["sampler"]} for row in rows]  # fmt: skip
+    columns = {"sampler": "sampler", "grid": "grid", "kind": "kind"} | columns
+    formats = {key: functools.partial(comparison.number, key) for key in (*comparison.NAMES, "seconds_per_image")}
+    truth = ", ".join(f"{comparison.NAMES.get(key, key)} {comparison.number(key, value)}" for key, value in subject.floor.items())
+    return (report.paragraph("Marked: the best at each budget and all that cannot be told from it. A click on a heading sorts.", faint=True)
+            + report.table(shown, columns, formats=formats, best=lambda row, key: (row["entry"], row["nfe"], key) in best)
+            + report.paragraph(f"The truth itself scores: {truth}."))  # fmt: skip
+
+
+def _described(rows: list[dict]) -> dict[str, str]:
+    """What each sampler is, in the first line of its docstring."""
+    from diffusion_jax import experiment
+    from diffusion_jax.build import members
+
+    known = members(experiment.SAMPLERS)
+    specs = dict.fromkeys(row["sampler"].partition("@")[0] for row in rows)
+    return {spec: _what(known[spec.partition("(")[0].strip()]) for spec in specs}
+
+
+def _origin(subject, rows: list[dict], record: Mapping) -> dict[str, str]:
+    stamp = record["provenance"]
+    model = {"step": record["step"], "weights": record["weights"]} if "step" in record else {}
+    commits = ", ".join(sorted({str(row["commit"]) for row in rows}))
+    cpu, devices = stamp["cpu"]["model"], stamp["devices"] or {}
+    return model | {"commit": commits, "command": stamp["command"], "date": stamp["date"], "precision": subject.dtype,
+                    "machine": f"{devices.get('count')} {devices.get('kind')} ({cpu}, {stamp['cpu']['cores']} cores)",
+                    "jax": stamp["versions"]["jax"]}  # fmt: skip
+
+
+# ---- the command -------------------------------------------------------------------------------------------------------------
+
+
+def compare_model(trained, dataset, name: str, entries: list[str], budgets: list[int], seeds, root: Path, stem: Path, record: Mapping,
+                  **options) -> str:  # fmt: skip
+    """Compare on a trained model: cells kept in `root`, results written to `stem`. Returns the text of stem.md."""
+    from diffusion_jax import comparison, experiment
+
+    built = trained.experiment
+    place = functools.partial(experiment.grid, built)
+    chosen = comparison.cells(entries, budgets, built.process, built.config.sampler.grid, place=place)
+    subject = comparison.of_model(trained, dataset, seeds, name)
+    return write(subject, comparison.compare(subject, chosen, root, **options), stem, record)
 
 
 def main(config) -> None:
-    from diffusion_jax import experiment, provenance
+    import jax
+
+    from diffusion_jax import comparison, experiment, provenance
     from diffusion_jax import workdir as folder
+    from diffusion_jax.evaluation import generate
 
     FLAGS = flags.FLAGS
-    trained = folder.load(FLAGS.workdir, config)
-    experiment.need_images(trained.experiment)
-    rows, pictures = compare(trained, experiment.dataset(config), FLAGS.samplers, cli.integers("nfe", FLAGS.nfe), FLAGS.num)
-    stem = Path(FLAGS.workdir) / "compare"
-    write(rows, pictures, stem, f"Samplers on {config.data.name} ({Path(FLAGS.workdir).name}): {FLAGS.num} images per cell",
-          {"provenance": provenance.provenance(config.to_dict(), config.seed), "step": trained.step, "weights": trained.weights})  # fmt: skip
-    print(stem.with_suffix(".md").read_text())
+    if FLAGS.list:
+        print(listing())
+        return
+    entries = [part.strip() for part in FLAGS.samplers.split(";") if part.strip()] or default_samplers()
+    budgets = sorted(set(cli.integers("nfe", FLAGS.nfe)))
+    seeds = generate.parse_seeds(FLAGS.seeds) if FLAGS.seeds else list(range(FLAGS.num or (2000 if FLAGS.target else 200)))
+    noise = FLAGS.noise or (config.sampler.get("noise") if "sampler" in config else None) or "independent"
+    options = {"noise": noise, "fresh": FLAGS.fresh}
+    if FLAGS.target is not None:
+        root = Path(FLAGS.out or f"runs/compare_{re.sub('[^A-Za-z0-9]+', '_', FLAGS.target).strip('_')}")
+        with jax.enable_x64(True):
+            chosen = comparison.cells(entries, budgets, comparison.build(experiment.PROCESSES, FLAGS.process), "uniform")
+            subject = comparison.of_target(FLAGS.target, FLAGS.process, seeds)
+            compared = comparison.compare(subject, chosen, root / "compare", **options)
+            text = write(subject, compared, root / "compare", {"provenance": provenance.provenance(subject.identity, seeds[0])})
+    else:
+        trained, root = folder.load(FLAGS.workdir, config), Path(FLAGS.out or FLAGS.workdir)
+        record = {"provenance": provenance.provenance(config.to_dict(), config.seed), "step": trained.step, "weights": trained.weights}
+        name = f"{config.data.name} ({Path(FLAGS.workdir).name})"
+        text = compare_model(trained, experiment.dataset(config), name, entries, budgets, seeds, root / "compare", root / "compare",
+                             record, **options)  # fmt: skip
+    print(f"{text}\n{root / 'compare.html'} holds all of this, with pictures")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "the folder of a trained model", required=True)
-    flags.DEFINE_string("samplers", SAMPLERS, "specs separated by ';', each with @grid if it wants its own")
-    flags.DEFINE_string("nfe", "5,10,20,50", "network evaluations per image, one column each")
-    flags.DEFINE_integer("num", 200, "images per cell", lower_bound=1)
-    cli.launch(main, config="workdir")
+    flags.DEFINE_string("workdir", None, "the folder of a trained model")
+    flags.DEFINE_string("target", None, "instead of a model, an exact law: gmm8, 'gmm(modes=20, dim=16)', checkerboard, ...")
+    flags.DEFINE_string("process", "schedules.VP()", "the process of --target (a model has its own)")
+    flags.DEFINE_string("samplers", "", "specs separated by ';', each with @grid if it wants its own; by default a representative dozen")
+    flags.DEFINE_string("nfe", BUDGETS, "network evaluations per sample, one column each")
+    flags.DEFINE_integer("num", None, "samples in a cell; by default 200 images, 2000 points of a target", lower_bound=2)
+    flags.DEFINE_string("seeds", "", "instead of --num, the seeds themselves, such as 1000-1199")
+    flags.DEFINE_enum("noise", None, ["independent", "brownian"], "instead of the config's; brownian: one path for all budgets")
+    flags.DEFINE_string("out", "", "where to write; by default the workdir, or runs/compare_TARGET")
+    flags.DEFINE_bool("fresh", False, "make every cell anew")
+    flags.DEFINE_bool("list", False, "print every sampler, grid, target and process, and stop")
+    alone = any(arg.lstrip("-").partition("=")[0] in ("list", "target") for arg in sys.argv[1:])
+    cli.launch(main, config="none" if alone else "workdir")

@@ -13,6 +13,7 @@ from absl import flags
 
 from experiments import cli, compare_samplers, evaluate, train
 
+SAMPLERS = ["ancestral.ddpm", "ancestral.ddim", "ode.heun@quadratic", "multistep.dpmpp_2m@uniform_logsnr"]
 BUDGETS = [5, 10, 20, 50]
 
 
@@ -30,9 +31,9 @@ def main(config) -> None:
     samples(trained, root / "samples.png")
     denoising(trained, root / "denoising.png")
     result = evaluate.evaluate(trained, dataset, 500, 1, 500)
-    rows, pictures = compare_samplers.compare(trained, dataset, compare_samplers.SAMPLERS, BUDGETS, 200)
     record = {"provenance": provenance.provenance(config.to_dict(), config.seed), "step": trained.step, "weights": trained.weights}
-    compare_samplers.write(rows, pictures, root / "samplers", f"Samplers on {config.data.name}: 200 images per cell", record)
+    compare_samplers.compare_model(trained, dataset, config.data.name, SAMPLERS, BUDGETS, range(200), root / "compare",
+                                   root / "samplers", record)  # fmt: skip
     provenance.save_json(root / "evaluation.json", result | record)
     nfe = experiment.evaluations(experiment.plan(trained.experiment))
     print(f"""
@@ -44,13 +45,14 @@ def main(config) -> None:
     samples.png                    a grid of samples, one row per class
     denoising.png                  x_t and the model's x0-hat on the way from noise to data
     loss.png                       the loss, and the loss by noise level
-    samplers.png, samplers.md      four samplers at {', '.join(map(str, BUDGETS))} evaluations: pictures, quality, seconds
+    samplers.html                  four samplers at {', '.join(map(str, BUDGETS))} evaluations: who is best, curves, pictures, numbers
+    samplers.png, samplers_strips.png
     metrics.jsonl, tensorboard/    every number of the run
     config.json, checkpoints/      what experiments.sample and a resumed run need
 
 Try next:
     python -m experiments.sample --workdir={root} --labels=3,7 --num=20 --config.sampler.guidance=2
-    python -m experiments.compare_samplers --workdir={root} --samplers='ancestral.ddim;ode.edm_heun@karras;sde.edm@karras'
+    python -m experiments.compare_samplers --workdir={root}
     python -m experiments.train --config=configs/digits.py:flow --workdir=runs/flow
 """)
 

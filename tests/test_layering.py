@@ -57,10 +57,12 @@ ALLOWED = {
         CONFIGS | {"flax", "orbax"},
     ),
     "plotting": ({"types", "arrays", "errors", "provenance", "evaluation"}, FRAMEWORKS - {"matplotlib"}),
+    "report": ({"types", "errors", "provenance"}, FRAMEWORKS | {"jax"}),
     "provenance": ({"types", "errors"}, FRAMEWORKS),
     "build": ({"errors"}, FRAMEWORKS | {"jax"}),
 }
-ROOF = {"experiment", "workdir"}  # sees everything; experiment.py turns a config into components, workdir.py into a run
+# sees everything; experiment.py turns a config into components, workdir.py into a run, comparison.py runs samplers side by side
+ROOF = {"experiment", "workdir", "comparison"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -92,29 +92,39 @@ def test_pictures_are_saved_whole_or_not_at_all(tmp_path, monkeypatch):
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
-def test_samplers_side_by_side(tmp_path):
-    images = {
-        ("ddim", 5): dark_images(9, 8, 8, 1),
-        ("ddim", 10): dark_images(9, 8, 8, 1),
-        ("heun", 10): dark_images(9, 8, 8, 1),
-    }
-    plain, judged = tmp_path / "plain.png", tmp_path / "judged.png"
-    plotting.sampler_comparison(images, [], plain)
-    table = [
-        {"sampler": "ddim", "nfe": 5, "accuracy": 0.97, "frechet": None},
-        {"sampler": "heun", "nfe": 10, "frechet": 1.5},
-    ]
-    plotting.sampler_comparison(images, table, judged)
-    with Image.open(plain) as a, Image.open(judged) as b:
-        assert b.height > a.height  # the numbers beneath
+def test_a_strip_has_a_row_for_each_sampler_and_a_column_for_each_budget(tmp_path):
+    tile = plotting.mosaic(dark_images(9, 8, 8, 1), scale=2)
+    tiles = {("ddim", 5): tile, ("ddim", 10): tile, ("heun", 10): tile}
+    columns = {5: "5 NFE", 10: "10 NFE", None: "adaptive"}
+    plotting.strips(tiles, tmp_path / "plain.png", columns=columns)
+    plotting.strips(tiles, tmp_path / "judged.png", columns=columns, captions={("ddim", 5): "97.3 %"}, note="beneath: a number")
+    with Image.open(tmp_path / "plain.png") as plain, Image.open(tmp_path / "judged.png") as judged:
+        page, height = np.asarray(plain), judged.height
+        assert height > plain.height  # the numbers beneath
+    h, w = tile.shape[:2]
+    found = [(y, x) for y in range(page.shape[0] - h + 1) for x in range(page.shape[1] - w + 1)
+             if (page[y, x] == tile[0, 0]).all() and (page[y : y + h, x : x + w] == tile).all()]  # fmt: skip
+    assert len(found) == 3 and len({y for y, _ in found}) == 2 and len({x for _, x in found}) == 2
+
+
+def test_a_mosaic_holds_the_images_in_rows():
+    images = dark_images(5, 4, 6, 1)
+    tile = plotting.mosaic(images, 2, scale=1, gap=2)
+    assert tile.shape == (10, 22, 3)
+    assert (tile[:4, 16:] == images[2]).all() and (tile[6:, :6] == images[3]).all() and (tile[6:, 16:] == 255).all()
+
+
+def test_a_density_is_dark_where_the_points_are():
+    points = np.concatenate([np.tile([[0.75, 0.75]], (50, 1)), [[-0.75, -0.25], [9.0, 9.0], [np.nan, 0.0]]])
+    tile = plotting.density(points, ([-1, -1], [1, 1]), side=8).astype(int).sum(-1)
+    assert tile.shape == (8, 8) and tile[0:2, 6:8].max() == tile.min() and tile[:2, :6].min() == tile.max()  # up is up
+    assert tile.min() < tile[4:6, 0:2].min() < tile.max()
+    assert (plotting.density(points + 100, ([-1, -1], [1, 1])) == 247).all()
 
 
 def test_the_verdict_names_what_is_known():
-    assert (
-        plotting._verdict({"accuracy": 0.973, "frechet": 12.34, "seconds_per_image": 0.002})
-        == "97.3 %  ·  12.3  ·  2 ms"
-    )
-    assert plotting._verdict({"frechet": float("nan"), "accuracy": None}) == ""
+    assert plotting.verdict({"accuracy": 0.973, "frechet": 12.34, "error": 0.002}) == "97.3 %  ·  12.3  ·  0.002"
+    assert plotting.verdict({"frechet": float("nan"), "accuracy": None, "seconds_per_image": 1.0}) == ""
 
 
 @pytest.fixture
@@ -167,21 +177,31 @@ def test_smoothing_keeps_a_line_straight_and_calms_noise():
 
 def test_quality_curves_are_sorted_named_and_in_percent(tmp_path, drawn):
     table = [
-        {"sampler": "ddim", "nfe": 20, "accuracy": 0.9, "frechet": 1.0},
-        {"sampler": "ddim", "nfe": 5, "accuracy": 0.5, "frechet": 9.0},
-        {"sampler": "heun", "nfe": 20, "accuracy": 0.95, "frechet": None},
-        {"sampler": "heun", "nfe": 5, "accuracy": 0.6},
+        {"sampler": "ddim", "nfe": 20, "evaluations": 20, "accuracy": 0.9, "frechet": 1.0},
+        {"sampler": "ddim", "nfe": 5, "evaluations": 5, "accuracy": 0.5, "frechet": 9.0},
+        {"sampler": "heun", "nfe": 20, "evaluations": 19, "accuracy": 0.95, "frechet": None},
+        {"sampler": "heun", "nfe": 5, "evaluations": 5, "accuracy": 0.6},
+        {"sampler": "sde", "nfe": 5, "evaluations": 5, "accuracy": 0.4, "stochastic": True},
+        {"sampler": "tsit5", "nfe": None, "evaluations": 70.5, "frechet": 0.9},
     ]
-    plotting.quality_curves(table, tmp_path / "a.png")
+    plotting.quality_curves(table, tmp_path / "a.png", floor={"frechet": 0.5})
     accuracy, distance = drawn
-    assert [line.get_xdata().tolist() for line in accuracy.lines] == [[5, 20], [5, 20]]
+    assert [line.get_xdata().tolist() for line in accuracy.lines] == [[5, 20], [5, 19], [5]]
     np.testing.assert_allclose(accuracy.lines[0].get_ydata(), [50, 90])
-    assert {text.get_text() for text in accuracy.texts} == {"ddim", "heun"} and [
-        t.get_text() for t in distance.texts
-    ] == ["ddim"]
+    assert [line.get_linestyle() for line in accuracy.lines] == ["-", "-", "--"]
+    assert [line.get_label() for line in distance.lines] == ["ddim", "tsit5", "truth itself"]
+    assert len({line.get_color() for line in accuracy.lines[:2]} | {distance.lines[1].get_color()}) == 3
+    (legend,) = accuracy.figure.legends
+    assert [text.get_text() for text in legend.texts] == ["ddim", "heun", "sde", "tsit5", "truth itself"]
     assert accuracy.get_xscale() == distance.get_yscale() == "log" and accuracy.get_yscale() == "linear"
     with pytest.raises(UserError, match="none of the metrics"):
         plotting.quality_curves([{"sampler": "ddim", "nfe": 5}], tmp_path / "b.png")
+
+
+def test_the_curves_of_a_single_panel_are_named_at_their_ends(tmp_path, drawn):
+    table = [{"sampler": name, "nfe": nfe, "error": nfe**-p} for name, p in (("ddim", 1), ("heun", 2)) for nfe in (5, 10)]
+    plotting.quality_curves(table, tmp_path / "a.png")
+    assert {text.get_text() for text in drawn[0].texts} == {"ddim", "heun"} and not drawn[0].figure.legends
 
 
 def test_names_are_moved_apart_no_more_than_needed():

@@ -1,0 +1,225 @@
+"""The comparison of samplers: on an exact law and on a tiny model, resumed, with a sampler that fails; the verdict by hand; the page."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import digits
+from diffusion_jax import comparison, data, experiment, report, targets
+from diffusion_jax.comparison import Comparison, Result
+from diffusion_jax.errors import UserError
+from diffusion_jax.processes import schedules
+from diffusion_jax.samplers import ancestral, base, ode
+from diffusion_jax.workdir import Trained
+from experiments import compare_samplers
+
+ROOT = Path(__file__).parent.parent
+ENTRIES = ["ancestral.ddim@uniform_logsnr", "ode.edm_heun@uniform_logsnr", "ancestral.ddpm"]
+
+
+def command(*args, expect=0):
+    line = [sys.executable, "-m", "experiments.compare_samplers", *map(str, args)]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """Three samplers on eight Gaussians at two budgets, by the functions behind the command."""
+    root = tmp_path_factory.mktemp("gmm8")
+    with jax.enable_x64(True):
+        subject = comparison.of_target("gmm8", "schedules.VP()", list(range(40)))
+        chosen = comparison.cells(ENTRIES, [9, 33], subject.process, "uniform")
+        return subject, chosen, comparison.compare(subject, chosen, root), root
+
+
+def test_trajectory_errors_on_a_target_are_those_of_float64_and_fall_at_the_solvers_order(compared):
+    """Against 33 evaluations of the same solver by hand; Heun's 4 to 16 steps gain about 4^2, DDIM's 8 to 32 about 4."""
+    subject, _, found, _ = compared
+    error = {(r.row["sampler"], r.row["nfe"]): r.row.get("error") for r in found.results}
+    ddim, heun = ([error[entry, nfe] for nfe in (9, 33)] for entry in ENTRIES[:2])
+    assert 2.5 < ddim[0] / ddim[1] < 7 and 8 < heun[0] / heun[1] < 80
+    assert error["ancestral.ddpm", 9] is None  # a stochastic sampler has no trajectory to be near to
+    with jax.enable_x64(True):
+        denoise, ts = subject.denoise(()), build_grid(subject.process, 33)
+        x = base.start(subject.process, subject.keys, (40, 2), "float64")
+        x0 = base.sample(ancestral.ddim(), denoise, subject.process, subject.keys, x, ts)
+        end = targets.reference(denoise, subject.process, x, 1.0, subject.process.t_min)
+        off = np.asarray(x0 - denoise(jnp.asarray(end), subject.process.t_min).x0)
+    np.testing.assert_allclose(ddim[1], np.sqrt(np.mean(off**2)), rtol=1e-8)
+    assert {"commit", "config_hash", "date"} <= found.results[0].row.keys() and found.results[0].row["seeds"] == "0-39"
+
+
+def build_grid(process, n):
+    return comparison.build(experiment.GRIDS, "uniform_logsnr", process, n)
+
+
+def test_finished_cells_are_taken_again_and_others_are_not(compared, monkeypatch):
+    subject, chosen, found, root = compared
+    made = []
+    monkeypatch.setattr(comparison, "_judged", lambda subject, cell, about, *rest: made.append(cell.nfe) or Result(about))
+    with jax.enable_x64(True):
+        again = comparison.compare(subject, chosen, root)
+        assert made == [] and [r.row for r in again.results] == [r.row for r in found.results]
+        for a, b in zip(again.results, found.results):
+            np.testing.assert_array_equal(a.samples, b.samples)
+        next(iter(root.glob("*.npz"))).write_bytes(b"cut short")
+        more = comparison.cells(ENTRIES[:1], [9, 12, 33], subject.process, "uniform")
+        comparison.compare(subject, more, root)
+        assert 12 in made and len(made) <= 2  # the new budget, and perhaps the damaged file
+        made.clear()
+        other = subject._replace(identity=subject.identity | {"process": "schedules.VP(beta_max=10.0)"})
+        comparison.compare(other, chosen[:1], root)
+        assert made == [9]
+
+
+def test_a_sampler_that_fails_has_a_row_that_says_so(compared, tmp_path):
+    subject, chosen, _, _ = compared
+
+    def broken(noise, x, t, s, denoise, process):
+        raise RuntimeError("this solver is broken")
+
+    cells = [chosen[0]._replace(entry="mine.broken", sampler=base.memoryless(broken)),
+             chosen[0]._replace(entry="mine.nan", sampler=base.memoryless(lambda noise, x, t, s, denoise, process: x / 0.0 * jnp.inf)),
+             chosen[0]._replace(entry="mine.long", sampler=ode.rk4(), ts=chosen[0].ts[:1]), chosen[1]]  # fmt: skip
+    with jax.enable_x64(True):
+        results = comparison.compare(subject, cells, tmp_path).results
+    assert "this solver is broken" in results[0].row["note"] and "40 of 40 samples are not finite" in results[1].row["note"]
+    assert "no step fits: one takes 4" in results[2].row["note"]
+    assert "error" in results[3].row and "note" not in results[3].row
+    assert len(list(tmp_path.glob("*.npz"))) == 4  # the failure is tried again next time; the exact solution is kept too
+
+
+def test_names_and_budgets_are_checked_before_anything_runs():
+    for entries, budgets, said in ((["ode.hun"], [5], "did you mean 'ode.heun'"), (["ode.heun@karas"], [5], "did you mean 'karras'"),
+                                   (["ode.heun"], [0], "budgets of at least 1"), ([], [5], "needs samplers")):  # fmt: skip
+        with pytest.raises(UserError, match=said):
+            comparison.cells(entries, budgets, schedules.VP(), "uniform")
+
+
+# ---- the verdict ----
+
+
+def result(name, nfe, score, squares=None, left_out=None, **row):
+    row = {"sampler": name, "nfe": nfe, "evaluations": nfe, "sliced_wasserstein": score, "stochastic": squares is None} | row
+    if squares is not None:
+        row["error"] = float(np.sqrt(np.mean(squares)))
+    return Result(row, None, squares, {} if left_out is None else {"sliced_wasserstein": np.asarray(left_out)})
+
+
+def test_a_margin_is_paired_over_seeds_and_jackknifed_over_groups():
+    a, b = result("a", 5, 1.0, np.array([1.0, 2.0, 3.0]), [1.0, 1.1, 0.9, 1.0, 1.0]), result(
+        "b", 5, 1.5, np.array([1.5, 2.5, 3.8]), [1.5, 1.7, 1.3, 1.5, 1.5])
+    worse, noise = comparison.margin(a, b, "error")
+    assert worse == pytest.approx(0.6) and noise == pytest.approx(np.std([0.5, 0.5, 0.8], ddof=1) / np.sqrt(3))
+    worse, noise = comparison.margin(a, b, "sliced_wasserstein")  # gaps .5 .6 .4 .5 .5: sum of squares about their mean 0.02
+    assert worse == pytest.approx(0.5) and noise == pytest.approx(np.sqrt(4 / 5 * 0.02))
+
+
+def test_the_sentences_name_the_best_the_margin_and_ties():
+    even = np.full(4, 1e-4)
+    results = [
+        result("good", 5, 0.10, even, [0.1] * 5), result("near", 5, 0.11, 4 * even, [0.10, 0.12, 0.11, 0.13, 0.09]),
+        result("bad", 5, 0.50, 100 * even, [0.5] * 5), result("only", 10, 0.1, even),
+        result("free", None, 0.01, even / 4, evaluations=7.5)]  # fmt: skip
+    five, ten = comparison.sentences(Comparison(results, Result({"what": ""})))
+    assert five == ("At 5 NFE, a tie within noise, best by sliced Wasserstein: good (0.1), near (0.11), then bad (0.5); "
+                    "nearest to the exact solution is good (0.01), then near (0.02), 2 times as far.")  # fmt: skip
+    assert "free (0.01)" in ten and "only (0.1)" in ten  # an adaptive sampler counts where its evaluations fit
+    perfect = Result({"what": "", "sliced_wasserstein": 0.12}, None, None, {"sliced_wasserstein": np.full(5, 0.12)})
+    five = comparison.sentences(Comparison(results[:3], perfect))[0]
+    assert "2 samplers cannot be told from the exact solution by sliced Wasserstein (0.12): good (0.1), near (0.11), then bad" in five
+    assert comparison.sentences(Comparison([Result({"sampler": "a", "nfe": 5})], Result({"what": ""}))) == [
+        "At 5 NFE, no sampler has a result."]  # fmt: skip
+
+
+def test_more_recognised_is_better():
+    results = [Result({"sampler": name, "nfe": 5, "accuracy": value}) for name, value in (("a", 0.8), ("b", 0.9))]
+    assert [r.row["sampler"] for r in comparison.ranking(Comparison(results, Result({})), 5, "accuracy").there] == ["b", "a"]
+
+
+# ---- a model ----
+
+
+def test_a_model_is_compared_with_its_own_fine_solution(tmp_path, monkeypatch):
+    """A network with fresh weights: what is judged, kept and written does not depend on how good it is."""
+    monkeypatch.setattr(comparison, "FINE", 81)
+    config = digits.get_config("vp")
+    config.model.update(width=8, multipliers=(1,), attention=(), head_width=8)
+    built = experiment.assemble(config, (8, 8, 1), 10)
+    trained = Trained(built, experiment.init_params(built, jax.random.key(0)), 7, "params", {})
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (60, 8, 8, 1)).astype(np.uint8), np.arange(60) % 10
+    source = data.sources.Arrays(images, labels)
+    dataset = data.Dataset("noise", source, source, (8, 8, 1), 10, None)
+    record = {"provenance": comparison.provenance.provenance(), "step": 7, "weights": "params"}
+    text = compare_samplers.compare_model(trained, dataset, "noise", ["ancestral.ddim", "ode.edm_heun@karras"], [3, 21], range(12),
+                                          tmp_path / "compare", tmp_path / "samplers", record)  # fmt: skip
+    written = json.loads((tmp_path / "samplers.json").read_text())
+    rows = {(row["sampler"], row["nfe"]): row for row in written["rows"]}
+    assert rows["ode.edm_heun@karras", 21]["error"] < rows["ode.edm_heun@karras", 3]["error"]
+    assert {"accuracy", "frechet", "seconds_per_image", "step", "weights"} <= rows["ancestral.ddim", 3].keys()
+    assert "81 NFE, which halving its steps moves by" in text and text.count("| ancestral.ddim |") == 2
+    with Image.open(tmp_path / "samplers_strips.png") as picture:
+        assert picture.width > 300
+
+
+# ---- the page, and the command as typed ----
+
+
+def self_contained(page: str) -> bool:
+    return not re.search(r"https?:|file:|<link[^>]+href=\"(?!data:)|src=\"(?!data:image/png;base64,)|@import|url\(", page)
+
+
+def test_the_command_compares_on_a_target_and_resumes(tmp_path):
+    args = ["--target=gmm8", "--process=schedules.EDM()", "--samplers=ancestral.ddim@karras;ancestral.ddpm", "--nfe=4,8", "--num=30",
+            f"--out={tmp_path}"]  # fmt: skip
+    first = command(*args)
+    assert "At 8 NFE, " in first.stdout and "solving for the exact" in first.stderr
+    before = json.loads((tmp_path / "compare.json").read_text())["rows"]
+    second = command(*args)
+    assert "4 of 4 cells are taken" in second.stderr and "solving" not in second.stderr
+    assert json.loads((tmp_path / "compare.json").read_text())["rows"] == before
+    assert {p.name for p in tmp_path.iterdir()} == {"compare", *(f"compare{end}" for end in (
+        ".html", ".json", ".md", ".png", "_strips.png"))}  # fmt: skip
+    page = (tmp_path / "compare.html").read_text()
+    assert self_contained(page) and not self_contained('<img src="compare.png">')
+    assert page.count("data:image/png;base64,") >= 1 + 2 + 4 and "At 8 NFE, " in page
+
+
+def test_the_command_lists_every_sampler_with_its_cost_and_kind():
+    shown = command("--list").stdout
+    assert re.search(r"ancestral.ddpm +1 a step +stochastic", shown)
+    assert re.search(r"ode.heun +2 a step +deterministic", shown)
+    for name in ("karras", "gmm8", "schedules.EDM", *comparison.build.__globals__["members"](experiment.SAMPLERS)):
+        assert f"  {name} " in shown
+
+
+@pytest.mark.parametrize("args, said", [
+    (["--target=gmmm8"], "did you mean 'gmm8'"),
+    (["--target=gmm8", "--samplers=ode.hun"], "did you mean 'ode.heun'"),
+    (["--target=gmm8", "--process=VPP"], "unknown process 'VPP'"),
+    (["--target=gmm8", "--nfe=5,x"], "--nfe=5,x: write whole numbers"),
+    (["--samplers=ode.heun"], "--workdir is missing"),
+])  # fmt: skip
+def test_a_mistake_gets_one_clear_line(args, said, tmp_path):
+    done = command(*args, *([f"--out={tmp_path / 'out'}"] if len(args) > 1 else []), expect=2)
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and said in done.stderr, done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_page_takes_text_literally_and_sorts_by_value(tmp_path):
+    rows = [{"a": "<b>&", "x": 0.123456, "note": None}, {"a": "plain", "x": float("nan"), "note": "went wrong"}]
+    table = report.table(rows, {"a": "A", "x": "X", "note": "note"}, best=lambda row, key: key == "x" and row["a"] == "plain")
+    assert "&lt;b&gt;&amp;" in table and 'data-v="0.123456">0.1235<' in table and 'class="number best" data-v="">nan<' in table
+    report.save(tmp_path / "a.html", report.page("T", [("H", table + report.picture(np.zeros((2, 2, 3), np.uint8)))]))
+    assert self_contained((tmp_path / "a.html").read_text())
