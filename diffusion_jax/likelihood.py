@@ -2,17 +2,18 @@
 
     log p_0(x) = log p_T(x_T) + int div v dt,    x_T the flow's image of x
 
-Every process is solved in one and the same frame, so that one model has one likelihood and one cost under all of them: the unit frame
-z = x / r, r^2 = alpha^2 + sigma^2, on the clock u = log(sigma / alpha) = -lam / 2. With tan(phi) = e^u the path is cos(phi) x0 + sin(phi) eps and
+Every process is solved in one and the same frame, so that one model has one likelihood and one cost under all of them: the unit
+frame z = x / r, r^2 = alpha^2 + sigma^2, on the clock u = log(sigma / alpha) = -lam / 2. With tan(phi) = e^u the path is
+cos(phi) x0 + sin(phi) eps, and
 
     dz/du = sin(phi) cos(phi) (cos(phi) eps-hat - sin(phi) x0-hat),        log p(x) = log p(z) - D log r.
 
-There z stays of order one, no scale of the noise is crossed in a hurry, and the kinks that a table of betas has in t are not seen.
-The divergence takes forward mode alone (e . J e), which is fast inside loops on every backend; a solve belongs to its own image, steps
-and all, so that values do not depend on the batch.
+There z stays of order one, no scale of the noise is crossed in a hurry, and the kinks that a table of betas has in t are not
+seen. The divergence takes forward mode alone (e . J e), which is fast inside loops on every backend; a solve belongs to its own
+image, steps and all, so that values do not depend on the batch.
 
-Two errors that no solver removes: the marginal at t_max is the prior only up to alpha(t_max) x0, and the density is that at t_min, of
-data with noise sigma(t_min). `bits_per_dim(dequantize='process')` accounts for the second.
+Two errors that no solver removes: the marginal at t_max is the prior only up to alpha(t_max) x0, and the density is that at
+t_min, of data with noise sigma(t_min). `bits_per_dim(dequantize='process')` accounts for the second.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def exact() -> Trace:
 
 
 def hutchinson(probes: int = 1, law: str = "rademacher") -> Trace:
-    """`probes` random directions, 'rademacher' signs or 'gaussian' (Hutchinson 1990): unbiased, with an error of order 1 / sqrt(probes).
+    """`probes` random directions, 'rademacher' or 'gaussian' (Hutchinson 1990): unbiased, its error of order 1 / sqrt(probes).
 
     Signs make no error from the Jacobian's diagonal and so less than Gaussians do.
     """
@@ -123,7 +124,7 @@ def hutchinson(probes: int = 1, law: str = "rademacher") -> Trace:
 
 
 def adaptive(method: str = "tsit5", rtol: float = 1e-5, atol: float = 1e-5, max_steps: int = 4096) -> Solver:
-    """diffrax's tsit5, dopri5 or dopri8 with adaptive steps; the tolerances are z's and, on the same footing, nats per dimension.
+    """diffrax's tsit5, dopri5 or dopri8; the tolerances are those of z and, on the same footing, of nats per dimension.
 
     NFE counts rejected steps too.
     """
@@ -133,13 +134,13 @@ def adaptive(method: str = "tsit5", rtol: float = 1e-5, atol: float = 1e-5, max_
     def solve(field, y, start, end):
         import diffrax
 
-        def norm(error):  # of the state and of the log-density, whichever is worse: among D numbers the latter would not be heard
+        def norm(error):  # the worse of state and log-density: as one number among D the latter would not be heard
             return jnp.maximum(jnp.sqrt(jnp.mean(error[:-1] ** 2)), jnp.abs(error[-1]))
 
         solver = getattr(diffrax, ADAPTIVE[method])()
-        solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(lambda u, y, args: field(u, y)), solver, start, end, 0.01 * (end - start), y,
-            max_steps=max_steps, throw=False, stepsize_controller=diffrax.PIDController(rtol, atol, norm=norm), adjoint=diffrax.ForwardMode())  # fmt: skip
+        term, control = diffrax.ODETerm(lambda u, y, args: field(u, y)), diffrax.PIDController(rtol, atol, norm=norm)
+        solution = diffrax.diffeqsolve(term, solver, start, end, 0.01 * (end - start), y, stepsize_controller=control,
+                                       max_steps=max_steps, throw=False, adjoint=diffrax.ForwardMode())  # fmt: skip
         finished = solution.result == diffrax.RESULTS.successful
         stages = solver.tableau.num_stages - 1  # the first of a step is the last of the one before
         return jnp.where(finished, solution.ys[-1], jnp.nan), stages * solution.stats["num_steps"] + 1
@@ -174,7 +175,7 @@ def solver(name: str, *, rtol: float = 1e-5, steps: int = 64) -> Solver:
 
 
 class Bits(NamedTuple):
-    """bits: (B,), per dimension, the mean over the draws; importance: (B,), the tighter importance-weighted value of the same draws.
+    """bits: (B,), per dimension, the mean over the draws; importance: (B,), the tighter, importance-weighted value of the same.
 
     log_weights: (B, K), each draw's estimate of log P(x0) in nats. nfe: (B,), all draws together.
     """
@@ -186,17 +187,19 @@ class Bits(NamedTuple):
 
 
 def bits_per_dim(process: Process, denoise: Denoise, x0: Array, key: Key, cond: Cond = None, *, dequantize: str = "uniform",
-                 levels: int = 256, draws: int = 1, trace: Trace | None = None, solver: Solver | None = None) -> Bits:  # fmt: skip
+                 levels: int = 256, draws: int = 1, trace: Trace | None = None, solver: Solver | None = None) -> Bits:
     """-log2 P(x0) / D for data with `levels` equally spaced values in [-1, 1], bounded from above by `draws` dequantisations.
 
-    'uniform'  x = x0 + U over x0's bin, of width w = 2 / (levels - 1):  log P(x0) >= E[log p(x)] + D log w   (Theis et al. 2016, sec. 3.1)
+    'uniform'  x = x0 + U over x0's bin, of width w = 2 / (levels - 1):  log P(x0) >= E[log p(x)] + D log w
+               (Theis et al. 2016, sec. 3.1)
     'process'  x ~ q(x_t_min | x0), by the process itself:  log P(x0) >= E[log p(x) + log P(x0 | x) - log q(x | x0)]
-               (Song, Durkan et al. 2021, sec. 4; Zheng et al. 2023, sec. 4), P(x0 | x) being the bound's reconstruction (objectives/elbo.py)
+               (Song, Durkan et al. 2021; Zheng et al. 2023), P(x0 | x) the bound's reconstruction (objectives/elbo.py)
     'none'     x = x0, continuous data: no bin and no offset; the value may have either sign
 
-    The expectation over draws is a bound of log P, their log-mean-exp a tighter one (Burda et al. 2016, eq. 8). 'uniform' takes data at t_min as if
-    without noise, so it wants sigma(t_min) well below w and a model that was trained on dequantised data; 'process' wants neither. The
-    probes of a Hutchinson trace are the same for all draws of an image: their error is then nearly common, and log-mean-exp is not misled by it.
+    The mean over draws estimates a bound of log P, their log-mean-exp a tighter one (Burda et al. 2016, eq. 8). 'uniform' takes
+    data at t_min as if without noise, so it wants sigma(t_min) well below w and a model that was trained on dequantised data;
+    'process' wants neither. The probes of a Hutchinson trace are the same for all draws of an image: their error is then nearly
+    common to them, and log-mean-exp is not misled by it.
     """
     if dequantize not in ("uniform", "process", "none"):
         raise unknown("dequantisation", dequantize, ("uniform", "process", "none"))

@@ -2,8 +2,9 @@
 
 python -m experiments.likelihood --workdir=runs/a --num=200 --bounds
 
-Prints a table and writes likelihood.md, likelihood.json and, image by image, likelihood.npz into the workdir. An interrupted run goes on at
-the next batch; one with other settings starts anew. A conditional model is told the label of each image. Nothing is guided or clipped.
+Prints a table and writes likelihood.md, likelihood.json and, image by image, likelihood.npz into the workdir. An interrupted
+run goes on at the next batch; one with other settings starts anew. A conditional model is told the label of each image. Nothing is
+guided or clipped. The noise of an image depends on --seed and its place in the split alone.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from absl import flags
 
 from experiments import cli
 
-SETTINGS = ("split", "unconditional", "dequantize", "levels", "iw", "trace", "probes", "solver", "rtol", "steps", "bounds", "moves", "grid",
-            "draws", "seed")  # fmt: skip
+SETTINGS = ("split", "unconditional", "dequantize", "levels", "iw", "trace", "probes", "solver", "rtol", "steps", "bounds",
+            "moves", "grid", "draws", "seed")  # fmt: skip
 DEQUANTIZED = {"uniform": "uniform dequantisation", "process": "dequantised by the process", "none": "as continuous data"}
 TERMS = ("total", "prior", "diffusion", "reconstruction")
 
@@ -82,7 +83,7 @@ def measures(trained, chosen: dict) -> dict:
 
 
 def run(trained, dataset, chosen: dict, count: int, batch_size: int, parts: Path) -> dict:
-    """{row.name: (N, ...)} for the first `count` images of the split, and {row.seconds: ()}; finished batches are kept in `parts`."""
+    """{row.name: (N, ...)} for the split's first `count` images, and {row.seconds: ()}; finished batches stay in `parts`."""
     import jax
     import numpy as np
 
@@ -116,7 +117,8 @@ def run(trained, dataset, chosen: dict, count: int, batch_size: int, parts: Path
             print(f"{count - len(left)} images were measured before: going on", file=sys.stderr)
         keys = arrays.example_keys(jax.random.key(chosen["seed"]), count)
         batch = {"image": images[left], "label": labels[left].astype(np.int32), "index": left}
-        generate.generate(measure, keys[left], batch, batch_size=min(batch_size, count), finish=np.asarray, description="likelihood")
+        size = min(batch_size, count)
+        generate.generate(measure, keys[left], batch, batch_size=size, finish=np.asarray, description="likelihood")
     return gather([np.load(file) for file in sorted(parts.glob("[0-9]*.npz"))], count)
 
 
@@ -138,7 +140,7 @@ def gather(parts: list, count: int) -> dict:
 
 
 def table(values: dict, chosen: dict) -> list[dict]:
-    """One row per measure: {'measure', 'bits', 'error', the three terms, 'nfe', 'seconds'}, means over images with standard errors."""
+    """One row per measure: {'measure', 'bits', 'error', the three terms, 'nfe', 'seconds'}, means over images."""
     from diffusion_jax.errors import UserError
     from diffusion_jax.likelihood import mean_with_error
 
@@ -185,17 +187,21 @@ def main(config) -> None:
     chosen = resolved({name: FLAGS[name].value for name in SETTINGS}, trained)
     told = {"settings": chosen, "step": trained.step, "weights": trained.weights, "config": config.to_dict()}
     parts = stem.with_suffix(".parts") / provenance.config_hash(told)[:16]
-    print(f"{FLAGS.workdir}: step {trained.step}, weights {trained.weights}, {chosen['solver']}, trace {chosen['trace']}", file=sys.stderr)
+    print(f"{FLAGS.workdir}: step {trained.step}, weights {trained.weights}, solver {chosen['solver']}, "
+          f"trace {chosen['trace']}", file=sys.stderr)  # fmt: skip
     values = run(trained, experiment.dataset(config), chosen, FLAGS.num or sys.maxsize, FLAGS.batch_size, parts)
     rows = table(values, chosen)
     count = len(next(v for name, v in values.items() if name.endswith(".total")))
-    title = f"Bits per dimension of {count} {FLAGS.split} images of {config.data.name} under {Path(FLAGS.workdir).name}, mean ± standard error"
+    title = (f"Bits per dimension of {count} {FLAGS.split} images of {config.data.name} under {Path(FLAGS.workdir).name}, "
+             "mean ± standard error over images")  # fmt: skip
     with provenance.atomic_path(stem.with_suffix(".md")) as path:
         path.write_text(f"# {title}\n\n{report(rows)}", encoding="utf-8")
     generate.save_npz(stem.with_suffix(".npz"), None, **values)
     provenance.save_json(stem.with_suffix(".json"), {
         "rows": rows, "count": count, **told, "provenance": provenance.provenance(config.to_dict(), FLAGS.seed)})  # fmt: skip
-    shutil.rmtree(parts.parent)
+    shutil.rmtree(parts)  # what runs with other settings have begun stays
+    if not any(parts.parent.iterdir()):
+        parts.parent.rmdir()
     print(report(rows))
 
 
@@ -204,7 +210,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("num", 0, "how many images, from the first of the split; 0: all", lower_bound=0)
     flags.DEFINE_enum("split", "test", ("test", "train"), "which images")
     flags.DEFINE_bool("unconditional", False, "tell a conditional model no label")
-    flags.DEFINE_string("dequantize", "", "of the ODE, one or several of uniform, process and none; by default uniform for images, none for points")
+    flags.DEFINE_string("dequantize", "", "uniform, process or none, or several with commas; by default uniform for images")
     flags.DEFINE_integer("levels", 256, "values that a pixel takes", lower_bound=2)
     flags.DEFINE_integer("iw", 1, "importance-weighted over this many dequantisations (and chains)", lower_bound=1)
     flags.DEFINE_string("trace", "auto", "exact, rademacher or gaussian; auto: exact up to 32 dimensions, else rademacher")

@@ -378,6 +378,90 @@ def test_hybrid_estimates_the_whole_bound():
     assert abs(sampled.mean() - whole) < 4 * sampled.std() / np.sqrt(8192)
 
 
+def test_importance_weights_of_the_exact_reverse_chain_are_all_the_likelihood():
+    """p(chain, x0) / q(chain | x0) is p(x0) for every chain of Gaussian data with the true variance: no spread is left."""
+    ts, x0 = grids.uniform(CHAIN, 8), pixels(64)
+    denoise = exact_denoiser(CHAIN, ts)
+    found = jax.jit(lambda x: elbo.importance_vlb(CHAIN, denoise, x, jax.random.key(3), ts, draws=16, variance="learned"))(x0)
+    edges = np.asarray(x0, "float64")[..., None] + np.array([-1, 1]) / 255
+    exact = np.log(np.diff(norm.cdf(np.where(np.abs(edges) > 1, np.inf * np.sign(edges), edges), MEAN, STD)))[..., 0].sum(1)
+    assert found["log_weights"].shape == (64, 16)
+    error = np.asarray(found["log_weights"]) - exact[:, None]  # a bin is no point: within it the density is not quite flat
+    assert abs(error.mean()) < 0.02 and error.std() < 0.2
+    assert_allclose(found["total"], -exact / 4 / np.log(2), atol=0.03)
+
+
+def test_importance_weighting_tends_to_the_models_own_likelihood():
+    """A wrong denoiser in one dimension: p(x0) of its chain by quadrature; many chains reach it, the plain bound does not."""
+    process, ts, x0 = schedules.VP(t_min=0.02), np.array([1.0, 0.4, 0.02], "float32"), pixels(64)[:1, :1]
+    slope = 0.6  # x0-hat = 0.2 + 0.6 alpha x_t, whatever the data
+
+    def denoise(x_t, t, cond=None):
+        return gaussian.from_x0(process, x_t, 0.2 + slope * process.alpha(t) * x_t, t)
+
+    run = jax.jit(lambda key: elbo.importance_vlb(process, denoise, x0, key, ts, draws=4096, variance="large"))
+    bound = run(jax.random.key(0))
+    grid = np.linspace(-6, 6, 3001)
+    alpha, sigma = (np.asarray(f(jnp.asarray(ts)), "float64") for f in (process.alpha, process.sigma))
+    mass = norm.pdf(grid, 0, sigma[0]) * (grid[1] - grid[0])
+    for i in (0, 1):  # p(x_s | x_t): mu-tilde at x0-hat, variance beta
+        ratio = alpha[i] / alpha[i + 1]
+        beta = sigma[i] ** 2 - ratio**2 * sigma[i + 1] ** 2
+        x0_hat = 0.2 + slope * alpha[i] * grid
+        mean = ratio * sigma[i + 1] ** 2 / sigma[i] ** 2 * grid + alpha[i + 1] * beta / sigma[i] ** 2 * x0_hat
+        mass = norm.pdf(grid[:, None], mean, np.sqrt(beta)) @ mass * (grid[1] - grid[0])
+    last = 0.2 + slope * alpha[2] * grid
+    x = float(x0[0, 0])
+    exact = -np.log2(np.sum(mass * (norm.cdf(x + 1 / 255, last, sigma[2]) - norm.cdf(x - 1 / 255, last, sigma[2]))))
+    weights = np.exp(np.asarray(bound["log_weights"][0], "float64"))
+    error = weights.std() / weights.mean() / np.sqrt(4096) / np.log(2)
+    assert abs(bound["total"][0] - exact) < 4 * error < 0.3, (bound["total"], exact, error)
+    assert bound["plain"][0] > exact + 8 * error  # so the bound was not tight
+    parts = sum(bound[name] for name in ("prior", "diffusion", "reconstruction"))
+    assert_allclose(bound["plain"], parts, rtol=1e-6)
+
+
+def test_importance_weighting_only_tightens():
+    """Never above the mean over the same chains; and that mean estimates `vlb`, whose terms are its expectations."""
+    ts = grids.uniform(CHAIN, 9)
+    denoise = exact_denoiser(CHAIN, ts)
+    found = jax.jit(lambda x, key: elbo.importance_vlb(CHAIN, denoise, x, key, ts, draws=8))(pixels(1024), jax.random.key(5))
+    assert np.all(found["total"] <= found["plain"] + 1e-6)
+    gap = np.asarray(found["plain"]) - np.asarray(bound_of(9, "small")["total"])[:1024]
+    assert abs(gap.mean()) < 4 * gap.std() / np.sqrt(1024)
+    assert np.mean(found["plain"] - found["total"]) > 0.01
+
+
+def test_log_mean_exp_is_the_mean_of_weights():
+    weights = np.random.default_rng(0).uniform(0.1, 1.0, (3, 5))
+    assert_allclose(elbo.log_mean_exp(jnp.log(weights) - 500.0, axis=1), np.log(weights.mean(1)) - 500, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["VP", "EDM", "RectifiedFlow"])
+def test_continuous_bound_of_gaussian_data_is_its_closed_form(name):
+    """E|eps - eps-hat|^2 = s^2 SNR / (1 + s^2 SNR) integrates to log(1 + s^2 SNR) over the log-SNR."""
+    process, count = PROCESSES[name], 2048
+    denoise = targets.denoise_gaussian(targets.gaussian(jnp.full(4, MEAN), STD**2 * jnp.eye(4)), process)
+    found = jax.jit(lambda x, key: elbo.continuous_vlb(process, denoise, x, key, draws=16))(pixels(count), jax.random.key(2))
+    snr = np.exp([float(gaussian.logsnr(process, jnp.float32(t))) for t in (process.t_min, process.t_max)])
+    exact = 0.5 * np.diff(np.log1p(STD**2 * snr[::-1]))[0] / np.log(2)
+    mean, error = np.mean(found["diffusion"]), np.std(found["diffusion"]) / np.sqrt(count)
+    assert abs(mean - exact) < 4 * error < 0.05 * exact, (mean, exact, error)
+    assert_allclose(found["diffusion"], found["terms"].mean(1), rtol=1e-5)
+    assert_allclose(found["total"], found["prior"] + found["diffusion"] + found["reconstruction"], rtol=1e-6)
+    spread = np.asarray(found["diffusion"]).std()  # here images differ by their draws alone, but for x0's part of the loss
+    assert 0.7 * spread < np.sqrt(np.mean(np.asarray(found["error"]) ** 2)) < 1.5 * spread
+
+
+def test_continuous_bound_with_the_exact_denoiser_is_the_likelihood_of_gaussian_data():
+    denoise = targets.denoise_gaussian(targets.gaussian(jnp.full(4, MEAN), STD**2 * jnp.eye(4)), CHAIN)
+    found = jax.jit(lambda x, key: elbo.continuous_vlb(CHAIN, denoise, x, key, draws=16))(pixels(8192), jax.random.key(1))
+    edges = np.asarray(pixels(8192), "float64")[..., None] + np.array([-1, 1]) / 255
+    edges = np.where(np.abs(edges) > 1, np.inf * np.sign(edges), edges)
+    gap = np.asarray(found["total"]) + np.log2(np.diff(norm.cdf(edges, MEAN, STD)))[..., 0].mean(1)
+    assert abs(gap.mean()) < 4 * gap.std() / np.sqrt(8192) < 0.06  # P(x0 | x) has variance sigma^2, 1 % too much: 1e-4 bits
+
+
 def test_elbo_errors():
     process, x0 = CHAIN, pixels(2)
     plain = targets.denoise_gaussian(targets.gaussian(jnp.zeros(4), jnp.eye(4)), process)
@@ -390,5 +474,9 @@ def test_elbo_errors():
         elbo.vlb(process, plain, x0, jax.random.key(0), grids.uniform(process, 3), variance="smal")
     with pytest.raises(UserError, match="at least 2 times"):
         elbo.vlb(process, plain, x0, jax.random.key(0), grids.uniform(process, 1))
+    with pytest.raises(UserError, match="at least 2 draws"):
+        elbo.continuous_vlb(process, plain, x0, jax.random.key(0), draws=1)
+    with pytest.raises(UserError, match="did you mean 'large'"):
+        elbo.importance_vlb(process, plain, x0, jax.random.key(0), grids.uniform(process, 3), variance="larg")
     with pytest.raises(UserError, match="at least 2 steps"):
         elbo.hybrid(process, steps=1)

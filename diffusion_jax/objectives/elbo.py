@@ -7,8 +7,9 @@ objective, which learns the variance with it.
 
 Ho et al. 2020, eq. 5; Nichol & Dhariwal 2021, eq. 4-7. p(x_s | x_t) is Gaussian with the posterior mean at x0-hat, the
 one that samplers/ancestral.py draws from; the last move is a Gaussian around x0-hat, integrated over x0's bin.
-Everything here is in bits per dimension, as both papers report it and as improved DDPM's code weighs it. In the limit of many moves
-the diffusion term is an integral over the log-SNR, the same for every process between the same ends (Kingma et al. 2021).
+Everything here is in bits per dimension, as both papers report it and as improved DDPM's code weighs it. In the limit
+of many moves the diffusion term is an integral over the log-SNR, the same for every process between the same ends
+(Kingma et al. 2021).
 """
 
 from __future__ import annotations
@@ -103,8 +104,8 @@ def importance_vlb(process: Process, denoise: Denoise, x0: Array, key: Key, ts: 
                    variance: str = "small", reconstruction_nu: float = 1.0, levels: int = 256) -> dict[str, Array]:
     """The same bound from `draws` whole chains x_T, ..., x_t_min ~ q(. | x0), importance-weighted (Burda et al. 2016, eq. 8).
 
-    Each chain weighs w = p(x0, chain) / q(chain | x0), whose mean is p(x0); -log of the mean weight is a bound that tightens with `draws`
-    and is never above the mean of -log w, which estimates `vlb`. Arguments as there.
+    Each chain weighs w = p(x0, chain) / q(chain | x0), whose mean is p(x0); -log of the mean weight is a bound that
+    tightens with `draws` and is never above the mean of -log w, which estimates `vlb`. Arguments as there.
     Returns total: (B,), importance-weighted; plain: (B,), the mean over chains; prior, diffusion, reconstruction: (B,), plain's
     three terms, all in bits per dimension; and log_weights: (B, draws) in nats.
     """
@@ -125,7 +126,8 @@ def importance_vlb(process: Process, denoise: Denoise, x0: Array, key: Key, ts: 
 
         eps, scale, sigma = fresh(len(ts) - 1), gaussian.prior_scale(process), process.sigma(ts[0])
         prior = mean_per_example(_log_ratio(eps, process.alpha(ts[0]) * x0, 2 * jnp.log(sigma), 2 * jnp.log(scale)))
-        x, terms = jax.lax.scan(move, gaussian.corrupt(process, x0, eps, ts[0]).x_t, (jnp.arange(len(ts) - 1), ts[:-1], ts[1:]))
+        x = gaussian.corrupt(process, x0, eps, ts[0]).x_t
+        x, terms = jax.lax.scan(move, x, (jnp.arange(len(ts) - 1), ts[:-1], ts[1:]))
         last = _with_variance(denoise(x, ts[-1], cond), variance)
         nu = last.nu if variance == "learned" else jnp.full_like(x0, reconstruction_nu)
         return prior / BIT, terms.sum(0) / BIT, _reconstruction(process, x0, last.x0, nu, ts[-2], ts[-1], levels)
@@ -141,11 +143,12 @@ def continuous_vlb(process: Process, denoise: Denoise, x0: Array, key: Key, cond
                    levels: int = 256) -> dict[str, Array]:  # fmt: skip
     """The bound in continuous time, of each image in bits per dimension (Kingma et al. 2021, eq. 11-18).
 
-    diffusion = 1/2 E_t[-lam'(t) |eps - eps-hat|^2] = 1/2 int |eps - eps-hat|^2 dlam over the log-SNR between the process's ends,
-    by one uniform log-SNR in each of `draws` equal strata (the low-variance law of app. I.1, an image's times from its own key).
+    diffusion = 1/2 E_t[-lam'(t) |eps - eps-hat|^2] = 1/2 int |eps - eps-hat|^2 dlam over the log-SNR between the ends, by
+    one uniform log-SNR in each of `draws` equal strata (as the low-variance law of app. I.1; an image's from its own key).
     prior and reconstruction are those of `vlb`, the latter with variance sigma(t_min)^2.
-    Returns total, prior, diffusion, reconstruction: (B,), total being the sum of the three; terms: (B, draws), whose mean is diffusion;
-    and error: (B,), diffusion's standard error over draws, from neighbouring strata (a little too large: it counts their difference).
+    Returns total, prior, diffusion, reconstruction: (B,), total being the sum of the three; terms: (B, draws), whose mean
+    is diffusion; and error: (B,), diffusion's standard error over draws, from the differences of neighbouring strata (a
+    little too large, as it takes the trend for noise).
     """
     if draws < 2:
         raise UserError(f"elbo.continuous_vlb needs at least 2 draws; got draws={draws}")
