@@ -29,7 +29,7 @@ from diffusion_jax.samplers import base
 from diffusion_jax.types import Cond, Denoise, Key, Params, Process
 from diffusion_jax.workdir import Trained
 
-VERSION = 1  # of how cells are run and judged: another one does not take those that were kept
+VERSION = 2  # of how cells are run and judged: another one does not take those that were kept
 GROUPS = 5  # of samples, left out in turn to tell a margin from noise
 SHOWN = 8  # images of a strip
 ADAPTIVE = 100  # evaluations that the progress bar expects of an adaptive sampler
@@ -59,7 +59,12 @@ class Cell(NamedTuple):
 
 
 def cells(
-    entries: Sequence[str], budgets: Sequence[int], process: Process, grid: str, *, place: Callable[[str, int], Any] | None = None
+    entries: Sequence[str],
+    budgets: Sequence[int],
+    process: Process,
+    grid: str,
+    *,
+    place: Callable[[str, int], Any] | None = None,
 ) -> list[Cell]:
     """Every entry 'sampler' (on `grid`) or 'sampler@its_grid' at every budget. UserError for what does not exist.
 
@@ -88,9 +93,9 @@ class Subject(NamedTuple):
     """A trained model or an exact target, and how its samples are judged.
 
     identity: all that its numbers depend on besides sampler, grid and budget; 'seeds' among it. denoise(params) -> Denoise.
-    keys (N,): the same seeds for every sampler. finish(x) -> samples as they are judged and kept. judge(samples, group) -> scores,
-    without the samples of that group (None: of all). floor: what truth itself scores. exact() -> the solutions x0 from the first
-    seeds, or from all, and in words what they are. picture(samples) -> a tile of a strip. real: some samples of the truth.
+    keys (N,): the same seeds for every sampler. finish(x) -> samples as they are judged and kept. judge(samples, group) ->
+    scores, without the samples of that group (None: of all). floor: what truth itself scores. exact() -> the solutions x0 from
+    the first seeds, or from all, and in words what they are. picture(samples) -> a tile of a strip. real: samples of the truth.
     """
 
     name: str
@@ -121,7 +126,7 @@ def of_target(spec: str, process: str, seeds: Sequence[int]) -> Subject:
     def score(x: np.ndarray, group: int | None = None) -> dict[str, float]:
         if group is not None:  # for the margin of the score that decides
             return {"sliced_wasserstein": points.sliced_wasserstein(x[_kept(count, group)], truth)}
-        scores = {"sliced_wasserstein": points.sliced_wasserstein(x, truth), "mmd": points.mmd(x, truth)}
+        scores = _points_against(truth, x)
         if target.modes is None:
             return scores
         off = points.mode_weights(x, target.modes.means) - np.asarray(target.modes.weights)
@@ -130,7 +135,8 @@ def of_target(spec: str, process: str, seeds: Sequence[int]) -> Subject:
     def exact() -> tuple[np.ndarray, str]:
         denoise, x = target.denoise(path), base.start(path, keys, (count, *target.shape), "float64")
         x = targets.reference(denoise, path, x, path.t_max, path.t_min)
-        return np.asarray(denoise(jnp.asarray(x), jnp.float64(path.t_min)).x0), "an adaptive float64 solve to a tolerance of 1e-10"
+        x0 = denoise(jnp.asarray(x), jnp.float64(path.t_min)).x0
+        return np.asarray(x0), "an adaptive float64 solve to a tolerance of 1e-10"
 
     floors, margin = [score(other) for other in others], 0.08 * np.ptp(truth, axis=0)
     return Subject(
@@ -162,7 +168,7 @@ def of_model(trained: Trained, dataset: data.Dataset, seeds: Sequence[int], name
         judged = judge.against(dataset.train, labels if labelled else None)
         floor = judged(real, held_out["label"]) if labelled else judged(real)
     else:
-        judged = lambda x, labels=None: {"sliced_wasserstein": points.sliced_wasserstein(x, real), "mmd": points.mmd(x, real)}  # noqa: E731
+        judged = functools.partial(_points_against, real)
         labelled, floor = False, judged(data.arrays(dataset.train, limit=count)["image"])
 
     def score(x: np.ndarray, group: int | None = None) -> dict[str, float]:
@@ -172,8 +178,9 @@ def of_model(trained: Trained, dataset: data.Dataset, seeds: Sequence[int], name
     box = None if images else (np.quantile(real, 0.001, axis=0) - 0.2, np.quantile(real, 0.999, axis=0) + 0.2)
     identity = {"config": config.to_dict(), "step": trained.step, "weights": trained.weights, "seeds": list(seeds)}
     subject = Subject(
-        name=name, identity=identity, process=built.process, shape=built.shape, dtype="float32", denoise=denoise, params=trained.params,
-        cond=cond, keys=keys, batch_size=min(config.sampler.batch_size, count), finish=generate.to_uint8 if images else np.asarray,
+        name=name, identity=identity, process=built.process, shape=built.shape, dtype="float32", denoise=denoise,
+        params=trained.params, cond=cond, keys=keys, batch_size=min(config.sampler.batch_size, count),
+        finish=generate.to_uint8 if images else np.asarray,
         judge=score, floor=floor, exact=lambda: ((), ""),
         picture=(lambda x: plotting.mosaic(x[:SHOWN])) if images else functools.partial(plotting.density, box=box),
         real=real)  # fmt: skip
@@ -182,14 +189,18 @@ def of_model(trained: Trained, dataset: data.Dataset, seeds: Sequence[int], name
     return subject._replace(exact=lambda: _fine_solution(some))
 
 
+def _points_against(real: np.ndarray, x: np.ndarray) -> dict[str, float]:
+    return {"sliced_wasserstein": points.sliced_wasserstein(x, real), "mmd": points.mmd(x, real)}
+
+
 def _fine_solution(subject: Subject) -> tuple[np.ndarray, str]:
     """x0 of the subject's probability-flow ODE by EDM's Heun in many steps, and how far half as many steps are from it."""
     sampler = build(experiment.SAMPLERS, "ode.edm_heun")
     solve = runner(subject, sampler, FINE // 2 + 1)
-    best, half = (solve(np.asarray(build(experiment.GRIDS, "karras", subject.process, base.points(sampler, nfe))))[0]
-                  for nfe in (FINE, FINE // 2 + 1))  # fmt: skip
+    grids = (build(experiment.GRIDS, "uniform_logsnr", subject.process, base.points(sampler, nfe)) for nfe in (FINE, FINE // 2 + 1))
+    best, half = (solve(np.asarray(ts))[0] for ts in grids)
     moved = float(np.sqrt(np.mean(np.square(best - half, dtype=np.float64))))
-    return best, f"ode.edm_heun@karras at {FINE} NFE, which halving its steps moves by {moved:.1e}"
+    return best, f"ode.edm_heun@uniform_logsnr at {FINE} NFE, which halving its steps moves by {moved:.1e}"
 
 
 def _kept(count: int, group: int | None) -> np.ndarray:
@@ -201,8 +212,8 @@ def _kept(count: int, group: int | None) -> np.ndarray:
 
 
 class Result(NamedTuple):
-    """row: what is told. samples: as judged; None where some were not finite, or there are none. squares: squared errors by seed.
-    left_out: a score without each of GROUPS groups of samples, from which margins get their noise."""
+    """row: what is told. samples: as judged; None where some were not finite, or there are none. squares: squared errors by
+    seed. left_out: a score without each of GROUPS groups of samples, from which margins get their noise."""
 
     row: dict[str, Any]
     samples: np.ndarray | None = None
@@ -211,14 +222,16 @@ class Result(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """results: one for each cell, in their order. exact: the solutions x0, judged where they are there for every seed; their row says
+    """results: one for each cell, in their order. exact: the solutions x0, judged if they are there for every seed; their row says
     'what' they are; samples None if they could not be had."""
 
     results: list[Result]
     exact: Result
 
 
-def compare(subject: Subject, chosen: Sequence[Cell], kept: Path, *, noise: str = "independent", fresh: bool = False) -> Comparison:
+def compare(
+    subject: Subject, chosen: Sequence[Cell], kept: Path, *, noise: str = "independent", fresh: bool = False
+) -> Comparison:
     """Run and judge every cell. Finished ones are taken from, and put into, the folder `kept`; `fresh`: made anew.
 
     A sampler that fails, or whose samples are not finite, has a row whose 'note' says so, and the others go on. noise: a name
@@ -254,7 +267,7 @@ def compare(subject: Subject, chosen: Sequence[Cell], kept: Path, *, noise: str 
 
 
 def runner(subject: Subject, sampler: base.Sampler, length: int, noise=base.independent) -> Callable:
-    """ts -> (samples (N, ...), evaluations (N,), seconds): one program for all grids up to `length` times; its compiling is not timed."""
+    """ts -> (samples (N, ...), evaluations (N,), seconds): one program for all grids up to `length` times, compiled untimed."""
     count, batch = len(subject.keys), subject.batch_size
 
     @jax.jit
@@ -364,8 +377,8 @@ def margin(best: Result, other: Result, metric: str) -> tuple[float, float]:
 
 
 class Ranking(NamedTuple):
-    """Those that kept to a budget, best first. tied: how many of them the best cannot be told from. perfect: whether these cannot be
-    told from the exact solution either."""
+    """Those that kept to a budget, best first. tied: how many of them the best cannot be told from. perfect: whether these
+    cannot be told from the exact solution either."""
 
     there: list[Result]
     tied: int
@@ -378,7 +391,8 @@ def ranking(compared: Comparison, nfe: int, metric: str) -> Ranking:
     def within(row: dict) -> bool:
         return metric in row and (row["nfe"] == nfe or (row["nfe"] is None and row["evaluations"] <= nfe))
 
-    there = sorted((r for r in compared.results if within(r.row)), key=lambda r: r.row[metric] * (-1 if metric == "accuracy" else 1))
+    sign = -1 if metric == "accuracy" else 1
+    there = sorted((r for r in compared.results if within(r.row)), key=lambda r: sign * r.row[metric])
 
     def told_from(best: Result, r: Result) -> bool:
         worse, noise = margin(best, r, metric)

@@ -125,7 +125,7 @@ def strips(
 ) -> None:
     """A table of pictures: one row for each sampler, one column for each budget.
 
-    tiles: (row, column) -> (h, w, 3) uint8, such as `mosaic` and `density` make; rows stand in the order in which they first occur.
+    tiles: (row, column) -> (h, w, 3) uint8, such as `mosaic` and `density` make; rows stand in the order of their first tile.
     captions: what is written beneath; columns: column -> heading, in order; note: small, at the foot.
     """
     rows = list(dict.fromkeys(row for row, _ in tiles))
@@ -150,9 +150,10 @@ def mosaic(images: np.ndarray, rows: int = 2, *, scale: int | None = None, gap: 
 
 
 def density(points: np.ndarray, box: tuple[Sequence[float], Sequence[float]], *, side: int = 110) -> np.ndarray:
-    """The first two coordinates of points (N, D) as a picture (side, side, 3) of how densely they lie. box: lower and upper corner.
+    """The first two coordinates of points (N, D) as a picture (side, side, 3), dark where they lie densely.
 
-    Dark where they are dense: the square root of counts in cells of two pixels, on the scale of the densest percent of those not empty.
+    box: lower and upper corner. The shade is the square root of the count in a cell of two pixels, on the scale of the densest
+    percent of those that are not empty.
     """
     low, high = np.asarray(box, float)[:, :2]
     points = np.asarray(points, float)[:, :2]
@@ -304,28 +305,29 @@ def quality_curves(
 ) -> None:
     """Quality against NFE, one curve for each sampler, one panel for each metric that the table has.
 
-    table: rows {'sampler', 'nfe' (else 'evaluations'), metric: value, ...}, and 'stochastic', which makes a curve dashed. metrics: keys of
-    QUALITY. floor: metric -> what truth itself scores, a grey line. Axes are logarithmic, but for percentages. The names stand at the ends
-    of the curves of the only panel, or in a legend beside several.
+    table: rows {'sampler', 'nfe' (asked), 'evaluations' (made), metric: value, ...}, and 'stochastic', which makes a curve
+    dashed. metrics: keys of QUALITY. floor: metric -> what truth itself scores, a grey line. Axes are logarithmic, but for
+    percentages. The names stand at the ends of the curves of an only panel, or in a legend beside several.
     """
     present = [key for key in metrics if any(_number(row.get(key)) for row in table)]
     if not present:
         raise UserError(f"the table has none of the metrics {', '.join(metrics)}: there is no curve to draw")
     samplers = list(dict.fromkeys(row["sampler"] for row in table))
-    height = max(3.5, 0.9 + 0.19 * len(samplers))  # room for every name
-    beside = 1 if len(present) == 1 else 0
-    with _figure(path, panels=len(present), size=(5.2 if beside else 4.1, height)) as axes:
+    alone, rows = len(present) == 1, 1 if len(present) < 4 else 2
+    height = max(3.5, (0.9 + 0.19 * len(samplers)) / rows)  # room for every name
+    with _figure(path, panels=len(present), size=(5.2 if alone else 4.1, height), rows=rows) as axes:
         for axis, metric in zip(axes, present):
             ends = _quality_panel(axis, table, samplers, metric, (floor or {}).get(metric))
             axis.set(xlabel="network evaluations (NFE)", ylabel=QUALITY.get(metric, (metric, 1))[0])
-            if beside:
+            if alone:
                 _name_ends(axis, ends)
-        if not beside:
-            lines, names = {}, []
+        if not alone:
+            lines = {}
             for axis in axes:
                 lines |= dict(zip(*reversed(axis.get_legend_handles_labels())))
             names = [name for name in samplers if name in lines] + [name for name in lines if name not in samplers]
-            axes[0].figure.legend([lines[name] for name in names], names, loc="outside right center", fontsize=8.5, handlelength=3)
+            handles = [lines[name] for name in names]
+            axes[0].figure.legend(handles, names, loc="outside right center", fontsize=8.5, handlelength=3)
         if title:
             axes[0].figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
 
@@ -347,14 +349,21 @@ def points(
 
 
 @contextlib.contextmanager
-def _figure(path: str | os.PathLike, panels: int, size: tuple[float, float] = (5.2, 3.5)) -> Iterator[list]:
-    """with _figure(path, panels) as axes: draw in the house style; the file is written when the block ends well."""
+def _figure(path: str | os.PathLike, panels: int, size: tuple[float, float] = (5.2, 3.5), rows: int = 1) -> Iterator[list]:
+    """with _figure(path, panels) as axes: draw in the house style; the file is written when the block ends well.
+
+    size: of a panel, in inches; the panels stand in `rows` rows.
+    """
     import matplotlib
     from matplotlib.figure import Figure  # no pyplot: no window, no global state, any thread
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(size[0] * panels, size[1]), layout="constrained")
-        yield list(figure.subplots(1, panels, squeeze=False)[0])
+        columns = math.ceil(panels / rows)
+        figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+        axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
+        for axis in axes[panels:]:
+            axis.remove()
+        yield axes[:panels]
         with atomic_path(path) as temporary:
             figure.savefig(temporary)
 

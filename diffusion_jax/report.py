@@ -1,8 +1,8 @@
-"""One HTML page that holds everything it shows: text, sortable tables, pictures as data URIs. It opens anywhere and can be mailed.
+"""One HTML page that holds all it shows: text, sortable tables, pictures as data URIs. It opens anywhere and can be mailed.
 
 A page is put together from pieces of HTML; every function here returns one, and whatever comes from outside is escaped.
 
-    report.save(path, report.page("Title", [("Verdict", report.items(sentences)), ("All numbers", report.table(rows, columns))]))
+    report.save(path, report.page("Title", [("Verdict", report.items(lines)), ("All numbers", report.table(rows, columns))]))
 """
 
 from __future__ import annotations
@@ -24,23 +24,32 @@ STYLE = """
 :root { color-scheme: light; --ink: #222; --faint: #6b6b6b; --rule: #e2e2e2; --mark: #eaf4ec; --wrong: #a33 }
 body { font: 15px/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; color: var(--ink); background: #fff; margin: 0 }
 main { max-width: 1280px; margin: 0 auto; padding: 28px 28px 64px }
-h1 { font-size: 25px; margin: 0 0 4px } h2 { font-size: 18px; margin: 38px 0 10px; padding-top: 10px; border-top: 1px solid var(--rule) }
-p { margin: 6px 0; max-width: 78em } .faint, figcaption, .lead { color: var(--faint) } ul { padding-left: 1.3em } li { margin: 5px 0 }
-img { max-width: 100%; height: auto; vertical-align: middle } figure { margin: 12px 0 } code, pre { font: 13px/1.45 ui-monospace, monospace }
+h1 { font-size: 25px; margin: 0 0 4px }
+h2 { font-size: 18px; margin: 38px 0 10px; padding-top: 10px; border-top: 1px solid var(--rule) }
+p { margin: 6px 0; max-width: 78em } .faint, figcaption, .lead { color: var(--faint) }
+ul { padding-left: 1.3em } li { margin: 5px 0 }
+img { max-width: 100%; height: auto; vertical-align: middle } figure { margin: 12px 0 }
+code, pre { font: 13px/1.45 ui-monospace, monospace }
 pre { background: #f7f7f7; padding: 12px; overflow-x: auto } details { margin: 10px 0 } summary { cursor: pointer }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums }
 th, td { text-align: left; padding: 4px 11px 4px 0; border-bottom: 1px solid var(--rule); white-space: nowrap }
-td.text { white-space: normal; min-width: 14em } td.number, th.number { text-align: right } td.best { background: var(--mark); font-weight: 600 }
-td.wrong { color: var(--wrong) } table.sortable th { cursor: pointer; user-select: none; position: sticky; top: 0; background: #fff }
-table.sortable th::after { content: " \\2195"; color: #bbb } th[data-order="1"]::after { content: " \\2191" !important; color: var(--ink) !important }
+td.text { white-space: normal; min-width: 14em } td.number, th.number { text-align: right }
+td.best { background: var(--mark); font-weight: 600 }
+td.wrong { color: var(--wrong) }
+table.sortable th { cursor: pointer; user-select: none; position: sticky; top: 0; background: #fff }
+table.sortable th::after { content: " \\2195"; color: #bbb }
+th[data-order="1"]::after { content: " \\2191" !important; color: var(--ink) !important }
 th[data-order="-1"]::after { content: " \\2193" !important; color: var(--ink) !important }
 table.gallery td, table.gallery th { border: 0; padding: 4px 14px 12px 0; vertical-align: top; font-size: 13px }
-table.gallery th.row { padding-top: 14px; font-weight: 600; position: sticky; left: 0; background: #fff } table.gallery img { max-width: none }
-table.gallery .caption { color: var(--faint); margin-top: 3px } dl { display: grid; grid-template-columns: max-content auto; gap: 3px 20px }
+table.gallery th.row { padding-top: 14px; font-weight: 600; position: sticky; left: 0; background: #fff }
+table.gallery img { max-width: none }
+table.gallery .caption { color: var(--faint); margin-top: 3px }
+dl { display: grid; grid-template-columns: max-content auto; gap: 3px 20px }
 dt { color: var(--faint) } dd { margin: 0 }
 """
 SORT = """
-document.querySelectorAll("table.sortable").forEach(table => table.querySelectorAll("th").forEach((th, column) => th.onclick = () => {
+const tables = document.querySelectorAll("table.sortable");
+tables.forEach(table => table.querySelectorAll("th").forEach((th, column) => th.onclick = () => {
   const order = th.dataset.order === "1" ? -1 : 1, body = table.tBodies[0];
   table.querySelectorAll("th").forEach(other => delete other.dataset.order); th.dataset.order = order;
   const key = row => { const v = row.cells[column].dataset.v; return v === "" ? null : isNaN(v) ? v : Number(v); };
@@ -55,7 +64,8 @@ def page(title: str, sections: Sequence[tuple[str, str]], *, lead: str = "") -> 
     body = "".join(f"<section><h2>{text(heading)}</h2>\n{content}\n</section>\n" for heading, content in sections)
     return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{text(title)}</title>\n'
             f'<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,"><style>{STYLE}</style></head>\n'
-            f'<body><main><h1>{text(title)}</h1>\n<p class="lead">{text(lead)}</p>\n{body}</main><script>{SORT}</script></body></html>\n')  # fmt: skip
+            f'<body><main><h1>{text(title)}</h1>\n<p class="lead">{text(lead)}</p>\n{body}</main>\n'
+            f"<script>{SORT}</script></body></html>\n")  # fmt: skip
 
 
 def save(path: str | os.PathLike, content: str) -> None:
@@ -121,7 +131,8 @@ def table(
 
     def cell(row, key):
         value = plain(row.get(key))
-        shown = "" if value is None else formats[key](value) if key in formats else f"{value:.4g}" if isinstance(value, float) else value
+        written = formats.get(key, lambda v: f"{v:.4g}" if isinstance(v, float) else v)
+        shown = "" if value is None else written(value)
         if isinstance(value, float) and not math.isfinite(value):
             value = None
         kind = " ".join(["number"] * numeric[key] + ["best"] * bool(best(row, key)) + ["wrong", "text"] * (key == wrong))
@@ -144,7 +155,8 @@ def gallery(
     head = "".join(f"<th>{text(name)}</th>" for name in columns.values())
     body = "\n".join(f'<tr><th class="row">{text(name)}</th>' + "".join(cell(row, c) for c in columns) + "</tr>"
                      for row, name in rows.items())  # fmt: skip
-    return f'<div class="wide"><table class="gallery"><thead><tr><th></th>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+    head = f"<thead><tr><th></th>{head}</tr></thead>"
+    return f'<div class="wide"><table class="gallery">{head}<tbody>\n{body}\n</tbody></table></div>'
 
 
 def _number(value: Any) -> bool:

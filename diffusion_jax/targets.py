@@ -148,7 +148,9 @@ def pinwheel(arms: int = 5, std: float = 0.05) -> Target:
 def empirical(images: Array, labels: Array | None = None, *, block: int = 2048, again: int = 4) -> Target:
     """The finite set itself, (1 / N) sum_j delta(x - y_j), and its optimal denoiser: what a network without error learns.
 
-    E[x0 | x_t] = sum_j w_j y_j,  w = softmax_j(-|x_t - alpha y_j|^2 / (2 sigma^2))  (Karras et al. 2022, eq. 57; De Bortoli 2022)
+    E[x0 | x_t] = sum_j w_j y_j,   w = softmax_j(-|x_t - alpha y_j|^2 / (2 sigma^2))
+
+    (Karras et al. 2022, eq. 57; De Bortoli 2022.)
 
     images: (N, ...), floating in [-1, 1] or uint8, which are read as u / 127.5 - 1 and kept as bytes. labels (N,): with
     cond = {'label': (B,)} only images of that label count; a label that does not occur stands for 'any'. UserError for other

@@ -21,7 +21,7 @@ CONFIG_FILE = "config.json"  # in every workdir: the resolved config
 
 
 def launch(main: Callable[[ConfigDict], None], *, config: str) -> None:
-    """Run main(config). config: 'file', from --config=FILE.py:variant; 'workdir', from the config.json of --workdir; 'none', an empty one.
+    """Run main(config). config: 'file', from --config=FILE.py:variant; 'workdir', from --workdir's config.json; 'none', empty.
 
     --config.KEY=VALUE overrides any value. Flags of the main's own are defined by it with absl.flags before.
     """

@@ -1,15 +1,16 @@
-"""Which sampler is best for this model at this budget? Solvers x grids x NFE from the same seeds, judged by truth and by pictures.
+"""Which sampler is best for this model at this budget? Solvers x grids x NFE from the same seeds, judged by truth and pictures.
 
 python -m experiments.compare_samplers --workdir=runs/a --samplers='ancestral.ddim;multistep.dpmpp_2m@karras' --nfe=5,10,20,50
-python -m experiments.compare_samplers --target=gmm8 --process='schedules.EDM()'       (an exact law of data: no training needed)
-python -m experiments.compare_samplers --list                                          (every sampler, grid, target and process)
+python -m experiments.compare_samplers --target=gmm8 --process='schedules.EDM()'       (an exact law: no training needed)
+python -m experiments.compare_samplers --list                                          (every sampler, grid, target, process)
 
-Writes compare.html, which holds everything, and compare.png, compare_strips.png, compare.md and compare.json. A sampler is a spec,
-with @grid where it wants another than the config's. Every finished cell is kept in compare/, where the same command finds it again. All
-NFE of a sampler run in one compiled program.
+Writes compare.html, which holds everything, and compare.png, compare_strips.png, compare.md and compare.json. A sampler is a
+spec, with @grid where it wants another than the config's. Every finished cell is kept in compare/, where the same command finds
+it again. All NFE of a sampler run in one compiled program.
 
-Trajectory error, of deterministic samplers: the RMS per dimension between their x0 and the exact solution's from the same noise. For a
-target that is a float64 adaptive solve, and samplers run in float64 too; for a model, a fine solve of the network's own ODE.
+Trajectory error, of deterministic samplers: RMS per dimension between their x0 and the exact solution's from the same noise.
+For a target that is a float64 adaptive solve, and samplers run in float64 too; for a model, a fine solve of the network's own
+ODE, whose own error the page states.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from experiments import cli
 
 SAMPLERS = ("ancestral.ddim", "ancestral.ddim@uniform_logsnr", "ode.heun@quadratic", "ode.edm_heun@karras",
             "singlestep.dpmpp_2s@uniform_logsnr", "multistep.dpmpp_2m@karras", "multistep.dpmpp_2m@uniform_logsnr",
-            "multistep.dpmpp_3m@uniform_logsnr", "multistep.deis@uniform_logsnr", "multistep.unipc@uniform_logsnr", "adaptive.tsit5",
-            "ancestral.ddpm", "sde.euler_maruyama", "sde.dpmpp_2m@uniform_logsnr")  # fmt: skip
+            "multistep.dpmpp_3m@uniform_logsnr", "multistep.deis@uniform_logsnr", "multistep.unipc@uniform_logsnr",
+            "adaptive.tsit5", "ancestral.ddpm", "sde.euler_maruyama", "sde.dpmpp_2m@uniform_logsnr")  # fmt: skip
 BUDGETS = "5,10,20,50"
 KINDS = {True: "stochastic", False: "deterministic", None: ""}
 MARKED = ("accuracy", "frechet", "sliced_wasserstein", "error")  # the columns in which the best are marked
@@ -47,8 +48,9 @@ def listing() -> str:
         if needs:
             return f"  {name:32} {'takes ' + ', '.join(needs):34} {_what(make)}"
         made = make()
-        nfe = "its own steps" if base.adaptive(made) else f"{made.nfe} a step" + (f" + {sum(made.warmup)}" if made.warmup else "")
-        return f"  {name:32} {nfe:15} {'stochastic' if base.draws_noise(made, vp) else 'deterministic':18} {_what(make)}"
+        more = f" + {sum(made.warmup)}" if made.warmup else ""
+        nfe = "its own steps" if base.adaptive(made) else f"{made.nfe} a step{more}"
+        return f"  {name:32} {nfe:15} {KINDS[base.draws_noise(made, vp)]:18} {_what(make)}"
 
     lines = ["samplers: name, network evaluations (+ at the start), kind"]
     lines += [sampler(*pair) for pair in members(experiment.SAMPLERS).items()]
@@ -91,13 +93,15 @@ def write(subject, compared, stem: Path, record: Mapping) -> str:
     text = f"# {title}\n\n{facts}\n\n{listed}\n{provenance.markdown_table(told, columns)}"
     with provenance.atomic_path(stem.with_suffix(".md")) as path:
         path.write_text(text, encoding="utf-8")
-    provenance.save_json(stem.with_suffix(".json"), {"rows": rows, "verdict": lines, "floor": subject.floor, "exact": compared.exact.row,
-                                                     "subject": subject.identity, **record})  # fmt: skip
+    provenance.save_json(stem.with_suffix(".json"), {
+        "rows": rows, "verdict": lines, "floor": subject.floor, "exact": compared.exact.row, "subject": subject.identity,
+        **record})  # fmt: skip
     tiles, captions, headings = _strips(subject, compared)
     beneath = "beneath: " + ", ".join(comparison.NAMES[key] for key in plotting.VERDICT if key in columns)
     if any(key in columns for key in comparison.NAMES):
         plotting.quality_curves(rows, stem.with_suffix(".png"), floor=subject.floor, title=title)
-        plotting.strips(tiles, stem.with_name(f"{stem.name}_strips.png"), captions=captions, columns=headings, title=title, note=beneath)
+        path = stem.with_name(f"{stem.name}_strips.png")
+        plotting.strips(tiles, path, captions=captions, columns=headings, title=title, note=beneath)
     else:
         stem.with_suffix(".png").unlink(missing_ok=True)  # of an earlier call, which this one no longer shows
     gallery = report.gallery({key: (report.picture(tile), captions.get(key, "")) for key, tile in tiles.items()},
@@ -105,7 +109,7 @@ def write(subject, compared, stem: Path, record: Mapping) -> str:
     report.save(stem.with_suffix(".html"), report.page(title, [
         ("Verdict", report.items(lines) + report.paragraph(
             "Noise is two standard errors of the difference, which is paired: all share their seeds.", faint=True)),
-        ("Against the number of network evaluations", report.picture(stem.with_suffix(".png"), "quality, error and time against NFE")
+        ("Against the number of network evaluations", report.picture(stem.with_suffix(".png"), "curves against NFE")
          if stem.with_suffix(".png").exists() else report.paragraph("No sampler has a result.")),
         ("The same seeds by every sampler", report.paragraph(beneath, faint=True) + gallery),
         ("All numbers", _numbers(subject, compared, rows, columns)),
@@ -117,7 +121,7 @@ def write(subject, compared, stem: Path, record: Mapping) -> str:
 
 
 def _strips(subject, compared) -> tuple[dict, dict, dict]:
-    """(tiles, captions, headings of the columns) of what the samplers drew; data and the exact solution stand in the first row."""
+    """(tiles, captions, headings of the columns) of what was drawn; data and the exact solution stand in the first row."""
     from diffusion_jax import plotting
 
     budgets = dict.fromkeys(result.row["nfe"] for result in compared.results)
@@ -150,10 +154,11 @@ def _numbers(subject, compared, rows: list[dict], columns: Mapping[str, str]) ->
                     "entry": row["sampler"]} for row in rows]  # fmt: skip
     columns = {"sampler": "sampler", "grid": "grid", "kind": "kind"} | columns
     formats = {key: functools.partial(comparison.number, key) for key in (*comparison.NAMES, "seconds_per_image")}
-    truth = ", ".join(f"{comparison.NAMES.get(key, key)} {comparison.number(key, value)}" for key, value in subject.floor.items())
-    return (report.paragraph("Marked: the best at each budget and all that cannot be told from it. A click on a heading sorts.", faint=True)
+    scores = [f"{comparison.NAMES.get(key, key)} {comparison.number(key, value)}" for key, value in subject.floor.items()]
+    marked = "Marked: the best at each budget and all that cannot be told from it. A click on a heading sorts."
+    return (report.paragraph(marked, faint=True)
             + report.table(shown, columns, formats=formats, best=lambda row, key: (row["entry"], row["nfe"], key) in best)
-            + report.paragraph(f"The truth itself scores: {truth}."))  # fmt: skip
+            + report.paragraph(f"The truth itself scores: {', '.join(scores)}."))  # fmt: skip
 
 
 def _described(rows: list[dict]) -> dict[str, str]:
@@ -179,16 +184,16 @@ def _origin(subject, rows: list[dict], record: Mapping) -> dict[str, str]:
 # ---- the command -------------------------------------------------------------------------------------------------------------
 
 
-def compare_model(trained, dataset, name: str, entries: list[str], budgets: list[int], seeds, root: Path, stem: Path, record: Mapping,
-                  **options) -> str:  # fmt: skip
-    """Compare on a trained model: cells kept in `root`, results written to `stem`. Returns the text of stem.md."""
+def compare_model(trained, dataset, name: str, entries: list[str], budgets: list[int], seeds, kept: Path, stem: Path,
+                  record: Mapping, **options) -> str:  # fmt: skip
+    """Compare on a trained model: cells kept in the folder `kept`, results written to `stem`. Returns the text of stem.md."""
     from diffusion_jax import comparison, experiment
 
     built = trained.experiment
     place = functools.partial(experiment.grid, built)
     chosen = comparison.cells(entries, budgets, built.process, built.config.sampler.grid, place=place)
     subject = comparison.of_model(trained, dataset, seeds, name)
-    return write(subject, comparison.compare(subject, chosen, root, **options), stem, record)
+    return write(subject, comparison.compare(subject, chosen, kept, **options), stem, record)
 
 
 def main(config) -> None:
@@ -216,10 +221,11 @@ def main(config) -> None:
             text = write(subject, compared, root / "compare", {"provenance": provenance.provenance(subject.identity, seeds[0])})
     else:
         trained, root = folder.load(FLAGS.workdir, config), Path(FLAGS.out or FLAGS.workdir)
-        record = {"provenance": provenance.provenance(config.to_dict(), config.seed), "step": trained.step, "weights": trained.weights}
+        record = {"provenance": provenance.provenance(config.to_dict(), config.seed)}
+        record |= {"step": trained.step, "weights": trained.weights}
         name = f"{config.data.name} ({Path(FLAGS.workdir).name})"
-        text = compare_model(trained, experiment.dataset(config), name, entries, budgets, seeds, root / "compare", root / "compare",
-                             record, **options)  # fmt: skip
+        text = compare_model(trained, experiment.dataset(config), name, entries, budgets, seeds, root / "compare",
+                             root / "compare", record, **options)  # fmt: skip
     print(f"{text}\n{root / 'compare.html'} holds all of this, with pictures")
 
 
@@ -227,7 +233,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "the folder of a trained model")
     flags.DEFINE_string("target", None, "instead of a model, an exact law: gmm8, 'gmm(modes=20, dim=16)', checkerboard, ...")
     flags.DEFINE_string("process", "schedules.VP()", "the process of --target (a model has its own)")
-    flags.DEFINE_string("samplers", "", "specs separated by ';', each with @grid if it wants its own; by default a representative dozen")
+    flags.DEFINE_string("samplers", "", "specs separated by ';', each with @grid if it wants its own; '': a dozen")
     flags.DEFINE_string("nfe", BUDGETS, "network evaluations per sample, one column each")
     flags.DEFINE_integer("num", None, "samples in a cell; by default 200 images, 2000 points of a target", lower_bound=2)
     flags.DEFINE_string("seeds", "", "instead of --num, the seeds themselves, such as 1000-1199")

@@ -31,7 +31,8 @@ def main(config) -> None:
     samples(trained, root / "samples.png")
     denoising(trained, root / "denoising.png")
     result = evaluate.evaluate(trained, dataset, 500, 1, 500)
-    record = {"provenance": provenance.provenance(config.to_dict(), config.seed), "step": trained.step, "weights": trained.weights}
+    record = {"provenance": provenance.provenance(config.to_dict(), config.seed)}
+    record |= {"step": trained.step, "weights": trained.weights}
     compare_samplers.compare_model(trained, dataset, config.data.name, SAMPLERS, BUDGETS, range(200), root / "compare",
                                    root / "samplers", record)  # fmt: skip
     provenance.save_json(root / "evaluation.json", result | record)
@@ -45,7 +46,7 @@ def main(config) -> None:
     samples.png                    a grid of samples, one row per class
     denoising.png                  x_t and the model's x0-hat on the way from noise to data
     loss.png                       the loss, and the loss by noise level
-    samplers.html                  four samplers at {', '.join(map(str, BUDGETS))} evaluations: who is best, curves, pictures, numbers
+    samplers.html                  four samplers at {', '.join(map(str, BUDGETS))} evaluations: the best, curves, pictures, numbers
     samplers.png, samplers_strips.png
     metrics.jsonl, tensorboard/    every number of the run
     config.json, checkpoints/      what experiments.sample and a resumed run need

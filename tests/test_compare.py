@@ -1,4 +1,4 @@
-"""The comparison of samplers: on an exact law and on a tiny model, resumed, with a sampler that fails; the verdict by hand; the page."""
+"""The comparison of samplers: on an exact law and a tiny model, resumed, with one that fails; the verdict by hand; the page."""
 
 import json
 import re
@@ -88,8 +88,9 @@ def test_a_sampler_that_fails_has_a_row_that_says_so(compared, tmp_path):
     def broken(noise, x, t, s, denoise, process):
         raise RuntimeError("this solver is broken")
 
+    infinite = base.memoryless(lambda noise, x, t, s, denoise, process: x / 0.0)
     cells = [chosen[0]._replace(entry="mine.broken", sampler=base.memoryless(broken)),
-             chosen[0]._replace(entry="mine.nan", sampler=base.memoryless(lambda noise, x, t, s, denoise, process: x / 0.0 * jnp.inf)),
+             chosen[0]._replace(entry="mine.infinite", sampler=infinite),
              chosen[0]._replace(entry="mine.long", sampler=ode.rk4(), ts=chosen[0].ts[:1]), chosen[1]]  # fmt: skip
     with jax.enable_x64(True):
         results = comparison.compare(subject, cells, tmp_path).results
@@ -100,8 +101,9 @@ def test_a_sampler_that_fails_has_a_row_that_says_so(compared, tmp_path):
 
 
 def test_names_and_budgets_are_checked_before_anything_runs():
-    for entries, budgets, said in ((["ode.hun"], [5], "did you mean 'ode.heun'"), (["ode.heun@karas"], [5], "did you mean 'karras'"),
-                                   (["ode.heun"], [0], "budgets of at least 1"), ([], [5], "needs samplers")):  # fmt: skip
+    mistakes = ((["ode.hun"], [5], "did you mean 'ode.heun'"), (["ode.heun@karas"], [5], "did you mean 'karras'"),
+                (["ode.heun"], [0], "budgets of at least 1"), ([], [5], "needs samplers"))  # fmt: skip
+    for entries, budgets, said in mistakes:
         with pytest.raises(UserError, match=said):
             comparison.cells(entries, budgets, schedules.VP(), "uniform")
 
@@ -137,7 +139,7 @@ def test_the_sentences_name_the_best_the_margin_and_ties():
     assert "free (0.01)" in ten and "only (0.1)" in ten  # an adaptive sampler counts where its evaluations fit
     perfect = Result({"what": "", "sliced_wasserstein": 0.12}, None, None, {"sliced_wasserstein": np.full(5, 0.12)})
     five = comparison.sentences(Comparison(results[:3], perfect))[0]
-    assert "2 samplers cannot be told from the exact solution by sliced Wasserstein (0.12): good (0.1), near (0.11), then bad" in five
+    assert "2 samplers cannot be told from the exact solution by sliced Wasserstein (0.12): good (0.1), near (0.11)" in five
     assert comparison.sentences(Comparison([Result({"sampler": "a", "nfe": 5})], Result({"what": ""}))) == [
         "At 5 NFE, no sampler has a result."]  # fmt: skip
 
@@ -162,8 +164,9 @@ def test_a_model_is_compared_with_its_own_fine_solution(tmp_path, monkeypatch):
     source = data.sources.Arrays(images, labels)
     dataset = data.Dataset("noise", source, source, (8, 8, 1), 10, None)
     record = {"provenance": comparison.provenance.provenance(), "step": 7, "weights": "params"}
-    text = compare_samplers.compare_model(trained, dataset, "noise", ["ancestral.ddim", "ode.edm_heun@karras"], [3, 21], range(12),
-                                          tmp_path / "compare", tmp_path / "samplers", record)  # fmt: skip
+    entries = ["ancestral.ddim", "ode.edm_heun@karras"]
+    text = compare_samplers.compare_model(trained, dataset, "noise", entries, [3, 21], range(12), tmp_path / "compare",
+                                          tmp_path / "samplers", record)  # fmt: skip
     written = json.loads((tmp_path / "samplers.json").read_text())
     rows = {(row["sampler"], row["nfe"]): row for row in written["rows"]}
     assert rows["ode.edm_heun@karras", 21]["error"] < rows["ode.edm_heun@karras", 3]["error"]
@@ -181,8 +184,8 @@ def self_contained(page: str) -> bool:
 
 
 def test_the_command_compares_on_a_target_and_resumes(tmp_path):
-    args = ["--target=gmm8", "--process=schedules.EDM()", "--samplers=ancestral.ddim@karras;ancestral.ddpm", "--nfe=4,8", "--num=30",
-            f"--out={tmp_path}"]  # fmt: skip
+    args = ["--target=gmm8", "--process=schedules.EDM()", "--samplers=ancestral.ddim@karras;ancestral.ddpm", "--nfe=4,8",
+            "--num=30", f"--out={tmp_path}"]  # fmt: skip
     first = command(*args)
     assert "At 8 NFE, " in first.stdout and "solving for the exact" in first.stderr
     before = json.loads((tmp_path / "compare.json").read_text())["rows"]
