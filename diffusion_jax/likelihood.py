@@ -10,7 +10,7 @@ cos(phi) x0 + sin(phi) eps, and
 
 There z stays of order one, no scale of the noise is crossed in a hurry, and the kinks that a table of betas has in t are not
 seen. The divergence takes forward mode alone (e . J e), which is fast inside loops on every backend; a solve belongs to its own
-image, steps and all, so that values do not depend on the batch.
+image, steps and all, so that values do not depend on the batch (but for rounding, which at tight tolerances may move a step).
 
 Two errors that no solver removes: the marginal at t_max is the prior only up to alpha(t_max) x0, and the density is that at
 t_min, of data with noise sigma(t_min). `bits_per_dim(dequantize='process')` accounts for the second.

@@ -3,8 +3,8 @@
 python -m experiments.likelihood --workdir=runs/a --num=200 --bounds
 
 Prints a table and writes likelihood.md, likelihood.json and, image by image, likelihood.npz into the workdir. An interrupted
-run goes on at the next batch; one with other settings starts anew. A conditional model is told the label of each image. Nothing is
-guided or clipped. The noise of an image depends on --seed and its place in the split alone.
+run goes on at the next batch; one with other settings starts anew. A conditional model is told the label of each image. Nothing
+is guided or clipped. The noise of an image depends on --seed and its place in the split alone.
 """
 
 from __future__ import annotations

@@ -103,7 +103,9 @@ def test_an_image_has_its_value_at_any_batch_size_and_one_trace_serves_all():
     @jax.jit
     @chex.assert_max_traces(n=2)
     def run(x, keys):
-        return likelihood.log_likelihood(process, denoise(target, process), x, keys, trace=likelihood.hutchinson(2))
+        solver = likelihood.adaptive(rtol=1e-3, atol=1e-3)  # at 1e-5 rounding may decide whether a step is taken again
+        exact = denoise(target, process)
+        return likelihood.log_likelihood(process, exact, x, keys, trace=likelihood.hutchinson(2), solver=solver)
 
     whole, again, part = run(x, keys), run(x + 0, keys), run(x[5:], keys[5:])
     assert_allclose(whole.logp, again.logp, rtol=0)
