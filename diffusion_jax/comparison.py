@@ -197,7 +197,8 @@ def _fine_solution(subject: Subject) -> tuple[np.ndarray, str]:
     """x0 of the subject's probability-flow ODE by EDM's Heun in many steps, and how far half as many steps are from it."""
     sampler = build(experiment.SAMPLERS, "ode.edm_heun")
     solve = runner(subject, sampler, FINE // 2 + 1)
-    grids = (build(experiment.GRIDS, "uniform_logsnr", subject.process, base.points(sampler, nfe)) for nfe in (FINE, FINE // 2 + 1))
+    lengths = (base.points(sampler, nfe) for nfe in (FINE, FINE // 2 + 1))
+    grids = (build(experiment.GRIDS, "uniform_logsnr", subject.process, n) for n in lengths)
     best, half = (solve(np.asarray(ts))[0] for ts in grids)
     moved = float(np.sqrt(np.mean(np.square(best - half, dtype=np.float64))))
     return best, f"ode.edm_heun@uniform_logsnr at {FINE} NFE, which halving its steps moves by {moved:.1e}"
@@ -222,8 +223,8 @@ class Result(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """results: one for each cell, in their order. exact: the solutions x0, judged if they are there for every seed; their row says
-    'what' they are; samples None if they could not be had."""
+    """results: one for each cell, in their order. exact: the solutions x0, judged if they are there for every seed; their row
+    says 'what' they are; samples None if they could not be had."""
 
     results: list[Result]
     exact: Result
