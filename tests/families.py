@@ -12,6 +12,7 @@ import inspect
 import pkgutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import parameterization, samplers
@@ -45,7 +46,7 @@ PROCESSES = {
     **{f"DDPM_{betas}": discrete.ddpm(betas) for betas in ("linear", "cosine")},  # the other tables are the same class
 }
 PARAMETERIZATIONS = {name: make() for name, make in public(parameterization, "Parameterization").items()}
-GRIDS = {name: f for name, f in public(grids, "Array").items() if "process" in inspect.signature(f).parameters}
+GRIDS = {name: f for name, f in public(grids, "Array").items() if list(inspect.signature(f).parameters)[:2] == ["process", "n"] and name != "stored"}
 TIMES = public(times, "TimeLaw")
 WEIGHTINGS = {name: make() for name, make in public(weighting, "Weighting").items()}
 OBJECTIVES = {**public(denoising, "Objective"), "dsm_likelihood": functools.partial(denoising.dsm, likelihood=True)}
@@ -55,6 +56,35 @@ SAMPLERS = {
     for name, make in public(importlib.import_module(f"{samplers.__name__}.{module.name}"), "Sampler").items()
     if not any(p.default is p.empty for p in inspect.signature(make).parameters.values())
 }
+
+
+def _typed(function):
+    """The function with t's own type for its values, as the branches of one switch must have."""
+    return lambda t: jax.lax.convert_element_type(function(t), t.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class AnyOf:
+    """Whichever of PROCESSES `index` says, perhaps traced: one compiled program then runs under all of them."""
+
+    index: jax.Array
+
+    def _pick(self, values):
+        return jnp.asarray(list(values))[self.index]
+
+    @property
+    def t_min(self):
+        return self._pick(process.t_min for process in PROCESSES.values())
+
+    @property
+    def t_max(self):
+        return self._pick(process.t_max for process in PROCESSES.values())
+
+    def alpha(self, t):
+        return jax.lax.switch(self.index, [_typed(process.alpha) for process in PROCESSES.values()], jnp.asarray(t))
+
+    def sigma(self, t):
+        return jax.lax.switch(self.index, [_typed(process.sigma) for process in PROCESSES.values()], jnp.asarray(t))
 
 
 def smooth(process) -> bool:

@@ -2,8 +2,8 @@
 equivalences, grids.
 
 With the exact denoiser of N(mean, diag(variances)) one step is x_s = A x + b + C z per dimension, so the whole run's
-output law is composed from probes of the step at x = 0, x = 1 and z = 1, without Monte Carlo. All steps of a grid are
-probed at once.
+output law is composed from probes at x = 0, x = 1 and z = 1 of every draw, without Monte Carlo. One program per sampler
+serves every process.
 """
 
 import functools
@@ -13,47 +13,77 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from families import GRIDS, PROCESSES, SAMPLERS, logsnr_grid, smooth
+from families import PROCESSES, SAMPLERS, AnyOf, logsnr_grid, smooth
 from numpy.testing import assert_allclose
 
-from diffusion_jax import arrays, parameterization, targets
+from diffusion_jax import arrays, guidance, parameterization, targets
 from diffusion_jax.errors import UserError
 from diffusion_jax.processes import discrete, gaussian, schedules
-from diffusion_jax.samplers import ancestral, base, grids, multistep, ode, sde
+from diffusion_jax.samplers import adaptive, ancestral, base, corrector, grids, multistep, ode, sde, singlestep
 
 every_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 every_name = pytest.mark.parametrize("name", PROCESSES)
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
 
 # The order in the number of steps: of the path's error for deterministic samplers, of the output law's for stochastic
-# ones. sde.edm adds its noise exactly and then takes Heun's step, so its law is of Heun's order. A new sampler states
-# its own here.
+# ones, which is what theory says unless said otherwise. sde.edm adds its noise exactly and then takes Heun's step, so its
+# law is of Heun's order. A new sampler states its own here.
 DETERMINISTIC = {
     "ancestral.ddim()": (ancestral.ddim(), 1),
     "ode.euler()": (ode.euler(), 1),
     "ode.heun()": (ode.heun(), 2),
     "ode.rk4()": (ode.rk4(), 4),
     "ode.edm_heun()": (ode.edm_heun(), 2),
+    "ode.edm_rk4()": (ode.edm_rk4(), 4),
+    "ode.midpoint()": (ode.midpoint(), 2),
+    "singlestep.dpm_2s()": (singlestep.dpm_2s(), 2),
+    "singlestep.dpm_2s(r1=0.7)": (singlestep.dpm_2s(0.7), 2),
+    "singlestep.dpm_3s()": (singlestep.dpm_3s(), 3),
+    "singlestep.dpmpp_2s()": (singlestep.dpmpp_2s(), 2),
+    "singlestep.dpmpp_3s()": (singlestep.dpmpp_3s(), 3),
     "multistep.dpmpp_2m()": (multistep.dpmpp_2m(), 2),
     "multistep.dpmpp_2m(exact)": (multistep.dpmpp_2m("exact"), 2),
     "multistep.dpmpp_3m()": (multistep.dpmpp_3m(), 3),
     "multistep.dpmpp_3m(as the field has it)": (multistep.dpmpp_3m(curvature=0.5), 2),
     "multistep.dpm_2m()": (multistep.dpm_2m(), 2),
     "multistep.dpm_3m()": (multistep.dpm_3m(), 3),
-    **{f"multistep.deis({p}, {clock})": (multistep.deis(p, clock), p) for p in (1, 2, 3) for clock in ("t", "logsnr")},
-    **{f"multistep.lms({p})": (multistep.lms(p), p) for p in (1, 2, 3)},
-    "multistep.ipndm()": (multistep.ipndm(), 2),
-    **{f"multistep.unipc({p}, no corrector)": (multistep.unipc(p, corrector=False), p) for p in (1, 2, 3)},
-    **{f"multistep.unipc({p}, {b})": (multistep.unipc(p, b), p + 1) for p in (1, 2) for b in ("bh1", "bh2")},
+    **{f"multistep.deis({p}, {clock})": (multistep.deis(p, clock), p) for p in (2, 3) for clock in ("t", "logsnr")},
+    **{f"multistep.lms({p})": (multistep.lms(p), p) for p in (2, 3)},
+    "multistep.ipndm()": (multistep.ipndm(), 2),  # steps that are not even in sigma / alpha
+    "multistep.pndm()": (multistep.pndm(), 2),
+    "multistep.pndm(heun)": (multistep.pndm("heun"), 2),
+    **{f"multistep.unipc({p}, no corrector)": (multistep.unipc(p, corrector=False), p) for p in (2, 3)},
+    **{f"multistep.unipc({p}, {b})": (multistep.unipc(p, b), p + 1) for p, b in ((1, "bh2"), (2, "bh1"), (2, "bh2"))},
     "multistep.unipc(3)": (multistep.unipc(), 4),
+    "sde.sa(2, 3, tau=0)": (sde.sa(2, 3, tau=0.0), 3),
 }
+# On even steps of the log-SNR the leading error of these, of third order in theory, cancels on Gaussian data for some
+# processes, and is not the largest yet for others; on a Karras grid it shows (test_third_order_multistep).
+BETWEEN_3_AND_4 = {"multistep.dpmpp_3m()", "multistep.dpm_3m()", "multistep.deis(3, logsnr)", "multistep.deis(3, t)",
+                   "multistep.unipc(3, no corrector)"}  # fmt: skip
 STOCHASTIC = {
     "ancestral.ddpm(small)": (ancestral.ddpm("small"), 1),
     "ancestral.ddpm(large)": (ancestral.ddpm("large"), 1),
     "ancestral.ddim(0.5)": (ancestral.ddim(0.5), 1),
+    "ancestral.euler_ancestral()": (ancestral.euler_ancestral(), 1),
     "sde.euler_maruyama()": (sde.euler_maruyama(), 1),
+    "sde.reverse_diffusion()": (sde.reverse_diffusion(), 1),
+    "sde.interpolant()": (sde.interpolant(), 1),
     "sde.edm(no excess noise)": (sde.edm(S_churn=5.0, S_noise=1.0), 2),
+    "sde.dpmpp_1()": (sde.dpmpp_1(), 1),
+    # x0-hat is extrapolated along the noisy path, whose own order is 1; on linear data the law comes out of order 2
+    "sde.dpmpp_2m()": (sde.dpmpp_2m(), 2),
+    "sde.dpmpp_2m(0.5, exact)": (sde.dpmpp_2m(0.5, "exact"), 2),
+    "sde.dpmpp_3m()": (sde.dpmpp_3m(), 2),
+    "sde.dpmpp_2s()": (sde.dpmpp_2s(), 2),
+    "sde.dpmpp_2s(0.5)": (sde.dpmpp_2s(0.5), 2),
+    "sde.sa(1, 0)": (sde.sa(1, 0), 1),
+    "sde.sa(2, 2)": (sde.sa(2, 2), 2),
+    "sde.sa()": (sde.sa(), 2),
+    "corrector.predictor_corrector(annealed)": (corrector.with_corrector(sde.reverse_diffusion(), corrector.annealed_langevin()), 1),
 }
+# Without an order in the number of steps, or not affine: tests of their own below.
+OTHERS = {"adaptive.tsit5", "adaptive.dopri5", "adaptive.dopri8", "corrector.predictor_corrector", "corrector.ncsn"}
 MEANS, VARIANCES = np.array([0.5, -1.0, 0.0]), np.array([0.04, 1.0, 2.25])
 
 
@@ -65,6 +95,32 @@ def denoiser(process):
         return targets.denoise_gaussian(target, process)(x, t)._replace(nu=jnp.full_like(x, 0.3))
 
     return denoise
+
+
+DRAWS = 7  # of a step: two parts of the path, five extra
+
+
+def law_of_run(sampler, process, ts, moves):
+    """(slope, offset, variance of what the draws add), (3,) each: the run over the first `moves` steps of ts is affine in
+    its start and all its draws, so x = 0, x = 1 and one row for each draw say everything.
+    """
+    draws = base.draws_noise(sampler, process) * (len(ts) - 1) * DRAWS
+    x = jnp.zeros((2 + draws, 3), ts.dtype).at[1].set(1.0)
+    row = jnp.arange(len(x)) - 2
+
+    def move(i, carry):
+        drawn = [jnp.where(row == i * DRAWS + d, 1.0, 0.0)[:, None] * jnp.ones(3, ts.dtype) for d in range(DRAWS)]
+        noise = base.Noise(lambda t, s, part=0: drawn[:2][part], lambda j: drawn[2:][j])
+        return sampler.step(noise, *carry, ts[i], ts[i + 1], denoiser(process), process)
+
+    out = jax.lax.fori_loop(0, moves, move, (x, sampler.init(x, ts)))[0]
+    return out[1] - out[0], out[0], ((out[2:] - out[0]) ** 2).sum(0)
+
+
+@functools.cache
+def runs(sampler):
+    """law_of_run compiled once for every process and grid of one length."""
+    return jax.jit(lambda index, ts, moves: law_of_run(sampler, AnyOf(index), ts, moves))
 
 
 def output_laws(sampler, process, ts):
@@ -79,69 +135,16 @@ def output_laws(sampler, process, ts):
         alpha, sigma = (np.asarray(f(ts[jnp.array([0, -1])]))[:, None] for f in (process.alpha, process.sigma))
         means, variances = alpha * MEANS, alpha**2 * VARIANCES + sigma**2
         true = {"true_mean": means[1], "true_variance": variances[1], "true_slope": np.sqrt(variances[1] / variances[0])}
-        if remembers(sampler, process, ts):
-            return [true | law_of_run(sampler, process, part, means[0], variances[0]) for part in (ts[::2], ts)]
-        maps = np.split(probe(sampler, process, (ts[::2], ts)), [len(ts[::2]) - 1])
-    return [true | composed(steps, means[0], variances[0]) for steps in maps]
-
-
-def remembers(sampler, process, ts):
-    """Whether a step depends on more than x, t, s and one draw of noise."""
-    drawn, x = [], jnp.zeros((1, 3))
-    noise = base.Noise(lambda t, s, part=0: drawn.append(part) or x, lambda i: drawn.append("extra") or x)
-    memory = sampler.init(x, ts)
-    _, after = sampler.step(noise, x, memory, ts[0], ts[1], denoiser(process), process)
-    return drawn not in ([], [0]) or not jax.tree.all(jax.tree.map(lambda a, b: a is b, memory, after))
-
-
-DRAWS = 4  # of a step: two parts of the path, two extra
-
-
-def law_of_run(sampler, process, ts, mean, variance):
-    """The run is affine in its start and all its draws: one probe for x = 0, one for x = 1 and one for each draw."""
-    n = len(ts) - 1
-    x = jnp.zeros((2 + n * DRAWS, 3)).at[1].set(1.0)
-    ones = jnp.zeros((n, DRAWS, len(x), 3)).at[jnp.arange(n * DRAWS) // DRAWS, jnp.arange(n * DRAWS) % DRAWS,
-                                               2 + jnp.arange(n * DRAWS)].set(1.0)  # fmt: skip
-    denoise = denoiser(process)
-
-    @jax.jit
-    def run(x):
-        def step(carry, inputs):
-            z, t, s = inputs
-            noise = base.Noise(lambda t, s, part=0: z[part], lambda i: z[2 + i])
-            return sampler.step(noise, *carry, t, s, denoise, process), None
-
-        return jax.lax.scan(step, (x, sampler.init(x, ts)), (ones, ts[:-1], ts[1:]))[0][0]
-
-    out = np.asarray(run(x))
-    slope, drawn = out[1] - out[0], out[2:] - out[0]
-    return {"slope": slope, "mean": slope * mean + out[0], "variance": slope**2 * variance + (drawn**2).sum(0)}
-
-
-def probe(sampler, process, grids):
-    """One step for every move of every grid, at (x, z) = (0, 0), (1, 0) and (0, 1): (steps, 3 probes, 3 dimensions)."""
-    x, z = (jnp.array([[0.0], [on], [1 - on]]) * jnp.ones(3) for on in (1.0, 0.0))
-    denoise = denoiser(process)
-    inputs = [(sampler.init(x, ts), ts[:-1], ts[1:]) for ts in grids]
-    inputs = [(jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, t.shape), memory), t, s) for memory, t, s in inputs]
-
-    def step(memory, t, s):
-        return sampler.step(constant(z), x, memory, t, s, denoise, process)[0]
-
-    return np.asarray(jax.vmap(step)(*jax.tree.map(lambda *parts: jnp.concatenate(parts), *inputs)))
-
-
-def constant(z):
-    return base.Noise(lambda t, s, part=0: z, lambda i: z)
-
-
-def composed(steps, mean, variance):
-    slope = np.ones(3)
-    for b, at_x, at_z in steps:
-        A, C = at_x - b, at_z - b
-        slope, mean, variance = A * slope, A * mean + b, A**2 * variance + C**2
-    return {"slope": slope, "mean": mean, "variance": variance}
+        laws = []
+        for part in (ts[::2], ts):
+            padded = jnp.concatenate([part, jnp.broadcast_to(part[-1:], (len(ts) - len(part),))])
+            if process in PROCESSES.values():
+                found = runs(sampler)(list(PROCESSES.values()).index(process), padded, len(part) - 1)
+            else:
+                found = law_of_run(sampler, process, padded, len(part) - 1)
+            slope, offset, added = map(np.asarray, found)
+            laws.append(true | {"slope": slope, "mean": slope * means[0] + offset, "variance": slope**2 * variances[0] + added})
+        return laws
 
 
 def path_error(law):
@@ -176,7 +179,7 @@ def test_solvers_in_time_keep_their_order_inside_one_noising_step(label):
 
 
 def test_every_sampler_states_its_order():
-    assert {name.split("(")[0] for name in (*DETERMINISTIC, *STOCHASTIC)} == set(SAMPLERS)
+    assert {name.split("(")[0] for name in (*DETERMINISTIC, *STOCHASTIC)} | OTHERS == set(SAMPLERS)
 
 
 @every_name
@@ -186,8 +189,20 @@ def test_deterministic_samplers_converge_at_their_order(name):
         if not smooth(process) and label in IN_TIME:
             continue
         wiggles = not smooth(process) and label == "ode.euler()"  # of the error, at the kinks that Euler in t sees
-        tolerance = 0.4 if wiggles else 0.2
-        assert abs(observed_order(path_error, output_laws(sampler, process, ts)) - order) < tolerance, label
+        tolerance = 0.45 if wiggles or label == "multistep.unipc(3)" else 0.25
+        observed = observed_order(path_error, output_laws(sampler, process, ts))
+        if label in BETWEEN_3_AND_4:
+            assert 2.7 < observed < 4.2, label
+        else:
+            assert abs(observed - order) < tolerance, label
+
+
+@pytest.mark.parametrize("name", ["VP", "EDM", "Cosine"])
+def test_third_order_multistep(name):
+    with jax.enable_x64(True):
+        ts = np.asarray(grids.karras(PROCESSES[name], 321, rho=5.0))
+    for label in BETWEEN_3_AND_4 - {"multistep.deis(3, t)"}:
+        assert abs(observed_order(path_error, output_laws(DETERMINISTIC[label][0], PROCESSES[name], ts)) - 3) < 0.15, label
 
 
 @every_name
@@ -212,6 +227,121 @@ def test_edm_excess_noise_inflates_the_law():
     process, ts = PROCESSES["EDM"], logsnr_grid("EDM", 160)
     laws = [output_laws(sde.edm(S_churn=40.0, S_noise=noise), process, ts)[1]["variance"] for noise in (1.0, 1.1)]
     assert np.all(laws[1] > 1.01 * laws[0])
+
+
+@pytest.mark.parametrize("name", ["VP", "SubVP", "VE", "DDPM_cosine"])
+def test_annealed_langevin_needs_levels_and_steps(name):
+    """NCSN tracks the law if the noise falls slowly; what remains is the bias of its steps, about snr^2."""
+    process = PROCESSES[name]
+    slow, fast = (law_error(output_laws(corrector.ncsn(steps=k), process, logsnr_grid(name, 640))[1]) for k in (5, 1))
+    assert slow < 0.12 and fast > 0.3
+
+
+@pytest.mark.parametrize("name", ["SubVP", "VE"])
+def test_langevin_keeps_the_law(name):
+    """Predictor-corrector from the true law at t_max: moments near the data's, in enough dimensions for the norms of the step size
+    to settle. The control: steps that are too long spread the law.
+    """
+    process, std = PROCESSES[name], jnp.repeat(jnp.array([0.3, 1.0]), 32)
+    target = targets.gaussian(jnp.repeat(jnp.array([0.5, -1.0]), 32), jnp.diag(std**2))
+    ts = grids.uniform_logsnr(process, 101)
+    x = process.alpha(ts[0]) * targets.draw_gaussian(target, jax.random.key(1), 200)
+    x = x + process.sigma(ts[0]) * arrays.noise(jax.random.key(2), x)
+
+    def spread(sampler):
+        image = base.sample(sampler, targets.denoise_gaussian(target, process), process, jax.random.key(0), x, ts)
+        z = (np.asarray(image) - target.mean) / std
+        return [z[:, :32].std(), z[:, 32:].std(), abs(z[:, :32].mean()), abs(z[:, 32:].mean())]
+
+    *stds, mean, other = spread(corrector.predictor_corrector())
+    assert max(np.abs(np.array(stds) - 1)) < 0.1 and max(mean, other) < 0.05
+    assert spread(corrector.predictor_corrector(snr=0.9))[0] > 1.3
+
+
+@pytest.mark.parametrize("name", ["SubVP", "DDPM_linear"])
+def test_adaptive_solvers_keep_their_tolerance(name):
+    process = PROCESSES[name]
+    with jax.enable_x64(True):
+        target = targets.gaussian(jnp.array([0.5, -1.0]), jnp.array([[0.3, 0.2], [0.2, 0.4]]))
+        ts = jnp.array([process.t_max, process.t_min])
+        x = jax.random.normal(jax.random.key(0), (4, 2), "float64") * process.sigma(ts[0])
+        exact = targets.denoise_gaussian(target, process)(targets.flow(target, process, x, *ts), ts[1]).x0
+        for solver, tolerance in ((adaptive.tsit5, 1e-3), (adaptive.dopri5, 1e-6), (adaptive.dopri8, 1e-9)):
+            run = jax.jit(functools.partial(base.sample, solver(tolerance, tolerance), targets.denoise_gaussian(target, process), process, count=True))
+            image, nfe = run(jax.random.key(1), x, ts)
+            error = np.abs(np.asarray(image - exact)).max()
+            assert error < 30 * tolerance and (tolerance < 1e-3 or error > 1e-7) and 20 < min(nfe) <= max(nfe) < 600, solver
+
+
+@pytest.mark.parametrize("solver", [adaptive.tsit5, adaptive.dopri8])
+def test_adaptive_solvers_count_their_evaluations(solver):
+    process, denoise, keys, x, ts = setting(count=1)
+    calls = []
+
+    def counting(y, t, cond=None):
+        jax.debug.callback(lambda: calls.append(1))
+        return denoise(y, t, cond)
+
+    nfe = base.sample(solver(), counting, process, keys, x, ts[jnp.array([0, -1])], count=True)[1]
+    jax.effects_barrier()
+    assert len(calls) == nfe[0] > 30
+
+
+def test_an_adaptive_solver_that_gives_up_says_so():
+    process = schedules.VP()
+    jumpy = lambda x, t, cond=None: gaussian.from_eps(process, x, jnp.sign(jnp.sin(1e5 * x)), t)  # noqa: E731
+    x = jnp.ones((1, 2))
+    image = base.sample(adaptive.tsit5(1e-7, 1e-7), jumpy, process, jax.random.key(0), x, jnp.array([1.0, 0.5]))
+    assert not np.isfinite(image).any()
+
+
+@every_name
+def test_encoding_is_the_way_back(name):
+    """The exact flow of Gaussian data, at the sampler's order; and a stochastic sampler is refused."""
+    process, ts = PROCESSES[name], logsnr_grid(name, 160)
+    with jax.enable_x64(True):
+        x0 = jnp.asarray(np.random.default_rng(0).standard_normal((4, 3)) * np.sqrt(VARIANCES) + MEANS)
+        target = targets.Gaussian(*map(jnp.asarray, (MEANS, VARIANCES, np.eye(3))))
+        errors = []
+        for part in (ts[::2], ts):
+            exact = targets.flow(target, process, process.alpha(jnp.asarray(ts[-1])) * x0, ts[-1], ts[0])
+            found = base.encode(ode.edm_heun(), denoiser(process), process, x0, part)
+            errors.append(np.abs((found - exact) / process.sigma(jnp.asarray(ts[0]))).max())
+        assert errors[1] < 1e-2 and abs(np.log2(errors[0] / errors[1]) - 2) < 0.2
+    with pytest.raises(UserError, match="deterministic"):
+        base.encode(ancestral.ddpm(), denoiser(process), process, x0, ts)
+
+
+# ---- Brownian paths --------------------------------------------------------------------------------------------------
+
+
+def test_brownian_increments_add_up():
+    """Standardised increments of one path: of unit variance, the same on any grid, independent on disjoint intervals."""
+    process, x, keys = schedules.VP(), jnp.zeros((2000, 1)), arrays.example_keys(jax.random.key(0), 2000)
+    ts = grids.uniform_logsnr(process, 5)
+    lam = gaussian.logsnr(process, ts)
+    path = jax.jit(lambda t, s: base.brownian(process, keys, x)(0).path(t, s))
+    parts = np.stack([path(t, s)[:, 0] for t, s in zip(ts[:-1], ts[1:])])
+    whole = np.asarray(path(ts[0], ts[-1])[:, 0])
+    share = np.sqrt(np.diff(lam) / (lam[-1] - lam[0]))
+    assert_allclose(share @ parts, whole, atol=2e-3)
+    assert np.abs(np.cov(np.vstack([parts, whole])).diagonal() - 1).max() < 5 * np.sqrt(2 / 2000)
+    assert np.abs(np.corrcoef(parts) - np.eye(4)).max() < 5 / np.sqrt(2000)
+
+
+def test_on_one_brownian_path_sde_solvers_converge_to_one_image():
+    """Strongly: the image itself, not only its law, goes to a limit as the steps shrink; with fresh noise it does not."""
+    process, keys = schedules.VP(), arrays.example_keys(jax.random.key(1), 32)
+    denoise, x = targets.denoise_mixture(MIXTURE, process), base.start(process, keys, (32, 2))
+
+    def distance(noise):
+        run = jax.jit(functools.partial(base.sample, sde.dpmpp_2m(), denoise, process, noise=noise, padded=True))
+        ts = [grids.uniform_logsnr(process, n) for n in (33, 65, 257)]
+        images = [run(keys, x, jnp.append(part, jnp.full(257 - len(part), part[-1]))) for part in ts]
+        return [float(jnp.sqrt(jnp.mean((image - images[-1]) ** 2))) for image in images[:2]]
+
+    (coarse, fine), (fresh, _) = distance(base.brownian), distance(base.independent)
+    assert fine < 0.6 * coarse and coarse < 0.5 * fresh
 
 
 # ---- equivalences ----------------------------------------------------------------------------------------------------
@@ -279,6 +409,38 @@ def test_edm_without_churn_is_edm_heun(options):
             assert_allclose(churned, plain, rtol=1e-11, atol=1e-11)
 
 
+PAIRS = {  # the same method under two names
+    "ddim(1) is SDE-DPM-Solver++ 1": (ancestral.ddim(1.0), sde.dpmpp_1()),
+    "Euler ancestral is ddim": (ancestral.euler_ancestral(0.7), ancestral.ddim(0.7)),
+    "first-order SDE solver without noise is ddim": (sde.dpmpp_1(0.0), ancestral.ddim()),
+    "SA without corrector": (sde.sa(1, 0), sde.dpmpp_1()),
+    "2M without noise": (sde.dpmpp_2m(0.0), multistep.dpmpp_2m()),
+    "2S without noise": (sde.dpmpp_2s(0.0), singlestep.dpmpp_2s()),
+    "an interpolant with g^2": (sde.interpolant(), sde.euler_maruyama()),
+    "an interpolant without noise": (sde.interpolant(scale=0.0), ode.euler()),
+}
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_the_same_method_under_two_names(pair):
+    with jax.enable_x64(True):
+        for process in (schedules.VP(), schedules.EDM()):
+            one, other = (one_step(sampler, process) for sampler in PAIRS[pair])
+            assert_allclose(one, other, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: sde.sa(5), "1 to 4"), (lambda: sde.sa(tau=-1.0), "not negative"), (lambda: sde.interpolant("sde2"), "did you mean 'sde'"),
+    (lambda: sde.interpolant(scale=-1.0), "not negative"), (lambda: sde.dpmpp_2s(r=1.0), "between 0 and 1"),
+    (lambda: singlestep.dpm_3s(0.3, 1.5), "ratios"), (lambda: corrector.langevin(steps=0), "at least 1"),
+    (lambda: multistep.pndm("euler"), "There are: heun, runge_kutta"), (lambda: adaptive.tsit5(rtol=0.0), "above 0"),
+    (lambda: multistep.deis(5), "1 to 4"), (lambda: multistep.unipc(variant="bh3"), "bh1"), (lambda: sde.dpmpp_2m(second="heun"), "midpoint"),
+])  # fmt: skip
+def test_wrong_arguments_say_what_is_right(call, message):
+    with pytest.raises(UserError, match=message):
+        call()
+
+
 def test_ancestral_errors():
     with pytest.raises(UserError, match="did you mean 'learned'"):
         ancestral.ddpm("learnt")
@@ -330,17 +492,20 @@ def test_sample_is_a_loop_of_steps_that_ends_in_x0_hat(sampler):
     calls = []
 
     def counting(y, t, cond=None):
-        calls.append(t)
+        jax.debug.callback(lambda: calls.append(1))
         return denoise(y, t, cond)
 
     path, memory = [x], sampler.init(x, ts)
     for i in range(len(ts) - 1):
         y, memory = sampler.step(base.independent(process, keys, x)(i), path[-1], memory, ts[i], ts[i + 1], counting, process)
         path.append(y)
-    assert len(calls) == sampler.nfe * (len(ts) - 1) == base.evaluations(sampler, ts) - 1
-    image, seen = base.sample(sampler, denoise, process, keys, x, ts, observe=lambda y, t: {"x": y, "t": t})
-    assert_allclose(image, denoise(path[-1], ts[-1]).x0, rtol=2e-5, atol=1e-5)
-    assert_allclose(seen["x"], np.stack(path[1:]), rtol=2e-5, atol=1e-5)
+    jax.effects_barrier()
+    image, seen, nfe = base.sample(sampler, denoise, process, keys, x, ts, observe=lambda y, t: {"x": y, "t": t}, count=True)
+    if not base.adaptive(sampler):
+        assert len(calls) == base.evaluations(sampler, ts) - 1 and set(np.asarray(nfe)) == {base.evaluations(sampler, ts)}
+    tight = 1e-2 if base.adaptive(sampler) else 2e-5  # whose tolerance is 1e-3: rounding moves the steps
+    assert_allclose(image, denoise(path[-1], ts[-1]).x0, rtol=tight, atol=tight)
+    assert_allclose(seen["x"], np.stack(path[1:]), rtol=tight, atol=tight)
     assert_allclose(seen["t"], ts[1:])
 
 
@@ -351,7 +516,8 @@ def test_an_image_depends_on_its_own_key_alone(sampler):
     whole = base.sample(sampler, denoise, process, keys, x, ts)
     chosen = np.array([4, 1])
     part = base.sample(sampler, denoise, process, keys[chosen], base.start(process, keys[chosen], (2, 2)), ts)
-    assert_allclose(part, whole[chosen], rtol=1e-5, atol=1e-6)
+    tight = 1e-2 if base.adaptive(sampler) else 1e-5
+    assert_allclose(part, whole[chosen], rtol=tight, atol=tight)
     assert len(np.unique(np.asarray(whole)[:, 0])) == 6
 
 
@@ -411,66 +577,41 @@ def test_nfe_budget():
     assert [base.points(ancestral.ddim(), n) for n in (1, 2, 10)] == [1, 2, 10]
     for sampler in (ode.rk4(), ode.heun(), ancestral.ddim()):
         assert base.evaluations(sampler, np.zeros(base.points(sampler, 50))) in range(50 - sampler.nfe + 1, 51)
+    assert base.points(multistep.pndm(), 50) == 41 and base.evaluations(multistep.pndm(), np.zeros(41)) == 50
+    assert base.points(multistep.pndm(), 5) == 2 and base.points(adaptive.tsit5(), 50) == 2
+    with pytest.raises(UserError, match="count=True"):
+        base.evaluations(adaptive.tsit5(), np.zeros(2))
 
 
-# ---- grids -----------------------------------------------------------------------------------------------------------
+@every_sampler
+def test_every_sampler_takes_guided_conditional_clipped_images_under_every_process(sampler):
+    """A class-conditional denoiser of images under guidance and clipping: one program for every process and grid, which
+    ends in finite images of the class asked for.
+    """
+    means = jnp.array([-0.5, 0.5, 0.0])  # two classes and 'any'
+    label, keys = jnp.array([0, 1, 1]), arrays.example_keys(jax.random.key(2), 3)
 
-STRIDED = ("leading", "linspace", "trailing")
+    chex.clear_trace_counter()
 
+    @jax.jit
+    @functools.partial(chex.assert_max_traces, n=1)
+    def run(index, keys, ts):
+        process = AnyOf(index)
 
-@every_process
-def test_grids_go_strictly_down_from_end_to_end(process):
-    for name, grid in GRIDS.items():
-        ts = np.asarray(grid(process, 40))
-        assert ts.shape == (40,) and ts.dtype == np.float32 and np.all(np.diff(ts) < 0), name
-        if name not in STRIDED:
-            assert ts[0] == np.float32(process.t_max) and ts[-1] == np.float32(process.t_min), name
-            assert np.asarray(grid(process, 1)) == [np.float32(process.t_max)], name
+        def conditional(x, t, cond):
+            """The exact denoiser of N(mean of the class, 0.1^2)."""
+            alpha, sigma = (arrays.expand(f(t), x) for f in (process.alpha, process.sigma))
+            mean = arrays.expand(means[cond["label"]], x)
+            x0 = mean + alpha * 0.01 / (alpha**2 * 0.01 + sigma**2) * (x - alpha * mean)
+            return gaussian.from_x0(process, x, x0, t)
 
+        guided = guidance.cfg(conditional, 1.2, lambda cond: {"label": jnp.full_like(cond["label"], 2)})
+        x = base.start(process, keys, (3, 2, 3, 2))
+        clipped = guidance.clip_x0(guided, process)
+        return base.sample(SAMPLERS[sampler](), clipped, process, keys, x, ts, {"label": label}, padded=True)
 
-@every_process
-def test_grids_are_even_in_what_they_say(process):
-    with jax.enable_x64(True):
-        lam = np.asarray(gaussian.logsnr(process, grids.uniform_logsnr(process, 40)))
-        ratio = np.exp(-0.5 * np.asarray(gaussian.logsnr(process, grids.karras(process, 40, rho=3.0)))) ** (1 / 3)
-        for even in (lam, ratio, grids.uniform(process, 40), np.sqrt(grids.quadratic(process, 40))):
-            steps = np.diff(even)
-            assert_allclose(steps, steps.mean(), rtol=1e-6)
-
-
-def test_karras_grid_is_equation_5():
-    i, rho = np.arange(18), 7
-    sigma = (80 ** (1 / rho) + i / 17 * (0.002 ** (1 / rho) - 80 ** (1 / rho))) ** rho
-    assert_allclose(grids.karras(schedules.EDM(), 18) * 80, sigma, rtol=1e-5)
-
-
-def test_strided_grids_are_diffusers_integers():
-    """diffusers' timestep j is t = (j + 1) / N; the integers are worked out by hand."""
-    chain = discrete.ddpm("cosine", steps=10)
-    expected = {
-        "leading": [6, 4, 2, 0],  # 10 // 4 = 2
-        "linspace": [9, 6, 3, 0],
-        "trailing": [9, 7, 4, 1],  # round(10, 7.5, 5, 2.5) - 1, halves to even: 10, 8, 5, 2
-    }
-    for name, j in expected.items():
-        assert_allclose(GRIDS[name](chain, 4, steps=10), (np.array(j) + 1) / 10, rtol=1e-6, err_msg=name)
-    assert_allclose(grids.leading(chain, 4, steps=10, offset=1), (np.array([7, 5, 3, 1]) + 1) / 10, rtol=1e-6)
-
-
-@functools.cache
-def _chain():
-    return discrete.ddpm("linear")
-
-
-@pytest.mark.parametrize("name", STRIDED)
-def test_strided_grids_reject_what_does_not_fit(name):
-    for n in (0, 11):
-        with pytest.raises(UserError, match="between 1 and steps=10"):
-            GRIDS[name](_chain(), n, steps=10)
-
-
-def test_grids_reject_too_many_points():
-    with pytest.raises(UserError, match="leaves the chain"):
-        grids.leading(_chain(), 10, steps=10, offset=1)
-    with pytest.raises(UserError, match="ask for fewer points"):
-        grids.uniform_logsnr(schedules.RectifiedFlow(t_min=0.9, t_max=0.900001), 1000)
+    for i, (name, process) in enumerate(PROCESSES.items()):
+        image = np.asarray(run(i, keys, grids.karras(process, 33)))
+        assert image.shape == (3, 2, 3, 2) and np.isfinite(image).all() and np.abs(image).max() <= 1, name
+        if sampler != "corrector.ncsn":  # which needs many more levels
+            assert np.abs(image.mean((1, 2, 3)) - 1.2 * np.array([-0.5, 0.5, 0.5])).max() < 0.2, name
