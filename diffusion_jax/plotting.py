@@ -332,6 +332,34 @@ def quality_curves(
             axes[0].figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
 
 
+def placed_times(
+    table: Sequence[Mapping[str, Any]],
+    logsnr: Mapping[int, Sequence[float]],
+    metrics: Sequence[str],
+    path: str | os.PathLike,
+    *,
+    title: str | None = None,
+) -> None:
+    """Where times were placed, one row of marks for each number of times, and what every grid scores against NFE.
+
+    table: rows as for quality_curves, 'sampler' being the grid's name. logsnr: how many times -> their log-SNR.
+    """
+    grids = list(dict.fromkeys(row["sampler"] for row in table))
+    with _figure(path, panels=1 + len(metrics), size=(4.3, 3.8)) as axes:
+        for i, n in enumerate(sorted(logsnr)):
+            places = -0.5 * np.asarray(logsnr[n]) / math.log(10)
+            axes[0].plot(places, np.full(n, i), color=COLOURS[0], marker="o", linewidth=0.8)
+        axes[0].set_yticks(range(len(logsnr)), [f"{n} times" for n in sorted(logsnr)])
+        axes[0].set(xlabel="log₁₀(σ / α): data on the left, noise on the right", ylim=(-0.5, len(logsnr) - 0.5))
+        for axis, metric in zip(axes[1:], metrics):
+            _quality_panel(axis, table, grids, metric, None)
+            axis.set(xlabel="network evaluations (NFE)", ylabel=QUALITY.get(metric, (metric, 1))[0])
+        handles, names = axes[1].get_legend_handles_labels()
+        axes[0].figure.legend(handles, names, loc="outside right center", fontsize=8.5)
+        if title:
+            axes[0].figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+
+
 def points(
     data: np.ndarray, samples: np.ndarray | Mapping[str, np.ndarray], path: str | os.PathLike, *, shown: int = 4000
 ) -> None:
