@@ -42,6 +42,7 @@ NAMES = {
     "mmd": "MMD",
     "mode_weights": "mode error",
     "error": "trajectory error",
+    "order": "order",
 }
 
 
@@ -264,7 +265,21 @@ def compare(
                 except Exception as error:  # whatever one sampler does wrong, the others are still worth comparing
                     results[i] = Result(about | {"note": f"{type(error).__name__}: {error}".splitlines()[0][:200]})
                 advance(cost[i])
-    return Comparison(results, exact)
+    return Comparison(_with_orders(results), exact)
+
+
+def _with_orders(results: list[Result]) -> list[Result]:
+    """'order' in the rows: how fast the trajectory error falls from the budget before, log(error ratio) / log(step ratio)."""
+    before, told = {}, []
+    for result in results:
+        row, last = result.row, before.get(result.row["sampler"])
+        if row.get("nfe") and row.get("error"):
+            before[row["sampler"]] = row
+            if last and last["evaluations"] > 1:
+                steps = (row["evaluations"] - 1) / (last["evaluations"] - 1)
+                row = row | {"order": float(np.log(last["error"] / row["error"]) / np.log(steps))}
+        told.append(result._replace(row=row))
+    return told
 
 
 def runner(subject: Subject, sampler: base.Sampler, length: int, noise=base.independent) -> Callable:
@@ -440,6 +455,8 @@ def _sentence(compared: Comparison, nfe: int, metric: str) -> str:
 
 def number(key: str, value: float) -> str:
     """A score or a time as a person reads it."""
+    if key == "order":
+        return f"{value:.1f}"
     if key == "accuracy":
         return f"{100 * value:.1f} %"
     if key == "seconds_per_image":

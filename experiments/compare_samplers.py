@@ -87,7 +87,7 @@ def write(subject, compared, stem: Path, record: Mapping) -> str:
     columns = {"sampler": "sampler", "grid": "grid", "nfe": "budget", "evaluations": "NFE", **comparison.NAMES,
                "seconds_per_image": "time each", "note": "note"}  # fmt: skip
     columns = {key: heading for key, heading in columns.items() if any(row.get(key) is not None for row in rows)}
-    told = [row | {key: comparison.number(key, row[key]) for key in ("accuracy", "seconds_per_image") if key in row}
+    told = [row | {key: comparison.number(key, row[key]) for key in ("accuracy", "order", "seconds_per_image") if key in row}
             for row in [*rows, {"sampler": "truth itself"} | subject.floor]]  # fmt: skip
     listed = "".join(f"- {line}\n" for line in lines)
     text = f"# {title}\n\n{facts}\n\n{listed}\n{provenance.markdown_table(told, columns)}"
