@@ -43,8 +43,7 @@ def place(sampler, starts, held_out, nfe: int, *, iterations: int, tries: int) -
 
     def row(name, ts) -> dict:
         out = judge(ts)[0]
-        scores = judging.judge(judging.finish(out), None)
-        return {"sampler": name, "nfe": nfe, "error": _rms(out[: len(solved)], solved)} | scores
+        return {"sampler": name, "nfe": nfe, "error": _rms(out, solved)} | judging.judge(judging.finish(out), None)
 
     return {name: row(name, ts) for name, ts in {**hand, PLACED: best.ts}.items()}, {"ts": best.ts, "history": best.history}
 
@@ -90,7 +89,7 @@ def subjects(config, starts: int, num: int):
         made = [comparison.of_target(FLAGS.target, FLAGS.process, list(part)) for part in seeds]
     else:
         trained, dataset = folder.load(FLAGS.workdir, config), experiment.dataset(config)
-        made = [comparison.of_model(trained, dataset, list(part), Path(FLAGS.workdir).name, solved=starts) for part in seeds]
+        made = [comparison.of_model(trained, dataset, list(part), Path(FLAGS.workdir).name, solved=len(part)) for part in seeds]
     print("solving for the exact trajectories ...", file=sys.stderr)
     exact = [subject.exact() for subject in made]
     return *((subject, x0) for subject, (x0, _) in zip(made, exact)), exact[0][1]
@@ -127,9 +126,11 @@ def run(config, root: Path, name: str) -> str:
         kept["provenance"] = provenance.provenance(held_out[0].identity)
         provenance.save_json(stem.with_suffix(".json"), kept)
     quality = [metric for metric in comparison.QUALITY if metric in kept["rows"][0]]
+    scores = held_out[0].judge(held_out[0].finish(held_out[1]), None)
     title = f"Times placed for {FLAGS.sampler} on {held_out[0].name}"
     text = (f"# {title}\n\nPlaced by {FLAGS.starts} trajectories; measured on {FLAGS.num} other seeds. The exact solution is {what}.\n\n"
-            f"{report(kept['rows'], quality)}\n")  # fmt: skip
+            f"{report(kept['rows'], quality)}\n\nThe exact solution itself scores: "
+            f"{', '.join(f'{comparison.NAMES[metric]} {scores[metric]:.3g}' for metric in quality)}.\n")  # fmt: skip
     with provenance.atomic_path(stem.with_suffix(".md")) as path:
         path.write_text(text, encoding="utf-8")
     plotting.placed_times(kept["rows"], {int(n): lam for n, lam in kept["logsnr"].items()}, ("error", *quality), stem.with_suffix(".png"), title=title)
