@@ -1,5 +1,4 @@
-"""DDPM, DDIM and EDM against the programs of others: the same exact denoiser, grid and noise (fixtures/README.md), in
-float64.
+"""The samplers against the programs of others: the same exact denoiser, grid and noise (fixtures/README.md), in float64.
 
 The recorded noise goes in where ours is drawn, so it is Sampler.step that is compared; `base.sample`, the loop, has
 tests of its own.
@@ -19,7 +18,7 @@ from numpy.testing import assert_allclose
 from diffusion_jax import guidance, parameterization, targets
 from diffusion_jax.parameterization import decode, target
 from diffusion_jax.processes import discrete, schedules
-from diffusion_jax.samplers import ancestral, base, grids, multistep, ode, sde
+from diffusion_jax.samplers import ancestral, base, grids, multistep, ode, sde, singlestep
 
 FOLDER = Path(__file__).parent / "fixtures"
 PAIRS = {"epsilon": parameterization.eps(), "epsilon+nu": parameterization.eps(), "sample": parameterization.x0(),
@@ -48,11 +47,11 @@ def mixture_denoiser(stored, process, kind="sample", clip=False):
 
 
 def walk(sampler, process, denoise, x, ts, noise):
-    """x before the first step and after each step along ts; noise[i] is what step i draws. All float64."""
+    """x before the first step and after each step along ts, float64; noise[i] is what step i draws, (B, ...) or one for each part."""
 
     @jax.jit
     def step(x, memory, z, t, s):
-        fixed = base.Noise(lambda t, s, part=0: z, lambda i: z)
+        fixed = base.Noise(lambda t, s, part=0: z[part] if z.ndim > x.ndim else z, lambda i: z)
         return sampler.step(fixed, x, memory, t, s, denoise, process)
 
     path, memory = [x], sampler.init(x, ts)
@@ -209,33 +208,57 @@ def grid_of(stored, about):
     return stored[about["sigmas"]].astype("float64")
 
 
-def run_ratios(file, case, sampler, unit, drop=0, rtol=1e-9):
-    """A solver on its stored grid of sigma / alpha; a last one of 0 is our x0-hat. drop: last steps that are made otherwise there."""
+def noise_of_steps(stored, about, ratios):
+    """What each step draws: (steps, B, D). Where it draws two, for [t, middle] and for [t, s]: the increments of the two
+    halves, (steps, 2, B, D).
+    """
+    pool, draws = stored["noise"].astype("float64"), np.array(about["draws"])
+    rows = np.minimum(np.cumsum(draws) - draws, len(pool) - 1)  # the first of each step's
+    if max(draws) < 2:
+        return jnp.asarray(pool[rows])
+    first, whole, interval = pool[rows], pool[np.minimum(rows + 1, len(pool) - 1)], stored[about["noise_interval"]]
+    t, s, middle = ratios[: len(interval) // 2], ratios[1 : len(interval) // 2 + 1], interval[::2, 1]
+    share = ((middle**-2 - t**-2) / (s**-2 - t**-2))[:, None, None]  # of the variance of the driving Brownian motion
+    first, whole = first[: len(share)], whole[: len(share)]
+    return jnp.asarray(np.stack([first, (whole - share**0.5 * first) / (1 - share) ** 0.5], 1))
+
+
+def walk_ratios(file, case, sampler, unit):
+    """Our path and theirs on a stored grid of sigma / alpha, and their end; to a last one of 0 we move by x0-hat.
+
+    Their points inside a step are left out.
+    """
     stored, cases = fixture(file)
     about = cases[case]
+    ratios = grid_of(stored, about)
+    whole = np.append(np.flatnonzero(np.diff(ratios)), len(ratios) - 1)  # a level is repeated where two calls make a step
+    ratios = ratios[whole]
+    process, denoise = Ratio(unit), mixture_denoiser(stored, Ratio(unit))
+    ts = (jnp.log(ratios[ratios > 0]) + 8) / 16
+    x = about["x_T_scale"] * jnp.asarray(stored["z"], "float64")
+    path = walk(sampler, process, denoise, x, ts, noise_of_steps(stored, about, ratios))
+    if ratios[-1] == 0:
+        path.append(denoise(path[-1], ts[-1]).x0)
+    return [np.asarray(x) for x in path], stored[f"{case}/path"][whole], stored[f"{case}/x"]
+
+
+def run_ratios(file, case, sampler, unit, drop=0, rtol=1e-9):
+    """A solver on its stored grid of sigma / alpha. drop: last steps that are made otherwise there."""
     with jax.enable_x64(True):
-        process, ratios = Ratio(unit), grid_of(stored, about)
-        ts = (jnp.log(ratios[ratios > 0]) + 8) / 16
-        denoise = mixture_denoiser(stored, process)
-        x = about["x_T_scale"] * jnp.asarray(stored["z"], "float64")
-        draws = np.cumsum([0, *about["draws"]])[:-1]  # the first of each step's
-        path = walk(sampler, process, denoise, x, ts, jnp.asarray(stored["noise"], "float64")[np.minimum(draws, len(stored["noise"]) - 1)])
-        if ratios[-1] == 0:
-            path.append(denoise(path[-1], ts[-1]).x0)
-        theirs = stored[f"{case}/path"]
-        assert len(path) == len(theirs)
-        for ours, step in zip(path[: len(path) - drop], theirs):
-            assert_allclose(ours[0], step, rtol=rtol, atol=rtol * np.abs(step).max())
-        if not drop:
-            assert_allclose(path[-1], stored[f"{case}/x"], rtol=rtol, atol=rtol)
+        path, theirs, final = walk_ratios(file, case, sampler, unit)
+    assert len(path) == len(theirs)
+    for ours, step in zip(path[: len(path) - drop], theirs):
+        assert_allclose(ours[0], step, rtol=rtol, atol=rtol * np.abs(step).max())
+    if not drop:
+        assert_allclose(path[-1], final, rtol=rtol, atol=rtol)
 
 
 MULTISTEP = {
     "dpm/dpmsolver++/2/10": multistep.dpmpp_2m(), "dpm/dpmsolver++/2heun/20": multistep.dpmpp_2m("exact"),
     "dpm/dpmsolver++/2/karras/10": multistep.dpmpp_2m(), "dpm/dpmsolver++/3/20": multistep.dpmpp_3m(curvature=0.5),
     "dpm/dpmsolver/2/20": multistep.dpm_2m(), "dpm/dpmsolver/2heun/20": multistep.dpm_2m("exact"),
-    "dpm/dpmsolver/3/20": multistep.dpm_3m(curvature=0.5), "deis/1/20": multistep.deis(1, "logsnr"), "deis/2/20": multistep.deis(2, "logsnr"),
-    "deis/3/20": multistep.deis(3, "logsnr"),
+    "dpm/dpmsolver/3/20": multistep.dpm_3m(curvature=0.5),
+    **{f"deis/{p}/20": multistep.deis(p, "logsnr") for p in (1, 2, 3)},
     **{f"unipc/{b}/{p}/{n}": multistep.unipc(p, b) for b in ("bh1", "bh2") for p in (1, 2, 3) for n in (10, 20)},
 }  # fmt: skip
 LOWERED = {"unipc/bh1/2": 1, "unipc/bh2/2": 1, "unipc/bh1/3": 2, "unipc/bh2/3": 2}  # last steps of lower order there
@@ -246,8 +269,26 @@ def test_multistep_solvers_equal_diffusers(case):
     run_ratios("diffusers_multistep", case, MULTISTEP[case], True, LOWERED.get(case.rpartition("/")[0], 0))
 
 
-def test_dpmpp_2m_equals_k_diffusion():
-    run_ratios("k_diffusion", "dpmpp_2m/20", multistep.dpmpp_2m(), False)
+K_DIFFUSION = {
+    "euler": ancestral.ddim(), "heun": ode.edm_heun(), "dpm_2": ode.midpoint(), "dpmpp_2m": multistep.dpmpp_2m(),
+    "dpmpp_2s_ancestral/eta0": singlestep.dpmpp_2s(), "dpmpp_3m_sde/eta0": sde.dpmpp_3m(0.0, curvature=0.5),
+    "euler_ancestral": ancestral.euler_ancestral(), "dpmpp_sde": sde.dpmpp_2s(),
+    "dpmpp_2m_sde": sde.dpmpp_2m(), "dpmpp_2m_sde/eta0.5": sde.dpmpp_2m(0.5), "dpmpp_2m_sde/heun": sde.dpmpp_2m(second="exact"),
+    "dpmpp_3m_sde": sde.dpmpp_3m(curvature=0.5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("n", [10, 20])
+@pytest.mark.parametrize("case", K_DIFFUSION)
+def test_samplers_equal_k_diffusion(case, n):
+    run_ratios("k_diffusion", f"{case}/{n}", K_DIFFUSION[case], False)
+
+
+@pytest.mark.parametrize("name, grid", [("karras", grids.karras), ("exponential", grids.uniform_logsnr)])
+def test_grids_equal_k_diffusion(name, grid):
+    with jax.enable_x64(True):
+        process = schedules.VE(sigma_min=0.02, sigma_max=20.0)
+        assert_allclose(process.sigma(grid(process, 10)), fixture("k_diffusion")[0][f"sigmas/{name}/10"][:-1], rtol=1e-9)
 
 
 @pytest.mark.parametrize("case, order", [("lms/10", 4), ("lms/order2/20", 2)])
@@ -258,3 +299,163 @@ def test_lms_equals_k_diffusion(case, order):
 
 def test_ipndm_equals_diffusers():
     run_ratios("diffusers_ode", "ipndm/betas/10", multistep.ipndm(), True, drop=1)
+
+
+# ---- diffusers: sigma solvers, flow, PNDM -------------------------------------------------------------------------------
+
+
+SIGMA_SOLVERS = {"euler": ancestral.ddim(), "heun": ode.edm_heun(), "lms": multistep.lms(4)}
+
+
+@pytest.mark.parametrize("grid", ["10", "karras/10"])
+@pytest.mark.parametrize("name", SIGMA_SOLVERS)
+def test_sigma_solvers_equal_diffusers(name, grid):
+    drop, rtol = (1, 1e-7) if name == "lms" else (0, 1e-9)  # as for k-diffusion's
+    run_ratios("diffusers_ode", f"{name}/{grid}", SIGMA_SOLVERS[name], False, drop, rtol)
+
+
+def test_euler_ancestral_equals_diffusers():
+    run_ratios("diffusers_ode", "euler_ancestral/10", ancestral.euler_ancestral(), False)
+
+
+@pytest.mark.parametrize("variant", ["", "/sigmas"])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_euler_equals_diffusers(shift, variant):
+    """The grid too: flow_shift between the ends that they have (they shift the ends of a plain one twice)."""
+    case = f"flow_euler/shift{shift:g}{variant}/10"
+    stored, cases = fixture("diffusers_ode")
+    with jax.enable_x64(True):
+        sigmas = stored[cases[case]["sigmas"]].astype("float64")[:-1]
+        process = schedules.RectifiedFlow(t_min=float(sigmas[-1]), t_max=1.0)
+        ts, denoise = grids.flow_shift(process, 10, shift), mixture_denoiser(stored, process)
+        assert_allclose(ts, sigmas, rtol=1e-9)
+        path = walk(ode.euler(), process, denoise, jnp.asarray(stored["z"], "float64"), ts, jnp.zeros((10, 1)))
+        compare(path + [denoise(path[-1], ts[-1]).x0], stored, case)
+
+
+@pytest.mark.parametrize("case, start, whole", [
+    ("pndm/10", "runge_kutta", [0, 4, 8, *range(12, 19)]), ("plms/10", "heun", [0, *range(2, 11)]),
+])  # fmt: skip
+def test_pndm_equals_diffusers(case, start, whole):
+    """Every whole step but the last: to alpha-bar = 1 they move along the mixture of eps, not to x0-hat."""
+    stored, cases = fixture("diffusers_ode")
+    with jax.enable_x64(True):
+        process = discrete.ddpm("linear")
+        calls = jnp.asarray(cases[case]["timesteps"], "float64")
+        ts = (calls[jnp.asarray(whole)] + 1) / 1000
+        x = jnp.asarray(stored["z"], "float64")
+        path = walk(multistep.pndm(start), process, mixture_denoiser(stored, process), x, ts, jnp.zeros((10, 1)))
+        for ours, theirs in zip(path, stored[f"{case}/path"][jnp.asarray(whole)], strict=True):
+            assert_allclose(ours[0], theirs, rtol=1e-9, atol=1e-9 * np.abs(theirs).max())
+
+
+# ---- diffusers: stochastic solvers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [10, 20])
+@pytest.mark.parametrize(
+    "name, sampler", [("1", sde.dpmpp_1()), ("2", sde.dpmpp_2m()), ("2heun", sde.dpmpp_2m(second="exact"))]
+)
+def test_sde_dpmpp_equals_diffusers(name, sampler, n):
+    run_ratios("diffusers_multistep", f"dpm/sde-dpmsolver++/{name}/{n}", sampler, True)
+
+
+def gaps(file, case, sampler, unit):
+    """The largest difference after each step, of the first example: (S + 1,)."""
+    path, theirs, _ = walk_ratios(file, case, sampler, unit)
+    return np.array([np.abs(ours[0] - step).max() for ours, step in zip(path, theirs)])
+
+
+@pytest.mark.parametrize("curvature", [1.0, 0.5])
+def test_sde_dpmpp_3_of_diffusers_is_not_ours(curvature):
+    """A sign there makes the second difference weigh -alpha as h -> 0 (fixtures/README.md): it is of first order."""
+    with jax.enable_x64(True):
+        gap = gaps("diffusers_multistep", "dpm/sde-dpmsolver++/3/10", sde.dpmpp_3m(curvature=curvature), True)
+    assert gap[1] < 1e-12 and gap[3:].min() > 1e-3 and gap.max() > 0.3  # the first step is of order 1 and agrees
+
+
+def test_sa_equals_diffusers():
+    run_ratios("diffusers_multistep", "sa/11/tau1/10", sde.sa(1, 1, tau=1.0), True)
+
+
+@pytest.mark.parametrize("corrector", [4, 3])
+def test_sa_of_high_order_equals_diffusers_after_its_start(corrector):
+    """Theirs has an O(h^3) term wherever an order is 2: here while the order rises. Later corrections forget it, to 1e-5.
+
+    Their last two steps are of lower order. The bound refuses a corrector of one order less; sa/22, where the term is in
+    every step, has no bound that a wrong order would break, and is left out.
+    """
+    with jax.enable_x64(True):
+        gap = gaps("diffusers_multistep", "sa/34/tau1/10", sde.sa(3, corrector, tau=1.0), True)
+    assert gap[:2].max() < 1e-12 and 1e-5 < gap[2] < 2e-4  # step 2 has the term
+    assert (gap[4:9].max() < 1e-5) == (corrector == 4)
+
+
+# ---- singlestep ----------------------------------------------------------------------------------------------------------
+
+
+def walk_blocks(case, orders, choose, unit, file, opened=False):
+    """Our x after each block of calls and theirs there, of the first example: a block is one step of its last call's order,
+    which looks at the grid's points between.
+
+    choose(order, ratios of the looks) -> Sampler. opened: the denoiser is asked at THEIR points, whatever ours are.
+    """
+    stored, cases = fixture(file)
+    lam = -jnp.log(grid_of(stored, cases[case]))
+    ts, theirs = (8 - lam) / 16, jnp.asarray(stored[f"{case}/path"])
+    process = Ratio(unit)
+    exact = mixture_denoiser(stored, process)
+    denoise = exact if not opened else lambda x, t: exact(theirs[jnp.argmin(jnp.abs(ts - t))][None], t)
+    x, i, path = theirs[:1], 0, []
+    for order in orders:
+        looks = tuple(float((lam[i + k] - lam[i]) / (lam[i + order] - lam[i])) for k in range(1, order))
+        x = choose(order, looks).step(None, x, (), ts[i], ts[i + order], denoise, process)[0]
+        i += order
+        path.append((x[0], theirs[i]))
+    return path
+
+
+def blocks(order_list):
+    """The lengths of the runs 1, 2, .. p in diffusers' list of orders."""
+    ends = [i + 1 for i, order in enumerate(order_list) if order_list[i + 1 : i + 2] in ([], [1])]
+    return np.diff([0, *ends]).tolist()
+
+
+def assert_blocks(path, rtol=1e-9):
+    for ours, theirs in path:
+        assert_allclose(ours, theirs, rtol=rtol, atol=rtol * np.abs(theirs).max())
+
+
+SINGLESTEP = {"dpmsolver++": (singlestep.dpmpp_2s, singlestep.dpmpp_3s), "dpmsolver": (singlestep.dpm_2s, singlestep.dpm_3s)}
+
+
+@pytest.mark.parametrize("kind, n", [("dpmsolver++", 10), ("dpmsolver", 12)])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_singlestep_solvers_equal_diffusers(kind, n, order):
+    """Order 3 with their values inside a step: on the way to the second look they take the midpoint rule, the paper and we
+    the exact line.
+    """
+    case = f"singlestep/{kind}/{order}/{n}"
+    about = fixture("diffusers_ode")[1][case]
+    orders = blocks(about["order_list"])
+    if about["config"]["final_sigmas_type"] == "zero":
+        assert orders.pop() == 1  # to sigma = 0: x0-hat
+    with jax.enable_x64(True):
+        choose = lambda p, looks: ancestral.ddim() if p == 1 else SINGLESTEP[kind][p - 2](*looks)  # noqa: E731
+        assert_blocks(walk_blocks(case, orders, choose, True, "diffusers_ode", opened=order == 3))
+
+
+@pytest.mark.parametrize("n, orders", [(10, [3, 3, 3, 1]), (20, [3] * 6 + [2])])
+def test_singlestep_orders_equal_k_diffusions_dpm_fast(n, orders):
+    """DPM-Solver-fast: uniform log sigma, looks at thirds (order 3) and at the half, as many evaluations as asked."""
+    stored, cases = fixture("k_diffusion")
+    theirs, steps = stored[f"dpm_fast/{n}/path"], len(orders)
+    samplers = {1: ancestral.ddim(), 2: singlestep.dpm_2s(), 3: singlestep.dpm_3s()}
+    with jax.enable_x64(True):
+        process = Ratio(False)
+        ts, denoise = (jnp.linspace(np.log(20.0), np.log(0.02), steps + 1) + 8) / 16, mixture_denoiser(stored, process)
+        x, path = jnp.asarray(theirs[:1]), []
+        for i, order in enumerate(orders):
+            x = samplers[order].step(None, x, (), ts[i], ts[i + 1], denoise, process)[0]
+            path.append((x[0], theirs[i + 1]))
+        assert_blocks(path)
