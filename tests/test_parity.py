@@ -18,7 +18,7 @@ from numpy.testing import assert_allclose
 from diffusion_jax import guidance, parameterization, targets
 from diffusion_jax.parameterization import decode, target
 from diffusion_jax.processes import discrete, schedules
-from diffusion_jax.samplers import ancestral, base, grids, multistep, ode, sde, singlestep
+from diffusion_jax.samplers import ancestral, base, corrector, grids, multistep, ode, sde, singlestep
 
 FOLDER = Path(__file__).parent / "fixtures"
 PAIRS = {"epsilon": parameterization.eps(), "epsilon+nu": parameterization.eps(), "sample": parameterization.x0(),
@@ -47,7 +47,7 @@ def mixture_denoiser(stored, process, kind="sample", clip=False):
 
 
 def walk(sampler, process, denoise, x, ts, noise):
-    """x before the first step and after each step along ts, float64; noise[i] is what step i draws, (B, ...) or one for each part."""
+    """x before the first and after each step along ts, float64; noise[i] is what step i draws, (B, ...) or one per part."""
 
     @jax.jit
     def step(x, memory, z, t, s):
@@ -378,17 +378,17 @@ def test_sa_equals_diffusers():
     run_ratios("diffusers_multistep", "sa/11/tau1/10", sde.sa(1, 1, tau=1.0), True)
 
 
-@pytest.mark.parametrize("corrector", [4, 3])
-def test_sa_of_high_order_equals_diffusers_after_its_start(corrector):
+@pytest.mark.parametrize("order", [4, 3])
+def test_sa_of_high_order_equals_diffusers_after_its_start(order):
     """Theirs has an O(h^3) term wherever an order is 2: here while the order rises. Later corrections forget it, to 1e-5.
 
     Their last two steps are of lower order. The bound refuses a corrector of one order less; sa/22, where the term is in
     every step, has no bound that a wrong order would break, and is left out.
     """
     with jax.enable_x64(True):
-        gap = gaps("diffusers_multistep", "sa/34/tau1/10", sde.sa(3, corrector, tau=1.0), True)
+        gap = gaps("diffusers_multistep", "sa/34/tau1/10", sde.sa(3, order, tau=1.0), True)
     assert gap[:2].max() < 1e-12 and 1e-5 < gap[2] < 2e-4  # step 2 has the term
-    assert (gap[4:9].max() < 1e-5) == (corrector == 4)
+    assert (gap[4:9].max() < 1e-5) == (order == 4)
 
 
 # ---- singlestep ----------------------------------------------------------------------------------------------------------
@@ -459,3 +459,84 @@ def test_singlestep_orders_equal_k_diffusions_dpm_fast(n, orders):
             x = samplers[order].step(None, x, (), ts[i], ts[i + 1], denoise, process)[0]
             path.append((x[0], theirs[i + 1]))
         assert_blocks(path)
+
+
+# ---- score_sde: single updates -------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Move:
+    """A process of two times, 0 and 1: (alpha, sigma) is given at one, and x_1 ~ N(sqrt(1 - beta) x_0, beta) gives the other.
+
+    score_sde looks beta up in a table, beta(t) / N, which is not the transition of the continuous VP whose score it takes.
+    """
+
+    alpha_known: float
+    sigma_known: float
+    beta: float
+    known: int
+    t_min: float = 0.0
+    t_max: float = 1.0
+
+    def alpha(self, t):
+        a, keep = self.alpha_known, (1 - self.beta) ** 0.5
+        return jnp.where(t < 0.5, *((a / keep, a) if self.known else (a, a * keep)))
+
+    def sigma(self, t):
+        v, keep = self.sigma_known**2, 1 - self.beta
+        early, late = ((v - self.beta) / keep, v) if self.known else (v, v * keep + self.beta)
+        return jnp.where(t < 0.5, early, late) ** 0.5
+
+
+SDES = {"vp": schedules.VP(), "subvp": schedules.SubVP(), "ve": schedules.VE()}
+UPDATES = {
+    "euler_maruyama": sde.euler_maruyama(), "reverse_diffusion": sde.reverse_diffusion(),
+    "ancestral": {"vp": ancestral.ddpm("large"), "ve": ancestral.ddpm("small")},
+    "langevin": corrector.langevin, "annealed_langevin": corrector.annealed_langevin,
+}  # fmt: skip
+
+
+def our_update(case, about):
+    """(sampler or corrector, process, t, s) that stand for this update."""
+    (name, update, *_), t, N = case.split("/"), about["t"], about["N"]
+    process, ours = SDES[name], UPDATES[update]
+    ours = ours[name] if isinstance(ours, dict) else ours
+    corrects = "langevin" in update
+    ours = ours(about["snr"], about["n_steps"]) if corrects else ours
+    if update == "euler_maruyama" or name == "subvp":
+        return sde.euler_maruyama(), process, t, t - 1 / N  # their sub-VP has no other discretisation
+    if name == "vp":
+        at = [float(level(jnp.asarray(t))) for level in (process.alpha, process.sigma)]
+        return ours, Move(*at, about["beta"], known=0 if corrects else 1), 1.0, 0.0
+    return (ours, process, t, t) if corrects else (ours, process, t, t - 1 / (N - 1))
+
+
+BOTH = ["euler_maruyama", "reverse_diffusion"]
+MORE = ["ancestral", "langevin/1", "langevin/2", "annealed_langevin/1", "annealed_langevin/2"]
+
+
+@pytest.mark.parametrize("t", ["1", "0.5", "0.0625"])
+@pytest.mark.parametrize("update", [f"{name}/{u}" for name in SDES for u in (BOTH if name == "subvp" else BOTH + MORE)])
+def test_updates_equal_score_sde(update, t):
+    (stored, cases), case = fixture("score_sde"), f"{update}/{t}"
+    with jax.enable_x64(True):
+        ours, process, t, s = our_update(case, cases[case])
+        pool = jnp.asarray(stored["noise"], "float64")
+        noise = base.Noise(lambda t, s, part=0: pool[0], lambda i: pool[i])
+        x = cases[case]["x_T_scale"] * jnp.asarray(stored["z"], "float64")
+        memory = () if isinstance(ours, corrector.Corrector) else ((),)
+        found = ours.step(noise, x, *memory, *map(jnp.asarray, (t, s)), mixture_denoiser(stored, process), process)
+        assert_allclose(found[0] if memory else found, stored[f"{case}/x"], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("make", [corrector.langevin, corrector.annealed_langevin])
+def test_correctors_run_on_sub_vp(make):
+    """score_sde's do not (its issue 8). Started at the law of x_s, a step keeps its variance; without a score it adds 4 %."""
+    process, s = schedules.SubVP(), jnp.asarray(0.3)
+    law = targets.Mixture(jnp.ones(1), jnp.zeros((1, 64)), jnp.ones((1, 64)))
+    z, first = np.random.default_rng(0).standard_normal((2, 1000, 64)).astype("float32")
+    std = jnp.sqrt(process.alpha(s) ** 2 + process.sigma(s) ** 2)
+    noise = base.Noise(lambda t, s, part=0: jnp.asarray(z), lambda i: jnp.asarray(z))
+    moved = make(snr=0.1).step(noise, std * first, s + 0.01, s, targets.denoise_mixture(law, process), process)
+    assert jnp.std(moved - std * first) > 0.1 * std  # it has moved
+    assert_allclose(jnp.var(moved) / std**2, 1.0, rtol=0.015)
