@@ -3,29 +3,49 @@
 python -m experiments.optimize_grid --workdir=runs/a --sampler=multistep.dpmpp_2m --nfe=5,6,8,10
 python -m experiments.optimize_grid --target=gmm8 --process='schedules.EDM()' --sampler=multistep.dpmpp_2m --nfe=5,8,10,20
 
-For each budget the hand-made grids are tried, and the best two moved by Levenberg-Marquardt (samplers/grids.py, optimize) until the
-sampler comes as close as it can to the exact solutions from --starts seeds. Everything told is measured on other seeds.
-Writes WORKDIR/grids/NAME.json, .md and .png; every command on that workdir then takes --config.sampler.grid=NAME, or sampler@NAME, and any
-command 'stored("PATH/NAME.json")'. An interrupted run goes on with the next budget.
+For each budget the hand-made grids are tried, and the best two moved by Levenberg-Marquardt (samplers/grids.py, optimize)
+until the sampler comes as close as it can to the exact solutions from --starts seeds. What is told is measured on other seeds.
+Writes WORKDIR/grids/NAME.json, .md and .png; every command on that workdir then takes --config.sampler.grid=NAME, or
+sampler@NAME, and any command 'stored("PATH/NAME.json")'. An interrupted run goes on with the next budget.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from experiments import cli
 
 HAND_MADE = ("karras", "uniform_logsnr", "uniform", "quadratic", "cosine", "flow_shift", "align_your_steps")
-PLACED = "placed"
+PLACED, SHIFT = "placed", "shift"
 FIRST_SEED = 1_000_000  # of the starts that times are placed by; far from those that they are judged by
 
 
-def place(sampler, starts, held_out, nfe: int, *, iterations: int, tries: int) -> tuple[dict[str, dict], dict]:
-    """(a row for every grid, {'ts', 'history'} of the placed one) at one budget. starts, held_out: (Subject, its exact x0)."""
+def checked(spec: str, budgets: Sequence[int], process):
+    """The sampler of a spec. UserError if its times cannot be placed, or a budget buys no step of it."""
+    from diffusion_jax import experiment
+    from diffusion_jax.build import build
+    from diffusion_jax.errors import UserError
+    from diffusion_jax.samplers import base
+
+    sampler = build(experiment.SAMPLERS, spec)
+    if base.adaptive(sampler):
+        raise UserError(f"--sampler={spec} chooses its own steps: there are no times to place")
+    if base.draws_noise(sampler, process):
+        raise UserError(f"--sampler={spec} draws noise: times can be placed for a deterministic sampler only")
+    short = [nfe for nfe in budgets if base.points(sampler, nfe) < 2]
+    if short or not budgets:
+        raise UserError(f"--nfe={','.join(map(str, budgets))}: budgets are needed that buy at least one step of {spec}")
+    return sampler
+
+
+def place(sampler, starts, held_out, nfe: int, *, iterations: int, tries: int) -> tuple[list[dict], Any]:
+    """(a row for every grid, the placed times) at one budget. starts, held_out: (Subject, its exact x0)."""
     import jax.numpy as jnp
 
     from diffusion_jax import comparison, experiment
@@ -37,15 +57,29 @@ def place(sampler, starts, held_out, nfe: int, *, iterations: int, tries: int) -
     hand = {name: build(experiment.GRIDS, name, subject.process, n) for name in HAND_MADE}
     order = sorted(hand, key=lambda name: _rms(run(hand[name])[0], truth))
     x = base.start(subject.process, subject.keys, truth.shape, subject.dtype)
-    found = [grids.optimize(sampler, subject.denoise(subject.params), subject.process, subject.keys, x, jnp.asarray(truth), hand[name],
-                            subject.cond, iterations=iterations, tell=_tell(nfe, name)) for name in order[:tries]]  # fmt: skip
+    problem = sampler, subject.denoise(subject.params), subject.process, subject.keys, x, jnp.asarray(truth)
+    found = [grids.optimize(*problem, hand[name], subject.cond, iterations=iterations, tell=_tell(nfe, name))
+             for name in order[:tries]]  # fmt: skip
     best = min(found, key=lambda placement: placement.error)
 
     def row(name, ts) -> dict:
         out = judge(ts)[0]
-        return {"sampler": name, "nfe": nfe, "error": _rms(out, solved)} | judging.judge(judging.finish(out), None)
+        about = {"sampler": name, "nfe": nfe, "error": _rms(out, solved), SHIFT: _shift(judging.finish(out), judging.finish(solved))}
+        return about | judging.judge(judging.finish(out), None)
 
-    return {name: row(name, ts) for name, ts in {**hand, PLACED: best.ts}.items()}, {"ts": best.ts, "history": best.history}
+    return [row(name, ts) for name, ts in {**hand, PLACED: best.ts}.items()], best.ts
+
+
+def _shift(x, exact) -> float:
+    """How far the solver moves the law of its samples, from the exact solutions of the same seeds: Frechet distance of the pixels of images
+    (uint8), sliced Wasserstein distance of points. No sampling noise is in it, as there is in a distance to data."""
+    import numpy as np
+
+    from diffusion_jax.evaluation import features, frechet, points
+
+    if x.dtype != np.uint8:
+        return points.sliced_wasserstein(x, exact)
+    return frechet.frechet_distance(*(frechet.moments_of(features.pixels, images) for images in (x, exact)))
 
 
 def _rms(x, truth) -> float:
@@ -55,7 +89,10 @@ def _rms(x, truth) -> float:
 
 
 def _tell(nfe: int, name: str):
-    return lambda i, error: print(f"{nfe} NFE from {name}: iteration {i}, error on the starts {error:.4g}", file=sys.stderr, flush=True)
+    def tell(i, error):
+        print(f"{nfe} NFE from {name}: iteration {i}, error on the starts {error:.4g}", file=sys.stderr, flush=True)
+
+    return tell
 
 
 def report(rows: list[dict], quality: list[str]) -> str:
@@ -63,7 +100,7 @@ def report(rows: list[dict], quality: list[str]) -> str:
     from diffusion_jax.comparison import NAMES
     from diffusion_jax.provenance import markdown_table
 
-    table = []
+    names, table = {SHIFT: "distance to the exact samples"} | NAMES, []
     for nfe in sorted({row["nfe"] for row in rows}):
         line = {"nfe": nfe}
         for metric in ("error", *quality):
@@ -74,90 +111,120 @@ def report(rows: list[dict], quality: list[str]) -> str:
         table.append(line)
     columns = {"nfe": "NFE"}
     for metric in ("error", *quality):
-        columns |= {f"{metric}.hand": f"{NAMES[metric]}, best hand-made grid", f"{metric}.placed": PLACED, f"{metric}.ratio": "times smaller"}
+        columns |= {f"{metric}.hand": f"{names[metric]}, best hand-made grid", f"{metric}.placed": PLACED,
+                    f"{metric}.ratio": "times smaller"}  # fmt: skip
     return markdown_table(table, columns)
 
 
-def subjects(config, starts: int, num: int):
-    """(starts, held_out), each a comparison.Subject with its exact x0, and what those are."""
-    from diffusion_jax import comparison, experiment
-    from diffusion_jax import workdir as folder
+def optimize(starts, held_out, spec: str, budgets: Sequence[int], stem: Path, *, iterations: int, tries: int) -> str:
+    """Place a sampler's times on the Subject `starts`, for every budget; measure on `held_out`; write stem.json, .md and .png.
 
-    FLAGS = flags.FLAGS
-    seeds = range(FIRST_SEED, FIRST_SEED + starts), range(num)
-    if FLAGS.target is not None:
-        made = [comparison.of_target(FLAGS.target, FLAGS.process, list(part)) for part in seeds]
-    else:
-        trained, dataset = folder.load(FLAGS.workdir, config), experiment.dataset(config)
-        made = [comparison.of_model(trained, dataset, list(part), Path(FLAGS.workdir).name, solved=len(part)) for part in seeds]
-    print("solving for the exact trajectories ...", file=sys.stderr)
-    exact = [subject.exact() for subject in made]
-    return *((subject, x0) for subject, (x0, _) in zip(made, exact)), exact[0][1]
-
-
-def run(config, root: Path, name: str) -> str:
-    """Place the times for every budget and write what is found. Returns the text of NAME.md."""
+    Budgets that stem.json has already, of the same subjects and settings, are taken from there. Returns the text of stem.md.
+    """
     import jax.numpy as jnp
     import numpy as np
 
-    from diffusion_jax import comparison, experiment, plotting, provenance
-    from diffusion_jax.build import build
-    from diffusion_jax.errors import UserError
+    from diffusion_jax import provenance
     from diffusion_jax.processes import gaussian
-    from diffusion_jax.samplers import base
 
-    FLAGS = flags.FLAGS
-    budgets, sampler = sorted(set(cli.integers("nfe", FLAGS.nfe))), build(experiment.SAMPLERS, FLAGS.sampler)
-    if not budgets or base.adaptive(sampler) or any(base.points(sampler, nfe) < 2 for nfe in budgets):
-        raise UserError(f"--sampler={FLAGS.sampler} --nfe={FLAGS.nfe}: a fixed-step sampler, and budgets that buy at least one step, are needed")
-    starts, held_out, what = subjects(config, FLAGS.starts, FLAGS.num)
-    stem, process = root / name, starts[0].process
-    about = {"sampler": FLAGS.sampler, "starts": FLAGS.starts, "num": FLAGS.num, "iterations": FLAGS.iterations, "tries": FLAGS.tries,
-             "subject": provenance.config_hash(held_out[0].identity)}  # fmt: skip
-    kept = provenance.load_json(stem.with_suffix(".json")) if stem.with_suffix(".json").exists() else {}
-    kept = kept if {key: kept.get(key) for key in about} == about else {"logsnr": {}, "rows": [], **about}
-    for nfe in budgets:
-        if any(row["nfe"] == nfe for row in kept["rows"]):
-            continue
-        rows, placed = place(sampler, starts, held_out, nfe, iterations=FLAGS.iterations, tries=FLAGS.tries)
-        ts = placed["ts"]
-        kept["logsnr"][str(len(ts))] = np.asarray(gaussian.logsnr(process, jnp.asarray(ts)), float).tolist()
-        kept["rows"] += rows.values()
-        kept["provenance"] = provenance.provenance(held_out[0].identity)
-        provenance.save_json(stem.with_suffix(".json"), kept)
-    quality = [metric for metric in comparison.QUALITY if metric in kept["rows"][0]]
-    scores = held_out[0].judge(held_out[0].finish(held_out[1]), None)
-    title = f"Times placed for {FLAGS.sampler} on {held_out[0].name}"
-    text = (f"# {title}\n\nPlaced by {FLAGS.starts} trajectories; measured on {FLAGS.num} other seeds. The exact solution is {what}.\n\n"
-            f"{report(kept['rows'], quality)}\n\nThe exact solution itself scores: "
-            f"{', '.join(f'{comparison.NAMES[metric]} {scores[metric]:.3g}' for metric in quality)}.\n")  # fmt: skip
+    sampler, file = checked(spec, budgets, starts.process), stem.with_suffix(".json")
+    about = {"sampler": spec, "starts": len(starts.keys), "num": len(held_out.keys), "iterations": iterations, "tries": tries,
+             "subject": provenance.config_hash(held_out.identity)}  # fmt: skip
+    kept = _recall(file, about)
+    left = [nfe for nfe in budgets if not any(row["nfe"] == nfe for row in kept["rows"])]
+    if left or "exact" not in kept:
+        print("solving for the exact trajectories ...", file=sys.stderr)
+        (truth, _), (solved, what) = starts.exact(), held_out.exact()
+        kept["exact"] = {"what": what} | held_out.judge(held_out.finish(solved), None)
+    for nfe in left:
+        rows, ts = place(sampler, (starts, truth), (held_out, solved), nfe, iterations=iterations, tries=tries)
+        kept["logsnr"][str(len(ts))] = np.asarray(gaussian.logsnr(starts.process, jnp.asarray(ts)), float).tolist()
+        kept["rows"] += rows
+        kept["provenance"] = provenance.provenance(held_out.identity)
+        provenance.save_json(file, kept)
+    return write(kept, f"Times placed for {spec} on {held_out.name}", stem)
+
+
+def _recall(file: Path, about: dict) -> dict:
+    """What the file holds if it is about the same, else a new beginning."""
+    from diffusion_jax import provenance
+
+    kept = provenance.load_json(file) if file.exists() else about
+    if {key: kept.get(key) for key in about} != about:
+        print(f"{file} was made with other settings, and is made anew", file=sys.stderr)
+        kept = about
+    return {"logsnr": {}, "rows": []} | kept
+
+
+def write(kept: dict, title: str, stem: Path) -> str:
+    """stem.md and stem.png of what is kept. Returns the text of stem.md."""
+    from diffusion_jax import comparison, plotting, provenance
+
+    rows, exact = kept["rows"], kept["exact"]
+    quality = [metric for metric in comparison.QUALITY if metric in rows[0]]
+    scores = ", ".join(f"{comparison.NAMES[metric]} {exact[metric]:.3g}" for metric in quality)
+    text = (f"# {title}\n\nPlaced by {kept['starts']} trajectories; measured on {kept['num']} other seeds. "
+            f"The exact solution is {exact['what']}; itself it scores: {scores}.\n\n{report(rows, quality)}")  # fmt: skip
     with provenance.atomic_path(stem.with_suffix(".md")) as path:
         path.write_text(text, encoding="utf-8")
-    plotting.placed_times(kept["rows"], {int(n): lam for n, lam in kept["logsnr"].items()}, ("error", *quality), stem.with_suffix(".png"), title=title)
+    lengths = {int(n): lam for n, lam in kept["logsnr"].items()}
+    plotting.placed_times(rows, lengths, ("error", *quality), stem.with_suffix(".png"), title=title)
     return text
+
+
+# ---- the command -------------------------------------------------------------------------------------------------------------
+
+
+def grid_name(name: str, spec: str) -> str:
+    """The name that was asked for, or one from the sampler's. UserError for that of a hand-made grid."""
+    from diffusion_jax import experiment
+    from diffusion_jax.build import members
+    from diffusion_jax.errors import UserError
+
+    if name in members(experiment.GRIDS):
+        raise UserError(f"--name={name} is a grid of the family; choose another name")
+    return name or _plain(spec if "(" in spec else spec.rpartition(".")[2])
+
+
+def _plain(text: str) -> str:
+    """Text as the name of a file."""
+    return re.sub("[^A-Za-z0-9]+", "_", text).strip("_")
 
 
 def main(config) -> None:
     import jax
 
+    from diffusion_jax import comparison, experiment
+    from diffusion_jax import workdir as folder
+    from diffusion_jax.build import build
+
     FLAGS = flags.FLAGS
-    name = FLAGS.name or re.sub("[^A-Za-z0-9]+", "_", FLAGS.sampler.rpartition(".")[2] if "(" not in FLAGS.sampler else FLAGS.sampler).strip("_")
+    name, budgets = grid_name(FLAGS.name, FLAGS.sampler), sorted(set(cli.integers("nfe", FLAGS.nfe)))
+    spec = FLAGS.process if FLAGS.target is not None else config.process
+    checked(FLAGS.sampler, budgets, build(experiment.PROCESSES, spec))  # before anything is loaded or solved
+    seeds = [list(range(FIRST_SEED, FIRST_SEED + FLAGS.starts)), list(range(FLAGS.num))]
+    options = {"iterations": FLAGS.iterations, "tries": FLAGS.tries}
     if FLAGS.target is not None:
-        root = Path(FLAGS.out or f"runs/grids_{re.sub('[^A-Za-z0-9]+', '_', FLAGS.target).strip('_')}")
+        stem = Path(FLAGS.out or f"runs/grids_{_plain(FLAGS.target)}") / name
         with jax.enable_x64(True):
-            text = run(config, root, name)
-        use = f"""--samplers='{FLAGS.sampler}@stored("{root / name}.json")'"""
+            made = [comparison.of_target(FLAGS.target, FLAGS.process, part) for part in seeds]
+            text = optimize(*made, FLAGS.sampler, budgets, stem, **options)
+        use = f"""--target='{FLAGS.target}' --process='{FLAGS.process}' --samplers='{FLAGS.sampler}@stored("{stem}.json")'"""
     else:
-        root = Path(FLAGS.out or Path(FLAGS.workdir) / "grids")
-        text, use = run(config, root, name), f"--config.sampler.name='{FLAGS.sampler}' --config.sampler.grid={name}"
-    print(f"{text}\n{root / name}.json, .md, .png; to use it: {use}")
+        stem = Path(FLAGS.out or Path(FLAGS.workdir) / "grids") / name
+        trained, dataset = folder.load(FLAGS.workdir, config), experiment.dataset(config)
+        of = lambda part: comparison.of_model(trained, dataset, part, Path(FLAGS.workdir).name, solved=len(part))  # noqa: E731
+        text = optimize(*map(of, seeds), FLAGS.sampler, budgets, stem, **options)
+        grid = f"""'stored("{stem}.json")'""" if FLAGS.out else name
+        use = f"--config.sampler.name='{FLAGS.sampler}' --config.sampler.grid={grid}"
+    print(f"{text}\n{stem}.json, .md, .png; to use it: {use}")
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "the folder of a trained model")
     flags.DEFINE_string("target", None, "instead of a model, an exact law: gmm8, 'gmm(modes=20, dim=16)', checkerboard, ...")
     flags.DEFINE_string("process", "schedules.EDM()", "the process of --target (a model has its own)")
-    flags.DEFINE_string("sampler", "multistep.dpmpp_2m", "a deterministic sampler")
+    flags.DEFINE_string("sampler", "multistep.dpmpp_2m", "a deterministic sampler with steps of its grid")
     flags.DEFINE_string("nfe", "5,6,8,10", "budgets, a grid for each")
     flags.DEFINE_integer("starts", 32, "trajectories that the times are placed by", lower_bound=1)
     flags.DEFINE_integer("num", 500, "other seeds, by which every grid is measured", lower_bound=10)
