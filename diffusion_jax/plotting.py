@@ -291,6 +291,7 @@ QUALITY = {  # metric -> (label of its axis, factor)
     "sliced_wasserstein": ("sliced Wasserstein distance", 1),
     "mmd": ("MMD to exact draws", 1),
     "error": ("RMS error to the exact solution", 1),
+    "shift": ("distance to the exact solutions of the same seeds", 1),
     "seconds_per_image": ("milliseconds per sample", 1000),
 }
 
