@@ -64,15 +64,19 @@ def place(sampler, starts, held_out, nfe: int, *, iterations: int, tries: int) -
 
     def row(name, ts) -> dict:
         out = judge(ts)[0]
-        about = {"sampler": name, "nfe": nfe, "error": _rms(out, solved), SHIFT: _shift(judging.finish(out), judging.finish(solved))}
-        return about | judging.judge(judging.finish(out), None)
+        shown = judging.finish(out)
+        about = {"sampler": name, "nfe": nfe, "error": _rms(out, solved), SHIFT: _shift(shown, judging.finish(solved))}
+        return about | judging.judge(shown, None)
 
     return [row(name, ts) for name, ts in {**hand, PLACED: best.ts}.items()], best.ts
 
 
 def _shift(x, exact) -> float:
-    """How far the solver moves the law of its samples, from the exact solutions of the same seeds: Frechet distance of the pixels of images
-    (uint8), sliced Wasserstein distance of points. No sampling noise is in it, as there is in a distance to data."""
+    """How far the solver moves the law of its samples from that of the exact solutions of the same seeds.
+
+    Frechet distance of the pixels of images (uint8), sliced Wasserstein distance of points. No sampling noise is in it, as
+    there is in a distance to data.
+    """
     import numpy as np
 
     from diffusion_jax.evaluation import features, frechet, points
@@ -95,7 +99,7 @@ def _tell(nfe: int, name: str):
     return tell
 
 
-def report(rows: list[dict], quality: list[str]) -> str:
+def report(rows: list[dict], measures: Sequence[str]) -> str:
     """A line for each budget: the best hand-made grid beside the placed one, by every measure."""
     from diffusion_jax.comparison import NAMES
     from diffusion_jax.provenance import markdown_table
@@ -103,14 +107,14 @@ def report(rows: list[dict], quality: list[str]) -> str:
     names, table = {SHIFT: "distance to the exact samples"} | NAMES, []
     for nfe in sorted({row["nfe"] for row in rows}):
         line = {"nfe": nfe}
-        for metric in ("error", *quality):
+        for metric in measures:
             hand = min((row for row in rows if row["nfe"] == nfe and row["sampler"] != PLACED), key=lambda row: row[metric])
             placed = next(row for row in rows if row["nfe"] == nfe and row["sampler"] == PLACED)
             line |= {f"{metric}.hand": f"{hand[metric]:.3g} ({hand['sampler']})", f"{metric}.placed": f"{placed[metric]:.3g}",
                      f"{metric}.ratio": f"{hand[metric] / placed[metric]:.2f}"}  # fmt: skip
         table.append(line)
     columns = {"nfe": "NFE"}
-    for metric in ("error", *quality):
+    for metric in measures:
         columns |= {f"{metric}.hand": f"{names[metric]}, best hand-made grid", f"{metric}.placed": PLACED,
                     f"{metric}.ratio": "times smaller"}  # fmt: skip
     return markdown_table(table, columns)
@@ -162,13 +166,14 @@ def write(kept: dict, title: str, stem: Path) -> str:
 
     rows, exact = kept["rows"], kept["exact"]
     quality = [metric for metric in comparison.QUALITY if metric in rows[0]]
+    measures = ["error", *(metric for metric in (SHIFT, *quality) if all(metric in row for row in rows))]
     scores = ", ".join(f"{comparison.NAMES[metric]} {exact[metric]:.3g}" for metric in quality)
     text = (f"# {title}\n\nPlaced by {kept['starts']} trajectories; measured on {kept['num']} other seeds. "
-            f"The exact solution is {exact['what']}; itself it scores: {scores}.\n\n{report(rows, quality)}")  # fmt: skip
+            f"The exact solution is {exact['what']}; itself it scores: {scores}.\n\n{report(rows, measures)}")  # fmt: skip
     with provenance.atomic_path(stem.with_suffix(".md")) as path:
         path.write_text(text, encoding="utf-8")
     lengths = {int(n): lam for n, lam in kept["logsnr"].items()}
-    plotting.placed_times(rows, lengths, ("error", *quality), stem.with_suffix(".png"), title=title)
+    plotting.placed_times(rows, lengths, measures, stem.with_suffix(".png"), title=title)
     return text
 
 

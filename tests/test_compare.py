@@ -261,6 +261,7 @@ def test_placed_times_beat_the_hand_made_grids_and_are_written_with_their_figure
     for nfe in (5, 9):
         assert error["placed", nfe] < min(value for (name, n), value in error.items() if n == nfe and name != "placed")
     assert text == stem.with_suffix(".md").read_text() and "float64 solve" in text and "| 9 |" in text
+    assert "distance to the exact samples" in text and all(row["shift"] > 0 for row in kept["rows"])
     assert "commit" in kept["provenance"] and kept["starts"] == kept["num"] == 12
     with Image.open(stem.with_suffix(".png")) as picture:
         assert picture.width > 600
