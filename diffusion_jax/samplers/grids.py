@@ -206,6 +206,6 @@ def stored(process: Process, n: int, path: str) -> Array:
     if n == 1:
         return uniform(process, 1)
     if str(n) not in found:
-        raise UserError(f"grid file '{path}' has grids of {', '.join(found)} times, not of {n}; make one with experiments.optimize_grid --nfe=...")
+        raise UserError(f"grid file '{path}' has grids of {', '.join(sorted(found, key=int))} times, not of {n}; make one with experiments.optimize_grid --nfe=...")
     ts = time_of_logsnr(process, jnp.asarray(found[str(n)]))
     return _checked(ts.at[0].set(process.t_max), "stored")
