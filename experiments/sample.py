@@ -30,7 +30,7 @@ def main(config) -> None:
     cond = experiment.cond_for(built, labels)
     chosen = experiment.plan(built)
     print(f"{FLAGS.workdir}: step {trained.step}, weights {trained.weights}, {config.sampler.name} on grid {config.sampler.grid}, "
-          f"{experiment.evaluations(chosen) or "as its tolerance asks:"} evaluations per image", file=sys.stderr)  # fmt: skip
+          f"{experiment.evaluations(chosen) or 'as its tolerance asks:'} evaluations per image", file=sys.stderr)  # fmt: skip
 
     mesh = sharding.make_mesh()
     put = lambda tree: jax.device_put(tree, sharding.examples(mesh))  # noqa: E731
