@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from diffusion_jax import arrays, data, guidance, parameterization, targets
 from diffusion_jax.build import Family, build
 from diffusion_jax.errors import UserError, unknown
-from diffusion_jax.models import mlp, unet
+from diffusion_jax.models import dit, mlp, unet
 from diffusion_jax.objectives import denoising, elbo, times, weighting
 from diffusion_jax.objectives.base import Objective
 from diffusion_jax.parameterization import Parameterization
@@ -31,7 +31,7 @@ OBJECTIVES = Family("objective", (denoising, elbo, times, weighting), ("Objectiv
 SAMPLERS = Family("sampler", (ancestral, ode, singlestep, multistep, adaptive, sde, corrector), ("Sampler",), ("Corrector",))
 GRIDS = Family("grid", (grids,), ("Array",))
 TARGETS = Family("target", (targets,), ("Target",))
-MODELS = Family("model", (unet, mlp), ("class",))
+MODELS = Family("model", (unet, mlp, dit), ("class",))
 
 CLIPS = ("none", "static", "dynamic")
 NOISES = {"independent": base.independent, "brownian": base.brownian}

@@ -25,6 +25,17 @@ def sinusoidal(x: Array, features: int, max_period: float = 10_000.0) -> Array:
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
+def adm(x: Array, features: int, max_period: float = 10_000.0) -> Array:
+    """[cos(x w_i), sin(x w_i)] with w_i = max_period^(-i / n), i = 0 .. n - 1, n = features // 2: (B,) -> (B, 2n) float32.
+
+    `sinusoidal` in the frequencies and order of ADM's and DiT's code, so that their public weights fit.
+    """
+    n = features // 2
+    frequency = np.exp(-np.log(max_period) * np.arange(n) / n).astype(np.float32)
+    angle = x.astype(jnp.float32)[:, None] * frequency
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
 def fourier(x: Array, features: int, scale: float = 16.0) -> Array:
     """[sin(2 pi x w_i), cos(2 pi x w_i)] with n = features // 2 frequencies w_i ~ scale N(0, 1), drawn once for all.
 
@@ -36,7 +47,11 @@ def fourier(x: Array, features: int, scale: float = 16.0) -> Array:
 
 
 # c_noise is about [0, 1] or [-2, 2]; the factor 1000 makes c_noise = i / 1000 the integer step i of DDPM.
-NOISE_FEATURES = {"sinusoidal": lambda c_noise, features: sinusoidal(1000.0 * c_noise, features), "fourier": fourier}
+NOISE_FEATURES = {
+    "sinusoidal": lambda c_noise, features: sinusoidal(1000.0 * c_noise, features),
+    "adm": lambda c_noise, features: adm(1000.0 * c_noise, features),
+    "fourier": fourier,
+}
 
 
 def check_labels(labels, num_classes: int) -> None:
@@ -62,10 +77,11 @@ class LabelEmbedding(nn.Module):
 
     num_classes: int
     features: int
+    init: nn.initializers.Initializer = nn.initializers.normal(1.0)
 
     @nn.compact
     def __call__(self, labels: Array | None, batch: int) -> Array:
-        rows = self.param("rows", nn.initializers.normal(1.0), (self.num_classes + 1, self.features), jnp.float32)
+        rows = self.param("rows", self.init, (self.num_classes + 1, self.features), jnp.float32)
         if labels is None:
             labels = jnp.full((batch,), self.num_classes, jnp.int32)
         return jnp.asarray(rows).at[labels].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
@@ -82,6 +98,8 @@ class ConditionEmbedding(nn.Module):
     width: int
     num_classes: int = 0
     noise_features: str = "sinusoidal"
+    noise_init: nn.initializers.Initializer = KERNEL_INIT
+    label_init: nn.initializers.Initializer = nn.initializers.normal(1.0)
 
     @nn.compact
     def __call__(self, c_noise: Array, cond: dict, batch: int) -> Array:
@@ -89,8 +107,8 @@ class ConditionEmbedding(nn.Module):
             raise unknown("noise embedding", self.noise_features, NOISE_FEATURES)
         c_noise = jnp.broadcast_to(jnp.asarray(c_noise, jnp.float32), (batch,))
         h = NOISE_FEATURES[self.noise_features](c_noise, self.features)
-        h = nn.Dense(self.width, kernel_init=KERNEL_INIT, name="noise_1")(h)
-        h = nn.Dense(self.width, kernel_init=KERNEL_INIT, name="noise_2")(jax.nn.silu(h))
+        h = nn.Dense(self.width, kernel_init=self.noise_init, name="noise_1")(h)
+        h = nn.Dense(self.width, kernel_init=self.noise_init, name="noise_2")(jax.nn.silu(h))
         if self.num_classes:
-            h = h + LabelEmbedding(self.num_classes, self.width, name="label")(cond.get("label"), batch)
+            h = h + LabelEmbedding(self.num_classes, self.width, self.label_init, name="label")(cond.get("label"), batch)
         return h
