@@ -244,17 +244,36 @@ def test_the_gradient_reaches_every_parameter(name):
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 1e-7, jax.tree_util.keystr(path)
 
 
-def test_remat_changes_neither_names_nor_values_nor_gradients():
+@pytest.mark.parametrize("remat, twice, moved", [("block", 8, 0), ("dots", 0, 0), ("offload", 0, 18)])
+def test_remat_changes_neither_names_nor_values_nor_gradients(remat, twice, moved):
+    """Nine blocks, eight of them residual: 'block' computes their first convolutions twice; 'offload' moves those eight and
+    the attention's q, k, v to the host and back."""
     value, grads = gradient("unet")
-    again, regrads = gradient("unet", remat=True)
+    again, regrads = gradient("unet", remat=remat)
     np.testing.assert_allclose(again, value, rtol=1e-6)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), regrads, grads)
+    plain, program = (str(gradient_program(remat=name)) for name in ("none", remat))
+    assert (program.count("prevent_cse="), plain.count("prevent_cse=")) == (9, 0)
+    convolutions = [text.count(" conv_general_dilated[") for text in (program, plain)]
+    assert convolutions[0] - convolutions[1] == twice and program.count(" device_put[") == moved
+
+
+@functools.cache
+def gradient_program(**options):
+    """The gradient of a training loss, with dropout, traced."""
     module, shape = NETS["unet"]
-    x, c = inputs(shape)
-    train = functools.partial(module.clone(remat=True).apply, train=True, rngs={"dropout": jax.random.key(0)})
-    program = jax.make_jaxpr(train)({"params": params_of("unet")}, x, c)
-    kept_out = [eqn for eqn in program.eqns if eqn.primitive.name.startswith(("checkpoint", "remat"))]
-    assert len(kept_out) == 8 + 1  # residual and attention blocks
+    apply = functools.partial(module.clone(**options).apply, train=True, rngs={"dropout": jax.random.key(0)})
+    return jax.make_jaxpr(jax.grad(lambda params: jnp.sum(apply({"params": params}, *inputs(shape)) ** 2)))(params_of("unet"))
+
+
+def test_remat_of_older_configs_and_of_wrong_ones(monkeypatch):
+    block = layers.AttentionBlock
+    assert layers.rematerialised(block, False) is block and layers.rematerialised(block, True) is not block
+    with pytest.raises(UserError, match="unknown remat 'dot'.*did you mean 'dots'"):
+        layers.rematerialised(block, "dot")
+    monkeypatch.setattr(layers, "HOST", "attic")
+    with pytest.raises(UserError, match="needs attic memory, and this device has .*pinned_host.*use remat=dots"):
+        layers.rematerialised(block, "offload")
 
 
 def test_bfloat16_is_close_and_keeps_parameters_and_output_in_float32():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.models.embeddings import KERNEL_INIT
@@ -119,7 +120,7 @@ class ResidualBlock(nn.Module):
     def __call__(self, x: Array, embedding: Array, train: bool) -> Array:
         resample = RESAMPLE[self.resample]
         h = resample(jax.nn.silu(group_norm(x, "norm_1")).astype(self.dtype))
-        h = conv(self.channels, dtype=self.dtype, name="conv_1")(h)
+        h = product(conv(self.channels, dtype=self.dtype, name="conv_1")(h))
 
         told = nn.Dense(self.channels * (2 if self.scale_shift else 1), kernel_init=KERNEL_INIT, name="embedding")
         told = told(jax.nn.silu(embedding))[:, None, None, :]  # (B, 1, 1, channels or twice that)
@@ -160,16 +161,53 @@ class AttentionBlock(nn.Module):
             )
         h = group_norm(x, "norm").reshape(b, height * width, c)
         init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")  # fan_avg would see 3c outputs
-        qkv = nn.Dense(3 * c, kernel_init=init, dtype=self.dtype, name="qkv")(h)
+        qkv = product(nn.Dense(3 * c, kernel_init=init, dtype=self.dtype, name="qkv")(h))
         q, k, v = jnp.unstack(qkv.reshape(b, height * width, 3, heads, c // heads), axis=2)
         h = attention(q, k, v, self.impl).reshape(b, height, width, c)
         h = nn.Dense(c, kernel_init=ZERO_INIT, dtype=self.dtype, name="project")(h)
         return ((x + h) * self.skip_scale).astype(self.dtype)
 
 
-def rematerialised(module: type[nn.Module], remat: bool, static_argnums: tuple[int, ...] = ()) -> type[nn.Module]:
-    """The module class, or its twin that keeps no activations and computes them again backwards (Chen et al. 2016).
+# ---- memory ----------------------------------------------------------------------------------------------------------
 
-    static_argnums count the arguments of __call__ with self as 0.
+REMAT = ("none", "block", "dots", "offload")
+PRODUCT, HOST = "product", "pinned_host"
+
+
+def product(x: Array) -> Array:
+    """x, marked as what remat 'dots' keeps: the result of a convolution or of a matrix product with parameters.
+
+    To mark are those results inside a block that its backward pass looks at; a result that is only added to something is not.
     """
-    return nn.remat(module, static_argnums=static_argnums) if remat else module
+    return checkpoint_name(x, PRODUCT)
+
+
+def rematerialised(module: type[nn.Module], remat: str, static_argnums: tuple[int, ...] = ()) -> type[nn.Module]:
+    """The class of a block, or its twin that keeps fewer activations and computes the others again backwards (Chen et al. 2016).
+
+    remat: what is kept of each block beside its input. 'none': everything, nothing is computed twice. 'block': nothing; the
+      block runs again, about a third more work. 'dots': the results marked by `product`; norms, activations and attention run
+      again. 'offload': as 'dots', but these wait in the host's memory.
+    static_argnums count the arguments of __call__ with self as 0.
+    Raises UserError for another remat, and for 'offload' on a device that cannot reach pinned host memory.
+    """
+    remat = {False: "none", True: "block"}.get(remat, remat)  # as configs had it before there were four
+    if remat not in REMAT:
+        raise unknown("remat", remat, REMAT)
+    if remat == "none":
+        return module
+    return nn.remat(module, policy=_policy(remat), static_argnums=static_argnums)
+
+
+def _policy(remat: str):
+    names = jax.checkpoint_policies
+    if remat == "block":
+        return names.nothing_saveable
+    if remat == "dots":
+        return names.save_only_these_names(PRODUCT)
+    kinds = sorted(memory.kind for memory in jax.local_devices()[0].addressable_memories())
+    if HOST not in kinds:
+        raise UserError(f"remat=offload needs {HOST} memory, and this device has {', '.join(kinds)}; use remat=dots or block")
+    return names.save_and_offload_only_these_names(
+        names_which_can_be_saved=[], names_which_can_be_offloaded=[PRODUCT], offload_src="device", offload_dst=HOST
+    )
