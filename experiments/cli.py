@@ -1,5 +1,6 @@
 """What every main shares: a config from a file or a workdir with overrides, one clear line for a user's mistake, exit codes.
 
+Several processes of one run meet here before anything touches a device: --coordinator=HOST:PORT --num_processes=N --process_id=I.
 Exit status: 0 done (or stopped by SIGTERM with everything saved), 2 a user's mistake, 130 Ctrl-C.
 """
 
@@ -15,9 +16,17 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from diffusion_jax.errors import UserError, unknown
-from diffusion_jax.training import runtime
+from diffusion_jax.training import distributed, runtime
 
 CONFIG_FILE = "config.json"  # in every workdir: the resolved config
+
+# Of every main. On TPU pods, SLURM, Open MPI and Kubernetes they are found out (training/distributed.py).
+flags.DEFINE_string("coordinator", None, "several processes: HOST:PORT, an address of process 0, where all meet")
+flags.DEFINE_integer("num_processes", None, "several processes: how many; 1: run alone, whatever the cluster says", lower_bound=1)
+flags.DEFINE_integer("process_id", None, "several processes: which of them this is, from 0", lower_bound=0)
+flags.DEFINE_integer("heartbeat_timeout", 100, "seconds of silence after which a process counts as dead and the others end",
+                     lower_bound=1)  # fmt: skip
+flags.DEFINE_integer("initialization_timeout", 300, "seconds to wait for all processes to appear", lower_bound=1)
 
 
 def launch(main: Callable[[ConfigDict], None], *, config: str) -> None:
@@ -32,11 +41,20 @@ def _guard(main, config) -> None:
     logging.set_verbosity(logging.WARNING)  # jax tells at INFO which accelerators are absent
     runtime.enable_compilation_cache()
     try:
-        main(config)
+        _join()
+        with distributed.quiet_others():
+            main(config)
     except UserError as error:
         _fail(error)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _join() -> None:
+    """Meet the other processes of this run, if there are any."""
+    FLAGS = flags.FLAGS
+    distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id,
+                           timeout=FLAGS.initialization_timeout, heartbeat_timeout=FLAGS.heartbeat_timeout)  # fmt: skip
 
 
 def _fail(error: Exception | str) -> None:

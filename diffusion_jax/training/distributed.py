@@ -1,0 +1,194 @@
+"""Several processes, one program: how they find each other, what only the first does, how they agree to stop.
+
+Every process runs the same main on its own devices; jax.distributed joins them, and `jax.devices()` are then those of
+all. The first process (index 0) alone writes what describes the run; checkpoints are written by all (Orbax). A process
+that dies is missed after `heartbeat_timeout` seconds at the latest, and the others end with a message instead of
+waiting for it; the same command on all of them goes on from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.training import runtime
+
+SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")  # what jax reads
+OPEN_MPI = "OMPI_MCA_orte_hnp_uri"  # likewise; Open MPI 5 no longer sets it
+TPU = "TPU_ML_PLATFORM"  # set to JAX by `import jax` where it finds TPU chips and libtpu
+SHUTDOWN_TIMEOUT = 30  # seconds that a process that ends waits for the others to end too
+FLAGS = ("coordinator", "num_processes", "process_id")
+
+
+def initialize(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    timeout: int = 300,
+    heartbeat_timeout: int = 100,
+    environ: Mapping[str, str] = os.environ,
+) -> None:
+    """Join the processes of a run; to be called before anything touches a device. Does nothing for a run of one process.
+
+    coordinator: HOST:PORT, an address of process 0. What is None is found out by jax on TPU pods, SLURM, Open MPI and
+    Kubernetes (see `launcher`); num_processes=1 is a run of one process whatever the environment. timeout: seconds for
+    all to appear; the process ends with one line and status 2 if they do not (the coordination client of jax would
+    abort). heartbeat_timeout: seconds of silence after which a process counts as dead, and all others end.
+    Raises UserError for flags that are incomplete or make no sense, and for what the environment lacks.
+    """
+    import jax
+
+    given = dict(zip(FLAGS, (coordinator, num_processes, process_id), strict=True))
+    found = launcher(environ)
+    if num_processes == 1 or (found is None and not any(value is not None for value in given.values())):
+        return
+    if found == "Open MPI" and OPEN_MPI not in environ:
+        given["num_processes"] = given["num_processes"] or int(environ["OMPI_COMM_WORLD_SIZE"])
+        given["process_id"] = int(environ["OMPI_COMM_WORLD_RANK"]) if process_id is None else process_id
+        found = None  # jax does not see it
+    _check(given, found)
+    # Orbax and jax would handle SIGTERM themselves, from here on; the training loop does (and outside it, it kills)
+    jax.config.update("jax_enable_preemption_service", False)
+    with _deadline(timeout, _absent(given, timeout)):
+        try:
+            jax.distributed.initialize(
+                given["coordinator"], given["num_processes"], given["process_id"],
+                local_device_ids=local_devices(environ),
+                cluster_detection_method="deactivate" if found is None else None,
+                initialization_timeout=timeout + 60, heartbeat_timeout_seconds=heartbeat_timeout,
+                shutdown_timeout_seconds=SHUTDOWN_TIMEOUT)  # fmt: skip
+        except (RuntimeError, ValueError, OSError) as error:
+            line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"the processes of this run could not be joined ({found or 'by flags'}): {line}; "
+                            "--num_processes=1 runs alone") from error  # fmt: skip
+
+
+def launcher(environ: Mapping[str, str] = os.environ) -> str | None:
+    """What started this process as one of several, by the variables that jax itself reads; None for a run of one.
+
+    Raises UserError in an indexed Kubernetes job where the package `kubernetes` is missing, without which jax cannot ask.
+    """
+    if OPEN_MPI in environ or "OMPI_COMM_WORLD_RANK" in environ:
+        return "Open MPI" if int(environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1 else None
+    if all(name in environ for name in SLURM):
+        return "SLURM" if int(environ["SLURM_NTASKS"]) > 1 else None
+    if environ.get(TPU) == "JAX" and not runtime.cpu_only(environ):
+        return "TPU"  # (a TPU VM on its own is a pod of one)
+    if "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ:
+        if importlib.util.find_spec("kubernetes") is None:
+            raise UserError("this is an indexed Kubernetes job; to join its pods, pip install kubernetes, or give "
+                            "--coordinator, --num_processes and --process_id; --num_processes=1 runs alone")  # fmt: skip
+        return "Kubernetes"
+    return None
+
+
+def local_devices(environ: Mapping[str, str] = os.environ) -> list[int] | None:
+    """The GPUs of this task among those that it sees: an equal share. None: all, or as jax decides.
+
+    jax itself gives every task of SLURM and Open MPI one GPU, also where a node runs a single task for all of its GPUs.
+    """
+    if "SLURM_LOCALID" in environ and "SLURM_STEP_TASKS_PER_NODE" in environ:
+        node, rank = int(environ.get("SLURM_NODEID", 0)), int(environ["SLURM_LOCALID"])
+        tasks = _expand(environ["SLURM_STEP_TASKS_PER_NODE"])[node]
+    elif "OMPI_COMM_WORLD_LOCAL_RANK" in environ:
+        rank, tasks = int(environ["OMPI_COMM_WORLD_LOCAL_RANK"]), int(environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", 1))
+    else:
+        return None
+    seen = environ.get("CUDA_VISIBLE_DEVICES")
+    count = len(seen.split(",")) if seen else int(environ.get("SLURM_GPUS_ON_NODE", 0))
+    if not count:
+        return None
+    if count < tasks:  # every task was bound to GPUs of its own
+        return list(range(count))
+    share = count // tasks
+    return list(range(rank * share, (rank + 1) * share))
+
+
+def first() -> bool:
+    """Whether this is the process that writes. In a run of one it is, and no device is touched to find out."""
+    import jax
+
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Wait until all processes are here. Nothing for a run of one."""
+    import jax
+
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+@contextlib.contextmanager
+def first_before_others(name: str) -> Iterator[None]:
+    """The block is run by the first process, then by all others, which find what it wrote."""
+    if not first():
+        barrier(name)
+    yield
+    if first():
+        barrier(name)
+
+
+@contextlib.contextmanager
+def quiet_others() -> Iterator[None]:
+    """What the block prints is printed by the first process only."""
+    if first():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
+
+
+def _check(given: Mapping, found: str | None) -> None:
+    missing = [name for name, value in given.items() if value is None]
+    if missing and found is None:
+        have = ", ".join(f"--{name}={value}" for name, value in given.items() if value is not None)
+        raise UserError(f"{have} alone does not start a run of several processes; add {', '.join('--' + m for m in missing)}, "
+                        "or --num_processes=1 for a run of one")  # fmt: skip
+    if given["coordinator"] is not None and not re.fullmatch(r".+:\d+", given["coordinator"]):
+        raise UserError(f"--coordinator={given['coordinator']}: write HOST:PORT, an address of process 0")
+    count, index = given["num_processes"], given["process_id"]
+    if None not in (count, index) and not 0 <= index < count:
+        raise UserError(f"--process_id={index}: the {count} processes are numbered 0 to {count - 1}")
+
+
+def _absent(given: Mapping, timeout: int) -> str:
+    where = given["coordinator"] or "its coordinator"
+    if given["process_id"] == 0:
+        return (f"process 0 waited {timeout} s at {where} for {given['num_processes'] or 'all'} processes, and not all came; "
+                "start every --process_id, with the same --coordinator")  # fmt: skip
+    which = "this process" if given["process_id"] is None else f"process {given['process_id']}"
+    return (f"{which} did not meet the others at {where} within {timeout} s; start process 0 there and all the others, "
+            "and check that the port is open")  # fmt: skip
+
+
+@contextlib.contextmanager
+def _deadline(seconds: float, message: str) -> Iterator[None]:
+    """End the process with the message if the block, which may hang in C++, takes longer."""
+
+    def end():
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        os._exit(2)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _expand(text: str) -> list[int]:
+    """SLURM's '2(x3),1' -> [2, 2, 2, 1]."""
+    parts = [re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part) for part in text.split(",")]
+    return [int(part[1]) for part in parts for _ in range(int(part[2] or 1))]
