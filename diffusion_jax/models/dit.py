@@ -52,7 +52,7 @@ class DiT(nn.Module):
     learn_variance: bool = False
     noise_embedding: str = "adm"
     dtype: str = "float32"
-    remat: bool = False
+    remat: str = "none"
     attention_impl: str = "auto"
 
     @nn.compact
@@ -115,16 +115,16 @@ class _Block(nn.Module):
 
     def _attention(self, h: Array) -> Array:
         b, tokens, width = h.shape
-        qkv = nn.Dense(3 * width, kernel_init=KERNEL_INIT, dtype=self.dtype, name="qkv")(h)
+        qkv = layers.product(nn.Dense(3 * width, kernel_init=KERNEL_INIT, dtype=self.dtype, name="qkv")(h))
         q, k, v = jnp.unstack(qkv.reshape(b, tokens, self.heads, 3, width // self.heads), axis=3)
         h = layers.attention(q, k, v, self.impl).reshape(b, tokens, width)
-        return nn.Dense(width, kernel_init=KERNEL_INIT, dtype=self.dtype, name="project")(h)
+        return layers.product(nn.Dense(width, kernel_init=KERNEL_INIT, dtype=self.dtype, name="project")(h))
 
     def _mlp(self, h: Array, train: bool) -> Array:
         width = h.shape[-1]
-        h = nn.Dense(int(width * self.mlp_ratio), kernel_init=KERNEL_INIT, dtype=self.dtype, name="mlp_in")(h)
+        h = layers.product(nn.Dense(int(width * self.mlp_ratio), kernel_init=KERNEL_INIT, dtype=self.dtype, name="mlp_in")(h))
         h = nn.Dropout(self.dropout, deterministic=not train)(jax.nn.gelu(h, approximate=True))
-        return nn.Dense(width, kernel_init=KERNEL_INIT, dtype=self.dtype, name="mlp_out")(h)
+        return layers.product(nn.Dense(width, kernel_init=KERNEL_INIT, dtype=self.dtype, name="mlp_out")(h))
 
 
 def layer_norm(h: Array, shift: Array, scale: Array) -> Array:
