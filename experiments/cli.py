@@ -1,7 +1,7 @@
 """What every main shares: a config from a file or a workdir with overrides, one clear line for a user's mistake, exit codes.
 
 Several processes of one run meet here before anything touches a device: --coordinator=HOST:PORT --num_processes=N --process_id=I.
-Exit status: 0 done (or stopped by SIGTERM with everything saved), 2 a user's mistake, 130 Ctrl-C.
+Exit status: 0 done, 2 a user's mistake, 75 stopped by a signal with everything saved (the same command goes on), 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.training import distributed, runtime
 
 CONFIG_FILE = "config.json"  # in every workdir: the resolved config
+UNFINISHED = 75  # the EX_TEMPFAIL of sysexits.h: a cluster shall run the same command again
 
 # Of every main. On TPU pods, SLURM, Open MPI and Kubernetes they are found out (training/distributed.py).
 flags.DEFINE_string("coordinator", None, "several processes: HOST:PORT, an address of process 0, where all meet")

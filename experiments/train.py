@@ -114,4 +114,4 @@ def _grid(built, dataset, root, writer):
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "where everything goes; the same command resumes", required=True)
-    cli.launch(lambda config: train(config, flags.FLAGS.workdir), config="file")
+    cli.launch(lambda config: train(config, flags.FLAGS.workdir) or sys.exit(cli.UNFINISHED), config="file")
