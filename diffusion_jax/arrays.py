@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 
@@ -55,3 +59,21 @@ def noise(keys: Key, x: Array) -> Array:
 def uniform(keys: Key, **bounds) -> Array:
     """One uniform number per key: (B,) keys -> (B,) float32."""
     return jax.vmap(lambda k: jax.random.uniform(k, **bounds))(keys)
+
+
+_target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", default=None)
+
+
+def platform() -> str:
+    """'cpu', 'gpu' or 'tpu': the kind of device that what is traced now is for. jax's default, unless `compiling_for` says."""
+    return _target.get() or jax.default_backend()
+
+
+@contextlib.contextmanager
+def compiling_for(platform: str) -> Iterator[None]:
+    """Programs traced inside are for devices of that platform, which need not be here (planning.py)."""
+    token = _target.set(platform)
+    try:
+        yield
+    finally:
+        _target.reset(token)

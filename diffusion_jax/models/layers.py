@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from diffusion_jax import arrays
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.models.embeddings import KERNEL_INIT
 from diffusion_jax.types import Array
@@ -26,7 +27,7 @@ def attention(q: Array, k: Array, v: Array, impl: str = "auto") -> Array:
     """
     implementations = {"plain": _plain_attention, "fused": _fused_attention}
     if impl == "auto":
-        impl = "plain" if jax.default_backend() == "cpu" else "fused"
+        impl = "plain" if arrays.platform() == "cpu" else "fused"
     if impl not in implementations:
         raise unknown("attention_impl", impl, ["auto", *implementations])
     return implementations[impl](q, k, v)
@@ -50,7 +51,7 @@ def _fused_attention(q: Array, k: Array, v: Array) -> Array:
 
 def _cudnn_fits(q: Array) -> bool:
     """Whether cuDNN has a flash kernel: an NVIDIA GPU, bfloat16 (so Ampere or newer), D a multiple of 8 up to 128."""
-    nvidia = jax.default_backend() == "gpu" and "NVIDIA" in jax.local_devices()[0].device_kind
+    nvidia = arrays.platform() == "gpu" and "NVIDIA" in jax.local_devices()[0].device_kind
     return nvidia and q.dtype == jnp.bfloat16 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
 
 
@@ -177,17 +178,17 @@ PRODUCT, HOST = "product", "pinned_host"
 def product(x: Array) -> Array:
     """x, marked as what remat 'dots' keeps: the result of a convolution or of a matrix product with parameters.
 
-    To mark are those results inside a block that its backward pass looks at; a result that is only added to something is not.
+    To mark are the results inside a block that its backward pass looks at; one that is only added to something is not.
     """
     return checkpoint_name(x, PRODUCT)
 
 
 def rematerialised(module: type[nn.Module], remat: str, static_argnums: tuple[int, ...] = ()) -> type[nn.Module]:
-    """The class of a block, or its twin that keeps fewer activations and computes the others again backwards (Chen et al. 2016).
+    """The class of a block, or its twin that keeps fewer activations and computes the rest again backwards (Chen et al. 2016).
 
     remat: what is kept of each block beside its input. 'none': everything, nothing is computed twice. 'block': nothing; the
-      block runs again, about a third more work. 'dots': the results marked by `product`; norms, activations and attention run
-      again. 'offload': as 'dots', but these wait in the host's memory.
+      block runs again, about a third more work. 'dots': the results marked by `product`; norms, activations and attention
+      run again. 'offload': as 'dots', but these wait in the host's memory.
     static_argnums count the arguments of __call__ with self as 0.
     Raises UserError for another remat, and for 'offload' on a device that cannot reach pinned host memory.
     """

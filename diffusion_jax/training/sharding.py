@@ -32,7 +32,8 @@ class Runner(NamedTuple):
     arrays alone).
     put_batch(batch, axis=0): this process's rows of host arrays -> global arrays; axis is that of the examples (1 for
     stacked steps).
-    compile(step): a multi_step (state, batches) -> (state, metrics); the state given is donated.
+    compile(step): a multi_step (state, batches) -> (state, metrics); the state given is donated. Like what jax.jit returns
+    it has `lower`, for shapes instead of arrays (planning.py).
     compile_eval(step): (params, batch, key) -> metrics, nothing donated.
     """
 
@@ -177,15 +178,22 @@ def _placing(mesh: Mesh) -> tuple[Callable, Callable, Callable]:
 
 
 def _by_state(compiled: Callable[[Any], Callable], mesh: Mesh) -> Callable:
-    """A function whose first argument's structure, known at the first call, fixes the shardings it is compiled with."""
+    """A function whose first argument's structure, known at the first call, fixes the shardings it is compiled with.
+
+    Its attribute `lower` takes shapes instead of arrays, as that of jax.jit does.
+    """
     cache: dict[Any, Callable] = {}
 
-    def call(state, *rest):
+    def of(state):
         structure = jax.tree.structure(state)
         if structure not in cache:
             cache[structure] = compiled(shardings(state, mesh))
-        return cache[structure](state, *rest)
+        return cache[structure]
 
+    def call(state, *rest):
+        return of(state)(state, *rest)
+
+    call.lower = lambda state, *rest: of(state).lower(state, *rest)
     return call
 
 

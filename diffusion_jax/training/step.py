@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffusion_jax.arrays import example_keys
+from diffusion_jax.arrays import example_keys, platform
 from diffusion_jax.errors import UserError
 from diffusion_jax.training.ema import Ema
 from diffusion_jax.training.state import TrainState
@@ -114,7 +114,7 @@ def scan(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
     XLA's CPU compiler makes the backward pass of a convolution 50 times slower inside a loop than outside (measured,
     jax 0.10 to 0.12); the forward pass is the same. So on a CPU keep the length small: the program grows with it.
     """
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return jax.lax.scan(body, carry, xs)
     outputs = []
     for i in range(len(jax.tree.leaves(xs)[0])):  # not scan(unroll=True), which still loops where there is one step
