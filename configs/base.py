@@ -49,7 +49,9 @@ def base() -> ConfigDict:
     optimizer.weight_decay = 0.0
     optimizer.b1 = 0.9
     optimizer.b2 = 0.99
-    config.ema = ConfigDict({"halflives": (5_000,), "ramp": 0.05})  # half-lives in images; ramp: see training/ema.py
+    config.ema = averages = ConfigDict({"halflives": (5_000,), "ramp": 0.05})  # in images; see training/ema.py
+    averages.powers = ()  # relative lengths of power averages, usually (0.05, 0.1), from which others are made after training
+    averages.snapshot_every = 500  # steps; only where there are powers
 
     config.training = training = ConfigDict()
     training.steps = 1000
@@ -70,7 +72,7 @@ def base() -> ConfigDict:
     sampler.guidance = 1.0  # classifier-free guidance scale; 1: none, and half the work
     sampler.noise = "independent"  # brownian: one Brownian path per image, whatever the grid and the NFE
     sampler.clip = "static"  # x0-hat kept in [-1, 1]: static, dynamic (Imagen) or none
-    sampler.ema = ""  # which weights: an EMA by name ('5k'), 'params', or '' for the longest EMA
+    sampler.ema = ""  # which weights: an EMA ('5k', 'power_0.05', 'post_hoc(0.12)'), 'params', or '' for the longest half-life
     sampler.batch_size = 256
     return config
 

@@ -221,14 +221,18 @@ def cond_for(experiment: Experiment, labels: Array) -> Cond:
 
 def moving_averages(config) -> ema.Ema:
     """The EMAs of config.ema."""
-    return ema.halflives(config.ema.halflives, ramp=config.ema.ramp)
+    halflives, powers = ema.halflives(config.ema.halflives, ramp=config.ema.ramp), config.ema.get("powers", ())
+    return ema.together(halflives, ema.powers(powers)) if powers else halflives
 
 
 def weights_name(config) -> str:
-    """Which weights config.sampler.ema means: '' is the longest EMA, or the parameters if there is none. UserError for no such EMA."""
-    halflives = config.ema.halflives
+    """Which weights of a state config.sampler.ema means: '' is the longest half-life, or the parameters if there is none.
+
+    UserError for those it does not have, 'post_hoc(0.12)' among them: workdir.load makes these, after training.
+    """
+    halflives, powers = config.ema.halflives, config.ema.get("powers", ())
     which = config.sampler.ema or (ema.name(max(halflives)) if halflives else "params")
-    if which not in (have := ["params", *map(ema.name, halflives)]):
+    if which not in (have := ["params", *map(ema.name, halflives), *map(ema.power_name, powers)]):
         raise unknown("config.sampler.ema", which, have)
     return which
 

@@ -4,6 +4,7 @@
     provenance.json  commit, versions, machine     checkpoints/     Orbax, verified (training/checkpoint.py)
     metrics.jsonl    one row per log interval      tensorboard/     the same as events
     samples/         grids drawn while training        grids/           times placed for the model, by experiments.optimize_grid
+    ema_snapshots/   power EMAs, for those of other lengths (training/post_hoc.py)
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from ml_collections import ConfigDict
 from diffusion_jax import experiment, provenance
 from diffusion_jax.errors import UserError
 from diffusion_jax.experiment import Experiment
-from diffusion_jax.training import checkpoint
+from diffusion_jax.training import checkpoint, post_hoc
 from diffusion_jax.types import Params
 
 # A resumed run may change these; any other difference would make it another run.
 FREE = ("sampler.", "training.steps", "training.log_every", "training.eval_every", "training.sample_every",
-        "training.checkpoint_every", "training.keep", "parallel", "mesh.", "data.path", "data.data_dir")  # fmt: skip
+        "training.checkpoint_every", "training.keep", "ema.snapshot_every", "model.remat", "parallel", "mesh.",
+        "data.path", "data.data_dir", "data.workers")  # fmt: skip
 
 
 def prepare(workdir: str | Path, config: ConfigDict, dataset) -> Path:
@@ -65,7 +67,7 @@ class Trained(NamedTuple):
     experiment: Experiment
     params: Params
     step: int
-    weights: str  # which: 'params' or the name of an EMA
+    weights: str  # which: 'params', the name of an EMA, or 'post_hoc(LENGTH)'
     data: dict[str, Any]  # data.json
 
 
@@ -74,7 +76,10 @@ def load(workdir: str | Path, config: ConfigDict) -> Trained:
     workdir = Path(workdir).absolute()
     data = provenance.load_json(workdir / "data.json")
     built = experiment.assemble(config, data["image_shape"], data["num_classes"])._replace(grids=workdir / "grids")
-    which = experiment.weights_name(config)
     template = jax.eval_shape(lambda key: experiment.init_params(built, key), jax.random.key(0))
+    if length := post_hoc.length_of(config.sampler.ema):
+        made = post_hoc.reconstruct(workdir / "ema_snapshots", length, template)
+        return Trained(built, made.params, made.step, config.sampler.ema, data)
+    which = experiment.weights_name(config)
     restored = checkpoint.restore_params(workdir / "checkpoints", None if which == "params" else which, template=template)
     return Trained(built, restored.state, restored.step, which, data)

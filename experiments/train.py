@@ -19,7 +19,7 @@ def train(config, workdir: str) -> bool:
 
     from diffusion_jax import data, experiment, plotting, provenance
     from diffusion_jax import workdir as folder
-    from diffusion_jax.training import checkpoint, loop, metrics
+    from diffusion_jax.training import checkpoint, loop, metrics, post_hoc
 
     dataset = experiment.dataset(config)
     built = experiment.assemble(config, dataset.image_shape, dataset.num_classes)
@@ -49,7 +49,9 @@ def train(config, workdir: str) -> bool:
             root / "checkpoints", keep=config.training.keep, after=restored and restored.step)) as checkpointer,
     ):  # fmt: skip
         hooks = [(config.training.eval_every, _held_out(built, parts, dataset)),
-                 (config.training.sample_every, _grid(built, dataset, root, writer))]  # fmt: skip
+                 (config.training.sample_every, _grid(built, dataset, root, writer)),
+                 (len(config.ema.powers) and config.ema.snapshot_every,
+                  post_hoc.saver(root / "ema_snapshots", config.ema.powers))]  # fmt: skip
         ended = loop.fit(
             state, parts.step, batches, total_steps=steps, batch_size=config.data.batch_size, steps_per_call=k,
             log_every=config.training.log_every, checkpoint_every=config.training.checkpoint_every, checkpointer=checkpointer,

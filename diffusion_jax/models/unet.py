@@ -43,7 +43,7 @@ class UNet(nn.Module):
     noise_embedding: 'sinusoidal' in 1000 c_noise (DDPM), or 'fourier' with random frequencies (NCSN++).
     dtype: 'float32' or 'bfloat16' for convolutions and attention. Parameters, norms, softmax, embedding, last
       convolution and output are float32.
-    remat: which activations are kept for the backward pass: 'none' (all), 'block' (none inside blocks: the least memory, about a
+    remat: what is kept for the backward pass: 'none' (all activations), 'block' (none inside blocks: the least memory, a
       third more work), 'dots' (those that cost a convolution or a product), 'offload' (those, in the host's memory).
     attention_impl: 'auto', 'fused' or 'plain', see layers.attention; 'plain' where a jvp is taken on a GPU.
     """

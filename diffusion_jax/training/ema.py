@@ -1,9 +1,13 @@
-"""Exponential moving averages of the parameters: several at once, each with a half-life in images.
+"""Moving averages of the parameters, several at once: with half-lives in images, or as long as a share of the run.
 
-    ema <- beta ema + (1 - beta) params,    beta = 0.5^(batch / h),    h = min(half-life, ramp * images seen)
+    ema <- beta ema + (1 - beta) params
 
-Karras et al. 2022 (EDM), appendix F.2. A half-life counted in images does not change with the batch size; the ramp
-keeps a young average from remembering the initialisation.
+Half-lives (Karras et al. 2022, EDM, appendix F.2): beta = 0.5^(batch / h), h = min(half-life, ramp * images seen). Counted
+in images they do not change with the batch size; the ramp keeps a young average from remembering the initialisation.
+
+Powers (Karras et al. 2024, EDM2, section 3.1): after n steps the parameters of step k weigh k^gamma, which
+beta = (1 - 1/n)^(gamma + 1) does. Such an average is as long as a fixed share sigma_rel of all steps so far, and any length
+can be made afterwards from snapshots of two (post_hoc.py).
 """
 
 from __future__ import annotations
@@ -17,6 +21,9 @@ import numpy as np
 from diffusion_jax.arrays import tree_lerp
 from diffusion_jax.errors import UserError
 from diffusion_jax.types import Array, Params
+
+
+LONGEST = 0.28  # of the plain mean of all parameters, gamma = 0, it is 1 / sqrt(12) = 0.289
 
 
 class Ema(NamedTuple):
@@ -52,5 +59,52 @@ def halflives(images: Sequence[float] = (50_000,), *, ramp: float | None = 0.05)
     def weight(halflife, images_seen, batch):  # 1 - beta, without the cancellation of beta near 1
         young = ramp * jnp.asarray(images_seen, jnp.float32) if ramp else jnp.inf
         return -jnp.expm1(-np.log(2) * batch / jnp.clip(young, 1e-8, halflife))
+
+    return Ema(init, update)
+
+
+def power_name(sigma_rel: float) -> str:
+    """The name of the power average of this relative length: 0.05 -> 'power_0.05'."""
+    return f"power_{sigma_rel:g}"
+
+
+def powers(lengths: Sequence[float]) -> Ema:
+    """Power averages of these relative lengths sigma_rel, in (0, 0.28].
+
+    Raises UserError for a length outside, or if two are the same.
+    """
+    gammas = {power_name(length): gamma(length) for length in lengths}
+    if len(gammas) != len(lengths):
+        raise UserError(f"ema.powers={tuple(lengths)} must differ from one another")
+
+    def init(params):
+        return {key: params for key in gammas}
+
+    def update(ema, params, images_seen, batch):
+        shrink = jnp.log1p(-batch / (jnp.asarray(images_seen, jnp.float32) + batch))  # log(1 - 1/n); -inf at the first step
+        return {key: tree_lerp(ema[key], params, -jnp.expm1((g + 1) * shrink)) for key, g in gammas.items()}
+
+    return Ema(init, update)
+
+
+def gamma(sigma_rel: float) -> float:
+    """The exponent of a power average whose weights have the standard deviation sigma_rel, in units of the run's length:
+
+    sigma_rel^2 = (gamma + 1) (gamma + 2)^-2 (gamma + 3)^-1, solved for gamma >= 0 (Karras et al. 2024, appendix C.1).
+    """
+    if not 0 < sigma_rel <= LONGEST:
+        raise UserError(f"the relative length {sigma_rel:g} of a power EMA must be above 0 and at most {LONGEST}, such as 0.05")
+    inverse = sigma_rel**-2.0
+    return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
+
+
+def together(*parts: Ema) -> Ema:
+    """All averages of several Emas as one."""
+
+    def init(params):
+        return {key: tree for part in parts for key, tree in part.init(params).items()}
+
+    def update(ema, params, images_seen, batch):
+        return {key: tree for part in parts for key, tree in part.update(ema, params, images_seen, batch).items()}
 
     return Ema(init, update)
