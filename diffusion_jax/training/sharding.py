@@ -1,14 +1,17 @@
 """Where arrays live: one mesh over all devices, one rule from a leaf's path to its place, two doors to one pure step.
 
-`runner('jit')` compiles with shardings over a mesh with axes data, fsdp and tensor; examples are spread over data and
-fsdp.
+`runner('jit')` compiles with shardings over a mesh with axes data, fsdp and tensor: examples are spread over data and
+fsdp, parameters with their averages and optimizer state over fsdp and tensor (`place`).
 `runner('pmap')` maps the step over the axis 'data' of all local devices (make the step with
-axis_name=runner.axis_name).
-In both the state is one logical array per leaf, whole on every device, so checkpoints and samples do not know the door.
+axis_name=runner.axis_name); its state is whole on every device.
+In both the state is one logical array per leaf, so checkpoints and samples do not know the door, nor how many processes
+there are: a process feeds the rows of the batch that its devices hold (`Runner.rows`) and gets results whole (`fetch`).
 """
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,18 +30,22 @@ class Runner(NamedTuple):
     """How a pure step meets the devices.
 
     axis_name: what make_train_step and make_eval_step must be given. devices: a global batch must be a multiple of it.
+    mesh: over which `spread` may sample with the parameters of a state.
+    rows(batch_size): the rows of a global batch that this process feeds, ascending.
     init(fn, *args): fn of arrays, compiled, its result placed. template(fn, *args): its shapes and places, for restore.
     put_state(tree): a placed copy, which shares no memory with the tree (a step that donates it leaves the caller's
     arrays alone).
-    put_batch(batch, axis=0): this process's rows of host arrays -> global arrays; axis is that of the examples (1 for
-    stacked steps).
+    put_batch(batch, axis=0): those rows of host arrays -> global arrays; axis is that of the examples (1 for stacked
+    steps).
     compile(step): a multi_step (state, batches) -> (state, metrics); the state given is donated. Like what jax.jit returns
-    it has `lower`, for shapes instead of arrays (planning.py).
+    it has `trace`, for shapes instead of arrays (planning.py).
     compile_eval(step): (params, batch, key) -> metrics, nothing donated.
     """
 
     axis_name: str | None
     devices: int
+    mesh: Mesh
+    rows: Callable[[int], np.ndarray]
     init: Callable[..., Any]
     template: Callable[..., Any]
     put_state: Callable[[Any], Any]
@@ -67,9 +74,49 @@ def make_mesh(shape: Mapping[str, int] | None = None, *, devices: Sequence[jax.D
     return jax.make_mesh([sizes[axis] for axis in AXES], AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
+# The layers, by the end of a path, whose output channels (kernel and bias) or input channels (kernel alone) are spread over
+# tensor. Of two matrices in a row the first is split by outputs and the second by inputs, so that what is between them,
+# hidden units or whole attention heads, never leaves its device, and one sum over the devices ends the pair (Shoeybi et al.
+# 2019, Megatron-LM, section 3). `modulation` multiplies every token: split by outputs it would split the tokens' channels
+# too, by inputs it costs one sum of a row per example. The DiT's qkv is ordered by head first, so its parts are whole heads;
+# the U-Net's by (q, k, v) first, where parts would be gathered before and after the attention (B T 3c numbers each way): it is
+# whole on tensor, each device takes its heads from it, and only `project` is split.
+BY_OUTPUT = re.compile(r"(^|/)(conv_1|embedding|mlp_in|block_\d+/qkv)/(kernel|bias)$")
+BY_INPUT = re.compile(r"(^|/)(conv_2|project|mlp_out|modulation)/kernel$")
+FSDP_FROM = 2**14  # elements: a smaller leaf is whole on every device, for a message about it costs more than it saves
+
+
 def place(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Where the leaf 'params/Dense_0/kernel' lives. Rules for fsdp and tensor belong here; now: whole everywhere."""
-    return PartitionSpec()
+    """Where the leaf 'params/block_0/qkv/kernel' lives.
+
+    tensor: as the end of its path says, above. fsdp: the largest axis that is left and divisible, of leaves from FSDP_FROM
+    elements on (Rajbhandari et al. 2020, ZeRO-3). An axis that does not divide, and what no rule names, is whole.
+    An average ('ema/5k/block_0/qkv/kernel') or a moment ('opt_state/1/0/mu/block_0/qkv/kernel') of a parameter ends like
+    the parameter's path and has its shape, so it lies where the parameter lies.
+    """
+    parts: list[str | None] = [None] * len(shape)
+    axis = _tensor_axis(path, len(shape))
+    if axis is not None and _divides(mesh, "tensor", shape[axis]):
+        parts[axis] = "tensor"
+    if np.prod(shape) >= FSDP_FROM:
+        left = [i for i, size in enumerate(shape) if parts[i] is None and _divides(mesh, "fsdp", size)]
+        if left:
+            parts[max(left, key=lambda i: shape[i])] = "fsdp"
+    while parts and parts[-1] is None:  # as jax writes it: a compiled step's output lies "elsewhere" otherwise
+        parts.pop()
+    return PartitionSpec(*parts)
+
+
+def _tensor_axis(path: str, ndim: int) -> int | None:
+    """The axis of a leaf that is spread over tensor. A leaf of another rank (adafactor's row and column sums) is whole."""
+    if ndim not in {"kernel": (2, 4), "bias": (1,)}.get(path.rpartition("/")[2], ()):
+        return None
+    return ndim - 1 if BY_OUTPUT.search(path) else ndim - 2 if BY_INPUT.search(path) else None
+
+
+def _divides(mesh: Mesh, axis: str, size: int) -> bool:
+    count = mesh.shape.get(axis, 1)
+    return count > 1 and size % count == 0
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
@@ -105,17 +152,61 @@ def multiple(size: int, mesh: Mesh) -> int:
 
 
 def fetch(tree: Any) -> Any:
-    """A tree of arrays as numpy on every process, gathered where sharded. Typed keys stay as they are."""
+    """A tree of arrays as numpy on every process, gathered where sharded (by all at once). Typed keys stay as they are."""
     return jax.tree.map(_to_host, tree)
 
 
+def spread(run: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """call(params, examples, *rest): run(params, *examples, *rest), jitted, with its examples over the mesh, as numpy.
+
+    examples: a tuple of trees of (B, ...) arrays, typed keys among them, the same on every process; any B (it is filled up
+    with copies of the last, whose results are dropped). params: of the host, or anywhere on the mesh's devices. The result
+    is whole on every process.
+    """
+
+    def call(params, examples, *rest):
+        count = len(jax.tree.leaves(examples)[0])
+        index = np.minimum(np.arange(multiple(count, mesh)), count - 1)
+        placed = jax.tree.map(lambda x: _put_rows(x, index, mesh), examples)
+        return jax.tree.map(lambda x: x[:count], fetch(run(params, *placed, *rest)))
+
+    return call
+
+
+def _put_rows(x, index: np.ndarray, mesh: Mesh) -> jax.Array:
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        words = _put_rows(jax.random.key_data(x), index, mesh)
+        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(x))
+    x = np.asarray(x)[index]
+    return jax.make_array_from_callback(x.shape, examples(mesh), lambda part: x[part])
+
+
+def _rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """Of a batch over this mesh, the rows that this process's devices hold; several processes may hold the same (tensor)."""
+    _check_divisible(batch_size, mesh)
+    parts = examples(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
+
+
 def _jit(mesh: Mesh) -> Runner:
-    count = mesh.shape["data"] * mesh.shape["fsdp"]
     everywhere = NamedSharding(mesh, PartitionSpec())
+    count = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = functools.lru_cache(functools.partial(_rows, mesh))
 
     def put_batch(batch, axis=0):
-        _check_divisible(batch, axis, count)
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(examples(mesh, axis), x), batch)
+        def put(x):
+            size = x.shape[axis] * count // len(rows(count))  # this process feeds so many of `count` equal parts
+            fed = rows(size)
+
+            def part(index):  # a device's rows are neighbours in the batch, so also among this process's
+                start, stop, _ = index[axis].indices(size)
+                first = np.searchsorted(fed, start)
+                return x[(slice(None),) * axis + (slice(first, first + stop - start),)]
+
+            shape = x.shape[:axis] + (size,) + x.shape[axis + 1 :]
+            return jax.make_array_from_callback(shape, examples(mesh, axis), part)
+
+        return jax.tree.map(put, batch)
 
     def compile(step):
         return _by_state(
@@ -131,7 +222,7 @@ def _jit(mesh: Mesh) -> Runner:
             mesh,
         )
 
-    return Runner(None, count, *_placing(mesh), put_batch, compile, compile_eval)
+    return Runner(None, count, mesh, rows, *_placing(mesh), put_batch, compile, compile_eval)
 
 
 def _pmap(mesh: Mesh) -> Runner:
@@ -140,10 +231,10 @@ def _pmap(mesh: Mesh) -> Runner:
     devices = mesh.devices.ravel()
     count = len(devices)
     # pmap's own mesh: for a state placed otherwise the step would be compiled twice
-    mesh = Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
+    own = Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
 
     def put_batch(batch, axis=0):  # (..., B, ...) -> (..., devices, B / devices, ...)
-        _check_divisible(batch, axis, count)
+        _check_divisible(jax.tree.leaves(batch)[0].shape[axis], mesh)
         return jax.tree.map(lambda x: np.reshape(x, x.shape[:axis] + (count, -1) + x.shape[axis + 1 :]), batch)
 
     def compile(step):  # the state is not mapped: it goes in and comes out whole, on every device
@@ -154,7 +245,7 @@ def _pmap(mesh: Mesh) -> Runner:
     def compile_eval(step):
         return jax.pmap(step, axis_name="data", in_axes=(None, 0, None), out_axes=None, devices=list(devices))
 
-    return Runner("data", count, *_placing(mesh), put_batch, compile, compile_eval)
+    return Runner("data", count, mesh, functools.partial(_rows, mesh), *_placing(own), put_batch, compile, compile_eval)
 
 
 _DOORS = {"jit": _jit, "pmap": _pmap}
@@ -180,7 +271,7 @@ def _placing(mesh: Mesh) -> tuple[Callable, Callable, Callable]:
 def _by_state(compiled: Callable[[Any], Callable], mesh: Mesh) -> Callable:
     """A function whose first argument's structure, known at the first call, fixes the shardings it is compiled with.
 
-    Its attribute `lower` takes shapes instead of arrays, as that of jax.jit does.
+    Its attribute `trace` takes shapes instead of arrays, as that of jax.jit does.
     """
     cache: dict[Any, Callable] = {}
 
@@ -193,13 +284,12 @@ def _by_state(compiled: Callable[[Any], Callable], mesh: Mesh) -> Callable:
     def call(state, *rest):
         return of(state)(state, *rest)
 
-    call.lower = lambda state, *rest: of(state).lower(state, *rest)
+    call.trace = lambda state, *rest: of(state).trace(state, *rest)
     return call
 
 
-def _check_divisible(batch: Any, axis: int, count: int) -> None:
-    size = jax.tree.leaves(batch)[0].shape[axis] * jax.process_count()
-    if size % count:
+def _check_divisible(size: int, mesh: Mesh) -> None:
+    if size % (count := mesh.shape["data"] * mesh.shape["fsdp"]):
         raise UserError(
             f"batch size {size} is not divisible by the {count} devices it is spread over; choose a multiple of {count}"
         )
