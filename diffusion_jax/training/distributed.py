@@ -46,7 +46,7 @@ def initialize(
     import jax
 
     given = dict(zip(FLAGS, (coordinator, num_processes, process_id), strict=True))
-    found = launcher(environ)
+    found = launcher(environ) if None in given.values() and num_processes != 1 else None  # complete flags need no cluster
     if num_processes == 1 or (found is None and not any(value is not None for value in given.values())):
         return
     if found == "Open MPI" and OPEN_MPI not in environ:
