@@ -32,18 +32,20 @@ def batches(
     flip: bool = False,
     process_index: int = 0,
     process_count: int = 1,
+    rows: np.ndarray | None = None,
 ) -> Callable[[int], dict[str, np.ndarray]]:
     """batch(step) -> {'image': (b, H, W, C) float32 in [-1, 1], 'label': (b,) int32}, b = batch_size / process_count.
 
     Step s of process p holds positions [s G + p G/n, s G + (p + 1) G/n) of the endless global order (G = batch_size,
     n = process_count), in which every epoch is a fresh permutation of all examples: the processes' rows, in order, are
-    the batch of one process. 'label' is absent where the set has none. flip mirrors an example left-right with
+    the batch of one process. rows: positions in the batch to hold instead (`Runner.rows`: where a mesh spreads the examples
+    otherwise than by process). 'label' is absent where the set has none. flip mirrors an example left-right with
     probability 1/2, drawn anew for each example and epoch.
     Raises UserError if batch_size is not a positive multiple of process_count. A batch may be larger than the set.
     """
     import grain
 
-    local = _local_size(batch_size, process_count)
+    held = _held(batch_size, process_index, process_count) if rows is None else rows
     if seed < 0:
         raise UserError(f"seed={seed} must not be negative")
     if flip and source[0]["image"].ndim != 3:
@@ -56,22 +58,22 @@ def batches(
         return order, (_bits(seed, number, FLIP, size) & 1).astype(bool)
 
     def positions(step: int) -> np.ndarray:
-        return step * batch_size + process_index * local + np.arange(local)
+        return step * batch_size + held
 
-    def rows(position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def chosen(position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         number, offset = np.divmod(position, size)
         parts = [(epoch(int(e)), offset[number == e]) for e in np.unique(number)]
         return tuple(np.concatenate([columns[k][o] for columns, o in parts]) for k in (SHUFFLE, FLIP))
 
-    def read(chosen: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
-        index, mirrored = chosen
+    def read(choice: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
+        index, mirrored = choice
         batch = source.rows(index)
         if flip:
             batch["image"][mirrored] = batch["image"][mirrored][:, :, ::-1]
         return batch
 
     pipeline = (
-        grain.MapDataset.range(sys.maxsize // batch_size - 1).map(positions).map(rows).map(read).map(_network_types)
+        grain.MapDataset.range(sys.maxsize // batch_size - 1).map(positions).map(chosen).map(read).map(_network_types)
     )
     return pipeline.__getitem__
 
@@ -84,12 +86,13 @@ def _bits(seed: int, epoch: int, stream: int, size: int) -> np.ndarray:
     return np.random.Philox(np.random.SeedSequence((seed, epoch, stream))).random_raw(size)
 
 
-def _local_size(batch_size: int, process_count: int) -> int:
+def _held(batch_size: int, process_index: int, process_count: int) -> np.ndarray:
+    """The positions in a batch that a process holds: an equal share, in order."""
     if batch_size < 1 or batch_size % process_count:
         raise UserError(
             f"data.batch_size={batch_size} must be a positive multiple of the number of processes, {process_count}"
         )
-    return batch_size // process_count
+    return np.arange(batch_size).reshape(process_count, -1)[process_index]
 
 
 def prefetch(
@@ -147,14 +150,14 @@ def arrays(source: Source, limit: int | None = None) -> dict[str, np.ndarray]:
 
 
 def sequential(
-    source: Source, batch_size: int, *, process_index: int = 0, process_count: int = 1
+    source: Source, batch_size: int, *, process_index: int = 0, process_count: int = 1, rows: np.ndarray | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
     """The split once, in order, as batches like those of `batches` (this process's rows), for the held-out loss.
 
     Every batch is full, so that one compiled function serves all: the examples beyond the last full batch are left out,
     and a split smaller than one batch is repeated to fill it.
     """
-    local = _local_size(batch_size, process_count)
+    held = _held(batch_size, process_index, process_count) if rows is None else rows
     for first in range(0, max(len(source) - batch_size, 0) + 1, batch_size):
-        index = first + process_index * local + np.arange(local)
+        index = first + held
         yield _network_types(source.rows(index % len(source)))
