@@ -30,6 +30,7 @@ def base() -> ConfigDict:
     data.limit_bad = -1  # unreadable files of a folder that are skipped; -1: a tenth, at most 100
     data.flip = False  # random horizontal flips
     data.batch_size = 128  # global, over all devices
+    data.workers = 0  # processes that read and decode ahead; 0: a thread, which is enough for sets in memory
 
     # The mathematics.
     config.process = "schedules.VP()"

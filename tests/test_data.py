@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
 import threading
@@ -153,7 +154,7 @@ def test_prefetch_runs_ahead_in_order_and_stops():
     assert list(data.prefetch(lambda s: s * s, 3, 7, put=str)) == [(3, "9"), (4, "16"), (5, "25"), (6, "36")]
     assert list(data.prefetch(lambda s: None, 3, 5)) == [(3, None), (4, None)]
     computed = []
-    ahead = data.prefetch(lambda s: computed.append(s), 0, depth=2)
+    ahead = data.prefetch(lambda s: s, 0, depth=2, put=computed.append)  # put, too, while the consumer is busy with another
     next(ahead)
     deadline = threading.Event()
     while len(computed) < 4 and not deadline.wait(0.01):  # one taken, two ready, one waiting for room
@@ -184,6 +185,45 @@ def test_closing_prefetch_ends_its_thread():
     assert thread.daemon
     iterator.close()
     assert not thread.is_alive()
+
+
+def test_workers_give_the_same_batches_in_the_same_order(tmp_path):
+    """Of a set that is read as needed, from files, with labels and flips; and they are gone afterwards."""
+    for k in range(12):
+        write_image(tmp_path / "ab"[k % 2] / f"{k}.png", (k, 2 * k, 0))
+    d = data.load("folder", path=str(tmp_path))
+    batch = data.batches(sources.Cached(sources.Lazy(len(d.train), d.train.__getitem__)), batch_size=4, seed=2, flip=True)
+    before = set(multiprocessing.active_children())
+    ahead = list(data.prefetch(batch, 3, 8, workers=2, put=lambda b: b | {"placed": True}))
+    assert [step for step, _ in ahead] == [3, 4, 5, 6, 7] and set(multiprocessing.active_children()) <= before
+    for step, found in ahead:
+        assert found.pop("placed")
+        for key, value in batch(step).items():
+            np.testing.assert_array_equal(found[key], value)
+
+
+def test_errors_of_workers_come_here_and_a_dead_worker_is_said():
+    """One worker raises at step 4; another kills itself, as the kernel does where memory is short."""
+
+    def batch(step: int) -> dict:
+        if step == 4:
+            raise UserError("data.path=x: no more")
+        return {"step": np.full(3, step)}
+
+    def dying(step: int) -> dict:
+        if step == 1:
+            import os
+
+            os.kill(os.getpid(), 9)
+        return {"step": np.full(3, step)}
+
+    seen = []
+    with pytest.raises(UserError, match="data.path=x: no more"):
+        for step, found in data.prefetch(batch, 2, 9, workers=1):
+            seen.append((step, found["step"].tolist()))
+    assert seen == [(2, [2] * 3), (3, [3] * 3)]
+    with pytest.raises(UserError, match=r"worker died before step \d \(.*exit code -9\); is memory short\? use fewer"):
+        list(data.prefetch(dying, 0, 9, workers=1))
 
 
 # ---- the embedded digits ----

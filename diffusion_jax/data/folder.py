@@ -118,14 +118,17 @@ def _class_names(path: str, train: list[File], test: list[File]) -> tuple[str, .
     return tuple(names)
 
 
+_reporting = threading.Lock()  # not in Unreadable, which travels to data workers
+
+
 class Unreadable:
     """The files that could not be read: reported by name, tolerated up to a limit."""
 
     def __init__(self, path: str, limit: int):
-        self.path, self.limit, self.reasons, self.reported, self.lock = path, limit, {}, 0, threading.Lock()
+        self.path, self.limit, self.reasons, self.reported = path, limit, {}, 0
 
     def add(self, file: Path, error: Exception) -> None:
-        with self.lock:
+        with _reporting:
             reason = " ".join(str(error).replace(f"'{file}'", "").split()) or type(error).__name__
             self.reasons[str(file)] = reason.rstrip(" :")
             if len(self.reasons) > self.limit:
@@ -136,7 +139,7 @@ class Unreadable:
 
     def report(self) -> None:
         """One warning naming the files found since the last one."""
-        with self.lock:
+        with _reporting:
             if len(self.reasons) > self.reported:
                 logging.warning("skipped unreadable images (at most %d): %s", self.limit, self._names(self.reported))
                 self.reported = len(self.reasons)

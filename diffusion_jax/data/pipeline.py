@@ -3,13 +3,17 @@
 The order of epoch e is argsort of the raw Philox stream keyed by (seed, e): a uniform permutation that no version of
 NumPy or grain can change (raw bits are guaranteed stable, shuffling routines are not). grain's own shuffle walks the
 cycles of a 65,536-element cipher index by index (about 0.3 us x 65536 / N each: 30 us for the digits, 10 ms for a set
-of two), so the elements of the grain pipeline are steps, not examples.
+of two), so the elements of the grain pipeline are steps, not examples. Being a pure function, batch(step) can be computed
+anywhere: `prefetch` does it in a thread, or in processes of their own (grain's workers), with the same result.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
+import os
 import queue
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -52,17 +56,12 @@ def batches(
         raise UserError("data.flip=True mirrors images; this data set has points")
     size = len(source)
 
-    @functools.lru_cache(maxsize=4)
-    def epoch(number: int) -> tuple[np.ndarray, np.ndarray]:
-        order = np.argsort(_bits(seed, number, SHUFFLE, size), kind="stable")
-        return order, (_bits(seed, number, FLIP, size) & 1).astype(bool)
-
     def positions(step: int) -> np.ndarray:
         return step * batch_size + held
 
     def chosen(position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         number, offset = np.divmod(position, size)
-        parts = [(epoch(int(e)), offset[number == e]) for e in np.unique(number)]
+        parts = [(_epoch(seed, int(e), size), offset[number == e]) for e in np.unique(number)]
         return tuple(np.concatenate([columns[k][o] for columns, o in parts]) for k in (SHUFFLE, FLIP))
 
     def read(choice: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
@@ -80,6 +79,13 @@ def batches(
 
 def _network_types(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return batch | {"image": transforms.normalise(batch["image"])}
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch(seed: int, number: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """(the order of the examples, which of them are mirrored) in one epoch."""
+    order = np.argsort(_bits(seed, number, SHUFFLE, size), kind="stable")
+    return order, (_bits(seed, number, FLIP, size) & 1).astype(bool)
 
 
 def _bits(seed: int, epoch: int, stream: int, size: int) -> np.ndarray:
@@ -102,13 +108,19 @@ def prefetch(
     *,
     depth: int = 2,
     put: Callable[[Any], Any] = lambda b: b,
+    workers: int = 0,
 ) -> Iterator[tuple[int, Any]]:
     """(step, put(batch(step))) for step = start, start + 1, ... (below stop), up to `depth` ahead in a daemon thread.
 
-    An exception in the thread is raised here, at its step. Closing the iterator (or dropping it) ends the thread.
+    workers: processes that compute batch(step), each up to `depth` of its own ahead, where reading or decoding is more than a
+    thread beside the training can do; put stays in the thread. They are spawned, so a script needs `if __name__ ==
+    "__main__":`, and each has its own copy of what batch holds. Steps and values do not depend on their number.
+    An exception in the thread or a worker is raised here, at its step; a worker that dies is a UserError. Closing the
+    iterator (or dropping it) ends thread and workers.
     """
     ready: queue.Queue = queue.Queue(maxsize=max(1, depth))
     closed = threading.Event()
+    made = _in_processes(batch, start, stop, depth, workers) if workers else map(batch, itertools.count(start))
 
     def offer(item) -> None:
         while not closed.is_set():
@@ -121,7 +133,7 @@ def prefetch(
         step = start
         while not closed.is_set() and (stop is None or step < stop):
             try:
-                item = (step, put(batch(step)))
+                item = (step, put(next(made)))
             except BaseException as error:  # whatever it is, it belongs to the consumer
                 return offer((None, error))
             offer(item)
@@ -141,6 +153,46 @@ def prefetch(
     finally:
         closed.set()
         thread.join(timeout=5)  # (a batch that hangs, on a dead file server, must not hang the exit)
+        if workers:
+            made.close()
+
+
+def _in_processes(batch: Callable[[int], Any], start: int, stop: int | None, depth: int, workers: int) -> Iterator[Any]:
+    """batch(start), batch(start + 1), ..., by grain's workers: worker i makes every workers-th, from start + i."""
+    import grain
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():  # grain asks for flags of its own, also where no main has read a command line
+        flags.FLAGS.mark_as_parsed()
+    steps = grain.MapDataset.range(start, sys.maxsize if stop is None else stop).map(batch)
+    ahead = steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)).mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=depth), worker_init_fn=_serve
+    )
+    iterator = iter(ahead)
+    try:
+        for step in itertools.count(start):
+            try:
+                yield next(iterator)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "terminated unexpectedly" not in str(error):
+                    raise
+                raise UserError(
+                    f"a data worker died before step {step} ({str(error).split('. ')[0]}); is memory short? "
+                    f"use fewer than data.workers={workers} (0: none); the same command goes on from the last checkpoint"
+                ) from None
+    finally:
+        iterator.close()
+
+
+def _serve(index: int, count: int) -> None:
+    """In a worker, before it begins: Ctrl-C is the parent's to handle, and when the parent is gone there is nothing to do."""
+    import multiprocessing
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def arrays(source: Source, limit: int | None = None) -> dict[str, np.ndarray]:

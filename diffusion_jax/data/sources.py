@@ -62,14 +62,17 @@ class Lazy:
         return {k: np.stack([e[k] for e in examples]) for k in examples[0]}
 
 
+_reading = threading.RLock()  # of all caches, as a source with a lock of its own could not be sent to a data worker
+
+
 class Cached:
     """A small split that is read whole at the first use and served from memory ever after."""
 
     def __init__(self, source: Source):
-        self.source, self.memory, self.lock = source, None, threading.Lock()
+        self.source, self.memory = source, None
 
     def _loaded(self) -> Arrays:
-        with self.lock:
+        with _reading:
             if self.memory is None:
                 columns = self.source.rows(np.arange(len(self.source)))
                 self.memory, self.source = Arrays(columns["image"], columns.get("label")), None
