@@ -11,6 +11,7 @@ from typing import Any, Callable, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion_jax import arrays, data, guidance, parameterization, targets
 from diffusion_jax.build import Family, build
@@ -21,7 +22,7 @@ from diffusion_jax.objectives.base import Objective
 from diffusion_jax.parameterization import Parameterization
 from diffusion_jax.processes import discrete, gaussian, schedules
 from diffusion_jax.samplers import adaptive, ancestral, base, corrector, grids, multistep, ode, sde, singlestep
-from diffusion_jax.training import ema, optimizer, sharding, state, step
+from diffusion_jax.training import distributed, ema, optimizer, sharding, state, step
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.types import Array, Cond, Denoise, Key, Params, Process
 
@@ -66,7 +67,19 @@ def assemble(config, shape: tuple[int, ...], num_classes: int = 0) -> Experiment
 def dataset(config) -> data.Dataset:
     """The data set of config.data."""
     keys = ("name", "path", "data_dir", "image_size", "channels", "num_classes", "limit_bad")
-    return data.load(**{key: config.data[key] for key in keys if key in config.data}, seed=config.seed)
+    with distributed.first_before_others("data"):  # what the first process prepares on a shared disk, the others find
+        return data.load(**{key: config.data[key] for key in keys if key in config.data}, seed=config.seed)
+
+
+def data_shape(config) -> tuple[tuple[int, ...], int]:
+    """(shape of an example, classes) of config.data, without the data if the config states all of it or TFDS knows."""
+    wanted = config.data
+    if wanted.image_size and wanted.channels and wanted.num_classes:
+        return (wanted.image_size, wanted.image_size, wanted.channels), wanted.num_classes
+    if wanted.name in data.records.POPULAR and not wanted.path:
+        return data.records.described(wanted.name, wanted.data_dir, wanted.image_size, wanted.channels)
+    loaded = dataset(config)
+    return loaded.image_shape, loaded.num_classes
 
 
 def init_params(experiment: Experiment, key: Key) -> Params:
@@ -197,10 +210,25 @@ def sample_fn(experiment: Experiment, sampler: base.Sampler, *, guided: bool, cl
     return run
 
 
-def sample_with(experiment: Experiment, params: Params, chosen: Plan) -> Callable[[Key, Cond], Array]:
-    """(keys, cond) -> images, by this plan: what evaluation.generate takes."""
+def sample_with(experiment: Experiment, params: Params, chosen: Plan, mesh=None) -> Callable[[Key, Cond], Array]:
+    """(keys, cond) -> images, by this plan: what evaluation.generate takes.
+
+    mesh: the images are made on all of its devices, whatever their number, and are numpy on every process (sharding.spread).
+    """
     run = sample_fn(experiment, chosen.sampler, guided=chosen.guidance != 1.0, clip=chosen.clip, noise=chosen.noise)
-    return lambda keys, cond: run(params, keys, cond, chosen.ts, jnp.float32(chosen.guidance))
+    rest = np.asarray(chosen.ts), np.float32(chosen.guidance)  # of the host: the same on every process
+    if mesh is None:
+        return lambda keys, cond: run(params, keys, cond, *rest)
+    everywhere = sharding.spread(run, mesh)
+    return lambda keys, cond: everywhere(params, (keys, cond), *rest)
+
+
+def sampling_mesh(config):
+    """config.mesh where it fits the devices that are here; else all of them side by side: a model goes where it is wanted."""
+    try:
+        return sharding.make_mesh(config.mesh.to_dict())
+    except UserError:
+        return sharding.make_mesh()
 
 
 def cond_for(experiment: Experiment, labels: Array) -> Cond:

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import experiment, provenance
 from diffusion_jax.errors import UserError
 from diffusion_jax.experiment import Experiment
-from diffusion_jax.training import checkpoint, post_hoc
+from diffusion_jax.training import checkpoint, distributed, post_hoc, sharding
 from diffusion_jax.types import Params
 
 # A resumed run may change these; any other difference would make it another run.
@@ -29,7 +29,7 @@ FREE = ("sampler.", "training.steps", "training.log_every", "training.eval_every
 
 
 def prepare(workdir: str | Path, config: ConfigDict, dataset) -> Path:
-    """Make the folder and write what describes the run; on a resumed run check that the config is the same one.
+    """Make the folder and write what describes the run (the first process); on a resumed run check that the config is the same.
 
     Raises UserError naming every key that differs, or if the folder cannot be written.
     """
@@ -37,6 +37,8 @@ def prepare(workdir: str | Path, config: ConfigDict, dataset) -> Path:
     resolved = json.loads(provenance.canonical_json(config.to_dict()))
     if (workdir / "config.json").exists() and checkpoint.latest_step(workdir / "checkpoints") is not None:
         _same(workdir, provenance.load_json(workdir / "config.json"), resolved)
+    if not distributed.first():
+        return workdir
     try:
         provenance.save_json(workdir / "config.json", resolved)
         provenance.save_json(workdir / "provenance.json", provenance.provenance(resolved, config.seed))
@@ -71,15 +73,20 @@ class Trained(NamedTuple):
     data: dict[str, Any]  # data.json
 
 
-def load(workdir: str | Path, config: ConfigDict) -> Trained:
-    """The newest whole checkpoint of a workdir, with the weights that config.sampler.ema names. UserError if there is none."""
+def load(workdir: str | Path, config: ConfigDict, mesh=None) -> Trained:
+    """The newest whole checkpoint of a workdir, with the weights that config.sampler.ema names. UserError if there is none.
+
+    mesh: where they go, each into its place; None: whole, where jax puts an array.
+    """
     workdir = Path(workdir).absolute()
     data = provenance.load_json(workdir / "data.json")
     built = experiment.assemble(config, data["image_shape"], data["num_classes"])._replace(grids=workdir / "grids")
     template = jax.eval_shape(lambda key: experiment.init_params(built, key), jax.random.key(0))
+    template = sharding.placed(template, mesh) if mesh else template
     if length := post_hoc.length_of(config.sampler.ema):
         made = post_hoc.reconstruct(workdir / "ema_snapshots", length, template)
-        return Trained(built, made.params, made.step, config.sampler.ema, data)
+        params = sharding.put(made.params, mesh) if mesh else made.params
+        return Trained(built, params, made.step, config.sampler.ema, data)
     which = experiment.weights_name(config)
     restored = checkpoint.restore_params(workdir / "checkpoints", None if which == "params" else which, template=template)
     return Trained(built, restored.state, restored.step, which, data)

@@ -25,10 +25,10 @@ TITLES = {
 }  # fmt: skip
 
 
-def evaluate(trained, dataset, count: int, repeats: int, batch_size: int, **how) -> dict:
+def evaluate(trained, dataset, count: int, repeats: int, batch_size: int, mesh=None, **how) -> dict:
     """Scores of `repeats` sets of `count` images from disjoint seeds: {'sets': [...], 'mean': {...}, 'std', 'real': the same}.
 
-    how: features, metrics and statistics of judge.against.
+    how: features, metrics and statistics of judge.against. mesh: as in experiment.sample_with; judging is done by every process.
     """
     import numpy as np
 
@@ -38,7 +38,7 @@ def evaluate(trained, dataset, count: int, repeats: int, batch_size: int, **how)
     built = trained.experiment
     labels = np.arange(count) % built.num_classes if built.num_classes else np.zeros(0, int)
     judged = judge.against(dataset.train, labels if built.num_classes else None, held_out=dataset.test, **how)
-    run, sets = experiment.sample_with(built, trained.params, experiment.plan(built)), []
+    run, sets = experiment.sample_with(built, trained.params, experiment.plan(built), mesh), []
     for repeat in range(repeats):
         keys = generate.seeds_to_keys(range(repeat * count, (repeat + 1) * count))
         images = generate.generate(run, keys, experiment.cond_for(built, labels), batch_size=min(batch_size, count))
@@ -88,9 +88,11 @@ def main(config) -> None:
     from diffusion_jax import experiment, provenance
     from diffusion_jax import workdir as folder
     from diffusion_jax.evaluation import judge
+    from diffusion_jax.training import distributed
 
     FLAGS = flags.FLAGS
-    trained, metrics = folder.load(FLAGS.workdir, config), FLAGS.metrics.split(",")
+    mesh = experiment.sampling_mesh(config)
+    trained, metrics = folder.load(FLAGS.workdir, config, mesh), FLAGS.metrics.split(",")
     experiment.need_images(trained.experiment)
     judge.named(metrics)  # mistakes are told before anything takes long
     dataset = experiment.dataset(config)
@@ -98,8 +100,10 @@ def main(config) -> None:
     nfe = experiment.evaluations(experiment.plan(trained.experiment))
     print(f"{FLAGS.workdir}: step {trained.step}, weights {trained.weights}, {config.sampler.name}, grid {config.sampler.grid}, "
           f"NFE {nfe}, guidance {config.sampler.guidance}; {FLAGS.repeats} x {FLAGS.num} images", file=sys.stderr)  # fmt: skip
-    result = evaluate(trained, dataset, FLAGS.num, FLAGS.repeats, config.sampler.batch_size, features=features, metrics=metrics,
-                      statistics=statistics)  # fmt: skip
+    result = evaluate(trained, dataset, FLAGS.num, FLAGS.repeats, config.sampler.batch_size, mesh, features=features,
+                      metrics=metrics, statistics=statistics)  # fmt: skip
+    if not distributed.first():
+        return
     provenance.save_json(Path(FLAGS.workdir) / "evaluation.json", result | {
         "features": {extractor.name: {"digest": extractor.digest, "resize": extractor.resize} for extractor in features},
         "reference": statistics and statistics.of, "num": FLAGS.num, "repeats": FLAGS.repeats, "evaluations": nfe,

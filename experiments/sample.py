@@ -13,17 +13,17 @@ from absl import flags
 from experiments import cli
 
 def main(config) -> None:
-    import jax
     import numpy as np
 
     from diffusion_jax import data, experiment, plotting
     from diffusion_jax import workdir as folder
     from diffusion_jax.evaluation import generate
-    from diffusion_jax.training import sharding
+    from diffusion_jax.training import distributed
 
     FLAGS = flags.FLAGS
     seeds = generate.parse_seeds(FLAGS.seeds) if FLAGS.seeds else list(range(FLAGS.num))
-    trained = folder.load(FLAGS.workdir, config)
+    mesh = experiment.sampling_mesh(config)
+    trained = folder.load(FLAGS.workdir, config, mesh)
     built = trained.experiment
     labels = cli.integers("labels", FLAGS.labels) or list(range(built.num_classes))
     labels = np.resize(labels, len(seeds)) if labels else np.zeros(0, int)
@@ -32,11 +32,11 @@ def main(config) -> None:
     print(f"{FLAGS.workdir}: step {trained.step}, weights {trained.weights}, {config.sampler.name} on grid {config.sampler.grid}, "
           f"{experiment.evaluations(chosen) or 'as its tolerance asks:'} evaluations per image", file=sys.stderr)  # fmt: skip
 
-    mesh = sharding.make_mesh()
-    put = lambda tree: jax.device_put(tree, sharding.examples(mesh))  # noqa: E731
-    images = generate.generate(experiment.sample_with(built, trained.params, chosen), generate.seeds_to_keys(seeds), cond, put=put,
-                               batch_size=sharding.multiple(min(config.sampler.batch_size, len(seeds)), mesh),
+    images = generate.generate(experiment.sample_with(built, trained.params, chosen, mesh), generate.seeds_to_keys(seeds), cond,
+                               batch_size=min(config.sampler.batch_size, len(seeds)),
                                finish=generate.to_uint8 if experiment.is_image(built) else np.asarray)  # fmt: skip
+    if not distributed.first():
+        return
     out = Path(FLAGS.out or Path(FLAGS.workdir) / "samples")
     generate.save_npz(out.with_suffix(".npz"), images, labels=labels if len(labels) else None, seeds=seeds)
     if experiment.is_image(built):

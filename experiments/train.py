@@ -19,7 +19,7 @@ def train(config, workdir: str) -> bool:
 
     from diffusion_jax import data, experiment, plotting, provenance
     from diffusion_jax import workdir as folder
-    from diffusion_jax.training import checkpoint, loop, metrics, post_hoc
+    from diffusion_jax.training import checkpoint, distributed, loop, metrics, post_hoc
 
     dataset = experiment.dataset(config)
     built = experiment.assemble(config, dataset.image_shape, dataset.num_classes)
@@ -28,6 +28,7 @@ def train(config, workdir: str) -> bool:
     template = parts.runner.template(parts.init, key)  # traces the network: what does not fit fails here, before anything is written
     experiment.plan(built), experiment.weights_name(config)  # likewise what only sampling will need
     root = folder.prepare(workdir, config, dataset)
+    distributed.barrier("workdir")
     restored = checkpoint.restore(root / "checkpoints", template)
     state = restored.state if restored else parts.runner.init(parts.init, key)
     start, steps, k = int(state.step), config.training.steps, config.training.steps_per_call
@@ -36,20 +37,20 @@ def train(config, workdir: str) -> bool:
           + (f"resuming at step {start}" if restored else "starting"), file=sys.stderr)  # fmt: skip
 
     batch = data.batches(dataset.train, batch_size=config.data.batch_size, seed=config.seed, flip=config.data.flip,
-                         process_index=jax.process_index(), process_count=jax.process_count())  # fmt: skip
+                         rows=parts.runner.rows(config.data.batch_size))  # fmt: skip
     calls = loop.stack(batch, k)
 
     def batches(start):
         put = lambda b: parts.runner.put_batch(b, axis=1)  # noqa: E731
-        return ((n * k, b) for n, b in data.prefetch(calls, start // k, steps // k, put=put))
+        return ((n * k, b) for n, b in data.prefetch(calls, start // k, steps // k, put=put, workers=config.data.workers))
 
     with (
-        contextlib.closing(metrics.open_writer(root, start_step=start)) as writer,
+        contextlib.closing(metrics.open_writer(root, start_step=start) if distributed.first() else metrics.no_writer()) as writer,
         contextlib.closing(checkpoint.open_checkpoints(
             root / "checkpoints", keep=config.training.keep, after=restored and restored.step)) as checkpointer,
     ):  # fmt: skip
         hooks = [(config.training.eval_every, _held_out(built, parts, dataset)),
-                 (config.training.sample_every, _grid(built, dataset, root, writer)),
+                 (config.training.sample_every, _grid(built, parts, dataset, root, writer)),
                  (len(config.ema.powers) and config.ema.snapshot_every,
                   post_hoc.saver(root / "ema_snapshots", config.ema.powers))]  # fmt: skip
         ended = loop.fit(
@@ -57,7 +58,8 @@ def train(config, workdir: str) -> bool:
             log_every=config.training.log_every, checkpoint_every=config.training.checkpoint_every, checkpointer=checkpointer,
             writer=writer, hooks=hooks, extra=provenance.load_json(root / "provenance.json"),
             resumed=restored and restored.extra)  # fmt: skip
-    plotting.loss_curve(metrics.read_rows(root / "metrics.jsonl"), root / "loss.png")
+    if distributed.first():
+        plotting.loss_curve(metrics.read_rows(root / "metrics.jsonl"), root / "loss.png")
     if ended.stopped_by:
         print(f"{ended.stopped_by.name}: saved at step {ended.step} of {steps}; the same command goes on from there", file=sys.stderr)
     return not ended.stopped_by
@@ -73,8 +75,7 @@ def _held_out(built, parts, dataset):
     config = built.config
 
     def evaluate(state, step):
-        batches = data.sequential(dataset.test, config.data.batch_size,
-                                  process_index=jax.process_index(), process_count=jax.process_count())  # fmt: skip
+        batches = data.sequential(dataset.test, config.data.batch_size, rows=parts.runner.rows(config.data.batch_size))
         row = loop.evaluate(parts.evaluate, experiment.weights(config, state), batches, jax.random.key(config.seed + 1),
                             put_batch=parts.runner.put_batch)  # fmt: skip
         return {"eval_loss": row["loss"], "eval_loss_by_level": row.get("loss_by_level")}
@@ -82,13 +83,13 @@ def _held_out(built, parts, dataset):
     return evaluate
 
 
-def _grid(built, dataset, root, writer):
+def _grid(built, parts, dataset, root, writer):
     """The hook that draws a grid of samples, one row per class (or a scatter plot of points)."""
-    import jax.numpy as jnp
     import numpy as np
 
     from diffusion_jax import data, experiment, plotting
     from diffusion_jax.evaluation import generate
+    from diffusion_jax.training import distributed, sharding
 
     config, classes = built.config, built.num_classes
     rows, columns = (min(classes, 10), 10) if classes else (8, 8)
@@ -97,15 +98,18 @@ def _grid(built, dataset, root, writer):
     real = None if images else data.arrays(dataset.train, limit=count)["image"]
     chosen = experiment.plan(built)
     run = experiment.sample_fn(built, chosen.sampler, guided=chosen.guidance != 1.0, clip=chosen.clip)
+    everywhere = sharding.spread(run, parts.runner.mesh)
     keys = generate.seeds_to_keys(range(count))
     cond = experiment.cond_for(built, np.arange(count) // columns % classes) if classes else None
 
     def draw(state, step):
         params = experiment.weights(config, state)
-        x = np.asarray(run(params, keys, cond, chosen.ts, jnp.float32(chosen.guidance)))
+        x = everywhere(params, (keys, cond), np.asarray(chosen.ts), np.float32(chosen.guidance))
+        x = generate.to_uint8(x) if images else x
+        if not distributed.first():
+            return
         path = root / "samples" / f"step_{step:07d}.png"
         if images:
-            x = generate.to_uint8(x)
             plotting.save(plotting.image_grid(x, columns), path)
             writer.images(step, "samples", x)
         else:

@@ -173,15 +173,6 @@ def test_images_do_not_depend_on_the_other_seeds():
     assert (some[0] == others[3]).all() and (some[2] == others[1]).all() and (some[0] != some[2]).any()
 
 
-def test_batches_are_put_where_the_caller_wants_them():
-    seen = []
-    put = lambda batch: seen.append(jax.tree.map(len, batch)) or jax.device_put(batch, jax.devices()[0])  # noqa: E731
-    generate.generate(
-        sampler, generate.seeds_to_keys(range(5)), {"label": jnp.arange(5)}, batch_size=4, progress=False, put=put
-    )
-    assert seen == [(4, {"label": 4}), (4, {"label": 4})]
-
-
 def test_progress_goes_to_stderr_and_only_on_request(capfd):
     keys = generate.seeds_to_keys(range(5))
     generate.generate(sampler, keys, batch_size=2, progress=False)

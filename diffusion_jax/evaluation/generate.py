@@ -30,7 +30,6 @@ def generate(
     *,
     batch_size: int,
     progress: bool = True,
-    put: Callable[[Any], Any] = lambda tree: tree,
     description: str = "sampling",
     finish: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
@@ -39,9 +38,9 @@ def generate(
     finish: what becomes of a batch on the host, None: to_uint8 (points in a plane stay what they are).
 
     Every batch has exactly `batch_size` examples (the last is filled up with copies of the last example, which are
-    dropped), so sample_fn compiles once, over calls too. cond: a dict of (N, ...) arrays, sliced along, or None. put:
-    places (keys, cond) of a batch on the devices, e.g. `lambda tree: jax.device_put(tree, sharding)`. Raises UserError
-    for a cond of another length and for images that are not finite.
+    dropped), so sample_fn compiles once, over calls too. cond: a dict of (N, ...) arrays, sliced along, or None. Several
+    devices or processes are the affair of sample_fn (experiment.sample_with). Raises UserError for a cond of another
+    length and for images that are not finite.
     """
     count = len(keys)
     for name, values in (cond or {}).items():
@@ -53,9 +52,9 @@ def generate(
     with progress_bar(count, description, enabled=progress) as advance:
         for start in range(0, count, batch_size):
             index = np.minimum(np.arange(start, start + batch_size), count - 1)
-            batch = put((keys[index], jax.tree.map(lambda values: values[index], cond)))
             real = min(batch_size, count - start)
-            images.append((finish or to_uint8)(np.asarray(sample_fn(*batch))[:real]))
+            batch = sample_fn(keys[index], jax.tree.map(lambda values: values[index], cond))
+            images.append((finish or to_uint8)(np.asarray(batch)[:real]))
             advance(real)
     return np.concatenate(images)
 

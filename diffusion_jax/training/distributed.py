@@ -130,12 +130,41 @@ def barrier(name: str) -> None:
 
 @contextlib.contextmanager
 def first_before_others(name: str) -> Iterator[None]:
-    """The block is run by the first process, then by all others, which find what it wrote."""
+    """The block is run by the first process, then by all others, which find what it wrote (or make the same mistake)."""
     if not first():
         barrier(name)
-    yield
-    if first():
-        barrier(name)
+    try:
+        yield
+    finally:
+        if first():
+            barrier(name)
+
+
+def agreement() -> Callable[[int], int]:
+    """agree(number >= 0) -> the largest that any process gave, the same on all; every process calls it equally often.
+
+    The answer is that of the call before (0 at the first), so that asking between two steps waits for neither; in a run of
+    one it is the number itself.
+    """
+    import jax
+    import numpy as np
+
+    if jax.process_count() == 1:
+        return lambda number: number
+    spread = jax.sharding.NamedSharding(jax.make_mesh(
+        (jax.device_count(),), ("all",), axis_types=(jax.sharding.AxisType.Auto,)), jax.sharding.PartitionSpec("all"))  # fmt: skip
+    whole = jax.sharding.NamedSharding(spread.mesh, jax.sharding.PartitionSpec())
+    largest = jax.jit(jax.numpy.max, out_shardings=whole)
+    asked = None
+
+    def agree(number: int) -> int:
+        nonlocal asked
+        answer = 0 if asked is None else int(asked)
+        mine = np.full(1, number, np.int32)
+        asked = largest(jax.make_array_from_callback((jax.device_count(),), spread, lambda part: mine))
+        return answer
+
+    return agree
 
 
 @contextlib.contextmanager

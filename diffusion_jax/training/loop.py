@@ -32,7 +32,7 @@ import jax
 import numpy as np
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.training import checkpoint, metrics
+from diffusion_jax.training import checkpoint, distributed, metrics
 from diffusion_jax.training.state import TrainState
 
 Hook = tuple[int, Callable[[TrainState, int], Mapping[str, Any] | None]]  # (every, fn(state, step) -> a row or None)
@@ -71,7 +71,7 @@ def fit(
     resumed: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Fitted:
-    """Train from state.step to total_steps, or until SIGTERM or SIGINT, and save. To resume, see above.
+    """Train from state.step to total_steps, or until SIGTERM or SIGINT (on any process), and save. To resume, see above.
 
     step_fn: a compiled multi_step of steps_per_call steps; the state given to it is donated. batches(start): (step,
     batch) for step = start, start + steps_per_call, ..., each batch as step_fn takes it (see `stack`). batch_size: the
@@ -97,10 +97,10 @@ def fit(
             checkpointer.save(step, state, dict(extra or {}) | {"tally": log.tally})
             saved = step
 
-    step = start
+    step, stop, agree = start, 0, distributed.agreement()
     with _signals() as received, contextlib.closing(bar):
         feed = iter(batches(start)) if start < total_steps else iter(())
-        while step < total_steps and not received:
+        while step < total_steps and not (stop := agree(received[0] if received else 0)):
             position, batch = next(feed)
             if position != step:
                 raise RuntimeError(f"the data gave the batch of step {position} where that of step {step} is due")
@@ -120,7 +120,7 @@ def fit(
         save(step)
         if checkpointer:
             checkpointer.wait()
-    return Fitted(state, step, received[0] if received and step < total_steps else None)
+    return Fitted(state, step, signal.Signals(stop) if stop and step < total_steps else None)
 
 
 def stack(batch: Callable[[int], Any], steps_per_call: int = 1) -> Callable[[int], Any]:

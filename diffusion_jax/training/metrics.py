@@ -100,6 +100,11 @@ def open_writer(directory: str | os.PathLike, *, start_step: int = 0, tensorboar
     return Writer(write, images, sync, close)
 
 
+def no_writer() -> Writer:
+    """A writer that writes nothing: that of all processes but the first."""
+    return Writer(*[lambda *_: None] * 4)
+
+
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl, up to the first line that is not whole (a killed run may leave half of one)."""
     path = Path(path)

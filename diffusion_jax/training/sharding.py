@@ -126,6 +126,21 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     )
 
 
+def placed(shapes: Any, mesh: Mesh) -> Any:
+    """A tree of shapes with their places, for a restore straight into shards."""
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, shardings(shapes, mesh)
+    )
+
+
+def put(tree: Any, mesh: Mesh) -> Any:
+    """A tree of host arrays, the same on every process, in its places."""
+    return jax.tree.map(
+        lambda x, place: jax.make_array_from_callback(x.shape, place, lambda part: np.asarray(x)[part]),
+        tree, shardings(tree, mesh),
+    )  # fmt: skip
+
+
 def path_name(path) -> str:
     """A leaf's path as text: 'params/Dense_0/kernel'."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
@@ -256,10 +271,7 @@ def _placing(mesh: Mesh) -> tuple[Callable, Callable, Callable]:
         return jax.jit(fn, out_shardings=shardings(jax.eval_shape(fn, *args), mesh))(*args)
 
     def template(fn, *args):
-        shapes = jax.eval_shape(fn, *args)
-        return jax.tree.map(
-            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, shardings(shapes, mesh)
-        )
+        return placed(jax.eval_shape(fn, *args), mesh)
 
     # device_put alone may share a buffer (to several devices even with may_alias=False), which donation would delete
     def put_state(tree):
