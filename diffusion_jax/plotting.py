@@ -361,6 +361,19 @@ def placed_times(
             axes[0].figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
 
 
+def lengths(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, *, title: str | None = None) -> None:
+    """Scores against the relative length of an EMA. rows: {'length', metric: (mean, standard deviation)}, other keys aside."""
+    metrics = [key for key, value in rows[0].items() if isinstance(value, tuple)]
+    with _figure(path, panels=len(metrics), size=(4.3, 3.4)) as axes:
+        for axis, metric in zip(axes, metrics):
+            label, factor = QUALITY.get(metric, (metric, 1))
+            mean, spread = factor * np.array([row[metric] for row in rows], float).T
+            axis.errorbar([row["length"] for row in rows], mean, spread, color=COLOURS[0], marker="o", capsize=2.5)
+            axis.set(xlabel="relative length σ of the average", ylabel=label)
+        if title:
+            axes[0].figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=9)
+
+
 def points(
     data: np.ndarray, samples: np.ndarray | Mapping[str, np.ndarray], path: str | os.PathLike, *, shown: int = 4000
 ) -> None:
