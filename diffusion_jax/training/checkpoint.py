@@ -1,9 +1,12 @@
-"""Checkpoints by Orbax: asynchronous, atomic, the last few kept, and verified.
+"""Checkpoints by Orbax: asynchronous, atomic, the last few, some for good and the best kept, and verified.
 
 A checkpoint DIR/STEP holds two items: 'state', the leaves of the TrainState under their paths
 ('params/Dense_0/kernel'), and 'meta', JSON with each leaf's shape, dtype and sha256, the caller's `extra`, and a sha256
 of itself. Orbax alone restores a flipped byte, or another dtype, without a word; here every leaf is compared with its
 digest before anybody sees it.
+
+A save keeps the training waiting only while the state is copied to the host: digests and files are made from the copy, in a
+thread. (In a run of several processes, where digests need leaves gathered by all of them at once, only the files are.)
 """
 
 from __future__ import annotations
@@ -13,10 +16,13 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
+import re
+import shutil
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,13 +55,18 @@ class _Damaged(Exception):
 
 
 def open_checkpoints(
-    directory: str | os.PathLike, *, keep: int | None = 3, keep_every: int | None = None, after: int | None = None
+    directory: str | os.PathLike,
+    *,
+    keep: int | None = 3,
+    keep_every: int | None = None,
+    after: int | None = None,
+    aside: str = "damaged",
 ) -> Checkpointer:
     """A writer of checkpoints. keep: the last so many stay (None: all), besides those at multiples of keep_every.
 
-    after: the step that was restored (None: a fresh start). Newer checkpoints are the damaged ones that restore passed
-    over; they are renamed STEP.damaged, so that their steps can be saved again. Raises UserError if the directory
-    cannot be written.
+    after: the step that was restored (None: a fresh start). Newer checkpoints are those that restore passed over; they are
+    renamed STEP.damaged (or as `aside` says), so that their steps can be saved again. What a killed save left is removed.
+    Raises UserError if the directory cannot be written; a save that failed raises it, too, at the next save, wait or close.
     """
     ocp = _orbax()
     directory = Path(directory).absolute()
@@ -64,24 +75,80 @@ def open_checkpoints(
         if jax.process_index() == 0:
             for step in _steps(directory):
                 if after is None or step > after:
-                    _set_aside(directory / str(step))
+                    _set_aside(directory / str(step), aside)
+            _remove_unfinished(directory)
     except OSError as error:
         raise UserError(f"cannot write checkpoints to '{directory}': {error.strerror}") from error
     manager = ocp.CheckpointManager(
-        directory, options=ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every)
+        directory, options=ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every or None)
     )
+    alone = jax.process_count() == 1
+    pool, pending = ThreadPoolExecutor(1, "checkpoint"), Future()
+    pending.set_result(None)
+
+    def write(step: int, described: dict[str, dict], arrays: dict[str, Any], extra: dict[str, Any]) -> None:
+        with _one_line(directory, step):
+            leaves = {path: described[path] | {"sha256": digest} for path, digest in _digests(arrays).items()}
+            body = {"step": step, "leaves": leaves, "extra": extra}
+            meta = {"body": body, "sha256": _text_digest(body)}
+            items = ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(meta))
+            if not manager.save(step, args=items):
+                raise UserError(f"step {step} was not saved to '{directory}': a checkpoint of the same or a later step is there")
+            if alone:
+                manager.wait_until_finished()
 
     def save(step: int, state: Any, extra: dict[str, Any] | None = None) -> None:
+        nonlocal pending
+        wait()
         leaves = _leaves(state)
-        body = {"step": step, "leaves": _describe(leaves, digest=True), "extra": extra or {}}
-        meta = {"body": body, "sha256": _text_digest(body)}
-        items = ocp.args.Composite(state=ocp.args.PyTreeSave(_raw(leaves)), meta=ocp.args.JsonSave(meta))
-        if not manager.save(step, args=items):
-            raise RuntimeError(
-                f"step {step} was not saved to {directory}: a checkpoint of the same or a later step is there"
-            )
+        described, arrays = _describe(leaves), _raw(leaves)
+        if alone:
+            pending = pool.submit(write, step, described, _copies(arrays), dict(extra or {}))
+        else:
+            write(step, described, arrays, dict(extra or {}))
 
-    return Checkpointer(directory, save, manager.wait_until_finished, manager.close)
+    def wait() -> None:
+        nonlocal pending
+        done, pending = pending, Future()
+        pending.set_result(None)
+        done.result()
+        with _one_line(directory, manager.latest_step()):
+            manager.wait_until_finished()
+
+    def close() -> None:
+        try:
+            wait()
+        finally:
+            pool.shutdown()
+            manager.close()
+
+    return Checkpointer(directory, save, wait, close)
+
+
+def keep_best(
+    hook: Callable[[Any, int], Mapping[str, Any]], metric: str, checkpointer: Checkpointer
+) -> Callable[[Any, int], Mapping[str, Any]]:
+    """The hook of a training loop, which now also saves the state where its row's `metric` is the smallest so far.
+
+    checkpointer: of a folder of its own, with keep=1. The smallest so far is read from there, so that it outlives the process.
+    Raises UserError if the row has no such number.
+    """
+    least = math.inf
+    with contextlib.suppress(_Damaged):
+        for step in _steps(checkpointer.directory)[-1:]:
+            least = _read_meta(checkpointer.directory / str(step))["extra"].get(metric, math.inf)
+
+    def run(state: Any, step: int) -> Mapping[str, Any]:
+        nonlocal least
+        row = hook(state, step)
+        if not isinstance(row.get(metric), float):
+            raise unknown("number for the best checkpoint", metric, [key for key, value in row.items() if isinstance(value, float)])
+        if row[metric] < least:
+            least = row[metric]
+            checkpointer.save(step, state, {metric: least})
+        return row
+
+    return run
 
 
 def latest_step(directory: str | os.PathLike) -> int | None:
@@ -89,8 +156,12 @@ def latest_step(directory: str | os.PathLike) -> int | None:
     return max(_steps(Path(directory)), default=None)
 
 
-def restore(directory: str | os.PathLike, template: Any, *, step: int | None = None) -> Restored | None:
+def restore(
+    directory: str | os.PathLike, template: Any, *, step: int | None = None, multiple_of: int = 1
+) -> Restored | None:
     """The newest checkpoint that is whole, or None where there is none at all; of the given step only, if given.
+
+    multiple_of: only those at multiples of it, if there are any.
 
     template: a tree of arrays or of ShapeDtypeStructs with shardings (`Runner.template`); the devices need not be those
     it was saved from. A damaged checkpoint is passed over with one warning on stderr; nothing in the directory is
@@ -104,7 +175,7 @@ def restore(directory: str | os.PathLike, template: Any, *, step: int | None = N
         _compare(folder, body["leaves"], wanted)
         return _unflatten(template, _read_leaves(folder, body["leaves"], wanted))
 
-    return _newest(Path(directory).absolute(), step, read)
+    return _newest(Path(directory).absolute(), step, read, multiple_of)
 
 
 def restore_params(
@@ -139,8 +210,11 @@ def restore_params(
     return restored
 
 
-def _newest(directory: Path, step: int | None, read: Callable[[Path, dict], Any]) -> Restored | None:
+def _newest(
+    directory: Path, step: int | None, read: Callable[[Path, dict], Any], multiple_of: int = 1
+) -> Restored | None:
     steps = _steps(directory)
+    steps = [step for step in steps if step % multiple_of == 0] or steps
     if step is not None and step not in steps:
         raise UserError(
             f"there is no checkpoint of step {step} in '{directory}'; there are: {', '.join(map(str, steps)) or 'none'}"
@@ -172,11 +246,47 @@ def _steps(directory: Path) -> list[int]:
     return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdecimal() and entry.is_dir())
 
 
-def _set_aside(folder: Path) -> None:
+def _set_aside(folder: Path, why: str) -> None:
     number = 0
-    while (target := folder.with_name(f"{folder.name}.damaged" + (f".{number}" if number else ""))).exists():
+    while (target := folder.with_name(f"{folder.name}.{why}" + (f".{number}" if number else ""))).exists():
         number += 1
     folder.rename(target)
+
+
+def _remove_unfinished(directory: Path) -> None:
+    """What Orbax had not finished when its process was killed, or the disk was full: never looked at, but large."""
+    for folder in directory.glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _one_line(directory: Path, step: int | None) -> Iterator[None]:
+    """What Orbax and tensorstore say at length when the disk is full or gone, as a UserError; the rest of the save removed."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # a dozen kinds, see _attempt
+        if jax.process_index() == 0:
+            _remove_unfinished(directory)
+        raise UserError(
+            f"the checkpoint of step {step} could not be saved to '{directory}': {_reason(error)}; "
+            "the same command goes on from the one before"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """The system's own words ('No space left on device') where the error has them, else its first line."""
+    seen: BaseException | None = error
+    text = ""
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.strerror:
+            return seen.strerror
+        text = text + " " + str(seen)
+        seen = seen.__cause__ or seen.__context__
+    if found := re.search(r"\[OS error (?:\d+|\w+)(?:: \w+)?[:\]] *([^\]\n]*)", text):
+        return found[1]
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:120]}"
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
@@ -243,7 +353,7 @@ def _settling_loops() -> Iterator[None]:
 def _compare(folder: Path, stored: dict[str, dict], wanted: dict[str, Any]) -> None:
     """UserError, naming the first leaf that differs, unless paths, shapes and dtypes are the same."""
     have = {path: (tuple(leaf["shape"]), leaf["dtype"]) for path, leaf in stored.items()}
-    want = {path: (tuple(leaf["shape"]), leaf["dtype"]) for path, leaf in _describe(wanted, digest=False).items()}
+    want = {path: (tuple(leaf["shape"]), leaf["dtype"]) for path, leaf in _describe(wanted).items()}
     say = lambda leaf: "missing" if leaf is None else f"{leaf[1]}{list(leaf[0])}"  # noqa: E731
     for path in [*want, *have]:
         if have.get(path) != want.get(path):
@@ -252,6 +362,14 @@ def _compare(folder: Path, stored: dict[str, dict], wanted: dict[str, Any]) -> N
                 f"{path} is {say(have.get(path))} there and {say(want.get(path))} here; "
                 "use that run's config, or another folder"
             )
+
+
+def _copies(arrays: dict[str, Any]) -> dict[str, np.ndarray]:
+    """On the host, in memory of their own: the next step overwrites the devices'."""
+    for array in arrays.values():
+        if isinstance(array, jax.Array):
+            array.copy_to_host_async()
+    return {path: np.array(array) for path, array in arrays.items()}
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
@@ -273,12 +391,8 @@ def _nest(leaves: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _describe(leaves: dict[str, Any], *, digest: bool) -> dict[str, dict]:
-    described = {path: {"shape": list(x.shape), "dtype": str(x.dtype)} for path, x in leaves.items()}
-    if digest:
-        for path, value in _digests(_raw(leaves)).items():
-            described[path]["sha256"] = value
-    return described
+def _describe(leaves: dict[str, Any]) -> dict[str, dict]:
+    return {path: {"shape": list(x.shape), "dtype": str(x.dtype)} for path, x in leaves.items()}
 
 
 def _shape(leaf: dict[str, Any]) -> jax.ShapeDtypeStruct:
