@@ -128,6 +128,18 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def anywhere(flag: bool) -> bool:
+    """Whether any process gave True; all of them ask at once, and wait for each other."""
+    import jax
+
+    if jax.process_count() == 1:
+        return flag
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
 @contextlib.contextmanager
 def first_before_others(name: str) -> Iterator[None]:
     """The block is run by the first process, then by all others, which find what it wrote (or make the same mistake)."""
