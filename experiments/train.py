@@ -13,15 +13,18 @@ from absl import flags
 from experiments import cli
 
 
-def train(config, workdir: str) -> bool:
-    """Train to config.training.steps, resuming if workdir has a checkpoint. True if it reached the end, False if a signal stopped it."""
+def train(config, workdir: str, *, dataset=None, fit=None) -> bool:
+    """Train to config.training.steps, resuming if workdir has a checkpoint. True if it reached the end, False if a signal stopped it.
+
+    dataset, fit: instead of the config's and of loop.fit, for experiments.benchmark.
+    """
     import jax
 
     from diffusion_jax import data, experiment, plotting, provenance
     from diffusion_jax import workdir as folder
     from diffusion_jax.training import checkpoint, distributed, loop, metrics, post_hoc
 
-    dataset = experiment.dataset(config)
+    dataset = dataset or experiment.dataset(config)
     built = experiment.assemble(config, dataset.image_shape, dataset.num_classes)
     parts = experiment.training(built)
     key = jax.random.key(config.seed)
@@ -53,7 +56,7 @@ def train(config, workdir: str) -> bool:
                  (config.training.sample_every, _grid(built, parts, dataset, root, writer)),
                  (len(config.ema.powers) and config.ema.snapshot_every,
                   post_hoc.saver(root / "ema_snapshots", config.ema.powers))]  # fmt: skip
-        ended = loop.fit(
+        ended = (fit or loop.fit)(
             state, parts.step, batches, total_steps=steps, batch_size=config.data.batch_size, steps_per_call=k,
             log_every=config.training.log_every, checkpoint_every=config.training.checkpoint_every, checkpointer=checkpointer,
             writer=writer, hooks=hooks, extra=provenance.load_json(root / "provenance.json"),
