@@ -4,13 +4,17 @@ python -m experiments.optimize_grid --workdir=runs/a --sampler=multistep.dpmpp_2
 python -m experiments.optimize_grid --target=gmm8 --process='schedules.EDM()' --sampler=multistep.dpmpp_2m --nfe=5,8,10,20
 
 For each budget the hand-made grids are tried, and the best two moved by Levenberg-Marquardt (samplers/grids.py, optimize)
-until the sampler comes as close as it can to the exact solutions from --starts seeds. What is told is measured on other seeds.
+until the sampler comes as close as it can to the exact solutions from --starts seeds. For a model the best of all are then
+polished (--polish, by Nelder and Mead's simplex) until trajectory error and quality, the Frechet distance of images to the
+training data, both gain on the best hand-made grid. What is told is measured on other seeds.
 Writes WORKDIR/grids/NAME.json, .md and .png; every command on that workdir then takes --config.sampler.grid=NAME, or
 sampler@NAME, and any command 'stored("PATH/NAME.json")'. An interrupted run goes on with the next budget.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -23,6 +27,7 @@ from experiments import cli
 
 HAND_MADE = ("karras", "uniform_logsnr", "uniform", "quadratic", "cosine", "flow_shift", "align_your_steps")
 PLACED, SHIFT = "placed", "shift"
+MARGIN = 0.02  # of both scores' logarithms, which polishing tries to gain in each
 FIRST_SEED = 1_000_000  # of the starts that times are placed by; far from those that they are judged by
 
 
@@ -44,8 +49,12 @@ def checked(spec: str, budgets: Sequence[int], process):
     return sampler
 
 
-def place(sampler, starts, held_out, nfe: int, *, iterations: int, tries: int) -> tuple[list[dict], Any]:
-    """(a row for every grid, the placed times) at one budget. starts, held_out: (Subject, its exact x0)."""
+def place(sampler, starts, held_out, nfe: int, *, iterations: int, tries: int, polish: int = 0) -> tuple[list[dict], Any]:
+    """(a row for every grid, the placed times) at one budget. starts, held_out: (Subject, the exact x0 of its first seeds).
+
+    polish: evaluations of the combined score, below, on all seeds of `starts`; 0: the trajectory error alone decides.
+    """
+    import jax
     import jax.numpy as jnp
 
     from diffusion_jax import comparison, experiment
@@ -53,22 +62,52 @@ def place(sampler, starts, held_out, nfe: int, *, iterations: int, tries: int) -
     from diffusion_jax.samplers import base, grids
 
     n, (subject, truth), (judging, solved) = base.points(sampler, nfe), starts, held_out
-    run, judge = comparison.runner(subject, sampler, n), comparison.runner(judging, sampler, n)
     hand = {name: build(experiment.GRIDS, name, subject.process, n) for name in HAND_MADE}
-    order = sorted(hand, key=lambda name: _rms(run(hand[name])[0], truth))
-    x = base.start(subject.process, subject.keys, truth.shape, subject.dtype)
-    problem = sampler, subject.denoise(subject.params), subject.process, subject.keys, x, jnp.asarray(truth)
-    found = [grids.optimize(*problem, hand[name], subject.cond, iterations=iterations, tell=_tell(nfe, name))
+    run, judge = comparison.runner(subject, sampler, n), comparison.runner(judging, sampler, n)
+    measured = functools.cache(lambda name: _measured(subject, truth, run(hand[name])[0], quality=bool(polish)))
+    order = sorted(hand, key=lambda name: measured(name)["error"])
+    keys, cond = subject.keys[: len(truth)], jax.tree.map(lambda c: c[: len(truth)], subject.cond)
+    x = base.start(subject.process, keys, truth.shape, subject.dtype)
+    problem = sampler, subject.denoise(subject.params), subject.process, keys, x, jnp.asarray(truth)
+    found = [grids.optimize(*problem, hand[name], cond, iterations=iterations, tell=_tell(nfe, name, "error on the starts"))
              for name in order[:tries]]  # fmt: skip
-    best = min(found, key=lambda placement: placement.error)
+    best = min(found, key=lambda placement: placement.error).ts
+    if polish:
+        score = _combined([measured(name) for name in hand])
+        worth = lambda ts: score(_measured(subject, truth, run(ts)[0], quality=True))  # noqa: E731
+        placed = sorted([*hand.values(), best], key=worth)[:tries]
+        found = [grids.polish(worth, subject.process, ts, evaluations=polish, tell=_tell(nfe, f"start {i + 1}", "score"))
+                 for i, ts in enumerate(placed)]  # fmt: skip
+        best = min(found, key=lambda placement: placement.error).ts
 
     def row(name, ts) -> dict:
         out = judge(ts)[0]
-        shown = judging.finish(out)
-        about = {"sampler": name, "nfe": nfe, "error": _rms(out, solved), SHIFT: _shift(shown, judging.finish(solved))}
-        return about | judging.judge(shown, None)
+        return {"sampler": name, "nfe": nfe} | _measured(judging, solved, out, quality=True, shift=True)
 
-    return [row(name, ts) for name, ts in {**hand, PLACED: best.ts}.items()], best.ts
+    return [row(name, ts) for name, ts in {**hand, PLACED: best}.items()], best
+
+
+def _measured(subject, truth, out, *, quality: bool, shift: bool = False) -> dict[str, float]:
+    """What a grid's samples score: the error to the exact solutions, as many as there are, and what else is asked for."""
+    few = len(truth)
+    scores = {"error": _rms(out[:few], truth)}
+    if shift:
+        scores[SHIFT] = _shift(subject.finish(out[:few]), subject.finish(truth))
+    return scores | (subject.judge(subject.finish(out), None) if quality else {})
+
+
+def _combined(hand: Sequence[dict]):
+    """scores -> log(error / the best hand-made one's) + the same of the quality that decides; what is no gain costs sixfold."""
+    from diffusion_jax.comparison import QUALITY
+
+    parts = ["error", *(metric for metric in QUALITY if metric in hand[0])]
+    best = {part: min(scores[part] for scores in hand) for part in parts}
+
+    def score(scores: dict) -> float:
+        gains = [math.log(max(scores[part], 1e-12) / best[part]) for part in parts]
+        return sum(gain + 5 * max(gain + MARGIN, 0.0) for gain in gains) if all(map(math.isfinite, gains)) else 1e3
+
+    return score
 
 
 def _shift(x, exact) -> float:
@@ -92,9 +131,9 @@ def _rms(x, truth) -> float:
     return float(np.sqrt(np.mean(np.square(np.asarray(x, np.float64) - truth)))) if np.isfinite(x).all() else float("inf")
 
 
-def _tell(nfe: int, name: str):
-    def tell(i, error):
-        print(f"{nfe} NFE from {name}: iteration {i}, error on the starts {error:.4g}", file=sys.stderr, flush=True)
+def _tell(nfe: int, name: str, what: str):
+    def tell(i, value):
+        print(f"{nfe} NFE from {name}: {i}, {what} {value:.4g}", file=sys.stderr, flush=True)
 
     return tell
 
@@ -120,7 +159,9 @@ def report(rows: list[dict], measures: Sequence[str]) -> str:
     return markdown_table(table, columns)
 
 
-def optimize(starts, held_out, spec: str, budgets: Sequence[int], stem: Path, *, iterations: int, tries: int) -> str:
+def optimize(
+    starts, held_out, spec: str, budgets: Sequence[int], stem: Path, *, iterations: int, tries: int, polish: int = 0
+) -> str:
     """Place a sampler's times on the Subject `starts`, for every budget; measure on `held_out`; write stem.json, .md and .png.
 
     Budgets that stem.json has already, of the same subjects and settings, are taken from there. Returns the text of stem.md.
@@ -133,15 +174,17 @@ def optimize(starts, held_out, spec: str, budgets: Sequence[int], stem: Path, *,
 
     sampler, file = checked(spec, budgets, starts.process), stem.with_suffix(".json")
     about = {"sampler": spec, "starts": len(starts.keys), "num": len(held_out.keys), "iterations": iterations, "tries": tries,
-             "subject": provenance.config_hash(held_out.identity)}  # fmt: skip
+             "polish": polish, "subject": provenance.config_hash(held_out.identity)}  # fmt: skip
     kept = _recall(file, about)
     left = [nfe for nfe in budgets if not any(row["nfe"] == nfe for row in kept["rows"])]
     if left or "exact" not in kept:
         print("solving for the exact trajectories ...", file=sys.stderr)
         (truth, _), (solved, what) = starts.exact(), held_out.exact()
-        kept["exact"] = {"what": what} | held_out.judge(held_out.finish(solved), None)
+        kept["exact"] = {"what": what, "solved": len(solved)}
+        if len(solved) == len(held_out.keys):
+            kept["exact"] |= held_out.judge(held_out.finish(solved), None)
     for nfe in left:
-        rows, ts = place(sampler, (starts, truth), (held_out, solved), nfe, iterations=iterations, tries=tries)
+        rows, ts = place(sampler, (starts, truth), (held_out, solved), nfe, iterations=iterations, tries=tries, polish=polish)
         kept["logsnr"][str(len(ts))] = np.asarray(gaussian.logsnr(starts.process, jnp.asarray(ts)), float).tolist()
         kept["rows"] += rows
         kept["provenance"] = provenance.provenance(held_out.identity)
@@ -167,9 +210,10 @@ def write(kept: dict, title: str, stem: Path) -> str:
     rows, exact = kept["rows"], kept["exact"]
     quality = [metric for metric in comparison.QUALITY if metric in rows[0]]
     measures = ["error", *(metric for metric in (SHIFT, *quality) if all(metric in row for row in rows))]
-    scores = ", ".join(f"{comparison.NAMES[metric]} {exact[metric]:.3g}" for metric in quality)
-    text = (f"# {title}\n\nPlaced by {kept['starts']} trajectories; measured on {kept['num']} other seeds. "
-            f"The exact solution is {exact['what']}; itself it scores: {scores}.\n\n{report(rows, measures)}")  # fmt: skip
+    scores = ", ".join(f"{comparison.NAMES[metric]} {exact[metric]:.3g}" for metric in quality if metric in exact)
+    text = (f"# {title}\n\nPlaced by {kept['starts']} seeds; measured on {kept['num']} others, those with exact solutions "
+            f"on the first {exact['solved']}. The exact solution is {exact['what']}"
+            + (f"; itself it scores: {scores}" if scores else "") + f".\n\n{report(rows, measures)}")  # fmt: skip
     with provenance.atomic_path(stem.with_suffix(".md")) as path:
         path.write_text(text, encoding="utf-8")
     lengths = {int(n): lam for n, lam in kept["logsnr"].items()}
@@ -207,8 +251,8 @@ def main(config) -> None:
     name, budgets = grid_name(FLAGS.name, FLAGS.sampler), sorted(set(cli.integers("nfe", FLAGS.nfe)))
     spec = FLAGS.process if FLAGS.target is not None else config.process
     checked(FLAGS.sampler, budgets, build(experiment.PROCESSES, spec))  # before anything is loaded or solved
-    seeds = [list(range(FIRST_SEED, FIRST_SEED + FLAGS.starts)), list(range(FLAGS.num))]
     options = {"iterations": FLAGS.iterations, "tries": FLAGS.tries}
+    seeds = [list(range(FIRST_SEED, FIRST_SEED + FLAGS.starts)), list(range(FLAGS.num))]
     if FLAGS.target is not None:
         stem = Path(FLAGS.out or f"runs/grids_{_plain(FLAGS.target)}") / name
         with jax.enable_x64(True):
@@ -218,8 +262,11 @@ def main(config) -> None:
     else:
         stem = Path(FLAGS.out or Path(FLAGS.workdir) / "grids") / name
         trained, dataset = folder.load(FLAGS.workdir, config), experiment.dataset(config)
-        of = lambda part: comparison.of_model(trained, dataset, part, Path(FLAGS.workdir).name, solved=len(part))  # noqa: E731
-        text = optimize(*map(of, seeds), FLAGS.sampler, budgets, stem, **options)
+        if FLAGS.polish:  # the score that is polished wants as many seeds as that of the held-out ones
+            seeds[0] = list(range(FIRST_SEED, FIRST_SEED + max(FLAGS.starts, FLAGS.num)))
+        of = lambda part, few: comparison.of_model(trained, dataset, part, Path(FLAGS.workdir).name, solved=few)  # noqa: E731
+        made = [of(seeds[0], FLAGS.starts), of(seeds[1], FLAGS.solved)]
+        text = optimize(*made, FLAGS.sampler, budgets, stem, polish=FLAGS.polish, **options)
         grid = f"""'stored("{stem}.json")'""" if FLAGS.out else name
         use = f"--config.sampler.name='{FLAGS.sampler}' --config.sampler.grid={grid}"
     print(f"{text}\n{stem}.json, .md, .png; to use it: {use}")
@@ -233,8 +280,10 @@ if __name__ == "__main__":
     flags.DEFINE_string("nfe", "5,6,8,10", "budgets, a grid for each")
     flags.DEFINE_integer("starts", 32, "trajectories that the times are placed by", lower_bound=1)
     flags.DEFINE_integer("num", 500, "other seeds, by which every grid is measured", lower_bound=10)
+    flags.DEFINE_integer("solved", 128, "how many of those are solved exactly, for a model; of a target all are", lower_bound=1)
     flags.DEFINE_integer("iterations", 30, "of Levenberg-Marquardt, at most", lower_bound=1)
     flags.DEFINE_integer("tries", 2, "how many of the best hand-made grids to start from", lower_bound=1)
+    flags.DEFINE_integer("polish", 60, "evaluations of error and quality together, for a model; 0: none", lower_bound=0)
     flags.DEFINE_string("name", "", "of the grid; by default the sampler's")
     flags.DEFINE_string("out", "", "the folder; by default WORKDIR/grids, or runs/grids_TARGET")
     alone = any(arg.lstrip("-").partition("=")[0] == "target" for arg in sys.argv[1:])

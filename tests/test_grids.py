@@ -132,6 +132,17 @@ def test_placed_times_beat_every_grid_on_other_starts(make):
         assert told == list(placed.history) and np.all(np.diff(told) <= 0) and placed.error == told[-1]
 
 
+def test_polish_finds_the_times_of_the_least_score():
+    """From even log-SNR steps to Karras's, told only how far off they are; never worse than where it began."""
+    process = schedules.VP()
+    wanted, start = (gaussian.logsnr(process, make(process, 4)) for make in (grids.karras, grids.uniform_logsnr))
+    far = lambda ts: float(jnp.abs(gaussian.logsnr(process, ts) - wanted).max())  # noqa: E731
+    begun = float(jnp.abs(start - wanted).max())
+    placed = grids.polish(far, process, grids.uniform_logsnr(process, 4), evaluations=150)
+    assert placed.error == far(placed.ts) < 0.02 * begun and list(placed.history) == sorted(placed.history, reverse=True)
+    assert grids.polish(far, process, grids.karras(process, 4), evaluations=3).error == far(grids.karras(process, 4))
+
+
 def test_optimize_refuses_what_it_cannot_do():
     process, x = schedules.EDM(), jnp.zeros((2, 2))
     denoise = targets.denoise_mixture(MIXTURE, process)

@@ -152,14 +152,7 @@ def optimize(sampler: base.Sampler, denoise: Denoise, process: Process, key: Key
     """
     if len(ts) < 2 or base.draws_noise(sampler, process):
         raise UserError("times can be placed for a deterministic sampler and at least 2 of them")
-    ts = jnp.asarray(ts, x.dtype)
-    lam = logsnr(process, jnp.append(ts, process.t_min).astype(x.dtype))
-    span = lam[-1] - lam[0]
-    rise = jnp.maximum(jnp.diff(lam) / span, 1e-3)  # the last is what is left beyond the end
-
-    def times(theta):
-        later = time_of_logsnr(process, lam[0] + span * jnp.cumsum(jax.nn.softmax(theta))[:-1])
-        return jnp.concatenate([ts[:1], later])
+    theta, times = _increments(process, jnp.asarray(ts, x.dtype))
 
     def residual(theta):
         found = base.sample(sampler, denoise, process, key, x, times(theta), cond)
@@ -171,7 +164,7 @@ def optimize(sampler: base.Sampler, denoise: Denoise, process: Process, key: Key
         return jnp.sum(r**2), jacobian.T @ jacobian, jacobian.T @ r
 
     loss = jax.jit(lambda theta: jnp.sum(residual(theta) ** 2))
-    theta, damping, history = jnp.log(rise / rise.sum()), 1e-2, []
+    damping, history = 1e-2, []
     now, matrix, gradient = normal_equations(theta)
     if not np.isfinite(now):
         raise UserError("the sampler's images are not finite on the grid to start from; choose another --start or sampler")
@@ -193,6 +186,50 @@ def optimize(sampler: base.Sampler, denoise: Denoise, process: Process, key: Key
         if not accepted or now > (1 - 1e-4) * before:
             break
     return Placement(times(theta), float(jnp.sqrt(now)), tuple(history))
+
+
+def polish(score: Callable[[Array], float], process: Process, ts: Array, *, evaluations: int = 80,
+           tell: Callable[[int, float], None] | None = None) -> Placement:
+    """Move the times ts (n,) towards the least score(times), whatever it measures, in at most so many evaluations of it.
+
+    Nelder & Mead's simplex (1965; scipy) in the coordinates of `optimize`: for scores without a derivative worth taking, such as
+    the Frechet distance of many images. The result is never worse than ts. tell(evaluation, least score so far) follows it.
+    """
+    import scipy.optimize
+
+    theta, times = _increments(process, jnp.asarray(ts))
+    times, history = jax.jit(times), []
+
+    def measured(theta) -> float:
+        found = score(times(jnp.asarray(theta, ts.dtype)))
+        history.append(min([found, *history[-1:]]))
+        if tell:
+            tell(len(history), history[-1])
+        return found
+
+    theta = np.asarray(theta, np.float64)
+    simplex = np.vstack([theta, theta + 0.3 * np.eye(len(theta))])  # by which an increment grows by a third, about
+    found = scipy.optimize.minimize(measured, theta, method="Nelder-Mead",
+                                    options={"maxfev": evaluations, "initial_simplex": simplex, "fatol": 1e-4, "xatol": 1e-3})  # fmt: skip
+    if (before := score(ts)) <= found.fun:  # the coordinates keep a thousandth of the span for every increment
+        return Placement(ts, float(before), (*history, float(before)))
+    return Placement(times(jnp.asarray(found.x, ts.dtype)), float(found.fun), tuple(history))
+
+
+def _increments(process: Process, ts: Array) -> tuple[Array, Callable[[Array], Array]]:
+    """(theta (n,), times): free coordinates of decreasing times, the logarithms of their log-SNR increments, and the way back.
+
+    The first time stays; the last increment is what is left between the last time and t_min.
+    """
+    lam = logsnr(process, jnp.append(ts, process.t_min).astype(ts.dtype))
+    span = lam[-1] - lam[0]
+    rise = jnp.maximum(jnp.diff(lam) / span, 1e-3)
+
+    def times(theta: Array) -> Array:
+        later = time_of_logsnr(process, lam[0] + span * jnp.cumsum(jax.nn.softmax(theta))[:-1])
+        return jnp.concatenate([ts[:1], later])
+
+    return jnp.log(rise / rise.sum()), times
 
 
 def stored(process: Process, n: int, path: str) -> Array:
