@@ -30,6 +30,7 @@ import jax
 import numpy as np
 
 from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.training import distributed
 from diffusion_jax.training.sharding import fetch, path_name
 
 
@@ -83,11 +84,10 @@ def open_checkpoints(
         directory, options=ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every or None)
     )
     alone = jax.process_count() == 1
-    pool, pending = ThreadPoolExecutor(1, "checkpoint"), Future()
-    pending.set_result(None)
+    pool, pending = ThreadPoolExecutor(1, "checkpoint"), _nothing()
 
     def write(step: int, described: dict[str, dict], arrays: dict[str, Any], extra: dict[str, Any]) -> None:
-        with _one_line(directory, step):
+        with _one_line(directory, step), _settling_loops():
             leaves = {path: described[path] | {"sha256": digest} for path, digest in _digests(arrays).items()}
             body = {"step": step, "leaves": leaves, "extra": extra}
             meta = {"body": body, "sha256": _text_digest(body)}
@@ -109,18 +109,19 @@ def open_checkpoints(
 
     def wait() -> None:
         nonlocal pending
-        done, pending = pending, Future()
-        pending.set_result(None)
+        done, pending = pending, _nothing()
         done.result()
-        with _one_line(directory, manager.latest_step()):
-            manager.wait_until_finished()
+        if not alone:
+            with _one_line(directory, manager.latest_step()):
+                manager.wait_until_finished()
 
     def close() -> None:
         try:
             wait()
         finally:
             pool.shutdown()
-            manager.close()
+            with contextlib.suppress(Exception):  # Orbax says again what wait has said
+                manager.close()
 
     return Checkpointer(directory, save, wait, close)
 
@@ -142,7 +143,8 @@ def keep_best(
         nonlocal least
         row = hook(state, step)
         if not isinstance(row.get(metric), float):
-            raise unknown("number for the best checkpoint", metric, [key for key, value in row.items() if isinstance(value, float)])
+            numbers = [key for key, value in row.items() if isinstance(value, float)]
+            raise unknown("number for the best checkpoint", metric, numbers)
         if row[metric] < least:
             least = row[metric]
             checkpointer.save(step, state, {metric: least})
@@ -253,6 +255,13 @@ def _set_aside(folder: Path, why: str) -> None:
     folder.rename(target)
 
 
+def _nothing() -> Future:
+    """A save that is over."""
+    done: Future = Future()
+    done.set_result(None)
+    return done
+
+
 def _remove_unfinished(directory: Path) -> None:
     """What Orbax had not finished when its process was killed, or the disk was full: never looked at, but large."""
     for folder in directory.glob("*.orbax-checkpoint-tmp*"):
@@ -277,15 +286,10 @@ def _one_line(directory: Path, step: int | None) -> Iterator[None]:
 
 def _reason(error: BaseException) -> str:
     """The system's own words ('No space left on device') where the error has them, else its first line."""
-    seen: BaseException | None = error
-    text = ""
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.strerror:
-            return seen.strerror
-        text = text + " " + str(seen)
-        seen = seen.__cause__ or seen.__context__
-    if found := re.search(r"\[OS error (?:\d+|\w+)(?:: \w+)?[:\]] *([^\]\n]*)", text):
-        return found[1]
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if found := re.search(r"os_error_code='(\d+)'", str(error)):  # tensorstore's
+        return os.strerror(int(found[1]))
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:120]}"
 
 
@@ -312,13 +316,17 @@ def _read_leaves(folder: Path, stored: dict[str, dict], wanted: dict[str, Any]) 
 
 def _attempt(folder: Path, **items) -> Any:
     ocp = _orbax()
+    found, problem = None, ""
     with _settling_loops():
         try:
             with contextlib.closing(ocp.Checkpointer(ocp.CompositeCheckpointHandler())) as checkpointer:
-                return checkpointer.restore(folder, args=ocp.args.Composite(**items))
+                found = checkpointer.restore(folder, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax, tensorstore and json raise a dozen kinds for a broken file
             line = (str(error).strip() or "no message").splitlines()[0]
-            raise _Damaged(f"{type(error).__name__}: {line[:120]}") from None
+            problem = f"{type(error).__name__}: {line[:120]}"
+    if distributed.anywhere(bool(problem)):  # all processes turn to the same checkpoint
+        raise _Damaged(problem or "another process could not read it")
+    return found
 
 
 @contextlib.contextmanager
@@ -400,13 +408,16 @@ def _shape(leaf: dict[str, Any]) -> jax.ShapeDtypeStruct:
 
 
 def _digests(leaves: dict[str, Any]) -> dict[str, str]:
-    """sha256 of the bytes of each leaf; hashlib lets go of the interpreter, so threads help."""
+    """sha256 of the bytes of each leaf; hashlib lets go of the interpreter, so threads help.
+
+    Leaves are fetched one after the other, in this thread: processes that gather shards must do it in the same order.
+    """
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return dict(zip(leaves, pool.map(_digest, leaves.values()), strict=True))
+        return dict(zip(leaves, pool.map(_digest, map(fetch, leaves.values())), strict=True))
 
 
-def _digest(leaf: Any) -> str:
-    return hashlib.sha256(np.ascontiguousarray(fetch(leaf)).view(np.uint8).data).hexdigest()
+def _digest(leaf: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(leaf).view(np.uint8).data).hexdigest()
 
 
 def _text_digest(body: Any) -> str:
