@@ -1,22 +1,35 @@
-"""What things cost on this machine. So far: what a sampler costs beyond the evaluations of the network.
+"""What things cost on this machine: training, the loop around it, the data, samplers.
 
-python -m experiments.benchmark --config=configs/cifar10.py:vp --samplers='ancestral.ddim;multistep.unipc@karras' --nfe=10
+python -m experiments.benchmark --config=configs/cifar10.py:vp
+python -m experiments.benchmark --configs='configs/mnist.py:vp;configs/cifar10.py:vp' --parts=training,loop --out=then.json
+python -m experiments.benchmark --config=configs/cifar10.py:vp --parts=training --against=then.json
+python -m experiments.benchmark --parts=sampling --samplers='ancestral.ddim;multistep.unipc@karras' --nfe=10
 
-A sampler's overhead is the time of one compiled base.sample against as many bare evaluations in one compiled scan: the same
-network with fresh weights, the same batch, no guidance, no clip. All programs take turns in every round, so that what else the
-machine does strikes them alike; the shortest time counts, and the median is told beside it. On a busy machine the difference of
-two such times is uncertain by some percent. The sampler's own work, timed on a denoiser that costs nothing, is not, though it
-misses what network and steps do to each other. Compilation is timed without the cache on disk.
+Four parts. **training**: the compiled train step alone, on batches that are on the device already. **loop**: a short run of
+the real training loop, every moment of which is counted as step, data, logging, checkpointing or the rest; the step is waited
+for at each call, so nothing that the loop does beside it hides. **data**: the input pipeline alone. **sampling**: one compiled
+base.sample against as many bare evaluations in one compiled scan, the same network with fresh weights, no guidance, no clip;
+and the sampler's own work, timed on a denoiser that costs nothing. Sampling programs take turns in every round, so that what
+else the machine does strikes them alike.
 
-To add a part (training, data): a function (config, settings) -> {'rows', 'columns', 'facts'} in PARTS.
+Data are those of the config if it has data.path or they are embedded; else, or with --shape, noise of the config's shape.
+Compilation is timed without the cache on disk. On a busy machine the difference of two times is uncertain by some percent, and
+from one hour to the next by more than --against can know, which compares with the spread inside the two runs.
+
+To add a part: a function (config, settings) -> {'rows', 'columns', 'facts'} in PARTS; rows have 'config' and 'what' by which
+they are compared, and 'seconds', all that was measured.
 """
 
 from __future__ import annotations
 
+import collections
 import functools
+import itertools
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -59,6 +72,263 @@ def take_turns(programs: Mapping[Any, Callable[[], Any]], rounds: int) -> dict[A
     return seconds
 
 
+def timed(function: Callable[[], Any]) -> float:
+    """Seconds until its results are there."""
+    import jax
+
+    began = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - began
+
+
+def spread(seconds: Sequence[float]) -> float:
+    """How uncertain they are: the distance between the quartiles as a share of the median."""
+    import numpy as np
+
+    low, middle, high = np.quantile(seconds, (0.25, 0.5, 0.75))
+    return float((high - low) / middle)
+
+
+# ---- what is measured on -----------------------------------------------------------------------------------------------------
+
+
+def subject(config, shape: Sequence[int] = (), classes: int = 10):
+    """The data set of the config if it is at hand, else noise of its shape (or of `shape`)."""
+    from diffusion_jax import experiment
+    from diffusion_jax.data import toys
+
+    if not shape and (config.data.path or config.data.name in ("digits", *toys.TOYS)):
+        return experiment.dataset(config)
+    return synthetic(*((tuple(shape), classes) if shape else experiment.data_shape(config)))
+
+
+def synthetic(shape: tuple[int, ...], classes: int, size: int = 50_000):
+    """A data set of noise: `size` images uint8 (fewer where they are large), or points."""
+    import numpy as np
+
+    from diffusion_jax.data import Dataset
+    from diffusion_jax.data.sources import Arrays
+
+    rng, size = np.random.default_rng(0), max(256, min(size, 2 * 10**8 // int(np.prod(shape))))
+    image = rng.integers(256, size=(size, *shape), dtype=np.uint8) if len(shape) == 3 else rng.normal(size=(size, *shape))
+    label = rng.integers(classes, size=size) if classes else None
+    source = Arrays(image if len(shape) == 3 else image.astype(np.float32), label)
+    return Dataset("noise", source, source, tuple(shape), classes, tuple(map(str, range(classes))))
+
+
+def told(config, dataset) -> str:
+    """The model, and what it is fed, in words."""
+    return f"{config.model.name} on {' x '.join(map(str, dataset.image_shape))} ({dataset.name})"
+
+
+# ---- training ----------------------------------------------------------------------------------------------------------------
+
+
+def training(config, settings: Mapping) -> dict:
+    """A row for the compiled step: images a second, MFU, compilation, memory. settings: dataset, repeats."""
+    import jax
+
+    from diffusion_jax import data, experiment, flops
+    from diffusion_jax.training import loop
+
+    dataset, size, k = settings["dataset"], config.data.batch_size, config.training.steps_per_call
+    built = experiment.assemble(config, dataset.image_shape, dataset.num_classes)
+    parts = experiment.training(built)
+    batch = data.batches(dataset.train, batch_size=size, seed=config.seed, rows=parts.runner.rows(size))
+    placed = [parts.runner.put_batch(loop.stack(batch, k)(n), axis=1) for n in range(2)]
+    state = parts.runner.init(parts.init, jax.random.key(config.seed))
+    began = time.perf_counter()
+    traced = parts.step.trace(state, placed[0])
+    work, program = flops.count(traced.jaxpr) / k, traced.lower().compile()
+    cold = time.perf_counter() - began
+    print(f"{settings['config']}: step compiled in {cold:.1f} s", file=sys.stderr, flush=True)
+
+    def call() -> Any:
+        nonlocal state
+        state, numbers = program(state, placed[next(turn) % 2])
+        return state, numbers
+
+    turn = itertools.count()
+    call(), jax.block_until_ready(call())  # the first calls load and touch memory
+    seconds = take_turns({"step": call}, settings["repeats"])["step"]
+    step, (peak, whose) = median(seconds) / k, peak_flops()
+    row = {"config": settings["config"], "what": "step", "batch": size, "seconds": seconds, "images_per_second": size / step,
+           "milliseconds": 1e3 * step, "spread_percent": 100 * spread(seconds), "gflop": work / 1e9,
+           "mfu_percent": 100 * work / (step * peak), "compile_seconds": cold, **memory(program)}  # fmt: skip
+    count = sum(x.size for x in jax.tree.leaves(state.params)) / 1e6
+    facts = (f"{told(config, dataset)}, {count:.2f} million parameters, batch {size}, "
+             f"{config.optimizer.name}. Median of {len(seconds)} calls. MFU: products and convolutions as written, against "
+             f"{peak / 1e12:.3g} TFLOP/s, {whose}.")  # fmt: skip
+    return {"rows": [row], "columns": TRAINING, "facts": facts}
+
+
+TRAINING = {"config": "config", "batch": "batch", "images_per_second": "images/s", "milliseconds": "a step, ms",
+            "spread_percent": "spread, %", "gflop": "GFLOP a step", "mfu_percent": "MFU, %",
+            "compile_seconds": "compile, s", "program_gib": "the step's memory, GiB",
+            "device_gib": "device's peak, GiB", "process_gib": "process's peak, GiB"}  # fmt: skip
+
+
+def memory(program) -> dict[str, float | None]:
+    """GiB: what the compiler says the program holds at once; the device's and the process's peaks so far, where known."""
+    import resource
+
+    import jax
+
+    sizes, stats = program.memory_analysis(), jax.local_devices()[0].memory_stats()
+    held = sizes and (sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+                      + sizes.temp_size_in_bytes)  # fmt: skip
+    unit = 1 if sys.platform == "darwin" else 1024
+    peaks = {"program_gib": held, "device_gib": stats and stats.get("peak_bytes_in_use"),
+             "process_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}  # fmt: skip
+    return {name: size / 2**30 if size else None for name, size in peaks.items()}
+
+
+@functools.cache
+def peak_flops() -> tuple[float, str]:
+    """(FLOP/s of all devices at most, where that comes from): the data sheet, or what a large product reaches here."""
+    import jax
+    import jax.numpy as jnp
+
+    from diffusion_jax import planning
+
+    kind, n = jax.devices()[0].device_kind, 2048
+    known = max((name for name in planning.CHIPS if kind.startswith(name)), key=len, default=None)
+    if known:
+        return planning.CHIPS[known].flops * jax.device_count(), f"{known}'s data sheet in bfloat16"
+    x = jnp.ones((n, n))
+    product = jax.jit(lambda x: x @ x)
+    timed(lambda: product(x))
+    best = min(timed(lambda: product(x)) for _ in range(8))
+    return 2 * n**3 / best * jax.device_count(), f"a float32 product of {n} x {n} on this {kind}"
+
+
+# ---- the loop ----------------------------------------------------------------------------------------------------------------
+
+
+def loop(config, settings: Mapping) -> dict:
+    """A row that says where the time of the training loop goes, at the config's own cadences. settings: dataset, steps.
+
+    The run is shorter than the config's, with three checkpoints at least; what one costs is spread over as many steps as lie
+    between two in the config. Evaluation and samples, which are other programs, are left out.
+    """
+    from experiments import train
+
+    k, dataset = config.training.steps_per_call, settings["dataset"]
+    steps = max(settings["steps"] // (3 * k), 1) * 3 * k
+    short = config.copy_and_resolve_references()
+    short.training.update(steps=steps, eval_every=0, sample_every=0)
+    short.training.checkpoint_every = min(steps // 3, config.training.checkpoint_every or steps)
+    short.training.log_every = min(steps // 3, config.training.log_every or steps)
+    events: dict[str, list] = collections.defaultdict(list)
+    with tempfile.TemporaryDirectory() as folder:
+        train.train(short, str(Path(folder) / "run"), dataset=dataset, fit=watched(events))
+    configured = {"logging": config.training.log_every, "checkpointing": config.training.checkpoint_every}
+    seconds, shares = account(events, k, configured)
+    total = sum(shares.values())
+    row = {"config": settings["config"], "what": "loop", "batch": config.data.batch_size, "seconds": seconds,
+           "milliseconds": 1e3 * total, "images_per_second": config.data.batch_size / total,
+           "outside_percent": 100 * (1 - shares["step"] / total)}  # fmt: skip
+    row |= {f"{name}_percent": 100 * share / total for name, share in shares.items()}
+    facts = (f"{told(config, dataset)}: {steps} steps, a row every {short.training.log_every} and a checkpoint every "
+             f"{short.training.checkpoint_every}, told for every {configured['logging']} and every "
+             f"{configured['checkpointing']}, as configured.")  # fmt: skip
+    return {"rows": [row], "columns": LOOP, "facts": facts}
+
+
+LOOP = {"config": "config", "batch": "batch", "images_per_second": "images/s", "milliseconds": "a step, ms",
+        "outside_percent": "outside the compiled step, %", "data_percent": "waiting for data, %",
+        "logging_percent": "logging, %", "checkpointing_percent": "checkpoints, %", "rest_percent": "the rest, %"}  # fmt: skip
+
+
+def watched(events: dict[str, list]) -> Callable:
+    """loop.fit, which notes (begin, end) of every step, wait for data, row and checkpoint in events[name]."""
+    import jax
+
+    from diffusion_jax.training import loop
+
+    def noted(name: str, function: Callable) -> Callable:
+        def run(*args, **kwargs):
+            began = time.perf_counter()
+            try:
+                return jax.block_until_ready(function(*args, **kwargs)) if name == "step" else function(*args, **kwargs)
+            finally:
+                events[name].append((began, time.perf_counter()))
+
+        return run
+
+    def fit(state, step_fn, batches, *, writer, checkpointer, **options):
+        def feed(start):
+            iterator = iter(batches(start))
+            take = noted("data", lambda: next(iterator, None))
+            while (item := take()) is not None:
+                yield item
+
+        writer = writer._replace(row=noted("logging", writer.row), sync=noted("sync", writer.sync))
+        checkpointer = checkpointer._replace(save=noted("checkpointing", checkpointer.save))
+        options |= {"progress": False}
+        return loop.fit(state, noted("step", step_fn), feed, writer=writer, checkpointer=checkpointer, **options)
+
+    return fit
+
+
+def account(
+    events: Mapping[str, list], steps_per_call: int, cadences: Mapping[str, int]
+) -> tuple[list[float], dict[str, float]]:
+    """(seconds of every call, seconds per step by what they went to), from the second call's end to that of the last event.
+
+    cadences: name -> steps between two such events (0: none), over which the mean of one is spread.
+    """
+    begin, end = events["step"][1][1], max(stop for name in events for _, stop in events[name])
+    inside = {name: [stop - start for start, stop in spans if start >= begin] for name, spans in events.items()}
+    steps, spent = len(inside["step"]) * steps_per_call, {name: sum(seconds) for name, seconds in inside.items()}
+    rest = end - begin - sum(spent.values())
+    shares = {"step": spent["step"] / steps, "data": spent.get("data", 0.0) / steps, "rest": rest / steps}
+    for name, every in cadences.items():
+        total = spent.get(name, 0.0) + (spent.get("sync", 0.0) if name == "checkpointing" else 0.0)  # rows are first on disk
+        shares[name] = total / len(inside[name]) / every if every and inside.get(name) else 0.0
+    return inside["step"], shares
+
+
+# ---- data --------------------------------------------------------------------------------------------------------------------
+
+
+def pipeline(config, settings: Mapping) -> dict:
+    """Rows for the input pipeline alone: batches made on the host, and batches delivered to the device, ahead.
+
+    settings: dataset, repeats, and consumed: images a second of the training step, if that was measured.
+    """
+    import jax
+
+    from diffusion_jax import data, experiment
+
+    dataset, size = settings["dataset"], config.data.batch_size
+    flip = config.data.flip and len(dataset.image_shape) == 3
+    batch = data.batches(dataset.train, batch_size=size, seed=config.seed, flip=flip)
+    alone = min(timed(lambda: batch(step)) for step in range(3))
+    together = max(1, min(200, int(0.2 / alone)))  # batches in one timing, of about 0.2 s
+    rounds = settings["repeats"]
+    count = itertools.count()
+    seconds = {"made": [timed(lambda: [batch(next(count)) for _ in range(together)]) for _ in range(rounds)]}
+    feed = data.prefetch(batch, 0, workers=config.data.get("workers", 0), put=jax.device_put)
+    for _ in range(4):  # start-up, and what is ready already
+        next(feed)
+    seconds["delivered"] = [timed(lambda: [next(feed) for _ in range(together)]) for _ in range(rounds)]
+    feed.close()
+    rows = []
+    for what, times in seconds.items():
+        rate = together * size / median(times)
+        rows.append({"config": settings["config"], "what": what, "batch": size, "seconds": [t / together for t in times],
+                     "images_per_second": rate, "milliseconds": 1e3 * size / rate, "spread_percent": 100 * spread(times),
+                     "multiple": settings["consumed"] and rate / settings["consumed"]})  # fmt: skip
+    facts = (f"{' x '.join(map(str, dataset.image_shape))} ({dataset.name}), {len(dataset.train):,} images, batch {size}, "
+             f"{config.data.get('workers', 0)} workers.")  # fmt: skip
+    return {"rows": rows, "columns": DATA, "facts": facts}
+
+
+DATA = {"config": "config", "what": "batches", "batch": "batch", "images_per_second": "images/s",
+        "milliseconds": "a batch, ms", "spread_percent": "spread, %", "multiple": "times what training consumes"}  # fmt: skip
+
+
 # ---- sampling ----------------------------------------------------------------------------------------------------------------
 
 
@@ -97,7 +367,7 @@ def plans(built, entries: Sequence[str], nfe: int) -> dict:
 def sampling(config, settings: Mapping) -> dict:
     """A row for every sampler: its time, that of the bare evaluations, the overhead in percent, compilation, images a second.
 
-    settings: shape (H, W, C), classes, samplers, nfe, batch_size, repeats.
+    settings: dataset, samplers, nfe, batch_size, repeats.
     """
     import jax
     import numpy as np
@@ -107,7 +377,8 @@ def sampling(config, settings: Mapping) -> dict:
     from diffusion_jax.processes import gaussian
     from diffusion_jax.samplers import base
 
-    built, batch = experiment.assemble(config, settings["shape"], settings["classes"]), settings["batch_size"]
+    dataset, batch = settings["dataset"], settings["batch_size"]
+    built = experiment.assemble(config, dataset.image_shape, dataset.num_classes)
     chosen = plans(built, settings["samplers"], settings["nfe"])
     params = jax.jit(lambda key: experiment.init_params(built, key))(jax.random.key(config.seed))
     keys = generate.seeds_to_keys(range(batch))
@@ -133,7 +404,8 @@ def sampling(config, settings: Mapping) -> dict:
         programs[entry] = _call(entry, cold, entry, whole(plan.sampler, network), args)
         own[entry] = functools.partial(compiled(whole(plan.sampler, nothing), *args)[0], *args)
     alone, seconds = take_turns(own, 3 * settings["repeats"]), take_turns(programs, settings["repeats"])
-    rows = [_row(entry, n, batch, cold[entry], seconds[entry], seconds[n], alone[entry]) for entry, n in count.items()]
+    rows = [{"config": settings["config"], "what": entry, "batch": batch} | _row(
+        entry, n, batch, cold[entry], seconds[entry], seconds[n], alone[entry]) for entry, n in count.items()]  # fmt: skip
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     each = min(min(seconds[n]) / n for n in set(count.values())) / batch
     shape = " x ".join(map(str, built.shape))
@@ -142,7 +414,7 @@ def sampling(config, settings: Mapping) -> dict:
     return {"rows": rows, "columns": COLUMNS, "facts": facts}
 
 
-COLUMNS = {"sampler": "sampler", "evaluations": "NFE", "overhead_percent": "overhead, %",
+COLUMNS = {"config": "config", "sampler": "sampler", "evaluations": "NFE", "overhead_percent": "overhead, %",
            "overhead_median_percent": "of medians, %", "own_percent": "own work, %",
            "milliseconds": "a batch, ms", "bare_milliseconds": "bare, ms",
            "images_per_second": "images/s", "compile_seconds": "compile, s"}  # fmt: skip
@@ -166,9 +438,72 @@ def _row(entry: str, evaluations: int, batch: int, cold: float, whole: list, net
             "images_per_second": batch / min(whole), "seconds": whole, "bare_seconds": network, "own_seconds": own}  # fmt: skip
 
 
+# ---- comparing ---------------------------------------------------------------------------------------------------------------
+
+
+def compare(stored: Mapping, found: Mapping) -> list[dict]:
+    """Rows for all that both runs timed: milliseconds then and now, and whether they differ by more than both spreads."""
+    rows = []
+    for name in PARTS:
+        before = {_key(row): row["seconds"] for row in stored.get(name, {}).get("rows", ()) if "seconds" in row}
+        for row in found.get(name, {}).get("rows", ()):
+            if not (old := before.get(_key(row))):
+                continue
+            change = median(row["seconds"]) / median(old) - 1
+            noise = max(0.02, spread(old) + spread(row["seconds"]))
+            verdict = "the same" if abs(change) <= noise else "slower" if change > 0 else "faster"
+            rows.append({"part": name, "config": row["config"], "what": row["what"], "verdict": verdict,
+                         "before": 1e3 * median(old), "now": 1e3 * median(row["seconds"]), "change_percent": 100 * change,
+                         "noise_percent": 100 * noise})  # fmt: skip
+    return rows
+
+
+COMPARED = {"part": "part", "config": "config", "what": "what", "before": "before, ms", "now": "now, ms",
+            "change_percent": "change, %", "noise_percent": "noise, %", "verdict": "verdict"}  # fmt: skip
+
+
+def _key(row: Mapping) -> tuple:
+    return row["config"], row["what"], row.get("batch"), row.get("evaluations")
+
+
+def differences(stored: Mapping, found: Mapping) -> list[str]:
+    """What else differs between two runs, by their provenance: then a difference of times is not one of the code alone."""
+    names = "cpu", "devices", "versions"
+    pairs = ((name, *(run["provenance"].get(name) or {} for run in (stored, found))) for name in names)
+    return [f"{name}.{key}: {old.get(key)} then, {new.get(key)} now" for name, old, new in pairs for key in sorted(old | new)
+            if old.get(key) != new.get(key)]  # fmt: skip
+
+
 # ---- the command -------------------------------------------------------------------------------------------------------------
 
-PARTS = {"sampling": sampling}
+PARTS = {"training": training, "loop": loop, "data": pipeline, "sampling": sampling}
+
+
+def measure(configs: Mapping[str, Any], parts: Sequence[str], settings: Mapping, keep: Callable[[dict], None]) -> dict:
+    """{part: {'rows', 'columns', 'facts'}} over all configs; keep is called after each part, so that none is lost."""
+    found: dict[str, dict] = {}
+    for title, config in configs.items():
+        own = settings | {"config": title, "dataset": subject(config, settings["shape"], settings["classes"]), "consumed": None}
+        for name in parts:
+            part = PARTS[name](config, own)
+            if name == "training":
+                own["consumed"] = part["rows"][0]["images_per_second"]
+            if name in found:
+                part |= {"rows": found[name]["rows"] + part["rows"], "facts": f"{found[name]['facts']}\n{part['facts']}"}
+            found[name] = part
+            keep(found)
+    return found
+
+
+def chosen_parts(text: str) -> list[str]:
+    """The parts of --parts, in the order of PARTS, so that data knows what training consumes."""
+    from diffusion_jax.errors import unknown
+
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in PARTS:
+            raise unknown("--parts", name, PARTS)
+    return [name for name in PARTS if name in names]
 
 
 def main(config) -> None:
@@ -179,27 +514,46 @@ def main(config) -> None:
 
     FLAGS = flags.FLAGS
     jax.config.update("jax_enable_compilation_cache", False)  # compilation is measured
-    settings = {name: FLAGS[name].value for name in ("classes", "nfe", "batch_size", "repeats")}
+    settings = {name: FLAGS[name].value for name in ("classes", "nfe", "batch_size", "repeats", "steps")}
     settings["samplers"] = [part.strip() for part in FLAGS.samplers.split(";") if part.strip()]
     settings["shape"] = cli.integers("shape", FLAGS.shape)
-    if len(settings["shape"]) not in (1, 3):
+    if len(settings["shape"]) not in (0, 1, 3):
         raise UserError(f"--shape={FLAGS.shape}: write height, width and channels, such as 32,32,3; one number for points")
-    found = {name: part(config, settings) for name, part in PARTS.items()}
-    record = {"settings": settings, "config": config, "provenance": provenance.provenance(config.to_dict(), config.seed)}
-    kept = {name: {key: part[key] for key in ("rows", "facts")} for name, part in found.items()}
-    provenance.save_json(FLAGS.out, kept | record)
+    parts, stored = chosen_parts(FLAGS.parts), provenance.load_json(FLAGS.against) if FLAGS.against else None
+    specs = [spec.strip() for spec in FLAGS.configs.split(";") if spec.strip()]
+    configs = {spec: cli.load_config(spec) for spec in specs} or {SPEC: config}
+    stamp = provenance.provenance({name: one.to_dict() for name, one in configs.items()}, config.seed)
+
+    def keep(found: dict, **more) -> dict:
+        record = {name: {key: part[key] for key in ("rows", "facts")} for name, part in found.items()}
+        record |= {"settings": settings, "configs": configs, "provenance": stamp, **more}
+        provenance.save_json(FLAGS.out, record)
+        return record
+
+    found = measure(configs, parts, settings, keep)
     for name, part in found.items():
         print(f"## {name}\n\n{part['facts']}\n\n{provenance.markdown_table(part['rows'], part['columns'])}")
+    if stored:
+        rows, other = compare(stored, found), differences(stored, keep(found))
+        keep(found, against={"path": FLAGS.against, "rows": rows, "differences": other})
+        print(f"## against {FLAGS.against}\n\n{provenance.markdown_table(rows, COMPARED) if rows else 'nothing in common'}")
+        print("".join(f"not the same machine or software: {line}\n" for line in other), end="")
     print(FLAGS.out)
 
 
+SPEC = next((arg.partition("=")[2] for arg in sys.argv if arg.startswith("--config=")), "configs/cifar10.py:vp")
+
 if __name__ == "__main__":
+    flags.DEFINE_string("configs", "", "instead of --config, several separated by ';'; overrides do not reach them")
+    flags.DEFINE_string("parts", "training,data,sampling", f"with commas: {', '.join(PARTS)}")
     flags.DEFINE_string("samplers", ";".join(SAMPLERS), "specs separated by ';', each with @grid if it wants its own")
     flags.DEFINE_integer("nfe", 10, "network evaluations per image", lower_bound=2)
-    flags.DEFINE_string("shape", "32,32,3", "of an image, height, width and channels; no data are read")
-    flags.DEFINE_integer("classes", 10, "of the data", lower_bound=0)
-    flags.DEFINE_integer("batch_size", 16, "images at once", lower_bound=1)
-    flags.DEFINE_integer("repeats", 20, "rounds in which every program runs once", lower_bound=1)
+    flags.DEFINE_string("shape", "", "noise of this height, width and channels instead of data; by default the config's data")
+    flags.DEFINE_integer("classes", 10, "with --shape", lower_bound=0)
+    flags.DEFINE_integer("batch_size", 16, "images at once, of samplers; training has config.data.batch_size", lower_bound=1)
+    flags.DEFINE_integer("repeats", 20, "how often everything is timed", lower_bound=1)
+    flags.DEFINE_integer("steps", 120, "of the training loop", lower_bound=12)
     flags.DEFINE_string("out", "runs/benchmark.json", "the file of all numbers")
-    sys.argv[1:1] = [] if any(arg.startswith("--config=") for arg in sys.argv) else ["--config=configs/cifar10.py:vp"]
+    flags.DEFINE_string("against", "", "a file that this command wrote before, to compare with")
+    sys.argv[1:1] = [] if any(arg.startswith("--config=") for arg in sys.argv) else [f"--config={SPEC}"]
     cli.launch(main, config="file")
