@@ -7,7 +7,6 @@ Exit status: 0 done, 2 a user's mistake, 75 stopped by a signal with everything 
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
 from pathlib import Path
 from typing import Callable
@@ -18,7 +17,6 @@ from ml_collections import ConfigDict, config_flags
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.training import distributed, runtime
 
-CONFIG_FILE = "config.json"  # in every workdir: the resolved config
 UNFINISHED = 75  # the EX_TEMPFAIL of sysexits.h: a cluster shall run the same command again
 
 # Of every main. On TPU pods, SLURM, Open MPI and Kubernetes they are found out (training/distributed.py).
@@ -46,9 +44,15 @@ def _guard(main, config) -> None:
         with distributed.quiet_others():
             main(config)
     except UserError as error:
-        _fail(error)
+        print(f"error: {error}", file=sys.stderr)
+        distributed.leave(2)
     except KeyboardInterrupt:
-        sys.exit(130)
+        distributed.leave(130)
+    except Exception as error:
+        if (what := distributed.lost(error)) is None:
+            raise
+        print(f"error: {what}", file=sys.stderr)
+        distributed.leave(UNFINISHED)
 
 
 def _join() -> None:
@@ -132,20 +136,9 @@ def _from_workdir(argv: list[str]) -> ConfigDict:
 
 def saved_config(workdir: str) -> ConfigDict:
     """The resolved config of a workdir, locked. UserError where there is none."""
-    path = Path(workdir) / CONFIG_FILE
-    try:
-        return ConfigDict(_tuples(json.loads(path.read_text()))).lock()
-    except FileNotFoundError:
-        raise UserError(f"--workdir={workdir} has no {CONFIG_FILE}; train a model there first (experiments.train)") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is broken ({error}); copy it from another run of the same config") from None
+    from diffusion_jax import workdir as folder
 
-
-def _tuples(value):
-    """JSON has lists where configs have tuples."""
-    if isinstance(value, dict):
-        return {k: _tuples(v) for k, v in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+    return folder.saved_config(workdir)
 
 
 def _check_overrides(argv: list[str], config: ConfigDict) -> None:

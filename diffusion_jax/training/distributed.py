@@ -14,7 +14,9 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import NoReturn
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.training import runtime
@@ -22,7 +24,8 @@ from diffusion_jax.training import runtime
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")  # what jax reads
 OPEN_MPI = "OMPI_MCA_orte_hnp_uri"  # likewise; Open MPI 5 no longer sets it
 TPU = "TPU_ML_PLATFORM"  # set to JAX by `import jax` where it finds TPU chips and libtpu
-SHUTDOWN_TIMEOUT = 30  # seconds that a process that ends waits for the others to end too
+SHUTDOWN_TIMEOUT = 3600  # seconds that a process that is done waits for the others, of which the first may still be writing
+GRACE = 3  # seconds that the first process, where all meet, outlives its own mistake, for the others to tell theirs
 FLAGS = ("coordinator", "num_processes", "process_id")
 
 
@@ -177,6 +180,28 @@ def agreement() -> Callable[[int], int]:
         return answer
 
     return agree
+
+
+def lost(error: Exception) -> str | None:
+    """What to tell where an error of the devices means, in a run of several processes, that another process is gone."""
+    import jax
+
+    if not (jax.distributed.is_initialized() and isinstance(error, jax.errors.JaxRuntimeError)):
+        return None
+    return (f"process {jax.process_index()} of {jax.process_count()} lost another one ({str(error).splitlines()[0][:200]}); "
+            "the same command, on all of them, goes on from the last checkpoint")  # fmt: skip
+
+
+def leave(status: int) -> NoReturn:
+    """End this process. In a run of several without jax's goodbye, which would wait for others that are busy or dead."""
+    import jax
+
+    if not jax.distributed.is_initialized():
+        sys.exit(status)
+    sys.stdout.flush(), sys.stderr.flush()
+    if first():
+        time.sleep(GRACE)
+    os._exit(status)
 
 
 @contextlib.contextmanager
