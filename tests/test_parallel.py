@@ -81,7 +81,7 @@ def train(way, begin):
     held_out = loop.evaluate(evaluation, now.ema["100"], [batch(99)], jax.random.key(7), put_batch=runner.put_batch)
     _, bad = advance(runner.put_state(now), STEPS, 2, poison=STEPS)
     tree = now._replace(key=jax.random.key_data(now.key))
-    return now, jax.device_get((tree, numbers, held_out)), bad["nonfinite"]
+    return now, jax.device_get((tree, numbers, held_out)), {k: v for k, v in bad["nonfinite"].items() if k != "layers"}
 
 
 def main(folder):

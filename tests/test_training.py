@@ -216,9 +216,16 @@ def test_a_nonfinite_step_leaves_the_state_and_names_the_example(trainer, what):
     chex.assert_trees_all_equal(
         (after.params, after.opt_state, after.ema), (before.params, before.opt_state, before.ema)
     )
+    layers, losses, levels = (numbers["nonfinite"].pop(name) for name in ("layers", "losses", "levels"))
+    norms = [np.linalg.norm(leaf) for leaf in jax.tree.leaves(jax.device_get(before.params))]
+    np.testing.assert_allclose(layers["parameter"], norms, rtol=1e-6)
+    np.testing.assert_array_equal(np.isfinite(losses), what == "gradient" or np.arange(BATCH) < 5)
+    np.testing.assert_array_equal(levels, np.arange(BATCH) / 2.0)
+    if what == "gradient":  # that of the one parameter whose root was taken
+        assert [bool(x) for x in np.isfinite(layers["gradient"])] == [True, True, False]
     report = jax.tree.map(float, numbers["nonfinite"])
     if what == "loss":
-        assert report == {"flag": 1, "gradient": 0, "example": 5, "level": 2.5}
+        assert report == {"flag": 1, "gradient": 0, "update": 0, "example": 5, "level": 2.5}
     else:
         assert (report["flag"], report["gradient"], report["example"]) == (1, 1, -1) and np.isnan(report["level"])
 

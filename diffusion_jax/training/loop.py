@@ -11,8 +11,9 @@ any moment, SIGTERM, SIGINT) the final parameters, EMAs, optimizer state and key
    beside the state ('tally') and taken up again, so rows do not depend on where checkpoints fall.
 5. Rows and hooks of step k come before the checkpoint of step k, and rows are on disk before it: whatever survives a
    crash, no row up to a checkpoint's step is missing, and `open_writer(start_step=...)` cuts off those after it.
-6. A step whose loss or gradient is not finite is noticed before any later checkpoint or hook: a saved state is a good
-   one.
+6. A step whose loss, gradient or update is not finite moves nothing, and is noticed before any later checkpoint or hook:
+   a saved state is a good one. What happens then (`on_nonfinite`: stop, skip, or `roll_back`) depends on what a resumed
+   run knows, too: the state, the step, and what the checkpoint holds beside them.
 Not promised: equality across different device counts, steps_per_call or versions of the software (to rounding it
 holds).
 """
@@ -31,10 +32,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.training import checkpoint, distributed, metrics
 from diffusion_jax.training.state import TrainState
 
+ON_NONFINITE = ("stop", "skip", "rollback")
+SKIPS_IN_A_ROW = 10  # a run that is not finite so many times in a row will not recover
+ROLLBACKS_IN_A_ROW = 3  # likewise, to the same checkpoint
+
+Report = Callable[[int, Mapping[str, Any], int | None], None]  # (step, its metrics, step of the last good checkpoint)
 Hook = tuple[int, Callable[[TrainState, int], Mapping[str, Any] | None]]  # (every, fn(state, step) -> a row or None)
 
 
@@ -69,6 +75,9 @@ def fit(
     hooks: Sequence[Hook] = (),
     extra: Mapping[str, Any] | None = None,
     resumed: Mapping[str, Any] | None = None,
+    shift: int = 0,
+    on_nonfinite: str = "stop",
+    report: Report | None = None,
     progress: bool = True,
 ) -> Fitted:
     """Train from state.step to total_steps, or until SIGTERM or SIGINT (on any process), and save. To resume, see above.
@@ -79,14 +88,19 @@ def fit(
     hooks run at multiples of their `every` (0: never) and at the last step; they must not keep the state. extra: JSON
     for checkpoints.
     resumed: the `extra` of the restored checkpoint. A second SIGINT aborts at once.
-    Raises UserError if a cadence is not a multiple of steps_per_call, NonFinite if the loss or gradient is not finite.
+    shift: step k takes the batch of position k + shift (see `roll_back`). on_nonfinite='skip' counts steps that are not finite
+    and goes on, up to SKIPS_IN_A_ROW; otherwise the first is the end, here. report: called at the first of them in a row.
+    Raises UserError if a cadence is not a multiple of steps_per_call, NonFinite if a step that is not finite ends the run.
     """
+    if on_nonfinite not in ON_NONFINITE:
+        raise unknown("value of training.on_nonfinite", on_nonfinite, ON_NONFINITE)
     start = int(state.step)
     cadences = {"total_steps": total_steps, "log_every": log_every, "checkpoint_every": checkpoint_every}
     cadences |= {f"hook {i} every": every for i, (every, _) in enumerate(hooks)} | {"the restored step": start}
     _check_cadences(steps_per_call, cadences)
     bar = metrics.open_progress(total_steps, start=start) if progress else metrics.silent()
-    log = _Log(start, total_steps, batch_size, log_every, writer, bar, checkpointer, (resumed or {}).get("tally"))
+    allowed = SKIPS_IN_A_ROW if on_nonfinite == "skip" else 0
+    log = _Log(start, total_steps, batch_size, log_every, writer, bar, checkpointer, resumed or {}, allowed, report)
     saved = checkpoint.latest_step(checkpointer.directory) if checkpointer else None
 
     def save(step: int) -> None:
@@ -94,16 +108,16 @@ def fit(
         if checkpointer and step != saved:
             if writer:
                 writer.sync()
-            checkpointer.save(step, state, dict(extra or {}) | {"tally": log.tally})
+            checkpointer.save(step, state, dict(extra or {}) | {"tally": log.tally, "in_a_row": log.in_a_row})
             saved = step
 
     step, stop, agree = start, 0, distributed.agreement()
     with _signals() as received, contextlib.closing(bar):
-        feed = iter(batches(start)) if start < total_steps else iter(())
+        feed = iter(batches(start + shift)) if start < total_steps else iter(())
         while step < total_steps and not (stop := agree(received[0] if received else 0)):
             position, batch = next(feed)
-            if position != step:
-                raise RuntimeError(f"the data gave the batch of step {position} where that of step {step} is due")
+            if position != step + shift:
+                raise RuntimeError(f"the data gave the batch of step {position} where that of step {step + shift} is due")
             state, numbers = step_fn(state, batch)
             log.put(step, numbers)
             step += steps_per_call
@@ -121,6 +135,32 @@ def fit(
         if checkpointer:
             checkpointer.wait()
     return Fitted(state, step, signal.Signals(stop) if stop and step < total_steps else None)
+
+
+class Rollback(NamedTuple):
+    """Where a run stands after going back. Plain numbers, for the checkpoint's `extra` (`_asdict`)."""
+
+    to: int | None = None  # the step of the checkpoint it last went back to
+    tries: int = 0  # how often it went back there
+    shift: int = 0  # how far the data are ahead of the steps: step k takes the batch of position k + shift
+
+
+def roll_back(error: NonFinite, now: Rollback, state: TrainState, steps_per_call: int) -> tuple[TrainState, Rollback]:
+    """The run that goes on from `state`, the last good checkpoint's, past the data and the noise of the step that failed.
+
+    The data go on after the call of that step (as Chowdhery et al. 2022, PaLM, section 5.1, did by hand), and the key is
+    folded with the number of tries, which changes all noise from here on. Both depend on the checkpoint and the failed
+    step alone, so a run that is killed and fails there again goes back alike.
+    Raises NonFinite, the error given, after ROLLBACKS_IN_A_ROW to the same checkpoint.
+    """
+    to = int(state.step)
+    tries = now.tries + 1 if now.to == to else 1
+    if tries > ROLLBACKS_IN_A_ROW:
+        line = f"{error}; it had gone back to step {to} {ROLLBACKS_IN_A_ROW} times"
+        raise NonFinite(line, error.step, error.example, error.level) from None
+    after = (error.step // steps_per_call + 1) * steps_per_call
+    key = jax.jit(jax.random.fold_in)(state.key, np.uint32(2**32 - tries))  # steps fold in numbers from 0 up
+    return state._replace(key=key), Rollback(to, tries, now.shift + after - to)
 
 
 def stack(batch: Callable[[int], Any], steps_per_call: int = 1) -> Callable[[int], Any]:
@@ -159,10 +199,12 @@ def evaluate(
 class _Log:
     """Calls whose metrics have not been read yet, and the tally of those that have."""
 
-    def __init__(self, start, total_steps, batch_size, log_every, writer, bar, checkpointer, tally):
+    def __init__(self, start, total_steps, batch_size, log_every, writer, bar, checkpointer, resumed, allowed, report):
         self.total_steps, self.batch_size, self.log_every = total_steps, batch_size, log_every
         self.writer, self.bar, self.checkpointer = writer, bar, checkpointer
-        self.tally = tally or metrics.empty_tally()
+        self.tally = resumed.get("tally") or metrics.empty_tally()
+        self.allowed, self.report = allowed, report  # so many steps in a row may be not finite
+        self.in_a_row = resumed.get("in_a_row", 0)  # so many were
         self.waiting: collections.deque = collections.deque()
         self.began = time.monotonic()
         # when and at which step the current rate began; None before the end of the first call, which compiles
@@ -176,7 +218,10 @@ class _Log:
         while len(self.waiting) > keep:
             step, numbers = self.waiting.popleft()
             numbers = jax.device_get(numbers)
-            self._check(step, numbers["nonfinite"])
+            for i, flag in enumerate(numbers["nonfinite"]["flag"]):
+                self.in_a_row = self.in_a_row + 1 if flag else 0
+                if flag:
+                    self._not_finite(step + i, {name: _at(value, i) for name, value in numbers.items()})
             self.tally = metrics.add(self.tally, numbers)
             step += len(numbers["loss"])
             rate = self._rate(step)
@@ -204,30 +249,41 @@ class _Log:
             return None
         return (step - self.mark[1]) * self.batch_size / max(time.monotonic() - self.mark[0], 1e-9)
 
-    def _check(self, step: int, nonfinite: dict[str, np.ndarray]) -> None:
-        if not np.any(nonfinite["flag"]):
+    def _not_finite(self, step: int, numbers: dict[str, Any]) -> None:
+        """Report the first in a row; raise NonFinite if there were more than are allowed."""
+        if self.in_a_row > 1 and self.in_a_row <= self.allowed:
             return
-        i = int(np.argmax(nonfinite["flag"]))
-        example, level = int(nonfinite["example"][i]), float(nonfinite["level"][i])
+        good = self._last_good()
+        if self.report and self.in_a_row == 1:
+            self.report(step, numbers, good)
+        if self.in_a_row <= self.allowed:
+            return
+        found = numbers["nonfinite"]
+        example, level = int(found["example"]), float(found["level"])
         where = f", example {example} of its batch" if example >= 0 else ""
         where += f", at noise level log-SNR {level:.3f}" if np.isfinite(level) else ", noise level unknown"
-        what = "gradient (the loss is finite)" if nonfinite["gradient"][i] else "loss"
+        what = ("gradient (the loss is finite)" if found["gradient"] else
+                "update (the gradient is finite)" if found["update"] else "loss")  # fmt: skip
+        skipped = f" ({self.allowed} steps in a row were skipped)" if self.allowed else ""
+        saved = ("no checkpoint was kept" if not self.checkpointer else "there is no checkpoint yet" if good is None else
+                 f"the last good checkpoint is '{self.checkpointer.directory / str(good)}'")  # fmt: skip
         raise NonFinite(
-            f"the {what} is not finite at step {step + i}{where}; {self._last_good()}; "
-            "lower optimizer.learning_rate, or clip harder",
-            step + i,
+            f"the {what} is not finite at step {step}{skipped}{where}; {saved}; lower optimizer.learning_rate, or clip harder",
+            step,
             example if example >= 0 else None,
             level if np.isfinite(level) else None,
         )
 
-    def _last_good(self) -> str:
+    def _last_good(self) -> int | None:
         if not self.checkpointer:
-            return "no checkpoint was kept"
+            return None
         self.checkpointer.wait()
-        good = checkpoint.latest_step(self.checkpointer.directory)
-        if good is None:
-            return "there is no checkpoint yet"
-        return f"the last good checkpoint is '{self.checkpointer.directory / str(good)}'"
+        return checkpoint.latest_step(self.checkpointer.directory)
+
+
+def _at(tree: Any, i: int) -> Any:
+    """The i-th step of a call's metrics."""
+    return jax.tree.map(lambda x: x[i], tree)
 
 
 def _check_cadences(steps_per_call: int, cadences: Mapping[str, int]) -> None:

@@ -29,7 +29,15 @@ def empty_tally() -> Tally:
 
 
 def add(tally: Tally, metrics: dict[str, Any]) -> Tally:
-    """The tally with the metrics of one call, numpy arrays (n, ...) for its n steps, summed in float64."""
+    """The tally with the metrics of one call, numpy arrays (n, ...) for its n steps, summed in float64.
+
+    Steps that are not finite are only counted ('skipped'): they moved nothing, and would make every mean NaN.
+    """
+    if (flags := metrics.get("nonfinite", {}).get("flag")) is not None and np.any(flags):
+        good = {key: value for key, value in metrics.items() if key != "nonfinite"}
+        good = _map(lambda x: np.asarray(x)[~np.asarray(flags)], good)
+        tally = tally | {"skipped": tally.get("skipped", 0) + int(np.sum(flags))}
+        return add(tally, good) if len(good["loss"]) else tally
     counted = {key: value for key, value in metrics.items() if key not in ("nonfinite", "loss_by_level")}
     by_level = metrics.get("loss_by_level")
     edges = tally["edges"]
@@ -40,18 +48,22 @@ def add(tally: Tally, metrics: dict[str, Any]) -> Tally:
     if tally["steps"]:
         sums = {key: value + np.asarray(tally["sums"][key]) for key, value in sums.items()}
     steps = tally["steps"] + len(np.asarray(metrics["loss"]))
-    return {"steps": steps, "sums": {key: value.tolist() for key, value in sums.items()}, "edges": edges}
+    return tally | {"steps": steps, "sums": {key: value.tolist() for key, value in sums.items()}, "edges": edges}
 
 
 def row(tally: Tally) -> dict[str, Any]:
-    """The means of a tally: {'loss': .., ..., 'loss_by_level': [mean or None], 'level_edges': [...]}."""
+    """The means of a tally: {'loss': .., ..., 'loss_by_level': [mean or None], 'level_edges': [...]}; 'skipped', if any were."""
     sums = dict(tally["sums"])
     level_sum, level_count = sums.pop("level_sum", None), sums.pop("level_count", None)
     means = {key: value / tally["steps"] for key, value in sums.items()}
     if level_sum is not None:
         means["loss_by_level"] = [s / n if n else None for s, n in zip(level_sum, level_count, strict=True)]
         means["level_edges"] = tally["edges"]
-    return means
+    return means | ({"skipped": tally["skipped"]} if "skipped" in tally else {})
+
+
+def _map(function: Callable, tree: Any) -> Any:
+    return {key: _map(function, value) for key, value in tree.items()} if isinstance(tree, dict) else function(tree)
 
 
 class Writer(NamedTuple):

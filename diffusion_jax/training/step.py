@@ -55,9 +55,8 @@ def make_train_step(
     examples.
     metrics: means over the global batch of 'loss' and of each metric of loss_fn (but 'level'); 'grad_norm' (before
     clipping), 'update_norm', 'param_norm', 'learning_rate' (given a schedule); 'loss_by_level' {'edges' (n + 1,), 'sum'
-    (n,), 'count' (n,)}; 'nonfinite' {'flag', 'gradient', 'example', 'level'}: whether loss or gradient is not finite,
-    whether only the gradient is, and index and noise level of the first example whose loss is not (-1 and NaN where
-    there is none).
+    (n,), 'count' (n,)}; 'nonfinite' (`_nonfinite`): whether the loss, the gradient or the update is not finite, and what is
+    needed to find out why.
     A non-finite step leaves params, opt_state and ema as they were; the step number goes on.
     Raises UserError, when traced, if B is not divisible by accumulate.
     """
@@ -68,20 +67,21 @@ def make_train_step(
         keys = example_keys(jax.random.fold_in(state.key, state.step), size, offset)
         grads, losses, examples = _gradient(loss_fn, state.params, batch, keys, accumulate)
         grads = _mean_over(axis_name, grads)
-        grad_norm = _norm(grads)
 
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         images_seen = state.step.astype(jnp.float32) * (size * devices)
         averages = ema.update(state.ema, params, images_seen, size * devices)
 
-        level = examples.get("level")
-        nonfinite = _nonfinite(losses, level, grad_norm, offset, axis_name)
+        squares = {"parameter": _squares(state.params), "gradient": _squares(grads), "update": _squares(updates)}
+        norms = {kind: jnp.sqrt(jnp.sum(each)) for kind, each in squares.items()}
+        nonfinite = _nonfinite(losses, examples.get("level"), norms, offset, axis_name)
+        nonfinite["layers"] = {kind: jnp.sqrt(each) for kind, each in squares.items()}
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(nonfinite["flag"], b, a), new, old)  # noqa: E731
         metrics = _summary(losses, examples, levels, axis_name) | {
-            "grad_norm": grad_norm,
-            "update_norm": _norm(updates),
-            "param_norm": _norm(params),
+            "grad_norm": norms["gradient"],
+            "update_norm": norms["update"],
+            "param_norm": jnp.sqrt(jnp.sum(_squares(params))),
             "nonfinite": nonfinite,
         }
         if schedule is not None:
@@ -193,26 +193,34 @@ def _summary(losses: Array, examples: dict[str, Array], levels: Levels, axis_nam
     return means | {"loss_by_level": {"edges": np.linspace(low, high, bins + 1, dtype=np.float32)} | sums}
 
 
-def _nonfinite(losses: Array, level: Array | None, grad_norm: Array, offset, axis_name: str | None) -> dict[str, Array]:
+def _nonfinite(losses: Array, level: Array | None, norms: dict[str, Array], offset, axis_name: str | None) -> Metrics:
+    """What is not finite: {'flag': anything, 'gradient': first the gradient, 'update': first the update}; where: {'example',
+    'level'}, index and noise level of the first example whose loss is not (-1 and NaN where there is none); and for
+    all examples of the global batch {'losses' (B,), 'levels' (B,)}. The step adds 'layers', the norm of each leaf of
+    the parameters, the gradient and the update, in the order of the tree.
+    """
     none = jnp.iinfo(jnp.int32).max
     index = offset + jnp.arange(losses.shape[0], dtype=jnp.int32)
     first = jnp.min(jnp.where(jnp.isfinite(losses), none, index))
     first = first if axis_name is None else jax.lax.pmin(first, axis_name)
     found = first < none
     level = jnp.full_like(losses, jnp.nan) if level is None else level
-    level = _sum_over(axis_name, jnp.sum(jnp.where(index == first, level, 0.0)))
-    bad_gradient = ~jnp.isfinite(grad_norm)
+    bad_gradient, bad_update = ~jnp.isfinite(norms["gradient"]), ~jnp.isfinite(norms["update"])
+    whole = lambda x: x if axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)  # noqa: E731
     return {
-        "flag": found | bad_gradient,
+        "flag": found | bad_gradient | bad_update,
         "gradient": bad_gradient & ~found,
+        "update": bad_update & ~bad_gradient & ~found,
         "example": jnp.where(found, first, -1),
-        "level": jnp.where(found, level, jnp.nan),
+        "level": jnp.where(found, _sum_over(axis_name, jnp.sum(jnp.where(index == first, level, 0.0))), jnp.nan),
+        "losses": whole(losses),
+        "levels": whole(level),
     }
 
 
-def _norm(tree: Any) -> Array:
-    """The square root of the sum of all squares, in float32."""
-    return jnp.sqrt(sum(jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)))
+def _squares(tree: Any) -> Array:
+    """The sum of squares of each leaf, in float32: (number of leaves,)."""
+    return jnp.stack([jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)])
 
 
 def _mean_over(axis_name: str | None, tree: Any) -> Any:
