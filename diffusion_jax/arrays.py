@@ -71,7 +71,10 @@ def platform() -> str:
 
 @contextlib.contextmanager
 def compiling_for(platform: str) -> Iterator[None]:
-    """Programs traced inside are for devices of that platform, which need not be here (planning.py)."""
+    """Programs traced inside are for devices of that platform, which need not be here (planning.py).
+
+    For new functions only: jax does not trace a function anew that it has traced on such arguments before.
+    """
     token = _target.set(platform)
     try:
         yield

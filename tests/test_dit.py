@@ -104,7 +104,8 @@ def test_places_are_told_apart_column_first():
     places = np.asarray(dit.places(3, 5, 16)).reshape(3, 5, 16)
     np.testing.assert_array_equal(places[0, :, :8], places[2, :, :8])
     np.testing.assert_array_equal(places[:, 0, 8:], places[:, 4, 8:])
-    np.testing.assert_allclose(places[2, 3, [0, 3, 4, 8, 12]], [np.sin(3), np.sin(3e-3), np.cos(3), np.sin(2), np.cos(2)], rtol=1e-5)
+    some = [np.sin(3), np.sin(3e-3), np.cos(3), np.sin(2), np.cos(2)]
+    np.testing.assert_allclose(places[2, 3, [0, 3, 4, 8, 12]], some, rtol=1e-5)
     assert len(np.unique(places.reshape(15, 16), axis=0)) == 15
 
 

@@ -22,8 +22,10 @@ from experiments import cli, train
 
 ROOT = Path(__file__).parent.parent
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3),
-          "svhn_cropped": (32, 32, 3), "celeb_a": (64, 64, 3), "toy": (2,)}  # fmt: skip
-SIZES = {"digits": ("",), "toy": ("",)}
+          "svhn_cropped": (32, 32, 3), "celeb_a": (64, 64, 3), "toy": (2,), "imagenet256_latent": (32, 32, 4)}  # fmt: skip
+SIZES = {"digits": ("",), "toy": ("",), "imagenet256_latent": (",S",)}
+SMALL = {"unet.UNet": dict(width=8, multipliers=(1,), attention=(), head_width=8), "mlp.MLP": dict(width=8, blocks=1),
+         "dit.DiT": dict(width=8, depth=1, heads=1)}  # fmt: skip
 
 
 @pytest.mark.parametrize("file", sorted(p.stem for p in (ROOT / "configs").glob("[!_]*.py") if p.stem != "base"))
@@ -48,10 +50,7 @@ def small(config, **training):
     config.training.update({"steps": 8, "log_every": 2, "eval_every": 4, "sample_every": 8, "checkpoint_every": 4} | training)
     config.optimizer.warmup = 2
     config.sampler.nfe = 3
-    if config.model.name == "unet.UNet":
-        config.model.update(width=8, multipliers=(1,), attention=(), head_width=8)
-    else:
-        config.model.update(width=8, blocks=1)
+    config.model.update(SMALL[config.model.name])
     return config
 
 

@@ -57,6 +57,15 @@ def splits(name: str, data_dir: str, image_size: int, channels: int) -> tuple[So
     return mapped(train, one, kept), mapped(test, one, kept), kept, classes, names
 
 
+def described(name: str, data_dir: str, image_size: int, channels: int) -> tuple[tuple[int, ...], int]:
+    """(image_shape, num_classes) as TFDS describes a set, which need not be prepared. Raises NotFound."""
+    features = dict(_builder(name, default_dir(data_dir)).info.features)
+    if "image" not in features or (None in features["image"].shape and not image_size):
+        raise UserError(f"data.name={name} does not say how large its images are; set data.image_size, to 64 say")
+    classes = getattr(features.get("label"), "num_classes", None) or 0
+    return transforms.fitted_shape(tuple(features["image"].shape), image_size, channels), classes
+
+
 def _uint8(name: str, image: np.ndarray) -> np.ndarray:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
         raise UserError(f"data.name={name} has images of {image.dtype} {image.shape}; uint8 (H, W, 1 or 3) is needed")
