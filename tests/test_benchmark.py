@@ -145,6 +145,29 @@ def test_the_pipeline_is_measured_made_and_delivered(points):
         assert row["images_per_second"] == pytest.approx(8 / np.median(row["seconds"])) == row["multiple"] * 1e-3
 
 
+def test_several_configs_share_tables_and_nothing_is_lost(points, monkeypatch):
+    """Each part is kept as soon as it is there; data are told what training consumed, of the same config."""
+    kept, seen = [], []
+
+    def fake(name):
+        def part(config, settings):
+            seen.append((name, settings["config"], settings["consumed"], settings["dataset"].name))
+            row = {"config": settings["config"], "what": name, "images_per_second": config.data.batch_size}
+            return {"rows": [row], "columns": {}, "facts": settings["config"]}
+
+        return part
+
+    monkeypatch.setattr(benchmark, "PARTS", {"training": fake("training"), "data": fake("data")})
+    other = points.copy_and_resolve_references()
+    other.data.batch_size = 7
+    found = benchmark.measure({"a": points, "b": other}, ["training", "data"], {"shape": [2], "classes": 0},
+                              lambda found: kept.append(sum(len(part["rows"]) for part in found.values())))  # fmt: skip
+    assert seen == [("training", "a", None, "noise"), ("data", "a", 32, "noise"),
+                    ("training", "b", None, "noise"), ("data", "b", 7, "noise")]  # fmt: skip
+    assert [row["config"] for row in found["data"]["rows"]] == ["a", "b"] and found["data"]["facts"] == "a\nb"
+    assert kept == [1, 2, 3, 4]
+
+
 # ---- comparing ---------------------------------------------------------------------------------------------------------------
 
 
