@@ -88,10 +88,11 @@ class LabelEmbedding(nn.Module):
 
 
 class ConditionEmbedding(nn.Module):
-    """MLP(features of c_noise) + row of the label: what every block of a network is told.
+    """MLP(features of c_noise) + row of the label + a linear map of the text: what every block of a network is told.
 
-    (B,), dict -> (B, width) float32. DDPM's appendix B for the noise level; ADM for the class (Dhariwal & Nichol
-    2021, section 3). num_classes 0: labels are ignored. c_noise may be a scalar.
+    (B,), dict, (B, D) -> (B, width) float32. DDPM's appendix B for the noise level; ADM for the class (Dhariwal & Nichol
+    2021, section 3). num_classes 0: labels are ignored. text: its pooled vector (GLIDE, Nichol et al. 2022, section 3), or
+    None. c_noise may be a scalar.
     """
 
     features: int
@@ -102,7 +103,7 @@ class ConditionEmbedding(nn.Module):
     label_init: nn.initializers.Initializer = nn.initializers.normal(1.0)
 
     @nn.compact
-    def __call__(self, c_noise: Array, cond: dict, batch: int) -> Array:
+    def __call__(self, c_noise: Array, cond: dict, batch: int, text: Array | None = None) -> Array:
         if self.noise_features not in NOISE_FEATURES:
             raise unknown("noise embedding", self.noise_features, NOISE_FEATURES)
         c_noise = jnp.broadcast_to(jnp.asarray(c_noise, jnp.float32), (batch,))
@@ -111,4 +112,6 @@ class ConditionEmbedding(nn.Module):
         h = nn.Dense(self.width, kernel_init=self.noise_init, name="noise_2")(jax.nn.silu(h))
         if self.num_classes:
             h = h + LabelEmbedding(self.num_classes, self.width, self.label_init, name="label")(cond.get("label"), batch)
+        if text is not None:
+            h = h + nn.Dense(self.width, kernel_init=KERNEL_INIT, name="text")(text)
         return h

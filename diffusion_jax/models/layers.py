@@ -18,9 +18,10 @@ from diffusion_jax.types import Array
 ZERO_INIT = nn.initializers.zeros_init()
 
 
-def attention(q: Array, k: Array, v: Array, impl: str = "auto") -> Array:
-    """softmax(q k^T / sqrt(D)) v per head (Vaswani et al. 2017, eq. 1). q, k, v, result: (B, T, heads, D).
+def attention(q: Array, k: Array, v: Array, impl: str = "auto", mask: Array | None = None) -> Array:
+    """softmax(q k^T / sqrt(D)) v per head (Vaswani et al. 2017, eq. 1). q, result: (B, T, heads, D); k, v: (B, S, heads, D).
 
+    mask: (B, S) bool, which keys there are, at least one of each example; None: all.
     impl 'fused' is jax.nn.dot_product_attention, with cuDNN's flash kernel where the GPU has one for this type and
     width (that kernel has no forward-mode derivative); 'plain' is einsum, which has one (jvp) and is about twice as
     fast on CPU; 'auto' is plain on CPU and fused elsewhere.
@@ -30,14 +31,16 @@ def attention(q: Array, k: Array, v: Array, impl: str = "auto") -> Array:
         impl = "plain" if arrays.platform() == "cpu" else "fused"
     if impl not in implementations:
         raise unknown("attention_impl", impl, ["auto", *implementations])
-    return implementations[impl](q, k, v)
+    return implementations[impl](q, k, v, mask)
 
 
-def _plain_attention(q: Array, k: Array, v: Array) -> Array:
+def _plain_attention(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
     scale = q.shape[-1] ** -0.5
     q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q * scale, k, v))  # (B, heads, T, D)
     wide = jnp.promote_types(q.dtype, jnp.float32)
     logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=wide)
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None, :], logits, -jnp.inf)
     # The result does not depend on what is subtracted, so neither does its derivative.
     p = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
     out = jnp.einsum("bhqk,bhkd->bhqd", p.astype(v.dtype), v, preferred_element_type=wide)
@@ -45,7 +48,9 @@ def _plain_attention(q: Array, k: Array, v: Array) -> Array:
     return jnp.swapaxes(out, 1, 2).astype(v.dtype)
 
 
-def _fused_attention(q: Array, k: Array, v: Array) -> Array:
+def _fused_attention(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+    if mask is not None:  # a text: so few keys that no flash kernel is missed
+        return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None, :])
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if _cudnn_fits(q) else None)
 
 
@@ -154,12 +159,7 @@ class AttentionBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         b, height, width, c = x.shape
-        head_width = min(c, self.head_width or c)
-        heads = c // head_width
-        if c % head_width:
-            raise UserError(
-                f"head_width={self.head_width} does not divide the {c} channels of an attention; use a divisor, or None"
-            )
+        heads = count_heads(c, self.head_width)
         h = group_norm(x, "norm").reshape(b, height * width, c)
         init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")  # fan_avg would see 3c outputs
         qkv = product(nn.Dense(3 * c, kernel_init=init, dtype=self.dtype, name="qkv")(h))
@@ -167,6 +167,40 @@ class AttentionBlock(nn.Module):
         h = attention(q, k, v, self.impl).reshape(b, height, width, c)
         h = nn.Dense(c, kernel_init=ZERO_INIT, dtype=self.dtype, name="project")(h)
         return ((x + h) * self.skip_scale).astype(self.dtype)
+
+
+class CrossAttentionBlock(nn.Module):
+    """skip_scale (x + project(attention(query(norm(x)), key(states), value(states)))): pixels look at a text.
+
+    (B, H, W, C), states (B, L, D), mask (B, L) -> (B, H, W, C), by Rombach et al. 2022, section 3.3. mask: which states there
+    are, at least one. The projection starts at zero, and the other fields are those of AttentionBlock.
+    """
+
+    head_width: int | None = 64
+    skip_scale: float = 1.0
+    impl: str = "auto"
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Array, states: Array, mask: Array) -> Array:
+        b, height, width, c = x.shape
+        heads = count_heads(c, self.head_width)
+        h = group_norm(x, "norm").reshape(b, height * width, c)
+        q = product(nn.Dense(c, kernel_init=KERNEL_INIT, dtype=self.dtype, name="query")(h))
+        k = product(nn.Dense(c, kernel_init=KERNEL_INIT, dtype=self.dtype, name="key")(states))
+        v = product(nn.Dense(c, kernel_init=KERNEL_INIT, dtype=self.dtype, name="value")(states))
+        q, k, v = (a.reshape(b, a.shape[1], heads, c // heads) for a in (q, k, v))
+        h = attention(q, k, v, self.impl, mask).reshape(b, height, width, c)
+        h = nn.Dense(c, kernel_init=ZERO_INIT, dtype=self.dtype, name="project")(h)
+        return ((x + h) * self.skip_scale).astype(self.dtype)
+
+
+def count_heads(channels: int, head_width: int | None) -> int:
+    """How many heads of `head_width` channels (None, or fewer channels: one); UserError unless it divides."""
+    head_width = min(channels, head_width or channels)
+    if channels % head_width:
+        raise UserError(f"head_width={head_width} does not divide the {channels} channels of an attention; use a divisor, or None")
+    return channels // head_width
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------

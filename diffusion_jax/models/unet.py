@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.models import layers
 from diffusion_jax.models.embeddings import ConditionEmbedding
+from diffusion_jax.models.text import Text, Told
 from diffusion_jax.types import Array, Cond
 
 
@@ -16,12 +17,14 @@ class UNet(nn.Module):
     """F(x, c_noise, cond): (B, H, W, C), (B,), dict -> (B, H, W, C) float32. Exactly 0 at init.
 
     x is already scaled by the caller; c_noise is the noise level in about [0, 1] or [-2, 2]. cond is None or a dict
-    with 'label' (B,) integers, where num_classes (and no label at all) means "no class", and 'concat' (B, H, W,
-    extra_channels). H and W must be multiples of stem * 2^(levels - 1); C is x's own. train=True turns dropout on:
+    with 'label' (B,) integers, where num_classes (and no label at all) means "no class", 'concat' (B, H, W,
+    extra_channels), and what `text` reads. H and W must be multiples of stem * 2^(levels - 1); C is x's own. train=True turns dropout on:
     pass rngs={'dropout': key}. Raises UserError for sizes and options that do not fit, while tracing.
 
     num_classes: 0 is an unconditional network, which ignores labels; else a learned row per class and one for "no
       class".
+    text: reads a caption out of cond (models/text.py). Its states are looked at by cross-attention, with a mask, after each
+      self-attention; its pooled vector is told with the noise level. None: captions are ignored.
     stem: 2 packs each 2 x 2 block of pixels into channels before the first convolution and unpacks it after the last
       (Shi et al. 2016): a quarter of the work at some loss of detail. 1 is none.
     width: channels of the first level; DDPM 128, ADM 192 to 256.
@@ -49,6 +52,7 @@ class UNet(nn.Module):
     """
 
     num_classes: int = 0
+    text: Text | None = None
     stem: int = 1
     width: int = 128
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
@@ -72,15 +76,16 @@ class UNet(nn.Module):
         self._check(x, cond)
         channels = x.shape[-1] * (2 if self.learn_variance else 1)
         told = ConditionEmbedding(self.width, 4 * self.width, self.num_classes, self.noise_embedding, name="condition")
-        told = told(c_noise, cond, x.shape[0])
+        text = self.text(cond, x.shape[0]) if self.text else None
+        told = told(c_noise, cond, x.shape[0], text and text.pooled)
         if self.extra_channels:
             x = jnp.concatenate([x, cond["concat"].astype(x.dtype)], axis=-1)
         h = layers.conv(self.width, dtype=self.dtype, name="first")(layers.space_to_depth(x, self.stem))
-        h, skips = self._down(h, told, train)
+        h, skips = self._down(h, told, text, train)
         h = self._residual(h, told, train, h.shape[-1], "middle_1")
-        h = self._attention(h, "middle_attention")
+        h = self._attention(h, text, "middle_attention")
         h = self._residual(h, told, train, h.shape[-1], "middle_2")
-        h = self._up(h, skips, told, train)
+        h = self._up(h, skips, told, text, train)
         h = jax.nn.silu(layers.group_norm(h, "last_norm"))
         h = layers.conv(channels * self.stem**2, zero=True, name="last")(h)  # float32
         return layers.depth_to_space(h, self.stem).astype(jnp.float32)
@@ -90,32 +95,36 @@ class UNet(nn.Module):
         options = dict(scale_shift=self.scale_shift, dropout=self.dropout, skip_scale=self.skip_scale, dtype=self.dtype)
         return block(channels, resample, **options, name=name)(h, told, train)
 
-    def _attention(self, h: Array, name: str) -> Array:
-        block = layers.rematerialised(layers.AttentionBlock, self.remat)
-        return block(self.head_width, self.skip_scale, self.attention_impl, self.dtype, name=name)(h)
+    def _attention(self, h: Array, text: Told | None, name: str) -> Array:
+        options = self.head_width, self.skip_scale, self.attention_impl, self.dtype
+        h = layers.rematerialised(layers.AttentionBlock, self.remat)(*options, name=name)(h)
+        if text is None:
+            return h
+        block = layers.rematerialised(layers.CrossAttentionBlock, self.remat)
+        return block(*options, name=f"{name}_text")(h, text.states, text.mask)
 
-    def _down(self, h: Array, told: Array, train: bool) -> tuple[Array, list[Array]]:
+    def _down(self, h: Array, told: Array, text: Told | None, train: bool) -> tuple[Array, list[Array]]:
         """The way down: the smallest feature map, and every map that the way up will see again."""
         skips = [h]
         for level, multiplier in enumerate(self.multipliers):
             for i in range(self.blocks):
                 h = self._residual(h, told, train, self.width * multiplier, f"down_{level}_{i}")
                 if h.shape[1] in self.attention:
-                    h = self._attention(h, f"down_{level}_{i}_attention")
+                    h = self._attention(h, text, f"down_{level}_{i}_attention")
                 skips.append(h)
             if level < len(self.multipliers) - 1:
                 h = self._resample(h, told, train, "down", f"down_{level}_half")
                 skips.append(h)
         return h, skips
 
-    def _up(self, h: Array, skips: list[Array], told: Array, train: bool) -> Array:
+    def _up(self, h: Array, skips: list[Array], told: Array, text: Told | None, train: bool) -> Array:
         """The way up, which takes the feature maps of the way down in reverse."""
         for level, multiplier in reversed(list(enumerate(self.multipliers))):
             for i in range(self.blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = self._residual(h, told, train, self.width * multiplier, f"up_{level}_{i}")
                 if h.shape[1] in self.attention:
-                    h = self._attention(h, f"up_{level}_{i}_attention")
+                    h = self._attention(h, text, f"up_{level}_{i}_attention")
             if level > 0:
                 h = self._resample(h, told, train, "up", f"up_{level}_double")
         return h
