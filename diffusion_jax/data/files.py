@@ -102,15 +102,19 @@ def _npz_split(path: str, archive: dict[str, np.ndarray], image_key: str, label_
     return images, labels.reshape(-1)
 
 
+def held_out(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of (train, test) in a set of this size that is not split: 90 / 10 by a fixed permutation."""
+    order = np.argsort(np.random.Philox(np.random.SeedSequence(0)).random_raw(size), kind="stable")
+    held = max(1, size // 10)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
 def _held_out(path: str, images: np.ndarray, labels: np.ndarray | None) -> tuple[Split, Split]:
     if len(images) < 2:
         raise UserError(
             f"data.path={path} holds one image; at least two are needed, one to train on and one to test with"
         )
-    order = np.argsort(np.random.Philox(np.random.SeedSequence(0)).random_raw(len(images)), kind="stable")
-    held = max(1, len(images) // 10)
-    rows = np.sort(order[held:]), np.sort(order[:held])
-    train, test = ((images[r], None if labels is None else labels[r]) for r in rows)
+    train, test = ((images[r], None if labels is None else labels[r]) for r in held_out(len(images)))
     return train, test
 
 

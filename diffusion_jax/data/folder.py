@@ -1,4 +1,4 @@
-"""A folder of images: sub-folders are labels, any size, grey or colour.
+"""A folder of images: sub-folders are labels, any size, grey or colour; with captions, if they are asked for.
 
 What is checked when. The header of every file is read at the start (about 0.2 ms each): it gives size and
 colour and finds files that are no images. A split that fits in memory is also decoded at the start, so every corrupt
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
-from diffusion_jax.data import transforms
+from diffusion_jax.data import captions, transforms
 from diffusion_jax.data.sources import Arrays, Lazy, Source, held_in_memory, parallel
 from diffusion_jax.errors import UserError
 
@@ -39,8 +39,10 @@ class Header(NamedTuple):
     grey: bool
 
 
-def splits(path: str, image_size: int, channels: int, limit_bad: int) -> tuple[Source, Source, tuple, int, tuple]:
-    """(train, test, image_shape, num_classes, class_names). limit_bad: -1 is a tenth of the files, from 1 to 100."""
+def splits(
+    path: str, image_size: int, channels: int, limit_bad: int, captioned: bool = False
+) -> tuple[Source, Source, tuple, int, tuple, tuple]:
+    """(train, test, image_shape, num_classes, class_names, captions). limit_bad: -1 is a tenth of the files, from 1 to 100."""
     root = Path(path).expanduser()
     if not root.is_dir():
         raise UserError(f"data.path={path} is not a folder; data.name=folder wants a folder of images")
@@ -54,9 +56,18 @@ def splits(path: str, image_size: int, channels: int, limit_bad: int) -> tuple[S
         raise UserError(f"data.path={path}: no image of the {'test' if parts[0] else 'train'} split is readable")
     shape = _shape(path, headers[0] | headers[1], image_size, channels)
     names = _class_names(path, *parts)
-    sources = [_source(part, names, shape, image_size, unreadable) for part in parts]
+    texts, numbers = (), [None, None]
+    if captioned:
+        roots = [_root(part[0]) for part in parts]
+        texts, numbers = captions.numbered(*captions.beside_images(path, roots, [[f.path for f in part] for part in parts]))
+    sources = [_source(part, names, shape, image_size, unreadable, n) for part, n in zip(parts, numbers)]
     unreadable.report()
-    return *sources, shape, len(names), names
+    return *sources, shape, len(names), names, texts
+
+
+def _root(file: File) -> Path:
+    """The folder of a file's split."""
+    return file.path.parents[len(Path(file.name).parts) - 1]
 
 
 def default_limit(total: int) -> int:
@@ -190,7 +201,14 @@ def decode(file: Path, image_size: int, channels: int) -> np.ndarray:
         return transforms.to_array(transforms.fit_pil(image.convert(transforms.MODES[channels]), image_size), channels)
 
 
-def _source(files: list[File], names: tuple[str, ...], shape: tuple, image_size: int, unreadable: Unreadable) -> Source:
+def _source(
+    files: list[File],
+    names: tuple[str, ...],
+    shape: tuple,
+    image_size: int,
+    unreadable: Unreadable,
+    numbers: np.ndarray | None,
+) -> Source:
     labels = np.array([names.index(f.label) for f in files], np.int32) if names else None
 
     def image(i: int) -> np.ndarray | None:
@@ -207,14 +225,15 @@ def _source(files: list[File], names: tuple[str, ...], shape: tuple, image_size:
         kept = [i for i, x in enumerate(images) if x is not None]
         if not kept:
             raise UserError(f"data.path={unreadable.path}: no image of a split is readable")
-        return Arrays(np.stack([images[i] for i in kept]), None if labels is None else labels[kept])
+        return Arrays(np.stack([images[i] for i in kept]), *(None if x is None else x[kept] for x in (labels, numbers)))
 
     def example(i: int) -> dict:
         for j in range(i, i + unreadable.limit + 1):
             x = image(j % len(files))
             unreadable.report()
             if x is not None:
-                return {"image": x} | ({} if labels is None else {"label": labels[j % len(files)]})
+                columns = {"label": labels, "caption": numbers}
+                return {"image": x} | {k: column[j % len(files)] for k, column in columns.items() if column is not None}
         raise UserError(
             f"data.path={unreadable.path}: {unreadable.limit + 1} unreadable images in a row from {files[i].path}"
         )

@@ -25,7 +25,7 @@ from diffusion_jax.data import transforms
 from diffusion_jax.data.sources import Source
 from diffusion_jax.errors import UserError
 
-SHUFFLE, FLIP = 0, 1  # independent random streams
+SHUFFLE, FLIP, CAPTION = 0, 1, 2  # independent random streams
 
 
 def batches(
@@ -44,7 +44,8 @@ def batches(
     n = process_count), in which every epoch is a fresh permutation of all examples: the processes' rows, in order, are
     the batch of one process. rows: positions in the batch to hold instead (`Runner.rows`: where a mesh spreads the examples
     otherwise than by process). 'label' is absent where the set has none. flip mirrors an example left-right with
-    probability 1/2, drawn anew for each example and epoch.
+    probability 1/2, drawn anew for each example and epoch, and so is which of its captions an example is told with, where the
+    source has captions (captions.Told), whose entries are in the batch then.
     Raises UserError if batch_size is not a positive multiple of process_count. A batch may be larger than the set.
     """
     import grain
@@ -62,11 +63,11 @@ def batches(
     def chosen(position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         number, offset = np.divmod(position, size)
         parts = [(_epoch(seed, int(e), size), offset[number == e]) for e in np.unique(number)]
-        return tuple(np.concatenate([columns[k][o] for columns, o in parts]) for k in (SHUFFLE, FLIP))
+        return tuple(np.concatenate([columns[k][o] for columns, o in parts]) for k in (SHUFFLE, FLIP, CAPTION))
 
-    def read(choice: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
-        index, mirrored = choice
-        batch = source.rows(index)
+    def read(choice: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
+        index, mirrored, phrase = choice
+        batch = _rows(source, index, phrase)
         if flip:
             batch["image"][mirrored] = batch["image"][mirrored][:, :, ::-1]
         return batch
@@ -77,15 +78,22 @@ def batches(
     return pipeline.__getitem__
 
 
+def _rows(source: Source, index: np.ndarray, phrase: np.ndarray) -> dict[str, np.ndarray]:
+    """Examples with what the network is told of their captions, if the source has any."""
+    batch = source.rows(index)
+    return source.told(batch, phrase) if hasattr(source, "told") else batch
+
+
 def _network_types(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return batch | {"image": transforms.normalise(batch["image"])}
 
 
 @functools.lru_cache(maxsize=4)
-def _epoch(seed: int, number: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(the order of the examples, which of them are mirrored) in one epoch."""
+def _epoch(seed: int, number: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(the order of the examples, which of them are mirrored, and a number that chooses a caption) in one epoch."""
     order = np.argsort(_bits(seed, number, SHUFFLE, size), kind="stable")
-    return order, (_bits(seed, number, FLIP, size) & 1).astype(bool)
+    phrase = (_bits(seed, number, CAPTION, size) >> np.uint64(33)).astype(np.int32)  # from 0 to 2^31 - 1
+    return order, (_bits(seed, number, FLIP, size) & 1).astype(bool), phrase
 
 
 def _bits(seed: int, epoch: int, stream: int, size: int) -> np.ndarray:
@@ -207,9 +215,9 @@ def sequential(
     """The split once, in order, as batches like those of `batches` (this process's rows), for the held-out loss.
 
     Every batch is full, so that one compiled function serves all: the examples beyond the last full batch are left out,
-    and a split smaller than one batch is repeated to fill it.
+    and a split smaller than one batch is repeated to fill it. Of several captions it is the first.
     """
     held = _held(batch_size, process_index, process_count) if rows is None else rows
     for first in range(0, max(len(source) - batch_size, 0) + 1, batch_size):
         index = first + held
-        yield _network_types(source.rows(index % len(source)))
+        yield _network_types(_rows(source, index % len(source), np.zeros(len(index), np.int32)))

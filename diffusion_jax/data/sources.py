@@ -1,6 +1,7 @@
 """Sources: random access to examples. source[i] -> {'image', 'label'}; source.rows(indices) -> the same, stacked.
 
-An image is (H, W, C) uint8 (a point of a 2-D toy: (2,) float32), a label an int32 scalar, absent where there is none.
+An image is (H, W, C) uint8 (a point of a 2-D toy: (2,) float32), a label an int32 scalar, absent where there is none. Where
+captions were asked for there is also 'caption' (captions.py).
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ class Source(Protocol):
 
 
 class Arrays:
-    """A split in memory. image: (N, ...); label: (N,) or None."""
+    """A split in memory. image: (N, ...); label: (N,) or None; caption: (N, K), see captions.py, or None."""
 
-    def __init__(self, image: np.ndarray, label: np.ndarray | None = None):
-        self.columns = {"image": image} | ({} if label is None else {"label": np.asarray(label, np.int32)})
+    def __init__(self, image: np.ndarray, label: np.ndarray | None = None, caption: np.ndarray | None = None):
+        numbers = {name: np.asarray(x, np.int32) for name, x in (("label", label), ("caption", caption)) if x is not None}
+        self.columns = {"image": image} | numbers
 
     def __len__(self) -> int:
         return len(self.columns["image"])
@@ -75,7 +77,7 @@ class Cached:
         with _reading:
             if self.memory is None:
                 columns = self.source.rows(np.arange(len(self.source)))
-                self.memory, self.source = Arrays(columns["image"], columns.get("label")), None
+                self.memory, self.source = Arrays(**columns), None
             return self.memory
 
     def __len__(self) -> int:
