@@ -168,6 +168,7 @@ def prefetch(
 def _in_processes(batch: Callable[[int], Any], start: int, stop: int | None, depth: int, workers: int) -> Iterator[Any]:
     """batch(start), batch(start + 1), ..., by grain's workers: worker i makes every workers-th, from start + i."""
     import grain
+    import jax
     from absl import flags
 
     if not flags.FLAGS.is_parsed():  # grain asks for flags of its own, also where no main has read a command line
@@ -180,7 +181,7 @@ def _in_processes(batch: Callable[[int], Any], start: int, stop: int | None, dep
     try:
         for step in itertools.count(start):
             try:
-                yield next(iterator)
+                made = next(iterator)
             except StopIteration:
                 return
             except RuntimeError as error:
@@ -190,6 +191,8 @@ def _in_processes(batch: Callable[[int], Any], start: int, stop: int | None, dep
                     f"a data worker died before step {step} ({str(error).split('. ')[0]}); is memory short? "
                     f"use fewer than data.workers={workers} (0: none); the same command goes on from the last checkpoint"
                 ) from None
+            # out of the shared memory, which jax on a CPU would otherwise hold on to instead of copying
+            yield jax.tree.map(lambda x: np.array(x) if isinstance(x, np.ndarray) else x, made)
     finally:
         iterator.close()
 
