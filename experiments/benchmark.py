@@ -217,6 +217,8 @@ def loop(config, settings: Mapping) -> dict:
     steps = max(settings["steps"] // (3 * k), 1) * 3 * k
     short = config.copy_and_resolve_references()
     short.training.update(steps=steps, eval_every=0, sample_every=0)
+    if "best" in short.training:
+        short.training.best = ""  # what would choose it is not measured
     short.training.checkpoint_every = min(steps // 3, config.training.checkpoint_every or steps)
     short.training.log_every = min(steps // 3, config.training.log_every or steps)
     events: dict[str, list] = collections.defaultdict(list)
