@@ -140,13 +140,13 @@ def card(config: Any, where: Target, *, hbm: float | None = None) -> dict[str, A
     found["model_flops"] = found["flops"] if _remat(config) == "none" else _model_flops(config, where)
     found |= dict.fromkeys(("memory", "collectives", "traffic", "compile_seconds", "refused", "roofline"))
     if hbm and found["state_bytes_per_device"] > hbm:
-        needs = f"the state alone needs {found['state_bytes_per_device'] / GIB:.2f} of {hbm / GIB:.2f} GiB"
+        needs = f"the state alone needs {_gib(found['state_bytes_per_device'])} of {_gib(hbm)}"
         return found | {"fits": False, "refused": needs}
     began = time.perf_counter()
     try:
         compiled = _compile(traced)
     except Refused as no:
-        needs = f"needs {no.needs / GIB:.2f} of {no.of / GIB:.2f} GiB; the compiler: " if no.needs else ""
+        needs = f"needs {_gib(no.needs)} of {_gib(no.of)}; the compiler: " if no.needs else ""
         return found | {"fits": False, "refused": f"{needs}{no}", "compile_seconds": time.perf_counter() - began}
     found |= {"compile_seconds": time.perf_counter() - began} | _read(compiled, len(where.devices), steps)
     found["fits"] = found["memory"]["total"] <= hbm if hbm else None
