@@ -61,12 +61,13 @@ def open_checkpoints(
     keep: int | None = 3,
     keep_every: int | None = None,
     after: int | None = None,
-    aside: str = "damaged",
+    aside: str | None = "damaged",
 ) -> Checkpointer:
     """A writer of checkpoints. keep: the last so many stay (None: all), besides those at multiples of keep_every.
 
-    after: the step that was restored (None: a fresh start). Newer checkpoints are those that restore passed over; they are
-    renamed STEP.damaged (or as `aside` says), so that their steps can be saved again. What a killed save left is removed.
+    after: the step that was restored (None: a fresh start). Newer checkpoints are the damaged ones that restore passed over;
+    they are renamed STEP.damaged, so that their steps can be saved again. aside=None: they are of another course, and are
+    removed. What a killed save left is removed, too.
     Raises UserError if the directory cannot be written; a save that failed raises it, too, at the next save, wait or close.
     """
     ocp = _orbax()
@@ -76,7 +77,7 @@ def open_checkpoints(
         if jax.process_index() == 0:
             for step in _steps(directory):
                 if after is None or step > after:
-                    _set_aside(directory / str(step), aside)
+                    _set_aside(directory / str(step), aside) if aside else shutil.rmtree(directory / str(step))
             _remove_unfinished(directory)
     except OSError as error:
         raise UserError(f"cannot write checkpoints to '{directory}': {error.strerror}") from error
@@ -93,7 +94,7 @@ def open_checkpoints(
             meta = {"body": body, "sha256": _text_digest(body)}
             items = ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(meta))
             if not manager.save(step, args=items):
-                raise UserError(f"step {step} was not saved to '{directory}': a checkpoint of the same or a later step is there")
+                raise UserError(f"step {step} was not saved to '{directory}': one of the same or a later step is there")
             if alone:
                 manager.wait_until_finished()
 
@@ -131,7 +132,8 @@ def keep_best(
 ) -> Callable[[Any, int], Mapping[str, Any]]:
     """The hook of a training loop, which now also saves the state where its row's `metric` is the smallest so far.
 
-    checkpointer: of a folder of its own, with keep=1. The smallest so far is read from there, so that it outlives the process.
+    checkpointer: of a folder of its own, with keep=1 and aside=None: what comes after the restored step comes again. The
+    smallest so far is read from there, so that it outlives the process.
     Raises UserError if the row has no such number.
     """
     least = math.inf

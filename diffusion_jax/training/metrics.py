@@ -52,7 +52,7 @@ def add(tally: Tally, metrics: dict[str, Any]) -> Tally:
 
 
 def row(tally: Tally) -> dict[str, Any]:
-    """The means of a tally: {'loss': .., ..., 'loss_by_level': [mean or None], 'level_edges': [...]}; 'skipped', if any were."""
+    """The means of a tally, {'loss': .., ..., 'loss_by_level': [mean or None], 'level_edges': [...]}; 'skipped', if any."""
     sums = dict(tally["sums"])
     level_sum, level_count = sums.pop("level_sum", None), sums.pop("level_count", None)
     means = {key: value / tally["steps"] for key, value in sums.items()}
@@ -91,12 +91,12 @@ def open_writer(directory: str | os.PathLike, *, start_step: int = 0, tensorboar
         if events:
             for key, value in {**values, **(timing or {})}.items():
                 if isinstance(value, (int, float)):
-                    events.add_scalar(key, value, step)
+                    events.scalar(step, key, value)
 
     def images(step: int, name: str, batch: np.ndarray) -> None:
         if events:
             batch = batch if batch.shape[-1] == 3 else np.repeat(batch[..., :1], 3, axis=-1)
-            events.add_images(name, batch, step, dataformats="NHWC")
+            events.images(step, name, batch)
 
     def sync() -> None:
         file.flush()
@@ -207,7 +207,28 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _events(directory: Path, start_step: int):
-    from tensorboardX import SummaryWriter
+class _Events(NamedTuple):
+    scalar: Callable[[int, str, float], None]
+    images: Callable[[int, str, np.ndarray], None]
+    flush: Callable[[], None]
+    close: Callable[[], None]
 
-    return SummaryWriter(str(directory), purge_step=start_step + 1)
+
+def _events(directory: Path, start_step: int) -> _Events:
+    """TensorBoard's file, without the thread of tensorboardX's SummaryWriter: on a full disk that dies, and all wait for it."""
+    from tensorboardX import event_file_writer, summary
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    directory.mkdir(parents=True, exist_ok=True)
+    file = event_file_writer.EventsWriter(str(directory / "events"), f".{os.getpid()}.{start_step}")
+
+    def add(step: int, **what) -> None:
+        file.write_event(Event(wall_time=time.time(), step=step, **what))
+
+    add(start_step + 1, session_log=SessionLog(status=SessionLog.START))  # what a run that died wrote from here on is void
+    return _Events(
+        lambda step, name, value: add(step, summary=summary.scalar(name, value)),
+        lambda step, name, batch: add(step, summary=summary.image(name, batch, dataformats="NHWC")),
+        file.flush,
+        file.close,
+    )

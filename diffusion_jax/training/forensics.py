@@ -1,0 +1,114 @@
+"""What a step that is not finite leaves behind, WORKDIR/nonfinite/step_N, so that it can be understood and repeated.
+
+report.json    every number: losses, noise levels and times of the batch, norms layer by layer, and where a replay begins
+report.md      the same for reading          batch.npz    the batch
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.provenance import atomic_path, load_json, markdown_table, save_json
+from diffusion_jax.training.sharding import path_name
+
+FOLDER = "nonfinite"
+MOST = 10  # reports a run may leave
+SHOWN = 20  # examples in report.md
+
+
+def names(tree: Any) -> list[str]:
+    """The path of every leaf, in the order of 'layers' in the metrics of a step."""
+    return [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def full(workdir: str | os.PathLike) -> bool:
+    """Whether the run has left as many reports as it may."""
+    return len(list((Path(workdir) / FOLDER).glob("step_*"))) >= MOST
+
+
+def write(
+    workdir: str | os.PathLike,
+    step: int,
+    numbers: Mapping[str, Any],
+    *,
+    times: Sequence[float],
+    batch: Mapping[str, np.ndarray],
+    layers: Sequence[str],
+    key: Sequence[int],
+    shift: int,
+    checkpoint: int | None,
+) -> str:
+    """Write the report of a step; returns the command that repeats it.
+
+    numbers: the metrics of that step (training/step.py). times: t of each example. batch: whole, on the host. layers: `names`
+    of the parameters. A replay begins at `checkpoint` (None: the fresh state) with the words of its key, and takes for
+    step k the batch of position k + shift (`loop.roll_back`).
+    """
+    found = numbers["nonfinite"]
+    losses = np.asarray(found["losses"])
+    bad = np.flatnonzero(~np.isfinite(losses)).tolist()
+    report = {
+        "step": step,
+        "what": "gradient" if found["gradient"] else "update" if found["update"] else "loss",
+        "command": f"python -m experiments.repro --workdir={workdir} --step={step}",
+        "start": {"checkpoint": checkpoint, "key": list(key), "shift": shift},
+        "examples": bad,
+        "losses": losses,
+        "log_snr": found["levels"],
+        "t": times,
+        "layers": layers,
+        "norms": found["layers"],
+    }
+    folder = Path(workdir) / FOLDER / f"step_{step}"
+    with atomic_path(folder / "batch.npz") as temporary:
+        np.savez(temporary, **batch)
+    with atomic_path(folder / "report.md") as temporary:
+        temporary.write_text(_text(report), encoding="utf-8")
+    save_json(folder / "report.json", report)
+    return report["command"]
+
+
+def read(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
+    """The report of a step. UserError, naming those there are, where there is none."""
+    path = Path(workdir) / FOLDER / f"step_{step}" / "report.json"
+    if not path.exists():
+        steps = sorted(int(p.parent.name.removeprefix("step_")) for p in path.parents[1].glob("step_*/report.json"))
+        have = ", ".join(map(str, steps)) or "none: every step of this run was finite"
+        raise UserError(f"--step={step}: there is no report of it in '{path.parents[1]}'; there are: {have}")
+    return load_json(path)
+
+
+def same(report: Mapping[str, Any], numbers: Mapping[str, Any]) -> bool:
+    """Whether a step's metrics are those of the report, bit for bit."""
+    found = numbers["nonfinite"]
+    pairs = [(report["losses"], found["losses"]), *((report["norms"][kind], found["layers"][kind]) for kind in report["norms"])]
+    return all(np.array_equal(np.float32(a), np.float32(b), equal_nan=True) for a, b in pairs)
+
+
+def layer_table(report: Mapping[str, Any]) -> str:
+    """A table of the norms of each layer's parameters, gradient and update."""
+    rows = [{"layer": name} | {kind: norms[i] for kind, norms in report["norms"].items()}
+            for i, name in enumerate(report["layers"])]  # fmt: skip
+    return markdown_table(rows, {"layer": "leaf", "parameter": "|parameter|", "gradient": "|gradient|", "update": "|update|"})
+
+
+def _text(report: Mapping[str, Any]) -> str:
+    start, examples = report["start"], report["examples"]
+    begin = "the fresh state" if start["checkpoint"] is None else f"checkpoint {start['checkpoint']}"
+    shown = examples[:SHOWN] or range(min(SHOWN, len(report["losses"])))
+    rows = [{"example": i, "loss": report["losses"][i], "log_snr": report["log_snr"][i], "t": report["t"][i]} for i in shown]
+    many = f"{len(examples)} of {len(report['losses'])} examples have a loss that is not finite"
+    return "\n".join([
+        f"# The {report['what']} is not finite at step {report['step']}", "",
+        f"{many}{f'; the first {SHOWN} are' if len(examples) > SHOWN else ''}.", "",
+        f"To repeat it, from {begin}: `{report['command']}`", "",
+        markdown_table(rows, {"example": "example", "log_snr": "log-SNR", "t": "t", "loss": "loss"}),
+        layer_table(report),
+    ])  # fmt: skip
