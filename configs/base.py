@@ -62,7 +62,14 @@ def base() -> ConfigDict:
     training.eval_every = 500  # held-out loss; 0: never
     training.sample_every = 500  # a grid of samples; 0: never
     training.checkpoint_every = 500
-    training.keep = 3  # checkpoints kept
+    training.keep = 3  # checkpoints kept: the last so many,
+    training.keep_every = 0  # those at multiples of so many steps (0: none),
+    training.best = ""  # and the best by a number of the held-out rows, the smallest 'eval_loss'; '': none
+    # When a loss or gradient is not finite. The step itself moves nothing, under each of them, and the first leaves a report.
+    # stop: the run ends, the last good checkpoint is named. skip: go on with the next batch; the rows count the steps skipped;
+    # ten in a row end the run. rollback: go on from the last checkpoint with other noise and with the data after that
+    # step; three in a row from one checkpoint end the run. All are exact: a run killed and resumed does the same.
+    training.on_nonfinite = "stop"
     config.parallel = "jit"  # jit (a mesh) or pmap
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: fill
 
@@ -74,6 +81,7 @@ def base() -> ConfigDict:
     sampler.noise = "independent"  # brownian: one Brownian path per image, whatever the grid and the NFE
     sampler.clip = "static"  # x0-hat kept in [-1, 1]: static, dynamic (Imagen) or none
     sampler.ema = ""  # which weights: an EMA ('5k', 'power_0.05', 'post_hoc(0.12)'), 'params', or '' for the longest half-life
+    sampler.checkpoint = ""  # '': the newest; best: that of training.best
     sampler.batch_size = 256
     return config
 

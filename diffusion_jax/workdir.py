@@ -5,11 +5,17 @@
     metrics.jsonl    one row per log interval      tensorboard/     the same as events
     samples/         grids drawn while training        grids/           times placed for the model, by experiments.optimize_grid
     ema_snapshots/   power EMAs, for those of other lengths (training/post_hoc.py)
+    checkpoints_best/  that of the smallest config.training.best    nonfinite/    reports of steps (training/forensics.py)
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,14 +23,15 @@ import jax
 from ml_collections import ConfigDict
 
 from diffusion_jax import experiment, provenance
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.experiment import Experiment
 from diffusion_jax.training import checkpoint, distributed, post_hoc, sharding
 from diffusion_jax.types import Params
 
 # A resumed run may change these; any other difference would make it another run.
 FREE = ("sampler.", "training.steps", "training.log_every", "training.eval_every", "training.sample_every",
-        "training.checkpoint_every", "training.keep", "ema.snapshot_every", "model.remat", "parallel", "mesh.",
+        "training.checkpoint_every", "training.keep", "training.best", "training.on_nonfinite", "ema.snapshot_every",
+        "model.remat", "parallel", "mesh.",
         "data.path", "data.data_dir", "data.workers")  # fmt: skip
 
 
@@ -50,6 +57,47 @@ def prepare(workdir: str | Path, config: ConfigDict, dataset) -> Path:
     return workdir
 
 
+@contextlib.contextmanager
+def locked(workdir: str | Path) -> Iterator[None]:
+    """Nobody else trains in this folder while the block runs (the first process looks after that).
+
+    Raises UserError, telling who does, if somebody else does already, or if the folder cannot be written.
+    """
+    if not distributed.first():
+        yield
+        return
+    path = Path(workdir).absolute() / ".lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
+    with file:  # the system lets go of the lock when the file is closed, also when the process is killed
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(f"--workdir={workdir} is in use by {file.read().strip() or 'another process'}; "
+                            "wait for it, stop it, or use another --workdir") from None  # fmt: skip
+        except OSError:  # a file system without locks; and on NFS those of some servers do not reach other hosts
+            pass
+        with one_line(workdir):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def one_line(workdir: str | Path) -> Iterator[None]:
+    """What the file system refuses (no space left, a file that is gone, ...) as a UserError."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{error.strerror}" + (f": '{error.filename}'" if error.filename else "") if error.strerror else str(error)
+        raise UserError(f"{what}; when that is mended, the same command goes on from the last checkpoint") from error
+
+
 def _same(workdir: Path, old: dict, new: dict) -> None:
     old, new = dict(_leaves(old)), dict(_leaves(new))
     changed = [k for k in sorted(old | new) if old.get(k) != new.get(k) and not k.startswith(FREE)]
@@ -61,6 +109,16 @@ def _same(workdir: Path, old: dict, new: dict) -> None:
 def _leaves(tree: dict, prefix: str = ""):
     for key, value in tree.items():
         yield from _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+
+
+def _checkpoints(workdir: Path, config: ConfigDict) -> Path:
+    """The folder that config.sampler.checkpoint means."""
+    chosen = config.sampler.get("checkpoint", "")
+    if chosen not in ("", "best"):
+        raise unknown("config.sampler.checkpoint", chosen, ["best"])
+    if chosen and checkpoint.latest_step(workdir / "checkpoints_best") is None:
+        raise UserError(f"{workdir} has no best checkpoint; train with --config.training.best=eval_loss to keep it")
+    return workdir / ("checkpoints_best" if chosen else "checkpoints")
 
 
 class Trained(NamedTuple):
@@ -88,5 +146,5 @@ def load(workdir: str | Path, config: ConfigDict, mesh=None) -> Trained:
         params = sharding.put(made.params, mesh) if mesh else made.params
         return Trained(built, params, made.step, config.sampler.ema, data)
     which = experiment.weights_name(config)
-    restored = checkpoint.restore_params(workdir / "checkpoints", None if which == "params" else which, template=template)
+    restored = checkpoint.restore_params(_checkpoints(workdir, config), None if which == "params" else which, template=template)
     return Trained(built, restored.state, restored.step, which, data)

@@ -30,10 +30,55 @@ def train(config, workdir: str, *, dataset=None, fit=None) -> bool:
     key = jax.random.key(config.seed)
     template = parts.runner.template(parts.init, key)  # traces the network: what does not fit fails here, before anything is written
     experiment.plan(built), experiment.weights_name(config)  # likewise what only sampling will need
-    root = folder.prepare(workdir, config, dataset)
-    distributed.barrier("workdir")
-    restored = checkpoint.restore(root / "checkpoints", template)
-    state = restored.state if restored else parts.runner.init(parts.init, key)
+    with folder.locked(workdir), folder.one_line(workdir):
+        root = folder.prepare(workdir, config, dataset)
+        distributed.barrier("workdir")
+        failed = None
+        while True:
+            begin = _begin(config, parts, template, root, failed)
+            try:
+                ended = _attempt(built, parts, dataset, root, *begin, fit=fit or loop.fit)
+                break
+            except loop.NonFinite as error:
+                if config.training.on_nonfinite != "rollback":
+                    raise
+                failed = error.with_traceback(None), begin[-1]  # (or the traceback would keep the state in memory)
+        if distributed.first():
+            plotting.loss_curve(metrics.read_rows(root / "metrics.jsonl"), root / "loss.png")
+    if ended.stopped_by:
+        print(f"{ended.stopped_by.name}: saved at step {ended.step} of {config.training.steps}; "
+              "the same command goes on from there", file=sys.stderr)  # fmt: skip
+    return not ended.stopped_by
+
+
+def _begin(config, parts, template, root, failed):
+    """(state, what was restored, Rollback) to begin with: the newest checkpoint's, or fresh ones.
+
+    failed: (the error, the Rollback) of a step that was not finite, after which the run goes back to the last checkpoint that
+    it makes in any case; those of a run that was told to stop are passed over, so that stopping changes nothing.
+    """
+    import jax
+
+    from diffusion_jax.training import checkpoint, loop
+
+    every = (failed and config.training.checkpoint_every) or 1
+    restored = checkpoint.restore(root / "checkpoints", template, multiple_of=every)
+    state = restored.state if restored else parts.runner.init(parts.init, jax.random.key(config.seed))
+    rollback = loop.Rollback(**restored.extra.get("rollback", {})) if restored else loop.Rollback()
+    if failed:
+        state, rollback = loop.roll_back(*failed, state, config.training.steps_per_call)
+        print(f"{failed[0]}; going back to step {rollback.to} for the {rollback.tries}. time", file=sys.stderr)
+    return state, restored, rollback
+
+
+def _attempt(built, parts, dataset, root, state, restored, rollback, *, fit):
+    """Train from `state` to the end, to a signal, or to a step that is not finite."""
+    import jax
+
+    from diffusion_jax import data, provenance
+    from diffusion_jax.training import checkpoint, distributed, loop, metrics, post_hoc
+
+    config, shift = built.config, rollback.shift
     start, steps, k = int(state.step), config.training.steps, config.training.steps_per_call
     count = sum(x.size for x in jax.tree.leaves(state.params))
     print(f"{root}: {count:,} parameters, {len(dataset.train):,} images {dataset.image_shape}, {jax.device_count()} device(s); "
@@ -45,27 +90,63 @@ def train(config, workdir: str, *, dataset=None, fit=None) -> bool:
 
     def batches(start):
         put = lambda b: parts.runner.put_batch(b, axis=1)  # noqa: E731
-        return ((n * k, b) for n, b in data.prefetch(calls, start // k, steps // k, put=put, workers=config.data.workers))
+        stop = (steps + shift) // k
+        return ((n * k, b) for n, b in data.prefetch(calls, start // k, stop, put=put, workers=config.data.workers))
 
     with (
         contextlib.closing(metrics.open_writer(root, start_step=start) if distributed.first() else metrics.no_writer()) as writer,
         contextlib.closing(checkpoint.open_checkpoints(
-            root / "checkpoints", keep=config.training.keep, after=restored and restored.step)) as checkpointer,
+            root / "checkpoints", keep=config.training.keep, keep_every=config.training.keep_every,
+            after=restored and restored.step, aside=None if rollback.to == start else "damaged")) as checkpointer,
+        _best(config, root, restored) as keep_best,
     ):  # fmt: skip
-        hooks = [(config.training.eval_every, _held_out(built, parts, dataset)),
+        hooks = [(config.training.eval_every, keep_best(_held_out(built, parts, dataset))),
                  (config.training.sample_every, _grid(built, parts, dataset, root, writer)),
                  (len(config.ema.powers) and config.ema.snapshot_every,
                   post_hoc.saver(root / "ema_snapshots", config.ema.powers))]  # fmt: skip
-        ended = (fit or loop.fit)(
+        return fit(
             state, parts.step, batches, total_steps=steps, batch_size=config.data.batch_size, steps_per_call=k,
             log_every=config.training.log_every, checkpoint_every=config.training.checkpoint_every, checkpointer=checkpointer,
-            writer=writer, hooks=hooks, extra=provenance.load_json(root / "provenance.json"),
-            resumed=restored and restored.extra)  # fmt: skip
-    if distributed.first():
-        plotting.loss_curve(metrics.read_rows(root / "metrics.jsonl"), root / "loss.png")
-    if ended.stopped_by:
-        print(f"{ended.stopped_by.name}: saved at step {ended.step} of {steps}; the same command goes on from there", file=sys.stderr)
-    return not ended.stopped_by
+            writer=writer, hooks=hooks, extra=provenance.load_json(root / "provenance.json") | {"rollback": rollback._asdict()},
+            resumed=restored and restored.extra, shift=shift, on_nonfinite=config.training.on_nonfinite,
+            report=_reporter(built, dataset, root, state, shift))  # fmt: skip
+
+
+@contextlib.contextmanager
+def _best(config, root, restored):
+    """hook -> the hook that also keeps the best state by config.training.best, if that is wanted."""
+    from diffusion_jax.training import checkpoint
+
+    if not config.training.best:
+        yield lambda hook: hook
+        return
+    with contextlib.closing(checkpoint.open_checkpoints(
+            root / "checkpoints_best", keep=1, after=restored and restored.step, aside=None)) as checkpointer:  # fmt: skip
+        yield lambda hook: checkpoint.keep_best(hook, config.training.best, checkpointer)
+
+
+def _reporter(built, dataset, root, state, shift):
+    """What the loop does at a step that is not finite: leave a report, and tell the command that repeats the step."""
+    import jax
+    import numpy as np
+
+    from diffusion_jax import data
+    from diffusion_jax.processes import gaussian
+    from diffusion_jax.training import distributed, forensics
+
+    config, key, layers = built.config, np.asarray(jax.random.key_data(state.key)).tolist(), forensics.names(state.params)
+
+    def report(step, numbers, good):
+        if not distributed.first() or forensics.full(root):
+            return
+        batch = data.batches(dataset.train, batch_size=config.data.batch_size, seed=config.seed, flip=config.data.flip)
+        times = gaussian.time_of_logsnr(built.process, numbers["nonfinite"]["levels"])
+        command = forensics.write(root, step, numbers, times=times, batch=batch(step + shift), layers=layers, key=key,
+                                  shift=shift, checkpoint=good)  # fmt: skip
+        print(f"step {step} is not finite: see {root}/{forensics.FOLDER}/step_{step}/report.md; to repeat it: {command}",
+              file=sys.stderr)  # fmt: skip
+
+    return report
 
 
 def _held_out(built, parts, dataset):
