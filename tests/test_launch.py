@@ -237,7 +237,7 @@ def test_every_cluster_starts_a_saved_run_again(tmp_path):
 # ---- a real SLURM ----
 
 TINY = {"model.width": 8, "model.multipliers": "(1,)", "model.attention": "()", "model.head_width": 8, "data.batch_size": 16,
-        "training.steps": 300, "training.log_every": 10, "training.checkpoint_every": 10,
+        "training.steps": 200, "training.log_every": 10, "training.checkpoint_every": 10,
         "training.eval_every": 0, "training.sample_every": 0}  # fmt: skip
 
 
@@ -344,14 +344,14 @@ def test_slurm_trains_with_two_tasks_and_a_job_cancelled_or_requeued_goes_on(slu
     ends(submit(alone), alone)
     assert "2 device(s); starting" in Path(f"{alone}.out").read_text()
     assert provenance.load_json(alone / "provenance.json")["devices"]["processes"] == 2
-    assert [row["step"] for row in rows(alone)] == list(range(10, 301, 10))  # one file, one row per step: the first task writes
+    assert [row["step"] for row in rows(alone)] == list(range(10, 201, 10))  # one file, one row per step: the first task writes
 
     first = submit(stopped)
     reaches(stopped, 20)
     slurm("scancel", first)
     wait(lambda: state(first) == "CANCELLED", 60, "scancel")
     saved = checkpoint.latest_step(stopped / "checkpoints")
-    assert 20 <= saved < 300
+    assert 20 <= saved < 200
     second = submit(stopped)
     reaches(stopped, saved // 10 * 10 + 30)
     slurm("scontrol", "requeue", second)
