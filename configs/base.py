@@ -77,7 +77,8 @@ def base() -> ConfigDict:
     sampler.name = "ancestral.ddim"
     sampler.grid = "uniform"
     sampler.nfe = 50  # network evaluations per image
-    sampler.guidance = 1.0  # classifier-free guidance scale; 1: none, and half the work
+    sampler.guidance = 1.0  # scale of the guidance; 1: none, and half the work
+    sampler.guide = "cfg()"  # which guidance: cfg, interval, autoguidance, classifier (diffusion_jax/guides.py)
     sampler.noise = "independent"  # brownian: one Brownian path per image, whatever the grid and the NFE
     sampler.clip = "static"  # x0-hat kept in [-1, 1]: static, dynamic (Imagen) or none
     sampler.ema = ""  # which weights: an EMA ('5k', 'power_0.05', 'post_hoc(0.12)'), 'params', or '' for the longest half-life

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import arrays, data, guidance, parameterization, targets
+from diffusion_jax import arrays, data, guidance, guides, parameterization, targets
 from diffusion_jax.build import Family, build
 from diffusion_jax.errors import UserError, unknown
-from diffusion_jax.models import dit, mlp, unet
+from diffusion_jax.models import classifier, dit, mlp, unet
 from diffusion_jax.objectives import denoising, elbo, times, weighting
 from diffusion_jax.objectives.base import Objective
 from diffusion_jax.parameterization import Parameterization
@@ -32,7 +32,8 @@ OBJECTIVES = Family("objective", (denoising, elbo, times, weighting), ("Objectiv
 SAMPLERS = Family("sampler", (ancestral, ode, singlestep, multistep, adaptive, sde, corrector), ("Sampler",), ("Corrector",))
 GRIDS = Family("grid", (grids,), ("Array",))
 TARGETS = Family("target", (targets,), ("Target",))
-MODELS = Family("model", (unet, mlp, dit), ("class",))
+GUIDES = Family("guidance", (guides,), ("Guide",))
+MODELS = Family("model", (unet, mlp, dit, classifier), ("class",))
 
 CLIPS = ("none", "static", "dynamic")
 NOISES = {"independent": base.independent, "brownian": base.brownian}
@@ -49,19 +50,37 @@ class Experiment(NamedTuple):
     objective: Objective
     model: nn.Module
     grids: Path | None = None  # the folder where this model's own grids are (experiments.optimize_grid)
+    guide: guides.Guide = guides.cfg()
+    others: tuple[tuple[Experiment, Params], ...] = ()  # the other trained networks that the guide needs, in its order
 
 
-def assemble(config, shape: tuple[int, ...], num_classes: int = 0) -> Experiment:
-    """Build every component that the config names. Raises UserError, with the key, for a name or an argument that does not exist."""
+def assemble(config, shape: tuple[int, ...], num_classes: int = 0, load: Callable | None = None) -> Experiment:
+    """Build every component that the config names. Raises UserError, with the key, for a name or an argument that does not exist.
+
+    load(other: guides.Other) -> (Experiment, Params): how guidance gets at other trained networks (workdir.load).
+    """
     num_classes = num_classes if config.conditional else 0
     process = build(PROCESSES, config.process)
     options = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in config.model.items() if k != "name"}
-    return Experiment(
+    return guided_by(config.sampler.get("guide", "cfg()"), Experiment(
         config, tuple(shape), num_classes, process,
         build(PARAMETERIZATIONS, config.parameterization),
         build(OBJECTIVES, config.objective, process),
         build(MODELS, config.model.name, num_classes=num_classes, **options),
-    )  # fmt: skip
+    ), load)  # fmt: skip
+
+
+def guided_by(spec: str, experiment: Experiment, load: Callable | None = None) -> Experiment:
+    """The experiment with the guide of this spec. load: see assemble. UserError for a guide that cannot serve this model."""
+    guide = build(GUIDES, spec)
+    if guide.needs and load is None:
+        raise UserError(f"config.sampler.guide={spec} needs other trained networks; it serves commands on a trained --workdir")
+    others = tuple(load(other) for other in guide.needs)
+    for other, (found, _) in zip(guide.needs, others):
+        if (found.shape, found.config.process) != (experiment.shape, experiment.config.process):
+            raise UserError(f"config.sampler.guide={spec}: {other.workdir} is for {found.shape} under {found.config.process}, "
+                            f"this model for {experiment.shape} under {experiment.config.process}")  # fmt: skip
+    return experiment._replace(guide=guide, others=others)
 
 
 def dataset(config) -> data.Dataset:
@@ -131,18 +150,44 @@ def loss_fn(experiment: Experiment) -> Callable:
     return loss
 
 
+def classifier_loss_fn(experiment: Experiment) -> Callable:
+    """As loss_fn, for a noise-conditional classifier: -log p(label | x_t), with x_t as the config's objective draws it; 'accuracy'."""
+
+    def loss(params: Params, batch, keys: Key, train: bool):
+        noised = experiment.objective.draw(arrays.fold_in(keys, 0), batch["image"])
+        rngs = {"dropout": jax.random.fold_in(keys[0], 2)} if train else None
+        log_p = jax.nn.log_softmax(logits(experiment, params)(noised.x_t, noised.t, train=train, rngs=rngs))
+        own = jnp.take_along_axis(log_p, batch["label"][:, None], 1)[:, 0]
+        right = (jnp.argmax(log_p, 1) == batch["label"]).astype(jnp.float32)
+        return -own, {"level": gaussian.logsnr(experiment.process, noised.t), "accuracy": right}
+
+    return loss
+
+
 # ---- sampling -------------------------------------------------------------------------------------------------------------
 
 
-def denoiser(experiment: Experiment, params: Params, *, scale: Array | None = None, clip: str = "static") -> Denoise:
-    """The trained network as a Denoise, with classifier-free guidance (scale; None: none) and thresholding (clip).
+class Ensemble(NamedTuple):
+    """The parameters of a model and of the networks that guide it, to be traced together. Without it, others are constants."""
 
-    clip: 'static' keeps x0-hat in [-1, 1], 'dynamic' is Imagen's, 'none' leaves it.
+    own: Params
+    others: tuple[Params, ...]
+
+
+def ensemble(experiment: Experiment, params: Params) -> Params:
+    """params, with those of the networks that guide the model, if there are any."""
+    return Ensemble(params, tuple(other for _, other in experiment.others)) if experiment.others else params
+
+
+def denoiser(experiment: Experiment, params: Params, *, scale: Array | None = None, clip: str = "static") -> Denoise:
+    """The trained network as a Denoise, with guidance (scale; None: none) by the experiment's guide, and thresholding (clip).
+
+    params: of the network, or an `ensemble`. clip: 'static' keeps x0-hat in [-1, 1], 'dynamic' is Imagen's, 'none' leaves it.
     """
-    process = experiment.process
-    denoise = parameterization.denoiser(apply(experiment), params, experiment.parameterization, process)
-    if scale is not None and experiment.num_classes:
-        denoise = guidance.cfg(denoise, scale, lambda cond: {"label": jnp.full_like(cond["label"], experiment.num_classes)})
+    process, own = experiment.process, params.own if isinstance(params, Ensemble) else params
+    denoise = parameterization.denoiser(apply(experiment), own, experiment.parameterization, process)
+    if scale is not None:
+        denoise = experiment.guide.steer(denoise, scale, _site(experiment, params))
     match clip:
         case "none":
             return denoise
@@ -153,6 +198,30 @@ def denoiser(experiment: Experiment, params: Params, *, scale: Array | None = No
     raise unknown("config.sampler.clip", clip, CLIPS)
 
 
+def _site(experiment: Experiment, params: Params) -> guides.Site:
+    """What the experiment's guide works with."""
+    others = params.others if isinstance(params, Ensemble) else tuple(other for _, other in experiment.others)
+    found = {need: (built, other) for need, (built, _), other in zip(experiment.guide.needs, experiment.others, others)}
+
+    def null(cond: Cond) -> Cond:
+        return cond | null_cond(experiment, len(jax.tree.leaves(cond)[0]))
+
+    return guides.Site(experiment.process, null if null_cond(experiment, 1) else None,
+                       lambda other: denoiser(*found[other], clip="none"), lambda other: logits(*found[other]))  # fmt: skip
+
+
+def logits(experiment: Experiment, params: Params) -> Callable[[Array, Array], Array]:
+    """A noise-conditional classifier as a function (x_t, t) -> logits (B, classes). UserError if the model is none."""
+    if not isinstance(experiment.model, classifier.HalfUNet):
+        raise UserError(f"{experiment.config.model.name} is no classifier; make one by experiments.train_classifier")
+
+    def run(x_t: Array, t: Array, **kwargs) -> Array:
+        t = jnp.broadcast_to(t, x_t.shape[:1])
+        return apply(experiment)(params, *experiment.parameterization.encode(experiment.process, x_t, t), None, **kwargs)
+
+    return run
+
+
 class Plan(NamedTuple):
     """How to sample: the method, the decreasing times, the guidance scale, the thresholding, where the noise comes from."""
 
@@ -161,6 +230,7 @@ class Plan(NamedTuple):
     guidance: float
     clip: str
     noise: str = "independent"
+    guided: bool = True  # whether guidance at this scale is more than the model itself
 
 
 def plan(experiment: Experiment, **changes) -> Plan:
@@ -174,7 +244,8 @@ def plan(experiment: Experiment, **changes) -> Plan:
     if config["noise"] not in NOISES:
         raise unknown("config.sampler.noise", config["noise"], NOISES)
     ts = grid(experiment, config["grid"], base.points(sampler, config["nfe"]))
-    return Plan(sampler, ts, config["guidance"], config["clip"], config["noise"])
+    guided = config["guidance"] != experiment.guide.neutral
+    return Plan(sampler, ts, config["guidance"], config["clip"], config["noise"], guided)
 
 
 def grid(experiment: Experiment, spec: str, n: int) -> Array:
@@ -215,7 +286,8 @@ def sample_with(experiment: Experiment, params: Params, chosen: Plan, mesh=None)
 
     mesh: the images are made on all of its devices, whatever their number, and are numpy on every process (sharding.spread).
     """
-    run = sample_fn(experiment, chosen.sampler, guided=chosen.guidance != 1.0, clip=chosen.clip, noise=chosen.noise)
+    run = sample_fn(experiment, chosen.sampler, guided=chosen.guided, clip=chosen.clip, noise=chosen.noise)
+    params = ensemble(experiment, params)
     rest = np.asarray(chosen.ts), np.float32(chosen.guidance)  # of the host: the same on every process
     if mesh is None:
         return lambda keys, cond: run(params, keys, cond, *rest)
@@ -279,14 +351,14 @@ class Training(NamedTuple):
     evaluate: Callable  # (params, batch, key) -> metrics
 
 
-def training(experiment: Experiment, devices=None) -> Training:
-    """The compiled train and evaluation steps of a config, on these devices (None: all)."""
+def training(experiment: Experiment, devices=None, loss: Callable = loss_fn) -> Training:
+    """The compiled train and evaluation steps of a config, on these devices (None: all). loss: loss_fn, or classifier_loss_fn."""
     config = experiment.config
     runner = sharding.runner(config.parallel, mesh=config.mesh.to_dict(), devices=devices)
     averages = moving_averages(config)
     options = config.optimizer.to_dict()
     tx, schedule = optimizer.make_optimizer(options.pop("name"), total_steps=config.training.steps, **options)
-    one = step.make_train_step(loss_fn(experiment), tx, averages, schedule=schedule, axis_name=runner.axis_name,
+    one = step.make_train_step(loss(experiment), tx, averages, schedule=schedule, axis_name=runner.axis_name,
                                accumulate=config.training.accumulate)  # fmt: skip
 
     def init(key: Key) -> TrainState:
@@ -296,5 +368,5 @@ def training(experiment: Experiment, devices=None) -> Training:
     return Training(
         runner, init,
         runner.compile(step.multi_step(one, config.training.steps_per_call)),
-        runner.compile_eval(step.make_eval_step(loss_fn(experiment), axis_name=runner.axis_name)),
+        runner.compile_eval(step.make_eval_step(loss(experiment), axis_name=runner.axis_name)),
     )  # fmt: skip

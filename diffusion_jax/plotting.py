@@ -10,6 +10,7 @@ import contextlib
 import functools
 import math
 import os
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5
 MORE = ("#332288", "#999933", "#117733", "#8B5A2B")  # after Tol (2021), for figures of many curves
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 TEXT = 13  # pixels, in pictures
+LINE = 40  # letters, of a label to the left of a row
 VERDICT = {
     "accuracy": "recognised as their class",
     "frechet": "Fréchet distance",
@@ -71,7 +73,10 @@ def image_grid(
     column_labels: Sequence[Any] | None = None,
     title: str | None = None,
 ) -> Image.Image:
-    """Images (N, H, W, C) in rows of `columns`, each pixel enlarged to scale x scale (None: about 48 pixels a side)."""
+    """Images (N, H, W, C) in rows of `columns`, each pixel enlarged to scale x scale (None: about 48 pixels a side).
+
+    row_labels, such as captions, stand to the left, broken into lines of LINE letters.
+    """
     tiles = _rgb(images)
     rows = [list(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
     return _lay_out(
@@ -196,7 +201,7 @@ def _lay_out(
     rows_in_group: int | None = None,
 ) -> Image.Image:
     """A table of pictures on white paper: the only place that knows about margins and text."""
-    rows_of_text = [str(label) for label in row_labels or []]
+    rows_of_text = ["\n".join(textwrap.wrap(str(label), LINE)) for label in row_labels or []]
     columns_of_text = [str(label) for label in column_labels or []]
     count = max((len(row) for row in rows), default=0)
     cells = [cell for row in rows for cell in row if cell is not None]
@@ -206,6 +211,7 @@ def _lay_out(
     width = max([cell.tile.shape[1] for cell in cells] + [_width(cell.caption) for cell in cells if cell.caption])
     width = max([width] + [_width(text) + 6 for text in columns_of_text])
     height = max(cell.tile.shape[0] for cell in cells) + (TEXT + 8 if captions else 0)
+    height = max([height] + [(text.count("\n") + 1) * (TEXT + 5) for text in rows_of_text])
 
     margin = 10
     left = margin + (max(_width(text) for text in rows_of_text) + 10 if rows_of_text else 0)
@@ -264,7 +270,7 @@ def _font(bold: bool = False) -> ImageFont.ImageFont:
 
 
 def _width(text: str, bold: bool = False) -> int:
-    return math.ceil(_font(bold).getlength(text))
+    return math.ceil(max(_font(bold).getlength(line) for line in text.split("\n")))
 
 
 # ---- curves ----
@@ -370,6 +376,45 @@ def lengths(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, *, title
             mean, spread = factor * np.array([row[metric] for row in rows], float).T
             axis.errorbar([row["length"] for row in rows], mean, spread, color=COLOURS[0], marker="o", capsize=2.5)
             axis.set(xlabel="relative length σ of the average", ylabel=label)
+        if title:
+            axes[0].figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=9)
+
+
+def guidance_curves(
+    rows: Sequence[Mapping[str, Any]],
+    path: str | os.PathLike,
+    *,
+    floor: Mapping[str, float] | None = None,
+    title: str | None = None,
+) -> None:
+    """Scores against the scale of guidance, one curve for each guide, and fidelity against diversity.
+
+    rows: {'guide', 'scale', metric: value}. The last panel has coverage against the fraction recognised (precision, where
+    nothing is recognised), its points named by their scales. floor: metric -> what real images score, a grey line.
+    """
+    guides = list(dict.fromkeys(row["guide"] for row in rows))
+    fidelity = "accuracy" if "accuracy" in rows[0] else "precision"
+    metrics = [key for key in (fidelity, "frechet", "recall", "coverage") if key in rows[0]]
+    label = lambda key: QUALITY.get(key, (key, 1))[0]  # noqa: E731
+    with _figure(path, panels=len(metrics) + 1, size=(4.1, 3.3), rows=2) as axes:
+        for guide, colour, marker in zip(guides, (COLOURS + MORE) * len(guides), MARKERS * len(guides)):
+            own = sorted((row for row in rows if row["guide"] == guide), key=lambda row: row["scale"])
+            style = {"color": colour, "marker": marker, "label": guide}
+            series = {key: QUALITY.get(key, (key, 1))[1] * np.array([row[key] for row in own], float) for key in metrics}
+            for axis, key in zip(axes, metrics):
+                axis.plot([row["scale"] for row in own], series[key], **style)
+            axes[-1].plot(series["coverage"], series[fidelity], **style)
+            for i, row in enumerate(own):
+                where = (series["coverage"][i], series[fidelity][i])
+                axes[-1].annotate(f"{row['scale']:g}", where, (4, 3), textcoords="offset points", fontsize=7, color=colour)
+        for axis, key in zip(axes, metrics):
+            if floor and _number(floor.get(key)):
+                axis.axhline(QUALITY.get(key, (key, 1))[1] * floor[key], color=FAINT, linestyle=":", zorder=0, label="real images")
+            axis.set(xlabel="scale (1: no guidance)", ylabel=label(key))
+        _log_if_wide(axes[metrics.index("frechet")])
+        axes[-1].set(xlabel="coverage (diversity)", ylabel=f"{label(fidelity)}: fidelity")
+        handles, names = axes[0].get_legend_handles_labels()
+        axes[0].figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=8.5)
         if title:
             axes[0].figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=9)
 

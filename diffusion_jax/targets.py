@@ -340,11 +340,16 @@ def log_density_gaussian(target: Gaussian, process: Process, x: Array, t: Array)
     return _log_normal(z, alpha**2 * variances + sigma**2)
 
 
-def denoise_mixture(target: Mixture, process: Process) -> Denoise:
-    """E[x0 | x_t]: each component's own conditional mean, weighted by the responsibilities p(k | x_t)."""
+def denoise_mixture(target: Mixture, process: Process, labels: Array | None = None) -> Denoise:
+    """E[x0 | x_t]: each component's own conditional mean, weighted by the responsibilities p(k | x_t).
+
+    labels (K,): the components' classes; with cond = {'label': (B,)} only components of that label count, and a label that does
+    not occur stands for 'any'.
+    """
 
     def denoise(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
         weights, means, variances = _cast(target, x_t.dtype)
+        weights = weights * _counted(labels, cond)
         alpha, sigma = (c[:, None] for c in _coefficients(process, x_t, t))  # (B, 1, 1) against (K, D)
         offset = x_t.reshape(len(x_t), 1, -1) - alpha * means  # (B, K, D)
         total = alpha**2 * variances + sigma**2
@@ -355,12 +360,23 @@ def denoise_mixture(target: Mixture, process: Process) -> Denoise:
     return denoise
 
 
-def log_density_mixture(target: Mixture, process: Process, x: Array, t: Array) -> Array:
-    """log p_t(x) in nats, (B,)."""
+def log_density_mixture(
+    target: Mixture, process: Process, x: Array, t: Array, labels: Array | None = None, cond: Cond = None
+) -> Array:
+    """log p_t(x) in nats, (B,); with labels and cond, as in denoise_mixture, log p_t(x, label), the joint density."""
     weights, means, variances = _cast(target, x.dtype)
+    weights = weights * _counted(labels, cond)
     alpha, sigma = (c[:, None] for c in _coefficients(process, x, t))
     offset = x.reshape(len(x), 1, -1) - alpha * means
     return jax.nn.logsumexp(jnp.log(weights) + _log_normal(offset, alpha**2 * variances + sigma**2), axis=-1)
+
+
+def _counted(labels: Array | None, cond: Cond) -> Array:
+    """Which components count, (B, K), or 1 for all: those of cond's label."""
+    if labels is None or cond is None:
+        return jnp.ones(())
+    labels, wanted = jnp.asarray(labels), cond["label"][:, None]
+    return ((labels == wanted) | ~jnp.isin(wanted, labels)).astype(jnp.float32)
 
 
 def draw_gaussian(target: Gaussian, keys: Key, count: int) -> Array:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import socket
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from diffusion_jax import experiment, provenance
+from diffusion_jax import experiment, guides, provenance
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.experiment import Experiment
 from diffusion_jax.training import checkpoint, distributed, post_hoc, sharding
@@ -111,16 +112,6 @@ def _leaves(tree: dict, prefix: str = ""):
         yield from _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
 
 
-def _checkpoints(workdir: Path, config: ConfigDict) -> Path:
-    """The folder that config.sampler.checkpoint means."""
-    chosen = config.sampler.get("checkpoint", "")
-    if chosen not in ("", "best"):
-        raise unknown("config.sampler.checkpoint", chosen, ["best"])
-    if chosen and checkpoint.latest_step(workdir / "checkpoints_best") is None:
-        raise UserError(f"{workdir} has no best checkpoint; train with --config.training.best=eval_loss to keep it")
-    return workdir / ("checkpoints_best" if chosen else "checkpoints")
-
-
 class Trained(NamedTuple):
     """A model out of a workdir."""
 
@@ -131,14 +122,38 @@ class Trained(NamedTuple):
     data: dict[str, Any]  # data.json
 
 
-def load(workdir: str | Path, config: ConfigDict, mesh=None) -> Trained:
+CONFIG_FILE = "config.json"
+LATER = {"noise": "independent", "guide": "cfg()"}  # keys of config.sampler that older runs lack
+
+
+def saved_config(workdir: str | Path) -> ConfigDict:
+    """The resolved config of a workdir, locked. UserError where there is none."""
+    path = Path(workdir) / CONFIG_FILE
+    if not path.is_file():
+        raise UserError(f"--workdir={workdir} has no {CONFIG_FILE}; train a model there first (experiments.train)")
+    config = _tuples(provenance.load_json(path))
+    if "sampler" in config:
+        config["sampler"] = LATER | config["sampler"]
+    return ConfigDict(config).lock()
+
+
+def _tuples(value):
+    """JSON has lists where configs have tuples."""
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def load(workdir: str | Path, config: ConfigDict, mesh=None, *, step: int | None = None) -> Trained:
     """The newest whole checkpoint of a workdir, with the weights that config.sampler.ema names. UserError if there is none.
 
-    mesh: where they go, each into its place; None: whole, where jax puts an array.
+    mesh: where they go, each into its place; None: whole, where jax puts an array. step: the checkpoint of that step. What
+    config.sampler.guide needs of other runs, or of other weights of this one, is loaded likewise (Experiment.others).
     """
     workdir = Path(workdir).absolute()
     data = provenance.load_json(workdir / "data.json")
-    built = experiment.assemble(config, data["image_shape"], data["num_classes"])._replace(grids=workdir / "grids")
+    other = functools.partial(_other, workdir, mesh=mesh)
+    built = experiment.assemble(config, data["image_shape"], data["num_classes"], other)._replace(grids=workdir / "grids")
     template = jax.eval_shape(lambda key: experiment.init_params(built, key), jax.random.key(0))
     template = sharding.placed(template, mesh) if mesh else template
     if length := post_hoc.length_of(config.sampler.ema):
@@ -146,5 +161,32 @@ def load(workdir: str | Path, config: ConfigDict, mesh=None) -> Trained:
         params = sharding.put(made.params, mesh) if mesh else made.params
         return Trained(built, params, made.step, config.sampler.ema, data)
     which = experiment.weights_name(config)
-    restored = checkpoint.restore_params(_checkpoints(workdir, config), None if which == "params" else which, template=template)
+    restored = checkpoint.restore_params(_checkpoints(workdir, config), None if which == "params" else which, template=template,
+                                         step=step)  # fmt: skip
     return Trained(built, restored.state, restored.step, which, data)
+
+
+def _checkpoints(workdir: Path, config: ConfigDict) -> Path:
+    """The folder that config.sampler.checkpoint means."""
+    chosen = config.sampler.get("checkpoint", "")
+    if chosen not in ("", "best"):
+        raise unknown("config.sampler.checkpoint", chosen, ["best"])
+    if chosen and checkpoint.latest_step(workdir / "checkpoints_best") is None:
+        raise UserError(f"{workdir} has no best checkpoint; train with --config.training.best=eval_loss to keep it")
+    return workdir / ("checkpoints_best" if chosen else "checkpoints")
+
+
+def _other(workdir: Path, named: guides.Other, mesh=None) -> tuple[Experiment, Params]:
+    """Another trained network: of another workdir, or of this one by another average or at another step."""
+    root = Path(named.workdir) if named.workdir else workdir
+    config = saved_config(root).unlock()
+    config.sampler.guide = "cfg()"  # a guide is not itself guided
+    config.sampler.ema = named.ema or config.sampler.ema
+    trained = load(root, config.lock(), mesh, step=named.step or None)
+    return trained.experiment, trained.params
+
+
+def with_guide(trained: Trained, spec: str, workdir: str | Path, mesh=None) -> Trained:
+    """The model with another guide than config.sampler.guide; what that needs is loaded."""
+    load = functools.partial(_other, Path(workdir).absolute(), mesh=mesh)
+    return trained._replace(experiment=experiment.guided_by(spec, trained.experiment, load))

@@ -34,7 +34,7 @@ def scorer(built, dataset, count: int, repeats: int, batch_size: int, **how) -> 
     labels = np.arange(count) % built.num_classes if built.num_classes else np.zeros(0, int)
     judged = judge.against(dataset.train, labels if built.num_classes else None, held_out=dataset.test, **how)
     chosen, cond = experiment.plan(built), experiment.cond_for(built, labels)
-    run = experiment.sample_fn(built, chosen.sampler, guided=chosen.guidance != 1.0, clip=chosen.clip, noise=chosen.noise)
+    run = experiment.sample_fn(built, chosen.sampler, guided=chosen.guided, clip=chosen.clip, noise=chosen.noise)
 
     def score(params) -> list[dict[str, float]]:
         sets = []

@@ -13,10 +13,11 @@ from absl import flags
 from experiments import cli
 
 
-def train(config, workdir: str, *, dataset=None, fit=None) -> bool:
+def train(config, workdir: str, *, dataset=None, fit=None, loss=None) -> bool:
     """Train to config.training.steps, resuming if workdir has a checkpoint. True if it reached the end, False if a signal stopped it.
 
-    dataset, fit: instead of the config's and of loop.fit, for experiments.benchmark.
+    dataset, fit: instead of the config's and of loop.fit, for experiments.benchmark. loss: instead of experiment.loss_fn, for
+    networks that draw no samples.
     """
     import jax
 
@@ -26,7 +27,7 @@ def train(config, workdir: str, *, dataset=None, fit=None) -> bool:
 
     dataset = dataset or experiment.dataset(config)
     built = experiment.assemble(config, dataset.image_shape, dataset.num_classes)
-    parts = experiment.training(built)
+    parts = experiment.training(built, loss=loss or experiment.loss_fn)
     key = jax.random.key(config.seed)
     template = parts.runner.template(parts.init, key)  # traces the network: what does not fit fails here, before anything is written
     experiment.plan(built), experiment.weights_name(config)  # likewise what only sampling will need
@@ -37,7 +38,7 @@ def train(config, workdir: str, *, dataset=None, fit=None) -> bool:
         while True:
             begin = _begin(config, parts, template, root, failed)
             try:
-                ended = _attempt(built, parts, dataset, root, *begin, fit=fit or loop.fit)
+                ended = _attempt(built, parts, dataset, root, *begin, fit=fit or loop.fit, loss=loss)
                 break
             except loop.NonFinite as error:
                 if config.training.on_nonfinite != "rollback":
@@ -71,7 +72,7 @@ def _begin(config, parts, template, root, failed):
     return state, restored, rollback
 
 
-def _attempt(built, parts, dataset, root, state, restored, rollback, *, fit):
+def _attempt(built, parts, dataset, root, state, restored, rollback, *, fit, loss):
     """Train from `state` to the end, to a signal, or to a step that is not finite."""
     import jax
 
@@ -101,7 +102,7 @@ def _attempt(built, parts, dataset, root, state, restored, rollback, *, fit):
         _best(config, root, restored) as keep_best,
     ):  # fmt: skip
         hooks = [(config.training.eval_every, keep_best(_held_out(built, parts, dataset))),
-                 (config.training.sample_every, _grid(built, parts, dataset, root, writer)),
+                 (not loss and config.training.sample_every, _grid(built, parts, dataset, root, writer)),
                  (len(config.ema.powers) and config.ema.snapshot_every,
                   post_hoc.saver(root / "ema_snapshots", config.ema.powers))]  # fmt: skip
         return fit(
@@ -162,7 +163,8 @@ def _held_out(built, parts, dataset):
         batches = data.sequential(dataset.test, config.data.batch_size, rows=parts.runner.rows(config.data.batch_size))
         row = loop.evaluate(parts.evaluate, experiment.weights(config, state), batches, jax.random.key(config.seed + 1),
                             put_batch=parts.runner.put_batch)  # fmt: skip
-        return {"eval_loss": row["loss"], "eval_loss_by_level": row.get("loss_by_level")}
+        accuracy = {"eval_accuracy": row["accuracy"]} if "accuracy" in row else {}
+        return {"eval_loss": row["loss"], "eval_loss_by_level": row.get("loss_by_level")} | accuracy
 
     return evaluate
 
@@ -181,7 +183,7 @@ def _grid(built, parts, dataset, root, writer):
     count = rows * columns if images else 2000
     real = None if images else data.arrays(dataset.train, limit=count)["image"]
     chosen = experiment.plan(built)
-    run = experiment.sample_fn(built, chosen.sampler, guided=chosen.guidance != 1.0, clip=chosen.clip)
+    run = experiment.sample_fn(built, chosen.sampler, guided=chosen.guided, clip=chosen.clip)
     everywhere = sharding.spread(run, parts.runner.mesh)
     keys = generate.seeds_to_keys(range(count))
     cond = experiment.cond_for(built, np.arange(count) // columns % classes) if classes else None

@@ -1,4 +1,6 @@
-"""Guidance and thresholding on mixtures, where the conditional and the unconditional denoiser are both known."""
+"""Guidance and thresholding on mixtures and Gaussians, where the denoisers that it should lead to are known; guides by name."""
+
+import math
 
 import chex
 import jax
@@ -8,7 +10,9 @@ import pytest
 from families import PROCESSES
 from numpy.testing import assert_allclose
 
-from diffusion_jax import guidance, targets
+from diffusion_jax import experiment, guidance, guides, targets
+from diffusion_jax.errors import UserError
+from diffusion_jax.models.classifier import HalfUNet
 from diffusion_jax.processes import gaussian, schedules
 from diffusion_jax.types import Prediction
 
@@ -79,6 +83,290 @@ def test_cfg_keeps_the_learned_variance_between_its_bounds():
     x, cond = points()
     for scale, nu in ((0.0, -0.5), (0.5, 0.2), (1.0, 0.9), (4.0, 0.9)):
         assert_allclose(guidance.cfg(denoise, scale, null)(x, 0.5, cond).nu, nu, rtol=1e-6)
+
+
+# ---- away from a worse prediction ----
+
+
+@every_process
+def test_labelled_mixture_is_its_classes(process):
+    """The mixture's own labels, against the denoisers of its parts."""
+    (x, cond), law = points(), targets.mixture(WEIGHTS, CENTRES, STD)
+    ours, parts = targets.denoise_mixture(law, process, labels=[0, 1]), by_class(process)
+    for told in (cond, null(cond)):
+        chex.assert_trees_all_close(ours(x, 0.4, told), parts(x, 0.4, told), rtol=1e-4, atol=1e-5)
+
+
+def test_autoguidance_spans_worse_to_better():
+    process, (x, cond) = schedules.VP(), points()
+    better, worse = by_class(process), targets.denoise_mixture(targets.mixture(WEIGHTS, CENTRES, 0.8), process)
+    for scale, expected in ((0.0, worse), (1.0, better)):
+        guided = guidance.autoguidance(better, worse, scale)(x, 0.4, cond)
+        chex.assert_trees_all_close(guided, expected(x, 0.4, cond), rtol=1e-4, atol=1e-5)
+    itself = guidance.autoguidance(better, better, 5.0)(x, 0.4, cond)
+    chex.assert_trees_all_close(itself, better(x, 0.4, cond), rtol=1e-5, atol=1e-6)
+
+
+def test_a_learned_variance_survives_a_guide_that_learned_none():
+    better = lambda x, t, cond=None: Prediction(x, x, 0.3 * x)  # noqa: E731
+    worse = lambda x, t, cond=None: Prediction(2 * x, 0 * x)  # noqa: E731
+    x = points()[0]
+    assert_allclose(guidance.autoguidance(better, worse, 3.0)(x, 0.5).nu, 0.3 * x)
+    assert guidance.autoguidance(worse, better, 3.0)(x, 0.5).nu is None
+
+
+@every_process
+def test_rescale_keeps_the_contrast(process):
+    (x, cond), denoise, t = points(), by_class(process), 0.4
+    pair = guidance.beside_null(denoise, null)
+    conditional, plain = denoise(x, t, cond), guidance.extrapolate(pair, 4.0)(x, t, cond)
+    chex.assert_trees_all_close(guidance.rescale(pair, 4.0, process, 0.0)(x, t, cond), plain, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(guidance.rescale(pair, 1.0, process, 0.7)(x, t, cond), conditional, rtol=1e-4, atol=1e-5)
+    half, whole = (guidance.rescale(pair, 4.0, process, strength)(x, t, cond) for strength in (0.5, 1.0))
+    assert_allclose(np.std(whole.x0, 1), np.std(conditional.x0, 1), rtol=1e-4)
+    assert_allclose(half.x0, (whole.x0 + plain.x0) / 2, rtol=1e-4, atol=1e-5)
+    alpha, sigma = process.alpha(jnp.float32(t)), process.sigma(jnp.float32(t))
+    assert_allclose(alpha * half.x0 + sigma * half.eps, x, rtol=1e-4, atol=1e-5)
+
+
+@every_process
+def test_interval_is_of_noise_levels(process):
+    (x, cond), denoise = points(), by_class(process)
+    guided, t = guidance.cfg(denoise, 3.0, null), jnp.linspace(0.2, 0.8, 6)
+    level = process.sigma(t) / process.alpha(t)
+    low, high = (float(jnp.sqrt(level[i] * level[i + 1])) for i in (1, 3))
+    found = guidance.interval(guided, denoise, process, low, high)
+    expected = [(guided if i in (2, 3) else denoise)(x, t, cond) for i in range(6)]
+    for i in range(6):
+        own = jax.tree.map(lambda p: p[i], expected[i])
+        chex.assert_trees_all_close(jax.tree.map(lambda p: p[i], found(x, t, cond)), own, rtol=1e-4, atol=1e-5)
+        same = jax.tree.map(lambda p: p[i], found(x, t[i], cond))  # a scalar time
+        chex.assert_trees_all_close(same, own, rtol=1e-4, atol=1e-5)
+    for high, expected in ((math.inf, guided), (0.0, denoise)):
+        found = guidance.interval(guided, denoise, process, 0.0, high)(x, t, cond)
+        chex.assert_trees_all_close(found, expected(x, t, cond), rtol=1e-4, atol=1e-5)
+
+
+def test_outside_its_interval_guidance_costs_nothing():
+    ran, process, (x, cond) = [], schedules.EDM(), points()
+
+    def counted(x_t, t, cond):
+        jax.debug.callback(lambda: ran.append(len(x_t)))
+        return by_class(process)(x_t, t, cond)
+
+    found = guidance.interval(guidance.cfg(counted, 2.0, null), counted, process, 1.0, 10.0)
+    run = jax.jit(lambda level: found(x, gaussian.time_of_logsnr(process, -2 * jnp.log(level)), cond).x0)
+    for level in (0.5, 5.0):
+        run(jnp.float32(level)).block_until_ready()
+        jax.effects_barrier()
+    assert ran == [6, 12]
+
+
+# ---- along a gradient ----
+
+
+def exact_logits(process):
+    """log p(class, x_t) of every class, the classifier that Bayes' rule asks for up to softmax."""
+    law = targets.mixture(WEIGHTS, CENTRES, STD)
+
+    def logits(x_t, t):
+        every = [{"label": jnp.full(len(x_t), label)} for label in (0, 1)]
+        return jnp.stack([targets.log_density_mixture(law, process, x_t, t, [0, 1], told) for told in every], 1)
+
+    return logits
+
+
+@every_process
+def test_classifier_guidance_is_bayes_rule(process):
+    (x, cond), denoise, t = points(), by_class(process), 0.4
+    unconditional = lambda x_t, t, cond=None: denoise(x_t, t, null(cond))  # noqa: E731
+    log_prob = guidance.class_log_prob(exact_logits(process))
+    assert_allclose(jnp.exp(log_prob(x, t, cond)) + jnp.exp(log_prob(x, t, {"label": 1 - cond["label"]})), 1, rtol=1e-5)
+    for scale, told, expected in ((0.0, cond, unconditional), (1.0, cond, denoise), (2.0, {"label": 0 * cond["label"] + 2}, unconditional)):
+        guided = guidance.classifier(unconditional, process, log_prob, scale)(x, t, told)
+        chex.assert_trees_all_close(guided, expected(x, t, cond), rtol=1e-3, atol=1e-4)
+    half = guidance.classifier(unconditional, process, log_prob, 0.5)(x, t, cond)
+    chex.assert_trees_all_close(half, guidance.cfg(denoise, 0.5, null)(x, t, cond), rtol=1e-3, atol=1e-4)  # the same, if exact
+
+
+def test_log_ratio_makes_one_class_of_another():
+    process, (x, cond) = schedules.VP(), points()
+    denoise, zero = by_class(process), lambda cond: {"label": 0 * cond["label"]}
+    log_prob = guidance.class_log_prob(exact_logits(process), against=0)
+    guided = guidance.classifier(lambda x, t, c=None: denoise(x, t, zero(c)), process, log_prob, 1.0)
+    chex.assert_trees_all_close(guided(x, 0.4, cond), denoise(x, 0.4, cond), rtol=1e-3, atol=1e-4)
+
+
+MEAN, COVARIANCE = np.array([0.3, -0.2]), np.array([[0.5, 0.2], [0.2, 0.3]])
+
+
+@every_process
+def test_linear_energy_tilts_a_gaussian(process):
+    """p(x0) exp(-scale c.x0) of N(m, C) is N(m - scale C c, C)."""
+    x, c, scale, t = points()[0], np.array([0.7, -1.1]), 1.5, jnp.linspace(0.2, 0.8, 6)
+    denoise = targets.denoise_gaussian(targets.gaussian(MEAN, COVARIANCE), process)
+    tilted = targets.denoise_gaussian(targets.gaussian(MEAN - scale * COVARIANCE @ c, COVARIANCE), process)
+    guided = guidance.energy(denoise, process, lambda x0, t, cond: x0 @ c, scale)
+    chex.assert_trees_all_close(guided(x, t), tilted(x, t), rtol=1e-3, atol=1e-4)
+
+
+@every_process
+def test_gaussian_energy_with_the_posterior_variance_is_exact(process):
+    """y = a.x0 + r n on N(m, C): exact if E has r^2 + a'C_t a, C_t the covariance of x0 given x_t; with r^2 alone it is not."""
+    a, y, r, t = np.array([1.0, 0.5]), 0.9, 0.4, 0.5
+    gain = COVARIANCE @ a / (a @ COVARIANCE @ a + r**2)
+    posterior = targets.gaussian(MEAN + gain * (y - a @ MEAN), COVARIANCE - np.outer(gain, a @ COVARIANCE))
+    denoise = targets.denoise_gaussian(targets.gaussian(MEAN, COVARIANCE), process)
+    exact, x = targets.denoise_gaussian(posterior, process), points()[0]
+
+    def misfit(x0, t, cond, known=True):
+        snr = (process.alpha(t) / process.sigma(t)) ** 2
+        spread = a @ jnp.linalg.inv(jnp.linalg.inv(COVARIANCE) + snr * jnp.eye(2)) @ a
+        return 0.5 * (y - x0 @ a) ** 2 / (r**2 + known * spread)
+
+    guided = guidance.energy(denoise, process, misfit)(x, jnp.float32(t))
+    chex.assert_trees_all_close(guided, exact(x, t), rtol=1e-3, atol=1e-4)
+    naive = guidance.energy(denoise, process, lambda x0, t, cond: misfit(x0, t, cond, known=False))(x, jnp.float32(t))
+    assert np.abs(naive.x0 - exact(x, t).x0).max() > 0.05
+
+
+def test_composition_is_by_calling():
+    """Affine guidances commute; thresholding does not commute with them: what is called last has the last word."""
+    process, (x, cond) = schedules.VP(), points()
+    better, worse = by_class(process), targets.denoise_mixture(targets.mixture(WEIGHTS, CENTRES, 0.8), process, [0, 1])
+    inner = guidance.cfg(guidance.autoguidance(better, worse, 2.0), 3.0, null)
+    outer = guidance.autoguidance(guidance.cfg(better, 3.0, null), guidance.cfg(worse, 3.0, null), 2.0)
+    chex.assert_trees_all_close(inner(x, 0.3, cond), outer(x, 0.3, cond), rtol=1e-3, atol=1e-4)
+    last = guidance.clip_x0(guidance.cfg(better, 8.0, null), process)
+    first = guidance.cfg(guidance.clip_x0(better, process), 8.0, null)
+    assert np.abs(last(x, 0.5, cond).x0).max() <= 1 < np.abs(first(x, 0.5, cond).x0).max()
+
+
+# ---- guides by name ----
+
+
+def tiny(guide, load=None, **changes):
+    """A tiny experiment of 4 x 4 images, and parameters that are not its zeros."""
+    from configs.base import base, network
+
+    config = base()
+    config.update(changes)
+    config.model = network("unet.UNet", width=8, multipliers=(1,), blocks=1, attention=(), head_width=8)
+    config.sampler.update(guide=guide, nfe=3, clip="none")
+    built = experiment.assemble(config, (4, 4, 1), 3, load)
+    return built, shaken(experiment.init_params(built, jax.random.key(0)), 1)
+
+
+def shaken(params, seed):
+    leaves, tree = jax.tree.flatten(params)
+    rng = np.random.default_rng(seed)
+    return jax.tree.unflatten(tree, [leaf + 0.2 * rng.standard_normal(leaf.shape).astype("float32") for leaf in leaves])
+
+
+def drawn(built, params, scales, **options):
+    """Images at these scales, by one program."""
+    chosen, cond = experiment.plan(built), experiment.cond_for(built, [0, 1, 2])
+    run = experiment.sample_fn(built, chosen.sampler, guided=True, clip="none", **options)
+    keys = jax.vmap(jax.random.key)(jnp.arange(3))
+    images = [run(params, keys, cond, chosen.ts, jnp.float32(scale)) for scale in scales]
+    assert run._cache_size() == 1, "one program for every scale"
+    return np.asarray(images)
+
+
+def test_a_guide_of_the_config_with_a_traced_scale():
+    built, params = tiny("cfg()")
+    plain = drawn(built, params, (0.0, 1.0, 3.0))
+    assert experiment.plan(built, guidance=2.0).guided and not experiment.plan(built).guided
+    everywhere = drawn(experiment.guided_by("interval(cfg(rescale=0.0), high=1e9)", built), params, (0.0, 1.0, 3.0))
+    assert_allclose(everywhere, plain, rtol=1e-4, atol=1e-5)
+    nowhere = drawn(experiment.guided_by("interval(low=1e8, high=1e9)", built), params, (0.0, 3.0))
+    assert_allclose(nowhere, [plain[1]] * 2, rtol=1e-4, atol=1e-5)
+    unconditional, own = tiny("cfg()", conditional=False)
+    assert unconditional.guide.steer(tenfold, 3.0, experiment._site(unconditional, own)) is tenfold
+
+
+def test_autoguidance_by_another_network():
+    _, worse = tiny("cfg()")
+    asked = []
+
+    def load(other):
+        asked.append(other)
+        return tiny("cfg()")[0], worse
+
+    built, _ = tiny("interval(autoguidance(workdir='small', ema='5k'))", load)
+    params = shaken(worse, 2)
+    assert asked == [guides.Other("small", "5k", 0)]
+    images = drawn(built, experiment.ensemble(built, params), (0.0, 1.0, 2.5))
+    alone = drawn(tiny("cfg()")[0], params, (1.0,))
+    assert_allclose(images[0], drawn(tiny("cfg()")[0], worse, (1.0,))[0], rtol=1e-4, atol=1e-5)
+    assert_allclose(images[1], alone[0], rtol=1e-4, atol=1e-5)
+    assert np.abs(images[2] - alone[0]).max() > 1e-3
+
+
+def as_classifier(built):
+    from configs.base import network
+
+    config = built.config.copy_and_resolve_references().unlock()
+    config.model = network("classifier.HalfUNet", width=8, multipliers=(1, 2), blocks=1, attention=(2,), head_width=8)
+    config.sampler.guide = "cfg()"
+    made = experiment.assemble(config, built.shape, 3)
+    return made, shaken(experiment.init_params(made, jax.random.key(0)), 3)
+
+
+def test_classifier_guide_starts_from_the_unconditional_half():
+    plain, params = tiny("cfg()")
+    load = lambda other: as_classifier(plain)  # noqa: E731
+    built = experiment.guided_by("classifier(workdir='c')", plain, load)
+    assert experiment.plan(built).guided and not experiment.plan(plain).guided  # its scale 1 is Bayes' rule, not the model itself
+    images, halves = drawn(built, experiment.ensemble(built, params), (0.0, 2.0)), drawn(plain, params, (0.0, 1.0))
+    assert_allclose(images[0], halves[0], rtol=1e-4, atol=1e-5)
+    assert np.abs(images[1] - images[0]).max() > 1e-4
+    conditional = experiment.guided_by("classifier('c', conditional=True)", plain, load)
+    assert_allclose(drawn(conditional, params, (0.0,))[0], halves[1], rtol=1e-4, atol=1e-5)  # others as constants
+
+
+@pytest.mark.parametrize(
+    "spec, told",
+    [
+        ("cgf()", "did you mean"),
+        ("autoguidance()", "needs a worse model"),
+        ("interval(low=2.0, high=1.0)", "is empty"),
+        ("autoguidance(ema='1k')", "other trained networks"),
+        ("cfg(0.7, 0.1)", "cfg takes rescale"),
+    ],
+)
+def test_a_guide_that_cannot_be_is_one_clear_line(spec, told):
+    with pytest.raises(UserError, match=told) as caught:
+        tiny(spec)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_denoiser_is_no_classifier_and_other_processes_are_told():
+    plain, params = tiny("cfg()")
+    built = experiment.guided_by("classifier('c')", plain, lambda other: (plain, params))
+    with pytest.raises(UserError, match="is no classifier"):
+        drawn(built, params, (2.0,))
+    with pytest.raises(UserError, match="RectifiedFlow"):
+        experiment.guided_by("autoguidance('c')", plain, lambda other: tiny("cfg()", process="schedules.RectifiedFlow()"))
+
+
+@pytest.mark.parametrize("pool", ["attention", "mean"])
+def test_the_classifier_network(pool):
+    net = HalfUNet(num_classes=3, width=8, multipliers=(1, 2), blocks=1, attention=(2,), head_width=8, pool=pool)
+    x, c_noise = jnp.asarray(np.random.default_rng(0).standard_normal((2, 4, 4, 1)), "float32"), jnp.array([0.1, 0.9])
+    params = net.init(jax.random.key(0), x, c_noise)["params"]
+    run = jax.jit(lambda params, x, c_noise: net.apply({"params": params}, x, c_noise))
+    assert (run(params, x, c_noise) == np.zeros((2, 3))).all()
+    params = shaken(params, 4)
+    logits = run(params, x, c_noise)
+    assert logits.shape == (2, 3) and logits.dtype == jnp.float32
+    assert np.abs(run(params, x, c_noise + 0.3) - logits).max() > 1e-3  # it is told the noise level
+    assert_allclose(run(params, x.at[1].set(0), c_noise)[0], logits[0], rtol=1e-4, atol=1e-5)  # an image is itself alone
+    with pytest.raises(UserError, match="multiples of 2"):
+        net.init(jax.random.key(0), x[:, :3], c_noise)
+
+
+# ---- thresholding ----
 
 
 def tenfold(process):

@@ -1,0 +1,93 @@
+"""Guidance by name: what config.sampler.guide may say. The mathematics is in guidance.py.
+
+    'cfg()'  'cfg(rescale=0.7)'  'interval(low=0.3, high=3.0)'  'autoguidance(ema="5k")'  'autoguidance(workdir="runs/small")'
+    'classifier(workdir="runs/digits_classifier")'  'interval(autoguidance(step=300), high=3.0)'
+
+The scale is not part of a guide: it is config.sampler.guidance, traced, so that one compiled program serves every scale.
+A guide may need other trained networks (Other). It only names them; the roof loads them and hands them over in a Site.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, NamedTuple
+
+from diffusion_jax import guidance
+from diffusion_jax.errors import UserError
+from diffusion_jax.types import Array, Cond, Denoise, Process
+
+
+class Other(NamedTuple):
+    """A trained network. workdir '': the run itself; ema '': as config.sampler.ema says there; step 0: the newest checkpoint."""
+
+    workdir: str = ""
+    ema: str = ""
+    step: int = 0
+
+
+class Site(NamedTuple):
+    """What a guide works with: the path; null(cond), or None for a model without conditions; the other networks, by name."""
+
+    process: Process
+    null: Callable[[Cond], Cond] | None
+    denoiser: Callable[[Other], Denoise]
+    classifier: Callable[[Other], Callable[[Array, Array], Array]]  # -> logits(x_t, t), (B, classes)
+
+
+class Guide(NamedTuple):
+    """steer(denoise, scale, site) -> Denoise. needs: what to have loaded. neutral: the scale at which it is denoise itself."""
+
+    steer: Callable[[Denoise, Array, Site], Denoise]
+    needs: tuple[Other, ...] = ()
+    neutral: float | None = 1.0
+
+
+def cfg(rescale: float = 0.0) -> Guide:
+    """Classifier-free guidance; rescale: the strength of Lin et al.'s correction of contrast, 0 to 1. Unconditional models: none."""
+
+    def steer(denoise, scale, site):
+        return _away(guidance.beside_null(denoise, site.null), scale, site, rescale) if site.null else denoise
+
+    return Guide(steer)
+
+
+def autoguidance(workdir: str = "", ema: str = "", step: int = 0, rescale: float = 0.0) -> Guide:
+    """Away from a worse model: that of another workdir, or of this run by another average or at an earlier checkpoint."""
+    if not (workdir or ema or step):
+        raise UserError("autoguidance() needs a worse model: workdir='runs/small', ema='5k' or 'params', or step=300")
+    other = Other(workdir, ema, step)
+    return Guide(lambda denoise, scale, site: _away(guidance.beside(denoise, site.denoiser(other)), scale, site, rescale), (other,))
+
+
+def classifier(workdir: str, conditional: bool = False, ema: str = "", against: int | None = None) -> Guide:
+    """By the gradient of a classifier that experiments.train_classifier made, from the unconditional half of the model: scale 1
+    is Bayes' rule. conditional: from the conditional half instead, which scale 0 then is (Dhariwal & Nichol's best models).
+    against: a class z; from the denoiser of z by the log-ratio of label and z.
+    """
+    other = Other(workdir, ema)
+
+    def steer(denoise, scale, site):
+        if site.null is None:
+            raise UserError("guide classifier(...) needs to be told a label, and this model has no labels")
+        told = {True: lambda cond: cond, False: site.null}[conditional]
+        if against is not None:
+            told = lambda cond: cond | {"label": 0 * cond["label"] + against}  # noqa: E731
+        log_prob = guidance.class_log_prob(site.classifier(other), against)
+        base = lambda x_t, t, cond=None: denoise(x_t, t, told(cond))  # noqa: E731
+        return guidance.classifier(base, site.process, log_prob, scale)
+
+    return Guide(steer, (other,), neutral=0.0 if conditional and against is None else None)
+
+
+def interval(guide: Guide = cfg(), low: float = 0.0, high: float = float("inf")) -> Guide:
+    """Another guide, only where low < sigma / alpha <= high; elsewhere the model as it is, which then costs one pass."""
+    if not low < high:
+        raise UserError(f"interval(low={low:g}, high={high:g}) is empty; noise levels are sigma / alpha, low below high")
+
+    def steer(denoise, scale, site):
+        return guidance.interval(guide.steer(denoise, scale, site), denoise, site.process, low, high)
+
+    return guide._replace(steer=steer)
+
+
+def _away(pair: guidance.Pair, scale: Array, site: Site, rescale: float) -> Denoise:
+    return guidance.rescale(pair, scale, site.process, rescale) if rescale else guidance.extrapolate(pair, scale)

@@ -1,0 +1,218 @@
+"""How much guidance, and which? Fidelity against diversity over the scale, for several guidances, from the same seeds.
+
+python -m experiments.guidance_sweep --workdir=runs/a --guides='cfg(); interval(high=2.0); autoguidance(step=300)' --num=1000
+python -m experiments.guidance_sweep --mixture --out=docs/images/guidance_mixture.png
+
+Writes guidance_sweep.md, .json, .png and _strips.png into the workdir. Finished cells are kept in guidance_sweep/ there, and not
+made again. A guide is compiled once for all scales. --mixture draws the same for a mixture whose denoisers are exact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from absl import flags
+
+from experiments import cli
+
+SHOWN = 10  # images of a strip
+PREFERRED = ("accuracy", "precision", "frechet", "recall", "coverage")  # of the scores, in the table
+GUIDES = "cfg(); cfg(rescale=0.7); interval(low=0.2, high=3.0)"
+
+
+def scales_of(text: str) -> list[float]:
+    """'0,1,2' -> [0.0, 1.0, 2.0]. UserError for anything else."""
+    from diffusion_jax.errors import UserError
+
+    try:
+        return sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        raise UserError(f"--scales={text}: write numbers with commas, such as 0,1,2,4") from None
+
+
+def sweep(trained_by: Mapping[str, object], scales: Sequence[float], judged: Callable, count: int, batch_size: int, mesh,
+          folder: Path, told: Mapping) -> list[dict]:  # fmt: skip
+    """A row {'guide', 'scale', 'shown' (SHOWN images), score: value} for each cell; each is kept in `folder` under all it depends on.
+
+    trained_by: guide -> workdir.Trained with it. Every cell draws the same seeds and labels.
+    """
+    import json
+
+    import numpy as np
+
+    from diffusion_jax import provenance
+    from diffusion_jax.evaluation import generate
+    from diffusion_jax.evaluation.progress import progress
+
+    def place(guide, scale):
+        words = provenance.canonical_json({**told, "guide": guide, "scale": scale})
+        return folder / f"{hashlib.sha256(words.encode()).hexdigest()[:16]}.npz"
+
+    cells = [(guide, scale, place(guide, scale)) for guide in trained_by for scale in scales]
+    missing = [cell for cell in cells if not cell[2].is_file()]
+    with progress(len(missing) * count, "guidance sweep", enabled=bool(missing)) as advance:
+        runs = {guide: _sampler(trained, mesh) for guide, trained in trained_by.items()}
+        for guide, scale, path in missing:
+            images = _draw(trained_by[guide].experiment, runs[guide], scale, count, batch_size, advance)
+            generate.save_npz(path, images[:SHOWN], scores=json.dumps(judged(images)))
+    rows = []
+    for guide, scale, path in cells:
+        with np.load(path) as kept:
+            rows.append({"guide": guide, "scale": scale, "shown": kept["images"]} | json.loads(str(kept["scores"])))
+    return rows
+
+
+def _sampler(trained, mesh) -> Callable:
+    """(keys, cond, scale) -> images, one program for all scales."""
+    import numpy as np
+
+    from diffusion_jax import experiment
+    from diffusion_jax.training import sharding
+
+    built, chosen = trained.experiment, experiment.plan(trained.experiment)
+    run = experiment.sample_fn(built, chosen.sampler, guided=True, clip=chosen.clip, noise=chosen.noise)
+    everywhere, params = sharding.spread(run, mesh), experiment.ensemble(built, trained.params)
+    return lambda keys, cond, scale: everywhere(params, (keys, cond), np.asarray(chosen.ts), np.float32(scale))
+
+
+def _draw(built, run: Callable, scale: float, count: int, batch_size: int, advance: Callable):
+    """uint8 images of the seeds 0 to count - 1, every class in turn."""
+    import numpy as np
+
+    from diffusion_jax import experiment
+    from diffusion_jax.evaluation import generate
+
+    left = count
+
+    def draw(keys, cond):
+        nonlocal left
+        images = run(keys, cond, scale)
+        advance(min(left, len(keys)))
+        left -= len(keys)
+        return images
+
+    labels = np.arange(count) % built.num_classes if built.num_classes else np.zeros(0, int)
+    return generate.generate(draw, generate.seeds_to_keys(range(count)), experiment.cond_for(built, labels),
+                             batch_size=min(batch_size, count), progress=False)  # fmt: skip
+
+
+def report(rows: Sequence[Mapping], real: Mapping) -> str:
+    """The table in markdown: every guide at every scale, and real test images as the yardstick."""
+    from diffusion_jax.provenance import markdown_table
+
+    from experiments.evaluate import TITLES
+
+    metrics = [key for key in PREFERRED if key in rows[0]] + [key for key in rows[0] if key.partition("/")[1]]
+    percent = lambda key, value: f"{100 * value:.1f} %" if key.partition("/")[0] == "accuracy" else f"{value:.3f}"  # noqa: E731
+    every = [*rows, {"guide": "real test images", "scale": None} | dict(real)]
+    shown = [{"guide": row["guide"], "scale": None if row["scale"] is None else f"{row['scale']:g}"}
+             | {key: percent(key, row[key]) for key in metrics if key in row} for row in every]  # fmt: skip
+    return markdown_table(shown, {"guide": "guide", "scale": "scale"} | {key: TITLES.get(key, key) for key in metrics})
+
+
+def on_model(config, workdir: Path, guides: Sequence[str], scales: Sequence[float], count: int, features: str) -> str:
+    """Sweep a trained model and write everything. Returns the text of guidance_sweep.md."""
+    from diffusion_jax import experiment, plotting, provenance
+    from diffusion_jax import workdir as folder
+    from diffusion_jax.evaluation import judge
+
+    import numpy as np
+
+    mesh = experiment.sampling_mesh(config)
+    trained = folder.load(workdir, config, mesh)
+    experiment.need_images(trained.experiment)
+    trained_by = {guide: folder.with_guide(trained, guide, workdir, mesh) for guide in guides}  # mistakes are told at once
+    dataset, classes = experiment.dataset(config), trained.experiment.num_classes
+    judged = judge.against(dataset.train, np.arange(count) % classes if classes else None, features=features.split(","),
+                           metrics=("frechet", "prdc"))  # fmt: skip
+    sampler = {key: value for key, value in config.sampler.items() if key not in ("guide", "guidance", "batch_size")}
+    told = {"num": count, "features": features, "step": trained.step, "weights": trained.weights,
+            "config": config.to_dict() | {"sampler": sampler}}  # fmt: skip
+    rows = sweep(trained_by, scales, judged, count, config.sampler.batch_size, mesh, workdir / "guidance_sweep", told)
+    real = judge.on_real(dataset.train, dataset.test, judged)
+    others = {guide: [found.config.to_dict() for found, _ in one.experiment.others] for guide, one in trained_by.items()}
+    provenance.save_json(workdir / "guidance_sweep.json", told | {
+        "rows": [{key: value for key, value in row.items() if key != "shown"} for row in rows], "real": real, "others": others,
+        "provenance": provenance.provenance(config.to_dict(), config.seed)})  # fmt: skip
+    title = (f"Guidance on {workdir.name}, step {trained.step}: {count} images a cell, {config.sampler.name}, "
+             f"{experiment.evaluations(experiment.plan(trained.experiment))} evaluations")  # fmt: skip
+    plotting.guidance_curves(rows, workdir / "guidance_sweep.png", floor=real, title=title)
+    tiles = {(row["guide"], row["scale"]): plotting.mosaic(row["shown"], 2, scale=max(1, round(28 / row["shown"].shape[1])))
+             for row in rows}  # fmt: skip
+    plotting.strips(tiles, workdir / "guidance_sweep_strips.png", columns={scale: f"scale {scale:g}" for scale in scales},
+                    title=f"The same {SHOWN} seeds at every scale")  # fmt: skip
+    text = f"# {title}\n\n{report(rows, real)}"
+    with provenance.atomic_path(workdir / "guidance_sweep.md") as path:
+        path.write_text(text, encoding="utf-8")
+    return text
+
+
+def on_mixture(scales: Sequence[float], path: str, count: int = 20_000) -> None:
+    """The picture of what guidance does to a law whose denoisers are exact: class 0 of three overlapping classes in the plane."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from diffusion_jax import guidance, plotting, targets
+    from diffusion_jax.processes import schedules
+    from diffusion_jax.samplers import base, grids, ode
+
+    angle = 2 * np.pi * np.arange(6) / 6
+    law = targets.mixture(np.ones(6), np.stack([np.cos(angle), np.sin(angle)], 1), 0.28)
+    labels, process = np.array([0, 0, 1, 1, 2, 2]), schedules.EDM(sigma_max=20.0)
+    denoise = targets.denoise_mixture(law, process, labels)
+    worse = targets.denoise_mixture(law._replace(variances=4 * law.variances), process, labels)  # as if less trained
+    null = lambda cond: {"label": jnp.full_like(cond["label"], -1)}  # noqa: E731
+
+    rows = {
+        "cfg": lambda scale: guidance.cfg(denoise, scale, null),
+        "cfg, σ/α in (0.2, 1]": lambda scale: guidance.interval(guidance.cfg(denoise, scale, null), denoise, process, 0.2, 1.0),
+        "autoguidance": lambda scale: guidance.autoguidance(denoise, worse, scale),
+    }
+    ts, cond = grids.karras(process, 40), {"label": jnp.zeros(count, jnp.int32)}
+    tiles = {}
+    for name, guided in rows.items():
+        @jax.jit
+        def draw(key, scale):
+            x = base.start(process, key, (count, 2))
+            return base.sample(ode.edm_heun(), guided(scale), process, key, x, ts, cond)
+
+        for scale in scales:
+            tiles[name, scale] = plotting.density(np.asarray(draw(jax.random.key(0), scale)), ((-2, -2), (2, 2)), side=170)
+    truth = targets.draw_mixture(law, jax.random.key(1), 3 * count)
+    everything = plotting.density(np.asarray(truth), ((-2, -2), (2, 2)), side=170)
+    tiles |= {("the law of all classes", scale): everything for scale in scales[:1]}
+    plotting.strips(tiles, path, columns={scale: f"scale {scale:g}" for scale in scales},
+                    title="One class of three: samples by exact denoisers",
+                    note="scale 0: every class (or the worse model); scale 1: the class as it is")  # fmt: skip
+
+
+def main(config) -> None:
+    from diffusion_jax.errors import UserError
+
+    FLAGS = flags.FLAGS
+    scales = scales_of(FLAGS.scales)
+    if FLAGS.mixture:
+        on_mixture(scales, FLAGS.out)
+        print(FLAGS.out)
+        return
+    guides = [part.strip() for part in FLAGS.guides.split(";") if part.strip()]
+    if not guides:
+        raise UserError(f"--guides is empty; name some, separated by ';', such as '{GUIDES}'")
+    text = on_model(config, Path(FLAGS.workdir), guides, scales, FLAGS.num, FLAGS.features)
+    print(f"{text}\n{Path(FLAGS.workdir) / 'guidance_sweep.png'} and guidance_sweep_strips.png show it", file=sys.stdout)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "the folder of a trained model")
+    flags.DEFINE_string("scales", "0,0.5,1,1.5,2,3,4,6", "of guidance, with commas; 1: none")
+    flags.DEFINE_string("guides", GUIDES, "separated by ';'; see diffusion_jax/guides.py")
+    flags.DEFINE_integer("num", 1000, "images in each cell", lower_bound=10)
+    flags.DEFINE_string("features", "pixels", "with commas, as in experiments.evaluate")
+    flags.DEFINE_bool("mixture", False, "instead of a model, the picture of a mixture with exact denoisers")
+    flags.DEFINE_string("out", "guidance_mixture.png", "where --mixture writes")
+    alone = any(arg.lstrip("-").partition("=")[0] == "mixture" for arg in sys.argv[1:])
+    cli.launch(main, config="none" if alone else "workdir")

@@ -1,0 +1,101 @@
+"""Train a noise-conditional classifier, for classifier guidance; or go on where the same command stopped.
+
+python -m experiments.train_classifier --config=configs/digits.py:vp --workdir=runs/digits_classifier
+python -m experiments.sample --workdir=runs/digits --config.sampler.guide='classifier(workdir="runs/digits_classifier")'
+
+The config is that of a diffusion model: its data, process, law of times, optimizer and EMAs, and the options of its U-Net, of
+which the classifier is the way down (models/classifier.py). Ends with the accuracy on the held-out images by noise level, which
+classifier.md and classifier.json keep in the workdir.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from experiments import cli
+
+LEVELS = range(-12, 13, 3)  # log-SNR
+
+
+def classifier_config(config, pool: str):
+    """The config with config.model a HalfUNet of the same options as its U-Net. UserError where there is nothing to classify."""
+    from configs.base import network
+    from diffusion_jax.errors import UserError
+
+    if not config.conditional:
+        raise UserError("config.conditional=False leaves nothing to classify; set it to True")
+    known = network("classifier.HalfUNet")
+    shared = {key: value for key, value in config.model.items() if key in known and key != "name"}
+    config.unlock()
+    config.model = network("classifier.HalfUNet", **shared | {"pool": pool})
+    config.sampler.guide = "cfg()"
+    return config.lock()
+
+
+def accuracy_by_level(trained, test, batch_size: int, repeats: int = 3) -> list[dict]:
+    """Rows {'logsnr', 'sigma / alpha', 'accuracy', 'nats'} on the split `test`, the noise of each image the same at all levels."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from diffusion_jax import arrays, data, experiment
+    from diffusion_jax.processes import gaussian
+
+    process = trained.experiment.process
+    low, high = (float(gaussian.logsnr(process, jnp.float32(t))) for t in (process.t_max, process.t_min))
+
+    @jax.jit
+    def score(params, images, labels, keys, t):
+        noised = gaussian.corrupt(process, images, arrays.noise(keys, images), jnp.broadcast_to(t, labels.shape))
+        log_p = jax.nn.log_softmax(experiment.logits(trained.experiment, params)(noised.x_t, noised.t))
+        return jnp.argmax(log_p, 1) == labels, -jnp.take_along_axis(log_p, labels[:, None], 1)[:, 0]
+
+    everything, rows = data.arrays(test), []
+    images, labels = everything["image"].astype(np.float32) / 127.5 - 1, everything["label"].astype(np.int32)
+    index = np.arange(-(-len(labels) * repeats // batch_size) * batch_size) % len(labels)  # whole batches: one program
+    for level in [level for level in LEVELS if low <= level <= high]:
+        t, parts = gaussian.time_of_logsnr(process, jnp.float32(level)), []
+        for batch in index.reshape(-1, batch_size):
+            keys = arrays.fold_in(arrays.example_keys(jax.random.key(0), batch_size, len(parts) * batch_size), 0)
+            parts.append(score(trained.params, images[batch], labels[batch], keys, t))
+        right, nats = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+        rows.append({"logsnr": level, "sigma / alpha": float(np.exp(-level / 2)), "accuracy": float(right.mean()),
+                     "nats": float(nats.mean())})  # fmt: skip
+    return rows
+
+
+def main(config) -> None:
+    from diffusion_jax import experiment, provenance
+    from diffusion_jax import workdir as folder
+    from diffusion_jax.errors import UserError
+    from diffusion_jax.training import distributed
+
+    from experiments.train import train
+
+    FLAGS = flags.FLAGS
+    config, dataset = classifier_config(config, FLAGS.pool), experiment.dataset(config)
+    if not dataset.num_classes:
+        raise UserError(f"data.name={config.data.name} has no labels: there is nothing to classify")
+    if not train(config, FLAGS.workdir, dataset=dataset, loss=experiment.classifier_loss_fn):
+        sys.exit(cli.UNFINISHED)
+    if not distributed.first():
+        return
+    trained = folder.load(FLAGS.workdir, config)
+    rows = accuracy_by_level(trained, dataset.test, min(256, len(dataset.test)))
+    columns = {"logsnr": "log-SNR", "sigma / alpha": "σ / α", "accuracy": "accuracy", "nats": "-log p(label) (nats)"}
+    text = provenance.markdown_table(rows, columns)
+    with provenance.atomic_path(Path(FLAGS.workdir) / "classifier.md") as path:
+        path.write_text(f"# Held-out accuracy of {FLAGS.workdir} at step {trained.step}, by noise level\n\n{text}", encoding="utf-8")
+    provenance.save_json(Path(FLAGS.workdir) / "classifier.json", {
+        "rows": rows, "step": trained.step, "weights": trained.weights,
+        "provenance": provenance.provenance(config.to_dict(), config.seed)})  # fmt: skip
+    print(text)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "where everything goes; the same command resumes", required=True)
+    flags.DEFINE_enum("pool", "attention", ["attention", "mean"], "what becomes of the last feature map")
+    cli.launch(main, config="file")
