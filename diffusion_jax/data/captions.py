@@ -1,26 +1,22 @@
-"""Captions of images: where they are found, which one of several an example is told with, and digits that describe themselves.
+"""Captions of images: where they are found, and which one of several an example is told with.
 
 A data set that has captions knows each different one once (`Dataset.captions`); an example's 'caption' (K,) int32 holds the numbers
 of its own, -1 beyond the last. `Told` turns them into what the network is told: rows of `tables`, which an encoder of text
 (models/text.py) made of the captions, once.
-
-`digits` are the embedded 8x8 digits with captions that are made from the label and from two things measured in the image,
-ink and lean ("a bold slanted seven", "a thin 3"). Of each digit one combination of the two is kept from training (HELD_OUT).
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from diffusion_jax.data import files, records
-from diffusion_jax.data.sources import Arrays, Source
+from diffusion_jax.data import files
+from diffusion_jax.data.sources import Source
 from diffusion_jax.errors import UserError
 from diffusion_jax.provenance import atomic_path
 
@@ -69,16 +65,30 @@ class Kept:
         return {"path": self.path, "array": None}
 
 
+class Numbers:
+    """Every different caption of some examples, and its number. texts: the captions of each example."""
+
+    def __init__(self, texts: Iterable[tuple[str, ...]]):
+        self.number, self.most = {}, 0
+        for own in texts:
+            self.most = max(self.most, len(own))
+            for caption in own:
+                self.number.setdefault(caption, len(self.number))
+
+    def every(self) -> tuple[str, ...]:
+        return tuple(self.number)
+
+    def row(self, own: tuple[str, ...]) -> np.ndarray:
+        """An example's 'caption': (K,) int32, K the most captions that an example has."""
+        row = np.full(self.most, -1, np.int32)
+        row[: len(own)] = [self.number[caption] for caption in own]
+        return row
+
+
 def numbered(*splits: Texts) -> tuple[tuple[str, ...], list[np.ndarray]]:
-    """Every different caption, and for each split the numbers (N, K) int32 of each example's, -1 beyond its last."""
-    every = tuple(dict.fromkeys(caption for split in splits for own in split for caption in own))
-    number = {caption: i for i, caption in enumerate(every)}
-    most = max((len(own) for split in splits for own in split), default=0)
-    columns = [np.full((len(split), most), -1, np.int32) for split in splits]
-    for column, split in zip(columns, splits):
-        for row, own in zip(column, split):
-            row[: len(own)] = [number[caption] for caption in own]
-    return every, columns
+    """Every different caption, and for each split the numbers (N, K) int32 of each example's."""
+    numbers = Numbers(own for split in splits for own in split)
+    return numbers.every(), [np.stack([numbers.row(own) for own in split]) for split in splits]
 
 
 def tables(
@@ -190,81 +200,3 @@ def of_npz(path: str, captions: str, counts: tuple[int, int]) -> list[Texts]:
     if tuple(map(len, splits)) != counts:
         raise UserError(f"data.captions={file} has {sum(map(len, splits))} captions for {sum(counts)} images; give one for each image")
     return splits
-
-
-# ---- digits that describe themselves ------------------------------------------------------------------------------------
-
-WEIGHTS = ("thin", "regular", "bold")
-SLANTS = ("left", "upright", "right")
-WORDS = {"thin": ("thin", "light"), "regular": ("regular",), "bold": ("bold", "heavy"),
-         "left": ("left-leaning",), "upright": ("upright",), "right": ("slanted", "right-leaning")}  # fmt: skip
-NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-# digit -> the (weight, slant) that training never sees; each weight and each slant alone is seen with every digit
-HELD_OUT = tuple((("bold", "thin")[digit % 2], ("left", "right")[digit // 2 % 2]) for digit in range(10))
-
-
-def ink(images: np.ndarray) -> np.ndarray:
-    """(N, H, W, 1) uint8 -> (N,): the mean brightness in [0, 1], for white on black; how bold a digit is."""
-    return images.mean(axis=(1, 2, 3)) / 255
-
-
-def lean(images: np.ndarray) -> np.ndarray:
-    """(N, H, W, 1) uint8 -> (N,): pixels to the right per pixel up, the shear that would make the digit upright.
-
-    -mu_11 / mu_02 of the brightness, x to the right and y down: the slope of the line fitted to x as a function of y.
-    """
-    mass = images[..., 0].astype(np.float64)
-    total = np.maximum(mass.sum(axis=(1, 2)), 1e-9)[:, None, None]
-    y, x = np.indices(images.shape[1:3])
-    mean = lambda values: (mass * values).sum(axis=(1, 2), keepdims=True) / total  # noqa: E731
-    dx, dy = x - mean(x), y - mean(y)
-    return (-mean(dx * dy) / np.maximum(mean(dy * dy), 1e-9))[:, 0, 0]
-
-
-def thirds(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The (10, 2) values between which lie the lower, middle and upper third of each digit's images."""
-    return np.stack([np.quantile(values[labels == digit], (1 / 3, 2 / 3)) for digit in range(10)])
-
-
-def third(values: np.ndarray, labels: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """0, 1 or 2 for each image: in which third of its digit it is. A seven leans by nature: slanted is one that leans more."""
-    return (values[:, None] > edges[labels]).sum(1)
-
-
-def phrases(digit: int, weight: str, slant: str) -> tuple[str, ...]:
-    """Every caption of such a digit: both attributes in several words and orders, one of them, or none."""
-    said = []
-    for name, heavy, leaning in itertools.product((str(digit), NAMES[digit]), WORDS[weight], WORDS[slant]):
-        both = [f"{heavy} {leaning} {name}", f"{leaning} {heavy} {name}"]
-        said += [*map(_with_article, both), f"the digit {name}, {heavy} and {leaning}"]
-        said += [_with_article(f"{heavy} {name}"), _with_article(f"{leaning} {name}"), name]
-    return tuple(dict.fromkeys(said))
-
-
-def _with_article(words: str) -> str:
-    return f"{'an' if words[0] in 'aeiou8' else 'a'} {words}"
-
-
-def held_out_prompts(count: int) -> tuple[list[str], np.ndarray]:
-    """(prompts, digits (count,)): digit after digit the combination that training never saw, both attributes said in every way."""
-    ways = [[p for p in phrases(d, *HELD_OUT[d]) if any(w in p for w in WORDS[HELD_OUT[d][0]]) and any(s in p for s in WORDS[HELD_OUT[d][1]])]
-            for d in range(10)]  # fmt: skip
-    digits = np.arange(count) % 10
-    return [ways[d][i // 10 % len(ways[d])] for i, d in enumerate(digits)], digits
-
-
-def digits(data_dir: str, image_size: int, channels: int) -> tuple[list[Arrays], tuple, int, tuple, tuple[str, ...]]:
-    """([train, test], image_shape, classes, class_names, captions). Train is without HELD_OUT; test is whole."""
-    *sources, shape, classes, names = records.splits("digits", data_dir, image_size, channels)
-    splits = [source.rows(np.arange(len(source))) for source in sources]
-    seen = splits[0]
-    edges = [thirds(measure(seen["image"]), seen["label"]) for measure in (ink, lean)]
-    kept, texts = [], []
-    for split, training in zip(splits, (True, False)):
-        parts = (third(measure(split["image"]), split["label"], edge) for measure, edge in zip((ink, lean), edges))
-        told = [(int(d), WEIGHTS[w], SLANTS[s]) for d, w, s in zip(split["label"], *parts)]
-        rows = [i for i, (d, *how) in enumerate(told) if not training or tuple(how) != HELD_OUT[d]]
-        kept.append({name: column[rows] for name, column in split.items()})
-        texts.append([phrases(*told[i]) for i in rows])
-    every, columns = numbered(*texts)
-    return [Arrays(**split, caption=column) for split, column in zip(kept, columns)], shape, classes, names, every

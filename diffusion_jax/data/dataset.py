@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from diffusion_jax.data import captions as texts
-from diffusion_jax.data import files, folder, records, toys, transforms
+from diffusion_jax.data import digits_captions, files, folder, records, toys, transforms
 from diffusion_jax.data.sources import Arrays, Source, mapped
 from diffusion_jax.errors import UserError, unknown
 
@@ -61,7 +61,7 @@ def load(
     if captioned and (name == "digits" or name in toys.TOYS or name in IDX_CLASSES):
         raise UserError(f"data.name={name} has no captions; use digits_captions, folder, npz or coco_captions, or config.text.encoder=''")
     if name == "digits_captions":
-        sources, *rest = texts.digits(data_dir, image_size, channels)
+        sources, *rest = digits_captions.splits(data_dir, image_size, channels)
         return Dataset(name, *sources, *rest)
     if name in toys.TOYS:
         train, test, classes = toys.split(name, seed)
@@ -75,7 +75,7 @@ def load(
     if path:
         return _from_arrays(name, path, *files.idx(path), image_size, channels, num_classes, IDX_CLASSES[name])
     try:
-        return Dataset(name, *records.splits(name, data_dir, image_size, channels))
+        return Dataset(name, *records.splits(name, data_dir, image_size, channels, captioned))
     except records.NotFound:
         ours = {"digits", "digits_captions", *WITH_PATH, *toys.TOYS, *records.POPULAR}
         raise UserError(

@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from diffusion_jax.data import transforms
+from diffusion_jax.data import captions, transforms
 from diffusion_jax.data.sources import Source, mapped
 from diffusion_jax.errors import UserError, unknown
 
@@ -30,8 +30,10 @@ def default_dir(data_dir: str) -> str:
     return os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
-def splits(name: str, data_dir: str, image_size: int, channels: int) -> tuple[Source, Source, tuple, int, tuple]:
-    """(train, test, image_shape, num_classes, class_names) of a TFDS set. Raises NotFound."""
+def splits(
+    name: str, data_dir: str, image_size: int, channels: int, captioned: bool = False
+) -> tuple[Source, Source, tuple, int, tuple, tuple]:
+    """(train, test, image_shape, num_classes, class_names, captions) of a TFDS set. Raises NotFound."""
     builder = _prepared(name, default_dir(data_dir))
     features = dict(builder.info.features)
     if "image" not in features:
@@ -39,6 +41,8 @@ def splits(name: str, data_dir: str, image_size: int, channels: int) -> tuple[So
     classes = getattr(features.get("label"), "num_classes", None) or 0
     names = tuple(features["label"].names) if classes else ()
     train, test = _train_and_test(builder, labelled=bool(classes))
+    own = _captions(name, features) if captioned else None
+    numbers = captions.Numbers(own(e) for split in _train_and_test(builder, bool(classes), True) for e in split) if own else None
     shape = tuple(features["image"].shape)
     if None in shape and not image_size:
         shape = train[0][
@@ -52,9 +56,25 @@ def splits(name: str, data_dir: str, image_size: int, channels: int) -> tuple[So
             raise UserError(
                 f"data.name={name} has images of several sizes ({kept}, {image.shape}): set data.image_size, to 64 say"
             )
-        return {"image": image} | ({"label": np.int32(example["label"])} if classes else {})
+        told = {"caption": numbers.row(own(example))} if own else {}
+        return {"image": image} | ({"label": np.int32(example["label"])} if classes else {}) | told
 
-    return mapped(train, one, kept), mapped(test, one, kept), kept, classes, names
+    every = numbers.every() if own else ()
+    return mapped(train, one, kept), mapped(test, one, kept), kept, classes, names, every
+
+
+def _captions(name: str, features: dict) -> Callable[[dict], tuple[str, ...]]:
+    """example -> its captions: the feature 'captions' or 'caption', texts or dicts with 'text'."""
+    key = next((key for key in ("captions", "caption") if key in features), None)
+    if key is None:
+        raise UserError(f"data.name={name} has no feature 'captions' or 'caption' (it has {', '.join(sorted(features))})")
+
+    def own(example: dict) -> tuple[str, ...]:
+        texts = example[key]["text"] if isinstance(example[key], dict) else example[key]
+        listed = [texts] if isinstance(texts, (bytes, str)) else list(texts)
+        return tuple(text.decode() if isinstance(text, bytes) else str(text) for text in listed)
+
+    return own
 
 
 def described(name: str, data_dir: str, image_size: int, channels: int) -> tuple[tuple[int, ...], int]:
@@ -72,12 +92,12 @@ def _uint8(name: str, image: np.ndarray) -> np.ndarray:
     return image
 
 
-def _train_and_test(builder, labelled: bool) -> tuple[Source, Source]:
-    """Disjoint splits: test if it is there (and labelled), else validation, else the last tenth of train."""
+def _train_and_test(builder, labelled: bool, blind: bool = False) -> tuple[Source, Source]:
+    """Disjoint splits: test if it is there (and labelled), else validation, else the last tenth of train. blind: images not decoded."""
     known = set(builder.info.splits) or {"train", "test"}  # (a mocked TFDS set knows no split names)
     if "train" not in known:
         raise UserError(f"data.name={builder.info.full_name} has no split 'train' (it has {', '.join(sorted(known))})")
-    read = _reader(builder)
+    read = _reader(builder, blind)
     for held_out in [s for s in ("test", "validation") if s in known]:
         test = read(held_out)
         if not labelled or test[0]["label"] >= 0:  # imagenet2012's test labels are -1
@@ -85,10 +105,14 @@ def _train_and_test(builder, labelled: bool) -> tuple[Source, Source]:
     return read("train[:90%]"), read("train[90%:]")
 
 
-def _reader(builder):
+def _reader(builder, blind: bool):
+    import tensorflow_datasets as tfds
+
+    decoders = {"image": tfds.decode.SkipDecoding()} if blind else None
+
     def read(split: str):
         try:
-            return builder.as_data_source(split=split)
+            return builder.as_data_source(split=split, decoders=decoders)
         except NotImplementedError as error:
             raise UserError(
                 f"{builder.data_dir} is not prepared as {FORMAT}, the format that is read without TensorFlow: "
