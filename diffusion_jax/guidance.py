@@ -1,4 +1,4 @@
-"""Guidance and thresholding: functions from denoisers to a denoiser, so that they work under every sampler and compose by calling.
+"""Guidance and thresholding: functions from denoisers to a denoiser, which work under every sampler and compose by calling.
 
     guided = cfg(denoise, scale, null)                              two halves of one network
     guided = autoguidance(denoise, worse, scale)                    two networks
@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.arrays import expand, tree_lerp
+from diffusion_jax.errors import UserError
 from diffusion_jax.processes.gaussian import from_x0
 from diffusion_jax.types import Array, Cond, Denoise, Prediction, Process
 
@@ -32,14 +33,14 @@ LogProb = Callable[[Array, Array, Cond], Array]  # (x_t, t, cond) -> log p(cond 
 def cfg(denoise: Denoise, scale: float | Array, null: Callable[[Cond], Cond]) -> Denoise:
     """Classifier-free guidance (Ho & Salimans 2022, eq. 6): unconditional + scale (conditional - unconditional).
 
-    scale 0 is unconditional, 1 conditional, above 1 exaggerates the condition. null(cond) -> the condition that says nothing (or a
-    negative one), of cond's structure. Both passes are one batched call of twice the batch.
+    scale 0 is unconditional, 1 conditional, above 1 exaggerates the condition. null(cond) -> the condition that says nothing
+    (or a negative one), of cond's structure. Both passes are one batched call of twice the batch.
     """
     return extrapolate(beside_null(denoise, null), scale)
 
 
 def autoguidance(denoise: Denoise, worse: Denoise, scale: float | Array) -> Denoise:
-    """Away from a worse model of the same thing (Karras et al. 2024, eq. 3): worse + scale (denoise - worse), under one condition.
+    """Away from a worse model of the same thing (Karras et al. 2024): worse + scale (denoise - worse), under one condition.
 
     worse: a smaller or less trained network, an earlier checkpoint, a shorter EMA. scale 1 is denoise itself. Unlike cfg it
     does not trade diversity for the condition, and serves unconditional models.
@@ -79,7 +80,7 @@ def rescale(pair: Pair, scale: float | Array, process: Process, strength: float 
 
         x0 <- strength (std(x0-better) / std(x0-guided)) x0-guided + (1 - strength) x0-guided,
 
-    the standard deviations over each image. strength 0 is `extrapolate`; 1 keeps the contrast of the prediction without guidance.
+    the standard deviations over each image. strength 0 is `extrapolate`; 1 keeps the contrast that was there without guidance.
     (Theirs rescales the network's output v; x0-hat is the same under every parameterization.)
     """
 
@@ -104,10 +105,10 @@ def _std(x: Array) -> Array:
 
 
 def interval(guided: Denoise, denoise: Denoise, process: Process, low: float | Array, high: float | Array) -> Denoise:
-    """`guided` where low < sigma / alpha <= high, else `denoise` (Kynkaanniemi et al. 2024, eq. 5).
+    """`guided` where low < sigma / alpha <= high, else `denoise` (Kynkaanniemi et al. 2024).
 
-    sigma / alpha is EDM's sigma, the same noise level under every process: a log-SNR of -2 log(sigma / alpha). For a scalar t, as
-    samplers give it, only one of the two runs: outside of the interval guidance costs nothing.
+    sigma / alpha is EDM's sigma, the same noise level under every process: a log-SNR of -2 log(sigma / alpha). For a scalar t,
+    as samplers give it, only one of the two runs: outside of the interval guidance costs nothing.
     """
 
     def inside(t: Array) -> Array:
@@ -146,11 +147,16 @@ def class_log_prob(logits: Callable[[Array, Array], Array], against: int | None 
     """(x_t, t, cond) -> log p(label | x_t), (B,), of a classifier's logits(x_t, t) (B, classes), for cond = {'label': (B,)}.
 
     against: a class z makes it the log-ratio log p(label | x_t) - log p(z | x_t). A label beyond the classes is 'any': 0.
+    UserError, when traced, where there is no label, or no class z.
     """
 
     def log_prob(x_t: Array, t: Array, cond: Cond) -> Array:
+        if not cond or "label" not in cond:
+            raise UserError("guidance by a classifier needs to be told a label, and this model has none")
         log_p, label = jax.nn.log_softmax(logits(x_t, t)), cond["label"]
         classes = log_p.shape[-1]
+        if against is not None and not 0 <= against < classes:
+            raise UserError(f"against={against} does not exist: the classifier knows 0 to {classes - 1}")
         own = jnp.take_along_axis(log_p, jnp.clip(label, 0, classes - 1)[:, None], 1)[:, 0]
         own = own if against is None else own - log_p[:, against]
         return jnp.where((label >= 0) & (label < classes), own, 0.0)

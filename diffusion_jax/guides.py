@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from typing import Callable, NamedTuple
 
+import jax.numpy as jnp
+
 from diffusion_jax import guidance
 from diffusion_jax.errors import UserError
 from diffusion_jax.types import Array, Cond, Denoise, Process
 
 
 class Other(NamedTuple):
-    """A trained network. workdir '': the run itself; ema '': as config.sampler.ema says there; step 0: the newest checkpoint."""
+    """A trained network. workdir '': the run itself; ema '': what config.sampler.ema says there; step 0: the newest."""
 
     workdir: str = ""
     ema: str = ""
@@ -42,7 +44,7 @@ class Guide(NamedTuple):
 
 
 def cfg(rescale: float = 0.0) -> Guide:
-    """Classifier-free guidance; rescale: the strength of Lin et al.'s correction of contrast, 0 to 1. Unconditional models: none."""
+    """Classifier-free guidance; rescale: the strength of Lin et al.'s correction of contrast. None for unconditional models."""
 
     def steer(denoise, scale, site):
         return _away(guidance.beside_null(denoise, site.null), scale, site, rescale) if site.null else denoise
@@ -55,7 +57,11 @@ def autoguidance(workdir: str = "", ema: str = "", step: int = 0, rescale: float
     if not (workdir or ema or step):
         raise UserError("autoguidance() needs a worse model: workdir='runs/small', ema='5k' or 'params', or step=300")
     other = Other(workdir, ema, step)
-    return Guide(lambda denoise, scale, site: _away(guidance.beside(denoise, site.denoiser(other)), scale, site, rescale), (other,))
+
+    def steer(denoise, scale, site):
+        return _away(guidance.beside(denoise, site.denoiser(other)), scale, site, rescale)
+
+    return Guide(steer, (other,))
 
 
 def classifier(workdir: str, conditional: bool = False, ema: str = "", against: int | None = None) -> Guide:
@@ -66,20 +72,20 @@ def classifier(workdir: str, conditional: bool = False, ema: str = "", against: 
     other = Other(workdir, ema)
 
     def steer(denoise, scale, site):
-        if site.null is None:
-            raise UserError("guide classifier(...) needs to be told a label, and this model has no labels")
-        told = {True: lambda cond: cond, False: site.null}[conditional]
-        if against is not None:
-            told = lambda cond: cond | {"label": 0 * cond["label"] + against}  # noqa: E731
-        log_prob = guidance.class_log_prob(site.classifier(other), against)
-        base = lambda x_t, t, cond=None: denoise(x_t, t, told(cond))  # noqa: E731
-        return guidance.classifier(base, site.process, log_prob, scale)
+        def base(x_t, t, cond=None):
+            if against is not None:
+                return denoise(x_t, t, cond | {"label": jnp.full_like(cond["label"], against)})
+            return denoise(x_t, t, cond if conditional or site.null is None else site.null(cond))
+
+        return guidance.classifier(base, site.process, guidance.class_log_prob(site.classifier(other), against), scale)
 
     return Guide(steer, (other,), neutral=0.0 if conditional and against is None else None)
 
 
 def interval(guide: Guide = cfg(), low: float = 0.0, high: float = float("inf")) -> Guide:
     """Another guide, only where low < sigma / alpha <= high; elsewhere the model as it is, which then costs one pass."""
+    if not isinstance(guide, Guide):
+        raise UserError(f"interval({guide}, ...): the first argument is another guide; write interval(low=0.2, high=3.0)")
     if not low < high:
         raise UserError(f"interval(low={low:g}, high={high:g}) is empty; noise levels are sigma / alpha, low below high")
 

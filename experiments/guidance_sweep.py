@@ -3,8 +3,8 @@
 python -m experiments.guidance_sweep --workdir=runs/a --guides='cfg(); interval(high=2.0); autoguidance(step=300)' --num=1000
 python -m experiments.guidance_sweep --mixture --out=docs/images/guidance_mixture.png
 
-Writes guidance_sweep.md, .json, .png and _strips.png into the workdir. Finished cells are kept in guidance_sweep/ there, and not
-made again. A guide is compiled once for all scales. --mixture draws the same for a mixture whose denoisers are exact.
+Writes guidance_sweep.md, .json, .png and _strips.png into the workdir. Finished cells are kept in guidance_sweep/ there, and
+not made again. A guide is compiled once for all scales. --mixture draws the same for a mixture whose denoisers are exact.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def scales_of(text: str) -> list[float]:
 
 def sweep(trained_by: Mapping[str, object], scales: Sequence[float], judged: Callable, count: int, batch_size: int, mesh,
           folder: Path, told: Mapping) -> list[dict]:  # fmt: skip
-    """A row {'guide', 'scale', 'shown' (SHOWN images), score: value} for each cell; each is kept in `folder` under all it depends on.
+    """A row {'guide', 'scale', 'shown' (SHOWN images), score: value} for each cell, which is kept in `folder`.
 
     trained_by: guide -> workdir.Trained with it. Every cell draws the same seeds and labels.
     """
@@ -150,8 +150,8 @@ def on_model(config, workdir: Path, guides: Sequence[str], scales: Sequence[floa
     return text
 
 
-def on_mixture(scales: Sequence[float], path: str, count: int = 20_000) -> None:
-    """The picture of what guidance does to a law whose denoisers are exact: class 0 of three overlapping classes in the plane."""
+def on_mixture(scales: Sequence[float], path: str, count: int = 10_000) -> None:
+    """The picture of what guidance does to a law whose denoisers are exact: one class of three that overlap in the plane."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -162,32 +162,32 @@ def on_mixture(scales: Sequence[float], path: str, count: int = 20_000) -> None:
 
     angle = 2 * np.pi * np.arange(6) / 6
     law = targets.mixture(np.ones(6), np.stack([np.cos(angle), np.sin(angle)], 1), 0.28)
-    labels, process = np.array([0, 0, 1, 1, 2, 2]), schedules.EDM(sigma_max=20.0)
+    labels, process, key = np.array([0, 0, 1, 1, 2, 2]), schedules.EDM(sigma_max=20.0), jax.random.key(0)
     denoise = targets.denoise_mixture(law, process, labels)
     worse = targets.denoise_mixture(law._replace(variances=4 * law.variances), process, labels)  # as if less trained
-    null = lambda cond: {"label": jnp.full_like(cond["label"], -1)}  # noqa: E731
-
-    rows = {
-        "cfg": lambda scale: guidance.cfg(denoise, scale, null),
-        "cfg, σ/α in (0.2, 1]": lambda scale: guidance.interval(guidance.cfg(denoise, scale, null), denoise, process, 0.2, 1.0),
+    cfg = lambda scale: guidance.cfg(denoise, scale, lambda cond: {"label": jnp.full_like(cond["label"], -1)})  # noqa: E731
+    guided = {
+        "cfg": cfg,
+        "cfg, σ / α in (0.2, 1]": lambda scale: guidance.interval(cfg(scale), denoise, process, 0.2, 1.0),
         "autoguidance": lambda scale: guidance.autoguidance(denoise, worse, scale),
     }
-    ts, cond = grids.karras(process, 40), {"label": jnp.zeros(count, jnp.int32)}
-    tiles = {}
-    for name, guided in rows.items():
+    ts, cond, t = grids.karras(process, 32), {"label": jnp.zeros(count, jnp.int32)}, jnp.float32(process.t_min)
+    own = targets.draw_mixture(targets.Mixture(*(part[:2] for part in law)), key, count)
+    tiles, captions, spread = {}, {}, lambda x: np.sqrt(np.var(np.asarray(x), 0).sum())
+    for name, make in guided.items():
         @jax.jit
-        def draw(key, scale):
-            x = base.start(process, key, (count, 2))
-            return base.sample(ode.edm_heun(), guided(scale), process, key, x, ts, cond)
+        def draw(scale):
+            x = base.sample(ode.edm_heun(), make(scale), process, key, base.start(process, key, (count, 2)), ts, cond)
+            joint = targets.log_density_mixture(law, process, x, t, labels, cond)
+            return x, jnp.mean(jnp.exp(joint - targets.log_density_mixture(law, process, x, t)))
 
         for scale in scales:
-            tiles[name, scale] = plotting.density(np.asarray(draw(jax.random.key(0), scale)), ((-2, -2), (2, 2)), side=170)
-    truth = targets.draw_mixture(law, jax.random.key(1), 3 * count)
-    everything = plotting.density(np.asarray(truth), ((-2, -2), (2, 2)), side=170)
-    tiles |= {("the law of all classes", scale): everything for scale in scales[:1]}
-    plotting.strips(tiles, path, columns={scale: f"scale {scale:g}" for scale in scales},
-                    title="One class of three: samples by exact denoisers",
-                    note="scale 0: every class (or the worse model); scale 1: the class as it is")  # fmt: skip
+            x, sure = draw(scale)
+            tiles[name, scale] = plotting.density(np.asarray(x), ((-2, -2), (2, 2)), side=170)
+            captions[name, scale] = f"{100 * sure:.0f} %  ·  {spread(x) / spread(own):.2f}"
+    plotting.strips(tiles, path, captions=captions, columns={scale: f"scale {scale:g}" for scale in scales},
+                    title="One class of three, by exact denoisers",
+                    note="beneath: mean p(class | x)  ·  spread, in that of the class")  # fmt: skip
 
 
 def main(config) -> None:

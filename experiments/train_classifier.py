@@ -21,7 +21,7 @@ LEVELS = range(-12, 13, 3)  # log-SNR
 
 
 def classifier_config(config, pool: str):
-    """The config with config.model a HalfUNet of the same options as its U-Net. UserError where there is nothing to classify."""
+    """The config with config.model a HalfUNet with the options of its U-Net. UserError where there is nothing to classify."""
     from configs.base import network
     from diffusion_jax.errors import UserError
 
@@ -36,7 +36,7 @@ def classifier_config(config, pool: str):
 
 
 def accuracy_by_level(trained, test, batch_size: int, repeats: int = 3) -> list[dict]:
-    """Rows {'logsnr', 'sigma / alpha', 'accuracy', 'nats'} on the split `test`, the noise of each image the same at all levels."""
+    """Rows {'logsnr', 'sigma / alpha', 'accuracy', 'nats'} on the split `test`; an image has the same noise at all levels."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -88,7 +88,8 @@ def main(config) -> None:
     columns = {"logsnr": "log-SNR", "sigma / alpha": "σ / α", "accuracy": "accuracy", "nats": "-log p(label) (nats)"}
     text = provenance.markdown_table(rows, columns)
     with provenance.atomic_path(Path(FLAGS.workdir) / "classifier.md") as path:
-        path.write_text(f"# Held-out accuracy of {FLAGS.workdir} at step {trained.step}, by noise level\n\n{text}", encoding="utf-8")
+        title = f"Held-out accuracy of {FLAGS.workdir} at step {trained.step}, by noise level"
+        path.write_text(f"# {title}\n\n{text}", encoding="utf-8")
     provenance.save_json(Path(FLAGS.workdir) / "classifier.json", {
         "rows": rows, "step": trained.step, "weights": trained.weights,
         "provenance": provenance.provenance(config.to_dict(), config.seed)})  # fmt: skip

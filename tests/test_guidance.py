@@ -182,7 +182,8 @@ def test_classifier_guidance_is_bayes_rule(process):
     unconditional = lambda x_t, t, cond=None: denoise(x_t, t, null(cond))  # noqa: E731
     log_prob = guidance.class_log_prob(exact_logits(process))
     assert_allclose(jnp.exp(log_prob(x, t, cond)) + jnp.exp(log_prob(x, t, {"label": 1 - cond["label"]})), 1, rtol=1e-5)
-    for scale, told, expected in ((0.0, cond, unconditional), (1.0, cond, denoise), (2.0, {"label": 0 * cond["label"] + 2}, unconditional)):
+    anything = {"label": 0 * cond["label"] + 2}
+    for scale, told, expected in ((0.0, cond, unconditional), (1.0, cond, denoise), (2.0, anything, unconditional)):
         guided = guidance.classifier(unconditional, process, log_prob, scale)(x, t, told)
         chex.assert_trees_all_close(guided, expected(x, t, cond), rtol=1e-3, atol=1e-4)
     half = guidance.classifier(unconditional, process, log_prob, 0.5)(x, t, cond)
@@ -317,7 +318,7 @@ def test_classifier_guide_starts_from_the_unconditional_half():
     plain, params = tiny("cfg()")
     load = lambda other: as_classifier(plain)  # noqa: E731
     built = experiment.guided_by("classifier(workdir='c')", plain, load)
-    assert experiment.plan(built).guided and not experiment.plan(plain).guided  # its scale 1 is Bayes' rule, not the model itself
+    assert experiment.plan(built).guided and not experiment.plan(plain).guided  # its scale 1 is Bayes' rule, not the model
     images, halves = drawn(built, experiment.ensemble(built, params), (0.0, 2.0)), drawn(plain, params, (0.0, 1.0))
     assert_allclose(images[0], halves[0], rtol=1e-4, atol=1e-5)
     assert np.abs(images[1] - images[0]).max() > 1e-4
@@ -331,6 +332,7 @@ def test_classifier_guide_starts_from_the_unconditional_half():
         ("cgf()", "did you mean"),
         ("autoguidance()", "needs a worse model"),
         ("interval(low=2.0, high=1.0)", "is empty"),
+        ("interval(0.2, 3.0)", "the first argument is another guide"),
         ("autoguidance(ema='1k')", "other trained networks"),
         ("cfg(0.7, 0.1)", "cfg takes rescale"),
     ],
@@ -339,6 +341,15 @@ def test_a_guide_that_cannot_be_is_one_clear_line(spec, told):
     with pytest.raises(UserError, match=told) as caught:
         tiny(spec)
     assert "\n" not in str(caught.value)
+
+
+def test_a_classifier_needs_a_label_and_its_classes():
+    x, cond = points()
+    logits = exact_logits(schedules.VP())
+    with pytest.raises(UserError, match="needs to be told a label"):
+        guidance.class_log_prob(logits)(x, 0.4, None)
+    with pytest.raises(UserError, match="knows 0 to 1"):
+        guidance.class_log_prob(logits, against=2)(x, 0.4, cond)
 
 
 def test_a_denoiser_is_no_classifier_and_other_processes_are_told():
