@@ -15,6 +15,7 @@ from typing import NamedTuple
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # Instructions that move nothing by themselves; what they name is counted where it is made or used.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "after-all", "iota"}
+SLICES = ("dynamic-slice", "slice", "gather")
 BITS = {"pred": 8, "token": 0, "opaque": 0}
 
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
@@ -89,7 +90,7 @@ def traffic(program: Program) -> float:
     total = 0.0
     for computation, times, fused in _visits(program):
         if not fused:
-            total += times * sum(_moved(one, computation) for one in computation.values())
+            total += times * sum(_moved(one, computation, program) for one in computation.values())
     return total
 
 
@@ -107,16 +108,49 @@ def _bits(kind: str) -> int:
     return BITS[kind] if kind in BITS else int(re.search(r"\d+", kind).group()) if re.search(r"\d", kind) else 0
 
 
-def _moved(one: Instruction, computation: dict[str, Instruction]) -> float:
+def _moved(one: Instruction, computation: dict[str, Instruction], program: Program) -> float:
     if one.opcode in FREE or one.opcode.endswith("-done"):
         return 0.0
     result = array_bytes(one.shape, main_memory=True)
-    if one.opcode in ("dynamic-slice", "slice", "gather"):
+    if one.opcode in SLICES:
         return 2 * result
-    read = [array_bytes(computation[name].shape, main_memory=True) for name in one.operands if name in computation]
+    read = [array_bytes(computation[name].shape, main_memory=True) if name in computation else 0.0 for name in one.operands]
     if one.opcode == "dynamic-update-slice":  # in place
-        return 2 * read[1] if len(read) > 1 else 0.0
+        return 2 * read[1]
+    if one.opcode == "fusion":
+        inside = program.computations.get(_called(one), {})
+        read = [min(size, _read(inside, i, program)) for i, size in enumerate(read)]
+        result = min(result, _written(inside, next(reversed(inside.values()), None), program))
     return sum(read) + (0.0 if one.opcode.endswith("-start") else result)
+
+
+def _read(computation: dict[str, Instruction], parameter: int, program: Program) -> float:
+    """Bytes that a fusion needs of its parameter: of slices the slices, of what is written into in place nothing."""
+    own = next((i for i in computation.values() if i.opcode == "parameter" and i.operands == (str(parameter),)), None)
+    total = 0.0
+    for user in computation.values() if own else ():
+        for place in (i for i, name in enumerate(user.operands) if name == own.name):
+            if user.opcode in SLICES and place == 0:
+                total += array_bytes(user.shape)
+            elif user.opcode == "fusion":
+                total += _read(program.computations.get(_called(user), {}), place, program)
+            elif not (user.opcode == "dynamic-update-slice" and place == 0):
+                return float("inf")
+    return total
+
+
+def _written(computation: dict[str, Instruction], one: Instruction | None, program: Program) -> float:
+    """Bytes that a fusion writes, whose root is `one` (its last instruction): of an update in place the update."""
+    if one is None:
+        return float("inf")
+    parts = [computation.get(name) for name in one.operands]
+    if one.opcode == "tuple":
+        return sum(_written(computation, part, program) for part in parts)
+    if one.opcode == "bitcast":
+        return _written(computation, parts[0], program)
+    if one.opcode == "dynamic-update-slice" and parts[1]:
+        return array_bytes(parts[1].shape)
+    return array_bytes(one.shape, main_memory=True)
 
 
 def _visits(program: Program) -> Iterator[tuple[dict[str, Instruction], float, bool]]:
@@ -132,10 +166,16 @@ def _visits(program: Program) -> Iterator[tuple[dict[str, Instruction], float, b
                 stack.append((body, times * _trips(one, program.computations.get(condition, {})), fused))
             elif one.opcode == "conditional":
                 stack += [(branch, times, fused) for branch in _branches(one.attributes)]
-            elif called := re.search(r"calls=%?([\w.\-]+)", one.attributes) or (
-                one.opcode == "call" and re.search(r"to_apply=%?([\w.\-]+)", one.attributes)
-            ):
-                stack.append((called.group(1), times, fused or one.opcode == "fusion"))
+            elif called := _called(one):
+                stack.append((called, times, fused or one.opcode == "fusion"))
+
+
+def _called(one: Instruction) -> str:
+    """The computation of a fusion, a call or an asynchronous start; '' for other instructions."""
+    found = re.search(r"calls=%?([\w.\-]+)", one.attributes)
+    if one.opcode == "call":
+        found = re.search(r"to_apply=%?([\w.\-]+)", one.attributes)
+    return found.group(1) if found else ""
 
 
 def _trips(loop: Instruction, condition: dict[str, Instruction]) -> int:
@@ -167,7 +207,7 @@ def _group(attributes: str, devices: int) -> int:
 
 
 def _instruction(line: str) -> Instruction | None:
-    """'%name = type opcode(operands), attributes' taken apart; a constant's operand is its value."""
+    """'%name = type opcode(operands), attributes' taken apart; a constant's operand is its value, a parameter's its number."""
     name, equals, rest = line.partition(" = ")
     if not equals:
         return None
@@ -177,7 +217,7 @@ def _instruction(line: str) -> Instruction | None:
     if not parenthesis:
         return None
     inside = rest[len(opcode) : len(opcode) + _closing(rest[len(opcode) :]) + 1]
-    operands = (inside[1:-1],) if opcode == "constant" else tuple(_USES.findall(inside))
+    operands = (inside[1:-1],) if opcode in ("constant", "parameter") else tuple(_USES.findall(inside))
     return Instruction(name.lstrip("%"), shape, opcode, operands, rest[len(opcode) + len(inside) :])
 
 

@@ -159,6 +159,20 @@ def test_remat_changes_no_gradient_and_bfloat16_is_close():
     assert 1e-5 < np.sqrt(np.mean((rough - exact) ** 2) / np.mean(exact**2)) < 0.05
 
 
+def test_a_loop_of_blocks_is_the_blocks():
+    """The same output and gradient, with the blocks' parameters stacked; each block is initialised by itself."""
+    x, c, y = inputs()
+    params = converted(reference(), TINY["heads"], TINY["depth"])
+    blocks = jax.tree.map(lambda *leaves: np.stack(leaves), *(params.pop(f"block_{i}") for i in range(TINY["depth"])))
+    module = DiT(**TINY, scan_blocks=True, remat="block")
+    loss = lambda p: jnp.sum(jnp.sin(module.apply({"params": p}, x, c, {"label": y})))  # noqa: E731
+    value, grads = quick_jit(jax.value_and_grad(loss))(params | {"blocks": blocks})
+    np.testing.assert_allclose(value, np.sum(np.sin(run()(x, c, y))), rtol=1e-4)
+    assert all(np.abs(leaf).max(axis=tuple(range(1, leaf.ndim))).min() > 1e-7 for leaf in jax.tree.leaves(grads["blocks"]))
+    fresh = quick_jit(lambda: module.init(jax.random.key(0), x, c)["params"]["blocks"]["qkv"]["kernel"])()
+    assert fresh.shape == (2, 24, 72) and np.abs(fresh[0] - fresh[1]).max() > 0.1
+
+
 def test_a_tensor_shard_of_qkv_is_whole_heads():
     """The second third of the columns of qkv is enough to compute the second head."""
     block, told = dit._Block(3), np.zeros((2, 24), np.float32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -40,6 +42,8 @@ class DiT(nn.Module):
     dtype: 'float32' or 'bfloat16' for tokens and blocks. Parameters, norms, softmax, modulation, last layer and output
       are float32.
     remat, attention_impl: as in the U-Net, see layers.rematerialised and layers.attention.
+    scan_blocks: the blocks as one loop, over parameters 'blocks' with a leading axis `depth` in place of 'block_0', ...:
+      one block is compiled instead of all. For accelerators.
     """
 
     num_classes: int = 0
@@ -54,6 +58,7 @@ class DiT(nn.Module):
     dtype: str = "float32"
     remat: str = "none"
     attention_impl: str = "auto"
+    scan_blocks: bool = False
 
     @nn.compact
     def __call__(self, x: Array, c_noise: Array, cond: Cond = None, train: bool = False) -> Array:
@@ -67,14 +72,23 @@ class DiT(nn.Module):
         b, rows, columns, _ = patches.shape
         h = nn.Dense(self.width, kernel_init=KERNEL_INIT, dtype=self.dtype, name="first")(patches)
         h = h.reshape(b, rows * columns, self.width) + places(rows, columns, self.width).astype(self.dtype)
-        block = layers.rematerialised(_Block, self.remat, static_argnums=(3,))
-        for i in range(self.depth):
-            options = dict(dropout=self.dropout, impl=self.attention_impl, dtype=self.dtype)
-            h = block(self.heads, self.mlp_ratio, **options, name=f"block_{i}")(h, told, train)
+        h = self._blocks(h, told, train)
         shift, scale = modulation(told, self.width, 2, "last_modulation")
         h = layer_norm(h, shift, scale)
         h = nn.Dense(channels * self.patch**2, kernel_init=layers.ZERO_INIT, name="last")(h)  # float32
         return layers.depth_to_space(h.reshape(b, rows, columns, -1), self.patch).astype(jnp.float32)
+
+    def _blocks(self, h: Array, told: Array, train: bool) -> Array:
+        make = functools.partial(
+            layers.rematerialised(_Block, self.remat, static_argnums=(3,)),
+            self.heads, self.mlp_ratio, self.dropout, self.attention_impl, self.dtype)  # fmt: skip
+        if not self.scan_blocks:
+            for i in range(self.depth):
+                h = make(name=f"block_{i}")(h, told, train)
+            return h
+        loop = nn.scan(lambda block, h, told: (block(h, told, train), None), length=self.depth, in_axes=nn.broadcast,
+                       variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True})  # fmt: skip
+        return loop(make(name="blocks"), h, told)[0]
 
     def _check(self, x: Array) -> None:
         """What can be seen from options and shapes; raises while tracing."""
