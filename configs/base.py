@@ -27,6 +27,7 @@ def base() -> ConfigDict:
     data.image_size = 0
     data.channels = 0
     data.num_classes = 0  # for npz and idx, where the labels found may not show all classes
+    data.captions = ""  # npz with a text encoder: a JSON file of captions; '' is STEM_captions.json beside the .npz
     data.limit_bad = -1  # unreadable files of a folder that are skipped; -1: a tenth, at most 100
     data.flip = False  # random horizontal flips
     data.batch_size = 128  # global, over all devices
@@ -39,7 +40,10 @@ def base() -> ConfigDict:
 
     config.model = network("unet.UNet")
     config.conditional = True  # use the labels, if the data has any
-    config.label_dropout = 0.1  # fraction of examples trained with the null label, which classifier-free guidance needs
+    config.text = text = ConfigDict()
+    text.encoder = ""  # use the captions of the data: bytes, trained with the network, or minilm (diffusion_jax/models/text.py)
+    text.max_length = 48  # tokens of a caption that are read: bytes, or minilm's word pieces
+    config.label_dropout = 0.1  # fraction of examples trained without label and caption, which classifier-free guidance needs
 
     config.optimizer = optimizer = ConfigDict()  # any optax optimizer by name
     optimizer.name = "adamw"
@@ -89,7 +93,7 @@ def base() -> ConfigDict:
 
 def network(name: str, **options) -> ConfigDict:
     """config.model: the name, and every field of that class (diffusion_jax/models) with its default, changed by options."""
-    skip = ("parent", "name", "num_classes")  # num_classes comes from the data
+    skip = ("parent", "name", "num_classes", "text")  # these come from the data and config.text
     fields = {f.name: f.default for f in dataclasses.fields(members(MODELS)[name]) if f.name not in skip}
     config = ConfigDict({"name": name, **fields})
     config.update(options)

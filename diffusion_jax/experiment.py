@@ -6,7 +6,7 @@ Nothing here computes; it puts together. What each config key means is said in c
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, Sequence
 
 import flax.linen as nn
 import jax
@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import arrays, data, guidance, guides, parameterization, targets
-from diffusion_jax.build import Family, build
+from diffusion_jax.build import Family, build, members
 from diffusion_jax.errors import UserError, unknown
-from diffusion_jax.models import classifier, dit, mlp, unet
+from diffusion_jax.evaluation import progress
+from diffusion_jax.evaluation import weights as published
+from diffusion_jax.models import classifier, dit, mlp, text, unet
 from diffusion_jax.objectives import denoising, elbo, times, weighting
 from diffusion_jax.objectives.base import Objective
 from diffusion_jax.parameterization import Parameterization
@@ -34,6 +36,7 @@ GRIDS = Family("grid", (grids,), ("Array",))
 TARGETS = Family("target", (targets,), ("Target",))
 GUIDES = Family("guidance", (guides,), ("Guide",))
 MODELS = Family("model", (unet, mlp, dit, classifier), ("class",))
+ENCODERS = Family("text encoder", (text,), ("Encoder",))
 
 CLIPS = ("none", "static", "dynamic")
 NOISES = {"independent": base.independent, "brownian": base.brownian}
@@ -50,6 +53,7 @@ class Experiment(NamedTuple):
     objective: Objective
     model: nn.Module
     grids: Path | None = None  # the folder where this model's own grids are (experiments.optimize_grid)
+    encoder: text.Encoder | None = None  # of captions
     guide: guides.Guide = guides.cfg()
     others: tuple[tuple[Experiment, Params], ...] = ()  # the other trained networks that the guide needs, in its order
 
@@ -62,11 +66,14 @@ def assemble(config, shape: tuple[int, ...], num_classes: int = 0, load: Callabl
     num_classes = num_classes if config.conditional else 0
     process = build(PROCESSES, config.process)
     options = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in config.model.items() if k != "name"}
+    encoder = text_encoder(config)
+    if encoder:
+        options["text"] = encoder.network
     return guided_by(config.sampler.get("guide", "cfg()"), Experiment(
         config, tuple(shape), num_classes, process,
         build(PARAMETERIZATIONS, config.parameterization),
         build(OBJECTIVES, config.objective, process),
-        build(MODELS, config.model.name, num_classes=num_classes, **options),
+        build(MODELS, config.model.name, num_classes=num_classes, **options), encoder=encoder,
     ), load)  # fmt: skip
 
 
@@ -83,11 +90,28 @@ def guided_by(spec: str, experiment: Experiment, load: Callable | None = None) -
     return experiment._replace(guide=guide, others=others)
 
 
+def text_encoder(config) -> text.Encoder | None:
+    """The encoder of config.text, if there is one. UserError for a network that reads no captions."""
+    wanted = config.get("text", {"encoder": ""})
+    if not wanted["encoder"]:
+        return None
+    if config.model.name in (known := members(MODELS)) and "text" not in known[config.model.name].__annotations__:
+        raise UserError(f"config.text.encoder={wanted['encoder']}: {config.model.name} reads no captions; use config.model.name=unet.UNet")
+    if wanted["max_length"] < 1:
+        raise UserError(f"config.text.max_length={wanted['max_length']}: at least one token must be read")
+    return build(ENCODERS, wanted["encoder"], wanted["max_length"], published.load)
+
+
 def dataset(config) -> data.Dataset:
-    """The data set of config.data."""
-    keys = ("name", "path", "data_dir", "image_size", "channels", "num_classes", "limit_bad")
+    """The data set of config.data, with what config.text makes of its captions."""
+    keys = ("name", "path", "data_dir", "image_size", "channels", "num_classes", "captions", "limit_bad")
+    encoder = text_encoder(config)
     with distributed.first_before_others("data"):  # what the first process prepares on a shared disk, the others find
-        return data.load(**{key: config.data[key] for key in keys if key in config.data}, seed=config.seed)
+        loaded = data.load(**{key: config.data[key] for key in keys if key in config.data}, seed=config.seed, captioned=bool(encoder))
+        if encoder is None:
+            return loaded
+        tables = data.captions.tables(loaded.captions, encoder.encode, kept=encoder.kept, progress=progress.progress)
+        return loaded._replace(train=data.captions.Told(loaded.train, tables), test=data.captions.Told(loaded.test, tables))
 
 
 def data_shape(config) -> tuple[tuple[int, ...], int]:
@@ -128,8 +152,9 @@ def need_images(experiment: Experiment) -> None:
 
 
 def null_cond(experiment: Experiment, batch: int) -> Cond:
-    """The condition that says nothing, for `batch` examples: label = num_classes; None for an unconditional experiment."""
-    return {"label": jnp.full(batch, experiment.num_classes, jnp.int32)} if experiment.num_classes else None
+    """The condition that says nothing, for `batch` examples: label = num_classes, no caption; None for an unconditional experiment."""
+    label = {"label": jnp.full(batch, experiment.num_classes, jnp.int32)} if experiment.num_classes else {}
+    return (label | (text.no_caption(experiment.encoder, batch) if experiment.encoder else {})) or None
 
 
 def loss_fn(experiment: Experiment) -> Callable:
@@ -138,10 +163,10 @@ def loss_fn(experiment: Experiment) -> Callable:
 
     def loss(params: Params, batch, keys: Key, train: bool):
         noised = objective.draw(arrays.fold_in(keys, 0), batch["image"])
-        cond = None
-        if experiment.num_classes:
+        cond = null_cond(experiment, len(keys))
+        if cond is not None:
             dropped = arrays.uniform(arrays.fold_in(keys, 1)) < (rate if train else 0.0)
-            cond = {"label": jnp.where(dropped, experiment.num_classes, batch["label"])}
+            cond = {name: jnp.where(arrays.expand(dropped, null), null, batch[name]) for name, null in cond.items()}
         rngs = {"dropout": jax.random.fold_in(keys[0], 2)} if train else None
         denoise = parameterization.denoiser(
             network, params, experiment.parameterization, experiment.process, train=train, rngs=rngs)  # fmt: skip
@@ -275,6 +300,7 @@ def sample_fn(experiment: Experiment, sampler: base.Sampler, *, guided: bool, cl
     @jax.jit
     def run(params: Params, keys: Key, cond: Cond, ts: Array, scale: Array) -> Array:
         denoise = denoiser(experiment, params, scale=scale if guided else None, clip=clip)
+        cond = null_cond(experiment, len(keys)) if cond is None else cond
         x = base.start(experiment.process, keys, (len(keys), *experiment.shape))
         return base.sample(sampler, denoise, experiment.process, keys, x, ts, cond, padded=True, noise=NOISES[noise], count=count)
 
@@ -307,13 +333,38 @@ def cond_for(experiment: Experiment, labels: Array) -> Cond:
     """The condition for these labels; None for an unconditional experiment. UserError for a label that does not exist."""
     if not experiment.num_classes:
         if len(labels):
-            raise UserError("this model is unconditional: it takes no labels")
+            raise UserError("this model takes captions: say what to draw by --prompt" if experiment.encoder else
+                            "this model is unconditional: it takes no labels")  # fmt: skip
         return None
     bad = [int(label) for label in labels if not 0 <= label <= experiment.num_classes]
     if bad:
         raise UserError(f"label {bad[0]} does not exist: this model knows 0 to {experiment.num_classes - 1}, "
                         f"and {experiment.num_classes} for 'any'")  # fmt: skip
-    return {"label": jnp.asarray(labels, jnp.int32)}
+    return null_cond(experiment, len(labels)) | {"label": jnp.asarray(labels, jnp.int32)}
+
+
+def prompt_cond(experiment: Experiment, prompts: Sequence[str]) -> Cond:
+    """The condition for these captions, of any class. UserError for a model without captions, and for what it cannot read."""
+    encoder = experiment.encoder
+    if encoder is None:
+        takes = f"labels, 0 to {experiment.num_classes - 1}: use --labels" if experiment.num_classes else "no condition"
+        raise UserError(f"this model knows no captions, so it takes no --prompt; it takes {takes}")
+    for prompt in dict.fromkeys(prompts):
+        if not prompt.strip():
+            raise UserError("--prompt is empty; say what to draw")
+        if prompt != prompt.encode(errors="replace").decode():
+            raise UserError(f"--prompt is no text in UTF-8: {prompt!r:.60}")
+        if (length := encoder.count(prompt)) > encoder.max_length:
+            raise UserError(f"--prompt has {length} tokens, of which this model reads {encoder.max_length}; shorten '{prompt:.40}...'")
+    return null_cond(experiment, len(prompts)) | encoder.encode(prompts)
+
+
+def captions_of_test(experiment: Experiment, dataset: data.Dataset, index: Array) -> tuple[list[str], Cond]:
+    """The first captions of these images of the test split, and the condition for them, of any class."""
+    rows = dataset.test.rows(index)
+    told = dataset.test.told(rows, np.zeros(len(index), int))
+    captions = [dataset.captions[i] for i in rows["caption"][:, 0]]
+    return captions, null_cond(experiment, len(index)) | {name: told[name] for name in experiment.encoder.like}
 
 
 # ---- training -------------------------------------------------------------------------------------------------------------

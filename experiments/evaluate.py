@@ -1,6 +1,7 @@
 """How good a trained model's images are, with the spread over sampling seeds, beside what real test images score.
 
 python -m experiments.evaluate --workdir=runs/a --num=1000 --repeats=5
+python -m experiments.evaluate --workdir=runs/captions     # of prompts: those kept from training, or the test captions
 python -m experiments.evaluate --workdir=runs/a --features=pixels,classifier,inception --metrics=frechet,kid,prdc,memorisation
 
 Prints a table and writes evaluation.json into the workdir. --reference takes what experiments.statistics made.
@@ -36,16 +37,37 @@ def evaluate(trained, dataset, count: int, repeats: int, batch_size: int, mesh=N
     from diffusion_jax.evaluation import generate, judge
 
     built = trained.experiment
-    labels = np.arange(count) % built.num_classes if built.num_classes else np.zeros(0, int)
-    judged = judge.against(dataset.train, labels if built.num_classes else None, held_out=dataset.test, **how)
+    labels, cond = asked(built, dataset, count)
+    judged = judge.against(dataset.train, labels, held_out=dataset.test, **how)
     run, sets = experiment.sample_with(built, trained.params, experiment.plan(built), mesh), []
     for repeat in range(repeats):
         keys = generate.seeds_to_keys(range(repeat * count, (repeat + 1) * count))
-        images = generate.generate(run, keys, experiment.cond_for(built, labels), batch_size=min(batch_size, count))
+        images = generate.generate(run, keys, cond, batch_size=min(batch_size, count))
         sets.append(judged(images))
     over = lambda take: {name: float(take([scores[name] for scores in sets])) for name in sets[0]}  # noqa: E731
     return {"sets": sets, "mean": over(np.mean), "std": over(lambda x: np.std(x, ddof=1) if len(x) > 1 else 0.0),
             "real": judge.on_real(dataset.train, dataset.test, judged)}  # fmt: skip
+
+
+def asked(built, dataset, count: int) -> tuple:
+    """(labels (count,) or None, condition): every class in turn, or prompts and the classes that they speak of, if known.
+
+    The prompts are combinations that training never saw, where the data set has kept some from it; else captions of the test
+    split, an image each, in turn.
+    """
+    import numpy as np
+
+    from diffusion_jax import experiment
+    from diffusion_jax.data import digits_captions
+
+    if not built.encoder:
+        labels = np.arange(count) % built.num_classes if built.num_classes else None
+        return labels, experiment.cond_for(built, np.zeros(0, int) if labels is None else labels)
+    if dataset.name == "digits_captions":
+        prompts, labels = digits_captions.held_out_prompts(count)
+        return labels, experiment.prompt_cond(built, prompts)
+    index = np.arange(count) % len(dataset.test)
+    return dataset.test.rows(index).get("label"), experiment.captions_of_test(built, dataset, index)[1]
 
 
 def report(result: dict) -> str:

@@ -1,6 +1,9 @@
 """Draw images from a trained model: WORKDIR/samples.npz (uint8) and samples.png. One seed is one image, always the same.
 
 python -m experiments.sample --workdir=runs/a --num=64 --labels=0,1,2 --config.sampler.name=ode.edm_heun --seeds=0-63
+python -m experiments.sample --workdir=runs/b --prompt="a bold seven" --prompt="a thin 3" --guidance=4
+
+Of a model of captions every prompt is drawn from every seed: a row of the picture is a prompt, a column a seed.
 """
 
 from __future__ import annotations
@@ -21,14 +24,14 @@ def main(config) -> None:
     from diffusion_jax.training import distributed
 
     FLAGS = flags.FLAGS
-    seeds = generate.parse_seeds(FLAGS.seeds) if FLAGS.seeds else list(range(FLAGS.num))
+    prompts = FLAGS.prompt
+    seeds = generate.parse_seeds(FLAGS.seeds) if FLAGS.seeds else list(range(FLAGS.num or (8 if prompts else 64)))
     mesh = experiment.sampling_mesh(config)
     trained = folder.load(FLAGS.workdir, config, mesh)
     built = trained.experiment
-    labels = cli.integers("labels", FLAGS.labels) or list(range(built.num_classes))
-    labels = np.resize(labels, len(seeds)) if labels else np.zeros(0, int)
-    cond = experiment.cond_for(built, labels)
-    chosen = experiment.plan(built)
+    columns, seeds = len(seeds) if prompts else 10, seeds * max(len(prompts), 1)
+    labels, cond = _asked(built, FLAGS.labels, prompts, len(seeds))
+    chosen = experiment.plan(built, **({} if FLAGS.guidance is None else {"guidance": FLAGS.guidance}))
     print(f"{FLAGS.workdir}: step {trained.step}, weights {trained.weights}, {config.sampler.name} on grid {config.sampler.grid}, "
           f"{experiment.evaluations(chosen) or 'as its tolerance asks:'} evaluations per image", file=sys.stderr)  # fmt: skip
 
@@ -38,20 +41,42 @@ def main(config) -> None:
     if not distributed.first():
         return
     out = Path(FLAGS.out or Path(FLAGS.workdir) / "samples")
-    generate.save_npz(out.with_suffix(".npz"), images, labels=labels if len(labels) else None, seeds=seeds)
+    told = {"prompts": np.repeat(prompts, columns)} if prompts else {}
+    generate.save_npz(out.with_suffix(".npz"), images, labels=labels if len(labels) else None, seeds=seeds, **told)
     if experiment.is_image(built):
-        columns = min(10, len(seeds))
-        plotting.save(plotting.image_grid(images, columns), out.with_suffix(".png"))
+        columns = min(columns, len(seeds))
+        plotting.save(plotting.image_grid(images, columns, row_labels=prompts), out.with_suffix(".png"))
     else:
         real = data.arrays(experiment.dataset(config).train, limit=len(images))["image"]
         plotting.points(real, {"samples": images}, out.with_suffix(".png"))
     print(f"{len(images)} images: {out.with_suffix('.npz')}, {out.with_suffix('.png')}")
 
 
+def _asked(built, labels: str, prompts: list[str], count: int) -> tuple:
+    """(labels (count,), or none; condition) of --labels, by default all in turn, or of --prompt, an equal share each, in order."""
+    import numpy as np
+
+    from diffusion_jax import experiment
+    from diffusion_jax.errors import UserError
+
+    chosen = cli.integers("labels", labels)
+    if prompts and chosen:
+        raise UserError("--labels and --prompt together: ask for one of them")
+    if prompts:
+        return np.zeros(0, int), experiment.prompt_cond(built, np.repeat(prompts, count // len(prompts)).tolist())
+    if built.encoder and not chosen:
+        raise UserError("this model draws what a caption says: give one, or several, by --prompt='...'")
+    chosen = chosen or list(range(built.num_classes))
+    chosen = np.resize(chosen, count) if chosen else np.zeros(0, int)
+    return chosen, experiment.cond_for(built, chosen)
+
+
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "the folder of a trained model", required=True)
-    flags.DEFINE_integer("num", 64, "how many images; with --seeds, those decide", lower_bound=1)
+    flags.DEFINE_integer("num", None, "how many images, by default 64, or 8 of each prompt; with --seeds, those decide", lower_bound=1)
     flags.DEFINE_string("seeds", "", "one image per seed, such as 0-63,100; by default 0 to num - 1")
     flags.DEFINE_string("labels", "", "classes to draw in turn, such as 0,1,2; by default all of them")
+    flags.DEFINE_multi_string("prompt", [], "what to draw, of a model of captions; may be given several times")
+    flags.DEFINE_float("guidance", None, "scale of the guidance; by default config.sampler.guidance")
     flags.DEFINE_string("out", "", "where to write, without the ending; by default WORKDIR/samples")
     cli.launch(main, config="workdir")

@@ -170,7 +170,7 @@ def _held_out(built, parts, dataset):
 
 
 def _grid(built, parts, dataset, root, writer):
-    """The hook that draws a grid of samples, one row per class (or a scatter plot of points)."""
+    """The hook that draws a grid of samples, one row per class or caption of the test split (or a scatter plot of points)."""
     import numpy as np
 
     from diffusion_jax import data, experiment, plotting
@@ -186,7 +186,9 @@ def _grid(built, parts, dataset, root, writer):
     run = experiment.sample_fn(built, chosen.sampler, guided=chosen.guided, clip=chosen.clip)
     everywhere = sharding.spread(run, parts.runner.mesh)
     keys = generate.seeds_to_keys(range(count))
-    cond = experiment.cond_for(built, np.arange(count) // columns % classes) if classes else None
+    cond, told = experiment.cond_for(built, np.arange(count) // columns % classes) if classes else None, []
+    if built.encoder:
+        told, cond = experiment.captions_of_test(built, dataset, np.arange(count) // columns % len(dataset.test))
 
     def draw(state, step):
         params = experiment.weights(config, state)
@@ -196,7 +198,7 @@ def _grid(built, parts, dataset, root, writer):
             return
         path = root / "samples" / f"step_{step:07d}.png"
         if images:
-            plotting.save(plotting.image_grid(x, columns), path)
+            plotting.save(plotting.image_grid(x, columns, row_labels=told[::columns]), path)
             writer.images(step, "samples", x)
         else:
             plotting.points(real, {"samples": x}, path)
