@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import arrays, data, guidance, guides, parameterization, targets
+from diffusion_jax import arrays, data, guidance, guides, inverse, parameterization, targets
 from diffusion_jax.build import Family, build, members
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.evaluation import progress
@@ -35,6 +35,9 @@ SAMPLERS = Family("sampler", (ancestral, ode, singlestep, multistep, adaptive, s
 GRIDS = Family("grid", (grids,), ("Array",))
 TARGETS = Family("target", (targets,), ("Target",))
 GUIDES = Family("guidance", (guides,), ("Guide",))
+MEASUREMENTS = Family("task", (inverse,), ("Measurement",))
+METHODS = Family("method", (inverse,), ("Method",))
+MASKS = Family("mask", (inverse,), ("Mask",))
 MODELS = Family("model", (unet, mlp, dit, classifier), ("class",))
 ENCODERS = Family("text encoder", (text,), ("Encoder",))
 
