@@ -1,0 +1,336 @@
+"""The fault battery: whatever happens to a run, one clear line, nothing half-written, and the same command goes on, to the same bits.
+
+A tiny run (points, an MLP) by the real command, in this process where the fault allows it. tests/kill_battery.py kills for longer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from kill_battery import CHANGES, ROOT, command, fingerprint
+
+from configs import toy
+from diffusion_jax import data, experiment
+from diffusion_jax import workdir as folder
+from diffusion_jax.errors import UserError
+from diffusion_jax.training import checkpoint, loop, metrics
+from experiments import repro, train
+
+STEPS = 24  # a checkpoint every 4, a row every 3, the held-out loss at the end (kill_battery.CHANGES)
+
+
+def config(**changes):
+    chosen = toy.get_config("vp")
+    chosen.update_from_flattened_dict(CHANGES | {"training.steps": STEPS, "training.eval_every": STEPS}
+                                      | {key.replace("__", "."): value for key, value in changes.items()})  # fmt: skip
+    return chosen.lock()
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The run nobody disturbs: its folder and its fingerprint."""
+    root = tmp_path_factory.mktemp("straight") / "run"
+    assert train.train(config(), str(root))
+    return root, fingerprint(root, STEPS)
+
+
+@pytest.fixture
+def at(monkeypatch):
+    """at(position, act): act() is called before the batch of that position is handed out, once."""
+    acts, prefetch = {}, data.prefetch
+
+    def watched(*args, **kwargs):
+        for step, batch in prefetch(*args, **kwargs):
+            acts.pop(step, lambda: None)()
+            yield step, batch
+
+    monkeypatch.setattr(data, "prefetch", watched)
+    return acts.__setitem__
+
+
+@contextlib.contextmanager
+def mounted(path, options):
+    """A small file system of its own."""
+    path.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(path)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"mounting is not permitted here: {done.stderr.strip()}")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def child(root, *before):
+    """The command, in a process of its own. before: the beginning of a longer command."""
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    line = command(root, STEPS) + [f"--config.training.eval_every={STEPS}"]
+    return subprocess.Popen([*before, *line], cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True)
+
+
+def one_error(text):
+    """The line of the error; nothing of a traceback beside it."""
+    assert "Traceback" not in text, text
+    (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def nothing_half_written(root):
+    names = [path.name for path in root.rglob("*")]
+    return not [name for name in names if "tmp" in name]
+
+
+def ends_the_same(root, straight, **changes):
+    assert train.train(config(**changes), str(root))
+    assert nothing_half_written(root)
+    return fingerprint(root, STEPS) == straight[1]
+
+
+# ---- processes that end ------------------------------------------------------------------------------------------------------
+
+
+def test_killed_in_a_save_refused_beside_another_terminated_and_resumed(straight, tmp_path):
+    root = tmp_path / "run"
+    with child(root) as process:
+        while process.poll() is None and not list((root / "checkpoints").glob("*.orbax-checkpoint-tmp*")):
+            time.sleep(0.001)
+        with pytest.raises(UserError, match=f"in use by process {process.pid} on .*; wait for it, stop it, or use another"):
+            train.train(config(), str(root))
+        process.kill()  # most often still in that save
+        assert process.wait() == -signal.SIGKILL
+    before = metrics.read_rows(root / "metrics.jsonl")
+    with child(root) as process:
+        while process.poll() is None and all(row in before for row in metrics.read_rows(root / "metrics.jsonl")):
+            time.sleep(0.001)
+        process.terminate()
+        _, errors = process.communicate()
+        assert process.returncode in (0, 75) and "Traceback" not in errors  # 0: it had reached the end
+    assert ends_the_same(root, straight)
+
+
+def test_a_data_worker_that_dies(straight, tmp_path, at):
+    at(13, lambda: [os.kill(worker.pid, signal.SIGKILL) for worker in multiprocessing.active_children()])
+    with pytest.raises(UserError, match="a data worker died .*the same command goes on"):
+        train.train(config(data__workers=1), str(tmp_path / "run"))
+    assert ends_the_same(tmp_path / "run", straight)
+
+
+# ---- files -------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk(straight, tmp_path, at):
+    with mounted(tmp_path / "disk", "size=4m") as disk:
+
+        def fill():
+            with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+
+        at(13, fill)
+        with pytest.raises(UserError, match="No space left on device.*the same command goes on") as caught:
+            train.train(config(), str(disk / "run"))
+        assert "\n" not in str(caught.value) and nothing_half_written(disk / "run")
+        (disk / "filler").unlink()
+        assert ends_the_same(disk / "run", straight)
+
+
+def test_files_that_may_not_grow(straight, tmp_path):
+    """A quota on the size of a file, which needs no mount."""
+    with child(tmp_path / "run", "sh", "-c", 'ulimit -f 20; exec "$@"', "sh") as process:  # 10 or 20 kB, as the shell counts
+        _, errors = process.communicate()
+    assert process.returncode == 2 and os.strerror(errno.EFBIG) in one_error(errors), errors
+    assert nothing_half_written(tmp_path / "run") and checkpoint.latest_step(tmp_path / "run" / "checkpoints") is None
+    assert ends_the_same(tmp_path / "run", straight)
+
+
+def test_a_read_only_workdir(straight, tmp_path):
+    with mounted(tmp_path / "disk", "size=4m") as disk:
+        shutil.copytree(straight[0], disk / "run")
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        with pytest.raises(UserError, match="cannot be written: Read-only file system"):
+            train.train(config(training__steps=2 * STEPS), str(disk / "run"))
+        with pytest.raises(UserError, match="cannot be written: Read-only file system"):
+            train.train(config(), str(disk / "new" / "run"))
+
+
+def test_a_data_file_that_disappears(straight, tmp_path):
+    class Files:
+        """The points, as if they lay in a file that is gone when step 13 is read."""
+
+        def __init__(self, source, gone):
+            self.source, self.gone, self.reads = source, gone, 0
+
+        def __len__(self):
+            return len(self.source)
+
+        def __getitem__(self, i):
+            return self.source[i]
+
+        def rows(self, index):
+            self.reads += 1
+            if self.reads > self.gone:
+                raise FileNotFoundError(errno.ENOENT, "No such file or directory", "/data/points.bin")
+            return self.source.rows(index)
+
+    whole = experiment.dataset(config())
+    with pytest.raises(UserError, match=r"No such file or directory: '/data/points.bin'; when that is mended, the same command"):
+        train.train(config(), str(tmp_path / "run"), dataset=whole._replace(train=Files(whole.train, 13)))
+    assert ends_the_same(tmp_path / "run", straight)
+
+
+# ---- checkpoints that are kept -----------------------------------------------------------------------------------------------
+
+
+def test_the_best_checkpoint_and_those_kept_for_good(tmp_path):
+    root = tmp_path / "run"
+    chosen = config(training__best="eval_loss", training__eval_every=3, training__keep=1, training__keep_every=8)
+    assert train.train(chosen, str(root))
+    losses = {row["step"]: row["eval_loss"] for row in metrics.read_rows(root / "metrics.jsonl") if "eval_loss" in row}
+    best = min(losses, key=losses.get)
+    assert len(losses) == 8 and sorted(int(p.name) for p in (root / "checkpoints").iterdir()) == [8, 16, 24]
+    assert [p.name for p in (root / "checkpoints_best").iterdir()] == [str(best)]
+    sampling = chosen.copy_and_resolve_references()
+    sampling.sampler.checkpoint = "best"
+    assert folder.load(root, sampling).step == best and folder.load(root, chosen).step == STEPS
+    shutil.rmtree(root / "checkpoints_best")
+    with pytest.raises(UserError, match="has no best checkpoint; train with --config.training.best=eval_loss"):
+        folder.load(root, sampling)
+    with pytest.raises(UserError, match="unknown number for the best checkpoint 'eval_los'; did you mean 'eval_loss'"):
+        train.train(config(training__best="eval_los"), str(tmp_path / "mistyped"))
+
+
+# ---- steps that are not finite -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """The gradient of one example, the sixth of the batch of step 14, is NaN (its loss is not), whenever it is met."""
+    source = experiment.dataset(config()).train
+    victim = jnp.asarray(data.batches(source, batch_size=64, seed=0)(14)["image"][5])
+    honest = experiment.loss_fn
+
+    def loss_fn(built):
+        loss = honest(built)
+
+        def broken(params, batch, keys, train):
+            losses, extra = loss(params, batch, keys, train)
+            met = jnp.all(batch["image"] == victim, axis=-1)
+            zero = jax.tree.leaves(params)[0].ravel()[0] * 0
+            return losses + jnp.where(met, jnp.sqrt(jnp.where(met, zero, 1.0)), 0.0), extra  # the root of 0 has no slope
+
+        return broken
+
+    monkeypatch.setattr(experiment, "loss_fn", loss_fn)
+
+
+def interrupted(chosen, root, at, steps):
+    """Train to the end, by SIGTERM at each of these positions and resuming."""
+    for step in steps:
+        at(step, lambda: signal.raise_signal(signal.SIGTERM))
+        assert not train.train(chosen, str(root))
+    assert train.train(chosen, str(root))
+
+
+def test_stop_leaves_the_last_good_checkpoint_and_a_report(straight, poisoned, tmp_path):
+    root = tmp_path / "run"
+    with pytest.raises(loop.NonFinite, match=r"the gradient \(the loss is finite\) is not finite at step 14") as caught:
+        train.train(config(), str(root))
+    assert f"the last good checkpoint is '{root}/checkpoints/12'" in str(caught.value)
+    report = json.loads((root / "nonfinite" / "step_14" / "report.json").read_text())
+    assert report["what"] == "gradient" and report["examples"] == [] and len(report["losses"]) == len(report["t"]) == 64
+    assert report["start"]["checkpoint"] == 12 and report["command"].endswith(f"--workdir={root} --step=14")
+    with np.load(root / "nonfinite" / "step_14" / "batch.npz") as batch:
+        wanted = data.batches(experiment.dataset(config()).train, batch_size=64, seed=0)(14)["image"]
+        np.testing.assert_array_equal(batch["image"], wanted)
+
+
+def test_a_run_that_was_stopped_and_mended_ends_the_same(straight, tmp_path, request):
+    with pytest.MonkeyPatch.context() as patch:
+        honest = experiment.loss_fn
+        request.getfixturevalue("poisoned")
+        with pytest.raises(loop.NonFinite):
+            train.train(config(), str(tmp_path / "run"))
+        patch.setattr(experiment, "loss_fn", honest)
+        assert ends_the_same(tmp_path / "run", straight)
+
+
+def test_skip_counts_the_step_and_goes_on_exactly(straight, poisoned, tmp_path, at, capfd):
+    chosen = config(training__on_nonfinite="skip")
+    assert train.train(chosen, str(tmp_path / "a"))
+    rows = metrics.read_rows(tmp_path / "a" / "metrics.jsonl")
+    assert [row["step"] for row in rows if row.get("skipped")] == [15] and rows[4]["skipped"] == 1
+    assert all(np.isfinite(row["loss"]) for row in rows if "loss" in row) and np.isfinite(rows[4]["grad_norm"])
+    assert "step 14 is not finite: see " in capfd.readouterr().err
+    interrupted(chosen, tmp_path / "b", at, (13, 14, 17))
+    assert fingerprint(tmp_path / "a", STEPS) == fingerprint(tmp_path / "b", STEPS) != straight[1]
+
+
+def test_rollback_passes_over_the_step_and_is_exact(straight, poisoned, tmp_path, at, capfd):
+    """From checkpoint 12 on, with the data from position 15 on and another key; whatever else stops the run."""
+    chosen = config(training__on_nonfinite="rollback")
+    assert train.train(chosen, str(tmp_path / "a"))
+    assert "going back to step 12 for the 1. time" in capfd.readouterr().err
+    built = experiment.training(experiment.assemble(chosen, (2,)))
+    template = built.runner.template(built.init, jax.random.key(0))
+    end = checkpoint.restore(tmp_path / "a" / "checkpoints", template)
+    assert end.extra["rollback"] == {"to": 12, "tries": 1, "shift": 3}
+    begin = checkpoint.restore(straight[0] / "checkpoints", template).state.key
+    assert jnp.all(jax.random.key_data(end.state.key) == jax.random.key_data(jax.random.fold_in(begin, 2**32 - 1)))
+    rows = metrics.read_rows(tmp_path / "a" / "metrics.jsonl")
+    assert [row["step"] for row in rows if "loss" in row] == list(range(3, STEPS + 1, 3))
+    interrupted(chosen, tmp_path / "b", at, (9, 13, 16, 20))  # 13: before the step fails; 16 and 20: after it went back
+    assert fingerprint(tmp_path / "a", STEPS) == fingerprint(tmp_path / "b", STEPS) != straight[1]
+
+
+@pytest.mark.parametrize("what, ending", [("stop", "lower optimizer.learning_rate, or clip harder"), ("skip", "clip harder"),
+                                          ("rollback", "it had gone back to step 0 3 times")])  # fmt: skip
+def test_a_run_that_diverges_ends_under_each_and_its_step_can_be_repeated(tmp_path, capfd, what, ending):
+    """No injection: the learning rate is absurd, and the weights overflow."""
+    root = tmp_path / "run"
+    chosen = config(optimizer__learning_rate=1e35, optimizer__clip=0.0, training__on_nonfinite=what)
+    with pytest.raises(loop.NonFinite) as caught:
+        train.train(chosen, str(root))
+    message = str(caught.value)
+    assert message.endswith(ending) and "\n" not in message
+    assert ("(10 steps in a row were skipped)" in message) == (what == "skip")
+    assert len(list((root / "nonfinite").iterdir())) >= 1
+    if what == "stop":
+        capfd.readouterr()
+        assert repro.repro(folder.saved_config(root), str(root), caught.value.step)
+        told = capfd.readouterr().out
+        assert "not finite again, the same numbers, bit for bit\nevery layer's output is finite" in told and "| (the network) |" in told
+        with pytest.raises(UserError, match=rf"no report of it in .*; there are: {caught.value.step}$"):
+            repro.repro(folder.saved_config(root), str(root), 999)
+
+
+def test_the_first_layer_that_overflows_is_named():
+    built = experiment.assemble(config(), (2,))
+    begin = experiment.training(built).init(jax.random.key(0))
+    layers = sorted(begin.params)
+    begin.params[layers[1]]["kernel"] = jnp.full_like(begin.params[layers[1]]["kernel"], 1e38)
+    batch = data.batches(experiment.dataset(config()).train, batch_size=64, seed=0)(0)
+    told = repro._activations(config(), built, begin, batch, 0).splitlines()
+    assert told[0] == f"the first output that is not finite is that of {layers[1]}", told
+
+
+def test_another_word_for_on_nonfinite(tmp_path):
+    with pytest.raises(UserError, match="unknown value of training.on_nonfinite 'skipp'; did you mean 'skip'"):
+        train.train(config(training__on_nonfinite="skipp"), str(tmp_path / "run"))
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([str(Path(__file__)), *sys.argv[1:]]))
