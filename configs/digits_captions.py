@@ -4,7 +4,7 @@
     python -m experiments.sample --workdir=runs/digits_captions --prompt="a bold seven" --prompt="a thin 3" --guidance=4
     python -m experiments.evaluate --workdir=runs/digits_captions      # on combinations that were kept from training
 
-Variants: ddpm, vp, subvp, ve, edm, flow. The captions are made of the label, the ink and the lean of each image (data/captions.py).
+Variants: ddpm, vp, subvp, ve, edm, flow. The captions are made of the label, the ink and the lean of each image.
 """
 
 from configs.base import base, network, variant

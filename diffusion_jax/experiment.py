@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from diffusion_jax import arrays, data, guidance, guides, inverse, parameterization, targets
 from diffusion_jax.build import Family, build, members
@@ -99,7 +100,7 @@ def text_encoder(config) -> text.Encoder | None:
     if not wanted["encoder"]:
         return None
     if config.model.name in (known := members(MODELS)) and "text" not in known[config.model.name].__annotations__:
-        raise UserError(f"config.text.encoder={wanted['encoder']}: {config.model.name} reads no captions; use config.model.name=unet.UNet")
+        raise UserError(f"config.text.encoder={wanted['encoder']}: {config.model.name} reads no captions; use unet.UNet")
     if wanted["max_length"] < 1:
         raise UserError(f"config.text.max_length={wanted['max_length']}: at least one token must be read")
     return build(ENCODERS, wanted["encoder"], wanted["max_length"], published.load)
@@ -110,10 +111,14 @@ def dataset(config) -> data.Dataset:
     keys = ("name", "path", "data_dir", "image_size", "channels", "num_classes", "captions", "limit_bad")
     encoder = text_encoder(config)
     with distributed.first_before_others("data"):  # what the first process prepares on a shared disk, the others find
-        loaded = data.load(**{key: config.data[key] for key in keys if key in config.data}, seed=config.seed, captioned=bool(encoder))
+        options = {key: config.data[key] for key in keys if key in config.data}
+        loaded = data.load(**options, seed=config.seed, captioned=bool(encoder))
         if encoder is None:
             return loaded
-        tables = data.captions.tables(loaded.captions, encoder.encode, kept=encoder.kept, progress=progress.progress)
+        some = loaded.captions[:10_000]
+        if cut := sum(encoder.count(caption) > encoder.max_length for caption in some):
+            logging.warning("%d of %d captions are longer than config.text.max_length=%d, and cut", cut, len(some), encoder.max_length)
+        tables = data.captions.tables(loaded.captions, encoder.encode, encoder.like, kept=encoder.kept, progress=progress.progress)
         return loaded._replace(train=data.captions.Told(loaded.train, tables), test=data.captions.Told(loaded.test, tables))
 
 
@@ -155,7 +160,7 @@ def need_images(experiment: Experiment) -> None:
 
 
 def null_cond(experiment: Experiment, batch: int) -> Cond:
-    """The condition that says nothing, for `batch` examples: label = num_classes, no caption; None for an unconditional experiment."""
+    """The condition that says nothing, for `batch` examples: label = num_classes, no caption. None of an unconditional one."""
     label = {"label": jnp.full(batch, experiment.num_classes, jnp.int32)} if experiment.num_classes else {}
     return (label | (text.no_caption(experiment.encoder, batch) if experiment.encoder else {})) or None
 
@@ -358,7 +363,7 @@ def prompt_cond(experiment: Experiment, prompts: Sequence[str]) -> Cond:
         if prompt != prompt.encode(errors="replace").decode():
             raise UserError(f"--prompt is no text in UTF-8: {prompt!r:.60}")
         if (length := encoder.count(prompt)) > encoder.max_length:
-            raise UserError(f"--prompt has {length} tokens, of which this model reads {encoder.max_length}; shorten '{prompt:.40}...'")
+            raise UserError(f"--prompt has {length} tokens, of which this model reads {encoder.max_length}: '{prompt:.40}...'")
     return null_cond(experiment, len(prompts)) | encoder.encode(prompts)
 
 

@@ -53,7 +53,7 @@ def main(config) -> None:
 
 
 def _asked(built, labels: str, prompts: list[str], count: int) -> tuple:
-    """(labels (count,), or none; condition) of --labels, by default all in turn, or of --prompt, an equal share each, in order."""
+    """(labels (count,), or none; condition): of --labels, by default all in turn, or of --prompt, an equal share each."""
     import numpy as np
 
     from diffusion_jax import experiment
@@ -73,7 +73,8 @@ def _asked(built, labels: str, prompts: list[str], count: int) -> tuple:
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "the folder of a trained model", required=True)
-    flags.DEFINE_integer("num", None, "how many images, by default 64, or 8 of each prompt; with --seeds, those decide", lower_bound=1)
+    flags.DEFINE_integer("num", None, "how many images, by default 64, or 8 of each prompt; with --seeds, those decide",
+                         lower_bound=1)  # fmt: skip
     flags.DEFINE_string("seeds", "", "one image per seed, such as 0-63,100; by default 0 to num - 1")
     flags.DEFINE_string("labels", "", "classes to draw in turn, such as 0,1,2; by default all of them")
     flags.DEFINE_multi_string("prompt", [], "what to draw, of a model of captions; may be given several times")

@@ -1,8 +1,8 @@
 """Captions of images: where they are found, and which one of several an example is told with.
 
-A data set that has captions knows each different one once (`Dataset.captions`); an example's 'caption' (K,) int32 holds the numbers
-of its own, -1 beyond the last. `Told` turns them into what the network is told: rows of `tables`, which an encoder of text
-(models/text.py) made of the captions, once.
+A data set that has captions knows each different one once (`Dataset.captions`); an example's 'caption' (K,) int32 holds the
+numbers of its own, -1 beyond the last. `Told` turns them into what the network is told: rows of `tables`, which an encoder of
+text (models/text.py) made of the captions, once.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -94,25 +95,26 @@ def numbered(*splits: Texts) -> tuple[tuple[str, ...], list[np.ndarray]]:
 def tables(
     captions: Sequence[str],
     encode: Callable[[Sequence[str]], dict[str, np.ndarray]],
+    like: Mapping[str, Any],
     *,
     kept: str = "",
     progress: Progress | None = None,
     cache_dir: str = CACHE,
 ) -> dict[str, np.ndarray | Kept]:
-    """{name: (captions, ...)}, what `encode` makes of the captions. kept: the encoder's name, if they are to be kept on disk:
+    """{name: (captions, ...)}, what `encode` makes of the captions. like: name -> shape and dtype of one.
 
-    in the user's cache, by encoder and a hash of the captions, so that they are made once. progress: shows how far it is.
+    kept: the encoder's name, if the arrays are to be kept on disk: in the user's cache, by encoder and a hash of the captions, so
+    that they are made once. progress: shows how far it is.
     """
     if not kept:
         return encode(captions)
     digest = hashlib.sha256(json.dumps([kept, *captions]).encode()).hexdigest()[:24]
     folder = Path(cache_dir).expanduser() / digest
-    names = encode(captions[:1])
-    paths = {name: folder / f"{name}.npy" for name in names}
+    paths = {name: folder / f"{name}.npy" for name in like}
     if not all(path.is_file() for path in paths.values()):
         with contextlib.ExitStack() as stack:
-            made = {name: np.lib.format.open_memmap(stack.enter_context(atomic_path(paths[name])), "w+", like.dtype,
-                                                    (len(captions), *like.shape[1:])) for name, like in names.items()}  # fmt: skip
+            made = {name: np.lib.format.open_memmap(stack.enter_context(atomic_path(paths[name])), "w+", one.dtype,
+                                                    (len(captions), *one.shape)) for name, one in like.items()}  # fmt: skip
             advance = stack.enter_context(progress(len(captions), "reading captions", unit="captions")) if progress else len
             for start in range(0, len(captions), AT_ONCE):
                 some = captions[start : start + AT_ONCE]
@@ -139,8 +141,8 @@ def beside_images(path: str, roots: Sequence[Path], images: Sequence[Sequence[Pa
         own = [listed.get(image) or _lines(image.with_suffix(".txt")) for image in part]
         bare = [image for image, texts in zip(part, own) if not texts]
         if bare:
-            raise UserError(f"data.path={path}: {len(bare)} of {len(part)} images have no caption, {bare[0].name} for one; write it to "
-                            f"{bare[0].with_suffix('.txt').name}, or to metadata.jsonl as file_name and text")  # fmt: skip
+            raise UserError(f"data.path={path}: {len(bare)} of {len(part)} images have no caption, {bare[0].name} for one; write "
+                            f"it to {bare[0].with_suffix('.txt').name}, or to metadata.jsonl as file_name and text")  # fmt: skip
         found.append(own)
     return found
 
@@ -187,16 +189,18 @@ def of_npz(path: str, captions: str, counts: tuple[int, int]) -> list[Texts]:
     archive = Path(path).expanduser()
     file = Path(captions).expanduser() if captions else archive.with_name(f"{archive.stem}_captions.json")
     if not file.is_file():
-        raise UserError(f"data.captions={file} is not a file; it should hold a caption for each image of {path}, as a JSON list")
+        raise UserError(f"data.captions={file} is not a file; it should be a JSON list with a caption for each image of {path}")
+    own = lambda entry: _texts(entry["caption"] if isinstance(entry, dict) else entry)  # noqa: E731
     try:
         listed = json.loads(_read(file))
         if isinstance(listed, dict):
-            splits = [[_texts(entry["caption"] if isinstance(entry, dict) else entry) for entry in listed[part]] for part in ("train", "test")]
+            splits = [[own(entry) for entry in listed[part]] for part in ("train", "test")]
         else:
-            every = [_texts(entry["caption"] if isinstance(entry, dict) else entry) for entry in listed]
+            every = [own(entry) for entry in listed]
             splits = [[every[i] for i in rows] for rows in files.held_out(len(every))]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"data.captions={file} should be a JSON list of captions, or of objects with 'caption' ({error!r:.100})") from None
+        raise UserError(f"data.captions={file} should be a JSON list of captions, or of objects with 'caption' "
+                        f"({error!r:.100})") from None  # fmt: skip
     if tuple(map(len, splits)) != counts:
-        raise UserError(f"data.captions={file} has {sum(map(len, splits))} captions for {sum(counts)} images; give one for each image")
+        raise UserError(f"data.captions={file} has {sum(map(len, splits))} captions for {sum(counts)} images; give one for each")
     return splits

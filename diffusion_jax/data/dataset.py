@@ -42,9 +42,9 @@ def load(
 ) -> Dataset:
     """The data set of this name.
 
-    name: 'digits' (embedded); 'digits_captions' (the same, described in words); 'folder', 'npz', 'idx' (from `path`); 'mixture', 'rings', 'checkerboard', 'two_moons'
-    (2-D points, drawn from `seed`); or any TFDS image set, kept in data_dir ($TFDS_DATA_DIR, ~/tensorflow_datasets).
-    'mnist' and 'fashion_mnist' with a path read the four original idx files there.
+    name: 'digits' (embedded); 'digits_captions' (the same, described in words); 'folder', 'npz', 'idx' (from `path`);
+    'mixture', 'rings', 'checkerboard', 'two_moons' (2-D points, drawn from `seed`); or any TFDS image set, kept in data_dir
+    ($TFDS_DATA_DIR, ~/tensorflow_datasets). 'mnist' and 'fashion_mnist' with a path read the four original idx files there.
     image_size, channels: resize (antialiased, centre crop) and convert; 0 keeps what the data has.
     num_classes: for npz and idx, where the labels found may not show all classes; 0 counts them.
     captioned: with captions; UserError for a set that has none. captions: for npz, their JSON file.
@@ -59,7 +59,8 @@ def load(
             f"data.path={path} is not used by data.name={name}, only by {', '.join(WITH_PATH)} (see data.data_dir)"
         )
     if captioned and (name == "digits" or name in toys.TOYS or name in IDX_CLASSES):
-        raise UserError(f"data.name={name} has no captions; use digits_captions, folder, npz or coco_captions, or config.text.encoder=''")
+        ours = "digits_captions, folder, npz or coco_captions"
+        raise UserError(f"data.name={name} has no captions; use {ours}, or config.text.encoder=''")
     if name == "digits_captions":
         sources, *rest = digits_captions.splits(data_dir, image_size, channels)
         return Dataset(name, *sources, *rest)

@@ -1,7 +1,7 @@
 """The embedded digits, described in words: captions made of the label and of two things measured in the image, ink and lean.
 
-"a bold slanted seven", "the digit 3, thin and upright", "a light 0", "eight": `phrases`. Of each digit one combination of weight and
-slant is kept from training (HELD_OUT), so that a model can be asked for what it has never seen together.
+"a bold slanted seven", "the digit 3, thin and upright", "a light 0", "eight": `phrases`. Of each digit one combination of weight
+and slant is kept from training (HELD_OUT), so that a model can be asked for what it has never seen together.
 """
 
 from __future__ import annotations
@@ -65,9 +65,12 @@ def _with_article(words: str) -> str:
 
 
 def held_out_prompts(count: int) -> tuple[list[str], np.ndarray]:
-    """(prompts, digits (count,)): digit after digit the combination that training never saw, both attributes said in every way."""
-    ways = [[p for p in phrases(d, *HELD_OUT[d]) if any(w in p for w in WORDS[HELD_OUT[d][0]]) and any(s in p for s in WORDS[HELD_OUT[d][1]])]
-            for d in range(10)]  # fmt: skip
+    """(prompts, digits (count,)): digit after digit, what training never saw of it together, in every wording."""
+
+    def full(phrase: str, *attributes: str) -> bool:
+        return all(any(word in phrase for word in WORDS[attribute]) for attribute in attributes)
+
+    ways = [[phrase for phrase in phrases(d, *HELD_OUT[d]) if full(phrase, *HELD_OUT[d])] for d in range(10)]
     digits = np.arange(count) % 10
     return [ways[d][i // 10 % len(ways[d])] for i, d in enumerate(digits)], digits
 

@@ -41,8 +41,10 @@ def splits(
     classes = getattr(features.get("label"), "num_classes", None) or 0
     names = tuple(features["label"].names) if classes else ()
     train, test = _train_and_test(builder, labelled=bool(classes))
-    own = _captions(name, features) if captioned else None
-    numbers = captions.Numbers(own(e) for split in _train_and_test(builder, bool(classes), True) for e in split) if own else None
+    own, numbers = _captions(name, features) if captioned else None, None
+    if own:
+        unseen = _train_and_test(builder, labelled=bool(classes), blind=True)
+        numbers = captions.Numbers(own(example) for split in unseen for example in split)
     shape = tuple(features["image"].shape)
     if None in shape and not image_size:
         shape = train[0][
@@ -93,7 +95,10 @@ def _uint8(name: str, image: np.ndarray) -> np.ndarray:
 
 
 def _train_and_test(builder, labelled: bool, blind: bool = False) -> tuple[Source, Source]:
-    """Disjoint splits: test if it is there (and labelled), else validation, else the last tenth of train. blind: images not decoded."""
+    """Disjoint splits: test if it is there (and labelled), else validation, else the last tenth of train.
+
+    blind: the images are not decoded.
+    """
     known = set(builder.info.splits) or {"train", "test"}  # (a mocked TFDS set knows no split names)
     if "train" not in known:
         raise UserError(f"data.name={builder.info.full_name} has no split 'train' (it has {', '.join(sorted(known))})")

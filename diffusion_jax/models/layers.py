@@ -199,7 +199,9 @@ def count_heads(channels: int, head_width: int | None) -> int:
     """How many heads of `head_width` channels (None, or fewer channels: one); UserError unless it divides."""
     head_width = min(channels, head_width or channels)
     if channels % head_width:
-        raise UserError(f"head_width={head_width} does not divide the {channels} channels of an attention; use a divisor, or None")
+        raise UserError(
+            f"head_width={head_width} does not divide the {channels} channels of an attention; use a divisor, or None"
+        )
     return channels // head_width
 
 

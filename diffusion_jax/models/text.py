@@ -189,8 +189,9 @@ def minilm(max_length: int, weights: Callable[[str], Mapping[str, np.ndarray]]) 
         tokens, pooled = (np.concatenate([np.asarray(x) for x in part])[: len(captions)] for part in zip(*parts))
         return {"tokens": tokens, "mask": mask[: len(captions)], "pooled": pooled}
 
-    like = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape, dtype in (
-        ("tokens", (max_length, MINILM.width), np.float16), ("mask", (max_length,), bool), ("pooled", (MINILM.width,), np.float16))}  # fmt: skip
+    like = {"tokens": jax.ShapeDtypeStruct((max_length, MINILM.width), np.float16),
+            "mask": jax.ShapeDtypeStruct((max_length,), bool),
+            "pooled": jax.ShapeDtypeStruct((MINILM.width,), np.float16)}  # fmt: skip
     return Encoder(encode, lambda caption: len(tokenizer().encode(caption).ids), like, Text(MINILM.width), max_length,
                    kept=f"all-MiniLM-L6-v2-{max_length}")  # fmt: skip
 

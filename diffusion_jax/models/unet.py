@@ -18,8 +18,8 @@ class UNet(nn.Module):
 
     x is already scaled by the caller; c_noise is the noise level in about [0, 1] or [-2, 2]. cond is None or a dict
     with 'label' (B,) integers, where num_classes (and no label at all) means "no class", 'concat' (B, H, W,
-    extra_channels), and what `text` reads. H and W must be multiples of stem * 2^(levels - 1); C is x's own. train=True turns dropout on:
-    pass rngs={'dropout': key}. Raises UserError for sizes and options that do not fit, while tracing.
+    extra_channels), and what `text` reads. H and W must be multiples of stem * 2^(levels - 1); C is x's own. train=True
+    turns dropout on: pass rngs={'dropout': key}. Raises UserError for sizes and options that do not fit, while tracing.
 
     num_classes: 0 is an unconditional network, which ignores labels; else a learned row per class and one for "no
       class".
