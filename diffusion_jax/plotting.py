@@ -299,6 +299,9 @@ QUALITY = {  # metric -> (label of its axis, factor)
     "error": ("RMS error to the exact solution", 1),
     "shift": ("distance to the exact solutions of the same seeds", 1),
     "seconds_per_image": ("milliseconds per sample", 1000),
+    "bias": ("bias of the posterior mean (posterior stds)", 1),
+    "variance_ratio": ("variance / posterior's variance", 1),
+    "coverage": ("coverage of 90 % credible intervals (%)", 100),
 }
 
 
