@@ -81,8 +81,9 @@ def make_mesh(shape: Mapping[str, int] | None = None, *, devices: Sequence[jax.D
 # too, by inputs it costs one sum of a row per example. The DiT's qkv is ordered by head first, so its parts are whole heads;
 # the U-Net's by (q, k, v) first, where parts would be gathered before and after the attention (B T 3c numbers each way): it is
 # whole on tensor, each device takes its heads from it, and only `project` is split.
-BY_OUTPUT = re.compile(r"(^|/)(conv_1|embedding|mlp_in|block_\d+/qkv)/(kernel|bias)$")
+BY_OUTPUT = re.compile(r"(^|/)(conv_1|embedding|mlp_in|query|key|value|block(_\d+|s)/qkv)/(kernel|bias)$")
 BY_INPUT = re.compile(r"(^|/)(conv_2|project|mlp_out|modulation)/kernel$")
+STACKED = re.compile(r"(^|/)blocks/")  # leaves of many layers in one, over whose first axis a loop runs: it stays whole
 FSDP_FROM = 2**14  # elements: a smaller leaf is whole on every device, for a message about it costs more than it saves
 
 
@@ -95,11 +96,12 @@ def place(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     the parameter's path and has its shape, so it lies where the parameter lies.
     """
     parts: list[str | None] = [None] * len(shape)
-    axis = _tensor_axis(path, len(shape))
+    layers = 1 if STACKED.search(path) else 0
+    axis = _tensor_axis(path, len(shape), layers)
     if axis is not None and _divides(mesh, "tensor", shape[axis]):
         parts[axis] = "tensor"
     if np.prod(shape) >= FSDP_FROM:
-        left = [i for i, size in enumerate(shape) if parts[i] is None and _divides(mesh, "fsdp", size)]
+        left = [i for i in range(layers, len(shape)) if parts[i] is None and _divides(mesh, "fsdp", shape[i])]
         if left:
             parts[max(left, key=lambda i: shape[i])] = "fsdp"
     while parts and parts[-1] is None:  # as jax writes it: a compiled step's output lies "elsewhere" otherwise
@@ -107,9 +109,9 @@ def place(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     return PartitionSpec(*parts)
 
 
-def _tensor_axis(path: str, ndim: int) -> int | None:
+def _tensor_axis(path: str, ndim: int, layers: int) -> int | None:
     """The axis of a leaf that is spread over tensor. A leaf of another rank (adafactor's row and column sums) is whole."""
-    if ndim not in {"kernel": (2, 4), "bias": (1,)}.get(path.rpartition("/")[2], ()):
+    if ndim - layers not in {"kernel": (2, 4), "bias": (1,)}.get(path.rpartition("/")[2], ()):
         return None
     return ndim - 1 if BY_OUTPUT.search(path) else ndim - 2 if BY_INPUT.search(path) else None
 
