@@ -98,7 +98,7 @@ def _tpus(topology: str, size: str) -> list:
     if not re.fullmatch(r"v\d+\w*:\d+(x\d+)*", topology):
         raise UserError(f"--topology={topology}: write a TPU slice such as v5e:16x16, or cpu:8, or gpu")
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError(f"--topology={topology} needs the compiler of TPUs: pip install 'diffusion_jax[tpu]', no TPU (libtpu)")
+        raise UserError(f"--topology={topology} needs libtpu, the compiler of TPUs (no TPU): pip install 'diffusion_jax[tpu]'")
     # Silence libtpu's search for a real TPU, and let two plans run at once.
     quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_HOSTNAMES": "localhost",
              "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # fmt: skip
