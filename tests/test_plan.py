@@ -20,6 +20,7 @@ import pytest
 from configs import cifar10, digits, imagenet256_latent, toy
 from diffusion_jax import arrays, experiment, flops, hlo, planning
 from diffusion_jax.errors import UserError
+from diffusion_jax.models import dit
 
 ROOT = Path(__file__).parent.parent
 GIB = 2.0**30
@@ -77,6 +78,35 @@ def test_traffic_of_a_program_made_by_hand():
     """x (512 bytes) into the gather; 2 x 128 for the slice; x and 128 for the fusion; 2 x 512 to shift; ten all-reduces, each
     of which writes 512 bytes and reads what lies in faster memory."""
     assert hlo.traffic(hlo.parse(TEXT)) == 512 + 256 + (512 + 128) + 1024 + 10 * 512
+
+
+SLICING = """
+%inner (p: f32[28,64], i: s32[]) -> f32[1,64] {
+  %p = f32[28,64]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %row = f32[1,64]{1,0} dynamic-slice(%p, %i), dynamic_slice_sizes={1,64}
+}
+
+%outer (all: f32[28,64], i: s32[], into: f32[28,64]) -> f32[28,64] {
+  %all = f32[28,64]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %into = f32[28,64]{1,0} parameter(2)
+  %row = f32[1,64]{1,0} fusion(%all, %i), kind=kLoop, calls=%inner
+  ROOT %put = f32[28,64]{1,0} dynamic-update-slice(%into, %row, %i)
+}
+
+ENTRY %main (all: f32[28,64], i: s32[], into: f32[28,64]) -> f32[28,64] {
+  %all = f32[28,64]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %into = f32[28,64]{1,0} parameter(2)
+  ROOT %f = f32[28,64]{1,0} fusion(%all, %i, %into), kind=kLoop, calls=%outer
+}
+"""
+
+
+def test_a_fusion_that_moves_one_row_moves_one_row():
+    """Of 28 rows one is read, in a fusion within, and one written, in place; and the index, which both look at."""
+    assert hlo.traffic(hlo.parse(SLICING)) == 2 * 64 * 4 + 4
 
 
 @pytest.mark.parametrize("kind, sent", [("all-reduce", 2 * 3 / 4), ("all-gather", 3 / 4), ("reduce-scatter", 3),
@@ -319,6 +349,14 @@ def test_the_flops_of_a_transformer():
     condition = 2 * (256 * width + width**2 + 6 * width**2 + 2 * width**2)
     traced = planning._trace(small(), planning.Target("here", "cpu", jax.devices()[:1], None))[1]
     assert flops.count(traced.jaxpr) == pytest.approx(3 * batch * (tokens * per_token + condition), rel=0.05)
+
+
+def test_the_flops_of_dit_xl_2_are_those_of_the_paper():
+    """118.64 Gflops for an image of 32 x 32 latents (Peebles & Xie 2023, table 1), which counts a multiply-add as one."""
+    network = dit.DiT(num_classes=1000, learn_variance=True, scan_blocks=True, **dit.SIZES["XL"])
+    x, c, key = jax.ShapeDtypeStruct((1, 32, 32, 4), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32), jax.random.key(0)
+    jaxpr = jax.make_jaxpr(network.apply)(jax.eval_shape(network.init, key, x, c), x, c)
+    assert flops.count(jaxpr) == pytest.approx(2 * 118.64e9, rel=1e-3)
 
 
 def test_other_settings_do_the_same_work():
