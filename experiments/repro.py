@@ -50,7 +50,7 @@ def repro(config, workdir: str, step: int) -> bool:
     again = bool(numbers["nonfinite"]["flag"])
     equal = "the same numbers, bit for bit" if forensics.same(report, numbers) else "but NOT the report's numbers"
     print(f"step {step}: the {report['what']} is not finite again, {equal}" if again else
-          f"step {step} is finite this time (loss {numbers['loss']:.6g}): suspect the machine, or another version of the code")  # fmt: skip
+          f"step {step} is finite now (loss {numbers['loss']:.6g}): suspect the machine, or a change of the code")  # fmt: skip
     if i:  # the steps of the call before it, for the parameters that it began with
         short = config.copy_and_resolve_references().unlock()
         short.training.steps_per_call = i

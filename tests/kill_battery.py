@@ -4,8 +4,8 @@ A tiny run of the real command (points, an MLP) that saves every fourth step, so
 1. So many trials: a run killed once, at its start (imports, compilation), between two rows, or in the middle of a save, then
    resumed to its end.
 2. One longer run that is killed so many times, each time after it got a little further (a save at least).
-Each must end as the run nobody killed: the sha256 of every leaf (parameters, EMAs, optimizer, key) and every row of metrics.jsonl but
-its timing. Minutes; not collected by pytest. Exit status 1 if any differs.
+Each must end as the run nobody killed: the sha256 over every leaf (parameters, EMAs, optimizer, key) and every row of
+metrics.jsonl but its timing. Minutes; not collected by pytest. Exit status 1 if any differs.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ def fingerprint(workdir: Path, steps: int) -> tuple[str, list]:
     state = restored.state._replace(key=jax.random.key_data(restored.state.key))
     for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
         digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
-    rows = [{key: value for key, value in row.items() if key != "timing"} for row in metrics.read_rows(workdir / "metrics.jsonl")]
-    return digest.hexdigest(), rows
+    rows = metrics.read_rows(workdir / "metrics.jsonl")
+    return digest.hexdigest(), [{key: value for key, value in row.items() if key != "timing"} for row in rows]
 
 
 def kill_at(process: subprocess.Popen, workdir: Path, moment: str, rows: int, chance: random.Random) -> str:
-    """Kill at that moment; returns what it was doing: 'starting', 'training', 'saving' (a save was left half-done) or 'done'."""
+    """Kill at that moment; returns what it was doing: 'starting', 'training', 'saving' (a save is left half-done) or 'done'."""
     folder, path = workdir / "checkpoints", workdir / "metrics.jsonl"
     if moment == "start":
         time.sleep(chance.uniform(0, 6))
@@ -124,6 +124,7 @@ def main() -> int:
     flags = parser.parse_args()
     chance, workdir = random.Random(flags.seed), flags.workdir.absolute()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(workdir / "compiled"))
+    os.environ["GIT_OPTIONAL_LOCKS"] = "0"  # provenance asks git, which must not be killed while it writes this repository's index
     if workdir.exists():
         sys.exit(f"{workdir} exists; give a new folder")
 
@@ -135,7 +136,8 @@ def main() -> int:
     finish(workdir / "straight_long" / "run", steps)
     moments = long_run(flags.kills, workdir, steps, chance)
     same = fingerprint(workdir / "long" / "run", steps) == fingerprint(workdir / "straight_long" / "run", steps)
-    print(f"one run of {steps} steps killed {moments.total()} times ({dict(moments)}): {'bit-identical' if same else 'DIFFERENT'}")
+    ended = "bit-identical" if same else "DIFFERENT"
+    print(f"one run of {steps} steps killed {moments.total()} times ({dict(moments)}): {ended}")
     return 0 if same and good == flags.kills else 1
 
 

@@ -335,7 +335,7 @@ def _attempt(folder: Path, **items) -> Any:
 def _settling_loops() -> Iterator[None]:
     """Event loops made in this block finish their tasks before they close.
 
-    At the first failed read Orbax closes its loop and abandons the other reads, each of which later prints a traceback
+    At the first failed read or write Orbax closes its loop and abandons the others, each of which later prints a traceback
     of its own.
     """
     new_event_loop = asyncio.new_event_loop
@@ -349,6 +349,7 @@ def _settling_loops() -> Iterator[None]:
                 loop.run_until_complete(asyncio.wait(tasks))
                 [task.exception() for task in tasks if not task.cancelled()]  # seen, so not reported
             close()
+            loop.call_soon_threadsafe = lambda *_, **__: None  # tensorstore may still tell of a read or write nobody waits for
 
         loop.close = settle_and_close
         return loop
