@@ -83,6 +83,7 @@ def make_mesh(shape: Mapping[str, int] | None = None, *, devices: Sequence[jax.D
 # whole on tensor, each device takes its heads from it, and only `project` is split.
 BY_OUTPUT = re.compile(r"(^|/)(conv_1|embedding|mlp_in|query|key|value|block(_\d+|s)/qkv)/(kernel|bias)$")
 BY_INPUT = re.compile(r"(^|/)(conv_2|project|mlp_out|modulation)/kernel$")
+WHOLE = re.compile(r"(^|/)condition/")  # embeds noise level and class: small, once per example; sharded, it would shard what it makes
 STACKED = re.compile(r"(^|/)blocks/")  # leaves of many layers in one, over whose first axis a loop runs: it stays whole
 FSDP_FROM = 2**14  # elements: a smaller leaf is whole on every device, for a message about it costs more than it saves
 
@@ -95,6 +96,8 @@ def place(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     An average ('ema/5k/block_0/qkv/kernel') or a moment ('opt_state/1/0/mu/block_0/qkv/kernel') of a parameter ends like
     the parameter's path and has its shape, so it lies where the parameter lies.
     """
+    if WHOLE.search(path):
+        return PartitionSpec()
     parts: list[str | None] = [None] * len(shape)
     layers = 1 if STACKED.search(path) else 0
     axis = _tensor_axis(path, len(shape), layers)
