@@ -301,7 +301,7 @@ def pipeline(config, settings: Mapping) -> dict:
     """
     import jax
 
-    from diffusion_jax import data, experiment
+    from diffusion_jax import data
 
     dataset, size = settings["dataset"], config.data.batch_size
     flip = config.data.flip and len(dataset.image_shape) == 3

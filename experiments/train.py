@@ -21,9 +21,9 @@ def train(config, workdir: str, *, dataset=None, fit=None, loss=None) -> bool:
     """
     import jax
 
-    from diffusion_jax import data, experiment, plotting, provenance
+    from diffusion_jax import experiment, plotting
     from diffusion_jax import workdir as folder
-    from diffusion_jax.training import checkpoint, distributed, loop, metrics, post_hoc
+    from diffusion_jax.training import distributed, loop, metrics
 
     dataset = dataset or experiment.dataset(config)
     built = experiment.assemble(config, dataset.image_shape, dataset.num_classes)

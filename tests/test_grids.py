@@ -10,7 +10,7 @@ import pytest
 from families import GRIDS, PROCESSES
 from numpy.testing import assert_allclose
 
-from diffusion_jax import arrays, targets
+from diffusion_jax import targets
 from diffusion_jax.errors import UserError
 from diffusion_jax.processes import discrete, gaussian, schedules
 from diffusion_jax.samplers import ancestral, base, grids, multistep, ode

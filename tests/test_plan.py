@@ -14,7 +14,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from configs import cifar10, digits, imagenet256_latent, toy
@@ -107,6 +106,39 @@ ENTRY %main (all: f32[28,64], i: s32[], into: f32[28,64]) -> f32[28,64] {
 def test_a_fusion_that_moves_one_row_moves_one_row():
     """Of 28 rows one is read, in a fusion within, and one written, in place; and the index, which both look at."""
     assert hlo.traffic(hlo.parse(SLICING)) == 2 * 64 * 4 + 4
+
+
+FUSED = """
+%start (p: f32[1,8]) -> f32[4,8] {
+  %p = f32[1,8]{1,0} parameter(0)
+  ROOT %g = f32[4,8]{1,0} all-gather(%p), channel_id=5, replica_groups=[1,4]<=[4], dimensions={0}
+}
+
+%done (p: f32[1,8]) -> f32[4,8] {
+  %p = f32[1,8]{1,0} parameter(0)
+  ROOT %g = f32[4,8]{1,0} all-gather(%p), channel_id=5, replica_groups=[1,4]<=[4], dimensions={0}
+}
+
+%all-reduce-scatter.1.clone (p: f32[4,8]) -> f32[1,8] {
+  %p = f32[4,8]{1,0} parameter(0)
+  %r = f32[4,8]{1,0} all-reduce(%p), channel_id=6, replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %row = f32[1,8]{1,0} dynamic-slice(%r, %p), dynamic_slice_sizes={1,8}
+}
+
+ENTRY %main (x: f32[1,8]) -> f32[1,8] {
+  %x = f32[1,8]{1,0} parameter(0)
+  %a = f32[4,8]{1,0} fusion(%x), kind=kCustom, calls=%start
+  %b = f32[4,8]{1,0} fusion(%x), kind=kCustom, calls=%done
+  %c = f32[1,8]{1,0} fusion(%b), kind=kCustom, calls=%all-reduce-scatter.1.clone
+  ROOT %d = f32[1,8]{1,0} all-reduce(%c), channel_id=7, replica_groups={{0,1},{2,3}}, to_apply=%add
+}
+"""
+
+
+def test_copies_of_a_collective_are_one_and_a_fused_scatter_is_one():
+    """As TPUs write them: start and end of one all-gather, and a reduce-scatter."""
+    found = sorted(hlo.collectives(hlo.parse(FUSED), 4))
+    assert [tuple(one) for one in found] == [("all-gather", 128, 4, 1), ("all-reduce", 32, 2, 1), ("reduce-scatter", 32, 4, 1)]
 
 
 @pytest.mark.parametrize("kind, sent", [("all-reduce", 2 * 3 / 4), ("all-gather", 3 / 4), ("reduce-scatter", 3),
