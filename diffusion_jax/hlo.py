@@ -72,14 +72,24 @@ def parse(text: str) -> Program:
 
 
 def collectives(program: Program, devices: int) -> list[Collective]:
-    """Every collective of a program on so many devices, those inside fusions and asynchronous ones (by their start) too."""
-    found = []
-    for computation, times, _ in _visits(program):
+    """Every collective of a program on so many devices, asynchronous ones and those inside fusions too.
+
+    TPUs hide a collective behind others' work in a chain of fusions, each with a copy of it: the copies share a channel and
+    are one. And they reduce-scatter by a fusion named all-reduce-scatter, of an all-reduce and the slice that is kept.
+    """
+    found, seen = [], set()
+    for name, computation, times, fused in _visits(program):
         for one in computation.values():
             kind = one.opcode.removesuffix("-start")
-            if kind in COLLECTIVES:
-                done = next((i for i in computation.values() if i.opcode == f"{kind}-done" and one.name in i.operands), one)
-                found.append(Collective(kind, array_bytes(done.shape), _group(one.attributes, devices), times))
+            channel = re.search(r"channel_id=(\d+)", one.attributes)
+            if kind not in COLLECTIVES or (fused and channel and channel.group() in seen):
+                continue
+            if fused and channel:
+                seen.add(channel.group())
+            last = next((i for i in computation.values() if i.opcode == f"{kind}-done" and one.name in i.operands), one)
+            if name.startswith("all-reduce-scatter"):
+                kind, last = "reduce-scatter", next(reversed(computation.values()))
+            found.append(Collective(kind, array_bytes(last.shape), _group(one.attributes, devices), times))
     return found
 
 
@@ -88,7 +98,7 @@ def traffic(program: Program) -> float:
     a fusion. What the compiler keeps in faster memory (a layout's S(n)) does not count; a slice counts as itself, not as
     the array it is cut from."""
     total = 0.0
-    for computation, times, fused in _visits(program):
+    for _, computation, times, fused in _visits(program):
         if not fused:
             total += times * sum(_moved(one, computation, program) for one in computation.values())
     return total
@@ -153,13 +163,13 @@ def _written(computation: dict[str, Instruction], one: Instruction | None, progr
     return array_bytes(one.shape, main_memory=True)
 
 
-def _visits(program: Program) -> Iterator[tuple[dict[str, Instruction], float, bool]]:
-    """(computation, how often it runs, whether it is inside a fusion), for every computation that the entry reaches."""
+def _visits(program: Program) -> Iterator[tuple[str, dict[str, Instruction], float, bool]]:
+    """(name, computation, how often it runs, whether it is inside a fusion), for all computations that the entry reaches."""
     stack = [(program.entry, 1.0, False)]
     while stack:
         name, times, fused = stack.pop()
         computation = program.computations.get(name, {})
-        yield computation, times, fused
+        yield name, computation, times, fused
         for one in computation.values():
             if one.opcode == "while":
                 body, condition = (re.search(rf"{key}=%?([\w.\-]+)", one.attributes).group(1) for key in ("body", "condition"))

@@ -39,8 +39,8 @@ class DiT(nn.Module):
     mlp_ratio: hidden units of a block's MLP, as a multiple of width. dropout: rate after them (the paper has none).
     learn_variance: (B, H, W, 2C), the second C channels for the variance (Nichol & Dhariwal 2021, eq. 15).
     noise_embedding: 'adm' in 1000 c_noise, as the authors have it, or another of embeddings.NOISE_FEATURES.
-    dtype: 'float32' or 'bfloat16' for tokens and blocks. Parameters, norms, softmax, modulation, last layer and output
-      are float32.
+    dtype: 'float32' or 'bfloat16' for tokens and blocks. Parameters, norms, softmax, the embedding of noise level and
+      class, last layer and output are float32.
     remat, attention_impl: as in the U-Net, see layers.rematerialised and layers.attention.
     scan_blocks: the blocks as one loop, over parameters 'blocks' with a leading axis `depth` in place of 'block_0', ...:
       one block is compiled instead of all. For accelerators.
@@ -73,7 +73,7 @@ class DiT(nn.Module):
         h = nn.Dense(self.width, kernel_init=KERNEL_INIT, dtype=self.dtype, name="first")(patches)
         h = h.reshape(b, rows * columns, self.width) + places(rows, columns, self.width).astype(self.dtype)
         h = self._blocks(h, told, train)
-        shift, scale = modulation(told, self.width, 2, "last_modulation")
+        shift, scale = modulation(told, self.width, 2, "float32", "last_modulation")
         h = layer_norm(h, shift, scale)
         h = nn.Dense(channels * self.patch**2, kernel_init=layers.ZERO_INIT, name="last")(h)  # float32
         return layers.depth_to_space(h.reshape(b, rows, columns, -1), self.patch).astype(jnp.float32)
@@ -123,7 +123,7 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, h: Array, told: Array, train: bool) -> Array:
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation(told, h.shape[-1], 6, "modulation")
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation(told, h.shape[-1], 6, self.dtype, "modulation")
         h = h + gate_1.astype(self.dtype) * self._attention(layer_norm(h, shift_1, scale_1).astype(self.dtype))
         return h + gate_2.astype(self.dtype) * self._mlp(layer_norm(h, shift_2, scale_2).astype(self.dtype), train)
 
@@ -147,9 +147,12 @@ def layer_norm(h: Array, shift: Array, scale: Array) -> Array:
     return norm(h) * (1 + scale) + shift
 
 
-def modulation(told: Array, width: int, parts: int, name: str) -> list[Array]:
-    """(B, E) -> `parts` arrays (B, 1, width), linear and zero at init. Called inside a module's compact method."""
-    out = nn.Dense(parts * width, kernel_init=layers.ZERO_INIT, name=name)(told)
+def modulation(told: Array, width: int, parts: int, dtype: str, name: str) -> list[Array]:
+    """(B, E) -> `parts` arrays (B, 1, width), linear and zero at init. Called inside a module's compact method.
+
+    dtype: of the product. A third of a block's parameters are here, so that under fsdp it decides what is sent about.
+    """
+    out = nn.Dense(parts * width, kernel_init=layers.ZERO_INIT, dtype=dtype, name=name)(told)
     return jnp.split(out[:, None, :], parts, axis=-1)
 
 
