@@ -40,12 +40,12 @@ class Chip(NamedTuple):
 
 
 GB, GIB = 1e9, 2.0**30
-# jax's device_kind begins with the key. TPU: cloud.google.com/tpu/docs, v4 to v6e; GPU: NVIDIA's data sheets, SXM.
+# jax's device_kind begins with the key. TPU: cloud.google.com/tpu/docs, but HBM as libtpu says is available; GPU: NVIDIA's
+# data sheets, SXM. (v4 is not here: each of its devices is half a chip, of which libtpu makes no mesh without a TPU.)
 CHIPS = {
-    "TPU v4": Chip("TPU v4", 275e12, 32 * GIB, 1228 * GB, 300 * GB),
-    "TPU v5 lite": Chip("TPU v5e", 197e12, 16 * GIB, 819 * GB, 200 * GB),
-    "TPU v5": Chip("TPU v5p", 459e12, 95 * GIB, 2765 * GB, 600 * GB),
-    "TPU v6 lite": Chip("TPU v6e", 918e12, 32 * GIB, 1640 * GB, 400 * GB),
+    "TPU v5 lite": Chip("TPU v5e", 197e12, 15.75 * GIB, 819 * GB, 200 * GB),
+    "TPU v5": Chip("TPU v5p", 459e12, 95.74 * GIB, 2765 * GB, 600 * GB),
+    "TPU v6 lite": Chip("TPU v6e", 918e12, 31.25 * GIB, 1640 * GB, 400 * GB),
     "NVIDIA A100": Chip("A100", 312e12, 80 * GB, 2039 * GB, 300 * GB),
     "NVIDIA H100": Chip("H100", 989e12, 80 * GB, 3350 * GB, 450 * GB),
     "NVIDIA H200": Chip("H200", 989e12, 141 * GB, 4800 * GB, 450 * GB),
@@ -62,7 +62,7 @@ class Target(NamedTuple):
 
 
 def target(topology: str) -> Target:
-    """'v5e:16x16' (also v4, v5p, v6e; needs libtpu, no TPU), 'cpu:8', or 'gpu', those of this machine.
+    """'v5e:16x16' (also v5p, v6e; needs libtpu, no TPU), 'cpu:8', or 'gpu', those of this machine.
 
     Raises UserError for a topology that does not exist, or without what is needed. 'cpu:N' must come before jax starts.
     """
@@ -95,8 +95,8 @@ def _gpus(topology: str, size: str) -> list:
 
 
 def _tpus(topology: str, size: str) -> list:
-    if not re.fullmatch(r"v\d+\w*:\d+(x\d+)*", topology):
-        raise UserError(f"--topology={topology}: write a TPU slice such as v5e:16x16, or cpu:8, or gpu")
+    if not re.fullmatch(r"(v5e|v5p|v6e):\d+(x\d+)*", topology):
+        raise UserError(f"--topology={topology}: write a slice of TPUs v5e, v5p or v6e such as v5e:16x16; or cpu:8; or gpu")
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(f"--topology={topology} needs libtpu, the compiler of TPUs (no TPU): pip install 'diffusion_jax[tpu]'")
     # Silence libtpu's search for a real TPU, and let two plans run at once.

@@ -3,7 +3,7 @@
 python -m experiments.plan --config=configs/imagenet256_latent.py:flow --topology=v5e:16x16 --config.mesh.fsdp=16
 python -m experiments.plan --config=configs/cifar10.py:edm,full --topology=v5e:2x4 --search
 
-Topologies: a TPU slice (v4, v5e, v5p, v6e; pip install 'diffusion_jax[tpu]', no TPU needed), cpu:8, or gpu, those of this
+Topologies: a TPU slice (v5e, v5p, v6e; pip install 'diffusion_jax[tpu]', no TPU needed), cpu:8, or gpu, those of this
 machine. The real step is compiled, which takes minutes for large networks; --search compiles several, keeps each card in
 --out as it comes, and goes on from there if it was interrupted. See docs/plan.md.
 """
@@ -81,7 +81,7 @@ def _known(out: str, record: dict) -> dict:
 if __name__ == "__main__":
     if not any(arg.lstrip("-") == "topology=gpu" for arg in sys.argv):
         os.environ["JAX_PLATFORMS"] = "cpu"  # before jax: a plan for others takes no accelerator of this machine
-    flags.DEFINE_string("topology", None, "v5e:16x16 (v4, v5p, v6e), cpu:8, or gpu", required=True)
+    flags.DEFINE_string("topology", None, "v5e:16x16 (v5p, v6e), cpu:8, or gpu", required=True)
     flags.DEFINE_bool("search", False, "find the cheapest remat, fsdp and accumulation that fit")
     flags.DEFINE_float("hbm", 0.0, "GiB per device; 0: what the chip has", lower_bound=0.0)
     flags.DEFINE_bool("json", False, "print JSON")

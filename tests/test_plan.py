@@ -221,9 +221,10 @@ def test_the_cheapest_fits():
 @pytest.mark.parametrize(
     "topology, said",
     [
-        ("v5e", "write a TPU slice such as v5e:16x16"),
-        ("h100:8", "write a TPU slice"),
-        ("v5e:2x4; rm", "write a TPU slice"),
+        ("v5e", "v5e, v5p or v6e such as v5e:16x16"),
+        ("h100:8", "write a slice of TPUs"),
+        ("v4:2x2x2", "write a slice of TPUs"),
+        ("v5e:2x4; rm", "write a slice of TPUs"),
         ("cpu:many", "write how many, such as cpu:8"),
         ("cpu:0", "write how many"),
         ("cpu:1000", "jax has started with 1 CPU"),
