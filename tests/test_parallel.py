@@ -159,7 +159,8 @@ class Ready:
         config.model = base.network(**NETWORKS[network])
         config.parallel, config.data.batch_size, config.sampler.nfe = door, BATCH, 4
         config.mesh.update(mesh)
-        config.optimizer.update(name="sgd", learning_rate=0.2, schedule="constant", warmup=0, b1=None, b2=None, weight_decay=None)
+        config.optimizer.update(name="sgd", learning_rate=0.2, schedule="constant", warmup=0)
+        config.optimizer.update(b1=None, b2=None, weight_decay=None)  # which SGD has not
         self.built = experiment.assemble(config, (8, 8, 1), 10)
         self.parts = experiment.training(self.built, jax.devices()[:devices])
         self.runner = self.parts.runner
@@ -184,8 +185,8 @@ class Ready:
     def batch(self, number):
         """This process's rows of the batch."""
         draw = np.random.default_rng(number)
-        whole = {"image": draw.uniform(-1, 1, (BATCH, 8, 8, 1)).astype(np.float32), "label": draw.integers(0, 10, BATCH, np.int32)}
-        return jax.tree.map(lambda x: x[self.runner.rows(BATCH)], whole)
+        image, label = draw.uniform(-1, 1, (BATCH, 8, 8, 1)).astype(np.float32), draw.integers(0, 10, BATCH, np.int32)
+        return jax.tree.map(lambda x: x[self.runner.rows(BATCH)], {"image": image, "label": label})
 
     def advance(self, now, first, steps):
         numbers = []
@@ -200,9 +201,11 @@ class Ready:
 
     def results(self, now, numbers):
         """On the host, by name."""
-        evaluated = loop.evaluate(self.parts.evaluate, now.params, [self.batch(99)], jax.random.key(7), put_batch=self.runner.put_batch)
-        tree = {"params": now.params, "ema": now.ema, "step": now.step, "images": self.images(now.params),
-                "held out": np.float64(evaluated["loss"]), "metrics": [{**seen, "nonfinite": ()} for seen in numbers]}  # fmt: skip
+        held_out = [self.batch(99)]
+        evaluated = loop.evaluate(
+            self.parts.evaluate, now.params, held_out, jax.random.key(7), put_batch=self.runner.put_batch)  # fmt: skip
+        tree = {"params": now.params, "ema": now.ema, "step": now.step, "images": self.images(now.params)}
+        tree |= {"held out": np.float64(evaluated["loss"]), "metrics": [{**seen, "nonfinite": ()} for seen in numbers]}
         return {sharding.path_name(path): sharding.fetch(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
     def shards(self, now):
@@ -257,7 +260,8 @@ def two(folder, port, index):
             results = this.results(now, numbers)
             if distributed.first():
                 np.savez(folder / "elastic.npz", **results)
-    seen["rows"] = {str(mesh): sharding.runner(mesh=mesh).rows(16).tolist() for mesh in ({}, {"fsdp": 4}, {"tensor": 4}, {"tensor": 8})}
+    meshes = ({}, {"fsdp": 4}, {"tensor": 4}, {"tensor": 8})
+    seen["rows"] = {str(mesh): sharding.runner(mesh=mesh).rows(16).tolist() for mesh in meshes}
     agree = distributed.agreement()
     seen["agreed"] = [agree(number) for number in (0, 3 * index, 0, 0)]
     seen["anywhere"] = [distributed.anywhere(index == 1), distributed.anywhere(False)]
