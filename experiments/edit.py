@@ -1,0 +1,333 @@
+"""Edit held-out images with a trained model, none of it trained for: fill in, colourise, sharpen, mix, repaint, translate.
+
+python -m experiments.edit --workdir=runs/a --task=inpaint --mask=half --method=pigdm
+python -m experiments.edit --workdir=runs/a --task='superres(factor=4,std=0.05)' --method=ddnm --labels=own --draws=3
+python -m experiments.edit --workdir=runs/a --task=translate --labels=3,7 --config.sampler.nfe=100
+
+Tasks with a --method: inpaint (with --mask), colourise, superres, deblur, linear, saturate; without: interpolate, sdedit, translate. Writes
+WORKDIR/edits/TASK-METHOD.png, strips measurement | result | truth, and .json with the PSNR of every image. docs/inverse.md says more.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from experiments import cli
+
+EDITS = ("interpolate", "sdedit", "translate")
+
+
+class Job(NamedTuple):
+    """What is asked for: images (N, H, W, C) float in [-1, 1] and their labels (N,) or None, of a loaded model, by a plan."""
+
+    trained: Any
+    plan: Any
+    images: Any
+    labels: Any
+    keys: Any
+    batch_size: int
+
+
+# ---- what is asked for ---------------------------------------------------------------------------------------------------------
+
+
+def mask_for(spec: str, shape: tuple[int, ...]):
+    """The mask (H, W, 1) of a name, half, box(side=0.5), random(keep=0.3), or of a picture: white is kept, black is painted.
+
+    UserError for a picture that is none, of another size, or that leaves nothing to paint or nothing to go by.
+    """
+    import numpy as np
+    from PIL import Image
+
+    from diffusion_jax import experiment
+    from diffusion_jax.build import build
+    from diffusion_jax.errors import UserError
+
+    if not re.search(r"[./\\]\w+$", spec.partition("(")[0]) and not Path(spec).is_file():
+        return build(experiment.MASKS, spec, shape)
+    try:
+        with Image.open(spec) as picture:
+            mask = (np.asarray(picture.convert("L"), np.float32) > 127.5).astype(np.float32)[..., None]
+    except OSError as error:
+        raise UserError(f"--mask={spec} cannot be read as a picture ({str(error).splitlines()[0]}); or take half, box or random") from None
+    if mask.shape[:2] != tuple(shape[:2]):
+        raise UserError(f"--mask={spec} is {mask.shape[0]}x{mask.shape[1]} (height x width), the images are {shape[0]}x{shape[1]}")
+    if mask.min() == mask.max():
+        raise UserError(f"--mask={spec} is all {'white: there is nothing to paint' if mask.max() else 'black: nothing is known'}")
+    return mask
+
+
+def measurement_for(task: str, mask: str, shape: tuple[int, ...]):
+    """The Measurement that --task and --mask name. UserError for a mask without a use, and for all that the task does not take."""
+    from diffusion_jax import experiment
+    from diffusion_jax.build import build, members
+    from diffusion_jax.errors import UserError, unknown
+
+    name = task.partition("(")[0].strip()
+    if name not in (known := members(experiment.MEASUREMENTS)):
+        raise unknown("task", name, (*known, *EDITS))
+    if name == "inpaint":
+        return build(experiment.MEASUREMENTS, task, shape, mask_for(mask or "half", shape))
+    if mask:
+        raise UserError(f"--mask={mask} is for --task=inpaint, and --task={task} has no mask")
+    return build(experiment.MEASUREMENTS, task, shape)
+
+
+def method_for(spec: str, measurement, task: str):
+    """The Method of a name. UserError for one that needs a linear measurement if this is none."""
+    from diffusion_jax import experiment
+    from diffusion_jax.build import build
+    from diffusion_jax.errors import UserError
+
+    method = build(experiment.METHODS, spec)
+    if method.linear and measurement.spectral is None:
+        raise UserError(f"--method={spec} needs a linear measurement, and --task={task} is not linear; take --method=dps")
+    return method
+
+
+def conditions(built, text: str, own, count: int):
+    """The condition of `count` images: '' any class, 'own' their true ones, or classes in turn."""
+    import numpy as np
+
+    from diffusion_jax import experiment
+    from diffusion_jax.errors import UserError
+
+    if text and not built.num_classes or text == "own" and own is None:
+        raise UserError(f"--labels={text}: this model or its data set has no classes; leave --labels away")
+    null = experiment.null_cond(built, count)
+    if not text:
+        return null
+    return null | experiment.cond_for(built, np.asarray(own) if text == "own" else np.resize(cli.integers("labels", text), count))
+
+
+# ---- inverse problems -------------------------------------------------------------------------------------------------------------
+
+
+def restorer(built, plan, method, measurement):
+    """Jitted (params, keys (B,), cond, y, ts, scale) -> images (B, H, W, C): one program for any grid padded to one length."""
+    import jax
+
+    from diffusion_jax import experiment, inverse
+    from diffusion_jax.samplers import base
+
+    clip, process = None if plan.clip == "none" else (-1.0, 1.0), built.process
+
+    @jax.jit
+    def run(params, keys, cond, y, ts, scale):
+        denoise = experiment.denoiser(built, params, scale=scale if plan.guided else None, clip="none")
+        x = base.start(process, keys, (len(keys), *built.shape))
+        return inverse.restore(method, measurement, y, plan.sampler, denoise, process, keys, x, ts, cond, clip=clip, padded=True,
+                               noise=experiment.NOISES[plan.noise])  # fmt: skip
+
+    return run
+
+
+def restored(job: Job, method, measurement, y, cond, keys, *, description: str = "restoring"):
+    """The images (N, H, W, C) uint8 that a method makes of y (N, ...), in batches of one compiled size."""
+    import numpy as np
+
+    from diffusion_jax import experiment
+    from diffusion_jax.evaluation import generate
+
+    built, plan = job.trained.experiment, job.plan
+    run, params = restorer(built, plan, method, measurement), experiment.ensemble(built, job.trained.params)
+
+    def draw(keys, given):
+        y = given.pop("y")
+        return run(params, keys, given or None, y, np.asarray(plan.ts), np.float32(plan.guidance))
+
+    return generate.generate(draw, keys, {"y": y, **(cond or {})}, batch_size=min(job.batch_size, len(keys)), description=description)
+
+
+def shown(measurement, y, shape: tuple[int, ...]):
+    """y as a picture of the images' shape: itself, or where it has another shape the least image that would be measured so."""
+    import numpy as np
+
+    from diffusion_jax import inverse
+
+    return np.asarray(y if y.shape[1:] == tuple(shape) else inverse.pinv(measurement, y))
+
+
+def psnr(images, truth):
+    """Peak signal-to-noise ratio in dB of each image, uint8 (N, ...) against uint8; 100 where they are equal."""
+    import numpy as np
+
+    square = np.square(images.astype(np.float64) - truth.astype(np.float64)).reshape(len(images), -1).mean(1)
+    return np.minimum(10 * np.log10(255.0**2 / np.maximum(square, 1e-12)), 100.0)
+
+
+def solve(job: Job, task: str, mask: str, spec: str, labels: str, draws: int):
+    """(the strip, what the JSON says) of an inverse problem."""
+    import jax
+    import numpy as np
+
+    from diffusion_jax import arrays, experiment, inverse
+    from diffusion_jax.evaluation import generate
+    from diffusion_jax.samplers import base
+
+    built = job.trained.experiment
+    measurement = measurement_for(task, mask, built.shape)
+    method, cond = method_for(spec, measurement, task), conditions(built, labels, job.labels, len(job.images))
+    if not labels:
+        job = job._replace(plan=job.plan._replace(guided=False))  # between any class and any class there is nothing to guide by
+    wrapped = method.wrap(job.plan.sampler, measurement, None)
+    config = built.config.sampler
+    job = job._replace(plan=job.plan._replace(ts=experiment.grid(built, config.grid, base.points(wrapped, config.nfe))))
+    y = jax.jit(lambda keys, x: inverse.measure(measurement, keys, x))(job.keys, job.images)
+    results = [restored(job, method, measurement, y, cond, arrays.fold_in(job.keys, 2**20 + draw) if draw else job.keys)
+               for draw in range(draws)]  # fmt: skip
+    truth, given = generate.to_uint8(job.images), generate.to_uint8(shown(measurement, y, built.shape))
+    names = ["measurement", *(["result"] * draws), "truth"]
+    scores = np.stack([psnr(result, truth) for result in results])
+    told = {"method": spec, "psnr": float(scores.mean()), "psnr_of_measurement": float(psnr(given, truth).mean()),
+            "psnr_per_image": scores.tolist(), "evaluations": experiment.evaluations(job.plan._replace(sampler=wrapped))}  # fmt: skip
+    return [given, *results, truth], names, told
+
+
+# ---- edits ---------------------------------------------------------------------------------------------------------------------------
+
+
+def edit(job: Job, task: str, labels: str, strengths: list[float]):
+    """(rows of images uint8, their names, what the JSON says) of interpolate, sdedit or translate."""
+    import jax.numpy as jnp
+
+    from diffusion_jax import experiment
+
+    built, plan = job.trained.experiment, job.plan
+    clip = "none" if task != "sdedit" else plan.clip  # a clipped denoiser has no way back
+    guided = plan.guided and task == "sdedit" and bool(labels)
+    denoise = experiment.denoiser(built, job.trained.params, scale=jnp.float32(plan.guidance) if guided else None, clip=clip)
+    do = {"interpolate": _interpolate, "sdedit": _sdedit, "translate": _translate}[task]
+    rows, names, told = do(job, denoise, labels, strengths)
+    return rows, names, told | {"evaluations": experiment.evaluations(plan), "guidance": plan.guidance if guided else None}
+
+
+def _interpolate(job: Job, denoise, labels: str, strengths, steps: int = 9):
+    """A column for each pair of images, from the one above to the one below."""
+    import jax
+    import numpy as np
+
+    from diffusion_jax import inverse
+    from diffusion_jax.errors import UserError
+    from diffusion_jax.evaluation import generate
+
+    built, half = job.trained.experiment, len(job.images) // 2
+    if not half:
+        raise UserError("--task=interpolate goes between two images; ask for --num=2 or more")
+    cond = conditions(built, labels, job.labels, len(job.images))
+    a, b = (jax.tree.map(lambda v: v[i : 2 * half : 2], (job.images, cond)) for i in (0, 1))
+    weights = np.linspace(0, 1, steps).astype(np.float32)
+    run = jax.jit(lambda a, b, weights, ts, conds: inverse.interpolate(job.plan.sampler, denoise, built.process, a, b, weights, ts, conds))
+    frames = np.asarray(run(a[0], b[0], weights, job.plan.ts, (a[1], b[1])))
+    rows = [a[0], *frames, b[0]]
+    ends = [psnr(generate.to_uint8(frames[i]), generate.to_uint8(end)).mean() for i, end in ((0, a[0]), (-1, b[0]))]
+    return list(map(generate.to_uint8, rows)), ["one", *(f"{w:.3g}" for w in weights), "other"], {"psnr_of_ends": [float(e) for e in ends]}
+
+
+def _sdedit(job: Job, denoise, labels: str, strengths):
+    """A row for each strength: the more noise, the less is left of the guide."""
+    import jax
+
+    from diffusion_jax import inverse
+    from diffusion_jax.evaluation import generate
+
+    built, guide = job.trained.experiment, generate.to_uint8(job.images)
+    cond = conditions(built, labels, job.labels, len(job.images))
+    run = jax.jit(lambda keys, x, ts, cond: inverse.sdedit(job.plan.sampler, denoise, built.process, keys, x, ts, cond))
+    results = [generate.to_uint8(run(job.keys, job.images, inverse.part_of(job.plan.ts, s), cond)) for s in strengths]
+    told = {"psnr_to_guide": {f"{s:g}": float(psnr(r, guide).mean()) for s, r in zip(strengths, results)}}
+    return [guide, *results], ["guide", *(f"strength {s:g}" for s in strengths)], told
+
+
+def _translate(job: Job, denoise, labels: str, strengths):
+    """A row for each class: every image under it, the first row under its own, which gives the image back."""
+    import jax
+    import numpy as np
+
+    from diffusion_jax import experiment, inverse
+    from diffusion_jax.errors import UserError
+    from diffusion_jax.evaluation import generate
+
+    built = job.trained.experiment
+    if not built.num_classes or job.labels is None:
+        raise UserError("--task=translate goes from class to class, and this model or its data has none")
+    targets = cli.integers("labels", labels) if labels not in ("", "own") else list(range(built.num_classes))
+    own, truth = experiment.cond_for(built, job.labels), generate.to_uint8(job.images)
+    run = jax.jit(lambda x, ts, a, b: inverse.translate(job.plan.sampler, denoise, built.process, x, ts, a, b))
+    conds = [own, *(experiment.cond_for(built, np.full(len(truth), label)) for label in targets)]
+    results = [generate.to_uint8(run(job.images, job.plan.ts, own, cond)) for cond in conds]
+    names = ["image", "there and back", *(job.trained.data["class_names"][label] for label in targets)]
+    return [truth, *results], names, {"psnr_there_and_back": float(psnr(results[0], truth).mean())}
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------------------------
+
+
+def strengths_of(text: str) -> list[float]:
+    """'0.3,0.6' -> [0.3, 0.6]. UserError for anything but shares above 0 and at most 1."""
+    from diffusion_jax.errors import UserError
+
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 < strength <= 1 for strength in found):
+        raise UserError(f"--strength={text}: write shares of the way to noise, above 0 and at most 1, such as 0.3,0.5,0.7")
+    return found
+
+
+def main(config) -> None:
+    import jax.numpy as jnp
+    import numpy as np
+
+    from diffusion_jax import data, experiment, plotting, provenance
+    from diffusion_jax import workdir as folder
+    from diffusion_jax.evaluation import generate
+
+    FLAGS = flags.FLAGS
+    shape = tuple(provenance.load_json(Path(FLAGS.workdir) / "data.json")["image_shape"])
+    is_edit, strengths = FLAGS.task in EDITS, strengths_of(FLAGS.strength)
+    if not is_edit:  # mistakes are told before anything takes long
+        method_for(FLAGS.method, measurement_for(FLAGS.task, FLAGS.mask, shape), FLAGS.task)
+    trained = folder.load(FLAGS.workdir, config)
+    experiment.need_images(trained.experiment)
+    held_out = data.arrays(experiment.dataset(config).test, limit=FLAGS.first + FLAGS.num)
+    picked = {name: values[FLAGS.first :] for name, values in held_out.items()}
+    images = jnp.asarray(picked["image"], jnp.float32) / 127.5 - 1
+    job = Job(trained, experiment.plan(trained.experiment), images, picked.get("label"),
+              generate.seeds_to_keys(range(FLAGS.seed, FLAGS.seed + len(images))), config.sampler.batch_size)  # fmt: skip
+    if is_edit:
+        rows, names, told = edit(job, FLAGS.task, FLAGS.labels, strengths)
+    else:
+        rows, names, told = solve(job, FLAGS.task, FLAGS.mask, FLAGS.method, FLAGS.labels, FLAGS.draws)
+    parts = [FLAGS.task, FLAGS.mask] + ([] if is_edit else [FLAGS.method])
+    stem = Path(FLAGS.out or Path(FLAGS.workdir) / "edits" / "-".join(re.sub(r"[^\w.]+", "_", Path(p).name).strip("_") for p in parts if p))
+    picture = plotting.image_grid(np.concatenate(rows), len(rows[0]), row_labels=names, scale=FLAGS.scale or None)
+    plotting.save(picture, stem.with_name(stem.name + ".png"))
+    provenance.save_json(stem.with_name(stem.name + ".json"), told | {
+        "task": FLAGS.task, "mask": FLAGS.mask, "labels": FLAGS.labels, "num": len(images), "first": FLAGS.first, "seed": FLAGS.seed,
+        "sampler": config.sampler.to_dict(), "step": trained.step, "weights": trained.weights,
+        "provenance": provenance.provenance(config.to_dict(), FLAGS.seed)})  # fmt: skip
+    numbers = ", ".join(f"{name} {value:.2f} dB" for name, value in told.items() if name.startswith("psnr") and isinstance(value, float))
+    print(f"{numbers or 'done'}: {stem}.png, {stem}.json")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "the folder of a trained model", required=True)
+    flags.DEFINE_string("task", "inpaint", "inpaint, colourise, 'superres(factor=4)', deblur, saturate; interpolate, sdedit, translate")
+    flags.DEFINE_string("mask", "", "for inpaint: half, 'box(side=0.5)', 'random(keep=0.3)', or a picture, white where pixels are known")
+    flags.DEFINE_string("method", "ddnm", "replacement, repaint, dps, pigdm, ddnm or unguided, with arguments as in a call")
+    flags.DEFINE_string("labels", "", "what the model is told: '' nothing, own (the true classes), or classes in turn, such as 3,7")
+    flags.DEFINE_integer("num", 8, "how many held-out images", lower_bound=1)
+    flags.DEFINE_integer("first", 0, "the first of them", lower_bound=0)
+    flags.DEFINE_integer("draws", 1, "results for each image", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "of the first image; the others follow", lower_bound=0)
+    flags.DEFINE_string("strength", "0.3,0.5,0.7", "of sdedit: shares of the sampler's moves that are made")
+    flags.DEFINE_integer("scale", 0, "how many times pixels are enlarged; by default to about 48 pixels a side", lower_bound=0)
+    flags.DEFINE_string("out", "", "where to write, without the ending; by default WORKDIR/edits/TASK-METHOD")
+    cli.launch(main, config="workdir")

@@ -1,0 +1,367 @@
+"""How good the methods of inverse.py are: against the exact posterior on a mixture, and against trivial baselines on images.
+
+python -m experiments.inverse_benchmark --target=gmm8 --nfe=20,50,100
+python -m experiments.inverse_benchmark --target='gmm(modes=20,dim=8)' --methods='ddnm;pigdm;dps(scale=0.1)'
+python -m experiments.inverse_benchmark --workdir=runs/a --num=64
+
+On a target: bias of the posterior mean, ratio of variances and coverage of 90 % credible intervals, over NFE. On images: PSNR and the distance of
+the evaluation classifier's features. Writes inverse_benchmark.json, .md and .png into --out; rows that are there are not made again.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from experiments import cli
+
+POINT_METHODS = "unguided;replacement;repaint(resample=5);dps(scale=0.02);dps(scale=0.1);ddnm;pigdm"
+IMAGE_METHODS = "replacement;repaint(resample=5);dps(scale=0.5);ddnm;pigdm"
+IMAGE_TASKS = "inpaint@half;inpaint@box;inpaint@random;superres(factor=2);superres(factor=4);deblur;colourise"
+LEVEL = 0.9  # of the credible intervals
+SHOWN = 10  # images of a strip
+EXACT = "exact posterior"
+TRUTH = "exact denoiser given y"
+METRICS = {"bias": "bias of the mean (posterior stds)", "variance_ratio": "variance / posterior's", "coverage": "coverage of 90 % intervals"}
+IMAGE_METRICS = {"psnr": "PSNR (dB)", "perceptual": "distance of features"}
+
+
+class Kept(NamedTuple):
+    """Rows of a JSON file about one thing, written after each."""
+
+    path: Path
+    about: dict
+    rows: list[dict]
+
+
+def kept_in(path: Path, about: dict) -> Kept:
+    """What the file holds, if it is about the same; else a new beginning."""
+    from diffusion_jax import provenance
+
+    about, found = provenance.plain(about), provenance.load_json(path) if path.exists() else {}
+    if found and found["about"] != about:
+        print(f"{path} was made with other settings, and is made anew", file=sys.stderr)
+    return Kept(path, about, found["rows"] if found.get("about") == about else [])
+
+
+def row_of(kept: Kept, key: dict, make: Callable[[], dict], place: str) -> dict:
+    """The row of this key: the one that is there, or made and kept now."""
+    from diffusion_jax import provenance
+
+    found = next((row for row in kept.rows if key.items() <= row.items()), None)
+    if found is None:
+        began = time.monotonic()
+        kept.rows.append(found := provenance.plain(key | make()))
+        print(f"{place} {' '.join(map(str, key.values()))}: {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
+        provenance.save_json(kept.path, {"about": kept.about, "rows": kept.rows, "provenance": provenance.provenance(kept.about)})
+    return found
+
+
+# ---- on a mixture, against the exact posterior ------------------------------------------------------------------------------------
+
+
+def matrix_for(dim: int):
+    """What is measured by default: half as many random directions as there are dimensions, orthonormal; in the plane (1, 1/2)."""
+    import numpy as np
+
+    if dim == 2:
+        return np.array([[1.0, 0.5]])
+    return np.linalg.qr(np.random.default_rng(0).standard_normal((dim, dim)))[0][: dim // 2]
+
+
+def judged(draws, truth, mean, variance) -> dict[str, float]:
+    """draws (N, S, D) of a method for N measurements of truth (N, D), against the posterior's mean and variance (N, D).
+
+    bias: RMS of the draws' mean about the posterior's, in RMS posterior standard deviations (never below 1 / sqrt(S) or so);
+    variance_ratio: total variance over the posterior's; coverage: how often a coordinate of the truth is in the central 90 % of draws.
+    """
+    import numpy as np
+
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
+    return {"bias": float(np.sqrt(np.mean((draws.mean(1) - mean) ** 2) / variance.mean())),
+            "variance_ratio": float(draws.var(1, ddof=1).mean() / variance.mean()),
+            "coverage": float(np.mean((low <= truth) & (truth <= high)))}  # fmt: skip
+
+
+def law_of(target: str):
+    """The Mixture that a target is. UserError for one whose posterior is not known here."""
+    import jax
+    import numpy as np
+
+    from diffusion_jax import experiment, targets
+    from diffusion_jax.build import build
+    from diffusion_jax.errors import UserError
+    from diffusion_jax.processes import schedules
+
+    found, path = build(experiment.TARGETS, target), schedules.EDM()
+    if found.modes is not None:
+        x = found.draw(jax.random.key(0), 5)
+        own, modes = found.log_density(path, x, path.t_min), targets.log_density_mixture(found.modes, path, x, path.t_min)
+        if np.allclose(own, modes, rtol=1e-4):
+            return found.modes
+    raise UserError(f"--target={target} is no mixture whose posterior is known; take gmm8 or 'gmm(modes=20,dim=8)'")
+
+
+def on_target(target: str, process: str, sampler: str, grid: str, methods: Sequence[str], budgets: Sequence[int], *, num: int, draws: int,
+              std: float, kept: Kept) -> list[dict]:
+    """A row {'method', 'nfe', 'evaluations', metrics, 'draws': of the first measurement} for the posterior, and each method and budget."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from diffusion_jax import experiment, inverse, targets
+    from diffusion_jax.build import build
+    from diffusion_jax.samplers import base
+
+    law, path, solver = jax.tree.map(jnp.asarray, law_of(target)), build(experiment.PROCESSES, process), build(experiment.SAMPLERS, sampler)
+    dim, total = law.means.shape[1], num * draws
+    matrix = matrix_for(dim)
+    measurement = inverse.linear((dim,), matrix, std)
+    truth = targets.draw_mixture(law, jax.random.key(1), num)
+    y = inverse.measure(measurement, jax.random.key(2), truth)
+    exact = inverse.posterior(law, jnp.asarray(matrix), std**2, y)
+    mean, variance = map(np.asarray, inverse.posterior_moments(exact))
+    repeated = jnp.repeat(y, draws, 0)
+    keys = jax.random.split(jax.random.key(3), total)
+
+    def row(points) -> dict:
+        points = np.asarray(points, np.float64).reshape(num, draws, dim)
+        return judged(points, np.asarray(truth), mean, variance) | {"draws": points[0].round(3).tolist()}
+
+    def told(name: str):
+        if name == TRUTH:
+            return inverse.Method(lambda denoise, path, measurement, y: inverse.conditional(law, path, jnp.asarray(matrix), std, y))
+        return build(experiment.METHODS, name)
+
+    many = jax.tree.map(lambda v: jnp.repeat(v, draws, 0), (exact.weights, exact.means))
+    rows = [row_of(kept, {"method": EXACT}, lambda: row(inverse.draw_posterior(inverse.Posterior(*many, exact.covariances), keys)), "posterior")]
+    cells = [(name, nfe) for name in [TRUTH, *methods] for nfe in budgets]
+    for name in [TRUTH, *methods]:
+        method = told(name)
+        wrapped = method.wrap(solver, measurement, repeated)
+        lengths = {nfe: base.points(wrapped, nfe) for nfe in budgets}
+
+        @jax.jit
+        def run(keys, y, ts, method=method):
+            x = base.start(path, keys, (len(keys), dim), y.dtype)
+            denoise = targets.denoise_mixture(law, path)
+            return inverse.restore(method, measurement, y, solver, denoise, path, keys, x, ts, padded=True)
+
+        for nfe in budgets:
+            ts = experiment.pad(jnp.asarray(build(experiment.GRIDS, grid, path, lengths[nfe]), y.dtype), max(lengths.values()))
+            key = {"method": name, "nfe": nfe, "evaluations": base.evaluations(wrapped, np.zeros(lengths[nfe]))}
+            rows.append(row_of(kept, key, lambda: row(run(keys, repeated, ts)), f"{cells.index((name, nfe)) + 1} of {len(cells)}:"))
+    return rows
+
+
+def target_report(rows: list[dict]) -> str:
+    from diffusion_jax.provenance import markdown_table
+
+    return markdown_table(rows, {"method": "method", "evaluations": "NFE"} | METRICS)
+
+
+def target_pictures(rows: list[dict], stem: Path, title: str) -> None:
+    """Curves over NFE, and where the draws of one measurement fell (in the plane: a tile for each method and budget)."""
+    import numpy as np
+
+    from diffusion_jax import plotting
+
+    exact, made = rows[0], [row | {"sampler": row["method"]} for row in rows[1:]]
+    plotting.quality_curves(made, stem.with_suffix(".png"), metrics=tuple(METRICS), floor={m: exact[m] for m in METRICS}, title=title)
+    tile = lambda row: plotting.density(np.asarray(row["draws"]), ((-1.6, -1.6), (1.6, 1.6)))  # noqa: E731
+    budgets = sorted({row["nfe"] for row in made})
+    tiles = {(row["method"], row["nfe"]): tile(row) for row in made} | {(EXACT, budgets[0]): tile(exact)}
+    plotting.strips(tiles, stem.with_name(stem.name + "_draws.png"), columns={nfe: f"{nfe} NFE" for nfe in budgets},
+                    title="Draws of x0 given one y")  # fmt: skip
+
+
+# ---- on images, against what costs nothing ----------------------------------------------------------------------------------------
+
+
+def baselines(name: str, measurement, y, shape: tuple[int, ...], mean_image) -> dict[str, Any]:
+    """Trivial answers, float (N, H, W, C): A^+ y, and with a mask its unknown pixels filled with the mean image's or the known ones' mean,
+    with super-resolution bicubic."""
+    import jax
+    import jax.numpy as jnp
+
+    from diffusion_jax import inverse
+
+    least = inverse.pinv(measurement, y)
+    if name == "inpaint":
+        known = jnp.broadcast_to(measurement.forward(jnp.ones((1, *shape))), least.shape)
+        own = (least * known).sum((1, 2), keepdims=True) / known.sum((1, 2), keepdims=True)
+        return {"mean of known pixels": least + (1 - known) * own, "mean image": least + (1 - known) * mean_image}
+    if name == "superres":
+        return {"nearest": least, "bicubic": jax.image.resize(y, least.shape, "cubic")}
+    return {"measurement itself" if y.shape == least.shape else "pseudo-inverse": y if y.shape == least.shape else least}
+
+
+def parse_tasks(text: str, shape: tuple[int, ...]) -> dict[str, tuple[str, str]]:
+    """'inpaint@half;deblur' -> {the text of each: (task, mask)}; colourise is left out for grey images if it was not asked for alone."""
+    found = {part.strip(): (part.strip().partition("@")[0], part.strip().partition("@")[2]) for part in text.split(";") if part.strip()}
+    if text == IMAGE_TASKS:
+        fits = {"colourise": shape[-1] > 1, "superres(factor=4)": not (shape[0] % 4 or shape[1] % 4) and shape[0] >= 16}
+        found = {name: pair for name, pair in found.items() if fits.get(name, True)}
+    return found
+
+
+def on_images(job, dataset, tasks: dict, methods: Sequence[str], labels: str, kept: Kept) -> tuple[list[dict], dict]:
+    """(a row {'task', 'method', 'psnr', 'perceptual'} for each, {task: {method: the first images}})."""
+    import jax
+    import numpy as np
+
+    from diffusion_jax import data, experiment, inverse
+    from diffusion_jax.evaluation import features, generate
+    from diffusion_jax.samplers import base
+
+    from experiments import edit
+
+    built, config = job.trained.experiment, job.trained.experiment.config.sampler
+    everything = data.arrays(dataset.train)
+    labelled = dataset.num_classes > 0
+    seen = features.extractor("classifier" if labelled else "pixels", everything["image"], everything.get("label") if labelled else None)
+    mean_image = everything["image"].astype(np.float32).mean(0) / 127.5 - 1
+    truth, cond = generate.to_uint8(job.images), edit.conditions(built, labels, job.labels, len(job.images))
+    target = seen.features(truth)
+
+    def row(images) -> dict:
+        gap = np.square(seen.features(images) - target).mean(1)
+        return {"psnr": float(edit.psnr(images, truth).mean()), "perceptual": float(gap.mean()),
+                "shown": images[:SHOWN].tolist()}  # fmt: skip
+
+    rows = []
+    for place, (name, (task, mask)) in enumerate(tasks.items()):
+        measurement = edit.measurement_for(task, mask, built.shape)
+        y = jax.jit(lambda keys, x: inverse.measure(measurement, keys, x))(job.keys, job.images)
+        trivial = baselines(task.partition("(")[0], measurement, y, built.shape, mean_image)
+        rows.append(row_of(kept, {"task": name, "method": "y"}, lambda: {"shown": generate.to_uint8(edit.shown(measurement, y, built.shape))[:SHOWN]}, ""))
+        for method, images in trivial.items():
+            rows.append(row_of(kept, {"task": name, "method": method}, lambda: row(generate.to_uint8(images)), "baseline"))
+        for spec in methods:
+            method = edit.method_for(spec, measurement, task)
+            wrapped = method.wrap(job.plan.sampler, measurement, None)
+            plan = job.plan._replace(ts=experiment.grid(built, config.grid, base.points(wrapped, config.nfe)))
+            key = {"task": name, "method": spec, "evaluations": experiment.evaluations(plan._replace(sampler=wrapped))}
+            make = lambda: row(edit.restored(job._replace(plan=plan), method, measurement, y, cond, job.keys,
+                                             description=f"{name} {spec}"))  # noqa: E731  # fmt: skip
+            rows.append(row_of(kept, key, make, f"task {place + 1} of {len(tasks)}:"))
+    return rows, {"truth": truth[:SHOWN]}
+
+
+def image_report(rows: list[dict]) -> str:
+    """A table: a line for each task and method, the best of each task marked."""
+    from diffusion_jax.provenance import markdown_table
+
+    shown = []
+    for row in (row for row in rows if "psnr" in row):
+        peers = [r for r in rows if r["task"] == row["task"] and "psnr" in r]
+        best = {"psnr": max(r["psnr"] for r in peers), "perceptual": min(r["perceptual"] for r in peers)}
+        cell = {key: f"**{row[key]:.4g}**" if row[key] == best[key] else f"{row[key]:.4g}" for key in best}
+        shown.append(row | cell)
+    return markdown_table(shown, {"task": "task", "method": "method", "evaluations": "NFE"} | IMAGE_METRICS)
+
+
+def image_picture(rows: list[dict], truth, path: Path) -> None:
+    """For each task a block of rows: the measurement, every baseline and method, the truth."""
+    import numpy as np
+
+    from diffusion_jax import plotting
+
+    images, names = [], []
+    for row in rows:
+        if row["method"] == "y" and images:
+            images.append(truth), names.append("truth")
+        images.append(np.asarray(row["shown"], np.uint8))
+        names.append(row["task"] if row["method"] == "y" else row["method"])
+    images.append(truth), names.append("truth")
+    plotting.save(plotting.image_grid(np.concatenate(images), len(truth), row_labels=names), path)
+
+
+# ---- the command ----------------------------------------------------------------------------------------------------------------------
+
+
+def main(config) -> None:
+    FLAGS = flags.FLAGS
+    text, stem = (target_command if FLAGS.target is not None else image_command)(FLAGS, config)
+    from diffusion_jax import provenance
+
+    with provenance.atomic_path(stem.with_suffix(".md")) as path:
+        path.write_text(text, encoding="utf-8")
+    print(f"{text}\n{stem}.json, .md, .png")
+
+
+def target_command(FLAGS, config) -> tuple[str, Path]:
+    import re
+
+    import jax
+
+    from diffusion_jax.errors import UserError
+
+    budgets = sorted(set(cli.integers("nfe", FLAGS.nfe or "20,50,100")))
+    if not budgets or budgets[0] < 2 or FLAGS.std < 0:
+        raise UserError(f"--nfe={FLAGS.nfe} --std={FLAGS.std}: budgets of 2 or more, and noise of 0 or more")
+    methods = [part.strip() for part in (FLAGS.methods or POINT_METHODS).split(";") if part.strip()]
+    about = {"target": FLAGS.target, "process": FLAGS.process, "sampler": FLAGS.sampler, "grid": FLAGS.grid, "std": FLAGS.std,
+             "num": FLAGS.num, "draws": FLAGS.draws}  # fmt: skip
+    stem = Path(FLAGS.out or "runs/inverse_" + re.sub(r"\W+", "_", FLAGS.target).strip("_")) / "inverse_benchmark"
+    with jax.enable_x64(True):
+        rows = on_target(FLAGS.target, FLAGS.process, FLAGS.sampler, FLAGS.grid, methods, budgets, num=FLAGS.num, draws=FLAGS.draws,
+                         std=FLAGS.std, kept=kept_in(stem.with_suffix(".json"), about))  # fmt: skip
+    title = f"{FLAGS.target}, {FLAGS.process}, noise {FLAGS.std:g}: {FLAGS.num} measurements, {FLAGS.draws} draws each, {FLAGS.sampler}"
+    target_pictures(rows, stem, title)
+    return f"# {title}\n\n{target_report(rows)}", stem
+
+
+def image_command(FLAGS, config) -> tuple[str, Path]:
+    import jax.numpy as jnp
+
+    from diffusion_jax import data, experiment
+    from diffusion_jax import workdir as folder
+    from diffusion_jax.evaluation import generate
+
+    from experiments import edit
+
+    trained = folder.load(FLAGS.workdir, config)
+    experiment.need_images(trained.experiment)
+    if FLAGS.nfe:
+        (config.sampler.nfe,) = cli.integers("nfe", FLAGS.nfe)[:1]
+    shape = trained.experiment.shape
+    methods = [part.strip() for part in (FLAGS.methods or IMAGE_METHODS).split(";") if part.strip()]
+    tasks = parse_tasks(FLAGS.tasks, shape)
+    for task, mask in tasks.values():  # mistakes are told before anything takes long
+        for method in methods:
+            edit.method_for(method, edit.measurement_for(task, mask, shape), task)
+    dataset = experiment.dataset(config)
+    held_out = data.arrays(dataset.test, limit=FLAGS.num)
+    plan = experiment.plan(trained.experiment)
+    job = edit.Job(trained, plan if FLAGS.labels else plan._replace(guided=False), jnp.asarray(held_out["image"], jnp.float32) / 127.5 - 1,
+                   held_out.get("label"), generate.seeds_to_keys(range(len(held_out["image"]))), config.sampler.batch_size)  # fmt: skip
+    stem = Path(FLAGS.out or FLAGS.workdir) / "inverse_benchmark"
+    about = {"config": config.to_dict(), "step": trained.step, "weights": trained.weights, "num": FLAGS.num, "labels": FLAGS.labels}
+    rows, truth = on_images(job, dataset, tasks, methods, FLAGS.labels, kept_in(stem.with_suffix(".json"), about))
+    image_picture(rows, truth["truth"], stem.with_suffix(".png"))
+    name = Path(FLAGS.workdir).name
+    return f"# {name}: {len(job.images)} held-out images, {config.sampler.name}\n\n{image_report(rows)}", stem
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "the folder of a trained model")
+    flags.DEFINE_string("target", None, "instead of a model, a mixture: gmm8, 'gmm(modes=20,dim=8)'")
+    flags.DEFINE_string("process", "schedules.VP()", "the process of --target (a model has its own)")
+    flags.DEFINE_string("sampler", "ancestral.ddim(eta=1.0)", "the sampler of --target (a model's is its config's)")
+    flags.DEFINE_string("grid", "uniform_logsnr", "its grid")
+    flags.DEFINE_float("std", 0.1, "of the noise in the measurement of --target")
+    flags.DEFINE_string("methods", "", "with semicolons; by default all")
+    flags.DEFINE_string("tasks", IMAGE_TASKS, "on images, with semicolons; a mask after @")
+    flags.DEFINE_string("nfe", "", "budgets; by default 20,50,100 on a target and the config's on images")
+    flags.DEFINE_string("labels", "", "on images: '' any class, own, or classes in turn")
+    flags.DEFINE_integer("num", 64, "measurements", lower_bound=2)
+    flags.DEFINE_integer("draws", 256, "of the posterior for each measurement of --target", lower_bound=10)
+    flags.DEFINE_string("out", "", "the folder; by default WORKDIR, or runs/inverse_TARGET")
+    alone = any(arg.lstrip("-").partition("=")[0] == "target" for arg in sys.argv[1:])
+    cli.launch(main, config="none" if alone else "workdir")

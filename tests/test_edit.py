@@ -1,0 +1,186 @@
+"""The mains of editing and of the inverse benchmark, on an untrained tiny network and the digits; every mistake is one line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import digits
+from diffusion_jax import data, experiment, inverse, workdir
+from diffusion_jax.build import build
+from diffusion_jax.errors import UserError
+from diffusion_jax.evaluation import features, generate
+from experiments import edit, inverse_benchmark
+
+ROOT = Path(__file__).parent.parent
+GREY, COLOUR = (8, 8, 1), (8, 8, 3)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    config = digits.get_config("vp")
+    config.data.data_dir = str(tmp_path_factory.mktemp("data"))
+    config.model.update(width=8, multipliers=(1,), attention=(), head_width=8)
+    config.sampler.nfe = 4
+    built = experiment.assemble(config.lock(), GREY, 10)
+    params = experiment.init_params(built, jax.random.key(0))
+    trained = workdir.Trained(built, params, 0, "params", {"class_names": list("0123456789")})
+    held_out = data.arrays(experiment.dataset(config).test, limit=4)
+    return edit.Job(trained, experiment.plan(built), jnp.asarray(held_out["image"], jnp.float32) / 127.5 - 1, held_out["label"],
+                    generate.seeds_to_keys(range(4)), 4)  # fmt: skip
+
+
+def test_inpainting_keeps_the_known_pixels_and_draws_differ(job):
+    (given, one, two, truth), names, told = edit.solve(job, "inpaint", "half", "replacement()", "own", 2)
+    assert names == ["measurement", "result", "result", "truth"]
+    np.testing.assert_array_equal(one[:, :4], truth[:, :4])
+    np.testing.assert_array_equal(given[:, :4], truth[:, :4])
+    assert (one[:, 4:] != two[:, 4:]).any()
+    assert told["evaluations"] == 4 and len(told["psnr_per_image"]) == 2 and np.isfinite(told["psnr"])
+
+
+def test_superresolution_has_the_small_pictures_means_and_a_strip_shows_them(job):
+    (given, result, truth), _, _ = edit.solve(job, "superres(factor=2)", "", "ddnm", "", 1)
+    small = lambda images: images.reshape(4, 4, 2, 4, 2).mean((2, 4))  # noqa: E731
+    np.testing.assert_array_equal(given[:, ::2, ::2], given[:, 1::2, 1::2])
+    inside = (small(truth) > 20) & (small(truth) < 235)  # where no pixel has to leave the range
+    assert np.abs(small(given.astype(float)) - small(truth)).max() <= 0.5
+    assert np.median(np.abs(small(result.astype(float)) - small(truth))[inside]) <= 2
+
+
+@pytest.mark.parametrize("task, rows", [("interpolate", 11), ("sdedit", 3), ("translate", 4)])
+def test_edits_have_their_rows(job, task, rows):
+    labels = "3,7" if task == "translate" else "own"
+    pictures, names, told = edit.edit(job, task, labels, [0.4, 0.8])
+    assert len(pictures) == len(names) == rows and {p.shape for p in pictures} == {(2 if task == "interpolate" else 4, *GREY)}
+    assert json.dumps(told)
+
+
+def test_psnr():
+    images = np.zeros((2, 4, 4, 1), np.uint8)
+    np.testing.assert_allclose(edit.psnr(images + np.uint8(255), images), 0.0)
+    np.testing.assert_allclose(edit.psnr(images, images), 100.0)
+    np.testing.assert_allclose(edit.psnr(images + np.uint8(1), images), 20 * np.log10(255))
+
+
+def test_a_mask_from_a_picture(tmp_path):
+    known = np.zeros((8, 8), np.uint8)
+    known[:, :3] = 255
+    Image.fromarray(known).save(tmp_path / "left.png")
+    mask = edit.mask_for(str(tmp_path / "left.png"), GREY)
+    assert mask.shape == (8, 8, 1) and mask[:, :3].all() and not mask[:, 3:].any()
+    np.testing.assert_array_equal(edit.mask_for("box(side=0.25)", GREY), inverse.box(GREY, 0.25))
+    for name, value, words in (("white", 255, "nothing to paint"), ("black", 0, "nothing is known")):
+        Image.fromarray(np.full((8, 8), value, np.uint8)).save(tmp_path / f"{name}.png")
+        with pytest.raises(UserError, match=words):
+            edit.mask_for(str(tmp_path / f"{name}.png"), GREY)
+    with pytest.raises(UserError, match="is 8x8 .* the images are 28x28"):
+        edit.mask_for(str(tmp_path / "left.png"), (28, 28, 1))
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(UserError, match="cannot be read as a picture"):
+        edit.mask_for(str(tmp_path / "text.png"), GREY)
+
+
+@pytest.mark.parametrize("task, mask, shape, words", [
+    ("inpiant", "", GREY, "unknown task 'inpiant'; did you mean 'inpaint'"),
+    ("inpaint", "halves", GREY, "unknown mask 'halves'; did you mean 'half'"),
+    ("inpaint", "nowhere.png", GREY, "cannot be read as a picture"),
+    ("inpaint", "random(keep=2.0)", GREY, "between 0 and 1"),
+    ("colourise", "", GREY, "needs colour images"),
+    ("colourise", "half", COLOUR, "has no mask"),
+    ("superres(factor=3)", "", GREY, "does not divide"),
+    ("superres(times=2)", "", GREY, "superres takes factor, std"),
+    ("deblur(std=-1.0)", "", GREY, "0 or above"),
+    ("linear", "", GREY, "missing a required argument"),
+])  # fmt: skip
+def test_tasks_that_cannot_be(task, mask, shape, words):
+    with pytest.raises(UserError, match=words) as error:
+        edit.measurement_for(task, mask, shape)
+    assert "\n" not in str(error.value)
+
+
+def test_methods_and_labels_that_cannot_be(job):
+    overexposed = edit.measurement_for("saturate(gain=3.0)", "", GREY)
+    for method in ("ddnm", "pigdm", "replacement", "repaint(resample=2)"):
+        with pytest.raises(UserError, match="needs a linear measurement, and --task=saturate is not"):
+            edit.method_for(method, overexposed, "saturate")
+    assert not edit.method_for("dps(scale=0.3)", overexposed, "saturate").linear
+    with pytest.raises(UserError, match="unknown method 'dpss'; did you mean 'dps'"):
+        edit.method_for("dpss", overexposed, "saturate")
+    with pytest.raises(UserError, match="label 11 does not exist"):
+        edit.conditions(job.trained.experiment, "11", job.labels, 4)
+    with pytest.raises(UserError, match="has no classes"):
+        edit.conditions(job.trained.experiment, "own", None, 4)
+    for text in ("", "0.5,1.5", "half"):
+        with pytest.raises(UserError, match="write shares"):
+            edit.strengths_of(text)
+    stochastic = job._replace(plan=job.plan._replace(sampler=build(experiment.SAMPLERS, "ancestral.ddpm")))
+    with pytest.raises(UserError, match="only a deterministic sampler can encode"):
+        edit.edit(stochastic, "translate", "3", [0.5])
+
+
+def test_the_command_prints_one_line_and_ends_with_2(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(digits.get_config("vp").to_dict()))
+    (tmp_path / "data.json").write_text(json.dumps({"image_shape": GREY, "num_classes": 10}))
+    command = [sys.executable, "-m", "experiments.edit", f"--workdir={tmp_path}", "--task=colourise"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and done.stderr.startswith("error: colourise needs colour") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "edits").exists()
+
+
+# ---- the benchmark ------------------------------------------------------------------------------------------------------------------
+
+
+def test_benchmark_on_a_mixture_tells_exact_from_wrong_and_resumes(tmp_path):
+    file, about = tmp_path / "inverse_benchmark.json", {"target": "gmm8"}
+    args = ("gmm8", "schedules.VP()", "ancestral.ddim(eta=1.0)", "uniform_logsnr", ["unguided"], [12])
+    with jax.enable_x64(True):
+        run = lambda: inverse_benchmark.on_target(*args, num=40, draws=60, std=0.1, kept=inverse_benchmark.kept_in(file, about))  # noqa: E731
+        rows = run()
+        exact, told, blind = rows
+        assert exact["bias"] < 0.25 and abs(exact["variance_ratio"] - 1) < 0.1 and 0.8 < exact["coverage"] < 0.97
+        assert told["bias"] < 0.4 and 0.6 < told["variance_ratio"] < 1.2
+        assert blind["bias"] > 2 * told["bias"]
+        kept = json.loads(file.read_text())
+        kept["rows"][1]["bias"] = -1.0  # a row that is there is not made again
+        file.write_text(json.dumps(kept))
+        assert run()[1]["bias"] == -1.0
+    text = inverse_benchmark.target_report(rows)
+    assert text.count("\n") == 5 and "exact posterior" in text
+    inverse_benchmark.target_pictures(rows, tmp_path / "inverse_benchmark", "title")
+    assert (tmp_path / "inverse_benchmark.png").exists() and (tmp_path / "inverse_benchmark_draws.png").exists()
+    with pytest.raises(UserError, match="no mixture whose posterior is known"):
+        inverse_benchmark.law_of("checkerboard")
+
+
+def test_benchmark_on_images(job, tmp_path, monkeypatch):
+    pixels = features.extractor("pixels")
+    monkeypatch.setattr(features, "extractor", lambda *args: pixels)  # the classifier takes a minute to train
+    dataset = experiment.dataset(job.trained.experiment.config)
+    tasks = inverse_benchmark.parse_tasks("inpaint@half;superres(factor=2)", GREY)
+    kept = inverse_benchmark.kept_in(tmp_path / "b.json", {})
+    rows, shown = inverse_benchmark.on_images(job, dataset, tasks, ["ddnm"], "", kept)
+    names = [(row["task"], row["method"]) for row in rows]
+    assert names == [("inpaint@half", m) for m in ("y", "mean of known pixels", "mean image", "ddnm")] + [
+        ("superres(factor=2)", m) for m in ("y", "nearest", "bicubic", "ddnm")]  # fmt: skip
+    assert all(np.isfinite(row["psnr"]) and row["perceptual"] > 0 for row in rows if row["method"] != "y")
+    assert inverse_benchmark.image_report(rows).count("\n") == 2 + 6
+    inverse_benchmark.image_picture(rows, shown["truth"], tmp_path / "b.png")
+    assert "colourise" not in inverse_benchmark.parse_tasks(inverse_benchmark.IMAGE_TASKS, GREY)
+    assert "colourise" in inverse_benchmark.parse_tasks(inverse_benchmark.IMAGE_TASKS, (32, 32, 3))
+
+
+def test_baselines_against_plain_numbers():
+    x = np.random.default_rng(0).uniform(-1, 1, (2, 4, 4, 1)).astype("float32")
+    mask = inverse.half((4, 4, 1))
+    measurement = inverse.inpaint((4, 4, 1), mask)
+    filled = inverse_benchmark.baselines("inpaint", measurement, measurement.forward(x), (4, 4, 1), np.full((4, 4, 1), 0.3))
+    np.testing.assert_allclose(filled["mean of known pixels"][:, 2:, :, 0], np.repeat(x[:, :2].mean((1, 2)), 8).reshape(2, 2, 4), rtol=1e-5)
+    np.testing.assert_allclose(filled["mean image"][:, 2:], 0.3)
+    np.testing.assert_array_equal(filled["mean image"][:, :2], x[:, :2])
