@@ -17,7 +17,7 @@ def get_config(name: str = "vp"):
     config.conditional = False  # the caption is all that is told
     config.model = network("unet.UNet", width=32, multipliers=(1, 2), blocks=1, attention=(4,), head_width=32)
     config.optimizer.learning_rate = 2e-3
-    config.training.update(steps=1500, eval_every=500, sample_every=500, checkpoint_every=500)
+    config.training.update(steps=1000, eval_every=500, sample_every=500, checkpoint_every=250)
     config.sampler.guidance = 2.0
     if name == "ve":
         config.process = "schedules.VE(sigma_max=20.0)"  # the data's diameter is about 16
