@@ -138,7 +138,7 @@ def _commit() -> str:
     here = Path(__file__).resolve()
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(here.parent), *arguments]
+        command = ["git", "--no-optional-locks", "-C", str(here.parent), *arguments]  # a killed run must not leave a lock
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
     git("ls-files", "--error-unmatch", here.name)  # an installed copy in somebody else's repository has no commit

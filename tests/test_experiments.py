@@ -22,8 +22,9 @@ from experiments import cli, train
 
 ROOT = Path(__file__).parent.parent
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3),
-          "svhn_cropped": (32, 32, 3), "celeb_a": (64, 64, 3), "toy": (2,), "imagenet256_latent": (32, 32, 4)}  # fmt: skip
-SIZES = {"digits": ("",), "toy": ("",), "imagenet256_latent": (",S",)}
+          "svhn_cropped": (32, 32, 3), "celeb_a": (64, 64, 3), "toy": (2,), "imagenet256_latent": (32, 32, 4),
+          "digits_captions": (8, 8, 1), "emoji": (32, 32, 3)}  # fmt: skip
+SIZES = {"digits": ("",), "digits_captions": ("",), "toy": ("",), "imagenet256_latent": (",S",)}
 SMALL = {"unet.UNet": dict(width=8, multipliers=(1,), attention=(), head_width=8), "mlp.MLP": dict(width=8, blocks=1),
          "dit.DiT": dict(width=8, depth=1, heads=1)}  # fmt: skip
 
@@ -36,7 +37,7 @@ def test_every_config_builds_and_its_loss_and_sampler_have_shapes(file):
             config = importlib.import_module(f"configs.{file}").get_config(variant + size)
             built = experiment.assemble(config if variant == "ddpm" else small(config), SHAPES[file], 10)
             params = jax.eval_shape(lambda key: experiment.init_params(built, key), jax.random.key(0))
-            batch = {"image": jnp.zeros((4, *SHAPES[file])), "label": jnp.zeros(4, jnp.int32)}
+            batch = (experiment.null_cond(built, 4) or {}) | {"image": jnp.zeros((4, *SHAPES[file])), "label": jnp.zeros(4, jnp.int32)}
             keys = jax.random.split(jax.random.key(0), 4)
             losses, extra = jax.eval_shape(lambda p: experiment.loss_fn(built)(p, batch, keys, True), params)
             assert losses.shape == extra["level"].shape == (4,)

@@ -14,8 +14,8 @@ from diffusion_jax.types import Array, Key, Params
 class TrainState(NamedTuple):
     """What a step moves and a checkpoint holds: arrays only. The data position is `step` itself.
 
-    step: int32 scalar, the number of steps done, which is also the index of the next batch. key: a typed key that never
-    changes; step k draws from fold_in(key, k). ema: {name: a tree like params}, names as in `ema.name`.
+    step: int32 scalar, the number of steps done, which is also the index of the next batch. key: a typed key that only a
+    rollback changes (loop.roll_back); step k draws from fold_in(key, k). ema: {name: a tree like params}, names as in `ema.name`.
     """
 
     step: Array
