@@ -175,8 +175,8 @@ def minilm(max_length: int, weights: Callable[[str], Mapping[str, np.ndarray]]) 
 
     @functools.cache
     def run():
-        params = convert(weights("minilm"), MINILM.depth)
-        return jax.jit(lambda ids, mask: _states_and_mean(params, ids, mask))
+        params = jax.tree.map(jnp.asarray, convert(weights("minilm"), MINILM.depth))
+        return functools.partial(jax.jit(_states_and_mean), params)
 
     def encode(captions: Sequence[str]) -> dict[str, np.ndarray]:
         ids = np.zeros((-(-len(captions) // AT_ONCE) * AT_ONCE, max_length), np.int32)
