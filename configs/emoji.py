@@ -5,7 +5,7 @@
     python -m experiments.sample --workdir=runs/emoji --prompt="a red heart" --prompt="a yellow smiling face" --guidance=4
 
 The captions are in FOLDER/emoji32_captions.json, or where --config.data.captions says. `light` is sized for two CPU cores and a
-few hours, `full` for an accelerator. --config.text.encoder=bytes --config.text.max_length=64 needs no download.
+few hours, `full` for an accelerator. --config.text.encoder=bytes --config.text.max_length=100 needs no download.
 
 Variants: ddpm, vp, subvp, ve, edm, flow; each also with ',full'.
 """
