@@ -215,7 +215,7 @@ def restore(method: Method, measurement: Measurement, y: Array, sampler: Sampler
 
 def unguided() -> Method:
     """y is looked at only at the end, by `consistent`: the baseline of every method."""
-    return Method()
+    return Method(linear=False)
 
 
 def ddnm(data_std: float = 1.0) -> Method:

@@ -20,7 +20,7 @@ from absl import flags
 
 from experiments import cli
 
-POINT_METHODS = "unguided;replacement;repaint(resample=5);dps(scale=0.02);dps(scale=0.1);ddnm;pigdm"
+POINT_METHODS = "unguided;replacement;repaint(resample=5);dps(scale=0.1);dps(scale=0.3);ddnm;pigdm"
 IMAGE_METHODS = "replacement;repaint(resample=5);dps(scale=0.5);ddnm;pigdm"
 IMAGE_TASKS = "inpaint@half;inpaint@box;inpaint@random;superres(factor=2);superres(factor=4);deblur;colourise"
 LEVEL = 0.9  # of the credible intervals
