@@ -21,6 +21,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -49,6 +50,9 @@ class Restored(NamedTuple):
     state: Any
     step: int
     extra: dict[str, Any]
+
+
+_WRITING = threading.Lock()  # one save at a time: Orbax and `_settling_loops` are not made for two threads
 
 
 class _Damaged(Exception):
@@ -88,7 +92,7 @@ def open_checkpoints(
     pool, pending = ThreadPoolExecutor(1, "checkpoint"), _nothing()
 
     def write(step: int, described: dict[str, dict], arrays: dict[str, Any], extra: dict[str, Any]) -> None:
-        with _one_line(directory, step), _settling_loops():
+        with _WRITING, _one_line(directory, step), _settling_loops():
             leaves = {path: described[path] | {"sha256": digest} for path, digest in _digests(arrays).items()}
             body = {"step": step, "leaves": leaves, "extra": extra}
             meta = {"body": body, "sha256": _text_digest(body)}
