@@ -313,7 +313,7 @@ def test_repaint_counts_what_it_evaluates():
 
 def test_only_dps_takes_what_is_not_linear():
     """y = x + x^3: dps finds the x0 that it is of, to within its last step, 2 scale |grad |r|| <= 2 scale (1 + 3 x^2)."""
-    assert [name for name, method in METHODS.items() if not method.linear] == ["unguided", "dps"]
+    assert {name for name, method in METHODS.items() if not method.linear} == {"unguided", "dps"}
     process, measurement, truth = schedules.VP(), inverse.Measurement(lambda x: x + x**3), jnp.array([[0.5, -0.8]] * 4)
     law, ts = targets.gaussian(np.zeros(2), np.eye(2)), grids.uniform_logsnr(process, 80)
     run = jax.jit(lambda keys, y: inverse.restore(
