@@ -383,6 +383,15 @@ def lengths(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, *, title
             axes[0].figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=9)
 
 
+GUIDED = {  # metric -> (label of its axis, factor)
+    "accuracy": ("recognised as their class (%)", 100),
+    "precision": ("precision (%)", 100),
+    "frechet": ("Fréchet distance", 1),
+    "recall": ("recall (%)", 100),
+    "coverage": ("coverage (%)", 100),
+}
+
+
 def guidance_curves(
     rows: Sequence[Mapping[str, Any]],
     path: str | os.PathLike,
@@ -390,32 +399,32 @@ def guidance_curves(
     floor: Mapping[str, float] | None = None,
     title: str | None = None,
 ) -> None:
-    """Scores against the scale of guidance, one curve for each guide, and fidelity against diversity.
+    """Scores against the scale of guidance, one curve for each guide; and precision against recall, fidelity against diversity.
 
-    rows: {'guide', 'scale', metric: value}. The last panel has coverage against the fraction recognised (precision, where
-    nothing is recognised), its points named by their scales. floor: metric -> what real images score, a grey line.
+    rows: {'guide', 'scale', metric of GUIDED: value}. The last panel begins at scale 1, its points named by their scales.
+    floor: metric -> what real images score, a grey line.
     """
     guides = list(dict.fromkeys(row["guide"] for row in rows))
-    fidelity = "accuracy" if "accuracy" in rows[0] else "precision"
-    metrics = [key for key in (fidelity, "frechet", "recall", "coverage") if key in rows[0]]
-    label = lambda key: QUALITY.get(key, (key, 1))[0]  # noqa: E731
-    with _figure(path, panels=len(metrics) + 1, size=(4.1, 3.3), rows=2) as axes:
+    metrics = [key for key in GUIDED if key in rows[0]]
+    with _figure(path, panels=len(metrics) + 1, size=(4.1, 3.2), rows=2) as axes:
         for guide, colour, marker in zip(guides, (COLOURS + MORE) * len(guides), MARKERS * len(guides)):
             own = sorted((row for row in rows if row["guide"] == guide), key=lambda row: row["scale"])
-            style = {"color": colour, "marker": marker, "label": guide}
-            series = {key: QUALITY.get(key, (key, 1))[1] * np.array([row[key] for row in own], float) for key in metrics}
+            style, scales = {"color": colour, "marker": marker, "label": guide}, np.array([row["scale"] for row in own])
+            series = {key: GUIDED[key][1] * np.array([row[key] for row in own], float) for key in metrics}
             for axis, key in zip(axes, metrics):
-                axis.plot([row["scale"] for row in own], series[key], **style)
-            axes[-1].plot(series["coverage"], series[fidelity], **style)
-            for i, row in enumerate(own):
-                where = (series["coverage"][i], series[fidelity][i])
-                axes[-1].annotate(f"{row['scale']:g}", where, (4, 3), textcoords="offset points", fontsize=7, color=colour)
+                axis.plot(scales, series[key], **style)
+            recall, precision = series["recall"][scales >= 1], series["precision"][scales >= 1]
+            axes[-1].plot(recall, precision, **style)
+            for scale, *where in zip(scales[scales >= 1], recall, precision):
+                style = {"textcoords": "offset points", "fontsize": 7, "color": colour}
+                axes[-1].annotate(f"{scale:g}", where, (4, 3), **style)
         for axis, key in zip(axes, metrics):
+            label, factor = GUIDED[key]
             if floor and _number(floor.get(key)):
-                axis.axhline(QUALITY.get(key, (key, 1))[1] * floor[key], color=FAINT, linestyle=":", zorder=0, label="real images")
-            axis.set(xlabel="scale (1: no guidance)", ylabel=label(key))
+                axis.axhline(factor * floor[key], color=FAINT, linestyle=":", zorder=0, label="real images")
+            axis.set(xlabel="scale (1: no guidance)", ylabel=label)
         _log_if_wide(axes[metrics.index("frechet")])
-        axes[-1].set(xlabel="coverage (diversity)", ylabel=f"{label(fidelity)}: fidelity")
+        axes[-1].set(xlabel="recall (%): diversity", ylabel="precision (%): fidelity", title="From scale 1 on")
         handles, names = axes[0].get_legend_handles_labels()
         axes[0].figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=8.5)
         if title:

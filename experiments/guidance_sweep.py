@@ -107,7 +107,7 @@ def report(rows: Sequence[Mapping], real: Mapping) -> str:
 
     metrics = [key for key in PREFERRED if key in rows[0]] + [key for key in rows[0] if key.partition("/")[1]]
     percent = lambda key, value: f"{100 * value:.1f} %" if key.partition("/")[0] == "accuracy" else f"{value:.3f}"  # noqa: E731
-    every = [*rows, {"guide": "real test images", "scale": None} | dict(real)]
+    every = [*rows, {"guide": "real test images, as many", "scale": None} | dict(real)]
     shown = [{"guide": row["guide"], "scale": None if row["scale"] is None else f"{row['scale']:g}"}
              | {key: percent(key, row[key]) for key in metrics if key in row} for row in every]  # fmt: skip
     return markdown_table(shown, {"guide": "guide", "scale": "scale"} | {key: TITLES.get(key, key) for key in metrics})
@@ -115,7 +115,7 @@ def report(rows: Sequence[Mapping], real: Mapping) -> str:
 
 def on_model(config, workdir: Path, guides: Sequence[str], scales: Sequence[float], count: int, features: str) -> str:
     """Sweep a trained model and write everything. Returns the text of guidance_sweep.md."""
-    from diffusion_jax import experiment, plotting, provenance
+    from diffusion_jax import data, experiment, plotting, provenance
     from diffusion_jax import workdir as folder
     from diffusion_jax.evaluation import judge
 
@@ -132,7 +132,8 @@ def on_model(config, workdir: Path, guides: Sequence[str], scales: Sequence[floa
     told = {"num": count, "features": features, "step": trained.step, "weights": trained.weights,
             "config": config.to_dict() | {"sampler": sampler}}  # fmt: skip
     rows = sweep(trained_by, scales, judged, count, config.sampler.batch_size, mesh, workdir / "guidance_sweep", told)
-    real = judge.on_real(dataset.train, dataset.test, judged)
+    held_out = data.arrays(dataset.test, limit=count)  # as many as in a cell: recall and coverage depend on how many there are
+    real = judged(held_out["image"], held_out.get("label"))
     others = {guide: [found.config.to_dict() for found, _ in one.experiment.others] for guide, one in trained_by.items()}
     provenance.save_json(workdir / "guidance_sweep.json", told | {
         "rows": [{key: value for key, value in row.items() if key != "shown"} for row in rows], "real": real, "others": others,
