@@ -67,32 +67,36 @@ def accuracy_by_level(trained, test, batch_size: int, repeats: int = 3) -> list[
     return rows
 
 
-def main(config) -> None:
+def train_classifier(config, workdir: str, pool: str = "attention") -> str | None:
+    """Train, measure and write everything. Returns the text of classifier.md; None if a signal stopped the training."""
     from diffusion_jax import experiment, provenance
     from diffusion_jax import workdir as folder
     from diffusion_jax.errors import UserError
-    from diffusion_jax.training import distributed
 
     from experiments.train import train
 
-    FLAGS = flags.FLAGS
-    config, dataset = classifier_config(config, FLAGS.pool), experiment.dataset(config)
+    config, dataset = classifier_config(config, pool), experiment.dataset(config)
     if not dataset.num_classes:
         raise UserError(f"data.name={config.data.name} has no labels: there is nothing to classify")
-    if not train(config, FLAGS.workdir, dataset=dataset, loss=experiment.classifier_loss_fn):
-        sys.exit(cli.UNFINISHED)
-    if not distributed.first():
-        return
-    trained = folder.load(FLAGS.workdir, config)
+    if not train(config, workdir, dataset=dataset, loss=experiment.classifier_loss_fn):
+        return None
+    trained = folder.load(workdir, config)
     rows = accuracy_by_level(trained, dataset.test, min(256, len(dataset.test)))
     columns = {"logsnr": "log-SNR", "sigma / alpha": "σ / α", "accuracy": "accuracy", "nats": "-log p(label) (nats)"}
-    text = provenance.markdown_table(rows, columns)
-    with provenance.atomic_path(Path(FLAGS.workdir) / "classifier.md") as path:
-        title = f"Held-out accuracy of {FLAGS.workdir} at step {trained.step}, by noise level"
-        path.write_text(f"# {title}\n\n{text}", encoding="utf-8")
-    provenance.save_json(Path(FLAGS.workdir) / "classifier.json", {
+    title = f"Held-out accuracy of {Path(workdir).name} at step {trained.step}, by noise level"
+    text = f"# {title}\n\n{provenance.markdown_table(rows, columns)}"
+    with provenance.atomic_path(Path(workdir) / "classifier.md") as path:
+        path.write_text(text, encoding="utf-8")
+    provenance.save_json(Path(workdir) / "classifier.json", {
         "rows": rows, "step": trained.step, "weights": trained.weights,
         "provenance": provenance.provenance(config.to_dict(), config.seed)})  # fmt: skip
+    return text
+
+
+def main(config) -> None:
+    text = train_classifier(config, flags.FLAGS.workdir, flags.FLAGS.pool)
+    if text is None:
+        sys.exit(cli.UNFINISHED)
     print(text)
 
 

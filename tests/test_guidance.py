@@ -11,10 +11,11 @@ from families import PROCESSES
 from numpy.testing import assert_allclose
 
 from configs.base import base, network
-from diffusion_jax import experiment, guidance, guides, targets
+from diffusion_jax import experiment, guidance, guides, provenance, targets, workdir
 from diffusion_jax.errors import UserError
 from diffusion_jax.models.classifier import HalfUNet
 from diffusion_jax.processes import gaussian, schedules
+from diffusion_jax.training import metrics
 from diffusion_jax.types import Prediction
 
 KINDS = ("VP", "EDM", "RectifiedFlow", "DDPM_cosine")  # guidance sees no more of a process than alpha and sigma
@@ -373,6 +374,48 @@ def test_the_classifier_network(pool):
     assert_allclose(run(params, x.at[1].set(0), c_noise)[0], logits[0], rtol=1e-4, atol=1e-5)  # an image is itself alone
     with pytest.raises(UserError, match="multiples of 2"):
         net.init(jax.random.key(0), x[:, :3], c_noise)
+
+
+def test_train_a_classifier_and_sweep_with_it(tmp_path, capfd):
+    """The two commands, tiny: both resume, and cells that are there are not made again."""
+    from configs import digits
+    from experiments import guidance_sweep, train, train_classifier
+
+    def small():
+        config = digits.get_config("vp")
+        config.data.update(batch_size=16, data_dir=str(tmp_path / "data"))
+        config.model.update(width=8, multipliers=(1,), attention=(), head_width=8)
+        config.training.update(steps=2, log_every=1, eval_every=2, sample_every=0, checkpoint_every=1)
+        config.sampler.update(nfe=2, batch_size=20)
+        return config.lock()
+
+    run, judge = tmp_path / "run", str(tmp_path / "classifier")
+    assert train.train(small(), str(run))
+    text = train_classifier.train_classifier(small(), judge, "mean")
+    assert train_classifier.train_classifier(small(), judge, "mean") == text
+    rows = provenance.load_json(f"{judge}/classifier.json")["rows"]
+    assert [row["logsnr"] for row in rows] == list(range(-9, 12, 3))  # those that VP has
+    assert all(abs(row["nats"] - math.log(10)) < 0.5 for row in rows)
+    assert "eval_accuracy" in metrics.read_rows(f"{judge}/metrics.jsonl")[-1]
+
+    asked = (["cfg()", f"classifier('{judge}')", "autoguidance(step=1)"], [1.0, 2.0], 20, "pixels")
+    text = guidance_sweep.on_model(workdir.saved_config(run), run, *asked)
+    assert "guidance sweep: 120/120" in capfd.readouterr().err
+    assert guidance_sweep.on_model(workdir.saved_config(run), run, *asked) == text
+    assert "guidance sweep" not in capfd.readouterr().err
+    kept = provenance.load_json(run / "guidance_sweep.json")
+    at_one = [row for row in kept["rows"] if row["scale"] == 1 and not row["guide"].startswith("classifier")]
+    assert at_one[0]["frechet"] == pytest.approx(at_one[1]["frechet"], rel=1e-3)  # scale 1 is the model itself
+    assert len(kept["others"]["cfg()"]) == 0 and len(kept["others"]["autoguidance(step=1)"]) == 1
+    assert (run / "guidance_sweep.png").exists() and (run / "guidance_sweep_strips.png").exists()
+
+
+def test_scales_that_are_no_numbers_are_one_line():
+    from experiments import guidance_sweep
+
+    assert guidance_sweep.scales_of("2,0,1") == [0.0, 1.0, 2.0]
+    with pytest.raises(UserError, match="write numbers with commas"):
+        guidance_sweep.scales_of("1,b")
 
 
 # ---- thresholding ----
