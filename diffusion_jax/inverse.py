@@ -240,20 +240,22 @@ def ddnm(data_std: float = 1.0) -> Method:
     return Method(guide)
 
 
-def pigdm(data_std: float = 1.0) -> Method:
+def pigdm(data_std: float = 1.0, symmetric: bool = False) -> Method:
     """PiGDM (Song et al. 2023, eq. 8): p(x0 | x_t) is taken for N(x0-hat, r^2 I), r^2 = `spread`, so that p(y | x_t) is Gaussian, and
 
         x0-hat + u^2 J^T A^T (r^2 A A^T + std^2 I)^-1 (y - A x0-hat),     J = d x0-hat / dz,
 
-    one vector-Jacobian product a look. Exact for data N(m, data_std^2 I). (The paper's algorithm 1 multiplies the guidance by r^2 besides, which
-    leaves high noise as it is and fades it out at low noise.)
+    one vector-Jacobian product a look. Exact for data N(m, data_std^2 I). symmetric: J v for J^T v, as the exact J = Cov(x0 | x_t) / u^2 is;
+    forward mode keeps no activations, and XLA's CPU loops have no slow path for it. (The paper's algorithm 1 multiplies the guidance by r^2
+    besides, which leaves high noise as it is and fades it out at low noise.)
     """
 
     def guide(denoise, process, measurement, y):
         def guided(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
-            x0, pullback, prediction = jax.vjp(lambda x: _x0_and_all(denoise(x, t, cond)), x_t, has_aux=True)
-            (pulled,) = pullback(_pull(measurement, x0, y, spread(process, t, data_std)))
-            x0 = x0 + expand(process.sigma(t) ** 2 / process.alpha(t), x_t) * pulled
+            transform = jax.linearize if symmetric else jax.vjp
+            x0, times_jacobian, prediction = transform(lambda x: _x0_and_all(denoise(x, t, cond)), x_t, has_aux=True)
+            pulled = times_jacobian(_pull(measurement, x0, y, spread(process, t, data_std)))
+            x0 = x0 + expand(process.sigma(t) ** 2 / process.alpha(t), x_t) * (pulled if symmetric else pulled[0])
             return gaussian.from_x0(process, x_t, x0, t)._replace(nu=prediction.nu)
 
         return guided

@@ -22,7 +22,7 @@ from experiments import cli
 
 POINT_METHODS = "unguided;replacement;repaint(resample=5);dps(scale=0.1);dps(scale=0.3);ddnm;pigdm"
 IMAGE_METHODS = "replacement;repaint(resample=5);dps(scale=0.5);ddnm;pigdm"
-IMAGE_TASKS = "inpaint@half;inpaint@box;inpaint@random;superres(factor=2);superres(factor=4);deblur;colourise"
+IMAGE_TASKS = "inpaint@half;inpaint@box;inpaint@random;superres(factor=2);superres(factor=4);deblur(width=1.5,std=0.05);colourise"
 LEVEL = 0.9  # of the credible intervals
 SHOWN = 10  # images of a strip
 EXACT = "exact posterior"
@@ -184,8 +184,8 @@ def target_pictures(rows: list[dict], stem: Path, title: str) -> None:
 
 
 def baselines(name: str, measurement, y, shape: tuple[int, ...], mean_image) -> dict[str, Any]:
-    """Trivial answers, float (N, H, W, C): A^+ y, and with a mask its unknown pixels filled with the mean image's or the known ones' mean,
-    with super-resolution bicubic."""
+    """Trivial answers, float (N, H, W, C): unknown pixels filled with the mean of the known ones or with the mean image's; nearest and bicubic;
+    for other tasks A^+ y, and y itself."""
     import jax
     import jax.numpy as jnp
 
@@ -198,14 +198,15 @@ def baselines(name: str, measurement, y, shape: tuple[int, ...], mean_image) -> 
         return {"mean of known pixels": least + (1 - known) * own, "mean image": least + (1 - known) * mean_image}
     if name == "superres":
         return {"nearest": least, "bicubic": jax.image.resize(y, least.shape, "cubic")}
-    return {"measurement itself" if y.shape == least.shape else "pseudo-inverse": y if y.shape == least.shape else least}
+    return {"pseudo-inverse": least} | ({"measurement itself": y} if y.shape == least.shape else {})
 
 
 def parse_tasks(text: str, shape: tuple[int, ...]) -> dict[str, tuple[str, str]]:
-    """'inpaint@half;deblur' -> {the text of each: (task, mask)}; colourise is left out for grey images if it was not asked for alone."""
+    """'inpaint@half;deblur' -> {the text of each: (task, mask)}; of the default ones those that fit images of `shape`."""
     found = {part.strip(): (part.strip().partition("@")[0], part.strip().partition("@")[2]) for part in text.split(";") if part.strip()}
     if text == IMAGE_TASKS:
-        fits = {"colourise": shape[-1] > 1, "superres(factor=4)": not (shape[0] % 4 or shape[1] % 4) and shape[0] >= 16}
+        fits = {"colourise": shape[-1] > 1, "superres(factor=4)": not (shape[0] % 4 or shape[1] % 4) and shape[0] >= 16,
+                "superres(factor=2)": shape[0] < 16}  # fmt: skip
         found = {name: pair for name, pair in found.items() if fits.get(name, True)}
     return found
 

@@ -149,7 +149,7 @@ def posterior_mean(covariance, a, variance, y, alpha, sigma, x):
 def test_ddnm_and_pigdm_are_the_posterior_mean_of_isotropic_data_under_every_process():
     with jax.enable_x64(True):
         law, x = targets.gaussian(MEAN, 0.49 * np.eye(3)), np.array([[0.4, -0.9, 0.2]])
-        for method in (inverse.ddnm(0.7), inverse.pigdm(0.7)):
+        for method in (inverse.ddnm(0.7), inverse.pigdm(0.7), inverse.pigdm(0.7, symmetric=True)):
             run = told_of(method, law)
             for index, process in enumerate(PROCESSES.values()):
                 for t in (0.2, 0.7):
