@@ -232,7 +232,7 @@ def _lay_out(
         y = top + r * step_y + (r // rows_in_group * extra if rows_in_group else 0)
         if r < len(rows_of_text):
             middle = y + max(cell.tile.shape[0] for cell in cells) / 2
-            draw.text((left - 10, middle), rows_of_text[r], font=_font(), fill=INK, anchor="rm")
+            draw.text((left - 10, middle), rows_of_text[r], font=_font(), fill=INK, anchor="rm", align="right")
         for c, cell in enumerate(row):
             if cell is not None:
                 x = left + c * step_x

@@ -188,7 +188,7 @@ def _grid(built, parts, dataset, root, writer):
     keys = generate.seeds_to_keys(range(count))
     cond, told = experiment.cond_for(built, np.arange(count) // columns % classes) if classes else None, []
     if built.encoder:
-        told, cond = experiment.captions_of_test(built, dataset, np.arange(count) // columns % len(dataset.test))
+        told, cond = experiment.captions_of_test(built, dataset, np.arange(count) // columns * len(dataset.test) // rows)
 
     def draw(state, step):
         params = experiment.weights(config, state)
