@@ -166,18 +166,18 @@ def null_cond(experiment: Experiment, batch: int) -> Cond:
 
 
 def loss_fn(experiment: Experiment) -> Callable:
-    """(params, batch, keys (B,), train) -> (losses (B,), {'level': log-SNR (B,)}), what the train step moves the state by."""
+    """(params, batch, keys (B,), now) -> (losses (B,), {'level': log-SNR (B,)}), what the train step moves the state by."""
     network, objective, rate = apply(experiment), experiment.objective, experiment.config.label_dropout
 
-    def loss(params: Params, batch, keys: Key, train: bool):
+    def loss(params: Params, batch, keys: Key, now: step.Now):
         noised = objective.draw(arrays.fold_in(keys, 0), batch["image"])
         cond = null_cond(experiment, len(keys))
         if cond is not None:
-            dropped = arrays.uniform(arrays.fold_in(keys, 1)) < (rate if train else 0.0)
+            dropped = arrays.uniform(arrays.fold_in(keys, 1)) < (rate if now.train else 0.0)
             cond = {name: jnp.where(arrays.expand(dropped, null), null, batch[name]) for name, null in cond.items()}
-        rngs = {"dropout": jax.random.fold_in(keys[0], 2)} if train else None
+        rngs = {"dropout": jax.random.fold_in(keys[0], 2)} if now.train else None
         denoise = parameterization.denoiser(
-            network, params, experiment.parameterization, experiment.process, train=train, rngs=rngs)  # fmt: skip
+            network, params, experiment.parameterization, experiment.process, train=now.train, rngs=rngs)  # fmt: skip
         return objective.loss(denoise, noised, cond), {"level": gaussian.logsnr(experiment.process, noised.t)}
 
     return loss
@@ -186,10 +186,10 @@ def loss_fn(experiment: Experiment) -> Callable:
 def classifier_loss_fn(experiment: Experiment) -> Callable:
     """As loss_fn, for a noise-conditional classifier: -log p(label | x_t), with x_t as the config's objective draws it; 'accuracy'."""
 
-    def loss(params: Params, batch, keys: Key, train: bool):
+    def loss(params: Params, batch, keys: Key, now: step.Now):
         noised = experiment.objective.draw(arrays.fold_in(keys, 0), batch["image"])
-        rngs = {"dropout": jax.random.fold_in(keys[0], 2)} if train else None
-        log_p = jax.nn.log_softmax(logits(experiment, params)(noised.x_t, noised.t, train=train, rngs=rngs))
+        rngs = {"dropout": jax.random.fold_in(keys[0], 2)} if now.train else None
+        log_p = jax.nn.log_softmax(logits(experiment, params)(noised.x_t, noised.t, train=now.train, rngs=rngs))
         own = jnp.take_along_axis(log_p, batch["label"][:, None], 1)[:, 0]
         right = (jnp.argmax(log_p, 1) == batch["label"]).astype(jnp.float32)
         return -own, {"level": gaussian.logsnr(experiment.process, noised.t), "accuracy": right}

@@ -89,6 +89,7 @@ def _activations(config, built, state, batch, step) -> str:
     from diffusion_jax import experiment
     from diffusion_jax.arrays import example_keys
     from diffusion_jax.provenance import markdown_table
+    from diffusion_jax.training.step import Now
 
     if "remat" in config.model:  # under it a layer is only traced
         config = config.copy_and_resolve_references().unlock()
@@ -105,7 +106,7 @@ def _activations(config, built, state, batch, step) -> str:
 
     keys = example_keys(jax.random.fold_in(state.key, step), len(batch["image"]), 0)
     with nn.intercept_methods(watch):
-        experiment.loss_fn(built)(state.params, jax.tree.map(jnp.asarray, batch), keys, True)
+        experiment.loss_fn(built)(state.params, jax.tree.map(jnp.asarray, batch), keys, Now(state.step, state.ema))
     first = next((row["layer"] for row in rows if row["bad"]), None)
     what = f"the first output that is not finite is that of {first}" if first else (
         "every layer's output is finite: it is the loss, or the way back, that is not")  # fmt: skip

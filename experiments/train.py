@@ -161,8 +161,9 @@ def _held_out(built, parts, dataset):
 
     def evaluate(state, step):
         batches = data.sequential(dataset.test, config.data.batch_size, rows=parts.runner.rows(config.data.batch_size))
-        row = loop.evaluate(parts.evaluate, experiment.weights(config, state), batches, jax.random.key(config.seed + 1),
-                            put_batch=parts.runner.put_batch)  # fmt: skip
+        judged = state._replace(params=experiment.weights(config, state), opt_state=())
+        key = jax.random.key(config.seed + 1)
+        row = loop.evaluate(parts.evaluate, judged, batches, key, put_batch=parts.runner.put_batch)
         accuracy = {"eval_accuracy": row["accuracy"]} if "accuracy" in row else {}
         return {"eval_loss": row["loss"], "eval_loss_by_level": row.get("loss_by_level")} | accuracy
 

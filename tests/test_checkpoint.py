@@ -29,7 +29,7 @@ AVERAGES = ema.halflives((50, 2_000))
 TX, RATE = optimizer.make_optimizer("adamw", learning_rate=0.02, total_steps=TOTAL, warmup=4, schedule="cosine")
 
 
-def loss_fn(params, batch, keys, train):
+def loss_fn(params, batch, keys, now):
     x = batch["image"]
     eps = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
     out = jnp.tanh((x + 0.3 * eps) @ params["in"]["kernel"] + params["in"]["bias"]) @ params["out"]

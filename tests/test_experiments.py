@@ -17,7 +17,7 @@ from configs import base, digits, toy
 from diffusion_jax import experiment, workdir
 from diffusion_jax.build import build
 from diffusion_jax.errors import UserError
-from diffusion_jax.training import checkpoint, metrics
+from diffusion_jax.training import checkpoint, metrics, step
 from experiments import cli, train
 
 ROOT = Path(__file__).parent.parent
@@ -39,7 +39,7 @@ def test_every_config_builds_and_its_loss_and_sampler_have_shapes(file):
             params = jax.eval_shape(lambda key: experiment.init_params(built, key), jax.random.key(0))
             batch = (experiment.null_cond(built, 4) or {}) | {"image": jnp.zeros((4, *SHAPES[file])), "label": jnp.zeros(4, jnp.int32)}
             keys = jax.random.split(jax.random.key(0), 4)
-            losses, extra = jax.eval_shape(lambda p: experiment.loss_fn(built)(p, batch, keys, True), params)
+            losses, extra = jax.eval_shape(lambda p: experiment.loss_fn(built)(p, batch, keys, step.Now(0, {})), params)
             assert losses.shape == extra["level"].shape == (4,)
             chosen = experiment.plan(built)
             assert config.sampler.nfe - 1 <= experiment.evaluations(chosen) <= config.sampler.nfe

@@ -229,8 +229,8 @@ def poisoned(monkeypatch):
     def loss_fn(built):
         loss = honest(built)
 
-        def broken(params, batch, keys, train):
-            losses, extra = loss(params, batch, keys, train)
+        def broken(params, batch, keys, now):
+            losses, extra = loss(params, batch, keys, now)
             met = jnp.all(batch["image"] == victim, axis=-1)
             zero = jax.tree.leaves(params)[0].ravel()[0] * 0
             return losses + jnp.where(met, jnp.sqrt(jnp.where(met, zero, 1.0)), 0.0), extra  # the root of 0 has no slope

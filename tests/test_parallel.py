@@ -42,7 +42,7 @@ WAYS = {  # name -> (door, number of devices, accumulate, steps per call)
 }
 
 
-def loss_fn(params, batch, keys, train):
+def loss_fn(params, batch, keys, now):
     x = batch["image"]
     eps = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
     out = jnp.tanh((x + 0.3 * eps) @ params["in"]["kernel"] + params["in"]["bias"]) @ params["out"]
@@ -86,7 +86,7 @@ def train(way, begin):
     now, numbers = advance(now, 0, STEPS)
     assert jax.tree.map(lambda x: x.sharding, now) == places  # or the second call would have been compiled anew
     evaluation = runner.compile_eval(step.make_eval_step(loss_fn, axis_name=runner.axis_name))
-    held_out = loop.evaluate(evaluation, now.ema["100"], [batch(99)], jax.random.key(7), put_batch=runner.put_batch)
+    held_out = loop.evaluate(evaluation, now._replace(params=now.ema["100"]), [batch(99)], jax.random.key(7), put_batch=runner.put_batch)
     _, bad = advance(runner.put_state(now), STEPS, 2, poison=STEPS)
     tree = now._replace(key=jax.random.key_data(now.key))
     return now, jax.device_get((tree, numbers, held_out)), {k: v for k, v in bad["nonfinite"].items() if k != "layers"}

@@ -21,6 +21,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import weights
 from diffusion_jax.models import layers, text
 from diffusion_jax.models.unet import UNet
+from diffusion_jax.training import step
 
 FIXTURE = np.load(Path(__file__).parent / "fixtures" / "text.npz")
 
@@ -166,8 +167,8 @@ def test_captions_are_dropped_whole_and_the_reader_learns(model):
         config = config_of()
         with config.ignore_type():  # a traced number
             config.label_dropout = rate
-        loss = experiment.loss_fn(model._replace(config=config))
-        total = lambda p: loss(p, {"image": jnp.ones((2, 8, 8, 1)) * 0.3, "bytes": ids}, keys, True)[0]  # noqa: E731
+        loss, now = experiment.loss_fn(model._replace(config=config)), step.Now(jnp.int32(0), {})
+        total = lambda p: loss(p, {"image": jnp.ones((2, 8, 8, 1)) * 0.3, "bytes": ids}, keys, now)[0]  # noqa: E731
         return total(params), jax.grad(lambda p: total(p).sum())(params)["text"]
 
     one, two = (jnp.asarray(model.encoder.encode(two)["bytes"]) for two in (["a 3", "a 4"], ["a 3", "a 5"]))

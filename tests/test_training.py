@@ -21,7 +21,7 @@ from diffusion_jax.training import ema, loop, metrics, optimizer, runtime, shard
 BATCH = 16
 
 
-def loss_fn(params, batch, keys, train):
+def loss_fn(params, batch, keys, now):
     """Denoise by two dense layers; the level is drawn per example, far enough to leave the bins on both sides."""
     x = batch["image"]
     eps = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
@@ -173,7 +173,7 @@ def test_step_reports_the_loss_by_level(trainer):
     before = trainer.fresh()
     _, numbers = one(before, batch(0))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(before.key, 0), jnp.arange(BATCH))
-    losses, examples = jax.device_get(jax.jit(loss_fn, static_argnums=3)(before.params, batch(0), keys, True))
+    losses, examples = jax.device_get(jax.jit(loss_fn)(before.params, batch(0), keys, step.Now(0, {})))
     level = examples["level"]
     assert np.abs(level).max() > 12
     inside = [level < -4, np.abs(level) < 4, level > 4]  # what is beyond +-12 counts at the ends
@@ -203,8 +203,8 @@ def test_step_norms_and_rate(trainer):
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_a_nonfinite_step_leaves_the_state_and_names_the_example(trainer, what):
-    def broken(params, batch, keys, train):
-        losses, examples = loss_fn(params, batch, keys, train)
+    def broken(params, batch, keys, now):
+        losses, examples = loss_fn(params, batch, keys, now)
         zero = params["out"][0, 0] * 0
         wrong = jnp.where(
             jnp.arange(BATCH) >= 5, 1 / zero if what == "loss" else jnp.sqrt(zero), 0.0
@@ -245,15 +245,15 @@ def test_donation_takes_the_placed_copy_and_nothing_else(trainer):
 
 
 def test_evaluation_weighs_batches_by_size_and_repeats_itself(trainer):
-    params, runner = trainer.fresh().params, trainer.runner
+    state, runner = trainer.fresh(), trainer.runner
     run = runner.compile_eval(step.make_eval_step(loss_fn))
     parts = [batch(0), {"image": batch(1)["image"][:4]}]
-    first, again = (loop.evaluate(run, params, parts, jax.random.key(5), put_batch=runner.put_batch) for _ in range(2))
+    first, again = (loop.evaluate(run, state, parts, jax.random.key(5), put_batch=runner.put_batch) for _ in range(2))
     assert first == again
     losses, fold = [], jax.vmap(jax.random.fold_in, (None, 0))
     for i, part in enumerate(parts):
         keys = fold(jax.random.fold_in(jax.random.key(5), i), jnp.arange(len(part["image"])))
-        losses.append(jax.jit(loss_fn, static_argnums=3)(params, part, keys, False)[0])
+        losses.append(jax.jit(loss_fn)(state.params, part, keys, step.Now(0, {}))[0])
     np.testing.assert_allclose(first["loss"], np.concatenate(losses).mean(), rtol=1e-6)
     assert len(first["loss_by_level"]) == 12 == len(first["level_edges"]) - 1
     json.dumps(first, allow_nan=False)

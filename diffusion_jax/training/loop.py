@@ -174,17 +174,17 @@ def stack(batch: Callable[[int], Any], steps_per_call: int = 1) -> Callable[[int
 
 
 def evaluate(
-    eval_step: Callable, params: Any, batches: Iterable[Any], key: jax.Array, *, put_batch=lambda batch: batch
+    eval_step: Callable, state: Any, batches: Iterable[Any], key: jax.Array, *, put_batch=lambda batch: batch
 ) -> dict:
     """Means over all examples of all (host) batches, as plain JSON data like a row's: {'loss': .., ...}.
 
-    eval_step: compiled make_eval_step. Batch i is drawn with fold_in(key, i), so equal calls at different times are
+    eval_step: compiled make_eval_step, state: what it is given. Batch i is drawn with fold_in(key, i), so equal calls at different times are
     comparable.
     """
     tally, weights = metrics.empty_tally(), []
     for i, batch in enumerate(batches):
         size = len(jax.tree.leaves(batch)[0])
-        numbers = jax.device_get(eval_step(params, put_batch(batch), jax.random.fold_in(key, i)))
+        numbers = jax.device_get(eval_step(state, put_batch(batch), jax.random.fold_in(key, i)))
         by_level = numbers.pop("loss_by_level", None)
         weighted = {name: np.float64(value)[None] * size for name, value in numbers.items()}
         if by_level is not None:

@@ -39,7 +39,7 @@ class Runner(NamedTuple):
     steps).
     compile(step): a multi_step (state, batches) -> (state, metrics); the state given is donated. Like what jax.jit returns
     it has `trace`, for shapes instead of arrays (planning.py).
-    compile_eval(step): (params, batch, key) -> metrics, nothing donated.
+    compile_eval(step): (state, batch, key) -> metrics, nothing donated.
     """
 
     axis_name: str | None

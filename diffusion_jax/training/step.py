@@ -1,8 +1,8 @@
 """One pure training step: gradient, optimizer, EMAs, and every number worth watching, for any loss function.
 
-LossFn = (params, batch, keys, train) -> (losses, metrics)
+LossFn = (params, batch, keys, now) -> (losses, metrics)
     batch: a dict of (B, ...) arrays; keys: (B,), one key per example; losses: (B,); metrics: {name: (B,)}, all of it
-    per example.
+    per example. now: Now, what else of the run a loss may see: how far it is, averages of the parameters, a teacher.
     metrics['level'], where given, is each example's noise level (log-SNR), by which the loss is binned.
 
 The noise of an example depends on (key, step, its index in the global batch) and on nothing else, so one device, a
@@ -26,7 +26,16 @@ from diffusion_jax.training.ema import Ema
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.types import Array, Batch, Key, Params
 
-LossFn = Callable[[Params, Batch, Key, bool], tuple[Array, dict[str, Array]]]
+
+class Now(NamedTuple):
+    """The run at one step, besides its parameters. step: int32 scalar; ema: the state's averages; train: False in evaluation."""
+
+    step: Array
+    ema: dict[str, Params]
+    train: bool = True
+
+
+LossFn = Callable[[Params, Batch, Key, Now], tuple[Array, dict[str, Array]]]
 Metrics = dict[str, Any]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -65,7 +74,8 @@ def make_train_step(
         size = jax.tree.leaves(batch)[0].shape[0]
         devices, offset = _place(axis_name, size)
         keys = example_keys(jax.random.fold_in(state.key, state.step), size, offset)
-        grads, losses, examples = _gradient(loss_fn, state.params, batch, keys, accumulate)
+        now = Now(state.step, state.ema)
+        grads, losses, examples = _gradient(loss_fn, state.params, batch, keys, now, accumulate)
         grads = _mean_over(axis_name, grads)
 
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -125,17 +135,20 @@ def scan(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
 
 def make_eval_step(
     loss_fn: LossFn, *, axis_name: str | None = None, levels: Levels = Levels()
-) -> Callable[[Params, Batch, Key], Metrics]:
-    """(params, batch, key) -> global means of the loss and of each metric, and 'loss_by_level' as in training.
+) -> Callable[[TrainState, Batch, Key], Metrics]:
+    """(state, batch, key) -> global means of the loss and of each metric, and 'loss_by_level' as in training.
+
+    state: one whose params are the weights to be judged; its opt_state and key are not used.
 
     Example i draws from fold_in(key, i): given the same key, evaluations at different steps are compared on the same
     noise.
     """
 
-    def step(params: Params, batch: Batch, key: Key) -> Metrics:
+    def step(state: TrainState, batch: Batch, key: Key) -> Metrics:
         size = jax.tree.leaves(batch)[0].shape[0]
         _, offset = _place(axis_name, size)
-        losses, examples = loss_fn(params, batch, example_keys(key, size, offset), False)
+        losses, examples = loss_fn(
+            state.params, batch, example_keys(key, size, offset), Now(state.step, state.ema, train=False))  # fmt: skip
         return _summary(losses, examples, levels, axis_name)
 
     return step
@@ -148,7 +161,7 @@ def _place(axis_name: str | None, size: int) -> tuple[int, int | Array]:
     return jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name) * size
 
 
-def _gradient(loss_fn: LossFn, params: Params, batch: Batch, keys: Key, parts: int):
+def _gradient(loss_fn: LossFn, params: Params, batch: Batch, keys: Key, now: Now, parts: int):
     """(gradient of the mean loss, losses (B,), metrics (B,)), in `parts` microbatches of every parts-th example.
 
     Strided, because under a mesh each device holds a contiguous run of rows: every microbatch then takes its share from
@@ -156,7 +169,7 @@ def _gradient(loss_fn: LossFn, params: Params, batch: Batch, keys: Key, parts: i
     """
 
     def mean_loss(params, batch, keys):
-        losses, metrics = loss_fn(params, batch, keys, True)
+        losses, metrics = loss_fn(params, batch, keys, now)
         return jnp.mean(losses), (losses, metrics)
 
     gradient = jax.grad(mean_loss, has_aux=True)
