@@ -4,11 +4,13 @@ Where A is linear all that the methods ask of it follows from A, its transpose a
 
     A^+ y = A^T U diag(1 / s^2) U^T y,        (r^2 A A^T + std^2 I)^-1 y = U diag(1 / (r^2 s^2 + std^2)) U^T y.
 
-A method is a function of the denoiser (`ddnm`, `pigdm`), which then serves every sampler, or a wrapper of any sampler (`replacement`,
-`repaint`, `dps`), as correctors are. `restore` runs either and ends on the measurement exactly where that has no noise. `posterior` and
-`conditional` are the truth for mixtures, which methods are judged by. At the end: encoding, interpolation, SDEdit, translation.
+A method is a function of the denoiser (`ddnm`, `pigdm`), which then serves every sampler, or a wrapper of any sampler
+(`replacement`, `repaint`, `dps`), as correctors are. `restore` runs either and ends on the measurement exactly where that has
+no noise. `posterior` and `conditional` are the truth for mixtures, which methods are judged by. At the end: encoding,
+interpolation, SDEdit, translation.
 
-In the frame z = x_t / alpha, u = sigma / alpha a denoiser is told of y by moving x0-hat by u^2 grad_z log p(y | z) (Bayes' rule for scores).
+In the frame z = x_t / alpha, u = sigma / alpha a denoiser is told of y by moving x0-hat by u^2 grad_z log p(y | z) (Bayes' rule
+for scores).
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ def measure(measurement: Measurement, key: Key, x0: Array) -> Array:
     if not measurement.std:
         return y
     n = arrays.noise(arrays.fold_in(arrays.example_keys(key, len(x0)), 0x7FFFFFFD), y)
-    return y + measurement.std * (n if measurement.spectral is None else measurement.spectral(n, lambda s2: jnp.where(s2 > 0, 1.0, 0.0)))
+    if measurement.spectral is not None:
+        n = measurement.spectral(n, lambda s2: jnp.where(s2 > 0, 1.0, 0.0))
+    return y + measurement.std * n
 
 
 def pinv(measurement: Measurement, y: Array) -> Array:
@@ -60,7 +64,7 @@ def pinv(measurement: Measurement, y: Array) -> Array:
 
 
 def consistent(measurement: Measurement, x: Array, y: Array) -> Array:
-    """The x nearest to `x` with A x = y: (x - A^+ A x) + A^+ y, in the order that leaves a mask's known pixels equal to y bit for bit."""
+    """The x nearest to `x` with A x = y: (x - A^+ A x) + A^+ y, in the order that leaves known pixels equal to y bit for bit."""
     return (x - pinv(measurement, measurement.forward(x))) + pinv(measurement, y)
 
 
@@ -69,27 +73,29 @@ def _ratio(above: Array, below: Array, where: Array) -> Array:
     return jnp.where(where, above / jnp.where(where, below, 1.0), 0.0)
 
 
-# ---- measurements: functions of the shape of an example ------------------------------------------------------------------------
+# ---- measurements: functions of the shape of an example --------------------------------------------------------------------
 
 
 def inpaint(shape: tuple[int, ...], mask: Mask, std: float = 0.0) -> Measurement:
-    """y = mask x: A A^T is the mask itself. mask: ones and zeros that broadcast to `shape`, such as (H, W, 1). UserError for another shape."""
+    """y = mask x: A A^T is the mask itself. mask: ones and zeros that broadcast to `shape`, such as (H, W, 1), else UserError."""
     if len(np.shape(mask)) != len(shape) or any(m not in (1, n) for m, n in zip(np.shape(mask), shape)):
-        raise UserError(f"a mask of shape {np.shape(mask)} does not fit examples {tuple(shape)}; give one of the images' own size")
+        raise UserError(f"a mask of shape {np.shape(mask)} does not fit examples {tuple(shape)}; give one of the same size")
     known = jnp.asarray(mask)
-    return Measurement(lambda x: known.astype(x.dtype) * x, _std(std), lambda y: known * y, lambda y, f: f(known.astype(y.dtype)) * y)
+    return Measurement(
+        lambda x: known.astype(x.dtype) * x, _std(std), lambda y: known * y, lambda y, f: f(known.astype(y.dtype)) * y
+    )
 
 
 def colourise(shape: tuple[int, ...], std: float = 0.0) -> Measurement:
     """y (B, H, W, 1), the mean of the channels; A A^T = I / C. UserError for grey images."""
     if len(shape) != 3 or shape[-1] == 1:
-        raise UserError(f"colourise needs colour images, and these examples are {tuple(shape)}; take inpaint, superres or deblur")
+        raise UserError(f"colourise needs colour images, and examples are {tuple(shape)}; take inpaint, superres or deblur")
     return Measurement(lambda x: jnp.mean(x, -1, keepdims=True), _std(std), lambda y: jnp.repeat(y / shape[-1], shape[-1], -1),
                        lambda y, f: f(jnp.asarray(1 / shape[-1], y.dtype)) * y)  # fmt: skip
 
 
 def superres(shape: tuple[int, ...], factor: int = 4, std: float = 0.0) -> Measurement:
-    """y (B, H / factor, W / factor, C), means of squares of factor^2 pixels; A A^T = I / factor^2. UserError if it does not divide."""
+    """y (B, H / factor, W / factor, C), means of factor x factor pixels; A A^T = I / factor^2. UserError if it does not divide."""
     height, width, channels = _image(shape, "superres")
     if factor < 1 or height % factor or width % factor:
         raise UserError(f"superres(factor={factor}) does not divide images of {height}x{width}")
@@ -122,14 +128,15 @@ def deblur(shape: tuple[int, ...], width: float = 1.0, kernel: str = "gaussian",
     def filtered(x, gain):
         return jnp.fft.ifft2(gain.astype(x.dtype) * jnp.fft.fft2(x, axes=(1, 2)), axes=(1, 2)).real.astype(x.dtype)
 
-    return Measurement(lambda x: filtered(x, h), _std(std), lambda y: filtered(y, h), lambda y, f: filtered(y, f(h.astype(y.dtype) ** 2)))
+    spectral = lambda y, f: filtered(y, f(h.astype(y.dtype) ** 2))  # noqa: E731
+    return Measurement(lambda x: filtered(x, h), _std(std), lambda y: filtered(y, h), spectral)
 
 
 def linear(shape: tuple[int, ...], matrix: Any, std: float = 0.0) -> Measurement:
     """y (B, M) = matrix (M, D) x, x flattened; any linear map in few dimensions. UserError for a matrix of another width."""
     dim, matrix = math.prod(shape), np.atleast_2d(np.asarray(matrix, np.float64))
     if matrix.ndim != 2 or matrix.shape[1] != dim:
-        raise UserError(f"linear: the matrix is {matrix.shape}, and examples {tuple(shape)} have {dim} entries: it must be (M, {dim})")
+        raise UserError(f"linear: the matrix is {matrix.shape}; for examples {tuple(shape)} it must be (M, {dim})")
     eigenvalues, basis = np.linalg.eigh(matrix @ matrix.T)
     times = lambda a, y: jnp.matmul(y, jnp.asarray(a.T, y.dtype), precision="highest")  # noqa: E731
     return Measurement(
@@ -154,7 +161,7 @@ def _image(shape: tuple[int, ...], name: str) -> tuple[int, int, int]:
     return shape
 
 
-# ---- masks: functions of the shape of an image -----------------------------------------------------------------------------------
+# ---- masks: functions of the shape of an image -----------------------------------------------------------------------------
 
 
 def half(shape: tuple[int, ...]) -> Mask:
@@ -182,7 +189,7 @@ def random(shape: tuple[int, ...], keep: float = 0.3, seed: int = 0) -> Mask:
     return (order < round(keep * order.size)).astype(np.float32).reshape(*shape[:2], 1)
 
 
-# ---- methods -----------------------------------------------------------------------------------------------------------------------
+# ---- methods ---------------------------------------------------------------------------------------------------------------
 
 
 class Method(NamedTuple):
@@ -196,12 +203,12 @@ class Method(NamedTuple):
     linear: bool = True
 
 
-def restore(method: Method, measurement: Measurement, y: Array, sampler: Sampler, denoise: Denoise, process: Process, key: Key, x: Array,
-            ts: Array, cond: Cond = None, *, clip: tuple[float, float] | None = None, **options):
+def restore(method: Method, measurement: Measurement, y: Array, sampler: Sampler, denoise: Denoise, process: Process, key: Key,
+            x: Array, ts: Array, cond: Cond = None, *, clip: tuple[float, float] | None = None, **options):
     """A draw of x0 given y, by any sampler: what samplers.base.sample returns, x0-hat first.
 
-    clip: keeps the guided x0-hat in these limits. Where the measurement is linear and has no noise the result has A x0 = y, exactly on
-    the known pixels of a mask. Raises UserError for a method that needs a linear measurement and has none.
+    clip: keeps the guided x0-hat in these limits. Where the measurement is linear and has no noise the result has A x0 = y,
+    exactly on the known pixels of a mask. Raises UserError for a method that needs a linear measurement and has none.
     """
     if method.linear and measurement.spectral is None:
         raise UserError("this method needs a linear measurement, and this one is not linear; take dps")
@@ -221,8 +228,9 @@ def unguided() -> Method:
 def ddnm(data_std: float = 1.0) -> Method:
     """DDNM (Wang et al. 2023, eq. 13): the measured part of x0-hat is replaced, x0-hat + A^+ (y - A x0-hat).
 
-    With noise each singular direction goes r^2 s^2 / (r^2 s^2 + std^2) of the way, r^2 = `spread`: the mean of N(x0-hat, r^2 I) given y, in
-    one with eq. 13 as std -> 0. (The paper's DDNM+, eq. 17-19, has this weight 1 down to some noise level, and takes noise out of the sampler.)
+    With noise each singular direction goes r^2 s^2 / (r^2 s^2 + std^2) of the way, r^2 = `spread`: the mean of N(x0-hat, r^2 I)
+    given y, in one with eq. 13 as std -> 0. (The paper's DDNM+, eq. 17-19, has this weight 1 down to some noise level, and
+    takes noise out of the sampler.)
     """
 
     def guide(denoise, process, measurement, y):
@@ -241,13 +249,13 @@ def ddnm(data_std: float = 1.0) -> Method:
 
 
 def pigdm(data_std: float = 1.0, symmetric: bool = False) -> Method:
-    """PiGDM (Song et al. 2023, eq. 8): p(x0 | x_t) is taken for N(x0-hat, r^2 I), r^2 = `spread`, so that p(y | x_t) is Gaussian, and
+    """PiGDM (Song et al. 2023, eq. 8): p(x0 | x_t) is taken for N(x0-hat, r^2 I), r^2 = `spread`, and p(y | x_t) for Gaussian:
 
         x0-hat + u^2 J^T A^T (r^2 A A^T + std^2 I)^-1 (y - A x0-hat),     J = d x0-hat / dz,
 
-    one vector-Jacobian product a look. Exact for data N(m, data_std^2 I). symmetric: J v for J^T v, as the exact J = Cov(x0 | x_t) / u^2 is;
-    forward mode keeps no activations, and XLA's CPU loops have no slow path for it. (The paper's algorithm 1 multiplies the guidance by r^2
-    besides, which leaves high noise as it is and fades it out at low noise.)
+    one vector-Jacobian product a look. Exact for data N(m, data_std^2 I). symmetric: J v stands for J^T v, as the exact
+    J = Cov(x0 | x_t) / u^2 is symmetric (a network's is not quite); forward mode is twice as fast in a loop on a CPU. (The
+    paper's algorithm 1 multiplies the guidance by r^2 besides, which leaves high noise as it is and fades it out at low noise.)
     """
 
     def guide(denoise, process, measurement, y):
@@ -264,10 +272,11 @@ def pigdm(data_std: float = 1.0, symmetric: bool = False) -> Method:
 
 
 def dps(scale: float = 1.0) -> Method:
-    """DPS (Chung et al. 2023, algorithm 1): each move of the sampler is followed by z - scale / |y - A(x0-hat)| grad_z |y - A(x0-hat)|^2.
+    """DPS (Chung et al. 2023, algorithm 1): after each move, z - scale / |y - A(x0-hat)| grad_z |y - A(x0-hat)|^2.
 
-    The gradient is at the move's start; the step is in z = x_t / alpha, so that it is the same under every process, and the paper's own for
-    VE. `scale` is for each move and has the unit of x0: more moves or larger images want another. Any differentiable A.
+    The gradient is at the move's start; the step is in z = x_t / alpha, so that it is the same under every process, and the
+    paper's own for VE. `scale` is for each move and has the unit of x0: more moves or larger images want another. Any
+    differentiable A.
     """
 
     def wrap(sampler, measurement, y):
@@ -303,7 +312,8 @@ def replacement() -> Method:
 def repaint(resample: int = 10, jump: int = 1) -> Method:
     """RePaint (Lugmayr et al. 2022, algorithm 1): replacement, each move made `resample` times, x_s noised back to x_t between.
 
-    jump: moves, of equal log-SNR, that one move of the grid is divided into and that are gone back over together (the paper's jump length).
+    jump: moves, of equal log-SNR, that one move of the grid is divided into and that are gone back over together (the paper's
+    jump length).
     """
     if resample < 1 or jump < 1:
         raise UserError(f"repaint(resample={resample}, jump={jump}): both are whole numbers of 1 or more")
@@ -339,7 +349,7 @@ _REPLACED, _REPAINT, _PASSES, _EACH = 0x1000, 0x2000, 0x10000, 64
 
 
 def spread(process: Process, t: Array, data_std: float = 1.0) -> Array:
-    """r^2, the variance of x0 given x_t per direction, were the data N(m, data_std^2 I): u^2 d^2 / (u^2 + d^2). PiGDM has d = 1."""
+    """r^2, the variance of x0 given x_t, were the data N(m, data_std^2 I): u^2 d^2 / (u^2 + d^2). PiGDM has d = 1."""
     u2 = (process.sigma(t) / process.alpha(t)) ** 2
     return u2 * data_std**2 / (u2 + data_std**2)
 
@@ -377,7 +387,7 @@ def _numbered(noise: Noise, first: Array) -> Noise:
     return Noise(lambda t, s, part=0: noise.extra(first + part), lambda i: noise.extra(first + 8 + i))
 
 
-# ---- the truth, for mixtures -------------------------------------------------------------------------------------------------------
+# ---- the truth, for mixtures -----------------------------------------------------------------------------------------------
 
 
 class Posterior(NamedTuple):
@@ -391,7 +401,7 @@ class Posterior(NamedTuple):
 def posterior(law: targets.Mixture, matrix: Array, variance: Array, y: Array) -> Posterior:
     """The law of x0 given y (B, M) = matrix (M, D) x0 + N(0, diag(variance)), variance (M,) or a number.
 
-    With S = A C A^T + N and G = C A^T S^-1: means m + G (y - A m), covariances C - G A C, weights w N(y; A m, S) made to sum to one.
+    With S = A C A^T + N and G = C A^T S^-1: means m + G (y - A m), covariances C - G A C, weights proportional to w N(y; A m, S).
     """
     precise = {"precision": "highest"}
     spread_to_y = law.variances[:, :, None] * matrix.T  # C A^T, (K, D, M)
@@ -421,7 +431,8 @@ def draw_posterior(exact: Posterior, keys: Key) -> Array:
     values, basis = jnp.linalg.eigh(exact.covariances)
     root = basis * jnp.sqrt(jnp.maximum(values, 0))[:, None]
     z = arrays.noise(arrays.fold_in(keys, 0), exact.means[:, 0])
-    return jnp.take_along_axis(exact.means, k[:, None, None], 1)[:, 0] + jnp.einsum("bde,be->bd", root[k], z, precision="highest")
+    mean = jnp.take_along_axis(exact.means, k[:, None, None], 1)[:, 0]
+    return mean + jnp.einsum("bde,be->bd", root[k], z, precision="highest")
 
 
 def conditional(law: targets.Mixture, process: Process, matrix: Array, std: float, y: Array) -> Denoise:
@@ -437,11 +448,11 @@ def conditional(law: targets.Mixture, process: Process, matrix: Array, std: floa
     return denoise
 
 
-# ---- edits: what a deterministic sampler's way to the noise and back is good for -----------------------------------------------------
+# ---- edits: what a deterministic sampler's way to the noise and back is good for -------------------------------------------
 
 
 def slerp(a: Array, b: Array, weight: float | Array) -> Array:
-    """Spherical interpolation of noises (Shoemake 1985), each example on its own great circle; a at weight 0, b at 1. (B, ...)."""
+    """Spherical interpolation of noises (Shoemake 1985), each example on its own circle; a at weight 0, b at 1. (B, ...)."""
     dot = arrays.sum_per_example(a * b) * jax.lax.rsqrt(arrays.sum_per_example(a**2) * arrays.sum_per_example(b**2))
     angle = jnp.arccos(jnp.clip(dot, -1.0, 1.0))
     sine = jnp.sin(angle)
@@ -452,9 +463,9 @@ def slerp(a: Array, b: Array, weight: float | Array) -> Array:
 
 def interpolate(sampler: Sampler, denoise: Denoise, process: Process, a: Array, b: Array, weights: Array, ts: Array,
                 conds: tuple[Cond, Cond] = (None, None)) -> Array:
-    """Images on the way from a to b (B, ...): slerp between their encodings, decoded (Song et al. 2021, DDIM, sec. 5.3). (W, B, ...).
+    """Images on the way from a to b (B, ...): slerp between their encodings, decoded (Song et al. 2021, DDIM, sec. 5.3).
 
-    conds: of a and of b; an image on the way has that of the nearer end.
+    conds: of a and of b; an image on the way has that of the nearer end. Returns (W, B, ...).
     """
     noises = [base.encode(sampler, denoise, process, x0, ts, cond) for x0, cond in zip((a, b), conds)]
 
@@ -466,13 +477,13 @@ def interpolate(sampler: Sampler, denoise: Denoise, process: Process, a: Array, 
 
 
 def translate(sampler: Sampler, denoise: Denoise, process: Process, x0: Array, ts: Array, source: Cond, target: Cond) -> Array:
-    """The noise of x0 under one condition, decoded under another (Su et al. 2023, dual diffusion implicit bridges). (B, ...)."""
+    """The noise of x0 under one condition, decoded under another (Su et al. 2023, dual diffusion implicit bridges)."""
     noise = base.encode(sampler, denoise, process, x0, ts, source)
     return base.sample(sampler, denoise, process, jax.random.key(0), noise, ts, target)
 
 
 def sdedit(sampler: Sampler, denoise: Denoise, process: Process, key: Key, guide: Array, ts: Array, cond: Cond = None) -> Array:
-    """SDEdit (Meng et al. 2022, algorithm 1): the guide (B, ...), noised to time ts[0], is denoised by any sampler. (B, ...)."""
+    """SDEdit (Meng et al. 2022, algorithm 1): the guide (B, ...), noised to time ts[0], is denoised by any sampler."""
     keys = arrays.example_keys(key, len(guide))
     eps = arrays.noise(arrays.fold_in(keys, 0x7FFFFFFF), guide)
     return base.sample(sampler, denoise, process, keys, process.alpha(ts[0]) * guide + process.sigma(ts[0]) * eps, ts, cond)

@@ -4,8 +4,9 @@ python -m experiments.edit --workdir=runs/a --task=inpaint --mask=half --method=
 python -m experiments.edit --workdir=runs/a --task='superres(factor=4,std=0.05)' --method=ddnm --labels=own --draws=3
 python -m experiments.edit --workdir=runs/a --task=translate --labels=3,7 --config.sampler.nfe=100
 
-Tasks with a --method: inpaint (with --mask), colourise, superres, deblur, linear, saturate; without: interpolate, sdedit, translate. Writes
-WORKDIR/edits/TASK-METHOD.png, strips measurement | result | truth, and .json with the PSNR of every image. docs/inverse.md says more.
+Tasks with a --method: inpaint (with --mask), colourise, superres, deblur, linear, saturate; without: interpolate, sdedit,
+translate. Writes WORKDIR/edits/TASK-METHOD.png, strips measurement | result | truth, and .json with the PSNR of every image.
+docs/inverse.md says more.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Job(NamedTuple):
     batch_size: int
 
 
-# ---- what is asked for ---------------------------------------------------------------------------------------------------------
+# ---- what is asked for -----------------------------------------------------------------------------------------------------
 
 
 def mask_for(spec: str, shape: tuple[int, ...]):
@@ -54,16 +55,19 @@ def mask_for(spec: str, shape: tuple[int, ...]):
         with Image.open(spec) as picture:
             mask = (np.asarray(picture.convert("L"), np.float32) > 127.5).astype(np.float32)[..., None]
     except OSError as error:
-        raise UserError(f"--mask={spec} cannot be read as a picture ({str(error).splitlines()[0]}); or take half, box or random") from None
+        why = str(error).splitlines()[0]
+        raise UserError(f"--mask={spec} cannot be read as a picture ({why}); or take half, box or random") from None
     if mask.shape[:2] != tuple(shape[:2]):
-        raise UserError(f"--mask={spec} is {mask.shape[0]}x{mask.shape[1]} (height x width), the images are {shape[0]}x{shape[1]}")
+        sizes = ["x".join(map(str, of[:2])) for of in (mask.shape, shape)]
+        raise UserError(f"--mask={spec} is {sizes[0]} (height x width), the images are {sizes[1]}")
     if mask.min() == mask.max():
-        raise UserError(f"--mask={spec} is all {'white: there is nothing to paint' if mask.max() else 'black: nothing is known'}")
+        what = "white: there is nothing to paint" if mask.max() else "black: nothing is known"
+        raise UserError(f"--mask={spec} is all {what}")
     return mask
 
 
 def measurement_for(task: str, mask: str, shape: tuple[int, ...]):
-    """The Measurement that --task and --mask name. UserError for a mask without a use, and for all that the task does not take."""
+    """The Measurement that --task and --mask name. UserError for a mask without a use and for what the task does not take."""
     from diffusion_jax import experiment
     from diffusion_jax.build import build, members
     from diffusion_jax.errors import UserError, unknown
@@ -102,10 +106,11 @@ def conditions(built, text: str, own, count: int):
     null = experiment.null_cond(built, count)
     if not text:
         return null
-    return null | experiment.cond_for(built, np.asarray(own) if text == "own" else np.resize(cli.integers("labels", text), count))
+    wanted = np.asarray(own) if text == "own" else np.resize(cli.integers("labels", text), count)
+    return null | experiment.cond_for(built, wanted)
 
 
-# ---- inverse problems -------------------------------------------------------------------------------------------------------------
+# ---- inverse problems ------------------------------------------------------------------------------------------------------
 
 
 def restorer(built, plan, method, measurement):
@@ -121,8 +126,8 @@ def restorer(built, plan, method, measurement):
     def run(params, keys, cond, y, ts, scale):
         denoise = experiment.denoiser(built, params, scale=scale if plan.guided else None, clip="none")
         x = base.start(process, keys, (len(keys), *built.shape))
-        return inverse.restore(method, measurement, y, plan.sampler, denoise, process, keys, x, ts, cond, clip=clip, padded=True,
-                               noise=experiment.NOISES[plan.noise])  # fmt: skip
+        problem = method, measurement, y, plan.sampler, denoise, process, keys, x, ts, cond
+        return inverse.restore(*problem, clip=clip, padded=True, noise=experiment.NOISES[plan.noise])
 
     return run
 
@@ -141,7 +146,8 @@ def restored(job: Job, method, measurement, y, cond, keys, *, description: str =
         y = given.pop("y")
         return run(params, keys, given or None, y, np.asarray(plan.ts), np.float32(plan.guidance))
 
-    return generate.generate(draw, keys, {"y": y, **(cond or {})}, batch_size=min(job.batch_size, len(keys)), description=description)
+    batch_size = min(job.batch_size, len(keys))
+    return generate.generate(draw, keys, {"y": y, **(cond or {})}, batch_size=batch_size, description=description)
 
 
 def shown(measurement, y, shape: tuple[int, ...]):
@@ -185,11 +191,12 @@ def solve(job: Job, task: str, mask: str, spec: str, labels: str, draws: int):
     names = ["measurement", *(["result"] * draws), "truth"]
     scores = np.stack([psnr(result, truth) for result in results])
     told = {"method": spec, "psnr": float(scores.mean()), "psnr_of_measurement": float(psnr(given, truth).mean()),
-            "psnr_per_image": scores.tolist(), "evaluations": experiment.evaluations(job.plan._replace(sampler=wrapped))}  # fmt: skip
+            "psnr_per_image": scores.tolist(),
+            "evaluations": experiment.evaluations(job.plan._replace(sampler=wrapped))}  # fmt: skip
     return [given, *results, truth], names, told
 
 
-# ---- edits ---------------------------------------------------------------------------------------------------------------------------
+# ---- edits -----------------------------------------------------------------------------------------------------------------
 
 
 def edit(job: Job, task: str, labels: str, strengths: list[float]):
@@ -222,11 +229,12 @@ def _interpolate(job: Job, denoise, labels: str, strengths, steps: int = 9):
     cond = conditions(built, labels, job.labels, len(job.images))
     a, b = (jax.tree.map(lambda v: v[i : 2 * half : 2], (job.images, cond)) for i in (0, 1))
     weights = np.linspace(0, 1, steps).astype(np.float32)
-    run = jax.jit(lambda a, b, weights, ts, conds: inverse.interpolate(job.plan.sampler, denoise, built.process, a, b, weights, ts, conds))
+    run = jax.jit(lambda *args: inverse.interpolate(job.plan.sampler, denoise, built.process, *args))
     frames = np.asarray(run(a[0], b[0], weights, job.plan.ts, (a[1], b[1])))
     rows = [a[0], *frames, b[0]]
     ends = [psnr(generate.to_uint8(frames[i]), generate.to_uint8(end)).mean() for i, end in ((0, a[0]), (-1, b[0]))]
-    return list(map(generate.to_uint8, rows)), ["one", *(f"{w:.3g}" for w in weights), "other"], {"psnr_of_ends": [float(e) for e in ends]}
+    names = ["one", *(f"{w:.3g}" for w in weights), "other"]
+    return list(map(generate.to_uint8, rows)), names, {"psnr_of_ends": [float(end) for end in ends]}
 
 
 def _sdedit(job: Job, denoise, labels: str, strengths):
@@ -265,7 +273,7 @@ def _translate(job: Job, denoise, labels: str, strengths):
     return [truth, *results], names, {"psnr_there_and_back": float(psnr(results[0], truth).mean())}
 
 
-# ---- the command -----------------------------------------------------------------------------------------------------------------------
+# ---- the command -----------------------------------------------------------------------------------------------------------
 
 
 def strengths_of(text: str) -> list[float]:
@@ -306,23 +314,25 @@ def main(config) -> None:
     else:
         rows, names, told = solve(job, FLAGS.task, FLAGS.mask, FLAGS.method, FLAGS.labels, FLAGS.draws)
     parts = [FLAGS.task, FLAGS.mask] + ([] if is_edit else [FLAGS.method])
-    stem = Path(FLAGS.out or Path(FLAGS.workdir) / "edits" / "-".join(re.sub(r"[^\w.]+", "_", Path(p).name).strip("_") for p in parts if p))
+    name = "-".join(re.sub(r"[^\w.]+", "_", Path(part).name).strip("_") for part in parts if part)
+    stem = Path(FLAGS.out or Path(FLAGS.workdir) / "edits" / name)
     picture = plotting.image_grid(np.concatenate(rows), len(rows[0]), row_labels=names, scale=FLAGS.scale or None)
     plotting.save(picture, stem.with_name(stem.name + ".png"))
     provenance.save_json(stem.with_name(stem.name + ".json"), told | {
-        "task": FLAGS.task, "mask": FLAGS.mask, "labels": FLAGS.labels, "num": len(images), "first": FLAGS.first, "seed": FLAGS.seed,
-        "sampler": config.sampler.to_dict(), "step": trained.step, "weights": trained.weights,
+        "task": FLAGS.task, "mask": FLAGS.mask, "labels": FLAGS.labels, "num": len(images), "first": FLAGS.first,
+        "seed": FLAGS.seed, "sampler": config.sampler.to_dict(), "step": trained.step, "weights": trained.weights,
         "provenance": provenance.provenance(config.to_dict(), FLAGS.seed)})  # fmt: skip
-    numbers = ", ".join(f"{name} {value:.2f} dB" for name, value in told.items() if name.startswith("psnr") and isinstance(value, float))
+    scores = {name: value for name, value in told.items() if name.startswith("psnr") and isinstance(value, float)}
+    numbers = ", ".join(f"{name} {value:.2f} dB" for name, value in scores.items())
     print(f"{numbers or 'done'}: {stem}.png, {stem}.json")
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "the folder of a trained model", required=True)
-    flags.DEFINE_string("task", "inpaint", "inpaint, colourise, 'superres(factor=4)', deblur, saturate; interpolate, sdedit, translate")
-    flags.DEFINE_string("mask", "", "for inpaint: half, 'box(side=0.5)', 'random(keep=0.3)', or a picture, white where pixels are known")
+    flags.DEFINE_string("task", "inpaint", "inpaint, colourise, superres, deblur, saturate; interpolate, sdedit, translate")
+    flags.DEFINE_string("mask", "", "for inpaint: half, 'box(side=0.5)', 'random(keep=0.3)', or a picture, white: known")
     flags.DEFINE_string("method", "ddnm", "replacement, repaint, dps, pigdm, ddnm or unguided, with arguments as in a call")
-    flags.DEFINE_string("labels", "", "what the model is told: '' nothing, own (the true classes), or classes in turn, such as 3,7")
+    flags.DEFINE_string("labels", "", "what the model is told: '' nothing, own (the true class), or classes such as 3,7")
     flags.DEFINE_integer("num", 8, "how many held-out images", lower_bound=1)
     flags.DEFINE_integer("first", 0, "the first of them", lower_bound=0)
     flags.DEFINE_integer("draws", 1, "results for each image", lower_bound=1)

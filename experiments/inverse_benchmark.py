@@ -4,8 +4,9 @@ python -m experiments.inverse_benchmark --target=gmm8 --nfe=20,50,100
 python -m experiments.inverse_benchmark --target='gmm(modes=20,dim=8)' --methods='ddnm;pigdm;dps(scale=0.1)'
 python -m experiments.inverse_benchmark --workdir=runs/a --num=64
 
-On a target: bias of the posterior mean, ratio of variances and coverage of 90 % credible intervals, over NFE. On images: PSNR and the distance of
-the evaluation classifier's features. Writes inverse_benchmark.json, .md and .png into --out; rows that are there are not made again.
+On a target: bias of the posterior mean, ratio of variances and coverage of 90 % credible intervals, over NFE. On images: PSNR
+and the distance of the evaluation classifier's features. Writes inverse_benchmark.json, .md and .png into --out; rows that are
+there are not made again.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from experiments import cli
 
 POINT_METHODS = "unguided;replacement;repaint(resample=5);dps(scale=0.1);dps(scale=0.3);ddnm;pigdm"
 IMAGE_METHODS = "replacement;repaint(resample=5);dps(scale=0.5);ddnm;pigdm"
-IMAGE_TASKS = "inpaint@half;inpaint@box;inpaint@random;superres(factor=2);superres(factor=4);deblur(width=1.5,std=0.05);colourise"
+IMAGE_TASKS = "inpaint@half;inpaint@box;inpaint@random;superres(factor=2);superres(factor=4);deblur(std=0.05);colourise"
 LEVEL = 0.9  # of the credible intervals
 SHOWN = 10  # images of a strip
 EXACT = "exact posterior"
 TRUTH = "exact denoiser given y"
-METRICS = {"bias": "bias of the mean (posterior stds)", "variance_ratio": "variance / posterior's", "coverage": "coverage of 90 % intervals"}
+METRICS = {"bias": "bias of the mean (posterior stds)", "variance_ratio": "variance / posterior's",
+           "coverage": "coverage of 90 % intervals"}  # fmt: skip
 IMAGE_METRICS = {"psnr": "PSNR (dB)", "perceptual": "distance of features"}
 
 
@@ -58,15 +60,16 @@ def row_of(kept: Kept, key: dict, make: Callable[[], dict], place: str) -> dict:
         began = time.monotonic()
         kept.rows.append(found := provenance.plain(key | make()))
         print(f"{place} {' '.join(map(str, key.values()))}: {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
-        provenance.save_json(kept.path, {"about": kept.about, "rows": kept.rows, "provenance": provenance.provenance(kept.about)})
+        stamp = provenance.provenance(kept.about)
+        provenance.save_json(kept.path, {"about": kept.about, "rows": kept.rows, "provenance": stamp})
     return found
 
 
-# ---- on a mixture, against the exact posterior ------------------------------------------------------------------------------------
+# ---- on a mixture, against the exact posterior -----------------------------------------------------------------------------
 
 
 def matrix_for(dim: int):
-    """What is measured by default: half as many random directions as there are dimensions, orthonormal; in the plane (1, 1/2)."""
+    """What is measured: half as many random orthonormal directions as there are dimensions; in the plane (1, 1/2)."""
     import numpy as np
 
     if dim == 2:
@@ -78,7 +81,7 @@ def judged(draws, truth, mean, variance) -> dict[str, float]:
     """draws (N, S, D) of a method for N measurements of truth (N, D), against the posterior's mean and variance (N, D).
 
     bias: RMS of the draws' mean about the posterior's, in RMS posterior standard deviations (never below 1 / sqrt(S) or so);
-    variance_ratio: total variance over the posterior's; coverage: how often a coordinate of the truth is in the central 90 % of draws.
+    variance_ratio: total variance over the posterior's; coverage: how often a truth's coordinate is in the central 90 % of draws.
     """
     import numpy as np
 
@@ -107,9 +110,9 @@ def law_of(target: str):
     raise UserError(f"--target={target} is no mixture whose posterior is known; take gmm8 or 'gmm(modes=20,dim=8)'")
 
 
-def on_target(target: str, process: str, sampler: str, grid: str, methods: Sequence[str], budgets: Sequence[int], *, num: int, draws: int,
-              std: float, kept: Kept) -> list[dict]:
-    """A row {'method', 'nfe', 'evaluations', metrics, 'draws': of the first measurement} for the posterior, and each method and budget."""
+def on_target(target: str, process: str, sampler: str, grid: str, methods: Sequence[str], budgets: Sequence[int], *,
+              num: int, draws: int, std: float, kept: Kept) -> list[dict]:
+    """A row {'method', 'nfe', 'evaluations', metrics, 'draws': of the first y} for the posterior and each method and budget."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -118,7 +121,8 @@ def on_target(target: str, process: str, sampler: str, grid: str, methods: Seque
     from diffusion_jax.build import build
     from diffusion_jax.samplers import base
 
-    law, path, solver = jax.tree.map(jnp.asarray, law_of(target)), build(experiment.PROCESSES, process), build(experiment.SAMPLERS, sampler)
+    law = jax.tree.map(jnp.asarray, law_of(target))
+    path, solver = build(experiment.PROCESSES, process), build(experiment.SAMPLERS, sampler)
     dim, total = law.means.shape[1], num * draws
     matrix = matrix_for(dim)
     measurement = inverse.linear((dim,), matrix, std)
@@ -135,11 +139,11 @@ def on_target(target: str, process: str, sampler: str, grid: str, methods: Seque
 
     def told(name: str):
         if name == TRUTH:
-            return inverse.Method(lambda denoise, path, measurement, y: inverse.conditional(law, path, jnp.asarray(matrix), std, y))
+            return inverse.Method(lambda denoise, path, _, y: inverse.conditional(law, path, jnp.asarray(matrix), std, y))
         return build(experiment.METHODS, name)
 
-    many = jax.tree.map(lambda v: jnp.repeat(v, draws, 0), (exact.weights, exact.means))
-    rows = [row_of(kept, {"method": EXACT}, lambda: row(inverse.draw_posterior(inverse.Posterior(*many, exact.covariances), keys)), "posterior")]
+    many = exact._replace(weights=jnp.repeat(exact.weights, draws, 0), means=jnp.repeat(exact.means, draws, 0))
+    rows = [row_of(kept, {"method": EXACT}, lambda: row(inverse.draw_posterior(many, keys)), "the")]
     cells = [(name, nfe) for name in [TRUTH, *methods] for nfe in budgets]
     for name in [TRUTH, *methods]:
         method = told(name)
@@ -155,7 +159,8 @@ def on_target(target: str, process: str, sampler: str, grid: str, methods: Seque
         for nfe in budgets:
             ts = experiment.pad(jnp.asarray(build(experiment.GRIDS, grid, path, lengths[nfe]), y.dtype), max(lengths.values()))
             key = {"method": name, "nfe": nfe, "evaluations": base.evaluations(wrapped, np.zeros(lengths[nfe]))}
-            rows.append(row_of(kept, key, lambda: row(run(keys, repeated, ts)), f"{cells.index((name, nfe)) + 1} of {len(cells)}:"))
+            place = f"{cells.index((name, nfe)) + 1} of {len(cells)}:"
+            rows.append(row_of(kept, key, lambda: row(run(keys, repeated, ts)), place))
     return rows
 
 
@@ -172,7 +177,8 @@ def target_pictures(rows: list[dict], stem: Path, title: str) -> None:
     from diffusion_jax import plotting
 
     exact, made = rows[0], [row | {"sampler": row["method"]} for row in rows[1:]]
-    plotting.quality_curves(made, stem.with_suffix(".png"), metrics=tuple(METRICS), floor={m: exact[m] for m in METRICS}, title=title)
+    truth = {metric: exact[metric] for metric in METRICS}
+    plotting.quality_curves(made, stem.with_suffix(".png"), metrics=tuple(METRICS), floor=truth, title=title)
     tile = lambda row: plotting.density(np.asarray(row["draws"]), ((-1.6, -1.6), (1.6, 1.6)))  # noqa: E731
     budgets = sorted({row["nfe"] for row in made})
     tiles = {(row["method"], row["nfe"]): tile(row) for row in made} | {(EXACT, budgets[0]): tile(exact)}
@@ -180,12 +186,12 @@ def target_pictures(rows: list[dict], stem: Path, title: str) -> None:
                     title="Draws of x0 given one y")  # fmt: skip
 
 
-# ---- on images, against what costs nothing ----------------------------------------------------------------------------------------
+# ---- on images, against what costs nothing ---------------------------------------------------------------------------------
 
 
 def baselines(name: str, measurement, y, shape: tuple[int, ...], mean_image) -> dict[str, Any]:
-    """Trivial answers, float (N, H, W, C): unknown pixels filled with the mean of the known ones or with the mean image's; nearest and bicubic;
-    for other tasks A^+ y, and y itself."""
+    """Trivial answers, float (N, H, W, C): unknown pixels filled with the mean of the known ones or with the mean image's;
+    nearest and bicubic; for other tasks A^+ y, and y itself."""
     import jax
     import jax.numpy as jnp
 
@@ -203,7 +209,7 @@ def baselines(name: str, measurement, y, shape: tuple[int, ...], mean_image) -> 
 
 def parse_tasks(text: str, shape: tuple[int, ...]) -> dict[str, tuple[str, str]]:
     """'inpaint@half;deblur' -> {the text of each: (task, mask)}; of the default ones those that fit images of `shape`."""
-    found = {part.strip(): (part.strip().partition("@")[0], part.strip().partition("@")[2]) for part in text.split(";") if part.strip()}
+    found = {name: (name.partition("@")[0], name.partition("@")[2]) for name in map(str.strip, text.split(";")) if name}
     if text == IMAGE_TASKS:
         fits = {"colourise": shape[-1] > 1, "superres(factor=4)": not (shape[0] % 4 or shape[1] % 4) and shape[0] >= 16,
                 "superres(factor=2)": shape[0] < 16}  # fmt: skip
@@ -224,8 +230,8 @@ def on_images(job, dataset, tasks: dict, methods: Sequence[str], labels: str, ke
 
     built, config = job.trained.experiment, job.trained.experiment.config.sampler
     everything = data.arrays(dataset.train)
-    labelled = dataset.num_classes > 0
-    seen = features.extractor("classifier" if labelled else "pixels", everything["image"], everything.get("label") if labelled else None)
+    labels_of = (everything["image"], everything["label"]) if dataset.num_classes else ()
+    seen = features.extractor("classifier" if dataset.num_classes else "pixels", *labels_of)
     mean_image = everything["image"].astype(np.float32).mean(0) / 127.5 - 1
     truth, cond = generate.to_uint8(job.images), edit.conditions(built, labels, job.labels, len(job.images))
     target = seen.features(truth)
@@ -240,7 +246,8 @@ def on_images(job, dataset, tasks: dict, methods: Sequence[str], labels: str, ke
         measurement = edit.measurement_for(task, mask, built.shape)
         y = jax.jit(lambda keys, x: inverse.measure(measurement, keys, x))(job.keys, job.images)
         trivial = baselines(task.partition("(")[0], measurement, y, built.shape, mean_image)
-        rows.append(row_of(kept, {"task": name, "method": "y"}, lambda: {"shown": generate.to_uint8(edit.shown(measurement, y, built.shape))[:SHOWN]}, ""))
+        picture = generate.to_uint8(edit.shown(measurement, y[:SHOWN], built.shape))
+        rows.append(row_of(kept, {"task": name, "method": "y"}, lambda: {"shown": picture}, "measured"))
         for method, images in trivial.items():
             rows.append(row_of(kept, {"task": name, "method": method}, lambda: row(generate.to_uint8(images)), "baseline"))
         for spec in methods:
@@ -283,7 +290,7 @@ def image_picture(rows: list[dict], truth, path: Path) -> None:
     plotting.save(plotting.image_grid(np.concatenate(images), len(truth), row_labels=names), path)
 
 
-# ---- the command ----------------------------------------------------------------------------------------------------------------------
+# ---- the command -----------------------------------------------------------------------------------------------------------
 
 
 def main(config) -> None:
@@ -311,9 +318,9 @@ def target_command(FLAGS, config) -> tuple[str, Path]:
              "num": FLAGS.num, "draws": FLAGS.draws}  # fmt: skip
     stem = Path(FLAGS.out or "runs/inverse_" + re.sub(r"\W+", "_", FLAGS.target).strip("_")) / "inverse_benchmark"
     with jax.enable_x64(True):
-        rows = on_target(FLAGS.target, FLAGS.process, FLAGS.sampler, FLAGS.grid, methods, budgets, num=FLAGS.num, draws=FLAGS.draws,
-                         std=FLAGS.std, kept=kept_in(stem.with_suffix(".json"), about))  # fmt: skip
-    title = f"{FLAGS.target}, {FLAGS.process}, noise {FLAGS.std:g}: {FLAGS.num} measurements, {FLAGS.draws} draws each, {FLAGS.sampler}"
+        kept, setting = kept_in(stem.with_suffix(".json"), about), (FLAGS.target, FLAGS.process, FLAGS.sampler, FLAGS.grid)
+        rows = on_target(*setting, methods, budgets, num=FLAGS.num, draws=FLAGS.draws, std=FLAGS.std, kept=kept)
+    title = f"{FLAGS.target}, {FLAGS.process}, noise {FLAGS.std:g}: {FLAGS.num} y, {FLAGS.draws} draws each, {FLAGS.sampler}"
     target_pictures(rows, stem, title)
     return f"# {title}\n\n{target_report(rows)}", stem
 
@@ -340,10 +347,12 @@ def image_command(FLAGS, config) -> tuple[str, Path]:
     dataset = experiment.dataset(config)
     held_out = data.arrays(dataset.test, limit=FLAGS.num)
     plan = experiment.plan(trained.experiment)
-    job = edit.Job(trained, plan if FLAGS.labels else plan._replace(guided=False), jnp.asarray(held_out["image"], jnp.float32) / 127.5 - 1,
-                   held_out.get("label"), generate.seeds_to_keys(range(len(held_out["image"]))), config.sampler.batch_size)  # fmt: skip
+    images = jnp.asarray(held_out["image"], jnp.float32) / 127.5 - 1
+    job = edit.Job(trained, plan if FLAGS.labels else plan._replace(guided=False), images, held_out.get("label"),
+                   generate.seeds_to_keys(range(len(images))), config.sampler.batch_size)  # fmt: skip
     stem = Path(FLAGS.out or FLAGS.workdir) / "inverse_benchmark"
-    about = {"config": config.to_dict(), "step": trained.step, "weights": trained.weights, "num": FLAGS.num, "labels": FLAGS.labels}
+    about = {"config": config.to_dict(), "step": trained.step, "weights": trained.weights, "num": FLAGS.num,
+             "labels": FLAGS.labels}  # fmt: skip
     rows, truth = on_images(job, dataset, tasks, methods, FLAGS.labels, kept_in(stem.with_suffix(".json"), about))
     image_picture(rows, truth["truth"], stem.with_suffix(".png"))
     name = Path(FLAGS.workdir).name

@@ -132,14 +132,16 @@ def test_the_command_prints_one_line_and_ends_with_2(tmp_path):
     assert not (tmp_path / "edits").exists()
 
 
-# ---- the benchmark ------------------------------------------------------------------------------------------------------------------
+# ---- the benchmark ---------------------------------------------------------------------------------------------------------
 
 
 def test_benchmark_on_a_mixture_tells_exact_from_wrong_and_resumes(tmp_path):
     file, about = tmp_path / "inverse_benchmark.json", {"target": "gmm8"}
     args = ("gmm8", "schedules.VP()", "ancestral.ddim(eta=1.0)", "uniform_logsnr", ["unguided"], [12])
     with jax.enable_x64(True):
-        run = lambda: inverse_benchmark.on_target(*args, num=40, draws=60, std=0.1, kept=inverse_benchmark.kept_in(file, about))  # noqa: E731
+        run = lambda: inverse_benchmark.on_target(
+            *args, num=40, draws=60, std=0.1, kept=inverse_benchmark.kept_in(file, about)
+        )  # noqa: E731
         rows = run()
         exact, told, blind = rows
         assert exact["bias"] < 0.25 and abs(exact["variance_ratio"] - 1) < 0.1 and 0.8 < exact["coverage"] < 0.97
@@ -179,6 +181,8 @@ def test_baselines_against_plain_numbers():
     mask = inverse.half((4, 4, 1))
     measurement = inverse.inpaint((4, 4, 1), mask)
     filled = inverse_benchmark.baselines("inpaint", measurement, measurement.forward(x), (4, 4, 1), np.full((4, 4, 1), 0.3))
-    np.testing.assert_allclose(filled["mean of known pixels"][:, 2:, :, 0], np.repeat(x[:, :2].mean((1, 2)), 8).reshape(2, 2, 4), rtol=1e-5)
+    np.testing.assert_allclose(
+        filled["mean of known pixels"][:, 2:, :, 0], np.repeat(x[:, :2].mean((1, 2)), 8).reshape(2, 2, 4), rtol=1e-5
+    )
     np.testing.assert_allclose(filled["mean image"][:, 2:], 0.3)
     np.testing.assert_array_equal(filled["mean image"][:, :2], x[:, :2])

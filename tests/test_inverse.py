@@ -1,5 +1,5 @@
-"""Measurements against explicit matrices; methods on Gaussian data, where each is exact or known in closed form; the posterior against
-quadrature; known pixels bit for bit; edits.
+"""Measurements against explicit matrices; methods on Gaussian data, where each is exact or known in closed form; the posterior
+against quadrature; known pixels bit for bit; edits.
 """
 
 import functools
@@ -38,7 +38,7 @@ def test_every_measurement_and_method_is_here():
     assert set(public(inverse, "Mask")) == {"half", "box", "random"}
 
 
-# ---- measurements --------------------------------------------------------------------------------------------------------------
+# ---- measurements ----------------------------------------------------------------------------------------------------------
 
 
 @every_measurement
@@ -119,7 +119,7 @@ def test_mistakes_are_one_line(make, words):
     assert "\n" not in str(error.value)
 
 
-# ---- methods on Gaussian data -----------------------------------------------------------------------------------------------------
+# ---- methods on Gaussian data ----------------------------------------------------------------------------------------------
 
 A, STD, Y = np.array([[1.0, 0.5, 0.0], [0.0, 1.0, -1.0]]), 0.3, np.array([0.7, -0.4])
 MEAN, ROOT = np.array([0.3, -0.2, 0.5]), np.array([[0.8, 0.0, 0.0], [0.5, 0.4, 0.0], [-0.3, 0.2, 0.6]])
@@ -155,7 +155,9 @@ def test_ddnm_and_pigdm_are_the_posterior_mean_of_isotropic_data_under_every_pro
                 for t in (0.2, 0.7):
                     alpha, sigma = float(process.alpha(jnp.float64(t))), float(process.sigma(jnp.float64(t)))
                     found = run(index, x, t)
-                    assert_allclose(found.x0[0], posterior_mean(0.49 * np.eye(3), A, STD**2, Y, alpha, sigma, x[0]), rtol=1e-6, atol=1e-8)
+                    assert_allclose(
+                        found.x0[0], posterior_mean(0.49 * np.eye(3), A, STD**2, Y, alpha, sigma, x[0]), rtol=1e-6, atol=1e-8
+                    )
                     assert_allclose(alpha * found.x0 + sigma * found.eps, x, rtol=1e-9)
 
 
@@ -194,8 +196,8 @@ def probe(method, sampler, steps, measurement, y, law, process, z=0.0):
 
 
 def test_replacement_draws_the_measured_part_and_is_biased_on_the_rest():
-    """A x_s has the law q(A x_s | y) after each move. The other coordinate's mean falls short of the posterior's, with however many
-    steps, and repaint comes nearer: what Lugmayr et al. say of replacement alone, here in numbers.
+    """A x_s has the law q(A x_s | y) after each move. The other coordinate's mean falls short of the posterior's, with however
+    many steps, and repaint comes nearer: what Lugmayr et al. say of replacement alone, here in numbers.
     """
     with jax.enable_x64(True):
         process, rho, y = schedules.VP(), 0.9, np.array([1.5])
@@ -221,12 +223,13 @@ def test_replacement_stops_where_the_measurement_is_noisier_than_the_path():
     assert_allclose(put(1.3 / 80, z), [[1 + 1.2, 4.0]], rtol=1e-5)  # 1.3^2 = 0.5^2 + 1.2^2
 
 
-# ---- the truth ------------------------------------------------------------------------------------------------------------------------
+# ---- the truth -------------------------------------------------------------------------------------------------------------
 
 
 def test_posterior_and_conditional_denoiser_against_quadrature():
     with jax.enable_x64(True):
-        process, t, std, matrix, y, x_t = schedules.VP(), 0.3, 0.4, np.array([[1.0, 0.5]]), np.array([[0.3]]), np.array([[0.1, -0.3]])
+        process, t, std = schedules.VP(), 0.3, 0.4
+        matrix, y, x_t = np.array([[1.0, 0.5]]), np.array([[0.3]]), np.array([[0.1, -0.3]])
         law = targets.mixture(np.array([0.5, 0.3, 0.2]), np.array([[0.8, -0.3], [-0.5, 0.6], [0.2, 0.9]]),
                               np.array([[0.3, 0.2], [0.4, 0.25], [0.2, 0.5]]))  # fmt: skip
         axis = np.linspace(-3, 3, 401)
@@ -248,7 +251,7 @@ def test_posterior_and_conditional_denoiser_against_quadrature():
         assert_allclose(draws.var(0), variance[0], rtol=0.15)
 
 
-# ---- every method, process and sampler ------------------------------------------------------------------------------------------------
+# ---- every method, process and sampler -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -262,8 +265,8 @@ def test_every_method_under_every_process_ends_on_the_measurement(name):
     def run(index, keys, y, ts):
         process = AnyOf(index)
         x = base.start(process, keys, y.shape)
-        return inverse.restore(METHODS[name], measurement, y, ancestral.ddim(0.5), targets.denoise_gaussian(law, process), process, keys, x,
-                               ts, padded=True)  # fmt: skip
+        denoise = targets.denoise_gaussian(law, process)
+        return inverse.restore(METHODS[name], measurement, y, ancestral.ddim(0.5), denoise, process, keys, x, ts, padded=True)
 
     for index, process in enumerate(PROCESSES.values()):
         keys, ts = jax.random.split(jax.random.key(0), 3), grids.uniform_logsnr(process, 7)
@@ -293,7 +296,7 @@ def test_evaluations_of_wrapped_samplers():
     assert counted(inverse.replacement(), ode.heun()) == 7
     assert counted(inverse.repaint(5, 2), ancestral.ddpm()) == 3 * 10 + 1
     assert counted(inverse.dps(), ancestral.ddpm()) == 3 * 2 + 1
-    pndm = multistep.pndm()  # its first moves cost more: with two moves to a move of the grid, those of the first two are made each time
+    pndm = multistep.pndm()  # its first moves cost more: of two moves to a move of the grid, the first two's cost comes each time
     assert counted(inverse.repaint(3, 2), pndm) == 3 * (6 * pndm.nfe + sum(pndm.warmup[:6])) + 1
 
 
@@ -323,7 +326,7 @@ def test_only_dps_takes_what_is_not_linear():
     assert_allclose(found, truth, atol=2 * 0.05 * (1 + 3 * 0.8**2))
 
 
-# ---- edits ------------------------------------------------------------------------------------------------------------------------------
+# ---- edits -----------------------------------------------------------------------------------------------------------------
 
 
 def test_slerp_keeps_lengths_and_goes_along_the_arc():
@@ -340,7 +343,10 @@ def test_slerp_keeps_lengths_and_goes_along_the_arc():
 
 def by_class(process):
     """Two Gaussians of the same covariance, one for each label."""
-    both = [targets.denoise_gaussian(targets.gaussian(centre, 0.25 * np.eye(2)), process) for centre in np.array([[1.0, 0.0], [-1.0, 0.5]])]
+    both = [
+        targets.denoise_gaussian(targets.gaussian(centre, 0.25 * np.eye(2)), process)
+        for centre in np.array([[1.0, 0.0], [-1.0, 0.5]])
+    ]
 
     def denoise(x, t, cond):
         first, second = (one(x, t) for one in both)
@@ -355,7 +361,9 @@ def test_translation_of_gaussians_is_a_shift_and_interpolation_ends_at_its_ends(
     sampler = multistep.dpmpp_2m()
     moved = jax.jit(lambda x: inverse.translate(sampler, by_class(process), process, x, ts, zero, one))(x0)
     assert_allclose(moved, x0 + np.array([-2.0, 0.5]), atol=0.02)
-    way = jax.jit(lambda a, b: inverse.interpolate(sampler, by_class(process), process, a, b, jnp.array([0.0, 0.5, 1.0]), ts, (zero, one)))
+    way = jax.jit(
+        lambda a, b: inverse.interpolate(sampler, by_class(process), process, a, b, jnp.array([0.0, 0.5, 1.0]), ts, (zero, one))
+    )
     frames = way(x0, moved)
     assert frames.shape == (3, 2, 2)
     assert_allclose(frames[0], x0, atol=0.02)
@@ -363,7 +371,7 @@ def test_translation_of_gaussians_is_a_shift_and_interpolation_ends_at_its_ends(
 
 
 def test_sdedit_keeps_less_of_the_guide_the_more_noise_there_is():
-    """From time t the mean of what comes out is that of x0 given x_t: alpha^2 C / (alpha^2 C + sigma^2) of the guide is left at t."""
+    """From time t on the mean is that of x0 given x_t: alpha^2 C / (alpha^2 C + sigma^2) of the guide is left."""
     process, guide, full = schedules.VP(), jnp.full((400, 2), 2.0), grids.uniform_logsnr(schedules.VP(), 41)
     denoise = targets.denoise_gaussian(targets.gaussian(np.zeros(2), np.eye(2)), process)
     run = jax.jit(lambda keys, ts: inverse.sdedit(ancestral.ddpm(), denoise, process, keys, guide, ts))
