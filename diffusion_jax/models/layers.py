@@ -65,9 +65,15 @@ def groups(channels: int) -> int:
     return max(g for g in range(1, max(1, min(32, channels // 4)) + 1) if channels % g == 0)
 
 
-def group_norm(x: Array, name: str) -> Array:
-    """Group norm (Wu & He 2018) in float32. Called inside a module's compact method."""
-    return nn.GroupNorm(groups(x.shape[-1]), epsilon=1e-6, dtype=jnp.float32, name=name)(x)
+def group_norm(x: Array, name: str, norm: tuple[int, float] | None = None) -> Array:
+    """Group norm (Wu & He 2018) in float32. Called inside a module's compact method.
+
+    norm: (groups, epsilon); None: `groups` of the channels, 1e-6. UserError for groups that do not divide the channels.
+    """
+    number, epsilon = norm or (groups(x.shape[-1]), 1e-6)
+    if x.shape[-1] % number:
+        raise UserError(f"norm={norm}: {x.shape[-1]} channels do not fall into {number} groups; use a divisor, or None")
+    return nn.GroupNorm(number, epsilon=epsilon, dtype=jnp.float32, name=name)(x)
 
 
 def conv(features: int, size: int = 3, *, stride=1, padding="SAME", zero=False, dtype="float32", name) -> nn.Conv:
@@ -108,11 +114,13 @@ RESAMPLE = {"none": lambda x: x, "down": average_pool, "up": nearest}
 class ResidualBlock(nn.Module):
     """skip_scale (shortcut(x) + conv(drop(silu(norm(conv(silu(norm(x)))))))), told noise level and class at norm 2.
 
-    (B, H, W, C), (B, E) -> (B, H', W', channels). The second convolution starts at zero: the block is its shortcut.
+    (B, H, W, C), (B, E) -> (B, H', W', channels). The second convolution starts at zero: the block is its shortcut. Without an
+    embedding (None, in autoencoders) it is told nothing.
 
     scale_shift: the embedding scales and shifts the second norm, norm(h) (1 + scale) + shift (adaptive group norm,
       Dhariwal & Nichol 2021, section 3.1); otherwise it is added before that norm (DDPM, Ho et al. 2020, appendix B).
     resample: 'none', 'down' (average pool) or 'up' (nearest), on both branches of the block (BigGAN; ADM, section 3).
+    norm: see group_norm.
     """
 
     channels: int
@@ -121,20 +129,14 @@ class ResidualBlock(nn.Module):
     dropout: float = 0.0
     skip_scale: float = 1.0
     dtype: str = "float32"
+    norm: tuple[int, float] | None = None
 
     @nn.compact
-    def __call__(self, x: Array, embedding: Array, train: bool) -> Array:
+    def __call__(self, x: Array, embedding: Array | None = None, train: bool = False) -> Array:
         resample = RESAMPLE[self.resample]
-        h = resample(jax.nn.silu(group_norm(x, "norm_1")).astype(self.dtype))
+        h = resample(jax.nn.silu(group_norm(x, "norm_1", self.norm)).astype(self.dtype))
         h = product(conv(self.channels, dtype=self.dtype, name="conv_1")(h))
-
-        told = nn.Dense(self.channels * (2 if self.scale_shift else 1), kernel_init=KERNEL_INIT, name="embedding")
-        told = told(jax.nn.silu(embedding))[:, None, None, :]  # (B, 1, 1, channels or twice that)
-        if self.scale_shift:
-            scale, shift = jnp.split(told, 2, axis=-1)
-            h = group_norm(h, "norm_2") * (1 + scale) + shift
-        else:
-            h = group_norm(h + told, "norm_2")
+        h = self._told_norm(h, embedding)
         h = nn.Dropout(self.dropout, deterministic=not train)(jax.nn.silu(h).astype(self.dtype))
         h = conv(self.channels, zero=True, dtype=self.dtype, name="conv_2")(h)
 
@@ -143,24 +145,37 @@ class ResidualBlock(nn.Module):
             x = conv(self.channels, 1, dtype=self.dtype, name="shortcut")(x)
         return ((x + h) * self.skip_scale).astype(self.dtype)
 
+    def _told_norm(self, h: Array, embedding: Array | None) -> Array:
+        """The second norm, told the embedding."""
+        if embedding is None:
+            return group_norm(h, "norm_2", self.norm)
+        told = nn.Dense(self.channels * (2 if self.scale_shift else 1), kernel_init=KERNEL_INIT, name="embedding")
+        told = told(jax.nn.silu(embedding))[:, None, None, :]  # (B, 1, 1, channels or twice that)
+        if not self.scale_shift:
+            return group_norm(h + told, "norm_2", self.norm)
+        scale, shift = jnp.split(told, 2, axis=-1)
+        return group_norm(h, "norm_2", self.norm) * (1 + scale) + shift
+
 
 class AttentionBlock(nn.Module):
     """skip_scale (x + project(attention(norm(x)))) over the H W pixels of a feature map. (B, H, W, C) -> (B, H, W, C).
 
     head_width: channels per head (ADM: 64); None is one head (DDPM), and so are fewer channels than head_width.
-    The projection starts at zero. The outputs of `qkv` are ordered by (q, k, v), then head, then channel of the head.
+    norm: see group_norm. The projection starts at zero. The outputs of `qkv` are ordered by (q, k, v), then head, then
+    channel of the head.
     """
 
     head_width: int | None = 64
     skip_scale: float = 1.0
     impl: str = "auto"
     dtype: str = "float32"
+    norm: tuple[int, float] | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         b, height, width, c = x.shape
         heads = count_heads(c, self.head_width)
-        h = group_norm(x, "norm").reshape(b, height * width, c)
+        h = group_norm(x, "norm", self.norm).reshape(b, height * width, c)
         init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")  # fan_avg would see 3c outputs
         qkv = product(nn.Dense(3 * c, kernel_init=init, dtype=self.dtype, name="qkv")(h))
         q, k, v = jnp.unstack(qkv.reshape(b, height * width, 3, heads, c // heads), axis=2)
@@ -180,12 +195,13 @@ class CrossAttentionBlock(nn.Module):
     skip_scale: float = 1.0
     impl: str = "auto"
     dtype: str = "float32"
+    norm: tuple[int, float] | None = None
 
     @nn.compact
     def __call__(self, x: Array, states: Array, mask: Array) -> Array:
         b, height, width, c = x.shape
         heads = count_heads(c, self.head_width)
-        h = group_norm(x, "norm").reshape(b, height * width, c)
+        h = group_norm(x, "norm", self.norm).reshape(b, height * width, c)
         q = product(nn.Dense(c, kernel_init=KERNEL_INIT, dtype=self.dtype, name="query")(h))
         k = product(nn.Dense(c, kernel_init=KERNEL_INIT, dtype=self.dtype, name="key")(states))
         v = product(nn.Dense(c, kernel_init=KERNEL_INIT, dtype=self.dtype, name="value")(states))
