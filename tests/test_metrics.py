@@ -15,7 +15,7 @@ import scipy.stats
 from diffusion_jax.data.sources import Arrays
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import (
-    classifier, features, frechet, judge, kid, memorisation, mmd, points, prdc, rows, scores, statistics)  # fmt: skip
+    classifier, features, frechet, judge, kid, memorisation, mmd, points, prdc, rows, scores, sharpness, statistics)  # fmt: skip
 
 # ---- points ----
 
@@ -178,6 +178,22 @@ def test_copies_of_training_images_are_seen():
 
 
 # ---- scores ----
+
+
+def test_sharpness_of_waves_is_their_closed_form():
+    """A wave A cos(k x) has Laplacian (2 cos k - 2) A cos(k x), of variance (2 - 2 cos k)^2 A^2 / 2, and energy A^2 / 2 at k."""
+    x, rounding = np.arange(32), 1 / 255
+    for cycles, high in ((4, False), (12, True)):
+        k, amplitude = 2 * np.pi * cycles / 32, 100 / 255
+        wave = np.rint(127 + 100 * np.cos(k * x)).astype(np.uint8)
+        images = np.broadcast_to(wave[None, None, :, None], (2, 32, 32, 1))
+        energy = amplitude**2 / 2
+        np.testing.assert_allclose(sharpness.laplacian_variance(images), (2 - 2 * np.cos(k)) ** 2 * energy, rtol=0.05)
+        np.testing.assert_allclose(sharpness.high_frequency(images), energy * high, rtol=0.02, atol=rounding**2)
+    noisy = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    blurred = ((noisy[:, :-1].astype(int) + noisy[:, 1:]) // 2).astype(np.uint8)
+    assert all(value < 0.75 for value in sharpness.relative(blurred, noisy).values())
+    assert sharpness.relative(noisy, noisy) == {"laplacian": 1.0, "high_frequency": 1.0}
 
 
 def test_the_inception_score_of_sure_and_of_undecided_logits():
