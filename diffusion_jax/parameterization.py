@@ -73,17 +73,19 @@ def denoiser(apply: Apply, params: Params, parameterization: Parameterization, p
 # ---- encode: what the network is fed --------------------------------------------------------------------------------------
 
 
-def encoder(sigma_data: float = 1.0, noise_input: str = "logsnr", input_scale: bool = True, time_scale: float = 1.0):
+def encoder(sigma_data: float = 1.0, noise_input: str = "logsnr", input_scale: bool = True, time_scale: float = 1.0,
+            time_shift: float = 0.0):  # fmt: skip
     """encode(process, x_t, t) -> (c_in x_t, c_noise).
 
     c_in = 1 / sqrt(alpha^2 sigma_data^2 + sigma^2) (1 if not input_scale: the DDPM and NCSN checkpoints' own convention);
-    c_noise = log(sigma / alpha) / 4 ('logsnr'; EDM's ln(sigma) / 4), or time_scale * t ('time').
+    c_noise = log(sigma / alpha) / 4 ('logsnr'; EDM's ln(sigma) / 4), or time_scale * t + time_shift ('time'; with shift -0.001, 1000
+    c_noise is the step from 0 to 999 of DDPM's checkpoints).
     """
     if noise_input not in ("logsnr", "time"):
         raise unknown("noise_input", noise_input, ("logsnr", "time"))
 
     def encode(process: Process, x_t: Array, t: Array) -> tuple[Array, Array]:
-        c_noise = -gaussian.logsnr(process, t) / 8 if noise_input == "logsnr" else time_scale * t
+        c_noise = -gaussian.logsnr(process, t) / 8 if noise_input == "logsnr" else time_scale * t + time_shift
         if not input_scale:
             return x_t, c_noise
         alpha, sigma = process.alpha(t), process.sigma(t)

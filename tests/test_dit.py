@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax import convert
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import dit
 from diffusion_jax.models.dit import SIZES, DiT
@@ -37,37 +38,20 @@ def reference() -> dict:
         return dict(saved)
 
 
-def converted(weights: dict, heads: int, depth: int) -> dict:
-    """The authors' weights in our layout: kernels (in, out), patches (row, column, channel), qkv by head first."""
-
-    def dense(name):
-        return {"kernel": weights[f"{name}.weight"].T, "bias": weights[f"{name}.bias"]}
-
-    def by_head(a):  # (..., 3 heads d) -> (..., heads 3 d)
-        return np.swapaxes(a.reshape(*a.shape[:-1], 3, heads, -1), -3, -2).reshape(a.shape)
-
-    def block(i):
-        names = {"modulation": "adaLN_modulation.1", "project": "attn.proj", "mlp_in": "mlp.fc1", "mlp_out": "mlp.fc2"}
-        found = {ours: dense(f"blocks.{i}.{theirs}") for ours, theirs in names.items()}
-        return found | {"qkv": jax.tree.map(by_head, dense(f"blocks.{i}.attn.qkv"))}
-
-    patches = weights["x_embedder.proj.weight"].transpose(2, 3, 1, 0)  # (row, column, channel, width)
-    return {
-        "first": {"kernel": patches.reshape(-1, patches.shape[-1]), "bias": weights["x_embedder.proj.bias"]},
-        "condition": {
-            "noise_1": dense("t_embedder.mlp.0"), "noise_2": dense("t_embedder.mlp.2"),
-            "label": {"rows": weights["y_embedder.embedding_table.weight"]},
-        },
-        **{f"block_{i}": block(i) for i in range(depth)},
-        "last_modulation": dense("final_layer.adaLN_modulation.1"), "last": dense("final_layer.linear"),
-    }  # fmt: skip
+def converted() -> dict:
+    """The authors' weights in our layout. Nothing may be missing, and nothing left over."""
+    params, _ = shapes(DiT(**TINY), (3, 8, 8, 4))
+    wanted = {path: leaf.shape for path, leaf in convert.flat(params).items()}
+    weights = {name: tensor for name, tensor in reference().items() if "." in name}
+    found = convert.to_ours(convert.table(convert.published("DiT"), TINY, wanted), weights, wanted)
+    return jax.tree.unflatten(jax.tree.structure(params), [found[path] for path in wanted])
 
 
 @functools.cache
 def run(**options):
     """The network with the fixture's weights, at the fixture's inputs or others: (x NHWC, c_noise, labels) -> out."""
     module = DiT(**TINY | options)
-    params = converted(reference(), TINY["heads"], TINY["depth"])
+    params = converted()
     apply = quick_jit(lambda x, c, y: module.apply({"params": params}, x, c, {"label": y}))
     return lambda x, c, y: np.asarray(apply(x, np.float32(c), np.asarray(y)))
 
@@ -79,9 +63,6 @@ def inputs():
 
 def test_the_authors_program_on_converted_weights():
     expected = reference()["out"].transpose(0, 2, 3, 1)
-    params, _ = shapes(DiT(**TINY), (3, 8, 8, 4))
-    ours = jax.tree.map(lambda a: a.shape, converted(reference(), TINY["heads"], TINY["depth"]))
-    assert ours == jax.tree.map(lambda a: a.shape, params)  # nothing missing, nothing left over
     assert np.abs(expected).max() > 1
     np.testing.assert_allclose(run()(*inputs()), expected, atol=1e-4)
 
@@ -143,7 +124,7 @@ def test_examples_are_their_own_and_labels_and_noise_matter():
 
 def test_remat_changes_no_gradient_and_bfloat16_is_close():
     x, c, y = inputs()
-    params = converted(reference(), TINY["heads"], TINY["depth"])
+    params = converted()
 
     def gradient(remat):
         module = DiT(**TINY, remat=remat)
@@ -162,7 +143,7 @@ def test_remat_changes_no_gradient_and_bfloat16_is_close():
 def test_a_loop_of_blocks_is_the_blocks():
     """The same output and gradient, with the blocks' parameters stacked; each block is initialised by itself."""
     x, c, y = inputs()
-    params = converted(reference(), TINY["heads"], TINY["depth"])
+    params = converted()
     blocks = jax.tree.map(lambda *leaves: np.stack(leaves), *(params.pop(f"block_{i}") for i in range(TINY["depth"])))
     module = DiT(**TINY, scan_blocks=True, remat="block")
     loss = lambda p: jnp.sum(jnp.sin(module.apply({"params": p}, x, c, {"label": y})))  # noqa: E731
@@ -177,7 +158,7 @@ def test_a_tensor_shard_of_qkv_is_whole_heads():
     """The second third of the columns of qkv is enough to compute the second head."""
     block, told = dit._Block(3), np.zeros((2, 24), np.float32)
     h = np.float32(np.random.default_rng(0).standard_normal((2, 4, 24)))
-    params = converted(reference(), 3, 2)["block_0"]
+    params = converted()["block_0"]
     zero, one = np.zeros(24, np.float32), np.ones(24, np.float32)
     gates = {"kernel": np.zeros((24, 144), np.float32), "bias": np.concatenate([zero, zero, one, zero, zero, zero])}
     only_attention = params | {"project": {"kernel": np.eye(24, dtype=np.float32), "bias": zero}, "modulation": gates}

@@ -57,6 +57,7 @@ ALLOWED = {
         {"types", "arrays", "errors", "evaluation", "provenance", "data"},
         CONFIGS | {"flax", "orbax"},
     ),
+    "convert": ({"errors", "models"}, FRAMEWORKS),
     "plotting": ({"types", "arrays", "errors", "provenance", "evaluation"}, FRAMEWORKS - {"matplotlib"}),
     "report": ({"types", "errors", "provenance"}, FRAMEWORKS | {"jax"}),
     "provenance": ({"types", "errors"}, FRAMEWORKS),

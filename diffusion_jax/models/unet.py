@@ -37,10 +37,12 @@ class UNet(nn.Module):
     dropout: rate between the two convolutions of a residual block; DDPM on CIFAR-10 0.1.
     scale_shift: noise level and class scale and shift the second norm of a block (ADM), or are added before it
       (DDPM).
-    updown: 'conv' halves by a strided convolution and doubles by nearest neighbour and a convolution (DDPM);
-      'resblock' does both inside further residual blocks (ADM, after BigGAN).
+    updown: 'conv' halves by a strided convolution and doubles by nearest neighbour and a convolution (DDPM, where the
+      strided one is padded on the right and below; 'conv_centred' pads all around); 'resblock' does both inside
+      further residual blocks (ADM, after BigGAN).
     skip_scale: factor on each sum of a block and its shortcut: 1, or 1/sqrt(2) (NCSN++, Song et al. 2021, appendix
       H; ADM).
+    norm: (groups, epsilon) of every group norm, for networks trained elsewhere; None is about min(32, channels / 4), 1e-6.
     learn_variance: (B, H, W, 2C), the second C channels for the variance (Nichol & Dhariwal 2021, eq. 15).
     extra_channels: channels of cond['concat'], shown to the first convolution beside x (SR3, Saharia et al. 2021).
     noise_embedding: 'sinusoidal' in 1000 c_noise (DDPM), or 'fourier' with random frequencies (NCSN++).
@@ -63,6 +65,7 @@ class UNet(nn.Module):
     scale_shift: bool = True
     updown: str = "conv"
     skip_scale: float = 1.0
+    norm: tuple[int, float] | None = None
     learn_variance: bool = False
     extra_channels: int = 0
     noise_embedding: str = "sinusoidal"
@@ -86,17 +89,17 @@ class UNet(nn.Module):
         h = self._attention(h, text, "middle_attention")
         h = self._residual(h, told, train, h.shape[-1], "middle_2")
         h = self._up(h, skips, told, text, train)
-        h = jax.nn.silu(layers.group_norm(h, "last_norm"))
+        h = jax.nn.silu(layers.group_norm(h, "last_norm", self.norm))
         h = layers.conv(channels * self.stem**2, zero=True, name="last")(h)  # float32
         return layers.depth_to_space(h, self.stem).astype(jnp.float32)
 
     def _residual(self, h: Array, told: Array, train: bool, channels: int, name: str, resample: str = "none") -> Array:
         block = layers.rematerialised(layers.ResidualBlock, self.remat, static_argnums=(3,))
-        options = dict(scale_shift=self.scale_shift, dropout=self.dropout, skip_scale=self.skip_scale, dtype=self.dtype)
-        return block(channels, resample, **options, name=name)(h, told, train)
+        options = self.scale_shift, self.dropout, self.skip_scale, self.dtype, self.norm
+        return block(channels, resample, *options, name=name)(h, told, train)
 
     def _attention(self, h: Array, text: Told | None, name: str) -> Array:
-        options = self.head_width, self.skip_scale, self.attention_impl, self.dtype
+        options = self.head_width, self.skip_scale, self.attention_impl, self.dtype, self.norm
         h = layers.rematerialised(layers.AttentionBlock, self.remat)(*options, name=name)(h)
         if text is None:
             return h
@@ -132,14 +135,15 @@ class UNet(nn.Module):
     def _resample(self, h: Array, told: Array, train: bool, direction: str, name: str) -> Array:
         if self.updown == "resblock":
             return self._residual(h, told, train, h.shape[-1], name, resample=direction)
-        if direction == "down":  # the padding of TensorFlow's SAME, with which DDPM was trained
-            return layers.conv(h.shape[-1], stride=2, padding=((0, 1), (0, 1)), dtype=self.dtype, name=name)(h)
+        if direction == "down":  # (0, 1) is TensorFlow's SAME, with which DDPM was trained
+            padding = (1, 1) if self.updown == "conv_centred" else (0, 1)
+            return layers.conv(h.shape[-1], stride=2, padding=(padding, padding), dtype=self.dtype, name=name)(h)
         return layers.conv(h.shape[-1], dtype=self.dtype, name=name)(layers.nearest(h))
 
     def _check(self, x: Array, cond: dict) -> None:
         """What can be seen from options and shapes; raises while tracing."""
-        if self.updown not in ("conv", "resblock"):
-            raise unknown("updown", self.updown, ["conv", "resblock"])
+        if self.updown not in (known := ("conv", "conv_centred", "resblock")):
+            raise unknown("updown", self.updown, known)
         if self.dtype not in ("float32", "bfloat16"):
             raise unknown("dtype", self.dtype, ["float32", "bfloat16"])
         if x.ndim != 4:

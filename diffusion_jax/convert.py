@@ -1,0 +1,409 @@
+"""Published networks as ours, and ours as theirs: names and the order of axes, and nothing else.
+
+    UNet2DModel     diffusers, in the layout of DDPM (Ho et al. 2020)       our unet.UNet
+    AutoencoderKL   diffusers (Rombach et al. 2022)                         our autoencoder.AutoencoderKL
+    DiT             the authors' own program (Peebles & Xie 2023)           our dit.DiT
+
+A `Published` network says how its config becomes our options and back, and has one dictionary, from the words in the paths of our
+parameters to the names of their modules. `table` makes of that, for each of our parameters, the tensors it consists of; `to_ours`
+and `to_theirs` apply a table, and undo each other bit for bit. Parameters are flat, {'down_0_0/conv_1/kernel': array}.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.models import dit, layers
+
+Options = dict[str, Any]
+Shape = tuple[int, ...]
+Flat = Mapping[str, np.ndarray]
+
+
+class Layout(NamedTuple):
+    """How one of their tensors lies in ours: two functions, each of which undoes the other."""
+
+    to_ours: Callable[[np.ndarray], np.ndarray]
+    to_theirs: Callable[[np.ndarray], np.ndarray]
+
+
+class Source(NamedTuple):
+    """Their tensors of which one of our parameters consists: each in our layout, side by side along the last axis."""
+
+    names: tuple[str, ...]
+    layout: Layout
+
+
+class Published(NamedTuple):
+    """A network that others publish.
+
+    model: its name here. options: their config -> (our options, shape of an example). config: back.
+    only: those of our options of which theirs has no choice, or less -> what it has.
+    words: our options -> {a part of our paths: the same of theirs}; where ours is several of theirs, with spaces between.
+    layouts: our options -> {the end of our paths: layout}, where that is not the usual one.
+    fixed: (our options, shape) -> tensors that are not learned, which their files hold as well.
+    described: what the tensors alone tell of their config.
+    under: where its parameters are among those of a run; '': they are all.
+    """
+
+    model: str
+    options: Callable[[Mapping], tuple[Options, Shape]]
+    config: Callable[[Options, Shape], dict[str, Any]]
+    only: dict[str, tuple]
+    words: Callable[[Options], dict[str, str]]
+    layouts: Callable[[Options], dict[str, Layout]] = lambda options: {}
+    fixed: Callable[[Options, Shape], dict[str, np.ndarray]] = lambda options, shape: {}
+    described: Callable[[Flat], dict[str, Any]] = lambda tensors: {}
+    under: str = ""
+
+
+# ---- between flat dicts ----------------------------------------------------------------------------------------------------
+
+SAME = Layout(lambda a: a, lambda a: a)
+DENSE = Layout(np.transpose, np.transpose)  # (out, in), (in, out)
+CONV = Layout(lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))  # (out, in, H, W), (H, W, in, out)
+LEAVES = {"kernel": "weight", "scale": "weight", "rows": "weight", "bias": "bias"}
+
+
+def table(network: Published, options: Options, shapes: Mapping[str, Shape]) -> dict[str, Source]:
+    """{path of one of our parameters: where it comes from}. shapes: of all of ours."""
+    words, layouts = network.words(options), network.layouts(options)
+
+    def source(path: str, shape: Shape) -> Source:
+        *parts, leaf = path.split("/")
+        theirs = itertools.product(*(words[part].split(" ") for part in parts), [LEAVES[leaf]])
+        usual = {1: SAME, 2: DENSE, 4: CONV}[len(shape)] if leaf == "kernel" else SAME
+        return Source(tuple(".".join(filter(None, name)) for name in theirs), layouts.get(f"{parts[-1]}/{leaf}", usual))
+
+    return {path: source(path, shape) for path, shape in shapes.items()}
+
+
+def flat(params: Any) -> dict[str, Any]:
+    """A tree of parameters -> {path: leaf}, in the order of its leaves."""
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def to_theirs(table: Mapping[str, Source], params: Flat) -> dict[str, np.ndarray]:
+    """Our parameters -> their tensors, as views where that is possible."""
+    return {
+        name: source.layout.to_theirs(part)
+        for path, source in table.items()
+        for name, part in zip(source.names, np.split(params[path], len(source.names), axis=-1))
+    }
+
+
+def to_ours(table: Mapping[str, Source], tensors: Flat, shapes: Mapping[str, Shape]) -> dict[str, np.ndarray]:
+    """Their tensors -> our parameters, float32, of these shapes. UserError with the names of all tensors that do not fit."""
+    blank = {path: np.broadcast_to(np.int8(0), shape) for path, shape in shapes.items()}  # no memory, but a shape
+    _fit({name: a.shape for name, a in to_theirs(table, blank).items()}, {name: a.shape for name, a in tensors.items()})
+
+    def param(source: Source) -> np.ndarray:
+        parts = [source.layout.to_ours(tensors[name]) for name in source.names]
+        return np.concatenate(parts, axis=-1, dtype=np.float32, casting="unsafe")
+
+    return {path: param(source) for path, source in table.items()}
+
+
+def _fit(wanted: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:
+    problems = {
+        "missing": [name for name in wanted if name not in found],
+        "left over": [name for name in found if name not in wanted],
+        "of another shape": [f"{name} {list(found[name])} for {list(shape)}" for name, shape in wanted.items()
+                             if found.get(name, shape) != shape],
+    }  # fmt: skip
+    told = "; ".join(f"{what}: {', '.join(names)}" for what, names in problems.items() if names)
+    if told:
+        raise UserError(f"the tensors are not those of the network that their config describes; {told}")
+
+
+# ---- between configs -------------------------------------------------------------------------------------------------------
+
+LOOSE = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast")  # of who uses an autoencoder
+
+
+def read_config(network: Published, config: Mapping) -> tuple[Options, Shape]:
+    """(our options, shape of an example) of their config. UserError for a network that ours cannot be:
+
+    one whose config is not that of ours, written as theirs.
+    """
+    options, shape = network.options(config)
+    ours = network.config(options, shape)
+    for key, value in config.items():
+        value = list(value) if isinstance(value, tuple) else value
+        if not key.startswith("_") and key not in LOOSE and value != ours.get(key):
+            why = f"only {ours[key]} can be imported" if key in ours else "this is not known, and cannot be imported"
+            raise UserError(f"config.json has {key}={value}; {why}")
+    return options, shape
+
+
+def write_config(network: Published, options: Options, shape: Shape, shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """Their config of our network, whose parameters have these shapes. UserError, naming the option, for what theirs cannot be."""
+    for key, values in network.only.items():
+        if options[key] not in values:
+            raise UserError(f"config.model.{key}={options[key]} cannot be exported: there it is {' or '.join(map(str, values))}")
+    if "norm" in options and options["norm"] is None:
+        options = options | {"norm": (_same_groups(shapes), 1e-6)}
+    return network.config(options, shape)
+
+
+def _same_groups(shapes: Mapping[str, Shape]) -> int:
+    """The number of groups of all norms where config.model.norm does not say it; UserError unless it is one number."""
+    found = sorted({layers.groups(shape[0]) for path, shape in shapes.items() if path.endswith("/scale")})
+    if len(found) > 1:
+        raise UserError(f"config.model.norm=None cannot be exported: it means {' or '.join(map(str, found))} groups, by the channels; "
+                        f"there it is one number, as with norm=({found[0]}, 1e-6)")  # fmt: skip
+    return found[0]
+
+
+# ---- their process -----------------------------------------------------------------------------------------------------------
+
+BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
+PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+DDPM = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "trained_betas": None,
+        "prediction_type": "epsilon", "rescale_betas_zero_snr": False}  # fmt: skip
+
+
+class Convention(NamedTuple):
+    """The specs of config.process, config.parameterization and config.objective, and how many steps the chain has."""
+
+    process: str
+    parameterization: str
+    objective: str
+    steps: int
+
+
+def read_scheduler(scheduler: Mapping) -> Convention:
+    """The convention of a network that was trained with a scheduler of diffusers, by its scheduler_config.json; {} is DDPM's own.
+
+    Their integer j of N is our t = (j + 1) / N, and the network is told j itself, 1000 c_noise. UserError for a table of betas or a
+    prediction that we do not have.
+    """
+    scheduler = DDPM | scheduler
+    steps, schedule, prediction = (scheduler[key] for key in ("num_train_timesteps", "beta_schedule", "prediction_type"))
+    if scheduler["rescale_betas_zero_snr"]:
+        raise UserError("scheduler_config.json has rescale_betas_zero_snr=True: the last step has no signal, so eps is undetermined there")
+    if scheduler["trained_betas"]:
+        process = f"discrete.DDPM({tuple(scheduler['trained_betas'])})"
+    elif schedule in BETAS:
+        low, high = (scheduler[key] * steps / 1000 for key in ("beta_start", "beta_end"))  # ours are for 1000 steps
+        process = f"discrete.ddpm('{BETAS[schedule]}', {steps}, {low!r}, {high!r})"
+    else:
+        raise unknown("beta_schedule of scheduler_config.json", schedule, BETAS)
+    if prediction not in PREDICTIONS:
+        raise unknown("prediction_type of scheduler_config.json", prediction, PREDICTIONS)
+    told = f"noise_input='time', input_scale=False, time_scale={steps / 1000!r}, time_shift=-0.001"
+    return Convention(process, f"{PREDICTIONS[prediction]}({told})", f"denoising.ddpm(steps={steps})", steps)
+
+
+# ---- diffusers ---------------------------------------------------------------------------------------------------------------
+
+TIME = {"sinusoidal": (False, 1), "adm": (True, 0)}  # flip_sin_to_cos, freq_shift
+PADDING = {"conv": 0, "conv_centred": 1}
+UNET2D = {  # where a config does not say it
+    "in_channels": 3, "out_channels": 3, "flip_sin_to_cos": True, "block_out_channels": (224, 448, 672, 896),
+    "down_block_types": ("DownBlock2D", *["AttnDownBlock2D"] * 3), "layers_per_block": 2, "downsample_padding": 1, "dropout": 0.0,
+    "attention_head_dim": 8, "norm_num_groups": 32, "norm_eps": 1e-5,
+}  # fmt: skip
+KL = {"in_channels": 3, "latent_channels": 4, "block_out_channels": (64,), "layers_per_block": 1, "norm_num_groups": 32,
+      "use_quant_conv": True, "mid_block_add_attention": True, "sample_size": 32}  # fmt: skip
+
+
+def _unet_options(config: Mapping) -> tuple[Options, Shape]:
+    config = UNET2D | config
+    channels, size = config["block_out_channels"], _side(config)
+    seen = [size // 2**level for level, kind in enumerate(config["down_block_types"]) if kind == "AttnDownBlock2D"]
+    return {
+        "width": channels[0], "multipliers": tuple(c // channels[0] for c in channels), "blocks": config["layers_per_block"],
+        "attention": tuple(seen), "head_width": config["attention_head_dim"], "dropout": config["dropout"],
+        "scale_shift": False,  # theirs has no norm before the middle's attention if it is True
+        "updown": "conv_centred" if config["downsample_padding"] else "conv",
+        "norm": (config["norm_num_groups"], config["norm_eps"]),
+        "learn_variance": config["out_channels"] == 2 * config["in_channels"],
+        "noise_embedding": "adm" if config["flip_sin_to_cos"] else "sinusoidal", "num_classes": 0,
+    }, (size, size, config["in_channels"])  # fmt: skip
+
+
+def _unet_config(options: Options, shape: Shape) -> dict[str, Any]:
+    channels = [options["width"] * multiplier for multiplier in options["multipliers"]]
+    seen = ["Attn" if shape[0] // 2**level in options["attention"] else "" for level in range(len(channels))]
+    (flip, shift), (groups, epsilon) = TIME[options["noise_embedding"]], options["norm"]
+    return {
+        "_class_name": "UNet2DModel", "sample_size": shape[0], "in_channels": shape[2],
+        "out_channels": shape[2] * (2 if options["learn_variance"] else 1), "center_input_sample": False,
+        "time_embedding_type": "positional", "time_embedding_dim": None, "flip_sin_to_cos": flip, "freq_shift": shift,
+        "down_block_types": [f"{attention}DownBlock2D" for attention in seen], "mid_block_type": "UNetMidBlock2D",
+        "up_block_types": [f"{attention}UpBlock2D" for attention in reversed(seen)], "add_attention": True,
+        "block_out_channels": channels, "layers_per_block": options["blocks"], "mid_block_scale_factor": 1,
+        "downsample_padding": PADDING[options["updown"]], "downsample_type": "conv", "upsample_type": "conv",
+        "dropout": options["dropout"], "act_fn": "silu", "attention_head_dim": options["head_width"],
+        "norm_num_groups": groups, "attn_norm_num_groups": None, "norm_eps": epsilon,
+        "resnet_time_scale_shift": "default",
+        "class_embed_type": None, "num_class_embeds": None, "num_train_timesteps": None,
+    }  # fmt: skip
+
+
+def _kl_options(config: Mapping) -> tuple[Options, Shape]:
+    config = KL | config
+    channels, size = config["block_out_channels"], _side(config)
+    width = math.gcd(*channels)
+    return {
+        "latent_channels": config["latent_channels"], "width": width, "multipliers": tuple(c // width for c in channels),
+        "blocks": config["layers_per_block"], "norm": (config["norm_num_groups"], 1e-6), "quant": config["use_quant_conv"],
+        "attention": config["mid_block_add_attention"], "num_classes": 0,
+    }, (size, size, config["in_channels"])  # fmt: skip
+
+
+def _kl_config(options: Options, shape: Shape) -> dict[str, Any]:
+    channels = [options["width"] * multiplier for multiplier in options["multipliers"]]
+    groups, epsilon = options["norm"]
+    if epsilon != 1e-6:
+        raise UserError(f"config.model.norm={options['norm']} cannot be exported: an AutoencoderKL has epsilon 1e-6")
+    return {
+        "_class_name": "AutoencoderKL", "sample_size": shape[0], "in_channels": shape[2], "out_channels": shape[2],
+        "down_block_types": ["DownEncoderBlock2D"] * len(channels), "up_block_types": ["UpDecoderBlock2D"] * len(channels),
+        "block_out_channels": channels, "layers_per_block": options["blocks"], "act_fn": "silu",
+        "latent_channels": options["latent_channels"], "norm_num_groups": groups, "use_quant_conv": options["quant"],
+        "use_post_quant_conv": options["quant"], "mid_block_add_attention": options["attention"],
+    }  # fmt: skip
+
+
+def _side(config: Mapping) -> int:
+    """The side of the images; UserError where the config does not state it, or they are not square."""
+    size = config.get("sample_size")
+    size = size[0] if isinstance(size, (list, tuple)) and len(set(size)) == 1 else size
+    if not isinstance(size, int):
+        raise UserError(f"config.json has sample_size={size}; write the side of the square images there")
+    return size
+
+
+def _diffusers_words(options: Options) -> dict[str, str]:
+    levels = len(options["multipliers"])
+    words = {
+        "encoder": "encoder", "decoder": "decoder", "quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv",
+        "first": "conv_in", "condition": "time_embedding", "noise_1": "linear_1", "noise_2": "linear_2",
+        "middle_1": "mid_block.resnets.0", "middle_attention": "mid_block.attentions.0", "middle_2": "mid_block.resnets.1",
+        "last_norm": "conv_norm_out", "last": "conv_out",
+        "norm_1": "norm1", "conv_1": "conv1", "embedding": "time_emb_proj", "norm_2": "norm2", "conv_2": "conv2",
+        "shortcut": "conv_shortcut", "norm": "group_norm", "qkv": "to_q to_k to_v", "project": "to_out.0",
+    }  # fmt: skip
+    for level in range(levels):
+        down, up = f"down_blocks.{level}", f"up_blocks.{levels - 1 - level}"  # theirs are in the order of use
+        words |= {f"down_{level}_half": f"{down}.downsamplers.0.conv", f"up_{level}_double": f"{up}.upsamplers.0.conv"}
+        for i in range(options["blocks"] + 1):
+            words |= {f"down_{level}_{i}": f"{down}.resnets.{i}", f"down_{level}_{i}_attention": f"{down}.attentions.{i}",
+                      f"up_{level}_{i}": f"{up}.resnets.{i}", f"up_{level}_{i}_attention": f"{up}.attentions.{i}"}  # fmt: skip
+    return words
+
+
+def modern(name: str) -> str:
+    """A tensor's name as diffusers has it since 2023, of that or the older one of an attention."""
+    today = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+    return re.sub(r"(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)", lambda found: today[found[0]], name)
+
+
+# ---- DiT ---------------------------------------------------------------------------------------------------------------------
+
+
+def _dit_options(config: Mapping) -> tuple[Options, Shape]:
+    try:
+        size, names = config["input_size"], {"patch": "patch_size", "width": "hidden_size", "depth": "depth", "heads": "num_heads",
+                                             "mlp_ratio": "mlp_ratio", "num_classes": "num_classes", "learn_variance": "learn_sigma"}  # fmt: skip
+        return {ours: config[theirs] for ours, theirs in names.items()}, (size, size, config["in_channels"])
+    except KeyError as error:
+        raise UserError(f"the tensors do not tell {error}; write it into a config.json beside them") from None
+
+
+def _dit_config(options: Options, shape: Shape) -> dict[str, Any]:
+    return {
+        "input_size": shape[0], "in_channels": shape[2], "patch_size": options["patch"], "hidden_size": options["width"],
+        "depth": options["depth"], "num_heads": options["heads"], "mlp_ratio": options["mlp_ratio"],
+        "num_classes": options["num_classes"], "learn_sigma": options["learn_variance"],
+    }  # fmt: skip
+
+
+def _dit_described(tensors: Flat) -> dict[str, Any]:
+    """All but heads and image size; these too where width and depth are of the paper, and the places of the patches are there."""
+    try:
+        width, channels, patch, _ = tensors["x_embedder.proj.weight"].shape
+        hidden, outputs = (len(tensors[name]) for name in ("blocks.0.mlp.fc1.weight", "final_layer.linear.weight"))
+        classes = len(tensors["y_embedder.embedding_table.weight"]) - 1
+    except KeyError as error:
+        raise UserError(f"these tensors are no DiT: {error} is missing") from None
+    depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
+    heads = {size["heads"] for size in dit.SIZES.values() if (size["width"], size["depth"]) == (width, depth)}
+    places = tensors.get("pos_embed")
+    return {
+        "in_channels": channels, "patch_size": patch, "hidden_size": width, "depth": depth, "mlp_ratio": hidden / width,
+        "num_classes": classes, "learn_sigma": outputs == 2 * channels * patch**2,
+        **({"num_heads": heads.pop()} if heads else {}),
+        **({"input_size": math.isqrt(places.shape[1]) * patch} if places is not None else {}),
+    }  # fmt: skip
+
+
+def _dit_words(options: Options) -> dict[str, str]:
+    return {
+        "first": "x_embedder.proj", "condition": "", "noise_1": "t_embedder.mlp.0", "noise_2": "t_embedder.mlp.2",
+        "label": "y_embedder.embedding_table", "modulation": "adaLN_modulation.1", "qkv": "attn.qkv", "project": "attn.proj",
+        "mlp_in": "mlp.fc1", "mlp_out": "mlp.fc2", "last_modulation": "final_layer.adaLN_modulation.1", "last": "final_layer.linear",
+        **{f"block_{i}": f"blocks.{i}" for i in range(options["depth"])},
+    }  # fmt: skip
+
+
+def _dit_layouts(options: Options) -> dict[str, Layout]:
+    patch, heads = options["patch"], options["heads"]
+
+    def swap(a: np.ndarray, m: int, n: int) -> np.ndarray:  # (..., m n d) -> (..., n m d)
+        return np.swapaxes(a.reshape(*a.shape[:-1], m, n, -1), -3, -2).reshape(a.shape)
+
+    by_head = Layout(lambda a: swap(a.T, 3, heads), lambda a: swap(a, heads, 3).T)  # ours is by head, then q, k, v
+    patches = Layout(lambda a: a.transpose(2, 3, 1, 0).reshape(-1, len(a)),  # (width, C, p, p), (p p C, width)
+                     lambda a: a.reshape(patch, patch, -1, a.shape[-1]).transpose(3, 2, 0, 1))  # fmt: skip
+    return {"first/kernel": patches, "qkv/kernel": by_head, "qkv/bias": by_head}
+
+
+def _dit_fixed(options: Options, shape: Shape) -> dict[str, np.ndarray]:
+    side = shape[0] // options["patch"]
+    return {"pos_embed": np.asarray(dit.places(side, side, options["width"]))[None]}
+
+
+# ---- all ---------------------------------------------------------------------------------------------------------------------
+
+NETWORKS = {
+    "UNet2DModel": Published(
+        "unet.UNet", _unet_options, _unet_config,
+        {"updown": tuple(PADDING), "noise_embedding": tuple(TIME), "num_classes": (0,), "stem": (1,), "skip_scale": (1,),
+         "extra_channels": (0,), "scale_shift": (False,), "second_time": (False,)},
+        _diffusers_words),
+    "AutoencoderKL": Published(
+        "autoencoder.AutoencoderKL", _kl_options, _kl_config, {"stem": (1,)}, _diffusers_words, under="autoencoder"),
+    "DiT": Published(
+        "dit.DiT", _dit_options, _dit_config,
+        {"noise_embedding": ("adm",), "second_time": (False,), "scan_blocks": (False,)},
+        _dit_words, _dit_layouts, _dit_fixed, _dit_described),
+}  # fmt: skip
+
+
+def published(name: str) -> Published:
+    """The network of this class; UserError names the nearest."""
+    if name not in NETWORKS:
+        raise unknown("class of network", name, NETWORKS)
+    return NETWORKS[name]
+
+
+def without_fixed(network: Published, tensors: Flat, options: Options, shape: Shape) -> dict[str, np.ndarray]:
+    """The tensors that are learned. UserError if one of the others is not what our network takes for it."""
+    fixed = network.fixed(options, shape)
+    for name, value in fixed.items():
+        found = tensors.get(name, value)
+        if found.shape != value.shape or not np.allclose(found, value, atol=1e-3):
+            raise UserError(f"{name} {list(found.shape)} is not the fixed {list(value.shape)} of this network; it cannot be imported")
+    return {name: tensor for name, tensor in tensors.items() if name not in fixed}

@@ -1,0 +1,66 @@
+"""A trained network in the format of those that publish such: the way back of experiments.import_weights.
+
+python -m experiments.export_weights --workdir=WORKDIR --to=diffusers --path=FOLDER [--config.sampler.ema=50k]
+
+Writes config.json and diffusion_pytorch_model.safetensors (--to=dit: model.safetensors) of the weights that sample would use.
+Which networks can go is said in docs/weights.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+from diffusion_jax.errors import UserError
+from experiments import cli
+from experiments.import_weights import SOURCES
+
+
+def export_weights(config, workdir: str, to: str, path: str) -> Path:
+    """Write the network of a workdir to the folder `path`; returns the file. UserError for a network that they do not have."""
+    import numpy as np
+
+    from configs import base
+    from diffusion_jax import convert, provenance
+    from diffusion_jax import workdir as folder
+    from diffusion_jax.evaluation import safetensors
+
+    name = class_for(to, config.model.name)
+    network = convert.published(name)
+    trained = folder.load(workdir, config)
+    built, params = trained.experiment, trained.params[network.under] if network.under else trained.params
+    if built.encoder:
+        raise UserError(f"config.text.encoder={config.text.encoder}: {name} reads no captions, so this network cannot be exported")
+    options = base.network(config.model.name).to_dict() | config.model.to_dict() | {"num_classes": built.num_classes}
+    params = {path: np.asarray(leaf) for path, leaf in convert.flat(params).items()}
+    shapes = {path: leaf.shape for path, leaf in params.items()}
+    described = convert.write_config(network, options, built.shape, shapes)
+    tensors = convert.to_theirs(convert.table(network, options, shapes), params) | network.fixed(options, built.shape)
+    file = Path(path) / ("diffusion_pytorch_model.safetensors" if to == "diffusers" else "model.safetensors")
+    safetensors.save(file, tensors)
+    provenance.save_json(file.with_name("config.json"), described)
+    return file
+
+
+def class_for(to: str, model: str) -> str:
+    """Their class for config.model.name; UserError where --to has none."""
+    from diffusion_jax import convert
+
+    names = {convert.published(name).model: name for name in SOURCES[to]}
+    if model not in names:
+        raise UserError(f"config.model.name={model} has no counterpart in --to={to}, which has {' and '.join(names)}")
+    return names[model]
+
+
+def main(config) -> None:
+    FLAGS = flags.FLAGS
+    file = export_weights(config, FLAGS.workdir, FLAGS.to, FLAGS.path)
+    print(f"{file}, with its config.json; its noise level is 1000 c_noise of {config.parameterization}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "the folder of a trained model", required=True)
+    flags.DEFINE_enum("to", None, list(SOURCES), "in whose format", required=True)
+    flags.DEFINE_string("path", None, "the folder to write to", required=True)
+    cli.launch(main, config="workdir")

@@ -1,0 +1,134 @@
+"""Published weights as a workdir, which sample, evaluate, edit and the other commands take.
+
+python -m experiments.import_weights --from=diffusers --path=FOLDER --out=WORKDIR
+python -m experiments.import_weights --from=dit --path=DiT-XL-2-256x256.pt --out=WORKDIR
+
+diffusers: a UNet2DModel in DDPM's layout or an AutoencoderKL, config.json and diffusion_pytorch_model.safetensors or .bin; a
+scheduler_config.json beside it is heeded. dit: Peebles & Xie's. Nothing in a file is run. docs/weights.md says more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from pathlib import Path
+from types import SimpleNamespace
+
+from absl import flags
+
+from diffusion_jax.errors import UserError
+from experiments import cli
+
+SOURCES = {"diffusers": ("UNet2DModel", "AutoencoderKL"), "dit": ("DiT",)}  # --from and --to: which classes
+FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "model.safetensors", "model.pt")
+
+
+def import_weights(source: str, path: str, out: str, dataset: str = "folder") -> Path:
+    """Make a workdir of the weights at `path`, a file, its folder or a pipeline's; returns it. UserError for what does not fit."""
+    from diffusion_jax import convert, experiment, provenance
+    from diffusion_jax import workdir as folder
+    from diffusion_jax.training import checkpoint
+
+    file = find(Path(path))
+    config = provenance.load_json(file.parent / "config.json") if source == "diffusers" or (file.parent / "config.json").exists() else {}
+    name = class_of(source, config)
+    network = convert.published(name)
+    tensors = {convert.modern(name): tensor for name, tensor in read(file).items()}
+    options, shape = convert.read_config(network, network.described(tensors) | config)
+    tensors = convert.without_fixed(network, tensors, options, shape)
+    classes = options.pop("num_classes")
+    config = run_config(network, options, shape, classes, scheduler_beside(file), dataset)
+    params = fitted(network, experiment.assemble(config, shape, classes), tensors)
+
+    with folder.locked(out), folder.one_line(out):
+        if checkpoint.latest_step(Path(out) / "checkpoints") is not None:
+            raise UserError(f"--out={out} holds a model already; give another folder")
+        root = folder.prepare(out, config, SimpleNamespace(name=dataset, image_shape=shape, num_classes=classes,
+                                                           class_names=tuple(map(str, range(classes)))))  # fmt: skip
+        imported = {"class": name, "file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+        record = provenance.load_json(root / "provenance.json") | {"imported": imported}
+        provenance.save_json(root / "provenance.json", record)
+        with contextlib.closing(checkpoint.open_checkpoints(root / "checkpoints")) as checkpoints:
+            checkpoints.save(0, {"params": params}, record)
+    return root
+
+
+def find(path: Path) -> Path:
+    """The file of weights: this one, or that of this folder or of its unet/. UserError where there is none."""
+    for candidate in [path, *(folder / name for folder in (path, path / "unet") for name in FILES)]:
+        if candidate.is_file():
+            return candidate
+    raise UserError(f"--path={path} has no weights: neither {', '.join(FILES[:-1])} nor {FILES[-1]}")
+
+
+def read(file: Path) -> dict:
+    """{name: array} of a safetensors or torch file."""
+    import numpy as np
+
+    from diffusion_jax.evaluation import safetensors, torchfile
+
+    if file.suffix == ".safetensors":
+        return safetensors.load(np.memmap(file, mode="r") if file.stat().st_size else b"")
+    return torchfile.load(file.read_bytes())
+
+
+def class_of(source: str, config: dict) -> str:
+    """The class of network that a config.json is of. UserError for one that --from does not have."""
+    name = config.get("_class_name", "") if source == "diffusers" else SOURCES[source][0]
+    if name not in SOURCES[source]:
+        raise UserError(f"config.json has _class_name={name}; --from={source} takes {' or '.join(SOURCES[source])}")
+    return name
+
+
+def scheduler_beside(file: Path) -> dict:
+    """The scheduler_config.json in the same folder, or in scheduler/ of the pipeline; {} if there is none."""
+    from diffusion_jax import provenance
+
+    places = file.parent / "scheduler_config.json", file.parent.parent / "scheduler" / "scheduler_config.json"
+    return next((provenance.load_json(place) for place in places if place.is_file()), {})
+
+
+def run_config(network, options: dict, shape: tuple[int, ...], classes: int, scheduler: dict, dataset: str):
+    """The config of a run that would have such a network, under the convention it was trained with."""
+    from configs import base
+    from diffusion_jax import convert
+
+    told = convert.read_scheduler(scheduler)
+    config = base.base()
+    config.data.update(name=dataset, image_size=shape[0], channels=shape[2], num_classes=classes)
+    config.model = base.network(network.model, **options)
+    config.update(process=told.process, parameterization=told.parameterization, objective=told.objective, conditional=classes > 0)
+    if network.under == "autoencoder":
+        config.objective = "autoencoding.reconstruction(perceptual=0.0)"
+    config.ema.halflives = ()
+    clip = scheduler.get("clip_sample", shape[2] in (1, 3))  # latents have no bounds
+    config.sampler.update(grid=f"trailing(steps={told.steps})", clip="static" if clip else "none")
+    return config.lock()
+
+
+def fitted(network, built, tensors: dict):
+    """The parameters of a run with this network, of their tensors. UserError with the names of those that do not fit."""
+    import jax
+
+    from diffusion_jax import convert, experiment
+
+    template = jax.eval_shape(lambda key: experiment.init_params(built, key), jax.random.key(0))
+    own = template[network.under] if network.under else template
+    shapes = {path: leaf.shape for path, leaf in convert.flat(own).items()}
+    found = convert.to_ours(convert.table(network, built.config.model.to_dict(), shapes), tensors, shapes)
+    params = jax.tree.unflatten(jax.tree.structure(own), [found[path] for path in shapes])
+    return {network.under: params} if network.under else params
+
+
+def main(_) -> None:
+    FLAGS = flags.FLAGS
+    root = import_weights(FLAGS["from"].value, FLAGS.path, FLAGS.out, FLAGS.data)
+    print(f"{root}: ready for experiments.sample, evaluate and edit")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_enum("from", None, list(SOURCES), "who published them", required=True)
+    flags.DEFINE_string("path", None, "the file of weights, or its folder", required=True)
+    flags.DEFINE_string("out", None, "the workdir to make", required=True)
+    flags.DEFINE_string("data", "folder", "the data set it was trained on, as config.data.name, for evaluate and edit")
+    cli.launch(main, config="none")

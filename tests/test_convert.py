@@ -1,0 +1,320 @@
+"""Published weights: diffusers' programs on the same weights, the ways there and back, and what is refused."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from diffusion_jax import convert, experiment, provenance, workdir
+from diffusion_jax.errors import UserError
+from diffusion_jax.evaluation import generate, safetensors
+from experiments.export_weights import export_weights
+from experiments.import_weights import fitted, import_weights, run_config
+
+FIXTURES = Path(__file__).parent / "fixtures"
+NAMES = {"unet": "UNet2DModel", "unet_default": "UNet2DModel", "autoencoder_kl": "AutoencoderKL"}
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+each = pytest.mark.parametrize("name", NAMES)
+
+
+@functools.cache
+def fixture(name: str) -> tuple[dict, dict, dict]:
+    """(config.json, weights, inputs and outputs)."""
+    with np.load(FIXTURES / f"{name}.npz") as saved:
+        arrays = {key: value for key, value in saved.items() if key != "config"}
+        weights = {key: value for key, value in arrays.items() if "." in key}
+        return json.loads(str(saved["config"])), weights, {key: arrays[key] for key in arrays.keys() - weights.keys()}
+
+
+def nhwc(images: np.ndarray) -> np.ndarray:
+    return images.transpose(0, 2, 3, 1)
+
+
+def published(name: str):
+    """The experiment that a fixture becomes, and its parameters; no file is written."""
+    config, weights, _ = fixture(name)
+    network = convert.published(NAMES[name])
+    options, shape = convert.read_config(network, config)
+    config = run_config(network, options, shape, options.pop("num_classes"), {}, "folder")
+    built = experiment.assemble(config, shape)
+    return built, fitted(network, built, weights)
+
+
+def folder_of(name: str, folder: Path) -> Path:
+    """A folder as diffusers writes it."""
+    config, weights, _ = fixture(name)
+    safetensors.save(folder / "diffusion_pytorch_model.safetensors", weights)
+    provenance.save_json(folder / "config.json", config)
+    return folder
+
+
+# ---- the networks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["unet", "unet_default"])
+def test_diffusers_unet_on_converted_weights(name):
+    """As a denoiser of the run: integer step j is t = (j + 1) / 1000 and the network is told j."""
+    built, params = published(name)
+    f = fixture(name)[2]
+    denoise = quick_jit(lambda x, t: experiment.denoiser(built, params, clip="none")(x, t))
+    found = denoise(nhwc(f["x"]), jnp.float32((f["t"] + 1) / 1000))
+    half = np.split(nhwc(f["out"]), 2, axis=-1) if found.nu is not None else [nhwc(f["out"])]
+    assert np.abs(f["out"]).max() > 1 and (found.nu is not None) == (name == "unet_default")
+    for ours, theirs in zip([found.eps, found.nu], half):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_diffusers_autoencoder_on_converted_weights():
+    built, params = published("autoencoder_kl")
+    f = fixture("autoencoder_kl")[2]
+
+    @quick_jit
+    def run(x, z):
+        networks = experiment.networks(built, params)
+        return networks.encode(x), networks.decode(z, None)[0]
+
+    moments, image = run(nhwc(f["x"]), nhwc(f["z"]))
+    np.testing.assert_allclose(np.concatenate(moments, axis=-1), nhwc(f["moments"]), atol=1e-4)
+    np.testing.assert_allclose(image, nhwc(f["image"]), atol=1e-4)
+
+
+# ---- there and back --------------------------------------------------------------------------------------------------------
+
+
+@each
+def test_tables_lose_nothing(name):
+    """Their tensors -> ours -> theirs: the same names and the same numbers; and their config likewise."""
+    config, weights, _ = fixture(name)
+    network = convert.published(NAMES[name])
+    built, params = published(name)
+    ours = convert.flat(params[network.under] if network.under else params)
+    shapes = {path: leaf.shape for path, leaf in ours.items()}
+    options = built.config.model.to_dict() | {"num_classes": 0}
+    back = convert.to_theirs(convert.table(network, options, shapes), ours)
+    assert back.keys() == weights.keys()
+    for key, tensor in weights.items():
+        np.testing.assert_array_equal(back[key], tensor)
+    described = convert.write_config(network, options, built.shape, shapes)
+    assert {key: config[key] for key in described.keys() & config.keys()} == {key: described[key] for key in described.keys() & config.keys()}
+    assert config.keys() - described.keys() <= set(convert.LOOSE)
+
+
+def test_import_export_import_is_bit_exact_and_samples(tmp_path):
+    """A folder of diffusers' becomes a workdir, whose export is read back the same, and which the ordinary machinery samples."""
+    scheduler = {"num_train_timesteps": 500, "beta_end": 0.03, "prediction_type": "v_prediction", "clip_sample": False}
+    provenance.save_json(folder_of("unet", tmp_path / "pipeline" / "unet").parent / "scheduler" / "scheduler_config.json", scheduler)
+    first = import_weights("diffusers", tmp_path / "pipeline", tmp_path / "first")
+    config = workdir.saved_config(first)
+    assert config.parameterization.startswith("v(") and "time_scale=0.5" in config.parameterization
+    exported = export_weights(config, first, "diffusers", tmp_path / "out")
+    second = import_weights("diffusers", exported, tmp_path / "second")
+    trained, again = (workdir.load(root, config) for root in (first, second))
+    jax.tree.map(np.testing.assert_array_equal, trained.params, again.params)
+    built = trained.experiment
+    betas = np.linspace(1e-4, 0.03, 500)  # theirs
+    np.testing.assert_allclose(built.process.alpha(jnp.float32(1.0)), np.sqrt(np.prod(1 - betas)), rtol=1e-4)
+    sampler = experiment.sample_with(built, trained.params, experiment.plan(built, nfe=2))
+    images = generate.generate(sampler, generate.seeds_to_keys([0, 1]), None, batch_size=2, finish=np.asarray)
+    assert images.shape == (2, 16, 16, 3) and np.isfinite(images).all() and np.abs(images[0] - images[1]).max() > 0.1
+    assert provenance.load_json(first / "provenance.json")["imported"]["class"] == "UNet2DModel"
+    with pytest.raises(UserError, match="holds a model already"):
+        import_weights("diffusers", exported, first)
+
+
+def test_dit_there_and_back(tmp_path):
+    """All of the config but the heads is read off the tensors; the places of the patches are checked, and written."""
+    with np.load(FIXTURES / "dit.npz") as saved:
+        weights = {key: saved[key] for key in saved if "." in key}
+    safetensors.save(tmp_path / "theirs" / "model.safetensors", weights)
+    with pytest.raises(UserError, match="do not tell 'input_size'; write it into a config.json"):
+        import_weights("dit", tmp_path / "theirs", tmp_path / "run")
+    (tmp_path / "theirs" / "config.json").write_text('{"num_heads": 3, "input_size": 8}')
+    root = import_weights("dit", tmp_path / "theirs", tmp_path / "run")
+    config = workdir.saved_config(root)
+    assert (config.model.patch, config.model.width, config.model.depth, config.model.learn_variance) == (2, 24, 2, True)
+    assert provenance.load_json(root / "data.json")["num_classes"] == 5
+    file = export_weights(config, root, "dit", tmp_path / "ours")
+    back = safetensors.load(file.read_bytes())
+    assert back.pop("pos_embed").shape == (1, 16, 24) and back.keys() == weights.keys()
+    for key, tensor in weights.items():
+        np.testing.assert_array_equal(back[key], tensor)
+    safetensors.save(tmp_path / "theirs" / "model.safetensors", weights | {"pos_embed": np.zeros((1, 16, 24), np.float32)})
+    with pytest.raises(UserError, match="pos_embed .* is not the fixed"):
+        import_weights("dit", tmp_path / "theirs", tmp_path / "other")
+
+
+# ---- configs ---------------------------------------------------------------------------------------------------------------
+
+CIFAR10 = {  # google/ddpm-cifar10-32
+    "_class_name": "UNet2DModel", "_diffusers_version": "0.0.4", "act_fn": "silu", "attention_head_dim": None,
+    "block_out_channels": [128, 256, 256, 256], "center_input_sample": False,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"], "downsample_padding": 0,
+    "flip_sin_to_cos": False, "freq_shift": 1, "in_channels": 3, "layers_per_block": 2, "mid_block_scale_factor": 1,
+    "norm_eps": 1e-06, "norm_num_groups": 32, "out_channels": 3, "sample_size": 32, "time_embedding_type": "positional",
+    "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+}  # fmt: skip
+
+
+def test_the_public_ddpm_is_ours():
+    """Its config gives DDPM's CIFAR-10 network, whose number of parameters the paper has as 35.7 million."""
+    network = convert.published("UNet2DModel")
+    options, shape = convert.read_config(network, CIFAR10)
+    built = experiment.assemble(run_config(network, options, shape, options.pop("num_classes"), {}, "cifar10"), shape)
+    params = jax.eval_shape(lambda key: experiment.init_params(built, key), jax.random.key(0))
+    assert shape == (32, 32, 3) and options["attention"] == (16,) and options["multipliers"] == (1, 2, 2, 2)
+    assert round(sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(params)) / 1e5) == 357
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"num_class_embeds": 10}, "num_class_embeds=10; only None"),
+        ({"center_input_sample": True}, "center_input_sample=True; only False"),
+        ({"block_out_channels": [128, 192, 256, 256]}, r"block_out_channels=\[128, 192, 256, 256\]; only \[128, 128"),
+        ({"up_block_types": ["UpBlock2D"] * 4}, "up_block_types=.*; only"),
+        ({"out_channels": 4}, "out_channels=4; only 3"),
+        ({"freq_shift": 0}, "freq_shift=0; only 1"),
+        ({"resnet_time_scale_shift": "scale_shift"}, "scale_shift=scale_shift; only default"),
+        ({"sample_size": None}, "sample_size=None; write the side"),
+        ({"gate": 1}, "gate=1; this is not known"),
+    ],
+)
+def test_a_network_that_ours_cannot_be_is_refused(change, words):
+    with pytest.raises(UserError, match=words):
+        convert.read_config(convert.published("UNet2DModel"), CIFAR10 | change)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"stem": 2}, "config.model.stem=2 cannot be exported: there it is 1"),
+        ({"updown": "resblock"}, "updown=resblock .* conv or conv_centred"),
+        ({"num_classes": 10}, "num_classes=10"),
+        ({"scale_shift": True}, "scale_shift=True .* there it is False"),
+        ({"norm": None}, r"norm=None cannot be exported: it means 8 or 16 groups.*norm=\(8, 1e-6\)"),
+    ],
+)
+def test_a_network_that_theirs_cannot_be_is_refused(change, words):
+    options = base.network("unet.UNet", norm=(8, 1e-6), scale_shift=False).to_dict() | {"num_classes": 0} | change
+    shapes = {"down_0_0/norm_1/scale": (32,), "down_1_0/norm_1/scale": (64,)}
+    with pytest.raises(UserError, match=words):
+        convert.write_config(convert.published("UNet2DModel"), options, (16, 16, 3), shapes)
+
+
+@pytest.mark.parametrize(
+    "scheduler, words",
+    [
+        ({"beta_schedule": "sqrt"}, "beta_schedule .*'sqrt'"),
+        ({"prediction_type": "flow"}, "prediction_type .*'flow'"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
+    ],
+)
+def test_a_scheduler_that_is_not_ours_is_refused(scheduler, words):
+    with pytest.raises(UserError, match=words):
+        convert.read_scheduler(scheduler)
+
+
+# ---- tensors and files -----------------------------------------------------------------------------------------------------
+
+
+def test_all_tensors_that_do_not_fit_are_named():
+    network, weights = convert.published("UNet2DModel"), fixture("unet")[1]
+    built, _ = published("unet")
+    wrong = {key: value for key, value in weights.items() if key not in ("conv_in.bias", "conv_out.weight")}
+    wrong |= {"conv_in.weight": np.zeros((8, 4, 3, 3)), "class_embedding.weight": np.zeros((2, 2))}
+    with pytest.raises(UserError) as error:
+        fitted(network, built, wrong)
+    told = str(error.value)
+    assert "\n" not in told and "missing: conv_in.bias, conv_out.weight; left over: class_embedding.weight; of another shape: " in told
+    assert told.endswith("conv_in.weight [8, 4, 3, 3] for [8, 3, 3, 3]")
+
+
+def test_the_older_names_of_attention_are_read():
+    names = ["mid_block.attentions.0.query.weight", "mid_block.attentions.0.proj_attn.bias", "down_blocks.0.resnets.0.conv1.bias"]
+    assert [convert.modern(name) for name in names] == [
+        "mid_block.attentions.0.to_q.weight", "mid_block.attentions.0.to_out.0.bias", names[2]]  # fmt: skip
+
+
+class Malicious:
+    """A pickle of it, read by pickle itself, makes a folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_malicious_pickle_runs_nothing_and_is_refused_by_name(tmp_path, zipped):
+    trap = pickle.dumps({"conv_in.weight": Malicious(tmp_path / "executed")}, protocol=2)
+    data = io.BytesIO()
+    if zipped:
+        with zipfile.ZipFile(data, "w") as archive:
+            archive.writestr("archive/data.pkl", trap)
+    provenance.save_json(tmp_path / "theirs" / "config.json", fixture("unet")[0])
+    (tmp_path / "theirs" / "diffusion_pytorch_model.bin").write_bytes(data.getvalue() or trap)
+    with pytest.raises(UserError, match="asks for (posix|nt).mkdir, which is no tensor"):
+        import_weights("diffusers", tmp_path / "theirs", tmp_path / "run")
+    assert not (tmp_path / "executed").exists() and not (tmp_path / "run").exists()
+    pickle.loads(trap)  # the control: elsewhere it does run
+    assert (tmp_path / "executed").exists()
+
+
+def test_safetensors_of_the_library_are_read_and_ours_by_it(tmp_path):
+    library = pytest.importorskip("safetensors.numpy")
+    tensors = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b.c": np.float16([1.5]), "empty": np.zeros((0, 2), np.int64),
+               "scalar": np.array(3, np.uint8)}  # fmt: skip
+    safetensors.save(tmp_path / "ours", tensors)
+    for found in (library.load((tmp_path / "ours").read_bytes()), safetensors.load(library.save(tensors))):
+        assert found.keys() == tensors.keys()
+        for key, value in tensors.items():
+            assert found[key].dtype == value.dtype
+            np.testing.assert_array_equal(found[key], value)
+
+
+def header(entry: dict) -> bytes:
+    text = json.dumps({"a": entry}).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(8)
+
+
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        (b"", "error: unpack"),
+        (b"\x80\x02" * 8, "not a safetensors file"),
+        (header({"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}), r"bytes 0 to 4 are not F32\[2\]"),
+        (header({"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}), "not a safetensors file"),
+        (header({"dtype": "F32", "shape": [-2], "data_offsets": [8, 0]}), "not a safetensors file"),
+        (header({"dtype": "X9", "shape": [2], "data_offsets": [0, 8]}), "KeyError: 'X9'"),
+    ],
+)
+def test_damaged_safetensors_are_refused(data, words):
+    with pytest.raises(UserError, match=words):
+        safetensors.load(data)
+
+
+@pytest.mark.parametrize(
+    "files, words",
+    [
+        ({}, "has no weights: neither diffusion_pytorch_model.safetensors"),
+        ({"model.safetensors": ""}, "cannot read .*config.json"),
+        ({"model.safetensors": "", "config.json": '{"_class_name": "UNet2DConditionModel"}'}, "_class_name=UNet2DConditionModel; --from=diffusers takes"),
+    ],
+)
+def test_a_folder_without_a_network_is_refused(tmp_path, files, words):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=words):
+        import_weights("diffusers", tmp_path, tmp_path / "run")
