@@ -11,6 +11,7 @@ With x_t = alpha x0 + sigma eps this is a 2x2 linear system, solved once for eve
     velocity  alpha'                          sigma'                  dx/dt along the path          (Lipman et al. 2023)
     score     0                               -1 / sigma              grad log p(x_t | x0)          (Song & Ermon 2019)
     edm       (1 - c_skip alpha) / c_out      -c_skip sigma / c_out   unit variance at every t      (Karras et al. 2022, sec. 5)
+    consistency, the same by the c_skip and c_out of Song et al. 2023, appendix C: at t_min x0 is x_t / alpha, whatever F
 
 The same pair defines how the network is fed: x_in = c_in x_t has unit variance for data of standard deviation `sigma_data`, and
 c_noise = log(sigma / alpha) / 4 names the noise level by what it is rather than by a process's clock, so that one network means
@@ -55,10 +56,15 @@ def denoiser(apply: Apply, params: Params, parameterization: Parameterization, p
 
     t may be scalar or (B,). A network that outputs twice x_t's channels has learned the reverse variance too: the second half is
     nu of the Prediction (Nichol & Dhariwal 2021).
+
+    cond['to'] (B,), where given, is a time s <= t at which the move from x_t will end (networks with second_time). The network
+    is told sigma / (alpha + sigma) there, a flow's own time under any process; not told, it takes that for 0, the data.
     """
 
     def denoise(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
         t = jnp.broadcast_to(t, x_t.shape[:1])
+        if isinstance(cond, dict) and "to" in cond:
+            cond = cond | {"to": process.sigma(cond["to"]) / (process.alpha(cond["to"]) + process.sigma(cond["to"]))}
         F = apply(params, *parameterization.encode(process, x_t, t), cond, **kwargs).astype(x_t.dtype)
         if F.shape == x_t.shape:
             return decode(parameterization, process, F, x_t, t)
@@ -68,6 +74,17 @@ def denoiser(apply: Apply, params: Params, parameterization: Parameterization, p
         return decode(parameterization, process, F, x_t, t)._replace(nu=nu)
 
     return denoise
+
+
+def under(denoise: Denoise, theirs: Process, process: Process) -> Denoise:
+    """A denoiser of one process, under another: asked at the time of the same log-SNR, of x_t on their scale."""
+
+    def asked(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
+        time = gaussian.time_of_logsnr(theirs, gaussian.logsnr(process, t))
+        scale = jnp.hypot(theirs.alpha(time), theirs.sigma(time)) / jnp.hypot(process.alpha(t), process.sigma(t))
+        return denoise(expand(scale, x_t) * x_t, time, cond)
+
+    return denoise if theirs == process else asked
 
 
 # ---- encode: what the network is fed --------------------------------------------------------------------------------------
@@ -138,5 +155,22 @@ def edm(sigma_data: float = 0.5, **encoding) -> Parameterization:
         c_skip, c_out = alpha * sigma_data**2 / total, sigma * sigma_data / jnp.sqrt(total)
         # 1 - c_skip alpha = sigma^2 / total, written so that nothing cancels near t = 0
         return sigma**2 / total / c_out, -c_skip * sigma / c_out
+
+    return Parameterization(coefficients, encoder(sigma_data=sigma_data, **encoding))
+
+
+def consistency(sigma_data: float = 0.5, **encoding) -> Parameterization:
+    """Consistency models' preconditioning (Song et al. 2023, appendix C), for any alpha: x0 = c_skip x_t / alpha + c_out F.
+
+    u = sigma / alpha,  c_skip = sd^2 / (sd^2 + (u - u_min)^2),  c_out = sd (u - u_min) / sqrt(sd^2 + u^2): at t_min, where
+    u = u_min, x0 is x_t / alpha, whatever F.
+    """
+
+    def coefficients(process, t):
+        u, start = (process.sigma(time) / process.alpha(time) for time in (t, jnp.asarray(process.t_min, jnp.result_type(t))))
+        rise = jnp.maximum(u - start, 1e-12)  # F says nothing at t_min, so the pair has a pole there
+        total = sigma_data**2 + rise**2
+        c_skip, c_out = sigma_data**2 / total, sigma_data * rise / jnp.sqrt(sigma_data**2 + u**2)
+        return rise**2 / total / c_out, -c_skip * u / c_out
 
     return Parameterization(coefficients, encoder(sigma_data=sigma_data, **encoding))

@@ -219,7 +219,7 @@ def _streamed(flat: np.ndarray, labels, block: int, again: int) -> Callable:
         alpha, sigma = _coefficients(process, x, t)
         centre = jnp.asarray(mean, x.dtype)
         x = x.reshape(len(x), -1) - alpha * centre
-        wanted = jnp.full(len(x), -1) if cond is None else cond["label"]
+        wanted = (cond or {}).get("label", jnp.full(len(x), -1))
         anything = ~jnp.isin(wanted, known)
 
         def one(carry, inputs):
@@ -373,7 +373,7 @@ def log_density_mixture(
 
 def _counted(labels: Array | None, cond: Cond) -> Array:
     """Which components count, (B, K), or 1 for all: those of cond's label."""
-    if labels is None or cond is None:
+    if labels is None or cond is None or "label" not in cond:
         return jnp.ones(())
     labels, wanted = jnp.asarray(labels), cond["label"][:, None]
     return ((labels == wanted) | ~jnp.isin(wanted, labels)).astype(jnp.float32)

@@ -17,11 +17,12 @@ from diffusion_jax.samplers import ancestral, base, grids, multistep, ode
 
 every_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 STRIDED = ("leading", "linspace", "trailing")
+OPEN = ("few_step", "levels")  # they end before the data does: test_few_step.py
 
 
 @every_process
 def test_grids_go_strictly_down_from_end_to_end(process):
-    for name, grid in GRIDS.items():
+    for name, grid in ((name, grid) for name, grid in GRIDS.items() if name not in OPEN):
         ts = np.asarray(grid(process, 40))
         assert ts.shape == (40,) and ts.dtype == np.float32 and np.all(np.diff(ts) < 0), name
         if name not in STRIDED:

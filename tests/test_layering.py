@@ -43,7 +43,7 @@ ALLOWED = {
     "guidance": (WORDS | {"processes"}, FRAMEWORKS),
     "guides": (WORDS | {"guidance"}, FRAMEWORKS),
     "targets": (WORDS | {"processes"}, FRAMEWORKS),
-    "objectives": (WORDS | {"processes", "parameterization", "objectives"}, FRAMEWORKS),
+    "objectives": (WORDS | {"processes", "parameterization", "samplers", "objectives"}, FRAMEWORKS),  # a teacher's step is a sampler's
     "samplers": (WORDS | {"processes", "samplers"}, FRAMEWORKS),
     "inverse": (MATHEMATICS, FRAMEWORKS),
     "likelihood": (MATHEMATICS, FRAMEWORKS),
@@ -57,6 +57,7 @@ ALLOWED = {
         {"types", "arrays", "errors", "evaluation", "provenance", "data"},
         CONFIGS | {"flax", "orbax"},
     ),
+    "latent": ({"types", "arrays", "errors", "data", "evaluation"}, FRAMEWORKS),
     "convert": ({"errors", "models"}, FRAMEWORKS),
     "plotting": ({"types", "arrays", "errors", "provenance", "evaluation"}, FRAMEWORKS - {"matplotlib"}),
     "report": ({"types", "errors", "provenance"}, FRAMEWORKS | {"jax"}),
@@ -66,8 +67,8 @@ ALLOWED = {
     "flops": (set(), FRAMEWORKS | {"jax"}),
 }
 # sees everything; experiment.py turns a config into components, workdir.py into a run, comparison.py runs samplers side by side,
-# planning.py compiles a train step for machines that are not here
-ROOF = {"experiment", "workdir", "comparison", "planning"}
+# planning.py compiles a train step for machines that are not here, autoencoders.py asks trained autoencoders
+ROOF = {"experiment", "workdir", "comparison", "planning", "autoencoders"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

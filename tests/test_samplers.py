@@ -19,7 +19,7 @@ from numpy.testing import assert_allclose
 from diffusion_jax import arrays, guidance, parameterization, targets
 from diffusion_jax.errors import UserError
 from diffusion_jax.processes import discrete, gaussian, schedules
-from diffusion_jax.samplers import adaptive, ancestral, base, corrector, grids, multistep, ode, sde, singlestep
+from diffusion_jax.samplers import adaptive, ancestral, base, corrector, few_step, grids, multistep, ode, sde, singlestep
 
 every_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 every_name = pytest.mark.parametrize("name", PROCESSES)
@@ -56,6 +56,7 @@ DETERMINISTIC = {
     **{f"multistep.unipc({p}, {b})": (multistep.unipc(p, b), p + 1) for p, b in ((1, "bh2"), (2, "bh1"), (2, "bh2"))},
     "multistep.unipc(3)": (multistep.unipc(), 4),
     "sde.sa(2, 3, tau=0)": (sde.sa(2, 3, tau=0.0), 3),
+    "few_step.jump()": (few_step.jump(), 1),  # with a denoiser, which ignores where the jump ends, it is ddim
 }
 # On even steps of the log-SNR the leading error of these, of third order in theory, cancels on Gaussian data for some
 # processes, and is not the largest yet for others; on a Karras grid it shows (test_third_order_multistep).
@@ -83,14 +84,14 @@ STOCHASTIC = {
     "corrector.predictor_corrector(annealed)": (corrector.with_corrector(sde.reverse_diffusion(), corrector.annealed_langevin()), 1),
 }
 # Without an order in the number of steps, or not affine: tests of their own below.
-OTHERS = {"adaptive.tsit5", "adaptive.dopri5", "adaptive.dopri8", "corrector.predictor_corrector", "corrector.ncsn"}
+OTHERS = {"few_step.multistep", "adaptive.tsit5", "adaptive.dopri5", "adaptive.dopri8", "corrector.predictor_corrector", "corrector.ncsn"}
 MEANS, VARIANCES = np.array([0.5, -1.0, 0.0]), np.array([0.04, 1.0, 2.25])
 
 
 def denoiser(process):
     """The exact denoiser of the Gaussian data, in the dtype of x; nu = 0.3 for the sampler that reads it."""
 
-    def denoise(x, t, cond=None):
+    def denoise(x, t, cond=None, to=None):
         target = targets.Gaussian(*(jnp.asarray(v, x.dtype) for v in (MEANS, VARIANCES, np.eye(3))))
         return targets.denoise_gaussian(target, process)(x, t)._replace(nu=jnp.full_like(x, 0.3))
 

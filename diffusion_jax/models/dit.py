@@ -39,6 +39,7 @@ class DiT(nn.Module):
     mlp_ratio: hidden units of a block's MLP, as a multiple of width. dropout: rate after them (the paper has none).
     learn_variance: (B, H, W, 2C), the second C channels for the variance (Nichol & Dhariwal 2021, eq. 15).
     noise_embedding: 'adm' in 1000 c_noise, as the authors have it, or another of embeddings.NOISE_FEATURES.
+    second_time: the network is also told cond['to'], where a move ends (MeanFlow).
     dtype: 'float32' or 'bfloat16' for tokens and blocks. Parameters, norms, softmax, the embedding of noise level and
       class, last layer and output are float32.
     remat, attention_impl: as in the U-Net, see layers.rematerialised and layers.attention.
@@ -55,6 +56,7 @@ class DiT(nn.Module):
     dropout: float = 0.0
     learn_variance: bool = False
     noise_embedding: str = "adm"
+    second_time: bool = False
     dtype: str = "float32"
     remat: str = "none"
     attention_impl: str = "auto"
@@ -65,7 +67,7 @@ class DiT(nn.Module):
         self._check(x)
         channels = x.shape[-1] * (2 if self.learn_variance else 1)
         condition = ConditionEmbedding(
-            256, self.width, self.num_classes, self.noise_embedding, SMALL_INIT, SMALL_INIT, name="condition"
+            256, self.width, self.num_classes, self.noise_embedding, SMALL_INIT, SMALL_INIT, self.second_time, name="condition"
         )
         told = jax.nn.silu(condition(c_noise, cond or {}, x.shape[0]))
         patches = layers.space_to_depth(x, self.patch)  # (B, H / patch, W / patch, patch^2 C)

@@ -46,11 +46,21 @@ def fourier(x: Array, features: int, scale: float = 16.0) -> Array:
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
+def smooth(x: Array, features: int) -> Array:
+    """`sinusoidal` of 1/4 to 16 radians per unit: (B,) -> (B, features) float32.
+
+    For losses that take the derivative in the noise level, or differences of near levels, which fast waves drown (Lu & Song
+    2025, section 4.1; Song & Dhariwal 2024, section 3.1).
+    """
+    return sinusoidal(16.0 * x, features, max_period=64.0)
+
+
 # c_noise is about [0, 1] or [-2, 2]; the factor 1000 makes c_noise = i / 1000 the integer step i of DDPM.
 NOISE_FEATURES = {
     "sinusoidal": lambda c_noise, features: sinusoidal(1000.0 * c_noise, features),
     "adm": lambda c_noise, features: adm(1000.0 * c_noise, features),
     "fourier": fourier,
+    "smooth": smooth,
 }
 
 
@@ -93,6 +103,9 @@ class ConditionEmbedding(nn.Module):
     (B,), dict, (B, D) -> (B, width) float32. DDPM's appendix B for the noise level; ADM for the class (Dhariwal & Nichol
     2021, section 3). num_classes 0: labels are ignored. text: its pooled vector (GLIDE, Nichol et al. 2022, section 3), or
     None. c_noise may be a scalar.
+
+    second_time: the MLP also sees cond['to'] in [0, 1), where the move ends (parameterization.denoiser): 0, the data, where it
+    is not given. By weights that are 0 at init, so that a diffusion model's parameters can start a network of two times.
     """
 
     features: int
@@ -101,6 +114,7 @@ class ConditionEmbedding(nn.Module):
     noise_features: str = "sinusoidal"
     noise_init: nn.initializers.Initializer = KERNEL_INIT
     label_init: nn.initializers.Initializer = nn.initializers.normal(1.0)
+    second_time: bool = False
 
     @nn.compact
     def __call__(self, c_noise: Array, cond: dict, batch: int, text: Array | None = None) -> Array:
@@ -109,6 +123,9 @@ class ConditionEmbedding(nn.Module):
         c_noise = jnp.broadcast_to(jnp.asarray(c_noise, jnp.float32), (batch,))
         h = NOISE_FEATURES[self.noise_features](c_noise, self.features)
         h = nn.Dense(self.width, kernel_init=self.noise_init, name="noise_1")(h)
+        if self.second_time:
+            to = smooth(jnp.asarray(cond.get("to", jnp.zeros(batch)), jnp.float32), self.features)
+            h = h + nn.Dense(self.width, use_bias=False, kernel_init=nn.initializers.zeros_init(), name="to")(to)
         h = nn.Dense(self.width, kernel_init=self.noise_init, name="noise_2")(jax.nn.silu(h))
         if self.num_classes:
             h = h + LabelEmbedding(self.num_classes, self.width, self.label_init, name="label")(cond.get("label"), batch)

@@ -21,6 +21,7 @@ class MLP(nn.Module):
     num_classes: 0 is unconditional; otherwise a row per class and one for "no class", label num_classes.
     width: hidden units. blocks: residual blocks. dropout: rate inside a block.
     learn_variance: D more outputs, after the first D (Nichol & Dhariwal 2021, eq. 15).
+    noise_embedding: one of embeddings.NOISE_FEATURES. second_time: also told cond['to'], where a move ends (MeanFlow).
     """
 
     num_classes: int = 0
@@ -28,13 +29,16 @@ class MLP(nn.Module):
     blocks: int = 3
     dropout: float = 0.0
     learn_variance: bool = False
+    noise_embedding: str = "sinusoidal"
+    second_time: bool = False
 
     @nn.compact
     def __call__(self, x: Array, c_noise: Array, cond: Cond = None, train: bool = False) -> Array:
         if x.ndim != 2:
             raise UserError(f"the MLP takes points (B, D), not {x.shape}; use a U-Net for images")
         features = x.shape[-1] * (2 if self.learn_variance else 1)
-        condition = ConditionEmbedding(self.width, self.width, self.num_classes, name="condition")
+        condition = ConditionEmbedding(self.width, self.width, self.num_classes, self.noise_embedding,
+                                       second_time=self.second_time, name="condition")  # fmt: skip
         told = jax.nn.silu(condition(c_noise, cond or {}, x.shape[0]))
         h = nn.Dense(self.width, kernel_init=KERNEL_INIT, name="first")(x)
         for i in range(self.blocks):

@@ -45,7 +45,8 @@ class UNet(nn.Module):
     norm: (groups, epsilon) of every group norm, for networks trained elsewhere; None is about min(32, channels / 4), 1e-6.
     learn_variance: (B, H, W, 2C), the second C channels for the variance (Nichol & Dhariwal 2021, eq. 15).
     extra_channels: channels of cond['concat'], shown to the first convolution beside x (SR3, Saharia et al. 2021).
-    noise_embedding: 'sinusoidal' in 1000 c_noise (DDPM), or 'fourier' with random frequencies (NCSN++).
+    noise_embedding: 'sinusoidal' in 1000 c_noise (DDPM), 'fourier' with random frequencies (NCSN++), or 'smooth' (sCM).
+    second_time: the network is also told cond['to'], where a move ends (MeanFlow).
     dtype: 'float32' or 'bfloat16' for convolutions and attention. Parameters, norms, softmax, embedding, last
       convolution and output are float32.
     remat: what is kept for the backward pass: 'none' (all activations), 'block' (none inside blocks: the least memory, a
@@ -69,6 +70,7 @@ class UNet(nn.Module):
     learn_variance: bool = False
     extra_channels: int = 0
     noise_embedding: str = "sinusoidal"
+    second_time: bool = False
     dtype: str = "float32"
     remat: str = "none"
     attention_impl: str = "auto"
@@ -78,7 +80,8 @@ class UNet(nn.Module):
         cond = cond or {}
         self._check(x, cond)
         channels = x.shape[-1] * (2 if self.learn_variance else 1)
-        told = ConditionEmbedding(self.width, 4 * self.width, self.num_classes, self.noise_embedding, name="condition")
+        told = ConditionEmbedding(self.width, 4 * self.width, self.num_classes, self.noise_embedding,
+                                  second_time=self.second_time, name="condition")  # fmt: skip
         text = self.text(cond, x.shape[0]) if self.text else None
         told = told(c_noise, cond, x.shape[0], text and text.pooled)
         if self.extra_channels:

@@ -1,4 +1,8 @@
-"""What a diffusion objective is: draw noise, then score a denoiser. All randomness is in `draw`; `loss` is deterministic."""
+"""What an objective is: draw noise, then score denoisers. All randomness is in `draw`; `loss` is deterministic.
+
+`Objective` is for diffusion: one denoiser, one time. `FewStep` is for networks that jump (consistency.py, meanflow.py): two
+times, and besides the student other networks to learn from.
+"""
 
 from __future__ import annotations
 
@@ -12,3 +16,42 @@ class Objective(NamedTuple):
 
     draw: Callable[[Key, Array], Noised]
     loss: Callable[[Denoise, Noised, Cond], Array]
+
+
+class Drawn(NamedTuple):
+    """A training example with two times, s <= t. x_t, x0, eps: (B, ...); t, s: (B,)."""
+
+    x_t: Array
+    t: Array
+    x0: Array
+    eps: Array
+    s: Array
+
+
+class Players(NamedTuple):
+    """Who takes part in a few-step loss: denoisers of one process.
+
+    student: the network; the gradient goes through it alone. frozen: the same weights, constant. target: constant too, the
+    slow copy of an objective that has one, else frozen. teacher: a diffusion model, with its guidance, or None. null(cond): the
+    condition that says nothing.
+    """
+
+    student: Denoise
+    frozen: Denoise
+    target: Denoise
+    teacher: Denoise | None = None
+    null: Callable[[Cond], Cond] = lambda cond: cond
+
+
+class FewStep(NamedTuple):
+    """draw(keys (B,), x0 (B, ...), progress) -> Drawn;  loss(players, drawn, cond, progress) -> (B,), one number per example.
+
+    progress: how much of the run is done, from 0 to 1, which curricula are functions of, so that they stretch with it.
+    rate: of the slow copy, target <- rate target + (1 - rate) student, a function of progress; None: there is none.
+    taught: whether there must be a teacher.
+    """
+
+    draw: Callable[[Key, Array, Array], Drawn]
+    loss: Callable[[Players, Drawn, Cond, Array], Array]
+    rate: Callable[[Array], Array] | None = None
+    taught: bool = False

@@ -61,6 +61,11 @@ def velocity(process: Process, prediction: Prediction, t: Array) -> Array:
     return expand(derivative(process.alpha, t), x0) * x0 + expand(derivative(process.sigma, t), eps) * eps
 
 
+def angle(process: Process, t: Array, sigma_data: float = 1.0) -> Array:
+    """arctan(sigma / (alpha sigma_data)) in [0, pi / 2], TrigFlow's time: x_t / |x_t| = cos x0 + sin sigma_data eps (Lu & Song 2025)."""
+    return jnp.arctan2(process.sigma(t), sigma_data * process.alpha(t))
+
+
 def score(process: Process, prediction: Prediction, t: Array) -> Array:
     """grad log p_t(x_t) = -eps / sigma(t). (B, ...)."""
     return -prediction.eps / expand(process.sigma(t), prediction.eps)

@@ -6,6 +6,7 @@
     VE              1                         s_min (s_max / s_min)^t           Song et al. 2021, eq. 30-31
     EDM             1                         s_max t                           Karras et al. 2022, table 1
     Cosine          cos(pi t / 2)             sin(pi t / 2)                     Nichol & Dhariwal 2021, eq. 17
+    TrigFlow        cos(pi t / 2)             s_data sin(pi t / 2)              Lu & Song 2025, sec. 3
     RectifiedFlow   1 - t                     t                                 Liu et al. 2023; Lipman et al. 2023
     Shifted         another process, at a time whose log-SNR is moved by 2 log(shift)        Hoogeboom et al. 2023, sec. 3.1
     (DDPM's table of betas is in processes/discrete.py.)
@@ -97,6 +98,24 @@ class Cosine:
 
     def sigma(self, t: Array) -> Array:
         return jnp.sin(0.5 * math.pi * t)
+
+
+@dataclass(frozen=True)
+class TrigFlow:
+    """The circle of sCM: every x_t has the data's own standard deviation. The ends are EDM's 0.002 and 80 at sigma_data 0.5.
+
+    The F of parameterization.edm(sigma_data) is here minus their F_theta: x0 = cos x_t + sigma_data sin F.
+    """
+
+    sigma_data: float = 0.5
+    t_min: float = 2.5e-3
+    t_max: float = 0.996
+
+    def alpha(self, t: Array) -> Array:
+        return jnp.cos(0.5 * math.pi * t)
+
+    def sigma(self, t: Array) -> Array:
+        return self.sigma_data * jnp.sin(0.5 * math.pi * t)
 
 
 @dataclass(frozen=True)

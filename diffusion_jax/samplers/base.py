@@ -32,7 +32,7 @@ class Sampler(NamedTuple):
     """init(x, ts) -> memory, () for a one-step method;  step(noise, x, memory, t, s, denoise, process) -> (x, memory).
 
     ts: the whole grid; copies of its last time at the end do not count. noise: this step's Noise; x: (B, ...); t, s: scalars;
-    denoise(x, t) has its condition bound already. nfe: network evaluations per step; warmup: what the first steps make beyond that.
+    denoise(x, t) has its condition bound already (`bind`). nfe: network evaluations per step; warmup: what the first steps make beyond that.
     spent(memory) -> (B,): the evaluations so far of an adaptive method, whose nfe is 0 because its tolerance decides.
     """
 
@@ -46,6 +46,20 @@ class Sampler(NamedTuple):
 def memoryless(step: Callable[..., Array], nfe: int = 1) -> Sampler:
     """A Sampler from step(noise, x, t, s, denoise, process) -> x."""
     return Sampler(lambda x, ts: (), lambda noise, x, memory, *rest: (step(noise, x, *rest), memory), nfe)
+
+
+def bind(denoise: Denoise, cond: Cond) -> Callable[..., Prediction]:
+    """denoise as a step is handed it: bound(x, t), and bound(x, t, to=s), which tells a network of two times where the move ends."""
+
+    def bound(x_t: Array, t: Array, to: Array | None = None) -> Prediction:
+        return denoise(x_t, t, cond if to is None else (cond or {}) | {"to": jnp.broadcast_to(to, x_t.shape[:1])})
+
+    return bound
+
+
+def silence(x: Array) -> Noise:
+    """No noise, for the steps of deterministic samplers outside `sample`."""
+    return Noise(lambda t, s, part=0: jnp.zeros_like(x), lambda i: jnp.zeros_like(x))
 
 
 def independent(process: Process, keys: Key, x: Array) -> Callable[[Array], Noise]:
@@ -99,8 +113,7 @@ def sample(sampler: Sampler, denoise: Denoise, process: Process, key: Key, x: Ar
     """
     noises = noise(process, arrays.example_keys(key, x.shape[0]), x)
 
-    def bound(x_t, t):
-        return denoise(x_t, t, cond)
+    bound = bind(denoise, cond)
 
     def move(carry, inputs):
         i, t, s = inputs
@@ -128,10 +141,10 @@ def encode(sampler: Sampler, denoise: Denoise, process: Process, x0: Array, ts: 
     if draws_noise(sampler, process):
         raise UserError("only a deterministic sampler can encode; take for example ancestral.ddim, ode.heun or multistep.dpmpp_2m")
     ts = jnp.asarray(ts, x0.dtype)[::-1]
-    nothing = Noise(lambda t, s, part=0: jnp.zeros_like(x0), lambda i: jnp.zeros_like(x0))
+    nothing, bound = silence(x0), bind(denoise, cond)
 
     def move(carry, times):
-        return sampler.step(nothing, *carry, *times, lambda x, t: denoise(x, t, cond), process), None
+        return sampler.step(nothing, *carry, *times, bound, process), None
 
     x = process.alpha(ts[0]) * x0
     return jax.lax.scan(move, (x, sampler.init(x, ts)), (ts[:-1], ts[1:]))[0][0]
@@ -144,7 +157,7 @@ def draws_noise(sampler: Sampler, process: Process) -> bool:
     def step(x, t, s):
         ts = jnp.stack([t, s])
         noise = Noise(lambda t, s, part=0: asked.append(1) or x, lambda i: asked.append(1) or x)
-        denoise = lambda x, t, cond=None: Prediction(x, x, x)  # noqa: E731
+        denoise = lambda x, t, to=None: Prediction(x, x, x)  # noqa: E731
         return sampler.step(noise, x, sampler.init(x, ts), t, s, denoise, process)
 
     scalar = jax.ShapeDtypeStruct((), jnp.float32)

@@ -104,6 +104,26 @@ def align_your_steps(process: Process, n: int, table: str = "sd15") -> Array:
     return _with_ends(process, time_of_logsnr(process, -2 * (high + jnp.asarray(places) * (low - high))), "align_your_steps")
 
 
+# ---- for networks that jump: the data end is no stop -----------------------------------------------------------------------
+
+
+def few_step(process: Process, n: int, sigma_data: float = 0.5) -> Array:
+    """The first n of n + 1 equal steps of TrigFlow's angle, arctan(sigma / (alpha sigma_data)): each is a time to jump to the data from.
+
+    For two steps the second begins where noise and data are of equal size.
+    """
+    angle = math.pi / 2 * (1 - jnp.arange(1, n) / n)
+    return levels(process, n, tuple((sigma_data * jnp.tan(angle)).tolist()))
+
+
+def levels(process: Process, n: int, levels: tuple[float, ...] = (0.8, 0.3, 0.1)) -> Array:
+    """t_max, then these noise levels sigma / alpha: the first n of all. UserError for more than there are (0.8: Song et al. 2023, sec. 6.1)."""
+    if n > len(levels) + 1:
+        raise UserError(f"grid 'levels' has {len(levels) + 1} times, t_max and levels={tuple(levels)}; got n={n}")
+    later = time_of_logsnr(process, -2 * jnp.log(jnp.asarray(levels[: n - 1], jnp.float32)))
+    return _checked(jnp.append(jnp.float32(process.t_max), later), "levels")
+
+
 # ---- strided: sub-sequences of a chain of `steps` times t = (j + 1) / steps, as diffusers names them ------------------------
 
 

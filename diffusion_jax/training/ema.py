@@ -108,3 +108,18 @@ def together(*parts: Ema) -> Ema:
         return {key: tree for part in parts for key, tree in part.update(ema, params, images_seen, batch).items()}
 
     return Ema(init, update)
+
+
+def target(rate: float | Callable[[Array], Array], name: str = "target") -> Ema:
+    """The slow copy that a loss aims at: ema <- rate ema + (1 - rate) params, rate a number or a function of the step."""
+
+    def update(ema, params, images_seen, batch):
+        now = rate(images_seen / batch) if callable(rate) else rate
+        return {name: tree_lerp(ema[name], params, 1 - now)}
+
+    return Ema(lambda params: {name: params}, update)
+
+
+def frozen(name: str, given: Params) -> Ema:
+    """An average that never moves: how a teacher gets into the state, to be checkpointed, sharded and donated like the rest."""
+    return Ema(lambda params: {name: given}, lambda ema, params, images_seen, batch: {name: ema[name]})

@@ -1,0 +1,216 @@
+"""Consistency models: one function f(x_t, t) that is the same all along a trajectory of the flow, and the data at its end.
+
+    d f(x_t, t) / dt = 0   along   dx/dt = v(x_t, t),        f(x, t_min) = x / alpha
+
+(Song et al. 2023). f is the x0-hat of a denoiser, so networks, parameterizations and samplers are those of diffusion.
+
+In steps, L = E[ w(t, s) d(f(x_t, t), f_-(x_s, s)) ]: s < t are neighbours, f_- a constant copy, and x_s comes from x_t by a
+step of the teacher's flow (distillation) or from the same x0 and eps (training), which is the same to first order in t - s. The
+methods differ in the law of (t, s), in w, d and f_-.
+
+In the limit, L = E |v_theta - v_- - g|^2 with g = cos(phi) d f_- / dphi (Lu & Song 2025): a regression on the network's own
+output moved by the tangent. phi = arctan(sigma / (alpha sigma_data)) is TrigFlow's time and v the velocity in it, which every
+process has.
+
+The boundary condition is the parameterization's affair: exact by `consistency`, to within sigma(t_min) by `edm` and the others.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Callable
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax import arrays
+from diffusion_jax.arrays import expand, mean_per_example
+from diffusion_jax.objectives import times
+from diffusion_jax.objectives.base import Drawn, FewStep, Players
+from diffusion_jax.objectives.distance import Distance, pseudo_huber, squared
+from diffusion_jax.processes import gaussian
+from diffusion_jax.samplers import base, ode
+from diffusion_jax.types import Array, Cond, Key, Prediction, Process
+
+Pairs = Callable[[Process, Key, Array], tuple[Array, Array]]  # (process, keys (B,), progress) -> t, s (B,): neighbours, s < t
+Earlier = Callable[[Players, Drawn, Cond], Array]  # (players, drawn, cond) -> x_s
+
+
+# ---- presets -------------------------------------------------------------------------------------------------------------
+
+
+def distillation(process: Process, solver: base.Sampler = ode.edm_heun(), steps: int = 18, mu: float = 0.95,
+                 distance: Distance = squared()) -> FewStep:  # fmt: skip
+    """Consistency distillation (CD; Song et al. 2023, algorithm 2): x_s is one step of the teacher, f_- an average of rate mu.
+
+    solver: any deterministic sampler without memory: ancestral.ddim() is Euler's, ode.edm_heun() the paper's,
+    singlestep.dpm_2s() DPM-Solver-2. steps: N, the times of the Karras grid.
+    """
+
+    def by_teacher(players: Players, drawn: Drawn, cond: Cond) -> Array:
+        def one(x, t, s, cond):
+            x = x[None]
+            bound = base.bind(players.teacher, jax.tree.map(lambda c: c[None], cond))
+            return solver.step(base.silence(x), x, solver.init(x, jnp.stack([t, s])), t, s, bound, process)[0][0]
+
+        return jax.vmap(one)(drawn.x_t, drawn.t, drawn.s, cond)
+
+    pairs = neighbours(lambda progress: jnp.float32(steps))
+    return in_steps(process, pairs, distance, by_teacher, rate=lambda progress: jnp.float32(mu))._replace(taught=True)
+
+
+def training(process: Process, s0: int = 2, s1: int = 150, mu0: float = 0.9, distance: Distance = squared()) -> FewStep:
+    """Consistency training (CT; Song et al. 2023, algorithm 3): ever finer grids, f_- an ever slower average.
+
+    N = ceil(sqrt(p ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1 and mu = exp(s0 log(mu0) / N) at progress p (appendix C).
+    """
+
+    def count(progress):
+        return jnp.ceil(jnp.sqrt(progress * ((s1 + 1) ** 2 - s0**2) + s0**2) - 1) + 1
+
+    return in_steps(process, neighbours(count), distance, rate=lambda progress: jnp.exp(s0 * math.log(mu0) / count(progress)))
+
+
+def improved(process: Process, s0: int = 10, s1: int = 1280, mean: float = -1.1, std: float = 2.0,
+             distance: Distance = pseudo_huber()) -> FewStep:  # fmt: skip
+    """Improved consistency training (iCT; Song & Dhariwal 2024, table 1): no average, w = 1 / (u_t - u_s), u = sigma / alpha.
+
+    N = min(s0 2^floor(p K / K'), s1) + 1, so that each of the doublings from s0 to s1 has an equal share of the run; the noise
+    levels of the grid by the mass of log u ~ N(mean, std^2) in their intervals.
+    """
+    stages = math.floor(math.log2(s1 / s0)) + 1
+
+    def count(progress):
+        return jnp.minimum(s0 * 2.0 ** jnp.floor(jnp.minimum(progress, 0.9999) * stages), s1) + 1
+
+    return in_steps(process, neighbours(count, law=(mean, std)), distance, weight=_inverse_step)
+
+
+def easy(process: Process, q: float = 2.0, stages: int = 8, k: float = 8.0, b: float = 1.0, mean: float = -1.1,
+         std: float = 2.0, distance: Distance = pseudo_huber()) -> FewStep:  # fmt: skip
+    """Easy consistency tuning (ECT; Geng et al. 2024) of a diffusion model: from diffusion, s = t_min, to consistency, s -> t.
+
+    u_s / u_t = 1 - n(u_t) / q^a, n(u) = 1 + k sigmoid(-b u), at least u_min (their eq. 20 ff.); a = 1 .. stages, each an
+    equal share of the run; log u_t ~ N(mean, std^2), w = 1 / (u_t - u_s).
+    """
+
+    def pairs(process, keys, progress):
+        t = times.lognormal(mean, std)(process, keys)
+        u, a = _ratio(process, t), jnp.floor(jnp.minimum(progress, 0.9999) * stages) + 1
+        kept = 1 - (1 + k * jax.nn.sigmoid(-b * u)) / q**a
+        return t, _time(process, jnp.maximum(u * kept, _ratio(process, process.t_min)))
+
+    return in_steps(process, pairs, distance, weight=_inverse_step)
+
+
+def continuous(process: Process, time: times.TimeLaw = times.lognormal(-1.0, 1.4), sigma_data: float = 0.5, warmup: float = 0.1,
+               c: float = 0.1) -> FewStep:  # fmt: skip
+    """Continuous-time consistency training (sCT of sCM; Lu & Song 2025, algorithm 1): the loss in the limit, v from x0 and eps.
+
+    With dx/dphi = v, g = -cos^2 (v_- - v) - r cos sin (x + d v_- / dphi), normalised to g / (|g| + c), |.| per root of the
+    dimension; r grows from 0 to 1 over the share `warmup` of the run (sec. 4.1). Any process: phi is a function of its time.
+    The derivative is taken in forward mode through the network, whose embedding of the noise level must be smooth.
+    (Their learned weighting is left out: after normalisation every time has a loss of order one.)
+    """
+    return _continuous(process, time, sigma_data, warmup, c, taught=False)
+
+
+def continuous_distillation(process: Process, time: times.TimeLaw = times.lognormal(-1.0, 1.4), sigma_data: float = 0.5,
+                            warmup: float = 0.1, c: float = 0.1) -> FewStep:  # fmt: skip
+    """Continuous-time consistency distillation (sCD of sCM; Lu & Song 2025): as `continuous`, with the teacher's velocity."""
+    return _continuous(process, time, sigma_data, warmup, c, taught=True)
+
+
+# ---- in steps ------------------------------------------------------------------------------------------------------------
+
+
+def same_noise(process: Process) -> Earlier:
+    """x_s of the same x0 and eps: x_t moved by its conditional velocity, without a teacher."""
+    return lambda players, drawn, cond: gaussian.corrupt(process, drawn.x0, drawn.eps, drawn.s).x_t
+
+
+def in_steps(process: Process, pairs: Pairs, distance: Distance, earlier: Earlier | None = None, *,
+             weight: Callable[[Process, Array, Array], Array] | None = None, rate=None) -> FewStep:  # fmt: skip
+    """w(t, s) d(f(x_t, t), f_-(x_s, s)), of which CD, CT, iCT and ECT are presets. earlier(players, drawn, cond) -> x_s."""
+    earlier = earlier or same_noise(process)
+
+    def draw(keys, x0, progress):
+        t, s = pairs(process, arrays.fold_in(keys, 0), progress)
+        return Drawn(*gaussian.corrupt(process, x0, arrays.noise(arrays.fold_in(keys, 1), x0), t), s)
+
+    def loss(players, drawn, cond, progress):
+        wanted = players.target(earlier(players, drawn, cond), drawn.s, cond).x0
+        found = players.student(drawn.x_t, drawn.t, cond).x0
+        error = distance(found, jax.lax.stop_gradient(wanted))
+        return error * weight(process, drawn.t, drawn.s) if weight else error
+
+    return FewStep(draw, loss, rate)
+
+
+def neighbours(count: Callable[[Array], Array], law: tuple[float, float] | None = None, rho: float = 7.0) -> Pairs:
+    """Neighbours on Karras' grid of count(progress) noise levels u = sigma / alpha (Karras et al. 2022, eq. 5), any as likely.
+
+    law = (mean, std): each pair as likely as log u ~ N(mean, std^2) is to lie between the two (Song & Dhariwal 2024, eq. 10).
+    """
+
+    def pairs(process, keys, progress):
+        low, high = (_ratio(process, end) ** (1 / rho) for end in (process.t_min, process.t_max))
+        place = arrays.uniform(keys)
+        if law:
+            mean, std = law
+            ends = [jax.scipy.special.ndtr((rho * jnp.log(end) - mean) / std) for end in (low, high)]
+            level = mean + std * jax.scipy.special.ndtri(ends[0] + place * (ends[1] - ends[0]))
+            place = (jnp.exp(level / rho) - low) / (high - low)
+        steps = count(progress) - 1
+        i = jnp.clip(jnp.floor(place * steps), 0, steps - 1)
+        return tuple(_time(process, (low + j / steps * (high - low)) ** rho) for j in (i + 1, i))
+
+    return pairs
+
+
+def _ratio(process: Process, t: Array) -> Array:
+    """u = sigma / alpha."""
+    return jnp.exp(-0.5 * gaussian.logsnr(process, jnp.asarray(t, jnp.result_type(float))))
+
+
+def _time(process: Process, u: Array) -> Array:
+    return gaussian.time_of_logsnr(process, -2 * jnp.log(u))
+
+
+def _inverse_step(process: Process, t: Array, s: Array) -> Array:
+    return 1 / jnp.maximum(_ratio(process, t) - _ratio(process, s), 1e-6)
+
+
+# ---- in the limit --------------------------------------------------------------------------------------------------------
+
+
+def _continuous(process: Process, time: times.TimeLaw, sigma_data: float, warmup: float, c: float, taught: bool) -> FewStep:
+    def velocity(prediction: Prediction, phi: Array) -> Array:
+        """Of z = cos x0 + sin sigma_data eps in phi."""
+        x0, eps = prediction[:2]
+        return sigma_data * expand(jnp.cos(phi), eps) * eps - expand(jnp.sin(phi), x0) * x0
+
+    def draw(keys, x0, progress):
+        t, eps = time(process, arrays.fold_in(keys, 0)), arrays.noise(arrays.fold_in(keys, 1), x0)
+        return Drawn(*gaussian.corrupt(process, x0, eps, t), jnp.full_like(t, process.t_min))
+
+    def loss(players, drawn, cond, progress):
+        x_t, t = drawn.x_t, drawn.t
+        truth = players.teacher(x_t, t, cond) if taught else Prediction(drawn.x0, drawn.eps)
+        phi = gaussian.angle(process, t, sigma_data)
+        pace = gaussian.derivative(lambda u: gaussian.angle(process, u, sigma_data), t)  # dphi/dt
+
+        def f(x, t):
+            prediction = players.frozen(x, t, cond)
+            return prediction.x0, prediction
+
+        _, df_dt, own = jax.jvp(f, (x_t, t), (gaussian.velocity(process, truth, t), jnp.ones_like(t)), has_aux=True)
+        cos = expand(jnp.cos(phi), x_t)
+        whole = cos * df_dt / expand(pace, x_t)
+        first = -(cos**2) * (velocity(own, phi) - velocity(truth, phi))
+        g = (first + jnp.minimum(1.0, progress / max(warmup, 1e-9)) * (whole - first)) / sigma_data
+        g = g / expand(jnp.sqrt(mean_per_example(g**2)) + c, g)
+        error = (velocity(players.student(x_t, t, cond), phi) - velocity(own, phi)) / sigma_data - g
+        return mean_per_example(error**2)
+
+    return FewStep(draw, loss, taught=taught)

@@ -1,0 +1,550 @@
+"""Few-step models: on laws whose flow is known, the exact consistency function and average velocity have no loss and no
+gradient, and a small network finds them by every objective; the formulas as their papers have them; samplers; networks.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from families import public
+from numpy.testing import assert_allclose
+
+from diffusion_jax import arrays, inverse, parameterization, targets
+from diffusion_jax.arrays import expand
+from diffusion_jax.errors import UserError
+from diffusion_jax.models import mlp, unet
+from diffusion_jax.objectives import consistency, distance, meanflow, times
+from diffusion_jax.objectives.base import Drawn, Players
+from diffusion_jax.processes import gaussian, schedules
+from diffusion_jax.samplers import ancestral, base, few_step, grids, ode, singlestep
+from diffusion_jax.training import ema
+from diffusion_jax.types import Prediction
+
+EDM, FLOW, TRIG = schedules.EDM(sigma_max=20.0), schedules.RectifiedFlow(), schedules.TrigFlow()
+NORMAL = targets.normal(2, seed=1, condition=16.0)
+MIXTURE = targets.from_mixture(targets.mixture([0.6, 0.4], [[0.8, -0.3], [-0.5, 0.6]], [[0.3, 0.2], [0.15, 0.4]]))
+COUNT = 512
+OBJECTIVES = {f"{module.__name__.rpartition('.')[2]}.{name}": make for module in (consistency, meanflow)
+              for name, make in public(module, "FewStep").items() if name != "in_steps"}  # fmt: skip
+
+
+# ---- the exact functions ---------------------------------------------------------------------------------------------
+
+
+def solve(target, process, x, t, s, steps=24):
+    """x at time s: the flow of a Gaussian in closed form, else rk4 on the clock log(sigma / alpha) of targets.reference.
+
+    Differentiable, of one time per example, and accurate to 1e-6 here.
+    """
+    if target.flow:
+        return target.flow(process, x, t, s)
+    denoise, norm = target.denoise(process), lambda t: jnp.hypot(process.alpha(t), process.sigma(t))
+    start, end = (-0.5 * gaussian.logsnr(process, time) for time in (t, s))
+
+    def slope(log_u, z):
+        time, u = gaussian.time_of_logsnr(process, -2 * log_u), jnp.exp(log_u)
+        x0, eps, _ = denoise(expand(norm(time), z) * z, time)
+        return expand(u / (1 + u**2), z) * (eps - expand(u, z) * x0) / expand(jnp.sqrt(1 + u**2), z)
+
+    def move(z, i):
+        a, h = start + i / steps * (end - start), (end - start) / steps
+        k1 = slope(a, z)
+        k2 = slope(a + h / 2, z + expand(h / 2, z) * k1)
+        k3 = slope(a + h / 2, z + expand(h / 2, z) * k2)
+        k4 = slope(a + h, z + expand(h, z) * k3)
+        return z + expand(h / 6, z) * (k1 + 2 * k2 + 2 * k3 + k4), None
+
+    return expand(norm(s), x) * jax.lax.scan(move, x / expand(norm(t), x), jnp.arange(steps))[0]
+
+
+def exact(target, process):
+    """A Denoise: the consistency function, x0-hat = x at t_min over alpha; told cond['to'], the average velocity's prediction.
+
+    That is the solution of alpha_t x0 + sigma_t eps = x_t, alpha_s x0 + sigma_s eps = x_s; for s = t it is the denoiser.
+    """
+    denoiser = target.denoise(process)
+
+    def denoise(x, t, cond=None):
+        t = jnp.broadcast_to(t, x.shape[:1]).astype(x.dtype)
+        s = (cond or {}).get("to", jnp.full_like(t, process.t_min))
+        x_s = solve(target, process, x, t, s)
+        if not cond or "to" not in cond:
+            return gaussian.from_x0(process, x, x_s / expand(process.alpha(s), x), t)
+        (a_t, b_t), (a_s, b_s) = ((process.alpha(u)[:, None], process.sigma(u)[:, None]) for u in (t, s))
+        det = a_s * b_t - a_t * b_s
+        safe = jnp.where(jnp.abs(det) < 1e-9, 1.0, det)
+        jump, still = Prediction((b_t * x_s - b_s * x) / safe, (a_s * x - a_t * x_s) / safe), denoiser(x, t)
+        return Prediction(*(jnp.where(jnp.abs(det) < 1e-9, b, a) for a, b in zip(jump[:2], still[:2])))
+
+    return denoise
+
+
+def examples(objective, target, progress, count=COUNT):
+    keys = arrays.example_keys(jax.random.key(0), count)
+    return objective.draw(keys, target.draw(jax.random.key(1), count).astype("float64"), progress)
+
+
+def scored(objective, target, process, drawn, progress, shift=0.0):
+    """(losses (B,), per-example d loss / d(c, d) (2, B)) of the student exact + shift + c + d x in v, at c = d = 0."""
+    perfect = exact(target, process)
+
+    def moved(c, d):
+        def denoise(x, t, cond=None):
+            """v-hat + c + d z for z = x / r, r^2 = alpha^2 + sigma^2: of order one at every noise level."""
+            x0, eps, _ = perfect(x, t, cond)
+            alpha, sigma = expand(process.alpha(t), x), expand(process.sigma(t), x)
+            r = jnp.hypot(alpha, sigma)
+            more = (shift + c[:, None] + d[:, None] * x / r) / r
+            return Prediction(x0 - sigma * more, eps + alpha * more)
+
+        return denoise
+
+    def losses(c, d):
+        zero = jnp.zeros_like(c)
+        constant = moved(zero, zero)
+        found = objective.loss(Players(moved(c, d), constant, constant, target.denoise(process)), drawn, None, progress)
+        return found.sum(), found
+
+    zero = jnp.zeros(len(drawn.t))
+    gradients, found = jax.jit(jax.grad(losses, argnums=(0, 1), has_aux=True))(zero, zero)
+    return np.asarray(found), np.stack(gradients)
+
+
+def of_teacher(target):
+    """The teacher's step, without error."""
+    return base.memoryless(lambda noise, x, t, s, denoise, process: solve(target, process, x, jnp.full(1, t), jnp.full(1, s)))
+
+
+@pytest.mark.parametrize("target", [NORMAL, MIXTURE], ids=["gaussian", "mixture"])
+def test_with_a_teacher_the_exact_function_has_no_loss(target):
+    """And no gradient, and what is off by 0.1 has both. In steps that is so where the teacher's step is exact."""
+    with jax.enable_x64(True):
+        cases = {
+            "cd": (consistency.distillation(EDM, solver=of_teacher(target)), EDM),
+            "scd": (consistency.continuous_distillation(TRIG), TRIG),
+            "meanflow": (meanflow.meanflow(FLOW, ratio=0.7, taught=True), FLOW),
+            "imf": (meanflow.improved(FLOW, ratio=0.7, taught=True), FLOW),
+        }
+        for name, (objective, process) in cases.items():
+            drawn = examples(objective, target, 1.0, 32)
+            losses, gradient = scored(objective, target, process, drawn, 1.0)
+            assert np.all(losses < 1e-8), (name, losses.max())
+            assert np.all(np.abs(gradient) < 1e-3), (name, np.abs(gradient).max())
+        losses, gradient = scored(objective, target, process, drawn, 1.0, shift=0.1)
+        assert np.median(losses) > 1e-2 and np.median(np.abs(gradient)) > 1e-2
+
+
+def test_in_steps_the_loss_of_the_exact_function_is_the_teachers_own_error():
+    """A solver of order p errs by h^(p + 1) in a step, squared: twice as many steps divide the loss by 4^(p + 1)."""
+    with jax.enable_x64(True):
+        for solver, order in ((ancestral.ddim(), 1), (ode.edm_heun(), 2), (singlestep.dpm_2s(), 2)):
+            losses = []
+            for steps in (81, 161):
+                objective = consistency.distillation(EDM, solver=solver, steps=steps)
+                t, s = EDM.t_max * jnp.asarray([0.03, 0.1, 0.3]), None
+                rho = lambda u: u ** (1 / 7)  # noqa: E731
+                h = (rho(20.0) - rho(0.002)) / (steps - 1)
+                s = (rho(20.0 * t) - h) ** 7 / 20.0
+                x_t = jnp.asarray([[0.3, 1.0], [2.0, -1.0], [-4.0, 3.0]])
+                drawn = Drawn(x_t, t, x_t, x_t, s)
+                losses.append(scored(objective, NORMAL, EDM, drawn, 0.0)[0])
+            found = np.log2(losses[0] / losses[1]) / 2 - 1
+            assert_allclose(found, order, atol=0.15)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_exact_function_is_where_training_ends(name):
+    """The mean gradient there is zero to four standard errors, on Gaussian data, at fine steps; what is off is pulled back.
+
+    On Gaussian data, because there robust means (pseudo-Huber, adaptive weights, normalised tangents) are means.
+    """
+    process = FLOW if name.startswith("meanflow") else EDM
+    with jax.enable_x64(True):
+        fine = {"consistency.distillation": dict(steps=320), "consistency.training": dict(s1=640)}
+        objective = OBJECTIVES[name](process, **fine.get(name, {}))
+        drawn = examples(objective, NORMAL, 1.0, 4 * COUNT)
+        _, gradient = scored(objective, NORMAL, process, drawn, 1.0)
+        mean, error = gradient.mean(1), gradient.std(1) / np.sqrt(gradient.shape[1])
+        assert np.all(np.abs(mean) < 4 * error + 1e-5), (mean, error)
+        _, gradient = scored(objective, NORMAL, process, drawn, 1.0, shift=0.3)
+        assert gradient[0].mean() > 4 * gradient[0].std() / np.sqrt(gradient.shape[1]), "the control"
+
+
+# ---- the methods' own formulas ---------------------------------------------------------------------------------------
+
+
+def anything(x, t, cond=None):
+    """Some smooth function (x, t, s) -> (B, 2) that is no one's solution."""
+    s = (cond or {}).get("to", jnp.zeros_like(t))
+    return jnp.sin(1.3 * x + t[:, None]) + 0.4 * x[:, ::-1] * jnp.cos(2 * t + s)[:, None] + 0.3 * s[:, None]
+
+
+def points(count=6):
+    """x0, eps, t, s in float64."""
+    rng = np.random.default_rng(0)
+    t, s = np.sort(rng.uniform(0.05, 0.95, (2, count)), axis=0)[::-1]
+    return *(jnp.asarray(a) for a in rng.standard_normal((2, count, 2))), jnp.asarray(t), jnp.asarray(s)
+
+
+def players(process, decode):
+    student = lambda x, t, cond=None: decode(x, t, anything(x, t, cond))  # noqa: E731
+    return Players(student, student, student)
+
+
+def of_velocity(x, t, u):
+    """On rectified flow, from u = eps - x0."""
+    return Prediction(x - t[:, None] * u, x + (1 - t[:, None]) * u)
+
+
+@pytest.mark.parametrize("improved", [False, True], ids=["meanflow", "imf"])
+def test_meanflow_is_the_papers(improved):
+    """u_theta - [v - (t - s) (v . du/dx + du/dt)] (eq. 10 f.); iMF: V - v = u + (t - s) (u(x, t, t) . du/dx + du/dt) - v."""
+    with jax.enable_x64(True):
+        x0, eps, t, s = points()
+        x_t, v = (1 - t[:, None]) * x0 + t[:, None] * eps, eps - x0
+        u = lambda x, t: anything(x, t, {"to": s})  # noqa: E731
+        along = anything(x_t, t, {"to": t}) if improved else v
+        now, slope = jax.jvp(u, (x_t, t), (along, jnp.ones_like(t)))
+        expected = jnp.mean((now + (t - s)[:, None] * slope - v) ** 2, axis=1)
+        make = meanflow.improved if improved else meanflow.meanflow
+        for p in (0.0, 1.0):
+            found = make(FLOW, p=p).loss(players(FLOW, of_velocity), Drawn(x_t, t, x0, eps, s), None, 1.0)
+            assert_allclose(found, expected / (expected + 1e-3) ** p, rtol=1e-9)
+        if not improved:  # s = t: flow matching; and with guidance inside, eq. 19 with kappa = 0
+            drawn, there = Drawn(x_t, t, x0, eps, t), anything(x_t, t, {"to": t})
+            found = make(FLOW, p=0.0).loss(players(FLOW, of_velocity), drawn, None, 1.0)
+            assert_allclose(found, jnp.mean((there - v) ** 2, 1), rtol=1e-9)
+            found = make(FLOW, p=0.0, guidance=2.0).loss(players(FLOW, of_velocity), drawn, None, 1.0)
+            assert_allclose(found, jnp.mean((there - (2 * v - there)) ** 2, 1), rtol=1e-9)
+
+
+def test_the_continuous_loss_is_algorithm_1_of_scm():
+    """In TrigFlow, x0-hat = cos x - sin sigma_d F: |F - F_- - g / (|g| + c)|^2 with their g at r = 1/2."""
+    with jax.enable_x64(True):
+        sd, (x0, eps, t, _) = 0.5, points()
+        phi = np.pi / 2 * t
+        cos, sin = jnp.cos(phi)[:, None], jnp.sin(phi)[:, None]
+        x_t, z = cos * x0 + sin * sd * eps, sd * eps
+        F = lambda x, phi: anything(x / sd, phi)  # noqa: E731
+        _, dF = jax.jvp(F, (x_t, phi), (cos * z - sin * x0, jnp.ones_like(phi)))
+        g = -(cos**2) * (sd * F(x_t, phi) - (cos * z - sin * x0)) - 0.5 * cos * sin * (x_t + sd * dF)
+        g = g / sd
+        g = g / (jnp.sqrt(jnp.mean(g**2, 1, keepdims=True)) + 0.1)
+
+        def decode(x, t, _):
+            F_hat, phi = anything(x / sd, np.pi / 2 * t), (np.pi / 2 * t)[:, None]
+            return gaussian.from_x0(TRIG, x, jnp.cos(phi) * x - jnp.sin(phi) * sd * F_hat, t)
+
+        found = consistency.continuous(TRIG, warmup=0.2).loss(players(TRIG, decode), Drawn(x_t, t, x0, eps, t), None, 0.1)
+        assert_allclose(found, jnp.mean(g**2, 1), rtol=1e-7)
+
+
+@pytest.mark.parametrize("process", [EDM, FLOW, TRIG, schedules.VP()], ids=lambda p: type(p).__name__)
+def test_the_continuous_loss_is_the_limit_of_steps(process):
+    """The gradient of |f(x_t) - f_-(x_s)|^2 / (phi_t - phi_s) as s -> t, times cot(phi) / sd^2, is that of the limit."""
+    with jax.enable_x64(True):
+        x0, eps, t, _ = points()
+        t, sd = process.t_min + t * (process.t_max - process.t_min) * 0.5, 0.5
+        x_t = gaussian.corrupt(process, x0, eps, t).x_t
+        phi = gaussian.angle(process, t, sd)
+        s = t - 1e-6 * t
+        step = phi - gaussian.angle(process, s, sd)
+
+        def gradient(objective, s):
+            def total(w):
+                student, constant = (lambda x, t, cond=None, w=w: gaussian.from_x0(process, x, anything(x, t) * w, t)
+                                     for w in (w, jnp.ones((len(t), 1))))  # fmt: skip
+                return objective.loss(Players(student, constant, constant), Drawn(x_t, t, x0, eps, s), None, 1.0).sum()
+
+            return jax.grad(total)(jnp.ones((len(t), 1)))[:, 0]
+
+        limit = gradient(consistency.continuous(process, c=1e6), s) * 1e6
+        steps = gradient(consistency.in_steps(process, None, distance.squared()), s)
+        assert_allclose(limit, steps / step / jnp.tan(phi) / sd**2, rtol=2e-4)
+
+
+def test_curricula_are_the_papers():
+    """N and mu at the ends (Song et al. 2023, appendix C; Song & Dhariwal 2024, table 1), from neighbours that were drawn."""
+
+    def count(objective, progress):  # of a grid in u^(1/7), from the step between neighbours
+        drawn = objective.draw(arrays.example_keys(jax.random.key(0), 4), jnp.zeros((4, 1)), progress)
+        rho = lambda t: (20.0 * t) ** (1 / 7)  # noqa: E731
+        return np.asarray((20 ** (1 / 7) - 0.002 ** (1 / 7)) / (rho(drawn.t) - rho(drawn.s)) + 1)
+
+    training = consistency.training(EDM, s0=2, s1=150)
+    assert_allclose([count(training, p)[0] for p in (0.0, 1.0)], [2, 151], rtol=5e-3)
+    assert_allclose(training.rate(0.0), np.exp(2 * np.log(0.9) / 2), rtol=1e-6)
+    improved = consistency.improved(EDM, s0=10, s1=160)  # 10, 20, 40, 80, 160, each a fifth
+    assert_allclose([count(improved, p)[1] for p in (0.0, 0.19, 0.21, 0.5, 1.0)], [11, 11, 21, 41, 161], rtol=5e-3)
+    assert improved.rate is None
+    assert_allclose(count(consistency.distillation(EDM), 0.3), 18, rtol=1e-3)
+
+
+def test_improved_training_draws_levels_by_their_mass():
+    """p(i) ~ erf((log u_{i+1} - mean) / (sqrt 2 std)) - erf((log u_i - mean) / (sqrt 2 std)) (Song & Dhariwal 2024, eq. 10)."""
+    from scipy.stats import norm
+
+    grid = np.asarray(grids.karras(EDM, 11))[::-1] * 20.0
+    mass = np.diff(norm.cdf(np.log(grid), -1.1, 2.0))
+    t = consistency.improved(EDM, s0=10).draw(arrays.example_keys(jax.random.key(0), 20_000), jnp.zeros((20_000, 1)), 0.0).t
+    found = np.histogram(np.asarray(t) * 20.0, grid * 1.001)[0] / 20_000
+    assert_allclose(found, mass / mass.sum(), atol=0.01)
+
+
+def test_easy_tuning_goes_from_diffusion_to_consistency():
+    """u_s = u_t (1 - (1 + 8 sigmoid(-u_t)) / 2^a), not below u_min: at a = 1 that is u_min for all u_t < 2, at a = 8 near t."""
+    objective, keys = consistency.easy(EDM, stages=8), arrays.example_keys(jax.random.key(0), 2000)
+    for progress, a in ((0.0, 1), (0.99, 8)):
+        drawn = objective.draw(keys, jnp.zeros((2000, 1)), progress)
+        u, s = 20.0 * np.asarray(drawn.t), 20.0 * np.asarray(drawn.s)
+        assert_allclose(s, np.maximum(u * (1 - (1 + 8 / (1 + np.exp(u))) / 2**a), 0.002), rtol=1e-3)
+    assert np.all(s[u > 0.01] > 0.95 * u[u > 0.01])
+
+
+def test_distances():
+    x, y = jnp.zeros((2, 3, 4)), jnp.stack([jnp.full((3, 4), 3e-3), jnp.full((3, 4), 7.0)])
+    assert_allclose(distance.squared()(x, y), [9e-6, 49.0], rtol=1e-6)
+    assert_allclose(distance.pseudo_huber(0.004)(x, y), [0.001, 7.0 - 0.004], rtol=1e-4)  # 3-4-5, and |x - y| - c
+    assert_allclose(distance.perceptual(lambda x: x[:, :1])(x, y), [9e-6, 49.0], rtol=1e-6)
+
+
+# ---- parameterizations and processes ---------------------------------------------------------------------------------
+
+
+def test_consistency_preconditioning_is_song_et_als():
+    """On EDM: c_skip = sd^2 / ((u - u_min)^2 + sd^2), c_out = sd (u - u_min) / sqrt(sd^2 + u^2); at t_min F says nothing."""
+    process, pair, sd = schedules.EDM(), parameterization.consistency(sigma_data=0.5), 0.5
+    u = np.geomspace(0.002, 80, 7)
+    x, F = np.random.default_rng(0).standard_normal((2, 7, 2))
+    for dtype, rtol in (("float64", 1e-9), ("float32", 1e-3)):
+        with jax.enable_x64(dtype == "float64"):
+            t, x_t, out = jnp.asarray(u / 80, dtype), jnp.asarray(x, dtype), jnp.asarray(F, dtype)
+            found = parameterization.decode(pair, process, out, x_t, t).x0
+        c_skip, c_out = sd**2 / ((u - 0.002) ** 2 + sd**2), sd * (u - 0.002) / np.sqrt(sd**2 + u**2)
+        assert_allclose(found, c_skip[:, None] * x + c_out[:, None] * F, rtol=rtol, atol=1e-6)
+    for process in (process, FLOW, schedules.VP()):
+        t = jnp.full(7, process.t_min)
+        x0 = parameterization.decode(pair, process, 100 * jnp.asarray(F, jnp.float32), jnp.asarray(x, jnp.float32), t).x0
+        assert_allclose(x0, x / process.alpha(t)[:, None], rtol=1e-6)
+
+
+def test_trigflow_with_edm_preconditioning_is_scms():
+    """x0-hat = cos(phi) x + sin(phi) sigma_data F: minus their F_theta; x_t keeps the data's standard deviation."""
+    t = jnp.asarray([0.1, 0.4, 0.9])
+    x, F = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 2)), jnp.float32)
+    x0 = parameterization.decode(parameterization.edm(0.5), TRIG, F, x, t).x0
+    phi = np.pi / 2 * t[:, None]
+    assert_allclose(x0, np.cos(phi) * x + np.sin(phi) * 0.5 * F, rtol=1e-5)
+    assert_allclose((0.5 * TRIG.alpha(t)) ** 2 + TRIG.sigma(t) ** 2, 0.25, rtol=1e-6)
+    assert_allclose(gaussian.angle(TRIG, t, 0.5), phi[:, 0], rtol=1e-6)
+
+
+def test_a_denoiser_of_another_process():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((5, 2)), jnp.float32)
+    t = jnp.asarray([0.05, 0.2, 0.4, 0.6, 0.9])
+    vp = schedules.VP()
+    found, own = parameterization.under(MIXTURE.denoise(vp), vp, FLOW)(x, t), MIXTURE.denoise(FLOW)(x, t)
+    for a, b in zip(found[:2], own[:2]):
+        assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+# ---- samplers --------------------------------------------------------------------------------------------------------
+
+
+def test_multistep_keeps_the_law_on_any_times():
+    """With the exact consistency function of N(m, C) every grid gives N(m, C) back, as far as the prior is the law at t_max."""
+    process = schedules.EDM()
+    for ts in (grids.few_step(process, 1), grids.few_step(process, 2), grids.levels(process, 4, levels=(5.0, 0.9, 0.05))):
+        keys = jax.random.key(0)
+        x = base.sample(few_step.multistep(), exact(NORMAL, process), process, keys, base.start(process, keys, (40_000, 2)), ts)
+        truth = np.asarray(NORMAL.draw(jax.random.key(1), 40_000))
+        assert_allclose(x.mean(0), truth.mean(0), atol=0.02)
+        assert_allclose(np.cov(x.T), np.cov(truth.T), atol=0.02)
+
+
+def test_multistep_is_algorithm_1():
+    """x <- f(x, T); then x <- f(x + tau z, tau). (The paper has tau^2 - u_min^2, as its data have the noise of u_min.)"""
+    process, f = schedules.EDM(), MIXTURE.denoise(schedules.EDM())
+    keys = arrays.example_keys(jax.random.key(0), 3)
+    ts = grids.levels(process, 3, levels=(0.8, 0.3))
+    noise = base.independent(process, keys, jnp.zeros((3, 2)))
+    x = y = base.start(process, keys, (3, 2))
+    y = f(y, ts[0]).x0
+    for i, tau in enumerate((0.8, 0.3)):
+        y = f(y + tau * noise(i).path(ts[i], ts[i + 1]), jnp.float32(tau / 80)).x0
+    found = base.sample(few_step.multistep(), f, process, keys, x, ts)
+    assert_allclose(found, y, rtol=1e-4, atol=1e-5)
+    assert base.evaluations(few_step.multistep(), ts) == 3 and base.draws_noise(few_step.multistep(), process)
+
+
+def test_jumps_of_any_length_are_exact():
+    """With the exact average velocity the sampler is on the trajectory after every jump; with a denoiser it is DDIM."""
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(0).standard_normal((5, 2)))
+        ts = jnp.asarray([0.999, 0.7, 0.2, 0.1])
+        for target in (NORMAL, MIXTURE):
+            seen = base.sample(few_step.jump(), exact(target, FLOW), FLOW, jax.random.key(0), x, ts, observe=lambda x, t: x)[1]
+            for s, found in zip(ts[1:], seen):
+                assert_allclose(found, targets.reference(target.denoise(FLOW), FLOW, x, 0.999, s), atol=1e-5)
+        denoise = MIXTURE.denoise(FLOW)
+        both = [base.sample(s, denoise, FLOW, jax.random.key(0), x, ts) for s in (few_step.jump(), ancestral.ddim())]
+        assert_allclose(*both, rtol=1e-12)
+    assert not base.draws_noise(few_step.jump(), FLOW)
+
+
+def test_few_step_grids():
+    process = schedules.EDM()
+    assert_allclose(process.sigma(grids.few_step(process, 2)), [80.0, 0.5], rtol=1e-5)  # where noise and data are of one size
+    angle = gaussian.angle(process, grids.few_step(process, 4)[1:], 0.5)
+    assert_allclose(angle, np.pi / 2 * np.array([0.75, 0.5, 0.25]), rtol=1e-4)
+    assert_allclose(process.sigma(grids.levels(process, 3)), [80.0, 0.8, 0.3], rtol=1e-5)
+    assert grids.few_step(FLOW, 1) == grids.levels(FLOW, 1) == np.float32(FLOW.t_max)
+    with pytest.raises(UserError, match="has 4 times"):
+        grids.levels(process, 5)
+
+
+@pytest.mark.parametrize("task", ["inpaint", "colourise"])
+def test_zero_shot_editing_is_algorithm_4(task):
+    """Song et al. 2023, appendix D: x <- A^{-1}(A y (1 - Omega) + A x Omega) after every jump, here ddnm with multistep."""
+    shape = (4, 4, 3)
+    f = lambda x, t, cond=None: gaussian.from_x0(process, x, jnp.tanh(x) * (1 + t), t)  # noqa: E731
+    process, keys = schedules.EDM(), arrays.example_keys(jax.random.key(0), 2)
+    y0 = jax.random.uniform(jax.random.key(1), (2, *shape), minval=-1.0)
+    measurement = inverse.inpaint(shape, inverse.half(shape)) if task == "inpaint" else inverse.colourise(shape)
+    known = jnp.asarray(inverse.half(shape))
+    grey = lambda x: jnp.broadcast_to(x.mean(-1, keepdims=True), x.shape)  # noqa: E731
+    mix = (lambda x: known * y0 + (1 - known) * x) if task == "inpaint" else (lambda x: x - grey(x) + grey(y0))
+    ts = grids.levels(process, 3)
+    noise, x = base.independent(process, keys, y0), base.start(process, keys, y0.shape)
+    y = mix(f(x, ts[0]).x0)
+    for i in (0, 1):
+        y = mix(f(y + process.sigma(ts[i + 1]) * noise(i).path(ts[i], ts[i + 1]), ts[i + 1]).x0)
+    seen, sampler = measurement.forward(y0), few_step.multistep()
+    found = inverse.restore(inverse.ddnm(), measurement, seen, sampler, f, process, keys, x, ts)
+    assert_allclose(found, y, atol=2e-5)
+
+
+# ---- networks, averages ----------------------------------------------------------------------------------------------
+
+
+def test_forward_mode_through_attention():
+    """d/dh of a small U-Net with attention along (x, c_noise) == differences, in float64; a second time starts unheard."""
+    with jax.enable_x64(True):
+        net = unet.UNet(num_classes=3, width=8, multipliers=(1,), blocks=1, attention=(4,), head_width=4,
+                        noise_embedding="smooth", second_time=True)  # fmt: skip
+        rng = np.random.default_rng(0)
+        x, dx = jnp.asarray(rng.standard_normal((2, 2, 4, 4, 1)))
+        c, cond = jnp.asarray([0.3, -0.2]), {"label": jnp.asarray([0, 3]), "to": jnp.asarray([0.2, 0.0])}
+        params = net.init(jax.random.key(0), x, c, cond)
+        quiet = net.apply(params, x, c, cond | {"to": jnp.asarray([0.9, 0.9])})
+        assert_allclose(quiet, net.apply(params, x, c, cond), atol=0)
+        leaves, tree = jax.tree.flatten(params)
+        params = tree.unflatten([jnp.asarray(rng.standard_normal(p.shape) * 0.2) for p in leaves])
+        run = jax.jit(lambda x, c: net.apply(params, x, c, cond))
+        slope = jax.jit(lambda *v: jax.jvp(run, (x, c), v)[1])(dx, jnp.ones(2))
+        h = 1e-3
+        ends = [run(x + sign * h * dx, c + sign * h) for sign in (-2, -1, 1, 2)]
+        numeric = (ends[0] - 8 * ends[1] + 8 * ends[2] - ends[3]) / (12 * h)
+        assert np.abs(slope).max() > 0.1
+        assert_allclose(slope, numeric, atol=2e-5 * np.abs(slope).max())  # the embedding and norms are float32
+        heard = jax.jit(net.apply)(params, x, c, cond | {"to": jnp.asarray([0.9, 0.0])})
+        assert np.abs(heard - run(x, c))[0].max() > 1e-3 and np.abs(heard - run(x, c))[1].max() < 1e-12
+
+
+def test_the_second_time_is_a_flows():
+    """The network is told sigma / (alpha + sigma) at s: s itself on rectified flow."""
+    told = []
+
+    def apply(params, x, c, cond):
+        told.append(cond)
+        return x
+
+    for process in (FLOW, schedules.EDM()):
+        denoise = parameterization.denoiser(apply, None, parameterization.velocity(), process)
+        bound = base.bind(denoise, {"label": jnp.zeros(2)})
+        bound(jnp.ones((2, 2)), 0.5), bound(jnp.ones((2, 2)), 0.5, to=jnp.float32(0.25))
+    assert "to" not in told[0] and set(told[1]) == {"label", "to"}
+    assert_allclose(told[1]["to"], [0.25, 0.25])
+    assert_allclose(told[3]["to"], 20 / 21, rtol=1e-6)
+    base.bind(denoise, None)(jnp.ones((2, 2)), 0.5, to=0.25)
+    assert set(told[-1]) == {"to"}
+
+
+def test_targets_follow_and_teachers_stand_still():
+    steps = ema.together(ema.target(lambda step: 1 - 1 / (step + 2)), ema.frozen("teacher", {"w": jnp.full(2, 7.0)}))
+    state = steps.init({"w": jnp.zeros(2)})
+    for k in range(3):  # e <- e + (w - e) / (k + 2): the mean of 0 and the values so far
+        state = steps.update(state, {"w": jnp.full(2, float(k + 1))}, jnp.float32(10 * k), 10)
+    assert_allclose(state["target"]["w"], (0 + 1 + 2 + 3) / 4, rtol=1e-6)
+    assert_allclose(state["teacher"]["w"], 7.0)
+
+
+# ---- a network finds them --------------------------------------------------------------------------------------------
+
+# objective, process, parameterization, and the RMS error of the jump from noise to data, whose standard deviation is 0.73
+PRECONDITIONED = parameterization.consistency(sigma_data=0.7)
+TRIGONOMETRIC, VELOCITY = parameterization.edm(noise_input="time"), parameterization.velocity(noise_input="time")
+LEARNED = {
+    "cd": (consistency.distillation, EDM, PRECONDITIONED, 0.05),
+    "ct": (functools.partial(consistency.training, s0=4, s1=40), EDM, PRECONDITIONED, 0.1),
+    "ict": (functools.partial(consistency.improved, s1=160), EDM, PRECONDITIONED, 0.06),
+    "ect": (functools.partial(consistency.easy, stages=6), EDM, parameterization.edm(sigma_data=0.7), 0.06),
+    "sct": (functools.partial(consistency.continuous, time=times.uniform()), TRIG, TRIGONOMETRIC, 0.06),
+    "scd": (functools.partial(consistency.continuous_distillation, time=times.uniform()), TRIG, TRIGONOMETRIC, 0.06),
+    "meanflow": (functools.partial(meanflow.meanflow, time=times.uniform(), ratio=0.75), FLOW, VELOCITY, 0.1),
+    "imf": (functools.partial(meanflow.improved, time=times.uniform(), ratio=0.75), FLOW, VELOCITY, 0.1),
+}
+
+
+def network(params, x, c_noise, cond):
+    """Two hidden layers of 64, told both times by sines."""
+    to = (cond or {}).get("to", jnp.zeros(len(x)))
+    waves = [f(k * time)[:, None] for time in (c_noise, to) for k in (1, 2, 4) for f in (jnp.sin, jnp.cos)]
+    h = jnp.concatenate([x, c_noise[:, None], to[:, None], *waves], -1)
+    for weight, bias in params[:-1]:
+        h = jax.nn.silu(h @ weight + bias)
+    return h @ params[-1][0] + params[-1][1]
+
+
+def fresh(key, sizes=(16, 64, 64, 2)):
+    keys = jax.random.split(key, len(sizes) - 1)
+    scale = lambda n, last: 0.0 if last else 1 / np.sqrt(n)  # noqa: E731
+    return [(scale(n, m == 2) * jax.random.normal(k, (n, m)), jnp.zeros(m)) for k, n, m in zip(keys, sizes, sizes[1:])]
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_small_network_finds_the_flow(name):
+    """Adam, 1500 steps of 256: the network's jump from noise to data is the trajectory's end, to the error stated above."""
+    make, process, pair, allowed = LEARNED[name]
+    objective, steps, batch = make(process), 1500, 256
+    tx = optax.adam(optax.cosine_decay_schedule(4e-3, steps))
+    denoiser = lambda params: parameterization.denoiser(network, params, pair, process)  # noqa: E731
+
+    def step(carry, k):
+        params, slow, opt_state = carry
+        progress, keys = k / steps, arrays.example_keys(jax.random.fold_in(jax.random.key(0), k), batch)
+        drawn = objective.draw(keys, NORMAL.draw(arrays.fold_in(keys, 9), batch), progress)
+
+        def loss(params):
+            frozen = denoiser(jax.lax.stop_gradient(params))
+            target = denoiser(slow) if objective.rate else frozen
+            everyone = Players(denoiser(params), frozen, target, NORMAL.denoise(process))
+            return objective.loss(everyone, drawn, None, progress).mean()
+
+        updates, opt_state = tx.update(jax.grad(loss)(params), opt_state)
+        params = optax.apply_updates(params, updates)
+        if objective.rate:
+            slow = arrays.tree_lerp(slow, params, 1 - objective.rate(progress))
+        return (params, slow, opt_state), None
+
+    params = fresh(jax.random.key(0))
+    params = jax.jit(lambda p: jax.lax.scan(step, (p, p, tx.init(p)), jnp.arange(steps))[0][0])(params)
+    x, t = base.start(process, jax.random.key(5), (1000, 2)), jnp.full(1000, process.t_max)
+    found = denoiser(params)(x, t).x0
+    wanted = NORMAL.flow(process, x, t, jnp.full(1000, process.t_min)) / process.alpha(jnp.float32(process.t_min))
+    error = float(jnp.sqrt(jnp.mean((found - wanted) ** 2)))
+    print(name, error)
+    assert error < allowed
