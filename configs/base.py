@@ -1,4 +1,4 @@
-"""Every config key and what it means; and the six variants that every image config shares.
+"""Every config key and what it means; and the variants that configs share: six of diffusion, and those of autoencoders.
 
 A data set's config is `base()`, the few lines in which it differs, and `variant(config, name)`. Components are written as specs,
 calls in text ('schedules.VP(beta_max=20.0)'; diffusion_jax/build.py), so one override changes a component and its arguments:
@@ -21,8 +21,8 @@ def base() -> ConfigDict:
 
     # What to learn from (diffusion_jax/data). Values 0 and '' keep what the data set has.
     config.data = data = ConfigDict()
-    data.name = "digits"  # digits; any TFDS image set; folder, npz, idx (need path); 2-D toys
-    data.path = ""  # folder, .npz file, or the folder of the idx files
+    data.name = "digits"  # digits; any TFDS image set; folder, npz, idx, latents (need path); 2-D toys
+    data.path = ""  # folder, .npz file (of latents: what experiments.encode made), or the folder of the idx files
     data.data_dir = ""  # where TFDS keeps prepared sets; '' is $TFDS_DATA_DIR or ~/tensorflow_datasets
     data.image_size = 0
     data.channels = 0
@@ -43,6 +43,8 @@ def base() -> ConfigDict:
     config.text = text = ConfigDict()
     text.encoder = ""  # use the captions of the data: bytes, trained with the network, or minilm (diffusion_jax/models/text.py)
     text.max_length = 48  # tokens of a caption that are read: bytes, or minilm's word pieces
+    config.init_from = ""  # a workdir whose weights training starts from, as far as the networks agree; '': fresh, or the teacher's
+    config.distill = ConfigDict({"teacher": "", "guidance": 0.0})  # the workdir of a few-step objective's teacher; 0: its own guidance
     config.label_dropout = 0.1  # fraction of examples trained without label and caption, which classifier-free guidance needs
 
     config.optimizer = optimizer = ConfigDict()  # any optax optimizer by name
@@ -93,7 +95,7 @@ def base() -> ConfigDict:
 
 def network(name: str, **options) -> ConfigDict:
     """config.model: the name, and every field of that class (diffusion_jax/models) with its default, changed by options."""
-    skip = ("parent", "name", "num_classes", "text")  # these come from the data and config.text
+    skip = ("parent", "name", "num_classes", "text", "shape")  # these come from the data and config.text
     fields = {f.name: f.default for f in dataclasses.fields(members(MODELS)[name]) if f.name not in skip}
     config = ConfigDict({"name": name, **fields})
     config.update(options)
@@ -125,3 +127,95 @@ def split_size(name: str) -> tuple[str, str]:
     if size not in ("", "light", "full"):
         raise unknown("size", size, ("light", "full"))
     return name or "vp", size or "light"
+
+
+# ---- networks that jump ------------------------------------------------------------------------------------------------------
+
+EDM_LIKE = ("schedules.EDM()", "edm()")
+FLOW = ("schedules.RectifiedFlow()", "velocity(noise_input='time')")
+FEW_STEP = {
+    # name: (process and parameterization, objective, sampler, what it is given: a teacher, weights to start from, or nothing)
+    "cd": (EDM_LIKE, "consistency.distillation()", "few_step.multistep", "teacher"),
+    "ct": (("schedules.EDM()", "consistency()"), "consistency.training(s1=40)", "few_step.multistep", ""),
+    "ict": (("schedules.EDM()", "consistency()"), "consistency.improved(s1=160)", "few_step.multistep", ""),
+    "ect": (EDM_LIKE, "consistency.easy()", "few_step.multistep", "weights"),
+    "sct": (EDM_LIKE, "consistency.continuous()", "few_step.multistep", "weights"),
+    "scd": (EDM_LIKE, "consistency.continuous_distillation()", "few_step.multistep", "teacher"),
+    "meanflow": (FLOW, "meanflow.meanflow()", "few_step.jump", ""),
+    "imf": (FLOW, "meanflow.improved()", "few_step.jump", ""),
+}
+
+
+def few_step(config: ConfigDict, name: str, teacher: str) -> ConfigDict:
+    """Make it one of FEW_STEP, or 'teacher', the EDM that these learn from. teacher: its workdir. UserError for another name."""
+    if name == "teacher":
+        variant(config, "edm")
+    elif name not in FEW_STEP:
+        raise unknown("variant", name, ("teacher", *FEW_STEP))
+    else:
+        (config.process, config.parameterization), config.objective, config.sampler.name, given = FEW_STEP[name]
+        config.distill.teacher = teacher if given == "teacher" else ""
+        config.init_from = teacher if given == "weights" else ""
+        config.model.second_time = name in ("meanflow", "imf")
+        config.sampler.update(grid="few_step", nfe=2, guidance=1.0)
+    config.model.noise_embedding = "smooth"
+    return config
+
+
+# ---- autoencoders and latents ------------------------------------------------------------------------------------------------
+
+VAES = {
+    # name: (p(x | z), what the network has for it)
+    "gaussian": ("gaussian()", {}),
+    "bernoulli": ("bernoulli()", {}),
+    "logistic": ("logistic()", {"log_scale": "pixel"}),
+    "powerful": ("logistic()", {"log_scale": "pixel", "pixel_layers": 4, "pixel_width": 16}),
+}
+
+
+def vae(config: ConfigDict, name: str, **options) -> ConfigDict:
+    """Make it one of VAES, its network with these options besides. Raises UserError for another name."""
+    if name not in VAES:
+        raise unknown("variant", name, VAES)
+    likelihood, own = VAES[name]
+    config.objective = f"autoencoding.elbo(likelihood=autoencoding.{likelihood})"
+    config.model = network("autoencoder.VAE", **options | own)
+    return _autoencoder(config)
+
+
+KL = ("plain", "adversarial")
+
+
+def autoencoder(config: ConfigDict, name: str, **options) -> ConfigDict:
+    """Make it an autoencoder of latent diffusion, one of KL, its network with these options. Raises UserError for another name.
+
+    config.discriminator: the network of the adversary, as a spec, if the objective has one.
+    """
+    if name not in KL:
+        raise unknown("variant", name, KL)
+    adversary = {"plain": "", "adversarial": f", adversarial=0.5, start={config.training.steps // 2}"}[name]
+    config.objective = f"autoencoding.reconstruction(features='classifier', kl_weight=1e-3{adversary})"
+    config.discriminator = "PatchGAN(width=32, layers=2)"
+    config.model = network("autoencoder.AutoencoderKL", **options)
+    config.conditional = False
+    return _autoencoder(config)
+
+
+def _autoencoder(config: ConfigDict) -> ConfigDict:
+    """Images are made in one evaluation of the decoder."""
+    config.sampler.update(nfe=1, guidance=1.0, clip="none")
+    return config
+
+
+def latents(config: ConfigDict, recipe: str = "") -> ConfigDict:
+    """Learn from latents (data.path: what experiments.encode made).
+
+    latent.autoencoder: the workdir of what made them. latent.recipe: the config by which experiments.train_latent trains that.
+    """
+    config.data.name = "latents"
+    config.latent = ConfigDict({"autoencoder": "", "recipe": recipe})
+    config.sampler.clip = "none"  # latents have no bounds
+    unit = {"edm()": "edm(sigma_data=1.0)", "denoising.edm()": "denoising.edm(sigma_data=1.0)"}  # and the variance 1
+    config.parameterization = unit.get(config.parameterization, config.parameterization)
+    config.objective = unit.get(config.objective, config.objective)
+    return config

@@ -1,16 +1,19 @@
 """ImageNet 256x256 in the 32x32x4 latents of an autoencoder, DiT-XL/2 (Peebles & Xie 2023), for GPUs and pods.
 
     python -m experiments.plan --config=configs/imagenet256_latent.py:flow --topology=v5e:16x16
-    python -m experiments.train --config=configs/imagenet256_latent.py:flow --workdir=runs/imagenet256
+    python -m experiments.encode --workdir=runs/sd_vae --config.data.name=imagenet2012 --half --out=imagenet256.npz
+    python -m experiments.train --config=configs/imagenet256_latent.py:flow --config.data.path=imagenet256.npz \
+        --config.latent.autoencoder=runs/sd_vae --workdir=runs/imagenet256
 
 Variants: ddpm, vp, subvp, ve, edm, flow; each also with ',B', ',L' or ',S', the smaller networks of the paper. Batch, learning
 rate, weight decay and EMA are the paper's (its EMA of 0.9999 a step at batch 256 has a half-life of 1.8 million images).
 
-The latents are made from ImageNet by an autoencoder, once, and read as data.name='latents'; that data set comes with latent
-diffusion and is not built yet. Its shape is stated here, so the plan needs no data.
+runs/sd_vae is an autoencoder for 256x256 images: Stable Diffusion's, by experiments.import_weights, or one of your own. Its
+latents are made once; as float16 they are 21 GB, which training keeps in memory. Their shape is stated here, so the plan needs
+no data.
 """
 
-from configs.base import base, network, variant
+from configs.base import base, latents, network, variant
 from diffusion_jax.errors import unknown
 from diffusion_jax.models.dit import SIZES
 
@@ -19,12 +22,12 @@ def get_config(name: str = "flow"):
     name, _, size = name.partition(",")
     if (size := size or "XL") not in SIZES:
         raise unknown("size", size, SIZES)
-    config = variant(base(), name or "flow")
-    config.data.update(name="latents", image_size=32, channels=4, num_classes=1000, flip=False, batch_size=256)
+    config = latents(variant(base(), name or "flow"))
+    config.data.update(image_size=32, channels=4, num_classes=1000, batch_size=256)
     config.model = network("dit.DiT", patch=2, dtype="bfloat16", scan_blocks=True, **SIZES[size])
     config.optimizer.update(learning_rate=1e-4, warmup=0, schedule="constant", b2=0.999)
     config.ema.halflives = (1_800_000,)
     config.training.update(steps=400_000, steps_per_call=10, log_every=100)
     config.training.update(eval_every=5000, sample_every=5000, checkpoint_every=5000)
-    config.sampler.update(nfe=50, guidance=1.5, clip="none")
+    config.sampler.update(nfe=50, guidance=1.5)
     return config

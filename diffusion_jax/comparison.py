@@ -181,7 +181,7 @@ def of_model(trained: Trained, dataset: data.Dataset, seeds: Sequence[int], name
     subject = Subject(
         name=name, identity=identity, process=built.process, shape=built.shape, dtype="float32", denoise=denoise,
         params=trained.params, cond=cond, keys=keys, batch_size=min(config.sampler.batch_size, count),
-        finish=generate.to_uint8 if images else np.asarray,
+        finish=experiment.finished(built, config.sampler.batch_size),
         judge=score, floor=floor, exact=lambda: ((), ""),
         picture=(lambda x: plotting.mosaic(x[:SHOWN])) if images else functools.partial(plotting.density, box=box),
         real=real)  # fmt: skip

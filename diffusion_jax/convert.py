@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -90,6 +90,15 @@ def flat(params: Any) -> dict[str, Any]:
     """A tree of parameters -> {path: leaf}, in the order of its leaves."""
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def unstacked(params: Flat) -> dict[str, np.ndarray]:
+    """Flat parameters with 'blocks/...' of scan_blocks, which have a leading axis, as 'block_0/...', 'block_1/...', ..."""
+    return {
+        re.sub("^blocks/", f"block_{i}/", path): part
+        for path, leaf in params.items()
+        for i, part in (enumerate(leaf) if path.startswith("blocks/") else [(0, leaf)])
+    }
 
 
 def to_theirs(table: Mapping[str, Source], params: Flat) -> dict[str, np.ndarray]:
@@ -191,7 +200,7 @@ def read_scheduler(scheduler: Mapping) -> Convention:
     steps, schedule, prediction = (scheduler[key] for key in ("num_train_timesteps", "beta_schedule", "prediction_type"))
     if scheduler["rescale_betas_zero_snr"]:
         raise UserError("scheduler_config.json has rescale_betas_zero_snr=True: the last step has no signal, so eps is undetermined there")
-    if scheduler["trained_betas"]:
+    if scheduler["trained_betas"]:  # a table
         process = f"discrete.DDPM({tuple(scheduler['trained_betas'])})"
     elif schedule in BETAS:
         low, high = (scheduler[key] * steps / 1000 for key in ("beta_start", "beta_end"))  # ours are for 1000 steps
@@ -202,6 +211,14 @@ def read_scheduler(scheduler: Mapping) -> Convention:
         raise unknown("prediction_type of scheduler_config.json", prediction, PREDICTIONS)
     told = f"noise_input='time', input_scale=False, time_scale={steps / 1000!r}, time_shift=-0.001"
     return Convention(process, f"{PREDICTIONS[prediction]}({told})", f"denoising.ddpm(steps={steps})", steps)
+
+
+def write_scheduler(betas: Sequence[float], prediction: str, clip: bool) -> dict[str, Any]:
+    """The scheduler_config.json of a chain with these betas. prediction: of PREDICTIONS' keys. clip: whether x0-hat is kept in [-1, 1]."""
+    first, last = betas[0], betas[-1]
+    straight = np.allclose(betas, np.linspace(first, last, len(betas)), rtol=1e-9, atol=0)
+    told = {"beta_schedule": "linear", "beta_start": first, "beta_end": last} if straight else {"trained_betas": list(betas)}
+    return told | {"_class_name": "DDPMScheduler", "num_train_timesteps": len(betas), "prediction_type": prediction, "clip_sample": clip}
 
 
 # ---- diffusers ---------------------------------------------------------------------------------------------------------------
@@ -323,6 +340,8 @@ def _dit_options(config: Mapping) -> tuple[Options, Shape]:
 
 
 def _dit_config(options: Options, shape: Shape) -> dict[str, Any]:
+    if not options["num_classes"]:
+        raise UserError("an unconditional DiT has no counterpart there: theirs is told a class")
     return {
         "input_size": shape[0], "in_channels": shape[2], "patch_size": options["patch"], "hidden_size": options["width"],
         "depth": options["depth"], "num_heads": options["heads"], "mlp_ratio": options["mlp_ratio"],
@@ -387,7 +406,7 @@ NETWORKS = {
         "autoencoder.AutoencoderKL", _kl_options, _kl_config, {"stem": (1,)}, _diffusers_words, under="autoencoder"),
     "DiT": Published(
         "dit.DiT", _dit_options, _dit_config,
-        {"noise_embedding": ("adm",), "second_time": (False,), "scan_blocks": (False,)},
+        {"noise_embedding": ("adm",), "second_time": (False,)},
         _dit_words, _dit_layouts, _dit_fixed, _dit_described),
 }  # fmt: skip
 

@@ -5,6 +5,7 @@ Nothing here computes; it puts together. What each config key means is said in c
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Sequence
 
@@ -14,32 +15,38 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from diffusion_jax import arrays, data, guidance, guides, inverse, parameterization, targets
+from diffusion_jax import arrays, data, guidance, guides, inverse, latent, parameterization, targets
 from diffusion_jax.build import Family, build, members
 from diffusion_jax.errors import UserError, unknown
-from diffusion_jax.evaluation import progress
+from diffusion_jax.evaluation import classifier as small
+from diffusion_jax.evaluation import generate, lpips, progress, rows
 from diffusion_jax.evaluation import weights as published
-from diffusion_jax.models import classifier, dit, mlp, text, unet
-from diffusion_jax.objectives import denoising, elbo, times, weighting
-from diffusion_jax.objectives.base import Objective
+from diffusion_jax.models import autoencoder, classifier, discriminator, dit, mlp, text, unet
+from diffusion_jax.objectives import autoencoding, consistency, denoising, distance, elbo, meanflow, times, weighting
+from diffusion_jax.objectives.autoencoding import Autoencoding, Networks
+from diffusion_jax.objectives.base import FewStep, Objective, Players
 from diffusion_jax.parameterization import Parameterization
 from diffusion_jax.processes import discrete, gaussian, schedules
-from diffusion_jax.samplers import adaptive, ancestral, base, corrector, grids, multistep, ode, sde, singlestep
+from diffusion_jax.samplers import adaptive, ancestral, base, corrector, few_step, grids, multistep, ode, sde, singlestep
 from diffusion_jax.training import distributed, ema, optimizer, sharding, state, step
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.types import Array, Cond, Denoise, Key, Params, Process
 
 PROCESSES = Family("process", (schedules, discrete), ("class", "DDPM"))
 PARAMETERIZATIONS = Family("parameterization", (parameterization,), ("Parameterization",))
-OBJECTIVES = Family("objective", (denoising, elbo, times, weighting), ("Objective",), ("TimeLaw", "Weighting"))
-SAMPLERS = Family("sampler", (ancestral, ode, singlestep, multistep, adaptive, sde, corrector), ("Sampler",), ("Corrector",))
+OBJECTIVES = Family("objective", (denoising, elbo, autoencoding, consistency, meanflow, times, weighting, distance,
+                                  ancestral, ode, singlestep),
+                    ("Objective", "Autoencoding", "FewStep"),
+                    ("TimeLaw", "Weighting", "Likelihood", "Distance", "Sampler"))  # fmt: skip
+SAMPLERS = Family("sampler", (ancestral, ode, singlestep, multistep, adaptive, sde, corrector, few_step), ("Sampler",), ("Corrector",))
 GRIDS = Family("grid", (grids,), ("Array",))
 TARGETS = Family("target", (targets,), ("Target",))
 GUIDES = Family("guidance", (guides,), ("Guide",))
 MEASUREMENTS = Family("task", (inverse,), ("Measurement",))
 METHODS = Family("method", (inverse,), ("Method",))
 MASKS = Family("mask", (inverse,), ("Mask",))
-MODELS = Family("model", (unet, mlp, dit, classifier), ("class",))
+MODELS = Family("model", (unet, mlp, dit, autoencoder, classifier), ("class",))
+DISCRIMINATORS = Family("discriminator", (discriminator,), ("class",))
 ENCODERS = Family("text encoder", (text,), ("Encoder",))
 
 CLIPS = ("none", "static", "dynamic")
@@ -54,12 +61,17 @@ class Experiment(NamedTuple):
     num_classes: int
     process: Process
     parameterization: Parameterization
-    objective: Objective
+    objective: Objective | Autoencoding | FewStep
     model: nn.Module
     grids: Path | None = None  # the folder where this model's own grids are (experiments.optimize_grid)
     encoder: text.Encoder | None = None  # of captions
     guide: guides.Guide = guides.cfg()
     others: tuple[tuple[Experiment, Params], ...] = ()  # the other trained networks that the guide needs, in its order
+    discriminator: nn.Module | None = None  # of an adversarial autoencoder
+    features: Callable | None = None  # of an autoencoder's perceptual distance: see with_features
+    latents: latent.Latents | None = None  # how examples become images, if they are latents
+    teacher: tuple[Experiment, Params] | None = None  # of a few-step objective: see workdir.taught
+    begin: Params | None = None  # what training starts from instead of fresh parameters
 
 
 def assemble(config, shape: tuple[int, ...], num_classes: int = 0, load: Callable | None = None) -> Experiment:
@@ -73,12 +85,22 @@ def assemble(config, shape: tuple[int, ...], num_classes: int = 0, load: Callabl
     encoder = text_encoder(config)
     if encoder:
         options["text"] = encoder.network
+    if "shape" in annotations(config.model.name):
+        options["shape"] = tuple(shape)
+    objective = build(OBJECTIVES, config.objective, process)
+    model = build(MODELS, config.model.name, num_classes=num_classes, **options)
+    if (type(objective) is Autoencoding) != hasattr(model, "latent_shape"):
+        raise UserError(f"config.objective={config.objective} does not go with config.model.name={config.model.name}; the "
+                        "objectives of objectives/autoencoding.py are for autoencoders, and these for them")  # fmt: skip
+    adversary = build(DISCRIMINATORS, config.discriminator) if getattr(objective, "adversarial", False) else None
     return guided_by(config.sampler.get("guide", "cfg()"), Experiment(
-        config, tuple(shape), num_classes, process,
-        build(PARAMETERIZATIONS, config.parameterization),
-        build(OBJECTIVES, config.objective, process),
-        build(MODELS, config.model.name, num_classes=num_classes, **options), encoder=encoder,
-    ), load)  # fmt: skip
+        config, tuple(shape), num_classes, process, build(PARAMETERIZATIONS, config.parameterization), objective, model,
+        encoder=encoder, discriminator=adversary), load)  # fmt: skip
+
+
+def annotations(model: str) -> dict[str, Any]:
+    """The fields of the network of this name; none of one that does not exist, which `build` complains of."""
+    return getattr(members(MODELS).get(model), "__annotations__", {})
 
 
 def guided_by(spec: str, experiment: Experiment, load: Callable | None = None) -> Experiment:
@@ -99,7 +121,7 @@ def text_encoder(config) -> text.Encoder | None:
     wanted = config.get("text", {"encoder": ""})
     if not wanted["encoder"]:
         return None
-    if config.model.name in (known := members(MODELS)) and "text" not in known[config.model.name].__annotations__:
+    if config.model.name in members(MODELS) and "text" not in annotations(config.model.name):
         raise UserError(f"config.text.encoder={wanted['encoder']}: {config.model.name} reads no captions; use unet.UNet")
     if wanted["max_length"] < 1:
         raise UserError(f"config.text.max_length={wanted['max_length']}: at least one token must be read")
@@ -135,8 +157,20 @@ def data_shape(config) -> tuple[tuple[int, ...], int]:
 
 def init_params(experiment: Experiment, key: Key) -> Params:
     """The network's fresh parameters; traceable, for shapes first and shards at once."""
+    return KINDS[type(experiment.objective)].init(experiment, key)
+
+
+def _init_denoiser(experiment: Experiment, key: Key) -> Params:
     x = jnp.zeros((1, *experiment.shape))
     return experiment.model.init(key, x, jnp.zeros(1), null_cond(experiment, 1))["params"]
+
+
+def _init_autoencoder(experiment: Experiment, key: Key) -> Params:
+    """{'autoencoder': ...}, and {'discriminator': ...} if there is one."""
+    x = jnp.zeros((1, *experiment.shape))
+    players = {"autoencoder": experiment.model.init(key, x, null_cond(experiment, 1))["params"]}
+    adversary = experiment.discriminator
+    return players | ({"discriminator": adversary.init(arrays.fold_in(key, 1), x)["params"]} if adversary else {})
 
 
 def apply(experiment: Experiment):
@@ -159,26 +193,91 @@ def need_images(experiment: Experiment) -> None:
         raise UserError(f"this command judges images, and the model draws points {experiment.shape}; use experiments.sample")
 
 
+def need_pixels(experiment: Experiment) -> None:
+    """UserError for a model of latents, from commands that look at the pixels inside the model."""
+    if experiment.latents is not None:
+        raise UserError("this command works on the pixels that a model sees, and this one sees latents; take a model of images")
+
+
 def null_cond(experiment: Experiment, batch: int) -> Cond:
     """The condition that says nothing, for `batch` examples: label = num_classes, no caption. None of an unconditional one."""
     label = {"label": jnp.full(batch, experiment.num_classes, jnp.int32)} if experiment.num_classes else {}
     return (label | (text.no_caption(experiment.encoder, batch) if experiment.encoder else {})) or None
 
 
+def example(batch, keys: Key) -> Array:
+    """The clean example x0 to learn from: the image; of latents a fresh draw of the posterior, by each example's key."""
+    return latent.draw(batch, arrays.fold_in(keys, 3)) if "std" in batch else batch["image"]
+
+
+def told(experiment: Experiment, batch, keys: Key, train: bool) -> Cond:
+    """What the network is told of a batch: labels and captions, in training dropped at the rate config.label_dropout."""
+    cond = null_cond(experiment, len(keys))
+    if cond is None:
+        return None
+    dropped = arrays.uniform(arrays.fold_in(keys, 1)) < (experiment.config.label_dropout if train else 0.0)
+    return {name: jnp.where(arrays.expand(dropped, null), null, batch[name]) for name, null in cond.items()}
+
+
 def loss_fn(experiment: Experiment) -> Callable:
-    """(params, batch, keys (B,), now) -> (losses (B,), {'level': log-SNR (B,)}), what the train step moves the state by."""
-    network, objective, rate = apply(experiment), experiment.objective, experiment.config.label_dropout
+    """(params, batch, keys (B,), now) -> (losses (B,), {name: (B,)}), what the train step descends: see step.LossFn."""
+    return KINDS[type(experiment.objective)].loss(experiment)
+
+
+def _denoising_loss(experiment: Experiment) -> Callable:
+    """The loss of a denoiser, with the level of its noise, {'level': log-SNR (B,)}."""
+    network, objective = apply(experiment), experiment.objective
 
     def loss(params: Params, batch, keys: Key, now: step.Now):
-        noised = objective.draw(arrays.fold_in(keys, 0), batch["image"])
-        cond = null_cond(experiment, len(keys))
-        if cond is not None:
-            dropped = arrays.uniform(arrays.fold_in(keys, 1)) < (rate if now.train else 0.0)
-            cond = {name: jnp.where(arrays.expand(dropped, null), null, batch[name]) for name, null in cond.items()}
+        noised = objective.draw(arrays.fold_in(keys, 0), example(batch, keys))
         rngs = {"dropout": jax.random.fold_in(keys[0], 2)} if now.train else None
         denoise = parameterization.denoiser(
             network, params, experiment.parameterization, experiment.process, train=now.train, rngs=rngs)  # fmt: skip
-        return objective.loss(denoise, noised, cond), {"level": gaussian.logsnr(experiment.process, noised.t)}
+        losses = objective.loss(denoise, noised, told(experiment, batch, keys, now.train))
+        return losses, {"level": gaussian.logsnr(experiment.process, noised.t)}
+
+    return loss
+
+
+def _few_step_loss(experiment: Experiment) -> Callable:
+    """The loss of a network that jumps, with the level of its noise: the students, and the teacher out of the state's averages."""
+    network, objective, steps = apply(experiment), experiment.objective, experiment.config.training.steps
+
+    def loss(params: Params, batch, keys: Key, now: step.Now):
+        rngs = {"dropout": jax.random.fold_in(keys[0], 2)} if now.train else None  # the same masks for all
+        student = lambda params: parameterization.denoiser(  # noqa: E731
+            network, params, experiment.parameterization, experiment.process, train=now.train, rngs=rngs)
+        frozen = student(jax.lax.stop_gradient(params))
+        players = Players(
+            student(params), frozen, student(now.ema["target"]) if objective.rate else frozen,
+            _teacher(experiment, now.ema["teacher"]) if objective.taught else None,
+            lambda cond: cond and cond | null_cond(experiment, len(keys)))  # fmt: skip
+        progress = now.step / steps
+        drawn = objective.draw(arrays.fold_in(keys, 0), example(batch, keys), progress)
+        losses = objective.loss(players, drawn, told(experiment, batch, keys, now.train), progress)
+        return losses, {"level": gaussian.logsnr(experiment.process, drawn.t)}
+
+    return loss
+
+
+def _teacher(experiment: Experiment, params: Params) -> Denoise:
+    """The teacher with the guidance of config.distill, or its own, as a denoiser under the student's process."""
+    teacher, _ = experiment.teacher
+    scale = experiment.config.distill.guidance or teacher.config.sampler.guidance
+    guided = scale if teacher.num_classes and scale != teacher.guide.neutral else None
+    denoise = denoiser(teacher, params, scale=guided, clip=teacher.config.sampler.clip)
+    return parameterization.under(denoise, teacher.process, experiment.process)
+
+
+def _autoencoding_loss(experiment: Experiment) -> Callable:
+    """The loss of an autoencoder, with the metrics of its objective; evaluated as at the end of all its schedules."""
+    objective, like = experiment.objective, experiment.model.latent_shape
+
+    def loss(params: Params, batch, keys: Key, now: step.Now):
+        x, last = example(batch, keys), jnp.iinfo(jnp.int32).max
+        eps = objective.draw(arrays.fold_in(keys, 0), jnp.zeros((len(x), *like)))
+        cond = told(experiment, batch, keys, now.train)
+        return objective.loss(networks(experiment, params), x, eps, cond, now.step if now.train else jnp.int32(last))
 
     return loss
 
@@ -187,7 +286,7 @@ def classifier_loss_fn(experiment: Experiment) -> Callable:
     """As loss_fn, for a noise-conditional classifier: -log p(label | x_t), with x_t as the config's objective draws it; 'accuracy'."""
 
     def loss(params: Params, batch, keys: Key, now: step.Now):
-        noised = experiment.objective.draw(arrays.fold_in(keys, 0), batch["image"])
+        noised = experiment.objective.draw(arrays.fold_in(keys, 0), example(batch, keys))
         rngs = {"dropout": jax.random.fold_in(keys[0], 2)} if now.train else None
         log_p = jax.nn.log_softmax(logits(experiment, params)(noised.x_t, noised.t, train=now.train, rngs=rngs))
         own = jnp.take_along_axis(log_p, batch["label"][:, None], 1)[:, 0]
@@ -201,22 +300,27 @@ def classifier_loss_fn(experiment: Experiment) -> Callable:
 
 
 class Ensemble(NamedTuple):
-    """The parameters of a model and of the networks that guide it, to be traced together. Without it, others are constants."""
+    """The parameters of a model and of the networks beside it, to be traced together. Without it, the others' are constants."""
 
     own: Params
-    others: tuple[Params, ...]
+    others: tuple[Params, ...] = ()
+    autoencoder: Params = None  # which makes images of latents
 
 
 def ensemble(experiment: Experiment, params: Params) -> Params:
-    """params, with those of the networks that guide the model, if there are any."""
-    return Ensemble(params, tuple(other for _, other in experiment.others)) if experiment.others else params
+    """params, with those of the networks that guide the model or decode its latents, if there are any."""
+    others, latents = tuple(other for _, other in experiment.others), experiment.latents
+    return Ensemble(params, others, latents and latents.params) if others or latents else params
 
 
 def denoiser(experiment: Experiment, params: Params, *, scale: Array | None = None, clip: str = "static") -> Denoise:
     """The trained network as a Denoise, with guidance (scale; None: none) by the experiment's guide, and thresholding (clip).
 
     params: of the network, or an `ensemble`. clip: 'static' keeps x0-hat in [-1, 1], 'dynamic' is Imagen's, 'none' leaves it.
+    UserError for an autoencoder, which is none.
     """
+    if is_autoencoder(experiment):
+        raise UserError(f"{experiment.config.model.name} is an autoencoder, which denoises nothing; take a diffusion model")
     process, own = experiment.process, params.own if isinstance(params, Ensemble) else params
     denoise = parameterization.denoiser(apply(experiment), own, experiment.parameterization, process)
     if scale is not None:
@@ -302,17 +406,52 @@ def pad(ts: Array, length: int) -> Array:
 def sample_fn(experiment: Experiment, sampler: base.Sampler, *, guided: bool, clip: str, noise: str = "independent", count: bool = False) -> Callable:
     """Jitted (params, keys (B,), cond, ts, scale) -> images (B, ...): one program for every grid padded to one length and every scale.
 
-    count: also the NFE of each image, (B,).
+    params may be an `ensemble`. count: also the NFE of each image, (B,). An autoencoder decodes z ~ N(0, I) and looks at
+    nothing else.
     """
+    draw = KINDS[type(experiment.objective)].draw
 
     @jax.jit
     def run(params: Params, keys: Key, cond: Cond, ts: Array, scale: Array) -> Array:
-        denoise = denoiser(experiment, params, scale=scale if guided else None, clip=clip)
         cond = null_cond(experiment, len(keys)) if cond is None else cond
-        x = base.start(experiment.process, keys, (len(keys), *experiment.shape))
-        return base.sample(sampler, denoise, experiment.process, keys, x, ts, cond, padded=True, noise=NOISES[noise], count=count)
+        x, spent = draw(experiment, params, keys, cond, ts, scale if guided else None, sampler, clip, NOISES[noise])
+        x = decoded(experiment, params, x)
+        return (x, spent) if count else x
 
     return run
+
+
+def _draw_diffusion(experiment, params, keys, cond, ts, scale, sampler, clip, noise) -> tuple[Array, Array]:
+    """(x0, NFE of each) by a denoiser and a sampler."""
+    denoise = denoiser(experiment, params, scale=scale, clip=clip)
+    x = base.start(experiment.process, keys, (len(keys), *experiment.shape))
+    return base.sample(sampler, denoise, experiment.process, keys, x, ts, cond, padded=True, noise=noise, count=True)
+
+
+def _draw_decoded(experiment, params, keys, cond, ts, scale, sampler, clip, noise) -> tuple[Array, Array]:
+    """(images, 1): z ~ N(0, I), in the stream of base.start, decoded."""
+    own = params.own if isinstance(params, Ensemble) else params
+    z = arrays.noise(arrays.fold_in(keys, 0x7FFFFFFF), jnp.zeros((len(keys), *experiment.model.latent_shape)))
+    return pictures(experiment, own, z, keys, cond), jnp.ones(len(keys), jnp.int32)
+
+
+def decoded(experiment: Experiment, params: Params, x: Array) -> Array:
+    """The images of samples: they themselves, or what the autoencoder makes of latents. params: those of sample_fn."""
+    if experiment.latents is None:
+        return x
+    own = params.autoencoder if isinstance(params, Ensemble) else experiment.latents.params
+    return experiment.latents.decode(own, x)
+
+
+def finished(experiment: Experiment, batch_size: int) -> Callable[[np.ndarray], np.ndarray]:
+    """x0 (N, ...) -> uint8 images, decoded if they are latents; points stay as they are. For samples made without sample_fn."""
+    if not is_image(experiment):
+        return np.asarray
+    if experiment.latents is None:
+        return generate.to_uint8
+    decode = jax.jit(lambda x, params: decoded(experiment, params, x))
+    params = Ensemble(None, (), experiment.latents.params)
+    return lambda x: generate.to_uint8(rows.over_rows(decode, x, params, block=batch_size))
 
 
 def sample_with(experiment: Experiment, params: Params, chosen: Plan, mesh=None) -> Callable[[Key, Cond], Array]:
@@ -375,6 +514,82 @@ def captions_of_test(experiment: Experiment, dataset: data.Dataset, index: Array
     return captions, null_cond(experiment, len(index)) | {name: told[name] for name in experiment.encoder.like}
 
 
+# ---- autoencoders ---------------------------------------------------------------------------------------------------------
+
+
+def is_autoencoder(experiment: Experiment) -> bool:
+    """Whether the model is an autoencoder, not a denoiser."""
+    return type(experiment.objective) is Autoencoding
+
+
+def networks(experiment: Experiment, params: Params) -> Networks:
+    """An autoencoder as its objective sees it."""
+    model, adversary, own = experiment.model, experiment.discriminator, params["autoencoder"]
+
+    def decode(own, z, cond=None, x=None):
+        return model.apply({"params": own}, z, cond, x, method="decode")
+
+    def discriminate(x, frozen):
+        judge = params["discriminator"]
+        return adversary.apply({"params": jax.lax.stop_gradient(judge) if frozen else judge}, x)
+
+    def with_last(kernel, z):
+        last = own["decoder"]["last"] | {"kernel": kernel}
+        return decode(own | {"decoder": own["decoder"] | {"last": last}}, z)[0]
+
+    return Networks(
+        lambda x, cond=None: model.apply({"params": own}, x, cond, method="encode"),
+        lambda z, cond=None, x=None: decode(own, z, cond, x), discriminate, experiment.features,
+        adversary and (own["decoder"]["last"]["kernel"], with_last))  # fmt: skip
+
+
+def with_features(experiment: Experiment, train: data.Source | None) -> Experiment:
+    """The experiment with the features that its objective compares images by, if any: of a classifier of `train`, or LPIPS.
+
+    train: None for an untrained classifier of the right shape, where nothing is computed.
+    """
+    wanted = getattr(experiment.objective, "features", "")
+    if not wanted:
+        return experiment
+    if wanted == "lpips":
+        return experiment._replace(features=functools.partial(lpips.features, params=published.load("lpips")))
+    if wanted != "classifier":
+        raise unknown("features", wanted, ("classifier", "lpips"))
+    if train is None:
+        params = small.init(experiment.shape, 2)
+    elif "label" not in (everything := data.arrays(train)):
+        raise UserError("features='classifier' of the objective needs data with labels; use features='lpips', or perceptual=0")
+    else:
+        params = small.fit(everything["image"], everything["label"]).params
+    return experiment._replace(features=functools.partial(small.maps, params=params))
+
+
+def pictures(experiment: Experiment, params: Params, z: Array, keys: Key, cond: Cond = None) -> Array:
+    """The images of latents: the mean of p(x | z), or, of an autoregressive decoder, a draw by each image's key."""
+    players, likelihood = networks(experiment, params), experiment.objective.likelihood
+    if not experiment.model.autoregressive:
+        return autoencoding.show(players, likelihood, z, cond)
+    return autoencoding.unroll(players, likelihood, z, arrays.fold_in(keys, 0), experiment.shape, cond)
+
+
+# ---- what differs between a denoiser and an autoencoder ----------------------------------------------------------------------
+
+
+class Kind(NamedTuple):
+    """init(experiment, key) -> params; loss(experiment) -> LossFn; draw(experiment, params, ...) -> (x, NFE) in sample_fn."""
+
+    init: Callable
+    loss: Callable
+    draw: Callable
+
+
+KINDS = {  # by the type of the objective
+    Objective: Kind(_init_denoiser, _denoising_loss, _draw_diffusion),
+    FewStep: Kind(_init_denoiser, _few_step_loss, _draw_diffusion),
+    Autoencoding: Kind(_init_autoencoder, _autoencoding_loss, _draw_decoded),
+}
+
+
 # ---- training -------------------------------------------------------------------------------------------------------------
 
 
@@ -382,6 +597,28 @@ def moving_averages(config) -> ema.Ema:
     """The EMAs of config.ema."""
     halflives, powers = ema.halflives(config.ema.halflives, ramp=config.ema.ramp), config.ema.get("powers", ())
     return ema.together(halflives, ema.powers(powers)) if powers else halflives
+
+
+def companions(experiment: Experiment) -> tuple[ema.Ema, ...]:
+    """What a few-step objective has in the state besides: its slow copy 'target', and the frozen 'teacher'. Never sampled from."""
+    objective, steps = experiment.objective, experiment.config.training.steps
+    if type(objective) is not FewStep:
+        return ()
+    if objective.taught and experiment.teacher is None:
+        raise UserError(f"config.objective={experiment.config.objective} learns from a teacher: set config.distill.teacher "
+                        "to the workdir of a trained diffusion model")  # fmt: skip
+    target = (ema.target(lambda step: objective.rate(step / steps)),) if objective.rate else ()
+    return target + ((ema.frozen("teacher", experiment.teacher[1]),) if objective.taught else ())
+
+
+def grafted(fresh: Params, given: Params) -> Params:
+    """`given` in place of `fresh`, but for what only the fresh network has (the second time's weights). UserError if they differ."""
+    flat = lambda tree: {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}  # noqa: E731
+    new, old = flat(fresh), flat(given)
+    wrong = [path for path, leaf in old.items() if path not in new or new[path].shape != leaf.shape]
+    if wrong:
+        raise UserError(f"config.init_from: its network is another, in {wrong[0]} for one; use the same config.model as there")
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: old.get(jax.tree_util.keystr(path), leaf), fresh)
 
 
 def weights_name(config) -> str:
@@ -414,7 +651,7 @@ def training(experiment: Experiment, devices=None, loss: Callable = loss_fn) -> 
     """The compiled train and evaluation steps of a config, on these devices (None: all). loss: loss_fn, or classifier_loss_fn."""
     config = experiment.config
     runner = sharding.runner(config.parallel, mesh=config.mesh.to_dict(), devices=devices)
-    averages = moving_averages(config)
+    averages = ema.together(moving_averages(config), *companions(experiment))
     options = config.optimizer.to_dict()
     tx, schedule = optimizer.make_optimizer(options.pop("name"), total_steps=config.training.steps, **options)
     one = step.make_train_step(loss(experiment), tx, averages, schedule=schedule, axis_name=runner.axis_name,
@@ -422,7 +659,9 @@ def training(experiment: Experiment, devices=None, loss: Callable = loss_fn) -> 
 
     def init(key: Key) -> TrainState:
         params_key, noise_key = jax.random.split(key)
-        return state.init_state(init_params(experiment, params_key), tx, averages, noise_key)
+        params = init_params(experiment, params_key)
+        params = params if experiment.begin is None else grafted(params, experiment.begin)
+        return state.init_state(params, tx, averages, noise_key)
 
     return Training(
         runner, init,

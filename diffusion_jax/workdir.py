@@ -4,6 +4,7 @@
     provenance.json  commit, versions, machine     checkpoints/     Orbax, verified (training/checkpoint.py)
     metrics.jsonl    one row per log interval      tensorboard/     the same as events
     samples/         grids drawn while training        grids/           times placed for the model, by experiments.optimize_grid
+    reconstructions/, interpolations/                  of an autoencoder, while training
     ema_snapshots/   power EMAs, for those of other lengths (training/post_hoc.py)
     checkpoints_best/  that of the smallest config.training.best    nonfinite/    reports of steps (training/forensics.py)
 """
@@ -23,7 +24,8 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from diffusion_jax import experiment, guides, provenance
+from diffusion_jax import autoencoders, data, experiment, guides, latent, provenance
+from diffusion_jax.data.latents import Encoded
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.experiment import Experiment
 from diffusion_jax.training import checkpoint, distributed, post_hoc, sharding
@@ -33,7 +35,7 @@ from diffusion_jax.types import Params
 FREE = ("sampler.", "training.steps", "training.log_every", "training.eval_every", "training.sample_every",
         "training.checkpoint_every", "training.keep", "training.best", "training.on_nonfinite", "ema.snapshot_every",
         "model.remat", "parallel", "mesh.",
-        "data.path", "data.data_dir", "data.workers")  # fmt: skip
+        "data.path", "data.data_dir", "data.workers", "latent.")  # fmt: skip
 
 
 def prepare(workdir: str | Path, config: ConfigDict, dataset) -> Path:
@@ -52,7 +54,8 @@ def prepare(workdir: str | Path, config: ConfigDict, dataset) -> Path:
         provenance.save_json(workdir / "provenance.json", provenance.provenance(resolved, config.seed))
         provenance.save_json(workdir / "data.json", {
             "name": dataset.name, "image_shape": dataset.image_shape, "num_classes": dataset.num_classes,
-            "class_names": dataset.class_names})  # fmt: skip
+            "class_names": dataset.class_names,
+            **({"encoded": dataset.encoded._asdict()} if dataset.encoded else {})})  # fmt: skip
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
     return workdir
@@ -101,7 +104,8 @@ def one_line(workdir: str | Path) -> Iterator[None]:
 
 def _same(workdir: Path, old: dict, new: dict) -> None:
     old, new = dict(_leaves(old)), dict(_leaves(new))
-    changed = [k for k in sorted(old | new) if old.get(k) != new.get(k) and not k.startswith(FREE)]
+    # a key that the run's code did not know yet, at a value that means what that code did, is no change
+    changed = [k for k in sorted(old | new) if old.get(k) != new.get(k) and not k.startswith(FREE) and (k in old or new[k])]
     if changed:
         what = ", ".join(f"{k} ({old.get(k)} there, {new.get(k)} here)" for k in changed)
         raise UserError(f"{workdir} holds another run: {what}; use another --workdir, or the same values")
@@ -151,19 +155,21 @@ def load(workdir: str | Path, config: ConfigDict, mesh=None, *, step: int | None
     config.sampler.guide needs of other runs, or of other weights of this one, is loaded likewise (Experiment.others).
     """
     workdir = Path(workdir).absolute()
-    data = provenance.load_json(workdir / "data.json")
+    about = provenance.load_json(workdir / "data.json")
     other = functools.partial(_other, workdir, mesh=mesh)
-    built = experiment.assemble(config, data["image_shape"], data["num_classes"], other)._replace(grids=workdir / "grids")
+    built = experiment.assemble(config, about["image_shape"], about["num_classes"], other)._replace(grids=workdir / "grids")
+    if "encoded" in about:
+        built = with_autoencoder(built, Encoded(**about["encoded"]), mesh)
     template = jax.eval_shape(lambda key: experiment.init_params(built, key), jax.random.key(0))
     template = sharding.placed(template, mesh) if mesh else template
     if length := post_hoc.length_of(config.sampler.ema):
         made = post_hoc.reconstruct(workdir / "ema_snapshots", length, template)
         params = sharding.put(made.params, mesh) if mesh else made.params
-        return Trained(built, params, made.step, config.sampler.ema, data)
+        return Trained(built, params, made.step, config.sampler.ema, about)
     which = experiment.weights_name(config)
     restored = checkpoint.restore_params(_checkpoints(workdir, config), None if which == "params" else which, template=template,
                                          step=step)  # fmt: skip
-    return Trained(built, restored.state, restored.step, which, data)
+    return Trained(built, restored.state, restored.step, which, about)
 
 
 def _checkpoints(workdir: Path, config: ConfigDict) -> Path:
@@ -184,6 +190,47 @@ def _other(workdir: Path, named: guides.Other, mesh=None) -> tuple[Experiment, P
     config.sampler.ema = named.ema or config.sampler.ema
     trained = load(root, config.lock(), mesh, step=named.step or None)
     return trained.experiment, trained.params
+
+
+def _autoencoder(config: ConfigDict) -> str:
+    """The workdir of the autoencoder of a config of latents. UserError if it names none."""
+    if workdir := config.get("latent", {"autoencoder": ""})["autoencoder"]:
+        return workdir
+    raise UserError(f"data.name={config.data.name} needs config.latent.autoencoder, the workdir of what made them")
+
+
+def with_autoencoder(built: Experiment, encoded: Encoded | None, mesh=None) -> Experiment:
+    """The experiment with the autoencoder that makes images of its latents; unchanged if its examples are no latents.
+
+    UserError if config.latent.autoencoder names none, or another than the one that made the latents.
+    """
+    if encoded is None:
+        return built
+    root = _autoencoder(built.config)
+    trained = load(root, saved_config(root), mesh)
+    return built._replace(latents=latent.latents(autoencoders.codec(trained.experiment, trained.params), encoded, root))
+
+
+def images(config: ConfigDict) -> data.Dataset:
+    """The images that a model's samples are judged against: its data set, or, of latents, that of the autoencoder."""
+    return experiment.dataset(saved_config(_autoencoder(config)) if config.data.name == "latents" else config)
+
+
+def taught(built: Experiment, workdir: str | Path | None = None) -> Experiment:
+    """The experiment with what config.distill.teacher and config.init_from name: a teacher, and parameters to start from.
+
+    init_from = '' starts where the teacher is, if there is one. workdir: a run there that has begun needs no start.
+    """
+    teacher = built.config.get("distill", {"teacher": ""})["teacher"]
+    start = built.config.get("init_from", "") or teacher
+    if teacher:
+        trained = load(teacher, saved_config(teacher))
+        if trained.experiment.shape != built.shape:
+            raise UserError(f"config.distill.teacher={teacher} is of examples {trained.experiment.shape}, this model of {built.shape}")
+        built = built._replace(teacher=(trained.experiment, trained.params))
+    if start and (workdir is None or checkpoint.latest_step(Path(workdir) / "checkpoints") is None):
+        built = built._replace(begin=load(start, saved_config(start)).params)
+    return built
 
 
 def with_guide(trained: Trained, spec: str, workdir: str | Path, mesh=None) -> Trained:

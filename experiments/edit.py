@@ -304,6 +304,7 @@ def main(config) -> None:
         method_for(FLAGS.method, measurement_for(FLAGS.task, FLAGS.mask, shape), FLAGS.task)
     trained = folder.load(FLAGS.workdir, config)
     experiment.need_images(trained.experiment)
+    experiment.need_pixels(trained.experiment)
     held_out = data.arrays(experiment.dataset(config).test, limit=FLAGS.first + FLAGS.num)
     picked = {name: values[FLAGS.first :] for name, values in held_out.items()}
     images = jnp.asarray(picked["image"], jnp.float32) / 127.5 - 1

@@ -118,7 +118,7 @@ def main(config) -> None:
     config.sampler.ema = f"post_hoc({lengths[0]:g})"
     trained = folder.load(root, config)  # tells at once if there are no snapshots
     experiment.need_images(trained.experiment)
-    dataset, features = experiment.dataset(config), FLAGS.features.split(",")
+    dataset, features = folder.images(config), FLAGS.features.split(",")
     template = jax.eval_shape(lambda: trained.params)
     sampler = {key: value for key, value in config.sampler.items() if key not in ("ema", "batch_size")}
     told = {"num": FLAGS.num, "repeats": FLAGS.repeats, "features": features, "metrics": metrics, "step": trained.step,

@@ -4,7 +4,8 @@ python -m experiments.evaluate --workdir=runs/a --num=1000 --repeats=5
 python -m experiments.evaluate --workdir=runs/captions     # of prompts: those kept from training, or the test captions
 python -m experiments.evaluate --workdir=runs/a --features=pixels,classifier,inception --metrics=frechet,kid,prdc,memorisation
 
-Prints a table and writes evaluation.json into the workdir. --reference takes what experiments.statistics made.
+Prints a table and writes evaluation.json into the workdir. --reference takes what experiments.statistics made. An autoencoder
+is also judged on held-out images: rate, distortion and bounds on the likelihood in nats, PSNR, active units.
 """
 
 from __future__ import annotations
@@ -83,6 +84,21 @@ def report(result: dict) -> str:
     return markdown_table(rows, {"": "", "samples": "samples", "real": "real test images"})
 
 
+def held_out(trained, dataset) -> tuple[dict, str]:
+    """({'autoencoder': what autoencoders.held_out found}, as a table); nothing, of a model that is none."""
+    from diffusion_jax import autoencoders, experiment
+    from diffusion_jax.provenance import markdown_table
+
+    if not experiment.is_autoencoder(trained.experiment):
+        return {}, ""
+    found = autoencoders.held_out(trained.experiment, trained.params, dataset.test)
+    titles = {"rate": "rate (nats)", "distortion": "distortion (nats)", "elbo": "bound on log p(x), ELBO (nats)",
+              "iw_bound": f"importance-weighted, {found['samples']} samples (nats)", "psnr": "PSNR of reconstructions (dB)",
+              "active_units": f"active units, of {found['units']}"}  # fmt: skip
+    shown = [{"": title, "held out": f"{found[name]:.4g}"} for name, title in titles.items() if name in found]
+    return {"autoencoder": found}, "\n" + markdown_table(shown, {"": "", "held out": f"{found['images']} test images"})
+
+
 def _show(metric: str, mean: float, std: float = 0.0) -> str:
     """Fractions that are accuracies in percent, KID in thousandths, the rest as they are."""
     scale, digits, unit = (100, 2, " %") if "accuracy" in metric else (1000, 3, "") if "kid" in metric else (1, 3, "")
@@ -117,7 +133,7 @@ def main(config) -> None:
     trained, metrics = folder.load(FLAGS.workdir, config, mesh), FLAGS.metrics.split(",")
     experiment.need_images(trained.experiment)
     judge.named(metrics)  # mistakes are told before anything takes long
-    dataset = experiment.dataset(config)
+    dataset = folder.images(config)
     statistics, features = reference(FLAGS.reference, dataset, config, FLAGS.features)
     nfe = experiment.evaluations(experiment.plan(trained.experiment))
     print(f"{FLAGS.workdir}: step {trained.step}, weights {trained.weights}, {config.sampler.name}, grid {config.sampler.grid}, "
@@ -126,12 +142,13 @@ def main(config) -> None:
                       metrics=metrics, statistics=statistics)  # fmt: skip
     if not distributed.first():
         return
-    provenance.save_json(Path(FLAGS.workdir) / "evaluation.json", result | {
+    measured, table = held_out(trained, dataset)
+    provenance.save_json(Path(FLAGS.workdir) / "evaluation.json", result | measured | {
         "features": {extractor.name: {"digest": extractor.digest, "resize": extractor.resize} for extractor in features},
         "reference": statistics and statistics.of, "num": FLAGS.num, "repeats": FLAGS.repeats, "evaluations": nfe,
         "sampler": config.sampler.to_dict(), "step": trained.step, "weights": trained.weights,
         "provenance": provenance.provenance(config.to_dict(), config.seed)})  # fmt: skip
-    print(report(result))
+    print(report(result) + table)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 python -m experiments.export_weights --workdir=WORKDIR --to=diffusers --path=FOLDER [--config.sampler.ema=50k]
 
-Writes config.json and diffusion_pytorch_model.safetensors (--to=dit: model.safetensors) of the weights that sample would use.
-Which networks can go is said in docs/weights.md.
+Writes config.json and diffusion_pytorch_model.safetensors (--to=dit: model.safetensors) of the weights that sample would use, and
+scheduler_config.json where diffusers has such a process. Which networks can go is said in docs/weights.md.
 """
 
 from __future__ import annotations
@@ -33,13 +33,15 @@ def export_weights(config, workdir: str, to: str, path: str) -> Path:
     if built.encoder:
         raise UserError(f"config.text.encoder={config.text.encoder}: {name} reads no captions, so this network cannot be exported")
     options = base.network(config.model.name).to_dict() | config.model.to_dict() | {"num_classes": built.num_classes}
-    params = {path: np.asarray(leaf) for path, leaf in convert.flat(params).items()}
+    params = convert.unstacked({path: np.asarray(leaf) for path, leaf in convert.flat(params).items()})
     shapes = {path: leaf.shape for path, leaf in params.items()}
     described = convert.write_config(network, options, built.shape, shapes)
     tensors = convert.to_theirs(convert.table(network, options, shapes), params) | network.fixed(options, built.shape)
     file = Path(path) / ("diffusion_pytorch_model.safetensors" if to == "diffusers" else "model.safetensors")
     safetensors.save(file, tensors)
     provenance.save_json(file.with_name("config.json"), described)
+    if to == "diffusers" and (told := scheduler(built)):
+        provenance.save_json(file.with_name("scheduler_config.json"), told)
     return file
 
 
@@ -53,10 +55,30 @@ def class_for(to: str, model: str) -> str:
     return names[model]
 
 
+def scheduler(built) -> dict | None:
+    """The scheduler_config.json under which the network means there what it means here; None if diffusers has none."""
+    import numpy as np
+
+    from diffusion_jax import convert
+
+    betas = getattr(built.process, "betas", ())
+    steps = np.arange(len(betas))
+    t, x = np.float32((steps + 1) / max(len(betas), 1)), np.ones(len(betas), np.float32)
+    x_in, c_noise = built.parameterization.encode(built.process, x, t)
+    alpha, sigma = built.process.alpha(t), built.process.sigma(t)
+    pairs = {"epsilon": (0 * x, x), "v_prediction": (-sigma, alpha), "sample": (x, 0 * x)}
+    found = np.stack(built.parameterization.coefficients(built.process, t))
+    fitting = [name for name, pair in pairs.items() if np.allclose(np.stack(pair), found, atol=1e-4)]
+    if not len(betas) or not fitting or not np.allclose(x_in, x) or not np.allclose(1000 * c_noise, steps, atol=0.01):
+        return None
+    return convert.write_scheduler(betas, fitting[0], built.config.sampler.clip != "none")
+
+
 def main(config) -> None:
     FLAGS = flags.FLAGS
     file = export_weights(config, FLAGS.workdir, FLAGS.to, FLAGS.path)
-    print(f"{file}, with its config.json; its noise level is 1000 c_noise of {config.parameterization}")
+    print(f"{file}, with its config.json" + ("" if file.with_name("scheduler_config.json").exists() else
+          f"; the timestep it takes is 1000 c_noise of {config.parameterization}"))  # fmt: skip
 
 
 if __name__ == "__main__":

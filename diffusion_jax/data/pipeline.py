@@ -55,6 +55,9 @@ def batches(
         raise UserError(f"seed={seed} must not be negative")
     if flip and source[0]["image"].ndim != 3:
         raise UserError("data.flip=True mirrors images; this data set has points")
+    if flip and "std" in source[0]:
+        why = "a mirrored latent is not the latent of a mirrored image"
+        raise UserError(f"data.flip=True mirrors images, and {why}; set data.flip=False")
     size = len(source)
 
     def positions(step: int) -> np.ndarray:

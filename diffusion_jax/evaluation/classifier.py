@@ -70,7 +70,22 @@ def fit(
 @jax.jit
 def forward(images: Array, params: Params) -> tuple[Array, Array]:
     """uint8 (B, H, W, C) -> features (B, 128), the last hidden layer, of mean square 1; logits (B, K). float32."""
-    x = images.astype(jnp.float32) / 127.5 - 1
+    x = _convolved(images.astype(jnp.float32) / 127.5 - 1, params)[-1]
+    features = jax.nn.relu(x.reshape(len(x), -1) @ params["hidden.kernel"] + params["hidden.bias"])
+    return features, features @ params["logits.kernel"] + params["logits.bias"]
+
+
+def maps(x: Array, params: Params) -> tuple[Array, ...]:
+    """Images (B, H, W, C) in [-1, 1] -> the feature maps (B, h, w, c) of every convolution, of unit length in each pixel.
+
+    Their squared differences are a perceptual distance (Zhang et al. 2018, eq. 1, unweighted), for the losses of autoencoders.
+    """
+    return tuple(h * jax.lax.rsqrt(jnp.sum(h * h, -1, keepdims=True) + 1e-6) for h in _convolved(x, params))
+
+
+def _convolved(x: Array, params: Params) -> list[Array]:
+    """The feature maps of images (B, H, W, C) in [-1, 1], one of each convolution."""
+    found = []
     height, width = (min(size, SIZE) for size in x.shape[1:3])
     if (height, width) != x.shape[1:3]:
         x = jax.image.resize(x, (len(x), height, width, x.shape[-1]), "bilinear")
@@ -78,8 +93,8 @@ def forward(images: Array, params: Params) -> tuple[Array, Array]:
         kernel, stride, layout = params[f"conv{i}.kernel"], (1 + i % 2,) * 2, ("NHWC", "HWIO", "NHWC")
         x = jax.lax.conv_general_dilated(x, kernel, stride, "SAME", dimension_numbers=layout)
         x = jax.nn.relu(x + params[f"conv{i}.bias"])
-    features = jax.nn.relu(x.reshape(len(x), -1) @ params["hidden.kernel"] + params["hidden.bias"])
-    return features, features @ params["logits.kernel"] + params["logits.bias"]
+        found.append(x)
+    return found
 
 
 def init(shape: tuple[int, int, int], classes: int) -> Params:

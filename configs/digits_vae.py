@@ -1,0 +1,17 @@
+"""A variational autoencoder of the embedded digits, 8x8: seconds on two CPU cores.
+
+    python -m experiments.train --config=configs/digits_vae.py:gaussian --workdir=runs/digits_vae
+
+Variants as in configs/mnist_vae.py: gaussian, bernoulli, logistic, powerful.
+"""
+
+from configs.base import VAES, base, vae
+
+VARIANTS = VAES
+
+
+def get_config(name: str = "gaussian"):
+    config = base()
+    config.training.update(steps=2000, log_every=100, eval_every=500, sample_every=1000, checkpoint_every=1000)
+    config.optimizer.update(learning_rate=1e-3, clip=0.0)
+    return vae(config, name, latent=8, hidden=(256, 128))

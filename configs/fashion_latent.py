@@ -1,0 +1,34 @@
+"""Fashion-MNIST by latent diffusion: a U-Net on 7x7x4 latents.
+
+    python -m experiments.train_latent --config=configs/fashion_latent.py:vp --images=FOLDER --workdir=runs/fashion_latent
+
+trains the autoencoder (configs/fashion_autoencoder.py), encodes FOLDER's idx files, trains, samples and evaluates. The
+middle by hand:
+
+    python -m experiments.train --config=configs/fashion_latent.py:vp --config.data.path=LATENTS.npz \\
+        --config.latent.autoencoder=WORKDIR --workdir=runs/fashion_latent
+
+Variants: ddpm, vp, subvp, ve, edm, flow; each also with ',full', for an accelerator. `light`: about twelve minutes on two
+CPU cores.
+"""
+
+from configs.base import base, latents, network, split_size, variant
+
+
+def get_config(name: str = "vp"):
+    name, size = split_size(name)
+    config = latents(variant(base(), name), recipe="configs/fashion_autoencoder.py:plain" + ",full" * (size == "full"))
+    config.model = network("unet.UNet", width=64, multipliers=(1,), blocks=2, attention=(7,), head_width=32)
+    config.optimizer.learning_rate = 1e-3
+    config.ema.halflives = (20_000,)
+    config.training.update(steps=1400, eval_every=700, sample_every=700, checkpoint_every=700)
+    if size == "full":
+        config.model.update(width=256, blocks=3, head_width=64, dropout=0.1, dtype="bfloat16")
+        config.data.batch_size = 512
+        config.optimizer.update(learning_rate=4e-4, warmup=1000)
+        config.ema.halflives = (250_000,)
+        config.training.update(steps=20_000, steps_per_call=10, eval_every=2000, sample_every=2000, checkpoint_every=2000)
+    config.sampler.guidance = 1.5
+    if name == "ve":
+        config.process = "schedules.VE(sigma_max=50.0)"
+    return config

@@ -1,0 +1,29 @@
+"""A variational autoencoder of MNIST, 28x28. `light` (the default): a perceptron, minutes on two CPU cores; `full` convolves.
+
+    python -m experiments.train --config=configs/mnist_vae.py:gaussian --config.data.path=FOLDER --workdir=runs/mnist_vae
+    ... --config.objective='autoencoding.elbo(likelihood=autoencoding.gaussian(), beta=4.0)'
+    ... --config.objective='autoencoding.iwae(likelihood=autoencoding.bernoulli(), samples=8)'
+
+Variants, by p(x | z): gaussian (one learned width), bernoulli, logistic (of 256 greys), powerful (logistic, and every pixel
+sees those
+before it: the decoder with which the latent may be ignored; about six minutes); each also with ',full'. Without data.path the
+set is TFDS's `mnist`. Labels are told to both halves.
+"""
+
+from configs.base import VAES, base, split_size, vae
+
+VARIANTS = VAES
+
+
+def get_config(name: str = "gaussian"):
+    name, size = split_size(name)
+    config = base()
+    config.data.name = "mnist"
+    config.training.update(steps=3000, log_every=100, eval_every=1000, sample_every=1000, checkpoint_every=1000)
+    config.optimizer.update(learning_rate=1e-3, clip=0.0)  # a sum over pixels has large gradients
+    config.ema.halflives = (20_000,)
+    if size == "light":
+        return vae(config, name, latent=16, hidden=(512, 256))
+    config.data.batch_size = 256
+    config.training.steps = 50_000
+    return vae(config, name, latent=32, width=64, multipliers=(1, 2, 2), blocks=2)

@@ -1,0 +1,106 @@
+"""Latents of a data set in an .npz, made by experiments.encode: means, log-variances, and what it takes to trust and use them.
+
+    {train,test}_mean, {train,test}_log_variance (N, h, w, c)     {train,test}_label (N,), where there are labels
+    shift, scale (c,)     of a channel, so that (z - shift) / scale has mean 0 and variance 1 over the training split
+    about                 JSON: sha256 of the autoencoder's parameters, shape of the images, name of their data set, its classes
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffusion_jax.data.sources import Example
+from diffusion_jax.errors import UserError
+from diffusion_jax.provenance import atomic_path
+
+STATISTICS = ("shift", "scale")
+NEEDED = ("about", "train_mean", "train_log_variance", "test_mean", "test_log_variance")
+
+
+class Encoded(NamedTuple):
+    """What made latents. autoencoder: sha256 of its parameters; image_shape, data, num_classes, class_names: of the images and
+    their set; shift, scale: of every channel."""
+
+    autoencoder: str
+    image_shape: tuple[int, int, int]
+    data: str
+    num_classes: int
+    class_names: tuple[str, ...]
+    shift: tuple[float, ...]
+    scale: tuple[float, ...]
+
+
+class Latents:
+    """A split: 'image', the posterior's mean, and 'std', (h, w, c) float32, in units in which z has mean 0 and variance 1."""
+
+    def __init__(self, mean: np.ndarray, log_variance: np.ndarray, label: np.ndarray | None, encoded: Encoded):
+        self.mean, self.log_variance, self.label = mean, log_variance, label
+        self.shift, self.scale = (np.asarray(x, np.float32) for x in (encoded.shift, encoded.scale))
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def __getitem__(self, i: int) -> Example:
+        return {name: value[0] for name, value in self.rows(np.array([i])).items()}
+
+    def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        mean, log_variance = (x[indices].astype(np.float32) for x in (self.mean, self.log_variance))
+        found = {"image": (mean - self.shift) / self.scale, "std": np.exp(0.5 * log_variance) / self.scale}
+        return found | ({} if self.label is None else {"label": self.label[indices].astype(np.int32)})
+
+
+def save(path: str | Path, encoded: Encoded, splits: dict[str, np.ndarray]) -> None:
+    """Write a file of latents, atomically. splits: the arrays of NEEDED, and labels."""
+    about = {key: value for key, value in encoded._asdict().items() if key not in STATISTICS}
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, about=json.dumps(about), shift=np.float32(encoded.shift), scale=np.float32(encoded.scale), **splits)
+
+
+def load(path: str, image_size: int = 0, channels: int = 0) -> tuple[Latents, Latents, Encoded]:
+    """(train, test, what made them). image_size, channels: those the config states of the latents, 0: whatever they are.
+
+    UserError for a file that is none, for statistics that are missing or no numbers, and for latents of another size.
+    """
+    made, found = "make it by python -m experiments.encode", _read(path)
+    if missing := [name for name in NEEDED if name not in found]:
+        raise UserError(f"data.path={path} is no file of latents: it lacks {', '.join(missing)}; {made}")
+    if missing := [name for name in STATISTICS if name not in found]:
+        missing = " and ".join(missing)
+        raise UserError(f"data.path={path} lacks the statistics {missing}, without which latents have no scale; {made}")
+    shift, scale = (found[name].astype(float) for name in STATISTICS)
+    shape, encoded = found["train_mean"].shape[1:], _about(path, found, shift, scale)
+    if not (shift.shape == scale.shape == shape[-1:] and np.isfinite([shift, scale]).all() and (scale > 0).all()):
+        what = f"its statistics, shift {shift} and scale {scale}, are not those of latents {shape}"
+        raise UserError(f"data.path={path}: {what}; {made}")
+    for key, stated, true in (("image_size", image_size, shape[0]), ("channels", channels, shape[-1])):
+        if stated not in (0, true):
+            raise UserError(f"data.{key}={stated}, but the latents of data.path={path} are {shape}; set data.{key}=0")
+    train, test = (Latents(found[f"{split}_mean"], found[f"{split}_log_variance"], found.get(f"{split}_label"), encoded)
+                   for split in ("train", "test"))  # fmt: skip
+    return train, test, encoded
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        with open(Path(path).expanduser(), "rb") as file, np.load(file, allow_pickle=False) as archive:
+            return dict(archive)
+    except FileNotFoundError:
+        raise UserError(f"data.path={path} does not exist; make it by python -m experiments.encode") from None
+    except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"data.path={path} cannot be read as a file of latents: {error}") from error
+
+
+def _about(path: str, found: dict[str, Any], shift: np.ndarray, scale: np.ndarray) -> Encoded:
+    try:
+        about = json.loads(str(found["about"]))
+        about |= {"image_shape": tuple(about["image_shape"]), "class_names": tuple(about["class_names"])}
+        return Encoded(**about, shift=tuple(shift.tolist()), scale=tuple(scale.tolist()))
+    except (ValueError, TypeError, KeyError) as error:
+        made = "make it by python -m experiments.encode"
+        raise UserError(f"data.path={path} does not say what made it ({error}); {made}") from None
