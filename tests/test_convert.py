@@ -119,17 +119,26 @@ def test_import_export_import_is_bit_exact_and_samples(tmp_path):
     assert config.parameterization.startswith("v(") and "time_scale=0.5" in config.parameterization
     exported = export_weights(config, first, "diffusers", tmp_path / "out")
     second = import_weights("diffusers", exported, tmp_path / "second")
-    trained, again = (workdir.load(root, config) for root in (first, second))
+    trained, again = (workdir.load(root, workdir.saved_config(root)) for root in (first, second))
+    assert workdir.saved_config(second) == config  # the process and what the network predicts have come along
     jax.tree.map(np.testing.assert_array_equal, trained.params, again.params)
     built = trained.experiment
     betas = np.linspace(1e-4, 0.03, 500)  # theirs
-    np.testing.assert_allclose(built.process.alpha(jnp.float32(1.0)), np.sqrt(np.prod(1 - betas)), rtol=1e-4)
+    np.testing.assert_allclose(built.process.betas, betas, rtol=1e-12)
     sampler = experiment.sample_with(built, trained.params, experiment.plan(built, nfe=2))
     images = generate.generate(sampler, generate.seeds_to_keys([0, 1]), None, batch_size=2, finish=np.asarray)
     assert images.shape == (2, 16, 16, 3) and np.isfinite(images).all() and np.abs(images[0] - images[1]).max() > 0.1
     assert provenance.load_json(first / "provenance.json")["imported"]["class"] == "UNet2DModel"
     with pytest.raises(UserError, match="holds a model already"):
         import_weights("diffusers", exported, first)
+
+
+def test_stacked_blocks_come_apart():
+    stacked = {"blocks/qkv/kernel": np.arange(12).reshape(2, 2, 3), "last/bias": np.arange(2)}
+    apart = convert.unstacked(stacked)
+    assert list(apart) == ["block_0/qkv/kernel", "block_1/qkv/kernel", "last/bias"]
+    np.testing.assert_array_equal(apart["block_1/qkv/kernel"], [[6, 7, 8], [9, 10, 11]])
+    np.testing.assert_array_equal(apart["last/bias"], [0, 1])
 
 
 def test_dit_there_and_back(tmp_path):
