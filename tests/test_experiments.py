@@ -23,24 +23,30 @@ from experiments import cli, train
 ROOT = Path(__file__).parent.parent
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3),
           "svhn_cropped": (32, 32, 3), "celeb_a": (64, 64, 3), "toy": (2,), "imagenet256_latent": (32, 32, 4),
-          "digits_captions": (8, 8, 1), "emoji": (32, 32, 3)}  # fmt: skip
-SIZES = {"digits": ("",), "digits_captions": ("",), "toy": ("",), "imagenet256_latent": (",S",)}
+          "digits_captions": (8, 8, 1), "emoji": (32, 32, 3), "digits_vae": (8, 8, 1), "mnist_vae": (28, 28, 1),
+          "fashion_autoencoder": (28, 28, 1), "cifar10_autoencoder": (32, 32, 3), "tiny_imagenet_autoencoder": (64, 64, 3),
+          "fashion_latent": (7, 7, 4), "tiny_imagenet_latent": (8, 8, 4)}  # fmt: skip
+SIZES = {"digits": ("",), "digits_vae": ("",), "digits_captions": ("",), "toy": ("",), "imagenet256_latent": (",S",)}
 SMALL = {"unet.UNet": dict(width=8, multipliers=(1,), attention=(), head_width=8), "mlp.MLP": dict(width=8, blocks=1),
-         "dit.DiT": dict(width=8, depth=1, heads=1)}  # fmt: skip
+         "dit.DiT": dict(width=8, depth=1, heads=1), "autoencoder.VAE": dict(hidden=(8,), latent=2, pixel_width=4),
+         "autoencoder.AutoencoderKL": dict(width=8, multipliers=(1,), blocks=1, norm=None)}  # fmt: skip
 
 
 @pytest.mark.parametrize("file", sorted(p.stem for p in (ROOT / "configs").glob("[!_]*.py") if p.stem != "base"))
 def test_every_config_builds_and_its_loss_and_sampler_have_shapes(file):
     """The real network of each size once (tracing a large one takes seconds), a small one under every variant."""
+    module = importlib.import_module(f"configs.{file}")
+    variants = list(getattr(module, "VARIANTS", base.VARIANTS))  # of autoencoders, which have their own
     for size in SIZES.get(file, ("", ",full")):
-        for variant in base.VARIANTS:
-            config = importlib.import_module(f"configs.{file}").get_config(variant + size)
-            built = experiment.assemble(config if variant == "ddpm" else small(config), SHAPES[file], 10)
+        for variant in variants:
+            config = module.get_config(variant + size)
+            built = experiment.assemble(config if variant == variants[0] else small(config), SHAPES[file], 10)
+            built = experiment.with_features(built, None)
             params = jax.eval_shape(lambda key: experiment.init_params(built, key), jax.random.key(0))
             batch = (experiment.null_cond(built, 4) or {}) | {"image": jnp.zeros((4, *SHAPES[file])), "label": jnp.zeros(4, jnp.int32)}
             keys = jax.random.split(jax.random.key(0), 4)
             losses, extra = jax.eval_shape(lambda p: experiment.loss_fn(built)(p, batch, keys, step.Now(0, {})), params)
-            assert losses.shape == extra["level"].shape == (4,)
+            assert {losses.shape} == {value.shape for value in extra.values()} == {(4,)}
             chosen = experiment.plan(built)
             assert config.sampler.nfe - 1 <= experiment.evaluations(chosen) <= config.sampler.nfe
 
