@@ -169,7 +169,7 @@ def _trace(config, where: Target):
     if config.parallel != "jit":
         raise UserError(f"config.parallel={config.parallel}: a plan is for parallel=jit")
     shape, classes = experiment.data_shape(config)
-    built = experiment.assemble(config, shape, classes)
+    built = experiment.with_features(experiment.assemble(config, shape, classes), None)
     leading = (config.training.steps_per_call, config.data.batch_size)
     batch = {"image": jax.ShapeDtypeStruct((*leading, *shape), jnp.float32)}
     told = experiment.null_cond(built, 1) or {}

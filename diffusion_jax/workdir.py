@@ -211,6 +211,12 @@ def with_autoencoder(built: Experiment, encoded: Encoded | None, mesh=None) -> E
     return built._replace(latents=latent.latents(autoencoders.codec(trained.experiment, trained.params), encoded, root))
 
 
+def for_training(config: ConfigDict, dataset: data.Dataset, workdir: str | Path | None = None) -> Experiment:
+    """The experiment with what it needs from elsewhere: features, an autoencoder, a teacher. workdir: see `taught`."""
+    built = experiment.assemble(config, dataset.image_shape, dataset.num_classes)
+    return taught(with_autoencoder(experiment.with_features(built, dataset.train), dataset.encoded), workdir)
+
+
 def images(config: ConfigDict) -> data.Dataset:
     """The images that a model's samples are judged against: its data set, or, of latents, that of the autoencoder."""
     return experiment.dataset(saved_config(_autoencoder(config)) if config.data.name == "latents" else config)

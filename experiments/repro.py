@@ -24,13 +24,14 @@ def repro(config, workdir: str, step: int) -> bool:
     import jax
 
     from diffusion_jax import data, experiment
+    from diffusion_jax import workdir as folder
     from diffusion_jax.evaluation.progress import progress
     from diffusion_jax.training import forensics, loop
 
     root, k = Path(workdir).absolute(), config.training.steps_per_call
     report = forensics.read(root, step)
     dataset = experiment.dataset(config)
-    built = experiment.assemble(config, dataset.image_shape, dataset.num_classes)
+    built = folder.for_training(config, dataset)
     parts = experiment.training(built)
     state = _start(config, parts, root, report["start"])
     batch = data.batches(dataset.train, batch_size=config.data.batch_size, seed=config.seed, flip=config.data.flip)
@@ -94,7 +95,7 @@ def _activations(config, built, state, batch, step) -> str:
     if "remat" in config.model:  # under it a layer is only traced
         config = config.copy_and_resolve_references().unlock()
         config.model.remat = "none"
-        built = experiment.assemble(config, built.shape, built.num_classes)
+        built = built._replace(model=experiment.assemble(config, built.shape, built.num_classes).model)
     rows = []
 
     def watch(run, args, kwargs, context):

@@ -27,9 +27,7 @@ def train(config, workdir: str, *, dataset=None, fit=None, loss=None) -> bool:
     from diffusion_jax.training import distributed, loop, metrics
 
     dataset = dataset or experiment.dataset(config)
-    built = experiment.assemble(config, dataset.image_shape, dataset.num_classes)
-    built = folder.with_autoencoder(experiment.with_features(built, dataset.train), dataset.encoded)
-    built = folder.taught(built, workdir)
+    built = folder.for_training(config, dataset, workdir)
     parts = experiment.training(built, loss=loss or experiment.loss_fn)
     key = jax.random.key(config.seed)
     template = parts.runner.template(parts.init, key)  # traces the network: what does not fit fails here, before anything is written
