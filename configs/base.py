@@ -180,6 +180,8 @@ def vae(config: ConfigDict, name: str, **options) -> ConfigDict:
     likelihood, own = VAES[name]
     config.objective = f"autoencoding.elbo(likelihood=autoencoding.{likelihood})"
     config.model = network("autoencoder.VAE", **options | own)
+    if config.model.pixel_layers:  # a picture takes a call of the decoder for each of its pixels
+        config.training.sample_every = config.training.steps
     return _autoencoder(config)
 
 

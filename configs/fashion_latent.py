@@ -18,10 +18,10 @@ from configs.base import base, latents, network, split_size, variant
 def get_config(name: str = "vp"):
     name, size = split_size(name)
     config = latents(variant(base(), name), recipe="configs/fashion_autoencoder.py:plain" + ",full" * (size == "full"))
-    config.model = network("unet.UNet", width=64, multipliers=(1,), blocks=2, attention=(7,), head_width=32)
+    config.model = network("unet.UNet", width=48, multipliers=(1,), blocks=2, attention=(7,), head_width=16)
     config.optimizer.learning_rate = 1e-3
     config.ema.halflives = (20_000,)
-    config.training.update(steps=1400, eval_every=700, sample_every=700, checkpoint_every=700)
+    config.training.update(steps=1800, eval_every=600, sample_every=600, checkpoint_every=600)
     if size == "full":
         config.model.update(width=256, blocks=3, head_width=64, dropout=0.1, dtype="bfloat16")
         config.data.batch_size = 512

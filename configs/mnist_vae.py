@@ -5,9 +5,8 @@
     ... --config.objective='autoencoding.iwae(likelihood=autoencoding.bernoulli(), samples=8)'
 
 Variants, by p(x | z): gaussian (one learned width), bernoulli, logistic (of 256 greys), powerful (logistic, and every pixel
-sees those
-before it: the decoder with which the latent may be ignored; about six minutes); each also with ',full'. Without data.path the
-set is TFDS's `mnist`. Labels are told to both halves.
+sees those before it: the decoder with which the latent may be ignored; about ten minutes); each also with ',full'. Without
+data.path the set is TFDS's `mnist`. Labels are told to both halves.
 """
 
 from configs.base import VAES, base, split_size, vae
@@ -23,6 +22,8 @@ def get_config(name: str = "gaussian"):
     config.optimizer.update(learning_rate=1e-3, clip=0.0)  # a sum over pixels has large gradients
     config.ema.halflives = (20_000,)
     if size == "light":
+        if name == "powerful":
+            config.training.update(steps=1500, eval_every=500)
         return vae(config, name, latent=16, hidden=(512, 256))
     config.data.batch_size = 256
     config.training.steps = 50_000

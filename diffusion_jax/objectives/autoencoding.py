@@ -202,7 +202,7 @@ def psnr(image: Array, x: Array) -> Array:
 
 def draws(samples: int) -> Callable[[Key, Array], Array]:
     """eps (samples, B, ...), sample i of an example from its key's stream i."""
-    return lambda keys, like: jnp.stack([arrays.noise(arrays.fold_in(keys, i), like) for i in range(samples)])
+    return lambda keys, like: jax.vmap(lambda i: arrays.noise(arrays.fold_in(keys, i), like))(jnp.arange(samples))
 
 
 def _latent(mean: Array, log_variance: Array, eps: Array) -> Array:
