@@ -383,6 +383,38 @@ def lengths(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, *, title
             axes[0].figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=9)
 
 
+def bars(
+    scored: Mapping[str, Mapping[str, tuple[float, float]]],
+    metrics: Mapping[str, tuple[str, float]],
+    path: str | os.PathLike,
+    *,
+    floor: Mapping[str, float] | None = None,
+    title: str | None = None,
+) -> None:
+    """A panel for each metric, a bar with its error for each name.
+
+    scored: name -> metric -> (mean, error); metrics: key -> (label, factor), those that nobody has are left out; floor: metric ->
+    what the truth scores, a grey line. Bars that differ more than thirtyfold are drawn on a logarithmic scale.
+    """
+    present = {key: what for key, what in metrics.items() if any(key in scores for scores in scored.values())}
+    names, rows = list(scored), 1 if len(present) < 4 else 2
+    with _figure(path, panels=len(present), size=(3.7, 0.9 + 0.22 * len(names)), rows=rows) as axes:
+        for i, (axis, (key, (label, factor))) in enumerate(zip(axes, present.items())):
+            have = [name for name in names if key in scored[name]]
+            mean, error = (factor * np.array([scored[name][key][j] for name in have]) for j in (0, 1))
+            axis.barh([names.index(name) for name in have], mean, xerr=error, color=COLOURS[0], height=0.65,
+                      error_kw={"ecolor": INK, "elinewidth": 0.9})  # fmt: skip
+            if floor and _number(floor.get(key)):
+                axis.axvline(factor * floor[key], color=FAINT, linestyle=":", label="real images")
+            if mean.min() > 0 and mean.max() > 30 * mean.min():
+                axis.set_xscale("log")
+            first = i % math.ceil(len(present) / rows) == 0
+            axis.set(yticks=range(len(names)), yticklabels=names if first else [], ylim=(len(names) - 0.5, -0.5), xlabel=label)
+            axis.grid(visible=False, axis="y")
+        if title:
+            axes[0].figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=9)
+
+
 GUIDED = {  # metric -> (label of its axis, factor)
     "accuracy": ("recognised as their class (%)", 100),
     "precision": ("precision (%)", 100),

@@ -40,11 +40,11 @@ def train_latent(config, workdir: str | Path, images: str = "", recipe=None) -> 
     if not train(recipe, str(root / "autoencoder")):
         return None
     config = config.copy_and_resolve_references()
-    config.data.path, config.latent.autoencoder = str(_encoded(root)), str(root / "autoencoder")
+    config.data.path, config.latent.autoencoder = str(encoded(root)), str(root / "autoencoder")
     return root / "model" if train(config, str(root / "model")) else None
 
 
-def _encoded(root: Path) -> Path:
+def encoded(root: Path) -> Path:
     """WORKDIR/latents.npz, made anew if it is not this autoencoder's."""
     from diffusion_jax import autoencoders, latent
     from diffusion_jax import workdir as folder

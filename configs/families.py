@@ -1,0 +1,85 @@
+"""Every family of generative models on one data set, at one size and one training time: for experiments.compare_families.
+
+    python -m experiments.compare_families --config=configs/families.py:digits --workdir=runs/families
+    python -m experiments.compare_families --config=configs/families.py:mnist --config.data.path=FOLDER --workdir=runs/f_mnist
+
+Variants: digits, mnist, fashion_mnist. Networks have about 0.2 million parameters on digits, 0.8 on 28x28. config.family.NAME
+is an ordinary config, and every key of it can be changed: --config.family.ddpm.optimizer.learning_rate=1e-3.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.base import autoencoder, base, latents, network, vae, variant
+from diffusion_jax.errors import unknown
+
+DATA = ("digits", "mnist", "fashion_mnist")
+DIFFUSION = {"ddpm": "ddpm", "ve": "ve", "sub-vp": "subvp", "edm": "edm", "flow": "flow"}
+
+
+def get_config(name: str = "digits"):
+    if name not in DATA:
+        raise unknown("variant", name, DATA)
+    small = name == "digits"
+    config = ConfigDict()
+    config.data = base().data
+    config.data.name = name
+    config.seeds = (0, 1, 2)
+    config.seconds = 15.0 if small else 180.0  # of training for each family and seed, compilation aside
+    config.num = 1000  # images drawn of each
+    config.likelihood = 100  # test images whose bits/dim are measured, of the first seed; 0: none
+    config.about = about = ConfigDict()
+    config.family = family = ConfigDict()
+    for key, (what, likelihood, options, bound) in VAES.items():
+        about[key], family[key] = what, _vae(small, likelihood, options, bound)
+    for key, preset in DIFFUSION.items():
+        about[key], family[key] = f"diffusion of pixels: {preset} of configs/base.py", _diffusion(small, preset)
+    about.latent, family.latent = "autoencoder, and diffusion of its latents: half of the time for each", _latent(small)
+    config.recipe = _autoencoder(small)  # of latent
+    config.families = (*VAES, "latent", *DIFFUSION)  # those that are run, in this order
+    return config
+
+
+VAES = {
+    # name: (what it is, a variant of configs.base.VAES, its network, arguments of autoencoding.elbo)
+    "vae": ("VAE: Gaussian decoder of one learned width", "gaussian", {}, ""),
+    "vae_beta_low": ("the same, beta = 0.2", "gaussian", {}, ", beta=0.2"),
+    "vae_beta_high": ("the same, beta = 5", "gaussian", {}, ", beta=5.0"),
+    "vae_logistic": ("VAE: discretised logistic decoder", "logistic", {}, ""),
+    "vae_powerful": ("VAE: each pixel sees those before it", "powerful", {"pixel_layers": 4}, ""),
+    "vae_free_bits": ("the same, a quarter of a nat free in each dimension", "powerful", {"pixel_layers": 4}, ", free_bits=0.25"),
+}
+
+
+def _vae(small: bool, likelihood: str, options: dict, bound: str) -> ConfigDict:
+    wide = likelihood == "gaussian"  # the others have two outputs a pixel
+    hidden = (384, 192) if wide else (336, 168) if small else (272, 192)
+    config = vae(base(), likelihood, latent=16, hidden=hidden)
+    config.model.update(options)
+    config.objective = config.objective[:-1] + bound + ")"
+    config.optimizer.update(learning_rate=1e-3, clip=0.0)
+    return config
+
+
+def _diffusion(small: bool, preset: str) -> ConfigDict:
+    config = variant(base(), preset)
+    options = dict(width=16, attention=(4,), head_width=16) if small else dict(stem=2, width=32, attention=(7,), head_width=32)
+    config.model = network("unet.UNet", multipliers=(1, 2), blocks=1, **options)
+    config.optimizer.learning_rate = 2e-3 if small else 1e-3
+    if preset == "ve":
+        config.process = "schedules.VE(sigma_max=20.0)" if small else "schedules.VE(sigma_max=50.0)"
+    return config
+
+
+def _autoencoder(small: bool) -> ConfigDict:
+    config = base()
+    config.optimizer.learning_rate = 2e-3 if small else 1e-3
+    width = dict(width=12, norm=(4, 1e-6)) if small else dict(stem=2, width=24, norm=(8, 1e-6))
+    return autoencoder(config, "plain", multipliers=(1, 2), blocks=1, attention=False, **width)
+
+
+def _latent(small: bool) -> ConfigDict:
+    config = latents(variant(base(), "flow"))
+    side, width = (4, 20) if small else (7, 40)
+    config.model = network("unet.UNet", width=width, multipliers=(1,), blocks=2, attention=(side,), head_width=width)
+    config.optimizer.learning_rate = 2e-3 if small else 1e-3
+    return config
