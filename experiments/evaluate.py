@@ -105,7 +105,7 @@ def _show(metric: str, mean: float, std: float = 0.0) -> str:
     return f"{scale * mean:.{digits}f}{unit}" + (f" ± {scale * std:.{digits}f}" if std else "")
 
 
-def reference(path: str, dataset, config, features: str) -> tuple:
+def reference(path: str, dataset, features: str) -> tuple:
     """(the statistics of a file, the extractors): UserError unless the file is of this data set and of one of the features."""
     from diffusion_jax.errors import UserError
     from diffusion_jax.evaluation import judge, statistics
@@ -118,7 +118,7 @@ def reference(path: str, dataset, config, features: str) -> tuple:
     if extractor is None:
         raise UserError(f"--reference={path} is of the features {found.of['extractor']}; add them to --features={features}")
     split, count = found.of["split"], found.of["count"]
-    statistics.need(found, path, **statistics.describe(extractor, getattr(dataset, split), config.data.name, split, count))
+    statistics.need(found, path, **statistics.describe(extractor, getattr(dataset, split), dataset.name, split, count))
     return found, made
 
 
@@ -134,7 +134,7 @@ def main(config) -> None:
     experiment.need_images(trained.experiment)
     judge.named(metrics)  # mistakes are told before anything takes long
     dataset = folder.images(config)
-    statistics, features = reference(FLAGS.reference, dataset, config, FLAGS.features)
+    statistics, features = reference(FLAGS.reference, dataset, FLAGS.features)
     nfe = experiment.evaluations(experiment.plan(trained.experiment))
     print(f"{FLAGS.workdir}: step {trained.step}, weights {trained.weights}, {config.sampler.name}, grid {config.sampler.grid}, "
           f"NFE {nfe}, guidance {config.sampler.guidance}; {FLAGS.repeats} x {FLAGS.num} images", file=sys.stderr)  # fmt: skip

@@ -17,18 +17,18 @@ from experiments import cli
 
 
 def main(config) -> None:
-    from diffusion_jax import experiment
+    from diffusion_jax import workdir as folder
     from diffusion_jax.errors import UserError, unknown
     from diffusion_jax.evaluation import judge, statistics
 
     FLAGS = flags.FLAGS
     if FLAGS.split not in ("train", "test"):
         raise unknown("split", FLAGS.split, ("train", "test"))
-    dataset = experiment.dataset(config)
+    dataset = folder.images(config)
     if len(dataset.image_shape) != 3:
         raise UserError(f"data.name={config.data.name} is a set of points; statistics are of images")
     extractor = judge.extractor_for(FLAGS.features, dataset.train)
-    found = statistics.compute(extractor, getattr(dataset, FLAGS.split), config.data.name, FLAGS.split, FLAGS.num or None,
+    found = statistics.compute(extractor, getattr(dataset, FLAGS.split), dataset.name, FLAGS.split, FLAGS.num or None,
                                partial=FLAGS.out + ".partial.npz")  # fmt: skip
     statistics.save(FLAGS.out, found)
     print(f"{FLAGS.out}: " + ", ".join(f"{key} {value}" for key, value in found.of.items()))

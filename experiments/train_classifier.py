@@ -54,7 +54,7 @@ def accuracy_by_level(trained, test, batch_size: int, repeats: int = 3) -> list[
         return jnp.argmax(log_p, 1) == labels, -jnp.take_along_axis(log_p, labels[:, None], 1)[:, 0]
 
     everything, rows = data.arrays(test), []
-    images, labels = everything["image"].astype(np.float32) / 127.5 - 1, everything["label"].astype(np.int32)
+    images, labels = data.transforms.normalise(everything["image"]), everything["label"].astype(np.int32)
     index = np.arange(-(-len(labels) * repeats // batch_size) * batch_size) % len(labels)  # whole batches: one program
     for level in [level for level in LEVELS if low <= level <= high]:
         t, parts = gaussian.time_of_logsnr(process, jnp.float32(level)), []

@@ -288,11 +288,13 @@ TINY = {
 
 @functools.cache
 def tiny(name):
-    model = TINY[name]
-    params = model.init(jax.random.key(0), jnp.zeros((1, *model.shape)))
-    leaves, tree = jax.tree.flatten(params)  # all of them at random: zeros at the start would hide connections
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return model, jax.tree.unflatten(tree, [0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)])
+    return TINY[name], random_params(TINY[name])
+
+
+def random_params(model, shape=(8, 8, 1)):
+    """All of them at random: zeros at the start would hide connections."""
+    rng, shapes = np.random.default_rng(0), jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
+    return jax.tree.map(lambda x: np.float32(0.3 * rng.normal(size=x.shape)), shapes)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -308,9 +310,10 @@ def test_encode_and_decode_have_the_shapes_they_promise(name):
 
 def test_labels_reach_both_halves_of_a_conditional_vae():
     model, params = tiny("conv")
+    run = jax.jit(model.apply, static_argnames="method")
     labels = [{"label": jnp.array([i])} for i in (0, 1)]
-    means = [model.apply(params, jnp.ones((1, 8, 8, 1)), cond, method="encode")[0] for cond in labels]
-    images = [model.apply(params, jnp.ones((1, 3)), cond, method="decode")[0] for cond in labels]
+    means = [run(params, jnp.ones((1, 8, 8, 1)), cond, method="encode")[0] for cond in labels]
+    images = [run(params, jnp.ones((1, 3)), cond, method="decode")[0] for cond in labels]
     assert np.abs(means[0] - means[1]).max() > 1e-3 and np.abs(images[0] - images[1]).max() > 1e-3
 
 
@@ -338,11 +341,12 @@ def test_unrolled_pixels_are_the_draws_that_teacher_forcing_on_them_gives():
 
 def test_the_discriminator_judges_patches_of_each_image_by_itself():
     model = PatchGAN(width=4, layers=2)
-    x = jax.random.uniform(jax.random.key(0), (2, 8, 8, 1))
-    params = model.init(jax.random.key(1), x)
-    both, one = model.apply(params, x), model.apply(params, x[:1])
-    assert both.shape == (2, 2, 2, 1)
-    np.testing.assert_allclose(both[:1], one, atol=1e-5)
+    judge, params = jax.jit(model.apply), random_params(model)
+    x = np.random.default_rng(1).uniform(-1, 1, (2, 8, 8, 1)).astype(np.float32)
+    real, other = judge(params, x), judge(params, np.stack([x[0], 0 * x[1]]))
+    assert real.shape == (2, 2, 2, 1)
+    np.testing.assert_allclose(real[0], other[0], atol=1e-5)
+    assert np.abs(real[1] - other[1]).min() > 1e-3
 
 
 def test_sizes_that_cannot_be_halved_are_refused():

@@ -374,13 +374,13 @@ def test_statistics_are_made_by_one_command_and_evaluation_refuses_others(tmp_pa
     config = digits.get_config("vp")
     config.data.data_dir = str(tmp_path)
     dataset = experiment.dataset(config)
-    found, extractors = evaluate.reference(str(path), dataset, config, "pixels")
+    found, extractors = evaluate.reference(str(path), dataset, "pixels")
     real = np.stack([dataset.test[i]["image"] for i in range(297)]).reshape(297, 64) / 255
     np.testing.assert_allclose(found.moments.mean, real.mean(0), atol=1e-6)
     assert [extractor.name for extractor in extractors] == ["pixels"]
     config.data.image_size = 16
     with pytest.raises(UserError, match=r"another image_shape \(\[8, 8, 1\], here \[16, 16, 1\]\)"):
-        evaluate.reference(str(path), experiment.dataset(config), config, "pixels")
+        evaluate.reference(str(path), experiment.dataset(config), "pixels")
 
 
 def test_the_report_names_every_number_and_its_features():
