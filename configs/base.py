@@ -43,8 +43,10 @@ def base() -> ConfigDict:
     config.text = text = ConfigDict()
     text.encoder = ""  # use the captions of the data: bytes, trained with the network, or minilm (diffusion_jax/models/text.py)
     text.max_length = 48  # tokens of a caption that are read: bytes, or minilm's word pieces
-    config.init_from = ""  # a workdir whose weights training starts from, as far as the networks agree; '': fresh, or the teacher's
-    config.distill = ConfigDict({"teacher": "", "guidance": 0.0})  # the workdir of a few-step objective's teacher; 0: its own guidance
+    config.init_from = ""  # the workdir whose weights training starts from; '': that of the teacher, or fresh ones
+    config.distill = distill = ConfigDict()  # who teaches a network that jumps (docs/few_step.md)
+    distill.teacher = ""  # a workdir of a diffusion model
+    distill.guidance = 0.0  # scale of the teacher's guidance; 0: what its own config says
     config.label_dropout = 0.1  # fraction of examples trained without label and caption, which classifier-free guidance needs
 
     config.optimizer = optimizer = ConfigDict()  # any optax optimizer by name
@@ -147,7 +149,7 @@ FEW_STEP = {
 
 
 def few_step(config: ConfigDict, name: str, teacher: str) -> ConfigDict:
-    """Make it one of FEW_STEP, or 'teacher', the EDM that these learn from. teacher: its workdir. UserError for another name."""
+    """Make it one of FEW_STEP, or 'teacher', the EDM that they learn from. teacher: its workdir. UserError for another name."""
     if name == "teacher":
         variant(config, "edm")
     elif name not in FEW_STEP:
@@ -159,6 +161,8 @@ def few_step(config: ConfigDict, name: str, teacher: str) -> ConfigDict:
         config.model.second_time = name in ("meanflow", "imf")
         config.sampler.update(grid="few_step", nfe=2, guidance=1.0)
     config.model.noise_embedding = "smooth"
+    if name in ("sct", "scd", "meanflow", "imf"):  # forward mode, which fused kernels lack
+        config.model.attention_impl = "plain"
     return config
 
 

@@ -187,6 +187,11 @@ def is_image(experiment: Experiment) -> bool:
     return len(experiment.shape) == 3
 
 
+def follows_a_path(experiment: Experiment) -> bool:
+    """Whether the network is a denoiser, whose probability flow can be solved, rather than one that jumps."""
+    return type(experiment.objective) is Objective
+
+
 def need_images(experiment: Experiment) -> None:
     """UserError for a model of points, from commands that judge images."""
     if not is_image(experiment):

@@ -232,7 +232,7 @@ def taught(built: Experiment, workdir: str | Path | None = None) -> Experiment:
     if teacher:
         trained = load(teacher, saved_config(teacher))
         if trained.experiment.shape != built.shape:
-            raise UserError(f"config.distill.teacher={teacher} is of examples {trained.experiment.shape}, this model of {built.shape}")
+            raise UserError(f"config.distill.teacher={teacher} knows examples {trained.experiment.shape}, and these are {built.shape}")
         built = built._replace(teacher=(trained.experiment, trained.params))
     if start and (workdir is None or checkpoint.latest_step(Path(workdir) / "checkpoints") is None):
         built = built._replace(begin=load(start, saved_config(start)).params)

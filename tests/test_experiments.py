@@ -24,9 +24,10 @@ ROOT = Path(__file__).parent.parent
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3),
           "svhn_cropped": (32, 32, 3), "celeb_a": (64, 64, 3), "toy": (2,), "imagenet256_latent": (32, 32, 4),
           "digits_captions": (8, 8, 1), "emoji": (32, 32, 3), "digits_vae": (8, 8, 1), "mnist_vae": (28, 28, 1),
+          "digits_few_step": (8, 8, 1), "mnist_few_step": (28, 28, 1),
           "fashion_autoencoder": (28, 28, 1), "cifar10_autoencoder": (32, 32, 3), "tiny_imagenet_autoencoder": (64, 64, 3),
           "fashion_latent": (7, 7, 4), "tiny_imagenet_latent": (8, 8, 4)}  # fmt: skip
-SIZES = {"digits": ("",), "digits_vae": ("",), "digits_captions": ("",), "toy": ("",), "imagenet256_latent": (",S",)}
+SIZES = {"digits": ("",), "digits_vae": ("",), "digits_few_step": ("",), "digits_captions": ("",), "toy": ("",), "imagenet256_latent": (",S",)}
 SMALL = {"unet.UNet": dict(width=8, multipliers=(1,), attention=(), head_width=8), "mlp.MLP": dict(width=8, blocks=1),
          "dit.DiT": dict(width=8, depth=1, heads=1), "autoencoder.VAE": dict(hidden=(8,), latent=2, pixel_width=4),
          "autoencoder.AutoencoderKL": dict(width=8, multipliers=(1,), blocks=1, norm=None)}  # fmt: skip
@@ -42,10 +43,12 @@ def test_every_config_builds_and_its_loss_and_sampler_have_shapes(file):
             config = module.get_config(variant + size)
             built = experiment.assemble(config if variant == variants[0] else small(config), SHAPES[file], 10)
             built = experiment.with_features(built, None)
+            built = built._replace(teacher=(built, None))  # who jumps is taught by itself
             params = jax.eval_shape(lambda key: experiment.init_params(built, key), jax.random.key(0))
             batch = (experiment.null_cond(built, 4) or {}) | {"image": jnp.zeros((4, *SHAPES[file])), "label": jnp.zeros(4, jnp.int32)}
             keys = jax.random.split(jax.random.key(0), 4)
-            losses, extra = jax.eval_shape(lambda p: experiment.loss_fn(built)(p, batch, keys, step.Now(0, {})), params)
+            now = lambda p: step.Now(0, {"target": p, "teacher": p})  # noqa: E731
+            losses, extra = jax.eval_shape(lambda p: experiment.loss_fn(built)(p, batch, keys, now(p)), params)
             assert {losses.shape} == {value.shape for value in extra.values()} == {(4,)}
             chosen = experiment.plan(built)
             assert config.sampler.nfe - 1 <= experiment.evaluations(chosen) <= config.sampler.nfe

@@ -15,7 +15,7 @@ from numpy.testing import assert_allclose
 from diffusion_jax import arrays, inverse, parameterization, targets
 from diffusion_jax.arrays import expand
 from diffusion_jax.errors import UserError
-from diffusion_jax.models import mlp, unet
+from diffusion_jax.models import unet
 from diffusion_jax.objectives import consistency, distance, meanflow, times
 from diffusion_jax.objectives.base import Drawn, Players
 from diffusion_jax.processes import gaussian, schedules
@@ -34,7 +34,7 @@ OBJECTIVES = {f"{module.__name__.rpartition('.')[2]}.{name}": make for module in
 # ---- the exact functions ---------------------------------------------------------------------------------------------
 
 
-def solve(target, process, x, t, s, steps=24):
+def solve(target, process, x, t, s, steps=96):
     """x at time s: the flow of a Gaussian in closed form, else rk4 on the clock log(sigma / alpha) of targets.reference.
 
     Differentiable, of one time per example, and accurate to 1e-6 here.

@@ -1,0 +1,23 @@
+"""Handwritten digits, 8x8, in one, two or four evaluations: one to three minutes on two CPU cores for each method.
+
+    python -m experiments.few_step --workdir=runs/few_step                          (all of them, and the table)
+    python -m experiments.train --config=configs/digits_few_step.py:teacher --workdir=runs/few_step/teacher
+    python -m experiments.train --config=configs/digits_few_step.py:cd --workdir=runs/few_step/cd
+
+Variants: teacher, a diffusion model; cd, ct, ict, ect, sct, scd, meanflow, imf. cd and scd learn from it (config.distill.teacher),
+ect and sct start from its weights (config.init_from).
+"""
+
+from configs.base import FEW_STEP, base, few_step, network
+
+TEACHER = "runs/few_step/teacher"
+VARIANTS = ("teacher", *FEW_STEP)
+
+
+def get_config(name: str = "cd"):
+    config = base()
+    config.model = network("unet.UNet", width=32, multipliers=(1, 2), blocks=1, attention=(4,), head_width=32)
+    config.optimizer.learning_rate = 2e-3
+    config.training.update(steps=600, eval_every=300, sample_every=300, checkpoint_every=300)
+    config.sampler.guidance = 1.5
+    return few_step(config, name, TEACHER)

@@ -1,0 +1,163 @@
+"""From noise to data in one, two or four evaluations: every method on one data set, and the diffusion model they learn from.
+
+python -m experiments.few_step --workdir=runs/few_step
+python -m experiments.few_step --workdir=runs/few_step --methods=cd,ect --num=1000 --search
+python -m experiments.few_step --workdir=runs/few_step_mnist --recipe=configs/mnist_few_step.py --teacher=runs/mnist
+
+Trains the teacher (unless --teacher names one) and every method by the recipe's config, each in a folder of its own, and judges
+their images at --nfe evaluations beside the teacher's at --teacher_nfe. Writes few_step.md (method x evaluations: recognised,
+Frechet distance, training seconds), .json, .png (quality against evaluations) and _grid.png (the same seeds by all).
+What is trained and judged already is found again by the same command. --search also places the times by the Frechet distance.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from experiments import cli, train
+
+METHODS = "cd,ct,ict,ect,sct,scd,meanflow,imf"
+SEARCHED = "searched"  # the grid that --search keeps with a model
+FIRST_SEED = 1_000_000  # of the images that times are searched by
+
+
+def trained_on(recipe: str, name: str, size: str, root: Path, teacher: Path, steps: int):
+    """The model of this variant of the recipe, trained (or found) in root / name. steps: other than the recipe's, or 0."""
+    from diffusion_jax import workdir as folder
+
+    config = cli.load_config(f"{recipe}:{name}" + (f",{size}" if size else "")).unlock()
+    if config.distill.teacher:
+        config.distill.teacher = str(teacher)
+    if config.init_from:
+        config.init_from = str(teacher)
+    if steps:
+        config.training.steps = steps
+        config.optimizer.warmup = min(config.optimizer.warmup, steps // 4)
+    if not train.train(config.lock(), str(root / name)):
+        sys.exit(cli.UNFINISHED)
+    return folder.load(root / name, folder.saved_config(root / name))
+
+
+def seconds(workdir: Path) -> float:
+    """How long the training steps of a run took, evaluations and checkpoints apart."""
+    from diffusion_jax.training import metrics
+
+    rows = [row for row in metrics.read_rows(workdir / "metrics.jsonl") if "loss" in row]
+    images = [0, *(row["images"] for row in rows)]
+    return sum((after - before) / row["timing"]["images_per_s"] for before, after, row in zip(images, images[1:], rows))
+
+
+def judged(trained, dataset, name: str, entries: list[str], budgets: list[int], count: int, kept: Path):
+    """(Subject, Comparison) of a model's images by these samplers, from the cells in `kept` where they are there."""
+    from diffusion_jax import comparison, experiment
+
+    built = trained.experiment
+    chosen = comparison.cells(entries, budgets, built.process, built.config.sampler.grid,
+                              place=lambda spec, n: experiment.grid(built, spec, n))  # fmt: skip
+    subject = comparison.of_model(trained, dataset, range(count), name)
+    return subject, comparison.compare(subject, chosen, kept)
+
+
+def search(trained, dataset, budgets: list[int], count: int, path: Path, evaluations: int = 40) -> None:
+    """Place the times of the model's own sampler by the Frechet distance of other seeds' images, and keep them as a grid."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    from diffusion_jax import comparison, experiment, provenance
+    from diffusion_jax.processes import gaussian
+    from diffusion_jax.samplers import grids
+
+    if path.exists():
+        return
+    built = trained.experiment
+    chosen, subject = experiment.plan(built), comparison.of_model(trained, dataset, range(FIRST_SEED, FIRST_SEED + count), "")
+    found = {}
+    for n in filter(lambda n: n > 1, budgets):
+        run = comparison.runner(subject, chosen.sampler, n)
+        score = lambda ts, run=run: subject.judge(subject.finish(run(ts)[0]), None)["frechet"]  # noqa: E731
+        start = experiment.grid(built, built.config.sampler.grid, n)
+        placed = grids.polish(score, built.process, start, evaluations=evaluations)
+        found[str(n)] = np.asarray(gaussian.logsnr(built.process, jnp.asarray(placed.ts)), float).tolist()
+    provenance.save_json(path, {"logsnr": found, "provenance": provenance.provenance(subject.identity)})
+
+
+def report(rows: list[dict], budgets: list[int], floor: dict[str, float]) -> str:
+    """A line for each model: training seconds, and recognition and Frechet distance at every number of evaluations."""
+    from diffusion_jax.provenance import markdown_table
+
+    show = lambda row: f"{100 * row['accuracy']:.1f} % / {row['frechet']:.2f}" if "accuracy" in row else row.get("note", "")  # noqa: E731
+    table = []
+    for name in dict.fromkeys(row["sampler"] for row in rows):
+        own = [row for row in rows if row["sampler"] == name]
+        table.append({"model": name, "seconds": f"{own[0]['seconds']:.0f}"} | {f"at {row['nfe']}": show(row) for row in own})
+    table.append({"model": "real test images", f"at {budgets[0]}": show(floor)})
+    columns = {f"at {n}": f"{n} NFE" for n in sorted({row["nfe"] for row in rows})}
+    return markdown_table(table, {"model": "model", "seconds": "training, s"} | columns)
+
+
+def main(_) -> None:
+    from diffusion_jax import data, experiment, plotting, provenance
+    from diffusion_jax import workdir as folder
+
+    FLAGS = flags.FLAGS
+    root, budgets = Path(FLAGS.workdir), sorted(set(cli.integers("nfe", FLAGS.nfe)))
+    methods = [name.strip() for name in FLAGS.methods.split(",") if name.strip()]
+    for name in methods:
+        cli.load_config(f"{FLAGS.recipe}:{name}" + (f",{FLAGS.size}" if FLAGS.size else ""))  # an unknown one is told before anything is trained
+    teacher = Path(FLAGS.teacher or root / "teacher")
+    if FLAGS.teacher:
+        model = folder.load(teacher, folder.saved_config(teacher))
+    else:
+        model = trained_on(FLAGS.recipe, "teacher", FLAGS.size, root, teacher, FLAGS.steps)
+    dataset, rows, tiles, captions = experiment.dataset(model.experiment.config), [], {}, {}
+    learned = seconds(teacher)
+
+    def add(model, name: str, entry: str, nfe: list[int], kept: Path, took: float) -> dict[str, float]:
+        subject, compared = judged(model, dataset, name, [entry], nfe, FLAGS.num, kept)
+        for result in compared.results:
+            rows.append(row := result.row | {"sampler": name, "seconds": took})
+            if result.samples is not None:
+                tiles[name, row["nfe"]] = plotting.mosaic(result.samples[:10], 1)
+                captions[name, row["nfe"]] = plotting.verdict(row)
+        return subject.floor
+
+    sampler = model.experiment.config.sampler
+    floor = add(model, f"diffusion ({sampler.name})", sampler.name, [*budgets, FLAGS.teacher_nfe], root / "cells", learned)
+    for name in methods:
+        model = trained_on(FLAGS.recipe, name, FLAGS.size, root, teacher, FLAGS.steps)
+        config, took = model.experiment.config, seconds(root / name)
+        if config.distill.teacher or config.init_from:
+            took += learned
+        add(model, name, config.sampler.name, budgets, root / name / "cells", took)
+        if FLAGS.search:
+            search(model, dataset, budgets, FLAGS.num, root / name / "grids" / f"{SEARCHED}.json")
+            add(model, f"{name}, times searched", f"{config.sampler.name}@{SEARCHED}", budgets[1:], root / name / "cells", took)
+
+    title = f"{dataset.name} in a few evaluations: {FLAGS.num} images, recognised / Frechet distance of pixels"
+    text = f"# {title}\n\n{report(rows, budgets, floor)}\nTraining includes the teacher's where a method needs one.\n"
+    with provenance.atomic_path(root / "few_step.md") as path:
+        path.write_text(text, encoding="utf-8")
+    provenance.save_json(root / "few_step.json", {"rows": rows, "real": floor, "provenance": provenance.provenance(None, 0)})
+    plotting.quality_curves(rows, root / "few_step.png", metrics=("accuracy", "frechet"), floor=floor, title=title)
+    shown = data.arrays(dataset.test, limit=10)["image"]
+    tiles["real test images", budgets[0]] = plotting.mosaic(shown, 1)
+    plotting.strips(tiles, root / "few_step_grid.png", captions=captions,
+                    columns={n: f"{n} NFE" for n in sorted({row["nfe"] for row in rows})}, title=title)  # fmt: skip
+    print(f"{text}\n{root}/few_step.png and few_step_grid.png show it")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "where everything goes; the same command goes on", required=True)
+    flags.DEFINE_string("recipe", "configs/digits_few_step.py", "a config file whose variants are the methods, and teacher")
+    flags.DEFINE_string("size", "", "of a recipe that has several: light or full")
+    flags.DEFINE_string("methods", METHODS, "with commas: variants of the recipe")
+    flags.DEFINE_string("teacher", "", "the workdir of a trained diffusion model, instead of the recipe's own")
+    flags.DEFINE_string("nfe", "1,2,4", "network evaluations, with commas")
+    flags.DEFINE_integer("teacher_nfe", 50, "of the diffusion model, besides", lower_bound=1)
+    flags.DEFINE_integer("num", 500, "images that are judged", lower_bound=10)
+    flags.DEFINE_integer("steps", 0, "of every training, instead of the recipe's", lower_bound=0)
+    flags.DEFINE_bool("search", False, "also place each method's times by the Frechet distance")
+    cli.launch(main, config="none")
