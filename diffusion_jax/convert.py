@@ -4,9 +4,9 @@
     AutoencoderKL   diffusers (Rombach et al. 2022)                         our autoencoder.AutoencoderKL
     DiT             the authors' own program (Peebles & Xie 2023)           our dit.DiT
 
-A `Published` network says how its config becomes our options and back, and has one dictionary, from the words in the paths of our
-parameters to the names of their modules. `table` makes of that, for each of our parameters, the tensors it consists of; `to_ours`
-and `to_theirs` apply a table, and undo each other bit for bit. Parameters are flat, {'down_0_0/conv_1/kernel': array}.
+A `Published` network says how its config becomes our options and back, and has one dictionary, from the words in the paths of
+our parameters to the names of their modules. `table` makes of that, for each of our parameters, the tensors it consists of;
+`to_ours` and `to_theirs` apply a table and undo each other bit for bit. Parameters are flat: {'down_0_0/conv_1/kernel': array}.
 """
 
 from __future__ import annotations
@@ -155,10 +155,11 @@ def read_config(network: Published, config: Mapping) -> tuple[Options, Shape]:
 
 
 def write_config(network: Published, options: Options, shape: Shape, shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """Their config of our network, whose parameters have these shapes. UserError, naming the option, for what theirs cannot be."""
+    """Their config of our network, whose parameters have these shapes. UserError with the option that theirs does not have."""
     for key, values in network.only.items():
         if options[key] not in values:
-            raise UserError(f"config.model.{key}={options[key]} cannot be exported: there it is {' or '.join(map(str, values))}")
+            only = " or ".join(map(str, values))
+            raise UserError(f"config.model.{key}={options[key]} cannot be exported: there it is {only}")
     if "norm" in options and options["norm"] is None:
         options = options | {"norm": (_same_groups(shapes), 1e-6)}
     return network.config(options, shape)
@@ -168,7 +169,8 @@ def _same_groups(shapes: Mapping[str, Shape]) -> int:
     """The number of groups of all norms where config.model.norm does not say it; UserError unless it is one number."""
     found = sorted({layers.groups(shape[0]) for path, shape in shapes.items() if path.endswith("/scale")})
     if len(found) > 1:
-        raise UserError(f"config.model.norm=None cannot be exported: it means {' or '.join(map(str, found))} groups, by the channels; "
+        several = " or ".join(map(str, found))
+        raise UserError(f"config.model.norm=None cannot be exported: it means {several} groups, by the channels; "
                         f"there it is one number, as with norm=({found[0]}, 1e-6)")  # fmt: skip
     return found[0]
 
@@ -191,15 +193,15 @@ class Convention(NamedTuple):
 
 
 def read_scheduler(scheduler: Mapping) -> Convention:
-    """The convention of a network that was trained with a scheduler of diffusers, by its scheduler_config.json; {} is DDPM's own.
+    """The convention of a network that was trained under this scheduler_config.json of diffusers; {} is DDPM's own.
 
-    Their integer j of N is our t = (j + 1) / N, and the network is told j itself, 1000 c_noise. UserError for a table of betas or a
-    prediction that we do not have.
+    Their integer j of N is our t = (j + 1) / N, and the network is told j itself, 1000 c_noise. UserError for a table of betas
+    or a prediction that we do not have.
     """
     scheduler = DDPM | scheduler
     steps, schedule, prediction = (scheduler[key] for key in ("num_train_timesteps", "beta_schedule", "prediction_type"))
     if scheduler["rescale_betas_zero_snr"]:
-        raise UserError("scheduler_config.json has rescale_betas_zero_snr=True: the last step has no signal, so eps is undetermined there")
+        raise UserError("scheduler_config.json has rescale_betas_zero_snr=True; a last step without signal cannot be imported")
     if scheduler["trained_betas"]:  # a table
         process = f"discrete.DDPM({tuple(scheduler['trained_betas'])})"
     elif schedule in BETAS:
@@ -214,11 +216,12 @@ def read_scheduler(scheduler: Mapping) -> Convention:
 
 
 def write_scheduler(betas: Sequence[float], prediction: str, clip: bool) -> dict[str, Any]:
-    """The scheduler_config.json of a chain with these betas. prediction: of PREDICTIONS' keys. clip: whether x0-hat is kept in [-1, 1]."""
+    """The scheduler_config.json of a chain. prediction: one of PREDICTIONS; clip: whether x0-hat is kept in [-1, 1]."""
     first, last = betas[0], betas[-1]
     straight = np.allclose(betas, np.linspace(first, last, len(betas)), rtol=1e-9, atol=0)
     told = {"beta_schedule": "linear", "beta_start": first, "beta_end": last} if straight else {"trained_betas": list(betas)}
-    return told | {"_class_name": "DDPMScheduler", "num_train_timesteps": len(betas), "prediction_type": prediction, "clip_sample": clip}
+    told |= {"num_train_timesteps": len(betas), "prediction_type": prediction, "clip_sample": clip}
+    return told | {"_class_name": "DDPMScheduler"}
 
 
 # ---- diffusers ---------------------------------------------------------------------------------------------------------------
@@ -227,8 +230,8 @@ TIME = {"sinusoidal": (False, 1), "adm": (True, 0)}  # flip_sin_to_cos, freq_shi
 PADDING = {"conv": 0, "conv_centred": 1}
 UNET2D = {  # where a config does not say it
     "in_channels": 3, "out_channels": 3, "flip_sin_to_cos": True, "block_out_channels": (224, 448, 672, 896),
-    "down_block_types": ("DownBlock2D", *["AttnDownBlock2D"] * 3), "layers_per_block": 2, "downsample_padding": 1, "dropout": 0.0,
-    "attention_head_dim": 8, "norm_num_groups": 32, "norm_eps": 1e-5,
+    "down_block_types": ("DownBlock2D", *["AttnDownBlock2D"] * 3), "layers_per_block": 2, "downsample_padding": 1,
+    "dropout": 0.0, "attention_head_dim": 8, "norm_num_groups": 32, "norm_eps": 1e-5,
 }  # fmt: skip
 KL = {"in_channels": 3, "latent_channels": 4, "block_out_channels": (64,), "layers_per_block": 1, "norm_num_groups": 32,
       "use_quant_conv": True, "mid_block_add_attention": True, "sample_size": 32}  # fmt: skip
@@ -331,9 +334,10 @@ def modern(name: str) -> str:
 
 
 def _dit_options(config: Mapping) -> tuple[Options, Shape]:
+    names = {"patch": "patch_size", "width": "hidden_size", "depth": "depth", "heads": "num_heads", "mlp_ratio": "mlp_ratio",
+             "num_classes": "num_classes", "learn_variance": "learn_sigma"}  # fmt: skip
     try:
-        size, names = config["input_size"], {"patch": "patch_size", "width": "hidden_size", "depth": "depth", "heads": "num_heads",
-                                             "mlp_ratio": "mlp_ratio", "num_classes": "num_classes", "learn_variance": "learn_sigma"}  # fmt: skip
+        size = config["input_size"]
         return {ours: config[theirs] for ours, theirs in names.items()}, (size, size, config["in_channels"])
     except KeyError as error:
         raise UserError(f"the tensors do not tell {error}; write it into a config.json beside them") from None
@@ -350,7 +354,7 @@ def _dit_config(options: Options, shape: Shape) -> dict[str, Any]:
 
 
 def _dit_described(tensors: Flat) -> dict[str, Any]:
-    """All but heads and image size; these too where width and depth are of the paper, and the places of the patches are there."""
+    """All but heads and image size; these too where width and depth are of the paper and the patches' places are there."""
     try:
         width, channels, patch, _ = tensors["x_embedder.proj.weight"].shape
         hidden, outputs = (len(tensors[name]) for name in ("blocks.0.mlp.fc1.weight", "final_layer.linear.weight"))
@@ -372,7 +376,8 @@ def _dit_words(options: Options) -> dict[str, str]:
     return {
         "first": "x_embedder.proj", "condition": "", "noise_1": "t_embedder.mlp.0", "noise_2": "t_embedder.mlp.2",
         "label": "y_embedder.embedding_table", "modulation": "adaLN_modulation.1", "qkv": "attn.qkv", "project": "attn.proj",
-        "mlp_in": "mlp.fc1", "mlp_out": "mlp.fc2", "last_modulation": "final_layer.adaLN_modulation.1", "last": "final_layer.linear",
+        "mlp_in": "mlp.fc1", "mlp_out": "mlp.fc2",
+        "last_modulation": "final_layer.adaLN_modulation.1", "last": "final_layer.linear",
         **{f"block_{i}": f"blocks.{i}" for i in range(options["depth"])},
     }  # fmt: skip
 
@@ -424,5 +429,5 @@ def without_fixed(network: Published, tensors: Flat, options: Options, shape: Sh
     for name, value in fixed.items():
         found = tensors.get(name, value)
         if found.shape != value.shape or not np.allclose(found, value, atol=1e-3):
-            raise UserError(f"{name} {list(found.shape)} is not the fixed {list(value.shape)} of this network; it cannot be imported")
+            raise UserError(f"{name} {list(found.shape)} is not the fixed {list(value.shape)} of this network")
     return {name: tensor for name, tensor in tensors.items() if name not in fixed}

@@ -95,8 +95,8 @@ def encoder(sigma_data: float = 1.0, noise_input: str = "logsnr", input_scale: b
     """encode(process, x_t, t) -> (c_in x_t, c_noise).
 
     c_in = 1 / sqrt(alpha^2 sigma_data^2 + sigma^2) (1 if not input_scale: the DDPM and NCSN checkpoints' own convention);
-    c_noise = log(sigma / alpha) / 4 ('logsnr'; EDM's ln(sigma) / 4), or time_scale * t + time_shift ('time'; with shift -0.001, 1000
-    c_noise is the step from 0 to 999 of DDPM's checkpoints).
+    c_noise = log(sigma / alpha) / 4 ('logsnr'; EDM's ln(sigma) / 4), or time_scale * t + time_shift ('time'; with the shift -0.001,
+    1000 c_noise is the step from 0 to 999 of DDPM's checkpoints).
     """
     if noise_input not in ("logsnr", "time"):
         raise unknown("noise_input", noise_input, ("logsnr", "time"))

@@ -2,8 +2,8 @@
 
 python -m experiments.export_weights --workdir=WORKDIR --to=diffusers --path=FOLDER [--config.sampler.ema=50k]
 
-Writes config.json and diffusion_pytorch_model.safetensors (--to=dit: model.safetensors) of the weights that sample would use, and
-scheduler_config.json where diffusers has such a process. Which networks can go is said in docs/weights.md.
+Writes config.json and diffusion_pytorch_model.safetensors (--to=dit: model.safetensors) of the weights that sample would use,
+and scheduler_config.json where diffusers has such a process. Which networks can go is said in docs/weights.md.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def export_weights(config, workdir: str, to: str, path: str) -> Path:
     trained = folder.load(workdir, config)
     built, params = trained.experiment, trained.params[network.under] if network.under else trained.params
     if built.encoder:
-        raise UserError(f"config.text.encoder={config.text.encoder}: {name} reads no captions, so this network cannot be exported")
+        raise UserError(f"config.text.encoder={config.text.encoder}: {name} reads no captions; this cannot be exported")
     options = base.network(config.model.name).to_dict() | config.model.to_dict() | {"num_classes": built.num_classes}
     params = convert.unstacked({path: np.asarray(leaf) for path, leaf in convert.flat(params).items()})
     shapes = {path: leaf.shape for path, leaf in params.items()}
@@ -59,8 +59,10 @@ def scheduler(built) -> dict | None:
     """The scheduler_config.json under which the network means there what it means here; None if diffusers has none."""
     import numpy as np
 
-    from diffusion_jax import convert
+    from diffusion_jax import convert, experiment
 
+    if experiment.is_autoencoder(built):
+        return None
     betas = getattr(built.process, "betas", ())
     steps = np.arange(len(betas))
     t, x = np.float32((steps + 1) / max(len(betas), 1)), np.ones(len(betas), np.float32)
@@ -77,8 +79,7 @@ def scheduler(built) -> dict | None:
 def main(config) -> None:
     FLAGS = flags.FLAGS
     file = export_weights(config, FLAGS.workdir, FLAGS.to, FLAGS.path)
-    print(f"{file}, with its config.json" + ("" if file.with_name("scheduler_config.json").exists() else
-          f"; the timestep it takes is 1000 c_noise of {config.parameterization}"))  # fmt: skip
+    print(f"{file.parent}: {', '.join(sorted(entry.name for entry in file.parent.iterdir()))}")
 
 
 if __name__ == "__main__":

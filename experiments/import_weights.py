@@ -23,13 +23,14 @@ FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "
 
 
 def import_weights(source: str, path: str, out: str, dataset: str = "folder") -> Path:
-    """Make a workdir of the weights at `path`, a file, its folder or a pipeline's; returns it. UserError for what does not fit."""
+    """Make a workdir of the weights at `path`, a file, its folder or a pipeline's; returns it. UserError if they do not fit."""
     from diffusion_jax import convert, data, experiment, provenance
     from diffusion_jax import workdir as folder
     from diffusion_jax.training import checkpoint
 
     file = find(Path(path))
-    config = provenance.load_json(file.parent / "config.json") if source == "diffusers" or (file.parent / "config.json").exists() else {}
+    beside = file.with_name("config.json")
+    config = provenance.load_json(beside) if source == "diffusers" or beside.exists() else {}
     name = class_of(source, config)
     network = convert.published(name)
     tensors = {convert.modern(name): tensor for name, tensor in read(file).items()}
@@ -97,7 +98,8 @@ def run_config(network, options: dict, shape: tuple[int, ...], classes: int, sch
     config = base.base()
     config.data.update(name=dataset, image_size=shape[0], channels=shape[2], num_classes=classes)
     config.model = base.network(network.model, **options)
-    config.update(process=told.process, parameterization=told.parameterization, objective=told.objective, conditional=classes > 0)
+    config.update(process=told.process, parameterization=told.parameterization, objective=told.objective)
+    config.conditional = classes > 0
     if network.under == "autoencoder":
         config.objective = "autoencoding.reconstruction(perceptual=0.0)"
     config.ema.halflives = ()

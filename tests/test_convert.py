@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 from configs import base
-from diffusion_jax import convert, experiment, provenance, workdir
+from diffusion_jax import convert, experiment, parameterization, provenance, workdir
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import generate, safetensors
-from experiments.export_weights import export_weights
+from diffusion_jax.processes import schedules
+from experiments.export_weights import export_weights, scheduler
 from experiments.import_weights import fitted, import_weights, run_config
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -106,14 +107,15 @@ def test_tables_lose_nothing(name):
     for key, tensor in weights.items():
         np.testing.assert_array_equal(back[key], tensor)
     described = convert.write_config(network, options, built.shape, shapes)
-    assert {key: config[key] for key in described.keys() & config.keys()} == {key: described[key] for key in described.keys() & config.keys()}
+    assert described == {key: config[key] for key in described}
     assert config.keys() - described.keys() <= set(convert.LOOSE)
 
 
 def test_import_export_import_is_bit_exact_and_samples(tmp_path):
-    """A folder of diffusers' becomes a workdir, whose export is read back the same, and which the ordinary machinery samples."""
-    scheduler = {"num_train_timesteps": 500, "beta_end": 0.03, "prediction_type": "v_prediction", "clip_sample": False}
-    provenance.save_json(folder_of("unet", tmp_path / "pipeline" / "unet").parent / "scheduler" / "scheduler_config.json", scheduler)
+    """A folder of diffusers' becomes a workdir, whose export is read back the same, and which is sampled like any other."""
+    their_scheduler = {"num_train_timesteps": 500, "beta_end": 0.03, "prediction_type": "v_prediction", "clip_sample": False}
+    folder_of("unet", tmp_path / "pipeline" / "unet")
+    provenance.save_json(tmp_path / "pipeline" / "scheduler" / "scheduler_config.json", their_scheduler)
     first = import_weights("diffusers", tmp_path / "pipeline", tmp_path / "first")
     config = workdir.saved_config(first)
     assert config.parameterization.startswith("v(") and "time_scale=0.5" in config.parameterization
@@ -131,6 +133,17 @@ def test_import_export_import_is_bit_exact_and_samples(tmp_path):
     assert provenance.load_json(first / "provenance.json")["imported"]["class"] == "UNet2DModel"
     with pytest.raises(UserError, match="holds a model already"):
         import_weights("diffusers", exported, first)
+
+
+def test_a_process_that_diffusers_has_not_gets_no_scheduler():
+    built, _ = published("unet")
+    told = scheduler(built)
+    assert (told["beta_schedule"], told["beta_start"], told["beta_end"]) == ("linear", 1e-4, 0.02)
+    assert (told["prediction_type"], told["num_train_timesteps"]) == ("epsilon", 1000)
+    edm = parameterization.edm(noise_input="time", input_scale=False, time_shift=-0.001)
+    for changed in ({"process": schedules.VP()}, {"parameterization": parameterization.eps()}, {"parameterization": edm}):
+        assert scheduler(built._replace(**changed)) is None
+    assert scheduler(published("autoencoder_kl")[0]) is None
 
 
 def test_stacked_blocks_come_apart():
@@ -245,14 +258,16 @@ def test_all_tensors_that_do_not_fit_are_named():
     with pytest.raises(UserError) as error:
         fitted(network, built, wrong)
     told = str(error.value)
-    assert "\n" not in told and "missing: conv_in.bias, conv_out.weight; left over: class_embedding.weight; of another shape: " in told
-    assert told.endswith("conv_in.weight [8, 4, 3, 3] for [8, 3, 3, 3]")
+    assert "\n" not in told and told.endswith(
+        "missing: conv_in.bias, conv_out.weight; left over: class_embedding.weight; "
+        "of another shape: conv_in.weight [8, 4, 3, 3] for [8, 3, 3, 3]"
+    )
 
 
 def test_the_older_names_of_attention_are_read():
-    names = ["mid_block.attentions.0.query.weight", "mid_block.attentions.0.proj_attn.bias", "down_blocks.0.resnets.0.conv1.bias"]
+    names = ["mid_block.attentions.0.query.weight", "mid_block.attentions.0.proj_attn.bias", "encoder.conv_in.bias"]
     assert [convert.modern(name) for name in names] == [
-        "mid_block.attentions.0.to_q.weight", "mid_block.attentions.0.to_out.0.bias", names[2]]  # fmt: skip
+        "mid_block.attentions.0.to_q.weight", "mid_block.attentions.0.to_out.0.bias", "encoder.conv_in.bias"]  # fmt: skip
 
 
 class Malicious:
@@ -319,7 +334,7 @@ def test_damaged_safetensors_are_refused(data, words):
     [
         ({}, "has no weights: neither diffusion_pytorch_model.safetensors"),
         ({"model.safetensors": ""}, "cannot read .*config.json"),
-        ({"model.safetensors": "", "config.json": '{"_class_name": "UNet2DConditionModel"}'}, "_class_name=UNet2DConditionModel; --from=diffusers takes"),
+        ({"model.safetensors": "", "config.json": '{"_class_name": "VQModel"}'}, "_class_name=VQModel; --from=diffusers takes"),
     ],
 )
 def test_a_folder_without_a_network_is_refused(tmp_path, files, words):
