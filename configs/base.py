@@ -43,7 +43,7 @@ def base() -> ConfigDict:
     config.text = text = ConfigDict()
     text.encoder = ""  # use the captions of the data: bytes, trained with the network, or minilm (diffusion_jax/models/text.py)
     text.max_length = 48  # tokens of a caption that are read: bytes, or minilm's word pieces
-    config.init_from = ""  # the workdir whose weights training starts from; '': that of the teacher, or fresh ones
+    config.init_from = ""  # the workdir whose weights training starts from; '': the teacher, if it has the same network, or none
     config.distill = distill = ConfigDict()  # who teaches a network that jumps (docs/few_step.md)
     distill.teacher = ""  # a workdir of a diffusion model
     distill.guidance = 0.0  # scale of the teacher's guidance; 0: what its own config says

@@ -225,18 +225,34 @@ def images(config: ConfigDict) -> data.Dataset:
 def taught(built: Experiment, workdir: str | Path | None = None) -> Experiment:
     """The experiment with what config.distill.teacher and config.init_from name: a teacher, and parameters to start from.
 
-    init_from = '' starts where the teacher is, if there is one. workdir: a run there that has begun needs no start.
+    init_from = '' starts where the teacher is, if there is one with the same network. workdir: a run that has begun there needs
+    no start. UserError for an init_from of another network, naming the key.
     """
-    teacher = built.config.get("distill", {"teacher": ""})["teacher"]
-    start = built.config.get("init_from", "") or teacher
+    teacher, start = built.config.get("distill", {"teacher": ""})["teacher"], built.config.get("init_from", "")
     if teacher:
         trained = load(teacher, saved_config(teacher))
         if trained.experiment.shape != built.shape:
             raise UserError(f"config.distill.teacher={teacher} knows examples {trained.experiment.shape}, and these are {built.shape}")
         built = built._replace(teacher=(trained.experiment, trained.params))
-    if start and (workdir is None or checkpoint.latest_step(Path(workdir) / "checkpoints") is None):
-        built = built._replace(begin=load(start, saved_config(start)).params)
-    return built
+    if workdir is not None and checkpoint.latest_step(Path(workdir) / "checkpoints") is not None:
+        return built
+    if start and (differs := _other_network(saved_config(start), built.config)):
+        raise UserError(f"config.init_from={start} is another network, by config.{differs}; use the same value, or another start")
+    if not start and teacher and not _other_network(saved_config(teacher), built.config):
+        start = teacher
+    return built._replace(begin=load(start, saved_config(start)).params) if start else built
+
+
+# keys of config.model that say nothing of what the parameters mean
+_HOW = ("dropout", "dtype", "remat", "attention_impl", "second_time")
+
+
+def _other_network(old: ConfigDict, new: ConfigDict) -> str:
+    """The first key by which parameters of one config mean nothing to another; '' if there is none."""
+    for key in sorted({*old.model, *new.model} - {*_HOW}):
+        if key in old.model and old.model[key] != new.model.get(key):
+            return f"model.{key}"
+    return "" if old.parameterization == new.parameterization else "parameterization"
 
 
 def with_guide(trained: Trained, spec: str, workdir: str | Path, mesh=None) -> Trained:

@@ -12,7 +12,10 @@ import pytest
 from families import public
 from numpy.testing import assert_allclose
 
-from diffusion_jax import arrays, inverse, parameterization, targets
+from configs import base as base_config
+from configs import toy
+from diffusion_jax import arrays, comparison, experiment, inverse, parameterization, targets
+from diffusion_jax import workdir as folder
 from diffusion_jax.arrays import expand
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import unet
@@ -20,8 +23,9 @@ from diffusion_jax.objectives import consistency, distance, meanflow, times
 from diffusion_jax.objectives.base import Drawn, Players
 from diffusion_jax.processes import gaussian, schedules
 from diffusion_jax.samplers import ancestral, base, few_step, grids, ode, singlestep
-from diffusion_jax.training import ema
+from diffusion_jax.training import checkpoint, ema
 from diffusion_jax.types import Prediction
+from experiments import train
 
 EDM, FLOW, TRIG = schedules.EDM(sigma_max=20.0), schedules.RectifiedFlow(), schedules.TrigFlow()
 NORMAL = targets.normal(2, seed=1, condition=16.0)
@@ -548,3 +552,88 @@ def test_a_small_network_finds_the_flow(name):
     error = float(jnp.sqrt(jnp.mean((found - wanted) ** 2)))
     print(name, error)
     assert error < allowed
+
+
+# ---- the roof ----------------------------------------------------------------------------------------------------------
+
+
+def recipe(variant, teacher="", **changes):
+    """A few-step config of points, 8 steps of 16."""
+    config = toy.get_config("edm")
+    config.model.update(width=8, blocks=1)
+    config = base_config.few_step(config, variant, teacher)
+    config.data.batch_size, config.optimizer.warmup = 16, 2
+    config.training.update(steps=8, log_every=2, eval_every=8, sample_every=8, checkpoint_every=4)
+    config.update(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def workdirs(tmp_path_factory):
+    """A teacher, and a student that went on after its 4th step."""
+    root = tmp_path_factory.mktemp("few_step")
+    train.train(recipe("teacher").lock(), str(root / "teacher"))
+    for steps in (4, 8):
+        student = recipe("cd", str(root / "teacher"))
+        student.optimizer.schedule = "constant"
+        student.training.steps = steps
+        train.train(student.lock(), str(root / "cd"))
+    return root
+
+
+def test_a_student_is_trained_by_a_workdir(workdirs):
+    """It begins as the teacher, which stands still in its state beside the slow copy; neither is offered to sample from."""
+    config = folder.saved_config(workdirs / "cd")
+    trained, teacher = (folder.load(workdirs / name, folder.saved_config(workdirs / name)) for name in ("cd", "teacher"))
+    assert trained.step == 8 and trained.weights == "5k"
+    whole = folder.taught(experiment.assemble(config, (2,)))
+    assert jax.tree.all(jax.tree.map(np.array_equal, whole.begin, teacher.params))
+    assert folder.taught(experiment.assemble(config, (2,)), workdirs / "cd").begin is None
+    parts = experiment.training(whole)
+    state = checkpoint.restore(workdirs / "cd" / "checkpoints", parts.runner.template(parts.init, jax.random.key(0))).state
+    assert set(state.ema) == {"5k", "target", "teacher"}
+    assert jax.tree.all(jax.tree.map(np.array_equal, state.ema["teacher"], teacher.params))
+    moved = lambda params: optax.global_norm(jax.tree.map(jnp.subtract, params, teacher.params))  # noqa: E731
+    ahead, behind = moved(state.params), moved(state.ema["target"])
+    assert 0 < behind < 0.5 * ahead
+    config = config.copy_and_resolve_references().unlock()
+    config.sampler.ema = "teacher"
+    with pytest.raises(UserError, match="There are: 5k, params"):
+        experiment.weights_name(config)
+    chosen = experiment.plan(trained.experiment)
+    assert experiment.evaluations(chosen) == 2
+    draw = experiment.sample_with(trained.experiment, trained.params, chosen)
+    assert np.isfinite(draw(jax.random.split(jax.random.key(0), 4), None)).all()
+
+
+def test_few_step_workdirs_are_compared(workdirs):
+    """By the sampler they are for, at one evaluation and more; there is no trajectory to be near to."""
+    trained = folder.load(workdirs / "cd", folder.saved_config(workdirs / "cd"))
+    dataset = experiment.dataset(trained.experiment.config)
+    subject = comparison.of_model(trained, dataset, range(20), "cd")
+    chosen = comparison.cells(["few_step.multistep"], [1, 2, 4], trained.experiment.process, "few_step")
+    compared = comparison.compare(subject, chosen, workdirs / "compare")
+    assert [result.row["evaluations"] for result in compared.results] == [1, 2, 4]
+    assert all(result.row["sliced_wasserstein"] > 0 and "error" not in result.row for result in compared.results)
+    assert "follows no path" in compared.exact.row["what"]
+
+
+def test_mistakes(workdirs, tmp_path):
+    teacher = str(workdirs / "teacher")
+    with pytest.raises(UserError, match="learns from a teacher: set config.distill.teacher"):
+        experiment.training(experiment.assemble(recipe("scd"), (2,)))
+    with pytest.raises(UserError, match="knows examples"):
+        folder.taught(experiment.assemble(recipe("cd", teacher), (3,)))
+    other = recipe("ect", teacher)
+    other.model.width = 16
+    with pytest.raises(UserError, match="another network, by config.model.width"):
+        folder.taught(experiment.assemble(other, (2,)))
+    assert folder.taught(experiment.assemble(recipe("ect", teacher), (2,))).begin is not None
+    meanflow_of_it = recipe("meanflow", init_from=teacher)
+    with pytest.raises(UserError, match="another network, by config.parameterization"):
+        folder.taught(experiment.assemble(meanflow_of_it, (2,)))
+    meanflow_of_it.parameterization = "edm()"  # the second time's weights are fresh
+    begun = folder.taught(experiment.assemble(meanflow_of_it, (2,)))
+    params = experiment.training(begun).init(jax.random.key(0)).params
+    assert not np.any(params["condition"]["to"]["kernel"])
+    assert np.array_equal(params["first"]["kernel"], begun.begin["first"]["kernel"])
