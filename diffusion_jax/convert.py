@@ -46,7 +46,7 @@ class Published(NamedTuple):
     """A network that others publish.
 
     model: its name here. options: their config -> (our options, shape of an example). config: back.
-    only: those of our options of which theirs has no choice, or less -> what it has.
+    defaults: of their config. only: those of our options of which theirs has no choice, or less -> what it has.
     words: our options -> {a part of our paths: the same of theirs}; where ours is several of theirs, with spaces between.
     layouts: our options -> {the end of our paths: layout}, where that is not the usual one.
     fixed: (our options, shape) -> tensors that are not learned, which their files hold as well.
@@ -57,6 +57,7 @@ class Published(NamedTuple):
     model: str
     options: Callable[[Mapping], tuple[Options, Shape]]
     config: Callable[[Options, Shape], dict[str, Any]]
+    defaults: dict[str, Any]
     only: dict[str, tuple]
     words: Callable[[Options], dict[str, str]]
     layouts: Callable[[Options], dict[str, Layout]] = lambda options: {}
@@ -136,7 +137,8 @@ def _fit(wanted: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:
 
 # ---- between configs -------------------------------------------------------------------------------------------------------
 
-LOOSE = ("scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast")  # of who uses an autoencoder
+SCALE = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")  # of an autoencoder's latents, for who uses them
+LOOSE = (*SCALE, "force_upcast")  # no part of a network
 
 
 def read_config(network: Published, config: Mapping) -> tuple[Options, Shape]:
@@ -144,6 +146,7 @@ def read_config(network: Published, config: Mapping) -> tuple[Options, Shape]:
 
     one whose config is not that of ours, written as theirs.
     """
+    config = network.defaults | config
     options, shape = network.options(config)
     ours = network.config(options, shape)
     for key, value in config.items():
@@ -224,21 +227,33 @@ def write_scheduler(betas: Sequence[float], prediction: str, clip: bool) -> dict
     return told | {"_class_name": "DDPMScheduler"}
 
 
+def shift_and_scale(config: Mapping, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(shift, scale) of an autoencoder's latents z, of each channel: networks of them are trained on (z - shift) / scale."""
+    config = KL | config
+    shift = config["latents_mean"] or [config["shift_factor"] or 0.0] * channels
+    scale = [std / config["scaling_factor"] for std in config["latents_std"] or [1.0] * channels]
+    return tuple(shift), tuple(scale)
+
+
 # ---- diffusers ---------------------------------------------------------------------------------------------------------------
 
 TIME = {"sinusoidal": (False, 1), "adm": (True, 0)}  # flip_sin_to_cos, freq_shift
 PADDING = {"conv": 0, "conv_centred": 1}
-UNET2D = {  # where a config does not say it
-    "in_channels": 3, "out_channels": 3, "flip_sin_to_cos": True, "block_out_channels": (224, 448, 672, 896),
-    "down_block_types": ("DownBlock2D", *["AttnDownBlock2D"] * 3), "layers_per_block": 2, "downsample_padding": 1,
-    "dropout": 0.0, "attention_head_dim": 8, "norm_num_groups": 32, "norm_eps": 1e-5,
+UNET2D = {
+    "in_channels": 3, "out_channels": 3, "flip_sin_to_cos": True, "freq_shift": 0, "block_out_channels": (224, 448, 672, 896),
+    "down_block_types": ("DownBlock2D", *["AttnDownBlock2D"] * 3), "up_block_types": (*["AttnUpBlock2D"] * 3, "UpBlock2D"),
+    "layers_per_block": 2, "downsample_padding": 1, "dropout": 0.0, "attention_head_dim": 8, "norm_num_groups": 32,
+    "norm_eps": 1e-5,
 }  # fmt: skip
-KL = {"in_channels": 3, "latent_channels": 4, "block_out_channels": (64,), "layers_per_block": 1, "norm_num_groups": 32,
-      "use_quant_conv": True, "mid_block_add_attention": True, "sample_size": 32}  # fmt: skip
+KL = {
+    "in_channels": 3, "out_channels": 3, "latent_channels": 4, "block_out_channels": (64,), "layers_per_block": 1,
+    "down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",), "norm_num_groups": 32,
+    "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True, "sample_size": 32,
+    "scaling_factor": 0.18215, "shift_factor": None, "latents_mean": None, "latents_std": None,
+}  # fmt: skip
 
 
 def _unet_options(config: Mapping) -> tuple[Options, Shape]:
-    config = UNET2D | config
     channels, size = config["block_out_channels"], _side(config)
     seen = [size // 2**level for level, kind in enumerate(config["down_block_types"]) if kind == "AttnDownBlock2D"]
     return {
@@ -272,7 +287,6 @@ def _unet_config(options: Options, shape: Shape) -> dict[str, Any]:
 
 
 def _kl_options(config: Mapping) -> tuple[Options, Shape]:
-    config = KL | config
     channels, size = config["block_out_channels"], _side(config)
     width = math.gcd(*channels)
     return {
@@ -403,14 +417,14 @@ def _dit_fixed(options: Options, shape: Shape) -> dict[str, np.ndarray]:
 
 NETWORKS = {
     "UNet2DModel": Published(
-        "unet.UNet", _unet_options, _unet_config,
+        "unet.UNet", _unet_options, _unet_config, UNET2D,
         {"updown": tuple(PADDING), "noise_embedding": tuple(TIME), "num_classes": (0,), "stem": (1,), "skip_scale": (1,),
          "extra_channels": (0,), "scale_shift": (False,), "second_time": (False,)},
         _diffusers_words),
     "AutoencoderKL": Published(
-        "autoencoder.AutoencoderKL", _kl_options, _kl_config, {"stem": (1,)}, _diffusers_words, under="autoencoder"),
+        "autoencoder.AutoencoderKL", _kl_options, _kl_config, KL, {"stem": (1,)}, _diffusers_words, under="autoencoder"),
     "DiT": Published(
-        "dit.DiT", _dit_options, _dit_config,
+        "dit.DiT", _dit_options, _dit_config, {},
         {"noise_embedding": ("adm",), "second_time": (False,)},
         _dit_words, _dit_layouts, _dit_fixed, _dit_described),
 }  # fmt: skip

@@ -36,6 +36,7 @@ def export_weights(config, workdir: str, to: str, path: str) -> Path:
     params = convert.unstacked({path: np.asarray(leaf) for path, leaf in convert.flat(params).items()})
     shapes = {path: leaf.shape for path, leaf in params.items()}
     described = convert.write_config(network, options, built.shape, shapes)
+    described |= provenance.load_json(Path(workdir) / "provenance.json").get("imported", {}).get("latents", {})
     tensors = convert.to_theirs(convert.table(network, options, shapes), params) | network.fixed(options, built.shape)
     file = Path(path) / ("diffusion_pytorch_model.safetensors" if to == "diffusers" else "model.safetensors")
     safetensors.save(file, tensors)

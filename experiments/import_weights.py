@@ -1,10 +1,11 @@
 """Published weights as a workdir, which sample, evaluate, edit and the other commands take.
 
 python -m experiments.import_weights --from=diffusers --path=FOLDER --out=WORKDIR
-python -m experiments.import_weights --from=dit --path=DiT-XL-2-256x256.pt --out=WORKDIR
+python -m experiments.import_weights --from=dit --path=DiT-XL-2-256x256.pt --out=WORKDIR --autoencoder=WORKDIR_OF_ONE
 
 diffusers: a UNet2DModel in DDPM's layout or an AutoencoderKL, config.json and diffusion_pytorch_model.safetensors or .bin; a
-scheduler_config.json beside it is heeded. dit: Peebles & Xie's. Nothing in a file is run. docs/weights.md says more.
+scheduler_config.json beside it is heeded. dit: Peebles & Xie's. A network of latents needs its autoencoder, imported before.
+Nothing in a file is run. docs/weights.md says more.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ SOURCES = {"diffusers": ("UNet2DModel", "AutoencoderKL"), "dit": ("DiT",)}  # --
 FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "model.safetensors", "model.pt")
 
 
-def import_weights(source: str, path: str, out: str, dataset: str = "folder") -> Path:
+def import_weights(source: str, path: str, out: str, dataset: str = "folder", autoencoder: str = "") -> Path:
     """Make a workdir of the weights at `path`, a file, its folder or a pipeline's; returns it. UserError if they do not fit."""
     from diffusion_jax import convert, data, experiment, provenance
     from diffusion_jax import workdir as folder
@@ -37,16 +38,17 @@ def import_weights(source: str, path: str, out: str, dataset: str = "folder") ->
     options, shape = convert.read_config(network, network.described(tensors) | config)
     tensors = convert.without_fixed(network, tensors, options, shape)
     classes = options.pop("num_classes")
-    config = run_config(network, options, shape, classes, scheduler_beside(file), dataset)
+    unseen = data.Dataset(dataset, None, None, shape, classes, tuple(map(str, range(classes))))
+    imported = {"class": name, "file": file.name, "sha256": sha256(file)}
+    imported |= {"latents": {key: config[key] for key in convert.SCALE if key in config}}
+    config = run_config(network, options, shape, classes, scheduler_beside(file), dataset, autoencoder)
     params = fitted(network, experiment.assemble(config, shape, classes), tensors)
+    unseen = unseen._replace(encoded=encoded_by(autoencoder, unseen)) if autoencoder else unseen
 
     with folder.locked(out), folder.one_line(out):
         if checkpoint.latest_step(Path(out) / "checkpoints") is not None:
             raise UserError(f"--out={out} holds a model already; give another folder")
-        unseen = data.Dataset(dataset, None, None, shape, classes, tuple(map(str, range(classes))))
         root = folder.prepare(out, config, unseen)
-        with file.open("rb") as stream:
-            imported = {"class": name, "file": file.name, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
         record = provenance.load_json(root / "provenance.json") | {"imported": imported}
         provenance.save_json(root / "provenance.json", record)
         with contextlib.closing(checkpoint.open_checkpoints(root / "checkpoints")) as checkpoints:
@@ -89,7 +91,33 @@ def scheduler_beside(file: Path) -> dict:
     return next((provenance.load_json(place) for place in places if place.is_file()), {})
 
 
-def run_config(network, options: dict, shape: tuple[int, ...], classes: int, scheduler: dict, dataset: str):
+def sha256(file: Path) -> str:
+    """The hash of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def encoded_by(autoencoder: str, unseen):
+    """What a data set of latents says of the imported autoencoder that makes them. UserError for one of other latents."""
+    from diffusion_jax import autoencoders, convert, latent, provenance
+    from diffusion_jax import workdir as folder
+    from diffusion_jax.data.latents import Encoded
+
+    trained = folder.load(autoencoder, folder.saved_config(autoencoder))
+    codec, shape = autoencoders.codec(trained.experiment, trained.params), trained.experiment.model.latent_shape
+    if tuple(shape) != tuple(unseen.image_shape):
+        made = f"makes latents {tuple(shape)} of images {tuple(codec.image_shape)}"
+        raise UserError(f"--autoencoder={autoencoder} {made}, and the network is for {tuple(unseen.image_shape)}; "
+                        "import it again with another sample_size in its config.json, or another")  # fmt: skip
+    told = provenance.load_json(Path(autoencoder) / "provenance.json").get("imported")
+    if told is None:
+        raise UserError(f"--autoencoder={autoencoder} was trained here, so no published network knows its latents")
+    moments = convert.shift_and_scale(told["latents"], shape[-1])
+    about = codec.image_shape, unseen.name, unseen.num_classes, unseen.class_names
+    return Encoded(latent.digest(codec.params), *about, *moments)
+
+
+def run_config(network, options: dict, shape: tuple, classes: int, scheduler: dict, dataset: str, autoencoder: str = ""):
     """The config of a run that would have such a network, under the convention it was trained with."""
     from configs import base
     from diffusion_jax import convert
@@ -105,6 +133,9 @@ def run_config(network, options: dict, shape: tuple[int, ...], classes: int, sch
     config.ema.halflives = ()
     clip = scheduler.get("clip_sample", shape[2] in (1, 3))  # latents have no bounds
     config.sampler.update(grid=f"trailing(steps={told.steps})", clip="static" if clip else "none")
+    if autoencoder:
+        config = base.latents(config)
+        config.latent.autoencoder = autoencoder
     return config.lock()
 
 
@@ -124,7 +155,7 @@ def fitted(network, built, tensors: dict):
 
 def main(_) -> None:
     FLAGS = flags.FLAGS
-    root = import_weights(FLAGS["from"].value, FLAGS.path, FLAGS.out, FLAGS.data)
+    root = import_weights(FLAGS["from"].value, FLAGS.path, FLAGS.out, FLAGS.data, FLAGS.autoencoder)
     print(f"{root}: ready for experiments.sample, evaluate and edit")
 
 
@@ -132,5 +163,6 @@ if __name__ == "__main__":
     flags.DEFINE_enum("from", None, list(SOURCES), "who published them", required=True)
     flags.DEFINE_string("path", None, "the file of weights, or its folder", required=True)
     flags.DEFINE_string("out", None, "the workdir to make", required=True)
+    flags.DEFINE_string("autoencoder", "", "of a network of latents: the workdir of the autoencoder that was imported for it")
     flags.DEFINE_string("data", "folder", "the data set it was trained on, as config.data.name, for evaluate and edit")
     cli.launch(main, config="none")

@@ -176,6 +176,30 @@ def test_dit_there_and_back(tmp_path):
         import_weights("dit", tmp_path / "theirs", tmp_path / "other")
 
 
+def test_a_network_of_latents_makes_images_by_its_autoencoder(tmp_path):
+    """It is trained on scaling_factor (z - shift_factor) of the autoencoder's z, whose export says so again."""
+    config, _, f = fixture("autoencoder_kl")
+    theirs = folder_of("autoencoder_kl", tmp_path / "kl")
+    provenance.save_json(theirs / "config.json", config | {"scaling_factor": 0.25, "shift_factor": 0.5})
+    codec = str(import_weights("diffusers", theirs, tmp_path / "codec"))
+    theirs = folder_of("unet", tmp_path / "unet")
+    with pytest.raises(UserError, match=r"latents \(8, 8, 3\) of images \(16, 16, 3\), and the network is for \(16, 16, 3\)"):
+        import_weights("diffusers", theirs, tmp_path / "run", autoencoder=codec)
+    provenance.save_json(theirs / "config.json", fixture("unet")[0] | {"sample_size": 8})
+    root = import_weights("diffusers", theirs, tmp_path / "run", autoencoder=codec)
+    latents = workdir.load(root, workdir.saved_config(root)).experiment.latents
+    image = quick_jit(latents.decode)(latents.params, 0.25 * (nhwc(f["z"]) - 0.5))
+    np.testing.assert_allclose(image, nhwc(f["image"]), atol=1e-4)
+    export_weights(workdir.saved_config(codec), codec, "diffusers", tmp_path / "out")
+    told = provenance.load_json(tmp_path / "out" / "config.json")
+    assert (told["scaling_factor"], told["shift_factor"]) == (0.25, 0.5)
+    assert not (tmp_path / "out" / "scheduler_config.json").exists()
+    with pytest.raises(UserError, match="trained here"):
+        record = provenance.load_json(Path(codec) / "provenance.json")
+        provenance.save_json(Path(codec) / "provenance.json", {key: record[key] for key in record if key != "imported"})
+        import_weights("diffusers", theirs, tmp_path / "other", autoencoder=codec)
+
+
 # ---- configs ---------------------------------------------------------------------------------------------------------------
 
 CIFAR10 = {  # google/ddpm-cifar10-32
@@ -207,6 +231,7 @@ def test_the_public_ddpm_is_ours():
         ({"up_block_types": ["UpBlock2D"] * 4}, "up_block_types=.*; only"),
         ({"out_channels": 4}, "out_channels=4; only 3"),
         ({"freq_shift": 0}, "freq_shift=0; only 1"),
+        ({"flip_sin_to_cos": True}, "freq_shift=1; only 0"),
         ({"resnet_time_scale_shift": "scale_shift"}, "scale_shift=scale_shift; only default"),
         ({"sample_size": None}, "sample_size=None; write the side"),
         ({"gate": 1}, "gate=1; this is not known"),
