@@ -34,7 +34,7 @@ def import_weights(source: str, path: str, out: str, dataset: str = "folder", au
     config = provenance.load_json(beside) if source == "diffusers" or beside.exists() else {}
     name = class_of(source, config)
     network = convert.published(name)
-    tensors = {convert.modern(name): tensor for name, tensor in read(file).items()}
+    tensors = {convert.modern(key): tensor for key, tensor in read(file).items()}
     options, shape = convert.read_config(network, network.described(tensors) | config)
     tensors = convert.without_fixed(network, tensors, options, shape)
     classes = options.pop("num_classes")
