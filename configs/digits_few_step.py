@@ -12,12 +12,17 @@ from configs.base import FEW_STEP, base, few_step, network
 
 TEACHER = "runs/few_step/teacher"
 VARIANTS = ("teacher", *FEW_STEP)
+STEPS = {"cd": 400, "scd": 500, "ict": 1000, "meanflow": 1000, "imf": 1000}  # those from scratch need more, the costly have fewer
 
 
 def get_config(name: str = "cd"):
     config = base()
     config.model = network("unet.UNet", width=32, multipliers=(1, 2), blocks=1, attention=(4,), head_width=32)
     config.optimizer.learning_rate = 2e-3
-    config.training.update(steps=600, eval_every=300, sample_every=300, checkpoint_every=300)
+    config.training.update(steps=STEPS.get(name, 600), eval_every=200, sample_every=200, checkpoint_every=200)
     config.sampler.guidance = 1.5
-    return few_step(config, name, TEACHER)
+    config = few_step(config, name, TEACHER)
+    config.process = config.process.replace("EDM()", "EDM(sigma_max=20.0)")  # the data's diameter is about 16
+    if config.distill.teacher or config.init_from:
+        config.optimizer.learning_rate = 1e-3
+    return config
