@@ -81,10 +81,16 @@ class AnyOf:
         return self._pick(process.t_max for process in PROCESSES.values())
 
     def alpha(self, t):
-        return jax.lax.switch(self.index, [_typed(process.alpha) for process in PROCESSES.values()], jnp.asarray(t))
+        return _either("alpha", self.index, jnp.asarray(t))
 
     def sigma(self, t):
-        return jax.lax.switch(self.index, [_typed(process.sigma) for process in PROCESSES.values()], jnp.asarray(t))
+        return _either("sigma", self.index, jnp.asarray(t))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _either(name: str, index, t):
+    """That function of process `index`; jitted, so that it is traced once and not for every place that a sampler asks at."""
+    return jax.lax.switch(index, [_typed(getattr(process, name)) for process in PROCESSES.values()], t)
 
 
 def smooth(process) -> bool:
