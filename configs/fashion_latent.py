@@ -21,7 +21,7 @@ def get_config(name: str = "vp"):
     config.model = network("unet.UNet", width=48, multipliers=(1,), blocks=2, attention=(7,), head_width=16)
     config.optimizer.learning_rate = 1e-3
     config.ema.halflives = (20_000,)
-    config.training.update(steps=1800, eval_every=600, sample_every=600, checkpoint_every=600)
+    config.training.update(steps=2000, eval_every=1000, sample_every=1000, checkpoint_every=1000)
     if size == "full":
         config.model.update(width=256, blocks=3, head_width=64, dropout=0.1, dtype="bfloat16")
         config.data.batch_size = 512

@@ -18,12 +18,12 @@ def get_config(name: str = "gaussian"):
     name, size = split_size(name)
     config = base()
     config.data.name = "mnist"
-    config.training.update(steps=3000, log_every=100, eval_every=1000, sample_every=1000, checkpoint_every=1000)
+    config.training.update(steps=8000, log_every=100, eval_every=2000, sample_every=4000, checkpoint_every=2000)
     config.optimizer.update(learning_rate=1e-3, clip=0.0)  # a sum over pixels has large gradients
     config.ema.halflives = (20_000,)
     if size == "light":
         if name == "powerful":
-            config.training.update(steps=1500, eval_every=500)
+            config.training.update(steps=2000, eval_every=1000)
         return vae(config, name, latent=16, hidden=(512, 256))
     config.data.batch_size = 256
     config.training.steps = 50_000
