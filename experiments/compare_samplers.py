@@ -2,6 +2,7 @@
 
 python -m experiments.compare_samplers --workdir=runs/a --samplers='ancestral.ddim;multistep.dpmpp_2m@karras' --nfe=5,10,20,50
 python -m experiments.compare_samplers --target=gmm8 --process='schedules.EDM()'       (an exact law: no training needed)
+python -m experiments.compare_samplers --workdir=runs/a --nfe=1,2,4,50 --others=runs/cd,runs/meanflow    (other models beside)
 python -m experiments.compare_samplers --list                                          (every sampler, grid, target, process)
 
 Writes compare.html, which holds everything, and compare.png, compare_strips.png, compare.md and compare.json. A sampler is a
@@ -19,7 +20,7 @@ import functools
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -167,7 +168,7 @@ def _described(rows: list[dict]) -> dict[str, str]:
     from diffusion_jax.build import members
 
     known = members(experiment.SAMPLERS)
-    specs = dict.fromkeys(row["sampler"].partition("@")[0] for row in rows)
+    specs = dict.fromkeys(row["sampler"].rpartition(": ")[2].partition("@")[0] for row in rows)
     return {spec: _what(known[spec.partition("(")[0].strip()]) for spec in specs}
 
 
@@ -185,15 +186,36 @@ def _origin(subject, rows: list[dict], record: Mapping) -> dict[str, str]:
 
 
 def compare_model(trained, dataset, name: str, entries: list[str], budgets: list[int], seeds, kept: Path, stem: Path,
-                  record: Mapping, **options) -> str:  # fmt: skip
-    """Compare on a trained model: cells kept in the folder `kept`, results written to `stem`. Returns the text of stem.md."""
+                  record: Mapping, others: Sequence[str] = (), **options) -> str:  # fmt: skip
+    """Compare on a trained model: cells kept in the folder `kept`, results written to `stem`. Returns the text of stem.md.
+
+    others: workdirs of other models of the same data, of which each stands beside them by its own config's sampler.
+    """
     from diffusion_jax import comparison, experiment
 
     built = trained.experiment
     place = functools.partial(experiment.grid, built)
     chosen = comparison.cells(entries, budgets, built.process, built.config.sampler.grid, place=place)
     subject = comparison.of_model(trained, dataset, seeds, name)
-    return write(subject, comparison.compare(subject, chosen, kept, **options), stem, record)
+    compared = comparison.compare(subject, chosen, kept, **options)
+    more = [result for root in others for result in beside(Path(root), built.shape, dataset, budgets, seeds, **options)]
+    return write(subject, compared._replace(results=[*compared.results, *more]), stem, record)
+
+
+def beside(root: Path, shape: tuple[int, ...], dataset, budgets: list[int], seeds, **options) -> list:
+    """The Results of another trained model by its own sampler and grid, named after its folder."""
+    from diffusion_jax import comparison, experiment
+    from diffusion_jax import workdir as folder
+    from diffusion_jax.errors import UserError
+
+    trained = folder.load(root, folder.saved_config(root))
+    built, sampler = trained.experiment, trained.experiment.config.sampler
+    if built.shape != shape:
+        raise UserError(f"--others={root} draws {built.shape}, and the model of --workdir {shape}")
+    place = functools.partial(experiment.grid, built)
+    chosen = comparison.cells([f"{sampler.name}@{sampler.grid}"], budgets, built.process, sampler.grid, place=place)
+    compared = comparison.compare(comparison.of_model(trained, dataset, seeds, root.name), chosen, root / "compare", **options)
+    return [result._replace(row=result.row | {"sampler": f"{root.name}: {result.row['sampler']}"}) for result in compared.results]
 
 
 def main(config) -> None:
@@ -225,7 +247,7 @@ def main(config) -> None:
         record |= {"step": trained.step, "weights": trained.weights}
         name = f"{config.data.name} ({Path(FLAGS.workdir).name})"
         text = compare_model(trained, folder.images(config), name, entries, budgets, seeds, root / "compare",
-                             root / "compare", record, **options)  # fmt: skip
+                             root / "compare", record, [part for part in FLAGS.others.split(",") if part], **options)  # fmt: skip
     print(f"{text}\n{root / 'compare.html'} holds all of this, with pictures")
 
 
@@ -234,6 +256,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("target", None, "instead of a model, an exact law: gmm8, 'gmm(modes=20, dim=16)', checkerboard, ...")
     flags.DEFINE_string("process", "schedules.VP()", "the process of --target (a model has its own)")
     flags.DEFINE_string("samplers", "", "specs separated by ';', each with @grid if it wants its own; '': a dozen")
+    flags.DEFINE_string("others", "", "workdirs of other models of the same data, with commas, each by its own sampler")
     flags.DEFINE_string("nfe", BUDGETS, "network evaluations per sample, one column each")
     flags.DEFINE_integer("num", None, "samples in a cell; by default 200 images, 2000 points of a target", lower_bound=2)
     flags.DEFINE_string("seeds", "", "instead of --num, the seeds themselves, such as 1000-1199")

