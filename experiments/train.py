@@ -167,8 +167,7 @@ def _held_out(built, parts, dataset):
         judged = state._replace(params=experiment.weights(config, state), opt_state=())
         key = jax.random.key(config.seed + 1)
         row = loop.evaluate(parts.evaluate, judged, batches, key, put_batch=parts.runner.put_batch)
-        others = {f"eval_{name}": value for name, value in row.items() if name not in ("loss", "loss_by_level")}
-        return {"eval_loss": row["loss"], "eval_loss_by_level": row.get("loss_by_level")} | others
+        return {f"eval_{name}": value for name, value in row.items()}
 
     return evaluate
 

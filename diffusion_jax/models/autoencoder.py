@@ -89,8 +89,8 @@ class AutoencoderKL(nn.Module):
 class VAE(nn.Module):
     """The variational autoencoder (Kingma & Welling 2014) with a latent vector and, given classes, a label for both halves.
 
-    Images or points. The label is added, as a learned row, to what the latent is read from and to the latent (num_classes:
-    "none").
+    Images or points. A learned row for the label (num_classes: "none") is added to what the latent is read from, and stands
+    beside the latent that is decoded.
 
     shape: of an example. latent: dimensions of z.
     hidden: the layers of a perceptron, of so many units on the way to the latent and in reverse on the way back; () is a
@@ -132,9 +132,8 @@ class VAE(nn.Module):
             self.unfold = _dense(math.prod(self._map()))
         self.moments = _dense(2 * self.latent)
         if self.num_classes:
-            rows = nn.initializers.normal(0.1)
-            self.label_seen = LabelEmbedding(self.num_classes, self.hidden[-1] if self.hidden else math.prod(self._map()), rows)
-            self.label_drawn = LabelEmbedding(self.num_classes, self.latent, rows)
+            self.label_seen = LabelEmbedding(self.num_classes, self.hidden[-1] if self.hidden else math.prod(self._map()))
+            self.label_drawn = LabelEmbedding(self.num_classes, self.latent)
         if self.pixel_layers:
             self.pixels = _PixelCNN(outputs, self.pixel_width, self.pixel_layers)
         if self.log_scale == "shared":
@@ -164,7 +163,7 @@ class VAE(nn.Module):
     def decode(self, z: Array, cond: Cond = None, x: Array | None = None, train: bool = False) -> tuple[Array, Array]:
         """(mean (B, *shape), log_scale). x: the image, whose pixels an autoregressive decoder reads, each those before it."""
         if self.num_classes:
-            z = z + self.label_drawn((cond or {}).get("label"), len(z))
+            z = jnp.concatenate([z, self.label_drawn((cond or {}).get("label"), len(z))], axis=-1)
         h = self.decoder(z if self.hidden else self.unfold(z).reshape(len(z), *self._map()))
         h = h.reshape(len(z), *self.shape[:-1], -1)
         h = (self.pixels(h, x) if self.pixel_layers else h).astype(jnp.float32)
