@@ -38,20 +38,21 @@ OBJECTIVES = {f"{module.__name__.rpartition('.')[2]}.{name}": make for module in
 # ---- the exact functions ---------------------------------------------------------------------------------------------
 
 
-def solve(target, process, x, t, s, steps=96):
+def solve(target, process, x, t, s, steps=64):
     """x at time s: the flow of a Gaussian in closed form, else rk4 on the clock log(sigma / alpha) of targets.reference.
 
     Differentiable, of one time per example, and accurate to 1e-6 here.
     """
     if target.flow:
         return target.flow(process, x, t, s)
-    denoise, norm = target.denoise(process), lambda t: jnp.hypot(process.alpha(t), process.sigma(t))
+    norm = lambda t: jnp.hypot(process.alpha(t), process.sigma(t))  # noqa: E731
+    denoise = target.denoise(schedules.EDM(sigma_max=1.0))  # its time is the noise level u = sigma / alpha
     start, end = (-0.5 * gaussian.logsnr(process, time) for time in (t, s))
 
     def slope(log_u, z):
-        time, u = gaussian.time_of_logsnr(process, -2 * log_u), jnp.exp(log_u)
-        x0, eps, _ = denoise(expand(norm(time), z) * z, time)
-        return expand(u / (1 + u**2), z) * (eps - expand(u, z) * x0) / expand(jnp.sqrt(1 + u**2), z)
+        u = jnp.exp(log_u)
+        x0, eps, _ = denoise(expand(jnp.sqrt(1 + u**2), z) * z, u)
+        return expand(u / (1 + u**2) ** 1.5, z) * (eps - expand(u, z) * x0)
 
     def move(z, i):
         a, h = start + i / steps * (end - start), (end - start) / steps
@@ -133,7 +134,7 @@ def test_with_a_teacher_the_exact_function_has_no_loss(target):
             "imf": (meanflow.improved(FLOW, ratio=0.7, taught=True), FLOW),
         }
         for name, (objective, process) in cases.items():
-            drawn = examples(objective, target, 1.0, 32)
+            drawn = examples(objective, target, 1.0, 16)
             losses, gradient = scored(objective, target, process, drawn, 1.0)
             assert np.all(losses < 1e-8), (name, losses.max())
             assert np.all(np.abs(gradient) < 1e-3), (name, np.abs(gradient).max())
@@ -442,27 +443,27 @@ def test_zero_shot_editing_is_algorithm_4(task):
 
 
 def test_forward_mode_through_attention():
-    """d/dh of a small U-Net with attention along (x, c_noise) == differences, in float64; a second time starts unheard."""
+    """d/dh of a small U-Net with attention along (x, c_noise) == differences, in float64; a second time, by its weights."""
     with jax.enable_x64(True):
         net = unet.UNet(num_classes=3, width=8, multipliers=(1,), blocks=1, attention=(4,), head_width=4,
                         noise_embedding="smooth", second_time=True)  # fmt: skip
         rng = np.random.default_rng(0)
         x, dx = jnp.asarray(rng.standard_normal((2, 2, 4, 4, 1)))
-        c, cond = jnp.asarray([0.3, -0.2]), {"label": jnp.asarray([0, 3]), "to": jnp.asarray([0.2, 0.0])}
-        params = net.init(jax.random.key(0), x, c, cond)
-        quiet = net.apply(params, x, c, cond | {"to": jnp.asarray([0.9, 0.9])})
-        assert_allclose(quiet, net.apply(params, x, c, cond), atol=0)
-        leaves, tree = jax.tree.flatten(params)
-        params = tree.unflatten([jnp.asarray(rng.standard_normal(p.shape) * 0.2) for p in leaves])
-        run = jax.jit(lambda x, c: net.apply(params, x, c, cond))
+        c, label, to = jnp.asarray([0.3, -0.2]), jnp.asarray([0, 3]), jnp.asarray([0.2, 0.0])
+        apply = jax.jit(lambda params, x, c, to: net.apply(params, x, c, {"label": label, "to": to}))
+        shapes = jax.eval_shape(net.init, jax.random.key(0), x, c, {"label": label})  # weights of an untold second time too
+        params = jax.tree.map(lambda p: jnp.asarray(0.2 * rng.standard_normal(p.shape), p.dtype), shapes)
+        run = lambda x, c: apply(params, x, c, to)  # noqa: E731
         dc, h = jnp.full(2, 0.05), 0.04  # the embedding is fast, and like the norms float32: steps must not be too small
         slope = jax.jit(lambda *v: jax.jvp(run, (x, c), v)[1])(dx, dc)
         ends = [run(x + step * h * dx, c + step * h * dc) for step in (-2, -1, 1, 2)]
         numeric = (ends[0] - 8 * ends[1] + 8 * ends[2] - ends[3]) / (12 * h)
         assert np.abs(slope).max() > 0.1
         assert_allclose(slope, numeric, atol=2e-4 * np.abs(slope).max())
-        heard = jax.jit(net.apply)(params, x, c, cond | {"to": jnp.asarray([0.9, 0.0])})
-        assert np.abs(heard - run(x, c))[0].max() > 1e-3 and np.abs(heard - run(x, c))[1].max() < 1e-12
+        heard = apply(params, x, c, jnp.asarray([0.9, 0.0])) - run(x, c)
+        assert np.abs(heard[0]).max() > 1e-3 and np.abs(heard[1]).max() < 1e-9
+        params["params"]["condition"]["to"]["kernel"] *= 0  # as at init
+        assert_allclose(run(x, c), apply(params, x, c, jnp.asarray([0.9, 0.7])), atol=1e-9)
 
 
 def test_the_second_time_is_a_flows():
@@ -600,7 +601,8 @@ def test_a_student_is_trained_by_a_workdir(workdirs):
     state = checkpoint.restore(workdirs / "cd" / "checkpoints", parts.runner.template(parts.init, jax.random.key(0))).state
     assert set(state.ema) == {"5k", "target", "teacher"}
     assert jax.tree.all(jax.tree.map(np.array_equal, state.ema["teacher"], teacher.params))
-    moved = lambda params: optax.global_norm(jax.tree.map(jnp.subtract, params, teacher.params))  # noqa: E731
+    flat = lambda params: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])  # noqa: E731
+    moved = lambda params: np.linalg.norm(flat(params) - flat(teacher.params))  # noqa: E731
     ahead, behind = moved(state.params), moved(state.ema["target"])
     assert 0 < behind < 0.5 * ahead
     config = config.copy_and_resolve_references().unlock()
