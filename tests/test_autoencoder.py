@@ -104,7 +104,7 @@ def test_the_importance_weighted_bound_grows_to_the_likelihood():
 def test_the_loss_of_iwae_is_its_bound():
     eps = sigma_points()
     losses, metrics = autoencoding.iwae(samples=4).loss(linear(), IMAGES, eps, None, 0)
-    log_weights, rate, distortion = autoencoding.importance(linear(), autoencoding.gaussian(), IMAGES, eps)
+    log_weights, _, _ = autoencoding.importance(linear(), autoencoding.gaussian(), IMAGES, eps)
     np.testing.assert_allclose(losses, -np.log(np.exp(np.float64(log_weights)).mean(0)), rtol=1e-5)
     np.testing.assert_allclose([metrics["rate"], metrics["distortion"]], closed_form(), rtol=1e-5)
     assert autoencoding.iwae(samples=4).draw(jax.random.split(jax.random.key(0), 3), jnp.zeros((3, 2))).shape == (4, 3, 2)

@@ -190,7 +190,7 @@ def test_one_command_trains_the_autoencoder_encodes_and_trains_on_the_latents(ch
 
 
 def test_a_model_of_latents_draws_images_and_is_judged_by_them(chained):
-    model, root, _, _ = chained
+    model, *_ = chained
     config = cli.saved_config(str(model))
     trained = workdir.load(model, config)
     built = trained.experiment
