@@ -24,7 +24,8 @@ def get_config(name: str = "digits"):
     config.data = base().data
     config.data.name = name
     config.seeds = (0, 1, 2)
-    config.seconds = 15.0 if small else 180.0  # of training for each family and seed, compilation aside
+    config.repeated = ("vae", "ddpm")  # families that are trained from every seed, the others from the first
+    config.seconds = 40.0 if small else 480.0  # of training for each family and seed, compilation aside
     config.num = 1000  # images drawn of each
     config.likelihood = 100  # test images whose bits/dim are measured, of the first seed; 0: none
     config.about = about = ConfigDict()
@@ -32,7 +33,8 @@ def get_config(name: str = "digits"):
     for key, (what, likelihood, options, bound) in VAES.items():
         about[key], family[key] = what, _vae(small, likelihood, options, bound)
     for key, preset in DIFFUSION.items():
-        about[key], family[key] = f"diffusion of pixels: {preset} of configs/base.py", _diffusion(small, preset)
+        about[key] = f"diffusion of pixels: {preset} of configs/base.py"
+        family[key] = _diffusion(small, preset)
     about.latent, family.latent = "autoencoder, and diffusion of its latents: half of the time for each", _latent(small)
     config.recipe = _autoencoder(small)  # of latent
     config.families = (*VAES, "latent", *DIFFUSION)  # those that are run, in this order
