@@ -30,8 +30,8 @@ def get_config(name: str = "digits"):
     config.likelihood = 100  # test images whose bits/dim are measured, of the first seed; 0: none
     config.about = about = ConfigDict()
     config.family = family = ConfigDict()
-    for key, (what, likelihood, options, bound) in VAES.items():
-        about[key], family[key] = what, _vae(small, likelihood, options, bound)
+    for key, (what, likelihood, bound) in VAES.items():
+        about[key], family[key] = what, _vae(small, likelihood, bound)
     for key, preset in DIFFUSION.items():
         about[key] = f"diffusion of pixels: {preset} of configs/base.py"
         family[key] = _diffusion(small, preset)
@@ -42,21 +42,20 @@ def get_config(name: str = "digits"):
 
 
 VAES = {
-    # name: (what it is, a variant of configs.base.VAES, its network, arguments of autoencoding.elbo)
-    "vae": ("VAE: Gaussian decoder of one learned width", "gaussian", {}, ""),
-    "vae_beta_low": ("the same, beta = 0.2", "gaussian", {}, ", beta=0.2"),
-    "vae_beta_high": ("the same, beta = 5", "gaussian", {}, ", beta=5.0"),
-    "vae_logistic": ("VAE: discretised logistic decoder", "logistic", {}, ""),
-    "vae_powerful": ("VAE: each pixel sees those before it", "powerful", {"pixel_layers": 4}, ""),
-    "vae_free_bits": ("the same, a quarter of a nat free in each dimension", "powerful", {"pixel_layers": 4}, ", free_bits=0.25"),
+    # name: (what it is, a variant of configs.base.VAES, arguments of autoencoding.elbo)
+    "vae": ("VAE: Gaussian decoder of one learned width", "gaussian", ""),
+    "vae_beta_low": ("the same, beta = 0.2", "gaussian", ", beta=0.2"),
+    "vae_beta_high": ("the same, beta = 5", "gaussian", ", beta=5.0"),
+    "vae_logistic": ("VAE: discretised logistic decoder", "logistic", ""),
+    "vae_powerful": ("VAE: each pixel sees those before it", "powerful", ""),
+    "vae_free_bits": ("the same, a quarter of a nat free in each dimension", "powerful", ", free_bits=0.25"),
 }
 
 
-def _vae(small: bool, likelihood: str, options: dict, bound: str) -> ConfigDict:
+def _vae(small: bool, likelihood: str, bound: str) -> ConfigDict:
     wide = likelihood == "gaussian"  # the others have two outputs a pixel
     hidden = (384, 192) if wide else (336, 168) if small else (272, 192)
     config = vae(base(), likelihood, latent=16, hidden=hidden)
-    config.model.update(options)
     config.objective = config.objective[:-1] + bound + ")"
     config.optimizer.update(learning_rate=1e-3, clip=0.0)
     return config
