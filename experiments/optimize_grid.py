@@ -3,10 +3,11 @@
 python -m experiments.optimize_grid --workdir=runs/a --sampler=multistep.dpmpp_2m --nfe=5,6,8,10
 python -m experiments.optimize_grid --target=gmm8 --process='schedules.EDM()' --sampler=multistep.dpmpp_2m --nfe=5,8,10,20
 
-For each budget the hand-made grids are tried, and the best two moved by Levenberg-Marquardt (samplers/grids.py, optimize)
-until the sampler comes as close as it can to the exact solutions from --starts seeds. For a model the best of all are then
-polished (--polish, by Nelder and Mead's simplex) until trajectory error and quality, the Frechet distance of images to the
-training data, both gain on the best hand-made grid. What is told is measured on other seeds.
+For each budget the hand-made grids are tried, and times spread as those of the nearest budget before; the best two are moved by
+Levenberg-Marquardt (samplers/grids.py, optimize) until the sampler comes as close as it can to the exact solutions from
+--starts seeds. For a model the best of all are then polished (--polish, by the simplex of Nelder and Mead) until trajectory
+error and quality, the Frechet distance of images to the training data, both gain on the best hand-made grid. What is told is
+measured on other seeds.
 Writes WORKDIR/grids/NAME.json, .md and .png; every command on that workdir then takes --config.sampler.grid=NAME, or
 sampler@NAME, and any command 'stored("PATH/NAME.json")'. An interrupted run goes on with the next budget.
 """
@@ -49,10 +50,13 @@ def checked(spec: str, budgets: Sequence[int], process):
     return sampler
 
 
-def place(sampler, starts, held_out, nfe: int, *, iterations: int, tries: int, polish: int = 0) -> tuple[list[dict], Any]:
+def place(
+    sampler, starts, held_out, nfe: int, *, iterations: int, tries: int, polish: int = 0, like: Sequence[float] | None = None
+) -> tuple[list[dict], Any]:
     """(a row for every grid, the placed times) at one budget. starts, held_out: (Subject, the exact x0 of its first seeds).
 
     polish: evaluations of the combined score, below, on all seeds of `starts`; 0: the trajectory error alone decides.
+    like: log-SNRs that were placed for another budget; times spread as those are one more grid to begin from.
     """
     import jax
     import jax.numpy as jnp
@@ -63,19 +67,20 @@ def place(sampler, starts, held_out, nfe: int, *, iterations: int, tries: int, p
 
     n, (subject, truth), (judging, solved) = base.points(sampler, nfe), starts, held_out
     hand = {name: build(experiment.GRIDS, name, subject.process, n) for name in HAND_MADE}
+    first = hand | ({"spread": spread(subject.process, like, n)} if like is not None else {})
     run, judge = comparison.runner(subject, sampler, n), comparison.runner(judging, sampler, n)
-    measured = functools.cache(lambda name: _measured(subject, truth, run(hand[name])[0], quality=bool(polish)))
-    order = sorted(hand, key=lambda name: measured(name)["error"])
+    measured = functools.cache(lambda name: _measured(subject, truth, run(first[name])[0], quality=bool(polish)))
+    order = sorted(first, key=lambda name: measured(name)["error"])
     keys, cond = subject.keys[: len(truth)], jax.tree.map(lambda c: c[: len(truth)], subject.cond)
     x = base.start(subject.process, keys, truth.shape, subject.dtype)
     problem = sampler, subject.denoise(subject.params), subject.process, keys, x, jnp.asarray(truth)
-    found = [grids.optimize(*problem, hand[name], cond, iterations=iterations, tell=_tell(nfe, name, "error on the starts"))
+    found = [grids.optimize(*problem, first[name], cond, iterations=iterations, tell=_tell(nfe, name, "error on the starts"))
              for name in order[:tries]]  # fmt: skip
     best = min(found, key=lambda placement: placement.error).ts
     if polish:
         score = _combined([measured(name) for name in hand])
         worth = lambda ts: score(_measured(subject, truth, run(ts)[0], quality=True))  # noqa: E731
-        placed = sorted([*hand.values(), best], key=worth)[:tries]
+        placed = sorted([*first.values(), best], key=worth)[:tries]
         found = [grids.polish(worth, subject.process, ts, evaluations=polish, tell=_tell(nfe, f"start {i + 1}", "score"))
                  for i, ts in enumerate(placed)]  # fmt: skip
         best = min(found, key=lambda placement: placement.error).ts
@@ -85,6 +90,18 @@ def place(sampler, starts, held_out, nfe: int, *, iterations: int, tries: int, p
         return {"sampler": name, "nfe": nfe} | _measured(judging, solved, out, quality=True, shift=True)
 
     return [row(name, ts) for name, ts in {**hand, PLACED: best}.items()], best
+
+
+def spread(process, logsnr: Sequence[float], n: int):
+    """n times whose log-SNRs are spread as these: the same share of the times at every level."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    from diffusion_jax.processes import gaussian
+
+    lam = np.interp(np.linspace(0, 1, n), np.linspace(0, 1, len(logsnr)), np.asarray(logsnr, float))
+    ts = gaussian.time_of_logsnr(process, jnp.asarray(lam, jnp.result_type(float)))
+    return ts.at[0].set(process.t_max).at[-1].set(process.t_min)
 
 
 def _measured(subject, truth, out, *, quality: bool, shift: bool = False) -> dict[str, float]:
@@ -184,7 +201,9 @@ def optimize(
         if len(solved) == len(held_out.keys):
             kept["exact"] |= held_out.judge(held_out.finish(solved), None)
     for nfe in left:
-        rows, ts = place(sampler, (starts, truth), (held_out, solved), nfe, iterations=iterations, tries=tries, polish=polish)
+        nearest = min(kept["logsnr"].values(), key=lambda lam: abs(len(lam) - nfe), default=None)
+        rows, ts = place(sampler, (starts, truth), (held_out, solved), nfe, iterations=iterations, tries=tries, polish=polish,
+                         like=nearest)  # fmt: skip
         kept["logsnr"][str(len(ts))] = np.asarray(gaussian.logsnr(starts.process, jnp.asarray(ts)), float).tolist()
         kept["rows"] += rows
         kept["provenance"] = provenance.provenance(held_out.identity)

@@ -21,8 +21,8 @@ from diffusion_jax import comparison, data, experiment, report, targets, workdir
 from diffusion_jax.comparison import Comparison, Result
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import generate
-from diffusion_jax.processes import schedules
-from diffusion_jax.samplers import ancestral, base, ode
+from diffusion_jax.processes import gaussian, schedules
+from diffusion_jax.samplers import ancestral, base, grids, ode
 from diffusion_jax.workdir import Trained
 from experiments import cli, compare_samplers, optimize_grid, train
 
@@ -249,6 +249,13 @@ def placed(tmp_path_factory):
             return optimize_grid.optimize(*made, "multistep.dpmpp_2m", budgets, stem, iterations=iterations, tries=1)
 
     return stem, placing(), placing, made[1]
+
+
+def test_times_spread_as_those_of_another_budget():
+    """Even steps of the log-SNR stay even in any number of them."""
+    process = schedules.EDM()
+    lam = gaussian.logsnr(process, grids.uniform_logsnr(process, 6))
+    np.testing.assert_allclose(optimize_grid.spread(process, lam, 9), grids.uniform_logsnr(process, 9), rtol=1e-4, atol=1e-6)
 
 
 def test_placed_times_beat_the_hand_made_grids_and_are_written_with_their_figure(placed):
