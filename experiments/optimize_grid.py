@@ -93,7 +93,7 @@ def place(
 
 
 def spread(process, logsnr: Sequence[float], n: int):
-    """n times whose log-SNRs are spread as these: the same share of the times at every level."""
+    """n times whose log-SNRs are spread as these, with the same ends: the same share of the times at every level."""
     import jax.numpy as jnp
     import numpy as np
 
@@ -101,7 +101,7 @@ def spread(process, logsnr: Sequence[float], n: int):
 
     lam = np.interp(np.linspace(0, 1, n), np.linspace(0, 1, len(logsnr)), np.asarray(logsnr, float))
     ts = gaussian.time_of_logsnr(process, jnp.asarray(lam, jnp.result_type(float)))
-    return ts.at[0].set(process.t_max).at[-1].set(process.t_min)
+    return ts.at[0].set(process.t_max)
 
 
 def _measured(subject, truth, out, *, quality: bool, shift: bool = False) -> dict[str, float]:
