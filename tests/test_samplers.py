@@ -491,9 +491,9 @@ def test_sample_is_a_loop_of_steps_that_ends_in_x0_hat(sampler):
     sampler, (process, denoise, keys, x, ts) = parts(sampler), setting()
     calls = []
 
-    def counting(y, t, cond=None):
+    def counting(y, t, to=None):
         jax.debug.callback(lambda: calls.append(1))
-        return denoise(y, t, cond)
+        return denoise(y, t)
 
     path, memory = [x], sampler.init(x, ts)
     for i in range(len(ts) - 1):
@@ -605,7 +605,7 @@ def test_every_sampler_takes_guided_conditional_clipped_images_under_every_proce
             x0 = mean + alpha * 0.01 / (alpha**2 * 0.01 + sigma**2) * (x - alpha * mean)
             return gaussian.from_x0(process, x, x0, t)
 
-        guided = guidance.cfg(conditional, 1.2, lambda cond: {"label": jnp.full_like(cond["label"], 2)})
+        guided = guidance.cfg(conditional, 1.2, lambda cond: cond | {"label": jnp.full_like(cond["label"], 2)})
         x = base.start(process, keys, (3, 2, 3, 2))
         clipped = guidance.clip_x0(guided, process)
         return base.sample(SAMPLERS[sampler](), clipped, process, keys, x, ts, {"label": label}, padded=True)
