@@ -124,8 +124,8 @@ def main(_) -> None:
                 captions[name, row["nfe"]] = plotting.verdict(row)
         return subject.floor
 
-    sampler = model.experiment.config.sampler
-    floor = add(model, f"diffusion ({sampler.name})", sampler.name, [*budgets, FLAGS.teacher_nfe], root / "cells", learned)
+    sampler = FLAGS.teacher_sampler
+    floor = add(model, f"diffusion ({sampler})", sampler, [*budgets, FLAGS.teacher_nfe], root / "cells", learned)
     for name in methods:
         model = trained_on(FLAGS.recipe, name, FLAGS.size, root, teacher, FLAGS.steps)
         config, took = model.experiment.config, seconds(root / name)
@@ -157,6 +157,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("teacher", "", "the workdir of a trained diffusion model, instead of the recipe's own")
     flags.DEFINE_string("nfe", "1,2,4", "network evaluations, with commas")
     flags.DEFINE_integer("teacher_nfe", 50, "of the diffusion model, besides", lower_bound=1)
+    flags.DEFINE_string("teacher_sampler", "ancestral.ddim", "of the diffusion model: one that also takes few steps")
     flags.DEFINE_integer("num", 500, "images that are judged", lower_bound=10)
     flags.DEFINE_integer("steps", 0, "of every training, instead of the recipe's", lower_bound=0)
     flags.DEFINE_bool("search", False, "also place each method's times by the Frechet distance")
