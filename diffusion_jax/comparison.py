@@ -154,6 +154,7 @@ def of_model(trained: Trained, dataset: data.Dataset, seeds: Sequence[int], name
     Images are judged by evaluation.judge (and real test images beside them), points against as many held-out ones.
     """
     built, config = trained.experiment, trained.experiment.config
+    experiment.need_denoiser(built)
     count, images, scale = len(seeds), experiment.is_image(built), config.sampler.guidance
     labels = np.arange(count) % built.num_classes if built.num_classes else np.zeros(0, int)
     cond, keys = experiment.cond_for(built, labels), generate.seeds_to_keys(seeds)

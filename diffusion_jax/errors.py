@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MANY = 150  # names that one line still lists all of
+
 
 class UserError(ValueError):
     """Bad input. The experiment mains print its one line and exit with status 2; nothing is half-written."""
@@ -15,7 +17,8 @@ def unknown(what: str, name: str, choices: Iterable[str]) -> UserError:
 
     unknown('data set', 'mnits', ['mnist', 'digits']) -> "unknown data set 'mnits'; did you mean 'mnist'? There are: digits, mnist"
     """
-    choices = sorted(choices)
+    choices = sorted(choices)  # of very many only the nearest are told
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.4)
     hint = f" did you mean '{near[0]}'?" if near else ""
-    return UserError(f"unknown {what} '{name}';{hint} There are: {', '.join(choices)}")
+    listed = choices if len(choices) <= MANY else difflib.get_close_matches(name, choices, n=10, cutoff=0.0)
+    return UserError(f"unknown {what} '{name}';{hint} There are: {', '.join(listed)}" + ", ..." * (len(choices) > MANY))

@@ -92,7 +92,12 @@ def assemble(config, shape: tuple[int, ...], num_classes: int = 0, load: Callabl
     if (type(objective) is Autoencoding) != hasattr(model, "latent_shape"):
         raise UserError(f"config.objective={config.objective} does not go with config.model.name={config.model.name}; the "
                         "objectives of objectives/autoencoding.py are for autoencoders, and these for them")  # fmt: skip
-    adversary = build(DISCRIMINATORS, config.discriminator) if getattr(objective, "adversarial", False) else None
+    adversary = None
+    if getattr(objective, "adversarial", False):
+        if not config.get("discriminator", ""):
+            raise UserError(f"config.objective={config.objective} has an adversary, and config.discriminator names none; begin with "
+                            "a config that does, such as configs/fashion_autoencoder.py:adversarial")  # fmt: skip
+        adversary = build(DISCRIMINATORS, config.discriminator)
     return guided_by(config.sampler.get("guide", "cfg()"), Experiment(
         config, tuple(shape), num_classes, process, build(PARAMETERIZATIONS, config.parameterization), objective, model,
         encoder=encoder, discriminator=adversary), load)  # fmt: skip
@@ -196,6 +201,12 @@ def need_images(experiment: Experiment) -> None:
     """UserError for a model of points, from commands that judge images."""
     if not is_image(experiment):
         raise UserError(f"this command judges images, and the model draws points {experiment.shape}; use experiments.sample")
+
+
+def need_denoiser(experiment: Experiment) -> None:
+    """UserError for an autoencoder, from what samplers and their kin need."""
+    if is_autoencoder(experiment):
+        raise UserError(f"{experiment.config.model.name} is an autoencoder, which denoises nothing; take a diffusion model")
 
 
 def need_pixels(experiment: Experiment) -> None:
@@ -324,8 +335,7 @@ def denoiser(experiment: Experiment, params: Params, *, scale: Array | None = No
     params: of the network, or an `ensemble`. clip: 'static' keeps x0-hat in [-1, 1], 'dynamic' is Imagen's, 'none' leaves it.
     UserError for an autoencoder, which is none.
     """
-    if is_autoencoder(experiment):
-        raise UserError(f"{experiment.config.model.name} is an autoencoder, which denoises nothing; take a diffusion model")
+    need_denoiser(experiment)
     process, own = experiment.process, params.own if isinstance(params, Ensemble) else params
     denoise = parameterization.denoiser(apply(experiment), own, experiment.parameterization, process)
     if scale is not None:
@@ -530,6 +540,9 @@ def is_autoencoder(experiment: Experiment) -> bool:
 def networks(experiment: Experiment, params: Params) -> Networks:
     """An autoencoder as its objective sees it."""
     model, adversary, own = experiment.model, experiment.discriminator, params["autoencoder"]
+    if adversary and "last" not in own["decoder"]:
+        raise UserError(f"config.objective has an adversary, which {experiment.config.model.name} of dense layers cannot have: its "
+                        "weight is measured at a last convolution; use hidden=(), or adversarial=0")  # fmt: skip
 
     def decode(own, z, cond=None, x=None):
         return model.apply({"params": own}, z, cond, x, method="decode")

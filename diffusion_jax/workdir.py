@@ -130,11 +130,11 @@ CONFIG_FILE = "config.json"
 LATER = {"noise": "independent", "guide": "cfg()"}  # keys of config.sampler that older runs lack
 
 
-def saved_config(workdir: str | Path) -> ConfigDict:
-    """The resolved config of a workdir, locked. UserError where there is none."""
+def saved_config(workdir: str | Path, key: str = "--workdir") -> ConfigDict:
+    """The resolved config of a workdir, locked. UserError where there is none, naming the key that was to name one."""
     path = Path(workdir) / CONFIG_FILE
     if not path.is_file():
-        raise UserError(f"--workdir={workdir} has no {CONFIG_FILE}; train a model there first (experiments.train)")
+        raise UserError(f"{key}={workdir} has no {CONFIG_FILE}; train a model there first (experiments.train)")
     config = _tuples(provenance.load_json(path))
     if "sampler" in config:
         config["sampler"] = LATER | config["sampler"]
@@ -185,7 +185,7 @@ def _checkpoints(workdir: Path, config: ConfigDict) -> Path:
 def _other(workdir: Path, named: guides.Other, mesh=None) -> tuple[Experiment, Params]:
     """Another trained network: of another workdir, or of this one by another average or at another step."""
     root = Path(named.workdir) if named.workdir else workdir
-    config = saved_config(root).unlock()
+    config = saved_config(root, "config.sampler.guide: workdir").unlock()
     config.sampler.guide = "cfg()"  # a guide is not itself guided
     config.sampler.ema = named.ema or config.sampler.ema
     trained = load(root, config.lock(), mesh, step=named.step or None)
@@ -207,7 +207,7 @@ def with_autoencoder(built: Experiment, encoded: Encoded | None, mesh=None) -> E
     if encoded is None:
         return built
     root = _autoencoder(built.config)
-    trained = load(root, saved_config(root), mesh)
+    trained = load(root, saved_config(root, "config.latent.autoencoder"), mesh)
     return built._replace(latents=latent.latents(autoencoders.codec(trained.experiment, trained.params), encoded, root))
 
 
@@ -219,7 +219,9 @@ def for_training(config: ConfigDict, dataset: data.Dataset, workdir: str | Path 
 
 def images(config: ConfigDict) -> data.Dataset:
     """The images that a model's samples are judged against: its data set, or, of latents, that of the autoencoder."""
-    return experiment.dataset(saved_config(_autoencoder(config)) if config.data.name == "latents" else config)
+    if config.data.name != "latents":
+        return experiment.dataset(config)
+    return experiment.dataset(saved_config(_autoencoder(config), "config.latent.autoencoder"))
 
 
 def taught(built: Experiment, workdir: str | Path | None = None) -> Experiment:
@@ -230,13 +232,13 @@ def taught(built: Experiment, workdir: str | Path | None = None) -> Experiment:
     """
     teacher, start = built.config.get("distill", {"teacher": ""})["teacher"], built.config.get("init_from", "")
     if teacher:
-        trained = load(teacher, saved_config(teacher))
+        trained = load(teacher, saved_config(teacher, "config.distill.teacher"))
         if trained.experiment.shape != built.shape:
             raise UserError(f"config.distill.teacher={teacher} knows examples {trained.experiment.shape}, and these are {built.shape}")
         built = built._replace(teacher=(trained.experiment, trained.params))
     if workdir is not None and checkpoint.latest_step(Path(workdir) / "checkpoints") is not None:
         return built
-    if start and (differs := _other_network(saved_config(start), built.config)):
+    if start and (differs := _other_network(saved_config(start, "config.init_from"), built.config)):
         raise UserError(f"config.init_from={start} is another network, by config.{differs}; use the same value, or another start")
     if not start and teacher and not _other_network(saved_config(teacher), built.config):
         start = teacher

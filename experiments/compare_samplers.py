@@ -208,7 +208,7 @@ def beside(root: Path, shape: tuple[int, ...], dataset, budgets: list[int], seed
     from diffusion_jax import workdir as folder
     from diffusion_jax.errors import UserError
 
-    trained = folder.load(root, folder.saved_config(root))
+    trained = folder.load(root, folder.saved_config(root, "--others"))
     built, sampler = trained.experiment, trained.experiment.config.sampler
     if built.shape != shape:
         raise UserError(f"--others={root} draws {built.shape}, and the model of --workdir {shape}")

@@ -109,7 +109,7 @@ def main(_) -> None:
         cli.load_config(f"{FLAGS.recipe}:{name}" + (f",{FLAGS.size}" if FLAGS.size else ""))  # an unknown one is told before anything is trained
     teacher = Path(FLAGS.teacher or root / "teacher")
     if FLAGS.teacher:
-        model = folder.load(teacher, folder.saved_config(teacher))
+        model = folder.load(teacher, folder.saved_config(teacher, "--teacher"))
     else:
         model = trained_on(FLAGS.recipe, "teacher", FLAGS.size, root, teacher, FLAGS.steps)
     dataset, rows, tiles, captions = experiment.dataset(model.experiment.config), [], {}, {}

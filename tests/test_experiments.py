@@ -238,6 +238,11 @@ MISTAKES = {
     "a missing folder": (["experiments.train", DIGITS, "--config.data.name=folder", "--config.data.path=nowhere"], "nowhere"),
     "an unknown process": (["experiments.train", DIGITS, "--config.process=schedules.VQ()"], "did you mean 'schedules.VP'"),
     "an unknown clip": (["experiments.train", DIGITS, "--config.sampler.clip=statik"], "did you mean 'static'"),
+    "a missing teacher": (["experiments.train", "--config=configs/digits_few_step.py:cd", "--config.distill.teacher=nowhere"],
+                          "config.distill.teacher=nowhere has no config.json"),
+    "an adversary without a network": (["experiments.train", "--config=configs/digits_vae.py:gaussian",
+                                        "--config.objective=autoencoding.reconstruction(adversarial=0.5)"],
+                                       "config.discriminator names none"),
     "an untrained workdir": (["experiments.sample", "--workdir=nowhere"], "--workdir=nowhere has no config.json"),
 }
 
