@@ -318,7 +318,7 @@ def runner(subject: Subject, sampler: base.Sampler, length: int, noise=base.inde
 
 def _judged(subject: Subject, cell: Cell, about: dict, run: Callable, exact: np.ndarray | None) -> Result:
     """The Result of a cell: run it and take its measure."""
-    if cell.nfe is not None and len(cell.ts) < 2 and cell.nfe > 1:  # one evaluation is x0-hat from noise, which networks that jump do
+    if cell.nfe is not None and len(cell.ts) < 2 and cell.nfe > 1:  # (one evaluation is x0-hat from noise)
         step = cell.sampler.nfe + sum(cell.sampler.warmup[:1])
         return Result(about | {"note": f"no step fits: one takes {step} evaluations, and x0-hat one"})
     x, spent, seconds = run(cell.ts)

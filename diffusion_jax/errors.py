@@ -15,7 +15,7 @@ class UserError(ValueError):
 def unknown(what: str, name: str, choices: Iterable[str]) -> UserError:
     """The error for a name that does not exist: says which names do, and which is nearest.
 
-    unknown('data set', 'mnits', ['mnist', 'digits']) -> "unknown data set 'mnits'; did you mean 'mnist'? There are: digits, mnist"
+    unknown('model', 'mpl', ['mlp', 'unet']) -> "unknown model 'mpl'; did you mean 'mlp'? There are: mlp, unet"
     """
     choices = sorted(choices)  # of very many only the nearest are told
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.4)

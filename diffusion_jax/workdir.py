@@ -234,12 +234,12 @@ def taught(built: Experiment, workdir: str | Path | None = None) -> Experiment:
     if teacher:
         trained = load(teacher, saved_config(teacher, "config.distill.teacher"))
         if trained.experiment.shape != built.shape:
-            raise UserError(f"config.distill.teacher={teacher} knows examples {trained.experiment.shape}, and these are {built.shape}")
+            raise UserError(f"config.distill.teacher={teacher} is for examples {trained.experiment.shape}, not {built.shape}")
         built = built._replace(teacher=(trained.experiment, trained.params))
     if workdir is not None and checkpoint.latest_step(Path(workdir) / "checkpoints") is not None:
         return built
     if start and (differs := _other_network(saved_config(start, "config.init_from"), built.config)):
-        raise UserError(f"config.init_from={start} is another network, by config.{differs}; use the same value, or another start")
+        raise UserError(f"config.init_from={start} is another network, by config.{differs}; use the same, or another start")
     if not start and teacher and not _other_network(saved_config(teacher), built.config):
         start = teacher
     return built._replace(begin=load(start, saved_config(start)).params) if start else built

@@ -631,7 +631,7 @@ def test_mistakes(workdirs, tmp_path):
     teacher = str(workdirs / "teacher")
     with pytest.raises(UserError, match="learns from a teacher: set config.distill.teacher"):
         experiment.training(experiment.assemble(recipe("scd"), (2,)))
-    with pytest.raises(UserError, match="knows examples"):
+    with pytest.raises(UserError, match="is for examples"):
         folder.taught(experiment.assemble(recipe("cd", teacher), (3,)))
     other = recipe("ect", teacher)
     other.model.width = 16
