@@ -87,6 +87,6 @@ def codec(built: Experiment, params: Params) -> latent.Codec:
         return experiment.networks(built, {"autoencoder": own}).encode(x, None)
 
     def decode(own: Params, z: Array) -> Array:
-        return autoencoding.show(experiment.networks(built, {"autoencoder": own}), likelihood, z)
+        return jnp.clip(autoencoding.show(experiment.networks(built, {"autoencoder": own}), likelihood, z), -1.0, 1.0)
 
     return latent.Codec(encode, decode, params["autoencoder"], built.shape)

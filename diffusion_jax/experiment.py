@@ -583,10 +583,11 @@ def with_features(experiment: Experiment, train: data.Source | None) -> Experime
 
 
 def pictures(experiment: Experiment, params: Params, z: Array, keys: Key, cond: Cond = None) -> Array:
-    """The images of latents: the mean of p(x | z), or, of an autoregressive decoder, a draw by each image's key."""
+    """The images of latents, in [-1, 1]: the mean of p(x | z), or, of an autoregressive decoder, a draw by each image's key."""
     players, likelihood = networks(experiment, params), experiment.objective.likelihood
     if not experiment.model.autoregressive:
-        return autoencoding.show(players, likelihood, z, cond)
+        x = autoencoding.show(players, likelihood, z, cond)
+        return jnp.clip(x, -1.0, 1.0) if is_image(experiment) else x
     return autoencoding.unroll(players, likelihood, z, arrays.fold_in(keys, 0), experiment.shape, cond)
 
 

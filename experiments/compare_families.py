@@ -102,7 +102,7 @@ def measured(root: Path, config, dataset, judged: Callable, count: int, images_o
     if experiment.is_autoencoder(built):
         found = autoencoders.held_out(built, trained.params, dataset.test)
         scores |= {key: found[key] for key in ("active_units", "units", "rate", "distortion", "iw_bound")}
-        if config.objective.find("logistic") >= 0:  # a probability of pixels, not a density: comparable with the others
+        if built.objective.likelihood.of_greys:
             scores["bits"] = -found["iw_bound"] / math.log(2) / math.prod(built.shape)
     elif images_of_likelihood and not built.latents:
         scores["bits"] = _bits(trained, dataset, images_of_likelihood)

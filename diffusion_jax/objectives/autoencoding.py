@@ -59,13 +59,15 @@ class Autoencoding(NamedTuple):
 class Likelihood(NamedTuple):
     """A law of images given the decoder's (mean, log_scale), independent over pixels and channels.
 
-    log_prob(mean, log_scale, x) -> (B,) nats; image(mean) -> the picture to show, in [-1, 1]; draw(noise, mean, log_scale) ->
-    an image, noise being unit Gaussians (B, H, W, C), which are moved to the law by its quantile function.
+    log_prob(mean, log_scale, x) -> (B,) nats; image(mean) -> the picture to show; draw(noise, mean, log_scale) -> an image,
+    noise being unit Gaussians (B, H, W, C), which are moved to the law by its quantile function. of_greys: whether it is a
+    probability of the 256 greys of a pixel, whose bits compare with other models', rather than a density.
     """
 
     log_prob: Callable[[Array, Array, Array], Array]
     image: Callable[[Array], Array]
     draw: Callable[[Array, Array, Array], Array]
+    of_greys: bool = False
 
 
 def gaussian(std: float = 0.0) -> Likelihood:
@@ -117,7 +119,7 @@ def logistic(levels: int = 256) -> Likelihood:
         x = mean + jnp.exp(log_scale) * _logistic(noise)
         return jnp.rint((jnp.clip(x, -1, 1) + 1) / (2 * half)) * 2 * half - 1
 
-    return Likelihood(log_prob, lambda mean: jnp.clip(mean, -1, 1), draw)
+    return Likelihood(log_prob, lambda mean: jnp.clip(mean, -1, 1), draw, of_greys=True)
 
 
 def _logistic(noise: Array) -> Array:
@@ -291,7 +293,7 @@ def _adaptive(networks: Networks, z: Array, reconstruction: Callable, generator:
 
 
 def show(networks: Networks, likelihood: Likelihood, z: Array, cond: Cond = None) -> Array:
-    """The picture of z, (B, H, W, C) in [-1, 1]: the mean of p(x | z)."""
+    """The picture of z, (B, H, W, C): the mean of p(x | z), which of a Gaussian has no bounds."""
     return likelihood.image(networks.decode(z, cond, None)[0])
 
 
