@@ -271,20 +271,26 @@ def pigdm(data_std: float = 1.0, symmetric: bool = False) -> Method:
     return Method(guide)
 
 
-def dps(scale: float = 1.0) -> Method:
+def dps(scale: float = 1.0, symmetric: bool = False) -> Method:
     """DPS (Chung et al. 2023, algorithm 1): after each move, z - scale / |y - A(x0-hat)| grad_z |y - A(x0-hat)|^2.
 
     The gradient is at the move's start; the step is in z = x_t / alpha, so that it is the same under every process, and the
-    paper's own for VE. `scale` is for each move and has the unit of x0: more moves or larger images want another. Any
-    differentiable A.
+    paper's own for VE. `scale` is for each move and has the unit of x0: more moves or larger images want another. symmetric: as
+    in `pigdm`, and many times faster with convolutions on a CPU. Any differentiable A.
     """
 
     def wrap(sampler, measurement, y):
-        def misfit(x, t, denoise):
-            return jnp.sum(jnp.sqrt(arrays.sum_per_example((y - measurement.forward(denoise(x, t).x0)) ** 2) + 1e-12))
+        def misfit(x0):
+            return jnp.sum(jnp.sqrt(arrays.sum_per_example((y - measurement.forward(x0)) ** 2) + 1e-12))
+
+        def gradient(x, t, denoise):
+            transform = jax.linearize if symmetric else jax.vjp
+            x0, times_jacobian = transform(lambda x: denoise(x, t).x0, x)
+            pulled = times_jacobian(jax.grad(misfit)(x0))
+            return pulled if symmetric else pulled[0]
 
         def step(noise, x, memory, t, s, denoise, process):
-            slope = jax.grad(misfit)(x, t, denoise)  # |r|^-1 grad |r|^2 = 2 grad |r|, in x: alpha_t times less than in z
+            slope = gradient(x, t, denoise)  # |r|^-1 grad |r|^2 = 2 grad |r|, in x: alpha_t times less than in z
             moved, memory = sampler.step(noise, x, memory, t, s, denoise, process)
             return moved - 2 * scale * process.alpha(s) * process.alpha(t) * slope, memory
 

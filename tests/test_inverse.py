@@ -177,10 +177,11 @@ def test_pigdm_and_dps_pull_through_the_denoisers_jacobian():
         y, denoise, nothing = jnp.asarray(Y)[None], targets.denoise_gaussian(law, process), base.Noise(None, None)
         sampler = ancestral.ddim()
         moves = [one.step(nothing, jnp.asarray(x), (), t, s, denoise, process)[0][0]
-                 for one in (sampler, inverse.dps(0.3).wrap(sampler, measurement, y))]  # fmt: skip
+                 for one in (sampler, *(inverse.dps(0.3, own).wrap(sampler, measurement, y) for own in (False, True)))]  # fmt: skip
         residual = Y - A @ x0
         slope_in_z = -jacobian.T @ A.T @ residual / np.linalg.norm(residual)  # of |residual|; |r|^-1 grad |r|^2 is twice that
-        assert_allclose((moves[1] - moves[0]) / process.alpha(s), -0.3 * 2 * slope_in_z, rtol=1e-6)
+        for moved in moves[1:]:
+            assert_allclose((moved - moves[0]) / process.alpha(s), -0.3 * 2 * slope_in_z, rtol=1e-6)
 
 
 def probe(method, sampler, steps, measurement, y, law, process, z=0.0):
