@@ -172,6 +172,15 @@ def load(workdir: str | Path, config: ConfigDict, mesh=None, *, step: int | None
     return Trained(built, restored.state, restored.step, which, about)
 
 
+def beside(workdir: str | Path, key: str, shape: tuple[int, ...]) -> Trained:
+    """A trained model by its own config, to stand beside others. UserError naming `key` if its images are not of `shape`."""
+    trained = load(workdir, saved_config(workdir, key))
+    own = tuple(trained.data.get("encoded", trained.data)["image_shape"])
+    if own != tuple(shape):
+        raise UserError(f"{key}={workdir} draws {own}, and the others {tuple(shape)}; name a model of the same data")
+    return trained
+
+
 def _checkpoints(workdir: Path, config: ConfigDict) -> Path:
     """The folder that config.sampler.checkpoint means."""
     chosen = config.sampler.get("checkpoint", "")

@@ -3,11 +3,13 @@
 python -m experiments.compare_families --config=configs/families.py:digits --workdir=runs/families
 python -m experiments.compare_families --config=configs/families.py:mnist --config.data.path=FOLDER --workdir=runs/f_mnist
 python -m experiments.compare_families --config=configs/families.py:digits --workdir=runs/a --families='vae;ddpm' --seeds=0
+python -m experiments.compare_families --config=configs/families.py:digits --workdir=runs/families --others=runs/few_step/ect
 
 Every family is trained in WORKDIR/NAME_SEED, an ordinary workdir which every other command takes, from the first seed, and
 those of config.repeated from every seed. How many steps its seconds buy is measured first, and kept, so that the same command
-goes on where it was stopped. Writes families.html, which holds everything: the claims of the textbook with what was measured of
-each, pictures, all numbers; and families.md, .json, .png.
+goes on where it was stopped. --others: workdirs that are there, as those of experiments.few_step, measured beside them; their
+seconds are their own, not a teacher's. Writes families.html, which holds everything: the claims of the textbook with what was
+measured of each, pictures, all numbers; and families.md, .json, .png.
 """
 
 from __future__ import annotations
@@ -79,23 +81,22 @@ def with_budget(config, dataset, seconds: float, seed: int, steps: int, root: Pa
     return config.lock()
 
 
-def measured(root: Path, config, dataset, judged: Callable, count: int, images_of_likelihood: int) -> tuple[dict, Any]:
+def measured(trained, dataset, judged: Callable, count: int, images_of_likelihood: int, name: str) -> tuple[dict, Any]:
     """(what a trained model scores, its first images)."""
     import jax
     import numpy as np
 
     from diffusion_jax import autoencoders, data, experiment
-    from diffusion_jax import workdir as folder
     from diffusion_jax.evaluation import generate, sharpness
 
-    trained = folder.load(root, config)
     built = trained.experiment
     labels = np.arange(count) % built.num_classes if built.num_classes else np.zeros(0, int)
-    run, batch = experiment.sample_with(built, trained.params, experiment.plan(built)), min(config.sampler.batch_size, count)
+    run = experiment.sample_with(built, trained.params, experiment.plan(built))
+    batch = min(built.config.sampler.batch_size, count)
     keys, cond = generate.seeds_to_keys(range(count)), experiment.cond_for(built, labels)
     run(keys[:batch], jax.tree.map(lambda c: c[:batch], cond))  # compiled before the clock starts
     began = time.monotonic()
-    images = generate.generate(run, keys, cond, batch_size=batch, description=root.name)
+    images = generate.generate(run, keys, cond, batch_size=batch, description=name)
     scores = {"milliseconds": 1000 * (time.monotonic() - began) / count} | judged(images)
     scores |= sharpness.relative(images, data.arrays(dataset.test)["image"])
     scores["parameters"] = sum(x.size for x in jax.tree.leaves(experiment.ensemble(built, trained.params)))
@@ -288,8 +289,8 @@ def _shown(key: str, mean: float, std: float = 0.0) -> str:
 # ---- the command -----------------------------------------------------------------------------------------------------------
 
 
-def compare(config, workdir: str, families: str = "", seeds: str = "") -> str:
-    """Train, measure and write all that is missing. Returns the text of families.md."""
+def compare(config, workdir: str, families: str = "", seeds: str = "", others: Sequence[str] = ()) -> str:
+    """Train, measure and write all that is missing. others: trained workdirs. Returns the text of families.md."""
     import numpy as np
 
     from diffusion_jax import data, experiment, provenance
@@ -316,16 +317,22 @@ def compare(config, workdir: str, families: str = "", seeds: str = "") -> str:
             row, images = _kept(root / f"{name}_{seed}", configs[name], dataset, judged, config, seed)
             rows.append({"family": name, "seed": seed} | row)
             shown.setdefault(name, images)
-            told = ", ".join(f"{METRICS[key][0]} {_shown(key, row[key])}" for key in DRAWN if key in row)
-            print(f"{name}, seed {seed}: {told}", file=sys.stderr)
+            _tell(f"{name}, seed {seed}", row)
+    titles = {name: config.about[name] for name in names}
+    for other in map(Path, others):
+        titles[other.name], row, shown[other.name] = _beside(other, dataset, judged, config.num)
+        rows.append({"family": other.name, "seed": seeds[0]} | row)
+        _tell(str(other), row)
     record = {"data": config.data.name, "num": config.num, "seconds": config.seconds,
               "provenance": provenance.provenance(config.to_dict(), seeds[0])}  # fmt: skip
-    return write(rows, shown, floor, {name: config.about[name] for name in names}, root / "families", record)
+    return write(rows, shown, floor, titles, root / "families", record)
 
 
 def main(config) -> None:
-    print(compare(config, flags.FLAGS.workdir, flags.FLAGS.families, flags.FLAGS.seeds))
-    print(f"{flags.FLAGS.workdir}/families.html holds all of this, with pictures")
+    FLAGS = flags.FLAGS
+    others = [part for part in FLAGS.others.split(",") if part]
+    print(compare(config, FLAGS.workdir, FLAGS.families, FLAGS.seeds, others))
+    print(f"{FLAGS.workdir}/families.html holds all of this, with pictures")
 
 
 def _kept(root: Path, config, dataset, judged, settings, seed: int) -> tuple[dict, Any]:
@@ -333,20 +340,38 @@ def _kept(root: Path, config, dataset, judged, settings, seed: int) -> tuple[dic
     import numpy as np
 
     from diffusion_jax import provenance
+    from diffusion_jax import workdir as folder
     from diffusion_jax.evaluation import generate
 
     file = root / "family.npz"
     if file.is_file():
         return provenance.load_json(root / "family.json"), np.load(file)["images"]
     began = time.monotonic()
-    trained = (_latent if "latent" in config else _plain)(root, config, dataset, settings, seed)
+    path, config = (_latent if "latent" in config else _plain)(root, config, dataset, settings, seed)
     took = time.monotonic() - began
     likelihood = settings.likelihood if seed == settings.seeds[0] else 0
-    row, images = measured(*trained, dataset, judged, settings.num, likelihood)
-    row |= {"train_seconds": took, "steps": trained[1].training.steps}
+    row, images = measured(folder.load(path, config), dataset, judged, settings.num, likelihood, root.name)
+    row |= {"train_seconds": took, "steps": config.training.steps}
     provenance.save_json(root / "family.json", row)
     generate.save_npz(file, images)
     return row, images
+
+
+def _tell(name: str, row: Mapping) -> None:
+    print(f"{name}: " + ", ".join(f"{METRICS[key][0]} {_shown(key, row[key])}" for key in DRAWN if key in row), file=sys.stderr)
+
+
+def _beside(root: Path, dataset, judged, count: int) -> tuple[str, dict, Any]:
+    """(what it is, its row, its first images) of a model that is there, by its own sampler."""
+    from diffusion_jax import workdir as folder
+
+    from experiments import few_step
+
+    trained = folder.beside(root, "--others", dataset.image_shape)
+    row, images = measured(trained, dataset, judged, count, 0, root.name)
+    config = trained.experiment.config
+    title = f"{config.objective}, {config.sampler.name} in {config.sampler.nfe} evaluations"
+    return title, row | {"train_seconds": few_step.seconds(root), "steps": config.training.steps}, images
 
 
 def _plain(root: Path, config, dataset, settings, seed: int, share: float = 1.0) -> tuple[Path, Any]:
@@ -382,4 +407,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "where everything goes; the same command goes on", required=True)
     flags.DEFINE_string("families", "", "with semicolons; by default all of the config")
     flags.DEFINE_string("seeds", "", "with commas; by default those of the config")
+    flags.DEFINE_string("others", "", "trained workdirs that are measured beside them, with commas")
     cli.launch(main, config="file")

@@ -198,20 +198,17 @@ def compare_model(trained, dataset, name: str, entries: list[str], budgets: list
     chosen = comparison.cells(entries, budgets, built.process, built.config.sampler.grid, place=place)
     subject = comparison.of_model(trained, dataset, seeds, name)
     compared = comparison.compare(subject, chosen, kept, **options)
-    more = [result for root in others for result in beside(Path(root), built.shape, dataset, budgets, seeds, **options)]
+    more = [result for root in others for result in beside(Path(root), dataset, budgets, seeds, **options)]
     return write(subject, compared._replace(results=[*compared.results, *more]), stem, record)
 
 
-def beside(root: Path, shape: tuple[int, ...], dataset, budgets: list[int], seeds, **options) -> list:
+def beside(root: Path, dataset, budgets: list[int], seeds, **options) -> list:
     """The Results of another trained model by its own sampler and grid, named after its folder."""
     from diffusion_jax import comparison, experiment
     from diffusion_jax import workdir as folder
-    from diffusion_jax.errors import UserError
 
-    trained = folder.load(root, folder.saved_config(root, "--others"))
+    trained = folder.beside(root, "--others", dataset.image_shape)
     built, sampler = trained.experiment, trained.experiment.config.sampler
-    if built.shape != shape:
-        raise UserError(f"--others={root} draws {built.shape}, and the model of --workdir {shape}")
     place = functools.partial(experiment.grid, built)
     chosen = comparison.cells([f"{sampler.name}@{sampler.grid}"], budgets, built.process, sampler.grid, place=place)
     compared = comparison.compare(comparison.of_model(trained, dataset, seeds, root.name), chosen, root / "compare", **options)

@@ -12,7 +12,6 @@ docs/inverse.md says more.
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 

@@ -42,12 +42,13 @@ def trained_on(recipe: str, name: str, size: str, root: Path, teacher: Path, ste
 
 
 def seconds(workdir: Path) -> float:
-    """How long the training steps of a run took, evaluations and checkpoints apart."""
+    """How long the training steps of a run took, evaluations and checkpoints apart (and what was over too soon to be timed)."""
     from diffusion_jax.training import metrics
 
     rows = [row for row in metrics.read_rows(workdir / "metrics.jsonl") if "loss" in row]
     images = [0, *(row["images"] for row in rows)]
-    return sum((after - before) / row["timing"]["images_per_s"] for before, after, row in zip(images, images[1:], rows))
+    rates = [row["timing"].get("images_per_s", float("inf")) for row in rows]
+    return sum((after - before) / rate for before, after, rate in zip(images, images[1:], rates))
 
 
 def judged(trained, dataset, name: str, entries: list[str], budgets: list[int], count: int, kept: Path):

@@ -71,5 +71,11 @@ def test_families_end_to_end(tmp_path):
     before = (tmp_path / "vae_beta_low_0" / "family.npz").stat().st_mtime_ns
     assert compare_families.compare(config, **args).splitlines()[4:] == text.splitlines()[4:]  # found, not made again
     assert (tmp_path / "vae_beta_low_0" / "family.npz").stat().st_mtime_ns == before
+    compare_families.compare(config, str(tmp_path), "vae_beta_low", "0", others=[str(tmp_path / "vae_0")])
+    rows = json.loads((tmp_path / "families.json").read_text())["rows"]
+    assert rows[1]["family"] == "vae_0" and rows[1]["frechet"] == kept["rows"][0]["frechet"]  # of the same weights and seeds
+    (tmp_path / "toy").mkdir()
+    with pytest.raises(UserError, match="--others=.*toy has no config.json"):
+        compare_families.compare(config, str(tmp_path), "vae_beta_low", "0", others=[str(tmp_path / "toy")])
     with pytest.raises(UserError, match="unknown --families 'vae_betahigh'; did you mean 'vae_beta_high'"):
         compare_families.compare(config, str(tmp_path), "vae_betahigh")
