@@ -5,7 +5,7 @@ python -m experiments.inverse_benchmark --target='gmm(modes=20,dim=8)' --methods
 python -m experiments.inverse_benchmark --workdir=runs/a --num=64
 
 On a target: bias of the posterior mean, ratio of variances and coverage of 90 % credible intervals, over NFE. On images: PSNR
-and the distance of the evaluation classifier's features. Writes inverse_benchmark.json, .md and .png into --out; rows that are
+and a perceptual distance, LPIPS or that of the evaluation classifier's features, with standard errors. Writes inverse_benchmark.json, .md and .png into --out; rows that are
 there are not made again.
 """
 
@@ -30,7 +30,7 @@ EXACT = "exact posterior"
 TRUTH = "exact denoiser given y"
 METRICS = {"bias": "bias of the mean (posterior stds)", "variance_ratio": "variance / posterior's",
            "coverage": "coverage of 90 % intervals"}  # fmt: skip
-IMAGE_METRICS = {"psnr": "PSNR (dB)", "perceptual": "distance of features"}
+IMAGE_METRICS = {"psnr": ("PSNR (dB)", 2), "perceptual": ("perceptual distance", 4)}  # heading, digits
 
 
 class Kept(NamedTuple):
@@ -217,29 +217,41 @@ def parse_tasks(text: str, shape: tuple[int, ...]) -> dict[str, tuple[str, str]]
     return found
 
 
-def on_images(job, dataset, tasks: dict, methods: Sequence[str], labels: str, kept: Kept) -> tuple[list[dict], dict]:
-    """(a row {'task', 'method', 'psnr', 'perceptual'} for each, {task: {method: the first images}})."""
+def perceptual_distance(name: str, dataset) -> Callable:
+    """(images, truth), uint8 (N, H, W, C) -> (N,): LPIPS, or the mean square between features of the evaluation classifier."""
+    import jax
+    import numpy as np
+
+    from diffusion_jax import data
+    from diffusion_jax.evaluation import features, lpips, weights
+
+    if name == "lpips":
+        run, params = jax.jit(lpips.distance), weights.load("lpips")
+        return lambda images, truth: np.asarray(run(*map(data.transforms.normalise, (images, truth)), params))
+    train = data.arrays(dataset.train)
+    seen = features.extractor(name, train["image"], train["label"])
+    return lambda images, truth: np.square(seen.features(images) - seen.features(truth)).mean(1)
+
+
+def on_images(job, dataset, tasks: dict, methods: Sequence[str], labels: str, perceptual: str, kept: Kept) -> tuple[list, Any]:
+    """(a row {'task', 'method', 'psnr': [one of each image], 'perceptual': the same} for each, the first images)."""
     import jax
     import numpy as np
 
     from diffusion_jax import data, experiment, inverse
-    from diffusion_jax.evaluation import features, generate
+    from diffusion_jax.evaluation import generate
     from diffusion_jax.samplers import base
 
     from experiments import edit
 
     built, config = job.trained.experiment, job.trained.experiment.config.sampler
-    everything = data.arrays(dataset.train)
-    labels_of = (everything["image"], everything["label"]) if dataset.num_classes else ()
-    seen = features.extractor("classifier" if dataset.num_classes else "pixels", *labels_of)
-    mean_image = everything["image"].astype(np.float32).mean(0) / 127.5 - 1
+    distance = perceptual_distance(perceptual or ("classifier" if dataset.num_classes else "lpips"), dataset)
+    mean_image = data.arrays(dataset.train)["image"].astype(np.float32).mean(0) / 127.5 - 1
     truth, cond = generate.to_uint8(job.images), edit.conditions(built, labels, job.labels, len(job.images))
-    target = seen.features(truth)
 
     def row(images) -> dict:
-        gap = np.square(seen.features(images) - target).mean(1)
-        return {"psnr": float(edit.psnr(images, truth).mean()), "perceptual": float(gap.mean()),
-                "shown": images[:SHOWN].tolist()}  # fmt: skip
+        each = {"psnr": edit.psnr(images, truth), "perceptual": distance(images, truth)}
+        return {key: value.round(5).tolist() for key, value in each.items()} | {"shown": images[:SHOWN].tolist()}
 
     rows = []
     for place, (name, (task, mask)) in enumerate(tasks.items()):
@@ -258,20 +270,24 @@ def on_images(job, dataset, tasks: dict, methods: Sequence[str], labels: str, ke
             make = lambda: row(edit.restored(job._replace(plan=plan), method, measurement, y, cond, job.keys,
                                              description=f"{name} {spec}"))  # noqa: E731  # fmt: skip
             rows.append(row_of(kept, key, make, f"task {place + 1} of {len(tasks)}:"))
-    return rows, {"truth": truth[:SHOWN]}
+    return rows, truth[:SHOWN]
 
 
 def image_report(rows: list[dict]) -> str:
-    """A table: a line for each task and method, the best of each task marked."""
+    """A table: a line for each task and method, mean and standard error, the best mean of each task marked."""
+    import numpy as np
+
     from diffusion_jax.provenance import markdown_table
 
-    shown = []
-    for row in (row for row in rows if "psnr" in row):
-        peers = [r for r in rows if r["task"] == row["task"] and "psnr" in r]
-        best = {"psnr": max(r["psnr"] for r in peers), "perceptual": min(r["perceptual"] for r in peers)}
-        cell = {key: f"**{row[key]:.4g}**" if row[key] == best[key] else f"{row[key]:.4g}" for key in best}
-        shown.append(row | cell)
-    return markdown_table(shown, {"task": "task", "method": "method", "evaluations": "NFE"} | IMAGE_METRICS)
+    def cell(row, key, digits):
+        means = [np.mean(r[key]) for r in rows if r["task"] == row["task"] and key in r]
+        mean, error = np.mean(row[key]), np.std(row[key], ddof=1) / np.sqrt(len(row[key]))
+        best = "**" if mean == (max if key == "psnr" else min)(means) else ""
+        return f"{best}{mean:.{digits}f}{best} ± {error:.{digits}f}"
+
+    shown = [row | {key: cell(row, key, digits) for key, (_, digits) in IMAGE_METRICS.items()} for row in rows if "psnr" in row]
+    headings = {key: heading for key, (heading, _) in IMAGE_METRICS.items()}
+    return markdown_table(shown, {"task": "task", "method": "method", "evaluations": "NFE"} | headings)
 
 
 def image_picture(rows: list[dict], truth, path: Path) -> None:
@@ -353,9 +369,10 @@ def image_command(FLAGS, config) -> tuple[str, Path]:
                    generate.seeds_to_keys(range(len(images))), config.sampler.batch_size)  # fmt: skip
     stem = Path(FLAGS.out or FLAGS.workdir) / "inverse_benchmark"
     about = {"config": config.to_dict(), "step": trained.step, "weights": trained.weights, "num": FLAGS.num,
-             "labels": FLAGS.labels}  # fmt: skip
-    rows, truth = on_images(job, dataset, tasks, methods, FLAGS.labels, kept_in(stem.with_suffix(".json"), about))
-    image_picture(rows, truth["truth"], stem.with_suffix(".png"))
+             "labels": FLAGS.labels, "perceptual": FLAGS.perceptual}  # fmt: skip
+    kept = kept_in(stem.with_suffix(".json"), about)
+    rows, truth = on_images(job, dataset, tasks, methods, FLAGS.labels, FLAGS.perceptual, kept)
+    image_picture(rows, truth, stem.with_suffix(".png"))
     name = Path(FLAGS.workdir).name
     return f"# {name}: {len(job.images)} held-out images, {config.sampler.name}\n\n{image_report(rows)}", stem
 
@@ -371,6 +388,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("tasks", IMAGE_TASKS, "on images, with semicolons; a mask after @")
     flags.DEFINE_string("nfe", "", "budgets; by default 20,50,100 on a target and the config's on images")
     flags.DEFINE_string("labels", "", "on images: '' any class, own, or classes in turn")
+    flags.DEFINE_enum("perceptual", "", ["", "classifier", "lpips"], "on images; '': classifier where there are labels")
     flags.DEFINE_integer("num", 64, "measurements", lower_bound=2)
     flags.DEFINE_integer("draws", 256, "of the posterior for each measurement of --target", lower_bound=10)
     flags.DEFINE_string("out", "", "the folder; by default WORKDIR, or runs/inverse_TARGET")

@@ -165,13 +165,17 @@ def test_benchmark_on_images(job, tmp_path, monkeypatch):
     dataset = experiment.dataset(job.trained.experiment.config)
     tasks = inverse_benchmark.parse_tasks("inpaint@half;superres(factor=2)", GREY)
     kept = inverse_benchmark.kept_in(tmp_path / "b.json", {})
-    rows, shown = inverse_benchmark.on_images(job, dataset, tasks, ["ddnm"], "", kept)
+    rows, shown = inverse_benchmark.on_images(job, dataset, tasks, ["ddnm"], "", "", kept)
     names = [(row["task"], row["method"]) for row in rows]
     assert names == [("inpaint@half", m) for m in ("y", "mean of known pixels", "mean image", "ddnm")] + [
         ("superres(factor=2)", m) for m in ("y", "nearest", "bicubic", "ddnm")]  # fmt: skip
-    assert all(np.isfinite(row["psnr"]) and row["perceptual"] > 0 for row in rows if row["method"] != "y")
-    assert inverse_benchmark.image_report(rows).count("\n") == 2 + 6
-    inverse_benchmark.image_picture(rows, shown["truth"], tmp_path / "b.png")
+    for key in ("psnr", "perceptual"):
+        assert all(len(row[key]) == len(job.images) and np.isfinite(row[key]).all() for row in rows if row["method"] != "y")
+    scored = [row | {"psnr": [20.0, 22.0], "perceptual": [0.25, 0.25]} for row in rows[1:3]]
+    scored[1]["psnr"] = [19.0, 21.0]
+    table = inverse_benchmark.image_report(scored)
+    assert "| **21.00** ± 1.00 | **0.2500** ± 0.0000 |" in table and "| 20.00 ± 1.00 |" in table and table.count("\n") == 2 + 2
+    inverse_benchmark.image_picture(rows, shown, tmp_path / "b.png")
     assert "colourise" not in inverse_benchmark.parse_tasks(inverse_benchmark.IMAGE_TASKS, GREY)
     assert "colourise" in inverse_benchmark.parse_tasks(inverse_benchmark.IMAGE_TASKS, (32, 32, 3))
 
