@@ -3,6 +3,7 @@
 python -m experiments.edit --workdir=runs/a --task=inpaint --mask=half --method=pigdm
 python -m experiments.edit --workdir=runs/a --task='superres(factor=4,std=0.05)' --method=ddnm --labels=own --draws=3
 python -m experiments.edit --workdir=runs/a --task=translate --labels=3,7 --config.sampler.nfe=100
+python -m experiments.edit --workdir=runs/emoji --task=sdedit --prompt="a blue heart" --config.sampler.guidance=4
 
 Tasks with a --method: inpaint (with --mask), colourise, superres, deblur, linear, saturate; without: interpolate, sdedit,
 translate. Writes WORKDIR/edits/TASK-METHOD.png, strips measurement | result | truth, and .json with the PSNR of every image.
@@ -23,14 +24,32 @@ EDITS = ("interpolate", "sdedit", "translate")
 
 
 class Job(NamedTuple):
-    """What is asked for: images (N, H, W, C) float in [-1, 1] and their labels (N,) or None, of a loaded model, by a plan."""
+    """What is asked for: images (N, H, W, C) float in [-1, 1] and their labels (N,) or None, of a loaded model, by a plan, which
+    guides where the model is told something. cond: what it is told.
+    """
 
     trained: Any
     plan: Any
     images: Any
     labels: Any
+    cond: Any
     keys: Any
-    batch_size: int
+
+
+def job_for(trained, dataset, index, labels: str, prompts: list[str], seeds) -> Job:
+    """The Job of these images of the test split. labels, prompts: as the flags; the null condition where both are empty."""
+    import jax.numpy as jnp
+
+    from diffusion_jax import data, experiment
+    from diffusion_jax.evaluation import generate
+
+    plan, picked = experiment.plan(trained.experiment), dataset.test.rows(index)
+    if not (labels or prompts):  # between any class and any class there is nothing to guide by
+        plan = plan._replace(guided=False)
+    images = jnp.asarray(data.transforms.normalise(picked["image"]))
+    own = picked.get("label") if dataset.num_classes else None
+    cond = conditions(trained.experiment, dataset, index, labels, prompts, own)
+    return Job(trained, plan, images, own, cond, generate.seeds_to_keys(seeds))
 
 
 # ---- what is asked for -----------------------------------------------------------------------------------------------------
@@ -93,19 +112,25 @@ def method_for(spec: str, measurement, task: str):
     return method
 
 
-def conditions(built, text: str, own, count: int):
-    """The condition of `count` images: '' any class, 'own' their true ones, or classes in turn."""
+def conditions(built, dataset, index, labels: str, prompts: list[str], own):
+    """What each image's model is told: nothing; 'own', its true class or caption; classes in turn; or prompts in turn."""
     import numpy as np
 
     from diffusion_jax import experiment
     from diffusion_jax.errors import UserError
 
-    if text and not built.num_classes or text == "own" and own is None:
-        raise UserError(f"--labels={text}: this model or its data set has no classes; leave --labels away")
-    null = experiment.null_cond(built, count)
-    if not text:
+    if labels and prompts:
+        raise UserError("--labels and --prompt together: ask for one of them")
+    if prompts:
+        return experiment.prompt_cond(built, np.resize(prompts, len(index)).tolist())
+    if labels == "own" and built.encoder:
+        return experiment.captions_of_test(built, dataset, index)[1]
+    if labels and not built.num_classes or labels == "own" and own is None:
+        raise UserError(f"--labels={labels}: this model or its data set has no classes; leave --labels away")
+    null = experiment.null_cond(built, len(index))
+    if not labels:
         return null
-    wanted = np.asarray(own) if text == "own" else np.resize(cli.integers("labels", text), count)
+    wanted = np.asarray(own) if labels == "own" else np.resize(cli.integers("labels", labels), len(index))
     return null | experiment.cond_for(built, wanted)
 
 
@@ -131,7 +156,7 @@ def restorer(built, plan, method, measurement):
     return run
 
 
-def restored(job: Job, method, measurement, y, cond, keys, *, description: str = "restoring"):
+def restored(job: Job, method, measurement, y, keys, *, description: str = "restoring"):
     """The images (N, H, W, C) uint8 that a method makes of y (N, ...), in batches of one compiled size."""
     import numpy as np
 
@@ -145,8 +170,8 @@ def restored(job: Job, method, measurement, y, cond, keys, *, description: str =
         y = given.pop("y")
         return run(params, keys, given or None, y, np.asarray(plan.ts), np.float32(plan.guidance))
 
-    batch_size = min(job.batch_size, len(keys))
-    return generate.generate(draw, keys, {"y": y, **(cond or {})}, batch_size=batch_size, description=description)
+    batch_size = min(built.config.sampler.batch_size, len(keys))
+    return generate.generate(draw, keys, {"y": y, **(job.cond or {})}, batch_size=batch_size, description=description)
 
 
 def shown(measurement, y, shape: tuple[int, ...]):
@@ -166,7 +191,7 @@ def psnr(images, truth):
     return np.minimum(10 * np.log10(255.0**2 / np.maximum(square, 1e-12)), 100.0)
 
 
-def solve(job: Job, task: str, mask: str, spec: str, labels: str, draws: int):
+def solve(job: Job, task: str, mask: str, spec: str, draws: int):
     """(the strip, what the JSON says) of an inverse problem."""
     import jax
     import numpy as np
@@ -177,14 +202,12 @@ def solve(job: Job, task: str, mask: str, spec: str, labels: str, draws: int):
 
     built = job.trained.experiment
     measurement = measurement_for(task, mask, built.shape)
-    method, cond = method_for(spec, measurement, task), conditions(built, labels, job.labels, len(job.images))
-    if not labels:
-        job = job._replace(plan=job.plan._replace(guided=False))  # between any class and any class there is nothing to guide by
+    method = method_for(spec, measurement, task)
     wrapped = method.wrap(job.plan.sampler, measurement, None)
     config = built.config.sampler
     job = job._replace(plan=job.plan._replace(ts=experiment.grid(built, config.grid, base.points(wrapped, config.nfe))))
     y = jax.jit(lambda keys, x: inverse.measure(measurement, keys, x))(job.keys, job.images)
-    results = [restored(job, method, measurement, y, cond, arrays.fold_in(job.keys, 2**20 + draw) if draw else job.keys)
+    results = [restored(job, method, measurement, y, arrays.fold_in(job.keys, 2**20 + draw) if draw else job.keys)
                for draw in range(draws)]  # fmt: skip
     truth, given = generate.to_uint8(job.images), generate.to_uint8(shown(measurement, y, built.shape))
     names = ["measurement", *(["result"] * draws), "truth"]
@@ -206,7 +229,7 @@ def edit(job: Job, task: str, labels: str, strengths: list[float]):
 
     built, plan = job.trained.experiment, job.plan
     clip = "none" if task != "sdedit" else plan.clip  # a clipped denoiser has no way back
-    guided = plan.guided and task == "sdedit" and bool(labels)
+    guided = plan.guided and task == "sdedit"
     denoise = experiment.denoiser(built, job.trained.params, scale=jnp.float32(plan.guidance) if guided else None, clip=clip)
     do = {"interpolate": _interpolate, "sdedit": _sdedit, "translate": _translate}[task]
     rows, names, told = do(job, denoise, labels, strengths)
@@ -225,8 +248,7 @@ def _interpolate(job: Job, denoise, labels: str, strengths, steps: int = 9):
     built, half = job.trained.experiment, len(job.images) // 2
     if not half:
         raise UserError("--task=interpolate goes between two images; ask for --num=2 or more")
-    cond = conditions(built, labels, job.labels, len(job.images))
-    a, b = (jax.tree.map(lambda v: v[i : 2 * half : 2], (job.images, cond)) for i in (0, 1))
+    a, b = (jax.tree.map(lambda v: v[i : 2 * half : 2], (job.images, job.cond)) for i in (0, 1))
     weights = np.linspace(0, 1, steps).astype(np.float32)
     run = jax.jit(lambda *args: inverse.interpolate(job.plan.sampler, denoise, built.process, *args))
     frames = np.asarray(run(a[0], b[0], weights, job.plan.ts, (a[1], b[1])))
@@ -244,9 +266,8 @@ def _sdedit(job: Job, denoise, labels: str, strengths):
     from diffusion_jax.evaluation import generate
 
     built, guide = job.trained.experiment, generate.to_uint8(job.images)
-    cond = conditions(built, labels, job.labels, len(job.images))
     run = jax.jit(lambda keys, x, ts, cond: inverse.sdedit(job.plan.sampler, denoise, built.process, keys, x, ts, cond))
-    results = [generate.to_uint8(run(job.keys, job.images, inverse.part_of(job.plan.ts, s), cond)) for s in strengths]
+    results = [generate.to_uint8(run(job.keys, job.images, inverse.part_of(job.plan.ts, s), job.cond)) for s in strengths]
     told = {"psnr_to_guide": {f"{s:g}": float(psnr(r, guide).mean()) for s, r in zip(strengths, results)}}
     return [guide, *results], ["guide", *(f"strength {s:g}" for s in strengths)], told
 
@@ -289,12 +310,11 @@ def strengths_of(text: str) -> list[float]:
 
 
 def main(config) -> None:
-    import jax.numpy as jnp
     import numpy as np
 
-    from diffusion_jax import data, experiment, plotting, provenance
+    from diffusion_jax import experiment, plotting, provenance
     from diffusion_jax import workdir as folder
-    from diffusion_jax.evaluation import generate
+    from diffusion_jax.errors import UserError
 
     FLAGS = flags.FLAGS
     shape = tuple(provenance.load_json(Path(FLAGS.workdir) / "data.json")["image_shape"])
@@ -304,22 +324,23 @@ def main(config) -> None:
     trained = folder.load(FLAGS.workdir, config)
     experiment.need_images(trained.experiment)
     experiment.need_pixels(trained.experiment)
-    held_out = data.arrays(experiment.dataset(config).test, limit=FLAGS.first + FLAGS.num)
-    picked = {name: values[FLAGS.first :] for name, values in held_out.items()}
-    images = jnp.asarray(picked["image"], jnp.float32) / 127.5 - 1
-    job = Job(trained, experiment.plan(trained.experiment), images, picked.get("label"),
-              generate.seeds_to_keys(range(FLAGS.seed, FLAGS.seed + len(images))), config.sampler.batch_size)  # fmt: skip
+    dataset = experiment.dataset(config)
+    index = np.arange(FLAGS.first, min(FLAGS.first + FLAGS.num, len(dataset.test)))
+    if not len(index):
+        raise UserError(f"--first={FLAGS.first}: there are {len(dataset.test)} held-out images")
+    translates = FLAGS.task == "translate"  # whose --labels are where it goes
+    job = job_for(trained, dataset, index, "" if translates else FLAGS.labels, FLAGS.prompt, range(FLAGS.seed, FLAGS.seed + len(index)))
     if is_edit:
         rows, names, told = edit(job, FLAGS.task, FLAGS.labels, strengths)
     else:
-        rows, names, told = solve(job, FLAGS.task, FLAGS.mask, FLAGS.method, FLAGS.labels, FLAGS.draws)
+        rows, names, told = solve(job, FLAGS.task, FLAGS.mask, FLAGS.method, FLAGS.draws)
     parts = [FLAGS.task, FLAGS.mask] + ([] if is_edit else [FLAGS.method])
     name = "-".join(re.sub(r"[^\w.]+", "_", Path(part).name).strip("_") for part in parts if part)
     stem = Path(FLAGS.out or Path(FLAGS.workdir) / "edits" / name)
     picture = plotting.image_grid(np.concatenate(rows), len(rows[0]), row_labels=names, scale=FLAGS.scale or None)
     plotting.save(picture, stem.with_name(stem.name + ".png"))
     provenance.save_json(stem.with_name(stem.name + ".json"), told | {
-        "task": FLAGS.task, "mask": FLAGS.mask, "labels": FLAGS.labels, "num": len(images), "first": FLAGS.first,
+        "task": FLAGS.task, "mask": FLAGS.mask, "labels": FLAGS.labels, "prompts": FLAGS.prompt, "num": len(index), "first": FLAGS.first,
         "seed": FLAGS.seed, "sampler": config.sampler.to_dict(), "step": trained.step, "weights": trained.weights,
         "provenance": provenance.provenance(config.to_dict(), FLAGS.seed)})  # fmt: skip
     scores = {name: value for name, value in told.items() if name.startswith("psnr") and isinstance(value, float)}
@@ -332,7 +353,8 @@ if __name__ == "__main__":
     flags.DEFINE_string("task", "inpaint", "inpaint, colourise, superres, deblur, saturate; interpolate, sdedit, translate")
     flags.DEFINE_string("mask", "", "for inpaint: half, 'box(side=0.5)', 'random(keep=0.3)', or a picture, white: known")
     flags.DEFINE_string("method", "ddnm", "replacement, repaint, dps, pigdm, ddnm or unguided, with arguments as in a call")
-    flags.DEFINE_string("labels", "", "what the model is told: '' nothing, own (the true class), or classes such as 3,7")
+    flags.DEFINE_string("labels", "", "what the model is told: '' nothing, own (the true class or caption), or classes such as 3,7")
+    flags.DEFINE_multi_string("prompt", [], "of a model of captions, in turn: what the model is told")
     flags.DEFINE_integer("num", 8, "how many held-out images", lower_bound=1)
     flags.DEFINE_integer("first", 0, "the first of them", lower_bound=0)
     flags.DEFINE_integer("draws", 1, "results for each image", lower_bound=1)

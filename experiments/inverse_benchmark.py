@@ -233,7 +233,7 @@ def perceptual_distance(name: str, dataset) -> Callable:
     return lambda images, truth: np.square(seen.features(images) - seen.features(truth)).mean(1)
 
 
-def on_images(job, dataset, tasks: dict, methods: Sequence[str], labels: str, perceptual: str, kept: Kept) -> tuple[list, Any]:
+def on_images(job, dataset, tasks: dict, methods: Sequence[str], perceptual: str, kept: Kept) -> tuple[list, Any]:
     """(a row {'task', 'method', 'psnr': [one of each image], 'perceptual': the same} for each, the first images)."""
     import jax
     import numpy as np
@@ -247,7 +247,7 @@ def on_images(job, dataset, tasks: dict, methods: Sequence[str], labels: str, pe
     built, config = job.trained.experiment, job.trained.experiment.config.sampler
     distance = perceptual_distance(perceptual or ("classifier" if dataset.num_classes else "lpips"), dataset)
     mean_image = data.arrays(dataset.train)["image"].astype(np.float32).mean(0) / 127.5 - 1
-    truth, cond = generate.to_uint8(job.images), edit.conditions(built, labels, job.labels, len(job.images))
+    truth = generate.to_uint8(job.images)
 
     def row(images) -> dict:
         each = {"psnr": edit.psnr(images, truth), "perceptual": distance(images, truth)}
@@ -267,7 +267,7 @@ def on_images(job, dataset, tasks: dict, methods: Sequence[str], labels: str, pe
             wrapped = method.wrap(job.plan.sampler, measurement, None)
             plan = job.plan._replace(ts=experiment.grid(built, config.grid, base.points(wrapped, config.nfe)))
             key = {"task": name, "method": spec, "evaluations": experiment.evaluations(plan._replace(sampler=wrapped))}
-            make = lambda: row(edit.restored(job._replace(plan=plan), method, measurement, y, cond, job.keys,
+            make = lambda: row(edit.restored(job._replace(plan=plan), method, measurement, y, job.keys,
                                              description=f"{name} {spec}"))  # noqa: E731  # fmt: skip
             rows.append(row_of(kept, key, make, f"task {place + 1} of {len(tasks)}:"))
     return rows, truth[:SHOWN]
@@ -342,11 +342,10 @@ def target_command(FLAGS, config) -> tuple[str, Path]:
 
 
 def image_command(FLAGS, config) -> tuple[str, Path]:
-    import jax.numpy as jnp
+    import numpy as np
 
-    from diffusion_jax import data, experiment
+    from diffusion_jax import experiment
     from diffusion_jax import workdir as folder
-    from diffusion_jax.evaluation import generate
 
     from experiments import edit
 
@@ -362,16 +361,13 @@ def image_command(FLAGS, config) -> tuple[str, Path]:
         for method in methods:
             edit.method_for(method, edit.measurement_for(task, mask, shape), task)
     dataset = experiment.dataset(config)
-    held_out = data.arrays(dataset.test, limit=FLAGS.num)
-    plan = experiment.plan(trained.experiment)
-    images = jnp.asarray(held_out["image"], jnp.float32) / 127.5 - 1
-    job = edit.Job(trained, plan if FLAGS.labels else plan._replace(guided=False), images, held_out.get("label"),
-                   generate.seeds_to_keys(range(len(images))), config.sampler.batch_size)  # fmt: skip
+    index = np.unique(np.linspace(0, len(dataset.test) - 1, FLAGS.num).round().astype(int))  # sets are often sorted
+    job = edit.job_for(trained, dataset, index, FLAGS.labels, [], range(len(index)))
     stem = Path(FLAGS.out or FLAGS.workdir) / "inverse_benchmark"
     about = {"config": config.to_dict(), "step": trained.step, "weights": trained.weights, "num": FLAGS.num,
              "labels": FLAGS.labels, "perceptual": FLAGS.perceptual}  # fmt: skip
     kept = kept_in(stem.with_suffix(".json"), about)
-    rows, truth = on_images(job, dataset, tasks, methods, FLAGS.labels, FLAGS.perceptual, kept)
+    rows, truth = on_images(job, dataset, tasks, methods, FLAGS.perceptual, kept)
     image_picture(rows, truth, stem.with_suffix(".png"))
     name = Path(FLAGS.workdir).name
     return f"# {name}: {len(job.images)} held-out images, {config.sampler.name}\n\n{image_report(rows)}", stem
@@ -387,7 +383,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("methods", "", "with semicolons; by default all")
     flags.DEFINE_string("tasks", IMAGE_TASKS, "on images, with semicolons; a mask after @")
     flags.DEFINE_string("nfe", "", "budgets; by default 20,50,100 on a target and the config's on images")
-    flags.DEFINE_string("labels", "", "on images: '' any class, own, or classes in turn")
+    flags.DEFINE_string("labels", "", "on images: '' nothing is told, own (class or caption), or classes in turn")
     flags.DEFINE_enum("perceptual", "", ["", "classifier", "lpips"], "on images; '': classifier where there are labels")
     flags.DEFINE_integer("num", 64, "measurements", lower_bound=2)
     flags.DEFINE_integer("draws", 256, "of the posterior for each measurement of --target", lower_bound=10)
