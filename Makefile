@@ -20,7 +20,7 @@ quickstart: install
 	$(VENV)/bin/python -m experiments.quickstart
 
 test: install
-	$(VENV)/bin/python -m pytest -n auto --maxprocesses=4
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
 
 install: $(installed)
 

@@ -1,8 +1,29 @@
-"""Compiled programs are kept between test runs; nothing else is global."""
+"""What all tests share: programs are compiled in haste, and kept between runs; the files that take longest begin."""
 
 import getpass
 import os
 import tempfile
+from importlib import metadata
 
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"diffusion_jax-tests-{getpass.getuser()}"))
+from diffusion_jax.training import runtime
+
+# Nearly all of the suite's time is XLA's, and its programs run for moments: most of it is saved by not optimizing them.
+# Subprocesses inherit the flags; flags of the user's own come last, and win.
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+if metadata.version("jaxlib").startswith("0.10."):  # later ones do not know the flag, and would end
+    QUICK += " --xla_cpu_use_fusion_emitters=false"
+if QUICK not in os.environ.get("XLA_FLAGS", ""):  # as it is in a worker of pytest-xdist
+    os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
+    runtime.set_cpu_flags()  # as every main does: the same flags are the same compiled programs
+
+CACHE = os.path.join(tempfile.gettempdir(), f"diffusion_jax-tests-{getpass.getuser()}")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", CACHE)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+# A worker takes whole files (--dist loadfile), so that a module's fixtures and programs are made once; the longest go first.
+LONGEST = ("samplers", "compare", "few_step", "experiments", "parity", "text", "latent", "guidance", "likelihood")
+
+
+def pytest_collection_modifyitems(items):
+    names = [f"test_{name}.py" for name in LONGEST]
+    items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else len(names))

@@ -1,11 +1,9 @@
 """experiments.benchmark on tiny networks: what is timed is what it says; the arithmetic by hand; the command."""
 
 import json
-import subprocess
-import sys
 import time
-from pathlib import Path
 
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +14,6 @@ from diffusion_jax import experiment
 from diffusion_jax.data.sources import Arrays
 from diffusion_jax.errors import UserError
 from experiments import benchmark
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -199,8 +195,7 @@ def test_the_command(tmp_path):
     old.write_text(json.dumps({"sampling": {"rows": rows}, "provenance": {"versions": {"jax": "0.1"}}}))
     args = [f"--config={spec}", "--config.model.width=8", "--shape=2", "--nfe=3", "--repeats=2", "--batch_size=2",
             "--samplers=ancestral.ddim;ode.edm_heun@karras", f"--out={tmp_path / 'b.json'}", f"--against={old}"]  # fmt: skip
-    line = [sys.executable, "-m", "experiments.benchmark"]
-    done = subprocess.run(line + args, cwd=ROOT, capture_output=True, text=True)
+    done = commands.run("benchmark", *args)
     assert done.returncode == 0, done.stderr
     kept = json.loads((tmp_path / "b.json").read_text())
     assert [row["evaluations"] for row in kept["sampling"]["rows"]] == [3, 3] and kept["settings"]["nfe"] == 3
@@ -212,5 +207,5 @@ def test_the_command(tmp_path):
     assert delivered["multiple"] == pytest.approx(delivered["images_per_second"] / consumed)
     assert [row["verdict"] for row in kept["against"]["rows"]] == ["slower"]
     assert "not the same machine or software: versions.jax: 0.1 then" in done.stdout
-    done = subprocess.run(line + ["--shape=8,8"], cwd=ROOT, capture_output=True, text=True)
+    done = commands.run("benchmark", "--shape=8,8")
     assert done.returncode == 2 and done.stderr.startswith("error: --shape=8,8: write height, width and channels")

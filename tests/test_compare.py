@@ -6,10 +6,8 @@ And experiments.optimize_grid, which judges the same way and whose grids the com
 import functools
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,13 +24,11 @@ from diffusion_jax.samplers import ancestral, base, grids, ode
 from diffusion_jax.workdir import Trained
 from experiments import cli, compare_samplers, optimize_grid, train
 
-ROOT = Path(__file__).parent.parent
 ENTRIES = ["ancestral.ddim@uniform_logsnr", "ode.edm_heun@uniform_logsnr", "ancestral.ddpm"]
 
 
 def command(*args, expect=0, main="compare_samplers"):
-    line = [sys.executable, "-m", f"experiments.{main}", *map(str, args)]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    done = commands.run(main, *args)
     assert done.returncode == expect, done.stdout + done.stderr
     return done
 

@@ -25,7 +25,6 @@ from experiments.import_weights import fitted, import_weights, run_config
 
 FIXTURES = Path(__file__).parent / "fixtures"
 NAMES = {"unet": "UNet2DModel", "unet_default": "UNet2DModel", "autoencoder_kl": "AutoencoderKL"}
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 each = pytest.mark.parametrize("name", NAMES)
 
 
@@ -68,7 +67,7 @@ def test_diffusers_unet_on_converted_weights(name):
     """As a denoiser of the run: integer step j is t = (j + 1) / 1000 and the network is told j."""
     built, params = published(name)
     f = fixture(name)[2]
-    denoise = quick_jit(lambda x, t: experiment.denoiser(built, params, clip="none")(x, t))
+    denoise = jax.jit(lambda x, t: experiment.denoiser(built, params, clip="none")(x, t))
     found = denoise(nhwc(f["x"]), jnp.float32((f["t"] + 1) / 1000))
     half = np.split(nhwc(f["out"]), 2, axis=-1) if found.nu is not None else [nhwc(f["out"])]
     assert np.abs(f["out"]).max() > 1 and (found.nu is not None) == (name == "unet_default")
@@ -80,7 +79,7 @@ def test_diffusers_autoencoder_on_converted_weights():
     built, params = published("autoencoder_kl")
     f = fixture("autoencoder_kl")[2]
 
-    @quick_jit
+    @jax.jit
     def run(x, z):
         networks = experiment.networks(built, params)
         return networks.encode(x), networks.decode(z, None)[0]
@@ -188,7 +187,7 @@ def test_a_network_of_latents_makes_images_by_its_autoencoder(tmp_path):
     provenance.save_json(theirs / "config.json", fixture("unet")[0] | {"sample_size": 8})
     root = import_weights("diffusers", theirs, tmp_path / "run", autoencoder=codec)
     latents = workdir.load(root, workdir.saved_config(root)).experiment.latents
-    image = quick_jit(latents.decode)(latents.params, 0.25 * (nhwc(f["z"]) - 0.5))
+    image = jax.jit(latents.decode)(latents.params, 0.25 * (nhwc(f["z"]) - 0.5))
     np.testing.assert_allclose(image, np.clip(nhwc(f["image"]), -1, 1), atol=1e-4)
     export_weights(workdir.saved_config(codec), codec, "diffusers", tmp_path / "out")
     told = provenance.load_json(tmp_path / "out" / "config.json")

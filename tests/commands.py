@@ -1,0 +1,63 @@
+"""`python -m experiments.NAME ...` as typed, without two seconds of imports for each command.
+
+One process has imported the library, where JAX has not begun, and forks for every command: the child has the arguments, the
+output, the errors and the exit status of the command in a process of its own. What needs a signal, another environment or a
+bare interpreter (tests/test_faults.py, test_distributed.py, test_checkpoint.py) starts one.
+"""
+
+import atexit
+import functools
+import gc
+import json
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(name: str, *args) -> subprocess.CompletedProcess:
+    """Of experiments.NAME with these arguments: returncode, stdout, stderr."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [os.path.join(folder, stream) for stream in ("stdout", "stderr")]
+        server, line = _server(), [f"experiments.{name}", *map(str, args)]
+        print(json.dumps([files, line]), file=server.stdin, flush=True)
+        status = int(server.stdout.readline())
+        return subprocess.CompletedProcess(line, status, *(Path(file).read_text() for file in files))
+
+
+@functools.cache
+def _server() -> subprocess.Popen:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    server = subprocess.Popen([sys.executable, "-m", "tests.commands"], cwd=ROOT, **pipes)
+    atexit.register(server.communicate)  # the end of its orders is its end
+    return server
+
+
+def _serve() -> list[str] | None:
+    """Answer each order with an exit status; in the child of an order, return what to run."""
+    for order in iter(sys.stdin.readline, ""):
+        files, line = json.loads(order)
+        with warnings.catch_warnings(action="ignore"):  # JAX's threads do not survive a fork: there are none yet
+            child = os.fork()
+        if not child:
+            for descriptor, file in enumerate((os.devnull, *files)):
+                os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), descriptor)
+            return line
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    return None
+
+
+if __name__ == "__main__":
+    import matplotlib.pyplot  # noqa: F401
+
+    from diffusion_jax import comparison, experiment, workdir  # noqa: F401
+
+    gc.freeze()  # or a collection in a child would copy every page
+    if line := _serve():
+        sys.argv = line
+        runpy.run_module(line[0], run_name="__main__", alter_sys=True)
