@@ -33,8 +33,8 @@ def main(config) -> None:
     result = evaluate.evaluate(trained, dataset, 500, 1, 500)
     record = {"provenance": provenance.provenance(config.to_dict(), config.seed)}
     record |= {"step": trained.step, "weights": trained.weights}
-    compare_samplers.compare_model(trained, dataset, config.data.name, SAMPLERS, BUDGETS, range(200), root / "compare",
-                                   root / "samplers", record)  # fmt: skip
+    compare_samplers.compare_model(trained, dataset, config.data.name, SAMPLERS, BUDGETS, range(flags.FLAGS.num),
+                                   root / "compare", root / "samplers", record)  # fmt: skip
     provenance.save_json(root / "evaluation.json", result | record)
     nfe = experiment.evaluations(experiment.plan(trained.experiment))
     print(f"""
@@ -99,5 +99,6 @@ def denoising(trained, path: Path, steps: int = 50, shown: int = 10) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", "runs/quickstart", "where everything goes; run again to resume")
+    flags.DEFINE_integer("num", 200, "images of each sampler in the comparison", lower_bound=20)
     sys.argv[1:1] = [] if any(a.startswith("--config=") for a in sys.argv) else ["--config=configs/digits.py:vp"]
     cli.launch(main, config="file")

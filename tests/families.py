@@ -58,11 +58,6 @@ SAMPLERS = {
 }
 
 
-def _typed(function):
-    """The function with t's own type for its values, as the branches of one switch must have."""
-    return lambda t: jax.lax.convert_element_type(function(t), t.dtype)
-
-
 @dataclasses.dataclass(frozen=True)
 class AnyOf:
     """Whichever of PROCESSES `index` says, perhaps traced: one compiled program then runs under all of them."""
@@ -89,8 +84,12 @@ class AnyOf:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _either(name: str, index, t):
-    """That function of process `index`; jitted, so that it is traced once and not for every place that a sampler asks at."""
-    return jax.lax.switch(index, [_typed(getattr(process, name)) for process in PROCESSES.values()], t)
+    """That function of process `index`; jitted, so that it is traced once and not for every place that a sampler asks at.
+
+    All are evaluated and one is taken: XLA merges what is asked twice, which branches of a switch it would not.
+    """
+    values = [getattr(process, name)(t).astype(t.dtype) for process in PROCESSES.values()]
+    return jnp.stack(values)[index]
 
 
 def smooth(process) -> bool:

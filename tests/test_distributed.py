@@ -112,8 +112,7 @@ def get_config():
 
 
 def environment(**more):
-    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # to compile
-    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {quick}"} | more
+    return os.environ | {"JAX_PLATFORMS": "cpu"} | more
 
 
 def free_port():

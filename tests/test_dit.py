@@ -18,7 +18,6 @@ from diffusion_jax.models.dit import SIZES, DiT
 
 FIXTURE = Path(__file__).parent / "fixtures" / "dit.npz"
 TINY = dict(num_classes=5, patch=2, width=24, depth=2, heads=3, learn_variance=True)
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def shapes(module, shape):
@@ -52,7 +51,7 @@ def run(**options):
     """The network with the fixture's weights, at the fixture's inputs or others: (x NHWC, c_noise, labels) -> out."""
     module = DiT(**TINY | options)
     params = converted()
-    apply = quick_jit(lambda x, c, y: module.apply({"params": params}, x, c, {"label": y}))
+    apply = jax.jit(lambda x, c, y: module.apply({"params": params}, x, c, {"label": y}))
     return lambda x, c, y: np.asarray(apply(x, np.float32(c), np.asarray(y)))
 
 
@@ -92,7 +91,7 @@ def test_places_are_told_apart_column_first():
 
 def test_zero_at_init_and_blocks_are_the_identity():
     module = DiT(**TINY)
-    init = quick_jit(lambda x, c: module.init(jax.random.key(0), x, c)["params"])
+    init = jax.jit(lambda x, c: module.init(jax.random.key(0), x, c)["params"])
     x, c, y = inputs()
     params = init(x, c)
     zero = {"modulation", "last_modulation", "last"}
@@ -104,10 +103,10 @@ def test_zero_at_init_and_blocks_are_the_identity():
         assert 0.85 < np.std(kernel) * np.sqrt(fan) < 1.15
     table = params["condition"]["label"]["rows"]
     assert 0.015 < np.std(table) < 0.025 and table.shape == (6, 24)
-    assert not np.any(quick_jit(module.apply)({"params": params}, x, c))
+    assert not np.any(jax.jit(module.apply)({"params": params}, x, c))
     block = dit._Block(3)
     h, told = x.reshape(3, 32, 8)[..., :8] @ np.ones((8, 24), np.float32), np.ones((3, 24), np.float32)
-    out, _ = quick_jit(lambda h: block.init_with_output(jax.random.key(0), h, told, False))(h)
+    out, _ = jax.jit(lambda h: block.init_with_output(jax.random.key(0), h, told, False))(h)
     np.testing.assert_array_equal(out, h)
 
 
@@ -129,7 +128,7 @@ def test_remat_changes_no_gradient_and_bfloat16_is_close():
     def gradient(remat):
         module = DiT(**TINY, remat=remat)
         loss = lambda p: jnp.mean(jnp.square(module.apply({"params": p}, x, c, {"label": y})))  # noqa: E731
-        return jax.device_get(quick_jit(jax.grad(loss))(params))
+        return jax.device_get(jax.jit(jax.grad(loss))(params))
 
     plain = gradient("none")
     for remat in ("block", "dots"):
@@ -147,10 +146,10 @@ def test_a_loop_of_blocks_is_the_blocks():
     blocks = jax.tree.map(lambda *leaves: np.stack(leaves), *(params.pop(f"block_{i}") for i in range(TINY["depth"])))
     module = DiT(**TINY, scan_blocks=True, remat="block")
     loss = lambda p: jnp.sum(jnp.sin(module.apply({"params": p}, x, c, {"label": y})))  # noqa: E731
-    value, grads = quick_jit(jax.value_and_grad(loss))(params | {"blocks": blocks})
+    value, grads = jax.jit(jax.value_and_grad(loss))(params | {"blocks": blocks})
     np.testing.assert_allclose(value, np.sum(np.sin(run()(x, c, y))), rtol=1e-4)
     assert all(np.abs(leaf).max(axis=tuple(range(1, leaf.ndim))).min() > 1e-7 for leaf in jax.tree.leaves(grads["blocks"]))
-    fresh = quick_jit(lambda: module.init(jax.random.key(0), x, c)["params"]["blocks"]["qkv"]["kernel"])()
+    fresh = jax.jit(lambda: module.init(jax.random.key(0), x, c)["params"]["blocks"]["qkv"]["kernel"])()
     assert fresh.shape == (2, 24, 72) and np.abs(fresh[0] - fresh[1]).max() > 0.1
 
 

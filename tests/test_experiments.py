@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +29,7 @@ SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1
           "fashion_autoencoder": (28, 28, 1), "cifar10_autoencoder": (32, 32, 3), "tiny_imagenet_autoencoder": (64, 64, 3),
           "fashion_latent": (7, 7, 4), "tiny_imagenet_latent": (8, 8, 4)}  # fmt: skip
 SIZES = {"digits": ("",), "digits_vae": ("",), "digits_few_step": ("",), "digits_captions": ("",), "toy": ("",), "imagenet256_latent": (",S",)}
-SMALL = {"unet.UNet": dict(width=8, multipliers=(1,), attention=(), head_width=8), "mlp.MLP": dict(width=8, blocks=1),
+SMALL = {"unet.UNet": dict(width=8, multipliers=(1,), blocks=1, attention=(), head_width=8), "mlp.MLP": dict(width=8, blocks=1),
          "dit.DiT": dict(width=8, depth=1, heads=1), "autoencoder.VAE": dict(hidden=(8,), latent=2, pixel_width=4),
          "autoencoder.AutoencoderKL": dict(width=8, multipliers=(1,), blocks=1, norm=None)}  # fmt: skip
 
@@ -189,7 +190,8 @@ spread = np.asarray(run(*jax.device_put((keys, cond), sharding.examples(sharding
 np.testing.assert_allclose(alone, spread, atol=1e-5)
 print('alike on', jax.device_count())
 """
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.stdout.strip() == "alike on 8", done.stdout + done.stderr
 
@@ -198,27 +200,27 @@ print('alike on', jax.device_count())
 
 
 def command(*args, expect=0):
-    done = subprocess.run([sys.executable, "-m", *map(str, args)], cwd=ROOT, capture_output=True, text=True)
+    done = commands.run(*args)
     assert done.returncode == expect, done.stdout + done.stderr
     return done
 
 
 def test_the_commands_sample_and_evaluate(trained):
     folder, _ = trained
-    command("experiments.sample", f"--workdir={folder}", "--seeds=3-6", "--labels=1,2", "--config.sampler.name=ode.heun")
+    command("sample", f"--workdir={folder}", "--seeds=3-6", "--labels=1,2", "--config.sampler.name=ode.heun")
     four = np.load(folder / "samples.npz")
     assert four["images"].shape == (4, 8, 8, 1) and four["images"].dtype == np.uint8
     assert four["labels"].tolist() == [1, 2, 1, 2] and four["seeds"].tolist() == [3, 4, 5, 6]
-    command("experiments.sample", f"--workdir={folder}", "--seeds=4", "--labels=2", "--config.sampler.name=ode.heun")
+    command("sample", f"--workdir={folder}", "--seeds=4", "--labels=2", "--config.sampler.name=ode.heun")
     np.testing.assert_array_equal(np.load(folder / "samples.npz")["images"][0], four["images"][1])  # one seed, one image
-    shown = command("experiments.evaluate", f"--workdir={folder}", "--num=20", "--repeats=2").stdout
+    shown = command("evaluate", f"--workdir={folder}", "--num=20", "--repeats=2").stdout
     assert "real test images" in shown and "recognised" in shown
 
 
 def test_quickstart_makes_every_picture_it_names_and_suggests_what_next(data_dir, tmp_path):
     tiny = ["width=8", "multipliers=(1,)", "head_width=8"]
-    done = command("experiments.quickstart", f"--workdir={tmp_path / 'run'}", f"--config.data.data_dir={data_dir}",
-                   "--config.training.steps=4", "--config.training.log_every=2", "--config.sampler.nfe=3",
+    done = command("quickstart", f"--workdir={tmp_path / 'run'}", f"--config.data.data_dir={data_dir}",
+                   "--config.training.steps=4", "--config.training.log_every=2", "--config.sampler.nfe=3", "--num=20",
                    *[f"--config.model.{option}" for option in tiny])  # fmt: skip
     for name in ("samples.png", "denoising.png", "loss.png", "samplers.png", "samplers_strips.png"):
         assert name in done.stdout and width(tmp_path / "run" / name) > 150
@@ -229,28 +231,28 @@ def test_quickstart_makes_every_picture_it_names_and_suggests_what_next(data_dir
 
 DIGITS = "--config=configs/digits.py:vp"
 MISTAKES = {
-    "an unknown key": (["experiments.train", DIGITS, "--config.optimizer.learning_rat=1"], "did you mean 'optimizer.learning_rate'"),
-    "a value of another type": (["experiments.train", DIGITS, "--config.training.steps=many"], "training.steps"),
-    "an unknown variant": (["experiments.train", "--config=configs/digits.py:vpp"], "did you mean 'vp'? There are: ddpm, edm, flow"),
-    "a missing config file": (["experiments.train", "--config=configs/digit.py"], "did you mean 'configs/digits.py'"),
-    "no config": (["experiments.train"], "--config is missing"),
-    "an unknown data set": (["experiments.train", DIGITS, "--config.data.name=digit"], "did you mean 'digits'"),
-    "a missing folder": (["experiments.train", DIGITS, "--config.data.name=folder", "--config.data.path=nowhere"], "nowhere"),
-    "an unknown process": (["experiments.train", DIGITS, "--config.process=schedules.VQ()"], "did you mean 'schedules.VP'"),
-    "an unknown clip": (["experiments.train", DIGITS, "--config.sampler.clip=statik"], "did you mean 'static'"),
-    "a missing teacher": (["experiments.train", "--config=configs/digits_few_step.py:cd", "--config.distill.teacher=nowhere"],
+    "an unknown key": (["train", DIGITS, "--config.optimizer.learning_rat=1"], "did you mean 'optimizer.learning_rate'"),
+    "a value of another type": (["train", DIGITS, "--config.training.steps=many"], "training.steps"),
+    "an unknown variant": (["train", "--config=configs/digits.py:vpp"], "did you mean 'vp'? There are: ddpm, edm, flow"),
+    "a missing config file": (["train", "--config=configs/digit.py"], "did you mean 'configs/digits.py'"),
+    "no config": (["train"], "--config is missing"),
+    "an unknown data set": (["train", DIGITS, "--config.data.name=digit"], "did you mean 'digits'"),
+    "a missing folder": (["train", DIGITS, "--config.data.name=folder", "--config.data.path=nowhere"], "nowhere"),
+    "an unknown process": (["train", DIGITS, "--config.process=schedules.VQ()"], "did you mean 'schedules.VP'"),
+    "an unknown clip": (["train", DIGITS, "--config.sampler.clip=statik"], "did you mean 'static'"),
+    "a missing teacher": (["train", "--config=configs/digits_few_step.py:cd", "--config.distill.teacher=nowhere"],
                           "config.distill.teacher=nowhere has no config.json"),
-    "an adversary without a network": (["experiments.train", "--config=configs/digits_vae.py:gaussian",
+    "an adversary without a network": (["train", "--config=configs/digits_vae.py:gaussian",
                                         "--config.objective=autoencoding.reconstruction(adversarial=0.5)"],
                                        "config.discriminator names none"),
-    "an untrained workdir": (["experiments.sample", "--workdir=nowhere"], "--workdir=nowhere has no config.json"),
+    "an untrained workdir": (["sample", "--workdir=nowhere"], "--workdir=nowhere has no config.json"),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_gets_one_clear_line_and_a_non_zero_exit(mistake, tmp_path):
     args, said = MISTAKES[mistake]
-    more = [f"--workdir={tmp_path / 'run'}"] if args[0].endswith("train") else []
+    more = [f"--workdir={tmp_path / 'run'}"] if args[0] == "train" else []
     done = command(*args, *more, expect=2)
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
     assert said in done.stderr
@@ -259,9 +261,9 @@ def test_a_mistake_gets_one_clear_line_and_a_non_zero_exit(mistake, tmp_path):
 
 def test_labels_and_samplers_that_do_not_exist_are_named(trained):
     folder, _ = trained
-    done = command("experiments.sample", f"--workdir={folder}", "--labels=12", expect=2)
+    done = command("sample", f"--workdir={folder}", "--labels=12", expect=2)
     assert "label 12 does not exist" in done.stderr
-    done = command("experiments.sample", f"--workdir={folder}", "--config.sampler.name=ode.hun", expect=2)
+    done = command("sample", f"--workdir={folder}", "--config.sampler.name=ode.hun", expect=2)
     assert "did you mean 'ode.heun'" in done.stderr
 
 

@@ -15,6 +15,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import commands
 import jax
 import numpy as np
 import pytest
@@ -248,6 +249,5 @@ def test_without_a_network_it_says_what_to_fetch_and_how(fake, monkeypatch):
 
 def test_the_command_names_the_networks_in_one_line():
     for args, said in ((["incption"], "did you mean 'inception'"), ([], "name one network of inception")):
-        done = subprocess.run([sys.executable, "-m", "experiments.get_weights", *args], cwd=Path(__file__).parent.parent,
-                              capture_output=True, text=True)  # fmt: skip
+        done = commands.run("get_weights", *args)
         assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr

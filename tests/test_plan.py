@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import jax
 import jax.numpy as jnp
 import pytest
@@ -440,14 +441,14 @@ def test_what_does_not_fit_the_devices_is_refused(answers):
 
 
 def test_the_command(tmp_path):
-    line = [sys.executable, "-m", "experiments.plan", "--config=configs/toy.py:vp", "--config.model.width=8"]
+    line = ["plan", "--config=configs/toy.py:vp", "--config.model.width=8"]
     out = tmp_path / "plan.json"
-    done = subprocess.run([*line, "--topology=cpu:2", "--json", f"--out={out}"], cwd=ROOT, capture_output=True, text=True)
+    done = commands.run(*line, "--topology=cpu:2", "--json", f"--out={out}")
     assert done.returncode == 0, done.stderr
     kept = json.loads(out.read_text())
     assert kept == json.loads(done.stdout)
     assert kept["card"]["devices"] == 2 and kept["config"]["model"]["width"] == 8 and "commit" in kept["provenance"]
-    done = subprocess.run([*line, "--topology=v5e"], cwd=ROOT, capture_output=True, text=True)
+    done = commands.run(*line, "--topology=v5e")
     assert done.returncode == 2 and done.stderr.startswith("error: --topology=v5e") and len(done.stderr.splitlines()) == 1
 
 
