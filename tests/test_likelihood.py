@@ -2,11 +2,9 @@
 
 import functools
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import chex
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +18,6 @@ from diffusion_jax import guidance, likelihood, targets
 from diffusion_jax.errors import UserError
 from diffusion_jax.processes import gaussian, schedules
 
-ROOT = Path(__file__).parent.parent
 MIXTURE = targets.mixture([0.6, 0.4], [[0.8, -0.3, 0.1], [-0.5, 0.6, 0.0]], [[0.3, 0.2, 0.5], [0.15, 0.4, 0.1]])
 ROOT_OF_C = np.array([[0.5, 0.0, 0.0], [0.4, 0.3, 0.0], [-0.3, 0.2, 0.1]], np.float32)
 NORMAL = targets.gaussian(jnp.array([0.5, -0.3, 0.2]), jnp.asarray(ROOT_OF_C @ ROOT_OF_C.T))
@@ -224,8 +221,7 @@ FAST = ("--solver=heun", "--steps=4", "--moves=3", "--draws=2", "--iw=2", "--bou
 
 
 def command(folder, *args, expect=0):
-    typed = [sys.executable, "-m", "experiments.likelihood", f"--workdir={folder}", *args]
-    done = subprocess.run(typed, cwd=ROOT, capture_output=True, text=True)
+    done = commands.run("likelihood", f"--workdir={folder}", *args)
     assert done.returncode == expect, done.stdout + done.stderr
     return done
 

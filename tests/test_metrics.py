@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 import scipy.linalg
@@ -97,7 +98,8 @@ print(rows.devices(), *numbers)
 def test_eight_devices_give_the_numbers_of_one():
     root, lines = Path(__file__).parent.parent, []
     for count in (1, 8):
-        env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}", "JAX_PLATFORMS": "cpu"}
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
+        env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
         done = subprocess.run([sys.executable, "-W", "error", "-c", EIGHT], cwd=root, env=env, capture_output=True, text=True)
         lines.append(np.array(done.stdout.split(), float)) if done.stdout else pytest.fail(done.stderr)
     assert lines[0][0] == 1 and lines[1][0] == 8
@@ -368,8 +370,7 @@ def test_statistics_are_made_by_one_command_and_evaluation_refuses_others(tmp_pa
 
     path = tmp_path / "digits.npz"
     data_dir = f"--config.data.data_dir={tmp_path}"
-    command = [sys.executable, "-m", "experiments.statistics", "--config=configs/digits.py:vp", data_dir, "--split=test"]
-    done = subprocess.run([*command, f"--out={path}"], cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    done = commands.run("statistics", "--config=configs/digits.py:vp", data_dir, "--split=test", f"--out={path}")
     assert done.returncode == 0 and "data digits, split test, image_shape [8, 8, 1], count 297" in done.stdout, done.stderr
     config = digits.get_config("vp")
     config.data.data_dir = str(tmp_path)

@@ -20,8 +20,6 @@ NETS = {
     "unet": (UNet(num_classes=3, dropout=0.5, attention_impl="plain", **TINY | {"attention": ()}), (4, 8, 8, 1)),
     "mlp": (MLP(num_classes=3, dropout=0.5, width=16, blocks=2), (4, 2)),
 }
-# Compiles in half the time.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 each_net = pytest.mark.parametrize("name", NETS)
 
 
@@ -60,7 +58,7 @@ def params_of(name):
 @functools.cache
 def forward(name):
     module, _ = NETS[name]
-    apply = quick_jit(lambda params, x, c, labels: module.apply({"params": params}, x, c, {"label": labels}))
+    apply = jax.jit(lambda params, x, c, labels: module.apply({"params": params}, x, c, {"label": labels}))
     return lambda params, x, c, labels: np.asarray(apply(params, x, c, np.asarray(labels, np.int32)))
 
 
@@ -72,7 +70,7 @@ def initial(name, keep):
         leaves = jax.tree_util.tree_leaves_with_path(module.init(jax.random.key(0), x, c)["params"])
         return {path: leaf for p, leaf in leaves if keep(path := jax.tree_util.keystr(p, simple=True, separator="/"))}
 
-    return quick_jit(init)(*inputs(shape))
+    return jax.jit(init)(*inputs(shape))
 
 
 # ---- shapes and options --------------------------------------------------------------------------------------------
@@ -181,7 +179,7 @@ def test_labels_matter_and_the_null_label_is_no_label(name):
     changed = np.abs(out - other).max(axis=tuple(range(1, x.ndim)))
     assert changed[0] > 1e-3 and changed[2] > 1e-3 and changed[1] == changed[3] == 0
     null = forward(name)(params, x, c, [3, 3, 3, 3])
-    np.testing.assert_allclose(quick_jit(module.apply)({"params": params}, x, c), null, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(module.apply)({"params": params}, x, c), null, rtol=1e-4, atol=1e-5)
 
 
 @each_net
@@ -218,7 +216,7 @@ def test_dropout_is_off_by_default_and_random_by_its_key_alone(name):
     module, shape = NETS[name]
     params = params_of(name)
     x, c = inputs(shape)
-    run = quick_jit(lambda key: module.apply({"params": params}, x, c, None, train=True, rngs={"dropout": key}))
+    run = jax.jit(lambda key: module.apply({"params": params}, x, c, None, train=True, rngs={"dropout": key}))
     one, again, two = (np.asarray(run(jax.random.key(seed))) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, again)
     assert np.abs(one - two).max() > 1e-2
@@ -233,7 +231,7 @@ def gradient(name, **options):
     x, c = inputs(shape)
     cond = {"label": np.array([0, 1, 2, 3])}
     loss = lambda params: jnp.mean((module.apply({"params": params}, x, c, cond) - jnp.cos(3 * x)) ** 2)  # noqa: E731
-    return jax.device_get(quick_jit(jax.value_and_grad(loss))(params))
+    return jax.device_get(jax.jit(jax.value_and_grad(loss))(params))
 
 
 @each_net
@@ -284,7 +282,7 @@ def test_bfloat16_is_close_and_keeps_parameters_and_output_in_float32():
     params = params_of("unet")
     x, c = inputs(shape)
     exact = forward("unet")(params, x, c, np.arange(4))
-    rough = np.asarray(quick_jit(half.apply)({"params": params}, x, c, {"label": np.arange(4)}))
+    rough = np.asarray(jax.jit(half.apply)({"params": params}, x, c, {"label": np.arange(4)}))
     error = np.sqrt(np.mean((rough - exact) ** 2) / np.mean(exact**2))
     assert 1e-5 < error < 0.05  # bfloat16 has 8 bits, 0.4 % a rounding; no difference at all would mean it was not used
 
@@ -339,7 +337,7 @@ def test_forward_mode_through_the_whole_unet():
     v = (normal(3, shape), np.full(shape[:1], 1e-3, np.float32))  # 1000 c_noise turns by about 1
     u = normal(4, shape)
 
-    @quick_jit
+    @jax.jit
     def both(x, c):
         _, pull = jax.vjp(f, x, c)
         return jax.jvp(f, (x, c), v)[1], pull(u)
@@ -411,5 +409,5 @@ def test_skip_scale_scales_the_sum():
     """With zero-initialised second convolutions a block is skip_scale times its shortcut."""
     x, told = normal(0, (1, 4, 4, 8)), np.ones((1, 16), np.float32)
     block = layers.ResidualBlock(8, skip_scale=0.5)
-    out, _ = quick_jit(lambda x, told: block.init_with_output(jax.random.key(1), x, told, False))(x, told)
+    out, _ = jax.jit(lambda x, told: block.init_with_output(jax.random.key(1), x, told, False))(x, told)
     np.testing.assert_allclose(out, 0.5 * x, rtol=1e-6)
