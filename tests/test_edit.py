@@ -1,24 +1,20 @@
 """The mains of editing and of the inverse benchmark, on an untrained tiny network and the digits; every mistake is one line."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
+import commands
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from configs import digits
-from diffusion_jax import data, experiment, inverse, workdir
+from diffusion_jax import experiment, inverse, workdir
 from diffusion_jax.build import build
 from diffusion_jax.errors import UserError
-from diffusion_jax.evaluation import features, generate
+from diffusion_jax.evaluation import features
 from experiments import edit, inverse_benchmark
 
-ROOT = Path(__file__).parent.parent
 GREY, COLOUR = (8, 8, 1), (8, 8, 3)
 
 
@@ -31,13 +27,11 @@ def job(tmp_path_factory):
     built = experiment.assemble(config.lock(), GREY, 10)
     params = experiment.init_params(built, jax.random.key(0))
     trained = workdir.Trained(built, params, 0, "params", {"class_names": list("0123456789")})
-    held_out = data.arrays(experiment.dataset(config).test, limit=4)
-    return edit.Job(trained, experiment.plan(built), jnp.asarray(held_out["image"], jnp.float32) / 127.5 - 1, held_out["label"],
-                    generate.seeds_to_keys(range(4)), 4)  # fmt: skip
+    return edit.job_for(trained, experiment.dataset(config), np.arange(4), "own", [], range(4))
 
 
 def test_inpainting_keeps_the_known_pixels_and_draws_differ(job):
-    (given, one, two, truth), names, told = edit.solve(job, "inpaint", "half", "replacement()", "own", 2)
+    (given, one, two, truth), names, told = edit.solve(job, "inpaint", "half", "replacement()", 2)
     assert names == ["measurement", "result", "result", "truth"]
     np.testing.assert_array_equal(one[:, :4], truth[:, :4])
     np.testing.assert_array_equal(given[:, :4], truth[:, :4])
@@ -46,7 +40,7 @@ def test_inpainting_keeps_the_known_pixels_and_draws_differ(job):
 
 
 def test_superresolution_shows_the_small_pictures(job):
-    (given, result, truth), _, _ = edit.solve(job, "superres(factor=2)", "", "ddnm", "", 1)
+    (given, result, truth), _, _ = edit.solve(job, "superres(factor=2)", "", "ddnm", 1)
     small = lambda images: images.reshape(4, 4, 2, 4, 2).mean((2, 4))  # noqa: E731
     np.testing.assert_array_equal(given[:, ::2, ::2], given[:, 1::2, 1::2])
     assert np.abs(small(given) - small(truth)).max() <= 0.5 and result.shape == truth.shape
@@ -54,8 +48,7 @@ def test_superresolution_shows_the_small_pictures(job):
 
 @pytest.mark.parametrize("task, rows", [("interpolate", 11), ("sdedit", 3), ("translate", 4)])
 def test_edits_have_their_rows(job, task, rows):
-    labels = "3,7" if task == "translate" else "own"
-    pictures, names, told = edit.edit(job, task, labels, [0.4, 0.8])
+    pictures, names, told = edit.edit(job, task, "3,7" if task == "translate" else "", [0.4, 0.8])
     assert len(pictures) == len(names) == rows and {p.shape for p in pictures} == {(2 if task == "interpolate" else 4, *GREY)}
     assert json.dumps(told)
 
@@ -111,10 +104,10 @@ def test_methods_and_labels_that_cannot_be(job):
     assert not edit.method_for("dps(scale=0.3)", overexposed, "saturate").linear
     with pytest.raises(UserError, match="unknown method 'dpss'; did you mean 'dps'"):
         edit.method_for("dpss", overexposed, "saturate")
-    with pytest.raises(UserError, match="label 11 does not exist"):
-        edit.conditions(job.trained.experiment, "11", job.labels, 4)
-    with pytest.raises(UserError, match="has no classes"):
-        edit.conditions(job.trained.experiment, "own", None, 4)
+    for labels, prompts, own, words in (("11", [], job.labels, "label 11 does not exist"), ("own", [], None, "has no classes"),
+                                        ("", ["a 3"], None, "knows no captions"), ("3", ["a 3"], None, "ask for one of them")):  # fmt: skip
+        with pytest.raises(UserError, match=words):
+            edit.conditions(job.trained.experiment, None, np.arange(4), labels, prompts, own)
     for text in ("", "0.5,1.5", "half"):
         with pytest.raises(UserError, match="write shares"):
             edit.strengths_of(text)
@@ -126,8 +119,7 @@ def test_methods_and_labels_that_cannot_be(job):
 def test_the_command_prints_one_line_and_ends_with_2(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(digits.get_config("vp").to_dict()))
     (tmp_path / "data.json").write_text(json.dumps({"image_shape": GREY, "num_classes": 10}))
-    command = [sys.executable, "-m", "experiments.edit", f"--workdir={tmp_path}", "--task=colourise"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = commands.run("edit", f"--workdir={tmp_path}", "--task=colourise")
     assert done.returncode == 2 and done.stderr.startswith("error: colourise needs colour") and done.stderr.count("\n") == 1
     assert not (tmp_path / "edits").exists()
 
@@ -165,7 +157,7 @@ def test_benchmark_on_images(job, tmp_path, monkeypatch):
     dataset = experiment.dataset(job.trained.experiment.config)
     tasks = inverse_benchmark.parse_tasks("inpaint@half;superres(factor=2)", GREY)
     kept = inverse_benchmark.kept_in(tmp_path / "b.json", {})
-    rows, shown = inverse_benchmark.on_images(job, dataset, tasks, ["ddnm"], "", "", kept)
+    rows, shown = inverse_benchmark.on_images(job, dataset, tasks, ["ddnm"], "", kept)
     names = [(row["task"], row["method"]) for row in rows]
     assert names == [("inpaint@half", m) for m in ("y", "mean of known pixels", "mean image", "ddnm")] + [
         ("superres(factor=2)", m) for m in ("y", "nearest", "bicubic", "ddnm")]  # fmt: skip

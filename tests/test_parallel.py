@@ -272,8 +272,7 @@ def noise_of_first_poisoned():
 
 def program(devices, *args):
     """This file as a program, with so many devices."""
-    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # to compile; they run for moments
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices} {quick}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     here = str(Path(__file__).parents[1])
     environ = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "error", "PYTHONPATH": here}
     line = [sys.executable, __file__, *map(str, args)]
