@@ -197,7 +197,7 @@ def steadier(a: Scored, b: Scored) -> tuple[bool | None, str]:
 
 
 CLAIMS = (
-    Claim("Samples of a VAE are blurred, those of diffusion are not", ("vae", "ddpm"), blurred),
+    Claim("Samples of a VAE are blurred, and more so than those of diffusion", ("vae", "ddpm"), blurred),
     Claim("Diffusion's samples are as sharp as real images", ("ddpm",), sharp),
     Claim("Diffusion's samples are better (Fréchet distance)", ("ddpm", "vae"), less("frechet")),
     Claim("Diffusion covers more of the data (recall)", ("vae", "ddpm"), less("recall")),
