@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from absl import flags
 
@@ -99,54 +100,76 @@ def report(rows: list[dict], budgets: list[int], floor: dict[str, float]) -> str
     return markdown_table(table, {"model": "model", "seconds": "training, s"} | columns)
 
 
+class Table(NamedTuple):
+    """What has been judged so far, by `count` images a cell: rows, and for each (name, evaluations) a tile of pictures."""
+
+    dataset: Any
+    count: int
+    rows: list[dict]
+    tiles: dict
+    captions: dict
+
+
+def add(table: Table, model, name: str, entry: str, nfe: list[int], kept: Path, took: float) -> dict[str, float]:
+    """A row for each budget of a model that took so many seconds to train. Returns what real images score."""
+    from diffusion_jax import plotting
+
+    subject, compared = judged(model, table.dataset, name, [entry], nfe, table.count, kept)
+    for result in compared.results:
+        table.rows.append(row := result.row | {"sampler": name, "seconds": took})
+        if result.samples is not None:
+            table.tiles[name, row["nfe"]] = plotting.mosaic(result.samples[:10], 1)
+            table.captions[name, row["nfe"]] = plotting.verdict(row)
+    return subject.floor
+
+
+def write(table: Table, root: Path, budgets: list[int], floor: dict[str, float]) -> str:
+    """root/few_step.md, .json, .png and _grid.png. Returns the text of few_step.md."""
+    from diffusion_jax import data, plotting, provenance
+
+    title = f"{table.dataset.name} in a few evaluations: {table.count} images, recognised / Frechet distance of pixels"
+    text = f"# {title}\n\n{report(table.rows, budgets, floor)}\nTraining includes the teacher's where a method needs one.\n"
+    with provenance.atomic_path(root / "few_step.md") as path:
+        path.write_text(text, encoding="utf-8")
+    stamp = provenance.provenance(None, 0)
+    provenance.save_json(root / "few_step.json", {"rows": table.rows, "real": floor, "provenance": stamp})
+    plotting.quality_curves(table.rows, root / "few_step.png", metrics=("accuracy", "frechet"), floor=floor, title=title)
+    real = plotting.mosaic(data.arrays(table.dataset.test, limit=10)["image"], 1)
+    plotting.strips(table.tiles | {("real test images", budgets[0]): real}, root / "few_step_grid.png", captions=table.captions,
+                    columns={n: f"{n} NFE" for n in sorted({row["nfe"] for row in table.rows})}, title=title)  # fmt: skip
+    return text
+
+
 def main(_) -> None:
-    from diffusion_jax import data, experiment, plotting, provenance
+    from diffusion_jax import experiment
     from diffusion_jax import workdir as folder
 
     FLAGS = flags.FLAGS
     root, budgets = Path(FLAGS.workdir), sorted(set(cli.integers("nfe", FLAGS.nfe)))
     methods = [name.strip() for name in FLAGS.methods.split(",") if name.strip()]
-    for name in methods:
-        cli.load_config(f"{FLAGS.recipe}:{name}" + (f",{FLAGS.size}" if FLAGS.size else ""))  # an unknown one is told before anything is trained
+    for name in methods:  # an unknown one is told before anything is trained
+        cli.load_config(f"{FLAGS.recipe}:{name}" + (f",{FLAGS.size}" if FLAGS.size else ""))
     teacher = Path(FLAGS.teacher or root / "teacher")
     if FLAGS.teacher:
         model = folder.load(teacher, folder.saved_config(teacher, "--teacher"))
     else:
         model = trained_on(FLAGS.recipe, "teacher", FLAGS.size, root, teacher, FLAGS.steps)
-    dataset, rows, tiles, captions = experiment.dataset(model.experiment.config), [], {}, {}
+    table = Table(experiment.dataset(model.experiment.config), FLAGS.num, [], {}, {})
     learned = seconds(teacher)
-
-    def add(model, name: str, entry: str, nfe: list[int], kept: Path, took: float) -> dict[str, float]:
-        subject, compared = judged(model, dataset, name, [entry], nfe, FLAGS.num, kept)
-        for result in compared.results:
-            rows.append(row := result.row | {"sampler": name, "seconds": took})
-            if result.samples is not None:
-                tiles[name, row["nfe"]] = plotting.mosaic(result.samples[:10], 1)
-                captions[name, row["nfe"]] = plotting.verdict(row)
-        return subject.floor
-
     sampler = FLAGS.teacher_sampler
-    floor = add(model, f"diffusion ({sampler})", sampler, [*budgets, FLAGS.teacher_nfe], root / "cells", learned)
+    floor = add(table, model, f"diffusion ({sampler})", sampler, [*budgets, FLAGS.teacher_nfe], root / "cells", learned)
+    text = write(table, root, budgets, floor)
     for name in methods:
         model = trained_on(FLAGS.recipe, name, FLAGS.size, root, teacher, FLAGS.steps)
         config, took = model.experiment.config, seconds(root / name)
         if config.distill.teacher or config.init_from:
             took += learned
-        add(model, name, config.sampler.name, budgets, root / name / "cells", took)
+        add(table, model, name, config.sampler.name, budgets, root / name / "cells", took)
         if FLAGS.search:
-            search(model, dataset, budgets, FLAGS.num, root / name / "grids" / f"{SEARCHED}.json")
-            add(model, f"{name}, times searched", f"{config.sampler.name}@{SEARCHED}", budgets[1:], root / name / "cells", took)
-
-    title = f"{dataset.name} in a few evaluations: {FLAGS.num} images, recognised / Frechet distance of pixels"
-    text = f"# {title}\n\n{report(rows, budgets, floor)}\nTraining includes the teacher's where a method needs one.\n"
-    with provenance.atomic_path(root / "few_step.md") as path:
-        path.write_text(text, encoding="utf-8")
-    provenance.save_json(root / "few_step.json", {"rows": rows, "real": floor, "provenance": provenance.provenance(None, 0)})
-    plotting.quality_curves(rows, root / "few_step.png", metrics=("accuracy", "frechet"), floor=floor, title=title)
-    shown = data.arrays(dataset.test, limit=10)["image"]
-    tiles["real test images", budgets[0]] = plotting.mosaic(shown, 1)
-    plotting.strips(tiles, root / "few_step_grid.png", captions=captions,
-                    columns={n: f"{n} NFE" for n in sorted({row["nfe"] for row in rows})}, title=title)  # fmt: skip
+            search(model, table.dataset, budgets, FLAGS.num, root / name / "grids" / f"{SEARCHED}.json")
+            entry = f"{config.sampler.name}@{SEARCHED}"
+            add(table, model, f"{name}, times searched", entry, budgets[1:], root / name / "cells", took)
+        text = write(table, root, budgets, floor)  # after every method: the rest may take an hour
     print(f"{text}\n{root}/few_step.png and few_step_grid.png show it")
 
 
