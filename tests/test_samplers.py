@@ -486,8 +486,16 @@ def parts(sampler):
     return SAMPLERS[sampler]()
 
 
+@functools.cache
+def sampled(sampler):
+    """(images, what is seen on the way, their NFE) of the setting, by the sampler of this name."""
+    process, denoise, keys, x, ts = setting()
+    return base.sample(parts(sampler), denoise, process, keys, x, ts, observe=lambda y, t: {"x": y, "t": t}, count=True)
+
+
 @every_sampler
 def test_sample_is_a_loop_of_steps_that_ends_in_x0_hat(sampler):
+    image, seen, nfe = sampled(sampler)
     sampler, (process, denoise, keys, x, ts) = parts(sampler), setting()
     calls = []
 
@@ -500,7 +508,6 @@ def test_sample_is_a_loop_of_steps_that_ends_in_x0_hat(sampler):
         y, memory = sampler.step(base.independent(process, keys, x)(i), path[-1], memory, ts[i], ts[i + 1], counting, process)
         path.append(y)
     jax.effects_barrier()
-    image, seen, nfe = base.sample(sampler, denoise, process, keys, x, ts, observe=lambda y, t: {"x": y, "t": t}, count=True)
     if not base.adaptive(sampler):
         assert len(calls) == base.evaluations(sampler, ts) - 1 and set(np.asarray(nfe)) == {base.evaluations(sampler, ts)}
     tight = 1e-2 if base.adaptive(sampler) else 2e-5  # whose tolerance is 1e-3: rounding moves the steps
@@ -512,8 +519,8 @@ def test_sample_is_a_loop_of_steps_that_ends_in_x0_hat(sampler):
 @every_sampler
 def test_an_image_depends_on_its_own_key_alone(sampler):
     """Not on the batch size, its neighbours or its place."""
-    sampler, (process, denoise, keys, x, ts) = parts(sampler), setting()
-    whole = base.sample(sampler, denoise, process, keys, x, ts)
+    whole = sampled(sampler)[0]
+    sampler, (process, denoise, keys, _, ts) = parts(sampler), setting()
     chosen = np.array([4, 1])
     part = base.sample(sampler, denoise, process, keys[chosen], base.start(process, keys[chosen], (2, 2)), ts)
     tight = 1e-2 if base.adaptive(sampler) else 1e-5
