@@ -265,7 +265,7 @@ def interrupted(chosen, root, at, steps):
     assert train.train(chosen, str(root))
 
 
-def test_stop_leaves_the_last_good_checkpoint_and_a_report(straight, poisoned, tmp_path):
+def test_stop_leaves_the_last_good_checkpoint_and_a_report(poisoned, tmp_path):
     root = tmp_path / "run"
     with pytest.raises(loop.NonFinite, match=r"the gradient \(the loss is finite\) is not finite at step 14") as caught:
         train.train(config(), str(root))

@@ -238,7 +238,9 @@ def test_the_empirical_denoiser_is_the_brute_force_one(name):
     """Float32 at every noise level, down to where distances divided by sigma^2 leave nothing to rounding; some images twice."""
     images, process = pictures(), PROCESSES[name]
     target, rng = targets.empirical(images, block=64), np.random.default_rng(1)
-    denoise, density = jax.jit(target.denoise(process)), jax.jit(lambda x, t: target.log_density(process, x, t))
+    optimized = {"xla_backend_optimization_level": 3}  # as users compile: multiply-adds round once
+    denoise = jax.jit(target.denoise(process), compiler_options=optimized)
+    density = jax.jit(lambda x, t: target.log_density(process, x, t), compiler_options=optimized)
     for t in np.geomspace(process.t_min, process.t_max, 7).astype(np.float32):
         alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
         x0 = images[rng.integers(len(images), size=8)] / 127.5 - 1
