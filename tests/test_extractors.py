@@ -93,18 +93,18 @@ def two_classes():
 
 def test_the_classifier_learns_is_kept_and_belongs_to_its_data(two_classes, tmp_path, monkeypatch):
     images, labels = two_classes
+    learned = classifier.fit(images[:300], labels[:300], cache_dir=tmp_path / "learned", seen=3000)
+    hidden, logits = classifier.forward(images[300:], learned.params)
+    assert np.mean(np.argmax(logits, 1) == labels[300:]) > 0.97 and hidden.shape == (100, classifier.FEATURES)
     fits, train = [], classifier._train
     monkeypatch.setattr(classifier, "_train", lambda *args: fits.append(1) or train(*args))
-    first = classifier.fit(images[:300], labels[:300], cache_dir=tmp_path, seen=6000)
-    hidden, logits = classifier.forward(images[300:], first.params)
-    assert np.mean(np.argmax(logits, 1) == labels[300:]) > 0.97 and hidden.shape == (100, classifier.FEATURES)
-    again = classifier.fit(images[:300], labels[:300], cache_dir=tmp_path, seen=6000)
-    assert again.digest == first.digest and len(fits) == 1
-    (kept,) = tmp_path.iterdir()
+    fit = lambda labels: classifier.fit(images[:300], labels, cache_dir=tmp_path / "kept", seen=256)  # noqa: E731
+    first = fit(labels[:300])
+    assert fit(labels[:300]).digest == first.digest and len(fits) == 1
+    (kept,) = (tmp_path / "kept").iterdir()
     kept.write_bytes(kept.read_bytes()[:500])  # damaged
-    assert classifier.fit(images[:300], labels[:300], cache_dir=tmp_path, seen=6000).digest == first.digest and len(fits) == 2
-    other = classifier.fit(images[:300], 1 - labels[:300], cache_dir=tmp_path, seen=6000)
-    assert other.digest != first.digest and len(fits) == 3
+    assert fit(labels[:300]).digest == first.digest and len(fits) == 2
+    assert fit(1 - labels[:300]).digest != first.digest and len(fits) == 3
 
 
 def test_the_classifier_takes_pictures_larger_than_its_size_and_refuses_nonsense():
