@@ -6,6 +6,7 @@ their names alone, which this file makes again. The real weights are compared wh
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import pickle
@@ -93,6 +94,8 @@ def two_classes():
 
 def test_the_classifier_learns_is_kept_and_belongs_to_its_data(two_classes, tmp_path, monkeypatch):
     images, labels = two_classes
+    # XLA's optimizations, which conftest.py switches off: to train takes longer than to compile.
+    monkeypatch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3}))
     learned = classifier.fit(images[:300], labels[:300], cache_dir=tmp_path / "learned", seen=3000)
     hidden, logits = classifier.forward(images[300:], learned.params)
     assert np.mean(np.argmax(logits, 1) == labels[300:]) > 0.97 and hidden.shape == (100, classifier.FEATURES)
