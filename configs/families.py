@@ -25,7 +25,7 @@ def get_config(name: str = "digits"):
     config.data.name = name
     config.seeds = (0, 1, 2)
     config.repeated = ("vae", "ddpm")  # families that are trained from every seed, the others from the first
-    config.seconds = 40.0 if small else 200.0  # of training for each family and seed, compilation aside
+    config.seconds = 40.0 if small else 300.0  # of training for each family and seed, compilation aside
     config.num = 1000  # images drawn of each
     config.likelihood = 100  # test images whose bits/dim are measured, of the first seed; 0: none
     config.about = about = ConfigDict()

@@ -2,7 +2,7 @@
 
 python -m experiments.few_step --workdir=runs/few_step
 python -m experiments.few_step --workdir=runs/few_step --methods=cd,ect --num=1000 --search
-python -m experiments.few_step --workdir=runs/few_step_mnist --recipe=configs/mnist_few_step.py --teacher=runs/mnist
+python -m experiments.few_step --workdir=runs/mnist_few_step --recipe=configs/mnist_few_step.py --images=FOLDER_OF_IDX_FILES
 
 Trains the teacher (unless --teacher names one) and every method by the recipe's config, each in a folder of its own, and judges
 their images at --nfe evaluations beside the teacher's at --teacher_nfe. Writes few_step.md (method x evaluations: recognised,
@@ -25,8 +25,8 @@ SEARCHED = "searched"  # the grid that --search keeps with a model
 FIRST_SEED = 1_000_000  # of the images that times are searched by
 
 
-def trained_on(recipe: str, name: str, size: str, root: Path, teacher: Path, steps: int):
-    """The model of this variant of the recipe, trained (or found) in root / name. steps: other than the recipe's, or 0."""
+def trained_on(recipe: str, name: str, size: str, root: Path, teacher: Path, steps: int, images: str):
+    """The model of this variant of the recipe, trained (or found) in root / name. steps, images: unless 0 and '', not the recipe's."""
     from diffusion_jax import workdir as folder
 
     config = cli.load_config(f"{recipe}:{name}" + (f",{size}" if size else "")).unlock()
@@ -34,6 +34,8 @@ def trained_on(recipe: str, name: str, size: str, root: Path, teacher: Path, ste
         config.distill.teacher = str(teacher)
     if config.init_from:
         config.init_from = str(teacher)
+    if images:
+        config.data.path = images
     if steps:
         config.training.steps = steps
         config.optimizer.warmup = min(config.optimizer.warmup, steps // 4)
@@ -150,17 +152,19 @@ def main(_) -> None:
     for name in methods:  # an unknown one is told before anything is trained
         cli.load_config(f"{FLAGS.recipe}:{name}" + (f",{FLAGS.size}" if FLAGS.size else ""))
     teacher = Path(FLAGS.teacher or root / "teacher")
+    images = FLAGS.images
     if FLAGS.teacher:
         model = folder.load(teacher, folder.saved_config(teacher, "--teacher"))
+        images = images or model.experiment.config.data.path
     else:
-        model = trained_on(FLAGS.recipe, "teacher", FLAGS.size, root, teacher, FLAGS.steps)
+        model = trained_on(FLAGS.recipe, "teacher", FLAGS.size, root, teacher, FLAGS.steps, images)
     table = Table(experiment.dataset(model.experiment.config), FLAGS.num, [], {}, {})
     learned = seconds(teacher)
     sampler = FLAGS.teacher_sampler
     floor = add(table, model, f"diffusion ({sampler})", sampler, [*budgets, FLAGS.teacher_nfe], root / "cells", learned)
     text = write(table, root, budgets, floor)
     for name in methods:
-        model = trained_on(FLAGS.recipe, name, FLAGS.size, root, teacher, FLAGS.steps)
+        model = trained_on(FLAGS.recipe, name, FLAGS.size, root, teacher, FLAGS.steps, images)
         config, took = model.experiment.config, seconds(root / name)
         if config.distill.teacher or config.init_from:
             took += learned
@@ -177,6 +181,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "where everything goes; the same command goes on", required=True)
     flags.DEFINE_string("recipe", "configs/digits_few_step.py", "a config file whose variants are the methods, and teacher")
     flags.DEFINE_string("size", "", "of a recipe that has several: light or full")
+    flags.DEFINE_string("images", "", "config.data.path, where the recipe's data have one; '': the recipe's, or what --teacher has")
     flags.DEFINE_string("methods", METHODS, "with commas: variants of the recipe")
     flags.DEFINE_string("teacher", "", "the workdir of a trained diffusion model, instead of the recipe's own")
     flags.DEFINE_string("nfe", "1,2,4", "network evaluations, with commas")
