@@ -474,10 +474,20 @@ def interpolate(sampler: Sampler, denoise: Denoise, process: Process, a: Array, 
     conds: of a and of b; an image on the way has that of the nearer end. Returns (W, B, ...).
     """
     noises = [base.encode(sampler, denoise, process, x0, ts, cond) for x0, cond in zip((a, b), conds)]
+    return blend(sampler, denoise, process, jax.random.key(0), *noises, weights, ts, conds)
+
+
+def blend(sampler: Sampler, denoise: Denoise, process: Process, keys: Key, a: Array, b: Array, weights: Array, ts: Array,
+          conds: tuple[Cond, Cond] = (None, None)) -> Array:
+    """Images of the slerps between the starts a and b (B, ...), x at ts[0], under the same keys (of a stochastic sampler) all the way.
+
+    So consistency models, whose samplers cannot encode, interpolate between their own images (Song et al. 2023, sec. 6.3).
+    conds, and what is returned: as `interpolate`.
+    """
 
     def decode(weight):
         cond = jax.tree.map(lambda p, q: jnp.where(weight < 0.5, p, q), *conds)
-        return base.sample(sampler, denoise, process, jax.random.key(0), slerp(*noises, weight), ts, cond)
+        return base.sample(sampler, denoise, process, keys, slerp(a, b, weight), ts, cond)
 
     return jax.lax.map(decode, jnp.asarray(weights))
 

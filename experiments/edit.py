@@ -237,25 +237,31 @@ def edit(job: Job, task: str, labels: str, strengths: list[float]):
 
 
 def _interpolate(job: Job, denoise, labels: str, strengths, steps: int = 9):
-    """A column for each pair of images, from the one above to the one below."""
+    """A column for each pair, from the one above to the one below: of the images, or of the model's own if its sampler cannot encode."""
     import jax
     import numpy as np
 
     from diffusion_jax import inverse
     from diffusion_jax.errors import UserError
     from diffusion_jax.evaluation import generate
+    from diffusion_jax.samplers import base
 
-    built, half = job.trained.experiment, len(job.images) // 2
+    built, plan, half = job.trained.experiment, job.plan, len(job.images) // 2
     if not half:
         raise UserError("--task=interpolate goes between two images; ask for --num=2 or more")
-    a, b = (jax.tree.map(lambda v: v[i : 2 * half : 2], (job.images, job.cond)) for i in (0, 1))
     weights = np.linspace(0, 1, steps).astype(np.float32)
-    run = jax.jit(lambda *args: inverse.interpolate(job.plan.sampler, denoise, built.process, *args))
-    frames = np.asarray(run(a[0], b[0], weights, job.plan.ts, (a[1], b[1])))
-    rows = [a[0], *frames, b[0]]
+    names = [f"{w:.3g}" for w in weights]
+    starts = base.start(built.process, job.keys, job.images.shape)
+    (a, b) = (jax.tree.map(lambda v: v[i : 2 * half : 2], (job.images, starts, job.cond, job.keys)) for i in (0, 1))
+    conds = a[2], b[2]
+    if base.draws_noise(plan.sampler, built.process):
+        run = jax.jit(lambda *args: inverse.blend(plan.sampler, denoise, built.process, *args))
+        return list(map(generate.to_uint8, np.asarray(run(a[3], a[1], b[1], weights, plan.ts, conds)))), names, {"between": "own images"}
+    run = jax.jit(lambda *args: inverse.interpolate(plan.sampler, denoise, built.process, *args))
+    frames = np.asarray(run(a[0], b[0], weights, plan.ts, conds))
     ends = [psnr(generate.to_uint8(frames[i]), generate.to_uint8(end)).mean() for i, end in ((0, a[0]), (-1, b[0]))]
-    names = ["one", *(f"{w:.3g}" for w in weights), "other"]
-    return list(map(generate.to_uint8, rows)), names, {"psnr_of_ends": [float(end) for end in ends]}
+    rows = [a[0], *frames, b[0]]
+    return list(map(generate.to_uint8, rows)), ["one", *names, "other"], {"psnr_of_ends": [float(end) for end in ends]}
 
 
 def _sdedit(job: Job, denoise, labels: str, strengths):

@@ -13,6 +13,7 @@ from diffusion_jax import experiment, inverse, workdir
 from diffusion_jax.build import build
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import features
+from diffusion_jax.samplers import few_step
 from experiments import edit, inverse_benchmark
 
 GREY, COLOUR = (8, 8, 1), (8, 8, 3)
@@ -51,6 +52,12 @@ def test_edits_have_their_rows(job, task, rows):
     pictures, names, told = edit.edit(job, task, "3,7" if task == "translate" else "", [0.4, 0.8])
     assert len(pictures) == len(names) == rows and {p.shape for p in pictures} == {(2 if task == "interpolate" else 4, *GREY)}
     assert json.dumps(told)
+
+
+def test_a_sampler_that_cannot_encode_interpolates_its_own_images(job):
+    job = job._replace(plan=job.plan._replace(sampler=few_step.multistep()))
+    pictures, names, told = edit.edit(job, "interpolate", "", [])
+    assert len(pictures) == len(names) == 9 and told["between"] == "own images"
 
 
 def test_psnr():

@@ -12,10 +12,10 @@ import pytest
 from families import PROCESSES, SAMPLERS, AnyOf, public
 from numpy.testing import assert_allclose, assert_array_equal
 
-from diffusion_jax import inverse, targets
+from diffusion_jax import arrays, inverse, targets
 from diffusion_jax.errors import UserError
 from diffusion_jax.processes import schedules
-from diffusion_jax.samplers import ancestral, base, grids, multistep, ode
+from diffusion_jax.samplers import ancestral, base, few_step, grids, multistep, ode
 
 SHAPE = (4, 4, 3)
 MASK = (np.arange(16).reshape(4, 4, 1) % 3 > 0).astype(np.float32)
@@ -369,6 +369,18 @@ def test_translation_of_gaussians_is_a_shift_and_interpolation_ends_at_its_ends(
     assert frames.shape == (3, 2, 2)
     assert_allclose(frames[0], x0, atol=0.02)
     assert_allclose(frames[2], moved, atol=0.02)
+
+
+def test_a_stochastic_sampler_blends_between_its_own_images():
+    process, keys, conds = schedules.VP(), arrays.example_keys(jax.random.key(0), 3), ({"label": jnp.zeros(3, int)}, {"label": jnp.ones(3, int)})
+    a, b = (base.start(process, jax.random.key(seed), (3, 2)) for seed in (1, 2))
+    sampler, ts = few_step.multistep(), grids.few_step(process, 2)
+    frames = inverse.blend(sampler, by_class(process), process, keys, a, b, jnp.array([0.0, 0.4, 1.0]), ts, conds)
+    for frame, x, cond in ((frames[0], a, conds[0]), (frames[2], b, conds[1])):
+        assert_allclose(frame, base.sample(sampler, by_class(process), process, keys, x, ts, cond), rtol=1e-5, atol=1e-6)
+    assert (np.abs(frames[1] - frames[0]) > 1e-6).all()  # the start has moved, and not the class
+    with pytest.raises(UserError, match="only a deterministic sampler can encode"):
+        inverse.interpolate(sampler, by_class(process), process, a, b, jnp.zeros(1), ts, conds)
 
 
 def test_sdedit_keeps_less_of_the_guide_the_more_noise_there_is():
