@@ -23,11 +23,12 @@ def get_config(name: str = "digits"):
     config = ConfigDict()
     config.data = base().data
     config.data.name = name
+    config.data.batch_size = 128 if small else 32  # the budget is in seconds: smaller batches, more steps
     config.seeds = (0, 1, 2)
     config.repeated = ("vae", "ddpm")  # families that are trained from every seed, the others from the first
-    config.seconds = 40.0 if small else 300.0  # of training for each family and seed, compilation aside
-    config.num = 1000  # images drawn of each
-    config.likelihood = 100  # test images whose bits/dim are measured, of the first seed; 0: none
+    config.seconds = 40.0 if small else 240.0  # of training for each family and seed, compilation aside
+    config.num = 1000 if small else 500  # images drawn of each
+    config.likelihood = 100 if small else 25  # test images whose bits/dim are measured, of the first seed; 0: none
     config.about = about = ConfigDict()
     config.family = family = ConfigDict()
     for key, (what, likelihood, bound) in VAES.items():

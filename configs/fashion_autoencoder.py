@@ -15,9 +15,9 @@ def get_config(name: str = "plain"):
     name, size = split_size(name or "plain")
     config = base()
     config.data.name = "fashion_mnist"
-    config.data.batch_size = 64
+    config.data.batch_size = 32
     config.optimizer.update(learning_rate=1e-3)
-    config.training.update(steps=1600, eval_every=800, sample_every=800, checkpoint_every=800)
+    config.training.update(steps=5000, eval_every=1000, sample_every=1000, checkpoint_every=1000)
     config.ema.halflives = (5_000,)
     if size == "light":  # a space-to-depth stem: the network works at 14x14 and 7x7
         return autoencoder(config, name, stem=2, width=32, multipliers=(1, 2), blocks=1, norm=(8, 1e-6), attention=False)

@@ -19,9 +19,10 @@ def get_config(name: str = "vp"):
     name, size = split_size(name)
     config = latents(variant(base(), name), recipe="configs/fashion_autoencoder.py:plain" + ",full" * (size == "full"))
     config.model = network("unet.UNet", width=48, multipliers=(1,), blocks=2, attention=(7,), head_width=16)
+    config.data.batch_size = 64
     config.optimizer.learning_rate = 1e-3
     config.ema.halflives = (20_000,)
-    config.training.update(steps=2000, eval_every=1000, sample_every=1000, checkpoint_every=1000)
+    config.training.update(steps=3000, eval_every=1000, sample_every=1000, checkpoint_every=1000)
     if size == "full":
         config.model.update(width=256, blocks=3, head_width=64, dropout=0.1, dtype="bfloat16")
         config.data.batch_size = 512

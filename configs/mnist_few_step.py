@@ -15,8 +15,8 @@ from configs.base import FEW_STEP, few_step, split_size
 TEACHER = "runs/mnist_few_step/teacher"
 VARIANTS = ("teacher", *FEW_STEP)
 GUIDANCE = 1.5
-STEPS = {"teacher": 1600, "cd": 600, "scd": 600, "ect": 1000, "sct": 1000}  # of light; those from scratch need more
-SCRATCH = 1600
+STEPS = {"teacher": 1600, "cd": 800, "scd": 800, "ect": 1600, "sct": 1200}  # of light; those from scratch need more
+SCRATCH = 2400
 
 
 def get_config(name: str = "cd"):
@@ -27,6 +27,7 @@ def get_config(name: str = "cd"):
         config.objective = config.objective.replace("()", f"(guidance={GUIDANCE})")
     if size == "light":
         config.training.update(steps=STEPS.get(name, SCRATCH), eval_every=400, sample_every=400, checkpoint_every=200)
+        config.data.batch_size = 128 if name == "teacher" else 64  # whose steps cost two to three times a teacher's
     if config.distill.teacher or config.init_from:
         config.optimizer.learning_rate /= 2
     return config
