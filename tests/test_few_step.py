@@ -3,7 +3,9 @@ gradient, and a small network finds them by every objective; the formulas as the
 """
 
 import functools
+import json
 
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -625,6 +627,37 @@ def test_few_step_workdirs_are_compared(workdirs):
     assert [result.row["evaluations"] for result in compared.results] == [1, 2, 4]
     assert all(result.row["sliced_wasserstein"] > 0 and "error" not in result.row for result in compared.results)
     assert "follows no path" in compared.exact.row["what"]
+
+
+TINY = """
+from configs import base
+
+def get_config(name="ect"):
+    config = base.base()
+    config.data.update(name="npz", path="nowhere", batch_size=16)
+    config.model = base.network("dit.DiT", width=8, depth=1, heads=1)
+    config = base.few_step(config, name, "filled in by the command")
+    config.training.update(steps=2, log_every=1, eval_every=0, sample_every=0, checkpoint_every=2)
+    return config
+"""
+
+
+def test_the_command_trains_judges_and_finds_it_all_again(tmp_path):
+    """The diffusion model and what starts from it, on images that --images names; times are also searched."""
+    draw = np.random.default_rng(0)
+    np.savez(tmp_path / "images.npz", images=draw.integers(0, 256, (60, 8, 8, 1), np.uint8), labels=np.arange(60) % 2)
+    (tmp_path / "tiny.py").write_text(TINY)
+    line = ["few_step", f"--recipe={tmp_path / 'tiny.py'}", f"--workdir={tmp_path / 'all'}", f"--images={tmp_path / 'images.npz'}",
+            "--methods=ect", "--nfe=1,2", "--teacher_nfe=3", "--num=12", "--search"]  # fmt: skip
+    done = commands.run(*line)
+    assert done.returncode == 0, done.stderr
+    kept = json.loads((tmp_path / "all" / "few_step.json").read_text())
+    assert [(row["sampler"].partition(" ")[0], row["nfe"]) for row in kept["rows"]] == [
+        ("diffusion", 1), ("diffusion", 2), ("diffusion", 3), ("ect", 1), ("ect", 2), ("ect,", 2)]  # fmt: skip
+    assert all(row["frechet"] > 0 for row in kept["rows"]) and "| ect, times searched |" in done.stdout
+    assert {"few_step.png", "few_step_grid.png", "few_step.md"} <= {path.name for path in (tmp_path / "all").iterdir()}
+    again = commands.run(*line)
+    assert again.stdout == done.stdout and "step 1/2" in done.stderr and "step 1/2" not in again.stderr
 
 
 def test_mistakes(workdirs, tmp_path):
