@@ -153,7 +153,7 @@ def less(metric: str, digits: int = 3, factor: float = 1.0) -> Callable:
     def decide(a: Scored, b: Scored) -> tuple[bool | None, str]:
         (x, dx), (y, dy) = a[metric], b[metric]
         noise = 2 * math.hypot(dx, dy)
-        show = lambda v, d: f"{factor * v:.{digits}f} ± {factor * d:.{digits}f}"  # noqa: E731
+        show = lambda v, d: f"{factor * v:.{digits}f}" + (f" ± {factor * d:.{digits}f}" if d else "")  # noqa: E731
         name = METRICS[metric][0]
         return None if abs(x - y) <= noise else x < y, f"{name}: {show(x, dx)} against {show(y, dy)}"
 
@@ -193,13 +193,14 @@ def collapsed(weak: Scored, powerful: Scored) -> tuple[bool | None, str]:
 def steadier(a: Scored, b: Scored) -> tuple[bool | None, str]:
     """decide: over seeds the first's Fréchet distance varies by a smaller share than the second's (a hint, of few)."""
     shares = [row["frechet"][1] / row["frechet"][0] for row in (a, b)]
-    return shares[0] < shares[1], f"std / mean of the Fréchet distance over seeds: {shares[0]:.1%} against {shares[1]:.1%}"
+    return shares[0] < shares[1] if all(shares) else None, f"std / mean of the Fréchet distance over seeds: {shares[0]:.1%} against {shares[1]:.1%}"
 
 
 CLAIMS = (
     Claim("Samples of a VAE are blurred, and more so than those of diffusion", ("vae", "ddpm"), blurred),
     Claim("Diffusion's samples are as sharp as real images", ("ddpm",), sharp),
     Claim("Diffusion's samples are better (Fréchet distance)", ("ddpm", "vae"), less("frechet")),
+    Claim("The same of flow matching", ("flow", "vae"), less("frechet")),
     Claim("Diffusion covers more of the data (recall)", ("vae", "ddpm"), less("recall")),
     Claim("Diffusion's images are more like real ones (precision)", ("vae", "ddpm"), less("precision")),
     Claim("A larger beta buys a lower rate with a larger distortion", ("vae_beta_low", "vae", "vae_beta_high"), falling),
@@ -256,7 +257,7 @@ def write(rows: Sequence[Mapping], shown: Mapping[str, Any], floor: Mapping, tit
     title = f"Families of generative models on {record['data']}"
     stamp = record["provenance"]
     facts = (f"{record['seconds']:g} s of training each, {record['num']} images a model; ± is the standard deviation over "
-             f"{seeds} seeds, where there are more than one. {stamp['date'][:10]}, {stamp['cpu']['model']}.")  # fmt: skip
+             f"{seeds} seeds, where a family has more than one. {stamp['date'][:10]}, {stamp['cpu']['model']}.")  # fmt: skip
     claims = {"claim": "the textbook says", "verdict": "here", "measured": "measured"}
     text = f"# {title}\n\n{facts}\n\n{provenance.markdown_table(told, claims)}\n{provenance.markdown_table(table, columns)}"
     with provenance.atomic_path(stem.with_suffix(".md")) as path:
@@ -310,7 +311,7 @@ def compare(config, workdir: str, families: str = "", seeds: str = "", others: S
     labels = np.arange(config.num) % dataset.num_classes if dataset.num_classes else None
     judged = judge.against(dataset.train, labels, metrics=("frechet", "prdc"))
     held_out = data.arrays(dataset.test)["image"]
-    floor = judge.on_real(dataset.train, dataset.test, judged) | sharpness.relative(held_out, held_out)
+    floor = judge.on_real(dataset.train, dataset.test, judged, config.num) | sharpness.relative(held_out, held_out)
     rows, shown = [], {"real": held_out[:SHOWN]}
     for seed in seeds:  # all families from one seed, then the next: what is there when it is stopped can be compared
         for name in names if seed == seeds[0] else [name for name in names if name in config.repeated]:

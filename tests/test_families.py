@@ -32,6 +32,7 @@ def of(**values):
     (collapsed, (of(rate=20, active_units=9), of(rate=0.5, active_units=0)), True),
     (collapsed, (of(rate=20, active_units=9), of(rate=15, active_units=8)), False),
     (steadier, (of(frechet=(1.0, 0.01)), of(frechet=(5.0, 0.5))), True),
+    (steadier, (of(frechet=(1.0, 0.01)), of(frechet=5.0)), None),  # of one seed there is no spread
 ])  # fmt: skip
 def test_claims_are_decided_by_their_numbers(decide, rows, holds):
     decided, told = decide(*rows)
