@@ -12,7 +12,7 @@ from configs.base import FEW_STEP, base, few_step, network
 
 TEACHER = "runs/few_step/teacher"
 VARIANTS = ("teacher", *FEW_STEP)
-STEPS = {"cd": 400, "scd": 500, "ict": 1000, "meanflow": 1000, "imf": 1000}  # those from scratch need more, the costly have fewer
+STEPS = {"cd": 400, "scd": 1500, "ict": 1000, "meanflow": 1000, "imf": 1000}  # those from scratch need more, the costly have fewer
 
 
 def get_config(name: str = "cd"):
@@ -20,6 +20,7 @@ def get_config(name: str = "cd"):
     config.model = network("unet.UNet", width=32, multipliers=(1, 2), blocks=1, attention=(4,), head_width=32)
     config.optimizer.learning_rate = 2e-3
     config.training.update(steps=STEPS.get(name, 600), eval_every=200, sample_every=200, checkpoint_every=200)
+    config.data.batch_size = 64 if name == "scd" else 128
     config.sampler.guidance = 1.5
     config = few_step(config, name, TEACHER)
     config.process = config.process.replace("EDM()", "EDM(sigma_max=20.0)")  # the data's diameter is about 16
