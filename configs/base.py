@@ -141,7 +141,7 @@ FEW_STEP = {
     "ct": (("schedules.EDM()", "consistency()"), "consistency.training(s1=40)", "few_step.multistep", ""),
     "ict": (("schedules.EDM()", "consistency()"), "consistency.improved(s1=160)", "few_step.multistep", ""),
     "ect": (EDM_LIKE, "consistency.easy()", "few_step.multistep", "weights"),
-    "sct": (EDM_LIKE, "consistency.continuous(time=times.lognormal(0.0, 1.6))", "few_step.multistep", "weights"),
+    "sct": (EDM_LIKE, "consistency.continuous()", "few_step.multistep", "weights"),
     "scd": (EDM_LIKE, "consistency.continuous_distillation()", "few_step.multistep", "teacher"),
     "meanflow": (FLOW, "meanflow.meanflow()", "few_step.jump", ""),
     "imf": (FLOW, "meanflow.improved()", "few_step.jump", ""),

@@ -407,6 +407,8 @@ def test_jumps_of_any_length_are_exact():
 def test_few_step_grids():
     process = schedules.EDM()
     assert_allclose(process.sigma(grids.few_step(process, 2)), [80.0, 0.5], rtol=1e-5)  # where noise and data are of one size
+    many = grids.few_step(process, 1000)  # whose first and last would be outside
+    assert len(many) == 1000 and process.t_min < many[-1] < many[1] < many[0] == process.t_max
     angle = gaussian.angle(process, grids.few_step(process, 4)[1:], 0.5)
     assert_allclose(angle, np.pi / 2 * np.array([0.75, 0.5, 0.25]), rtol=1e-4)
     assert_allclose(process.sigma(grids.levels(process, 3)), [80.0, 0.8, 0.3], rtol=1e-5)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.errors import UserError, unknown
-from diffusion_jax.processes.gaussian import logsnr, time_of_logsnr
+from diffusion_jax.processes.gaussian import angle, logsnr, time_of_logsnr
 from diffusion_jax.samplers import base
 from diffusion_jax.types import Array, Cond, Denoise, Key, Process
 
@@ -110,10 +110,14 @@ def align_your_steps(process: Process, n: int, table: str = "sd15") -> Array:
 def few_step(process: Process, n: int, sigma_data: float = 0.5) -> Array:
     """The first n of n + 1 equal steps of TrigFlow's angle, arctan(sigma / (alpha sigma_data)): each is a time to jump to the data from.
 
-    For two steps the second begins where noise and data are of equal size.
+    For two steps the second begins where noise and data are of equal size. Where so many would leave [t_min, t_max], of its angles.
     """
-    angle = math.pi / 2 * (1 - jnp.arange(1, n) / n)
-    return levels(process, n, tuple((sigma_data * jnp.tan(angle)).tolist()))
+    share = jnp.arange(1, n) / n
+    phi = math.pi / 2 * (1 - share)
+    first, last = (angle(process, jnp.float32(t), sigma_data) for t in (process.t_max, process.t_min))
+    if n > 1 and not last < phi[-1] <= phi[0] < first:
+        phi = first + (last - first) * share
+    return levels(process, n, tuple((sigma_data * jnp.tan(phi)).tolist()))
 
 
 def levels(process: Process, n: int, levels: tuple[float, ...] = (0.8, 0.3, 0.1)) -> Array:
