@@ -98,12 +98,12 @@ def test_a_process_reads_the_rows_it_is_told(tmp_path):
 # ---- two processes, the real main --------------------------------------------------------------------------------------------
 
 CONFIG = """
-from configs import toy
+from configs import digits
 
 def get_config():
-    config = toy.get_config("vp")
-    config.data.batch_size = 16
-    config.model.update(width=8, blocks=1)
+    config = digits.get_config("vp")
+    config.data.data_dir, config.data.batch_size = "{data_dir}", 16
+    config.model.update(width=8, multipliers=(1,), attention=(), head_width=8)
     config.optimizer.update(name="sgd", learning_rate=0.05, schedule="constant", warmup=0, b1=None, b2=None, weight_decay=None)
     config.training.update(steps=100_000, log_every=5, eval_every=10, sample_every=10, checkpoint_every=5)
     config.sampler.nfe = 2
@@ -152,7 +152,7 @@ def test_killed_resumed_stopped_and_finished_by_one_process(tmp_path):
     Two processes, by SLURM's variables, of which one is killed; two by flags, of which one gets SIGTERM; one, to the end.
     """
     run, slow = tmp_path / "run", "--heartbeat_timeout=30"
-    (tmp_path / "config.py").write_text(CONFIG)
+    (tmp_path / "config.py").write_text(CONFIG.format(data_dir=tmp_path / "data"))
     slurm = SLURM | {"SLURM_STEP_NODELIST": "127.0.0.1", "JAX_COORDINATOR_PORT": str(free_port())}
     pair = [start(tmp_path, slow, **slurm | {"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)}) for index in range(2)]
     until(lambda: (checkpoint.latest_step(run / "checkpoints") or 0) >= 10, pair)
