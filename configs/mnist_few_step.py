@@ -5,8 +5,8 @@
 
 with --images=FOLDER_OF_IDX_FILES if TFDS's `mnist` is not at hand.
 
-Variants: teacher, a diffusion model; cd, ct, ict, ect, sct, scd, meanflow, imf; each also with ',full'. The teacher is guided, and so is
-what is distilled from it; MeanFlow learns the guided velocity. Sampling from them costs no more for it.
+Variants: teacher, a diffusion model; cd, ct, ict, ect, sct, scd, meanflow, imf; each also with ',full'. The teacher is guided, and
+so is what is distilled from it; MeanFlow learns the guided velocity. Sampling from them costs no more for it.
 """
 
 from configs import mnist

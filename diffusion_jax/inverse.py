@@ -479,7 +479,7 @@ def interpolate(sampler: Sampler, denoise: Denoise, process: Process, a: Array, 
 
 def blend(sampler: Sampler, denoise: Denoise, process: Process, keys: Key, a: Array, b: Array, weights: Array, ts: Array,
           conds: tuple[Cond, Cond] = (None, None)) -> Array:
-    """Images of the slerps between the starts a and b (B, ...), x at ts[0], under the same keys (of a stochastic sampler) all the way.
+    """Images of the slerps between the starts a and b (B, ...), x at ts[0], with the keys (of a stochastic sampler) the same all the way.
 
     So consistency models, whose samplers cannot encode, interpolate between their own images (Song et al. 2023, sec. 6.3).
     conds, and what is returned: as `interpolate`.

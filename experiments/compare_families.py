@@ -193,14 +193,15 @@ def collapsed(weak: Scored, powerful: Scored) -> tuple[bool | None, str]:
 def steadier(a: Scored, b: Scored) -> tuple[bool | None, str]:
     """decide: over seeds the first's Fréchet distance varies by a smaller share than the second's (a hint, of few)."""
     shares = [row["frechet"][1] / row["frechet"][0] for row in (a, b)]
-    return shares[0] < shares[1] if all(shares) else None, f"std / mean of the Fréchet distance over seeds: {shares[0]:.1%} against {shares[1]:.1%}"
+    told = f"std / mean of the Fréchet distance over seeds: {shares[0]:.1%} against {shares[1]:.1%}"
+    return shares[0] < shares[1] if all(shares) else None, told
 
 
 CLAIMS = (
     Claim("Samples of a VAE are blurred, and more so than those of diffusion", ("vae", "ddpm"), blurred),
     Claim("Diffusion's samples are as sharp as real images", ("ddpm",), sharp),
     Claim("Diffusion's samples are better (Fréchet distance)", ("ddpm", "vae"), less("frechet")),
-    Claim("The same of flow matching", ("flow", "vae"), less("frechet")),
+    Claim("Flow matching's samples are better than a VAE's (Fréchet distance)", ("flow", "vae"), less("frechet")),
     Claim("Diffusion covers more of the data (recall)", ("vae", "ddpm"), less("recall")),
     Claim("Diffusion's images are more like real ones (precision)", ("vae", "ddpm"), less("precision")),
     Claim("A larger beta buys a lower rate with a larger distortion", ("vae_beta_low", "vae", "vae_beta_high"), falling),
@@ -295,6 +296,7 @@ def compare(config, workdir: str, families: str = "", seeds: str = "", others: S
     import numpy as np
 
     from diffusion_jax import data, experiment, provenance
+    from diffusion_jax import workdir as folder
     from diffusion_jax.errors import unknown
     from diffusion_jax.evaluation import judge, sharpness
 
@@ -308,6 +310,7 @@ def compare(config, workdir: str, families: str = "", seeds: str = "", others: S
     for one in configs.values():
         one.data = config.data  # one data set for all, which --config.data.* changes
     dataset = experiment.dataset(configs[names[0]])
+    models = {Path(root): folder.beside(root, "--others", dataset.image_shape) for root in others}  # or hours later it is refused
     labels = np.arange(config.num) % dataset.num_classes if dataset.num_classes else None
     judged = judge.against(dataset.train, labels, metrics=("frechet", "prdc"))
     held_out = data.arrays(dataset.test)["image"]
@@ -320,8 +323,8 @@ def compare(config, workdir: str, families: str = "", seeds: str = "", others: S
             shown.setdefault(name, images)
             _tell(f"{name}, seed {seed}", row)
     titles = {name: config.about[name] for name in names}
-    for other in map(Path, others):
-        titles[other.name], row, shown[other.name] = _beside(other, dataset, judged, config.num)
+    for other, trained in models.items():
+        titles[other.name], row, shown[other.name] = _beside(other, trained, dataset, judged, config.num)
         rows.append({"family": other.name, "seed": seeds[0]} | row)
         _tell(str(other), row)
     record = {"data": config.data.name, "num": config.num, "seconds": config.seconds,
@@ -362,13 +365,10 @@ def _tell(name: str, row: Mapping) -> None:
     print(f"{name}: " + ", ".join(f"{METRICS[key][0]} {_shown(key, row[key])}" for key in DRAWN if key in row), file=sys.stderr)
 
 
-def _beside(root: Path, dataset, judged, count: int) -> tuple[str, dict, Any]:
+def _beside(root: Path, trained, dataset, judged, count: int) -> tuple[str, dict, Any]:
     """(what it is, its row, its first images) of a model that is there, by its own sampler."""
-    from diffusion_jax import workdir as folder
-
     from experiments import few_step
 
-    trained = folder.beside(root, "--others", dataset.image_shape)
     row, images = measured(trained, dataset, judged, count, 0, root.name)
     config = trained.experiment.config
     title = f"{config.objective}, {config.sampler.name} in {config.sampler.nfe} evaluations"

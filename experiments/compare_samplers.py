@@ -191,27 +191,31 @@ def compare_model(trained, dataset, name: str, entries: list[str], budgets: list
 
     others: workdirs of other models of the same data, of which each stands beside them by its own config's sampler.
     """
-    from diffusion_jax import comparison, experiment
+    from diffusion_jax import comparison
+    from diffusion_jax import workdir as folder
 
-    built = trained.experiment
-    place = functools.partial(experiment.grid, built)
-    chosen = comparison.cells(entries, budgets, built.process, built.config.sampler.grid, place=place)
+    models = {Path(root): folder.beside(root, "--others", dataset.image_shape) for root in others}
+    own = {root: cells_of(model, None, budgets) for root, model in models.items()}  # before anything is drawn: they may be refused
     subject = comparison.of_model(trained, dataset, seeds, name)
-    compared = comparison.compare(subject, chosen, kept, **options)
-    more = [result for root in others for result in beside(Path(root), dataset, budgets, seeds, **options)]
+    compared = comparison.compare(subject, cells_of(trained, entries, budgets), kept, **options)
+    more = [result for root, model in models.items() for result in beside(root, model, own[root], dataset, seeds, **options)]
     return write(subject, compared._replace(results=[*compared.results, *more]), stem, record)
 
 
-def beside(root: Path, dataset, budgets: list[int], seeds, **options) -> list:
-    """The Results of another trained model by its own sampler and grid, named after its folder."""
+def cells_of(trained, entries: list[str] | None, budgets: list[int]) -> list:
+    """The cells of these samplers for a trained model; None: of its own sampler and grid."""
     from diffusion_jax import comparison, experiment
-    from diffusion_jax import workdir as folder
 
-    trained = folder.beside(root, "--others", dataset.image_shape)
     built, sampler = trained.experiment, trained.experiment.config.sampler
     place = functools.partial(experiment.grid, built)
-    chosen = comparison.cells([f"{sampler.name}@{sampler.grid}"], budgets, built.process, sampler.grid, place=place)
-    compared = comparison.compare(comparison.of_model(trained, dataset, seeds, root.name), chosen, root / "compare", **options)
+    return comparison.cells(entries or [f"{sampler.name}@{sampler.grid}"], budgets, built.process, sampler.grid, place=place)
+
+
+def beside(root: Path, trained, cells: list, dataset, seeds, **options) -> list:
+    """The Results of another trained model, named after its folder, where they are kept."""
+    from diffusion_jax import comparison
+
+    compared = comparison.compare(comparison.of_model(trained, dataset, seeds, root.name), cells, root / "compare", **options)
     return [result._replace(row=result.row | {"sampler": f"{root.name}: {result.row['sampler']}"}) for result in compared.results]
 
 

@@ -237,7 +237,7 @@ def edit(job: Job, task: str, labels: str, strengths: list[float]):
 
 
 def _interpolate(job: Job, denoise, labels: str, strengths, steps: int = 9):
-    """A column for each pair, from the one above to the one below: of the images, or of the model's own if its sampler cannot encode."""
+    """A column for each pair, from the one above to the one below: of images, or of the model's own if its sampler cannot encode."""
     import jax
     import numpy as np
 
@@ -246,21 +246,23 @@ def _interpolate(job: Job, denoise, labels: str, strengths, steps: int = 9):
     from diffusion_jax.evaluation import generate
     from diffusion_jax.samplers import base
 
-    built, plan, half = job.trained.experiment, job.plan, len(job.images) // 2
+    sampler, process, ts, half = job.plan.sampler, job.trained.experiment.process, job.plan.ts, len(job.images) // 2
     if not half:
         raise UserError("--task=interpolate goes between two images; ask for --num=2 or more")
     weights = np.linspace(0, 1, steps).astype(np.float32)
     names = [f"{w:.3g}" for w in weights]
-    starts = base.start(built.process, job.keys, job.images.shape)
-    (a, b) = (jax.tree.map(lambda v: v[i : 2 * half : 2], (job.images, starts, job.cond, job.keys)) for i in (0, 1))
-    conds = a[2], b[2]
-    if base.draws_noise(plan.sampler, built.process):
-        run = jax.jit(lambda *args: inverse.blend(plan.sampler, denoise, built.process, *args))
-        return list(map(generate.to_uint8, np.asarray(run(a[3], a[1], b[1], weights, plan.ts, conds)))), names, {"between": "own images"}
-    run = jax.jit(lambda *args: inverse.interpolate(plan.sampler, denoise, built.process, *args))
-    frames = np.asarray(run(a[0], b[0], weights, plan.ts, conds))
-    ends = [psnr(generate.to_uint8(frames[i]), generate.to_uint8(end)).mean() for i, end in ((0, a[0]), (-1, b[0]))]
-    rows = [a[0], *frames, b[0]]
+    pairs = lambda tree: [jax.tree.map(lambda v: v[i : 2 * half : 2], tree) for i in (0, 1)]  # noqa: E731
+    conds = tuple(pairs(job.cond))
+    if base.draws_noise(sampler, process):
+        run = jax.jit(lambda *args: inverse.blend(sampler, denoise, process, *args))
+        starts = pairs(base.start(process, job.keys, job.images.shape))
+        frames = np.asarray(run(pairs(job.keys)[0], *starts, weights, ts, conds))
+        return list(map(generate.to_uint8, frames)), names, {"between": "own images"}
+    run = jax.jit(lambda *args: inverse.interpolate(sampler, denoise, process, *args))
+    one, other = pairs(job.images)
+    frames = np.asarray(run(one, other, weights, ts, conds))
+    ends = [psnr(generate.to_uint8(frame), generate.to_uint8(end)).mean() for frame, end in ((frames[0], one), (frames[-1], other))]
+    rows = [one, *frames, other]
     return list(map(generate.to_uint8, rows)), ["one", *names, "other"], {"psnr_of_ends": [float(end) for end in ends]}
 
 

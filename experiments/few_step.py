@@ -26,7 +26,7 @@ FIRST_SEED = 1_000_000  # of the images that times are searched by
 
 
 def trained_on(recipe: str, name: str, size: str, root: Path, teacher: Path, steps: int, images: str):
-    """The model of this variant of the recipe, trained (or found) in root / name. steps, images: unless 0 and '', not the recipe's."""
+    """The model of this variant of the recipe, trained (or found) in root / name. steps, images: the recipe's own where 0 and ''."""
     from diffusion_jax import workdir as folder
 
     config = cli.load_config(f"{recipe}:{name}" + (f",{size}" if size else "")).unlock()

@@ -76,7 +76,8 @@ def test_families_end_to_end(tmp_path):
     rows = json.loads((tmp_path / "families.json").read_text())["rows"]
     assert rows[1]["family"] == "vae_0" and rows[1]["frechet"] == kept["rows"][0]["frechet"]  # of the same weights and seeds
     (tmp_path / "toy").mkdir()
-    with pytest.raises(UserError, match="--others=.*toy has no config.json"):
-        compare_families.compare(config, str(tmp_path), "vae_beta_low", "0", others=[str(tmp_path / "toy")])
+    with pytest.raises(UserError, match="--others=.*toy has no config.json"):  # before the hours of training, not after
+        compare_families.compare(config, str(tmp_path / "fresh"), others=[str(tmp_path / "toy")])
+    assert not (tmp_path / "fresh").exists()
     with pytest.raises(UserError, match="unknown --families 'vae_betahigh'; did you mean 'vae_beta_high'"):
         compare_families.compare(config, str(tmp_path), "vae_betahigh")

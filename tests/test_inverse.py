@@ -372,7 +372,8 @@ def test_translation_of_gaussians_is_a_shift_and_interpolation_ends_at_its_ends(
 
 
 def test_a_stochastic_sampler_blends_between_its_own_images():
-    process, keys, conds = schedules.VP(), arrays.example_keys(jax.random.key(0), 3), ({"label": jnp.zeros(3, int)}, {"label": jnp.ones(3, int)})
+    process, keys = schedules.VP(), arrays.example_keys(jax.random.key(0), 3)
+    conds = {"label": jnp.zeros(3, int)}, {"label": jnp.ones(3, int)}
     a, b = (base.start(process, jax.random.key(seed), (3, 2)) for seed in (1, 2))
     sampler, ts = few_step.multistep(), grids.few_step(process, 2)
     frames = inverse.blend(sampler, by_class(process), process, keys, a, b, jnp.array([0.0, 0.4, 1.0]), ts, conds)
