@@ -1,5 +1,6 @@
 # make quickstart   train on the embedded digits and draw pictures, a few minutes on two CPU cores
-# make test         the whole test suite, without a GPU or a download beyond the package index
+# make test         the test suite, without a GPU or a download beyond the package index
+# make test-all     the same, then the long tests
 #
 # Options: PYTHON=python3.12  EXTRAS=cuda|tpu (accelerator wheels)  VENV=.venv
 
@@ -13,14 +14,19 @@ constraints := $(firstword $(wildcard constraints/py$(version).txt) $(lastword $
 comma := ,
 installed := $(VENV)/.installed-$(or $(EXTRAS),cpu)
 
-.PHONY: quickstart test install clean
+.PHONY: quickstart test test-all install clean
 .DELETE_ON_ERROR:
 
 quickstart: install
 	$(VENV)/bin/python -m experiments.quickstart
 
+pytest := $(VENV)/bin/python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
+
 test: install
-	$(VENV)/bin/python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
+	$(pytest) -m "not long"
+
+test-all: test
+	$(pytest) -m long
 
 install: $(installed)
 
