@@ -72,6 +72,14 @@ def test_strided_grids_reject_what_does_not_fit(name):
             GRIDS[name](_chain(), n, steps=10)
 
 
+def test_one_time_of_a_chain_is_its_last():
+    """Noise is at the last time: from the first, one evaluation would take it for data."""
+    for name in ("linspace", "trailing"):
+        assert np.asarray(GRIDS[name](_chain(), 1, steps=10)) == [1.0], name
+    with pytest.raises(UserError, match="use 'trailing'"):
+        grids.leading(_chain(), 1, steps=10)
+
+
 def test_grids_reject_too_many_points():
     with pytest.raises(UserError, match="leaves the chain"):
         grids.leading(_chain(), 10, steps=10, offset=1)

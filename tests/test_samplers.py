@@ -550,6 +550,27 @@ def test_sample_is_traced_once():
     assert all(np.isfinite(image).all() for image in images) and not np.allclose(images[0], images[1])
 
 
+@every_sampler
+def test_the_smallest_budgets_are_one_evaluation_and_one_step(sampler):
+    """x0-hat from noise where no step fits, on a grid of one time; the first step that fits is traced."""
+    sampler, (process, denoise, keys, x, _) = parts(sampler), setting()
+    if base.adaptive(sampler):  # its tolerance decides, and its grid is always two times
+        return
+    first = 1 + sampler.nfe + sum(sampler.warmup[:1])
+    for nfe in range(1, first):
+        assert base.points(sampler, nfe) == 1
+    one = grids.uniform(process, 1)
+    for padded in (False, True):
+        image, nfe = base.sample(sampler, denoise, process, keys, x, one, padded=padded, count=True)
+        assert_allclose(image, denoise(x, one[0]).x0, rtol=1e-6)
+        assert set(np.asarray(nfe)) == {1} == {base.evaluations(sampler, one)}
+    two = grids.uniform(process, base.points(sampler, first))
+    assert len(two) == 2 and base.evaluations(sampler, two) == first
+    for padded in (False, True):
+        run = functools.partial(base.sample, sampler, denoise, process, keys, padded=padded)
+        assert jax.eval_shape(run, x, two).shape == x.shape
+
+
 @pytest.mark.parametrize("sampler", [ancestral.ddpm(), ode.heun()], ids=["ddpm", "heun"])
 def test_a_padded_grid_is_the_grid(sampler):
     process, denoise, keys, x, ts = setting()

@@ -123,7 +123,7 @@ def sample(sampler: Sampler, denoise: Denoise, process: Process, key: Key, x: Ar
     ts = jnp.asarray(ts, x.dtype)
     carry, steps = (x, sampler.init(x, ts)), (jnp.arange(len(ts) - 1), ts[:-1], ts[1:])
     moves = jnp.sum(ts[1:] < ts[:-1])
-    if padded:
+    if padded and len(ts) > 1:  # a grid of one time has no move to trace
         (x, memory), seen = jax.lax.fori_loop(0, moves, lambda i, c: move(c, [step[i] for step in steps])[0], carry), None
     else:
         (x, memory), seen = jax.lax.scan(move, carry, steps)

@@ -140,13 +140,18 @@ def _strided(j: np.ndarray, n: int, steps: int, name: str) -> Array:
 
 
 def leading(process: Process, n: int, steps: int = 1000, offset: int = 0) -> Array:
-    """j = 0, k, 2k, ... with k = steps // n (DDIM's and diffusers' 'leading'): ends at the chain's first time, starts below its last."""
+    """j = 0, k, 2k, ... with k = steps // n (DDIM's and diffusers' 'leading'): ends at the chain's first time, starts below its last.
+
+    Raises UserError for n = 1, which would be the chain's first time alone: noise would be denoised as if it were almost data.
+    """
+    if n == 1:
+        raise UserError("grid 'leading' of one time has only the chain's first, where the data is; use 'trailing', or 2 evaluations or more")
     return _strided(np.arange(n)[::-1] * (steps // max(n, 1)) + offset, n, steps, "leading")
 
 
 def linspace(process: Process, n: int, steps: int = 1000) -> Array:
     """n rounded times from the chain's last to its first (improved DDPM's respacing; diffusers' 'linspace')."""
-    return _strided(np.linspace(0, steps - 1, n).round()[::-1], n, steps, "linspace")
+    return _strided(np.linspace(steps - 1, 0, n).round(), n, steps, "linspace")
 
 
 def trailing(process: Process, n: int, steps: int = 1000) -> Array:
