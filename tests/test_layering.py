@@ -63,6 +63,7 @@ ALLOWED = {
     "report": ({"types", "errors", "provenance"}, FRAMEWORKS | {"jax"}),
     "provenance": ({"types", "errors"}, FRAMEWORKS),
     "build": ({"errors"}, FRAMEWORKS | {"jax"}),
+    "config_schema": ({"errors"}, FRAMEWORKS | {"jax"}),
     "hlo": (set(), FRAMEWORKS | {"jax"}),
     "flops": (set(), FRAMEWORKS | {"jax"}),
 }
