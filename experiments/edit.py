@@ -61,16 +61,16 @@ def mask_for(spec: str, shape: tuple[int, ...]):
     UserError for a picture that is none, of another size, or that leaves nothing to paint or nothing to go by.
     """
     import numpy as np
-    from PIL import Image
 
     from diffusion_jax import experiment
     from diffusion_jax.build import build
+    from diffusion_jax.data import transforms
     from diffusion_jax.errors import UserError
 
     if not re.search(r"[./\\]\w+$", spec.partition("(")[0]) and not Path(spec).is_file():
         return build(experiment.MASKS, spec, shape)
     try:
-        with Image.open(spec) as picture:
+        with transforms.open_image(spec) as picture:
             mask = (np.asarray(picture.convert("L"), np.float32) > 127.5).astype(np.float32)[..., None]
     except OSError as error:
         why = str(error).splitlines()[0]

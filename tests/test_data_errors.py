@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from diffusion_jax import data
-from diffusion_jax.data import folder
+from diffusion_jax.data import folder, transforms
 from diffusion_jax.errors import UserError
 from tests.test_data import write_idx, write_image, write_tfds
 
@@ -250,3 +250,22 @@ def test_npz_files_that_are_damaged(tmp_path, damage):
 def test_a_plain_npy_is_not_an_npz(tmp_path):
     np.save(tmp_path / "d.npy", IMAGES)
     fails("d.npy cannot be read as an .npz", "npz", path=str(tmp_path / "d.npy"))
+
+
+# ---- formats ----
+
+
+def test_pictures_are_opened_in_listed_formats_alone(tmp_path):
+    """Whatever a file is called: EPS would start Ghostscript, FITS decompresses without a bound."""
+    for k in range(12):
+        write_image(tmp_path / f"{k}.png", k)
+    Image.new("RGB", (6, 4)).save(tmp_path / "bad.png", "EPS")
+    with pytest.raises(OSError, match="cannot identify"):
+        transforms.open_image(tmp_path / "bad.png")
+    fails("limit_bad=0 unreadable images: .*bad.png", "folder", path=str(tmp_path), limit_bad=0)
+    assert not {"EPS", "PDF", "FITS", "WMF", "PSD"} & set(transforms.FORMATS)
+    assert {".jpg", ".jfif", ".jpe", ".tga", ".jp2", ".png", ".mpo"} <= transforms.endings()
+    assert not {".eps", ".ps", ".pdf", ".h5", ".fits"} & transforms.endings()
+    (tmp_path / "bare").write_bytes((tmp_path / "0.png").read_bytes())
+    with transforms.open_image(tmp_path / "bare") as image:  # the content decides, not the name
+        assert image.format == "PNG"

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 from absl import logging
+from PIL import Image, ImageOps
 
 from diffusion_jax.data import captions, transforms
 from diffusion_jax.data.sources import Arrays, Lazy, Source, held_in_memory, parallel
@@ -162,10 +163,8 @@ class Unreadable:
 
 def _headers(files: list[File], unreadable: Unreadable) -> dict[Path, Header]:
     def one(file: File) -> Header | None:
-        from PIL import Image
-
         try:
-            with Image.open(file.path) as image:
+            with transforms.open_image(file.path) as image:
                 exif = Image.Image.getexif(image)  # (a PNG's own getexif would decode the pixels)
                 size = image.size if exif.get(0x0112, 1) in TURNED else image.size[::-1]
                 return Header(size, image.mode in GREY_MODES)
@@ -190,9 +189,7 @@ def _shape(path: str, headers: dict[Path, Header], image_size: int, channels: in
 
 def decode(file: Path, image_size: int, channels: int) -> np.ndarray:
     """One image file -> (H, W, channels) uint8: turned as its EXIF says, transparency on white, resized."""
-    from PIL import Image, ImageOps
-
-    with Image.open(file) as image:
+    with transforms.open_image(file) as image:
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # 16-bit grey: keep the high byte, where convert would clip
             image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))

@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
+import os
+from typing import IO
+
 import numpy as np
+from PIL import Image
 
 from diffusion_jax.errors import UserError
 
 MODES = {1: "L", 3: "RGB"}
+
+# Every format in which a picture is opened, in the order in which they are tried. All are decoded inside this process: none starts
+# another program (EPS starts Ghostscript), fetches a file, or decompresses a stream of unknown size (FITS). Formats whose files
+# have no signature stand last (TGA).
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI", "SGI", "PCX", "ICO", "TGA")
+
+
+def open_image(file: str | os.PathLike | IO[bytes], formats: tuple[str, ...] = FORMATS) -> Image.Image:
+    """Open a picture in one of `formats`, whatever its name says; the only place of the project that opens pictures.
+
+    Args:
+      file: a path, or an open binary file.
+      formats: names of Pillow's formats, a part of FORMATS; those that this Pillow was built without are left out.
+
+    Raises:
+      Exception: whatever Pillow raises for a file that is none of these (OSError, SyntaxError, struct.error, ...).
+    """
+    Image.init()
+    return Image.open(file, formats=[name for name in formats if name in Image.OPEN])
+
+
+def endings() -> frozenset[str]:
+    """The endings, in lower case, that Pillow registers for the formats of FORMATS: '.jpg', '.jfif', '.tga', ..."""
+    Image.init()
+    return frozenset(ending for ending, name in Image.EXTENSION.items() if name in (*FORMATS, "MPO"))  # MPO is read as JPEG
 
 
 def fitted_shape(shape: tuple[int, ...], image_size: int, channels: int) -> tuple[int, int, int]:
@@ -31,8 +60,6 @@ def fit_pil(image, image_size: int):
     The same as resizing the short side and cropping the centre. PIL's bicubic widens its kernel when it shrinks, which
     is what antialiases (an unwidened kernel skips pixels).
     """
-    from PIL import Image
-
     if not image_size or image.size == (image_size, image_size):
         return image
     side = min(image.size)
@@ -43,8 +70,6 @@ def fit_pil(image, image_size: int):
 
 def from_array(image: np.ndarray):
     """(H, W, 1 or 3) uint8 -> a PIL image."""
-    from PIL import Image
-
     return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
 
 
