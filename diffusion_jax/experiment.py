@@ -461,7 +461,7 @@ def decoded(experiment: Experiment, params: Params, x: Array) -> Array:
 def finished(experiment: Experiment, batch_size: int) -> Callable[[np.ndarray], np.ndarray]:
     """x0 (N, ...) -> uint8 images, decoded if they are latents; points stay as they are. For samples made without sample_fn."""
     if not is_image(experiment):
-        return np.asarray
+        return generate.finite
     if experiment.latents is None:
         return generate.to_uint8
     decode = jax.jit(lambda x, params: decoded(experiment, params, x))

@@ -91,14 +91,22 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:  # such as a full disk, where the system names no file
+        error.filename = os.fspath(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def save_text(path: str | os.PathLike, text: str) -> None:
+    """Write text to path, atomically, in UTF-8; bytes of file names that are not UTF-8 appear escaped."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
 def save_json(path: str | os.PathLike, value: Any) -> None:
     """Write `canonical_json(value)` to path, atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(canonical_json(value) + "\n", encoding="utf-8")
+    save_text(path, canonical_json(value) + "\n")
 
 
 def load_json(path: str | os.PathLike) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from diffusion_jax.provenance import atomic_path, plain
+from diffusion_jax.provenance import plain, save_text
 
 STYLE = """
 :root { color-scheme: light; --ink: #222; --faint: #6b6b6b; --rule: #e2e2e2; --mark: #eaf4ec; --wrong: #a33 }
@@ -70,8 +70,7 @@ def page(title: str, sections: Sequence[tuple[str, str]], *, lead: str = "") -> 
 
 def save(path: str | os.PathLike, content: str) -> None:
     """Write a page, atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(content, encoding="utf-8")
+    save_text(path, content)
 
 
 def text(value: Any) -> str:

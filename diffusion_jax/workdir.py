@@ -17,7 +17,7 @@ import functools
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,13 +62,14 @@ def prepare(workdir: str | Path, config: ConfigDict, dataset) -> Path:
 
 
 @contextlib.contextmanager
-def locked(workdir: str | Path) -> Iterator[None]:
+def locked(workdir: str | Path) -> Iterator[Callable[[], None]]:
     """Nobody else trains in this folder while the block runs (the first process looks after that).
 
+    Yields in_place(), which raises UserError once the folder was moved or deleted, before anything makes it anew.
     Raises UserError, telling who does, if somebody else does already, or if the folder cannot be written.
     """
     if not distributed.first():
-        yield
+        yield lambda: None
         return
     path = Path(workdir).absolute() / ".lock"
     try:
@@ -89,7 +90,18 @@ def locked(workdir: str | Path) -> Iterator[None]:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
-        yield
+        yield functools.partial(_in_place, path, os.fstat(file.fileno()))
+
+
+def _in_place(lock: Path, ours: os.stat_result) -> None:
+    """UserError unless the lock file at this path is still the one that this process holds."""
+    try:
+        if os.path.samestat(os.stat(lock), ours):
+            return
+    except OSError:
+        pass
+    raise UserError(f"--workdir={lock.parent} was moved or deleted while this command was writing to it; "
+                    "move it back, then run the same command again to resume from its last checkpoint")  # fmt: skip
 
 
 @contextlib.contextmanager

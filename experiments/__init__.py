@@ -1,5 +1,12 @@
 """Command-line mains. Importing this package sets what XLA must be told before jax starts."""
 
-from diffusion_jax.training import runtime
+import sys
+
+from experiments import exits
+
+if sys.argv[:1] == ["-m"]:  # `python -m experiments.NAME` is importing this package before it runs NAME
+    exits.watch_signals()
+
+from diffusion_jax.training import runtime  # noqa: E402  (its imports take a moment, in which a signal may come)
 
 runtime.set_cpu_flags()

@@ -1,7 +1,7 @@
 """What every main shares: a config from a file or a workdir with overrides, one clear line for a user's mistake, exit codes.
 
 Several processes of one run meet here before anything touches a device: --coordinator=HOST:PORT --num_processes=N --process_id=I.
-Exit status: 0 done, 2 a user's mistake, 75 stopped by a signal with everything saved (the same command goes on), 130 Ctrl-C.
+Exit statuses: experiments/exits.py.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from ml_collections import ConfigDict, config_flags
 
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.training import distributed, runtime
+from experiments import exits
 
-UNFINISHED = 75  # the EX_TEMPFAIL of sysexits.h: a cluster shall run the same command again
+UNFINISHED = exits.UNFINISHED
 
 # Of every main. On TPU pods, SLURM, Open MPI and Kubernetes they are found out (training/distributed.py).
 flags.DEFINE_string("coordinator", None, "several processes: HOST:PORT, an address of process 0, where all meet")
@@ -37,22 +38,40 @@ def launch(main: Callable[[ConfigDict], None], *, config: str) -> None:
 
 
 def _guard(main, config) -> None:
+    """Run the command; a mistake, a signal or a system that refuses ends it with one line and the status of `exits`."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold bytes that are not UTF-8
     logging.set_verbosity(logging.WARNING)  # jax tells at INFO which accelerators are absent
     runtime.enable_compilation_cache()
     try:
-        _join()
-        with distributed.quiet_others():
-            main(config)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        distributed.leave(2)
+        with exits.stoppable():
+            _join()
+            with distributed.quiet_others():
+                main(config)
+            sys.stdout.flush()  # a full disk shows here, not in a traceback at exit
+    except exits.Stopped as stop:
+        print(exits.stopped_line(stop.signal), file=sys.stderr, flush=True)
+        distributed.leave(exits.STATUS[stop.signal])
     except KeyboardInterrupt:
-        distributed.leave(130)
+        print("SIGINT: stopped at once; run the same command again", file=sys.stderr)
+        distributed.leave(exits.INTERRUPTED)
     except Exception as error:
-        if (what := distributed.lost(error)) is None:
+        status, line = _explained(error)
+        if line is None or exits.wants_traceback():
             raise
-        print(f"error: {what}", file=sys.stderr)
-        distributed.leave(UNFINISHED)
+        print(f"error: {line}", file=sys.stderr)
+        distributed.leave(status)
+
+
+def _explained(error: Exception) -> tuple[int, str | None]:
+    """(exit status, the line to print) of an error that the user or the system caused; None for a fault of ours."""
+    if isinstance(error, UserError):
+        return exits.MISTAKE, str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return exits.MISTAKE, exits.system_line(error)
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)[:200]:
+        return exits.MISTAKE, ("out of memory: lower config.data.batch_size or config.sampler.batch_size, or the width of the "
+                               "network; config.model.remat=block trades memory for time")  # fmt: skip
+    return exits.UNFINISHED, distributed.lost(error)
 
 
 def _join() -> None:
@@ -77,6 +96,8 @@ def _parse(argv: list[str], source: str) -> list[str]:
         if len(rest) > 1:
             raise UserError(f"cannot use the argument '{rest[1]}'; values are set as --flag=value or --config.KEY=VALUE")
         return rest
+    except OSError as error:
+        _fail(exits.system_line(error))
     except (UserError, flags.Error) as error:
         _fail(str(error).replace("\n", " "))
 

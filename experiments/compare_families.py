@@ -261,8 +261,7 @@ def write(rows: Sequence[Mapping], shown: Mapping[str, Any], floor: Mapping, tit
              f"{seeds} seeds, where a family has more than one. {stamp['date'][:10]}, {stamp['cpu']['model']}.")  # fmt: skip
     claims = {"claim": "the textbook says", "verdict": "here", "measured": "measured"}
     text = f"# {title}\n\n{facts}\n\n{provenance.markdown_table(told, claims)}\n{provenance.markdown_table(table, columns)}"
-    with provenance.atomic_path(stem.with_suffix(".md")) as path:
-        path.write_text(text, encoding="utf-8")
+    provenance.save_text(stem.with_suffix(".md"), text)
     provenance.save_json(stem.with_suffix(".json"), {"rows": list(rows), "verdicts": told, "real": dict(floor), **record})
     plotting.bars(scored, {key: METRICS[key][:2] for key in DRAWN}, stem.with_suffix(".png"), floor=floor, title=title)
     scale = max(1, round(56 / shown["real"].shape[1]))

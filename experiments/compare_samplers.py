@@ -92,8 +92,7 @@ def write(subject, compared, stem: Path, record: Mapping) -> str:
             for row in [*rows, {"sampler": "truth itself"} | subject.floor]]  # fmt: skip
     listed = "".join(f"- {line}\n" for line in lines)
     text = f"# {title}\n\n{facts}\n\n{listed}\n{provenance.markdown_table(told, columns)}"
-    with provenance.atomic_path(stem.with_suffix(".md")) as path:
-        path.write_text(text, encoding="utf-8")
+    provenance.save_text(stem.with_suffix(".md"), text)
     provenance.save_json(stem.with_suffix(".json"), {
         "rows": rows, "verdict": lines, "floor": subject.floor, "exact": compared.exact.row, "subject": subject.identity,
         **record})  # fmt: skip

@@ -297,7 +297,8 @@ def _translate(job: Job, denoise, labels: str, strengths):
     run = jax.jit(lambda x, ts, a, b: inverse.translate(job.plan.sampler, denoise, built.process, x, ts, a, b))
     conds = [own, *(experiment.cond_for(built, np.full(len(truth), label)) for label in targets)]
     results = [generate.to_uint8(run(job.images, job.plan.ts, own, cond)) for cond in conds]
-    names = ["image", "there and back", *(job.trained.data["class_names"][label] for label in targets)]
+    classes = [*job.trained.data["class_names"], "any"]  # as cond_for counts them
+    names = ["image", "there and back", *(classes[label] for label in targets)]
     return [truth, *results], names, {"psnr_there_and_back": float(psnr(results[0], truth).mean())}
 
 

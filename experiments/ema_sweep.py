@@ -130,8 +130,7 @@ def main(config) -> None:
                metrics=metrics), root / "ema_sweep.json", told))  # fmt: skip
     title = f"Power EMAs of {root.name} at step {trained.step}: {FLAGS.repeats} x {FLAGS.num} images, {config.sampler.name}"
     text = f"# {title}\n\n{report(rows)}"
-    with provenance.atomic_path(root / "ema_sweep.md") as path:
-        path.write_text(text, encoding="utf-8")
+    provenance.save_text(root / "ema_sweep.md", text)
     plotting.lengths(rows, root / "ema_sweep.png", title=title)
     print(text)
 

@@ -131,8 +131,7 @@ def write(table: Table, root: Path, budgets: list[int], floor: dict[str, float])
 
     title = f"{table.dataset.name} in a few evaluations: {table.count} images, recognised / Frechet distance of pixels"
     text = f"# {title}\n\n{report(table.rows, budgets, floor)}\nTraining includes the teacher's where a method needs one.\n"
-    with provenance.atomic_path(root / "few_step.md") as path:
-        path.write_text(text, encoding="utf-8")
+    provenance.save_text(root / "few_step.md", text)
     stamp = provenance.provenance(None, 0)
     provenance.save_json(root / "few_step.json", {"rows": table.rows, "real": floor, "provenance": stamp})
     plotting.quality_curves(table.rows, root / "few_step.png", metrics=("accuracy", "frechet"), floor=floor, title=title)

@@ -146,8 +146,7 @@ def on_model(config, workdir: Path, guides: Sequence[str], scales: Sequence[floa
     plotting.strips(tiles, workdir / "guidance_sweep_strips.png", columns={scale: f"scale {scale:g}" for scale in scales},
                     title=f"The same {SHOWN} seeds at every scale")  # fmt: skip
     text = f"# {title}\n\n{report(rows, real)}"
-    with provenance.atomic_path(workdir / "guidance_sweep.md") as path:
-        path.write_text(text, encoding="utf-8")
+    provenance.save_text(workdir / "guidance_sweep.md", text)
     return text
 
 

@@ -314,8 +314,7 @@ def main(config) -> None:
     text, stem = (target_command if FLAGS.target is not None else image_command)(FLAGS, config)
     from diffusion_jax import provenance
 
-    with provenance.atomic_path(stem.with_suffix(".md")) as path:
-        path.write_text(text, encoding="utf-8")
+    provenance.save_text(stem.with_suffix(".md"), text)
     print(f"{text}\n{stem}.json, .md, .png")
 
 

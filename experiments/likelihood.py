@@ -195,8 +195,7 @@ def main(config) -> None:
     count = len(next(v for name, v in values.items() if name.endswith(".total")))
     title = (f"Bits per dimension of {count} {FLAGS.split} images of {config.data.name} under {Path(FLAGS.workdir).name}, "
              "mean ± standard error over images")  # fmt: skip
-    with provenance.atomic_path(stem.with_suffix(".md")) as path:
-        path.write_text(f"# {title}\n\n{report(rows)}", encoding="utf-8")
+    provenance.save_text(stem.with_suffix(".md"), f"# {title}\n\n{report(rows)}")
     generate.save_npz(stem.with_suffix(".npz"), None, **values)
     provenance.save_json(stem.with_suffix(".json"), {
         "rows": rows, "count": count, **told, "provenance": provenance.provenance(config.to_dict(), FLAGS.seed)})  # fmt: skip

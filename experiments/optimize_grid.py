@@ -233,8 +233,7 @@ def write(kept: dict, title: str, stem: Path) -> str:
     text = (f"# {title}\n\nPlaced by {kept['starts']} seeds; measured on {kept['num']} others, those with exact solutions "
             f"on the first {exact['solved']}. The exact solution is {exact['what']}"
             + (f"; itself it scores: {scores}" if scores else "") + f".\n\n{report(rows, measures)}")  # fmt: skip
-    with provenance.atomic_path(stem.with_suffix(".md")) as path:
-        path.write_text(text, encoding="utf-8")
+    provenance.save_text(stem.with_suffix(".md"), text)
     lengths = {int(n): lam for n, lam in kept["logsnr"].items()}
     plotting.placed_times(rows, lengths, measures, stem.with_suffix(".png"), title=title)
     return text

@@ -32,20 +32,21 @@ def train(config, workdir: str, *, dataset=None, fit=None, loss=None) -> bool:
     key = jax.random.key(config.seed)
     template = parts.runner.template(parts.init, key)  # traces the network: what does not fit fails here, before anything is written
     experiment.plan(built), experiment.weights_name(config)  # likewise what only sampling will need
-    with folder.locked(workdir), folder.one_line(workdir):
+    with folder.locked(workdir) as in_place, folder.one_line(workdir):
         root = folder.prepare(workdir, config, dataset)
         distributed.barrier("workdir")
         failed = None
         while True:
             begin = _begin(config, parts, template, root, failed)
             try:
-                ended = _attempt(built, parts, dataset, root, *begin, fit=fit or loop.fit, loss=loss)
+                ended = _attempt(built, parts, dataset, root, *begin, fit=fit or loop.fit, loss=loss, in_place=in_place)
                 break
             except loop.NonFinite as error:
                 if config.training.on_nonfinite != "rollback":
                     raise
                 failed = error.with_traceback(None), begin[-1]  # (or the traceback would keep the state in memory)
         if distributed.first():
+            in_place()
             plotting.loss_curve(metrics.read_rows(root / "metrics.jsonl"), root / "loss.png")
     if ended.stopped_by:
         print(f"{ended.stopped_by.name}: saved at step {ended.step} of {config.training.steps}; "
@@ -73,8 +74,11 @@ def _begin(config, parts, template, root, failed):
     return state, restored, rollback
 
 
-def _attempt(built, parts, dataset, root, state, restored, rollback, *, fit, loss):
-    """Train from `state` to the end, to a signal, or to a step that is not finite."""
+def _attempt(built, parts, dataset, root, state, restored, rollback, *, fit, loss, in_place):
+    """Train from `state` to the end, to a signal, or to a step that is not finite.
+
+    in_place() raises UserError where the workdir was moved or deleted; it is called before anything is written there.
+    """
     import jax
 
     from diffusion_jax import data, experiment, provenance
@@ -96,7 +100,8 @@ def _attempt(built, parts, dataset, root, state, restored, rollback, *, fit, los
         return ((n * k, b) for n, b in data.prefetch(calls, start // k, stop, put=put, workers=config.data.workers))
 
     with (
-        contextlib.closing(metrics.open_writer(root, start_step=start) if distributed.first() else metrics.no_writer()) as writer,
+        contextlib.closing(metrics.open_writer(root, start_step=start, log_every=config.training.log_every)
+                           if distributed.first() else metrics.no_writer()) as writer,
         contextlib.closing(checkpoint.open_checkpoints(
             root / "checkpoints", keep=config.training.keep, keep_every=config.training.keep_every,
             after=restored and restored.step, aside=None if rollback.to == start else "damaged")) as checkpointer,
@@ -108,12 +113,24 @@ def _attempt(built, parts, dataset, root, state, restored, rollback, *, fit, los
                   _reconstructions(built, parts, dataset, root, writer)),
                  (len(config.ema.powers) and config.ema.snapshot_every,
                   post_hoc.saver(root / "ema_snapshots", config.ema.powers))]  # fmt: skip
+        hooks = [(every, _after(in_place, hook)) for every, hook in hooks]
+        checkpointer = checkpointer._replace(save=_after(in_place, checkpointer.save))
         return fit(
             state, parts.step, batches, total_steps=steps, batch_size=config.data.batch_size, steps_per_call=k,
             log_every=config.training.log_every, checkpoint_every=config.training.checkpoint_every, checkpointer=checkpointer,
             writer=writer, hooks=hooks, extra=provenance.load_json(root / "provenance.json") | {"rollback": rollback._asdict()},
             resumed=restored and restored.extra, shift=shift, on_nonfinite=config.training.on_nonfinite,
             report=_reporter(built, dataset, root, state, shift))  # fmt: skip
+
+
+def _after(check, function):
+    """function, called after check()."""
+
+    def run(*args):
+        check()
+        return function(*args)
+
+    return run
 
 
 @contextlib.contextmanager
@@ -196,7 +213,7 @@ def _grid(built, parts, dataset, root, writer):
     def draw(state, step):
         params = experiment.ensemble(built, experiment.weights(config, state))
         x = everywhere(params, (keys, cond), np.asarray(chosen.ts), np.float32(chosen.guidance))
-        x = generate.to_uint8(x) if images else x
+        x = generate.to_uint8(x) if images else generate.finite(np.asarray(x))
         if not distributed.first():
             return
         path = root / "samples" / f"step_{step:07d}.png"

@@ -85,8 +85,7 @@ def train_classifier(config, workdir: str, pool: str = "attention") -> str | Non
     columns = {"logsnr": "log-SNR", "sigma / alpha": "σ / α", "accuracy": "accuracy", "nats": "-log p(label) (nats)"}
     title = f"Held-out accuracy of {Path(workdir).name} at step {trained.step}, by noise level"
     text = f"# {title}\n\n{provenance.markdown_table(rows, columns)}"
-    with provenance.atomic_path(Path(workdir) / "classifier.md") as path:
-        path.write_text(text, encoding="utf-8")
+    provenance.save_text(Path(workdir) / "classifier.md", text)
     provenance.save_json(Path(workdir) / "classifier.json", {
         "rows": rows, "step": trained.step, "weights": trained.weights,
         "provenance": provenance.provenance(config.to_dict(), config.seed)})  # fmt: skip

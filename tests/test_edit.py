@@ -49,7 +49,7 @@ def test_superresolution_shows_the_small_pictures(job):
 
 @pytest.mark.parametrize("task, rows", [("interpolate", 11), ("sdedit", 3), ("translate", 4)])
 def test_edits_have_their_rows(job, task, rows):
-    pictures, names, told = edit.edit(job, task, "3,7" if task == "translate" else "", [0.4, 0.8])
+    pictures, names, told = edit.edit(job, task, "3,10" if task == "translate" else "", [0.4, 0.8])
     assert len(pictures) == len(names) == rows and {p.shape for p in pictures} == {(2 if task == "interpolate" else 4, *GREY)}
     assert json.dumps(told)
 

@@ -186,7 +186,7 @@ def test_generation_refuses_bad_conditions_and_reports_broken_images():
     keys = generate.seeds_to_keys(range(3))
     with pytest.raises(UserError, match=r"cond\['label'\] has 2 entries for 3 images"):
         generate.generate(sampler, keys, {"label": np.arange(2)}, batch_size=2, progress=False)
-    with pytest.raises(UserError, match="1 of 2 images are not finite"):
+    with pytest.raises(UserError, match="1 of 2 samples are not finite"):
         generate.generate(lambda keys, cond: jnp.array([[0.0], [jnp.nan]]), keys, batch_size=2, progress=False)
     with pytest.raises(UserError, match="at least one image"):
         generate.generate(sampler, keys[:0], batch_size=2, progress=False)

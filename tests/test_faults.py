@@ -24,11 +24,12 @@ import pytest
 from kill_battery import CHANGES, ROOT, command, fingerprint
 
 from configs import toy
-from diffusion_jax import data, experiment
+from diffusion_jax import data, experiment, provenance
 from diffusion_jax import workdir as folder
 from diffusion_jax.errors import UserError
 from diffusion_jax.training import checkpoint, loop, metrics
 from experiments import repro, train
+from tests import commands
 
 STEPS = 24  # a checkpoint every 4, a row every 3, the held-out loss at the end (kill_battery.CHANGES)
 
@@ -193,6 +194,169 @@ def test_a_data_file_that_disappears(straight, tmp_path):
     with pytest.raises(UserError, match=r"No such file or directory: '/data/points.bin'; when that is mended, the same"):
         train.train(config(), str(tmp_path / "run"), dataset=whole._replace(train=Files(whole.train, 13)))
     assert ends_the_same(tmp_path / "run", straight)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A tiny model of images, for the commands that use one."""
+    root = tmp_path_factory.mktemp("digits") / "run"
+    done = commands.run("train", "--config=configs/digits.py:vp", *TINY, f"--workdir={root}")
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+TINY = ("--config.model.width=8", "--config.model.multipliers=(1,)", "--config.model.attention=()", "--config.model.blocks=1",
+        "--config.model.head_width=8", "--config.training.steps=4", "--config.training.eval_every=0",
+        "--config.training.sample_every=0", "--config.data.batch_size=8", "--config.sampler.nfe=2")  # fmt: skip
+WRITERS = {  # what writes into its workdir, and how it is asked for the least
+    "sample": ("--num=2",),
+    "evaluate": ("--num=10", "--repeats=1", "--metrics=frechet", "--features=pixels"),
+    "compare_samplers": ("--num=10", "--samplers=ancestral.ddim", "--nfe=2"),
+    "likelihood": ("--num=2",),
+    "edit": ("--num=2", "--task=inpaint"),
+}
+
+
+@pytest.mark.parametrize("name", ["sample", *(pytest.param(name, marks=pytest.mark.long) for name in WRITERS if name != "sample")])
+def test_a_full_disk_under_a_command(digits, tmp_path, name):
+    with mounted(tmp_path / "disk", "size=8m") as disk:
+        shutil.copytree(digits, disk / "run")
+        with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        done = commands.run(name, f"--workdir={disk / 'run'}", *WRITERS[name])
+        assert done.returncode == 2 and "No space left on device" in one_error(done.stderr), done.stderr
+        assert "run the same command again" in done.stderr and nothing_half_written(disk / "run")
+
+
+def test_training_on_a_disk_without_a_free_byte(tmp_path):
+    with mounted(tmp_path / "disk", "size=64k") as disk:
+        with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        done = commands.run("train", "--config=configs/toy.py:vp", "--config.training.steps=2", f"--workdir={disk / 'run'}")
+        assert done.returncode == 2 and "No space left on device" in one_error(done.stderr), done.stderr
+
+
+def test_a_name_that_is_too_long(digits, tmp_path):
+    long = tmp_path / ("a" * 300)
+    for arguments in (["sample", f"--workdir={long}"], ["sample", f"--workdir={digits}", "--num=2", f"--out={long}"],
+                      ["train", "--config=configs/toy.py:vp", "--config.training.steps=2", f"--workdir={long}"]):  # fmt: skip
+        done = commands.run(*arguments)
+        assert done.returncode == 2 and "File name too long: '" in (line := one_error(done.stderr)), done.stderr
+        assert "use a shorter name" in line and len(line) < 250
+
+
+def test_a_path_that_is_not_utf_8(digits, tmp_path):
+    """Checkpoints are written there, resumed and sampled from, and what is printed and written names it."""
+    root = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    assert train.train(config(training__steps=8), root) and train.train(config(training__steps=16), root)
+    assert sorted(os.listdir(f"{root}/checkpoints")) == ["12", "16", "8"]
+    shutil.copytree(digits, f"{root}/images")
+    done = commands.run("sample", f"--workdir={root}/images", "--num=2")
+    assert done.returncode == 0 and "caf\\udce9/images/samples.npz" in done.stdout, done.stderr
+    provenance.save_text(f"{root}/page.html", f"<p>{root}</p>")
+    assert b"caf\\udce9" in Path(root, "page.html").read_bytes()
+
+
+def test_a_workdir_that_is_moved_or_deleted_under_a_run(straight, tmp_path, at):
+    root = tmp_path / "run"
+
+    def move():
+        while list(root.glob("checkpoints/*tmp*")):  # a save under way would make its folder again
+            time.sleep(0.01)
+        root.rename(tmp_path / "elsewhere")
+
+    at(15, move)
+    with pytest.raises(UserError, match="was moved or deleted while this command was writing to it; move it back"):
+        train.train(config(), str(root))
+    assert not root.exists()
+    assert ends_the_same(tmp_path / "elsewhere", straight)
+    gone = tmp_path / "gone"
+    at(3, lambda: shutil.rmtree(gone))
+    with pytest.raises(UserError, match="gone was moved or deleted"):
+        train.train(config(), str(gone))
+    assert not gone.exists()
+
+
+def test_checkpoints_that_rotate_while_they_are_read(straight, tmp_path, monkeypatch, capfd):
+    """The newest one is removed between the listing and the reading, as by a run with training.keep=1."""
+    root = tmp_path / "checkpoints"
+    shutil.copytree(straight[0] / "checkpoints", root)
+    read, newer = checkpoint._read_meta, root / "28"
+
+    def rotated(folder):
+        if not newer.exists():
+            shutil.copytree(folder, newer)
+            shutil.rmtree(folder)
+        return read(folder)
+
+    monkeypatch.setattr(checkpoint, "_read_meta", rotated)
+    assert checkpoint.restore_params(root).step == 28
+    assert "damaged" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("damage, told", [
+    (lambda lines: [*lines[:3], '{"step": 1', *lines[3:]], "1 damaged line left out"),
+    (lambda lines: [*lines[:3], "[]", "\0\0", *lines[5:]], "2 damaged lines left out"),
+    (lambda lines: lines[:2], "no rows between step 6 and step 24"),
+    (lambda lines: [], "no rows between step 0 and step 24"),
+    (lambda lines: [*lines, '{"step": 27, "lo'], None),  # what a killed run leaves
+])  # fmt: skip
+def test_rows_that_are_lost_are_told(straight, tmp_path, capfd, damage, told):
+    path = tmp_path / "metrics.jsonl"
+    lines = (straight[0] / "metrics.jsonl").read_text().splitlines()
+    path.write_text("\n".join(damage(lines)))
+    metrics.cut(path, STEPS, log_every=3)
+    errors = capfd.readouterr().err
+    assert (told in errors and errors.count("\n") == 1) if told else not errors
+    whole = [line for line in lines if line in damage(lines)]
+    assert path.read_text().splitlines() == whole
+
+
+# ---- signals before and after the loop -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("moment", ["imports", "main"])
+def test_a_signal_outside_the_loop_ends_with_one_line(tmp_path, number, status, moment):
+    """While the command imports, and while it is in a call that does not return to Python (a sleep in C stands for XLA)."""
+    script = "import sys, time; sys.argv = ['-m', '--config=x']\nfrom experiments import exits\n" + {
+        "imports": "print('ready', flush=True); time.sleep(60)",
+        "main": "with exits.stoppable():\n    print('ready', flush=True)\n    time.sleep(60)",
+    }[moment]  # fmt: skip
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)
+    if moment == "imports":
+        assert process.returncode == status
+        assert errors == f"{number.name}: stopped before it was done; run the same command again\n"
+    else:
+        assert "Stopped" in errors  # what experiments.cli turns into the same line
+
+
+def test_a_signal_during_a_long_call_of_xla():
+    """The main thread does not come back to Python (a deadlock in C stands for XLA): the process ends after a moment of grace."""
+    script = ("import ctypes\n"
+              "from experiments import exits; exits.GRACE = 0.2\n"
+              "lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)\n"
+              "with exits.stoppable():\n"
+              "    print('ready', flush=True); lock(mutex); lock(mutex)\n")  # fmt: skip
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.terminate()
+        _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (75, "SIGTERM: stopped before it was done; run the same command again\n")
+
+
+def test_a_command_that_is_stopped_while_it_prepares(tmp_path):
+    """SIGTERM as soon as the command has begun: one line, 75, nothing in the workdir but what the same command goes on from."""
+    with child(tmp_path / "run") as process:
+        time.sleep(0.5)
+        process.terminate()
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 75 and "Traceback" not in errors and "SIGTERM: " in errors
 
 
 # ---- checkpoints that are kept -----------------------------------------------------------------------------------------------

@@ -54,18 +54,23 @@ def generate(
             index = np.minimum(np.arange(start, start + batch_size), count - 1)
             real = min(batch_size, count - start)
             batch = sample_fn(keys[index], jax.tree.map(lambda values: values[index], cond))
-            images.append((finish or to_uint8)(np.asarray(batch)[:real]))
+            images.append((finish or to_uint8)(finite(np.asarray(batch)[:real])))
             advance(real)
     return np.concatenate(images)
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
     """[-1, 1] -> {0, ..., 255}: clip, then round (x + 1) 127.5. Inverse of x = 2 u / 255 - 1. UserError for NaN."""
-    images = np.asarray(images, np.float32)
-    if not np.isfinite(images).all():
-        bad = (~np.isfinite(images)).reshape(len(images), -1).any(1).sum()
-        raise UserError(f"{bad} of {len(images)} images are not finite; take more steps, another sampler, or clip x0")
+    images = finite(np.asarray(images, np.float32))
     return np.rint((np.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
+
+
+def finite(samples: np.ndarray) -> np.ndarray:
+    """The samples (N, ...) themselves. UserError if a value is NaN or infinite, so that no command writes such samples."""
+    if not np.isfinite(samples).all():
+        bad = (~np.isfinite(samples)).reshape(len(samples), -1).any(1).sum()
+        raise UserError(f"{bad} of {len(samples)} samples are not finite; take more steps, another sampler, or clip x0")
+    return samples
 
 
 def seeds_to_keys(seeds: Sequence[int]) -> Key:

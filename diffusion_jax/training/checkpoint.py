@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -22,6 +23,7 @@ import re
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -86,7 +88,7 @@ def open_checkpoints(
     except OSError as error:
         raise UserError(f"cannot write checkpoints to '{directory}': {error.strerror}") from error
     manager = ocp.CheckpointManager(
-        directory, options=ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every or None)
+        _readable(directory), options=ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every or None)
     )
     alone = jax.process_count() == 1
     pool, pending = ThreadPoolExecutor(1, "checkpoint"), _nothing()
@@ -221,31 +223,56 @@ def restore_params(
 def _newest(
     directory: Path, step: int | None, read: Callable[[Path, dict], Any], multiple_of: int = 1
 ) -> Restored | None:
-    steps = _steps(directory)
-    steps = [step for step in steps if step % multiple_of == 0] or steps
-    if step is not None and step not in steps:
-        raise UserError(
-            f"there is no checkpoint of step {step} in '{directory}'; there are: {', '.join(map(str, steps)) or 'none'}"
-        )
-    candidates = [step] if step is not None else steps[::-1]
-    for i, candidate in enumerate(candidates):
+    """What `read` makes of the newest checkpoint that is whole; see `restore`.
+
+    A run that trains in this directory removes old checkpoints while they are read here. One that is gone is not
+    damaged: the directory is listed again, for as long as newer checkpoints appear in it.
+    """
+    passed: set[int] = set()  # damaged ones, each warned of once
+    while True:
+        listed = _steps(directory)
+        steps = [found for found in listed if found % multiple_of == 0] or listed
+        if step is not None and step not in steps:
+            raise UserError(
+                f"there is no checkpoint of step {step} in '{directory}'; there are: {', '.join(map(str, steps)) or 'none'}"
+            )
+        candidates = [found for found in ([step] if step is not None else steps[::-1]) if found not in passed]
+        if not candidates:
+            return None
+        candidate, rest = candidates[0], candidates[1:]
         folder = directory / str(candidate)
         try:
             body = _read_meta(folder)
             return Restored(read(folder, body), candidate, body["extra"])
         except _Damaged as damage:
-            if i + 1 < len(candidates):
-                print(
-                    f"warning: checkpoint '{folder}' is damaged ({damage}); trying that of step {candidates[i + 1]}",
-                    file=sys.stderr,
-                )
-            else:
-                count = "the checkpoint" if len(candidates) == 1 else f"each of the {len(candidates)} checkpoints"
+            time.sleep(0.2)  # its removal may be under way
+            if distributed.anywhere(not folder.exists()):
+                continue
+            passed.add(candidate)
+            if not rest:
+                count = "the checkpoint" if len(passed) == 1 else f"each of the {len(passed)} checkpoints"
                 raise UserError(
                     f"{count} in '{directory}' is damaged (step {candidate}: {damage}); "
                     "restore a copy, or train into a new folder"
                 ) from damage
-    return None
+            print(
+                f"warning: checkpoint '{folder}' is damaged ({damage}); trying that of step {rest[0]}", file=sys.stderr
+            )
+
+
+def _readable(directory: Path) -> Path:
+    """The directory under a name in UTF-8, which is all that tensorstore takes: on Linux every open folder has one."""
+    try:
+        os.fspath(directory).encode()
+        return directory
+    except UnicodeEncodeError:
+        return Path(f"/proc/self/fd/{_descriptor(os.fsencode(directory))}")
+
+
+@functools.cache
+def _descriptor(directory: bytes) -> int:
+    """An open descriptor of the folder, for as long as the process runs."""
+    return os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
 
 
 def _steps(directory: Path) -> list[int]:
@@ -326,7 +353,7 @@ def _attempt(folder: Path, **items) -> Any:
     with _settling_loops():
         try:
             with contextlib.closing(ocp.Checkpointer(ocp.CompositeCheckpointHandler())) as checkpointer:
-                found = checkpointer.restore(folder, args=ocp.args.Composite(**items))
+                found = checkpointer.restore(_readable(folder.parent) / folder.name, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax, tensorstore and json raise a dozen kinds for a broken file
             line = (str(error).strip() or "no message").splitlines()[0]
             problem = f"{type(error).__name__}: {line[:120]}"

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.provenance import atomic_path, load_json, markdown_table, save_json
+from diffusion_jax.provenance import atomic_path, load_json, markdown_table, save_json, save_text
 from diffusion_jax.training.sharding import path_name
 
 FOLDER = "nonfinite"
@@ -69,8 +69,7 @@ def write(
     folder = Path(workdir) / FOLDER / f"step_{step}"
     with atomic_path(folder / "batch.npz") as temporary:
         np.savez(temporary, **batch)
-    with atomic_path(folder / "report.md") as temporary:
-        temporary.write_text(_text(report), encoding="utf-8")
+    save_text(folder / "report.md", _text(report))
     save_json(folder / "report.json", report)
     return report["command"]
 

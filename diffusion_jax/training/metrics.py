@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion_jax.provenance import atomic_path
+from diffusion_jax.provenance import save_text
 
 # {'steps': n, 'sums': {name: float or list}, 'edges': list or None}: plain JSON data, so that a checkpoint can hold it
 Tally = dict[str, Any]
@@ -75,12 +75,17 @@ class Writer(NamedTuple):
     close: Callable[[], None]
 
 
-def open_writer(directory: str | os.PathLike, *, start_step: int = 0, tensorboard: bool = True) -> Writer:
-    """A writer into DIR/metrics.jsonl and DIR/tensorboard; rows after start_step, of a run that died, are cut off."""
+def open_writer(
+    directory: str | os.PathLike, *, start_step: int = 0, log_every: int = 0, tensorboard: bool = True
+) -> Writer:
+    """A writer into DIR/metrics.jsonl and DIR/tensorboard; rows after start_step, of a run that died, are cut off.
+
+    log_every: as in `cut`, which warns of rows that are lost.
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "metrics.jsonl"
-    cut(path, start_step)
+    cut(path, start_step, log_every)
     file = path.open("a", encoding="utf-8")
     events = _events(directory / "tensorboard", start_step) if tensorboard else None
 
@@ -118,28 +123,46 @@ def no_writer() -> Writer:
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl, up to the first line that is not whole (a killed run may leave half of one)."""
+    """The whole rows of a metrics.jsonl, in order; lines that are damaged are left out (a killed run may leave half of one)."""
+    return [row for _, row in _rows(path) if row is not None]
+
+
+def cut(path: str | os.PathLike, step: int, log_every: int = 0) -> None:
+    """Keep the rows up to and including this step, atomically; the kept lines are not touched.
+
+    One warning on stderr tells of rows up to this step that are lost: damaged lines, or, where rows come every `log_every`
+    steps (0: not known), a file that ends too early.
+    """
     path = Path(path)
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+    found = _rows(path)
+    last = max((i for i, (_, row) in enumerate(found) if row is not None and row["step"] <= step), default=-1)
+    damaged = sum(row is None for _, row in found[: last + 1])
+    reached = found[last][1]["step"] if last >= 0 else 0
+    missing = log_every and step >= reached + log_every
+    if damaged or missing:
+        what = [f"{damaged} damaged line{'s' * (damaged > 1)} left out"] if damaged else []
+        what += [f"no rows between step {reached} and step {step}"] if missing else []
+        print(f"warning: '{path}': {', '.join(what)}; the model is not affected, the curves are", file=sys.stderr)
+    keep = [line for line, row in found if row is not None and row["step"] <= step]
+    if path.exists() and keep != [line for line, _ in found]:
+        save_text(path, "".join(keep))
 
 
-def cut(path: str | os.PathLike, step: int) -> None:
-    """Keep the rows up to and including this step, atomically; the kept lines are not touched."""
+def _rows(path: str | os.PathLike) -> list[tuple[str, dict[str, Any] | None]]:
+    """Each line with its end, and the row in it, None where it holds none."""
     path = Path(path)
     if not path.exists():
-        return
-    keep = sum(1 for row in read_rows(path) if row["step"] <= step)
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    whole = [line if line.endswith("\n") else line + "\n" for line in lines[:keep]]
-    if whole != lines:
-        with atomic_path(path) as temporary:
-            temporary.write_text("".join(whole), encoding="utf-8")
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [(line + "\n", _row_of(line)) for line in lines if line.strip()]
+
+
+def _row_of(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and type(row.get("step")) is int else None
 
 
 class Progress(NamedTuple):

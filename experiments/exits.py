@@ -1,0 +1,109 @@
+"""How a command ends: its exit status, and one line instead of a traceback for what the user or the system caused.
+
+0 done; 2 a mistake, or a system that refuses (a full disk, no permission); 75 stopped by SIGTERM (EX_TEMPFAIL of
+sysexits.h: a cluster runs the same command again); 130 stopped by Ctrl-C. Set DIFFUSION_JAX_TRACEBACK=1 to see where an
+error comes from. This module imports nothing but the standard library, so that signals are handled from the first moment.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+DONE, MISTAKE, UNFINISHED, INTERRUPTED = 0, 2, 75, 130
+STATUS = {signal.SIGTERM: UNFINISHED, signal.SIGINT: INTERRUPTED}
+GRACE = 5.0  # seconds in which the main thread must react to a signal; a compilation in XLA can take minutes
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space, then run the same command again",
+    errno.EDQUOT: "free some of your quota, then run the same command again",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f), then run the same command again",
+    errno.ENAMETOOLONG: "use a shorter name",
+    errno.ENOENT: "it does not exist, or it was moved or deleted meanwhile",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+}
+
+
+class Stopped(BaseException):
+    """The main thread received SIGTERM or SIGINT outside the training loop, which handles them itself."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.signal = signal.Signals(number)
+
+
+def watch_signals() -> None:
+    """From now on SIGTERM and SIGINT end the process with one line and their STATUS.
+
+    Called when a command begins to import; inside `stoppable` the signals raise Stopped instead, so that open files are
+    closed and temporary ones removed.
+    """
+    for number in STATUS:
+        signal.signal(number, _leave_now)
+
+
+class stoppable:
+    """A context in which SIGTERM and SIGINT raise Stopped in the main thread.
+
+    Python handles a signal only between its own instructions. While the main thread is inside a long call of XLA a second
+    thread waits GRACE seconds, then ends the process with the same line and status.
+    """
+
+    def __enter__(self) -> stoppable:
+        self.reacted = threading.Event()
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        self.pipe = reader, writer
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        self.handler = self._raise
+        for number in STATUS:
+            signal.signal(number, self.handler)
+        threading.Thread(target=self._watch, name="signals", daemon=True).start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        signal.set_wakeup_fd(-1)
+        self.reacted.set()
+        watch_signals()
+        os.close(self.pipe[1])  # ends the thread
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        self.reacted.set()
+        raise Stopped(number)
+
+    def _watch(self) -> None:
+        while received := os.read(self.pipe[0], 1):
+            number = received[0]
+            if number in STATUS and signal.getsignal(number) == self.handler and not self.reacted.wait(GRACE):
+                _leave_now(number, None)
+        os.close(self.pipe[0])
+
+
+def stopped_line(number: int) -> str:
+    """What a command prints when a signal stops it outside the training loop."""
+    return f"{signal.Signals(number).name}: stopped before it was done; run the same command again"
+
+
+def system_line(error: OSError) -> str:
+    """One line for what the system refused: its words, the file and a remedy."""
+    files = [os.fsencode(name).decode(errors="replace") for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
+    files = [name if len(name) <= 100 else f"{name[:60]}...{name[-30:]}" for name in files]
+    where = "".join(f": '{name}'" for name in files[:1])
+    remedy = _REMEDIES.get(error.errno, "check the path and its permissions")
+    return f"{error.strerror}{where}; {remedy}"
+
+
+def wants_traceback() -> bool:
+    """Whether the user asks to see where an error comes from."""
+    return os.environ.get("DIFFUSION_JAX_TRACEBACK", "") not in ("", "0")
+
+
+def _leave_now(number: int, frame: FrameType | None) -> None:
+    """End the process from wherever it is: nothing is open yet, or the main thread does not react."""
+    os.write(2, f"{stopped_line(number)}\n".encode())
+    os._exit(STATUS[signal.Signals(number)])
