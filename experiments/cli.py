@@ -115,6 +115,11 @@ def integers(flag: str, text: str) -> list[int]:
         raise UserError(f"--{flag}={text}: write whole numbers with commas, such as 0,1,2") from None
 
 
+def names(text: str) -> list[str]:
+    """'pixels, classifier' -> ['pixels', 'classifier']; '' -> []."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def _value(argv: list[str], flag: str) -> str | None:
     """The value of --flag=value in argv, before absl has seen it."""
     for i, arg in enumerate(argv):

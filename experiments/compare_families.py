@@ -311,7 +311,7 @@ def compare(config, workdir: str, families: str = "", seeds: str = "", others: S
     dataset = experiment.dataset(configs[names[0]])
     models = {Path(root): folder.beside(root, "--others", dataset.image_shape) for root in others}  # or hours later it is refused
     labels = np.arange(config.num) % dataset.num_classes if dataset.num_classes else None
-    judged = judge.against(dataset.train, labels, metrics=("frechet", "prdc"))
+    judged = judge.against(dataset.train, labels, metrics=("accuracy", "frechet", "prdc"), count=config.num)
     held_out = data.arrays(dataset.test)["image"]
     floor = judge.on_real(dataset.train, dataset.test, judged, config.num) | sharpness.relative(held_out, held_out)
     rows, shown = [], {"real": held_out[:SHOWN]}

@@ -32,7 +32,7 @@ def scorer(built, dataset, count: int, repeats: int, batch_size: int, **how) -> 
     from diffusion_jax.evaluation import generate, judge
 
     labels = np.arange(count) % built.num_classes if built.num_classes else np.zeros(0, int)
-    judged = judge.against(dataset.train, labels if built.num_classes else None, held_out=dataset.test, **how)
+    judged = judge.against(dataset.train, labels if built.num_classes else None, held_out=dataset.test, count=count, **how)
     chosen, cond = experiment.plan(built), experiment.cond_for(built, labels)
     run = experiment.sample_fn(built, chosen.sampler, guided=chosen.guided, clip=chosen.clip, noise=chosen.noise)
 
@@ -113,12 +113,13 @@ def main(config) -> None:
     from diffusion_jax.training import post_hoc
 
     FLAGS = flags.FLAGS
-    root, lengths, metrics = Path(FLAGS.workdir), lengths_of(FLAGS.lengths), FLAGS.metrics.split(",")
+    root, lengths, metrics = Path(FLAGS.workdir), lengths_of(FLAGS.lengths), cli.names(FLAGS.metrics)
     judge.named(metrics)
     config.sampler.ema = f"post_hoc({lengths[0]:g})"
     trained = folder.load(root, config)  # tells at once if there are no snapshots
     experiment.need_images(trained.experiment)
-    dataset, features = folder.images(config), FLAGS.features.split(",")
+    dataset = folder.images(config)
+    features = cli.names(FLAGS.features) or [judge.default_features(dataset.train)]
     template = jax.eval_shape(lambda: trained.params)
     sampler = {key: value for key, value in config.sampler.items() if key not in ("ema", "batch_size")}
     told = {"num": FLAGS.num, "repeats": FLAGS.repeats, "features": features, "metrics": metrics, "step": trained.step,
@@ -140,6 +141,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("lengths", "0.02,0.05,0.1,0.15,0.2", "standard deviations of the weights, as shares of the run")
     flags.DEFINE_integer("num", 1000, "images in each set", lower_bound=10)
     flags.DEFINE_integer("repeats", 1, "sets, from disjoint seeds", lower_bound=1)
-    flags.DEFINE_string("features", "pixels", "as in experiments.evaluate")
-    flags.DEFINE_string("metrics", "frechet", "as in experiments.evaluate")
+    flags.DEFINE_string("features", "", "features of the images, as in experiments.evaluate")
+    flags.DEFINE_string("metrics", "accuracy,frechet", "as in experiments.evaluate")
     cli.launch(main, config="workdir")

@@ -4,13 +4,15 @@ python -m experiments.evaluate --workdir=runs/a --num=1000 --repeats=5
 python -m experiments.evaluate --workdir=runs/captions     # of prompts: those kept from training, or the test captions
 python -m experiments.evaluate --workdir=runs/a --features=pixels,classifier,inception --metrics=frechet,kid,prdc,memorisation
 
-Prints a table and writes evaluation.json into the workdir. --reference takes what experiments.statistics made. An autoencoder
-is also judged on held-out images: rate, distortion and bounds on the likelihood in nats, PSNR, active units.
+Prints a table and writes evaluation.json into the workdir. --reference takes what experiments.statistics made. Metrics that the data
+do not allow (of labels, of more images than there are) are left out with a note before anything is sampled. An autoencoder is
+also judged on held-out images: rate, distortion and bounds on the likelihood in nats, PSNR, active units.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -18,13 +20,24 @@ from absl import flags
 from experiments import cli
 
 
-METRICS = "frechet,kid,prdc,class_accuracy,inception_score"  # what costs little; the rest on request
 TITLES = {
-    "accuracy": "recognised", "frechet": "Frechet", "frechet_low": "Frechet, 95 % from", "frechet_high": "Frechet, 95 % to",
-    "frechet_infinity": "Frechet, infinitely many images", "kid": "KID x 1000", "kid_se": "KID x 1000, standard error",
+    "accuracy": "recognized", "frechet": "Fréchet distance", "frechet_low": "Fréchet distance, 95 % from",
+    "frechet_high": "Fréchet distance, 95 % to", "frechet_infinity": "Fréchet distance, infinitely many images",
+    "kid": "KID x 1000", "kid_se": "KID x 1000, standard error",
     "cmmd": "MMD x 1000, sigma 10", "inception_score": "inception score", "class_accuracy": "read as its class",
     "nearest_ratio": "nearest training image (1: as held-out)", "copies": "nearer than 99 % of held-out",
 }  # fmt: skip
+
+
+def title_of(name: str) -> str:
+    """What a score 'metric' or 'metric/extractor' is called: with Inception's features the Fréchet distance is FID."""
+    metric, _, extractor = name.partition("/")
+    title = TITLES.get(metric, metric)
+    if metric == "accuracy":
+        return title
+    if extractor == "inception":
+        title = title.replace("Fréchet distance", "FID")
+    return f"{title} ({extractor or 'pixels'})"
 
 
 def evaluate(trained, dataset, count: int, repeats: int, batch_size: int, mesh=None, **how) -> dict:
@@ -39,7 +52,8 @@ def evaluate(trained, dataset, count: int, repeats: int, batch_size: int, mesh=N
 
     built = trained.experiment
     labels, cond = asked(built, dataset, count)
-    judged = judge.against(dataset.train, labels, held_out=dataset.test, **how)
+    judged = judge.against(dataset.train, labels, held_out=dataset.test, count=count, **how)
+    real = judge.on_real(dataset.train, dataset.test, judged)  # before the samples: what fails, fails early
     run, sets = experiment.sample_with(built, trained.params, experiment.plan(built), mesh), []
     for repeat in range(repeats):
         keys = generate.seeds_to_keys(range(repeat * count, (repeat + 1) * count))
@@ -47,7 +61,7 @@ def evaluate(trained, dataset, count: int, repeats: int, batch_size: int, mesh=N
         sets.append(judged(images))
     over = lambda take: {name: float(take([scores[name] for scores in sets])) for name in sets[0]}  # noqa: E731
     return {"sets": sets, "mean": over(np.mean), "std": over(lambda x: np.std(x, ddof=1) if len(x) > 1 else 0.0),
-            "real": judge.on_real(dataset.train, dataset.test, judged)}  # fmt: skip
+            "real": real}  # fmt: skip
 
 
 def asked(built, dataset, count: int) -> tuple:
@@ -77,9 +91,8 @@ def report(result: dict) -> str:
 
     rows = []
     for name, mean in result["mean"].items():
-        metric, _, extractor = name.partition("/")
-        title = TITLES.get(metric, metric) + ("" if metric == "accuracy" else f" ({extractor or 'pixels'})")
-        cells = {"": title, "samples": _show(metric, mean, result["std"][name])}
+        metric = name.partition("/")[0]
+        cells = {"": title_of(name), "samples": _show(metric, mean, result["std"][name])}
         rows.append(cells | ({"real": _show(metric, result["real"][name])} if name in result["real"] else {}))
     return markdown_table(rows, {"": "", "samples": "samples", "real": "real test images"})
 
@@ -105,21 +118,21 @@ def _show(metric: str, mean: float, std: float = 0.0) -> str:
     return f"{scale * mean:.{digits}f}{unit}" + (f" ± {scale * std:.{digits}f}" if std else "")
 
 
-def reference(path: str, dataset, features: str) -> tuple:
-    """(the statistics of a file, the extractors): UserError unless the file is of this data set and of one of the features."""
+def reference(path: str, dataset, features: Sequence):
+    """The statistics of a file, None of ''. UserError unless they are of this data set and of one of these extractors."""
     from diffusion_jax.errors import UserError
-    from diffusion_jax.evaluation import judge, statistics
+    from diffusion_jax.evaluation import statistics
 
-    made = [judge.extractor_for(name.strip(), dataset.train) for name in features.split(",")]
     if not path:
-        return None, made
+        return None
     found = statistics.load(path)
-    extractor = next((e for e in made if e.name == found.of["extractor"]), None)
+    extractor = next((e for e in features if e.name == found.of["extractor"]), None)
     if extractor is None:
-        raise UserError(f"--reference={path} is of the features {found.of['extractor']}; add them to --features={features}")
+        names = ",".join(e.name for e in features)
+        raise UserError(f"--reference={path} is of the features {found.of['extractor']}; add them to --features={names}")
     split, count = found.of["split"], found.of["count"]
     statistics.need(found, path, **statistics.describe(extractor, getattr(dataset, split), dataset.name, split, count))
-    return found, made
+    return found
 
 
 def main(config) -> None:
@@ -130,21 +143,26 @@ def main(config) -> None:
 
     FLAGS = flags.FLAGS
     mesh = experiment.sampling_mesh(config)
-    trained, metrics = folder.load(FLAGS.workdir, config, mesh), FLAGS.metrics.split(",")
-    experiment.need_images(trained.experiment)
+    features, metrics = cli.names(FLAGS.features), cli.names(FLAGS.metrics)
     judge.named(metrics)  # mistakes are told before anything takes long
+    trained = folder.load(FLAGS.workdir, config, mesh)
+    experiment.need_images(trained.experiment)
     dataset = folder.images(config)
-    statistics, features = reference(FLAGS.reference, dataset, FLAGS.features)
+    labels, _ = asked(trained.experiment, dataset, FLAGS.num)
+    chosen = judge.choose(dataset.train, labels, features=features, metrics=metrics, held_out=dataset.test, count=FLAGS.num)
+    for text in chosen.notes:
+        judge.note(text)
+    statistics = reference(FLAGS.reference, dataset, chosen.features)
     nfe = experiment.evaluations(experiment.plan(trained.experiment))
     print(f"{FLAGS.workdir}: step {trained.step}, weights {trained.weights}, {config.sampler.name}, grid {config.sampler.grid}, "
           f"NFE {nfe}, guidance {config.sampler.guidance}; {FLAGS.repeats} x {FLAGS.num} images", file=sys.stderr)  # fmt: skip
-    result = evaluate(trained, dataset, FLAGS.num, FLAGS.repeats, config.sampler.batch_size, mesh, features=features,
-                      metrics=metrics, statistics=statistics)  # fmt: skip
+    result = evaluate(trained, dataset, FLAGS.num, FLAGS.repeats, config.sampler.batch_size, mesh, features=chosen.features,
+                      metrics=chosen.metrics, statistics=statistics)  # fmt: skip
     if not distributed.first():
         return
     measured, table = held_out(trained, dataset)
     provenance.save_json(Path(FLAGS.workdir) / "evaluation.json", result | measured | {
-        "features": {extractor.name: {"digest": extractor.digest, "resize": extractor.resize} for extractor in features},
+        "features": {extractor.name: {"digest": extractor.digest, "resize": extractor.resize} for extractor in chosen.features},
         "reference": statistics and statistics.of, "num": FLAGS.num, "repeats": FLAGS.repeats, "evaluations": nfe,
         "sampler": config.sampler.to_dict(), "step": trained.step, "weights": trained.weights,
         "provenance": provenance.provenance(config.to_dict(), config.seed)})  # fmt: skip
@@ -155,7 +173,9 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "the folder of a trained model", required=True)
     flags.DEFINE_integer("num", 1000, "images in each set", lower_bound=10)
     flags.DEFINE_integer("repeats", 3, "sets, from disjoint seeds", lower_bound=1)
-    flags.DEFINE_string("features", "pixels", "with commas: pixels, classifier, inception, efficientnet_lite0")
-    flags.DEFINE_string("metrics", METRICS, "with commas; also memorisation, cmmd, frechet_infinity, frechet_interval")
+    flags.DEFINE_string("features", "", "features of the images, with commas: pixels, thumbnails, classifier, inception, "
+                        "efficientnet_lite0 (default pixels up to 1,000 numbers an image, else classifier)")  # fmt: skip
+    flags.DEFINE_string("metrics", "", "scores, with commas: accuracy, frechet, kid, prdc, class_accuracy, inception_score (the "
+                        "default, as far as the features allow), memorisation, cmmd, frechet_infinity, frechet_interval")  # fmt: skip
     flags.DEFINE_string("reference", "", "made by experiments.statistics; instead of the first 10,000 training images")
     cli.launch(main, config="workdir")

@@ -127,7 +127,7 @@ def on_model(config, workdir: Path, guides: Sequence[str], scales: Sequence[floa
     trained_by = {guide: folder.with_guide(trained, guide, workdir, mesh) for guide in guides}  # mistakes are told at once
     dataset, classes = folder.images(config), trained.experiment.num_classes
     judged = judge.against(dataset.train, np.arange(count) % classes if classes else None, features=features.split(","),
-                           metrics=("frechet", "prdc"))  # fmt: skip
+                           metrics=("accuracy", "frechet", "prdc"))  # fmt: skip
     sampler = {key: value for key, value in config.sampler.items() if key not in ("guide", "guidance", "batch_size")}
     told = {"num": count, "features": features, "step": trained.step, "weights": trained.weights,
             "config": config.to_dict() | {"sampler": sampler}}  # fmt: skip

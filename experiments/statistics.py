@@ -27,7 +27,7 @@ def main(config) -> None:
     dataset = folder.images(config)
     if len(dataset.image_shape) != 3:
         raise UserError(f"data.name={config.data.name} is a set of points; statistics are of images")
-    extractor = judge.extractor_for(FLAGS.features, dataset.train)
+    extractor = judge.extractor_for(FLAGS.features or judge.default_features(dataset.train), dataset.train)
     found = statistics.compute(extractor, getattr(dataset, FLAGS.split), dataset.name, FLAGS.split, FLAGS.num or None,
                                partial=FLAGS.out + ".partial.npz")  # fmt: skip
     statistics.save(FLAGS.out, found)
@@ -36,7 +36,8 @@ def main(config) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "the folder of a trained model, for its data (instead of --config=FILE.py)")
-    flags.DEFINE_string("features", "pixels", "pixels, classifier, inception or efficientnet_lite0")
+    flags.DEFINE_string("features", "", "features of the images: pixels, thumbnails, classifier, inception or efficientnet_lite0 "
+                        "(default pixels up to 1,000 numbers an image, else classifier)")  # fmt: skip
     flags.DEFINE_string("split", "train", "train or test")
     flags.DEFINE_integer("num", 0, "the split's first images alone; 0: all", lower_bound=0)
     flags.DEFINE_string("out", None, "the .npz to write", required=True)

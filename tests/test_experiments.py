@@ -224,7 +224,7 @@ def test_the_commands_sample_and_evaluate(trained):
     command("sample", f"--workdir={folder}", "--seeds=4", "--labels=2", "--config.sampler.name=ode.heun")
     np.testing.assert_array_equal(np.load(folder / "samples.npz")["images"][0], four["images"][1])  # one seed, one image
     shown = command("evaluate", f"--workdir={folder}", "--num=20", "--repeats=2").stdout
-    assert "real test images" in shown and "recognised" in shown
+    assert "real test images" in shown and "recognized" in shown
 
 
 def test_quickstart_makes_every_picture_it_names_and_suggests_what_next(data_dir, tmp_path):

@@ -215,23 +215,24 @@ def test_the_inception_score_of_sure_and_of_undecided_logits():
 def test_the_extrapolation_removes_most_of_the_bias_and_the_interval_holds_the_estimate():
     """Two laws |m|^2 = 1 apart, of equal covariance: the distance is exactly 1."""
     rng = np.random.default_rng(8)
-    reference = frechet.Moments(10**6, np.zeros(20), np.eye(20))
+    reference = frechet.root_of_moments(moments := frechet.Moments(10**6, np.zeros(20), np.eye(20)))
     draws = rng.normal(size=(60, 400, 20)) + np.sqrt(1 / 20)
-    plain = np.array([frechet.frechet_distance(frechet.moments(x), reference) for x in draws])
+    plain = np.array([frechet.frechet_distance(frechet.moments(x), moments) for x in draws])
     found = np.array([frechet.infinity(x, reference) for x in draws[:30]])
     assert plain.mean() > 1.12 and abs(found[:, 0].mean() - 1) < 0.03 and found[:, 1].max() < 0.2
     low, high = frechet.interval(draws[0], reference, resamples=60)
     assert low < plain[0] < high and 0.6 < (high - low) / (2 * 1.96 * plain.std()) < 1.6
 
 
-@pytest.mark.parametrize("count", [10, 90])
-def test_the_quick_distance_is_the_exact_one(count):
+@pytest.mark.parametrize("count, others", [(10, 50), (90, 50), (10, 20), (90, 20)])
+def test_the_distance_to_a_root_is_the_exact_one(count, others):
     """On both sides: fewer images than features, and more."""
     rng = np.random.default_rng(9)
-    features, other = rng.normal(size=(count, 30)) @ rng.normal(size=(30, 30)), rng.normal(size=(50, 30))
-    reference = frechet.moments(other)
-    exact = frechet.frechet_distance(frechet.moments(features), reference)
-    np.testing.assert_allclose(frechet._quick(features, reference, frechet._sqrt(reference.cov)), exact, rtol=1e-6)
+    features, other = rng.normal(size=(count, 30)) @ rng.normal(size=(30, 30)), rng.normal(size=(others, 30))
+    exact = frechet.frechet_distance(frechet.moments(features), frechet.moments(other))
+    for root in (frechet.root_of(other), frechet.root_of_moments(frechet.moments(other))):
+        np.testing.assert_allclose(frechet.distance_to(features, root), exact, rtol=1e-10)
+        np.testing.assert_allclose(frechet.distance(frechet.root_of(features), root), exact, rtol=1e-10)
 
 
 def test_the_frechet_distance_of_2000_images_equals_scipys():
@@ -247,6 +248,40 @@ def test_the_frechet_distance_of_2000_images_equals_scipys():
     root = scipy.linalg.sqrtm(cov_a @ cov_b).real
     expected = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(cov_a + cov_b - 2 * root)
     np.testing.assert_allclose(frechet.frechet_distance(frechet.moments(a), frechet.moments(b)), expected, rtol=1e-4)
+
+
+def test_the_distance_of_constant_features_is_that_of_their_means():
+    flat, other = np.full((5, 3), 2.0), np.random.default_rng(0).normal(size=(9, 3))
+    expected = np.sum((other.mean(0) - 2) ** 2) + np.trace(np.cov(other, rowvar=False))
+    assert frechet.distance_to(flat, frechet.root_of(other)) == pytest.approx(expected)
+    assert frechet.distance_to(other, frechet.root_of(flat)) == pytest.approx(expected)
+    assert frechet.frechet_distance(frechet.moments(flat), frechet.moments(other)) == pytest.approx(expected)
+
+
+@pytest.fixture
+def decomposed(monkeypatch):
+    """The widths of all matrices that are decomposed, by the name of the decomposition."""
+    widths = {"eigh": [], "eigvalsh": [], "svd": []}
+    for name, seen in widths.items():
+        original = getattr(np.linalg, name)
+        monkeypatch.setattr(np.linalg, name, lambda a, *args, seen=seen, original=original, **kwargs: seen.append(min(a.shape)) or original(a, *args, **kwargs))
+    return widths
+
+
+def test_few_images_of_many_features_need_no_decomposition_of_their_width(decomposed):
+    """And the reference's root, where it needs one, is computed once for all Fréchet scores of all sets."""
+    rng = np.random.default_rng(14)
+    metrics = ("frechet", "frechet_infinity", "frechet_interval")
+    wide = Arrays(rng.integers(0, 256, (20, 20, 20, 3), np.uint8))
+    judged = judge.against(wide, None, features=("pixels",), metrics=metrics)
+    for _ in range(3):
+        judged(rng.integers(0, 256, (12, 20, 20, 3), np.uint8))
+    assert max(decomposed["eigvalsh"]) <= 12 and decomposed["eigh"] == decomposed["svd"] == []
+    many = Arrays(rng.integers(0, 256, (50, 3, 3, 1), np.uint8))
+    judged = judge.against(many, None, metrics=metrics)
+    for _ in range(3):
+        judged(rng.integers(0, 256, (12, 3, 3, 1), np.uint8))
+    assert decomposed["eigh"] == [9] and decomposed["svd"] == []
 
 
 # ---- reference statistics ----
@@ -339,11 +374,11 @@ def test_the_judge_gives_two_numbers_by_default_and_all_on_request(splits, tmp_p
     images, labels = test.columns["image"], test.columns["label"]
     plain = judge.against(train, labels)(images)
     assert plain.keys() == {"accuracy", "frechet"} and plain == judge.on_real(train, test)
-    everything = judge.against(train, labels, metrics=tuple(judge.METRICS), held_out=test)
+    everything = judge.against(train, labels, metrics=(*judge.STANDARD, "memorisation", "cmmd", "frechet_infinity", "frechet_interval"), held_out=test)
     found = everything(images)
     assert found.keys() == {"accuracy", "frechet", "frechet_infinity", "frechet_low", "frechet_high", "kid", "kid_se", "cmmd",
                             "precision", "recall", "density", "coverage", "nearest_ratio", "copies"}  # fmt: skip
-    read = judge.against(train, labels, features=("classifier",), metrics=("frechet", "class_accuracy", "inception_score"))
+    read = judge.against(train, labels, features=("classifier",), metrics=("accuracy", "frechet", "class_accuracy", "inception_score"))
     assert read(images).keys() == {"accuracy", *(f"{n}/classifier" for n in ("frechet", "class_accuracy", "inception_score"))}
     assert found["frechet"] == plain["frechet"] and found["nearest_ratio"] == 1
     worse = everything(np.roll(images, 3, 1))  # every image shows the other class: the law is the same, the labels are not
@@ -360,7 +395,112 @@ def test_the_judge_takes_statistics_instead_of_images(splits):
     np.testing.assert_allclose(found, judge.against(train, None)(images)["frechet"], rtol=1e-9)
 
 
+def noise(count, shape=(4, 4, 1), labels=None):
+    return Arrays(np.random.default_rng(15).integers(0, 256, (count, *shape), np.uint8), labels)
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """A classifier that is not trained, as its training takes a minute."""
+    monkeypatch.setattr(classifier, "_train", lambda images, labels, seen: classifier.init(images.shape[1:], 2))
+    monkeypatch.setattr(classifier, "_keep", lambda path, params: None)
+
+
+CASES = {  # train, test, labels of the samples -> what is measured by default, what a note says
+    "labels of two classes": (noise(40, labels=np.arange(40) % 2), noise(9), [0, 1], "accuracy frechet kid prdc", None),
+    "no labels": (noise(40), noise(9), None, "frechet kid prdc", "accuracy is left out: the samples have no labels"),
+    "one class": (noise(40, labels=np.zeros(40)), noise(9), [0, 0], "frechet kid prdc", "accuracy is left out: the training images"),
+    "a class that is rare": (noise(4000, labels=np.arange(4000) == 7), noise(9), [0, 1], "accuracy frechet kid prdc", None),
+    "labels asked of data without": (noise(40), noise(9), [0, 1], "frechet kid prdc", "accuracy is left out: the training images"),
+    "few held-out images": (noise(36), noise(4), None, "frechet kid prdc", "real test images have no prdc: there are 4 of them, and 6"),
+    "no held-out images": (noise(36), noise(0), None, "frechet kid prdc", "real test images have no frechet, kid, prdc"),
+    "four training images": (noise(4), noise(2), None, "frechet kid", "prdc is left out: it needs 6 training images, and there are 4"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_the_data_do_not_allow_is_left_out_with_a_note_and_the_rest_is_measured(case, monkeypatch):
+    train, test, labels, measured, said = CASES[case]
+    chosen = judge.choose(train, labels, held_out=test, count=20)
+    assert chosen.metrics == tuple(measured.split()) and [e.name for e in chosen.features] == ["pixels"]
+    assert any(said in note for note in chosen.notes) if said else not chosen.notes
+    monkeypatch.setattr(judge.recognition, "recognizer", lambda images, labels: lambda images: np.zeros(len(images), int))
+    judged = judge.against(train, labels, features=chosen.features, metrics=chosen.metrics, held_out=test)
+    assert judged(noise(20).columns["image"], labels and np.resize(labels, 20)).keys() >= {"frechet", "kid"}
+    real = judge.on_real(train, test, judged)
+    assert set(real) == {"frechet", "kid", "kid_se", "precision", "recall", "density", "coverage"} - missing(chosen, len(test))
+
+
+def missing(chosen, count):
+    """The scores of real test images that so few of them do not have."""
+    several = set() if "prdc" in chosen.metrics and count >= 6 else {"precision", "recall", "density", "coverage"}
+    return several | ({"frechet", "kid", "kid_se"} if not count else {"kid", "kid_se"} if count < 3 else set())
+
+
+def test_what_cannot_be_measured_at_all_is_refused_with_the_reason(untrained):
+    one = noise(1)
+    for how, said in (({}, "nothing to measure: .*frechet is left out: it needs 2 training images, and there are 1"),
+                      ({"metrics": ["inception_score"]}, "features pixels have no logits"),
+                      ({"features": ["classifier"]}, "features classifier cannot be had: the training images are not labeled"),
+                      ({"metrics": ["memorisation"]}, "there are no held-out real images")):  # fmt: skip
+        with pytest.raises(UserError, match=said):
+            judge.choose(one if not how else noise(30), None, **how)
+    chosen = judge.choose(noise(30), None, features=["pixels", "classifier"], metrics=["frechet"])
+    assert [e.name for e in chosen.features] == ["pixels"] and "classifier are left out" in chosen.notes[0]
+
+
+def test_the_frechet_distance_alone_needs_no_recognizer(splits, monkeypatch):
+    train, test = splits
+    monkeypatch.setattr(judge.recognition, "recognizer", None)
+    judged = judge.against(train, test.columns["label"], metrics=("frechet",))
+    assert judged(test.columns["image"]).keys() == {"frechet"}
+
+
+def test_default_features_are_at_most_a_thousand_numbers(untrained, capsys):
+    shape = (24, 18, 3)  # 1,296
+    labelled = noise(30, shape, np.arange(30) % 2)
+    assert [e.name for e in judge.choose(labelled, None).features] == ["classifier"]
+    (small,) = judge.choose(noise(30, shape), None).features
+    assert small.name == "thumbnails" and small.features(noise(2, shape).columns["image"]).shape == (2, 12 * 9 * 3)
+    assert judge.against(labelled, None)(labelled.columns["image"]).keys() == {"frechet"}  # named without its features
+    assert features.default((31, 31, 1), True) == "pixels" and features.default((32, 32, 1), False) == "thumbnails"
+
+
+def test_thumbnails_are_means_over_boxes_also_at_the_edges():
+    images = noise(3, (25, 26, 3)).columns["image"]
+    small = features.reduced(images)
+    assert small.shape == (3, 13, 13, 3)
+    np.testing.assert_allclose(small[:, 2, 5], images[:, 4:6, 10:12].mean((1, 2)) / 255, rtol=1e-6)
+    np.testing.assert_allclose(small[:, 12, 5], images[:, 24, 10:12].mean(1) / 255, rtol=1e-6)
+
+
+def test_fewer_images_than_features_are_warned_of_once(capsys):
+    judge.note.cache_clear()
+    for _ in range(2):
+        judge.against(noise(40, (6, 7, 1)), None, count=17)
+        judge.against(noise(60, (6, 7, 1)), None, count=50)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and "17 samples are fewer than the 42 features" in said[0] and "40 reference images are fewer" in said[1]
+
+
 # ---- the commands ----
+
+
+@pytest.mark.parametrize("train, test, said", [
+    (noise(1), noise(9), "it needs 2 training images, and there are 1"),
+    (noise(30), noise(9, (3, 3, 1)), "width"),
+])  # fmt: skip
+def test_evaluation_fails_before_anything_is_sampled(train, test, said, monkeypatch):
+    from types import SimpleNamespace
+
+    from diffusion_jax import data, experiment
+    from experiments import evaluate
+
+    trained = SimpleNamespace(experiment=SimpleNamespace(num_classes=0, encoder=None), params=())
+    for name in ("sample_with", "plan"):
+        monkeypatch.setattr(experiment, name, lambda *args: pytest.fail("sampled first"))
+    with pytest.raises(UserError, match=said):
+        evaluate.evaluate(trained, data.Dataset("noise", train, test, (4, 4, 1), 0, ()), 20, 1, 20)
 
 
 def test_statistics_are_made_by_one_command_and_evaluation_refuses_others(tmp_path):
@@ -375,25 +515,26 @@ def test_statistics_are_made_by_one_command_and_evaluation_refuses_others(tmp_pa
     config = digits.get_config("vp")
     config.data.data_dir = str(tmp_path)
     dataset = experiment.dataset(config)
-    found, extractors = evaluate.reference(str(path), dataset, "pixels")
+    extractors = [features.extractor("pixels")]
+    found = evaluate.reference(str(path), dataset, extractors)
     real = np.stack([dataset.test[i]["image"] for i in range(297)]).reshape(297, 64) / 255
     np.testing.assert_allclose(found.moments.mean, real.mean(0), atol=1e-6)
-    assert [extractor.name for extractor in extractors] == ["pixels"]
     config.data.image_size = 16
     with pytest.raises(UserError, match=r"another image_shape \(\[8, 8, 1\], here \[16, 16, 1\]\)"):
-        evaluate.reference(str(path), experiment.dataset(config), "pixels")
+        evaluate.reference(str(path), experiment.dataset(config), extractors)
 
 
 def test_the_report_names_every_number_and_its_features():
     from experiments import evaluate
 
-    mean = {"accuracy": 0.9876, "frechet": 0.1, "kid/inception": 0.002, "coverage": 0.5}
+    mean = {"accuracy": 0.9876, "frechet": 0.1, "frechet/inception": 12.0, "kid/inception": 0.002, "coverage": 0.5}
     result = {"mean": mean, "std": dict.fromkeys(mean, 0.001), "real": {"accuracy": 0.99, "frechet": 0.05}}
     lines = evaluate.report(result).splitlines()
     assert lines[0] == "|  | samples | real test images |"
     assert lines[2:] == [
-        "| recognised | 98.76 % ± 0.10 | 99.00 % |",
-        "| Frechet (pixels) | 0.100 ± 0.001 | 0.050 |",
+        "| recognized | 98.76 % ± 0.10 | 99.00 % |",
+        "| Fréchet distance (pixels) | 0.100 ± 0.001 | 0.050 |",
+        "| FID (inception) | 12.000 ± 0.001 | - |",
         "| KID x 1000 (inception) | 2.000 ± 1.000 | - |",
         "| coverage (pixels) | 0.500 ± 0.001 | - |",
     ]

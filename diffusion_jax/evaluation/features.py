@@ -1,7 +1,8 @@
 """What a picture is compared by: an extractor, images uint8 (N, H, W, C) -> features (N, D), and logits where it has them.
 
-`extractor(name)` makes one: pixels; classifier (trained here on the data set's own labels); inception, with which the
-Frechet distance is FID; efficientnet_lite0. Metrics take features and never ask where they come from.
+`extractor(name)` makes one: pixels; thumbnails (pixels of a reduced picture); classifier (trained here on the data set's own
+labels); inception, with which the Fréchet distance is FID; efficientnet_lite0. Metrics take features and never ask where they
+come from. `default` names those of a command whose user did not choose: never more than WIDEST numbers an image.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.evaluation import classifier, efficientnet, inception, rows, weights
 
 Features = Callable[[np.ndarray], np.ndarray]
+WIDEST = 1000  # numbers an image, by default: a covariance of more is slow to root, and few images say nothing of it
 
 
 class Outputs(NamedTuple):
@@ -30,7 +32,7 @@ class Extractor(NamedTuple):
 
     digest: changes with the weights and the preprocessing; features of different digests are never compared.
     resize: how pictures come to the network's size, in words. classes: the width of the logits, where they are the classes
-    of the data set at hand; else 0.
+    of the data set at hand; else 0. logits: whether the outputs have any.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Extractor(NamedTuple):
     resize: str
     outputs: Callable[..., Outputs]
     classes: int = 0
+    logits: bool = False
 
     def features(self, images: np.ndarray) -> np.ndarray:
         return self.outputs(images).features
@@ -46,6 +49,27 @@ class Extractor(NamedTuple):
 def pixels(images: np.ndarray) -> np.ndarray:
     """The picture itself, in [0, 1]: (N, H, W, C) uint8 -> (N, H W C) float32. For small, aligned images."""
     return images.reshape(len(images), -1).astype(np.float32) / np.float32(255)
+
+
+def default(shape: tuple[int, ...], labelled: bool) -> str:
+    """The features of images (H, W, C) where none are chosen: pixels if they are at most WIDEST numbers, else the classifier.
+
+    labelled: whether there are labels of two classes or more, for the classifier to learn from; without them larger images are
+    compared by thumbnails.
+    """
+    return "pixels" if np.prod(shape) <= WIDEST else "classifier" if labelled else "thumbnails"
+
+
+def reduced(images: np.ndarray) -> np.ndarray:
+    """Images (N, H, W, C) uint8 as means over the smallest k x k boxes that leave at most WIDEST numbers: float32 in [0, 1]."""
+    height, width, channels = images.shape[1:]
+    k = 1
+    while -(-height // k) * -(-width // k) * channels > WIDEST:
+        k += 1
+    edges = [np.arange(0, size, k) for size in (height, width)]
+    sums = np.add.reduceat(np.add.reduceat(images, edges[0], axis=1, dtype=np.float32), edges[1], axis=2)
+    counts = [np.diff(np.append(edge, size)) for edge, size in zip(edges, (height, width))]
+    return sums / np.float32(255) / (counts[0][:, None] * counts[1])[..., None].astype(np.float32)
 
 
 def extractor(name: str, images: np.ndarray | None = None, labels: np.ndarray | None = None) -> Extractor:
@@ -63,21 +87,29 @@ def _pixels(images, labels) -> Extractor:
     return Extractor("pixels", "pixels-1", "none", lambda images, describe="": Outputs(pixels(images)))
 
 
+def _thumbnails(images, labels) -> Extractor:
+    def outputs(images: np.ndarray, describe: str = "") -> Outputs:
+        return Outputs(reduced(images).reshape(len(images), -1))
+
+    return Extractor("thumbnails", "thumbnails-1", f"means over boxes, to at most {WIDEST} numbers", outputs)
+
+
 def _classifier(images, labels) -> Extractor:
     if images is None or labels is None:
         raise UserError("features=classifier needs a data set with labels; use pixels, inception or efficientnet_lite0")
     trained = classifier.fit(images, labels)
     outputs = functools.partial(_network, classifier.forward, trained.params, 512, images.shape[-1])
-    return Extractor("classifier", f"classifier-{trained.digest}", classifier.RESIZE, outputs, trained.classes)
+    return Extractor("classifier", f"classifier-{trained.digest}", classifier.RESIZE, outputs, trained.classes, logits=True)
 
 
 def _published(name: str, module: Any, batch: int, images, labels) -> Extractor:
     outputs = functools.partial(_network, module.forward, weights.load(name), batch, 3)
-    return Extractor(name, f"{name}-{weights.wheel(name).sha256[:16]}", module.RESIZE, outputs)
+    return Extractor(name, f"{name}-{weights.wheel(name).sha256[:16]}", module.RESIZE, outputs, logits=True)
 
 
 EXTRACTORS = {
     "pixels": _pixels,
+    "thumbnails": _thumbnails,
     "classifier": _classifier,
     "inception": functools.partial(_published, "inception", inception, 32),
     "efficientnet_lite0": functools.partial(_published, "efficientnet_lite0", efficientnet, 64),

@@ -1,8 +1,12 @@
-"""The Frechet distance between two sets of features as if each were Gaussian (Heusel et al. 2017, eq. 6).
+"""The Fréchet distance between two sets of features as if each were Gaussian (Heusel et al. 2017, eq. 6).
 
     d^2 = |mu_1 - mu_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))
 
 With Inception features this is FID. Moments stream: a data set of any size goes through in batches, in float64.
+
+With a root R of each covariance, C = R^T R, the trace of (C_1 C_2)^(1/2) is the sum of the singular values of R_1 R_2^T. The
+centered features of N images, divided by sqrt(N - 1), are such a root of N rows, so that fewer images than features cost
+neither an eigendecomposition of width D nor precision.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import numpy as np
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation.features import Features
+from diffusion_jax.evaluation.progress import progress
 
 
 class Moments(NamedTuple):
@@ -51,20 +56,69 @@ def moments_of(features: Features, images: np.ndarray, *, batch_size: int = 1000
     return stream(features(images[i : i + batch_size]) for i in range(0, len(images), batch_size))
 
 
-def frechet_distance(a: Moments, b: Moments) -> float:
+class Root(NamedTuple):
+    """A Gaussian by a root of its covariance: count; mean (D,); root (R, D) with cov = root^T root, R <= D; float64."""
+
+    count: int
+    mean: np.ndarray
+    root: np.ndarray
+
+
+def root_of(features: np.ndarray) -> Root:
+    """The root of features (N, D), N >= 2: the centered features themselves where N <= D, else a root of their covariance.
+
+    Raises:
+      UserError: for fewer than two images.
+    """
+    features = np.asarray(features, np.float64)
+    _need_two(len(features))
+    if len(features) > features.shape[1]:
+        return root_of_moments(moments(features))
+    mean = features.mean(0)
+    return Root(len(features), mean, (features - mean) / np.sqrt(len(features) - 1))
+
+
+def root_of_moments(found: Moments) -> Root:
+    """A root of a covariance matrix (D, D) from its eigenvectors, which takes about D^3 operations: compute it once."""
+    _need_two(found.count)
+    values, vectors = np.linalg.eigh(found.cov)
+    kept = values > max(values[-1], 0.0) * len(values) * np.finfo(np.float64).eps  # the others are zeros that were rounded
+    return Root(found.count, found.mean, np.sqrt(values[kept])[:, None] * vectors.T[kept])
+
+
+def distance(a: Root, b: Root) -> float:
     """d^2 between two Gaussians, the number that the field reports as FID (it is a squared distance).
 
-    tr (C_1 C_2)^(1/2) is the sum of the singular values of C_1^(1/2) C_2^(1/2): the square root of an unsymmetric,
-    perhaps singular product never has to be taken, so fewer images than features are no numerical trouble (they still
-    are a statistical one). Raises UserError for different widths and for sets of fewer than two.
+    Raises:
+      UserError: for features of different widths.
     """
-    if a.mean.shape != b.mean.shape:
-        raise UserError(f"features of width {a.mean.size} and {b.mean.size} cannot be compared; use one extractor")
-    if min(a.count, b.count) < 2:
-        raise UserError(f"a Frechet distance needs at least two images in each set; got {a.count} and {b.count}")
-    root = np.linalg.svd(_sqrt(a.cov) @ _sqrt(b.cov), compute_uv=False).sum()
-    squared = np.sum((a.mean - b.mean) ** 2) + np.trace(a.cov) + np.trace(b.cov) - 2 * root
+    _need_one_width(a.mean.size, b.mean.size)
+    overlap = np.linalg.svd(a.root @ b.root.T, compute_uv=False).sum()
+    squared = np.sum((a.mean - b.mean) ** 2) + np.sum(a.root**2) + np.sum(b.root**2) - 2 * overlap
     return float(max(squared, 0.0))  # rounding may leave -1e-15 for equal sets
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """`distance` between two sets by their moments. Raises UserError for different widths and for sets of fewer than two."""
+    _need_one_width(a.mean.size, b.mean.size)
+    return distance(root_of_moments(a), root_of_moments(b))
+
+
+def distance_to(features: np.ndarray, reference: Root) -> float:
+    """`distance` of features (N, D) to a reference whose root was computed once: one eigenproblem of width min(N, R).
+
+    Raises:
+      UserError: for features of another width than the reference's, and for fewer than two images.
+    """
+    features = np.asarray(features, np.float64)
+    _need_one_width(features.shape[1], reference.mean.size)
+    _need_two(len(features))
+    mean = features.mean(0)
+    half = (features - mean) / np.sqrt(len(features) - 1)
+    turned = half @ reference.root.T
+    values = np.linalg.eigvalsh(turned @ turned.T if len(turned) < turned.shape[1] else turned.T @ turned)
+    trace = np.sum(half**2) + np.sum(reference.root**2) - 2 * np.sqrt(np.maximum(values, 0)).sum()
+    return float(max(np.sum((mean - reference.mean) ** 2) + trace, 0.0))
 
 
 class Extrapolation(NamedTuple):
@@ -74,54 +128,79 @@ class Extrapolation(NamedTuple):
     standard_error: float
 
 
-def infinity(features: np.ndarray, reference: Moments, *, sizes: int = 15, smallest: int = 0, seed: int = 0) -> Extrapolation:
+def infinity(
+    features: np.ndarray,
+    reference: Root,
+    *,
+    sizes: int = 15,
+    smallest: int = 0,
+    seed: int = 0,
+    description: str = "",
+) -> Extrapolation:
     """FID-infinity (Chong & Forsyth 2020): the distance of N images is biased by about c / N; a line in 1/N leads to 1/N = 0.
 
-    features: (N, D). `sizes` random subsets, evenly spaced from `smallest` (0: half of N) to N images. A bias of higher order
-    remains where N is below a few times D.
+    A bias of higher order remains where N is below a few times D.
+
+    Args:
+      features: (N, D).
+      reference: what they are compared with.
+      sizes: how many random subsets are taken, of sizes spaced evenly from `smallest` (0: half of N) to N.
+      smallest: images in the smallest subset.
+      seed: of the subsets.
+      description: names the progress shown on stderr; '' shows none.
+
+    Raises:
+      UserError: if the sizes are fewer than three or below two images.
     """
     count, rng = len(features), np.random.default_rng(seed)
     chosen = np.unique(np.linspace(smallest or count // 2, count, sizes).astype(int))
     if chosen[0] < 2 or len(chosen) < 3:
         raise UserError(f"an extrapolation needs three sizes of two images or more; got {count} images, smallest {smallest}")
-    root = _sqrt(reference.cov)
-    distances = [_quick(features[rng.permutation(count)[:size]], reference, root) for size in chosen]
+    subsets = (features[rng.permutation(count)[:size]] for size in chosen)
+    distances = _distances(subsets, len(chosen), reference, description)
     design = np.stack([np.ones(len(chosen)), 1 / chosen], 1)
-    solution, *_ = np.linalg.lstsq(design, np.array(distances))
+    solution, *_ = np.linalg.lstsq(design, distances)
     residual = np.sum((design @ solution - distances) ** 2) / (len(chosen) - 2)
     return Extrapolation(float(solution[0]), float(np.sqrt(residual * np.linalg.inv(design.T @ design)[0, 0])))
 
 
 def interval(
-    features: np.ndarray, reference: Moments, *, level: float = 0.95, resamples: int = 100, seed: int = 0
+    features: np.ndarray,
+    reference: Root,
+    *,
+    level: float = 0.95,
+    resamples: int = 100,
+    seed: int = 0,
+    description: str = "",
 ) -> tuple[float, float]:
     """A bootstrap interval of the distance over the choice of images (N, D); the reference counts as exact.
 
     Resampled sets repeat images, which raises their distance as fewer images would; so the interval is the resamples' spread
-    about their own mean, moved to the estimate. It says nothing of the bias of N images; `infinity` does.
+    about their own mean, moved to the estimate. It says nothing of the bias of N images; `infinity` does. description: as
+    in `infinity`.
     """
-    rng, root, count = np.random.default_rng(seed), _sqrt(reference.cov), len(features)
-    drawn = [_quick(features[rng.integers(0, count, count)], reference, root) for _ in range(resamples)]
+    rng, count = np.random.default_rng(seed), len(features)
+    sets = (features[rng.integers(0, count, count)] for _ in range(resamples))
+    drawn = _distances(sets, resamples, reference, description)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]) - np.mean(drawn)
-    estimate = _quick(features, reference, root)
+    estimate = distance_to(features, reference)
     return float(max(estimate + low, 0.0)), float(estimate + high)
 
 
-def _quick(features: np.ndarray, reference: Moments, root: np.ndarray) -> float:
-    """frechet_distance for many sets against one: the reference's root is given, the rest is one symmetric eigenvalue problem.
-
-    tr (C_1 C_2)^(1/2) = tr (R C_1 R)^(1/2), R = C_2^(1/2); of at most N eigenvalues, if N < D from the (N, N) side.
-    """
-    features = np.asarray(features, np.float64)
-    mean = features.mean(0)
-    half = (features - mean) / np.sqrt(len(features) - 1)
-    turned = half @ root
-    values = np.linalg.eigvalsh(turned @ turned.T if len(half) < half.shape[1] else turned.T @ turned)
-    trace = np.sum(half**2) + np.trace(reference.cov) - 2 * np.sqrt(np.maximum(values, 0)).sum()
-    return float(np.sum((mean - reference.mean) ** 2) + trace)
+def _distances(sets: Iterable[np.ndarray], count: int, reference: Root, description: str) -> np.ndarray:
+    found = []
+    with progress(count, description, enabled=bool(description), unit="distances") as advance:
+        for features in sets:
+            found.append(distance_to(features, reference))
+            advance(1)
+    return np.array(found)
 
 
-def _sqrt(cov: np.ndarray) -> np.ndarray:
-    """The symmetric square root of a covariance; eigenvalues that rounding left below zero are zero."""
-    values, vectors = np.linalg.eigh(cov)
-    return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+def _need_two(count: int) -> None:
+    if count < 2:
+        raise UserError(f"a Fréchet distance needs at least two images in each set; got {count}")
+
+
+def _need_one_width(a: int, b: int) -> None:
+    if a != b:
+        raise UserError(f"features of width {a} and {b} cannot be compared; use one extractor")
