@@ -112,15 +112,31 @@ def to_theirs(table: Mapping[str, Source], params: Flat) -> dict[str, np.ndarray
 
 
 def to_ours(table: Mapping[str, Source], tensors: Flat, shapes: Mapping[str, Shape]) -> dict[str, np.ndarray]:
-    """Their tensors -> our parameters, float32, of these shapes. UserError with the names of all tensors that do not fit."""
+    """Their tensors -> our parameters, float32, of these shapes.
+
+    Raises:
+      UserError: with the names of all tensors that do not fit, and of the first that is not of finite floating-point numbers.
+    """
     blank = {path: np.broadcast_to(np.int8(0), shape) for path, shape in shapes.items()}  # no memory, but a shape
     _fit({name: a.shape for name, a in to_theirs(table, blank).items()}, {name: a.shape for name, a in tensors.items()})
 
     def param(source: Source) -> np.ndarray:
-        parts = [source.layout.to_ours(tensors[name]) for name in source.names]
-        return np.concatenate(parts, axis=-1, dtype=np.float32, casting="unsafe")
+        parts = [source.layout.to_ours(_numbers(name, tensors[name])) for name in source.names]
+        return np.concatenate(parts, axis=-1)
 
     return {path: param(source) for path, source in table.items()}
+
+
+def _numbers(name: str, tensor: np.ndarray) -> np.ndarray:
+    """A tensor of weights as float32. UserError for integers, and for values that are not finite."""
+    if tensor.dtype.kind not in "fV":  # (bfloat16 is of kind V)
+        raise UserError(f"the tensor {name} is of {tensor.dtype}, and weights are floating-point numbers")
+    with np.errstate(over="ignore"):  # of float64
+        found = np.asarray(tensor, np.float32)
+    bad = int(found.size - np.isfinite(found).sum())
+    if bad:
+        raise UserError(f"the tensor {name} has {bad} of {found.size} values that are not finite; the file is damaged, fetch it again")
+    return found
 
 
 def _fit(wanted: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:

@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from diffusion_jax import reading
 from diffusion_jax.errors import UserError
 
 PACKAGES = ("diffusion_jax", "jax", "jaxlib", "flax", "optax", "numpy")
@@ -109,14 +110,16 @@ def save_json(path: str | os.PathLike, value: Any) -> None:
     save_text(path, canonical_json(value) + "\n")
 
 
-def load_json(path: str | os.PathLike) -> Any:
-    """Read a JSON file; UserError, naming the file and the place, where it is missing or broken."""
+def load_json(path: str | os.PathLike, rule: reading.Rule = reading.anything) -> Any:
+    """Read a JSON file whose value is as the rule says (`reading`).
+
+    Raises:
+      UserError: naming the file and the place, where it is missing, broken or something else.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read '{path}': {error.strerror}") from error
-    except ValueError as error:  # broken JSON, or bytes that are not UTF-8
-        raise UserError(f"'{path}' is not valid JSON ({error}); delete it or make it anew") from error
+        return reading.json_file(path, rule)
+    except UserError as error:
+        raise UserError(f"{error}; delete it or make it anew") from None
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | Mapping[str, str]) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "diffusion_jax"
-WORDS = {"types", "arrays", "errors", "integrators"}
+WORDS = {"types", "arrays", "errors", "integrators", "reading"}
 MATHEMATICS = WORDS | {
     "processes",
     "parameterization",
@@ -36,6 +36,7 @@ ALLOWED = {
     "__init__": (set(), FRAMEWORKS | {"jax"}),
     "types": (set(), FRAMEWORKS),
     "errors": (set(), FRAMEWORKS | {"jax"}),
+    "reading": ({"errors"}, FRAMEWORKS | {"jax"}),
     "arrays": ({"types"}, FRAMEWORKS),
     "integrators": ({"types", "arrays"}, FRAMEWORKS),
     "processes": (WORDS | {"processes"}, FRAMEWORKS),
@@ -48,20 +49,20 @@ ALLOWED = {
     "inverse": (MATHEMATICS, FRAMEWORKS),
     "likelihood": (MATHEMATICS, FRAMEWORKS),
     "models": ({"types", "arrays", "errors", "models"}, FRAMEWORKS - {"flax"}),
-    "data": ({"types", "arrays", "errors", "data", "provenance"}, CONFIGS | {"flax", "optax", "orbax"}),
+    "data": ({"types", "arrays", "errors", "reading", "data", "provenance"}, CONFIGS | {"flax", "optax", "orbax"}),
     "training": (
-        {"types", "arrays", "errors", "training", "provenance", "plotting"},
+        {"types", "arrays", "errors", "reading", "training", "provenance", "plotting"},
         CONFIGS | {"flax", "tensorflow_datasets"},
     ),
     "evaluation": (
-        {"types", "arrays", "errors", "evaluation", "provenance", "data"},
+        {"types", "arrays", "errors", "reading", "evaluation", "provenance", "data"},
         CONFIGS | {"flax", "orbax"},
     ),
     "latent": ({"types", "arrays", "errors", "data", "evaluation"}, FRAMEWORKS),
-    "convert": ({"errors", "models"}, FRAMEWORKS),
+    "convert": ({"errors", "reading", "models"}, FRAMEWORKS),
     "plotting": ({"types", "arrays", "errors", "provenance", "evaluation"}, FRAMEWORKS - {"matplotlib"}),
     "report": ({"types", "errors", "provenance"}, FRAMEWORKS | {"jax"}),
-    "provenance": ({"types", "errors"}, FRAMEWORKS),
+    "provenance": ({"types", "errors", "reading"}, FRAMEWORKS),
     "build": ({"errors"}, FRAMEWORKS | {"jax"}),
     "config_schema": ({"errors"}, FRAMEWORKS | {"jax"}),
     "hlo": (set(), FRAMEWORKS | {"jax"}),

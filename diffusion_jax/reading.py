@@ -1,0 +1,306 @@
+"""Files that may be damaged, edited by hand or written by a stranger: read within bounds and checked, never executed.
+
+    json_file(path, rule)      a JSON file of which each value has the type and range that a rule says
+    npz_file(path, arrays)     plain arrays of the kinds and shapes that are expected; never a pickle
+    kept(path, read)           a part that an interrupted run left: what it holds, or None, after a warning, where it is damaged
+
+A rule is a function of a value and its place in the file that raises `Mismatch`. There is one for each kind of file, beside the
+function that writes it:
+
+    rule = record({"rows": items(record({"nfe": integer(1)})), "about": anything})
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+import sys
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffusion_jax.errors import UserError
+
+LARGEST = 2**28  # bytes of a JSON file: the largest that the project writes have some MB
+DEPTH = 64  # objects and lists inside others
+LONGEST = 100_000  # characters of a text
+UNPACKED = 100, 2**26  # bytes of arrays for each byte of an .npz, and of any: runs of equal pixels compress well
+
+Rule = Callable[[Any, str], None]  # (value, its place in the file)
+
+
+class Mismatch(Exception):
+    """A value is not what its rule says; the reason, with its place."""
+
+
+# ---- rules ---------------------------------------------------------------------------------------------------------------------
+
+
+def _expects(accepts: Callable[[Any], bool], allowed: str) -> Rule:
+    def rule(value: Any, place: str) -> None:
+        if not accepts(value):
+            raise Mismatch(f"{place or 'its content'} is {_shown(value)}, and must be {allowed}")
+
+    return rule
+
+
+def anything(value: Any, place: str) -> None:
+    """Every value."""
+
+
+def number(low: float = -math.inf, high: float = math.inf, *, finite: bool = True) -> Rule:
+    """A number in [low, high]; finite=False also allows NaN and infinities."""
+
+    def accepts(value: Any) -> bool:
+        if type(value) not in (int, float):
+            return False
+        return low <= value <= high and abs(value) < 1e300 if finite else math.isnan(value) or low <= value <= high
+
+    span = f" from {low:g} to {high:g}" if math.isfinite(low) and math.isfinite(high) else f" of at least {low:g}" * math.isfinite(low)
+    return _expects(accepts, f"a {'finite ' * finite}number{span}")
+
+
+def integer(low: int = 0, high: int = 2**62) -> Rule:
+    """A whole number in [low, high]."""
+    return _expects(lambda value: type(value) is int and low <= value <= high, f"a whole number from {low} to {high}")
+
+
+def text(least: int = 0, most: int = LONGEST) -> Rule:
+    """A string of this many characters."""
+    return _expects(lambda value: isinstance(value, str) and least <= len(value) <= most, f"a text of {least} to {most} characters")
+
+
+def boolean() -> Rule:
+    """true or false."""
+    return _expects(lambda value: isinstance(value, bool), "true or false")
+
+
+def one_of(*choices: Any) -> Rule:
+    """One of these values, by value and type."""
+    return _expects(lambda value: any(type(value) is type(c) and value == c for c in choices), f"one of {', '.join(map(str, choices))}")
+
+
+def either(*rules: Rule) -> Rule:
+    """What one of the rules allows; a mismatch is told in the words of the last."""
+
+    def rule(value: Any, place: str) -> None:
+        for each in rules[:-1]:
+            try:
+                return each(value, place)
+            except Mismatch:
+                continue
+        return rules[-1](value, place)
+
+    return rule
+
+
+def optional(rule: Rule) -> Rule:
+    """null, or what the rule allows."""
+    return lambda value, place: None if value is None else rule(value, place)
+
+
+def items(rule: Rule = anything, least: int = 0, most: int = 10**7) -> Rule:
+    """A list of this many values, each as the rule says."""
+    is_list = _expects(lambda value: isinstance(value, list) and least <= len(value) <= most, f"a list of {least} to {most} values")
+
+    def every(value: Any, place: str) -> None:
+        is_list(value, place)
+        for i, item in enumerate(value):
+            rule(item, f"{place}[{i}]")
+
+    return every
+
+
+def table(rule: Rule = anything) -> Rule:
+    """An object with any keys, each value as the rule says."""
+    is_object = _expects(lambda value: isinstance(value, dict), "an object")
+
+    def every(value: Any, place: str) -> None:
+        is_object(value, place)
+        for key, item in value.items():
+            rule(item, _within(place, key))
+
+    return every
+
+
+def record(needed: Mapping[str, Rule], also: Mapping[str, Rule] | None = None) -> Rule:
+    """An object with these keys, each value as its rule says. also: rules of keys that may be missing; others are free."""
+    rules, is_object = {**needed, **(also or {})}, table()
+
+    def every(value: Any, place: str) -> None:
+        is_object(value, place)
+        if missing := [key for key in needed if key not in value]:
+            raise Mismatch(f"{f'{place} lacks' if place else 'it lacks'} {', '.join(missing)}")
+        for key in rules.keys() & value.keys():
+            rules[key](value[key], _within(place, key))
+
+    return every
+
+
+def check(value: Any, rule: Rule, what: str) -> None:
+    """UserError, that `what` is damaged and how, unless the value is as the rule says."""
+    try:
+        _shallow(value)
+        rule(value, "")
+    except Mismatch as mismatch:
+        raise UserError(f"{what} is damaged: {mismatch}") from None
+
+
+def _within(place: str, key: str) -> str:
+    return f"{place}.{key:.60}" if place else f"{key:.60}"
+
+
+def _shown(value: Any) -> str:
+    shown = json.dumps(value) if value is None or isinstance(value, (str, bool, int, float)) else None
+    return {dict: "an object", list: f"a list of {len(value)} values" if isinstance(value, list) else ""}.get(type(value), f"{shown:.60}")
+
+
+def _shallow(value: Any) -> None:
+    """Mismatch for a value that is nested deeper than DEPTH, on which recursive functions would fail."""
+    level = [value]
+    for _ in range(DEPTH):
+        level = [item for outer in level if isinstance(outer, (list, dict))
+                 for item in (outer.values() if isinstance(outer, dict) else outer)]  # fmt: skip
+        if not level:
+            return
+    raise Mismatch(f"it is nested more than {DEPTH} deep")
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------------------
+
+
+def content(path: str | os.PathLike, largest: int = LARGEST) -> bytes:
+    """The bytes of a regular file of at most this size, without ever waiting for a pipe or a device.
+
+    Raises:
+      UserError: where it is missing, no regular file, too large, or cannot be read.
+    """
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                raise UserError(f"'{path}' is {'a folder' if stat.S_ISDIR(about.st_mode) else 'no regular file'}")
+            if about.st_size > largest:
+                raise UserError(f"'{path}' has {about.st_size:,} bytes, and at most {largest:,} are read")
+            return file.read(largest)
+    except (OSError, ValueError) as error:  # (ValueError: a name with a zero byte)
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"cannot read '{path}': {getattr(error, 'strerror', None) or error}") from error
+
+
+def json_file(path: str | os.PathLike, rule: Rule = anything) -> Any:
+    """The value of a JSON file, which is as the rule says.
+
+    Raises:
+      UserError: one line with the file, the place in it and what is wrong.
+    """
+    try:
+        value = json.loads(content(path).decode("utf-8"))
+    except UserError:
+        raise
+    except RecursionError:
+        raise UserError(f"'{path}' is damaged: it is nested more than {DEPTH} deep") from None
+    except ValueError as error:  # broken JSON, bytes that are not UTF-8, a number of thousands of digits
+        raise UserError(f"'{path}' is not valid JSON ({error})") from None
+    check(value, rule, f"'{path}'")
+    return value
+
+
+class Array(NamedTuple):
+    """What an array of an .npz must be.
+
+    Attributes:
+      kinds: letters of numpy's dtype.kind, such as 'f' or 'iu'; 'V' is bfloat16 written by numpy.
+      shape: its sizes, None where any is allowed; None allows any shape.
+      finite: whether NaN and infinities are refused.
+    """
+
+    kinds: str
+    shape: tuple[int | None, ...] | None = None
+    finite: bool = True
+
+
+def npz_file(path: str | os.PathLike, needed: Mapping[str, Array], also: Callable[[str], Array | None] | None = None) -> dict[str, np.ndarray]:
+    """{name: array} of an .npz of plain arrays.
+
+    Args:
+      path: the file.
+      needed: the arrays that must be there, and what each must be.
+      also: name of another array -> what it must be, or None for one that is not read; without it others are not read.
+
+    Raises:
+      UserError: where the file is missing or damaged, lacks an array, or holds one that is something else, such as a pickle.
+    """
+    try:
+        return _npz(path, needed, also or (lambda name: None))
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"cannot read '{path}': {error.strerror}") from error
+    except Exception as error:  # a damaged zip can raise nearly anything
+        raise UserError(f"'{path}' is damaged ({type(error).__name__}: {error!s:.200})") from error
+
+
+def _npz(path: Any, needed: Mapping[str, Array], also: Callable[[str], Array | None]) -> dict[str, np.ndarray]:
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise UserError(f"'{path}' is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}")
+    with zipfile.ZipFile(path) as archive:
+        there = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        if missing := [name for name in needed if name not in there]:
+            raise UserError(f"'{path}' is damaged: it lacks {', '.join(missing)}")
+        wanted = {name: spec for name in there if (spec := needed.get(name) or also(name))}
+        if sum(there[name].file_size for name in wanted) > max(UNPACKED[0] * os.path.getsize(path), UNPACKED[1]):
+            raise UserError(f"'{path}' unpacks to more than {UNPACKED[0]} times its size; it is not read")
+        found = {}
+        for name, spec in wanted.items():
+            with archive.open(there[name]) as file:
+                found[name] = _plain_array(file, there[name].file_size)
+            _check_array(found[name], spec, f"'{path}' is damaged: {name:.60}")
+    return found
+
+
+def _plain_array(file: Any, size: int) -> np.ndarray:
+    """The array of an .npy of `size` bytes. ValueError unless its header and its bytes agree, and it holds no objects."""
+    version = np.lib.format.read_magic(file)
+    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, fortran, dtype = headers[version](file)
+    if dtype.hasobject:
+        raise ValueError("it holds a pickle of Python objects, which are never read")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > size:
+        raise ValueError(f"a header of {dtype}{list(shape)} in {size} bytes")
+    data = file.read()
+    if len(data) != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{len(data)} bytes for {dtype}{list(shape)}")
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C") if data else np.zeros(shape, dtype)
+
+
+def _check_array(array: np.ndarray, spec: Array, what: str) -> None:
+    fits = spec.shape is None or (
+        len(spec.shape) == array.ndim and all(w is None or w == n for w, n in zip(spec.shape, array.shape)))  # fmt: skip
+    if array.dtype.kind not in spec.kinds or not fits:
+        shape = "" if spec.shape is None else f" {['any' if n is None else n for n in spec.shape]}"
+        raise UserError(f"{what} is {array.dtype}{list(array.shape)}, and must be of kind {spec.kinds}{shape}")
+    if spec.finite and array.dtype.kind in "fc" and not np.isfinite(array).all():
+        raise UserError(f"{what} has values that are not finite")
+
+
+def kept(path: str | os.PathLike, read: Callable[[Any], Any]) -> Any:
+    """What an earlier run of the same command kept at `path`, or None where there is nothing.
+
+    The one way in which resumable commands read what they kept: where `read(path)` raises UserError, because the part is damaged
+    or was edited, a warning says so and None means that the part is made again.
+    """
+    if not os.path.lexists(path):
+        return None
+    try:
+        return read(Path(path))
+    except UserError as error:
+        print(f"warning: {error}; this part is made again", file=sys.stderr)
+        return None
