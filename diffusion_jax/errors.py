@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import difflib
+import re
+import unicodedata
 from collections.abc import Iterable
 
 MANY = 150  # names that one line still lists all of
 
 
 class UserError(ValueError):
-    """Bad input. The experiment mains print its one line and exit with status 2; nothing is half-written."""
+    """Bad input. The experiment mains print its one line and exit with status 2; nothing is half-written.
+
+    The message is one printable line, whatever is in the names and values that it quotes.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(printable(re.sub(r"\s*\n\s*", " ", message)))
+
+
+def printable(text: str) -> str:
+    """Text from a file as it may go to a terminal: characters that control it are written as escapes, such as \\x1b.
+
+    These are the control and format characters of Unicode (categories Cc, Cf), among them those that turn the direction of
+    writing, its separators of lines and paragraphs, and the halves of surrogate pairs by which Python represents names of files
+    that are not UTF-8. Joiners, which emoji are made of, stay.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in _CONTROL and c not in _JOINERS else c for c in text)
+
+
+_CONTROL, _JOINERS = {"Cc", "Cf", "Cs", "Zl", "Zp"}, "\u200c\u200d"
 
 
 def unknown(what: str, name: str, choices: Iterable[str]) -> UserError:

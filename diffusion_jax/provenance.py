@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_jax import reading
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import UserError, printable
 
 PACKAGES = ("diffusion_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -134,7 +134,7 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | M
 def _cell(value: Any) -> str:
     value = plain(value)
     text = "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+    return printable(text.replace("|", "\\|").replace("\n", " "))
 
 
 def _or_none(find_out: Callable, *args) -> Any:
