@@ -20,10 +20,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from diffusion_jax import errors, provenance, reading
+from diffusion_jax import data, errors, provenance, reading
+from diffusion_jax.data import records
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import pickles, recognition, safetensors, torchfile
+from tests.test_data import write_tfds
 from tests.test_extractors import STATE, Global, Storage, legacy, pickled, tensor, zipped
 
 ROOT = Path(__file__).parent.parent
@@ -249,6 +252,7 @@ def entry(begin=0, end=16, shape=(4,), dtype="F32"):
         (struct.pack("<Q", 2**24 + 1) + b" " * (2**24 + 1), "a header of"),
         (stored({"a": entry(0, 16, (16,), "BOOL")}, b"\x02" * 16), "other bytes than 0 and 1"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
 def test_hostile_safetensors_are_refused(data, words):
     with pytest.raises(UserError, match=words) as refused:
@@ -346,3 +350,97 @@ def test_what_is_printed_from_files_cannot_control_the_terminal():
     assert errors.printable("T-shirt, 日本, é, 👩\u200d🚀") == "T-shirt, 日本, é, 👩\u200d🚀"
     assert str(UserError(f"class '{hostile}'\n  of a file")) == f"class '{shown}' of a file"
     assert hostile not in (table := provenance.markdown_table([{"class": hostile}], ["class"])) and shown in table
+
+
+# ---- data sets and workdirs of strangers ---------------------------------------------------------------------------------------
+
+
+def write_eps(folder: Path) -> bytes:
+    """Encapsulated PostScript that Ghostscript, which Pillow starts for it, would draw."""
+    return (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 2 2\n%%EndComments\n(" + str(folder / "mark").encode()
+            + b") (w) file closefile\n%%EOF\n")  # fmt: skip
+
+
+@pytest.fixture()
+def hostile(tmp_path, monkeypatch):
+    """A prepared TFDS set whose features.json names a Python class of the current folder, which leaves a mark when imported."""
+    write_tfds(str(tmp_path / "data"), {"train": [1, 2, 3], "test": [2, 3]}, name="trap")
+    file = tmp_path / "data" / "trap" / "1.0.0" / "features.json"
+    (tmp_path / "trap_features.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))  # as 'python -m' has the current folder
+    told = json.loads(file.read_text())
+    assert told["pythonClassName"].endswith("FeaturesDict")
+    told["featuresDict"]["features"]["image"]["pythonClassName"] = "trap_features.Image"
+    file.write_text(json.dumps(told))
+    return tmp_path
+
+
+def test_a_data_set_cannot_name_python_classes(hostile):
+    with pytest.raises(UserError, match="names the Python class trap_features.Image, which is not"):
+        data.load("trap", data_dir=str(hostile / "data"))
+    with pytest.raises(UserError, match="names the Python class trap_features.Image"):
+        records.described("trap", str(hostile / "data"), 0, 0)
+    assert not (hostile / "mark").exists()
+
+
+LEGACY = {"type": "tensorflow_datasets.core.features.features_dict.FeaturesDict", "content": {"image": {"type": "trap.X", "content": {}}}}
+
+
+@pytest.mark.parametrize(
+    "told, words",
+    [
+        (LEGACY, "trap.X"),
+        ({"jsonFeature": {"json": json.dumps({"feature": {"pythonClassName": "trap.Y"}})}}, "trap.Y"),
+        ({"json_feature": {"json": json.dumps([{"python_class_name": "os.X"}])}}, "os.X"),
+        ({"jsonFeature": {"json": '{"a": '}}, "a text that is no JSON"),
+        ({"pythonClassName": "tensorflow_datasets.core.features.image_feature.Image.."}, "image_feature.Image.."),
+    ],
+)  # fmt: skip
+def test_class_names_are_found_wherever_tfds_looks_for_them(tmp_path, told, words):
+    for folder in ("1.0.0", "config/1.0.0"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "features.json").write_text(json.dumps(told))
+        with pytest.raises(UserError, match=words):
+            records.check_features("trap", tmp_path)
+        (tmp_path / folder / "features.json").unlink()
+    linked = tmp_path / "linked"
+    linked.symlink_to(tmp_path / "1.0.0")
+    (tmp_path / "1.0.0" / "features.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="nested more than 64 deep"):
+        records.check_features("trap", linked)
+
+
+@pytest.mark.parametrize("name", ["huggingface:trap", "kubric:movi_a", "trap/data_dir=elsewhere", "../trap", "trap/../..", "a/b/c"])
+def test_names_that_fetch_code_or_lead_elsewhere_are_refused(name, tmp_path):
+    with pytest.raises(UserError, match="cannot be used: write a name"):
+        data.load(name, data_dir=str(tmp_path))
+
+
+def test_pictures_of_a_data_set_are_opened_in_listed_formats_alone(tmp_path):
+    import tensorflow_datasets as tfds
+
+    image = tfds.features.Image(shape=(2, 2, 1), encoding_format="png")
+    features = {"image": image, "other": {"image": image, "more": tfds.features.Sequence(image)}, "label": tfds.features.ClassLabel(num_classes=2)}
+    eps, png = write_eps(tmp_path), io.BytesIO()
+    Image.fromarray(np.full((2, 2), 7, np.uint8)).save(png, "PNG")
+
+    class Writer(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(split) for split in ("train", "test")}
+
+        def _generate_examples(self, split):
+            for i in range(2):
+                hidden = {"image": io.BytesIO(eps), "more": [io.BytesIO(eps)]}  # features that are not used are not opened
+                yield i, {"image": io.BytesIO(eps if split == "train" else png.getvalue()), "other": hidden, "label": i}
+
+    Writer.name = "eps"
+    Writer(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
+    with pytest.raises(UserError, match="image [01] cannot be read .cannot identify image file"):
+        data.load("eps", data_dir=str(tmp_path)).train.rows(np.arange(2))
+    found = data.load("eps", data_dir=str(tmp_path)).test.rows(np.arange(2))
+    assert (found["image"] == 7).all() and found["image"].shape == (2, 2, 2, 1) and not (tmp_path / "mark").exists()

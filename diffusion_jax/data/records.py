@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
+import json
 import os
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from diffusion_jax import reading
 from diffusion_jax.data import captions, transforms
 from diffusion_jax.data.sources import Source, mapped
 from diffusion_jax.errors import UserError, unknown
@@ -19,6 +25,14 @@ from diffusion_jax.errors import UserError, unknown
 FORMAT = "array_record"  # the one format that is written and read without TensorFlow
 POPULAR = ("mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped", "celeb_a", "downsampled_imagenet/32x32")
 POPULAR += ("imagenet_resized/64x64", "lsun/bedroom")
+# A prepared set names the classes of its features in features.json, and TFDS imports what is named there. These are TFDS's own.
+FEATURES = {f"tensorflow_datasets.core.features.{name}" for name in (
+    "features_dict.FeaturesDict", "top_level_feature.TopLevelFeature", "image_feature.Image", "labeled_image.LabeledImage",
+    "class_label_feature.ClassLabel", "tensor_feature.Tensor", "scalar.Scalar", "text_feature.Text", "sequence_feature.Sequence",
+    "bounding_boxes.BBoxFeature", "translation_feature.Translation", "translation_feature.TranslationVariableLanguages",
+    "audio_feature.Audio", "video_feature.Video", "dataset_feature.Dataset", "feature.Optional")}  # fmt: skip
+# name, name/configuration, each with :1.0.0; no namespace, whose sets are code from elsewhere, and no arguments
+_NAME = re.compile(r"[A-Za-z_]\w*(/\w[\w+.-]*)?(:(\d+|\*)(\.(\d+|\*)){2})?")
 
 
 class NotFound(Exception):
@@ -38,6 +52,9 @@ def splits(
     features = dict(builder.info.features)
     if "image" not in features:
         raise UserError(f"data.name={name} has no feature 'image' (it has {', '.join(sorted(features))})")
+    dtype = np.dtype(features["image"].np_dtype)
+    if dtype != np.uint8:  # said before a decoder sees a file
+        raise UserError(f"data.name={name} has images of {dtype} {features['image'].shape}; uint8 (H, W, 1 or 3) is needed")
     classes = getattr(features.get("label"), "num_classes", None) or 0
     names = tuple(features["label"].names) if classes else ()
     train, test = _train_and_test(builder, labelled=bool(classes))
@@ -113,11 +130,14 @@ def _train_and_test(builder, labelled: bool, blind: bool = False) -> tuple[Sourc
 def _reader(builder, blind: bool):
     import tensorflow_datasets as tfds
 
-    decoders = {"image": tfds.decode.SkipDecoding()} if blind else None
+    image = builder.info.features["image"]
+    encoded = isinstance(image, tfds.features.Image) and not _is_mocked(builder)
+    decoders = None if _is_mocked(builder) else _decoders(builder.info.features, blind or encoded)
 
     def read(split: str):
         try:
-            return builder.as_data_source(split=split, decoders=decoders)
+            source = builder.as_data_source(split=split, decoders=decoders)
+            return source if blind or not encoded else _Decoded(source, image.shape[-1], builder.info.full_name)
         except NotImplementedError as error:
             raise UserError(
                 f"{builder.data_dir} is not prepared as {FORMAT}, the format that is read without TensorFlow: "
@@ -125,6 +145,51 @@ def _reader(builder, blind: bool):
             ) from error
 
     return read
+
+
+class _Unread:
+    """A decoder of TFDS for a feature that is not used: the bytes of its pictures are not opened."""
+
+    def setup(self, *, feature: Any) -> None: ...
+
+    def decode_example_np(self, example: Any) -> None: ...
+
+    decode_batch_example_np = decode_ragged_example_np = decode_example_np
+
+
+def _decoders(features: Any, skip_image: bool) -> dict:
+    """Decoders by which TFDS decodes labels and captions alone, and an image that is no picture file, such as a tensor."""
+    import tensorflow_datasets as tfds
+
+    def unread(feature: Any) -> Any:
+        if isinstance(feature, tfds.features.FeaturesDict):
+            return {key: unread(value) for key, value in feature.items()}
+        return unread(feature.feature) if isinstance(feature, tfds.features.Sequence) else _Unread()
+
+    wanted = {"image", "label", "caption", "captions"}
+    rest = {key: unread(feature) for key, feature in features.items() if key not in wanted}
+    return rest | ({"image": tfds.decode.SkipDecoding()} if skip_image else {})
+
+
+class _Decoded:
+    """Examples of TFDS whose images are decoded here: in the formats of `transforms.open_image` alone, where TFDS takes any."""
+
+    def __init__(self, source: Any, channels: int | None, name: str):
+        self.source, self.channels, self.name = source, channels, name
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, i: int) -> dict:
+        example = dict(self.source[i])
+        try:
+            with transforms.open_image(io.BytesIO(example["image"])) as image:
+                image = image.convert(transforms.MODES[self.channels]) if self.channels in transforms.MODES else image
+                pixels = np.asarray(image)
+        except Exception as error:  # decoders raise what they like
+            raise UserError(f"data.name={self.name}: image {i} cannot be read ({error}); prepare the set again") from error
+        example["image"] = pixels[..., None] if pixels.ndim == 2 else pixels
+        return example
 
 
 def _prepared(name: str, data_dir: str):
@@ -155,6 +220,10 @@ def _prepared(name: str, data_dir: str):
 def _builder(name: str, data_dir: str):
     import tensorflow_datasets as tfds
 
+    if not _NAME.fullmatch(name):
+        raise UserError(f"data.name={name} cannot be used: write a name, name/configuration, or either with a version such as :1.0.0")
+    base = tfds.core.naming.parse_builder_name_kwargs(name)[0].name
+    check_features(name, Path(data_dir) / ("sklearn_digits" if name == "digits" else base))
     if name == "digits":
         from diffusion_jax.data.digits import SklearnDigits
 
@@ -169,6 +238,46 @@ def _builder(name: str, data_dir: str):
         if base.isidentifier() and config and tfds.builder_cls(base).builder_configs:
             raise unknown(f"configuration of {base}", config, tfds.builder_cls(base).builder_configs) from error
         raise UserError(f"data.name={name} cannot be used: {_line(error)}") from error
+
+
+def check_features(name: str, folder: Path) -> None:
+    """Refuse a prepared set whose features.json names a class that is not TFDS's own, before TFDS reads and imports it.
+
+    Args:
+      name: of the data set, for messages.
+      folder: of the set, in which features.json lies under a version, or a configuration and a version.
+
+    Raises:
+      UserError: for such a file, and for one that cannot be read.
+    """
+    level = [folder]
+    for _ in range(3):
+        for each in level:
+            if os.path.lexists(each / "features.json"):
+                for found in _class_names(reading.json_file(each / "features.json")):
+                    if found not in FEATURES:
+                        raise UserError(f"data.name={name}: '{each / 'features.json'}' names the Python class {found:.200}, which is not "
+                                        "one of tensorflow-datasets' own features; such a set is not read")  # fmt: skip
+        with contextlib.suppress(OSError):
+            level = [below for each in level if each.is_dir() for below in each.iterdir() if below.is_dir()]
+
+
+def _class_names(value: Any) -> Iterator[str]:
+    """The names of classes anywhere in a features.json, in its present form and in the older one, with JSON inside of text."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in pairs:
+        if key in ("pythonClassName", "python_class_name", "type") and isinstance(item, str):
+            yield item
+        elif isinstance(item, str) and item.lstrip()[:1] in ("{", "["):
+            try:
+                inner = json.loads(item)
+                reading.check(inner, reading.anything, "features.json")
+            except (ValueError, RecursionError):
+                yield "(a text that is no JSON)"
+            else:
+                yield from _class_names(inner)
+        else:
+            yield from _class_names(item)
 
 
 def _is_prepared(builder) -> bool:
