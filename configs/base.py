@@ -9,6 +9,7 @@ calls in text ('schedules.VP(beta_max=20.0)'; diffusion_jax/build.py), so one ov
 import dataclasses
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from diffusion_jax.build import members
 from diffusion_jax.errors import unknown
@@ -46,7 +47,7 @@ def base() -> ConfigDict:
     config.init_from = ""  # the workdir whose weights training starts from; '': the teacher, if it has the same network, or none
     config.distill = distill = ConfigDict()  # who teaches a network that jumps (docs/few_step.md)
     distill.teacher = ""  # a workdir of a diffusion model
-    distill.guidance = 0.0  # scale of the teacher's guidance; 0: what its own config says
+    distill.guidance = placeholder(float)  # scale of the teacher's guidance; None: what its own config says
     config.label_dropout = 0.1  # fraction of examples trained without label and caption, which classifier-free guidance needs
 
     config.optimizer = optimizer = ConfigDict()  # any optax optimizer by name

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from diffusion_jax import data, experiment, plotting, provenance, targets
 from diffusion_jax.build import build
@@ -29,7 +30,7 @@ from diffusion_jax.samplers import base
 from diffusion_jax.types import Cond, Denoise, Key, Params, Process
 from diffusion_jax.workdir import Trained
 
-VERSION = 2  # of how cells are run and judged: another one does not take those that were kept
+VERSION = 3  # of how cells are run and judged: another one does not take those that were kept
 GROUPS = 5  # of samples, left out in turn to tell a margin from noise
 SHOWN = 8  # images of a strip
 ADAPTIVE = 100  # evaluations that the progress bar expects of an adaptive sampler
@@ -149,25 +150,27 @@ def of_target(spec: str, process: str, seeds: Sequence[int]) -> Subject:
 
 
 def of_model(trained: Trained, dataset: data.Dataset, seeds: Sequence[int], name: str, *, solved: int = 64) -> Subject:
-    """A trained model with its config's guidance, clip and weights.
+    """A trained model with its config's guidance, clip and weights, and the conditions of `experiment.conditions`.
 
     Images are judged by evaluation.judge (and real test images beside them), points against as many held-out ones.
+
+    Raises:
+      UserError: for an autoencoder, for guidance that the model has no condition for, and for captions that are not there.
     """
     built, config = trained.experiment, trained.experiment.config
     experiment.need_denoiser(built)
     count, images, scale = len(seeds), experiment.is_image(built), config.sampler.guidance
-    labels = np.arange(count) % built.num_classes if built.num_classes else np.zeros(0, int)
-    cond, keys = experiment.cond_for(built, labels), generate.seeds_to_keys(seeds)
+    guided = experiment.is_guided(built, scale)
+    (labels, cond), keys = experiment.conditions(built, dataset, count), generate.seeds_to_keys(seeds)
     held_out = data.arrays(dataset.test, limit=count)
     real = held_out["image"]
 
     def denoise(params: Params) -> Denoise:
-        guided = jnp.float32(scale) if scale != 1.0 else None
-        return experiment.denoiser(built, params, scale=guided, clip=config.sampler.clip)
+        return experiment.denoiser(built, params, scale=jnp.float32(scale) if guided else None, clip=config.sampler.clip)
 
     if images:
-        labelled = bool(built.num_classes)
-        judged = judge.against(dataset.train, labels if labelled else None)
+        labelled = labels is not None
+        judged = judge.against(dataset.train, labels)
         floor = judged(real, held_out["label"]) if labelled else judged(real)
     else:
         judged = functools.partial(_points_against, real)
@@ -181,7 +184,7 @@ def of_model(trained: Trained, dataset: data.Dataset, seeds: Sequence[int], name
     identity = {"config": config.to_dict(), "step": trained.step, "weights": trained.weights, "seeds": list(seeds)}
     subject = Subject(
         name=name, identity=identity, process=built.process, shape=built.shape, dtype="float32", denoise=denoise,
-        params=trained.params, cond=cond, keys=keys, batch_size=min(config.sampler.batch_size, count),
+        params=experiment.ensemble(built, trained.params), cond=cond, keys=keys, batch_size=min(config.sampler.batch_size, count),
         finish=experiment.finished(built, config.sampler.batch_size),
         judge=score, floor=floor, exact=lambda: ((), ""),
         picture=(lambda x: plotting.mosaic(x[:SHOWN])) if images else functools.partial(plotting.density, box=box),
@@ -243,8 +246,8 @@ def compare(
 ) -> Comparison:
     """Run and judge every cell. Finished ones are taken from, and put into, the folder `kept`; `fresh`: made anew.
 
-    A sampler that fails, or whose samples are not finite, has a row whose 'note' says so, and the others go on. noise: a name
-    of experiment.NOISES.
+    A sampler that fails, or whose samples are not finite, has a row whose 'note' gives the reason, and the others go on; an
+    unexpected error is also logged with its traceback. noise: a name of experiment.NOISES.
     """
 
     def path(**what) -> Path:
@@ -270,7 +273,7 @@ def compare(
                     results[i] = _judged(subject, chosen[i], about, run, None if about["stochastic"] else exact.samples)
                     _keep(paths[i], results[i])
                 except Exception as error:  # whatever one sampler does wrong, the others are still worth comparing
-                    results[i] = Result(about | {"note": f"{type(error).__name__}: {error}".splitlines()[0][:200]})
+                    results[i] = Result(about | {"note": _reason(error)})
                 advance(cost[i])
     return Comparison(_with_orders(results), exact)
 
@@ -316,6 +319,14 @@ def runner(subject: Subject, sampler: base.Sampler, length: int, noise=base.inde
     return over
 
 
+def _reason(error: Exception) -> str:
+    """An error in one line. The traceback of one that is not a user's mistake is logged."""
+    if isinstance(error, UserError):
+        return str(error)
+    logging.error("a part of the comparison failed", exc_info=error)
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
 def _judged(subject: Subject, cell: Cell, about: dict, run: Callable, exact: np.ndarray | None) -> Result:
     """The Result of a cell: run it and take its measure."""
     if cell.nfe is not None and len(cell.ts) < 2 and cell.nfe > 1:  # (one evaluation is x0-hat from noise)
@@ -348,7 +359,7 @@ def _solution(subject: Subject, path: Path, fresh: bool) -> Result:
         try:
             x0, what = subject.exact()
         except Exception as error:  # the distributions can still be compared
-            return Result({"what": f"not known ({type(error).__name__}: {error})".splitlines()[0][:200]})
+            return Result({"what": f"not known ({_reason(error)})"})
         scores, left_out = _scored(subject, subject.finish(x0)) if len(x0) == len(subject.keys) else ({}, {})
         _keep(path, kept := Result({"what": what} | scores, x0, None, left_out))
     return kept
@@ -425,6 +436,23 @@ def ranking(compared: Comparison, nfe: int, metric: str) -> Ranking:
     best = compared.exact if perfect else there[0] if there else None
     tied = next((i for i, r in enumerate(there) if i and told_from(best, r)), len(there))
     return Ranking(there, tied, perfect)
+
+
+def failures(compared: Comparison) -> list[str]:
+    """A sentence with the reason for every cell that has no result."""
+    rows = [result.row for result in compared.results if _failed(result.row)]
+    at = lambda row: "" if row["nfe"] is None else f" at {row['nfe']} NFE"  # noqa: E731
+    return [f"{row['sampler']}{at(row)} has no result: {row['note']}" for row in rows]
+
+
+def need_results(rows: Sequence[dict[str, Any]]) -> None:
+    """UserError with the first reason, if every cell of a table has failed."""
+    if rows and all(map(_failed, rows)):
+        raise UserError(f"no cell has a result; the first failed because: {rows[0]['note']}")
+
+
+def _failed(row: dict[str, Any]) -> bool:
+    return not any(key in row for key in NAMES)
 
 
 def sentences(compared: Comparison) -> list[str]:

@@ -198,7 +198,7 @@ KEYS: dict[str, Rule] = {
     "text.max_length": integer(1, 1024),
     "init_from": path(),
     "distill.teacher": path(),
-    "distill.guidance": number(0, 1000),
+    "distill.guidance": optional(number(0, 1000)),
     "label_dropout": number(0, 1),
     "latent.autoencoder": path(),
     "latent.recipe": path(),

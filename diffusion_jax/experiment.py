@@ -30,7 +30,7 @@ from diffusion_jax.processes import discrete, gaussian, schedules
 from diffusion_jax.samplers import adaptive, ancestral, base, corrector, few_step, grids, multistep, ode, sde, singlestep
 from diffusion_jax.training import distributed, ema, optimizer, sharding, state, step
 from diffusion_jax.training.state import TrainState
-from diffusion_jax.types import Array, Cond, Denoise, Key, Params, Process
+from diffusion_jax.types import Array, Cond, Denoise, Key, Params, Prediction, Process
 
 PROCESSES = Family("process", (schedules, discrete), ("class", "DDPM"))
 PARAMETERIZATIONS = Family("parameterization", (parameterization,), ("Parameterization",))
@@ -98,6 +98,9 @@ def assemble(config, shape: tuple[int, ...], num_classes: int = 0, load: Callabl
             raise UserError(f"config.objective={config.objective} has an adversary, and config.discriminator names none; begin with "
                             "a config that does, such as configs/fashion_autoencoder.py:adversarial")  # fmt: skip
         adversary = build(DISCRIMINATORS, config.discriminator)
+    if getattr(objective, "guided", False) and not (num_classes or encoder):
+        raise UserError(f"config.objective={config.objective}: this model is unconditional, so there is no condition to guide by; "
+                        "leave guidance at 1, or set --config.conditional=True with labeled data")  # fmt: skip
     return guided_by(config.sampler.get("guide", "cfg()"), Experiment(
         config, tuple(shape), num_classes, process, build(PARAMETERIZATIONS, config.parameterization), objective, model,
         encoder=encoder, discriminator=adversary), load)  # fmt: skip
@@ -276,12 +279,27 @@ def _few_step_loss(experiment: Experiment) -> Callable:
     return loss
 
 
+def teacher_scale(experiment: Experiment) -> float | None:
+    """The guidance scale of the teacher: config.distill.guidance, or where that is None its own; None: it is not guided.
+
+    Raises:
+      UserError: for a teacher that has nothing to guide by, or where a scale is set and the student is unconditional.
+    """
+    (teacher, _), asked = experiment.teacher, experiment.config.distill.guidance
+    scale = teacher.config.sampler.guidance if asked is None else asked
+    told = null_cond(experiment, 1) is not None
+    if not is_guided(teacher, scale, key="config.distill.guidance", told=told):
+        if asked is not None and asked != teacher.guide.neutral:
+            raise UserError(f"config.distill.guidance={asked:g}: the student is unconditional, so its teacher has no condition "
+                            "to guide by; leave it at None, or set --config.conditional=True")  # fmt: skip
+        return None
+    return scale
+
+
 def _teacher(experiment: Experiment, params: Params) -> Denoise:
-    """The teacher with the guidance of config.distill, or its own, as a denoiser under the student's process."""
+    """The teacher with its guidance, as a denoiser under the student's process."""
     teacher, _ = experiment.teacher
-    scale = experiment.config.distill.guidance or teacher.config.sampler.guidance
-    guided = scale if teacher.num_classes and scale != teacher.guide.neutral else None
-    denoise = denoiser(teacher, params, scale=guided, clip=teacher.config.sampler.clip)
+    denoise = denoiser(teacher, params, scale=teacher_scale(experiment), clip=teacher.config.sampler.clip)
     return parameterization.under(denoise, teacher.process, experiment.process)
 
 
@@ -330,16 +348,26 @@ def ensemble(experiment: Experiment, params: Params) -> Params:
 
 
 def denoiser(experiment: Experiment, params: Params, *, scale: Array | None = None, clip: str = "static") -> Denoise:
-    """The trained network as a Denoise, with guidance (scale; None: none) by the experiment's guide, and thresholding (clip).
+    """The trained network as a Denoise, guided by the experiment's guide and thresholded.
 
-    params: of the network, or an `ensemble`. clip: 'static' keeps x0-hat in [-1, 1], 'dynamic' is Imagen's, 'none' leaves it.
-    UserError for an autoencoder, which is none.
+    Args:
+      params: of the network, or an `ensemble`.
+      scale: of the guidance; None for none. `is_guided` decides which of the two a scale in a config means.
+      clip: 'static' keeps x0-hat in [-1, 1], 'dynamic' is Imagen's thresholding, 'none' leaves x0-hat as it is.
+
+    Raises:
+      UserError: for an autoencoder, which is no denoiser, and for guidance that this model has no condition for.
     """
     need_denoiser(experiment)
     process, own = experiment.process, params.own if isinstance(params, Ensemble) else params
     denoise = parameterization.denoiser(apply(experiment), own, experiment.parameterization, process)
     if scale is not None:
-        denoise = experiment.guide.steer(denoise, scale, _site(experiment, params))
+        need_guidable(experiment, "scale")
+        guided = experiment.guide.steer(denoise, scale, _site(experiment, params))
+
+        def denoise(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
+            return guided(x_t, t, ((null_cond(experiment, len(x_t)) or {}) | (cond or {})) or None)
+
     match clip:
         case "none":
             return denoise
@@ -374,6 +402,35 @@ def logits(experiment: Experiment, params: Params) -> Callable[[Array, Array], A
     return run
 
 
+def is_guided(experiment: Experiment, scale: float, *, key: str = "config.sampler.guidance", told: bool = True) -> bool:
+    """Whether guidance at this scale is more than the model itself. Every command decides it here, by the guide's neutral scale.
+
+    Args:
+      key: what the scale is called in an error.
+      told: whether the model is given a condition. By the null condition, classifier-free guidance at any scale is the model.
+
+    Raises:
+      UserError: for a model that has nothing to guide by, at another scale than the neutral one.
+    """
+    if scale == experiment.guide.neutral:
+        return False
+    need_guidable(experiment, f"{key}={scale:g}")
+    return told or not experiment.guide.condition
+
+
+def need_guidable(experiment: Experiment, asked: str) -> None:
+    """UserError for an autoencoder, and for a model without the condition that its guide goes by. asked: what named the scale."""
+    guide = experiment.guide
+    remedy = "use --config.sampler.guide='cfg()' with" if guide.neutral is None else "set"
+    remedy = f"{remedy} --config.sampler.guidance={1.0 if guide.neutral is None else guide.neutral:g}"
+    if is_autoencoder(experiment):
+        raise UserError(f"{asked}: {experiment.config.model.name} is an autoencoder, which has nothing to guide; {remedy}")
+    if guide.condition and null_cond(experiment, 1) is None:
+        raise UserError(f"{asked}: this model is unconditional, so there is no condition to guide by; {remedy}")
+    if guide.condition == "label" and not experiment.num_classes:
+        raise UserError(f"{asked}: guidance by a classifier goes by labels, and this model takes captions; {remedy}")
+
+
 class Plan(NamedTuple):
     """How to sample: the method, the decreasing times, the guidance scale, the thresholding, where the noise comes from."""
 
@@ -382,11 +439,15 @@ class Plan(NamedTuple):
     guidance: float
     clip: str
     noise: str = "independent"
-    guided: bool = True  # whether guidance at this scale is more than the model itself
+    guided: bool = True  # see is_guided
 
 
 def plan(experiment: Experiment, **changes) -> Plan:
-    """The Plan of config.sampler, with changes of its keys. UserError for unknown names or a budget below one evaluation."""
+    """The Plan of config.sampler, with changes of its keys.
+
+    Raises:
+      UserError: for unknown names, a budget below one evaluation, and guidance that the model has no condition for.
+    """
     config = experiment.config.sampler.to_dict() | changes
     sampler = build(SAMPLERS, config["name"])
     if config["clip"] not in CLIPS:
@@ -395,8 +456,8 @@ def plan(experiment: Experiment, **changes) -> Plan:
         raise UserError(f"config.sampler.nfe={config['nfe']}: at least one network evaluation is needed")
     if config["noise"] not in NOISES:
         raise unknown("config.sampler.noise", config["noise"], NOISES)
+    guided = is_guided(experiment, config["guidance"])
     ts = grid(experiment, config["grid"], base.points(sampler, config["nfe"]))
-    guided = config["guidance"] != experiment.guide.neutral
     return Plan(sampler, ts, config["guidance"], config["clip"], config["noise"], guided)
 
 
@@ -527,6 +588,27 @@ def captions_of_test(experiment: Experiment, dataset: data.Dataset, index: Array
     told = dataset.test.told(rows, np.zeros(len(index), int))
     captions = [dataset.captions[i] for i in rows["caption"][:, 0]]
     return captions, null_cond(experiment, len(index)) | {name: told[name] for name in experiment.encoder.like}
+
+
+def conditions(experiment: Experiment, dataset: data.Dataset, count: int) -> tuple[np.ndarray | None, Cond]:
+    """What `count` samples are drawn of when they are judged: (labels (count,), or None where they are not known; condition).
+
+    Of a model of classes every class in turn. Of a model of captions the prompts of combinations that training never saw, where
+    the data set has kept some from it, else captions of the test split in turn.
+
+    Raises:
+      UserError: for a model of captions and a data set without them.
+    """
+    if not experiment.encoder:
+        labels = np.arange(count) % experiment.num_classes if experiment.num_classes else None
+        return labels, cond_for(experiment, np.zeros(0, int) if labels is None else labels)
+    if dataset.name == "digits_captions":
+        prompts, labels = data.digits_captions.held_out_prompts(count)
+        return labels, prompt_cond(experiment, prompts)
+    if not dataset.captions:
+        raise UserError(f"this model takes captions, and the data set {dataset.name} has none to draw samples of")
+    index = np.arange(count) % len(dataset.test)
+    return dataset.test.rows(index).get("label"), captions_of_test(experiment, dataset, index)[1]
 
 
 # ---- autoencoders ---------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ class Other(NamedTuple):
 
 
 class Site(NamedTuple):
-    """What a guide works with: the path; null(cond), or None for a model without conditions; the other networks, by name."""
+    """What a guide works with: the path; null(cond), None for an unconditional model; the other networks, by name."""
 
     process: Process
     null: Callable[[Cond], Cond] | None
@@ -36,20 +36,35 @@ class Site(NamedTuple):
 
 
 class Guide(NamedTuple):
-    """steer(denoise, scale, site) -> Denoise. needs: what to have loaded. neutral: the scale at which it is denoise itself."""
+    """A guidance strategy: steer(denoise, scale, site) -> Denoise.
+
+    Whether a model is guided at a scale is decided from these fields alone, by experiment.is_guided.
+
+    Attributes:
+      steer: turns the model's denoiser into the guided one.
+      needs: the other trained networks that it uses.
+      neutral: the scale at which the guided denoiser is `denoise` itself; None where there is no such scale.
+      condition: the part of the condition that it guides by: 'any', 'label', or '' for none. Such a guide refuses a model
+        without that part, and does nothing where the condition is the null condition.
+    """
 
     steer: Callable[[Denoise, Array, Site], Denoise]
     needs: tuple[Other, ...] = ()
     neutral: float | None = 1.0
+    condition: str = ""
 
 
 def cfg(rescale: float = 0.0) -> Guide:
-    """Classifier-free guidance; rescale: the strength of Lin et al.'s correction of contrast. None for unconditional models."""
+    """Classifier-free guidance (Ho & Salimans 2022), of conditional models.
+
+    Args:
+      rescale: strength of the correction of the contrast of Lin et al. (2024), in [0, 1].
+    """
 
     def steer(denoise, scale, site):
-        return _away(guidance.beside_null(denoise, site.null), scale, site, rescale) if site.null else denoise
+        return _away(guidance.beside_null(denoise, site.null), scale, site, rescale)
 
-    return Guide(steer)
+    return Guide(steer, condition="any")
 
 
 def autoguidance(workdir: str = "", ema: str = "", step: int = 0, rescale: float = 0.0) -> Guide:
@@ -75,11 +90,11 @@ def classifier(workdir: str, conditional: bool = False, ema: str = "", against: 
         def base(x_t, t, cond=None):
             if against is not None:
                 return denoise(x_t, t, cond | {"label": jnp.full_like(cond["label"], against)})
-            return denoise(x_t, t, cond if conditional or site.null is None else site.null(cond))
+            return denoise(x_t, t, cond if conditional else site.null(cond))
 
         return guidance.classifier(base, site.process, guidance.class_log_prob(site.classifier(other), against), scale)
 
-    return Guide(steer, (other,), neutral=0.0 if conditional and against is None else None)
+    return Guide(steer, (other,), neutral=0.0 if conditional and against is None else None, condition="label")
 
 
 def interval(guide: Guide = cfg(), low: float = 0.0, high: float = float("inf")) -> Guide:

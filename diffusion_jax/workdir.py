@@ -116,6 +116,8 @@ def one_line(workdir: str | Path) -> Iterator[None]:
 
 def _same(workdir: Path, old: dict, new: dict) -> None:
     old, new = dict(_leaves(old)), dict(_leaves(new))
+    if old.get("distill.guidance") == 0.0 and new["distill.guidance"] is None:  # the former spelling of the teacher's own scale
+        old["distill.guidance"] = None
     # a key that the run's code did not know yet, at a value that means what that code did, is no change
     changed = [k for k in sorted(old | new) if old.get(k) != new.get(k) and not k.startswith(FREE) and (k in old or new[k])]
     if changed:
@@ -256,7 +258,12 @@ def taught(built: Experiment, workdir: str | Path | None = None) -> Experiment:
         trained = load(teacher, saved_config(teacher, "config.distill.teacher"))
         if trained.experiment.shape != built.shape:
             raise UserError(f"config.distill.teacher={teacher} is for examples {trained.experiment.shape}, not {built.shape}")
+        theirs, ours = (_told(one) for one in (trained.experiment, built))
+        if theirs and ours and theirs != ours:
+            raise UserError(f"config.distill.teacher={teacher} takes {theirs} as its condition, and this model {ours}; "
+                            "use the same config.conditional, config.text and data")  # fmt: skip
         built = built._replace(teacher=(trained.experiment, trained.params))
+        experiment.teacher_scale(built)  # guidance that cannot be is refused before anything is trained
     if workdir is not None and checkpoint.latest_step(Path(workdir) / "checkpoints") is not None:
         return built
     if start and (differs := _other_network(saved_config(start, "config.init_from"), built.config)):
@@ -264,6 +271,13 @@ def taught(built: Experiment, workdir: str | Path | None = None) -> Experiment:
     if not start and teacher and not _other_network(saved_config(teacher), built.config):
         start = teacher
     return built._replace(begin=load(start, saved_config(start)).params) if start else built
+
+
+def _told(built: Experiment) -> str:
+    """What a model is conditioned on, in words; '' for an unconditional one."""
+    classes = [f"{built.num_classes} classes"] if built.num_classes else []
+    captions = [f"captions by {built.config.text.encoder}, {built.encoder.max_length} tokens"] if built.encoder else []
+    return " and ".join(classes + captions)
 
 
 # keys of config.model that say nothing of what the parameters mean

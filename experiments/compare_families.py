@@ -84,20 +84,19 @@ def with_budget(config, dataset, seconds: float, seed: int, steps: int, root: Pa
 def measured(trained, dataset, judged: Callable, count: int, images_of_likelihood: int, name: str) -> tuple[dict, Any]:
     """(what a trained model scores, its first images)."""
     import jax
-    import numpy as np
 
     from diffusion_jax import autoencoders, data, experiment
     from diffusion_jax.evaluation import generate, sharpness
 
     built = trained.experiment
-    labels = np.arange(count) % built.num_classes if built.num_classes else np.zeros(0, int)
     run = experiment.sample_with(built, trained.params, experiment.plan(built))
     batch = min(built.config.sampler.batch_size, count)
-    keys, cond = generate.seeds_to_keys(range(count)), experiment.cond_for(built, labels)
+    keys, (labels, cond) = generate.seeds_to_keys(range(count)), experiment.conditions(built, dataset, count)
     run(keys[:batch], jax.tree.map(lambda c: c[:batch], cond))  # compiled before the clock starts
     began = time.monotonic()
     images = generate.generate(run, keys, cond, batch_size=batch, description=name)
-    scores = {"milliseconds": 1000 * (time.monotonic() - began) / count} | judged(images)
+    scores = {"milliseconds": 1000 * (time.monotonic() - began) / count}
+    scores |= judged(images) if labels is None else judged(images, labels)
     scores |= sharpness.relative(images, data.arrays(dataset.test)["image"])
     scores["parameters"] = sum(x.size for x in jax.tree.leaves(experiment.ensemble(built, trained.params)))
     if experiment.is_autoencoder(built):

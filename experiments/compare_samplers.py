@@ -82,7 +82,7 @@ def write(subject, compared, stem: Path, record: Mapping) -> str:
     from diffusion_jax import comparison, plotting, provenance, report
 
     rows, title = [result.row for result in compared.results], f"Samplers on {subject.name}"
-    lines = comparison.sentences(compared)
+    lines = comparison.sentences(compared) + comparison.failures(compared)
     facts = (f"{len(subject.keys)} samples in every cell, from seeds {rows[0]['seeds']}, the same for every sampler. "
              f"The exact solution is {compared.exact.row['what']}.")  # fmt: skip
     columns = {"sampler": "sampler", "grid": "grid", "nfe": "budget", "evaluations": "NFE", **comparison.NAMES,
@@ -188,17 +188,25 @@ def compare_model(trained, dataset, name: str, entries: list[str], budgets: list
                   record: Mapping, others: Sequence[str] = (), **options) -> str:  # fmt: skip
     """Compare on a trained model: cells kept in the folder `kept`, results written to `stem`. Returns the text of stem.md.
 
-    others: workdirs of other models of the same data, of which each stands beside them by its own config's sampler.
+    others: workdirs of other models of the same data, each of which is compared by its own config's sampler.
+
+    Raises:
+      UserError: for what cannot be compared, before anything is drawn; if every cell has failed, after everything is written.
     """
-    from diffusion_jax import comparison
+    from diffusion_jax import comparison, experiment
     from diffusion_jax import workdir as folder
 
     models = {Path(root): folder.beside(root, "--others", dataset.image_shape) for root in others}
     own = {root: cells_of(model, None, budgets) for root, model in models.items()}  # before anything is drawn: they may be refused
+    for model in models.values():
+        experiment.is_guided(model.experiment, model.experiment.config.sampler.guidance)
+        experiment.conditions(model.experiment, dataset, len(seeds))
     subject = comparison.of_model(trained, dataset, seeds, name)
     compared = comparison.compare(subject, cells_of(trained, entries, budgets), kept, **options)
     more = [result for root, model in models.items() for result in beside(root, model, own[root], dataset, seeds, **options)]
-    return write(subject, compared._replace(results=[*compared.results, *more]), stem, record)
+    text = write(subject, compared := compared._replace(results=[*compared.results, *more]), stem, record)
+    comparison.need_results([result.row for result in compared.results])
+    return text
 
 
 def cells_of(trained, entries: list[str] | None, budgets: list[int]) -> list:
@@ -241,6 +249,7 @@ def main(config) -> None:
             subject = comparison.of_target(FLAGS.target, FLAGS.process, seeds)
             compared = comparison.compare(subject, chosen, root / "compare", **options)
             text = write(subject, compared, root / "compare", {"provenance": provenance.provenance(subject.identity, seeds[0])})
+            comparison.need_results([result.row for result in compared.results])
     else:
         trained, root = folder.load(FLAGS.workdir, config), Path(FLAGS.out or FLAGS.workdir)
         record = {"provenance": provenance.provenance(config.to_dict(), config.seed)}

@@ -13,6 +13,7 @@ docs/inverse.md says more.
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,8 +45,7 @@ def job_for(trained, dataset, index, labels: str, prompts: list[str], seeds) -> 
     from diffusion_jax.evaluation import generate
 
     plan, picked = experiment.plan(trained.experiment), dataset.test.rows(index)
-    if not (labels or prompts):  # between any class and any class there is nothing to guide by
-        plan = plan._replace(guided=False)
+    plan = plan._replace(guided=experiment.is_guided(trained.experiment, plan.guidance, told=bool(labels or prompts)))
     images = jnp.asarray(data.transforms.normalise(picked["image"]))
     own = picked.get("label") if dataset.num_classes else None
     cond = conditions(trained.experiment, dataset, index, labels, prompts, own)
@@ -230,6 +230,9 @@ def edit(job: Job, task: str, labels: str, strengths: list[float]):
     built, plan = job.trained.experiment, job.plan
     clip = "none" if task != "sdedit" else plan.clip  # a clipped denoiser has no way back
     guided = plan.guided and task == "sdedit"
+    if not guided and experiment.is_guided(built, plan.guidance):
+        why = "without a condition there is nothing to guide by" if task == "sdedit" else f"{task} follows the model's own flow"
+        print(f"config.sampler.guidance={plan.guidance:g} is not used: {why}", file=sys.stderr)
     denoise = experiment.denoiser(built, job.trained.params, scale=jnp.float32(plan.guidance) if guided else None, clip=clip)
     do = {"interpolate": _interpolate, "sdedit": _sdedit, "translate": _translate}[task]
     rows, names, told = do(job, denoise, labels, strengths)

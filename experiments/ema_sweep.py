@@ -26,14 +26,12 @@ def scorer(built, dataset, count: int, repeats: int, batch_size: int, **how) -> 
     how: features, metrics of judge.against.
     """
     import jax.numpy as jnp
-    import numpy as np
 
     from diffusion_jax import experiment
     from diffusion_jax.evaluation import generate, judge
 
-    labels = np.arange(count) % built.num_classes if built.num_classes else np.zeros(0, int)
-    judged = judge.against(dataset.train, labels if built.num_classes else None, held_out=dataset.test, count=count, **how)
-    chosen, cond = experiment.plan(built), experiment.cond_for(built, labels)
+    chosen, (labels, cond) = experiment.plan(built), experiment.conditions(built, dataset, count)
+    judged = judge.against(dataset.train, labels, held_out=dataset.test, count=count, **how)
     run = experiment.sample_fn(built, chosen.sampler, guided=chosen.guided, clip=chosen.clip, noise=chosen.noise)
 
     def score(params) -> list[dict[str, float]]:

@@ -51,7 +51,7 @@ def evaluate(trained, dataset, count: int, repeats: int, batch_size: int, mesh=N
     from diffusion_jax.evaluation import generate, judge
 
     built = trained.experiment
-    labels, cond = asked(built, dataset, count)
+    labels, cond = experiment.conditions(built, dataset, count)
     judged = judge.against(dataset.train, labels, held_out=dataset.test, count=count, **how)
     real = judge.on_real(dataset.train, dataset.test, judged)  # before the samples: what fails, fails early
     run, sets = experiment.sample_with(built, trained.params, experiment.plan(built), mesh), []
@@ -62,27 +62,6 @@ def evaluate(trained, dataset, count: int, repeats: int, batch_size: int, mesh=N
     over = lambda take: {name: float(take([scores[name] for scores in sets])) for name in sets[0]}  # noqa: E731
     return {"sets": sets, "mean": over(np.mean), "std": over(lambda x: np.std(x, ddof=1) if len(x) > 1 else 0.0),
             "real": real}  # fmt: skip
-
-
-def asked(built, dataset, count: int) -> tuple:
-    """(labels (count,) or None, condition): every class in turn, or prompts and the classes that they speak of, if known.
-
-    The prompts are combinations that training never saw, where the data set has kept some from it; else captions of the test
-    split, an image each, in turn.
-    """
-    import numpy as np
-
-    from diffusion_jax import experiment
-    from diffusion_jax.data import digits_captions
-
-    if not built.encoder:
-        labels = np.arange(count) % built.num_classes if built.num_classes else None
-        return labels, experiment.cond_for(built, np.zeros(0, int) if labels is None else labels)
-    if dataset.name == "digits_captions":
-        prompts, labels = digits_captions.held_out_prompts(count)
-        return labels, experiment.prompt_cond(built, prompts)
-    index = np.arange(count) % len(dataset.test)
-    return dataset.test.rows(index).get("label"), experiment.captions_of_test(built, dataset, index)[1]
 
 
 def report(result: dict) -> str:
@@ -148,7 +127,7 @@ def main(config) -> None:
     trained = folder.load(FLAGS.workdir, config, mesh)
     experiment.need_images(trained.experiment)
     dataset = folder.images(config)
-    labels, _ = asked(trained.experiment, dataset, FLAGS.num)
+    labels, _ = experiment.conditions(trained.experiment, dataset, FLAGS.num)
     chosen = judge.choose(dataset.train, labels, features=features, metrics=metrics, held_out=dataset.test, count=FLAGS.num)
     for text in chosen.notes:
         judge.note(text)

@@ -142,7 +142,7 @@ def write(table: Table, root: Path, budgets: list[int], floor: dict[str, float])
 
 
 def main(_) -> None:
-    from diffusion_jax import experiment
+    from diffusion_jax import comparison, experiment
     from diffusion_jax import workdir as folder
 
     FLAGS = flags.FLAGS
@@ -173,6 +173,7 @@ def main(_) -> None:
             entry = f"{config.sampler.name}@{SEARCHED}"
             add(table, model, f"{name}, times searched", entry, budgets[1:], root / name / "cells", took)
         text = write(table, root, budgets, floor)  # after every method: the rest may take an hour
+    comparison.need_results(table.rows)
     print(f"{text}\n{root}/few_step.png and few_step_grid.png show it")
 
 

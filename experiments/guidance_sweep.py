@@ -33,11 +33,11 @@ def scales_of(text: str) -> list[float]:
         raise UserError(f"--scales={text}: write numbers with commas, such as 0,1,2,4") from None
 
 
-def sweep(trained_by: Mapping[str, object], scales: Sequence[float], judged: Callable, count: int, batch_size: int, mesh,
+def sweep(trained_by: Mapping[str, object], scales: Sequence[float], judged: Callable, cond, count: int, batch_size: int, mesh,
           folder: Path, told: Mapping) -> list[dict]:  # fmt: skip
     """A row {'guide', 'scale', 'shown' (SHOWN images), score: value} for each cell, which is kept in `folder`.
 
-    trained_by: guide -> workdir.Trained with it. Every cell draws the same seeds and labels.
+    trained_by: guide -> workdir.Trained with it. cond: of the `count` images, which like their seeds are those of every cell.
     """
     import json
 
@@ -56,7 +56,7 @@ def sweep(trained_by: Mapping[str, object], scales: Sequence[float], judged: Cal
     with progress(len(missing) * count, "guidance sweep", enabled=bool(missing)) as advance:
         runs = {guide: _sampler(trained, mesh) for guide, trained in trained_by.items()}
         for guide, scale, path in missing:
-            images = _draw(trained_by[guide].experiment, runs[guide], scale, count, batch_size, advance)
+            images = _draw(runs[guide], scale, cond, count, batch_size, advance)
             generate.save_npz(path, images[:SHOWN], scores=json.dumps(judged(images)))
     rows = []
     for guide, scale, path in cells:
@@ -66,7 +66,7 @@ def sweep(trained_by: Mapping[str, object], scales: Sequence[float], judged: Cal
 
 
 def _sampler(trained, mesh) -> Callable:
-    """(keys, cond, scale) -> images, one program for all scales."""
+    """(keys, cond, scale) -> images, one program for all scales, which at the neutral one gives the model itself."""
     import numpy as np
 
     from diffusion_jax import experiment
@@ -78,11 +78,8 @@ def _sampler(trained, mesh) -> Callable:
     return lambda keys, cond, scale: everywhere(params, (keys, cond), np.asarray(chosen.ts), np.float32(scale))
 
 
-def _draw(built, run: Callable, scale: float, count: int, batch_size: int, advance: Callable):
-    """uint8 images of the seeds 0 to count - 1, every class in turn."""
-    import numpy as np
-
-    from diffusion_jax import experiment
+def _draw(run: Callable, scale: float, cond, count: int, batch_size: int, advance: Callable):
+    """uint8 images of the seeds 0 to count - 1 and their conditions."""
     from diffusion_jax.evaluation import generate
 
     left = count
@@ -94,9 +91,8 @@ def _draw(built, run: Callable, scale: float, count: int, batch_size: int, advan
         left -= len(keys)
         return images
 
-    labels = np.arange(count) % built.num_classes if built.num_classes else np.zeros(0, int)
-    return generate.generate(draw, generate.seeds_to_keys(range(count)), experiment.cond_for(built, labels),
-                             batch_size=min(batch_size, count), progress=False)  # fmt: skip
+    keys = generate.seeds_to_keys(range(count))
+    return generate.generate(draw, keys, cond, batch_size=min(batch_size, count), progress=False)
 
 
 def report(rows: Sequence[Mapping], real: Mapping) -> str:
@@ -119,19 +115,20 @@ def on_model(config, workdir: Path, guides: Sequence[str], scales: Sequence[floa
     from diffusion_jax import workdir as folder
     from diffusion_jax.evaluation import judge
 
-    import numpy as np
-
     mesh = experiment.sampling_mesh(config)
     trained = folder.load(workdir, config, mesh)
     experiment.need_images(trained.experiment)
     trained_by = {guide: folder.with_guide(trained, guide, workdir, mesh) for guide in guides}  # mistakes are told at once
-    dataset, classes = folder.images(config), trained.experiment.num_classes
-    judged = judge.against(dataset.train, np.arange(count) % classes if classes else None, features=features.split(","),
-                           metrics=("accuracy", "frechet", "prdc"))  # fmt: skip
+    for guide, one in trained_by.items():
+        for scale in scales:
+            experiment.is_guided(one.experiment, scale, key=f"--guides='{guide}' at scale")
+    dataset = folder.images(config)
+    labels, cond = experiment.conditions(trained.experiment, dataset, count)
+    judged = judge.against(dataset.train, labels, features=features.split(","), metrics=("accuracy", "frechet", "prdc"))
     sampler = {key: value for key, value in config.sampler.items() if key not in ("guide", "guidance", "batch_size")}
     told = {"num": count, "features": features, "step": trained.step, "weights": trained.weights,
             "config": config.to_dict() | {"sampler": sampler}}  # fmt: skip
-    rows = sweep(trained_by, scales, judged, count, config.sampler.batch_size, mesh, workdir / "guidance_sweep", told)
+    rows = sweep(trained_by, scales, judged, cond, count, config.sampler.batch_size, mesh, workdir / "guidance_sweep", told)
     held_out = data.arrays(dataset.test, limit=count)  # as many as in a cell: recall and coverage depend on how many there are
     real = judged(held_out["image"], held_out.get("label"))
     others = {guide: [found.config.to_dict() for found, _ in one.experiment.others] for guide, one in trained_by.items()}

@@ -73,8 +73,9 @@ def samples(trained, path: Path, columns: int = 10) -> None:
 
 
 def denoising(trained, path: Path, steps: int = 50, shown: int = 10) -> None:
-    """x_t and x0-hat at `shown` of the sampler's times, for three images."""
+    """x_t and x0-hat at `shown` of the sampler's times, for three images, with the run's own guidance."""
     import jax
+    import jax.numpy as jnp
     import numpy as np
 
     from diffusion_jax import experiment, plotting
@@ -87,7 +88,7 @@ def denoising(trained, path: Path, steps: int = 50, shown: int = 10) -> None:
 
     @jax.jit
     def run(params, keys, cond):
-        denoise = experiment.denoiser(built, params, clip=plan.clip)
+        denoise = experiment.denoiser(built, params, scale=jnp.float32(plan.guidance) if plan.guided else None, clip=plan.clip)
         x = base.start(built.process, keys, (len(labels), *built.shape))
         watch = lambda x, t: (x, denoise(x, t, cond).x0)  # noqa: E731
         return base.sample(plan.sampler, denoise, built.process, keys, x, plan.ts, cond, observe=watch)[1]

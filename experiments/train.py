@@ -203,7 +203,7 @@ def _grid(built, parts, dataset, root, writer):
     count = rows * columns if images else 2000
     real = None if images else data.arrays(dataset.train, limit=count)["image"]
     chosen = experiment.plan(built)
-    run = experiment.sample_fn(built, chosen.sampler, guided=chosen.guided, clip=chosen.clip)
+    run = experiment.sample_fn(built, chosen.sampler, guided=chosen.guided, clip=chosen.clip, noise=chosen.noise)
     everywhere = sharding.spread(run, parts.runner.mesh)
     keys = generate.seeds_to_keys(range(count))
     cond, told = experiment.cond_for(built, np.arange(count) // columns % classes) if classes else None, []

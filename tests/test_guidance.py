@@ -285,8 +285,6 @@ def test_a_guide_of_the_config_with_a_traced_scale():
     assert_allclose(everywhere, plain[::2], rtol=1e-4, atol=1e-5)
     nowhere = drawn(experiment.guided_by("interval(low=1e8, high=1e9)", built), params, (0.0, 3.0))
     assert_allclose(nowhere, [plain[1]] * 2, rtol=1e-4, atol=1e-5)
-    unconditional = tiny(conditional=False)
-    assert unconditional.guide.steer(tenfold, 3.0, experiment._site(unconditional, params)) is tenfold
 
 
 def test_autoguidance_by_another_network():

@@ -48,10 +48,11 @@ class FewStep(NamedTuple):
 
     progress: how much of the run is done, from 0 to 1, which curricula are functions of, so that they stretch with it.
     rate: of the slow copy, target <- rate target + (1 - rate) student, a function of progress; None: there is none.
-    taught: whether there must be a teacher.
+    taught: whether there must be a teacher. guided: whether the loss itself guides, by the condition.
     """
 
     draw: Callable[[Key, Array, Array], Drawn]
     loss: Callable[[Players, Drawn, Cond, Array], Array]
     rate: Callable[[Array], Array] | None = None
     taught: bool = False
+    guided: bool = False

@@ -76,4 +76,4 @@ def _jumps(process: Process, time: times.TimeLaw, ratio: float, guidance: float,
         square = mean_per_example(error**2)
         return square / jax.lax.stop_gradient(square + c) ** p
 
-    return FewStep(draw, loss, taught=taught)
+    return FewStep(draw, loss, taught=taught, guided=guidance != 1.0)
