@@ -6,6 +6,7 @@ And experiments.optimize_grid, which judges the same way and whose grids the com
 import functools
 import json
 import re
+from typing import NamedTuple
 
 import commands
 import jax
@@ -99,6 +100,42 @@ def test_a_sampler_that_fails_has_a_row_that_says_so(compared, tmp_path):
     assert "no step fits: one takes 4" in results[2].row["note"]
     assert "error" in results[3].row and "note" not in results[3].row
     assert len(list(tmp_path.glob("*.npz"))) == 4  # the failure is tried again next time; the exact solution is kept too
+
+
+def test_a_cell_that_fails_is_told_with_its_reason_and_a_table_of_failures_is_an_error(compared, tmp_path, monkeypatch):
+    """In the verdict, and, where nothing has a result, after everything is written."""
+    subject, chosen, _, _ = compared
+    fails = {"ancestral.ddim@uniform_logsnr": UserError("refused by name"), "ancestral.ddpm": IndexError("list index out of range")}
+
+    def judged(subject, cell, about, *rest):
+        if cell.entry in fails:
+            raise fails[cell.entry]
+        return Result(about | {"error": 0.1})
+
+    monkeypatch.setattr(comparison, "_judged", judged)
+    with jax.enable_x64(True):
+        found = comparison.compare(subject._replace(exact=lambda: ((), "not needed")), chosen[::2], tmp_path)
+    told = comparison.failures(found)
+    assert told[0] == "ancestral.ddim@uniform_logsnr at 9 NFE has no result: refused by name" and len(told) == 2
+    assert told[1].startswith("ancestral.ddpm at 9 NFE has no result: IndexError: list index out of range")
+    comparison.need_results([result.row for result in found.results])
+    with pytest.raises(UserError, match="no cell has a result; the first failed because: refused by name") as caught:
+        comparison.need_results([found.results[0].row, found.results[2].row])
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_ends_with_an_error_where_no_cell_has_a_result(tmp_path, monkeypatch):
+    class Broken(NamedTuple):
+        experiment = experiment.assemble(toy.get_config("vp"), (2,))
+
+    subject = comparison.Subject(*[None] * len(comparison.Subject._fields))._replace(name="broken", identity={}, keys=(), floor={})
+    found = Comparison([Result({"sampler": "ancestral.ddim", "nfe": 5, "seeds": "0", "note": "out of order"})], Result({"what": ""}))
+    monkeypatch.setattr(comparison, "of_model", lambda *args: subject)
+    monkeypatch.setattr(comparison, "compare", lambda *args, **options: found)
+    monkeypatch.setattr(compare_samplers, "write", lambda subject, compared, stem, record: stem.write_text("written"))
+    with pytest.raises(UserError, match="no cell has a result; the first failed because: out of order"):
+        compare_samplers.compare_model(Broken(), None, "broken", ["ancestral.ddim"], [5], [0], tmp_path, tmp_path / "stem", {})
+    assert (tmp_path / "stem").read_text() == "written"
 
 
 def test_names_and_budgets_are_checked_before_anything_runs():

@@ -1,8 +1,10 @@
 """Guidance and thresholding on mixtures and Gaussians, where the denoisers that it should lead to are known; guides by name."""
 
 import math
+import re
 
 import chex
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +12,11 @@ import pytest
 from families import PROCESSES
 from numpy.testing import assert_allclose
 
-from configs.base import base, network
-from diffusion_jax import experiment, guidance, guides, provenance, targets, workdir
+from configs import toy
+from configs.base import base, network, vae
+from diffusion_jax import comparison, data, experiment, guidance, guides, provenance, targets, workdir
 from diffusion_jax.errors import UserError
+from diffusion_jax.evaluation import generate
 from diffusion_jax.models.classifier import HalfUNet
 from diffusion_jax.processes import gaussian, schedules
 from diffusion_jax.training import metrics
@@ -316,6 +320,85 @@ def test_classifier_guide_starts_from_the_unconditional_half():
     assert np.abs(images[1] - images[0]).max() > 1e-3
     conditional = experiment.guided_by("classifier('c', conditional=True)", plain, load)
     assert_allclose(drawn(conditional, params, (0.0,))[0], halves[1], rtol=1e-4, atol=1e-5)
+
+
+RULE = {  # guide: (scale at which it is the model itself or None, whether it guides without a condition, models that it refuses)
+    "cfg()": (1.0, False, ("unconditional",)),
+    "cfg(rescale=0.7)": (1.0, False, ("unconditional",)),
+    "interval(cfg(), high=2.0)": (1.0, False, ("unconditional",)),
+    "autoguidance(step=1)": (1.0, True, ()),
+    "interval(autoguidance(step=1))": (1.0, True, ()),
+    "classifier('c')": (None, False, ("unconditional", "captions")),
+    "classifier('c', conditional=True)": (0.0, False, ("unconditional", "captions")),
+    "classifier('c', against=1)": (None, False, ("unconditional", "captions")),
+}
+
+
+@pytest.mark.parametrize("spec", RULE)
+def test_the_guides_own_neutral_scale_decides(spec):
+    neutral, always, refused = RULE[spec]
+    models = {"labels": tiny(), "unconditional": tiny(conditional=False),
+              "captions": tiny(model="unet.UNet", shape=(4, 4, 1), conditional=False, text={"encoder": "bytes(width=8)"})}  # fmt: skip
+    for name, model in models.items():
+        model = experiment.guided_by(spec, model, lambda other, model=model: (model, None))
+        for scale in (0.0, 1.0, 1.5):
+            if scale == neutral:
+                assert not experiment.is_guided(model, scale)
+            elif name in refused:
+                for ask in (experiment.is_guided, lambda model, scale: experiment.plan(model, guidance=scale)):
+                    with pytest.raises(UserError, match=f"config.sampler.guidance={scale:g}: .*this model") as caught:
+                        ask(model, scale)
+                    assert "\n" not in str(caught.value) and "--config.sampler.guidance=" in str(caught.value)
+            else:
+                assert experiment.is_guided(model, scale) and experiment.plan(model, guidance=scale).guided
+                assert experiment.is_guided(model, scale, told=False) == always
+
+
+def test_guidance_that_cannot_be_is_refused_where_it_is_asked_for():
+    with pytest.raises(UserError, match="--guides='cfg' at scale=2: this model is unconditional"):
+        experiment.is_guided(tiny(conditional=False), 2.0, key="--guides='cfg' at scale")
+    with pytest.raises(UserError, match="unconditional"):
+        experiment.denoiser(tiny(conditional=False), None, scale=2.0)
+    with pytest.raises(UserError, match=r"meanflow\(guidance=2.0\): this model is unconditional"):
+        tiny(objective="meanflow.meanflow(guidance=2.0)", conditional=False)
+    assert not tiny(objective="meanflow.meanflow()", conditional=False).objective.guided
+    autoencoder = toy.get_config("vp")
+    autoencoder = experiment.assemble(vae(autoencoder, "gaussian", hidden=(8,)), (2,))
+    with pytest.raises(UserError, match="guidance=2: autoencoder.VAE is an autoencoder, which has nothing to guide"):
+        experiment.plan(autoencoder, guidance=2.0)
+
+
+def test_no_command_decides_for_itself_whether_a_model_is_guided():
+    """A comparison with a scale stands in experiment.is_guided alone (and in MeanFlow, whose argument has its own neutral 1)."""
+    own, deciding = re.compile(r"\.neutral\b|\b(guidance|scale)\"?\]? *[!=]= *[0-9]"), set()
+    for file in [path for room in ("diffusion_jax", "experiments") for path in (commands.ROOT / room).rglob("*.py")]:
+        if own.search(file.read_text()):
+            deciding.add(str(file.relative_to(commands.ROOT)))
+    assert deciding == {"diffusion_jax/experiment.py", "diffusion_jax/objectives/meanflow.py"}
+
+
+def test_a_guided_denoiser_without_a_condition_has_the_null_condition():
+    built = tiny()
+    params, (x, _) = weights(built, 0), points()
+    null, half = experiment.null_cond(built, 6), {"to": jnp.zeros(6)}
+    guided = jax.jit(lambda cond: experiment.denoiser(built, params, scale=3.0, clip="none")(x, 0.4, cond))
+    plain = experiment.denoiser(built, params, clip="none")(x, 0.4, null)
+    for cond in (null, None, half):
+        chex.assert_trees_all_close(guided(cond), plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_comparison_of_a_model_that_a_classifier_guides_scores_what_sample_draws(monkeypatch):
+    """At scale 1, which is Bayes' rule and not the model itself."""
+    plain, seeds = tiny(), range(4)
+    monkeypatch.setattr(experiment, "logits", lambda built, params: lambda x_t, t: x_t @ params)
+    built = experiment.guided_by("classifier('c')", plain, lambda other: (plain, jnp.array([[2.0, -1.0, 0.5], [0.3, 1.0, -2.0]])))
+    trained, rng = workdir.Trained(built, weights(plain, 0), 1, "params", {}), np.random.default_rng(0)
+    source = data.sources.Arrays(rng.standard_normal((12, 2)).astype("float32"), np.arange(12) % 3)
+    subject = comparison.of_model(trained, data.Dataset("points", source, source, (2,), 3, None), seeds, "points")
+    chosen, keys = experiment.plan(built, nfe=2), generate.seeds_to_keys(seeds)
+    found = comparison.runner(subject, chosen.sampler, len(chosen.ts))(np.asarray(chosen.ts))[0]
+    drawn = experiment.sample_with(built, trained.params, chosen)(keys, experiment.cond_for(built, np.arange(4) % 3))
+    assert_allclose(found, drawn, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pickle
 import re
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,14 +15,15 @@ import pytest
 from PIL import Image
 
 from configs.base import base, network
-from diffusion_jax import data, experiment
+from diffusion_jax import comparison, data, experiment
 from diffusion_jax.data import captions, digits_captions
 from diffusion_jax.data.sources import Arrays
 from diffusion_jax.errors import UserError
-from diffusion_jax.evaluation import weights
+from diffusion_jax.evaluation import generate, weights
 from diffusion_jax.models import layers, text
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.training import step
+from diffusion_jax.workdir import Trained
 
 FIXTURE = np.load(Path(__file__).parent / "fixtures" / "text.npz")
 
@@ -211,6 +213,81 @@ def _labelled():
     config = config_of(encoder="")
     config.conditional = True
     return config
+
+
+# ---- guidance by captions ----
+
+
+class ByMean(nn.Module):
+    """A network without parameters that knows the mean of a caption's bytes."""
+
+    def __call__(self, x, c_noise, cond=None, train=False):
+        return x * (0.3 + jnp.mean(cond["bytes"], axis=1) / 100)[:, None, None, None]
+
+
+def guided_at(scale: float, **changes) -> experiment.Experiment:
+    """A model of captions with config.sampler.guidance = scale, drawn without clipping."""
+    config = config_of()
+    config.update(changes)
+    config.sampler.update(guidance=scale, clip="none", nfe=2)
+    return experiment.assemble(config, (8, 8, 1), 10)._replace(model=ByMean())
+
+
+def described(built: experiment.Experiment) -> data.Dataset:
+    """Twelve images of noise in two classes, each with its caption."""
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1)).astype(np.uint8)
+    every, (numbers,) = captions.numbered([(f"number {i}",) for i in range(12)])
+    source = captions.Told(Arrays(images, np.arange(12) % 2, numbers), built.encoder.encode(every))
+    return data.Dataset("folder", source, source, (8, 8, 1), 2, ("a", "b"), captions=every)
+
+
+def test_a_guided_model_of_captions_is_compared_by_the_samples_of_its_captions():
+    """What comparison, sweeps and evaluation draw: the captions of the test split in turn, guided as sample guides them."""
+    built, keys = guided_at(3.0), generate.seeds_to_keys(range(3))
+    dataset, trained = described(built), Trained(built, {}, 1, "params", {})
+    labels, cond = experiment.conditions(built, dataset, 3)
+    assert labels.tolist() == [0, 1, 0] and read(cond)[1] == "number 1"
+    subject, chosen = comparison.of_model(trained, dataset, range(3), "captions"), experiment.plan(built)
+    found = comparison.runner(subject, chosen.sampler, len(chosen.ts))(np.asarray(chosen.ts))[0]
+    prompts = experiment.prompt_cond(built, ["number 0", "number 1", "number 2"])
+    drawn = experiment.sample_with(built, trained.params, chosen)(keys, prompts)
+    np.testing.assert_allclose(found, drawn, rtol=1e-4, atol=1e-4)
+    assert np.abs(found[0] - found[1]).max() > 1e-2
+    with pytest.raises(UserError, match="this model takes captions, and the data set folder has none"):
+        experiment.conditions(built, dataset._replace(captions=()), 3)
+
+
+def test_a_teacher_of_captions_is_guided_at_the_scale_of_the_distillation():
+    """Its own scale where config.distill.guidance is None; every other scale is another loss, 0 and 1 among them."""
+    teacher = guided_at(3.0)
+    keys = jax.random.split(jax.random.key(3), 2)
+    batch = {"image": jnp.full((2, 8, 8, 1), 0.3), "bytes": jnp.asarray(teacher.encoder.encode(["a 3", "a bold 4"])["bytes"])}
+
+    def loss(scale):
+        student = guided_at(1.0, objective="consistency.distillation(solver=ancestral.ddim())", label_dropout=0.0)
+        student.config.distill.guidance = scale
+        now = step.Now(jnp.int32(0), {"target": {}, "teacher": {}})
+        return experiment.loss_fn(student._replace(teacher=(teacher, {})))({}, batch, keys, now)[0]
+
+    own, *losses = jax.jit(lambda: [loss(scale) for scale in (None, 0.0, 1.0, 3.0, 8.0)])()
+    np.testing.assert_allclose(own, losses[2], rtol=1e-6)
+    for i, one in enumerate(losses):
+        for other in losses[:i]:
+            assert np.all(np.abs(one - other) > 1e-4 * np.abs(one))
+
+
+def test_a_teacher_of_an_unconditional_student_has_no_condition_to_guide_by():
+    """Its own guidance then changes nothing; a scale that is set is refused, before training."""
+    objective = "consistency.distillation()"
+    student = experiment.assemble(_labelled(), (8, 8, 1), 0)._replace(teacher=(guided_at(3.0), None))
+    assert experiment.teacher_scale(student) is None
+    student.config.distill.guidance = 3.0
+    with pytest.raises(UserError, match="config.distill.guidance=3: the student is unconditional"):
+        experiment.teacher_scale(student)
+    told = guided_at(1.0, objective=objective)._replace(teacher=(experiment.assemble(_labelled(), (8, 8, 1), 0), None))
+    told.config.distill.guidance = 2.0
+    with pytest.raises(UserError, match="config.distill.guidance=2: this model is unconditional"):
+        experiment.teacher_scale(told)
 
 
 @pytest.mark.parametrize("change, message", [
