@@ -12,7 +12,7 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +37,7 @@ ADAPTIVE = 100  # evaluations that the progress bar expects of an adaptive sampl
 FINE = 401  # evaluations of the fine solve of a model's own ODE
 QUALITY = ("frechet", "sliced_wasserstein")  # the score that decides, whichever of them there is
 NAMES = {
-    "accuracy": "recognised",
+    "accuracy": "recognized",
     "frechet": "Fréchet distance",
     "sliced_wasserstein": "sliced Wasserstein",
     "mmd": "MMD",
@@ -98,6 +98,7 @@ class Subject(NamedTuple):
     keys (N,): the same seeds for every sampler. finish(x) -> samples as they are judged and kept. judge(samples, group) ->
     scores, without the samples of that group (None: of all). floor: what truth itself scores. exact() -> the solutions x0 from
     the first seeds, or from all, and in words what they are. picture(samples) -> a tile of a strip. real: samples of the truth.
+    features: what the Fréchet distance of images compares, a name of evaluation.features; '' for points.
     """
 
     name: str
@@ -116,6 +117,7 @@ class Subject(NamedTuple):
     exact: Callable[[], tuple[np.ndarray, str]]
     picture: Callable[[np.ndarray], np.ndarray]
     real: np.ndarray
+    features: str = ""
 
 
 def of_target(spec: str, process: str, seeds: Sequence[int]) -> Subject:
@@ -149,10 +151,13 @@ def of_target(spec: str, process: str, seeds: Sequence[int]) -> Subject:
         picture=functools.partial(plotting.density, box=(truth.min(0) - margin, truth.max(0) + margin)))  # fmt: skip
 
 
-def of_model(trained: Trained, dataset: data.Dataset, seeds: Sequence[int], name: str, *, solved: int = 64) -> Subject:
+def of_model(
+    trained: Trained, dataset: data.Dataset, seeds: Sequence[int], name: str, *, solved: int = 64, features: str = ""
+) -> Subject:
     """A trained model with its config's guidance, clip and weights, and the conditions of `experiment.conditions`.
 
-    Images are judged by evaluation.judge (and real test images beside them), points against as many held-out ones.
+    Images are judged by evaluation.judge (and real test images beside them), points against as many held-out ones. features:
+    of the Fréchet distance; '': the default ones (judge.default_features).
 
     Raises:
       UserError: for an autoencoder, for guidance that the model has no condition for, and for captions that are not there.
@@ -162,38 +167,45 @@ def of_model(trained: Trained, dataset: data.Dataset, seeds: Sequence[int], name
     count, images, scale = len(seeds), experiment.is_image(built), config.sampler.guidance
     guided = experiment.is_guided(built, scale)
     (labels, cond), keys = experiment.conditions(built, dataset, count), generate.seeds_to_keys(seeds)
-    held_out = data.arrays(dataset.test, limit=count)
+    held_out = data.arrays(dataset.test if len(dataset.test) else dataset.train, limit=count)
     real = held_out["image"]
 
     def denoise(params: Params) -> Denoise:
         return experiment.denoiser(built, params, scale=jnp.float32(scale) if guided else None, clip=config.sampler.clip)
 
     if images:
-        labelled = labels is not None
-        judged = judge.against(dataset.train, labels)
-        floor = judged(real, held_out["label"]) if labelled else judged(real)
+        labelled, features = labels is not None, features or judge.default_features(dataset.train)
+        judged = _plainly(judge.against(dataset.train, labels, features=(features,), count=count,
+                                        metrics=("accuracy", "frechet") if labelled else ("frechet",)), features)  # fmt: skip
+        floor = judge.on_real(dataset.train, dataset.test, judged, count)
     else:
         judged = functools.partial(_points_against, real)
-        labelled, floor = False, judged(data.arrays(dataset.train, limit=count)["image"])
+        labelled, features, floor = False, "", judged(data.arrays(dataset.train, limit=count)["image"])
 
     def score(x: np.ndarray, group: int | None = None) -> dict[str, float]:
         kept = _kept(count, group)
         return judged(x[kept], labels[kept]) if labelled else judged(x[kept])
 
     box = None if images else (np.quantile(real, 0.001, axis=0) - 0.2, np.quantile(real, 0.999, axis=0) + 0.2)
-    identity = {"config": config.to_dict(), "step": trained.step, "weights": trained.weights, "seeds": list(seeds)}
+    identity = {"config": config.to_dict(), "step": trained.step, "weights": trained.weights, "seeds": list(seeds),
+                "features": features}  # fmt: skip
     subject = Subject(
         name=name, identity=identity, process=built.process, shape=built.shape, dtype="float32", denoise=denoise,
         params=experiment.ensemble(built, trained.params), cond=cond, keys=keys, batch_size=min(config.sampler.batch_size, count),
         finish=experiment.finished(built, config.sampler.batch_size),
         judge=score, floor=floor, exact=lambda: ((), ""),
         picture=(lambda x: plotting.mosaic(x[:SHOWN])) if images else functools.partial(plotting.density, box=box),
-        real=real)  # fmt: skip
+        real=real, features=features)  # fmt: skip
     if not experiment.follows_a_path(built):
         return subject._replace(exact=_no_path)
     few = min(solved, count)
     some = subject._replace(keys=keys[:few], batch_size=few, cond=jax.tree.map(lambda c: c[:few], cond))
     return subject._replace(exact=lambda: _fine_solution(some))
+
+
+def _plainly(judged: judge.Judge, features: str) -> judge.Judge:
+    """The judge, whose Fréchet distance is named 'frechet' whatever features it compares."""
+    return lambda *args: {name.removesuffix(f"/{features}"): value for name, value in judged(*args).items()}
 
 
 def _points_against(real: np.ndarray, x: np.ndarray) -> dict[str, float]:
@@ -235,10 +247,13 @@ class Result(NamedTuple):
 
 class Comparison(NamedTuple):
     """results: one for each cell, in their order. exact: the solutions x0, judged if they are there for every seed; their row
-    says 'what' they are; samples None if they could not be had."""
+    says 'what' they are; samples None if they could not be had. floor: what as many samples of the truth itself score. names:
+    what the scores are called."""
 
     results: list[Result]
     exact: Result
+    floor: Mapping[str, float] = {}
+    names: Mapping[str, str] = NAMES
 
 
 def compare(
@@ -275,7 +290,12 @@ def compare(
                 except Exception as error:  # whatever one sampler does wrong, the others are still worth comparing
                     results[i] = Result(about | {"note": _reason(error)})
                 advance(cost[i])
-    return Comparison(_with_orders(results), exact)
+    return Comparison(_with_orders(results), exact, subject.floor, names(subject.features))
+
+
+def names(features: str) -> dict[str, str]:
+    """What the scores are called where images are compared by these features: with Inception's the Fréchet distance is FID."""
+    return NAMES | ({"frechet": "FID"} if features == "inception" else {})
 
 
 def _with_orders(results: list[Result]) -> list[Result]:
@@ -411,16 +431,17 @@ def margin(best: Result, other: Result, metric: str) -> tuple[float, float]:
 
 
 class Ranking(NamedTuple):
-    """Those that kept to a budget, best first. tied: how many of them the best cannot be told from. perfect: whether these
-    cannot be told from the exact solution either."""
+    """Those that kept to a budget, best first. tied: how many of them have no order but noise. perfect: whether these cannot
+    be told from the exact solution either. beyond: how many score no worse than samples of the truth itself do."""
 
     there: list[Result]
     tied: int
     perfect: bool
+    beyond: int = 0
 
 
 def ranking(compared: Comparison, nfe: int, metric: str) -> Ranking:
-    """Two standard errors count as noise; being better than the exact solution counts as luck."""
+    """Two standard errors count as noise, and so does being better than the exact solution or than the truth itself."""
 
     def within(row: dict) -> bool:
         return metric in row and (row["nfe"] == nfe or (row["nfe"] is None and row["evaluations"] <= nfe))
@@ -435,7 +456,9 @@ def ranking(compared: Comparison, nfe: int, metric: str) -> Ranking:
     perfect = there != [] and metric in compared.exact.row and not told_from(compared.exact, there[0])
     best = compared.exact if perfect else there[0] if there else None
     tied = next((i for i, r in enumerate(there) if i and told_from(best, r)), len(there))
-    return Ranking(there, tied, perfect)
+    floor = compared.floor.get(metric)
+    beyond = 0 if floor is None else sum(sign * r.row[metric] <= sign * floor for r in there)
+    return Ranking(there, max(tied, beyond), perfect and beyond <= tied, beyond)
 
 
 def failures(compared: Comparison) -> list[str]:
@@ -466,17 +489,23 @@ def sentences(compared: Comparison) -> list[str]:
 
 
 def _sentence(compared: Comparison, nfe: int, metric: str) -> str:
-    there, tied, perfect = ranking(compared, nfe, metric)
+    there, tied, perfect, beyond = ranking(compared, nfe, metric)
     if not there:
         return ""
+    called = compared.names[metric]
     written = [f"{r.row['sampler']} ({number(metric, r.row[metric])})" for r in there]
-    by = "nearest to the exact solution" if metric == "error" else f"best by {NAMES[metric]}"
+    by = "nearest to the exact solution" if metric == "error" else f"best by {called}"
+    who = f"{', '.join(written[: min(tied, 3)])}" + (f" and {tied - 3} more" if tied > 3 else "")
+    after = f", then {written[tied]}" if tied < len(there) else ""
+    if perfect and tied > 1:
+        score = number(metric, compared.exact.row[metric])
+        return f"{tied} samplers cannot be told from the exact solution by {called} ({score}): {who}{after}"
+    if beyond:
+        truth = f"the truth itself ({number(metric, compared.floor[metric])})"
+        if tied == 1:
+            return f"{by} is {who}, no worse than {truth}, which is noise{after}"
+        return f"a tie, {by}: {who}; {beyond} of them score no worse than {truth}, so their order is noise{after}"
     if tied > 1:
-        who = f"{', '.join(written[: min(tied, 3)])}" + (f" and {tied - 3} more" if tied > 3 else "")
-        after = f", then {written[tied]}" if tied < len(there) else ""
-        if perfect:
-            score = number(metric, compared.exact.row[metric])
-            return f"{tied} samplers cannot be told from the exact solution by {NAMES[metric]} ({score}): {who}{after}"
         return f"a tie within noise, {by}: {who}{after}"
     if len(there) == 1:
         return f"{by} is {written[0]}, the only one"

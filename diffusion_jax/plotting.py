@@ -28,11 +28,11 @@ MORE = ("#332288", "#999933", "#117733", "#8B5A2B")  # after Tol (2021), for fig
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 TEXT = 13  # pixels, in pictures
 LINE = 40  # letters, of a label to the left of a row
-VERDICT = {
-    "accuracy": "recognised as their class",
-    "frechet": "Fréchet distance",
-    "sliced_wasserstein": "sliced Wasserstein distance",
-    "error": "RMS error to the exact solution",
+VERDICT = {  # metric -> (factor, how a caption says it)
+    "accuracy": (100, "{:.1f} % recognized"),
+    "frechet": (1, "Fréchet {:.3g}"),
+    "sliced_wasserstein": (1, "Wasserstein {:.3g}"),
+    "error": (1, "RMS error {:.3g}"),
 }
 STYLE = {
     "font.size": 9.5,
@@ -127,11 +127,18 @@ def strips(
     columns: Mapping[Any, str],
     title: str | None = None,
     note: str = "",
+    above: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """A table of pictures: one row for each sampler, one column for each budget.
 
-    tiles: (row, column) -> (h, w, 3) uint8, such as `mosaic` and `density` make; rows stand in the order of their first tile.
-    captions: what is written beneath; columns: column -> heading, in order; note: small, at the foot.
+    Args:
+      tiles: (row, column) -> (h, w, 3) uint8, such as `mosaic` and `density` make; rows stand in the order of their first tile.
+      path: the file to write.
+      captions: (row, column) -> what is written beneath, in one line or several.
+      columns: column -> heading, in order.
+      title: stands at the top.
+      note: stands at the foot.
+      above: name -> tile of what belongs to no column, such as real data; these stand above the headings.
     """
     rows = list(dict.fromkeys(row for row, _ in tiles))
     captions = captions or {}
@@ -140,7 +147,8 @@ def strips(
         return _Cell(tiles[row, column], captions.get((row, column), "")) if (row, column) in tiles else None
 
     cells = [[cell(row, column) for column in columns] for row in rows]
-    save(_lay_out(cells, row_labels=rows, column_labels=list(columns.values()), title=title, note=note, gap=16), path)
+    save(_lay_out(cells, row_labels=rows, column_labels=list(columns.values()), title=title, note=note, gap=16,
+                  above=[_Cell(tile, name) for name, tile in (above or {}).items()]), path)  # fmt: skip
 
 
 def mosaic(images: np.ndarray, rows: int = 2, *, scale: int | None = None, gap: int = 2) -> np.ndarray:
@@ -170,13 +178,8 @@ def density(points: np.ndarray, box: tuple[Sequence[float], Sequence[float]], *,
 
 
 def verdict(row: Mapping[str, Any]) -> str:
-    """The numbers of a cell in one short line: those of VERDICT that it has."""
-    written = {
-        "accuracy": lambda value: f"{100 * value:.1f} %",
-        "seconds_per_image": lambda value: f"{1000 * value:.3g} ms",
-    }
-    short = lambda value: f"{value:.3g}"  # noqa: E731
-    return "  ·  ".join(written.get(key, short)(row[key]) for key in VERDICT if _number(row.get(key)))
+    """The numbers of a cell with their names and units, a line for each of VERDICT that it has."""
+    return "\n".join(said.format(factor * row[key]) for key, (factor, said) in VERDICT.items() if _number(row.get(key)))
 
 
 def save(image: Image.Image, path: str | os.PathLike) -> None:
@@ -199,6 +202,7 @@ def _lay_out(
     note: str = "",
     gap: int = 3,
     rows_in_group: int | None = None,
+    above: Sequence[_Cell] = (),
 ) -> Image.Image:
     """A table of pictures on white paper: the only place that knows about margins and text."""
     rows_of_text = ["\n".join(textwrap.wrap(str(label), LINE)) for label in row_labels or []]
@@ -207,18 +211,20 @@ def _lay_out(
     cells = [cell for row in rows for cell in row if cell is not None]
     if not cells:
         raise UserError("there is no image to show; ask for at least one")
-    captions = any(cell.caption for cell in cells)
     width = max([cell.tile.shape[1] for cell in cells] + [_width(cell.caption) for cell in cells if cell.caption])
     width = max([width] + [_width(text) + 6 for text in columns_of_text])
-    height = max(cell.tile.shape[0] for cell in cells) + (TEXT + 8 if captions else 0)
+    height = max(cell.tile.shape[0] for cell in cells) + max(_height(cell.caption) for cell in cells)
     height = max([height] + [(text.count("\n") + 1) * (TEXT + 5) for text in rows_of_text])
 
     margin = 10
     left = margin + (max(_width(text) for text in rows_of_text) + 10 if rows_of_text else 0)
-    top = margin + (TEXT + 16 if title else 0) + (TEXT + 8 if columns_of_text else 0)
+    first = margin + (TEXT + 16 if title else 0)
+    room = max((cell.tile.shape[0] + _height(cell.caption) + 10 for cell in above), default=0)
+    top = first + room + (TEXT + 8 if columns_of_text else 0)
     step_x, step_y, extra = width + gap, height + gap, 10
     groups = (len(rows) - 1) // rows_in_group if rows_in_group else 0
-    right = max(left + count * step_x - gap, margin + _width(title or "", bold=True), margin + _width(note))
+    places = np.cumsum([left] + [max(cell.tile.shape[1], _width(cell.caption)) + gap for cell in above])
+    right = max(left + count * step_x - gap, margin + _width(title or "", bold=True), margin + _width(note), int(places[-1]) - gap)
     full_width = right + margin
     full_height = top + len(rows) * step_y - gap + groups * extra + (TEXT + 12 if note else 0) + margin
     canvas = Image.new("RGB", (full_width, full_height), PAPER)
@@ -226,6 +232,8 @@ def _lay_out(
     draw.text((full_width - margin, full_height - margin), note, font=_font(), fill=FAINT, anchor="rs")
     if title:
         draw.text((margin, margin), title, font=_font(bold=True), fill=INK)
+    for x, cell in zip(places, above):
+        _draw(canvas, draw, cell, int(x), first, max(cell.tile.shape[1], _width(cell.caption)))
     for c, text in enumerate(columns_of_text[:count]):
         draw.text((left + c * step_x + width / 2, top - 6), text, font=_font(), fill=INK, anchor="ms")
     for r, row in enumerate(rows):
@@ -235,11 +243,21 @@ def _lay_out(
             draw.text((left - 10, middle), rows_of_text[r], font=_font(), fill=INK, anchor="rm", align="right")
         for c, cell in enumerate(row):
             if cell is not None:
-                x = left + c * step_x
-                canvas.paste(Image.fromarray(cell.tile), (x + (width - cell.tile.shape[1]) // 2, y))
-                beneath = (x + width / 2, y + cell.tile.shape[0] + TEXT + 3)
-                draw.text(beneath, cell.caption, font=_font(), fill=INK, anchor="ms")
+                _draw(canvas, draw, cell, left + c * step_x, y, width)
     return canvas
+
+
+def _draw(canvas: Image.Image, draw: ImageDraw.ImageDraw, cell: _Cell, x: int, y: int, width: int) -> None:
+    """A tile in the middle of `width` pixels from x, with its caption beneath."""
+    canvas.paste(Image.fromarray(cell.tile), (x + (width - cell.tile.shape[1]) // 2, y))
+    for i, line in enumerate(cell.caption.split("\n")):
+        beneath = (x + width / 2, y + cell.tile.shape[0] + TEXT + 3 + i * (TEXT + 4))
+        draw.text(beneath, line, font=_font(), fill=INK, anchor="ms")
+
+
+def _height(caption: str) -> int:
+    """Of a caption beneath a tile, in pixels."""
+    return (caption.count("\n") + 1) * (TEXT + 4) + 4 if caption else 0
 
 
 def _rgb(images: np.ndarray) -> np.ndarray:
@@ -292,7 +310,7 @@ def loss_curve(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, *, ti
 
 
 QUALITY = {  # metric -> (label of its axis, factor)
-    "accuracy": ("recognised as their class (%)", 100),
+    "accuracy": ("recognized as their class (%)", 100),
     "frechet": ("Fréchet distance to the training images", 1),
     "sliced_wasserstein": ("sliced Wasserstein distance", 1),
     "mmd": ("MMD to exact draws", 1),
@@ -312,11 +330,12 @@ def quality_curves(
     metrics: Sequence[str] = ("accuracy", "frechet", "sliced_wasserstein", "error", "seconds_per_image"),
     floor: Mapping[str, float] | None = None,
     title: str | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> None:
     """Quality against NFE, one curve for each sampler, one panel for each metric that the table has.
 
     table: rows {'sampler', 'nfe' (asked), 'evaluations' (made), metric: value, ...}, and 'stochastic', which makes a curve
-    dashed. metrics: keys of QUALITY. floor: metric -> what truth itself scores, a grey line. Axes are logarithmic, but for
+    dashed. metrics: keys of QUALITY. labels: metric -> label of its axis, instead of QUALITY's. floor: metric -> what truth itself scores, a grey line. Axes are logarithmic, but for
     percentages. The names stand at the ends of the curves of an only panel, or in a legend beside several.
     """
     present = [key for key in metrics if any(_number(row.get(key)) for row in table)]
@@ -328,7 +347,8 @@ def quality_curves(
     with _figure(path, panels=len(present), size=(5.2 if alone else 4.1, height), rows=rows) as axes:
         for axis, metric in zip(axes, present):
             ends = _quality_panel(axis, table, samplers, metric, (floor or {}).get(metric))
-            axis.set(xlabel="network evaluations (NFE)", ylabel=QUALITY.get(metric, (metric, 1))[0])
+            label = (labels or {}).get(metric, QUALITY.get(metric, (metric, 1))[0])
+            axis.set(xlabel="network evaluations (NFE)", ylabel=label)
             if alone:
                 _name_ends(axis, ends)
         if not alone:
@@ -416,7 +436,7 @@ def bars(
 
 
 GUIDED = {  # metric -> (label of its axis, factor)
-    "accuracy": ("recognised as their class (%)", 100),
+    "accuracy": ("recognized as their class (%)", 100),
     "precision": ("precision (%)", 100),
     "frechet": ("Fréchet distance", 1),
     "recall": ("recall (%)", 100),
@@ -549,7 +569,9 @@ def _quality_panel(axis, table: Sequence[Mapping[str, Any]], samplers: Sequence[
             ends.append((x[-1], y[-1], name, colour))
     if floor is not None:
         axis.axhline(factor * floor, color=FAINT, linewidth=1.2, linestyle=":", zorder=0, label="truth itself")
-    if metric != "accuracy":
+    if metric == "accuracy":
+        axis.set_ylim(top=min(axis.get_ylim()[1], 101))  # percent
+    else:
         _log_if_wide(axis)
     budgets = sorted({row["nfe"] for row in table if row.get("nfe")} or {row["evaluations"] for row in table})
     ticks = functools.reduce(lambda kept, nfe: kept + [nfe] if not kept or nfe > 1.2 * kept[-1] else kept, budgets, [])

@@ -43,7 +43,8 @@ th[data-order="-1"]::after { content: " \\2193" !important; color: var(--ink) !i
 table.gallery td, table.gallery th { border: 0; padding: 4px 14px 12px 0; vertical-align: top; font-size: 13px }
 table.gallery th.row { padding-top: 14px; font-weight: 600; position: sticky; left: 0; background: #fff }
 table.gallery img { max-width: none }
-table.gallery .caption { color: var(--faint); margin-top: 3px }
+table.gallery .caption, figcaption { color: var(--faint); margin-top: 3px; white-space: pre-line }
+.beside { display: flex; flex-wrap: wrap; gap: 16px } .beside figure { margin: 0; font-size: 13px }
 dl { display: grid; grid-template-columns: max-content auto; gap: 3px 20px }
 dt { color: var(--faint) } dd { margin: 0 }
 """
@@ -111,6 +112,12 @@ def picture(source: Image.Image | np.ndarray | str | os.PathLike, alt: str = "",
         content = buffer.getvalue()
     size = f' width="{width}"' if width else ""
     return f'<img alt="{text(alt)}"{size} src="data:image/png;base64,{base64.b64encode(content).decode()}">'
+
+
+def beside(figures: Mapping[str, str]) -> str:
+    """Pictures side by side. figures: caption -> HTML of the picture."""
+    shown = (f"<figure>{shown}<figcaption>{text(caption)}</figcaption></figure>" for caption, shown in figures.items())
+    return f'<div class="beside">{"".join(shown)}</div>'
 
 
 def table(

@@ -33,6 +33,12 @@ SAMPLERS = ("ancestral.ddim", "ancestral.ddim@uniform_logsnr", "ode.heun@quadrat
             "adaptive.tsit5", "ancestral.ddpm", "sde.euler_maruyama", "sde.dpmpp_2m@uniform_logsnr")  # fmt: skip
 BUDGETS = "5,10,20,50"
 KINDS = {True: "stochastic", False: "deterministic", None: ""}
+MEANINGS = {
+    "accuracy": "recognized: read as the class asked for",
+    "frechet": "Fréchet: distance to the training images",
+    "sliced_wasserstein": "Wasserstein: sliced distance to exact draws",
+    "error": "RMS error: to the exact solution, per dimension",
+}
 MARKED = ("accuracy", "frechet", "sliced_wasserstein", "error")  # the columns in which the best are marked
 
 
@@ -85,7 +91,9 @@ def write(subject, compared, stem: Path, record: Mapping) -> str:
     lines = comparison.sentences(compared) + comparison.failures(compared)
     facts = (f"{len(subject.keys)} samples in every cell, from seeds {rows[0]['seeds']}, the same for every sampler. "
              f"The exact solution is {compared.exact.row['what']}.")  # fmt: skip
-    columns = {"sampler": "sampler", "grid": "grid", "nfe": "budget", "evaluations": "NFE", **comparison.NAMES,
+    if subject.features:
+        facts += f" The {compared.names['frechet']} is to the training images, by the features {subject.features}."
+    columns = {"sampler": "sampler", "grid": "grid", "nfe": "budget", "evaluations": "NFE", **compared.names,
                "seconds_per_image": "time each", "note": "note"}  # fmt: skip
     columns = {key: heading for key, heading in columns.items() if any(row.get(key) is not None for row in rows)}
     told = [row | {key: comparison.number(key, row[key]) for key in ("accuracy", "order", "seconds_per_image") if key in row}
@@ -96,15 +104,17 @@ def write(subject, compared, stem: Path, record: Mapping) -> str:
     provenance.save_json(stem.with_suffix(".json"), {
         "rows": rows, "verdict": lines, "floor": subject.floor, "exact": compared.exact.row, "subject": subject.identity,
         **record})  # fmt: skip
-    tiles, captions, headings = _strips(subject, compared)
-    beneath = "beneath: " + ", ".join(comparison.NAMES[key] for key in plotting.VERDICT if key in columns)
-    if any(key in columns for key in comparison.NAMES):
-        plotting.quality_curves(rows, stem.with_suffix(".png"), floor=subject.floor, title=title)
+    tiles, captions, headings, truth = _strips(subject, compared)
+    beneath = "; ".join(meaning for key, meaning in MEANINGS.items() if key in columns)
+    if any(key in columns for key in compared.names):
+        labels = {"frechet": f"{compared.names['frechet']} ({subject.features})"} if subject.features else {}
+        plotting.quality_curves(rows, stem.with_suffix(".png"), floor=subject.floor, title=title, labels=labels)
         path = stem.with_name(f"{stem.name}_strips.png")
-        plotting.strips(tiles, path, captions=captions, columns=headings, title=title, note=beneath)
+        plotting.strips(tiles, path, captions=captions, columns=headings, title=title, note=beneath, above=truth)
     else:
         stem.with_suffix(".png").unlink(missing_ok=True)  # of an earlier call, which this one no longer shows
-    gallery = report.gallery({key: (report.picture(tile), captions.get(key, "")) for key, tile in tiles.items()},
+    gallery = report.beside({name: report.picture(tile) for name, tile in truth.items()})
+    gallery += report.gallery({key: (report.picture(tile), captions.get(key, "")) for key, tile in tiles.items()},
                              {row: row for row in dict.fromkeys(row for row, _ in tiles)}, headings)  # fmt: skip
     report.save(stem.with_suffix(".html"), report.page(title, [
         ("Verdict", report.items(lines) + report.paragraph(
@@ -120,25 +130,21 @@ def write(subject, compared, stem: Path, record: Mapping) -> str:
     return text
 
 
-def _strips(subject, compared) -> tuple[dict, dict, dict]:
-    """(tiles, captions, headings of the columns) of what was drawn; data and the exact solution stand in the first row."""
+def _strips(subject, compared) -> tuple[dict, dict, dict, dict]:
+    """(tiles, captions, headings of the columns) of what was drawn, and the tiles of real data and of the exact solution."""
     from diffusion_jax import plotting
 
     budgets = dict.fromkeys(result.row["nfe"] for result in compared.results)
     headings = {nfe: f"{nfe} NFE" for nfe in sorted(filter(None, budgets))} | ({None: "adaptive"} if None in budgets else {})
-    first, second = [*headings, "more"][:2]
-    if second == "more":
-        headings["more"] = ""
-    tiles, captions = {("truth", first): subject.picture(subject.real)}, {("truth", first): "real data"}
+    tiles, captions, truth = {}, {}, {"real data": subject.picture(subject.real)}
     if compared.exact.samples is not None:
-        tiles["truth", second] = subject.picture(subject.finish(compared.exact.samples))
-        captions["truth", second] = "exact solution"
+        truth["exact solution"] = subject.picture(subject.finish(compared.exact.samples))
     for row, samples in ((result.row, result.samples) for result in compared.results):
         key = row["sampler"], row["nfe"]
         if samples is not None:
-            made = f"{row['evaluations']:.0f} NFE  ·  " if row["nfe"] is None else ""
+            made = f"{row['evaluations']:.0f} NFE\n" if row["nfe"] is None else ""
             tiles[key], captions[key] = subject.picture(samples), made + plotting.verdict(row)
-    return tiles, captions, headings
+    return tiles, captions, headings, truth
 
 
 def _numbers(subject, compared, rows: list[dict], columns: Mapping[str, str]) -> str:
@@ -148,17 +154,18 @@ def _numbers(subject, compared, rows: list[dict], columns: Mapping[str, str]) ->
     best = set()
     for nfe in {row["nfe"] for row in rows} - {None}:
         for metric in MARKED:
-            there, tied, _ = comparison.ranking(compared, nfe, metric)
+            there, tied, *_ = comparison.ranking(compared, nfe, metric)
             best |= {(result.row["sampler"], nfe, metric) for result in there[:tied]}
     shown = [row | {"sampler": row["sampler"].partition("@")[0], "kind": KINDS[row.get("stochastic")],
                     "entry": row["sampler"]} for row in rows]  # fmt: skip
     columns = {"sampler": "sampler", "grid": "grid", "kind": "kind"} | columns
     formats = {key: functools.partial(comparison.number, key) for key in (*comparison.NAMES, "seconds_per_image")}
-    scores = [f"{comparison.NAMES.get(key, key)} {comparison.number(key, value)}" for key, value in subject.floor.items()]
-    marked = "Marked: the best at each budget and all that cannot be told from it. A click on a heading sorts."
+    scores = [f"{compared.names.get(key, key)} {comparison.number(key, value)}" for key, value in subject.floor.items()]
+    marked = ("Marked: the best at each budget and all that cannot be told from it; the order of samplers that score no worse "
+              "than the truth itself is noise. A click on a heading sorts.")  # fmt: skip
     return (report.paragraph(marked, faint=True)
             + report.table(shown, columns, formats=formats, best=lambda row, key: (row["entry"], row["nfe"], key) in best)
-            + report.paragraph(f"The truth itself scores: {', '.join(scores)}."))  # fmt: skip
+            + (report.paragraph(f"The truth itself scores: {', '.join(scores)}.") if scores else ""))  # fmt: skip
 
 
 def _described(rows: list[dict]) -> dict[str, str]:
@@ -185,10 +192,11 @@ def _origin(subject, rows: list[dict], record: Mapping) -> dict[str, str]:
 
 
 def compare_model(trained, dataset, name: str, entries: list[str], budgets: list[int], seeds, kept: Path, stem: Path,
-                  record: Mapping, others: Sequence[str] = (), **options) -> str:  # fmt: skip
+                  record: Mapping, others: Sequence[str] = (), features: str = "", **options) -> str:  # fmt: skip
     """Compare on a trained model: cells kept in the folder `kept`, results written to `stem`. Returns the text of stem.md.
 
-    others: workdirs of other models of the same data, each of which is compared by its own config's sampler.
+    others: workdirs of other models of the same data, each of which is compared by its own config's sampler. features: as in
+    comparison.of_model.
 
     Raises:
       UserError: for what cannot be compared, before anything is drawn; if every cell has failed, after everything is written.
@@ -201,9 +209,9 @@ def compare_model(trained, dataset, name: str, entries: list[str], budgets: list
     for model in models.values():
         experiment.is_guided(model.experiment, model.experiment.config.sampler.guidance)
         experiment.conditions(model.experiment, dataset, len(seeds))
-    subject = comparison.of_model(trained, dataset, seeds, name)
+    subject = comparison.of_model(trained, dataset, seeds, name, features=features)
     compared = comparison.compare(subject, cells_of(trained, entries, budgets), kept, **options)
-    more = [result for root, model in models.items() for result in beside(root, model, own[root], dataset, seeds, **options)]
+    more = [result for root, model in models.items() for result in beside(root, model, own[root], dataset, seeds, features, **options)]
     text = write(subject, compared := compared._replace(results=[*compared.results, *more]), stem, record)
     comparison.need_results([result.row for result in compared.results])
     return text
@@ -218,11 +226,12 @@ def cells_of(trained, entries: list[str] | None, budgets: list[int]) -> list:
     return comparison.cells(entries or [f"{sampler.name}@{sampler.grid}"], budgets, built.process, sampler.grid, place=place)
 
 
-def beside(root: Path, trained, cells: list, dataset, seeds, **options) -> list:
+def beside(root: Path, trained, cells: list, dataset, seeds, features: str = "", **options) -> list:
     """The Results of another trained model, named after its folder, where they are kept."""
     from diffusion_jax import comparison
 
-    compared = comparison.compare(comparison.of_model(trained, dataset, seeds, root.name), cells, root / "compare", **options)
+    subject = comparison.of_model(trained, dataset, seeds, root.name, features=features)
+    compared = comparison.compare(subject, cells, root / "compare", **options)
     return [result._replace(row=result.row | {"sampler": f"{root.name}: {result.row['sampler']}"}) for result in compared.results]
 
 
@@ -231,6 +240,7 @@ def main(config) -> None:
 
     from diffusion_jax import comparison, experiment, provenance
     from diffusion_jax import workdir as folder
+    from diffusion_jax.errors import UserError
     from diffusion_jax.evaluation import generate
 
     FLAGS = flags.FLAGS
@@ -242,6 +252,8 @@ def main(config) -> None:
     seeds = generate.parse_seeds(FLAGS.seeds) if FLAGS.seeds else list(range(FLAGS.num or (2000 if FLAGS.target else 200)))
     noise = FLAGS.noise or (config.sampler.get("noise") if "sampler" in config else None) or "independent"
     options = {"noise": noise, "fresh": FLAGS.fresh}
+    if FLAGS.target is not None and FLAGS.features:
+        raise UserError(f"--features={FLAGS.features} is for models of images, and --target={FLAGS.target} draws points")
     if FLAGS.target is not None:
         root = Path(FLAGS.out or f"runs/compare_{re.sub('[^A-Za-z0-9]+', '_', FLAGS.target).strip('_')}")
         with jax.enable_x64(True):
@@ -256,7 +268,7 @@ def main(config) -> None:
         record |= {"step": trained.step, "weights": trained.weights}
         name = f"{config.data.name} ({Path(FLAGS.workdir).name})"
         text = compare_model(trained, folder.images(config), name, entries, budgets, seeds, root / "compare",
-                             root / "compare", record, [part for part in FLAGS.others.split(",") if part], **options)  # fmt: skip
+                             root / "compare", record, cli.names(FLAGS.others), FLAGS.features, **options)  # fmt: skip
     print(f"{text}\n{root / 'compare.html'} holds all of this, with pictures")
 
 
@@ -266,6 +278,8 @@ if __name__ == "__main__":
     flags.DEFINE_string("process", "schedules.VP()", "the process of --target (a model has its own)")
     flags.DEFINE_string("samplers", "", "specs separated by ';', each with @grid if it wants its own; '': a dozen")
     flags.DEFINE_string("others", "", "workdirs of other models of the same data, with commas, each by its own sampler")
+    flags.DEFINE_string("features", "", "features of the images' Fréchet distance, as in experiments.evaluate (default pixels up to "
+                        "1,000 numbers an image, else classifier)")  # fmt: skip
     flags.DEFINE_string("nfe", BUDGETS, "network evaluations per sample, one column each")
     flags.DEFINE_integer("num", None, "samples in a cell; by default 200 images, 2000 points of a target", lower_bound=2)
     flags.DEFINE_string("seeds", "", "instead of --num, the seeds themselves, such as 1000-1199")

@@ -136,8 +136,8 @@ def write(table: Table, root: Path, budgets: list[int], floor: dict[str, float])
     provenance.save_json(root / "few_step.json", {"rows": table.rows, "real": floor, "provenance": stamp})
     plotting.quality_curves(table.rows, root / "few_step.png", metrics=("accuracy", "frechet"), floor=floor, title=title)
     real = plotting.mosaic(data.arrays(table.dataset.test, limit=10)["image"], 1)
-    plotting.strips(table.tiles | {("real test images", budgets[0]): real}, root / "few_step_grid.png", captions=table.captions,
-                    columns={n: f"{n} NFE" for n in sorted({row["nfe"] for row in table.rows})}, title=title)  # fmt: skip
+    plotting.strips(table.tiles, root / "few_step_grid.png", captions=table.captions, title=title, above={"real test images": real},
+                    columns={n: f"{n} NFE" for n in sorted({row["nfe"] for row in table.rows})})  # fmt: skip
     return text
 
 

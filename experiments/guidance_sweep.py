@@ -181,10 +181,9 @@ def on_mixture(scales: Sequence[float], path: str, count: int = 10_000) -> None:
         for scale in scales:
             x, sure = draw(scale)
             tiles[name, scale] = plotting.density(np.asarray(x), ((-2, -2), (2, 2)), side=170)
-            captions[name, scale] = f"{100 * sure:.0f} %  ·  {spread(x) / spread(own):.2f}"
+            captions[name, scale] = f"p(class | x) {100 * sure:.0f} %\nspread {spread(x) / spread(own):.2f} of the class's"
     plotting.strips(tiles, path, captions=captions, columns={scale: f"scale {scale:g}" for scale in scales},
-                    title="One class of three, by exact denoisers",
-                    note="beneath: mean p(class | x)  ·  spread, in that of the class")  # fmt: skip
+                    title="One class of three, by exact denoisers")  # fmt: skip
 
 
 def main(config) -> None:

@@ -182,7 +182,31 @@ def test_the_sentences_name_the_best_the_margin_and_ties():
         "At 5 NFE, no sampler has a result."]  # fmt: skip
 
 
-def test_more_recognised_is_better():
+def test_what_scores_no_worse_than_the_truth_itself_has_no_order_but_noise():
+    sure = lambda value: [value] * 5  # noqa: E731
+    results = [result("a", 5, 0.08, left_out=sure(0.08)), result("b", 5, 0.10, left_out=sure(0.10)),
+               result("c", 5, 0.30, left_out=sure(0.30))]  # fmt: skip
+    compared = Comparison(results, Result({"what": ""}), {"sliced_wasserstein": 0.12})
+    there, tied, perfect, beyond = comparison.ranking(compared, 5, "sliced_wasserstein")
+    assert (tied, perfect, beyond) == (2, False, 2)
+    assert comparison.sentences(compared) == [
+        "At 5 NFE, a tie, best by sliced Wasserstein: a (0.08), b (0.1); 2 of them score no worse than the truth itself (0.12), "
+        "so their order is noise, then c (0.3)."]  # fmt: skip
+    alone = comparison.sentences(compared._replace(results=results[1:]))
+    assert alone == ["At 5 NFE, best by sliced Wasserstein is b (0.1), no worse than the truth itself (0.12), which is noise, then c (0.3)."]
+    assert "worse by 0.02" in comparison.sentences(compared._replace(floor={"sliced_wasserstein": 0.01}))[0]
+    scored = [Result({"sampler": name, "nfe": 5, "accuracy": value}) for name, value in (("a", 0.99), ("b", 0.98), ("c", 0.9))]
+    assert comparison.ranking(Comparison(scored, Result({}), {"accuracy": 0.97}), 5, "accuracy").tied == 2
+
+
+def test_the_frechet_distance_of_inceptions_features_is_called_fid():
+    assert comparison.names("inception")["frechet"] == "FID" and comparison.names("pixels")["frechet"] == "Fréchet distance"
+    found = [Result({"sampler": name, "nfe": 5, "frechet": value}) for name, value in (("a", 0.9), ("b", 1.9))]
+    compared = Comparison(found, Result({"what": ""}), {}, comparison.names("inception"))
+    assert comparison.sentences(compared) == ["At 5 NFE, best by FID is a (0.9), then b (1.9), worse by 1."]
+
+
+def test_more_recognized_is_better():
     results = [Result({"sampler": name, "nfe": 5, "accuracy": value}) for name, value in (("a", 0.8), ("b", 0.9))]
     assert [r.row["sampler"] for r in comparison.ranking(Comparison(results, Result({})), 5, "accuracy").there] == ["b", "a"]
 
@@ -235,6 +259,9 @@ def test_the_command_compares_on_a_target_and_resumes(tmp_path):
     page = (tmp_path / "compare.html").read_text()
     assert self_contained(page) and not self_contained('<img src="compare.png">')
     assert page.count("data:image/png;base64,") >= 1 + 2 + 4 and "At 8 NFE, " in page
+    gallery = page[page.index('<table class="gallery">'):]
+    assert page.index("<figcaption>real data") < page.index("<figcaption>exact solution") < page.index('<table class="gallery">')
+    assert "real data" not in gallery[: gallery.index("</table>")] and "RMS error 0." in gallery and "Wasserstein 0." in gallery
 
 
 def test_the_command_lists_every_sampler_with_its_cost_and_kind():

@@ -107,6 +107,19 @@ def test_a_strip_has_a_row_for_each_sampler_and_a_column_for_each_budget(tmp_pat
     assert len(found) == 3 and len({y for y, _ in found}) == 2 and len({x for _, x in found}) == 2
 
 
+def test_what_belongs_to_no_column_stands_above_the_headings(tmp_path):
+    red, green = [200, 0, 0], [0, 200, 0]
+    tile, real = (np.full((20, 30, 3), colour, np.uint8) for colour in (red, green))
+    plotting.strips({("ddim", 5): tile}, tmp_path / "a.png", columns={5: "5 NFE"}, above={"real data": real, "exact": real},
+                    captions={("ddim", 5): "one\ntwo\nthree"})  # fmt: skip
+    plotting.strips({("ddim", 5): tile}, tmp_path / "b.png", columns={5: "5 NFE"}, captions={("ddim", 5): "one"})
+    with Image.open(tmp_path / "a.png") as picture, Image.open(tmp_path / "b.png") as shorter:
+        page = np.asarray(picture)
+        assert picture.height == shorter.height + (20 + plotting._height("real data") + 10) + 2 * (plotting.TEXT + 4)
+    above, below = (np.argwhere((page == colour).all(-1)) for colour in (green, red))
+    assert above[:, 0].max() + plotting.TEXT < below[:, 0].min() and len(above) == 2 * 600 and len(below) == 600
+
+
 def test_a_mosaic_holds_the_images_in_rows():
     images = dark_images(5, 4, 6, 1)
     tile = plotting.mosaic(images, 2, scale=1, gap=2)
@@ -123,7 +136,9 @@ def test_a_density_is_dark_where_the_points_are():
 
 
 def test_the_verdict_names_what_is_known():
-    assert plotting.verdict({"accuracy": 0.973, "frechet": 12.34, "error": 0.002}) == "97.3 %  ·  12.3  ·  0.002"
+    said = plotting.verdict({"accuracy": 0.973, "frechet": 12.34, "error": 0.002})
+    assert said == "97.3 % recognized\nFréchet 12.3\nRMS error 0.002"
+    assert plotting.verdict({"sliced_wasserstein": 0.5}) == "Wasserstein 0.5"
     assert plotting.verdict({"frechet": float("nan"), "accuracy": None, "seconds_per_image": 1.0}) == ""
 
 
