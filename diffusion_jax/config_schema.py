@@ -297,9 +297,14 @@ _SECTIONS = {key.rpartition(".")[0] for key in KEYS if "." in key}
 # ---- what serves others -----------------------------------------------------------------------------------------------------
 
 
+def own_key(key: str) -> str:
+    """The key inside the config that has it: 'family.ddpm.model.width' -> 'model.width'."""
+    return _NESTED.sub("", key)
+
+
 def rule(key: str, value: Any = None, network: str = "") -> Rule:
     """The rule of a key such as 'model.width', for a network of this name; of an unlisted key that of its present value."""
-    key = _NESTED.sub("", key)
+    key = own_key(key)
     return NETWORKS.get(network, {}).get(key) or KEYS.get(key) or like(value)
 
 
@@ -338,7 +343,7 @@ def read(key: str, text: str, present: Any = None, network: str = "") -> Any:
 
 
 def _check_one(key: str, value: Any, network: str) -> None:
-    if _NESTED.sub("", key) in _SECTIONS:
+    if own_key(key) in _SECTIONS:
         raise UserError(f"config.{key}={value!r:.60}: it must be a section with keys of its own")
     wanted = rule(key, value, network)
     if not wanted.accepts(value):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import unicodedata
 from collections.abc import Iterable
+from typing import Any
 
 MANY = 150  # names that one line still lists all of
 
@@ -41,7 +43,37 @@ def unknown(what: str, name: str, choices: Iterable[str]) -> UserError:
     unknown('model', 'mpl', ['mlp', 'unet']) -> "unknown model 'mpl'; did you mean 'mlp'? There are: mlp, unet"
     """
     choices = sorted(choices)  # of very many only the nearest are told
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.4)
-    hint = f" did you mean '{near[0]}'?" if near else ""
+    near = nearest(name, choices)
+    hint = f" did you mean '{near}'?" if near else ""
     listed = choices if len(choices) <= MANY else difflib.get_close_matches(name, choices, n=10, cutoff=0.0)
     return UserError(f"unknown {what} '{name}';{hint} There are: {', '.join(listed)}" + ", ..." * (len(choices) > MANY))
+
+
+def nearest(name: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
+    """The choice that is most like `name`, '' if none is. A dotted choice also counts by its last part: ddimm, ancestral.ddim."""
+
+    def likeness(choice: str) -> float:
+        parts = {choice, choice.rpartition(".")[2]} if "." not in name else {choice}
+        return max(difflib.SequenceMatcher(None, name.lower(), part.lower()).ratio() for part in parts)
+
+    best = max(choices, key=lambda choice: (likeness(choice), choice), default="")
+    return best if best and likeness(best) >= cutoff else ""
+
+
+def need_range(what: str, value: Any, low: float = -math.inf, high: float = math.inf, *, above: bool = False) -> None:
+    """Refuse a number outside [low, high], or (low, high] if `above`, and every nan and infinity.
+
+    Args:
+      what: the function and its argument, such as 'ancestral.ddim: eta'.
+      value: the number. What is not a Python number (a traced array, a function of time) passes.
+
+    Raises:
+      UserError: one line with the name, the value and the range.
+    """
+    if not isinstance(value, (int, float)):
+        return
+    if math.isfinite(value) and (low < value if above else low <= value) and value <= high:
+        return
+    start = f"above {low:g}" if above else f"at least {low:g}" if low > -math.inf else "finite"
+    end = f" and at most {high:g}" if high < math.inf else ""
+    raise UserError(f"{what}={value}: it must be {start}{end}")

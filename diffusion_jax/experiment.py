@@ -16,7 +16,7 @@ import numpy as np
 from absl import logging
 
 from diffusion_jax import arrays, data, guidance, guides, inverse, latent, parameterization, targets
-from diffusion_jax.build import Family, build, members
+from diffusion_jax.build import Family, build, members, resolved
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.evaluation import classifier as small
 from diffusion_jax.evaluation import generate, lpips, progress, rows
@@ -38,7 +38,12 @@ OBJECTIVES = Family("objective", (denoising, elbo, autoencoding, consistency, me
                                   ancestral, ode, singlestep),
                     ("Objective", "Autoencoding", "FewStep"),
                     ("TimeLaw", "Weighting", "Likelihood", "Distance", "Sampler"))  # fmt: skip
-SAMPLERS = Family("sampler", (ancestral, ode, singlestep, multistep, adaptive, sde, corrector, few_step), ("Sampler",), ("Corrector",))
+SAMPLERS = Family("sampler", (ancestral, ode, singlestep, multistep, adaptive, sde, corrector, few_step), ("Sampler",), ("Corrector",),
+                  aliases={  # the names of k-diffusion and diffusers
+                      "euler_a": "ancestral.euler_ancestral", "dpm_2": "singlestep.dpm_2s", "dpmpp_sde": "sde.dpmpp_2s",
+                      "dpmpp_2m_sde": "sde.dpmpp_2m", "dpmpp_3m_sde": "sde.dpmpp_3m", "dpmpp": "multistep.dpmpp_2m",
+                      "plms": "multistep.pndm", "sa_solver": "sde.sa", "rk45": "adaptive.dopri5",
+                      "pc": "corrector.predictor_corrector"})  # fmt: skip
 GRIDS = Family("grid", (grids,), ("Array",))
 TARGETS = Family("target", (targets,), ("Target",))
 GUIDES = Family("guidance", (guides,), ("Guide",))
@@ -48,6 +53,10 @@ MASKS = Family("mask", (inverse,), ("Mask",))
 MODELS = Family("model", (unet, mlp, dit, autoencoder, classifier), ("class",))
 DISCRIMINATORS = Family("discriminator", (discriminator,), ("class",))
 ENCODERS = Family("text encoder", (text,), ("Encoder",))
+
+# the keys of a config that name a component, and the family it is of
+NAMED = {"process": PROCESSES, "parameterization": PARAMETERIZATIONS, "objective": OBJECTIVES, "model.name": MODELS,
+         "discriminator": DISCRIMINATORS, "sampler.name": SAMPLERS, "sampler.grid": GRIDS, "sampler.guide": GUIDES}  # fmt: skip
 
 CLIPS = ("none", "static", "dynamic")
 NOISES = {"independent": base.independent, "brownian": base.brownian}
@@ -72,6 +81,21 @@ class Experiment(NamedTuple):
     latents: latent.Latents | None = None  # how examples become images, if they are latents
     teacher: tuple[Experiment, Params] | None = None  # of a few-step objective: see workdir.taught
     begin: Params | None = None  # what training starts from instead of fresh parameters
+
+
+def full_name(key: str, spec: str) -> str:
+    """The spec of a key of NAMED with full names: 'ddim' -> 'ancestral.ddim'. UserError for a component that does not exist.
+
+    A grid may also be one that experiments.optimize_grid kept under a name of its own.
+    """
+    if not spec:
+        return spec
+    try:
+        return resolved(NAMED[key], spec)
+    except UserError:
+        if key != "sampler.grid":
+            raise
+        return spec
 
 
 def assemble(config, shape: tuple[int, ...], num_classes: int = 0, load: Callable | None = None) -> Experiment:

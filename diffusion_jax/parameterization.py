@@ -20,7 +20,7 @@ the same thing under VP, EDM or a flow.
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, TypedDict, Unpack
 
 import jax.numpy as jnp
 
@@ -90,6 +90,16 @@ def under(denoise: Denoise, theirs: Process, process: Process) -> Denoise:
 # ---- encode: what the network is fed --------------------------------------------------------------------------------------
 
 
+class Encoding(TypedDict, total=False):
+    """The arguments of `encoder`, which every parameterization takes too."""
+
+    sigma_data: float
+    noise_input: str
+    input_scale: bool
+    time_scale: float
+    time_shift: float
+
+
 def encoder(sigma_data: float = 1.0, noise_input: str = "logsnr", input_scale: bool = True, time_scale: float = 1.0,
             time_shift: float = 0.0):  # fmt: skip
     """encode(process, x_t, t) -> (c_in x_t, c_noise).
@@ -114,22 +124,22 @@ def encoder(sigma_data: float = 1.0, noise_input: str = "logsnr", input_scale: b
 # ---- the pairs ------------------------------------------------------------------------------------------------------------
 
 
-def x0(**encoding) -> Parameterization:
+def x0(**encoding: Unpack[Encoding]) -> Parameterization:
     """The network predicts the data: (1, 0)."""
     return Parameterization(lambda process, t: (jnp.ones_like(t), jnp.zeros_like(t)), encoder(**encoding))
 
 
-def eps(**encoding) -> Parameterization:
+def eps(**encoding: Unpack[Encoding]) -> Parameterization:
     """The network predicts the noise: (0, 1). Undetermined where alpha = 0, which every process's t_max avoids."""
     return Parameterization(lambda process, t: (jnp.zeros_like(t), jnp.ones_like(t)), encoder(**encoding))
 
 
-def v(**encoding) -> Parameterization:
+def v(**encoding: Unpack[Encoding]) -> Parameterization:
     """v = alpha eps - sigma x0 (Salimans & Ho 2022, sec. 4); det = alpha^2 + sigma^2, never small."""
     return Parameterization(lambda process, t: (-process.sigma(t), process.alpha(t)), encoder(**encoding))
 
 
-def velocity(**encoding) -> Parameterization:
+def velocity(**encoding: Unpack[Encoding]) -> Parameterization:
     """The path's own velocity alpha' x0 + sigma' eps, which flow matching regresses (eps - x0 for rectified flow)."""
 
     def coefficients(process, t):
@@ -138,12 +148,12 @@ def velocity(**encoding) -> Parameterization:
     return Parameterization(coefficients, encoder(**encoding))
 
 
-def score(**encoding) -> Parameterization:
+def score(**encoding: Unpack[Encoding]) -> Parameterization:
     """The score -eps / sigma (Song & Ermon 2019): (0, -1 / sigma)."""
     return Parameterization(lambda process, t: (jnp.zeros_like(t), -1 / process.sigma(t)), encoder(**encoding))
 
 
-def edm(sigma_data: float = 0.5, **encoding) -> Parameterization:
+def edm(sigma_data: float = 0.5, **encoding: Unpack[Encoding]) -> Parameterization:
     """EDM's preconditioning (Karras et al. 2022, table 1), for any alpha: x0 = c_skip x_t + c_out F.
 
     c_skip = alpha sd^2 / (alpha^2 sd^2 + sigma^2),  c_out = sigma sd / sqrt(alpha^2 sd^2 + sigma^2): F has unit variance at every t.
@@ -159,7 +169,7 @@ def edm(sigma_data: float = 0.5, **encoding) -> Parameterization:
     return Parameterization(coefficients, encoder(sigma_data=sigma_data, **encoding))
 
 
-def consistency(sigma_data: float = 0.5, **encoding) -> Parameterization:
+def consistency(sigma_data: float = 0.5, **encoding: Unpack[Encoding]) -> Parameterization:
     """Consistency models' preconditioning (Song et al. 2023, appendix C), for any alpha: x0 = c_skip x_t / alpha + c_out F.
 
     u = sigma / alpha,  c_skip = sd^2 / (sd^2 + (u - u_min)^2),  c_out = sd (u - u_min) / sqrt(sd^2 + u^2): at t_min, where

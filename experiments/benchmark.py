@@ -521,15 +521,16 @@ def main(config) -> None:
     settings["shape"] = cli.integers("shape", FLAGS.shape)
     if len(settings["shape"]) not in (0, 1, 3):
         raise UserError(f"--shape={FLAGS.shape}: write height, width and channels, such as 32,32,3; one number for points")
+    out = cli.output("out", FLAGS.out, ".json")[".json"]
     parts, stored = chosen_parts(FLAGS.parts), provenance.load_json(FLAGS.against) if FLAGS.against else None
     specs = [spec.strip() for spec in FLAGS.configs.split(";") if spec.strip()]
-    configs = {spec: cli.load_config(spec) for spec in specs} or {SPEC: config}
+    configs = {spec: cli.load_config(spec) for spec in specs} or {FLAGS.config: config}
     stamp = provenance.provenance({name: one.to_dict() for name, one in configs.items()}, config.seed)
 
     def keep(found: dict, **more) -> dict:
         record = {name: {key: part[key] for key in ("rows", "facts")} for name, part in found.items()}
         record |= {"settings": settings, "configs": configs, "provenance": stamp, **more}
-        provenance.save_json(FLAGS.out, record)
+        provenance.save_json(out, record)
         return record
 
     found = measure(configs, parts, settings, keep)
@@ -540,22 +541,19 @@ def main(config) -> None:
         keep(found, against={"path": FLAGS.against, "rows": rows, "differences": other})
         print(f"## against {FLAGS.against}\n\n{provenance.markdown_table(rows, COMPARED) if rows else 'nothing in common'}")
         print("".join(f"not the same machine or software: {line}\n" for line in other), end="")
-    print(FLAGS.out)
+    print(out)
 
-
-SPEC = next((arg.partition("=")[2] for arg in sys.argv if arg.startswith("--config=")), "configs/cifar10.py:vp")
 
 if __name__ == "__main__":
     flags.DEFINE_string("configs", "", "instead of --config, several separated by ';'; overrides do not reach them")
     flags.DEFINE_string("parts", "training,data,sampling", f"with commas: {', '.join(PARTS)}")
     flags.DEFINE_string("samplers", ";".join(SAMPLERS), "specs separated by ';', each with @grid if it wants its own")
-    flags.DEFINE_integer("nfe", 10, "network evaluations per image", lower_bound=2)
+    cli.integer_flag("nfe", 10, "network evaluations per image", 2, 10_000)
     flags.DEFINE_string("shape", "", "noise of this height, width and channels instead of data; by default the config's data")
-    flags.DEFINE_integer("classes", 10, "with --shape", lower_bound=0)
-    flags.DEFINE_integer("batch_size", 16, "images at once, of samplers; training has config.data.batch_size", lower_bound=1)
-    flags.DEFINE_integer("repeats", 20, "how often everything is timed", lower_bound=1)
-    flags.DEFINE_integer("steps", 120, "of the training loop", lower_bound=12)
-    flags.DEFINE_string("out", "runs/benchmark.json", "the file of all numbers")
-    flags.DEFINE_string("against", "", "a file that this command wrote before, to compare with")
-    sys.argv[1:1] = [] if any(arg.startswith("--config=") for arg in sys.argv) else [f"--config={SPEC}"]
-    cli.launch(main, config="file")
+    cli.integer_flag("classes", 10, "with --shape", 0, 100_000)
+    cli.integer_flag("batch_size", 16, "images at once, of samplers; training has config.data.batch_size", 1, 65_536)
+    cli.integer_flag("repeats", 20, "how often everything is timed", 1, 1000)
+    cli.integer_flag("steps", 120, "of the training loop", 12, 1_000_000)
+    cli.path_flag("out", "runs/benchmark.json", "the file of all numbers")
+    cli.path_flag("against", "", "a file that this command wrote before, to compare with")
+    cli.launch(main, config="file", default="configs/cifar10.py:vp")

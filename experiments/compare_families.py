@@ -332,8 +332,7 @@ def compare(config, workdir: str, families: str = "", seeds: str = "", others: S
 
 def main(config) -> None:
     FLAGS = flags.FLAGS
-    others = [part for part in FLAGS.others.split(",") if part]
-    print(compare(config, FLAGS.workdir, FLAGS.families, FLAGS.seeds, others))
+    print(compare(config, FLAGS.workdir, FLAGS.families, FLAGS.seeds, cli.paths("others", FLAGS.others)))
     print(f"{FLAGS.workdir}/families.html holds all of this, with pictures")
 
 
@@ -403,7 +402,7 @@ def _latent(root: Path, config, dataset, settings, seed: int) -> tuple[Path, Any
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "where everything goes; the same command goes on", required=True)
+    cli.path_flag("workdir", None, "where everything goes; the same command goes on", required=True)
     flags.DEFINE_string("families", "", "with semicolons; by default all of the config")
     flags.DEFINE_string("seeds", "", "with commas; by default those of the config")
     flags.DEFINE_string("others", "", "trained workdirs that are measured beside them, with commas")

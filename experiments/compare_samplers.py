@@ -19,7 +19,6 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -255,7 +254,7 @@ def main(config) -> None:
     if FLAGS.target is not None and FLAGS.features:
         raise UserError(f"--features={FLAGS.features} is for models of images, and --target={FLAGS.target} draws points")
     if FLAGS.target is not None:
-        root = Path(FLAGS.out or f"runs/compare_{re.sub('[^A-Za-z0-9]+', '_', FLAGS.target).strip('_')}")
+        root = cli.folder("out", FLAGS.out or f"runs/compare_{re.sub('[^A-Za-z0-9]+', '_', FLAGS.target).strip('_')}")
         with jax.enable_x64(True):
             chosen = comparison.cells(entries, budgets, comparison.build(experiment.PROCESSES, FLAGS.process), "uniform")
             subject = comparison.of_target(FLAGS.target, FLAGS.process, seeds)
@@ -263,17 +262,17 @@ def main(config) -> None:
             text = write(subject, compared, root / "compare", {"provenance": provenance.provenance(subject.identity, seeds[0])})
             comparison.need_results([result.row for result in compared.results])
     else:
-        trained, root = folder.load(FLAGS.workdir, config), Path(FLAGS.out or FLAGS.workdir)
+        trained, root = folder.load(FLAGS.workdir, config), cli.folder("out", FLAGS.out or FLAGS.workdir)
         record = {"provenance": provenance.provenance(config.to_dict(), config.seed)}
         record |= {"step": trained.step, "weights": trained.weights}
         name = f"{config.data.name} ({Path(FLAGS.workdir).name})"
         text = compare_model(trained, folder.images(config), name, entries, budgets, seeds, root / "compare",
-                             root / "compare", record, cli.names(FLAGS.others), FLAGS.features, **options)  # fmt: skip
+                             root / "compare", record, cli.paths("others", FLAGS.others), FLAGS.features, **options)  # fmt: skip
     print(f"{text}\n{root / 'compare.html'} holds all of this, with pictures")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "the folder of a trained model")
+    cli.path_flag("workdir", None, "the folder of a trained model")
     flags.DEFINE_string("target", None, "instead of a model, an exact law: gmm8, 'gmm(modes=20, dim=16)', checkerboard, ...")
     flags.DEFINE_string("process", "schedules.VP()", "the process of --target (a model has its own)")
     flags.DEFINE_string("samplers", "", "specs separated by ';', each with @grid if it wants its own; '': a dozen")
@@ -281,11 +280,10 @@ if __name__ == "__main__":
     flags.DEFINE_string("features", "", "features of the images' Fréchet distance, as in experiments.evaluate (default pixels up to "
                         "1,000 numbers an image, else classifier)")  # fmt: skip
     flags.DEFINE_string("nfe", BUDGETS, "network evaluations per sample, one column each")
-    flags.DEFINE_integer("num", None, "samples in a cell; by default 200 images, 2000 points of a target", lower_bound=2)
+    cli.integer_flag("num", None, "samples in a cell; by default 200 images, 2000 points of a target", 2, 1_000_000)
     flags.DEFINE_string("seeds", "", "instead of --num, the seeds themselves, such as 1000-1199")
     flags.DEFINE_enum("noise", None, ["independent", "brownian"], "instead of the config's; brownian: one path for all budgets")
-    flags.DEFINE_string("out", "", "where to write; by default the workdir, or runs/compare_TARGET")
+    cli.path_flag("out", "", "where to write; by default the workdir, or runs/compare_TARGET")
     flags.DEFINE_bool("fresh", False, "make every cell anew")
     flags.DEFINE_bool("list", False, "print every sampler, grid, target and process, and stop")
-    alone = any(arg.lstrip("-").partition("=")[0] in ("list", "target") for arg in sys.argv[1:])
-    cli.launch(main, config="none" if alone else "workdir")
+    cli.launch(main, config="workdir", without=("list", "target"))

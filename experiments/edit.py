@@ -331,6 +331,9 @@ def main(config) -> None:
     FLAGS = flags.FLAGS
     shape = tuple(provenance.load_json(Path(FLAGS.workdir) / "data.json")["image_shape"])
     is_edit, strengths = FLAGS.task in EDITS, strengths_of(FLAGS.strength)
+    parts = [FLAGS.task, FLAGS.mask] + ([] if is_edit else [FLAGS.method])
+    name = "-".join(re.sub(r"[^\w.]+", "_", Path(part).name).strip("_") for part in parts if part)
+    files = cli.output("out", FLAGS.out, ".png", ".json", default=Path(FLAGS.workdir) / "edits" / name)
     if not is_edit:  # mistakes are told before anything takes long
         method_for(FLAGS.method, measurement_for(FLAGS.task, FLAGS.mask, shape), FLAGS.task)
     trained = folder.load(FLAGS.workdir, config)
@@ -346,32 +349,29 @@ def main(config) -> None:
         rows, names, told = edit(job, FLAGS.task, FLAGS.labels, strengths)
     else:
         rows, names, told = solve(job, FLAGS.task, FLAGS.mask, FLAGS.method, FLAGS.draws)
-    parts = [FLAGS.task, FLAGS.mask] + ([] if is_edit else [FLAGS.method])
-    name = "-".join(re.sub(r"[^\w.]+", "_", Path(part).name).strip("_") for part in parts if part)
-    stem = Path(FLAGS.out or Path(FLAGS.workdir) / "edits" / name)
     picture = plotting.image_grid(np.concatenate(rows), len(rows[0]), row_labels=names, scale=FLAGS.scale or None)
-    plotting.save(picture, stem.with_name(stem.name + ".png"))
-    provenance.save_json(stem.with_name(stem.name + ".json"), told | {
+    plotting.save(picture, files[".png"])
+    provenance.save_json(files[".json"], told | {
         "task": FLAGS.task, "mask": FLAGS.mask, "labels": FLAGS.labels, "prompts": FLAGS.prompt, "num": len(index), "first": FLAGS.first,
         "seed": FLAGS.seed, "sampler": config.sampler.to_dict(), "step": trained.step, "weights": trained.weights,
         "provenance": provenance.provenance(config.to_dict(), FLAGS.seed)})  # fmt: skip
     scores = {name: value for name, value in told.items() if name.startswith("psnr") and isinstance(value, float)}
     numbers = ", ".join(f"{name} {value:.2f} dB" for name, value in scores.items())
-    print(f"{numbers or 'done'}: {stem}.png, {stem}.json")
+    print(f"{numbers or 'done'}: {files['.png']}, {files['.json']}")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "the folder of a trained model", required=True)
+    cli.path_flag("workdir", None, "the folder of a trained model", required=True)
     flags.DEFINE_string("task", "inpaint", "inpaint, colourise, superres, deblur, saturate; interpolate, sdedit, translate")
     flags.DEFINE_string("mask", "", "for inpaint: half, 'box(side=0.5)', 'random(keep=0.3)', or a picture, white: known")
     flags.DEFINE_string("method", "ddnm", "replacement, repaint, dps, pigdm, ddnm or unguided, with arguments as in a call")
     flags.DEFINE_string("labels", "", "what the model is told: '' nothing, own (the true class or caption), or classes such as 3,7")
     flags.DEFINE_multi_string("prompt", [], "of a model of captions, in turn: what the model is told")
-    flags.DEFINE_integer("num", 8, "how many held-out images", lower_bound=1)
-    flags.DEFINE_integer("first", 0, "the first of them", lower_bound=0)
-    flags.DEFINE_integer("draws", 1, "results for each image", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "of the first image; the others follow", lower_bound=0)
+    cli.integer_flag("num", 8, "how many held-out images", 1, 1_000_000)
+    cli.integer_flag("first", 0, "the first of them", 0, 10**9)
+    cli.integer_flag("draws", 1, "results for each image", 1, 100_000)
+    cli.integer_flag("seed", 0, "of the first image; the others follow", 0, 2**32 - 1)
     flags.DEFINE_string("strength", "0.3,0.5,0.7", "of sdedit: shares of the sampler's moves that are made")
-    flags.DEFINE_integer("scale", 0, "how many times pixels are enlarged; by default to about 48 pixels a side", lower_bound=0)
-    flags.DEFINE_string("out", "", "where to write, without the ending; by default WORKDIR/edits/TASK-METHOD")
+    cli.integer_flag("scale", 0, "how many times pixels are enlarged; by default to about 48 pixels a side", 0, 64)
+    cli.path_flag("out", "", "where to write, without the ending; by default WORKDIR/edits/TASK-METHOD")
     cli.launch(main, config="workdir")

@@ -135,10 +135,10 @@ def main(config) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "the folder of a trained model", required=True)
+    cli.path_flag("workdir", None, "the folder of a trained model", required=True)
     flags.DEFINE_string("lengths", "0.02,0.05,0.1,0.15,0.2", "standard deviations of the weights, as shares of the run")
-    flags.DEFINE_integer("num", 1000, "images in each set", lower_bound=10)
-    flags.DEFINE_integer("repeats", 1, "sets, from disjoint seeds", lower_bound=1)
+    cli.integer_flag("num", 1000, "images in each set", 10, 1_000_000)
+    cli.integer_flag("repeats", 1, "sets, from disjoint seeds", 1, 1000)
     flags.DEFINE_string("features", "", "features of the images, as in experiments.evaluate")
     flags.DEFINE_string("metrics", "accuracy,frechet", "as in experiments.evaluate")
     cli.launch(main, config="workdir")

@@ -24,7 +24,7 @@ def encode(config, workdir: str, out: str, *, half: bool = False, batch_size: in
     from diffusion_jax import workdir as folder
     from diffusion_jax.data import latents
 
-    path = Path(out).with_suffix(".npz")
+    path = cli.output("out", out, ".npz")[".npz"]
     trained = folder.load(workdir, config)
     codec = autoencoders.codec(trained.experiment, trained.params)
     dataset = experiment.dataset(config)
@@ -42,7 +42,7 @@ def main(config) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "the folder of a trained autoencoder", required=True)
-    flags.DEFINE_string("out", None, "the file to write, .npz", required=True)
+    cli.path_flag("workdir", None, "the folder of a trained autoencoder", required=True)
+    cli.path_flag("out", None, "the file to write, .npz", required=True)
     flags.DEFINE_bool("half", False, "keep float16: half the size, for large sets")
     cli.launch(main, config="workdir")

@@ -149,12 +149,12 @@ def main(config) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "the folder of a trained model", required=True)
-    flags.DEFINE_integer("num", 1000, "images in each set", lower_bound=10)
-    flags.DEFINE_integer("repeats", 3, "sets, from disjoint seeds", lower_bound=1)
+    cli.path_flag("workdir", None, "the folder of a trained model", required=True)
+    cli.integer_flag("num", 1000, "images in each set", 10, 1_000_000)
+    cli.integer_flag("repeats", 3, "sets, from disjoint seeds", 1, 1000)
     flags.DEFINE_string("features", "", "features of the images, with commas: pixels, thumbnails, classifier, inception, "
                         "efficientnet_lite0 (default pixels up to 1,000 numbers an image, else classifier)")  # fmt: skip
     flags.DEFINE_string("metrics", "", "scores, with commas: accuracy, frechet, kid, prdc, class_accuracy, inception_score (the "
                         "default, as far as the features allow), memorisation, cmmd, frechet_infinity, frechet_interval")  # fmt: skip
-    flags.DEFINE_string("reference", "", "made by experiments.statistics; instead of the first 10,000 training images")
+    cli.path_flag("reference", "", "made by experiments.statistics; instead of the first 10,000 training images")
     cli.launch(main, config="workdir")

@@ -84,7 +84,7 @@ def main(config) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "the folder of a trained model", required=True)
+    cli.path_flag("workdir", None, "the folder of a trained model", required=True)
     flags.DEFINE_enum("to", None, list(SOURCES), "in whose format", required=True)
-    flags.DEFINE_string("path", None, "the folder to write to", required=True)
+    cli.path_flag("path", None, "the folder to write to", required=True)
     cli.launch(main, config="workdir")

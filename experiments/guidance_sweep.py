@@ -147,7 +147,7 @@ def on_model(config, workdir: Path, guides: Sequence[str], scales: Sequence[floa
     return text
 
 
-def on_mixture(scales: Sequence[float], path: str, count: int = 10_000) -> None:
+def on_mixture(scales: Sequence[float], path: Path, count: int = 10_000) -> None:
     """The picture of what guidance does to a law whose denoisers are exact: one class of three that overlap in the plane."""
     import jax
     import jax.numpy as jnp
@@ -192,8 +192,9 @@ def main(config) -> None:
     FLAGS = flags.FLAGS
     scales = scales_of(FLAGS.scales)
     if FLAGS.mixture:
-        on_mixture(scales, FLAGS.out)
-        print(FLAGS.out)
+        path = cli.output("out", FLAGS.out, ".png")[".png"]
+        on_mixture(scales, path)
+        print(path)
         return
     guides = [part.strip() for part in FLAGS.guides.split(";") if part.strip()]
     if not guides:
@@ -203,12 +204,11 @@ def main(config) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "the folder of a trained model")
+    cli.path_flag("workdir", None, "the folder of a trained model")
     flags.DEFINE_string("scales", "0,0.5,1,1.5,2,3,4,6", "of guidance, with commas; 1: none")
     flags.DEFINE_string("guides", GUIDES, "separated by ';'; see diffusion_jax/guides.py")
-    flags.DEFINE_integer("num", 1000, "images in each cell", lower_bound=10)
+    cli.integer_flag("num", 1000, "images in each cell", 10, 1_000_000)
     flags.DEFINE_string("features", "pixels", "with commas, as in experiments.evaluate")
     flags.DEFINE_bool("mixture", False, "instead of a model, the picture of a mixture with exact denoisers")
-    flags.DEFINE_string("out", "guidance_mixture.png", "where --mixture writes")
-    alone = any(arg.lstrip("-").partition("=")[0] == "mixture" for arg in sys.argv[1:])
-    cli.launch(main, config="none" if alone else "workdir")
+    cli.path_flag("out", "guidance_mixture.png", "where --mixture writes")
+    cli.launch(main, config="workdir", without=("mixture",))

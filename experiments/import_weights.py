@@ -161,8 +161,8 @@ def main(_) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_enum("from", None, list(SOURCES), "who published them", required=True)
-    flags.DEFINE_string("path", None, "the file of weights, or its folder", required=True)
-    flags.DEFINE_string("out", None, "the workdir to make", required=True)
-    flags.DEFINE_string("autoencoder", "", "of a network of latents: the workdir of the autoencoder that was imported for it")
+    cli.path_flag("path", None, "the file of weights, or its folder", required=True)
+    cli.path_flag("out", None, "the workdir to make", required=True)
+    cli.path_flag("autoencoder", "", "of a network of latents: the workdir of the autoencoder that was imported for it")
     flags.DEFINE_string("data", "folder", "the data set it was trained on, as config.data.name, for evaluate and edit")
     cli.launch(main, config="none")

@@ -331,7 +331,7 @@ def target_command(FLAGS, config) -> tuple[str, Path]:
     methods = [part.strip() for part in (FLAGS.methods or POINT_METHODS).split(";") if part.strip()]
     about = {"target": FLAGS.target, "process": FLAGS.process, "sampler": FLAGS.sampler, "grid": FLAGS.grid, "std": FLAGS.std,
              "num": FLAGS.num, "draws": FLAGS.draws}  # fmt: skip
-    stem = Path(FLAGS.out or "runs/inverse_" + re.sub(r"\W+", "_", FLAGS.target).strip("_")) / "inverse_benchmark"
+    stem = cli.folder("out", FLAGS.out or "runs/inverse_" + re.sub(r"\W+", "_", FLAGS.target).strip("_")) / "inverse_benchmark"
     with jax.enable_x64(True):
         kept, setting = kept_in(stem.with_suffix(".json"), about), (FLAGS.target, FLAGS.process, FLAGS.sampler, FLAGS.grid)
         rows = on_target(*setting, methods, budgets, num=FLAGS.num, draws=FLAGS.draws, std=FLAGS.std, kept=kept)
@@ -362,7 +362,7 @@ def image_command(FLAGS, config) -> tuple[str, Path]:
     dataset = experiment.dataset(config)
     index = np.unique(np.linspace(0, len(dataset.test) - 1, FLAGS.num).round().astype(int))  # sets are often sorted
     job = edit.job_for(trained, dataset, index, FLAGS.labels, [], range(len(index)))
-    stem = Path(FLAGS.out or FLAGS.workdir) / "inverse_benchmark"
+    stem = cli.folder("out", FLAGS.out or FLAGS.workdir) / "inverse_benchmark"
     about = {"config": config.to_dict(), "step": trained.step, "weights": trained.weights, "num": FLAGS.num,
              "labels": FLAGS.labels, "perceptual": FLAGS.perceptual}  # fmt: skip
     kept = kept_in(stem.with_suffix(".json"), about)
@@ -373,19 +373,18 @@ def image_command(FLAGS, config) -> tuple[str, Path]:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "the folder of a trained model")
+    cli.path_flag("workdir", None, "the folder of a trained model")
     flags.DEFINE_string("target", None, "instead of a model, a mixture: gmm8, 'gmm(modes=20,dim=8)'")
     flags.DEFINE_string("process", "schedules.VP()", "the process of --target (a model has its own)")
     flags.DEFINE_string("sampler", "ancestral.ddim(eta=1.0)", "the sampler of --target (a model's is its config's)")
     flags.DEFINE_string("grid", "uniform_logsnr", "its grid")
-    flags.DEFINE_float("std", 0.1, "of the noise in the measurement of --target")
+    flags.DEFINE_float("std", 0.1, "of the noise in the measurement of --target", lower_bound=0, upper_bound=1e6)
     flags.DEFINE_string("methods", "", "with semicolons; by default all")
     flags.DEFINE_string("tasks", IMAGE_TASKS, "on images, with semicolons; a mask after @")
     flags.DEFINE_string("nfe", "", "budgets; by default 20,50,100 on a target and the config's on images")
     flags.DEFINE_string("labels", "", "on images: '' nothing is told, own (class or caption), or classes in turn")
     flags.DEFINE_enum("perceptual", "", ["", "classifier", "lpips"], "on images; '': classifier where there are labels")
-    flags.DEFINE_integer("num", 64, "measurements", lower_bound=2)
-    flags.DEFINE_integer("draws", 256, "of the posterior for each measurement of --target", lower_bound=10)
-    flags.DEFINE_string("out", "", "the folder; by default WORKDIR, or runs/inverse_TARGET")
-    alone = any(arg.lstrip("-").partition("=")[0] == "target" for arg in sys.argv[1:])
-    cli.launch(main, config="none" if alone else "workdir")
+    cli.integer_flag("num", 64, "measurements", 2, 1_000_000)
+    cli.integer_flag("draws", 256, "of the posterior for each measurement of --target", 10, 100_000)
+    cli.path_flag("out", "", "the folder; by default WORKDIR, or runs/inverse_TARGET")
+    cli.launch(main, config="workdir", without=("target",))

@@ -189,7 +189,7 @@ def optimize(
     from diffusion_jax import provenance
     from diffusion_jax.processes import gaussian
 
-    sampler, file = checked(spec, budgets, starts.process), stem.with_suffix(".json")
+    sampler, file = checked(spec, budgets, starts.process), Path(f"{stem}.json")
     about = {"sampler": spec, "starts": len(starts.keys), "num": len(held_out.keys), "iterations": iterations, "tries": tries,
              "polish": polish, "subject": provenance.config_hash(held_out.identity)}  # fmt: skip
     kept = _recall(file, about)
@@ -233,9 +233,9 @@ def write(kept: dict, title: str, stem: Path) -> str:
     text = (f"# {title}\n\nPlaced by {kept['starts']} seeds; measured on {kept['num']} others, those with exact solutions "
             f"on the first {exact['solved']}. The exact solution is {exact['what']}"
             + (f"; itself it scores: {scores}" if scores else "") + f".\n\n{report(rows, measures)}")  # fmt: skip
-    provenance.save_text(stem.with_suffix(".md"), text)
+    provenance.save_text(Path(f"{stem}.md"), text)
     lengths = {int(n): lam for n, lam in kept["logsnr"].items()}
-    plotting.placed_times(rows, lengths, measures, stem.with_suffix(".png"), title=title)
+    plotting.placed_times(rows, lengths, measures, Path(f"{stem}.png"), title=title)
     return text
 
 
@@ -272,13 +272,13 @@ def main(config) -> None:
     options = {"iterations": FLAGS.iterations, "tries": FLAGS.tries}
     seeds = [list(range(FIRST_SEED, FIRST_SEED + FLAGS.starts)), list(range(FLAGS.num))]
     if FLAGS.target is not None:
-        stem = Path(FLAGS.out or f"runs/grids_{_plain(FLAGS.target)}") / name
+        stem = cli.folder("out", FLAGS.out or f"runs/grids_{_plain(FLAGS.target)}") / name
         with jax.enable_x64(True):
             made = [comparison.of_target(FLAGS.target, FLAGS.process, part) for part in seeds]
             text = optimize(*made, FLAGS.sampler, budgets, stem, **options)
         use = f"""--target='{FLAGS.target}' --process='{FLAGS.process}' --samplers='{FLAGS.sampler}@stored("{stem}.json")'"""
     else:
-        stem = Path(FLAGS.out or Path(FLAGS.workdir) / "grids") / name
+        stem = cli.folder("out", FLAGS.out or Path(FLAGS.workdir) / "grids") / name
         trained, dataset = folder.load(FLAGS.workdir, config), folder.images(config)
         if FLAGS.polish:  # the score that is polished wants as many seeds as that of the held-out ones
             seeds[0] = list(range(FIRST_SEED, FIRST_SEED + max(FLAGS.starts, FLAGS.num)))
@@ -291,18 +291,17 @@ def main(config) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "the folder of a trained model")
+    cli.path_flag("workdir", None, "the folder of a trained model")
     flags.DEFINE_string("target", None, "instead of a model, an exact law: gmm8, 'gmm(modes=20, dim=16)', checkerboard, ...")
     flags.DEFINE_string("process", "schedules.EDM()", "the process of --target (a model has its own)")
     flags.DEFINE_string("sampler", "multistep.dpmpp_2m", "a deterministic sampler with steps of its grid")
     flags.DEFINE_string("nfe", "5,6,8,10", "budgets, a grid for each")
-    flags.DEFINE_integer("starts", 32, "trajectories that the times are placed by", lower_bound=1)
-    flags.DEFINE_integer("num", 500, "other seeds, by which every grid is measured", lower_bound=10)
-    flags.DEFINE_integer("solved", 128, "how many of those are solved exactly, for a model; of a target all are", lower_bound=1)
-    flags.DEFINE_integer("iterations", 30, "of Levenberg-Marquardt, at most", lower_bound=1)
-    flags.DEFINE_integer("tries", 2, "how many of the best hand-made grids to start from", lower_bound=1)
-    flags.DEFINE_integer("polish", 60, "evaluations of error and quality together, for a model; 0: none", lower_bound=0)
+    cli.integer_flag("starts", 32, "trajectories that the times are placed by", 1, 100_000)
+    cli.integer_flag("num", 500, "other seeds, by which every grid is measured", 10, 1_000_000)
+    cli.integer_flag("solved", 128, "how many of those are solved exactly, for a model; of a target all are", 1, 1_000_000)
+    cli.integer_flag("iterations", 30, "of Levenberg-Marquardt, at most", 1, 10_000)
+    cli.integer_flag("tries", 2, "how many of the best hand-made grids to start from", 1, 100)
+    cli.integer_flag("polish", 60, "evaluations of error and quality together, for a model; 0: none", 0, 100_000)
     flags.DEFINE_string("name", "", "of the grid; by default the sampler's")
-    flags.DEFINE_string("out", "", "the folder; by default WORKDIR/grids, or runs/grids_TARGET")
-    alone = any(arg.lstrip("-").partition("=")[0] == "target" for arg in sys.argv[1:])
-    cli.launch(main, config="none" if alone else "workdir")
+    cli.path_flag("out", "", "the folder; by default WORKDIR/grids, or runs/grids_TARGET")
+    cli.launch(main, config="workdir", without=("target",))

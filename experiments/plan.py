@@ -27,7 +27,7 @@ def main(config) -> None:
 
     FLAGS = flags.FLAGS
     jax.config.update("jax_enable_compilation_cache", False)  # compilation is measured
-    where = planning.target(FLAGS.topology)
+    where, out = planning.target(FLAGS.topology), _out(FLAGS.out)
     hbm = FLAGS.hbm * planning.GIB or None
     record = {"topology": FLAGS.topology, "hbm": hbm, "config": config.to_dict(),
               "provenance": provenance.provenance(config.to_dict(), config.seed)}  # fmt: skip
@@ -37,8 +37,8 @@ def main(config) -> None:
         record["card"] = record["cards"].get(record["cheapest"])
     else:
         record["card"] = planning.card(config, where, hbm=hbm)
-    if FLAGS.out:
-        provenance.save_json(FLAGS.out, record)
+    if out:
+        provenance.save_json(out, record)
     if FLAGS.json:
         print(provenance.canonical_json(record))
         return
@@ -47,11 +47,16 @@ def main(config) -> None:
         print(f"the cheapest of {len(record['cards'])} settings that were tried:\n  {record['cheapest']}")
 
 
+def _out(text: str) -> Path | None:
+    """The file of --out, if there is one."""
+    return cli.output("out", text, ".json")[".json"] if text else None
+
+
 def _search(config, where, hbm, record) -> dict:
     """planning.search, telling each card in one line and keeping it in --out."""
     from diffusion_jax import planning, provenance
 
-    out, began, cards = flags.FLAGS.out, time.monotonic(), {}
+    out, began, cards = _out(flags.FLAGS.out), time.monotonic(), {}
     known = _known(out, record)
 
     def tell(name: str, card: dict) -> None:
@@ -66,11 +71,11 @@ def _search(config, where, hbm, record) -> dict:
     return planning.search(config, where, hbm=hbm, known=known, tell=tell)
 
 
-def _known(out: str, record: dict) -> dict:
+def _known(out: Path | None, record: dict) -> dict:
     """The cards of an interrupted search of the same config by the same code and versions."""
     from diffusion_jax import provenance
 
-    if not out or not Path(out).is_file():
+    if not out or not out.is_file():
         return {}
     old, new = provenance.load_json(out), provenance.plain(record)
     same = all(old.get(key) == new[key] for key in ("topology", "hbm", "config")) and all(
@@ -79,11 +84,11 @@ def _known(out: str, record: dict) -> dict:
 
 
 if __name__ == "__main__":
-    if not any(arg.lstrip("-") == "topology=gpu" for arg in sys.argv):
+    if cli.typed("topology") != "gpu":
         os.environ["JAX_PLATFORMS"] = "cpu"  # before jax: a plan for others takes no accelerator of this machine
     flags.DEFINE_string("topology", None, "v5e:16x16 (v5p, v6e), cpu:8, or gpu", required=True)
     flags.DEFINE_bool("search", False, "find the cheapest remat, fsdp and accumulation that fit")
-    flags.DEFINE_float("hbm", 0.0, "GiB per device; 0: what the chip has", lower_bound=0.0)
+    flags.DEFINE_float("hbm", 0.0, "GiB per device; 0: what the chip has", lower_bound=0, upper_bound=1e6)
     flags.DEFINE_bool("json", False, "print JSON")
-    flags.DEFINE_string("out", "", "the file of all numbers; '': none")
+    cli.path_flag("out", "", "the file of all numbers; '': none")
     cli.launch(main, config="file")

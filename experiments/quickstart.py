@@ -99,7 +99,6 @@ def denoising(trained, path: Path, steps: int = 50, shown: int = 10) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", "runs/quickstart", "where everything goes; run again to resume")
-    flags.DEFINE_integer("num", 200, "images of each sampler in the comparison", lower_bound=20)
-    sys.argv[1:1] = [] if any(a.startswith("--config=") for a in sys.argv) else ["--config=configs/digits.py:vp"]
-    cli.launch(main, config="file")
+    cli.path_flag("workdir", "runs/quickstart", "where everything goes; run again to resume")
+    cli.integer_flag("num", 200, "images of each sampler in the comparison", 20, 1_000_000)
+    cli.launch(main, config="file", default="configs/digits.py:vp")

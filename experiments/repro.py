@@ -115,6 +115,6 @@ def _activations(config, built, state, batch, step) -> str:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "the folder of the run", required=True)
-    flags.DEFINE_integer("step", None, "the step, as the run named it", required=True, lower_bound=0)
+    cli.path_flag("workdir", None, "the folder of the run", required=True)
+    cli.integer_flag("step", None, "the step, as the run named it", required=True, 0, 10**9)
     cli.launch(lambda config: repro(config, flags.FLAGS.workdir, flags.FLAGS.step) or sys.exit(1), config="workdir")

@@ -25,6 +25,7 @@ def main(config) -> None:
 
     FLAGS = flags.FLAGS
     prompts = FLAGS.prompt
+    files = cli.output("out", FLAGS.out, ".npz", ".png", default=Path(FLAGS.workdir) / "samples")
     seeds = generate.parse_seeds(FLAGS.seeds) if FLAGS.seeds else list(range(FLAGS.num or (8 if prompts else 64)))
     mesh = experiment.sampling_mesh(config)
     trained = folder.load(FLAGS.workdir, config, mesh)
@@ -40,16 +41,15 @@ def main(config) -> None:
                                finish=generate.to_uint8 if experiment.is_image(built) else np.asarray)  # fmt: skip
     if not distributed.first():
         return
-    out = Path(FLAGS.out or Path(FLAGS.workdir) / "samples")
     told = {"prompts": np.repeat(prompts, columns)} if prompts else {}
-    generate.save_npz(out.with_suffix(".npz"), images, labels=labels if len(labels) else None, seeds=seeds, **told)
+    generate.save_npz(files[".npz"], images, labels=labels if len(labels) else None, seeds=seeds, **told)
     if experiment.is_image(built):
         columns = min(columns, len(seeds))
-        plotting.save(plotting.image_grid(images, columns, row_labels=prompts), out.with_suffix(".png"))
+        plotting.save(plotting.image_grid(images, columns, row_labels=prompts), files[".png"])
     else:
         real = data.arrays(experiment.dataset(config).train, limit=len(images))["image"]
-        plotting.points(real, {"samples": images}, out.with_suffix(".png"))
-    print(f"{len(images)} images: {out.with_suffix('.npz')}, {out.with_suffix('.png')}")
+        plotting.points(real, {"samples": images}, files[".png"])
+    print(f"{len(images)} images: {files['.npz']}, {files['.png']}")
 
 
 def _asked(built, labels: str, prompts: list[str], count: int) -> tuple:
@@ -72,12 +72,11 @@ def _asked(built, labels: str, prompts: list[str], count: int) -> tuple:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "the folder of a trained model", required=True)
-    flags.DEFINE_integer("num", None, "how many images, by default 64, or 8 of each prompt; with --seeds, those decide",
-                         lower_bound=1)  # fmt: skip
+    cli.path_flag("workdir", None, "the folder of a trained model", required=True)
+    cli.integer_flag("num", None, "how many images, by default 64, or 8 of each prompt; with --seeds, those decide", 1, 1_000_000)
     flags.DEFINE_string("seeds", "", "one image per seed, such as 0-63,100; by default 0 to num - 1")
     flags.DEFINE_string("labels", "", "classes to draw in turn, such as 0,1,2; by default all of them")
     flags.DEFINE_multi_string("prompt", [], "what to draw, of a model of captions; may be given several times")
-    flags.DEFINE_float("guidance", None, "scale of the guidance; by default config.sampler.guidance")
-    flags.DEFINE_string("out", "", "where to write, without the ending; by default WORKDIR/samples")
+    flags.DEFINE_float("guidance", None, "scale of the guidance; by default config.sampler.guidance", lower_bound=0, upper_bound=1000)
+    cli.path_flag("out", "", "where to write, without the ending; by default WORKDIR/samples")
     cli.launch(main, config="workdir")

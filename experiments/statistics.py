@@ -9,8 +9,6 @@ another extractor, data set, size or resize.
 
 from __future__ import annotations
 
-import sys
-
 from absl import flags
 
 from experiments import cli
@@ -24,21 +22,22 @@ def main(config) -> None:
     FLAGS = flags.FLAGS
     if FLAGS.split not in ("train", "test"):
         raise unknown("split", FLAGS.split, ("train", "test"))
+    out = cli.output("out", FLAGS.out, ".npz")[".npz"]
     dataset = folder.images(config)
     if len(dataset.image_shape) != 3:
         raise UserError(f"data.name={config.data.name} is a set of points; statistics are of images")
     extractor = judge.extractor_for(FLAGS.features or judge.default_features(dataset.train), dataset.train)
     found = statistics.compute(extractor, getattr(dataset, FLAGS.split), dataset.name, FLAGS.split, FLAGS.num or None,
-                               partial=FLAGS.out + ".partial.npz")  # fmt: skip
-    statistics.save(FLAGS.out, found)
-    print(f"{FLAGS.out}: " + ", ".join(f"{key} {value}" for key, value in found.of.items()))
+                               partial=f"{out}.partial.npz")  # fmt: skip
+    statistics.save(out, found)
+    print(f"{out}: " + ", ".join(f"{key} {value}" for key, value in found.of.items()))
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "the folder of a trained model, for its data (instead of --config=FILE.py)")
+    cli.path_flag("workdir", None, "the folder of a trained model, for its data (instead of --config=FILE.py)")
     flags.DEFINE_string("features", "", "features of the images: pixels, thumbnails, classifier, inception or efficientnet_lite0 "
                         "(default pixels up to 1,000 numbers an image, else classifier)")  # fmt: skip
     flags.DEFINE_string("split", "train", "train or test")
-    flags.DEFINE_integer("num", 0, "the split's first images alone; 0: all", lower_bound=0)
-    flags.DEFINE_string("out", None, "the .npz to write", required=True)
-    cli.launch(main, config="workdir" if any(arg.lstrip("-").startswith("workdir=") for arg in sys.argv) else "file")
+    cli.integer_flag("num", 0, "the split's first images alone; 0: all", 0, 1_000_000)
+    cli.path_flag("out", None, "the .npz to write", required=True)
+    cli.launch(main, config="either")

@@ -262,5 +262,5 @@ def _reconstructions(built, parts, dataset, root, writer):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "where everything goes; the same command resumes", required=True)
+    cli.path_flag("workdir", None, "where everything goes; the same command resumes", required=True)
     cli.launch(lambda config: train(config, flags.FLAGS.workdir) or sys.exit(cli.UNFINISHED), config="file")

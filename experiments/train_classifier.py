@@ -100,6 +100,6 @@ def main(config) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "where everything goes; the same command resumes", required=True)
+    cli.path_flag("workdir", None, "where everything goes; the same command resumes", required=True)
     flags.DEFINE_enum("pool", "attention", ["attention", "mean"], "what becomes of the last feature map")
     cli.launch(main, config="file")

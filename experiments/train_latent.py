@@ -78,7 +78,7 @@ def main(config) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "where everything goes; the same command resumes", required=True)
-    flags.DEFINE_string("images", "", "data.path of the images, for data sets that need one")
-    flags.DEFINE_integer("num", 1000, "images in each set that is evaluated", lower_bound=10)
+    cli.path_flag("workdir", None, "where everything goes; the same command resumes", required=True)
+    cli.path_flag("images", "", "data.path of the images, for data sets that need one")
+    cli.integer_flag("num", 1000, "images in each set that is evaluated", 10, 1_000_000)
     cli.launch(main, config="file")

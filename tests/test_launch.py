@@ -105,17 +105,15 @@ def job():
 PARSE = """
 import json, sys
 from absl import flags
-from experiments import cli
-flags.DEFINE_string("workdir", None, "", required=True)
+from experiments import arguments, cli
+cli.path_flag("workdir", None, "", required=True)
 for name, argv in json.load(sys.stdin):
     try:
-        cli._parse(["train", *argv], "file")
+        arguments.parse(["train", *argv], "file")
     except SystemExit:
         print("^", name, *argv, file=sys.stderr)
         raise
     flags.FLAGS.unparse_flags()
-    for name in [n for n in flags.FLAGS if n.split(".")[0] == "config"]:
-        delattr(flags.FLAGS, name)
 """
 
 

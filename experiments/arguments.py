@@ -1,0 +1,235 @@
+"""The command line of every command: its flags, its config, overrides of the config's keys, and --help.
+
+    --flag=VALUE or --flag VALUE                 flags of the command
+    --config=FILE.py:VARIANT                     the config, of commands that train; others take that of --workdir
+    --config.KEY=VALUE or --config.KEY VALUE     overrides any key; given twice, the last counts
+    --sampler, --nfe, --guidance, --steps        short for config keys (usage.SHORT), where the command has no such flag of its own
+
+Values are read and checked by diffusion_jax/config_schema.py. A mistake is one line and status 2; --help is status 0.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from diffusion_jax import config_schema
+from diffusion_jax.errors import UserError, unknown
+from experiments import exits, overrides, usage, values
+
+HELP = ("help", "h", "helpshort", "helpfull", "?")
+
+
+class Given(NamedTuple):
+    """An argument as it was typed: --name=value; the value of a flag that had none is None."""
+
+    name: str
+    value: str | None
+
+
+def show(text: str) -> NoReturn:
+    """Print the answer to --help and end; a closed pipe (| head) is no mistake."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        close_pipe()
+    sys.exit(0)
+
+
+def close_pipe() -> None:
+    """Let Python's own flush at exit find an open stdout, after the reader of the pipe has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def fail(error: Exception | str) -> NoReturn:
+    """Print the one line of a mistake and end with status 2."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(exits.MISTAKE)
+
+
+# ---- parsing ----------------------------------------------------------------------------------------------------------------
+
+
+def parse(argv: Sequence[str], source: str, *, default: str = "", without: Sequence[str] = (), positional: str = "",
+          module: str = "") -> tuple[ConfigDict, list[str]]:  # fmt: skip
+    """(the config, the arguments without a name) of a command; sets absl's flags. Ends the process for --help and for a mistake.
+
+    Args:
+      argv: as typed, the program first.
+      source: 'file', 'workdir', 'either' (workdir if --workdir is given) or 'none': where the config comes from.
+      default: the config file, if --config is not given.
+      without: flags that need no config, such as --list.
+      positional: the name of the one argument without a name, if the command takes one.
+      module: the name of the command's module, for --help.
+    """
+    try:
+        given, rest = _split(flags.FLAGS.read_flags_from_files(list(argv))[1:], positional)
+        if any(one.name in HELP for one in given):
+            show(_help(source, default, module))
+        names = {one.name for one in given}
+        if source == "either":
+            source = "workdir" if "workdir" in names else "file"
+        if names & set(without):
+            source = "none"
+        spec, changes, own = _sorted(given, source)
+        _check_names(own, source)
+        _read_flags(argv[0], own)
+        config = _config(spec, source, default)
+        overrides.apply(config, changes)
+        return config, rest
+    except (UserError, flags.Error) as error:
+        fail(error)
+    except OSError as error:
+        fail(exits.system_line(error))
+
+
+def _split(arguments: Sequence[str], positional: str) -> tuple[list[Given], list[str]]:
+    """The arguments as names and values; a value may follow its flag after a space."""
+    given, rest, waiting = [], [], list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        if not argument.startswith("-") or argument in ("-", "--"):
+            if not positional or rest:
+                raise UserError(f"cannot use the argument '{argument:.60}'; values are set as --flag=value or --config.KEY=VALUE")
+            rest.append(argument)
+            continue
+        name, equals, value = argument.lstrip("-").partition("=")
+        if not equals:
+            value = waiting.pop(0) if waiting and _is_value(name, waiting[0]) else None
+        given.append(Given(name, value))
+    return given, rest
+
+
+def _is_value(name: str, following: str) -> bool:
+    """Whether the argument after --name is its value, rather than another flag."""
+    if name in HELP or name.startswith("no") and name not in flags.FLAGS:
+        return False
+    if name in flags.FLAGS and flags.FLAGS[name].boolean:
+        return following.lower() in ("true", "false")
+    return not following.startswith("-") or bool(re.match(r"-[\d.]", following))
+
+
+def _sorted(given: Iterable[Given], source: str) -> tuple[str | None, list[tuple[str, str | None]], list[Given]]:
+    """(the value of --config, changes of its keys in order, flags of the command's own)."""
+    spec, changes, own = None, [], []
+    for one in given:
+        key = one.name.removeprefix("no") if one.name.startswith("noconfig.") else one.name
+        if one.name == "config" and source == "file":
+            if not one.value:
+                raise UserError("--config is empty; for example --config=configs/digits.py:vp")
+            spec = one.value
+            own.append(one)
+        elif one.name == "config":
+            where = "takes the config of --workdir" if source == "workdir" else "takes no config"
+            raise UserError(f"--config={one.value}: this command {where}; leave --config out" if source == "none" else
+                            f"--config={one.value}: this command {where}; override a key of it by --config.KEY=VALUE")  # fmt: skip
+        elif key.startswith("config."):
+            changes.append((key.removeprefix("config."), one.value if key == one.name else "false"))
+        elif one.name in usage.short(source) and one.name not in flags.FLAGS:
+            changes.append((usage.SHORT[one.name], one.value))
+        else:
+            own.append(one)
+    if changes and source == "none":
+        raise UserError(f"--config.{changes[0][0]}: this command takes no config here; leave it out")
+    return spec, changes, own
+
+
+def _check_names(own: Iterable[Given], source: str) -> None:
+    """UserError for a flag that does not exist, with the flag or the config key that is nearest."""
+    known = [flag for flag in _own_flags() if flag.name != "config"]
+    for one in own:
+        name = one.name
+        if name in flags.FLAGS or (name.startswith("no") and name[2:] in flags.FLAGS and flags.FLAGS[name[2:]].boolean):
+            continue
+        if name in usage.SHORT and source == "workdir":
+            raise UserError(f"--{name} sets config.{usage.SHORT[name]}, which only training uses; network evaluations are --nfe")
+        useful = "" if source == "file" else ("sampler.", "data.")  # with a trained model the others do nothing
+        keys = [key for key in config_schema.KEYS if name in (key, key.rpartition(".")[2]) and key.startswith(useful)]
+        if keys and source != "none":
+            raise UserError(f"unknown flag '--{name}'; did you mean '--config.{keys[0]}'?")
+        more = ["--config"] if source == "file" else []
+        more += [f"--{short}" for short in usage.short(source)]
+        raise unknown("flag", f"--{name}", dict.fromkeys([*(f"--{flag.name}" for flag in known), *more]))
+
+
+def _read_flags(program: str, own: Sequence[Given]) -> None:
+    """Set absl's flags; UserError for a value of another type, out of range, missing or empty."""
+    for one in own:
+        if one.value is None and one.name in flags.FLAGS and not flags.FLAGS[one.name].boolean:
+            raise UserError(f"--{one.name} has no value; write --{one.name}=VALUE")
+    texts = [f"--{one.name}" if one.value is None else f"--{one.name}={_value(one)}" for one in own]
+    try:
+        flags.FLAGS([program, *texts])
+    except flags.IllegalFlagValueError as error:
+        if missing := re.match(r"flag --(\w+)=None: Flag --\w+ must have a value other than None", str(error)):
+            raise UserError(f"--{missing[1]} is missing: {flags.FLAGS[missing[1]].help}") from None
+        raise UserError(str(error).removeprefix("flag ")) from None
+    for flag in _own_flags():
+        if flag.name in values.PATHS and flag.value is not None and flag.present:
+            if not flag.value.strip():
+                raise UserError(f"--{flag.name} is empty; name a path, or leave the flag out (is a shell variable unset?)")
+            flag.value = values.expand(f"--{flag.name}", flag.value)
+
+
+def _value(one: Given) -> str:
+    """The text of a flag's value, checked by its own parser: absl's messages name Python's functions."""
+    if one.name not in flags.FLAGS:
+        return one.value
+    parser, text = flags.FLAGS[one.name].parser, one.value
+    kind = parser.flag_type()
+    if choices := getattr(parser, "enum_values", None):
+        if text not in choices:
+            raise unknown(f"value of --{one.name}", text, choices)
+        return text
+    if kind not in ("int", "float"):
+        return text
+    try:
+        number = float(text) if kind == "float" or not re.fullmatch(r"\s*[-+]?[\d_]+\s*", text) else int(text)
+        number = int(number) if kind == "int" else number
+        if not math.isfinite(number) or (kind == "int" and number != float(text)):
+            raise ValueError
+        parser.parse(str(number))
+    except (ValueError, OverflowError):
+        what = f"a {parser.syntactic_help}".replace("a a", "a")
+        raise UserError(f"--{one.name}={text:.60}: it must be {what}") from None
+    return str(number)
+
+
+def _own_flags() -> Iterator[flags.Flag]:
+    """The flags of the project, absl's apart."""
+    for module, found in flags.FLAGS.flags_by_module_dict().items():
+        if not module.startswith("absl"):
+            yield from found
+
+
+def _help(source: str, default: str, module: str) -> str:
+    by_module = flags.FLAGS.flags_by_module_dict()
+    shared = by_module.get("experiments.cli", [])
+    own = [flag for flag in _own_flags() if flag not in shared]
+    sources = {"either": ["file", "workdir"]}.get(source, [source])
+    doc = sys.modules["__main__"].__doc__ or ""
+    return usage.of_command(doc, own, shared, sources, module or Path(sys.argv[0]).stem)
+
+
+def _config(spec: str | None, source: str, default: str) -> ConfigDict:
+    if source == "none":
+        return ConfigDict()
+    if source == "workdir":
+        from diffusion_jax import workdir  # imports jax, which --help and most mistakes need not wait for
+
+        where = flags.FLAGS.workdir
+        if where is None:
+            raise UserError("--workdir is missing: the folder that experiments.train wrote")
+        return workdir.saved_config(where)
+    if not (spec or default):
+        raise UserError("--config is missing; for example --config=configs/digits.py:vp")
+    flags.FLAGS.config = spec or default  # which tables and records name
+    return overrides.load_config(spec or default)

@@ -1,0 +1,137 @@
+"""What --help prints, for one command and for all. Reads docstrings as text: no command, config or library is imported."""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from absl import flags
+
+HERE = Path(__file__).parent
+CONFIGS = HERE.parent / "configs"
+SHORT = {"sampler": "sampler.name", "nfe": "sampler.nfe", "guidance": "sampler.guidance", "steps": "training.steps"}
+WIDTH = 110
+
+# the overrides that users want first
+COMMON = {
+    "file": {"data.path": "FOLDER", "data.batch_size": "64", "training.steps": "2000", "optimizer.learning_rate": "5e-4",
+             "model.width": "64", "sampler.nfe": "20", "sampler.guidance": "2"},
+    "workdir": {"sampler.name": "multistep.dpmpp_2m", "sampler.grid": "karras", "sampler.nfe": "20", "sampler.guidance": "2",
+                "sampler.ema": "params", "sampler.batch_size": "64"},
+}  # fmt: skip
+
+
+def commands() -> dict[str, str]:
+    """Every command and what it does, in one line each."""
+    found = {}
+    for file in sorted(HERE.glob("[!_]*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        if any(isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in tree.body):
+            found[file.stem] = _one_line(_first_sentence(ast.get_docstring(tree) or ""))
+    return found
+
+
+def config_files(folder: Path = CONFIGS) -> dict[str, str]:
+    """Every config file, as typed from the root of the project, and what it says of itself and its variants."""
+    found = {}
+    for file in sorted(folder.glob("[!_]*.py")):
+        text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+        variants = re.search(r"Variants[^.]*\.?(?:py)?", text)
+        if file.stem != "base":
+            said = _first_sentence(text) + (f" {variants[0]}" if variants and variants[0] not in text.partition("\n")[0] else "")
+            found[f"{folder.name}/{file.name}"] = " ".join(said.split())
+    return found
+
+
+def short(source: str) -> dict[str, str]:
+    """The short forms of config keys that serve a command with a config from this source."""
+    keys = {"file": "", "workdir": "sampler.", "none": "-"}[source]
+    return {name: key for name, key in SHORT.items() if key.startswith(keys)}
+
+
+def overview() -> str:
+    """The text of `python -m experiments`."""
+    return "\n".join([
+        "Diffusion models: train, sample, evaluate and compare. Run a command as", "",
+        "    python -m experiments.NAME --FLAG=VALUE ...        (its flags: python -m experiments.NAME --help)", "",
+        *_table(commands()), "",
+        "First steps: python -m experiments.quickstart, or make quickstart. Documentation: README.md and docs/."])  # fmt: skip
+
+
+def of_command(doc: str, own: Iterable[flags.Flag], shared: Iterable[flags.Flag], sources: Iterable[str], name: str) -> str:
+    """The text of `python -m experiments.NAME --help`.
+
+    Args:
+      doc: the docstring of the command.
+      own: its flags.
+      shared: the flags of all commands.
+      sources: where the config may come from, of 'file', 'workdir' and 'none'.
+      name: of the command.
+    """
+    own, sources = list(own), list(sources)
+    parts = [doc.strip(), "", f"usage: python -m experiments.{name} --FLAG=VALUE ... {_usage(sources)}".rstrip(), ""]
+    if own:
+        parts += ["flags", *_table({f"--{flag.name}": _described(flag) for flag in own}), ""]
+    if "file" in sources:
+        parts += ["config: --config=FILE.py:VARIANT, one of these or a file of your own", *_table(config_files()), ""]
+    if "workdir" in sources:
+        parts += ["config: that of --workdir, as it was trained", ""]
+    if set(sources) != {"none"}:
+        parts += ["overrides: --config.KEY=VALUE changes any key (configs/base.py documents all of them), for example",
+                  *_examples(sources, {flag.name for flag in own}), ""]  # fmt: skip
+    parts += ["runs of several processes", *_table({f"--{flag.name}": _described(flag) for flag in shared if flag.name != "config"})]
+    return "\n".join(parts)
+
+
+def _usage(sources: list[str]) -> str:
+    given = {"file": "--config=FILE.py:VARIANT", "workdir": "--workdir=FOLDER"}
+    named = " or ".join(given[source] for source in sources if source in given)
+    return f"{named} [--config.KEY=VALUE ...]" if named else ""
+
+
+def _examples(sources: list[str], taken: set[str]) -> list[str]:
+    """Common overrides, with the short form of those that have one here."""
+    source = "file" if "file" in sources else "workdir"
+    names = {key: name for name, key in short(source).items() if name not in taken}
+    lines = {f"--config.{key}={value}": f"or --{names[key]}={value}" if key in names else "" for key, value in COMMON[source].items()}
+    return _table(lines)
+
+
+def _described(flag: flags.Flag) -> str:
+    help_text = " ".join((flag.help or "").split())
+    required = any("must have a value other than None" in getattr(v, "message", "") for v in flag.validators)
+    if required:
+        return f"{help_text} (required)"
+    told = flag.default in (None, "", [], False) or "default" in help_text
+    return help_text if told else f"{help_text} (default {flag.default_as_str.strip(chr(39))})"
+
+
+def _table(rows: Mapping[str, str]) -> list[str]:
+    """Two columns, the second wrapped; a long entry of the first has a line of its own."""
+    left = min(max(map(len, rows), default=0), 40)
+    lines = []
+    for name, text in rows.items():
+        wrapped = textwrap.wrap(text, WIDTH - left - 6) or [""]
+        if len(name) > left:
+            lines.append(f"  {name}")
+            wrapped = wrapped if text else []
+        else:
+            lines.append(f"  {name:{left}}  {wrapped.pop(0)}".rstrip())
+        lines += [f"  {'':{left}}  {line}" for line in wrapped]
+    return lines
+
+
+def _one_line(sentence: str, longest: int = 88) -> str:
+    """A sentence that fits beside the name of a command: without what follows a colon or a semicolon, if it is too long."""
+    if len(sentence) > longest:
+        sentence = re.split(r"[:;] ", sentence)[0].rstrip(".") + "."
+    return textwrap.shorten(sentence, longest, placeholder=" ...")
+
+
+def _first_sentence(text: str) -> str:
+    first = " ".join(text.partition("\n\n")[0].split())
+    match = re.match(r"(.*?[.?!])(?:\s|$)", first)
+    return match[1] if match else first
