@@ -109,6 +109,8 @@ def one_line(workdir: str | Path) -> Iterator[None]:
     """What the file system refuses (no space left, a file that is gone, ...) as a UserError."""
     try:
         yield
+    except BrokenPipeError:  # of the command's own output, which no folder is to blame for
+        raise
     except OSError as error:
         what = f"{error.strerror}" + (f": '{error.filename}'" if error.filename else "") if error.strerror else str(error)
         raise UserError(f"{what}; when that is mended, the same command goes on from the last checkpoint") from error
