@@ -21,9 +21,9 @@ def path_flag(name: str, default: str | None, help: str, *, required: bool = Fal
     PATHS.add(name)
 
 
-def integer_flag(name: str, default: int | None, help: str, low: int, high: int) -> None:
+def integer_flag(name: str, default: int | None, help: str, low: int, high: int, *, required: bool = False) -> None:
     """Define a flag for a whole number from low to high: an absurd one is refused, rather than to hang or exhaust the memory."""
-    flags.DEFINE_integer(name, default, help, lower_bound=low, upper_bound=high)
+    flags.DEFINE_integer(name, default, help, lower_bound=low, upper_bound=high, required=required)
 
 
 def expand(flag: str, text: str) -> str:
