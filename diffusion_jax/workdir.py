@@ -17,6 +17,7 @@ import functools
 import json
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +25,8 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from diffusion_jax import autoencoders, data, experiment, guides, latent, provenance
+from diffusion_jax import autoencoders, config_schema, data, experiment, guides, latent, provenance, reading
+from diffusion_jax.data import consent
 from diffusion_jax.data.latents import Encoded
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.experiment import Experiment
@@ -45,8 +47,10 @@ def prepare(workdir: str | Path, config: ConfigDict, dataset) -> Path:
     """
     workdir = Path(workdir).absolute()
     resolved = json.loads(provenance.canonical_json(config.to_dict()))
+    for key in consent.KEYS:  # the config is the user's own
+        consent.remember(config.data.get(key, ""))
     if (workdir / "config.json").exists() and checkpoint.latest_step(workdir / "checkpoints") is not None:
-        _same(workdir, provenance.load_json(workdir / "config.json"), resolved)
+        _same(workdir, provenance.load_json(workdir / "config.json", reading.table()), resolved)
     if not distributed.first():
         return workdir
     try:
@@ -147,14 +151,48 @@ LATER = {"noise": "independent", "guide": "cfg()"}  # keys of config.sampler tha
 
 
 def saved_config(workdir: str | Path, key: str = "--workdir") -> ConfigDict:
-    """The resolved config of a workdir, locked. UserError where there is none, naming the key that was to name one."""
+    """The resolved config of a workdir, locked and checked, without data paths that the user has never named.
+
+    Raises:
+      UserError: where there is none, naming the key that was to name one, and for one that is damaged or out of range.
+    """
     path = Path(workdir) / CONFIG_FILE
     if not path.is_file():
         raise UserError(f"{key}={workdir} has no {CONFIG_FILE}; train a model there first (experiments.train)")
-    config = _tuples(provenance.load_json(path))
-    if "sampler" in config:
-        config["sampler"] = LATER | config["sampler"]
+    config = _tuples(provenance.load_json(path, reading.record({"data": reading.table(), "sampler": reading.table()})))
+    config["sampler"] = LATER | config["sampler"]
+    try:
+        config_schema.check(config, complete=True)
+    except UserError as error:
+        raise UserError(f"'{path}' is damaged: {error}") from None
+    for part in consent.KEYS:
+        named = config["data"].get(part, "")
+        if not consent.remembered(named):
+            print(f"note: '{path}' names data.{part}={named}, which you have not named on this machine, so it is not used; "
+                  f"if you trust these data, repeat it: --config.data.{part}={named}", file=sys.stderr)  # fmt: skip
+            config["data"][part] = ""
     return ConfigDict(config).lock()
+
+
+_SIZES = reading.items(reading.integer(1, 2**20), least=1, most=4)
+_ENCODED = {"autoencoder": reading.text(1), "image_shape": _SIZES, "data": reading.text(), "num_classes": reading.integer(0, 10**6),
+            "class_names": reading.items(reading.text()), "shift": reading.items(reading.number()),
+            "scale": reading.items(reading.number(low=1e-30))}  # fmt: skip
+DATA = reading.record({"image_shape": _SIZES, "num_classes": reading.integer(0, 10**6), "class_names": reading.items(reading.text())},
+                      {"name": reading.text(), "encoded": reading.record(_ENCODED)})  # fmt: skip
+
+
+def about_data(workdir: str | Path) -> dict[str, Any]:
+    """What data.json says of the data of a run: image_shape, num_classes, class_names, and of latents what encoded them.
+
+    Raises:
+      UserError: where it is missing or damaged.
+    """
+    path = Path(workdir) / "data.json"
+    about = provenance.load_json(path, DATA)
+    if len(about["class_names"]) not in (0, about["num_classes"]):
+        raise UserError(f"'{path}' is damaged: it has {len(about['class_names'])} class_names for num_classes={about['num_classes']}")
+    return about
 
 
 def _tuples(value):
@@ -171,11 +209,11 @@ def load(workdir: str | Path, config: ConfigDict, mesh=None, *, step: int | None
     config.sampler.guide needs of other runs, or of other weights of this one, is loaded likewise (Experiment.others).
     """
     workdir = Path(workdir).absolute()
-    about = provenance.load_json(workdir / "data.json")
+    about = about_data(workdir)
     other = functools.partial(_other, workdir, mesh=mesh)
     built = experiment.assemble(config, about["image_shape"], about["num_classes"], other)._replace(grids=workdir / "grids")
     if "encoded" in about:
-        built = with_autoencoder(built, Encoded(**about["encoded"]), mesh)
+        built = with_autoencoder(built, Encoded(**{key: about["encoded"][key] for key in Encoded._fields}), mesh)
     template = jax.eval_shape(lambda key: experiment.init_params(built, key), jax.random.key(0))
     template = sharding.placed(template, mesh) if mesh else template
     if length := post_hoc.length_of(config.sampler.ema):

@@ -329,7 +329,7 @@ def main(config) -> None:
     from diffusion_jax.errors import UserError
 
     FLAGS = flags.FLAGS
-    shape = tuple(provenance.load_json(Path(FLAGS.workdir) / "data.json")["image_shape"])
+    shape = tuple(folder.about_data(FLAGS.workdir)["image_shape"])
     is_edit, strengths = FLAGS.task in EDITS, strengths_of(FLAGS.strength)
     parts = [FLAGS.task, FLAGS.mask] + ([] if is_edit else [FLAGS.method])
     name = "-".join(re.sub(r"[^\w.]+", "_", Path(part).name).strip("_") for part in parts if part)

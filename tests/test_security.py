@@ -7,6 +7,7 @@ code of before.
 from __future__ import annotations
 
 import ast
+import contextlib
 import io
 import json
 import os
@@ -18,14 +19,18 @@ import tracemalloc
 import zipfile
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax import data, errors, provenance, reading
-from diffusion_jax.data import records
+from configs import digits
+from diffusion_jax import data, errors, experiment, provenance, reading, workdir
+from diffusion_jax.data import consent, records
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import pickles, recognition, safetensors, torchfile
+from diffusion_jax.training import checkpoint
+from tests import commands
 from tests.test_data import write_tfds
 from tests.test_extractors import STATE, Global, Storage, legacy, pickled, tensor, zipped
 
@@ -107,11 +112,11 @@ def zipped_pickle(data: bytes, **kwargs) -> bytes:
 DOUBLED = b"".join(b"]q" + bytes([i]) + b"(" + (b"h" + bytes([i - 1]) if i else b"N") * 9 + b"e" for i in range(40))
 BOMBS = {
     "lists of nine times the same list, forty deep": DOUBLED,
-    "a million dictionaries": b"}0" * 1_000_000,
+    "three hundred thousand steps": b"}0" * 150_000,
     "bytes of which only the length is there": b"B\xff\xff\xff\x7f",
     "text of which only the length is there": b"\x8d" + struct.pack("<Q", 2**60),
     "an integer of two thousand million bytes": b"\x8b\xff\xff\xff\x7f",
-    "lists a hundred thousand deep": b"]" * 100_000 + b"a" * 99_999,
+    "lists twenty thousand deep": b"]" * 20_000 + b"a" * 19_999,
     "a list that holds itself": b"]q\x00h\x00a",
     "no end": b"N" * 1000 + b"C\x02",
     "more pops than pushes": b"0" * 10,
@@ -444,3 +449,70 @@ def test_pictures_of_a_data_set_are_opened_in_listed_formats_alone(tmp_path):
         data.load("eps", data_dir=str(tmp_path)).train.rows(np.arange(2))
     found = data.load("eps", data_dir=str(tmp_path)).test.rows(np.arange(2))
     assert (found["image"] == 7).all() and found["image"].shape == (2, 2, 2, 1) and not (tmp_path / "mark").exists()
+
+
+def untrained_workdir(root: Path) -> Path:
+    """A workdir with the smallest U-Net of digits, whose weights are zeros."""
+    config = digits.get_config("vp").unlock()
+    config.model.update(width=8, multipliers=(1,), blocks=0, attention=(), head_width=8)
+    config.ema.halflives = ()
+    config.sampler.ema = ""
+    workdir.prepare(root, config.lock(), data.Dataset("digits", None, None, (8, 8, 1), 10, tuple("0123456789")))
+    built = experiment.assemble(config, (8, 8, 1), 10)
+    shapes = jax.eval_shape(lambda key: experiment.init_params(built, key), jax.random.key(0))
+    with contextlib.closing(checkpoint.open_checkpoints(root / "checkpoints")) as checkpoints:
+        checkpoints.save(0, {"params": jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)}, {})
+    return root
+
+
+def strange_workdir(root: Path, **values) -> Path:
+    """A workdir with the config of digits and these values of config.data."""
+    config = digits.get_config().unlock()
+    config.data.update(values)
+    provenance.save_json(root / "config.json", config.to_dict())
+    return root
+
+
+def test_a_stored_data_path_is_not_followed_without_the_users_own_word(hostile, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(hostile / "home"))
+    root = strange_workdir(hostile / "run", name="trap", data_dir=str(hostile / "data"))
+    found = workdir.saved_config(root)
+    assert found.data.data_dir == "" and found.data.name == "trap"
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and f"repeat it: --config.data.data_dir={hostile / 'data'}" in told
+    with pytest.raises(UserError, match="unknown data set 'trap'"):
+        experiment.dataset(found)
+    found.data.data_dir = str(hostile / "data")  # the user repeats it: still no class of the current folder is imported
+    with pytest.raises(UserError, match="names the Python class trap_features.Image"):
+        experiment.dataset(found)
+    assert not (hostile / "mark").exists()
+
+
+def test_the_data_of_the_users_own_runs_are_found_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    config = digits.get_config().unlock()
+    config.data.update(path=str(tmp_path / "images"), data_dir="~/sets", captions="words.json")
+    monkeypatch.chdir(tmp_path)
+    unseen = data.Dataset("folder", None, None, (8, 8, 1), 2, ("a", "b"))
+    workdir.prepare(tmp_path / "run", config.lock(), unseen)
+    assert workdir.saved_config(tmp_path / "run").data == config.data and capsys.readouterr().err == ""
+    for key in consent.KEYS:
+        moved = strange_workdir(tmp_path / "other", **{key: f"/somewhere/{key}"})
+        assert workdir.saved_config(moved).data[key] == "" and f"data.{key}=/somewhere/{key}" in capsys.readouterr().err
+
+
+LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("evaluate", "likelihood", "compare_samplers", "edit")]
+
+
+@pytest.mark.parametrize("command", ["statistics", *LONG])
+def test_commands_on_a_strangers_workdir_run_nothing_of_it(command, hostile):
+    """As typed, in the folder that holds the stranger's Python file; each ends with one line."""
+    root = untrained_workdir(hostile / "run")
+    told = json.loads((root / "config.json").read_text())
+    told["data"] |= {"name": "trap", "data_dir": str(hostile / "data")}
+    provenance.save_json(root / "config.json", told)
+    more = ["--out=x.npz"] if command == "statistics" else []
+    for word in ([], [f"--config.data.data_dir={hostile / 'data'}"]):
+        done = commands.run(command, f"--workdir={root}", *more, *word)
+        assert done.returncode == 2 and not (hostile / "mark").exists(), done.stderr
+        assert "Traceback" not in done.stderr and ("trap_features.Image" if word else "unknown data set 'trap'") in done.stderr

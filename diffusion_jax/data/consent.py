@@ -1,0 +1,39 @@
+"""Which data the user has named: a config.json from a stranger cannot make a command read other folders of this machine.
+
+A run that the user starts remembers the data paths of its config, for this user on this machine. A stored config may only lead
+to such paths again; any other is left out until the user names it with --config.data.path=... (docs/security.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+
+from diffusion_jax import provenance
+from diffusion_jax.errors import UserError
+
+KEYS = ("path", "data_dir", "captions")  # of config.data
+
+
+def remember(path: str) -> None:
+    """The user has named this path. Best effort: without a home that can be written, the user names it each time."""
+    if path:
+        with contextlib.suppress(UserError, OSError):
+            provenance.save_text(_record(path), f"{_real(path)}\n")
+
+
+def remembered(path: str) -> bool:
+    """Whether `remember` was called for this path, by any command of this user."""
+    return not path or _record(path).is_file()
+
+
+def _record(path: str) -> Path:
+    """One small file for each path, so that commands that run side by side do not overwrite each other's."""
+    digest = hashlib.sha256(os.fsencode(_real(path))).hexdigest()[:32]
+    return Path.home() / ".cache" / "diffusion_jax" / "data_paths" / digest
+
+
+def _real(path: str) -> str:
+    return os.path.realpath(os.path.expanduser(path))
