@@ -29,6 +29,8 @@ def base() -> ConfigDict:
     data.channels = 0
     data.num_classes = 0  # for npz and idx, where the labels found may not show all classes
     data.captions = ""  # npz with a text encoder: a JSON file of captions; '' is STEM_captions.json beside the .npz
+    data.layout = ""  # what a folder means: classes, splits or flat; '': the only way to read it, or an error that names the ways
+    data.value_range = ()  # folder, npz: (black, white), where values are not 0..255 or, of 16 bits, 0..65535
     data.limit_bad = -1  # unreadable files of a folder that are skipped; -1: a tenth, at most 100
     data.flip = False  # random horizontal flips
     data.batch_size = 128  # global, over all devices

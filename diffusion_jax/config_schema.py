@@ -184,6 +184,8 @@ KEYS: dict[str, Rule] = {
     "data.channels": integer(0, 1024),
     "data.num_classes": integer(0, 100_000),
     "data.captions": path(),
+    "data.layout": choice("", "classes", "splits", "flat"),
+    "data.value_range": sequence(number(-1e9, 1e9), most=2),
     "data.limit_bad": integer(-1, 10**9),
     "data.flip": flag(),
     "data.batch_size": integer(1, 65_536),
@@ -286,7 +288,7 @@ NETWORKS: dict[str, dict[str, Rule]] = {"autoencoder.AutoencoderKL": {"model.att
 
 # keys that some configs have and others do not, or that runs of earlier versions lack
 OPTIONAL = ("model.", "latent.", "discriminator", "text.", "distill.", "init_from", "ema.powers", "ema.snapshot_every",
-            "optimizer.", "data.captions", "data.limit_bad", "data.data_dir", "training.keep_every", "training.best",
+            "optimizer.", "data.captions", "data.limit_bad", "data.data_dir", "data.layout", "data.value_range", "training.keep_every", "training.best",
             "training.on_nonfinite", "sampler.noise", "sampler.guide", "sampler.checkpoint",
             "seeds", "repeated", "seconds", "num", "likelihood", "families")  # fmt: skip
 NEEDED = (*(key for key in KEYS if not key.startswith(OPTIONAL)), "model.name", "optimizer.name", "optimizer.learning_rate")

@@ -162,11 +162,12 @@ def text_encoder(config) -> text.Encoder | None:
 
 def dataset(config) -> data.Dataset:
     """The data set of config.data, with what config.text makes of its captions."""
-    keys = ("name", "path", "data_dir", "image_size", "channels", "num_classes", "captions", "limit_bad")
+    keys = ("name", "path", "data_dir", "image_size", "channels", "num_classes", "captions", "limit_bad", "layout", "value_range")
     encoder = text_encoder(config)
     with distributed.first_before_others("data"):  # what the first process prepares on a shared disk, the others find
         options = {key: config.data[key] for key in keys if key in config.data}
         loaded = data.load(**options, seed=config.seed, captioned=bool(encoder))
+        data.describe.announce(loaded)
         if encoder is None:
             return loaded
         some = loaded.captions[:10_000]

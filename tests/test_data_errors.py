@@ -124,6 +124,9 @@ def test_labels_that_do_not_add_up(tmp_path):
     write_image(tmp_path / "half" / "train" / "a" / "0.png", 0)
     write_image(tmp_path / "half" / "test" / "0.png", 0)
     fails("train images are in sub-folders .labels., the test images are not", "folder", path=str(tmp_path / "half"))
+    write_image(tmp_path / "case" / "train" / "Cat" / "0.png", 0)
+    write_image(tmp_path / "case" / "test" / "cat" / "0.png", 0)
+    fails("label 'cat' that no train image has .there is Cat.", "folder", path=str(tmp_path / "case"))
     write_image(tmp_path / "empty" / "train" / "0.png", 0)
     (tmp_path / "empty" / "val").mkdir()
     fails("val holds no images", "folder", path=str(tmp_path / "empty"))
@@ -212,7 +215,9 @@ IMAGES = np.zeros((4, 2, 2), np.uint8)
     [
         ("holds pictures; it should hold 'images'", {"pictures": IMAGES}),
         ("holds nothing", {}),
-        ("'images' is float32; save the images as uint8", {"images": IMAGES.astype(np.float32)}),
+        (r"'images': 4 images have float32 values from 0 to 0.*value_range=\(0, 1\)", {"images": IMAGES.astype(np.float32)}),
+        (r"'images': 4 images have uint16 values from 0 to 0.*save them as uint8", {"images": IMAGES.astype(np.uint16)}),
+        ("'images' is complex64; save the images as uint8", {"images": IMAGES.astype(np.complex64)}),
         (r"'images' has shape \(4, 2\)", {"images": IMAGES[:, 0]}),
         (r"'images' has shape \(4, 2, 2, 2\)", {"images": np.zeros((4, 2, 2, 2), np.uint8)}),
         ("holds one image; at least two", {"images": IMAGES[:1]}),

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax.data import files
 from diffusion_jax.data.sources import Source
 from diffusion_jax.errors import UserError
 from diffusion_jax.provenance import atomic_path
@@ -180,11 +179,12 @@ def _texts(value) -> tuple[str, ...]:
     return tuple(filter(None, map(str.strip, values)))
 
 
-def of_npz(path: str, captions: str, counts: tuple[int, int]) -> list[Texts]:
+def of_npz(path: str, captions: str, counts: tuple[int, int], rows: tuple[np.ndarray, np.ndarray] | None = None) -> list[Texts]:
     """The captions of an .npz of images, from the JSON file `captions` ('': STEM_captions.json beside it), as (train, test).
 
     It holds a list, an entry for each image: a caption, a list of captions, or an object with 'caption'. Where the .npz has two
-    splits, it holds {'train': list, 'test': list}. counts: images in train and test.
+    splits, it holds {'train': list, 'test': list}. counts: images in train and test; rows: those of each in a file that is not
+    split.
     """
     archive = Path(path).expanduser()
     file = Path(captions).expanduser() if captions else archive.with_name(f"{archive.stem}_captions.json")
@@ -197,10 +197,16 @@ def of_npz(path: str, captions: str, counts: tuple[int, int]) -> list[Texts]:
             splits = [[own(entry) for entry in listed[part]] for part in ("train", "test")]
         else:
             every = [own(entry) for entry in listed]
-            splits = [[every[i] for i in rows] for rows in files.held_out(len(every))]
+            if rows is None or len(every) != sum(counts):
+                splits = [every, []]  # too many or too few: the count below says so
+            else:
+                splits = [[every[i] for i in own_rows] for own_rows in rows]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"data.captions={file} should be a JSON list of captions, or of objects with 'caption' "
                         f"({error!r:.100})") from None  # fmt: skip
     if tuple(map(len, splits)) != counts:
         raise UserError(f"data.captions={file} has {sum(map(len, splits))} captions for {sum(counts)} images; give one for each")
+    if bare := [(part, i) for part, split in zip(("train", "test"), splits) for i, texts in enumerate(split) if not texts]:
+        raise UserError(f"data.captions={file}: {len(bare)} images have no caption, {bare[0][0]} image {bare[0][1]} for one; "
+                        "write one for each")  # fmt: skip
     return splits

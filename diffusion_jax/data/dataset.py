@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from diffusion_jax.data import captions as texts
-from diffusion_jax.data import digits_captions, files, folder, latents, records, toys, transforms
+from diffusion_jax.data import describe, digits_captions, files, folder, latents, pixels, records, toys, transforms
+from diffusion_jax.data.pixels import Range
 from diffusion_jax.data.sources import Arrays, Source, mapped
 from diffusion_jax.errors import UserError, unknown
 
@@ -26,6 +27,7 @@ class Dataset(NamedTuple):
     class_names: tuple[str, ...]
     captions: tuple[str, ...] = ()  # every different one, if they were asked for; see captions.py
     encoded: latents.Encoded | None = None  # what made them, if the examples are latents
+    rule: str = ""  # how the examples were split, for people
 
 
 def load(
@@ -40,47 +42,81 @@ def load(
     seed: int = 0,
     captioned: bool = False,
     captions: str = "",
+    layout: str = "",
+    value_range: Range = (),
 ) -> Dataset:
-    """The data set of this name.
+    """The data set of this name. What looks wrong in it, but may be right, is a warning.
 
-    name: 'digits' (embedded); 'digits_captions' (the same, described in words); 'folder', 'npz', 'idx' (from `path`);
-    'latents' (from `path`; experiments.encode);
-    'mixture', 'rings', 'checkerboard', 'two_moons' (2-D points, drawn from `seed`); or any TFDS image set, kept in data_dir
-    ($TFDS_DATA_DIR, ~/tensorflow_datasets). 'mnist' and 'fashion_mnist' with a path read the four original idx files there.
-    image_size, channels: resize (antialiased, centre crop) and convert; 0 keeps what the data has.
-    num_classes: for npz and idx, where the labels found may not show all classes; 0 counts them.
-    captioned: with captions; UserError for a set that has none. captions: for npz, their JSON file.
-    limit_bad: for folder, how many unreadable files to skip; -1 a tenth (at least 1, at most 100).
-    Raises UserError for everything a user can get wrong, in one line.
+    Args:
+      name: 'digits' (embedded); 'digits_captions' (the same, described in words); 'folder', 'npz', 'idx' (from `path`);
+        'latents' (from `path`; experiments.encode);
+        'mixture', 'rings', 'checkerboard', 'two_moons' (2-D points, drawn from `seed`); or any TFDS image set, kept in data_dir
+        ($TFDS_DATA_DIR, ~/tensorflow_datasets). 'mnist' and 'fashion_mnist' with a path read the four original idx files there.
+      image_size, channels: resize (antialiased, center crop) and convert; 0 keeps what the data has.
+      num_classes: for npz and idx, where the labels found may not show all classes; 0 counts them.
+      limit_bad: for folder, how many unreadable files to skip; -1 a tenth (at least 1, at most 100).
+      captioned: with captions; UserError for a set that has none. captions: for npz, their JSON file.
+      layout: for folder, what it means (data/layout.py); '' refuses one that can be read in two ways.
+      value_range: for folder and npz, the values of black and white; () for 8-bit and 16-bit images.
+
+    Raises:
+      UserError: for everything a user can get wrong, in one line.
     """
+    _check_request(name, path, image_size, channels, captioned, layout, value_range)
+    options = {"path": path, "image_size": image_size, "channels": channels, "value_range": value_range}
+    if name == "folder":
+        found = folder.load(**options, limit_bad=limit_bad, captioned=captioned, how=layout)
+        made = Dataset(name, found.train, found.test, found.image_shape, len(found.class_names), found.class_names,
+                       found.captions, rule=found.rule)  # fmt: skip
+    elif name == "npz":
+        made = _npz(**options, num_classes=num_classes, captioned=captioned, captions=captions)
+    elif name == "latents":
+        train, test, about = latents.load(path, image_size, channels)
+        made = Dataset(name, train, test, train.mean.shape[1:], about.num_classes, about.class_names, encoded=about,
+                       rule="split as its images")  # fmt: skip
+    elif path:
+        made = _from_arrays(name, path, *files.idx(path), image_size, channels, num_classes, IDX_CLASSES[name])
+        made = made._replace(rule="split by its files, train and t10k")
+    else:
+        made = _by_name(name, data_dir, image_size, channels, seed, captioned)
+    describe.warn(made)
+    return made
+
+
+def _check_request(name: str, path: str, image_size: int, channels: int, captioned: bool, layout: str, value_range: Range) -> None:
+    """Refuse options that no data set has, or this one not."""
     if name != "latents":
         transforms.check_request(image_size, channels)
+    pixels.check_range(value_range)
     if name in WITH_PATH and not path and name not in records.POPULAR:
         raise UserError(f"data.name={name} needs data.path")
     if path and name not in WITH_PATH:
         raise UserError(
             f"data.path={path} is not used by data.name={name}, only by {', '.join(WITH_PATH)} (see data.data_dir)"
         )
+    for key, value, users in (("layout", layout, ("folder",)), ("value_range", value_range, ("folder", "npz"))):
+        if value and name not in users:
+            raise UserError(f"data.{key}={value} is not used by data.name={name}, only by {' and '.join(users)}")
     if captioned and (name in ("digits", "latents") or name in toys.TOYS or name in IDX_CLASSES):
         ours = "digits_captions, folder, npz or coco_captions"
         raise UserError(f"data.name={name} has no captions; use {ours}, or config.text.encoder=''")
+
+
+def _npz(path, image_size, channels, value_range, num_classes, captioned, captions) -> Dataset:
+    train, test, rows = files.npz(path, value_range)
+    own = texts.of_npz(path, captions, (len(train[0]), len(test[0])), rows) if captioned else None
+    made = _from_arrays("npz", path, train, test, image_size, channels, num_classes, (), own)
+    return made._replace(rule="split by its arrays" if rows is None else "a tenth is held out by row")
+
+
+def _by_name(name: str, data_dir: str, image_size: int, channels: int, seed: int, captioned: bool) -> Dataset:
+    """A set that needs no path."""
     if name == "digits_captions":
         sources, *rest = digits_captions.splits(data_dir, image_size, channels)
-        return Dataset(name, *sources, *rest)
+        return Dataset(name, *sources, *rest, rule="split as digits, without one look of each digit in training")
     if name in toys.TOYS:
         train, test, classes = toys.split(name, seed)
-        return Dataset(name, train, test, (2,), classes, tuple(map(str, range(classes))))
-    if name == "latents":
-        train, test, made = latents.load(path, image_size, channels)
-        return Dataset(name, train, test, train.mean.shape[1:], made.num_classes, made.class_names, encoded=made)
-    if name == "folder":
-        return Dataset(name, *folder.splits(path, image_size, channels, limit_bad, captioned))
-    if name == "npz":
-        splits = files.npz(path)
-        own = texts.of_npz(path, captions, tuple(len(images) for images, _ in splits)) if captioned else None
-        return _from_arrays(name, path, *splits, image_size, channels, num_classes, (), own)
-    if path:
-        return _from_arrays(name, path, *files.idx(path), image_size, channels, num_classes, IDX_CLASSES[name])
+        return Dataset(name, train, test, (2,), classes, tuple(map(str, range(classes))), rule="drawn apart")
     try:
         return Dataset(name, *records.splits(name, data_dir, image_size, channels, captioned))
     except records.NotFound:

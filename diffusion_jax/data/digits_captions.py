@@ -77,7 +77,7 @@ def held_out_prompts(count: int) -> tuple[list[str], np.ndarray]:
 
 def splits(data_dir: str, image_size: int, channels: int) -> tuple[list[Arrays], tuple, int, tuple, tuple[str, ...]]:
     """([train, test], image_shape, classes, class_names, captions). Train is without HELD_OUT; test is whole."""
-    *sources, shape, classes, names, _ = records.splits("digits", data_dir, image_size, channels)
+    *sources, shape, classes, names, _, _, _ = records.splits("digits", data_dir, image_size, channels)
     splits = [source.rows(np.arange(len(source))) for source in sources]
     seen = splits[0]
     edges = [thirds(measure(seen["image"]), seen["label"]) for measure in (ink, lean)]

@@ -6,12 +6,19 @@ import gzip
 import zipfile
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from diffusion_jax.data import layout, pixels
+from diffusion_jax.data.pixels import Range
 from diffusion_jax.errors import UserError
 
 Split = tuple[np.ndarray, np.ndarray | None]  # images (N, H, W, C) uint8, labels (N,) or None
+
+CHUNK = 64_000_000  # bytes that are converted at once
+# labels are refused as ids if they ask for more classes than the first, and for more than the second times their number
+IDS_ABOVE, IDS_TIMES = 100, 10
 
 NPZ_PAIRS = (("x_train", "y_train", "x_test", "y_test"), ("train_images", "train_labels", "test_images", "test_labels"))
 NPZ_SINGLE = (("images", "labels"), ("image", "label"), ("x", "y"), ("arr_0", "arr_1"))
@@ -58,8 +65,24 @@ def _read_idx(file: Path, rank: int) -> np.ndarray:
     return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
 
 
-def npz(path: str) -> tuple[Split, Split]:
-    """(train, test) from an .npz; a file with one set of images is split 90 / 10 by a fixed permutation of its rows."""
+class Npz(NamedTuple):
+    """The two splits of an .npz; rows: those of each in a file that is not split, else None."""
+
+    train: Split
+    test: Split
+    rows: tuple[np.ndarray, np.ndarray] | None
+
+
+def npz(path: str, value_range: Range = ()) -> Npz:
+    """Read an .npz; one set of images is split 90 / 10 by a fixed permutation of its rows, see `held_out`.
+
+    Args:
+      path: the file.
+      value_range: the values of black and white; () for uint8 in 0..255.
+
+    Raises:
+      UserError: for anything but plain arrays of images and whole numbers as labels.
+    """
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(
@@ -73,63 +96,89 @@ def npz(path: str) -> tuple[Split, Split]:
         raise UserError(f"data.path={path} cannot be read as an .npz of plain arrays: {error}") from error
     for x_train, y_train, x_test, y_test in NPZ_PAIRS:
         if x_train in wanted and x_test in wanted:
-            return _npz_split(path, wanted, x_train, y_train), _npz_split(path, wanted, x_test, y_test)
+            pairs = ((x_train, y_train), (x_test, y_test))
+            return Npz(*(_npz_split(path, wanted, x, y, value_range) for x, y in pairs), None)
     for x, y in NPZ_SINGLE:
         if x in wanted:
-            return _held_out(path, *_npz_split(path, wanted, x, y))
+            images, labels = _npz_split(path, wanted, x, y, value_range)
+            rows = held_out(len(images), labels, f"data.path={path}")
+            return Npz(*((images[r], None if labels is None else labels[r]) for r in rows), rows)
     raise UserError(
-        f"data.path={path} holds {', '.join(sorted(keys)) or 'nothing'}; it should hold 'images' (N, H, W[, C]) uint8 "
-        f"and, optionally, 'labels' (N,), or x_train, y_train, x_test, y_test"
+        f"data.path={path} holds {', '.join(sorted(keys)) or 'nothing'}; it should hold 'images' "
+        f"(N, H, W[, C]) uint8 and, optionally, 'labels' (N,), or x_train, y_train, x_test, y_test"
     )
 
 
-def _npz_split(path: str, archive: dict[str, np.ndarray], image_key: str, label_key: str) -> Split:
+def _npz_split(path: str, archive: dict[str, np.ndarray], image_key: str, label_key: str, value_range: Range) -> Split:
     images, labels = archive[image_key], archive.get(label_key)
-    images = images[..., None] if images.ndim == 3 else images
+    images, where = images[..., None] if images.ndim == 3 else images, f"data.path={path}"
     if images.ndim != 4 or images.shape[3] not in (1, 3) or not images.size:
-        raise UserError(
-            f"data.path={path}: '{image_key}' has shape {images.shape}; (N, H, W) or (N, H, W, 1 or 3) is needed"
-        )
-    if images.dtype != np.uint8:
-        raise UserError(f"data.path={path}: '{image_key}' is {images.dtype}; save the images as uint8 in 0..255")
+        raise UserError(f"{where}: '{image_key}' has shape {images.shape}; (N, H, W) or (N, H, W, 1 or 3) is needed")
+    images = _eight_bits(f"{where}: '{image_key}'", images, value_range)
     if labels is None:
         return images, None
     if not np.issubdtype(labels.dtype, np.integer) or labels.size != len(images):
+        numbers = f"; np.unique({label_key}, return_inverse=True)[1] makes them" if labels.size == len(images) else ""
         raise UserError(
-            f"data.path={path}: '{label_key}' is {labels.dtype} {labels.shape}; "
-            f"{len(images)} integers, one an image, are needed"
+            f"{where}: '{label_key}' is {labels.dtype} {labels.shape}; {len(images)} integers, one an image, are needed{numbers}"
         )
     return images, labels.reshape(-1)
 
 
-def held_out(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of (train, test) in a set of this size that is not split: 90 / 10 by a fixed permutation."""
-    order = np.argsort(np.random.Philox(np.random.SeedSequence(0)).random_raw(size), kind="stable")
-    held = max(1, size // 10)
-    return np.sort(order[held:]), np.sort(order[:held])
+def _eight_bits(what: str, images: np.ndarray, value_range: Range) -> np.ndarray:
+    """uint8 images as they are, others by their stated range. what: which images, for messages."""
+    if images.dtype == np.uint8 and not value_range:
+        return images
+    if images.dtype.kind not in "fuib":
+        raise UserError(f"{what} is {images.dtype}; save the images as uint8 in 0..255")
+    kind, parts = "" if images.dtype == np.uint8 else str(images.dtype), -(-images.nbytes // CHUNK)
+    pixels.check(f"{what}: {len(images)} images", kind, images.ravel(), value_range)
+    try:
+        return np.concatenate([pixels.to_uint8(part, value_range) for part in np.array_split(images, parts)])
+    except ValueError as error:
+        raise UserError(f"{what}: {error}") from None
 
 
-def _held_out(path: str, images: np.ndarray, labels: np.ndarray | None) -> tuple[Split, Split]:
-    if len(images) < 2:
-        raise UserError(
-            f"data.path={path} holds one image; at least two are needed, one to train on and one to test with"
-        )
-    train, test = ((images[r], None if labels is None else labels[r]) for r in held_out(len(images)))
-    return train, test
+def held_out(size: int, labels: np.ndarray | None = None, what: str = "") -> tuple[np.ndarray, np.ndarray]:
+    """The rows of (train, test) in a set that is not split: 90 / 10 by a fixed permutation, but never the last row of a label.
+
+    Args:
+      size: rows of the set.
+      labels: (size,) or None.
+      what: the data, for messages.
+
+    Raises:
+      UserError: for one row, or one row of every class.
+    """
+    order = np.argsort(np.random.Philox(np.random.SeedSequence(0)).random_raw(size), kind="stable").tolist()
+    own = [0] * size if labels is None else labels.tolist()
+    train, test = layout.hold_out(order, max(1, size // 10), own, what)
+    return np.array(train), np.array(test)
 
 
 def count_classes(path: str, train: Split, test: Split, num_classes: int) -> int:
-    """num_classes if given, else the largest train label + 1 (0: unlabelled). Refuses labels outside 0..classes-1."""
+    """num_classes if given, else the largest train label + 1 (0: unlabelled).
+
+    Raises:
+      UserError: for labels outside 0..classes-1, and for such that look like ids: far fewer of them than their size says.
+    """
+    where = f"data.path={path}"
     if (train[1] is None) != (test[1] is None):
-        raise UserError(f"data.path={path} has labels for one of train and test only; give both or none")
+        raise UserError(f"{where} has labels for one of train and test only; give both or none")
     if train[1] is None:
         return 0
+    distinct = np.unique(train[1])
     classes = num_classes or int(max(train[1].max(), 0)) + 1
+    if not num_classes and classes > max(IDS_ABOVE, IDS_TIMES * len(distinct)):
+        raise UserError(
+            f"{where}: {len(distinct)} different labels, up to {distinct[-1]}, look like ids; number the classes from 0 "
+            f"(np.unique(labels, return_inverse=True)[1]), or set data.num_classes if there are so many"
+        )
     for part, (_, labels) in (("train", train), ("test", test)):
         bad = np.flatnonzero((labels < 0) | (labels >= classes))
         if bad.size:
             raise UserError(
-                f"data.path={path}: {part} image {bad[0]} has label {labels[bad[0]]}, outside 0..{classes - 1}; "
+                f"{where}: {part} image {bad[0]} has label {labels[bad[0]]}, outside 0..{classes - 1}; "
                 f"mend the labels or set data.num_classes"
             )
     return classes

@@ -1,16 +1,15 @@
 """A folder of images: sub-folders are labels, any size, grey or colour; with captions, if they are asked for.
 
-What is checked when. The header of every file is read at the start (about 0.2 ms each): it gives size and
-colour and finds files that are no images. A split that fits in memory is also decoded at the start, so every corrupt
-file is known before the first step. A larger one is decoded batch by batch; a file that turns out to be corrupt, or
-has gone, is reported once by name and its place is taken by the next readable file in the order, which keeps
-batch(step) a pure function of the files. Either way more than `limit_bad` unreadable files end the run with a
-UserError, at the start where possible.
+Which files are images, for training or held out, and of which class, is decided by layout.py. What is checked when: the header
+of every file is read at the start (about 0.2 ms each): it gives size and colour and finds files that are no images. A split that
+fits in memory is also decoded at the start, so every corrupt file is known before the first step. A larger one is decoded batch
+by batch; a file that turns out to be corrupt, or has gone, is reported once by name and its place is taken by the next readable
+file in the order, which keeps batch(step) a pure function of the files. Either way more than `limit_bad` unreadable files end
+the run with a UserError, at the start where possible.
 """
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from pathlib import Path
 from typing import NamedTuple
@@ -19,35 +18,67 @@ import numpy as np
 from absl import logging
 from PIL import Image, ImageOps
 
-from diffusion_jax.data import captions, transforms
+from diffusion_jax.data import captions, layout, pixels, transforms
+from diffusion_jax.data.layout import Arranged, File
+from diffusion_jax.data.pixels import Range
 from diffusion_jax.data.sources import Arrays, Lazy, Source, held_in_memory, parallel
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import UserError, printable
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-TRAIN, TEST = ("train",), ("test", "val", "valid", "validation")
-GREY_MODES = {"1", "L", "LA", "I", "I;16", "I;16B"}
+SIGNED = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "AVIF", "JPEG2000")  # formats that are known by their first bytes
+GREY_MODES = {"1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
 TURNED = range(5, 9)  # the EXIF orientations that swap width and height
-
-
-class File(NamedTuple):
-    path: Path
-    name: str  # relative to its split's folder, with '/'
-    label: str  # the first sub-folder, '' if there is none
+LOOKED_AT = 64  # files whose values are read to find their scale
 
 
 class Header(NamedTuple):
+    """What the first bytes of an image file say."""
+
     size: tuple[int, int]  # (H, W)
     grey: bool
+    depth: str  # '' for values in 0..255; '16 bits', '32 bits', 'float'
 
 
-def splits(
-    path: str, image_size: int, channels: int, limit_bad: int, captioned: bool = False
-) -> tuple[Source, Source, tuple, int, tuple, tuple]:
-    """(train, test, image_shape, num_classes, class_names, captions). limit_bad: -1 is a tenth of the files, from 1 to 100."""
+class Found(NamedTuple):
+    """What a folder of images holds."""
+
+    train: Source
+    test: Source
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    captions: tuple[str, ...]
+    rule: str  # how the images were split, for people
+
+
+def load(
+    path: str,
+    image_size: int = 0,
+    channels: int = 0,
+    *,
+    limit_bad: int = -1,
+    captioned: bool = False,
+    how: str = "",
+    value_range: Range = (),
+) -> Found:
+    """Read a folder of images.
+
+    Args:
+      path: the folder.
+      image_size, channels: resize and convert to these; 0 keeps what the images have.
+      limit_bad: unreadable files that are skipped; -1 is a tenth of the files, from 1 to 100.
+      captioned: with captions, from files beside the images.
+      how: config.data.layout, see layout.py.
+      value_range: the values of black and white; () for 0..255, of 16-bit images 0..65535.
+
+    Raises:
+      UserError: for what cannot be read, or can be read in two ways.
+    """
     root = Path(path).expanduser()
     if not root.is_dir():
         raise UserError(f"data.path={path} is not a folder; data.name=folder wants a folder of images")
-    parts = _find(root)
+    tree = layout.walk(root, transforms.endings(), _is_image)
+    found = layout.arrange(root, tree, how)
+    _warn_of_unused(path, tree, found, captioned)
+    parts = [found.train] + ([found.test] if found.test else [])
     total = sum(map(len, parts))
     unreadable = Unreadable(path, default_limit(total) if limit_bad < 0 else limit_bad)
     headers = [_headers(part, unreadable) for part in parts]
@@ -55,20 +86,20 @@ def splits(
     unreadable.report()
     if not all(parts):
         raise UserError(f"data.path={path}: no image of the {'test' if parts[0] else 'train'} split is readable")
-    shape = _shape(path, headers[0] | headers[1], image_size, channels)
-    names = _class_names(path, *parts)
+    _check_classes(path, found.classes, {f.label for f in parts[0]})
+    every = {file: header for part in headers for file, header in part.items()}
+    if not found.test:
+        parts = layout.held_out(parts[0], f"data.path={path}")
+    shape = _shape(path, every, image_size, channels)
+    _check_values(path, every, value_range)
     texts, numbers = (), [None, None]
     if captioned:
-        roots = [_root(part[0]) for part in parts]
+        roots = [_captions_root(root, folder) for folder in found.roots]
         texts, numbers = captions.numbered(*captions.beside_images(path, roots, [[f.path for f in part] for part in parts]))
-    sources = [_source(part, names, shape, image_size, unreadable, n) for part, n in zip(parts, numbers)]
+    read = _Read(found.classes, shape, image_size, value_range, unreadable)
+    sources = [_source(part, read, n) for part, n in zip(parts, numbers)]
     unreadable.report()
-    return *sources, shape, len(names), names, texts
-
-
-def _root(file: File) -> Path:
-    """The folder of a file's split."""
-    return file.path.parents[len(Path(file.name).parts) - 1]
+    return Found(*sources, shape, tuple(map(printable, found.classes)), texts, found.rule)
 
 
 def default_limit(total: int) -> int:
@@ -76,58 +107,35 @@ def default_limit(total: int) -> int:
     return min(100, max(1, total // 10))
 
 
-def _find(root: Path) -> tuple[list[File], list[File]]:
-    """The (train, test) files: from sub-folders of those names, else a tenth held out by the hash of the path."""
-    below = {p.name.lower(): p for p in sorted(root.iterdir()) if p.is_dir()}
-    train = next((below[n] for n in TRAIN if n in below), None)
-    test = next((below[n] for n in TEST if n in below), None)
-    files = _files(train or root)
-    if not files:
-        raise UserError(f"data.path={root} holds no images ({', '.join(sorted(SUFFIXES))})")
-    if train and test:
-        return files, _files(test) or _no_test(test)
-    if len(files) < 2:
-        raise UserError(
-            f"data.path={root} holds one image; at least two are needed, one to train on and one to test with"
-        )
-    drawn = sorted(files, key=_draw)
-    held = min(max(1, sum(_draw(f) < 0.1 for f in files)), len(files) - 1)
-    test_names = {f.name for f in drawn[:held]}
-    return [f for f in files if f.name not in test_names], [f for f in files if f.name in test_names]
+def _is_image(path: str) -> bool:
+    """Whether a file without an ending is an image, by its first bytes."""
+    try:
+        with transforms.open_image(path, SIGNED):
+            return True
+    except Exception:  # decoders raise what they like: OSError, SyntaxError, struct.error, ...
+        return False
 
 
-def _no_test(folder: Path):
-    raise UserError(f"{folder} holds no images; add some, or remove it to hold out a tenth of the training images")
+def _warn_of_unused(path: str, tree: layout.Tree, found: Arranged, captioned: bool) -> None:
+    """One warning of what the folder holds and is not used."""
+    expected = (lambda name: name == "metadata.jsonl" or name.lower().endswith(".txt")) if captioned else (lambda name: False)
+    files = layout.ignored(tree, expected)
+    unused = [*([f"{files}"] if files else []), *found.dropped]
+    if unused:
+        logging.warning("data.path=%s: not used: %s", printable(path), "; ".join(unused))
 
 
-def _draw(file: File) -> float:
-    """A number in [0, 1) that depends on the relative path alone: adding files moves none between the splits."""
-    return int.from_bytes(hashlib.sha256(file.name.encode()).digest()[:8]) / 2**64
+def _check_classes(path: str, classes: tuple[str, ...], left: set[str]) -> None:
+    """Refuse a class of whose training images none can be read: without them the other classes would change their numbers."""
+    if empty := [name for name in classes if name not in left]:
+        raise UserError(f"data.path={path}: no training image of class {empty[0]} is readable; mend its "
+                        "files, or move its folder away")  # fmt: skip
 
 
-def _files(folder: Path) -> list[File]:
-    relative = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    files = [
-        File(folder / r, r.as_posix(), r.parts[0] if len(r.parts) > 1 else "")
-        for r in relative
-        if not any(part.startswith(".") for part in r.parts)
-    ]
-    if len({bool(f.label) for f in files}) > 1:
-        stray = next(f for f in files if not f.label)
-        raise UserError(
-            f"data.path={folder} has images both in sub-folders and beside them ({stray.name}): a sub-folder is a label"
-        )
-    return files
-
-
-def _class_names(path: str, train: list[File], test: list[File]) -> tuple[str, ...]:
-    names = sorted({f.label for f in train} - {""})
-    strange = sorted({f.label for f in test} - set(names) - {""} if names else {f.label for f in test} - {""})
-    if strange:
-        raise UserError(f"data.path={path}: the test images have a label '{strange[0]}' that no train image has")
-    if names and any(not f.label for f in test):
-        raise UserError(f"data.path={path}: the train images are in sub-folders (labels), the test images are not")
-    return tuple(names)
+def _captions_root(root: Path, folder: Path) -> Path:
+    """The folder of metadata.jsonl: that of the split, or one above it, below which all its images are."""
+    here = [folder, *(above for above in folder.parents if above.is_relative_to(root))]
+    return next((place for place in here if (place / "metadata.jsonl").is_file()), folder)
 
 
 _reporting = threading.Lock()  # not in Unreadable, which travels to data workers
@@ -137,12 +145,13 @@ class Unreadable:
     """The files that could not be read: reported by name, tolerated up to a limit."""
 
     def __init__(self, path: str, limit: int):
-        self.path, self.limit, self.reasons, self.reported = path, limit, {}, 0
+        self.path, self.limit, self.reasons, self.reported = printable(path), limit, {}, 0
 
     def add(self, file: Path, error: Exception) -> None:
+        """Note a file and why. UserError beyond the limit."""
         with _reporting:
             reason = " ".join(str(error).replace(f"'{file}'", "").split()) or type(error).__name__
-            self.reasons[str(file)] = reason.rstrip(" :")
+            self.reasons[printable(str(file))] = printable(reason.rstrip(" :"))
             if len(self.reasons) > self.limit:
                 raise UserError(
                     f"data.path={self.path} has more than data.limit_bad={self.limit} unreadable images: "
@@ -167,50 +176,83 @@ def _headers(files: list[File], unreadable: Unreadable) -> dict[Path, Header]:
             with transforms.open_image(file.path) as image:
                 exif = Image.Image.getexif(image)  # (a PNG's own getexif would decode the pixels)
                 size = image.size if exif.get(0x0112, 1) in TURNED else image.size[::-1]
-                return Header(size, image.mode in GREY_MODES)
-        except Exception as error:  # decoders raise what they like: OSError, SyntaxError, struct.error, ...
+                return Header(size, image.mode in GREY_MODES, pixels.depth(image))
+        except Exception as error:  # as above
             return unreadable.add(file.path, error)
 
     return {f.path: h for f, h in zip(files, parallel(one, files)) if h}
 
 
 def _shape(path: str, headers: dict[Path, Header], image_size: int, channels: int) -> tuple[int, int, int]:
-    first, (size, _) = next(iter(headers.items()))
+    first, (size, *_) = next(iter(headers.items()))
     other = next((f for f, h in headers.items() if h.size != size), None)
     if other and not image_size:
         theirs = headers[other].size
         raise UserError(
-            f"data.path={path} has images of several sizes ({first.name} is {size[0]}x{size[1]}, {other.name} "
-            f"{theirs[0]}x{theirs[1]}): set data.image_size=64, for instance"
+            f"data.path={path} has images of several sizes ({first.name} is {size[0]}x{size[1]}, "
+            f"{other.name} {theirs[0]}x{theirs[1]}): set data.image_size=64, for instance"
         )
     grey = all(h.grey for h in headers.values())
     return transforms.fitted_shape((*size, 1 if grey else 3), image_size, channels)
 
 
-def decode(file: Path, image_size: int, channels: int) -> np.ndarray:
-    """One image file -> (H, W, channels) uint8: turned as its EXIF says, transparency on white, resized."""
+def _check_values(path: str, headers: dict[Path, Header], value_range: Range) -> None:
+    """Refuse values whose black and white are not known. Up to LOOKED_AT files of each depth are read."""
+    for kind in sorted({h.depth for h in headers.values()}):
+        files = [f for f, h in headers.items() if h.depth == kind]
+        if not kind and not value_range:
+            continue
+        some = [files[i] for i in np.linspace(0, len(files) - 1, min(len(files), LOOKED_AT)).astype(int)]
+        values = [v for v in parallel(_values, some) if v is not None]
+        if values:
+            what = f"data.path={path}: {len(files)} images ({files[0].name})"
+            pixels.check(what, kind, np.concatenate(values), value_range)
+
+
+def _values(file: Path) -> np.ndarray | None:
+    """The values of an image file as they are stored, or None where it cannot be read."""
+    try:
+        with transforms.open_image(file) as image:
+            return np.asarray(image if pixels.depth(image) else image.convert("RGB")).ravel()
+    except Exception:  # as above; it is reported when the file is decoded
+        return None
+
+
+def decode(file: Path, image_size: int, channels: int, value_range: Range = ()) -> np.ndarray:
+    """One image file -> (H, W, channels) uint8: turned as its EXIF says, transparency on white, resized.
+
+    value_range: the values of black and white, where they are not 0 and 255 (of 16 bits: 65535).
+    """
     with transforms.open_image(file) as image:
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # 16-bit grey: keep the high byte, where convert would clip
-            image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+        kind, image = pixels.depth(image), ImageOps.exif_transpose(image)
+        if kind:
+            image = Image.fromarray(pixels.to_uint8(np.asarray(image), value_range or pixels.BITS_16))
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        return transforms.to_array(transforms.fit_pil(image.convert(transforms.MODES[channels]), image_size), channels)
+        image = image.convert(transforms.MODES[channels])
+        if value_range and not kind:
+            image = image.point(pixels.to_uint8(np.arange(256), value_range).tolist() * channels)
+        return transforms.to_array(transforms.fit_pil(image, image_size), channels)
 
 
-def _source(
-    files: list[File],
-    names: tuple[str, ...],
-    shape: tuple,
-    image_size: int,
-    unreadable: Unreadable,
-    numbers: np.ndarray | None,
-) -> Source:
-    labels = np.array([names.index(f.label) for f in files], np.int32) if names else None
+class _Read(NamedTuple):
+    """How the files of both splits are read."""
+
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    image_size: int
+    value_range: Range
+    unreadable: Unreadable
+
+
+def _source(files: list[File], read: _Read, numbers: np.ndarray | None) -> Source:
+    index = {name: i for i, name in enumerate(read.classes)}
+    labels = np.array([index[f.label] for f in files], np.int32) if read.classes else None
+    unreadable, shape = read.unreadable, read.shape
 
     def image(i: int) -> np.ndarray | None:
         try:
-            array = decode(files[i].path, image_size, shape[2])
+            array = decode(files[i].path, read.image_size, shape[2], read.value_range)
             if array.shape != shape:  # it has changed since its header was read
                 raise ValueError(f"it is {array.shape}, not {shape}")
             return array
@@ -235,4 +277,4 @@ def _source(
             f"data.path={unreadable.path}: {unreadable.limit + 1} unreadable images in a row from {files[i].path}"
         )
 
-    return Lazy(len(files), example)
+    return Lazy(len(files), example, labels)

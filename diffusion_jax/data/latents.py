@@ -43,6 +43,11 @@ class Latents:
         self.mean, self.log_variance, self.label = mean, log_variance, label
         self.shift, self.scale = (np.asarray(x, np.float32) for x in (encoded.shift, encoded.scale))
 
+    @property
+    def labels(self) -> np.ndarray | None:
+        """The labels of all examples (N,), or None without labels."""
+        return self.label
+
     def __len__(self) -> int:
         return len(self.mean)
 

@@ -46,8 +46,11 @@ def default_dir(data_dir: str) -> str:
 
 def splits(
     name: str, data_dir: str, image_size: int, channels: int, captioned: bool = False
-) -> tuple[Source, Source, tuple, int, tuple, tuple]:
-    """(train, test, image_shape, num_classes, class_names, captions) of a TFDS set. Raises NotFound."""
+) -> tuple[Source, Source, tuple, int, tuple, tuple, None, str]:
+    """(train, test, image_shape, num_classes, class_names, captions, None, split rule) of a TFDS set: the fields of a Dataset.
+
+    Raises NotFound.
+    """
     builder = _prepared(name, default_dir(data_dir))
     features = dict(builder.info.features)
     if "image" not in features:
@@ -57,10 +60,10 @@ def splits(
         raise UserError(f"data.name={name} has images of {dtype} {features['image'].shape}; uint8 (H, W, 1 or 3) is needed")
     classes = getattr(features.get("label"), "num_classes", None) or 0
     names = tuple(features["label"].names) if classes else ()
-    train, test = _train_and_test(builder, labelled=bool(classes))
+    train, test, rule = _train_and_test(builder, labelled=bool(classes))
     own, numbers = _captions(name, features) if captioned else None, None
     if own:
-        unseen = _train_and_test(builder, labelled=bool(classes), blind=True)
+        unseen = _train_and_test(builder, labelled=bool(classes), blind=True)[:2]
         numbers = captions.Numbers(own(example) for split in unseen for example in split)
     shape = tuple(features["image"].shape)
     if None in shape and not image_size:
@@ -75,11 +78,13 @@ def splits(
             raise UserError(
                 f"data.name={name} has images of several sizes ({kept}, {image.shape}): set data.image_size, to 64 say"
             )
+        if classes and not 0 <= example["label"] < classes:
+            raise UserError(f"data.name={name} has an image of label {example['label']}, outside 0..{classes - 1}")
         told = {"caption": numbers.row(own(example))} if own else {}
         return {"image": image} | ({"label": np.int32(example["label"])} if classes else {}) | told
 
     every = numbers.every() if own else ()
-    return mapped(train, one, kept), mapped(test, one, kept), kept, classes, names, every
+    return mapped(train, one, kept), mapped(test, one, kept), kept, classes, names, every, None, rule
 
 
 def _captions(name: str, features: dict) -> Callable[[dict], tuple[str, ...]]:
@@ -91,7 +96,10 @@ def _captions(name: str, features: dict) -> Callable[[dict], tuple[str, ...]]:
     def own(example: dict) -> tuple[str, ...]:
         texts = example[key]["text"] if isinstance(example[key], dict) else example[key]
         listed = [texts] if isinstance(texts, (bytes, str)) else list(texts)
-        return tuple(text.decode() if isinstance(text, bytes) else str(text) for text in listed)
+        read = tuple(text.decode(errors="replace") if isinstance(text, bytes) else str(text) for text in listed)
+        if not any(text.strip() for text in read):
+            raise UserError(f"data.name={name} has an image without a caption; choose another set, or config.text.encoder=''")
+        return tuple(text for text in read if text.strip())
 
     return own
 
@@ -111,8 +119,8 @@ def _uint8(name: str, image: np.ndarray) -> np.ndarray:
     return image
 
 
-def _train_and_test(builder, labelled: bool, blind: bool = False) -> tuple[Source, Source]:
-    """Disjoint splits: test if it is there (and labelled), else validation, else the last tenth of train.
+def _train_and_test(builder, labelled: bool, blind: bool = False) -> tuple[Source, Source, str]:
+    """Disjoint splits and their rule: test if it is there (and labelled), else validation, else the last tenth of train.
 
     blind: the images are not decoded.
     """
@@ -123,8 +131,8 @@ def _train_and_test(builder, labelled: bool, blind: bool = False) -> tuple[Sourc
     for held_out in [s for s in ("test", "validation") if s in known]:
         test = read(held_out)
         if not labelled or test[0]["label"] >= 0:  # imagenet2012's test labels are -1
-            return read("train"), test
-    return read("train[:90%]"), read("train[90%:]")
+            return read("train"), test, f"split by the set itself, train and {held_out}"
+    return read("train[:90%]"), read("train[90%:]"), "the last tenth of train is held out"
 
 
 def _reader(builder, blind: bool):

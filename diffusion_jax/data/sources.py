@@ -35,6 +35,11 @@ class Arrays:
         numbers = {name: np.asarray(x, np.int32) for name, x in (("label", label), ("caption", caption)) if x is not None}
         self.columns = {"image": image} | numbers
 
+    @property
+    def labels(self) -> np.ndarray | None:
+        """The labels of all examples (N,), or None without labels."""
+        return self.columns.get("label")
+
     def __len__(self) -> int:
         return len(self.columns["image"])
 
@@ -46,10 +51,13 @@ class Arrays:
 
 
 class Lazy:
-    """A split that is read when asked: example(i) for i in 0..size-1, by threads (decoders release Python's lock)."""
+    """A split that is read when asked: example(i) for i in 0..size-1, by threads (decoders release Python's lock).
 
-    def __init__(self, size: int, example: Callable[[int], Example]):
-        self.size, self.example = size, example
+    labels: those of all examples (N,), where they are known without reading the examples.
+    """
+
+    def __init__(self, size: int, example: Callable[[int], Example], labels: np.ndarray | None = None):
+        self.size, self.example, self.labels = size, example, labels
 
     def __len__(self) -> int:
         return self.size
@@ -80,6 +88,15 @@ class Cached:
                 self.memory, self.source = Arrays(**columns), None
             return self.memory
 
+    @property
+    def labels(self) -> np.ndarray | None:
+        """The labels of all examples (N,), or None where there are none or they are not known yet."""
+        return labels_of(self.memory or self.source)
+
+    def some(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """As `rows`, but without reading the others."""
+        return (self.memory or self.source).rows(indices)
+
     def __len__(self) -> int:
         return len(self.memory or self.source)
 
@@ -88,6 +105,41 @@ class Cached:
 
     def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         return self._loaded().rows(indices)
+
+
+class Relabeled:
+    """A source whose label k is called table[k]."""
+
+    def __init__(self, source: Source, table: np.ndarray):
+        self.source, self.table = source, np.asarray(table, np.int32)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """The labels of all examples (N,), or None where they are not known."""
+        own = labels_of(self.source)
+        return None if own is None else self.table[own]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, i: int) -> Example:
+        example = self.source[i]
+        return example | {"label": self.table[example["label"]]}
+
+    def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        columns = self.source.rows(indices)
+        return columns | {"label": self.table[columns["label"]]}
+
+
+def labels_of(source: Source) -> np.ndarray | None:
+    """The labels of all examples (N,) where they are known without reading the images; else None."""
+    return getattr(source, "labels", None)
+
+
+def some(source: Source, count: int) -> dict[str, np.ndarray]:
+    """Up to `count` rows, evenly spread over a source, without keeping the others in memory."""
+    indices = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
+    return source.some(indices) if isinstance(source, Cached) else source.rows(indices)
 
 
 def parallel(function: Callable, items: list) -> list:
@@ -111,5 +163,5 @@ def held_in_memory(size: int, image_shape: tuple[int, ...]) -> bool:
 
 def mapped(source: Source, transform: Callable[[Example], Example], image_shape: tuple[int, ...]) -> Source:
     """The source with every example transformed, kept in memory if it is small."""
-    lazy = Lazy(len(source), lambda i: transform(source[i]))
+    lazy = Lazy(len(source), lambda i: transform(source[i]), labels_of(source))
     return Cached(lazy) if held_in_memory(len(source), image_shape) else lazy
