@@ -87,6 +87,35 @@ def image_grid(
     )
 
 
+def grid_by_class(
+    images: np.ndarray, labels: Sequence[int], names: Sequence[str], *, columns: int = 16, scale: int | None = None
+) -> Image.Image:
+    """Images (N, H, W, C) in a row for each class, with its name, in the order of the first of each.
+
+    A class of more than `columns` images has several rows. Where there are many classes of one or two images, the names stand
+    beneath the images instead, ten in a row.
+
+    Args:
+      images: uint8 or floating in [-1, 1].
+      labels: (N,), numbers of `names`.
+      names: of the classes, by number.
+      columns: images of a row, at most.
+      scale: as in `image_grid`.
+    """
+    tiles, groups = [_enlarge(tile, scale) for tile in _rgb(images)], {}
+    for tile, label in zip(tiles, np.asarray(labels).tolist()):
+        groups.setdefault(label, []).append(tile)
+    if len(groups) > 20 and len(tiles) <= 2 * len(groups):
+        cells = [_Cell(tile, "\n".join(textwrap.wrap(names[label], 14))) for label, own in groups.items() for tile in own]
+        return _lay_out([cells[i : i + 10] for i in range(0, len(cells), 10)], gap=8)
+    rows, told = [], []
+    for label, own in groups.items():
+        parts = [own[i : i + columns] for i in range(0, len(own), columns)]
+        rows += [[_Cell(tile) for tile in part] for part in parts]
+        told += [names[label]] + [""] * (len(parts) - 1)
+    return _lay_out(rows, row_labels=told)
+
+
 def denoising_strip(
     x_t: np.ndarray,
     x0_hat: np.ndarray,

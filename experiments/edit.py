@@ -3,6 +3,7 @@
 python -m experiments.edit --workdir=runs/a --task=inpaint --mask=half --method=pigdm
 python -m experiments.edit --workdir=runs/a --task='superres(factor=4,std=0.05)' --method=ddnm --labels=own --draws=3
 python -m experiments.edit --workdir=runs/a --task=translate --labels=3,7 --config.sampler.nfe=100
+python -m experiments.edit --workdir=runs/a --task=sdedit --image=mine.png --labels=7
 python -m experiments.edit --workdir=runs/emoji --task=sdedit --prompt="a blue heart" --config.sampler.guidance=4
 
 Tasks with a --method: inpaint (with --mask), colourise, superres, deblur, linear, saturate; without: interpolate, sdedit,
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,18 +39,22 @@ class Job(NamedTuple):
     keys: Any
 
 
-def job_for(trained, dataset, index, labels: str, prompts: list[str], seeds) -> Job:
-    """The Job of these images of the test split. labels, prompts: as the flags; the null condition where both are empty."""
+def job_for(trained, dataset, index, labels: str, prompts: list[str], seeds, images=None) -> Job:
+    """The Job of these images of the test split. labels, prompts: as the flags; the null condition where both are empty.
+
+    images: uint8 (N, H, W, C) of the user's own instead, whose classes are not known; dataset and index are then not used.
+    """
     import jax.numpy as jnp
 
     from diffusion_jax import data, experiment
     from diffusion_jax.evaluation import generate
 
-    plan, picked = experiment.plan(trained.experiment), dataset.test.rows(index)
+    plan, picked = experiment.plan(trained.experiment), {"image": images} if dataset is None else dataset.test.rows(index)
     plan = plan._replace(guided=experiment.is_guided(trained.experiment, plan.guidance, told=bool(labels or prompts)))
     images = jnp.asarray(data.transforms.normalise(picked["image"]))
-    own = picked.get("label") if dataset.num_classes else None
-    cond = conditions(trained.experiment, dataset, index, labels, prompts, own)
+    own = picked.get("label") if dataset is not None and dataset.num_classes else None
+    chosen = labels if labels == "own" else cli.labels("labels", labels, trained.data.get("class_names") or ())
+    cond = conditions(trained.experiment, dataset, index, chosen, prompts, own)
     return Job(trained, plan, images, own, cond, generate.seeds_to_keys(seeds))
 
 
@@ -112,8 +118,8 @@ def method_for(spec: str, measurement, task: str):
     return method
 
 
-def conditions(built, dataset, index, labels: str, prompts: list[str], own):
-    """What each image's model is told: nothing; 'own', its true class or caption; classes in turn; or prompts in turn."""
+def conditions(built, dataset, index, labels: str | list[int], prompts: list[str], own):
+    """The condition of each image: none; 'own', its true class or caption; classes in turn; or prompts in turn."""
     import numpy as np
 
     from diffusion_jax import experiment
@@ -123,14 +129,17 @@ def conditions(built, dataset, index, labels: str, prompts: list[str], own):
         raise UserError("--labels and --prompt together: ask for one of them")
     if prompts:
         return experiment.prompt_cond(built, np.resize(prompts, len(index)).tolist())
+    if labels == "own" and dataset is None and own is None:
+        raise UserError("--labels=own: the class of an --image is not known; name it")
     if labels == "own" and built.encoder:
         return experiment.captions_of_test(built, dataset, index)[1]
     if labels and not built.num_classes or labels == "own" and own is None:
-        raise UserError(f"--labels={labels}: this model or its data set has no classes; leave --labels away")
+        told = labels if labels == "own" else ",".join(map(str, labels))
+        raise UserError(f"--labels={told}: this model or its data set has no classes; leave --labels away")
     null = experiment.null_cond(built, len(index))
     if not labels:
         return null
-    wanted = np.asarray(own) if labels == "own" else np.resize(cli.integers("labels", labels), len(index))
+    wanted = np.asarray(own) if labels == "own" else np.resize(labels, len(index))
     return null | experiment.cond_for(built, wanted)
 
 
@@ -293,19 +302,49 @@ def _translate(job: Job, denoise, labels: str, strengths):
     from diffusion_jax.evaluation import generate
 
     built = job.trained.experiment
-    if not built.num_classes or job.labels is None:
-        raise UserError("--task=translate goes from class to class, and this model or its data has none")
-    targets = cli.integers("labels", labels) if labels not in ("", "own") else list(range(built.num_classes))
-    own, truth = experiment.cond_for(built, job.labels), generate.to_uint8(job.images)
+    if not built.num_classes:
+        raise UserError("--task=translate goes from class to class, and this model has none")
+    classes = [*(job.trained.data.get("class_names") or ()), "any"]  # as cond_for counts them
+    targets = cli.labels("labels", labels, classes[:-1]) if labels not in ("", "own") else list(range(built.num_classes))
+    truth = generate.to_uint8(job.images)  # where its class is not known, the way back to noise has no condition
+    own = experiment.null_cond(built, len(truth)) if job.labels is None else experiment.cond_for(built, job.labels)
     run = jax.jit(lambda x, ts, a, b: inverse.translate(job.plan.sampler, denoise, built.process, x, ts, a, b))
     conds = [own, *(experiment.cond_for(built, np.full(len(truth), label)) for label in targets)]
     results = [generate.to_uint8(run(job.images, job.plan.ts, own, cond)) for cond in conds]
-    classes = [*job.trained.data["class_names"], "any"]  # as cond_for counts them
     names = ["image", "there and back", *(classes[label] for label in targets)]
     return [truth, *results], names, {"psnr_there_and_back": float(psnr(results[0], truth).mean())}
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------------
+
+
+def pictures_of(files: Sequence[str], shape: tuple[int, ...]):
+    """Picture files as images (N, H, W, C) uint8 of a model's shape: centered square crop, resized, grey or color as it wants.
+
+    Raises:
+      UserError: for a file that is no picture, and for another size than the model's if that is no square.
+    """
+    import numpy as np
+
+    from diffusion_jax.data import folder, transforms
+    from diffusion_jax.errors import UserError
+
+    height, width, channels = shape
+    found = []
+    for name in files:
+        path = Path(cli.expand("--image", name))
+        try:
+            with transforms.open_image(path) as picture:
+                size = picture.size
+            if size != (width, height) and height != width:
+                raise UserError(f"--image={name} is {size[1]}x{size[0]} (height x width), and the model's images are {height}x{width}")
+            found.append(folder.decode(path, 0 if size == (width, height) else height, channels))
+        except UserError:
+            raise
+        except Exception as error:  # a damaged picture can raise nearly anything
+            why = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"--image={name} cannot be read as a picture ({why})") from error
+    return np.stack(found)
 
 
 def strengths_of(text: str) -> list[float]:
@@ -331,20 +370,25 @@ def main(config) -> None:
     FLAGS = flags.FLAGS
     shape = tuple(folder.about_data(FLAGS.workdir)["image_shape"])
     is_edit, strengths = FLAGS.task in EDITS, strengths_of(FLAGS.strength)
-    parts = [FLAGS.task, FLAGS.mask] + ([] if is_edit else [FLAGS.method])
+    parts = [FLAGS.task, FLAGS.mask] + ([] if is_edit else [FLAGS.method]) + [Path(FLAGS.image[0]).stem if FLAGS.image else ""]
     name = "-".join(re.sub(r"[^\w.]+", "_", Path(part).name).strip("_") for part in parts if part)
     files = cli.output("out", FLAGS.out, ".png", ".json", default=Path(FLAGS.workdir) / "edits" / name)
     if not is_edit:  # mistakes are told before anything takes long
         method_for(FLAGS.method, measurement_for(FLAGS.task, FLAGS.mask, shape), FLAGS.task)
+    if FLAGS.image and (FLAGS["first"].present or FLAGS["num"].present):
+        raise UserError("--first and --num choose held-out images, and --image names its own; leave them away")
+    pictures = pictures_of(FLAGS.image, shape) if FLAGS.image else None
     trained = folder.load(FLAGS.workdir, config)
     experiment.need_images(trained.experiment)
     experiment.need_pixels(trained.experiment)
-    dataset = experiment.dataset(config)
-    index = np.arange(FLAGS.first, min(FLAGS.first + FLAGS.num, len(dataset.test)))
+    dataset = None if FLAGS.image else experiment.dataset(config)
+    last = len(FLAGS.image) if FLAGS.image else min(FLAGS.first + FLAGS.num, len(dataset.test))
+    index = np.arange(FLAGS.first, last)
     if not len(index):
         raise UserError(f"--first={FLAGS.first}: there are {len(dataset.test)} held-out images")
     translates = FLAGS.task == "translate"  # whose --labels are where it goes
-    job = job_for(trained, dataset, index, "" if translates else FLAGS.labels, FLAGS.prompt, range(FLAGS.seed, FLAGS.seed + len(index)))
+    job = job_for(trained, dataset, index, "" if translates else FLAGS.labels, FLAGS.prompt, range(FLAGS.seed, FLAGS.seed + len(index)),
+                  pictures)
     if is_edit:
         rows, names, told = edit(job, FLAGS.task, FLAGS.labels, strengths)
     else:
@@ -352,7 +396,8 @@ def main(config) -> None:
     picture = plotting.image_grid(np.concatenate(rows), len(rows[0]), row_labels=names, scale=FLAGS.scale or None)
     plotting.save(picture, files[".png"])
     provenance.save_json(files[".json"], told | {
-        "task": FLAGS.task, "mask": FLAGS.mask, "labels": FLAGS.labels, "prompts": FLAGS.prompt, "num": len(index), "first": FLAGS.first,
+        "task": FLAGS.task, "mask": FLAGS.mask, "labels": FLAGS.labels, "prompts": FLAGS.prompt, "images": FLAGS.image,
+        "num": len(index), "first": FLAGS.first,
         "seed": FLAGS.seed, "sampler": config.sampler.to_dict(), "step": trained.step, "weights": trained.weights,
         "provenance": provenance.provenance(config.to_dict(), FLAGS.seed)})  # fmt: skip
     scores = {name: value for name, value in told.items() if name.startswith("psnr") and isinstance(value, float)}
@@ -365,8 +410,10 @@ if __name__ == "__main__":
     flags.DEFINE_string("task", "inpaint", "inpaint, colourise, superres, deblur, saturate; interpolate, sdedit, translate")
     flags.DEFINE_string("mask", "", "for inpaint: half, 'box(side=0.5)', 'random(keep=0.3)', or a picture, white: known")
     flags.DEFINE_string("method", "ddnm", "replacement, repaint, dps, pigdm, ddnm or unguided, with arguments as in a call")
-    flags.DEFINE_string("labels", "", "what the model is told: '' nothing, own (the true class or caption), or classes such as 3,7")
+    flags.DEFINE_string("labels", "", "the condition: '' none, own (the true class or caption), or classes in turn, "
+                        "by number or name, such as 3,7 or cat,dog; of translate: the classes to go to (default all)")  # fmt: skip
     flags.DEFINE_multi_string("prompt", [], "of a model of captions, in turn: what the model is told")
+    flags.DEFINE_multi_string("image", [], "a picture file to edit instead of held-out images; may be given several times")
     cli.integer_flag("num", 8, "how many held-out images", 1, 1_000_000)
     cli.integer_flag("first", 0, "the first of them", 0, 10**9)
     cli.integer_flag("draws", 1, "results for each image", 1, 100_000)

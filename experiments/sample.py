@@ -1,9 +1,11 @@
 """Draw images from a trained model: WORKDIR/samples.npz (uint8) and samples.png. One seed is one image, always the same.
 
 python -m experiments.sample --workdir=runs/a --num=64 --labels=0,1,2 --config.sampler.name=ode.edm_heun --seeds=0-63
+python -m experiments.sample --workdir=runs/folder --labels=cat,dog --num=20
 python -m experiments.sample --workdir=runs/b --prompt="a bold seven" --prompt="a thin 3" --guidance=4
 
-Of a model of captions every prompt is drawn from every seed: a row of the picture is a prompt, a column a seed.
+The picture has a row for each class, with its name. Of a model of captions every prompt is drawn from every seed: a row of the
+picture is a prompt, a column a seed.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ def main(config) -> None:
     trained = folder.load(FLAGS.workdir, config, mesh)
     built = trained.experiment
     columns, seeds = len(seeds) if prompts else 10, seeds * max(len(prompts), 1)
-    labels, cond = _asked(built, FLAGS.labels, prompts, len(seeds))
+    names = [*(trained.data.get("class_names") or ()), "any"]  # as experiment.cond_for counts them
+    labels, cond = _asked(built, cli.labels("labels", FLAGS.labels, names[:-1]), prompts, len(seeds))
     chosen = experiment.plan(built, **({} if FLAGS.guidance is None else {"guidance": FLAGS.guidance}))
     print(f"{FLAGS.workdir}: step {trained.step}, weights {trained.weights}, {config.sampler.name} on grid {config.sampler.grid}, "
           f"{experiment.evaluations(chosen) or 'as its tolerance asks:'} evaluations per image", file=sys.stderr)  # fmt: skip
@@ -44,22 +47,22 @@ def main(config) -> None:
     told = {"prompts": np.repeat(prompts, columns)} if prompts else {}
     generate.save_npz(files[".npz"], images, labels=labels if len(labels) else None, seeds=seeds, **told)
     if experiment.is_image(built):
-        columns = min(columns, len(seeds))
-        plotting.save(plotting.image_grid(images, columns, row_labels=prompts), files[".png"])
+        by_class = plotting.grid_by_class(images, labels, names) if len(labels) else None
+        picture = by_class or plotting.image_grid(images, min(columns, len(seeds)), row_labels=prompts)
+        plotting.save(picture, files[".png"])
     else:
         real = data.arrays(experiment.dataset(config).train, limit=len(images))["image"]
         plotting.points(real, {"samples": images}, files[".png"])
     print(f"{len(images)} images: {files['.npz']}, {files['.png']}")
 
 
-def _asked(built, labels: str, prompts: list[str], count: int) -> tuple:
-    """(labels (count,), or none; condition): of --labels, by default all in turn, or of --prompt, an equal share each."""
+def _asked(built, chosen: list[int], prompts: list[str], count: int) -> tuple:
+    """(labels (count,), or none; condition): of the chosen labels, by default all in turn, or of prompts, an equal share each."""
     import numpy as np
 
     from diffusion_jax import experiment
     from diffusion_jax.errors import UserError
 
-    chosen = cli.integers("labels", labels)
     if prompts and chosen:
         raise UserError("--labels and --prompt together: ask for one of them")
     if prompts:
@@ -75,7 +78,8 @@ if __name__ == "__main__":
     cli.path_flag("workdir", None, "the folder of a trained model", required=True)
     cli.integer_flag("num", None, "how many images, by default 64, or 8 of each prompt; with --seeds, those decide", 1, 1_000_000)
     flags.DEFINE_string("seeds", "", "one image per seed, such as 0-63,100; by default 0 to num - 1")
-    flags.DEFINE_string("labels", "", "classes to draw in turn, such as 0,1,2; by default all of them")
+    flags.DEFINE_string("labels", "", "classes to draw in turn, by number or name, such as 0,1,2 or cat,dog; "
+                        "'any' draws without a class (default all classes)")  # fmt: skip
     flags.DEFINE_multi_string("prompt", [], "what to draw, of a model of captions; may be given several times")
     flags.DEFINE_float("guidance", None, "scale of the guidance; by default config.sampler.guidance", lower_bound=0, upper_bound=1000)
     cli.path_flag("out", "", "where to write, without the ending; by default WORKDIR/samples")

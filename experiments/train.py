@@ -218,7 +218,7 @@ def _grid(built, parts, dataset, root, writer):
             return
         path = root / "samples" / f"step_{step:07d}.png"
         if images:
-            plotting.save(plotting.image_grid(x, columns, row_labels=told[::columns]), path)
+            plotting.save(plotting.image_grid(x, columns, row_labels=told[::columns] or (dataset.class_names[:rows] if classes else None)), path)
             writer.images(step, "samples", x)
         else:
             plotting.points(real, {"samples": x}, path)

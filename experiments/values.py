@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import mimetypes
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import UserError, unknown
 
 ENDINGS = {".npy", ".npz", ".h5", ".hdf5", ".pt", ".pth", ".ckpt", ".safetensors", ".pkl", ".webp", ".yaml", ".md"}
 flags.disclaim_key_flags()  # a flag belongs to the command that asks for it here
@@ -53,6 +55,46 @@ def integers(flag: str, text: str, low: int = 0, high: int = 10**9) -> list[int]
     if bad := [value for value in found if not low <= value <= high]:
         raise UserError(f"--{flag}={text:.60}: {str(bad[0]):.30} is not from {low} to {high}")
     return found
+
+
+def labels(flag: str, text: str, names: Sequence[str]) -> list[int]:
+    """'0,cat,any' -> [0, 1, 2], where `names` are those of the classes by number and 'any' is one number more; '' -> [].
+
+    A name may be written in any case, and may itself have commas. UserError, naming the flag, for what is no class, and for a
+    number that is also the name of another class: 'label:1' and 'name:1' say which is meant.
+    """
+    parts, found = [part.strip() for part in text.split(",")] if text.strip() else [], []
+    longest = 1 + max((name.count(",") for name in names), default=0)  # parts of a name
+    while parts:
+        for length in range(min(longest, len(parts)), 0, -1):  # the longest name first
+            number = _label(flag, ", ".join(parts[:length]), names, last=length == 1)
+            if number is not None:
+                found.append(number)
+                del parts[:length]
+                break
+    return found
+
+
+def _label(flag: str, text: str, names: Sequence[str], last: bool) -> int | None:
+    """The number of one class. What is none is refused if `last`, else None."""
+    kind, _, rest = text.partition(":")
+    plain = lambda name: re.sub(r",\s*", ", ", name.strip()).lower()  # noqa: E731
+    wanted = rest if kind in ("name", "label") else text
+    exact = [i for i, name in enumerate(names) if name == wanted]
+    by_name = (exact or [i for i, name in enumerate(names) if plain(name) == plain(wanted)]) if kind != "label" else []
+    by_number = [int(wanted)] if wanted.isdecimal() and wanted.isascii() and len(wanted) < 10 and kind != "name" else []
+    if by_name and by_number and by_number[0] < len(names) and by_name != by_number:
+        number = by_number[0]
+        raise UserError(f"--{flag}={text} is the number of the class '{names[number]}' and the name of class {by_name[0]}; "
+                        f"write label:{text} or name:{text}")  # fmt: skip
+    if by_name or by_number:
+        return (by_name or by_number)[0]
+    if plain(wanted) == "any" and kind != "label":
+        return len(names)
+    if last:
+        raise unknown(f"--{flag}", text, [*names, "any"]) if names else UserError(
+            f"--{flag}={text}: write whole numbers with commas, such as 0,1,2")  # fmt: skip
+    return None
 
 
 def numbers(flag: str, text: str, low: float, high: float) -> list[float]:

@@ -60,6 +60,37 @@ def test_a_sampler_that_cannot_encode_interpolates_its_own_images(job):
     assert len(pictures) == len(names) == 9 and told["between"] == "own images"
 
 
+def test_pictures_of_the_users_own_are_edited(job, tmp_path, monkeypatch):
+    """In the model's size and channels; their class is not known, so translation comes from the null condition."""
+    colour = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    Image.fromarray(colour).save(tmp_path / "small.png")
+    Image.fromarray(np.full((40, 30), 77, np.uint8)).save(tmp_path / "large.jpg")
+    files = [str(tmp_path / "small.png"), str(tmp_path / "large.jpg")]
+    images = edit.pictures_of(files, GREY)
+    np.testing.assert_array_equal(images[0, ..., 0], np.asarray(Image.fromarray(colour).convert("L")))
+    assert images.shape == (2, *GREY) and np.abs(images[1].astype(int) - 77).max() <= 1
+    own = edit.job_for(job.trained, None, np.arange(2), "3,any", [], range(2), images)
+    np.testing.assert_allclose(own.images, images / 127.5 - 1, atol=1e-6)
+    assert own.labels is None and own.cond["label"].tolist() == [3, 10]
+    seen = []
+    monkeypatch.setattr(inverse, "translate", lambda sampler, denoise, process, x, ts, a, b: seen.append((a, b)) or x)
+    monkeypatch.setattr(jax, "jit", lambda function: function)
+    rows, names, _ = edit.edit(own, "translate", "7", [])
+    assert names == ["image", "there and back", "7"] and [row.shape for row in rows] == [(2, *GREY)] * 3
+    assert [(a["label"].tolist(), b["label"].tolist()) for a, b in seen] == [([10, 10], [10, 10]), ([10, 10], [7, 7])]
+
+
+def test_pictures_that_cannot_be_edited(tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "folder.png").mkdir()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "square.png")
+    for name, shape, said in (("text.png", GREY, "cannot be read as a picture"), ("folder.png", GREY, "cannot be read as a picture"),
+                              ("absent.png", GREY, "No such file"), ("square.png", (8, 6, 1), "8x8 .* images are 8x6")):  # fmt: skip
+        with pytest.raises(UserError, match=f"^--image=.*{said}") as error:
+            edit.pictures_of([str(tmp_path / name)], shape)
+        assert "\n" not in str(error.value)
+
+
 def test_psnr():
     images = np.zeros((2, 4, 4, 1), np.uint8)
     np.testing.assert_allclose(edit.psnr(images + np.uint8(255), images), 0.0)
@@ -111,8 +142,8 @@ def test_methods_and_labels_that_cannot_be(job):
     assert not edit.method_for("dps(scale=0.3)", overexposed, "saturate").linear
     with pytest.raises(UserError, match="unknown method 'dpss'; did you mean 'dps'"):
         edit.method_for("dpss", overexposed, "saturate")
-    for labels, prompts, own, words in (("11", [], job.labels, "label 11 does not exist"), ("own", [], None, "has no classes"),
-                                        ("", ["a 3"], None, "knows no captions"), ("3", ["a 3"], None, "ask for one of them")):  # fmt: skip
+    for labels, prompts, own, words in (([11], [], job.labels, "label 11 does not exist"), ("own", [], None, "the class of an --image is not known"),
+                                        ("", ["a 3"], None, "knows no captions"), ([3], ["a 3"], None, "ask for one of them")):  # fmt: skip
         with pytest.raises(UserError, match=words):
             edit.conditions(job.trained.experiment, None, np.arange(4), labels, prompts, own)
     for text in ("", "0.5,1.5", "half"):

@@ -277,6 +277,26 @@ def test_labels_and_samplers_that_do_not_exist_are_named(trained):
     assert "did you mean 'ode.heun'" in done.stderr
 
 
+NAMED = ("cat", "Dog", "sea, open", "7", "3")
+
+
+@pytest.mark.parametrize("text, found", [
+    ("", []), ("0,1", [0, 1]), ("cat, dog", [0, 1]), ("sea, open,cat", [2, 0]), ("sea,open", [2]), ("any,0", [5, 0]), ("7", [3]),
+    ("name:3", [4]), ("label:3,label:12", [3, 12]), ("12", [12]),
+])  # fmt: skip
+def test_labels_are_numbers_or_names(text, found):
+    assert cli.labels("labels", text, NAMED) == found
+
+
+@pytest.mark.parametrize("text, said", [
+    ("cta", "unknown --labels 'cta'; did you mean 'cat'"), ("-1", "unknown --labels '-1'"), ("1.5", "unknown --labels '1.5'"),
+    ("0,,1", "unknown --labels ''"), ("3", "number of the class '7' and the name of class 4; write label:3 or name:3"),
+])  # fmt: skip
+def test_labels_that_are_none_or_could_be_two_are_refused(text, said):
+    with pytest.raises(UserError, match=said):
+        cli.labels("labels", text, NAMED)
+
+
 def test_an_image_size_the_network_cannot_take_is_named(data_dir, tmp_path):
     config = digits.get_config("vp")
     config.data.data_dir, config.data.image_size = data_dir, 9

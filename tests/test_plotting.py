@@ -33,6 +33,19 @@ def test_a_grid_shows_every_pixel_enlarged(channels):
     assert (shown[-8:, -12:] == 255).all()  # five images leave the sixth place empty
 
 
+def test_a_grid_by_class_has_a_row_for_each_class_with_its_name(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plotting, "_lay_out", lambda rows, row_labels=None, **how: drawn.append((rows, row_labels)))
+    images, names = dark_images(9, 4, 4, 1), ["cat", "dog", "any"]
+    plotting.grid_by_class(images, [1, 0, 1, 0, 1, 0, 1, 2, 1], names, columns=4, scale=1)
+    rows, told = drawn.pop()
+    assert told == ["dog", "", "cat", "any"] and [len(row) for row in rows] == [4, 1, 3, 1]
+    assert [(row[0].tile[..., :1] == images[i]).all() for row, i in zip(rows, (0, 8, 1, 7))] == [True] * 4
+    plotting.grid_by_class(dark_images(30, 4, 4, 3), range(30), [f"class number {i}" for i in range(30)])
+    rows, told = drawn.pop()  # many classes: the names stand beneath
+    assert told is None and [len(row) for row in rows] == [10] * 3 and rows[2][9].caption == "class number\n29"
+
+
 def test_a_grid_of_floating_images_is_the_grid_of_their_bytes():
     images = dark_images(4, 8, 8, 1)
     assert plotting.image_grid(images / np.float32(127.5) - 1, 2) == plotting.image_grid(images, 2)
