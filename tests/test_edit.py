@@ -156,7 +156,7 @@ def test_methods_and_labels_that_cannot_be(job):
 
 def test_the_command_prints_one_line_and_ends_with_2(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(digits.get_config("vp").to_dict()))
-    (tmp_path / "data.json").write_text(json.dumps({"image_shape": GREY, "num_classes": 10}))
+    (tmp_path / "data.json").write_text(json.dumps({"name": "digits", "image_shape": GREY, "num_classes": 10, "class_names": list("0123456789")}))
     done = commands.run("edit", f"--workdir={tmp_path}", "--task=colourise")
     assert done.returncode == 2 and done.stderr.startswith("error: colourise needs colour") and done.stderr.count("\n") == 1
     assert not (tmp_path / "edits").exists()
