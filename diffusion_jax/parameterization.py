@@ -87,6 +87,29 @@ def under(denoise: Denoise, theirs: Process, process: Process) -> Denoise:
     return denoise if theirs == process else asked
 
 
+def same_network(parameterization: Parameterization, theirs: Process, process: Process, tolerance: float = 1e-2) -> bool:
+    """Whether a network trained under `theirs` means the same under `process`, at every log-SNR that both have.
+
+    It does if its inputs (c_in x_t, c_noise) and its target's pair (a, b) are the same at equal log-SNR for the same x0 and eps:
+    so do networks that predict x0, eps or EDM's F and are told log(sigma / alpha), and not those that are told the process's own
+    time, or that predict v or the velocity of a process with another scale.
+    """
+    ends = [[gaussian.logsnr(one, jnp.float32(t)) for t in (one.t_max, one.t_min)] for one in (theirs, process)]
+    low, high = (pick(*pair) for pick, pair in zip((jnp.maximum, jnp.minimum), zip(*ends)))
+    if low >= high:
+        return False
+    lam = jnp.linspace(low, high, 9)[1:-1]
+
+    def shown(one: Process) -> Array:
+        t = gaussian.time_of_logsnr(one, lam)
+        x_t = one.alpha(t) + one.sigma(t)  # of x0 = eps = 1
+        x_in, c_noise = parameterization.encode(one, x_t, t)
+        return jnp.stack([x_in, c_noise, *(c * jnp.ones_like(t) for c in parameterization.coefficients(one, t))])
+
+    a, b = shown(theirs), shown(process)
+    return bool(jnp.all(jnp.abs(a - b) <= tolerance * (jnp.abs(a) + jnp.abs(b)) + 1e-3))
+
+
 # ---- encode: what the network is fed --------------------------------------------------------------------------------------
 
 

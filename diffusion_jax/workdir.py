@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
-import json
 import os
 import socket
 import sys
@@ -25,19 +24,25 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from diffusion_jax import autoencoders, config_schema, data, experiment, guides, latent, provenance, reading
+from diffusion_jax import (
+    autoencoders,
+    config_schema,
+    data,
+    experiment,
+    guides,
+    latent,
+    parameterization,
+    provenance,
+    reading,
+    same_run,
+)
+from diffusion_jax.build import build
 from diffusion_jax.data import consent
 from diffusion_jax.data.latents import Encoded
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.experiment import Experiment
 from diffusion_jax.training import checkpoint, distributed, post_hoc, sharding
 from diffusion_jax.types import Params
-
-# A resumed run may change these; any other difference would make it another run.
-FREE = ("sampler.", "training.steps", "training.log_every", "training.eval_every", "training.sample_every",
-        "training.checkpoint_every", "training.keep", "training.best", "training.on_nonfinite", "ema.snapshot_every",
-        "model.remat", "parallel", "mesh.",
-        "data.path", "data.data_dir", "data.workers", "latent.")  # fmt: skip
 
 
 def prepare(workdir: str | Path, config: ConfigDict, dataset) -> Path:
@@ -46,11 +51,11 @@ def prepare(workdir: str | Path, config: ConfigDict, dataset) -> Path:
     Raises UserError naming every key that differs, or if the folder cannot be written.
     """
     workdir = Path(workdir).absolute()
-    resolved = json.loads(provenance.canonical_json(config.to_dict()))
+    resolved = same_run.resolved(config)
     for key in consent.KEYS:  # the config is the user's own
         consent.remember(config.data.get(key, ""))
-    if (workdir / "config.json").exists() and checkpoint.latest_step(workdir / "checkpoints") is not None:
-        _same(workdir, provenance.load_json(workdir / "config.json", reading.table()), resolved)
+    if checkpoint.latest_step(workdir / "checkpoints") is not None:
+        same_run.check_resumed(workdir, resolved)
     if not distributed.first():
         return workdir
     try:
@@ -118,22 +123,6 @@ def one_line(workdir: str | Path) -> Iterator[None]:
     except OSError as error:
         what = f"{error.strerror}" + (f": '{error.filename}'" if error.filename else "") if error.strerror else str(error)
         raise UserError(f"{what}; when that is mended, the same command goes on from the last checkpoint") from error
-
-
-def _same(workdir: Path, old: dict, new: dict) -> None:
-    old, new = dict(_leaves(old)), dict(_leaves(new))
-    if old.get("distill.guidance") == 0.0 and new["distill.guidance"] is None:  # the former spelling of the teacher's own scale
-        old["distill.guidance"] = None
-    # a key that the run's code did not know yet, at a value that means what that code did, is no change
-    changed = [k for k in sorted(old | new) if old.get(k) != new.get(k) and not k.startswith(FREE) and (k in old or new[k])]
-    if changed:
-        what = ", ".join(f"{k} ({old.get(k)} there, {new.get(k)} here)" for k in changed)
-        raise UserError(f"{workdir} holds another run: {what}; use another --workdir, or the same values")
-
-
-def _leaves(tree: dict, prefix: str = ""):
-    for key, value in tree.items():
-        yield from _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
 
 
 class Trained(NamedTuple):
@@ -212,6 +201,7 @@ def load(workdir: str | Path, config: ConfigDict, mesh=None, *, step: int | None
     about = about_data(workdir)
     other = functools.partial(_other, workdir, mesh=mesh)
     built = experiment.assemble(config, about["image_shape"], about["num_classes"], other)._replace(grids=workdir / "grids")
+    same_run.check_usable(workdir, config, _same_network(workdir, built))
     if "encoded" in about:
         built = with_autoencoder(built, Encoded(**{key: about["encoded"][key] for key in Encoded._fields}), mesh)
     template = jax.eval_shape(lambda key: experiment.init_params(built, key), jax.random.key(0))
@@ -224,6 +214,16 @@ def load(workdir: str | Path, config: ConfigDict, mesh=None, *, step: int | None
     restored = checkpoint.restore_params(_checkpoints(workdir, config), None if which == "params" else which, template=template,
                                          step=step)  # fmt: skip
     return Trained(built, restored.state, restored.step, which, about)
+
+
+def _same_network(workdir: Path, built: Experiment) -> bool:
+    """Whether the experiment's process shows the network what that of the workdir's own config does."""
+    file = workdir / CONFIG_FILE
+    trained = provenance.load_json(file, reading.table()).get("process") if file.is_file() else built.config.process
+    if trained == built.config.process:
+        return True
+    theirs = build(experiment.PROCESSES, trained)
+    return parameterization.same_network(built.parameterization, theirs, built.process)
 
 
 def beside(workdir: str | Path, key: str, shape: tuple[int, ...]) -> Trained:

@@ -6,6 +6,7 @@ python -m experiments.train --config=configs/digits.py:vp --workdir=runs/a --con
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 
 from absl import flags
@@ -31,7 +32,7 @@ def train(config, workdir: str, *, dataset=None, fit=None, loss=None) -> bool:
     parts = experiment.training(built, loss=loss or experiment.loss_fn)
     key = jax.random.key(config.seed)
     template = parts.runner.template(parts.init, key)  # traces the network: what does not fit fails here, before anything is written
-    experiment.plan(built), experiment.weights_name(config)  # likewise what only sampling will need
+    _foresee(built, parts, template, dataset, loss or experiment.loss_fn)
     with folder.locked(workdir) as in_place, folder.one_line(workdir):
         root = folder.prepare(workdir, config, dataset)
         distributed.barrier("workdir")
@@ -52,6 +53,55 @@ def train(config, workdir: str, *, dataset=None, fit=None, loss=None) -> bool:
         print(f"{ended.stopped_by.name}: saved at step {ended.step} of {config.training.steps}; "
               "the same command goes on from there", file=sys.stderr)  # fmt: skip
     return not ended.stopped_by
+
+
+def _foresee(built, parts, template, dataset, loss) -> None:
+    """Refuse, before anything is written, what only a later step of the run would find.
+
+    Raises:
+      UserError: for names that only sampling or the best checkpoint need, cadences that do not fit steps_per_call, a batch that
+        does not fit the devices or the data, and a state that does not fit the memory.
+    """
+    import jax
+
+    from diffusion_jax import data, experiment
+    from diffusion_jax.errors import UserError, unknown
+    from diffusion_jax.training import loop, step
+
+    config, training = built.config, built.config.training
+    experiment.plan(built), experiment.weights_name(config)
+    names = ("steps", "log_every", "checkpoint_every", "eval_every", "sample_every")
+    loop.check_cadences(training.steps_per_call, {f"config.training.{name}": training[name] for name in names})
+    _check_memory(template)
+    batch = data.batches(dataset.train, batch_size=config.data.batch_size, seed=config.seed, flip=config.data.flip,
+                         rows=parts.runner.rows(config.data.batch_size))  # fmt: skip
+    if not training.best:
+        return
+    if not training.eval_every:
+        raise UserError(f"config.training.best={training.best} is a number of the held-out rows, and config.training.eval_every=0 "
+                        "makes none; set it to a number of steps")  # fmt: skip
+    numbers = jax.eval_shape(step.make_eval_step(loss(built)), template, batch(0), jax.random.key(0))
+    known = [f"eval_{name}" for name, value in numbers.items() if hasattr(value, "shape")]
+    if training.best not in known:
+        raise unknown("value of config.training.best", training.best, known)
+
+
+def _check_memory(template) -> None:
+    """UserError for a training state, with its gradient, that is larger than the memory of a device."""
+    import jax
+
+    from diffusion_jax.errors import UserError
+    from diffusion_jax.training import runtime
+
+    def size(tree) -> int:
+        arrays = [x for x in jax.tree.leaves(tree) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)]
+        return sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape) if x.sharding else x.shape) for x in arrays)
+
+    need, have = size(template) + size(template.params), runtime.device_memory()
+    if have is not None and need > have:
+        count = sum(x.size for x in jax.tree.leaves(template.params))
+        raise UserError(f"config.model has {count:,} parameters: training needs {need / 2**30:.1f} GiB for its state, and there are "
+                        f"{have / 2**30:.1f}; lower config.model.width or blocks, or shard over more devices by config.mesh.fsdp")  # fmt: skip
 
 
 def _begin(config, parts, template, root, failed):

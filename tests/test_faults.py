@@ -376,7 +376,7 @@ def test_the_best_checkpoint_and_those_kept_for_good(tmp_path):
     shutil.rmtree(root / "checkpoints_best")
     with pytest.raises(UserError, match="has no best checkpoint; train with --config.training.best=eval_loss"):
         folder.load(root, sampling)
-    with pytest.raises(UserError, match="unknown number for the best checkpoint 'eval_los'; did you mean 'eval_loss'"):
+    with pytest.raises(UserError, match="unknown value of config.training.best 'eval_los'; did you mean 'eval_loss'"):
         train.train(config(training__best="eval_los"), str(tmp_path / "mistyped"))
 
 

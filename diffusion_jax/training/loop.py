@@ -97,7 +97,7 @@ def fit(
     start = int(state.step)
     cadences = {"total_steps": total_steps, "log_every": log_every, "checkpoint_every": checkpoint_every}
     cadences |= {f"hook {i} every": every for i, (every, _) in enumerate(hooks)} | {"the restored step": start}
-    _check_cadences(steps_per_call, cadences)
+    check_cadences(steps_per_call, cadences)
     bar = metrics.open_progress(total_steps, start=start) if progress else metrics.silent()
     allowed = SKIPS_IN_A_ROW if on_nonfinite == "skip" else 0
     log = _Log(start, total_steps, batch_size, log_every, writer, bar, checkpointer, resumed or {}, allowed, report)
@@ -286,7 +286,7 @@ def _at(tree: Any, i: int) -> Any:
     return jax.tree.map(lambda x: x[i], tree)
 
 
-def _check_cadences(steps_per_call: int, cadences: Mapping[str, int]) -> None:
+def check_cadences(steps_per_call: int, cadences: Mapping[str, int]) -> None:
     for name, value in cadences.items():
         if steps_per_call < 1 or value % steps_per_call:
             raise UserError(f"{name}={value} must be a multiple of steps_per_call={steps_per_call}; change one of them")

@@ -48,6 +48,22 @@ def enable_compilation_cache(directory: str | os.PathLike | None = None) -> Path
     return Path(chosen)
 
 
+def device_memory() -> int | None:
+    """Bytes of memory of the first device; for a CPU those of the machine, or of the container. None where nobody knows."""
+    import jax
+
+    device = jax.local_devices()[0]
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit")
+    try:
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):  # not a POSIX system
+        return None
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return min(machine, int(text)) if text.isdigit() else machine
+
+
 def _installed(name: str) -> bool:
     try:
         return bool(metadata.version(name))
