@@ -101,7 +101,8 @@ def _mixed(better: Prediction, worse: Prediction, scale: float | Array) -> Predi
 
 
 def _std(x: Array) -> Array:
-    return jnp.std(x.reshape(x.shape[0], -1), axis=1)
+    """Of each image, (B,); its gradient at a constant image is 0, not 0 / 0."""
+    return jnp.sqrt(jnp.maximum(jnp.var(x.reshape(x.shape[0], -1), axis=1), 1e-24))
 
 
 def interval(guided: Denoise, denoise: Denoise, process: Process, low: float | Array, high: float | Array) -> Denoise:

@@ -107,7 +107,10 @@ def test_the_loss_of_iwae_is_its_bound():
     log_weights, _, _ = autoencoding.importance(linear(), autoencoding.gaussian(), IMAGES, eps)
     np.testing.assert_allclose(losses, -np.log(np.exp(np.float64(log_weights)).mean(0)), rtol=1e-5)
     np.testing.assert_allclose([metrics["rate"], metrics["distortion"]], closed_form(), rtol=1e-5)
-    assert autoencoding.iwae(samples=4).draw(jax.random.split(jax.random.key(0), 3), jnp.zeros((3, 2))).shape == (4, 3, 2)
+    key, draw = jax.random.key(0), autoencoding.iwae(samples=4).draw
+    each = draw(arrays.example_keys(key, 3), jnp.zeros((3, 2)))
+    assert each.shape == (4, 3, 2)
+    np.testing.assert_array_equal(draw(key, jnp.zeros((3, 2))), each)  # one key for the batch
 
 
 def test_beta_annealing_and_free_bits():
@@ -145,6 +148,15 @@ def test_the_discretised_logistic_sums_to_one_over_its_levels(mean, log_scale):
     inside = (1 if i == 255 else cdf(x + 1 / 255)) - cdf(x - 1 / 255)
     if inside > 1e-6:  # float64 by hand, where the difference has digits
         assert float(log_prob[i]) == pytest.approx(np.log(inside), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "bernoulli", "logistic"])
+def test_log_probabilities_have_finite_gradients_wherever_the_decoder_is(name):
+    x, mean, log_scale = jnp.meshgrid(jnp.array([-1.0, 1 / 255, 1.0]), jnp.array([-1e3, -1.0, 0.0, 1.0, 1e3]),
+                                      jnp.array([-12.0, -7.0, 0.0, 30.0]))  # fmt: skip
+    law = getattr(autoencoding, name)()
+    value, slopes = jax.value_and_grad(lambda m, s: law.log_prob(m, s, x).sum(), argnums=(0, 1))(mean, log_scale)
+    assert np.isfinite(value) and np.all(np.isfinite(slopes))
 
 
 def test_bernoulli_is_two_outcomes_and_gaussian_a_density():

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 from families import public
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 
 from configs import base as base_config
 from configs import toy
@@ -22,7 +22,7 @@ from diffusion_jax.arrays import expand
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import unet
 from diffusion_jax.objectives import consistency, distance, meanflow, times
-from diffusion_jax.objectives.base import Drawn, Players
+from diffusion_jax.objectives.base import Drawn, Players, per_example
 from diffusion_jax.processes import gaussian, schedules
 from diffusion_jax.samplers import ancestral, base, few_step, grids, ode, singlestep
 from diffusion_jax.training import checkpoint, ema
@@ -180,6 +180,17 @@ def test_the_exact_function_is_where_training_ends(name):
         assert gradient[0].mean() > 4 * gradient[0].std() / np.sqrt(gradient.shape[1]), "the control"
 
 
+def test_draw_takes_one_key_for_the_batch():
+    """Traced, not run, for all; the keys of the examples are those of base.sample."""
+    for name, make in OBJECTIVES.items():
+        draw = make(FLOW if name.startswith("meanflow") else EDM).draw
+        drawn = jax.eval_shape(lambda key, x0: draw(key, x0, 0.5), jax.random.key(0), jnp.ones((3, 2)))  # noqa: B023
+        assert (drawn.x_t.shape, drawn.t.shape, drawn.s.shape) == ((3, 2), (3,), (3,)), name
+    found = per_example(lambda keys, x, *rest: (keys, *rest))(jax.random.key(0), jnp.ones((3, 2)), 0.5)
+    assert_array_equal(jax.random.key_data(found[0]), jax.random.key_data(arrays.example_keys(jax.random.key(0), 3)))
+    assert found[1] == 0.5
+
+
 # ---- the methods' own formulas ---------------------------------------------------------------------------------------
 
 
@@ -238,8 +249,7 @@ def test_the_continuous_loss_is_algorithm_1_of_scm():
         F = lambda x, phi: anything(x / sd, phi)  # noqa: E731
         _, dF = jax.jvp(F, (x_t, phi), (cos * z - sin * x0, jnp.ones_like(phi)))
         g = -(cos**2) * (sd * F(x_t, phi) - (cos * z - sin * x0)) - 0.5 * cos * sin * (x_t + sd * dF)
-        g = g / sd
-        g = g / (jnp.sqrt(jnp.mean(g**2, 1, keepdims=True)) + 0.1)
+        g = g / (jnp.sqrt(jnp.mean(g**2, 1, keepdims=True)) + 0.1)  # of the data's scale, as algorithm 1 has it
 
         def decode(x, t, _):
             F_hat, phi = anything(x / sd, np.pi / 2 * t), (np.pi / 2 * t)[:, None]
@@ -251,7 +261,7 @@ def test_the_continuous_loss_is_algorithm_1_of_scm():
 
 @pytest.mark.parametrize("process", [EDM, FLOW, TRIG, schedules.VP()], ids=lambda p: type(p).__name__)
 def test_the_continuous_loss_is_the_limit_of_steps(process):
-    """The gradient of |f(x_t) - f_-(x_s)|^2 / (phi_t - phi_s) as s -> t, times cot(phi) / sd^2, is that of the limit."""
+    """The gradient of |f(x_t) - f_-(x_s)|^2 / (phi_t - phi_s) as s -> t, times cot(phi) / sd, is that of the limit."""
     with jax.enable_x64(True):
         x0, eps, t, _ = points()
         t, sd = process.t_min + t * (process.t_max - process.t_min) * 0.5, 0.5
@@ -270,7 +280,7 @@ def test_the_continuous_loss_is_the_limit_of_steps(process):
 
         limit = gradient(consistency.continuous(process, c=1e6), s) * 1e6
         steps = gradient(consistency.in_steps(process, None, distance.squared()), s)
-        assert_allclose(limit, steps / step / jnp.tan(phi) / sd**2, rtol=2e-4)
+        assert_allclose(limit, steps / step / jnp.tan(phi) / sd, rtol=2e-4)
 
 
 def test_curricula_are_the_papers():
@@ -316,6 +326,9 @@ def test_distances():
     assert_allclose(distance.squared()(x, y), [9e-6, 49.0], rtol=1e-6)
     assert_allclose(distance.pseudo_huber(0.004)(x, y), [0.001, 7.0 - 0.004], rtol=1e-4)  # 3-4-5, and |x - y| - c
     assert_allclose(distance.perceptual(lambda x: x[:, :1])(x, y), [9e-6, 49.0], rtol=1e-6)
+    assert_array_equal(jax.grad(lambda x: distance.pseudo_huber()(x, y).sum())(y), jnp.zeros_like(y))  # not 0 / 0
+    with pytest.raises(UserError, match="c must be above 0"):
+        distance.pseudo_huber(0.0)
 
 
 # ---- parameterizations and processes ---------------------------------------------------------------------------------

@@ -129,6 +129,7 @@ def test_rescale_keeps_the_contrast(process):
     chex.assert_trees_all_close(guidance.rescale(pair, 4.0, process, 0.0)(x, t, cond), plain, rtol=1e-4, atol=1e-5)
     chex.assert_trees_all_close(guidance.rescale(pair, 1.0, process, 0.7)(x, t, cond), conditional, rtol=1e-4, atol=1e-5)
     half, whole = (guidance.rescale(pair, 4.0, process, strength)(x, t, cond) for strength in (0.5, 1.0))
+    assert np.all(np.isfinite(jax.grad(lambda x: guidance._std(x).sum())(jnp.zeros((2, 3, 1)))))  # a constant image
     assert_allclose(np.std(whole.x0, 1), np.std(conditional.x0, 1), rtol=1e-4)
     assert_allclose(half.x0, (whole.x0 + plain.x0) / 2, rtol=1e-4, atol=1e-5)
     alpha, sigma = process.alpha(jnp.float32(t)), process.sigma(jnp.float32(t))

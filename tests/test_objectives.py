@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from families import OBJECTIVES, PARAMETERIZATIONS, PROCESSES, TIMES, WEIGHTINGS, interior
-from numpy.testing import assert_allclose
+from families import OBJECTIVES, PARAMETERIZATIONS, PROCESSES, TIMES, WEIGHTINGS, AnyOf, interior
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy.special import log_ndtr
 from scipy.stats import norm
 
 from diffusion_jax import targets
@@ -92,6 +93,16 @@ def test_an_example_depends_on_its_own_key():
     assert_allclose(whole.x_t[order[:3]], part.x_t, rtol=1e-6)
 
 
+def test_draw_takes_one_key_for_the_batch():
+    """As base.sample does: example i then draws from the key folded with i."""
+    keys, x0 = batch()
+    assert_array_equal(jax.random.key_data(keys), jax.random.key_data(example_keys(jax.random.key(0), COUNT)))
+    for name, preset in {**OBJECTIVES, "hybrid": elbo.hybrid}.items():
+        draw = preset(schedules.VP()).draw
+        for one, each in zip(draw(jax.random.key(0), x0), draw(keys, x0)):
+            assert_array_equal(one, each, err_msg=name)
+
+
 def test_loss_is_per_example_and_uses_the_condition():
     process = schedules.VP()
     keys, x0 = batch()
@@ -137,7 +148,8 @@ def test_weightings_are_errors_in_other_spaces(process):
         assert_allclose(WEIGHTINGS["snr"](process, t) * error, snr**2 * x0_error, rtol=1e-9)
         assert_allclose(weighting.min_snr(5.0)(process, t) * error, np.minimum(snr, 5.0) * x0_error, rtol=1e-9)
         assert_allclose(weighting.p2(0.5, 2.0)(process, t), 1 / np.sqrt(2 + snr), rtol=1e-9)
-        assert_allclose(weighting.sigmoid(2.0)(process, t), 1 / (1 + np.exp(-2.0) * snr), rtol=1e-9)
+        elbo_rate = g2 / process.sigma(t) ** 2  # -dlam/dt, which a weight on the ELBO of a noise level multiplies
+        assert_allclose(weighting.sigmoid(2.0)(process, t), elbo_rate / (1 + np.exp(-2.0) * snr), rtol=1e-9)
 
 
 @every_process
@@ -337,6 +349,42 @@ def test_log_bin_is_a_distribution_and_exact_in_the_tails():
     assert np.isfinite(slope) and slope > 0
 
 
+@pytest.mark.parametrize("levels", [2, 17, 256, 65536])
+def test_log_bin_and_its_gradients_in_every_tail(levels):
+    """Against differences of scipy's log Phi in float64 and their slopes: bins from 1e-5 to 1e2 deviations wide, means from
+    inside the bin to far outside of [-1, 1], both outer bins and an inner one.
+    """
+    half = 1 / (levels - 1)
+    x, offset, log_variance = np.meshgrid([-1.0, -1 + 2 * half * (levels // 3), 1.0], [-40.0, -0.7, -0.02, 0.0, 0.3 * half, 5.0],
+                                          [-18.0, -11.0, -5.0, 0.0, 7.0])  # fmt: skip
+    x, mean, log_variance = (np.float32(v).ravel().astype("float64") for v in (x, x + offset, log_variance))
+
+    def exact(mean, log_variance):
+        near, far = ((np.abs(x - mean) + side) * np.exp(-0.5 * log_variance) for side in (-half, half))
+        sign = np.where(x > 0, 1.0, -1.0)
+        outer = log_ndtr(-(sign * (x - mean) - half) * np.exp(-0.5 * log_variance))
+        difference = log_ndtr(-near) + np.log(-np.expm1(np.minimum(log_ndtr(-far) - log_ndtr(-near), -1e-300)))
+        return np.where(np.abs(x) > 1 - half, outer, difference)
+
+    found = jax.jit(jax.vmap(jax.value_and_grad(lambda x, m, v: elbo.log_bin(x, m, v, levels), argnums=(1, 2))))
+    value, (by_mean, by_log_variance) = found(*map(jnp.float32, (x, mean, log_variance)))
+    std, h = np.exp(0.5 * log_variance), 1e-5
+    # float64 keeps the difference's digits where the bin is no thinner than 1e-3 deviations, or the tails are not too far
+    told = (half / std > 1e-3) | (np.abs(x) > 1 - half)
+    slopes = ((exact(mean + h * std, log_variance) - exact(mean - h * std, log_variance)) / (2 * h * std),
+              (exact(mean, log_variance + h) - exact(mean, log_variance - h)) / (2 * h))  # fmt: skip
+    for got, want, scale in ((value, exact(mean, log_variance), 1.0), (by_mean, slopes[0], 1 / std), (by_log_variance, slopes[1], 1.0)):
+        assert np.all(np.isfinite(got))
+        error = np.abs(got - want) / (np.abs(want) + scale)
+        assert error[told].max() < 2e-3, (x[told][error[told].argmax()], mean[told][error[told].argmax()], error[told].max())
+    thin = ~told  # there the bin is a piece of the density
+    if thin.any():
+        z = (mean - x) / std
+        assert_allclose(value[thin], (norm.logpdf(z) + np.log(2 * half / std))[thin], rtol=2e-3)
+        assert_allclose(by_mean[thin], (-z / std)[thin], rtol=2e-3, atol=1e-3)
+        assert_allclose(by_log_variance[thin], (0.5 * (z**2 - 1))[thin], rtol=2e-3, atol=1e-3)
+
+
 def test_hybrid_moves_the_mean_as_l_simple_and_rests_at_the_true_variance():
     """With c added to eps-hat and e to nu: d/dc is L_simple's own to the last bit; E d/de is 0 at the true variance,
     not elsewhere.
@@ -361,6 +409,30 @@ def test_hybrid_moves_the_mean_as_l_simple_and_rests_at_the_true_variance():
     for e, rests in ((0.0, True), (0.5, False)):
         g = np.asarray(gradients(jnp.zeros(count), jnp.full(count, e), objective.loss)[1])
         assert (abs(g.mean()) < 4 * g.std() / np.sqrt(count)) == rests, (e, g.mean(), g.std() / np.sqrt(count))
+
+
+def test_the_gradients_of_the_hybrid_objective_are_finite():
+    """Of images at both ends of [-1, 1] and of denoisers that are far off, under every process.
+
+    Each example counts one term, a move or the reconstruction, and the other must not reach its gradient (0 times infinity).
+    """
+    x0 = jnp.asarray(np.random.default_rng(0).choice([-1.0, 1 / 255, 1.0], (512, 2)), "float32")
+
+    @jax.jit
+    def gradients(index, scale):
+        process = AnyOf(index)
+        objective = elbo.hybrid(process, steps=20)
+        noised = objective.draw(jax.random.key(0), x0)
+
+        def losses(scale, nu):
+            denoise = lambda x_t, t, cond: gaussian.from_eps(process, x_t, scale * x_t, t)._replace(nu=nu * jnp.ones_like(x_t))  # noqa: E731
+            return objective.loss(denoise, noised, None).sum()
+
+        return jax.grad(losses, argnums=(0, 1))(scale, 0.5)
+
+    for index, name in enumerate(PROCESSES):
+        for scale in (0.0, 0.3, 30.0):
+            assert np.all(np.isfinite(gradients(index, scale))), (name, scale)
 
 
 def test_hybrid_estimates_the_whole_bound():

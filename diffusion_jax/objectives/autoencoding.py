@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from diffusion_jax import arrays
 from diffusion_jax.arrays import mean_per_example, sum_per_example
 from diffusion_jax.errors import unknown
+from diffusion_jax.objectives.base import per_example
 from diffusion_jax.objectives.elbo import log_mean_exp
 from diffusion_jax.types import Array, Cond, Key, Process
 
@@ -40,8 +41,9 @@ class Networks(NamedTuple):
 
 
 class Autoencoding(NamedTuple):
-    """draw(keys (B,), like z (B, ...)) -> eps (samples, B, ...);  loss(networks, x, eps, cond, step) -> (losses (B,), metrics).
+    """draw(keys, like z (B, ...)) -> eps (samples, B, ...);  loss(networks, x, eps, cond, step) -> (losses (B,), metrics).
 
+    keys: one for each example, (B,), or one for the batch.
     metrics: {name: (B,)}. likelihood: what the decoder's output means. features: the name of those the loss needs; adversarial:
     whether it needs a discriminator.
     """
@@ -204,7 +206,7 @@ def psnr(image: Array, x: Array) -> Array:
 
 def draws(samples: int) -> Callable[[Key, Array], Array]:
     """eps (samples, B, ...), sample i of an example from its key's stream i."""
-    return lambda keys, like: jax.vmap(lambda i: arrays.noise(arrays.fold_in(keys, i), like))(jnp.arange(samples))
+    return per_example(lambda keys, like: jax.vmap(lambda i: arrays.noise(arrays.fold_in(keys, i), like))(jnp.arange(samples)))
 
 
 def _latent(mean: Array, log_variance: Array, eps: Array) -> Array:

@@ -1,18 +1,36 @@
 """What an objective is: draw noise, then score denoisers. All randomness is in `draw`; `loss` is deterministic.
 
 `Objective` is for diffusion: one denoiser, one time. `FewStep` is for networks that jump (consistency.py, meanflow.py): two
-times, and besides the student other networks to learn from.
+times, and besides the student other networks to learn from. Every draw is decorated with `per_example`.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Callable, NamedTuple
 
+from diffusion_jax import arrays
 from diffusion_jax.types import Array, Cond, Denoise, Key, Noised
 
 
+def per_example(draw: Callable) -> Callable:
+    """draw(keys, x (B, ...), ...), written for keys (B,), which then also takes one key for the batch, as samplers do.
+
+    The key of example i is the single key folded with i (arrays.example_keys): it does not depend on the batch.
+    """
+
+    @functools.wraps(draw)
+    def drawn(keys: Key, x: Array, *rest):
+        return draw(arrays.example_keys(keys, len(x)), x, *rest)
+
+    return drawn
+
+
 class Objective(NamedTuple):
-    """draw(keys (B,), x0 (B, ...)) -> Noised;  loss(denoise, noised, cond) -> (B,), one number per example."""
+    """draw(keys, x0 (B, ...)) -> Noised;  loss(denoise, noised, cond) -> (B,), one number per example.
+
+    keys: one for each example, (B,), or one for the batch.
+    """
 
     draw: Callable[[Key, Array], Noised]
     loss: Callable[[Denoise, Noised, Cond], Array]
@@ -44,8 +62,9 @@ class Players(NamedTuple):
 
 
 class FewStep(NamedTuple):
-    """draw(keys (B,), x0 (B, ...), progress) -> Drawn;  loss(players, drawn, cond, progress) -> (B,), one number per example.
+    """draw(keys, x0 (B, ...), progress) -> Drawn;  loss(players, drawn, cond, progress) -> (B,), one number per example.
 
+    keys: one for each example, (B,), or one for the batch.
     progress: how much of the run is done, from 0 to 1, which curricula are functions of, so that they stretch with it.
     rate: of the slow copy, target <- rate target + (1 - rate) student, a function of progress; None: there is none.
     taught: whether there must be a teacher. guided: whether the loss itself guides, by the condition.

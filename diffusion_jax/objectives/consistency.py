@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from diffusion_jax import arrays
 from diffusion_jax.arrays import expand, mean_per_example
 from diffusion_jax.objectives import times
-from diffusion_jax.objectives.base import Drawn, FewStep, Players
+from diffusion_jax.objectives.base import Drawn, FewStep, Players, per_example
 from diffusion_jax.objectives.distance import Distance, pseudo_huber, squared
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers import base, ode
@@ -107,8 +107,9 @@ def continuous(process: Process, time: times.TimeLaw = times.lognormal(-1.0, 1.4
                c: float = 0.1) -> FewStep:  # fmt: skip
     """Continuous-time consistency training (sCT of sCM; Lu & Song 2025, algorithm 1): the loss in the limit, v from x0 and eps.
 
-    With dx/dphi = v, g = -cos^2 (v_- - v) - r cos sin (x + d v_- / dphi), normalised to g / (|g| + c), |.| per root of the
-    dimension; r grows from 0 to 1 over the share `warmup` of the run (sec. 4.1). Any process: phi is a function of its time.
+    With dx/dphi = v = sigma_data F, g = -cos^2 (v_- - v) - r cos sin (x + d v_- / dphi), which has the data's scale where it
+    is normalized to g / (|g| + c), |.| per root of the dimension; the loss is |F - F_- - g / (|g| + c)|^2. r grows from 0 to 1
+    over the share `warmup` of the run (sec. 4.1). Any process: phi is a function of its time.
     The derivative is taken in forward mode through the network, whose embedding of the noise level must be smooth.
     (Their learned weighting is left out: after normalisation every time has a loss of order one.)
     """
@@ -134,6 +135,7 @@ def in_steps(process: Process, pairs: Pairs, distance: Distance, earlier: Earlie
     """w(t, s) d(f(x_t, t), f_-(x_s, s)), of which CD, CT, iCT and ECT are presets. earlier(players, drawn, cond) -> x_s."""
     earlier = earlier or same_noise(process)
 
+    @per_example
     def draw(keys, x0, progress):
         t, s = pairs(process, arrays.fold_in(keys, 0), progress)
         return Drawn(*gaussian.corrupt(process, x0, arrays.noise(arrays.fold_in(keys, 1), x0), t), s)
@@ -190,6 +192,7 @@ def _continuous(process: Process, time: times.TimeLaw, sigma_data: float, warmup
         x0, eps = prediction[:2]
         return sigma_data * expand(jnp.cos(phi), eps) * eps - expand(jnp.sin(phi), x0) * x0
 
+    @per_example
     def draw(keys, x0, progress):
         t, eps = time(process, arrays.fold_in(keys, 0)), arrays.noise(arrays.fold_in(keys, 1), x0)
         return Drawn(*gaussian.corrupt(process, x0, eps, t), jnp.full_like(t, process.t_min))
@@ -208,7 +211,7 @@ def _continuous(process: Process, time: times.TimeLaw, sigma_data: float, warmup
         cos = expand(jnp.cos(phi), x_t)
         whole = cos * df_dt / expand(pace, x_t)
         first = -(cos**2) * (velocity(own, phi) - velocity(truth, phi))
-        g = (first + jnp.minimum(1.0, progress / max(warmup, 1e-9)) * (whole - first)) / sigma_data
+        g = first + jnp.minimum(1.0, progress / max(warmup, 1e-9)) * (whole - first)
         g = g / expand(jnp.sqrt(mean_per_example(g**2)) + c, g)
         error = (velocity(players.student(x_t, t, cond), phi) - velocity(own, phi)) / sigma_data - g
         return mean_per_example(error**2)

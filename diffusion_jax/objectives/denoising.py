@@ -11,7 +11,7 @@ from __future__ import annotations
 from diffusion_jax import arrays
 from diffusion_jax.arrays import mean_per_example
 from diffusion_jax.objectives import times, weighting
-from diffusion_jax.objectives.base import Objective
+from diffusion_jax.objectives.base import Objective, per_example
 from diffusion_jax.processes.gaussian import corrupt
 from diffusion_jax.types import Process
 
@@ -19,6 +19,7 @@ from diffusion_jax.types import Process
 def denoising(process: Process, time: times.TimeLaw = times.uniform(), weight: weighting.Weighting = weighting.unit()) -> Objective:
     """The objective above, for any law of t and any weighting."""
 
+    @per_example
     def draw(keys, x0):
         t = time(process, arrays.fold_in(keys, 0))
         return corrupt(process, x0, arrays.noise(arrays.fold_in(keys, 1), x0), t)

@@ -10,6 +10,7 @@ from typing import Callable
 import jax.numpy as jnp
 
 from diffusion_jax.arrays import mean_per_example
+from diffusion_jax.errors import UserError
 from diffusion_jax.types import Array
 
 Distance = Callable[[Array, Array], Array]
@@ -21,7 +22,12 @@ def squared() -> Distance:
 
 
 def pseudo_huber(c: float = 0.00054) -> Distance:
-    """sqrt(|x - y|^2 / D + c^2) - c (Song & Dhariwal 2024, eq. 7, over sqrt(D): their c is 0.00054 sqrt(D))."""
+    """sqrt(|x - y|^2 / D + c^2) - c (Song & Dhariwal 2024, eq. 7, over sqrt(D): their c is 0.00054 sqrt(D)).
+
+    Raises UserError for c <= 0, where the gradient at x = y would be 0 / 0.
+    """
+    if not c > 0:
+        raise UserError(f"pseudo_huber(c={c}): c must be above 0; distance.squared() has none")
     return lambda x, y: jnp.sqrt(mean_per_example((x - y) ** 2) + c**2) - c
 
 

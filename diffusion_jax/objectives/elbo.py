@@ -23,7 +23,7 @@ from diffusion_jax import arrays
 from diffusion_jax.arrays import expand, mean_per_example
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.objectives import times
-from diffusion_jax.objectives.base import Objective
+from diffusion_jax.objectives.base import Objective, per_example
 from diffusion_jax.processes import gaussian
 from diffusion_jax.types import Array, Cond, Denoise, Key, Prediction, Process
 
@@ -43,6 +43,7 @@ def hybrid(process: Process, steps: int = 1000, vlb_weight: float = 1e-3, levels
         raise UserError(f"elbo.hybrid needs a chain of at least 2 steps; got steps={steps}")
     time, spacing = times.grid(steps), (process.t_max - process.t_min) / (steps - 1)
 
+    @per_example
     def draw(keys, x0):
         t = time(process, arrays.fold_in(keys, 0))
         return gaussian.corrupt(process, x0, arrays.noise(arrays.fold_in(keys, 1), x0), t)
@@ -55,13 +56,15 @@ def hybrid(process: Process, steps: int = 1000, vlb_weight: float = 1e-3, levels
         index = jnp.round((noised.t - process.t_min) / spacing)
         below = jnp.maximum(index, 1) - 1  # the first time makes no move; its term is the reconstruction
         t, s = process.t_min + (below + 1) * spacing, process.t_min + below * spacing
-        fixed = jax.lax.stop_gradient(prediction.x0)
-        term = jnp.where(
-            index > 0,
-            _move(process, noised.x0, fixed, prediction.nu, t, s),
-            _reconstruction(process, noised.x0, fixed, prediction.nu, t, s, levels),
+        fixed, first = jax.lax.stop_gradient(prediction.x0), index == 0
+        # each term sees harmless arguments where the other one counts, so that no gradient overflows in what is not used
+        own = lambda used, value, harmless: jnp.where(expand(used, value), value, harmless)  # noqa: E731
+        move = _move(process, noised.x0, own(~first, fixed, noised.x0), own(~first, prediction.nu, 0.0), t, s)
+        ends = jnp.asarray([process.t_min + spacing, process.t_min], noised.x0.dtype)
+        reconstruction = _reconstruction(
+            process, noised.x0, own(first, fixed, noised.x0), own(first, prediction.nu, 0.0), *ends, levels
         )
-        return simple + vlb_weight * steps * term
+        return simple + vlb_weight * steps * jnp.where(first, reconstruction, move)
 
     return Objective(draw, loss)
 
@@ -235,15 +238,51 @@ def log_mean_exp(log_weights: Array, axis: int) -> Array:
 def log_bin(x: Array, mean: Array, log_variance: Array, levels: int = 256) -> Array:
     """log of the probability that N(mean, exp(log_variance)) falls in x's bin, in nats (Ho et al. 2020, eq. 13).
 
-    x is one of `levels` equally spaced values in [-1, 1]; bins reach half-way to the neighbours, the outer two to
-    infinity. Exact in the tails: no floor is put under the probability.
+    The outer two bins reach to infinity: their probabilities are one-sided tails. An inner bin reaches half-way to its
+    neighbors. No floor is put under the probability; value and gradient are exact in the tails and finite for every
+    finite argument whose squared distance in standard deviations is.
+
+    Args:
+      x: one of `levels` equally spaced values in [-1, 1], any shape.
+      mean: of the Gaussian, broadcasts against x.
+      log_variance: of the Gaussian, broadcasts against x; above -170 in float32, where exp overflows.
+      levels: number of values that x can take.
     """
     half, inverse_std = 1.0 / (levels - 1), jnp.exp(-0.5 * log_variance)
-    infinity = 1e4  # standard deviations: finite, so that gradients are too
-    upper = jnp.where(x > 1 - half, infinity, (x - mean + half) * inverse_std)
-    lower = jnp.where(x < -1 + half, -infinity, (x - mean - half) * inverse_std)
-    # by symmetry look at the tail in which both ends are small, so that their difference keeps its digits
-    mirrored = upper + lower > 0
-    upper, lower = jnp.where(mirrored, -lower, upper), jnp.where(mirrored, -upper, lower)
-    log_upper, log_lower = jax.scipy.special.log_ndtr(upper), jax.scipy.special.log_ndtr(lower)
-    return log_upper + jnp.log(-jnp.expm1(log_lower - log_upper))
+    lowest, highest = x < -1 + half, x > 1 - half
+    edge = jnp.where(highest, x - half - mean, mean - x - half) * inverse_std  # of an outer bin, positive away from the mean
+    outer = _log_ndtr(-edge)
+    return jnp.where(lowest | highest, outer, _log_inner_bin(jnp.abs(x - mean) * inverse_std, half * inverse_std))
+
+
+THIN = 5e-3  # half the width of a bin, in standard deviations, below which the density hardly bends within it
+
+
+def _log_inner_bin(distance: Array, half: Array) -> Array:
+    """log(Phi(distance + half) - Phi(distance - half)), both arguments non-negative and in standard deviations.
+
+    A difference of tails where the bin is wide. In a thin bin, where the two tails agree in all their digits, the density
+    is phi(distance) exp(-distance v) at the place v in [-half, half], up to a factor of exp(-half^2 / 2) or nearer to 1.
+    """
+    wide = jnp.maximum(half, THIN)
+    near, far = _log_ndtr(wide - distance), _log_ndtr(-wide - distance)
+    by_tails = near + jnp.log(-jnp.expm1(jnp.minimum(far - near, -1e-6)))
+    thin = jnp.minimum(half, THIN)
+    z = distance * thin
+    large = jnp.maximum(z, 0.03)
+    log_sinhc = jnp.where(z > 0.03, large + jnp.log(-jnp.expm1(-2 * large) / (2 * large)), jnp.minimum(z, 0.03) ** 2 / 6)
+    by_density = jnp.log(2 * thin) - 0.5 * distance**2 - 0.5 * math.log(2 * math.pi) + log_sinhc
+    return jnp.where(half > THIN, by_tails, by_density)
+
+
+@jax.custom_jvp
+def _log_ndtr(x: Array) -> Array:
+    """log Phi(x). Its derivative phi / Phi comes from erfcx: jax's own is exp(log phi - log Phi), two large numbers' difference."""
+    return jax.scipy.special.log_ndtr(x)
+
+
+@_log_ndtr.defjvp
+def _log_ndtr_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    slope = math.sqrt(2 / math.pi) / jax.scipy.special.erfcx(-jnp.minimum(x, 10.0) / math.sqrt(2))  # 1e-22 at 10
+    return _log_ndtr(x), slope * dx

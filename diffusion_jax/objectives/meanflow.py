@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from diffusion_jax import arrays
 from diffusion_jax.arrays import expand, mean_per_example
 from diffusion_jax.objectives import times
-from diffusion_jax.objectives.base import Drawn, FewStep
+from diffusion_jax.objectives.base import Drawn, FewStep, per_example
 from diffusion_jax.processes import gaussian
 from diffusion_jax.types import Prediction, Process
 
@@ -50,6 +50,7 @@ def improved(process: Process, time: times.TimeLaw = times.logit_normal(-0.4, 1.
 
 def _jumps(process: Process, time: times.TimeLaw, ratio: float, guidance: float, p: float, c: float, taught: bool,
            own: bool) -> FewStep:  # fmt: skip
+    @per_example
     def draw(keys, x0, progress):
         a, b, chance = (arrays.fold_in(keys, i) for i in (0, 2, 3))
         first, second = time(process, a), time(process, b)

@@ -56,8 +56,12 @@ def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
 
 
 def sigmoid(bias: float = 2.0) -> Weighting:
-    """sigmoid(bias - lam) on eps (Kingma & Gao 2023; Hoogeboom et al. 2024)."""
-    return lambda process, t: jax.nn.sigmoid(bias - logsnr(process, t))
+    """sigmoid(bias - lam) as a weight on the ELBO of each noise level: -lam'(t) sigmoid(bias - lam) on eps.
+
+    Kingma & Gao 2023, eq. 2 with w(lam) = sigmoid(bias - lam); Hoogeboom et al. 2024. With t uniform the loss is then the
+    integral of w(lam) |eps - eps-hat|^2 over the log-SNR, whatever the process (up to its factor of 1/2).
+    """
+    return lambda process, t: likelihood()(process, t) * jax.nn.sigmoid(bias - logsnr(process, t))
 
 
 def likelihood() -> Weighting:
