@@ -318,8 +318,17 @@ def replacement() -> Method:
 def repaint(resample: int = 10, jump: int = 1) -> Method:
     """RePaint (Lugmayr et al. 2022, algorithm 1): replacement, each move made `resample` times, x_s noised back to x_t between.
 
-    jump: moves, of equal log-SNR, that one move of the grid is divided into and that are gone back over together (the paper's
-    jump length).
+    With a noisy measurement, which the paper does not treat, a measured direction is replaced only while x_s is noisier
+    than y. After that it moves plainly: every pass starts from its part of x_t instead of from x_s with new noise, which
+    would drift to the prior. The other directions are resampled given it, as before.
+
+    Args:
+      resample: how often each move is made; 1 is `replacement`.
+      jump: moves, of equal log-SNR, that one move of the grid is divided into and that are gone back over together (the
+        paper's jump length).
+
+    Raises:
+      UserError: one of them is below 1.
     """
     if resample < 1 or jump < 1:
         raise UserError(f"repaint(resample={resample}, jump={jump}): both are whole numbers of 1 or more")
@@ -329,9 +338,10 @@ def repaint(resample: int = 10, jump: int = 1) -> Method:
             times = _between(process, t, s, jump)
 
             def again(u, carry):
-                x, last = carry
+                moved, last = carry
                 ratio, var = gaussian.transition(process, t, s)
-                x = jnp.where(u > 0, ratio * x + jnp.sqrt(var) * noise.extra(_REPAINT + u), x)
+                noised = ratio * moved + jnp.sqrt(var) * noise.extra(_REPAINT + u)
+                current = jnp.where(u > 0, _not_replaced(measurement, process, noised, x, times[1]), x)
 
                 def down(carry, j):
                     own = _numbered(noise, _PASSES + (u * jump + j) * _EACH)
@@ -339,7 +349,7 @@ def repaint(resample: int = 10, jump: int = 1) -> Method:
                     return (_replaced(measurement, process, x, y, times[j + 1], own.extra(_EACH - 9)), memory), None
 
                 # what a multistep method remembers is of the pass before; an adaptive one remembers its evaluations
-                return jax.lax.scan(down, (x, last if base.adaptive(sampler) else memory), jnp.arange(jump))[0]
+                return jax.lax.scan(down, (current, last if base.adaptive(sampler) else memory), jnp.arange(jump))[0]
 
             return jax.lax.fori_loop(0, resample, again, (x, memory))
 
@@ -373,11 +383,25 @@ def _x0_and_all(prediction: Prediction) -> tuple[Array, Prediction]:
 
 def _replaced(measurement: Measurement, process: Process, x: Array, y: Array, s: Array, z: Array) -> Array:
     """x with A x drawn anew: alpha_s y and noise, together of variance sigma_s^2 A A^T about alpha_s A x0."""
-    alpha, sigma = process.alpha(s), process.sigma(s)
-    left = lambda s2: sigma**2 - _ratio((alpha * measurement.std) ** 2, s2, s2 > SMALL * jnp.max(s2))  # noqa: E731
+    left = _spare_variance(measurement, process, s)
     noise = measurement.spectral(measurement.forward(z), lambda s2: jnp.sqrt(jnp.maximum(left(s2), 0)))
     inverse = lambda s2: _ratio(jnp.ones_like(s2), s2, (s2 > SMALL * jnp.max(s2)) & (left(s2) >= 0))  # noqa: E731
-    return x + measurement.adjoint(measurement.spectral(alpha * y + noise - measurement.forward(x), inverse))
+    return x + measurement.adjoint(measurement.spectral(process.alpha(s) * y + noise - measurement.forward(x), inverse))
+
+
+def _not_replaced(measurement: Measurement, process: Process, x: Array, other: Array, s: Array) -> Array:
+    """x with those measured directions of `other` that `_replaced` leaves alone at time s."""
+    if measurement.std == 0:
+        return x
+    left = _spare_variance(measurement, process, s)
+    inverse = lambda s2: _ratio(jnp.ones_like(s2), s2, (s2 > SMALL * jnp.max(s2)) & (left(s2) < 0))  # noqa: E731
+    return x + measurement.adjoint(measurement.spectral(measurement.forward(other - x), inverse))
+
+
+def _spare_variance(measurement: Measurement, process: Process, s: Array) -> Callable[[Array], Array]:
+    """(s2) -> sigma_s^2 - (alpha_s std)^2 / s2: the variance that x_s has in a measured direction beyond that of alpha_s y."""
+    alpha, sigma = process.alpha(s), process.sigma(s)
+    return lambda s2: sigma**2 - _ratio((alpha * measurement.std) ** 2, s2, s2 > SMALL * jnp.max(s2))
 
 
 def _between(process: Process, t: Array, s: Array, jump: int) -> Array:
@@ -460,10 +484,9 @@ def conditional(law: targets.Mixture, process: Process, matrix: Array, std: floa
 def slerp(a: Array, b: Array, weight: float | Array) -> Array:
     """Spherical interpolation of noises (Shoemake 1985), each example on its own circle; a at weight 0, b at 1. (B, ...)."""
     dot = arrays.sum_per_example(a * b) * jax.lax.rsqrt(arrays.sum_per_example(a**2) * arrays.sum_per_example(b**2))
-    angle = jnp.arccos(jnp.clip(dot, -1.0, 1.0))
-    sine = jnp.sin(angle)
-    near = sine < 1e-4  # parallel: the straight line is the limit
-    parts = [jnp.where(near, w, jnp.sin(w * angle) / jnp.where(near, 1.0, sine)) for w in (1 - weight, weight)]
+    near = 1 - jnp.abs(dot) < 1e-6  # parallel: the straight line is the limit
+    angle = jnp.arccos(jnp.where(near, 0.0, dot))
+    parts = [jnp.where(near, w, jnp.sin(w * angle) / jnp.sin(angle)) for w in (1 - weight, weight)]
     return expand(parts[0], a) * a + expand(parts[1], b) * b
 
 

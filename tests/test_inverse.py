@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from diffusion_jax import arrays, inverse, targets
 from diffusion_jax.errors import UserError
-from diffusion_jax.processes import schedules
+from diffusion_jax.processes import gaussian, schedules
 from diffusion_jax.samplers import ancestral, base, few_step, grids, multistep, ode
 
 SHAPE = (4, 4, 3)
@@ -216,6 +216,41 @@ def test_replacement_draws_the_measured_part_and_is_biased_on_the_rest():
         assert np.isfinite(told)
 
 
+def test_repaint_of_a_noisy_measurement_is_the_posterior_and_does_not_drift_to_the_prior():
+    """N(0, 1), y = 1, std 0.5: mean 0.8, variance 0.2, however often it resamples; another direction is measured five times
+    weaker, and a third not at all. The grid has the two times at which y is as noisy as x_t, and on unit Gaussian data the
+    moves of ddpm('large') are exact, so that only the method can be wrong.
+    """
+    with jax.enable_x64(True):
+        process, count, std = schedules.VP(), 4000, 0.5
+        rows, y = np.array([[1.0, 0.0, 0.0], [0.0, 0.2, 0.0]]), np.array([1.0, 0.2])
+        ends = -2 * np.log([150.0, 1.0001 * std / 0.2, 1.0001 * std, 0.011])  # of sigma / alpha
+        levels = np.concatenate([np.linspace(a, b, 4, endpoint=False) for a, b in zip(ends, ends[1:])])
+        ts = gaussian.time_of_logsnr(process, jnp.asarray(levels))
+        measurement, law = inverse.linear((3,), rows, std), targets.gaussian(np.zeros(3), np.eye(3))
+        keys = jax.random.split(jax.random.key(0), count)
+
+        def run(method):
+            return inverse.restore(method, measurement, jnp.broadcast_to(y, (count, 2)), ancestral.ddpm("large"),
+                                   targets.denoise_gaussian(law, process), process, keys, base.start(process, keys, (count, 3), ts.dtype), ts)
+
+        found = np.asarray(jax.jit(run, static_argnums=0)(inverse.repaint(10)))
+        gain = rows.T @ np.linalg.inv(rows @ rows.T + std**2 * np.eye(2))
+        assert_allclose(found.mean(0), gain @ y, atol=0.05)
+        assert_allclose(np.cov(found.T), np.eye(3) - gain @ rows, atol=0.08)
+
+
+def test_repaint_moves_plainly_where_nothing_is_replaced():
+    with jax.enable_x64(True):
+        law = targets.gaussian(MEAN, COVARIANCE)
+        loud = inverse.linear((3,), np.eye(3), 1e4)  # noisier than every x_t
+        plain, found = (probe(method, ancestral.ddim(), 6, loud, np.ones(3), law, schedules.VP())
+                        for method in (inverse.unguided(), inverse.repaint(4, 2)))  # fmt: skip
+        twice = probe(inverse.unguided(), ancestral.ddim(), 12, loud, np.ones(3), law, schedules.VP())
+        assert_allclose(found, twice, rtol=1e-9)  # jump = 2 halves the moves
+        assert np.abs(found - plain).max() > 1e-6
+
+
 def test_replacement_stops_where_the_measurement_is_noisier_than_the_path():
     process, measurement = schedules.EDM(), inverse.linear((2,), [[1.0, 0.0]], 0.5)
     x, y, z = jnp.array([[3.0, 4.0]]), jnp.array([[1.0]]), jnp.ones((1, 2))
@@ -340,6 +375,7 @@ def test_slerp_keeps_lengths_and_goes_along_the_arc():
     middle = inverse.slerp(a, b, 0.5)
     assert_allclose(middle, unit(a + b), atol=1e-5)
     assert_allclose(inverse.slerp(a, a, 0.3), a, atol=1e-6)  # no arc
+    assert np.all(np.isfinite(jax.grad(lambda a, b: inverse.slerp(a, b, 0.3).sum(), argnums=(0, 1))(a, a)))
 
 
 def by_class(process):
