@@ -112,17 +112,35 @@ VARIANTS = {
     "ddpm": ("discrete.ddpm()", "eps()", "denoising.ddpm(steps=1000)", "ancestral.ddim", "trailing"),
     "vp": ("schedules.VP()", "eps()", "denoising.dsm()", "ancestral.ddim", "uniform"),
     "subvp": ("schedules.SubVP()", "eps()", "denoising.dsm()", "ancestral.ddim", "uniform"),
-    "ve": ("schedules.VE()", "eps()", "denoising.dsm()", "ancestral.ddim", "uniform"),
+    "ve": ("schedules.VE(sigma_min=0.02, sigma_max=100.0)", "eps()", "denoising.dsm()", "ancestral.ddim", "uniform"),
     "edm": ("schedules.EDM()", "edm()", "denoising.edm()", "ode.edm_heun", "karras"),
     "flow": ("schedules.RectifiedFlow()", "velocity()", "denoising.flow_matching()", "ode.euler", "uniform"),
 }
 
 
+# The variational bound in improved DDPM's objective is that of images with 256 gray levels, so it is not for latents or points.
+IMAGE_VARIANTS = VARIANTS | {
+    "iddpm": ("discrete.ddpm(betas='cosine', steps=4000)", "eps()", "elbo.hybrid(steps=4000)",
+              "ancestral.ddpm(variance='learned')", "linspace(steps=4000)"),
+}  # fmt: skip
+
+
 def variant(config: ConfigDict, name: str) -> ConfigDict:
     """Set process, parameterization, objective and sampler to one of VARIANTS. Raises UserError for another name."""
-    if name not in VARIANTS:
-        raise unknown("variant", name, VARIANTS)
-    config.process, config.parameterization, config.objective, config.sampler.name, config.sampler.grid = VARIANTS[name]
+    return _set_variant(config, name, VARIANTS)
+
+
+def image_variant(config: ConfigDict, name: str) -> ConfigDict:
+    """The same for IMAGE_VARIANTS, whose 'iddpm' (Nichol & Dhariwal 2021) also learns the variance: call it after the network is set."""
+    config = _set_variant(config, name, IMAGE_VARIANTS)
+    config.model.learn_variance = name == "iddpm"
+    return config
+
+
+def _set_variant(config: ConfigDict, name: str, variants: dict[str, tuple[str, ...]]) -> ConfigDict:
+    if name not in variants:
+        raise unknown("variant", name, variants)
+    config.process, config.parameterization, config.objective, config.sampler.name, config.sampler.grid = variants[name]
     return config
 
 

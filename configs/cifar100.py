@@ -5,6 +5,8 @@
 
 from configs import cifar10
 
+VARIANTS = cifar10.VARIANTS
+
 
 def get_config(name: str = "vp"):
     config = cifar10.get_config(name)

@@ -2,18 +2,21 @@
 
     python -m experiments.train --config=configs/digits.py:vp --workdir=runs/digits
 
-Variants: ddpm, vp, subvp, ve, edm, flow.
+Variants: ddpm, iddpm, vp, subvp, ve, edm, flow.
 """
 
-from configs.base import base, network, variant
+from configs.base import IMAGE_VARIANTS, base, image_variant, network
+
+VARIANTS = IMAGE_VARIANTS
 
 
 def get_config(name: str = "vp"):
-    config = variant(base(), name)
+    config = base()
     config.model = network("unet.UNet", width=32, multipliers=(1, 2), blocks=1, attention=(4,), head_width=32)
+    config = image_variant(config, name)
     config.optimizer.learning_rate = 2e-3
     config.training.update(steps=600, eval_every=300, sample_every=300, checkpoint_every=300)
     config.sampler.guidance = 1.5
     if name == "ve":
-        config.process = "schedules.VE(sigma_max=20.0)"  # the data's diameter is about 16
+        config.process = "schedules.VE(sigma_min=0.02, sigma_max=10.0)"  # the largest distance in the data is 9.6
     return config

@@ -20,5 +20,5 @@ def get_config(name: str = "vp"):
     config.training.update(steps=1000, eval_every=500, sample_every=500, checkpoint_every=250)
     config.sampler.guidance = 2.0
     if name == "ve":
-        config.process = "schedules.VE(sigma_max=20.0)"  # the data's diameter is about 16
+        config.process = "schedules.VE(sigma_min=0.02, sigma_max=10.0)"  # the largest distance in the data is 9.6
     return config

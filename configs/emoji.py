@@ -32,6 +32,4 @@ def get_config(name: str = "edm"):
         config.ema.halflives = (250_000,)
     config.optimizer.learning_rate = 5e-4
     config.sampler.guidance = 3.0
-    if name == "ve":
-        config.process = "schedules.VE(sigma_max=50.0)"
     return config

@@ -68,7 +68,7 @@ def _diffusion(small: bool, preset: str) -> ConfigDict:
     config.model = network("unet.UNet", multipliers=(1, 2), blocks=1, **options)
     config.optimizer.learning_rate = 2e-3 if small else 1e-3
     if preset == "ve":
-        config.process = "schedules.VE(sigma_max=20.0)" if small else "schedules.VE(sigma_max=50.0)"
+        config.process = f"schedules.VE(sigma_min=0.02, sigma_max={10.0 if small else 45.0})"  # the data's largest distance
     return config
 
 

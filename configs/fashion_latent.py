@@ -31,5 +31,6 @@ def get_config(name: str = "vp"):
         config.training.update(steps=20_000, steps_per_call=10, eval_every=2000, sample_every=2000, checkpoint_every=2000)
     config.sampler.guidance = 1.5
     if name == "ve":
-        config.process = "schedules.VE(sigma_max=50.0)"
+        # two latents of unit variance in D = 196 dimensions are sqrt(2 D) apart, and the most distant half as much again
+        config.process = "schedules.VE(sigma_min=0.02, sigma_max=30.0)"
     return config

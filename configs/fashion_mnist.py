@@ -5,6 +5,8 @@
 
 from configs import mnist
 
+VARIANTS = mnist.VARIANTS
+
 
 def get_config(name: str = "vp"):
     config = mnist.get_config(name)

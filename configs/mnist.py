@@ -3,15 +3,17 @@
     python -m experiments.train --config=configs/mnist.py:vp --config.data.path=FOLDER_OF_IDX_FILES --workdir=runs/mnist
     python -m experiments.train --config=configs/mnist.py:vp,full --workdir=runs/mnist_full
 
-Variants: ddpm, vp, subvp, ve, edm, flow; each also with ',full'. Without data.path the set is TFDS's `mnist`.
+Variants: ddpm, iddpm, vp, subvp, ve, edm, flow; each also with ',full'. Without data.path the set is TFDS's `mnist`.
 """
 
-from configs.base import base, network, split_size, variant
+from configs.base import IMAGE_VARIANTS, base, image_variant, network, split_size
+
+VARIANTS = IMAGE_VARIANTS
 
 
 def get_config(name: str = "vp"):
     name, size = split_size(name)
-    config = variant(base(), name)
+    config = base()
     config.data.name = "mnist"
     if size == "light":  # a space-to-depth stem: the network works at 14x14 and 7x7
         config.model = network("unet.UNet", stem=2, width=32, multipliers=(1, 2), blocks=1, attention=(7,), head_width=32)
@@ -26,7 +28,8 @@ def get_config(name: str = "vp"):
         config.training.update(steps=20_000, steps_per_call=10)
         config.training.eval_every = config.training.sample_every = config.training.checkpoint_every = 2000
         config.ema.halflives = (250_000,)
+    config = image_variant(config, name)
     config.sampler.guidance = 1.5
     if name == "ve":
-        config.process = "schedules.VE(sigma_max=50.0)"
+        config.process = "schedules.VE(sigma_min=0.02, sigma_max=45.0)"  # largest distances: MNIST 33, Fashion-MNIST 45
     return config

@@ -7,6 +7,8 @@ Variants and sizes as in configs/cifar10.py.
 
 from configs import cifar10
 
+VARIANTS = cifar10.VARIANTS
+
 
 def get_config(name: str = "vp"):
     config = cifar10.get_config(name)

@@ -25,5 +25,6 @@ def get_config(name: str = "flow"):
         config.ema.halflives = (500_000,)
     config.sampler.guidance = 2.0
     if name == "ve":
-        config.process = "schedules.VE(sigma_max=50.0)"
+        # two latents of unit variance in D dimensions are sqrt(2 D) apart, and the most distant half as much again
+        config.process = f"schedules.VE(sigma_min=0.02, sigma_max={68.0 if size == 'light' else 34.0})"
     return config

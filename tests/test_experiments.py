@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 from configs import base, digits, toy
-from diffusion_jax import experiment, workdir
+from diffusion_jax import data, experiment, workdir
 from diffusion_jax.build import build
 from diffusion_jax.errors import UserError
+from diffusion_jax.processes import schedules
 from diffusion_jax.training import checkpoint, metrics, step
 from experiments import cli, train
 
@@ -52,6 +53,36 @@ def test_every_config_builds_and_its_loss_and_sampler_have_shapes(file):
             if network not in TRACED:
                 losses_have_shapes(built, SHAPES[file])
                 TRACED.add(network)
+
+
+def test_ve_presets_have_edms_constants_scaled_to_the_data():
+    """0.02 to 100 for 32x32 color images in [-1, 1] (Karras et al. 2022, table 1); others near the data's largest distance.
+
+    Workdirs whose config says schedules.VE() keep its defaults.
+    """
+    for file, ends in {"cifar10": (0.02, 100), "cifar100": (0.02, 100), "svhn_cropped": (0.02, 100), "emoji": (0.02, 100),
+                       "celeb_a": (0.02, 180), "mnist": (0.02, 45), "fashion_mnist": (0.02, 45), "digits": (0.02, 10),
+                       "digits_captions": (0.02, 10), "imagenet256_latent": (0.02, 100), "fashion_latent": (0.02, 30),
+                       "toy": (0.01, 10)}.items():  # fmt: skip
+        process = build(experiment.PROCESSES, importlib.import_module(f"configs.{file}").get_config("ve").process)
+        assert (process.sigma_min, process.sigma_max) == ends, file
+    images = data.arrays(data.load("digits").train)["image"].reshape(-1, 64) / 127.5 - 1
+    square = (images**2).sum(1)
+    largest = np.sqrt((square[:, None] + square - 2 * images @ images.T).max())
+    assert largest == pytest.approx(build(experiment.PROCESSES, digits.get_config("ve").process).sigma_max, rel=0.1)
+    assert build(experiment.PROCESSES, "schedules.VE()") == schedules.VE(0.01, 50.0)
+
+
+def test_improved_ddpm_is_a_preset_of_images_alone():
+    """The cosine chain, learned variance, L_hybrid, respaced ancestral sampling; what is not images refuses it by name."""
+    for file in ("digits", "cifar10", "mnist", "celeb_a"):
+        config = importlib.import_module(f"configs.{file}").get_config("iddpm")
+        assert config.model.learn_variance and "cosine" in config.process and config.objective == "elbo.hybrid(steps=4000)"
+        assert config.sampler.name == "ancestral.ddpm(variance='learned')"
+        assert not importlib.import_module(f"configs.{file}").get_config("ddpm").model.learn_variance
+    for file in ("toy", "fashion_latent"):
+        with pytest.raises(UserError, match="unknown variant 'iddpm'"):
+            importlib.import_module(f"configs.{file}").get_config("iddpm")
 
 
 def losses_have_shapes(built, shape):

@@ -53,7 +53,13 @@ class SubVP(VP):
 
 @dataclass(frozen=True)
 class VE:
-    """The variance-exploding SDE: geometric sigma, as NCSN's noise levels. sigma_max should be near the largest distance in the data."""
+    """The variance-exploding SDE: geometric sigma, as NCSN's noise levels.
+
+    sigma_max should be near the largest distance between two examples (Song & Ermon 2020, technique 1), and both ends scale
+    with the data: for 32x32 color images in [-1, 1] they are 0.02 and 100 (Karras et al. 2022, table 1), which the presets
+    in configs/ take or scale by that rule. The defaults are those of Song et al. 2021 for images in [0, 1]; trained models
+    whose config names no others keep them.
+    """
 
     sigma_min: float = 0.01
     sigma_max: float = 50.0
