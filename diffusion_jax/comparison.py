@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from diffusion_jax import data, experiment, plotting, provenance, targets
+from diffusion_jax import data, experiment, plotting, provenance, reading, targets
 from diffusion_jax.build import build
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import generate, judge, points
@@ -270,7 +269,7 @@ def compare(
         return kept / f"{digest[:20]}.npz"
 
     paths = [path(sampler=cell.entry, grid=cell.grid, nfe=cell.nfe, ts=cell.ts, noise=noise) for cell in chosen]
-    results = [None if fresh else _recall(p) for p in paths]
+    results = [None if fresh else reading.kept(p, functools.partial(_recall, count=len(subject.keys))) for p in paths]
     left = [i for i, result in enumerate(results) if result is None]
     if found := len(chosen) - len(left):
         print(f"{found} of {len(chosen)} cells are taken from {kept}; --fresh makes them anew", file=sys.stderr)
@@ -373,7 +372,7 @@ def _scored(subject: Subject, samples: np.ndarray) -> tuple[dict[str, float], di
 
 def _solution(subject: Subject, path: Path, fresh: bool) -> Result:
     """The exact solutions, kept like a cell."""
-    kept = None if fresh else _recall(path)
+    kept = None if fresh else reading.kept(path, _recall)
     if kept is None:
         print("solving for the exact trajectories ...", file=sys.stderr)
         try:
@@ -401,14 +400,26 @@ def _keep(path: Path, result: Result) -> None:
         np.savez_compressed(file, row=provenance.canonical_json(result.row, None), **arrays)
 
 
-def _recall(path: Path) -> Result | None:
-    """What was kept there; None if there is nothing, or nothing whole: then it is only done again."""
-    try:
-        with np.load(path) as stored:
-            left_out = {k.removeprefix("left_out."): stored[k] for k in stored if k.startswith("left_out.")}
-            return Result(json.loads(str(stored["row"])), stored.get("samples"), stored.get("squares"), left_out)
-    except Exception:  # missing, cut short, not ours
-        return None
+_VALUE = reading.either(reading.boolean(), reading.optional(reading.text()), reading.number(finite=False))
+_CELL = reading.record({"sampler": reading.text(1), "grid": reading.text(), "nfe": reading.optional(reading.integer(1)),
+                        "evaluations": reading.number(0)})  # fmt: skip
+_NOTE = reading.record({"sampler": reading.text(1), "grid": reading.text(), "nfe": reading.optional(reading.integer(1)),
+                        "note": reading.text(1)})  # fmt: skip
+_ROW = reading.either(reading.record({"what": reading.text(1)}), _NOTE, _CELL)
+
+
+def _recall(path: Path, count: int | None = None) -> Result:
+    """The cell, or the exact solutions, that `_keep` wrote. UserError for a file that is damaged, or not of `count` samples."""
+    arrays = {"row": reading.Array("U", ()), "samples": reading.Array("fu"), "squares": reading.Array("f", (None,))}
+    found = reading.npz_file(path, {"row": arrays["row"]}, lambda name: arrays.get(
+        name, reading.Array("f", (GROUPS,), finite=False) if name.startswith("left_out.") else None))  # fmt: skip
+    row = reading.json_text(str(found["row"]), f"the row in '{path}'", reading.table(_VALUE))
+    reading.check(row, _ROW, f"the row in '{path}'")
+    samples = found.get("samples")
+    if samples is not None and (samples.ndim < 2 or len(samples) != (count or len(samples))):
+        raise UserError(f"'{path}' is damaged: its samples are {list(samples.shape)}")
+    left_out = {name.removeprefix("left_out."): value for name, value in found.items() if name.startswith("left_out.")}
+    return Result(row, samples, found.get("squares"), left_out)
 
 
 # ---- the verdict -------------------------------------------------------------------------------------------------------------

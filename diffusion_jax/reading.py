@@ -200,15 +200,18 @@ def json_file(path: str | os.PathLike, rule: Rule = anything) -> Any:
     Raises:
       UserError: one line with the file, the place in it and what is wrong.
     """
+    return json_text(content(path), f"'{path}'", rule)
+
+
+def json_text(text: str | bytes, what: str, rule: Rule = anything) -> Any:
+    """The value of JSON text, which is as the rule says. UserError, that `what` is damaged, for anything else."""
     try:
-        value = json.loads(content(path).decode("utf-8"))
-    except UserError:
-        raise
+        value = json.loads(text if isinstance(text, str) else text.decode("utf-8"))
     except RecursionError:
-        raise UserError(f"'{path}' is damaged: it is nested more than {DEPTH} deep") from None
+        raise UserError(f"{what} is damaged: it is nested more than {DEPTH} deep") from None
     except ValueError as error:  # broken JSON, bytes that are not UTF-8, a number of thousands of digits
-        raise UserError(f"'{path}' is not valid JSON ({error})") from None
-    check(value, rule, f"'{path}'")
+        raise UserError(f"{what} is not valid JSON ({error})") from None
+    check(value, rule, what)
     return value
 
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from diffusion_jax import reading
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import rows
 from diffusion_jax.evaluation.progress import progress
@@ -59,7 +60,8 @@ def fit(
     settings = json.dumps([VERSION, WIDTHS, FEATURES, BATCH, RATE, DECAY, SIZE, seen, images.shape, jax.__version__])
     key = hashlib.sha256(settings.encode() + images.tobytes() + labels.tobytes()).hexdigest()[:24]
     path = None if cache_dir is None else Path(cache_dir).expanduser() / f"classifier-{key}.npz"
-    params = _load(path)
+    classes = int(labels.max()) + 1
+    params = None if path is None else reading.kept(path, lambda path: _load(path, images.shape[1:], classes))
     if params is None:
         params = _train(images, labels, min(seen, 100 * len(images)))
         _keep(path, params)
@@ -149,15 +151,9 @@ def _step(tx, params, state, images, labels, shifts):
     return optax.apply_updates(params, updates), state
 
 
-def _load(path: Path | None) -> dict[str, np.ndarray] | None:
-    """The parameters kept there before; a missing or damaged file only means to train again."""
-    if path is None:
-        return None
-    try:
-        with open(path, "rb") as file, np.load(file) as kept:
-            return dict(kept)
-    except Exception:  # a damaged zip can raise nearly anything
-        return None
+def _load(path: Path, shape: tuple[int, int, int], classes: int) -> dict[str, np.ndarray]:
+    """The parameters that `_keep` wrote for such images. UserError for a file that is damaged, or is of other images."""
+    return reading.npz_file(path, {name: reading.Array("f", value.shape) for name, value in init(shape, classes).items()})
 
 
 def _keep(path: Path | None, params: dict[str, np.ndarray]) -> None:

@@ -6,9 +6,7 @@ file holds all of it under a hash, and is refused for anything else.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import os
 import time
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffusion_jax import reading
 from diffusion_jax.data.sources import Source
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import frechet
@@ -25,6 +24,11 @@ from diffusion_jax.provenance import atomic_path, canonical_json
 
 BATCH, PROBE = 256, 1000  # images read at a time; images hashed
 REMEDY = "make it anew with experiments.statistics"
+ARRAYS = {"count": reading.Array("iu", ()), "mean": reading.Array("f", (None,)), "cov": reading.Array("f", (None, None)),
+          "of": reading.Array("U", ()), "hash": reading.Array("U", ())}  # fmt: skip
+OF = reading.record({
+    "extractor": reading.text(1), "digest": reading.text(), "resize": reading.anything, "data": reading.text(), "split": reading.text(),
+    "image_shape": reading.items(reading.integer(1, 2**20)), "count": reading.integer(1), "data_digest": reading.text()})  # fmt: skip
 
 
 class Statistics(NamedTuple):
@@ -78,11 +82,8 @@ def compute(
 
 def _so_far(partial: str | os.PathLike | None, of: dict[str, Any]) -> frechet.Moments | None:
     """What an interrupted pass over the same images left, if anything."""
-    if partial is None or not Path(partial).exists():
-        return None
-    with contextlib.suppress(UserError):
-        kept = load(partial)
-        return kept.moments if kept.of == of else None
+    kept = None if partial is None else reading.kept(partial, load)
+    return kept.moments if kept is not None and kept.of == of else None
 
 
 def save(path: str | os.PathLike, statistics: Statistics) -> None:
@@ -94,19 +95,36 @@ def save(path: str | os.PathLike, statistics: Statistics) -> None:
 
 
 def load(path: str | os.PathLike) -> Statistics:
-    """Read what `save` wrote; UserError where it is missing, is something else, or does not match its hash."""
+    """Read what `save` wrote.
+
+    Raises:
+      UserError: where it is missing, is something else, does not match its hash, or holds no covariance.
+    """
+    if not os.path.lexists(path):
+        raise UserError(f"there is no '{path}'; make it with python -m experiments.statistics --out={path}")
     try:
-        with open(path, "rb") as file, np.load(file) as kept:
-            arrays = dict(kept)
-        intact = str(arrays.pop("hash")) == _hash(arrays)
-        of = json.loads(str(arrays["of"]))
-    except FileNotFoundError:
-        raise UserError(f"there is no '{path}'; make it with python -m experiments.statistics --out={path}") from None
-    except Exception as error:  # a damaged zip can raise nearly anything
-        raise UserError(f"'{path}' holds no statistics ({type(error).__name__}); {REMEDY}") from error
-    if not intact:
+        arrays = reading.npz_file(path, ARRAYS)
+    except UserError as error:
+        raise UserError(f"'{path}' holds no statistics ({error}); {REMEDY}") from error
+    if str(arrays["hash"]) != _hash(arrays):
         raise UserError(f"'{path}' is damaged: its contents do not match their hash; {REMEDY}")
-    return Statistics(frechet.Moments(int(arrays["count"]), arrays["mean"], arrays["cov"]), of)
+    of = reading.json_text(str(arrays["of"]), f"the description in '{path}'", OF)
+    moments = frechet.Moments(int(arrays["count"]), arrays["mean"], arrays["cov"])
+    if moments.count < 1 or arrays["cov"].shape != 2 * arrays["mean"].shape or not _is_covariance(moments.cov):
+        raise UserError(f"'{path}' is damaged: its cov is no covariance of its mean; {REMEDY}")
+    return Statistics(moments, of)
+
+
+def _is_covariance(cov: np.ndarray) -> bool:
+    """Whether a finite square matrix is symmetric and has no negative eigenvalue, but for rounding."""
+    size = float(np.abs(np.diagonal(cov)).max(initial=0.0))
+    if np.abs(cov - cov.T).max(initial=0.0) > 1e-5 * size:
+        return False
+    try:
+        np.linalg.cholesky(cov.astype(np.float64) + (1e-6 * size + 1e-300) * np.eye(len(cov)))
+    except np.linalg.LinAlgError:
+        return False
+    return True
 
 
 def need(statistics: Statistics, path: str | os.PathLike, **expected: Any) -> None:

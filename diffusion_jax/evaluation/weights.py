@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from diffusion_jax import reading
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.evaluation import efficientnet, inception, lpips, safetensors, torchfile
 from diffusion_jax.provenance import atomic_path
@@ -92,13 +93,12 @@ def install(name: str, file: str | os.PathLike, *, cache_dir: str | os.PathLike 
 def load(name: str, *, cache_dir: str | os.PathLike | None = None) -> Tensors:
     """The parameters of this name; UserError, naming the command that fetches them, where they are absent or damaged."""
     path, remedy = _path(name, cache_dir), f"run python -m experiments.get_weights {name}"
+    if not path.exists():
+        raise UserError(f"the weights of {name} are not here ({wheel(name).what}); {remedy}")
     try:
-        with open(path, "rb") as file, np.load(file) as kept:
-            return dict(kept)
-    except FileNotFoundError:
-        raise UserError(f"the weights of {name} are not here ({wheel(name).what}); {remedy}") from None
-    except Exception as error:  # a damaged zip can raise nearly anything
-        raise UserError(f"'{path}' is damaged ({type(error).__name__}); {remedy}") from error
+        return reading.npz_file(path, {}, lambda _: reading.Array("fiubV"))
+    except UserError as error:
+        raise UserError(f"{error}; {remedy}") from error
 
 
 def _path(name: str, cache_dir: str | os.PathLike | None) -> Path:

@@ -5,19 +5,36 @@ To add one, write a function of (process, n, **options). `optimize` makes one fo
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
+import os
 from typing import Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax import reading
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.processes.gaussian import angle, logsnr, time_of_logsnr
 from diffusion_jax.samplers import base
 from diffusion_jax.types import Array, Cond, Denoise, Key, Process
+
+
+def _rising(value: object, place: str) -> None:
+    """The rule of the log-SNRs of a stored grid."""
+    reading.items(reading.number(-1e4, 1e4), least=1, most=100_000)(value, place)
+    if not all(a <= b for a, b in zip(value, value[1:])):
+        raise reading.Mismatch(f"{place} does not rise")
+
+
+def _lengths(value: object, place: str) -> None:
+    """The rule of the grids of a file: each stands under its number of times."""
+    reading.table(_rising)(value, place)
+    if wrong := [key for key, grid in value.items() if key != str(len(grid))]:
+        raise reading.Mismatch(f"{place}.{wrong[0]:.60} has {len(value[wrong[0]])} values")
+
+
+FILE = reading.record({"logsnr": _lengths})  # of a file of grids
 
 
 def _checked(ts: Array, name: str) -> Array:
@@ -263,12 +280,12 @@ def _increments(process: Process, ts: Array) -> tuple[Array, Callable[[Array], A
 
 def stored(process: Process, n: int, path: str) -> Array:
     """The grid of n times in a file that `save` or experiments.optimize_grid wrote. UserError if it has none of that length."""
+    if not os.path.lexists(path):
+        raise UserError(f"grid file '{path}' does not exist; experiments.optimize_grid writes such files")
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))["logsnr"]
-    except FileNotFoundError:
-        raise UserError(f"grid file '{path}' does not exist; experiments.optimize_grid writes such files") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"grid file '{path}' is not one that experiments.optimize_grid wrote; make it again") from None
+        found = reading.json_file(path, FILE)["logsnr"]
+    except UserError as error:
+        raise UserError(f"the grid file is not one that experiments.optimize_grid wrote ({error}); make it again") from None
     if n == 1:
         return uniform(process, 1)
     if str(n) not in found:

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from diffusion_jax import reading
 from diffusion_jax.errors import UserError
 from diffusion_jax.provenance import atomic_path, load_json, markdown_table, save_json, save_text
 from diffusion_jax.training.sharding import path_name
@@ -21,6 +22,13 @@ from diffusion_jax.training.sharding import path_name
 FOLDER = "nonfinite"
 MOST = 10  # reports a run may leave
 SHOWN = 20  # examples in report.md
+_NUMBERS = reading.items(reading.number(finite=False))
+REPORT = reading.record({
+    "step": reading.integer(), "what": reading.one_of("gradient", "update", "loss"), "command": reading.text(), "losses": _NUMBERS,
+    "start": reading.record({"checkpoint": reading.optional(reading.integer()), "key": reading.items(reading.integer(0, 2**32 - 1), 1, 8),
+                             "shift": reading.integer()}),
+    "examples": reading.items(reading.integer()), "log_snr": _NUMBERS, "t": _NUMBERS, "layers": reading.items(reading.text()),
+    "norms": reading.table(_NUMBERS)})  # fmt: skip
 
 
 def names(tree: Any) -> list[str]:
@@ -81,7 +89,7 @@ def read(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
         steps = sorted(int(p.parent.name.removeprefix("step_")) for p in path.parents[1].glob("step_*/report.json"))
         have = ", ".join(map(str, steps)) or "none: every step of this run was finite"
         raise UserError(f"--step={step}: there is no report of it in '{path.parents[1]}'; there are: {have}")
-    return load_json(path)
+    return load_json(path, REPORT)
 
 
 def same(report: Mapping[str, Any], numbers: Mapping[str, Any]) -> bool:

@@ -21,7 +21,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +28,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from diffusion_jax import reading
 from diffusion_jax.errors import UserError
 from diffusion_jax.provenance import atomic_path
 from diffusion_jax.training import ema
@@ -119,10 +119,9 @@ def load(directory: str | os.PathLike, step: int) -> dict[str, dict[str, np.ndar
     """{length's name: {path: leaf}} of one snapshot. Raises UserError where it is damaged."""
     path = Path(directory) / f"{step}.npz"
     try:
-        with path.open("rb") as stream, np.load(stream) as file:
-            leaves = {name: file[name] for name in file.files}
-        whole = str(leaves.pop(DIGEST, "")) == _digest(step, leaves)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        leaves = reading.npz_file(path, {DIGEST: reading.Array("U", ())}, lambda _: reading.Array("f"))
+        whole = str(leaves.pop(DIGEST)) == _digest(step, leaves)
+    except UserError:
         whole = False
     if not whole:
         raise UserError(f"the snapshot '{path}' is damaged; restore a copy, or delete it: the others serve without it")
