@@ -372,15 +372,23 @@ def quality_curves(
         raise UserError(f"the table has none of the metrics {', '.join(metrics)}: there is no curve to draw")
     samplers = list(dict.fromkeys(row["sampler"] for row in table))
     alone, rows = len(present) == 1, 1 if len(present) < 4 else 2
-    height = max(3.5, (0.9 + 0.19 * len(samplers)) / rows)  # room for every name
+    one_budget = len(budgets := {row.get("nfe") for row in table}) == 1 and None not in budgets
+    height = max(3.5, 0.9 + 0.3 * len(samplers) if one_budget else (0.9 + 0.19 * len(samplers)) / rows)  # room for every name
     with _figure(path, panels=len(present), size=(5.2 if alone else 4.1, height), rows=rows) as axes:
-        for axis, metric in zip(axes, present):
+        for i, (axis, metric) in enumerate(zip(axes, present)):
+            if one_budget:
+                said, factor = QUALITY.get(metric, (metric, 1))
+                scores = {row["sampler"]: factor * row[metric] if _number(row.get(metric)) else None for row in table}
+                least = (floor or {}).get(metric)
+                _dots(axis, scores, _wrapped((labels or {}).get(metric, said)), None if least is None else factor * least,
+                      named=i % math.ceil(len(present) / rows) == 0)  # fmt: skip
+                continue
             ends = _quality_panel(axis, table, samplers, metric, (floor or {}).get(metric))
             label = (labels or {}).get(metric, QUALITY.get(metric, (metric, 1))[0])
-            axis.set(xlabel="network evaluations (NFE)", ylabel=label)
+            axis.set(xlabel="network evaluations (NFE)", ylabel=_wrapped(label))
             if alone:
                 _name_ends(axis, ends)
-        if not alone:
+        if not (alone or one_budget):
             lines = {}
             for axis in axes:
                 lines |= dict(zip(*reversed(axis.get_legend_handles_labels())))
@@ -398,10 +406,19 @@ def placed_times(
     path: str | os.PathLike,
     *,
     title: str | None = None,
+    floor: Mapping[str, float] | None = None,
 ) -> None:
-    """Where times were placed, one row of marks for each number of times, and what every grid scores against NFE.
+    """Where times were placed, one row of marks for each number of times, and what every grid scores.
 
-    table: rows as for quality_curves, 'sampler' being the grid's name. logsnr: how many times -> their log-SNR.
+    Scores are curves against NFE, or, at one budget, a row of the panel for each grid.
+
+    Args:
+      table: rows as for quality_curves, 'sampler' being the grid's name.
+      logsnr: how many times -> their log-SNR.
+      metrics: keys of QUALITY, a panel for each.
+      path: the file to write.
+      title: stands at the top.
+      floor: metric -> what the truth itself scores, a gray line.
     """
     grids = list(dict.fromkeys(row["sampler"] for row in table))
     with _figure(path, panels=1 + len(metrics), size=(4.3, 3.8)) as axes:
@@ -409,12 +426,18 @@ def placed_times(
             places = -0.5 * np.asarray(logsnr[n]) / math.log(10)
             axes[0].plot(places, np.full(n, i), color=COLOURS[0], marker="o", linewidth=0.8)
         axes[0].set_yticks(range(len(logsnr)), [f"{n} times" for n in sorted(logsnr)])
-        axes[0].set(xlabel="log₁₀(σ / α): data on the left, noise on the right", ylim=(-0.5, len(logsnr) - 0.5))
-        for axis, metric in zip(axes[1:], metrics):
-            _quality_panel(axis, table, grids, metric, None)
-            axis.set(xlabel="network evaluations (NFE)", ylabel=QUALITY.get(metric, (metric, 1))[0])
-        handles, names = axes[1].get_legend_handles_labels()
-        axes[0].figure.legend(handles, names, loc="outside right center", fontsize=8.5)
+        axes[0].set(xlabel="log₁₀(σ / α): data left, noise right", ylim=(-0.5, len(logsnr) - 0.5))
+        alone = len({row["nfe"] for row in table}) == 1
+        for i, (axis, metric) in enumerate(zip(axes[1:], metrics)):
+            least, label = (floor or {}).get(metric), _wrapped(QUALITY.get(metric, (metric, 1))[0])
+            if alone:
+                _dots(axis, {row["sampler"]: row.get(metric) for row in table}, label, least, named=i == 0, marked=grids[-1])
+            else:
+                _quality_panel(axis, table, grids, metric, least)
+                axis.set(xlabel="network evaluations (NFE)", ylabel=label)
+        if not alone:
+            handles, names = axes[-1].get_legend_handles_labels()
+            axes[0].figure.legend(handles, names, loc="outside right center", fontsize=8.5)
         if title:
             axes[0].figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
 
@@ -610,6 +633,32 @@ def _quality_panel(axis, table: Sequence[Mapping[str, Any]], samplers: Sequence[
     return ends
 
 
+def _dots(
+    axis, scores: Mapping[str, float | None], label: str, floor: float | None, *, named: bool, marked: str = ""
+) -> None:
+    """A dot with its number for the score of each name, the first name at the top; `marked` in another color."""
+    names = list(scores)
+    there = [i for i, name in enumerate(names) if _number(scores[name])]
+    values = np.array([scores[names[i]] for i in there], float)
+    colours = [COLOURS[names[i] == marked] for i in there]
+    if floor is not None:
+        axis.axvline(floor, color=FAINT, linestyle=":", zorder=0, label="truth itself")
+        axis.legend(fontsize=8.5)
+    axis.scatter(values, there, color=colours, zorder=3)
+    if len(values) and values.min() > 0 and values.max() > 4 * values.min():
+        axis.set_xscale("log")
+        _plain_logarithms(axis.xaxis, math.log10(values.max() / values.min()))
+    for i, value in zip(there, values):
+        axis.annotate(f"{value:.3g}", (value, i), (0, 5), textcoords="offset points", ha="center", fontsize=7.5)
+    axis.margins(x=0.12)
+    axis.set(yticks=range(len(names)), yticklabels=names if named else [], ylim=(len(names) - 0.5, -0.7), xlabel=label)
+
+
+def _wrapped(label: str) -> str:
+    """The label of an axis in lines that fit beside a panel."""
+    return "\n".join(textwrap.wrap(label, 36))
+
+
 def _name_ends(axis, ends: Sequence[tuple[float, float, str, str]], line_height: float = 13.0) -> None:
     """Write each curve's name to the right of its last point; names that would overlap are moved apart."""
     axis.figure.draw_without_rendering()  # settles the axes' limits
@@ -642,16 +691,20 @@ def _apart(wanted: Sequence[float], distance: float, low: float, high: float) ->
 
 def _log_if_wide(axis) -> None:
     """A logarithmic y axis, with numbers a person can read, where positive values span more than a factor of four."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
     values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axis.lines])
     values = values[np.isfinite(values)]
     if len(values) and values.min() > 0 and values.max() > 4 * values.min():
         axis.set_yscale("log")
-        decades = math.log10(values.max() / values.min())
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,)))
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.yaxis.set_minor_locator(NullLocator())
+        _plain_logarithms(axis.yaxis, math.log10(values.max() / values.min()))
+
+
+def _plain_logarithms(axis, decades: float) -> None:
+    """Ticks of a logarithmic axis as numbers that a person can read."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

@@ -139,7 +139,7 @@ def _shift(x, exact) -> float:
 
     if x.dtype != np.uint8:
         return points.sliced_wasserstein(x, exact)
-    return frechet.frechet_distance(*(frechet.moments_of(features.pixels, images) for images in (x, exact)))
+    return frechet.distance(*(frechet.root_of(features.pixels(images)) for images in (x, exact)))
 
 
 def _rms(x, truth) -> float:
@@ -200,6 +200,7 @@ def optimize(
         kept["exact"] = {"what": what, "solved": len(solved)}
         if len(solved) == len(held_out.keys):
             kept["exact"] |= held_out.judge(held_out.finish(solved), None)
+        kept["floor"] = held_out.floor
     for nfe in left:
         nearest = min(kept["logsnr"].values(), key=lambda lam: abs(len(lam) - nfe), default=None)
         rows, ts = place(sampler, (starts, truth), (held_out, solved), nfe, iterations=iterations, tries=tries, polish=polish,
@@ -226,16 +227,18 @@ def write(kept: dict, title: str, stem: Path) -> str:
     """stem.md and stem.png of what is kept. Returns the text of stem.md."""
     from diffusion_jax import comparison, plotting, provenance
 
-    rows, exact = kept["rows"], kept["exact"]
+    rows, exact, floor = kept["rows"], kept["exact"], kept.get("floor", {})
     quality = [metric for metric in comparison.QUALITY if metric in rows[0]]
     measures = ["error", *(metric for metric in (SHIFT, *quality) if all(metric in row for row in rows))]
     scores = ", ".join(f"{comparison.NAMES[metric]} {exact[metric]:.3g}" for metric in quality if metric in exact)
+    truth = ", ".join(f"{comparison.NAMES[metric]} {floor[metric]:.3g}" for metric in quality if metric in floor)
+    noise = f" As many samples of the truth itself score: {truth}; differences between scores below that are noise." if truth else ""
     text = (f"# {title}\n\nPlaced by {kept['starts']} seeds; measured on {kept['num']} others, those with exact solutions "
             f"on the first {exact['solved']}. The exact solution is {exact['what']}"
-            + (f"; itself it scores: {scores}" if scores else "") + f".\n\n{report(rows, measures)}")  # fmt: skip
+            + (f"; itself it scores: {scores}" if scores else "") + f".{noise}\n\n{report(rows, measures)}")  # fmt: skip
     provenance.save_text(Path(f"{stem}.md"), text)
     lengths = {int(n): lam for n, lam in kept["logsnr"].items()}
-    plotting.placed_times(rows, lengths, measures, Path(f"{stem}.png"), title=title)
+    plotting.placed_times(rows, lengths, measures, Path(f"{stem}.png"), title=title, floor=floor)
     return text
 
 

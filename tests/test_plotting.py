@@ -232,6 +232,36 @@ def test_the_curves_of_a_single_panel_are_named_at_their_ends(tmp_path, drawn):
     assert {text.get_text() for text in drawn[0].texts} == {"ddim", "heun"} and not drawn[0].figure.legends
 
 
+def test_at_one_budget_every_name_has_a_row_with_its_number(tmp_path, drawn):
+    names = [f"sampler number {i}" for i in range(9)]
+    table = [{"sampler": name, "nfe": 8, "evaluations": 8, "accuracy": 0.5 + 0.05 * i, "error": 10.0**-i if i else None}
+             for i, name in enumerate(names)]  # fmt: skip
+    plotting.quality_curves(table, tmp_path / "a.png", floor={"accuracy": 0.97})
+    accuracy, error = drawn
+    assert [text.get_text() for text in accuracy.get_yticklabels()] == names and not accuracy.figure.legends
+    np.testing.assert_allclose(accuracy.collections[0].get_offsets(), [(50 + 5 * i, i) for i in range(9)])
+    assert len(error.collections[0].get_offsets()) == 8 and error.get_xscale() == "log" and accuracy.get_xscale() == "linear"
+    assert accuracy.lines[0].get_xdata()[0] == 97
+    drawn.clear()
+    grids = [row | {"sampler": row["sampler"].replace("sampler", "grid"), "shift": 0.1} for row in table]
+    plotting.placed_times(grids, {8: np.linspace(-9, 9, 8)}, ["error", "shift"], tmp_path / "b.png", title="A title")
+    assert [len(axis.collections[0].get_offsets()) for axis in drawn[1:]] == [8, 9]
+
+
+@pytest.mark.parametrize("budgets", [(8,), (8, 16)])
+def test_nothing_of_a_figure_of_placed_times_is_cut_off(tmp_path, drawn, budgets):
+    table = [{"sampler": name, "nfe": nfe, "error": 1.0, "shift": 2.0} for name in ("align_your_steps", "placed") for nfe in budgets]
+    plotting.placed_times(table, {nfe: np.linspace(-9, 9, nfe) for nfe in budgets}, ["error", "shift"], tmp_path / "a.png", title="T")
+    figure = drawn[0].figure
+    figure.draw_without_rendering()
+    for axis in drawn:
+        for text in (axis.xaxis.label, axis.yaxis.label, *axis.get_xticklabels(), *axis.get_yticklabels()):
+            box = text.get_window_extent()
+            assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height, text.get_text()
+        assert axis.yaxis.label.get_window_extent().height <= axis.bbox.height  # it would reach into the title
+        assert axis.xaxis.label.get_window_extent().width <= axis.bbox.width
+
+
 def test_names_are_moved_apart_no_more_than_needed():
     assert plotting._apart([0, 50, 100], 10, 0, 100) == [0, 50, 100]
     assert plotting._apart([50, 50, 52, 90], 10, 0, 100) == pytest.approx(
