@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
+import textwrap
 
 from absl import flags
 
@@ -157,6 +158,7 @@ def _attempt(built, parts, dataset, root, state, restored, rollback, *, fit, los
             after=restored and restored.step, aside=None if rollback.to == start else "damaged")) as checkpointer,
         _best(config, root, restored) as keep_best,
     ):  # fmt: skip
+        writer.text(start, "config", textwrap.indent(provenance.canonical_json(config.to_dict()), "    "))  # Markdown's code
         hooks = [(config.training.eval_every, keep_best(_held_out(built, parts, dataset))),
                  (not loss and config.training.sample_every, _grid(built, parts, dataset, root, writer)),
                  (experiment.is_autoencoder(built) and config.training.sample_every,

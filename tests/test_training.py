@@ -285,6 +285,8 @@ def test_rows_are_means_over_the_interval(trainer, tmp_path):
     fine, coarse = rows_of(trainer, tmp_path / "a"), rows_of(trainer, tmp_path / "b", log_every=8)
     assert [row["step"] for row in fine] == [2, 4, 6, 8, 10, 12] and [row["step"] for row in coarse] == [8, 12]
     assert [row["images"] for row in coarse] == [8 * BATCH, 12 * BATCH]
+    timing = fine[-1]["timing"]
+    assert timing["seconds_per_step"] == BATCH / timing["images_per_s"]
     np.testing.assert_allclose(coarse[0]["loss"], np.mean([row["loss"] for row in fine[:4]]), rtol=1e-12)
     assert (
         coarse[0].keys()
@@ -330,6 +332,33 @@ def test_tally_survives_json_bit_for_bit():
     assert metrics.row(straight) == metrics.row(broken)
     np.testing.assert_allclose(metrics.row(straight)["loss"], np.mean([call["loss"] for call in calls]), rtol=1e-6)
     assert metrics.row(straight)["loss_by_level"][1] is None  # no example there
+
+
+def events_of(folder):
+    """What TensorBoard reads: records of a length (8 bytes, and 4 of a checksum), a message, and a checksum (4)."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    (file,) = (folder / "tensorboard").iterdir()
+    raw, at, found = file.read_bytes(), 0, []
+    while at < len(raw):
+        length = int.from_bytes(raw[at : at + 8], "little")
+        found.append(Event.FromString(raw[at + 12 : at + 12 + length]))
+        at += length + 16
+    return [(event.step, value) for event in found for value in event.summary.value]
+
+
+def test_tensorboard_has_the_config_the_loss_by_level_and_the_time_of_a_step(tmp_path):
+    writer = metrics.open_writer(tmp_path)
+    writer.text(0, "config", "    {'seed': 3}")
+    levels = {"loss_by_level": [0.5, None, 0.25], "level_edges": [-4.0, -1.0, 1.0, 4.0]}
+    writer.row(10, {"loss": 0.4, **levels}, {"seconds": 2.0, "seconds_per_step": 0.125})
+    writer.row(10, {f"eval_{key}": value for key, value in levels.items()})
+    writer.close()
+    found = {value.tag: (step, value.simple_value) for step, value in events_of(tmp_path)}
+    assert found["loss_by_level/00_log-SNR_-4.0_to_-1.0"] == (10, 0.5) and found["eval_loss_by_level/02_log-SNR_1.0_to_4.0"] == (10, 0.25)
+    assert found["seconds_per_step"] == (10, 0.125) and not any("01_log" in tag for tag in found)
+    (config,) = (value for _, value in events_of(tmp_path) if value.tag.startswith("config"))
+    assert config.tensor.string_val[0] == b"    {'seed': 3}" and config.metadata.plugin_data.plugin_name == "text"
 
 
 def test_reopened_rows_are_cut_after_the_restored_step(tmp_path):

@@ -241,7 +241,8 @@ class _Log:
 
     def row(self, step: int, values: Mapping[str, Any], rate: float | None) -> None:
         if self.writer:
-            timing = {"seconds": time.monotonic() - self.began} | ({} if rate is None else {"images_per_s": rate})
+            timing = {"seconds": time.monotonic() - self.began} | (
+                {} if rate is None else {"images_per_s": rate, "seconds_per_step": self.batch_size / rate})  # fmt: skip
             self.writer.row(step, {"images": step * self.batch_size, **values}, timing)
 
     def _rate(self, step: int) -> float | None:

@@ -67,12 +67,14 @@ def _map(function: Callable, tree: Any) -> Any:
 
 
 class Writer(NamedTuple):
-    """row(step, values, timing): a line and its scalars; images(step, name, uint8 (N, H, W, C)); sync(): to disk."""
+    """row(step, values, timing): a line and its scalars; images(step, name, uint8 (N, H, W, C)); sync(): to disk;
+    text(step, name, text): to TensorBoard alone."""
 
     row: Callable[..., None]
     images: Callable[[int, str, np.ndarray], None]
     sync: Callable[[], None]
     close: Callable[[], None]
+    text: Callable[[int, str, str], None]
 
 
 def open_writer(
@@ -94,7 +96,7 @@ def open_writer(
         file.write(json.dumps(line, allow_nan=False) + "\n")
         file.flush()
         if events:
-            for key, value in {**values, **(timing or {})}.items():
+            for key, value in {**values, **(timing or {}), **_by_level(values)}.items():
                 if isinstance(value, (int, float)):
                     events.scalar(step, key, value)
 
@@ -114,12 +116,27 @@ def open_writer(
         if events:
             events.close()
 
-    return Writer(write, images, sync, close)
+    def text(step: int, name: str, content: str) -> None:
+        if events:
+            events.text(step, name, content)
+
+    return Writer(write, images, sync, close, text)
+
+
+def _by_level(values: dict[str, Any]) -> dict[str, float]:
+    """The losses of every bin of noise levels as scalars, {'loss_by_level/03_log-SNR_-5.0_to_-2.5': mean}; empty bins have none."""
+    found = {}
+    for key, means in values.items():
+        if key.endswith("loss_by_level") and (edges := values.get(key.replace("loss_by_level", "level_edges"))):
+            for i, (mean, low, high) in enumerate(zip(means, edges[:-1], edges[1:])):
+                if mean is not None:
+                    found[f"{key}/{i:02d}_log-SNR_{low:.1f}_to_{high:.1f}"] = float(mean)
+    return found
 
 
 def no_writer() -> Writer:
     """A writer that writes nothing: that of all processes but the first."""
-    return Writer(*[lambda *_: None] * 4)
+    return Writer(*[lambda *_: None] * 5)
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -235,6 +252,7 @@ class _Events(NamedTuple):
     images: Callable[[int, str, np.ndarray], None]
     flush: Callable[[], None]
     close: Callable[[], None]
+    text: Callable[[int, str, str], None]
 
 
 def _events(directory: Path, start_step: int) -> _Events:
@@ -254,4 +272,5 @@ def _events(directory: Path, start_step: int) -> _Events:
         lambda step, name, batch: add(step, summary=summary.image(name, batch, dataformats="NHWC")),
         file.flush,
         file.close,
+        lambda step, name, content: add(step, summary=summary.text(name, content)),
     )
