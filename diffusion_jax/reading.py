@@ -157,7 +157,7 @@ def _within(place: str, key: str) -> str:
 
 def _shown(value: Any) -> str:
     shown = json.dumps(value) if value is None or isinstance(value, (str, bool, int, float)) else None
-    return {dict: "an object", list: f"a list of {len(value)} values" if isinstance(value, list) else ""}.get(type(value), f"{shown:.60}")
+    return {dict: "an object", list: f"a list of {len(value)} values" if isinstance(value, list) else ""}.get(type(value), f"{shown!s:.60}")
 
 
 def _shallow(value: Any) -> None:

@@ -46,9 +46,9 @@ from diffusion_jax.types import Params
 
 
 def prepare(workdir: str | Path, config: ConfigDict, dataset) -> Path:
-    """Make the folder and write what describes the run (the first process); on a resumed run check that the config is the same.
+    """Make the folder and write what describes the run (the first process); on a resumed run check that config and data are the same.
 
-    Raises UserError naming every key that differs, or if the folder cannot be written.
+    Raises UserError naming every key and every property of the data that differs, or if the folder cannot be written.
     """
     workdir = Path(workdir).absolute()
     resolved = same_run.resolved(config)
@@ -56,6 +56,7 @@ def prepare(workdir: str | Path, config: ConfigDict, dataset) -> Path:
         consent.remember(config.data.get(key, ""))
     if checkpoint.latest_step(workdir / "checkpoints") is not None:
         same_run.check_resumed(workdir, resolved)
+        dataset = same_data(workdir, dataset, sizes=True)
     if not distributed.first():
         return workdir
     try:
@@ -64,6 +65,7 @@ def prepare(workdir: str | Path, config: ConfigDict, dataset) -> Path:
         provenance.save_json(workdir / "data.json", {
             "name": dataset.name, "image_shape": dataset.image_shape, "num_classes": dataset.num_classes,
             "class_names": dataset.class_names,
+            **({} if dataset.train is None else {"train_size": len(dataset.train), "test_size": len(dataset.test)}),
             **({"encoded": dataset.encoded._asdict()} if dataset.encoded else {})})  # fmt: skip
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
@@ -168,7 +170,8 @@ _ENCODED = {"autoencoder": reading.text(1), "image_shape": _SIZES, "data": readi
             "class_names": reading.items(reading.text()), "shift": reading.items(reading.number()),
             "scale": reading.items(reading.number(low=1e-30))}  # fmt: skip
 DATA = reading.record({"image_shape": _SIZES, "num_classes": reading.integer(0, 10**6), "class_names": reading.items(reading.text())},
-                      {"name": reading.text(), "encoded": reading.record(_ENCODED)})  # fmt: skip
+                      {"name": reading.text(), "encoded": reading.record(_ENCODED), "train_size": reading.integer(),
+                       "test_size": reading.integer()})  # fmt: skip
 
 
 def about_data(workdir: str | Path) -> dict[str, Any]:
@@ -182,6 +185,78 @@ def about_data(workdir: str | Path) -> dict[str, Any]:
     if len(about["class_names"]) not in (0, about["num_classes"]):
         raise UserError(f"'{path}' is damaged: it has {len(about['class_names'])} class_names for num_classes={about['num_classes']}")
     return about
+
+
+def dataset(config: ConfigDict, workdir: str | Path | None, *, resumes: bool = False) -> data.Dataset:
+    """The data set of a config, which is still what the run in `workdir` learned from, if one has begun there.
+
+    Args:
+      config: the resolved config.
+      workdir: the folder of a run, or None.
+      resumes: the run is to go on, so that the numbers of images must be the same wherever the data are. Otherwise they must be so
+        where the config names the data that the run had, and may differ where the user names other data.
+
+    Raises:
+      UserError: naming what differs from data.json.
+    """
+    loaded = experiment.dataset(config)
+    if workdir is None or checkpoint.latest_step(Path(workdir) / "checkpoints") is None:
+        return loaded
+    return same_data(Path(workdir), loaded, sizes=resumes or _names_the_same(Path(workdir), config))
+
+
+def _names_the_same(workdir: Path, config: ConfigDict) -> bool:
+    """Whether a config names the data that the run in a folder had."""
+    old = provenance.load_json(workdir / CONFIG_FILE, reading.record({"data": reading.table()}))["data"]
+    return all(old.get(key, "") == config.data.get(key, "") for key in ("name", *consent.KEYS))
+
+
+def same_data(workdir: Path, loaded: data.Dataset, *, sizes: bool) -> data.Dataset:
+    """The data set with the numbers of its classes as the run in `workdir` has them.
+
+    Runs of versions that put folders in text order ('10' before '2') keep that order.
+
+    Args:
+      workdir: a folder with data.json.
+      loaded: what the data are now.
+      sizes: whether the numbers of images must be the same.
+
+    Raises:
+      UserError: naming what differs from data.json.
+    """
+    about = about_data(workdir)
+    names = tuple(about["class_names"])
+    if names != loaded.class_names and sorted(names) == sorted(loaded.class_names) and list(names) == sorted(names):
+        table = [names.index(name) for name in loaded.class_names]
+        train, test = (data.Relabeled(split, table) for split in (loaded.train, loaded.test))
+        loaded = loaded._replace(train=train, test=test, class_names=names)
+    if differences := _differences(about, loaded, sizes):
+        raise UserError(f"--workdir={workdir}: the data are not those that its model learned from: {'; '.join(differences)}; restore "
+                        "them, or train in another --workdir")  # fmt: skip
+    return loaded
+
+
+def _differences(about: dict[str, Any], loaded: data.Dataset, sizes: bool) -> list[str]:
+    """What data.json says otherwise, in words."""
+    found, names = [], about["class_names"]
+    if "train_size" not in about and names == list(map(str, range(len(names)))):  # of imported weights: names made up
+        names = []
+    if about["image_shape"] != list(loaded.image_shape):
+        found.append(f"examples are {loaded.image_shape}, and were {tuple(about['image_shape'])}")
+    if names and list(loaded.class_names) != names:
+        found += [f"class {name} is new" for name in loaded.class_names if name not in names][:5]
+        found += [f"class {name} is gone" for name in names if name not in loaded.class_names][:5]
+        found = found or [f"the classes are in another order ({', '.join(names[:5])}, ... in data.json)"]
+    elif about["num_classes"] != loaded.num_classes:
+        found.append(f"{loaded.num_classes} classes, and there were {about['num_classes']}")
+    encoded = loaded.encoded and json.loads(provenance.canonical_json(loaded.encoded._asdict()))
+    if "encoded" in about and about["encoded"] != encoded:
+        found.append("the latents were encoded otherwise")
+    for split, source in (("train", loaded.train), ("test", loaded.test)):
+        count = about.get(f"{split}_size")
+        if sizes and source is not None and count not in (None, len(source)):
+            found.append(f"{len(source):,} {split} images, and there were {count:,}")
+    return found
 
 
 def _tuples(value):
@@ -280,11 +355,15 @@ def for_training(config: ConfigDict, dataset: data.Dataset, workdir: str | Path 
     return taught(with_autoencoder(experiment.with_features(built, dataset.train), dataset.encoded), workdir)
 
 
-def images(config: ConfigDict) -> data.Dataset:
-    """The images that a model's samples are judged against: its data set, or, of latents, that of the autoencoder."""
+def images(config: ConfigDict, workdir: str | Path | None = None) -> data.Dataset:
+    """The images that a model's samples are judged against: its data set, or, of latents, that of the autoencoder.
+
+    workdir: the folder of the model, if there is one. UserError, as of `dataset`, for other data than it learned from.
+    """
     if config.data.name != "latents":
-        return experiment.dataset(config)
-    return experiment.dataset(saved_config(_autoencoder(config), "config.latent.autoencoder"))
+        return dataset(config, workdir)
+    root = _autoencoder(config)
+    return dataset(saved_config(root, "config.latent.autoencoder"), root)
 
 
 def taught(built: Experiment, workdir: str | Path | None = None) -> Experiment:

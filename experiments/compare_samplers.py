@@ -266,7 +266,7 @@ def main(config) -> None:
         record = {"provenance": provenance.provenance(config.to_dict(), config.seed)}
         record |= {"step": trained.step, "weights": trained.weights}
         name = f"{config.data.name} ({Path(FLAGS.workdir).name})"
-        text = compare_model(trained, folder.images(config), name, entries, budgets, seeds, root / "compare",
+        text = compare_model(trained, folder.images(config, FLAGS.workdir), name, entries, budgets, seeds, root / "compare",
                              root / "compare", record, cli.paths("others", FLAGS.others), FLAGS.features, **options)  # fmt: skip
     print(f"{text}\n{root / 'compare.html'} holds all of this, with pictures")
 

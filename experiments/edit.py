@@ -381,7 +381,7 @@ def main(config) -> None:
     trained = folder.load(FLAGS.workdir, config)
     experiment.need_images(trained.experiment)
     experiment.need_pixels(trained.experiment)
-    dataset = None if FLAGS.image else experiment.dataset(config)
+    dataset = None if FLAGS.image else folder.dataset(config, FLAGS.workdir)
     last = len(FLAGS.image) if FLAGS.image else min(FLAGS.first + FLAGS.num, len(dataset.test))
     index = np.arange(FLAGS.first, last)
     if not len(index):

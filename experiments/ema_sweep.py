@@ -116,7 +116,7 @@ def main(config) -> None:
     config.sampler.ema = f"post_hoc({lengths[0]:g})"
     trained = folder.load(root, config)  # tells at once if there are no snapshots
     experiment.need_images(trained.experiment)
-    dataset = folder.images(config)
+    dataset = folder.images(config, FLAGS.workdir)
     features = cli.names(FLAGS.features) or [judge.default_features(dataset.train)]
     template = jax.eval_shape(lambda: trained.params)
     sampler = {key: value for key, value in config.sampler.items() if key not in ("ema", "batch_size")}

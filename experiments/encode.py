@@ -27,7 +27,7 @@ def encode(config, workdir: str, out: str, *, half: bool = False, batch_size: in
     path = cli.output("out", out, ".npz")[".npz"]
     trained = folder.load(workdir, config)
     codec = autoencoders.codec(trained.experiment, trained.params)
-    dataset = experiment.dataset(config)
+    dataset = folder.dataset(config, workdir)
     encoded, splits = latent.encode(codec, dataset, batch_size=batch_size, dtype="float16" if half else "float32")
     latents.save(path, encoded, splits)
     shape, scale = splits["train_mean"].shape, ", ".join(f"{s:.3g}" for s in encoded.scale)

@@ -126,7 +126,7 @@ def main(config) -> None:
     judge.named(metrics)  # mistakes are told before anything takes long
     trained = folder.load(FLAGS.workdir, config, mesh)
     experiment.need_images(trained.experiment)
-    dataset = folder.images(config)
+    dataset = folder.images(config, FLAGS.workdir)
     labels, _ = experiment.conditions(trained.experiment, dataset, FLAGS.num)
     chosen = judge.choose(dataset.train, labels, features=features, metrics=metrics, held_out=dataset.test, count=FLAGS.num)
     for text in chosen.notes:

@@ -157,7 +157,7 @@ def main(_) -> None:
         images = images or model.experiment.config.data.path
     else:
         model = trained_on(FLAGS.recipe, "teacher", FLAGS.size, root, teacher, FLAGS.steps, images)
-    table = Table(experiment.dataset(model.experiment.config), FLAGS.num, [], {}, {})
+    table = Table(folder.dataset(model.experiment.config, teacher), FLAGS.num, [], {}, {})
     learned = seconds(teacher)
     sampler = FLAGS.teacher_sampler
     floor = add(table, model, f"diffusion ({sampler})", sampler, [*budgets, FLAGS.teacher_nfe], root / "cells", learned)

@@ -122,7 +122,7 @@ def on_model(config, workdir: Path, guides: Sequence[str], scales: Sequence[floa
     for guide, one in trained_by.items():
         for scale in scales:
             experiment.is_guided(one.experiment, scale, key=f"--guides='{guide}' at scale")
-    dataset = folder.images(config)
+    dataset = folder.images(config, workdir)
     labels, cond = experiment.conditions(trained.experiment, dataset, count)
     judged = judge.against(dataset.train, labels, features=features.split(","), metrics=("accuracy", "frechet", "prdc"))
     sampler = {key: value for key, value in config.sampler.items() if key not in ("guide", "guidance", "batch_size")}

@@ -359,7 +359,7 @@ def image_command(FLAGS, config) -> tuple[str, Path]:
     for task, mask in tasks.values():  # mistakes are told before anything takes long
         for method in methods:
             edit.method_for(method, edit.measurement_for(task, mask, shape), task)
-    dataset = experiment.dataset(config)
+    dataset = folder.dataset(config, FLAGS.workdir)
     index = np.unique(np.linspace(0, len(dataset.test) - 1, FLAGS.num).round().astype(int))  # sets are often sorted
     job = edit.job_for(trained, dataset, index, FLAGS.labels, [], range(len(index)))
     stem = cli.folder("out", FLAGS.out or FLAGS.workdir) / "inverse_benchmark"

@@ -190,7 +190,7 @@ def main(config) -> None:
     parts = stem.with_suffix(".parts") / provenance.config_hash(told)[:16]
     print(f"{FLAGS.workdir}: step {trained.step}, weights {trained.weights}, solver {chosen['solver']}, "
           f"trace {chosen['trace']}", file=sys.stderr)  # fmt: skip
-    values = run(trained, experiment.dataset(config), chosen, FLAGS.num or sys.maxsize, FLAGS.batch_size, parts)
+    values = run(trained, folder.dataset(config, FLAGS.workdir), chosen, FLAGS.num or sys.maxsize, FLAGS.batch_size, parts)
     rows = table(values, chosen)
     count = len(next(v for name, v in values.items() if name.endswith(".total")))
     title = (f"Bits per dimension of {count} {FLAGS.split} images of {config.data.name} under {Path(FLAGS.workdir).name}, "

@@ -282,7 +282,7 @@ def main(config) -> None:
         use = f"""--target='{FLAGS.target}' --process='{FLAGS.process}' --samplers='{FLAGS.sampler}@stored("{stem}.json")'"""
     else:
         stem = cli.folder("out", FLAGS.out or Path(FLAGS.workdir) / "grids") / name
-        trained, dataset = folder.load(FLAGS.workdir, config), folder.images(config)
+        trained, dataset = folder.load(FLAGS.workdir, config), folder.images(config, FLAGS.workdir)
         if FLAGS.polish:  # the score that is polished wants as many seeds as that of the held-out ones
             seeds[0] = list(range(FIRST_SEED, FIRST_SEED + max(FLAGS.starts, FLAGS.num)))
         of = lambda part, few: comparison.of_model(trained, dataset, part, Path(FLAGS.workdir).name, solved=few)  # noqa: E731

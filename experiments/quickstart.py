@@ -27,7 +27,7 @@ def main(config) -> None:
     if not train.train(config, str(root)):
         return
     print("\nSampling ...", file=sys.stderr)
-    trained, dataset = folder.load(root, config), experiment.dataset(config)
+    trained, dataset = folder.load(root, config), folder.dataset(config, root)
     samples(trained, root / "samples.png")
     denoising(trained, root / "denoising.png")
     result = evaluate.evaluate(trained, dataset, 500, 1, 500)

@@ -30,7 +30,7 @@ def repro(config, workdir: str, step: int) -> bool:
 
     root, k = Path(workdir).absolute(), config.training.steps_per_call
     report = forensics.read(root, step)
-    dataset = experiment.dataset(config)
+    dataset = folder.dataset(config, workdir, resumes=True)
     built = folder.for_training(config, dataset)
     parts = experiment.training(built)
     state = _start(config, parts, root, report["start"])

@@ -51,7 +51,7 @@ def main(config) -> None:
         picture = by_class or plotting.image_grid(images, min(columns, len(seeds)), row_labels=prompts)
         plotting.save(picture, files[".png"])
     else:
-        real = data.arrays(experiment.dataset(config).train, limit=len(images))["image"]
+        real = data.arrays(folder.dataset(config, FLAGS.workdir).train, limit=len(images))["image"]
         plotting.points(real, {"samples": images}, files[".png"])
     print(f"{len(images)} images: {files['.npz']}, {files['.png']}")
 

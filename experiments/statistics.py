@@ -23,7 +23,7 @@ def main(config) -> None:
     if FLAGS.split not in ("train", "test"):
         raise unknown("split", FLAGS.split, ("train", "test"))
     out = cli.output("out", FLAGS.out, ".npz")[".npz"]
-    dataset = folder.images(config)
+    dataset = folder.images(config, FLAGS.workdir)
     if len(dataset.image_shape) != 3:
         raise UserError(f"data.name={config.data.name} is a set of points; statistics are of images")
     extractor = judge.extractor_for(FLAGS.features or judge.default_features(dataset.train), dataset.train)

@@ -28,7 +28,7 @@ def train(config, workdir: str, *, dataset=None, fit=None, loss=None) -> bool:
     from diffusion_jax import workdir as folder
     from diffusion_jax.training import distributed, loop, metrics
 
-    dataset = dataset or experiment.dataset(config)
+    dataset = dataset or folder.dataset(config, workdir, resumes=True)
     built = folder.for_training(config, dataset, workdir)
     parts = experiment.training(built, loss=loss or experiment.loss_fn)
     key = jax.random.key(config.seed)

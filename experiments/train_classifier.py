@@ -75,7 +75,7 @@ def train_classifier(config, workdir: str, pool: str = "attention") -> str | Non
 
     from experiments.train import train
 
-    config, dataset = classifier_config(config, pool), experiment.dataset(config)
+    config, dataset = classifier_config(config, pool), folder.dataset(config, workdir, resumes=True)
     if not dataset.num_classes:
         raise UserError(f"data.name={config.data.name} has no labels: there is nothing to classify")
     if not train(config, workdir, dataset=dataset, loss=experiment.classifier_loss_fn):

@@ -2,5 +2,6 @@
 
 from diffusion_jax.data.dataset import Dataset, load
 from diffusion_jax.data.pipeline import arrays, batches, prefetch, sequential
+from diffusion_jax.data.sources import Relabeled
 
-__all__ = ["Dataset", "arrays", "batches", "load", "prefetch", "sequential"]
+__all__ = ["Dataset", "Relabeled", "arrays", "batches", "load", "prefetch", "sequential"]
