@@ -1,4 +1,4 @@
-"""What may differ between two configs of one run: when training resumes, and when a trained model is used."""
+"""What may differ between two configs of one run, and its data, when training resumes and when a trained model is used."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax import provenance, reading
+from diffusion_jax import data, provenance, reading
 from diffusion_jax.errors import UserError
 
 # A resumed run may change these keys, and all of a section that ends with a dot; any other difference makes it another run.
@@ -82,3 +82,57 @@ def among(key: str, names: tuple[str, ...]) -> bool:
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
         yield from _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+
+
+def names_the_same_data(workdir: Path, config: Any) -> bool:
+    """Whether a config names the data that the run in a folder had."""
+    old = provenance.load_json(workdir / "config.json", reading.record({"data": reading.table()}))["data"]
+    return all(old.get(key, "") == config.data.get(key, "") for key in ("name", "path", "data_dir", "captions"))
+
+
+def same_data(workdir: Path, about: Mapping[str, Any], loaded: data.Dataset, *, sizes: bool) -> data.Dataset:
+    """The data set with the numbers of its classes as the run in `workdir` has them.
+
+    Runs of versions that put folders in text order ('10' before '2') keep that order.
+
+    Args:
+      workdir: the folder of the run, for messages.
+      about: its data.json.
+      loaded: what the data are now.
+      sizes: whether the numbers of images must be the same.
+
+    Raises:
+      UserError: naming what differs from data.json.
+    """
+    names = tuple(about["class_names"])
+    if names != loaded.class_names and sorted(names) == sorted(loaded.class_names) and list(names) == sorted(names):
+        table = [names.index(name) for name in loaded.class_names]
+        train, test = (data.Relabeled(split, table) for split in (loaded.train, loaded.test))
+        loaded = loaded._replace(train=train, test=test, class_names=names)
+    if differences := _differences(about, loaded, sizes):
+        raise UserError(f"--workdir={workdir}: the data are not those that its model learned from: {'; '.join(differences)}; restore "
+                        "them, or train in another --workdir")  # fmt: skip
+    return loaded
+
+
+def _differences(about: Mapping[str, Any], loaded: data.Dataset, sizes: bool) -> list[str]:
+    """What data.json says otherwise, in words."""
+    found, names = [], about["class_names"]
+    if "train_size" not in about and names == list(map(str, range(len(names)))):  # of imported weights: names made up
+        names = []
+    if about["image_shape"] != list(loaded.image_shape):
+        found.append(f"examples are {loaded.image_shape}, and were {tuple(about['image_shape'])}")
+    if names and list(loaded.class_names) != names:
+        found += [f"class {name} is new" for name in loaded.class_names if name not in names][:5]
+        found += [f"class {name} is gone" for name in names if name not in loaded.class_names][:5]
+        found = found or [f"the classes are in another order ({', '.join(names[:5])}, ... in data.json)"]
+    elif about["num_classes"] != loaded.num_classes:
+        found.append(f"{loaded.num_classes} classes, and there were {about['num_classes']}")
+    encoded = loaded.encoded and json.loads(provenance.canonical_json(loaded.encoded._asdict()))
+    if "encoded" in about and about["encoded"] != encoded:
+        found.append("the latents were encoded otherwise")
+    for split, source in (("train", loaded.train), ("test", loaded.test)):
+        count = about.get(f"{split}_size")
+        if sizes and source is not None and count not in (None, len(source)):
+            found.append(f"{len(source):,} {split} images, and there were {count:,}")
+    return found

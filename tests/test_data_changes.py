@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from diffusion_jax import data, workdir
+from diffusion_jax import data, same_run, workdir
 from diffusion_jax.errors import UserError
 from tests import commands
 from tests.test_data import write_image
@@ -183,9 +183,9 @@ def test_latents_that_were_encoded_otherwise(run):
     encoded = data.latents.Encoded("hash", (8, 8, 1), "folder", 2, ("cat", "dog"), (0.1,), (2.0,))
     about = json.loads((root / "data.json").read_text()) | {"encoded": json.loads(json.dumps(encoded._asdict()))}
     (root / "data.json").write_text(json.dumps(about))
-    assert workdir.same_data(root, loaded._replace(encoded=encoded), sizes=True)
+    assert same_run.same_data(root, about, loaded._replace(encoded=encoded), sizes=True)
     with pytest.raises(UserError, match="the latents were encoded otherwise"):
-        workdir.same_data(root, loaded._replace(encoded=encoded._replace(scale=(2.5,))), sizes=True)
+        same_run.same_data(root, about, loaded._replace(encoded=encoded._replace(scale=(2.5,))), sizes=True)
 
 
 def test_names_made_up_for_imported_weights_are_not_compared(run):

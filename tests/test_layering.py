@@ -65,7 +65,7 @@ ALLOWED = {
     "provenance": ({"types", "errors", "reading"}, FRAMEWORKS),
     "build": ({"errors"}, FRAMEWORKS | {"jax"}),
     "config_schema": ({"errors"}, FRAMEWORKS | {"jax"}),
-    "same_run": ({"errors", "provenance", "reading"}, FRAMEWORKS | {"jax"}),
+    "same_run": ({"errors", "provenance", "reading", "data"}, FRAMEWORKS | {"jax"}),
     "hlo": (set(), FRAMEWORKS | {"jax"}),
     "flops": (set(), FRAMEWORKS | {"jax"}),
 }
