@@ -510,13 +510,16 @@ def guidance_curves(
     """
     guides = list(dict.fromkeys(row["guide"] for row in rows))
     metrics = [key for key in GUIDED if key in rows[0]]
-    with _figure(path, panels=len(metrics) + 1, size=(4.1, 3.2), rows=2) as axes:
+    both = {"precision", "recall"} <= {*metrics}  # too few real images have neither
+    with _figure(path, panels=len(metrics) + both, size=(4.1, 3.2), rows=2) as axes:
         for guide, colour, marker in zip(guides, (COLOURS + MORE) * len(guides), MARKERS * len(guides)):
             own = sorted((row for row in rows if row["guide"] == guide), key=lambda row: row["scale"])
             style, scales = {"color": colour, "marker": marker, "label": guide}, np.array([row["scale"] for row in own])
             series = {key: GUIDED[key][1] * np.array([row[key] for row in own], float) for key in metrics}
             for axis, key in zip(axes, metrics):
                 axis.plot(scales, series[key], **style)
+            if not both:
+                continue
             recall, precision = series["recall"][scales >= 1], series["precision"][scales >= 1]
             axes[-1].plot(recall, precision, **style)
             for scale, *where in zip(scales[scales >= 1], recall, precision):
@@ -528,7 +531,8 @@ def guidance_curves(
                 axis.axhline(factor * floor[key], color=FAINT, linestyle=":", zorder=0, label="real images")
             axis.set(xlabel="scale (1: no guidance)", ylabel=label)
         _log_if_wide(axes[metrics.index("frechet")])
-        axes[-1].set(xlabel="recall (%): diversity", ylabel="precision (%): fidelity", title="From scale 1 on")
+        if both:
+            axes[-1].set(xlabel="recall (%): diversity", ylabel="precision (%): fidelity", title="From scale 1 on")
         handles, names = axes[0].get_legend_handles_labels()
         axes[0].figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=8.5)
         if title:

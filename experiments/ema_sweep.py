@@ -78,13 +78,13 @@ def report(rows: Sequence[Mapping]) -> str:
     """The table in markdown; a length that the snapshots do not really give is marked."""
     from diffusion_jax.provenance import markdown_table
 
-    from experiments.evaluate import TITLES
+    from experiments.evaluate import title_of
 
     metrics = [key for key in rows[0] if key not in ("length", "misfit")]
     show = lambda mean, std: f"{mean:.4g}" + (f" ± {std:.2g}" if std else "")  # noqa: E731
     shown = [{"length": f"{row['length']:g}" + "*" * (row["misfit"] > DOUBTFUL), "misfit": f"{100 * row['misfit']:.2g} %"}
              | {metric: show(*row[metric]) for metric in metrics} for row in rows]  # fmt: skip
-    table = markdown_table(shown, {"length": "length", "misfit": "misfit"} | {m: TITLES.get(m, m) for m in metrics})
+    table = markdown_table(shown, {"length": "length", "misfit": "misfit"} | {m: title_of(m) for m in metrics})
     return table + ("\n*: too few snapshots for this length\n" if any(row["misfit"] > DOUBTFUL for row in rows) else "")
 
 

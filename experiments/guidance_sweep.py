@@ -99,19 +99,19 @@ def report(rows: Sequence[Mapping], real: Mapping) -> str:
     """The table in markdown: every guide at every scale, and real test images as the yardstick."""
     from diffusion_jax.provenance import markdown_table
 
-    from experiments.evaluate import TITLES
+    from experiments.evaluate import title_of
 
     metrics = [key for key in PREFERRED if key in rows[0]] + [key for key in rows[0] if key.partition("/")[1]]
     percent = lambda key, value: f"{100 * value:.1f} %" if key.partition("/")[0] == "accuracy" else f"{value:.3f}"  # noqa: E731
     every = [*rows, {"guide": "real test images, as many", "scale": None} | dict(real)]
     shown = [{"guide": row["guide"], "scale": None if row["scale"] is None else f"{row['scale']:g}"}
              | {key: percent(key, row[key]) for key in metrics if key in row} for row in every]  # fmt: skip
-    return markdown_table(shown, {"guide": "guide", "scale": "scale"} | {key: TITLES.get(key, key) for key in metrics})
+    return markdown_table(shown, {"guide": "guide", "scale": "scale"} | {key: title_of(key) for key in metrics})
 
 
 def on_model(config, workdir: Path, guides: Sequence[str], scales: Sequence[float], count: int, features: str) -> str:
     """Sweep a trained model and write everything. Returns the text of guidance_sweep.md."""
-    from diffusion_jax import data, experiment, plotting, provenance
+    from diffusion_jax import experiment, plotting, provenance
     from diffusion_jax import workdir as folder
     from diffusion_jax.evaluation import judge
 
@@ -124,20 +124,21 @@ def on_model(config, workdir: Path, guides: Sequence[str], scales: Sequence[floa
             experiment.is_guided(one.experiment, scale, key=f"--guides='{guide}' at scale")
     dataset = folder.images(config, workdir)
     labels, cond = experiment.conditions(trained.experiment, dataset, count)
-    judged = judge.against(dataset.train, labels, features=features.split(","), metrics=("accuracy", "frechet", "prdc"))
+    chosen = cli.names(features) or [judge.default_features(dataset.train)]
+    judged = judge.against(dataset.train, labels, features=chosen, metrics=("accuracy", "frechet", "prdc"), count=count)
+    real = judge.on_real(dataset.train, dataset.test, judged, count)  # as many as in a cell: recall depends on how many there are
     sampler = {key: value for key, value in config.sampler.items() if key not in ("guide", "guidance", "batch_size")}
-    told = {"num": count, "features": features, "step": trained.step, "weights": trained.weights,
+    told = {"num": count, "features": ",".join(chosen), "step": trained.step, "weights": trained.weights,
             "config": config.to_dict() | {"sampler": sampler}}  # fmt: skip
     rows = sweep(trained_by, scales, judged, cond, count, config.sampler.batch_size, mesh, workdir / "guidance_sweep", told)
-    held_out = data.arrays(dataset.test, limit=count)  # as many as in a cell: recall and coverage depend on how many there are
-    real = judged(held_out["image"], held_out.get("label"))
     others = {guide: [found.config.to_dict() for found, _ in one.experiment.others] for guide, one in trained_by.items()}
     provenance.save_json(workdir / "guidance_sweep.json", told | {
         "rows": [{key: value for key, value in row.items() if key != "shown"} for row in rows], "real": real, "others": others,
         "provenance": provenance.provenance(config.to_dict(), config.seed)})  # fmt: skip
     title = (f"Guidance on {workdir.name}, step {trained.step}: {count} images a cell, {config.sampler.name}, "
              f"{experiment.evaluations(experiment.plan(trained.experiment))} evaluations")  # fmt: skip
-    plotting.guidance_curves(rows, workdir / "guidance_sweep.png", floor=real, title=title)
+    plain = lambda row: {key.removesuffix(f"/{chosen[0]}"): value for key, value in row.items()}  # noqa: E731
+    plotting.guidance_curves([plain(row) for row in rows], workdir / "guidance_sweep.png", floor=plain(real), title=title)
     tiles = {(row["guide"], row["scale"]): plotting.mosaic(row["shown"], 2, scale=max(1, round(28 / row["shown"].shape[1])))
              for row in rows}  # fmt: skip
     plotting.strips(tiles, workdir / "guidance_sweep_strips.png", columns={scale: f"scale {scale:g}" for scale in scales},
@@ -208,7 +209,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("scales", "0,0.5,1,1.5,2,3,4,6", "of guidance, with commas; 1: none")
     flags.DEFINE_string("guides", GUIDES, "separated by ';'; see diffusion_jax/guides.py")
     cli.integer_flag("num", 1000, "images in each cell", 10, 1_000_000)
-    flags.DEFINE_string("features", "pixels", "with commas, as in experiments.evaluate")
+    flags.DEFINE_string("features", "", "features of the images, with commas, as in experiments.evaluate; the figure shows the first")
     flags.DEFINE_bool("mixture", False, "instead of a model, the picture of a mixture with exact denoisers")
     cli.path_flag("out", "guidance_mixture.png", "where --mixture writes")
     cli.launch(main, config="workdir", without=("mixture",))

@@ -226,6 +226,15 @@ def test_quality_curves_are_sorted_named_and_in_percent(tmp_path, drawn):
         plotting.quality_curves([{"sampler": "ddim", "nfe": 5}], tmp_path / "b.png")
 
 
+def test_guidance_curves_without_precision_and_recall_have_no_panel_of_them(tmp_path, drawn):
+    rows = [{"guide": "cfg()", "scale": scale, "accuracy": 0.5, "frechet": 1.0} for scale in (1.0, 2.0)]
+    plotting.guidance_curves(rows, tmp_path / "a.png")
+    assert len(drawn) == 2
+    drawn.clear()
+    plotting.guidance_curves([row | {"precision": 0.5, "recall": 0.5} for row in rows], tmp_path / "b.png")
+    assert len(drawn) == 5 and drawn[-1].get_xlabel().startswith("recall")
+
+
 def test_the_curves_of_a_single_panel_are_named_at_their_ends(tmp_path, drawn):
     table = [{"sampler": name, "nfe": nfe, "error": nfe**-p} for name, p in (("ddim", 1), ("heun", 2)) for nfe in (5, 10)]
     plotting.quality_curves(table, tmp_path / "a.png")
