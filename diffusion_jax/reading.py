@@ -57,7 +57,7 @@ def number(low: float = -math.inf, high: float = math.inf, *, finite: bool = Tru
     """A number in [low, high]; finite=False also allows NaN and infinities."""
 
     def accepts(value: Any) -> bool:
-        if type(value) not in (int, float):
+        if type(value) not in (int, float) or (type(value) is int and abs(value) > 2**1000):  # (which no float holds)
             return False
         return low <= value <= high and abs(value) < 1e300 if finite else math.isnan(value) or low <= value <= high
 
@@ -142,6 +142,9 @@ def record(needed: Mapping[str, Rule], also: Mapping[str, Rule] | None = None) -
     return every
 
 
+scalar = either(boolean(), optional(text()), number(finite=False))  # what a cell of a table of results may hold
+
+
 def check(value: Any, rule: Rule, what: str) -> None:
     """UserError, that `what` is damaged and how, unless the value is as the rule says."""
     try:
@@ -156,8 +159,9 @@ def _within(place: str, key: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    shown = json.dumps(value) if value is None or isinstance(value, (str, bool, int, float)) else None
-    return {dict: "an object", list: f"a list of {len(value)} values" if isinstance(value, list) else ""}.get(type(value), f"{shown!s:.60}")
+    if isinstance(value, dict):
+        return "an object"
+    return f"a list of {len(value)} values" if isinstance(value, list) else f"{json.dumps(value):.60}"
 
 
 def _shallow(value: Any) -> None:
@@ -184,7 +188,7 @@ def content(path: str | os.PathLike, largest: int = LARGEST) -> bytes:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             about = os.fstat(file.fileno())
             if not stat.S_ISREG(about.st_mode):
-                raise UserError(f"'{path}' is {'a folder' if stat.S_ISDIR(about.st_mode) else 'no regular file'}")
+                raise UserError(f"'{path}' is no regular file")
             if about.st_size > largest:
                 raise UserError(f"'{path}' has {about.st_size:,} bytes, and at most {largest:,} are read")
             return file.read(largest)

@@ -338,15 +338,13 @@ def main(config) -> None:
 
 def _kept(root: Path, config, dataset, judged, settings, seed: int) -> tuple[dict, Any]:
     """The row and the first images of one run, made now or found in its folder."""
-    import numpy as np
-
-    from diffusion_jax import provenance
+    from diffusion_jax import provenance, reading
     from diffusion_jax import workdir as folder
     from diffusion_jax.evaluation import generate
 
     file = root / "family.npz"
-    if file.is_file():
-        return provenance.load_json(root / "family.json"), np.load(file)["images"]
+    if found := reading.kept(file, _recall):
+        return found
     began = time.monotonic()
     path, config = (_latent if "latent" in config else _plain)(root, config, dataset, settings, seed)
     took = time.monotonic() - began
@@ -356,6 +354,16 @@ def _kept(root: Path, config, dataset, judged, settings, seed: int) -> tuple[dic
     provenance.save_json(root / "family.json", row)
     generate.save_npz(file, images)
     return row, images
+
+
+def _recall(file: Path) -> tuple[dict, Any]:
+    """The row and the images that `_kept` wrote, in family.json and family.npz. UserError for files that are damaged."""
+    from diffusion_jax import reading
+
+    numbers = {key: reading.number(0) for key in ("train_seconds", "steps", "milliseconds", "parameters")}
+    row = reading.json_file(file.with_suffix(".json"), reading.record(numbers))
+    reading.check(row, reading.table(reading.scalar), f"'{file.with_suffix('.json')}'")
+    return row, reading.npz_file(file, {"images": reading.Array("u", (None, None, None, None))})["images"]
 
 
 def _tell(name: str, row: Mapping) -> None:
@@ -374,10 +382,11 @@ def _beside(root: Path, trained, dataset, judged, count: int) -> tuple[str, dict
 
 def _plain(root: Path, config, dataset, settings, seed: int, share: float = 1.0) -> tuple[Path, Any]:
     """Train a config in the workdir `root` for its share of the seconds. Returns both, with the steps that it took."""
-    from diffusion_jax import provenance
+    from diffusion_jax import provenance, reading
 
     budget = root / "budget.json"
-    steps = provenance.load_json(budget)["steps"] if budget.is_file() else 0
+    rule = reading.record({"steps": reading.integer(1, 10**9)})
+    steps = (reading.kept(budget, lambda path: reading.json_file(path, rule)) or {"steps": 0})["steps"]
     config = with_budget(config, dataset, share * settings.seconds, seed, steps, root)
     root.mkdir(parents=True, exist_ok=True)
     provenance.save_json(budget, {"steps": config.training.steps, "seconds": share * settings.seconds})

@@ -47,9 +47,12 @@ def scorer(built, dataset, count: int, repeats: int, batch_size: int, **how) -> 
 
 def sweep(lengths: Sequence[float], make: Callable, score: Callable, path: Path, told: Mapping) -> list[dict]:
     """A row {'length', 'misfit', 'sets'} for each length; written to `path` after each, and taken from there if told agrees."""
-    from diffusion_jax import provenance
+    from diffusion_jax import provenance, reading
 
-    told, kept = provenance.plain(told), provenance.load_json(path) if path.exists() else {}
+    set_of = reading.table(reading.number(finite=False))
+    row = reading.record({"length": reading.number(0), "misfit": reading.number(), "sets": reading.items(set_of, least=1)})
+    rule = reading.record({"rows": reading.items(row)})
+    told, kept = provenance.plain(told), reading.kept(path, lambda path: reading.json_file(path, rule)) or {}
     same = {key: kept.get(key) for key in told} == told
     rows = {row["length"]: row for row in kept["rows"]} if same else {}
     for i, length in enumerate(lengths):

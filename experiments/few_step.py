@@ -70,11 +70,11 @@ def search(trained, dataset, budgets: list[int], count: int, path: Path, evaluat
     import jax.numpy as jnp
     import numpy as np
 
-    from diffusion_jax import comparison, experiment, provenance
+    from diffusion_jax import comparison, experiment, provenance, reading
     from diffusion_jax.processes import gaussian
     from diffusion_jax.samplers import grids
 
-    if path.exists():
+    if reading.kept(path, lambda path: reading.json_file(path, grids.FILE)):
         return
     built = trained.experiment
     chosen, subject = experiment.plan(built), comparison.of_model(trained, dataset, range(FIRST_SEED, FIRST_SEED + count), "")

@@ -41,9 +41,7 @@ def sweep(trained_by: Mapping[str, object], scales: Sequence[float], judged: Cal
     """
     import json
 
-    import numpy as np
-
-    from diffusion_jax import provenance
+    from diffusion_jax import provenance, reading
     from diffusion_jax.evaluation import generate
     from diffusion_jax.evaluation.progress import progress
 
@@ -52,17 +50,22 @@ def sweep(trained_by: Mapping[str, object], scales: Sequence[float], judged: Cal
         return folder / f"{hashlib.sha256(words.encode()).hexdigest()[:16]}.npz"
 
     cells = [(guide, scale, place(guide, scale)) for guide in trained_by for scale in scales]
-    missing = [cell for cell in cells if not cell[2].is_file()]
+    missing = [cell for cell in cells if reading.kept(cell[2], _cell) is None]
     with progress(len(missing) * count, "guidance sweep", enabled=bool(missing)) as advance:
         runs = {guide: _sampler(trained, mesh) for guide, trained in trained_by.items()}
         for guide, scale, path in missing:
             images = _draw(runs[guide], scale, cond, count, batch_size, advance)
             generate.save_npz(path, images[:SHOWN], scores=json.dumps(judged(images)))
-    rows = []
-    for guide, scale, path in cells:
-        with np.load(path) as kept:
-            rows.append({"guide": guide, "scale": scale, "shown": kept["images"]} | json.loads(str(kept["scores"])))
-    return rows
+    return [{"guide": guide, "scale": scale} | _cell(path) for guide, scale, path in cells]
+
+
+def _cell(path: Path) -> dict:
+    """{'shown': images, score: value} of a finished cell. UserError for a file that is damaged."""
+    from diffusion_jax import reading
+
+    found = reading.npz_file(path, {"images": reading.Array("u", (None, None, None, None)), "scores": reading.Array("U", ())})
+    scores = reading.json_text(str(found["scores"]), f"the scores in '{path}'", reading.table(reading.number(finite=False)))
+    return {"shown": found["images"]} | scores
 
 
 def _sampler(trained, mesh) -> Callable:

@@ -43,9 +43,14 @@ class Kept(NamedTuple):
 
 def kept_in(path: Path, about: dict) -> Kept:
     """What the file holds, if it is about the same; else a new beginning."""
-    from diffusion_jax import provenance
+    from diffusion_jax import provenance, reading
 
-    about, found = provenance.plain(about), provenance.load_json(path) if path.exists() else {}
+    pictures = reading.integer(0, 255)
+    for _ in range(4):
+        pictures = reading.items(pictures)
+    cell = reading.either(reading.items(reading.number(finite=False)), pictures, reading.scalar)
+    rule = reading.record({"about": reading.table(), "rows": reading.items(reading.table(cell))})
+    about, found = provenance.plain(about), reading.kept(path, lambda path: reading.json_file(path, rule)) or {}
     if found and found["about"] != about:
         print(f"{path} was made with other settings, and is made anew", file=sys.stderr)
     return Kept(path, about, found["rows"] if found.get("about") == about else [])

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from absl import flags
@@ -110,7 +111,7 @@ def run(trained, dataset, chosen: dict, count: int, batch_size: int, parts: Path
             np.savez(file, **part)
         return part["index"]
 
-    done = {int(i) for file in parts.glob("[0-9]*.npz") for i in np.load(file)["index"]}
+    done = {int(i) for part in measured_before(parts, programs) for i in part["index"]}
     left = np.array([i for i in range(count) if i not in done], int)
     if len(left):
         if done:
@@ -119,7 +120,40 @@ def run(trained, dataset, chosen: dict, count: int, batch_size: int, parts: Path
         batch = {"image": images[left], "label": labels[left].astype(np.int32), "index": left}
         size = min(batch_size, count)
         generate.generate(measure, keys[left], batch, batch_size=size, finish=np.asarray, description="likelihood")
-    return gather([np.load(file) for file in sorted(parts.glob("[0-9]*.npz"))], count)
+    return gather(measured_before(parts, programs), count)
+
+
+def measured_before(parts: Path, rows: Collection[str]) -> list[dict]:
+    """The finished batches in a folder, {'index': (n,), 'row.name': (n, ...) or (1, ...), 'row.seconds': ()} of these rows.
+
+    One that is damaged is removed after a warning, so that its images are measured again.
+    """
+    from diffusion_jax import reading
+
+    found = []
+    for file in sorted(parts.glob("[0-9]*.npz")):
+        part = reading.kept(file, lambda file: _part(file, rows))
+        if part is None:
+            file.unlink()
+        else:
+            found.append(part)
+    return found
+
+
+def _part(file: Path, rows: Collection[str]) -> dict:
+    """A finished batch. UserError for a file that is damaged, or whose arrays do not fit its images and these rows."""
+    import numpy as np
+
+    from diffusion_jax import reading
+    from diffusion_jax.errors import UserError
+
+    needed = {f"{row}.{name}": reading.Array("fiu", finite=False) for row in rows for name in ("total", "nfe", "seconds")}
+    part = reading.npz_file(file, {"index": reading.Array("iu", (None,))} | needed, lambda name: reading.Array("fiu", finite=False))
+    count = len(part["index"])
+    sizes = {name: value.shape[:1] for name, value in part.items() if not name.endswith(".seconds")}
+    if len(np.unique(part["index"])) < count or part["index"].min(initial=0) < 0 or not set(sizes.values()) <= {(), (1,), (count,)}:
+        raise UserError(f"'{file}' is damaged: its arrays do not fit each other")
+    return part
 
 
 def gather(parts: list, count: int) -> dict:
@@ -129,7 +163,7 @@ def gather(parts: list, count: int) -> dict:
     found = {}
     for part in parts:
         keep = part["index"] < count
-        for name in (name for name in part.files if name != "index"):
+        for name in (name for name in part if name != "index"):
             values = part[name]
             if name.endswith(".seconds"):
                 found[name] = found.get(name, 0.0) + values

@@ -212,11 +212,34 @@ def optimize(
     return write(kept, f"Times placed for {spec} on {held_out.name}", stem)
 
 
+def _rule():
+    """What a file of placed grids holds: FILE of samplers/grids.py, with a row of every grid at every budget, PLACED among them."""
+    from diffusion_jax import reading
+    from diffusion_jax.samplers import grids
+
+    row = reading.record({"nfe": reading.integer(1), "sampler": reading.text(1), "error": reading.number(0, finite=False)})
+
+    def rows(value, place):
+        reading.items(row)(value, place)
+        for each in value:
+            reading.table(reading.scalar)(each, place)
+        for nfe in {each["nfe"] for each in value}:
+            placed = [each["sampler"] == PLACED for each in value if each["nfe"] == nfe]
+            if placed.count(True) != 1 or all(placed):
+                raise reading.Mismatch(f"{place} has not one placed grid and a hand-made one at {nfe} NFE")
+
+    def file(value, place):
+        grids.FILE(value, place)
+        reading.record({"rows": rows, "exact": reading.record({"what": reading.text(1), "solved": reading.integer(1)})})(value, place)
+
+    return file
+
+
 def _recall(file: Path, about: dict) -> dict:
     """What the file holds if it is about the same, else a new beginning."""
-    from diffusion_jax import provenance
+    from diffusion_jax import reading
 
-    kept = provenance.load_json(file) if file.exists() else about
+    kept = reading.kept(file, lambda path: reading.json_file(path, _rule())) or about
     if {key: kept.get(key) for key in about} != about:
         print(f"{file} was made with other settings, and is made anew", file=sys.stderr)
         kept = about

@@ -73,14 +73,16 @@ def _search(config, where, hbm, record) -> dict:
 
 def _known(out: Path | None, record: dict) -> dict:
     """The cards of an interrupted search of the same config by the same code and versions."""
-    from diffusion_jax import provenance
+    from diffusion_jax import planning, provenance, reading
 
-    if not out or not out.is_file():
+    origin = reading.record({"commit": reading.anything, "versions": reading.anything})
+    rule = reading.record({"provenance": origin, "cards": reading.table(planning.rule)})
+    old, new = reading.kept(out, lambda path: reading.json_file(path, rule)) if out else None, provenance.plain(record)
+    if not old:
         return {}
-    old, new = provenance.load_json(out), provenance.plain(record)
     same = all(old.get(key) == new[key] for key in ("topology", "hbm", "config")) and all(
         old["provenance"][key] == new["provenance"][key] for key in ("commit", "versions"))  # fmt: skip
-    return old.get("cards", {}) if same else {}
+    return old["cards"] if same else {}
 
 
 if __name__ == "__main__":

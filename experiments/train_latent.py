@@ -46,23 +46,21 @@ def train_latent(config, workdir: str | Path, images: str = "", recipe=None) -> 
 
 def encoded(root: Path) -> Path:
     """WORKDIR/latents.npz, made anew if it is not this autoencoder's."""
-    from diffusion_jax import autoencoders, latent
+    from diffusion_jax import autoencoders, latent, reading
     from diffusion_jax import workdir as folder
     from diffusion_jax.data import latents
-    from diffusion_jax.errors import UserError
 
     from experiments.encode import encode
 
     path, config = root / "latents.npz", folder.saved_config(root / "autoencoder")
-    if path.is_file():
+
+    def check(path: Path) -> Path:
         trained = folder.load(root / "autoencoder", config)
         codec = autoencoders.codec(trained.experiment, trained.params)
-        try:
-            latent.latents(codec, latents.load(str(path))[2], str(root / "autoencoder"))
-            return path
-        except UserError as error:
-            print(f"{error}; encoding again", file=sys.stderr)
-    return encode(config, str(root / "autoencoder"), str(path))
+        latent.latents(codec, latents.load(str(path))[2], str(root / "autoencoder"))
+        return path
+
+    return reading.kept(path, check) or encode(config, str(root / "autoencoder"), str(path))
 
 
 def main(config) -> None:

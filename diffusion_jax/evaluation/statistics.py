@@ -104,11 +104,12 @@ def load(path: str | os.PathLike) -> Statistics:
         raise UserError(f"there is no '{path}'; make it with python -m experiments.statistics --out={path}")
     try:
         arrays = reading.npz_file(path, ARRAYS)
+        intact = str(arrays["hash"]) == _hash(arrays)
+        of = reading.json_text(str(arrays["of"]), f"the description in '{path}'", OF if intact else reading.anything)
     except UserError as error:
         raise UserError(f"'{path}' holds no statistics ({error}); {REMEDY}") from error
-    if str(arrays["hash"]) != _hash(arrays):
+    if not intact:
         raise UserError(f"'{path}' is damaged: its contents do not match their hash; {REMEDY}")
-    of = reading.json_text(str(arrays["of"]), f"the description in '{path}'", OF)
     moments = frechet.Moments(int(arrays["count"]), arrays["mean"], arrays["cov"])
     if moments.count < 1 or arrays["cov"].shape != 2 * arrays["mean"].shape or not _is_covariance(moments.cov):
         raise UserError(f"'{path}' is damaged: its cov is no covariance of its mean; {REMEDY}")

@@ -23,12 +23,22 @@ FOLDER = "nonfinite"
 MOST = 10  # reports a run may leave
 SHOWN = 20  # examples in report.md
 _NUMBERS = reading.items(reading.number(finite=False))
-REPORT = reading.record({
+_REPORT = reading.record({
     "step": reading.integer(), "what": reading.one_of("gradient", "update", "loss"), "command": reading.text(), "losses": _NUMBERS,
     "start": reading.record({"checkpoint": reading.optional(reading.integer()), "key": reading.items(reading.integer(0, 2**32 - 1), 1, 8),
                              "shift": reading.integer()}),
     "examples": reading.items(reading.integer()), "log_snr": _NUMBERS, "t": _NUMBERS, "layers": reading.items(reading.text()),
     "norms": reading.table(_NUMBERS)})  # fmt: skip
+
+
+def rule(value: Any, place: str) -> None:
+    """The rule of a report.json: a loss, a level and a time for each example, a norm of each kind for each layer."""
+    _REPORT(value, place)
+    batch = len(value["losses"])
+    if {len(value["log_snr"]), len(value["t"])} != {batch} or max(value["examples"], default=-1) >= batch:
+        raise reading.Mismatch(f"its losses, log_snr, t and examples are not of one batch of {batch}")
+    if any(len(norms) != len(value["layers"]) for norms in value["norms"].values()):
+        raise reading.Mismatch(f"its norms are not those of {len(value['layers'])} layers")
 
 
 def names(tree: Any) -> list[str]:
@@ -89,7 +99,7 @@ def read(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
         steps = sorted(int(p.parent.name.removeprefix("step_")) for p in path.parents[1].glob("step_*/report.json"))
         have = ", ".join(map(str, steps)) or "none: every step of this run was finite"
         raise UserError(f"--step={step}: there is no report of it in '{path.parents[1]}'; there are: {have}")
-    return load_json(path, REPORT)
+    return load_json(path, rule)
 
 
 def same(report: Mapping[str, Any], numbers: Mapping[str, Any]) -> bool:

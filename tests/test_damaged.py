@@ -1,0 +1,353 @@
+"""Files edited or damaged by hand: each is read by one schema, one line says what is wrong, and a kept part is made again."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffusion_jax import comparison, planning, provenance, reading, workdir
+from diffusion_jax.errors import UserError
+from diffusion_jax.evaluation import frechet, statistics
+from diffusion_jax.evaluation.features import extractor
+from diffusion_jax.samplers import grids
+from diffusion_jax.training import forensics
+from experiments import (
+    compare_families, ema_sweep, few_step, guidance_sweep, inverse_benchmark, likelihood, optimize_grid, plan, train_latent,
+)  # fmt: skip
+
+# ---- JSON ------------------------------------------------------------------------------------------------------------------------
+
+GRID = {"logsnr": {"3": [-9.0, 0.0, 5.0]}}
+PLACED = {"logsnr": {"3": [-9.0, 0.0, 5.0]}, "exact": {"what": "a fine solve", "solved": 2, "frechet": 1.0}, "sampler": "x", "rows": [
+    {"sampler": name, "nfe": 3, "error": 0.1, "shift": 0.2, "frechet": 0.5} for name in ("karras", "placed")]}  # fmt: skip
+DATA = {"name": "digits", "image_shape": [8, 8, 1], "num_classes": 2, "class_names": ["a", "b"], "encoded": {
+    "autoencoder": "ab", "image_shape": [8, 8, 1], "data": "digits", "num_classes": 2, "class_names": ["a", "b"], "shift": [0.0],
+    "scale": [1.0]}}  # fmt: skip
+REPORT = {"step": 3, "what": "loss", "command": "c", "losses": [1.0, float("nan")], "examples": [1], "log_snr": [0.0, 1.0],
+          "t": [0.1, 0.2], "layers": ["a"], "norms": {"gradient": [1.0]},
+          "start": {"checkpoint": None, "key": [0, 1], "shift": 0}}  # fmt: skip
+CARD = {"topology": "cpu:1", "chip": "cpu", "model": "mlp.MLP", "remat": "none", "devices": 1, "mesh": {"data": 1}, "shape": [2],
+        "batch_size": 8, "parameters": 100, "state_bytes": 800, "state_bytes_per_device": 800, "accumulate": 1, "steps_per_call": 1,
+        "flops": 1e6, "model_flops": 1e6, "trace_seconds": 0.1, "fits": None, "hbm": None, "refused": None, "compile_seconds": 1.0,
+        "memory": {"arguments": 1.0, "temporaries": 1.0, "output": 1.0, "code": 1.0, "total": 4.0}, "traffic": 1e3,
+        "collectives": {"all-reduce": {"count": 1.0, "bytes": 1e3}}, "roofline": None}  # fmt: skip
+SETTINGS = {"sampler": "x"}
+
+
+def placed(path: Path) -> str:
+    found = reading.json_file(path, optimize_grid._rule())
+    return optimize_grid.report(found["rows"], ["error"]) + str(min(found["logsnr"].values(), key=len, default=None))
+
+
+READERS = {  # what is on disk, and what is done with what is read
+    "grid": (GRID, lambda path: reading.json_file(path, grids.FILE)["logsnr"]["3"][0] + 1.0 if "3" in reading.json_file(path, grids.FILE)["logsnr"] else None),
+    "placed grids": (PLACED, placed),
+    "data.json": (DATA, lambda path: workdir.about_data(path.parent)),
+    "report of a step": (REPORT, lambda path: forensics._text(reading.json_file(path, forensics.rule))),
+    "card": (CARD, lambda path: planning.text(reading.json_file(path, planning.rule))),
+}  # fmt: skip
+WRONG = (None, [], {}, "\x1b[2J", -1, 10**400, float("nan"), True, [None], {"x": 1})
+
+
+def variations(value: Any) -> Iterator[Any]:
+    """The value with one of its parts, at any depth, missing or replaced by something else."""
+    yield from WRONG
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []
+    for key in keys:
+        less = copy.deepcopy(value)
+        del less[key]
+        yield less
+        for part in variations(value[key]):
+            other = copy.copy(value)
+            other[key] = part
+            yield other
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_an_edited_json_file_is_refused_in_one_line_or_serves(name, tmp_path):
+    value, use = READERS[name]
+    path, refused = tmp_path / "data.json", 0
+    path.write_text(json.dumps(value))
+    use(path)  # the control
+    for other in itertools.islice(variations(value), 0, None, 2):
+        path.write_text(json.dumps(other))
+        try:
+            use(path)
+        except UserError as error:
+            assert "\n" not in str(error) and "\x1b" not in str(error)
+            refused += 1
+    assert refused > 25
+
+
+def spoiled(path: Path) -> Iterator[None]:
+    """The file at `path`, spoiled in one way after the other."""
+    whole = path.read_bytes()
+    for content in (b"", whole[: len(whole) // 2], b"\x00" * 100, b"null", b"[]", b"{}", b"[" * 100_000, b'{"rows": 3}', "ü".encode("utf-16")):
+        path.write_bytes(content)
+        yield
+    path.unlink()
+    os.mkfifo(path)
+    yield
+    path.unlink()
+    path.write_bytes(whole)
+
+
+def test_any_file_in_the_place_of_json_is_refused_at_once(tmp_path):
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(DATA))
+    for _ in spoiled(path):
+        with pytest.raises(UserError) as refused:
+            workdir.about_data(tmp_path)
+        assert "\n" not in str(refused.value) and "data.json" in str(refused.value)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match="cannot read .*directory"):
+        workdir.about_data(tmp_path)
+
+
+def test_rules_name_the_place_the_value_and_what_is_allowed(tmp_path):
+    path = tmp_path / "data.json"
+    for change, words in (({"image_shape": [8, "x", 1]}, r'image_shape\[1\] is "x", and must be a whole number'),
+                          ({"class_names": ["a"]}, "has 1 class_names for num_classes=2"),
+                          ({"encoded": {"shift": []}}, "encoded lacks autoencoder, image_shape")):  # fmt: skip
+        path.write_text(json.dumps(DATA | change))
+        with pytest.raises(UserError, match=words):
+            workdir.about_data(tmp_path)
+
+
+# ---- configs -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_edited_config_is_refused_in_one_line(tmp_path, monkeypatch, capsys):
+    from configs import digits
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    value = digits.get_config().to_dict()
+    path, refused = tmp_path / "config.json", 0
+    value = json.loads(provenance.canonical_json(value))
+    for other in itertools.islice(variations(value), 0, None, 3):  # (about 900 in all)
+        path.write_text(json.dumps(other))
+        try:
+            workdir.saved_config(tmp_path)
+        except UserError as error:
+            assert "\n" not in str(error) and "\x1b" not in str(error)
+            refused += 1
+        assert "\x1b" not in capsys.readouterr().err
+    assert refused > 150
+    path.write_text(json.dumps(value))
+    for _ in spoiled(path):
+        with pytest.raises(UserError) as error:
+            workdir.saved_config(tmp_path)
+        assert "\n" not in str(error.value)
+
+
+# ---- statistics --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cov": np.diag([1.0, -1.0])},
+        {"cov": np.array([[1.0, 2.0], [2.0, 1.0]])},
+        {"cov": np.array([[1.0, 0.5], [0.0, 1.0]])},
+        {"cov": np.eye(3)},
+        {"cov": np.full((2, 2), np.nan)},
+        {"mean": np.array([np.inf, 0.0])},
+        {"count": np.array(-4)},
+        {"count": np.array(2.5)},
+        {"of": np.array("[]")},
+        {"of": np.array('{"extractor": "pixels"}')},
+        {"of": np.array({}, object)},
+    ],
+    ids=str,
+)
+def test_statistics_that_are_none_are_refused_though_their_hash_is_right(change, tmp_path):
+    of = {"extractor": "pixels", "digest": "", "resize": None, "data": "digits", "split": "train", "image_shape": [1, 2, 1], "count": 9,
+          "data_digest": "ab"}  # fmt: skip
+    made = statistics.Statistics(frechet.Moments(9, np.zeros(2), np.eye(2)), of)
+    statistics.save(tmp_path / "a.npz", made)
+    assert statistics.load(tmp_path / "a.npz").of == of
+    with np.load(tmp_path / "a.npz") as file:
+        arrays = {name: file[name] for name in file.files if name != "hash"} | change
+    np.savez(tmp_path / "a.npz", **arrays, hash=statistics._hash(arrays))
+    with pytest.raises(UserError, match="make it anew with experiments.statistics"):
+        statistics.load(tmp_path / "a.npz")
+
+
+# ---- kept parts: every resumable command makes a damaged one again, and says so ------------------------------------------------------
+
+
+def whole_and_spoiled(path: Path, run, made: list, capsys) -> None:
+    """run() is not to make anything where the part at `path` is whole, and to make it, with a warning, where it is spoiled."""
+    run()
+    assert made
+    made.clear()
+    capsys.readouterr()
+    run()
+    assert not made and "warning" not in capsys.readouterr().err
+    for _ in spoiled(path):
+        run()
+        told = capsys.readouterr().err
+        assert made and "warning: " in told and "made again" in told and path.name in told
+        made.clear()
+        if not path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def test_the_sweep_of_ema_lengths(tmp_path, capsys):
+    made = []
+
+    def make(length):
+        made.append(length)
+        return type("Made", (), {"misfit": 0.0, "params": length})
+
+    told = {"config": {"a": 1}}
+    whole_and_spoiled(tmp_path / "a.json", lambda: ema_sweep.sweep([0.1], make, lambda p: [{"frechet": p}], tmp_path / "a.json", told),
+                      made, capsys)  # fmt: skip
+
+
+def test_the_sweep_of_guidance(tmp_path, capsys, monkeypatch):
+    made = []
+
+    def draw(*args):
+        made.append(args)
+        return np.zeros((4, 2, 2, 1), np.uint8)
+
+    monkeypatch.setattr(guidance_sweep, "_sampler", lambda *args: None)
+    monkeypatch.setattr(guidance_sweep, "_draw", draw)
+    run = lambda: guidance_sweep.sweep({"cfg()": None}, [1.0], lambda images: {"frechet": 1.0}, None, 4, 4, None, tmp_path, {})  # noqa: E731
+    run()
+    (path,) = tmp_path.iterdir()
+    made.clear()
+    assert run() and not made
+    for _ in spoiled(path):
+        assert run()[0]["frechet"] == 1.0 and made.pop() and "made again" in capsys.readouterr().err
+
+
+def test_the_rows_of_the_inverse_benchmark(tmp_path, capsys):
+    made = []
+
+    def run():
+        kept = inverse_benchmark.kept_in(tmp_path / "a.json", {"target": "gmm8"})
+        inverse_benchmark.row_of(kept, {"method": "dps()"}, lambda: made.append(1) or {"psnr": [1.0], "shown": np.zeros((1, 2, 2, 1), int)}, "")
+
+    whole_and_spoiled(tmp_path / "a.json", run, made, capsys)
+
+
+def test_placed_times(tmp_path, capsys):
+    path, about = tmp_path / "a.json", {"sampler": "x"}
+    path.write_text(json.dumps(PLACED))
+    assert optimize_grid._recall(path, about)["rows"] == PLACED["rows"]
+    for _ in spoiled(path):
+        assert optimize_grid._recall(path, about) == {"logsnr": {}, "rows": []} | about and "made again" in capsys.readouterr().err
+
+
+def test_searched_times(tmp_path, capsys, monkeypatch):
+    class Searches(Exception):
+        """It has begun."""
+
+    def begin(*args):
+        raise Searches
+
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(GRID))
+    monkeypatch.setattr("diffusion_jax.experiment.plan", begin)
+    trained = workdir.Trained(None, None, 0, "params", {})
+    few_step.search(trained, None, [2], 10, path)
+    for _ in spoiled(path):
+        with pytest.raises(Searches):
+            few_step.search(trained, None, [2], 10, path)
+        assert "made again" in capsys.readouterr().err
+
+
+def test_the_families(tmp_path, capsys, monkeypatch):
+    from ml_collections import ConfigDict
+
+    made, config = [], ConfigDict({"training": {"steps": 3}})
+    scores = {"milliseconds": 1.0, "parameters": 5, "frechet": 2.0}
+    monkeypatch.setattr(compare_families, "_plain", lambda *args: made.append(1) or (tmp_path, config))
+    monkeypatch.setattr(compare_families, "measured", lambda *args: (dict(scores), np.zeros((2, 2, 2, 1), np.uint8)))
+    monkeypatch.setattr("diffusion_jax.workdir.load", lambda *args: None)
+    settings = ConfigDict({"likelihood": 0, "seeds": (0,), "num": 10})
+    run = lambda: compare_families._kept(tmp_path, config, None, None, settings, 0)  # noqa: E731
+    for name in ("family.npz", "family.json"):
+        run()
+        made.clear()
+        whole = [file.read_bytes() for file in sorted(tmp_path.iterdir())]
+        for _ in spoiled(tmp_path / name):
+            assert run()[0]["frechet"] == 2.0 and made and "made again" in capsys.readouterr().err
+            made.clear()
+        assert len(whole) == 2
+
+
+def test_the_latents(tmp_path, capsys, monkeypatch):
+    made = []
+    monkeypatch.setattr("diffusion_jax.workdir.saved_config", lambda *args: None)
+    monkeypatch.setattr("diffusion_jax.workdir.load", lambda *args: workdir.Trained(None, None, 0, "params", {}))
+    monkeypatch.setattr("diffusion_jax.autoencoders.codec", lambda *args: None)
+    monkeypatch.setattr("experiments.encode.encode", lambda *args: made.append(1) or tmp_path / "latents.npz")
+    (tmp_path / "latents.npz").write_bytes(b"PK\x03\x04 and no more")
+    assert train_latent.encoded(tmp_path) == tmp_path / "latents.npz" and made and "made again" in capsys.readouterr().err
+
+
+def test_the_cards_of_a_plan(tmp_path, capsys):
+    record = {"topology": "cpu:1", "hbm": None, "config": {}, "provenance": {"commit": "a", "versions": {}}}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(record | {"cards": {"none": CARD}}))
+    assert plan._known(path, record) == {"none": CARD}
+    for _ in spoiled(path):
+        assert plan._known(path, record) == {} and "made again" in capsys.readouterr().err
+    path.write_text(json.dumps(record | {"cards": {"none": CARD | {"fits": "yes"}}}))
+    assert plan._known(path, record) == {} and 'cards.none.fits is "yes"' in capsys.readouterr().err
+
+
+def test_the_moments_of_interrupted_statistics(tmp_path, capsys):
+    from diffusion_jax.data.sources import Arrays
+
+    source, partial = Arrays(np.arange(24, dtype=np.uint8).reshape(6, 2, 2, 1)), tmp_path / "partial.npz"
+    whole = statistics.compute(extractor("pixels"), source, "a", "train")
+    statistics.save(partial, statistics.Statistics(frechet.Moments(3, np.zeros(4), np.eye(4)), whole.of))
+    for _ in spoiled(partial):
+        assert statistics._so_far(partial, whole.of) is None and "made again" in capsys.readouterr().err
+    assert statistics._so_far(partial, whole.of).count == 3
+
+
+def test_the_batches_of_a_likelihood(tmp_path, capsys):
+    def write(first, **change):
+        part = {"index": np.arange(first, first + 2), "ODE.total": np.ones(2), "ODE.nfe": np.array(5), "ODE.seconds": 1.0} | change
+        np.savez(tmp_path / f"{first:08d}.npz", **part)
+
+    write(0)
+    write(2)
+    assert [part["index"].tolist() for part in likelihood.measured_before(tmp_path, ["ODE"])] == [[0, 1], [2, 3]]
+    for change in ({"index": np.array([2, 2])}, {"index": np.array([-1, 2])}, {"ODE.total": np.ones(3)}, {"ODE.nfe": np.array(["x"])},
+                   {"index": np.array([{}, {}])}):  # fmt: skip
+        write(2, **change)
+        assert len(likelihood.measured_before(tmp_path, ["ODE"])) == 1 and "made again" in capsys.readouterr().err
+        assert not (tmp_path / "00000002.npz").exists()
+    write(2)
+    assert likelihood.measured_before(tmp_path, ["other"]) == [] and "lacks other.total" in capsys.readouterr().err
+
+
+def test_the_cells_of_a_comparison(tmp_path, capsys):
+    path = tmp_path / "a.npz"
+    row = {"sampler": "ancestral.ddim", "grid": "uniform", "nfe": 5, "evaluations": 5, "frechet": 1.0, "stochastic": False}
+    kept = comparison.Result(row, np.zeros((3, 2)), np.ones(3), {"frechet": np.ones(comparison.GROUPS)})
+    read = lambda: reading.kept(path, lambda path: comparison._recall(path, 3))  # noqa: E731
+    comparison._keep(path, kept)
+    assert read().row == row and set(read().left_out) == {"frechet"}
+    for _ in spoiled(path):
+        assert read() is None and "made again" in capsys.readouterr().err
+    for other in (kept._replace(row={}), kept._replace(row=row | {"nfe": "x"}), kept._replace(row=row | {"frechet": [1]}),
+                  kept._replace(samples=np.zeros((4, 2))), kept._replace(samples=np.full((3, 2), np.nan)),
+                  kept._replace(left_out={"frechet": np.ones(2)})):  # fmt: skip
+        comparison._keep(path, other)
+        assert read() is None and "made again" in capsys.readouterr().err
