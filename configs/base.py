@@ -1,4 +1,4 @@
-"""Every config key and what it means; and the variants that configs share: six of diffusion, and those of autoencoders.
+"""Every config key and what it means; and the variants that configs share: seven of diffusion, those of few-step models and of autoencoders.
 
 A data set's config is `base()`, the few lines in which it differs, and `variant(config, name)`. Components are written as specs,
 calls in text ('schedules.VP(beta_max=20.0)'; diffusion_jax/build.py), so one override changes a component and its arguments:

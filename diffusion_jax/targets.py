@@ -91,6 +91,11 @@ def normal(dim: int = 2, seed: int = 0, condition: float = 100.0) -> Target:
     return from_gaussian(Gaussian(0.5 * rng.standard_normal(dim), variances, basis))
 
 
+def standard_normal(dim: int = 2) -> Target:
+    """N(0, I), as a mixture of one component: the law whose every posterior is known by heart."""
+    return _by_components(_law(np.ones(1), np.zeros((1, dim)), 1.0))
+
+
 def gmm8(std: float = 0.1) -> Target:
     """Eight equal Gaussians on the unit circle, the field's toy."""
     return _by_components(_law(np.ones(8), _polar(1.0, 2 * np.pi * np.arange(8) / 8), std))

@@ -2,6 +2,7 @@
 
 python -m experiments.inverse_benchmark --target=gmm8 --nfe=20,50,100
 python -m experiments.inverse_benchmark --target='gmm(modes=20,dim=8)' --methods='ddnm;pigdm;dps(scale=0.1)'
+python -m experiments.inverse_benchmark --target='standard_normal(dim=1)' --std=0.5 --nfe=100,500     # a noisy measurement
 python -m experiments.inverse_benchmark --workdir=runs/a --num=64
 
 On a target: bias of the posterior mean, ratio of variances and coverage of 90 % credible intervals, over NFE. On images: PSNR
@@ -74,11 +75,11 @@ def row_of(kept: Kept, key: dict, make: Callable[[], dict], place: str) -> dict:
 
 
 def matrix_for(dim: int):
-    """What is measured: half as many random orthonormal directions as there are dimensions; in the plane (1, 1/2)."""
+    """What is measured: half as many random orthonormal directions as there are dimensions; in the plane (1, 1/2), on a line all."""
     import numpy as np
 
-    if dim == 2:
-        return np.array([[1.0, 0.5]])
+    if dim <= 2:
+        return np.array([[1.0, 0.5]])[:, :dim]
     return np.linalg.qr(np.random.default_rng(0).standard_normal((dim, dim)))[0][: dim // 2]
 
 
@@ -184,6 +185,8 @@ def target_pictures(rows: list[dict], stem: Path, title: str) -> None:
     exact, made = rows[0], [row | {"sampler": row["method"]} for row in rows[1:]]
     truth = {metric: exact[metric] for metric in METRICS}
     plotting.quality_curves(made, stem.with_suffix(".png"), metrics=tuple(METRICS), floor=truth, title=title)
+    if np.shape(exact["draws"])[1] < 2:  # the density is drawn in the plane
+        return
     tile = lambda row: plotting.density(np.asarray(row["draws"]), ((-1.6, -1.6), (1.6, 1.6)))  # noqa: E731
     budgets = sorted({row["nfe"] for row in made})
     tiles = {(row["method"], row["nfe"]): tile(row) for row in made}

@@ -189,6 +189,19 @@ def test_benchmark_on_a_mixture_tells_exact_from_wrong_and_resumes(tmp_path):
         inverse_benchmark.law_of("checkerboard")
 
 
+def test_benchmark_of_a_noisy_measurement_on_a_line(tmp_path):
+    """N(0, 1) with noise of 0.5: repaint is near the posterior, not the prior, whose variance is five times as large."""
+    args = ("standard_normal(dim=1)", "schedules.VP()", "ancestral.ddim(eta=1.0)", "uniform_logsnr", ["repaint"], [401])
+    with jax.enable_x64(True):
+        kept = inverse_benchmark.kept_in(tmp_path / "inverse_benchmark.json", {"target": args[0]})
+        rows = inverse_benchmark.on_target(*args, num=20, draws=100, std=0.5, kept=kept)
+    found = rows[-1]
+    assert found["method"] == "repaint" and found["evaluations"] == 401
+    assert found["bias"] < 0.35 and 0.7 < found["variance_ratio"] < 1.3 and 0.75 < found["coverage"]
+    inverse_benchmark.target_pictures(rows, tmp_path / "inverse_benchmark", "title")  # no plane to draw densities in
+    assert (tmp_path / "inverse_benchmark.png").exists() and not (tmp_path / "inverse_benchmark_draws.png").exists()
+
+
 def test_benchmark_on_images(job, tmp_path, monkeypatch):
     pixels = features.extractor("pixels")
     monkeypatch.setattr(features, "extractor", lambda *args: pixels)  # the classifier takes a minute to train
