@@ -72,6 +72,7 @@ def base() -> ConfigDict:
     training.log_every = 50
     training.eval_every = 500  # held-out loss; 0: never
     training.sample_every = 500  # a grid of samples; 0: never
+    training.first_shapes = 0  # steps after which samples begin to show shapes, if that is known: train then says when
     training.checkpoint_every = 500
     training.keep = 3  # checkpoints kept: the last so many,
     training.keep_every = 0  # those at multiples of so many steps (0: none),

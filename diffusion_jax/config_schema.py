@@ -226,6 +226,7 @@ KEYS: dict[str, Rule] = {
     "training.eval_every": STEPS,
     "training.sample_every": STEPS,
     "training.checkpoint_every": STEPS,
+    "training.first_shapes": STEPS,
     "training.keep": integer(1, 10**6),
     "training.keep_every": STEPS,
     "training.best": text(),
@@ -288,8 +289,8 @@ NETWORKS: dict[str, dict[str, Rule]] = {"autoencoder.AutoencoderKL": {"model.att
 
 # keys that some configs have and others do not, or that runs of earlier versions lack
 OPTIONAL = ("model.", "latent.", "discriminator", "text.", "distill.", "init_from", "ema.powers", "ema.snapshot_every",
-            "optimizer.", "data.captions", "data.limit_bad", "data.data_dir", "data.layout", "data.value_range", "training.keep_every", "training.best",
-            "training.on_nonfinite", "sampler.noise", "sampler.guide", "sampler.checkpoint",
+            "optimizer.", "data.captions", "data.limit_bad", "data.data_dir", "data.layout", "data.value_range",
+            "training.keep_every", "training.best", "training.first_shapes", "training.on_nonfinite", "sampler.noise", "sampler.guide", "sampler.checkpoint",
             "seeds", "repeated", "seconds", "num", "likelihood", "families")  # fmt: skip
 NEEDED = (*(key for key in KEYS if not key.startswith(OPTIONAL)), "model.name", "optimizer.name", "optimizer.learning_rate")
 _NESTED = re.compile(r"^(family\.[^.]+|recipe)\.(?=.)")  # configs inside the config of experiments.compare_families

@@ -168,11 +168,27 @@ def _attempt(built, parts, dataset, root, state, restored, rollback, *, fit, los
         hooks = [(every, _after(in_place, hook)) for every, hook in hooks]
         checkpointer = checkpointer._replace(save=_after(in_place, checkpointer.save))
         return fit(
-            state, parts.step, batches, total_steps=steps, batch_size=config.data.batch_size, steps_per_call=k,
+            state, _forecast(config, parts.step, start, root), batches, total_steps=steps, batch_size=config.data.batch_size, steps_per_call=k,
             log_every=config.training.log_every, checkpoint_every=config.training.checkpoint_every, checkpointer=checkpointer,
             writer=writer, hooks=hooks, extra=provenance.load_json(root / "provenance.json") | {"rollback": rollback._asdict()},
             resumed=restored and restored.extra, shift=shift, on_nonfinite=config.training.on_nonfinite,
             report=_reporter(built, dataset, root, state, shift))  # fmt: skip
+
+
+def _forecast(config, step, start: int, root):
+    """The step function, which tells when first shapes are to be expected where the config knows at which step."""
+    from diffusion_jax.training import distributed, forecast
+
+    first, k = config.training.first_shapes, config.training.steps_per_call
+    at = start + (forecast.SKIPPED + forecast.TIMED) * k
+    if not distributed.first() or at >= min(first, config.training.steps):
+        return step
+
+    def tell(seconds: float) -> None:
+        print(forecast.line(seconds / k, step=at, first_shapes=first, batch_size=config.data.batch_size, folder=str(root / "samples")),
+              file=sys.stderr)  # fmt: skip
+
+    return forecast.timed(step, tell)
 
 
 def _after(check, function):

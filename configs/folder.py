@@ -1,0 +1,44 @@
+"""A folder of images of your own: `edm` by default, the network by the size of the images, for one or two CPU cores.
+
+    python -m experiments.train --config=configs/folder.py --config.data.path=FOLDER --workdir=runs/mine
+    python -m experiments.train --config=configs/folder.py:edm,64 --config.data.path=FOLDER --workdir=runs/mine64
+
+Variants: ddpm, vp, subvp, ve, edm, flow; each also with a size in pixels: ',16', ',32' (the default), ',64', ',128', ',256'. The
+images are cropped to squares and resized to that size; sub-folders are classes (docs/data.md). After some steps the command says
+when first shapes are to be expected on this machine, and whether that is too long to wait for.
+
+Expected: 600 emoji at 32x32 show objects after 1,000 steps, five minutes of one free core of an AMD EPYC (docs/data.md).
+"""
+
+from ml_collections import ConfigDict
+
+from configs.base import base, network, variant
+from diffusion_jax.errors import unknown
+
+SIZES = {
+    # pixels: (options of the network, steps, steps to first shapes)
+    16: ({"stem": 1, "width": 32, "multipliers": (1, 2)}, 3000, 1000),
+    32: ({"stem": 2, "width": 32, "multipliers": (1, 2)}, 3000, 1000),
+    64: ({"stem": 4, "width": 48, "multipliers": (1, 2)}, 8000, 2500),
+    128: ({"stem": 4, "width": 64, "multipliers": (1, 2, 2)}, 20_000, 6000),
+    256: ({"stem": 8, "width": 64, "multipliers": (1, 2, 2)}, 40_000, 12_000),
+}
+
+
+def get_config(name: str = "edm") -> ConfigDict:
+    """The config of a variant, 'edm' or 'edm,64'. Raises UserError for another name or size."""
+    name, _, pixels = name.partition(",")
+    size = int(pixels) if pixels.isdecimal() else 0 if pixels else 32
+    if size not in SIZES:
+        raise unknown("size", pixels, map(str, SIZES))
+    options, steps, first_shapes = SIZES[size]
+    config = variant(base(), name or "edm")
+    config.data.update(name="folder", image_size=size, batch_size=32)
+    config.model = network("unet.UNet", blocks=2, attention=(8,), head_width=32, **options)
+    config.optimizer.update(learning_rate=1e-3, warmup=100)
+    config.training.update(steps=steps, eval_every=500, sample_every=500, checkpoint_every=500, first_shapes=first_shapes)
+    config.ema.halflives = (5_000,)
+    config.sampler.nfe = 35
+    if name == "ve":
+        config.process = "schedules.VE(sigma_max=50.0)"
+    return config
