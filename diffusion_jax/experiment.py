@@ -27,7 +27,7 @@ from diffusion_jax.objectives.autoencoding import Autoencoding, Networks
 from diffusion_jax.objectives.base import FewStep, Objective, Players
 from diffusion_jax.parameterization import Parameterization
 from diffusion_jax.processes import discrete, gaussian, schedules
-from diffusion_jax.samplers import adaptive, ancestral, base, corrector, few_step, grids, multistep, ode, sde, singlestep
+from diffusion_jax.samplers import adaptive, ancestral, base, corrector, few_step, grids, multistep, ode, sde, singlestep, stochastic
 from diffusion_jax.training import distributed, ema, optimizer, sharding, state, step
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.types import Array, Cond, Denoise, Key, Params, Prediction, Process
@@ -38,8 +38,8 @@ OBJECTIVES = Family("objective", (denoising, elbo, autoencoding, consistency, me
                                   ancestral, ode, singlestep),
                     ("Objective", "Autoencoding", "FewStep"),
                     ("TimeLaw", "Weighting", "Likelihood", "Distance", "Sampler"))  # fmt: skip
-SAMPLERS = Family("sampler", (ancestral, ode, singlestep, multistep, adaptive, sde, corrector, few_step), ("Sampler",), ("Corrector",),
-                  aliases={  # the names of k-diffusion and diffusers
+SAMPLERS = Family("sampler", (ancestral, ode, singlestep, multistep, adaptive, sde, stochastic, corrector, few_step), ("Sampler",),
+                  ("Corrector",), aliases={  # the names of k-diffusion and diffusers
                       "euler_a": "ancestral.euler_ancestral", "dpm_2": "singlestep.dpm_2s", "dpmpp_sde": "sde.dpmpp_2s",
                       "dpmpp_2m_sde": "sde.dpmpp_2m", "dpmpp_3m_sde": "sde.dpmpp_3m", "dpmpp": "multistep.dpmpp_2m",
                       "plms": "multistep.pndm", "sa_solver": "sde.sa", "rk45": "adaptive.dopri5",

@@ -18,7 +18,7 @@ from numpy.testing import assert_allclose
 from diffusion_jax import guidance, parameterization, targets
 from diffusion_jax.parameterization import decode, target
 from diffusion_jax.processes import discrete, schedules
-from diffusion_jax.samplers import ancestral, base, corrector, grids, multistep, ode, sde, singlestep
+from diffusion_jax.samplers import adaptive, ancestral, base, corrector, grids, multistep, ode, sde, singlestep, stochastic
 
 FOLDER = Path(__file__).parent / "fixtures"
 PAIRS = {"epsilon": parameterization.eps(), "epsilon+nu": parameterization.eps(), "sample": parameterization.x0(),
@@ -271,10 +271,16 @@ def test_multistep_solvers_equal_diffusers(case):
 
 K_DIFFUSION = {
     "euler": ancestral.ddim(), "heun": ode.edm_heun(), "dpm_2": ode.midpoint(), "dpmpp_2m": multistep.dpmpp_2m(),
-    "dpmpp_2s_ancestral/eta0": singlestep.dpmpp_2s(), "dpmpp_3m_sde/eta0": sde.dpmpp_3m(0.0, curvature=0.5),
+    "dpmpp_2s_ancestral/eta0": singlestep.dpmpp_2s(), "dpmpp_3m_sde/eta0": sde.dpmpp_3m(0.0, 0.5, "exact"),
     "euler_ancestral": ancestral.euler_ancestral(), "dpmpp_sde": sde.dpmpp_2s(),
     "dpmpp_2m_sde": sde.dpmpp_2m(), "dpmpp_2m_sde/eta0.5": sde.dpmpp_2m(0.5), "dpmpp_2m_sde/heun": sde.dpmpp_2m(second="exact"),
-    "dpmpp_3m_sde": sde.dpmpp_3m(curvature=0.5),
+    "dpmpp_3m_sde": sde.dpmpp_3m(curvature=0.5, second="exact"),
+    "euler_ancestral/eta1.5": ancestral.euler_ancestral(1.5), "dpmpp_sde/eta1.5": sde.dpmpp_2s(1.5),
+    "dpm_2_ancestral": stochastic.ancestral(ode.midpoint()), "dpm_2_ancestral/eta0.5": stochastic.ancestral(ode.midpoint(), 0.5),
+    "dpmpp_2s_ancestral": stochastic.ancestral(singlestep.dpmpp_2s()),
+    "dpmpp_2s_ancestral/eta0.5": stochastic.ancestral(singlestep.dpmpp_2s(), 0.5),
+    **{f"{name}/churn": stochastic.churned(sampler, 5.0, 0.05, 10.0)
+       for name, sampler in (("euler", ancestral.ddim()), ("heun", ode.edm_heun()), ("dpm_2", ode.midpoint()))},
 }  # fmt: skip
 
 
@@ -282,6 +288,25 @@ K_DIFFUSION = {
 @pytest.mark.parametrize("case", K_DIFFUSION)
 def test_samplers_equal_k_diffusion(case, n):
     run_ratios("k_diffusion", f"{case}/{n}", K_DIFFUSION[case], False)
+
+
+def test_euler_ancestral_by_the_wrapper_equals_k_diffusion():
+    """One grid: it is ancestral.euler_ancestral's own step."""
+    run_ratios("k_diffusion", "euler_ancestral/10", stochastic.ancestral(ancestral.ddim()), False)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_dpm_adaptive_equals_k_diffusion(order):
+    """The same steps for every example, which shows in the number of evaluations. Theirs runs every example by itself."""
+    stored, cases = fixture("k_diffusion")
+    about, sampler = cases[f"dpm_adaptive/{order}"], adaptive.dpm_adaptive(order)
+    with jax.enable_x64(True):
+        process, x = Ratio(False), 20.0 * jnp.asarray(stored["z"], "float64")
+        ts = (jnp.log(jnp.asarray([20.0, 0.02])) + 8) / 16
+        denoise = mixture_denoiser(stored, process)
+        found, spent = jax.jit(lambda x: sampler.step(None, x, sampler.init(x, ts), *ts, denoise, process))(x)
+        assert spent.tolist() == about["evaluations"] and len(set(about["evaluations"])) > 1
+        assert_allclose(found, stored[f"dpm_adaptive/{order}/x"], rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("name, grid", [("karras", grids.karras), ("exponential", grids.uniform_logsnr)])
@@ -378,6 +403,22 @@ def test_sa_equals_diffusers():
     run_ratios("diffusers_multistep", "sa/11/tau1/10", sde.sa(1, 1, tau=1.0), True)
 
 
+def test_sa_with_tau_a_function_of_time_equals_diffusers():
+    """tau = 0.8 for their timesteps from 200 to 800, and 0 outside: as S_min and S_max, and as a function of time."""
+    stored, cases = fixture("diffusers_multistep")
+    about = cases["sa/11/tau0.8_200_800/10"]
+    inside = np.array([200 <= t <= 800 for t in about["timesteps"]])
+    noisy = grid_of(stored, about)[: len(inside)][inside]
+    assert 0 < len(noisy) < len(inside)
+    low, high = float(noisy.min() * 0.999), float(noisy.max() * 1.001)
+    run_ratios("diffusers_multistep", "sa/11/tau0.8_200_800/10", sde.sa(1, 1, 0.8, low, high), True)
+
+    def tau(t):
+        return jnp.where((jnp.exp(16 * t - 8) > low) & (jnp.exp(16 * t - 8) < high), 0.8, 0.0)
+
+    run_ratios("diffusers_multistep", "sa/11/tau0.8_200_800/10", sde.sa(1, 1, tau), True)
+
+
 @pytest.mark.parametrize("order", [4, 3])
 def test_sa_of_high_order_equals_diffusers_after_its_start(order):
     """Theirs has an O(h^3) term wherever an order is 2: here while the order rises. Later corrections forget it, to 1e-5.
@@ -459,6 +500,36 @@ def test_singlestep_orders_equal_k_diffusions_dpm_fast(n, orders):
             x = samplers[order].step(None, x, (), ts[i], ts[i + 1], denoise, process)[0]
             path.append((x[0], theirs[i + 1]))
         assert_blocks(path)
+
+
+# ---- SiT -----------------------------------------------------------------------------------------------------------------
+
+SIT_PATHS = {"Linear": schedules.RectifiedFlow(t_min=0.0, t_max=1.0), "GVP": schedules.Cosine(), "VP": schedules.VP()}
+SIT_NAMES = {"SBDM": "sde", "inccreasing-decreasing": "increasing_decreasing"}  # theirs, spelled so: ours
+SIT_FORMS = ("constant", "SBDM", "sigma", "linear", "decreasing", "inccreasing-decreasing")
+SIT_CASES = [*(f"Linear/{form}/{norm}" for form in SIT_FORMS for norm in ("1", "0.4")),
+             *(f"{path}/{form}/1" for path in ("GVP", "VP") for form in ("SBDM", "decreasing"))]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SIT_CASES)
+def test_interpolants_equal_sit(case):
+    """Every shape and scale on the linear path, and two shapes on theirs of constant variance; their clock has data at t = 1.
+
+    Their norm of 'decreasing' is inside its square, 0.25 (norm cos(pi t) + 1)^2, where ours is a factor as for the others.
+    """
+    (stored, cases), (path, form, norm) = fixture("sit"), case.split("/")
+    sampler = sde.interpolant(SIT_NAMES.get(form, form), float(norm))
+    with jax.enable_x64(True):
+        process, ts = SIT_PATHS[path], jnp.asarray(stored[cases[case]["times"]])
+        denoise = mixture_denoiser(stored, process)
+        x, noise = (jnp.asarray(stored[name], "float64") for name in ("z", "noise"))
+        steps = walk(sampler, process, denoise, x, ts, noise)
+        steps = [*steps, denoise(steps[-1], ts[-1]).x0]
+    if (form, norm) == ("decreasing", "0.4"):
+        with pytest.raises(AssertionError):
+            compare(steps, stored, case)
+    else:
+        compare(steps, stored, case)
 
 
 # ---- score_sde: single updates -------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ serves every process.
 """
 
 import functools
+import inspect
 
 import chex
 import jax
@@ -19,7 +20,7 @@ from numpy.testing import assert_allclose
 from diffusion_jax import arrays, guidance, parameterization, targets
 from diffusion_jax.errors import UserError
 from diffusion_jax.processes import discrete, gaussian, schedules
-from diffusion_jax.samplers import adaptive, ancestral, base, corrector, few_step, grids, multistep, ode, sde, singlestep
+from diffusion_jax.samplers import adaptive, ancestral, base, corrector, few_step, grids, multistep, ode, sde, singlestep, stochastic
 
 every_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 every_name = pytest.mark.parametrize("name", PROCESSES)
@@ -66,10 +67,11 @@ STOCHASTIC = {
     "ancestral.ddpm(small)": (ancestral.ddpm("small"), 1),
     "ancestral.ddpm(large)": (ancestral.ddpm("large"), 1),
     "ancestral.ddim(0.5)": (ancestral.ddim(0.5), 1),
-    "ancestral.euler_ancestral()": (ancestral.euler_ancestral(), 1),
     "sde.euler_maruyama()": (sde.euler_maruyama(), 1),
     "sde.reverse_diffusion()": (sde.reverse_diffusion(), 1),
     "sde.interpolant()": (sde.interpolant(), 1),
+    "stochastic.ancestral(dpmpp_2s)": (stochastic.ancestral(singlestep.dpmpp_2s()), 2),
+    # which is stochastic.churned(ode.edm_heun())
     "sde.edm(no excess noise)": (sde.edm(S_churn=5.0, S_noise=1.0), 2),
     "sde.dpmpp_1()": (sde.dpmpp_1(), 1),
     # x0-hat is extrapolated along the noisy path, whose own order is 1; on linear data the law comes out of order 2
@@ -81,10 +83,12 @@ STOCHASTIC = {
     "sde.sa(1, 0)": (sde.sa(1, 0), 1),
     "sde.sa(2, 2)": (sde.sa(2, 2), 2),
     "sde.sa()": (sde.sa(), 2),
+    "sde.sa(tau of the level)": (sde.sa(tau=1.0, S_min=0.05, S_max=1.0), 2),
     "corrector.predictor_corrector(annealed)": (corrector.with_corrector(sde.reverse_diffusion(), corrector.annealed_langevin()), 1),
 }
-# Without an order in the number of steps, or not affine: tests of their own below.
-OTHERS = {"few_step.multistep", "adaptive.tsit5", "adaptive.dopri5", "adaptive.dopri8", "corrector.predictor_corrector", "corrector.ncsn"}
+# Without an order in the number of steps, or not affine: tests of their own below. Euler ancestral is ddim (PAIRS).
+OTHERS = {"ancestral.euler_ancestral", "few_step.multistep", "adaptive.tsit5", "adaptive.dopri5", "adaptive.dopri8", "adaptive.dpm_adaptive",
+          "corrector.predictor_corrector", "corrector.ncsn"}  # fmt: skip
 MEANS, VARIANCES = np.array([0.5, -1.0, 0.0]), np.array([0.04, 1.0, 2.25])
 
 
@@ -180,7 +184,8 @@ def test_solvers_in_time_keep_their_order_inside_one_noising_step(label):
 
 
 def test_every_sampler_states_its_order():
-    assert {name.split("(")[0] for name in (*DETERMINISTIC, *STOCHASTIC)} | OTHERS == set(SAMPLERS)
+    wrappers = {"stochastic.ancestral"}  # which need a sampler, and so are not in SAMPLERS
+    assert {name.split("(")[0] for name in (*DETERMINISTIC, *STOCHASTIC)} | OTHERS == set(SAMPLERS) | wrappers
 
 
 @every_name
@@ -266,7 +271,8 @@ def test_adaptive_solvers_keep_their_tolerance(name):
         ts = jnp.array([process.t_max, process.t_min])
         x = jax.random.normal(jax.random.key(0), (4, 2), "float64") * process.sigma(ts[0])
         exact = targets.denoise_gaussian(target, process)(targets.flow(target, process, x, *ts), ts[1]).x0
-        for solver, tolerance in ((adaptive.tsit5, 1e-3), (adaptive.dopri5, 1e-6), (adaptive.dopri8, 1e-9)):
+        dpm = functools.partial(adaptive.dpm_adaptive, 3)
+        for solver, tolerance in ((adaptive.tsit5, 1e-3), (adaptive.dopri5, 1e-6), (adaptive.dopri8, 1e-9), (dpm, 1e-4)):
             run = jax.jit(functools.partial(base.sample, solver(tolerance, tolerance), targets.denoise_gaussian(target, process), process, count=True))
             image, nfe = run(jax.random.key(1), x, ts)
             error = np.abs(np.asarray(image - exact)).max()
@@ -287,11 +293,12 @@ def test_adaptive_solvers_count_their_evaluations(solver):
     assert len(calls) == nfe[0] > 30
 
 
-def test_an_adaptive_solver_that_gives_up_says_so():
+@pytest.mark.parametrize("solver", [adaptive.tsit5(1e-7, 1e-7), adaptive.dpm_adaptive(2, 1e-9, 1e-9)], ids=["tsit5", "dpm_adaptive"])
+def test_an_adaptive_solver_that_gives_up_says_so(solver):
     process = schedules.VP()
     jumpy = lambda x, t, cond=None: gaussian.from_eps(process, x, jnp.sign(jnp.sin(1e5 * x)), t)  # noqa: E731
     x = jnp.ones((1, 2))
-    image = base.sample(adaptive.tsit5(1e-7, 1e-7), jumpy, process, jax.random.key(0), x, jnp.array([1.0, 0.5]))
+    image = base.sample(solver, jumpy, process, jax.random.key(0), x, jnp.array([1.0, 0.5]))
     assert not np.isfinite(image).any()
 
 
@@ -414,10 +421,21 @@ PAIRS = {  # the same method under two names
     "Euler ancestral is ddim": (ancestral.euler_ancestral(0.7), ancestral.ddim(0.7)),
     "first-order SDE solver without noise is ddim": (sde.dpmpp_1(0.0), ancestral.ddim()),
     "SA without corrector": (sde.sa(1, 0), sde.dpmpp_1()),
-    "2M without noise": (sde.dpmpp_2m(0.0), multistep.dpmpp_2m()),
     "2S without noise": (sde.dpmpp_2s(0.0), singlestep.dpmpp_2s()),
     "an interpolant with g^2": (sde.interpolant(), sde.euler_maruyama()),
     "an interpolant without noise": (sde.interpolant(scale=0.0), ode.euler()),
+    "two names of one shape": (sde.interpolant("sin2", 0.3), sde.interpolant("increasing_decreasing", 0.3)),
+    "Euler ancestral by the wrapper": (stochastic.ancestral(ancestral.ddim(), 0.7), ancestral.ddim(0.7)),
+    "EDM by the wrapper": (stochastic.churned(ode.edm_heun(), 3.0, 0.0, 9.0, 1.1), sde.edm(3.0, 0.0, 9.0, 1.1)),
+    "the wrapper without noise": (stochastic.ancestral(ode.heun(), 0.0), ode.heun()),
+    "churn without noise": (stochastic.churned(ode.midpoint(), S_churn=0.0), ode.midpoint()),
+}
+LONG_PAIRS = {  # of multistep methods, whose full order comes after the first steps
+    "2M without noise": (sde.dpmpp_2m(0.0), multistep.dpmpp_2m()),
+    "3M without noise": (sde.dpmpp_3m(0.0), multistep.dpmpp_3m()),
+    "3M without noise, as the field has it": (sde.dpmpp_3m(0.0, 0.5), multistep.dpmpp_3m(0.5)),
+    "SA with a constant tau": (sde.sa(2, 1, tau=lambda t: 0.7 + 0 * t), sde.sa(2, 1, tau=0.7)),
+    "SA with noise nowhere": (sde.sa(2, 1, S_min=1e4, S_max=1e5), sde.sa(2, 1, tau=0.0)),
 }
 
 
@@ -429,11 +447,93 @@ def test_the_same_method_under_two_names(pair):
             assert_allclose(one, other, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("pair", LONG_PAIRS)
+def test_the_same_multistep_method_under_two_names(pair):
+    """Over four uneven steps from one x and one key."""
+    process = schedules.VP()
+    with jax.enable_x64(True):
+        x, keys = jnp.asarray(np.random.default_rng(0).standard_normal((8, 2))), arrays.example_keys(jax.random.key(0), 8)
+        ts, denoise = jnp.asarray([0.6, 0.45, 0.38, 0.2, 0.15]), targets.denoise_mixture(MIXTURE, process)
+        one, other = (base.sample(sampler, denoise, process, keys, x, ts) for sampler in LONG_PAIRS[pair])
+        assert_allclose(one, other, rtol=1e-9, atol=1e-11)
+
+
+# ---- amounts of noise ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("make", [ancestral.ddim, ancestral.euler_ancestral])
+def test_eta_above_one_is_limited_to_all_the_noise_there_is(make):
+    """x_s = alpha_s x0-hat + sigma_s z there, which forgets x_t (k-diffusion's own steps of eta = 1.5 are in test_parity.py)."""
+    process = schedules.VP()
+    with jax.enable_x64(True):
+        found = one_step(make(100.0), process, lambda x, t: gaussian.from_x0(process, x, jnp.full_like(x, 0.3), t), t=0.6, s=0.45)
+        s = jnp.asarray(process.t_min + 0.45 * (process.t_max - process.t_min))
+        z = base.independent(process, arrays.example_keys(jax.random.key(0), 8), found)(0).path(s, s)
+        assert_allclose(found, process.alpha(s) * 0.3 + process.sigma(s) * z, rtol=1e-9)
+
+
+AMOUNTS = [
+    (ancestral.ddim, "eta"), (ancestral.euler_ancestral, "eta"), (sde.dpmpp_1, "eta"), (sde.dpmpp_2m, "eta"), (sde.dpmpp_3m, "eta"),
+    (sde.dpmpp_2s, "eta"), (sde.sa, "tau"), (sde.interpolant, "scale"), (sde.edm, "S_churn"), (sde.edm, "S_noise"),
+    (corrector.langevin, "snr"), (corrector.annealed_langevin, "snr"), (corrector.predictor_corrector, "snr"), (corrector.ncsn, "snr"),
+    (functools.partial(stochastic.ancestral, ode.heun()), "eta"), (functools.partial(stochastic.ancestral, ode.heun()), "S_noise"),
+    (functools.partial(stochastic.churned, ode.heun()), "S_churn"), (functools.partial(stochastic.churned, ode.heun()), "S_noise"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make, name", AMOUNTS, ids=lambda v: v if isinstance(v, str) else getattr(v, "__name__", "wrapper"))
+def test_an_amount_of_noise_is_a_finite_number_of_at_least_zero(make, name):
+    """For every argument of every sampler that is one: refused when the sampler is made, by its name."""
+    for value in (-0.5, float("nan"), float("inf")):
+        with pytest.raises(UserError, match=f"{name}={value}"):
+            make(**{name: value})
+
+
+def test_no_amount_of_noise_is_left_out():
+    """Whatever a sampler calls eta, tau, scale, snr, S_churn or S_noise stands in AMOUNTS."""
+    names = {"eta", "tau", "scale", "snr", "S_churn", "S_noise"}
+    found = {(name, p) for name, make in SAMPLERS.items() for p in inspect.signature(make).parameters if p in names}
+    stated = {(f"{make.__module__.rpartition('.')[2]}.{make.__name__}", name) for make, name in AMOUNTS if hasattr(make, "__name__")}
+    assert found == {pair for pair in stated if pair[0] in SAMPLERS}
+
+
+@pytest.mark.parametrize("diffusion", ["decreasing", "increasing_decreasing", "linear"])
+def test_interpolants_keep_the_law_of_narrow_data(diffusion):
+    """Where D falls towards the data, 400 even steps of the log-SNR on rectified flow are enough."""
+    process, std = schedules.RectifiedFlow(), 0.01
+    with jax.enable_x64(True):
+        ts = grids.uniform_logsnr(process, 401).astype("float64")
+        target = targets.Gaussian(*(jnp.asarray(v, "float64") for v in ([0.3], [std**2], np.eye(1))))
+        mean, variance = moments(sde.interpolant(diffusion), targets.denoise_gaussian(target, process), process, ts, 0.3, std**2)
+    assert abs(mean - 0.3) < 0.05 * std and abs(variance / std**2 - 1) < 0.1
+
+
+def moments(sampler, denoise, process, ts, mean, variance):
+    """Mean and variance of the x0-hat that one-dimensional Gaussian data end in, exactly: every step is x -> slope x + offset + spread z."""
+    rows = jnp.asarray([[0.0], [1.0], [0.0]])
+
+    def move(carry, times):
+        z = jnp.asarray([[0.0], [0.0], [1.0]])
+        mean, variance = carry
+        noise = base.Noise(lambda t, s, part=0: z, lambda i: z)
+        offset, one, spread = sampler.step(noise, rows, (), *times, denoise, process)[0][:, 0]
+        return ((one - offset) * mean + offset, (one - offset) ** 2 * variance + (spread - offset) ** 2), None
+
+    start = process.alpha(ts[0]) * mean, process.alpha(ts[0]) ** 2 * variance + process.sigma(ts[0]) ** 2
+    (mean, variance), _ = jax.lax.scan(move, start, (ts[:-1], ts[1:]))
+    offset, one, _ = denoise(rows, ts[-1]).x0[:, 0]
+    return float((one - offset) * mean + offset), float((one - offset) ** 2 * variance)
+
+
 @pytest.mark.parametrize("call, message", [
-    (lambda: sde.sa(5), "1 to 4"), (lambda: sde.sa(tau=-1.0), "not negative"), (lambda: sde.interpolant("sde2"), "did you mean 'sde'"),
-    (lambda: sde.interpolant(scale=-1.0), "not negative"), (lambda: sde.dpmpp_2s(r=1.0), "between 0 and 1"),
+    (lambda: sde.sa(5), "1 to 4"), (lambda: sde.sa(tau=-1.0), "0 or above"), (lambda: sde.interpolant("sde2"), "did you mean 'sde'"),
+    (lambda: sde.interpolant(scale=-1.0), "0 or above"), (lambda: sde.dpmpp_2s(r=1.0), "between 0 and 1"),
     (lambda: singlestep.dpm_3s(0.3, 1.5), "ratios"), (lambda: corrector.langevin(steps=0), "at least 1"),
-    (lambda: multistep.pndm("euler"), "There are: heun, runge_kutta"), (lambda: adaptive.tsit5(rtol=0.0), "above 0"),
+    (lambda: sde.edm(S_min=3.0, S_max=1.0), "S_max not below"), (lambda: sde.sa(S_min=-1.0), "S_min is 0 or above"),
+    (lambda: stochastic.ancestral(ode.heun(), 1.5), "between 0 and 1"), (lambda: stochastic.ancestral(ancestral.ddpm()), "deterministic"),
+    (lambda: stochastic.churned(multistep.unipc()), "without memory"), (lambda: stochastic.ancestral(adaptive.tsit5()), "without memory"),
+    (lambda: stochastic.churned(ode.heun(), S_min=2.0, S_max=1.0), "S_max not below"), (lambda: sde.dpmpp_3m(second="heun"), "midpoint"),
+    (lambda: adaptive.dpm_adaptive(4), "2 or 3"), (lambda: adaptive.dpm_adaptive(h_init=0.0), "above 0"),
+    (lambda: multistep.pndm("euler"), "There are: heun, runge_kutta"), (lambda: adaptive.tsit5(rtol=0.0), "above 0"), (lambda: adaptive.dopri5(atol=float("nan")), "atol=nan"),
     (lambda: multistep.deis(5), "1 to 4"), (lambda: multistep.unipc(variant="bh3"), "bh1"), (lambda: sde.dpmpp_2m(second="heun"), "midpoint"),
 ])  # fmt: skip
 def test_wrong_arguments_say_what_is_right(call, message):

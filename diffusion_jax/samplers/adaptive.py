@@ -1,4 +1,4 @@
-"""The probability-flow ODE with steps chosen by an error estimate: diffrax's Runge-Kutta pairs under a PID controller, inside jit.
+"""The probability-flow ODE with steps chosen by an error estimate, inside jit: diffrax's Runge-Kutta pairs, and DPM-Solver's.
 
 In the frame y = x / alpha with lam = log(sigma / alpha) as clock, dy/dlam = (sigma / alpha) eps-hat, where even a table of betas has no kink. Every
 image has its own steps, so it is the same whatever its neighbours; the batch runs until the last image is done. The grid is its two
@@ -7,14 +7,18 @@ ends (more times are stops on the way); rtol and atol decide the NFE, which `sam
 
 from __future__ import annotations
 
+import math
+from typing import Callable, NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
+from diffusion_jax.arrays import expand, mean_per_example
 from diffusion_jax.errors import UserError
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers.base import Sampler
-from diffusion_jax.samplers.exponential import log_ratio
+from diffusion_jax.samplers.exponential import log_ratio, phi
 from diffusion_jax.types import Array
 
 MAX_STEPS = 4096
@@ -44,9 +48,14 @@ def _field(denoise, process, x: Array):
     return one, traced.consts
 
 
+def _above_zero(name: str, **values: float) -> None:
+    for key, value in values.items():
+        if not 0 < value < math.inf:
+            raise UserError(f"adaptive.{name}({key}={value}): it must be a finite number above 0")
+
+
 def _adaptive(solver: str, stages: int, rtol: float, atol: float) -> Sampler:
-    if min(rtol, atol) <= 0:
-        raise UserError(f"adaptive.{solver.lower()}: rtol and atol must be above 0; got {rtol} and {atol}")
+    _above_zero(solver.lower(), rtol=rtol, atol=atol)
 
     def step(noise, x, spent, t, s, denoise, process):
         import diffrax
@@ -80,3 +89,91 @@ def dopri5(rtol: float = 1e-3, atol: float = 1e-3) -> Sampler:
 def dopri8(rtol: float = 1e-5, atol: float = 1e-5) -> Sampler:
     """Dormand and Prince's 8(7) pair: thirteen evaluations a step, for tight tolerances."""
     return _adaptive("Dopri8", 13, rtol, atol)
+
+
+# ---- DPM-Solver-12 and 23 ------------------------------------------------------------------------------------------------------
+
+
+class _Solve(NamedTuple):
+    """The state of dpm_adaptive: y and the lower-order result of the last accepted step, (B, ...); the rest (B,), count a scalar."""
+
+    y: Array
+    previous: Array
+    lam: Array
+    h: Array
+    tries: Array
+    count: Array
+
+
+def dpm_adaptive(order: int = 3, rtol: float = 0.05, atol: float = 0.0078, h_init: float = 0.05) -> Sampler:
+    """DPM-Solver-12 or 23 (Lu et al. 2022a, appendix C; k-diffusion's dpm_adaptive): `order` evaluations a step.
+
+    A step of `order` in noise prediction holds one of order - 1 at no further cost; E, the root mean square of their difference over
+    max(atol, rtol max(|y_low|, |y_previous|)), decides as in k-diffusion: with f = 1 + arctan(E^(-1 / order) - 1) the step is accepted where
+    f >= 0.81, and the next is f times as long, on the clock log(alpha / sigma).
+
+    Args:
+      order: 2 or 3.
+      rtol: relative tolerance, above 0; 0.05 is the paper's for images.
+      atol: absolute tolerance in the frame y = x / alpha, above 0; 0.0078 is the step of 8-bit images in [-1, 1].
+      h_init: length of the first step in log(alpha / sigma), above 0.
+
+    Raises:
+      UserError: for an argument out of its range.
+    """
+    if order not in (2, 3):
+        raise UserError(f"adaptive.dpm_adaptive(order={order}): the order is 2 or 3")
+    _above_zero("dpm_adaptive", rtol=rtol, atol=atol, h_init=h_init)
+
+    def step(noise, x, spent, t, s, denoise, process):
+        start, end = (jnp.broadcast_to(log_ratio(process, time), x.shape[:1]) for time in (t, s))
+        sign = jnp.sign(end - start)  # -1 where an encoder goes back to the noise
+
+        def eps(y, time):
+            return denoise(expand(process.alpha(time), y) * y, time).eps
+
+        def times(lams):
+            return gaussian.time_of_logsnr(process, 2 * lams)
+
+        def active(now):
+            return (jnp.abs(end - now.lam) > 1e-5) & jnp.isfinite(now.h) & (now.count < MAX_STEPS)
+
+        def attempt(now):
+            h = sign * jnp.minimum(now.h, jnp.abs(end - now.lam))
+            low, high = _pair(order, eps, times, now.y, now.lam, h)
+            allowed = jnp.maximum(atol, rtol * jnp.maximum(jnp.abs(low), jnp.abs(now.previous)))
+            error = jnp.sqrt(mean_per_example(((low - high) / allowed) ** 2))
+            factor = 1 + jnp.arctan((error + 1e-8) ** (-1 / order) - 1)
+            busy = active(now)
+            accepted = busy & (factor >= 0.81)
+            y, previous = (jnp.where(expand(accepted, a), a, b) for a, b in ((high, now.y), (low, now.previous)))
+            lam = jnp.where(accepted, jnp.where(now.h < jnp.abs(end - now.lam), now.lam + h, end), now.lam)
+            return _Solve(y, previous, lam, jnp.where(busy, now.h * factor, now.h), now.tries + busy, now.count + 1)
+
+        y, none = x / process.alpha(t), jnp.zeros(len(x), jnp.int32)
+        found = jax.lax.while_loop(lambda now: jnp.any(active(now)), attempt, _Solve(y, y, start, jnp.full_like(start, h_init), none, jnp.int32(0)))
+        done = expand(jnp.abs(end - found.lam) <= 1e-5, y)
+        return process.alpha(s) * jnp.where(done, found.y, jnp.nan), spent + order * found.tries
+
+    return Sampler(lambda x, ts: jnp.zeros(len(x), jnp.int32), step, nfe=0, spent=lambda spent: spent)
+
+
+def _pair(order: int, eps: Callable, times: Callable, y: Array, lam: Array, h: Array) -> tuple[Array, Array]:
+    """DPM-Solver steps of `order` - 1 and of `order` from y at lam (B,) to lam + h, which share their evaluations eps(y, time)."""
+
+    def move(r, first, second=None, weight=None):
+        """y at lam + r h by the first slope held, with `weight` of its difference to the second."""
+        u = jnp.exp(-(lam + r * h))
+        moved = y - expand(u * jnp.expm1(r * h), y) * first
+        return moved if second is None else moved - expand(u * weight, y) * (second - first)
+
+    ratios = (1 / 2,) if order == 2 else (1 / 3, 2 / 3)
+    start, *looks = times(jnp.stack([lam, *(lam + r * h for r in ratios)]))
+    first = eps(y, start)
+    second = eps(move(ratios[0], first), looks[0])
+    middle = move(1.0, first, second, jnp.expm1(h) / (2 * ratios[0]))
+    if order == 2:
+        return move(1.0, first), middle
+    r1, r2 = ratios
+    third = eps(move(r2, first, second, r2 / r1 * r2 * h * phi(2, r2 * h)), looks[1])
+    return middle, move(1.0, first, third, h * phi(2, h) / r2)

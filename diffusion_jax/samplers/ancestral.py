@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.processes import gaussian
-from diffusion_jax.samplers.base import Sampler, memoryless
+from diffusion_jax.samplers.base import Sampler, memoryless, noise_amount
 
 
 def ddpm(variance: str = "small") -> Sampler:
@@ -39,14 +39,27 @@ def ddpm(variance: str = "small") -> Sampler:
 
 
 def ddim(eta: float = 0.0) -> Sampler:
-    """x_s = alpha_s x0-hat + sqrt(sigma_s^2 - var) eps-hat + sqrt(var) z, var = eta^2 beta-tilde (Song et al. 2021, eq. 12, 16).
+    """x_s = alpha_s x0-hat + sqrt(sigma_s^2 - var) eps-hat + sqrt(var) z, var = min(eta^2 beta-tilde, sigma_s^2) (Song et al. 2021, eq. 12, 16).
 
     eta = 0 is deterministic: Euler's method in (x / alpha, sigma / alpha). eta = 1 is ancestral.ddpm('small').
+
+    Args:
+      eta: amount of noise, 0 or above. Above 1 there is more than in ancestral sampling, up to the whole of sigma_s^2, beyond which there is
+        no DDIM; k-diffusion has the same limit.
+
+    Raises:
+      UserError: if eta is negative or not finite.
     """
+    return _ddim("ancestral.ddim", eta)
+
+
+def _ddim(name: str, eta: float) -> Sampler:
+    noise_amount(name, eta=eta)
 
     def step(noise, x, t, s, denoise, process):
         prediction = denoise(x, t)
         fresh = -(eta**2) * jnp.expm1(gaussian.logsnr(process, t) - gaussian.logsnr(process, s))  # var / sigma_s^2
+        fresh = jnp.minimum(fresh, 1.0) if eta > 1 else fresh
         x = process.alpha(s) * prediction.x0 + process.sigma(s) * jnp.sqrt(1 - fresh) * prediction.eps
         return x + process.sigma(s) * jnp.sqrt(fresh) * noise.path(t, s) if eta else x
 
@@ -56,6 +69,7 @@ def ddim(eta: float = 0.0) -> Sampler:
 def euler_ancestral(eta: float = 1.0) -> Sampler:
     """Euler ancestral (Katherine Crowson's k-diffusion): Euler down to sigma_down, then noise sigma_up, in the frame (x / alpha, sigma / alpha).
 
-    sigma_up^2 = eta^2 sigma_s^2 (sigma_t^2 - sigma_s^2) / sigma_t^2 and sigma_down^2 = sigma_s^2 - sigma_up^2, which makes it DDIM(eta).
+    sigma_up = min(sigma_s, eta sigma_s sqrt(sigma_t^2 - sigma_s^2) / sigma_t) and sigma_down^2 = sigma_s^2 - sigma_up^2, which makes it
+    DDIM(eta), with the same limit for eta above 1.
     """
-    return ddim(eta)
+    return _ddim("ancestral.euler_ancestral", eta)

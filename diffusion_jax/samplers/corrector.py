@@ -14,7 +14,7 @@ from diffusion_jax.arrays import expand
 from diffusion_jax.errors import UserError
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers import sde
-from diffusion_jax.samplers.base import Sampler
+from diffusion_jax.samplers.base import Sampler, noise_amount
 
 
 class Corrector(NamedTuple):
@@ -34,8 +34,9 @@ def with_corrector(sampler: Sampler, corrector: Corrector) -> Sampler:
     return sampler._replace(step=step, nfe=sampler.nfe + corrector.nfe)
 
 
-def _langevin(steps: int, size: Callable) -> Corrector:
+def _langevin(name: str, snr: float, steps: int, size: Callable) -> Corrector:
     """x + size score + sqrt(2 size) z, `steps` times; size(process, score, z, t, s) -> scalar or (B,)."""
+    noise_amount(f"corrector.{name}", snr=snr)
     if steps < 1:
         raise UserError(f"a Langevin corrector makes at least 1 step; got steps={steps}")
 
@@ -59,12 +60,16 @@ def langevin(snr: float = 0.16, steps: int = 1) -> Corrector:
         norms = [jnp.sqrt(arrays.sum_per_example(v**2)) for v in (z, score)]
         return 2 * (gaussian.transition(process, t, s)[0] * snr * norms[0] / norms[1]) ** 2
 
-    return _langevin(steps, size)
+    return _langevin("langevin", snr, steps, size)
 
 
 def annealed_langevin(snr: float = 0.16, steps: int = 1) -> Corrector:
     """Annealed Langevin dynamics (Song & Ermon 2019, algorithm 1): step size 2 r^2 (snr sigma_s)^2, r as in `langevin`."""
-    return _langevin(steps, lambda process, score, z, t, s: 2 * (gaussian.transition(process, t, s)[0] * snr * process.sigma(s)) ** 2)
+
+    def size(process, score, z, t, s):
+        return 2 * (gaussian.transition(process, t, s)[0] * snr * process.sigma(s)) ** 2
+
+    return _langevin("annealed_langevin", snr, steps, size)
 
 
 def predictor_corrector(snr: float = 0.16, steps: int = 1) -> Sampler:

@@ -51,20 +51,20 @@ def _nodes(process, times, t, s):
     return (lam - log_ratio(process, t)) / (log_ratio(process, s) - log_ratio(process, t))
 
 
-def carry(process: Process, t: Array, s: Array, *, data: bool = True, eta: float = 0.0) -> Array:
+def carry(process: Process, t: Array, s: Array, *, data: bool = True, eta: float | Array = 0.0) -> Array:
     """What the move from t to s leaves of x."""
     if not data:
         return process.alpha(s) / process.alpha(t)
-    kept = process.sigma(s) / process.sigma(t)
-    return kept * jnp.exp(-eta * (log_ratio(process, s) - log_ratio(process, t))) if eta else kept
+    return process.sigma(s) / process.sigma(t) * jnp.exp(-eta * (log_ratio(process, s) - log_ratio(process, t)))
 
 
-def noise_level(process: Process, t: Array, s: Array, eta: float) -> Array:
-    """Standard deviation of what the move from t to s adds."""
-    return process.sigma(s) * jnp.sqrt(-jnp.expm1(2 * eta * (log_ratio(process, t) - log_ratio(process, s))))
+def noise_level(process: Process, t: Array, s: Array, eta: float | Array) -> Array:
+    """Standard deviation of what the move from t to s adds; differentiable at eta = 0 too, where it is 0."""
+    share = -jnp.expm1(2 * eta * (log_ratio(process, t) - log_ratio(process, s)))
+    return process.sigma(s) * jnp.where(share > 0, jnp.sqrt(jnp.where(share > 0, share, 1.0)), 0.0)
 
 
-def weights(process: Process, times: Array, t: Array, s: Array, *, data: bool = True, eta: float = 0.0, second: str = "exact",
+def weights(process: Process, times: Array, t: Array, s: Array, *, data: bool = True, eta: float | Array = 0.0, second: str = "exact",
             curvature: float = 1.0) -> Array:
     """Of the values that stand at `times` (p,), p <= 4, in the move from t to s: (p,).
 

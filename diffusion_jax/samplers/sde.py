@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.processes import gaussian
-from diffusion_jax.samplers import exponential, multistep, ode
-from diffusion_jax.samplers.base import Sampler, memoryless
+from diffusion_jax.samplers import exponential, multistep, ode, stochastic
+from diffusion_jax.samplers.base import Sampler, memoryless, noise_amount, noise_range
 from diffusion_jax.samplers.exponential import log_ratio
+from diffusion_jax.types import Array
 
 
 def euler_maruyama() -> Sampler:
@@ -45,75 +46,69 @@ def reverse_diffusion() -> Sampler:
     return memoryless(step)
 
 
-DIFFUSIONS = {  # w(t) of `interpolant`
-    "sde": lambda process, t: gaussian.drift_diffusion(process, t)[1],
+DIFFUSIONS = {  # D(t) of `interpolant`; t = 0 is the data, where SiT's clock has t = 1
+    "sde": lambda process, t: 0.5 * gaussian.drift_diffusion(process, t)[1],
     "constant": lambda process, t: jnp.ones_like(t),
     "sigma": lambda process, t: process.sigma(t),
+    "linear": lambda process, t: t,
+    "decreasing": lambda process, t: 0.25 * (1 - jnp.cos(math.pi * t)) ** 2,
+    "increasing_decreasing": lambda process, t: jnp.sin(math.pi * t) ** 2,
     "sin2": lambda process, t: jnp.sin(math.pi * t) ** 2,
-    "decreasing": lambda process, t: 0.25 * (jnp.cos(math.pi * t) + 1) ** 2,
-    "increasing_decreasing": lambda process, t: jnp.sin(math.pi * t) ** 2 * process.sigma(t),
 }
 
 
 def interpolant(diffusion: str = "sde", scale: float = 1.0) -> Sampler:
-    """Euler-Maruyama of dx = [velocity - w score / 2] dt + sqrt(w) dw, any w >= 0 (stochastic interpolants: Albergo et al. 2023, eq. 2.36; Ma et al. 2024).
+    """Euler-Maruyama of dx = [velocity - D score] dt + sqrt(2 D) dw, for any D >= 0 (Albergo et al. 2023, eq. 2.36; Ma et al. 2024, SiT).
 
-    w = scale times 'sde' (g^2, with scale 1 the reverse SDE), 'constant', 'sigma', 'sin2', 'decreasing' or 'increasing_decreasing' (SiT's table);
-    scale 0 is ode.euler. Weak order 1. Steps must be short where w / sigma^2 is large: 'constant' asks for many near the data.
+    Every D gives the marginals of the process. Weak order 1. The steps must be short where D / sigma^2 is large: 'constant' needs
+    many steps near the data.
+
+    Args:
+      diffusion: the shape of D(t), by the names of SiT's code. 'sde' is g^2 / 2 (there 'SBDM'), which at scale 1 is the reverse SDE;
+        'constant' is 1; 'sigma' is sigma(t); 'linear' is t; 'decreasing' is (1 - cos(pi t))^2 / 4, from 1 at the noise (t = 1) to 0 at
+        the data (t = 0); 'increasing_decreasing', also named 'sin2', is sin(pi t)^2.
+      scale: the factor of D, at least 0, as SiT's diffusion_norm (which that code puts inside the square of 'decreasing');
+        0 is ode.euler.
+
+    Raises:
+      UserError: for a shape that does not exist, or a scale that is negative or not finite.
     """
     if diffusion not in DIFFUSIONS:
         raise unknown("diffusion of sde.interpolant", diffusion, DIFFUSIONS)
-    if scale < 0:
-        raise UserError(f"sde.interpolant(scale={scale}): a diffusion coefficient is not negative")
+    noise_amount("sde.interpolant", scale=scale)
 
     def step(noise, x, t, s, denoise, process):
-        prediction, w = denoise(x, t), scale * DIFFUSIONS[diffusion](process, t)
-        drift = gaussian.velocity(process, prediction, t) - 0.5 * w * gaussian.score(process, prediction, t)
+        prediction, D = denoise(x, t), scale * DIFFUSIONS[diffusion](process, t)
+        drift = gaussian.velocity(process, prediction, t) - D * gaussian.score(process, prediction, t)
         x = x - (t - s) * drift
-        return x + jnp.sqrt(w * (t - s)) * noise.path(t, s) if scale else x
+        return x + jnp.sqrt(2 * D * (t - s)) * noise.path(t, s) if scale else x
 
     return memoryless(step)
 
 
 def edm(S_churn: float = 40.0, S_min: float = 0.05, S_max: float = 50.0, S_noise: float = 1.003) -> Sampler:
-    """EDM's stochastic sampler (Karras et al. 2022, algorithm 2), in the frame (x / alpha, sigma / alpha) for any process.
+    """EDM's stochastic sampler (Karras et al. 2022, algorithm 2), for any process: stochastic.churned(ode.edm_heun()).
 
     Each step first adds noise, raising sigma / alpha by the factor 1 + gamma, gamma = min(S_churn / n, sqrt(2) - 1) while sigma / alpha
     is in [S_min, S_max]; then takes a Heun step down. S_churn = 0 is ode.edm_heun. Never rises above the process's own t_max.
     """
-    heun = ode.edm_heun()
-
-    def step(noise, x, n, t, s, denoise, process):
-        ratio = process.sigma(t) / process.alpha(t)
-        gamma = jnp.where((S_min <= ratio) & (ratio <= S_max), jnp.minimum(S_churn / n, math.sqrt(2) - 1), 0.0)
-        lam = gaussian.logsnr(process, t)
-        t_hat = jnp.where(gamma > 0, gaussian.time_of_logsnr(process, lam - 2 * jnp.log1p(gamma)), t)
-        # (ratio_hat / ratio)^2 - 1; a difference of squares would leave the root of its rounding as noise where churn is off
-        growth = jnp.where(gamma > 0, jnp.maximum(jnp.expm1(lam - gaussian.logsnr(process, t_hat)), 0.0), 0.0)
-        added = ratio * jnp.sqrt(growth) * S_noise * noise.path(t, s)
-        x_hat = process.alpha(t_hat) * (x / process.alpha(t) + added)
-        return heun.step(noise, x_hat, (), t_hat, s, denoise, process)[0], n
-
-    return Sampler(lambda x, ts: 1 + jnp.sum(ts[1:] < ts[:-1]), step, nfe=2)
+    return stochastic.churned(ode.edm_heun(), S_churn, S_min, S_max, S_noise)
 
 
 # ---- exponential integrators -------------------------------------------------------------------------------------------------
 
 
-def _dpmpp(order: int, eta: float, second: str = "midpoint", curvature: float = 1.0) -> Sampler:
+def _dpmpp(name: str, order: int, eta: float, second: str = "midpoint", curvature: float = 1.0) -> Sampler:
     """The multistep exponential solver of the reverse SDE with noise eta, in data prediction."""
+    noise_amount(f"sde.{name}", eta=eta)
+    if second not in ("midpoint", "exact"):
+        raise unknown(f"second of sde.{name}", second, ("midpoint", "exact"))
 
     def weights(process, p, times, s):
-        return exponential.weights(process, times, times[0], s, eta=_noise(eta, "eta"), second=second, curvature=curvature)
+        return exponential.weights(process, times, times[0], s, eta=eta, second=second, curvature=curvature)
 
     return multistep.solver(order, lambda prediction: prediction.x0, functools.partial(exponential.carry, eta=eta), weights,
                             functools.partial(exponential.noise_level, eta=eta) if eta else None)  # fmt: skip
-
-
-def _noise(value: float, name: str) -> float:
-    if value < 0:
-        raise UserError(f"{name}={value}: the amount of noise is not negative")
-    return value
 
 
 def dpmpp_1(eta: float = 1.0) -> Sampler:
@@ -121,7 +116,7 @@ def dpmpp_1(eta: float = 1.0) -> Sampler:
 
     x_s = (sigma_s / sigma_t) e^(-eta h) x - alpha_s expm1(-(1 + eta) h) x0 + sigma_s sqrt(1 - e^(-2 eta h)) z; eta = 1 is ancestral.ddpm('small').
     """
-    return _dpmpp(1, eta)
+    return _dpmpp("dpmpp_1", 1, eta)
 
 
 def dpmpp_2m(eta: float = 1.0, second: str = "midpoint") -> Sampler:
@@ -129,25 +124,30 @@ def dpmpp_2m(eta: float = 1.0, second: str = "midpoint") -> Sampler:
 
     second: 'midpoint', or 'exact' (k-diffusion's 'heun'). eta = 0 is multistep.dpmpp_2m.
     """
-    if second not in ("midpoint", "exact"):
-        raise unknown("second of sde.dpmpp_2m", second, ("midpoint", "exact"))
-    return _dpmpp(2, eta, second)
+    return _dpmpp("dpmpp_2m", 2, eta, second)
 
 
-def dpmpp_3m(eta: float = 1.0, curvature: float = 1.0) -> Sampler:
+def dpmpp_3m(eta: float = 1.0, curvature: float = 1.0, second: str = "midpoint") -> Sampler:
     """SDE-DPM-Solver++(3M) (k-diffusion's dpmpp_3m_sde): the parabola through the last three x0-hat.
 
-    curvature multiplies its last term; k-diffusion has 0.5. eta = 0 is multistep.dpmpp_3m.
+    eta = 0 is multistep.dpmpp_3m. k-diffusion has curvature=0.5 and second='exact'.
+
+    Args:
+      eta: amount of noise, at least 0; 1 is the reverse SDE.
+      curvature: factor of the quadratic term.
+      second: weight of the difference in the second step, which has two values only; as in `dpmpp_2m`.
     """
-    return _dpmpp(3, eta, "exact", curvature)
+    return _dpmpp("dpmpp_3m", 3, eta, second, curvature)
 
 
 def dpmpp_2s(eta: float = 1.0, r: float = 0.5) -> Sampler:
     """DPM-Solver++(2S) for the SDE (k-diffusion's dpmpp_sde): a second look at the ratio r of the step, reached with noise of its own.
 
-    Both moves go down to sigma_down and add sigma_up, as ancestral.euler_ancestral. The noise of the whole step contains that of its first
-    part, as on one path of the SDE: independent draws would cost the weak order. Two evaluations a step.
+    Both moves go down to sigma_down and add sigma_up, as ancestral.euler_ancestral, whose limit for eta above 1 is used here too. The noise
+    of the whole step contains that of its first part, as on one path of the SDE: independent draws would cost the weak order. Two
+    evaluations a step.
     """
+    noise_amount("sde.dpmpp_2s", eta=eta)
     if not 0 < r < 1:
         raise UserError(f"sde.dpmpp_2s(r={r}): the second look is at a ratio of the step between 0 and 1")
 
@@ -157,7 +157,7 @@ def dpmpp_2s(eta: float = 1.0, r: float = 0.5) -> Sampler:
 
         def move(x0, end, z):
             """From x at t to `end`, x0 held: noise of variance up^2 sigma_end^2, the rest of the old noise scaled to fit."""
-            up = -(eta**2) * jnp.expm1(2 * (low - log_ratio(process, end)))
+            up = jnp.minimum(-(eta**2) * jnp.expm1(2 * (low - log_ratio(process, end))), 1.0)
             down = process.sigma(end) * jnp.sqrt(1 - up)
             kept = down / process.sigma(t)
             return kept * x + (process.alpha(end) - kept * process.alpha(t)) * x0 + process.sigma(end) * jnp.sqrt(up) * z
@@ -181,27 +181,48 @@ class _Corrected(NamedTuple):
     z: jax.Array
 
 
-def sa(predictor: int = 3, corrector: int = 3, tau: float = 1.0) -> Sampler:
-    """SA-Solver (Xue et al. 2023, algorithm 1): stochastic Adams in data prediction, noise tau at every time; eta = tau^2.
+def sa(predictor: int = 3, corrector: int = 3, tau: float | Callable[[Array], Array] = 1.0, S_min: float = 0.0,
+       S_max: float = math.inf) -> Sampler:  # fmt: skip
+    """SA-Solver (Xue et al. 2023, algorithm 1): stochastic Adams methods in data prediction, with noise eta(t) = tau(t)^2.
 
-    The evaluation that starts a step first corrects the move that led to it, with the same noise; so a step costs one. predictor, corrector:
-    how many predictions each takes, 1 to 4; corrector 0: none. tau = 0 is deterministic.
+    The evaluation that starts a step first corrects the move that led to it, with the same noise; so a step costs one. tau is held at its
+    value at the start of each step (the paper's piecewise constant tau), so that the linear part and the noise are exact.
+
+    Args:
+      predictor: number of predictions that the predictor takes, 1 to 4.
+      corrector: number of predictions that the corrector takes, 1 to 4; 0: no corrector.
+      tau: amount of noise, at least 0, or a function of the process's time t; 1 is the reverse SDE, 0 is deterministic.
+      S_min, S_max: tau is 0 where sigma / alpha is outside [S_min, S_max] (the paper has [0.05, 1] on EDM's path).
+
+    Raises:
+      UserError: for a number out of its range.
     """
     if not (1 <= predictor <= 4 and 0 <= corrector <= 4):
         raise UserError(f"sde.sa(predictor={predictor}, corrector={corrector}): the predictor takes 1 to 4 predictions, the corrector 0 to 4")
-    eta = _noise(tau, "tau") ** 2
+    if not callable(tau):
+        noise_amount("sde.sa", tau=tau)
+    noise_range("sde.sa", S_min, S_max)
+    everywhere, none = S_min == 0 and S_max == math.inf, not callable(tau) and tau == 0
+
+    def eta_at(process, t):
+        if none:
+            return 0.0
+        eta = (tau(t) if callable(tau) else jnp.full_like(t, tau)) ** 2
+        ratio = process.sigma(t) / process.alpha(t)
+        return eta if everywhere else jnp.where((S_min <= ratio) & (ratio <= S_max), eta, 0.0)
 
     def move(process, x, history, z, order, t, s):
+        eta = eta_at(process, t)
         weights = [exponential.weights(process, history.times[:p], t, s, eta=eta) for p in range(1, order + 1)]
         x = exponential.carry(process, t, s, eta=eta) * x + multistep.combine(weights, history)
-        return x + exponential.noise_level(process, t, s, eta) * z if eta else x
+        return x if none else x + exponential.noise_level(process, t, s, eta) * z
 
     def step(noise, x, past, t, s, denoise, process):
         history = multistep.remember(past.history, denoise(x, t).x0, t)
         if corrector:
             again = move(process, past.x, history, past.z, corrector, past.history.times[0], t)
             x = jnp.where(past.history.count > 0, again, x)
-        z = noise.path(t, s) if eta else past.z
+        z = past.z if none else noise.path(t, s)
         return move(process, x, history, z, predictor, t, s), _Corrected(history, x, z)
 
     def init(x, ts):
