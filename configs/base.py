@@ -92,7 +92,7 @@ def base() -> ConfigDict:
     sampler.guidance = 1.0  # scale of the guidance; 1: none, and half the work
     sampler.guide = "cfg()"  # which guidance: cfg, interval, autoguidance, classifier (diffusion_jax/guides.py)
     sampler.noise = "independent"  # brownian: one Brownian path per image, whatever the grid and the NFE
-    sampler.clip = "static"  # x0-hat kept in [-1, 1]: static, dynamic (Imagen) or none
+    sampler.clip = "static"  # x0-hat kept in [-1, 1]: static, dynamic (Imagen) or none; MeanFlow: only at the end
     sampler.ema = ""  # which weights: an EMA ('5k', 'power_0.05', 'post_hoc(0.12)'), 'params', or '' for the longest half-life
     sampler.checkpoint = ""  # '': the newest; best: that of training.best
     sampler.batch_size = 256

@@ -378,7 +378,8 @@ def denoiser(experiment: Experiment, params: Params, *, scale: Array | None = No
     Args:
       params: of the network, or an `ensemble`.
       scale: of the guidance; None for none. `is_guided` decides which of the two a scale in a config means.
-      clip: 'static' keeps x0-hat in [-1, 1], 'dynamic' is Imagen's thresholding, 'none' leaves x0-hat as it is.
+      clip: 'static' keeps x0-hat in [-1, 1], 'dynamic' is Imagen's thresholding, 'none' leaves x0-hat as it is. The
+        average velocities of a network with a second time (MeanFlow) are not clipped, only the x0-hat of the last move.
 
     Raises:
       UserError: for an autoencoder, which is no denoiser, and for guidance that this model has no condition for.
@@ -395,12 +396,14 @@ def denoiser(experiment: Experiment, params: Params, *, scale: Array | None = No
 
     match clip:
         case "none":
-            return denoise
+            pass
         case "static":
-            return guidance.clip_x0(denoise, process)
+            denoise = guidance.clip_x0(denoise, process)
         case "dynamic":
-            return guidance.dynamic_threshold(denoise, process)
-    raise unknown("config.sampler.clip", clip, CLIPS)
+            denoise = guidance.dynamic_threshold(denoise, process)
+        case _:
+            raise unknown("config.sampler.clip", clip, CLIPS)
+    return denoise if getattr(experiment.model, "second_time", False) else guidance.of_one_time(denoise)
 
 
 def _site(experiment: Experiment, params: Params) -> guides.Site:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.arrays import expand, tree_lerp
 from diffusion_jax.errors import UserError
-from diffusion_jax.processes.gaussian import from_x0
+from diffusion_jax.processes.gaussian import with_x0
 from diffusion_jax.types import Array, Cond, Denoise, Prediction, Process
 
 Pair = Callable[..., tuple[Prediction, Prediction]]  # (x_t, t, cond) -> the prediction, and the one to be led away from
@@ -88,7 +88,7 @@ def rescale(pair: Pair, scale: float | Array, process: Process, strength: float 
         better, worse = pair(x_t, t, cond)
         mixed = _mixed(better, worse, scale)
         factor = 1 + strength * (_std(better.x0) / jnp.maximum(_std(mixed.x0), 1e-12) - 1)
-        return from_x0(process, x_t, expand(factor, x_t) * mixed.x0, t)._replace(nu=mixed.nu)
+        return with_x0(process, mixed, x_t, expand(factor, x_t) * mixed.x0, t)
 
     return guided
 
@@ -96,8 +96,8 @@ def rescale(pair: Pair, scale: float | Array, process: Process, strength: float 
 def _mixed(better: Prediction, worse: Prediction, scale: float | Array) -> Prediction:
     x0, eps = tree_lerp(worse[:2], better[:2], scale)
     if better.nu is None or worse.nu is None:
-        return Prediction(x0, eps, better.nu)
-    return Prediction(x0, eps, tree_lerp(worse.nu, better.nu, jnp.clip(scale, 0.0, 1.0)))
+        return better._replace(x0=x0, eps=eps)
+    return better._replace(x0=x0, eps=eps, nu=tree_lerp(worse.nu, better.nu, jnp.clip(scale, 0.0, 1.0)))
 
 
 def _std(x: Array) -> Array:
@@ -195,13 +195,18 @@ def _with_score(process: Process, prediction: Prediction, t: Array, more: Array)
 
 
 def clip_x0(denoise: Denoise, process: Process, low: float = -1.0, high: float = 1.0) -> Denoise:
-    """x0-hat clipped to the data's range, eps-hat to match (Ho et al. 2020's code; DDIM's 'clip_denoised')."""
+    """x0-hat clipped to the data's range, eps-hat to match (Ho et al. 2020's code; DDIM's 'clip_denoised').
+
+    A prediction that is told where the move ends, cond['to'], is left as it is: it is the average velocity of MeanFlow as a pair
+    (x0, eps), whose x0 is an average over the move, outside of the data's range where guidance is part of what was learned. The
+    last move, which is told nothing, ends in x0-hat and is clipped.
+    """
     return _with_x0(denoise, process, lambda x0: jnp.clip(x0, low, high))
 
 
 def dynamic_threshold(denoise: Denoise, process: Process, percentile: float = 99.5) -> Denoise:
     """Imagen's dynamic thresholding (Saharia et al. 2022, sec. 2.3): clip x0-hat to [-s, s] and divide by s, where s is this
-    percentile of each image's |x0-hat|, at least 1."""
+    percentile of each image's |x0-hat|, at least 1. A prediction that is told where the move ends is left as it is (`clip_x0`)."""
 
     def squeeze(x0: Array) -> Array:
         s = jnp.percentile(jnp.abs(x0).reshape(x0.shape[0], -1), percentile, axis=1)
@@ -212,10 +217,23 @@ def dynamic_threshold(denoise: Denoise, process: Process, percentile: float = 99
 
 
 def _with_x0(denoise: Denoise, process: Process, change) -> Denoise:
-    """The denoiser whose x0-hat is change(x0-hat), with the eps that x_t then implies; a learned variance is kept."""
+    """The denoiser whose x0-hat is change(x0-hat), with the eps that x_t then implies; average velocities are left as they are."""
 
     def changed(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
         prediction = denoise(x_t, t, cond)
-        return from_x0(process, x_t, change(prediction.x0), t)._replace(nu=prediction.nu)
+        if isinstance(cond, dict) and "to" in cond:
+            return prediction
+        return with_x0(process, prediction, x_t, change(prediction.x0), t)
 
     return changed
+
+
+def of_one_time(denoise: Denoise) -> Denoise:
+    """The denoiser without cond['to'], for networks that have no second time: under few_step.jump it is then DDIM, thresholded or not."""
+
+    def untold(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
+        if isinstance(cond, dict) and "to" in cond:
+            cond = {name: value for name, value in cond.items() if name != "to"} or None
+        return denoise(x_t, t, cond)
+
+    return untold

@@ -241,7 +241,7 @@ def ddnm(data_std: float = 1.0) -> Method:
             else:
                 r2 = spread(process, t, data_std)
                 x0 = prediction.x0 + expand(r2, x_t) * _pull(measurement, prediction.x0, y, r2)
-            return gaussian.from_x0(process, x_t, x0, t)._replace(nu=prediction.nu)
+            return gaussian.with_x0(process, prediction, x_t, x0, t)
 
         return guided
 
@@ -264,7 +264,7 @@ def pigdm(data_std: float = 1.0, symmetric: bool = False) -> Method:
             x0, times_jacobian, prediction = transform(lambda x: _x0_and_all(denoise(x, t, cond)), x_t, has_aux=True)
             pulled = times_jacobian(_pull(measurement, x0, y, spread(process, t, data_std)))
             x0 = x0 + expand(process.sigma(t) ** 2 / process.alpha(t), x_t) * (pulled if symmetric else pulled[0])
-            return gaussian.from_x0(process, x_t, x0, t)._replace(nu=prediction.nu)
+            return gaussian.with_x0(process, prediction, x_t, x0, t)
 
         return guided
 

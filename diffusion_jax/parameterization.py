@@ -31,10 +31,15 @@ from diffusion_jax.types import Apply, Array, Cond, Denoise, Params, Prediction,
 
 
 class Parameterization(NamedTuple):
-    """coefficients(process, t) -> (a, b), of t's shape; encode(process, x_t, t) -> (x_in, c_noise), what the network is fed."""
+    """coefficients(process, t) -> (a, b), of t's shape; encode(process, x_t, t) -> (x_in, c_noise), what the network is fed.
+
+    residual(process) -> the noise level sigma / alpha at which x0-hat is x_t / alpha whatever the network says, if that is not 0: the
+    boundary of a consistency function, whose x0-hat still has that noise. None: x0-hat is an estimate of the data.
+    """
 
     coefficients: Callable[[Process, Array], tuple[Array, Array]]
     encode: Callable[[Process, Array, Array], tuple[Array, Array]]
+    residual: Callable[[Process], Array] | None = None
 
 
 def target(parameterization: Parameterization, process: Process, prediction: Prediction, t: Array) -> Array:
@@ -66,12 +71,13 @@ def denoiser(apply: Apply, params: Params, parameterization: Parameterization, p
         if isinstance(cond, dict) and "to" in cond:
             cond = cond | {"to": process.sigma(cond["to"]) / (process.alpha(cond["to"]) + process.sigma(cond["to"]))}
         F = apply(params, *parameterization.encode(process, x_t, t), cond, **kwargs).astype(x_t.dtype)
+        residual = parameterization.residual and jnp.broadcast_to(parameterization.residual(process), t.shape)
         if F.shape == x_t.shape:
-            return decode(parameterization, process, F, x_t, t)
+            return decode(parameterization, process, F, x_t, t)._replace(residual=residual)
         if F.shape != (*x_t.shape[:-1], 2 * x_t.shape[-1]):
             raise UserError(f"the network maps {x_t.shape} to {F.shape}; its output must have the same channels, or twice as many")
         F, nu = jnp.split(F, 2, axis=-1)
-        return decode(parameterization, process, F, x_t, t)._replace(nu=nu)
+        return decode(parameterization, process, F, x_t, t)._replace(nu=nu, residual=residual)
 
     return denoise
 
@@ -196,14 +202,18 @@ def consistency(sigma_data: float = 0.5, **encoding: Unpack[Encoding]) -> Parame
     """Consistency models' preconditioning (Song et al. 2023, appendix C), for any alpha: x0 = c_skip x_t / alpha + c_out F.
 
     u = sigma / alpha,  c_skip = sd^2 / (sd^2 + (u - u_min)^2),  c_out = sd (u - u_min) / sqrt(sd^2 + u^2): at t_min, where
-    u = u_min, x0 is x_t / alpha, whatever F.
+    u = u_min, x0 is x_t / alpha, whatever F. So x0-hat has noise of level u_min, which few_step.multistep takes into account.
     """
 
+    def boundary(process, dtype=jnp.float32):
+        time = jnp.asarray(process.t_min, dtype)
+        return process.sigma(time) / process.alpha(time)
+
     def coefficients(process, t):
-        u, start = (process.sigma(time) / process.alpha(time) for time in (t, jnp.asarray(process.t_min, jnp.result_type(t))))
+        u, start = process.sigma(t) / process.alpha(t), boundary(process, jnp.result_type(t))
         rise = jnp.maximum(u - start, 1e-12)  # F says nothing at t_min, so the pair has a pole there
         total = sigma_data**2 + rise**2
         c_skip, c_out = sigma_data**2 / total, sigma_data * rise / jnp.sqrt(sigma_data**2 + u**2)
         return rise**2 / total / c_out, -c_skip * u / c_out
 
-    return Parameterization(coefficients, encoder(sigma_data=sigma_data, **encoding))
+    return Parameterization(coefficients, encoder(sigma_data=sigma_data, **encoding), boundary)

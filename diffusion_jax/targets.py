@@ -274,7 +274,7 @@ def reference(
             u = jnp.exp(log_u)
             cos, sin = 1 / jnp.sqrt(1 + u**2), u / jnp.sqrt(1 + u**2)
             time = paths.time_of_logsnr(process, -2 * log_u)
-            x0, eps, _ = denoise(z * norm(time), time, cond)
+            x0, eps = denoise(z * norm(time), time, cond)[:2]
             return sin * cos * (cos * eps - sin * x0)
 
         def norm(time):

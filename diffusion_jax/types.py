@@ -21,12 +21,14 @@ class Prediction(NamedTuple):
     """What x_t is made of: x_t = alpha(t) x0 + sigma(t) eps holds exactly, so affine mixes of predictions stay predictions.
 
     x0, eps: (B, ...) float32. nu: (B, ...) or None, the network's interpolation coefficient of the reverse variance
-    (Nichol & Dhariwal 2021, eq. 15), present only when the network learns it.
+    (Nichol & Dhariwal 2021, eq. 15), present only when the network learns it. residual: (B,) or None, the noise level sigma / alpha that
+    x0 itself still has: that of t_min for consistency functions whose boundary condition is there, None for an estimate of the data.
     """
 
     x0: Array
     eps: Array
     nu: Array | None = None
+    residual: Array | None = None
 
 
 class Noised(NamedTuple):

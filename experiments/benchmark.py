@@ -343,7 +343,7 @@ def bare(built, params, x, cond, ts):
     denoise, process = experiment.denoiser(built, params, clip="none"), built.process
 
     def look(x, t):
-        x0, eps, _ = denoise(x, t, cond)
+        x0, eps = denoise(x, t, cond)[:2]
         return process.alpha(t) * x0 + process.sigma(t) * eps, None  # x again, but only the network's work gets there
 
     return jax.lax.scan(look, x, ts)[0]

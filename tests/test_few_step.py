@@ -16,7 +16,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from configs import base as base_config
 from configs import toy
-from diffusion_jax import arrays, comparison, experiment, inverse, parameterization, targets
+from diffusion_jax import arrays, comparison, experiment, guidance, inverse, parameterization, targets
 from diffusion_jax import workdir as folder
 from diffusion_jax.arrays import expand
 from diffusion_jax.errors import UserError
@@ -53,7 +53,7 @@ def solve(target, process, x, t, s, steps=64):
 
     def slope(log_u, z):
         u = jnp.exp(log_u)
-        x0, eps, _ = denoise(expand(jnp.sqrt(1 + u**2), z) * z, u)
+        x0, eps = denoise(expand(jnp.sqrt(1 + u**2), z) * z, u)[:2]
         return expand(u / (1 + u**2) ** 1.5, z) * (eps - expand(u, z) * x0)
 
     def move(z, i):
@@ -101,7 +101,7 @@ def scored(objective, target, process, drawn, progress, shift=0.0):
     def moved(c, d):
         def denoise(x, t, cond=None):
             """v-hat + c + d z for z = x / r, r^2 = alpha^2 + sigma^2: of order one at every noise level."""
-            x0, eps, _ = perfect(x, t, cond)
+            x0, eps = perfect(x, t, cond)[:2]
             alpha, sigma = expand(process.alpha(t), x), expand(process.sigma(t), x)
             r = jnp.hypot(alpha, sigma)
             more = (shift + c[:, None] + d[:, None] * x / r) / r
@@ -385,19 +385,87 @@ def test_multistep_keeps_the_law_on_any_times():
         assert_allclose(np.cov(x.T), np.cov(truth.T), atol=0.02)
 
 
-def test_multistep_is_algorithm_1():
-    """x <- f(x, T); then x <- f(x + tau z, tau). (The paper has tau^2 - u_min^2, as its data have the noise of u_min.)"""
-    process, f = schedules.EDM(), MIXTURE.denoise(schedules.EDM())
+@pytest.mark.parametrize("residual", [None, 0.2], ids=["to the data", "to t_min"])
+def test_multistep_is_algorithm_1(residual):
+    """x <- f(x, T); then x <- f(x + sqrt(tau^2 - u_min^2) z, tau) (Song et al. 2023), u_min = 0 for a function that ends at the data."""
+    process, exact = schedules.EDM(), MIXTURE.denoise(schedules.EDM())
+    f = lambda x, t, cond=None: exact(x, t)._replace(residual=residual and jnp.full(len(x), residual))  # noqa: E731
     keys = arrays.example_keys(jax.random.key(0), 3)
     ts = grids.levels(process, 3, levels=(0.8, 0.3))
     noise = base.independent(process, keys, jnp.zeros((3, 2)))
     x = y = base.start(process, keys, (3, 2))
     y = f(y, ts[0]).x0
     for i, tau in enumerate((0.8, 0.3)):
-        y = f(y + tau * noise(i).path(ts[i], ts[i + 1]), jnp.float32(tau / 80)).x0
+        level = np.sqrt(tau**2 - (residual or 0.0) ** 2)
+        y = f(y + level * noise(i).path(ts[i], ts[i + 1]), jnp.float32(tau / 80)).x0
     found = base.sample(few_step.multistep(), f, process, keys, x, ts)
     assert_allclose(found, y, rtol=1e-4, atol=1e-5)
     assert base.evaluations(few_step.multistep(), ts) == 3 and base.draws_noise(few_step.multistep(), process)
+
+
+@pytest.mark.parametrize("end", ["t_min", "data"])
+def test_the_boundary_decides_how_much_noise_leads_back(end):
+    """With an exact consistency function of N(0, v) that ends at either, x_s has exactly the variance alpha_s^2 v + sigma_s^2.
+
+    One step is x_s = slope x + spread z; with the other end's noise it is off by (alpha_s u_min)^2, here 4 to 30 %. VP with a
+    large t_min.
+    """
+    process, v = schedules.VP(t_min=0.2), 0.5
+    start = jnp.asarray(process.t_min)
+    u_min = process.sigma(start) / process.alpha(start)
+    rest = u_min if end == "t_min" else 0.0
+
+    def f(x, t, to=None):
+        u = process.sigma(t) / process.alpha(t)
+        x0 = jnp.sqrt((v + rest**2) / (v + u**2)) * x / process.alpha(t)
+        return gaussian.from_x0(process, x, x0, t)._replace(residual=jnp.full(len(x), u_min) if end == "t_min" else None)
+
+    t, rows, z = jnp.asarray(0.9), jnp.asarray([[0.0], [1.0], [0.0]]), jnp.asarray([[0.0], [0.0], [1.0]])
+    for s in (0.25, 0.4, 0.8):
+        moved = few_step.multistep().step(base.Noise(lambda t, s, part=0: z, None), rows, (), t, jnp.asarray(s), f, process)[0]
+        variance = moved[1] ** 2 * (process.alpha(t) ** 2 * v + process.sigma(t) ** 2) + moved[2] ** 2
+        assert_allclose(variance, process.alpha(s) ** 2 * v + process.sigma(s) ** 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make, ends", [("consistency", True), ("edm", False), ("v", False)])
+def test_the_parameterization_says_where_its_function_ends(make, ends):
+    """And what wraps the denoiser keeps it: guidance, thresholding, an inverse problem, another process."""
+    process = schedules.EDM(sigma_min=0.1, sigma_max=20.0)
+    pair = getattr(parameterization, make)()
+    network = lambda params, x, c_noise, cond: jnp.sin(3 * x) + (0.0 if cond is None else cond["label"][:, None])  # noqa: E731
+    denoise = parameterization.denoiser(network, None, pair, process)
+    label = {"label": jnp.ones(4)}
+    x, t, null = jnp.ones((4, 2)), jnp.asarray(0.3), lambda cond: {"label": jnp.zeros(4)}
+    whole = inverse.linear((2,), np.eye(2)[:1], std=0.1)
+    wrapped = [
+        denoise, guidance.cfg(denoise, 2.0, null), guidance.clip_x0(denoise, process), guidance.dynamic_threshold(denoise, process),
+        guidance.rescale(guidance.beside_null(denoise, null), 2.0, process), guidance.of_one_time(denoise),
+        guidance.interval(guidance.cfg(denoise, 2.0, null), denoise, process, 0.0, 9.0),
+        parameterization.under(denoise, process, schedules.VP()),
+        inverse.ddnm().guide(denoise, process, whole, jnp.ones((4, 1))), inverse.pigdm().guide(denoise, process, whole, jnp.ones((4, 1))),
+    ]  # fmt: skip
+    for each in wrapped:
+        residual = each(x, t, label).residual
+        assert (residual is None) if not ends else np.allclose(residual, 0.1, rtol=1e-5) and residual.shape == (4,)
+    t_min = jnp.full(4, process.t_min)
+    assert np.allclose(denoise(x, t_min, label).x0, x / process.alpha(t_min)[:, None], atol=1e-5) == ends
+
+
+def test_average_velocities_are_not_clipped():
+    """A guided velocity may have an x0 outside of [-1, 1]: the jump of clip_x0 is the paper's z - (t - r) u all the same; the end is clipped.
+
+    A denoiser, which has no second time, is clipped under few_step.jump as under ancestral.ddim.
+    """
+    x, t, s = jnp.asarray([[0.1, -0.1], [-0.2, 0.15]]), jnp.float32(0.55), jnp.float32(0.4)
+    average = lambda x, t, cond=None: gaussian.from_x0(FLOW, x, jnp.full_like(x, 1.4), t)  # noqa: E731
+    for clipped in (guidance.clip_x0(average, FLOW), guidance.dynamic_threshold(average, FLOW)):
+        u = (x - 1.4) / t
+        moved = few_step.jump().step(None, x, (), t, s, base.bind(clipped, None), FLOW)[0]
+        assert_allclose(moved, x - (t - s) * u, rtol=1e-5)
+        assert np.abs(base.sample(few_step.jump(), clipped, FLOW, jax.random.key(0), x, jnp.stack([t, s]))).max() <= 1
+    plain = base.bind(guidance.of_one_time(guidance.clip_x0(MIXTURE.denoise(FLOW), FLOW, -0.05, 0.05)), None)
+    one, other = (sampler.step(None, x, (), t, s, plain, FLOW)[0] for sampler in (few_step.jump(), ancestral.ddim()))
+    assert_allclose(one, other, rtol=1e-5)
 
 
 def test_jumps_of_any_length_are_exact():
@@ -630,6 +698,17 @@ def test_a_student_is_trained_by_a_workdir(workdirs):
     assert experiment.evaluations(chosen) == 2
     draw = experiment.sample_with(trained.experiment, trained.params, chosen)
     assert np.isfinite(draw(jax.random.split(jax.random.key(0), 4), None)).all()
+
+
+@pytest.mark.parametrize("variant", ["meanflow", "ect"])
+def test_a_model_of_two_times_is_clipped_at_the_end_alone(variant):
+    """Whose fresh network gives x0-hat = x at these x, outside of [-1, 1]; a model of one time is clipped in every move."""
+    built = experiment.assemble(recipe(variant), (2,))
+    x, t = jnp.full((3, 2), 3.0), jnp.full(3, 0.2 if variant == "meanflow" else 0.001)
+    params = jax.jit(lambda: experiment.training(built).init(jax.random.key(0)).params)()
+    bound = base.bind(experiment.denoiser(built, params, clip="static"), None)
+    assert np.abs(bound(x, t).x0).max() == 1
+    assert np.abs(bound(x, t, to=t / 2).x0).max() == (1 if variant == "ect" else pytest.approx(3, rel=0.3))
 
 
 def test_few_step_workdirs_are_compared(workdirs):

@@ -50,6 +50,12 @@ def from_x0(process: Process, x_t: Array, x0: Array, t: Array) -> Prediction:
     return Prediction(x0, (x_t - expand(process.alpha(t), x_t) * x0) / expand(process.sigma(t), x_t))
 
 
+def with_x0(process: Process, prediction: Prediction, x_t: Array, x0: Array, t: Array) -> Prediction:
+    """The prediction with another x0-hat and the eps that x_t then implies; all else that the network predicts is kept."""
+    changed = from_x0(process, x_t, x0, t)
+    return prediction._replace(x0=changed.x0, eps=changed.eps)
+
+
 def from_eps(process: Process, x_t: Array, eps: Array, t: Array) -> Prediction:
     """The prediction with this eps: x0 = (x_t - sigma eps) / alpha."""
     return Prediction((x_t - expand(process.sigma(t), x_t) * eps) / expand(process.alpha(t), x_t), eps)
@@ -57,7 +63,7 @@ def from_eps(process: Process, x_t: Array, eps: Array, t: Array) -> Prediction:
 
 def velocity(process: Process, prediction: Prediction, t: Array) -> Array:
     """The probability-flow velocity dx/dt = alpha'(t) x0 + sigma'(t) eps (= f x - g^2 score / 2). (B, ...)."""
-    x0, eps, _ = prediction
+    x0, eps = prediction[:2]
     return expand(derivative(process.alpha, t), x0) * x0 + expand(derivative(process.sigma, t), eps) * eps
 
 

@@ -7,18 +7,26 @@ grid of one time is one-step generation by either. A grid of a few times ends be
 
 from __future__ import annotations
 
+import jax.numpy as jnp
+
+from diffusion_jax.arrays import expand
 from diffusion_jax.samplers.base import Sampler, memoryless
 
 
 def multistep() -> Sampler:
-    """Multistep consistency sampling (Song et al. 2023, algorithm 1): x_s = alpha_s x0-hat + sigma_s z, to the data and back.
+    """Multistep consistency sampling (Song et al. 2023, algorithm 1): x_s = alpha_s x0-hat + sqrt(sigma_s^2 - (alpha_s u)^2) z.
 
-    On the grid of chosen times it is the stochastic iterative sampler. The output has the data's law whatever the times, where
-    x0-hat is exact.
+    u is the noise level sigma / alpha that x0-hat still has (Prediction.residual): that of t_min for parameterization.consistency, whose
+    boundary is there, as in the paper; 0 for a function that ends at the data (sCM, ECT, latent consistency models), where the noise is
+    sigma_s z. On the grid of chosen times it is the stochastic iterative sampler. The output has the law of x_t / alpha_t at the
+    boundary whatever the times, where x0-hat is exact.
     """
 
     def step(noise, x, t, s, denoise, process):
-        return process.alpha(s) * denoise(x, t).x0 + process.sigma(s) * noise.path(t, s)
+        prediction, level = denoise(x, t), process.sigma(s)
+        if prediction.residual is not None:
+            level = expand(jnp.sqrt(jnp.maximum(level**2 - (process.alpha(s) * prediction.residual) ** 2, 0.0)), x)
+        return process.alpha(s) * prediction.x0 + level * noise.path(t, s)
 
     return memoryless(step)
 
@@ -30,7 +38,7 @@ def jump() -> Sampler:
     """
 
     def step(noise, x, t, s, denoise, process):
-        x0, eps, _ = denoise(x, t, to=s)
+        x0, eps = denoise(x, t, to=s)[:2]
         return process.alpha(s) * x0 + process.sigma(s) * eps
 
     return memoryless(step)
