@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from diffusion_jax import reading
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.models import dit, layers
 
@@ -52,6 +53,7 @@ class Published(NamedTuple):
     fixed: (our options, shape) -> tensors that are not learned, which their files hold as well.
     described: what the tensors alone tell of their config.
     under: where its parameters are among those of a run; '': they are all.
+    rule: what the values of their config may be (`reading`).
     """
 
     model: str
@@ -64,6 +66,7 @@ class Published(NamedTuple):
     fixed: Callable[[Options, Shape], dict[str, np.ndarray]] = lambda options, shape: {}
     described: Callable[[Flat], dict[str, Any]] = lambda tensors: {}
     under: str = ""
+    rule: reading.Rule = reading.table()
 
 
 # ---- between flat dicts ----------------------------------------------------------------------------------------------------
@@ -162,7 +165,8 @@ def read_config(network: Published, config: Mapping) -> tuple[Options, Shape]:
 
     one whose config is not that of ours, written as theirs.
     """
-    config = network.defaults | config
+    config = {key: list(value) if isinstance(value, tuple) else value for key, value in (network.defaults | config).items()}
+    reading.check(config, network.rule, "config.json")
     options, shape = network.options(config)
     ours = network.config(options, shape)
     for key, value in config.items():
@@ -202,6 +206,13 @@ DDPM = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta
         "prediction_type": "epsilon", "rescale_betas_zero_snr": False}  # fmt: skip
 
 
+_SCHEDULER = reading.record(
+    {"num_train_timesteps": reading.integer(1, 100_000), "beta_start": reading.number(0, 1), "beta_end": reading.number(0, 1),
+     "beta_schedule": reading.text(), "trained_betas": reading.optional(reading.items(reading.number(0, 1), 1, 100_000)),
+     "prediction_type": reading.text(), "rescale_betas_zero_snr": reading.boolean()},
+    {"clip_sample": reading.boolean()})  # fmt: skip
+
+
 class Convention(NamedTuple):
     """The specs of config.process, config.parameterization and config.objective, and how many steps the chain has."""
 
@@ -218,6 +229,7 @@ def read_scheduler(scheduler: Mapping) -> Convention:
     or a prediction that we do not have.
     """
     scheduler = DDPM | scheduler
+    reading.check(scheduler, _SCHEDULER, "scheduler_config.json")
     steps, schedule, prediction = (scheduler[key] for key in ("num_train_timesteps", "beta_schedule", "prediction_type"))
     if scheduler["rescale_betas_zero_snr"]:
         raise UserError("scheduler_config.json has rescale_betas_zero_snr=True; a last step without signal cannot be imported")
@@ -246,6 +258,9 @@ def write_scheduler(betas: Sequence[float], prediction: str, clip: bool) -> dict
 def shift_and_scale(config: Mapping, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(shift, scale) of an autoencoder's latents z, of each channel: networks of them are trained on (z - shift) / scale."""
     config = KL | config
+    reading.check({key: config[key] for key in SCALE}, LATENTS, "what is known of the latents")
+    if any(len(config[key] or [0] * channels) != channels for key in ("latents_mean", "latents_std")):
+        raise UserError(f"latents_mean and latents_std are not of {channels} channels; import the autoencoder again")
     shift = config["latents_mean"] or [config["shift_factor"] or 0.0] * channels
     scale = [std / config["scaling_factor"] for std in config["latents_std"] or [1.0] * channels]
     return tuple(shift), tuple(scale)
@@ -253,6 +268,7 @@ def shift_and_scale(config: Mapping, channels: int) -> tuple[tuple[float, ...], 
 
 # ---- diffusers ---------------------------------------------------------------------------------------------------------------
 
+LARGEST = 2**28  # numbers that are not learned: those of a DiT of 1,152 channels for images of 482 x 482 patches
 TIME = {"sinusoidal": (False, 1), "adm": (True, 0)}  # flip_sin_to_cos, freq_shift
 PADDING = {"conv": 0, "conv_centred": 1}
 UNET2D = {
@@ -267,6 +283,26 @@ KL = {
     "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True, "sample_size": 32,
     "scaling_factor": 0.18215, "shift_factor": None, "latents_mean": None, "latents_std": None,
 }  # fmt: skip
+
+
+_COUNT, _EPSILON = reading.integer(1, 65_536), reading.number(1e-12, 1)
+_SAMPLE = reading.either(reading.items(_COUNT, 2, 2), reading.optional(_COUNT))
+_LAYERS = {"in_channels": _COUNT, "out_channels": _COUNT, "block_out_channels": reading.items(_COUNT, 1, 16),
+           "down_block_types": reading.items(reading.text(), 1, 16), "up_block_types": reading.items(reading.text(), 1, 16),
+           "layers_per_block": reading.integer(0, 64), "norm_num_groups": _COUNT}  # fmt: skip
+_UNET2D = reading.record(
+    _LAYERS | {"flip_sin_to_cos": reading.boolean(), "freq_shift": reading.number(), "downsample_padding": reading.integer(0, 16),
+               "dropout": reading.number(0, 1), "attention_head_dim": reading.optional(_COUNT), "norm_eps": _EPSILON},
+    {"sample_size": _SAMPLE})  # fmt: skip
+_SCALES = {"scaling_factor": reading.number(1e-6, 1e6), "shift_factor": reading.optional(reading.number()),
+           "latents_mean": reading.optional(reading.items(reading.number())),
+           "latents_std": reading.optional(reading.items(reading.number(1e-12)))}  # fmt: skip
+LATENTS = reading.record({}, _SCALES)  # of what a workdir of an imported autoencoder keeps
+_KL = reading.record(_LAYERS | _SCALES | {"latent_channels": _COUNT, "use_quant_conv": reading.boolean(),
+                     "use_post_quant_conv": reading.boolean(), "mid_block_add_attention": reading.boolean()},
+                     {"sample_size": _SAMPLE})  # fmt: skip
+_DIT = reading.record({}, dict.fromkeys(("patch_size", "hidden_size", "depth", "num_heads", "input_size", "in_channels"), _COUNT) | {
+    "mlp_ratio": reading.number(1e-3, 1e3), "num_classes": reading.integer(0, 10**6), "learn_sigma": reading.boolean()})  # fmt: skip
 
 
 def _unet_options(config: Mapping) -> tuple[Options, Shape]:
@@ -329,7 +365,7 @@ def _kl_config(options: Options, shape: Shape) -> dict[str, Any]:
 def _side(config: Mapping) -> int:
     """The side of the images; UserError where the config does not state it, or they are not square."""
     size = config.get("sample_size")
-    size = size[0] if isinstance(size, (list, tuple)) and len(set(size)) == 1 else size
+    size = size[0] if isinstance(size, list) and len(set(size)) == 1 else size
     if not isinstance(size, int):
         raise UserError(f"config.json has sample_size={size}; write the side of the square images there")
     return size
@@ -389,16 +425,19 @@ def _dit_described(tensors: Flat) -> dict[str, Any]:
         width, channels, patch, _ = tensors["x_embedder.proj.weight"].shape
         hidden, outputs = (len(tensors[name]) for name in ("blocks.0.mlp.fc1.weight", "final_layer.linear.weight"))
         classes = len(tensors["y_embedder.embedding_table.weight"]) - 1
+        ratio = hidden / width
     except KeyError as error:
         raise UserError(f"these tensors are no DiT: {error} is missing") from None
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise UserError(f"these tensors are no DiT: one has another number of dimensions ({error})") from None
     depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
     heads = {size["heads"] for size in dit.SIZES.values() if (size["width"], size["depth"]) == (width, depth)}
     places = tensors.get("pos_embed")
     return {
-        "in_channels": channels, "patch_size": patch, "hidden_size": width, "depth": depth, "mlp_ratio": hidden / width,
+        "in_channels": channels, "patch_size": patch, "hidden_size": width, "depth": depth, "mlp_ratio": ratio,
         "num_classes": classes, "learn_sigma": outputs == 2 * channels * patch**2,
         **({"num_heads": heads.pop()} if heads else {}),
-        **({"input_size": math.isqrt(places.shape[1]) * patch} if places is not None else {}),
+        **({"input_size": math.isqrt(places.shape[1]) * patch} if places is not None and places.ndim == 3 else {}),
     }  # fmt: skip
 
 
@@ -426,6 +465,8 @@ def _dit_layouts(options: Options) -> dict[str, Layout]:
 
 def _dit_fixed(options: Options, shape: Shape) -> dict[str, np.ndarray]:
     side = shape[0] // options["patch"]
+    if side**2 * options["width"] > LARGEST or side * options["patch"] != shape[0] or options["width"] % 4:
+        raise UserError(f"input_size={shape[0]} and patch_size={options['patch']} are not those of a DiT of width {options['width']}")
     return {"pos_embed": np.asarray(dit.places(side, side, options["width"]))[None]}
 
 
@@ -436,13 +477,13 @@ NETWORKS = {
         "unet.UNet", _unet_options, _unet_config, UNET2D,
         {"updown": tuple(PADDING), "noise_embedding": tuple(TIME), "num_classes": (0,), "stem": (1,), "skip_scale": (1,),
          "extra_channels": (0,), "scale_shift": (False,), "second_time": (False,)},
-        _diffusers_words),
+        _diffusers_words, rule=_UNET2D),
     "AutoencoderKL": Published(
-        "autoencoder.AutoencoderKL", _kl_options, _kl_config, KL, {"stem": (1,)}, _diffusers_words, under="autoencoder"),
+        "autoencoder.AutoencoderKL", _kl_options, _kl_config, KL, {"stem": (1,)}, _diffusers_words, under="autoencoder", rule=_KL),
     "DiT": Published(
         "dit.DiT", _dit_options, _dit_config, {},
         {"noise_embedding": ("adm",), "second_time": (False,)},
-        _dit_words, _dit_layouts, _dit_fixed, _dit_described),
+        _dit_words, _dit_layouts, _dit_fixed, _dit_described, rule=_DIT),
 }  # fmt: skip
 
 

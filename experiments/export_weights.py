@@ -22,7 +22,7 @@ def export_weights(config, workdir: str, to: str, path: str) -> Path:
     import numpy as np
 
     from configs import base
-    from diffusion_jax import convert, provenance
+    from diffusion_jax import convert, provenance, reading
     from diffusion_jax import workdir as folder
     from diffusion_jax.evaluation import safetensors
 
@@ -36,7 +36,8 @@ def export_weights(config, workdir: str, to: str, path: str) -> Path:
     params = convert.unstacked({path: np.asarray(leaf) for path, leaf in convert.flat(params).items()})
     shapes = {path: leaf.shape for path, leaf in params.items()}
     described = convert.write_config(network, options, built.shape, shapes)
-    described |= provenance.load_json(Path(workdir) / "provenance.json").get("imported", {}).get("latents", {})
+    rule = reading.record({}, {"imported": reading.record({"latents": convert.LATENTS})})
+    described |= provenance.load_json(Path(workdir) / "provenance.json", rule).get("imported", {}).get("latents", {})
     tensors = convert.to_theirs(convert.table(network, options, shapes), params) | network.fixed(options, built.shape)
     file = Path(path) / ("diffusion_pytorch_model.safetensors" if to == "diffusers" else "model.safetensors")
     safetensors.save(file, tensors)

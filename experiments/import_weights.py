@@ -25,13 +25,13 @@ FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "
 
 def import_weights(source: str, path: str, out: str, dataset: str = "folder", autoencoder: str = "") -> Path:
     """Make a workdir of the weights at `path`, a file, its folder or a pipeline's; returns it. UserError if they do not fit."""
-    from diffusion_jax import convert, data, experiment, provenance
+    from diffusion_jax import convert, data, experiment, provenance, reading
     from diffusion_jax import workdir as folder
     from diffusion_jax.training import checkpoint
 
     file = find(Path(path))
     beside = file.with_name("config.json")
-    config = provenance.load_json(beside) if source == "diffusers" or beside.exists() else {}
+    config = provenance.load_json(beside, reading.table()) if source == "diffusers" or beside.exists() else {}
     name = class_of(source, config)
     network = convert.published(name)
     tensors = {convert.modern(key): tensor for key, tensor in read(file).items()}
@@ -85,10 +85,10 @@ def class_of(source: str, config: dict) -> str:
 
 def scheduler_beside(file: Path) -> dict:
     """The scheduler_config.json in the same folder, or in scheduler/ of the pipeline; {} if there is none."""
-    from diffusion_jax import provenance
+    from diffusion_jax import provenance, reading
 
     places = file.parent / "scheduler_config.json", file.parent.parent / "scheduler" / "scheduler_config.json"
-    return next((provenance.load_json(place) for place in places if place.is_file()), {})
+    return next((provenance.load_json(place, reading.table()) for place in places if place.is_file()), {})
 
 
 def sha256(file: Path) -> str:
@@ -99,7 +99,7 @@ def sha256(file: Path) -> str:
 
 def encoded_by(autoencoder: str, unseen):
     """What a data set of latents says of the imported autoencoder that makes them. UserError for one of other latents."""
-    from diffusion_jax import autoencoders, convert, latent, provenance
+    from diffusion_jax import autoencoders, convert, latent, provenance, reading
     from diffusion_jax import workdir as folder
     from diffusion_jax.data.latents import Encoded
 
@@ -109,7 +109,8 @@ def encoded_by(autoencoder: str, unseen):
         made = f"makes latents {tuple(shape)} of images {tuple(codec.image_shape)}"
         raise UserError(f"--autoencoder={autoencoder} {made}, and the network is for {tuple(unseen.image_shape)}; "
                         "import it again with another sample_size in its config.json, or another")  # fmt: skip
-    told = provenance.load_json(Path(autoencoder) / "provenance.json").get("imported")
+    rule = reading.record({}, {"imported": reading.record({"latents": convert.LATENTS})})
+    told = provenance.load_json(Path(autoencoder) / "provenance.json", rule).get("imported")
     if told is None:
         raise UserError(f"--autoencoder={autoencoder} was trained here, so no published network knows its latents")
     moments = convert.shift_and_scale(told["latents"], shape[-1])
@@ -145,7 +146,10 @@ def fitted(network, built, tensors: dict):
 
     from diffusion_jax import convert, experiment
 
-    template = jax.eval_shape(lambda key: experiment.init_params(built, key), jax.random.key(0))
+    try:
+        template = jax.eval_shape(lambda key: experiment.init_params(built, key), jax.random.key(0))
+    except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:  # for sizes that do not go together
+        raise UserError(f"their config describes no network that can be built: {(str(error) or type(error).__name__).splitlines()[0]}") from error
     own = template[network.under] if network.under else template
     shapes = {path: leaf.shape for path, leaf in convert.flat(own).items()}
     found = convert.to_ours(convert.table(network, built.config.model.to_dict(), shapes), tensors, shapes)

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from diffusion_jax import reading
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.training import distributed
 from diffusion_jax.training.sharding import fetch, path_name
@@ -55,6 +56,14 @@ class Restored(NamedTuple):
 
 
 _WRITING = threading.Lock()  # one save at a time: Orbax and `_settling_loops` are not made for two threads
+
+
+# of the description of a checkpoint: what is saved beside it (`extra`) holds what the training loop and its rollbacks go on from
+_ROLLBACK = reading.record({"to": reading.optional(reading.integer()), "tries": reading.integer(), "shift": reading.integer()})
+_LEAF = reading.record({"shape": reading.items(reading.integer(0, 2**40), most=32), "dtype": reading.text(1, 100), "sha256": reading.text(64, 64)})
+_BODY = reading.record({
+    "step": reading.integer(), "leaves": reading.table(_LEAF),
+    "extra": reading.record({}, {"rollback": _ROLLBACK, "in_a_row": reading.integer(), "tally": reading.optional(reading.table())})})  # fmt: skip
 
 
 class _Damaged(Exception):
@@ -145,7 +154,8 @@ def keep_best(
     least = math.inf
     with contextlib.suppress(_Damaged):
         for step in _steps(checkpointer.directory)[-1:]:
-            least = _read_meta(checkpointer.directory / str(step))["extra"].get(metric, math.inf)
+            kept = _read_meta(checkpointer.directory / str(step))["extra"].get(metric)
+            least = kept if isinstance(kept, float) else math.inf
 
     def run(state: Any, step: int) -> Mapping[str, Any]:
         nonlocal least
@@ -331,6 +341,10 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     meta = _attempt(folder, meta=ocp.args.JsonRestore())["meta"]
     if not isinstance(meta, dict) or meta.get("sha256") != _text_digest(meta.get("body")):
         raise _Damaged("its description does not match its digest")
+    try:
+        _BODY(meta["body"], "")
+    except reading.Mismatch as mismatch:
+        raise _Damaged(f"its description is none: {mismatch}") from None
     return meta["body"]
 
 
