@@ -28,8 +28,8 @@ from experiments import cli, train
 SHOWN = 20  # images of a strip
 TRIED = 12  # steps by which the speed of training is measured
 METRICS = {  # key -> (heading, factor, digits)
-    "accuracy": ("recognised (%)", 100, 1),
-    "frechet": ("Fréchet distance (pixels)", 1, 3),
+    "accuracy": ("recognized (%)", 100, 1),
+    "frechet": ("Fréchet distance", 1, 3),
     "precision": ("precision", 1, 3),
     "recall": ("recall", 1, 3),
     "laplacian": ("Laplacian variance / real", 1, 2),
@@ -256,7 +256,8 @@ def write(rows: Sequence[Mapping], shown: Mapping[str, Any], floor: Mapping, tit
     told, seeds = verdicts(scored), len({row["seed"] for row in rows})
     title = f"Families of generative models on {record['data']}"
     stamp = record["provenance"]
-    facts = (f"{record['seconds']:g} s of training each, {record['num']} images a model; ± is the standard deviation over "
+    facts = (f"{record['seconds']:g} s of training each, {record['num']} images a model, compared with training images by "
+             f"{record['features']}; ± is the standard deviation over "
              f"{seeds} seeds, where a family has more than one. {stamp['date'][:10]}, {stamp['cpu']['model']}.")  # fmt: skip
     claims = {"claim": "the textbook says", "verdict": "here", "measured": "measured"}
     text = f"# {title}\n\n{facts}\n\n{provenance.markdown_table(told, claims)}\n{provenance.markdown_table(table, columns)}"
@@ -326,6 +327,7 @@ def compare(config, workdir: str, families: str = "", seeds: str = "", others: S
         rows.append({"family": other.name, "seed": seeds[0]} | row)
         _tell(str(other), row)
     record = {"data": config.data.name, "num": config.num, "seconds": config.seconds,
+              "features": judge.default_features(dataset.train),
               "provenance": provenance.provenance(config.to_dict(), seeds[0])}  # fmt: skip
     return write(rows, shown, floor, titles, root / "families", record)
 

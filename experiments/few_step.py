@@ -5,9 +5,9 @@ python -m experiments.few_step --workdir=runs/few_step --methods=cd,ect --num=10
 python -m experiments.few_step --workdir=runs/mnist_few_step --recipe=configs/mnist_few_step.py --images=FOLDER_OF_IDX_FILES
 
 Trains the teacher (unless --teacher names one) and every method by the recipe's config, each in a folder of its own, and judges
-their images at --nfe evaluations beside the teacher's at --teacher_nfe. Writes few_step.md (method x evaluations: recognised,
-Frechet distance, training seconds), .json, .png (quality against evaluations) and _grid.png (the same seeds by all).
-What is trained and judged already is found again by the same command. --search also places the times by the Frechet distance.
+their images at --nfe evaluations beside the teacher's at --teacher_nfe. Writes few_step.md (method x evaluations: recognized,
+Fréchet distance, training seconds), .json, .png (quality against evaluations) and _grid.png (the same seeds by all).
+What is trained and judged already is found again by the same command. --search also places the times by the Fréchet distance.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def judged(trained, dataset, name: str, entries: list[str], budgets: list[int], 
 
 
 def search(trained, dataset, budgets: list[int], count: int, path: Path, evaluations: int = 40) -> None:
-    """Place the times of the model's own sampler by the Frechet distance of other seeds' images, and keep them as a grid."""
+    """Place the times of the model's own sampler by the Fréchet distance of other seeds' images, and keep them as a grid."""
     import jax.numpy as jnp
     import numpy as np
 
@@ -89,7 +89,7 @@ def search(trained, dataset, budgets: list[int], count: int, path: Path, evaluat
 
 
 def report(rows: list[dict], budgets: list[int], floor: dict[str, float]) -> str:
-    """A line for each model: training seconds, and recognition and Frechet distance at every number of evaluations."""
+    """A line for each model: training seconds, and recognition and Fréchet distance at every number of evaluations."""
     from diffusion_jax.provenance import markdown_table
 
     show = lambda row: f"{100 * row['accuracy']:.1f} % / {row['frechet']:.2f}" if "accuracy" in row else row.get("note", "")  # noqa: E731
@@ -128,8 +128,10 @@ def add(table: Table, model, name: str, entry: str, nfe: list[int], kept: Path, 
 def write(table: Table, root: Path, budgets: list[int], floor: dict[str, float]) -> str:
     """root/few_step.md, .json, .png and _grid.png. Returns the text of few_step.md."""
     from diffusion_jax import data, plotting, provenance
+    from diffusion_jax.evaluation import judge
 
-    title = f"{table.dataset.name} in a few evaluations: {table.count} images, recognised / Frechet distance of pixels"
+    features = judge.default_features(table.dataset.train)
+    title = f"{table.dataset.name} in a few evaluations: {table.count} images, recognized / Fréchet distance of {features}"
     text = f"# {title}\n\n{report(table.rows, budgets, floor)}\nTraining includes the teacher's where a method needs one.\n"
     provenance.save_text(root / "few_step.md", text)
     stamp = provenance.provenance(None, 0)
@@ -189,5 +191,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("teacher_sampler", "ancestral.ddim", "of the diffusion model: one that also takes few steps")
     cli.integer_flag("num", 500, "images that are judged", 10, 1_000_000)
     cli.integer_flag("steps", 0, "of every training, instead of the recipe's", 0, 10**9)
-    flags.DEFINE_bool("search", False, "also place each method's times by the Frechet distance")
+    flags.DEFINE_bool("search", False, "also place each method's times by the Fréchet distance")
     cli.launch(main, config="none")

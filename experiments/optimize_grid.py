@@ -6,7 +6,7 @@ python -m experiments.optimize_grid --target=gmm8 --process='schedules.EDM()' --
 For each budget the hand-made grids are tried, and times spread as those of the nearest budget before; the best two are moved by
 Levenberg-Marquardt (samplers/grids.py, optimize) until the sampler comes as close as it can to the exact solutions from
 --starts seeds. For a model the best of all are then polished (--polish, by the simplex of Nelder and Mead) until trajectory
-error and quality, the Frechet distance of images to the training data, both gain on the best hand-made grid. What is told is
+error and quality, the Fréchet distance of images to the training data, both gain on the best hand-made grid. What is told is
 measured on other seeds.
 Writes WORKDIR/grids/NAME.json, .md and .png; every command on that workdir then takes --config.sampler.grid=NAME, or
 sampler@NAME, and any command 'stored("PATH/NAME.json")'. An interrupted run goes on with the next budget.
@@ -130,7 +130,7 @@ def _combined(hand: Sequence[dict]):
 def _shift(x, exact) -> float:
     """How far the solver moves the law of its samples from that of the exact solutions of the same seeds.
 
-    Frechet distance of the pixels of images (uint8), sliced Wasserstein distance of points. No sampling noise is in it, as
+    Fréchet distance of the pixels of images (uint8), sliced Wasserstein distance of points. No sampling noise is in it, as
     there is in a distance to data.
     """
     import numpy as np

@@ -2,7 +2,7 @@
 
     KID = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)
 
-Unbiased at any number of images, so it may be negative; the Frechet distance is not. The field averages it over random
+Unbiased at any number of images, so it may be negative; the Fréchet distance is not. The field averages it over random
 subsets of 1000; the average over ALL subsets, of any size, is the estimate from the whole sets, which is what this is.
 Two sets that are both balanced by class agree better than independent draws would, and score clearly below zero.
 """

@@ -1,6 +1,6 @@
 """Reference statistics: a split's features as mean and covariance, in a file that says what they are of.
 
-A Frechet distance is a number only together with its reference: which extractor, which images, how many, how resized. The
+A Fréchet distance is a number only together with its reference: which extractor, which images, how many, how resized. The
 file holds all of it under a hash, and is refused for anything else.
 """
 
