@@ -59,6 +59,12 @@ class Cell(NamedTuple):
     ts: np.ndarray
 
 
+def full_name(entry: str) -> str:
+    """An entry of `cells` with the full name of its sampler: 'ddim@karras' -> 'ancestral.ddim@karras'."""
+    name, at, grid = entry.partition("@")
+    return experiment.full_name("sampler.name", name) + at + grid
+
+
 def cells(
     entries: Sequence[str],
     budgets: Sequence[int],
@@ -75,7 +81,7 @@ def cells(
     if not entries or not budgets or min(budgets) < 1:
         raise UserError(f"a comparison needs samplers, and budgets of at least 1; got '{';'.join(entries)}' at {list(budgets)}")
     found = []
-    for entry in dict.fromkeys(entries):
+    for entry in dict.fromkeys(map(full_name, entries)):
         name, _, own = entry.partition("@")
         sampler = build(experiment.SAMPLERS, name)
         if base.adaptive(sampler):

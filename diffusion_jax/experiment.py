@@ -98,6 +98,14 @@ def full_name(key: str, spec: str) -> str:
         return spec
 
 
+def check_components(config) -> None:
+    """Build what the config names, but for the network: UserError for a name or an argument that is wrong."""
+    process = build(PROCESSES, config.process)
+    build(PARAMETERIZATIONS, config.parameterization), build(OBJECTIVES, config.objective, process)
+    build(SAMPLERS, config.sampler.name), build(GUIDES, config.sampler.guide)
+    resolved(MODELS, config.model.name)
+
+
 def assemble(config, shape: tuple[int, ...], num_classes: int = 0, load: Callable | None = None) -> Experiment:
     """Build every component that the config names. Raises UserError, with the key, for a name or an argument that does not exist.
 

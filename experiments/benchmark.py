@@ -518,7 +518,7 @@ def main(config) -> None:
     jax.config.update("jax_enable_compilation_cache", False)  # compilation is measured
     settings = {name: FLAGS[name].value for name in ("classes", "nfe", "batch_size", "repeats", "steps")}
     settings["samplers"] = [part.strip() for part in FLAGS.samplers.split(";") if part.strip()]
-    settings["shape"] = cli.integers("shape", FLAGS.shape)
+    settings["shape"] = cli.integers("shape", FLAGS.shape, 1, 4096)
     if len(settings["shape"]) not in (0, 1, 3):
         raise UserError(f"--shape={FLAGS.shape}: write height, width and channels, such as 32,32,3; one number for points")
     out = cli.output("out", FLAGS.out, ".json")[".json"]

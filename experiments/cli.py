@@ -17,7 +17,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.training import distributed, runtime
 from experiments import arguments, exits, values
 from experiments.overrides import load_config  # noqa: F401
-from experiments.values import expand, folder, integer_flag, integers, labels, names, numbers, output, path_flag, paths  # noqa: F401
+from experiments.values import expand, folder, integer_flag, integers, labels, metrics, names, numbers, output, path_flag, paths  # noqa: F401
 
 UNFINISHED = exits.UNFINISHED
 

@@ -304,9 +304,10 @@ def compare(config, workdir: str, families: str = "", seeds: str = "", others: S
     for name in names:
         if name not in known:
             raise unknown("--families", name, known)
-    seeds = cli.integers("seeds", seeds) if seeds else list(config.seeds)
+    seeds = cli.integers("seeds", seeds, 0, 2**32 - 1) if seeds else list(config.seeds)
     configs = {name: config.family[name].copy_and_resolve_references().unlock() for name in names}
     for one in configs.values():
+        experiment.check_components(one)
         one.data = config.data  # one data set for all, which --config.data.* changes
     dataset = experiment.dataset(configs[names[0]])
     models = {Path(root): folder.beside(root, "--others", dataset.image_shape) for root in others}  # or hours later it is refused

@@ -247,7 +247,7 @@ def main(config) -> None:
         print(listing())
         return
     entries = [part.strip() for part in FLAGS.samplers.split(";") if part.strip()] or default_samplers()
-    budgets = sorted(set(cli.integers("nfe", FLAGS.nfe)))
+    budgets = sorted(set(cli.integers("nfe", FLAGS.nfe, 1, 10_000)))
     seeds = generate.parse_seeds(FLAGS.seeds) if FLAGS.seeds else list(range(FLAGS.num or (2000 if FLAGS.target else 200)))
     noise = FLAGS.noise or (config.sampler.get("noise") if "sampler" in config else None) or "independent"
     options = {"noise": noise, "fresh": FLAGS.fresh}

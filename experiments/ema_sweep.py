@@ -114,7 +114,7 @@ def main(config) -> None:
     from diffusion_jax.training import post_hoc
 
     FLAGS = flags.FLAGS
-    root, lengths, metrics = Path(FLAGS.workdir), lengths_of(FLAGS.lengths), cli.names(FLAGS.metrics)
+    root, lengths, metrics = Path(FLAGS.workdir), lengths_of(FLAGS.lengths), cli.metrics(FLAGS.metrics)
     judge.named(metrics)
     config.sampler.ema = f"post_hoc({lengths[0]:g})"
     trained = folder.load(root, config)  # tells at once if there are no snapshots

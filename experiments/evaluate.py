@@ -122,7 +122,7 @@ def main(config) -> None:
 
     FLAGS = flags.FLAGS
     mesh = experiment.sampling_mesh(config)
-    features, metrics = cli.names(FLAGS.features), cli.names(FLAGS.metrics)
+    features, metrics = cli.names(FLAGS.features), cli.metrics(FLAGS.metrics)
     judge.named(metrics)  # mistakes are told before anything takes long
     trained = folder.load(FLAGS.workdir, config, mesh)
     experiment.need_images(trained.experiment)

@@ -143,15 +143,28 @@ def write(table: Table, root: Path, budgets: list[int], floor: dict[str, float])
     return text
 
 
+def check_names(recipe: str, methods: list[str], size: str, sampler: str, budgets: list[int]) -> None:
+    """UserError, before anything is trained, for a method, a sampler or a budget that does not exist."""
+    from diffusion_jax import comparison, experiment
+    from diffusion_jax.build import build
+    from diffusion_jax.errors import UserError
+
+    if len(budgets) < 2:
+        raise UserError("--nfe is empty; name numbers of network evaluations, such as 1,2,4")
+    for name in ["teacher", *methods]:
+        config = cli.load_config(f"{recipe}:{name}" + (f",{size}" if size else ""))
+        entry = sampler if name == "teacher" else config.sampler.name
+        comparison.cells([entry], budgets, build(experiment.PROCESSES, config.process), config.sampler.grid)
+
+
 def main(_) -> None:
     from diffusion_jax import comparison, experiment
     from diffusion_jax import workdir as folder
 
     FLAGS = flags.FLAGS
-    root, budgets = Path(FLAGS.workdir), sorted(set(cli.integers("nfe", FLAGS.nfe)))
+    root, budgets = Path(FLAGS.workdir), sorted(set(cli.integers("nfe", FLAGS.nfe, 1, 10_000)))
     methods = [name.strip() for name in FLAGS.methods.split(",") if name.strip()]
-    for name in methods:  # an unknown one is told before anything is trained
-        cli.load_config(f"{FLAGS.recipe}:{name}" + (f",{FLAGS.size}" if FLAGS.size else ""))
+    check_names(FLAGS.recipe, methods, FLAGS.size, FLAGS.teacher_sampler, [*budgets, FLAGS.teacher_nfe])
     teacher = Path(FLAGS.teacher or root / "teacher")
     images = FLAGS.images
     if FLAGS.teacher:

@@ -25,12 +25,7 @@ GUIDES = "cfg(); cfg(rescale=0.7); interval(low=0.2, high=3.0)"
 
 def scales_of(text: str) -> list[float]:
     """'0,1,2' -> [0.0, 1.0, 2.0]. UserError for anything else."""
-    from diffusion_jax.errors import UserError
-
-    try:
-        return sorted({float(part) for part in text.split(",")})
-    except ValueError:
-        raise UserError(f"--scales={text}: write numbers with commas, such as 0,1,2,4") from None
+    return sorted(set(cli.numbers("scales", text, 0, 1000)))
 
 
 def sweep(trained_by: Mapping[str, object], scales: Sequence[float], judged: Callable, cond, count: int, batch_size: int, mesh,

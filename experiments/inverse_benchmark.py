@@ -331,12 +331,17 @@ def target_command(FLAGS, config) -> tuple[str, Path]:
 
     import jax
 
+    from diffusion_jax import experiment
+    from diffusion_jax.build import build
     from diffusion_jax.errors import UserError
 
-    budgets = sorted(set(cli.integers("nfe", FLAGS.nfe or "20,50,100")))
+    budgets = sorted(set(cli.integers("nfe", FLAGS.nfe or "20,50,100", 2, 10_000)))
     if not budgets or budgets[0] < 2 or FLAGS.std < 0:
         raise UserError(f"--nfe={FLAGS.nfe} --std={FLAGS.std}: budgets of 2 or more, and noise of 0 or more")
     methods = [part.strip() for part in (FLAGS.methods or POINT_METHODS).split(";") if part.strip()]
+    for method in methods:  # mistakes are told before anything takes long
+        if method != TRUTH:
+            build(experiment.METHODS, method)
     about = {"target": FLAGS.target, "process": FLAGS.process, "sampler": FLAGS.sampler, "grid": FLAGS.grid, "std": FLAGS.std,
              "num": FLAGS.num, "draws": FLAGS.draws}  # fmt: skip
     stem = cli.folder("out", FLAGS.out or "runs/inverse_" + re.sub(r"\W+", "_", FLAGS.target).strip("_")) / "inverse_benchmark"
@@ -360,7 +365,7 @@ def image_command(FLAGS, config) -> tuple[str, Path]:
     experiment.need_images(trained.experiment)
     experiment.need_pixels(trained.experiment)
     if FLAGS.nfe:
-        (config.sampler.nfe,) = cli.integers("nfe", FLAGS.nfe)[:1]
+        (config.sampler.nfe,) = cli.integers("nfe", FLAGS.nfe, 1, 10_000)[:1]
     shape = trained.experiment.shape
     methods = [part.strip() for part in (FLAGS.methods or IMAGE_METHODS).split(";") if part.strip()]
     tasks = parse_tasks(FLAGS.tasks, shape)

@@ -292,7 +292,7 @@ def main(config) -> None:
     from diffusion_jax.build import build
 
     FLAGS = flags.FLAGS
-    name, budgets = grid_name(FLAGS.name, FLAGS.sampler), sorted(set(cli.integers("nfe", FLAGS.nfe)))
+    name, budgets = grid_name(FLAGS.name, FLAGS.sampler), sorted(set(cli.integers("nfe", FLAGS.nfe, 1, 10_000)))
     spec = FLAGS.process if FLAGS.target is not None else config.process
     checked(FLAGS.sampler, budgets, build(experiment.PROCESSES, spec))  # before anything is loaded or solved
     options = {"iterations": FLAGS.iterations, "tries": FLAGS.tries}

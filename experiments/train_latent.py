@@ -26,6 +26,7 @@ def train_latent(config, workdir: str | Path, images: str = "", recipe=None) -> 
     images: data.path of the images, where their data set needs one. recipe: the autoencoder's config itself, instead of its
       name.
     """
+    from diffusion_jax import experiment
     from diffusion_jax.errors import UserError
 
     from experiments.train import train
@@ -37,6 +38,7 @@ def train_latent(config, workdir: str | Path, images: str = "", recipe=None) -> 
         raise UserError("config.latent.recipe is empty: name the autoencoder's config, such as configs/fashion_autoencoder.py")
     recipe = (recipe or cli.load_config(config.latent.recipe)).copy_and_resolve_references()
     recipe.data.path = images or recipe.data.path
+    experiment.check_components(config)  # which is otherwise found only after the autoencoder is trained
     if not train(recipe, str(root / "autoencoder")):
         return None
     config = config.copy_and_resolve_references()

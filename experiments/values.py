@@ -13,6 +13,8 @@ from absl import flags
 from diffusion_jax.errors import UserError, unknown
 
 ENDINGS = {".npy", ".npz", ".h5", ".hdf5", ".pt", ".pth", ".ckpt", ".safetensors", ".pkl", ".webp", ".yaml", ".md"}
+METRICS = {"fid": "frechet", "fd": "frechet", "is": "inception_score", "precision": "prdc", "recall": "prdc", "density": "prdc",
+           "coverage": "prdc", "mmd": "cmmd", "fid_infinity": "frechet_infinity", "memorization": "memorisation"}  # fmt: skip
 flags.disclaim_key_flags()  # a flag belongs to the command that asks for it here
 PATHS: set[str] = set()  # the flags that path_flag defined
 
@@ -44,6 +46,11 @@ def paths(flag: str, text: str) -> list[str]:
 def names(text: str) -> list[str]:
     """'pixels, classifier' -> ['pixels', 'classifier']; '' -> []."""
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def metrics(text: str) -> list[str]:
+    """The names of scores, with commas; also by the names of other programs, such as fid."""
+    return list(dict.fromkeys(METRICS.get(name.lower(), name) for name in names(text)))
 
 
 def integers(flag: str, text: str, low: int = 0, high: int = 10**9) -> list[int]:
