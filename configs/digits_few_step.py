@@ -23,7 +23,7 @@ def get_config(name: str = "cd"):
     config.data.batch_size = 64 if name in ("ct", "sct", "scd") else 128
     config.sampler.guidance = 1.5
     config = few_step(config, name, TEACHER)
-    config.process = config.process.replace("EDM()", "EDM(sigma_max=20.0)")  # the data's diameter is about 16
+    config.process = config.process.replace("EDM()", "EDM(sigma_max=20.0)")  # twice the largest distance in the data
     if config.distill.teacher or config.init_from:
         config.optimizer.learning_rate = 1e-3
     return config

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import base, digits, toy
+from configs import base, digits, families, toy
 from diffusion_jax import data, experiment, workdir
 from diffusion_jax.build import build
 from diffusion_jax.errors import UserError
@@ -66,6 +66,8 @@ def test_ve_presets_have_edms_constants_scaled_to_the_data():
                        "toy": (0.01, 10)}.items():  # fmt: skip
         process = build(experiment.PROCESSES, importlib.import_module(f"configs.{file}").get_config("ve").process)
         assert (process.sigma_min, process.sigma_max) == ends, file
+    for name, end in {"digits": 10, "mnist": 45}.items():
+        assert families.get_config(name).family.ve.process == f"schedules.VE(sigma_min=0.02, sigma_max={end}.0)"
     images = data.arrays(data.load("digits").train)["image"].reshape(-1, 64) / 127.5 - 1
     square = (images**2).sum(1)
     largest = np.sqrt((square[:, None] + square - 2 * images @ images.T).max())
