@@ -22,7 +22,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from diffusion_jax import config_schema
-from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.errors import UserError, printable, unknown
 from experiments import exits, overrides, usage, values
 
 HELP = ("help", "h", "helpshort", "helpfull", "?")
@@ -51,7 +51,7 @@ def close_pipe() -> None:
 
 def fail(error: Exception | str) -> NoReturn:
     """Print the one line of a mistake and end with status 2."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
     sys.exit(exits.MISTAKE)
 
 

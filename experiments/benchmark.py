@@ -464,6 +464,21 @@ COMPARED = {"part": "part", "config": "config", "what": "what", "before": "befor
             "change_percent": "change, %", "noise_percent": "noise, %", "verdict": "verdict"}  # fmt: skip
 
 
+def earlier(value: Any, place: str) -> None:
+    """The rule of a file that this command wrote: what `compare` and `differences` read of it."""
+    from diffusion_jax import reading
+
+    row = reading.record({}, {"seconds": reading.items(reading.number(1e-12), least=1), "batch": reading.scalar, "evaluations": reading.scalar,
+                              "config": reading.text(), "what": reading.text()})  # fmt: skip
+    timed = reading.record({"seconds": reading.anything, "config": reading.anything, "what": reading.anything})
+    facts = reading.record({}, dict.fromkeys(("cpu", "devices", "versions"), reading.optional(reading.table())))
+    reading.record({"provenance": facts}, dict.fromkeys(PARTS, reading.record({"rows": reading.items(row)})))(value, place)
+    for name in PARTS:
+        for i, each in enumerate(value.get(name, {}).get("rows", ())):
+            if "seconds" in each:
+                timed(each, f"{name}.rows[{i}]")
+
+
 def _key(row: Mapping) -> tuple:
     return row["config"], row["what"], row.get("batch"), row.get("evaluations")
 
@@ -522,7 +537,7 @@ def main(config) -> None:
     if len(settings["shape"]) not in (0, 1, 3):
         raise UserError(f"--shape={FLAGS.shape}: write height, width and channels, such as 32,32,3; one number for points")
     out = cli.output("out", FLAGS.out, ".json")[".json"]
-    parts, stored = chosen_parts(FLAGS.parts), provenance.load_json(FLAGS.against) if FLAGS.against else None
+    parts, stored = chosen_parts(FLAGS.parts), provenance.load_json(FLAGS.against, earlier) if FLAGS.against else None
     specs = [spec.strip() for spec in FLAGS.configs.split(";") if spec.strip()]
     configs = {spec: cli.load_config(spec) for spec in specs} or {FLAGS.config: config}
     stamp = provenance.provenance({name: one.to_dict() for name, one in configs.items()}, config.seed)

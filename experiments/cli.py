@@ -13,7 +13,7 @@ from typing import Callable
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import UserError, printable
 from diffusion_jax.training import distributed, runtime
 from experiments import arguments, exits, values
 from experiments.overrides import load_config  # noqa: F401
@@ -80,7 +80,7 @@ def _guard(main: Callable[..., None], config: ConfigDict, given: Sequence[str]) 
         status, line = _explained(error)
         if line is None or exits.wants_traceback():
             raise
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {printable(line)}", file=sys.stderr)
         distributed.leave(status)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import UserError, printable
 from experiments import cli
 from experiments.import_weights import SOURCES
 
@@ -81,7 +81,7 @@ def scheduler(built) -> dict | None:
 def main(config) -> None:
     FLAGS = flags.FLAGS
     file = export_weights(config, FLAGS.workdir, FLAGS.to, FLAGS.path)
-    print(f"{file.parent}: {', '.join(sorted(entry.name for entry in file.parent.iterdir()))}")
+    print(f"{file.parent}: {', '.join(sorted(printable(entry.name) for entry in file.parent.iterdir()))}")
 
 
 if __name__ == "__main__":

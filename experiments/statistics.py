@@ -16,7 +16,7 @@ from experiments import cli
 
 def main(config) -> None:
     from diffusion_jax import workdir as folder
-    from diffusion_jax.errors import UserError, unknown
+    from diffusion_jax.errors import UserError, printable, unknown
     from diffusion_jax.evaluation import judge, statistics
 
     FLAGS = flags.FLAGS
@@ -30,7 +30,7 @@ def main(config) -> None:
     found = statistics.compute(extractor, getattr(dataset, FLAGS.split), dataset.name, FLAGS.split, FLAGS.num or None,
                                partial=f"{out}.partial.npz")  # fmt: skip
     statistics.save(out, found)
-    print(f"{out}: " + ", ".join(f"{key} {value}" for key, value in found.of.items()))
+    print(f"{out}: " + printable(", ".join(f"{key} {value}" for key, value in found.of.items())))
 
 
 if __name__ == "__main__":

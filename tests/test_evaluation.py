@@ -45,6 +45,22 @@ def test_the_fit_is_kept_and_belongs_to_its_data(digits, tmp_path, monkeypatch):
     assert (recognition.recognizer(images, labels, cache_dir=tmp_path)(digits[2]) == first).all() and len(fits) == 3
 
 
+@pytest.mark.parametrize("classes, zoom", [(10, 1), (2, 1), (4, 2)])
+def test_the_machine_of_plain_arrays_decides_as_scikit_learns_does(digits, classes, zoom):
+    """On held-out images and on noise, where votes are tied; with two classes, of which scikit-learn turns the sign; with PCA."""
+    from sklearn.decomposition import PCA
+    from sklearn.pipeline import make_pipeline
+    from sklearn.svm import SVC
+
+    images, labels = (part[digits[1] < classes][:150] for part in digits[:2])
+    noise = np.random.default_rng(0).integers(0, 256, (200, 8, 8, 1), np.uint8)
+    images, asked = (np.kron(x, np.ones((1, zoom, zoom, 1), np.uint8)) for x in (images, np.concatenate([digits[2][:100], noise])))
+    flat = [x.reshape(len(x), -1).astype(np.float32) / np.float32(255) for x in (images, asked)]
+    steps = [PCA(recognition.COMPONENTS, random_state=0)] * (zoom > 1) + [SVC(C=recognition.PENALTY, gamma="scale")]
+    theirs = make_pipeline(*steps).fit(flat[0], labels).predict(flat[1])
+    np.testing.assert_array_equal(recognition.predict(recognition._fit(images, labels), asked), theirs)
+
+
 def test_recognition_works_without_a_cache_that_can_be_written(digits, tmp_path):
     (tmp_path / "file").write_text("")
     recognise = recognition.recognizer(digits[0][:100], digits[1][:100], cache_dir=tmp_path / "file")

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_jax import reading
 from diffusion_jax.data.sources import Source
 from diffusion_jax.errors import UserError
 from diffusion_jax.provenance import atomic_path
@@ -58,7 +59,7 @@ class Kept:
 
     def __getitem__(self, index):
         if self.array is None:
-            self.array = np.load(self.path, mmap_mode="r")
+            self.array = np.load(self.path, mmap_mode="r", allow_pickle=False)
         return self.array[index]
 
     def __getstate__(self) -> dict:
@@ -110,7 +111,8 @@ def tables(
     digest = hashlib.sha256(json.dumps([kept, *captions]).encode()).hexdigest()[:24]
     folder = Path(cache_dir).expanduser() / digest
     paths = {name: folder / f"{name}.npy" for name in like}
-    if not all(path.is_file() for path in paths.values()):
+    shapes = {name: (one.dtype, (len(captions), *one.shape)) for name, one in like.items()}
+    if not all(reading.kept(path, lambda path, name=name: _whole(path, *shapes[name])) for name, path in paths.items()):
         with contextlib.ExitStack() as stack:
             made = {name: np.lib.format.open_memmap(stack.enter_context(atomic_path(paths[name])), "w+", one.dtype,
                                                     (len(captions), *one.shape)) for name, one in like.items()}  # fmt: skip
@@ -123,6 +125,17 @@ def tables(
             for array in made.values():
                 array.flush()
     return {name: Kept(path) for name, path in paths.items()}
+
+
+def _whole(path: Path, dtype: Any, shape: tuple[int, ...]) -> bool:
+    """True. UserError for a file that is no array of this dtype and shape, which is not read for that."""
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False) if path.is_file() else None
+    except Exception as error:  # numpy raises what it likes for a damaged header
+        raise UserError(f"'{path}' is damaged ({type(error).__name__}: {error})") from error
+    if found is None or found.dtype != dtype or found.shape != shape:
+        raise UserError(f"'{path}' is damaged: it is no array of {np.dtype(dtype)}{list(shape)}")
+    return True
 
 
 # ---- captions in files --------------------------------------------------------------------------------------------------
@@ -155,7 +168,7 @@ def _metadata(file: Path) -> dict[Path, tuple[str, ...]]:
             row = json.loads(line) if line.strip() else None
             if row is not None:
                 captions[file.parent / row["file_name"]] = _texts(row["text"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{file}, line {number}: a JSON object with file_name and text is needed ({error})") from None
     return captions
 
@@ -201,7 +214,7 @@ def of_npz(path: str, captions: str, counts: tuple[int, int], rows: tuple[np.nda
                 splits = [every, []]  # too many or too few: the count below says so
             else:
                 splits = [[every[i] for i in own_rows] for own_rows in rows]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"data.captions={file} should be a JSON list of captions, or of objects with 'caption' "
                         f"({error!r:.100})") from None  # fmt: skip
     if tuple(map(len, splits)) != counts:

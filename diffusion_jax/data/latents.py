@@ -8,19 +8,28 @@
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffusion_jax import reading
 from diffusion_jax.data.sources import Example
 from diffusion_jax.errors import UserError
 from diffusion_jax.provenance import atomic_path
 
 STATISTICS = ("shift", "scale")
 NEEDED = ("about", "train_mean", "train_log_variance", "test_mean", "test_log_variance")
+
+
+_LATENTS = reading.Array("f", (None, None, None, None))
+ARRAYS = {"about": reading.Array("U", ()), "shift": reading.Array("fiu", (None,), finite=False),
+          "scale": reading.Array("fiu", (None,), finite=False),
+          **{f"{split}_{name}": _LATENTS for split in ("train", "test") for name in ("mean", "log_variance")},
+          **{f"{split}_label": reading.Array("iu", (None,)) for split in ("train", "test")}}  # fmt: skip
+ABOUT = reading.record({
+    "autoencoder": reading.text(1), "image_shape": reading.items(reading.integer(1, 2**20), 3, 3), "data": reading.text(),
+    "num_classes": reading.integer(0, 10**6), "class_names": reading.items(reading.text())})  # fmt: skip
 
 
 class Encoded(NamedTuple):
@@ -92,20 +101,25 @@ def load(path: str, image_size: int = 0, channels: int = 0) -> tuple[Latents, La
 
 
 def _read(path: str) -> dict[str, Any]:
+    file = Path(path).expanduser()
+    if not file.exists():
+        raise UserError(f"data.path={path} does not exist; make it by python -m experiments.encode")
     try:
-        with open(Path(path).expanduser(), "rb") as file, np.load(file, allow_pickle=False) as archive:
-            return dict(archive)
-    except FileNotFoundError:
-        raise UserError(f"data.path={path} does not exist; make it by python -m experiments.encode") from None
-    except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        found = reading.npz_file(file, {}, ARRAYS.get)
+        for split in ("train", "test"):
+            shapes = {found[name].shape for name in (f"{split}_mean", f"{split}_log_variance") if name in found}
+            labels = found.get(f"{split}_label")
+            if len(shapes) > 1 or (labels is not None and shapes and labels.shape != next(iter(shapes))[:1]):
+                raise UserError(f"the means, log-variances and labels of {split} are not as many, or of one size")
+        return found
+    except UserError as error:
         raise UserError(f"data.path={path} cannot be read as a file of latents: {error}") from error
 
 
 def _about(path: str, found: dict[str, Any], shift: np.ndarray, scale: np.ndarray) -> Encoded:
     try:
-        about = json.loads(str(found["about"]))
-        about |= {"image_shape": tuple(about["image_shape"]), "class_names": tuple(about["class_names"])}
-        return Encoded(**about, shift=tuple(shift.tolist()), scale=tuple(scale.tolist()))
-    except (ValueError, TypeError, KeyError) as error:
-        made = "make it by python -m experiments.encode"
-        raise UserError(f"data.path={path} does not say what made it ({error}); {made}") from None
+        about = reading.json_text(str(found["about"]), "its description", ABOUT)
+    except UserError as error:
+        raise UserError(f"data.path={path} does not say what made it ({error}); make it by python -m experiments.encode") from None
+    about = {key: tuple(value) if isinstance(value, list) else value for key, value in about.items() if key in Encoded._fields}
+    return Encoded(**about, shift=tuple(shift.tolist()), scale=tuple(scale.tolist()))
