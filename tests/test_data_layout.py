@@ -222,6 +222,7 @@ def test_a_file_that_is_found_twice_is_used_once(tmp_path):
     (root / "a" / "copy.png").symlink_to(root / "a" / "0.png")
     found = split(layout.arrange(root, walked(root)))
     assert sum(counts(found)) == 27 and not any("again" in f.name or "copy" in f.name for f in (*found.train, *found.test))
+    assert found.dropped == ["4 images that a link shows again"]
 
 
 @pytest.mark.parametrize("link, target, what", [
@@ -327,6 +328,19 @@ def test_captions_are_not_counted_and_are_found_above_a_wrapper(tmp_path, caplog
     with caplog.at_level("WARNING"):
         d = data.load("folder", path=str(root), captioned=True)
     assert len(d.train) == 6 and "metadata" not in caplog.text
+
+
+def test_captions_that_are_missing_or_all_the_same(tmp_path, caplog):
+    np.savez(tmp_path / "d.npz", images=np.random.default_rng(0).integers(0, 256, (10, 4, 4)).astype(np.uint8))
+    file = tmp_path / "d_captions.json"
+    for bad in ('""', '"  "', "[]", '{"caption": ""}'):
+        file.write_text(f'[{bad}{", " + chr(34) + "x" + chr(34)}' + ', "x"' * 8 + "]")
+        with pytest.raises(UserError, match="1 images have no caption, (train|test) image 0 for one"):
+            data.load("npz", path=str(tmp_path / "d.npz"), captioned=True)
+    file.write_text("[" + ", ".join(['"x"'] * 10) + "]")
+    with caplog.at_level("WARNING"):
+        d = data.load("npz", path=str(tmp_path / "d.npz"), captioned=True)
+    assert len(d.train) == 9 and "all images have the same caption" in caplog.text
 
 
 def test_names_that_are_not_utf8(tmp_path):
@@ -480,7 +494,7 @@ def test_the_line_of_a_data_set(tmp_path):
     d = data.load("folder", path=str(tmp_path))
     rows = np.bincount(data.arrays(d.train)["label"])
     named = ", ".join(f"{name} {count}" for name, count in zip(("1", "2", "3", "4", "9"), rows))
-    total = f"{len(d.train)} training and {len(d.test)} test images"
+    total = f"{len(d.train)} training and {len(d.test)} test image{'s' * (len(d.test) > 1)}"
     rule = "a tenth of set/ is held out by file name"
     assert data.describe.line(d) == f"data: folder: {total}, 4x6, 1 channel; 6 classes: {named}, ...; {rule}"
 

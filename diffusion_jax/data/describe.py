@@ -28,7 +28,7 @@ def line(dataset) -> str:
     size = f"of {channels} numbers"
     if height_width:
         size = f"{'x'.join(map(str, height_width))}, {channels} channel{'s' * (channels > 1)}"
-    counts = f"{len(dataset.train):,} training and {len(dataset.test):,} test {kind}"
+    counts = f"{len(dataset.train):,} training and {len(dataset.test):,} test {kind if len(dataset.test) != 1 else kind[:-1]}"
     parts = [f"data: {printable(dataset.name)}: {counts}, {size}", _classes(dataset)]
     parts += [f"{len(dataset.captions):,} captions"] if dataset.captions else []
     return "; ".join([*parts, *([dataset.rule] if dataset.rule else [])])

@@ -183,7 +183,9 @@ def arrange(root: Path, tree: Tree, layout: str = "") -> Arranged:
         held = _counted(tree, (), "; it holds ", ", which are not read as images")
         raise UserError(f"data.path={root} holds no images{held}")
     train, test, unused = _splits(root, tree, images, layout)
-    train, test = _once(root, repeated, train, test)
+    found, (train, test) = _count(train, test), _once(root, repeated, train, test)
+    if again := found - _count(train, test):
+        unused.append(f"{again} images that a link shows again")
     wrapper, dropped = _said(train.root), [*unused, *_without_images(tree, train)]
     if test:
         names = _class_names(root, train, test)
@@ -374,6 +376,10 @@ def _repeated(root: Path, tree: Tree) -> dict[Parts, Parts]:
             raise UserError(f"data.path={root} has links by which {MOST_REPEATED:,} images are found again; remove "
                             "them")  # fmt: skip
     return repeated
+
+
+def _count(*splits: _Split | None) -> int:
+    return sum(len(split.images) for split in splits if split)
 
 
 def _once(root: Path, repeated: dict[Parts, Parts], train: _Split, test: _Split | None) -> tuple[_Split, _Split | None]:
