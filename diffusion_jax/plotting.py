@@ -35,6 +35,7 @@ VERDICT = {  # metric -> (factor, how a caption says it)
     "error": (1, "RMS error {:.3g}"),
 }
 STYLE = {
+    "text.parse_math": False,  # names of classes may hold dollars
     "font.size": 9.5,
     "axes.titlesize": 10.5,
     "axes.titleweight": "bold",

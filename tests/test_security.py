@@ -25,7 +25,7 @@ import pytest
 from PIL import Image
 
 from configs import digits
-from diffusion_jax import data, errors, experiment, provenance, reading, workdir
+from diffusion_jax import data, errors, experiment, plotting, provenance, reading, workdir
 from diffusion_jax.data import consent, records
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import pickles, recognition, safetensors, torchfile
@@ -436,18 +436,18 @@ def test_pictures_of_a_data_set_are_opened_in_listed_formats_alone(tmp_path):
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
         def _split_generators(self, dl_manager):
-            return {split: self._generate_examples(split) for split in ("train", "test")}
+            return {split: self._generate_examples() for split in ("train", "test")}
 
-        def _generate_examples(self, split):
+        def _generate_examples(self):
             for i in range(2):
                 hidden = {"image": io.BytesIO(eps), "more": [io.BytesIO(eps)]}  # features that are not used are not opened
-                yield i, {"image": io.BytesIO(eps if split == "train" else png.getvalue()), "other": hidden, "label": i}
+                yield i, {"image": io.BytesIO(eps if self.name == "eps" else png.getvalue()), "other": hidden, "label": i}
 
-    Writer.name = "eps"
-    Writer(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
+    for Writer.name in ("eps", "whole"):
+        Writer(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
     with pytest.raises(UserError, match="image [01] cannot be read .cannot identify image file"):
         data.load("eps", data_dir=str(tmp_path)).train.rows(np.arange(2))
-    found = data.load("eps", data_dir=str(tmp_path)).test.rows(np.arange(2))
+    found = data.load("whole", data_dir=str(tmp_path)).train.rows(np.arange(2))
     assert (found["image"] == 7).all() and found["image"].shape == (2, 2, 2, 1) and not (tmp_path / "mark").exists()
 
 
@@ -516,3 +516,9 @@ def test_commands_on_a_strangers_workdir_run_nothing_of_it(command, hostile):
         done = commands.run(command, f"--workdir={root}", *more, *word)
         assert done.returncode == 2 and not (hostile / "mark").exists(), done.stderr
         assert "Traceback" not in done.stderr and ("trap_features.Image" if word else "unknown data set 'trap'") in done.stderr
+
+
+def test_a_name_with_dollars_is_no_formula(tmp_path):
+    with plotting._figure(tmp_path / "a.png", 1) as axes:
+        axes[0].set(title=r"$\frac$ and $x^$")
+    assert (tmp_path / "a.png").is_file()
