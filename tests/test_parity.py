@@ -33,8 +33,18 @@ def fixture(name):
     return stored, json.loads(str(stored["meta"]))["cases"]
 
 
+DENOISERS = {}  # by fixture and arguments, so that cases of one fixture share their compiled steps
+
+
 def mixture_denoiser(stored, process, kind="sample", clip=False):
     """The exact denoiser behind a network of this prediction type, clipped if asked."""
+    key = (id(stored), process, kind, clip)
+    if key not in DENOISERS:
+        DENOISERS[key] = _mixture_denoiser(stored, process, kind, clip)
+    return DENOISERS[key]
+
+
+def _mixture_denoiser(stored, process, kind, clip):
     law = targets.Mixture(*(jnp.asarray(stored[k], "float64") for k in ("weights", "means", "variances")))
     exact, pair = targets.denoise_mixture(law, process), PAIRS[kind]
 
@@ -46,14 +56,21 @@ def mixture_denoiser(stored, process, kind="sample", clip=False):
     return guidance.clip_x0(denoise, process) if clip else denoise
 
 
-def walk(sampler, process, denoise, x, ts, noise):
-    """x before the first and after each step along ts, float64; noise[i] is what step i draws, (B, ...) or one per part."""
+@functools.cache
+def compiled(sampler, process, denoise):
+    """One step of the sampler with the noise that it is given, (B, ...) or one per part."""
 
     @jax.jit
     def step(x, memory, z, t, s):
         fixed = base.Noise(lambda t, s, part=0: z[part] if z.ndim > x.ndim else z, lambda i: z)
         return sampler.step(fixed, x, memory, t, s, denoise, process)
 
+    return step
+
+
+def walk(sampler, process, denoise, x, ts, noise):
+    """x before the first and after each step along ts, float64; noise[i] is what step i draws, (B, ...) or one per part."""
+    step = compiled(sampler, process, denoise)
     path, memory = [x], sampler.init(x, ts)
     for i in range(len(ts) - 1):
         x, memory = step(path[-1], memory, noise[i], ts[i], ts[i + 1])
