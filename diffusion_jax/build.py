@@ -8,7 +8,8 @@
 A spec is a call written as text, so that the command line can change a component and its arguments in one override. It is parsed,
 never evaluated: names are looked up in the family, arguments are literals or further specs, and each is checked against the
 annotation of the parameter that it is for. No registry: a public function that is annotated to return the family's type, in one of
-the family's modules, is a member.
+the family's modules, is a member. One that has another annotation, or stands in another module beside these, is refused with what
+is missing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from __future__ import annotations
 import ast
 import inspect
 import math
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, Callable, NamedTuple
 
@@ -92,8 +95,32 @@ def _member(family: Family, name: str, returns: tuple[str, ...]) -> tuple[str, C
     found = next(iter(exact or [choice for choice, words in alike.items() if name.lower() in words]), None)
     found = found or family.aliases.get(name.lower())
     if found not in choices:
-        raise unknown(family.kind, name, choices)
+        raise _no_member(family, name, returns) or unknown(family.kind, name, choices)
     return found, choices[found]
+
+
+def _no_member(family: Family, name: str, returns: tuple[str, ...]) -> UserError | None:
+    """What a function or a class of this name, in a module of the family or beside one, lacks to be a member; None if there is none."""
+    room, _, own = name.rpartition(".")
+    for module in family.modules:
+        there = getattr(module, own, None) if room in ("", module.__name__.rpartition(".")[2]) else None
+        if callable(there) and getattr(there, "__module__", None) == module.__name__ and not own.startswith("_"):
+            says = _short(getattr(there, "__annotations__", {}).get("return", "nothing"))
+            return UserError(f"{family.kind} '{name}': {own} is in {_place(module.__file__)}, but is annotated to return {says}; "
+                             f"to be named here it must be annotated to return {' or '.join(returns)}")  # fmt: skip
+    listed = {Path(module.__file__) for module in family.modules}
+    for folder in dict.fromkeys(path.parent for path in listed):
+        files = [folder / f"{room}.py"] if room.isidentifier() else [] if room else sorted(folder.glob("*.py"))
+        for path in files:
+            if path.is_file() and path not in listed and re.search(rf"^(def|class) {re.escape(own)}\b", path.read_text(encoding="utf-8"), re.M):
+                return UserError(f"{family.kind} '{name}': {own} is in {_place(path)}, which is no module of this family; "
+                                 "import it in diffusion_jax/experiment.py and add it to the family there")  # fmt: skip
+    return None
+
+
+def _place(path: str | Path) -> str:
+    """A file by its place in the package: samplers/ode.py."""
+    return "/".join(Path(path).parts[-2:])
 
 
 def _build(family: Family, node: ast.expr, spec: str, returns: tuple[str, ...], args=(), kwargs=None) -> Any:

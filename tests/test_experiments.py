@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -308,6 +309,38 @@ def test_labels_and_samplers_that_do_not_exist_are_named(trained):
     assert "label 12 does not exist" in done.stderr
     done = command("sample", f"--workdir={folder}", "--config.sampler.name=ode.hun", expect=2)
     assert "did you mean 'ode.heun'" in done.stderr
+
+
+def test_a_member_is_found_or_refused_by_name_never_ignored(tmp_path, monkeypatch):
+    """With postponed annotations or without; without an annotation, or in a module that the family does not name, it is refused."""
+    from diffusion_jax.build import Family, members
+
+    types = "class Thing: pass\nclass Other: pass\n"
+    (tmp_path / "mine_types.py").write_text(types)
+    (tmp_path / "mine.py").write_text("from mine_types import Other, Thing\ndef plain() -> Thing: return 'plain'\ndef bare(): return 'bare'\n"
+                                      "def another() -> Other: return 'another'\n")  # fmt: skip
+    (tmp_path / "postponed.py").write_text("from __future__ import annotations\nimport mine_types\nfrom mine_types import Thing\n"
+                                           "def later() -> Thing: return 'later'\ndef dotted() -> mine_types.Thing: return 'dotted'\n")  # fmt: skip
+    (tmp_path / "new.py").write_text("def added(): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    family = Family("thing", tuple(map(importlib.import_module, ("mine", "postponed"))), ("Thing",))
+    assert {*members(family)} == {"mine.plain", "postponed.later", "postponed.dotted"}
+    assert [build(family, name) for name in ("mine.plain", "later", "postponed.dotted()")] == ["plain", "later", "dotted"]
+    for name, said in {"mine.bare": "is annotated to return nothing; .* must be annotated to return Thing", "bare": "mine.py",
+                       "mine.another(1)": "annotated to return Other", "new.added": "/new.py, which is no module of this family; import it",
+                       "added": "/new.py", "new.absent": "unknown thing 'new.absent'", "absent": "unknown thing"}.items():  # fmt: skip
+        with pytest.raises(UserError, match=said):
+            build(family, name)
+
+
+@pytest.mark.parametrize("family", [f for f in experiment.NAMED.values() if "class" not in f.returns], ids=lambda family: family.kind)
+def test_no_module_with_members_is_missing_from_its_family(family):
+    """Functions that return a family's type, by the text of every file beside its modules; those of base.py make members, and are none."""
+    listed = {module.__file__ for module in family.modules}
+    for folder in {Path(file).parent for file in listed} - {ROOT / "diffusion_jax"}:
+        for path in set(map(str, folder.glob("*.py"))) - listed - {str(folder / "base.py")}:
+            found = re.findall(rf"^def [a-z]\w*\(.*?\) -> ({'|'.join(family.returns)}):", Path(path).read_text(), re.M)
+            assert not found or family.returns == ("Array",), path
 
 
 NAMED = ("cat", "Dog", "sea, open", "7", "3")
