@@ -168,7 +168,8 @@ def _plain(value: Any, depth: int = 0) -> bool:
     return value is None or type(value) is bool or (type(value) in (int, float) and -1e30 <= value <= 1e30)
 
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")  # all but tab and newline, which a spec may contain
+# all characters that control a terminal or the direction of writing, but tab and newline, which a spec may contain
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 # ---- the table --------------------------------------------------------------------------------------------------------------
 

@@ -48,9 +48,9 @@ def seconds(workdir: Path) -> float:
     """How long the training steps of a run took, evaluations and checkpoints apart (and what was over too soon to be timed)."""
     from diffusion_jax.training import metrics
 
-    rows = [row for row in metrics.read_rows(workdir / "metrics.jsonl") if "loss" in row]
+    rows = [row for row in metrics.read_rows(workdir / "metrics.jsonl") if {"loss", "images", "timing"} <= row.keys()]
     images = [0, *(row["images"] for row in rows)]
-    rates = [row["timing"].get("images_per_s", float("inf")) for row in rows]
+    rates = [row["timing"].get("images_per_s") or float("inf") for row in rows]
     return sum((after - before) / rate for before, after, rate in zip(images, images[1:], rates))
 
 

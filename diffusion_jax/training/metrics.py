@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffusion_jax import reading
+from diffusion_jax.errors import UserError
 from diffusion_jax.provenance import save_text
 
 # {'steps': n, 'sums': {name: float or list}, 'edges': list or None}: plain JSON data, so that a checkpoint can hold it
@@ -170,16 +172,23 @@ def _rows(path: str | os.PathLike) -> list[tuple[str, dict[str, Any] | None]]:
     path = Path(path)
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = reading.content(path, LARGEST).decode("utf-8", errors="replace").splitlines()
     return [(line + "\n", _row_of(line)) for line in lines if line.strip()]
 
 
 def _row_of(line: str) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        return reading.json_text(line, "a row", ROW)
+    except UserError:
         return None
-    return row if isinstance(row, dict) and type(row.get("step")) is int else None
+
+
+LARGEST = 2**32  # bytes of a metrics.jsonl: ten million rows
+_LOSS = reading.optional(reading.number(finite=False))
+ROW = reading.record({"step": reading.integer()}, {  # what is read of a row; other keys are free
+    "images": reading.integer(), "loss": _LOSS, "eval_loss": _LOSS, "loss_by_level": reading.optional(reading.items(_LOSS)),
+    "level_edges": reading.optional(reading.items(reading.number())),
+    "timing": reading.record({}, {"images_per_s": reading.optional(reading.number(1e-12))})})  # fmt: skip
 
 
 class Progress(NamedTuple):
