@@ -324,6 +324,17 @@ def on_real(train: Source, test: Source, judge: Judge | None = None, count: int 
     return (judge or against(train, held_out.get("label")))(held_out["image"], held_out.get("label", ()))
 
 
+def spelled(features: Sequence[str], metrics: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(features, metrics) in the names of this project, from those of a command line, in any case.
+
+    'fid' is the metric frechet of the features inception, which are added, or are the only ones if none are named.
+    """
+    features, metrics = [name.lower() for name in features], [name.lower() for name in metrics]
+    if "fid" in metrics:
+        features = list(dict.fromkeys([*features, "inception"]))
+    return features, list(dict.fromkeys("frechet" if name == "fid" else name for name in metrics))
+
+
 def named(metrics: Sequence[str]) -> None:
     """UserError for a name that is no metric."""
     for name in metrics:
