@@ -115,12 +115,13 @@ def main(config) -> None:
 
     FLAGS = flags.FLAGS
     root, lengths, metrics = Path(FLAGS.workdir), lengths_of(FLAGS.lengths), cli.metrics(FLAGS.metrics)
+    features, metrics = judge.spelled(cli.names(FLAGS.features), metrics)
     judge.named(metrics)
     config.sampler.ema = f"post_hoc({lengths[0]:g})"
     trained = folder.load(root, config)  # tells at once if there are no snapshots
     experiment.need_images(trained.experiment)
     dataset = folder.images(config, FLAGS.workdir)
-    features = cli.names(FLAGS.features) or [judge.default_features(dataset.train)]
+    features = features or [judge.default_features(dataset.train)]
     template = jax.eval_shape(lambda: trained.params)
     sampler = {key: value for key, value in config.sampler.items() if key not in ("ema", "batch_size")}
     told = {"num": FLAGS.num, "repeats": FLAGS.repeats, "features": features, "metrics": metrics, "step": trained.step,

@@ -122,7 +122,7 @@ def main(config) -> None:
 
     FLAGS = flags.FLAGS
     mesh = experiment.sampling_mesh(config)
-    features, metrics = cli.names(FLAGS.features), cli.metrics(FLAGS.metrics)
+    features, metrics = judge.spelled(cli.names(FLAGS.features), cli.metrics(FLAGS.metrics))
     judge.named(metrics)  # mistakes are told before anything takes long
     trained = folder.load(FLAGS.workdir, config, mesh)
     experiment.need_images(trained.experiment)
@@ -155,6 +155,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("features", "", "features of the images, with commas: pixels, thumbnails, classifier, inception, "
                         "efficientnet_lite0 (default pixels up to 1,000 numbers an image, else classifier)")  # fmt: skip
     flags.DEFINE_string("metrics", "", "scores, with commas: accuracy, frechet, kid, prdc, class_accuracy, inception_score (the "
-                        "default, as far as the features allow), memorisation, cmmd, frechet_infinity, frechet_interval")  # fmt: skip
+                        "default, as far as the features allow), memorisation, cmmd, frechet_infinity, frechet_interval; fid: frechet of the features inception")  # fmt: skip
     cli.path_flag("reference", "", "made by experiments.statistics; instead of the first 10,000 training images")
     cli.launch(main, config="workdir")

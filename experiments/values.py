@@ -13,8 +13,8 @@ from absl import flags
 from diffusion_jax.errors import UserError, unknown
 
 ENDINGS = {".npy", ".npz", ".h5", ".hdf5", ".pt", ".pth", ".ckpt", ".safetensors", ".pkl", ".webp", ".yaml", ".md"}
-METRICS = {"fid": "frechet", "fd": "frechet", "is": "inception_score", "precision": "prdc", "recall": "prdc", "density": "prdc",
-           "coverage": "prdc", "mmd": "cmmd", "fid_infinity": "frechet_infinity", "memorization": "memorisation"}  # fmt: skip
+METRICS = {"fd": "frechet", "is": "inception_score", "precision": "prdc", "recall": "prdc", "density": "prdc",
+           "coverage": "prdc", "mmd": "cmmd", "memorization": "memorisation"}  # fmt: skip
 flags.disclaim_key_flags()  # a flag belongs to the command that asks for it here
 PATHS: set[str] = set()  # the flags that path_flag defined
 
@@ -49,7 +49,7 @@ def names(text: str) -> list[str]:
 
 
 def metrics(text: str) -> list[str]:
-    """The names of scores, with commas; also by the names of other programs, such as fid."""
+    """The names of scores, with commas; also by the names of other programs, such as fd (fid names features too: judge.spelled)."""
     return list(dict.fromkeys(METRICS.get(name.lower(), name) for name in names(text)))
 
 

@@ -437,6 +437,13 @@ def missing(chosen, count):
     return several | ({"frechet", "kid", "kid_se"} if not count else {"kid", "kid_se"} if count < 3 else set())
 
 
+def test_fid_is_the_frechet_distance_of_inception():
+    assert judge.spelled([], ["FID", "kid"]) == (["inception"], ["frechet", "kid"])
+    assert judge.spelled(["Pixels"], ["frechet", "fid"]) == (["pixels", "inception"], ["frechet"])
+    assert judge.spelled([], ["fid_infinity"]) == (["inception"], ["frechet_infinity"])
+    assert judge.spelled(["classifier"], ["kid"]) == (["classifier"], ["kid"])
+
+
 def test_what_cannot_be_measured_at_all_is_refused_with_the_reason(untrained):
     one = noise(1)
     for how, said in (({}, "nothing to measure: .*frechet is left out: it needs 2 training images, and there are 1"),

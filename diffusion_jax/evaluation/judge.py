@@ -327,12 +327,14 @@ def on_real(train: Source, test: Source, judge: Judge | None = None, count: int 
 def spelled(features: Sequence[str], metrics: Sequence[str]) -> tuple[list[str], list[str]]:
     """(features, metrics) in the names of this project, from those of a command line, in any case.
 
-    'fid' is the metric frechet of the features inception, which are added, or are the only ones if none are named.
+    'fid' is the metric frechet, and 'fid_infinity' frechet_infinity, of the features inception, which are added to those that are
+    named, and are the only ones if none are.
     """
     features, metrics = [name.lower() for name in features], [name.lower() for name in metrics]
-    if "fid" in metrics:
+    fid = {"fid": "frechet", "fid_infinity": "frechet_infinity"}
+    if any(name in fid for name in metrics):
         features = list(dict.fromkeys([*features, "inception"]))
-    return features, list(dict.fromkeys("frechet" if name == "fid" else name for name in metrics))
+    return features, list(dict.fromkeys(fid.get(name, name) for name in metrics))
 
 
 def named(metrics: Sequence[str]) -> None:
