@@ -144,7 +144,7 @@ def _build(family: Family, node: ast.expr, spec: str, returns: tuple[str, ...], 
         return function(*bound.args, **bound.kwargs)
     except UserError:
         raise
-    except (TypeError, ValueError, ArithmeticError) as error:  # what the component's own checks do not foresee
+    except (TypeError, ValueError, ArithmeticError, MemoryError) as error:  # what the component's own checks do not foresee
         raise UserError(f"{family.kind} '{spec}': {name} refuses these arguments: {error}") from error
 
 

@@ -77,3 +77,25 @@ def need_range(what: str, value: Any, low: float = -math.inf, high: float = math
     start = f"above {low:g}" if above else f"at least {low:g}" if low > -math.inf else "finite"
     end = f" and at most {high:g}" if high < math.inf else ""
     raise UserError(f"{what}={value}: it must be {start}{end}")
+
+
+def need_ranges(what: str, **bounds: tuple[Any, float, float]) -> None:
+    """need_range for several arguments of a function: need_ranges('times.lognormal', mean=(mean, -20, 20), std=(std, 1e-6, 20))."""
+    for name, (value, low, high) in bounds.items():
+        need_range(f"{what}: {name}", value, low, high)
+
+
+def need_increasing(what: str, **values: Any) -> None:
+    """Refuse numbers that do not rise from the first to the last; what is not a Python number passes.
+
+    Args:
+      what: the function, such as 'schedules.VE'.
+      values: its arguments by name, in the order in which they must rise.
+
+    Raises:
+      UserError: one line with the names and the values.
+    """
+    numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
+    if any(not low < high for low, high in zip(numbers.values(), list(numbers.values())[1:])):
+        said = ", ".join(f"{name}={value}" for name, value in numbers.items())
+        raise UserError(f"{what}({said}): it must be {' < '.join(numbers)}")

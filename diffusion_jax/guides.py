@@ -14,7 +14,7 @@ from typing import Callable, NamedTuple
 import jax.numpy as jnp
 
 from diffusion_jax import guidance
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import UserError, need_ranges
 from diffusion_jax.types import Array, Cond, Denoise, Process
 
 
@@ -60,6 +60,7 @@ def cfg(rescale: float = 0.0) -> Guide:
     Args:
       rescale: strength of the correction of the contrast of Lin et al. (2024), in [0, 1].
     """
+    need_ranges("cfg", rescale=(rescale, 0, 1))
 
     def steer(denoise, scale, site):
         return _away(guidance.beside_null(denoise, site.null), scale, site, rescale)
@@ -69,6 +70,7 @@ def cfg(rescale: float = 0.0) -> Guide:
 
 def autoguidance(workdir: str = "", ema: str = "", step: int = 0, rescale: float = 0.0) -> Guide:
     """Away from a worse model: that of another workdir, or of this run by another average or at an earlier checkpoint."""
+    need_ranges("autoguidance", step=(step, 0, 10**9), rescale=(rescale, 0, 1))
     if not (workdir or ema or step):
         raise UserError("autoguidance() needs a worse model: workdir='runs/small', ema='5k' or 'params', or step=300")
     other = Other(workdir, ema, step)
@@ -99,6 +101,7 @@ def classifier(workdir: str, conditional: bool = False, ema: str = "", against: 
 
 def interval(guide: Guide = cfg(), low: float = 0.0, high: float = float("inf")) -> Guide:
     """Another guide, only where low < sigma / alpha <= high; elsewhere the model as it is, which then costs one pass."""
+    need_ranges("interval", low=(low, 0, 1e6))
     if not isinstance(guide, Guide):
         raise UserError(f"interval({guide}, ...): the first argument is another guide; write interval(low=0.2, high=3.0)")
     if not low < high:

@@ -24,7 +24,7 @@ import numpy as np
 
 from diffusion_jax import arrays, guidance, targets
 from diffusion_jax.arrays import expand
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import UserError, need_ranges
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers import base
 from diffusion_jax.samplers.base import Noise, Sampler
@@ -114,6 +114,7 @@ def deblur(shape: tuple[int, ...], width: float = 1.0, kernel: str = "gaussian",
 
     kernel: 'gaussian' of standard deviation `width` pixels, or 'uniform', a square of side 2 width + 1.
     """
+    need_ranges("deblur", width=(width, 1e-3, 1e4))
     height, across, _ = _image(shape, "deblur")
     if kernel not in ("gaussian", "uniform") or width <= 0:
         raise UserError(f"deblur(width={width}, kernel='{kernel}'): the kernel is 'gaussian' or 'uniform', its width above 0")
@@ -146,12 +147,12 @@ def linear(shape: tuple[int, ...], matrix: Any, std: float = 0.0) -> Measurement
 
 def saturate(shape: tuple[int, ...], gain: float = 2.0, std: float = 0.0) -> Measurement:
     """y = clip(gain x, -1, 1), an overexposed picture: not linear, so only `dps` takes it."""
+    need_ranges("saturate", gain=(gain, 1e-3, 1e4))
     return Measurement(lambda x: jnp.clip(gain * x, -1.0, 1.0), _std(std))
 
 
 def _std(std: float) -> float:
-    if not std >= 0:
-        raise UserError(f"the noise of a measurement has a standard deviation of 0 or above; got std={std}")
+    need_ranges("the noise of a measurement", std=(std, 0, 1e4))
     return float(std)
 
 
@@ -183,6 +184,7 @@ def box(shape: tuple[int, ...], side: float = 0.5) -> Mask:
 
 def random(shape: tuple[int, ...], keep: float = 0.3, seed: int = 0) -> Mask:
     """A share `keep` of the pixels is known, anywhere."""
+    need_ranges("random", seed=(seed, 0, 2**32 - 1))
     if not 0 < keep < 1:
         raise UserError(f"random(keep={keep}): the share of known pixels is between 0 and 1")
     order = np.random.Generator(np.random.Philox(seed)).permutation(math.prod(shape[:2]))
@@ -232,6 +234,7 @@ def ddnm(data_std: float = 1.0) -> Method:
     given y, in one with eq. 13 as std -> 0. (The paper's DDNM+, eq. 17-19, has this weight 1 down to some noise level, and
     takes noise out of the sampler.)
     """
+    need_ranges("ddnm", data_std=(data_std, 1e-6, 1e4))
 
     def guide(denoise, process, measurement, y):
         def guided(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
@@ -257,6 +260,7 @@ def pigdm(data_std: float = 1.0, symmetric: bool = False) -> Method:
     J = Cov(x0 | x_t) / u^2 is symmetric (a network's is not quite); forward mode is twice as fast in a loop on a CPU. (The
     paper's algorithm 1 multiplies the guidance by r^2 besides, which leaves high noise as it is and fades it out at low noise.)
     """
+    need_ranges("pigdm", data_std=(data_std, 1e-6, 1e4))
 
     def guide(denoise, process, measurement, y):
         def guided(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
@@ -278,6 +282,7 @@ def dps(scale: float = 1.0, symmetric: bool = False) -> Method:
     paper's own for VE. `scale` is for each move and has the unit of x0: more moves or larger images want another. symmetric: as
     in `pigdm`, and many times faster with convolutions on a CPU. Any differentiable A.
     """
+    need_ranges("dps", scale=(scale, 0, 1e6))
 
     def wrap(sampler, measurement, y):
         def misfit(x0):
@@ -330,8 +335,7 @@ def repaint(resample: int = 10, jump: int = 1) -> Method:
     Raises:
       UserError: one of them is below 1.
     """
-    if resample < 1 or jump < 1:
-        raise UserError(f"repaint(resample={resample}, jump={jump}): both are whole numbers of 1 or more")
+    need_ranges("repaint", resample=(resample, 1, 10_000), jump=(jump, 1, 10_000))
 
     def wrap(sampler, measurement, y):
         def step(noise, x, memory, t, s, denoise, process):

@@ -25,7 +25,7 @@ from typing import Callable, NamedTuple, TypedDict, Unpack
 import jax.numpy as jnp
 
 from diffusion_jax.arrays import expand
-from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.errors import UserError, need_ranges, unknown
 from diffusion_jax.processes import gaussian
 from diffusion_jax.types import Apply, Array, Cond, Denoise, Params, Prediction, Process
 
@@ -137,6 +137,7 @@ def encoder(sigma_data: float = 1.0, noise_input: str = "logsnr", input_scale: b
     c_noise = log(sigma / alpha) / 4 ('logsnr'; EDM's ln(sigma) / 4), or time_scale * t + time_shift ('time'; with the shift -0.001,
     1000 c_noise is the step from 0 to 999 of DDPM's checkpoints).
     """
+    need_ranges("encoder", sigma_data=(sigma_data, 1e-6, 1e4), time_scale=(time_scale, -1e9, 1e9), time_shift=(time_shift, -1e9, 1e9))
     if noise_input not in ("logsnr", "time"):
         raise unknown("noise_input", noise_input, ("logsnr", "time"))
 
@@ -187,6 +188,7 @@ def edm(sigma_data: float = 0.5, **encoding: Unpack[Encoding]) -> Parameterizati
 
     c_skip = alpha sd^2 / (alpha^2 sd^2 + sigma^2),  c_out = sigma sd / sqrt(alpha^2 sd^2 + sigma^2): F has unit variance at every t.
     """
+    need_ranges("edm", sigma_data=(sigma_data, 1e-6, 1e4))
 
     def coefficients(process, t):
         alpha, sigma = process.alpha(t), process.sigma(t)
@@ -204,6 +206,7 @@ def consistency(sigma_data: float = 0.5, **encoding: Unpack[Encoding]) -> Parame
     u = sigma / alpha,  c_skip = sd^2 / (sd^2 + (u - u_min)^2),  c_out = sd (u - u_min) / sqrt(sd^2 + u^2): at t_min, where
     u = u_min, x0 is x_t / alpha, whatever F. So x0-hat has noise of level u_min, which few_step.multistep takes into account.
     """
+    need_ranges("consistency", sigma_data=(sigma_data, 1e-6, 1e4))
 
     def boundary(process, dtype=jnp.float32):
         time = jnp.asarray(process.t_min, dtype)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import arrays
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import UserError, need_ranges
 from diffusion_jax.processes import gaussian as paths
 from diffusion_jax.processes.gaussian import from_x0
 from diffusion_jax.types import Array, Cond, Denoise, Key, Prediction, Process
@@ -85,6 +85,7 @@ def from_mixture(law: Mixture, modes: Mixture | None = None) -> Target:
 
 def normal(dim: int = 2, seed: int = 0, condition: float = 100.0) -> Target:
     """A Gaussian with full covariance: variances from 1 down to 1 / condition in equal ratios, a random basis and mean."""
+    need_ranges("normal", dim=(dim, 1, 4096), seed=(seed, 0, 2**32 - 1), condition=(condition, 1, 1e12))
     rng = np.random.default_rng(seed)
     basis = np.linalg.qr(rng.standard_normal((dim, dim)))[0]
     variances = condition ** -np.linspace(0.0, 1.0, dim)
@@ -93,16 +94,19 @@ def normal(dim: int = 2, seed: int = 0, condition: float = 100.0) -> Target:
 
 def standard_normal(dim: int = 2) -> Target:
     """N(0, I), as a mixture of one component: the law whose every posterior is known by heart."""
+    need_ranges("standard_normal", dim=(dim, 1, 10**6))
     return _by_components(_law(np.ones(1), np.zeros((1, dim)), 1.0))
 
 
 def gmm8(std: float = 0.1) -> Target:
     """Eight equal Gaussians on the unit circle, the field's toy."""
+    need_ranges("gmm8", std=(std, 1e-6, 100))
     return _by_components(_law(np.ones(8), _polar(1.0, 2 * np.pi * np.arange(8) / 8), std))
 
 
 def gmm(modes: int = 20, dim: int = 2, std: float = 0.1, seed: int = 0) -> Target:
     """`modes` Gaussians: means from N(0, I), stds between std / 2 and 3 std / 2 by axis, weights up to threefold apart."""
+    need_ranges("gmm", modes=(modes, 1, 10_000), dim=(dim, 1, 4096), std=(std, 1e-6, 100), seed=(seed, 0, 2**32 - 1))
     rng = np.random.default_rng(seed)
     means, stds = rng.standard_normal((modes, dim)), std * rng.uniform(0.5, 1.5, (modes, dim))
     return _by_components(_law(rng.uniform(0.5, 1.5, modes), means, stds))
@@ -110,6 +114,7 @@ def gmm(modes: int = 20, dim: int = 2, std: float = 0.1, seed: int = 0) -> Targe
 
 def checkerboard(fine: int = 6) -> Target:
     """The eight dark squares of a 4 x 4 board over [-1, 1]^2, each of fine^2 small Gaussians. Its modes are the squares."""
+    need_ranges("checkerboard", fine=(fine, 1, 20))
     corners = np.array([(column, 2 * pair + column % 2) for column in range(4) for pair in range(2)]) / 2 - 1
     ticks = (np.arange(fine) + 0.5) / (2 * fine)
     within = np.stack(np.meshgrid(ticks, ticks), -1).reshape(-1, 2)
@@ -119,6 +124,7 @@ def checkerboard(fine: int = 6) -> Target:
 
 def rings(std: float = 0.03) -> Target:
     """Three circles of radius 1/3, 2/3 and 1 and equal weight."""
+    need_ranges("rings", std=(std, 1e-3, 100))
     counts = [math.ceil(2 * math.pi * (ring + 1) / 3 / (1.5 * std)) for ring in range(3)]
     circles = [_polar((ring + 1) / 3, 2 * np.pi * np.arange(n) / n) for ring, n in enumerate(counts)]
     return from_mixture(_law(np.concatenate([np.full(n, 1 / n) for n in counts]), np.concatenate(circles), std))
@@ -126,6 +132,7 @@ def rings(std: float = 0.03) -> Target:
 
 def two_moons(std: float = 0.05) -> Target:
     """Two interleaved half circles of radius 1, centred."""
+    need_ranges("two_moons", std=(std, 1e-3, 100))
     angle = np.linspace(0, np.pi, math.ceil(np.pi / (1.5 * std)))
     upper = _polar(1.0, angle) - [0.5, 0.25]
     return from_mixture(_law(np.ones(2 * len(angle)), np.concatenate([upper, -upper]), std))
@@ -133,6 +140,7 @@ def two_moons(std: float = 0.05) -> Target:
 
 def swiss_roll(std: float = 0.03, turns: float = 1.5) -> Target:
     """A spiral from radius 1/4 to 1, of equal density along its length."""
+    need_ranges("swiss_roll", std=(std, 1e-3, 100), turns=(turns, 0.1, 100))
     angle = np.linspace(0, 1, 4000) * 2 * np.pi * turns
     path = _polar(np.linspace(0.25, 1.0, 4000), angle)
     length = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(path, axis=0), axis=1))])
@@ -143,6 +151,7 @@ def swiss_roll(std: float = 0.03, turns: float = 1.5) -> Target:
 
 def pinwheel(arms: int = 5, std: float = 0.05) -> Target:
     """Bent arms around the origin (Johnson et al. 2016), each a chain of Gaussians that widen outwards."""
+    need_ranges("pinwheel", arms=(arms, 1, 1000), std=(std, 1e-3, 100))
     radius = np.linspace(0.3, 1.2, 24)
     angle = 2 * np.pi * np.arange(arms)[:, None] / arms + 1.0 * np.exp(0.6 * radius) - 1.0
     means = _polar(np.broadcast_to(radius, angle.shape), angle).reshape(-1, 2)

@@ -550,5 +550,5 @@ def test_elbo_errors():
         elbo.continuous_vlb(process, plain, x0, jax.random.key(0), draws=1)
     with pytest.raises(UserError, match="did you mean 'large'"):
         elbo.importance_vlb(process, plain, x0, jax.random.key(0), grids.uniform(process, 3), variance="larg")
-    with pytest.raises(UserError, match="at least 2 steps"):
+    with pytest.raises(UserError, match="steps=1: it must be at least 2"):
         elbo.hybrid(process, steps=1)

@@ -243,7 +243,7 @@ def test_ddpm_rejects_bad_tables():
         discrete.DDPM((0.1, 1.0))
     with pytest.raises(UserError, match="strictly between 0 and 1"):
         discrete.ddpm("linear", steps=10)  # scaled by 1000 / 10, the last beta is 2
-    with pytest.raises(UserError, match="at least 2 steps"):
+    with pytest.raises(UserError, match="steps=1: it must be at least 2"):
         discrete.ddpm("cosine", steps=1)
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.models import layers
+from diffusion_jax.errors import need_ranges
 from diffusion_jax.types import Array
 
 SLOPE = 0.2  # of the leaky rectifiers
@@ -24,6 +25,7 @@ class PatchGAN(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        need_ranges("PatchGAN", width=(self.width, 1, 4096), layers=(self.layers, 1, 16))
         for i in range(self.layers + 1):
             stride = 2 if i < self.layers else 1
             x = layers.conv(self.width * 2 ** min(i, 3), 4, stride=stride, name=f"conv_{i}")(x)

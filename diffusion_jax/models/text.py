@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import UserError, need_ranges
 from diffusion_jax.models import layers
 from diffusion_jax.types import Array, Params
 
@@ -138,6 +138,7 @@ def bytes(max_length: int, weights: Callable | None = None, *, width: int = 128,
 
     cond['bytes'] (B, max_length) int16: byte + 1, and 0 after the end.
     """
+    need_ranges("bytes", width=(width, 4, 4096), depth=(depth, 1, 64), heads=(heads, 1, 256))
 
     def encode(captions: Sequence[str]) -> dict[str, np.ndarray]:
         ids = np.zeros((len(captions), max_length), np.int16)

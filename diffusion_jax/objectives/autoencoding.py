@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from diffusion_jax import arrays
 from diffusion_jax.arrays import mean_per_example, sum_per_example
-from diffusion_jax.errors import unknown
+from diffusion_jax.errors import need_ranges, unknown
 from diffusion_jax.objectives.base import per_example
 from diffusion_jax.objectives.elbo import log_mean_exp
 from diffusion_jax.types import Array, Cond, Key, Process
@@ -74,6 +74,7 @@ class Likelihood(NamedTuple):
 
 def gaussian(std: float = 0.0) -> Likelihood:
     """N(mean, std^2), a density on [-1, 1]; std = 0: the decoder's own, exp(log_scale) (one for all: Rybkin et al. 2021)."""
+    need_ranges("autoencoding.gaussian", std=(std, 0, 100))
 
     def scale(log_scale):
         return jnp.log(std) if std else log_scale
@@ -107,6 +108,7 @@ def logistic(levels: int = 256) -> Likelihood:
     P(x) = sigmoid((x + h - mean) / s) - sigmoid((x - h - mean) / s) with h = 1 / (levels - 1), s = exp(log_scale); the outer
     two bins reach to infinity, so the levels' probabilities sum to one.
     """
+    need_ranges("autoencoding.logistic", levels=(levels, 2, 65_536))
     half = 1.0 / (levels - 1)
 
     def log_prob(mean, log_scale, x):
@@ -142,6 +144,7 @@ def elbo(process: Process | None = None, likelihood: Likelihood = gaussian(), be
       max(free_bits, E_batch[KL_j]) (Kingma et al. 2016, eq. 15), against posterior collapse.
     Metrics: rate and distortion, without any of these.
     """
+    need_ranges("autoencoding.elbo", beta=(beta, 0, 1e6), free_bits=(free_bits, 0, 1e6), anneal=(anneal, 0, 10**9))
 
     def loss(networks, x, eps, cond, step):
         mean, log_variance = networks.encode(x, cond)
@@ -156,6 +159,7 @@ def elbo(process: Process | None = None, likelihood: Likelihood = gaussian(), be
 
 def iwae(process: Process | None = None, likelihood: Likelihood = gaussian(), samples: int = 8) -> Autoencoding:
     """-log 1/k sum_i p(x, z_i) / q(z_i | x), z_i ~ q: the importance-weighted bound of k samples (Burda et al. 2016, eq. 8)."""
+    need_ranges("autoencoding.iwae", samples=(samples, 1, 10_000))
 
     def loss(networks, x, eps, cond, step):
         log_weights, rate, distortion = importance(networks, likelihood, x, eps, cond)
@@ -237,6 +241,7 @@ def reconstruction(process: Process | None = None, pixels: str = "l1", kl_weight
     own loss.
     Metrics: rate (nats), pixels, perceptual; with an adversary also generator, discriminator and adaptive_weight.
     """
+    need_ranges("autoencoding.reconstruction", kl_weight=(kl_weight, 0, 1e6), perceptual=(perceptual, 0, 1e6), adversarial=(adversarial, 0, 1e6), start=(start, 0, 10**9))
     if pixels not in PIXELS:
         raise unknown("pixels", pixels, PIXELS)
 

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from diffusion_jax import arrays
 from diffusion_jax.arrays import expand, mean_per_example
+from diffusion_jax.errors import need_ranges
 from diffusion_jax.objectives import times
 from diffusion_jax.objectives.base import Drawn, FewStep, Players, per_example
 from diffusion_jax.objectives.distance import Distance, pseudo_huber, squared
@@ -46,6 +47,7 @@ def distillation(process: Process, solver: base.Sampler = ode.edm_heun(), steps:
     solver: any deterministic sampler without memory: ancestral.ddim() is Euler's, ode.edm_heun() the paper's,
     singlestep.dpm_2s() DPM-Solver-2. steps: N, the times of the Karras grid.
     """
+    need_ranges("consistency.distillation", steps=(steps, 2, 100_000), mu=(mu, 0, 1))
 
     def by_teacher(players: Players, drawn: Drawn, cond: Cond) -> Array:
         def one(x, t, s, cond):
@@ -64,6 +66,7 @@ def training(process: Process, s0: int = 2, s1: int = 150, mu0: float = 0.9, dis
 
     N = ceil(sqrt(p ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1 and mu = exp(s0 log(mu0) / N) at progress p (appendix C).
     """
+    need_ranges("consistency.training", s0=(s0, 1, s1), s1=(s1, s0, 10**6), mu0=(mu0, 1e-6, 1))
 
     def count(progress):
         return jnp.ceil(jnp.sqrt(progress * ((s1 + 1) ** 2 - s0**2) + s0**2) - 1) + 1
@@ -78,6 +81,7 @@ def improved(process: Process, s0: int = 10, s1: int = 1280, mean: float = -1.1,
     N = min(s0 2^floor(p K / K'), s1) + 1, so that each of the doublings from s0 to s1 has an equal share of the run; the noise
     levels of the grid by the mass of log u ~ N(mean, std^2) in their intervals.
     """
+    need_ranges("consistency.improved", s0=(s0, 1, s1), s1=(s1, s0, 10**6), mean=(mean, -20, 20), std=(std, 1e-6, 20))
     stages = math.floor(math.log2(s1 / s0)) + 1
 
     def count(progress):
@@ -93,6 +97,7 @@ def easy(process: Process, q: float = 2.0, stages: int = 8, k: float = 8.0, b: f
     u_s / u_t = 1 - n(u_t) / q^a, n(u) = 1 + k sigmoid(-b u), at least u_min (their eq. 20 ff.); a = 1 .. stages, each an
     equal share of the run; log u_t ~ N(mean, std^2), w = 1 / (u_t - u_s).
     """
+    need_ranges("consistency.easy", q=(q, 1, 1000), stages=(stages, 1, 1000), k=(k, 0, 1000), b=(b, 1e-6, 1000), mean=(mean, -20, 20), std=(std, 1e-6, 20))
 
     def pairs(process, keys, progress):
         t = times.lognormal(mean, std)(process, keys)
@@ -113,12 +118,14 @@ def continuous(process: Process, time: times.TimeLaw = times.lognormal(-1.0, 1.4
     The derivative is taken in forward mode through the network, whose embedding of the noise level must be smooth.
     (Their learned weighting is left out: after normalisation every time has a loss of order one.)
     """
+    need_ranges("consistency.continuous", sigma_data=(sigma_data, 1e-6, 1e4), warmup=(warmup, 0, 1), c=(c, 0, 1e6))
     return _continuous(process, time, sigma_data, warmup, c, taught=False)
 
 
 def continuous_distillation(process: Process, time: times.TimeLaw = times.lognormal(-1.0, 1.4), sigma_data: float = 0.5,
                             warmup: float = 0.1, c: float = 0.1) -> FewStep:  # fmt: skip
     """Continuous-time consistency distillation (sCD of sCM; Lu & Song 2025): as `continuous`, with the teacher's velocity."""
+    need_ranges("consistency.continuous_distillation", sigma_data=(sigma_data, 1e-6, 1e4), warmup=(warmup, 0, 1), c=(c, 0, 1e6))
     return _continuous(process, time, sigma_data, warmup, c, taught=True)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from diffusion_jax import arrays
 from diffusion_jax.arrays import mean_per_example
+from diffusion_jax.errors import need_ranges
 from diffusion_jax.objectives import times, weighting
 from diffusion_jax.objectives.base import Objective, per_example
 from diffusion_jax.processes.gaussian import corrupt
@@ -33,6 +34,7 @@ def denoising(process: Process, time: times.TimeLaw = times.uniform(), weight: w
 
 def ddpm(process: Process, steps: int = 0) -> Objective:
     """L_simple (Ho et al. 2020, eq. 14). `steps`: t on that many grid points (1000 for a 1000-step chain); 0: continuous t."""
+    need_ranges("denoising.ddpm", steps=(steps, 0, 100_000))
     return denoising(process, times.grid(steps) if steps else times.uniform(), weighting.unit())
 
 
@@ -43,11 +45,13 @@ def dsm(process: Process, likelihood: bool = False) -> Objective:
 
 def ncsn(process: Process, levels: int = 232) -> Objective:
     """NCSN (Song & Ermon 2019, eq. 6; 232 levels: their 2020 follow-up for 32x32): discrete levels, geometric on VE, lambda = sigma^2."""
+    need_ranges("denoising.ncsn", levels=(levels, 2, 100_000))
     return denoising(process, times.grid(levels), weighting.unit())
 
 
 def edm(process: Process, p_mean: float = -1.2, p_std: float = 1.2, sigma_data: float = 0.5) -> Objective:
     """Karras et al. 2022, eq. 8 and table 1: log-normal sigma, weighted to unit error of the preconditioned network."""
+    need_ranges("denoising.edm", p_mean=(p_mean, -20, 20), p_std=(p_std, 1e-6, 20), sigma_data=(sigma_data, 1e-6, 1e4))
     return denoising(process, times.lognormal(p_mean, p_std), weighting.edm(sigma_data))
 
 

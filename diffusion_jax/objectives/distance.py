@@ -10,7 +10,7 @@ from typing import Callable
 import jax.numpy as jnp
 
 from diffusion_jax.arrays import mean_per_example
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import UserError, need_ranges
 from diffusion_jax.types import Array
 
 Distance = Callable[[Array, Array], Array]
@@ -26,6 +26,7 @@ def pseudo_huber(c: float = 0.00054) -> Distance:
 
     Raises UserError for c <= 0, where the gradient at x = y would be 0 / 0.
     """
+    need_ranges("distance.pseudo_huber", c=(c, 1e-12, 1e6))
     if not c > 0:
         raise UserError(f"pseudo_huber(c={c}): c must be above 0; distance.squared() has none")
     return lambda x, y: jnp.sqrt(mean_per_example((x - y) ** 2) + c**2) - c

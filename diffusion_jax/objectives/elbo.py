@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from diffusion_jax import arrays
 from diffusion_jax.arrays import expand, mean_per_example
-from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.errors import UserError, need_ranges, unknown
 from diffusion_jax.objectives import times
 from diffusion_jax.objectives.base import Objective, per_example
 from diffusion_jax.processes import gaussian
@@ -39,8 +39,7 @@ def hybrid(process: Process, steps: int = 1000, vlb_weight: float = 1e-3, levels
     data has `levels` values in [-1, 1].
     Raises UserError for a network without learned variance and for fewer than two steps.
     """
-    if steps < 2:
-        raise UserError(f"elbo.hybrid needs a chain of at least 2 steps; got steps={steps}")
+    need_ranges("elbo.hybrid", steps=(steps, 2, 100_000), vlb_weight=(vlb_weight, 0, 1e6), levels=(levels, 2, 65_536))
     time, spacing = times.grid(steps), (process.t_max - process.t_min) / (steps - 1)
 
     @per_example

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from diffusion_jax import arrays
 from diffusion_jax.arrays import expand, mean_per_example
+from diffusion_jax.errors import need_ranges
 from diffusion_jax.objectives import times
 from diffusion_jax.objectives.base import Drawn, FewStep, per_example
 from diffusion_jax.processes import gaussian
@@ -35,6 +36,7 @@ def meanflow(process: Process, time: times.TimeLaw = times.logit_normal(-0.4, 1.
     learns the guided velocity, guidance v + (1 - guidance) u(x_t, t, t | no condition) (eq. 19). w = 1 / (mean error^2 + c)^p,
     a constant (eq. 22); at p > 0 the mean that is learned is a robust one.
     """
+    need_ranges("meanflow.meanflow", ratio=(ratio, 0, 1), guidance=(guidance, 0, 1000), p=(p, 0, 10), c=(c, 1e-12, 1e6))
     return _jumps(process, time, ratio, guidance, p, c, taught, own=False)
 
 
@@ -45,6 +47,7 @@ def improved(process: Process, time: times.TimeLaw = times.logit_normal(-0.4, 1.
     Then V = u_theta + (t - s) du_-/dt depends on x_t alone and is regressed on v, |V - v|^2, as in flow matching: of the same
     gradient in the mean, and less noise. In the terms above dJ_-/dt is along u(x_t, t, t), and v - u(x_t, t, t) is added.
     """
+    need_ranges("meanflow.improved", ratio=(ratio, 0, 1), guidance=(guidance, 0, 1000), p=(p, 0, 10), c=(c, 1e-12, 1e6))
     return _jumps(process, time, ratio, guidance, p, c, taught, own=True)
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax import arrays
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import UserError, need_ranges
 from diffusion_jax.processes.gaussian import time_of_logsnr
 from diffusion_jax.types import Array, Key, Process
 
@@ -30,6 +30,7 @@ def uniform() -> TimeLaw:
 
 def grid(steps: int = 1000) -> TimeLaw:
     """One of `steps` equally spaced times, ends included: DDPM's i / N on its chain, NCSN's geometric levels on VE. UserError below 2."""
+    need_ranges("times.grid", steps=(steps, 1, 10**6))
     if steps < 2:
         raise UserError(f"a grid of times needs at least 2 steps; got {steps}")
 
@@ -56,6 +57,7 @@ def stratified() -> TimeLaw:
 
 def lognormal(mean: float = -1.2, std: float = 1.2) -> TimeLaw:
     """log(sigma / alpha) ~ N(mean, std^2) (Karras et al. 2022, table 1), cut at the process's ends."""
+    need_ranges("times.lognormal", mean=(mean, -20, 20), std=(std, 1e-6, 20))
 
     def law(process, keys):
         log_ratio = mean + std * jax.vmap(jax.random.normal)(keys)
@@ -66,4 +68,5 @@ def lognormal(mean: float = -1.2, std: float = 1.2) -> TimeLaw:
 
 def logit_normal(mean: float = 0.0, std: float = 1.0) -> TimeLaw:
     """logit(t) ~ N(mean, std^2) (Esser et al. 2024, eq. 19), on [t_min, t_max]."""
+    need_ranges("times.logit_normal", mean=(mean, -20, 20), std=(std, 1e-6, 20))
     return lambda process, keys: _between(process, jax.nn.sigmoid(mean + std * jax.vmap(jax.random.normal)(keys)))

@@ -14,6 +14,7 @@ from typing import Callable
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax.errors import need_ranges
 from diffusion_jax.processes.gaussian import derivative, logsnr
 from diffusion_jax.types import Array, Process
 
@@ -47,11 +48,13 @@ def snr() -> Weighting:
 
 def min_snr(gamma: float = 5.0) -> Weighting:
     """min(SNR, gamma) on x0 (Hang et al. 2023, eq. 8): min(SNR, gamma) / SNR on eps."""
+    need_ranges("weighting.min_snr", gamma=(gamma, 1e-6, 1e6))
     return lambda process, t: jnp.minimum(1.0, gamma * jnp.exp(-logsnr(process, t)))
 
 
 def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
     """1 / (k + SNR)^gamma on eps (Choi et al. 2022, eq. 8)."""
+    need_ranges("weighting.p2", gamma=(gamma, 0, 100), k=(k, 1e-6, 1e6))
     return lambda process, t: (k + jnp.exp(logsnr(process, t))) ** -gamma
 
 
@@ -61,6 +64,7 @@ def sigmoid(bias: float = 2.0) -> Weighting:
     Kingma & Gao 2023, eq. 2 with w(lam) = sigmoid(bias - lam); Hoogeboom et al. 2024. With t uniform the loss is then the
     integral of w(lam) |eps - eps-hat|^2 over the log-SNR, whatever the process (up to its factor of 1/2).
     """
+    need_ranges("weighting.sigmoid", bias=(bias, -50, 50))
     return lambda process, t: likelihood()(process, t) * jax.nn.sigmoid(bias - logsnr(process, t))
 
 
@@ -71,4 +75,5 @@ def likelihood() -> Weighting:
 
 def edm(sigma_data: float = 0.5) -> Weighting:
     """(sigma^2 + sd^2) / (sigma sd)^2 on x0 (Karras et al. 2022, table 1): 1 + 1 / (SNR sd^2) on eps; unit error of F."""
+    need_ranges("weighting.edm", sigma_data=(sigma_data, 1e-6, 1e4))
     return lambda process, t: 1 + jnp.exp(-logsnr(process, t)) / sigma_data**2

@@ -13,8 +13,11 @@ from dataclasses import dataclass, field
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.errors import UserError, need_range, unknown
 from diffusion_jax.types import Array
+
+
+MOST = 100_000  # steps of a chain; its tables are arrays of that length
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class DDPM:
     t_max: float = 1.0
 
     def __post_init__(self):
+        need_range("discrete.DDPM: t_max", self.t_max, 0, 1, above=True)
         betas = np.asarray(self.betas, np.float64)
         if betas.ndim != 1 or not len(betas) or not np.all((betas > 0) & (betas < 1)):
             raise UserError(f"betas must be a list of numbers strictly between 0 and 1; got {np.array2string(betas, threshold=5)}")
@@ -69,6 +73,9 @@ def ddpm(betas: str = "linear", steps: int = 1000, beta_min: float = 1e-4, beta_
     sigmoid (GeoDiff, as in diffusers: a logistic ramp of betas). beta_min and beta_max are for N = 1000 and are scaled by 1000 / N
     as in improved DDPM, so that fewer steps reach the same noise. Raises UserError for an unknown name or too few steps.
     """
+    need_range("discrete.ddpm: steps", steps, 2, MOST)
+    need_range("discrete.ddpm: beta_min", beta_min, 0, 1, above=True)
+    need_range("discrete.ddpm: beta_max", beta_max, beta_min, 1)
     scale = 1000 / steps
     low, high = beta_min * scale, beta_max * scale
     ramp = np.linspace(0.0, 1.0, steps)
@@ -80,6 +87,4 @@ def ddpm(betas: str = "linear", steps: int = 1000, beta_min: float = 1e-4, beta_
     }
     if betas not in tables:
         raise unknown("table of betas", betas, tables)
-    if steps < 2:
-        raise UserError(f"a DDPM chain needs at least 2 steps; got steps={steps}")
     return DDPM(tuple(tables[betas]().tolist()))

@@ -21,7 +21,28 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
+from diffusion_jax.errors import need_increasing, need_range
 from diffusion_jax.types import Array, Process
+
+
+BETA = 300.0  # with more, alpha(1) is no float32
+NEARLY = 1 - 1e-6  # of paths whose alpha is 0 at t = 1
+
+
+def _need_times(process: Process, high: float = 1.0, *, above: bool = False) -> None:
+    """UserError for times that do not rise, or outside [0, high]; above: t_min is above 0, where sigma is 0."""
+    name = f"schedules.{type(process).__name__}"
+    need_range(f"{name}: t_min", process.t_min, 0, high, above=above)
+    need_range(f"{name}: t_max", process.t_max, 0, high)
+    need_increasing(name, t_min=process.t_min, t_max=process.t_max)
+
+
+def _need_levels(process: Process) -> None:
+    """UserError for noise levels that do not rise, or are not positive."""
+    name = f"schedules.{type(process).__name__}"
+    need_range(f"{name}: sigma_min", process.sigma_min, 0, 1e6, above=True)
+    need_range(f"{name}: sigma_max", process.sigma_max, 0, 1e6, above=True)
+    need_increasing(name, sigma_min=process.sigma_min, sigma_max=process.sigma_max)
 
 
 @dataclass(frozen=True)
@@ -32,6 +53,12 @@ class VP:
     beta_max: float = 20.0
     t_min: float = 1e-3
     t_max: float = 1.0
+
+    def __post_init__(self):
+        name = f"schedules.{type(self).__name__}"
+        need_range(f"{name}: beta_min", self.beta_min, 0, BETA)
+        need_range(f"{name}: beta_max", self.beta_max, self.beta_min, BETA, above=self.beta_min == 0)
+        _need_times(self, above=True)
 
     def log_alpha(self, t: Array) -> Array:
         return -0.5 * t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
@@ -66,6 +93,10 @@ class VE:
     t_min: float = 0.0
     t_max: float = 1.0
 
+    def __post_init__(self):
+        _need_levels(self)
+        _need_times(self)
+
     def alpha(self, t: Array) -> Array:
         return jnp.ones_like(t)
 
@@ -80,6 +111,10 @@ class EDM:
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     t_max: float = 1.0
+
+    def __post_init__(self):
+        _need_levels(self)
+        _need_times(self)
 
     @property
     def t_min(self) -> float:
@@ -99,6 +134,9 @@ class Cosine:
     t_min: float = 1e-3
     t_max: float = 0.999
 
+    def __post_init__(self):
+        _need_times(self, above=True, high=NEARLY)
+
     def alpha(self, t: Array) -> Array:
         return jnp.cos(0.5 * math.pi * t)
 
@@ -117,6 +155,10 @@ class TrigFlow:
     t_min: float = 2.5e-3
     t_max: float = 0.996
 
+    def __post_init__(self):
+        need_range("schedules.TrigFlow: sigma_data", self.sigma_data, 0, 1e4, above=True)
+        _need_times(self, above=True, high=NEARLY)
+
     def alpha(self, t: Array) -> Array:
         return jnp.cos(0.5 * math.pi * t)
 
@@ -130,6 +172,9 @@ class RectifiedFlow:
 
     t_min: float = 1e-3
     t_max: float = 0.999
+
+    def __post_init__(self):
+        _need_times(self, above=True, high=NEARLY)
 
     def alpha(self, t: Array) -> Array:
         return 1 - t
@@ -150,6 +195,10 @@ class Shifted:
     base: Process = Cosine()
     shift: float = 2.0
     norm: float = 2.0
+
+    def __post_init__(self):
+        need_range("schedules.Shifted: shift", self.shift, 0, 1e4, above=True)
+        need_range("schedules.Shifted: norm", self.norm, 0, 16, above=True)
 
     @property
     def t_min(self) -> float:

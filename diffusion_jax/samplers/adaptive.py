@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
 from diffusion_jax.arrays import expand, mean_per_example
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import UserError, need_range
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers.base import Sampler
 from diffusion_jax.samplers.exponential import log_ratio, phi
@@ -52,6 +52,7 @@ def _above_zero(name: str, **values: float) -> None:
     for key, value in values.items():
         if not 0 < value < math.inf:
             raise UserError(f"adaptive.{name}({key}={value}): it must be a finite number above 0")
+        need_range(f"adaptive.{name}: {key}", value, 1e-14, 100)  # smaller tolerances are below the rounding even of float64
 
 
 def _adaptive(solver: str, stages: int, rtol: float, atol: float) -> Sampler:

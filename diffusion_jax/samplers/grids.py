@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import reading
-from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.errors import UserError, need_ranges, unknown
 from diffusion_jax.processes.gaussian import angle, logsnr, time_of_logsnr
 from diffusion_jax.samplers import base
 from diffusion_jax.types import Array, Cond, Denoise, Key, Process
@@ -73,6 +73,7 @@ def uniform_logsnr(process: Process, n: int) -> Array:
 
 def karras(process: Process, n: int, rho: float = 7.0) -> Array:
     """(sigma / alpha)^(1 / rho) in equal steps (Karras et al. 2022, eq. 5)."""
+    need_ranges("karras", rho=(rho, 1e-2, 1e3))
     high, low = (jnp.exp(end / rho) for end in _ends(process))
     return _with_ends(process, time_of_logsnr(process, -2 * rho * jnp.log(high + _ramp(n) * (low - high))), "karras")
 
@@ -91,8 +92,7 @@ def cosine(process: Process, n: int) -> Array:
 
 def flow_shift(process: Process, n: int, shift: float = 3.0) -> Array:
     """u in equal steps, sigma / alpha = shift u / (1 - u): flow time, shifted once (Esser et al. 2024, eq. 23). shift 1: uniform t of a flow."""
-    if shift <= 0:
-        raise UserError(f"grid 'flow_shift' needs a shift above 0; got {shift}")
+    need_ranges("flow_shift", shift=(shift, 1e-6, 1e6))
     high, low = (1 / (1 + shift * jnp.exp(-end)) for end in _ends(process))
     u = high + _ramp(n) * (low - high)
     return _with_ends(process, time_of_logsnr(process, -2 * (math.log(shift) + jnp.log(u) - jnp.log1p(-u))), "flow_shift")
@@ -129,6 +129,7 @@ def few_step(process: Process, n: int, sigma_data: float = 0.5) -> Array:
 
     For two steps the second begins where noise and data are of equal size. Where so many would leave [t_min, t_max], of its angles.
     """
+    need_ranges("few_step", sigma_data=(sigma_data, 1e-6, 1e4))
     share = jnp.arange(1, n) / n
     phi = math.pi / 2 * (1 - share)
     first, last = (angle(process, jnp.float32(t), sigma_data) for t in (process.t_max, process.t_min))
@@ -161,6 +162,7 @@ def leading(process: Process, n: int, steps: int = 1000, offset: int = 0) -> Arr
 
     Raises UserError for n = 1, which would be the chain's first time alone: noise would be denoised as if it were almost data.
     """
+    need_ranges("leading", steps=(steps, 1, 10**6), offset=(offset, 0, 10**6))
     if n == 1:
         raise UserError("grid 'leading' of one time has only the chain's first, where the data is; use 'trailing', or 2 evaluations or more")
     return _strided(np.arange(n)[::-1] * (steps // max(n, 1)) + offset, n, steps, "leading")
@@ -168,11 +170,13 @@ def leading(process: Process, n: int, steps: int = 1000, offset: int = 0) -> Arr
 
 def linspace(process: Process, n: int, steps: int = 1000) -> Array:
     """n rounded times from the chain's last to its first (improved DDPM's respacing; diffusers' 'linspace')."""
+    need_ranges("linspace", steps=(steps, 1, 10**6))
     return _strided(np.linspace(steps - 1, 0, n).round(), n, steps, "linspace")
 
 
 def trailing(process: Process, n: int, steps: int = 1000) -> Array:
     """From the chain's last time down in steps of steps / n, rounded (Lin et al. 2024, table 2; diffusers' 'trailing')."""
+    need_ranges("trailing", steps=(steps, 1, 10**6))
     return _strided(np.round(np.arange(n, 0, -1) * steps / max(n, 1)) - 1, n, steps, "trailing")
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.errors import UserError, need_ranges, unknown
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers import exponential
 from diffusion_jax.samplers.base import Sampler
@@ -99,6 +99,7 @@ def dpmpp_3m(curvature: float = 1.0) -> Sampler:
     parabola in units of the step. curvature multiplies the last term: the authors' code, and with it diffusers and k-diffusion, has 0.5,
     whose order is 2.
     """
+    need_ranges("multistep.dpmpp_3m", curvature=(curvature, 0, 10))
     return solver(3, _x0, _carry_x0, _dpm(True, "midpoint", curvature))
 
 
@@ -112,6 +113,7 @@ def dpm_2m(second: str = "midpoint") -> Sampler:
 
 def dpm_3m(curvature: float = 1.0) -> Sampler:
     """DPM-Solver(3M), order 3: as dpmpp_3m, in noise prediction."""
+    need_ranges("multistep.dpm_3m", curvature=(curvature, 0, 10))
     return solver(3, _eps, _carry_eps, _dpm(False, "midpoint", curvature))
 
 

@@ -13,7 +13,7 @@ from typing import Callable, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.errors import UserError, need_ranges, unknown
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers import exponential, multistep, ode, stochastic
 from diffusion_jax.samplers.base import Sampler, memoryless, noise_amount, noise_range
@@ -137,6 +137,7 @@ def dpmpp_3m(eta: float = 1.0, curvature: float = 1.0, second: str = "midpoint")
       curvature: factor of the quadratic term.
       second: weight of the difference in the second step, which has two values only; as in `dpmpp_2m`.
     """
+    need_ranges("sde.dpmpp_3m", curvature=(curvature, 0, 10))
     return _dpmpp("dpmpp_3m", 3, eta, second, curvature)
 
 
