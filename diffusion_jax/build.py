@@ -25,7 +25,7 @@ from typing import Any, Callable, NamedTuple
 
 from diffusion_jax.errors import UserError, unknown
 
-LONGEST = 10_000  # characters of a spec
+LONGEST = 100_000  # characters of a spec: a table of betas has 50,000
 
 
 class Family(NamedTuple):

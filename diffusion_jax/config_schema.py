@@ -20,7 +20,7 @@ from diffusion_jax.errors import UserError, unknown
 
 SEEDS = 2**32  # jax.random.key uses 32 bits of a seed: a larger one would repeat the noise of a smaller one
 DEPTH = 8  # sections inside sections
-LONGEST = 10_000  # characters of a text
+LONGEST = 100_000  # characters of a text; a table of betas has 50,000
 
 
 class Rule(NamedTuple):

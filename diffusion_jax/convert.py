@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -178,28 +179,99 @@ def read_config(network: Published, config: Mapping) -> tuple[Options, Shape]:
 
 
 def write_config(network: Published, options: Options, shape: Shape, shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """Their config of our network, whose parameters have these shapes. UserError with the option that theirs does not have."""
-    for key, values in network.only.items():
-        if options[key] not in values:
-            only = " or ".join(map(str, values))
-            raise UserError(f"config.model.{key}={options[key]} cannot be exported: there it is {only}")
+    """Their config of our network, whose parameters have these shapes.
+
+    Raises:
+      UserError: with every option that theirs does not have, and the overrides of a run that would have it.
+    """
+    if wrong := misfits(network, options, shape, shapes):
+        refuse(wrong)
     if "norm" in options and options["norm"] is None:
-        options = options | {"norm": (_same_groups(shapes), 1e-6)}
+        options = options | {"norm": (_common_groups(shapes), 1e-6)}
     return network.config(options, shape)
 
 
-def _same_groups(shapes: Mapping[str, Shape]) -> int:
-    """The number of groups of all norms where config.model.norm does not say it; UserError unless it is one number."""
-    found = sorted({layers.groups(shape[0]) for path, shape in shapes.items() if path.endswith("/scale")})
-    if len(found) > 1:
-        several = " or ".join(map(str, found))
-        raise UserError(f"config.model.norm=None cannot be exported: it means {several} groups, by the channels; "
-                        f"there it is one number, as with norm=({found[0]}, 1e-6)")  # fmt: skip
-    return found[0]
+class Misfit(NamedTuple):
+    """A config key whose value theirs does not have: the value, and one that it has."""
+
+    value: Any
+    instead: Any
+    why: str = ""
+
+
+def misfits(network: Published, options: Options, shape: Shape, shapes: Mapping[str, Shape]) -> dict[str, Misfit]:
+    """{config key: Misfit} of our network, whose parameters have these shapes."""
+    found = {f"model.{key}": Misfit(options[key], values[0]) for key, values in network.only.items() if options[key] not in values}
+    if classes := found.pop("model.num_classes", None):
+        found["conditional"] = Misfit(True, False, f"{classes.value} classes")
+    own = sorted({layers.groups(size[0]) for path, size in shapes.items() if path.endswith("/scale")})
+    if options.get("norm", ()) is None and len(own) > 1:
+        why = f"it means {', '.join(map(str, own[:-1]))} or {own[-1]} groups by the channels, and theirs has one number"
+        found["model.norm"] = Misfit(None, (_common_groups(shapes), 1e-6), why)
+    if width := options.get("head_width"):
+        seen = _attended(options, shape)
+        if min(seen) < width < max(seen):
+            found["model.head_width"] = Misfit(width, math.gcd(*seen), f"attention sees {min(seen)} channels too")
+    return found
+
+
+def refuse(wrong: Mapping[str, Misfit], rest: str = "") -> None:
+    """UserError with all that cannot be exported and the overrides of a run that can be. rest: what else could be done."""
+    what = "; ".join(f"config.{key}={one.value}" + (f" ({one.why})" if one.why else "") for key, one in wrong.items())
+    train = " ".join(f"--config.{key}={shlex.quote(str(one.instead))}" for key, one in wrong.items())
+    raise UserError(f"this run cannot be exported: {what}; train one with {train}{rest}")
+
+
+def _common_groups(shapes: Mapping[str, Shape]) -> int:
+    """The number of groups that serves all norms: what the default means where all agree, else the largest that divides all."""
+    channels = {size[0] for path, size in shapes.items() if path.endswith("/scale")}
+    return layers.groups(math.gcd(*channels)) if len({*map(layers.groups, channels)}) > 1 else layers.groups(max(channels))
+
+
+def _attended(options: Options, shape: Shape) -> list[int]:
+    """The channels of the feature maps with attention: those of these heights, and the middle."""
+    channels = [options["width"] * multiplier for multiplier in options["multipliers"]]
+    return [c for level, c in enumerate(channels) if shape[0] // 2**level in options["attention"]] + channels[-1:]
+
+
+# ---- parameters that mean the same ------------------------------------------------------------------------------------------
+
+
+def of_one_class(params: Flat, label: int) -> dict[str, np.ndarray]:
+    """Those of an unconditional network that is the conditional one at this label: the label's row becomes part of a bias."""
+    params = dict(params)
+    rows = params.pop("condition/label/rows")
+    return params | {"condition/noise_2/bias": params["condition/noise_2/bias"] + rows[label]}
+
+
+def with_steps(params: Flat, noise_embedding: str, shift: float) -> dict[str, np.ndarray]:
+    """Those of a network that is told j = 1000 c_noise + shift instead of 1000 c_noise.
+
+    Its features of j are sines and cosines, and those of j - shift are the same, each pair rotated: a change of the first kernel.
+    """
+    kernel = np.asarray(params["condition/noise_1/kernel"], np.float64)
+    half = len(kernel) // 2
+    last = half - 1 if noise_embedding == "sinusoidal" else half  # as in models/embeddings.py
+    angle = shift * (10_000.0 ** (-np.arange(half) / max(last, 1))).astype(np.float32).astype(np.float64)
+    cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
+    sines, cosines = (kernel[:half], kernel[half:]) if noise_embedding == "sinusoidal" else (kernel[half:], kernel[:half])
+    turned = [cos * sines + sin * cosines, cos * cosines - sin * sines]
+    turned = turned if noise_embedding == "sinusoidal" else turned[::-1]
+    return dict(params) | {"condition/noise_1/kernel": np.concatenate(turned).astype(np.float32)}
+
+
+def with_last(params: Flat, channels: int, factor: float, variance: bool) -> dict[str, np.ndarray]:
+    """Those of a network whose output is divided by `factor`. variance: whether its channels beyond these are kept."""
+
+    def change(leaf: np.ndarray) -> np.ndarray:
+        return np.concatenate([leaf[..., :channels] / np.float32(factor), leaf[..., channels:] if variance else leaf[..., :0]], -1)
+
+    return dict(params) | {name: change(params[name]) for name in ("last/kernel", "last/bias")}
 
 
 # ---- their process -----------------------------------------------------------------------------------------------------------
 
+VERSION = "0.42.1"  # of diffusers, with which the files were tried
 BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 DDPM = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "trained_betas": None,
@@ -210,7 +282,7 @@ _SCHEDULER = reading.record(
     {"num_train_timesteps": reading.integer(1, 100_000), "beta_start": reading.number(0, 1), "beta_end": reading.number(0, 1),
      "beta_schedule": reading.text(), "trained_betas": reading.optional(reading.items(reading.number(0, 1), 1, 100_000)),
      "prediction_type": reading.text(), "rescale_betas_zero_snr": reading.boolean()},
-    {"clip_sample": reading.boolean()})  # fmt: skip
+    {"clip_sample": reading.boolean(), "thresholding": reading.boolean()})  # fmt: skip
 
 
 class Convention(NamedTuple):
@@ -246,13 +318,33 @@ def read_scheduler(scheduler: Mapping) -> Convention:
     return Convention(process, f"{PREDICTIONS[prediction]}({told})", f"denoising.ddpm(steps={steps})", steps)
 
 
-def write_scheduler(betas: Sequence[float], prediction: str, clip: bool) -> dict[str, Any]:
-    """The scheduler_config.json of a chain. prediction: one of PREDICTIONS; clip: whether x0-hat is kept in [-1, 1]."""
-    first, last = betas[0], betas[-1]
+def write_scheduler(betas: Sequence[float], prediction: str, *, clip: str, learned: bool = False) -> dict[str, Any]:
+    """The scheduler_config.json of a chain, which DDPMPipeline and DDIMPipeline take.
+
+    Args:
+      betas: (N,).
+      prediction: 'eps', 'v' or 'x0'.
+      clip: config.sampler.clip: 'static' keeps x0-hat in [-1, 1], 'dynamic' is Imagen's thresholding, 'none' leaves it.
+      learned: whether the network's output has the variance besides, as in improved DDPM.
+    """
+    first, last = float(betas[0]), float(betas[-1])
     straight = np.allclose(betas, np.linspace(first, last, len(betas)), rtol=1e-9, atol=0)
-    told = {"beta_schedule": "linear", "beta_start": first, "beta_end": last} if straight else {"trained_betas": list(betas)}
-    told |= {"num_train_timesteps": len(betas), "prediction_type": prediction, "clip_sample": clip}
-    return told | {"_class_name": "DDPMScheduler"}
+    told = {"beta_schedule": "linear", "beta_start": first, "beta_end": last}
+    told = told if straight else {"trained_betas": [float(beta) for beta in betas]}
+    theirs = {ours: name for name, ours in PREDICTIONS.items()}
+    return told | {
+        "_class_name": "DDPMScheduler", "_diffusers_version": VERSION, "num_train_timesteps": len(betas),
+        "prediction_type": theirs[prediction], "timestep_spacing": "trailing",
+        "clip_sample": clip == "static", "thresholding": clip == "dynamic",
+        "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1e6,
+        "variance_type": "learned_range" if learned else "fixed_small",
+    }  # fmt: skip
+
+
+def write_index(pipeline: str = "DDIMPipeline") -> dict[str, Any]:
+    """The model_index.json of a folder with unet/ and scheduler/."""
+    return {"_class_name": pipeline, "_diffusers_version": VERSION, "scheduler": ["diffusers", "DDPMScheduler"],
+            "unet": ["diffusers", "UNet2DModel"]}  # fmt: skip
 
 
 def shift_and_scale(config: Mapping, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -275,7 +367,7 @@ UNET2D = {
     "in_channels": 3, "out_channels": 3, "flip_sin_to_cos": True, "freq_shift": 0, "block_out_channels": (224, 448, 672, 896),
     "down_block_types": ("DownBlock2D", *["AttnDownBlock2D"] * 3), "up_block_types": (*["AttnUpBlock2D"] * 3, "UpBlock2D"),
     "layers_per_block": 2, "downsample_padding": 1, "dropout": 0.0, "attention_head_dim": 8, "norm_num_groups": 32,
-    "norm_eps": 1e-5,
+    "norm_eps": 1e-5, "resnet_time_scale_shift": "default", "attn_norm_num_groups": None,
 }  # fmt: skip
 KL = {
     "in_channels": 3, "out_channels": 3, "latent_channels": 4, "block_out_channels": (64,), "layers_per_block": 1,
@@ -311,7 +403,7 @@ def _unet_options(config: Mapping) -> tuple[Options, Shape]:
     return {
         "width": channels[0], "multipliers": tuple(c // channels[0] for c in channels), "blocks": config["layers_per_block"],
         "attention": tuple(seen), "head_width": config["attention_head_dim"], "dropout": config["dropout"],
-        "scale_shift": False,  # theirs has no norm before the middle's attention if it is True
+        "scale_shift": config["resnet_time_scale_shift"] == "scale_shift",
         "updown": "conv_centred" if config["downsample_padding"] else "conv",
         "norm": (config["norm_num_groups"], config["norm_eps"]),
         "learn_variance": config["out_channels"] == 2 * config["in_channels"],
@@ -323,17 +415,20 @@ def _unet_config(options: Options, shape: Shape) -> dict[str, Any]:
     channels = [options["width"] * multiplier for multiplier in options["multipliers"]]
     seen = ["Attn" if shape[0] // 2**level in options["attention"] else "" for level in range(len(channels))]
     (flip, shift), (groups, epsilon) = TIME[options["noise_embedding"]], options["norm"]
+    width, one = options["head_width"], min(_attended(options, shape))
     return {
-        "_class_name": "UNet2DModel", "sample_size": shape[0], "in_channels": shape[2],
+        "_class_name": "UNet2DModel", "sample_size": shape[0] if shape[0] == shape[1] else list(shape[:2]), "in_channels": shape[2],
         "out_channels": shape[2] * (2 if options["learn_variance"] else 1), "center_input_sample": False,
         "time_embedding_type": "positional", "time_embedding_dim": None, "flip_sin_to_cos": flip, "freq_shift": shift,
         "down_block_types": [f"{attention}DownBlock2D" for attention in seen], "mid_block_type": "UNetMidBlock2D",
         "up_block_types": [f"{attention}UpBlock2D" for attention in reversed(seen)], "add_attention": True,
         "block_out_channels": channels, "layers_per_block": options["blocks"], "mid_block_scale_factor": 1,
         "downsample_padding": PADDING[options["updown"]], "downsample_type": "conv", "upsample_type": "conv",
-        "dropout": options["dropout"], "act_fn": "silu", "attention_head_dim": options["head_width"],
-        "norm_num_groups": groups, "attn_norm_num_groups": None, "norm_eps": epsilon,
-        "resnet_time_scale_shift": "default",
+        "dropout": options["dropout"], "act_fn": "silu",
+        "attention_head_dim": None if width and one < width else width,  # None there too: a single head
+        "norm_num_groups": groups, "norm_eps": epsilon,
+        "attn_norm_num_groups": groups if options["scale_shift"] else None,  # None there: no norm in the middle's attention
+        "resnet_time_scale_shift": "scale_shift" if options["scale_shift"] else "default",
         "class_embed_type": None, "num_class_embeds": None, "num_train_timesteps": None,
     }  # fmt: skip
 
@@ -476,7 +571,7 @@ NETWORKS = {
     "UNet2DModel": Published(
         "unet.UNet", _unet_options, _unet_config, UNET2D,
         {"updown": tuple(PADDING), "noise_embedding": tuple(TIME), "num_classes": (0,), "stem": (1,), "skip_scale": (1,),
-         "extra_channels": (0,), "scale_shift": (False,), "second_time": (False,)},
+         "extra_channels": (0,), "second_time": (False,)},
         _diffusers_words, rule=_UNET2D),
     "AutoencoderKL": Published(
         "autoencoder.AutoencoderKL", _kl_options, _kl_config, KL, {"stem": (1,)}, _diffusers_words, under="autoencoder", rule=_KL),

@@ -132,8 +132,9 @@ def run_config(network, options: dict, shape: tuple, classes: int, scheduler: di
     if network.under == "autoencoder":
         config.objective = "autoencoding.reconstruction(perceptual=0.0)"
     config.ema.halflives = ()
-    clip = scheduler.get("clip_sample", shape[2] in (1, 3))  # latents have no bounds
-    config.sampler.update(grid=f"trailing(steps={told.steps})", clip="static" if clip else "none")
+    clip = "static" if scheduler.get("clip_sample", shape[2] in (1, 3)) else "none"  # latents have no bounds
+    clip = "dynamic" if scheduler.get("thresholding") else clip
+    config.sampler.update(grid=f"trailing(steps={told.steps})", clip=clip)
     if autoencoder:
         config = base.latents(config)
         config.latent.autoencoder = autoencoder

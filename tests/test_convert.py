@@ -16,11 +16,14 @@ import numpy as np
 import pytest
 
 from configs import base
-from diffusion_jax import convert, experiment, parameterization, provenance, workdir
+from diffusion_jax import chains, convert, experiment, provenance, workdir
+from diffusion_jax.build import build
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import generate, safetensors
-from diffusion_jax.processes import schedules
-from experiments.export_weights import export_weights, scheduler
+from diffusion_jax.models import embeddings
+from diffusion_jax.processes import gaussian
+from diffusion_jax.workdir import Trained
+from experiments.export_weights import export_weights
 from experiments.import_weights import fitted, import_weights, run_config
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -134,15 +137,146 @@ def test_import_export_import_is_bit_exact_and_samples(tmp_path):
         import_weights("diffusers", exported, first)
 
 
-def test_a_process_that_diffusers_has_not_gets_no_scheduler():
-    built, _ = published("unet")
-    told = scheduler(built)
-    assert (told["beta_schedule"], told["beta_start"], told["beta_end"]) == ("linear", 1e-4, 0.02)
-    assert (told["prediction_type"], told["num_train_timesteps"]) == ("epsilon", 1000)
-    edm = parameterization.edm(noise_input="time", input_scale=False, time_shift=-0.001)
-    for changed in ({"process": schedules.VP()}, {"parameterization": parameterization.eps()}, {"parameterization": edm}):
-        assert scheduler(built._replace(**changed)) is None
-    assert scheduler(published("autoencoder_kl")[0]) is None
+# ---- a run as a pipeline of diffusers ----------------------------------------------------------------------------------------
+
+LEVELS = [  # process, parameterization; (what is predicted, F in it) and how its steps are spread
+    ("schedules.VP()", "eps()", ("eps", 1.0), "logsnr"),
+    ("schedules.EDM()", "eps()", ("eps", 1.0), "logsnr"),
+    ("discrete.ddpm()", "edm(sigma_data=1.0)", ("v", -1.0), "logsnr"),
+    ("schedules.Cosine()", "velocity()", ("v", np.pi / 2), "logsnr"),
+    ("schedules.VP()", "x0(noise_input='time')", ("x0", 1.0), "time"),
+    ("schedules.RectifiedFlow()", "eps(noise_input='time')", ("eps", 1.0), "time"),
+]
+
+
+@pytest.mark.parametrize("process, pair, predicted, told", LEVELS, ids=[f"{p}-{q}" for p, q, *_ in LEVELS])
+def test_a_chain_has_the_noise_that_its_network_is_told(process, pair, predicted, told):
+    """Told log-SNRs: step j has -8 (j - shift) / 1000, closed form; told times: it has the process's own at (j - shift) / 1000."""
+    process, pair = build(experiment.PROCESSES, process), build(experiment.PARAMETERIZATIONS, pair)
+    found = chains.chain(process, pair)
+    assert (found.prediction, round(found.factor, 6)) == (predicted[0], round(predicted[1], 6)) and len(found.betas) % 50 == 0
+    assert np.all((0 < found.betas) & (found.betas < 1))
+    log_alpha_bar, j = np.cumsum(np.log1p(-found.betas)), np.arange(len(found.betas))
+    logsnr = log_alpha_bar - np.log(-np.expm1(log_alpha_bar))
+    c_noise = (j - found.shift) / 1000
+    if told == "logsnr":
+        wanted = -8 * c_noise
+    else:
+        with jax.enable_x64(True):
+            wanted = np.asarray(gaussian.logsnr(process, jnp.asarray(np.minimum(c_noise, process.t_max))))
+    low, high = (float(gaussian.logsnr(process, jnp.float32(t))) for t in (process.t_max, process.t_min))
+    inside = wanted >= low if told == "logsnr" else c_noise <= process.t_max + 1e-9
+    np.testing.assert_allclose(logsnr[inside], wanted[inside], atol=1e-5)
+    assert (~inside).sum() <= 5 and abs(logsnr[0] - high) < 0.02 and np.exp(logsnr[-1] / 2) < 0.03
+    assert all(len(np.arange(len(j), 0, -len(j) / n)) == n for n in (10, 20, 50, 100, 1000))  # as the schedulers divide it
+
+
+@pytest.mark.parametrize(
+    "process, pair, words",
+    [
+        ("schedules.VP()", "edm()", "unit variance for data of standard deviation 1"),
+        ("schedules.EDM()", "eps(input_scale=False)", "unit variance"),
+        ("schedules.RectifiedFlow()", "velocity()", "neither eps nor v nor x0"),
+        ("schedules.VP()", "eps(noise_input='time', time_scale=0.01)", "100 to 10000 ascending integers"),
+    ],
+)
+def test_a_network_that_no_chain_serves_says_why(process, pair, words):
+    with pytest.raises(UserError, match=words):
+        chains.chain(build(experiment.PROCESSES, process), build(experiment.PARAMETERIZATIONS, pair))
+
+
+@pytest.mark.parametrize("name", ["sinusoidal", "adm"])
+def test_a_shift_of_the_steps_is_a_change_of_the_first_kernel(name):
+    j, shift, rng = np.arange(0, 2400, 7), 1139.43, np.random.default_rng(0)
+    kernel = rng.standard_normal((16, 5)).astype(np.float32)
+    turned = convert.with_steps({"condition/noise_1/kernel": kernel}, name, shift)["condition/noise_1/kernel"]
+    features = embeddings.NOISE_FEATURES[name]
+    ours = features(jnp.float32((j - shift) / 1000), 16) @ kernel
+    np.testing.assert_allclose(features(jnp.float32(j / 1000), 16) @ turned, ours, atol=2e-3)
+    assert np.abs(turned - kernel).max() > 0.5
+
+
+def trained_as(**changes) -> Trained:
+    """A run of three classes with random weights, in a network that diffusers has but for its classes."""
+    config = base.base()
+    options = {"multipliers": (1,), "blocks": 1, "attention": (), "width": 8, "norm": (2, 1e-6), "learn_variance": True}
+    config.model = base.network("unet.UNet", **options | changes.pop("model", {}))
+    config.update({"parameterization": "edm(sigma_data=1.0)"} | changes)
+    built = experiment.assemble(config, (4, 4, 1), 3)
+    shapes, rng = jax.eval_shape(lambda key: experiment.init_params(built, key), jax.random.key(0)), np.random.default_rng(0)
+    return Trained(built, jax.tree.map(lambda leaf: np.float32(0.3 * rng.standard_normal(leaf.shape)), shapes), 1, "params", {})
+
+
+@pytest.fixture
+def exported(monkeypatch, tmp_path):
+    """(run, options) -> the folder that it is exported to."""
+
+    def export(trained: Trained, **options) -> Path:
+        monkeypatch.setattr(workdir, "load", lambda *args: trained)
+        provenance.save_json(tmp_path / "run" / "provenance.json", {})
+        export_weights(trained.experiment.config, tmp_path / "run", "diffusers", tmp_path / "out", **options)
+        monkeypatch.undo()
+        return tmp_path / "out"
+
+    return export
+
+
+def test_a_run_under_another_process_is_a_pipeline_of_its_class(exported, tmp_path):
+    """VP, told log-SNRs, with a sign, classes and a variance that theirs does not have: read back, it is the same denoiser."""
+    trained = trained_as()
+    folder = exported(trained, label="1")
+    index, config, scheduler = (provenance.load_json(folder / name) for name in (
+        "model_index.json", "unet/config.json", "scheduler/scheduler_config.json"))  # fmt: skip
+    assert index["_class_name"] == "DDIMPipeline" and index["unet"] == ["diffusers", "UNet2DModel"]
+    assert index["scheduler"] == ["diffusers", scheduler["_class_name"]] == ["diffusers", "DDPMScheduler"]
+    assert (config["out_channels"], config["num_class_embeds"], config["attention_head_dim"]) == (1, None, None)
+    assert (config["resnet_time_scale_shift"], config["attn_norm_num_groups"]) == ("scale_shift", 2)
+    steps = scheduler["num_train_timesteps"]
+    assert steps == len(scheduler["trained_betas"]) == 2400 and scheduler["prediction_type"] == "v_prediction"
+    assert scheduler["clip_sample"] and not scheduler["thresholding"] and scheduler["timestep_spacing"] == "trailing"
+    root = import_weights("diffusers", folder, tmp_path / "again")
+    again = workdir.load(root, workdir.saved_config(root))
+    j, x = np.array([0, 700, 1500, 2390]), jnp.asarray(np.random.default_rng(1).standard_normal((4, 4, 4, 1)), jnp.float32)
+    theirs = experiment.denoiser(again.experiment, again.params, clip="none")(x, jnp.float32((j + 1) / steps))
+    built, found = trained.experiment, chains.chain(trained.experiment.process, trained.experiment.parameterization)
+    t = gaussian.time_of_logsnr(built.process, jnp.float32(-8 * (j - found.shift) / 1000))
+    ours = experiment.denoiser(built, trained.params, clip="none")(x, t, experiment.cond_for(built, [1] * 4))
+    np.testing.assert_allclose(theirs.x0, ours.x0, atol=5e-3)
+    np.testing.assert_allclose(theirs.eps, ours.eps, atol=5e-3)
+    assert np.abs(ours.x0).max() > 0.5 and theirs.nu is None and ours.nu is not None
+
+
+def test_what_of_a_pipeline_is_chosen(exported, capsys):
+    """A learned variance for DDPMPipeline, Imagen's thresholding, a network alone; and what is said of them."""
+    trained = trained_as(sampler={"guidance": 3.0, "clip": "dynamic"})
+    folder = exported(trained, label="any", variance=True)
+    assert "guidance=3 is not exported" in (said := capsys.readouterr().err) and "2400 steps: num_inference_steps that divide them are 10, 20, 25, 50, 100, ..." in said
+    scheduler = provenance.load_json(folder / "scheduler" / "scheduler_config.json")
+    assert (scheduler["variance_type"], scheduler["thresholding"]) == ("learned_range", True)
+    assert provenance.load_json(folder / "model_index.json")["_class_name"] == "DDPMPipeline"
+    assert provenance.load_json(folder / "unet" / "config.json")["out_channels"] == 2
+    flat = exported(trained_as(parameterization="edm()"), label="any", network_only=True)
+    assert provenance.load_json(flat / "config.json")["out_channels"] == 2
+
+
+def test_what_no_pipeline_can_be_names_the_overrides_of_one_that_can(exported, tmp_path):
+    wrong = trained_as(model={"stem": 2, "noise_embedding": "smooth"}, parameterization="edm()")
+    with pytest.raises(UserError) as error:
+        exported(wrong, label="0")
+    told = str(error.value)
+    assert "\n" not in told and "config.model.noise_embedding=smooth; config.model.stem=2" in told
+    assert "config.parameterization=edm() under schedules.VP() (its input does not have unit variance" in told
+    assert told.endswith("--config.model.noise_embedding=sinusoidal --config.model.stem=1 --config.parameterization='eps()'")
+    with pytest.raises(UserError, match="or export the network alone with --network_only"):
+        exported(trained_as(parameterization="score()"), label="0")
+    for label, words in (("", "--label=0 to 2, or the model without a class with --label=any"), ("3", "--label=3 does not exist")):
+        with pytest.raises(UserError, match=words):
+            exported(trained_as(), label=label)
+    with pytest.raises(UserError, match="--label=1: this model is unconditional"):
+        exported(trained_as(conditional=False), label="1")
+    with pytest.raises(UserError, match="trains a few-step model"):
+        exported(trained_as(objective="consistency.training()"), label="1")
+    assert not (tmp_path / "out").exists()
 
 
 def test_stacked_blocks_come_apart():
@@ -231,7 +365,7 @@ def test_the_public_ddpm_is_ours():
         ({"out_channels": 4}, "out_channels=4; only 3"),
         ({"freq_shift": 0}, "freq_shift=0; only 1"),
         ({"flip_sin_to_cos": True}, "freq_shift=1; only 0"),
-        ({"resnet_time_scale_shift": "scale_shift"}, "scale_shift=scale_shift; only default"),
+        ({"resnet_time_scale_shift": "scale_shift"}, "attn_norm_num_groups=None; only 32"),
         ({"sample_size": None}, "sample_size=None; write the side"),
         ({"gate": 1}, "gate=1; this is not known"),
     ],
@@ -244,15 +378,15 @@ def test_a_network_that_ours_cannot_be_is_refused(change, words):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"stem": 2}, "config.model.stem=2 cannot be exported: there it is 1"),
-        ({"updown": "resblock"}, "updown=resblock .* conv or conv_centred"),
-        ({"num_classes": 10}, "num_classes=10"),
-        ({"scale_shift": True}, "scale_shift=True .* there it is False"),
-        ({"norm": None}, r"norm=None cannot be exported: it means 8 or 16 groups.*norm=\(8, 1e-6\)"),
+        ({"stem": 2}, "config.model.stem=2; train one with --config.model.stem=1$"),
+        ({"updown": "resblock", "skip_scale": 0.7}, "updown=resblock; config.model.skip_scale=0.7; .*updown=conv --config.model.skip"),
+        ({"num_classes": 10}, "config.conditional=True .10 classes.; train one with --config.conditional=False"),
+        ({"head_width": 48}, "head_width=48 .attention sees 32 channels too.; train one with --config.model.head_width=32"),
+        ({"norm": None}, r"norm=None .it means 8 or 16 groups.*model.norm='\(8, 1e-06\)'"),
     ],
 )
 def test_a_network_that_theirs_cannot_be_is_refused(change, words):
-    options = base.network("unet.UNet", norm=(8, 1e-6), scale_shift=False).to_dict() | {"num_classes": 0} | change
+    options = base.network("unet.UNet", norm=(8, 1e-6), width=32, multipliers=(1, 2)).to_dict() | {"num_classes": 0} | change
     shapes = {"down_0_0/norm_1/scale": (32,), "down_1_0/norm_1/scale": (64,)}
     with pytest.raises(UserError, match=words):
         convert.write_config(convert.published("UNet2DModel"), options, (16, 16, 3), shapes)

@@ -44,6 +44,7 @@ ALLOWED = {
     "guidance": (WORDS | {"processes"}, FRAMEWORKS),
     "guides": (WORDS | {"guidance"}, FRAMEWORKS),
     "targets": (WORDS | {"processes"}, FRAMEWORKS),
+    "chains": (WORDS | {"processes", "parameterization"}, FRAMEWORKS),
     "objectives": (WORDS | {"processes", "parameterization", "samplers", "objectives"}, FRAMEWORKS),  # a teacher's step is a sampler's
     "samplers": (WORDS | {"processes", "samplers"}, FRAMEWORKS),
     "inverse": (MATHEMATICS, FRAMEWORKS),

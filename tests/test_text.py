@@ -158,6 +158,15 @@ def model():
     return experiment.assemble(config_of(), (8, 8, 1), 10)
 
 
+def test_a_reader_with_weights_of_numpy_is_traced():
+    """As they come out of a checkpoint, and are constants of a program (experiments.edit)."""
+    reader, mask = text.Bert(257, 8, width=8, depth=1, heads=2), np.ones((2, 8), bool)
+    shapes = jax.eval_shape(reader.init, jax.random.key(0), np.zeros((2, 8), int), mask)
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    run = lambda ids: reader.apply(params, ids, mask)  # noqa: E731
+    assert jax.eval_shape(run, jax.ShapeDtypeStruct((2, 8), jnp.int32)).shape == (2, 8, 8)
+
+
 def test_captions_are_dropped_whole_and_the_reader_learns(model):
     """At rate 1 the loss does not depend on the caption; at rate 0 it does, with gradients down to the bytes."""
     params = experiment.init_params(model, jax.random.key(0))

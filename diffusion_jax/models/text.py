@@ -119,7 +119,7 @@ class Bert(nn.Module):
         dense = functools.partial(nn.Dense, kernel_init=init)
         words = self.param("words", init, (self.vocabulary, self.width))
         places = self.param("places", init, (self.positions, self.width))
-        h = norm(name="norm")(words[ids] + places[: ids.shape[1]])
+        h = norm(name="norm")(jnp.asarray(words)[ids] + jnp.asarray(places)[: ids.shape[1]])  # (parameters may be numpy's)
         for i in range(self.depth):
             q, k, v = (dense(self.width, name=f"layer_{i}_{part}")(h) for part in ("query", "key", "value"))
             q, k, v = (a.reshape(*a.shape[:2], self.heads, -1) for a in (q, k, v))
