@@ -406,12 +406,17 @@ def _keep(path: Path, result: Result) -> None:
         np.savez_compressed(file, row=provenance.canonical_json(result.row, None), **arrays)
 
 
-_VALUE = reading.either(reading.boolean(), reading.optional(reading.text()), reading.number(finite=False))
-_CELL = reading.record({"sampler": reading.text(1), "grid": reading.text(), "nfe": reading.optional(reading.integer(1)),
-                        "evaluations": reading.number(0)})  # fmt: skip
-_NOTE = reading.record({"sampler": reading.text(1), "grid": reading.text(), "nfe": reading.optional(reading.integer(1)),
-                        "note": reading.text(1)})  # fmt: skip
-_ROW = reading.either(reading.record({"what": reading.text(1)}), _NOTE, _CELL)
+_WORDS = dict.fromkeys(("sampler", "grid", "what", "note"), reading.text(1)) | dict.fromkeys(
+    ("commit", "config_hash", "date", "weights", "seeds"), reading.optional(reading.text()))  # fmt: skip
+_KINDS = _WORDS | {"nfe": reading.optional(reading.integer(1)), "stochastic": reading.boolean()}
+
+
+def _row(value: Any, place: str) -> None:
+    """The rule of the row of a cell, or of the exact solutions: words, and scores that are numbers."""
+    reading.record({}, _KINDS, others=reading.number(finite=False))(value, place)
+    cell = {"sampler", "grid", "nfe"} <= value.keys() and (value.keys() & {"note", "evaluations"})
+    if not (cell or "what" in value):
+        raise reading.Mismatch(f"{place or 'it'} is neither a row of a cell nor one of exact solutions")
 
 
 def _recall(path: Path, count: int | None = None) -> Result:
@@ -419,8 +424,7 @@ def _recall(path: Path, count: int | None = None) -> Result:
     arrays = {"row": reading.Array("U", ()), "samples": reading.Array("fu"), "squares": reading.Array("f", (None,))}
     found = reading.npz_file(path, {"row": arrays["row"]}, lambda name: arrays.get(
         name, reading.Array("f", (GROUPS,), finite=False) if name.startswith("left_out.") else None))  # fmt: skip
-    row = reading.json_text(str(found["row"]), f"the row in '{path}'", reading.table(_VALUE))
-    reading.check(row, _ROW, f"the row in '{path}'")
+    row = reading.json_text(str(found["row"]), f"the row in '{path}'", _row)
     samples = found.get("samples")
     if samples is not None and (samples.ndim < 2 or len(samples) != (count or len(samples))):
         raise UserError(f"'{path}' is damaged: its samples are {list(samples.shape)}")

@@ -116,6 +116,18 @@ def items(rule: Rule = anything, least: int = 0, most: int = 10**7) -> Rule:
     return every
 
 
+def nested(rule: Rule) -> Rule:
+    """What the rule allows, or lists of it, of lists of it, and so on: an array as JSON holds it."""
+
+    def every(value: Any, place: str) -> None:
+        for i, item in enumerate(value) if isinstance(value, list) else ():
+            every(item, f"{place}[{i}]")
+        if not isinstance(value, list):
+            rule(value, place)
+
+    return every
+
+
 def table(rule: Rule = anything) -> Rule:
     """An object with any keys, each value as the rule says."""
     is_object = _expects(lambda value: isinstance(value, dict), "an object")
@@ -128,16 +140,16 @@ def table(rule: Rule = anything) -> Rule:
     return every
 
 
-def record(needed: Mapping[str, Rule], also: Mapping[str, Rule] | None = None) -> Rule:
-    """An object with these keys, each value as its rule says. also: rules of keys that may be missing; others are free."""
+def record(needed: Mapping[str, Rule], also: Mapping[str, Rule] | None = None, others: Rule = anything) -> Rule:
+    """An object with these keys, each value as its rule says. also: rules of keys that may be missing; others: that of the rest."""
     rules, is_object = {**needed, **(also or {})}, table()
 
     def every(value: Any, place: str) -> None:
         is_object(value, place)
         if missing := [key for key in needed if key not in value]:
             raise Mismatch(f"{f'{place} lacks' if place else 'it lacks'} {', '.join(missing)}")
-        for key in rules.keys() & value.keys():
-            rules[key](value[key], _within(place, key))
+        for key, item in value.items():
+            rules.get(key, others)(item, _within(place, key))
 
     return every
 

@@ -46,11 +46,10 @@ def kept_in(path: Path, about: dict) -> Kept:
     """What the file holds, if it is about the same; else a new beginning."""
     from diffusion_jax import provenance, reading
 
-    pictures = reading.integer(0, 255)
-    for _ in range(4):
-        pictures = reading.items(pictures)
-    cell = reading.either(reading.items(reading.number(finite=False)), pictures, reading.scalar)
-    rule = reading.record({"about": reading.table(), "rows": reading.items(reading.table(cell))})
+    shown = {"shown": reading.nested(reading.integer(0, 255)), "draws": reading.nested(reading.number())}
+    words = dict.fromkeys(("task", "method"), reading.text(1)) | {"evaluations": reading.optional(reading.number(0))}
+    row = reading.record({}, words | shown, others=reading.nested(reading.number(finite=False)))
+    rule = reading.record({"about": reading.table(), "rows": reading.items(row)})
     about, found = provenance.plain(about), reading.kept(path, lambda path: reading.json_file(path, rule)) or {}
     if found and found["about"] != about:
         print(f"{path} was made with other settings, and is made anew", file=sys.stderr)

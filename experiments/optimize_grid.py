@@ -217,12 +217,12 @@ def _rule():
     from diffusion_jax import reading
     from diffusion_jax.samplers import grids
 
-    row = reading.record({"nfe": reading.integer(1), "sampler": reading.text(1), "error": reading.number(0, finite=False)})
+    score = reading.number(finite=False)
+    row = reading.record({"nfe": reading.integer(1), "sampler": reading.text(1), "error": score}, others=score)
+    exact = reading.record({"what": reading.text(1), "solved": reading.integer(1)}, others=score)
 
     def rows(value, place):
         reading.items(row)(value, place)
-        for each in value:
-            reading.table(reading.scalar)(each, place)
         for nfe in {each["nfe"] for each in value}:
             placed = [each["sampler"] == PLACED for each in value if each["nfe"] == nfe]
             if placed.count(True) != 1 or all(placed):
@@ -230,7 +230,7 @@ def _rule():
 
     def file(value, place):
         grids.FILE(value, place)
-        reading.record({"rows": rows, "exact": reading.record({"what": reading.text(1), "solved": reading.integer(1)})})(value, place)
+        reading.record({"rows": rows, "exact": exact})(value, place)
 
     return file
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from experiments import (
 # ---- JSON ------------------------------------------------------------------------------------------------------------------------
 
 GRID = {"logsnr": {"3": [-9.0, 0.0, 5.0]}}
-PLACED = {"logsnr": {"3": [-9.0, 0.0, 5.0]}, "exact": {"what": "a fine solve", "solved": 2, "frechet": 1.0}, "sampler": "x", "rows": [
+PLACED = {"logsnr": {"3": [-9.0, 0.0, 5.0]}, "exact": {"what": "a fine solve", "solved": 2, "frechet": 1.0}, "sampler": "x", "starts": 2, "num": 3, "rows": [
     {"sampler": name, "nfe": 3, "error": 0.1, "shift": 0.2, "frechet": 0.5} for name in ("karras", "placed")]}  # fmt: skip
 DATA = {"name": "digits", "image_shape": [8, 8, 1], "num_classes": 2, "class_names": ["a", "b"], "encoded": {
     "autoencoder": "ab", "image_shape": [8, 8, 1], "data": "digits", "num_classes": 2, "class_names": ["a", "b"], "shift": [0.0],
@@ -43,9 +44,12 @@ CARD = {"topology": "cpu:1", "chip": "cpu", "model": "mlp.MLP", "remat": "none",
 SETTINGS = {"sampler": "x"}
 
 
-def placed(path: Path) -> str:
-    found = reading.json_file(path, optimize_grid._rule())
-    return optimize_grid.report(found["rows"], ["error"]) + str(min(found["logsnr"].values(), key=len, default=None))
+def placed(path: Path) -> None:
+    kept = optimize_grid._recall(path, {key: PLACED[key] for key in ("sampler", "starts", "num")})
+    if not kept["rows"]:
+        raise UserError("all is made again")
+    with mock.patch("diffusion_jax.provenance.save_text"), mock.patch("diffusion_jax.plotting.placed_times"):
+        optimize_grid.write(kept, "times", path)
 
 
 READERS = {  # what is on disk, and what is done with what is read
@@ -238,7 +242,8 @@ def test_the_rows_of_the_inverse_benchmark(tmp_path, capsys):
 
     def run():
         kept = inverse_benchmark.kept_in(tmp_path / "a.json", {"target": "gmm8"})
-        inverse_benchmark.row_of(kept, {"method": "dps()"}, lambda: made.append(1) or {"psnr": [1.0], "shown": np.zeros((1, 2, 2, 1), int)}, "")
+        inverse_benchmark.row_of(kept, {"method": "dps()"}, lambda: made.append(1) or {
+            "psnr": [1.0], "bias": 0.5, "evaluations": None, "draws": [[0.1, 0.2]], "shown": np.zeros((1, 2, 2, 1), int)}, "")  # fmt: skip
 
     whole_and_spoiled(tmp_path / "a.json", run, made, capsys)
 
@@ -347,7 +352,7 @@ def test_the_cells_of_a_comparison(tmp_path, capsys):
     assert read().row == row and set(read().left_out) == {"frechet"}
     for _ in spoiled(path):
         assert read() is None and "made again" in capsys.readouterr().err
-    for other in (kept._replace(row={}), kept._replace(row=row | {"nfe": "x"}), kept._replace(row=row | {"frechet": [1]}),
+    for other in (kept._replace(row={}), kept._replace(row=row | {"nfe": "x"}), kept._replace(row=row | {"frechet": [1]}), kept._replace(row=row | {"frechet": "1"}),
                   kept._replace(samples=np.zeros((4, 2))), kept._replace(samples=np.full((3, 2), np.nan)),
                   kept._replace(left_out={"frechet": np.ones(2)})):  # fmt: skip
         comparison._keep(path, other)
