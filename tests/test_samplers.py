@@ -525,15 +525,15 @@ def moments(sampler, denoise, process, ts, mean, variance):
 
 
 @pytest.mark.parametrize("call, message", [
-    (lambda: sde.sa(5), "1 to 4"), (lambda: sde.sa(tau=-1.0), "0 or above"), (lambda: sde.interpolant("sde2"), "did you mean 'sde'"),
-    (lambda: sde.interpolant(scale=-1.0), "0 or above"), (lambda: sde.dpmpp_2s(r=1.0), "between 0 and 1"),
+    (lambda: sde.sa(5), "1 to 4"), (lambda: sde.sa(tau=-1.0), "at least 0"), (lambda: sde.interpolant("sde2"), "did you mean 'sde'"),
+    (lambda: sde.interpolant(scale=-1.0), "at least 0"), (lambda: sde.dpmpp_2s(r=1.0), "between 0 and 1"),
     (lambda: singlestep.dpm_3s(0.3, 1.5), "ratios"), (lambda: corrector.langevin(steps=0), "at least 1"),
     (lambda: sde.edm(S_min=3.0, S_max=1.0), "S_max not below"), (lambda: sde.sa(S_min=-1.0), "S_min is 0 or above"),
-    (lambda: stochastic.ancestral(ode.heun(), 1.5), "between 0 and 1"), (lambda: stochastic.ancestral(ancestral.ddpm()), "deterministic"),
+    (lambda: stochastic.ancestral(ode.heun(), 1.5), "at most 1"), (lambda: stochastic.ancestral(ancestral.ddpm()), "deterministic"),
     (lambda: stochastic.churned(multistep.unipc()), "without memory"), (lambda: stochastic.ancestral(adaptive.tsit5()), "without memory"),
     (lambda: stochastic.churned(ode.heun(), S_min=2.0, S_max=1.0), "S_max not below"), (lambda: sde.dpmpp_3m(second="heun"), "midpoint"),
-    (lambda: adaptive.dpm_adaptive(4), "2 or 3"), (lambda: adaptive.dpm_adaptive(h_init=0.0), "above 0"),
-    (lambda: multistep.pndm("euler"), "There are: heun, runge_kutta"), (lambda: adaptive.tsit5(rtol=0.0), "above 0"), (lambda: adaptive.dopri5(atol=float("nan")), "atol=nan"),
+    (lambda: adaptive.dpm_adaptive(4), "2 or 3"), (lambda: adaptive.dpm_adaptive(h_init=0.0), "h_init=0.0"),
+    (lambda: multistep.pndm("euler"), "There are: heun, runge_kutta"), (lambda: adaptive.tsit5(rtol=0.0), "rtol=0.0"), (lambda: adaptive.dopri5(atol=float("nan")), "atol=nan"),
     (lambda: multistep.deis(5), "1 to 4"), (lambda: multistep.unipc(variant="bh3"), "bh1"), (lambda: sde.dpmpp_2m(second="heun"), "midpoint"),
 ])  # fmt: skip
 def test_wrong_arguments_say_what_is_right(call, message):

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.errors import UserError, need_range, unknown
 from diffusion_jax.processes import gaussian
-from diffusion_jax.samplers.base import Sampler, memoryless, noise_amount
+from diffusion_jax.samplers.base import Sampler, memoryless
 
 
 def ddpm(variance: str = "small") -> Sampler:
@@ -54,7 +54,7 @@ def ddim(eta: float = 0.0) -> Sampler:
 
 
 def _ddim(name: str, eta: float) -> Sampler:
-    noise_amount(name, eta=eta)
+    need_range(f"{name}: eta", eta, 0)
 
     def step(noise, x, t, s, denoise, process):
         prediction = denoise(x, t)

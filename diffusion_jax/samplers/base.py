@@ -6,7 +6,6 @@ one, write a function that returns a Sampler; every test of the family and `expe
 
 from __future__ import annotations
 
-import math
 from typing import Any, Callable, NamedTuple
 
 import jax
@@ -47,14 +46,6 @@ class Sampler(NamedTuple):
 def memoryless(step: Callable[..., Array], nfe: int = 1) -> Sampler:
     """A Sampler from step(noise, x, t, s, denoise, process) -> x."""
     return Sampler(lambda x, ts: (), lambda noise, x, memory, *rest: (step(noise, x, *rest), memory), nfe)
-
-
-def noise_amount(sampler: str, most: float = math.inf, **amounts: float) -> None:
-    """Checks amounts of noise: UserError, naming the sampler and its argument, for one that is negative, above `most` or not finite."""
-    for name, value in amounts.items():
-        if not (0 <= value <= most and math.isfinite(value)):
-            allowed = "a finite number, 0 or above" if most == math.inf else f"between 0 and {most:g}"
-            raise UserError(f"{sampler}({name}={value}): the amount of noise is {allowed}")
 
 
 def noise_range(sampler: str, S_min: float, S_max: float) -> None:

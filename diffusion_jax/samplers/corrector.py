@@ -11,10 +11,10 @@ import jax.numpy as jnp
 
 from diffusion_jax import arrays
 from diffusion_jax.arrays import expand
-from diffusion_jax.errors import UserError, need_ranges
+from diffusion_jax.errors import need_ranges
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers import sde
-from diffusion_jax.samplers.base import Sampler, noise_amount
+from diffusion_jax.samplers.base import Sampler
 
 
 class Corrector(NamedTuple):
@@ -36,9 +36,7 @@ def with_corrector(sampler: Sampler, corrector: Corrector) -> Sampler:
 
 def _langevin(name: str, snr: float, steps: int, size: Callable) -> Corrector:
     """x + size score + sqrt(2 size) z, `steps` times; size(process, score, z, t, s) -> scalar or (B,)."""
-    noise_amount(f"corrector.{name}", snr=snr)
-    if steps < 1:
-        raise UserError(f"a Langevin corrector makes at least 1 step; got steps={steps}")
+    need_ranges(f"corrector.{name}", snr=(snr, 1e-6, 100), steps=(steps, 1, 10_000))
 
     def step(noise, x, t, s, denoise, process):
         for i in range(steps):
@@ -55,7 +53,6 @@ def langevin(snr: float = 0.16, steps: int = 1) -> Corrector:
 
     The norms are each image's own, where Song et al.'s code averages them over the batch, so that an image does not depend on its neighbours.
     """
-    need_ranges("corrector.langevin", snr=(snr, 1e-6, 100), steps=(steps, 1, 10_000))
 
     def size(process, score, z, t, s):
         norms = [jnp.sqrt(arrays.sum_per_example(v**2)) for v in (z, score)]
@@ -66,7 +63,6 @@ def langevin(snr: float = 0.16, steps: int = 1) -> Corrector:
 
 def annealed_langevin(snr: float = 0.16, steps: int = 1) -> Corrector:
     """Annealed Langevin dynamics (Song & Ermon 2019, algorithm 1): step size 2 r^2 (snr sigma_s)^2, r as in `langevin`."""
-    need_ranges("corrector.annealed_langevin", snr=(snr, 1e-6, 100), steps=(steps, 1, 10_000))
 
     def size(process, score, z, t, s):
         return 2 * (gaussian.transition(process, t, s)[0] * snr * process.sigma(s)) ** 2
@@ -76,13 +72,11 @@ def annealed_langevin(snr: float = 0.16, steps: int = 1) -> Corrector:
 
 def predictor_corrector(snr: float = 0.16, steps: int = 1) -> Sampler:
     """The PC sampler of Song et al. 2021: reverse diffusion, then Langevin."""
-    need_ranges("corrector.predictor_corrector", snr=(snr, 1e-6, 100), steps=(steps, 1, 10_000))
     return with_corrector(sde.reverse_diffusion(), langevin(snr, steps))
 
 
 def ncsn(snr: float = 0.16, steps: int = 5) -> Sampler:
     """NCSN's annealed Langevin dynamics (Song & Ermon 2019, algorithm 1): nothing but Langevin at every noise level, x carried over in x / alpha."""
-    need_ranges("corrector.ncsn", snr=(snr, 1e-6, 100), steps=(steps, 1, 10_000))
 
     def stay(noise, x, memory, t, s, denoise, process):
         return process.alpha(s) / process.alpha(t) * x, memory

@@ -13,10 +13,10 @@ from typing import Callable, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.errors import UserError, need_ranges, unknown
+from diffusion_jax.errors import UserError, need_range, need_ranges, unknown
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers import exponential, multistep, ode, stochastic
-from diffusion_jax.samplers.base import Sampler, memoryless, noise_amount, noise_range
+from diffusion_jax.samplers.base import Sampler, memoryless, noise_range
 from diffusion_jax.samplers.exponential import log_ratio
 from diffusion_jax.types import Array
 
@@ -75,7 +75,7 @@ def interpolant(diffusion: str = "sde", scale: float = 1.0) -> Sampler:
     """
     if diffusion not in DIFFUSIONS:
         raise unknown("diffusion of sde.interpolant", diffusion, DIFFUSIONS)
-    noise_amount("sde.interpolant", scale=scale)
+    need_range("sde.interpolant: scale", scale, 0)
 
     def step(noise, x, t, s, denoise, process):
         prediction, D = denoise(x, t), scale * DIFFUSIONS[diffusion](process, t)
@@ -92,6 +92,7 @@ def edm(S_churn: float = 40.0, S_min: float = 0.05, S_max: float = 50.0, S_noise
     Each step first adds noise, raising sigma / alpha by the factor 1 + gamma, gamma = min(S_churn / n, sqrt(2) - 1) while sigma / alpha
     is in [S_min, S_max]; then takes a Heun step down. S_churn = 0 is ode.edm_heun. Never rises above the process's own t_max.
     """
+    need_ranges("sde.edm", S_churn=(S_churn, 0, math.inf), S_noise=(S_noise, 0, math.inf))
     return stochastic.churned(ode.edm_heun(), S_churn, S_min, S_max, S_noise)
 
 
@@ -100,7 +101,7 @@ def edm(S_churn: float = 40.0, S_min: float = 0.05, S_max: float = 50.0, S_noise
 
 def _dpmpp(name: str, order: int, eta: float, second: str = "midpoint", curvature: float = 1.0) -> Sampler:
     """The multistep exponential solver of the reverse SDE with noise eta, in data prediction."""
-    noise_amount(f"sde.{name}", eta=eta)
+    need_range(f"sde.{name}: eta", eta, 0)
     if second not in ("midpoint", "exact"):
         raise unknown(f"second of sde.{name}", second, ("midpoint", "exact"))
 
@@ -148,7 +149,7 @@ def dpmpp_2s(eta: float = 1.0, r: float = 0.5) -> Sampler:
     of the whole step contains that of its first part, as on one path of the SDE: independent draws would cost the weak order. Two
     evaluations a step.
     """
-    noise_amount("sde.dpmpp_2s", eta=eta)
+    need_range("sde.dpmpp_2s: eta", eta, 0)
     if not 0 < r < 1:
         raise UserError(f"sde.dpmpp_2s(r={r}): the second look is at a ratio of the step between 0 and 1")
 
@@ -200,8 +201,7 @@ def sa(predictor: int = 3, corrector: int = 3, tau: float | Callable[[Array], Ar
     """
     if not (1 <= predictor <= 4 and 0 <= corrector <= 4):
         raise UserError(f"sde.sa(predictor={predictor}, corrector={corrector}): the predictor takes 1 to 4 predictions, the corrector 0 to 4")
-    if not callable(tau):
-        noise_amount("sde.sa", tau=tau)
+    need_range("sde.sa: tau", tau, 0)
     noise_range("sde.sa", S_min, S_max)
     everywhere, none = S_min == 0 and S_max == math.inf, not callable(tau) and tau == 0
 

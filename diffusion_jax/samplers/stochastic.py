@@ -18,9 +18,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import UserError, need_ranges
 from diffusion_jax.processes import gaussian, schedules
-from diffusion_jax.samplers.base import Sampler, draws_noise, memoryless, noise_amount, noise_range
+from diffusion_jax.samplers.base import Sampler, draws_noise, memoryless, noise_range
 
 
 def ancestral(sampler: Sampler, eta: float = 1.0, S_noise: float = 1.0) -> Sampler:
@@ -37,8 +37,7 @@ def ancestral(sampler: Sampler, eta: float = 1.0, S_noise: float = 1.0) -> Sampl
     Raises:
       UserError: for a stochastic, multistep or adaptive sampler, or an amount of noise out of its range.
     """
-    noise_amount("stochastic.ancestral", most=1.0, eta=eta)
-    noise_amount("stochastic.ancestral", S_noise=S_noise)
+    need_ranges("stochastic.ancestral", eta=(eta, 0, 1), S_noise=(S_noise, 0, math.inf))
     _need_plain("stochastic.ancestral", sampler)
     if eta == 0:
         return sampler
@@ -69,7 +68,7 @@ def churned(sampler: Sampler, S_churn: float = 40.0, S_min: float = 0.05, S_max:
     Raises:
       UserError: for a stochastic, multistep or adaptive sampler, or an amount of noise out of its range.
     """
-    noise_amount("stochastic.churned", S_churn=S_churn, S_noise=S_noise)
+    need_ranges("stochastic.churned", S_churn=(S_churn, 0, math.inf), S_noise=(S_noise, 0, math.inf))
     noise_range("stochastic.churned", S_min, S_max)
     _need_plain("stochastic.churned", sampler)
 
