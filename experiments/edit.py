@@ -262,7 +262,7 @@ def _interpolate(job: Job, denoise, labels: str, strengths, steps: int = 9):
     if not half:
         raise UserError("--task=interpolate goes between two images; ask for --num=2 or more")
     weights = np.linspace(0, 1, steps).astype(np.float32)
-    names = [f"{w:.3g}" for w in weights]
+    names = [f"{100 * w:.3g} %" for w in weights]
     pairs = lambda tree: [jax.tree.map(lambda v: v[i : 2 * half : 2], tree) for i in (0, 1)]  # noqa: E731
     conds = tuple(pairs(job.cond))
     if base.draws_noise(sampler, process):

@@ -77,11 +77,19 @@ def report(result: dict) -> str:
 
 
 def held_out(trained, dataset) -> tuple[dict, str]:
-    """({'autoencoder': what autoencoders.held_out found}, as a table); nothing, of a model that is none."""
+    """({'autoencoder': what autoencoders.held_out found}, as a table); nothing, of a model that is none.
+
+    With a note, nothing where the data have no held-out images, or none with the labels that the model needs.
+    """
     from diffusion_jax import autoencoders, experiment
+    from diffusion_jax.evaluation import judge
     from diffusion_jax.provenance import markdown_table
 
     if not experiment.is_autoencoder(trained.experiment):
+        return {}, ""
+    if not len(dataset.test) or (trained.experiment.num_classes and "label" not in dataset.test.rows([0])):
+        judge.note("what the autoencoder makes of held-out images is left out: there are none"
+                   + (" with labels, which it needs" if len(dataset.test) else ""))  # fmt: skip
         return {}, ""
     found = autoencoders.held_out(trained.experiment, trained.params, dataset.test)
     titles = {"rate": "rate (nats)", "distortion": "distortion (nats)", "elbo": "bound on log p(x), ELBO (nats)",

@@ -493,6 +493,20 @@ def test_fewer_images_than_features_are_warned_of_once(capsys):
 # ---- the commands ----
 
 
+@pytest.mark.parametrize("test, classes, said", [(noise(0), 0, "there are none"), (noise(3), 2, "none with labels")])
+def test_an_autoencoder_without_held_out_images_is_evaluated_without_them(test, classes, said, monkeypatch, capsys):
+    from types import SimpleNamespace
+
+    from diffusion_jax import data, experiment
+    from experiments import evaluate
+
+    judge.note.cache_clear()
+    monkeypatch.setattr(experiment, "is_autoencoder", lambda built: True)
+    trained = SimpleNamespace(experiment=SimpleNamespace(num_classes=classes), params=())
+    assert evaluate.held_out(trained, data.Dataset("noise", noise(9), test, (4, 4, 1), 0, ())) == ({}, "")
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("train, test, said", [
     (noise(1), noise(9), "it needs 2 training images, and there are 1"),
     (noise(30), noise(9, (3, 3, 1)), "width"),
