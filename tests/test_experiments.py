@@ -29,8 +29,8 @@ SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1
           "digits_captions": (8, 8, 1), "emoji": (32, 32, 3), "digits_vae": (8, 8, 1), "mnist_vae": (28, 28, 1),
           "digits_few_step": (8, 8, 1), "mnist_few_step": (28, 28, 1),
           "fashion_autoencoder": (28, 28, 1), "cifar10_autoencoder": (32, 32, 3), "tiny_imagenet_autoencoder": (64, 64, 3),
-          "fashion_latent": (7, 7, 4), "tiny_imagenet_latent": (8, 8, 4)}  # fmt: skip
-SIZES = {"digits": ("",), "digits_vae": ("",), "digits_few_step": ("",), "digits_captions": ("",), "toy": ("",), "imagenet256_latent": (",S",)}
+          "fashion_latent": (7, 7, 4), "tiny_imagenet_latent": (8, 8, 4), "folder": (32, 32, 3)}  # fmt: skip
+SIZES = {"digits": ("",), "folder": ("",), "digits_vae": ("",), "digits_few_step": ("",), "digits_captions": ("",), "toy": ("",), "imagenet256_latent": (",S",)}
 SMALL = {"unet.UNet": dict(width=8, multipliers=(1,), blocks=1, attention=(), head_width=8), "mlp.MLP": dict(width=8, blocks=1),
          "dit.DiT": dict(width=8, depth=1, heads=1), "autoencoder.VAE": dict(hidden=(8,), latent=2, pixel_width=4),
          "autoencoder.AutoencoderKL": dict(width=8, multipliers=(1,), blocks=1, norm=None)}  # fmt: skip

@@ -99,9 +99,9 @@ def walk(root: Path, endings: Iterable[str], is_image: Callable[[str], bool]) ->
         else:
             tree.again.append((parts, first))
 
-    def add(parts: Parts, path: str) -> None:
+    def add(parts: Parts, path: str, is_file: bool) -> None:
         ending = os.path.splitext(parts[-1])[1].lower()
-        if not os.path.isfile(path):
+        if not is_file:
             tree.ignored.append((parts, "special file" if os.path.exists(path) else BROKEN))
         elif ending in endings or (not ending and is_image(path)):
             tree.images.append(parts)
@@ -117,7 +117,7 @@ def walk(root: Path, endings: Iterable[str], is_image: Callable[[str], bool]) ->
             tree.again.append((parts, first))
         else:
             targets[real] = parts
-            add(parts, path)
+            add(parts, path, os.path.isfile(path))
 
     while folders or folder_links or file_links:  # links last, so that a file is found in its own folder where that is listed
         if folders:
@@ -129,7 +129,7 @@ def walk(root: Path, endings: Iterable[str], is_image: Callable[[str], bool]) ->
                 elif entry.is_dir():
                     enter(below, path)
                 else:
-                    add(below, path)
+                    add(below, path, entry.is_file())
         elif folder_links:
             parts, path = folder_links.popleft()
             enter(parts, os.path.realpath(path))
@@ -384,6 +384,8 @@ def _count(*splits: _Split | None) -> int:
 
 def _once(root: Path, repeated: dict[Parts, Parts], train: _Split, test: _Split | None) -> tuple[_Split, _Split | None]:
     """The splits without the second finds of an image. UserError for one file in two classes, or in both splits."""
+    if not repeated:
+        return train, test
     owners, second = {}, set()
     found = [(image, label, split is test) for split in (train, test) if split for image, label in split.images]
     for image, label, held in sorted(found, key=lambda place: place[0] in repeated):
