@@ -84,18 +84,21 @@ class Experiment(NamedTuple):
 
 
 def full_name(key: str, spec: str) -> str:
-    """The spec of a key of NAMED with full names: 'ddim' -> 'ancestral.ddim'. UserError for a component that does not exist.
+    """The spec of a key of NAMED with full names: 'ddim' -> 'ancestral.ddim'. UserError for one that does not exist or fit.
 
     A grid may also be one that experiments.optimize_grid kept under a name of its own.
     """
     if not spec:
         return spec
     try:
-        return resolved(NAMED[key], spec)
+        full = resolved(NAMED[key], spec)
     except UserError:
         if key != "sampler.grid":
             raise
         return spec
+    if key in ("process", "parameterization", "sampler.name", "sampler.guide"):  # the others need more than the spec
+        build(NAMED[key], full)  # so that its arguments are checked, too
+    return full
 
 
 def check_components(config) -> None:

@@ -24,10 +24,12 @@ def train(config, workdir: str, *, dataset=None, fit=None, loss=None) -> bool:
     """
     import jax
 
-    from diffusion_jax import experiment, plotting
+    from diffusion_jax import config_schema, experiment, plotting
     from diffusion_jax import workdir as folder
     from diffusion_jax.training import distributed, loop, metrics
 
+    config_schema.check(config)
+    experiment.check_components(config)
     dataset = dataset or folder.dataset(config, workdir, resumes=True)
     built = folder.for_training(config, dataset, workdir)
     parts = experiment.training(built, loss=loss or experiment.loss_fn)
