@@ -142,16 +142,15 @@ def measured_before(parts: Path, rows: Collection[str]) -> list[dict]:
 
 def _part(file: Path, rows: Collection[str]) -> dict:
     """A finished batch. UserError for a file that is damaged, or whose arrays do not fit its images and these rows."""
-    import numpy as np
-
     from diffusion_jax import reading
     from diffusion_jax.errors import UserError
 
-    needed = {f"{row}.{name}": reading.Array("fiu", finite=False) for row in rows for name in ("total", "nfe", "seconds")}
+    needed = {f"{row}.{name}": reading.Array("fiu", finite=False) for row in rows for name in ("total", "nfe")}
+    needed |= {f"{row}.seconds": reading.Array("f", ()) for row in rows}
     part = reading.npz_file(file, {"index": reading.Array("iu", (None,))} | needed, lambda name: reading.Array("fiu", finite=False))
     count = len(part["index"])
     sizes = {name: value.shape[:1] for name, value in part.items() if not name.endswith(".seconds")}
-    if len(np.unique(part["index"])) < count or part["index"].min(initial=0) < 0 or not set(sizes.values()) <= {(), (1,), (count,)}:
+    if part["index"].min(initial=0) < 0 or not set(sizes.values()) <= {(), (1,), (count,)}:
         raise UserError(f"'{file}' is damaged: its arrays do not fit each other")
     return part
 
