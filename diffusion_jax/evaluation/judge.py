@@ -209,10 +209,10 @@ def _missing(name: str, made, labels, classes: bool, trained: int, held_out: Sou
             return "the samples have no labels"
         return "" if classes else ONE_CLASS
     metric, features = METRICS[name], ", ".join(extractor.name for extractor in made)
-    if metric.logits and not any(extractor.logits for extractor in made):
-        return f"the features {features} have no logits; add --features=classifier or inception"
     if metric.labels and labels is None:
         return "the samples have no labels"
+    if metric.logits and not any(extractor.logits for extractor in made):
+        return f"the features {features} have no logits; add --features=classifier or inception"
     if metric.labels and not any(extractor.classes for extractor in made):
         return f"the features {features} know other classes than the data's; add --features=classifier"
     if metric.held_out and not (held_out is not None and len(held_out)):
@@ -310,7 +310,7 @@ def _note_few(real: Real, trained: int, count: int | None) -> None:
     for number, which in ((count, "samples"), (min(trained, real.root().count), "reference images")):
         if number is not None and number < width:
             note(f"{number} {which} are fewer than the {width} features ({real.extractor.name}), so the Fréchet distance is "
-                 "biased upward; compare it only with those of as many images, such as the real test images'")  # fmt: skip
+                 "biased upward; compare it only with that of as many images, such as of real test images")  # fmt: skip
 
 
 def on_real(train: Source, test: Source, judge: Judge | None = None, count: int = REFERENCE) -> Scores:
