@@ -160,7 +160,7 @@ def saved_config(workdir: str | Path, key: str = "--workdir") -> ConfigDict:
         named = config["data"].get(part, "")
         if not consent.remembered(named):
             print(f"note: '{path}' names data.{part}={named}, which you have not named on this machine, so it is not used; "
-                  f"if you trust these data, repeat it: --config.data.{part}={named}", file=sys.stderr)  # fmt: skip
+                  f"if you trust these data, say so once: --config.data.{part}={named}", file=sys.stderr)  # fmt: skip
             config["data"][part] = ""
     return ConfigDict(config).lock()
 

@@ -82,6 +82,7 @@ def parse(argv: Sequence[str], source: str, *, default: str = "", without: Seque
         spec, changes, own = _sorted(given, source)
         _check_names(own, source)
         _read_flags(argv[0], own)
+        _remember(changes)
         config = _config(spec, source, default)
         overrides.apply(config, changes)
         return config, rest
@@ -201,6 +202,15 @@ def _value(one: Given) -> str:
         what = f"a {parser.syntactic_help}".replace("a a", "a")
         raise UserError(f"--{one.name}={text:.60}: it must be {what}") from None
     return str(number)
+
+
+def _remember(changes: Sequence[tuple[str, str | None]]) -> None:
+    """Data paths on the command line are the user's own word: a stored config may lead to them from now on."""
+    from diffusion_jax.data import consent  # imports numpy
+
+    for key, text in changes:
+        if key.removeprefix("data.") in consent.KEYS and text:
+            consent.remember(text)
 
 
 def _own_flags() -> Iterator[flags.Flag]:

@@ -31,6 +31,7 @@ from diffusion_jax.data import consent, records
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import pickles, recognition, safetensors, torchfile
 from diffusion_jax.training import checkpoint
+from experiments import arguments
 from tests import commands
 from tests.test_data import write_tfds
 from tests.test_extractors import STATE, Global, Storage, legacy, pickled, tensor, zipped
@@ -488,7 +489,7 @@ def test_a_stored_data_path_is_not_followed_without_the_users_own_word(hostile, 
     found = workdir.saved_config(root)
     assert found.data.data_dir == "" and found.data.name == "trap"
     told = capsys.readouterr().err
-    assert told.count("\n") == 1 and f"repeat it: --config.data.data_dir={hostile / 'data'}" in told
+    assert told.count("\n") == 1 and f"say so once: --config.data.data_dir={hostile / 'data'}" in told
     with pytest.raises(UserError, match="unknown data set 'trap'"):
         experiment.dataset(found)
     found.data.data_dir = str(hostile / "data")  # the user repeats it: still no class of the current folder is imported
@@ -559,3 +560,13 @@ def test_every_file_is_read_within_bounds_and_by_a_rule():
         if isinstance(node, ast.Call) and (called := ast.unparse(node.func)) in READERS:
             ruled = called == "provenance.load_json" and (len(node.args) > 1 or place in FRESH)
             assert ruled or place in READERS[called], (place, node.lineno)
+
+
+def test_a_data_path_on_the_command_line_is_remembered(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    arguments._remember([("data.path", str(tmp_path / "images")), ("data.name", "folder"), ("data.data_dir", None)])
+    assert consent.remembered(str(tmp_path / "images")) and consent.remembered(f"{tmp_path}/x/../images")
+    assert not consent.remembered("folder") and not consent.remembered(str(tmp_path))
+    monkeypatch.setattr(Path, "home", lambda: Path("/proc/no/home"))
+    consent.remember("a")  # a home that cannot be written: the user says it each time
+    assert not consent.remembered("a")

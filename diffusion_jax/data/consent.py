@@ -1,6 +1,7 @@
 """Which data the user has named: a config.json from a stranger cannot make a command read other folders of this machine.
 
-A run that the user starts remembers the data paths of its config, for this user on this machine. A stored config may only lead
+A run that the user starts remembers the data paths of its config, for this user on this machine, and so does every command that
+is given one. A stored config may only lead
 to such paths again; any other is left out until the user names it with --config.data.path=... (docs/security.md).
 """
 
@@ -20,13 +21,15 @@ KEYS = ("path", "data_dir", "captions")  # of config.data
 def remember(path: str) -> None:
     """The user has named this path. Best effort: without a home that can be written, the user names it each time."""
     if path:
-        with contextlib.suppress(UserError, OSError):
+        with contextlib.suppress(UserError, OSError, RuntimeError):  # (RuntimeError: there is no home)
             provenance.save_text(_record(path), f"{_real(path)}\n")
 
 
 def remembered(path: str) -> bool:
     """Whether `remember` was called for this path, by any command of this user."""
-    return not path or _record(path).is_file()
+    with contextlib.suppress(OSError, RuntimeError):
+        return not path or _record(path).is_file()
+    return False
 
 
 def _record(path: str) -> Path:
