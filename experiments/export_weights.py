@@ -16,7 +16,7 @@ from pathlib import Path
 from absl import flags
 
 from diffusion_jax.errors import UserError, printable
-from experiments import cli
+from experiments import cli, values
 from experiments.import_weights import SOURCES
 
 ALONE = ", or export the network alone with --network_only"
@@ -58,24 +58,25 @@ def export_weights(config, workdir: str, to: str, path: str, *, label: str = "",
             raise UserError(f"--label={label} is for a U-Net; a {name} is exported whole")
         return _save(network, options, built, params, Path(path), diffusers=to == "diffusers", more=latents)
     if options["num_classes"] or label:
-        params, options = _one_class(built, params, options, label)
+        params, options = _one_class(trained, params, options, label)
     if network_only:
         return _save(network, options, built, params, Path(path))
     return _save_pipeline(network, options, built, params, Path(path), variance)
 
 
-def _one_class(built, params: dict, options: dict, label: str) -> tuple[dict, dict]:
+def _one_class(trained, params: dict, options: dict, label: str) -> tuple[dict, dict]:
     """(parameters, options) of the unconditional network that a model of classes is for one of them."""
     from diffusion_jax import convert
 
-    classes, names = built.num_classes, {"any": built.num_classes} | {str(i): i for i in range(built.num_classes)}
+    classes = trained.experiment.num_classes
     if not classes:
         raise UserError(f"--label={label}: this model is unconditional; leave --label out")
-    if label not in names:
-        asked = f"--label={label} does not exist: " if label else ""
-        raise UserError(f"{asked}the pipelines of diffusers know no classes, and this model has {classes}; export one of them with "
+    chosen = values.labels("label", label, trained.data["class_names"])
+    if len(chosen) != 1 or chosen[0] > classes:
+        wrong = f"--label={label}: " if label else ""
+        raise UserError(f"{wrong}the pipelines of diffusers know no classes, and this model has {classes}; export one of them with "
                         f"--label=0 to {classes - 1}, or the model without a class with --label=any")  # fmt: skip
-    return convert.of_one_class(params, names[label]), options | {"num_classes": 0}
+    return convert.of_one_class(params, chosen[0]), options | {"num_classes": 0}
 
 
 def _save(network, options: dict, built, params: dict, folder: Path, *, diffusers: bool = True, more=None) -> Path:
@@ -167,7 +168,7 @@ if __name__ == "__main__":
     cli.path_flag("workdir", None, "the folder of a trained model", required=True)
     flags.DEFINE_enum("to", None, list(SOURCES), "in whose format", required=True)
     cli.path_flag("path", None, "the folder to write to", required=True)
-    flags.DEFINE_string("label", "", "of a model of classes: the class to export, such as 3, or any for the model without a class")
+    flags.DEFINE_string("label", "", "of a model of classes: the class to export, by number or name, or any for the model without a class")
     flags.DEFINE_bool("variance", False, "keep a learned variance, which DDPMPipeline can use and DDIMPipeline cannot")
     flags.DEFINE_bool("network_only", False, "export a U-Net without pipeline and scheduler, told 1000 c_noise as its timestep")
     cli.launch(main, config="workdir")

@@ -204,7 +204,8 @@ def trained_as(**changes) -> Trained:
     config.update({"parameterization": "edm(sigma_data=1.0)"} | changes)
     built = experiment.assemble(config, (4, 4, 1), 3)
     shapes, rng = jax.eval_shape(lambda key: experiment.init_params(built, key), jax.random.key(0)), np.random.default_rng(0)
-    return Trained(built, jax.tree.map(lambda leaf: np.float32(0.3 * rng.standard_normal(leaf.shape)), shapes), 1, "params", {})
+    return Trained(built, jax.tree.map(lambda leaf: np.float32(0.3 * rng.standard_normal(leaf.shape)), shapes), 1, "params",
+                   {"class_names": ["cat", "dog", "fox"]})  # fmt: skip
 
 
 @pytest.fixture
@@ -224,7 +225,7 @@ def exported(monkeypatch, tmp_path):
 def test_a_run_under_another_process_is_a_pipeline_of_its_class(exported, tmp_path):
     """VP, told log-SNRs, with a sign, classes and a variance that theirs does not have: read back, it is the same denoiser."""
     trained = trained_as()
-    folder = exported(trained, label="1")
+    folder = exported(trained, label="dog")
     index, config, scheduler = (provenance.load_json(folder / name) for name in (
         "model_index.json", "unet/config.json", "scheduler/scheduler_config.json"))  # fmt: skip
     assert index["_class_name"] == "DDIMPipeline" and index["unet"] == ["diffusers", "UNet2DModel"]
@@ -250,7 +251,8 @@ def test_what_of_a_pipeline_is_chosen(exported, capsys):
     """A learned variance for DDPMPipeline, Imagen's thresholding, a network alone; and what is said of them."""
     trained = trained_as(sampler={"guidance": 3.0, "clip": "dynamic"})
     folder = exported(trained, label="any", variance=True)
-    assert "guidance=3 is not exported" in (said := capsys.readouterr().err) and "2400 steps: num_inference_steps that divide them are 10, 20, 25, 50, 100, ..." in said
+    assert "guidance=3 is not exported" in (said := capsys.readouterr().err)
+    assert "2400 steps: num_inference_steps that divide them are 10, 20, 25, 50, 100, ..." in said
     scheduler = provenance.load_json(folder / "scheduler" / "scheduler_config.json")
     assert (scheduler["variance_type"], scheduler["thresholding"]) == ("learned_range", True)
     assert provenance.load_json(folder / "model_index.json")["_class_name"] == "DDPMPipeline"
@@ -269,7 +271,9 @@ def test_what_no_pipeline_can_be_names_the_overrides_of_one_that_can(exported, t
     assert told.endswith("--config.model.noise_embedding=sinusoidal --config.model.stem=1 --config.parameterization='eps()'")
     with pytest.raises(UserError, match="or export the network alone with --network_only"):
         exported(trained_as(parameterization="score()"), label="0")
-    for label, words in (("", "--label=0 to 2, or the model without a class with --label=any"), ("3", "--label=3 does not exist")):
+    labels = {"": "--label=0 to 2, or the model without a class with --label=any", "4": "--label=4: the pipelines",
+              "0,1": "--label=0,1: the pipelines", "owl": "unknown --label 'owl'"}  # fmt: skip
+    for label, words in labels.items():
         with pytest.raises(UserError, match=words):
             exported(trained_as(), label=label)
     with pytest.raises(UserError, match="--label=1: this model is unconditional"):
