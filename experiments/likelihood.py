@@ -3,8 +3,8 @@
 python -m experiments.likelihood --workdir=runs/a --num=200 --bounds
 
 Prints a table and writes likelihood.md, likelihood.json and, image by image, likelihood.npz into the workdir. An interrupted
-run goes on at the next batch; one with other settings starts anew. A conditional model is told the label of each image. Nothing
-is guided or clipped. The noise of an image depends on --seed and its place in the split alone.
+run goes on at the next batch; one with other settings starts anew. A model of classes is given the label of each image, a model of
+captions none of them. Nothing is guided or clipped. The noise of an image depends on --seed and its place in the split alone.
 """
 
 from __future__ import annotations
@@ -222,7 +222,8 @@ def main(config) -> None:
     told = {"settings": chosen, "step": trained.step, "weights": trained.weights, "config": config.to_dict()}
     parts = stem.with_suffix(".parts") / provenance.config_hash(told)[:16]
     print(f"{FLAGS.workdir}: step {trained.step}, weights {trained.weights}, solver {chosen['solver']}, "
-          f"trace {chosen['trace']}", file=sys.stderr)  # fmt: skip
+          f"trace {chosen['trace']}; without guidance{', clipping and captions' if trained.experiment.encoder else ' and clipping'}",
+          file=sys.stderr)  # fmt: skip
     values = run(trained, folder.dataset(config, FLAGS.workdir), chosen, FLAGS.num or sys.maxsize, FLAGS.batch_size, parts)
     rows = table(values, chosen)
     count = len(next(v for name, v in values.items() if name.endswith(".total")))
