@@ -206,6 +206,26 @@ def test_the_frechet_distance_of_inceptions_features_is_called_fid():
     assert comparison.sentences(compared) == ["At 5 NFE, best by FID is a (0.9), then b (1.9), worse by 1."]
 
 
+def test_a_model_of_larger_images_is_compared_by_the_classifiers_features_under_plain_names(monkeypatch):
+    asked = []
+
+    def against(train, labels, **how):
+        asked.append(how["features"])
+        return lambda images, labels=None: {"accuracy": 0.5, f"frechet/{how['features'][0]}": float(len(images))}
+
+    monkeypatch.setattr(comparison.judge, "against", against)
+    config = digits.get_config("vp")
+    config.model.update(width=8, multipliers=(1,), attention=(), head_width=8)
+    built = experiment.assemble(config, (24, 24, 3), 10)
+    source = data.sources.Arrays(np.zeros((30, 24, 24, 3), np.uint8), np.arange(30) % 10)
+    dataset = data.Dataset("colours", source, source, built.shape, 10, None)
+    trained = Trained(built, {}, 1, "params", {})
+    found = [comparison.of_model(trained, dataset, range(20), "colours", features=features) for features in ("", "inception")]
+    assert asked == [("classifier",), ("inception",)] and [subject.features for subject in found] == ["classifier", "inception"]
+    assert found[0].floor == found[1].judge(np.zeros((20, 24, 24, 3), np.uint8), None) == {"accuracy": 0.5, "frechet": 20.0}
+    assert found[0].identity != found[1].identity and found[0].judge(source.columns["image"][:20], 0)["frechet"] == 16
+
+
 def test_more_recognized_is_better():
     results = [Result({"sampler": name, "nfe": 5, "accuracy": value}) for name, value in (("a", 0.8), ("b", 0.9))]
     assert [r.row["sampler"] for r in comparison.ranking(Comparison(results, Result({})), 5, "accuracy").there] == ["b", "a"]
