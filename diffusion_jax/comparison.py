@@ -486,13 +486,13 @@ def failures(compared: Comparison) -> list[str]:
     """A sentence with the reason for every cell that has no result."""
     rows = [result.row for result in compared.results if _failed(result.row)]
     at = lambda row: "" if row["nfe"] is None else f" at {row['nfe']} NFE"  # noqa: E731
-    return [f"{row['sampler']}{at(row)} has no result: {row['note']}" for row in rows]
+    return [f"{row['sampler']}{at(row)} has no result: {row.get('note', 'no score')}" for row in rows]
 
 
 def need_results(rows: Sequence[dict[str, Any]]) -> None:
     """UserError with the first reason, if every cell of a table has failed."""
     if rows and all(map(_failed, rows)):
-        raise UserError(f"no cell has a result; the first failed because: {rows[0]['note']}")
+        raise UserError(f"no cell has a result; the first failed because: {rows[0].get('note', 'no score')}")
 
 
 def _failed(row: dict[str, Any]) -> bool:

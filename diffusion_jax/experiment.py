@@ -466,6 +466,9 @@ def need_guidable(experiment: Experiment, asked: str) -> None:
         raise UserError(f"{asked}: {experiment.config.model.name} is an autoencoder, which has nothing to guide; {remedy}")
     if guide.condition and null_cond(experiment, 1) is None:
         raise UserError(f"{asked}: this model is unconditional, so there is no condition to guide by; {remedy}")
+    if guide.condition == "any" and not experiment.config.label_dropout and not experiment.config.get("init_from", ""):
+        raise UserError(f"{asked}: this model is trained with config.label_dropout=0, so it does not know the null condition that "
+                        f"guidance leads away from; {remedy}, or train one with --config.label_dropout=0.1")  # fmt: skip
     if guide.condition == "label" and not experiment.num_classes:
         raise UserError(f"{asked}: guidance by a classifier goes by labels, and this model takes captions; {remedy}")
 

@@ -130,7 +130,7 @@ def test_the_command_ends_with_an_error_where_no_cell_has_a_result(tmp_path, mon
 
     subject = comparison.Subject(*[None] * len(comparison.Subject._fields))._replace(name="broken", identity={}, keys=(), floor={})
     found = Comparison([Result({"sampler": "ancestral.ddim", "nfe": 5, "seeds": "0", "note": "out of order"})], Result({"what": ""}))
-    monkeypatch.setattr(comparison, "of_model", lambda *args: subject)
+    monkeypatch.setattr(comparison, "of_model", lambda *args, **options: subject)
     monkeypatch.setattr(comparison, "compare", lambda *args, **options: found)
     monkeypatch.setattr(compare_samplers, "write", lambda subject, compared, stem, record: stem.write_text("written"))
     with pytest.raises(UserError, match="no cell has a result; the first failed because: out of order"):

@@ -142,7 +142,7 @@ def test_import_export_import_is_bit_exact_and_samples(tmp_path):
 LEVELS = [  # process, parameterization; (what is predicted, F in it) and how its steps are spread
     ("schedules.VP()", "eps()", ("eps", 1.0), "logsnr"),
     ("schedules.EDM()", "eps()", ("eps", 1.0), "logsnr"),
-    ("discrete.ddpm()", "edm(sigma_data=1.0)", ("v", -1.0), "logsnr"),
+    ("schedules.VP()", "edm(sigma_data=1.0)", ("v", -1.0), "logsnr"),
     ("schedules.Cosine()", "velocity()", ("v", np.pi / 2), "logsnr"),
     ("schedules.VP()", "x0(noise_input='time')", ("x0", 1.0), "time"),
     ("schedules.RectifiedFlow()", "eps(noise_input='time')", ("eps", 1.0), "time"),

@@ -358,6 +358,9 @@ def test_the_guides_own_neutral_scale_decides(spec):
 def test_guidance_that_cannot_be_is_refused_where_it_is_asked_for():
     with pytest.raises(UserError, match="--guides='cfg' at scale=2: this model is unconditional"):
         experiment.is_guided(tiny(conditional=False), 2.0, key="--guides='cfg' at scale")
+    with pytest.raises(UserError, match="this model is trained with config.label_dropout=0, so it does not know the null"):
+        experiment.is_guided(tiny(label_dropout=0.0), 2.0)
+    assert not experiment.is_guided(tiny(label_dropout=0.0), 1.0)
     with pytest.raises(UserError, match="unconditional"):
         experiment.denoiser(tiny(conditional=False), None, scale=2.0)
     with pytest.raises(UserError, match=r"meanflow\(guidance=2.0\): this model is unconditional"):
