@@ -74,6 +74,7 @@ ATTACKS = {
     "a size that is no number": rebuilt(Storage(("storage", Global("torch", "FloatStorage", None), "0", "cpu", "6")), 0, (3,), (1,)),
     "sizes whose product wraps round": rebuilt(
         Storage(("storage", Global("torch", "FloatStorage", None), "0", "cpu", 6)), 0, (2**32, 2**32), (0, 0)),
+    "names of ten thousand letters, each written once": {"A" * 10_000: [FLOATS] * 60},
     "a fractional shape": rebuilt(Storage(("storage", Global("torch", "FloatStorage", None), "0", "cpu", 6)), 0, (1.5,), (1,)),
 }  # fmt: skip
 
@@ -165,12 +166,20 @@ def test_zips_that_unpack_to_more_than_they_are_are_refused():
         torchfile.load(whole[: place + 4] + b"\xff" + whole[place + 5 :])
 
 
+CALLS = {  # what TorchScript and parameters add
+    "p": Global("torch._utils", "_rebuild_parameter", (FLOATS, True, {})),
+    "s": Global("torch.jit._pickle", "restore_type_tag", ([FLOATS, FLOATS], "List[Tensor]")),
+    "m": Global("__torch__.Net", "Net", ()), "o": Global("collections", "OrderedDict", ()),
+    "i": rebuilt(Storage(("storage", Global("torch", "FloatStorage", None), "0", "cpu", 6)), 0,
+                 Global("torch.jit._pickle", "build_intlist", ([2, 3],)), (3, 1))}  # fmt: skip
+
+
 def mutated(rng: random.Random, seed_files: list[bytes]) -> bytes:
     """One of the files with a few bytes, pieces or numbers changed; of a zip also within its pickle, so that its sums are right."""
     data = bytearray(rng.choice(seed_files))
     zip_of = data[:2] == b"PK" and rng.random() < 0.7
     if zip_of:
-        data = bytearray(pickled(STATE))
+        data = bytearray(pickled(rng.choice((STATE, STATE | CALLS))))
     for _ in range(rng.choice((1, 1, 2, 5, 20))):
         at, kind = rng.randrange(len(data)), rng.randrange(7)
         if kind == 0:
@@ -193,7 +202,8 @@ def mutated(rng: random.Random, seed_files: list[bytes]) -> bytes:
 
 def fuzz_torch(count: int, seed: int) -> int:
     """Reads mutated files and touches every element that they give; returns how many were read. No more memory than twice the file."""
-    rng, seeds, read = random.Random(seed), [zipped(STATE), legacy(STATE)], 0
+    rng, seeds, read = random.Random(seed), [zipped(STATE), legacy(STATE), zipped(STATE | CALLS), legacy(STATE | CALLS)], 0
+    assert len(torchfile.load(seeds[2])) == len(torchfile.load(seeds[3])) == 6  # the controls
     tracemalloc.start()
     try:
         for i in range(count):
@@ -219,12 +229,12 @@ def fuzz_torch(count: int, seed: int) -> int:
 
 
 def test_mutated_torch_files_are_read_or_refused():
-    assert 10 < fuzz_torch(200, 0) < 190  # some mutations touch what is not read
+    assert 3 < fuzz_torch(200, 0) < 190  # some mutations touch what is not read
 
 
 @pytest.mark.long
 def test_ten_thousand_mutated_torch_files_are_read_or_refused():
-    assert fuzz_torch(10_000, 1) > 300
+    assert fuzz_torch(10_000, 1) > 100
 
 
 # ---- safetensors ---------------------------------------------------------------------------------------------------------------

@@ -57,8 +57,7 @@ def read(data: bytes, start: int, allows: Callable[[Name], None]) -> tuple[Any, 
       Damaged: for bytes that are no such pickle, and for programs that are longer than that of any file of tensors.
     """
     machine = _Machine(data, start, allows)
-    steps = STEPS + len(data) // PER_STEP
-    for _ in range(steps):
+    for _ in range(steps(len(data))):
         code = machine.take(1)
         if code == b".":
             return machine.stack.pop(), machine.at
@@ -67,7 +66,12 @@ def read(data: bytes, start: int, allows: Callable[[Name], None]) -> tuple[Any, 
         _OPCODES[code](machine)
         if machine.at - start > PROGRAM:
             raise Damaged(f"its pickle is longer than {PROGRAM} bytes")
-    raise Damaged(f"its pickle takes more than {steps} steps")
+    raise Damaged(f"its pickle takes more than {steps(len(data))} steps")
+
+
+def steps(size: int) -> int:
+    """How many opcodes a file of this many bytes may have: those of any file of tensors, and no more memory than it."""
+    return STEPS + size // PER_STEP
 
 
 class _Machine:

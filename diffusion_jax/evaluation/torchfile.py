@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.evaluation import pickles
 from diffusion_jax.evaluation.pickles import Made, Name, Reference, read
 
 MAGIC = 0x1950A86A20F9469CFC6C  # of the older format
@@ -164,18 +165,20 @@ def _elements(content: Any, dtype: np.dtype, size: int) -> np.ndarray:
 
 
 class _Leaves:
-    """Walks an object for its tensors. size: bytes of its file, more than which no walk visits and no names hold.
+    """Walks an object of a file of `size` bytes for its tensors.
 
-    (A list of lists of the same lists is short in a pickle and endless to walk.)
+    A list of lists of the same lists is short in a pickle and endless to walk: no more is visited than half the pickle's steps, as
+    each thing takes two or more, and the names of all tensors together are no longer than the file.
     """
 
     def __init__(self, storages: Storages, size: int):
-        self.storages, self.left = storages, size
+        self.storages, self.visits, self.letters = storages, pickles.steps(size) // 2, size
 
     def of(self, value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, np.ndarray]]:
         """(dotted name, array) of each tensor."""
-        self.left -= 1 + len(path) * (isinstance(value, Made) and value.name in TENSOR)
-        if depth > DEPTH or self.left < 0:
+        self.visits -= 1
+        self.letters -= len(path) * (isinstance(value, Made) and value.name in TENSOR)
+        if depth > DEPTH or min(self.visits, self.letters) < 0:
             raise UserError("this torch file refers to itself or is nested too deep to be a file of tensors; it is not read")
         if isinstance(value, Made) and value.name in TENSOR:
             yield path, self._tensor(*value.args)
