@@ -29,7 +29,7 @@ from diffusion_jax.errors import UserError
 LARGEST = 2**28  # bytes of a JSON file: the largest that the project writes have some MB
 DEPTH = 64  # objects and lists inside others
 LONGEST = 100_000  # characters of a text
-UNPACKED = 100, 2**26  # bytes of arrays for each byte of an .npz, and of any: runs of equal pixels compress well
+UNPACKED, ANY = 100, 2**26  # bytes of arrays for each byte of an .npz, and of any: runs of equal pixels compress well
 
 Rule = Callable[[Any, str], None]  # (value, its place in the file)
 
@@ -245,19 +245,21 @@ class Array(NamedTuple):
     finite: bool = True
 
 
-def npz_file(path: str | os.PathLike, needed: Mapping[str, Array], also: Callable[[str], Array | None] | None = None) -> dict[str, np.ndarray]:
+def npz_file(path: str | os.PathLike, needed: Mapping[str, Array], also: Callable[[str], Array | None] | None = None, *,
+             unpacked: float = UNPACKED) -> dict[str, np.ndarray]:  # fmt: skip
     """{name: array} of an .npz of plain arrays.
 
     Args:
       path: the file.
       needed: the arrays that must be there, and what each must be.
       also: name of another array -> what it must be, or None for one that is not read; without it others are not read.
+      unpacked: how many times larger than the file the arrays may be, where they have more than ANY bytes.
 
     Raises:
       UserError: where the file is missing or damaged, lacks an array, or holds one that is something else, such as a pickle.
     """
     try:
-        return _npz(path, needed, also or (lambda name: None))
+        return _npz(path, needed, also or (lambda name: None), unpacked)
     except UserError:
         raise
     except FileNotFoundError as error:
@@ -266,7 +268,7 @@ def npz_file(path: str | os.PathLike, needed: Mapping[str, Array], also: Callabl
         raise UserError(f"'{path}' is damaged ({type(error).__name__}: {error!s:.200})") from error
 
 
-def _npz(path: Any, needed: Mapping[str, Array], also: Callable[[str], Array | None]) -> dict[str, np.ndarray]:
+def _npz(path: Any, needed: Mapping[str, Array], also: Callable[[str], Array | None], unpacked: float) -> dict[str, np.ndarray]:
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
         raise UserError(f"'{path}' is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}")
@@ -275,8 +277,8 @@ def _npz(path: Any, needed: Mapping[str, Array], also: Callable[[str], Array | N
         if missing := [name for name in needed if name not in there]:
             raise UserError(f"'{path}' is damaged: it lacks {', '.join(missing)}")
         wanted = {name: spec for name in there if (spec := needed.get(name) or also(name))}
-        if sum(there[name].file_size for name in wanted) > max(UNPACKED[0] * os.path.getsize(path), UNPACKED[1]):
-            raise UserError(f"'{path}' unpacks to more than {UNPACKED[0]} times its size; it is not read")
+        if sum(there[name].file_size for name in wanted) > max(unpacked * os.path.getsize(path), ANY):
+            raise UserError(f"'{path}' unpacks to more than {unpacked:g} times its size; it is not read")
         found = {}
         for name, spec in wanted.items():
             with archive.open(there[name]) as file:

@@ -17,7 +17,9 @@ if QUICK not in os.environ.get("XLA_FLAGS", ""):  # as it is in a worker of pyte
     runtime.set_cpu_flags()  # as every main does: the same flags are the same compiled programs
 
 CACHE = os.path.join(tempfile.gettempdir(), f"diffusion_jax-tests-{getpass.getuser()}")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", CACHE)
+os.makedirs(CACHE, mode=0o700, exist_ok=True)
+if os.stat(CACHE).st_uid == os.getuid():  # compiled programs are code: those of others on this machine are not run
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", CACHE)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 # A worker takes whole files (--dist loadfile), so that a module's fixtures and programs are made once; the longest go first.

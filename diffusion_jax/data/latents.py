@@ -95,6 +95,10 @@ def load(path: str, image_size: int = 0, channels: int = 0) -> tuple[Latents, La
     for key, stated, true in (("image_size", image_size, shape[0]), ("channels", channels, shape[-1])):
         if stated not in (0, true):
             raise UserError(f"data.{key}={stated}, but the latents of data.path={path} are {shape}; set data.{key}=0")
+    for split in ("train", "test"):
+        labels = found.get(f"{split}_label", np.zeros(0, int))
+        if labels.size and not 0 <= labels.min() <= labels.max() < encoded.num_classes:
+            raise UserError(f"data.path={path}: labels of {split} are not below num_classes={encoded.num_classes}; {made}")
     train, test = (Latents(found[f"{split}_mean"], found[f"{split}_log_variance"], found.get(f"{split}_label"), encoded)
                    for split in ("train", "test"))  # fmt: skip
     return train, test, encoded
