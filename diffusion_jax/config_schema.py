@@ -13,7 +13,7 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Callable, NamedTuple
 
 from diffusion_jax.errors import UserError, unknown
@@ -110,7 +110,7 @@ def sequence(rule: Rule, *, most: int = 16, least: int = 0) -> Rule:
         return type(value) is tuple and least <= len(value) <= most and all(map(rule.accepts, value))
 
     allows = f"a tuple of {f'{least} to ' if least else 'at most '}{most} values, each {rule.allows}"
-    return Rule(allows, accepts, lambda text: tuple(rule.read(part) for part in _parts(text)))
+    return Rule(allows, accepts, lambda text: tuple(_part(rule, part) for part in _parts(text)))
 
 
 def together(*rules: Rule) -> Rule:
@@ -120,12 +120,19 @@ def together(*rules: Rule) -> Rule:
         return type(value) is tuple and len(value) == len(rules) and all(r.accepts(v) for r, v in zip(rules, value))
 
     def read(text: str) -> tuple:
-        return tuple(rule.read(part) for rule, part in zip(rules, _parts(text), strict=True))
+        return tuple(_part(rule, part) for rule, part in zip(rules, _parts(text), strict=True))
 
     return Rule(f"a tuple of {len(rules)} values: {', then '.join(rule.allows for rule in rules)}", accepts, read)
 
 
-def _parts(text: str) -> list[str]:
+def _part(rule: Rule, part: Any) -> Any:
+    """A value inside a tuple: as it was typed, or read by the rule, as 1e3 for a whole number."""
+    if not isinstance(part, str) and rule.accepts(part):
+        return part
+    return rule.read(part if isinstance(part, str) else repr(part))
+
+
+def _parts(text: str) -> Sequence[Any]:
     """The values of a tuple in text: '(1, 2)', '1,2', '[1, 2]' and, of one value, '1'."""
     try:
         value = ast.literal_eval(text)
@@ -133,8 +140,7 @@ def _parts(text: str) -> list[str]:
         value = [part.strip() for part in text.split(",")]  # strings without quotation marks
     except ValueError:
         value = [part.strip() for part in text.strip("()[] ").split(",")]
-    value = value if isinstance(value, (tuple, list)) else (value,)
-    return [part if isinstance(part, str) else repr(part) for part in value]
+    return value if isinstance(value, (tuple, list)) else (value,)
 
 
 def like(value: Any) -> Rule:

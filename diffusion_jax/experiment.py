@@ -178,6 +178,9 @@ def dataset(config) -> data.Dataset:
     with distributed.first_before_others("data"):  # what the first process prepares on a shared disk, the others find
         options = {key: config.data[key] for key in keys if key in config.data}
         loaded = data.load(**options, seed=config.seed, captioned=bool(encoder))
+        if config.data.num_classes not in (0, loaded.num_classes):
+            found = f"{loaded.num_classes} classes" if loaded.num_classes else "no labels"
+            raise UserError(f"config.data.num_classes={config.data.num_classes}: the data set has {found}; set 0 to take what it has")
         data.describe.announce(loaded)
         if encoder is None:
             return loaded

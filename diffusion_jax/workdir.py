@@ -50,7 +50,7 @@ def prepare(workdir: str | Path, config: ConfigDict, dataset) -> Path:
 
     Raises UserError naming every key and every property of the data that differs, or if the folder cannot be written.
     """
-    workdir = Path(workdir).absolute()
+    workdir = Path(workdir).expanduser().absolute()
     resolved = same_run.resolved(config)
     for key in consent.KEYS:  # the config is the user's own
         consent.remember(config.data.get(key, ""))
@@ -82,7 +82,7 @@ def locked(workdir: str | Path) -> Iterator[Callable[[], None]]:
     if not distributed.first():
         yield lambda: None
         return
-    path = Path(workdir).absolute() / ".lock"
+    path = Path(workdir).expanduser().absolute() / ".lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
@@ -147,7 +147,7 @@ def saved_config(workdir: str | Path, key: str = "--workdir") -> ConfigDict:
     Raises:
       UserError: where there is none, naming the key that was to name one, and for one that is damaged or out of range.
     """
-    path = Path(workdir) / CONFIG_FILE
+    path = Path(workdir).expanduser() / CONFIG_FILE
     if not path.is_file():
         raise UserError(f"{key}={workdir} has no {CONFIG_FILE}; train a model there first (experiments.train)")
     config = _tuples(provenance.load_json(path, reading.record({"data": reading.table(), "sampler": reading.table()})))
@@ -219,7 +219,7 @@ def load(workdir: str | Path, config: ConfigDict, mesh=None, *, step: int | None
     mesh: where they go, each into its place; None: whole, where jax puts an array. step: the checkpoint of that step. What
     config.sampler.guide needs of other runs, or of other weights of this one, is loaded likewise (Experiment.others).
     """
-    workdir = Path(workdir).absolute()
+    workdir = Path(workdir).expanduser().absolute()
     about = about_data(workdir)
     other = functools.partial(_other, workdir, mesh=mesh)
     built = experiment.assemble(config, about["image_shape"], about["num_classes"], other)._replace(grids=workdir / "grids")
@@ -269,7 +269,7 @@ def _checkpoints(workdir: Path, config: ConfigDict) -> Path:
 
 def _other(workdir: Path, named: guides.Other, mesh=None) -> tuple[Experiment, Params]:
     """Another trained network: of another workdir, or of this one by another average or at another step."""
-    root = Path(named.workdir) if named.workdir else workdir
+    root = Path(named.workdir).expanduser() if named.workdir else workdir
     config = saved_config(root, "config.sampler.guide: workdir").unlock()
     config.sampler.guide = "cfg()"  # a guide is not itself guided
     config.sampler.ema = named.ema or config.sampler.ema

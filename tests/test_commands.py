@@ -52,7 +52,7 @@ TAKEN = {  # command line: keys of the config and flags that it sets
     ("--config", "configs/digits.py:vp", "--workdir", "run", "--num", "5", "--search"): {"workdir": "run", "num": 5, "search": True},
     (FILE, RUN, "--search", "false", "--scale", "-2.5"): {"search": False, "scale": -2.5},
     (FILE, RUN, "--config.model.multipliers=(1,)", "--config.model.multipliers=(1,2,3)"): {"model.multipliers": [1, 2, 3]},
-    (FILE, RUN, "--config.ema.halflives=100", "--config.ema.halflives=200"): {"ema.halflives": [200.0]},
+    (FILE, RUN, "--config.ema.halflives=100", "--config.ema.halflives=200"): {"ema.halflives": [200]},
     (FILE, RUN, "--config.model.norm=(4,1e-6)"): {"model.norm": [4, 1e-6]},
     (FILE, RUN, "--config.model.norm=(4,1e-6)", "--config.model.norm=None", "--num=9"): {"num": 9},
     (FILE, RUN, "--config.model.head_width=None"): {"model.head_width": None},

@@ -98,3 +98,9 @@ def test_cadences_name_the_key_and_the_calls():
     loop.check_cadences(2, {"config.training.steps": 4})
     with pytest.raises(UserError, match="config.training.steps=5 must be a multiple of steps_per_call=2"):
         loop.check_cadences(2, {"config.training.steps": 5})
+
+
+def test_a_number_of_classes_that_the_data_do_not_have_is_refused():
+    with pytest.raises(UserError, match="config.data.num_classes=7: the data set has 10 classes; set 0"):
+        experiment.dataset(changed(data__num_classes=7))
+    assert experiment.dataset(changed(data__num_classes=10)).num_classes == 10

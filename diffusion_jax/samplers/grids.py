@@ -284,6 +284,7 @@ def _increments(process: Process, ts: Array) -> tuple[Array, Callable[[Array], A
 
 def stored(process: Process, n: int, path: str) -> Array:
     """The grid of n times in a file that `save` or experiments.optimize_grid wrote. UserError if it has none of that length."""
+    path = os.path.expanduser(path)
     if not os.path.lexists(path):
         raise UserError(f"grid file '{path}' does not exist; experiments.optimize_grid writes such files")
     try:
