@@ -139,7 +139,8 @@ def _numbers(name: str, tensor: np.ndarray) -> np.ndarray:
         found = np.asarray(tensor, np.float32)
     bad = int(found.size - np.isfinite(found).sum())
     if bad:
-        raise UserError(f"the tensor {name} has {bad} of {found.size} values that are not finite; the file is damaged, fetch it again")
+        many = f"{bad} of {found.size} values"
+        raise UserError(f"the tensor {name} has {many} that are not finite; the file is damaged, fetch it again")
     return found
 
 
@@ -393,7 +394,8 @@ LATENTS = reading.record({}, _SCALES)  # of what a workdir of an imported autoen
 _KL = reading.record(_LAYERS | _SCALES | {"latent_channels": _COUNT, "use_quant_conv": reading.boolean(),
                      "use_post_quant_conv": reading.boolean(), "mid_block_add_attention": reading.boolean()},
                      {"sample_size": _SAMPLE})  # fmt: skip
-_DIT = reading.record({}, dict.fromkeys(("patch_size", "hidden_size", "depth", "num_heads", "input_size", "in_channels"), _COUNT) | {
+_SIZES = "patch_size", "hidden_size", "depth", "num_heads", "input_size", "in_channels"
+_DIT = reading.record({}, dict.fromkeys(_SIZES, _COUNT) | {
     "mlp_ratio": reading.number(1e-3, 1e3), "num_classes": reading.integer(0, 10**6), "learn_sigma": reading.boolean()})  # fmt: skip
 
 
@@ -561,7 +563,8 @@ def _dit_layouts(options: Options) -> dict[str, Layout]:
 def _dit_fixed(options: Options, shape: Shape) -> dict[str, np.ndarray]:
     side = shape[0] // options["patch"]
     if side**2 * options["width"] > LARGEST or side * options["patch"] != shape[0] or options["width"] % 4:
-        raise UserError(f"input_size={shape[0]} and patch_size={options['patch']} are not those of a DiT of width {options['width']}")
+        sizes = f"input_size={shape[0]} and patch_size={options['patch']}"
+        raise UserError(f"{sizes} are not those of a DiT of width {options['width']}")
     return {"pos_embed": np.asarray(dit.places(side, side, options["width"]))[None]}
 
 

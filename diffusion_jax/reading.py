@@ -61,7 +61,11 @@ def number(low: float = -math.inf, high: float = math.inf, *, finite: bool = Tru
             return False
         return low <= value <= high and abs(value) < 1e300 if finite else math.isnan(value) or low <= value <= high
 
-    span = f" from {low:g} to {high:g}" if math.isfinite(low) and math.isfinite(high) else f" of at least {low:g}" * math.isfinite(low)
+    span = (
+        f" from {low:g} to {high:g}"
+        if math.isfinite(low) and math.isfinite(high)
+        else f" of at least {low:g}" * math.isfinite(low)
+    )
     return _expects(accepts, f"a {'finite ' * finite}number{span}")
 
 
@@ -72,7 +76,9 @@ def integer(low: int = 0, high: int = 2**62) -> Rule:
 
 def text(least: int = 0, most: int = LONGEST) -> Rule:
     """A string of this many characters."""
-    return _expects(lambda value: isinstance(value, str) and least <= len(value) <= most, f"a text of {least} to {most} characters")
+    return _expects(
+        lambda value: isinstance(value, str) and least <= len(value) <= most, f"a text of {least} to {most} characters"
+    )
 
 
 def boolean() -> Rule:
@@ -82,7 +88,10 @@ def boolean() -> Rule:
 
 def one_of(*choices: Any) -> Rule:
     """One of these values, by value and type."""
-    return _expects(lambda value: any(type(value) is type(c) and value == c for c in choices), f"one of {', '.join(map(str, choices))}")
+    return _expects(
+        lambda value: any(type(value) is type(c) and value == c for c in choices),
+        f"one of {', '.join(map(str, choices))}",
+    )
 
 
 def either(*rules: Rule) -> Rule:
@@ -106,7 +115,9 @@ def optional(rule: Rule) -> Rule:
 
 def items(rule: Rule = anything, least: int = 0, most: int = 10**7) -> Rule:
     """A list of this many values, each as the rule says."""
-    is_list = _expects(lambda value: isinstance(value, list) and least <= len(value) <= most, f"a list of {least} to {most} values")
+    is_list = _expects(
+        lambda value: isinstance(value, list) and least <= len(value) <= most, f"a list of {least} to {most} values"
+    )
 
     def every(value: Any, place: str) -> None:
         is_list(value, place)
@@ -268,7 +279,9 @@ def npz_file(path: str | os.PathLike, needed: Mapping[str, Array], also: Callabl
         raise UserError(f"'{path}' is damaged ({type(error).__name__}: {error!s:.200})") from error
 
 
-def _npz(path: Any, needed: Mapping[str, Array], also: Callable[[str], Array | None], unpacked: float) -> dict[str, np.ndarray]:
+def _npz(
+    path: Any, needed: Mapping[str, Array], also: Callable[[str], Array | None], unpacked: float
+) -> dict[str, np.ndarray]:
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
         raise UserError(f"'{path}' is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}")

@@ -169,7 +169,8 @@ _SIZES = reading.items(reading.integer(1, 2**20), least=1, most=4)
 _ENCODED = {"autoencoder": reading.text(1), "image_shape": _SIZES, "data": reading.text(), "num_classes": reading.integer(0, 10**6),
             "class_names": reading.items(reading.text()), "shift": reading.items(reading.number()),
             "scale": reading.items(reading.number(low=1e-30))}  # fmt: skip
-DATA = reading.record({"image_shape": _SIZES, "num_classes": reading.integer(0, 10**6), "class_names": reading.items(reading.text())},
+DATA = reading.record({"image_shape": _SIZES, "num_classes": reading.integer(0, 10**6),
+                       "class_names": reading.items(reading.text())},
                       {"name": reading.text(), "encoded": reading.record(_ENCODED), "train_size": reading.integer(),
                        "test_size": reading.integer()})  # fmt: skip
 
@@ -183,7 +184,8 @@ def about_data(workdir: str | Path) -> dict[str, Any]:
     path = Path(workdir) / "data.json"
     about = provenance.load_json(path, DATA)
     if len(about["class_names"]) not in (0, about["num_classes"]):
-        raise UserError(f"'{path}' is damaged: it has {len(about['class_names'])} class_names for num_classes={about['num_classes']}")
+        many = f"{len(about['class_names'])} class_names for num_classes={about['num_classes']}"
+        raise UserError(f"'{path}' is damaged: it has {many}")
     return about
 
 

@@ -468,8 +468,8 @@ def earlier(value: Any, place: str) -> None:
     """The rule of a file that this command wrote: what `compare` and `differences` read of it."""
     from diffusion_jax import reading
 
-    row = reading.record({}, {"seconds": reading.items(reading.number(1e-12), least=1), "batch": reading.scalar, "evaluations": reading.scalar,
-                              "config": reading.text(), "what": reading.text()})  # fmt: skip
+    row = reading.record({}, {"seconds": reading.items(reading.number(1e-12), least=1), "batch": reading.scalar,
+                              "evaluations": reading.scalar, "config": reading.text(), "what": reading.text()})  # fmt: skip
     timed = reading.record({"seconds": reading.anything, "config": reading.anything, "what": reading.anything})
     facts = reading.record({}, dict.fromkeys(("cpu", "devices", "versions"), reading.optional(reading.table())))
     reading.record({"provenance": facts}, dict.fromkeys(PARTS, reading.record({"rows": reading.items(row)})))(value, place)

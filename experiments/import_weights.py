@@ -150,7 +150,8 @@ def fitted(network, built, tensors: dict):
     try:
         template = jax.eval_shape(lambda key: experiment.init_params(built, key), jax.random.key(0))
     except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:  # for sizes that do not go together
-        raise UserError(f"their config describes no network that can be built: {(str(error) or type(error).__name__).splitlines()[0]}") from error
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"their config describes no network that can be built: {why}") from error
     own = template[network.under] if network.under else template
     shapes = {path: leaf.shape for path, leaf in convert.flat(own).items()}
     found = convert.to_ours(convert.table(network, built.config.model.to_dict(), shapes), tensors, shapes)

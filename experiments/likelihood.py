@@ -147,7 +147,8 @@ def _part(file: Path, rows: Collection[str]) -> dict:
 
     needed = {f"{row}.{name}": reading.Array("fiu", finite=False) for row in rows for name in ("total", "nfe")}
     needed |= {f"{row}.seconds": reading.Array("f", ()) for row in rows}
-    part = reading.npz_file(file, {"index": reading.Array("iu", (None,))} | needed, lambda name: reading.Array("fiu", finite=False))
+    index, other = {"index": reading.Array("iu", (None,))}, reading.Array("fiu", finite=False)
+    part = reading.npz_file(file, index | needed, lambda name: other)
     count = len(part["index"])
     sizes = {name: value.shape[:1] for name, value in part.items() if not name.endswith(".seconds")}
     if part["index"].min(initial=0) < 0 or not set(sizes.values()) <= {(), (1,), (count,)}:

@@ -213,7 +213,7 @@ def optimize(
 
 
 def _rule():
-    """What a file of placed grids holds: FILE of samplers/grids.py, with a row of every grid at every budget, PLACED among them."""
+    """What a file of placed grids holds: FILE of samplers/grids.py, with a row of every grid at every budget, one PLACED."""
     from diffusion_jax import reading
     from diffusion_jax.samplers import grids
 

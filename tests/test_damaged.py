@@ -95,7 +95,17 @@ def test_an_edited_json_file_is_refused_in_one_line_or_serves(name, tmp_path):
 def spoiled(path: Path) -> Iterator[None]:
     """The file at `path`, spoiled in one way after the other."""
     whole = path.read_bytes()
-    for content in (b"", whole[: len(whole) // 2], b"\x00" * 100, b"null", b"[]", b"{}", b"[" * 100_000, b'{"rows": 3}', "ü".encode("utf-16")):
+    for content in (
+        b"",
+        whole[: len(whole) // 2],
+        b"\x00" * 100,
+        b"null",
+        b"[]",
+        b"{}",
+        b"[" * 100_000,
+        b'{"rows": 3}',
+        "ü".encode("utf-16"),
+    ):
         path.write_bytes(content)
         yield
     path.unlink()
@@ -228,7 +238,9 @@ def test_the_sweep_of_guidance(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(guidance_sweep, "_sampler", lambda *args: None)
     monkeypatch.setattr(guidance_sweep, "_draw", draw)
-    run = lambda: guidance_sweep.sweep({"cfg()": None}, [1.0], lambda images: {"frechet": 1.0}, None, 4, 4, None, tmp_path, {})  # noqa: E731
+    run = lambda: guidance_sweep.sweep(
+        {"cfg()": None}, [1.0], lambda images: {"frechet": 1.0}, None, 4, 4, None, tmp_path, {}
+    )  # noqa: E731
     run()
     (path,) = tmp_path.iterdir()
     made.clear()
@@ -253,7 +265,10 @@ def test_placed_times(tmp_path, capsys):
     path.write_text(json.dumps(PLACED))
     assert optimize_grid._recall(path, about)["rows"] == PLACED["rows"]
     for _ in spoiled(path):
-        assert optimize_grid._recall(path, about) == {"logsnr": {}, "rows": []} | about and "made again" in capsys.readouterr().err
+        assert (
+            optimize_grid._recall(path, about) == {"logsnr": {}, "rows": []} | about
+            and "made again" in capsys.readouterr().err
+        )
 
 
 def test_searched_times(tmp_path, capsys, monkeypatch):
@@ -301,7 +316,9 @@ def test_the_latents(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("diffusion_jax.autoencoders.codec", lambda *args: None)
     monkeypatch.setattr("experiments.encode.encode", lambda *args: made.append(1) or tmp_path / "latents.npz")
     (tmp_path / "latents.npz").write_bytes(b"PK\x03\x04 and no more")
-    assert train_latent.encoded(tmp_path) == tmp_path / "latents.npz" and made and "made again" in capsys.readouterr().err
+    assert (
+        train_latent.encoded(tmp_path) == tmp_path / "latents.npz" and made and "made again" in capsys.readouterr().err
+    )
 
 
 def test_the_cards_of_a_plan(tmp_path, capsys):
@@ -328,7 +345,12 @@ def test_the_moments_of_interrupted_statistics(tmp_path, capsys):
 
 def test_the_batches_of_a_likelihood(tmp_path, capsys):
     def write(first, **change):
-        part = {"index": np.arange(first, first + 2), "ODE.total": np.ones(2), "ODE.nfe": np.array(5), "ODE.seconds": 1.0} | change
+        part = {
+            "index": np.arange(first, first + 2),
+            "ODE.total": np.ones(2),
+            "ODE.nfe": np.array(5),
+            "ODE.seconds": 1.0,
+        } | change
         np.savez(tmp_path / f"{first:08d}.npz", **part)
 
     write(0)
@@ -345,7 +367,14 @@ def test_the_batches_of_a_likelihood(tmp_path, capsys):
 
 def test_the_cells_of_a_comparison(tmp_path, capsys):
     path = tmp_path / "a.npz"
-    row = {"sampler": "ancestral.ddim", "grid": "uniform", "nfe": 5, "evaluations": 5, "frechet": 1.0, "stochastic": False}
+    row = {
+        "sampler": "ancestral.ddim",
+        "grid": "uniform",
+        "nfe": 5,
+        "evaluations": 5,
+        "frechet": 1.0,
+        "stochastic": False,
+    }
     kept = comparison.Result(row, np.zeros((3, 2)), np.ones(3), {"frechet": np.ones(comparison.GROUPS)})
     read = lambda: reading.kept(path, lambda path: comparison._recall(path, 3))  # noqa: E731
     comparison._keep(path, kept)
@@ -405,7 +434,9 @@ def test_a_dit_is_described_by_tensors_of_the_right_number_of_dimensions():
             convert.without_fixed(network, tensors, options, shape)
 
 
-@pytest.mark.parametrize("value, words", [(np.nan, "1 of 4 values that are not finite"), (1e300, "not finite"), (-np.inf, "not finite")])
+@pytest.mark.parametrize(
+    "value, words", [(np.nan, "1 of 4 values that are not finite"), (1e300, "not finite"), (-np.inf, "not finite")]
+)
 def test_weights_that_are_not_finite_are_refused_by_name(value, words):
     table = {"a/kernel": convert.Source(("a.weight",), convert.DENSE)}
     weights = np.array([[1.0, 2.0], [3.0, value]])

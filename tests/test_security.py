@@ -202,7 +202,11 @@ def mutated(rng: random.Random, seed_files: list[bytes]) -> bytes:
 
 def fuzz_torch(count: int, seed: int) -> int:
     """Reads mutated files and touches every element that they give; returns how many were read. No more memory than twice the file."""
-    rng, seeds, read = random.Random(seed), [zipped(STATE), legacy(STATE), zipped(STATE | CALLS), legacy(STATE | CALLS)], 0
+    rng, seeds, read = (
+        random.Random(seed),
+        [zipped(STATE), legacy(STATE), zipped(STATE | CALLS), legacy(STATE | CALLS)],
+        0,
+    )
     assert len(torchfile.load(seeds[2])) == len(torchfile.load(seeds[3])) == 6  # the controls
     tracemalloc.start()
     try:
@@ -334,10 +338,17 @@ def test_the_package_imports_nothing_that_runs_what_it_reads():
 
 def test_an_interpreter_of_pickles_makes_nothing_but_data():
     assert pickles.read(b"\x80\x02}X\x01\x00\x00\x00aK\x05s.", 0, lambda name: None) == ({"a": 5}, 13)
-    found, _ = pickles.read(pickle.dumps([1, -(2**40), 2.5, None, True, "ä", b"b", (1, 2, 3, 4), {"x": [()]}], 4), 0, lambda name: None)
+    found, _ = pickles.read(
+        pickle.dumps([1, -(2**40), 2.5, None, True, "ä", b"b", (1, 2, 3, 4), {"x": [()]}], 4), 0, lambda name: None
+    )
     assert found == [1, -(2**40), 2.5, None, True, "ä", b"b", (1, 2, 3, 4), {"x": [()]}]
     made, _ = pickles.read(pickle.dumps(Marker(Path("x")), 2), 0, lambda name: None)
-    assert made == made and isinstance(made, pickles.Made) and made.name == pickles.Name("posix", "mkdir") and made.args == ("x",)
+    assert (
+        made == made
+        and isinstance(made, pickles.Made)
+        and made.name == pickles.Name("posix", "mkdir")
+        and made.args == ("x",)
+    )
 
 
 def test_an_npz_that_is_no_set_of_plain_arrays_is_refused(tmp_path):
@@ -409,7 +420,10 @@ def test_a_data_set_cannot_name_python_classes(hostile):
     assert not (hostile / "mark").exists()
 
 
-LEGACY = {"type": "tensorflow_datasets.core.features.features_dict.FeaturesDict", "content": {"image": {"type": "trap.X", "content": {}}}}
+LEGACY = {
+    "type": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+    "content": {"image": {"type": "trap.X", "content": {}}},
+}
 
 
 @pytest.mark.parametrize(
@@ -436,7 +450,9 @@ def test_class_names_are_found_wherever_tfds_looks_for_them(tmp_path, told, word
         records.check_features("trap", linked)
 
 
-@pytest.mark.parametrize("name", ["huggingface:trap", "kubric:movi_a", "trap/data_dir=elsewhere", "../trap", "trap/../..", "a/b/c"])
+@pytest.mark.parametrize(
+    "name", ["huggingface:trap", "kubric:movi_a", "trap/data_dir=elsewhere", "../trap", "trap/../..", "a/b/c"]
+)
 def test_names_that_fetch_code_or_lead_elsewhere_are_refused(name, tmp_path):
     with pytest.raises(UserError, match="cannot be used: write a name"):
         data.load(name, data_dir=str(tmp_path))
@@ -446,7 +462,11 @@ def test_pictures_of_a_data_set_are_opened_in_listed_formats_alone(tmp_path):
     import tensorflow_datasets as tfds
 
     image = tfds.features.Image(shape=(2, 2, 1), encoding_format="png")
-    features = {"image": image, "other": {"image": image, "more": tfds.features.Sequence(image)}, "label": tfds.features.ClassLabel(num_classes=2)}
+    features = {
+        "image": image,
+        "other": {"image": image, "more": tfds.features.Sequence(image)},
+        "label": tfds.features.ClassLabel(num_classes=2),
+    }
     eps, png = write_eps(tmp_path), io.BytesIO()
     Image.fromarray(np.full((2, 2), 7, np.uint8)).save(png, "PNG")
 
@@ -461,8 +481,14 @@ def test_pictures_of_a_data_set_are_opened_in_listed_formats_alone(tmp_path):
 
         def _generate_examples(self):
             for i in range(2):
-                hidden = {"image": io.BytesIO(eps), "more": [io.BytesIO(eps)]}  # features that are not used are not opened
-                yield i, {"image": io.BytesIO(eps if self.name == "eps" else png.getvalue()), "other": hidden, "label": i}
+                hidden = {
+                    "image": io.BytesIO(eps),
+                    "more": [io.BytesIO(eps)],
+                }  # features that are not used are not opened
+                yield (
+                    i,
+                    {"image": io.BytesIO(eps if self.name == "eps" else png.getvalue()), "other": hidden, "label": i},
+                )
 
     for Writer.name in ("eps", "whole"):
         Writer(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
@@ -536,7 +562,10 @@ def test_commands_on_a_strangers_workdir_run_nothing_of_it(command, hostile):
     for word in ([], [f"--config.data.data_dir={hostile / 'data'}"]):
         done = commands.run(command, f"--workdir={root}", *more, *word)
         assert done.returncode == 2 and not (hostile / "mark").exists(), done.stderr
-        assert "Traceback" not in done.stderr and ("trap_features.Image" if word else "unknown data set 'trap'") in done.stderr
+        assert (
+            "Traceback" not in done.stderr
+            and ("trap_features.Image" if word else "unknown data set 'trap'") in done.stderr
+        )
 
 
 def test_a_name_with_dollars_is_no_formula(tmp_path):
@@ -562,7 +591,10 @@ def test_a_pipe_in_a_data_set_is_refused_where_tfds_would_wait(tmp_path):
 # files whose formats have a reader of their own, or that this program wrote a moment before
 READERS = {"np.load": {"data/captions.py"}, "json.load": set(), "provenance.load_json": set(),
            "json.loads": {"reading.py", "data/records.py", "data/captions.py", "evaluation/safetensors.py", "same_run.py"}}  # fmt: skip
-FRESH = {"experiments/import_weights.py", "experiments/train.py"}  # read the provenance.json that they have just written
+FRESH = {
+    "experiments/import_weights.py",
+    "experiments/train.py",
+}  # read the provenance.json that they have just written
 
 
 def test_every_file_is_read_within_bounds_and_by_a_rule():

@@ -28,8 +28,8 @@ POPULAR += ("imagenet_resized/64x64", "lsun/bedroom")
 # A prepared set names the classes of its features in features.json, and TFDS imports what is named there. These are TFDS's own.
 FEATURES = {f"tensorflow_datasets.core.features.{name}" for name in (
     "features_dict.FeaturesDict", "top_level_feature.TopLevelFeature", "image_feature.Image", "labeled_image.LabeledImage",
-    "class_label_feature.ClassLabel", "tensor_feature.Tensor", "scalar.Scalar", "text_feature.Text", "sequence_feature.Sequence",
-    "bounding_boxes.BBoxFeature", "translation_feature.Translation", "translation_feature.TranslationVariableLanguages",
+    "class_label_feature.ClassLabel", "tensor_feature.Tensor", "scalar.Scalar", "text_feature.Text",
+    "sequence_feature.Sequence", "bounding_boxes.BBoxFeature", "translation_feature.Translation", "translation_feature.TranslationVariableLanguages",
     "audio_feature.Audio", "video_feature.Video", "dataset_feature.Dataset", "feature.Optional")}  # fmt: skip
 # name, name/configuration, each with :1.0.0; no namespace, whose sets are code from elsewhere, and no arguments
 _NAME = re.compile(r"[A-Za-z_]\w*(/\w[\w+.-]*)?(:(\d+|\*)(\.(\d+|\*)){2})?")
@@ -229,7 +229,8 @@ def _builder(name: str, data_dir: str):
     import tensorflow_datasets as tfds
 
     if not _NAME.fullmatch(name):
-        raise UserError(f"data.name={name} cannot be used: write a name, name/configuration, or either with a version such as :1.0.0")
+        raise UserError(f"data.name={name} cannot be used: write a name, name/configuration, or either with a version "
+                        "such as :1.0.0")  # fmt: skip
     base = tfds.core.naming.parse_builder_name_kwargs(name)[0].name
     check_features(name, Path(data_dir) / ("sklearn_digits" if name == "digits" else base))
     if name == "digits":
@@ -265,8 +266,9 @@ def check_features(name: str, folder: Path) -> None:
             if os.path.lexists(each / "features.json"):
                 for found in _class_names(reading.json_file(each / "features.json")):
                     if found not in FEATURES:
-                        raise UserError(f"data.name={name}: '{each / 'features.json'}' names the Python class {found:.200}, which is not "
-                                        "one of tensorflow-datasets' own features; such a set is not read")  # fmt: skip
+                        where = f"data.name={name}: '{each / 'features.json'}'"
+                        raise UserError(f"{where} names the Python class {found:.200}, which is not one of tensorflow-datasets' "
+                                        "own features; such a set is not read")  # fmt: skip
         with contextlib.suppress(OSError):
             level = [below for each in level if each.is_dir() for below in each.iterdir() if below.is_dir()]
 

@@ -14,7 +14,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 PROGRAM = 2**24  # bytes of a pickle, without the numbers of its tensors: a state dict of 10,000 tensors has 2 MB
-STEPS, PER_STEP = 200_000, 40  # opcodes of any file, and bytes of the file for each one more: an object takes 70 bytes or so
+STEPS, PER_STEP = (
+    200_000,
+    40,
+)  # opcodes of any file, and bytes of the file for each one more: an object takes 70 bytes or so
 LONG = 16  # bytes of an integer
 
 

@@ -87,7 +87,8 @@ def _filled(spans: list[tuple[int, int]], size: int) -> None:
     at = 0
     for begin, end in sorted(spans):
         if begin != at:
-            raise ValueError(f"bytes {min(begin, at)} to {max(begin, at)} belong to {'no' if begin > at else 'more than one'} tensor")
+            whose = "no" if begin > at else "more than one"
+            raise ValueError(f"bytes {min(begin, at)} to {max(begin, at)} belong to {whose} tensor")
         at = end
     if at != size:
         raise ValueError(f"the tensors end at byte {at} of {size}")

@@ -27,8 +27,9 @@ REMEDY = "make it anew with experiments.statistics"
 ARRAYS = {"count": reading.Array("iu", ()), "mean": reading.Array("f", (None,)), "cov": reading.Array("f", (None, None)),
           "of": reading.Array("U", ()), "hash": reading.Array("U", ())}  # fmt: skip
 OF = reading.record({
-    "extractor": reading.text(1), "digest": reading.text(), "resize": reading.anything, "data": reading.text(), "split": reading.text(),
-    "image_shape": reading.items(reading.integer(1, 2**20)), "count": reading.integer(1), "data_digest": reading.text()})  # fmt: skip
+    "extractor": reading.text(1), "digest": reading.text(), "resize": reading.anything, "data": reading.text(),
+    "split": reading.text(), "image_shape": reading.items(reading.integer(1, 2**20)), "count": reading.integer(1),
+    "data_digest": reading.text()})  # fmt: skip
 
 
 class Statistics(NamedTuple):

@@ -53,7 +53,9 @@ def load(data: bytes) -> dict[str, np.ndarray]:
     except UserError:
         raise
     except Exception as error:  # a damaged file can raise nearly anything
-        raise UserError(f"not a torch file that can be read ({type(error).__name__}: {error}); fetch it again") from error
+        raise UserError(
+            f"not a torch file that can be read ({type(error).__name__}: {error}); fetch it again"
+        ) from error
 
 
 def _allowed(name: Name) -> None:
@@ -179,7 +181,9 @@ class _Leaves:
         self.visits -= 1
         self.letters -= len(path) * (isinstance(value, Made) and value.name in TENSOR)
         if depth > DEPTH or min(self.visits, self.letters) < 0:
-            raise UserError("this torch file refers to itself or is nested too deep to be a file of tensors; it is not read")
+            raise UserError(
+                "this torch file refers to itself or is nested too deep to be a file of tensors; it is not read"
+            )
         if isinstance(value, Made) and value.name in TENSOR:
             yield path, self._tensor(*value.args)
         elif isinstance(value, Made) and value.name in SAME:
@@ -200,14 +204,18 @@ class _Leaves:
         if last >= size or math.prod(shape) > size:
             raise UserError("a tensor of this torch file lies outside its storage; fetch the file again")
         storage = self.storages(dtype, key, size)[offset:]
-        return np.lib.stride_tricks.as_strided(storage, shape, [step * dtype.itemsize for step in stride], writeable=False)
+        return np.lib.stride_tricks.as_strided(
+            storage, shape, [step * dtype.itemsize for step in stride], writeable=False
+        )
 
 
 def _items(value: Any) -> Any:
     """(key, item) of a container or of a TorchScript module; of anything else nothing."""
     if isinstance(value, Made):
         if value.name not in DICT and not value.name.module.startswith("__torch__."):
-            raise UserError(f"this torch file calls {value.name.module}.{value.name.name}, which is no tensor; it is not read")
+            raise UserError(
+                f"this torch file calls {value.name.module}.{value.name.name}, which is no tensor; it is not read"
+            )
         value = value.items if value.name in DICT else value.state
     return value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
 

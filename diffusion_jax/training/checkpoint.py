@@ -61,10 +61,12 @@ _WRITING = threading.Lock()  # one save at a time: Orbax and `_settling_loops` a
 
 # of the description of a checkpoint: what is saved beside it (`extra`) holds what the training loop and its rollbacks go on from
 _ROLLBACK = reading.record({"to": reading.optional(reading.integer()), "tries": reading.integer(), "shift": reading.integer()})
-_LEAF = reading.record({"shape": reading.items(reading.integer(0, 2**40), most=32), "dtype": reading.text(1, 100), "sha256": reading.text(64, 64)})
+_LEAF = reading.record({"shape": reading.items(reading.integer(0, 2**40), most=32), "dtype": reading.text(1, 100),
+                        "sha256": reading.text(64, 64)})  # fmt: skip
 _BODY = reading.record({
     "step": reading.integer(), "leaves": reading.table(_LEAF),
-    "extra": reading.record({}, {"rollback": _ROLLBACK, "in_a_row": reading.integer(), "tally": reading.optional(reading.table())})})  # fmt: skip
+    "extra": reading.record({}, {"rollback": _ROLLBACK, "in_a_row": reading.integer(),
+                                 "tally": reading.optional(reading.table())})})  # fmt: skip
 
 
 class _Damaged(Exception):

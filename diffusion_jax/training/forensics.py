@@ -24,9 +24,10 @@ MOST = 10  # reports a run may leave
 SHOWN = 20  # examples in report.md
 _NUMBERS = reading.items(reading.number(finite=False))
 _REPORT = reading.record({
-    "step": reading.integer(), "what": reading.one_of("gradient", "update", "loss"), "command": reading.text(), "losses": _NUMBERS,
-    "start": reading.record({"checkpoint": reading.optional(reading.integer()), "key": reading.items(reading.integer(0, 2**32 - 1), 1, 8),
-                             "shift": reading.integer()}),
+    "step": reading.integer(), "what": reading.one_of("gradient", "update", "loss"), "command": reading.text(),
+    "losses": _NUMBERS, "start": reading.record({
+        "checkpoint": reading.optional(reading.integer()), "key": reading.items(reading.integer(0, 2**32 - 1), 1, 8),
+        "shift": reading.integer()}),
     "examples": reading.items(reading.integer()), "log_snr": _NUMBERS, "t": _NUMBERS, "layers": reading.items(reading.text()),
     "norms": reading.table(_NUMBERS)})  # fmt: skip
 
