@@ -613,3 +613,19 @@ def test_a_data_path_on_the_command_line_is_remembered(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "home", lambda: Path("/proc/no/home"))
     consent.remember("a")  # a home that cannot be written: the user says it each time
     assert not consent.remembered("a")
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+def test_an_import_of_a_hostile_file_is_one_line_and_makes_no_workdir(write, tmp_path):
+    """Of the three forms of before: views of other memory, objects in the place of numbers, and a name that is called."""
+    from experiments.import_weights import import_weights
+    from tests.test_convert import fixture
+
+    provenance.save_json(tmp_path / "theirs" / "config.json", fixture("unet")[0])
+    file = tmp_path / "theirs" / "diffusion_pytorch_model.bin"
+    for attack in (rebuilt(ENDLESS, 0, (1000,), (1,)), ATTACKS["a storage of Python objects"],
+                   Global("os", "mkdir", (str(tmp_path / "mark"),))):  # fmt: skip
+        file.write_bytes(write({"conv_in.weight": attack}))
+        with pytest.raises(UserError) as refused:
+            import_weights("diffusers", str(tmp_path / "theirs"), str(tmp_path / "run"))
+        assert "\n" not in str(refused.value) and sorted(path.name for path in tmp_path.iterdir()) == ["theirs"]
