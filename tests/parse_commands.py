@@ -27,12 +27,12 @@ def parse(command: str, *arguments: str) -> str | None:
     before, said = set(flags.FLAGS), io.StringIO()
     sys.argv = [f"experiments.{command}", *arguments]
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
             runpy.run_module(f"experiments.{command}", run_name="__main__")
     except Parsed:
         return None
-    except SystemExit as stop:
-        return said.getvalue().strip() or f"ended with {stop.code}"
+    except SystemExit as stop:  # 0: --help
+        return (said.getvalue().strip() or f"ended with {stop.code}") if stop.code else None
     finally:
         for name in set(flags.FLAGS) - before:
             delattr(flags.FLAGS, name)
