@@ -511,7 +511,7 @@ def test_the_first_layer_that_overflows_is_named():
 
 
 def test_another_word_for_on_nonfinite(tmp_path):
-    with pytest.raises(UserError, match="unknown value of training.on_nonfinite 'skipp'; did you mean 'skip'"):
+    with pytest.raises(UserError, match="unknown value of config.training.on_nonfinite 'skipp'; did you mean 'skip'"):
         train.train(config(training__on_nonfinite="skipp"), str(tmp_path / "run"))
 
 
