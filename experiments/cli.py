@@ -72,7 +72,7 @@ def _guard(main: Callable[..., None], config: ConfigDict, given: Sequence[str]) 
         distributed.leave(exits.STATUS[stop.signal])
     except BrokenPipeError:  # whoever read the output has gone: | head
         arguments.close_pipe()
-        distributed.leave(arguments.CLOSED)
+        distributed.leave(exits.CLOSED)
     except KeyboardInterrupt:
         print("SIGINT: stopped at once; run the same command again", file=sys.stderr)
         distributed.leave(exits.INTERRUPTED)

@@ -1,8 +1,8 @@
 """How a command ends: its exit status, and one line instead of a traceback for what the user or the system caused.
 
 0 done; 2 a mistake, or a system that refuses (a full disk, no permission); 75 stopped by SIGTERM (EX_TEMPFAIL of
-sysexits.h: a cluster runs the same command again); 130 stopped by Ctrl-C. Set DIFFUSION_JAX_TRACEBACK=1 to see where an
-error comes from. This module imports nothing but the standard library, so that signals are handled from the first moment.
+sysexits.h: a cluster runs the same command again); 130 stopped by Ctrl-C; 141 the reader of its output has gone, as in
+| head. Set DIFFUSION_JAX_TRACEBACK=1 to see where an error comes from. This module imports nothing but the standard library, so that signals are handled from the first moment.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-DONE, MISTAKE, UNFINISHED, INTERRUPTED = 0, 2, 75, 130
+DONE, MISTAKE, UNFINISHED, INTERRUPTED, CLOSED = 0, 2, 75, 130, 141
 STATUS = {signal.SIGTERM: UNFINISHED, signal.SIGINT: INTERRUPTED}
 GRACE = 5.0  # seconds in which the main thread must react to a signal; a compilation in XLA can take minutes
 

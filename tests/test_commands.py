@@ -156,6 +156,20 @@ def test_help_starts_without_jax_and_a_closed_pipe_is_no_traceback():
     assert process.returncode == 0
 
 
+CLOSED = """
+from experiments import cli
+cli.launch(lambda config: [print(i, flush=True) for i in range(100_000)], config="none")
+"""
+
+
+def test_a_command_whose_reader_has_gone_ends_without_a_traceback():
+    with subprocess.Popen([sys.executable, "-c", CLOSED], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"0\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
 # ---- values of flags ---------------------------------------------------------------------------------------------------------
 
 
