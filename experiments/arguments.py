@@ -14,7 +14,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -59,7 +59,7 @@ def fail(error: Exception | str) -> NoReturn:
 
 
 def parse(argv: Sequence[str], source: str, *, default: str = "", without: Sequence[str] = (), positional: str = "",
-          module: str = "") -> tuple[ConfigDict, list[str]]:  # fmt: skip
+          short: Iterable[str] = usage.SHORT, module: str = "") -> tuple[ConfigDict, list[str]]:  # fmt: skip
     """(the config, the arguments without a name) of a command; sets absl's flags. Ends the process for --help and for a mistake.
 
     Args:
@@ -67,20 +67,21 @@ def parse(argv: Sequence[str], source: str, *, default: str = "", without: Seque
       source: 'file', 'workdir', 'either' (workdir if --workdir is given) or 'none': where the config comes from.
       default: the config file, if --config is not given.
       without: flags that need no config, such as --list.
+      short: the short forms of config keys that serve the command, of usage.SHORT.
       positional: the name of the one argument without a name, if the command takes one.
       module: the name of the command's module, for --help.
     """
     try:
         given, rest = _split(flags.FLAGS.read_flags_from_files(list(argv))[1:], positional)
         if any(one.name in HELP for one in given):
-            show(_help(source, default, module))
+            show(_help(source, short, module))
         names = {one.name for one in given}
         if source == "either":
             source = "workdir" if "workdir" in names else "file"
         if names & set(without):
             source = "none"
-        spec, changes, own = _sorted(given, source)
-        _check_names(own, source)
+        spec, changes, own = _sorted(given, source, usage.short(source, short))
+        _check_names(own, source, usage.short(source, short))
         _read_flags(argv[0], own)
         _remember(changes)
         config = _config(spec, source, default)
@@ -118,7 +119,7 @@ def _is_value(name: str, following: str) -> bool:
     return not following.startswith("-") or bool(re.match(r"-[\d.]", following))
 
 
-def _sorted(given: Iterable[Given], source: str) -> tuple[str | None, list[tuple[str, str | None]], list[Given]]:
+def _sorted(given: Iterable[Given], source: str, short: Mapping[str, str]) -> tuple[str | None, list[tuple[str, str | None]], list[Given]]:
     """(the value of --config, changes of its keys in order, flags of the command's own)."""
     spec, changes, own = None, [], []
     for one in given:
@@ -134,8 +135,8 @@ def _sorted(given: Iterable[Given], source: str) -> tuple[str | None, list[tuple
                             f"--config={one.value}: this command {where}; override a key of it by --config.KEY=VALUE")  # fmt: skip
         elif key.startswith("config."):
             changes.append((key.removeprefix("config."), one.value if key == one.name else "false"))
-        elif one.name in usage.short(source) and one.name not in flags.FLAGS:
-            changes.append((usage.SHORT[one.name], one.value))
+        elif one.name in short and one.name not in flags.FLAGS:
+            changes.append((short[one.name], one.value))
         else:
             own.append(one)
     if changes and source == "none":
@@ -143,21 +144,23 @@ def _sorted(given: Iterable[Given], source: str) -> tuple[str | None, list[tuple
     return spec, changes, own
 
 
-def _check_names(own: Iterable[Given], source: str) -> None:
+def _check_names(own: Iterable[Given], source: str, short: Mapping[str, str]) -> None:
     """UserError for a flag that does not exist, with the flag or the config key that is nearest."""
     known = [flag for flag in _own_flags() if flag.name != "config"]
     for one in own:
         name = one.name
         if name in flags.FLAGS or (name.startswith("no") and name[2:] in flags.FLAGS and flags.FLAGS[name[2:]].boolean):
             continue
-        if name in usage.SHORT and source == "workdir":
+        if name == "steps" and source == "workdir":
             raise UserError(f"--{name} sets config.{usage.SHORT[name]}, which only training uses; network evaluations are --nfe")
+        if name in usage.SHORT and source != "none" and not nearest(name, [flag.name for flag in known], cutoff=0.8):
+            raise UserError(f"unknown flag '--{name}': config.{usage.SHORT[name]} does nothing in this command; --help lists its flags")
         useful = "" if source == "file" else ("sampler.", "data.")  # with a trained model the others do nothing
         keys = [key for key in config_schema.KEYS if name in (key, key.rpartition(".")[2]) and key.startswith(useful)]
         if keys and source != "none":
             raise UserError(f"unknown flag '--{name}'; did you mean '--config.{keys[0]}'?")
         more = ["--config"] if source == "file" else []
-        more += [f"--{short}" for short in usage.short(source)]
+        more += [f"--{form}" for form in short]
         raise unknown("flag", f"--{name}", dict.fromkeys([*(f"--{flag.name}" for flag in known), *more]))
 
 
@@ -220,13 +223,13 @@ def _own_flags() -> Iterator[flags.Flag]:
             yield from found
 
 
-def _help(source: str, default: str, module: str) -> str:
+def _help(source: str, short: Iterable[str], module: str) -> str:
     by_module = flags.FLAGS.flags_by_module_dict()
     shared = by_module.get("experiments.cli", [])
     own = [flag for flag in _own_flags() if flag not in shared]
     sources = {"either": ["file", "workdir"]}.get(source, [source])
     doc = sys.modules["__main__"].__doc__ or ""
-    return usage.of_command(doc, own, shared, sources, module or Path(sys.argv[0]).stem)
+    return usage.of_command(doc, own, shared, sources, module or Path(sys.argv[0]).stem, short)
 
 
 def _config(spec: str | None, source: str, default: str) -> ConfigDict:

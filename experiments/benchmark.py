@@ -571,4 +571,4 @@ if __name__ == "__main__":
     cli.integer_flag("steps", 120, "of the training loop", 12, 1_000_000)
     cli.path_flag("out", "runs/benchmark.json", "the file of all numbers")
     cli.path_flag("against", "", "a file that this command wrote before, to compare with")
-    cli.launch(main, config="file", default="configs/cifar10.py:vp")
+    cli.launch(main, config="file", default="configs/cifar10.py:vp", short=())

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.errors import UserError, printable
 from diffusion_jax.training import distributed, runtime
-from experiments import arguments, exits, values
+from experiments import arguments, exits, usage, values
 from experiments.overrides import load_config  # noqa: F401
 from experiments.values import expand, folder, integer_flag, integers, labels, metrics, names, numbers, output, path_flag, paths  # noqa: F401
 
@@ -30,7 +30,8 @@ values.integer_flag("heartbeat_timeout", 100, "seconds of silence after which a 
 values.integer_flag("initialization_timeout", 300, "seconds to wait for all processes to appear", 1, 1_000_000)
 
 
-def launch(main: Callable[..., None], *, config: str, default: str = "", without: Sequence[str] = (), positional: str = "") -> None:
+def launch(main: Callable[..., None], *, config: str, default: str = "", without: Sequence[str] = (), positional: str = "",
+           short: Sequence[str] = tuple(usage.SHORT)) -> None:  # fmt: skip
     """Run main(config) with the config and the flags of the command line (experiments/arguments.py).
 
     Args:
@@ -39,12 +40,13 @@ def launch(main: Callable[..., None], *, config: str, default: str = "", without
         given; 'none', an empty one.
       default: the config file, where --config may be left out.
       without: flags with which the command needs no config.
+      short: which of the short forms --sampler, --nfe, --guidance and --steps of config keys do something here.
       positional: what the argument without a name is, if there is one.
     """
     parsed = []
 
     def parse(argv: list[str]) -> list[str]:
-        parsed.extend(arguments.parse(argv, config, default=default, without=without, positional=positional))
+        parsed.extend(arguments.parse(argv, config, default=default, without=without, positional=positional, short=short))
         return argv[:1]
 
     app.run(lambda argv: _guard(main, *parsed), flags_parser=parse)

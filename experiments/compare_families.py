@@ -417,4 +417,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("families", "", "with semicolons; by default all of the config")
     flags.DEFINE_string("seeds", "", "with commas; by default those of the config")
     flags.DEFINE_string("others", "", "trained workdirs that are measured beside them, with commas")
-    cli.launch(main, config="file")
+    cli.launch(main, config="file", short=())

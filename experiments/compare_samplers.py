@@ -286,4 +286,4 @@ if __name__ == "__main__":
     cli.path_flag("out", "", "where to write; by default the workdir, or runs/compare_TARGET")
     flags.DEFINE_bool("fresh", False, "make every cell anew")
     flags.DEFINE_bool("list", False, "print every sampler, grid, target and process, and stop")
-    cli.launch(main, config="workdir", without=("list", "target"))
+    cli.launch(main, config="workdir", without=("list", "target"), short=("guidance",))

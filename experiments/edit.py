@@ -73,6 +73,7 @@ def mask_for(spec: str, shape: tuple[int, ...]):
     from diffusion_jax.data import transforms
     from diffusion_jax.errors import UserError
 
+    spec = cli.expand("--mask", spec)
     if not re.search(r"[./\\]\w+$", spec.partition("(")[0]) and not Path(spec).is_file():
         return build(experiment.MASKS, spec, shape)
     try:

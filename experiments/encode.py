@@ -45,4 +45,4 @@ if __name__ == "__main__":
     cli.path_flag("workdir", None, "the folder of a trained autoencoder", required=True)
     cli.path_flag("out", None, "the file to write, .npz", required=True)
     flags.DEFINE_bool("half", False, "keep float16: half the size, for large sets")
-    cli.launch(main, config="workdir")
+    cli.launch(main, config="workdir", short=())

@@ -171,4 +171,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("label", "", "of a model of classes: the class to export, by number or name, or any for the model without a class")
     flags.DEFINE_bool("variance", False, "keep a learned variance, which DDPMPipeline can use and DDIMPipeline cannot")
     flags.DEFINE_bool("network_only", False, "export a U-Net without pipeline and scheduler, told 1000 c_noise as its timestep")
-    cli.launch(main, config="workdir")
+    cli.launch(main, config="workdir", short=())

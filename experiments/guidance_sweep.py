@@ -210,4 +210,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("features", "", "features of the images, with commas, as in experiments.evaluate; the figure shows the first")
     flags.DEFINE_bool("mixture", False, "instead of a model, the picture of a mixture with exact denoisers")
     cli.path_flag("out", "guidance_mixture.png", "where --mixture writes")
-    cli.launch(main, config="workdir", without=("mixture",))
+    cli.launch(main, config="workdir", without=("mixture",), short=("sampler", "nfe"))

@@ -399,4 +399,4 @@ if __name__ == "__main__":
     cli.integer_flag("num", 64, "measurements", 2, 1_000_000)
     cli.integer_flag("draws", 256, "of the posterior for each measurement of --target", 10, 100_000)
     cli.path_flag("out", "", "the folder; by default WORKDIR, or runs/inverse_TARGET")
-    cli.launch(main, config="workdir", without=("target",))
+    cli.launch(main, config="workdir", without=("target",), short=("guidance",))

@@ -259,4 +259,4 @@ if __name__ == "__main__":
     cli.integer_flag("draws", 64, "times an image of the continuous bound", 2, 100_000)
     cli.integer_flag("seed", 0, "of all noise", 0, 2**32 - 1)
     cli.integer_flag("batch_size", 100, "images at once; changes no value", 1, 65_536)
-    cli.launch(main, config="workdir")
+    cli.launch(main, config="workdir", short=())

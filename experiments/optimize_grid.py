@@ -276,6 +276,8 @@ def grid_name(name: str, spec: str) -> str:
 
     if name in members(experiment.GRIDS):
         raise UserError(f"--name={name} is a grid of the family; choose another name")
+    if "/" in name:
+        raise UserError(f"--name={name} is a path; give a name alone, and the folder by --out")
     return name or _plain(spec if "(" in spec else spec.rpartition(".")[2])
 
 
@@ -330,4 +332,4 @@ if __name__ == "__main__":
     cli.integer_flag("polish", 60, "evaluations of error and quality together, for a model; 0: none", 0, 100_000)
     flags.DEFINE_string("name", "", "of the grid; by default the sampler's")
     cli.path_flag("out", "", "the folder; by default WORKDIR/grids, or runs/grids_TARGET")
-    cli.launch(main, config="workdir", without=("target",))
+    cli.launch(main, config="workdir", without=("target",), short=("guidance",))

@@ -93,4 +93,4 @@ if __name__ == "__main__":
     flags.DEFINE_float("hbm", 0.0, "GiB per device; 0: what the chip has", lower_bound=0, upper_bound=1e6)
     flags.DEFINE_bool("json", False, "print JSON")
     cli.path_flag("out", "", "the file of all numbers; '': none")
-    cli.launch(main, config="file")
+    cli.launch(main, config="file", short=())

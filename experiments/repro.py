@@ -117,4 +117,4 @@ def _activations(config, built, state, batch, step) -> str:
 if __name__ == "__main__":
     cli.path_flag("workdir", None, "the folder of the run", required=True)
     cli.integer_flag("step", None, "the step, as the run named it", 0, 10**9, required=True)
-    cli.launch(lambda config: repro(config, flags.FLAGS.workdir, flags.FLAGS.step) or sys.exit(1), config="workdir")
+    cli.launch(lambda config: repro(config, flags.FLAGS.workdir, flags.FLAGS.step) or sys.exit(1), config="workdir", short=())

@@ -40,4 +40,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("split", "train", "train or test")
     cli.integer_flag("num", 0, "the split's first images alone; 0: all", 0, 1_000_000)
     cli.path_flag("out", None, "the .npz to write", required=True)
-    cli.launch(main, config="either")
+    cli.launch(main, config="either", short=())

@@ -102,4 +102,4 @@ def main(config) -> None:
 if __name__ == "__main__":
     cli.path_flag("workdir", None, "where everything goes; the same command resumes", required=True)
     flags.DEFINE_enum("pool", "attention", ["attention", "mean"], "what becomes of the last feature map")
-    cli.launch(main, config="file")
+    cli.launch(main, config="file", short=("steps",))

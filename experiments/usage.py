@@ -46,10 +46,10 @@ def config_files(folder: Path = CONFIGS) -> dict[str, str]:
     return found
 
 
-def short(source: str) -> dict[str, str]:
-    """The short forms of config keys that serve a command with a config from this source."""
+def short(source: str, names: Iterable[str] = SHORT) -> dict[str, str]:
+    """The short forms, of these names, that serve a command with a config from this source."""
     keys = {"file": "", "workdir": "sampler.", "none": "-"}[source]
-    return {name: key for name, key in SHORT.items() if key.startswith(keys)}
+    return {name: key for name, key in SHORT.items() if key.startswith(keys) and name in names}
 
 
 def overview() -> str:
@@ -61,7 +61,8 @@ def overview() -> str:
         "First steps: python -m experiments.quickstart, or make quickstart. Documentation: README.md and docs/."])  # fmt: skip
 
 
-def of_command(doc: str, own: Iterable[flags.Flag], shared: Iterable[flags.Flag], sources: Iterable[str], name: str) -> str:
+def of_command(doc: str, own: Iterable[flags.Flag], shared: Iterable[flags.Flag], sources: Iterable[str], name: str,
+               names: Iterable[str] = SHORT) -> str:  # fmt: skip
     """The text of `python -m experiments.NAME --help`.
 
     Args:
@@ -70,6 +71,7 @@ def of_command(doc: str, own: Iterable[flags.Flag], shared: Iterable[flags.Flag]
       shared: the flags of all commands.
       sources: where the config may come from, of 'file', 'workdir' and 'none'.
       name: of the command.
+      names: the short forms of config keys that serve it.
     """
     own, sources = list(own), list(sources)
     parts = [doc.strip(), "", f"usage: python -m experiments.{name} --FLAG=VALUE ... {_usage(sources)}".rstrip(), ""]
@@ -81,7 +83,7 @@ def of_command(doc: str, own: Iterable[flags.Flag], shared: Iterable[flags.Flag]
         parts += ["config: that of --workdir, as it was trained", ""]
     if set(sources) != {"none"}:
         parts += ["overrides: --config.KEY=VALUE changes any key (configs/base.py documents all of them), for example",
-                  *_examples(sources, {flag.name for flag in own}), ""]  # fmt: skip
+                  *_examples(sources, set(names) - {flag.name for flag in own}), ""]  # fmt: skip
     parts += ["runs of several processes", *_table({f"--{flag.name}": _described(flag) for flag in shared if flag.name != "config"})]
     return "\n".join(parts)
 
@@ -92,11 +94,11 @@ def _usage(sources: list[str]) -> str:
     return f"{named} [--config.KEY=VALUE ...]" if named else ""
 
 
-def _examples(sources: list[str], taken: set[str]) -> list[str]:
+def _examples(sources: list[str], names: set[str]) -> list[str]:
     """Common overrides, with the short form of those that have one here."""
     source = "file" if "file" in sources else "workdir"
-    names = {key: name for name, key in short(source).items() if name not in taken}
-    lines = {f"--config.{key}={value}": f"or --{names[key]}={value}" if key in names else "" for key, value in COMMON[source].items()}
+    forms = {key: name for name, key in short(source, names).items()}
+    lines = {f"--config.{key}={value}": f"or --{forms[key]}={value}" if key in forms else "" for key, value in COMMON[source].items()}
     return _table(lines)
 
 
