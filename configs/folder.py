@@ -3,9 +3,9 @@
     python -m experiments.train --config=configs/folder.py --config.data.path=FOLDER --workdir=runs/mine
     python -m experiments.train --config=configs/folder.py:edm,64 --config.data.path=FOLDER --workdir=runs/mine64
 
-Variants: ddpm, iddpm, vp, subvp, ve, edm, flow; each also with a size in pixels: ',16', ',32' (the default), ',64', ',128', ',256'. The
-images are cropped to squares and resized to that size; sub-folders are classes (docs/data.md). After some steps the command says
-when first shapes are to be expected on this machine, and whether that is too long to wait for.
+Variants: ddpm, iddpm, vp, subvp, ve, edm, flow; each also with a size in pixels: ',16', ',32' (the default), ',64', ',128',
+',256'. The images are cropped to squares and resized to that size; sub-folders are classes (docs/data.md). After some steps the
+command says when first shapes are to be expected on this machine, and whether that is too long to wait for.
 
 Expected: 600 emoji at 32x32 show objects after 1,000 steps, five minutes of one free core of an AMD EPYC (docs/data.md).
 """
@@ -42,5 +42,5 @@ def get_config(name: str = "edm") -> ConfigDict:
     config.ema.halflives = (5_000,)
     config.sampler.nfe = 35
     if name == "ve":
-        config.process = f"schedules.VE(sigma_min=0.02, sigma_max={100.0 * size / 32})"  # as far as images of this size are apart
+        config.process = f"schedules.VE(sigma_min=0.02, sigma_max={100.0 * size / 32})"  # as far as images are apart
     return config

@@ -13,7 +13,8 @@ from diffusion_jax.errors import UserError
 # A resumed run may change these keys, and all of a section that ends with a dot; any other difference makes it another run.
 FREE = ("sampler.", "training.steps", "training.log_every", "training.eval_every", "training.sample_every",
         "training.checkpoint_every", "training.keep", "training.keep_every", "training.best", "training.on_nonfinite",
-        "training.first_shapes", "ema.snapshot_every", "model.remat", "parallel", "mesh.", "data.path", "data.data_dir", "data.workers", "latent.")  # fmt: skip
+        "training.first_shapes", "ema.snapshot_every", "model.remat", "parallel", "mesh.", "data.path", "data.data_dir",
+        "data.workers", "latent.")  # fmt: skip
 
 # A command on a trained model may change these. Of the others it says why not.
 USABLE = ("sampler.", "data.", "latent.", "parallel", "mesh.", "model.dtype", "model.remat", "model.attention_impl", "model.dropout")
@@ -110,8 +111,8 @@ def same_data(workdir: Path, about: Mapping[str, Any], loaded: data.Dataset, *, 
         train, test = (data.Relabeled(split, table) for split in (loaded.train, loaded.test))
         loaded = loaded._replace(train=train, test=test, class_names=names)
     if differences := _differences(about, loaded, sizes):
-        raise UserError(f"--workdir={workdir}: the data are not those that its model learned from: {'; '.join(differences)}; restore "
-                        "them, or train in another --workdir")  # fmt: skip
+        raise UserError(f"--workdir={workdir}: the data are not those that its model learned from: {'; '.join(differences)}; "
+                        "restore them, or train in another --workdir")  # fmt: skip
     return loaded
 
 

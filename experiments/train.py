@@ -170,7 +170,8 @@ def _attempt(built, parts, dataset, root, state, restored, rollback, *, fit, los
         hooks = [(every, _after(in_place, hook)) for every, hook in hooks]
         checkpointer = checkpointer._replace(save=_after(in_place, checkpointer.save))
         return fit(
-            state, _forecast(config, parts.step, start, root), batches, total_steps=steps, batch_size=config.data.batch_size, steps_per_call=k,
+            state, _forecast(config, parts.step, start, root), batches, total_steps=steps,
+            batch_size=config.data.batch_size, steps_per_call=k,
             log_every=config.training.log_every, checkpoint_every=config.training.checkpoint_every, checkpointer=checkpointer,
             writer=writer, hooks=hooks, extra=provenance.load_json(root / "provenance.json") | {"rollback": rollback._asdict()},
             resumed=restored and restored.extra, shift=shift, on_nonfinite=config.training.on_nonfinite,
@@ -187,8 +188,8 @@ def _forecast(config, step, start: int, root):
         return step
 
     def tell(seconds: float) -> None:
-        print(forecast.line(seconds / k, step=at, first_shapes=first, batch_size=config.data.batch_size, folder=str(root / "samples")),
-              file=sys.stderr)  # fmt: skip
+        line = forecast.line(seconds / k, step=at, first_shapes=first, batch_size=config.data.batch_size, folder=str(root / "samples"))
+        print(line, file=sys.stderr)
 
     return forecast.timed(step, tell)
 

@@ -91,8 +91,12 @@ def test_what_changed_is_named_and_nothing_is_touched(run, change):
     config, root = run
     before = contents(root)
     change(Path(config.data.path))
-    for read in (lambda: workdir.dataset(config, root, resumes=True), lambda: workdir.dataset(config, root),
-                 lambda: workdir.images(config, root), lambda: workdir.prepare(root, config, data.load("folder", path=config.data.path))):  # fmt: skip
+    for read in (
+        lambda: workdir.dataset(config, root, resumes=True),
+        lambda: workdir.dataset(config, root),
+        lambda: workdir.images(config, root),
+        lambda: workdir.prepare(root, config, data.load("folder", path=config.data.path)),
+    ):
         with pytest.raises(UserError, match=f"the data are not those that its model learned from: .*{CHANGES[change]}"):
             read()
     assert contents(root) == before
@@ -198,7 +202,6 @@ def test_names_made_up_for_imported_weights_are_not_compared(run):
 
 def test_every_command_reads_the_data_of_a_run_by_the_function_that_compares_them():
     plain = {"benchmark", "compare_families"}  # which have no run before, or train each of theirs by experiments.train
-    readers = {path.stem for path in (ROOT / "experiments").glob("*.py") if re.search(r"experiment\.dataset\(", path.read_text())}
-    assert readers <= plain
-    bare = [path.stem for path in (ROOT / "experiments").glob("*.py") if re.search(r"folder\.(images|dataset)\(config\)", path.read_text())]
-    assert not bare
+    commands_text = {path.stem: path.read_text() for path in (ROOT / "experiments").glob("*.py")}
+    assert {name for name, text in commands_text.items() if re.search(r"experiment\.dataset\(", text)} <= plain
+    assert not [name for name, text in commands_text.items() if re.search(r"folder\.(images|dataset)\(config\)", text)]
