@@ -22,7 +22,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from diffusion_jax import config_schema
-from diffusion_jax.errors import UserError, printable, unknown
+from diffusion_jax.errors import UserError, nearest, printable, unknown
 from experiments import exits, overrides, usage, values
 
 HELP = ("help", "h", "helpshort", "helpfull", "?")

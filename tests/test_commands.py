@@ -275,3 +275,14 @@ def test_arguments_out_of_range_are_one_line(family, spec):
     with pytest.raises(UserError) as error:
         build(FAMILIES[family], spec, *arguments)
     assert "\n" not in str(error.value) and "refuses these arguments" not in str(error.value)
+
+
+@pytest.mark.parametrize("command, flag, said", [
+    ("likelihood", "--nfe=3", "unknown flag '--nfe': config.sampler.nfe does nothing in this command"),
+    ("compare_samplers", "--sampler=heun", "unknown flag '--sampler'; did you mean '--samplers'?"),
+    ("sample", "--steps=3", "--steps sets config.training.steps, which only training uses"),
+])  # fmt: skip
+def test_short_forms_that_do_nothing_are_refused(command, flag, said):
+    arguments = [sys.executable, "-m", f"experiments.{command}", "--workdir=run", flag]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
