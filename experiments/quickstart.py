@@ -28,8 +28,8 @@ def main(config) -> None:
         return
     print("\nSampling ...", file=sys.stderr)
     trained, dataset = folder.load(root, config), folder.dataset(config, root)
-    samples(trained, root / "samples.png")
-    denoising(trained, root / "denoising.png")
+    samples(trained, dataset, root / "samples.png")
+    denoising(trained, dataset, root / "denoising.png")
     result = evaluate.evaluate(trained, dataset, 500, 1, 500)
     record = {"provenance": provenance.provenance(config.to_dict(), config.seed)}
     record |= {"step": trained.step, "weights": trained.weights}
@@ -58,21 +58,29 @@ Try next:
 """)
 
 
-def samples(trained, path: Path, columns: int = 10) -> None:
-    """A grid, one row per class, from seeds 0, 1, ..."""
+def samples(trained, dataset, path: Path, columns: int = 10) -> None:
+    """A grid, one row per class, from seeds 0, 1, ...; of a model without classes eight rows."""
     import numpy as np
 
     from diffusion_jax import experiment, plotting
     from diffusion_jax.evaluation import generate
 
     built = trained.experiment
-    labels = np.arange(built.num_classes).repeat(columns)
+    rows = trained.data["class_names"] if built.num_classes else []
+    count = columns * (len(rows) or 8)
     run = experiment.sample_with(built, trained.params, experiment.plan(built))
-    x = run(generate.seeds_to_keys(range(len(labels))), experiment.cond_for(built, labels))
-    plotting.save(plotting.image_grid(np.asarray(x), columns, row_labels=trained.data["class_names"]), path)
+    x = run(generate.seeds_to_keys(range(count)), _condition(built, dataset, np.arange(count) // columns))
+    plotting.save(plotting.image_grid(np.asarray(x), columns, row_labels=rows), path)
 
 
-def denoising(trained, path: Path, steps: int = 50, shown: int = 10) -> None:
+def _condition(built, dataset, labels):
+    """The condition of these classes; of a model without classes that of as many captions, or None."""
+    from diffusion_jax import experiment
+
+    return experiment.cond_for(built, labels) if built.num_classes else experiment.conditions(built, dataset, len(labels))[1]
+
+
+def denoising(trained, dataset, path: Path, steps: int = 50, shown: int = 10) -> None:
     """x_t and x0-hat at `shown` of the sampler's times, for three images, with the run's own guidance."""
     import jax
     import jax.numpy as jnp
@@ -84,7 +92,7 @@ def denoising(trained, path: Path, steps: int = 50, shown: int = 10) -> None:
 
     built = trained.experiment
     plan = experiment.plan(built, nfe=steps)
-    labels = np.array([2, 5, 8]) % built.num_classes
+    labels = np.array([2, 5, 8]) % max(built.num_classes, 1)
 
     @jax.jit
     def run(params, keys, cond):
@@ -93,7 +101,7 @@ def denoising(trained, path: Path, steps: int = 50, shown: int = 10) -> None:
         watch = lambda x, t: (x, denoise(x, t, cond).x0)  # noqa: E731
         return base.sample(plan.sampler, denoise, built.process, keys, x, plan.ts, cond, observe=watch)[1]
 
-    x_t, x0 = run(trained.params, generate.seeds_to_keys(range(len(labels))), experiment.cond_for(built, labels))
+    x_t, x0 = run(trained.params, generate.seeds_to_keys(range(len(labels))), _condition(built, dataset, labels))
     chosen = np.linspace(0, len(x_t) - 1, shown).round().astype(int)
     plotting.save(plotting.denoising_strip(np.asarray(x_t)[chosen], np.asarray(x0)[chosen], np.asarray(plan.ts)[1:][chosen]), path)
 
