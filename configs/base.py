@@ -87,7 +87,7 @@ def base() -> ConfigDict:
 
     config.sampler = sampler = ConfigDict()
     sampler.name = "ancestral.ddim"
-    sampler.grid = "uniform"
+    sampler.grid = "auto"  # where it stops; auto: the grid that suits the sampler, which every command names
     sampler.nfe = 50  # network evaluations per image
     sampler.guidance = 1.0  # scale of the guidance; 1: none, and half the work
     sampler.guide = "cfg()"  # which guidance: cfg, interval, autoguidance, classifier (diffusion_jax/guides.py)

@@ -25,7 +25,7 @@ from diffusion_jax.build import build
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import generate, judge, points
 from diffusion_jax.evaluation.progress import progress
-from diffusion_jax.samplers import base
+from diffusion_jax.samplers import base, grids
 from diffusion_jax.types import Cond, Denoise, Key, Params, Process
 from diffusion_jax.workdir import Trained
 
@@ -75,6 +75,8 @@ def cells(
 ) -> list[Cell]:
     """Every entry 'sampler' (on `grid`) or 'sampler@its_grid' at every budget. UserError for what does not exist.
 
+    'auto' is each sampler's own grid, by which the cell then goes.
+
     place(spec, n) -> the n times of a grid; None: one of the family.
     """
     place = place or (lambda spec, n: build(experiment.GRIDS, spec, process, n))
@@ -88,8 +90,8 @@ def cells(
             found.append(Cell(entry, sampler, "its own steps", None, np.asarray([process.t_max, process.t_min])))
             continue
         for nfe in budgets:
-            ts = place(own or grid, base.points(sampler, nfe))
-            found.append(Cell(entry, sampler, own or grid, nfe, np.asarray(ts)))
+            spec = grids.spec(own or grid, sampler)
+            found.append(Cell(entry, sampler, spec, nfe, np.asarray(place(spec, base.points(sampler, nfe)))))
     return found
 
 
@@ -226,8 +228,7 @@ def _fine_solution(subject: Subject) -> tuple[np.ndarray, str]:
     sampler = build(experiment.SAMPLERS, "ode.edm_heun")
     solve = runner(subject, sampler, FINE // 2 + 1)
     lengths = (base.points(sampler, nfe) for nfe in (FINE, FINE // 2 + 1))
-    grids = (build(experiment.GRIDS, "uniform_logsnr", subject.process, n) for n in lengths)
-    best, half = (solve(np.asarray(ts))[0] for ts in grids)
+    best, half = (solve(np.asarray(grids.uniform_logsnr(subject.process, n)))[0] for n in lengths)
     moved = float(np.sqrt(np.mean(np.square(best - half, dtype=np.float64))))
     return best, f"ode.edm_heun@uniform_logsnr at {FINE} NFE, which halving its steps moves by {moved:.1e}"
 

@@ -485,6 +485,7 @@ class Plan(NamedTuple):
     clip: str
     noise: str = "independent"
     guided: bool = True  # see is_guided
+    grid: str = ""  # the spec of the grid that ts is; never 'auto'
 
 
 def plan(experiment: Experiment, **changes) -> Plan:
@@ -502,8 +503,9 @@ def plan(experiment: Experiment, **changes) -> Plan:
     if config["noise"] not in NOISES:
         raise unknown("config.sampler.noise", config["noise"], NOISES)
     guided = is_guided(experiment, config["guidance"])
-    ts = grid(experiment, config["grid"], base.points(sampler, config["nfe"]))
-    return Plan(sampler, ts, config["guidance"], config["clip"], config["noise"], guided)
+    spec = grids.spec(config["grid"], sampler)
+    ts = grid(experiment, spec, base.points(sampler, config["nfe"]))
+    return Plan(sampler, ts, config["guidance"], config["clip"], config["noise"], guided, spec)
 
 
 def grid(experiment: Experiment, spec: str, n: int) -> Array:

@@ -399,7 +399,7 @@ def sampling(config, settings: Mapping) -> dict:
 
     programs, own, cold, count = {}, {}, {}, {entry: experiment.evaluations(plan) for entry, plan in chosen.items()}
     for n in sorted(set(count.values())):
-        args = params, x, cond, experiment.grid(built, config.sampler.grid, n)
+        args = params, x, cond, experiment.grid(built, "uniform", n)
         programs[n] = _call(f"{n} bare evaluations", cold, n, lambda *args: bare(built, *args), args)
     for entry, plan in chosen.items():
         args = params, keys, x, cond, plan.ts

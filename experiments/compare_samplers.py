@@ -26,10 +26,9 @@ from absl import flags
 
 from experiments import cli
 
-SAMPLERS = ("ancestral.ddim", "ancestral.ddim@uniform_logsnr", "ode.heun@quadratic", "ode.edm_heun@karras",
-            "singlestep.dpmpp_2s@uniform_logsnr", "multistep.dpmpp_2m@karras", "multistep.dpmpp_2m@uniform_logsnr",
-            "multistep.dpmpp_3m@uniform_logsnr", "multistep.deis@uniform_logsnr", "multistep.unipc@uniform_logsnr",
-            "adaptive.tsit5", "ancestral.ddpm", "sde.euler_maruyama", "sde.dpmpp_2m@uniform_logsnr")  # fmt: skip
+SAMPLERS = ("ancestral.ddim", "ancestral.ddim@auto", "ode.heun@auto", "ode.edm_heun@auto", "singlestep.dpmpp_2s@auto",
+            "multistep.dpmpp_2m@auto", "multistep.dpmpp_2m@karras", "multistep.dpmpp_3m@auto", "multistep.deis@auto",
+            "multistep.unipc@auto", "adaptive.tsit5", "ancestral.ddpm@auto", "sde.euler_maruyama@auto", "sde.dpmpp_2m@auto")  # fmt: skip
 BUDGETS = "5,10,20,50"
 KINDS = {True: "stochastic", False: "deterministic", None: ""}
 MEANINGS = {
@@ -256,7 +255,7 @@ def main(config) -> None:
     if FLAGS.target is not None:
         root = cli.folder("out", FLAGS.out or f"runs/compare_{re.sub('[^A-Za-z0-9]+', '_', FLAGS.target).strip('_')}")
         with jax.enable_x64(True):
-            chosen = comparison.cells(entries, budgets, comparison.build(experiment.PROCESSES, FLAGS.process), "uniform")
+            chosen = comparison.cells(entries, budgets, comparison.build(experiment.PROCESSES, FLAGS.process), "auto")
             subject = comparison.of_target(FLAGS.target, FLAGS.process, seeds)
             compared = comparison.compare(subject, chosen, root / "compare", **options)
             text = write(subject, compared, root / "compare", {"provenance": provenance.provenance(subject.identity, seeds[0])})

@@ -214,8 +214,8 @@ def solve(job: Job, task: str, mask: str, spec: str, draws: int):
     measurement = measurement_for(task, mask, built.shape)
     method = method_for(spec, measurement, task)
     wrapped = method.wrap(job.plan.sampler, measurement, None)
-    config = built.config.sampler
-    job = job._replace(plan=job.plan._replace(ts=experiment.grid(built, config.grid, base.points(wrapped, config.nfe))))
+    ts = experiment.grid(built, job.plan.grid, base.points(wrapped, built.config.sampler.nfe))
+    job = job._replace(plan=job.plan._replace(ts=ts))
     y = jax.jit(lambda keys, x: inverse.measure(measurement, keys, x))(job.keys, job.images)
     results = [restored(job, method, measurement, y, arrays.fold_in(job.keys, 2**20 + draw) if draw else job.keys)
                for draw in range(draws)]  # fmt: skip

@@ -140,8 +140,9 @@ def main(config) -> None:
     for text in chosen.notes:
         judge.note(text)
     statistics = reference(FLAGS.reference, dataset, chosen.features)
-    nfe = experiment.evaluations(experiment.plan(trained.experiment))
-    print(f"{FLAGS.workdir}: step {trained.step}, weights {trained.weights}, {config.sampler.name}, grid {config.sampler.grid}, "
+    plan = experiment.plan(trained.experiment)
+    nfe = experiment.evaluations(plan)
+    print(f"{FLAGS.workdir}: step {trained.step}, weights {trained.weights}, {config.sampler.name}, grid {plan.grid}, "
           f"NFE {nfe}, guidance {config.sampler.guidance}; {FLAGS.repeats} x {FLAGS.num} images", file=sys.stderr)  # fmt: skip
     result = evaluate(trained, dataset, FLAGS.num, FLAGS.repeats, config.sampler.batch_size, mesh, features=chosen.features,
                       metrics=chosen.metrics, statistics=statistics)  # fmt: skip
@@ -150,7 +151,7 @@ def main(config) -> None:
     measured, table = held_out(trained, dataset)
     provenance.save_json(Path(FLAGS.workdir) / "evaluation.json", result | measured | {
         "features": {extractor.name: {"digest": extractor.digest, "resize": extractor.resize} for extractor in chosen.features},
-        "reference": statistics and statistics.of, "num": FLAGS.num, "repeats": FLAGS.repeats, "evaluations": nfe,
+        "reference": statistics and statistics.of, "num": FLAGS.num, "repeats": FLAGS.repeats, "evaluations": nfe, "grid": plan.grid,
         "sampler": config.sampler.to_dict(), "step": trained.step, "weights": trained.weights,
         "provenance": provenance.provenance(config.to_dict(), config.seed)})  # fmt: skip
     print(report(result) + table)

@@ -82,7 +82,7 @@ def search(trained, dataset, budgets: list[int], count: int, path: Path, evaluat
     for n in filter(lambda n: n > 1, budgets):
         run = comparison.runner(subject, chosen.sampler, n)
         score = lambda ts, run=run: subject.judge(subject.finish(run(ts)[0]), None)["frechet"]  # noqa: E731
-        start = experiment.grid(built, built.config.sampler.grid, n)
+        start = experiment.grid(built, chosen.grid, n)
         placed = grids.polish(score, built.process, start, evaluations=evaluations)
         found[str(n)] = np.asarray(gaussian.logsnr(built.process, jnp.asarray(placed.ts)), float).tolist()
     provenance.save_json(path, {"logsnr": found, "provenance": provenance.provenance(subject.identity)})

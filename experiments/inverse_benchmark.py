@@ -124,7 +124,7 @@ def on_target(target: str, process: str, sampler: str, grid: str, methods: Seque
 
     from diffusion_jax import experiment, inverse, targets
     from diffusion_jax.build import build
-    from diffusion_jax.samplers import base
+    from diffusion_jax.samplers import base, grids
 
     law = jax.tree.map(jnp.asarray, law_of(target))
     path, solver = build(experiment.PROCESSES, process), build(experiment.SAMPLERS, sampler)
@@ -162,7 +162,7 @@ def on_target(target: str, process: str, sampler: str, grid: str, methods: Seque
             return inverse.restore(method, measurement, y, solver, denoise, path, keys, x, ts, padded=True)
 
         for nfe in budgets:
-            ts = experiment.pad(jnp.asarray(build(experiment.GRIDS, grid, path, lengths[nfe]), y.dtype), max(lengths.values()))
+            ts = experiment.pad(jnp.asarray(build(experiment.GRIDS, grids.spec(grid, solver), path, lengths[nfe]), y.dtype), max(lengths.values()))
             key = {"method": name, "nfe": nfe, "evaluations": base.evaluations(wrapped, np.zeros(lengths[nfe]))}
             place = f"{cells.index((name, nfe)) + 1} of {len(cells)}:"
             rows.append(row_of(kept, key, lambda: row(run(keys, repeated, ts)), place))
@@ -272,7 +272,7 @@ def on_images(job, dataset, tasks: dict, methods: Sequence[str], perceptual: str
         for spec in methods:
             method = edit.method_for(spec, measurement, task)
             wrapped = method.wrap(job.plan.sampler, measurement, None)
-            plan = job.plan._replace(ts=experiment.grid(built, config.grid, base.points(wrapped, config.nfe)))
+            plan = job.plan._replace(ts=experiment.grid(built, job.plan.grid, base.points(wrapped, config.nfe)))
             key = {"task": name, "method": spec, "evaluations": experiment.evaluations(plan._replace(sampler=wrapped))}
             make = lambda: row(edit.restored(job._replace(plan=plan), method, measurement, y, job.keys,
                                              description=f"{name} {spec}"))  # noqa: E731  # fmt: skip

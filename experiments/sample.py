@@ -36,7 +36,7 @@ def main(config) -> None:
     names = [*(trained.data.get("class_names") or ()), "any"]  # as experiment.cond_for counts them
     labels, cond = _asked(built, cli.labels("labels", FLAGS.labels, names[:-1]), prompts, len(seeds))
     chosen = experiment.plan(built, **({} if FLAGS.guidance is None else {"guidance": FLAGS.guidance}))
-    print(f"{FLAGS.workdir}: step {trained.step}, weights {trained.weights}, {config.sampler.name} on grid {config.sampler.grid}, "
+    print(f"{FLAGS.workdir}: step {trained.step}, weights {trained.weights}, {config.sampler.name} on grid {chosen.grid}, "
           f"{experiment.evaluations(chosen) or 'as its tolerance asks:'} evaluations per image", file=sys.stderr)  # fmt: skip
 
     images = generate.generate(experiment.sample_with(built, trained.params, chosen, mesh), generate.seeds_to_keys(seeds), cond,

@@ -270,28 +270,33 @@ def run_ratios(file, case, sampler, unit, drop=0, rtol=1e-9):
         assert_allclose(path[-1], final, rtol=rtol, atol=rtol)
 
 
+KEPT = {"lower_order_final": False}
 MULTISTEP = {
-    "dpm/dpmsolver++/2/10": multistep.dpmpp_2m(), "dpm/dpmsolver++/2heun/20": multistep.dpmpp_2m("exact"),
-    "dpm/dpmsolver++/2/karras/10": multistep.dpmpp_2m(), "dpm/dpmsolver++/3/20": multistep.dpmpp_3m(curvature=0.5),
-    "dpm/dpmsolver/2/20": multistep.dpm_2m(), "dpm/dpmsolver/2heun/20": multistep.dpm_2m("exact"),
-    "dpm/dpmsolver/3/20": multistep.dpm_3m(curvature=0.5),
-    **{f"deis/{p}/20": multistep.deis(p, "logsnr") for p in (1, 2, 3)},
+    # their last step leads to sigma = 0, of order 1 whatever the options: ours to x0-hat
+    "dpm/dpmsolver++/2/10": multistep.dpmpp_2m(**KEPT), "dpm/dpmsolver++/2/karras/10": multistep.dpmpp_2m(**KEPT),
+    "dpm/dpmsolver++/2heun/20": multistep.dpmpp_2m("exact", **KEPT), "dpm/dpmsolver++/3/20": multistep.dpmpp_3m(0.5, **KEPT),
+    # to the table's lowest sigma. DPM-Solver and DEIS lower the order there in fewer than 15 steps, UniPC in any number
+    **{f"dpm/dpmsolver++/{p}/sigma_min/10": sampler for p, sampler in
+       ((2, multistep.dpmpp_2m(**KEPT)), (3, multistep.dpmpp_3m(0.5, **KEPT)))},
+    **{f"dpm/dpmsolver/{name}/{n}": make(option, **options) for n, options in ((10, {}), (20, KEPT)) for name, make, option in
+       (("2", multistep.dpm_2m, "midpoint"), ("2heun", multistep.dpm_2m, "exact"), ("3", multistep.dpm_3m, 0.5))},
+    **{f"deis/{p}/{n}": multistep.deis(p, "logsnr", **options) for n, options in ((10, {}), (20, KEPT)) for p in (1, 2, 3)},
     **{f"unipc/{b}/{p}/{n}": multistep.unipc(p, b) for b in ("bh1", "bh2") for p in (1, 2, 3) for n in (10, 20)},
 }  # fmt: skip
-LOWERED = {"unipc/bh1/2": 1, "unipc/bh2/2": 1, "unipc/bh1/3": 2, "unipc/bh2/3": 2}  # last steps of lower order there
 
 
 @pytest.mark.parametrize("case", MULTISTEP)
 def test_multistep_solvers_equal_diffusers(case):
-    run_ratios("diffusers_multistep", case, MULTISTEP[case], True, LOWERED.get(case.rpartition("/")[0], 0))
+    run_ratios("diffusers_multistep", case, MULTISTEP[case], True)
 
 
 K_DIFFUSION = {
-    "euler": ancestral.ddim(), "heun": ode.edm_heun(), "dpm_2": ode.midpoint(), "dpmpp_2m": multistep.dpmpp_2m(),
-    "dpmpp_2s_ancestral/eta0": singlestep.dpmpp_2s(), "dpmpp_3m_sde/eta0": sde.dpmpp_3m(0.0, 0.5, "exact"),
+    "euler": ancestral.ddim(), "heun": ode.edm_heun(), "dpm_2": ode.midpoint(), "dpmpp_2m": multistep.dpmpp_2m(**KEPT),
+    "dpmpp_2s_ancestral/eta0": singlestep.dpmpp_2s(), "dpmpp_3m_sde/eta0": sde.dpmpp_3m(0.0, 0.5, "exact", **KEPT),
     "euler_ancestral": ancestral.euler_ancestral(), "dpmpp_sde": sde.dpmpp_2s(),
-    "dpmpp_2m_sde": sde.dpmpp_2m(), "dpmpp_2m_sde/eta0.5": sde.dpmpp_2m(0.5), "dpmpp_2m_sde/heun": sde.dpmpp_2m(second="exact"),
-    "dpmpp_3m_sde": sde.dpmpp_3m(curvature=0.5, second="exact"),
+    "dpmpp_2m_sde": sde.dpmpp_2m(**KEPT), "dpmpp_2m_sde/eta0.5": sde.dpmpp_2m(0.5, **KEPT),
+    "dpmpp_2m_sde/heun": sde.dpmpp_2m(second="exact", **KEPT),
+    "dpmpp_3m_sde": sde.dpmpp_3m(curvature=0.5, second="exact", **KEPT),
     "euler_ancestral/eta1.5": ancestral.euler_ancestral(1.5), "dpmpp_sde/eta1.5": sde.dpmpp_2s(1.5),
     "dpm_2_ancestral": stochastic.ancestral(ode.midpoint()), "dpm_2_ancestral/eta0.5": stochastic.ancestral(ode.midpoint(), 0.5),
     "dpmpp_2s_ancestral": stochastic.ancestral(singlestep.dpmpp_2s()),
@@ -336,17 +341,17 @@ def test_grids_equal_k_diffusion(name, grid):
 @pytest.mark.parametrize("case, order", [("lms/10", 4), ("lms/order2/20", 2)])
 def test_lms_equals_k_diffusion(case, order):
     """But for the last step: theirs extrapolates to sigma = 0. Their quadrature is adaptive, good to 1e-8."""
-    run_ratios("k_diffusion", case, multistep.lms(order), False, drop=1, rtol=1e-7)
+    run_ratios("k_diffusion", case, multistep.lms(order, **KEPT), False, drop=1, rtol=1e-7)
 
 
 def test_ipndm_equals_diffusers():
-    run_ratios("diffusers_ode", "ipndm/betas/10", multistep.ipndm(), True, drop=1)
+    run_ratios("diffusers_ode", "ipndm/betas/10", multistep.ipndm(**KEPT), True, drop=1)
 
 
 # ---- diffusers: sigma solvers, flow, PNDM -------------------------------------------------------------------------------
 
 
-SIGMA_SOLVERS = {"euler": ancestral.ddim(), "heun": ode.edm_heun(), "lms": multistep.lms(4)}
+SIGMA_SOLVERS = {"euler": ancestral.ddim(), "heun": ode.edm_heun(), "lms": multistep.lms(4, **KEPT)}
 
 
 @pytest.mark.parametrize("grid", ["10", "karras/10"])
@@ -386,7 +391,7 @@ def test_pndm_equals_diffusers(case, start, whole):
         calls = jnp.asarray(cases[case]["timesteps"], "float64")
         ts = (calls[jnp.asarray(whole)] + 1) / 1000
         x = jnp.asarray(stored["z"], "float64")
-        path = walk(multistep.pndm(start), process, mixture_denoiser(stored, process), x, ts, jnp.zeros((10, 1)))
+        path = walk(multistep.pndm(start, **KEPT), process, mixture_denoiser(stored, process), x, ts, jnp.zeros((10, 1)))
         for ours, theirs in zip(path, stored[f"{case}/path"][jnp.asarray(whole)], strict=True):
             assert_allclose(ours[0], theirs, rtol=1e-9, atol=1e-9 * np.abs(theirs).max())
 
@@ -396,7 +401,7 @@ def test_pndm_equals_diffusers(case, start, whole):
 
 @pytest.mark.parametrize("n", [10, 20])
 @pytest.mark.parametrize(
-    "name, sampler", [("1", sde.dpmpp_1()), ("2", sde.dpmpp_2m()), ("2heun", sde.dpmpp_2m(second="exact"))]
+    "name, sampler", [("1", sde.dpmpp_1()), ("2", sde.dpmpp_2m(**KEPT)), ("2heun", sde.dpmpp_2m(second="exact", **KEPT))]
 )
 def test_sde_dpmpp_equals_diffusers(name, sampler, n):
     run_ratios("diffusers_multistep", f"dpm/sde-dpmsolver++/{name}/{n}", sampler, True)
@@ -440,7 +445,7 @@ def test_sa_with_tau_a_function_of_time_equals_diffusers():
 def test_sa_of_high_order_equals_diffusers_after_its_start(order):
     """Theirs has an O(h^3) term wherever an order is 2: here while the order rises. Later corrections forget it, to 1e-5.
 
-    Their last two steps are of lower order. The bound refuses a corrector of one order less; sa/22, where the term is in
+    The step before the last is of order 2 again. The bound refuses a corrector of one order less; sa/22, where the term is in
     every step, has no bound that a wrong order would break, and is left out.
     """
     with jax.enable_x64(True):

@@ -17,10 +17,12 @@ import pytest
 from families import PROCESSES, SAMPLERS, AnyOf, logsnr_grid, smooth
 from numpy.testing import assert_allclose
 
-from diffusion_jax import arrays, guidance, parameterization, targets
+from diffusion_jax import arrays, experiment, guidance, parameterization, targets
+from diffusion_jax.build import build
 from diffusion_jax.errors import UserError
 from diffusion_jax.processes import discrete, gaussian, schedules
 from diffusion_jax.samplers import adaptive, ancestral, base, corrector, few_step, grids, multistep, ode, sde, singlestep, stochastic
+from diffusion_jax.types import Prediction
 
 every_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 every_name = pytest.mark.parametrize("name", PROCESSES)
@@ -524,6 +526,100 @@ def moments(sampler, denoise, process, ts, mean, variance):
     return float((one - offset) * mean + offset), float((one - offset) ** 2 * variance)
 
 
+# ---- the order at the end of a grid ------------------------------------------------------------------------------------
+
+LOWERED = {  # a solver, what its last step is, and what the one before it is (test_parity.py has the others)
+    "dpmpp_3m": (multistep.dpmpp_3m, sde.dpmpp_1(0.0), multistep.dpmpp_2m()),
+    "lms": (multistep.lms, multistep.lms(1), multistep.lms(2)),
+    "ipndm": (multistep.ipndm, multistep.ipndm(1), multistep.ipndm(2)),
+    "sde.dpmpp_3m": (sde.dpmpp_3m, sde.dpmpp_1(), sde.dpmpp_2m()),
+    "sde.sa": (functools.partial(sde.sa, 3, 0), sde.dpmpp_1(), sde.sa(2, 0)),
+}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def steps_of(sampler, ts, x=None):
+    """x (n,) at the times ts under VP, from a denoiser that says the same whatever x is. x: of another path, from which each step starts."""
+    process, start = schedules.VP(), jnp.ones((1, 1), ts.dtype)
+    said = lambda y, t, to=None: Prediction(jnp.full_like(y, jnp.sin(3 * t)), jnp.full_like(y, jnp.cos(2 * t)))  # noqa: E731
+
+    def move(carry, inputs):
+        t, s, given = inputs
+        now, memory = carry
+        now = now if x is None else jnp.full_like(now, given)
+        now, memory = sampler.step(base.silence(start), now, memory, t, s, said, process)
+        return (now, memory), now[0, 0]
+
+    given = ts if x is None else x
+    return jnp.append(1.0, jax.lax.scan(move, (start, sampler.init(start, ts)), (ts[:-1], ts[1:], given[:-1]))[1])
+
+
+@pytest.mark.parametrize("name", LOWERED)
+def test_the_last_steps_are_of_lower_order_where_the_last_is_long(name):
+    make, first, second = LOWERED[name]
+    long, even = grids.uniform(schedules.VP(), 6), grids.uniform_logsnr(schedules.VP(), 6)
+    lowered, kept = make(), make(lower_order_final=False)
+    path, whole = steps_of(lowered, long), steps_of(kept, long)
+    assert_allclose(path[-1], steps_of(first, long, path)[-1], rtol=1e-5)
+    assert_allclose(path[-2], steps_of(second, long, path)[-2], rtol=1e-5)
+    assert_allclose(path[:-2], whole[:-2], rtol=1e-6)
+    assert abs(path[-1] - whole[-1]) > 1e-3
+    assert_allclose(steps_of(lowered, even), steps_of(kept, even), rtol=1e-6)
+
+
+# ---- the grid that suits a sampler -------------------------------------------------------------------------------------
+
+HIGHER = {  # the deterministic solvers of order above 1 that are meant for few evaluations
+    **{name: make for name, make in SAMPLERS.items() if name.partition(".")[0] in ("multistep", "singlestep")},
+    **{f"sde.{name}(0)": functools.partial(getattr(sde, name), 0.0) for name in ("dpmpp_2m", "dpmpp_3m", "dpmpp_2s")},
+    "sde.sa(0)": functools.partial(sde.sa, tau=0.0),
+    **{f"multistep.unipc({order}, {variant})": functools.partial(multistep.unipc, order, variant) for order in (2, 3) for variant in ("bh1", "bh2")},
+    "multistep.deis(logsnr)": functools.partial(multistep.deis, clock="logsnr"),
+    "multistep.pndm(heun)": functools.partial(multistep.pndm, "heun"),
+}  # fmt: skip
+QUICK = ("multistep.unipc", "sde.dpmpp_3m(0)")
+RING, RUNS = targets.ring_of_gaussians(), arrays.example_keys(jax.random.key(1), 64)
+
+
+def mixture_errors(sampler, budgets, grid=None, exact=None):
+    """RMS distance of the sampler's images of the mixture to the exact ones, (processes, budgets), from the same 64 starts in float64.
+
+    grid: a spec; None: the sampler's own. exact: (processes, 64, 2); None: the images themselves are returned, of one budget.
+    """
+    lengths = [base.points(sampler, nfe) for nfe in budgets]
+
+    @jax.jit
+    def run(index, ts):
+        process = AnyOf(index)
+        x = base.start(process, RUNS, (64, 2), "float64")
+        return base.sample(sampler, targets.denoise_mixture(RING, process), process, RUNS, x, ts, padded=True)
+
+    def images(i, process, n):
+        ts = build(experiment.GRIDS, grid or sampler.grid, process, n)
+        return np.asarray(run(i, experiment.pad(jnp.asarray(ts, "float64"), max(lengths))))
+
+    found = [[images(i, process, n) for n in lengths] for i, process in enumerate(PROCESSES.values())]
+    return np.asarray(found)[:, 0] if exact is None else np.sqrt(np.mean((np.asarray(found) - exact[:, None]) ** 2, (2, 3)))
+
+
+@functools.cache
+def of_ddim():
+    """(the exact images, DDIM's errors at 10 and at 20 evaluations)."""
+    exact = mixture_errors(ode.edm_rk4(), [801], "uniform_logsnr()")
+    return exact, mixture_errors(ancestral.ddim(), [10, 20], exact=exact)
+
+
+@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in HIGHER])
+def test_no_higher_order_solver_is_worse_than_ddim(name):
+    """At 10 and 20 evaluations, each on its own grid, under every process. PNDM's start alone takes 13 evaluations."""
+    with jax.enable_x64(True):
+        exact, ddim = of_ddim()
+        budgets = [nfe for nfe in (10, 20) if nfe > sum(HIGHER[name]().warmup) + len(HIGHER[name]().warmup)]
+        errors = mixture_errors(HIGHER[name](), budgets, exact=exact)
+        assert len(budgets) == (1 if name == "multistep.pndm" else 2)
+        assert np.all(errors <= ddim[:, -len(budgets) :]), errors / ddim[:, -len(budgets) :]
+
+
 @pytest.mark.parametrize("call, message", [
     (lambda: sde.sa(5), "1 to 4"), (lambda: sde.sa(tau=-1.0), "at least 0"), (lambda: sde.interpolant("sde2"), "did you mean 'sde'"),
     (lambda: sde.interpolant(scale=-1.0), "at least 0"), (lambda: sde.dpmpp_2s(r=1.0), "between 0 and 1"),
@@ -614,6 +710,28 @@ def test_sample_is_a_loop_of_steps_that_ends_in_x0_hat(sampler):
     assert_allclose(image, denoise(path[-1], ts[-1]).x0, rtol=tight, atol=tight)
     assert_allclose(seen["x"], np.stack(path[1:]), rtol=tight, atol=tight)
     assert_allclose(seen["t"], ts[1:])
+
+
+def test_times_that_do_not_decrease_are_refused():
+    """In one line, wherever they are known; copies of the last time are for padded grids, and for those alone."""
+    process, denoise, keys, x, ts = setting()
+    run = functools.partial(base.sample, ancestral.ddim(), denoise, process, keys, x)
+    wrong = {"ts\\[0\\]=0.001, then ts\\[1\\]=": ts[::-1], "decrease": jnp.array([1.0, 0.5, 0.5, 0.1]), "ts\\[1\\]=nan": ts.at[1].set(jnp.nan),
+             "ts\\[4\\]=nan": ts.at[4].set(jnp.nan), "ts\\[0\\]=inf": ts.at[0].set(jnp.inf), "array \\(n,\\)": ts[None], "at least one": ts[:0]}  # fmt: skip
+    for message, times in wrong.items():
+        for padded in (False, True):
+            with pytest.raises(UserError, match=message) as told:
+                run(times, padded=padded)
+            assert "\n" not in str(told.value)
+        with pytest.raises(UserError, match=message):
+            base.encode(ancestral.ddim(), denoise, process, x, times)
+    copies = jnp.append(ts, ts[-1])
+    with pytest.raises(UserError, match="decrease"):
+        run(copies)
+    with pytest.raises(UserError, match="after the first of them"):
+        run(jnp.array([1.0, 0.1, 0.5, 0.1]), padded=True)
+    assert jax.eval_shape(run, ts[::-1]).shape == x.shape  # traced times cannot be looked at
+    assert_allclose(run(list(map(float, ts))), run(ts), rtol=1e-6)
 
 
 @every_sampler

@@ -71,7 +71,8 @@ def _adaptive(solver: str, stages: int, rtol: float, atol: float) -> Sampler:
         y, steps = jax.vmap(solve)(x / process.alpha(t))
         return process.alpha(s) * y, spent + stages * steps + 1  # and the first slope
 
-    return Sampler(lambda x, ts: jnp.zeros(len(x), jnp.int32), step, nfe=0, spent=lambda spent: spent)
+    return Sampler(lambda x, ts: jnp.zeros(len(x), jnp.int32), step, nfe=0, spent=lambda spent: spent,
+                   grid="uniform()")
 
 
 def tsit5(rtol: float = 1e-3, atol: float = 1e-3) -> Sampler:
@@ -153,7 +154,7 @@ def dpm_adaptive(order: int = 3, rtol: float = 0.05, atol: float = 0.0078, h_ini
         done = expand(jnp.abs(end - found.lam) <= 1e-5, y)
         return process.alpha(s) * jnp.where(done, found.y, jnp.nan), spent + order * found.tries
 
-    return Sampler(lambda x, ts: jnp.zeros(len(x), jnp.int32), step, nfe=0, spent=lambda spent: spent)
+    return Sampler(lambda x, ts: jnp.zeros(len(x), jnp.int32), step, nfe=0, spent=lambda spent: spent, grid="uniform()")
 
 
 def _pair(order: int, eps: Callable, times: Callable, y: Array, lam: Array, h: Array) -> tuple[Array, Array]:

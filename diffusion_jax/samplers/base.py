@@ -10,6 +10,7 @@ from typing import Any, Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion_jax import arrays
 from diffusion_jax.errors import UserError
@@ -34,6 +35,7 @@ class Sampler(NamedTuple):
     ts: the whole grid; copies of its last time at the end do not count. noise: this step's Noise; x: (B, ...); t, s: scalars;
     denoise(x, t) has its condition bound already (`bind`). nfe: network evaluations per step; warmup: what the first steps make beyond that.
     spent(memory) -> (B,): the evaluations so far of an adaptive method, whose nfe is 0 because its tolerance decides.
+    grid: the grid of samplers/grids.py that suits it, as a spec; what config.sampler.grid='auto' means.
     """
 
     init: Callable[[Array, Array], Any]
@@ -41,11 +43,12 @@ class Sampler(NamedTuple):
     nfe: int = 1
     warmup: tuple[int, ...] = ()
     spent: Callable[[Any], Array] | None = None
+    grid: str = "logistic()"
 
 
-def memoryless(step: Callable[..., Array], nfe: int = 1) -> Sampler:
+def memoryless(step: Callable[..., Array], nfe: int = 1, grid: str = "logistic()") -> Sampler:
     """A Sampler from step(noise, x, t, s, denoise, process) -> x."""
-    return Sampler(lambda x, ts: (), lambda noise, x, memory, *rest: (step(noise, x, *rest), memory), nfe)
+    return Sampler(lambda x, ts: (), lambda noise, x, memory, *rest: (step(noise, x, *rest), memory), nfe, grid=grid)
 
 
 def noise_range(sampler: str, S_min: float, S_max: float) -> None:
@@ -116,7 +119,9 @@ def sample(sampler: Sampler, denoise: Denoise, process: Process, key: Key, x: Ar
     len(ts), at the price of reverse-mode differentiation and of observe.
     noise: `independent`, or `brownian`, which gives every grid the same Brownian path.
     Returns x0 (B, ...); with observe(x, t) -> pytree, also that pytree stacked over ts[1:]; with count, also the NFE of each image, (B,).
+    Raises UserError for times that do not decrease, where they are known: times that are traced cannot be checked.
     """
+    _check_times(ts, padded)
     noises = noise(process, arrays.example_keys(key, x.shape[0]), x)
 
     bound = bind(denoise, cond)
@@ -138,12 +143,30 @@ def sample(sampler: Sampler, denoise: Denoise, process: Process, key: Key, x: Ar
     return (x0, *extra) if extra else x0
 
 
+def _check_times(ts: Array, padded: bool) -> None:
+    """UserError unless the times ts (n,) decrease strictly; padded: but for copies of the last at the end. Traced ones pass."""
+    if isinstance(ts, jax.core.Tracer):
+        return
+    times = np.asarray(ts, np.float64)
+    if times.ndim != 1 or not len(times):
+        raise UserError(f"the times of a sampler are an array (n,) of at least one; got one of shape {times.shape}")
+    for i in np.flatnonzero(~np.isfinite(times)):
+        raise UserError(f"the times of a sampler are numbers; got ts[{i}]={times[i]:g}")
+    moves = times[: np.argmax(times == times[-1]) + 1] if padded else times
+    for i in np.flatnonzero(np.diff(moves) >= 0):
+        raise UserError(f"the times of a sampler decrease, from noise to data; got ts[{i}]={times[i]:g}, then ts[{i + 1}]={times[i + 1]:g}. "
+                        "Take a grid of samplers/grids.py, or reverse the array")  # fmt: skip
+    if np.any(times[len(moves) :] != times[-1]):
+        raise UserError("a padded grid of times ends in copies of its last time; got another after the first of them")
+
+
 def encode(sampler: Sampler, denoise: Denoise, process: Process, x0: Array, ts: Array, cond: Cond = None) -> Array:
     """The noise that the sampler turns into x0: the same steps up the times ts, from ts[-1] to ts[0] (DDIM inversion; Song et al. 2021, sec. 5.4).
 
     A deterministic sampler, ts as for `sample`. x0 (B, ...) is taken to be x_t / alpha at ts[-1], which adds no noise of its own. Returns x at
-    ts[0], (B, ...). Raises UserError for a sampler that draws noise.
+    ts[0], (B, ...). Raises UserError for a sampler that draws noise, and for times that do not decrease (traced times cannot be checked).
     """
+    _check_times(ts, padded=False)
     if draws_noise(sampler, process):
         raise UserError("only a deterministic sampler can encode; take for example ancestral.ddim, ode.heun or multistep.dpmpp_2m")
     ts = jnp.asarray(ts, x0.dtype)[::-1]

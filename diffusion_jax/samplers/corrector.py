@@ -81,4 +81,5 @@ def ncsn(snr: float = 0.16, steps: int = 5) -> Sampler:
     def stay(noise, x, memory, t, s, denoise, process):
         return process.alpha(s) / process.alpha(t) * x, memory
 
-    return with_corrector(Sampler(lambda x, ts: (), stay, nfe=0), annealed_langevin(snr, steps))
+    # its levels are geometric
+    return with_corrector(Sampler(lambda x, ts: (), stay, nfe=0, grid="uniform_logsnr()"), annealed_langevin(snr, steps))

@@ -28,7 +28,7 @@ def multistep() -> Sampler:
             level = expand(jnp.sqrt(jnp.maximum(level**2 - (process.alpha(s) * prediction.residual) ** 2, 0.0)), x)
         return process.alpha(s) * prediction.x0 + level * noise.path(t, s)
 
-    return memoryless(step)
+    return memoryless(step, grid="few_step()")
 
 
 def jump() -> Sampler:
@@ -41,4 +41,4 @@ def jump() -> Sampler:
         x0, eps = denoise(x, t, to=s)[:2]
         return process.alpha(s) * x0 + process.sigma(s) * eps
 
-    return memoryless(step)
+    return memoryless(step, grid="few_step()")

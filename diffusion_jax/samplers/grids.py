@@ -98,6 +98,29 @@ def flow_shift(process: Process, n: int, shift: float = 3.0) -> Array:
     return _with_ends(process, time_of_logsnr(process, -2 * (math.log(shift) + jnp.log(u) - jnp.log1p(-u))), "flow_shift")
 
 
+def logistic(process: Process, n: int, mean: float = -1.0, scale: float = 1.5) -> Array:
+    """The first n of n + 1 even quantiles of a logistic distribution of log(sigma / alpha), from t_max to t_min: what 'auto' is made of.
+
+    u = 1 / (1 + exp(-(log(sigma / alpha) - mean) / scale)) in equal steps, which are short in log(sigma / alpha) about `mean`, where data
+    take shape, and long at both ends, where x0-hat hardly changes. The last interval is left to x0-hat. With mean -1.2 and scale about 0.7
+    it is EDM's law of training noise (Karras et al. 2022, table 1); scale 1 with both ends kept is flow_shift, exp(mean) its shift.
+    """
+    if scale <= 0:
+        raise UserError(f"grid 'logistic' needs a scale above 0; got {scale}")
+    high, low = (jax.nn.sigmoid((end - mean) / scale) for end in _ends(process))
+    u = (high + _ramp(n + 1) * (low - high))[:-1]
+    ts = time_of_logsnr(process, -2 * (mean + scale * (jnp.log(u) - jnp.log1p(-u))))
+    return _checked(ts.at[0].set(process.t_max), "logistic")
+
+
+def spec(name: str, sampler: base.Sampler) -> str:
+    """The grid that config.sampler.grid=name means for this sampler: 'auto' is the sampler's own, another name is itself.
+
+    An adaptive sampler, whose grid is its two ends, always takes its own.
+    """
+    return sampler.grid if name == "auto" or base.adaptive(sampler) else name
+
+
 # Noise levels sigma / alpha (Sabour et al. 2024, table 3).
 STEPS = {
     "sd15": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),

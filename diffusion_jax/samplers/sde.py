@@ -99,7 +99,8 @@ def edm(S_churn: float = 40.0, S_min: float = 0.05, S_max: float = 50.0, S_noise
 # ---- exponential integrators -------------------------------------------------------------------------------------------------
 
 
-def _dpmpp(name: str, order: int, eta: float, second: str = "midpoint", curvature: float = 1.0) -> Sampler:
+def _dpmpp(name: str, order: int, eta: float, second: str = "midpoint", curvature: float = 1.0, lower_order_final: bool = True,
+           grid: str = "logistic()") -> Sampler:
     """The multistep exponential solver of the reverse SDE with noise eta, in data prediction."""
     need_range(f"sde.{name}: eta", eta, 0)
     if second not in ("midpoint", "exact"):
@@ -109,7 +110,8 @@ def _dpmpp(name: str, order: int, eta: float, second: str = "midpoint", curvatur
         return exponential.weights(process, times, times[0], s, eta=eta, second=second, curvature=curvature)
 
     return multistep.solver(order, lambda prediction: prediction.x0, functools.partial(exponential.carry, eta=eta), weights,
-                            functools.partial(exponential.noise_level, eta=eta) if eta else None)  # fmt: skip
+                            functools.partial(exponential.noise_level, eta=eta) if eta else None,
+                            lower_order_final=lower_order_final, grid=grid)  # fmt: skip
 
 
 def dpmpp_1(eta: float = 1.0) -> Sampler:
@@ -120,15 +122,15 @@ def dpmpp_1(eta: float = 1.0) -> Sampler:
     return _dpmpp("dpmpp_1", 1, eta)
 
 
-def dpmpp_2m(eta: float = 1.0, second: str = "midpoint") -> Sampler:
+def dpmpp_2m(eta: float = 1.0, second: str = "midpoint", lower_order_final: bool = True) -> Sampler:
     """SDE-DPM-Solver++(2M) (Lu et al. 2022b, sec. 5; k-diffusion's dpmpp_2m_sde): the line through the last two x0-hat.
 
     second: 'midpoint', or 'exact' (k-diffusion's 'heun'). eta = 0 is multistep.dpmpp_2m.
     """
-    return _dpmpp("dpmpp_2m", 2, eta, second)
+    return _dpmpp("dpmpp_2m", 2, eta, second, lower_order_final=lower_order_final)
 
 
-def dpmpp_3m(eta: float = 1.0, curvature: float = 1.0, second: str = "midpoint") -> Sampler:
+def dpmpp_3m(eta: float = 1.0, curvature: float = 1.0, second: str = "midpoint", lower_order_final: bool = True) -> Sampler:
     """SDE-DPM-Solver++(3M) (k-diffusion's dpmpp_3m_sde): the parabola through the last three x0-hat.
 
     eta = 0 is multistep.dpmpp_3m. k-diffusion has curvature=0.5 and second='exact'.
@@ -137,9 +139,10 @@ def dpmpp_3m(eta: float = 1.0, curvature: float = 1.0, second: str = "midpoint")
       eta: amount of noise, at least 0; 1 is the reverse SDE.
       curvature: factor of the quadratic term.
       second: weight of the difference in the second step, which has two values only; as in `dpmpp_2m`.
+      lower_order_final: whether the order falls at the end of the grid (multistep.py).
     """
     need_ranges("sde.dpmpp_3m", curvature=(curvature, 0, 10))
-    return _dpmpp("dpmpp_3m", 3, eta, second, curvature)
+    return _dpmpp("dpmpp_3m", 3, eta, second, curvature, lower_order_final, multistep.THIRD_ORDER)
 
 
 def dpmpp_2s(eta: float = 1.0, r: float = 0.5) -> Sampler:
@@ -184,7 +187,7 @@ class _Corrected(NamedTuple):
 
 
 def sa(predictor: int = 3, corrector: int = 3, tau: float | Callable[[Array], Array] = 1.0, S_min: float = 0.0,
-       S_max: float = math.inf) -> Sampler:  # fmt: skip
+       S_max: float = math.inf, lower_order_final: bool = True) -> Sampler:  # fmt: skip
     """SA-Solver (Xue et al. 2023, algorithm 1): stochastic Adams methods in data prediction, with noise eta(t) = tau(t)^2.
 
     The evaluation that starts a step first corrects the move that led to it, with the same noise; so a step costs one. tau is held at its
@@ -195,6 +198,7 @@ def sa(predictor: int = 3, corrector: int = 3, tau: float | Callable[[Array], Ar
       corrector: number of predictions that the corrector takes, 1 to 4; 0: no corrector.
       tau: amount of noise, at least 0, or a function of the process's time t; 1 is the reverse SDE, 0 is deterministic.
       S_min, S_max: tau is 0 where sigma / alpha is outside [S_min, S_max] (the paper has [0.05, 1] on EDM's path).
+      lower_order_final: whether predictor and corrector take fewer predictions at the end of the grid (multistep.py).
 
     Raises:
       UserError: for a number out of its range.
@@ -212,21 +216,22 @@ def sa(predictor: int = 3, corrector: int = 3, tau: float | Callable[[Array], Ar
         ratio = process.sigma(t) / process.alpha(t)
         return eta if everywhere else jnp.where((S_min <= ratio) & (ratio <= S_max), eta, 0.0)
 
-    def move(process, x, history, z, order, t, s):
+    def move(process, x, history, z, order, t, s, more=0):
         eta = eta_at(process, t)
         weights = [exponential.weights(process, history.times[:p], t, s, eta=eta) for p in range(1, order + 1)]
-        x = exponential.carry(process, t, s, eta=eta) * x + multistep.combine(weights, history)
+        x = exponential.carry(process, t, s, eta=eta) * x + multistep.combine(process, weights, history, more)
         return x if none else x + exponential.noise_level(process, t, s, eta) * z
 
     def step(noise, x, past, t, s, denoise, process):
         history = multistep.remember(past.history, denoise(x, t).x0, t)
         if corrector:
-            again = move(process, past.x, history, past.z, corrector, past.history.times[0], t)
+            # of the step before, which has the prediction at its end besides
+            again = move(process, past.x, history, past.z, corrector, past.history.times[0], t, more=2)
             x = jnp.where(past.history.count > 0, again, x)
         z = past.z if none else noise.path(t, s)
         return move(process, x, history, z, predictor, t, s), _Corrected(history, x, z)
 
     def init(x, ts):
-        return _Corrected(multistep.empty(max(predictor, corrector), x, ts), x, jnp.zeros_like(x))
+        return _Corrected(multistep.empty(max(predictor, corrector), x, ts, lower_order_final), x, jnp.zeros_like(x))
 
-    return Sampler(init, step)
+    return Sampler(init, step, grid=multistep.THIRD_ORDER)

@@ -15,7 +15,7 @@ from diffusion_jax.samplers.base import Sampler, memoryless
 from diffusion_jax.samplers.exponential import log_ratio
 
 
-def _singlestep(ratios: tuple[float, ...], *, data: bool, second: str) -> Sampler:
+def _singlestep(ratios: tuple[float, ...], *, data: bool, second: str, grid: str = "logistic()") -> Sampler:
     if not all(0 < r <= 1 for r in ratios):
         raise UserError(f"a singlestep solver looks at ratios of the step in (0, 1]; got {', '.join(map(str, ratios))}")
 
@@ -34,12 +34,12 @@ def _singlestep(ratios: tuple[float, ...], *, data: bool, second: str) -> Sample
                 times, values = [t, stop], [values[0], look(y, stop)]
         return y
 
-    return memoryless(step, nfe=1 + len(ratios))
+    return memoryless(step, nfe=1 + len(ratios), grid=grid)
 
 
 def dpm_2s(r1: float = 0.5) -> Sampler:
     """DPM-Solver-2, order 2 (Lu et al. 2022a, algorithm 4): x_s = (alpha_s / alpha_t) x - sigma_s expm1(h) [eps + (eps_1 - eps) / (2 r1)]."""
-    return _singlestep((r1,), data=False, second="midpoint")
+    return _singlestep((r1,), data=False, second="midpoint", grid="logistic(scale=1.0)")
 
 
 def dpm_3s(r1: float = 1 / 3, r2: float = 2 / 3) -> Sampler:

@@ -50,7 +50,7 @@ def ancestral(sampler: Sampler, eta: float = 1.0, S_noise: float = 1.0) -> Sampl
         x = sampler.step(noise, x, (), t, down, denoise, process)[0]
         return process.alpha(s) / process.alpha(down) * x + S_noise * process.sigma(s) * up * noise.path(t, s)
 
-    return memoryless(step, sampler.nfe)
+    return memoryless(step, sampler.nfe, sampler.grid)
 
 
 def churned(sampler: Sampler, S_churn: float = 40.0, S_min: float = 0.05, S_max: float = 50.0, S_noise: float = 1.003) -> Sampler:
@@ -83,7 +83,7 @@ def churned(sampler: Sampler, S_churn: float = 40.0, S_min: float = 0.05, S_max:
         x_hat = process.alpha(t_hat) * (x / process.alpha(t) + added)
         return sampler.step(noise, x_hat, (), t_hat, s, denoise, process)[0], n
 
-    return Sampler(lambda x, ts: 1 + jnp.sum(ts[1:] < ts[:-1]), step, nfe=sampler.nfe)
+    return Sampler(lambda x, ts: 1 + jnp.sum(ts[1:] < ts[:-1]), step, nfe=sampler.nfe, grid=sampler.grid)
 
 
 def _need_plain(name: str, sampler: Sampler) -> None:
