@@ -111,9 +111,9 @@ def network(name: str, **options) -> ConfigDict:
 VARIANTS = {
     # name: (process, parameterization, objective, sampler, grid)
     "ddpm": ("discrete.ddpm()", "eps()", "denoising.ddpm(steps=1000)", "ancestral.ddim", "trailing"),
-    "vp": ("schedules.VP()", "eps()", "denoising.dsm()", "ancestral.ddim", "uniform"),
-    "subvp": ("schedules.SubVP()", "eps()", "denoising.dsm()", "ancestral.ddim", "uniform"),
-    "ve": ("schedules.VE(sigma_min=0.02, sigma_max=100.0)", "eps()", "denoising.dsm()", "ancestral.ddim", "uniform"),
+    "vp": ("schedules.VP()", "eps()", "denoising.dsm()", "ancestral.ddim", "auto"),
+    "subvp": ("schedules.SubVP()", "eps()", "denoising.dsm()", "ancestral.ddim", "auto"),
+    "ve": ("schedules.VE(sigma_min=0.02, sigma_max=100.0)", "eps()", "denoising.dsm()", "ancestral.ddim", "auto"),
     "edm": ("schedules.EDM()", "edm()", "denoising.edm()", "ode.edm_heun", "karras"),
     "flow": ("schedules.RectifiedFlow()", "velocity()", "denoising.flow_matching()", "ode.euler", "uniform"),
 }

@@ -55,9 +55,9 @@ def listing() -> str:
         made = make()
         more = f" + {sum(made.warmup)}" if made.warmup else ""
         nfe = "its own steps" if base.adaptive(made) else f"{made.nfe} a step{more}"
-        return f"  {name:32} {nfe:15} {KINDS[base.draws_noise(made, vp)]:18} {_what(make)}"
+        return f"  {name:32} {nfe:15} {KINDS[base.draws_noise(made, vp)]:18} {made.grid:34} {_what(make)}"
 
-    lines = ["samplers: name, network evaluations (+ at the start), kind"]
+    lines = ["samplers: name, network evaluations (+ at the start), kind, own grid (@auto)"]
     lines += [sampler(*pair) for pair in members(experiment.SAMPLERS).items()]
     families = {"grids": experiment.GRIDS, "targets": experiment.TARGETS, "processes": experiment.PROCESSES}
     for plural, family in families.items():

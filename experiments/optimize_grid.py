@@ -26,7 +26,7 @@ from absl import flags
 
 from experiments import cli
 
-HAND_MADE = ("karras", "uniform_logsnr", "uniform", "quadratic", "cosine", "flow_shift", "align_your_steps")
+HAND_MADE = ("auto", "karras", "uniform_logsnr", "uniform", "quadratic", "cosine", "flow_shift", "align_your_steps")
 PLACED, SHIFT = "placed", "shift"
 MARGIN = 0.02  # of both scores' logarithms, which polishing tries to gain in each
 FIRST_SEED = 1_000_000  # of the starts that times are placed by; far from those that they are judged by
@@ -66,7 +66,8 @@ def place(
     from diffusion_jax.samplers import base, grids
 
     n, (subject, truth), (judging, solved) = base.points(sampler, nfe), starts, held_out
-    hand = {name: build(experiment.GRIDS, name, subject.process, n) for name in HAND_MADE}
+    hand = dict.fromkeys(grids.spec(name, sampler) for name in HAND_MADE)  # 'auto' by its name
+    hand = {name: build(experiment.GRIDS, name, subject.process, n) for name in hand}
     first = hand | ({"spread": spread(subject.process, like, n)} if like is not None else {})
     run, judge = comparison.runner(subject, sampler, n), comparison.runner(judging, sampler, n)
     measured = functools.cache(lambda name: _measured(subject, truth, run(first[name])[0], quality=bool(polish)))
@@ -274,7 +275,7 @@ def grid_name(name: str, spec: str) -> str:
     from diffusion_jax.build import members
     from diffusion_jax.errors import UserError
 
-    if name in members(experiment.GRIDS):
+    if name == "auto" or name in members(experiment.GRIDS):
         raise UserError(f"--name={name} is a grid of the family; choose another name")
     if "/" in name:
         raise UserError(f"--name={name} is a path; give a name alone, and the folder by --out")

@@ -7,17 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from families import GRIDS, PROCESSES
+from families import GRIDS, PROCESSES, SAMPLERS
 from numpy.testing import assert_allclose
 
-from diffusion_jax import targets
+from diffusion_jax import experiment, targets
+from diffusion_jax.build import build
 from diffusion_jax.errors import UserError
 from diffusion_jax.processes import discrete, gaussian, schedules
-from diffusion_jax.samplers import ancestral, base, grids, multistep, ode
+from diffusion_jax.samplers import adaptive, ancestral, base, few_step, grids, multistep, ode
 
 every_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 STRIDED = ("leading", "linspace", "trailing")
-OPEN = ("few_step", "levels")  # they end before the data does: test_few_step.py
+OPEN = ("few_step", "levels", "logistic")  # they end before the data does: test_few_step.py, and below
 
 
 @every_process
@@ -39,6 +40,37 @@ def test_grids_are_even_in_what_they_say(process):
         for even in (lam, ratio, grids.uniform(process, 40), np.sqrt(grids.quadratic(process, 40)), np.arctan(angle), flow / (3 + flow)):
             steps = np.diff(even)
             assert_allclose(steps, steps.mean(), rtol=1e-6)
+
+
+@every_process
+def test_the_logistic_grid_is_even_in_its_quantiles(process):
+    """And leaves the last of n + 1 to x0-hat: with t_min appended the n steps are equal."""
+    with jax.enable_x64(True):
+        ts = jnp.append(grids.logistic(process, 12, mean=-0.5, scale=2.0), process.t_min)
+        z = (-0.5 * np.asarray(gaussian.logsnr(process, ts)) + 0.5) / 2
+        steps = np.diff(1 / (1 + np.exp(-z)))
+        assert len(ts) == 13 and ts[0] == process.t_max
+        assert_allclose(steps, steps.mean(), rtol=1e-6)
+    assert np.asarray(grids.logistic(process, 1)) == [np.float32(process.t_max)]
+    assert np.all(np.diff(grids.logistic(process, 1000)) < 0)
+
+
+def test_logistic_is_flow_shift_with_an_open_end():
+    process = schedules.RectifiedFlow()
+    both = grids.flow_shift(process, 9, shift=3.0)
+    assert_allclose(grids.logistic(process, 8, mean=np.log(3), scale=1.0), both[:-1], rtol=1e-5)
+    with pytest.raises(UserError, match="above 0"):
+        grids.logistic(process, 8, scale=0.0)
+
+
+def test_auto_is_the_samplers_own_grid():
+    """Every sampler names one that exists, for any process; an adaptive one has no other."""
+    for make in SAMPLERS.values():
+        sampler = make()
+        assert grids.spec("karras", sampler) == (sampler.grid if base.adaptive(sampler) else "karras")
+        own = build(experiment.GRIDS, grids.spec("auto", sampler), schedules.VE(), 4)
+        assert own[0] == 1 and np.all(np.diff(own) < 0)
+    assert grids.spec("auto", few_step.multistep()) == "few_step()" and grids.spec("auto", adaptive.tsit5()) == "uniform()"
 
 
 def test_karras_grid_is_equation_5():

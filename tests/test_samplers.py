@@ -530,10 +530,8 @@ def moments(sampler, denoise, process, ts, mean, variance):
 
 LOWERED = {  # a solver, what its last step is, and what the one before it is (test_parity.py has the others)
     "dpmpp_3m": (multistep.dpmpp_3m, sde.dpmpp_1(0.0), multistep.dpmpp_2m()),
-    "lms": (multistep.lms, multistep.lms(1), multistep.lms(2)),
     "ipndm": (multistep.ipndm, multistep.ipndm(1), multistep.ipndm(2)),
     "sde.dpmpp_3m": (sde.dpmpp_3m, sde.dpmpp_1(), sde.dpmpp_2m()),
-    "sde.sa": (functools.partial(sde.sa, 3, 0), sde.dpmpp_1(), sde.sa(2, 0)),
 }
 
 
@@ -577,7 +575,7 @@ HIGHER = {  # the deterministic solvers of order above 1 that are meant for few 
     "multistep.deis(logsnr)": functools.partial(multistep.deis, clock="logsnr"),
     "multistep.pndm(heun)": functools.partial(multistep.pndm, "heun"),
 }  # fmt: skip
-QUICK = ("multistep.unipc", "sde.dpmpp_3m(0)")
+QUICK = ("multistep.unipc",)
 RING, RUNS = targets.ring_of_gaussians(), arrays.example_keys(jax.random.key(1), 64)
 
 

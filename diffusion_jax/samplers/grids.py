@@ -98,7 +98,7 @@ def flow_shift(process: Process, n: int, shift: float = 3.0) -> Array:
     return _with_ends(process, time_of_logsnr(process, -2 * (math.log(shift) + jnp.log(u) - jnp.log1p(-u))), "flow_shift")
 
 
-def logistic(process: Process, n: int, mean: float = -1.0, scale: float = 1.5) -> Array:
+def logistic(process: Process, n: int, mean: float = -1.0, scale: float = 2.0) -> Array:
     """The first n of n + 1 even quantiles of a logistic distribution of log(sigma / alpha), from t_max to t_min: what 'auto' is made of.
 
     u = 1 / (1 + exp(-(log(sigma / alpha) - mean) / scale)) in equal steps, which are short in log(sigma / alpha) about `mean`, where data

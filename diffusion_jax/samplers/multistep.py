@@ -28,7 +28,7 @@ from diffusion_jax.types import Array, Process
 
 
 LONG = 1.5
-THIRD_ORDER = "logistic(mean=-1.2, scale=1.0)"  # the grid of solvers in data prediction whose order is 3 or more
+THIRD_ORDER = "logistic(scale=1.5)"  # the grid of solvers in data prediction whose order is 3 or more
 
 
 class History(NamedTuple):

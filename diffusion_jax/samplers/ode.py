@@ -50,7 +50,7 @@ def _in_ratio(method, nfe: int) -> Sampler:
         return process.alpha(s) * method(eps, x / process.alpha(t), 0, 1)
 
     # slopes from both ends of a step ask for short steps where the noise is large
-    return memoryless(step, nfe, grid="logistic(mean=0.0, scale=2.0)")
+    return memoryless(step, nfe, grid="logistic(mean=0.0)")
 
 
 def edm_heun() -> Sampler:

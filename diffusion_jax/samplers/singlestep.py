@@ -44,7 +44,7 @@ def dpm_2s(r1: float = 0.5) -> Sampler:
 
 def dpm_3s(r1: float = 1 / 3, r2: float = 2 / 3) -> Sampler:
     """DPM-Solver-3, order 3 (Lu et al. 2022a, algorithm 5): looks at r1 and r2 of the step, x_s from the line through eps and eps_2."""
-    return _singlestep((r1, r2), data=False, second="exact")
+    return _singlestep((r1, r2), data=False, second="exact", grid="logistic(scale=1.5)")
 
 
 def dpmpp_2s(r1: float = 0.5) -> Sampler:
