@@ -29,7 +29,7 @@ from diffusion_jax.samplers import base, grids
 from diffusion_jax.types import Cond, Denoise, Key, Params, Process
 from diffusion_jax.workdir import Trained
 
-VERSION = 3  # of how cells are run and judged: another one does not take those that were kept
+VERSION = 4  # of how cells are run and judged: another one does not take those that were kept
 GROUPS = 5  # of samples, left out in turn to tell a margin from noise
 SHOWN = 8  # images of a strip
 ADAPTIVE = 100  # evaluations that the progress bar expects of an adaptive sampler
