@@ -411,7 +411,7 @@ def test_a_comparison_of_a_model_that_a_classifier_guides_scores_what_sample_dra
         ("cgf()", "did you mean"),
         ("autoguidance()", "needs a worse model"),
         ("interval(low=2.0, high=1.0)", "is empty"),
-        ("interval(0.2, 3.0)", "the first argument is another guide"),
+        ("interval(0.2, 3.0)", "guide=0.2: it must be a component such as cfg"),
         ("autoguidance(ema='1k')", "other trained networks"),
         ("cfg(0.7, 0.1)", "cfg takes rescale"),
     ],
