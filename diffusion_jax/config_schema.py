@@ -254,7 +254,7 @@ KEYS: dict[str, Rule] = {
     "sampler.batch_size": integer(1, 65_536),
     # options of the networks, under the same name in all of them; those that differ stand in NETWORKS
     "model.stem": integer(1, 64),
-    "model.width": integer(1, 4096),
+    "model.width": integer(2, 4096),
     "model.multipliers": sequence(integer(1, 64), least=1, most=8),
     "model.blocks": integer(0, 16),
     "model.attention": sequence(integer(1, 4096)),
@@ -274,7 +274,7 @@ KEYS: dict[str, Rule] = {
     "model.patch": integer(1, 256),
     "model.depth": integer(1, 128),
     "model.heads": integer(1, 256),
-    "model.mlp_ratio": number(0, 64, above=True),
+    "model.mlp_ratio": number(0.25, 64),
     "model.scan_blocks": flag(),
     "model.latent_channels": integer(1, 1024),
     "model.quant": flag(),

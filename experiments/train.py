@@ -75,6 +75,8 @@ def _foresee(built, parts, template, dataset, loss) -> None:
     experiment.plan(built), experiment.weights_name(config)
     names = ("steps", "log_every", "checkpoint_every", "eval_every", "sample_every")
     loop.check_cadences(training.steps_per_call, {f"config.training.{name}": training[name] for name in names})
+    if config.data.batch_size % training.accumulate:
+        raise UserError(f"config.training.accumulate={training.accumulate} does not divide config.data.batch_size={config.data.batch_size}")
     _check_memory(template)
     batch = data.batches(dataset.train, batch_size=config.data.batch_size, seed=config.seed, flip=config.data.flip,
                          rows=parts.runner.rows(config.data.batch_size))  # fmt: skip

@@ -104,3 +104,16 @@ def test_a_number_of_classes_that_the_data_do_not_have_is_refused():
     with pytest.raises(UserError, match="config.data.num_classes=7: the data set has 10 classes; set 0"):
         experiment.dataset(changed(data__num_classes=7))
     assert experiment.dataset(changed(data__num_classes=10)).num_classes == 10
+
+
+@pytest.mark.parametrize("key, value, said", [
+    ("training__accumulate", 3, "config.training.accumulate=3 does not divide config.data.batch_size=128"),
+    ("training__best", "eval_lss", "unknown value of config.training.best 'eval_lss'; did you mean 'eval_loss'"),
+    ("sampler__grid", "karass", "unknown grid 'karass'"), ("sampler__ema", "7k", "unknown config.sampler.ema '7k'"),
+])  # fmt: skip
+def test_what_only_later_steps_need_is_checked_before_anything_is_written(key, value, said, tmp_path):
+    config = changed(**{key: value})
+    config.model.update(width=8, multipliers=(1,), blocks=1, attention=(), head_width=8)
+    with pytest.raises(UserError, match=said):
+        train.train(config.lock(), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
