@@ -176,7 +176,7 @@ def _unpacked(function: Callable, parameter: inspect.Parameter) -> dict[str, Any
 def _takes(function: Callable, signature: inspect.Signature) -> str:
     """The names of the arguments that a spec may give."""
     parameters = list(signature.parameters.values())
-    names = [p.name for p in parameters if p.default is not p.empty]
+    names = [p.name for p in parameters if p.default is not p.empty and p.name not in ("parent", "name")]  # (of flax)
     names += [key for p in parameters if p.kind is p.VAR_KEYWORD for key in _unpacked(function, p) or ()]
     return ", ".join(dict.fromkeys(names)) or "no arguments"
 
