@@ -11,6 +11,7 @@ import gc
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,14 +21,14 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def run(name: str, *args) -> subprocess.CompletedProcess:
-    """Of experiments.NAME with these arguments: returncode, stdout, stderr."""
+def run(name: str, *args, seconds: int = 0) -> subprocess.CompletedProcess:
+    """Of experiments.NAME with these arguments: returncode, stdout, stderr. After so many seconds (0: never) SIGALRM ends it."""
     with tempfile.TemporaryDirectory() as folder:
         files = [os.path.join(folder, stream) for stream in ("stdout", "stderr")]
         server, line = _server(), [f"experiments.{name}", *map(str, args)]
-        print(json.dumps([files, line]), file=server.stdin, flush=True)
+        print(json.dumps([files, line, seconds]), file=server.stdin, flush=True)
         status = int(server.stdout.readline())
-        return subprocess.CompletedProcess(line, status, *(Path(file).read_text() for file in files))
+        return subprocess.CompletedProcess(line, status, *(Path(file).read_text(errors="backslashreplace") for file in files))
 
 
 @functools.cache
@@ -41,10 +42,11 @@ def _server() -> subprocess.Popen:
 def _serve() -> list[str] | None:
     """Answer each order with an exit status; in the child of an order, return what to run."""
     for order in iter(sys.stdin.readline, ""):
-        files, line = json.loads(order)
+        files, line, seconds = json.loads(order)
         with warnings.catch_warnings(action="ignore"):  # JAX's threads do not survive a fork: there are none yet
             child = os.fork()
         if not child:
+            signal.alarm(seconds)
             for descriptor, file in enumerate((os.devnull, *files)):
                 os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), descriptor)
             return line
