@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 
 import pytest
 
@@ -38,15 +39,18 @@ def faults(case: cases.Case, workdir=None) -> list[str]:
         found.append(f"a line of {len(errors[0])} characters")
     if any(character in done.stderr + done.stdout for character in "\x1b\x07"):
         found.append("control characters in the output")
-    if workdir is not None and done.returncode and os.path.exists(workdir):
-        found.append("refused, and the workdir was made")
+    if workdir is not None and os.path.exists(workdir):
+        shutil.rmtree(workdir)  # for the next case
+        if done.returncode:
+            found.append("refused, and the workdir was made")
     return found
 
 
 def report(some, workdir=None) -> None:
     """Run the cases; fail with all that is wrong."""
     wrong = [(case, found) for case in some if (found := faults(case, workdir))]
-    assert not wrong, "\n".join(f"{case.command} {' '.join(map(ascii, case.arguments))}: {'; '.join(found)}" for case, found in wrong)
+    lines = [f"{case.command} {' '.join(map(ascii, case.arguments))}: {'; '.join(found)}" for case, found in wrong]
+    assert not lines, "\n".join(lines)
 
 
 def some(all_cases, every: int, start: int = 0):
