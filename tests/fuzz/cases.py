@@ -17,8 +17,8 @@ from diffusion_jax import config_schema
 from tests import commands
 
 TERMINAL = "\x1b]0;title\x07\x1b[2J"  # what would clear the screen if it reached a terminal
-NUMBERS = ("x", "", "nan", "inf", "-inf", "1e400", "-1e30", "0x10", "1,2", "None", "--", TERMINAL)
-TEXTS = ("", " ", "nosuch", "-1", "nan", "a,b,,", "1e400", "((((", "[" * 200, "x" * 300, "/dev/null", "/", "../..", "\u202e", "%s{0}", TERMINAL)
+NUMBERS = ("x", "", "nan", "-inf", "1e400", "1,2", TERMINAL)
+TEXTS = ("", "nosuch", "-1", "nan,,", "((((", "x" * 300, "/dev/null", TERMINAL)
 SPECS = ("nosuch", "((((", "x(", "{0}(bogus=1)", "{0}(nosuch.nosuch())", "{0}(__import__('os'))", "lambda: 0", "1", TERMINAL)
 SHARED = ("coordinator", "num_processes", "process_id", "heartbeat_timeout", "initialization_timeout")  # of all commands
 
@@ -61,10 +61,9 @@ def wrong_flags(command: str, flags: list[Flag], base: tuple[str, ...]) -> Itera
     """Every flag of a command with every value that is wrong, or odd, for its type, after the arguments `base`."""
     for flag in flags:
         if flag.type in ("int", "float"):
-            sure = [value for value in NUMBERS if flag.type == "int" or value not in ("-1e30",)]
-            yield from (Case(command, (*base, f"--{flag.name}={value}"), value not in ("None",)) for value in sure)
+            yield from (Case(command, (*base, f"--{flag.name}={value}"), True) for value in NUMBERS)
         elif flag.type == "bool":
-            yield from (Case(command, (*base, f"--{flag.name}={value}"), True) for value in ("maybe", "2", TERMINAL))
+            yield from (Case(command, (*base, f"--{flag.name}={value}"), True) for value in ("maybe", TERMINAL))
         else:
             yield from (Case(command, (*base, f"--{flag.name}={value}"), value == TERMINAL) for value in TEXTS)
     yield Case(command, (*base, "--nosuch=1"), True)
