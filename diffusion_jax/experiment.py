@@ -6,6 +6,7 @@ Nothing here computes; it puts together. What each config key means is said in c
 from __future__ import annotations
 
 import functools
+import sys
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Sequence
 
@@ -458,6 +459,28 @@ def is_guided(experiment: Experiment, scale: float, *, key: str = "config.sample
         return False
     need_guidable(experiment, f"{key}={scale:g}")
     return told or not experiment.guide.condition
+
+
+def usable_guidance(config, num_classes: int):
+    """The config, with its guide's neutral scale where the model has no condition to guide by; then a note on stderr says so.
+
+    For scales that nobody has asked for: a preset's, on data without labels, and a stored one. `is_guided` refuses the others.
+
+    Args:
+      config: a locked ConfigDict.
+      num_classes: of the data.
+    """
+    guide, scale = build(GUIDES, config.sampler.get("guide", "cfg()")), config.sampler.guidance
+    labels = num_classes and config.conditional
+    told = labels if guide.condition == "label" else labels or config.get("text", {"encoder": ""})["encoder"]
+    learned = config.label_dropout or config.get("init_from", "") or guide.condition != "any"
+    if not guide.condition or guide.neutral is None or scale == guide.neutral or (told and learned):
+        return config
+    why = "without label_dropout the model learns no null condition" if told else "the model is unconditional"
+    print(f"note: config.sampler.guidance={scale:g} is not used, since {why}; it becomes {guide.neutral:g}", file=sys.stderr)
+    config = config.copy_and_resolve_references().unlock()
+    config.sampler.guidance = guide.neutral
+    return config.lock()
 
 
 def need_guidable(experiment: Experiment, asked: str) -> None:

@@ -162,7 +162,10 @@ def saved_config(workdir: str | Path, key: str = "--workdir") -> ConfigDict:
             print(f"note: '{path}' names data.{part}={named}, which you have not named on this machine, so it is not used; "
                   f"if you trust these data, say so once: --config.data.{part}={named}", file=sys.stderr)  # fmt: skip
             config["data"][part] = ""
-    return ConfigDict(config).lock()
+    config = ConfigDict(config).lock()
+    if (path.parent / "data.json").is_file() and config.get("objective"):
+        config = experiment.usable_guidance(config, about_data(path.parent)["num_classes"])
+    return config
 
 
 _SIZES = reading.items(reading.integer(1, 2**20), least=1, most=4)

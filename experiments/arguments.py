@@ -25,6 +25,7 @@ from diffusion_jax import config_schema
 from diffusion_jax.errors import UserError, nearest, printable, unknown
 from experiments import exits, overrides, usage, values
 
+CHANGED: set[str] = set()  # the config keys that this process's command line set
 HELP = ("help", "h", "helpshort", "helpfull", "?")
 
 
@@ -84,6 +85,7 @@ def parse(argv: Sequence[str], source: str, *, default: str = "", without: Seque
         _check_names(own, source, usage.short(source, short))
         _read_flags(argv[0], own)
         _remember(changes)
+        CHANGED.update(key for key, _ in changes)
         config = _config(spec, source, default)
         overrides.apply(config, changes)
         return config, rest

@@ -58,6 +58,11 @@ def typed(flag: str) -> str | None:
     return found[-1] if found else None
 
 
+def changed_keys() -> frozenset[str]:
+    """The config keys that the command line set, such as 'sampler.guidance'."""
+    return frozenset(arguments.CHANGED)
+
+
 def _guard(main: Callable[..., None], config: ConfigDict, given: Sequence[str]) -> None:
     """Run the command; a mistake, a signal or a system that refuses ends it with one line and the status of `exits`."""
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold bytes that are not UTF-8

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
+from collections.abc import Container
 import textwrap
 
 from absl import flags
@@ -15,12 +16,13 @@ from absl import flags
 from experiments import cli
 
 
-def train(config, workdir: str, *, dataset=None, fit=None, loss=None) -> bool:
+def train(config, workdir: str, *, dataset=None, fit=None, loss=None, asked: Container[str] = ()) -> bool:
     """Train to config.training.steps, resuming if workdir has a checkpoint. True if it reached the end, False if a signal
     stopped it.
 
     dataset, fit: instead of the config's and of loop.fit, for experiments.benchmark. loss: instead of experiment.loss_fn, for
-    networks that draw no samples.
+    networks that draw no samples. asked: the config keys that the user has set; a scale of guidance that is not among them is
+    left out where the data have no labels.
     """
     import jax
 
@@ -31,6 +33,8 @@ def train(config, workdir: str, *, dataset=None, fit=None, loss=None) -> bool:
     config_schema.check(config)
     experiment.check_components(config)
     dataset = dataset or folder.dataset(config, workdir, resumes=True)
+    if "sampler.guidance" not in asked:
+        config = experiment.usable_guidance(config, dataset.num_classes)
     built = folder.for_training(config, dataset, workdir)
     parts = experiment.training(built, loss=loss or experiment.loss_fn)
     key = jax.random.key(config.seed)
@@ -336,4 +340,4 @@ def _reconstructions(built, parts, dataset, root, writer):
 
 if __name__ == "__main__":
     cli.path_flag("workdir", None, "where everything goes; the same command resumes", required=True)
-    cli.launch(lambda config: train(config, flags.FLAGS.workdir) or sys.exit(cli.UNFINISHED), config="file")
+    cli.launch(lambda config: train(config, flags.FLAGS.workdir, asked=cli.changed_keys()) or sys.exit(cli.UNFINISHED), config="file")
