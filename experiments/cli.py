@@ -49,7 +49,11 @@ def launch(main: Callable[..., None], *, config: str, default: str = "", without
         parsed.extend(arguments.parse(argv, config, default=default, without=without, positional=positional, short=short))
         return argv[:1]
 
-    app.run(lambda argv: _guard(main, *parsed), flags_parser=parse)
+    try:
+        app.run(lambda argv: _guard(main, *parsed), flags_parser=parse)
+    except exits.Stopped as stop:  # between the command's own end and the end of its guard
+        print(exits.stopped_line(stop.signal), file=sys.stderr)
+        sys.exit(exits.STATUS[stop.signal])
 
 
 def typed(flag: str) -> str | None:
