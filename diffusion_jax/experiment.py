@@ -137,6 +137,9 @@ def assemble(config, shape: tuple[int, ...], num_classes: int = 0, load: Callabl
     if getattr(objective, "guided", False) and not (num_classes or encoder):
         raise UserError(f"config.objective={config.objective}: this model is unconditional, so there is no condition to guide by; "
                         "leave guidance at 1, or set --config.conditional=True with labeled data")  # fmt: skip
+    if getattr(objective, "guided", False) and not _learns_null(config):
+        raise UserError(f"config.objective={config.objective} guides by the null condition, which config.label_dropout=0 never trains; "
+                        "leave guidance at 1, or set --config.label_dropout=0.1")  # fmt: skip
     return guided_by(config.sampler.get("guide", "cfg()"), Experiment(
         config, tuple(shape), num_classes, process, build(PARAMETERIZATIONS, config.parameterization), objective, model,
         encoder=encoder, discriminator=adversary), load)  # fmt: skip
@@ -461,6 +464,11 @@ def is_guided(experiment: Experiment, scale: float, *, key: str = "config.sample
     return told or not experiment.guide.condition
 
 
+def _learns_null(config) -> bool:
+    """Whether a conditional model of this config knows the null condition: by label dropout, or from the weights it starts from."""
+    return config.label_dropout > 0 or bool(config.get("init_from", ""))
+
+
 def usable_guidance(config, num_classes: int):
     """The config, with its guide's neutral scale where the model has no condition to guide by; then a note on stderr says so.
 
@@ -473,7 +481,7 @@ def usable_guidance(config, num_classes: int):
     guide, scale = build(GUIDES, config.sampler.get("guide", "cfg()")), config.sampler.guidance
     labels = num_classes and config.conditional
     told = labels if guide.condition == "label" else labels or config.get("text", {"encoder": ""})["encoder"]
-    learned = config.label_dropout or config.get("init_from", "") or guide.condition != "any"
+    learned = _learns_null(config) or not guide.null
     if not guide.condition or guide.neutral is None or scale == guide.neutral or (told and learned):
         return config
     why = "without label_dropout the model learns no null condition" if told else "the model is unconditional"
@@ -492,7 +500,7 @@ def need_guidable(experiment: Experiment, asked: str) -> None:
         raise UserError(f"{asked}: {experiment.config.model.name} is an autoencoder, which has nothing to guide; {remedy}")
     if guide.condition and null_cond(experiment, 1) is None:
         raise UserError(f"{asked}: this model is unconditional, so there is no condition to guide by; {remedy}")
-    if guide.condition == "any" and not experiment.config.label_dropout and not experiment.config.get("init_from", ""):
+    if guide.null and not _learns_null(experiment.config):
         raise UserError(f"{asked}: this model is trained with config.label_dropout=0, so it does not know the null condition that "
                         f"guidance leads away from; {remedy}, or train one with --config.label_dropout=0.1")  # fmt: skip
     if guide.condition == "label" and not experiment.num_classes:

@@ -46,12 +46,14 @@ class Guide(NamedTuple):
       neutral: the scale at which the guided denoiser is `denoise` itself; None where there is no such scale.
       condition: the part of the condition that it guides by: 'any', 'label', or '' for none. Such a guide refuses a model
         without that part, and does nothing where the condition is the null condition.
+      null: whether it evaluates the model under the null condition, which a model learns by label dropout alone.
     """
 
     steer: Callable[[Denoise, Array, Site], Denoise]
     needs: tuple[Other, ...] = ()
     neutral: float | None = 1.0
     condition: str = ""
+    null: bool = False
 
 
 def cfg(rescale: float = 0.0) -> Guide:
@@ -65,7 +67,7 @@ def cfg(rescale: float = 0.0) -> Guide:
     def steer(denoise, scale, site):
         return _away(guidance.beside_null(denoise, site.null), scale, site, rescale)
 
-    return Guide(steer, condition="any")
+    return Guide(steer, condition="any", null=True)
 
 
 def autoguidance(workdir: str = "", ema: str = "", step: int = 0, rescale: float = 0.0) -> Guide:
@@ -96,7 +98,8 @@ def classifier(workdir: str, conditional: bool = False, ema: str = "", against: 
 
         return guidance.classifier(base, site.process, guidance.class_log_prob(site.classifier(other), against), scale)
 
-    return Guide(steer, (other,), neutral=0.0 if conditional and against is None else None, condition="label")
+    neutral = 0.0 if conditional and against is None else None
+    return Guide(steer, (other,), neutral=neutral, condition="label", null=not conditional and against is None)
 
 
 def interval(guide: Guide = cfg(), low: float = 0.0, high: float = float("inf")) -> Guide:

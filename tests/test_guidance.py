@@ -1,5 +1,6 @@
 """Guidance and thresholding on mixtures and Gaussians, where the denoisers that it should lead to are known; guides by name."""
 
+import contextlib
 import math
 import re
 
@@ -361,6 +362,15 @@ def test_guidance_that_cannot_be_is_refused_where_it_is_asked_for():
     with pytest.raises(UserError, match="this model is trained with config.label_dropout=0, so it does not know the null"):
         experiment.is_guided(tiny(label_dropout=0.0), 2.0)
     assert not experiment.is_guided(tiny(label_dropout=0.0), 1.0)
+    for spec, refused in {"classifier('c')": True, "interval(classifier('c'))": True, "classifier('c', conditional=True)": False,
+                          "classifier('c', against=1)": False, "autoguidance(step=1)": False}.items():  # fmt: skip
+        model = tiny(label_dropout=0.0)
+        model = experiment.guided_by(spec, model, lambda other, model=model: (model, None))
+        with pytest.raises(UserError, match="with config.label_dropout=0") if refused else contextlib.nullcontext():
+            experiment.is_guided(model, 2.0)
+    with pytest.raises(UserError, match="which config.label_dropout=0 never trains"):
+        tiny(objective="meanflow.meanflow(guidance=2.0)", label_dropout=0.0)
+    assert tiny(objective="meanflow.meanflow()", label_dropout=0.0).objective.guided is False
     with pytest.raises(UserError, match="unconditional"):
         experiment.denoiser(tiny(conditional=False), None, scale=2.0)
     with pytest.raises(UserError, match=r"meanflow\(guidance=2.0\): this model is unconditional"):
