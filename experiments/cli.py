@@ -6,9 +6,10 @@ Exit statuses: experiments/exits.py.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
-from typing import Callable
+from typing import Any, Callable, TextIO
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
@@ -67,9 +68,27 @@ def changed_keys() -> frozenset[str]:
     return frozenset(arguments.CHANGED)
 
 
+class Escaped:
+    """A text stream that writes control characters as escapes (errors.printable): names out of files never steer a terminal.
+
+    The ends of lines, tabs and the carriage returns of progress bars stay.
+    """
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write the text, and return its length."""
+        self._stream.write("".join(part if part in ("\n", "\r", "\t") else printable(part) for part in re.split(r"([\n\r\t])", text)))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def _guard(main: Callable[..., None], config: ConfigDict, given: Sequence[str]) -> None:
     """Run the command; a mistake, a signal or a system that refuses ends it with one line and the status of `exits`."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold bytes that are not UTF-8
+    sys.stdout, sys.stderr = Escaped(sys.stdout), Escaped(sys.stderr)
     logging.set_verbosity(logging.WARNING)  # jax tells at INFO which accelerators are absent
     runtime.enable_compilation_cache()
     try:

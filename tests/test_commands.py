@@ -1,5 +1,6 @@
 """The command line as a user types it: flags, config, overrides, short forms, paths, --help; one line for every mistake."""
 
+import io
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ from diffusion_jax import experiment
 from diffusion_jax.build import Family, build, members, resolved
 from diffusion_jax.errors import UserError, nearest
 from diffusion_jax.processes import schedules
-from experiments import few_step, usage, values
+from experiments import cli, few_step, usage, values
 
 ROOT = Path(__file__).parent.parent
 FILE = "--config=configs/digits.py:vp"
@@ -286,3 +287,11 @@ def test_short_forms_that_do_nothing_are_refused(command, flag, said):
     arguments = [sys.executable, "-m", f"experiments.{command}", "--workdir=run", flag]
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_names_never_steer_a_terminal():
+    """What a command prints goes through a stream that escapes control characters, but for those of lines and progress bars."""
+    kept = io.StringIO()
+    stream = cli.Escaped(kept)
+    assert stream.write("a\x1b]0;title\x07\tb\n\rc") == 15
+    assert kept.getvalue() == "a\\x1b]0;title\\x07\tb\n\rc" and stream.getvalue() == kept.getvalue()
