@@ -171,6 +171,8 @@ def _read_flags(program: str, own: Sequence[Given]) -> None:
     for one in own:
         if one.value is None and one.name in flags.FLAGS and not flags.FLAGS[one.name].boolean:
             raise UserError(f"--{one.name} has no value; write --{one.name}=VALUE")
+        if re.search(r"[\x00-\x08\x0b-\x1f\x7f]", one.value or ""):
+            raise UserError(f"--{one.name}={one.value:.60}: it has control characters; leave them out")
     texts = [f"--{one.name}" if one.value is None else f"--{one.name}={_value(one)}" for one in own]
     try:
         flags.FLAGS([program, *texts])

@@ -21,12 +21,15 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def run(name: str, *args, seconds: int = 0) -> subprocess.CompletedProcess:
-    """Of experiments.NAME with these arguments: returncode, stdout, stderr. After so many seconds (0: never) SIGALRM ends it."""
-    with tempfile.TemporaryDirectory() as folder:
-        files = [os.path.join(folder, stream) for stream in ("stdout", "stderr")]
+def run(name: str, *args, seconds: int = 0, folder: str | os.PathLike = ROOT) -> subprocess.CompletedProcess:
+    """Of experiments.NAME with these arguments, run in this folder: returncode, stdout, stderr.
+
+    After so many seconds (0: never) SIGALRM ends it.
+    """
+    with tempfile.TemporaryDirectory() as output:
+        files = [os.path.join(output, stream) for stream in ("stdout", "stderr")]
         server, line = _server(), [f"experiments.{name}", *map(str, args)]
-        print(json.dumps([files, line, seconds]), file=server.stdin, flush=True)
+        print(json.dumps([files, line, seconds, os.fspath(folder)]), file=server.stdin, flush=True)
         status = int(server.stdout.readline())
         return subprocess.CompletedProcess(line, status, *(Path(file).read_text(errors="backslashreplace") for file in files))
 
@@ -42,11 +45,12 @@ def _server() -> subprocess.Popen:
 def _serve() -> list[str] | None:
     """Answer each order with an exit status; in the child of an order, return what to run."""
     for order in iter(sys.stdin.readline, ""):
-        files, line, seconds = json.loads(order)
+        files, line, seconds, folder = json.loads(order)
         with warnings.catch_warnings(action="ignore"):  # JAX's threads do not survive a fork: there are none yet
             child = os.fork()
         if not child:
             signal.alarm(seconds)
+            os.chdir(folder)
             for descriptor, file in enumerate((os.devnull, *files)):
                 os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), descriptor)
             return line

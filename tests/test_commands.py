@@ -293,5 +293,5 @@ def test_names_never_steer_a_terminal():
     """What a command prints goes through a stream that escapes control characters, but for those of lines and progress bars."""
     kept = io.StringIO()
     stream = cli.Escaped(kept)
-    assert stream.write("a\x1b]0;title\x07\tb\n\rc") == 15
+    assert stream.write("a\x1b]0;title\x07\tb\n\rc") == 16
     assert kept.getvalue() == "a\\x1b]0;title\\x07\tb\n\rc" and stream.getvalue() == kept.getvalue()

@@ -65,7 +65,8 @@ def wrong_flags(command: str, flags: list[Flag], base: tuple[str, ...]) -> Itera
         elif flag.type == "bool":
             yield from (Case(command, (*base, f"--{flag.name}={value}"), True) for value in ("maybe", TERMINAL))
         else:
-            yield from (Case(command, (*base, f"--{flag.name}={value}"), value == TERMINAL) for value in TEXTS)
+            least = any(argument.startswith(f"--{flag.name}=") for argument in base)  # and nothing means a great deal
+            yield from (Case(command, (*base, f"--{flag.name}={value}"), value == TERMINAL) for value in TEXTS[least:])
     yield Case(command, (*base, "--nosuch=1"), True)
     yield Case(command, (*base, "stray"), True)
 

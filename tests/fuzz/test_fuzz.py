@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import tempfile
 
 import pytest
 
@@ -24,7 +25,8 @@ SAMPLED = ("sampler.",)  # the keys of a trained model that may be overridden
 
 def faults(case: cases.Case, workdir=None) -> list[str]:
     """What is wrong with how the command answers."""
-    done = commands.run(case.command, *case.arguments, seconds=SECONDS)
+    with tempfile.TemporaryDirectory() as folder:  # for what an accepted name writes
+        done = commands.run(case.command, *case.arguments, seconds=SECONDS, folder=folder)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     found = []
     if done.returncode < 0:
