@@ -365,6 +365,20 @@ def test_euler_ancestral_equals_diffusers():
     run_ratios("diffusers_ode", "euler_ancestral/10", ancestral.euler_ancestral(), False)
 
 
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """Rectified flow from t = 1, where theirs starts; ours stays off it."""
+
+    t_min: float
+    t_max: float = 1.0
+
+    def alpha(self, t):
+        return 1 - t
+
+    def sigma(self, t):
+        return jnp.asarray(t)
+
+
 @pytest.mark.parametrize("variant", ["", "/sigmas"])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_flow_euler_equals_diffusers(shift, variant):
@@ -373,7 +387,7 @@ def test_flow_euler_equals_diffusers(shift, variant):
     stored, cases = fixture("diffusers_ode")
     with jax.enable_x64(True):
         sigmas = stored[cases[case]["sigmas"]].astype("float64")[:-1]
-        process = schedules.RectifiedFlow(t_min=float(sigmas[-1]), t_max=1.0)
+        process = Line(t_min=float(sigmas[-1]))
         ts, denoise = grids.flow_shift(process, 10, shift), mixture_denoiser(stored, process)
         assert_allclose(ts, sigmas, rtol=1e-9)
         path = walk(ode.euler(), process, denoise, jnp.asarray(stored["z"], "float64"), ts, jnp.zeros((10, 1)))
@@ -526,7 +540,7 @@ def test_singlestep_orders_equal_k_diffusions_dpm_fast(n, orders):
 
 # ---- SiT -----------------------------------------------------------------------------------------------------------------
 
-SIT_PATHS = {"Linear": schedules.RectifiedFlow(t_min=0.0, t_max=1.0), "GVP": schedules.Cosine(), "VP": schedules.VP()}
+SIT_PATHS = {"Linear": schedules.RectifiedFlow(), "GVP": schedules.Cosine(), "VP": schedules.VP()}
 SIT_NAMES = {"SBDM": "sde", "inccreasing-decreasing": "increasing_decreasing"}  # theirs, spelled so: ours
 SIT_FORMS = ("constant", "SBDM", "sigma", "linear", "decreasing", "inccreasing-decreasing")
 SIT_CASES = [*(f"Linear/{form}/{norm}" for form in SIT_FORMS for norm in ("1", "0.4")),
