@@ -18,7 +18,7 @@ from diffusion_jax.samplers import adaptive, ancestral, base, few_step, grids, m
 
 every_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 STRIDED = ("leading", "linspace", "trailing")
-OPEN = ("few_step", "levels", "logistic")  # they end before the data does: test_few_step.py, and below
+OPEN = ("few_step", "levels", "logistic", "runge_kutta")  # they end before the data does: test_few_step.py, and below
 
 
 @every_process
@@ -51,8 +51,21 @@ def test_the_logistic_grid_is_even_in_its_quantiles(process):
         steps = np.diff(1 / (1 + np.exp(-z)))
         assert len(ts) == 13 and ts[0] == process.t_max
         assert_allclose(steps, steps.mean(), rtol=1e-6)
-    assert np.asarray(grids.logistic(process, 1)) == [np.float32(process.t_max)]
-    assert np.all(np.diff(grids.logistic(process, 1000)) < 0)
+
+
+@pytest.mark.parametrize("process, in_time", [(schedules.VP(), True), (schedules.VP(), False), (schedules.EDM(), True)])
+def test_the_grid_of_runge_kutta_steps_is_even_in_its_shares(process, in_time):
+    """In a quantile of the logistic distribution and in the logarithm of the size that grows; the last share is x0-hat's."""
+    with jax.enable_x64(True):
+        ts = jnp.append(grids.runge_kutta(process, 6, mean=-0.9, scale=1.2, growth=0.1, in_time=in_time), process.t_min)
+        alpha, sigma = np.asarray(process.alpha(ts)), np.asarray(process.sigma(ts))
+        size = np.sqrt(0.25 + (sigma / alpha) ** 2) * (alpha if in_time else 1)
+        steps = np.diff(1 / (1 + np.exp(-(np.log(sigma / alpha) + 0.9) / 1.2)) + 0.1 * np.log(size))
+        assert len(ts) == 7 and ts[0] == process.t_max
+        assert_allclose(steps, steps.mean(), rtol=1e-3)  # it interpolates in a table of 1,000 levels
+    for grid in (grids.logistic, grids.runge_kutta):
+        assert np.asarray(grid(process, 1)) == [np.float32(process.t_max)]
+        assert np.all(np.diff(grid(process, 1000)) < 0)
 
 
 def test_logistic_is_flow_shift_with_an_open_end():
@@ -64,12 +77,13 @@ def test_logistic_is_flow_shift_with_an_open_end():
 
 
 def test_auto_is_the_samplers_own_grid():
-    """Every sampler names one that exists, for any process; an adaptive one has no other."""
-    for make in SAMPLERS.values():
-        sampler = make()
+    """Every sampler names one that exists; an adaptive one has no other."""
+    samplers = [make() for make in SAMPLERS.values()]
+    for sampler in samplers:
         assert grids.spec("karras", sampler) == (sampler.grid if base.adaptive(sampler) else "karras")
-        own = build(experiment.GRIDS, grids.spec("auto", sampler), schedules.VE(), 4)
-        assert own[0] == 1 and np.all(np.diff(own) < 0)
+    for own in {grids.spec("auto", sampler) for sampler in samplers}:
+        ts = build(experiment.GRIDS, own, schedules.VE(), 4)
+        assert ts[0] == 1 and np.all(np.diff(ts) < 0), own
     assert grids.spec("auto", few_step.multistep()) == "few_step()" and grids.spec("auto", adaptive.tsit5()) == "uniform()"
 
 
@@ -125,7 +139,7 @@ def test_flow_shift_is_stable_diffusion_3s():
     u = np.linspace(*(t / (3 - 2 * t) for t in (process.t_max, process.t_min)), 9)  # its inverse at the ends
     assert_allclose(grids.flow_shift(process, 9), 3 * u / (1 + 2 * u), rtol=1e-5)
     assert_allclose(grids.flow_shift(process, 9, shift=1.0), grids.uniform(process, 9), rtol=1e-4, atol=1e-6)
-    with pytest.raises(UserError, match="above 0"):
+    with pytest.raises(UserError, match="at least 1e-06"):
         grids.flow_shift(process, 9, shift=0.0)
 
 

@@ -15,11 +15,11 @@ from diffusion_jax.samplers import singlestep
 from diffusion_jax.samplers.base import Sampler, memoryless
 
 
-def _in_time(method, nfe: int) -> Sampler:
+def _in_time(method, nfe: int, grid: str = "logistic()") -> Sampler:
     def step(noise, x, t, s, denoise, process):
         return method(lambda u, y: gaussian.velocity(process, denoise(y, u), u), x, t, s)
 
-    return memoryless(step, nfe)
+    return memoryless(step, nfe, grid=grid)
 
 
 def euler() -> Sampler:
@@ -29,15 +29,15 @@ def euler() -> Sampler:
 
 def heun() -> Sampler:
     """Heun in t: order 2, two evaluations a step."""
-    return _in_time(integrators.heun, 2)
+    return _in_time(integrators.heun, 2, "runge_kutta(mean=-0.9, scale=1.2, growth=0.1, in_time=True)")
 
 
 def rk4() -> Sampler:
     """Classical Runge-Kutta in t: order 4, four evaluations a step."""
-    return _in_time(integrators.rk4, 4)
+    return _in_time(integrators.rk4, 4, "runge_kutta(mean=-1.8, scale=1.8, growth=0.08, in_time=True)")
 
 
-def _in_ratio(method, nfe: int) -> Sampler:
+def _in_ratio(method, nfe: int, grid: str) -> Sampler:
     def step(noise, x, t, s, denoise, process):
         ratio = lambda u: process.sigma(u) / process.alpha(u)  # noqa: E731
         ends = {0: t, 1: s}
@@ -49,18 +49,17 @@ def _in_ratio(method, nfe: int) -> Sampler:
 
         return process.alpha(s) * method(eps, x / process.alpha(t), 0, 1)
 
-    # slopes from both ends of a step ask for short steps where the noise is large
-    return memoryless(step, nfe, grid="logistic(mean=0.0)")
+    return memoryless(step, nfe, grid=grid)
 
 
 def edm_heun() -> Sampler:
     """Heun in (x / alpha, sigma / alpha): order 2, two evaluations a step (Karras et al. 2022, algorithm 1)."""
-    return _in_ratio(integrators.heun, 2)
+    return _in_ratio(integrators.heun, 2, "runge_kutta()")
 
 
 def edm_rk4() -> Sampler:
     """Classical Runge-Kutta in (x / alpha, sigma / alpha): order 4, four evaluations a step."""
-    return _in_ratio(integrators.rk4, 4)
+    return _in_ratio(integrators.rk4, 4, "runge_kutta(mean=-0.7, scale=1.7, growth=0.04)")
 
 
 def midpoint() -> Sampler:
