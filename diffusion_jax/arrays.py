@@ -37,7 +37,10 @@ def example_keys(key: Key, batch: int, offset: int | Array = 0) -> Key:
     """One key per example, (batch,). A (batch,) key array passes through; a single key is folded with each example's index.
 
     Example i's key depends on (key, offset + i) alone: never on the batch size or on how the batch is laid out over devices.
+    Raw keys of jax.random.PRNGKey, (2,) or (batch, 2), count as the typed keys that they stand for.
     """
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
     if key.ndim == 1:
         if key.shape[0] != batch:
             raise ValueError(f"one key per example is needed: got {key.shape[0]} keys for a batch of {batch}")

@@ -307,7 +307,9 @@ def dps(scale: float = 1.0, symmetric: bool = False) -> Method:
 def replacement() -> Method:
     """After each move the measured part of x_s is drawn from q(A x_s | y): imputation (Song et al. 2021, appendix I.2).
 
-    Where y's own noise is the larger, alpha_s std > sigma_s s, nothing is replaced any more.
+    Where y's own noise is the larger, alpha_s std > sigma_s s, nothing is replaced any more. There x_s / alpha_s is y itself in the
+    measured directions, and what is random in them after that is the sampler's own noise: with a noisy measurement take a stochastic
+    sampler, since a deterministic one leaves less spread than the posterior has. The same holds for `repaint`.
     """
 
     def wrap(sampler, measurement, y):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from families import PROCESSES, SAMPLERS, AnyOf, logsnr_grid, smooth
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 
 from diffusion_jax import arrays, experiment, guidance, parameterization, targets
 from diffusion_jax.build import build
@@ -666,6 +666,15 @@ def test_one_network_is_the_same_model_under_any_process(sampler):
 
 
 # ---- the loop --------------------------------------------------------------------------------------------------------
+
+
+def test_raw_keys_count_as_the_typed_keys_that_they_stand_for():
+    """One key and a batch of two: a raw key is itself an array (2,), which must not pass for two keys."""
+    pairs = ((jax.random.PRNGKey(3), jax.random.key(3)), (jax.random.split(jax.random.PRNGKey(3), 2), jax.random.split(jax.random.key(3), 2)))
+    for raw, typed in pairs:
+        found, right = arrays.example_keys(raw, 2), arrays.example_keys(typed, 2)
+        assert_array_equal(jax.random.key_data(found), jax.random.key_data(right))
+        assert_array_equal(arrays.noise(raw, jnp.zeros((2, 3))), arrays.noise(typed, jnp.zeros((2, 3))))
 
 
 def setting(count=6, n=5):
