@@ -668,6 +668,15 @@ def test_one_network_is_the_same_model_under_any_process(sampler):
 # ---- the loop --------------------------------------------------------------------------------------------------------
 
 
+def test_without_an_amount_of_noise_a_sampler_is_deterministic():
+    """So it can encode, have its grid optimized and be wrapped."""
+    for none, some in ((stochastic.churned(ode.midpoint(), 0.0), stochastic.churned(ode.midpoint())), (sde.edm(0.0), sde.edm()),
+                       (stochastic.ancestral(ode.heun(), 0.0), stochastic.ancestral(ode.heun())), (sde.sa(tau=0.0), sde.sa()),
+                       (sde.interpolant(scale=0.0), sde.interpolant()), (ancestral.ddim(0.0), ancestral.ddim(1.0)),
+                       *((make(0.0), make()) for make in (sde.dpmpp_1, sde.dpmpp_2m, sde.dpmpp_3m, sde.dpmpp_2s))):  # fmt: skip
+        assert not base.draws_noise(none, schedules.VP()) and base.draws_noise(some, schedules.VP())
+
+
 def test_raw_keys_count_as_the_typed_keys_that_they_stand_for():
     """One key and a batch of two: a raw key is itself an array (2,), which must not pass for two keys."""
     pairs = ((jax.random.PRNGKey(3), jax.random.key(3)), (jax.random.split(jax.random.PRNGKey(3), 2), jax.random.split(jax.random.key(3), 2)))

@@ -167,7 +167,7 @@ def dpmpp_2s(eta: float = 1.0, r: float = 0.5) -> Sampler:
             kept = down / process.sigma(t)
             return kept * x + (process.alpha(end) - kept * process.alpha(t)) * x0 + process.sigma(end) * jnp.sqrt(up) * z
 
-        first, rest = noise.path(t, middle), noise.path(middle, s, part=1)
+        first, rest = (noise.path(t, middle), noise.path(middle, s, part=1)) if eta else (0.0, 0.0)
         # the share of [t, middle] in the noise of [t, s]: the driving Brownian motion runs on the clock (alpha / sigma)^2
         share = jnp.exp(2 * (low - high) * (1 - r)) * jnp.expm1(2 * (low - high) * r) / jnp.expm1(2 * (low - high))
         whole = jnp.sqrt(share) * first + jnp.sqrt(1 - share) * rest

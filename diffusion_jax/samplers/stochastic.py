@@ -71,6 +71,8 @@ def churned(sampler: Sampler, S_churn: float = 40.0, S_min: float = 0.05, S_max:
     need_ranges("stochastic.churned", S_churn=(S_churn, 0, math.inf), S_noise=(S_noise, 0, math.inf))
     noise_range("stochastic.churned", S_min, S_max)
     _need_plain("stochastic.churned", sampler)
+    if S_churn == 0:
+        return sampler
 
     def step(noise, x, n, t, s, denoise, process):
         ratio = process.sigma(t) / process.alpha(t)
