@@ -1,6 +1,6 @@
 """A trained network's noise levels as a chain of integer steps, the only processes that DDPM's and DDIM's schedulers know.
 
-Such a scheduler has a table of betas and tells the network the integer j of a step. A network of this project is told c_noise
+Such a scheduler has a table of betas and gives the network the integer j of a step. A network of this project is given c_noise
 and embeds 1000 c_noise, so that it already knows the steps
 
     j = 1000 c_noise + shift,        j = 0, 1, ..., N - 1,
@@ -34,7 +34,7 @@ HALVINGS = 60  # of the search for the time of a step
 
 
 class Chain(NamedTuple):
-    """A chain of N steps. betas: (N,), float64. The network is told j - shift where the chain is at step j, and its output is
+    """A chain of N steps. betas: (N,), float64. The network is given j - shift where the chain is at step j, and its output is
     factor times `prediction`: 'eps', 'v' or 'x0'.
     """
 
@@ -112,7 +112,7 @@ def _prediction(seen: _Seen) -> tuple[str, float]:
 
 
 def _at(process: Process, parameterization: Parameterization, c_noise: np.ndarray) -> _Seen:
-    """What the network sees where it is told these c_noise, which rise with t."""
+    """What the network sees where it is given these c_noise, which rise with t."""
     low, high = np.full(len(c_noise), process.t_min), np.full(len(c_noise), process.t_max)
     for _ in range(HALVINGS):
         middle = 0.5 * (low + high)

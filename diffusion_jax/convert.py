@@ -246,7 +246,7 @@ def of_one_class(params: Flat, label: int) -> dict[str, np.ndarray]:
 
 
 def with_steps(params: Flat, noise_embedding: str, shift: float) -> dict[str, np.ndarray]:
-    """Those of a network that is told j = 1000 c_noise + shift instead of 1000 c_noise.
+    """Those of a network that is given j = 1000 c_noise + shift instead of 1000 c_noise.
 
     Its features of j are sines and cosines, and those of j - shift are the same, each pair rotated: a change of the first kernel.
     """
@@ -298,7 +298,7 @@ class Convention(NamedTuple):
 def read_scheduler(scheduler: Mapping) -> Convention:
     """The convention of a network that was trained under this scheduler_config.json of diffusers; {} is DDPM's own.
 
-    Their integer j of N is our t = (j + 1) / N, and the network is told j itself, 1000 c_noise. UserError for a table of betas
+    Their integer j of N is our t = (j + 1) / N, and the network is given j itself, 1000 c_noise. UserError for a table of betas
     or a prediction that we do not have.
     """
     scheduler = DDPM | scheduler
@@ -508,7 +508,7 @@ def _dit_options(config: Mapping) -> tuple[Options, Shape]:
 
 def _dit_config(options: Options, shape: Shape) -> dict[str, Any]:
     if not options["num_classes"]:
-        raise UserError("an unconditional DiT has no counterpart there: theirs is told a class")
+        raise UserError("an unconditional DiT has no counterpart there: theirs is given a class")
     return {
         "input_size": shape[0], "in_channels": shape[2], "patch_size": options["patch"], "hidden_size": options["width"],
         "depth": options["depth"], "num_heads": options["heads"], "mlp_ratio": options["mlp_ratio"],

@@ -197,16 +197,16 @@ def _with_score(process: Process, prediction: Prediction, t: Array, more: Array)
 def clip_x0(denoise: Denoise, process: Process, low: float = -1.0, high: float = 1.0) -> Denoise:
     """x0-hat clipped to the data's range, eps-hat to match (Ho et al. 2020's code; DDIM's 'clip_denoised').
 
-    A prediction that is told where the move ends, cond['to'], is left as it is: it is the average velocity of MeanFlow as a pair
+    A prediction that is given where the move ends, cond['to'], is left as it is: it is the average velocity of MeanFlow as a pair
     (x0, eps), whose x0 is an average over the move, outside of the data's range where guidance is part of what was learned. The
-    last move, which is told nothing, ends in x0-hat and is clipped.
+    last move, which is given nothing, ends in x0-hat and is clipped.
     """
     return _with_x0(denoise, process, lambda x0: jnp.clip(x0, low, high))
 
 
 def dynamic_threshold(denoise: Denoise, process: Process, percentile: float = 99.5) -> Denoise:
     """Imagen's dynamic thresholding (Saharia et al. 2022, sec. 2.3): clip x0-hat to [-s, s] and divide by s, where s is this
-    percentile of each image's |x0-hat|, at least 1. A prediction that is told where the move ends is left as it is (`clip_x0`)."""
+    percentile of each image's |x0-hat|, at least 1. A prediction that is given where the move ends is left as it is (`clip_x0`)."""
 
     def squeeze(x0: Array) -> Array:
         s = jnp.percentile(jnp.abs(x0).reshape(x0.shape[0], -1), percentile, axis=1)

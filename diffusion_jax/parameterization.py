@@ -63,7 +63,7 @@ def denoiser(apply: Apply, params: Params, parameterization: Parameterization, p
     nu of the Prediction (Nichol & Dhariwal 2021).
 
     cond['to'] (B,), where given, is a time s <= t at which the move from x_t will end (networks with second_time). The network
-    is told sigma / (alpha + sigma) there, a flow's own time under any process; not told, it takes that for 0, the data.
+    is given sigma / (alpha + sigma) there, a flow's own time under any process; not given, it takes that for 0, the data.
     """
 
     def denoise(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
@@ -97,7 +97,7 @@ def same_network(parameterization: Parameterization, theirs: Process, process: P
     """Whether a network trained under `theirs` means the same under `process`, at every log-SNR that both have.
 
     It does if its inputs (c_in x_t, c_noise) and its target's pair (a, b) are the same at equal log-SNR for the same x0 and eps:
-    so do networks that predict x0, eps or EDM's F and are told log(sigma / alpha), and not those that are told the process's own
+    so do networks that predict x0, eps or EDM's F and are given log(sigma / alpha), and not those that are given the process's own
     time, or that predict v or the velocity of a process with another scale.
     """
     ends = [[gaussian.logsnr(one, jnp.float32(t)) for t in (one.t_max, one.t_min)] for one in (theirs, process)]

@@ -95,7 +95,7 @@ def one_of(*choices: Any) -> Rule:
 
 
 def either(*rules: Rule) -> Rule:
-    """What one of the rules allows; a mismatch is told in the words of the last."""
+    """What one of the rules allows; the message for a mismatch is that of the last."""
 
     def rule(value: Any, place: str) -> None:
         for each in rules[:-1]:

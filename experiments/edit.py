@@ -374,7 +374,7 @@ def main(config) -> None:
     parts = [FLAGS.task, FLAGS.mask] + ([] if is_edit else [FLAGS.method]) + [Path(FLAGS.image[0]).stem if FLAGS.image else ""]
     name = "-".join(re.sub(r"[^\w.]+", "_", Path(part).name).strip("_") for part in parts if part)
     files = cli.output("out", FLAGS.out, ".png", ".json", default=Path(FLAGS.workdir) / "edits" / name)
-    if not is_edit:  # mistakes are told before anything takes long
+    if not is_edit:  # mistakes are reported before anything takes long
         method_for(FLAGS.method, measurement_for(FLAGS.task, FLAGS.mask, shape), FLAGS.task)
     if FLAGS.image and (FLAGS["first"].present or FLAGS["num"].present):
         raise UserError("--first and --num choose held-out images, and --image names its own; leave them away")

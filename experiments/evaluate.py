@@ -131,7 +131,7 @@ def main(config) -> None:
     FLAGS = flags.FLAGS
     mesh = experiment.sampling_mesh(config)
     features, metrics = judge.spelled(cli.names(FLAGS.features), cli.metrics(FLAGS.metrics))
-    judge.named(metrics)  # mistakes are told before anything takes long
+    judge.named(metrics)  # mistakes are reported before anything takes long
     trained = folder.load(FLAGS.workdir, config, mesh)
     experiment.need_images(trained.experiment)
     dataset = folder.images(config, FLAGS.workdir)

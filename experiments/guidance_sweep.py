@@ -116,7 +116,7 @@ def on_model(config, workdir: Path, guides: Sequence[str], scales: Sequence[floa
     mesh = experiment.sampling_mesh(config)
     trained = folder.load(workdir, config, mesh)
     experiment.need_images(trained.experiment)
-    trained_by = {guide: folder.with_guide(trained, guide, workdir, mesh) for guide in guides}  # mistakes are told at once
+    trained_by = {guide: folder.with_guide(trained, guide, workdir, mesh) for guide in guides}  # mistakes are reported at once
     for guide, one in trained_by.items():
         for scale in scales:
             experiment.is_guided(one.experiment, scale, key=f"--guides='{guide}' at scale")

@@ -338,7 +338,7 @@ def target_command(FLAGS, config) -> tuple[str, Path]:
     if not budgets or budgets[0] < 2 or FLAGS.std < 0:
         raise UserError(f"--nfe={FLAGS.nfe} --std={FLAGS.std}: budgets of 2 or more, and noise of 0 or more")
     methods = [part.strip() for part in (FLAGS.methods or POINT_METHODS).split(";") if part.strip()]
-    for method in methods:  # mistakes are told before anything takes long
+    for method in methods:  # mistakes are reported before anything takes long
         if method != TRUTH:
             build(experiment.METHODS, method)
     about = {"target": FLAGS.target, "process": FLAGS.process, "sampler": FLAGS.sampler, "grid": FLAGS.grid, "std": FLAGS.std,
@@ -368,7 +368,7 @@ def image_command(FLAGS, config) -> tuple[str, Path]:
     shape = trained.experiment.shape
     methods = [part.strip() for part in (FLAGS.methods or IMAGE_METHODS).split(";") if part.strip()]
     tasks = parse_tasks(FLAGS.tasks, shape)
-    for task, mask in tasks.values():  # mistakes are told before anything takes long
+    for task, mask in tasks.values():  # mistakes are reported before anything takes long
         for method in methods:
             edit.method_for(method, edit.measurement_for(task, mask, shape), task)
     dataset = folder.dataset(config, FLAGS.workdir)

@@ -32,7 +32,7 @@ def multistep() -> Sampler:
 
 
 def jump() -> Sampler:
-    """MeanFlow's sampler (Geng et al. 2025, eq. 12): x_s = alpha_s x0-hat + sigma_s eps-hat, by the prediction that is told s.
+    """MeanFlow's sampler (Geng et al. 2025, eq. 12): x_s = alpha_s x0-hat + sigma_s eps-hat, by the prediction that is given s.
 
     On rectified flow that is x_s = x_t + (s - t) u(x_t, t, s). With a denoiser, which ignores s, it is DDIM.
     """
