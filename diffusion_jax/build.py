@@ -26,6 +26,8 @@ from typing import Any, Callable, NamedTuple
 from diffusion_jax.errors import UserError, unknown
 
 LONGEST = 100_000  # characters of a spec: a table of betas has 50,000
+LARGEST = 1e300  # of a number in a spec
+DEEPEST = 40  # levels of its syntax tree: a sampler around a sampler has 9
 
 
 class Family(NamedTuple):
@@ -79,10 +81,32 @@ def _parsed(family: Family, spec: Any) -> ast.expr:
     try:
         if len(spec) > LONGEST:
             raise ValueError
-        return ast.parse(spec.strip().replace("++", "pp"), mode="eval").body  # DPM-Solver++ is dpmpp
+        tree = ast.parse(spec.strip().replace("++", "pp"), mode="eval").body  # DPM-Solver++ is dpmpp
+        _check_syntax(family, tree, spec)
+        return tree
+    except UserError:
+        raise
     except (SyntaxError, AttributeError, TypeError, ValueError, MemoryError, RecursionError):
         what = f"cannot read {family.kind} '{str(spec):.60}'"
         raise UserError(f"{what}; write a name or a call, such as '{next(iter(members(family)))}'") from None
+
+
+def _check_syntax(family: Family, tree: ast.expr, spec: str) -> None:
+    """UserError for a spec that is nested too deeply, and for an argument that is given twice."""
+    level = [tree]
+    for _ in range(DEEPEST):
+        level = [below for node in level for below in ast.iter_child_nodes(node)]
+    if level:
+        raise UserError(f"{family.kind} '{_shown(spec)}': it is nested more than {DEEPEST} deep")
+    for call in ast.walk(tree):
+        names = [keyword.arg for keyword in call.keywords] if isinstance(call, ast.Call) else []
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UserError(f"{family.kind} '{_shown(spec)}': {twice} is given twice; keep one of them")
+
+
+def _shown(spec: str) -> str:
+    """A spec in a message, of a long one its beginning."""
+    return spec if len(spec) <= 200 else f"{spec[:200]}..."
 
 
 def _member(family: Family, name: str, returns: tuple[str, ...]) -> tuple[str, Callable]:
@@ -131,7 +155,7 @@ def _build(family: Family, node: ast.expr, spec: str, returns: tuple[str, ...], 
     try:
         bound = signature.bind(*args, *map(_Node, call.args), **(kwargs or {}), **given)
     except TypeError as error:
-        raise UserError(f"{family.kind} '{spec}': {error}; {name} takes {_takes(function, signature)}") from None
+        raise UserError(f"{family.kind} '{_shown(spec)}': {error}; {name} takes {_takes(function, signature, len(args), kwargs or {})}") from None
     for parameter, value in bound.arguments.items():
         kind = signature.parameters[parameter]
         if kind.kind is inspect.Parameter.VAR_KEYWORD:
@@ -145,7 +169,7 @@ def _build(family: Family, node: ast.expr, spec: str, returns: tuple[str, ...], 
     except UserError:
         raise
     except (TypeError, ValueError, ArithmeticError, MemoryError) as error:  # what the component's own checks do not foresee
-        raise UserError(f"{family.kind} '{spec}': {name} refuses these arguments: {error}") from error
+        raise UserError(f"{family.kind} '{_shown(spec)}': {name} refuses these arguments: {error}") from error
 
 
 class _Node(NamedTuple):
@@ -161,7 +185,7 @@ def _options(family: Family, values: dict, function: Callable, parameter: inspec
     for key, value in values.items():
         if known is not None and key not in known:
             takes = _takes(function, inspect.signature(function))
-            raise UserError(f"{family.kind} '{spec}': got an unexpected keyword argument '{key}'; {name} takes {takes}")
+            raise UserError(f"{family.kind} '{_shown(spec)}': got an unexpected keyword argument '{key}'; {name} takes {takes}")
         annotation = _text((known or {}).get(key, "Any"))
         made[key] = _argument(family, value.node, annotation, f"{name}: {key}", spec) if isinstance(value, _Node) else value
     return made
@@ -173,10 +197,14 @@ def _unpacked(function: Callable, parameter: inspect.Parameter) -> dict[str, Any
     return getattr(getattr(inspect.getmodule(function), inner, None), "__annotations__", None)
 
 
-def _takes(function: Callable, signature: inspect.Signature) -> str:
-    """The names of the arguments that a spec may give."""
+def _takes(function: Callable, signature: inspect.Signature, first: int | None = None, others: Mapping[str, Any] | None = None) -> str:
+    """The names of the arguments that a spec may give: all but the first ones and the others, which code gives.
+
+    first=None stands for those without a default.
+    """
     parameters = list(signature.parameters.values())
-    names = [p.name for p in parameters if p.default is not p.empty and p.name not in ("parent", "name")]  # (of flax)
+    own = [p for p in parameters if p.default is not p.empty] if first is None else parameters[first:]
+    names = [p.name for p in own if p.kind is not p.VAR_KEYWORD and p.name not in {*(others or ()), "parent", "name"}]  # (of flax)
     names += [key for p in parameters if p.kind is p.VAR_KEYWORD for key in _unpacked(function, p) or ()]
     return ", ".join(dict.fromkeys(names)) or "no arguments"
 
@@ -188,9 +216,9 @@ def _argument(family: Family, node: ast.expr, annotation: str, what: str, spec: 
     except (ValueError, TypeError, MemoryError, RecursionError):
         if isinstance(node, (ast.Call, ast.Attribute, ast.Name)):
             return _build(family, node, spec, _returns(family, annotation, what, spec))
-        raise UserError(f"{family.kind} '{spec}': cannot read the argument '{ast.unparse(node):.60}'") from None
+        raise UserError(f"{family.kind} '{_shown(spec)}': cannot read the argument '{ast.unparse(node):.60}'") from None
     if not any(_fits(value, one) for one in annotation.split(" | ")):
-        raise UserError(f"{family.kind} '{spec}': {what}={value!r:.60}: it must be {_words(family, annotation)}")
+        raise UserError(f"{family.kind} '{_shown(spec)}': {what}={value!r:.60}: it must be {_words(family, annotation)}")
     return value
 
 
@@ -219,7 +247,7 @@ def _fits(value: Any, annotation: str) -> bool:
         parts = inner[:1] * len(value) if inner[-1] == "..." and isinstance(value, (tuple, list)) else inner
         return isinstance(value, (tuple, list)) and len(value) == len(parts) and all(map(_fits, value, parts))
     if annotation in ("int", "float"):
-        return type(value) in (int, *((float,) if annotation == "float" else ())) and math.isfinite(value)
+        return type(value) in (int, *((float,) if annotation == "float" else ())) and abs(value) < LARGEST
     return annotation in ("Any", type(value).__name__) or (value is None and annotation == "None")
 
 
@@ -228,7 +256,7 @@ def _returns(family: Family, annotation: str, what: str = "", spec: str = "") ->
     everything = family.returns + family.arguments
     wanted = [one.rpartition(".")[2] for one in annotation.split(" | ")]
     if what and all(one in LITERALS or one.startswith("tuple[") for one in wanted):
-        raise UserError(f"{family.kind} '{spec}': {what}: it must be {_words(family, annotation)}")
+        raise UserError(f"{family.kind} '{_shown(spec)}': {what}: it must be {_words(family, annotation)}")
     return tuple(one for one in wanted if one in everything) or everything
 
 
@@ -253,7 +281,7 @@ def _spelled(family: Family, node: ast.expr, spec: str, returns: tuple[str, ...]
     parameters = inspect.signature(function).parameters
     said = []
     for key, value in [("", value) for value in call.args] + [(keyword.arg or "**", keyword.value) for keyword in call.keywords]:
-        nested = isinstance(value, (ast.Call, ast.Attribute, ast.Name))
+        nested = isinstance(value, (ast.Call, ast.Attribute, ast.Name)) and ast.unparse(value) not in ("nan", "inf")
         annotation = _text(parameters[key].annotation) if key in parameters else "Any"
         text = _spelled(family, value, spec, _returns(family, annotation)) if nested else ast.unparse(value)
         said.append(f"{key}={text}" if key else text)

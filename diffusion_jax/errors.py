@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 MANY = 150  # names that one line still lists all of
+LONGEST = 200  # characters of an unknown name that are shown and compared
 
 
 class UserError(ValueError):
@@ -42,6 +43,7 @@ def unknown(what: str, name: str, choices: Iterable[str]) -> UserError:
 
     unknown('model', 'mpl', ['mlp', 'unet']) -> "unknown model 'mpl'; did you mean 'mlp'? There are: mlp, unet"
     """
+    name = name if len(name) <= LONGEST else f"{name[:LONGEST]}..."  # comparing takes time that grows with the square
     choices = sorted(choices)  # of very many only the nearest are told
     near = nearest(name, choices)
     hint = f" did you mean '{near}'?" if near else ""

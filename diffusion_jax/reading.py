@@ -233,13 +233,22 @@ def json_file(path: str | os.PathLike, rule: Rule = anything) -> Any:
 def json_text(text: str | bytes, what: str, rule: Rule = anything) -> Any:
     """The value of JSON text, which is as the rule says. UserError, that `what` is damaged, for anything else."""
     try:
-        value = json.loads(text if isinstance(text, str) else text.decode("utf-8"))
+        value = json.loads(text if isinstance(text, str) else text.decode("utf-8"), object_pairs_hook=once)
     except RecursionError:
         raise UserError(f"{what} is damaged: it is nested more than {DEPTH} deep") from None
     except ValueError as error:  # broken JSON, bytes that are not UTF-8, a number of thousands of digits
         raise UserError(f"{what} is not valid JSON ({error})") from None
     check(value, rule, what)
     return value
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON (object_pairs_hook), of which no key may come twice. ValueError for one that does: which of them counts?"""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key '{next(key for key in keys if keys.count(key) > 1):.60}' is given twice")
+    return found
 
 
 class Array(NamedTuple):
@@ -287,6 +296,8 @@ def _npz(
         raise UserError(f"'{path}' is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}")
     with zipfile.ZipFile(path) as archive:
         there = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        if len(there) < len(archive.infolist()):
+            raise UserError(f"'{path}' is damaged: it has two arrays of one name")
         if missing := [name for name in needed if name not in there]:
             raise UserError(f"'{path}' is damaged: it lacks {', '.join(missing)}")
         wanted = {name: spec for name in there if (spec := needed.get(name) or also(name))}

@@ -151,6 +151,7 @@ def saved_config(workdir: str | Path, key: str = "--workdir") -> ConfigDict:
     if not path.is_file():
         raise UserError(f"{key}={workdir} has no {CONFIG_FILE}; train a model there first (experiments.train)")
     config = _tuples(provenance.load_json(path, reading.record({"data": reading.table(), "sampler": reading.table()})))
+    _tell_if_edited(Path(workdir), config)
     config["sampler"] = LATER | config["sampler"]
     try:
         config_schema.check(config, complete=True)
@@ -166,6 +167,15 @@ def saved_config(workdir: str | Path, key: str = "--workdir") -> ConfigDict:
     if (path.parent / "data.json").is_file() and config.get("objective"):
         config = experiment.usable_guidance(config, about_data(path.parent)["num_classes"])
     return config
+
+
+def _tell_if_edited(workdir: Path, config: dict[str, Any]) -> None:
+    """A note where config.json is no longer what the run wrote: by its hash in provenance.json, if that is there and whole."""
+    with contextlib.suppress(UserError):
+        written = provenance.load_json(workdir / "provenance.json", reading.table()).get("config_hash")
+        if written and written != provenance.config_hash(config):
+            print(f"note: '{workdir / CONFIG_FILE}' was edited after the run wrote it, so the model may not be what was trained; "
+                  "keys of one command are changed by --config.KEY=VALUE", file=sys.stderr)  # fmt: skip
 
 
 _SIZES = reading.items(reading.integer(1, 2**20), least=1, most=4)

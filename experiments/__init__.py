@@ -4,6 +4,7 @@ import sys
 
 from experiments import exits
 
+exits.open_closed_streams()
 if sys.argv[:1] == ["-m"]:  # `python -m experiments.NAME` is importing this package before it runs NAME
     exits.watch_signals()
 

@@ -26,7 +26,7 @@ from diffusion_jax.errors import UserError, nearest, printable, unknown
 from experiments import exits, overrides, usage, values
 
 CHANGED: set[str] = set()  # the config keys that this process's command line set
-HELP = ("help", "h", "helpshort", "helpfull", "?")
+HELP = ("help", "h", "helpshort", "helpfull", "helpxml", "?")
 
 
 class Given(NamedTuple):
@@ -42,6 +42,9 @@ def show(text: str) -> NoReturn:
         print(text, flush=True)
     except BrokenPipeError:
         close_pipe()
+    except OSError as error:
+        close_pipe()
+        fail(exits.system_line(error))
     sys.exit(0)
 
 
@@ -52,7 +55,7 @@ def close_pipe() -> None:
 
 def fail(error: Exception | str) -> NoReturn:
     """Print the one line of a mistake and end with status 2."""
-    print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+    exits.say(f"error: {printable(' '.join(str(error).split()))}")
     sys.exit(exits.MISTAKE)
 
 
@@ -90,6 +93,8 @@ def parse(argv: Sequence[str], source: str, *, default: str = "", without: Seque
         overrides.apply(config, changes)
         return config, rest
     except (UserError, flags.Error) as error:
+        if exits.wants_traceback():
+            raise
         fail(error)
     except OSError as error:
         fail(exits.system_line(error))
@@ -173,6 +178,8 @@ def _read_flags(program: str, own: Sequence[Given]) -> None:
             raise UserError(f"--{one.name} has no value; write --{one.name}=VALUE")
         if re.search(r"[\x00-\x08\x0b-\x1f\x7f]", one.value or ""):
             raise UserError(f"--{one.name}={one.value:.60}: it has control characters; leave them out")
+        if one.value is not None and not one.value.strip() and one.name not in values.PATHS:
+            raise UserError(f"--{one.name} is empty; write a value, or leave the flag out (is a shell variable unset?)")
     texts = [f"--{one.name}" if one.value is None else f"--{one.name}={_value(one)}" for one in own]
     try:
         flags.FLAGS([program, *texts])

@@ -98,19 +98,19 @@ def _guard(main: Callable[..., None], config: ConfigDict, given: Sequence[str]) 
                 main(config, *given)
             sys.stdout.flush()  # a full disk shows here, not in a traceback at exit
     except exits.Stopped as stop:
-        print(exits.stopped_line(stop.signal), file=sys.stderr, flush=True)
+        exits.say(exits.stopped_line(stop.signal))
         distributed.leave(exits.STATUS[stop.signal])
     except BrokenPipeError:  # whoever read the output has gone: | head
         arguments.close_pipe()
         distributed.leave(exits.CLOSED)
     except KeyboardInterrupt:
-        print("SIGINT: stopped at once; run the same command again", file=sys.stderr)
+        exits.say("SIGINT: stopped at once; run the same command again")
         distributed.leave(exits.INTERRUPTED)
     except Exception as error:
         status, line = _explained(error)
         if line is None or exits.wants_traceback():
             raise
-        print(f"error: {printable(line)}", file=sys.stderr)
+        exits.say(f"error: {printable(line)}")
         distributed.leave(status)
 
 

@@ -7,6 +7,7 @@ sysexits.h: a cluster runs the same command again); 130 stopped by Ctrl-C; 141 t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -96,6 +97,23 @@ def system_line(error: OSError) -> str:
     where = "".join(f": '{name}'" for name in files[:1])
     remedy = _REMEDIES.get(error.errno, "check the path and its permissions")
     return f"{error.strerror}{where}; {remedy}"
+
+
+def open_closed_streams() -> None:
+    """Let a closed stdin, stdout or stderr (>&-) be /dev/null: else the next file that is opened takes its place, and gets its text."""
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, mode, closefd=False))
+
+
+def say(text: str) -> None:
+    """Print a last line to stderr. Where even that cannot be written, the exit status has to tell."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def wants_traceback() -> bool:

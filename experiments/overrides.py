@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,14 +42,29 @@ def load_config(spec: str) -> ConfigDict:
         module_spec.loader.exec_module(module)
     except (SyntaxError, UnicodeDecodeError) as error:
         raise UserError(f"--config={name} is no Python: {error}") from error
+    except Exception as error:  # whatever the user's own program raises; DIFFUSION_JAX_TRACEBACK shows all of it
+        raise _failed(name, path, error) from error
     if not hasattr(module, "get_config"):
         raise UserError(f"--config={name} has no get_config(), so it is the config of nothing; take one of {', '.join(known)}")
     if variant and not inspect.signature(module.get_config).parameters:
         raise UserError(f"--config={spec}: {name} has no variants; write --config={name}")
-    config = module.get_config(variant) if variant else module.get_config()
+    try:
+        config = module.get_config(variant) if variant else module.get_config()
+    except UserError:
+        raise
+    except Exception as error:
+        raise _failed(name, path, error) from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config={name}: get_config() returns no ConfigDict; see configs/digits.py")
     return config.lock()
+
+
+def _failed(name: str, path: Path, error: Exception) -> UserError:
+    """One line for an error that the Python of a config file raises: the line of that file, and what it is."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    where = f" in line {lines[-1]}" if lines else ""
+    return UserError(f"--config={name} fails{where}: {type(error).__name__}: {error!s:.300}; fix the file "
+                     "(DIFFUSION_JAX_TRACEBACK=1 shows where the error comes from)")  # fmt: skip
 
 
 def apply(config: ConfigDict, changes: Sequence[tuple[str, str | None]]) -> None:

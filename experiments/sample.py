@@ -39,6 +39,8 @@ def main(config) -> None:
     print(f"{FLAGS.workdir}: step {trained.step}, weights {trained.weights}, {config.sampler.name} on grid {chosen.grid}, "
           f"{experiment.evaluations(chosen) or 'as its tolerance asks:'} evaluations per image", file=sys.stderr)  # fmt: skip
 
+    real = None if experiment.is_image(built) else data.arrays(folder.dataset(config, FLAGS.workdir).train, limit=len(seeds))["image"]
+
     images = generate.generate(experiment.sample_with(built, trained.params, chosen, mesh), generate.seeds_to_keys(seeds), cond,
                                batch_size=min(config.sampler.batch_size, len(seeds)),
                                finish=generate.to_uint8 if experiment.is_image(built) else np.asarray)  # fmt: skip
@@ -46,12 +48,11 @@ def main(config) -> None:
         return
     told = {"prompts": np.repeat(prompts, columns)} if prompts else {}
     generate.save_npz(files[".npz"], images, labels=labels if len(labels) else None, seeds=seeds, **told)
-    if experiment.is_image(built):
+    if real is None:
         by_class = plotting.grid_by_class(images, labels, names) if len(labels) else None
         picture = by_class or plotting.image_grid(images, min(columns, len(seeds)), row_labels=prompts)
         plotting.save(picture, files[".png"])
     else:
-        real = data.arrays(folder.dataset(config, FLAGS.workdir).train, limit=len(images))["image"]
         plotting.points(real, {"samples": images}, files[".png"])
     print(f"{len(images)} images: {files['.npz']}, {files['.png']}")
 

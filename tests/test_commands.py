@@ -1,8 +1,10 @@
 """The command line as a user types it: flags, config, overrides, short forms, paths, --help; one line for every mistake."""
 
+import contextlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ from diffusion_jax import experiment
 from diffusion_jax.build import Family, build, members, resolved
 from diffusion_jax.errors import UserError, nearest
 from diffusion_jax.processes import schedules
-from experiments import cli, few_step, usage, values
+from experiments import cli, few_step, overrides, usage, values
 
 ROOT = Path(__file__).parent.parent
 FILE = "--config=configs/digits.py:vp"
@@ -73,6 +75,8 @@ REFUSED = {  # command line: what the one line says
     (FILE, RUN, "foo"): "cannot use the argument 'foo'",
     (FILE, "--workdir="): "--workdir is empty; name a path, or leave the flag out",
     (FILE, RUN, "--out="): "--out is empty",
+    (FILE, RUN, "--name="): "--name is empty; write a value, or leave the flag out (is a shell variable unset?)",
+    (FILE, RUN, "--num", " "): "--num is empty",
     (FILE, "--workdir=~nobody-at-all/x"): "there is no user ~nobody-at-all",
     (FILE,): "--workdir is missing: the folder of a run",
     (RUN,): "--config is missing; for example --config=configs/digits.py:vp",
@@ -169,6 +173,28 @@ def test_a_command_whose_reader_has_gone_ends_without_a_traceback():
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
+
+
+def test_streams_that_are_closed_or_full_end_no_command_with_a_traceback():
+    for redirection, status, said in ((">/dev/full", 2, "error: No space left on device"), (">/dev/full 2>/dev/full", 2, "")):
+        done = subprocess.run(f"exec {sys.executable} -m experiments {redirection}", shell=True, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == status and done.stderr.startswith(said) and "Traceback" not in done.stderr
+    script = ("import os, sys; from experiments import exits; exits.open_closed_streams()\n"
+              "file = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT); assert file > 2\n"
+              "print('x', flush=True), print('y', file=sys.stderr, flush=True), sys.stdin.read()")  # fmt: skip
+    for closed in (">&-", "2>&-", "<&-", ">&- 2>&- <&-"):
+        done = subprocess.run(f"exec {sys.executable} -c \"{script}\" /dev/null {closed}", shell=True, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("text, words", [
+    ("import nonexistent_module", "line 1: ModuleNotFoundError: No module named 'nonexistent_module'"),
+    ("\n1 / 0", "line 2: ZeroDivisionError"), ("def get_config(variant='a'):\n  return missing", "line 2: NameError"),
+])  # fmt: skip
+def test_a_config_file_that_raises_is_one_line(tmp_path, text, words):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError, match=words):
+        overrides.load_config(f"{tmp_path}/mine.py:b")
 
 
 # ---- values of flags ---------------------------------------------------------------------------------------------------------
@@ -269,6 +295,9 @@ def test_every_number_of_every_component_is_checked_by_name(family):
     ("SAMPLERS", "with_corrector(sampler=heun, corrector=langevin(snr=0))"), ("SAMPLERS", "adaptive.tsit5(rtol=1e-30)"),
     ("GRIDS", "karras(rho=-1)"), ("GRIDS", "trailing(steps=100000000)"), ("TARGETS", "gmm(modes=100000000)"), ("TARGETS", "rings(std=0)"),
     ("GUIDES", "interval(cfg(rescale=2))"), ("METHODS", "repaint(resample=100000000)"), ("MASKS", "random(seed=-1)"),
+    ("SAMPLERS", "ddim(eta=" + "1+" * 600 + "1)"), ("SAMPLERS", "ddim(eta=" + "-" * 600 + "1)"), ("SAMPLERS", "a" + ".a" * 600),
+    ("SAMPLERS", "ddim" + "()" * 600), ("SAMPLERS", "ancestral(" * 90 + "ode.euler" + ")" * 90), ("SAMPLERS", f"ddim(eta=1{'0' * 400})"),
+    ("SAMPLERS", "ddim(eta=1, eta=0)"), ("SAMPLERS", "ddim(eta=nan)"), ("SAMPLERS", "ddim(eta=-inf)"),
     ("SAMPLERS", "-" * 9000 + "1"), ("SAMPLERS", "(" * 9000), ("SAMPLERS", "x" * 20_000), ("SAMPLERS", "ddim(**{'eta': 1})"),
 ])  # fmt: skip
 def test_arguments_out_of_range_are_one_line(family, spec):
@@ -276,6 +305,8 @@ def test_arguments_out_of_range_are_one_line(family, spec):
     with pytest.raises(UserError) as error:
         build(FAMILIES[family], spec, *arguments)
     assert "\n" not in str(error.value) and "refuses these arguments" not in str(error.value)
+    with contextlib.suppress(UserError):
+        resolved(FAMILIES[family], spec)
 
 
 @pytest.mark.parametrize("command, flag, said", [
@@ -295,3 +326,14 @@ def test_names_never_steer_a_terminal():
     stream = cli.Escaped(kept)
     assert stream.write("a\x1b]0;title\x07\tb\n\rc") == 16
     assert kept.getvalue() == "a\\x1b]0;title\\x07\tb\n\rc" and stream.getvalue() == kept.getvalue()
+
+
+def test_a_mistake_in_a_spec_names_the_argument_and_long_ones_are_cut():
+    for spec, words in (("ddim(eta=1, eta=0)", "eta is given twice"), ("ddim(eta=nan)", "eta: it must be a number"),
+                        ("with_corrector(sampler=heun)", "'corrector'; corrector.with_corrector takes sampler, corrector")):  # fmt: skip
+        with pytest.raises(UserError, match=re.escape(words)):
+            build(experiment.SAMPLERS, resolved(experiment.SAMPLERS, spec))
+    for spec in ("ddim(eta=" + "-" * 600 + "1)", "x" * 20_000):
+        with pytest.raises(UserError) as error:
+            build(experiment.SAMPLERS, spec)
+        assert len(str(error.value)) < 3000

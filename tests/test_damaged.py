@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import itertools
 import json
 import os
+import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,6 +139,36 @@ def test_rules_name_the_place_the_value_and_what_is_allowed(tmp_path):
         path.write_text(json.dumps(DATA | change))
         with pytest.raises(UserError, match=words):
             workdir.about_data(tmp_path)
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '{"b": [{"a": {}, "a": {}}]}'])
+def test_a_key_that_is_given_twice_is_refused(text, tmp_path):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(UserError, match="x.json' is not valid JSON .the key 'a' is given twice"):
+        reading.json_file(tmp_path / "x.json")
+
+
+def test_an_archive_with_two_arrays_of_one_name_is_refused(tmp_path):
+    content = io.BytesIO()
+    np.save(content, np.zeros(3))
+    with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        for _ in range(2):
+            archive.writestr("x.npy", content.getvalue())
+    with pytest.raises(UserError, match="two arrays of one name"):
+        reading.npz_file(tmp_path / "x.npz", {"x": reading.Array("f")})
+
+
+def test_a_note_tells_of_a_config_that_was_edited(tmp_path, capsys):
+    from configs import digits
+
+    value = json.loads(provenance.canonical_json(digits.get_config().to_dict()))
+    provenance.save_json(tmp_path / "config.json", value)
+    provenance.save_json(tmp_path / "provenance.json", provenance.provenance(value))
+    workdir.saved_config(tmp_path)
+    assert not capsys.readouterr().err
+    provenance.save_json(tmp_path / "config.json", value | {"parameterization": "v()"})
+    workdir.saved_config(tmp_path)
+    assert "config.json' was edited after the run wrote it" in capsys.readouterr().err
 
 
 # ---- configs -----------------------------------------------------------------------------------------------------------------------

@@ -198,6 +198,18 @@ def test_idx_files_that_are_damaged(idx_folder, damage, match):
     fails(f"train-images-idx3-ubyte.gz is {match}", "mnist", path=str(idx_folder))
 
 
+@pytest.mark.parametrize("shape", [(0, 4, 4), (3, 0, 4)])
+def test_idx_files_that_are_empty(idx_folder, shape):
+    write_idx(idx_folder / "train-images-idx3-ubyte.gz", np.zeros(shape))
+    write_idx(idx_folder / "train-labels-idx1-ubyte.gz", np.zeros(shape[:1]))
+    fails("is empty: its shape is", "mnist", path=str(idx_folder))
+
+
+@pytest.mark.parametrize("name", ["folder", "npz", "idx", "latents"])
+def test_a_path_of_a_user_who_does_not_exist(name):
+    fails("data.path=~nobody-at-all/x (is not|does not)", name, path="~nobody-at-all/x")
+
+
 def test_idx_files_that_do_not_match(idx_folder):
     write_idx(idx_folder / "t10k-labels-idx1-ubyte.gz", np.array([1, 2]))
     fails("t10k-images.* holds 3 images, but .*t10k-labels.* 2 labels", "mnist", path=str(idx_folder))

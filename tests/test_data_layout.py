@@ -108,6 +108,11 @@ TWO = {  # name: (images, what the line says, {layout: (classes, images)})
     "splits of other names": (("one/cat*3", "one/dog*3", "two/cat*2", "two/dog*2"), "one and two are classes .* cat and dog",
                               {"classes": (("one", "two"), 10)}),
     "splits in classes": (("cat/train*3", "dog/train*3"), "cat and dog are classes .*, or train,", {"classes": (("cat", "dog"), 6)}),
+    "split names with more words": (("train_images*3", "Test Images*2"), "are classes .*, or Test Images and train_images are splits",
+                                    {"classes": (("Test Images", "train_images"), 5)}),
+    "split names with years": (("train2017*3", "val2017*2"), "train2017 and val2017 are splits", {"classes": (("train2017", "val2017"), 5)}),
+    "splits of other names, in a split": (("train/one/cat*3", "train/one/dog*3", "train/two/cat*2", "train/two/dog*2"), "one and two are classes",
+                                          {"splits": (("one", "two"), 10)}),
     "splits in a split": (("train/train*3", "train/test*2"), "train holds test and train: name this folder",
                           {"splits": (("test", "train"), 5)}),
 }  # fmt: skip
@@ -123,6 +128,14 @@ def test_a_folder_with_two_meanings_is_refused_and_a_key_chooses(name):
         assert f"layout={how}" in str(error.value)
         found = arranged(*listed, how=how)
         assert found.classes == classes and sum(counts(found)) == total, how
+
+
+@pytest.mark.parametrize("listed", [("a*3", "train*3"), ("train2017*3", "val2017*3"), ("dev*3", "ops*3"), ("dev*3", "val*3", "train*3"),
+                                    ("a/x*3", "a/y*3", "b/x*3", "b/y*3")])  # fmt: skip
+def test_what_to_type_for_classes_in_a_wrapper_names_the_wrapper(listed):
+    """data.layout=classes alone would make the wrapper the only class."""
+    with pytest.raises(UserError, match="--config.data.path=data/set --config.data.layout=classes"):
+        arranged(*(f"set/{one}" for one in listed))
 
 
 def test_a_layout_that_is_not_there():

@@ -267,7 +267,7 @@ def entry(begin=0, end=16, shape=(4,), dtype="F32"):
         (stored({"a": entry(0, 16) | {"more": 1}}), "has not dtype, shape and data_offsets"),
         (stored({"a": None}), "has not dtype"),
         (stored([]), "is no object"),
-        (stored(b'{"a": 1, "a": 2}'), "a name comes twice"),
+        (stored(b'{"a": 1, "a": 2}'), "the key 'a' is given twice"),
         (stored(b"[" * 100_000), "RecursionError"),
         (struct.pack("<Q", 2**62) + b"{}", "a header of"),
         (struct.pack("<Q", 2**24 + 1) + b" " * (2**24 + 1), "a header of"),

@@ -388,7 +388,7 @@ def test_a_folder_with_captions(tmp_path, monkeypatch, lazy):
     monkeypatch.setattr("diffusion_jax.data.folder.held_in_memory", lambda *args: not lazy)
     lines = [{"file_name": f"{i}.png", "text": f"picture {i}"} for i in range(6)]
     lines[2]["text"] = ["two", "a couple"]
-    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8-sig")  # as some editors save
     for i in range(6, 12):
         (tmp_path / f"{i}.txt").write_text(f"picture {i}\n\n its double \n")
     found = spoken(data.load("folder", path=str(tmp_path), captioned=True))
@@ -405,6 +405,9 @@ def test_a_folder_whose_captions_are_broken(tmp_path):
         data.load("folder", path=str(tmp_path), captioned=True)
     (tmp_path / "train" / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "x"}\n{"file_name": 3')
     with pytest.raises(UserError, match="metadata.jsonl, line 2: a JSON object"):
+        data.load("folder", path=str(tmp_path), captioned=True)
+    (tmp_path / "train" / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "x"}\n{"file_name": "0.png", "text": "y"}')
+    with pytest.raises(UserError, match="line 2.*0.png has a line already; of several captions text is a list"):
         data.load("folder", path=str(tmp_path), captioned=True)
     (tmp_path / "train" / "metadata.jsonl").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="cannot be read as UTF-8"):

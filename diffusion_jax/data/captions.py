@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -165,9 +166,12 @@ def _metadata(file: Path) -> dict[Path, tuple[str, ...]]:
     captions = {}
     for number, line in enumerate(_read(file).splitlines(), 1):
         try:
-            row = json.loads(line) if line.strip() else None
+            row = json.loads(line, object_pairs_hook=reading.once) if line.strip() else None
             if row is not None:
-                captions[file.parent / row["file_name"]] = _texts(row["text"])
+                image, texts = file.parent / row["file_name"], _texts(row["text"])
+                if image in captions:
+                    raise ValueError(f"{row['file_name']} has a line already; of several captions text is a list")
+                captions[image] = texts
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{file}, line {number}: a JSON object with file_name and text is needed ({error})") from None
     return captions
@@ -179,7 +183,7 @@ def _lines(file: Path) -> tuple[str, ...]:
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read as UTF-8 text: {error}") from None
 
@@ -199,13 +203,13 @@ def of_npz(path: str, captions: str, counts: tuple[int, int], rows: tuple[np.nda
     splits, it holds {'train': list, 'test': list}. counts: images in train and test; rows: those of each in a file that is not
     split.
     """
-    archive = Path(path).expanduser()
-    file = Path(captions).expanduser() if captions else archive.with_name(f"{archive.stem}_captions.json")
+    archive = Path(os.path.expanduser(path))
+    file = Path(os.path.expanduser(captions)) if captions else archive.with_name(f"{archive.stem}_captions.json")
     if not file.is_file():
         raise UserError(f"data.captions={file} is not a file; it should be a JSON list with a caption for each image of {path}")
     own = lambda entry: _texts(entry["caption"] if isinstance(entry, dict) else entry)  # noqa: E731
     try:
-        listed = json.loads(_read(file))
+        listed = json.loads(_read(file), object_pairs_hook=reading.once)
         if isinstance(listed, dict):
             splits = [[own(entry) for entry in listed[part]] for part in ("train", "test")]
         else:

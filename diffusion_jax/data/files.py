@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -27,7 +28,7 @@ NPZ_SINGLE = (("images", "labels"), ("image", "label"), ("x", "y"), ("arr_0", "a
 
 def idx(path: str) -> tuple[Split, Split]:
     """(train, test) from {train,t10k}-{images-idx3,labels-idx1}-ubyte, each plain or .gz, in the folder `path`."""
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     if not folder.is_dir():
         raise UserError(
             f"data.path={path} is not a folder; it should hold the four idx files (train-images-idx3-ubyte.gz, ...)"
@@ -63,6 +64,8 @@ def _read_idx(file: Path, rank: int) -> np.ndarray:
     shape = tuple(int(d) for d in np.frombuffer(raw, ">u4", rank, offset=4))
     if len(raw) - header != int(np.prod(shape)):
         raise UserError(f"{file} is truncated or corrupt: {len(raw) - header} bytes for {shape}; fetch it again")
+    if 0 in shape:
+        raise UserError(f"{file} is empty: its shape is {shape}; fetch it again")
     return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
 
 
@@ -84,7 +87,7 @@ def npz(path: str, value_range: Range = ()) -> Npz:
     Raises:
       UserError: for anything but plain arrays of images and whole numbers as labels.
     """
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     if not file.is_file():
         raise UserError(
             f"data.path={path} is not a file; data.name=npz wants an .npz with 'images' and, optionally, 'labels'"

@@ -10,6 +10,7 @@ the run with a UserError, at the start where possible.
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import NamedTuple
@@ -72,7 +73,7 @@ def load(
     Raises:
       UserError: for what cannot be read, or can be read in two ways.
     """
-    root = Path(path).expanduser()
+    root = Path(os.path.expanduser(path))
     if not root.is_dir():
         raise UserError(f"data.path={path} is not a folder; data.name=folder wants a folder of images")
     tree = layout.walk(root, transforms.endings(), _is_image)

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,7 +106,7 @@ def load(path: str, image_size: int = 0, channels: int = 0) -> tuple[Latents, La
 
 
 def _read(path: str) -> dict[str, Any]:
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     if not file.exists():
         raise UserError(f"data.path={path} does not exist; make it by python -m experiments.encode")
     try:

@@ -30,6 +30,9 @@ SKIPPED = ("__MACOSX", "lost+found", "@eaDir")  # folders that operating systems
 HELD_OUT = 0.1  # of the images, where the folder is not split
 MOST_REPEATED = 1_000_000  # images reached a second time through links
 
+# names of folders that look like those of splits, but have more words: train_images, training_set, val2017
+SPLIT_LIKE = re.compile(rf"({'|'.join((*TRAIN, *TEST[0], *TEST[1]))})([ _-]?(set|sets|images|imgs|data|split|\d{{4}}))+", re.I)
+
 BROKEN = "broken link"
 FLAT = " (--config.data.layout=flat)"
 
@@ -272,30 +275,30 @@ def _is_split(name: str) -> bool:
 def _check_splits(root, prefix, stray, folders, train, tests, others, layout) -> None:
     """Refuse a folder with folders called like splits that can be read otherwise, or, by layout=splits, not at all."""
     where = f"data.path={root.joinpath(*prefix)}"
+    chosen = _as_classes(where, prefix)
     for names in (train, *tests):
         if len(names) > 1:
             raise UserError(f"{where} has {_and(names)}, which mean the same; keep one of them, or, if the folders are classes, "
-                            "set --config.data.layout=classes")  # fmt: skip
+                            f"set {chosen}")  # fmt: skip
     held = [name for names in tests for name in names]
     if not train:
         there = _and(held or list(folders) or ["images"])
         raise UserError(f"{where} has {there}, but no train/; name the folder of the training images train/, or, if the folders are "
-                        "classes, set --config.data.layout=classes")  # fmt: skip
+                        f"classes, set {chosen}")  # fmt: skip
     if layout:
         return
     if stray:
         inside, beside, flat = len(folders[train[0]]), len(stray), len(stray) + sum(map(len, folders.values()))
         raise _two_readings(where, f"{train[0]}/ holds the {inside} training images, and the {beside} beside it are not used",
-                            "splits", f"all {flat} are used, without labels", "flat")  # fmt: skip
+                            f"all {flat} are used, without labels", "--config.data.layout=flat")  # fmt: skip
     if others:
         unused = f"{_and(others)} {'is' if len(others) == 1 else 'are'} not used"
-        raise _two_readings(where, f"{train[0]}/ holds the training images, and {unused}", "splits",
-                            f"{_and(list(folders))} are classes", "classes")  # fmt: skip
+        raise _two_readings(where, f"{train[0]}/ holds the training images, and {unused}",
+                            f"{_and(list(folders))} are classes", chosen)  # fmt: skip
 
 
-def _two_readings(where: str, first: str, first_layout: str, second: str, second_layout: str) -> UserError:
-    return UserError(f"{where} can be read in two ways: {first} (--config.data.layout={first_layout}), or {second} "
-                     f"(--config.data.layout={second_layout}); choose one")  # fmt: skip
+def _two_readings(where: str, first: str, second: str, chosen: str) -> UserError:
+    return UserError(f"{where} can be read in two ways: {first} (--config.data.layout=splits), or {second} ({chosen}); choose one")
 
 
 def _labelled(root: Path, images: list[Parts], prefix: Parts, *, strict: bool, known: Iterable[str] = ()) -> _Split:
@@ -315,16 +318,26 @@ def _labelled(root: Path, images: list[Parts], prefix: Parts, *, strict: bool, k
 
 def _check_nesting(where: str, images: list[Parts], prefix: Parts, folders: dict[str, list[Parts]]) -> None:
     """Refuse folders that all hold folders of the same names: which of the two are the classes?"""
-    n, outer = len(prefix), _and(list(folders))
+    n, outer, chosen = len(prefix), _and(list(folders)), _as_classes(where, prefix)
+    alike = [name for name in folders if SPLIT_LIKE.fullmatch(name)]
+    if any(name.lower().startswith(TRAIN) for name in alike):
+        raise UserError(f"{where} can be read in two ways: {outer} are classes ({chosen}), or {_and(alike)} "
+                        f"{'are splits' if len(alike) > 1 else 'is a split'}, and then name the folders train/ and test/; choose one")  # fmt: skip
     if len(folders) > 1 and all(map(_is_split, folders)) and any(name.lower() in TRAIN for name in folders):
-        raise UserError(f"{where} holds {outer}: name this folder as data.path, or, if they are classes, set "
-                        "--config.data.layout=splits")  # fmt: skip
+        raise UserError(f"{where} holds {outer}: name this folder as data.path, or, if they are classes, set {chosen}")
     inner = [{image[n + 1] for image in below if len(image) > n + 2} for below in folders.values()]
     names = sorted(set.intersection(*inner), key=natural)
     if any(len(image) == n + 2 for image in images) or not (len(names) > 1 or any(map(_is_split, names))):
         return
-    raise UserError(f"{where} can be read in two ways: {outer} are classes (--config.data.layout=classes), or {_and(names)}, which "
+    raise UserError(f"{where} can be read in two ways: {outer} are classes ({chosen}), or {_and(names)}, which "
                     "are in each of them, are classes or splits, and then put the folders of one name together; choose one")  # fmt: skip
+
+
+def _as_classes(where: str, prefix: Parts) -> str:
+    """What to type so that the folders at this place are the classes, whatever their names. where: 'data.path=PLACE'."""
+    if any(map(_is_split, prefix)):
+        return "--config.data.layout=splits"
+    return f"--config.{where} --config.data.layout=classes" if prefix else "--config.data.layout=classes"
 
 
 def _unwrapped(images: list[Parts], prefix: Parts, keeps: Callable[[str], bool]) -> Parts:
@@ -350,9 +363,11 @@ def _class_names(root: Path, train: _Split, test: _Split) -> tuple[str, ...]:
     if strange := sorted(found - known, key=natural):
         near = [name for name in known if name.lower() == strange[0].lower()]
         hint = f" (there is {_said(near)})" if near else ""
-        raise UserError(f"{where}: the test images have a label '{_said(strange[:1])}' that no train image has{hint}")
+        raise UserError(f"{where}: the test images have a label '{_said(strange[:1])}' that no train image has{hint}; "
+                        f"give both splits the same folders, or use all images without labels{FLAT}")
     if known and any(not label for _, label in test.images):
-        raise UserError(f"{where}: the train images are in sub-folders (labels), the test images are not")
+        raise UserError(f"{where}: the train images are in sub-folders (labels), the test images are not; "
+                        f"put the test images into the same folders, or use all images without labels{FLAT}")
     return tuple(sorted(known, key=natural))
 
 

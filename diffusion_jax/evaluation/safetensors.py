@@ -12,11 +12,11 @@ import math
 import os
 import struct
 from collections.abc import Mapping
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from diffusion_jax import reading
 from diffusion_jax.errors import UserError
 from diffusion_jax.provenance import atomic_path
 
@@ -52,7 +52,7 @@ def _header(data) -> tuple[int, dict[str, dict]]:
     (length,) = struct.unpack_from("<Q", data)
     if length > min(len(data) - 8, HEADER):
         raise ValueError(f"a header of {length} bytes")
-    header = json.loads(bytes(data[8 : 8 + length]), object_pairs_hook=_once)
+    header = json.loads(bytes(data[8 : 8 + length]), object_pairs_hook=reading.once)
     if not isinstance(header, dict):
         raise ValueError("the header is no object")
     header.pop("__metadata__", None)
@@ -60,14 +60,6 @@ def _header(data) -> tuple[int, dict[str, dict]]:
         if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
             raise ValueError(f"'{name:.100}' has not dtype, shape and data_offsets")
     return 8 + length, header
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, in which no key may come twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name comes twice")
-    return found
 
 
 def _view(data, start: int, dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:
