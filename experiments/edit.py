@@ -79,8 +79,8 @@ def mask_for(spec: str, shape: tuple[int, ...]):
     try:
         with transforms.open_image(spec) as picture:
             mask = (np.asarray(picture.convert("L"), np.float32) > 127.5).astype(np.float32)[..., None]
-    except OSError as error:
-        why = str(error).splitlines()[0]
+    except Exception as error:  # a damaged picture can raise nearly anything
+        why = _unreadable(error)
         raise UserError(f"--mask={spec} cannot be read as a picture ({why}); or take half, box or random") from None
     if mask.shape[:2] != tuple(shape[:2]):
         sizes = ["x".join(map(str, of[:2])) for of in (mask.shape, shape)]
@@ -343,9 +343,13 @@ def pictures_of(files: Sequence[str], shape: tuple[int, ...]):
         except UserError:
             raise
         except Exception as error:  # a damaged picture can raise nearly anything
-            why = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"--image={name} cannot be read as a picture ({why})") from error
+            raise UserError(f"--image={name} cannot be read as a picture ({_unreadable(error)})") from error
     return np.stack(found)
+
+
+def _unreadable(error: Exception) -> str:
+    """Why a picture cannot be read, in a few words."""
+    return getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def strengths_of(text: str) -> list[float]:

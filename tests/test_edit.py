@@ -1,6 +1,9 @@
 """The mains of editing and of the inverse benchmark, on an untrained tiny network and the digits; every mistake is one line."""
 
 import json
+import os
+import struct
+import zlib
 
 import commands
 import jax
@@ -114,6 +117,19 @@ def test_a_mask_from_a_picture(tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(UserError, match="cannot be read as a picture"):
         edit.mask_for(str(tmp_path / "text.png"), GREY)
+
+
+def test_a_picture_that_is_a_pipe_or_a_bomb_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")  # nobody writes to it
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", b""), (b"IEND", b"")]
+    chunks = b"".join(struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks)
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    for name, words in (("pipe", "it is no regular file"), ("bomb", "exceeds limit")):
+        with pytest.raises(UserError, match=f"--mask=.*{name}.png cannot be read as a picture .*{words}"):
+            edit.mask_for(str(tmp_path / f"{name}.png"), GREY)
+        with pytest.raises(UserError, match=f"--image=.*{name}.png cannot be read as a picture .*{words}"):
+            edit.pictures_of([str(tmp_path / f"{name}.png")], GREY)
 
 
 @pytest.mark.parametrize("task, mask, shape, words", [

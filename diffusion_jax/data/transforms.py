@@ -26,8 +26,11 @@ def open_image(file: str | os.PathLike | IO[bytes], formats: tuple[str, ...] = F
       formats: names of Pillow's formats, a part of FORMATS; those that this Pillow was built without are left out.
 
     Raises:
+      OSError: for what is no regular file, such as a pipe, which would be waited for.
       Exception: whatever Pillow raises for a file that is none of these (OSError, SyntaxError, struct.error, ...).
     """
+    if not hasattr(file, "read") and os.path.exists(file) and not os.path.isfile(file):
+        raise OSError("it is no regular file")
     Image.init()
     return Image.open(file, formats=[name for name in formats if name in Image.OPEN])
 
