@@ -18,6 +18,7 @@ from typing import Any
 
 DONE, MISTAKE, UNFINISHED, INTERRUPTED, CLOSED = 0, 2, 75, 130, 141
 STATUS = {signal.SIGTERM: UNFINISHED, signal.SIGINT: INTERRUPTED}
+AGAIN = 0.05  # seconds until a signal that was dropped is sent again
 GRACE = 5.0  # seconds in which the main thread must react to a signal; a compilation in XLA can take minutes
 
 _REMEDIES = {
@@ -52,7 +53,8 @@ class stoppable:
     """A context in which SIGTERM and SIGINT raise Stopped in the main thread.
 
     Python handles a signal only between its own instructions. While the main thread is inside a long call of XLA a second
-    thread waits GRACE seconds, then ends the process with the same line and status.
+    thread waits GRACE seconds, then ends the process with the same line and status. Where Python drops the exception, because the
+    signal came inside a finalizer or a callback of the garbage collector (jax has one), the signal is sent again a moment later.
     """
 
     def __enter__(self) -> stoppable:
@@ -61,7 +63,8 @@ class stoppable:
         os.set_blocking(writer, False)
         self.pipe = reader, writer
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        self.handler = self._raise
+        self.handler, self.unraisable = self._raise, sys.unraisablehook
+        sys.unraisablehook = self._again
         for number in STATUS:
             signal.signal(number, self.handler)
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
@@ -69,6 +72,7 @@ class stoppable:
 
     def __exit__(self, *error: Any) -> None:
         signal.set_wakeup_fd(-1)
+        sys.unraisablehook = self.unraisable
         self.reacted.set()
         watch_signals()
         os.close(self.pipe[1])  # ends the thread
@@ -76,6 +80,15 @@ class stoppable:
     def _raise(self, number: int, frame: FrameType | None) -> None:
         self.reacted.set()
         raise Stopped(number)
+
+    def _again(self, dropped: Any) -> None:
+        """sys.unraisablehook: an exception that Python drops is reported as ever, but Stopped has to arrive."""
+        if not isinstance(dropped.exc_value, Stopped):
+            return self.unraisable(dropped)
+        self.reacted.clear()
+        timer = threading.Timer(AGAIN, os.kill, (os.getpid(), dropped.exc_value.signal))
+        timer.daemon = True
+        timer.start()
 
     def _watch(self) -> None:
         while received := os.read(self.pipe[0], 1):

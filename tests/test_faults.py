@@ -350,6 +350,22 @@ def test_a_signal_during_a_long_call_of_xla():
     assert (process.returncode, errors) == (75, "SIGTERM: stopped before it was done; run the same command again\n")
 
 
+@pytest.mark.parametrize("dropping", ["gc.callbacks.append(lambda *about: stop()); gc.collect()", "Dies(); Dies(); Dies()"])
+def test_a_signal_where_python_drops_exceptions_is_not_lost(dropping):
+    """In a callback of the garbage collector, such as jax's, and in a finalizer."""
+    script = ("import gc, os, signal, time\n"
+              "from experiments import exits\n"
+              "def stop(sent=[]):\n"
+              "    if len(sent) < 2: sent.append(os.kill(os.getpid(), signal.SIGTERM)); time.sleep(0.01)\n"
+              "class Dies:\n"
+              "    __del__ = lambda self: stop()\n"
+              "try:\n"
+              f"    with exits.stoppable(): {dropping}; time.sleep(20)\n"
+              "except exits.Stopped as error: print(error.signal.name, flush=True), os._exit(0)\n")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "SIGTERM\n", "")
+
+
 def test_a_command_that_is_stopped_while_it_prepares(tmp_path):
     """SIGTERM as soon as the command has begun: one line, 75, nothing in the workdir but what the same command goes on from."""
     with child(tmp_path / "run") as process:
