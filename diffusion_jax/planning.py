@@ -61,6 +61,9 @@ class Target(NamedTuple):
     chip: Chip | None
 
 
+MOST_CPUS = 1024  # devices that one process can pretend to have
+
+
 def target(topology: str) -> Target:
     """'v5e:16x16' (also v5p, v6e; needs libtpu, no TPU), 'cpu:8', or 'gpu', those of this machine.
 
@@ -76,8 +79,8 @@ def target(topology: str) -> Target:
 
 
 def _cpus(topology: str, size: str) -> list:
-    if not size.isdigit() or int(size) < 1:
-        raise UserError(f"--topology={topology}: write how many, such as cpu:8")
+    if not (size.isdecimal() and len(size) < 5 and 1 <= int(size) <= MOST_CPUS):
+        raise UserError(f"--topology={topology:.60}: write how many, from 1 to {MOST_CPUS}, such as cpu:8")
     try:
         jax.config.update("jax_num_cpu_devices", int(size))
     except RuntimeError:

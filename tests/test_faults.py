@@ -345,6 +345,7 @@ def test_a_signal_during_a_long_call_of_xla():
               "    print('ready', flush=True); lock(mutex); lock(mutex)\n")  # fmt: skip
     with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "ready\n"
+        time.sleep(0.5)  # until it is in the call
         process.terminate()
         _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (75, "SIGTERM: stopped before it was done; run the same command again\n")

@@ -226,7 +226,7 @@ def test_the_cheapest_fits():
         ("h100:8", "write a slice of TPUs"),
         ("v4:2x2x2", "write a slice of TPUs"),
         ("v5e:2x4; rm", "write a slice of TPUs"),
-        ("cpu:many", "write how many, such as cpu:8"),
+        ("cpu:many", "write how many, from 1 to 1024, such as cpu:8"),
         ("cpu:0", "write how many"),
         ("cpu:1000", "jax has started with 1 CPU"),
     ],
@@ -468,3 +468,9 @@ def test_a_card_of_a_tpu_slice():
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+
+
+@pytest.mark.parametrize("size", ["", "0", "-1", "99999999", "9" * 5000])
+def test_a_topology_of_absurdly_many_devices_is_refused(size):
+    with pytest.raises(UserError, match="write how many, from 1 to 1024"):
+        planning.target(f"cpu:{size}")
