@@ -327,7 +327,7 @@ def test_distances():
     assert_allclose(distance.pseudo_huber(0.004)(x, y), [0.001, 7.0 - 0.004], rtol=1e-4)  # 3-4-5, and |x - y| - c
     assert_allclose(distance.perceptual(lambda x: x[:, :1])(x, y), [9e-6, 49.0], rtol=1e-6)
     assert_array_equal(jax.grad(lambda x: distance.pseudo_huber()(x, y).sum())(y), jnp.zeros_like(y))  # not 0 / 0
-    with pytest.raises(UserError, match="c must be above 0"):
+    with pytest.raises(UserError, match="pseudo_huber: c=0.0: it must be at least"):
         distance.pseudo_huber(0.0)
 
 
