@@ -261,6 +261,15 @@ def test_the_commands_sample_and_evaluate(trained):
     assert "real test images" in shown and "recognized" in shown
 
 
+def test_the_commands_take_one_evaluation(trained):
+    """And two of a sampler whose steps take two: x0-hat from noise, on a grid of one time."""
+    folder, _ = trained
+    done = command("sample", f"--workdir={folder}", "--seeds=4", "--labels=2", "--config.sampler.name=ode.edm_heun", "--config.sampler.nfe=2")
+    assert ", 1 evaluations per image" in done.stdout + done.stderr and np.load(folder / "samples.npz")["images"].shape == (1, 8, 8, 1)
+    done = command("evaluate", f"--workdir={folder}", "--num=10", "--repeats=1", "--metrics=frechet", "--config.sampler.nfe=1")
+    assert "(pixels)" in done.stdout
+
+
 def test_quickstart_makes_every_picture_it_names_and_suggests_what_next(data_dir, tmp_path):
     tiny = ["width=8", "multipliers=(1,)", "head_width=8"]
     done = command("quickstart", f"--workdir={tmp_path / 'run'}", f"--config.data.data_dir={data_dir}",
@@ -373,6 +382,7 @@ def test_an_image_size_the_network_cannot_take_is_named(data_dir, tmp_path):
 
 def test_toys_train_and_draw_points(tmp_path):
     config = small(toy.get_config("flow"))
+    config.sampler.nfe = 1  # the pictures during training, from x0-hat alone
     assert train.train(config, str(tmp_path))
     assert width(tmp_path / "samples" / "step_0000008.png") > 200
 

@@ -567,13 +567,30 @@ def test_the_last_steps_are_of_lower_order_where_the_last_is_long(name):
 
 # ---- the grid that suits a sampler -------------------------------------------------------------------------------------
 
-HIGHER = {  # the deterministic solvers of order above 1 that are meant for few evaluations
-    **{name: make for name, make in SAMPLERS.items() if name.partition(".")[0] in ("multistep", "singlestep")},
+HIGHER = {  # the deterministic solvers of order above 1 that take steps of their grid
+    **{name: make for name, make in SAMPLERS.items() if name.partition(".")[0] in ("multistep", "singlestep", "ode") and name != "ode.euler"},
     **{f"sde.{name}(0)": functools.partial(getattr(sde, name), 0.0) for name in ("dpmpp_2m", "dpmpp_3m", "dpmpp_2s")},
     "sde.sa(0)": functools.partial(sde.sa, tau=0.0),
     **{f"multistep.unipc({order}, {variant})": functools.partial(multistep.unipc, order, variant) for order in (2, 3) for variant in ("bh1", "bh2")},
     "multistep.deis(logsnr)": functools.partial(multistep.deis, clock="logsnr"),
     "multistep.pndm(heun)": functools.partial(multistep.pndm, "heun"),
+}  # fmt: skip
+BEHIND = {  # by sampler and evaluations: the error in units of DDIM's where it is larger. docs/math.md says what other times would give
+    "ode.edm_heun": {
+        10: {"Cosine": 1.46, "EDM": 1.3, "RectifiedFlow": 1.5, "Shifted": 1.49, "SubVP": 1.32, "TrigFlow": 1.3, "VE": 1.28, "VP": 1.32, "Shifted_flow": 1.55, "DDPM_linear": 1.32, "DDPM_cosine": 1.54},
+    },
+    "ode.edm_rk4": {
+        10: {"Cosine": 1.59, "EDM": 1.38, "RectifiedFlow": 1.69, "Shifted": 1.61, "SubVP": 1.55, "TrigFlow": 1.38, "VE": 1.64, "VP": 1.73, "Shifted_flow": 1.69, "DDPM_linear": 1.71, "DDPM_cosine": 1.8},
+        20: {"Cosine": 1.05, "RectifiedFlow": 1.05, "Shifted": 1.25, "VE": 1.35, "VP": 1.47, "Shifted_flow": 1.33, "DDPM_linear": 1.45, "DDPM_cosine": 1.64},
+    },
+    "ode.heun": {
+        10: {"EDM": 1.32, "VE": 41.35},
+        20: {"VE": 7.67},
+    },
+    "ode.rk4": {
+        10: {"EDM": 2.87, "VE": 97.2},
+        20: {"VE": 8.03},
+    },
 }  # fmt: skip
 QUICK = ("multistep.unipc",)
 RING, RUNS = targets.ring_of_gaussians(), arrays.example_keys(jax.random.key(1), 64)
@@ -609,13 +626,19 @@ def of_ddim():
 
 @pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in HIGHER])
 def test_no_higher_order_solver_is_worse_than_ddim(name):
-    """At 10 and 20 evaluations, each on its own grid, under every process. PNDM's start alone takes 13 evaluations."""
+    """At 10 and 20 evaluations, each on its own grid, under every process, but for BEHIND. PNDM's start alone takes 13 evaluations."""
     with jax.enable_x64(True):
         exact, ddim = of_ddim()
         budgets = [nfe for nfe in (10, 20) if nfe > sum(HIGHER[name]().warmup) + len(HIGHER[name]().warmup)]
-        errors = mixture_errors(HIGHER[name](), budgets, exact=exact)
         assert len(budgets) == (1 if name == "multistep.pndm" else 2)
-        assert np.all(errors <= ddim[:, -len(budgets) :]), errors / ddim[:, -len(budgets) :]
+        ratios = mixture_errors(HIGHER[name](), budgets, exact=exact) / ddim[:, -len(budgets) :]
+    for nfe, found in zip(budgets, ratios.T):
+        behind = BEHIND.get(name, {}).get(nfe, {})
+        for process, ratio in zip(PROCESSES, found):
+            if process in behind:
+                assert_allclose(ratio, behind[process], rtol=0.02, err_msg=f"{process}, {nfe} evaluations")
+            else:
+                assert ratio <= 1, (process, nfe)
 
 
 @pytest.mark.parametrize("call, message", [
