@@ -113,7 +113,7 @@ def logistic(process: Process, n: int, mean: float = -1.0, scale: float = 2.0) -
     return _checked(ts.at[0].set(process.t_max), "logistic")
 
 
-def runge_kutta(process: Process, n: int, mean: float = -0.55, scale: float = 1.25, growth: float = 0.035, in_time: bool = False) -> Array:
+def runge_kutta(process: Process, n: int, mean: float = 0.2, scale: float = 1.6, growth: float = 0.01, in_time: bool = False) -> Array:
     """The first n of n + 1 times between which F rises equally: for steps whose slopes are taken at both ends, as Heun's.
 
     F = 1 / (1 + exp(-(log(sigma / alpha) - mean) / scale)) + growth |log c|, where |log c| is the total change of log c from t_min on. The

@@ -59,7 +59,7 @@ def edm_heun() -> Sampler:
 
 def edm_rk4() -> Sampler:
     """Classical Runge-Kutta in (x / alpha, sigma / alpha): order 4, four evaluations a step."""
-    return _in_ratio(integrators.rk4, 4, "runge_kutta(mean=-0.7, scale=1.7, growth=0.04)")
+    return _in_ratio(integrators.rk4, 4, "runge_kutta(mean=0.0, scale=2.2, growth=0.005)")
 
 
 def midpoint() -> Sampler:
