@@ -383,17 +383,19 @@ def spoken(d: data.Dataset) -> dict[int, list[str]]:
 
 
 @pytest.mark.parametrize("lazy", [False, True])
-def test_a_folder_with_captions(tmp_path, monkeypatch, lazy):
+def test_a_folder_with_captions(tmp_path, monkeypatch, caplog, lazy):
     folder_of(tmp_path)
     monkeypatch.setattr("diffusion_jax.data.folder.held_in_memory", lambda *args: not lazy)
     lines = [{"file_name": f"{i}.png", "text": f"picture {i}"} for i in range(6)]
     lines[2]["text"] = ["two", "a couple"]
+    lines.append({"file_name": "gone.png", "text": "nothing"})
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8-sig")  # as some editors save
     for i in range(6, 12):
         (tmp_path / f"{i}.txt").write_text(f"picture {i}\n\n its double \n")
     found = spoken(data.load("folder", path=str(tmp_path), captioned=True))
     assert found == {i: [f"picture {i}"] for i in range(6)} | {2: ["two", "a couple"]} | {
         i: [f"picture {i}", "its double"] for i in range(6, 12)}  # fmt: skip
+    assert "1 lines name no image of the set" in caplog.text and "gone.png" in caplog.text
     assert "caption" not in data.load("folder", path=str(tmp_path)).train[0]
 
 

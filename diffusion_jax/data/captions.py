@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from diffusion_jax import reading
 from diffusion_jax.data.sources import Source
@@ -148,7 +149,7 @@ def beside_images(path: str, roots: Sequence[Path], images: Sequence[Sequence[Pa
     roots: the split's folder, in which metadata.jsonl is looked for, and in which its file_name lies. A text is one caption, or
     a list of several. UserError where an image has none.
     """
-    found = []
+    found, there = [], {image for part in images for image in part}
     for root, part in zip(roots, images):
         listed = _metadata(root / "metadata.jsonl")
         own = [listed.get(image) or _lines(image.with_suffix(".txt")) for image in part]
@@ -157,6 +158,8 @@ def beside_images(path: str, roots: Sequence[Path], images: Sequence[Sequence[Pa
             raise UserError(f"data.path={path}: {len(bare)} of {len(part)} images have no caption, {bare[0].name} for one; write "
                             f"it to {bare[0].with_suffix('.txt').name}, or to metadata.jsonl as file_name and text")  # fmt: skip
         found.append(own)
+        if unused := sorted(map(str, listed.keys() - there)):
+            logging.warning("%s: %d lines name no image of the set, %s for one", root / "metadata.jsonl", len(unused), unused[0])
     return found
 
 
