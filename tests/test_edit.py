@@ -141,7 +141,7 @@ def test_a_picture_that_is_a_pipe_or_a_bomb_is_refused_at_once(tmp_path):
     ("colourise", "half", COLOUR, "has no mask"),
     ("superres(factor=3)", "", GREY, "does not divide"),
     ("superres(times=2)", "", GREY, "superres takes factor, std"),
-    ("deblur(std=-1.0)", "", GREY, "0 or above"),
+    ("deblur(std=-1.0)", "", GREY, "must be at least 0"),
     ("linear", "", GREY, "missing a required argument"),
 ])  # fmt: skip
 def test_tasks_that_cannot_be(task, mask, shape, words):
