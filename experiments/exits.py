@@ -70,11 +70,14 @@ class stoppable:
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         signal.set_wakeup_fd(-1)
         sys.unraisablehook = self.unraisable
         self.reacted.set()
         watch_signals()
+        if kind is Stopped:  # the process is ending: a signal that was sent again changes nothing
+            for number in STATUS:
+                signal.signal(number, signal.SIG_IGN)
         os.close(self.pipe[1])  # ends the thread
 
     def _raise(self, number: int, frame: FrameType | None) -> None:

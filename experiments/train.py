@@ -163,7 +163,7 @@ def _attempt(built, parts, dataset, root, state, restored, rollback, *, fit, los
                            if distributed.first() else metrics.no_writer()) as writer,
         contextlib.closing(checkpoint.open_checkpoints(
             root / "checkpoints", keep=config.training.keep, keep_every=config.training.keep_every,
-            after=restored and restored.step, aside=None if rollback.to == start else "damaged")) as checkpointer,
+            after=restored and restored.step, aside=None if rollback.to == start else "damaged", before=in_place)) as checkpointer,
         _best(config, root, restored) as keep_best,
     ):  # fmt: skip
         writer.text(start, "config", textwrap.indent(provenance.canonical_json(config.to_dict()), "    "))  # Markdown's code

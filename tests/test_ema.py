@@ -179,7 +179,7 @@ def test_a_run_keeps_snapshots_from_which_its_workdir_gives_any_length(tmp_path)
 def test_all_lengths_draw_the_same_seeds(tmp_path):
     config = digits.get_config("vp")
     config.model.update(width=8, multipliers=(1,), blocks=0, attention=(), head_width=8)
-    config.data.data_dir, config.sampler.nfe = str(tmp_path), 2
+    config.data.data_dir, config.sampler.nfe, config.sampler.guidance = str(tmp_path), 2, 1.0
     dataset = experiment.dataset(config)
     built = experiment.assemble(config, dataset.image_shape, 0)
     params = jax.jit(lambda key: experiment.init_params(built, key))(jax.random.key(0))

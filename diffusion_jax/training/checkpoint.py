@@ -80,12 +80,14 @@ def open_checkpoints(
     keep_every: int | None = None,
     after: int | None = None,
     aside: str | None = "damaged",
+    before: Callable[[], None] = lambda: None,
 ) -> Checkpointer:
     """A writer of checkpoints. keep: the last so many stay (None: all), besides those at multiples of keep_every.
 
     after: the step that was restored (None: a fresh start). Newer checkpoints are the damaged ones that restore passed over;
     they are renamed STEP.damaged, so that their steps can be saved again. aside=None: they are of another course, and are
     removed. What a killed save left is removed, too.
+    before: called in the thread that writes a checkpoint, right before it does; what it raises is raised as if the save failed.
     Raises UserError if the directory cannot be written; a save that failed raises it, too, at the next save, wait or close.
     """
     ocp = _orbax()
@@ -111,6 +113,7 @@ def open_checkpoints(
             body = {"step": step, "leaves": leaves, "extra": extra}
             meta = {"body": body, "sha256": _text_digest(body)}
             items = ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(meta))
+            before()
             if not manager.save(step, args=items):
                 raise UserError(f"step {step} was not saved to '{directory}': one of the same or a later step is there")
             if alone:
@@ -405,8 +408,8 @@ def _settling_loops() -> Iterator[None]:
             if tasks := asyncio.all_tasks(loop):
                 loop.run_until_complete(asyncio.wait(tasks))
                 [task.exception() for task in tasks if not task.cancelled()]  # seen, so not reported
-            close()
             loop.call_soon_threadsafe = lambda *_, **__: None  # tensorstore may still tell of a read or write nobody waits for
+            close()
 
         loop.close = settle_and_close
         return loop
