@@ -26,7 +26,7 @@ from diffusion_jax.errors import UserError, nearest, printable, unknown
 from experiments import exits, overrides, usage, values
 
 CHANGED: set[str] = set()  # the config keys that this process's command line set
-HELP = ("help", "h", "helpshort", "helpfull", "helpxml", "?")
+HELP = ("help", "h", "helpshort", "helpfull", "?")
 
 
 class Given(NamedTuple):
