@@ -1,5 +1,6 @@
 """What all tests share: programs are compiled in haste, and kept between runs; the files that take longest begin."""
 
+import gc
 import getpass
 import os
 import tempfile
@@ -29,3 +30,16 @@ LONGEST = ("samplers", "compare", "few_step", "experiments", "parity", "text", "
 def pytest_collection_modifyitems(items):
     names = [f"test_{name}.py" for name in LONGEST]
     items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else len(names))
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """After the last test of a file its compiled programs are dropped.
+
+    A process may map 65,530 regions of memory on Linux, and every program of XLA takes some: a worker that kept those of all its
+    files ended in a segmentation fault while it compiled.
+    """
+    import jax  # after XLA_FLAGS are set
+
+    if nextitem is None or nextitem.path != item.path:
+        jax.clear_caches()
+        gc.collect()
