@@ -1,9 +1,12 @@
-"""CelebA faces at 64x64, unlabelled. `full` is for an accelerator; `light` (the default) runs on a CPU, for a look.
+"""CelebA faces at 64x64, unlabelled. `full` is for an accelerator; `light` (the default) runs on a
+CPU, for a look.
 
     python -m experiments.train --config=configs/celeb_a.py:vp,full --workdir=runs/celeb_a
 
 Variants: ddpm, iddpm, vp, subvp, ve, edm, flow; each also with ',full'.
 """
+
+from __future__ import annotations
 
 from configs import cifar10
 from configs.base import IMAGE_VARIANTS, image_variant, network, split_size
@@ -17,12 +20,23 @@ def get_config(name: str = "vp"):
     config.conditional = False
     name, size = split_size(name)
     if size == "light":
-        config.model = network("unet.UNet", stem=4, width=64, multipliers=(1, 2), attention=(8,), head_width=32)
+        config.model = network(
+            "unet.UNet", stem=4, width=64, multipliers=(1, 2), attention=(8,), head_width=32
+        )
     else:
-        config.model = network("unet.UNet", width=128, multipliers=(1, 2, 3, 4), blocks=3, attention=(16, 8), dropout=0.1,
-                               updown="resblock", dtype="bfloat16")  # fmt: skip
+        config.model = network(
+            "unet.UNet",
+            width=128,
+            multipliers=(1, 2, 3, 4),
+            blocks=3,
+            attention=(16, 8),
+            dropout=0.1,
+            updown="resblock",
+            dtype="bfloat16",
+        )
         config.data.batch_size = 256
     config = image_variant(config, name)
     if name == "ve":
-        config.process = "schedules.VE(sigma_min=0.02, sigma_max=180.0)"  # 90 for images in [0, 1] (Song & Ermon 2020)
+        # 90 for images in [0, 1] (Song & Ermon 2020)
+        config.process = "schedules.VE(sigma_min=0.02, sigma_max=180.0)"
     return config

@@ -1,10 +1,14 @@
-"""CIFAR-10, 32x32 colour. `full` is the DDPM-sized network for an accelerator; `light` (the default) runs on a CPU, for a look.
+"""CIFAR-10, 32x32 colour. `full` is the DDPM-sized network for an accelerator; `light` (the
+default) runs on a CPU, for a look.
 
     python -m experiments.train --config=configs/cifar10.py:edm,full --workdir=runs/cifar10
 
-Variants: ddpm, iddpm, vp, subvp, ve, edm, flow; each also with ',full'. `iddpm,full` has improved DDPM's own network and training
-for CIFAR-10 (Nichol & Dhariwal 2021, appendix A): dropout 0.3, a constant rate of 1e-4, batches of 128, an EMA of 0.9999 a step.
+Variants: ddpm, iddpm, vp, subvp, ve, edm, flow; each also with ',full'. `iddpm,full` has improved
+DDPM's own network and training for CIFAR-10 (Nichol & Dhariwal 2021, appendix A): dropout 0.3, a
+constant rate of 1e-4, batches of 128, an EMA of 0.9999 a step.
 """
+
+from __future__ import annotations
 
 from configs.base import IMAGE_VARIANTS, base, image_variant, network, split_size
 
@@ -19,14 +23,37 @@ def get_config(name: str = "vp"):
     config.optimizer.update(learning_rate=2e-4, warmup=1000)
     config.training.update(eval_every=1000, sample_every=1000, checkpoint_every=1000)
     if size == "light":
-        config.model = network("unet.UNet", stem=2, width=64, multipliers=(1, 2), blocks=2, attention=(8,), head_width=32)
+        config.model = network(
+            "unet.UNet",
+            stem=2,
+            width=64,
+            multipliers=(1, 2),
+            blocks=2,
+            attention=(8,),
+            head_width=32,
+        )
         config.training.steps = 20_000
         config.ema.halflives = (100_000,)
     else:
-        config.model = network("unet.UNet", width=128, multipliers=(2, 2, 2), blocks=3, attention=(16,), head_width=64,
-                               dropout=0.13, updown="resblock", dtype="bfloat16")  # fmt: skip
+        config.model = network(
+            "unet.UNet",
+            width=128,
+            multipliers=(2, 2, 2),
+            blocks=3,
+            attention=(16,),
+            head_width=64,
+            dropout=0.13,
+            updown="resblock",
+            dtype="bfloat16",
+        )
         config.data.batch_size = 512
-        config.training.update(steps=400_000, steps_per_call=10, eval_every=5000, sample_every=5000, checkpoint_every=5000)
+        config.training.update(
+            steps=400_000,
+            steps_per_call=10,
+            eval_every=5000,
+            sample_every=5000,
+            checkpoint_every=5000,
+        )
         config.ema.halflives = (500_000,)
     if (name, size) == ("iddpm", "full"):
         config.model.update(multipliers=(1, 2, 2, 2), attention=(16, 8), dropout=0.3, updown="conv")

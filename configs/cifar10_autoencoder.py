@@ -2,10 +2,13 @@
 
     python -m experiments.train --config=configs/cifar10_autoencoder.py:adversarial,full --workdir=runs/cifar10_ae
 
-Variants: plain, adversarial (with a PatchGAN); each also with ',full', which is for an accelerator; `light` (the default) runs
-on a CPU, for a look. --config.objective="autoencoding.reconstruction(features='lpips')" compares by LPIPS
+Variants: plain, adversarial (with a PatchGAN); each also with ',full', which is for an accelerator;
+`light` (the default) runs on a CPU, for a look.
+--config.objective="autoencoding.reconstruction(features='lpips')" compares by LPIPS
 (experiments.get_weights lpips).
 """
+
+from __future__ import annotations
 
 from configs.base import KL, autoencoder, base, split_size
 
@@ -21,9 +24,24 @@ def get_config(name: str = "plain"):
     config.ema.halflives = (10_000,)
     if size == "light":
         config.data.batch_size = 64
-        config.training.update(steps=3000, eval_every=1000, sample_every=1000, checkpoint_every=1000)
-        return autoencoder(config, name, stem=2, width=32, multipliers=(1, 2), blocks=1, norm=(8, 1e-6), attention=False)
+        config.training.update(
+            steps=3000, eval_every=1000, sample_every=1000, checkpoint_every=1000
+        )
+        return autoencoder(
+            config,
+            name,
+            stem=2,
+            width=32,
+            multipliers=(1, 2),
+            blocks=1,
+            norm=(8, 1e-6),
+            attention=False,
+        )
     config.data.batch_size = 256
     config.optimizer.learning_rate = 4e-4
-    config.training.update(steps=100_000, steps_per_call=10, eval_every=5000, sample_every=5000, checkpoint_every=5000)
-    return autoencoder(config, name, width=64, multipliers=(1, 2, 4), blocks=2, norm=(32, 1e-6), dtype="bfloat16")
+    config.training.update(
+        steps=100_000, steps_per_call=10, eval_every=5000, sample_every=5000, checkpoint_every=5000
+    )
+    return autoencoder(
+        config, name, width=64, multipliers=(1, 2, 4), blocks=2, norm=(32, 1e-6), dtype="bfloat16"
+    )

@@ -5,6 +5,8 @@
 Variants: ddpm, iddpm, vp, subvp, ve, edm, flow.
 """
 
+from __future__ import annotations
+
 from configs.base import IMAGE_VARIANTS, base, image_variant, network
 
 VARIANTS = IMAGE_VARIANTS
@@ -12,11 +14,14 @@ VARIANTS = IMAGE_VARIANTS
 
 def get_config(name: str = "vp"):
     config = base()
-    config.model = network("unet.UNet", width=32, multipliers=(1, 2), blocks=1, attention=(4,), head_width=32)
+    config.model = network(
+        "unet.UNet", width=32, multipliers=(1, 2), blocks=1, attention=(4,), head_width=32
+    )
     config = image_variant(config, name)
     config.optimizer.learning_rate = 2e-3
     config.training.update(steps=600, eval_every=300, sample_every=300, checkpoint_every=300)
     config.sampler.guidance = 1.5
     if name == "ve":
-        config.process = "schedules.VE(sigma_min=0.02, sigma_max=10.0)"  # the largest distance in the data is 9.6
+        # the largest distance in the data is 9.6
+        config.process = "schedules.VE(sigma_min=0.02, sigma_max=10.0)"
     return config

@@ -5,6 +5,8 @@
 Variants as in configs/mnist_vae.py: gaussian, bernoulli, logistic, powerful.
 """
 
+from __future__ import annotations
+
 from configs.base import VAES, base, vae
 
 VARIANTS = VAES
@@ -12,6 +14,8 @@ VARIANTS = VAES
 
 def get_config(name: str = "gaussian"):
     config = base()
-    config.training.update(steps=2000, log_every=100, eval_every=500, sample_every=1000, checkpoint_every=1000)
+    config.training.update(
+        steps=2000, log_every=100, eval_every=500, sample_every=1000, checkpoint_every=1000
+    )
     config.optimizer.update(learning_rate=1e-3, clip=0.0)
     return vae(config, name, latent=8, hidden=(256, 128))

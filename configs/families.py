@@ -1,11 +1,15 @@
-"""Every family of generative models on one data set, at one size and one training time: for experiments.compare_families.
+"""Every family of generative models on one data set, at one size and one training time: for
+experiments.compare_families.
 
     python -m experiments.compare_families --config=configs/families.py:digits --workdir=runs/families
     python -m experiments.compare_families --config=configs/families.py:mnist --config.data.path=FOLDER --workdir=runs/f_mnist
 
-Variants: digits, mnist, fashion_mnist. Networks have about 0.2 million parameters on digits, 0.8 on 28x28. config.family.NAME
-is an ordinary config, and every key of it can be changed: --config.family.ddpm.optimizer.learning_rate=1e-3.
+Variants: digits, mnist, fashion_mnist. Networks have about 0.2 million parameters on digits, 0.8 on
+28x28. config.family.NAME is an ordinary config, and every key of it can be changed:
+--config.family.ddpm.optimizer.learning_rate=1e-3.
 """
+
+from __future__ import annotations
 
 from ml_collections import ConfigDict
 
@@ -23,12 +27,21 @@ def get_config(name: str = "digits"):
     config = ConfigDict()
     config.data = base().data
     config.data.name = name
-    config.data.batch_size = 128 if small else 32  # the budget is in seconds: smaller batches, more steps
+    config.data.batch_size = (
+        128 if small else 32
+    )  # the budget is in seconds: smaller batches, more steps
     config.seeds = (0, 1, 2)
-    config.repeated = ("vae", "ddpm")  # families that are trained from every seed, the others from the first
-    config.seconds = 40.0 if small else 240.0  # of training for each family and seed, compilation aside
+    config.repeated = (
+        "vae",
+        "ddpm",
+    )  # families that are trained from every seed, the others from the first
+    config.seconds = (
+        40.0 if small else 240.0
+    )  # of training for each family and seed, compilation aside
     config.num = 1000 if small else 500  # images drawn of each
-    config.likelihood = 100 if small else 25  # test images whose bits/dim are measured, of the first seed; 0: none
+    config.likelihood = (
+        100 if small else 25
+    )  # test images whose bits/dim are measured, of the first seed; 0: none
     config.about = about = ConfigDict()
     config.family = family = ConfigDict()
     for key, (what, likelihood, bound) in VAES.items():
@@ -36,7 +49,10 @@ def get_config(name: str = "digits"):
     for key, preset in DIFFUSION.items():
         about[key] = f"diffusion of pixels: {preset} of configs/base.py"
         family[key] = _diffusion(small, preset)
-    about.latent, family.latent = "autoencoder, and diffusion of its latents: half of the time for each", _latent(small)
+    about.latent, family.latent = (
+        "autoencoder, and diffusion of its latents: half of the time for each",
+        _latent(small),
+    )
     config.recipe = _autoencoder(small)  # of latent
     config.families = (*VAES, "latent", *DIFFUSION)  # those that are run, in this order
     return config
@@ -49,7 +65,11 @@ VAES = {
     "vae_beta_high": ("the same, beta = 5", "gaussian", ", beta=5.0"),
     "vae_logistic": ("VAE: discretised logistic decoder", "logistic", ""),
     "vae_powerful": ("VAE: each pixel sees those before it", "powerful", ""),
-    "vae_free_bits": ("the same, a quarter of a nat free in each dimension", "powerful", ", free_bits=0.25"),
+    "vae_free_bits": (
+        "the same, a quarter of a nat free in each dimension",
+        "powerful",
+        ", free_bits=0.25",
+    ),
 }
 
 
@@ -64,11 +84,16 @@ def _vae(small: bool, likelihood: str, bound: str) -> ConfigDict:
 
 def _diffusion(small: bool, preset: str) -> ConfigDict:
     config = variant(base(), preset)
-    options = dict(width=16, attention=(4,), head_width=16) if small else dict(stem=2, width=32, attention=(7,), head_width=32)
+    options = (
+        dict(width=16, attention=(4,), head_width=16)
+        if small
+        else dict(stem=2, width=32, attention=(7,), head_width=32)
+    )
     config.model = network("unet.UNet", multipliers=(1, 2), blocks=1, **options)
     config.optimizer.learning_rate = 2e-3 if small else 1e-3
     if preset == "ve":
-        config.process = f"schedules.VE(sigma_min=0.02, sigma_max={10.0 if small else 45.0})"  # the data's largest distance
+        # the data's largest distance
+        config.process = f"schedules.VE(sigma_min=0.02, sigma_max={10.0 if small else 45.0})"
     return config
 
 
@@ -82,6 +107,8 @@ def _autoencoder(small: bool) -> ConfigDict:
 def _latent(small: bool) -> ConfigDict:
     config = latents(variant(base(), "flow"))
     side, width = (4, 20) if small else (7, 40)
-    config.model = network("unet.UNet", width=width, multipliers=(1,), blocks=2, attention=(side,), head_width=width)
+    config.model = network(
+        "unet.UNet", width=width, multipliers=(1,), blocks=2, attention=(side,), head_width=width
+    )
     config.optimizer.learning_rate = 2e-3 if small else 1e-3
     return config

@@ -2,9 +2,11 @@
 
     python -m experiments.train --config=configs/fashion_autoencoder.py --config.data.path=FOLDER --workdir=runs/fashion_ae
 
-Variants: plain, adversarial (with a PatchGAN); each also with ',full'. `light` (the default) is sized for two CPU cores
-and eight minutes.
+Variants: plain, adversarial (with a PatchGAN); each also with ',full'. `light` (the default) is
+sized for two CPU cores and eight minutes.
 """
+
+from __future__ import annotations
 
 from configs.base import KL, autoencoder, base, split_size
 
@@ -20,7 +22,20 @@ def get_config(name: str = "plain"):
     config.training.update(steps=5000, eval_every=1000, sample_every=1000, checkpoint_every=1000)
     config.ema.halflives = (5_000,)
     if size == "light":  # a space-to-depth stem: the network works at 14x14 and 7x7
-        return autoencoder(config, name, stem=2, width=32, multipliers=(1, 2), blocks=1, norm=(8, 1e-6), attention=False)
+        return autoencoder(
+            config,
+            name,
+            stem=2,
+            width=32,
+            multipliers=(1, 2),
+            blocks=1,
+            norm=(8, 1e-6),
+            attention=False,
+        )
     config.data.batch_size = 256
-    config.training.update(steps=20_000, steps_per_call=10, eval_every=2000, sample_every=2000, checkpoint_every=2000)
-    return autoencoder(config, name, width=64, multipliers=(1, 2, 4), blocks=2, norm=(32, 1e-6), dtype="bfloat16")
+    config.training.update(
+        steps=20_000, steps_per_call=10, eval_every=2000, sample_every=2000, checkpoint_every=2000
+    )
+    return autoencoder(
+        config, name, width=64, multipliers=(1, 2, 4), blocks=2, norm=(32, 1e-6), dtype="bfloat16"
+    )

@@ -2,23 +2,30 @@
 
     python -m experiments.train_latent --config=configs/fashion_latent.py:vp --images=FOLDER --workdir=runs/fashion_latent
 
-trains the autoencoder (configs/fashion_autoencoder.py), encodes FOLDER's idx files, trains, samples and evaluates. The
-middle by hand:
+trains the autoencoder (configs/fashion_autoencoder.py), encodes FOLDER's idx files, trains, samples
+and evaluates. The middle by hand:
 
     python -m experiments.train --config=configs/fashion_latent.py:vp --config.data.path=LATENTS.npz \\
         --config.latent.autoencoder=WORKDIR --workdir=runs/fashion_latent
 
-Variants: ddpm, vp, subvp, ve, edm, flow; each also with ',full', for an accelerator. `light`: about twelve minutes on two
-CPU cores.
+Variants: ddpm, vp, subvp, ve, edm, flow; each also with ',full', for an accelerator. `light`: about
+twelve minutes on two CPU cores.
 """
+
+from __future__ import annotations
 
 from configs.base import base, latents, network, split_size, variant
 
 
 def get_config(name: str = "vp"):
     name, size = split_size(name)
-    config = latents(variant(base(), name), recipe="configs/fashion_autoencoder.py:plain" + ",full" * (size == "full"))
-    config.model = network("unet.UNet", width=48, multipliers=(1,), blocks=2, attention=(7,), head_width=16)
+    config = latents(
+        variant(base(), name),
+        recipe="configs/fashion_autoencoder.py:plain" + ",full" * (size == "full"),
+    )
+    config.model = network(
+        "unet.UNet", width=48, multipliers=(1,), blocks=2, attention=(7,), head_width=16
+    )
     config.data.batch_size = 64
     config.optimizer.learning_rate = 1e-3
     config.ema.halflives = (20_000,)
@@ -28,9 +35,16 @@ def get_config(name: str = "vp"):
         config.data.batch_size = 512
         config.optimizer.update(learning_rate=4e-4, warmup=1000)
         config.ema.halflives = (250_000,)
-        config.training.update(steps=20_000, steps_per_call=10, eval_every=2000, sample_every=2000, checkpoint_every=2000)
+        config.training.update(
+            steps=20_000,
+            steps_per_call=10,
+            eval_every=2000,
+            sample_every=2000,
+            checkpoint_every=2000,
+        )
     config.sampler.guidance = 1.5
     if name == "ve":
-        # two latents of unit variance in D = 196 dimensions are sqrt(2 D) apart, and the most distant half as much again
+        # two latents of unit variance in D = 196 dimensions are sqrt(2 D) apart, and the most
+        # distant half as much again
         config.process = "schedules.VE(sigma_min=0.02, sigma_max=30.0)"
     return config

@@ -1,7 +1,9 @@
 """Fashion-MNIST, 28x28: MNIST's presets on another set. Variants and sizes as in configs/mnist.py.
 
-    python -m experiments.train --config=configs/fashion_mnist.py:flow --config.data.path=FOLDER_OF_IDX_FILES --workdir=runs/fashion
+python -m experiments.train --config=configs/fashion_mnist.py:flow --config.data.path=FOLDER_OF_IDX_FILES --workdir=runs/fashion
 """
+
+from __future__ import annotations
 
 from configs import mnist
 

@@ -1,14 +1,19 @@
-"""A folder of images of your own: `edm` by default, the network by the size of the images, for one or two CPU cores.
+"""A folder of images of your own: `edm` by default, the network by the size of the images, for one
+or two CPU cores.
 
     python -m experiments.train --config=configs/folder.py --config.data.path=FOLDER --workdir=runs/mine
     python -m experiments.train --config=configs/folder.py:edm,64 --config.data.path=FOLDER --workdir=runs/mine64
 
-Variants: ddpm, iddpm, vp, subvp, ve, edm, flow; each also with a size in pixels: ',16', ',32' (the default), ',64', ',128',
-',256'. The images are cropped to squares and resized to that size; sub-folders are classes (docs/data.md). After some steps the
-command says when first shapes are to be expected on this machine, and whether that is too long to wait for.
+Variants: ddpm, iddpm, vp, subvp, ve, edm, flow; each also with a size in pixels: ',16', ',32' (the
+default), ',64', ',128', ',256'. The images are cropped to squares and resized to that size;
+sub-folders are classes (docs/data.md). After some steps the command says when first shapes are to
+be expected on this machine, and whether that is too long to wait for.
 
-Expected: 600 emoji at 32x32 show objects after 1,000 steps, five minutes of one free core of an AMD EPYC (docs/data.md).
+Expected: 600 emoji at 32x32 show objects after 1,000 steps, five minutes of one free core of an AMD
+EPYC (docs/data.md).
 """
+
+from __future__ import annotations
 
 from ml_collections import ConfigDict
 
@@ -16,6 +21,7 @@ from configs.base import IMAGE_VARIANTS, base, image_variant, network
 from diffusion_jax.errors import unknown
 
 VARIANTS = IMAGE_VARIANTS
+
 SIZES = {
     # pixels: (options of the network, steps, steps to first shapes)
     16: ({"stem": 1, "width": 32, "multipliers": (1, 2)}, 3000, 1000),
@@ -38,9 +44,16 @@ def get_config(name: str = "edm") -> ConfigDict:
     config.model = network("unet.UNet", blocks=2, attention=(8,), head_width=32, **options)
     config = image_variant(config, name or "edm")
     config.optimizer.update(learning_rate=1e-3, warmup=100)
-    config.training.update(steps=steps, eval_every=500, sample_every=500, checkpoint_every=500, first_shapes=first_shapes)
+    config.training.update(
+        steps=steps,
+        eval_every=500,
+        sample_every=500,
+        checkpoint_every=500,
+        first_shapes=first_shapes,
+    )
     config.ema.halflives = (5_000,)
     config.sampler.nfe = 35
     if name == "ve":
-        config.process = f"schedules.VE(sigma_min=0.02, sigma_max={100.0 * size / 32})"  # as far as images are apart
+        # as far as images are apart
+        config.process = f"schedules.VE(sigma_min=0.02, sigma_max={100.0 * size / 32})"
     return config

@@ -1,17 +1,21 @@
-"""ImageNet 256x256 in the 32x32x4 latents of an autoencoder, DiT-XL/2 (Peebles & Xie 2023), for GPUs and pods.
+"""ImageNet 256x256 in the 32x32x4 latents of an autoencoder, DiT-XL/2 (Peebles & Xie 2023), for
+GPUs and pods.
 
     python -m experiments.plan --config=configs/imagenet256_latent.py:flow --topology=v5e:16x16
     python -m experiments.encode --workdir=runs/sd_vae --config.data.name=imagenet2012 --half --out=imagenet256.npz
     python -m experiments.train --config=configs/imagenet256_latent.py:flow --config.data.path=imagenet256.npz \
         --config.latent.autoencoder=runs/sd_vae --workdir=runs/imagenet256
 
-Variants: ddpm, vp, subvp, ve, edm, flow; each also with ',B', ',L' or ',S', the smaller networks of the paper. Batch, learning
-rate, weight decay and EMA are the paper's (its EMA of 0.9999 a step at batch 256 has a half-life of 1.8 million images).
+Variants: ddpm, vp, subvp, ve, edm, flow; each also with ',B', ',L' or ',S', the smaller networks of
+the paper. Batch, learning rate, weight decay and EMA are the paper's (its EMA of 0.9999 a step at
+batch 256 has a half-life of 1.8 million images).
 
-runs/sd_vae is an autoencoder for 256x256 images: Stable Diffusion's, by experiments.import_weights, or one of your own. Its
-latents are made once; as float16 they are 21 GB, which training keeps in memory. Their shape is stated here, so the plan needs
-no data.
+runs/sd_vae is an autoencoder for 256x256 images: Stable Diffusion's, by experiments.import_weights,
+or one of your own. Its latents are made once; as float16 they are 21 GB, which training keeps in
+memory. Their shape is stated here, so the plan needs no data.
 """
+
+from __future__ import annotations
 
 from configs.base import base, latents, network, variant
 from diffusion_jax.errors import unknown

@@ -1,10 +1,14 @@
-"""MNIST, 28x28. `light` (the default) is sized for two CPU cores and an hour; `full` for an accelerator.
+"""MNIST, 28x28. `light` (the default) is sized for two CPU cores and an hour; `full` for an
+accelerator.
 
     python -m experiments.train --config=configs/mnist.py:vp --config.data.path=FOLDER_OF_IDX_FILES --workdir=runs/mnist
     python -m experiments.train --config=configs/mnist.py:vp,full --workdir=runs/mnist_full
 
-Variants: ddpm, iddpm, vp, subvp, ve, edm, flow; each also with ',full'. Without data.path the set is TFDS's `mnist`.
+Variants: ddpm, iddpm, vp, subvp, ve, edm, flow; each also with ',full'. Without data.path the set
+is TFDS's `mnist`.
 """
+
+from __future__ import annotations
 
 from configs.base import IMAGE_VARIANTS, base, image_variant, network, split_size
 
@@ -16,20 +20,38 @@ def get_config(name: str = "vp"):
     config = base()
     config.data.name = "mnist"
     if size == "light":  # a space-to-depth stem: the network works at 14x14 and 7x7
-        config.model = network("unet.UNet", stem=2, width=32, multipliers=(1, 2), blocks=1, attention=(7,), head_width=32)
+        config.model = network(
+            "unet.UNet",
+            stem=2,
+            width=32,
+            multipliers=(1, 2),
+            blocks=1,
+            attention=(7,),
+            head_width=32,
+        )
         config.optimizer.learning_rate = 1e-3
         config.training.steps = 2000
         config.ema.halflives = (20_000,)
     else:
-        config.model = network("unet.UNet", width=96, multipliers=(1, 2, 2), attention=(14, 7), dropout=0.1, dtype="bfloat16")
+        config.model = network(
+            "unet.UNet",
+            width=96,
+            multipliers=(1, 2, 2),
+            attention=(14, 7),
+            dropout=0.1,
+            dtype="bfloat16",
+        )
         config.optimizer.learning_rate = 4e-4
         config.optimizer.warmup = 1000
         config.data.batch_size = 512
         config.training.update(steps=20_000, steps_per_call=10)
-        config.training.eval_every = config.training.sample_every = config.training.checkpoint_every = 2000
+        config.training.eval_every = config.training.sample_every = (
+            config.training.checkpoint_every
+        ) = 2000
         config.ema.halflives = (250_000,)
     config = image_variant(config, name)
     config.sampler.guidance = 1.5
     if name == "ve":
-        config.process = "schedules.VE(sigma_min=0.02, sigma_max=45.0)"  # largest distances: MNIST 33, Fashion-MNIST 45
+        # largest distances: MNIST 33, Fashion-MNIST 45
+        config.process = "schedules.VE(sigma_min=0.02, sigma_max=45.0)"
     return config

@@ -1,13 +1,17 @@
-"""A variational autoencoder of MNIST, 28x28. `light` (the default): a perceptron, minutes on two CPU cores; `full` convolves.
+"""A variational autoencoder of MNIST, 28x28. `light` (the default): a perceptron, minutes on two
+CPU cores; `full` convolves.
 
     python -m experiments.train --config=configs/mnist_vae.py:gaussian --config.data.path=FOLDER --workdir=runs/mnist_vae
     ... --config.objective='autoencoding.elbo(likelihood=autoencoding.gaussian(), beta=4.0)'
     ... --config.objective='autoencoding.iwae(likelihood=autoencoding.bernoulli(), samples=8)'
 
-Variants, by p(x | z): gaussian (one learned width), bernoulli, logistic (of 256 greys), powerful (logistic, and every pixel
-sees those before it: the decoder with which the latent may be ignored; about ten minutes); each also with ',full'. Without
-data.path the set is TFDS's `mnist`. Labels are told to both halves.
+Variants, by p(x | z): gaussian (one learned width), bernoulli, logistic (of 256 greys), powerful
+(logistic, and every pixel sees those before it: the decoder with which the latent may be ignored;
+about ten minutes); each also with ',full'. Without data.path the set is TFDS's `mnist`. Labels are
+told to both halves.
 """
+
+from __future__ import annotations
 
 from configs.base import VAES, base, split_size, vae
 
@@ -18,7 +22,9 @@ def get_config(name: str = "gaussian"):
     name, size = split_size(name)
     config = base()
     config.data.name = "mnist"
-    config.training.update(steps=8000, log_every=100, eval_every=2000, sample_every=4000, checkpoint_every=2000)
+    config.training.update(
+        steps=8000, log_every=100, eval_every=2000, sample_every=4000, checkpoint_every=2000
+    )
     config.optimizer.update(learning_rate=1e-3, clip=0.0)  # a sum over pixels has large gradients
     config.ema.halflives = (20_000,)
     if size == "light":

@@ -1,9 +1,12 @@
-"""Street-view house numbers, 32x32 colour: CIFAR-10's presets, without flips (a mirrored 3 is no digit).
+"""Street-view house numbers, 32x32 colour: CIFAR-10's presets, without flips (a mirrored 3 is no
+digit).
 
     python -m experiments.train --config=configs/svhn_cropped.py:flow,full --workdir=runs/svhn
 
 Variants and sizes as in configs/cifar10.py.
 """
+
+from __future__ import annotations
 
 from configs import cifar10
 

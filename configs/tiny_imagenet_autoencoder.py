@@ -1,11 +1,14 @@
-"""An autoencoder of a folder of 64x64 colour images, such as Tiny ImageNet, to 16x16x4 (light) or 8x8x4 (full).
+"""An autoencoder of a folder of 64x64 colour images, such as Tiny ImageNet, to 16x16x4 (light) or
+8x8x4 (full).
 
     python -m experiments.train --config=configs/tiny_imagenet_autoencoder.py:adversarial,full --config.data.path=FOLDER \\
         --workdir=runs/tiny_ae
 
-Variants: plain, adversarial (with a PatchGAN); each also with ',full', which is for an accelerator. `light` (the default):
-about two hours on two CPU cores.
+Variants: plain, adversarial (with a PatchGAN); each also with ',full', which is for an accelerator.
+`light` (the default): about two hours on two CPU cores.
 """
+
+from __future__ import annotations
 
 from configs.base import KL, autoencoder, base, split_size
 
@@ -20,9 +23,30 @@ def get_config(name: str = "plain"):
     config.ema.halflives = (10_000,)
     if size == "light":
         config.data.batch_size = 32
-        config.training.update(steps=6000, eval_every=1000, sample_every=1000, checkpoint_every=1000)
-        return autoencoder(config, name, stem=2, width=32, multipliers=(1, 2), blocks=1, norm=(8, 1e-6), attention=False)
+        config.training.update(
+            steps=6000, eval_every=1000, sample_every=1000, checkpoint_every=1000
+        )
+        return autoencoder(
+            config,
+            name,
+            stem=2,
+            width=32,
+            multipliers=(1, 2),
+            blocks=1,
+            norm=(8, 1e-6),
+            attention=False,
+        )
     config.data.update(batch_size=128, workers=8)
     config.optimizer.learning_rate = 2e-4
-    config.training.update(steps=100_000, steps_per_call=10, eval_every=5000, sample_every=5000, checkpoint_every=5000)
-    return autoencoder(config, name, width=128, multipliers=(1, 2, 2, 4), blocks=2, norm=(32, 1e-6), dtype="bfloat16")
+    config.training.update(
+        steps=100_000, steps_per_call=10, eval_every=5000, sample_every=5000, checkpoint_every=5000
+    )
+    return autoencoder(
+        config,
+        name,
+        width=128,
+        multipliers=(1, 2, 2, 4),
+        blocks=2,
+        norm=(32, 1e-6),
+        dtype="bfloat16",
+    )

@@ -5,6 +5,8 @@
 data.name: mixture, rings, checkerboard, two_moons. Variants: ddpm, vp, subvp, ve, edm, flow.
 """
 
+from __future__ import annotations
+
 from configs.base import base, network, variant
 
 
@@ -16,6 +18,7 @@ def get_config(name: str = "vp"):
     config.training.update(steps=3000, eval_every=1000, sample_every=1000, checkpoint_every=1000)
     config.sampler.clip = "none"
     if name == "ve":
-        # the largest distance, 2 to 3, is in the plane only four standard deviations; ten leave nothing of the data at t_max
+        # the largest distance, 2 to 3, is in the plane only four standard deviations; ten leave
+        # nothing of the data at t_max
         config.process = "schedules.VE(sigma_min=0.01, sigma_max=10.0)"
     return config

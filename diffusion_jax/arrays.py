@@ -1,4 +1,6 @@
-"""Small array helpers that every room may use. `noise` is the only place of the project that draws Gaussian images."""
+"""Small array helpers that every room may use. `noise` is the only place of the project that draws
+Gaussian images.
+"""
 
 from __future__ import annotations
 
@@ -34,27 +36,37 @@ def tree_lerp(old, new, weight):
 
 
 def example_keys(key: Key, batch: int, offset: int | Array = 0) -> Key:
-    """One key per example, (batch,). A (batch,) key array passes through; a single key is folded with each example's index.
+    """One key per example, (batch,). A (batch,) key array passes through; a single key is folded
+    with each example's index.
 
-    Example i's key depends on (key, offset + i) alone: never on the batch size or on how the batch is laid out over devices.
-    Raw keys of jax.random.PRNGKey, (2,) or (batch, 2), count as the typed keys that they stand for.
+    Example i's key depends on (key, offset + i) alone: never on the batch size or on how the batch
+    is laid out over devices. Raw keys of jax.random.PRNGKey, (2,) or (batch, 2), count as the typed
+    keys that they stand for.
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     if key.ndim == 1:
         if key.shape[0] != batch:
-            raise ValueError(f"one key per example is needed: got {key.shape[0]} keys for a batch of {batch}")
+            raise ValueError(
+                f"one key per example is needed: got {key.shape[0]} keys for a batch of {batch}"
+            )
         return key
     return jax.vmap(jax.random.fold_in, (None, 0))(key, offset + jnp.arange(batch))
 
 
 def fold_in(keys: Key, data: int | Array) -> Key:
     """jax.random.fold_in for one key or a (B,) array of keys."""
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, data) if keys.ndim else jax.random.fold_in(keys, data)
+    return (
+        jax.vmap(jax.random.fold_in, (0, None))(keys, data)
+        if keys.ndim
+        else jax.random.fold_in(keys, data)
+    )
 
 
 def noise(keys: Key, x: Array) -> Array:
-    """Unit Gaussian noise of x's shape (B, ...) and dtype, image i from keys[i] alone. keys: (B,) or one key for the batch."""
+    """Unit Gaussian noise of x's shape (B, ...) and dtype, image i from keys[i] alone. keys: (B,)
+    or one key for the batch.
+    """
     keys = example_keys(keys, x.shape[0])
     return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(keys)
 
@@ -68,15 +80,19 @@ _target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", d
 
 
 def platform() -> str:
-    """'cpu', 'gpu' or 'tpu': the kind of device that what is traced now is for. jax's default, unless `compiling_for` says."""
+    """'cpu', 'gpu' or 'tpu': the kind of device that what is traced now is for. jax's default,
+    unless `compiling_for` says.
+    """
     return _target.get() or jax.default_backend()
 
 
 @contextlib.contextmanager
 def compiling_for(platform: str) -> Iterator[None]:
-    """Programs traced inside are for devices of that platform, which need not be here (planning.py).
+    """Programs traced inside are for devices of that platform, which need not be here
+    (planning.py).
 
-    For new functions only: jax does not trace a function anew that it has traced on such arguments before.
+    For new functions only: jax does not trace a function anew that it has traced on such arguments
+      before.
     """
     token = _target.set(platform)
     try:

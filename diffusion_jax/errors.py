@@ -9,12 +9,14 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
+UNFINISHED = 75  # the exit status of a command that ended before its work: run it again
 MANY = 150  # names that one line still lists all of
 LONGEST = 200  # characters of an unknown name that are shown and compared
 
 
 class UserError(ValueError):
-    """Bad input. The experiment mains print its one line and exit with status 2; nothing is half-written.
+    """Bad input. The experiment mains print its one line and exit with status 2; nothing is
+    half-written.
 
     The message is one printable line, whatever is in the names and values that it quotes.
     """
@@ -24,15 +26,22 @@ class UserError(ValueError):
 
 
 def printable(text: str) -> str:
-    """Text from a file as it may go to a terminal: characters that control it are written as escapes, such as \\x1b.
+    """Text from a file as it may go to a terminal: characters that control it are written as
+    escapes, such as \\x1b.
 
-    These are the control and format characters of Unicode (categories Cc, Cf), among them those that turn the direction of
-    writing, its separators of lines and paragraphs, and the halves of surrogate pairs by which Python represents names of files
-    that are not UTF-8. Joiners, which emoji are made of, stay.
+    These are the control and format characters of Unicode (categories Cc, Cf), among them those
+    that turn the direction of writing, its separators of lines and paragraphs, and the halves of
+    surrogate pairs by which Python represents names of files that are not UTF-8. Joiners, which
+    emoji are made of, stay.
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in _CONTROL and c not in _JOINERS else c for c in text)
+    return "".join(
+        c.encode("unicode_escape").decode()
+        if unicodedata.category(c) in _CONTROL and c not in _JOINERS
+        else c
+        for c in text
+    )
 
 
 _CONTROL, _JOINERS = {"Cc", "Cf", "Cs", "Zl", "Zp"}, "\u200c\u200d"
@@ -41,28 +50,44 @@ _CONTROL, _JOINERS = {"Cc", "Cf", "Cs", "Zl", "Zp"}, "\u200c\u200d"
 def unknown(what: str, name: str, choices: Iterable[str]) -> UserError:
     """The error for a name that does not exist: says which names do, and which is nearest.
 
-    unknown('model', 'mpl', ['mlp', 'unet']) -> "unknown model 'mpl'; did you mean 'mlp'? There are: mlp, unet"
+    unknown('model', 'mpl', ['mlp', 'unet']) -> "unknown model 'mpl'; did you mean 'mlp'? There are:
+    mlp, unet"
     """
-    name = name if len(name) <= LONGEST else f"{name[:LONGEST]}..."  # comparing takes time that grows with the square
+    name = (
+        name if len(name) <= LONGEST else f"{name[:LONGEST]}..."
+    )  # comparing takes time that grows with the square
     choices = sorted(choices)  # of very many only the nearest are told
     near = nearest(name, choices)
     hint = f" did you mean '{near}'?" if near else ""
-    listed = choices if len(choices) <= MANY else difflib.get_close_matches(name, choices, n=10, cutoff=0.0)
-    return UserError(f"unknown {what} '{name}';{hint} There are: {', '.join(listed)}" + ", ..." * (len(choices) > MANY))
+    listed = (
+        choices
+        if len(choices) <= MANY
+        else difflib.get_close_matches(name, choices, n=10, cutoff=0.0)
+    )
+    return UserError(
+        f"unknown {what} '{name}';{hint} There are: {', '.join(listed)}"
+        + ", ..." * (len(choices) > MANY)
+    )
 
 
 def nearest(name: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
-    """The choice that is most like `name`, '' if none is. A dotted choice also counts by its last part: ddimm, ancestral.ddim."""
+    """The choice that is most like `name`, '' if none is. A dotted choice also counts by its last
+    part: ddimm, ancestral.ddim.
+    """
 
     def likeness(choice: str) -> float:
         parts = {choice, choice.rpartition(".")[2]} if "." not in name else {choice}
-        return max(difflib.SequenceMatcher(None, name.lower(), part.lower()).ratio() for part in parts)
+        return max(
+            difflib.SequenceMatcher(None, name.lower(), part.lower()).ratio() for part in parts
+        )
 
     best = max(choices, key=lambda choice: (likeness(choice), choice), default="")
     return best if best and likeness(best) >= cutoff else ""
 
 
-def need_range(what: str, value: Any, low: float = -math.inf, high: float = math.inf, *, above: bool = False) -> None:
+def need_range(
+    what: str, value: Any, low: float = -math.inf, high: float = math.inf, *, above: bool = False
+) -> None:
     """Refuse a number outside [low, high], or (low, high] if `above`, and every nan and infinity.
 
     Args:
@@ -82,13 +107,16 @@ def need_range(what: str, value: Any, low: float = -math.inf, high: float = math
 
 
 def need_ranges(what: str, **bounds: tuple[Any, float, float]) -> None:
-    """need_range for several arguments of a function: need_ranges('times.lognormal', mean=(mean, -20, 20), std=(std, 1e-6, 20))."""
+    """need_range for several arguments of a function: need_ranges('times.lognormal', mean=(mean,
+    -20, 20), std=(std, 1e-6, 20)).
+    """
     for name, (value, low, high) in bounds.items():
         need_range(f"{what}: {name}", value, low, high)
 
 
 def need_increasing(what: str, **values: Any) -> None:
-    """Refuse numbers that do not rise from the first to the last; what is not a Python number passes.
+    """Refuse numbers that do not rise from the first to the last; what is not a Python number
+    passes.
 
     Args:
       what: the function, such as 'schedules.VE'.

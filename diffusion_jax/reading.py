@@ -1,11 +1,12 @@
-"""Files that may be damaged, edited by hand or written by a stranger: read within bounds and checked, never executed.
+"""Files that may be damaged, edited by hand or written by a stranger: read within bounds and
+checked, never executed.
 
     json_file(path, rule)      a JSON file of which each value has the type and range that a rule says
     npz_file(path, arrays)     plain arrays of the kinds and shapes that are expected; never a pickle
     kept(path, read)           a part that an interrupted run left: what it holds, or None, after a warning, where it is damaged
 
-A rule is a function of a value and its place in the file that raises `Mismatch`. There is one for each kind of file, beside the
-function that writes it:
+A rule is a function of a value and its place in the file that raises `Mismatch`. There is one for
+each kind of file, beside the function that writes it:
 
     rule = record({"rows": items(record({"nfe": integer(1)})), "about": anything})
 """
@@ -29,7 +30,11 @@ from diffusion_jax.errors import UserError
 LARGEST = 2**28  # bytes of a JSON file: the largest that the project writes have some MB
 DEPTH = 64  # objects and lists inside others
 LONGEST = 100_000  # characters of a text
-UNPACKED, ANY = 100, 2**26  # bytes of arrays for each byte of an .npz, and of any: runs of equal pixels compress well
+
+UNPACKED, ANY = (
+    100,
+    2**26,
+)  # bytes of arrays for each byte of an .npz, and of any: runs of equal pixels compress well
 
 Rule = Callable[[Any, str], None]  # (value, its place in the file)
 
@@ -38,9 +43,7 @@ class Mismatch(Exception):
     """A value is not what its rule says; the reason, with its place."""
 
 
-# ---- rules ---------------------------------------------------------------------------------------------------------------------
-
-
+# ---- rules
 def _expects(accepts: Callable[[Any], bool], allowed: str) -> Rule:
     def rule(value: Any, place: str) -> None:
         if not accepts(value):
@@ -57,9 +60,15 @@ def number(low: float = -math.inf, high: float = math.inf, *, finite: bool = Tru
     """A number in [low, high]; finite=False also allows NaN and infinities."""
 
     def accepts(value: Any) -> bool:
-        if type(value) not in (int, float) or (type(value) is int and abs(value) > 2**1000):  # (which no float holds)
+        if type(value) not in (int, float) or (
+            type(value) is int and abs(value) > 2**1000
+        ):  # (which no float holds)
             return False
-        return low <= value <= high and abs(value) < 1e300 if finite else math.isnan(value) or low <= value <= high
+        return (
+            low <= value <= high and abs(value) < 1e300
+            if finite
+            else math.isnan(value) or low <= value <= high
+        )
 
     span = (
         f" from {low:g} to {high:g}"
@@ -71,13 +80,17 @@ def number(low: float = -math.inf, high: float = math.inf, *, finite: bool = Tru
 
 def integer(low: int = 0, high: int = 2**62) -> Rule:
     """A whole number in [low, high]."""
-    return _expects(lambda value: type(value) is int and low <= value <= high, f"a whole number from {low} to {high}")
+    return _expects(
+        lambda value: type(value) is int and low <= value <= high,
+        f"a whole number from {low} to {high}",
+    )
 
 
 def text(least: int = 0, most: int = LONGEST) -> Rule:
     """A string of this many characters."""
     return _expects(
-        lambda value: isinstance(value, str) and least <= len(value) <= most, f"a text of {least} to {most} characters"
+        lambda value: isinstance(value, str) and least <= len(value) <= most,
+        f"a text of {least} to {most} characters",
     )
 
 
@@ -116,7 +129,8 @@ def optional(rule: Rule) -> Rule:
 def items(rule: Rule = anything, least: int = 0, most: int = 10**7) -> Rule:
     """A list of this many values, each as the rule says."""
     is_list = _expects(
-        lambda value: isinstance(value, list) and least <= len(value) <= most, f"a list of {least} to {most} values"
+        lambda value: isinstance(value, list) and least <= len(value) <= most,
+        f"a list of {least} to {most} values",
     )
 
     def every(value: Any, place: str) -> None:
@@ -151,8 +165,12 @@ def table(rule: Rule = anything) -> Rule:
     return every
 
 
-def record(needed: Mapping[str, Rule], also: Mapping[str, Rule] | None = None, others: Rule = anything) -> Rule:
-    """An object with these keys, each value as its rule says. also: rules of keys that may be missing; others: that of the rest."""
+def record(
+    needed: Mapping[str, Rule], also: Mapping[str, Rule] | None = None, others: Rule = anything
+) -> Rule:
+    """An object with these keys, each value as its rule says. also: rules of keys that may be
+    missing; others: that of the rest.
+    """
     rules, is_object = {**needed, **(also or {})}, table()
 
     def every(value: Any, place: str) -> None:
@@ -165,7 +183,9 @@ def record(needed: Mapping[str, Rule], also: Mapping[str, Rule] | None = None, o
     return every
 
 
-scalar = either(boolean(), optional(text()), number(finite=False))  # what a cell of a table of results may hold
+scalar = either(
+    boolean(), optional(text()), number(finite=False)
+)  # what a cell of a table of results may hold
 
 
 def check(value: Any, rule: Rule, what: str) -> None:
@@ -184,25 +204,32 @@ def _within(place: str, key: str) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return "an object"
-    return f"a list of {len(value)} values" if isinstance(value, list) else f"{json.dumps(value):.60}"
+    return (
+        f"a list of {len(value)} values" if isinstance(value, list) else f"{json.dumps(value):.60}"
+    )
 
 
 def _shallow(value: Any) -> None:
-    """Mismatch for a value that is nested deeper than DEPTH, on which recursive functions would fail."""
+    """Mismatch for a value that is nested deeper than DEPTH, on which recursive functions would
+    fail.
+    """
     level = [value]
     for _ in range(DEPTH):
-        level = [item for outer in level if isinstance(outer, (list, dict))
-                 for item in (outer.values() if isinstance(outer, dict) else outer)]  # fmt: skip
+        level = [
+            item
+            for outer in level
+            if isinstance(outer, (list, dict))
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+        ]
         if not level:
             return
     raise Mismatch(f"it is nested more than {DEPTH} deep")
 
 
-# ---- files ---------------------------------------------------------------------------------------------------------------------
-
-
+# ---- files
 def content(path: str | os.PathLike, largest: int = LARGEST) -> bytes:
-    """The bytes of a regular file of at most this size, without ever waiting for a pipe or a device.
+    """The bytes of a regular file of at most this size, without ever waiting for a pipe or a
+    device.
 
     Raises:
       UserError: where it is missing, no regular file, too large, or cannot be read.
@@ -213,12 +240,16 @@ def content(path: str | os.PathLike, largest: int = LARGEST) -> bytes:
             if not stat.S_ISREG(about.st_mode):
                 raise UserError(f"'{path}' is no regular file")
             if about.st_size > largest:
-                raise UserError(f"'{path}' has {about.st_size:,} bytes, and at most {largest:,} are read")
+                raise UserError(
+                    f"'{path}' has {about.st_size:,} bytes, and at most {largest:,} are read"
+                )
             return file.read(largest)
     except (OSError, ValueError) as error:  # (ValueError: a name with a zero byte)
         if isinstance(error, UserError):
             raise
-        raise UserError(f"cannot read '{path}': {getattr(error, 'strerror', None) or error}") from error
+        raise UserError(
+            f"cannot read '{path}': {getattr(error, 'strerror', None) or error}"
+        ) from error
 
 
 def json_file(path: str | os.PathLike, rule: Rule = anything) -> Any:
@@ -231,23 +262,33 @@ def json_file(path: str | os.PathLike, rule: Rule = anything) -> Any:
 
 
 def json_text(text: str | bytes, what: str, rule: Rule = anything) -> Any:
-    """The value of JSON text, which is as the rule says. UserError, that `what` is damaged, for anything else."""
+    """The value of JSON text, which is as the rule says. UserError, that `what` is damaged, for
+    anything else.
+    """
     try:
-        value = json.loads(text if isinstance(text, str) else text.decode("utf-8"), object_pairs_hook=once)
+        value = json.loads(
+            text if isinstance(text, str) else text.decode("utf-8"), object_pairs_hook=once
+        )
     except RecursionError:
         raise UserError(f"{what} is damaged: it is nested more than {DEPTH} deep") from None
-    except ValueError as error:  # broken JSON, bytes that are not UTF-8, a number of thousands of digits
+    except (
+        ValueError
+    ) as error:  # broken JSON, bytes that are not UTF-8, a number of thousands of digits
         raise UserError(f"{what} is not valid JSON ({error})") from None
     check(value, rule, what)
     return value
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON (object_pairs_hook), of which no key may come twice. ValueError for one that does: which of them counts?"""
+    """An object of JSON (object_pairs_hook), of which no key may come twice. ValueError for one
+    that does: which of them counts?
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key '{next(key for key in keys if keys.count(key) > 1):.60}' is given twice")
+        raise ValueError(
+            f"the key '{next(key for key in keys if keys.count(key) > 1):.60}' is given twice"
+        )
     return found
 
 
@@ -265,18 +306,26 @@ class Array(NamedTuple):
     finite: bool = True
 
 
-def npz_file(path: str | os.PathLike, needed: Mapping[str, Array], also: Callable[[str], Array | None] | None = None, *,
-             unpacked: float = UNPACKED) -> dict[str, np.ndarray]:  # fmt: skip
+def npz_file(
+    path: str | os.PathLike,
+    needed: Mapping[str, Array],
+    also: Callable[[str], Array | None] | None = None,
+    *,
+    unpacked: float = UNPACKED,
+) -> dict[str, np.ndarray]:
     """{name: array} of an .npz of plain arrays.
 
     Args:
       path: the file.
       needed: the arrays that must be there, and what each must be.
-      also: name of another array -> what it must be, or None for one that is not read; without it others are not read.
-      unpacked: how many times larger than the file the arrays may be, where they have more than ANY bytes.
+      also: name of another array -> what it must be, or None for one that is not read; without it
+        others are not read.
+      unpacked: how many times larger than the file the arrays may be, where they have more than ANY
+        bytes.
 
     Raises:
-      UserError: where the file is missing or damaged, lacks an array, or holds one that is something else, such as a pickle.
+      UserError: where the file is missing or damaged, lacks an array, or holds one that is
+        something else, such as a pickle.
     """
     try:
         return _npz(path, needed, also or (lambda name: None), unpacked)
@@ -301,8 +350,12 @@ def _npz(
         if missing := [name for name in needed if name not in there]:
             raise UserError(f"'{path}' is damaged: it lacks {', '.join(missing)}")
         wanted = {name: spec for name in there if (spec := needed.get(name) or also(name))}
-        if sum(there[name].file_size for name in wanted) > max(unpacked * os.path.getsize(path), ANY):
-            raise UserError(f"'{path}' unpacks to more than {unpacked:g} times its size; it is not read")
+        if sum(there[name].file_size for name in wanted) > max(
+            unpacked * os.path.getsize(path), ANY
+        ):
+            raise UserError(
+                f"'{path}' unpacks to more than {unpacked:g} times its size; it is not read"
+            )
         found = {}
         for name, spec in wanted.items():
             with archive.open(there[name]) as file:
@@ -312,9 +365,14 @@ def _npz(
 
 
 def _plain_array(file: Any, size: int) -> np.ndarray:
-    """The array of an .npy of `size` bytes. ValueError unless its header and its bytes agree, and it holds no objects."""
+    """The array of an .npy of `size` bytes. ValueError unless its header and its bytes agree, and
+    it holds no objects.
+    """
     version = np.lib.format.read_magic(file)
-    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    headers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
     shape, fortran, dtype = headers[version](file)
     if dtype.hasobject:
         raise ValueError("it holds a pickle of Python objects, which are never read")
@@ -323,15 +381,23 @@ def _plain_array(file: Any, size: int) -> np.ndarray:
     data = file.read()
     if len(data) != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{len(data)} bytes for {dtype}{list(shape)}")
-    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C") if data else np.zeros(shape, dtype)
+    return (
+        np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+        if data
+        else np.zeros(shape, dtype)
+    )
 
 
 def _check_array(array: np.ndarray, spec: Array, what: str) -> None:
     fits = spec.shape is None or (
-        len(spec.shape) == array.ndim and all(w is None or w == n for w, n in zip(spec.shape, array.shape)))  # fmt: skip
+        len(spec.shape) == array.ndim
+        and all(w is None or w == n for w, n in zip(spec.shape, array.shape))
+    )
     if array.dtype.kind not in spec.kinds or not fits:
         shape = "" if spec.shape is None else f" {['any' if n is None else n for n in spec.shape]}"
-        raise UserError(f"{what} is {array.dtype}{list(array.shape)}, and must be of kind {spec.kinds}{shape}")
+        raise UserError(
+            f"{what} is {array.dtype}{list(array.shape)}, and must be of kind {spec.kinds}{shape}"
+        )
     if spec.finite and array.dtype.kind in "fc" and not np.isfinite(array).all():
         raise UserError(f"{what} has values that are not finite")
 
@@ -339,8 +405,9 @@ def _check_array(array: np.ndarray, spec: Array, what: str) -> None:
 def kept(path: str | os.PathLike, read: Callable[[Any], Any]) -> Any:
     """What an earlier run of the same command kept at `path`, or None where there is nothing.
 
-    The one way in which resumable commands read what they kept: where `read(path)` raises UserError, because the part is damaged
-    or was edited, a warning says so and None means that the part is made again.
+    The one way in which resumable commands read what they kept: where `read(path)` raises
+    UserError, because the part is damaged or was edited, a warning says so and None means that the
+    part is made again.
     """
     if not os.path.lexists(path):
         return None

@@ -1,4 +1,6 @@
-"""python -m experiments: lists the commands. python -m experiments NAME --FLAG=VALUE ... runs one, as experiments.NAME does."""
+"""python -m experiments: lists the commands. python -m experiments NAME --FLAG=VALUE ... runs one,
+as experiments.NAME does.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from experiments import arguments, usage
 
 def main(argv: list[str]) -> None:
     """List the commands, or run the one that argv names."""
-    name, rest = (argv[1].removeprefix("experiments."), argv[2:]) if len(argv) > 1 else ("--help", [])
+    name, rest = (
+        (argv[1].removeprefix("experiments."), argv[2:]) if len(argv) > 1 else ("--help", [])
+    )
     if name.lstrip("-") in arguments.HELP:
         arguments.show(usage.overview())
     elif name in usage.commands():

@@ -1,11 +1,13 @@
-"""The command line of every command: its flags, its config, overrides of the config's keys, and --help.
+"""The command line of every command: its flags, its config, overrides of the config's keys, and
+--help.
 
     --flag=VALUE or --flag VALUE                 flags of the command
     --config=FILE.py:VARIANT                     the config, of commands that train; others take that of --workdir
     --config.KEY=VALUE or --config.KEY VALUE     overrides any key; given twice, the last counts
     --sampler, --nfe, --guidance, --steps        short for config keys (usage.SHORT), where the command has no such flag of its own
 
-Values are read and checked by diffusion_jax/config_schema.py. A mistake is one line and status 2; --help is status 0.
+Values are read and checked by diffusion_jax/assembly/config_schema.py. A mistake is one line and status 2;
+--help is status 0.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ from typing import NamedTuple, NoReturn
 from absl import flags
 from ml_collections import ConfigDict
 
-from diffusion_jax import config_schema
+from diffusion_jax import parsing
+from diffusion_jax.assembly import config_files, config_schema, workdir
+from diffusion_jax.data import consent
 from diffusion_jax.errors import UserError, nearest, printable, unknown
-from experiments import exits, overrides, usage, values
+from experiments import exits, usage, values
 
 CHANGED: set[str] = set()  # the config keys that this process's command line set
 HELP = ("help", "h", "helpshort", "helpfull", "?")
@@ -59,16 +63,24 @@ def fail(error: Exception | str) -> NoReturn:
     sys.exit(exits.MISTAKE)
 
 
-# ---- parsing ----------------------------------------------------------------------------------------------------------------
-
-
-def parse(argv: Sequence[str], source: str, *, default: str = "", without: Sequence[str] = (), positional: str = "",
-          short: Iterable[str] = usage.SHORT, module: str = "") -> tuple[ConfigDict, list[str]]:  # fmt: skip
-    """(the config, the arguments without a name) of a command; sets absl's flags. Ends the process for --help and for a mistake.
+# ---- parsing
+def parse(
+    argv: Sequence[str],
+    source: str,
+    *,
+    default: str = "",
+    without: Sequence[str] = (),
+    positional: str = "",
+    short: Iterable[str] = usage.SHORT,
+    module: str = "",
+) -> tuple[ConfigDict, list[str]]:
+    """(the config, the arguments without a name) of a command; sets absl's flags. Ends the process
+    for --help and for a mistake.
 
     Args:
       argv: as typed, the program first.
-      source: 'file', 'workdir', 'either' (workdir if --workdir is given) or 'none': where the config comes from.
+      source: 'file', 'workdir', 'either' (workdir if --workdir is given) or 'none': where the
+        config comes from.
       default: the config file, if --config is not given.
       without: flags that need no config, such as --list.
       short: the short forms of config keys that serve the command, of usage.SHORT.
@@ -90,7 +102,7 @@ def parse(argv: Sequence[str], source: str, *, default: str = "", without: Seque
         _remember(changes)
         CHANGED.update(key for key, _ in changes)
         config = _config(spec, source, default)
-        overrides.apply(config, changes)
+        config_files.apply(config, changes)
         return config, rest
     except (UserError, flags.Error) as error:
         if exits.wants_traceback():
@@ -107,7 +119,9 @@ def _split(arguments: Sequence[str], positional: str) -> tuple[list[Given], list
         argument = waiting.pop(0)
         if not argument.startswith("-") or argument in ("-", "--"):
             if not positional or rest:
-                raise UserError(f"cannot use the argument '{argument:.60}'; values are set as --flag=value or --config.KEY=VALUE")
+                raise UserError(
+                    f"cannot use the argument '{argument:.60}'; values are set as --flag=value or --config.KEY=VALUE"
+                )
             rest.append(argument)
             continue
         name, equals, value = argument.lstrip("-").partition("=")
@@ -126,7 +140,9 @@ def _is_value(name: str, following: str) -> bool:
     return not following.startswith("-") or bool(re.match(r"-[\d.]", following))
 
 
-def _sorted(given: Iterable[Given], source: str, short: Mapping[str, str]) -> tuple[str | None, list[tuple[str, str | None]], list[Given]]:
+def _sorted(
+    given: Iterable[Given], source: str, short: Mapping[str, str]
+) -> tuple[str | None, list[tuple[str, str | None]], list[Given]]:
     """(the value of --config, changes of its keys in order, flags of the command's own)."""
     spec, changes, own = None, [], []
     for one in given:
@@ -138,8 +154,11 @@ def _sorted(given: Iterable[Given], source: str, short: Mapping[str, str]) -> tu
             own.append(one)
         elif one.name == "config":
             where = "takes the config of --workdir" if source == "workdir" else "takes no config"
-            raise UserError(f"--config={one.value}: this command {where}; leave --config out" if source == "none" else
-                            f"--config={one.value}: this command {where}; override a key of it by --config.KEY=VALUE")  # fmt: skip
+            raise UserError(
+                f"--config={one.value}: this command {where}; leave --config out"
+                if source == "none"
+                else f"--config={one.value}: this command {where}; override a key of it by --config.KEY=VALUE"
+            )
         elif key.startswith("config."):
             changes.append((key.removeprefix("config."), one.value if key == one.name else "false"))
         elif one.name in short and one.name not in flags.FLAGS:
@@ -147,7 +166,9 @@ def _sorted(given: Iterable[Given], source: str, short: Mapping[str, str]) -> tu
         else:
             own.append(one)
     if changes and source == "none":
-        raise UserError(f"--config.{changes[0][0]}: this command takes no config here; leave it out")
+        raise UserError(
+            f"--config.{changes[0][0]}: this command takes no config here; leave it out"
+        )
     return spec, changes, own
 
 
@@ -156,19 +177,37 @@ def _check_names(own: Iterable[Given], source: str, short: Mapping[str, str]) ->
     known = [flag for flag in _own_flags() if flag.name != "config"]
     for one in own:
         name = one.name
-        if name in flags.FLAGS or (name.startswith("no") and name[2:] in flags.FLAGS and flags.FLAGS[name[2:]].boolean):
+        if name in flags.FLAGS or (
+            name.startswith("no") and name[2:] in flags.FLAGS and flags.FLAGS[name[2:]].boolean
+        ):
             continue
         if name == "steps" and source == "workdir":
-            raise UserError(f"--{name} sets config.{usage.SHORT[name]}, which only training uses; network evaluations are --nfe")
-        if name in usage.SHORT and source != "none" and not nearest(name, [flag.name for flag in known], cutoff=0.8):
-            raise UserError(f"unknown flag '--{name}': config.{usage.SHORT[name]} does nothing in this command; --help lists its flags")
-        useful = "" if source == "file" else ("sampler.", "data.")  # with a trained model the others do nothing
-        keys = [key for key in config_schema.KEYS if name in (key, key.rpartition(".")[2]) and key.startswith(useful)]
+            raise UserError(
+                f"--{name} sets config.{usage.SHORT[name]}, which only training uses; network evaluations are --nfe"
+            )
+        if (
+            name in usage.SHORT
+            and source != "none"
+            and not nearest(name, [flag.name for flag in known], cutoff=0.8)
+        ):
+            raise UserError(
+                f"unknown flag '--{name}': config.{usage.SHORT[name]} does nothing in this command; --help lists its flags"
+            )
+        useful = (
+            "" if source == "file" else ("sampler.", "data.")
+        )  # with a trained model the others do nothing
+        keys = [
+            key
+            for key in config_schema.KEYS
+            if name in (key, key.rpartition(".")[2]) and key.startswith(useful)
+        ]
         if keys and source != "none":
             raise UserError(f"unknown flag '--{name}'; did you mean '--config.{keys[0]}'?")
         more = ["--config"] if source == "file" else []
         more += [f"--{form}" for form in short]
-        raise unknown("flag", f"--{name}", dict.fromkeys([*(f"--{flag.name}" for flag in known), *more]))
+        raise unknown(
+            "flag", f"--{name}", dict.fromkeys([*(f"--{flag.name}" for flag in known), *more])
+        )
 
 
 def _read_flags(program: str, own: Sequence[Given]) -> None:
@@ -177,25 +216,35 @@ def _read_flags(program: str, own: Sequence[Given]) -> None:
         if one.value is None and one.name in flags.FLAGS and not flags.FLAGS[one.name].boolean:
             raise UserError(f"--{one.name} has no value; write --{one.name}=VALUE")
         if re.search(r"[\x00-\x08\x0b-\x1f\x7f]", one.value or ""):
-            raise UserError(f"--{one.name}={one.value:.60}: it has control characters; leave them out")
+            raise UserError(
+                f"--{one.name}={one.value:.60}: it has control characters; leave them out"
+            )
         if one.value is not None and not one.value.strip() and one.name not in values.PATHS:
-            raise UserError(f"--{one.name} is empty; write a value, or leave the flag out (is a shell variable unset?)")
+            raise UserError(
+                f"--{one.name} is empty; write a value, or leave the flag out (is a shell variable unset?)"
+            )
     texts = [f"--{one.name}" if one.value is None else f"--{one.name}={_value(one)}" for one in own]
     try:
         flags.FLAGS([program, *texts])
     except flags.IllegalFlagValueError as error:
-        if missing := re.match(r"flag --(\w+)=None: Flag --\w+ must have a value other than None", str(error)):
+        if missing := re.match(
+            r"flag --(\w+)=None: Flag --\w+ must have a value other than None", str(error)
+        ):
             raise UserError(f"--{missing[1]} is missing: {flags.FLAGS[missing[1]].help}") from None
         raise UserError(str(error).removeprefix("flag ")) from None
     for flag in _own_flags():
         if flag.name in values.PATHS and flag.value is not None and flag.present:
             if not flag.value.strip():
-                raise UserError(f"--{flag.name} is empty; name a path, or leave the flag out (is a shell variable unset?)")
-            flag.value = values.expand(f"--{flag.name}", flag.value)
+                raise UserError(
+                    f"--{flag.name} is empty; name a path, or leave the flag out (is a shell variable unset?)"
+                )
+            flag.value = parsing.expand(f"--{flag.name}", flag.value)
 
 
 def _value(one: Given) -> str:
-    """The text of a flag's value, checked by its own parser: absl's messages name Python's functions."""
+    """The text of a flag's value, checked by its own parser: absl's messages name Python's
+    functions.
+    """
     if one.name not in flags.FLAGS:
         return one.value
     parser, text = flags.FLAGS[one.name].parser, one.value
@@ -207,7 +256,11 @@ def _value(one: Given) -> str:
     if kind not in ("int", "float"):
         return text
     try:
-        number = float(text) if kind == "float" or not re.fullmatch(r"\s*[-+]?[\d_]+\s*", text) else int(text)
+        number = (
+            float(text)
+            if kind == "float" or not re.fullmatch(r"\s*[-+]?[\d_]+\s*", text)
+            else int(text)
+        )
         number = int(number) if kind == "int" else number
         if not math.isfinite(number) or (kind == "int" and number != float(text)):
             raise ValueError
@@ -219,8 +272,9 @@ def _value(one: Given) -> str:
 
 
 def _remember(changes: Sequence[tuple[str, str | None]]) -> None:
-    """Data paths on the command line are the user's own word: a stored config may lead to them from now on."""
-    from diffusion_jax.data import consent  # imports numpy
+    """Data paths on the command line are the user's own word: a stored config may lead to them from
+    now on.
+    """
 
     for key, text in changes:
         if key.removeprefix("data.") in consent.KEYS and text:
@@ -247,8 +301,6 @@ def _config(spec: str | None, source: str, default: str) -> ConfigDict:
     if source == "none":
         return ConfigDict()
     if source == "workdir":
-        from diffusion_jax import workdir  # imports jax, which --help and most mistakes need not wait for
-
         where = flags.FLAGS.workdir
         if where is None:
             raise UserError("--workdir is missing: the folder that experiments.train wrote")
@@ -256,4 +308,4 @@ def _config(spec: str | None, source: str, default: str) -> ConfigDict:
     if not (spec or default):
         raise UserError("--config is missing; for example --config=configs/digits.py:vp")
     flags.FLAGS.config = spec or default  # which tables and records name
-    return overrides.load_config(spec or default)
+    return config_files.load_config(spec or default)

@@ -5,570 +5,111 @@ python -m experiments.benchmark --configs='configs/mnist.py:vp;configs/cifar10.p
 python -m experiments.benchmark --config=configs/cifar10.py:vp --parts=training --against=then.json
 python -m experiments.benchmark --parts=sampling --samplers='ancestral.ddim;multistep.unipc@karras' --nfe=10
 
-Four parts. **training**: the compiled train step alone, on batches that are on the device already. **loop**: a short run of
-the real training loop, every moment of which is counted as step, data, logging, checkpointing or the rest; the step is waited
-for at each call, so nothing that the loop does beside it hides. **data**: the input pipeline alone. **sampling**: one compiled
-base.sample against as many bare evaluations in one compiled scan, the same network with fresh weights, no guidance, no clip;
-and the sampler's own work, timed on a denoiser that costs nothing. Sampling programs take turns in every round, so that what
-else the machine does strikes them alike.
+Four parts. **training**: the compiled train step alone, on batches that are on the device already.
+**loop**: a short run of the real training loop, every moment of which is counted as step, data,
+logging, checkpointing or the rest; the step is waited for at each call, so nothing that the loop
+does beside it hides. **data**: the input pipeline alone. **sampling**: one compiled base.sample
+against as many bare evaluations in one compiled scan, the same network with fresh weights, no
+guidance, no clip; and the sampler's own work, timed on a denoiser that costs nothing. Sampling
+programs take turns in every round, so that what else the machine does strikes them alike.
 
-Data are those of the config if it has data.path or they are embedded; else, or with --shape, noise of the config's shape.
-Compilation is timed without the cache on disk. On a busy machine the difference of two times is uncertain by some percent, and
-from one hour to the next by more than --against can know, which compares with the spread inside the two runs.
+Data are those of the config if it has data.path or they are embedded; else, or with --shape, noise
+of the config's shape. Compilation is timed without the cache on disk. On a busy machine the
+difference of two times is uncertain by some percent, and from one hour to the next by more than
+--against can know, which compares with the spread inside the two runs.
 
-To add a part: a function (config, settings) -> {'rows', 'columns', 'facts'} in PARTS; rows have 'config' and 'what' by which
-they are compared, and 'seconds', all that was measured.
+To add a part: a function (config, settings) -> {'rows', 'columns', 'facts'} in PARTS; rows have
+'config' and 'what' by which they are compared, and 'seconds', all that was measured.
 """
 
 from __future__ import annotations
 
-import collections
-import functools
-import itertools
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from statistics import median
-from typing import Any
-
+import jax
 from absl import flags
 
-from experiments import cli
-
-SAMPLERS = ("ancestral.ddim", "ancestral.ddpm", "ode.edm_heun", "singlestep.dpmpp_3s", "multistep.dpmpp_2m",
-            "multistep.dpmpp_3m", "multistep.deis", "multistep.unipc", "multistep.pndm", "sde.dpmpp_2m", "sde.sa",
-            "sde.edm")  # fmt: skip
-
-
-# ---- how time is taken -------------------------------------------------------------------------------------------------------
-
-
-def compiled(function: Callable, *args) -> tuple[Callable, float]:
-    """(the compiled function, the seconds that tracing and compiling took)."""
-    import jax
-
-    began = time.perf_counter()
-    return jax.jit(function).lower(*args).compile(), time.perf_counter() - began
-
-
-def take_turns(programs: Mapping[Any, Callable[[], Any]], rounds: int) -> dict[Any, list[float]]:
-    """Seconds of every program in every round, until its results are there. Each round begins with another program."""
-    import jax
-
-    from diffusion_jax.evaluation.progress import progress
-
-    names, seconds = list(programs), {name: [] for name in programs}
-    for program in programs.values():  # first calls load and touch memory; they do not count
-        jax.block_until_ready(program())
-    with progress(rounds, "measuring", unit="rounds") as advance:
-        for i in range(rounds):
-            for name in names[i % len(names) :] + names[: i % len(names)]:
-                began = time.perf_counter()
-                jax.block_until_ready(programs[name]())
-                seconds[name].append(time.perf_counter() - began)
-            advance(1)
-    return seconds
-
-
-def timed(function: Callable[[], Any]) -> float:
-    """Seconds until its results are there."""
-    import jax
-
-    began = time.perf_counter()
-    jax.block_until_ready(function())
-    return time.perf_counter() - began
-
-
-def spread(seconds: Sequence[float]) -> float:
-    """How uncertain they are: the distance between the quartiles as a share of the median."""
-    import numpy as np
-
-    low, middle, high = np.quantile(seconds, (0.25, 0.5, 0.75))
-    return float((high - low) / middle)
-
-
-# ---- what is measured on -----------------------------------------------------------------------------------------------------
-
-
-def subject(config, shape: Sequence[int] = (), classes: int = 10):
-    """The data set of the config if it is at hand, else noise of its shape (or of `shape`)."""
-    from diffusion_jax import experiment
-    from diffusion_jax.data import toys
-
-    if not shape and (config.data.path or config.data.name in ("digits", *toys.TOYS)):
-        return experiment.dataset(config)
-    return synthetic(*((tuple(shape), classes) if shape else experiment.data_shape(config)))
-
-
-def synthetic(shape: tuple[int, ...], classes: int, size: int = 50_000):
-    """A data set of noise: `size` images uint8 (fewer where they are large), or points."""
-    import numpy as np
-
-    from diffusion_jax.data import Dataset
-    from diffusion_jax.data.sources import Arrays
-
-    rng, size = np.random.default_rng(0), max(256, min(size, 2 * 10**8 // int(np.prod(shape))))
-    image = rng.integers(256, size=(size, *shape), dtype=np.uint8) if len(shape) == 3 else rng.normal(size=(size, *shape))
-    label = rng.integers(classes, size=size) if classes else None
-    source = Arrays(image if len(shape) == 3 else image.astype(np.float32), label)
-    return Dataset("noise", source, source, tuple(shape), classes, tuple(map(str, range(classes))))
-
-
-def told(config, dataset) -> str:
-    """The model, and what it is fed, in words."""
-    return f"{config.model.name} on {' x '.join(map(str, dataset.image_shape))} ({dataset.name})"
-
-
-# ---- training ----------------------------------------------------------------------------------------------------------------
-
-
-def training(config, settings: Mapping) -> dict:
-    """A row for the compiled step: images a second, MFU, compilation, memory. settings: dataset, repeats."""
-    import jax
-
-    from diffusion_jax import data, experiment, flops
-    from diffusion_jax.training import loop
-
-    dataset, size, k = settings["dataset"], config.data.batch_size, config.training.steps_per_call
-    built = experiment.assemble(config, dataset.image_shape, dataset.num_classes)
-    parts = experiment.training(built)
-    batch = data.batches(dataset.train, batch_size=size, seed=config.seed, rows=parts.runner.rows(size))
-    placed = [parts.runner.put_batch(loop.stack(batch, k)(n), axis=1) for n in range(2)]
-    state = parts.runner.init(parts.init, jax.random.key(config.seed))
-    began = time.perf_counter()
-    traced = parts.step.trace(state, placed[0])
-    work, program = flops.count(traced.jaxpr) / k, traced.lower().compile()
-    cold = time.perf_counter() - began
-    print(f"{settings['config']}: step compiled in {cold:.1f} s", file=sys.stderr, flush=True)
-
-    def call() -> Any:
-        nonlocal state
-        state, numbers = program(state, placed[next(turn) % 2])
-        return state, numbers
-
-    turn = itertools.count()
-    call(), jax.block_until_ready(call())  # the first calls load and touch memory
-    seconds = take_turns({"step": call}, settings["repeats"])["step"]
-    step, (peak, whose) = median(seconds) / k, peak_flops()
-    row = {"config": settings["config"], "what": "step", "batch": size, "seconds": seconds, "images_per_second": size / step,
-           "milliseconds": 1e3 * step, "spread_percent": 100 * spread(seconds), "gflop": work / 1e9,
-           "mfu_percent": 100 * work / (step * peak), "compile_seconds": cold, **memory(program)}  # fmt: skip
-    count = sum(x.size for x in jax.tree.leaves(state.params)) / 1e6
-    facts = (f"{told(config, dataset)}, {count:.2f} million parameters, batch {size}, "
-             f"{config.optimizer.name}. Median of {len(seconds)} calls. MFU: products and convolutions as written, against "
-             f"{peak / 1e12:.3g} TFLOP/s, {whose}.")  # fmt: skip
-    return {"rows": [row], "columns": TRAINING, "facts": facts}
-
-
-TRAINING = {"config": "config", "batch": "batch", "images_per_second": "images/s", "milliseconds": "a step, ms",
-            "spread_percent": "spread, %", "gflop": "GFLOP a step", "mfu_percent": "MFU, %",
-            "compile_seconds": "compile, s", "program_gib": "the step's memory, GiB",
-            "device_gib": "device's peak, GiB", "process_gib": "process's peak, GiB"}  # fmt: skip
-
-
-def memory(program) -> dict[str, float | None]:
-    """GiB: what the compiler says the program holds at once; the device's and the process's peaks so far, where known."""
-    import resource
-
-    import jax
-
-    sizes, stats = program.memory_analysis(), jax.local_devices()[0].memory_stats()
-    held = sizes and (sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
-                      + sizes.temp_size_in_bytes)  # fmt: skip
-    unit = 1 if sys.platform == "darwin" else 1024
-    peaks = {"program_gib": held, "device_gib": stats and stats.get("peak_bytes_in_use"),
-             "process_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}  # fmt: skip
-    return {name: size / 2**30 if size else None for name, size in peaks.items()}
-
-
-@functools.cache
-def peak_flops() -> tuple[float, str]:
-    """(FLOP/s of all devices at most, where that comes from): the data sheet, or what a large product reaches here."""
-    import jax
-    import jax.numpy as jnp
-
-    from diffusion_jax import planning
-
-    kind, n = jax.devices()[0].device_kind, 2048
-    known = max((name for name in planning.CHIPS if kind.startswith(name)), key=len, default=None)
-    if known:
-        return planning.CHIPS[known].flops * jax.device_count(), f"{known}'s data sheet in bfloat16"
-    x = jnp.ones((n, n))
-    product = jax.jit(lambda x: x @ x)
-    timed(lambda: product(x))
-    best = min(timed(lambda: product(x)) for _ in range(8))
-    return 2 * n**3 / best * jax.device_count(), f"a float32 product of {n} x {n} on this {kind}"
-
-
-# ---- the loop ----------------------------------------------------------------------------------------------------------------
-
-
-def loop(config, settings: Mapping) -> dict:
-    """A row that says where the time of the training loop goes, at the config's own cadences. settings: dataset, steps.
-
-    The run is shorter than the config's, with three checkpoints at least; what one costs is spread over as many steps as lie
-    between two in the config. Evaluation and samples, which are other programs, are left out.
-    """
-    from experiments import train
-
-    k, dataset = config.training.steps_per_call, settings["dataset"]
-    steps = max(settings["steps"] // (3 * k), 1) * 3 * k
-    short = config.copy_and_resolve_references()
-    short.training.update(steps=steps, eval_every=0, sample_every=0)
-    if "best" in short.training:
-        short.training.best = ""  # what would choose it is not measured
-    short.training.checkpoint_every = min(steps // 3, config.training.checkpoint_every or steps)
-    short.training.log_every = min(steps // 3, config.training.log_every or steps)
-    events: dict[str, list] = collections.defaultdict(list)
-    with tempfile.TemporaryDirectory() as folder:
-        train.train(short, str(Path(folder) / "run"), dataset=dataset, fit=watched(events))
-    configured = {"logging": config.training.log_every, "checkpointing": config.training.checkpoint_every}
-    seconds, shares = account(events, k, configured)
-    total = sum(shares.values())
-    row = {"config": settings["config"], "what": "loop", "batch": config.data.batch_size, "seconds": seconds,
-           "milliseconds": 1e3 * total, "images_per_second": config.data.batch_size / total,
-           "outside_percent": 100 * (1 - shares["step"] / total)}  # fmt: skip
-    row |= {f"{name}_percent": 100 * share / total for name, share in shares.items()}
-    facts = (f"{told(config, dataset)}: {steps} steps, a row every {short.training.log_every} and a checkpoint every "
-             f"{short.training.checkpoint_every}, told for every {configured['logging']} and every "
-             f"{configured['checkpointing']}, as configured.")  # fmt: skip
-    return {"rows": [row], "columns": LOOP, "facts": facts}
-
-
-LOOP = {"config": "config", "batch": "batch", "images_per_second": "images/s", "milliseconds": "a step, ms",
-        "outside_percent": "outside the compiled step, %", "data_percent": "waiting for data, %",
-        "logging_percent": "logging, %", "checkpointing_percent": "checkpoints, %", "rest_percent": "the rest, %"}  # fmt: skip
-
-
-def watched(events: dict[str, list]) -> Callable:
-    """loop.fit, which notes (begin, end) of every step, wait for data, row and checkpoint in events[name]."""
-    import jax
-
-    from diffusion_jax.training import loop
-
-    def noted(name: str, function: Callable) -> Callable:
-        def run(*args, **kwargs):
-            began = time.perf_counter()
-            try:
-                return jax.block_until_ready(function(*args, **kwargs)) if name == "step" else function(*args, **kwargs)
-            finally:
-                events[name].append((began, time.perf_counter()))
-
-        return run
-
-    def fit(state, step_fn, batches, *, writer, checkpointer, **options):
-        def feed(start):
-            iterator = iter(batches(start))
-            take = noted("data", lambda: next(iterator, None))
-            while (item := take()) is not None:
-                yield item
-
-        writer = writer._replace(row=noted("logging", writer.row), sync=noted("sync", writer.sync))
-        checkpointer = checkpointer._replace(save=noted("checkpointing", checkpointer.save))
-        options |= {"progress": False}
-        return loop.fit(state, noted("step", step_fn), feed, writer=writer, checkpointer=checkpointer, **options)
-
-    return fit
-
-
-def account(
-    events: Mapping[str, list], steps_per_call: int, cadences: Mapping[str, int]
-) -> tuple[list[float], dict[str, float]]:
-    """(seconds of every call, seconds per step by what they went to), from the second call's end to that of the last event.
-
-    cadences: name -> steps between two such events (0: none), over which the mean of one is spread.
-    """
-    begin, end = events["step"][1][1], max(stop for name in events for _, stop in events[name])
-    inside = {name: [stop - start for start, stop in spans if start >= begin] for name, spans in events.items()}
-    steps, spent = len(inside["step"]) * steps_per_call, {name: sum(seconds) for name, seconds in inside.items()}
-    rest = end - begin - sum(spent.values())
-    shares = {"step": spent["step"] / steps, "data": spent.get("data", 0.0) / steps, "rest": rest / steps}
-    for name, every in cadences.items():
-        total = spent.get(name, 0.0) + (spent.get("sync", 0.0) if name == "checkpointing" else 0.0)  # rows are first on disk
-        shares[name] = total / len(inside[name]) / every if every and inside.get(name) else 0.0
-    return inside["step"], shares
-
-
-# ---- data --------------------------------------------------------------------------------------------------------------------
-
-
-def pipeline(config, settings: Mapping) -> dict:
-    """Rows for the input pipeline alone: batches made on the host, and batches delivered to the device, ahead.
-
-    settings: dataset, repeats, and consumed: images a second of the training step, if that was measured.
-    """
-    import jax
-
-    from diffusion_jax import data
-
-    dataset, size = settings["dataset"], config.data.batch_size
-    flip = config.data.flip and len(dataset.image_shape) == 3
-    batch = data.batches(dataset.train, batch_size=size, seed=config.seed, flip=flip)
-    alone = min(timed(lambda: batch(step)) for step in range(3))
-    together = max(1, min(200, int(0.2 / alone)))  # batches in one timing, of about 0.2 s
-    rounds = settings["repeats"]
-    count = itertools.count()
-    seconds = {"made": [timed(lambda: [batch(next(count)) for _ in range(together)]) for _ in range(rounds)]}
-    feed = data.prefetch(batch, 0, workers=config.data.get("workers", 0), put=jax.device_put)
-    for _ in range(4):  # start-up, and what is ready already
-        next(feed)
-    seconds["delivered"] = [timed(lambda: [next(feed) for _ in range(together)]) for _ in range(rounds)]
-    feed.close()
-    rows = []
-    for what, times in seconds.items():
-        rate = together * size / median(times)
-        rows.append({"config": settings["config"], "what": what, "batch": size, "seconds": [t / together for t in times],
-                     "images_per_second": rate, "milliseconds": 1e3 * size / rate, "spread_percent": 100 * spread(times),
-                     "multiple": settings["consumed"] and rate / settings["consumed"]})  # fmt: skip
-    facts = (f"{' x '.join(map(str, dataset.image_shape))} ({dataset.name}), {len(dataset.train):,} images, batch {size}, "
-             f"{config.data.get('workers', 0)} workers.")  # fmt: skip
-    return {"rows": rows, "columns": DATA, "facts": facts}
-
-
-DATA = {"config": "config", "what": "batches", "batch": "batch", "images_per_second": "images/s",
-        "milliseconds": "a batch, ms", "spread_percent": "spread, %", "multiple": "times what training consumes"}  # fmt: skip
-
-
-# ---- sampling ----------------------------------------------------------------------------------------------------------------
-
-
-def bare(built, params, x, cond, ts):
-    """The network at the times ts, one after the other: what any sampler must at least do. Returns x, up to rounding."""
-    import jax
-
-    from diffusion_jax import experiment
-
-    denoise, process = experiment.denoiser(built, params, clip="none"), built.process
-
-    def look(x, t):
-        x0, eps = denoise(x, t, cond)[:2]
-        return process.alpha(t) * x0 + process.sigma(t) * eps, None  # x again, but only the network's work gets there
-
-    return jax.lax.scan(look, x, ts)[0]
-
-
-def plans(built, entries: Sequence[str], nfe: int) -> dict:
-    """entry -> experiment.Plan, for 'sampler' on the config's grid or 'sampler@grid'. UserError for one that does not fit."""
-    from diffusion_jax import experiment
-    from diffusion_jax.errors import UserError
-    from diffusion_jax.samplers import base
-
-    found = {}
-    for entry in dict.fromkeys(entries):
-        name, _, grid = entry.partition("@")
-        found[entry] = plan = experiment.plan(built, name=name, nfe=nfe, **({"grid": grid} if grid else {}))
-        if base.adaptive(plan.sampler) or len(plan.ts) < 2:
-            raise UserError(f"--samplers={entry} --nfe={nfe}: needed are fixed steps, and a budget that buys one")
-    if not found:
-        raise UserError("--samplers= names none; separate them by ';'")
-    return found
-
-
-def sampling(config, settings: Mapping) -> dict:
-    """A row for every sampler: its time, that of the bare evaluations, the overhead in percent, compilation, images a second.
-
-    settings: dataset, samplers, nfe, batch_size, repeats.
-    """
-    import jax
-    import numpy as np
-
-    from diffusion_jax import experiment
-    from diffusion_jax.evaluation import generate
-    from diffusion_jax.processes import gaussian
-    from diffusion_jax.samplers import base
-
-    dataset, batch = settings["dataset"], settings["batch_size"]
-    built = experiment.assemble(config, dataset.image_shape, dataset.num_classes)
-    chosen = plans(built, settings["samplers"], settings["nfe"])
-    params = jax.jit(lambda key: experiment.init_params(built, key))(jax.random.key(config.seed))
-    keys = generate.seeds_to_keys(range(batch))
-    x = base.start(built.process, keys, (batch, *built.shape))
-    cond = experiment.cond_for(built, np.arange(batch) % built.num_classes if built.num_classes else ())
-
-    def network(params):
-        return experiment.denoiser(built, params, clip="none")
-
-    def nothing(params):
-        return lambda x, t, cond=None: gaussian.from_eps(built.process, x, 0.9 * x, t)
-
-    def whole(sampler: base.Sampler, denoiser: Callable) -> Callable:
-        return lambda params, keys, x, cond, ts: base.sample(
-            sampler, denoiser(params), built.process, keys, x, ts, cond, padded=True)  # fmt: skip
-
-    programs, own, cold, count = {}, {}, {}, {entry: experiment.evaluations(plan) for entry, plan in chosen.items()}
-    for n in sorted(set(count.values())):
-        args = params, x, cond, experiment.grid(built, "uniform", n)
-        programs[n] = _call(f"{n} bare evaluations", cold, n, lambda *args: bare(built, *args), args)
-    for entry, plan in chosen.items():
-        args = params, keys, x, cond, plan.ts
-        programs[entry] = _call(entry, cold, entry, whole(plan.sampler, network), args)
-        own[entry] = functools.partial(compiled(whole(plan.sampler, nothing), *args)[0], *args)
-    alone, seconds = take_turns(own, 3 * settings["repeats"]), take_turns(programs, settings["repeats"])
-    rows = [{"config": settings["config"], "what": entry, "batch": batch} | _row(
-        entry, n, batch, cold[entry], seconds[entry], seconds[n], alone[entry]) for entry, n in count.items()]  # fmt: skip
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    each = min(min(seconds[n]) / n for n in set(count.values())) / batch
-    shape = " x ".join(map(str, built.shape))
-    facts = (f"{config.model.name} of {size / 1e6:.2f} million parameters on {shape}, batch {batch}; a bare "
-             f"evaluation takes {1e3 * each:.3g} ms an image. The shortest of {settings['repeats']} times.")  # fmt: skip
-    return {"rows": rows, "columns": COLUMNS, "facts": facts}
-
-
-COLUMNS = {"config": "config", "sampler": "sampler", "evaluations": "NFE", "overhead_percent": "overhead, %",
-           "overhead_median_percent": "of medians, %", "own_percent": "own work, %",
-           "milliseconds": "a batch, ms", "bare_milliseconds": "bare, ms",
-           "images_per_second": "images/s", "compile_seconds": "compile, s"}  # fmt: skip
-
-
-def _call(title: str, cold: dict, name, function: Callable, args: tuple) -> Callable[[], Any]:
-    """The compiled function at these arguments; the seconds of its compilation are put into cold[name]."""
-    program, cold[name] = compiled(function, *args)
-    print(f"{title}: compiled in {cold[name]:.1f} s", file=sys.stderr, flush=True)
-    return functools.partial(program, *args)
-
-
-def _row(entry: str, evaluations: int, batch: int, cold: float, whole: list, network: list, own: list) -> dict:
-    """What is told of a sampler, from the seconds of its runs, of the bare evaluations, and of its runs without a network."""
-    percent = lambda a, b: round(100 * a / b, 2)  # noqa: E731
-    return {"sampler": entry, "evaluations": evaluations, "compile_seconds": round(cold, 1),
-            "overhead_percent": percent(min(whole) - min(network), min(network)),
-            "overhead_median_percent": percent(median(whole) - median(network), median(network)),
-            "own_percent": percent(min(own), min(network)),
-            "milliseconds": 1e3 * min(whole), "bare_milliseconds": 1e3 * min(network),
-            "images_per_second": batch / min(whole), "seconds": whole, "bare_seconds": network, "own_seconds": own}  # fmt: skip
-
-
-# ---- comparing ---------------------------------------------------------------------------------------------------------------
-
-
-def compare(stored: Mapping, found: Mapping) -> list[dict]:
-    """Rows for all that both runs timed: milliseconds then and now, and whether they differ by more than both spreads."""
-    rows = []
-    for name in PARTS:
-        before = {_key(row): row["seconds"] for row in stored.get(name, {}).get("rows", ()) if "seconds" in row}
-        for row in found.get(name, {}).get("rows", ()):
-            if not (old := before.get(_key(row))):
-                continue
-            change = median(row["seconds"]) / median(old) - 1
-            noise = max(0.02, spread(old) + spread(row["seconds"]))
-            verdict = "the same" if abs(change) <= noise else "slower" if change > 0 else "faster"
-            rows.append({"part": name, "config": row["config"], "what": row["what"], "verdict": verdict,
-                         "before": 1e3 * median(old), "now": 1e3 * median(row["seconds"]), "change_percent": 100 * change,
-                         "noise_percent": 100 * noise})  # fmt: skip
-    return rows
-
-
-COMPARED = {"part": "part", "config": "config", "what": "what", "before": "before, ms", "now": "now, ms",
-            "change_percent": "change, %", "noise_percent": "noise, %", "verdict": "verdict"}  # fmt: skip
-
-
-def earlier(value: Any, place: str) -> None:
-    """The rule of a file that this command wrote: what `compare` and `differences` read of it."""
-    from diffusion_jax import reading
-
-    row = reading.record({}, {"seconds": reading.items(reading.number(1e-12), least=1), "batch": reading.scalar,
-                              "evaluations": reading.scalar, "config": reading.text(), "what": reading.text()})  # fmt: skip
-    timed = reading.record({"seconds": reading.anything, "config": reading.anything, "what": reading.anything})
-    facts = reading.record({}, dict.fromkeys(("cpu", "devices", "versions"), reading.optional(reading.table())))
-    reading.record({"provenance": facts}, dict.fromkeys(PARTS, reading.record({"rows": reading.items(row)})))(value, place)
-    for name in PARTS:
-        for i, each in enumerate(value.get(name, {}).get("rows", ())):
-            if "seconds" in each:
-                timed(each, f"{name}.rows[{i}]")
-
-
-def _key(row: Mapping) -> tuple:
-    return row["config"], row["what"], row.get("batch"), row.get("evaluations")
-
-
-def differences(stored: Mapping, found: Mapping) -> list[str]:
-    """What else differs between two runs, by their provenance: then a difference of times is not one of the code alone."""
-    names = "cpu", "devices", "versions"
-    pairs = ((name, *(run["provenance"].get(name) or {} for run in (stored, found))) for name in names)
-    return [f"{name}.{key}: {old.get(key)} then, {new.get(key)} now" for name, old, new in pairs for key in sorted(old | new)
-            if old.get(key) != new.get(key)]  # fmt: skip
-
-
-# ---- the command -------------------------------------------------------------------------------------------------------------
-
-PARTS = {"training": training, "loop": loop, "data": pipeline, "sampling": sampling}
-
-
-def measure(configs: Mapping[str, Any], parts: Sequence[str], settings: Mapping, keep: Callable[[dict], None]) -> dict:
-    """{part: {'rows', 'columns', 'facts'}} over all configs; keep is called after each part, so that none is lost."""
-    found: dict[str, dict] = {}
-    for title, config in configs.items():
-        own = settings | {"config": title, "dataset": subject(config, settings["shape"], settings["classes"]), "consumed": None}
-        for name in parts:
-            part = PARTS[name](config, own)
-            if name == "training":
-                own["consumed"] = part["rows"][0]["images_per_second"]
-            if name in found:
-                part |= {"rows": found[name]["rows"] + part["rows"], "facts": f"{found[name]['facts']}\n{part['facts']}"}
-            found[name] = part
-            keep(found)
-    return found
-
-
-def chosen_parts(text: str) -> list[str]:
-    """The parts of --parts, in the order of PARTS, so that data knows what training consumes."""
-    from diffusion_jax.errors import unknown
-
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in PARTS:
-            raise unknown("--parts", name, PARTS)
-    return [name for name in PARTS if name in names]
+from diffusion_jax import files, parsing, provenance
+from diffusion_jax.assembly import config_files
+from diffusion_jax.errors import UserError
+from diffusion_jax.report import tables
+from diffusion_jax.studies import benchmark
+from experiments import cli, values
 
 
 def main(config) -> None:
-    import jax
-
-    from diffusion_jax import provenance
-    from diffusion_jax.errors import UserError
 
     FLAGS = flags.FLAGS
     jax.config.update("jax_enable_compilation_cache", False)  # compilation is measured
-    settings = {name: FLAGS[name].value for name in ("classes", "nfe", "batch_size", "repeats", "steps")}
+    settings = {
+        name: FLAGS[name].value for name in ("classes", "nfe", "batch_size", "repeats", "steps")
+    }
     settings["samplers"] = [part.strip() for part in FLAGS.samplers.split(";") if part.strip()]
-    settings["shape"] = cli.integers("shape", FLAGS.shape, 1, 4096)
+    settings["shape"] = parsing.integers("shape", FLAGS.shape, 1, 4096)
     if len(settings["shape"]) not in (0, 1, 3):
-        raise UserError(f"--shape={FLAGS.shape}: write height, width and channels, such as 32,32,3; one number for points")
-    out = cli.output("out", FLAGS.out, ".json")[".json"]
-    parts, stored = chosen_parts(FLAGS.parts), provenance.load_json(FLAGS.against, earlier) if FLAGS.against else None
+        raise UserError(
+            f"--shape={FLAGS.shape}: write height, width and channels, such as 32,32,3; one number for points"
+        )
+    out = parsing.output("out", FLAGS.out, ".json")[".json"]
+    parts, stored = (
+        benchmark.chosen_parts(FLAGS.parts),
+        files.load_json(FLAGS.against, benchmark.earlier) if FLAGS.against else None,
+    )
     specs = [spec.strip() for spec in FLAGS.configs.split(";") if spec.strip()]
-    configs = {spec: cli.load_config(spec) for spec in specs} or {FLAGS.config: config}
-    stamp = provenance.provenance({name: one.to_dict() for name, one in configs.items()}, config.seed)
+    configs = {spec: config_files.load_config(spec) for spec in specs} or {FLAGS.config: config}
+    stamp = provenance.provenance(
+        {name: one.to_dict() for name, one in configs.items()}, config.seed
+    )
 
     def keep(found: dict, **more) -> dict:
-        record = {name: {key: part[key] for key in ("rows", "facts")} for name, part in found.items()}
+        record = {
+            name: {key: part[key] for key in ("rows", "facts")} for name, part in found.items()
+        }
         record |= {"settings": settings, "configs": configs, "provenance": stamp, **more}
-        provenance.save_json(out, record)
+        files.save_json(out, record)
         return record
 
-    found = measure(configs, parts, settings, keep)
+    found = benchmark.measure(configs, parts, settings, keep)
     for name, part in found.items():
-        print(f"## {name}\n\n{part['facts']}\n\n{provenance.markdown_table(part['rows'], part['columns'])}")
+        print(
+            f"## {name}\n\n{part['facts']}\n\n{tables.markdown_table(part['rows'], part['columns'])}"
+        )
     if stored:
-        rows, other = compare(stored, found), differences(stored, keep(found))
+        rows, other = benchmark.compare(stored, found), benchmark.differences(stored, keep(found))
         keep(found, against={"path": FLAGS.against, "rows": rows, "differences": other})
-        print(f"## against {FLAGS.against}\n\n{provenance.markdown_table(rows, COMPARED) if rows else 'nothing in common'}")
+        print(
+            f"## against {FLAGS.against}\n\n{tables.markdown_table(rows, benchmark.COMPARED) if rows else 'nothing in common'}"
+        )
         print("".join(f"not the same machine or software: {line}\n" for line in other), end="")
     print(out)
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("configs", "", "instead of --config, several separated by ';'; overrides do not reach them")
-    flags.DEFINE_string("parts", "training,data,sampling", f"with commas: {', '.join(PARTS)}")
-    flags.DEFINE_string("samplers", ";".join(SAMPLERS), "specs separated by ';', each with @grid if it wants its own")
-    cli.integer_flag("nfe", 10, "network evaluations per image", 2, 10_000)
-    flags.DEFINE_string("shape", "", "noise of this height, width and channels instead of data; by default the config's data")
-    cli.integer_flag("classes", 10, "with --shape", 0, 100_000)
-    cli.integer_flag("batch_size", 16, "images at once, of samplers; training has config.data.batch_size", 1, 65_536)
-    cli.integer_flag("repeats", 20, "how often everything is timed", 1, 1000)
-    cli.integer_flag("steps", 120, "of the training loop", 12, 1_000_000)
-    cli.path_flag("out", "runs/benchmark.json", "the file of all numbers")
-    cli.path_flag("against", "", "a file that this command wrote before, to compare with")
+    flags.DEFINE_string(
+        "configs", "", "instead of --config, several separated by ';'; overrides do not reach them"
+    )
+    flags.DEFINE_string(
+        "parts", "training,data,sampling", f"with commas: {', '.join(benchmark.PARTS)}"
+    )
+    flags.DEFINE_string(
+        "samplers",
+        ";".join(benchmark.SAMPLERS),
+        "specs separated by ';', each with @grid if it wants its own",
+    )
+    values.integer_flag("nfe", 10, "network evaluations per image", 2, 10_000)
+    flags.DEFINE_string(
+        "shape",
+        "",
+        "noise of this height, width and channels instead of data; by default the config's data",
+    )
+    values.integer_flag("classes", 10, "with --shape", 0, 100_000)
+    values.integer_flag(
+        "batch_size",
+        16,
+        "images at once, of samplers; training has config.data.batch_size",
+        1,
+        65_536,
+    )
+    values.integer_flag("repeats", 20, "how often everything is timed", 1, 1000)
+    values.integer_flag("steps", 120, "of the training loop", 12, 1_000_000)
+    values.path_flag("out", "runs/benchmark.json", "the file of all numbers")
+    values.path_flag("against", "", "a file that this command wrote before, to compare with")
     cli.launch(main, config="file", default="configs/cifar10.py:vp", short=())

@@ -1,8 +1,11 @@
-"""How a command ends: its exit status, and one line instead of a traceback for what the user or the system caused.
+"""How a command ends: its exit status, and one line instead of a traceback for what the user or the
+system caused.
 
-0 done; 2 a mistake, or a system that refuses (a full disk, no permission); 75 stopped by SIGTERM (EX_TEMPFAIL of
-sysexits.h: a cluster runs the same command again); 130 stopped by Ctrl-C; 141 the reader of its output has gone, as in
-| head. Set DIFFUSION_JAX_TRACEBACK=1 to see where an error comes from. This module imports nothing but the standard library, so that signals are handled from the first moment.
+0 done; 2 a mistake, or a system that refuses (a full disk, no permission); 75 stopped by SIGTERM
+(EX_TEMPFAIL of
+sysexits.h: a cluster runs the same command again); 130 stopped by Ctrl-C; 141 the reader of its
+output has gone, as in | head. Set DIFFUSION_JAX_TRACEBACK=1 to see where an error comes from. This
+module imports nothing but the standard library, so that signals are handled from the first moment.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ from typing import Any
 DONE, MISTAKE, UNFINISHED, INTERRUPTED, CLOSED = 0, 2, 75, 130, 141
 STATUS = {signal.SIGTERM: UNFINISHED, signal.SIGINT: INTERRUPTED}
 AGAIN = 0.05  # seconds until a signal that was dropped is sent again
-GRACE = 5.0  # seconds in which the main thread must react to a signal; a compilation in XLA can take minutes
+# seconds in which the main thread must react to a signal; a compilation in XLA can take minutes
+GRACE = 5.0
 
 _REMEDIES = {
     errno.ENOSPC: "free some space, then run the same command again",
@@ -32,7 +36,9 @@ _REMEDIES = {
 
 
 class Stopped(BaseException):
-    """The main thread received SIGTERM or SIGINT outside the training loop, which handles them itself."""
+    """The main thread received SIGTERM or SIGINT outside the training loop, which handles them
+    itself.
+    """
 
     def __init__(self, number: int):
         super().__init__(number)
@@ -42,8 +48,8 @@ class Stopped(BaseException):
 def watch_signals() -> None:
     """From now on SIGTERM and SIGINT end the process with one line and their STATUS.
 
-    Called when a command begins to import; inside `stoppable` the signals raise Stopped instead, so that open files are
-    closed and temporary ones removed.
+    Called when a command begins to import; inside `stoppable` the signals raise Stopped instead, so
+    that open files are closed and temporary ones removed.
     """
     for number in STATUS:
         signal.signal(number, _leave_now)
@@ -52,9 +58,10 @@ def watch_signals() -> None:
 class stoppable:
     """A context in which SIGTERM and SIGINT raise Stopped in the main thread.
 
-    Python handles a signal only between its own instructions. While the main thread is inside a long call of XLA a second
-    thread waits GRACE seconds, then ends the process with the same line and status. Where Python drops the exception, because the
-    signal came inside a finalizer or a callback of the garbage collector (jax has one), the signal is sent again a moment later.
+    Python handles a signal only between its own instructions. While the main thread is inside a
+    long call of XLA a second thread waits GRACE seconds, then ends the process with the same line
+    and status. Where Python drops the exception, because the signal came inside a finalizer or a
+    callback of the garbage collector (jax has one), the signal is sent again a moment later.
     """
 
     def __enter__(self) -> stoppable:
@@ -85,7 +92,9 @@ class stoppable:
         raise Stopped(number)
 
     def _again(self, dropped: Any) -> None:
-        """sys.unraisablehook: an exception that Python drops is reported as ever, but Stopped has to arrive."""
+        """sys.unraisablehook: an exception that Python drops is reported as ever, but Stopped has
+        to arrive.
+        """
         if not isinstance(dropped.exc_value, Stopped):
             return self.unraisable(dropped)
         self.reacted.clear()
@@ -96,7 +105,11 @@ class stoppable:
     def _watch(self) -> None:
         while received := os.read(self.pipe[0], 1):
             number = received[0]
-            if number in STATUS and signal.getsignal(number) == self.handler and not self.reacted.wait(GRACE):
+            if (
+                number in STATUS
+                and signal.getsignal(number) == self.handler
+                and not self.reacted.wait(GRACE)
+            ):
                 _leave_now(number, None)
         os.close(self.pipe[0])
 
@@ -108,7 +121,11 @@ def stopped_line(number: int) -> str:
 
 def system_line(error: OSError) -> str:
     """One line for what the system refused: its words, the file and a remedy."""
-    files = [os.fsencode(name).decode(errors="replace") for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
+    files = [
+        os.fsencode(name).decode(errors="replace")
+        for name in (error.filename, error.filename2)
+        if isinstance(name, (str, bytes))
+    ]
     files = [name if len(name) <= 100 else f"{name[:60]}...{name[-30:]}" for name in files]
     where = "".join(f": '{name}'" for name in files[:1])
     remedy = _REMEDIES.get(error.errno, "check the path and its permissions")
@@ -116,7 +133,9 @@ def system_line(error: OSError) -> str:
 
 
 def open_closed_streams() -> None:
-    """Let a closed stdin, stdout or stderr (>&-) be /dev/null: else the next file that is opened takes its place, and gets its text."""
+    """Let a closed stdin, stdout or stderr (>&-) be /dev/null: else the next file that is opened
+    takes its place, and gets its text.
+    """
     for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(descriptor)

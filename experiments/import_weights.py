@@ -3,172 +3,42 @@
 python -m experiments.import_weights --from=diffusers --path=FOLDER --out=WORKDIR
 python -m experiments.import_weights --from=dit --path=DiT-XL-2-256x256.pt --out=WORKDIR --autoencoder=WORKDIR_OF_ONE
 
-diffusers: a UNet2DModel in DDPM's layout or an AutoencoderKL, config.json and diffusion_pytorch_model.safetensors or .bin; a
-scheduler_config.json beside it is heeded. dit: Peebles & Xie's. A network of latents needs its autoencoder, imported before.
-Nothing in a file is run. docs/weights.md says more.
+diffusers: a UNet2DModel in DDPM's layout or an AutoencoderKL, config.json and
+diffusion_pytorch_model.safetensors or .bin; a scheduler_config.json beside it is heeded. dit:
+Peebles & Xie's. A network of latents needs its autoencoder, imported before. Nothing in a file is
+run. docs/weights.md says more.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-from pathlib import Path
-
 from absl import flags
 
-from diffusion_jax.errors import UserError
-from experiments import cli
-
-SOURCES = {"diffusers": ("UNet2DModel", "AutoencoderKL"), "dit": ("DiT",)}  # --from and --to: which classes
-FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "model.safetensors", "model.pt")
-
-
-def import_weights(source: str, path: str, out: str, dataset: str = "folder", autoencoder: str = "") -> Path:
-    """Make a workdir of the weights at `path`, a file, its folder or a pipeline's; returns it. UserError if they do not fit."""
-    from diffusion_jax import convert, data, experiment, provenance, reading
-    from diffusion_jax import workdir as folder
-    from diffusion_jax.training import checkpoint
-
-    file = find(Path(path))
-    beside = file.with_name("config.json")
-    config = provenance.load_json(beside, reading.table()) if source == "diffusers" or beside.exists() else {}
-    name = class_of(source, config)
-    network = convert.published(name)
-    tensors = {convert.modern(key): tensor for key, tensor in read(file).items()}
-    options, shape = convert.read_config(network, network.described(tensors) | config)
-    tensors = convert.without_fixed(network, tensors, options, shape)
-    classes = options.pop("num_classes")
-    unseen = data.Dataset(dataset, None, None, shape, classes, tuple(map(str, range(classes))))
-    imported = {"class": name, "file": file.name, "sha256": sha256(file)}
-    imported |= {"latents": {key: config[key] for key in convert.SCALE if key in config}}
-    config = run_config(network, options, shape, classes, scheduler_beside(file), dataset, autoencoder)
-    params = fitted(network, experiment.assemble(config, shape, classes), tensors)
-    unseen = unseen._replace(encoded=encoded_by(autoencoder, unseen)) if autoencoder else unseen
-
-    with folder.locked(out), folder.one_line(out):
-        if checkpoint.latest_step(Path(out) / "checkpoints") is not None:
-            raise UserError(f"--out={out} holds a model already; give another folder")
-        root = folder.prepare(out, config, unseen)
-        record = provenance.load_json(root / "provenance.json") | {"imported": imported}
-        provenance.save_json(root / "provenance.json", record)
-        with contextlib.closing(checkpoint.open_checkpoints(root / "checkpoints")) as checkpoints:
-            checkpoints.save(0, {"params": params}, record)
-    return root
-
-
-def find(path: Path) -> Path:
-    """The file of weights: this one, or that of this folder or of its unet/. UserError where there is none."""
-    for candidate in [path, *(folder / name for folder in (path, path / "unet") for name in FILES)]:
-        if candidate.is_file():
-            return candidate
-    raise UserError(f"--path={path} has no weights: neither {', '.join(FILES[:-1])} nor {FILES[-1]}")
-
-
-def read(file: Path) -> dict:
-    """{name: array} of a safetensors or torch file."""
-    import numpy as np
-
-    from diffusion_jax.evaluation import safetensors, torchfile
-
-    if file.suffix == ".safetensors":
-        return safetensors.load(np.memmap(file, mode="r") if file.stat().st_size else b"")
-    return torchfile.load(file.read_bytes())
-
-
-def class_of(source: str, config: dict) -> str:
-    """The class of network that a config.json is of. UserError for one that --from does not have."""
-    name = config.get("_class_name", "") if source == "diffusers" else SOURCES[source][0]
-    if name not in SOURCES[source]:
-        raise UserError(f"config.json has _class_name={name}; --from={source} takes {' or '.join(SOURCES[source])}")
-    return name
-
-
-def scheduler_beside(file: Path) -> dict:
-    """The scheduler_config.json in the same folder, or in scheduler/ of the pipeline; {} if there is none."""
-    from diffusion_jax import provenance, reading
-
-    places = file.parent / "scheduler_config.json", file.parent.parent / "scheduler" / "scheduler_config.json"
-    return next((provenance.load_json(place, reading.table()) for place in places if place.is_file()), {})
-
-
-def sha256(file: Path) -> str:
-    """The hash of a file."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def encoded_by(autoencoder: str, unseen):
-    """What a data set of latents says of the imported autoencoder that makes them. UserError for one of other latents."""
-    from diffusion_jax import autoencoders, convert, latent, provenance, reading
-    from diffusion_jax import workdir as folder
-    from diffusion_jax.data.latents import Encoded
-
-    trained = folder.load(autoencoder, folder.saved_config(autoencoder))
-    codec, shape = autoencoders.codec(trained.experiment, trained.params), trained.experiment.model.latent_shape
-    if tuple(shape) != tuple(unseen.image_shape):
-        made = f"makes latents {tuple(shape)} of images {tuple(codec.image_shape)}"
-        raise UserError(f"--autoencoder={autoencoder} {made}, and the network is for {tuple(unseen.image_shape)}; "
-                        "import it again with another sample_size in its config.json, or another")  # fmt: skip
-    rule = reading.record({}, {"imported": reading.record({"latents": convert.LATENTS})})
-    told = provenance.load_json(Path(autoencoder) / "provenance.json", rule).get("imported")
-    if told is None:
-        raise UserError(f"--autoencoder={autoencoder} was trained here, so no published network knows its latents")
-    moments = convert.shift_and_scale(told["latents"], shape[-1])
-    about = codec.image_shape, unseen.name, unseen.num_classes, unseen.class_names
-    return Encoded(latent.digest(codec.params), *about, *moments)
-
-
-def run_config(network, options: dict, shape: tuple, classes: int, scheduler: dict, dataset: str, autoencoder: str = ""):
-    """The config of a run that would have such a network, under the convention it was trained with."""
-    from configs import base
-    from diffusion_jax import convert
-
-    told = convert.read_scheduler(scheduler)
-    config = base.base()
-    config.data.update(name=dataset, image_size=shape[0], channels=shape[2], num_classes=classes)
-    config.model = base.network(network.model, **options)
-    config.update(process=told.process, parameterization=told.parameterization, objective=told.objective)
-    config.conditional = classes > 0
-    if network.under == "autoencoder":
-        config.objective = "autoencoding.reconstruction(perceptual=0.0)"
-    config.ema.halflives = ()
-    clip = "static" if scheduler.get("clip_sample", shape[2] in (1, 3)) else "none"  # latents have no bounds
-    clip = "dynamic" if scheduler.get("thresholding") else clip
-    config.sampler.update(grid=f"trailing(steps={told.steps})", clip=clip)
-    if autoencoder:
-        config = base.latents(config)
-        config.latent.autoencoder = autoencoder
-    return config.lock()
-
-
-def fitted(network, built, tensors: dict):
-    """The parameters of a run with this network, of their tensors. UserError with the names of those that do not fit."""
-    import jax
-
-    from diffusion_jax import convert, experiment
-
-    try:
-        template = jax.eval_shape(lambda key: experiment.init_params(built, key), jax.random.key(0))
-    except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:  # for sizes that do not go together
-        why = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"their config describes no network that can be built: {why}") from error
-    own = template[network.under] if network.under else template
-    shapes = {path: leaf.shape for path, leaf in convert.flat(own).items()}
-    found = convert.to_ours(convert.table(network, built.config.model.to_dict(), shapes), tensors, shapes)
-    params = jax.tree.unflatten(jax.tree.structure(own), [found[path] for path in shapes])
-    return {network.under: params} if network.under else params
+from diffusion_jax.studies import import_weights
+from experiments import cli, values
 
 
 def main(_) -> None:
     FLAGS = flags.FLAGS
-    root = import_weights(FLAGS["from"].value, FLAGS.path, FLAGS.out, FLAGS.data, FLAGS.autoencoder)
+    root = import_weights.import_weights(
+        FLAGS["from"].value, FLAGS.path, FLAGS.out, FLAGS.data, FLAGS.autoencoder
+    )
     print(f"{root}: ready for experiments.sample, evaluate and edit")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_enum("from", None, list(SOURCES), "who published them", required=True)
-    cli.path_flag("path", None, "the file of weights, or its folder", required=True)
-    cli.path_flag("out", None, "the workdir to make", required=True)
-    cli.path_flag("autoencoder", "", "of a network of latents: the workdir of the autoencoder that was imported for it")
-    flags.DEFINE_string("data", "folder", "the data set it was trained on, as config.data.name, for evaluate and edit")
+    flags.DEFINE_enum(
+        "from", None, list(import_weights.SOURCES), "who published them", required=True
+    )
+    values.path_flag("path", None, "the file of weights, or its folder", required=True)
+    values.path_flag("out", None, "the workdir to make", required=True)
+    values.path_flag(
+        "autoencoder",
+        "",
+        "of a network of latents: the workdir of the autoencoder that was imported for it",
+    )
+    flags.DEFINE_string(
+        "data",
+        "folder",
+        "the data set it was trained on, as config.data.name, for evaluate and edit",
+    )
     cli.launch(main, config="none")

@@ -1,105 +1,37 @@
-"""Train a noise-conditional classifier, for classifier guidance; or go on where the same command stopped.
+"""Train a noise-conditional classifier, for classifier guidance; or go on where the same command
+stopped.
 
 python -m experiments.train_classifier --config=configs/digits.py:vp --workdir=runs/digits_classifier
 python -m experiments.sample --workdir=runs/digits --config.sampler.guide='classifier(workdir="runs/digits_classifier")'
 
-The config is that of a diffusion model: its data, process, law of times, optimizer and EMAs, and the options of its U-Net, of
-which the classifier is the way down (models/classifier.py). Ends with the accuracy on the held-out images by noise level, which
-classifier.md and classifier.json keep in the workdir.
+The config is that of a diffusion model: its data, process, law of times, optimizer and EMAs, and
+the options of its U-Net, of which the classifier is the way down (models/classifier.py). Ends with
+the accuracy on the held-out images by noise level, which classifier.md and classifier.json keep in
+the workdir.
 """
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from absl import flags
 
-from experiments import cli
-
-LEVELS = range(-12, 13, 3)  # log-SNR
-
-
-def classifier_config(config, pool: str):
-    """The config with config.model a HalfUNet with the options of its U-Net. UserError where there is nothing to classify."""
-    from configs.base import network
-    from diffusion_jax.errors import UserError
-
-    if not config.conditional:
-        raise UserError("config.conditional=False leaves nothing to classify; set it to True")
-    known = network("classifier.HalfUNet")
-    shared = {key: value for key, value in config.model.items() if key in known and key != "name"}
-    config.unlock()
-    config.model = network("classifier.HalfUNet", **shared | {"pool": pool})
-    config.sampler.guide = "cfg()"
-    return config.lock()
-
-
-def accuracy_by_level(trained, test, batch_size: int, repeats: int = 3) -> list[dict]:
-    """Rows {'logsnr', 'sigma / alpha', 'accuracy', 'nats'} on the split `test`; an image has the same noise at all levels."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    from diffusion_jax import arrays, data, experiment
-    from diffusion_jax.processes import gaussian
-
-    process = trained.experiment.process
-    low, high = (float(gaussian.logsnr(process, jnp.float32(t))) for t in (process.t_max, process.t_min))
-
-    @jax.jit
-    def score(params, images, labels, keys, t):
-        noised = gaussian.corrupt(process, images, arrays.noise(keys, images), jnp.broadcast_to(t, labels.shape))
-        log_p = jax.nn.log_softmax(experiment.logits(trained.experiment, params)(noised.x_t, noised.t))
-        return jnp.argmax(log_p, 1) == labels, -jnp.take_along_axis(log_p, labels[:, None], 1)[:, 0]
-
-    everything, rows = data.arrays(test), []
-    images, labels = data.transforms.normalise(everything["image"]), everything["label"].astype(np.int32)
-    index = np.arange(-(-len(labels) * repeats // batch_size) * batch_size) % len(labels)  # whole batches: one program
-    for level in [level for level in LEVELS if low <= level <= high]:
-        t, parts = gaussian.time_of_logsnr(process, jnp.float32(level)), []
-        for batch in index.reshape(-1, batch_size):
-            keys = arrays.fold_in(arrays.example_keys(jax.random.key(0), batch_size, len(parts) * batch_size), 0)
-            parts.append(score(trained.params, images[batch], labels[batch], keys, t))
-        right, nats = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
-        rows.append({"logsnr": level, "sigma / alpha": float(np.exp(-level / 2)), "accuracy": float(right.mean()),
-                     "nats": float(nats.mean())})  # fmt: skip
-    return rows
-
-
-def train_classifier(config, workdir: str, pool: str = "attention") -> str | None:
-    """Train, measure and write everything. Returns the text of classifier.md; None if a signal stopped the training."""
-    from diffusion_jax import experiment, provenance
-    from diffusion_jax import workdir as folder
-    from diffusion_jax.errors import UserError
-
-    from experiments.train import train
-
-    config, dataset = classifier_config(config, pool), folder.dataset(config, workdir, resumes=True)
-    if not dataset.num_classes:
-        raise UserError(f"data.name={config.data.name} has no labels: there is nothing to classify")
-    if not train(config, workdir, dataset=dataset, loss=experiment.classifier_loss_fn):
-        return None
-    trained = folder.load(workdir, config)
-    rows = accuracy_by_level(trained, dataset.test, min(256, len(dataset.test)))
-    columns = {"logsnr": "log-SNR", "sigma / alpha": "σ / α", "accuracy": "accuracy", "nats": "-log p(label) (nats)"}
-    title = f"Held-out accuracy of {Path(workdir).name} at step {trained.step}, by noise level"
-    text = f"# {title}\n\n{provenance.markdown_table(rows, columns)}"
-    provenance.save_text(Path(workdir) / "classifier.md", text)
-    provenance.save_json(Path(workdir) / "classifier.json", {
-        "rows": rows, "step": trained.step, "weights": trained.weights,
-        "provenance": provenance.provenance(config.to_dict(), config.seed)})  # fmt: skip
-    return text
+from diffusion_jax.assembly import train_classifier
+from experiments import cli, values
 
 
 def main(config) -> None:
-    text = train_classifier(config, flags.FLAGS.workdir, flags.FLAGS.pool)
+    text = train_classifier.train_classifier(config, flags.FLAGS.workdir, flags.FLAGS.pool)
     if text is None:
         sys.exit(cli.UNFINISHED)
     print(text)
 
 
 if __name__ == "__main__":
-    cli.path_flag("workdir", None, "where everything goes; the same command resumes", required=True)
-    flags.DEFINE_enum("pool", "attention", ["attention", "mean"], "what becomes of the last feature map")
+    values.path_flag(
+        "workdir", None, "where everything goes; the same command resumes", required=True
+    )
+    flags.DEFINE_enum(
+        "pool", "attention", ["attention", "mean"], "what becomes of the last feature map"
+    )
     cli.launch(main, config="file", short=("steps",))

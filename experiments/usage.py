@@ -1,4 +1,6 @@
-"""What --help prints, for one command and for all. Reads docstrings as text: no command, config or library is imported."""
+"""What --help prints, for one command and for all. Reads docstrings as text: no command, config or
+library is imported.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,37 @@ from absl import flags
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent / "configs"
-SHORT = {"sampler": "sampler.name", "nfe": "sampler.nfe", "guidance": "sampler.guidance", "steps": "training.steps"}
+
+SHORT = {
+    "sampler": "sampler.name",
+    "nfe": "sampler.nfe",
+    "guidance": "sampler.guidance",
+    "steps": "training.steps",
+}
+
 WIDTH = 110
+
 
 # the overrides that users want first
 COMMON = {
-    "file": {"data.path": "FOLDER", "data.batch_size": "64", "training.steps": "2000", "optimizer.learning_rate": "5e-4",
-             "model.width": "64", "sampler.nfe": "20", "sampler.guidance": "2"},
-    "workdir": {"sampler.name": "multistep.dpmpp_2m", "sampler.grid": "karras", "sampler.nfe": "20", "sampler.guidance": "2",
-                "sampler.ema": "params", "sampler.batch_size": "64"},
-}  # fmt: skip
+    "file": {
+        "data.path": "FOLDER",
+        "data.batch_size": "64",
+        "training.steps": "2000",
+        "optimizer.learning_rate": "5e-4",
+        "model.width": "64",
+        "sampler.nfe": "20",
+        "sampler.guidance": "2",
+    },
+    "workdir": {
+        "sampler.name": "multistep.dpmpp_2m",
+        "sampler.grid": "karras",
+        "sampler.nfe": "20",
+        "sampler.guidance": "2",
+        "sampler.ema": "params",
+        "sampler.batch_size": "64",
+    },
+}
 
 
 def commands() -> dict[str, str]:
@@ -29,19 +52,25 @@ def commands() -> dict[str, str]:
     found = {}
     for file in sorted(HERE.glob("[!_]*.py")):
         tree = ast.parse(file.read_text(encoding="utf-8"))
-        if any(isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in tree.body):
+        if any(
+            isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in tree.body
+        ):
             found[file.stem] = _one_line(_first_sentence(ast.get_docstring(tree) or ""))
     return found
 
 
 def config_files(folder: Path = CONFIGS) -> dict[str, str]:
-    """Every config file, as typed from the root of the project, and what it says of itself and its variants."""
+    """Every config file, as typed from the root of the project, and what it says of itself and its
+    variants.
+    """
     found = {}
     for file in sorted(folder.glob("[!_]*.py")):
         text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
         variants = re.search(r"Variants[^.]*\.?(?:py)?", text)
         if file.stem != "base":
-            said = _first_sentence(text) + (f" {variants[0]}" if variants and variants[0] not in text.partition("\n")[0] else "")
+            said = _first_sentence(text) + (
+                f" {variants[0]}" if variants and variants[0] not in text.partition("\n")[0] else ""
+            )
             found[f"{folder.name}/{file.name}"] = " ".join(said.split())
     return found
 
@@ -54,15 +83,27 @@ def short(source: str, names: Iterable[str] = SHORT) -> dict[str, str]:
 
 def overview() -> str:
     """The text of `python -m experiments`."""
-    return "\n".join([
-        "Diffusion models: train, sample, evaluate and compare. Run a command as", "",
-        "    python -m experiments.NAME --FLAG=VALUE ...        (its flags: python -m experiments.NAME --help)", "",
-        *_table(commands()), "",
-        "First steps: python -m experiments.quickstart, or make quickstart. Documentation: README.md and docs/."])  # fmt: skip
+    return "\n".join(
+        [
+            "Diffusion models: train, sample, evaluate and compare. Run a command as",
+            "",
+            "    python -m experiments.NAME --FLAG=VALUE ...        (its flags: python -m experiments.NAME --help)",
+            "",
+            *_table(commands()),
+            "",
+            "First steps: python -m experiments.quickstart, or make quickstart. Documentation: README.md and docs/.",
+        ]
+    )
 
 
-def of_command(doc: str, own: Iterable[flags.Flag], shared: Iterable[flags.Flag], sources: Iterable[str], name: str,
-               names: Iterable[str] = SHORT) -> str:  # fmt: skip
+def of_command(
+    doc: str,
+    own: Iterable[flags.Flag],
+    shared: Iterable[flags.Flag],
+    sources: Iterable[str],
+    name: str,
+    names: Iterable[str] = SHORT,
+) -> str:
     """The text of `python -m experiments.NAME --help`.
 
     Args:
@@ -74,17 +115,32 @@ def of_command(doc: str, own: Iterable[flags.Flag], shared: Iterable[flags.Flag]
       names: the short forms of config keys that serve it.
     """
     own, sources = list(own), list(sources)
-    parts = [doc.strip(), "", f"usage: python -m experiments.{name} --FLAG=VALUE ... {_usage(sources)}".rstrip(), ""]
+    parts = [
+        doc.strip(),
+        "",
+        f"usage: python -m experiments.{name} --FLAG=VALUE ... {_usage(sources)}".rstrip(),
+        "",
+    ]
     if own:
         parts += ["flags", *_table({f"--{flag.name}": _described(flag) for flag in own}), ""]
     if "file" in sources:
-        parts += ["config: --config=FILE.py:VARIANT, one of these or a file of your own", *_table(config_files()), ""]
+        parts += [
+            "config: --config=FILE.py:VARIANT, one of these or a file of your own",
+            *_table(config_files()),
+            "",
+        ]
     if "workdir" in sources:
         parts += ["config: that of --workdir, as it was trained", ""]
     if set(sources) != {"none"}:
-        parts += ["overrides: --config.KEY=VALUE changes any key (configs/base.py documents all of them), for example",
-                  *_examples(sources, set(names) - {flag.name for flag in own}), ""]  # fmt: skip
-    parts += ["runs of several processes", *_table({f"--{flag.name}": _described(flag) for flag in shared if flag.name != "config"})]
+        parts += [
+            "overrides: --config.KEY=VALUE changes any key (configs/base.py documents all of them), for example",
+            *_examples(sources, set(names) - {flag.name for flag in own}),
+            "",
+        ]
+    parts += [
+        "runs of several processes",
+        *_table({f"--{flag.name}": _described(flag) for flag in shared if flag.name != "config"}),
+    ]
     return "\n".join(parts)
 
 
@@ -98,13 +154,18 @@ def _examples(sources: list[str], names: set[str]) -> list[str]:
     """Common overrides, with the short form of those that have one here."""
     source = "file" if "file" in sources else "workdir"
     forms = {key: name for name, key in short(source, names).items()}
-    lines = {f"--config.{key}={value}": f"or --{forms[key]}={value}" if key in forms else "" for key, value in COMMON[source].items()}
+    lines = {
+        f"--config.{key}={value}": f"or --{forms[key]}={value}" if key in forms else ""
+        for key, value in COMMON[source].items()
+    }
     return _table(lines)
 
 
 def _described(flag: flags.Flag) -> str:
     help_text = " ".join((flag.help or "").split())
-    required = any("must have a value other than None" in getattr(v, "message", "") for v in flag.validators)
+    required = any(
+        "must have a value other than None" in getattr(v, "message", "") for v in flag.validators
+    )
     if required:
         return f"{help_text} (required)"
     told = flag.default in (None, "", [], False) or "default" in help_text
@@ -127,7 +188,9 @@ def _table(rows: Mapping[str, str]) -> list[str]:
 
 
 def _one_line(sentence: str, longest: int = 88) -> str:
-    """A sentence that fits beside the name of a command: without what follows a colon or a semicolon, if it is too long."""
+    """A sentence that fits beside the name of a command: without what follows a colon or a
+    semicolon, if it is too long.
+    """
     if len(sentence) > longest:
         sentence = re.split(r"[:;] ", sentence)[0].rstrip(".") + "."
     return textwrap.shorten(sentence, longest, placeholder=" ...")

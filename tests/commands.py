@@ -1,9 +1,12 @@
 """`python -m experiments.NAME ...` as typed, without two seconds of imports for each command.
 
-One process has imported the library, where JAX has not begun, and forks for every command: the child has the arguments, the
-output, the errors and the exit status of the command in a process of its own. What needs a signal, another environment or a
-bare interpreter (tests/test_faults.py, test_distributed.py, test_checkpoint.py) starts one.
+One process has imported the library, where JAX has not begun, and forks for every command: the
+child has the arguments, the output, the errors and the exit status of the command in a process of
+its own. What needs a signal, another environment or a bare interpreter (tests/training/test_faults.py,
+test_distributed.py, test_checkpoint.py) starts one.
 """
+
+from __future__ import annotations
 
 import atexit
 import functools
@@ -21,7 +24,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def run(name: str, *args, seconds: int = 0, folder: str | os.PathLike = ROOT) -> subprocess.CompletedProcess:
+def run(
+    name: str, *args, seconds: int = 0, folder: str | os.PathLike = ROOT
+) -> subprocess.CompletedProcess:
     """Of experiments.NAME with these arguments, run in this folder: returncode, stdout, stderr.
 
     After so many seconds (0: never) SIGALRM ends it.
@@ -31,7 +36,9 @@ def run(name: str, *args, seconds: int = 0, folder: str | os.PathLike = ROOT) ->
         server, line = _server(), [f"experiments.{name}", *map(str, args)]
         print(json.dumps([files, line, seconds, os.fspath(folder)]), file=server.stdin, flush=True)
         status = int(server.stdout.readline())
-        return subprocess.CompletedProcess(line, status, *(Path(file).read_text(errors="backslashreplace") for file in files))
+        return subprocess.CompletedProcess(
+            line, status, *(Path(file).read_text(errors="backslashreplace") for file in files)
+        )
 
 
 @functools.cache
@@ -46,7 +53,9 @@ def _serve() -> list[str] | None:
     """Answer each order with an exit status; in the child of an order, return what to run."""
     for order in iter(sys.stdin.readline, ""):
         files, line, seconds, folder = json.loads(order)
-        with warnings.catch_warnings(action="ignore"):  # JAX's threads do not survive a fork: there are none yet
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # JAX's threads do not survive a fork: there are none yet
             child = os.fork()
         if not child:
             signal.alarm(seconds)
@@ -59,10 +68,6 @@ def _serve() -> list[str] | None:
 
 
 if __name__ == "__main__":
-    import matplotlib.pyplot  # noqa: F401
-
-    from diffusion_jax import comparison, experiment, workdir  # noqa: F401
-
     gc.freeze()  # or a collection in a child would copy every page
     if line := _serve():
         sys.argv = line

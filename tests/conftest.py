@@ -1,4 +1,8 @@
-"""What all tests share: programs are compiled in haste, and kept between runs; the files that take longest begin."""
+"""What all tests share: programs are compiled in haste, and kept between runs; the files that take
+longest begin.
+"""
+
+from __future__ import annotations
 
 import gc
 import getpass
@@ -6,39 +10,67 @@ import os
 import tempfile
 from importlib import metadata
 
+import jax
+
 from diffusion_jax.training import runtime
 
-# Nearly all of the suite's time is XLA's, and its programs run for moments: most of it is saved by not optimizing them.
-# Subprocesses inherit the flags; flags of the user's own come last, and win.
+# Nearly all of the suite's time is XLA's, and its programs run for moments: most of it is saved by
+# not optimizing them. Subprocesses inherit the flags; flags of the user's own come last, and win.
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
 if metadata.version("jaxlib").startswith("0.10."):  # later ones do not know the flag, and would end
     QUICK += " --xla_cpu_use_fusion_emitters=false"
+
+
 if QUICK not in os.environ.get("XLA_FLAGS", ""):  # as it is in a worker of pytest-xdist
     os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
     runtime.set_cpu_flags()  # as every main does: the same flags are the same compiled programs
 
+
 CACHE = os.path.join(tempfile.gettempdir(), f"diffusion_jax-tests-{getpass.getuser()}")
+
+
 os.makedirs(CACHE, mode=0o700, exist_ok=True)
-if os.stat(CACHE).st_uid == os.getuid():  # compiled programs are code: those of others on this machine are not run
+
+
+if (
+    os.stat(CACHE).st_uid == os.getuid()
+):  # compiled programs are code: those of others on this machine are not run
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", CACHE)
+
+
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-# A worker takes whole files (--dist loadfile), so that a module's fixtures and programs are made once; the longest go first.
-LONGEST = ("samplers", "compare", "few_step", "experiments", "parity", "text", "latent", "guidance", "likelihood")
+
+# A worker takes whole files (--dist loadfile), so that a module's fixtures and programs are made
+# once; the longest go first.
+LONGEST = (
+    "samplers",
+    "compare",
+    "few_step",
+    "experiments",
+    "parity",
+    "text",
+    "latent",
+    "guidance",
+    "likelihood",
+)
 
 
 def pytest_collection_modifyitems(items):
     names = [f"test_{name}.py" for name in LONGEST]
-    items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else len(names))
+    items.sort(
+        key=lambda item: names.index(item.path.name) if item.path.name in names else len(names)
+    )
 
 
 def pytest_runtest_teardown(item, nextitem):
     """After the last test of a file its compiled programs are dropped.
 
-    A process may map 65,530 regions of memory on Linux, and every program of XLA takes some: a worker that kept those of all its
-    files ended in a segmentation fault while it compiled.
+    A process may map 65,530 regions of memory on Linux, and every program of XLA takes some: a
+    worker that kept those of all its files ended in a segmentation fault while it compiled.
     """
-    import jax  # after XLA_FLAGS are set
 
     if nextitem is None or nextitem.path != item.path:
         jax.clear_caches()

@@ -1,9 +1,13 @@
-"""Parse command lines by the commands' own parsers, in one process: what tests/test_docs.py asks of every line of the documentation.
+"""Parse command lines by the commands' own parsers, in one process: what tests/test_docs.py asks of
+every line of the documentation.
 
-Reads a JSON list of [command, arguments ...] on stdin; writes a JSON list on stdout, for each the line that the command prints about
-a mistake, or null. Nothing is run: of every command only the definitions of its flags and the parsing of its arguments. Workdirs
-need not exist; they have the config of the digits.
+Reads a JSON list of [command, arguments ...] on stdin; writes a JSON list on stdout, for each the
+line that the command prints about a mistake, or null. Nothing is run: of every command only the
+definitions of its flags and the parsing of its arguments. Workdirs need not exist; they have the
+config of the digits.
 """
+
+from __future__ import annotations
 
 import contextlib
 import io
@@ -14,8 +18,8 @@ import warnings
 
 from absl import flags
 
-from diffusion_jax import workdir
-from experiments import cli, overrides
+from diffusion_jax.assembly import config_files, workdir
+from experiments import cli
 
 
 class Parsed(Exception):
@@ -49,7 +53,7 @@ def stop_after_parsing(main, flags_parser) -> None:
 if __name__ == "__main__":
     warnings.simplefilter("ignore")  # runpy's, of modules that others have imported
     cli.app.run = stop_after_parsing
-    workdir.saved_config = lambda *where: overrides.load_config("configs/digits.py:vp")
+    workdir.saved_config = lambda *where: config_files.load_config("configs/digits.py:vp")
     found = []
     for line in json.load(sys.stdin):
         try:

@@ -1,4 +1,8 @@
-"""README and docs: every block of Python runs as pasted, every command line is one that its command takes."""
+"""README and docs: every block of Python runs as pasted, every command line is one that its command
+takes.
+"""
+
+from __future__ import annotations
 
 import functools
 import json
@@ -9,20 +13,20 @@ import sys
 import types
 from pathlib import Path
 
-import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_experiments import small
 
 from configs import base as config_base
 from configs import digits
-from diffusion_jax import experiment
-from diffusion_jax.build import build
+from diffusion_jax.assembly import components, experiment, train
+from diffusion_jax.assembly.build import build
+from diffusion_jax.assembly.kinds import kind
 from diffusion_jax.processes import gaussian, schedules
 from diffusion_jax.samplers import ancestral, base, grids
-from experiments import train
+from tests import commands
+from tests.experiments.test_experiments import small
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -35,7 +39,9 @@ def line_of(text: str, at: int) -> int:
 
 
 def commands_of(line: str) -> list[list[str]]:
-    """The words of every `python -m experiments.NAME ...` of a line for the shell, variables being 1."""
+    """The words of every `python -m experiments.NAME ...` of a line for the shell, variables being
+    1.
+    """
     lexer = shlex.shlex(re.sub(r"\$\{?\w+\}?", "1", line), posix=True, punctuation_chars=";&|<>")
     lexer.whitespace_split, lexer.commenters = True, "#"
     found, words = [], []
@@ -54,64 +60,112 @@ def typed(page: Path) -> list[tuple[int, list[str]]]:
     found = []
     for block in SHELL.finditer(text):
         first = line_of(text, block.start())
-        for number, line in enumerate(re.sub(r"\\\n", "  ", block[0]).split("\n")):  # a command may go on in the next line
+        for number, line in enumerate(
+            re.sub(r"\\\n", "  ", block[0]).split("\n")
+        ):  # a command may go on in the next line
             if "-m experiments." in line and "`" not in line:
                 found += [(first + number, filled(words)) for words in commands_of(line)]
     return found
 
 
 def filled(words: list[str]) -> list[str]:
-    """The words with something in place of what the reader is to fill in: VARIANT, N, and `...` of a config or a workdir."""
-    known = {"--config=...": "--config=configs/digits.py:vp", "--workdir=...": "--workdir=runs/a", "--step=N": "--step=1"}
+    """The words with something in place of what the reader is to fill in: VARIANT, N, and `...` of
+    a config or a workdir.
+    """
+    known = {
+        "--config=...": "--config=configs/digits.py:vp",
+        "--workdir=...": "--workdir=runs/a",
+        "--step=N": "--step=1",
+    }
     return [known.get(word, word.replace(":VARIANT", ":vp")) for word in words]
 
 
 def told(page: Path) -> list[tuple[int, list[str]]]:
-    """(line number, words from experiments.NAME on) of every command with flags within a text, which may leave --workdir out."""
+    """(line number, words from experiments.NAME on) of every command with flags within a text,
+    which may leave --workdir out.
+    """
     text = page.read_text(encoding="utf-8")
-    return [(line_of(text, match.start()), filled(shlex.split(match[1].replace("\n", " "))))
-            for match in PROSE.finditer(text)]  # fmt: skip
+    return [
+        (line_of(text, match.start()), filled(shlex.split(match[1].replace("\n", " "))))
+        for match in PROSE.finditer(text)
+    ]
 
 
 WRONG = {  # what the parsers must say to lines that are wrong
     ("experiments.sample", "--workdir=runs/a", "--nun=3"): "'--nun'; did you mean '--num'",
     ("experiments.sample", "--num=3"): "--workdir is missing",
-    ("experiments.train", "--config=configs/digits.py:vp", "--workdir=runs/a", "--config.sampler.name=ode.hun"): "mean 'ode.heun'",
-    ("experiments.train", "--config=configs/digits.py:vp", "--workdir=runs/a", "--config.sampler.nfe=0"): "sampler.nfe=0",
+    (
+        "experiments.train",
+        "--config=configs/digits.py:vp",
+        "--workdir=runs/a",
+        "--config.sampler.name=ode.hun",
+    ): "mean 'ode.heun'",
+    (
+        "experiments.train",
+        "--config=configs/digits.py:vp",
+        "--workdir=runs/a",
+        "--config.sampler.nfe=0",
+    ): "sampler.nfe=0",
 }
 
 
 @pytest.fixture(scope="module")
 def mistakes() -> dict[tuple[str, ...], str | None]:
-    """What the parser of its command says to every command line of all pages, words -> the mistake or None."""
+    """What the parser of its command says to every command line of all pages, words -> the mistake
+    or None.
+    """
     lines = {tuple(words) for page in PAGES for _, words in typed(page)} | set(WRONG)
     lines |= {tuple(with_workdir(words)) for page in PAGES for _, words in told(page)}
     order = [[line[0].removeprefix("experiments."), *line[1:]] for line in sorted(lines)]
-    done = subprocess.run([sys.executable, "-m", "tests.parse_commands"], cwd=ROOT, input=json.dumps(order), capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.parse_commands"],
+        cwd=ROOT,
+        input=json.dumps(order),
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     return dict(zip(sorted(lines), json.loads(done.stdout.splitlines()[-1]), strict=True))
 
 
 def with_workdir(words: list[str]) -> list[str]:
-    return words if any(word.startswith(("--workdir", "--target", "--config=", "--parts")) for word in words) else [*words, "--workdir=runs/a"]
+    return (
+        words
+        if any(word.startswith(("--workdir", "--target", "--config=", "--parts")) for word in words)
+        else [*words, "--workdir=runs/a"]
+    )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_line_is_one_that_its_command_takes(page, mistakes):
-    wrong = [f"{page.name}:{number}: {shlex.join(words)}: {mistakes[tuple(words)]}" for number, words in typed(page) if mistakes[tuple(words)]]
-    wrong += [f"{page.name}:{number}: {shlex.join(words)}: {said}" for number, words in told(page) if (said := mistakes[tuple(with_workdir(words))])]
+    wrong = [
+        f"{page.name}:{number}: {shlex.join(words)}: {mistakes[tuple(words)]}"
+        for number, words in typed(page)
+        if mistakes[tuple(words)]
+    ]
+    wrong += [
+        f"{page.name}:{number}: {shlex.join(words)}: {said}"
+        for number, words in told(page)
+        if (said := mistakes[tuple(with_workdir(words))])
+    ]
     assert not wrong, "\n".join(wrong)
 
 
 def test_command_lines_are_found_and_wrong_ones_are_told(tmp_path, mistakes):
     page = tmp_path / "page.md"
-    page.write_text("Text, `experiments.sample --num=3`.\n\n```bash\nfor i in 0 1; do python -m experiments.train --config=configs/digits.py:vp \\\n"
-                    "  --process_id=$i & done; wait   # python -m experiments.not_this\n```\n\n    python -m experiments.sample --prompt=\"a, b\"\n")  # fmt: skip
-    assert [words for _, words in typed(page)] == [["experiments.train", "--config=configs/digits.py:vp", "--process_id=1"],
-                                                  ["experiments.sample", "--prompt=a, b"]]  # fmt: skip
+    page.write_text(
+        "Text, `experiments.sample --num=3`.\n\n```bash\nfor i in 0 1; do python -m experiments.train --config=configs/digits.py:vp \\\n"
+        '  --process_id=$i & done; wait   # python -m experiments.not_this\n```\n\n    python -m experiments.sample --prompt="a, b"\n'
+    )
+    assert [words for _, words in typed(page)] == [
+        ["experiments.train", "--config=configs/digits.py:vp", "--process_id=1"],
+        ["experiments.sample", "--prompt=a, b"],
+    ]
     assert told(page) == [(1, ["experiments.sample", "--num=3"])]
     for page in PAGES:  # every line that begins with a command is among them
-        begins = re.findall(r"^ *(?:\w+=\S+ )*python -m experiments\.", page.read_text(encoding="utf-8"), re.M)
+        begins = re.findall(
+            r"^ *(?:\w+=\S+ )*python -m experiments\.", page.read_text(encoding="utf-8"), re.M
+        )
         assert len(typed(page)) >= len(begins), page.name
     for line, said in WRONG.items():
         assert said in mistakes[line]
@@ -119,15 +173,27 @@ def test_command_lines_are_found_and_wrong_ones_are_told(tmp_path, mistakes):
 
 def test_every_target_of_make_that_a_page_names_exists():
     there = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    named = {name for page in PAGES for name in re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(encoding="utf-8"), re.M)}
+    named = {
+        name
+        for page in PAGES
+        for name in re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(encoding="utf-8"), re.M)
+    }
     assert named and named <= there, named - there
 
 
-SMALLER = {  # what makes a command of README.md take seconds on a tiny model; all else is as written there
+# what makes a command of README.md take seconds on a tiny model; all else is as written there
+SMALLER = {
     "sample": ["--num=4"],
     "evaluate": ["--num=12", "--repeats=1"],
     "compare_samplers": ["--num=12", "--nfe=2,5"],
-    "optimize_grid": ["--starts=4", "--num=10", "--solved=4", "--iterations=2", "--tries=1", "--polish=2"],
+    "optimize_grid": [
+        "--starts=4",
+        "--num=10",
+        "--solved=4",
+        "--iterations=2",
+        "--tries=1",
+        "--polish=2",
+    ],
     "statistics": ["--num=50"],
     "likelihood": ["--num=2", "--batch_size=2"],
 }
@@ -135,30 +201,46 @@ SMALLER = {  # what makes a command of README.md take seconds on a tiny model; a
 
 @pytest.mark.long
 def test_every_command_on_the_digits_model_runs(tmp_path):
-    """Those of README.md on runs/vp, in their order, as written but for their size and the classifier, which takes minutes to train."""
+    """Those of README.md on runs/vp, in their order, as written but for their size and the
+    classifier, which takes minutes to train.
+    """
     config = small(digits.get_config("vp")).lock()
     assert train.train(config, str(tmp_path / "vp"))
-    lines = [words for _, words in typed(ROOT / "README.md") if "--workdir=runs/vp" in words and words[0] != "experiments.train"]
+    lines = [
+        words
+        for _, words in typed(ROOT / "README.md")
+        if "--workdir=runs/vp" in words and words[0] != "experiments.train"
+    ]
     assert {words[0].removeprefix("experiments.") for words in lines} >= {*SMALLER}
     for command, *words in lines:
-        own = {"runs/vp": str(tmp_path / "vp"), "=digits.npz": f"={tmp_path}/digits.npz", "classifier": "thumbnails"}
-        words = [functools.reduce(lambda word, old: word.replace(old, own[old]), own, word) for word in words]
+        own = {
+            "runs/vp": str(tmp_path / "vp"),
+            "=digits.npz": f"={tmp_path}/digits.npz",
+            "classifier": "thumbnails",
+        }
+        words = [
+            functools.reduce(lambda word, old: word.replace(old, own[old]), own, word)
+            for word in words
+        ]
         name = command.removeprefix("experiments.")
         done = commands.run(name, *words, *SMALLER.get(name, []))
         assert done.returncode == 0, f"{shlex.join([command, *words])}\n{done.stdout}{done.stderr}"
 
 
-# ---- Python ------------------------------------------------------------------------------------------------------------------
-
-
+# ---- Python
 def blocks(page: Path, language: str) -> list[tuple[int, str]]:
     """(line number, text) of every fenced block of a language."""
     text = page.read_text(encoding="utf-8")
-    return [(line_of(text, match.start()) + 1, match[1]) for match in re.finditer(rf"^```{language}\n(.*?)^```", text, re.M | re.S)]
+    return [
+        (line_of(text, match.start()) + 1, match[1])
+        for match in re.finditer(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
+    ]
 
 
 def pasted(what: str, module: str = "pasted") -> dict:
-    """The names that the block of README.md which holds `what` defines, run as it stands in a module of this name."""
+    """The names that the block of README.md which holds `what` defines, run as it stands in a
+    module of this name.
+    """
     (code,) = (code for _, code in blocks(ROOT / "README.md", "python") if what in code)
     names = {"__name__": module}
     exec(compile(code, "README.md", "exec", dont_inherit=True), names)
@@ -170,40 +252,69 @@ def test_every_block_of_python_runs_as_pasted():
     assert len(found) >= 6
     for name, number, code in found:
         try:
-            exec(compile(code, f"{name}:{number}", "exec", dont_inherit=True), {"__name__": f"pasted_{number}"})
+            exec(
+                compile(code, f"{name}:{number}", "exec", dont_inherit=True),
+                {"__name__": f"pasted_{number}"},
+            )
         except Exception as error:
             pytest.fail(f"{name}:{number}: {type(error).__name__}: {error}")
 
 
 def test_the_process_of_the_readme_is_a_member_of_its_family(monkeypatch):
-    monkeypatch.setattr(schedules, "LinearLogSNR", pasted("class LinearLogSNR", schedules.__name__)["LinearLogSNR"], raising=False)
-    process = build(experiment.PROCESSES, "schedules.LinearLogSNR(lam_max=12.0)")
+    monkeypatch.setattr(
+        schedules,
+        "LinearLogSNR",
+        pasted("class LinearLogSNR", schedules.__name__)["LinearLogSNR"],
+        raising=False,
+    )
+    process = build(components.PROCESSES, "schedules.LinearLogSNR(lam_max=12.0)")
     t = jnp.linspace(0, 1, 9)
     np.testing.assert_allclose(gaussian.logsnr(process, t), 12 - 22 * t, rtol=1e-5, atol=1e-5)
 
 
 def test_the_sampler_of_the_readme_is_ddim(monkeypatch):
-    monkeypatch.setattr(ancestral, "my_ddim", pasted("def my_ddim", ancestral.__name__)["my_ddim"], raising=False)
+    monkeypatch.setattr(
+        ancestral, "my_ddim", pasted("def my_ddim", ancestral.__name__)["my_ddim"], raising=False
+    )
     process, keys = schedules.VP(), jax.random.split(jax.random.key(0), 3)
     x, ts = base.start(process, keys, (3, 2)), grids.uniform(process, 4)
-    denoise = lambda x, t, cond=None: experiment.parameterization.Prediction(0.3 * x, (x - process.alpha(t) * 0.3 * x) / process.sigma(t))  # noqa: E731
+
+    def denoise(x, t, cond=None):
+        return experiment.parameterization.Prediction(
+            0.3 * x, (x - process.alpha(t) * 0.3 * x) / process.sigma(t)
+        )
+
     for eta in (0.0, 0.7):
-        mine, theirs = (base.sample(build(experiment.SAMPLERS, f"ancestral.{name}({eta=})"), denoise, process, keys, x, ts) for name in ("my_ddim", "ddim"))
+        mine, theirs = (
+            base.sample(
+                build(components.SAMPLERS, f"ancestral.{name}({eta=})"),
+                denoise,
+                process,
+                keys,
+                x,
+                ts,
+            )
+            for name in ("my_ddim", "ddim")
+        )
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_the_network_of_the_readme_is_trained_by_its_config(monkeypatch):
-    """Its shapes, under the objective of the digits, by the config file that the page shows; no new code but these two blocks."""
+    """Its shapes, under the objective of the digits, by the config file that the page shows; no new
+    code but these two blocks.
+    """
     module = types.ModuleType("diffusion_jax.models.convnet")
     vars(module).update(pasted("class ConvNet", module.__name__))
-    family = experiment.MODELS._replace(modules=(*experiment.MODELS.modules, module))
+    family = components.MODELS._replace(modules=(*components.MODELS.modules, module))
     for place in (experiment, config_base):
         monkeypatch.setattr(place, "MODELS", family)
     config = pasted("convnet.ConvNet")["get_config"]()
     assert config.model.to_dict() == {"name": "convnet.ConvNet", "width": 48, "blocks": 4}
     built = experiment.assemble(config, (8, 8, 1), 10)
-    params = jax.eval_shape(lambda key: experiment.init_params(built, key), jax.random.key(0))
+    params = jax.eval_shape(lambda key: kind.init_params(built, key), jax.random.key(0))
     batch = {"image": jnp.zeros((4, 8, 8, 1)), "label": jnp.zeros(4, jnp.int32)}
     now = experiment.step.Now(0, {})
-    losses, _ = jax.eval_shape(lambda p: experiment.loss_fn(built)(p, batch, jax.random.split(jax.random.key(0), 4), now), params)
+    losses, _ = jax.eval_shape(
+        lambda p: kind.loss_fn(built)(p, batch, jax.random.split(jax.random.key(0), 4), now), params
+    )
     assert losses.shape == (4,)

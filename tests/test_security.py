@@ -1,7 +1,8 @@
-"""Nothing received may execute, and none of it may hang, crash or exhaust the memory (docs/security.md).
+"""Nothing received may execute, and none of it may hang, crash or exhaust the memory
+(docs/security.md).
 
-Each attack leaves a harmless mark where it works: a file, or a byte of memory that it should not see. All of them worked on the
-code of before.
+Each attack leaves a harmless mark where it works: a file, or a byte of memory that it should not
+see. All of them worked on the code of before.
 """
 
 from __future__ import annotations
@@ -23,18 +24,25 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from configs import digits
-from diffusion_jax import data, errors, experiment, plotting, provenance, reading, workdir
+from diffusion_jax import data, errors, files, reading
+from diffusion_jax.assembly import datasets, experiment, workdir
+from diffusion_jax.assembly.kinds import kind
 from diffusion_jax.data import consent, records
 from diffusion_jax.errors import UserError
-from diffusion_jax.evaluation import pickles, recognition, safetensors, torchfile
+from diffusion_jax.evaluation import recognition
+from diffusion_jax.pretrained import pickles, safetensors, torchfile
+from diffusion_jax.report import curves, tables
+from diffusion_jax.studies.import_weights import import_weights
 from diffusion_jax.training import checkpoint
 from experiments import arguments
 from tests import commands
-from tests.test_data import write_tfds
-from tests.test_extractors import STATE, Global, Storage, legacy, pickled, tensor, zipped
+from tests.data.test_data import write_tfds
+from tests.pretrained.test_convert import fixture
+from tests.pretrained.test_extractors import STATE, Global, Storage, legacy, pickled, tensor, zipped
 
 ROOT = Path(__file__).parent.parent
 WRITERS = {"zip": zipped, "legacy": legacy}
@@ -50,33 +58,55 @@ class Marker:
         return os.mkdir, (str(self.folder),)
 
 
-# ---- torch files ---------------------------------------------------------------------------------------------------------------
-
-
+# ---- torch files
 def rebuilt(of, offset, shape, stride):
     """A tensor made of anything."""
     return Global("torch._utils", "_rebuild_tensor_v2", (of, offset, shape, stride, False, {}))
 
 
 FLOATS = tensor("0", "FloatStorage", 0, (6,), (1,))
-ENDLESS = rebuilt(Storage(("storage", Global("torch", "FloatStorage", None), "0", "cpu", 6)), 0, (2**40,), (0,))
+
+ENDLESS = rebuilt(
+    Storage(("storage", Global("torch", "FloatStorage", None), "0", "cpu", 6)), 0, (2**40,), (0,)
+)
+
 ATTACKS = {
     "a view of more elements than there are": ENDLESS,
-    "a tensor made of that view, which reads the memory behind the file": rebuilt(ENDLESS, 0, (1000,), (1,)),
+    "a tensor made of that view, which reads the memory behind the file": rebuilt(
+        ENDLESS, 0, (1000,), (1,)
+    ),
     "a tensor made of a number": rebuilt(Global("torch", "FloatStorage", (1.5,)), 0, (1,), (1,)),
     "a tensor made of a dictionary": rebuilt({}, 0, (1,), (1,)),
     "a storage of Python objects": rebuilt(Storage(("storage", "O", "0", "cpu", 6)), 0, (1,), (1,)),
-    "a storage of bytes that are pointers": rebuilt(Storage(("storage", "V8", "0", "cpu", 6)), 0, (1,), (1,)),
+    "a storage of bytes that are pointers": rebuilt(
+        Storage(("storage", "V8", "0", "cpu", 6)), 0, (1,), (1,)
+    ),
     "a storage larger than the file": rebuilt(
-        Storage(("storage", Global("torch", "FloatStorage", None), "0", "cpu", 2**40)), 0, (2**40,), (1,)),
-    "a negative offset": rebuilt(Storage(("storage", Global("torch", "FloatStorage", None), "0", "cpu", 6)), -5, (6,), (1,)),
-    "a negative stride": rebuilt(Storage(("storage", Global("torch", "FloatStorage", None), "0", "cpu", 6)), 0, (3,), (-1,)),
-    "a size that is no number": rebuilt(Storage(("storage", Global("torch", "FloatStorage", None), "0", "cpu", "6")), 0, (3,), (1,)),
+        Storage(("storage", Global("torch", "FloatStorage", None), "0", "cpu", 2**40)),
+        0,
+        (2**40,),
+        (1,),
+    ),
+    "a negative offset": rebuilt(
+        Storage(("storage", Global("torch", "FloatStorage", None), "0", "cpu", 6)), -5, (6,), (1,)
+    ),
+    "a negative stride": rebuilt(
+        Storage(("storage", Global("torch", "FloatStorage", None), "0", "cpu", 6)), 0, (3,), (-1,)
+    ),
+    "a size that is no number": rebuilt(
+        Storage(("storage", Global("torch", "FloatStorage", None), "0", "cpu", "6")), 0, (3,), (1,)
+    ),
     "sizes whose product wraps round": rebuilt(
-        Storage(("storage", Global("torch", "FloatStorage", None), "0", "cpu", 6)), 0, (2**32, 2**32), (0, 0)),
+        Storage(("storage", Global("torch", "FloatStorage", None), "0", "cpu", 6)),
+        0,
+        (2**32, 2**32),
+        (0, 0),
+    ),
     "names of ten thousand letters, each written once": {"A" * 10_000: [FLOATS] * 60},
-    "a fractional shape": rebuilt(Storage(("storage", Global("torch", "FloatStorage", None), "0", "cpu", 6)), 0, (1.5,), (1,)),
-}  # fmt: skip
+    "a fractional shape": rebuilt(
+        Storage(("storage", Global("torch", "FloatStorage", None), "0", "cpu", 6)), 0, (1.5,), (1,)
+    ),
+}
 
 
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
@@ -90,9 +120,15 @@ def test_a_tensor_is_a_view_of_its_own_storage_and_nothing_else(attack, write):
 
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
 def test_nothing_that_a_torch_file_names_is_imported_called_or_changed(write, tmp_path):
-    for module, name, args in (("os", "mkdir", (str(tmp_path / "mark"),)), ("builtins", "eval", ("1",)), ("numpy", "load", ("x",)),
-                               ("builtins", "getattr", (1, "real")), ("collections", "Counter", ([1],)), ("torch", "load", ("x",)),
-                               ("diffusion_jax.evaluation.torchfile", "load", (b"",))):  # fmt: skip
+    for module, name, args in (
+        ("os", "mkdir", (str(tmp_path / "mark"),)),
+        ("builtins", "eval", ("1",)),
+        ("numpy", "load", ("x",)),
+        ("builtins", "getattr", (1, "real")),
+        ("collections", "Counter", ([1],)),
+        ("torch", "load", ("x",)),
+        ("diffusion_jax.pretrained.torchfile", "load", (b"",)),
+    ):
         with pytest.raises(UserError, match=f"asks for {module}.{name}, which is no tensor"):
             torchfile.load(write({"w": Global(module, name, args)}))
     assert list(tmp_path.iterdir()) == []
@@ -112,7 +148,10 @@ def zipped_pickle(data: bytes, **kwargs) -> bytes:
     return stream.getvalue()
 
 
-DOUBLED = b"".join(b"]q" + bytes([i]) + b"(" + (b"h" + bytes([i - 1]) if i else b"N") * 9 + b"e" for i in range(40))
+DOUBLED = b"".join(
+    b"]q" + bytes([i]) + b"(" + (b"h" + bytes([i - 1]) if i else b"N") * 9 + b"e" for i in range(40)
+)
+
 BOMBS = {
     "lists of nine times the same list, forty deep": DOUBLED,
     "three hundred thousand steps": b"}0" * 150_000,
@@ -144,7 +183,11 @@ def test_bombs_in_a_pickle_end_at_once(bomb):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert time.monotonic() - began < 20 and peak < 2 * len(data) + 2**26 and "\n" not in str(refused.value)
+    assert (
+        time.monotonic() - began < 20
+        and peak < 2 * len(data) + 2**26
+        and "\n" not in str(refused.value)
+    )
 
 
 def test_a_memo_takes_no_more_memory_than_what_is_in_it():
@@ -169,13 +212,21 @@ def test_zips_that_unpack_to_more_than_they_are_are_refused():
 CALLS = {  # what TorchScript and parameters add
     "p": Global("torch._utils", "_rebuild_parameter", (FLOATS, True, {})),
     "s": Global("torch.jit._pickle", "restore_type_tag", ([FLOATS, FLOATS], "List[Tensor]")),
-    "m": Global("__torch__.Net", "Net", ()), "o": Global("collections", "OrderedDict", ()),
-    "i": rebuilt(Storage(("storage", Global("torch", "FloatStorage", None), "0", "cpu", 6)), 0,
-                 Global("torch.jit._pickle", "build_intlist", ([2, 3],)), (3, 1))}  # fmt: skip
+    "m": Global("__torch__.Net", "Net", ()),
+    "o": Global("collections", "OrderedDict", ()),
+    "i": rebuilt(
+        Storage(("storage", Global("torch", "FloatStorage", None), "0", "cpu", 6)),
+        0,
+        Global("torch.jit._pickle", "build_intlist", ([2, 3],)),
+        (3, 1),
+    ),
+}
 
 
 def mutated(rng: random.Random, seed_files: list[bytes]) -> bytes:
-    """One of the files with a few bytes, pieces or numbers changed; of a zip also within its pickle, so that its sums are right."""
+    """One of the files with a few bytes, pieces or numbers changed; of a zip also within its
+    pickle, so that its sums are right.
+    """
     data = bytearray(rng.choice(seed_files))
     zip_of = data[:2] == b"PK" and rng.random() < 0.7
     if zip_of:
@@ -185,15 +236,21 @@ def mutated(rng: random.Random, seed_files: list[bytes]) -> bytes:
         if kind == 0:
             data[at] = rng.randrange(256)
         elif kind == 1:
-            data[at] = rng.choice(b"\x00\x01\x7f\x80\xff.()]}etsuaqrhjRbQcX\x85\x86\x87\x81\x94\x93JKM")
+            data[at] = rng.choice(
+                b"\x00\x01\x7f\x80\xff.()]}etsuaqrhjRbQcX\x85\x86\x87\x81\x94\x93JKM"
+            )
         elif kind == 2:
             del data[at : at + rng.choice((1, 2, 8, 40))]
         elif kind == 3:
             data[at:at] = data[rng.randrange(len(data)) :][: rng.choice((1, 4, 30))]
         elif kind == 4:
-            data[at : at + 5] = b"J" + struct.pack("<i", rng.choice((-1, 0, 1, 7, 2**31 - 1, -(2**31), 65536)))
+            data[at : at + 5] = b"J" + struct.pack(
+                "<i", rng.choice((-1, 0, 1, 7, 2**31 - 1, -(2**31), 65536))
+            )
         elif kind == 5:
-            data[at:at] = b"\x8a\x08" + struct.pack("<q", rng.choice((2**40, 2**62, -1, -(2**63), 2**63 - 1)))
+            data[at:at] = b"\x8a\x08" + struct.pack(
+                "<q", rng.choice((2**40, 2**62, -1, -(2**63), 2**63 - 1))
+            )
         else:
             data[at : at + 1] = b"K" + bytes([rng.randrange(256)])
         data = data or bytearray(b"\x80")
@@ -201,7 +258,9 @@ def mutated(rng: random.Random, seed_files: list[bytes]) -> bytes:
 
 
 def fuzz_torch(count: int, seed: int) -> int:
-    """Reads mutated files and touches every element that they give; returns how many were read. No more memory than twice the file."""
+    """Reads mutated files and touches every element that they give; returns how many were read. No
+    more memory than twice the file.
+    """
     rng, seeds, read = (
         random.Random(seed),
         [zipped(STATE), legacy(STATE), zipped(STATE | CALLS), legacy(STATE | CALLS)],
@@ -222,7 +281,9 @@ def fuzz_torch(count: int, seed: int) -> int:
                 peak = tracemalloc.get_traced_memory()[1] - before
                 read += 1
                 for array in found.values():
-                    assert array.dtype in {np.dtype(d) for d in torchfile.DTYPES.values()} and array.nbytes <= len(data)
+                    assert array.dtype in {
+                        np.dtype(d) for d in torchfile.DTYPES.values()
+                    } and array.nbytes <= len(data)
                     array.copy()
                 assert peak < 2 * len(data) + 2**20, (i, peak)
             assert tracemalloc.get_traced_memory()[1] - before < 2 * len(data) + 2**20, i
@@ -241,9 +302,7 @@ def test_ten_thousand_mutated_torch_files_are_read_or_refused():
     assert fuzz_torch(10_000, 1) > 100
 
 
-# ---- safetensors ---------------------------------------------------------------------------------------------------------------
-
-
+# ---- safetensors
 def stored(header, data: bytes = bytes(16)) -> bytes:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
@@ -257,7 +316,10 @@ def entry(begin=0, end=16, shape=(4,), dtype="F32"):
     "data, words",
     [
         (stored({"a": entry(), "b": entry()}), "belong to more than one tensor"),
-        (stored({"a": entry(0, 8, (2,)), "b": entry(4, 12, (2,))}, bytes(12)), "belong to more than one tensor"),
+        (
+            stored({"a": entry(0, 8, (2,)), "b": entry(4, 12, (2,))}, bytes(12)),
+            "belong to more than one tensor",
+        ),
         (stored({"a": entry(8, 16, (2,))}), "bytes 0 to 8 belong to no tensor"),
         (stored({"a": entry()}, bytes(20)), "end at byte 16 of 20"),
         (stored({"a": entry(0, 16, (2**61, 2**61))}), "are not F32"),
@@ -274,7 +336,7 @@ def entry(begin=0, end=16, shape=(4,), dtype="F32"):
         (stored({"a": entry(0, 16, (16,), "BOOL")}, b"\x02" * 16), "other bytes than 0 and 1"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
-)  # fmt: skip
+)
 def test_hostile_safetensors_are_refused(data, words):
     with pytest.raises(UserError, match=words) as refused:
         safetensors.load(data)
@@ -282,7 +344,10 @@ def test_hostile_safetensors_are_refused(data, words):
 
 
 def test_mutated_safetensors_are_read_or_refused():
-    rng, whole = random.Random(0), stored({"a": entry(), "b": entry(16, 24, (1,), "I64")}, bytes(24))
+    rng, whole = (
+        random.Random(0),
+        stored({"a": entry(), "b": entry(16, 24, (1,), "I64")}, bytes(24)),
+    )
     for _ in range(500):
         data = bytearray(whole)
         for _ in range(rng.choice((1, 2, 5))):
@@ -294,20 +359,22 @@ def test_mutated_safetensors_are_read_or_refused():
         assert sum(array.nbytes for array in found.values()) <= len(data)
 
 
-# ---- caches, and what the package may import -------------------------------------------------------------------------------------
-
-
+# ---- caches, and what the package may import
 def test_a_pickle_in_the_place_of_a_cache_is_not_run(tmp_path, capsys):
     images, labels = np.arange(4 * 16, dtype=np.uint8).reshape(4, 4, 4, 1), np.array([0, 1, 0, 1])
     recognise = recognition.recognizer(images, labels, cache_dir=tmp_path)
     (kept,) = tmp_path.iterdir()
     for name in (kept.name, kept.with_suffix(".pkl").name):
         (tmp_path / name).write_bytes(pickle.dumps(Marker(tmp_path / "mark")))
-    assert (recognition.recognizer(images, labels, cache_dir=tmp_path)(images) == recognise(images)).all()
+    assert (
+        recognition.recognizer(images, labels, cache_dir=tmp_path)(images) == recognise(images)
+    ).all()
     assert not (tmp_path / "mark").exists() and "is damaged" in capsys.readouterr().err
     objects = np.array([Marker(tmp_path / "mark")] * 4, object)
     np.savez(kept, **recognition._fit(images, labels)._asdict() | {"vectors": objects})
-    assert (recognition.recognizer(images, labels, cache_dir=tmp_path)(images) == recognise(images)).all()
+    assert (
+        recognition.recognizer(images, labels, cache_dir=tmp_path)(images) == recognise(images)
+    ).all()
     assert not (tmp_path / "mark").exists() and "pickle" in capsys.readouterr().err
 
 
@@ -316,8 +383,12 @@ def calls_and_imports() -> list[tuple[str, ast.AST]]:
     """(file, node) of every call and import of the package and its commands."""
     files = [*(ROOT / "diffusion_jax").rglob("*.py"), *(ROOT / "experiments").glob("*.py")]
     places = {str(file.relative_to(ROOT)).removeprefix("diffusion_jax/"): file for file in files}
-    return [(place, node) for place, file in places.items() for node in ast.walk(ast.parse(file.read_text()))
-            if isinstance(node, (ast.Call, ast.Import, ast.ImportFrom))]  # fmt: skip
+    return [
+        (place, node)
+        for place, file in places.items()
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, (ast.Call, ast.Import, ast.ImportFrom))
+    ]
 
 
 FORBIDDEN = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "torch"}
@@ -331,15 +402,29 @@ def test_the_package_imports_nothing_that_runs_what_it_reads():
         assert not {name.partition(".")[0] for name in names if name} & FORBIDDEN, place
         if isinstance(node, ast.Call):
             where = place, node.lineno
-            assert ast.unparse(node.func) not in ("eval", "exec", "__import__", "os.system", "compile"), where
+            assert ast.unparse(node.func) not in (
+                "eval",
+                "exec",
+                "__import__",
+                "os.system",
+                "compile",
+            ), where
             for keyword in node.keywords:
-                assert keyword.arg not in ("allow_pickle", "shell") or ast.unparse(keyword.value) == "False", where
+                assert (
+                    keyword.arg not in ("allow_pickle", "shell")
+                    or ast.unparse(keyword.value) == "False"
+                ), where
 
 
 def test_an_interpreter_of_pickles_makes_nothing_but_data():
-    assert pickles.read(b"\x80\x02}X\x01\x00\x00\x00aK\x05s.", 0, lambda name: None) == ({"a": 5}, 13)
+    assert pickles.read(b"\x80\x02}X\x01\x00\x00\x00aK\x05s.", 0, lambda name: None) == (
+        {"a": 5},
+        13,
+    )
     found, _ = pickles.read(
-        pickle.dumps([1, -(2**40), 2.5, None, True, "ä", b"b", (1, 2, 3, 4), {"x": [()]}], 4), 0, lambda name: None
+        pickle.dumps([1, -(2**40), 2.5, None, True, "ä", b"b", (1, 2, 3, 4), {"x": [()]}], 4),
+        0,
+        lambda name: None,
     )
     assert found == [1, -(2**40), 2.5, None, True, "ä", b"b", (1, 2, 3, 4), {"x": [()]}]
     made, _ = pickles.read(pickle.dumps(Marker(Path("x")), 2), 0, lambda name: None)
@@ -354,15 +439,23 @@ def test_an_interpreter_of_pickles_makes_nothing_but_data():
 def test_an_npz_that_is_no_set_of_plain_arrays_is_refused(tmp_path):
     any_float = {"a": reading.Array("f")}
     path = tmp_path / "a.npz"
-    for arrays, words in (({"a": np.array([{}], object)}, "pickle"), ({"b": np.ones(2)}, "lacks a"), ({"a": np.ones(2, int)}, "kind f"),
-                          ({"a": np.array([np.nan])}, "not finite")):  # fmt: skip
+    for arrays, words in (
+        ({"a": np.array([{}], object)}, "pickle"),
+        ({"b": np.ones(2)}, "lacks a"),
+        ({"a": np.ones(2, int)}, "kind f"),
+        ({"a": np.array([np.nan])}, "not finite"),
+    ):
         np.savez(path, **arrays)
         with pytest.raises(UserError, match=words):
             reading.npz_file(path, any_float)
     np.savez(path, a=np.asfortranarray(np.arange(6.0).reshape(2, 3)))
-    np.testing.assert_array_equal(reading.npz_file(path, any_float)["a"], np.arange(6.0).reshape(2, 3))
+    np.testing.assert_array_equal(
+        reading.npz_file(path, any_float)["a"], np.arange(6.0).reshape(2, 3)
+    )
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (2**50,)})
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f8", "fortran_order": False, "shape": (2**50,)}
+    )
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.npy", header.getvalue() + bytes(16))
     with pytest.raises(UserError, match="in .* bytes"):
@@ -377,30 +470,34 @@ def test_an_npz_that_is_no_set_of_plain_arrays_is_refused(tmp_path):
         reading.npz_file(path, any_float)
 
 
-# ---- terminals -------------------------------------------------------------------------------------------------------------------
-
-
+# ---- terminals
 def test_what_is_printed_from_files_cannot_control_the_terminal():
     hostile = "a\x1b]0;title\x07\x9b31m\r\u202ecod.exe\u2028\udcff"
     shown = errors.printable(hostile)
     assert shown == r"a\x1b]0;title\x07\x9b31m\r\u202ecod.exe\u2028\udcff" and shown.isprintable()
     assert errors.printable("T-shirt, 日本, é, 👩\u200d🚀") == "T-shirt, 日本, é, 👩\u200d🚀"
     assert str(UserError(f"class '{hostile}'\n  of a file")) == f"class '{shown}' of a file"
-    assert hostile not in (table := provenance.markdown_table([{"class": hostile}], ["class"])) and shown in table
+    assert (
+        hostile not in (table := tables.markdown_table([{"class": hostile}], ["class"]))
+        and shown in table
+    )
 
 
-# ---- data sets and workdirs of strangers ---------------------------------------------------------------------------------------
-
-
+# ---- data sets and workdirs of strangers
 def write_eps(folder: Path) -> bytes:
     """Encapsulated PostScript that Ghostscript, which Pillow starts for it, would draw."""
-    return (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 2 2\n%%EndComments\n(" + str(folder / "mark").encode()
-            + b") (w) file closefile\n%%EOF\n")  # fmt: skip
+    return (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 2 2\n%%EndComments\n("
+        + str(folder / "mark").encode()
+        + b") (w) file closefile\n%%EOF\n"
+    )
 
 
 @pytest.fixture()
 def hostile(tmp_path, monkeypatch):
-    """A prepared TFDS set whose features.json names a Python class of the current folder, which leaves a mark when imported."""
+    """A prepared TFDS set whose features.json names a Python class of the current folder, which
+    leaves a mark when imported.
+    """
     write_tfds(str(tmp_path / "data"), {"train": [1, 2, 3], "test": [2, 3]}, name="trap")
     file = tmp_path / "data" / "trap" / "1.0.0" / "features.json"
     (tmp_path / "trap_features.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w').close()\n")
@@ -430,12 +527,18 @@ LEGACY = {
     "told, words",
     [
         (LEGACY, "trap.X"),
-        ({"jsonFeature": {"json": json.dumps({"feature": {"pythonClassName": "trap.Y"}})}}, "trap.Y"),
+        (
+            {"jsonFeature": {"json": json.dumps({"feature": {"pythonClassName": "trap.Y"}})}},
+            "trap.Y",
+        ),
         ({"json_feature": {"json": json.dumps([{"python_class_name": "os.X"}])}}, "os.X"),
         ({"jsonFeature": {"json": '{"a": '}}, "a text that is no JSON"),
-        ({"pythonClassName": "tensorflow_datasets.core.features.image_feature.Image.."}, "image_feature.Image.."),
+        (
+            {"pythonClassName": "tensorflow_datasets.core.features.image_feature.Image.."},
+            "image_feature.Image..",
+        ),
     ],
-)  # fmt: skip
+)
 def test_class_names_are_found_wherever_tfds_looks_for_them(tmp_path, told, words):
     for folder in ("1.0.0", "config/1.0.0"):
         (tmp_path / folder).mkdir(parents=True)
@@ -451,7 +554,15 @@ def test_class_names_are_found_wherever_tfds_looks_for_them(tmp_path, told, word
 
 
 @pytest.mark.parametrize(
-    "name", ["huggingface:trap", "kubric:movi_a", "trap/data_dir=elsewhere", "../trap", "trap/../..", "a/b/c"]
+    "name",
+    [
+        "huggingface:trap",
+        "kubric:movi_a",
+        "trap/data_dir=elsewhere",
+        "../trap",
+        "trap/../..",
+        "a/b/c",
+    ],
 )
 def test_names_that_fetch_code_or_lead_elsewhere_are_refused(name, tmp_path):
     with pytest.raises(UserError, match="cannot be used: write a name"):
@@ -459,7 +570,6 @@ def test_names_that_fetch_code_or_lead_elsewhere_are_refused(name, tmp_path):
 
 
 def test_pictures_of_a_data_set_are_opened_in_listed_formats_alone(tmp_path):
-    import tensorflow_datasets as tfds
 
     image = tfds.features.Image(shape=(2, 2, 1), encoding_format="png")
     features = {
@@ -474,7 +584,9 @@ def test_pictures_of_a_data_set_are_opened_in_listed_formats_alone(tmp_path):
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
 
         def _split_generators(self, dl_manager):
             return {split: self._generate_examples() for split in ("train", "test")}
@@ -487,7 +599,11 @@ def test_pictures_of_a_data_set_are_opened_in_listed_formats_alone(tmp_path):
                 }  # features that are not used are not opened
                 yield (
                     i,
-                    {"image": io.BytesIO(eps if self.name == "eps" else png.getvalue()), "other": hidden, "label": i},
+                    {
+                        "image": io.BytesIO(eps if self.name == "eps" else png.getvalue()),
+                        "other": hidden,
+                        "label": i,
+                    },
                 )
 
     for Writer.name in ("eps", "whole"):
@@ -495,7 +611,11 @@ def test_pictures_of_a_data_set_are_opened_in_listed_formats_alone(tmp_path):
     with pytest.raises(UserError, match="image [01] cannot be read .cannot identify image file"):
         data.load("eps", data_dir=str(tmp_path)).train.rows(np.arange(2))
     found = data.load("whole", data_dir=str(tmp_path)).train.rows(np.arange(2))
-    assert (found["image"] == 7).all() and found["image"].shape == (2, 2, 2, 1) and not (tmp_path / "mark").exists()
+    assert (
+        (found["image"] == 7).all()
+        and found["image"].shape == (2, 2, 2, 1)
+        and not (tmp_path / "mark").exists()
+    )
 
 
 def untrained_workdir(root: Path) -> Path:
@@ -504,11 +624,15 @@ def untrained_workdir(root: Path) -> Path:
     config.model.update(width=8, multipliers=(1,), blocks=0, attention=(), head_width=8)
     config.ema.halflives = ()
     config.sampler.ema = ""
-    workdir.prepare(root, config.lock(), data.Dataset("digits", None, None, (8, 8, 1), 10, tuple("0123456789")))
+    workdir.prepare(
+        root, config.lock(), data.Dataset("digits", None, None, (8, 8, 1), 10, tuple("0123456789"))
+    )
     built = experiment.assemble(config, (8, 8, 1), 10)
-    shapes = jax.eval_shape(lambda key: experiment.init_params(built, key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: kind.init_params(built, key), jax.random.key(0))
     with contextlib.closing(checkpoint.open_checkpoints(root / "checkpoints")) as checkpoints:
-        checkpoints.save(0, {"params": jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)}, {})
+        checkpoints.save(
+            0, {"params": jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)}, {}
+        )
     return root
 
 
@@ -516,22 +640,28 @@ def strange_workdir(root: Path, **values) -> Path:
     """A workdir with the config of digits and these values of config.data."""
     config = digits.get_config().unlock()
     config.data.update(values)
-    provenance.save_json(root / "config.json", config.to_dict())
+    files.save_json(root / "config.json", config.to_dict())
     return root
 
 
-def test_a_stored_data_path_is_not_followed_without_the_users_own_word(hostile, monkeypatch, capsys):
+def test_a_stored_data_path_is_not_followed_without_the_users_own_word(
+    hostile, monkeypatch, capsys
+):
     monkeypatch.setenv("HOME", str(hostile / "home"))
     root = strange_workdir(hostile / "run", name="trap", data_dir=str(hostile / "data"))
     found = workdir.saved_config(root)
     assert found.data.data_dir == "" and found.data.name == "trap"
     told = capsys.readouterr().err
-    assert told.count("\n") == 1 and f"say so once: --config.data.data_dir={hostile / 'data'}" in told
+    assert (
+        told.count("\n") == 1 and f"say so once: --config.data.data_dir={hostile / 'data'}" in told
+    )
     with pytest.raises(UserError, match="unknown data set 'trap'"):
-        experiment.dataset(found)
-    found.data.data_dir = str(hostile / "data")  # the user repeats it: still no class of the current folder is imported
+        datasets.dataset(found)
+    found.data.data_dir = str(
+        hostile / "data"
+    )  # the user repeats it: still no class of the current folder is imported
     with pytest.raises(UserError, match="names the Python class trap_features.Image"):
-        experiment.dataset(found)
+        datasets.dataset(found)
     assert not (hostile / "mark").exists()
 
 
@@ -542,13 +672,21 @@ def test_the_data_of_the_users_own_runs_are_found_again(tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     unseen = data.Dataset("folder", None, None, (8, 8, 1), 2, ("a", "b"))
     workdir.prepare(tmp_path / "run", config.lock(), unseen)
-    assert workdir.saved_config(tmp_path / "run").data == config.data and capsys.readouterr().err == ""
+    assert (
+        workdir.saved_config(tmp_path / "run").data == config.data and capsys.readouterr().err == ""
+    )
     for key in consent.KEYS:
         moved = strange_workdir(tmp_path / "other", **{key: f"/somewhere/{key}"})
-        assert workdir.saved_config(moved).data[key] == "" and f"data.{key}=/somewhere/{key}" in capsys.readouterr().err
+        assert (
+            workdir.saved_config(moved).data[key] == ""
+            and f"data.{key}=/somewhere/{key}" in capsys.readouterr().err
+        )
 
 
-LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("evaluate", "likelihood", "compare_samplers", "edit")]
+LONG = [
+    pytest.param(name, marks=pytest.mark.long)
+    for name in ("evaluate", "likelihood", "compare_samplers", "edit")
+]
 
 
 @pytest.mark.parametrize("command", ["statistics", *LONG])
@@ -557,7 +695,7 @@ def test_commands_on_a_strangers_workdir_run_nothing_of_it(command, hostile):
     root = untrained_workdir(hostile / "run")
     told = json.loads((root / "config.json").read_text())
     told["data"] |= {"name": "trap", "data_dir": str(hostile / "data")}
-    provenance.save_json(root / "config.json", told)
+    files.save_json(root / "config.json", told)
     more = ["--out=x.npz"] if command == "statistics" else []
     for word in ([], [f"--config.data.data_dir={hostile / 'data'}"]):
         done = commands.run(command, f"--workdir={root}", *more, *word)
@@ -569,7 +707,7 @@ def test_commands_on_a_strangers_workdir_run_nothing_of_it(command, hostile):
 
 
 def test_a_name_with_dollars_is_no_formula(tmp_path):
-    with plotting._figure(tmp_path / "a.png", 1) as axes:
+    with curves._figure(tmp_path / "a.png", 1) as axes:
         axes[0].set(title=r"$\frac$ and $x^$")
     assert (tmp_path / "a.png").is_file()
 
@@ -589,8 +727,19 @@ def test_a_pipe_in_a_data_set_is_refused_where_tfds_would_wait(tmp_path):
 
 
 # files whose formats have a reader of their own, or that this program wrote a moment before
-READERS = {"np.load": {"data/captions.py"}, "json.load": set(), "provenance.load_json": set(),
-           "json.loads": {"reading.py", "data/records.py", "data/captions.py", "evaluation/safetensors.py", "same_run.py"}}  # fmt: skip
+READERS = {
+    "np.load": {"data/captions.py"},
+    "json.load": set(),
+    "provenance.load_json": set(),
+    "json.loads": {
+        "reading.py",
+        "data/records.py",
+        "data/captions.py",
+        "pretrained/safetensors.py",
+        "same_run.py",
+    },
+}
+
 FRESH = {
     "experiments/import_weights.py",
     "experiments/train.py",
@@ -607,8 +756,12 @@ def test_every_file_is_read_within_bounds_and_by_a_rule():
 
 def test_a_data_path_on_the_command_line_is_remembered(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    arguments._remember([("data.path", str(tmp_path / "images")), ("data.name", "folder"), ("data.data_dir", None)])
-    assert consent.remembered(str(tmp_path / "images")) and consent.remembered(f"{tmp_path}/x/../images")
+    arguments._remember(
+        [("data.path", str(tmp_path / "images")), ("data.name", "folder"), ("data.data_dir", None)]
+    )
+    assert consent.remembered(str(tmp_path / "images")) and consent.remembered(
+        f"{tmp_path}/x/../images"
+    )
     assert not consent.remembered("folder") and not consent.remembered(str(tmp_path))
     monkeypatch.setattr(Path, "home", lambda: Path("/proc/no/home"))
     consent.remember("a")  # a home that cannot be written: the user says it each time
@@ -617,15 +770,20 @@ def test_a_data_path_on_the_command_line_is_remembered(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
 def test_an_import_of_a_hostile_file_is_one_line_and_makes_no_workdir(write, tmp_path):
-    """Of the three forms of before: views of other memory, objects in the place of numbers, and a name that is called."""
-    from experiments.import_weights import import_weights
-    from tests.test_convert import fixture
+    """Of the three forms of before: views of other memory, objects in the place of numbers, and a
+    name that is called.
+    """
 
-    provenance.save_json(tmp_path / "theirs" / "config.json", fixture("unet")[0])
+    files.save_json(tmp_path / "theirs" / "config.json", fixture("unet")[0])
     file = tmp_path / "theirs" / "diffusion_pytorch_model.bin"
-    for attack in (rebuilt(ENDLESS, 0, (1000,), (1,)), ATTACKS["a storage of Python objects"],
-                   Global("os", "mkdir", (str(tmp_path / "mark"),))):  # fmt: skip
+    for attack in (
+        rebuilt(ENDLESS, 0, (1000,), (1,)),
+        ATTACKS["a storage of Python objects"],
+        Global("os", "mkdir", (str(tmp_path / "mark"),)),
+    ):
         file.write_bytes(write({"conv_in.weight": attack}))
         with pytest.raises(UserError) as refused:
             import_weights("diffusers", str(tmp_path / "theirs"), str(tmp_path / "run"))
-        assert "\n" not in str(refused.value) and sorted(path.name for path in tmp_path.iterdir()) == ["theirs"]
+        assert "\n" not in str(refused.value) and sorted(
+            path.name for path in tmp_path.iterdir()
+        ) == ["theirs"]

@@ -1,4 +1,8 @@
-"""Data: any set of images as batches of a pure function of (seed, step). `load` names the set, `batches` serves it."""
+"""Data: any set of images as batches of a pure function of (seed, step). `load` names the set,
+`batches` serves it.
+"""
+
+from __future__ import annotations
 
 from diffusion_jax.data.dataset import Dataset, load
 from diffusion_jax.data.pipeline import arrays, batches, prefetch, sequential

@@ -1,8 +1,9 @@
-"""Which data the user has named: a config.json from a stranger cannot make a command read other folders of this machine.
+"""Which data the user has named: a config.json from a stranger cannot make a command read other
+folders of this machine.
 
-A run that the user starts remembers the data paths of its config, for this user on this machine, and so does every command that
-is given one. A stored config may only lead
-to such paths again; any other is left out until the user names it with --config.data.path=... (docs/security.md).
+A run that the user starts remembers the data paths of its config, for this user on this machine,
+and so does every command that is given one. A stored config may only lead to such paths again; any
+other is left out until the user names it with --config.data.path=... (docs/security.md).
 """
 
 from __future__ import annotations
@@ -12,17 +13,21 @@ import hashlib
 import os
 from pathlib import Path
 
-from diffusion_jax import provenance
+from diffusion_jax import files
 from diffusion_jax.errors import UserError
 
 KEYS = ("path", "data_dir", "captions")  # of config.data
 
 
 def remember(path: str) -> None:
-    """The user has named this path. Best effort: without a home that can be written, the user names it each time."""
+    """The user has named this path. Best effort: without a home that can be written, the user names
+    it each time.
+    """
     if path:
-        with contextlib.suppress(UserError, OSError, RuntimeError):  # (RuntimeError: there is no home)
-            provenance.save_text(_record(path), f"{_real(path)}\n")
+        with contextlib.suppress(
+            UserError, OSError, RuntimeError
+        ):  # (RuntimeError: there is no home)
+            files.save_text(_record(path), f"{_real(path)}\n")
 
 
 def remembered(path: str) -> bool:
@@ -33,7 +38,9 @@ def remembered(path: str) -> bool:
 
 
 def _record(path: str) -> Path:
-    """One small file for each path, so that commands that run side by side do not overwrite each other's."""
+    """One small file for each path, so that commands that run side by side do not overwrite each
+    other's.
+    """
     digest = hashlib.sha256(os.fsencode(_real(path))).hexdigest()[:32]
     return Path.home() / ".cache" / "diffusion_jax" / "data_paths" / digest
 

@@ -12,16 +12,22 @@ from diffusion_jax.data.sources import Cached, Source, labels_of, some
 from diffusion_jax.errors import printable
 
 LOOKED_AT = 64  # images whose values are looked at
-NARROW, FLAT = 26, 2.0  # of 255: a smaller span of values, or a smaller standard deviation, is nearly constant
+
+NARROW, FLAT = (
+    26,
+    2.0,
+)  # of 255: a smaller span of values, or a smaller standard deviation, is nearly constant
+
 NAMED = 5  # classes that the line names
 READ = 100_000  # images that are read, and kept, to count their classes
 
 
 def line(dataset) -> str:
-    """What a data set holds: images, size, channels, classes with the first names and counts, split rule.
+    """What a data set holds: images, size, channels, classes with the first names and counts, split
+    rule.
 
-    'data: folder: 540 training and 60 test images, 32x32, 3 channels; 2 classes: cats 300, dogs 240; a tenth is held out by file
-    name'
+    'data: folder: 540 training and 60 test images, 32x32, 3 channels; 2 classes: cats 300, dogs
+    240; a tenth is held out by file name'
     """
     height_width, channels = dataset.image_shape[:-1], dataset.image_shape[-1]
     kind = "points" if not height_width else "latents" if dataset.encoded else "images"
@@ -45,22 +51,43 @@ def _say(text: str) -> None:
 
 
 def warn(dataset) -> None:
-    """Warn of a split that is nearly constant, and of classes without training images where the labels are known."""
-    found = [(split, _values(source)) for split, source in (("training", dataset.train), ("test", dataset.test))]
-    if flat := [(split, values) for split, values in found if values and (values[1] - values[0] < NARROW or values[2] < FLAT)]:
+    """Warn of a split that is nearly constant, and of classes without training images where the
+    labels are known.
+    """
+    found = [
+        (split, _values(source))
+        for split, source in (("training", dataset.train), ("test", dataset.test))
+    ]
+    if flat := [
+        (split, values)
+        for split, values in found
+        if values and (values[1] - values[0] < NARROW or values[2] < FLAT)
+    ]:
         (_, (low, high, spread)), splits = flat[0], " and ".join(split for split, _ in flat)
-        logging.warning("data.name=%s: the %s images are nearly constant, with values from %d to %d of 255 (standard deviation "
-                        "%.1f); are they scaled wrongly? (config.data.value_range)",
-                        printable(dataset.name), splits, low, high, spread)  # fmt: skip
+        logging.warning(
+            "data.name=%s: the %s images are nearly constant, with values from %d to %d of 255 (standard deviation "
+            "%.1f); are they scaled wrongly? (config.data.value_range)",
+            printable(dataset.name),
+            splits,
+            low,
+            high,
+            spread,
+        )
     _warn_of_classes(dataset, labels_of(dataset.train))
     if len(dataset.captions) == 1 and len(dataset.train) > 1:
         logging.warning("data.name=%s: all images have the same caption", printable(dataset.name))
 
 
 def _values(source: Source) -> tuple[int, int, float] | None:
-    """(smallest, largest, standard deviation) of the values of some images; None of what is no image of 8 bits."""
+    """(smallest, largest, standard deviation) of the values of some images; None of what is no
+    image of 8 bits.
+    """
     image = some(source, LOOKED_AT)["image"]
-    return (int(image.min()), int(image.max()), float(image.std())) if image.dtype == np.uint8 else None
+    return (
+        (int(image.min()), int(image.max()), float(image.std()))
+        if image.dtype == np.uint8
+        else None
+    )
 
 
 def _warn_of_classes(dataset, labels: np.ndarray | None) -> None:
@@ -68,10 +95,22 @@ def _warn_of_classes(dataset, labels: np.ndarray | None) -> None:
         return
     empty = np.flatnonzero(np.bincount(labels, minlength=dataset.num_classes) == 0)
     if empty.size:
-        names = ", ".join(printable(dataset.class_names[i]) for i in empty[:NAMED]) + ", ..." * (empty.size > NAMED)
-        hint = "are the labels numbered from 1? they count from 0" if empty.tolist() == [0] else "labels count from 0, without gaps"
-        logging.warning("data.name=%s: %d of %d classes have no training image and cannot be learned: %s; %s",
-                        printable(dataset.name), empty.size, dataset.num_classes, names, hint)  # fmt: skip
+        names = ", ".join(printable(dataset.class_names[i]) for i in empty[:NAMED]) + ", ..." * (
+            empty.size > NAMED
+        )
+        hint = (
+            "are the labels numbered from 1? they count from 0"
+            if empty.tolist() == [0]
+            else "labels count from 0, without gaps"
+        )
+        logging.warning(
+            "data.name=%s: %d of %d classes have no training image and cannot be learned: %s; %s",
+            printable(dataset.name),
+            empty.size,
+            dataset.num_classes,
+            names,
+            hint,
+        )
 
 
 def _classes(dataset) -> str:
@@ -82,11 +121,15 @@ def _classes(dataset) -> str:
     first = [printable(name) for name in dataset.class_names[:NAMED]]
     first = [f"{name} {count:,}" for name, count in zip(first, counts)] if counts else first
     rest = ", ..." * (dataset.num_classes > NAMED)
-    return f"{dataset.num_classes} class{'es' * (dataset.num_classes > 1)}: {', '.join(first)}{rest}"
+    return (
+        f"{dataset.num_classes} class{'es' * (dataset.num_classes > 1)}: {', '.join(first)}{rest}"
+    )
 
 
 def _read_labels(dataset, source: Source) -> np.ndarray | None:
-    """The labels of a source; of one that is kept in memory by reading it now, which also warns of what it shows."""
+    """The labels of a source; of one that is kept in memory by reading it now, which also warns of
+    what it shows.
+    """
     known = labels_of(source)
     if known is None and isinstance(source, Cached) and len(source) <= READ:
         known = source.rows(np.arange(len(source))).get("label")

@@ -1,15 +1,20 @@
-"""The embedded default: scikit-learn's 1,797 handwritten 8x8 digits as a TFDS set; no TensorFlow, no download."""
+"""The embedded default: scikit-learn's 1,797 handwritten 8x8 digits as a TFDS set; no TensorFlow,
+no download.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import tensorflow_datasets as tfds
+from sklearn.datasets import load_digits
 
 TEST = 297
 
 
 class SklearnDigits(tfds.core.GeneratorBasedBuilder):
-    """8x8x1 uint8 (0..16 scaled to 0..255) and a label 0..9; 1,500 train and 297 test examples, stratified by class."""
+    """8x8x1 uint8 (0..16 scaled to 0..255) and a label 0..9; 1,500 train and 297 test examples,
+    stratified by class.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -27,7 +32,6 @@ class SklearnDigits(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        from sklearn.datasets import load_digits
 
         digits = load_digits()
         by_class = np.argsort(digits.target, kind="stable")

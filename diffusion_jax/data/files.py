@@ -11,23 +11,31 @@ from typing import NamedTuple
 
 import numpy as np
 
+from diffusion_jax import reading
 from diffusion_jax.data import layout, pixels
 from diffusion_jax.data.pixels import Range
-from diffusion_jax import reading
 from diffusion_jax.errors import UserError
 
 Split = tuple[np.ndarray, np.ndarray | None]  # images (N, H, W, C) uint8, labels (N,) or None
-
 CHUNK = 64_000_000  # bytes that are converted at once
-# labels are refused as ids if they ask for more classes than the first, and for more than the second times their number
+
+
+# labels are refused as ids if they ask for more classes than the first, and for more than the
+# second times their number
 IDS_ABOVE, IDS_TIMES = 100, 10
 
-NPZ_PAIRS = (("x_train", "y_train", "x_test", "y_test"), ("train_images", "train_labels", "test_images", "test_labels"))
+NPZ_PAIRS = (
+    ("x_train", "y_train", "x_test", "y_test"),
+    ("train_images", "train_labels", "test_images", "test_labels"),
+)
+
 NPZ_SINGLE = (("images", "labels"), ("image", "label"), ("x", "y"), ("arr_0", "arr_1"))
 
 
 def idx(path: str) -> tuple[Split, Split]:
-    """(train, test) from {train,t10k}-{images-idx3,labels-idx1}-ubyte, each plain or .gz, in the folder `path`."""
+    """(train, test) from {train,t10k}-{images-idx3,labels-idx1}-ubyte, each plain or .gz, in the
+    folder `path`.
+    """
     folder = Path(os.path.expanduser(path))
     if not folder.is_dir():
         raise UserError(
@@ -35,17 +43,26 @@ def idx(path: str) -> tuple[Split, Split]:
         )
 
     def split(part: str) -> Split:
-        files = [_idx_file(folder, f"{part}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")]
+        files = [
+            _idx_file(folder, f"{part}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")
+        ]
         images, labels = _read_idx(files[0], rank=3), _read_idx(files[1], rank=1)
         if len(images) != len(labels):
-            raise UserError(f"{files[0]} holds {len(images)} images, but {files[1]} {len(labels)} labels")
+            raise UserError(
+                f"{files[0]} holds {len(images)} images, but {files[1]} {len(labels)} labels"
+            )
         return images[..., None], labels.astype(np.int32)
 
     return split("train"), split("t10k")
 
 
 def _idx_file(folder: Path, stem: str) -> Path:
-    spellings = [stem, stem + ".gz", stem.replace("-idx", ".idx"), stem.replace("-idx", ".idx") + ".gz"]
+    spellings = [
+        stem,
+        stem + ".gz",
+        stem.replace("-idx", ".idx"),
+        stem.replace("-idx", ".idx") + ".gz",
+    ]
     found = [folder / s for s in spellings if (folder / s).is_file()]
     if not found:
         raise UserError(f"data.path={folder} has no file {stem} or {stem}.gz")
@@ -53,17 +70,23 @@ def _idx_file(folder: Path, stem: str) -> Path:
 
 
 def _read_idx(file: Path, rank: int) -> np.ndarray:
-    """One idx file: two zero bytes, type 8 (unsigned byte), rank, the big-endian uint32 dimensions, the bytes."""
+    """One idx file: two zero bytes, type 8 (unsigned byte), rank, the big-endian uint32 dimensions,
+    the bytes.
+    """
     try:
         raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{file} is truncated or corrupt ({error}); fetch it again") from error
     header = 4 + 4 * rank
     if raw[:4] != bytes([0, 0, 8, rank]) or len(raw) < header:
-        raise UserError(f"{file} is not an idx file of unsigned bytes with {rank} dimension(s); fetch it again")
+        raise UserError(
+            f"{file} is not an idx file of unsigned bytes with {rank} dimension(s); fetch it again"
+        )
     shape = tuple(int(d) for d in np.frombuffer(raw, ">u4", rank, offset=4))
     if len(raw) - header != int(np.prod(shape)):
-        raise UserError(f"{file} is truncated or corrupt: {len(raw) - header} bytes for {shape}; fetch it again")
+        raise UserError(
+            f"{file} is truncated or corrupt: {len(raw) - header} bytes for {shape}; fetch it again"
+        )
     if 0 in shape:
         raise UserError(f"{file} is empty: its shape is {shape}; fetch it again")
     return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
@@ -78,7 +101,8 @@ class Npz(NamedTuple):
 
 
 def npz(path: str, value_range: Range = ()) -> Npz:
-    """Read an .npz; one set of images is split 90 / 10 by a fixed permutation of its rows, see `held_out`.
+    """Read an .npz; one set of images is split 90 / 10 by a fixed permutation of its rows, see
+    `held_out`.
 
     Args:
       path: the file.
@@ -94,13 +118,19 @@ def npz(path: str, value_range: Range = ()) -> Npz:
         )
     names = {name for group in NPZ_PAIRS + NPZ_SINGLE for name in group}
     try:
-        anything = reading.Array("fiubcmMSUV", finite=False)  # what each must be is said in the user's terms below
+        anything = reading.Array(
+            "fiubcmMSUV", finite=False
+        )  # what each must be is said in the user's terms below
         # (images of few values compress more than a hundredfold; deflate has no more than 1,032)
-        wanted = reading.npz_file(file, {}, lambda name: anything if name in names else None, unpacked=1100)
+        wanted = reading.npz_file(
+            file, {}, lambda name: anything if name in names else None, unpacked=1100
+        )
         with zipfile.ZipFile(file) as archive:
             keys = [name.removesuffix(".npy") for name in archive.namelist()]
     except UserError as error:
-        raise UserError(f"data.path={path} cannot be read as an .npz of plain arrays: {error}") from error
+        raise UserError(
+            f"data.path={path} cannot be read as an .npz of plain arrays: {error}"
+        ) from error
     for x_train, y_train, x_test, y_test in NPZ_PAIRS:
         if x_train in wanted and x_test in wanted:
             pairs = ((x_train, y_train), (x_test, y_test))
@@ -116,16 +146,24 @@ def npz(path: str, value_range: Range = ()) -> Npz:
     )
 
 
-def _npz_split(path: str, archive: dict[str, np.ndarray], image_key: str, label_key: str, value_range: Range) -> Split:
+def _npz_split(
+    path: str, archive: dict[str, np.ndarray], image_key: str, label_key: str, value_range: Range
+) -> Split:
     images, labels = archive[image_key], archive.get(label_key)
     images, where = images[..., None] if images.ndim == 3 else images, f"data.path={path}"
     if images.ndim != 4 or images.shape[3] not in (1, 3) or not images.size:
-        raise UserError(f"{where}: '{image_key}' has shape {images.shape}; (N, H, W) or (N, H, W, 1 or 3) is needed")
+        raise UserError(
+            f"{where}: '{image_key}' has shape {images.shape}; (N, H, W) or (N, H, W, 1 or 3) is needed"
+        )
     images = _eight_bits(f"{where}: '{image_key}'", images, value_range)
     if labels is None:
         return images, None
     if not np.issubdtype(labels.dtype, np.integer) or labels.size != len(images):
-        numbers = f"; np.unique({label_key}, return_inverse=True)[1] makes them" if labels.size == len(images) else ""
+        numbers = (
+            f"; np.unique({label_key}, return_inverse=True)[1] makes them"
+            if labels.size == len(images)
+            else ""
+        )
         raise UserError(
             f"{where}: '{label_key}' is {labels.dtype} {labels.shape}; {len(images)} integers, one an image, are needed{numbers}"
         )
@@ -141,13 +179,18 @@ def _eight_bits(what: str, images: np.ndarray, value_range: Range) -> np.ndarray
     kind, parts = "" if images.dtype == np.uint8 else str(images.dtype), -(-images.nbytes // CHUNK)
     pixels.check(f"{what}: {len(images)} images", kind, images.ravel(), value_range)
     try:
-        return np.concatenate([pixels.to_uint8(part, value_range) for part in np.array_split(images, parts)])
+        return np.concatenate(
+            [pixels.to_uint8(part, value_range) for part in np.array_split(images, parts)]
+        )
     except ValueError as error:
         raise UserError(f"{what}: {error}") from None
 
 
-def held_out(size: int, labels: np.ndarray | None = None, what: str = "") -> tuple[np.ndarray, np.ndarray]:
-    """The rows of (train, test) in a set that is not split: 90 / 10 by a fixed permutation, but never the last row of a label.
+def held_out(
+    size: int, labels: np.ndarray | None = None, what: str = ""
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of (train, test) in a set that is not split: 90 / 10 by a fixed permutation, but
+    never the last row of a label.
 
     Args:
       size: rows of the set.
@@ -157,7 +200,9 @@ def held_out(size: int, labels: np.ndarray | None = None, what: str = "") -> tup
     Raises:
       UserError: for one row, or one row of every class.
     """
-    order = np.argsort(np.random.Philox(np.random.SeedSequence(0)).random_raw(size), kind="stable").tolist()
+    order = np.argsort(
+        np.random.Philox(np.random.SeedSequence(0)).random_raw(size), kind="stable"
+    ).tolist()
     own = [0] * size if labels is None else labels.tolist()
     train, test = layout.hold_out(order, max(1, size // 10), own, what)
     return np.array(train), np.array(test)
@@ -167,7 +212,8 @@ def count_classes(path: str, train: Split, test: Split, num_classes: int) -> int
     """num_classes if given, else the largest train label + 1 (0: unlabelled).
 
     Raises:
-      UserError: for labels outside 0..classes-1, and for such that look like ids: far fewer of them than their size says.
+      UserError: for labels outside 0..classes-1, and for such that look like ids: far fewer of them
+        than their size says.
     """
     where = f"data.path={path}"
     if (train[1] is None) != (test[1] is None):

@@ -1,11 +1,14 @@
-"""A folder of images: sub-folders are labels, any size, grey or colour; with captions, if they are asked for.
+"""A folder of images: sub-folders are labels, any size, grey or colour; with captions, if they are
+asked for.
 
-Which files are images, for training or held out, and of which class, is decided by layout.py. What is checked when: the header
-of every file is read at the start (about 0.2 ms each): it gives size and colour and finds files that are no images. A split that
-fits in memory is also decoded at the start, so every corrupt file is known before the first step. A larger one is decoded batch
-by batch; a file that turns out to be corrupt, or has gone, is reported once by name and its place is taken by the next readable
-file in the order, which keeps batch(step) a pure function of the files. Either way more than `limit_bad` unreadable files end
-the run with a UserError, at the start where possible.
+Which files are images, for training or held out, and of which class, is decided by layout.py. What
+is checked when: the header of every file is read at the start (about 0.2 ms each): it gives size
+and colour and finds files that are no images. A split that fits in memory is also decoded at the
+start, so every corrupt file is known before the first step. A larger one is decoded batch by batch;
+a file that turns out to be corrupt, or has gone, is reported once by name and its place is taken by
+the next readable file in the order, which keeps batch(step) a pure function of the files. Either
+way more than `limit_bad` unreadable files end the run with a UserError, at the start where
+possible.
 """
 
 from __future__ import annotations
@@ -25,7 +28,17 @@ from diffusion_jax.data.pixels import Range
 from diffusion_jax.data.sources import Arrays, Lazy, Source, held_in_memory, parallel
 from diffusion_jax.errors import UserError, printable
 
-SIGNED = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "AVIF", "JPEG2000")  # formats that are known by their first bytes
+SIGNED = (
+    "PNG",
+    "JPEG",
+    "GIF",
+    "BMP",
+    "WEBP",
+    "TIFF",
+    "AVIF",
+    "JPEG2000",
+)  # formats that are known by their first bytes
+
 GREY_MODES = {"1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
 TURNED = range(5, 9)  # the EXIF orientations that swap width and height
 LOOKED_AT = 64  # files whose values are read to find their scale
@@ -75,7 +88,9 @@ def load(
     """
     root = Path(os.path.expanduser(path))
     if not root.is_dir():
-        raise UserError(f"data.path={path} is not a folder; data.name=folder wants a folder of images")
+        raise UserError(
+            f"data.path={path} is not a folder; data.name=folder wants a folder of images"
+        )
     tree = layout.walk(root, transforms.endings(), _is_image)
     found = layout.arrange(root, tree, how)
     _warn_of_unused(path, tree, found, captioned)
@@ -86,7 +101,9 @@ def load(
     parts = [[f for f in part if f.path in h] for part, h in zip(parts, headers)]
     unreadable.report()
     if not all(parts):
-        raise UserError(f"data.path={path}: no image of the {'test' if parts[0] else 'train'} split is readable")
+        raise UserError(
+            f"data.path={path}: no image of the {'test' if parts[0] else 'train'} split is readable"
+        )
     _check_classes(path, found.classes, {f.label for f in parts[0]})
     every = {file: header for part in headers for file, header in part.items()}
     if not found.test:
@@ -96,7 +113,9 @@ def load(
     texts, numbers = (), [None, None]
     if captioned:
         roots = [_captions_root(root, folder) for folder in found.roots]
-        texts, numbers = captions.numbered(*captions.beside_images(path, roots, [[f.path for f in part] for part in parts]))
+        texts, numbers = captions.numbered(
+            *captions.beside_images(path, roots, [[f.path for f in part] for part in parts])
+        )
     read = _Read(found.classes, shape, image_size, value_range, unreadable)
     sources = [_source(part, read, n) for part, n in zip(parts, numbers)]
     unreadable.report()
@@ -119,7 +138,11 @@ def _is_image(path: str) -> bool:
 
 def _warn_of_unused(path: str, tree: layout.Tree, found: Arranged, captioned: bool) -> None:
     """One warning of what the folder holds and is not used."""
-    expected = (lambda name: name == "metadata.jsonl" or name.lower().endswith(".txt")) if captioned else (lambda name: False)
+    expected = (
+        (lambda name: name == "metadata.jsonl" or name.lower().endswith(".txt"))
+        if captioned
+        else (lambda name: False)
+    )
     files = layout.ignored(tree, expected)
     unused = [*([f"{files}"] if files else []), *found.dropped]
     if unused:
@@ -127,14 +150,20 @@ def _warn_of_unused(path: str, tree: layout.Tree, found: Arranged, captioned: bo
 
 
 def _check_classes(path: str, classes: tuple[str, ...], left: set[str]) -> None:
-    """Refuse a class of whose training images none can be read: without them the other classes would change their numbers."""
+    """Refuse a class of whose training images none can be read: without them the other classes
+    would change their numbers.
+    """
     if empty := [name for name in classes if name not in left]:
-        raise UserError(f"data.path={path}: no training image of class {empty[0]} is readable; mend its "
-                        "files, or move its folder away")  # fmt: skip
+        raise UserError(
+            f"data.path={path}: no training image of class {empty[0]} is readable; mend its "
+            "files, or move its folder away"
+        )
 
 
 def _captions_root(root: Path, folder: Path) -> Path:
-    """The folder of metadata.jsonl: that of the split, or one above it, below which all its images are."""
+    """The folder of metadata.jsonl: that of the split, or one above it, below which all its images
+    are.
+    """
     here = [folder, *(above for above in folder.parents if above.is_relative_to(root))]
     return next((place for place in here if (place / "metadata.jsonl").is_file()), folder)
 
@@ -163,12 +192,18 @@ class Unreadable:
         """One warning naming the files found since the last one."""
         with _reporting:
             if len(self.reasons) > self.reported:
-                logging.warning("skipped unreadable images (at most %d): %s", self.limit, self._names(self.reported))
+                logging.warning(
+                    "skipped unreadable images (at most %d): %s",
+                    self.limit,
+                    self._names(self.reported),
+                )
                 self.reported = len(self.reasons)
 
     def _names(self, first: int) -> str:
         listed = [f"{file} ({reason})" for file, reason in list(self.reasons.items())[first:]]
-        return ", ".join(listed[:10]) + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")
+        return ", ".join(listed[:10]) + (
+            f" and {len(listed) - 10} more" if len(listed) > 10 else ""
+        )
 
 
 def _headers(files: list[File], unreadable: Unreadable) -> dict[Path, Header]:
@@ -184,7 +219,9 @@ def _headers(files: list[File], unreadable: Unreadable) -> dict[Path, Header]:
     return {f.path: h for f, h in zip(files, parallel(one, files)) if h}
 
 
-def _shape(path: str, headers: dict[Path, Header], image_size: int, channels: int) -> tuple[int, int, int]:
+def _shape(
+    path: str, headers: dict[Path, Header], image_size: int, channels: int
+) -> tuple[int, int, int]:
     first, (size, *_) = next(iter(headers.items()))
     other = next((f for f, h in headers.items() if h.size != size), None)
     if other and not image_size:
@@ -198,12 +235,16 @@ def _shape(path: str, headers: dict[Path, Header], image_size: int, channels: in
 
 
 def _check_values(path: str, headers: dict[Path, Header], value_range: Range) -> None:
-    """Refuse values whose black and white are not known. Up to LOOKED_AT files of each depth are read."""
+    """Refuse values whose black and white are not known. Up to LOOKED_AT files of each depth are
+    read.
+    """
     for kind in sorted({h.depth for h in headers.values()}):
         files = [f for f, h in headers.items() if h.depth == kind]
         if not kind and not value_range:
             continue
-        some = [files[i] for i in np.linspace(0, len(files) - 1, min(len(files), LOOKED_AT)).astype(int)]
+        some = [
+            files[i] for i in np.linspace(0, len(files) - 1, min(len(files), LOOKED_AT)).astype(int)
+        ]
         values = [v for v in parallel(_values, some) if v is not None]
         if values:
             what = f"data.path={path}: {len(files)} images ({files[0].name})"
@@ -220,16 +261,21 @@ def _values(file: Path) -> np.ndarray | None:
 
 
 def decode(file: Path, image_size: int, channels: int, value_range: Range = ()) -> np.ndarray:
-    """One image file -> (H, W, channels) uint8: turned as its EXIF says, transparency on white, resized.
+    """One image file -> (H, W, channels) uint8: turned as its EXIF says, transparency on white,
+    resized.
 
     value_range: the values of black and white, where they are not 0 and 255 (of 16 bits: 65535).
     """
     with transforms.open_image(file) as image:
         kind, image = pixels.depth(image), ImageOps.exif_transpose(image)
         if kind:
-            image = Image.fromarray(pixels.to_uint8(np.asarray(image), value_range or pixels.BITS_16))
+            image = Image.fromarray(
+                pixels.to_uint8(np.asarray(image), value_range or pixels.BITS_16)
+            )
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+            image = Image.alpha_composite(
+                Image.new("RGBA", image.size, "white"), image.convert("RGBA")
+            )
         image = image.convert(transforms.MODES[channels])
         if value_range and not kind:
             image = image.point(pixels.to_uint8(np.arange(256), value_range).tolist() * channels)
@@ -265,7 +311,10 @@ def _source(files: list[File], read: _Read, numbers: np.ndarray | None) -> Sourc
         kept = [i for i, x in enumerate(images) if x is not None]
         if not kept:
             raise UserError(f"data.path={unreadable.path}: no image of a split is readable")
-        return Arrays(np.stack([images[i] for i in kept]), *(None if x is None else x[kept] for x in (labels, numbers)))
+        return Arrays(
+            np.stack([images[i] for i in kept]),
+            *(None if x is None else x[kept] for x in (labels, numbers)),
+        )
 
     def example(i: int) -> dict:
         for j in range(i, i + unreadable.limit + 1):
@@ -273,7 +322,9 @@ def _source(files: list[File], read: _Read, numbers: np.ndarray | None) -> Sourc
             unreadable.report()
             if x is not None:
                 columns = {"label": labels, "caption": numbers}
-                return {"image": x} | {k: column[j % len(files)] for k, column in columns.items() if column is not None}
+                return {"image": x} | {
+                    k: column[j % len(files)] for k, column in columns.items() if column is not None
+                }
         raise UserError(
             f"data.path={unreadable.path}: {unreadable.limit + 1} unreadable images in a row from {files[i].path}"
         )

@@ -1,8 +1,9 @@
-"""Latents of a data set in an .npz, made by experiments.encode: means, log-variances, and what it takes to trust and use them.
+"""Latents of a data set in an .npz, made by experiments.encode: means, log-variances, and what it
+takes to trust and use them.
 
-    {train,test}_mean, {train,test}_log_variance (N, h, w, c)     {train,test}_label (N,), where there are labels
-    shift, scale (c,)     of a channel, so that (z - shift) / scale has mean 0 and variance 1 over the training split
-    about                 JSON: sha256 of the autoencoder's parameters, shape of the images, name of their data set, its classes
+{train,test}_mean, {train,test}_log_variance (N, h, w, c)     {train,test}_label (N,), where there are labels
+shift, scale (c,)     of a channel, so that (z - shift) / scale has mean 0 and variance 1 over the training split
+about                 JSON: sha256 of the autoencoder's parameters, shape of the images, name of their data set, its classes
 """
 
 from __future__ import annotations
@@ -17,25 +18,39 @@ import numpy as np
 from diffusion_jax import reading
 from diffusion_jax.data.sources import Example
 from diffusion_jax.errors import UserError
-from diffusion_jax.provenance import atomic_path
+from diffusion_jax.files import atomic_path
 
 STATISTICS = ("shift", "scale")
 NEEDED = ("about", "train_mean", "train_log_variance", "test_mean", "test_log_variance")
-
-
 _LATENTS = reading.Array("f", (None, None, None, None))
-ARRAYS = {"about": reading.Array("U", ()), "shift": reading.Array("fiu", (None,), finite=False),
-          "scale": reading.Array("fiu", (None,), finite=False),
-          **{f"{split}_{name}": _LATENTS for split in ("train", "test") for name in ("mean", "log_variance")},
-          **{f"{split}_label": reading.Array("iu", (None,)) for split in ("train", "test")}}  # fmt: skip
-ABOUT = reading.record({
-    "autoencoder": reading.text(1), "image_shape": reading.items(reading.integer(1, 2**20), 3, 3), "data": reading.text(),
-    "num_classes": reading.integer(0, 10**6), "class_names": reading.items(reading.text())})  # fmt: skip
+
+ARRAYS = {
+    "about": reading.Array("U", ()),
+    "shift": reading.Array("fiu", (None,), finite=False),
+    "scale": reading.Array("fiu", (None,), finite=False),
+    **{
+        f"{split}_{name}": _LATENTS
+        for split in ("train", "test")
+        for name in ("mean", "log_variance")
+    },
+    **{f"{split}_label": reading.Array("iu", (None,)) for split in ("train", "test")},
+}
+
+ABOUT = reading.record(
+    {
+        "autoencoder": reading.text(1),
+        "image_shape": reading.items(reading.integer(1, 2**20), 3, 3),
+        "data": reading.text(),
+        "num_classes": reading.integer(0, 10**6),
+        "class_names": reading.items(reading.text()),
+    }
+)
 
 
 class Encoded(NamedTuple):
-    """What made latents. autoencoder: sha256 of its parameters; image_shape, data, num_classes, class_names: of the images and
-    their set; shift, scale: of every channel."""
+    """What made latents. autoencoder: sha256 of its parameters; image_shape, data, num_classes,
+    class_names: of the images and their set; shift, scale: of every channel.
+    """
 
     autoencoder: str
     image_shape: tuple[int, int, int]
@@ -47,9 +62,13 @@ class Encoded(NamedTuple):
 
 
 class Latents:
-    """A split: 'image', the posterior's mean, and 'std', (h, w, c) float32, in units in which z has mean 0 and variance 1."""
+    """A split: 'image', the posterior's mean, and 'std', (h, w, c) float32, in units in which z has
+    mean 0 and variance 1.
+    """
 
-    def __init__(self, mean: np.ndarray, log_variance: np.ndarray, label: np.ndarray | None, encoded: Encoded):
+    def __init__(
+        self, mean: np.ndarray, log_variance: np.ndarray, label: np.ndarray | None, encoded: Encoded
+    ):
         self.mean, self.log_variance, self.label = mean, log_variance, label
         self.shift, self.scale = (np.asarray(x, np.float32) for x in (encoded.shift, encoded.scale))
 
@@ -66,42 +85,77 @@ class Latents:
 
     def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         mean, log_variance = (x[indices].astype(np.float32) for x in (self.mean, self.log_variance))
-        found = {"image": (mean - self.shift) / self.scale, "std": np.exp(0.5 * log_variance) / self.scale}
-        return found | ({} if self.label is None else {"label": self.label[indices].astype(np.int32)})
+        found = {
+            "image": (mean - self.shift) / self.scale,
+            "std": np.exp(0.5 * log_variance) / self.scale,
+        }
+        return found | (
+            {} if self.label is None else {"label": self.label[indices].astype(np.int32)}
+        )
 
 
 def save(path: str | Path, encoded: Encoded, splits: dict[str, np.ndarray]) -> None:
     """Write a file of latents, atomically. splits: the arrays of NEEDED, and labels."""
     about = {key: value for key, value in encoded._asdict().items() if key not in STATISTICS}
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, about=json.dumps(about), shift=np.float32(encoded.shift), scale=np.float32(encoded.scale), **splits)
+        np.savez(
+            file,
+            about=json.dumps(about),
+            shift=np.float32(encoded.shift),
+            scale=np.float32(encoded.scale),
+            **splits,
+        )
 
 
 def load(path: str, image_size: int = 0, channels: int = 0) -> tuple[Latents, Latents, Encoded]:
-    """(train, test, what made them). image_size, channels: those the config states of the latents, 0: whatever they are.
+    """(train, test, what made them). image_size, channels: those the config states of the latents,
+    0: whatever they are.
 
-    UserError for a file that is none, for statistics that are missing or no numbers, and for latents of another size.
+    UserError for a file that is none, for statistics that are missing or no numbers, and for
+    latents of another size.
     """
     made, found = "make it by python -m experiments.encode", _read(path)
     if missing := [name for name in NEEDED if name not in found]:
-        raise UserError(f"data.path={path} is no file of latents: it lacks {', '.join(missing)}; {made}")
+        raise UserError(
+            f"data.path={path} is no file of latents: it lacks {', '.join(missing)}; {made}"
+        )
     if missing := [name for name in STATISTICS if name not in found]:
         missing = " and ".join(missing)
-        raise UserError(f"data.path={path} lacks the statistics {missing}, without which latents have no scale; {made}")
+        raise UserError(
+            f"data.path={path} lacks the statistics {missing}, without which latents have no scale; {made}"
+        )
     shift, scale = (found[name].astype(float) for name in STATISTICS)
     shape, encoded = found["train_mean"].shape[1:], _about(path, found, shift, scale)
-    if not (shift.shape == scale.shape == shape[-1:] and np.isfinite([shift, scale]).all() and (scale > 0).all()):
+    if not (
+        shift.shape == scale.shape == shape[-1:]
+        and np.isfinite([shift, scale]).all()
+        and (scale > 0).all()
+    ):
         what = f"its statistics, shift {shift} and scale {scale}, are not those of latents {shape}"
         raise UserError(f"data.path={path}: {what}; {made}")
-    for key, stated, true in (("image_size", image_size, shape[0]), ("channels", channels, shape[-1])):
+    for key, stated, true in (
+        ("image_size", image_size, shape[0]),
+        ("channels", channels, shape[-1]),
+    ):
         if stated not in (0, true):
-            raise UserError(f"data.{key}={stated}, but the latents of data.path={path} are {shape}; set data.{key}=0")
+            raise UserError(
+                f"data.{key}={stated}, but the latents of data.path={path} are {shape}; set data.{key}=0"
+            )
     for split in ("train", "test"):
         labels = found.get(f"{split}_label", np.zeros(0, int))
         if labels.size and not 0 <= labels.min() <= labels.max() < encoded.num_classes:
-            raise UserError(f"data.path={path}: labels of {split} are not below num_classes={encoded.num_classes}; {made}")
-    train, test = (Latents(found[f"{split}_mean"], found[f"{split}_log_variance"], found.get(f"{split}_label"), encoded)
-                   for split in ("train", "test"))  # fmt: skip
+            raise UserError(
+                f"data.path={path}: labels of {split} are not below num_classes={encoded.num_classes}; {made}"
+            )
+    train, test = (
+        Latents(
+            found[f"{split}_mean"],
+            found[f"{split}_log_variance"],
+            found.get(f"{split}_label"),
+            encoded,
+        )
+        for split in ("train", "test")
+    )
     return train, test, encoded
 
 
@@ -112,10 +166,18 @@ def _read(path: str) -> dict[str, Any]:
     try:
         found = reading.npz_file(file, {}, ARRAYS.get)
         for split in ("train", "test"):
-            shapes = {found[name].shape for name in (f"{split}_mean", f"{split}_log_variance") if name in found}
+            shapes = {
+                found[name].shape
+                for name in (f"{split}_mean", f"{split}_log_variance")
+                if name in found
+            }
             labels = found.get(f"{split}_label")
-            if len(shapes) > 1 or (labels is not None and shapes and labels.shape != next(iter(shapes))[:1]):
-                raise UserError(f"the means, log-variances and labels of {split} are not as many, or of one size")
+            if len(shapes) > 1 or (
+                labels is not None and shapes and labels.shape != next(iter(shapes))[:1]
+            ):
+                raise UserError(
+                    f"the means, log-variances and labels of {split} are not as many, or of one size"
+                )
         return found
     except UserError as error:
         raise UserError(f"data.path={path} cannot be read as a file of latents: {error}") from error
@@ -125,6 +187,12 @@ def _about(path: str, found: dict[str, Any], shift: np.ndarray, scale: np.ndarra
     try:
         about = reading.json_text(str(found["about"]), "its description", ABOUT)
     except UserError as error:
-        raise UserError(f"data.path={path} does not say what made it ({error}); make it by python -m experiments.encode") from None
-    about = {key: tuple(value) if isinstance(value, list) else value for key, value in about.items() if key in Encoded._fields}
+        raise UserError(
+            f"data.path={path} does not say what made it ({error}); make it by python -m experiments.encode"
+        ) from None
+    about = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in about.items()
+        if key in Encoded._fields
+    }
     return Encoded(**about, shift=tuple(shift.tolist()), scale=tuple(scale.tolist()))

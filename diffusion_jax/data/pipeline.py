@@ -1,16 +1,20 @@
-"""From a source to batches: a pure function of (seed, step), shuffled every epoch, sharded by process, computed ahead.
+"""From a source to batches: a pure function of (seed, step), shuffled every epoch, sharded by
+process, computed ahead.
 
-The order of epoch e is argsort of the raw Philox stream keyed by (seed, e): a uniform permutation that no version of
-NumPy or grain can change (raw bits are guaranteed stable, shuffling routines are not). grain's own shuffle walks the
-cycles of a 65,536-element cipher index by index (about 0.3 us x 65536 / N each: 30 us for the digits, 10 ms for a set
-of two), so the elements of the grain pipeline are steps, not examples. Being a pure function, batch(step) can be computed
-anywhere: `prefetch` does it in a thread, or in processes of their own (grain's workers), with the same result.
+The order of epoch e is argsort of the raw Philox stream keyed by (seed, e): a uniform permutation
+that no version of NumPy or grain can change (raw bits are guaranteed stable, shuffling routines are
+not). grain's own shuffle walks the cycles of a 65,536-element cipher index by index (about 0.3 us x
+65536 / N each: 30 us for the digits, 10 ms for a set of two), so the elements of the grain pipeline
+are steps, not examples. Being a pure function, batch(step) can be computed
+anywhere: `prefetch` does it in a thread, or in processes of their own (grain's workers), with the
+same result.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import multiprocessing
 import os
 import queue
 import signal
@@ -19,7 +23,10 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import grain
+import jax
 import numpy as np
+from absl import flags
 
 from diffusion_jax.data import transforms
 from diffusion_jax.data.sources import Source
@@ -38,17 +45,19 @@ def batches(
     process_count: int = 1,
     rows: np.ndarray | None = None,
 ) -> Callable[[int], dict[str, np.ndarray]]:
-    """batch(step) -> {'image': (b, H, W, C) float32 in [-1, 1], 'label': (b,) int32}, b = batch_size / process_count.
+    """batch(step) -> {'image': (b, H, W, C) float32 in [-1, 1], 'label': (b,) int32}, b =
+    batch_size / process_count.
 
-    Step s of process p holds positions [s G + p G/n, s G + (p + 1) G/n) of the endless global order (G = batch_size,
-    n = process_count), in which every epoch is a fresh permutation of all examples: the processes' rows, in order, are
-    the batch of one process. rows: positions in the batch to hold instead (`Runner.rows`: where a mesh spreads the examples
-    otherwise than by process). 'label' is absent where the set has none. flip mirrors an example left-right with
-    probability 1/2, drawn anew for each example and epoch, and so is which of its captions an example is told with, where the
-    source has captions (captions.Told), whose entries are in the batch then.
-    Raises UserError if batch_size is not a positive multiple of process_count. A batch may be larger than the set.
+    Step s of process p holds positions [s G + p G/n, s G + (p + 1) G/n) of the endless global order
+    (G = batch_size, n = process_count), in which every epoch is a fresh permutation of all
+    examples: the processes' rows, in order, are the batch of one process. rows: positions in the
+    batch to hold instead (`Runner.rows`: where a mesh spreads the examples otherwise than by
+    process). 'label' is absent where the set has none. flip mirrors an example left-right with
+    probability 1/2, drawn anew for each example and epoch, and so is which of its captions an
+    example is told with, where the source has captions (captions.Told), whose entries are in the
+    batch then. Raises UserError if batch_size is not a positive multiple of process_count. A batch
+    may be larger than the set.
     """
-    import grain
 
     held = _held(batch_size, process_index, process_count) if rows is None else rows
     if seed < 0:
@@ -66,7 +75,10 @@ def batches(
     def chosen(position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         number, offset = np.divmod(position, size)
         parts = [(_epoch(seed, int(e), size), offset[number == e]) for e in np.unique(number)]
-        return tuple(np.concatenate([columns[k][o] for columns, o in parts]) for k in (SHUFFLE, FLIP, CAPTION))
+        return tuple(
+            np.concatenate([columns[k][o] for columns, o in parts])
+            for k in (SHUFFLE, FLIP, CAPTION)
+        )
 
     def read(choice: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
         index, mirrored, phrase = choice
@@ -76,7 +88,11 @@ def batches(
         return batch
 
     pipeline = (
-        grain.MapDataset.range(sys.maxsize // batch_size - 1).map(positions).map(chosen).map(read).map(_network_types)
+        grain.MapDataset.range(sys.maxsize // batch_size - 1)
+        .map(positions)
+        .map(chosen)
+        .map(read)
+        .map(_network_types)
     )
     return pipeline.__getitem__
 
@@ -93,9 +109,13 @@ def _network_types(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 @functools.lru_cache(maxsize=4)
 def _epoch(seed: int, number: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(the order of the examples, which of them are mirrored, and a number that chooses a caption) in one epoch."""
+    """(the order of the examples, which of them are mirrored, and a number that chooses a caption)
+    in one epoch.
+    """
     order = np.argsort(_bits(seed, number, SHUFFLE, size), kind="stable")
-    phrase = (_bits(seed, number, CAPTION, size) >> np.uint64(33)).astype(np.int32)  # from 0 to 2^31 - 1
+    phrase = (_bits(seed, number, CAPTION, size) >> np.uint64(33)).astype(
+        np.int32
+    )  # from 0 to 2^31 - 1
     return order, (_bits(seed, number, FLIP, size) & 1).astype(bool), phrase
 
 
@@ -121,17 +141,23 @@ def prefetch(
     put: Callable[[Any], Any] = lambda b: b,
     workers: int = 0,
 ) -> Iterator[tuple[int, Any]]:
-    """(step, put(batch(step))) for step = start, start + 1, ... (below stop), up to `depth` ahead in a daemon thread.
+    """(step, put(batch(step))) for step = start, start + 1, ... (below stop), up to `depth` ahead
+    in a daemon thread.
 
-    workers: processes that compute batch(step), each up to `depth` of its own ahead, where reading or decoding is more than a
-    thread beside the training can do; put stays in the thread. They are spawned, so a script needs `if __name__ ==
-    "__main__":`, and each has its own copy of what batch holds. Steps and values do not depend on their number.
-    An exception in the thread or a worker is raised here, at its step; a worker that dies is a UserError. Closing the
-    iterator (or dropping it) ends thread and workers.
+    workers: processes that compute batch(step), each up to `depth` of its own ahead, where reading
+    or decoding is more than a thread beside the training can do; put stays in the thread. They are
+    spawned, so a script needs `if __name__ ==
+    "__main__":`, and each has its own copy of what batch holds. Steps and values do not depend on
+    their number. An exception in the thread or a worker is raised here, at its step; a worker that
+    dies is a UserError. Closing the iterator (or dropping it) ends thread and workers.
     """
     ready: queue.Queue = queue.Queue(maxsize=max(1, depth))
     closed = threading.Event()
-    made = _in_processes(batch, start, stop, depth, workers) if workers else map(batch, itertools.count(start))
+    made = (
+        _in_processes(batch, start, stop, depth, workers)
+        if workers
+        else map(batch, itertools.count(start))
+    )
 
     def offer(item) -> None:
         while not closed.is_set():
@@ -163,22 +189,30 @@ def prefetch(
             yield step, item
     finally:
         closed.set()
-        thread.join(timeout=5)  # (a batch that hangs, on a dead file server, must not hang the exit)
+        thread.join(
+            timeout=5
+        )  # (a batch that hangs, on a dead file server, must not hang the exit)
         if workers:
             made.close()
 
 
-def _in_processes(batch: Callable[[int], Any], start: int, stop: int | None, depth: int, workers: int) -> Iterator[Any]:
-    """batch(start), batch(start + 1), ..., by grain's workers: worker i makes every workers-th, from start + i."""
-    import grain
-    import jax
-    from absl import flags
+def _in_processes(
+    batch: Callable[[int], Any], start: int, stop: int | None, depth: int, workers: int
+) -> Iterator[Any]:
+    """batch(start), batch(start + 1), ..., by grain's workers: worker i makes every workers-th,
+    from start + i.
+    """
 
-    if not flags.FLAGS.is_parsed():  # grain asks for flags of its own, also where no main has read a command line
+    if (
+        not flags.FLAGS.is_parsed()
+    ):  # grain asks for flags of its own, also where no main has read a command line
         flags.FLAGS.mark_as_parsed()
     steps = grain.MapDataset.range(start, sys.maxsize if stop is None else stop).map(batch)
-    ahead = steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)).mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=depth), worker_init_fn=_serve
+    ahead = steps.to_iter_dataset(
+        grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+    ).mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=depth),
+        worker_init_fn=_serve,
     )
     iterator = iter(ahead)
     try:
@@ -194,15 +228,17 @@ def _in_processes(batch: Callable[[int], Any], start: int, stop: int | None, dep
                     f"a data worker died before step {step} ({str(error).split('. ')[0]}); is memory short? "
                     f"use fewer than data.workers={workers} (0: none); the same command goes on from the last checkpoint"
                 ) from None
-            # out of the shared memory, which jax on a CPU would otherwise hold on to instead of copying
+            # out of the shared memory, which jax on a CPU would otherwise hold on to instead of
+            # copying
             yield jax.tree.map(lambda x: np.array(x) if isinstance(x, np.ndarray) else x, made)
     finally:
         iterator.close()
 
 
 def _serve(index: int, count: int) -> None:
-    """In a worker, before it begins: Ctrl-C is the parent's to handle, and when the parent is gone there is nothing to do."""
-    import multiprocessing
+    """In a worker, before it begins: Ctrl-C is the parent's to handle, and when the parent is gone
+    there is nothing to do.
+    """
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -210,18 +246,27 @@ def _serve(index: int, count: int) -> None:
 
 
 def arrays(source: Source, limit: int | None = None) -> dict[str, np.ndarray]:
-    """The split's first `limit` examples (None: all), in order: image (N, H, W, C) uint8, label (N,) int32."""
+    """The split's first `limit` examples (None: all), in order: image (N, H, W, C) uint8, label
+    (N,) int32.
+    """
     size = len(source) if limit is None else min(limit, len(source))
     return source.rows(np.arange(size))
 
 
 def sequential(
-    source: Source, batch_size: int, *, process_index: int = 0, process_count: int = 1, rows: np.ndarray | None = None
+    source: Source,
+    batch_size: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    rows: np.ndarray | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The split once, in order, as batches like those of `batches` (this process's rows), for the held-out loss.
+    """The split once, in order, as batches like those of `batches` (this process's rows), for the
+    held-out loss.
 
-    Every batch is full, so that one compiled function serves all: the examples beyond the last full batch are left out,
-    and a split smaller than one batch is repeated to fill it. Of several captions it is the first.
+    Every batch is full, so that one compiled function serves all: the examples beyond the last full
+    batch are left out, and a split smaller than one batch is repeated to fill it. Of several
+    captions it is the first.
     """
     held = _held(batch_size, process_index, process_count) if rows is None else rows
     for first in range(0, max(len(source) - batch_size, 0) + 1, batch_size):

@@ -1,7 +1,8 @@
-"""Sources: random access to examples. source[i] -> {'image', 'label'}; source.rows(indices) -> the same, stacked.
+"""Sources: random access to examples. source[i] -> {'image', 'label'}; source.rows(indices) -> the
+same, stacked.
 
-An image is (H, W, C) uint8 (a point of a 2-D toy: (2,) float32), a label an int32 scalar, absent where there is none. Where
-captions were asked for there is also 'caption' (captions.py).
+An image is (H, W, C) uint8 (a point of a 2-D toy: (2,) float32), a label an int32 scalar, absent
+where there is none. Where captions were asked for there is also 'caption' (captions.py).
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-MEMORY = 1_000_000_000  # bytes: a split below this is decoded once and kept; a larger one is read batch by batch
+# bytes: a split below this is decoded once and kept; a larger one is read batch by batch
+MEMORY = 1_000_000_000
 Example = dict[str, Any]
 
 
@@ -29,10 +31,18 @@ class Source(Protocol):
 
 
 class Arrays:
-    """A split in memory. image: (N, ...); label: (N,) or None; caption: (N, K), see captions.py, or None."""
+    """A split in memory. image: (N, ...); label: (N,) or None; caption: (N, K), see captions.py, or
+    None.
+    """
 
-    def __init__(self, image: np.ndarray, label: np.ndarray | None = None, caption: np.ndarray | None = None):
-        numbers = {name: np.asarray(x, np.int32) for name, x in (("label", label), ("caption", caption)) if x is not None}
+    def __init__(
+        self, image: np.ndarray, label: np.ndarray | None = None, caption: np.ndarray | None = None
+    ):
+        numbers = {
+            name: np.asarray(x, np.int32)
+            for name, x in (("label", label), ("caption", caption))
+            if x is not None
+        }
         self.columns = {"image": image} | numbers
 
     @property
@@ -51,12 +61,15 @@ class Arrays:
 
 
 class Lazy:
-    """A split that is read when asked: example(i) for i in 0..size-1, by threads (decoders release Python's lock).
+    """A split that is read when asked: example(i) for i in 0..size-1, by threads (decoders release
+    Python's lock).
 
     labels: those of all examples (N,), where they are known without reading the examples.
     """
 
-    def __init__(self, size: int, example: Callable[[int], Example], labels: np.ndarray | None = None):
+    def __init__(
+        self, size: int, example: Callable[[int], Example], labels: np.ndarray | None = None
+    ):
         self.size, self.example, self.labels = size, example, labels
 
     def __len__(self) -> int:
@@ -72,7 +85,9 @@ class Lazy:
         return {k: np.stack([e[k] for e in examples]) for k in examples[0]}
 
 
-_reading = threading.RLock()  # of all caches, as a source with a lock of its own could not be sent to a data worker
+_reading = (
+    threading.RLock()
+)  # of all caches, as a source with a lock of its own could not be sent to a data worker
 
 
 class Cached:
@@ -161,7 +176,9 @@ def held_in_memory(size: int, image_shape: tuple[int, ...]) -> bool:
     return size * int(np.prod(image_shape)) < MEMORY
 
 
-def mapped(source: Source, transform: Callable[[Example], Example], image_shape: tuple[int, ...]) -> Source:
+def mapped(
+    source: Source, transform: Callable[[Example], Example], image_shape: tuple[int, ...]
+) -> Source:
     """The source with every example transformed, kept in memory if it is small."""
     lazy = Lazy(len(source), lambda i: transform(source[i]), labels_of(source))
     return Cached(lazy) if held_in_memory(len(source), image_shape) else lazy

@@ -1,4 +1,6 @@
-"""2-D points, for work without images: deterministic in the seed, about unit scale, train and test independent."""
+"""2-D points, for work without images: deterministic in the seed, about unit scale, train and test
+independent.
+"""
 
 from __future__ import annotations
 

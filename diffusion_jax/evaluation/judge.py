@@ -1,8 +1,8 @@
 """Quality of a set of images against a data set, in the numbers that every command prints.
 
-`against(train, labels)` gives the two inexpensive numbers of every comparison: recognition, and the Fréchet distance of
-the default features. It takes any other `features` and `metrics` too. `choose` decides what can be measured on the data
-at hand, before anything is sampled.
+`against(train, labels)` gives the two inexpensive numbers of every comparison: recognition, and the
+Fréchet distance of the default features. It takes any other `features` and `metrics` too. `choose`
+decides what can be measured on the data at hand, before anything is sampled.
 """
 
 from __future__ import annotations
@@ -17,27 +17,40 @@ import numpy as np
 from diffusion_jax import data
 from diffusion_jax.data.sources import Source
 from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.evaluation import (
+    features,
+    frechet,
+    kid,
+    memorisation,
+    mmd,
+    prdc,
+    recognition,
+    scores,
+)
 from diffusion_jax.evaluation import features as extractors
-from diffusion_jax.evaluation import frechet, kid, memorisation, mmd, prdc, recognition, scores
 from diffusion_jax.evaluation.statistics import Statistics
 
 REFERENCE = 10_000  # training images in the reference statistics, at most
 PAIRED = 5_000  # in metrics of pairs, at most: their cost is a square
 CMMD_SIGMA = 10.0  # Jayasumana et al. (2024)
-
 Scores = dict[str, float]
-Judge = Callable[..., Scores]  # (images uint8 (N, H, W, C), labels=those asked for; (): unknown) -> Scores
+
+Judge = Callable[
+    ..., Scores
+]  # (images uint8 (N, H, W, C), labels=those asked for; (): unknown) -> Scores
 
 
 class Real(NamedTuple):
-    """The training split as one extractor sees it: features of its first images, as many as the metrics asked for want.
+    """The training split as one extractor sees it: features of its first images, as many as the
+    metrics asked for want.
 
-    root: the Gaussian that Fréchet distances are measured to, computed once. held_out: features of the test split.
+    root: the Gaussian that Fréchet distances are measured to, computed once. held_out: features of
+      the test split.
     """
 
     features: np.ndarray
     held_out: np.ndarray | None
-    extractor: extractors.Extractor
+    extractor: features.Extractor
     root: Callable[[], frechet.Root]
 
 
@@ -52,8 +65,9 @@ class Seen(NamedTuple):
 class Metric(NamedTuple):
     """prepare(real), done once, gives the function that scores a set.
 
-    wants: training images it compares with, None: all. least: images that every set must have. logits, labels, held_out: whether
-    it needs the logits of a classifier, labels of the samples with a classifier of these classes, real images never trained on.
+    wants: training images it compares with, None: all. least: images that every set must have.
+    logits, labels, held_out: whether it needs the logits of a classifier, labels of the samples
+    with a classifier of these classes, real images never trained on.
     """
 
     prepare: Callable[[Real], Callable[[Seen], Scores]]
@@ -84,7 +98,12 @@ def _frechet_interval(real: Real):
 
     def score(seen: Seen) -> Scores:
         what = _if_slow("Fréchet distances of resampled sets", seen.features)
-        return dict(zip(("frechet_low", "frechet_high"), frechet.interval(seen.features, root, description=what)))
+        return dict(
+            zip(
+                ("frechet_low", "frechet_high"),
+                frechet.interval(seen.features, root, description=what),
+            )
+        )
 
     return score
 
@@ -106,7 +125,9 @@ def _prdc(real: Real):
 
 def _cmmd(real: Real):
     reference = real.features[:PAIRED]
-    return lambda seen: {"cmmd": 1000 * mmd.squared_mmd(seen.features[:PAIRED], reference, sigma=CMMD_SIGMA)}
+    return lambda seen: {
+        "cmmd": 1000 * mmd.squared_mmd(seen.features[:PAIRED], reference, sigma=CMMD_SIGMA)
+    }
 
 
 def _memorisation(real: Real):
@@ -120,7 +141,9 @@ def _memorisation(real: Real):
 
 
 def _inception_score(real: Real):
-    return lambda seen: {} if seen.logits is None else {"inception_score": scores.inception_score(seen.logits)}
+    return lambda seen: (
+        {} if seen.logits is None else {"inception_score": scores.inception_score(seen.logits)}
+    )
 
 
 def _class_accuracy(real: Real):
@@ -142,16 +165,24 @@ METRICS = {
     "frechet_infinity": Metric(_frechet_infinity, REFERENCE, least=4),
     "frechet_interval": Metric(_frechet_interval, REFERENCE, least=2),
 }
+
 ACCURACY = "accuracy"  # of the recognizer, which reads the images themselves
 NAMES = (ACCURACY, *METRICS)
-STANDARD, READ = (ACCURACY, "frechet", "kid", "prdc"), ("class_accuracy", "inception_score")  # READ: from logits
+
+STANDARD, READ = (
+    (ACCURACY, "frechet", "kid", "prdc"),
+    ("class_accuracy", "inception_score"),
+)  # READ: from logits
+
 ONE_CLASS = "the training images are not labeled with two classes or more"
 
 
 class Choice(NamedTuple):
-    """What is measured: the extractors, names of NAMES, and what was requested but cannot be had, a sentence for each."""
+    """What is measured: the extractors, names of NAMES, and what was requested but cannot be had, a
+    sentence for each.
+    """
 
-    features: tuple[extractors.Extractor, ...]
+    features: tuple[features.Extractor, ...]
     metrics: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
@@ -165,13 +196,15 @@ def choose(
     held_out: Source | None = None,
     count: int | None = None,
 ) -> Choice:
-    """The features and metrics that can be had of these data, out of those that are requested; the others have a note.
+    """The features and metrics that can be had of these data, out of those that are requested; the
+    others have a note.
 
     Args:
       train: the training split.
       labels: (N,), the labels of the samples to be judged, or None.
       features: names, or extractors made before; none: those of `features.default`.
-      metrics: names of NAMES; none: the inexpensive ones, with those of logits where an extractor has them.
+      metrics: names of NAMES; none: the inexpensive ones, with those of logits where an extractor
+        has them.
       held_out: the test split, if there is one.
       count: how many samples every set to be judged has, None: not known.
 
@@ -183,7 +216,9 @@ def choose(
     names = features or (default_features(train),)
     possible = [name for name in names if classes or name != "classifier"]
     if not possible:
-        raise UserError(f"features classifier cannot be had: {ONE_CLASS}; choose pixels, thumbnails, inception or efficientnet_lite0")
+        raise UserError(
+            f"features classifier cannot be had: {ONE_CLASS}; choose pixels, thumbnails, inception or efficientnet_lite0"
+        )
     if len(possible) < len(names):
         notes.append(f"features classifier are left out: {ONE_CLASS}")
     made = tuple(extractor_for(name, train) for name in possible)
@@ -195,14 +230,22 @@ def choose(
             kept.append(name)
     if not kept:
         raise UserError(f"there is nothing to measure: {'; '.join(notes)}")
-    short = [name for name in kept if held_out is not None and name in METRICS and len(held_out) < METRICS[name].least]
+    short = [
+        name
+        for name in kept
+        if held_out is not None and name in METRICS and len(held_out) < METRICS[name].least
+    ]
     if short:
-        notes.append(f"real test images have no {', '.join(short)}: there are {len(held_out)} of them, and "
-                     f"{max(METRICS[name].least for name in short)} are needed")  # fmt: skip
+        notes.append(
+            f"real test images have no {', '.join(short)}: there are {len(held_out)} of them, and "
+            f"{max(METRICS[name].least for name in short)} are needed"
+        )
     return Choice(made, tuple(kept), tuple(notes))
 
 
-def _missing(name: str, made, labels, classes: bool, trained: int, held_out: Source | None, count: int | None) -> str:
+def _missing(
+    name: str, made, labels, classes: bool, trained: int, held_out: Source | None, count: int | None
+) -> str:
     """Why a metric cannot be had, '' if it can."""
     if name == ACCURACY:
         if labels is None:
@@ -214,7 +257,9 @@ def _missing(name: str, made, labels, classes: bool, trained: int, held_out: Sou
     if metric.logits and not any(extractor.logits for extractor in made):
         return f"the features {features} have no logits; add --features=classifier or inception"
     if metric.labels and not any(extractor.classes for extractor in made):
-        return f"the features {features} know other classes than the data's; add --features=classifier"
+        return (
+            f"the features {features} know other classes than the data's; add --features=classifier"
+        )
     if metric.held_out and not (held_out is not None and len(held_out)):
         return "there are no held-out real images"
     if metric.wants != 0 and trained < metric.least:
@@ -225,13 +270,17 @@ def _missing(name: str, made, labels, classes: bool, trained: int, held_out: Sou
 
 
 def default_features(train: Source) -> str:
-    """The name of the features that a training split is compared by where none are chosen (see `features.default`)."""
-    return extractors.default(train.rows(np.zeros(1, int))["image"].shape[1:], has_classes(train))
+    """The name of the features that a training split is compared by where none are chosen (see
+    `features.default`).
+    """
+    return features.default(train.rows(np.zeros(1, int))["image"].shape[1:], has_classes(train))
 
 
 def has_classes(train: Source) -> bool:
     """Whether the training split is labeled with two classes or more."""
-    some = np.unique(np.linspace(0, len(train) - 1, min(len(train), 200)).astype(int))  # sorted splits differ at their ends
+    some = np.unique(
+        np.linspace(0, len(train) - 1, min(len(train), 200)).astype(int)
+    )  # sorted splits differ at their ends
     if "label" not in (probe := train.rows(some)):
         return False
     first = probe["label"][0]
@@ -251,35 +300,46 @@ def against(
     statistics: Statistics | None = None,
     count: int | None = None,
 ) -> Judge:
-    """A function images uint8 (N, H, W, C) -> {'accuracy', 'frechet', ...}, prepared once for every set that is judged.
+    """A function images uint8 (N, H, W, C) -> {'accuracy', 'frechet', ...}, prepared once for every
+    set that is judged.
 
-    accuracy: the fraction that an SVM, fitted to the real training split, recognizes as `labels`. frechet: the Fréchet distance to
-    the training split's first 10,000; its floor at this N is what real test images score. The scores of chosen features other
-    than pixels are named 'frechet/NAME'. What cannot be had (see `choose`) is left out, with a note on stderr; so is from the
-    scores of a set what needs more images than the set has.
+    accuracy: the fraction that an SVM, fitted to the real training split, recognizes as `labels`.
+    frechet: the Fréchet distance to the training split's first 10,000; its floor at this N is what
+    real test images score. The scores of chosen features other than pixels are named
+    'frechet/NAME'. What cannot be had (see `choose`) is left out, with a note on stderr; so is from
+    the scores of a set what needs more images than the set has.
 
     Args:
       train: the training split.
       labels: (N,), the labels that the samples were asked to be of, or None.
-      features: names, or extractors made before; none: those of `features.default`, whose scores are named without them.
+      features: names, or extractors made before; none: those of `features.default`, whose scores
+        are named without them.
       metrics: names of NAMES; none: 'frechet', and 'accuracy' where there are labels.
       held_out: the test split, for memorisation.
-      statistics: used instead of the moments of the training images, for the extractor that they name.
+      statistics: used instead of the moments of the training images, for the extractor that they
+        name.
       count: how many images every set has, for the notes.
 
     Raises:
       UserError: for unknown names, and if nothing that is requested can be had.
     """
     metrics = metrics or (("frechet",) if labels is None else (ACCURACY, "frechet"))
-    chosen, asked = choose(train, labels, features=features, metrics=metrics, held_out=held_out, count=count), labels
+    chosen, asked = (
+        choose(train, labels, features=features, metrics=metrics, held_out=held_out, count=count),
+        labels,
+    )
     everything = data.arrays(train) if ACCURACY in chosen.metrics else {}
-    recognise = recognition.recognizer(everything["image"], everything["label"]) if everything else None
+    recognise = (
+        recognition.recognizer(everything["image"], everything["label"]) if everything else None
+    )
     prepared = []
     for extractor in chosen.features:
         wanted = [METRICS[name] for name in chosen.metrics if name in METRICS]
         real = _real(extractor, train, held_out, wanted, statistics)
         suffix = f"/{extractor.name}" if features and extractor.name != "pixels" else ""
-        prepared.append((extractor, suffix, [(metric.least, metric.prepare(real)) for metric in wanted]))
+        prepared.append(
+            (extractor, suffix, [(metric.least, metric.prepare(real)) for metric in wanted])
+        )
         if any(name.startswith("frechet") for name in chosen.metrics):
             _note_few(real, len(train), count if labels is None else len(labels))
     for text in chosen.notes:
@@ -287,7 +347,11 @@ def against(
 
     def judge(images: np.ndarray, labels: np.ndarray | None = None) -> Scores:
         labels = asked if labels is None else labels if len(labels) else None
-        result = {ACCURACY: recognition.accuracy(recognise, images, labels)} if recognise and labels is not None else {}
+        result = (
+            {ACCURACY: recognition.accuracy(recognise, images, labels)}
+            if recognise and labels is not None
+            else {}
+        )
         for extractor, suffix, parts in prepared:
             seen = Seen(*_outputs(extractor, images), labels)
             for least, part in parts:
@@ -305,30 +369,42 @@ def note(text: str) -> None:
 
 
 def _note_few(real: Real, trained: int, count: int | None) -> None:
-    """A note where the Fréchet distance of these features is of too few images to be compared with any other number."""
+    """A note where the Fréchet distance of these features is of too few images to be compared with
+    any other number.
+    """
     width = real.root().mean.size
-    for number, which in ((count, "samples"), (min(trained, real.root().count), "reference images")):
+    for number, which in (
+        (count, "samples"),
+        (min(trained, real.root().count), "reference images"),
+    ):
         if number is not None and number < width:
-            note(f"{number} {which} are fewer than the {width} features ({real.extractor.name}), so the Fréchet distance is "
-                 "biased upward; compare it only with that of as many images, such as of real test images")  # fmt: skip
+            note(
+                f"{number} {which} are fewer than the {width} features ({real.extractor.name}), so the Fréchet distance is "
+                "biased upward; compare it only with that of as many images, such as of real test images"
+            )
 
 
-def on_real(train: Source, test: Source, judge: Judge | None = None, count: int = REFERENCE) -> Scores:
-    """The same numbers for `count` of the real test split: what as many of a perfect model would score.
+def on_real(
+    train: Source, test: Source, judge: Judge | None = None, count: int = REFERENCE
+) -> Scores:
+    """The same numbers for `count` of the real test split: what as many of a perfect model would
+    score.
 
     Nothing if the test split is empty. judge: one made before.
     """
     if not len(test):
         return {}
     held_out = data.arrays(test, limit=min(count, REFERENCE))
-    return (judge or against(train, held_out.get("label")))(held_out["image"], held_out.get("label", ()))
+    return (judge or against(train, held_out.get("label")))(
+        held_out["image"], held_out.get("label", ())
+    )
 
 
 def spelled(features: Sequence[str], metrics: Sequence[str]) -> tuple[list[str], list[str]]:
     """(features, metrics) in the names of this project, from those of a command line, in any case.
 
-    'fid' is the metric frechet, and 'fid_infinity' frechet_infinity, of the features inception, which are added to those that are
-    named, and are the only ones if none are.
+    'fid' is the metric frechet, and 'fid_infinity' frechet_infinity, of the features inception,
+    which are added to those that are named, and are the only ones if none are.
     """
     features, metrics = [name.lower() for name in features], [name.lower() for name in metrics]
     fid = {"fid": "frechet", "fid_infinity": "frechet_infinity"}
@@ -344,17 +420,21 @@ def named(metrics: Sequence[str]) -> None:
             raise unknown("metric", name, NAMES)
 
 
-def extractor_for(feature: str | extractors.Extractor, train: Source) -> extractors.Extractor:
-    """The extractor of this name, the classifier fitted to the training split; one made before passes through."""
+def extractor_for(feature: str | features.Extractor, train: Source) -> features.Extractor:
+    """The extractor of this name, the classifier fitted to the training split; one made before
+    passes through.
+    """
     if not isinstance(feature, str):
         return feature
     everything = data.arrays(train) if feature == "classifier" else {}
-    return extractors.extractor(feature, everything.get("image"), everything.get("label"))
+    return features.extractor(feature, everything.get("image"), everything.get("label"))
 
 
 def _real(extractor, train, held_out, chosen: list[Metric], statistics: Statistics | None) -> Real:
     statistics = statistics if statistics and statistics.of["extractor"] == extractor.name else None
-    wants = [metric.wants for metric in chosen if not (statistics and metric.wants == REFERENCE)]  # those need moments alone
+    wants = [
+        metric.wants for metric in chosen if not (statistics and metric.wants == REFERENCE)
+    ]  # those need moments alone
     limit = None if None in wants else max(wants, default=0)
     features = np.zeros((0, 0), np.float32)
     if limit != 0:
@@ -367,13 +447,21 @@ def _real(extractor, train, held_out, chosen: list[Metric], statistics: Statisti
     def root() -> frechet.Root:
         width = statistics.moments.mean.size if statistics else features.shape[1]
         if width > extractors.WIDEST and (statistics or len(features) > width):
-            print(f"computing the root of a {width} x {width} covariance, once ...", file=sys.stderr)
-        return frechet.root_of_moments(statistics.moments) if statistics else frechet.root_of(features[:REFERENCE])
+            print(
+                f"computing the root of a {width} x {width} covariance, once ...", file=sys.stderr
+            )
+        return (
+            frechet.root_of_moments(statistics.moments)
+            if statistics
+            else frechet.root_of(features[:REFERENCE])
+        )
 
     return Real(features, test, extractor, root)
 
 
-def _outputs(extractor: extractors.Extractor, images: np.ndarray, which: str = "") -> extractors.Outputs:
+def _outputs(
+    extractor: features.Extractor, images: np.ndarray, which: str = ""
+) -> features.Outputs:
     """Network passes that may take long show how far they are."""
     quick = extractor.name in ("pixels", "thumbnails", "classifier")
     return extractor.outputs(images, "" if quick else f"{which}{extractor.name} features")

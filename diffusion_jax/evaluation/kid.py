@@ -1,10 +1,12 @@
-"""Kernel Inception distance (Binkowski et al. 2018): the squared MMD of features with the kernel (x.y / D + 1)^3.
+"""Kernel Inception distance (Binkowski et al. 2018): the squared MMD of features with the kernel
+(x.y / D + 1)^3.
 
     KID = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)
 
-Unbiased at any number of images, so it may be negative; the Fréchet distance is not. The field averages it over random
-subsets of 1000; the average over ALL subsets, of any size, is the estimate from the whole sets, which is what this is.
-Two sets that are both balanced by class agree better than independent draws would, and score clearly below zero.
+Unbiased at any number of images, so it may be negative; the Fréchet distance is not. The field
+averages it over random subsets of 1000; the average over ALL subsets, of any size, is the estimate
+from the whole sets, which is what this is. Two sets that are both balanced by class agree better
+than independent draws would, and score clearly below zero.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ def reference(features: np.ndarray) -> Reference:
 
 
 def kid(fake: np.ndarray | Reference, real: np.ndarray | Reference) -> Kid:
-    """KID of features (N, D) and (M, D), with the jackknife's standard error over the images of both sets.
+    """KID of features (N, D) and (M, D), with the jackknife's standard error over the images of
+    both sets.
 
     The error is right where the laws differ, and on the large side where they are equal.
     """
@@ -59,12 +62,16 @@ def kid(fake: np.ndarray | Reference, real: np.ndarray | Reference) -> Kid:
 def _jackknife(within: np.ndarray, between: np.ndarray, others: int) -> float:
     """Variance of the estimate from leaving out each image of one set in turn."""
     n = len(within)
-    without = (within.sum() - 2 * within) / ((n - 1) * (n - 2)) - 2 * (between.sum() - between) / ((n - 1) * others)
+    without = (within.sum() - 2 * within) / ((n - 1) * (n - 2)) - 2 * (between.sum() - between) / (
+        (n - 1) * others
+    )
     return (n - 1) * np.var(without)
 
 
 def _polynomial(product):
-    """(z + 1)^3 - 1, z = x.y / D: the constant would cancel in KID, and is left out before rounding can see it."""
+    """(z + 1)^3 - 1, z = x.y / D: the constant would cancel in KID, and is left out before rounding
+    can see it.
+    """
     return product * (product * (product + 3) + 3)
 
 
@@ -74,4 +81,6 @@ def _sums(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @jax.jit
 def _row_means(a: Array, b: Array) -> Array:
-    return jnp.mean(_polynomial(jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST) / a.shape[1]), 1)
+    return jnp.mean(
+        _polynomial(jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST) / a.shape[1]), 1
+    )

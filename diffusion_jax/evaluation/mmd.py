@@ -2,8 +2,9 @@
 
     MMD^2 = mean k(x, x') + mean k(y, y') - 2 mean k(x, y),   k(x, y) = exp(-|x - y|^2 / (2 sigma^2))
 
-The means run over all pairs, an image with itself included (eq. 5, the V-statistic): never negative, biased upward by
-at most 1/N + 1/M. Jayasumana et al. (2024), who report it with sigma = 10 on CLIP features and call it CMMD, do the same.
+The means run over all pairs, an image with itself included (eq. 5, the V-statistic): never
+negative, biased upward by at most 1/N + 1/M. Jayasumana et al. (2024), who report it with sigma =
+10 on CLIP features and call it CMMD, do the same.
 """
 
 from __future__ import annotations
@@ -17,11 +18,18 @@ from diffusion_jax.types import Array
 
 
 def squared_mmd(a: np.ndarray, b: np.ndarray, *, sigma: float) -> float:
-    """MMD^2 of features (N, D) and (M, D): float32 kernels, float64 sums, blockwise and spread over the devices."""
+    """MMD^2 of features (N, D) and (M, D): float32 kernels, float64 sums, blockwise and spread over
+    the devices.
+    """
     a, b = rows.centred(a, b)
     scale = np.float32(1 / (2 * sigma**2))
-    mean = lambda x, y: float(np.mean(rows.over_pairs(_kernel_means, x, y, scale), dtype=np.float64))  # noqa: E731
-    return max(mean(a, a) + mean(b, b) - 2 * mean(a, b), 0.0)  # rounding may leave -1e-8 for equal sets
+
+    def mean(x, y):
+        return float(np.mean(rows.over_pairs(_kernel_means, x, y, scale), dtype=np.float64))
+
+    return max(
+        mean(a, a) + mean(b, b) - 2 * mean(a, b), 0.0
+    )  # rounding may leave -1e-8 for equal sets
 
 
 @jax.jit

@@ -1,4 +1,6 @@
-"""How near two sets of points are: for toys and targets with a known law, in any dimension, without a feature extractor."""
+"""How near two sets of points are: for toys and targets with a known law, in any dimension, without
+a feature extractor.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,17 @@ from diffusion_jax.evaluation.mmd import squared_mmd
 MEDIAN_OF = 1000  # points from which the kernel's width is found
 
 
-def sliced_wasserstein(a: np.ndarray, b: np.ndarray, *, projections: int = 128, seed: int = 0) -> float:
-    """The sliced 2-Wasserstein distance of points (N, D) and (M, D), in the points' own unit (Bonneel et al. 2015).
+def sliced_wasserstein(
+    a: np.ndarray, b: np.ndarray, *, projections: int = 128, seed: int = 0
+) -> float:
+    """The sliced 2-Wasserstein distance of points (N, D) and (M, D), in the points' own unit
+    (Bonneel et al. 2015).
 
     SW_2^2 = mean over unit directions u of W_2^2(u.a, u.b),   W_2^2 = integral over q of (F_a^-1(q) - F_b^-1(q))^2
 
-    exact in one dimension for any N and M. The directions are random, the same for the same seed and D; for two laws
-    that differ by a shift m alone it tends to |m| / sqrt(D). Raises UserError for sets of different dimensions.
+    exact in one dimension for any N and M. The directions are random, the same for the same seed
+    and D; for two laws that differ by a shift m alone it tends to |m| / sqrt(D). Raises UserError
+    for sets of different dimensions.
     """
     a, b = _points(a, b)
     directions = np.random.default_rng(seed).normal(size=(a.shape[1], projections))
@@ -30,9 +36,11 @@ def sliced_wasserstein(a: np.ndarray, b: np.ndarray, *, projections: int = 128, 
 
 
 def mmd(a: np.ndarray, b: np.ndarray) -> float:
-    """MMD of points (N, D) to the reference (M, D), in [0, sqrt 2]: Gaussian kernel as wide as the reference's median distance.
+    """MMD of points (N, D) to the reference (M, D), in [0, sqrt 2]: Gaussian kernel as wide as the
+    reference's median distance.
 
-    Two samples of one law score up to about sqrt(1/N + 1/M), not zero. Raises UserError for sets of different dimensions.
+    Two samples of one law score up to about sqrt(1/N + 1/M), not zero. Raises UserError for sets of
+    different dimensions.
     """
     a, b = _points(a, b)
     some = b[np.random.default_rng(0).permutation(len(b))[:MEDIAN_OF]]
@@ -42,7 +50,9 @@ def mmd(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def mode_weights(x: np.ndarray, means: np.ndarray) -> np.ndarray:
-    """(K,): the fraction of points x (N, D) that lie nearest to each of the means (K, D); sums to one."""
+    """(K,): the fraction of points x (N, D) that lie nearest to each of the means (K, D); sums to
+    one.
+    """
     x, means = _points(x, means)
     squares = np.sum(means**2, 1) - 2 * x @ means.T  # |x - m|^2 but for |x|^2
     return np.bincount(np.argmin(squares, 1), minlength=len(means)) / len(x)
@@ -51,7 +61,9 @@ def mode_weights(x: np.ndarray, means: np.ndarray) -> np.ndarray:
 def _points(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     a, b = (np.asarray(x, np.float64).reshape(len(x), -1) for x in (a, b))
     if a.shape[1] != b.shape[1] or not len(a) or not len(b):
-        raise UserError(f"two sets of points of one dimension are needed; got shapes {a.shape} and {b.shape}")
+        raise UserError(
+            f"two sets of points of one dimension are needed; got shapes {a.shape} and {b.shape}"
+        )
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise UserError("some points are not finite; take more steps, or another sampler")
     return a, b

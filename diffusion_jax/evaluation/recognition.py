@@ -1,7 +1,8 @@
-"""Are the samples what they were asked to be? A support-vector machine trained on the REAL training split reads them.
+"""Are the samples what they were asked to be? A support-vector machine trained on the REAL training
+split reads them.
 
-It is the project's cheap, independent judge of class-conditional samples: no network of ours has a part in it. Its own
-score on the real test split belongs beside every number that it gives.
+It is the project's cheap, independent judge of class-conditional samples: no network of ours has a
+part in it. Its own score on the real test split belongs beside every number that it gives.
 """
 
 from __future__ import annotations
@@ -15,20 +16,29 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import sklearn
+from sklearn.decomposition import PCA
+from sklearn.svm import SVC
 
 from diffusion_jax import reading
 from diffusion_jax.errors import UserError
-from diffusion_jax.provenance import atomic_path
+from diffusion_jax.files import atomic_path
 
 Recognise = Callable[[np.ndarray], np.ndarray]  # images uint8 (N, H, W, C) -> labels (N,)
-
 PENALTY = 10.0  # C of the machine
-BLOCK = 256  # images that are recognised at once: their kernel with 60,000 support vectors takes 120 MB
-COMPONENTS = 50  # principal components kept of pictures larger than 8x8: 98.7 % on MNIST's test images
+
+BLOCK = (
+    256  # images that are recognised at once: their kernel with 60,000 support vectors takes 120 MB
+)
+
+COMPONENTS = (
+    50  # principal components kept of pictures larger than 8x8: 98.7 % on MNIST's test images
+)
 
 
 class Machine(NamedTuple):
-    """A fitted support-vector machine: principal components of D pixels, S support vectors in P dimensions, C classes.
+    """A fitted support-vector machine: principal components of D pixels, S support vectors in P
+    dimensions, C classes.
 
     Attributes:
       mean: of the pixels, (D,).
@@ -60,20 +70,29 @@ def recognizer(
 ) -> Recognise:
     """A function images uint8 (N, H, W, C) -> labels (N,), fitted to real images and their labels.
 
-    RBF support-vector machine on 50 principal components (pixels themselves where there are no more than 64). Sets so
-    small that five times as many images stay within `limit` are joined by their one-pixel shifts; of larger ones
-    `limit` images are drawn, always the same ones. The fit is kept in cache_dir under a hash of data and settings
-    (None: not kept). 60,000 MNIST images: half a minute. Raises UserError for labels that do not fit the images and for
-    a set of one class.
+    RBF support-vector machine on 50 principal components (pixels themselves where there are no more
+    than 64). Sets so small that five times as many images stay within `limit` are joined by their
+    one-pixel shifts; of larger ones `limit` images are drawn, always the same ones. The fit is kept
+    in cache_dir under a hash of data and settings
+    (None: not kept). 60,000 MNIST images: half a minute. Raises UserError for labels that do not
+    fit the images and for a set of one class.
     """
     images, labels = np.asarray(images), np.asarray(labels)
     if images.ndim != 4 or images.dtype != np.uint8 or labels.shape != images.shape[:1]:
         got = f"{images.dtype} {images.shape}, labels {labels.shape}"
-        raise UserError(f"recognition needs uint8 images (N, H, W, C) with one label each; got {got}")
+        raise UserError(
+            f"recognition needs uint8 images (N, H, W, C) with one label each; got {got}"
+        )
     if len(np.unique(labels)) < 2:
-        raise UserError(f"recognition needs images of at least two classes; all {len(labels)} have the same label")
+        raise UserError(
+            f"recognition needs images of at least two classes; all {len(labels)} have the same label"
+        )
     labels = labels.astype(np.int64)
-    path = None if cache_dir is None else Path(cache_dir).expanduser() / f"svm-{_digest(images, labels, limit)}.npz"
+    path = (
+        None
+        if cache_dir is None
+        else Path(cache_dir).expanduser() / f"svm-{_digest(images, labels, limit)}.npz"
+    )
     machine = None if path is None else reading.kept(path, lambda path: _load(path, images, labels))
     if machine is None:
         machine = _fit(*_training_set(images, labels, limit))
@@ -82,7 +101,9 @@ def recognizer(
 
     def recognise(images: np.ndarray) -> np.ndarray:
         if images.shape[1:] != shape or images.dtype != np.uint8:
-            raise UserError(f"this recogniser reads uint8 images {shape}; got {images.dtype} {images.shape[1:]}")
+            raise UserError(
+                f"this recogniser reads uint8 images {shape}; got {images.dtype} {images.shape[1:]}"
+            )
         return predict(machine, images)
 
     return recognise
@@ -91,7 +112,9 @@ def recognizer(
 def accuracy(recognise: Recognise, images: np.ndarray, labels: np.ndarray) -> float:
     """The fraction of images (N, H, W, C) uint8 that are recognised as their labels (N,)."""
     if len(images) != len(labels):
-        raise UserError(f"{len(images)} images and {len(labels)} labels: accuracy needs one label for each image")
+        raise UserError(
+            f"{len(images)} images and {len(labels)} labels: accuracy needs one label for each image"
+        )
     return float(np.mean(recognise(images) == np.asarray(labels)))
 
 
@@ -99,7 +122,9 @@ def _flat(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1).astype(np.float32) / np.float32(255)
 
 
-def _training_set(images: np.ndarray, labels: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+def _training_set(
+    images: np.ndarray, labels: np.ndarray, limit: int
+) -> tuple[np.ndarray, np.ndarray]:
     if len(images) > limit:
         chosen = np.sort(np.random.default_rng(0).permutation(len(images))[:limit])
         return images[chosen], labels[chosen]
@@ -113,22 +138,30 @@ def _training_set(images: np.ndarray, labels: np.ndarray, limit: int) -> tuple[n
 
 
 def predict(machine: Machine, images: np.ndarray) -> np.ndarray:
-    """The labels (N,) of images (N, H, W, C) uint8: every pair of classes votes, and the first with most votes wins.
+    """The labels (N,) of images (N, H, W, C) uint8: every pair of classes votes, and the first with
+    most votes wins.
 
-    This is what scikit-learn's SVC does (one against one; Chang & Lin 2011, section 7), on plain arrays.
+    This is what scikit-learn's SVC does (one against one; Chang & Lin 2011, section 7), on plain
+    arrays.
     """
     if not len(images):
         return np.zeros(0, machine.classes.dtype)
-    return np.concatenate([_predict(machine, images[i : i + BLOCK]) for i in range(0, len(images), BLOCK)])
+    return np.concatenate(
+        [_predict(machine, images[i : i + BLOCK]) for i in range(0, len(images), BLOCK)]
+    )
 
 
 def _predict(machine: Machine, images: np.ndarray) -> np.ndarray:
     x, classes = _projected(machine.mean, machine.components, _flat(images)), len(machine.classes)
-    squares = np.square(x).sum(1)[:, None] + np.square(machine.vectors).sum(1) - 2 * x @ machine.vectors.T
+    squares = (
+        np.square(x).sum(1)[:, None] + np.square(machine.vectors).sum(1) - 2 * x @ machine.vectors.T
+    )
     kernel = np.exp(-machine.gamma * np.maximum(squares, 0))
     ends = np.cumsum(machine.counts)
-    parts = [kernel[:, end - count : end] @ machine.coefficients[:, end - count : end].T
-             for end, count in zip(ends, machine.counts)]  # (N, C - 1) of each class  # fmt: skip
+    parts = [
+        kernel[:, end - count : end] @ machine.coefficients[:, end - count : end].T
+        for end, count in zip(ends, machine.counts)
+    ]  # (N, C - 1) of each class
     votes, number = np.zeros((len(x), classes), int), 0
     for i in range(classes):
         for j in range(i + 1, classes):
@@ -141,12 +174,12 @@ def _predict(machine: Machine, images: np.ndarray) -> np.ndarray:
 
 def _projected(mean: np.ndarray, components: np.ndarray, flat: np.ndarray) -> np.ndarray:
     """(N, D) float32 -> (N, P) float64."""
-    return (flat @ components.T - mean @ components.T if len(components) else flat).astype(np.float64)
+    return (flat @ components.T - mean @ components.T if len(components) else flat).astype(
+        np.float64
+    )
 
 
 def _fit(images: np.ndarray, labels: np.ndarray) -> Machine:
-    from sklearn.decomposition import PCA
-    from sklearn.svm import SVC
 
     flat = _flat(images)
     mean, components = np.zeros(flat.shape[1], np.float32), np.zeros((0, flat.shape[1]), np.float32)
@@ -156,14 +189,23 @@ def _fit(images: np.ndarray, labels: np.ndarray) -> Machine:
     x = _projected(mean, components, flat)
     gamma = 1 / (x.shape[1] * (x.var() or 1.0))
     machine = SVC(C=PENALTY, gamma=gamma, cache_size=500).fit(x, labels)
-    sign = -1 if len(machine.classes_) == 2 else 1  # scikit-learn turns the only machine of two classes round
-    return Machine(mean, components, machine.support_vectors_, machine.n_support_.astype(np.int64), sign * machine.dual_coef_,
-                   sign * machine.intercept_, machine.classes_.astype(np.int64), np.float64(gamma))  # fmt: skip
+    sign = (
+        -1 if len(machine.classes_) == 2 else 1
+    )  # scikit-learn turns the only machine of two classes round
+    return Machine(
+        mean,
+        components,
+        machine.support_vectors_,
+        machine.n_support_.astype(np.int64),
+        sign * machine.dual_coef_,
+        sign * machine.intercept_,
+        machine.classes_.astype(np.int64),
+        np.float64(gamma),
+    )
 
 
 def _digest(images: np.ndarray, labels: np.ndarray, limit: int) -> str:
     """Names a fit by all that goes into it; by the version of scikit-learn, which fits it, too."""
-    import sklearn
 
     settings = [sklearn.__version__, PENALTY, COMPONENTS, limit, images.shape]
     digest = hashlib.sha256(json.dumps(settings).encode())
@@ -173,16 +215,31 @@ def _digest(images: np.ndarray, labels: np.ndarray, limit: int) -> str:
 
 
 def _load(path: Path, images: np.ndarray, labels: np.ndarray) -> Machine:
-    """The machine that `_keep` wrote for such images. UserError for a file that is damaged, or is of other images."""
+    """The machine that `_keep` wrote for such images. UserError for a file that is damaged, or is
+    of other images.
+    """
     pixels, classes = int(np.prod(images.shape[1:])), np.unique(labels)
     pairs = len(classes) * (len(classes) - 1) // 2
-    shapes = {"mean": ("f", (pixels,)), "components": ("f", (None, pixels)), "vectors": ("f", (None, None)),
-              "counts": ("i", (len(classes),)), "coefficients": ("f", (len(classes) - 1, None)), "intercepts": ("f", (pairs,)),
-              "classes": ("i", (len(classes),)), "gamma": ("f", ())}  # fmt: skip
-    kept = Machine(**reading.npz_file(path, {name: reading.Array(*spec) for name, spec in shapes.items()}))
+    shapes = {
+        "mean": ("f", (pixels,)),
+        "components": ("f", (None, pixels)),
+        "vectors": ("f", (None, None)),
+        "counts": ("i", (len(classes),)),
+        "coefficients": ("f", (len(classes) - 1, None)),
+        "intercepts": ("f", (pairs,)),
+        "classes": ("i", (len(classes),)),
+        "gamma": ("f", ()),
+    }
+    kept = Machine(
+        **reading.npz_file(path, {name: reading.Array(*spec) for name, spec in shapes.items()})
+    )
     vectors, dimensions = kept.vectors.shape
     fits = kept.counts.min() >= 0 and kept.counts.sum() == vectors == kept.coefficients.shape[1]
-    if not fits or dimensions != (len(kept.components) or pixels) or (kept.classes != classes).any():
+    if (
+        not fits
+        or dimensions != (len(kept.components) or pixels)
+        or (kept.classes != classes).any()
+    ):
         raise UserError(f"'{path}' is damaged: its arrays do not fit each other")
     return kept
 
@@ -190,5 +247,9 @@ def _load(path: Path, images: np.ndarray, labels: np.ndarray) -> Machine:
 def _keep(path: Path | None, machine: Machine) -> None:
     """Best effort: without a cache that can be written the machine works as well."""
     if path is not None:
-        with contextlib.suppress(UserError, OSError), atomic_path(path) as temporary, open(temporary, "wb") as file:
+        with (
+            contextlib.suppress(UserError, OSError),
+            atomic_path(path) as temporary,
+            open(temporary, "wb") as file,
+        ):
             np.savez(file, **machine._asdict())

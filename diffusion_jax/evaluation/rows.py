@@ -1,7 +1,8 @@
 """Work over the rows of an array, a block at a time, each block spread over the devices.
 
-Feature extractors (rows are images) and metrics of pairs (rows are one set's features, all of the other set's beside
-them) are the same loop: one compiled shape, any number of rows, any number of devices.
+Feature extractors (rows are images) and metrics of pairs (rows are one set's features, all of the
+other set's beside them) are the same loop: one compiled shape, any number of rows, any number of
+devices.
 """
 
 from __future__ import annotations
@@ -14,20 +15,26 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from diffusion_jax.evaluation.progress import progress
+from diffusion_jax.progress import progress
 from diffusion_jax.types import Array
 
 PAIRS = 2**24  # of one block of a pairwise metric: 64 MB of float32
 
 
 def over_rows(
-    fn: Callable[..., Any], rows: np.ndarray, *whole: Any, block: int, describe: str = "", unit: str = "images"
+    fn: Callable[..., Any],
+    rows: np.ndarray,
+    *whole: Any,
+    block: int,
+    describe: str = "",
+    unit: str = "images",
 ) -> Any:
     """fn(rows (B, ...), *whole) -> a tree of (B, ...), for all rows (N, ...), gathered on the host.
 
-    fn is jitted by the caller and compiles once per block size; row i of its result may depend on row i alone. block:
-    rows at a time over all devices, rounded up to a multiple of their number; the last block is filled up with copies
-    of the last row. whole: trees of arrays that every row sees. describe: names the progress shown, '': none.
+    fn is jitted by the caller and compiles once per block size; row i of its result may depend on
+    row i alone. block: rows at a time over all devices, rounded up to a multiple of their number;
+    the last block is filled up with copies of the last row. whole: trees of arrays that every row
+    sees. describe: names the progress shown, '': none.
     """
     if len(rows) == 0:
         raise ValueError("no rows to work on")
@@ -51,13 +58,19 @@ def over_pairs(fn: Callable[..., Any], a: np.ndarray, b: np.ndarray, *whole: Any
 
 
 def squared_distances(a: Array, b: Array) -> Array:
-    """(B, D), (M, D) -> |a_i - b_j|^2 (B, M), float32 and never negative. Centre large means away first (`centred`)."""
-    product = jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)  # no bfloat16: neighbours are small differences
+    """(B, D), (M, D) -> |a_i - b_j|^2 (B, M), float32 and never negative. Centre large means away
+    first (`centred`).
+    """
+    product = jnp.matmul(
+        a, b.T, precision=jax.lax.Precision.HIGHEST
+    )  # no bfloat16: neighbours are small differences
     return jnp.maximum(jnp.sum(a * a, 1)[:, None] + jnp.sum(b * b, 1) - 2 * product, 0)
 
 
 def centred(*sets: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The sets (N_i, D), float32, about the mean of the first: distances are the same, their rounding is not."""
+    """The sets (N_i, D), float32, about the mean of the first: distances are the same, their
+    rounding is not.
+    """
     mean = np.mean(sets[0], 0, dtype=np.float64)
     return tuple((np.asarray(x, np.float64) - mean).astype(np.float32) for x in sets)
 
@@ -68,4 +81,6 @@ def devices() -> int:
 
 
 def _mesh() -> Mesh:
-    return jax.make_mesh((devices(),), ("rows",), axis_types=(AxisType.Auto,), devices=jax.local_devices())
+    return jax.make_mesh(
+        (devices(),), ("rows",), axis_types=(AxisType.Auto,), devices=jax.local_devices()
+    )

@@ -9,10 +9,11 @@ from diffusion_jax.errors import UserError
 
 
 def inception_score(logits: np.ndarray) -> float:
-    """exp(mean KL(p(y|x) || p(y))) of logits (N, K) (Salimans et al. 2016), in [1, K], all images at once.
+    """exp(mean KL(p(y|x) || p(y))) of logits (N, K) (Salimans et al. 2016), in [1, K], all images
+    at once.
 
-    High where each image is of one clear class and all classes occur. By another classifier than Inception it is its own
-    score, comparable only to others by the same one.
+    High where each image is of one clear class and all classes occur. By another classifier than
+    Inception it is its own score, comparable only to others by the same one.
     """
     log_p = log_softmax(np.asarray(logits, np.float64), 1)
     p = np.exp(log_p)
@@ -23,5 +24,7 @@ def inception_score(logits: np.ndarray) -> float:
 def class_accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     """The fraction of logits (N, K) that are largest at the labels (N,)."""
     if len(logits) != len(labels):
-        raise UserError(f"{len(logits)} images and {len(labels)} labels: accuracy needs one label for each image")
+        raise UserError(
+            f"{len(logits)} images and {len(labels)} labels: accuracy needs one label for each image"
+        )
     return float(np.mean(np.argmax(logits, 1) == np.asarray(labels)))

@@ -1,7 +1,8 @@
-"""Reference statistics: a split's features as mean and covariance, in a file that says what they are of.
+"""Reference statistics: a split's features as mean and covariance, in a file that says what they
+are of.
 
-A Fréchet distance is a number only together with its reference: which extractor, which images, how many, how resized. The
-file holds all of it under a hash, and is refused for anything else.
+A Fréchet distance is a number only together with its reference: which extractor, which images, how
+many, how resized. The file holds all of it under a hash, and is refused for anything else.
 """
 
 from __future__ import annotations
@@ -19,35 +20,62 @@ from diffusion_jax.data.sources import Source
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import frechet
 from diffusion_jax.evaluation.features import Extractor
-from diffusion_jax.evaluation.progress import progress
-from diffusion_jax.provenance import atomic_path, canonical_json
+from diffusion_jax.files import atomic_path, canonical_json
+from diffusion_jax.progress import progress
 
 BATCH, PROBE = 256, 1000  # images read at a time; images hashed
 REMEDY = "make it anew with experiments.statistics"
-ARRAYS = {"count": reading.Array("iu", ()), "mean": reading.Array("f", (None,)), "cov": reading.Array("f", (None, None)),
-          "of": reading.Array("U", ()), "hash": reading.Array("U", ())}  # fmt: skip
-OF = reading.record({
-    "extractor": reading.text(1), "digest": reading.text(), "resize": reading.anything, "data": reading.text(),
-    "split": reading.text(), "image_shape": reading.items(reading.integer(1, 2**20)), "count": reading.integer(1),
-    "data_digest": reading.text()})  # fmt: skip
+
+ARRAYS = {
+    "count": reading.Array("iu", ()),
+    "mean": reading.Array("f", (None,)),
+    "cov": reading.Array("f", (None, None)),
+    "of": reading.Array("U", ()),
+    "hash": reading.Array("U", ()),
+}
+
+OF = reading.record(
+    {
+        "extractor": reading.text(1),
+        "digest": reading.text(),
+        "resize": reading.anything,
+        "data": reading.text(),
+        "split": reading.text(),
+        "image_shape": reading.items(reading.integer(1, 2**20)),
+        "count": reading.integer(1),
+        "data_digest": reading.text(),
+    }
+)
 
 
 class Statistics(NamedTuple):
-    """The moments, and what they are of: extractor, digest, resize, image_shape, data, split, data_digest, count."""
+    """The moments, and what they are of: extractor, digest, resize, image_shape, data, split,
+    data_digest, count.
+    """
 
     moments: frechet.Moments
     of: dict[str, Any]
 
 
-def describe(extractor: Extractor, source: Source, data: str, split: str, limit: int | None = None) -> dict[str, Any]:
-    """What statistics of this split by this extractor are of: every entry must agree for two sets to be comparable."""
+def describe(
+    extractor: Extractor, source: Source, data: str, split: str, limit: int | None = None
+) -> dict[str, Any]:
+    """What statistics of this split by this extractor are of: every entry must agree for two sets
+    to be comparable.
+    """
     count = len(source) if limit is None else min(limit, len(source))
     chosen = np.unique(np.linspace(0, count - 1, min(count, PROBE)).astype(int))
     images = source.rows(chosen)["image"]
     return {
-        "extractor": extractor.name, "digest": extractor.digest, "resize": extractor.resize, "data": data, "split": split,
-        "image_shape": list(images.shape[1:]), "count": count, "data_digest": hashlib.sha256(images.tobytes()).hexdigest()[:24],
-    }  # fmt: skip
+        "extractor": extractor.name,
+        "digest": extractor.digest,
+        "resize": extractor.resize,
+        "data": data,
+        "split": split,
+        "image_shape": list(images.shape[1:]),
+        "count": count,
+        "data_digest": hashlib.sha256(images.tobytes()).hexdigest()[:24],
+    }
 
 
 def compute(
@@ -60,17 +88,25 @@ def compute(
     partial: str | os.PathLike | None = None,
     save_every: float = 60.0,
 ) -> Statistics:
-    """Mean and covariance of a split's features (its first `limit`), read in batches, with progress.
+    """Mean and covariance of a split's features (its first `limit`), read in batches, with
+    progress.
 
-    partial: a file where the moments so far are kept every `save_every` seconds; a pass that was interrupted goes on there.
+    partial: a file where the moments so far are kept every `save_every` seconds; a pass that was
+      interrupted goes on there.
     """
     of, saved = describe(extractor, source, data, split, limit), time.monotonic()
     count, moments = of["count"], _so_far(partial, of)
     batch, done = min(BATCH, count), moments.count if moments else 0
     with progress(count - done, f"{extractor.name} features") as advance:
         for start in range(done, count, batch):
-            first = min(start, count - batch)  # full batches, the last one reaching back: one compiled shape
-            fresh = frechet.moments(extractor.features(source.rows(np.arange(first, first + batch))["image"])[start - first :])
+            first = min(
+                start, count - batch
+            )  # full batches, the last one reaching back: one compiled shape
+            fresh = frechet.moments(
+                extractor.features(source.rows(np.arange(first, first + batch))["image"])[
+                    start - first :
+                ]
+            )
             moments = frechet.merge(moments, fresh) if moments else fresh
             advance(fresh.count)
             if partial is not None and time.monotonic() - saved > save_every:
@@ -88,7 +124,9 @@ def _so_far(partial: str | os.PathLike | None, of: dict[str, Any]) -> frechet.Mo
 
 
 def save(path: str | os.PathLike, statistics: Statistics) -> None:
-    """Write an .npz of count, mean, cov, the description as JSON, and the hash of them all, atomically."""
+    """Write an .npz of count, mean, cov, the description as JSON, and the hash of them all,
+    atomically.
+    """
     arrays = statistics.moments._asdict() | {"of": canonical_json(statistics.of, indent=None)}
     arrays = {name: np.asarray(value) for name, value in arrays.items()}
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
@@ -99,20 +137,29 @@ def load(path: str | os.PathLike) -> Statistics:
     """Read what `save` wrote.
 
     Raises:
-      UserError: where it is missing, is something else, does not match its hash, or holds no covariance.
+      UserError: where it is missing, is something else, does not match its hash, or holds no
+        covariance.
     """
     if not os.path.lexists(path):
-        raise UserError(f"there is no '{path}'; make it with python -m experiments.statistics --out={path}")
+        raise UserError(
+            f"there is no '{path}'; make it with python -m experiments.statistics --out={path}"
+        )
     try:
         arrays = reading.npz_file(path, ARRAYS)
         intact = str(arrays["hash"]) == _hash(arrays)
-        of = reading.json_text(str(arrays["of"]), f"the description in '{path}'", OF if intact else reading.anything)
+        of = reading.json_text(
+            str(arrays["of"]), f"the description in '{path}'", OF if intact else reading.anything
+        )
     except UserError as error:
         raise UserError(f"'{path}' holds no statistics ({error}); {REMEDY}") from error
     if not intact:
         raise UserError(f"'{path}' is damaged: its contents do not match their hash; {REMEDY}")
     moments = frechet.Moments(int(arrays["count"]), arrays["mean"], arrays["cov"])
-    if moments.count < 1 or arrays["cov"].shape != 2 * arrays["mean"].shape or not _is_covariance(moments.cov):
+    if (
+        moments.count < 1
+        or arrays["cov"].shape != 2 * arrays["mean"].shape
+        or not _is_covariance(moments.cov)
+    ):
         raise UserError(f"'{path}' is damaged: its cov is no covariance of its mean; {REMEDY}")
     return Statistics(moments, of)
 
@@ -130,9 +177,13 @@ def _is_covariance(cov: np.ndarray) -> bool:
 
 
 def need(statistics: Statistics, path: str | os.PathLike, **expected: Any) -> None:
-    """UserError, naming the first difference, unless the statistics are of exactly this (entries of `describe`)."""
+    """UserError, naming the first difference, unless the statistics are of exactly this (entries of
+    `describe`).
+    """
     if statistics.moments.count != statistics.of.get("count"):
-        raise UserError(f"'{path}' is unfinished; run the same experiments.statistics again, which goes on there")
+        raise UserError(
+            f"'{path}' is unfinished; run the same experiments.statistics again, which goes on there"
+        )
     for key, value in expected.items():
         if statistics.of.get(key) != value:
             raise UserError(
@@ -144,5 +195,7 @@ def need(statistics: Statistics, path: str | os.PathLike, **expected: Any) -> No
 def _hash(arrays: dict[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name in ("count", "mean", "cov", "of"):
-        digest.update(str(arrays[name]).encode() if name == "of" else np.ascontiguousarray(arrays[name]))
+        digest.update(
+            str(arrays[name]).encode() if name == "of" else np.ascontiguousarray(arrays[name])
+        )
     return digest.hexdigest()

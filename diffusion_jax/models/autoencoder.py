@@ -1,10 +1,12 @@
-"""Networks that turn an image into a distribution over latents, and a latent into a distribution over images.
+"""Networks that turn an image into a distribution over latents, and a latent into a distribution
+over images.
 
 All have one interface, which is all that objectives/autoencoding.py knows of them:
     encode(x, cond, train) -> (mean, log_variance), both (B, *latent_shape)                 q(z | x), a diagonal Gaussian
     decode(z, cond, x, train) -> (mean (B, H, W, C), log_scale, broadcastable to it)        p(x | z), whose kind the objective
     chooses
-x in decode is the image itself, for decoders that predict a pixel from those before it. float32 outside, images in [-1, 1].
+x in decode is the image itself, for decoders that predict a pixel from those before it. float32
+outside, images in [-1, 1].
 """
 
 from __future__ import annotations
@@ -25,19 +27,24 @@ LOG_VARIANCE = (-30.0, 20.0)  # as latent diffusion's code clips it
 
 
 class AutoencoderKL(nn.Module):
-    """The autoencoder of latent diffusion (Rombach et al. 2022, appendix G), in the layout of diffusers' class of that name.
+    """The autoencoder of latent diffusion (Rombach et al. 2022, appendix G), in the layout of
+    diffusers' class of that name.
 
-    A state dict of theirs becomes our parameters by renaming and transposing, for any block_out_channels with a common divisor
-    `width`. log_scale is 0: the image is the decoder's mean. Labels are not looked at.
+    A state dict of theirs becomes our parameters by renaming and transposing, for any
+    block_out_channels with a common divisor `width`. log_scale is 0: the image is the decoder's
+    mean. Labels are not looked at.
 
-    shape: (H, W, C) of the images. Others are taken, too, as the network is convolutional, but C is the decoder's.
+    shape: (H, W, C) of the images. Others are taken, too, as the network is convolutional, but C is
+      the decoder's.
     latent_channels: 4 in Stable Diffusion 1 and 2, 16 in 3.
-    width, multipliers: level i has width * multipliers[i] channels at half the resolution of the level before.
+    width, multipliers: level i has width * multipliers[i] channels at half the resolution of the
+      level before.
     blocks: residual blocks per level of the encoder; the decoder has one more.
     norm: (groups, epsilon) of every group norm; None: see layers.group_norm.
     attention: one head over the pixels in the middle of both halves.
     quant: the 1x1 convolutions on both sides of the latent.
-    stem: 2 packs each 2 x 2 block of pixels into channels first, and unpacks it last: a quarter of the work (not in diffusers).
+    stem: 2 packs each 2 x 2 block of pixels into channels first, and unpacks it last: a quarter of
+      the work (not in diffusers).
     dtype: of convolutions and attention.
     """
 
@@ -54,7 +61,12 @@ class AutoencoderKL(nn.Module):
     dtype: str = "float32"
 
     def setup(self):
-        options = {"width": self.width, "multipliers": self.multipliers, "blocks": self.blocks, "stem": self.stem}
+        options = {
+            "width": self.width,
+            "multipliers": self.multipliers,
+            "blocks": self.blocks,
+            "stem": self.stem,
+        }
         options |= {"norm": self.norm, "attention": self.attention, "dtype": self.dtype}
         self.encoder = _Encoder(2 * self.latent_channels, **options)
         self.decoder = _Decoder(self.shape[-1], **options | {"blocks": self.blocks + 1})
@@ -66,7 +78,9 @@ class AutoencoderKL(nn.Module):
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of the latents of images of `shape`. UserError if these cannot be halved often enough."""
+        """(H, W, C) of the latents of images of `shape`. UserError if these cannot be halved often
+        enough.
+        """
         return (*_halved(self.shape, self.stem, self.multipliers), self.latent_channels)
 
     def __call__(self, x: Array, cond: Cond = None, train: bool = False) -> tuple[Array, Array]:
@@ -74,32 +88,39 @@ class AutoencoderKL(nn.Module):
         return self.decode(self.encode(x, cond, train)[0], cond, x, train)
 
     def encode(self, x: Array, cond: Cond = None, train: bool = False) -> tuple[Array, Array]:
-        """(mean, log_variance) of the latent, (B, H / f, W / f, latent_channels), f = stem 2^(levels - 1)."""
+        """(mean, log_variance) of the latent, (B, H / f, W / f, latent_channels), f = stem
+        2^(levels - 1).
+        """
         h = self.encoder(x)
         h = self.quant_conv(h) if self.quant else h
         mean, log_variance = jnp.split(h.astype(jnp.float32), 2, axis=-1)
         return mean, jnp.clip(log_variance, *LOG_VARIANCE)
 
-    def decode(self, z: Array, cond: Cond = None, x: Array | None = None, train: bool = False) -> tuple[Array, Array]:
+    def decode(
+        self, z: Array, cond: Cond = None, x: Array | None = None, train: bool = False
+    ) -> tuple[Array, Array]:
         """(image (B, H, W, C), 0)."""
         h = self.post_quant_conv(z) if self.quant else z
         return self.decoder(h).astype(jnp.float32), jnp.zeros(())
 
 
 class VAE(nn.Module):
-    """The variational autoencoder (Kingma & Welling 2014) with a latent vector and, given classes, a label for both halves.
+    """The variational autoencoder (Kingma & Welling 2014) with a latent vector and, given classes,
+    a label for both halves.
 
-    Images or points. A learned row for the label (num_classes: "none") is added to what the latent is read from, and stands
-    beside the latent that is decoded.
+    Images or points. A learned row for the label (num_classes: "none") is added to what the latent
+    is read from, and stands beside the latent that is decoded.
 
     shape: of an example. latent: dimensions of z.
-    hidden: the layers of a perceptron, of so many units on the way to the latent and in reverse on the way back; () is a
-      convolutional network instead, the halves of AutoencoderKL without attention and with a dense layer each, with its width,
-      multipliers, blocks, norm and stem.
-    log_scale: 'shared', one learned number for all pixels (Rybkin et al. 2021), or 'pixel', one more output for each.
-    pixel_layers: 0: pixels are independent given z, a weak decoder. Otherwise a powerful one: so many masked convolutions, 5 x
-      5 and pixel_width wide, predict each pixel from those before it, besides z (van den Oord et al. 2016, section 3.4;
-      Gulrajani et al. 2017). A pixel's colours are independent of each other.
+    hidden: the layers of a perceptron, of so many units on the way to the latent and in reverse on
+      the way back; () is a convolutional network instead, the halves of AutoencoderKL without
+      attention and with a dense layer each, with its width, multipliers, blocks, norm and stem.
+    log_scale: 'shared', one learned number for all pixels (Rybkin et al. 2021), or 'pixel', one
+      more output for each.
+    pixel_layers: 0: pixels are independent given z, a weak decoder. Otherwise a powerful one: so
+      many masked convolutions, 5 x 5 and pixel_width wide, predict each pixel from those before it,
+      besides z (van den Oord et al. 2016, section 3.4; Gulrajani et al. 2017). A pixel's colours
+      are independent of each other.
     dtype: of the convolutional halves.
     """
 
@@ -123,16 +144,25 @@ class VAE(nn.Module):
         outputs = self.shape[-1] * (2 if self.log_scale == "pixel" else 1)
         if self.hidden:
             self.encoder = _Perceptron(self.hidden)
-            self.decoder = _Perceptron((*reversed(self.hidden), math.prod(self.shape[:-1]) * outputs))
+            self.decoder = _Perceptron(
+                (*reversed(self.hidden), math.prod(self.shape[:-1]) * outputs)
+            )
         else:
-            options = {"width": self.width, "multipliers": self.multipliers, "blocks": self.blocks, "stem": self.stem}
+            options = {
+                "width": self.width,
+                "multipliers": self.multipliers,
+                "blocks": self.blocks,
+                "stem": self.stem,
+            }
             options |= {"norm": self.norm, "attention": False, "dtype": self.dtype}
             self.encoder = _Encoder(self.width * self.multipliers[-1], **options)
             self.decoder = _Decoder(outputs, **options)
             self.unfold = _dense(math.prod(self._map()))
         self.moments = _dense(2 * self.latent)
         if self.num_classes:
-            self.label_seen = LabelEmbedding(self.num_classes, self.hidden[-1] if self.hidden else math.prod(self._map()))
+            self.label_seen = LabelEmbedding(
+                self.num_classes, self.hidden[-1] if self.hidden else math.prod(self._map())
+            )
             self.label_drawn = LabelEmbedding(self.num_classes, self.latent)
         if self.pixel_layers:
             self.pixels = _PixelCNN(outputs, self.pixel_width, self.pixel_layers)
@@ -160,8 +190,12 @@ class VAE(nn.Module):
         mean, log_variance = jnp.split(self.moments(jax.nn.silu(h).astype(jnp.float32)), 2, axis=-1)
         return mean, jnp.clip(log_variance, *LOG_VARIANCE)
 
-    def decode(self, z: Array, cond: Cond = None, x: Array | None = None, train: bool = False) -> tuple[Array, Array]:
-        """(mean (B, *shape), log_scale). x: the image, whose pixels an autoregressive decoder reads, each those before it."""
+    def decode(
+        self, z: Array, cond: Cond = None, x: Array | None = None, train: bool = False
+    ) -> tuple[Array, Array]:
+        """(mean (B, *shape), log_scale). x: the image, whose pixels an autoregressive decoder
+        reads, each those before it.
+        """
         if self.num_classes:
             z = jnp.concatenate([z, self.label_drawn((cond or {}).get("label"), len(z))], axis=-1)
         h = self.decoder(z if self.hidden else self.unfold(z).reshape(len(z), *self._map()))
@@ -171,15 +205,22 @@ class VAE(nn.Module):
 
     def _map(self) -> tuple[int, int, int]:
         """The smallest feature map of the convolutional halves, (H, W, C)."""
-        return (*_halved(self.shape, self.stem, self.multipliers), self.width * self.multipliers[-1])
+        return (
+            *_halved(self.shape, self.stem, self.multipliers),
+            self.width * self.multipliers[-1],
+        )
 
 
 def _halved(shape: tuple[int, ...], stem: int, multipliers: tuple[int, ...]) -> tuple[int, int]:
-    """(H, W) of images of `shape` at the bottom of the network. UserError if they cannot be halved often enough."""
+    """(H, W) of images of `shape` at the bottom of the network. UserError if they cannot be halved
+    often enough.
+    """
     factor = stem * 2 ** (len(multipliers) - 1)
     if len(shape) != 3 or shape[0] % factor or shape[1] % factor:
         what = f"examples of shape {shape} do not fit an autoencoder with stem={stem} and multipliers={multipliers}"
-        raise UserError(f"{what}: images need sides that are multiples of {factor}; resize them, or use fewer multipliers")
+        raise UserError(
+            f"{what}: images need sides that are multiples of {factor}; resize them, or use fewer multipliers"
+        )
     return shape[0] // factor, shape[1] // factor
 
 
@@ -200,7 +241,9 @@ class _Perceptron(nn.Module):
 
 
 class _PixelCNN(nn.Module):
-    """(h, x) -> (B, H, W, features). A pixel sees h, and x before it in raster order (all but a wedge to the upper right)."""
+    """(h, x) -> (B, H, W, features). A pixel sees h, and x before it in raster order (all but a
+    wedge to the upper right).
+    """
 
     features: int
     width: int
@@ -217,11 +260,15 @@ class _PixelCNN(nn.Module):
     def _masked(self, x: Array, name: str, itself: bool) -> Array:
         before = np.arange(25).reshape(5, 5) < 12 + itself
         mask = np.broadcast_to(before[:, :, None, None], (5, 5, x.shape[-1], self.width))
-        return nn.Conv(self.width, (5, 5), mask=mask.astype(np.float32), kernel_init=KERNEL_INIT, name=name)(x)
+        return nn.Conv(
+            self.width, (5, 5), mask=mask.astype(np.float32), kernel_init=KERNEL_INIT, name=name
+        )(x)
 
 
 class _Encoder(nn.Module):
-    """(B, H, W, C) -> (B, H / f, W / f, features): down by strided convolutions, and the middle. Fields: AutoencoderKL."""
+    """(B, H, W, C) -> (B, H / f, W / f, features): down by strided convolutions, and the middle.
+    Fields: AutoencoderKL.
+    """
 
     features: int
     width: int
@@ -234,18 +281,28 @@ class _Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        h = layers.conv(self.width * self.multipliers[0], dtype=self.dtype, name="first")(layers.space_to_depth(x, self.stem))
+        h = layers.conv(self.width * self.multipliers[0], dtype=self.dtype, name="first")(
+            layers.space_to_depth(x, self.stem)
+        )
         for level, multiplier in enumerate(self.multipliers):
             for i in range(self.blocks):
                 h = _residual(self, self.width * multiplier, f"down_{level}_{i}")(h)
             if level < len(self.multipliers) - 1:
                 padding = ((0, 1), (0, 1))  # below and to the right only, as theirs
-                h = layers.conv(h.shape[-1], stride=2, padding=padding, dtype=self.dtype, name=f"down_{level}_half")(h)
+                h = layers.conv(
+                    h.shape[-1],
+                    stride=2,
+                    padding=padding,
+                    dtype=self.dtype,
+                    name=f"down_{level}_half",
+                )(h)
         return _last(self, _middle(self, h), self.features)
 
 
 class _Decoder(nn.Module):
-    """(B, h, w, D) -> (B, f h, f w, features): the middle, and up by nearest neighbours and convolutions. Fields: AutoencoderKL."""
+    """(B, h, w, D) -> (B, f h, f w, features): the middle, and up by nearest neighbours and
+    convolutions. Fields: AutoencoderKL.
+    """
 
     features: int
     width: int
@@ -264,7 +321,9 @@ class _Decoder(nn.Module):
             for i in range(self.blocks):
                 h = _residual(self, self.width * multiplier, f"up_{level}_{i}")(h)
             if level > 0:
-                h = layers.conv(h.shape[-1], dtype=self.dtype, name=f"up_{level}_double")(layers.nearest(h))
+                h = layers.conv(h.shape[-1], dtype=self.dtype, name=f"up_{level}_double")(
+                    layers.nearest(h)
+                )
         return layers.depth_to_space(_last(self, h, self.features * self.stem**2), self.stem)
 
 

@@ -6,18 +6,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.models import layers
 from diffusion_jax.errors import need_ranges
+from diffusion_jax.models import layers
 from diffusion_jax.types import Array
 
 SLOPE = 0.2  # of the leaky rectifiers
 
 
 class PatchGAN(nn.Module):
-    """Logits, positive for real: (B, H, W, C) -> (B, h, w, 1) (Isola et al. 2017, section 3.2.2; Esser et al. 2021).
+    """Logits, positive for real: (B, H, W, C) -> (B, h, w, 1) (Isola et al. 2017, section 3.2.2;
+    Esser et al. 2021).
 
-    layers: convolutions that halve the map, each with twice the channels of the one before, at most 8 width. Group norm stands
-    in for their batch norm, so that an image is judged by itself.
+    layers: convolutions that halve the map, each with twice the channels of the one before, at most
+    8 width. Group norm stands in for their batch norm, so that an image is judged by itself.
     """
 
     width: int = 64

@@ -1,4 +1,6 @@
-"""The diffusion transformer, DiT (Peebles & Xie 2023, "Scalable diffusion models with transformers")."""
+"""The diffusion transformer, DiT (Peebles & Xie 2023, "Scalable diffusion models with
+transformers").
+"""
 
 from __future__ import annotations
 
@@ -21,30 +23,36 @@ SIZES = {
     "L": {"width": 1024, "depth": 24, "heads": 16},
     "XL": {"width": 1152, "depth": 28, "heads": 16},
 }
+
 SMALL_INIT = nn.initializers.normal(0.02)  # of noise level and class, in the authors' code
 
 
 class DiT(nn.Module):
     """F(x, c_noise, cond): (B, H, W, C), (B,), dict -> (B, H, W, C) float32. Exactly 0 at init.
 
-    The image is cut into patches, each a token of `width` numbers; to the tokens their place is added; `depth` blocks
-    (see _Block) follow, and a linear layer back to pixels. All are told noise level and class by adaLN-Zero (section
-    3.2 of the paper). The calling convention and cond['label'] are the U-Net's; H and W must be multiples of patch.
-    Images or latents, of any size: the places are a function, not parameters. Raises UserError for what does not fit,
-    while tracing.
+    The image is cut into patches, each a token of `width` numbers; to the tokens their place is
+    added; `depth` blocks (see _Block) follow, and a linear layer back to pixels. All are told noise
+    level and class by adaLN-Zero (section 3.2 of the paper). The calling convention and
+    cond['label'] are the U-Net's; H and W must be multiples of patch. Images or latents, of any
+    size: the places are a function, not parameters. Raises UserError for what does not fit, while
+    tracing.
 
-    num_classes: 0 is an unconditional network, which ignores labels; else a learned row per class and one for "no
-      class".
-    patch: height and width of a patch; half of it is four times the work. width, depth, heads: see SIZES.
-    mlp_ratio: hidden units of a block's MLP, as a multiple of width. dropout: rate after them (the paper has none).
-    learn_variance: (B, H, W, 2C), the second C channels for the variance (Nichol & Dhariwal 2021, eq. 15).
-    noise_embedding: 'adm' in 1000 c_noise, as the authors have it, or another of embeddings.NOISE_FEATURES.
+    num_classes: 0 is an unconditional network, which ignores labels; else a learned row per class
+      and one for "no class".
+    patch: height and width of a patch; half of it is four times the work. width, depth, heads: see
+      SIZES.
+    mlp_ratio: hidden units of a block's MLP, as a multiple of width. dropout: rate after them (the
+      paper has none).
+    learn_variance: (B, H, W, 2C), the second C channels for the variance (Nichol & Dhariwal 2021,
+      eq. 15).
+    noise_embedding: 'adm' in 1000 c_noise, as the authors have it, or another of
+      embeddings.NOISE_FEATURES.
     second_time: the network is also told cond['to'], where a move ends (MeanFlow).
-    dtype: 'float32' or 'bfloat16' for tokens and blocks. Parameters, norms, softmax, the embedding of noise level and
-      class, last layer and output are float32.
+    dtype: 'float32' or 'bfloat16' for tokens and blocks. Parameters, norms, softmax, the embedding
+      of noise level and class, last layer and output are float32.
     remat, attention_impl: as in the U-Net, see layers.rematerialised and layers.attention.
-    scan_blocks: the blocks as one loop, over parameters 'blocks' with a leading axis `depth` in place of 'block_0', ...:
-      one block is compiled instead of all. For accelerators.
+    scan_blocks: the blocks as one loop, over parameters 'blocks' with a leading axis `depth` in
+      place of 'block_0', ...: one block is compiled instead of all. For accelerators.
     """
 
     num_classes: int = 0
@@ -67,29 +75,52 @@ class DiT(nn.Module):
         self._check(x)
         channels = x.shape[-1] * (2 if self.learn_variance else 1)
         condition = ConditionEmbedding(
-            256, self.width, self.num_classes, self.noise_embedding, SMALL_INIT, SMALL_INIT, self.second_time, name="condition"
+            256,
+            self.width,
+            self.num_classes,
+            self.noise_embedding,
+            SMALL_INIT,
+            SMALL_INIT,
+            self.second_time,
+            name="condition",
         )
         told = jax.nn.silu(condition(c_noise, cond or {}, x.shape[0]))
         patches = layers.space_to_depth(x, self.patch)  # (B, H / patch, W / patch, patch^2 C)
         b, rows, columns, _ = patches.shape
         h = nn.Dense(self.width, kernel_init=KERNEL_INIT, dtype=self.dtype, name="first")(patches)
-        h = h.reshape(b, rows * columns, self.width) + places(rows, columns, self.width).astype(self.dtype)
+        h = h.reshape(b, rows * columns, self.width) + places(rows, columns, self.width).astype(
+            self.dtype
+        )
         h = self._blocks(h, told, train)
         shift, scale = modulation(told, self.width, 2, "float32", "last_modulation")
         h = layer_norm(h, shift, scale)
-        h = nn.Dense(channels * self.patch**2, kernel_init=layers.ZERO_INIT, name="last")(h)  # float32
-        return layers.depth_to_space(h.reshape(b, rows, columns, -1), self.patch).astype(jnp.float32)
+        h = nn.Dense(channels * self.patch**2, kernel_init=layers.ZERO_INIT, name="last")(
+            h
+        )  # float32
+        return layers.depth_to_space(h.reshape(b, rows, columns, -1), self.patch).astype(
+            jnp.float32
+        )
 
     def _blocks(self, h: Array, told: Array, train: bool) -> Array:
         make = functools.partial(
             layers.rematerialised(_Block, self.remat, static_argnums=(3,)),
-            self.heads, self.mlp_ratio, self.dropout, self.attention_impl, self.dtype)  # fmt: skip
+            self.heads,
+            self.mlp_ratio,
+            self.dropout,
+            self.attention_impl,
+            self.dtype,
+        )
         if not self.scan_blocks:
             for i in range(self.depth):
                 h = make(name=f"block_{i}")(h, told, train)
             return h
-        loop = nn.scan(lambda block, h, told: (block(h, told, train), None), length=self.depth, in_axes=nn.broadcast,
-                       variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True})  # fmt: skip
+        loop = nn.scan(
+            lambda block, h, told: (block(h, told, train), None),
+            length=self.depth,
+            in_axes=nn.broadcast,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+        )
         return loop(make(name="blocks"), h, told)[0]
 
     def _check(self, x: Array) -> None:
@@ -97,14 +128,18 @@ class DiT(nn.Module):
         if self.dtype not in ("float32", "bfloat16"):
             raise unknown("dtype", self.dtype, ["float32", "bfloat16"])
         if x.ndim != 4:
-            raise UserError(f"the DiT takes images (B, H, W, C), not shape {x.shape}; use the MLP for points")
+            raise UserError(
+                f"the DiT takes images (B, H, W, C), not shape {x.shape}; use the MLP for points"
+            )
         if x.shape[1] % self.patch or x.shape[2] % self.patch:
             raise UserError(
                 f"images of {x.shape[1]} x {x.shape[2]} do not fit a DiT with patch={self.patch}: they must be"
                 " multiples of it; resize the images, or choose another patch"
             )
         if self.width % self.heads or self.width % 4:
-            raise UserError(f"width={self.width} must be a multiple of heads={self.heads} and of 4; see dit.SIZES")
+            raise UserError(
+                f"width={self.width} must be a multiple of heads={self.heads} and of 4; see dit.SIZES"
+            )
 
 
 class _Block(nn.Module):
@@ -113,8 +148,9 @@ class _Block(nn.Module):
         h + gate_1 project(attention(qkv(norm(h) (1 + scale_1) + shift_1))), then
         h + gate_2 mlp_out(gelu(mlp_in(norm(h) (1 + scale_2) + shift_2))).
 
-    Cross-attention to tokens (a text) would stand between the two. The outputs of `qkv` are ordered by head, then
-    (q, k, v), then channel of the head, so that a contiguous part of them, a tensor shard, is whole heads.
+    Cross-attention to tokens (a text) would stand between the two. The outputs of `qkv` are ordered
+    by head, then (q, k, v), then channel of the head, so that a contiguous part of them, a tensor
+    shard, is whole heads.
     """
 
     heads: int
@@ -125,46 +161,72 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, h: Array, told: Array, train: bool) -> Array:
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation(told, h.shape[-1], 6, self.dtype, "modulation")
-        h = h + gate_1.astype(self.dtype) * self._attention(layer_norm(h, shift_1, scale_1).astype(self.dtype))
-        return h + gate_2.astype(self.dtype) * self._mlp(layer_norm(h, shift_2, scale_2).astype(self.dtype), train)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation(
+            told, h.shape[-1], 6, self.dtype, "modulation"
+        )
+        h = h + gate_1.astype(self.dtype) * self._attention(
+            layer_norm(h, shift_1, scale_1).astype(self.dtype)
+        )
+        return h + gate_2.astype(self.dtype) * self._mlp(
+            layer_norm(h, shift_2, scale_2).astype(self.dtype), train
+        )
 
     def _attention(self, h: Array) -> Array:
         b, tokens, width = h.shape
-        qkv = layers.product(nn.Dense(3 * width, kernel_init=KERNEL_INIT, dtype=self.dtype, name="qkv")(h))
+        qkv = layers.product(
+            nn.Dense(3 * width, kernel_init=KERNEL_INIT, dtype=self.dtype, name="qkv")(h)
+        )
         q, k, v = jnp.unstack(qkv.reshape(b, tokens, self.heads, 3, width // self.heads), axis=3)
         h = layers.attention(q, k, v, self.impl).reshape(b, tokens, width)
-        return layers.product(nn.Dense(width, kernel_init=KERNEL_INIT, dtype=self.dtype, name="project")(h))
+        return layers.product(
+            nn.Dense(width, kernel_init=KERNEL_INIT, dtype=self.dtype, name="project")(h)
+        )
 
     def _mlp(self, h: Array, train: bool) -> Array:
         width = h.shape[-1]
-        h = layers.product(nn.Dense(int(width * self.mlp_ratio), kernel_init=KERNEL_INIT, dtype=self.dtype, name="mlp_in")(h))
+        h = layers.product(
+            nn.Dense(
+                int(width * self.mlp_ratio),
+                kernel_init=KERNEL_INIT,
+                dtype=self.dtype,
+                name="mlp_in",
+            )(h)
+        )
         h = nn.Dropout(self.dropout, deterministic=not train)(jax.nn.gelu(h, approximate=True))
-        return layers.product(nn.Dense(width, kernel_init=KERNEL_INIT, dtype=self.dtype, name="mlp_out")(h))
+        return layers.product(
+            nn.Dense(width, kernel_init=KERNEL_INIT, dtype=self.dtype, name="mlp_out")(h)
+        )
 
 
 def layer_norm(h: Array, shift: Array, scale: Array) -> Array:
-    """norm(h) (1 + scale) + shift in float32, the norm without parameters of its own. Called in a compact method."""
+    """norm(h) (1 + scale) + shift in float32, the norm without parameters of its own. Called in a
+    compact method.
+    """
     norm = nn.LayerNorm(epsilon=1e-6, use_scale=False, use_bias=False, dtype=jnp.float32)
     return norm(h) * (1 + scale) + shift
 
 
 def modulation(told: Array, width: int, parts: int, dtype: str, name: str) -> list[Array]:
-    """(B, E) -> `parts` arrays (B, 1, width), linear and zero at init. Called inside a module's compact method.
+    """(B, E) -> `parts` arrays (B, 1, width), linear and zero at init. Called inside a module's
+    compact method.
 
-    dtype: of the product. A third of a block's parameters are here, so that under fsdp it decides what is sent about.
+    dtype: of the product. A third of a block's parameters are here, so that under fsdp it decides
+      what is sent about.
     """
     out = nn.Dense(parts * width, kernel_init=layers.ZERO_INIT, dtype=dtype, name=name)(told)
     return jnp.split(out[:, None, :], parts, axis=-1)
 
 
 def places(rows: int, columns: int, features: int) -> Array:
-    """Where each token is: (rows columns, features) float32, row by row. The first half tells the column, the second the row,
+    """Where each token is: (rows columns, features) float32, row by row. The first half tells the
+    column, the second the row,
 
-    each as [sin(i w_j), cos(i w_j)] with w_j = 10000^(-j / n), j = 0 .. n - 1, n = features / 4 (Vaswani et al. 2017, section
-    3.5; in two dimensions as in MAE, He et al. 2022).
+    each as [sin(i w_j), cos(i w_j)] with w_j = 10000^(-j / n), j = 0 .. n - 1, n = features / 4
+    (Vaswani et al. 2017, section 3.5; in two dimensions as in MAE, He et al. 2022).
     """
     frequency = 10_000.0 ** (-np.arange(features // 4) / (features // 4))
     row, column = np.divmod(np.arange(rows * columns), columns)
     angles = [place[:, None] * frequency for place in (column, row)]
-    return jnp.asarray(np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=-1), jnp.float32)
+    return jnp.asarray(
+        np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=-1), jnp.float32
+    )

@@ -1,6 +1,8 @@
-"""The pieces of networks: attention, group norm, convolutions, changes of resolution, residual and attention blocks.
+"""The pieces of networks: attention, group norm, convolutions, changes of resolution, residual and
+attention blocks.
 
-Activations are NHWC. `dtype` is the type of the matrix work; parameters, norms, softmax and the embedding stay float32.
+Activations are NHWC. `dtype` is the type of the matrix work; parameters, norms, softmax and the
+embedding stay float32.
 """
 
 from __future__ import annotations
@@ -19,12 +21,13 @@ ZERO_INIT = nn.initializers.zeros_init()
 
 
 def attention(q: Array, k: Array, v: Array, impl: str = "auto", mask: Array | None = None) -> Array:
-    """softmax(q k^T / sqrt(D)) v per head (Vaswani et al. 2017, eq. 1). q, result: (B, T, heads, D); k, v: (B, S, heads, D).
+    """softmax(q k^T / sqrt(D)) v per head (Vaswani et al. 2017, eq. 1). q, result: (B, T, heads,
+    D); k, v: (B, S, heads, D).
 
     mask: (B, S) bool, which keys there are, at least one of each example; None: all.
-    impl 'fused' is jax.nn.dot_product_attention, with cuDNN's flash kernel where the GPU has one for this type and
-    width (that kernel has no forward-mode derivative); 'plain' is einsum, which has one (jvp) and is about twice as
-    fast on CPU; 'auto' is plain on CPU and fused elsewhere.
+    impl 'fused' is jax.nn.dot_product_attention, with cuDNN's flash kernel where the GPU has one
+    for this type and width (that kernel has no forward-mode derivative); 'plain' is einsum, which
+    has one (jvp) and is about twice as fast on CPU; 'auto' is plain on CPU and fused elsewhere.
     """
     implementations = {"plain": _plain_attention, "fused": _fused_attention}
     if impl == "auto":
@@ -44,7 +47,9 @@ def _plain_attention(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
     # The result does not depend on what is subtracted, so neither does its derivative.
     p = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
     out = jnp.einsum("bhqk,bhkd->bhqd", p.astype(v.dtype), v, preferred_element_type=wide)
-    out = out / jnp.sum(p, axis=-1, keepdims=True)  # T x D divisions after the product, not T x T before it
+    out = out / jnp.sum(
+        p, axis=-1, keepdims=True
+    )  # T x D divisions after the product, not T x T before it
     return jnp.swapaxes(out, 1, 2).astype(v.dtype)
 
 
@@ -55,35 +60,48 @@ def _fused_attention(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
 
 
 def _cudnn_fits(q: Array) -> bool:
-    """Whether cuDNN has a flash kernel: an NVIDIA GPU, bfloat16 (so Ampere or newer), D a multiple of 8 up to 128."""
+    """Whether cuDNN has a flash kernel: an NVIDIA GPU, bfloat16 (so Ampere or newer), D a multiple
+    of 8 up to 128.
+    """
     nvidia = arrays.platform() == "gpu" and "NVIDIA" in jax.local_devices()[0].device_kind
     return nvidia and q.dtype == jnp.bfloat16 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
 
 
 def groups(channels: int) -> int:
-    """The number of groups of a group norm: the largest divisor of `channels` up to min(32, channels / 4)."""
+    """The number of groups of a group norm: the largest divisor of `channels` up to min(32,
+    channels / 4).
+    """
     return max(g for g in range(1, max(1, min(32, channels // 4)) + 1) if channels % g == 0)
 
 
 def group_norm(x: Array, name: str, norm: tuple[int, float] | None = None) -> Array:
     """Group norm (Wu & He 2018) in float32. Called inside a module's compact method.
 
-    norm: (groups, epsilon); None: `groups` of the channels, 1e-6. UserError for groups that do not divide the channels.
+    norm: (groups, epsilon); None: `groups` of the channels, 1e-6. UserError for groups that do not
+      divide the channels.
     """
     number, epsilon = norm or (groups(x.shape[-1]), 1e-6)
     if x.shape[-1] % number:
-        raise UserError(f"norm={norm}: {x.shape[-1]} channels do not fall into {number} groups; use a divisor, or None")
+        raise UserError(
+            f"norm={norm}: {x.shape[-1]} channels do not fall into {number} groups; use a divisor, or None"
+        )
     return nn.GroupNorm(number, epsilon=epsilon, dtype=jnp.float32, name=name)(x)
 
 
-def conv(features: int, size: int = 3, *, stride=1, padding="SAME", zero=False, dtype="float32", name) -> nn.Conv:
+def conv(
+    features: int, size: int = 3, *, stride=1, padding="SAME", zero=False, dtype="float32", name
+) -> nn.Conv:
     """A square convolution with DDPM's initialisation, or zero."""
     init = ZERO_INIT if zero else KERNEL_INIT
-    return nn.Conv(features, (size, size), (stride, stride), padding, kernel_init=init, dtype=dtype, name=name)
+    return nn.Conv(
+        features, (size, size), (stride, stride), padding, kernel_init=init, dtype=dtype, name=name
+    )
 
 
 def space_to_depth(x: Array, factor: int) -> Array:
-    """(B, H, W, C) -> (B, H / factor, W / factor, factor^2 C). Nothing is lost: depth_to_space undoes it."""
+    """(B, H, W, C) -> (B, H / factor, W / factor, factor^2 C). Nothing is lost: depth_to_space
+    undoes it.
+    """
     b, h, w, c = x.shape
     x = x.reshape(b, h // factor, factor, w // factor, factor, c).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, h // factor, w // factor, factor * factor * c)
@@ -105,21 +123,26 @@ def average_pool(x: Array) -> Array:
 def nearest(x: Array) -> Array:
     """(B, H, W, C) -> (B, 2H, 2W, C): each pixel four times."""
     b, h, w, c = x.shape
-    return jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+    return jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(
+        b, 2 * h, 2 * w, c
+    )
 
 
 RESAMPLE = {"none": lambda x: x, "down": average_pool, "up": nearest}
 
 
 class ResidualBlock(nn.Module):
-    """skip_scale (shortcut(x) + conv(drop(silu(norm(conv(silu(norm(x)))))))), told noise level and class at norm 2.
+    """skip_scale (shortcut(x) + conv(drop(silu(norm(conv(silu(norm(x)))))))), told noise level and
+    class at norm 2.
 
-    (B, H, W, C), (B, E) -> (B, H', W', channels). The second convolution starts at zero: the block is its shortcut. Without an
-    embedding (None, in autoencoders) it is told nothing.
+    (B, H, W, C), (B, E) -> (B, H', W', channels). The second convolution starts at zero: the block
+    is its shortcut. Without an embedding (None, in autoencoders) it is told nothing.
 
-    scale_shift: the embedding scales and shifts the second norm, norm(h) (1 + scale) + shift (adaptive group norm,
-      Dhariwal & Nichol 2021, section 3.1); otherwise it is added before that norm (DDPM, Ho et al. 2020, appendix B).
-    resample: 'none', 'down' (average pool) or 'up' (nearest), on both branches of the block (BigGAN; ADM, section 3).
+    scale_shift: the embedding scales and shifts the second norm, norm(h) (1 + scale) + shift
+      (adaptive group norm, Dhariwal & Nichol 2021, section 3.1); otherwise it is added before that
+      norm (DDPM, Ho et al. 2020, appendix B).
+    resample: 'none', 'down' (average pool) or 'up' (nearest), on both branches of the block
+      (BigGAN; ADM, section 3).
     norm: see group_norm.
     """
 
@@ -149,7 +172,11 @@ class ResidualBlock(nn.Module):
         """The second norm, told the embedding."""
         if embedding is None:
             return group_norm(h, "norm_2", self.norm)
-        told = nn.Dense(self.channels * (2 if self.scale_shift else 1), kernel_init=KERNEL_INIT, name="embedding")
+        told = nn.Dense(
+            self.channels * (2 if self.scale_shift else 1),
+            kernel_init=KERNEL_INIT,
+            name="embedding",
+        )
         told = told(jax.nn.silu(embedding))[:, None, None, :]  # (B, 1, 1, channels or twice that)
         if not self.scale_shift:
             return group_norm(h + told, "norm_2", self.norm)
@@ -158,11 +185,13 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """skip_scale (x + project(attention(norm(x)))) over the H W pixels of a feature map. (B, H, W, C) -> (B, H, W, C).
+    """skip_scale (x + project(attention(norm(x)))) over the H W pixels of a feature map. (B, H, W,
+    C) -> (B, H, W, C).
 
-    head_width: channels per head (ADM: 64); None is one head (DDPM), and so are fewer channels than head_width.
-    norm: see group_norm. The projection starts at zero. The outputs of `qkv` are ordered by (q, k, v), then head, then
-    channel of the head.
+    head_width: channels per head (ADM: 64); None is one head (DDPM), and so are fewer channels than
+      head_width.
+    norm: see group_norm. The projection starts at zero. The outputs of `qkv` are ordered by (q, k,
+    v), then head, then channel of the head.
     """
 
     head_width: int | None = 64
@@ -176,7 +205,9 @@ class AttentionBlock(nn.Module):
         b, height, width, c = x.shape
         heads = count_heads(c, self.head_width)
         h = group_norm(x, "norm", self.norm).reshape(b, height * width, c)
-        init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")  # fan_avg would see 3c outputs
+        init = nn.initializers.variance_scaling(
+            1.0, "fan_in", "uniform"
+        )  # fan_avg would see 3c outputs
         qkv = product(nn.Dense(3 * c, kernel_init=init, dtype=self.dtype, name="qkv")(h))
         q, k, v = jnp.unstack(qkv.reshape(b, height * width, 3, heads, c // heads), axis=2)
         h = attention(q, k, v, self.impl).reshape(b, height, width, c)
@@ -185,10 +216,12 @@ class AttentionBlock(nn.Module):
 
 
 class CrossAttentionBlock(nn.Module):
-    """skip_scale (x + project(attention(query(norm(x)), key(states), value(states)))): pixels look at a text.
+    """skip_scale (x + project(attention(query(norm(x)), key(states), value(states)))): pixels look
+    at a text.
 
-    (B, H, W, C), states (B, L, D), mask (B, L) -> (B, H, W, C), by Rombach et al. 2022, section 3.3. mask: which states there
-    are, at least one. The projection starts at zero, and the other fields are those of AttentionBlock.
+    (B, H, W, C), states (B, L, D), mask (B, L) -> (B, H, W, C), by Rombach et al. 2022, section
+    3.3. mask: which states there are, at least one. The projection starts at zero, and the other
+    fields are those of AttentionBlock.
     """
 
     head_width: int | None = 64
@@ -212,7 +245,9 @@ class CrossAttentionBlock(nn.Module):
 
 
 def count_heads(channels: int, head_width: int | None) -> int:
-    """How many heads of `head_width` channels (None, or fewer channels: one); UserError unless it divides."""
+    """How many heads of `head_width` channels (None, or fewer channels: one); UserError unless it
+    divides.
+    """
     head_width = min(channels, head_width or channels)
     if channels % head_width:
         raise UserError(
@@ -221,30 +256,38 @@ def count_heads(channels: int, head_width: int | None) -> int:
     return channels // head_width
 
 
-# ---- memory ----------------------------------------------------------------------------------------------------------
-
+# ---- memory
 REMAT = ("none", "block", "dots", "offload")
 PRODUCT, HOST = "product", "pinned_host"
 
 
 def product(x: Array) -> Array:
-    """x, marked as what remat 'dots' keeps: the result of a convolution or of a matrix product with parameters.
+    """x, marked as what remat 'dots' keeps: the result of a convolution or of a matrix product with
+    parameters.
 
-    To mark are the results inside a block that its backward pass looks at; one that is only added to something is not.
+    To mark are the results inside a block that its backward pass looks at; one that is only added
+    to something is not.
     """
     return checkpoint_name(x, PRODUCT)
 
 
-def rematerialised(module: type[nn.Module], remat: str, static_argnums: tuple[int, ...] = ()) -> type[nn.Module]:
-    """The class of a block, or its twin that keeps fewer activations and computes the rest again backwards (Chen et al. 2016).
+def rematerialised(
+    module: type[nn.Module], remat: str, static_argnums: tuple[int, ...] = ()
+) -> type[nn.Module]:
+    """The class of a block, or its twin that keeps fewer activations and computes the rest again
+    backwards (Chen et al. 2016).
 
-    remat: what is kept of each block beside its input. 'none': everything, nothing is computed twice. 'block': nothing; the
-      block runs again, about a third more work. 'dots': the results marked by `product`; norms, activations and attention
-      run again. 'offload': as 'dots', but these wait in the host's memory.
+    remat: what is kept of each block beside its input. 'none': everything, nothing is computed
+      twice. 'block': nothing; the block runs again, about a third more work. 'dots': the results
+      marked by `product`; norms, activations and attention run again. 'offload': as 'dots', but
+      these wait in the host's memory.
     static_argnums count the arguments of __call__ with self as 0.
-    Raises UserError for another remat, and for 'offload' on a device that cannot reach pinned host memory.
+    Raises UserError for another remat, and for 'offload' on a device that cannot reach pinned host
+    memory.
     """
-    remat = {False: "none", True: "block"}.get(remat, remat)  # as configs had it before there were four
+    remat = {False: "none", True: "block"}.get(
+        remat, remat
+    )  # as configs had it before there were four
     if remat not in REMAT:
         raise unknown("remat", remat, REMAT)
     if remat == "none":
@@ -259,8 +302,15 @@ def _policy(remat: str):
     if remat == "dots":
         return names.save_only_these_names(PRODUCT)
     kinds = sorted(memory.kind for memory in jax.local_devices()[0].addressable_memories())
-    if HOST not in kinds and arrays.platform() == jax.default_backend():  # (a device that is not here is believed)
-        raise UserError(f"remat=offload needs {HOST} memory, and this device has {', '.join(kinds)}; use remat=dots or block")
+    if (
+        HOST not in kinds and arrays.platform() == jax.default_backend()
+    ):  # (a device that is not here is believed)
+        raise UserError(
+            f"remat=offload needs {HOST} memory, and this device has {', '.join(kinds)}; use remat=dots or block"
+        )
     return names.save_and_offload_only_these_names(
-        names_which_can_be_saved=[], names_which_can_be_offloaded=[PRODUCT], offload_src="device", offload_dst=HOST
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[PRODUCT],
+        offload_src="device",
+        offload_dst=HOST,
     )

@@ -1,4 +1,6 @@
-"""The U-Net, with the options of DDPM (Ho et al. 2020, appendix B) and ADM (Dhariwal & Nichol 2021, section 3)."""
+"""The U-Net, with the options of DDPM (Ho et al. 2020, appendix B) and ADM (Dhariwal & Nichol 2021,
+section 3).
+"""
 
 from __future__ import annotations
 
@@ -16,42 +18,51 @@ from diffusion_jax.types import Array, Cond
 class UNet(nn.Module):
     """F(x, c_noise, cond): (B, H, W, C), (B,), dict -> (B, H, W, C) float32. Exactly 0 at init.
 
-    x is already scaled by the caller; c_noise is the noise level in about [0, 1] or [-2, 2]. cond is None or a dict
-    with 'label' (B,) integers, where num_classes (and no label at all) means "no class", 'concat' (B, H, W,
-    extra_channels), and what `text` reads. H and W must be multiples of stem * 2^(levels - 1); C is x's own. train=True
-    turns dropout on: pass rngs={'dropout': key}. Raises UserError for sizes and options that do not fit, while tracing.
+    x is already scaled by the caller; c_noise is the noise level in about [0, 1] or [-2, 2]. cond
+    is None or a dict with 'label' (B,) integers, where num_classes (and no label at all) means "no
+    class", 'concat' (B, H, W, extra_channels), and what `text` reads. H and W must be multiples of
+    stem * 2^(levels - 1); C is x's own. train=True turns dropout on: pass rngs={'dropout': key}.
+    Raises UserError for sizes and options that do not fit, while tracing.
 
-    num_classes: 0 is an unconditional network, which ignores labels; else a learned row per class and one for "no
-      class".
-    text: reads a caption out of cond (models/text.py). Its states are looked at by cross-attention, with a mask, after each
-      self-attention; its pooled vector is told with the noise level. None: captions are ignored.
-    stem: 2 packs each 2 x 2 block of pixels into channels before the first convolution and unpacks it after the last
-      (Shi et al. 2016): a quarter of the work at some loss of detail. 1 is none.
+    num_classes: 0 is an unconditional network, which ignores labels; else a learned row per class
+      and one for "no class".
+    text: reads a caption out of cond (models/text.py). Its states are looked at by cross-attention,
+      with a mask, after each self-attention; its pooled vector is told with the noise level. None:
+      captions are ignored.
+    stem: 2 packs each 2 x 2 block of pixels into channels before the first convolution and unpacks
+      it after the last (Shi et al. 2016): a quarter of the work at some loss of detail. 1 is none.
     width: channels of the first level; DDPM 128, ADM 192 to 256.
-    multipliers: level i has width * multipliers[i] channels, and half the resolution of the level before.
+    multipliers: level i has width * multipliers[i] channels, and half the resolution of the level
+      before.
     blocks: residual blocks per level on the way down, and one more than that on the way up.
-    attention: the heights of the feature maps (after the stem) with attention after each residual block; DDPM (16,),
-      ADM (32, 16, 8). The middle always has it. A height that no level has is ignored: one tuple serves several
-      image sizes.
+    attention: the heights of the feature maps (after the stem) with attention after each residual
+      block; DDPM (16,), ADM (32, 16, 8). The middle always has it. A height that no level has is
+      ignored: one tuple serves several image sizes.
     head_width: channels per attention head, ADM 64; None is DDPM's single head.
     dropout: rate between the two convolutions of a residual block; DDPM on CIFAR-10 0.1.
-    scale_shift: noise level and class scale and shift the second norm of a block (ADM), or are added before it
-      (DDPM).
-    updown: 'conv' halves by a strided convolution and doubles by nearest neighbour and a convolution (DDPM, where the
-      strided one is padded on the right and below; 'conv_centred' pads all around); 'resblock' does both inside
-      further residual blocks (ADM, after BigGAN).
-    skip_scale: factor on each sum of a block and its shortcut: 1, or 1/sqrt(2) (NCSN++, Song et al. 2021, appendix
-      H; ADM).
-    norm: (groups, epsilon) of every group norm, for networks trained elsewhere; None is about min(32, channels / 4), 1e-6.
-    learn_variance: (B, H, W, 2C), the second C channels for the variance (Nichol & Dhariwal 2021, eq. 15).
-    extra_channels: channels of cond['concat'], shown to the first convolution beside x (SR3, Saharia et al. 2021).
-    noise_embedding: 'sinusoidal' in 1000 c_noise (DDPM), 'fourier' with random frequencies (NCSN++), or 'smooth' (sCM).
+    scale_shift: noise level and class scale and shift the second norm of a block (ADM), or are
+      added before it (DDPM).
+    updown: 'conv' halves by a strided convolution and doubles by nearest neighbour and a
+      convolution (DDPM, where the strided one is padded on the right and below; 'conv_centred' pads
+      all around); 'resblock' does both inside further residual blocks (ADM, after BigGAN).
+    skip_scale: factor on each sum of a block and its shortcut: 1, or 1/sqrt(2) (NCSN++, Song et al.
+      2021, appendix H; ADM).
+    norm: (groups, epsilon) of every group norm, for networks trained elsewhere; None is about
+      min(32, channels / 4), 1e-6.
+    learn_variance: (B, H, W, 2C), the second C channels for the variance (Nichol & Dhariwal 2021,
+      eq. 15).
+    extra_channels: channels of cond['concat'], shown to the first convolution beside x (SR3,
+      Saharia et al. 2021).
+    noise_embedding: 'sinusoidal' in 1000 c_noise (DDPM), 'fourier' with random frequencies
+      (NCSN++), or 'smooth' (sCM).
     second_time: the network is also told cond['to'], where a move ends (MeanFlow).
-    dtype: 'float32' or 'bfloat16' for convolutions and attention. Parameters, norms, softmax, embedding, last
-      convolution and output are float32.
-    remat: what is kept for the backward pass: 'none' (all activations), 'block' (none inside blocks: the least memory, a
-      third more work), 'dots' (those that cost a convolution or a product), 'offload' (those, in the host's memory).
-    attention_impl: 'auto', 'fused' or 'plain', see layers.attention; 'plain' where a jvp is taken on a GPU.
+    dtype: 'float32' or 'bfloat16' for convolutions and attention. Parameters, norms, softmax,
+      embedding, last convolution and output are float32.
+    remat: what is kept for the backward pass: 'none' (all activations), 'block' (none inside
+      blocks: the least memory, a third more work), 'dots' (those that cost a convolution or a
+      product), 'offload' (those, in the host's memory).
+    attention_impl: 'auto', 'fused' or 'plain', see layers.attention; 'plain' where a jvp is taken
+      on a GPU.
     """
 
     num_classes: int = 0
@@ -80,13 +91,21 @@ class UNet(nn.Module):
         cond = cond or {}
         self._check(x, cond)
         channels = x.shape[-1] * (2 if self.learn_variance else 1)
-        told = ConditionEmbedding(self.width, 4 * self.width, self.num_classes, self.noise_embedding,
-                                  second_time=self.second_time, name="condition")  # fmt: skip
+        told = ConditionEmbedding(
+            self.width,
+            4 * self.width,
+            self.num_classes,
+            self.noise_embedding,
+            second_time=self.second_time,
+            name="condition",
+        )
         text = self.text(cond, x.shape[0]) if self.text else None
         told = told(c_noise, cond, x.shape[0], text and text.pooled)
         if self.extra_channels:
             x = jnp.concatenate([x, cond["concat"].astype(x.dtype)], axis=-1)
-        h = layers.conv(self.width, dtype=self.dtype, name="first")(layers.space_to_depth(x, self.stem))
+        h = layers.conv(self.width, dtype=self.dtype, name="first")(
+            layers.space_to_depth(x, self.stem)
+        )
         h, skips = self._down(h, told, text, train)
         h = self._residual(h, told, train, h.shape[-1], "middle_1")
         h = self._attention(h, text, "middle_attention")
@@ -96,7 +115,9 @@ class UNet(nn.Module):
         h = layers.conv(channels * self.stem**2, zero=True, name="last")(h)  # float32
         return layers.depth_to_space(h, self.stem).astype(jnp.float32)
 
-    def _residual(self, h: Array, told: Array, train: bool, channels: int, name: str, resample: str = "none") -> Array:
+    def _residual(
+        self, h: Array, told: Array, train: bool, channels: int, name: str, resample: str = "none"
+    ) -> Array:
         block = layers.rematerialised(layers.ResidualBlock, self.remat, static_argnums=(3,))
         options = self.scale_shift, self.dropout, self.skip_scale, self.dtype, self.norm
         return block(channels, resample, *options, name=name)(h, told, train)
@@ -109,7 +130,9 @@ class UNet(nn.Module):
         block = layers.rematerialised(layers.CrossAttentionBlock, self.remat)
         return block(*options, name=f"{name}_text")(h, text.states, text.mask)
 
-    def _down(self, h: Array, told: Array, text: Told | None, train: bool) -> tuple[Array, list[Array]]:
+    def _down(
+        self, h: Array, told: Array, text: Told | None, train: bool
+    ) -> tuple[Array, list[Array]]:
         """The way down: the smallest feature map, and every map that the way up will see again."""
         skips = [h]
         for level, multiplier in enumerate(self.multipliers):
@@ -123,7 +146,9 @@ class UNet(nn.Module):
                 skips.append(h)
         return h, skips
 
-    def _up(self, h: Array, skips: list[Array], told: Array, text: Told | None, train: bool) -> Array:
+    def _up(
+        self, h: Array, skips: list[Array], told: Array, text: Told | None, train: bool
+    ) -> Array:
         """The way up, which takes the feature maps of the way down in reverse."""
         for level, multiplier in reversed(list(enumerate(self.multipliers))):
             for i in range(self.blocks + 1):
@@ -140,7 +165,9 @@ class UNet(nn.Module):
             return self._residual(h, told, train, h.shape[-1], name, resample=direction)
         if direction == "down":  # (0, 1) is TensorFlow's SAME, with which DDPM was trained
             padding = (1, 1) if self.updown == "conv_centred" else (0, 1)
-            return layers.conv(h.shape[-1], stride=2, padding=(padding, padding), dtype=self.dtype, name=name)(h)
+            return layers.conv(
+                h.shape[-1], stride=2, padding=(padding, padding), dtype=self.dtype, name=name
+            )(h)
         return layers.conv(h.shape[-1], dtype=self.dtype, name=name)(layers.nearest(h))
 
     def _check(self, x: Array, cond: dict) -> None:
@@ -150,8 +177,14 @@ class UNet(nn.Module):
         if self.dtype not in ("float32", "bfloat16"):
             raise unknown("dtype", self.dtype, ["float32", "bfloat16"])
         if x.ndim != 4:
-            raise UserError(f"the U-Net takes images (B, H, W, C), not shape {x.shape}; use the MLP for points")
-        height, width, multiple = x.shape[1], x.shape[2], self.stem * 2 ** (len(self.multipliers) - 1)
+            raise UserError(
+                f"the U-Net takes images (B, H, W, C), not shape {x.shape}; use the MLP for points"
+            )
+        height, width, multiple = (
+            x.shape[1],
+            x.shape[2],
+            self.stem * 2 ** (len(self.multipliers) - 1),
+        )
         if height % multiple or width % multiple:
             raise UserError(
                 f"images of {height} x {width} do not fit a U-Net: stem={self.stem} and multipliers={self.multipliers}"
@@ -159,4 +192,6 @@ class UNet(nn.Module):
             )
         given = cond["concat"].shape[-1] if "concat" in cond else 0
         if given != self.extra_channels:
-            raise UserError(f"extra_channels={self.extra_channels}, but cond['concat'] has {given}; make them equal")
+            raise UserError(
+                f"extra_channels={self.extra_channels}, but cond['concat'] has {given}; make them equal"
+            )

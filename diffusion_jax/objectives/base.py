@@ -1,7 +1,9 @@
-"""What an objective is: draw noise, then score denoisers. All randomness is in `draw`; `loss` is deterministic.
+"""What an objective is: draw noise, then score denoisers. All randomness is in `draw`; `loss` is
+deterministic.
 
-`Objective` is for diffusion: one denoiser, one time. `FewStep` is for networks that jump (consistency.py, meanflow.py): two
-times, and besides the student other networks to learn from. Every draw is decorated with `per_example`.
+`Objective` is for diffusion: one denoiser, one time. `FewStep` is for networks that jump
+(consistency.py, meanflow.py): two times, and besides the student other networks to learn from.
+Every draw is decorated with `per_example`.
 """
 
 from __future__ import annotations
@@ -14,9 +16,11 @@ from diffusion_jax.types import Array, Cond, Denoise, Key, Noised
 
 
 def per_example(draw: Callable) -> Callable:
-    """draw(keys, x (B, ...), ...), written for keys (B,), which then also takes one key for the batch, as samplers do.
+    """draw(keys, x (B, ...), ...), written for keys (B,), which then also takes one key for the
+    batch, as samplers do.
 
-    The key of example i is the single key folded with i (arrays.example_keys): it does not depend on the batch.
+    The key of example i is the single key folded with i (arrays.example_keys): it does not depend
+    on the batch.
     """
 
     @functools.wraps(draw)
@@ -49,9 +53,9 @@ class Drawn(NamedTuple):
 class Players(NamedTuple):
     """Who takes part in a few-step loss: denoisers of one process.
 
-    student: the network; the gradient goes through it alone. frozen: the same weights, constant. target: constant too, the
-    slow copy of an objective that has one, else frozen. teacher: a diffusion model, with its guidance, or None. null(cond): the
-    condition that says nothing.
+    student: the network; the gradient goes through it alone. frozen: the same weights, constant.
+    target: constant too, the slow copy of an objective that has one, else frozen. teacher: a
+    diffusion model, with its guidance, or None. null(cond): the condition that says nothing.
     """
 
     student: Denoise
@@ -65,9 +69,12 @@ class FewStep(NamedTuple):
     """draw(keys, x0 (B, ...), progress) -> Drawn;  loss(players, drawn, cond, progress) -> (B,), one number per example.
 
     keys: one for each example, (B,), or one for the batch.
-    progress: how much of the run is done, from 0 to 1, which curricula are functions of, so that they stretch with it.
-    rate: of the slow copy, target <- rate target + (1 - rate) student, a function of progress; None: there is none.
-    taught: whether there must be a teacher. guided: whether the loss itself guides, by the condition.
+    progress: how much of the run is done, from 0 to 1, which curricula are functions of, so that
+      they stretch with it.
+    rate: of the slow copy, target <- rate target + (1 - rate) student, a function of progress;
+      None: there is none.
+    taught: whether there must be a teacher. guided: whether the loss itself guides, by the
+      condition.
     """
 
     draw: Callable[[Key, Array, Array], Drawn]

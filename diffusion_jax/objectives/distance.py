@@ -22,7 +22,8 @@ def squared() -> Distance:
 
 
 def pseudo_huber(c: float = 0.00054) -> Distance:
-    """sqrt(|x - y|^2 / D + c^2) - c (Song & Dhariwal 2024, eq. 7, over sqrt(D): their c is 0.00054 sqrt(D)).
+    """sqrt(|x - y|^2 / D + c^2) - c (Song & Dhariwal 2024, eq. 7, over sqrt(D): their c is 0.00054
+    sqrt(D)).
 
     Raises UserError for c <= 0, where the gradient at x = y would be 0 / 0.
     """
@@ -33,5 +34,7 @@ def pseudo_huber(c: float = 0.00054) -> Distance:
 
 
 def perceptual(features: Callable[[Array], Array]) -> Distance:
-    """|features(x) - features(y)|^2 per feature: the hook for LPIPS and its kind (Song et al. 2023, sec. 6.1), in code."""
+    """|features(x) - features(y)|^2 per feature: the hook for LPIPS and its kind (Song et al. 2023,
+    sec. 6.1), in code.
+    """
     return lambda x, y: mean_per_example((features(x) - features(y)) ** 2)

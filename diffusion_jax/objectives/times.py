@@ -1,4 +1,5 @@
-"""Time laws: which noise levels training sees. law(process, keys (B,)) -> t (B,), each example from its own key.
+"""Time laws: which noise levels training sees. law(process, keys (B,)) -> t (B,), each example from
+its own key.
 
 To add one, write a function that returns such a law.
 """
@@ -29,7 +30,9 @@ def uniform() -> TimeLaw:
 
 
 def grid(steps: int = 1000) -> TimeLaw:
-    """One of `steps` equally spaced times, ends included: DDPM's i / N on its chain, NCSN's geometric levels on VE. UserError below 2."""
+    """One of `steps` equally spaced times, ends included: DDPM's i / N on its chain, NCSN's
+    geometric levels on VE. UserError below 2.
+    """
     need_ranges("times.grid", steps=(steps, 1, 10**6))
     if steps < 2:
         raise UserError(f"a grid of times needs at least 2 steps; got {steps}")
@@ -42,7 +45,8 @@ def grid(steps: int = 1000) -> TimeLaw:
 
 
 def stratified() -> TimeLaw:
-    """t_i = (u + i / B) mod 1, one u for the batch (Kingma et al. 2021, app. I.1): the same law, a loss with less variance.
+    """t_i = (u + i / B) mod 1, one u for the batch (Kingma et al. 2021, app. I.1): the same law, a
+    loss with less variance.
 
     The strata are those of the batch as the step sees it: under pmap, of each device's part.
     """
@@ -69,4 +73,6 @@ def lognormal(mean: float = -1.2, std: float = 1.2) -> TimeLaw:
 def logit_normal(mean: float = 0.0, std: float = 1.0) -> TimeLaw:
     """logit(t) ~ N(mean, std^2) (Esser et al. 2024, eq. 19), on [t_min, t_max]."""
     need_ranges("times.logit_normal", mean=(mean, -20, 20), std=(std, 1e-6, 20))
-    return lambda process, keys: _between(process, jax.nn.sigmoid(mean + std * jax.vmap(jax.random.normal)(keys)))
+    return lambda process, keys: _between(
+        process, jax.nn.sigmoid(mean + std * jax.vmap(jax.random.normal)(keys))
+    )

@@ -1,10 +1,13 @@
-"""Weightings: w(process, t) multiplies the mean squared error of eps. One currency, so that they can be compared.
+"""Weightings: w(process, t) multiplies the mean squared error of eps. One currency, so that they
+can be compared.
 
-Errors in other spaces are multiples of it, because alpha dx0 + sigma deps = 0 for every prediction of the same x_t:
+Errors in other spaces are multiples of it, because alpha dx0 + sigma deps = 0 for every prediction
+of the same x_t:
 
     |dx0|^2 = |deps|^2 / SNR,   |dv|^2 = |deps|^2 (alpha^2 + sigma^2)^2 / alpha^2,   |dvelocity|^2 = |deps|^2 (sigma lam' / 2)^2.
 
-Kingma & Gao 2023 (Understanding diffusion objectives as the ELBO with simple data augmentation), table 1, for the comparison.
+Kingma & Gao 2023 (Understanding diffusion objectives as the ELBO with simple data augmentation),
+table 1, for the comparison.
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ Weighting = Callable[[Process, Array], Array]
 
 
 def unit() -> Weighting:
-    """L_simple (Ho et al. 2020, eq. 14); the score loss with lambda(t) = sigma^2; the x0 loss weighted by SNR."""
+    """L_simple (Ho et al. 2020, eq. 14); the score loss with lambda(t) = sigma^2; the x0 loss
+    weighted by SNR.
+    """
     return lambda process, t: jnp.ones_like(t)
 
 
@@ -33,12 +38,18 @@ def x0() -> Weighting:
 
 def v() -> Weighting:
     """The plain error of v = alpha eps - sigma x0 (Salimans & Ho 2022: SNR + 1 weighting of x0)."""
-    return lambda process, t: (process.alpha(t) ** 2 + process.sigma(t) ** 2) ** 2 / process.alpha(t) ** 2
+    return lambda process, t: (
+        (process.alpha(t) ** 2 + process.sigma(t) ** 2) ** 2 / process.alpha(t) ** 2
+    )
 
 
 def velocity() -> Weighting:
-    """The plain error of the path's velocity, which flow matching minimises (Lipman et al. 2023, eq. 14)."""
-    return lambda process, t: (0.5 * process.sigma(t) * derivative(lambda u: logsnr(process, u), t)) ** 2
+    """The plain error of the path's velocity, which flow matching minimises (Lipman et al. 2023,
+    eq. 14).
+    """
+    return lambda process, t: (
+        (0.5 * process.sigma(t) * derivative(lambda u: logsnr(process, u), t)) ** 2
+    )
 
 
 def snr() -> Weighting:
@@ -59,21 +70,27 @@ def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
 
 
 def sigmoid(bias: float = 2.0) -> Weighting:
-    """sigmoid(bias - lam) as a weight on the ELBO of each noise level: -lam'(t) sigmoid(bias - lam) on eps.
+    """sigmoid(bias - lam) as a weight on the ELBO of each noise level: -lam'(t) sigmoid(bias - lam)
+    on eps.
 
-    Kingma & Gao 2023, eq. 2 with w(lam) = sigmoid(bias - lam); Hoogeboom et al. 2024. With t uniform the loss is then the
-    integral of w(lam) |eps - eps-hat|^2 over the log-SNR, whatever the process (up to its factor of 1/2).
+    Kingma & Gao 2023, eq. 2 with w(lam) = sigmoid(bias - lam); Hoogeboom et al. 2024. With t
+    uniform the loss is then the integral of w(lam) |eps - eps-hat|^2 over the log-SNR, whatever the
+    process (up to its factor of 1/2).
     """
     need_ranges("weighting.sigmoid", bias=(bias, -50, 50))
     return lambda process, t: likelihood()(process, t) * jax.nn.sigmoid(bias - logsnr(process, t))
 
 
 def likelihood() -> Weighting:
-    """g^2 / sigma^2 = -lam'(t) on eps: 2x the rate at which the continuous-time ELBO is paid (Song et al. 2021b, eq. 7)."""
+    """g^2 / sigma^2 = -lam'(t) on eps: 2x the rate at which the continuous-time ELBO is paid (Song
+    et al. 2021b, eq. 7).
+    """
     return lambda process, t: -derivative(lambda u: logsnr(process, u), t)
 
 
 def edm(sigma_data: float = 0.5) -> Weighting:
-    """(sigma^2 + sd^2) / (sigma sd)^2 on x0 (Karras et al. 2022, table 1): 1 + 1 / (SNR sd^2) on eps; unit error of F."""
+    """(sigma^2 + sd^2) / (sigma sd)^2 on x0 (Karras et al. 2022, table 1): 1 + 1 / (SNR sd^2) on
+    eps; unit error of F.
+    """
     need_ranges("weighting.edm", sigma_data=(sigma_data, 1e-6, 1e4))
     return lambda process, t: 1 + jnp.exp(-logsnr(process, t)) / sigma_data**2

@@ -1,10 +1,11 @@
 """All that follows from alpha(t) and sigma(t): x_t = alpha(t) x0 + sigma(t) eps, eps ~ N(0, I).
 
-A process is only the two functions (types.Process); the log-SNR, the SDE dx = f(t) x dt + g(t) dw whose marginals the path has,
-the probability-flow velocity, the score, the Gaussian posterior and the prior are derived here, once, by autodiff and algebra.
+A process is only the two functions (types.Process); the log-SNR, the SDE dx = f(t) x dt + g(t) dw
+whose marginals the path has, the probability-flow velocity, the score, the Gaussian posterior and
+the prior are derived here, once, by autodiff and algebra.
 
-Song et al. 2021 (Score-based generative modeling through SDEs), Kingma et al. 2021 (Variational diffusion models).
-Times may be scalar or (B,); every result that depends on t alone has t's shape.
+Song et al. 2021 (Score-based generative modeling through SDEs), Kingma et al. 2021 (Variational
+diffusion models). Times may be scalar or (B,); every result that depends on t alone has t's shape.
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ from diffusion_jax.types import Array, Noised, Prediction, Process
 
 def derivative(function, t: Array) -> Array:
     """d function / dt, elementwise, in forward mode: (B,) -> (B,)."""
-    t = jnp.asarray(t, jnp.result_type(float) if jnp.issubdtype(jnp.result_type(t), jnp.integer) else None)
+    t = jnp.asarray(
+        t, jnp.result_type(float) if jnp.issubdtype(jnp.result_type(t), jnp.integer) else None
+    )
     return jax.jvp(function, (t,), (jnp.ones_like(t),))[1]
 
 
 def corrupt(process: Process, x0: Array, eps: Array, t: Array) -> Noised:
-    """The forward process in one move: x_t = alpha(t) x0 + sigma(t) eps. x0, eps: (B, ...); t: (B,)."""
+    """The forward process in one move: x_t = alpha(t) x0 + sigma(t) eps. x0, eps: (B, ...); t:
+    (B,).
+    """
     x_t = expand(process.alpha(t), x0) * x0 + expand(process.sigma(t), x0) * eps
     return Noised(x_t, t, x0, eps)
 
@@ -47,28 +52,43 @@ def drift_diffusion(process: Process, t: Array) -> tuple[Array, Array]:
 
 def from_x0(process: Process, x_t: Array, x0: Array, t: Array) -> Prediction:
     """The prediction with this x0: eps = (x_t - alpha x0) / sigma."""
-    return Prediction(x0, (x_t - expand(process.alpha(t), x_t) * x0) / expand(process.sigma(t), x_t))
+    return Prediction(
+        x0, (x_t - expand(process.alpha(t), x_t) * x0) / expand(process.sigma(t), x_t)
+    )
 
 
-def with_x0(process: Process, prediction: Prediction, x_t: Array, x0: Array, t: Array) -> Prediction:
-    """The prediction with another x0-hat and the eps that x_t then implies; all else that the network predicts is kept."""
+def with_x0(
+    process: Process, prediction: Prediction, x_t: Array, x0: Array, t: Array
+) -> Prediction:
+    """The prediction with another x0-hat and the eps that x_t then implies; all else that the
+    network predicts is kept.
+    """
     changed = from_x0(process, x_t, x0, t)
     return prediction._replace(x0=changed.x0, eps=changed.eps)
 
 
 def from_eps(process: Process, x_t: Array, eps: Array, t: Array) -> Prediction:
     """The prediction with this eps: x0 = (x_t - sigma eps) / alpha."""
-    return Prediction((x_t - expand(process.sigma(t), x_t) * eps) / expand(process.alpha(t), x_t), eps)
+    return Prediction(
+        (x_t - expand(process.sigma(t), x_t) * eps) / expand(process.alpha(t), x_t), eps
+    )
 
 
 def velocity(process: Process, prediction: Prediction, t: Array) -> Array:
-    """The probability-flow velocity dx/dt = alpha'(t) x0 + sigma'(t) eps (= f x - g^2 score / 2). (B, ...)."""
+    """The probability-flow velocity dx/dt = alpha'(t) x0 + sigma'(t) eps (= f x - g^2 score / 2).
+    (B, ...).
+    """
     x0, eps = prediction[:2]
-    return expand(derivative(process.alpha, t), x0) * x0 + expand(derivative(process.sigma, t), eps) * eps
+    return (
+        expand(derivative(process.alpha, t), x0) * x0
+        + expand(derivative(process.sigma, t), eps) * eps
+    )
 
 
 def angle(process: Process, t: Array, sigma_data: float = 1.0) -> Array:
-    """arctan(sigma / (alpha sigma_data)) in [0, pi / 2], TrigFlow's time: x_t / |x_t| = cos x0 + sin sigma_data eps (Lu & Song 2025)."""
+    """arctan(sigma / (alpha sigma_data)) in [0, pi / 2], TrigFlow's time: x_t / |x_t| = cos x0 +
+    sin sigma_data eps (Lu & Song 2025).
+    """
     return jnp.arctan2(process.sigma(t), sigma_data * process.alpha(t))
 
 
@@ -78,16 +98,19 @@ def score(process: Process, prediction: Prediction, t: Array) -> Array:
 
 
 def transition(process: Process, t: Array, s: Array) -> tuple[Array, Array]:
-    """q(x_t | x_s) = N(ratio x_s, var I) for s < t: ratio = alpha_t / alpha_s, var = sigma_t^2 - ratio^2 sigma_s^2.
+    """q(x_t | x_s) = N(ratio x_s, var I) for s < t: ratio = alpha_t / alpha_s, var = sigma_t^2 -
+    ratio^2 sigma_s^2.
 
-    The variance is written sigma_t^2 (1 - exp(lam_t - lam_s)), which stays exact for neighbouring times in float32.
+    The variance is written sigma_t^2 (1 - exp(lam_t - lam_s)), which stays exact for neighbouring
+    times in float32.
     """
     ratio = process.alpha(t) / process.alpha(s)
     return ratio, -(process.sigma(t) ** 2) * jnp.expm1(logsnr(process, t) - logsnr(process, s))
 
 
 def posterior(process: Process, x_t: Array, x0: Array, t: Array, s: Array) -> tuple[Array, Array]:
-    """q(x_s | x_t, x0) = N(mean, var I) for s < t (Kingma et al. 2021, eq. 25-27; Ho et al. 2020, eq. 6-7 on the DDPM grid).
+    """q(x_s | x_t, x0) = N(mean, var I) for s < t (Kingma et al. 2021, eq. 25-27; Ho et al. 2020,
+    eq. 6-7 on the DDPM grid).
 
     mean = ratio sigma_s^2 / sigma_t^2 x_t + alpha_s var_ts / sigma_t^2 x0;  var = sigma_s^2 var_ts / sigma_t^2.
     Returns the mean (B, ...) and the variance, of t's shape.
@@ -100,9 +123,11 @@ def posterior(process: Process, x_t: Array, x0: Array, t: Array, s: Array) -> tu
 
 
 def learned_log_variance(process: Process, nu: Array, t: Array, s: Array) -> Array:
-    """log of the learned variance of p(x_s | x_t): (nu + 1) / 2 of the way from log beta-tilde to log beta, of nu's shape.
+    """log of the learned variance of p(x_s | x_t): (nu + 1) / 2 of the way from log beta-tilde to
+    log beta, of nu's shape.
 
-    Nichol & Dhariwal 2021, eq. 15; beta = var q(x_t | x_s), beta-tilde = var q(x_s | x_t, x0); nu in [-1, 1], not clipped.
+    Nichol & Dhariwal 2021, eq. 15; beta = var q(x_t | x_s), beta-tilde = var q(x_s | x_t, x0); nu
+    in [-1, 1], not clipped.
     """
     _, beta = transition(process, t, s)
     beta_tilde = process.sigma(s) ** 2 * beta / process.sigma(t) ** 2
@@ -111,7 +136,9 @@ def learned_log_variance(process: Process, nu: Array, t: Array, s: Array) -> Arr
 
 
 def prior_scale(process: Process) -> Array:
-    """The standard deviation of the prior N(0, scale^2 I), the process's own at t_max: sigma(t_max)."""
+    """The standard deviation of the prior N(0, scale^2 I), the process's own at t_max:
+    sigma(t_max).
+    """
     return process.sigma(jnp.asarray(process.t_max))
 
 
@@ -129,8 +156,9 @@ def prior_logp(process: Process, x: Array) -> Array:
 def time_of_logsnr(process: Process, lam: Array) -> Array:
     """The time t in [t_min, t_max] at which logsnr(t) = lam (ends are clamped). lam of any shape.
 
-    Bisection to the last bit, for any strictly decreasing logsnr; then one Newton step from the (constant) bisection point,
-    which changes no value by more than rounding but carries the exact derivative dt/dlam = 1 / lam'(t).
+    Bisection to the last bit, for any strictly decreasing logsnr; then one Newton step from the
+    (constant) bisection point, which changes no value by more than rounding but carries the exact
+    derivative dt/dlam = 1 / lam'(t).
     """
     lam = jnp.asarray(lam)
     fixed = jax.lax.stop_gradient(lam)

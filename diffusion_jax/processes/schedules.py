@@ -1,4 +1,5 @@
-"""The processes of the field: each two functions of t in [0, 1], written so that float32 is exact near t = 0.
+"""The processes of the field: each two functions of t in [0, 1], written so that float32 is exact
+near t = 0.
 
     name            alpha(t)                  sigma(t)                          from
     VP              exp(-B(t)/2)              sqrt(1 - alpha^2)                 Song et al. 2021, eq. 32-33
@@ -11,7 +12,8 @@
     Shifted         another process, at a time whose log-SNR is moved by 2 log(shift)        Hoogeboom et al. 2023, sec. 3.1
     (DDPM's table of betas is in processes/discrete.py.)
 
-To add one: write a frozen dataclass with t_min, t_max, alpha and sigma here. Every test of the family picks it up.
+To add one: write a frozen dataclass with t_min, t_max, alpha and sigma here. Every test of the
+family picks it up.
 """
 
 from __future__ import annotations
@@ -24,13 +26,14 @@ import jax.numpy as jnp
 from diffusion_jax.errors import need_increasing, need_range
 from diffusion_jax.types import Array, Process
 
-
 BETA = 300.0  # with more, alpha(1) is no float32
 NEARLY = 1 - 1e-6  # of paths whose alpha is 0 at t = 1
 
 
 def _need_times(process: Process, high: float = 1.0, *, above: bool = False) -> None:
-    """UserError for times that do not rise, or outside [0, high]; above: t_min is above 0, where sigma is 0."""
+    """UserError for times that do not rise, or outside [0, high]; above: t_min is above 0, where
+    sigma is 0.
+    """
     name = f"schedules.{type(process).__name__}"
     need_range(f"{name}: t_min", process.t_min, 0, high, above=above)
     need_range(f"{name}: t_max", process.t_max, 0, high)
@@ -47,7 +50,9 @@ def _need_levels(process: Process) -> None:
 
 @dataclass(frozen=True)
 class VP:
-    """The variance-preserving SDE with linear beta: B(t) = beta_min t + (beta_max - beta_min) t^2 / 2."""
+    """The variance-preserving SDE with linear beta: B(t) = beta_min t + (beta_max - beta_min) t^2 /
+    2.
+    """
 
     beta_min: float = 0.1
     beta_max: float = 20.0
@@ -57,7 +62,9 @@ class VP:
     def __post_init__(self):
         name = f"schedules.{type(self).__name__}"
         need_range(f"{name}: beta_min", self.beta_min, 0, BETA)
-        need_range(f"{name}: beta_max", self.beta_max, self.beta_min, BETA, above=self.beta_min == 0)
+        need_range(
+            f"{name}: beta_max", self.beta_max, self.beta_min, BETA, above=self.beta_min == 0
+        )
         _need_times(self, above=True)
 
     def log_alpha(self, t: Array) -> Array:
@@ -82,10 +89,11 @@ class SubVP(VP):
 class VE:
     """The variance-exploding SDE: geometric sigma, as NCSN's noise levels.
 
-    sigma_max should be near the largest distance between two examples (Song & Ermon 2020, technique 1), and both ends scale
-    with the data: for 32x32 color images in [-1, 1] they are 0.02 and 100 (Karras et al. 2022, table 1), which the presets
-    in configs/ take or scale by that rule. The defaults are those of Song et al. 2021 for images in [0, 1]; trained models
-    whose config names no others keep them.
+    sigma_max should be near the largest distance between two examples (Song & Ermon 2020, technique
+    1), and both ends scale with the data: for 32x32 color images in [-1, 1] they are 0.02 and 100
+    (Karras et al. 2022, table 1), which the presets in configs/ take or scale by that rule. The
+    defaults are those of Song et al. 2021 for images in [0, 1]; trained models whose config names
+    no others keep them.
     """
 
     sigma_min: float = 0.01
@@ -106,7 +114,9 @@ class VE:
 
 @dataclass(frozen=True)
 class EDM:
-    """EDM's path: time is the noise level itself, in units of sigma_max, so that Euler and Heun in t are EDM's own."""
+    """EDM's path: time is the noise level itself, in units of sigma_max, so that Euler and Heun in
+    t are EDM's own.
+    """
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
@@ -129,7 +139,9 @@ class EDM:
 
 @dataclass(frozen=True)
 class Cosine:
-    """The cosine path on the unit circle; t_max stays off 1 because there alpha = 0 and eps no longer determines x0."""
+    """The cosine path on the unit circle; t_max stays off 1 because there alpha = 0 and eps no
+    longer determines x0.
+    """
 
     t_min: float = 1e-3
     t_max: float = 0.999
@@ -146,9 +158,11 @@ class Cosine:
 
 @dataclass(frozen=True)
 class TrigFlow:
-    """The circle of sCM: every x_t has the data's own standard deviation. The ends are EDM's 0.002 and 80 at sigma_data 0.5.
+    """The circle of sCM: every x_t has the data's own standard deviation. The ends are EDM's 0.002
+    and 80 at sigma_data 0.5.
 
-    The F of parameterization.edm(sigma_data) is here minus their F_theta: x0 = cos x_t + sigma_data sin F.
+    The F of parameterization.edm(sigma_data) is here minus their F_theta: x0 = cos x_t + sigma_data
+    sin F.
     """
 
     sigma_data: float = 0.5
@@ -185,11 +199,13 @@ class RectifiedFlow:
 
 @dataclass(frozen=True)
 class Shifted:
-    """`base` with its noise moved to larger images: sigma / alpha is multiplied by `shift` (image side / base side) at every t.
+    """`base` with its noise moved to larger images: sigma / alpha is multiplied by `shift` (image
+    side / base side) at every t.
 
-    On a variance-preserving base (Cosine, VP) this is simple diffusion's lam(t) + 2 log(1 / shift); on RectifiedFlow it is the
-    timestep shift of Stable Diffusion 3 (Esser et al. 2024, eq. 23). The pair is renormalised so that alpha^2 + sigma^2 (or
-    alpha + sigma for a flow: `norm` = 1) is the base's.
+    On a variance-preserving base (Cosine, VP) this is simple diffusion's lam(t) + 2 log(1 / shift);
+    on RectifiedFlow it is the timestep shift of Stable Diffusion 3 (Esser et al. 2024, eq. 23). The
+    pair is renormalised so that alpha^2 + sigma^2 (or alpha + sigma for a flow: `norm` = 1) is the
+    base's.
     """
 
     base: Process = Cosine()

@@ -1,14 +1,18 @@
-"""The probability-flow ODE with steps chosen by an error estimate, inside jit: diffrax's Runge-Kutta pairs, and DPM-Solver's.
+"""The probability-flow ODE with steps chosen by an error estimate, inside jit: diffrax's
+Runge-Kutta pairs, and DPM-Solver's.
 
-In the frame y = x / alpha with lam = log(sigma / alpha) as clock, dy/dlam = (sigma / alpha) eps-hat, where even a table of betas has no kink. Every
-image has its own steps, so it is the same whatever its neighbours; the batch runs until the last image is done. The grid is its two
-ends (more times are stops on the way); rtol and atol decide the NFE, which `sample(..., count=True)` reports for each image.
+In the frame y = x / alpha with lam = log(sigma / alpha) as clock, dy/dlam = (sigma / alpha)
+eps-hat, where even a table of betas has no kink. Every image has its own steps, so it is the same
+whatever its neighbours; the batch runs until the last image is done. The grid is its two ends (more
+times are stops on the way); rtol and atol decide the NFE, which `sample(..., count=True)` reports
+for each image.
 """
 
 from __future__ import annotations
 
 from typing import Callable, NamedTuple
 
+import diffrax
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
@@ -24,9 +28,11 @@ MAX_STEPS = 4096
 
 
 def _field(denoise, process, x: Array):
-    """(dy/dlam of one image, the arrays that it closes over): under vmap it is one call of denoise on the whole batch.
+    """(dy/dlam of one image, the arrays that it closes over): under vmap it is one call of denoise
+    on the whole batch.
 
-    The denoiser holds conditions of the whole batch, so it cannot be mapped over; and arrays that a loop's body closes over must be handed to it.
+    The denoiser holds conditions of the whole batch, so it cannot be mapped over; and arrays that a
+    loop's body closes over must be handed to it.
     """
 
     def slope(y, lam):
@@ -49,30 +55,45 @@ def _field(denoise, process, x: Array):
 
 def _tolerances(name: str, **values: float) -> None:
     for key, value in values.items():
-        need_range(f"adaptive.{name}: {key}", value, 1e-14, 100)  # smaller tolerances are below the rounding even of float64
+        need_range(
+            f"adaptive.{name}: {key}", value, 1e-14, 100
+        )  # smaller tolerances are below the rounding even of float64
 
 
 def _adaptive(solver: str, stages: int, rtol: float, atol: float) -> Sampler:
     _tolerances(solver.lower(), rtol=rtol, atol=atol)
 
     def step(noise, x, spent, t, s, denoise, process):
-        import diffrax
 
         field, held = _field(denoise, process, x)
         low, high = -log_ratio(process, t), -log_ratio(process, s)
 
         def solve(y):
             found = diffrax.diffeqsolve(
-                diffrax.ODETerm(lambda lam, y, held: field(y, lam, held)), getattr(diffrax, solver)(), low, high, None, y, held,
-                stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol), max_steps=MAX_STEPS, throw=False)  # fmt: skip
+                diffrax.ODETerm(lambda lam, y, held: field(y, lam, held)),
+                getattr(diffrax, solver)(),
+                low,
+                high,
+                None,
+                y,
+                held,
+                stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
+                max_steps=MAX_STEPS,
+                throw=False,
+            )
             done = found.result == diffrax.RESULTS.successful
             return jnp.where(done, found.ys[-1], jnp.nan), found.stats["num_steps"]
 
         y, steps = jax.vmap(solve)(x / process.alpha(t))
         return process.alpha(s) * y, spent + stages * steps + 1  # and the first slope
 
-    return Sampler(lambda x, ts: jnp.zeros(len(x), jnp.int32), step, nfe=0, spent=lambda spent: spent,
-                   grid="uniform()")
+    return Sampler(
+        lambda x, ts: jnp.zeros(len(x), jnp.int32),
+        step,
+        nfe=0,
+        spent=lambda spent: spent,
+        grid="uniform()",
+    )
 
 
 def tsit5(rtol: float = 1e-3, atol: float = 1e-3) -> Sampler:
@@ -90,11 +111,11 @@ def dopri8(rtol: float = 1e-5, atol: float = 1e-5) -> Sampler:
     return _adaptive("Dopri8", 13, rtol, atol)
 
 
-# ---- DPM-Solver-12 and 23 ------------------------------------------------------------------------------------------------------
-
-
+# ---- DPM-Solver-12 and 23
 class _Solve(NamedTuple):
-    """The state of dpm_adaptive: y and the lower-order result of the last accepted step, (B, ...); the rest (B,), count a scalar."""
+    """The state of dpm_adaptive: y and the lower-order result of the last accepted step, (B, ...);
+    the rest (B,), count a scalar.
+    """
 
     y: Array
     previous: Array
@@ -104,17 +125,22 @@ class _Solve(NamedTuple):
     count: Array
 
 
-def dpm_adaptive(order: int = 3, rtol: float = 0.05, atol: float = 0.0078, h_init: float = 0.05) -> Sampler:
-    """DPM-Solver-12 or 23 (Lu et al. 2022a, appendix C; k-diffusion's dpm_adaptive): `order` evaluations a step.
+def dpm_adaptive(
+    order: int = 3, rtol: float = 0.05, atol: float = 0.0078, h_init: float = 0.05
+) -> Sampler:
+    """DPM-Solver-12 or 23 (Lu et al. 2022a, appendix C; k-diffusion's dpm_adaptive): `order`
+    evaluations a step.
 
-    A step of `order` in noise prediction holds one of order - 1 at no further cost; E, the root mean square of their difference over
-    max(atol, rtol max(|y_low|, |y_previous|)), decides as in k-diffusion: with f = 1 + arctan(E^(-1 / order) - 1) the step is accepted where
-    f >= 0.81, and the next is f times as long, on the clock log(alpha / sigma).
+    A step of `order` in noise prediction holds one of order - 1 at no further cost; E, the root
+    mean square of their difference over max(atol, rtol max(|y_low|, |y_previous|)), decides as in
+    k-diffusion: with f = 1 + arctan(E^(-1 / order) - 1) the step is accepted where f >= 0.81, and
+    the next is f times as long, on the clock log(alpha / sigma).
 
     Args:
       order: 2 or 3.
       rtol: relative tolerance, above 0; 0.05 is the paper's for images.
-      atol: absolute tolerance in the frame y = x / alpha, above 0; 0.0078 is the step of 8-bit images in [-1, 1].
+      atol: absolute tolerance in the frame y = x / alpha, above 0; 0.0078 is the step of 8-bit
+        images in [-1, 1].
       h_init: length of the first step in log(alpha / sigma), above 0.
 
     Raises:
@@ -145,20 +171,46 @@ def dpm_adaptive(order: int = 3, rtol: float = 0.05, atol: float = 0.0078, h_ini
             factor = 1 + jnp.arctan((error + 1e-8) ** (-1 / order) - 1)
             busy = active(now)
             accepted = busy & (factor >= 0.81)
-            y, previous = (jnp.where(expand(accepted, a), a, b) for a, b in ((high, now.y), (low, now.previous)))
-            lam = jnp.where(accepted, jnp.where(now.h < jnp.abs(end - now.lam), now.lam + h, end), now.lam)
-            return _Solve(y, previous, lam, jnp.where(busy, now.h * factor, now.h), now.tries + busy, now.count + 1)
+            y, previous = (
+                jnp.where(expand(accepted, a), a, b)
+                for a, b in ((high, now.y), (low, now.previous))
+            )
+            lam = jnp.where(
+                accepted, jnp.where(now.h < jnp.abs(end - now.lam), now.lam + h, end), now.lam
+            )
+            return _Solve(
+                y,
+                previous,
+                lam,
+                jnp.where(busy, now.h * factor, now.h),
+                now.tries + busy,
+                now.count + 1,
+            )
 
         y, none = x / process.alpha(t), jnp.zeros(len(x), jnp.int32)
-        found = jax.lax.while_loop(lambda now: jnp.any(active(now)), attempt, _Solve(y, y, start, jnp.full_like(start, h_init), none, jnp.int32(0)))
+        found = jax.lax.while_loop(
+            lambda now: jnp.any(active(now)),
+            attempt,
+            _Solve(y, y, start, jnp.full_like(start, h_init), none, jnp.int32(0)),
+        )
         done = expand(jnp.abs(end - found.lam) <= 1e-5, y)
         return process.alpha(s) * jnp.where(done, found.y, jnp.nan), spent + order * found.tries
 
-    return Sampler(lambda x, ts: jnp.zeros(len(x), jnp.int32), step, nfe=0, spent=lambda spent: spent, grid="uniform()")
+    return Sampler(
+        lambda x, ts: jnp.zeros(len(x), jnp.int32),
+        step,
+        nfe=0,
+        spent=lambda spent: spent,
+        grid="uniform()",
+    )
 
 
-def _pair(order: int, eps: Callable, times: Callable, y: Array, lam: Array, h: Array) -> tuple[Array, Array]:
-    """DPM-Solver steps of `order` - 1 and of `order` from y at lam (B,) to lam + h, which share their evaluations eps(y, time)."""
+def _pair(
+    order: int, eps: Callable, times: Callable, y: Array, lam: Array, h: Array
+) -> tuple[Array, Array]:
+    """DPM-Solver steps of `order` - 1 and of `order` from y at lam (B,) to lam + h, which share
+    their evaluations eps(y, time).
+    """
 
     def move(r, first, second=None, weight=None):
         """y at lam + r h by the first slope held, with `weight` of its difference to the second."""

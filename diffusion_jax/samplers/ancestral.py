@@ -1,7 +1,7 @@
 """Samplers that walk the chain backwards: DDPM's ancestral sampling and DDIM.
 
-Improved DDPM's respacing (Nichol & Dhariwal 2021, sec. 4) is ddpm() on a shorter grid, such as grids.linspace: the variances are those
-between the grid's own times.
+Improved DDPM's respacing (Nichol & Dhariwal 2021, sec. 4) is ddpm() on a shorter grid, such as
+grids.linspace: the variances are those between the grid's own times.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from diffusion_jax.samplers.base import Sampler, memoryless
 
 
 def ddpm(variance: str = "small") -> Sampler:
-    """x_s ~ N(posterior mean of q(x_s | x_t, x0-hat), var) (Ho et al. 2020, algorithm 2), on any grid (respacing included).
+    """x_s ~ N(posterior mean of q(x_s | x_t, x0-hat), var) (Ho et al. 2020, algorithm 2), on any
+    grid (respacing included).
 
-    variance: 'small' is beta-tilde, 'large' is beta (Ho et al., sec. 3.2), 'learned' needs a network with learned variance
-    (Nichol & Dhariwal 2021, eq. 15). Raises UserError for another name, or for 'learned' with a network that has none.
+    variance: 'small' is beta-tilde, 'large' is beta (Ho et al., sec. 3.2), 'learned' needs a
+    network with learned variance (Nichol & Dhariwal 2021, eq. 15). Raises UserError for another
+    name, or for 'learned' with a network that has none.
     """
     if variance not in ("small", "large", "learned"):
         raise unknown("variance of ancestral.ddpm", variance, ("small", "large", "learned"))
@@ -30,7 +32,9 @@ def ddpm(variance: str = "small") -> Sampler:
         elif variance == "large":
             std = jnp.sqrt(gaussian.transition(process, t, s)[1])
         elif prediction.nu is None:
-            raise UserError("ancestral.ddpm(variance='learned') needs a network that learns it: set config.model.learn_variance=True")
+            raise UserError(
+                "ancestral.ddpm(variance='learned') needs a network that learns it: set config.model.learn_variance=True"
+            )
         else:
             std = jnp.exp(0.5 * gaussian.learned_log_variance(process, prediction.nu, t, s))
         return mean + std * noise.path(t, s)
@@ -39,13 +43,15 @@ def ddpm(variance: str = "small") -> Sampler:
 
 
 def ddim(eta: float = 0.0) -> Sampler:
-    """x_s = alpha_s x0-hat + sqrt(sigma_s^2 - var) eps-hat + sqrt(var) z, var = min(eta^2 beta-tilde, sigma_s^2) (Song et al. 2021, eq. 12, 16).
+    """x_s = alpha_s x0-hat + sqrt(sigma_s^2 - var) eps-hat + sqrt(var) z, var = min(eta^2
+    beta-tilde, sigma_s^2) (Song et al. 2021, eq. 12, 16).
 
-    eta = 0 is deterministic: Euler's method in (x / alpha, sigma / alpha). eta = 1 is ancestral.ddpm('small').
+    eta = 0 is deterministic: Euler's method in (x / alpha, sigma / alpha). eta = 1 is
+    ancestral.ddpm('small').
 
     Args:
-      eta: amount of noise, 0 or above. Above 1 there is more than in ancestral sampling, up to the whole of sigma_s^2, beyond which there is
-        no DDIM; k-diffusion has the same limit.
+      eta: amount of noise, 0 or above. Above 1 there is more than in ancestral sampling, up to the
+        whole of sigma_s^2, beyond which there is no DDIM; k-diffusion has the same limit.
 
     Raises:
       UserError: if eta is negative or not finite.
@@ -58,18 +64,24 @@ def _ddim(name: str, eta: float) -> Sampler:
 
     def step(noise, x, t, s, denoise, process):
         prediction = denoise(x, t)
-        fresh = -(eta**2) * jnp.expm1(gaussian.logsnr(process, t) - gaussian.logsnr(process, s))  # var / sigma_s^2
+        fresh = -(eta**2) * jnp.expm1(
+            gaussian.logsnr(process, t) - gaussian.logsnr(process, s)
+        )  # var / sigma_s^2
         fresh = jnp.minimum(fresh, 1.0) if eta > 1 else fresh
-        x = process.alpha(s) * prediction.x0 + process.sigma(s) * jnp.sqrt(1 - fresh) * prediction.eps
+        x = (
+            process.alpha(s) * prediction.x0
+            + process.sigma(s) * jnp.sqrt(1 - fresh) * prediction.eps
+        )
         return x + process.sigma(s) * jnp.sqrt(fresh) * noise.path(t, s) if eta else x
 
     return memoryless(step)
 
 
 def euler_ancestral(eta: float = 1.0) -> Sampler:
-    """Euler ancestral (Katherine Crowson's k-diffusion): Euler down to sigma_down, then noise sigma_up, in the frame (x / alpha, sigma / alpha).
+    """Euler ancestral (Katherine Crowson's k-diffusion): Euler down to sigma_down, then noise
+    sigma_up, in the frame (x / alpha, sigma / alpha).
 
-    sigma_up = min(sigma_s, eta sigma_s sqrt(sigma_t^2 - sigma_s^2) / sigma_t) and sigma_down^2 = sigma_s^2 - sigma_up^2, which makes it
-    DDIM(eta), with the same limit for eta above 1.
+    sigma_up = min(sigma_s, eta sigma_s sqrt(sigma_t^2 - sigma_s^2) / sigma_t) and sigma_down^2 =
+    sigma_s^2 - sigma_up^2, which makes it DDIM(eta), with the same limit for eta above 1.
     """
     return _ddim("ancestral.euler_ancestral", eta)

@@ -1,6 +1,8 @@
-"""Predictor-corrector sampling: after a solver's move, Langevin steps at the new time (Song et al. 2021, sec. 4.2, algorithms 1-5).
+"""Predictor-corrector sampling: after a solver's move, Langevin steps at the new time (Song et al.
+2021, sec. 4.2, algorithms 1-5).
 
-A corrector moves x at a fixed time s towards the law of x_s, and may be put on any sampler: with_corrector(ode.euler(), langevin()).
+A corrector moves x at a fixed time s towards the law of x_s, and may be put on any sampler:
+with_corrector(ode.euler(), langevin()).
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from diffusion_jax.samplers.base import Sampler
 
 
 class Corrector(NamedTuple):
-    """step(noise, x, t, s, denoise, process) -> x, at time s, which was reached from t. nfe: network evaluations."""
+    """step(noise, x, t, s, denoise, process) -> x, at time s, which was reached from t. nfe:
+    network evaluations.
+    """
 
     step: Callable
     nfe: int
@@ -35,7 +39,9 @@ def with_corrector(sampler: Sampler, corrector: Corrector) -> Sampler:
 
 
 def _langevin(name: str, snr: float, steps: int, size: Callable) -> Corrector:
-    """x + size score + sqrt(2 size) z, `steps` times; size(process, score, z, t, s) -> scalar or (B,)."""
+    """x + size score + sqrt(2 size) z, `steps` times; size(process, score, z, t, s) -> scalar or
+    (B,).
+    """
     need_ranges(f"corrector.{name}", snr=(snr, 1e-6, 100), steps=(steps, 1, 10_000))
 
     def step(noise, x, t, s, denoise, process):
@@ -49,9 +55,11 @@ def _langevin(name: str, snr: float, steps: int, size: Callable) -> Corrector:
 
 
 def langevin(snr: float = 0.16, steps: int = 1) -> Corrector:
-    """Langevin with step size 2 r^2 (snr |z| / |score|)^2 (Song et al. 2021, algorithms 4 and 5), r = alpha_t / alpha_s of the move before it.
+    """Langevin with step size 2 r^2 (snr |z| / |score|)^2 (Song et al. 2021, algorithms 4 and 5), r
+    = alpha_t / alpha_s of the move before it.
 
-    The norms are each image's own, where Song et al.'s code averages them over the batch, so that an image does not depend on its neighbours.
+    The norms are each image's own, where Song et al.'s code averages them over the batch, so that
+    an image does not depend on its neighbours.
     """
 
     def size(process, score, z, t, s):
@@ -62,7 +70,9 @@ def langevin(snr: float = 0.16, steps: int = 1) -> Corrector:
 
 
 def annealed_langevin(snr: float = 0.16, steps: int = 1) -> Corrector:
-    """Annealed Langevin dynamics (Song & Ermon 2019, algorithm 1): step size 2 r^2 (snr sigma_s)^2, r as in `langevin`."""
+    """Annealed Langevin dynamics (Song & Ermon 2019, algorithm 1): step size 2 r^2 (snr sigma_s)^2,
+    r as in `langevin`.
+    """
 
     def size(process, score, z, t, s):
         return 2 * (gaussian.transition(process, t, s)[0] * snr * process.sigma(s)) ** 2
@@ -76,10 +86,15 @@ def predictor_corrector(snr: float = 0.16, steps: int = 1) -> Sampler:
 
 
 def ncsn(snr: float = 0.16, steps: int = 5) -> Sampler:
-    """NCSN's annealed Langevin dynamics (Song & Ermon 2019, algorithm 1): nothing but Langevin at every noise level, x carried over in x / alpha."""
+    """NCSN's annealed Langevin dynamics (Song & Ermon 2019, algorithm 1): nothing but Langevin at
+    every noise level, x carried over in x / alpha.
+    """
 
     def stay(noise, x, memory, t, s, denoise, process):
         return process.alpha(s) / process.alpha(t) * x, memory
 
     # its levels are geometric
-    return with_corrector(Sampler(lambda x, ts: (), stay, nfe=0, grid="uniform_logsnr()"), annealed_langevin(snr, steps))
+    return with_corrector(
+        Sampler(lambda x, ts: (), stay, nfe=0, grid="uniform_logsnr()"),
+        annealed_langevin(snr, steps),
+    )

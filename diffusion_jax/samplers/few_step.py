@@ -1,8 +1,9 @@
 """Samplers of networks that jump: from noise to data in one, two or four evaluations.
 
-A consistency function is a denoiser whose x0-hat is where the trajectory ends, and an average velocity one whose
-(x0-hat, eps-hat) leads to the trajectory's point at another time (objectives/consistency.py, meanflow.py). So `sample` on a
-grid of one time is one-step generation by either. A grid of a few times ends before the data: grids.few_step, grids.levels.
+A consistency function is a denoiser whose x0-hat is where the trajectory ends, and an average
+velocity one whose (x0-hat, eps-hat) leads to the trajectory's point at another time
+(objectives/consistency.py, meanflow.py). So `sample` on a grid of one time is one-step generation
+by either. A grid of a few times ends before the data: grids.few_step, grids.levels.
 """
 
 from __future__ import annotations
@@ -14,27 +15,36 @@ from diffusion_jax.samplers.base import Sampler, memoryless
 
 
 def multistep() -> Sampler:
-    """Multistep consistency sampling (Song et al. 2023, algorithm 1): x_s = alpha_s x0-hat + sqrt(sigma_s^2 - (alpha_s u)^2) z.
+    """Multistep consistency sampling (Song et al. 2023, algorithm 1): x_s = alpha_s x0-hat +
+    sqrt(sigma_s^2 - (alpha_s u)^2) z.
 
-    u is the noise level sigma / alpha that x0-hat still has (Prediction.residual): that of t_min for parameterization.consistency, whose
-    boundary is there, as in the paper; 0 for a function that ends at the data (sCM, ECT, latent consistency models), where the noise is
-    sigma_s z. On the grid of chosen times it is the stochastic iterative sampler. The output has the law of x_t / alpha_t at the
-    boundary whatever the times, where x0-hat is exact.
+    u is the noise level sigma / alpha that x0-hat still has (Prediction.residual): that of t_min
+    for parameterization.consistency, whose boundary is there, as in the paper; 0 for a function
+    that ends at the data (sCM, ECT, latent consistency models), where the noise is sigma_s z. On
+    the grid of chosen times it is the stochastic iterative sampler. The output has the law of x_t /
+    alpha_t at the boundary whatever the times, where x0-hat is exact.
     """
 
     def step(noise, x, t, s, denoise, process):
         prediction, level = denoise(x, t), process.sigma(s)
         if prediction.residual is not None:
-            level = expand(jnp.sqrt(jnp.maximum(level**2 - (process.alpha(s) * prediction.residual) ** 2, 0.0)), x)
+            level = expand(
+                jnp.sqrt(
+                    jnp.maximum(level**2 - (process.alpha(s) * prediction.residual) ** 2, 0.0)
+                ),
+                x,
+            )
         return process.alpha(s) * prediction.x0 + level * noise.path(t, s)
 
     return memoryless(step, grid="few_step()")
 
 
 def jump() -> Sampler:
-    """MeanFlow's sampler (Geng et al. 2025, eq. 12): x_s = alpha_s x0-hat + sigma_s eps-hat, by the prediction that is given s.
+    """MeanFlow's sampler (Geng et al. 2025, eq. 12): x_s = alpha_s x0-hat + sigma_s eps-hat, by the
+    prediction that is given s.
 
-    On rectified flow that is x_s = x_t + (s - t) u(x_t, t, s). With a denoiser, which ignores s, it is DDIM.
+    On rectified flow that is x_s = x_t + (s - t) u(x_t, t, s). With a denoiser, which ignores s, it
+    is DDIM.
     """
 
     def step(noise, x, t, s, denoise, process):

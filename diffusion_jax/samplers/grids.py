@@ -1,13 +1,14 @@
-"""Where the sampler stops on the way: grid(process, n) -> n strictly decreasing times, from t_max to t_min, (n,) float32.
+"""Where the sampler stops on the way: grid(process, n) -> n strictly decreasing times, from t_max
+to t_min, (n,) float32.
 
-To add one, write a function of (process, n, **options). `optimize` makes one for a model and a sampler, which experiments.optimize_grid keeps in a file and `stored` reads.
+To add one, write a function of (process, n, **options). `optimize` makes one for a model and a
+sampler, which experiments.optimize_grid keeps in a file and `stored` reads.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from typing import Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from diffusion_jax import reading
 from diffusion_jax.errors import UserError, need_ranges, unknown
 from diffusion_jax.processes.gaussian import angle, logsnr, time_of_logsnr
 from diffusion_jax.samplers import base
-from diffusion_jax.types import Array, Cond, Denoise, Key, Process
+from diffusion_jax.types import Array, Process
 
 
 def _rising(value: object, place: str) -> None:
@@ -39,7 +40,9 @@ FILE = reading.record({"logsnr": _lengths})  # of a file of grids
 
 def _checked(ts: Array, name: str) -> Array:
     if not np.all(np.diff(np.asarray(ts)) < 0):
-        raise UserError(f"grid '{name}' with n={len(ts)} is not strictly decreasing: ask for fewer points")
+        raise UserError(
+            f"grid '{name}' with n={len(ts)} is not strictly decreasing: ask for fewer points"
+        )
     return ts
 
 
@@ -49,7 +52,9 @@ def _ramp(n: int) -> Array:
 
 
 def _with_ends(process: Process, ts: Array, name: str) -> Array:
-    """These times with both ends exactly the process's own: float32 would leave t_min off by t_max's rounding."""
+    """These times with both ends exactly the process's own: float32 would leave t_min off by
+    t_max's rounding.
+    """
     ts = ts.at[0].set(process.t_max)
     return _checked(ts.at[-1].set(process.t_min) if len(ts) > 1 else ts, name)
 
@@ -62,20 +67,28 @@ def _ends(process: Process) -> tuple[float, float]:
 
 def uniform(process: Process, n: int) -> Array:
     """Equal steps of t."""
-    return _with_ends(process, process.t_max + _ramp(n) * (process.t_min - process.t_max), "uniform")
+    return _with_ends(
+        process, process.t_max + _ramp(n) * (process.t_min - process.t_max), "uniform"
+    )
 
 
 def uniform_logsnr(process: Process, n: int) -> Array:
     """Equal steps of the log-SNR (Lu et al. 2022, sec. 4)."""
     high, low = _ends(process)
-    return _with_ends(process, time_of_logsnr(process, -2 * (high + _ramp(n) * (low - high))), "uniform_logsnr")
+    return _with_ends(
+        process, time_of_logsnr(process, -2 * (high + _ramp(n) * (low - high))), "uniform_logsnr"
+    )
 
 
 def karras(process: Process, n: int, rho: float = 7.0) -> Array:
     """(sigma / alpha)^(1 / rho) in equal steps (Karras et al. 2022, eq. 5)."""
     need_ranges("karras", rho=(rho, 1e-2, 1e3))
     high, low = (jnp.exp(end / rho) for end in _ends(process))
-    return _with_ends(process, time_of_logsnr(process, -2 * rho * jnp.log(high + _ramp(n) * (low - high))), "karras")
+    return _with_ends(
+        process,
+        time_of_logsnr(process, -2 * rho * jnp.log(high + _ramp(n) * (low - high))),
+        "karras",
+    )
 
 
 def quadratic(process: Process, n: int) -> Array:
@@ -85,25 +98,40 @@ def quadratic(process: Process, n: int) -> Array:
 
 
 def cosine(process: Process, n: int) -> Array:
-    """arctan(sigma / alpha) in equal steps: the angle of the cosine path (Nichol & Dhariwal 2021; TrigFlow), uniform t there."""
+    """arctan(sigma / alpha) in equal steps: the angle of the cosine path (Nichol & Dhariwal 2021;
+    TrigFlow), uniform t there.
+    """
     high, low = (jnp.arctan(jnp.exp(end)) for end in _ends(process))
-    return _with_ends(process, time_of_logsnr(process, -2 * jnp.log(jnp.tan(high + _ramp(n) * (low - high)))), "cosine")
+    return _with_ends(
+        process,
+        time_of_logsnr(process, -2 * jnp.log(jnp.tan(high + _ramp(n) * (low - high)))),
+        "cosine",
+    )
 
 
 def flow_shift(process: Process, n: int, shift: float = 3.0) -> Array:
-    """u in equal steps, sigma / alpha = shift u / (1 - u): flow time, shifted once (Esser et al. 2024, eq. 23). shift 1: uniform t of a flow."""
+    """u in equal steps, sigma / alpha = shift u / (1 - u): flow time, shifted once (Esser et al.
+    2024, eq. 23). shift 1: uniform t of a flow.
+    """
     need_ranges("flow_shift", shift=(shift, 1e-6, 1e6))
     high, low = (1 / (1 + shift * jnp.exp(-end)) for end in _ends(process))
     u = high + _ramp(n) * (low - high)
-    return _with_ends(process, time_of_logsnr(process, -2 * (math.log(shift) + jnp.log(u) - jnp.log1p(-u))), "flow_shift")
+    return _with_ends(
+        process,
+        time_of_logsnr(process, -2 * (math.log(shift) + jnp.log(u) - jnp.log1p(-u))),
+        "flow_shift",
+    )
 
 
 def logistic(process: Process, n: int, mean: float = -1.0, scale: float = 2.0) -> Array:
-    """The first n of n + 1 even quantiles of a logistic distribution of log(sigma / alpha), from t_max to t_min: what 'auto' is made of.
+    """The first n of n + 1 even quantiles of a logistic distribution of log(sigma / alpha), from
+    t_max to t_min: what 'auto' is made of.
 
-    u = 1 / (1 + exp(-(log(sigma / alpha) - mean) / scale)) in equal steps, which are short in log(sigma / alpha) about `mean`, where data
-    take shape, and long at both ends, where x0-hat hardly changes. The last interval is left to x0-hat. With mean -1.2 and scale about 0.7
-    it is EDM's law of training noise (Karras et al. 2022, table 1); scale 1 with both ends kept is flow_shift, exp(mean) its shift.
+    u = 1 / (1 + exp(-(log(sigma / alpha) - mean) / scale)) in equal steps, which are short in
+    log(sigma / alpha) about `mean`, where data take shape, and long at both ends, where x0-hat
+    hardly changes. The last interval is left to x0-hat. With mean -1.2 and scale about 0.7 it is
+    EDM's law of training noise (Karras et al. 2022, table 1); scale 1 with both ends kept is
+    flow_shift, exp(mean) its shift.
     """
     if scale <= 0:
         raise UserError(f"grid 'logistic' needs a scale above 0; got {scale}")
@@ -113,36 +141,53 @@ def logistic(process: Process, n: int, mean: float = -1.0, scale: float = 2.0) -
     return _checked(ts.at[0].set(process.t_max), "logistic")
 
 
-def runge_kutta(process: Process, n: int, mean: float = 0.2, scale: float = 1.6, growth: float = 0.01, in_time: bool = False) -> Array:
-    """The first n of n + 1 times between which F rises equally: for steps whose slopes are taken at both ends, as Heun's.
+def runge_kutta(
+    process: Process,
+    n: int,
+    mean: float = 0.2,
+    scale: float = 1.6,
+    growth: float = 0.01,
+    in_time: bool = False,
+) -> Array:
+    """The first n of n + 1 times between which F rises equally: for steps whose slopes are taken at
+    both ends, as Heun's.
 
-    F = 1 / (1 + exp(-(log(sigma / alpha) - mean) / scale)) + growth |log c|, where |log c| is the total change of log c from t_min on. The
-    first term is that of `logistic`; the second shortens the steps where the size c of the integrated variable changes. For data of standard
-    deviation sigma_data = 0.5, c^2 = sigma_data^2 + (sigma / alpha)^2 for x / alpha, and alpha^2 sigma_data^2 + sigma^2 for x_t itself, which
-    changes little on variance-preserving paths.
+    F = 1 / (1 + exp(-(log(sigma / alpha) - mean) / scale)) + growth |log c|, where |log c| is the
+    total change of log c from t_min on. The first term is that of `logistic`; the second shortens
+    the steps where the size c of the integrated variable changes. For data of standard deviation
+    sigma_data = 0.5, c^2 = sigma_data^2 + (sigma / alpha)^2 for x / alpha, and alpha^2 sigma_data^2
+    + sigma^2 for x_t itself, which changes little on variance-preserving paths.
 
     Args:
       mean, scale: of the logistic distribution of log(sigma / alpha).
       growth: weight of the change of log c.
-      in_time: whether the variable is x_t (ode.heun, ode.rk4) and not x / alpha (ode.edm_heun, ode.edm_rk4).
+      in_time: whether the variable is x_t (ode.heun, ode.rk4) and not x / alpha (ode.edm_heun,
+        ode.edm_rk4).
 
     Raises:
       UserError: for values out of range.
     """
-    need_ranges("runge_kutta", mean=(mean, -20, 20), scale=(scale, 1e-2, 1e3), growth=(growth, 1e-6, 1e3))
+    need_ranges(
+        "runge_kutta", mean=(mean, -20, 20), scale=(scale, 1e-2, 1e3), growth=(growth, 1e-6, 1e3)
+    )
     high, low = map(float, _ends(process))
     level = np.linspace(low, high, 1000)
     c = 0.5 * np.log(0.25 + np.exp(2 * level))
     if in_time:
-        c = c + np.log(np.asarray(process.alpha(time_of_logsnr(process, jnp.asarray(-2 * level))), np.float64))
+        c = c + np.log(
+            np.asarray(process.alpha(time_of_logsnr(process, jnp.asarray(-2 * level))), np.float64)
+        )
     change = np.append(0, np.cumsum(np.abs(np.diff(c))))
     rise = 1 / (1 + np.exp(-(level - mean) / scale)) + growth * change
     chosen = np.interp(np.linspace(rise[-1], rise[0], n + 1)[:-1], rise, level)
-    return _checked(time_of_logsnr(process, jnp.asarray(-2 * chosen)).at[0].set(process.t_max), "runge_kutta")
+    return _checked(
+        time_of_logsnr(process, jnp.asarray(-2 * chosen)).at[0].set(process.t_max), "runge_kutta"
+    )
 
 
 def spec(name: str, sampler: base.Sampler) -> str:
-    """The grid that config.sampler.grid=name means for this sampler: 'auto' is the sampler's own, another name is itself.
+    """The grid that config.sampler.grid=name means for this sampler: 'auto' is the sampler's own,
+    another name is itself.
 
     An adaptive sampler, whose grid is its two ends, always takes its own.
     """
@@ -159,192 +204,122 @@ STEPS = {
 
 
 def align_your_steps(process: Process, n: int, table: str = "sd15") -> Array:
-    """Align Your Steps (Sabour et al. 2024): a table of eleven noise levels, log-linear between its rows for other n.
+    """Align Your Steps (Sabour et al. 2024): a table of eleven noise levels, log-linear between its
+    rows for other n.
 
-    table: sd15, sdxl, deepfloyd or svd, whose models the levels were fitted to; here they are stretched in log(sigma / alpha) to the process's
-    own ends. For times fitted to your own model see experiments.optimize_grid.
+    table: sd15, sdxl, deepfloyd or svd, whose models the levels were fitted to; here they are
+    stretched in log(sigma / alpha) to the process's own ends. For times fitted to your own model
+    see experiments.optimize_grid.
     """
     if table not in STEPS:
         raise unknown("table of align_your_steps", table, STEPS)
     levels = np.log(STEPS[table])
-    places = np.interp(np.linspace(0, 1, n), np.linspace(0, 1, len(levels)), (levels - levels[0]) / (levels[-1] - levels[0]))
+    places = np.interp(
+        np.linspace(0, 1, n),
+        np.linspace(0, 1, len(levels)),
+        (levels - levels[0]) / (levels[-1] - levels[0]),
+    )
     high, low = _ends(process)
-    return _with_ends(process, time_of_logsnr(process, -2 * (high + jnp.asarray(places) * (low - high))), "align_your_steps")
+    return _with_ends(
+        process,
+        time_of_logsnr(process, -2 * (high + jnp.asarray(places) * (low - high))),
+        "align_your_steps",
+    )
 
 
-# ---- for networks that jump: the data end is no stop -----------------------------------------------------------------------
-
-
+# ---- for networks that jump: the data end is no stop
 def few_step(process: Process, n: int, sigma_data: float = 0.5) -> Array:
-    """The first n of n + 1 equal steps of TrigFlow's angle, arctan(sigma / (alpha sigma_data)): each is a time to jump to the data from.
+    """The first n of n + 1 equal steps of TrigFlow's angle, arctan(sigma / (alpha sigma_data)):
+    each is a time to jump to the data from.
 
-    For two steps the second begins where noise and data are of equal size. Where so many would leave [t_min, t_max], of its angles.
+    For two steps the second begins where noise and data are of equal size. Where so many would
+    leave [t_min, t_max], of its angles.
     """
     need_ranges("few_step", sigma_data=(sigma_data, 1e-6, 1e4))
     share = jnp.arange(1, n) / n
     phi = math.pi / 2 * (1 - share)
-    first, last = (angle(process, jnp.float32(t), sigma_data) for t in (process.t_max, process.t_min))
+    first, last = (
+        angle(process, jnp.float32(t), sigma_data) for t in (process.t_max, process.t_min)
+    )
     if n > 1 and not last < phi[-1] <= phi[0] < first:
         phi = first + (last - first) * share
     return levels(process, n, tuple((sigma_data * jnp.tan(phi)).tolist()))
 
 
 def levels(process: Process, n: int, levels: tuple[float, ...] = (0.8, 0.3, 0.1)) -> Array:
-    """t_max, then these noise levels sigma / alpha: the first n of all. UserError for more than there are (0.8: Song et al. 2023, sec. 6.1)."""
+    """t_max, then these noise levels sigma / alpha: the first n of all. UserError for more than
+    there are (0.8: Song et al. 2023, sec. 6.1).
+    """
     if n > len(levels) + 1:
-        raise UserError(f"grid 'levels' has {len(levels) + 1} times, t_max and levels={tuple(levels)}; got n={n}")
+        raise UserError(
+            f"grid 'levels' has {len(levels) + 1} times, t_max and levels={tuple(levels)}; got n={n}"
+        )
     later = time_of_logsnr(process, -2 * jnp.log(jnp.asarray(levels[: n - 1], jnp.float32)))
     return _checked(jnp.append(jnp.float32(process.t_max), later), "levels")
 
 
 # ---- strided: sub-sequences of a chain of `steps` times t = (j + 1) / steps, as diffusers names them ------------------------
-
-
 def _strided(j: np.ndarray, n: int, steps: int, name: str) -> Array:
     if not 1 <= n <= steps:
         raise UserError(f"grid '{name}' takes between 1 and steps={steps} points; got n={n}")
     if not 0 <= j.min() <= j.max() < steps:
-        raise UserError(f"grid '{name}' leaves the chain of steps={steps}: lower the offset or n={n}")
+        raise UserError(
+            f"grid '{name}' leaves the chain of steps={steps}: lower the offset or n={n}"
+        )
     return _checked(jnp.asarray((j + 1) / steps, jnp.float32), name)
 
 
 def leading(process: Process, n: int, steps: int = 1000, offset: int = 0) -> Array:
-    """j = 0, k, 2k, ... with k = steps // n (DDIM's and diffusers' 'leading'): ends at the chain's first time, starts below its last.
+    """j = 0, k, 2k, ... with k = steps // n (DDIM's and diffusers' 'leading'): ends at the chain's
+    first time, starts below its last.
 
-    Raises UserError for n = 1, which would be the chain's first time alone: noise would be denoised as if it were almost data.
+    Raises UserError for n = 1, which would be the chain's first time alone: noise would be denoised
+    as if it were almost data.
     """
     need_ranges("leading", steps=(steps, 1, 10**6), offset=(offset, 0, 10**6))
     if n == 1:
-        raise UserError("grid 'leading' of one time has only the chain's first, where the data is; use 'trailing', or 2 evaluations or more")
+        raise UserError(
+            "grid 'leading' of one time has only the chain's first, where the data is; use 'trailing', or 2 evaluations or more"
+        )
     return _strided(np.arange(n)[::-1] * (steps // max(n, 1)) + offset, n, steps, "leading")
 
 
 def linspace(process: Process, n: int, steps: int = 1000) -> Array:
-    """n rounded times from the chain's last to its first (improved DDPM's respacing; diffusers' 'linspace')."""
+    """n rounded times from the chain's last to its first (improved DDPM's respacing; diffusers'
+    'linspace').
+    """
     need_ranges("linspace", steps=(steps, 1, 10**6))
     return _strided(np.linspace(steps - 1, 0, n).round(), n, steps, "linspace")
 
 
 def trailing(process: Process, n: int, steps: int = 1000) -> Array:
-    """From the chain's last time down in steps of steps / n, rounded (Lin et al. 2024, table 2; diffusers' 'trailing')."""
+    """From the chain's last time down in steps of steps / n, rounded (Lin et al. 2024, table 2;
+    diffusers' 'trailing').
+    """
     need_ranges("trailing", steps=(steps, 1, 10**6))
     return _strided(np.round(np.arange(n, 0, -1) * steps / max(n, 1)) - 1, n, steps, "trailing")
 
 
-# ---- times placed by gradient ------------------------------------------------------------------------------------------------
-
-
-class Placement(NamedTuple):
-    """ts: (n,) decreasing times; error: the RMS error to the reference that they leave; history: that error after every iteration."""
-
-    ts: Array
-    error: float
-    history: tuple[float, ...]
-
-
-def optimize(sampler: base.Sampler, denoise: Denoise, process: Process, key: Key, x: Array, reference: Array, ts: Array, cond: Cond = None, *,
-             iterations: int = 30, tell: Callable[[int, float], None] | None = None) -> Placement:
-    """Move the times ts (n,) so that the sampler, started at x (B, ...), comes as close as it can to `reference` (B, ...), the exact solutions.
-
-    The sum of squared errors over a few trajectories, minimised by Levenberg-Marquardt on the logarithms of the log-SNR increments, with the
-    derivative taken THROUGH the sampler in forward mode: there are few times, so it costs n tangents, keeps no activations and passes any
-    loop. The first time stays; the last may end early, since the last move is x0-hat. The sampler must be deterministic; tell(iteration, error)
-    is called after each iteration. Raises UserError for fewer than two times or a start that is not finite.
-    """
-    if len(ts) < 2 or base.draws_noise(sampler, process):
-        raise UserError("times can be placed for a deterministic sampler and at least 2 of them")
-    theta, times = _increments(process, jnp.asarray(ts, x.dtype))
-
-    def residual(theta):
-        found = base.sample(sampler, denoise, process, key, x, times(theta), cond)
-        return jnp.ravel(found - reference) / math.sqrt(reference.size)
-
-    @jax.jit
-    def normal_equations(theta):
-        r, jacobian = residual(theta), jax.jacfwd(residual)(theta)
-        return jnp.sum(r**2), jacobian.T @ jacobian, jacobian.T @ r
-
-    loss = jax.jit(lambda theta: jnp.sum(residual(theta) ** 2))
-    damping, history = 1e-2, []
-    now, matrix, gradient = normal_equations(theta)
-    if not np.isfinite(now):
-        raise UserError("the sampler's images are not finite on the grid to start from; choose another --start or sampler")
-    for i in range(iterations):
-        accepted = False
-        for _ in range(6):
-            damped = matrix + damping * jnp.diag(jnp.diag(matrix) + 1e-6 * jnp.trace(matrix))
-            trial = theta - jnp.clip(jnp.linalg.solve(damped, gradient), -1.0, 1.0)
-            if loss(trial) < now:
-                theta, damping, accepted = trial, max(damping / 4, 1e-7), True
-                break
-            damping *= 4
-        before = now
-        if accepted:
-            now, matrix, gradient = normal_equations(theta)
-        history.append(float(jnp.sqrt(now)))
-        if tell:
-            tell(i + 1, history[-1])
-        if not accepted or now > (1 - 1e-4) * before:
-            break
-    return Placement(times(theta), float(jnp.sqrt(now)), tuple(history))
-
-
-def polish(score: Callable[[Array], float], process: Process, ts: Array, *, evaluations: int = 80,
-           tell: Callable[[int, float], None] | None = None) -> Placement:
-    """Move the times ts (n,) towards the least score(times), whatever it measures, in at most so many evaluations of it.
-
-    Nelder & Mead's simplex (1965; scipy) in the coordinates of `optimize`: for scores without a derivative worth taking, such as
-    the Frechet distance of many images. The result is never worse than ts. tell(evaluation, least score so far) follows it.
-    """
-    import scipy.optimize
-
-    theta, times = _increments(process, jnp.asarray(ts))
-    times, history = jax.jit(times), []
-
-    def measured(theta) -> float:
-        found = score(times(jnp.asarray(theta, ts.dtype)))
-        history.append(min([found, *history[-1:]]))
-        if tell:
-            tell(len(history), history[-1])
-        return found
-
-    theta = np.asarray(theta, np.float64)
-    simplex = np.vstack([theta, theta + 0.3 * np.eye(len(theta))])  # by which an increment grows by a third, about
-    found = scipy.optimize.minimize(measured, theta, method="Nelder-Mead",
-                                    options={"maxfev": evaluations, "initial_simplex": simplex, "fatol": 1e-4, "xatol": 1e-3})  # fmt: skip
-    if (before := score(ts)) <= found.fun:  # the coordinates keep a thousandth of the span for every increment
-        return Placement(ts, float(before), (*history, float(before)))
-    return Placement(times(jnp.asarray(found.x, ts.dtype)), float(found.fun), tuple(history))
-
-
-def _increments(process: Process, ts: Array) -> tuple[Array, Callable[[Array], Array]]:
-    """(theta (n,), times): free coordinates of decreasing times, the logarithms of their log-SNR increments, and the way back.
-
-    The first time stays; the last increment is what is left between the last time and t_min.
-    """
-    lam = logsnr(process, jnp.append(ts, process.t_min).astype(ts.dtype))
-    span = lam[-1] - lam[0]
-    rise = jnp.maximum(jnp.diff(lam) / span, 1e-3)
-
-    def times(theta: Array) -> Array:
-        later = time_of_logsnr(process, lam[0] + span * jnp.cumsum(jax.nn.softmax(theta))[:-1])
-        return jnp.concatenate([ts[:1], later])
-
-    return jnp.log(rise / rise.sum()), times
-
-
 def stored(process: Process, n: int, path: str) -> Array:
-    """The grid of n times in a file that `save` or experiments.optimize_grid wrote. UserError if it has none of that length."""
+    """The grid of n times in a file that `save` or experiments.optimize_grid wrote. UserError if it
+    has none of that length.
+    """
     path = os.path.expanduser(path)
     if not os.path.lexists(path):
-        raise UserError(f"grid file '{path}' does not exist; experiments.optimize_grid writes such files")
+        raise UserError(
+            f"grid file '{path}' does not exist; experiments.optimize_grid writes such files"
+        )
     try:
         found = reading.json_file(path, FILE)["logsnr"]
     except UserError as error:
-        raise UserError(f"the grid file is not one that experiments.optimize_grid wrote ({error}); make it again") from None
+        raise UserError(
+            f"the grid file is not one that experiments.optimize_grid wrote ({error}); make it again"
+        ) from None
     if n == 1:
         return uniform(process, 1)
     if str(n) not in found:
-        raise UserError(f"grid file '{path}' has grids of {', '.join(sorted(found, key=int))} times, not of {n}; make one with experiments.optimize_grid --nfe=...")
+        raise UserError(
+            f"grid file '{path}' has grids of {', '.join(sorted(found, key=int))} times, not of {n}; make one with experiments.optimize_grid --nfe=..."
+        )
     ts = time_of_logsnr(process, jnp.asarray(found[str(n)]))
     return _checked(ts.at[0].set(process.t_max), "stored")

@@ -1,7 +1,9 @@
-"""Solvers of the reverse-time SDE, dx = [f x - g^2 score] dt + g dw (Song et al. 2021, eq. 6), and of its relatives with other noise.
+"""Solvers of the reverse-time SDE, dx = [f x - g^2 score] dt + g dw (Song et al. 2021, eq. 6), and
+of its relatives with other noise.
 
-Any amount of noise has the same marginals, if the score keeps it in check: eta and tau below scale it, 0 being the probability-flow ODE. The
-exponential ones solve the linear part and the noise exactly (exponential.py).
+Any amount of noise has the same marginals, if the score keeps it in check: eta and tau below scale
+it, 0 being the probability-flow ODE. The exponential ones solve the linear part and the noise
+exactly (exponential.py).
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from diffusion_jax.types import Array
 
 
 def euler_maruyama() -> Sampler:
-    """x_s = x - (t - s) [f x + g^2 eps-hat / sigma] + g sqrt(t - s) z (Song et al. 2021, app. D). Weak order 1."""
+    """x_s = x - (t - s) [f x + g^2 eps-hat / sigma] + g sqrt(t - s) z (Song et al. 2021, app. D).
+    Weak order 1.
+    """
 
     def step(noise, x, t, s, denoise, process):
         f, g2 = gaussian.drift_diffusion(process, t)
@@ -33,9 +37,11 @@ def euler_maruyama() -> Sampler:
 
 
 def reverse_diffusion() -> Sampler:
-    """x_s = (2 - r) x + v score + sqrt(v) z, with x_t ~ N(r x_s, v): the forward chain's own move, reversed (Song et al. 2021, app. E, eq. 46).
+    """x_s = (2 - r) x + v score + sqrt(v) z, with x_t ~ N(r x_s, v): the forward chain's own move,
+    reversed (Song et al. 2021, app. E, eq. 46).
 
-    r and v are those between the two times (alpha_t / alpha_s; no N beta that could reach 1). Weak order 1.
+    r and v are those between the two times (alpha_t / alpha_s; no N beta that could reach 1). Weak
+    order 1.
     """
 
     def step(noise, x, t, s, denoise, process):
@@ -58,17 +64,19 @@ DIFFUSIONS = {  # D(t) of `interpolant`; t = 0 is the data, where SiT's clock ha
 
 
 def interpolant(diffusion: str = "sde", scale: float = 1.0) -> Sampler:
-    """Euler-Maruyama of dx = [velocity - D score] dt + sqrt(2 D) dw, for any D >= 0 (Albergo et al. 2023, eq. 2.36; Ma et al. 2024, SiT).
+    """Euler-Maruyama of dx = [velocity - D score] dt + sqrt(2 D) dw, for any D >= 0 (Albergo et al.
+    2023, eq. 2.36; Ma et al. 2024, SiT).
 
-    Every D gives the marginals of the process. Weak order 1. The steps must be short where D / sigma^2 is large: 'constant' needs
-    many steps near the data.
+    Every D gives the marginals of the process. Weak order 1. The steps must be short where D /
+    sigma^2 is large: 'constant' needs many steps near the data.
 
     Args:
-      diffusion: the shape of D(t), by the names of SiT's code. 'sde' is g^2 / 2 (there 'SBDM'), which at scale 1 is the reverse SDE;
-        'constant' is 1; 'sigma' is sigma(t); 'linear' is t; 'decreasing' is (1 - cos(pi t))^2 / 4, from 1 at the noise (t = 1) to 0 at
-        the data (t = 0); 'increasing_decreasing', also named 'sin2', is sin(pi t)^2.
-      scale: the factor of D, at least 0, as SiT's diffusion_norm (which that code puts inside the square of 'decreasing');
-        0 is ode.euler.
+      diffusion: the shape of D(t), by the names of SiT's code. 'sde' is g^2 / 2 (there 'SBDM'),
+        which at scale 1 is the reverse SDE; 'constant' is 1; 'sigma' is sigma(t); 'linear' is t;
+        'decreasing' is (1 - cos(pi t))^2 / 4, from 1 at the noise (t = 1) to 0 at the data (t = 0);
+        'increasing_decreasing', also named 'sin2', is sin(pi t)^2.
+      scale: the factor of D, at least 0, as SiT's diffusion_norm (which that code puts inside the
+        square of 'decreasing'); 0 is ode.euler.
 
     Raises:
       UserError: for a shape that does not exist, or a scale that is negative or not finite.
@@ -79,66 +87,95 @@ def interpolant(diffusion: str = "sde", scale: float = 1.0) -> Sampler:
 
     def step(noise, x, t, s, denoise, process):
         prediction, D = denoise(x, t), scale * DIFFUSIONS[diffusion](process, t)
-        drift = gaussian.velocity(process, prediction, t) - D * gaussian.score(process, prediction, t)
+        drift = gaussian.velocity(process, prediction, t) - D * gaussian.score(
+            process, prediction, t
+        )
         x = x - (t - s) * drift
         return x + jnp.sqrt(2 * D * (t - s)) * noise.path(t, s) if scale else x
 
     return memoryless(step)
 
 
-def edm(S_churn: float = 40.0, S_min: float = 0.05, S_max: float = 50.0, S_noise: float = 1.003) -> Sampler:
-    """EDM's stochastic sampler (Karras et al. 2022, algorithm 2), for any process: stochastic.churned(ode.edm_heun()).
+def edm(
+    S_churn: float = 40.0, S_min: float = 0.05, S_max: float = 50.0, S_noise: float = 1.003
+) -> Sampler:
+    """EDM's stochastic sampler (Karras et al. 2022, algorithm 2), for any process:
+    stochastic.churned(ode.edm_heun()).
 
-    Each step first adds noise, raising sigma / alpha by the factor 1 + gamma, gamma = min(S_churn / n, sqrt(2) - 1) while sigma / alpha
-    is in [S_min, S_max]; then takes a Heun step down. S_churn = 0 is ode.edm_heun. Never rises above the process's own t_max.
+    Each step first adds noise, raising sigma / alpha by the factor 1 + gamma, gamma = min(S_churn /
+    n, sqrt(2) - 1) while sigma / alpha is in [S_min, S_max]; then takes a Heun step down. S_churn =
+    0 is ode.edm_heun. Never rises above the process's own t_max.
     """
     need_ranges("sde.edm", S_churn=(S_churn, 0, math.inf), S_noise=(S_noise, 0, math.inf))
     return stochastic.churned(ode.edm_heun(), S_churn, S_min, S_max, S_noise)
 
 
-# ---- exponential integrators -------------------------------------------------------------------------------------------------
-
-
-def _dpmpp(name: str, order: int, eta: float, second: str = "midpoint", curvature: float = 1.0, lower_order_final: bool = True,
-           grid: str = "logistic()") -> Sampler:
+# ---- exponential integrators
+def _dpmpp(
+    name: str,
+    order: int,
+    eta: float,
+    second: str = "midpoint",
+    curvature: float = 1.0,
+    lower_order_final: bool = True,
+    grid: str = "logistic()",
+) -> Sampler:
     """The multistep exponential solver of the reverse SDE with noise eta, in data prediction."""
     need_range(f"sde.{name}: eta", eta, 0)
     if second not in ("midpoint", "exact"):
         raise unknown(f"second of sde.{name}", second, ("midpoint", "exact"))
 
     def weights(process, p, times, s):
-        return exponential.weights(process, times, times[0], s, eta=eta, second=second, curvature=curvature)
+        return exponential.weights(
+            process, times, times[0], s, eta=eta, second=second, curvature=curvature
+        )
 
-    return multistep.solver(order, lambda prediction: prediction.x0, functools.partial(exponential.carry, eta=eta), weights,
-                            functools.partial(exponential.noise_level, eta=eta) if eta else None,
-                            lower_order_final=lower_order_final, grid=grid)  # fmt: skip
+    return multistep.solver(
+        order,
+        lambda prediction: prediction.x0,
+        functools.partial(exponential.carry, eta=eta),
+        weights,
+        functools.partial(exponential.noise_level, eta=eta) if eta else None,
+        lower_order_final=lower_order_final,
+        grid=grid,
+    )
 
 
 def dpmpp_1(eta: float = 1.0) -> Sampler:
-    """SDE-DPM-Solver++ 1 (Lu et al. 2022b, sec. 5; Xue et al. 2023): x0-hat held over the step, linear part and noise exact.
+    """SDE-DPM-Solver++ 1 (Lu et al. 2022b, sec. 5; Xue et al. 2023): x0-hat held over the step,
+    linear part and noise exact.
 
-    x_s = (sigma_s / sigma_t) e^(-eta h) x - alpha_s expm1(-(1 + eta) h) x0 + sigma_s sqrt(1 - e^(-2 eta h)) z; eta = 1 is ancestral.ddpm('small').
+    x_s = (sigma_s / sigma_t) e^(-eta h) x - alpha_s expm1(-(1 + eta) h) x0 + sigma_s sqrt(1 - e^(-2
+    eta h)) z; eta = 1 is ancestral.ddpm('small').
     """
     return _dpmpp("dpmpp_1", 1, eta)
 
 
 def dpmpp_2m(eta: float = 1.0, second: str = "midpoint", lower_order_final: bool = True) -> Sampler:
-    """SDE-DPM-Solver++(2M) (Lu et al. 2022b, sec. 5; k-diffusion's dpmpp_2m_sde): the line through the last two x0-hat.
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022b, sec. 5; k-diffusion's dpmpp_2m_sde): the line through
+    the last two x0-hat.
 
     second: 'midpoint', or 'exact' (k-diffusion's 'heun'). eta = 0 is multistep.dpmpp_2m.
     """
     return _dpmpp("dpmpp_2m", 2, eta, second, lower_order_final=lower_order_final)
 
 
-def dpmpp_3m(eta: float = 1.0, curvature: float = 1.0, second: str = "midpoint", lower_order_final: bool = True) -> Sampler:
-    """SDE-DPM-Solver++(3M) (k-diffusion's dpmpp_3m_sde): the parabola through the last three x0-hat.
+def dpmpp_3m(
+    eta: float = 1.0,
+    curvature: float = 1.0,
+    second: str = "midpoint",
+    lower_order_final: bool = True,
+) -> Sampler:
+    """SDE-DPM-Solver++(3M) (k-diffusion's dpmpp_3m_sde): the parabola through the last three
+    x0-hat.
 
     eta = 0 is multistep.dpmpp_3m. k-diffusion has curvature=0.5 and second='exact'.
 
     Args:
       eta: amount of noise, at least 0; 1 is the reverse SDE.
       curvature: factor of the quadratic term.
-      second: weight of the difference in the second step, which has two values only; as in `dpmpp_2m`.
+      second: weight of the difference in the second step, which has two values only; as in
+        `dpmpp_2m`.
       lower_order_final: whether the order falls at the end of the grid (multistep.py).
     """
     need_ranges("sde.dpmpp_3m", curvature=(curvature, 0, 10))
@@ -146,30 +183,44 @@ def dpmpp_3m(eta: float = 1.0, curvature: float = 1.0, second: str = "midpoint",
 
 
 def dpmpp_2s(eta: float = 1.0, r: float = 0.5) -> Sampler:
-    """DPM-Solver++(2S) for the SDE (k-diffusion's dpmpp_sde): a second look at the ratio r of the step, reached with noise of its own.
+    """DPM-Solver++(2S) for the SDE (k-diffusion's dpmpp_sde): a second look at the ratio r of the
+    step, reached with noise of its own.
 
-    Both moves go down to sigma_down and add sigma_up, as ancestral.euler_ancestral, whose limit for eta above 1 is used here too. The noise
-    of the whole step contains that of its first part, as on one path of the SDE: independent draws would cost the weak order. Two
-    evaluations a step.
+    Both moves go down to sigma_down and add sigma_up, as ancestral.euler_ancestral, whose limit for
+    eta above 1 is used here too. The noise of the whole step contains that of its first part, as on
+    one path of the SDE: independent draws would cost the weak order. Two evaluations a step.
     """
     need_range("sde.dpmpp_2s: eta", eta, 0)
     if not 0 < r < 1:
-        raise UserError(f"sde.dpmpp_2s(r={r}): the second look is at a ratio of the step between 0 and 1")
+        raise UserError(
+            f"sde.dpmpp_2s(r={r}): the second look is at a ratio of the step between 0 and 1"
+        )
 
     def step(noise, x, t, s, denoise, process):
         low, high = log_ratio(process, t), log_ratio(process, s)
         middle = gaussian.time_of_logsnr(process, 2 * (low + r * (high - low)))
 
         def move(x0, end, z):
-            """From x at t to `end`, x0 held: noise of variance up^2 sigma_end^2, the rest of the old noise scaled to fit."""
+            """From x at t to `end`, x0 held: noise of variance up^2 sigma_end^2, the rest of the
+            old noise scaled to fit.
+            """
             up = jnp.minimum(-(eta**2) * jnp.expm1(2 * (low - log_ratio(process, end))), 1.0)
             down = process.sigma(end) * jnp.sqrt(1 - up)
             kept = down / process.sigma(t)
-            return kept * x + (process.alpha(end) - kept * process.alpha(t)) * x0 + process.sigma(end) * jnp.sqrt(up) * z
+            return (
+                kept * x
+                + (process.alpha(end) - kept * process.alpha(t)) * x0
+                + process.sigma(end) * jnp.sqrt(up) * z
+            )
 
         first, rest = (noise.path(t, middle), noise.path(middle, s, part=1)) if eta else (0.0, 0.0)
-        # the share of [t, middle] in the noise of [t, s]: the driving Brownian motion runs on the clock (alpha / sigma)^2
-        share = jnp.exp(2 * (low - high) * (1 - r)) * jnp.expm1(2 * (low - high) * r) / jnp.expm1(2 * (low - high))
+        # the share of [t, middle] in the noise of [t, s]: the driving Brownian motion runs on the
+        # clock (alpha / sigma)^2
+        share = (
+            jnp.exp(2 * (low - high) * (1 - r))
+            * jnp.expm1(2 * (low - high) * r)
+            / jnp.expm1(2 * (low - high))
+        )
         whole = jnp.sqrt(share) * first + jnp.sqrt(1 - share) * rest
         x0 = denoise(x, t).x0
         ahead = denoise(move(x0, middle, first), middle).x0
@@ -186,25 +237,37 @@ class _Corrected(NamedTuple):
     z: jax.Array
 
 
-def sa(predictor: int = 3, corrector: int = 3, tau: float | Callable[[Array], Array] = 1.0, S_min: float = 0.0,
-       S_max: float = math.inf, lower_order_final: bool = True) -> Sampler:  # fmt: skip
-    """SA-Solver (Xue et al. 2023, algorithm 1): stochastic Adams methods in data prediction, with noise eta(t) = tau(t)^2.
+def sa(
+    predictor: int = 3,
+    corrector: int = 3,
+    tau: float | Callable[[Array], Array] = 1.0,
+    S_min: float = 0.0,
+    S_max: float = math.inf,
+    lower_order_final: bool = True,
+) -> Sampler:
+    """SA-Solver (Xue et al. 2023, algorithm 1): stochastic Adams methods in data prediction, with
+    noise eta(t) = tau(t)^2.
 
-    The evaluation that starts a step first corrects the move that led to it, with the same noise; so a step costs one. tau is held at its
-    value at the start of each step (the paper's piecewise constant tau), so that the linear part and the noise are exact.
+    The evaluation that starts a step first corrects the move that led to it, with the same noise;
+    so a step costs one. tau is held at its value at the start of each step (the paper's piecewise
+    constant tau), so that the linear part and the noise are exact.
 
     Args:
       predictor: number of predictions that the predictor takes, 1 to 4.
       corrector: number of predictions that the corrector takes, 1 to 4; 0: no corrector.
-      tau: amount of noise, at least 0, or a function of the process's time t; 1 is the reverse SDE, 0 is deterministic.
-      S_min, S_max: tau is 0 where sigma / alpha is outside [S_min, S_max] (the paper has [0.05, 1] on EDM's path).
-      lower_order_final: whether predictor and corrector take fewer predictions at the end of the grid (multistep.py).
+      tau: amount of noise, at least 0, or a function of the process's time t; 1 is the reverse SDE,
+      0 is deterministic. S_min, S_max: tau is 0 where sigma / alpha is outside [S_min, S_max] (the
+      paper has [0.05, 1] on EDM's path).
+      lower_order_final: whether predictor and corrector take fewer predictions at the end of the
+        grid (multistep.py).
 
     Raises:
       UserError: for a number out of its range.
     """
     if not (1 <= predictor <= 4 and 0 <= corrector <= 4):
-        raise UserError(f"sde.sa(predictor={predictor}, corrector={corrector}): the predictor takes 1 to 4 predictions, the corrector 0 to 4")
+        raise UserError(
+            f"sde.sa(predictor={predictor}, corrector={corrector}): the predictor takes 1 to 4 predictions, the corrector 0 to 4"
+        )
     need_range("sde.sa: tau", tau, 0)
     noise_range("sde.sa", S_min, S_max)
     everywhere, none = S_min == 0 and S_max == math.inf, not callable(tau) and tau == 0
@@ -218,20 +281,31 @@ def sa(predictor: int = 3, corrector: int = 3, tau: float | Callable[[Array], Ar
 
     def move(process, x, history, z, order, t, s, more=0):
         eta = eta_at(process, t)
-        weights = [exponential.weights(process, history.times[:p], t, s, eta=eta) for p in range(1, order + 1)]
-        x = exponential.carry(process, t, s, eta=eta) * x + multistep.combine(process, weights, history, more)
+        weights = [
+            exponential.weights(process, history.times[:p], t, s, eta=eta)
+            for p in range(1, order + 1)
+        ]
+        x = exponential.carry(process, t, s, eta=eta) * x + multistep.combine(
+            process, weights, history, more
+        )
         return x if none else x + exponential.noise_level(process, t, s, eta) * z
 
     def step(noise, x, past, t, s, denoise, process):
         history = multistep.remember(past.history, denoise(x, t).x0, t)
         if corrector:
             # of the step before, which has the prediction at its end besides
-            again = move(process, past.x, history, past.z, corrector, past.history.times[0], t, more=2)
+            again = move(
+                process, past.x, history, past.z, corrector, past.history.times[0], t, more=2
+            )
             x = jnp.where(past.history.count > 0, again, x)
         z = past.z if none else noise.path(t, s)
         return move(process, x, history, z, predictor, t, s), _Corrected(history, x, z)
 
     def init(x, ts):
-        return _Corrected(multistep.empty(max(predictor, corrector), x, ts, lower_order_final), x, jnp.zeros_like(x))
+        return _Corrected(
+            multistep.empty(max(predictor, corrector), x, ts, lower_order_final),
+            x,
+            jnp.zeros_like(x),
+        )
 
     return Sampler(init, step, grid=multistep.THIRD_ORDER)

@@ -1,7 +1,8 @@
 """Singlestep exponential solvers: high order from looks inside the step, and no memory.
 
-DPM-Solver (Lu et al. 2022a) and DPM-Solver++ (Lu et al. 2022b). A step looks at t and at t + r h on the clock log(alpha / sigma); each move,
-to the next look and at last to s, integrates the line through the first look and the latest one (exponential.py).
+DPM-Solver (Lu et al. 2022a) and DPM-Solver++ (Lu et al. 2022b). A step looks at t and at t + r h on
+the clock log(alpha / sigma); each move, to the next look and at last to s, integrates the line
+through the first look and the latest one (exponential.py).
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ from diffusion_jax.samplers.base import Sampler, memoryless
 from diffusion_jax.samplers.exponential import log_ratio
 
 
-def _singlestep(ratios: tuple[float, ...], *, data: bool, second: str, grid: str = "logistic()") -> Sampler:
+def _singlestep(
+    ratios: tuple[float, ...], *, data: bool, second: str, grid: str = "logistic()"
+) -> Sampler:
     if not all(0 < r <= 1 for r in ratios):
-        raise UserError(f"a singlestep solver looks at ratios of the step in (0, 1]; got {', '.join(map(str, ratios))}")
+        raise UserError(
+            f"a singlestep solver looks at ratios of the step in (0, 1]; got {', '.join(map(str, ratios))}"
+        )
 
     def step(noise, x, t, s, denoise, process):
         def look(y, time):
@@ -25,11 +30,17 @@ def _singlestep(ratios: tuple[float, ...], *, data: bool, second: str, grid: str
             return prediction.x0 if data else prediction.eps
 
         low, high = log_ratio(process, t), log_ratio(process, s)
-        stops = [gaussian.time_of_logsnr(process, 2 * (low + r * (high - low))) for r in ratios] + [s]
+        stops = [gaussian.time_of_logsnr(process, 2 * (low + r * (high - low))) for r in ratios] + [
+            s
+        ]
         times, values = [t], [look(x, t)]
         for i, stop in enumerate(stops):
-            weights = exponential.weights(process, jnp.stack(times), t, stop, data=data, second=second)
-            y = exponential.carry(process, t, stop, data=data) * x + sum(w * v for w, v in zip(weights, values))
+            weights = exponential.weights(
+                process, jnp.stack(times), t, stop, data=data, second=second
+            )
+            y = exponential.carry(process, t, stop, data=data) * x + sum(
+                w * v for w, v in zip(weights, values)
+            )
             if i < len(ratios):
                 times, values = [t, stop], [values[0], look(y, stop)]
         return y
@@ -38,17 +49,23 @@ def _singlestep(ratios: tuple[float, ...], *, data: bool, second: str, grid: str
 
 
 def dpm_2s(r1: float = 0.5) -> Sampler:
-    """DPM-Solver-2, order 2 (Lu et al. 2022a, algorithm 4): x_s = (alpha_s / alpha_t) x - sigma_s expm1(h) [eps + (eps_1 - eps) / (2 r1)]."""
+    """DPM-Solver-2, order 2 (Lu et al. 2022a, algorithm 4): x_s = (alpha_s / alpha_t) x - sigma_s
+    expm1(h) [eps + (eps_1 - eps) / (2 r1)].
+    """
     return _singlestep((r1,), data=False, second="midpoint", grid="logistic(scale=1.0)")
 
 
 def dpm_3s(r1: float = 1 / 3, r2: float = 2 / 3) -> Sampler:
-    """DPM-Solver-3, order 3 (Lu et al. 2022a, algorithm 5): looks at r1 and r2 of the step, x_s from the line through eps and eps_2."""
+    """DPM-Solver-3, order 3 (Lu et al. 2022a, algorithm 5): looks at r1 and r2 of the step, x_s
+    from the line through eps and eps_2.
+    """
     return _singlestep((r1, r2), data=False, second="exact", grid="logistic(scale=1.5)")
 
 
 def dpmpp_2s(r1: float = 0.5) -> Sampler:
-    """DPM-Solver++(2S), order 2 (Lu et al. 2022b, algorithm 1): x_s = (sigma_s / sigma_t) x - alpha_s expm1(-h) [x0 + (x0_1 - x0) / (2 r1)]."""
+    """DPM-Solver++(2S), order 2 (Lu et al. 2022b, algorithm 1): x_s = (sigma_s / sigma_t) x -
+    alpha_s expm1(-h) [x0 + (x0_1 - x0) / (2 r1)].
+    """
     return _singlestep((r1,), data=True, second="midpoint")
 
 

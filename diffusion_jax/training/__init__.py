@@ -1,1 +1,3 @@
-"""Training knows a loss function and nothing of diffusion: state, step, EMA, optimizer, devices, checkpoints, loop."""
+"""Training knows a loss function and nothing of diffusion: state, step, EMA, optimizer, devices,
+checkpoints, loop.
+"""

@@ -1,12 +1,14 @@
-"""Checkpoints by Orbax: asynchronous, atomic, the last few, some for good and the best kept, and verified.
+"""Checkpoints by Orbax: asynchronous, atomic, the last few, some for good and the best kept, and
+verified.
 
 A checkpoint DIR/STEP holds two items: 'state', the leaves of the TrainState under their paths
-('params/Dense_0/kernel'), and 'meta', JSON with each leaf's shape, dtype and sha256, the caller's `extra`, and a sha256
-of itself. Orbax alone restores a flipped byte, or another dtype, without a word; here every leaf is compared with its
-digest before anybody sees it.
+('params/Dense_0/kernel'), and 'meta', JSON with each leaf's shape, dtype and sha256, the caller's
+`extra`, and a sha256 of itself. Orbax alone restores a flipped byte, or another dtype, without a
+word; here every leaf is compared with its digest before anybody sees it.
 
-A save keeps the training waiting only while the state is copied to the host: digests and files are made from the copy, in a
-thread. (In a run of several processes, where digests need leaves gathered by all of them at once, only the files are.)
+A save keeps the training waiting only while the state is copied to the host: digests and files are
+made from the copy, in a thread. (In a run of several processes, where digests need leaves gathered
+by all of them at once, only the files are.)
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import orbax.checkpoint
 
 from diffusion_jax import reading
 from diffusion_jax.errors import UserError, unknown
@@ -40,7 +43,9 @@ from diffusion_jax.training.sharding import fetch, path_name
 
 
 class Checkpointer(NamedTuple):
-    """save(step, state, extra) returns when the state may be donated; wait(): until it is on disk; close()."""
+    """save(step, state, extra) returns when the state may be donated; wait(): until it is on disk;
+    close().
+    """
 
     directory: Path
     save: Callable[..., None]
@@ -49,24 +54,52 @@ class Checkpointer(NamedTuple):
 
 
 class Restored(NamedTuple):
-    """What a checkpoint gives back: the state (or the parameters asked for), its step, and the JSON saved beside it."""
+    """What a checkpoint gives back: the state (or the parameters asked for), its step, and the JSON
+    saved beside it.
+    """
 
     state: Any
     step: int
     extra: dict[str, Any]
 
 
-_WRITING = threading.Lock()  # one save at a time: Orbax and `_settling_loops` are not made for two threads
+_WRITING = (
+    threading.Lock()
+)  # one save at a time: Orbax and `_settling_loops` are not made for two threads
 
 
-# of the description of a checkpoint: what is saved beside it (`extra`) holds what the training loop and its rollbacks go on from
-_ROLLBACK = reading.record({"to": reading.optional(reading.integer()), "tries": reading.integer(), "shift": reading.integer()})
-_LEAF = reading.record({"shape": reading.items(reading.integer(0, 2**40), most=32), "dtype": reading.text(1, 100),
-                        "sha256": reading.text(64, 64)})  # fmt: skip
-_BODY = reading.record({
-    "step": reading.integer(), "leaves": reading.table(_LEAF),
-    "extra": reading.record({}, {"rollback": _ROLLBACK, "in_a_row": reading.integer(),
-                                 "tally": reading.optional(reading.table())})})  # fmt: skip
+# of the description of a checkpoint: what is saved beside it (`extra`) holds what the training loop
+# and its rollbacks go on from
+_ROLLBACK = reading.record(
+    {
+        "to": reading.optional(reading.integer()),
+        "tries": reading.integer(),
+        "shift": reading.integer(),
+    }
+)
+
+_LEAF = reading.record(
+    {
+        "shape": reading.items(reading.integer(0, 2**40), most=32),
+        "dtype": reading.text(1, 100),
+        "sha256": reading.text(64, 64),
+    }
+)
+
+_BODY = reading.record(
+    {
+        "step": reading.integer(),
+        "leaves": reading.table(_LEAF),
+        "extra": reading.record(
+            {},
+            {
+                "rollback": _ROLLBACK,
+                "in_a_row": reading.integer(),
+                "tally": reading.optional(reading.table()),
+            },
+        ),
+    }
+)
 
 
 class _Damaged(Exception):
@@ -82,13 +115,16 @@ def open_checkpoints(
     aside: str | None = "damaged",
     before: Callable[[], None] = lambda: None,
 ) -> Checkpointer:
-    """A writer of checkpoints. keep: the last so many stay (None: all), besides those at multiples of keep_every.
+    """A writer of checkpoints. keep: the last so many stay (None: all), besides those at multiples
+    of keep_every.
 
-    after: the step that was restored (None: a fresh start). Newer checkpoints are the damaged ones that restore passed over;
-    they are renamed STEP.damaged, so that their steps can be saved again. aside=None: they are of another course, and are
-    removed. What a killed save left is removed, too.
-    before: called in the thread that writes a checkpoint, right before it does; what it raises is raised as if the save failed.
-    Raises UserError if the directory cannot be written; a save that failed raises it, too, at the next save, wait or close.
+    after: the step that was restored (None: a fresh start). Newer checkpoints are the damaged ones
+    that restore passed over; they are renamed STEP.damaged, so that their steps can be saved again.
+    aside=None: they are of another course, and are removed. What a killed save left is removed,
+    too.
+    before: called in the thread that writes a checkpoint, right before it does; what it raises is
+    raised as if the save failed. Raises UserError if the directory cannot be written; a save that
+    failed raises it, too, at the next save, wait or close.
     """
     ocp = _orbax()
     directory = Path(directory).absolute()
@@ -97,25 +133,37 @@ def open_checkpoints(
         if jax.process_index() == 0:
             for step in _steps(directory):
                 if after is None or step > after:
-                    _set_aside(directory / str(step), aside) if aside else shutil.rmtree(directory / str(step))
+                    _set_aside(directory / str(step), aside) if aside else shutil.rmtree(
+                        directory / str(step)
+                    )
             _remove_unfinished(directory)
     except OSError as error:
         raise UserError(f"cannot write checkpoints to '{directory}': {error.strerror}") from error
     manager = ocp.CheckpointManager(
-        _readable(directory), options=ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every or None)
+        _readable(directory),
+        options=ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every or None),
     )
     alone = jax.process_count() == 1
     pool, pending = ThreadPoolExecutor(1, "checkpoint"), _nothing()
 
-    def write(step: int, described: dict[str, dict], arrays: dict[str, Any], extra: dict[str, Any]) -> None:
+    def write(
+        step: int, described: dict[str, dict], arrays: dict[str, Any], extra: dict[str, Any]
+    ) -> None:
         with _WRITING, _one_line(directory, step), _settling_loops():
-            leaves = {path: described[path] | {"sha256": digest} for path, digest in _digests(arrays).items()}
+            leaves = {
+                path: described[path] | {"sha256": digest}
+                for path, digest in _digests(arrays).items()
+            }
             body = {"step": step, "leaves": leaves, "extra": extra}
             meta = {"body": body, "sha256": _text_digest(body)}
-            items = ocp.args.Composite(state=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(meta))
+            items = ocp.args.Composite(
+                state=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(meta)
+            )
             before()
             if not manager.save(step, args=items):
-                raise UserError(f"step {step} was not saved to '{directory}': one of the same or a later step is there")
+                raise UserError(
+                    f"step {step} was not saved to '{directory}': one of the same or a later step is there"
+                )
             if alone:
                 manager.wait_until_finished()
 
@@ -151,10 +199,11 @@ def open_checkpoints(
 def keep_best(
     hook: Callable[[Any, int], Mapping[str, Any]], metric: str, checkpointer: Checkpointer
 ) -> Callable[[Any, int], Mapping[str, Any]]:
-    """The hook of a training loop, which now also saves the state where its row's `metric` is the smallest so far.
+    """The hook of a training loop, which now also saves the state where its row's `metric` is the
+    smallest so far.
 
-    checkpointer: of a folder of its own, with keep=1 and aside=None: what comes after the restored step comes again. The
-    smallest so far is read from there, so that it outlives the process.
+    checkpointer: of a folder of its own, with keep=1 and aside=None: what comes after the restored
+    step comes again. The smallest so far is read from there, so that it outlives the process.
     Raises UserError if the row has no such number.
     """
     least = math.inf
@@ -185,15 +234,15 @@ def latest_step(directory: str | os.PathLike) -> int | None:
 def restore(
     directory: str | os.PathLike, template: Any, *, step: int | None = None, multiple_of: int = 1
 ) -> Restored | None:
-    """The newest checkpoint that is whole, or None where there is none at all; of the given step only, if given.
+    """The newest checkpoint that is whole, or None where there is none at all; of the given step
+    only, if given.
 
     multiple_of: only those at multiples of it, if there are any.
 
-    template: a tree of arrays or of ShapeDtypeStructs with shardings (`Runner.template`); the devices need not be those
-    it was saved from. A damaged checkpoint is passed over with one warning on stderr; nothing in the directory is
-    changed.
-    Raises UserError if all are damaged, or if the newest whole one is of another model (naming the first leaf that
-    differs).
+    template: a tree of arrays or of ShapeDtypeStructs with shardings (`Runner.template`); the
+    devices need not be those it was saved from. A damaged checkpoint is passed over with one
+    warning on stderr; nothing in the directory is changed. Raises UserError if all are damaged, or
+    if the newest whole one is of another model (naming the first leaf that differs).
     """
     wanted = _leaves(template)
 
@@ -205,13 +254,18 @@ def restore(
 
 
 def restore_params(
-    directory: str | os.PathLike, which: str | None = None, *, template: Any = None, step: int | None = None
+    directory: str | os.PathLike,
+    which: str | None = None,
+    *,
+    template: Any = None,
+    step: int | None = None,
 ) -> Restored:
-    """Only the parameters (which=None) or one of their EMAs (which='50k'), of the newest whole checkpoint.
+    """Only the parameters (which=None) or one of their EMAs (which='50k'), of the newest whole
+    checkpoint.
 
-    step: of that checkpoint only. template: as in `restore`, for the parameters alone; without it they come as nested
-    dicts of numpy arrays.
-    Raises UserError if there is no checkpoint, or no such EMA (naming those there are).
+    step: of that checkpoint only. template: as in `restore`, for the parameters alone; without it
+    they come as nested dicts of numpy arrays. Raises UserError if there is no checkpoint, or no
+    such EMA (naming those there are).
     """
 
     def read(folder, body):
@@ -222,7 +276,9 @@ def restore_params(
         prefix = "params/" if which is None else f"ema/{which}/"
         stored = {path: leaf for path, leaf in leaves.items() if path.startswith(prefix)}
         if template is None:
-            found = _read_leaves(folder, stored, {path: _shape(leaf) for path, leaf in stored.items()})
+            found = _read_leaves(
+                folder, stored, {path: _shape(leaf) for path, leaf in stored.items()}
+            )
             return _nest({path.removeprefix(prefix): value for path, value in found.items()})
         wanted = {prefix + path: leaf for path, leaf in _leaves(template).items()}
         _compare(folder, stored, wanted)
@@ -241,7 +297,8 @@ def _newest(
 ) -> Restored | None:
     """What `read` makes of the newest checkpoint that is whole; see `restore`.
 
-    A run that trains in this directory removes old checkpoints while they are read here. One that is gone is not
+    A run that trains in this directory removes old checkpoints while they are read here. One that
+    is gone is not
     damaged: the directory is listed again, for as long as newer checkpoints appear in it.
     """
     passed: set[int] = set()  # damaged ones, each warned of once
@@ -252,7 +309,9 @@ def _newest(
             raise UserError(
                 f"there is no checkpoint of step {step} in '{directory}'; there are: {', '.join(map(str, steps)) or 'none'}"
             )
-        candidates = [found for found in ([step] if step is not None else steps[::-1]) if found not in passed]
+        candidates = [
+            found for found in ([step] if step is not None else steps[::-1]) if found not in passed
+        ]
         if not candidates:
             return None
         candidate, rest = candidates[0], candidates[1:]
@@ -266,18 +325,25 @@ def _newest(
                 continue
             passed.add(candidate)
             if not rest:
-                count = "the checkpoint" if len(passed) == 1 else f"each of the {len(passed)} checkpoints"
+                count = (
+                    "the checkpoint"
+                    if len(passed) == 1
+                    else f"each of the {len(passed)} checkpoints"
+                )
                 raise UserError(
                     f"{count} in '{directory}' is damaged (step {candidate}: {damage}); "
                     "restore a copy, or train into a new folder"
                 ) from damage
             print(
-                f"warning: checkpoint '{folder}' is damaged ({damage}); trying that of step {rest[0]}", file=sys.stderr
+                f"warning: checkpoint '{folder}' is damaged ({damage}); trying that of step {rest[0]}",
+                file=sys.stderr,
             )
 
 
 def _readable(directory: Path) -> Path:
-    """The directory under a name in UTF-8, which is all that tensorstore takes: on Linux every open folder has one."""
+    """The directory under a name in UTF-8, which is all that tensorstore takes: on Linux every open
+    folder has one.
+    """
     try:
         os.fspath(directory).encode()
         return directory
@@ -294,12 +360,18 @@ def _descriptor(directory: bytes) -> int:
 def _steps(directory: Path) -> list[int]:
     if not directory.is_dir():
         return []
-    return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdecimal() and entry.is_dir())
+    return sorted(
+        int(entry.name)
+        for entry in directory.iterdir()
+        if entry.name.isdecimal() and entry.is_dir()
+    )
 
 
 def _set_aside(folder: Path, why: str) -> None:
     number = 0
-    while (target := folder.with_name(f"{folder.name}.{why}" + (f".{number}" if number else ""))).exists():
+    while (
+        target := folder.with_name(f"{folder.name}.{why}" + (f".{number}" if number else ""))
+    ).exists():
         number += 1
     folder.rename(target)
 
@@ -312,14 +384,18 @@ def _nothing() -> Future:
 
 
 def _remove_unfinished(directory: Path) -> None:
-    """What Orbax had not finished when its process was killed, or the disk was full: never looked at, but large."""
+    """What Orbax had not finished when its process was killed, or the disk was full: never looked
+    at, but large.
+    """
     for folder in directory.glob("*.orbax-checkpoint-tmp*"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def _one_line(directory: Path, step: int | None) -> Iterator[None]:
-    """What Orbax and tensorstore say at length when the disk is full or gone, as a UserError; the rest of the save removed."""
+    """What Orbax and tensorstore say at length when the disk is full or gone, as a UserError; the
+    rest of the save removed.
+    """
     try:
         yield
     except UserError:
@@ -334,7 +410,9 @@ def _one_line(directory: Path, step: int | None) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """The system's own words ('No space left on device') where the error has them, else its first line."""
+    """The system's own words ('No space left on device') where the error has them, else its first
+    line.
+    """
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if found := re.search(r"os_error_code='(\d+)'", str(error)):  # tensorstore's
@@ -373,9 +451,15 @@ def _attempt(folder: Path, **items) -> Any:
     with _settling_loops():
         try:
             _regular(folder)
-            with contextlib.closing(ocp.Checkpointer(ocp.CompositeCheckpointHandler())) as checkpointer:
-                found = checkpointer.restore(_readable(folder.parent) / folder.name, args=ocp.args.Composite(**items))
-        except Exception as error:  # Orbax, tensorstore and json raise a dozen kinds for a broken file
+            with contextlib.closing(
+                ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+            ) as checkpointer:
+                found = checkpointer.restore(
+                    _readable(folder.parent) / folder.name, args=ocp.args.Composite(**items)
+                )
+        except (
+            Exception
+        ) as error:  # Orbax, tensorstore and json raise a dozen kinds for a broken file
             line = (str(error).strip() or "no message").splitlines()[0]
             problem = f"{type(error).__name__}: {line[:120]}"
     if distributed.anywhere(bool(problem)):  # all processes turn to the same checkpoint
@@ -395,8 +479,8 @@ def _regular(folder: Path) -> None:
 def _settling_loops() -> Iterator[None]:
     """Event loops made in this block finish their tasks before they close.
 
-    At the first failed read or write Orbax closes its loop and abandons the others, each of which later prints a traceback
-    of its own.
+    At the first failed read or write Orbax closes its loop and abandons the others, each of which
+    later prints a traceback of its own.
     """
     new_event_loop = asyncio.new_event_loop
 
@@ -407,8 +491,12 @@ def _settling_loops() -> Iterator[None]:
         def settle_and_close():
             if tasks := asyncio.all_tasks(loop):
                 loop.run_until_complete(asyncio.wait(tasks))
-                [task.exception() for task in tasks if not task.cancelled()]  # seen, so not reported
-            loop.call_soon_threadsafe = lambda *_, **__: None  # tensorstore may still tell of a read or write nobody waits for
+                [
+                    task.exception() for task in tasks if not task.cancelled()
+                ]  # seen, so not reported
+            loop.call_soon_threadsafe = lambda *_, **__: (
+                None
+            )  # tensorstore may still tell of a read or write nobody waits for
             close()
 
         loop.close = settle_and_close
@@ -425,7 +513,10 @@ def _compare(folder: Path, stored: dict[str, dict], wanted: dict[str, Any]) -> N
     """UserError, naming the first leaf that differs, unless paths, shapes and dtypes are the same."""
     have = {path: (tuple(leaf["shape"]), leaf["dtype"]) for path, leaf in stored.items()}
     want = {path: (tuple(leaf["shape"]), leaf["dtype"]) for path, leaf in _describe(wanted).items()}
-    say = lambda leaf: "missing" if leaf is None else f"{leaf[1]}{list(leaf[0])}"  # noqa: E731
+
+    def say(leaf):
+        return "missing" if leaf is None else f"{leaf[1]}{list(leaf[0])}"
+
     for path in [*want, *have]:
         if have.get(path) != want.get(path):
             raise UserError(
@@ -473,7 +564,8 @@ def _shape(leaf: dict[str, Any]) -> jax.ShapeDtypeStruct:
 def _digests(leaves: dict[str, Any]) -> dict[str, str]:
     """sha256 of the bytes of each leaf; hashlib lets go of the interpreter, so threads help.
 
-    Leaves are fetched one after the other, in this thread: processes that gather shards must do it in the same order.
+    Leaves are fetched one after the other, in this thread: processes that gather shards must do it
+      in the same order.
     """
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return dict(zip(leaves, pool.map(_digest, map(fetch, leaves.values())), strict=True))
@@ -492,7 +584,9 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _raw(leaves: dict[str, Any], shapes_only: bool = False) -> dict[str, Any]:
-    """The leaves as Orbax gets them: typed keys as their words (the dtype in 'meta' remembers the kind)."""
+    """The leaves as Orbax gets them: typed keys as their words (the dtype in 'meta' remembers the
+    kind).
+    """
 
     def raw(leaf):
         if not shapes_only:
@@ -515,8 +609,9 @@ def _wrapped(value: Any, leaf: Any) -> Any:
 
 
 def _orbax():
-    """Orbax, imported when first needed (a second) and kept out of absl's log; its exceptions say what matters."""
-    import orbax.checkpoint
+    """Orbax, imported when first needed (a second) and kept out of absl's log; its exceptions say
+    what matters.
+    """
 
     logger = logging.getLogger("absl")
     if _not_from_orbax not in logger.filters:

@@ -1,9 +1,11 @@
-"""Several processes, one program: how they find each other, what only the first does, how they agree to stop.
+"""Several processes, one program: how they find each other, what only the first does, how they
+agree to stop.
 
-Every process runs the same main on its own devices; jax.distributed joins them, and `jax.devices()` are then those of
-all. The first process (index 0) alone writes what describes the run; checkpoints are written by all (Orbax). A process
-that dies is missed after `heartbeat_timeout` seconds at the latest, and the others end with a message instead of
-waiting for it; the same command on all of them goes on from the last checkpoint.
+Every process runs the same main on its own devices; jax.distributed joins them, and `jax.devices()`
+are then those of all. The first process (index 0) alone writes what describes the run; checkpoints
+are written by all (Orbax). A process that dies is missed after `heartbeat_timeout` seconds at the
+latest, and the others end with a message instead of waiting for it; the same command on all of them
+goes on from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -18,14 +20,28 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import NoReturn
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
 from diffusion_jax.errors import UserError
 from diffusion_jax.training import runtime
 
-SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")  # what jax reads
+SLURM = (
+    "SLURM_JOB_ID",
+    "SLURM_STEP_NODELIST",
+    "SLURM_NTASKS",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+)  # what jax reads
+
 OPEN_MPI = "OMPI_MCA_orte_hnp_uri"  # likewise; Open MPI 5 no longer sets it
 TPU = "TPU_ML_PLATFORM"  # set to JAX by `import jax` where it finds TPU chips and libtpu
-SHUTDOWN_TIMEOUT = 3600  # seconds that a process that is done waits for the others, of which the first may still be writing
-GRACE = 3  # seconds that the first process, where all meet, outlives its own mistake, for the others to tell theirs
+# seconds that a process that is done waits for the others, of which the first may still be writing
+SHUTDOWN_TIMEOUT = 3600
+# seconds that the first process, where all meet, outlives its own mistake, for the others to tell
+# theirs
+GRACE = 3
 FLAGS = ("coordinator", "num_processes", "process_id")
 
 
@@ -38,45 +54,61 @@ def initialize(
     heartbeat_timeout: int = 100,
     environ: Mapping[str, str] = os.environ,
 ) -> None:
-    """Join the processes of a run; to be called before anything touches a device. Does nothing for a run of one process.
+    """Join the processes of a run; to be called before anything touches a device. Does nothing for
+    a run of one process.
 
-    coordinator: HOST:PORT, an address of process 0. What is None is found out by jax on TPU pods, SLURM, Open MPI and
-    Kubernetes (see `launcher`); num_processes=1 is a run of one process whatever the environment. timeout: seconds for
-    all to appear; the process ends with one line and status 2 if they do not (the coordination client of jax would
-    abort). heartbeat_timeout: seconds of silence after which a process counts as dead, and all others end.
-    Raises UserError for flags that are incomplete or make no sense, and for what the environment lacks.
+    coordinator: HOST:PORT, an address of process 0. What is None is found out by jax on TPU pods,
+    SLURM, Open MPI and Kubernetes (see `launcher`); num_processes=1 is a run of one process
+    whatever the environment. timeout: seconds for all to appear; the process ends with one line and
+    status 2 if they do not (the coordination client of jax would abort). heartbeat_timeout: seconds
+    of silence after which a process counts as dead, and all others end. Raises UserError for flags
+    that are incomplete or make no sense, and for what the environment lacks.
     """
-    import jax
 
     given = dict(zip(FLAGS, (coordinator, num_processes, process_id), strict=True))
-    found = launcher(environ) if None in given.values() and num_processes != 1 else None  # complete flags need no cluster
-    if num_processes == 1 or (found is None and not any(value is not None for value in given.values())):
+    found = (
+        launcher(environ) if None in given.values() and num_processes != 1 else None
+    )  # complete flags need no cluster
+    if num_processes == 1 or (
+        found is None and not any(value is not None for value in given.values())
+    ):
         return
     if found == "Open MPI" and OPEN_MPI not in environ:
         given["num_processes"] = given["num_processes"] or int(environ["OMPI_COMM_WORLD_SIZE"])
-        given["process_id"] = int(environ["OMPI_COMM_WORLD_RANK"]) if process_id is None else process_id
+        given["process_id"] = (
+            int(environ["OMPI_COMM_WORLD_RANK"]) if process_id is None else process_id
+        )
         found = None  # jax does not see it
     _check(given, found)
-    # Orbax and jax would handle SIGTERM themselves, from here on; the training loop does (and outside it, it kills)
+    # Orbax and jax would handle SIGTERM themselves, from here on; the training loop does (and
+    # outside it, it kills)
     jax.config.update("jax_enable_preemption_service", False)
     with _deadline(timeout, _absent(given, timeout)):
         try:
             jax.distributed.initialize(
-                given["coordinator"], given["num_processes"], given["process_id"],
+                given["coordinator"],
+                given["num_processes"],
+                given["process_id"],
                 local_device_ids=local_devices(environ),
                 cluster_detection_method="deactivate" if found is None else None,
-                initialization_timeout=timeout + 60, heartbeat_timeout_seconds=heartbeat_timeout,
-                shutdown_timeout_seconds=SHUTDOWN_TIMEOUT)  # fmt: skip
+                initialization_timeout=timeout + 60,
+                heartbeat_timeout_seconds=heartbeat_timeout,
+                shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
+            )
         except (RuntimeError, ValueError, OSError) as error:
             line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"the processes of this run could not be joined ({found or 'by flags'}): {line}; "
-                            "--num_processes=1 runs alone") from error  # fmt: skip
+            raise UserError(
+                f"the processes of this run could not be joined ({found or 'by flags'}): {line}; "
+                "--num_processes=1 runs alone"
+            ) from error
 
 
 def launcher(environ: Mapping[str, str] = os.environ) -> str | None:
-    """What started this process as one of several, by the variables that jax itself reads; None for a run of one.
+    """What started this process as one of several, by the variables that jax itself reads; None for
+    a run of one.
 
-    Raises UserError in an indexed Kubernetes job where the package `kubernetes` is missing, without which jax cannot ask.
+    Raises UserError in an indexed Kubernetes job where the package `kubernetes` is missing, without
+    which jax cannot ask.
     """
     if OPEN_MPI in environ or "OMPI_COMM_WORLD_RANK" in environ:
         return "Open MPI" if int(environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1 else None
@@ -86,8 +118,10 @@ def launcher(environ: Mapping[str, str] = os.environ) -> str | None:
         return "TPU"  # (a TPU VM on its own is a pod of one)
     if "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ:
         if importlib.util.find_spec("kubernetes") is None:
-            raise UserError("this is an indexed Kubernetes job; to join its pods, pip install kubernetes, or give "
-                            "--coordinator, --num_processes and --process_id; --num_processes=1 runs alone")  # fmt: skip
+            raise UserError(
+                "this is an indexed Kubernetes job; to join its pods, pip install kubernetes, or give "
+                "--coordinator, --num_processes and --process_id; --num_processes=1 runs alone"
+            )
         return "Kubernetes"
     return None
 
@@ -95,13 +129,17 @@ def launcher(environ: Mapping[str, str] = os.environ) -> str | None:
 def local_devices(environ: Mapping[str, str] = os.environ) -> list[int] | None:
     """The GPUs of this task among those that it sees: an equal share. None: all, or as jax decides.
 
-    jax itself gives every task of SLURM and Open MPI one GPU, also where a node runs a single task for all of its GPUs.
+    jax itself gives every task of SLURM and Open MPI one GPU, also where a node runs a single task
+    for all of its GPUs.
     """
     if "SLURM_LOCALID" in environ and "SLURM_STEP_TASKS_PER_NODE" in environ:
         node, rank = int(environ.get("SLURM_NODEID", 0)), int(environ["SLURM_LOCALID"])
         tasks = _expand(environ["SLURM_STEP_TASKS_PER_NODE"])[node]
     elif "OMPI_COMM_WORLD_LOCAL_RANK" in environ:
-        rank, tasks = int(environ["OMPI_COMM_WORLD_LOCAL_RANK"]), int(environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", 1))
+        rank, tasks = (
+            int(environ["OMPI_COMM_WORLD_LOCAL_RANK"]),
+            int(environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", 1)),
+        )
     else:
         return None
     seen = environ.get("CUDA_VISIBLE_DEVICES")
@@ -115,37 +153,34 @@ def local_devices(environ: Mapping[str, str] = os.environ) -> list[int] | None:
 
 
 def first() -> bool:
-    """Whether this is the process that writes. In a run of one it is, and no device is touched to find out."""
-    import jax
+    """Whether this is the process that writes. In a run of one it is, and no device is touched to
+    find out.
+    """
 
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
     """Wait until all processes are here. Nothing for a run of one."""
-    import jax
 
     if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
         multihost_utils.sync_global_devices(name)
 
 
 def anywhere(flag: bool) -> bool:
     """Whether any process gave True; all of them ask at once, and wait for each other."""
-    import jax
 
     if jax.process_count() == 1:
         return flag
-    import numpy as np
-    from jax.experimental import multihost_utils
 
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 @contextlib.contextmanager
 def first_before_others(name: str) -> Iterator[None]:
-    """The block is run by the first process, then by all others, which find what it wrote (or make the same mistake)."""
+    """The block is run by the first process, then by all others, which find what it wrote (or make
+    the same mistake).
+    """
     if not first():
         barrier(name)
     try:
@@ -156,18 +191,19 @@ def first_before_others(name: str) -> Iterator[None]:
 
 
 def agreement() -> Callable[[int], int]:
-    """agree(number >= 0) -> the largest that any process gave, the same on all; every process calls it equally often.
+    """agree(number >= 0) -> the largest that any process gave, the same on all; every process calls
+    it equally often.
 
-    The answer is that of the call before (0 at the first), so that asking between two steps waits for neither; in a run of
-    one it is the number itself.
+    The answer is that of the call before (0 at the first), so that asking between two steps waits
+    for neither; in a run of one it is the number itself.
     """
-    import jax
-    import numpy as np
 
     if jax.process_count() == 1:
         return lambda number: number
-    spread = jax.sharding.NamedSharding(jax.make_mesh(
-        (jax.device_count(),), ("all",), axis_types=(jax.sharding.AxisType.Auto,)), jax.sharding.PartitionSpec("all"))  # fmt: skip
+    spread = jax.sharding.NamedSharding(
+        jax.make_mesh((jax.device_count(),), ("all",), axis_types=(jax.sharding.AxisType.Auto,)),
+        jax.sharding.PartitionSpec("all"),
+    )
     whole = jax.sharding.NamedSharding(spread.mesh, jax.sharding.PartitionSpec())
     largest = jax.jit(jax.numpy.max, out_shardings=whole)
     asked = None
@@ -176,25 +212,31 @@ def agreement() -> Callable[[int], int]:
         nonlocal asked
         answer = 0 if asked is None else int(asked)
         mine = np.full(1, number, np.int32)
-        asked = largest(jax.make_array_from_callback((jax.device_count(),), spread, lambda part: mine))
+        asked = largest(
+            jax.make_array_from_callback((jax.device_count(),), spread, lambda part: mine)
+        )
         return answer
 
     return agree
 
 
 def lost(error: Exception) -> str | None:
-    """What to tell where an error of the devices means, in a run of several processes, that another process is gone."""
-    import jax
+    """What to tell where an error of the devices means, in a run of several processes, that another
+    process is gone.
+    """
 
     if not (jax.distributed.is_initialized() and isinstance(error, jax.errors.JaxRuntimeError)):
         return None
-    return (f"process {jax.process_index()} of {jax.process_count()} lost another one ({str(error).splitlines()[0][:200]}); "
-            "the same command, on all of them, goes on from the last checkpoint")  # fmt: skip
+    return (
+        f"process {jax.process_index()} of {jax.process_count()} lost another one ({str(error).splitlines()[0][:200]}); "
+        "the same command, on all of them, goes on from the last checkpoint"
+    )
 
 
 def leave(status: int) -> NoReturn:
-    """End this process. In a run of several without jax's goodbye, which would wait for others that are busy or dead."""
-    import jax
+    """End this process. In a run of several without jax's goodbye, which would wait for others that
+    are busy or dead.
+    """
 
     if not jax.distributed.is_initialized():
         sys.exit(status)
@@ -210,7 +252,11 @@ def quiet_others() -> Iterator[None]:
     if first():
         yield
         return
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
         yield
 
 
@@ -218,23 +264,33 @@ def _check(given: Mapping, found: str | None) -> None:
     missing = [name for name, value in given.items() if value is None]
     if missing and found is None:
         have = ", ".join(f"--{name}={value}" for name, value in given.items() if value is not None)
-        raise UserError(f"{have} alone does not start a run of several processes; add {', '.join('--' + m for m in missing)}, "
-                        "or --num_processes=1 for a run of one")  # fmt: skip
+        raise UserError(
+            f"{have} alone does not start a run of several processes; add {', '.join('--' + m for m in missing)}, "
+            "or --num_processes=1 for a run of one"
+        )
     if given["coordinator"] is not None and not re.fullmatch(r".+:\d+", given["coordinator"]):
-        raise UserError(f"--coordinator={given['coordinator']}: write HOST:PORT, an address of process 0")
+        raise UserError(
+            f"--coordinator={given['coordinator']}: write HOST:PORT, an address of process 0"
+        )
     count, index = given["num_processes"], given["process_id"]
     if None not in (count, index) and not 0 <= index < count:
-        raise UserError(f"--process_id={index}: the {count} processes are numbered 0 to {count - 1}")
+        raise UserError(
+            f"--process_id={index}: the {count} processes are numbered 0 to {count - 1}"
+        )
 
 
 def _absent(given: Mapping, timeout: int) -> str:
     where = given["coordinator"] or "its coordinator"
     if given["process_id"] == 0:
-        return (f"process 0 waited {timeout} s at {where} for {given['num_processes'] or 'all'} processes, and not all came; "
-                "start every --process_id, with the same --coordinator")  # fmt: skip
+        return (
+            f"process 0 waited {timeout} s at {where} for {given['num_processes'] or 'all'} processes, and not all came; "
+            "start every --process_id, with the same --coordinator"
+        )
     which = "this process" if given["process_id"] is None else f"process {given['process_id']}"
-    return (f"{which} did not meet the others at {where} within {timeout} s; start process 0 there and all the others, "
-            "and check that the port is open")  # fmt: skip
+    return (
+        f"{which} did not meet the others at {where} within {timeout} s; start process 0 there and all the others, "
+        "and check that the port is open"
+    )
 
 
 @contextlib.contextmanager

@@ -1,13 +1,16 @@
-"""Moving averages of the parameters, several at once: with half-lives in images, or as long as a share of the run.
+"""Moving averages of the parameters, several at once: with half-lives in images, or as long as a
+share of the run.
 
     ema <- beta ema + (1 - beta) params
 
-Half-lives (Karras et al. 2022, EDM, appendix F.2): beta = 0.5^(batch / h), h = min(half-life, ramp * images seen). Counted
-in images they do not change with the batch size; the ramp keeps a young average from remembering the initialisation.
+Half-lives (Karras et al. 2022, EDM, appendix F.2): beta = 0.5^(batch / h), h = min(half-life, ramp
+* images seen). Counted in images they do not change with the batch size; the ramp keeps a young
+average from remembering the initialisation.
 
-Powers (Karras et al. 2024, EDM2, section 3.1): after n steps the parameters of step k weigh k^gamma, which
-beta = (1 - 1/n)^(gamma + 1) does. Such an average is as long as a fixed share sigma_rel of all steps so far, and any length
-can be made afterwards from snapshots of two (post_hoc.py).
+Powers (Karras et al. 2024, EDM2, section 3.1): after n steps the parameters of step k weigh
+k^gamma, which beta = (1 - 1/n)^(gamma + 1) does. Such an average is as long as a fixed share
+sigma_rel of all steps so far, and any length can be made afterwards from snapshots of two
+(post_hoc.py).
 """
 
 from __future__ import annotations
@@ -22,12 +25,13 @@ from diffusion_jax.arrays import tree_lerp
 from diffusion_jax.errors import UserError
 from diffusion_jax.types import Array, Params
 
-
 LONGEST = 0.28  # of the plain mean of all parameters, gamma = 0, it is 1 / sqrt(12) = 0.289
 
 
 class Ema(NamedTuple):
-    """init: params -> {name: params}. update: (ema, params, images_seen before this batch, batch) -> ema, pure."""
+    """init: params -> {name: params}. update: (ema, params, images_seen before this batch, batch)
+    -> ema, pure.
+    """
 
     init: Callable[[Params], dict[str, Params]]
     update: Callable[[dict[str, Params], Params, Array, int], dict[str, Params]]
@@ -42,19 +46,25 @@ def name(halflife: float) -> str:
 
 
 def halflives(images: Sequence[float] = (50_000,), *, ramp: float | None = 0.05) -> Ema:
-    """EMAs with the given half-lives in images, approached as ramp * (images seen) (ramp None or 0: not ramped).
+    """EMAs with the given half-lives in images, approached as ramp * (images seen) (ramp None or 0:
+    not ramped).
 
     Raises UserError if a half-life is not positive or two have the same name.
     """
     spans = {name(h): float(h) for h in images}
     if len(spans) != len(images) or any(h <= 0 for h in spans.values()):
-        raise UserError(f"ema half-lives {tuple(images)} must be positive and differ from one another")
+        raise UserError(
+            f"ema half-lives {tuple(images)} must be positive and differ from one another"
+        )
 
     def init(params):
         return {key: params for key in spans}
 
     def update(ema, params, images_seen, batch):
-        return {key: tree_lerp(ema[key], params, weight(h, images_seen, batch)) for key, h in spans.items()}
+        return {
+            key: tree_lerp(ema[key], params, weight(h, images_seen, batch))
+            for key, h in spans.items()
+        }
 
     def weight(halflife, images_seen, batch):  # 1 - beta, without the cancellation of beta near 1
         young = ramp * jnp.asarray(images_seen, jnp.float32) if ramp else jnp.inf
@@ -81,19 +91,28 @@ def powers(lengths: Sequence[float]) -> Ema:
         return {key: params for key in gammas}
 
     def update(ema, params, images_seen, batch):
-        shrink = jnp.log1p(-batch / (jnp.asarray(images_seen, jnp.float32) + batch))  # log(1 - 1/n); -inf at the first step
-        return {key: tree_lerp(ema[key], params, -jnp.expm1((g + 1) * shrink)) for key, g in gammas.items()}
+        shrink = jnp.log1p(
+            -batch / (jnp.asarray(images_seen, jnp.float32) + batch)
+        )  # log(1 - 1/n); -inf at the first step
+        return {
+            key: tree_lerp(ema[key], params, -jnp.expm1((g + 1) * shrink))
+            for key, g in gammas.items()
+        }
 
     return Ema(init, update)
 
 
 def gamma(sigma_rel: float) -> float:
-    """The exponent of a power average whose weights have the standard deviation sigma_rel, in units of the run's length:
+    """The exponent of a power average whose weights have the standard deviation sigma_rel, in units
+    of the run's length:
 
-    sigma_rel^2 = (gamma + 1) (gamma + 2)^-2 (gamma + 3)^-1, solved for gamma >= 0 (Karras et al. 2024, appendix C.1).
+    sigma_rel^2 = (gamma + 1) (gamma + 2)^-2 (gamma + 3)^-1, solved for gamma >= 0 (Karras et al.
+    2024, appendix C.1).
     """
     if not 0 < sigma_rel <= LONGEST:
-        raise UserError(f"the relative length {sigma_rel:g} of a power EMA must be above 0 and at most {LONGEST}, such as 0.05")
+        raise UserError(
+            f"the relative length {sigma_rel:g} of a power EMA must be above 0 and at most {LONGEST}, such as 0.05"
+        )
     inverse = sigma_rel**-2.0
     return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
 
@@ -105,13 +124,19 @@ def together(*parts: Ema) -> Ema:
         return {key: tree for part in parts for key, tree in part.init(params).items()}
 
     def update(ema, params, images_seen, batch):
-        return {key: tree for part in parts for key, tree in part.update(ema, params, images_seen, batch).items()}
+        return {
+            key: tree
+            for part in parts
+            for key, tree in part.update(ema, params, images_seen, batch).items()
+        }
 
     return Ema(init, update)
 
 
 def target(rate: float | Callable[[Array], Array], name: str = "target") -> Ema:
-    """The slow copy that a loss aims at: ema <- rate ema + (1 - rate) params, rate a number or a function of the step."""
+    """The slow copy that a loss aims at: ema <- rate ema + (1 - rate) params, rate a number or a
+    function of the step.
+    """
 
     def update(ema, params, images_seen, batch):
         now = rate(images_seen / batch) if callable(rate) else rate
@@ -121,5 +146,9 @@ def target(rate: float | Callable[[Array], Array], name: str = "target") -> Ema:
 
 
 def frozen(name: str, given: Params) -> Ema:
-    """An average that never moves: how a teacher gets into the state, to be checkpointed, sharded and donated like the rest."""
-    return Ema(lambda params: {name: given}, lambda ema, params, images_seen, batch: {name: ema[name]})
+    """An average that never moves: how a teacher gets into the state, to be checkpointed, sharded
+    and donated like the rest.
+    """
+    return Ema(
+        lambda params: {name: given}, lambda ema, params, images_seen, batch: {name: ema[name]}
+    )

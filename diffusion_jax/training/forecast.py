@@ -8,15 +8,22 @@ from typing import Any
 
 import jax
 
-SKIPPED, TIMED = 3, 10  # calls before the clock starts, of which the first compiles, and calls that it measures
+SKIPPED, TIMED = (
+    3,
+    10,
+)  # calls before the clock starts, of which the first compiles, and calls that it measures
+
 TOO_LONG = 12 * 3600  # seconds to first shapes from which a run is called too slow for its machine
 
 
-def timed(step_fn: Callable, tell: Callable[[float], None], clock: Callable[[], float] = time.monotonic) -> Callable:
+def timed(
+    step_fn: Callable, tell: Callable[[float], None], clock: Callable[[], float] = time.monotonic
+) -> Callable:
     """The same step function, which calls tell(seconds per call) once, after SKIPPED + TIMED calls.
 
     Args:
-      step_fn: (state, batch) -> (state, metrics), dispatched asynchronously; it is waited for twice.
+      step_fn: (state, batch) -> (state, metrics), dispatched asynchronously; it is waited for
+        twice.
       tell: what to do with the time of one call, which includes the loop around it.
       clock: seconds.
     """
@@ -59,5 +66,7 @@ def duration(seconds: float) -> str:
     for unit, size, least in (("days", 86_400, 2), ("hours", 3600, 2), ("minutes", 60, 1.5)):
         if seconds >= least * size:
             count = seconds / size
-            return f"{count:.1f} {unit}" if count < 10 and unit == "hours" else f"{count:.0f} {unit}"
+            return (
+                f"{count:.1f} {unit}" if count < 10 and unit == "hours" else f"{count:.0f} {unit}"
+            )
     return f"{seconds:.0f} seconds"

@@ -1,4 +1,5 @@
-"""What a step that is not finite leaves behind, WORKDIR/nonfinite/step_N, so that it can be understood and repeated.
+"""What a step that is not finite leaves behind, WORKDIR/nonfinite/step_N, so that it can be
+understood and repeated.
 
 report.json    every number: losses, noise levels and times of the batch, norms layer by layer, and where a replay begins
 report.md      the same for reading          batch.npz    the batch
@@ -16,28 +17,49 @@ import numpy as np
 
 from diffusion_jax import reading
 from diffusion_jax.errors import UserError
-from diffusion_jax.provenance import atomic_path, load_json, markdown_table, save_json, save_text
+from diffusion_jax.files import atomic_path, load_json, save_json, save_text
+from diffusion_jax.report.tables import markdown_table
 from diffusion_jax.training.sharding import path_name
 
 FOLDER = "nonfinite"
 MOST = 10  # reports a run may leave
 SHOWN = 20  # examples in report.md
 _NUMBERS = reading.items(reading.number(finite=False))
-_REPORT = reading.record({
-    "step": reading.integer(), "what": reading.one_of("gradient", "update", "loss"), "command": reading.text(),
-    "losses": _NUMBERS, "start": reading.record({
-        "checkpoint": reading.optional(reading.integer()), "key": reading.items(reading.integer(0, 2**32 - 1), 1, 8),
-        "shift": reading.integer()}),
-    "examples": reading.items(reading.integer()), "log_snr": _NUMBERS, "t": _NUMBERS, "layers": reading.items(reading.text()),
-    "norms": reading.table(_NUMBERS)})  # fmt: skip
+
+_REPORT = reading.record(
+    {
+        "step": reading.integer(),
+        "what": reading.one_of("gradient", "update", "loss"),
+        "command": reading.text(),
+        "losses": _NUMBERS,
+        "start": reading.record(
+            {
+                "checkpoint": reading.optional(reading.integer()),
+                "key": reading.items(reading.integer(0, 2**32 - 1), 1, 8),
+                "shift": reading.integer(),
+            }
+        ),
+        "examples": reading.items(reading.integer()),
+        "log_snr": _NUMBERS,
+        "t": _NUMBERS,
+        "layers": reading.items(reading.text()),
+        "norms": reading.table(_NUMBERS),
+    }
+)
 
 
 def rule(value: Any, place: str) -> None:
-    """The rule of a report.json: a loss, a level and a time for each example, a norm of each kind for each layer."""
+    """The rule of a report.json: a loss, a level and a time for each example, a norm of each kind
+    for each layer.
+    """
     _REPORT(value, place)
     batch = len(value["losses"])
-    if {len(value["log_snr"]), len(value["t"])} != {batch} or max(value["examples"], default=-1) >= batch:
-        raise reading.Mismatch(f"its losses, log_snr, t and examples are not of one batch of {batch}")
+    if {len(value["log_snr"]), len(value["t"])} != {batch} or max(
+        value["examples"], default=-1
+    ) >= batch:
+        raise reading.Mismatch(
+            f"its losses, log_snr, t and examples are not of one batch of {batch}"
+        )
     if any(len(norms) != len(value["layers"]) for norms in value["norms"].values()):
         raise reading.Mismatch(f"its norms are not those of {len(value['layers'])} layers")
 
@@ -66,9 +88,10 @@ def write(
 ) -> str:
     """Write the report of a step; returns the command that repeats it.
 
-    numbers: the metrics of that step (training/step.py). times: t of each example. batch: whole, on the host. layers: `names`
-    of the parameters. A replay begins at `checkpoint` (None: the fresh state) with the words of its key, and takes for
-    step k the batch of position k + shift (`loop.roll_back`).
+    numbers: the metrics of that step (training/step.py). times: t of each example. batch: whole, on
+    the host. layers: `names` of the parameters. A replay begins at `checkpoint` (None: the fresh
+    state) with the words of its key, and takes for step k the batch of position k + shift
+    (`loop.roll_back`).
     """
     found = numbers["nonfinite"]
     losses = np.asarray(found["losses"])
@@ -97,36 +120,71 @@ def read(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
     """The report of a step. UserError, naming those there are, where there is none."""
     path = Path(workdir) / FOLDER / f"step_{step}" / "report.json"
     if not path.exists():
-        steps = sorted(int(p.parent.name.removeprefix("step_")) for p in path.parents[1].glob("step_*/report.json"))
+        steps = sorted(
+            int(p.parent.name.removeprefix("step_"))
+            for p in path.parents[1].glob("step_*/report.json")
+        )
         have = ", ".join(map(str, steps)) or "none: every step of this run was finite"
-        raise UserError(f"--step={step}: there is no report of it in '{path.parents[1]}'; there are: {have}")
+        raise UserError(
+            f"--step={step}: there is no report of it in '{path.parents[1]}'; there are: {have}"
+        )
     return load_json(path, rule)
 
 
 def same(report: Mapping[str, Any], numbers: Mapping[str, Any]) -> bool:
     """Whether a step's metrics are those of the report, bit for bit."""
     found = numbers["nonfinite"]
-    pairs = [(report["losses"], found["losses"]), *((report["norms"][kind], found["layers"][kind]) for kind in report["norms"])]
+    pairs = [
+        (report["losses"], found["losses"]),
+        *((report["norms"][kind], found["layers"][kind]) for kind in report["norms"]),
+    ]
     return all(np.array_equal(np.float32(a), np.float32(b), equal_nan=True) for a, b in pairs)
 
 
 def layer_table(report: Mapping[str, Any]) -> str:
     """A table of the norms of each layer's parameters, gradient and update."""
-    rows = [{"layer": name} | {kind: norms[i] for kind, norms in report["norms"].items()}
-            for i, name in enumerate(report["layers"])]  # fmt: skip
-    return markdown_table(rows, {"layer": "leaf", "parameter": "|parameter|", "gradient": "|gradient|", "update": "|update|"})
+    rows = [
+        {"layer": name} | {kind: norms[i] for kind, norms in report["norms"].items()}
+        for i, name in enumerate(report["layers"])
+    ]
+    return markdown_table(
+        rows,
+        {
+            "layer": "leaf",
+            "parameter": "|parameter|",
+            "gradient": "|gradient|",
+            "update": "|update|",
+        },
+    )
 
 
 def _text(report: Mapping[str, Any]) -> str:
     start, examples = report["start"], report["examples"]
-    begin = "the fresh state" if start["checkpoint"] is None else f"checkpoint {start['checkpoint']}"
+    begin = (
+        "the fresh state" if start["checkpoint"] is None else f"checkpoint {start['checkpoint']}"
+    )
     shown = examples[:SHOWN] or range(min(SHOWN, len(report["losses"])))
-    rows = [{"example": i, "loss": report["losses"][i], "log_snr": report["log_snr"][i], "t": report["t"][i]} for i in shown]
+    rows = [
+        {
+            "example": i,
+            "loss": report["losses"][i],
+            "log_snr": report["log_snr"][i],
+            "t": report["t"][i],
+        }
+        for i in shown
+    ]
     many = f"{len(examples)} of {len(report['losses'])} examples have a loss that is not finite"
-    return "\n".join([
-        f"# The {report['what']} is not finite at step {report['step']}", "",
-        f"{many}{f'; the first {SHOWN} are' if len(examples) > SHOWN else ''}.", "",
-        f"To repeat it, from {begin}: `{report['command']}`", "",
-        markdown_table(rows, {"example": "example", "log_snr": "log-SNR", "t": "t", "loss": "loss"}),
-        layer_table(report),
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"# The {report['what']} is not finite at step {report['step']}",
+            "",
+            f"{many}{f'; the first {SHOWN} are' if len(examples) > SHOWN else ''}.",
+            "",
+            f"To repeat it, from {begin}: `{report['command']}`",
+            "",
+            markdown_table(
+                rows, {"example": "example", "log_snr": "log-SNR", "t": "t", "loss": "loss"}
+            ),
+            layer_table(report),
+        ]
+    )

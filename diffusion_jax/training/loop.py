@@ -1,21 +1,26 @@
-"""The training loop, and the promise it keeps: a run that was stopped and resumed is the run that was not.
+"""The training loop, and the promise it keeps: a run that was stopped and resumed is the run that
+was not.
 
-The exact-resume contract. For a fixed config, device count and software, after any number of interruptions (kill -9 at
-any moment, SIGTERM, SIGINT) the final parameters, EMAs, optimizer state and key, and every row of metrics.jsonl but its
-'timing', are bit-identical to those of an uninterrupted run. It holds because:
-1. Step k is a pure function of (state, batch(k)), and draws from fold_in(key, k): no random stream has a position.
-2. batch(k) is a pure function of (seed, k), so the data position is state.step; `batches(start)` begins there.
-3. Steps run in calls of steps_per_call, aligned to its multiples. State is saved between calls only, so a resumed run
+The exact-resume contract. For a fixed config, device count and software, after any number of
+interruptions (kill -9 at any moment, SIGTERM, SIGINT) the final parameters, EMAs, optimizer state
+and key, and every row of metrics.jsonl but its 'timing', are bit-identical to those of an
+uninterrupted run. It holds because: 1. Step k is a pure function of (state, batch(k)), and draws
+from fold_in(key, k): no random stream has a position. 2. batch(k) is a pure function of (seed, k),
+so the data position is state.step; `batches(start)` begins there. 3. Steps run in calls of
+steps_per_call, aligned to its multiples. State is saved between calls only, so a resumed run
    makes the very calls the other made (programs of other lengths may round differently).
-4. A row is the mean over the steps since the row before. The sums of an unfinished interval are saved in the checkpoint
-   beside the state ('tally') and taken up again, so rows do not depend on where checkpoints fall.
-5. Rows and hooks of step k come before the checkpoint of step k, and rows are on disk before it: whatever survives a
-   crash, no row up to a checkpoint's step is missing, and `open_writer(start_step=...)` cuts off those after it.
-6. A step whose loss, gradient or update is not finite moves nothing, and is noticed before any later checkpoint or hook:
-   a saved state is a good one. What happens then (`on_nonfinite`: stop, skip, or `roll_back`) depends on what a resumed
-   run knows, too: the state, the step, and what the checkpoint holds beside them.
-Not promised: equality across different device counts, steps_per_call or versions of the software (to rounding it
-holds).
+4. A row is the mean over the steps since the row before. The sums of an unfinished interval are
+   saved in the checkpoint beside the state ('tally') and taken up again, so rows do not depend on
+   where checkpoints fall.
+5. Rows and hooks of step k come before the checkpoint of step k, and rows are on disk before it:
+   whatever survives a crash, no row up to a checkpoint's step is missing, and
+   `open_writer(start_step=...)` cuts off those after it.
+6. A step whose loss, gradient or update is not finite moves nothing, and is noticed before any
+   later checkpoint or hook: a saved state is a good one. What happens then (`on_nonfinite`: stop,
+   skip, or `roll_back`) depends on what a resumed run knows, too: the state, the step, and what the
+   checkpoint holds beside them.
+Not promised: equality across different device counts, steps_per_call or versions of the software
+(to rounding it holds).
 """
 
 from __future__ import annotations
@@ -40,12 +45,19 @@ ON_NONFINITE = ("stop", "skip", "rollback")
 SKIPS_IN_A_ROW = 10  # a run that is not finite so many times in a row will not recover
 ROLLBACKS_IN_A_ROW = 3  # likewise, to the same checkpoint
 
-Report = Callable[[int, Mapping[str, Any], int | None], None]  # (step, its metrics, step of the last good checkpoint)
-Hook = tuple[int, Callable[[TrainState, int], Mapping[str, Any] | None]]  # (every, fn(state, step) -> a row or None)
+Report = Callable[
+    [int, Mapping[str, Any], int | None], None
+]  # (step, its metrics, step of the last good checkpoint)
+
+Hook = tuple[
+    int, Callable[[TrainState, int], Mapping[str, Any] | None]
+]  # (every, fn(state, step) -> a row or None)
 
 
 class Fitted(NamedTuple):
-    """How a run ended: the state, its step, and the signal that stopped it early (None: it reached total_steps)."""
+    """How a run ended: the state, its step, and the signal that stopped it early (None: it reached
+    total_steps).
+    """
 
     state: TrainState
     step: int
@@ -53,7 +65,9 @@ class Fitted(NamedTuple):
 
 
 class NonFinite(UserError):
-    """The loss or its gradient is not finite. step: that of its batch; example, level: as in make_train_step."""
+    """The loss or its gradient is not finite. step: that of its batch; example, level: as in
+    make_train_step.
+    """
 
     def __init__(self, message: str, step: int, example: int | None, level: float | None):
         super().__init__(message)
@@ -80,27 +94,46 @@ def fit(
     report: Report | None = None,
     progress: bool = True,
 ) -> Fitted:
-    """Train from state.step to total_steps, or until SIGTERM or SIGINT (on any process), and save. To resume, see above.
+    """Train from state.step to total_steps, or until SIGTERM or SIGINT (on any process), and save.
+    To resume, see above.
 
-    step_fn: a compiled multi_step of steps_per_call steps; the state given to it is donated. batches(start): (step,
-    batch) for step = start, start + steps_per_call, ..., each batch as step_fn takes it (see `stack`). batch_size: the
-    global one.
-    hooks run at multiples of their `every` (0: never) and at the last step; they must not keep the state. extra: JSON
-    for checkpoints.
+    step_fn: a compiled multi_step of steps_per_call steps; the state given to it is donated.
+    batches(start): (step, batch) for step = start, start + steps_per_call, ..., each batch as
+    step_fn takes it (see `stack`). batch_size: the global one. hooks run at multiples of their
+    `every` (0: never) and at the last step; they must not keep the state. extra: JSON for
+    checkpoints.
     resumed: the `extra` of the restored checkpoint. A second SIGINT aborts at once.
-    shift: step k takes the batch of position k + shift (see `roll_back`). on_nonfinite='skip' counts steps that are not finite
-    and goes on, up to SKIPS_IN_A_ROW; otherwise the first is the end, here. report: called at the first of them in a row.
-    Raises UserError if a cadence is not a multiple of steps_per_call, NonFinite if a step that is not finite ends the run.
+    shift: step k takes the batch of position k + shift (see `roll_back`). on_nonfinite='skip'
+    counts steps that are not finite and goes on, up to SKIPS_IN_A_ROW; otherwise the first is the
+    end, here. report: called at the first of them in a row. Raises UserError if a cadence is not a
+    multiple of steps_per_call, NonFinite if a step that is not finite ends the run.
     """
     if on_nonfinite not in ON_NONFINITE:
         raise unknown("value of training.on_nonfinite", on_nonfinite, ON_NONFINITE)
     start = int(state.step)
-    cadences = {"total_steps": total_steps, "log_every": log_every, "checkpoint_every": checkpoint_every}
-    cadences |= {f"hook {i} every": every for i, (every, _) in enumerate(hooks)} | {"the restored step": start}
+    cadences = {
+        "total_steps": total_steps,
+        "log_every": log_every,
+        "checkpoint_every": checkpoint_every,
+    }
+    cadences |= {f"hook {i} every": every for i, (every, _) in enumerate(hooks)} | {
+        "the restored step": start
+    }
     check_cadences(steps_per_call, cadences)
     bar = metrics.open_progress(total_steps, start=start) if progress else metrics.silent()
     allowed = SKIPS_IN_A_ROW if on_nonfinite == "skip" else 0
-    log = _Log(start, total_steps, batch_size, log_every, writer, bar, checkpointer, resumed or {}, allowed, report)
+    log = _Log(
+        start,
+        total_steps,
+        batch_size,
+        log_every,
+        writer,
+        bar,
+        checkpointer,
+        resumed or {},
+        allowed,
+        report,
+    )
     saved = checkpoint.latest_step(checkpointer.directory) if checkpointer else None
 
     def save(step: int) -> None:
@@ -108,7 +141,9 @@ def fit(
         if checkpointer and step != saved:
             if writer:
                 writer.sync()
-            checkpointer.save(step, state, dict(extra or {}) | {"tally": log.tally, "in_a_row": log.in_a_row})
+            checkpointer.save(
+                step, state, dict(extra or {}) | {"tally": log.tally, "in_a_row": log.in_a_row}
+            )
             saved = step
 
     step, stop, agree = start, 0, distributed.agreement()
@@ -117,13 +152,18 @@ def fit(
         while step < total_steps and not (stop := agree(received[0] if received else 0)):
             position, batch = next(feed)
             if position != step + shift:
-                raise RuntimeError(f"the data gave the batch of step {position} where that of step {step + shift} is due")
+                raise RuntimeError(
+                    f"the data gave the batch of step {position} where that of step {step + shift} is due"
+                )
             state, numbers = step_fn(state, batch)
             log.put(step, numbers)
             step += steps_per_call
-            due = [fn for every, fn in hooks if every and (step % every == 0 or step == total_steps)]
+            due = [
+                fn for every, fn in hooks if every and (step % every == 0 or step == total_steps)
+            ]
             save_now = checkpoint_every and step % checkpoint_every == 0
-            # the metrics of the last call are read while the next one runs, so that the devices never wait for the host
+            # the metrics of the last call are read while the next one runs, so that the devices
+            # never wait for the host
             log.read(keep=0 if due or save_now else 1)
             for fn in due:
                 log.hook(step, fn(state, step))
@@ -142,16 +182,22 @@ class Rollback(NamedTuple):
 
     to: int | None = None  # the step of the checkpoint it last went back to
     tries: int = 0  # how often it went back there
-    shift: int = 0  # how far the data are ahead of the steps: step k takes the batch of position k + shift
+    shift: int = (
+        0  # how far the data are ahead of the steps: step k takes the batch of position k + shift
+    )
 
 
-def roll_back(error: NonFinite, now: Rollback, state: TrainState, steps_per_call: int) -> tuple[TrainState, Rollback]:
-    """The run that goes on from `state`, the last good checkpoint's, past the data and the noise of the step that failed.
+def roll_back(
+    error: NonFinite, now: Rollback, state: TrainState, steps_per_call: int
+) -> tuple[TrainState, Rollback]:
+    """The run that goes on from `state`, the last good checkpoint's, past the data and the noise of
+    the step that failed.
 
-    The data go on after the call of that step (as Chowdhery et al. 2022, PaLM, section 5.1, did by hand), and the key is
-    folded with the number of tries, which changes all noise from here on. Both depend on the checkpoint and the failed
-    step alone, so a run that is killed and fails there again goes back alike.
-    Raises NonFinite, the error given, after ROLLBACKS_IN_A_ROW to the same checkpoint.
+    The data go on after the call of that step (as Chowdhery et al. 2022, PaLM, section 5.1, did by
+    hand), and the key is folded with the number of tries, which changes all noise from here on.
+    Both depend on the checkpoint and the failed step alone, so a run that is killed and fails there
+    again goes back alike. Raises NonFinite, the error given, after ROLLBACKS_IN_A_ROW to the same
+    checkpoint.
     """
     to = int(state.step)
     tries = now.tries + 1 if now.to == to else 1
@@ -159,12 +205,16 @@ def roll_back(error: NonFinite, now: Rollback, state: TrainState, steps_per_call
         line = f"{error}; it had gone back to step {to} {ROLLBACKS_IN_A_ROW} times"
         raise NonFinite(line, error.step, error.example, error.level) from None
     after = (error.step // steps_per_call + 1) * steps_per_call
-    key = jax.jit(jax.random.fold_in)(state.key, np.uint32(2**32 - tries))  # steps fold in numbers from 0 up
+    key = jax.jit(jax.random.fold_in)(
+        state.key, np.uint32(2**32 - tries)
+    )  # steps fold in numbers from 0 up
     return state._replace(key=key), Rollback(to, tries, now.shift + after - to)
 
 
 def stack(batch: Callable[[int], Any], steps_per_call: int = 1) -> Callable[[int], Any]:
-    """batch(step), a dict of numpy arrays (B, ...) -> call(number): its steps' stacked, (steps_per_call, B, ...)."""
+    """batch(step), a dict of numpy arrays (B, ...) -> call(number): its steps' stacked,
+    (steps_per_call, B, ...).
+    """
 
     def call(number: int) -> Any:
         steps = range(number * steps_per_call, (number + 1) * steps_per_call)
@@ -174,12 +224,18 @@ def stack(batch: Callable[[int], Any], steps_per_call: int = 1) -> Callable[[int
 
 
 def evaluate(
-    eval_step: Callable, state: Any, batches: Iterable[Any], key: jax.Array, *, put_batch=lambda batch: batch
+    eval_step: Callable,
+    state: Any,
+    batches: Iterable[Any],
+    key: jax.Array,
+    *,
+    put_batch=lambda batch: batch,
 ) -> dict:
-    """Means over all examples of all (host) batches, as plain JSON data like a row's: {'loss': .., ...}.
+    """Means over all examples of all (host) batches, as plain JSON data like a row's: {'loss': ..,
+    ...}.
 
-    eval_step: compiled make_eval_step, state: what it is given. Batch i is drawn with fold_in(key, i), so equal calls at different times are
-    comparable.
+    eval_step: compiled make_eval_step, state: what it is given. Batch i is drawn with fold_in(key,
+    i), so equal calls at different times are comparable.
     """
     tally, weights = metrics.empty_tally(), []
     for i, batch in enumerate(batches):
@@ -199,7 +255,19 @@ def evaluate(
 class _Log:
     """Calls whose metrics have not been read yet, and the tally of those that have."""
 
-    def __init__(self, start, total_steps, batch_size, log_every, writer, bar, checkpointer, resumed, allowed, report):
+    def __init__(
+        self,
+        start,
+        total_steps,
+        batch_size,
+        log_every,
+        writer,
+        bar,
+        checkpointer,
+        resumed,
+        allowed,
+        report,
+    ):
         self.total_steps, self.batch_size, self.log_every = total_steps, batch_size, log_every
         self.writer, self.bar, self.checkpointer = writer, bar, checkpointer
         self.tally = resumed.get("tally") or metrics.empty_tally()
@@ -207,7 +275,8 @@ class _Log:
         self.in_a_row = resumed.get("in_a_row", 0)  # so many were
         self.waiting: collections.deque = collections.deque()
         self.began = time.monotonic()
-        # when and at which step the current rate began; None before the end of the first call, which compiles
+        # when and at which step the current rate began; None before the end of the first call,
+        # which compiles
         self.mark: tuple[float, int] | None = None
 
     def put(self, step: int, numbers: dict) -> None:
@@ -221,7 +290,9 @@ class _Log:
             for i, flag in enumerate(numbers["nonfinite"]["flag"]):
                 self.in_a_row = self.in_a_row + 1 if flag else 0
                 if flag:
-                    self._not_finite(step + i, {name: _at(value, i) for name, value in numbers.items()})
+                    self._not_finite(
+                        step + i, {name: _at(value, i) for name, value in numbers.items()}
+                    )
             self.tally = metrics.add(self.tally, numbers)
             step += len(numbers["loss"])
             rate = self._rate(step)
@@ -242,7 +313,10 @@ class _Log:
     def row(self, step: int, values: Mapping[str, Any], rate: float | None) -> None:
         if self.writer:
             timing = {"seconds": time.monotonic() - self.began} | (
-                {} if rate is None else {"images_per_s": rate, "seconds_per_step": self.batch_size / rate})  # fmt: skip
+                {}
+                if rate is None
+                else {"images_per_s": rate, "seconds_per_step": self.batch_size / rate}
+            )
             self.writer.row(step, {"images": step * self.batch_size, **values}, timing)
 
     def _rate(self, step: int) -> float | None:
@@ -262,12 +336,26 @@ class _Log:
         found = numbers["nonfinite"]
         example, level = int(found["example"]), float(found["level"])
         where = f", example {example} of its batch" if example >= 0 else ""
-        where += f", at noise level log-SNR {level:.3f}" if np.isfinite(level) else ", noise level unknown"
-        what = ("gradient (the loss is finite)" if found["gradient"] else
-                "update (the gradient is finite)" if found["update"] else "loss")  # fmt: skip
+        where += (
+            f", at noise level log-SNR {level:.3f}"
+            if np.isfinite(level)
+            else ", noise level unknown"
+        )
+        what = (
+            "gradient (the loss is finite)"
+            if found["gradient"]
+            else "update (the gradient is finite)"
+            if found["update"]
+            else "loss"
+        )
         skipped = f" ({self.allowed} steps in a row were skipped)" if self.allowed else ""
-        saved = ("no checkpoint was kept" if not self.checkpointer else "there is no checkpoint yet" if good is None else
-                 f"the last good checkpoint is '{self.checkpointer.directory / str(good)}'")  # fmt: skip
+        saved = (
+            "no checkpoint was kept"
+            if not self.checkpointer
+            else "there is no checkpoint yet"
+            if good is None
+            else f"the last good checkpoint is '{self.checkpointer.directory / str(good)}'"
+        )
         raise NonFinite(
             f"the {what} is not finite at step {step}{skipped}{where}; {saved}; lower optimizer.learning_rate, or clip harder",
             step,
@@ -290,7 +378,9 @@ def _at(tree: Any, i: int) -> Any:
 def check_cadences(steps_per_call: int, cadences: Mapping[str, int]) -> None:
     for name, value in cadences.items():
         if steps_per_call < 1 or value % steps_per_call:
-            raise UserError(f"{name}={value} must be a multiple of steps_per_call={steps_per_call}; change one of them")
+            raise UserError(
+                f"{name}={value} must be a multiple of steps_per_call={steps_per_call}; change one of them"
+            )
 
 
 @contextlib.contextmanager
@@ -306,7 +396,11 @@ def _signals() -> Iterator[list[signal.Signals]]:
             raise KeyboardInterrupt
         received.append(signal.Signals(number))
         again = "; again to abort at once" if number == signal.SIGINT else ""
-        print(f"\n{received[-1].name}: finishing this call and saving{again}", file=sys.stderr, flush=True)
+        print(
+            f"\n{received[-1].name}: finishing this call and saving{again}",
+            file=sys.stderr,
+            flush=True,
+        )
 
     old = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

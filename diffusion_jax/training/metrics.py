@@ -1,8 +1,9 @@
 """What a run writes about itself: metrics.jsonl, TensorBoard events, and a line or a bar on stderr.
 
-metrics.jsonl has one JSON object a line: {'step': 100, 'images': 12800, 'loss': 0.3, ..., 'timing': {...}}. All but
-'timing' is a pure function of the run's config: every number is the mean over the steps since the row before, summed in
-float64 in step order."""
+metrics.jsonl has one JSON object a line: {'step': 100, 'images': 12800, 'loss': 0.3, ..., 'timing':
+{...}}. All but 'timing' is a pure function of the run's config: every number is the mean over the
+steps since the row before, summed in float64 in step order.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +17,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from tensorboardX import event_file_writer, summary
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tqdm import tqdm
 
 from diffusion_jax import reading
 from diffusion_jax.errors import UserError
-from diffusion_jax.provenance import save_text
+from diffusion_jax.files import save_text
 
-# {'steps': n, 'sums': {name: float or list}, 'edges': list or None}: plain JSON data, so that a checkpoint can hold it
+# {'steps': n, 'sums': {name: float or list}, 'edges': list or None}: plain JSON data, so that a
+# checkpoint can hold it
 Tally = dict[str, Any]
 
 
@@ -31,16 +36,20 @@ def empty_tally() -> Tally:
 
 
 def add(tally: Tally, metrics: dict[str, Any]) -> Tally:
-    """The tally with the metrics of one call, numpy arrays (n, ...) for its n steps, summed in float64.
+    """The tally with the metrics of one call, numpy arrays (n, ...) for its n steps, summed in
+    float64.
 
-    Steps that are not finite are only counted ('skipped'): they moved nothing, and would make every mean NaN.
+    Steps that are not finite are only counted ('skipped'): they moved nothing, and would make every
+    mean NaN.
     """
     if (flags := metrics.get("nonfinite", {}).get("flag")) is not None and np.any(flags):
         good = {key: value for key, value in metrics.items() if key != "nonfinite"}
         good = _map(lambda x: np.asarray(x)[~np.asarray(flags)], good)
         tally = tally | {"skipped": tally.get("skipped", 0) + int(np.sum(flags))}
         return add(tally, good) if len(good["loss"]) else tally
-    counted = {key: value for key, value in metrics.items() if key not in ("nonfinite", "loss_by_level")}
+    counted = {
+        key: value for key, value in metrics.items() if key not in ("nonfinite", "loss_by_level")
+    }
     by_level = metrics.get("loss_by_level")
     edges = tally["edges"]
     if by_level is not None:
@@ -50,27 +59,40 @@ def add(tally: Tally, metrics: dict[str, Any]) -> Tally:
     if tally["steps"]:
         sums = {key: value + np.asarray(tally["sums"][key]) for key, value in sums.items()}
     steps = tally["steps"] + len(np.asarray(metrics["loss"]))
-    return tally | {"steps": steps, "sums": {key: value.tolist() for key, value in sums.items()}, "edges": edges}
+    return tally | {
+        "steps": steps,
+        "sums": {key: value.tolist() for key, value in sums.items()},
+        "edges": edges,
+    }
 
 
 def row(tally: Tally) -> dict[str, Any]:
-    """The means of a tally, {'loss': .., ..., 'loss_by_level': [mean or None], 'level_edges': [...]}; 'skipped', if any."""
+    """The means of a tally, {'loss': .., ..., 'loss_by_level': [mean or None], 'level_edges':
+    [...]}; 'skipped', if any.
+    """
     sums = dict(tally["sums"])
     level_sum, level_count = sums.pop("level_sum", None), sums.pop("level_count", None)
     means = {key: value / tally["steps"] for key, value in sums.items()}
     if level_sum is not None:
-        means["loss_by_level"] = [s / n if n else None for s, n in zip(level_sum, level_count, strict=True)]
+        means["loss_by_level"] = [
+            s / n if n else None for s, n in zip(level_sum, level_count, strict=True)
+        ]
         means["level_edges"] = tally["edges"]
     return means | ({"skipped": tally["skipped"]} if "skipped" in tally else {})
 
 
 def _map(function: Callable, tree: Any) -> Any:
-    return {key: _map(function, value) for key, value in tree.items()} if isinstance(tree, dict) else function(tree)
+    return (
+        {key: _map(function, value) for key, value in tree.items()}
+        if isinstance(tree, dict)
+        else function(tree)
+    )
 
 
 class Writer(NamedTuple):
-    """row(step, values, timing): a line and its scalars; images(step, name, uint8 (N, H, W, C)); sync(): to disk;
-    text(step, name, text): to TensorBoard alone."""
+    """row(step, values, timing): a line and its scalars; images(step, name, uint8 (N, H, W, C));
+    sync(): to disk; text(step, name, text): to TensorBoard alone.
+    """
 
     row: Callable[..., None]
     images: Callable[[int, str, np.ndarray], None]
@@ -80,9 +102,14 @@ class Writer(NamedTuple):
 
 
 def open_writer(
-    directory: str | os.PathLike, *, start_step: int = 0, log_every: int = 0, tensorboard: bool = True
+    directory: str | os.PathLike,
+    *,
+    start_step: int = 0,
+    log_every: int = 0,
+    tensorboard: bool = True,
 ) -> Writer:
-    """A writer into DIR/metrics.jsonl and DIR/tensorboard; rows after start_step, of a run that died, are cut off.
+    """A writer into DIR/metrics.jsonl and DIR/tensorboard; rows after start_step, of a run that
+    died, are cut off.
 
     log_every: as in `cut`, which warns of rows that are lost.
     """
@@ -126,10 +153,14 @@ def open_writer(
 
 
 def _by_level(values: dict[str, Any]) -> dict[str, float]:
-    """The losses of every bin of noise levels as scalars, {'loss_by_level/03_log-SNR_-5.0_to_-2.5': mean}; empty bins have none."""
+    """The losses of every bin of noise levels as scalars, {'loss_by_level/03_log-SNR_-5.0_to_-2.5':
+    mean}; empty bins have none.
+    """
     found = {}
     for key, means in values.items():
-        if key.endswith("loss_by_level") and (edges := values.get(key.replace("loss_by_level", "level_edges"))):
+        if key.endswith("loss_by_level") and (
+            edges := values.get(key.replace("loss_by_level", "level_edges"))
+        ):
             for i, (mean, low, high) in enumerate(zip(means, edges[:-1], edges[1:])):
                 if mean is not None:
                     found[f"{key}/{i:02d}_log-SNR_{low:.1f}_to_{high:.1f}"] = float(mean)
@@ -142,26 +173,34 @@ def no_writer() -> Writer:
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The whole rows of a metrics.jsonl, in order; lines that are damaged are left out (a killed run may leave half of one)."""
+    """The whole rows of a metrics.jsonl, in order; lines that are damaged are left out (a killed
+    run may leave half of one).
+    """
     return [row for _, row in _rows(path) if row is not None]
 
 
 def cut(path: str | os.PathLike, step: int, log_every: int = 0) -> None:
     """Keep the rows up to and including this step, atomically; the kept lines are not touched.
 
-    One warning on stderr tells of rows up to this step that are lost: damaged lines, or, where rows come every `log_every`
-    steps (0: not known), a file that ends too early.
+    One warning on stderr tells of rows up to this step that are lost: damaged lines, or, where rows
+    come every `log_every` steps (0: not known), a file that ends too early.
     """
     path = Path(path)
     found = _rows(path)
-    last = max((i for i, (_, row) in enumerate(found) if row is not None and row["step"] <= step), default=-1)
+    last = max(
+        (i for i, (_, row) in enumerate(found) if row is not None and row["step"] <= step),
+        default=-1,
+    )
     damaged = sum(row is None for _, row in found[: last + 1])
     reached = found[last][1]["step"] if last >= 0 else 0
     missing = log_every and step >= reached + log_every
     if damaged or missing:
         what = [f"{damaged} damaged line{'s' * (damaged > 1)} left out"] if damaged else []
         what += [f"no rows between step {reached} and step {step}"] if missing else []
-        print(f"warning: '{path}': {', '.join(what)}; the model is not affected, the curves are", file=sys.stderr)
+        print(
+            f"warning: '{path}': {', '.join(what)}; the model is not affected, the curves are",
+            file=sys.stderr,
+        )
     keep = [line for line, row in found if row is not None and row["step"] <= step]
     if path.exists() and keep != [line for line, _ in found]:
         save_text(path, "".join(keep))
@@ -185,10 +224,18 @@ def _row_of(line: str) -> dict[str, Any] | None:
 
 LARGEST = 2**32  # bytes of a metrics.jsonl: ten million rows
 _LOSS = reading.optional(reading.number(finite=False))
-ROW = reading.record({"step": reading.integer()}, {  # what is read of a row; other keys are free
-    "images": reading.integer(), "loss": _LOSS, "eval_loss": _LOSS, "loss_by_level": reading.optional(reading.items(_LOSS)),
-    "level_edges": reading.optional(reading.items(reading.number())),
-    "timing": reading.record({}, {"images_per_s": reading.optional(reading.number(1e-12))})})  # fmt: skip
+
+ROW = reading.record(
+    {"step": reading.integer()},
+    {  # what is read of a row; other keys are free
+        "images": reading.integer(),
+        "loss": _LOSS,
+        "eval_loss": _LOSS,
+        "loss_by_level": reading.optional(reading.items(_LOSS)),
+        "level_edges": reading.optional(reading.items(reading.number())),
+        "timing": reading.record({}, {"images_per_s": reading.optional(reading.number(1e-12))}),
+    },
+)
 
 
 class Progress(NamedTuple):
@@ -198,8 +245,12 @@ class Progress(NamedTuple):
     close: Callable[[], None]
 
 
-def open_progress(total: int, *, start: int = 0, seconds_between_lines: float = 10.0, stream=None) -> Progress:
-    """A bar with loss, images/s and time left where stderr is a terminal; else a plain line every so many seconds."""
+def open_progress(
+    total: int, *, start: int = 0, seconds_between_lines: float = 10.0, stream=None
+) -> Progress:
+    """A bar with loss, images/s and time left where stderr is a terminal; else a plain line every
+    so many seconds.
+    """
     stream = stream or sys.stderr
     return (_bar if stream.isatty() else _lines)(total, start, stream, seconds_between_lines)
 
@@ -210,9 +261,10 @@ def silent() -> Progress:
 
 
 def _bar(total: int, start: int, stream, _seconds) -> Progress:
-    from tqdm import tqdm
 
-    bar = tqdm(total=total, initial=start, file=stream, desc="train", unit="step", dynamic_ncols=True)
+    bar = tqdm(
+        total=total, initial=start, file=stream, desc="train", unit="step", dynamic_ncols=True
+    )
 
     def update(step, loss, images_per_s):
         rate = "" if images_per_s is None else f"{images_per_s:.0f}"
@@ -232,7 +284,11 @@ def _lines(total: int, start: int, stream, seconds: float) -> Progress:
         if step < total and now - last < seconds:
             return
         last = now
-        left = f", {_clock((now - first[0]) / (step - first[1]) * (total - step))} left" if step > first[1] else ""
+        left = (
+            f", {_clock((now - first[0]) / (step - first[1]) * (total - step))} left"
+            if step > first[1]
+            else ""
+        )
         rate = "" if images_per_s is None else f", {images_per_s:.0f} images/s"
         print(f"step {step}/{total}, loss {loss:.4f}{rate}{left}", file=stream, flush=True)
 
@@ -265,9 +321,9 @@ class _Events(NamedTuple):
 
 
 def _events(directory: Path, start_step: int) -> _Events:
-    """TensorBoard's file, without the thread of tensorboardX's SummaryWriter: on a full disk that dies, and all wait for it."""
-    from tensorboardX import event_file_writer, summary
-    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    """TensorBoard's file, without the thread of tensorboardX's SummaryWriter: on a full disk that
+    dies, and all wait for it.
+    """
 
     directory.mkdir(parents=True, exist_ok=True)
     file = event_file_writer.EventsWriter(str(directory / "events"), f".{os.getpid()}.{start_step}")
@@ -275,7 +331,9 @@ def _events(directory: Path, start_step: int) -> _Events:
     def add(step: int, **what) -> None:
         file.write_event(Event(wall_time=time.time(), step=step, **what))
 
-    add(start_step + 1, session_log=SessionLog(status=SessionLog.START))  # what a run that died wrote from here on is void
+    add(
+        start_step + 1, session_log=SessionLog(status=SessionLog.START)
+    )  # what a run that died wrote from here on is void
     return _Events(
         lambda step, name, value: add(step, summary=summary.scalar(name, value)),
         lambda step, name, batch: add(step, summary=summary.image(name, batch, dataformats="NHWC")),

@@ -17,7 +17,9 @@ from diffusion_jax.types import Array
 
 Schedule = Callable[[Array], Array]  # step -> learning rate
 DECAYS = ("constant", "cosine", "linear", "rsqrt")
-LEFT_OUT = {  # optimizers of optax that a step of (gradient, parameters) at a scheduled rate cannot serve
+
+# optimizers of optax that a step of (gradient, parameters) at a scheduled rate cannot serve
+LEFT_OUT = {
     "lbfgs",  # needs the loss function
     "noisy_sgd",  # needs a key
     "contrib.dpsgd",  # needs per-example gradients
@@ -43,19 +45,27 @@ def make_optimizer(
     eps: float | None = None,
     **options,
 ) -> tuple[optax.GradientTransformation, Schedule]:
-    """(tx, schedule): optax's optimizer of that name ('adamw', 'lion', 'sgd', 'contrib.muon') at the scheduled rate.
+    """(tx, schedule): optax's optimizer of that name ('adamw', 'lion', 'sgd', 'contrib.muon') at
+    the scheduled rate.
 
-    The gradient is first clipped to global norm `clip` (0: not). Weight decay, betas and eps, and any other argument of
-    the optimizer in `options` (momentum=0.9, nesterov=True), keep the optimizer's own default where None. For the rate
-    see `learning_rate_schedule`. Raises UserError for an unknown name, or an argument that this optimizer does not
-    take.
+    The gradient is first clipped to global norm `clip` (0: not). Weight decay, betas and eps, and
+    any other argument of the optimizer in `options` (momentum=0.9, nesterov=True), keep the
+    optimizer's own default where None. For the rate see `learning_rate_schedule`. Raises UserError
+    for an unknown name, or an argument that this optimizer does not take.
     """
     rate = learning_rate_schedule(
-        learning_rate, total_steps=total_steps, warmup=warmup, schedule=schedule, final=final, decay_from=decay_from
+        learning_rate,
+        total_steps=total_steps,
+        warmup=warmup,
+        schedule=schedule,
+        final=final,
+        decay_from=decay_from,
     )
     given = options | {"weight_decay": weight_decay, "b1": b1, "b2": b2, "eps": eps}
     make = _find(name)
-    arguments = _accepted(name, make, {key: value for key, value in given.items() if value is not None})
+    arguments = _accepted(
+        name, make, {key: value for key, value in given.items() if value is not None}
+    )
     if clip < 0:
         raise UserError(f"optimizer.clip={clip} must not be negative; 0 turns clipping off")
     tx = make(rate, **arguments)
@@ -71,12 +81,14 @@ def learning_rate_schedule(
     final: float = 0.0,
     decay_from: int | None = None,
 ) -> Schedule:
-    """step -> learning_rate * min(1, (step + 1) / warmup) * decay, u from 0 to 1 after the warm-up, and
+    """step -> learning_rate * min(1, (step + 1) / warmup) * decay, u from 0 to 1 after the warm-up,
+    and
 
         constant: decay = 1                      cosine: final + (1 - final) (1 + cos(pi u)) / 2
         linear:   1 - (1 - final) u              rsqrt:  max(1, step / decay_from)^-1/2
 
-    (the last: Karras et al. 2024, EDM2; decay_from None: the end of the warm-up). UserError for an unknown schedule.
+    (the last: Karras et al. 2024, EDM2; decay_from None: the end of the warm-up). UserError for an
+      unknown schedule.
     """
     if schedule not in DECAYS:
         raise unknown("learning-rate schedule", schedule, DECAYS)
@@ -102,9 +114,13 @@ def learning_rate_schedule(
 
 
 def optimizer_names() -> list[str]:
-    """The optimizers of the installed optax that `make_optimizer` takes (besides those of optax.contrib)."""
+    """The optimizers of the installed optax that `make_optimizer` takes (besides those of
+    optax.contrib).
+    """
     public = (name for name in dir(optax) if not name.startswith(("_", "scale_by_")))
-    return sorted(name for name in public if _takes_a_rate(getattr(optax, name)) and name not in LEFT_OUT)
+    return sorted(
+        name for name in public if _takes_a_rate(getattr(optax, name)) and name not in LEFT_OUT
+    )
 
 
 def _find(name: str) -> Callable:
@@ -114,7 +130,12 @@ def _find(name: str) -> Callable:
         found = attrgetter(name)(optax)
     except AttributeError:
         found = None
-    if found is None or name.rpartition(".")[2].startswith("_") or name in LEFT_OUT or not _takes_a_rate(found):
+    if (
+        found is None
+        or name.rpartition(".")[2].startswith("_")
+        or name in LEFT_OUT
+        or not _takes_a_rate(found)
+    ):
         raise unknown("optimizer", name, optimizer_names())
     return found
 

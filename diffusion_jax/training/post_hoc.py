@@ -1,19 +1,23 @@
-"""Power EMAs of any length after training, from stored snapshots of a few (Karras et al. 2024, EDM2, section 3.2, appendix C).
+"""Power EMAs of any length after training, from stored snapshots of a few (Karras et al. 2024,
+EDM2, section 3.2, appendix C).
 
 The power average with exponent gamma at step T weighs the parameters of step t by
 
     p(t) = (gamma + 1) t^gamma / T^(gamma + 1),    0 <= t <= T.
 
-A weighted sum of snapshots is again an average of the parameters; its weights are made to fit those of the wanted average,
+A weighted sum of snapshots is again an average of the parameters; its weights are made to fit those
+of the wanted average,
 
     x = argmin  integral of (p_wanted(t) - sum_i x_i p_i(t))^2 dt    subject to    sum_i x_i = 1,
 
-that is A x + m = b with A_ij = <p_i, p_j>, b_i = <p_i, p_wanted> and a multiplier m. (The paper leaves the sum free; with few
-snapshots it would then shrink all weights by some percent.) The inner products are known:
+that is A x + m = b with A_ij = <p_i, p_j>, b_i = <p_i, p_wanted> and a multiplier m. (The paper
+leaves the sum free; with few snapshots it would then shrink all weights by some percent.) The inner
+products are known:
 
     <p_a, p_b> = (a + 1)(b + 1) / (a + b + 1) min(T_a, T_b)^(a + b + 1) / (T_a^(a + 1) T_b^(b + 1)).
 
-DIR/STEP.npz holds the power averages of one step, float32 leaves under 'power_0.05/Dense_0/kernel', and their digest.
+DIR/STEP.npz holds the power averages of one step, float32 leaves under 'power_0.05/Dense_0/kernel',
+and their digest.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ import numpy as np
 
 from diffusion_jax import reading
 from diffusion_jax.errors import UserError
-from diffusion_jax.provenance import atomic_path
+from diffusion_jax.files import atomic_path
 from diffusion_jax.training import ema
 from diffusion_jax.training.sharding import fetch, path_name
 from diffusion_jax.types import Params
@@ -46,20 +50,22 @@ class Profile(NamedTuple):
 
 
 class Reconstructed(NamedTuple):
-    """params: the wanted average at a step. misfit: how far its weights are from the wanted ones, as a share of their norm."""
+    """params: the wanted average at a step. misfit: how far its weights are from the wanted ones,
+    as a share of their norm.
+    """
 
     params: Params
     step: int
     misfit: float
 
 
-# ---- the fit -----------------------------------------------------------------------------------------------------------------
-
-
+# ---- the fit
 def fit(have: Sequence[Profile], wanted: Profile) -> tuple[np.ndarray, float]:
-    """(x (n,), misfit): the least-squares coefficients in float64, and |p_wanted - sum_i x_i p_i| / |p_wanted|.
+    """(x (n,), misfit): the least-squares coefficients in float64, and |p_wanted - sum_i x_i p_i| /
+    |p_wanted|.
 
-    Of coefficients that fit equally well the smallest are taken: snapshots close together are nearly the same equation.
+    Of coefficients that fit equally well the smallest are taken: snapshots close together are
+      nearly the same equation.
     """
     a, t = _numbers(have)
     g, end = _numbers([wanted])
@@ -67,15 +73,21 @@ def fit(have: Sequence[Profile], wanted: Profile) -> tuple[np.ndarray, float]:
     system = np.pad(size * _inner(a[:, None], t[:, None], a, t), (0, 1), constant_values=1.0)
     system[-1, -1] = 0.0
     x = np.linalg.lstsq(system, np.append(size * _inner(a, t, g, end), 1.0), rcond=1e-13)[0][:-1]
-    return x, _norm(np.append(x, -1.0), np.append(a, g), np.append(t, end)) / _norm(np.ones(1), g, end)
+    return x, _norm(np.append(x, -1.0), np.append(a, g), np.append(t, end)) / _norm(
+        np.ones(1), g, end
+    )
 
 
 def _numbers(profiles: Sequence[Profile]) -> tuple[np.ndarray, np.ndarray]:
-    return np.array([ema.gamma(p.length) for p in profiles]), np.array([float(p.step) for p in profiles])
+    return np.array([ema.gamma(p.length) for p in profiles]), np.array(
+        [float(p.step) for p in profiles]
+    )
 
 
 def _inner(a, t_a, b, t_b) -> np.ndarray:
-    """<p_a, p_b>, with powers of the ratio of the two steps alone, which neither over- nor underflow."""
+    """<p_a, p_b>, with powers of the ratio of the two steps alone, which neither over- nor
+    underflow.
+    """
     low, high = np.minimum(t_a, t_b), np.maximum(t_a, t_b)
     return (a + 1) * (b + 1) / (a + b + 1) * (low / high) ** np.where(t_a < t_b, b, a) / high
 
@@ -90,20 +102,24 @@ def length_of(name: str) -> float | None:
     try:
         return float(found[1]) if found else None
     except ValueError:
-        raise UserError(f"cannot read '{name}'; write the relative length as a number, such as post_hoc(0.12)") from None
+        raise UserError(
+            f"cannot read '{name}'; write the relative length as a number, such as post_hoc(0.12)"
+        ) from None
 
 
-# ---- snapshots ---------------------------------------------------------------------------------------------------------------
-
-
+# ---- snapshots
 def saver(directory: str | os.PathLike, lengths: Sequence[float]) -> Callable[[Any, int], None]:
-    """A hook of the training loop, (state, step) -> None, that stores the power averages of these lengths."""
+    """A hook of the training loop, (state, step) -> None, that stores the power averages of these
+    lengths.
+    """
     names = [ema.power_name(length) for length in lengths]
     return lambda state, step: save(directory, step, {name: state.ema[name] for name in names})
 
 
 def save(directory: str | os.PathLike, step: int, averages: dict[str, Params]) -> None:
-    """Write DIR/STEP.npz, atomically. Every process calls it, as shards are gathered; the first one writes."""
+    """Write DIR/STEP.npz, atomically. Every process calls it, as shards are gathered; the first one
+    writes.
+    """
     leaves = {path: np.asarray(leaf, np.float32) for path, leaf in _leaves(fetch(averages)).items()}
     if jax.process_index() == 0:
         with atomic_path(Path(directory) / f"{step}.npz") as temporary:
@@ -119,12 +135,16 @@ def load(directory: str | os.PathLike, step: int) -> dict[str, dict[str, np.ndar
     """{length's name: {path: leaf}} of one snapshot. Raises UserError where it is damaged."""
     path = Path(directory) / f"{step}.npz"
     try:
-        leaves = reading.npz_file(path, {DIGEST: reading.Array("U", ())}, lambda _: reading.Array("f"))
+        leaves = reading.npz_file(
+            path, {DIGEST: reading.Array("U", ())}, lambda _: reading.Array("f")
+        )
         whole = str(leaves.pop(DIGEST)) == _digest(step, leaves)
     except UserError:
         whole = False
     if not whole:
-        raise UserError(f"the snapshot '{path}' is damaged; restore a copy, or delete it: the others serve without it")
+        raise UserError(
+            f"the snapshot '{path}' is damaged; restore a copy, or delete it: the others serve without it"
+        )
     averages: dict[str, dict[str, np.ndarray]] = {}
     for name, leaf in leaves.items():
         average, _, rest = name.partition("/")
@@ -132,15 +152,20 @@ def load(directory: str | os.PathLike, step: int) -> dict[str, dict[str, np.ndar
     return averages
 
 
-def reconstruct(directory: str | os.PathLike, length: float, template: Any, *, step: int | None = None) -> Reconstructed:
-    """The power average of this relative length at `step` (None: that of the last snapshot), from all snapshots up to it.
+def reconstruct(
+    directory: str | os.PathLike, length: float, template: Any, *, step: int | None = None
+) -> Reconstructed:
+    """The power average of this relative length at `step` (None: that of the last snapshot), from
+    all snapshots up to it.
 
-    template: a tree of arrays or shapes like the parameters. Summed in float64. One snapshot is in memory at a time.
-    Raises UserError if there are no snapshots, or they are of another model.
+    template: a tree of arrays or shapes like the parameters. Summed in float64. One snapshot is in
+    memory at a time. Raises UserError if there are no snapshots, or they are of another model.
     """
     there = [s for s in steps(directory) if step is None or s <= step]
     if not there:
-        raise UserError(f"there are no snapshots in '{directory}'; train with --config.ema.powers='(0.05,0.1)' to keep them")
+        raise UserError(
+            f"there are no snapshots in '{directory}'; train with --config.ema.powers='(0.05,0.1)' to keep them"
+        )
     lengths = [float(name.removeprefix("power_")) for name in load(directory, there[0])]
     have = [Profile(each, s) for s in there for each in lengths]
     x, misfit = fit(have, Profile(length, step or there[-1]))
@@ -151,11 +176,15 @@ def reconstruct(directory: str | os.PathLike, length: float, template: Any, *, s
         for each, weight in zip(lengths, weights, strict=True):
             found = averages.get(ema.power_name(each), {})
             if {path: leaf.shape for path, leaf in found.items()} != shapes:
-                raise UserError(f"the snapshot of step {s} in '{directory}' is of another model or of other lengths; remove it")
+                raise UserError(
+                    f"the snapshot of step {s} in '{directory}' is of another model or of other lengths; remove it"
+                )
             for path, leaf in found.items():
                 total[path] += weight * leaf
     leaves = [total[path].astype(np.float32) for path in shapes]
-    return Reconstructed(jax.tree.unflatten(jax.tree.structure(template), leaves), step or there[-1], misfit)
+    return Reconstructed(
+        jax.tree.unflatten(jax.tree.structure(template), leaves), step or there[-1], misfit
+    )
 
 
 def _leaves(tree: Any) -> dict[str, Any]:

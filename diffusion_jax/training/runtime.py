@@ -1,4 +1,6 @@
-"""What must be said to XLA before or as jax starts. This file does not import jax; a main calls it first."""
+"""What must be said to XLA before or as jax starts. This file does not import jax; a main calls it
+first.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +9,18 @@ from collections.abc import MutableMapping
 from importlib import metadata
 from pathlib import Path
 
-# Without it the backward pass of a convolution on a CPU takes up to three times as long. An XLA that does not know the
-# flag ends the process, so it is set only for versions it was tried on.
+import jax
+
+# Without it the backward pass of a convolution on a CPU takes up to three times as long. An XLA
+# that does not know the flag ends the process, so it is set only for versions it was tried on.
 CPU_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 CPU_VALUE = "-individual_convolution"
 CPU_FLAG_TRIED_ON = ("0.10.2", "0.11.2", "0.12.0")
 
 
 def set_cpu_flags(environ: MutableMapping[str, str] = os.environ) -> bool:
-    """Append the fast-convolution flag to XLA_FLAGS, if jax will use the CPU and the jaxlib is one it was tried on.
+    """Append the fast-convolution flag to XLA_FLAGS, if jax will use the CPU and the jaxlib is one
+    it was tried on.
 
     The user's own flags stay, and win. Returns whether the flag was added.
     """
@@ -29,7 +34,9 @@ def set_cpu_flags(environ: MutableMapping[str, str] = os.environ) -> bool:
 
 
 def cpu_only(environ: MutableMapping[str, str] = os.environ) -> bool:
-    """Whether jax will run on the CPU, told without starting it: JAX_PLATFORMS says so, or there is no plug-in."""
+    """Whether jax will run on the CPU, told without starting it: JAX_PLATFORMS says so, or there is
+    no plug-in.
+    """
     platforms = environ.get("JAX_PLATFORMS", "")
     if platforms:
         return platforms == "cpu"
@@ -38,8 +45,9 @@ def cpu_only(environ: MutableMapping[str, str] = os.environ) -> bool:
 
 
 def enable_compilation_cache(directory: str | os.PathLike | None = None) -> Path:
-    """Keep compiled programs on disk: in directory, $JAX_COMPILATION_CACHE_DIR or ~/.cache/diffusion_jax/xla."""
-    import jax
+    """Keep compiled programs on disk: in directory, $JAX_COMPILATION_CACHE_DIR or
+    ~/.cache/diffusion_jax/xla.
+    """
 
     home = Path.home() / ".cache" / "diffusion_jax" / "xla"
     chosen = directory or os.environ.get("JAX_COMPILATION_CACHE_DIR") or home
@@ -49,8 +57,9 @@ def enable_compilation_cache(directory: str | os.PathLike | None = None) -> Path
 
 
 def device_memory() -> int | None:
-    """Bytes of memory of the first device; for a CPU those of the machine, or of the container. None where nobody knows."""
-    import jax
+    """Bytes of memory of the first device; for a CPU those of the machine, or of the container.
+    None where nobody knows.
+    """
 
     device = jax.local_devices()[0]
     if device.platform != "cpu":

@@ -1,12 +1,14 @@
-"""One pure training step: gradient, optimizer, EMAs, and every number worth watching, for any loss function.
+"""One pure training step: gradient, optimizer, EMAs, and every number worth watching, for any loss
+function.
 
 LossFn = (params, batch, keys, now) -> (losses, metrics)
-    batch: a dict of (B, ...) arrays; keys: (B,), one key per example; losses: (B,); metrics: {name: (B,)}, all of it
-    per example. now: Now, what else of the run a loss may see: how far it is, averages of the parameters, a teacher.
-    metrics['level'], where given, is each example's noise level (log-SNR), by which the loss is binned.
+    batch: a dict of (B, ...) arrays; keys: (B,), one key per example; losses: (B,); metrics: {name:
+    (B,)}, all of it per example. now: Now, what else of the run a loss may see: how far it is,
+    averages of the parameters, a teacher. metrics['level'], where given, is each example's noise
+    level (log-SNR), by which the loss is binned.
 
-The noise of an example depends on (key, step, its index in the global batch) and on nothing else, so one device, a
-mesh, pmap and any accumulation compute the same step up to the rounding of sums.
+The noise of an example depends on (key, step, its index in the global batch) and on nothing else,
+so one device, a mesh, pmap and any accumulation compute the same step up to the rounding of sums.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from diffusion_jax.types import Array, Batch, Key, Params
 
 
 class Now(NamedTuple):
-    """The run at one step, besides its parameters. step: int32 scalar; ema: the state's averages; train: False in evaluation."""
+    """The run at one step, besides its parameters. step: int32 scalar; ema: the state's averages;
+    train: False in evaluation.
+    """
 
     step: Array
     ema: dict[str, Params]
@@ -41,7 +45,9 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 class Levels(NamedTuple):
-    """The bins of the loss by noise level: equal in log-SNR; what lies outside counts in the first or last bin."""
+    """The bins of the loss by noise level: equal in log-SNR; what lies outside counts in the first
+    or last bin.
+    """
 
     low: float = -12.0
     high: float = 12.0
@@ -58,16 +64,17 @@ def make_train_step(
     accumulate: int = 1,
     levels: Levels = Levels(),
 ) -> Step:
-    """(state, batch) -> (state, metrics), pure. axis_name: the mapped axis under pmap, where B is the local batch.
+    """(state, batch) -> (state, metrics), pure. axis_name: the mapped axis under pmap, where B is
+    the local batch.
 
-    The gradient is that of the mean loss of the global batch, summed over `accumulate` microbatches of B / accumulate
-    examples.
-    metrics: means over the global batch of 'loss' and of each metric of loss_fn (but 'level'); 'grad_norm' (before
-    clipping), 'update_norm', 'param_norm', 'learning_rate' (given a schedule); 'loss_by_level' {'edges' (n + 1,), 'sum'
-    (n,), 'count' (n,)}; 'nonfinite' (`_nonfinite`): whether the loss, the gradient or the update is not finite, and what is
-    needed to find out why.
-    A non-finite step leaves params, opt_state and ema as they were; the step number goes on.
-    Raises UserError, when traced, if B is not divisible by accumulate.
+    The gradient is that of the mean loss of the global batch, summed over `accumulate` microbatches
+    of B / accumulate examples.
+    metrics: means over the global batch of 'loss' and of each metric of loss_fn (but 'level');
+    'grad_norm' (before clipping), 'update_norm', 'param_norm', 'learning_rate' (given a schedule);
+    'loss_by_level' {'edges' (n + 1,), 'sum' (n,), 'count' (n,)}; 'nonfinite' (`_nonfinite`):
+    whether the loss, the gradient or the update is not finite, and what is needed to find out why.
+    A non-finite step leaves params, opt_state and ema as they were; the step number goes on. Raises
+    UserError, when traced, if B is not divisible by accumulate.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -83,11 +90,18 @@ def make_train_step(
         images_seen = state.step.astype(jnp.float32) * (size * devices)
         averages = ema.update(state.ema, params, images_seen, size * devices)
 
-        squares = {"parameter": _squares(state.params), "gradient": _squares(grads), "update": _squares(updates)}
+        squares = {
+            "parameter": _squares(state.params),
+            "gradient": _squares(grads),
+            "update": _squares(updates),
+        }
         norms = {kind: jnp.sqrt(jnp.sum(each)) for kind, each in squares.items()}
         nonfinite = _nonfinite(losses, examples.get("level"), norms, offset, axis_name)
         nonfinite["layers"] = {kind: jnp.sqrt(each) for kind, each in squares.items()}
-        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(nonfinite["flag"], b, a), new, old)  # noqa: E731
+
+        def keep(new, old):
+            return jax.tree.map(lambda a, b: jnp.where(nonfinite["flag"], b, a), new, old)
+
         metrics = _summary(losses, examples, levels, axis_name) | {
             "grad_norm": norms["gradient"],
             "update_norm": norms["update"],
@@ -109,7 +123,9 @@ def make_train_step(
 
 
 def multi_step(step: Step, n: int = 1) -> Step:
-    """n steps in one dispatch: scans over a leading axis of the batch, of length n; metrics come out as (n, ...)."""
+    """n steps in one dispatch: scans over a leading axis of the batch, of length n; metrics come
+    out as (n, ...).
+    """
 
     def steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
         chex.assert_tree_shape_prefix(batches, (n,))
@@ -121,13 +137,16 @@ def multi_step(step: Step, n: int = 1) -> Step:
 def scan(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
     """jax.lax.scan for bodies that take gradients: a loop on accelerators, written out on CPUs.
 
-    XLA's CPU compiler makes the backward pass of a convolution 50 times slower inside a loop than outside (measured,
-    jax 0.10 to 0.12); the forward pass is the same. So on a CPU keep the length small: the program grows with it.
+    XLA's CPU compiler makes the backward pass of a convolution 50 times slower inside a loop than
+    outside (measured, jax 0.10 to 0.12); the forward pass is the same. So on a CPU keep the length
+    small: the program grows with it.
     """
     if platform() != "cpu":
         return jax.lax.scan(body, carry, xs)
     outputs = []
-    for i in range(len(jax.tree.leaves(xs)[0])):  # not scan(unroll=True), which still loops where there is one step
+    for i in range(
+        len(jax.tree.leaves(xs)[0])
+    ):  # not scan(unroll=True), which still loops where there is one step
         carry, output = body(carry, jax.tree.map(lambda x: x[i], xs))
         outputs.append(output)
     return carry, jax.tree.map(lambda *rows: jnp.stack(rows), *outputs)
@@ -136,36 +155,44 @@ def scan(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
 def make_eval_step(
     loss_fn: LossFn, *, axis_name: str | None = None, levels: Levels = Levels()
 ) -> Callable[[TrainState, Batch, Key], Metrics]:
-    """(state, batch, key) -> global means of the loss and of each metric, and 'loss_by_level' as in training.
+    """(state, batch, key) -> global means of the loss and of each metric, and 'loss_by_level' as in
+    training.
 
     state: one whose params are the weights to be judged; its opt_state and key are not used.
 
-    Example i draws from fold_in(key, i): given the same key, evaluations at different steps are compared on the same
-    noise.
+    Example i draws from fold_in(key, i): given the same key, evaluations at different steps are
+    compared on the same noise.
     """
 
     def step(state: TrainState, batch: Batch, key: Key) -> Metrics:
         size = jax.tree.leaves(batch)[0].shape[0]
         _, offset = _place(axis_name, size)
         losses, examples = loss_fn(
-            state.params, batch, example_keys(key, size, offset), Now(state.step, state.ema, train=False))  # fmt: skip
+            state.params,
+            batch,
+            example_keys(key, size, offset),
+            Now(state.step, state.ema, train=False),
+        )
         return _summary(losses, examples, levels, axis_name)
 
     return step
 
 
 def _place(axis_name: str | None, size: int) -> tuple[int, int | Array]:
-    """(number of devices the batch is spread over, index of this device's first example in the global batch)."""
+    """(number of devices the batch is spread over, index of this device's first example in the
+    global batch).
+    """
     if axis_name is None:
         return 1, 0
     return jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name) * size
 
 
 def _gradient(loss_fn: LossFn, params: Params, batch: Batch, keys: Key, now: Now, parts: int):
-    """(gradient of the mean loss, losses (B,), metrics (B,)), in `parts` microbatches of every parts-th example.
+    """(gradient of the mean loss, losses (B,), metrics (B,)), in `parts` microbatches of every
+    parts-th example.
 
-    Strided, because under a mesh each device holds a contiguous run of rows: every microbatch then takes its share from
-    each device and no row has to move.
+    Strided, because under a mesh each device holds a contiguous run of rows: every microbatch then
+    takes its share from each device and no row has to move.
     """
 
     def mean_loss(params, batch, keys):
@@ -179,20 +206,32 @@ def _gradient(loss_fn: LossFn, params: Params, batch: Batch, keys: Key, now: Now
 
     size = keys.shape[0]
     if parts < 1 or size % parts:
-        raise UserError(f"accumulate={parts} does not divide the batch of {size} examples; choose a divisor of it")
-    split = lambda x: jnp.swapaxes(x.reshape((size // parts, parts) + x.shape[1:]), 0, 1)  # noqa: E731
-    join = lambda x: jnp.swapaxes(x, 0, 1).reshape((size,) + x.shape[2:])  # noqa: E731
+        raise UserError(
+            f"accumulate={parts} does not divide the batch of {size} examples; choose a divisor of it"
+        )
+
+    def split(x):
+        return jnp.swapaxes(x.reshape((size // parts, parts) + x.shape[1:]), 0, 1)
+
+    def join(x):
+        return jnp.swapaxes(x, 0, 1).reshape((size,) + x.shape[2:])
 
     def body(total, part):
         grads, per_example = gradient(params, *part)
         return jax.tree.map(lambda t, g: t + g / parts, total, grads), per_example
 
-    grads, per_example = scan(body, jax.tree.map(jnp.zeros_like, params), jax.tree.map(split, (batch, keys)))
+    grads, per_example = scan(
+        body, jax.tree.map(jnp.zeros_like, params), jax.tree.map(split, (batch, keys))
+    )
     return grads, *jax.tree.map(join, per_example)
 
 
-def _summary(losses: Array, examples: dict[str, Array], levels: Levels, axis_name: str | None) -> Metrics:
-    """Global means of the loss and of each per-example metric, and the loss by level as sums and counts."""
+def _summary(
+    losses: Array, examples: dict[str, Array], levels: Levels, axis_name: str | None
+) -> Metrics:
+    """Global means of the loss and of each per-example metric, and the loss by level as sums and
+    counts.
+    """
     named = {"loss": losses} | {key: value for key, value in examples.items() if key != "level"}
     means = _mean_over(axis_name, {key: jnp.mean(value) for key, value in named.items()})
     if "level" not in examples:
@@ -203,14 +242,19 @@ def _summary(losses: Array, examples: dict[str, Array], levels: Levels, axis_nam
     # a masked sum of (B, bins), for scatters of floats are not deterministic on GPUs
     total = jnp.sum(jnp.where(member, losses[:, None], 0.0), axis=0)
     sums = _sum_over(axis_name, {"sum": total, "count": jnp.sum(member, axis=0, dtype=jnp.float32)})
-    return means | {"loss_by_level": {"edges": np.linspace(low, high, bins + 1, dtype=np.float32)} | sums}
+    return means | {
+        "loss_by_level": {"edges": np.linspace(low, high, bins + 1, dtype=np.float32)} | sums
+    }
 
 
-def _nonfinite(losses: Array, level: Array | None, norms: dict[str, Array], offset, axis_name: str | None) -> Metrics:
-    """What is not finite: {'flag': anything, 'gradient': first the gradient, 'update': first the update}; where: {'example',
-    'level'}, index and noise level of the first example whose loss is not (-1 and NaN where there is none); and for
-    all examples of the global batch {'losses' (B,), 'levels' (B,)}. The step adds 'layers', the norm of each leaf of
-    the parameters, the gradient and the update, in the order of the tree.
+def _nonfinite(
+    losses: Array, level: Array | None, norms: dict[str, Array], offset, axis_name: str | None
+) -> Metrics:
+    """What is not finite: {'flag': anything, 'gradient': first the gradient, 'update': first the
+    update}; where: {'example', 'level'}, index and noise level of the first example whose loss is
+    not (-1 and NaN where there is none); and for all examples of the global batch {'losses' (B,),
+    'levels' (B,)}. The step adds 'layers', the norm of each leaf of the parameters, the gradient
+    and the update, in the order of the tree.
     """
     none = jnp.iinfo(jnp.int32).max
     index = offset + jnp.arange(losses.shape[0], dtype=jnp.int32)
@@ -219,13 +263,18 @@ def _nonfinite(losses: Array, level: Array | None, norms: dict[str, Array], offs
     found = first < none
     level = jnp.full_like(losses, jnp.nan) if level is None else level
     bad_gradient, bad_update = ~jnp.isfinite(norms["gradient"]), ~jnp.isfinite(norms["update"])
-    whole = lambda x: x if axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)  # noqa: E731
+
+    def whole(x):
+        return x if axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)
+
     return {
         "flag": found | bad_gradient | bad_update,
         "gradient": bad_gradient & ~found,
         "update": bad_update & ~bad_gradient & ~found,
         "example": jnp.where(found, first, -1),
-        "level": jnp.where(found, _sum_over(axis_name, jnp.sum(jnp.where(index == first, level, 0.0))), jnp.nan),
+        "level": jnp.where(
+            found, _sum_over(axis_name, jnp.sum(jnp.where(index == first, level, 0.0))), jnp.nan
+        ),
         "losses": whole(losses),
         "levels": whole(level),
     }

@@ -1,4 +1,5 @@
-"""Wrong input to every command: a non-zero status, one clear line, nothing written, no hang and no control character.
+"""Wrong input to every command: a non-zero status, one clear line, nothing written, no hang and no
+control character.
 
 A part of the cases runs in the ordinary suite, all of them in the long tests.
 """
@@ -18,8 +19,24 @@ from tests.fuzz import cases
 
 SECONDS = 60  # after which a command counts as hanging: the slowest honest one takes a few
 TRAIN = ("--config=configs/toy.py:vp", "--config.training.steps=0")
-LEAST = {"num": "2", "nfe": "2", "samplers": "ancestral.ddim", "repeats": "1", "features": "pixels", "metrics": "frechet", "starts": "2",
-         "solved": "2", "iterations": "1", "tries": "1", "polish": "0", "steps": "1", "scales": "1,2", "draws": "1"}  # fmt: skip # of work
+
+LEAST = {
+    "num": "2",
+    "nfe": "2",
+    "samplers": "ancestral.ddim",
+    "repeats": "1",
+    "features": "pixels",
+    "metrics": "frechet",
+    "starts": "2",
+    "solved": "2",
+    "iterations": "1",
+    "tries": "1",
+    "polish": "0",
+    "steps": "1",
+    "scales": "1,2",
+    "draws": "1",
+}  # of work
+
 SAMPLED = ("sampler.",)  # the keys of a trained model that may be overridden
 
 
@@ -53,7 +70,10 @@ def faults(case: cases.Case, workdir=None) -> list[str]:
 def report(some, workdir=None) -> None:
     """Run the cases; fail with all that is wrong."""
     wrong = [(case, found) for case in some if (found := faults(case, workdir))]
-    lines = [f"{case.command} {' '.join(map(ascii, case.arguments))}: {'; '.join(found)}" for case, found in wrong]
+    lines = [
+        f"{case.command} {' '.join(map(ascii, case.arguments))}: {'; '.join(found)}"
+        for case, found in wrong
+    ]
     assert not lines, "\n".join(lines)
 
 
@@ -65,7 +85,9 @@ def some(all_cases, every: int, start: int = 0):
 def train_cases(workdir):
     base = (*TRAIN, f"--workdir={workdir}")
     yield from cases.wrong_values(toy.get_config("vp"), "train", base)
-    yield from cases.wrong_values(digits.get_config("vp"), "train", ("--config=configs/digits.py:vp", *base[1:]), ("model.",))
+    yield from cases.wrong_values(
+        digits.get_config("vp"), "train", ("--config=configs/digits.py:vp", *base[1:]), ("model.",)
+    )
 
 
 def flag_cases(command, base=()):
@@ -73,10 +95,14 @@ def flag_cases(command, base=()):
 
 
 def base_of(name, flags, trained, folder):
-    """Arguments with which the command has little to do, where the wrong one leaves it something to do."""
+    """Arguments with which the command has little to do, where the wrong one leaves it something to
+    do.
+    """
     has = {flag.name for flag in flags}
     base = TRAIN if "train" in name else ()
-    base += (f"--workdir={folder / 'new' if 'train' in name else trained}",) if "workdir" in has else ()
+    base += (
+        (f"--workdir={folder / 'new' if 'train' in name else trained}",) if "workdir" in has else ()
+    )
     base += (f"--out={folder / 'out'}",) if "out" in has else ()
     return base + tuple(f"--{flag}={value}" for flag, value in LEAST.items() if flag in has)
 
@@ -85,14 +111,14 @@ def base_of(name, flags, trained, folder):
 def trained(tmp_path_factory):
     """A model of points, trained for a step."""
     root = tmp_path_factory.mktemp("trained") / "run"
-    done = commands.run("train", "--config=configs/toy.py:vp", "--config.training.steps=1", f"--workdir={root}")
+    done = commands.run(
+        "train", "--config=configs/toy.py:vp", "--config.training.steps=1", f"--workdir={root}"
+    )
     assert done.returncode == 0, done.stderr
     return root
 
 
-# ---- in the ordinary suite ----------------------------------------------------------------------------------------------------
-
-
+# ---- in the ordinary suite
 def test_some_wrong_values_of_every_config_key(tmp_path):
     report(some(train_cases(tmp_path / "run"), 4), tmp_path / "run")
 
@@ -103,12 +129,15 @@ def test_some_wrong_values_of_the_flags_of_every_command():
 
 
 def test_a_wrong_value_of_every_sampling_key(trained):
-    report(some(cases.wrong_values(toy.get_config("vp"), "sample", (f"--workdir={trained}",), SAMPLED), 6))
+    report(
+        some(
+            cases.wrong_values(toy.get_config("vp"), "sample", (f"--workdir={trained}",), SAMPLED),
+            6,
+        )
+    )
 
 
-# ---- the rest ------------------------------------------------------------------------------------------------------------------
-
-
+# ---- the rest
 @pytest.mark.long
 def test_all_wrong_values_of_every_config_key(tmp_path):
     report(train_cases(tmp_path / "run"), tmp_path / "run")

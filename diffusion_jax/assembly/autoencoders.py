@@ -1,0 +1,141 @@
+"""What a trained autoencoder is asked for: reconstructions, ways between images, its numbers, and
+how latents see it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax import arrays, data
+from diffusion_jax.assembly import conditions, denoiser, latent
+from diffusion_jax.assembly.experiment import Experiment
+from diffusion_jax.assembly.kinds import autoencoder_model
+from diffusion_jax.errors import UserError
+from diffusion_jax.likelihood import bounds
+from diffusion_jax.objectives import autoencoding
+from diffusion_jax.types import Array, Cond, Key, Params
+
+
+def reconstruct_fn(built: Experiment) -> Callable:
+    """Jitted (params, x (B, ...), cond, keys) -> what the autoencoder makes of the posterior means
+    of x.
+    """
+
+    @jax.jit
+    def run(params: Params, x: Array, cond: Cond, keys: Key) -> Array:
+        return autoencoder_model.pictures(
+            built, params, autoencoder_model.networks(built, params).encode(x, cond)[0], keys, cond
+        )
+
+    return run
+
+
+def interpolate_fn(built: Experiment, steps: int = 10) -> Callable:
+    """Jitted (params, a (B, ...), b, cond, keys) -> (B, steps, ...): images of latents between
+    those of a and b, in line.
+    """
+
+    @jax.jit
+    def run(params: Params, a: Array, b: Array, cond: Cond, keys: Key) -> Array:
+        ends = [autoencoder_model.networks(built, params).encode(x, cond)[0] for x in (a, b)]
+        along = jnp.stack(
+            [arrays.tree_lerp(*ends, w) for w in np.linspace(0, 1, steps)], axis=1
+        )  # (B, steps, ...)
+        z, again = along.reshape(-1, *along.shape[2:]), lambda x: jnp.repeat(x, steps, axis=0)
+        x = autoencoder_model.pictures(built, params, z, again(keys), jax.tree.map(again, cond))
+        return x.reshape(len(a), steps, *built.shape)
+
+    return run
+
+
+def measure_fn(built: Experiment, samples: int) -> Callable:
+    """Jitted (params, x (B, ...), cond, keys) -> per example: 'rate', 'distortion', 'elbo' and
+    'iw_bound' of so many samples in nats, 'psnr' in dB (not of a decoder that reads pixels), and
+    'mean', the latent's.
+    """
+    likelihood, shape = built.objective.likelihood, built.model.latent_shape
+
+    @jax.jit
+    def run(params: Params, x: Array, cond: Cond, keys: Key) -> dict[str, Array]:
+        players = autoencoder_model.networks(built, params)
+        eps = autoencoding.draws(samples)(arrays.fold_in(keys, 0), jnp.zeros((len(x), *shape)))
+        log_weights, rate, distortion = autoencoding.importance(
+            players, likelihood, x, eps, cond, loop=True
+        )
+        mean = players.encode(x, cond)[0]
+        found = {
+            "rate": rate,
+            "distortion": distortion,
+            "elbo": -rate - distortion,
+            "iw_bound": bounds.log_mean_exp(log_weights, axis=0),
+            "mean": mean.reshape(len(x), -1),
+        }
+        if built.model.autoregressive:
+            return found
+        return found | {
+            "psnr": autoencoding.psnr(autoencoding.show(players, likelihood, mean, cond), x)
+        }
+
+    return run
+
+
+def held_out(
+    built: Experiment,
+    params: Params,
+    source: data.Source,
+    *,
+    count: int = 2000,
+    samples: int = 64,
+    batch_size: int = 250,
+) -> dict[str, float]:
+    """What measure_fn measures, on average over the first images of a split, and 'active_units' of
+    'units'.
+    """
+    count = min(count, len(source))
+    run, batch, parts = measure_fn(built, samples), min(batch_size, count), []
+    for start in range(0, count, batch):
+        index = np.minimum(
+            np.arange(start, start + batch), count - 1
+        )  # the last batch is filled up with the last image
+        rows = source.rows(index)
+        cond = conditions.cond_for(built, rows["label"]) if built.num_classes else None
+        keys = arrays.example_keys(jax.random.key(0), batch, start)
+        out = run(params, data.transforms.normalise(rows["image"]), cond, keys)
+        parts.append({name: np.asarray(value)[: count - start] for name, value in out.items()})
+    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    means = found.pop("mean")
+    units = {"active_units": int(autoencoding.active_units(means)), "units": means.shape[1]}
+    return (
+        {name: float(value.mean()) for name, value in found.items()}
+        | units
+        | {"images": count, "samples": samples}
+    )
+
+
+def codec(built: Experiment, params: Params) -> latent.Codec:
+    """The autoencoder as latent.py knows one. UserError for a model that is none, and for one whose
+    pixels read each other.
+    """
+    if not denoiser.is_autoencoder(built) or built.model.autoregressive or built.num_classes:
+        raise UserError(
+            f"{built.config.model.name} makes no latents: take an autoencoder that needs no labels and no pixels"
+        )
+    likelihood = built.objective.likelihood
+
+    def encode(own: Params, x: Array) -> tuple[Array, Array]:
+        return autoencoder_model.networks(built, {"autoencoder": own}).encode(x, None)
+
+    def decode(own: Params, z: Array) -> Array:
+        return jnp.clip(
+            autoencoding.show(
+                autoencoder_model.networks(built, {"autoencoder": own}), likelihood, z
+            ),
+            -1.0,
+            1.0,
+        )
+
+    return latent.Codec(encode, decode, params["autoencoder"], built.shape)

@@ -1,0 +1,167 @@
+"""The families of components that a config may name, and which modules hold their members."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from diffusion_jax.assembly.build import Family, build, members, resolved
+from diffusion_jax.denoisers import guides, parameterization
+from diffusion_jax.errors import UserError
+from diffusion_jax.inverse import masks, measurements, methods
+from diffusion_jax.models import autoencoder, classifier, discriminator, dit, mlp, text, unet
+from diffusion_jax.objectives import (
+    autoencoding,
+    consistency,
+    denoising,
+    distance,
+    learned_variance,
+    meanflow,
+    times,
+    weighting,
+)
+from diffusion_jax.processes import discrete, schedules
+from diffusion_jax.samplers import (
+    adaptive,
+    ancestral,
+    base,
+    corrector,
+    few_step,
+    grids,
+    multistep,
+    ode,
+    sde,
+    singlestep,
+    stochastic,
+)
+from diffusion_jax.targets import presets
+
+PROCESSES = Family("process", (schedules, discrete), ("class", "DDPM"))
+PARAMETERIZATIONS = Family("parameterization", (parameterization,), ("Parameterization",))
+
+OBJECTIVES = Family(
+    "objective",
+    (
+        denoising,
+        learned_variance,
+        autoencoding,
+        consistency,
+        meanflow,
+        times,
+        weighting,
+        distance,
+        ancestral,
+        ode,
+        singlestep,
+    ),
+    ("Objective", "Autoencoding", "FewStep"),
+    ("TimeLaw", "Weighting", "Likelihood", "Distance", "Sampler"),
+    aliases={"elbo.hybrid": "learned_variance.hybrid"},
+)  # as it was called
+
+SAMPLERS = Family(
+    "sampler",
+    (ancestral, ode, singlestep, multistep, adaptive, sde, stochastic, corrector, few_step),
+    ("Sampler",),
+    ("Corrector",),
+    aliases={  # the names of k-diffusion and diffusers
+        "euler_a": "ancestral.euler_ancestral",
+        "dpm_2": "singlestep.dpm_2s",
+        "dpmpp_sde": "sde.dpmpp_2s",
+        "dpmpp_2m_sde": "sde.dpmpp_2m",
+        "dpmpp_3m_sde": "sde.dpmpp_3m",
+        "dpmpp": "multistep.dpmpp_2m",
+        "plms": "multistep.pndm",
+        "sa_solver": "sde.sa",
+        "rk45": "adaptive.dopri5",
+        "pc": "corrector.predictor_corrector",
+    },
+)
+
+GRIDS = Family("grid", (grids,), ("Array",))
+TARGETS = Family("target", (presets,), ("Target",))
+GUIDES = Family("guidance", (guides,), ("Guide",))
+MEASUREMENTS = Family("task", (measurements,), ("Measurement",))
+METHODS = Family("method", (methods,), ("Method",))
+MASKS = Family("mask", (masks,), ("Mask",))
+MODELS = Family("model", (unet, mlp, dit, autoencoder, classifier), ("class",))
+DISCRIMINATORS = Family("discriminator", (discriminator,), ("class",))
+ENCODERS = Family("text encoder", (text,), ("Encoder",))
+
+
+# the keys of a config that name a component, and the family it is of
+NAMED = {
+    "process": PROCESSES,
+    "parameterization": PARAMETERIZATIONS,
+    "objective": OBJECTIVES,
+    "model.name": MODELS,
+    "discriminator": DISCRIMINATORS,
+    "sampler.name": SAMPLERS,
+    "sampler.grid": GRIDS,
+    "sampler.guide": GUIDES,
+}
+
+CLIPS = ("none", "static", "dynamic")
+NOISES = {"independent": base.independent, "brownian": base.brownian}
+
+
+def full_name(key: str, spec: str) -> str:
+    """The spec of a key of NAMED with full names: 'ddim' -> 'ancestral.ddim'. UserError for one
+    that does not exist or fit.
+
+    A grid may also be one that experiments.optimize_grid kept under a name of its own.
+    """
+    if not spec:
+        return spec
+    try:
+        full = resolved(NAMED[key], spec)
+    except UserError:
+        if key != "sampler.grid":
+            raise
+        return spec
+    if key in (
+        "process",
+        "parameterization",
+        "sampler.name",
+        "sampler.guide",
+    ):  # the others need more than the spec
+        build(NAMED[key], full)  # so that its arguments are checked, too
+    return full
+
+
+def check_components(config) -> None:
+    """Build what the config names, but for the network: UserError for a name or an argument that is
+    wrong.
+    """
+    process = build(PROCESSES, config.process)
+    build(PARAMETERIZATIONS, config.parameterization), build(OBJECTIVES, config.objective, process)
+    build(SAMPLERS, config.sampler.name), build(GUIDES, config.sampler.guide)
+    resolved(MODELS, config.model.name)
+
+
+def annotations(model: str) -> dict[str, Any]:
+    """The fields of the network of this name; none of one that does not exist, which `build`
+    complains of.
+    """
+    return getattr(members(MODELS).get(model), "__annotations__", {})
+
+
+def network(name: str, **options) -> ConfigDict:
+    """config.model of a config: the name, and every field of that class (diffusion_jax/models) with its
+    default, changed by options.
+    """
+    skip = (
+        "parent",
+        "name",
+        "num_classes",
+        "text",
+        "shape",
+    )  # these come from the data and config.text
+    fields = {
+        f.name: f.default for f in dataclasses.fields(members(MODELS)[name]) if f.name not in skip
+    }
+    config = ConfigDict({"name": name, **fields})
+    config.update(options)
+    return config

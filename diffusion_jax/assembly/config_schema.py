@@ -1,0 +1,477 @@
+"""The type and the range of every config value, in one table that is checked before anything is
+made.
+
+`check(config)` serves the command line and any library code that reads a config.json from
+elsewhere; `read(key, text)` turns the text of --config.KEY=TEXT into a value of the right type. The
+meaning of each key is documented in configs/base.py. A key that the table does not list, such as an
+option of a network of the user's own, must only be finite and plain.
+
+The upper bounds are far above what the literature uses. They exist so that a slip of the keyboard
+or a config from a stranger gets one line instead of a command that hangs or exhausts the memory.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, Callable, NamedTuple
+
+from diffusion_jax.errors import UserError, unknown
+
+SEEDS = (
+    2**32
+)  # jax.random.key uses 32 bits of a seed: a larger one would repeat the noise of a smaller one
+
+DEPTH = 8  # sections inside sections
+LONGEST = 100_000  # characters of a text; a table of betas has 50,000
+
+
+class Rule(NamedTuple):
+    """What a config value may be."""
+
+    allows: str  # the allowed values, as the end of the sentence 'it must be ...'
+    accepts: Callable[[Any], bool]
+    read: Callable[
+        [str], Any
+    ]  # from the text of a command line; raises ValueError for text of another type
+    choices: tuple[
+        str, ...
+    ] = ()  # of a rule that lists all values, so that messages can name the nearest
+    is_path: bool = False
+
+
+# ---- rules
+def integer(low: int, high: int) -> Rule:
+    """A whole number in [low, high]; on the command line also as 1e3."""
+
+    def read(text: str) -> int:
+        try:
+            return int(text)
+        except ValueError:
+            value = float(text)
+            if not value.is_integer():
+                raise
+            return int(value)
+
+    return Rule(
+        f"a whole number from {low} to {high}", lambda v: type(v) is int and low <= v <= high, read
+    )
+
+
+def number(low: float, high: float, *, above: bool = False) -> Rule:
+    """A finite number in [low, high], or in (low, high] if `above`."""
+
+    def accepts(value: Any) -> bool:
+        # (an int may be too large for a float)
+        return (
+            type(value) in (int, float)
+            and (low < value if above else low <= value)
+            and value <= high
+        )
+
+    start = f"above {low:g} and at most" if above else f"from {low:g} to"
+    return Rule(f"a number {start} {high:g}", accepts, float)
+
+
+def flag() -> Rule:
+    """True or False."""
+    words = {
+        "true": True,
+        "t": True,
+        "1": True,
+        "yes": True,
+        "false": False,
+        "f": False,
+        "0": False,
+        "no": False,
+    }
+
+    def read(text: str) -> bool:
+        if text.lower() not in words:
+            raise ValueError(text)
+        return words[text.lower()]
+
+    return Rule("True or False", lambda v: type(v) is bool, read)
+
+
+def text(*, empty: bool = True) -> Rule:
+    """A string without control characters."""
+
+    def accepts(value: Any) -> bool:
+        return (
+            type(value) is str
+            and (empty or bool(value.strip()))
+            and len(value) <= LONGEST
+            and not _CONTROL.search(value)
+        )
+
+    return Rule("a text" if empty else "a text that is not empty", accepts, str)
+
+
+def path() -> Rule:
+    """The name of a file or a folder, or '' for none."""
+    return text()._replace(allows="the name of a file or a folder", is_path=True)
+
+
+def choice(*choices: str) -> Rule:
+    """One of these strings."""
+    listed = ", ".join(repr(name) for name in choices)
+    return Rule(f"one of {listed}", lambda v: type(v) is str and v in choices, str, choices)
+
+
+def optional(rule: Rule) -> Rule:
+    """None, or what `rule` allows."""
+    return rule._replace(
+        allows=f"None or {rule.allows}",
+        accepts=lambda v: v is None or rule.accepts(v),
+        read=lambda text: None if text in ("None", "none", "null") else rule.read(text),
+    )
+
+
+def sequence(rule: Rule, *, most: int = 16, least: int = 0) -> Rule:
+    """A tuple of least to most values, each as `rule` allows."""
+
+    def accepts(value: Any) -> bool:
+        return (
+            type(value) is tuple and least <= len(value) <= most and all(map(rule.accepts, value))
+        )
+
+    allows = (
+        f"a tuple of {f'{least} to ' if least else 'at most '}{most} values, each {rule.allows}"
+    )
+    return Rule(allows, accepts, lambda text: tuple(_part(rule, part) for part in _parts(text)))
+
+
+def together(*rules: Rule) -> Rule:
+    """A tuple of as many values as there are rules, each as its rule allows."""
+
+    def accepts(value: Any) -> bool:
+        return (
+            type(value) is tuple
+            and len(value) == len(rules)
+            and all(r.accepts(v) for r, v in zip(rules, value))
+        )
+
+    def read(text: str) -> tuple:
+        return tuple(_part(rule, part) for rule, part in zip(rules, _parts(text), strict=True))
+
+    return Rule(
+        f"a tuple of {len(rules)} values: {', then '.join(rule.allows for rule in rules)}",
+        accepts,
+        read,
+    )
+
+
+def _part(rule: Rule, part: Any) -> Any:
+    """A value inside a tuple: as it was typed, or read by the rule, as 1e3 for a whole number."""
+    if not isinstance(part, str) and rule.accepts(part):
+        return part
+    return rule.read(part if isinstance(part, str) else repr(part))
+
+
+def _parts(text: str) -> Sequence[Any]:
+    """The values of a tuple in text: '(1, 2)', '1,2', '[1, 2]' and, of one value, '1'."""
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, MemoryError, RecursionError):
+        value = [part.strip() for part in text.split(",")]  # strings without quotation marks
+    except ValueError:
+        value = [part.strip() for part in text.strip("()[] ").split(",")]
+    return value if isinstance(value, (tuple, list)) else (value,)
+
+
+def like(value: Any) -> Rule:
+    """The rule for a key that the table does not list, from the value that it has: the same type,
+    finite.
+    """
+    rules = {
+        bool: flag(),
+        int: integer(-(2**63), 2**63 - 1),
+        float: number(-1e30, 1e30),
+        str: text(),
+        tuple: Rule("a tuple", _plain, lambda text: _tuples(ast.literal_eval(text))),
+    }
+    return rules.get(type(value), Rule("a plain value, with finite numbers", _plain, _literal))
+
+
+def _literal(text: str) -> Any:
+    try:
+        return _tuples(ast.literal_eval(text))
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _plain(value: Any, depth: int = 0) -> bool:
+    if isinstance(value, tuple):
+        return (
+            depth < DEPTH
+            and len(value) <= LONGEST
+            and all(_plain(part, depth + 1) for part in value)
+        )
+    if type(value) is str:
+        return text().accepts(value)
+    return (
+        value is None
+        or type(value) is bool
+        or (type(value) in (int, float) and -1e30 <= value <= 1e30)
+    )
+
+
+# all characters that control a terminal or the direction of writing, but tab and newline, which a
+# spec may contain
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+# ---- the table
+STEPS = integer(0, 10**9)
+SPEC = text(empty=False)
+
+KEYS: dict[str, Rule] = {
+    "seed": integer(0, SEEDS - 1),
+    "data.name": text(empty=False),
+    "data.path": path(),
+    "data.data_dir": path(),
+    "data.image_size": integer(0, 4096),
+    "data.channels": integer(0, 1024),
+    "data.num_classes": integer(0, 100_000),
+    "data.captions": path(),
+    "data.layout": choice("", "classes", "splits", "flat"),
+    "data.value_range": sequence(number(-1e9, 1e9), most=2),
+    "data.limit_bad": integer(-1, 10**9),
+    "data.flip": flag(),
+    "data.batch_size": integer(1, 65_536),
+    "data.workers": integer(0, 128),
+    "process": SPEC,
+    "parameterization": SPEC,
+    "objective": SPEC,
+    "discriminator": text(),
+    "model.name": text(empty=False),
+    "conditional": flag(),
+    "text.encoder": text(),
+    "text.max_length": integer(1, 1024),
+    "init_from": path(),
+    "distill.teacher": path(),
+    "distill.guidance": optional(number(0, 1000)),
+    "label_dropout": number(0, 1),
+    "latent.autoencoder": path(),
+    "latent.recipe": path(),
+    "optimizer.name": text(empty=False),
+    "optimizer.learning_rate": number(0, 1000, above=True),
+    "optimizer.warmup": STEPS,
+    "optimizer.schedule": choice("constant", "cosine", "linear", "rsqrt"),
+    "optimizer.final": number(0, 1),
+    "optimizer.decay_from": optional(STEPS),
+    "optimizer.clip": number(0, 1e9),
+    "optimizer.weight_decay": optional(number(0, 100)),
+    "optimizer.b1": optional(number(0, 0.999999)),
+    "optimizer.b2": optional(number(0, 0.999999999)),
+    "optimizer.eps": optional(number(0, 1)),
+    "ema.halflives": sequence(number(0, 1e12, above=True)),
+    "ema.ramp": optional(number(0, 1000)),
+    "ema.powers": sequence(number(0, 0.28, above=True)),
+    "ema.snapshot_every": STEPS,
+    "training.steps": STEPS,
+    "training.steps_per_call": integer(1, 1000),
+    "training.accumulate": integer(1, 65_536),
+    "training.log_every": integer(1, 10**9),
+    "training.eval_every": STEPS,
+    "training.sample_every": STEPS,
+    "training.checkpoint_every": STEPS,
+    "training.first_shapes": STEPS,
+    "training.keep": integer(1, 10**6),
+    "training.keep_every": STEPS,
+    "training.best": text(),
+    "training.on_nonfinite": choice("stop", "skip", "rollback"),
+    "parallel": choice("jit", "pmap"),
+    "mesh.data": integer(-1, 2**20),
+    "mesh.fsdp": integer(-1, 2**20),
+    "mesh.tensor": integer(-1, 2**20),
+    "sampler.name": SPEC,
+    "sampler.grid": SPEC,
+    "sampler.nfe": integer(1, 10_000),
+    "sampler.guidance": number(0, 1000),
+    "sampler.guide": SPEC,
+    "sampler.noise": choice("independent", "brownian"),
+    "sampler.clip": choice("none", "static", "dynamic"),
+    "sampler.ema": text(),
+    "sampler.checkpoint": choice("", "best"),
+    "sampler.batch_size": integer(1, 65_536),
+    # options of the networks, under the same name in all of them; those that differ stand in
+    # NETWORKS
+    "model.stem": integer(1, 64),
+    "model.width": integer(2, 4096),
+    "model.multipliers": sequence(integer(1, 64), least=1, most=8),
+    "model.blocks": integer(0, 16),
+    "model.attention": sequence(integer(1, 4096)),
+    "model.head_width": optional(integer(1, 4096)),
+    "model.dropout": number(0, 1),
+    "model.scale_shift": flag(),
+    "model.updown": text(),
+    "model.skip_scale": number(0, 10, above=True),
+    "model.norm": optional(together(integer(1, 1024), number(0, 1, above=True))),
+    "model.learn_variance": flag(),
+    "model.extra_channels": integer(0, 1024),
+    "model.noise_embedding": text(),
+    "model.second_time": flag(),
+    "model.dtype": choice("float32", "bfloat16"),
+    "model.remat": text(),
+    "model.attention_impl": text(),
+    "model.patch": integer(1, 256),
+    "model.depth": integer(1, 128),
+    "model.heads": integer(1, 256),
+    "model.mlp_ratio": number(0.25, 64),
+    "model.scan_blocks": flag(),
+    "model.latent_channels": integer(1, 1024),
+    "model.quant": flag(),
+    "model.latent": integer(1, 65_536),
+    "model.hidden": sequence(integer(1, 65_536)),
+    "model.log_scale": choice("shared", "pixel"),
+    "model.pixel_layers": integer(0, 64),
+    "model.pixel_width": integer(1, 1024),
+    "model.pool": choice("attention", "mean"),
+    # of experiments.compare_families, whose configs hold others under family.NAME and recipe
+    "seeds": sequence(integer(0, SEEDS - 1), least=1, most=1000),
+    "repeated": sequence(text(), most=1000),
+    "seconds": number(0, 1e7, above=True),
+    "num": integer(10, 10**7),
+    "likelihood": integer(0, 10**7),
+    "families": sequence(text(), most=1000),
+}
+
+NETWORKS: dict[str, dict[str, Rule]] = {"autoencoder.AutoencoderKL": {"model.attention": flag()}}
+
+
+# keys that some configs have and others do not, or that runs of earlier versions lack
+OPTIONAL = (
+    "model.",
+    "latent.",
+    "discriminator",
+    "text.",
+    "distill.",
+    "init_from",
+    "ema.powers",
+    "ema.snapshot_every",
+    "optimizer.",
+    "data.captions",
+    "data.limit_bad",
+    "data.data_dir",
+    "data.layout",
+    "data.value_range",
+    "training.keep_every",
+    "training.best",
+    "training.first_shapes",
+    "training.on_nonfinite",
+    "sampler.noise",
+    "sampler.guide",
+    "sampler.checkpoint",
+    "seeds",
+    "repeated",
+    "seconds",
+    "num",
+    "likelihood",
+    "families",
+)
+
+NEEDED = (
+    *(key for key in KEYS if not key.startswith(OPTIONAL)),
+    "model.name",
+    "optimizer.name",
+    "optimizer.learning_rate",
+)
+
+_NESTED = re.compile(
+    r"^(family\.[^.]+|recipe)\.(?=.)"
+)  # configs inside the config of experiments.compare_families
+
+_SECTIONS = {key.rpartition(".")[0] for key in KEYS if "." in key}
+
+
+# ---- what serves others
+def own_key(key: str) -> str:
+    """The key inside the config that has it: 'family.ddpm.model.width' -> 'model.width'."""
+    return _NESTED.sub("", key)
+
+
+def rule(key: str, value: Any = None, network: str = "") -> Rule:
+    """The rule of a key such as 'model.width', for a network of this name; of an unlisted key that
+    of its present value.
+    """
+    key = own_key(key)
+    return NETWORKS.get(network, {}).get(key) or KEYS.get(key) or like(value)
+
+
+def check(config: Any, *, complete: bool = False) -> None:
+    """Refuse a config with a value of another type, out of its range or not finite.
+
+    Args:
+      config: a ConfigDict, or plain nested dictionaries. Tuples must be tuples (JSON has lists).
+      complete: also refuse a config that lacks a key which every run has: for a file that others
+        may have written.
+
+    Raises:
+      UserError: one line that names the key, the value and what is allowed.
+    """
+    leaves = dict(_leaves(config))
+    for key, value in leaves.items():
+        _check_one(key, value, _network(key, leaves))
+    if complete and (missing := [key for key in NEEDED if key not in leaves]):
+        raise UserError(
+            f"the config lacks {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; "
+            "it is damaged, or of another version"
+        )
+
+
+def read(key: str, text: str, present: Any = None, network: str = "") -> Any:
+    """The value that --config.KEY=TEXT means. present: what the key has now; network:
+    config.model.name.
+
+    Raises:
+      UserError: for text of another type than the key's, or a value out of its range.
+    """
+    wanted = rule(key, present, network)
+    try:
+        value = wanted.read(text)
+    except (ValueError, OverflowError, SyntaxError, MemoryError, RecursionError):
+        raise _wrong(key, text, wanted) from None
+    if not wanted.accepts(value):
+        raise _wrong(key, text, wanted)
+    return value
+
+
+def _check_one(key: str, value: Any, network: str) -> None:
+    if own_key(key) in _SECTIONS:
+        raise UserError(f"config.{key}={value!r:.60}: it must be a section with keys of its own")
+    wanted = rule(key, value, network)
+    if not wanted.accepts(value):
+        raise _wrong(key, value, wanted)
+
+
+def _wrong(key: str, value: Any, wanted: Rule) -> UserError:
+    shown = value if isinstance(value, str) and value.isprintable() else repr(value)
+    if wanted.choices and isinstance(value, str):
+        return unknown(f"value of config.{key}", f"{shown:.60}", wanted.choices)
+    return UserError(f"config.{key}={shown:.60}: it must be {wanted.allows}")
+
+
+def _network(key: str, leaves: dict[str, Any]) -> str:
+    """The model.name of the config, inside another or not, to which the key belongs."""
+    nested = _NESTED.match(key)
+    name = leaves.get(f"{nested[0] if nested else ''}model.name", "")
+    return name if isinstance(name, str) else ""
+
+
+def _leaves(config: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    if depth > DEPTH:
+        raise UserError(f"config.{prefix[:60]}: sections are nested more than {DEPTH} deep")
+    for key, value in config.items():
+        if (
+            hasattr(value, "items") and f"{prefix}{key}" not in KEYS
+        ):  # (where the table has a value, a section is wrong)
+            yield from _leaves(value, f"{prefix}{key}.", depth + 1)
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,236 @@
+"""The denoiser of a trained model, with its guidance."""
+
+from __future__ import annotations
+
+import sys
+from typing import Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.assembly import components, conditions
+from diffusion_jax.assembly.build import build
+from diffusion_jax.assembly.experiment import Experiment, learns_null
+from diffusion_jax.denoisers import guidance, guides, parameterization
+from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.models import classifier
+from diffusion_jax.objectives.autoencoding import Autoencoding
+from diffusion_jax.types import Array, Cond, Denoise, Params, Prediction
+
+
+def apply(experiment: Experiment):
+    """The network as a pure function: apply(params, x_in, c_noise, cond, train=False, rngs=None) ->
+    F.
+    """
+
+    def run(params, x_in, c_noise, cond, **kwargs):
+        return experiment.model.apply({"params": params}, x_in, c_noise, cond, **kwargs)
+
+    return run
+
+
+def need_denoiser(experiment: Experiment) -> None:
+    """UserError for an autoencoder, from what samplers and their kin need."""
+    if is_autoencoder(experiment):
+        raise UserError(
+            f"{experiment.config.model.name} is an autoencoder, which denoises nothing; take a diffusion model"
+        )
+
+
+# ---- sampling
+class Ensemble(NamedTuple):
+    """The parameters of a model and of the networks beside it, to be traced together. Without it,
+    the others' are constants.
+    """
+
+    own: Params
+    others: tuple[Params, ...] = ()
+    autoencoder: Params = None  # which makes images of latents
+
+
+def ensemble(experiment: Experiment, params: Params) -> Params:
+    """params, with those of the networks that guide the model or decode its latents, if there are
+    any.
+    """
+    others, latents = tuple(other for _, other in experiment.others), experiment.latents
+    return Ensemble(params, others, latents and latents.params) if others or latents else params
+
+
+def denoiser(
+    experiment: Experiment, params: Params, *, scale: Array | None = None, clip: str = "static"
+) -> Denoise:
+    """The trained network as a Denoise, guided by the experiment's guide and thresholded.
+
+    Args:
+      params: of the network, or an `ensemble`.
+      scale: of the guidance; None for none. `is_guided` decides which of the two a scale in a
+        config means.
+      clip: 'static' keeps x0-hat in [-1, 1], 'dynamic' is Imagen's thresholding, 'none' leaves
+        x0-hat as it is. The average velocities of a network with a second time (MeanFlow) are not
+        clipped, only the x0-hat of the last move.
+
+    Raises:
+      UserError: for an autoencoder, which is no denoiser, and for guidance that this model has no
+        condition for.
+    """
+    need_denoiser(experiment)
+    process, own = experiment.process, params.own if isinstance(params, Ensemble) else params
+    denoise = parameterization.denoiser(
+        apply(experiment), own, experiment.parameterization, process
+    )
+    if scale is not None:
+        need_guidable(experiment, "scale")
+        guided = experiment.guide.steer(denoise, scale, _site(experiment, params))
+
+        def denoise(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
+            return guided(
+                x_t, t, ((conditions.null_cond(experiment, len(x_t)) or {}) | (cond or {})) or None
+            )
+
+    match clip:
+        case "none":
+            pass
+        case "static":
+            denoise = guidance.clip_x0(denoise, process)
+        case "dynamic":
+            denoise = guidance.dynamic_threshold(denoise, process)
+        case _:
+            raise unknown("config.sampler.clip", clip, components.CLIPS)
+    return (
+        denoise
+        if getattr(experiment.model, "second_time", False)
+        else guidance.of_one_time(denoise)
+    )
+
+
+def _site(experiment: Experiment, params: Params) -> guides.Site:
+    """What the experiment's guide works with."""
+    others = (
+        params.others
+        if isinstance(params, Ensemble)
+        else tuple(other for _, other in experiment.others)
+    )
+    found = {
+        need: (built, other)
+        for need, (built, _), other in zip(experiment.guide.needs, experiment.others, others)
+    }
+
+    def null(cond: Cond) -> Cond:
+        return cond | conditions.null_cond(experiment, len(jax.tree.leaves(cond)[0]))
+
+    return guides.Site(
+        experiment.process,
+        null if conditions.null_cond(experiment, 1) else None,
+        lambda other: denoiser(*found[other], clip="none"),
+        lambda other: logits(*found[other]),
+    )
+
+
+def logits(experiment: Experiment, params: Params) -> Callable[[Array, Array], Array]:
+    """A noise-conditional classifier as a function (x_t, t) -> logits (B, classes). UserError if
+    the model is none.
+    """
+    if not isinstance(experiment.model, classifier.HalfUNet):
+        raise UserError(
+            f"{experiment.config.model.name} is no classifier; make one by experiments.train_classifier"
+        )
+
+    def run(x_t: Array, t: Array, **kwargs) -> Array:
+        t = jnp.broadcast_to(t, x_t.shape[:1])
+        return apply(experiment)(
+            params, *experiment.parameterization.encode(experiment.process, x_t, t), None, **kwargs
+        )
+
+    return run
+
+
+def is_guided(
+    experiment: Experiment, scale: float, *, key: str = "config.sampler.guidance", told: bool = True
+) -> bool:
+    """Whether guidance at this scale is more than the model itself. Every command decides it here,
+    by the guide's neutral scale.
+
+    Args:
+      key: what the scale is called in an error.
+      told: whether the model is given a condition. By the null condition, classifier-free guidance
+        at any scale is the model.
+
+    Raises:
+      UserError: for a model that has nothing to guide by, at another scale than the neutral one.
+    """
+    if scale == experiment.guide.neutral:
+        return False
+    need_guidable(experiment, f"{key}={scale:g}")
+    return told or not experiment.guide.condition
+
+
+def usable_guidance(config, num_classes: int):
+    """The config, with its guide's neutral scale where the model has no condition to guide by; then
+    a note on stderr says so.
+
+    For scales that nobody has asked for: a preset's, on data without labels, and a stored one.
+      `is_guided` refuses the others.
+
+    Args:
+      config: a locked ConfigDict.
+      num_classes: of the data.
+    """
+    guide, scale = (
+        build(components.GUIDES, config.sampler.get("guide", "cfg()")),
+        config.sampler.guidance,
+    )
+    labels = num_classes and config.conditional
+    told = (
+        labels
+        if guide.condition == "label"
+        else labels or config.get("text", {"encoder": ""})["encoder"]
+    )
+    learned = learns_null(config) or not guide.null
+    if not guide.condition or guide.neutral is None or scale == guide.neutral or (told and learned):
+        return config
+    why = (
+        "without label_dropout the model learns no null condition"
+        if told
+        else "the model is unconditional"
+    )
+    print(
+        f"note: config.sampler.guidance={scale:g} is not used, since {why}; it becomes {guide.neutral:g}",
+        file=sys.stderr,
+    )
+    config = config.copy_and_resolve_references().unlock()
+    config.sampler.guidance = guide.neutral
+    return config.lock()
+
+
+def need_guidable(experiment: Experiment, asked: str) -> None:
+    """UserError for an autoencoder, and for a model without the condition that its guide goes by.
+    asked: what named the scale.
+    """
+    guide = experiment.guide
+    remedy = "use --config.sampler.guide='cfg()' with" if guide.neutral is None else "set"
+    remedy = (
+        f"{remedy} --config.sampler.guidance={1.0 if guide.neutral is None else guide.neutral:g}"
+    )
+    if is_autoencoder(experiment):
+        raise UserError(
+            f"{asked}: {experiment.config.model.name} is an autoencoder, which has nothing to guide; {remedy}"
+        )
+    if guide.condition and conditions.null_cond(experiment, 1) is None:
+        raise UserError(
+            f"{asked}: this model is unconditional, so there is no condition to guide by; {remedy}"
+        )
+    if guide.null and not learns_null(experiment.config):
+        raise UserError(
+            f"{asked}: this model is trained with config.label_dropout=0, so it does not know the null condition that "
+            f"guidance leads away from; {remedy}, or train one with --config.label_dropout=0.1"
+        )
+    if guide.condition == "label" and not experiment.num_classes:
+        raise UserError(
+            f"{asked}: guidance by a classifier goes by labels, and this model takes captions; {remedy}"
+        )
+
+
+# ---- autoencoders
+def is_autoencoder(experiment: Experiment) -> bool:
+    """Whether the model is an autoencoder, not a denoiser."""
+    return type(experiment.objective) is Autoencoding

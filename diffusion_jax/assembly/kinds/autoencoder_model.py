@@ -1,0 +1,131 @@
+"""Autoencoders: VAEs and the autoencoders of latent diffusion."""
+
+from __future__ import annotations
+
+import functools
+from typing import Callable
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax import arrays, data
+from diffusion_jax.assembly import conditions
+from diffusion_jax.assembly.denoiser import Ensemble
+from diffusion_jax.assembly.experiment import Experiment, is_image
+from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.evaluation import classifier
+from diffusion_jax.objectives import autoencoding
+from diffusion_jax.objectives.autoencoding import Networks
+from diffusion_jax.pretrained import lpips, weights
+from diffusion_jax.training import step
+from diffusion_jax.types import Array, Cond, Key, Params
+
+
+def _init_autoencoder(experiment: Experiment, key: Key) -> Params:
+    """{'autoencoder': ...}, and {'discriminator': ...} if there is one."""
+    x = jnp.zeros((1, *experiment.shape))
+    players = {
+        "autoencoder": experiment.model.init(key, x, conditions.null_cond(experiment, 1))["params"]
+    }
+    adversary = experiment.discriminator
+    return players | (
+        {"discriminator": adversary.init(arrays.fold_in(key, 1), x)["params"]} if adversary else {}
+    )
+
+
+def _autoencoding_loss(experiment: Experiment) -> Callable:
+    """The loss of an autoencoder, with the metrics of its objective; evaluated as at the end of all
+    its schedules.
+    """
+    objective, like = experiment.objective, experiment.model.latent_shape
+
+    def loss(params: Params, batch, keys: Key, now: step.Now):
+        x, last = conditions.example(batch, keys), jnp.iinfo(jnp.int32).max
+        eps = objective.draw(arrays.fold_in(keys, 0), jnp.zeros((len(x), *like)))
+        cond = conditions.told(experiment, batch, keys, now.train)
+        return objective.loss(
+            networks(experiment, params), x, eps, cond, now.step if now.train else jnp.int32(last)
+        )
+
+    return loss
+
+
+def _draw_decoded(
+    experiment, params, keys, cond, ts, scale, sampler, clip, noise
+) -> tuple[Array, Array]:
+    """(images, 1): z ~ N(0, I), in the stream of base.start, decoded."""
+    own = params.own if isinstance(params, Ensemble) else params
+    z = arrays.noise(
+        arrays.fold_in(keys, 0x7FFFFFFF), jnp.zeros((len(keys), *experiment.model.latent_shape))
+    )
+    return pictures(experiment, own, z, keys, cond), jnp.ones(len(keys), jnp.int32)
+
+
+def networks(experiment: Experiment, params: Params) -> Networks:
+    """An autoencoder as its objective sees it."""
+    model, adversary, own = experiment.model, experiment.discriminator, params["autoencoder"]
+    if adversary and "last" not in own["decoder"]:
+        raise UserError(
+            f"config.objective has an adversary, which {experiment.config.model.name} of dense layers cannot have: its "
+            "weight is measured at a last convolution; use hidden=(), or adversarial=0"
+        )
+
+    def decode(own, z, cond=None, x=None):
+        return model.apply({"params": own}, z, cond, x, method="decode")
+
+    def discriminate(x, frozen):
+        judge = params["discriminator"]
+        return adversary.apply({"params": jax.lax.stop_gradient(judge) if frozen else judge}, x)
+
+    def with_last(kernel, z):
+        last = own["decoder"]["last"] | {"kernel": kernel}
+        return decode(own | {"decoder": own["decoder"] | {"last": last}}, z)[0]
+
+    return Networks(
+        lambda x, cond=None: model.apply({"params": own}, x, cond, method="encode"),
+        lambda z, cond=None, x=None: decode(own, z, cond, x),
+        discriminate,
+        experiment.features,
+        adversary and (own["decoder"]["last"]["kernel"], with_last),
+    )
+
+
+def with_features(experiment: Experiment, train: data.Source | None) -> Experiment:
+    """The experiment with the features that its objective compares images by, if any: of a
+    classifier of `train`, or LPIPS.
+
+    train: None for an untrained classifier of the right shape, where nothing is computed.
+    """
+    wanted = getattr(experiment.objective, "features", "")
+    if not wanted:
+        return experiment
+    if wanted == "lpips":
+        return experiment._replace(
+            features=functools.partial(lpips.features, params=weights.load("lpips"))
+        )
+    if wanted != "classifier":
+        raise unknown("features", wanted, ("classifier", "lpips"))
+    if train is None:
+        params = classifier.init(experiment.shape, 2)
+    elif "label" not in (everything := data.arrays(train)):
+        raise UserError(
+            "features='classifier' of the objective needs data with labels; use features='lpips', or perceptual=0"
+        )
+    else:
+        params = classifier.fit(everything["image"], everything["label"]).params
+    return experiment._replace(features=functools.partial(classifier.maps, params=params))
+
+
+def pictures(
+    experiment: Experiment, params: Params, z: Array, keys: Key, cond: Cond = None
+) -> Array:
+    """The images of latents, in [-1, 1]: the mean of p(x | z), or, of an autoregressive decoder, a
+    draw by each image's key.
+    """
+    players, likelihood = networks(experiment, params), experiment.objective.likelihood
+    if not experiment.model.autoregressive:
+        x = autoencoding.show(players, likelihood, z, cond)
+        return jnp.clip(x, -1.0, 1.0) if is_image(experiment) else x
+    return autoencoding.unroll(
+        players, likelihood, z, arrays.fold_in(keys, 0), experiment.shape, cond
+    )

@@ -1,0 +1,226 @@
+"""What may differ between two configs of one run, and its data, when training resumes and when a
+trained model is used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusion_jax import data, files, provenance, reading
+from diffusion_jax.errors import UserError
+
+# A resumed run may change these keys, and all of a section that ends with a dot; any other
+# difference makes it another run.
+FREE = (
+    "sampler.",
+    "training.steps",
+    "training.log_every",
+    "training.eval_every",
+    "training.sample_every",
+    "training.checkpoint_every",
+    "training.keep",
+    "training.keep_every",
+    "training.best",
+    "training.on_nonfinite",
+    "training.first_shapes",
+    "ema.snapshot_every",
+    "model.remat",
+    "parallel",
+    "mesh.",
+    "data.path",
+    "data.data_dir",
+    "data.workers",
+    "latent.",
+)
+
+
+# A command on a trained model may change these. Of the others it says why not.
+USABLE = (
+    "sampler.",
+    "data.",
+    "latent.",
+    "parallel",
+    "mesh.",
+    "model.dtype",
+    "model.remat",
+    "model.attention_impl",
+    "model.dropout",
+)
+
+NETWORK = (
+    "model.",
+    "parameterization",
+    "objective",
+    "process",
+    "conditional",
+    "text.",
+    "discriminator",
+)
+
+
+def resolved(config: Any) -> dict[str, Any]:
+    """A config as config.json holds it: plain JSON data."""
+    return json.loads(files.canonical_json(config.to_dict()))
+
+
+def check_resumed(workdir: Path, new: Mapping[str, Any]) -> None:
+    """Refuse to resume the run in this workdir, which has checkpoints, by another config than its
+    own.
+
+    Without its config.json, only the very same config is accepted: provenance.json holds the hash
+    of it.
+
+    Raises:
+      UserError: naming every key that differs, or for a run whose config cannot be told.
+    """
+    file, stamp = workdir / "config.json", workdir / "provenance.json"
+    if file.exists():
+        _check_same(workdir, files.load_json(file, reading.table()), new)
+    elif not stamp.exists() or files.load_json(stamp, reading.table()).get(
+        "config_hash"
+    ) != provenance.config_hash(new):
+        raise UserError(
+            f"{workdir} has checkpoints but no config.json, and this is not the config that they were trained by as far as "
+            "provenance.json can tell; put config.json back, or use another --workdir"
+        )
+
+
+def _check_same(workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    old, new = dict(_leaves(old)), dict(_leaves(new))
+    if (
+        old.get("distill.guidance") == 0.0 and new.get("distill.guidance", 0.0) is None
+    ):  # the former spelling of the teacher's own scale
+        old["distill.guidance"] = None
+    # a key that the run's code did not know yet, at a value that means what that code did, is no
+    # change
+    changed = [
+        k
+        for k in sorted(old | new)
+        if old.get(k) != new.get(k) and not among(k, FREE) and (k in old or new[k])
+    ]
+    if changed:
+        what = ", ".join(f"{k} ({old.get(k)} there, {new.get(k)} here)" for k in changed)
+        raise UserError(
+            f"{workdir} holds another run: {what}; use another --workdir, or the same values"
+        )
+
+
+def check_usable(workdir: Path, config: Any, same_network: bool) -> None:
+    """Refuse to use the model of a workdir by a config that says something else of its network or
+    its training.
+
+    Args:
+      workdir: of the trained model.
+      config: the config that it is to be used by.
+      same_network: whether the config's process shows the network the same inputs as that of the
+        workdir.
+
+    Raises:
+      UserError: naming the first key that differs.
+    """
+    file = workdir / "config.json"
+    if not file.exists():
+        return
+    old, new = (
+        dict(_leaves(files.load_json(file, reading.table()))),
+        dict(_leaves(resolved(config))),
+    )
+    for key in (k for k in old if k in new and old[k] != new[k] and not among(k, USABLE)):
+        if key == "process" and same_network:
+            continue
+        why = (
+            "would not be the network that was trained"
+            if among(key, NETWORK)
+            else "only matters in training"
+        )
+        raise UserError(
+            f"config.{key}={new[key]} {why} ({old[key]} in {workdir}); leave it out, or train another model with it"
+        )
+
+
+def among(key: str, names: tuple[str, ...]) -> bool:
+    """Whether a key is one of these names, or in a section of theirs, which ends with a dot."""
+    return any(key.startswith(name) if name.endswith(".") else key == name for name in names)
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        yield from (
+            _leaves(value, f"{prefix}{key}.")
+            if isinstance(value, dict)
+            else [(prefix + key, value)]
+        )
+
+
+def names_the_same_data(workdir: Path, config: Any) -> bool:
+    """Whether a config names the data that the run in a folder had."""
+    old = files.load_json(workdir / "config.json", reading.record({"data": reading.table()}))[
+        "data"
+    ]
+    return all(
+        old.get(key, "") == config.data.get(key, "")
+        for key in ("name", "path", "data_dir", "captions")
+    )
+
+
+def same_data(
+    workdir: Path, about: Mapping[str, Any], loaded: data.Dataset, *, sizes: bool
+) -> data.Dataset:
+    """The data set with the numbers of its classes as the run in `workdir` has them.
+
+    Runs of versions that put folders in text order ('10' before '2') keep that order.
+
+    Args:
+      workdir: the folder of the run, for messages.
+      about: its data.json.
+      loaded: what the data are now.
+      sizes: whether the numbers of images must be the same.
+
+    Raises:
+      UserError: naming what differs from data.json.
+    """
+    names = tuple(about["class_names"])
+    if (
+        names != loaded.class_names
+        and sorted(names) == sorted(loaded.class_names)
+        and list(names) == sorted(names)
+    ):
+        table = [names.index(name) for name in loaded.class_names]
+        train, test = (data.Relabeled(split, table) for split in (loaded.train, loaded.test))
+        loaded = loaded._replace(train=train, test=test, class_names=names)
+    if differences := _differences(about, loaded, sizes):
+        raise UserError(
+            f"--workdir={workdir}: the data are not those that its model learned from: {'; '.join(differences)}; "
+            "restore them, or train in another --workdir"
+        )
+    return loaded
+
+
+def _differences(about: Mapping[str, Any], loaded: data.Dataset, sizes: bool) -> list[str]:
+    """What data.json says otherwise, in words."""
+    found, names = [], about["class_names"]
+    if "train_size" not in about and names == list(
+        map(str, range(len(names)))
+    ):  # of imported weights: names made up
+        names = []
+    if about["image_shape"] != list(loaded.image_shape):
+        found.append(f"examples are {loaded.image_shape}, and were {tuple(about['image_shape'])}")
+    if names and list(loaded.class_names) != names:
+        found += [f"class {name} is new" for name in loaded.class_names if name not in names][:5]
+        found += [f"class {name} is gone" for name in names if name not in loaded.class_names][:5]
+        found = found or [
+            f"the classes are in another order ({', '.join(names[:5])}, ... in data.json)"
+        ]
+    elif about["num_classes"] != loaded.num_classes:
+        found.append(f"{loaded.num_classes} classes, and there were {about['num_classes']}")
+    encoded = loaded.encoded and json.loads(files.canonical_json(loaded.encoded._asdict()))
+    if "encoded" in about and about["encoded"] != encoded:
+        found.append("the latents were encoded otherwise")
+    for split, source in (("train", loaded.train), ("test", loaded.test)):
+        count = about.get(f"{split}_size")
+        if sizes and source is not None and count not in (None, len(source)):
+            found.append(f"{len(source):,} {split} images, and there were {count:,}")
+    return found

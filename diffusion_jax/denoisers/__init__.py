@@ -1,0 +1,1 @@
+"""Denoisers: parameterizations of a network, and guidance."""

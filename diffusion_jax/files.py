@@ -1,0 +1,92 @@
+"""Files: written atomically, JSON in a canonical form."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusion_jax import reading
+from diffusion_jax.errors import UserError
+
+
+def plain(value: Any) -> Any:
+    """A value as plain JSON data: mappings get string keys, arrays (numpy, jax) become lists,
+    others their text.
+    """
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    if hasattr(value, "to_dict"):  # ConfigDict
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted((plain(item) for item in value), key=str)
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def canonical_json(value: Any, indent: int | None = 2) -> str:
+    """JSON text that depends on the values alone: sorted keys, arrays as lists, NaN as Python
+    writes and reads it.
+    """
+    return json.dumps(plain(value), sort_keys=True, indent=indent)
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Write to the path this yields; it takes the place of `path` when the block ends, and is gone
+    if the block raises.
+
+    Missing folders are made. The temporary name keeps the suffix, by which many writers choose
+    their format. Raises UserError where the folder cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}.tmp{path.suffix}")
+    if path.is_dir():
+        raise UserError(f"cannot write '{path}': it is a folder; give the name of a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+    except OSError as error:
+        raise UserError(
+            f"cannot write '{path}': {error.strerror}; choose a folder that can be written"
+        ) from error
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:  # such as a full disk, where the system names no file
+        error.filename = os.fspath(path)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_text(path: str | os.PathLike, text: str) -> None:
+    """Write text to path, atomically, in UTF-8; bytes of file names that are not UTF-8 appear
+    escaped.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def save_json(path: str | os.PathLike, value: Any) -> None:
+    """Write `canonical_json(value)` to path, atomically."""
+    save_text(path, canonical_json(value) + "\n")
+
+
+def load_json(path: str | os.PathLike, rule: reading.Rule = reading.anything) -> Any:
+    """Read a JSON file whose value is as the rule says (`reading`).
+
+    Raises:
+      UserError: naming the file and the place, where it is missing, broken or something else.
+    """
+    try:
+        return reading.json_file(path, rule)
+    except UserError as error:
+        raise UserError(f"{error}; delete it or make it anew") from None

@@ -1,0 +1,1 @@
+"""Inverse problems: measurements, methods that solve them with a diffusion model, and edits."""

@@ -1,0 +1,1 @@
+"""Likelihoods: by the probability-flow ODE, and by variational bounds."""

@@ -1,0 +1,311 @@
+"""Exact likelihood by the probability flow (Song et al. 2021, eq. 39; FFJORD, Grathwohl et al.
+2019), and bits per dimension.
+
+    log p_0(x) = log p_T(x_T) + int div v dt,    x_T the flow's image of x
+
+Every process is solved in one and the same frame, so that one model has one likelihood and one cost
+under all of them: the unit frame z = x / r, r^2 = alpha^2 + sigma^2, on the clock u = log(sigma /
+alpha) = -lam / 2. With tan(phi) = e^u the path is cos(phi) x0 + sin(phi) eps, and
+
+    dz/du = sin(phi) cos(phi) (cos(phi) eps-hat - sin(phi) x0-hat),        log p(x) = log p(z) - D log r.
+
+There z stays of order one, no scale of the noise is crossed in a hurry, and the kinks that a table
+of betas has in t are not seen. The divergence takes forward mode alone (e . J e), which is fast
+inside loops on every backend; a solve belongs to its own image, steps and all, so that values do
+not depend on the batch (but for rounding, which at tight tolerances may move a step).
+
+Two errors that no solver removes: the marginal at t_max is the prior only up to alpha(t_max) x0,
+and the density is that at t_min, of data with noise sigma(t_min).
+`bits_per_dim(dequantize='process')` accounts for the second.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Callable, NamedTuple
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax import arrays, integrators
+from diffusion_jax.arrays import sum_per_example
+from diffusion_jax.errors import unknown
+from diffusion_jax.likelihood.bins import log_bin
+from diffusion_jax.likelihood.bounds import BIT, log_mean_exp
+from diffusion_jax.processes import gaussian
+from diffusion_jax.types import Array, Cond, Denoise, Key, Process
+
+EXACT_DIMENSIONS = (
+    32  # up to here the default trace is exact: D derivatives where Hutchinson takes one a probe
+)
+
+ADAPTIVE = {"tsit5": "Tsit5", "dopri5": "Dopri5", "dopri8": "Dopri8"}  # diffrax's names
+FIXED = {"euler": 1, "heun": 2, "rk4": 4}  # evaluations a step
+CHUNK = 64  # derivatives at once, which bounds the memory of an exact trace
+Field = Callable[[Array, Array], Array]  # f(u, y) -> dy/du
+
+Solver = Callable[
+    [Field, Array, Array, Array], tuple[Array, Array]
+]  # (field, y, start, end) -> (y at the end, NFE)
+
+Trace = Callable[
+    [Key, Array], Array
+]  # (key, x of one example (...)) -> probes (K, ...), the mean of sum_k e_k e_k^T being 1
+
+
+class Likelihood(NamedTuple):
+    """logp = prior + change, in nats, (B,): the density at t_min. latent: x_T (B, ...). nfe:
+    network evaluations, (B,).
+    """
+
+    logp: Array
+    prior: Array
+    change: Array
+    latent: Array
+    nfe: Array
+
+
+def log_likelihood(
+    process: Process,
+    denoise: Denoise,
+    x: Array,
+    key: Key,
+    cond: Cond = None,
+    *,
+    trace: Trace | None = None,
+    solver: Solver | None = None,
+) -> Likelihood:
+    """log p(x) at time t_min of the flow's own density, for continuous x (B, ...); whole in one
+    jitted program.
+
+    key: one per image or one for the batch; it draws the probes, which stay the same along the path
+      (FFJORD, sec. 3.1).
+    trace: by default exact() up to EXACT_DIMENSIONS dimensions, else hutchinson(). solver: by
+    default adaptive(). An adaptive solve that runs out of steps gives NaN. Guidance in `denoise`
+    gives the density of the guided flow.
+    """
+    size = math.prod(x.shape[1:])
+    trace = trace or (exact() if size <= EXACT_DIMENSIONS else hutchinson())
+    solver = solver or adaptive()
+    ends = jnp.asarray([process.t_min, process.t_max], x.dtype)
+    start, end = -0.5 * gaussian.logsnr(process, ends)
+    r_start, r_end = jnp.hypot(process.alpha(ends), process.sigma(ends))
+
+    def one(x, key, cond):
+        probes = trace(key, x)
+
+        def field(u, y):
+            velocity, tangent = jax.linearize(
+                _velocity(process, denoise, u, cond), y[:-1].reshape(x.shape)
+            )
+            terms = jax.lax.map(lambda e: jnp.vdot(e, tangent(e)), probes, batch_size=CHUNK)
+            return jnp.append(velocity, terms.sum() / size)
+
+        y, nfe = solver(field, jnp.append(x / r_start, 0.0), start, end)
+        return r_end * y[:-1].reshape(x.shape), size * y[-1], nfe
+
+    latent, divergence, nfe = jax.vmap(one)(x, arrays.example_keys(key, len(x)), cond)
+    prior, change = (
+        gaussian.prior_logp(process, latent),
+        divergence + size * jnp.log(r_end / r_start),
+    )
+    return Likelihood(prior + change, prior, change, latent, nfe)
+
+
+def _velocity(process: Process, denoise: Denoise, u: Array, cond: Cond) -> Callable[[Array], Array]:
+    """z -> dz/du at u for one example, z of its shape."""
+    t = gaussian.time_of_logsnr(process, -2 * u)
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    r = jnp.hypot(alpha, sigma)
+    cos, sin = alpha / r, sigma / r
+    told = jax.tree.map(lambda c: c[None], cond)
+
+    def velocity(z):
+        prediction = denoise(r * z[None], t, told)
+        return (sin * cos * (cos * prediction.eps - sin * prediction.x0))[0]
+
+    return velocity
+
+
+# ---- traces: which directions the divergence is probed in
+def exact() -> Trace:
+    """Every coordinate direction: the divergence itself, at D derivatives an evaluation."""
+    return lambda key, x: jnp.eye(x.size, dtype=x.dtype).reshape(x.size, *x.shape)
+
+
+def hutchinson(probes: int = 1, law: str = "rademacher") -> Trace:
+    """`probes` random directions, 'rademacher' or 'gaussian' (Hutchinson 1990): unbiased, its error
+    of order 1 / sqrt(probes).
+
+    Signs make no error from the Jacobian's diagonal and so less than Gaussians do.
+    """
+    if law not in ("rademacher", "gaussian"):
+        raise unknown("law of the probes", law, ("rademacher", "gaussian"))
+
+    def draw(key, x):
+        e = arrays.noise(key, jnp.zeros((probes, *x.shape), x.dtype)) / math.sqrt(probes)
+        return (
+            e
+            if law == "gaussian"
+            else jnp.where(e < 0, -1.0, 1.0).astype(x.dtype) / math.sqrt(probes)
+        )
+
+    return draw
+
+
+# ---- solvers, on the log-SNR's clock
+def adaptive(
+    method: str = "tsit5", rtol: float = 1e-5, atol: float = 1e-5, max_steps: int = 4096
+) -> Solver:
+    """diffrax's tsit5, dopri5 or dopri8; the tolerances are those of z and, on the same footing, of
+    nats per dimension.
+
+    NFE counts rejected steps too.
+    """
+    if method not in ADAPTIVE:
+        raise unknown("adaptive solver", method, ADAPTIVE)
+
+    def solve(field, y, start, end):
+
+        def norm(
+            error,
+        ):  # the worse of state and log-density: as one number among D the latter would not be heard
+            return jnp.maximum(jnp.sqrt(jnp.mean(error[:-1] ** 2)), jnp.abs(error[-1]))
+
+        solver = getattr(diffrax, ADAPTIVE[method])()
+        term, control = (
+            diffrax.ODETerm(lambda u, y, args: field(u, y)),
+            diffrax.PIDController(rtol, atol, norm=norm),
+        )
+        solution = diffrax.diffeqsolve(
+            term,
+            solver,
+            start,
+            end,
+            0.01 * (end - start),
+            y,
+            stepsize_controller=control,
+            max_steps=max_steps,
+            throw=False,
+            adjoint=diffrax.ForwardMode(),
+        )
+        finished = solution.result == diffrax.RESULTS.successful
+        stages = solver.tableau.num_stages - 1  # the first of a step is the last of the one before
+        return jnp.where(finished, solution.ys[-1], jnp.nan), stages * solution.stats[
+            "num_steps"
+        ] + 1
+
+    return solve
+
+
+def fixed(method: str = "heun", steps: int = 64) -> Solver:
+    """`steps` equal steps of the log-SNR by euler, heun or rk4 (integrators.py): a scan,
+    differentiable in both modes.
+    """
+    if method not in FIXED:
+        raise unknown("solver on a fixed grid", method, FIXED)
+    step = getattr(integrators, method)
+
+    def solve(field, y, start, end):
+        us = start + (end - start) * jnp.linspace(0.0, 1.0, steps + 1, dtype=y.dtype)
+        y, _ = jax.lax.scan(lambda y, ends: (step(field, y, *ends), None), y, (us[:-1], us[1:]))
+        return y, jnp.asarray(steps * FIXED[method])
+
+    return solve
+
+
+def solver(name: str, *, rtol: float = 1e-5, steps: int = 64) -> Solver:
+    """By its method's name: adaptive to rtol (and atol = rtol), or fixed with `steps` steps.
+    UserError for another name.
+    """
+    if name in ADAPTIVE:
+        return adaptive(name, rtol, rtol)
+    if name in FIXED:
+        return fixed(name, steps)
+    raise unknown("solver", name, (*ADAPTIVE, *FIXED))
+
+
+# ---- images
+class Bits(NamedTuple):
+    """bits: (B,), per dimension, the mean over the draws; importance: (B,), the tighter,
+    importance-weighted value of the same.
+
+    log_weights: (B, K), each draw's estimate of log P(x0) in nats. nfe: (B,), all draws together.
+    """
+
+    bits: Array
+    importance: Array
+    log_weights: Array
+    nfe: Array
+
+
+def bits_per_dim(
+    process: Process,
+    denoise: Denoise,
+    x0: Array,
+    key: Key,
+    cond: Cond = None,
+    *,
+    dequantize: str = "uniform",
+    levels: int = 256,
+    draws: int = 1,
+    trace: Trace | None = None,
+    solver: Solver | None = None,
+) -> Bits:
+    """-log2 P(x0) / D for data with `levels` equally spaced values in [-1, 1], bounded from above
+    by `draws` dequantisations.
+
+    'uniform'  x = x0 + U over x0's bin, of width w = 2 / (levels - 1):  log P(x0) >= E[log p(x)] + D log w
+               (Theis et al. 2016, sec. 3.1)
+    'process'  x ~ q(x_t_min | x0), by the process itself:  log P(x0) >= E[log p(x) + log P(x0 | x) - log q(x | x0)]
+               (Song, Durkan et al. 2021; Zheng et al. 2023), P(x0 | x) the bound's reconstruction (objectives/elbo.py)
+    'none'     x = x0, continuous data: no bin and no offset; the value may have either sign
+
+    The mean over draws estimates a bound of log P, their log-mean-exp a tighter one (Burda et al.
+    2016, eq. 8). 'uniform' takes data at t_min as if without noise, so it wants sigma(t_min) well
+    below w and a model that was trained on dequantised data; 'process' wants neither. The probes of
+    a Hutchinson trace are the same for all draws of an image: their error is then nearly common to
+    them, and log-mean-exp is not misled by it.
+    """
+    if dequantize not in ("uniform", "process", "none"):
+        raise unknown("dequantisation", dequantize, ("uniform", "process", "none"))
+    keys, size = arrays.example_keys(key, len(x0)), math.prod(x0.shape[1:])
+    log_width, t = math.log(2 / (levels - 1)), jnp.asarray(process.t_min, x0.dtype)
+    probes, fresh = arrays.fold_in(keys, 0), arrays.fold_in(keys, 1)
+
+    def weight(k):
+        own = arrays.fold_in(fresh, k)
+        if dequantize == "process":
+            eps = arrays.noise(own, x0)
+            x = gaussian.corrupt(process, x0, eps, t).x_t
+            log_std = jnp.log(process.sigma(t))
+            log_q = -sum_per_example(0.5 * eps**2 + log_std + 0.5 * math.log(2 * math.pi))
+            offset, more = (
+                sum_per_example(log_bin(x0, denoise(x, t, cond).x0, 2 * log_std, levels)) - log_q,
+                1,
+            )
+        else:
+            half, width = 0.5 * math.exp(log_width), {"uniform": 1.0, "none": 0.0}[dequantize]
+            x = x0 + width * jax.vmap(
+                lambda k: jax.random.uniform(k, x0.shape[1:], x0.dtype, -half, half)
+            )(own)
+            offset, more = width * size * log_width, 0
+        found = log_likelihood(process, denoise, x, probes, cond, trace=trace, solver=solver)
+        return found.logp + offset, found.nfe + more
+
+    weights, nfe = jax.lax.map(weight, jnp.arange(draws))
+    bits = -1 / (size * BIT)
+    return Bits(bits * weights.mean(0), bits * log_mean_exp(weights, axis=0), weights.T, nfe.sum(0))
+
+
+def mean_with_error(values: Array) -> tuple[float, float]:
+    """The mean of independent values (N,) and its standard error, std / sqrt(N); NaN for fewer than
+    two.
+    """
+
+    values = np.asarray(values, np.float64)
+    return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))) if len(
+        values
+    ) > 1 else math.nan

@@ -1,0 +1,218 @@
+"""Values of flags: numbers, ranges, names, labels, paths and seeds."""
+
+from __future__ import annotations
+
+import mimetypes
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffusion_jax.errors import UserError, unknown
+
+MAX_SEEDS = 10_000_000
+
+
+def parse_seeds(text: str) -> list[int]:
+    """'0-63,100' -> [0, ..., 63, 100]. UserError for anything but distinct whole numbers below
+    2^32.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if not match:
+            raise UserError(
+                f"seeds '{text}': '{part.strip()}' is no number and no range; write for example 0-63,100"
+            )
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first or last >= 2**32:
+            raise UserError(
+                f"seeds '{text}': '{part.strip()}' must go up and stay below 2^32; write for example 0-63"
+            )
+        if len(seeds) + last - first >= MAX_SEEDS:
+            raise UserError(
+                f"seeds '{text}' are more than {MAX_SEEDS:,} images; ask for fewer at a time"
+            )
+        seeds.extend(range(first, last + 1))
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds '{text}' name an image twice; list each seed once")
+    return seeds
+
+
+ENDINGS = {
+    ".npy",
+    ".npz",
+    ".h5",
+    ".hdf5",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".safetensors",
+    ".pkl",
+    ".webp",
+    ".yaml",
+    ".md",
+}
+
+METRICS = {
+    "fd": "frechet",
+    "is": "inception_score",
+    "precision": "prdc",
+    "recall": "prdc",
+    "density": "prdc",
+    "coverage": "prdc",
+    "mmd": "cmmd",
+    "memorization": "memorisation",
+}
+
+
+def expand(flag: str, text: str) -> str:
+    """The path with ~ as the home directory. UserError for a user who does not exist."""
+    path = os.path.expanduser(text)
+    if path.startswith("~") and not path.startswith("~/"):
+        raise UserError(
+            f"{flag}={text}: there is no user {path.partition('/')[0]}; a file of that name is ./{path}"
+        )
+    return path
+
+
+def paths(flag: str, text: str) -> list[str]:
+    """The paths of --flag=A,B."""
+    return [expand(f"--{flag}", part.strip()) for part in text.split(",") if part.strip()]
+
+
+def names(text: str) -> list[str]:
+    """'pixels, classifier' -> ['pixels', 'classifier']; '' -> []."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def metrics(text: str) -> list[str]:
+    """The names of scores, with commas; also by the names of other programs, such as fd (fid names
+    features too: judge.spelled).
+    """
+    return list(dict.fromkeys(METRICS.get(name.lower(), name) for name in names(text)))
+
+
+def integers(flag: str, text: str, low: int = 0, high: int = 10**9) -> list[int]:
+    """'0,1,2' -> [0, 1, 2]; '' -> []. UserError naming the flag for anything else, and for numbers
+    outside [low, high].
+    """
+    try:
+        found = [int(part) for part in text.split(",")] if text else []
+    except ValueError:
+        raise UserError(
+            f"--{flag}={text:.60}: write whole numbers with commas, such as 0,1,2"
+        ) from None
+    if bad := [value for value in found if not low <= value <= high]:
+        raise UserError(f"--{flag}={text:.60}: {str(bad[0]):.30} is not from {low} to {high}")
+    return found
+
+
+def labels(flag: str, text: str, names: Sequence[str]) -> list[int]:
+    """'0,cat,any' -> [0, 1, 2], where `names` are those of the classes by number and 'any' is one
+    number more; '' -> [].
+
+    A name may be written in any case, and may itself have commas. UserError, naming the flag, for
+    what is no class, and for a number that is also the name of another class: 'label:1' and
+    'name:1' say which is meant.
+    """
+    parts, found = [part.strip() for part in text.split(",")] if text.strip() else [], []
+    longest = 1 + max((name.count(",") for name in names), default=0)  # parts of a name
+    while parts:
+        for length in range(min(longest, len(parts)), 0, -1):  # the longest name first
+            number = _label(flag, ", ".join(parts[:length]), names, last=length == 1)
+            if number is not None:
+                found.append(number)
+                del parts[:length]
+                break
+    return found
+
+
+def _label(flag: str, text: str, names: Sequence[str], last: bool) -> int | None:
+    """The number of one class. What is none is refused if `last`, else None."""
+    kind, _, rest = text.partition(":")
+
+    def plain(name):
+        return re.sub(r",\s*", ", ", name.strip()).lower()
+
+    wanted = rest if kind in ("name", "label") else text
+    exact = [i for i, name in enumerate(names) if name == wanted]
+    by_name = (
+        (exact or [i for i, name in enumerate(names) if plain(name) == plain(wanted)])
+        if kind != "label"
+        else []
+    )
+    by_number = (
+        [int(wanted)]
+        if wanted.isdecimal() and wanted.isascii() and len(wanted) < 10 and kind != "name"
+        else []
+    )
+    if by_name and by_number and by_number[0] < len(names) and by_name != by_number:
+        number = by_number[0]
+        raise UserError(
+            f"--{flag}={text} is the number of the class '{names[number]}' and the name of class {by_name[0]}; "
+            f"write label:{text} or name:{text}"
+        )
+    if by_name or by_number:
+        return (by_name or by_number)[0]
+    if plain(wanted) == "any" and kind != "label":
+        return len(names)
+    if last:
+        raise (
+            unknown(f"--{flag}", text, [*names, "any"])
+            if names
+            else UserError(f"--{flag}={text}: write whole numbers with commas, such as 0,1,2")
+        )
+    return None
+
+
+def numbers(flag: str, text: str, low: float, high: float) -> list[float]:
+    """'0,0.5,1' -> [0.0, 0.5, 1.0]. UserError naming the flag for anything else, none, and for
+    numbers outside [low, high].
+    """
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(
+            f"--{flag}={text:.60}: write numbers with commas, such as 0.5,1,2"
+        ) from None
+    if bad := [value for value in found if not low <= value <= high]:
+        raise UserError(f"--{flag}={text:.60}: {bad[0]:g} is not from {low:g} to {high:g}")
+    return found
+
+
+def output(flag: str, text: str, *endings: str, default: str | Path = "") -> dict[str, Path]:
+    """{ending: the file to write} for --flag=NAME, with or without one of the endings; a dot in
+    NAME stays: cfg1.5 -> cfg1.5.npz.
+
+    Args:
+      flag: the flag, for messages.
+      text: its value; '' is `default`, a name without an ending.
+      endings: what the command writes, such as '.npz' and '.png'.
+
+    Raises:
+      UserError: for a folder, and for the ending of another format.
+    """
+    if not text:
+        return {ending: Path(f"{default}{ending}") for ending in endings}
+    path = Path(text)
+    wanted = ", ".join(f"NAME{ending}" for ending in endings)
+    if text.endswith("/") or path.is_dir():
+        raise UserError(
+            f"--{flag}={text} is a folder; name a file in it, such as {path / 'result'} (writes {wanted})"
+        )
+    if path.suffix.lower() in endings:
+        path = path.with_name(path.name[: -len(path.suffix)])
+    elif path.suffix.lower() in ENDINGS or path.suffix.lower() in mimetypes.types_map:
+        raise UserError(
+            f"--{flag}={text}: this command writes {wanted}; give the name without '{path.suffix}'"
+        )
+    return {ending: path.with_name(path.name + ending) for ending in endings}
+
+
+def folder(flag: str, text: str | Path) -> Path:
+    """The folder to write to, of --flag=FOLDER. UserError for a file."""
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--{flag}={text} is a file; name a folder to write to")
+    return path

@@ -1,0 +1,1 @@
+"""Published weights: readers, conversions, and networks that metrics need."""

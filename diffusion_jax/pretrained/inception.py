@@ -1,0 +1,145 @@
+"""The InceptionV3 of FID (Szegedy et al. 2016; Heusel et al. 2017), as a plain function of
+parameters and images.
+
+It is the TensorFlow graph of 2015-12-05 that the field's FID numbers mean, not torchvision's
+network: convolutions without bias, batch norm without scale (eps 1e-3), average pools that leave
+the padding out, a max pool in the last block's pool branch, and the legacy bilinear resize to
+299x299 of TensorFlow 1. Features: the 2048 means of the last 8x8 map.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.types import Array
+
+SIZE, WIDTH = 299, 2048
+RESIZE = "299, bilinear, TensorFlow 1 (source = target x in / out, no antialiasing)"
+EPS = 1e-3
+Params = dict[str, Array]  # by the names of the TorchScript file; kernels (H, W, in, out)
+
+
+def convert(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The TorchScript file's tensors -> parameters: kernels (out, in, H, W) -> (H, W, in, out)."""
+    tensors = {name.removeprefix("net.layers."): value for name, value in tensors.items()}
+    return {
+        name: value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
+        for name, value in tensors.items()
+    }
+
+
+@jax.jit
+def forward(images: Array, params: Params) -> tuple[Array, None]:
+    """uint8 (B, H, W, 3) -> features (B, 2048) float32; no logits."""
+    return network(resize(images.astype(jnp.float32)) / 128 - 1, params), None
+
+
+def resize(x: Array) -> Array:
+    """(B, H, W, C) -> (B, 299, 299, C) as tf.compat.v1.image.resize_bilinear does by default.
+
+    Target pixel i reads source position i H / 299, not that of its centre, and larger pictures are
+    not smoothed.
+    """
+    rows, columns = (_legacy_bilinear(size) for size in x.shape[1:3])
+    return jnp.einsum("ph,bhwc,qw->bpqc", rows, x, columns, precision=jax.lax.Precision.HIGHEST)
+
+
+def _legacy_bilinear(size: int) -> np.ndarray:
+    """(299, size): the weights of the source pixels in each target pixel."""
+    position = np.arange(SIZE) * (size / SIZE)
+    low = np.floor(position).astype(int)
+    high, part = np.minimum(low + 1, size - 1), position - low
+    weights = np.zeros((SIZE, size), np.float32)
+    np.add.at(weights, (np.arange(SIZE), low), 1 - part)
+    np.add.at(weights, (np.arange(SIZE), high), part)
+    return weights
+
+
+def network(x: Array, params: Params) -> Array:
+    """(B, 299, 299, 3) in [-1, 1) -> (B, 2048)."""
+
+    def conv(name, x, stride=1, padding="SAME"):
+        return _conv(params, name, x, stride, padding)
+
+    x = conv("conv", x, 2, "VALID")
+    x = conv("conv_2", conv("conv_1", x, 1, "VALID"))
+    x = conv("conv_3", _max_pool(x, 2))
+    x = _max_pool(conv("conv_4", x, 1, "VALID"), 2)
+    for block in ("mixed", "mixed_1", "mixed_2"):
+        x = _branches(conv, block, x, towers=(2, 3))
+    x = _reduction(conv, "mixed_3", x, first="conv", towers=(3,))
+    for block in ("mixed_4", "mixed_5", "mixed_6", "mixed_7"):
+        x = _branches(conv, block, x, towers=(3, 5))
+    x = _reduction(conv, "mixed_8", x, first=None, towers=(2, 4))
+    x = _wide(conv, "mixed_9", x, _average_pool)
+    x = _wide(conv, "mixed_10", x, lambda x: _max_pool(x, 1))
+    return jnp.mean(x, (1, 2))
+
+
+def _branches(conv, block, x, towers):
+    """Four branches: 1x1, two towers of this many convolutions, and a pool with its 1x1."""
+    parts = [conv(f"{block}.conv", x)]
+    parts += [
+        _tower(conv, f"{block}.{name}", x, depth)
+        for name, depth in zip(("tower", "tower_1"), towers)
+    ]
+    return jnp.concatenate([*parts, conv(f"{block}.tower_2.conv", _average_pool(x))], -1)
+
+
+def _reduction(conv, block, x, first, towers):
+    """Halves the map: each branch ends in stride 2 without padding."""
+    parts = [conv(f"{block}.{first}", x, 2, "VALID")] if first else []
+    for name, depth in zip(("tower", "tower_1"), towers):
+        y = _tower(conv, f"{block}.{name}", x, depth - 1)
+        parts.append(conv(f"{block}.{name}.conv_{depth - 1}", y, 2, "VALID"))
+    return jnp.concatenate([*parts, _max_pool(x, 2)], -1)
+
+
+def _wide(conv, block, x, pool):
+    """The 8x8 blocks: two branches fork into 1x3 and 3x1."""
+    a = conv(f"{block}.tower_conv", x)
+    b = conv(f"{block}.tower_1_conv_1", conv(f"{block}.tower_1_conv", x))
+    forks = [
+        ("tower_mixed_conv", a),
+        ("tower_mixed_conv_1", a),
+        ("tower_1_mixed_conv", b),
+        ("tower_1_mixed_conv_1", b),
+    ]
+    parts = [conv(f"{block}.conv", x)] + [conv(f"{block}.{name}", y) for name, y in forks]
+    return jnp.concatenate([*parts, conv(f"{block}.tower_2_conv", pool(x))], -1)
+
+
+def _tower(conv, name, x, depth):
+    for k in range(depth):
+        x = conv(f"{name}.conv" + (f"_{k}" if k else ""), x)
+    return x
+
+
+def _conv(params, name, x, stride, padding):
+    """Convolution, batch norm without scale, ReLU; the norm's division is folded into the kernel."""
+    scale = jax.lax.rsqrt(params[name + ".var"] + EPS)
+    y = jax.lax.conv_general_dilated(
+        x,
+        params[name + ".weight"] * scale,
+        (stride, stride),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    return jax.nn.relu(y + params[name + ".beta"] - params[name + ".mean"] * scale)
+
+
+def _max_pool(x, stride):
+    padding = "SAME" if stride == 1 else "VALID"
+    return jax.lax.reduce_window(
+        x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, stride, stride, 1), padding
+    )
+
+
+def _average_pool(x):
+    def total(x):
+        return jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
+
+    return total(x) / total(jnp.ones((1, *x.shape[1:3], 1)))

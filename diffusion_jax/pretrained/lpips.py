@@ -1,0 +1,95 @@
+"""LPIPS, the learned perceptual distance (Zhang et al. 2018), in its shift-tolerant form (Ghildyal
+& Liu 2022), on AlexNet.
+
+    d(x, y) = sum_l mean_hw sum_c w_lc (n_l(x) - n_l(y))^2,     n_l = the l-th activation, of unit length in each pixel
+
+Plain functions of a dict of parameters; `experiments.get_weights lpips` fetches those of the
+authors.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.types import Array
+
+SHIFT, SCALE = (
+    (-0.030, -0.088, -0.188),
+    (0.458, 0.448, 0.450),
+)  # of colours: ImageNet's, for images in [-1, 1]
+
+CONVOLUTIONS = (
+    "slice1.0",
+    "slice2.5",
+    "slice3.9",
+    "slice4.11",
+    "slice5.13",
+)  # the trunk's, by the names of the file
+
+PADDING = (2, 2, 1, 1, 1)
+BLUR = np.outer([1, 2, 1], [1, 2, 1]).astype(np.float32) / 16
+Params = dict[str, Array]
+
+
+def convert(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The authors' state dict as ours: conv0.kernel (H, W, in, out), conv0.bias, weight0 (C,), to
+    4. KeyError for another's.
+    """
+    kept = {}
+    for i, name in enumerate(CONVOLUTIONS):
+        kept[f"conv{i}.kernel"] = state[f"net.{name}.weight"].transpose(2, 3, 1, 0)
+        kept[f"conv{i}.bias"] = state[f"net.{name}.bias"]
+        kept[f"weight{i}"] = state[f"lin{i}.model.1.weight"].reshape(-1)
+    return kept
+
+
+def features(x: Array, params: Params) -> tuple[Array, ...]:
+    """Images (B, H, W, 3 or 1) in [-1, 1] -> five maps (B, h, w, c), whose squared differences add
+    up to LPIPS.
+
+    Images of fewer than about 24 pixels a side are too small for the trunk.
+    """
+    h, found = (
+        (jnp.broadcast_to(x, (*x.shape[:-1], 3)) - jnp.asarray(SHIFT)) / jnp.asarray(SCALE),
+        [],
+    )
+    for i, padding in enumerate(PADDING):
+        if i in (1, 2):
+            h = _halve(
+                jax.lax.reduce_window(h, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 1, 1, 1), "VALID")
+            )
+        h = _convolve(h, params[f"conv{i}.kernel"], padding) + params[f"conv{i}.bias"]
+        h = jax.nn.relu(_halve(h) if i == 0 else h)
+        length = jnp.sqrt(
+            jnp.sum(h * h, -1, keepdims=True) + 1e-20
+        )  # (a derivative at 0, which torch's has not)
+        found.append(h / (length + 1e-10) * jnp.sqrt(params[f"weight{i}"]))
+    return tuple(found)
+
+
+def distance(x: Array, y: Array, params: Params) -> Array:
+    """LPIPS of pairs of images (B, H, W, 3 or 1) in [-1, 1]: (B,)."""
+    pairs = zip(features(x, params), features(y, params))
+    return sum(jnp.mean(jnp.sum((a - b) ** 2, -1), axis=(1, 2)) for a, b in pairs)
+
+
+def _halve(x: Array) -> Array:
+    """Blurred by (1, 2, 1) x (1, 2, 1) / 16 and every second pixel, two mirrored ones added all
+    around (Zhang 2019).
+    """
+    x = jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
+    kernel = jnp.broadcast_to(BLUR[:, :, None, None], (3, 3, 1, x.shape[-1]))
+    return _convolve(x, kernel, 0, stride=2, groups=x.shape[-1])
+
+
+def _convolve(x: Array, kernel: Array, padding: int, stride: int = 1, groups: int = 1) -> Array:
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [(padding, padding)] * 2,
+        feature_group_count=groups,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )

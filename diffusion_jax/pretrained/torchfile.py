@@ -1,0 +1,295 @@
+"""Tensors out of torch's files, without torch and without running anything that is in them.
+
+A torch file is a pickle beside raw storages: a zip since torch 1.6 (TorchScript too), before that
+pickles and storages one after the other. A pickle can name any Python function to be called. Here
+it is read as data (`pickles`): it may name only what rebuilds a tensor, containers, and
+TorchScript's module classes, and none of these is imported or called. A tensor is a view of the
+bytes of the file, inside the storage that the pickle names for it, with no more elements than the
+storage has.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.pretrained import pickles
+from diffusion_jax.pretrained.pickles import Made, Name, Reference, read
+
+MAGIC = 0x1950A86A20F9469CFC6C  # of the older format
+
+DTYPES = {
+    "FloatStorage": np.float32,
+    "DoubleStorage": np.float64,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+
+TENSOR = {Name("torch._utils", "_rebuild_tensor"), Name("torch._utils", "_rebuild_tensor_v2")}
+
+SAME = {
+    Name("torch._utils", "_rebuild_parameter"),
+    Name("torch.jit._pickle", "build_intlist"),
+    Name("torch.jit._pickle", "restore_type_tag"),
+}  # calls that mean their first argument
+
+DICT = {Name("collections", "OrderedDict")}
+DEPTH = 64  # containers and modules inside others
+RANK = 32  # dimensions of a tensor: numpy 1 had no more
+Storages = Callable[[Any, Any, int], np.ndarray]  # (dtype, key, size) -> elements, shape (size,)
+
+
+def load(data: bytes) -> dict[str, np.ndarray]:
+    """The contents of a torch file -> {dotted name: array}, whatever nesting of dicts, lists and
+    modules it has.
+
+    The arrays are read-only views of `data`.
+
+    Raises:
+      UserError: for a file that is none, is damaged, or whose pickle asks for anything but tensors.
+    """
+    try:
+        value, storages = (_read_zip if data[:2] == b"PK" else _read_legacy)(data)
+        return dict(_Leaves(storages, len(data)).of(value))
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file can raise nearly anything
+        raise UserError(
+            f"not a torch file that can be read ({type(error).__name__}: {error}); fetch it again"
+        ) from error
+
+
+def _allowed(name: Name) -> None:
+    """UserError for a name that no file of tensors needs."""
+    dtype = name.module == "torch" and name.name in DTYPES
+    if not (dtype or name.module.startswith("__torch__.") or name in TENSOR | SAME | DICT):
+        asked = f"{name.module}.{name.name}"
+        raise UserError(
+            f"this torch file asks for {asked:.200}, which is no tensor; it is not read"
+        )
+
+
+# ---- the two formats
+def _read_zip(data: bytes) -> tuple[Any, Storages]:
+    """(the object, its storages) of a zip: data.pkl, and the storage of each key in data/KEY."""
+    members = _members(data)
+    root = next((name for name in members if name.endswith("data.pkl")), None)
+    if root is None:
+        raise UserError("this zip has no data.pkl, so it is no torch file; fetch it again")
+    root = root.removesuffix("data.pkl")
+    if root + "byteorder" in members and bytes(members[root + "byteorder"]()) != b"little":
+        raise UserError("this torch file is big-endian; save it again on a little-endian machine")
+    value, _ = read(bytes(members[root + "data.pkl"]()), 0, _allowed)
+
+    kept: dict[str, Any] = {}
+
+    def storage(dtype: Any, key: Any, size: int) -> np.ndarray:
+        if key not in kept:
+            kept[key] = members[f"{root}data/{key}"]()
+        return _elements(kept[key], dtype, size)
+
+    return value, storage
+
+
+def _members(data: bytes) -> dict[str, Callable[[], Any]]:
+    """{name: a function that returns its bytes}, views of `data` where they are not compressed,
+    which torch never does.
+
+    What is returned is at most twice as large as the file in all, also where members overlap or are
+    a bomb.
+    """
+    archive, left = zipfile.ZipFile(io.BytesIO(data)), 2 * len(data)
+
+    def content(info: zipfile.ZipInfo) -> Any:
+        nonlocal left
+        left -= info.file_size
+        if left < 0:
+            raise UserError("this torch file unpacks to more than twice its size; it is not read")
+        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+            return archive.read(info)
+        names = struct.unpack_from(
+            "<HH", data, info.header_offset + 26
+        )  # the lengths of name and extra field
+        begin = info.header_offset + 30 + sum(names)
+        found = memoryview(data)[begin : begin + info.file_size]
+        if len(found) != info.file_size or zlib.crc32(found) != info.CRC:
+            raise UserError(f"'{info.filename:.100}' in this torch file is damaged; fetch it again")
+        return found
+
+    return {info.filename: lambda info=info: content(info) for info in archive.infolist()}
+
+
+def _read_legacy(data: bytes) -> tuple[Any, Storages]:
+    """magic, version, system, the object, the keys of its storages; then of each its length (int64)
+    and its elements.
+    """
+    magic, at = read(data, 0, _allowed)
+    _, at = read(data, at, _allowed)
+    system, at = read(data, at, _allowed)
+    if magic != MAGIC or not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise UserError(
+            "not a torch file of a little-endian machine; save it again with torch.save"
+        )
+    value, at = read(data, at, _allowed)
+    keys, at = read(data, at, _allowed)
+    if (
+        not isinstance(keys, list)
+        or not all(isinstance(key, str) for key in keys)
+        or len(set(keys)) < len(keys)
+    ):
+        raise UserError("the storages of this torch file have no list of keys; fetch it again")
+    dtypes = _dtypes(value, len(data))
+    found: dict[str, Any] = {}
+    for key in keys:
+        if key not in dtypes:
+            raise UserError(
+                f"the storage '{key:.100}' of this torch file belongs to no tensor; fetch it again"
+            )
+        (size,) = struct.unpack_from("<q", data, at)
+        length = size * dtypes[key].itemsize
+        if not 0 <= length <= len(data) - at - 8:
+            raise UserError("a storage of this torch file is longer than the file; fetch it again")
+        found[key] = memoryview(data)[at + 8 : at + 8 + length]
+        at += 8 + length
+    return value, lambda dtype, key, size: _elements(found[key], dtype, size)
+
+
+def _dtypes(value: Any, size: int) -> dict[str, np.dtype]:
+    """{key: dtype} of the storages of all tensors of an object, whose file has `size` bytes."""
+    found: dict[str, np.dtype] = {}
+
+    def storage(dtype: Any, key: Any, length: int) -> np.ndarray:
+        if found.setdefault(key, dtype) != dtype:
+            raise UserError("a storage of this torch file has two types; fetch the file again")
+        return np.broadcast_to(np.zeros((), dtype), (length,))  # no memory, but a shape
+
+    for _ in _Leaves(storage, size).of(value):
+        pass
+    return found
+
+
+def _elements(content: Any, dtype: np.dtype, size: int) -> np.ndarray:
+    """The first elements of a storage, all of which must be there; (size,)."""
+    if not 0 <= size <= len(content) // dtype.itemsize:
+        raise UserError(
+            "a storage of this torch file is shorter than it says; fetch the file again"
+        )
+    found = np.frombuffer(content, dtype, size)
+    if dtype == np.bool_ and size and found.view(np.uint8).max() > 1:
+        raise UserError(
+            "a storage of truth values holds other bytes than 0 and 1; fetch the file again"
+        )
+    return found
+
+
+# ---- the tensors of an object
+class _Leaves:
+    """Walks an object of a file of `size` bytes for its tensors.
+
+    A list of lists of the same lists is short in a pickle and endless to walk: no more is visited
+    than half the pickle's steps, as each thing takes two or more, and the names of all tensors
+    together are no longer than the file.
+    """
+
+    def __init__(self, storages: Storages, size: int):
+        self.storages, self.visits, self.letters = storages, pickles.steps(size) // 2, size
+
+    def of(self, value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, np.ndarray]]:
+        """(dotted name, array) of each tensor."""
+        self.visits -= 1
+        self.letters -= len(path) * (isinstance(value, Made) and value.name in TENSOR)
+        if depth > DEPTH or min(self.visits, self.letters) < 0:
+            raise UserError(
+                "this torch file refers to itself or is nested too deep to be a file of tensors; it is not read"
+            )
+        if isinstance(value, Made) and value.name in TENSOR:
+            yield path, self._tensor(*value.args)
+        elif isinstance(value, Made) and value.name in SAME:
+            yield from self.of(value.args[0], path, depth + 1)
+        else:
+            for key, item in _items(value):
+                yield from self.of(item, f"{path}.{key}" if path else str(key), depth + 1)
+
+    def _tensor(
+        self, reference: Any, offset: Any, shape: Any, stride: Any, *rest: Any
+    ) -> np.ndarray:
+        """A view of its storage, which must hold it."""
+        dtype, key, size = _storage_of(reference)
+        offset, shape, stride = _whole([offset])[0], _whole(shape), _whole(stride)
+        if len(shape) != len(stride) or len(shape) > RANK:
+            raise UserError(
+                "a tensor of this torch file has a shape without strides; fetch the file again"
+            )
+        if 0 in shape:
+            return np.zeros(shape, dtype)
+        last = offset + sum((n - 1) * step for n, step in zip(shape, stride))
+        if last >= size or math.prod(shape) > size:
+            raise UserError(
+                "a tensor of this torch file lies outside its storage; fetch the file again"
+            )
+        storage = self.storages(dtype, key, size)[offset:]
+        return np.lib.stride_tricks.as_strided(
+            storage, shape, [step * dtype.itemsize for step in stride], writeable=False
+        )
+
+
+def _items(value: Any) -> Any:
+    """(key, item) of a container or of a TorchScript module; of anything else nothing."""
+    if isinstance(value, Made):
+        if value.name not in DICT and not value.name.module.startswith("__torch__."):
+            raise UserError(
+                f"this torch file calls {value.name.module}.{value.name.name}, which is no tensor; it is not read"
+            )
+        value = value.items if value.name in DICT else value.state
+    return (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, (list, tuple))
+        else ()
+    )
+
+
+def _storage_of(reference: Any) -> tuple[np.dtype, str, int]:
+    """(dtype, key, elements) of a persistent id. UserError for one that is none of a storage of
+    torch.
+    """
+    about = reference.about if isinstance(reference, Reference) else None
+    if not isinstance(about, tuple) or len(about) < 5 or about[0] != "storage":
+        raise UserError("a tensor of this torch file is not made of a storage; it is not read")
+    _, kind, key, _, size, *view = about
+    if not isinstance(kind, Name) or kind.module != "torch" or not isinstance(key, str):
+        raise UserError("a storage of this torch file has no type or no key; it is not read")
+    if view not in ([], [None]):
+        raise UserError(
+            "a storage of this torch file is a part of another; save it again with torch.save"
+        )
+    return np.dtype(DTYPES[kind.name]), key, _whole([size])[0]
+
+
+def _whole(values: Any) -> tuple[int, ...]:
+    """Sizes, strides and offsets, which must be integers from 0 to 2^62."""
+    if isinstance(values, Made) and values.name in SAME:
+        values = values.args[0]
+    if not isinstance(values, (tuple, list)) or not all(
+        type(value) is int and 0 <= value < 2**62 for value in values
+    ):
+        raise UserError(
+            "a size or a stride in this torch file is no number of elements; fetch the file again"
+        )
+    return tuple(values)

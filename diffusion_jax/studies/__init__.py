@@ -1,0 +1,1 @@
+"""Studies: what the commands do, as functions."""

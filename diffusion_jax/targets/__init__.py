@@ -1,0 +1,1 @@
+"""Analytic data distributions, whose denoiser, score and posterior are known in closed form."""

@@ -1,0 +1,132 @@
+"""The law of a data set itself, whose denoiser is a weighted mean of its examples."""
+
+from __future__ import annotations
+
+import math
+from typing import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax import arrays
+from diffusion_jax.errors import UserError
+from diffusion_jax.processes.gaussian import from_x0
+from diffusion_jax.targets import laws
+from diffusion_jax.targets.presets import Target
+from diffusion_jax.types import Array, Cond, Denoise, Key, Prediction, Process
+
+
+def empirical(
+    images: Array, labels: Array | None = None, *, block: int = 2048, again: int = 4
+) -> Target:
+    """The finite set itself, (1 / N) sum_j delta(x - y_j), and its optimal denoiser: what a network
+    without error learns.
+
+    E[x0 | x_t] = sum_j w_j y_j,   w = softmax_j(-|x_t - alpha y_j|^2 / (2 sigma^2))
+
+    (Karras et al. 2022, eq. 57; De Bortoli 2022.)
+
+    images: (N, ...), floating in [-1, 1] or uint8, which are read as u / 127.5 - 1 and kept as
+    bytes. labels (N,): with cond = {'label': (B,)} only images of that label count; a label that
+    does not occur stands for 'any'. UserError for other shapes.
+
+    Streamed with an online softmax in one scan, `block` images at a time: B examples need memory
+    for (B + D) block numbers. Distances are a matrix product, |x|^2 - 2 x.y + |y|^2 about the
+    data's mean; the nearest `again` images of every block are measured again as sums of squares: at
+    small sigma the product's rounding, divided by sigma^2, would be nats, and only near images
+    count there.
+    """
+    images = np.asarray(images)
+    if (
+        images.ndim < 2
+        or not len(images)
+        or (labels is not None and np.shape(labels) != (len(images),))
+    ):
+        got = f"images {images.shape}, labels {np.shape(labels)}"
+        raise UserError(
+            f"an empirical target needs images (N, ...) and, if any, one label for each; got {got}"
+        )
+    stream = _streamed(images.reshape(len(images), -1), labels, min(block, len(images)), again)
+
+    def denoise_with(process: Process) -> Denoise:
+        def denoise(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
+            *_, x0 = stream(process, x_t, t, cond)
+            return from_x0(process, x_t, x0.reshape(x_t.shape), t)
+
+        return denoise
+
+    def log_density(process: Process, x: Array, t: Array, cond: Cond = None) -> Array:
+        log_sum, count, _ = stream(process, x, t, cond)
+        log_unit = 0.5 * jnp.log(2 * math.pi * laws._coefficients(process, x, t)[1][:, 0] ** 2)
+        return log_sum - jnp.log(count.astype(x.dtype)) - math.prod(images.shape[1:]) * log_unit
+
+    def draw(keys: Key, count: int) -> Array:
+        keys = arrays.fold_in(arrays.example_keys(keys, count), 1)
+        j = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(images)))(keys)
+        return _values(jnp.asarray(images[np.asarray(j)]), jnp.result_type(float))
+
+    return Target(images.shape[1:], denoise_with, log_density, draw)
+
+
+def _values(images: Array, dtype) -> Array:
+    """uint8 -> [-1, 1]; floats as they are."""
+    return images.astype(dtype) / 127.5 - 1 if images.dtype == jnp.uint8 else images.astype(dtype)
+
+
+def _streamed(flat: np.ndarray, labels, block: int, again: int) -> Callable:
+    """(process, x, t, cond) -> log sum_j exp(-|x - alpha y_j|^2 / (2 sigma^2)), how many count
+    (B,), sum_j w_j y_j (B, D).
+    """
+    count, missing = len(flat), -len(flat) % block
+    labels = np.zeros(count, np.int32) if labels is None else np.asarray(labels, np.int32)
+    mean = np.mean(np.asarray(_values(flat, np.float64)), axis=0)
+    blocks = (
+        np.pad(flat, ((0, missing), (0, 0))).reshape(-1, block, flat.shape[1]),
+        np.pad(labels, (0, missing), constant_values=-1).reshape(-1, block),
+    )
+    known = np.unique(labels)
+
+    def stream(process: Process, x: Array, t: Array, cond: Cond):
+        alpha, sigma = laws._coefficients(process, x, t)
+        centre = jnp.asarray(mean, x.dtype)
+        x = x.reshape(len(x), -1) - alpha * centre
+        wanted = (cond or {}).get("label", jnp.full(len(x), -1))
+        anything = ~jnp.isin(wanted, known)
+
+        def one(carry, inputs):
+            top, total, weighted, number = carry
+            y, label = _values(inputs[0], x.dtype) - centre, inputs[1]
+            counts = (label >= 0) & (anything[:, None] | (label == wanted[:, None]))  # (B, block)
+            product = jnp.matmul(x, y.T, precision="highest")
+            square = (
+                jnp.sum(x**2, 1, keepdims=True) - 2 * alpha * product + alpha**2 * jnp.sum(y**2, 1)
+            )
+            logit = jnp.where(counts, -jnp.maximum(square, 0) / (2 * sigma**2), -jnp.inf)
+            _, near = jax.lax.top_k(logit, min(again, block))  # (B, again)
+            exact = jnp.sum((x[:, None] - alpha[:, None] * y[near]) ** 2, -1)
+            exact = jnp.where(
+                jnp.take_along_axis(counts, near, 1), -exact / (2 * sigma**2), -jnp.inf
+            )
+            logit = jnp.put_along_axis(logit, near, exact, 1, inplace=False)
+            peak = jnp.maximum(top, jnp.max(logit, 1))
+            weight, kept = jnp.exp(logit - peak[:, None]), jnp.exp(top - peak)
+            weighted = kept[:, None] * weighted + jnp.matmul(weight, y, precision="highest")
+            return (
+                peak,
+                kept * total + jnp.sum(weight, 1),
+                weighted,
+                number + jnp.sum(counts, 1, dtype=jnp.int32),
+            ), None
+
+        none = jnp.zeros(len(x), x.dtype)
+        start = (
+            jnp.full_like(none, -1e30),
+            none,
+            jnp.zeros_like(x),
+            jnp.zeros(len(x), jnp.int32),
+        )  # -inf - -inf would be NaN
+        (top, total, weighted, number), _ = jax.lax.scan(one, start, blocks)
+        return top + jnp.log(total), number, centre + weighted / total[:, None]
+
+    return stream

@@ -1,0 +1,187 @@
+"""Gaussians and mixtures of Gaussians: denoisers, densities and samples in closed form."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax import arrays
+from diffusion_jax.processes.gaussian import from_x0
+from diffusion_jax.types import Array, Cond, Denoise, Key, Prediction, Process
+
+
+class Gaussian(NamedTuple):
+    """N(mean, basis diag(variances) basis^T). mean, variances: (D,); basis: (D, D), orthonormal
+    columns.
+    """
+
+    mean: Array
+    variances: Array
+    basis: Array
+
+
+class Mixture(NamedTuple):
+    """sum_k weights_k N(means_k, diag(variances_k)). weights: (K,); means, variances: (K, D)."""
+
+    weights: Array
+    means: Array
+    variances: Array
+
+
+# ---- laws
+def gaussian(mean: Array, covariance: Array) -> Gaussian:
+    """N(mean (D,), covariance (D, D))."""
+    variances, basis = jnp.linalg.eigh(covariance)
+    return Gaussian(jnp.asarray(mean), jnp.maximum(variances, 0), basis)
+
+
+def mixture(weights: Array, means: Array, stds: Array) -> Mixture:
+    """A mixture from weights (K,), means (K, D) and standard deviations, anything that broadcasts
+    to (K, D).
+    """
+    means = jnp.asarray(means)
+    weights = jnp.asarray(weights, means.dtype)
+    return Mixture(
+        weights / weights.sum(),
+        means,
+        jnp.broadcast_to(jnp.asarray(stds, means.dtype) ** 2, means.shape),
+    )
+
+
+def ring_of_gaussians(modes: int = 8, radius: float = 1.0, std: float = 0.1) -> Mixture:
+    """The field's toy: `modes` equal Gaussians on a circle in the plane."""
+    angle = 2 * math.pi * jnp.arange(modes) / modes
+    return mixture(jnp.ones(modes), radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)], -1), std)
+
+
+def denoise_gaussian(target: Gaussian, process: Process) -> Denoise:
+    """E[x0 | x_t] = m + alpha C (alpha^2 C + sigma^2)^-1 (x_t - alpha m)."""
+
+    def denoise(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
+        mean, variances, basis = _cast(target, x_t.dtype)
+        alpha, sigma = _coefficients(process, x_t, t)
+        z = jnp.matmul(x_t.reshape(len(x_t), -1) - alpha * mean, basis, precision="highest")
+        gain = alpha * variances / (alpha**2 * variances + sigma**2)
+        x0 = mean + jnp.matmul(gain * z, basis.T, precision="highest")
+        return from_x0(process, x_t, x0.reshape(x_t.shape), t)
+
+    return denoise
+
+
+def flow(target: Gaussian, process: Process, x: Array, t: Array, s: Array) -> Array:
+    """The probability-flow map from time t to time s, exactly: each eigendirection scales as its
+    standard deviation does.
+    """
+    mean, variances, basis = _cast(target, x.dtype)
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = (
+        _coefficients(process, x, t),
+        _coefficients(process, x, s),
+    )
+    z = jnp.matmul(x.reshape(len(x), -1) - alpha_t * mean, basis, precision="highest")
+    z = z * jnp.sqrt((alpha_s**2 * variances + sigma_s**2) / (alpha_t**2 * variances + sigma_t**2))
+    return (alpha_s * mean + jnp.matmul(z, basis.T, precision="highest")).reshape(x.shape)
+
+
+def log_density_gaussian(target: Gaussian, process: Process, x: Array, t: Array) -> Array:
+    """log p_t(x) in nats, (B,)."""
+    mean, variances, basis = _cast(target, x.dtype)
+    alpha, sigma = _coefficients(process, x, t)
+    z = jnp.matmul(x.reshape(len(x), -1) - alpha * mean, basis, precision="highest")
+    return _log_normal(z, alpha**2 * variances + sigma**2)
+
+
+def denoise_mixture(target: Mixture, process: Process, labels: Array | None = None) -> Denoise:
+    """E[x0 | x_t]: each component's own conditional mean, weighted by the responsibilities p(k |
+    x_t).
+
+    labels (K,): the components' classes; with cond = {'label': (B,)} only components of that label
+    count, and a label that does not occur stands for 'any'.
+    """
+
+    def denoise(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
+        weights, means, variances = _cast(target, x_t.dtype)
+        weights = weights * _counted(labels, cond)
+        alpha, sigma = (
+            c[:, None] for c in _coefficients(process, x_t, t)
+        )  # (B, 1, 1) against (K, D)
+        offset = x_t.reshape(len(x_t), 1, -1) - alpha * means  # (B, K, D)
+        total = alpha**2 * variances + sigma**2
+        responsibility = jax.nn.softmax(jnp.log(weights) + _log_normal(offset, total))
+        x0 = jnp.einsum(
+            "bk,bkd->bd",
+            responsibility,
+            means + alpha * variances / total * offset,
+            precision="highest",
+        )
+        return from_x0(process, x_t, x0.reshape(x_t.shape), t)
+
+    return denoise
+
+
+def log_density_mixture(
+    target: Mixture,
+    process: Process,
+    x: Array,
+    t: Array,
+    labels: Array | None = None,
+    cond: Cond = None,
+) -> Array:
+    """log p_t(x) in nats, (B,); with labels and cond, as in denoise_mixture, log p_t(x, label), the
+    joint density.
+    """
+    weights, means, variances = _cast(target, x.dtype)
+    weights = weights * _counted(labels, cond)
+    alpha, sigma = (c[:, None] for c in _coefficients(process, x, t))
+    offset = x.reshape(len(x), 1, -1) - alpha * means
+    return jax.nn.logsumexp(
+        jnp.log(weights) + _log_normal(offset, alpha**2 * variances + sigma**2), axis=-1
+    )
+
+
+def _counted(labels: Array | None, cond: Cond) -> Array:
+    """Which components count, (B, K), or 1 for all: those of cond's label."""
+    if labels is None or cond is None or "label" not in cond:
+        return jnp.ones(())
+    labels, wanted = jnp.asarray(labels), cond["label"][:, None]
+    return ((labels == wanted) | ~jnp.isin(wanted, labels)).astype(jnp.float32)
+
+
+def draw_gaussian(target: Gaussian, keys: Key, count: int) -> Array:
+    """`count` exact samples, (count, D), in the law's precision or, where jax has only float32, in
+    that.
+    """
+    mean, variances, basis = _cast(target, target.mean.dtype)
+    z = arrays.noise(keys, jnp.zeros((count, len(mean)), mean.dtype))
+    return mean + jnp.matmul(z * jnp.sqrt(variances), basis.T, precision="highest")
+
+
+def draw_mixture(target: Mixture, keys: Key, count: int) -> Array:
+    """`count` exact samples, (count, D), in the law's precision or, where jax has only float32, in
+    that.
+    """
+    weights, means, variances = _cast(target, target.means.dtype)
+    keys = arrays.example_keys(keys, count)
+    k = jax.vmap(
+        lambda key: jax.random.choice(jax.random.fold_in(key, 1), len(weights), p=weights)
+    )(keys)
+    z = arrays.noise(arrays.fold_in(keys, 0), means[k])
+    return means[k] + jnp.sqrt(variances[k]) * z
+
+
+def _cast(law, dtype):
+    """A law in this precision, or the nearest that jax is set to."""
+    return jax.tree.map(lambda value: jnp.asarray(value, jax.dtypes.canonicalize_dtype(dtype)), law)
+
+
+def _coefficients(process: Process, x: Array, t: Array) -> tuple[Array, Array]:
+    """alpha and sigma as (B, 1) columns."""
+    t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
+    return process.alpha(t)[:, None], process.sigma(t)[:, None]
+
+
+def _log_normal(offset: Array, variance: Array) -> Array:
+    """log N(offset; 0, diag(variance)), summed over the last axis."""
+    return -0.5 * jnp.sum(offset**2 / variance + jnp.log(2 * math.pi * variance), axis=-1)

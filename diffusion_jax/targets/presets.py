@@ -1,0 +1,186 @@
+"""Data laws whose denoiser is known exactly, so that samplers, objectives and likelihoods can be
+judged against truth.
+
+Under x_t = alpha x0 + sigma eps a Gaussian stays Gaussian and a mixture stays a mixture; so E[x0 |
+x_t], the log-density at every t and (for the Gaussian) the probability-flow map itself are closed
+forms. Points are (B, D); any shape (B, ...) with D entries per example is taken and given back.
+
+    target = gmm8();   target.denoise(process) -> Denoise;   target.log_density(process, x, t);   target.draw(keys, count)
+
+A Target is what commands name: `--target='gmm(modes=20, dim=16)'`. It is made of the functions on
+laws further down (denoise_mixture, flow, draw_gaussian, ...), which serve on their own. `reference`
+is the yardstick where there is no flow map.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Callable, NamedTuple
+
+import numpy as np
+
+from diffusion_jax.errors import need_ranges
+from diffusion_jax.targets import laws
+from diffusion_jax.targets.laws import Gaussian, Mixture
+from diffusion_jax.types import Array, Denoise, Key, Process
+
+
+class Target(NamedTuple):
+    """A law of data with everything about it that is exact.
+
+    shape: of one example;  denoise(process) -> Denoise;  log_density(process, x (B, ...), t) -> (B,) nats at time t;
+    draw(keys, count) -> (count, *shape) in jax's default precision;  flow(process, x, t, s) -> x at time s, the
+    probability-flow map (Gaussian laws only, else None);  modes: the Mixture of its well-separated parts, or None.
+    """
+
+    shape: tuple[int, ...]
+    denoise: Callable[[Process], Denoise]
+    log_density: Callable[[Process, Array, Array], Array]
+    draw: Callable[[Key, int], Array]
+    flow: Callable[[Process, Array, Array, Array], Array] | None = None
+    modes: Mixture | None = None
+
+
+# ---- targets: what a command may name
+def from_gaussian(law: Gaussian) -> Target:
+    """The Target of this Gaussian law."""
+    return Target(
+        shape=np.shape(law.mean),
+        denoise=lambda process: laws.denoise_gaussian(law, process),
+        log_density=lambda process, x, t: laws.log_density_gaussian(law, process, x, t),
+        draw=lambda keys, count: laws.draw_gaussian(law, keys, count),
+        flow=lambda process, x, t, s: laws.flow(law, process, x, t, s),
+    )
+
+
+def from_mixture(law: Mixture, modes: Mixture | None = None) -> Target:
+    """The Target of this mixture. modes: what counts as its modes, where that is coarser than its
+    components.
+    """
+    return Target(
+        shape=np.shape(law.means)[1:],
+        denoise=lambda process: laws.denoise_mixture(law, process),
+        log_density=lambda process, x, t: laws.log_density_mixture(law, process, x, t),
+        draw=lambda keys, count: laws.draw_mixture(law, keys, count),
+        modes=modes,
+    )
+
+
+def normal(dim: int = 2, seed: int = 0, condition: float = 100.0) -> Target:
+    """A Gaussian with full covariance: variances from 1 down to 1 / condition in equal ratios, a
+    random basis and mean.
+    """
+    need_ranges(
+        "normal", dim=(dim, 1, 4096), seed=(seed, 0, 2**32 - 1), condition=(condition, 1, 1e12)
+    )
+    rng = np.random.default_rng(seed)
+    basis = np.linalg.qr(rng.standard_normal((dim, dim)))[0]
+    variances = condition ** -np.linspace(0.0, 1.0, dim)
+    return from_gaussian(Gaussian(0.5 * rng.standard_normal(dim), variances, basis))
+
+
+def standard_normal(dim: int = 2) -> Target:
+    """N(0, I), as a mixture of one component: the law whose every posterior is known by heart."""
+    need_ranges("standard_normal", dim=(dim, 1, 10**6))
+    return _by_components(_law(np.ones(1), np.zeros((1, dim)), 1.0))
+
+
+def gmm8(std: float = 0.1) -> Target:
+    """Eight equal Gaussians on the unit circle, the field's toy."""
+    need_ranges("gmm8", std=(std, 1e-6, 100))
+    return _by_components(_law(np.ones(8), _polar(1.0, 2 * np.pi * np.arange(8) / 8), std))
+
+
+def gmm(modes: int = 20, dim: int = 2, std: float = 0.1, seed: int = 0) -> Target:
+    """`modes` Gaussians: means from N(0, I), stds between std / 2 and 3 std / 2 by axis, weights up
+    to threefold apart.
+    """
+    need_ranges(
+        "gmm",
+        modes=(modes, 1, 10_000),
+        dim=(dim, 1, 4096),
+        std=(std, 1e-6, 100),
+        seed=(seed, 0, 2**32 - 1),
+    )
+    rng = np.random.default_rng(seed)
+    means, stds = rng.standard_normal((modes, dim)), std * rng.uniform(0.5, 1.5, (modes, dim))
+    return _by_components(_law(rng.uniform(0.5, 1.5, modes), means, stds))
+
+
+def checkerboard(fine: int = 6) -> Target:
+    """The eight dark squares of a 4 x 4 board over [-1, 1]^2, each of fine^2 small Gaussians. Its
+    modes are the squares.
+    """
+    need_ranges("checkerboard", fine=(fine, 1, 20))
+    corners = (
+        np.array([(column, 2 * pair + column % 2) for column in range(4) for pair in range(2)]) / 2
+        - 1
+    )
+    ticks = (np.arange(fine) + 0.5) / (2 * fine)
+    within = np.stack(np.meshgrid(ticks, ticks), -1).reshape(-1, 2)
+    means = (corners[:, None] + within).reshape(-1, 2)
+    return from_mixture(
+        _law(np.ones(len(means)), means, 0.25 / fine),
+        _law(np.ones(8), corners + 0.25, math.sqrt(0.25 / 12)),
+    )
+
+
+def rings(std: float = 0.03) -> Target:
+    """Three circles of radius 1/3, 2/3 and 1 and equal weight."""
+    need_ranges("rings", std=(std, 1e-3, 100))
+    counts = [math.ceil(2 * math.pi * (ring + 1) / 3 / (1.5 * std)) for ring in range(3)]
+    circles = [
+        _polar((ring + 1) / 3, 2 * np.pi * np.arange(n) / n) for ring, n in enumerate(counts)
+    ]
+    return from_mixture(
+        _law(np.concatenate([np.full(n, 1 / n) for n in counts]), np.concatenate(circles), std)
+    )
+
+
+def two_moons(std: float = 0.05) -> Target:
+    """Two interleaved half circles of radius 1, centred."""
+    need_ranges("two_moons", std=(std, 1e-3, 100))
+    angle = np.linspace(0, np.pi, math.ceil(np.pi / (1.5 * std)))
+    upper = _polar(1.0, angle) - [0.5, 0.25]
+    return from_mixture(_law(np.ones(2 * len(angle)), np.concatenate([upper, -upper]), std))
+
+
+def swiss_roll(std: float = 0.03, turns: float = 1.5) -> Target:
+    """A spiral from radius 1/4 to 1, of equal density along its length."""
+    need_ranges("swiss_roll", std=(std, 1e-3, 100), turns=(turns, 0.1, 100))
+    angle = np.linspace(0, 1, 4000) * 2 * np.pi * turns
+    path = _polar(np.linspace(0.25, 1.0, 4000), angle)
+    length = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(path, axis=0), axis=1))])
+    places = np.linspace(0, length[-1], math.ceil(length[-1] / (1.5 * std)))
+    means = np.stack([np.interp(places, length, path[:, axis]) for axis in range(2)], 1)
+    return from_mixture(_law(np.ones(len(means)), means, std))
+
+
+def pinwheel(arms: int = 5, std: float = 0.05) -> Target:
+    """Bent arms around the origin (Johnson et al. 2016), each a chain of Gaussians that widen
+    outwards.
+    """
+    need_ranges("pinwheel", arms=(arms, 1, 1000), std=(std, 1e-3, 100))
+    radius = np.linspace(0.3, 1.2, 24)
+    angle = 2 * np.pi * np.arange(arms)[:, None] / arms + 1.0 * np.exp(0.6 * radius) - 1.0
+    means = _polar(np.broadcast_to(radius, angle.shape), angle).reshape(-1, 2)
+    stds = np.tile(std * (0.4 + 0.8 * radius), arms)[:, None]
+    return from_mixture(
+        _law(np.tile(np.exp(-0.5 * ((radius - 0.75) / 0.25) ** 2), arms), means, stds)
+    )
+
+
+def _by_components(law: Mixture) -> Target:
+    return from_mixture(law, law)
+
+
+def _law(weights, means, stds) -> Mixture:
+    """A Mixture of numpy float64: it is cast to the precision of what it meets."""
+    weights, means = np.asarray(weights, float), np.asarray(means, float)
+    return Mixture(
+        weights / weights.sum(), means, np.broadcast_to(np.asarray(stds, float) ** 2, means.shape)
+    )
+
+
+def _polar(radius, angle) -> np.ndarray:
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], -1)

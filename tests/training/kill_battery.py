@@ -1,0 +1,217 @@
+"""Kill -9, again and again, and compare bits: `python -m tests.training.kill_battery --kills=50
+--workdir=/tmp/battery`.
+
+A tiny run of the real command (points, an MLP) that saves every fourth step, so that it spends much
+of its time in saves. 1. So many trials: a run killed once, at its start (imports, compilation),
+between two rows, or in the middle of a save, then
+   resumed to its end.
+2. One longer run that is killed so many times, each time after it got a little further (a save at
+least). Each must end as the run nobody killed: the sha256 over every leaf (parameters, EMAs,
+optimizer, key) and every row of metrics.jsonl but its timing. Minutes; not collected by pytest.
+Exit status 1 if any differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from diffusion_jax.assembly import config_files, experiment, trainer
+from diffusion_jax.training import checkpoint, metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = "configs/toy.py:vp"
+
+CHANGES = {
+    "data.batch_size": 64,
+    "model.width": 32,
+    "model.blocks": 1,
+    "optimizer.warmup": 5,
+    "training.log_every": 3,
+    "training.checkpoint_every": 4,
+    "training.eval_every": 30,
+    "training.sample_every": 0,
+}
+
+MOMENTS = ("start", "rows", "save")
+
+
+def command(workdir: Path, steps: int) -> list[str]:
+    changes = CHANGES | {"training.steps": steps}
+    return [
+        sys.executable,
+        "-m",
+        "experiments.train",
+        f"--config={CONFIG}",
+        f"--workdir={workdir}",
+        *(f"--config.{key}={value}" for key, value in changes.items()),
+    ]
+
+
+def start(workdir: Path, steps: int) -> subprocess.Popen:
+    workdir.parent.mkdir(parents=True, exist_ok=True)
+    return subprocess.Popen(
+        command(workdir, steps), cwd=ROOT, stderr=(workdir.parent / "stderr.txt").open("a")
+    )
+
+
+def finish(workdir: Path, steps: int) -> None:
+    if start(workdir, steps).wait():
+        sys.exit(f"the run failed:\n{(workdir.parent / 'stderr.txt').read_text()[-2000:]}")
+
+
+def fingerprint(workdir: Path, steps: int) -> tuple[str, list]:
+    """(sha256 over every leaf of the final state, the rows without their timing)."""
+    config = (
+        config_files.load_config(str(ROOT / "configs/toy.py") + ":vp")
+        .copy_and_resolve_references()
+        .unlock()
+    )
+    config.update_from_flattened_dict(CHANGES | {"training.steps": steps})
+    parts = trainer.training(experiment.assemble(config, (2,)))
+    restored = checkpoint.restore(
+        workdir / "checkpoints", parts.runner.template(parts.init, jax.random.key(0))
+    )
+    if restored is None or restored.step != steps:
+        return f"at step {restored and restored.step}", []
+    digest = hashlib.sha256()
+    state = restored.state._replace(key=jax.random.key_data(restored.state.key))
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+        digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
+    rows = metrics.read_rows(workdir / "metrics.jsonl")
+    return digest.hexdigest(), [
+        {key: value for key, value in row.items() if key != "timing"} for row in rows
+    ]
+
+
+def kill_at(
+    process: subprocess.Popen, workdir: Path, moment: str, rows: int, chance: random.Random
+) -> str:
+    """Kill at that moment; returns what it was doing: 'starting', 'training', 'saving' (a save is
+    left half-done) or 'done'.
+    """
+    folder, path = workdir / "checkpoints", workdir / "metrics.jsonl"
+    if moment == "start":
+        time.sleep(chance.uniform(0, 6))
+    while process.poll() is None and moment != "start":
+        if moment == "rows" and len(metrics.read_rows(path)) >= rows:
+            time.sleep(chance.uniform(0, 0.1))
+            break
+        if (
+            moment == "save"
+            and len(metrics.read_rows(path)) >= rows
+            and any(folder.glob("*.orbax-checkpoint-tmp*"))
+        ):
+            break
+        time.sleep(0.001)
+    process.kill()
+    if process.wait() != -signal.SIGKILL:
+        return "done"
+    return (
+        "saving"
+        if any(folder.glob("*.orbax-checkpoint-tmp*"))
+        else "training"
+        if path.exists()
+        else "starting"
+    )
+
+
+def trials(
+    kills: int, workdir: Path, steps: int, expected, chance: random.Random
+) -> tuple[int, Counter]:
+    good, moments, began = 0, Counter(), time.monotonic()
+    for i in range(kills):
+        run = workdir / f"trial_{i}" / "run"
+        process = start(run, steps)
+        moments[
+            kill_at(
+                process, run, MOMENTS[i % len(MOMENTS)], chance.randrange(1, steps // 3), chance
+            )
+        ] += 1
+        finish(run, steps)
+        same = fingerprint(run, steps) == expected
+        good += same
+        left = (time.monotonic() - began) / (i + 1) * (kills - i - 1)
+        print(
+            f"trial {i + 1}/{kills}: {'the same' if same else f'DIFFERENT, kept in {run}'}; {left:.0f} s left",
+            flush=True,
+        )
+        if same:
+            shutil.rmtree(run.parent)
+    return good, moments
+
+
+def long_run(kills: int, workdir: Path, steps: int, chance: random.Random) -> Counter:
+    run, moments = workdir / "long" / "run", Counter()
+    for i in range(kills):
+        process, before = start(run, steps), checkpoint.latest_step(run / "checkpoints") or 0
+        while (
+            process.poll() is None
+            and (checkpoint.latest_step(run / "checkpoints") or 0) < before + 2
+        ):
+            time.sleep(0.002)
+        moment = chance.choice(("rows", "save"))
+        moments[kill_at(process, run, moment, 0, chance)] += 1
+        print(
+            f"kill {i + 1}/{kills}: step {checkpoint.latest_step(run / 'checkpoints')} of {steps}",
+            flush=True,
+        )
+    finish(run, steps)
+    return moments
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument(
+        "--steps", type=int, default=60, help="of a trial; the long run has eight for each kill"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    flags = parser.parse_args()
+    chance, workdir = random.Random(flags.seed), flags.workdir.absolute()
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(workdir / "compiled"))
+    os.environ["GIT_OPTIONAL_LOCKS"] = (
+        "0"  # provenance asks git, which must not be killed while it writes this repository's index
+    )
+    if workdir.exists():
+        sys.exit(f"{workdir} exists; give a new folder")
+
+    finish(workdir / "straight" / "run", flags.steps)
+    good, moments = trials(
+        flags.kills,
+        workdir,
+        flags.steps,
+        fingerprint(workdir / "straight" / "run", flags.steps),
+        chance,
+    )
+    print(
+        f"{good} of {flags.kills} trials ended bit-identical; killed while {dict(moments)}",
+        flush=True,
+    )
+
+    steps = 8 * flags.kills // 6 * 6
+    finish(workdir / "straight_long" / "run", steps)
+    moments = long_run(flags.kills, workdir, steps, chance)
+    same = fingerprint(workdir / "long" / "run", steps) == fingerprint(
+        workdir / "straight_long" / "run", steps
+    )
+    ended = "bit-identical" if same else "DIFFERENT"
+    print(f"one run of {steps} steps killed {moments.total()} times ({dict(moments)}): {ended}")
+    return 0 if same and good == flags.kills else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
