@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import functools
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -68,6 +69,8 @@ def _serve() -> list[str] | None:
 
 
 if __name__ == "__main__":
+    for name in ("matplotlib.pyplot", "diffusion_jax.studies.comparison"):
+        importlib.import_module(name)  # once, for the commands of all children
     gc.freeze()  # or a collection in a child would copy every page
     if line := _serve():
         sys.argv = line

@@ -141,7 +141,7 @@ def check_components(config) -> None:
     resolved(MODELS, config.model.name)
 
 
-def annotations(model: str) -> dict[str, Any]:
+def network_fields(model: str) -> dict[str, Any]:
     """The fields of the network of this name; none of one that does not exist, which `build`
     complains of.
     """

@@ -18,7 +18,7 @@ def text_encoder(config) -> text.Encoder | None:
     wanted = config.get("text", {"encoder": ""})
     if not wanted["encoder"]:
         return None
-    if config.model.name in members(components.MODELS) and "text" not in annotations(
+    if config.model.name in members(components.MODELS) and "text" not in components.network_fields(
         config.model.name
     ):
         raise UserError(

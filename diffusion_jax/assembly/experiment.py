@@ -68,7 +68,7 @@ def assemble(
     encoder = datasets.text_encoder(config)
     if encoder:
         options["text"] = encoder.network
-    if "shape" in annotations(config.model.name):
+    if "shape" in components.network_fields(config.model.name):
         options["shape"] = tuple(shape)
     objective = build(components.OBJECTIVES, config.objective, process)
     model = build(components.MODELS, config.model.name, num_classes=num_classes, **options)
