@@ -42,7 +42,7 @@ def provenance(config: Mapping | None = None, seed: int | None = None) -> dict[s
         "platform": _or_none(platform.platform),
         "devices": _or_none(_devices),
         "cpu": {"model": _or_none(_cpu_model), "cores": _or_none(_usable_cores)},
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": _or_none(_command),
         "config_hash": None if config is None else _or_none(config_hash, config),
         "seed": _or_none(files.plain, seed),

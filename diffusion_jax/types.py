@@ -8,7 +8,8 @@ Symbols are the field's: x0 (data), x_t (noised data), eps (unit noise), alpha, 
 
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import jax
 

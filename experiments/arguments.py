@@ -275,7 +275,6 @@ def _remember(changes: Sequence[tuple[str, str | None]]) -> None:
     """Data paths on the command line are the user's own word: a stored config may lead to them from
     now on.
     """
-
     for key, text in changes:
         if key.removeprefix("data.") in consent.KEYS and text:
             consent.remember(text)

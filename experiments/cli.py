@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
-from typing import Any, Callable, TextIO
+from collections.abc import Callable, Sequence
+from typing import Any, TextIO
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
@@ -199,5 +199,4 @@ def _join() -> None:
 
 def saved_config(workdir: str) -> ConfigDict:
     """The resolved config of a workdir, locked. UserError where there is none."""
-
     return folder.saved_config(workdir)

@@ -18,10 +18,10 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 from diffusion_jax.errors import UserError, unknown
 

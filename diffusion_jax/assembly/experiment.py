@@ -6,8 +6,9 @@ Nothing here computes; it puts together. What each config key means is said in c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 

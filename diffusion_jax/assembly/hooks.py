@@ -16,7 +16,6 @@ def _grid(built, parts, dataset, root, writer):
     """The hook that draws a grid of samples, one row per class or caption of the test split (or a
     scatter plot of points).
     """
-
     config, classes = built.config, built.num_classes
     rows, columns = (min(classes, 10), 10) if classes else (8, 8)
     images = len(built.shape) == 3
@@ -64,7 +63,6 @@ def _reconstructions(built, parts, dataset, root, writer):
     """The hook that draws what an autoencoder makes of images of the test split, and images between
     pairs of them.
     """
-
     rows, columns = 8, 8
     if len(built.shape) != 3:
         return lambda state, step: None

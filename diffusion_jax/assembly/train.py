@@ -42,7 +42,6 @@ def train(
     of experiment.loss_fn, for networks that draw no samples. asked: the config keys that the user
     has set; a scale of guidance that is not among them is left out where the data have no labels.
     """
-
     config_schema.check(config)
     components.check_components(config)
     dataset = dataset or folder.dataset(config, workdir, resumes=True)
@@ -100,7 +99,6 @@ def _foresee(built, parts, template, dataset, loss) -> None:
         steps_per_call, a batch that does not fit the devices or the data, and a state that does not
         fit the memory.
     """
-
     config, training = built.config, built.config.training
     sampling.plan(built), trainer.weights_name(config)
     names = ("steps", "log_every", "checkpoint_every", "eval_every", "sample_every")
@@ -166,7 +164,6 @@ def _begin(config, parts, template, root, failed):
     to the last checkpoint that it makes in any case; those of a run that was told to stop are
     passed over, so that stopping changes nothing.
     """
-
     every = (failed and config.training.checkpoint_every) or 1
     restored = checkpoint.restore(root / "checkpoints", template, multiple_of=every)
     state = (
@@ -188,7 +185,6 @@ def _attempt(built, parts, dataset, root, state, restored, rollback, *, fit, los
     in_place() raises UserError where the workdir was moved or deleted; it is called before anything
     is written there.
     """
-
     config, shift = built.config, rollback.shift
     start, steps, k = int(state.step), config.training.steps, config.training.steps_per_call
     count = sum(x.size for x in jax.tree.leaves(state.params))
@@ -276,7 +272,6 @@ def _forecast(config, step, start: int, root):
     """The step function, which tells when first shapes are to be expected where the config knows at
     which step.
     """
-
     first, k = config.training.first_shapes, config.training.steps_per_call
     at = start + (forecast.SKIPPED + forecast.TIMED) * k
     if not distributed.first() or at >= min(first, config.training.steps):
@@ -308,7 +303,6 @@ def _after(check, function):
 @contextlib.contextmanager
 def _best(config, root, restored):
     """hook -> the hook that also keeps the best state by config.training.best, if that is wanted."""
-
     if not config.training.best:
         yield lambda hook: hook
         return
@@ -324,7 +318,6 @@ def _reporter(built, dataset, root, state, shift):
     """What the loop does at a step that is not finite: leave a report, and tell the command that
     repeats the step.
     """
-
     config, key, layers = (
         built.config,
         np.asarray(jax.random.key_data(state.key)).tolist(),
@@ -364,7 +357,6 @@ def _held_out(built, parts, dataset):
     """The hook that measures the loss on the held-out split, with the sampling weights and the same
     noise every time.
     """
-
     config = built.config
 
     def evaluate(state, step):

@@ -25,7 +25,6 @@ def classifier_config(config, pool: str):
     """The config with config.model a HalfUNet with the options of its U-Net. UserError where there
     is nothing to classify.
     """
-
     if not config.conditional:
         raise UserError("config.conditional=False leaves nothing to classify; set it to True")
     known = network("classifier.HalfUNet")
@@ -40,7 +39,6 @@ def accuracy_by_level(trained, test, batch_size: int, repeats: int = 3) -> list[
     """Rows {'logsnr', 'sigma / alpha', 'accuracy', 'nats'} on the split `test`; an image has the
     same noise at all levels.
     """
-
     process = trained.experiment.process
     low, high = (
         float(gaussian.logsnr(process, jnp.float32(t))) for t in (process.t_max, process.t_min)
@@ -87,7 +85,6 @@ def train_classifier(config, workdir: str, pool: str = "attention") -> str | Non
     """Train, measure and write everything. Returns the text of classifier.md; None if a signal
     stopped the training.
     """
-
     config, dataset = classifier_config(config, pool), folder.dataset(config, workdir, resumes=True)
     if not dataset.num_classes:
         raise UserError(f"data.name={config.data.name} has no labels: there is nothing to classify")

@@ -16,7 +16,6 @@ def encode(config, workdir: str, out: str, *, half: bool = False, batch_size: in
     """Write the file; returns where. UserError for a workdir of something else, and for other
     images than it is for.
     """
-
     path = parsing.output("out", out, ".npz")[".npz"]
     trained = folder.load(workdir, config)
     codec = autoencoders.codec(trained.experiment, trained.params)
@@ -38,7 +37,6 @@ def train_latent(config, workdir: str | Path, images: str = "", recipe=None) -> 
     images: data.path of the images, where their data set needs one. recipe: the autoencoder's
       config itself, instead of its name.
     """
-
     root = Path(workdir).absolute()
     if "latent" not in config:
         raise UserError("train_latent takes a config of latents, such as configs/fashion_latent.py")
@@ -62,7 +60,6 @@ def train_latent(config, workdir: str | Path, images: str = "", recipe=None) -> 
 
 def encoded(root: Path) -> Path:
     """WORKDIR/latents.npz, made anew if it is not this autoencoder's."""
-
     path, config = root / "latents.npz", workdir.saved_config(root / "autoencoder")
 
     def check(path: Path) -> Path:

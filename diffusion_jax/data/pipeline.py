@@ -58,7 +58,6 @@ def batches(
     batch then. Raises UserError if batch_size is not a positive multiple of process_count. A batch
     may be larger than the set.
     """
-
     held = _held(batch_size, process_index, process_count) if rows is None else rows
     if seed < 0:
         raise UserError(f"seed={seed} must not be negative")
@@ -202,7 +201,6 @@ def _in_processes(
     """batch(start), batch(start + 1), ..., by grain's workers: worker i makes every workers-th,
     from start + i.
     """
-
     if (
         not flags.FLAGS.is_parsed()
     ):  # grain asks for flags of its own, also where no main has read a command line
@@ -239,7 +237,6 @@ def _serve(index: int, count: int) -> None:
     """In a worker, before it begins: Ctrl-C is the parent's to handle, and when the parent is gone
     there is nothing to do.
     """
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

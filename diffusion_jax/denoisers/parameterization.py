@@ -22,7 +22,8 @@ rather than by a process's clock, so that one network means the same thing under
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple, TypedDict, Unpack
+from collections.abc import Callable
+from typing import NamedTuple, TypedDict, Unpack
 
 import jax.numpy as jnp
 

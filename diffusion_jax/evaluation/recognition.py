@@ -206,7 +206,6 @@ def _fit(images: np.ndarray, labels: np.ndarray) -> Machine:
 
 def _digest(images: np.ndarray, labels: np.ndarray, limit: int) -> str:
     """Names a fit by all that goes into it; by the version of scikit-learn, which fits it, too."""
-
     settings = [sklearn.__version__, PENALTY, COMPONENTS, limit, images.shape]
     digest = hashlib.sha256(json.dumps(settings).encode())
     for part in (images, labels):

@@ -18,7 +18,8 @@ grad_z log p(y | z) (Bayes' rule for scores).
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp

@@ -22,7 +22,8 @@ and the density is that at t_min, of data with noise sigma(t_min).
 from __future__ import annotations
 
 import math
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import diffrax
 import jax
@@ -304,7 +305,6 @@ def mean_with_error(values: Array) -> tuple[float, float]:
     """The mean of independent values (N,) and its standard error, std / sqrt(N); NaN for fewer than
     two.
     """
-
     values = np.asarray(values, np.float64)
     return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))) if len(
         values

@@ -9,7 +9,8 @@ Every draw is decorated with `per_example`.
 from __future__ import annotations
 
 import functools
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 from diffusion_jax import arrays
 from diffusion_jax.types import Array, Cond, Denoise, Key, Noised

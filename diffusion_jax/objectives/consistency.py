@@ -22,7 +22,7 @@ sigma(t_min) by `edm` and the others.
 from __future__ import annotations
 
 import math
-from typing import Callable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp

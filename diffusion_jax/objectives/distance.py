@@ -5,7 +5,7 @@ To add one, write a function that returns such a distance.
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 import jax.numpy as jnp
 

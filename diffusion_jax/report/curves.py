@@ -395,7 +395,6 @@ def _figure(
 
     size: of a panel, in inches; the panels stand in `rows` rows.
     """
-
     with matplotlib.rc_context(STYLE):
         columns = math.ceil(panels / rows)
         figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
@@ -609,7 +608,6 @@ def _log_if_wide(axis) -> None:
 
 def _plain_logarithms(axis, decades: float) -> None:
     """Ticks of a logarithmic axis as numbers that a person can read."""
-
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())

@@ -367,7 +367,6 @@ def _font(bold: bool = False) -> ImageFont.ImageFont:
     """DejaVu Sans as matplotlib carries it: one face for pictures and curves (Pillow's own has no
     subscripts).
     """
-
     return ImageFont.truetype(
         f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans{'-Bold' if bold else ''}.ttf", TEXT
     )

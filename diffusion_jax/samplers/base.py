@@ -7,7 +7,8 @@ family and `experiments.compare_samplers` pick it up.
 
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import diffrax
 import jax
@@ -116,7 +117,6 @@ def brownian(
     the process's ends, so that it is also the same under every process with these ends. It is
     resolved to 2^-levels of the clock; finer steps interpolate. keys: (B,).
     """
-
     ends = [
         gaussian.logsnr(process, jnp.asarray(t, x.dtype)) for t in (process.t_max, process.t_min)
     ]

@@ -7,7 +7,8 @@ with_corrector(ode.euler(), langevin()).
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax.numpy as jnp
 

@@ -17,7 +17,8 @@ equal as the grid is refined, so the order of convergence is kept. The move to x
 from __future__ import annotations
 
 import functools
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +106,6 @@ def polish(
     derivative worth taking, such as the Frechet distance of many images. The result is never worse
     than ts. tell(evaluation, least score so far) follows it.
     """
-
     theta, times = _increments(process, jnp.asarray(ts))
     times, history = jax.jit(times), []
 

@@ -54,7 +54,6 @@ SAMPLERS = (
 # ---- how time is taken
 def compiled(function: Callable, *args) -> tuple[Callable, float]:
     """(the compiled function, the seconds that tracing and compiling took)."""
-
     began = time.perf_counter()
     return jax.jit(function).lower(*args).compile(), time.perf_counter() - began
 
@@ -63,7 +62,6 @@ def take_turns(programs: Mapping[Any, Callable[[], Any]], rounds: int) -> dict[A
     """Seconds of every program in every round, until its results are there. Each round begins with
     another program.
     """
-
     names, seconds = list(programs), {name: [] for name in programs}
     for program in programs.values():  # first calls load and touch memory; they do not count
         jax.block_until_ready(program())
@@ -79,7 +77,6 @@ def take_turns(programs: Mapping[Any, Callable[[], Any]], rounds: int) -> dict[A
 
 def timed(function: Callable[[], Any]) -> float:
     """Seconds until its results are there."""
-
     began = time.perf_counter()
     jax.block_until_ready(function())
     return time.perf_counter() - began
@@ -87,7 +84,6 @@ def timed(function: Callable[[], Any]) -> float:
 
 def spread(seconds: Sequence[float]) -> float:
     """How uncertain they are: the distance between the quartiles as a share of the median."""
-
     low, middle, high = np.quantile(seconds, (0.25, 0.5, 0.75))
     return float((high - low) / middle)
 
@@ -95,7 +91,6 @@ def spread(seconds: Sequence[float]) -> float:
 # ---- what is measured on
 def subject(config, shape: Sequence[int] = (), classes: int = 10):
     """The data set of the config if it is at hand, else noise of its shape (or of `shape`)."""
-
     if not shape and (config.data.path or config.data.name in ("digits", *toys.TOYS)):
         return datasets.dataset(config)
     return synthetic(*((tuple(shape), classes) if shape else datasets.data_shape(config)))
@@ -103,7 +98,6 @@ def subject(config, shape: Sequence[int] = (), classes: int = 10):
 
 def synthetic(shape: tuple[int, ...], classes: int, size: int = 50_000):
     """A data set of noise: `size` images uint8 (fewer where they are large), or points."""
-
     rng, size = np.random.default_rng(0), max(256, min(size, 2 * 10**8 // int(np.prod(shape))))
     image = (
         rng.integers(256, size=(size, *shape), dtype=np.uint8)
@@ -125,7 +119,6 @@ def training(config, settings: Mapping) -> dict:
     """A row for the compiled step: images a second, MFU, compilation, memory. settings: dataset,
     repeats.
     """
-
     dataset, size, k = settings["dataset"], config.data.batch_size, config.training.steps_per_call
     built = experiment.assemble(config, dataset.image_shape, dataset.num_classes)
     parts = trainer.training(built)
@@ -190,7 +183,6 @@ def memory(program) -> dict[str, float | None]:
     """GiB: what the compiler says the program holds at once; the device's and the process's peaks
     so far, where known.
     """
-
     sizes, stats = program.memory_analysis(), jax.local_devices()[0].memory_stats()
     held = sizes and (
         sizes.argument_size_in_bytes
@@ -212,7 +204,6 @@ def peak_flops() -> tuple[float, str]:
     """(FLOP/s of all devices at most, where that comes from): the data sheet, or what a large
     product reaches here.
     """
-
     kind, n = jax.devices()[0].device_kind, 2048
     known = max((name for name in compile.CHIPS if kind.startswith(name)), key=len, default=None)
     if known:
@@ -233,7 +224,6 @@ def loop(config, settings: Mapping) -> dict:
     over as many steps as lie between two in the config. Evaluation and samples, which are other
     programs, are left out.
     """
-
     k, dataset = config.training.steps_per_call, settings["dataset"]
     steps = max(settings["steps"] // (3 * k), 1) * 3 * k
     short = config.copy_and_resolve_references()
@@ -357,7 +347,6 @@ def pipeline(config, settings: Mapping) -> dict:
     settings: dataset, repeats, and consumed: images a second of the training step, if that was
       measured.
     """
-
     dataset, size = settings["dataset"], config.data.batch_size
     flip = config.data.flip and len(dataset.image_shape) == 3
     batch = data.batches(dataset.train, batch_size=size, seed=config.seed, flip=flip)
@@ -415,7 +404,6 @@ def bare(built, params, x, cond, ts):
     """The network at the times ts, one after the other: what any sampler must at least do. Returns
     x, up to rounding.
     """
-
     denoise, process = denoiser.denoiser(built, params, clip="none"), built.process
 
     def look(x, t):
@@ -431,7 +419,6 @@ def plans(built, entries: Sequence[str], nfe: int) -> dict:
     """entry -> experiment.Plan, for 'sampler' on the config's grid or 'sampler@grid'. UserError for
     one that does not fit.
     """
-
     found = {}
     for entry in dict.fromkeys(entries):
         name, _, grid = entry.partition("@")
@@ -453,7 +440,6 @@ def sampling(config, settings: Mapping) -> dict:
 
     settings: dataset, samplers, nfe, batch_size, repeats.
     """
-
     dataset, batch = settings["dataset"], settings["batch_size"]
     built = experiment.assemble(config, dataset.image_shape, dataset.num_classes)
     chosen = plans(built, settings["samplers"], settings["nfe"])
@@ -605,7 +591,6 @@ COMPARED = {
 
 def earlier(value: Any, place: str) -> None:
     """The rule of a file that this command wrote: what `compare` and `differences` read of it."""
-
     row = reading.record(
         {},
         {
@@ -687,7 +672,6 @@ def measure(
 
 def chosen_parts(text: str) -> list[str]:
     """The parts of --parts, in the order of PARTS, so that data knows what training consumes."""
-
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in PARTS:

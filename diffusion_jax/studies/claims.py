@@ -178,7 +178,6 @@ def verdicts(scored: Mapping[str, Scored]) -> list[dict]:
 
 def over_seeds(rows: Sequence[Mapping]) -> dict[str, Scored]:
     """family -> metric -> (mean, standard deviation over seeds; 0 of one)."""
-
     scored = {}
     for name in dict.fromkeys(row["family"] for row in rows):
         own = [row for row in rows if row["family"] == name]

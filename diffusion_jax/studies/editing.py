@@ -45,7 +45,6 @@ def job_for(trained, dataset, index, labels: str, prompts: list[str], seeds, ima
     images: uint8 (N, H, W, C) of the user's own instead, whose classes are not known; dataset and
       index are then not used.
     """
-
     plan, picked = (
         sampling.plan(trained.experiment),
         {"image": images} if dataset is None else dataset.test.rows(index),
@@ -72,7 +71,6 @@ def mask_for(spec: str, shape: tuple[int, ...]):
     UserError for a picture that is none, of another size, or that leaves nothing to paint or
     nothing to go by.
     """
-
     spec = parsing.expand("--mask", spec)
     if not re.search(r"[./\\]\w+$", spec.partition("(")[0]) and not Path(spec).is_file():
         return build(components.MASKS, spec, shape)
@@ -99,7 +97,6 @@ def measurement_for(task: str, mask: str, shape: tuple[int, ...]):
     """The Measurement that --task and --mask name. UserError for a mask without a use and for what
     the task does not take.
     """
-
     name = task.partition("(")[0].strip()
     if name not in (known := members(components.MEASUREMENTS)):
         raise unknown("task", name, (*known, *EDITS))
@@ -112,7 +109,6 @@ def measurement_for(task: str, mask: str, shape: tuple[int, ...]):
 
 def method_for(spec: str, measurement, task: str):
     """The Method of a name. UserError for one that needs a linear measurement if this is none."""
-
     method = build(components.METHODS, spec)
     if method.linear and measurement.spectral is None:
         raise UserError(
@@ -125,7 +121,6 @@ def conditions(built, dataset, index, labels: str | list[int], prompts: list[str
     """The condition of each image: none; 'own', its true class or caption; classes in turn; or
     prompts in turn.
     """
-
     if labels and prompts:
         raise UserError("--labels and --prompt together: ask for one of them")
     if prompts:
@@ -151,7 +146,6 @@ def restorer(built, plan, method, measurement):
     """Jitted (params, keys (B,), cond, y, ts, scale) -> images (B, H, W, C): one program for any
     grid padded to one length.
     """
-
     clip, process = None if plan.clip == "none" else (-1.0, 1.0), built.process
 
     @jax.jit
@@ -172,7 +166,6 @@ def restored(job: Job, method, measurement, y, keys, *, description: str = "rest
     """The images (N, H, W, C) uint8 that a method makes of y (N, ...), in batches of one compiled
     size.
     """
-
     built, plan = job.trained.experiment, job.plan
     run, params = (
         restorer(built, plan, method, measurement),
@@ -193,7 +186,6 @@ def shown(measurement, y, shape: tuple[int, ...]):
     """y as a picture of the images' shape: itself, or where it has another shape the least image
     that would be measured so.
     """
-
     return np.asarray(y if y.shape[1:] == tuple(shape) else measurements.pinv(measurement, y))
 
 
@@ -201,7 +193,6 @@ def psnr(images, truth):
     """Peak signal-to-noise ratio in dB of each image, uint8 (N, ...) against uint8; 100 where they
     are equal.
     """
-
     square = (
         np.square(images.astype(np.float64) - truth.astype(np.float64))
         .reshape(len(images), -1)
@@ -212,7 +203,6 @@ def psnr(images, truth):
 
 def solve(job: Job, task: str, mask: str, spec: str, draws: int):
     """(the strip, what the JSON says) of an inverse problem."""
-
     built = job.trained.experiment
     measurement = measurement_for(task, mask, built.shape)
     method = method_for(spec, measurement, task)
@@ -249,7 +239,6 @@ def solve(job: Job, task: str, mask: str, spec: str, draws: int):
 # ---- edits
 def edit(job: Job, task: str, labels: str, strengths: list[float]):
     """(rows of images uint8, their names, what the JSON says) of interpolate, sdedit or translate."""
-
     built, plan = job.trained.experiment, job.plan
     clip = "none" if task != "sdedit" else plan.clip  # a clipped denoiser has no way back
     guided = plan.guided and task == "sdedit"
@@ -280,7 +269,6 @@ def _interpolate(job: Job, denoise, labels: str, strengths, steps: int = 9):
     """A column for each pair, from the one above to the one below: of images, or of the model's own
     if its sampler cannot encode.
     """
-
     sampler, process, ts, half = (
         job.plan.sampler,
         job.trained.experiment.process,
@@ -318,7 +306,6 @@ def _interpolate(job: Job, denoise, labels: str, strengths, steps: int = 9):
 
 def _sdedit(job: Job, denoise, labels: str, strengths):
     """A row for each strength: the more noise, the less is left of the guide."""
-
     built, guide = job.trained.experiment, transforms.to_uint8(job.images)
     run = jax.jit(
         lambda keys, x, ts, cond: edits.sdedit(
@@ -341,7 +328,6 @@ def _translate(job: Job, denoise, labels: str, strengths):
     """A row for each class: every image under it, the first row under its own, which gives the
     image back.
     """
-
     built = job.trained.experiment
     if not built.num_classes:
         raise UserError("--task=translate goes from class to class, and this model has none")
@@ -373,7 +359,6 @@ def pictures_of(files: Sequence[str], shape: tuple[int, ...]):
       UserError: for a file that is no picture, and for another size than the model's if that is no
         square.
     """
-
     height, width, channels = shape
     found = []
     for name in files:
@@ -404,7 +389,6 @@ def _unreadable(error: Exception) -> str:
 
 def strengths_of(text: str) -> list[float]:
     """'0.3,0.6' -> [0.3, 0.6]. UserError for anything but shares above 0 and at most 1."""
-
     try:
         found = [float(part) for part in text.split(",")]
     except ValueError:

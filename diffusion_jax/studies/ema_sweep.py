@@ -26,7 +26,6 @@ def scorer(built, dataset, count: int, repeats: int, batch_size: int, **how) -> 
 
     how: features, metrics of judge.against.
     """
-
     chosen, (labels, cond) = sampling.plan(built), conditions.conditions(built, dataset, count)
     judged = judge.against(dataset.train, labels, held_out=dataset.test, count=count, **how)
     run = sampling.sample_fn(
@@ -55,7 +54,6 @@ def sweep(
     """A row {'length', 'misfit', 'sets'} for each length; written to `path` after each, and taken
     from there if told agrees.
     """
-
     set_of = reading.table(reading.number(finite=False))
     row = reading.record(
         {
@@ -100,7 +98,6 @@ def means(rows: Sequence[Mapping]) -> list[dict]:
 
 def report(rows: Sequence[Mapping]) -> str:
     """The table in markdown; a length that the snapshots do not really give is marked."""
-
     metrics = [key for key in rows[0] if key not in ("length", "misfit")]
 
     def show(mean, std):
@@ -128,7 +125,6 @@ def lengths_of(text: str) -> list[float]:
     """'0.05,0.1' -> [0.05, 0.1]. UserError for anything else, and for lengths that no power EMA
     has.
     """
-
     try:
         found = sorted({float(part) for part in text.split(",")})
     except ValueError:

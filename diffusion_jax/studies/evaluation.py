@@ -47,7 +47,6 @@ def evaluate(trained, dataset, count: int, repeats: int, batch_size: int, mesh=N
     how: features, metrics and statistics of judge.against. mesh: as in experiment.sample_with;
       judging is done by every process.
     """
-
     built = trained.experiment
     labels, cond = conditions.conditions(built, dataset, count)
     judged = judge.against(dataset.train, labels, held_out=dataset.test, count=count, **how)
@@ -73,7 +72,6 @@ def evaluate(trained, dataset, count: int, repeats: int, batch_size: int, mesh=N
 
 def report(result: dict) -> str:
     """The result as a table: a line for each number, samples beside real test images."""
-
     rows = []
     for name, mean in result["mean"].items():
         metric = name.partition("/")[0]
@@ -92,7 +90,6 @@ def held_out(trained, dataset) -> tuple[dict, str]:
     With a note, nothing where the data have no held-out images, or none with the labels that the
     model needs.
     """
-
     if not denoiser.is_autoencoder(trained.experiment):
         return {}, ""
     if not len(dataset.test) or (
@@ -134,7 +131,6 @@ def reference(path: str, dataset, features: Sequence):
     """The statistics of a file, None of ''. UserError unless they are of this data set and of one
     of these extractors.
     """
-
     if not path:
         return None
     found = statistics.load(path)

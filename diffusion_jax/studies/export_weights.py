@@ -45,7 +45,6 @@ def export_weights(
     Raises:
       UserError: for a model that they do not have, with the overrides of one that they do.
     """
-
     name = class_for(to, config.model.name)
     network = convert.published(name)
     trained = folder.load(workdir, config)
@@ -88,7 +87,6 @@ def _one_class(trained, params: dict, options: dict, label: str) -> tuple[dict, 
     """(parameters, options) of the unconditional network that a model of classes is for one of
     them.
     """
-
     classes = trained.experiment.num_classes
     if not classes:
         raise UserError(f"--label={label}: this model is unconditional; leave --label out")
@@ -106,7 +104,6 @@ def _save(
     network, options: dict, built, params: dict, folder: Path, *, diffusers: bool = True, more=None
 ) -> Path:
     """config.json and the file of weights; returns the file."""
-
     shapes = {path: leaf.shape for path, leaf in params.items()}
     described = convert.write_config(network, options, built.shape, shapes) | (more or {})
     tensors = convert.to_theirs(convert.table(network, options, shapes), params) | network.fixed(
@@ -122,7 +119,6 @@ def _save_pipeline(
     network, options: dict, built, params: dict, folder: Path, variance: bool
 ) -> Path:
     """unet/, scheduler/ and, of a model of images, model_index.json; returns the file of weights."""
-
     if not few_step_model.follows_a_path(built):
         raise UserError(
             f"config.objective={built.config.objective} trains a few-step model, which no DDIM scheduler samples{ALONE}"
@@ -157,13 +153,11 @@ def scheduling(built):
     """The chains.Chain under which the network means in diffusers what it means here. UserError
     with the reason if none does.
     """
-
     return chains.chain(built.process, built.parameterization)
 
 
 def class_for(to: str, model: str) -> str:
     """Their class for config.model.name; UserError where --to has none."""
-
     names = {convert.published(name).model: name for name in SOURCES[to]}
     if model not in names:
         raise UserError(
@@ -174,7 +168,6 @@ def class_for(to: str, model: str) -> str:
 
 def _say(built, steps: int, dropped: bool) -> None:
     """What a user should know of a pipeline: its budgets, and what of the run is not in it."""
-
     guidance, fitting = (
         built.config.sampler.guidance,
         [str(n) for n in chains.BUDGETS if steps % n == 0] or [str(steps)],

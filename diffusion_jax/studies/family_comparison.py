@@ -54,7 +54,6 @@ def steps_for(config, dataset, seconds: float, root: Path) -> int:
     """How many training steps of this config so many seconds buy on this machine, compilation
     aside.
     """
-
     built = workdir.for_training(config, dataset, root)
     parts, k = trainer.training(built), config.training.steps_per_call
     state = parts.runner.init(parts.init, jax.random.key(config.seed))
@@ -91,7 +90,6 @@ def measured(
     trained, dataset, judged: Callable, count: int, images_of_likelihood: int, name: str
 ) -> tuple[dict, Any]:
     """(what a trained model scores, its first images)."""
-
     built = trained.experiment
     run = sampling.sample_with(built, trained.params, sampling.plan(built))
     batch = min(built.config.sampler.batch_size, count)
@@ -124,7 +122,6 @@ def _bits(trained, dataset, count: int) -> float:
     """Bits per dimension of the first test images by the probability flow, dequantised by the
     process.
     """
-
     built, examples = trained.experiment, data.arrays(dataset.test, count)
     images = jnp.asarray(examples["image"], jnp.float32) / 127.5 - 1
     cond = conditions.cond_for(built, examples["label"] if built.num_classes else np.zeros(0, int))
@@ -151,7 +148,6 @@ def write(
 
     shown: name -> images, 'real' among them; titles: family -> what it is.
     """
-
     scored = over_seeds(rows)
     columns = {"family": "family"} | {
         key: claims.METRICS[key][0]
@@ -233,7 +229,6 @@ def compare(
     """Train, measure and write all that is missing. others: trained workdirs. Returns the text of
     families.md.
     """
-
     root, known = Path(workdir).absolute(), list(config.family)
     names = [part.strip() for part in families.split(";") if part.strip()] or list(config.families)
     for name in names:
@@ -287,7 +282,6 @@ def compare(
 
 def _kept(root: Path, config, dataset, judged, settings, seed: int) -> tuple[dict, Any]:
     """The row and the first images of one run, made now or found in its folder."""
-
     file = root / "family.npz"
     if found := reading.kept(file, _recall):
         return found
@@ -310,7 +304,6 @@ def _recall(file: Path) -> tuple[dict, Any]:
     """The row and the images that `_kept` wrote, in family.json and family.npz. UserError for files
     that are damaged.
     """
-
     numbers = {
         key: reading.number(0) for key in ("train_seconds", "steps", "milliseconds", "parameters")
     }
@@ -334,7 +327,6 @@ def _tell(name: str, row: Mapping) -> None:
 
 def _beside(root: Path, trained, dataset, judged, count: int) -> tuple[str, dict, Any]:
     """(what it is, its row, its first images) of a model that is there, by its own sampler."""
-
     row, images = measured(trained, dataset, judged, count, 0, root.name)
     config = trained.experiment.config
     title = f"{config.objective}, {config.sampler.name} in {config.sampler.nfe} evaluations"
@@ -351,7 +343,6 @@ def _plain(
     """Train a config in the workdir `root` for its share of the seconds. Returns both, with the
     steps that it took.
     """
-
     budget = root / "budget.json"
     rule = reading.record({"steps": reading.integer(1, 10**9)})
     steps = (reading.kept(budget, lambda path: reading.json_file(path, rule)) or {"steps": 0})[
@@ -369,7 +360,6 @@ def _latent(root: Path, config, dataset, settings, seed: int) -> tuple[Path, Any
     """Half of the seconds for the autoencoder of settings.recipe, then as _plain on what it makes
     of the data.
     """
-
     recipe = settings.recipe.copy_and_resolve_references().unlock()
     recipe.data = settings.data
     _plain(root / "autoencoder", recipe, dataset, settings, seed, 0.5)

@@ -32,7 +32,6 @@ def trained_on(
     """The model of this variant of the recipe, trained (or found) in root / name. steps, images:
     the recipe's own where 0 and ''.
     """
-
     config = config_files.load_config(f"{recipe}:{name}" + (f",{size}" if size else "")).unlock()
     if config.distill.teacher:
         config.distill.teacher = str(teacher)
@@ -52,7 +51,6 @@ def seconds(workdir: Path) -> float:
     """How long the training steps of a run took, evaluations and checkpoints apart (and what was
     over too soon to be timed).
     """
-
     rows = [
         row
         for row in metrics.read_rows(workdir / "metrics.jsonl")
@@ -69,7 +67,6 @@ def judged(
     """(Subject, Comparison) of a model's images by these samplers, from the cells in `kept` where
     they are there.
     """
-
     built = trained.experiment
     chosen = comparison.cells(
         entries,
@@ -88,7 +85,6 @@ def search(
     """Place the times of the model's own sampler by the Fréchet distance of other seeds' images,
     and keep them as a grid.
     """
-
     if reading.kept(path, lambda path: reading.json_file(path, grids.FILE)):
         return
     built = trained.experiment
@@ -153,7 +149,6 @@ def add(
     """A row for each budget of a model that took so many seconds to train. Returns what real images
     score.
     """
-
     subject, compared = judged(model, table.dataset, name, [entry], nfe, table.count, kept)
     for result in compared.results:
         table.rows.append(row := result.row | {"sampler": name, "seconds": took})
@@ -165,7 +160,6 @@ def add(
 
 def write(table: Table, root: Path, budgets: list[int], floor: dict[str, float]) -> str:
     """root/few_step.md, .json, .png and _grid.png. Returns the text of few_step.md."""
-
     features = judge.default_features(table.dataset.train)
     title = f"{table.dataset.name} in a few evaluations: {table.count} images, recognized / Fréchet distance of {features}"
     text = f"# {title}\n\n{report(table.rows, budgets, floor)}\nTraining includes the teacher's where a method needs one.\n"
@@ -195,7 +189,6 @@ def check_names(
     """UserError, before anything is trained, for a method, a sampler or a budget that does not
     exist.
     """
-
     if len(budgets) < 2:
         raise UserError("--nfe is empty; name numbers of network evaluations, such as 1,2,4")
     for name in ["teacher", *methods]:

@@ -12,7 +12,6 @@ def _asked(built, chosen: list[int], prompts: list[str], count: int) -> tuple:
     """(labels (count,), or none; condition): of the chosen labels, by default all in turn, or of
     prompts, an equal share each.
     """
-
     if prompts and chosen:
         raise UserError("--labels and --prompt together: ask for one of them")
     if prompts:

@@ -50,7 +50,6 @@ def checked(spec: str, budgets: Sequence[int], process):
     """The sampler of a spec. UserError if its times cannot be placed, or a budget buys no step of
     it.
     """
-
     sampler = build(components.SAMPLERS, spec)
     if base.adaptive(sampler):
         raise UserError(f"--sampler={spec} chooses its own steps: there are no times to place")
@@ -85,7 +84,6 @@ def place(
     like: log-SNRs that were placed for another budget; times spread as those are one more grid to
       begin from.
     """
-
     n, (subject, truth), (judging, solved) = base.points(sampler, nfe), starts, held_out
     hand = dict.fromkeys(grids.spec(name, sampler) for name in HAND_MADE)  # 'auto' by its name
     hand = {name: build(components.GRIDS, name, subject.process, n) for name in hand}
@@ -141,7 +139,6 @@ def spread(process, logsnr: Sequence[float], n: int):
     """n times whose log-SNRs are spread as these, with the same ends: the same share of the times
     at every level.
     """
-
     lam = np.interp(np.linspace(0, 1, n), np.linspace(0, 1, len(logsnr)), np.asarray(logsnr, float))
     ts = gaussian.time_of_logsnr(process, jnp.asarray(lam, jnp.result_type(float)))
     return ts.at[0].set(process.t_max)
@@ -162,7 +159,6 @@ def _combined(hand: Sequence[dict]):
     """scores -> log(error / the best hand-made one's) + the same of the quality that decides; what
     is no gain costs sixfold.
     """
-
     parts = ["error", *(metric for metric in QUALITY if metric in hand[0])]
     best = {part: min(scores[part] for scores in hand) for part in parts}
 
@@ -184,7 +180,6 @@ def _shift(x, exact) -> float:
     Fréchet distance of the pixels of images (uint8), sliced Wasserstein distance of points. No
     sampling noise is in it, as there is in a distance to data.
     """
-
     if x.dtype != np.uint8:
         return points.sliced_wasserstein(x, exact)
     return frechet.distance(*(frechet.root_of(features.pixels(images)) for images in (x, exact)))
@@ -208,7 +203,6 @@ def _tell(nfe: int, name: str, what: str):
 
 def report(rows: list[dict], measures: Sequence[str]) -> str:
     """A line for each budget: the best hand-made grid beside the placed one, by every measure."""
-
     names, table = {SHIFT: "distance to the exact samples"} | NAMES, []
     for nfe in sorted({row["nfe"] for row in rows}):
         line = {"nfe": nfe}
@@ -251,7 +245,6 @@ def optimize(
     Budgets that stem.json has already, of the same subjects and settings, are taken from there.
     Returns the text of stem.md.
     """
-
     sampler, file = checked(spec, budgets, starts.process), Path(f"{stem}.json")
     about = {
         "sampler": spec,
@@ -296,7 +289,6 @@ def _rule():
     """What a file of placed grids holds: FILE of samplers/grids.py, with a row of every grid at
     every budget, one PLACED.
     """
-
     score = reading.number(finite=False)
     row = reading.record(
         {"nfe": reading.integer(1), "sampler": reading.text(1), "error": score}, others=score
@@ -321,7 +313,6 @@ def _rule():
 
 def _recall(file: Path, about: dict) -> dict:
     """What the file holds if it is about the same, else a new beginning."""
-
     kept = reading.kept(file, lambda path: reading.json_file(path, _rule())) or about
     if {key: kept.get(key) for key in about} != about:
         print(f"{file} was made with other settings, and is made anew", file=sys.stderr)
@@ -331,7 +322,6 @@ def _recall(file: Path, about: dict) -> dict:
 
 def write(kept: dict, title: str, stem: Path) -> str:
     """stem.md and stem.png of what is kept. Returns the text of stem.md."""
-
     rows, exact, floor = kept["rows"], kept["exact"], kept.get("floor", {})
     quality = [metric for metric in comparison.QUALITY if metric in rows[0]]
     measures = [
@@ -366,7 +356,6 @@ def grid_name(name: str, spec: str) -> str:
     """The name that was asked for, or one from the sampler's. UserError for that of a hand-made
     grid.
     """
-
     if name == "auto" or name in members(components.GRIDS):
         raise UserError(f"--name={name} is a grid of the family; choose another name")
     if "/" in name:

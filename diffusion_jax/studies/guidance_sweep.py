@@ -77,7 +77,6 @@ def sweep(
 
 def _cell(path: Path) -> dict:
     """{'shown': images, score: value} of a finished cell. UserError for a file that is damaged."""
-
     found = reading.npz_file(
         path,
         {"images": reading.Array("u", (None, None, None, None)), "scores": reading.Array("U", ())},
@@ -92,7 +91,6 @@ def _sampler(trained, mesh) -> Callable:
     """(keys, cond, scale) -> images, one program for all scales, which at the neutral one gives the
     model itself.
     """
-
     built, chosen = trained.experiment, sampling.plan(trained.experiment)
     run = sampling.sample_fn(
         built, chosen.sampler, guided=True, clip=chosen.clip, noise=chosen.noise
@@ -105,7 +103,6 @@ def _sampler(trained, mesh) -> Callable:
 
 def _draw(run: Callable, scale: float, cond, count: int, batch_size: int, advance: Callable):
     """uint8 images of the seeds 0 to count - 1 and their conditions."""
-
     left = count
 
     def draw(keys, cond):
@@ -121,7 +118,6 @@ def _draw(run: Callable, scale: float, cond, count: int, batch_size: int, advanc
 
 def report(rows: Sequence[Mapping], real: Mapping) -> str:
     """The table in markdown: every guide at every scale, and real test images as the yardstick."""
-
     metrics = [key for key in PREFERRED if key in rows[0]] + [
         key for key in rows[0] if key.partition("/")[1]
     ]
@@ -144,7 +140,6 @@ def on_model(
     config, workdir: Path, guides: Sequence[str], scales: Sequence[float], count: int, features: str
 ) -> str:
     """Sweep a trained model and write everything. Returns the text of guidance_sweep.md."""
-
     mesh = sampling.sampling_mesh(config)
     trained = folder.load(workdir, config, mesh)
     experiment.need_images(trained.experiment)
@@ -232,7 +227,6 @@ def on_mixture(scales: Sequence[float], path: Path, count: int = 10_000) -> None
     """The picture of what guidance does to a law whose denoisers are exact: one class of three that
     overlap in the plane.
     """
-
     angle = 2 * np.pi * np.arange(6) / 6
     law = laws.mixture(np.ones(6), np.stack([np.cos(angle), np.sin(angle)], 1), 0.28)
     labels, process, key = (

@@ -37,7 +37,6 @@ def import_weights(
     """Make a workdir of the weights at `path`, a file, its folder or a pipeline's; returns it.
     UserError if they do not fit.
     """
-
     file = find(Path(path))
     beside = file.with_name("config.json")
     config = (
@@ -83,7 +82,6 @@ def find(path: Path) -> Path:
 
 def read(file: Path) -> dict:
     """{name: array} of a safetensors or torch file."""
-
     if file.suffix == ".safetensors":
         return safetensors.load(np.memmap(file, mode="r") if file.stat().st_size else b"")
     return torchfile.load(file.read_bytes())
@@ -103,7 +101,6 @@ def scheduler_beside(file: Path) -> dict:
     """The scheduler_config.json in the same folder, or in scheduler/ of the pipeline; {} if there
     is none.
     """
-
     places = (
         file.parent / "scheduler_config.json",
         file.parent.parent / "scheduler" / "scheduler_config.json",
@@ -123,7 +120,6 @@ def encoded_by(autoencoder: str, unseen):
     """What a data set of latents says of the imported autoencoder that makes them. UserError for
     one of other latents.
     """
-
     trained = workdir.load(autoencoder, workdir.saved_config(autoencoder))
     codec, shape = (
         autoencoders.codec(trained.experiment, trained.params),
@@ -156,7 +152,6 @@ def run_config(
     autoencoder: str = "",
 ):
     """The config of a run that would have such a network, under the convention it was trained with."""
-
     told = convert.read_scheduler(scheduler)
     config = base.base()
     config.data.update(name=dataset, image_size=shape[0], channels=shape[2], num_classes=classes)
@@ -183,7 +178,6 @@ def fitted(network, built, tensors: dict):
     """The parameters of a run with this network, of their tensors. UserError with the names of
     those that do not fit.
     """
-
     try:
         template = jax.eval_shape(lambda key: kind.init_params(built, key), jax.random.key(0))
     except (

@@ -59,7 +59,6 @@ class Kept(NamedTuple):
 
 def kept_in(path: Path, about: dict) -> Kept:
     """What the file holds, if it is about the same; else a new beginning."""
-
     shown = {
         "shown": reading.nested(reading.integer(0, 255)),
         "draws": reading.nested(reading.number()),
@@ -80,7 +79,6 @@ def kept_in(path: Path, about: dict) -> Kept:
 
 def row_of(kept: Kept, key: dict, make: Callable[[], dict], place: str) -> dict:
     """The row of this key: the one that is there, or made and kept now."""
-
     found = next((row for row in kept.rows if key.items() <= row.items()), None)
     if found is None:
         began = time.monotonic()
@@ -100,7 +98,6 @@ def matrix_for(dim: int):
     """What is measured: half as many random orthonormal directions as there are dimensions; in the
     plane (1, 1/2), on a line all.
     """
-
     if dim <= 2:
         return np.array([[1.0, 0.5]])[:, :dim]
     return np.linalg.qr(np.random.default_rng(0).standard_normal((dim, dim)))[0][: dim // 2]
@@ -115,7 +112,6 @@ def judged(draws, truth, mean, variance) -> dict[str, float]:
     variance_ratio: total variance over the posterior's; coverage: how often a truth's coordinate is
       in the central 90 % of draws.
     """
-
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
     return {
         "bias": float(np.sqrt(np.mean((draws.mean(1) - mean) ** 2) / variance.mean())),
@@ -126,7 +122,6 @@ def judged(draws, truth, mean, variance) -> dict[str, float]:
 
 def law_of(target: str):
     """The Mixture that a target is. UserError for one whose posterior is not known here."""
-
     found, path = build(components.TARGETS, target), schedules.EDM()
     if found.modes is not None:
         x = found.draw(jax.random.key(0), 5)
@@ -157,7 +152,6 @@ def on_target(
     """A row {'method', 'nfe', 'evaluations', metrics, 'draws': of the first y} for the posterior
     and each method and budget.
     """
-
     law = jax.tree.map(jnp.asarray, law_of(target))
     path, solver = build(components.PROCESSES, process), build(components.SAMPLERS, sampler)
     dim, total = law.means.shape[1], num * draws
@@ -229,7 +223,6 @@ def target_pictures(rows: list[dict], stem: Path, title: str) -> None:
     """Curves over NFE, and where the draws of one measurement fell (in the plane: a tile for each
     method and budget).
     """
-
     exact, made = rows[0], [row | {"sampler": row["method"]} for row in rows[1:]]
     truth = {metric: exact[metric] for metric in METRICS}
     curves.quality_curves(
@@ -257,7 +250,6 @@ def baselines(name: str, measurement, y, shape: tuple[int, ...], mean_image) -> 
     """Trivial answers, float (N, H, W, C): unknown pixels filled with the mean of the known ones or
     with the mean image's; nearest and bicubic; for other tasks A^+ y, and y itself.
     """
-
     least = measurements.pinv(measurement, y)
     if name == "inpaint":
         known = jnp.broadcast_to(measurement.forward(jnp.ones((1, *shape))), least.shape)
@@ -294,7 +286,6 @@ def perceptual_distance(name: str, dataset) -> Callable:
     """(images, truth), uint8 (N, H, W, C) -> (N,): LPIPS, or the mean square between features of
     the evaluation classifier.
     """
-
     if name == "lpips":
         run, params = jax.jit(lpips.distance), weights.load("lpips")
         return lambda images, truth: np.asarray(
@@ -311,7 +302,6 @@ def on_images(
     """(a row {'task', 'method', 'psnr': [one of each image], 'perceptual': the same} for each, the
     first images).
     """
-
     built, config = job.trained.experiment, job.trained.experiment.config.sampler
     distance = perceptual_distance(
         perceptual or ("classifier" if dataset.num_classes else "lpips"), dataset
@@ -397,7 +387,6 @@ def image_report(rows: list[dict]) -> str:
 
 def image_picture(rows: list[dict], truth, path: Path) -> None:
     """For each task a block of rows: the measurement, every baseline and method, the truth."""
-
     images, names = [], []
     for row in rows:
         if row["method"] == "y" and images:

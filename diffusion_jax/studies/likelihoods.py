@@ -50,7 +50,6 @@ def resolved(chosen: dict, trained) -> dict:
     """SETTINGS, on which every value depends, with the automatic ones resolved. UserError for what
     does not fit together.
     """
-
     chosen, built = dict(chosen), trained.experiment
     chosen["dequantize"] = (
         chosen["dequantize"] or ("uniform" if experiment.is_image(built) else "none")
@@ -75,7 +74,6 @@ def measures(trained, chosen: dict) -> dict:
     """{row: measure(params, keys, images (B, ...), cond) -> {name: (B,) or (B, K)}}, the rows of
     the table.
     """
-
     built = trained.experiment
     process, levels, k = built.process, chosen["levels"], chosen["iw"]
     trace = (
@@ -143,7 +141,6 @@ def run(trained, dataset, chosen: dict, count: int, batch_size: int, parts: Path
     """{row.name: (N, ...)} for the split's first `count` images, and {row.seconds: ()}; finished
     batches stay in `parts`.
     """
-
     built, examples = trained.experiment, data.arrays(getattr(dataset, chosen["split"]), count)
     count = len(examples["image"])
     labels = (
@@ -200,7 +197,6 @@ def measured_before(parts: Path, rows: Collection[str]) -> list[dict]:
 
     One that is damaged is removed after a warning, so that its images are measured again.
     """
-
     found = []
     for file in sorted(parts.glob("[0-9]*.npz")):
         part = reading.kept(file, lambda file: _part(file, rows))
@@ -215,7 +211,6 @@ def _part(file: Path, rows: Collection[str]) -> dict:
     """A finished batch. UserError for a file that is damaged, or whose arrays do not fit its images
     and these rows.
     """
-
     needed = {
         f"{row}.{name}": reading.Array("fiu", finite=False)
         for row in rows
@@ -233,7 +228,6 @@ def _part(file: Path, rows: Collection[str]) -> dict:
 
 def gather(parts: list, count: int) -> dict:
     """The batches put together by their images' indices; seconds and other scalars are summed."""
-
     found = {}
     for part in parts:
         keep = part["index"] < count
@@ -253,7 +247,6 @@ def table(values: dict, chosen: dict) -> list[dict]:
     """One row per measure: {'measure', 'bits', 'error', the three terms, 'nfe', 'seconds'}, means
     over images.
     """
-
     k, names = chosen["iw"], []
     for kind in chosen["dequantize"]:
         names += [(f"ODE_{kind}", "total", f"ODE, {DEQUANTIZED[kind]}")]

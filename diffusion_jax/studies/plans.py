@@ -19,7 +19,6 @@ def _out(text: str) -> Path | None:
 
 def _search(config, where, hbm, record) -> dict:
     """planning.search, telling each card in one line and keeping it in --out."""
-
     out, began, cards = _out(flags.FLAGS.out), time.monotonic(), {}
     known = _known(out, record)
 
@@ -41,7 +40,6 @@ def _search(config, where, hbm, record) -> dict:
 
 def _known(out: Path | None, record: dict) -> dict:
     """The cards of an interrupted search of the same config by the same code and versions."""
-
     origin = reading.record({"commit": reading.anything, "versions": reading.anything})
     rule = reading.record({"provenance": origin, "cards": reading.table(compile.rule)})
     old, new = (

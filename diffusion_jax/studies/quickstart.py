@@ -25,7 +25,6 @@ BUDGETS = [5, 10, 20, 50]
 
 def samples(trained, dataset, path: Path, columns: int = 10) -> None:
     """A grid, one row per class, from seeds 0, 1, ...; of a model without classes eight rows."""
-
     built = trained.experiment
     rows = trained.data["class_names"] if built.num_classes else []
     count = columns * (len(rows) or 8)
@@ -39,7 +38,6 @@ def samples(trained, dataset, path: Path, columns: int = 10) -> None:
 
 def _condition(built, dataset, labels):
     """The condition of these classes; of a model without classes that of as many captions, or None."""
-
     return (
         conditions.cond_for(built, labels)
         if built.num_classes
@@ -51,7 +49,6 @@ def denoising(trained, dataset, path: Path, steps: int = 50, shown: int = 10) ->
     """x_t and x0-hat at `shown` of the sampler's times, for three images, with the run's own
     guidance.
     """
-
     built = trained.experiment
     plan = sampling.plan(built, nfe=steps)
     labels = np.array([2, 5, 8]) % max(built.num_classes, 1)

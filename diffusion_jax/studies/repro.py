@@ -25,7 +25,6 @@ ACTIVATIONS = {"layer": "layer", "size": "largest output", "bad": "not finite"}
 
 def repro(config, workdir: str, step: int) -> bool:
     """Print the comparison and the tables; whether the step is not finite again."""
-
     root, k = Path(workdir).absolute(), config.training.steps_per_call
     report = forensics.read(root, step)
     dataset = folder.dataset(config, workdir, resumes=True)
@@ -72,7 +71,6 @@ def repro(config, workdir: str, step: int) -> bool:
 
 def _start(config, parts, root, start):
     """The state where the replay begins: the checkpoint's, with the key that the run had."""
-
     key = jax.random.key(config.seed)
     state = parts.runner.init(parts.init, key)
     if start["checkpoint"] is not None:
@@ -93,7 +91,6 @@ def _activations(config, built, state, batch, step) -> str:
     """The largest output of each layer, in the order in which they finish, and the first that is
     not finite.
     """
-
     if "remat" in config.model:  # under it a layer is only traced
         config = config.copy_and_resolve_references().unlock()
         config.model.remat = "none"

@@ -51,7 +51,6 @@ MARKED = (
 
 def listing() -> str:
     """Every sampler, grid, target and process by the name that a spec calls it."""
-
     vp = build(components.PROCESSES, "schedules.VP()")
 
     def sampler(name: str, make: Callable) -> str:
@@ -85,7 +84,6 @@ def _what(make: Callable) -> str:
 
 def default_samplers() -> list[str]:
     """A representative dozen, as far as they exist."""
-
     there = members(components.SAMPLERS)
     return [entry for entry in SAMPLERS if entry.partition("@")[0] in there]
 
@@ -93,7 +91,6 @@ def default_samplers() -> list[str]:
 # ---- what is written
 def write(subject, compared, stem: Path, record: Mapping) -> str:
     """stem.json, .md, .png, _strips.png and .html. Returns the text of stem.md."""
-
     rows, title = [result.row for result in compared.results], f"Samplers on {subject.name}"
     lines = comparison.sentences(compared) + comparison.failures(compared)
     facts = (
@@ -205,7 +202,6 @@ def _strips(subject, compared) -> tuple[dict, dict, dict, dict]:
     """(tiles, captions, headings of the columns) of what was drawn, and the tiles of real data and
     of the exact solution.
     """
-
     budgets = dict.fromkeys(result.row["nfe"] for result in compared.results)
     headings = {nfe: f"{nfe} NFE" for nfe in sorted(filter(None, budgets))} | (
         {None: "adaptive"} if None in budgets else {}
@@ -223,7 +219,6 @@ def _strips(subject, compared) -> tuple[dict, dict, dict, dict]:
 
 def _numbers(subject, compared, rows: list[dict], columns: Mapping[str, str]) -> str:
     """The table, with the best of every budget marked, and what truth itself scores."""
-
     best = set()
     for nfe in {row["nfe"] for row in rows} - {None}:
         for metric in MARKED:
@@ -265,7 +260,6 @@ def _numbers(subject, compared, rows: list[dict], columns: Mapping[str, str]) ->
 
 def _described(rows: list[dict]) -> dict[str, str]:
     """What each sampler is, in the first line of its docstring."""
-
     known = members(components.SAMPLERS)
     specs = dict.fromkeys(row["sampler"].rpartition(": ")[2].partition("@")[0] for row in rows)
     return {spec: _what(known[spec.partition("(")[0].strip()]) for spec in specs}
@@ -311,7 +305,6 @@ def compare_model(
       UserError: for what cannot be compared, before anything is drawn; if every cell has failed,
         after everything is written.
     """
-
     models = {Path(root): workdir.beside(root, "--others", dataset.image_shape) for root in others}
     own = {
         root: cells_of(model, None, budgets) for root, model in models.items()
@@ -335,7 +328,6 @@ def compare_model(
 
 def cells_of(trained, entries: list[str] | None, budgets: list[int]) -> list:
     """The cells of these samplers for a trained model; None: of its own sampler and grid."""
-
     built, sampler = trained.experiment, trained.experiment.config.sampler
     place = functools.partial(sampling.grid, built)
     return comparison.cells(
@@ -349,7 +341,6 @@ def cells_of(trained, entries: list[str] | None, budgets: list[int]) -> list:
 
 def beside(root: Path, trained, cells: list, dataset, seeds, features: str = "", **options) -> list:
     """The Results of another trained model, named after its folder, where they are kept."""
-
     subject = comparison.of_model(trained, dataset, seeds, root.name, features=features)
     compared = comparison.compare(subject, cells, root / "compare", **options)
     return [

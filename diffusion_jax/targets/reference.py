@@ -35,7 +35,6 @@ def reference(
     any entry, `rtol` a step. denoise must compute in its input's precision. Returns (B, ...)
     float64 numpy.
     """
-
     with jax.enable_x64(True):
 
         def slope(log_u, z, _):

@@ -612,7 +612,6 @@ def _orbax():
     """Orbax, imported when first needed (a second) and kept out of absl's log; its exceptions say
     what matters.
     """
-
     logger = logging.getLogger("absl")
     if _not_from_orbax not in logger.filters:
         logger.addFilter(_not_from_orbax)

@@ -64,7 +64,6 @@ def initialize(
     of silence after which a process counts as dead, and all others end. Raises UserError for flags
     that are incomplete or make no sense, and for what the environment lacks.
     """
-
     given = dict(zip(FLAGS, (coordinator, num_processes, process_id), strict=True))
     found = (
         launcher(environ) if None in given.values() and num_processes != 1 else None
@@ -156,20 +155,17 @@ def first() -> bool:
     """Whether this is the process that writes. In a run of one it is, and no device is touched to
     find out.
     """
-
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
     """Wait until all processes are here. Nothing for a run of one."""
-
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def anywhere(flag: bool) -> bool:
     """Whether any process gave True; all of them ask at once, and wait for each other."""
-
     if jax.process_count() == 1:
         return flag
 
@@ -197,7 +193,6 @@ def agreement() -> Callable[[int], int]:
     The answer is that of the call before (0 at the first), so that asking between two steps waits
     for neither; in a run of one it is the number itself.
     """
-
     if jax.process_count() == 1:
         return lambda number: number
     spread = jax.sharding.NamedSharding(
@@ -224,7 +219,6 @@ def lost(error: Exception) -> str | None:
     """What to tell where an error of the devices means, in a run of several processes, that another
     process is gone.
     """
-
     if not (jax.distributed.is_initialized() and isinstance(error, jax.errors.JaxRuntimeError)):
         return None
     return (
@@ -237,7 +231,6 @@ def leave(status: int) -> NoReturn:
     """End this process. In a run of several without jax's goodbye, which would wait for others that
     are busy or dead.
     """
-
     if not jax.distributed.is_initialized():
         sys.exit(status)
     sys.stdout.flush(), sys.stderr.flush()

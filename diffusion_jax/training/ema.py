@@ -15,8 +15,8 @@ sigma_rel of all steps so far, and any length can be made afterwards from snapsh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Callable, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np

@@ -324,7 +324,6 @@ def _events(directory: Path, start_step: int) -> _Events:
     """TensorBoard's file, without the thread of tensorboardX's SummaryWriter: on a full disk that
     dies, and all wait for it.
     """
-
     directory.mkdir(parents=True, exist_ok=True)
     file = event_file_writer.EventsWriter(str(directory / "events"), f".{os.getpid()}.{start_step}")
 

@@ -48,7 +48,6 @@ def enable_compilation_cache(directory: str | os.PathLike | None = None) -> Path
     """Keep compiled programs on disk: in directory, $JAX_COMPILATION_CACHE_DIR or
     ~/.cache/diffusion_jax/xla.
     """
-
     home = Path.home() / ".cache" / "diffusion_jax" / "xla"
     chosen = directory or os.environ.get("JAX_COMPILATION_CACHE_DIR") or home
     jax.config.update("jax_compilation_cache_dir", str(chosen))
@@ -60,7 +59,6 @@ def device_memory() -> int | None:
     """Bytes of memory of the first device; for a CPU those of the machine, or of the container.
     None where nobody knows.
     """
-
     device = jax.local_devices()[0]
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit")

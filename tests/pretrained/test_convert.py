@@ -183,7 +183,7 @@ def test_a_chain_has_the_noise_that_its_network_is_told(process, pair, predicted
         predicted[0],
         round(predicted[1], 6),
     ) and len(found.betas) % 50 == 0
-    assert np.all((0 < found.betas) & (found.betas < 1))
+    assert np.all((found.betas > 0) & (found.betas < 1))
     log_alpha_bar, j = np.cumsum(np.log1p(-found.betas)), np.arange(len(found.betas))
     logsnr = log_alpha_bar - np.log(-np.expm1(log_alpha_bar))
     c_noise = (j - found.shift) / 1000

@@ -303,7 +303,7 @@ def test_benchmark_of_a_noisy_measurement_on_a_line(tmp_path):
         rows = inverse_benchmark.on_target(*args, num=20, draws=100, std=0.5, kept=kept)
     found = rows[-1]
     assert found["method"] == "repaint" and found["evaluations"] == 401
-    assert found["bias"] < 0.35 and 0.7 < found["variance_ratio"] < 1.3 and 0.75 < found["coverage"]
+    assert found["bias"] < 0.35 and 0.7 < found["variance_ratio"] < 1.3 and found["coverage"] > 0.75
     inverse_benchmark.target_pictures(
         rows, tmp_path / "inverse_benchmark", "title"
     )  # no plane to draw densities in

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 from diffusion_jax.assembly.experiment import Experiment
 from diffusion_jax.assembly.kinds import autoencoder_model, diffusion_model, few_step_model
