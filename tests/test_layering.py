@@ -14,9 +14,11 @@ PACKAGE = ROOT / "diffusion_jax"
 LAYERS = (
     ("foundations",),  # the modules at the root of the package
     ("processes", "models", "data"),
-    ("denoisers", "samplers", "likelihood", "targets", "report"),
+    ("denoisers", "samplers", "likelihood", "targets"),
     ("pretrained",),  # the conversion of weights describes networks and their parameterizations
-    ("objectives", "inverse", "training", "evaluation"),
+    ("objectives", "inverse", "evaluation"),
+    ("report",),  # tables and figures take titles and formats from evaluation/metrics.py
+    ("training",),
     ("assembly",),
     ("planning", "configs"),
     ("studies",),

@@ -62,7 +62,7 @@ class Seen(NamedTuple):
     labels: np.ndarray | None
 
 
-class Metric(NamedTuple):
+class Estimator(NamedTuple):
     """prepare(real), done once, gives the function that scores a set.
 
     wants: training images it compares with, None: all. least: images that every set must have.
@@ -154,20 +154,20 @@ def _class_accuracy(real: Real):
     return score
 
 
-METRICS = {
-    "frechet": Metric(_frechet, REFERENCE, least=2),
-    "kid": Metric(_kid, PAIRED, least=3),
-    "prdc": Metric(_prdc, PAIRED, least=6),
-    "class_accuracy": Metric(_class_accuracy, 0, logits=True, labels=True),
-    "inception_score": Metric(_inception_score, 0, logits=True),
-    "memorisation": Metric(_memorisation, None, held_out=True),
-    "cmmd": Metric(_cmmd, PAIRED),
-    "frechet_infinity": Metric(_frechet_infinity, REFERENCE, least=4),
-    "frechet_interval": Metric(_frechet_interval, REFERENCE, least=2),
+ESTIMATORS = {
+    "frechet": Estimator(_frechet, REFERENCE, least=2),
+    "kid": Estimator(_kid, PAIRED, least=3),
+    "prdc": Estimator(_prdc, PAIRED, least=6),
+    "class_accuracy": Estimator(_class_accuracy, 0, logits=True, labels=True),
+    "inception_score": Estimator(_inception_score, 0, logits=True),
+    "memorisation": Estimator(_memorisation, None, held_out=True),
+    "cmmd": Estimator(_cmmd, PAIRED),
+    "frechet_infinity": Estimator(_frechet_infinity, REFERENCE, least=4),
+    "frechet_interval": Estimator(_frechet_interval, REFERENCE, least=2),
 }
 
 ACCURACY = "accuracy"  # of the recognizer, which reads the images themselves
-NAMES = (ACCURACY, *METRICS)
+NAMES = (ACCURACY, *ESTIMATORS)
 
 STANDARD, READ = (
     (ACCURACY, "frechet", "kid", "prdc"),
@@ -233,12 +233,12 @@ def choose(
     short = [
         name
         for name in kept
-        if held_out is not None and name in METRICS and len(held_out) < METRICS[name].least
+        if held_out is not None and name in ESTIMATORS and len(held_out) < ESTIMATORS[name].least
     ]
     if short:
         notes.append(
             f"real test images have no {', '.join(short)}: there are {len(held_out)} of them, and "
-            f"{max(METRICS[name].least for name in short)} are needed"
+            f"{max(ESTIMATORS[name].least for name in short)} are needed"
         )
     return Choice(made, tuple(kept), tuple(notes))
 
@@ -251,7 +251,7 @@ def _missing(
         if labels is None:
             return "the samples have no labels"
         return "" if classes else ONE_CLASS
-    metric, features = METRICS[name], ", ".join(extractor.name for extractor in made)
+    metric, features = ESTIMATORS[name], ", ".join(extractor.name for extractor in made)
     if metric.labels and labels is None:
         return "the samples have no labels"
     if metric.logits and not any(extractor.logits for extractor in made):
@@ -334,7 +334,7 @@ def against(
     )
     prepared = []
     for extractor in chosen.features:
-        wanted = [METRICS[name] for name in chosen.metrics if name in METRICS]
+        wanted = [ESTIMATORS[name] for name in chosen.metrics if name in ESTIMATORS]
         real = _real(extractor, train, held_out, wanted, statistics)
         suffix = f"/{extractor.name}" if features and extractor.name != "pixels" else ""
         prepared.append(
@@ -430,7 +430,9 @@ def extractor_for(feature: str | features.Extractor, train: Source) -> features.
     return features.extractor(feature, everything.get("image"), everything.get("label"))
 
 
-def _real(extractor, train, held_out, chosen: list[Metric], statistics: Statistics | None) -> Real:
+def _real(
+    extractor, train, held_out, chosen: list[Estimator], statistics: Statistics | None
+) -> Real:
     statistics = statistics if statistics and statistics.of["extractor"] == extractor.name else None
     wants = [
         metric.wants for metric in chosen if not (statistics and metric.wants == REFERENCE)

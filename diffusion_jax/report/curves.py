@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullLocator
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.evaluation import metrics as metrics_table
 from diffusion_jax.files import atomic_path
 
 INK, FAINT, RULE, PAPER = "#222222", "#767676", "#e2e2e2", "#ffffff"
@@ -80,20 +81,6 @@ def loss_curve(
             axes[0].figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
 
 
-QUALITY = {  # metric -> (label of its axis, factor)
-    "accuracy": ("recognized as their class (%)", 100),
-    "frechet": ("Fréchet distance to the training images", 1),
-    "sliced_wasserstein": ("sliced Wasserstein distance", 1),
-    "mmd": ("MMD to exact draws", 1),
-    "error": ("RMS error to the exact solution", 1),
-    "shift": ("distance to the exact solutions of the same seeds", 1),
-    "seconds_per_image": ("milliseconds per sample", 1000),
-    "bias": ("bias of the posterior mean (posterior stds)", 1),
-    "variance_ratio": ("variance / posterior's variance", 1),
-    "coverage": ("coverage of 90 % credible intervals (%)", 100),
-}
-
-
 def quality_curves(
     table: Sequence[Mapping[str, Any]],
     path: str | os.PathLike,
@@ -113,8 +100,8 @@ def quality_curves(
     has.
 
     table: rows {'sampler', 'nfe' (asked), 'evaluations' (made), metric: value, ...}, and
-    'stochastic', which makes a curve dashed. metrics: keys of QUALITY. labels: metric -> label of
-    its axis, instead of QUALITY's. floor: metric -> what truth itself scores, a grey line. Axes are
+    'stochastic', which makes a curve dashed. metrics: names of evaluation.metrics. labels: metric ->
+    label of its axis, instead of the table's. floor: metric -> what truth itself scores, a grey line. Axes are
     logarithmic, but for percentages. The names stand at the ends of the curves of an only panel, or
     in a legend beside several.
     """
@@ -134,7 +121,8 @@ def quality_curves(
     ) as axes:
         for i, (axis, metric) in enumerate(zip(axes, present)):
             if one_budget:
-                said, factor = QUALITY.get(metric, (metric, 1))
+                own = metrics_table.find(metric)
+                said, factor = own.label, own.format.factor
                 scores = {
                     row["sampler"]: factor * row[metric] if _number(row.get(metric)) else None
                     for row in table
@@ -149,7 +137,7 @@ def quality_curves(
                 )
                 continue
             ends = _quality_panel(axis, table, samplers, metric, (floor or {}).get(metric))
-            label = (labels or {}).get(metric, QUALITY.get(metric, (metric, 1))[0])
+            label = (labels or {}).get(metric, metrics_table.find(metric).label)
             axis.set(xlabel="network evaluations (NFE)", ylabel=_wrapped(label))
             if alone:
                 _name_ends(axis, ends)
@@ -185,7 +173,7 @@ def placed_times(
     Args:
       table: rows as for quality_curves, 'sampler' being the grid's name.
       logsnr: how many times -> their log-SNR.
-      metrics: keys of QUALITY, a panel for each.
+      metrics: names of evaluation.metrics, a panel for each.
       path: the file to write.
       title: stands at the top.
       floor: metric -> what the truth itself scores, a gray line.
@@ -199,7 +187,7 @@ def placed_times(
         axes[0].set(xlabel="log₁₀(σ / α): data left, noise right", ylim=(-0.5, len(logsnr) - 0.5))
         alone = len({row["nfe"] for row in table}) == 1
         for i, (axis, metric) in enumerate(zip(axes[1:], metrics)):
-            least, label = (floor or {}).get(metric), _wrapped(QUALITY.get(metric, (metric, 1))[0])
+            least, label = (floor or {}).get(metric), _wrapped(metrics_table.find(metric).label)
             if alone:
                 _dots(
                     axis,
@@ -228,7 +216,8 @@ def lengths(
     metrics = [key for key, value in rows[0].items() if isinstance(value, tuple)]
     with _figure(path, panels=len(metrics), size=(4.3, 3.4)) as axes:
         for axis, metric in zip(axes, metrics):
-            label, factor = QUALITY.get(metric, (metric, 1))
+            own = metrics_table.find(metric)
+            label, factor = own.label, own.format.factor
             mean, spread = factor * np.array([row[metric] for row in rows], float).T
             axis.errorbar(
                 [row["length"] for row in rows],
@@ -293,13 +282,7 @@ def bars(
             axes[0].figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=9)
 
 
-GUIDED = {  # metric -> (label of its axis, factor)
-    "accuracy": ("recognized as their class (%)", 100),
-    "precision": ("precision (%)", 100),
-    "frechet": ("Fréchet distance", 1),
-    "recall": ("recall (%)", 100),
-    "coverage": ("coverage (%)", 100),
-}
+GUIDED = ("accuracy", "precision", "frechet", "recall", "coverage")  # panels of guidance_curves
 
 
 def guidance_curves(
@@ -331,7 +314,9 @@ def guidance_curves(
                 np.array([row["scale"] for row in own]),
             )
             series = {
-                key: GUIDED[key][1] * np.array([row[key] for row in own], float) for key in metrics
+                key: metrics_table.find(key).format.factor
+                * np.array([row[key] for row in own], float)
+                for key in metrics
             }
             for axis, key in zip(axes, metrics):
                 axis.plot(scales, series[key], **style)
@@ -343,17 +328,18 @@ def guidance_curves(
                 style = {"textcoords": "offset points", "fontsize": 7, "color": colour}
                 axes[-1].annotate(f"{scale:g}", where, (4, 3), **style)
         for axis, key in zip(axes, metrics):
-            label, factor = GUIDED[key]
+            metric = metrics_table.find(key)
+            label, factor = metric.label, metric.format.factor
             if floor and _number(floor.get(key)):
                 axis.axhline(
                     factor * floor[key], color=FAINT, linestyle=":", zorder=0, label="real images"
                 )
-            axis.set(xlabel="scale (1: no guidance)", ylabel=label)
+            axis.set(xlabel="scale (1: no guidance)", ylabel=_wrapped(label))
         _log_if_wide(axes[metrics.index("frechet")])
         if both:
             axes[-1].set(
-                xlabel="recall (%): diversity",
-                ylabel="precision (%): fidelity",
+                xlabel="recall: diversity",
+                ylabel="precision: fidelity",
                 title="From scale 1 on",
             )
         handles, names = axes[0].get_legend_handles_labels()
@@ -456,7 +442,7 @@ def _quality_panel(
     floor: float | None,
 ) -> list:
     """Draw the curves; returns where each ends: (x, y, name, colour)."""
-    factor = QUALITY.get(metric, (metric, 1))[1]
+    factor = metrics_table.find(metric).format.factor
     stochastic = [
         name
         for name in samplers

@@ -15,18 +15,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from diffusion_jax.data.transforms import to_uint8
 from diffusion_jax.errors import UserError
+from diffusion_jax.evaluation import metrics
 from diffusion_jax.files import atomic_path
 from diffusion_jax.report import curves
 
 TEXT = 13  # pixels, in pictures
 LINE = 40  # letters, of a label to the left of a row
 
-VERDICT = {  # metric -> (factor, how a caption says it)
-    "accuracy": (100, "{:.1f} % recognized"),
-    "frechet": (1, "Fréchet {:.3g}"),
-    "sliced_wasserstein": (1, "Wasserstein {:.3g}"),
-    "error": (1, "RMS error {:.3g}"),
-}
+VERDICT = ("accuracy", "frechet", "sliced_wasserstein", "error")  # metrics of a caption
 
 
 # ---- pictures ----
@@ -222,8 +218,8 @@ def density(
 def verdict(row: Mapping[str, Any]) -> str:
     """The numbers of a cell with their names and units, a line for each of VERDICT that it has."""
     return "\n".join(
-        said.format(factor * row[key])
-        for key, (factor, said) in VERDICT.items()
+        f"{metrics.find(key).title} {metrics.find(key).text(row[key])}"
+        for key in VERDICT
         if curves._number(row.get(key))
     )
 

@@ -40,7 +40,7 @@ TRUTH = "exact denoiser given y"
 METRICS = {
     "bias": "bias of the mean (posterior stds)",
     "variance_ratio": "variance / posterior's",
-    "coverage": "coverage of 90 % intervals",
+    "interval_coverage": "coverage of 90 % intervals",
 }
 
 IMAGE_METRICS = {
@@ -116,7 +116,7 @@ def judged(draws, truth, mean, variance) -> dict[str, float]:
     return {
         "bias": float(np.sqrt(np.mean((draws.mean(1) - mean) ** 2) / variance.mean())),
         "variance_ratio": float(draws.var(1, ddof=1).mean() / variance.mean()),
-        "coverage": float(np.mean((low <= truth) & (truth <= high))),
+        "interval_coverage": float(np.mean((low <= truth) & (truth <= high))),
     }
 
 

@@ -268,7 +268,7 @@ def test_benchmark_on_a_mixture_tells_exact_from_wrong_and_resumes(tmp_path):
         assert (
             exact["bias"] < 0.25
             and abs(exact["variance_ratio"] - 1) < 0.1
-            and 0.8 < exact["coverage"] < 0.97
+            and 0.8 < exact["interval_coverage"] < 0.97
         )
         assert told["bias"] < 0.4 and 0.6 < told["variance_ratio"] < 1.2
         assert blind["bias"] > 2 * told["bias"]
@@ -303,7 +303,11 @@ def test_benchmark_of_a_noisy_measurement_on_a_line(tmp_path):
         rows = inverse_benchmark.on_target(*args, num=20, draws=100, std=0.5, kept=kept)
     found = rows[-1]
     assert found["method"] == "repaint" and found["evaluations"] == 401
-    assert found["bias"] < 0.35 and 0.7 < found["variance_ratio"] < 1.3 and found["coverage"] > 0.75
+    assert (
+        found["bias"] < 0.35
+        and 0.7 < found["variance_ratio"] < 1.3
+        and found["interval_coverage"] > 0.75
+    )
     inverse_benchmark.target_pictures(
         rows, tmp_path / "inverse_benchmark", "title"
     )  # no plane to draw densities in
