@@ -1,4 +1,4 @@
-"""Edit held-out images with a trained model, none of it trained for: fill in, colourise, sharpen,
+"""Edit held-out images with a trained model, none of it trained for: fill in, colorize, sharpen,
 mix, repaint, translate.
 
 python -m experiments.edit --workdir=runs/a --task=inpaint --mask=half --method=pigdm
@@ -7,7 +7,7 @@ python -m experiments.edit --workdir=runs/a --task=translate --labels=3,7 --conf
 python -m experiments.edit --workdir=runs/a --task=sdedit --image=mine.png --labels=7
 python -m experiments.edit --workdir=runs/emoji --task=sdedit --prompt="a blue heart" --config.sampler.guidance=4
 
-Tasks with a --method: inpaint (with --mask), colourise, superres, deblur, linear, saturate;
+Tasks with a --method: inpaint (with --mask), colorize, superres, deblur, linear, saturate;
 without: interpolate, sdedit, translate. Writes WORKDIR/edits/TASK-METHOD.png, strips measurement |
 result | truth, and .json with the PSNR of every image. docs/inverse.md says more.
 """
@@ -110,7 +110,7 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "task",
         "inpaint",
-        "inpaint, colourise, superres, deblur, saturate; interpolate, sdedit, translate",
+        "inpaint, colorize, superres, deblur, saturate; interpolate, sdedit, translate",
     )
     flags.DEFINE_string(
         "mask",

@@ -61,12 +61,14 @@ def measure_fn(built: Experiment, samples: int) -> Callable:
 
     @jax.jit
     def run(params: Params, x: Array, cond: Cond, keys: Key) -> dict[str, Array]:
-        players = autoencoder_model.networks(built, params)
-        eps = autoencoding.draws(samples)(arrays.fold_in(keys, 0), jnp.zeros((len(x), *shape)))
-        log_weights, rate, distortion = autoencoding.importance(
-            players, likelihood, x, eps, cond, loop=True
+        networks = autoencoder_model.networks(built, params)
+        eps = autoencoding.latent_noise(samples)(
+            arrays.fold_in(keys, 0), jnp.zeros((len(x), *shape))
         )
-        mean = players.encode(x, cond)[0]
+        log_weights, rate, distortion = autoencoding.importance(
+            networks, likelihood, x, eps, cond, loop=True
+        )
+        mean = networks.encode(x, cond)[0]
         found = {
             "rate": rate,
             "distortion": distortion,
@@ -77,7 +79,7 @@ def measure_fn(built: Experiment, samples: int) -> Callable:
         if built.model.autoregressive:
             return found
         return found | {
-            "psnr": autoencoding.psnr(autoencoding.show(players, likelihood, mean, cond), x)
+            "psnr": autoencoding.psnr(autoencoding.mean_image(networks, likelihood, mean, cond), x)
         }
 
     return run
@@ -131,7 +133,7 @@ def codec(built: Experiment, params: Params) -> latent.Codec:
 
     def decode(own: Params, z: Array) -> Array:
         return jnp.clip(
-            autoencoding.show(
+            autoencoding.mean_image(
                 autoencoder_model.networks(built, {"autoencoder": own}), likelihood, z
             ),
             -1.0,

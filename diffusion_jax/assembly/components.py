@@ -83,7 +83,7 @@ SAMPLERS = Family(
 GRIDS = Family("grid", (grids,), ("Array",))
 TARGETS = Family("target", (presets,), ("Target",))
 GUIDES = Family("guidance", (guides,), ("Guide",))
-MEASUREMENTS = Family("task", (measurements,), ("Measurement",))
+MEASUREMENTS = Family("task", (measurements,), ("Measurement",), aliases={"colourise": "colorize"})
 METHODS = Family("method", (methods,), ("Method",))
 MASKS = Family("mask", (masks,), ("Mask",))
 MODELS = Family("model", (unet, mlp, dit, autoencoder, classifier), ("class",))

@@ -25,7 +25,7 @@ def null_cond(experiment: Experiment, batch: int) -> Cond:
         else {}
     )
     return (
-        label | (text.no_caption(experiment.encoder, batch) if experiment.encoder else {})
+        label | (text.null_captions(experiment.encoder, batch) if experiment.encoder else {})
     ) or None
 
 
@@ -107,7 +107,7 @@ def captions_of_test(
     told = dataset.test.told(rows, np.zeros(len(index), int))
     captions = [dataset.captions[i] for i in rows["caption"][:, 0]]
     return captions, null_cond(experiment, len(index)) | {
-        name: told[name] for name in experiment.encoder.like
+        name: told[name] for name in experiment.encoder.entries
     }
 
 

@@ -70,8 +70,8 @@ def dataset(config) -> data.Dataset:
         tables = data.captions.tables(
             loaded.captions,
             encoder.encode,
-            encoder.like,
-            kept=encoder.kept,
+            encoder.entries,
+            kept=encoder.cache_name,
             progress=progress.progress,
         )
         return loaded._replace(

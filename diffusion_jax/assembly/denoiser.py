@@ -81,7 +81,7 @@ def denoiser(
     )
     if scale is not None:
         need_guidable(experiment, "scale")
-        guided = experiment.guide.steer(denoise, scale, _site(experiment, params))
+        guided = experiment.guide.apply(denoise, scale, _guidance_context(experiment, params))
 
         def denoise(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
             return guided(
@@ -100,11 +100,11 @@ def denoiser(
     return (
         denoise
         if getattr(experiment.model, "second_time", False)
-        else guidance.of_one_time(denoise)
+        else guidance.without_end_time(denoise)
     )
 
 
-def _site(experiment: Experiment, params: Params) -> guides.Site:
+def _guidance_context(experiment: Experiment, params: Params) -> guides.GuidanceContext:
     """What the experiment's guide works with."""
     others = (
         params.others
@@ -119,7 +119,7 @@ def _site(experiment: Experiment, params: Params) -> guides.Site:
     def null(cond: Cond) -> Cond:
         return cond | conditions.null_cond(experiment, len(jax.tree.leaves(cond)[0]))
 
-    return guides.Site(
+    return guides.GuidanceContext(
         experiment.process,
         null if conditions.null_cond(experiment, 1) else None,
         lambda other: denoiser(*found[other], clip="none"),

@@ -56,7 +56,7 @@ def assemble(
     """Build every component that the config names. Raises UserError, with the key, for a name or an
     argument that does not exist.
 
-    load(other: guides.Other) -> (Experiment, Params): how guidance gets at other trained networks
+    load(other: guides.AuxiliaryModel) -> (Experiment, Params): how guidance gets at other trained networks
       (workdir.load).
     """
     num_classes = num_classes if config.conditional else 0

@@ -370,7 +370,7 @@ def _checkpoints(workdir: Path, config: ConfigDict) -> Path:
     return workdir / ("checkpoints_best" if chosen else "checkpoints")
 
 
-def _other(workdir: Path, named: guides.Other, mesh=None) -> tuple[Experiment, Params]:
+def _other(workdir: Path, named: guides.AuxiliaryModel, mesh=None) -> tuple[Experiment, Params]:
     """Another trained network: of another workdir, or of this one by another average or at another
     step.
     """

@@ -43,7 +43,7 @@ def cfg(denoise: Denoise, scale: float | Array, null: Callable[[Cond], Cond]) ->
     condition that says nothing (or a negative one), of cond's structure. Both passes are one
     batched call of twice the batch.
     """
-    return extrapolate(beside_null(denoise, null), scale)
+    return extrapolate(conditional_pair(denoise, null), scale)
 
 
 def autoguidance(denoise: Denoise, worse: Denoise, scale: float | Array) -> Denoise:
@@ -54,10 +54,10 @@ def autoguidance(denoise: Denoise, worse: Denoise, scale: float | Array) -> Deno
     denoise itself. Unlike cfg it does not trade diversity for the condition, and serves
     unconditional models.
     """
-    return extrapolate(beside(denoise, worse), scale)
+    return extrapolate(model_pair(denoise, worse), scale)
 
 
-def beside_null(denoise: Denoise, null: Callable[[Cond], Cond]) -> Pair:
+def conditional_pair(denoise: Denoise, null: Callable[[Cond], Cond]) -> Pair:
     """The predictions under cond and under null(cond), by one call of twice the batch."""
 
     def pair(x_t: Array, t: Array, cond: Cond = None) -> tuple[Prediction, Prediction]:
@@ -72,7 +72,7 @@ def beside_null(denoise: Denoise, null: Callable[[Cond], Cond]) -> Pair:
     return pair
 
 
-def beside(denoise: Denoise, worse: Denoise) -> Pair:
+def model_pair(denoise: Denoise, worse: Denoise) -> Pair:
     """The predictions of two denoisers."""
     return lambda x_t, t, cond=None: (denoise(x_t, t, cond), worse(x_t, t, cond))
 
@@ -267,7 +267,7 @@ def _with_x0(denoise: Denoise, process: Process, change) -> Denoise:
     return changed
 
 
-def of_one_time(denoise: Denoise) -> Denoise:
+def without_end_time(denoise: Denoise) -> Denoise:
     """The denoiser without cond['to'], for networks that have no second time: under few_step.jump
     it is then DDIM, thresholded or not.
     """

@@ -4,8 +4,8 @@
     'classifier(workdir="runs/digits_classifier")'  'interval(autoguidance(step=300), high=3.0)'
 
 The scale is not part of a guide: it is config.sampler.guidance, traced, so that one compiled
-program serves every scale. A guide may need other trained networks (Other). It only names them; the
-roof loads them and hands them over in a Site.
+program serves every scale. A guide may need other trained networks (AuxiliaryModel). It only names them; the
+roof loads them and hands them over in a GuidanceContext.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from diffusion_jax.errors import UserError, need_ranges
 from diffusion_jax.types import Array, Cond, Denoise, Process
 
 
-class Other(NamedTuple):
+class AuxiliaryModel(NamedTuple):
     """A trained network. workdir '': the run itself; ema '': what config.sampler.ema says there;
     step 0: the newest.
     """
@@ -30,27 +30,27 @@ class Other(NamedTuple):
     step: int = 0
 
 
-class Site(NamedTuple):
+class GuidanceContext(NamedTuple):
     """What a guide works with: the path; null(cond), None for an unconditional model; the other
     networks, by name.
     """
 
     process: Process
     null: Callable[[Cond], Cond] | None
-    denoiser: Callable[[Other], Denoise]
+    denoiser: Callable[[AuxiliaryModel], Denoise]
     classifier: Callable[
-        [Other], Callable[[Array, Array], Array]
+        [AuxiliaryModel], Callable[[Array, Array], Array]
     ]  # -> logits(x_t, t), (B, classes)
 
 
 class Guide(NamedTuple):
-    """A guidance strategy: steer(denoise, scale, site) -> Denoise.
+    """A guidance strategy: apply(denoise, scale, context) -> Denoise.
 
     Whether a model is guided at a scale is decided from these fields alone, by
     experiment.is_guided.
 
     Attributes:
-      steer: turns the model's denoiser into the guided one.
+      apply: turns the model's denoiser into the guided one.
       needs: the other trained networks that it uses.
       neutral: the scale at which the guided denoiser is `denoise` itself; None where there is no
         such scale.
@@ -61,8 +61,8 @@ class Guide(NamedTuple):
         dropout alone.
     """
 
-    steer: Callable[[Denoise, Array, Site], Denoise]
-    needs: tuple[Other, ...] = ()
+    apply: Callable[[Denoise, Array, GuidanceContext], Denoise]
+    needs: tuple[AuxiliaryModel, ...] = ()
     neutral: float | None = 1.0
     condition: str = ""
     null: bool = False
@@ -76,10 +76,12 @@ def cfg(rescale: float = 0.0) -> Guide:
     """
     need_ranges("cfg", rescale=(rescale, 0, 1))
 
-    def steer(denoise, scale, site):
-        return _away(guidance.beside_null(denoise, site.null), scale, site, rescale)
+    def apply(denoise, scale, context):
+        return _extrapolated(
+            guidance.conditional_pair(denoise, context.null), scale, context, rescale
+        )
 
-    return Guide(steer, condition="any", null=True)
+    return Guide(apply, condition="any", null=True)
 
 
 def autoguidance(workdir: str = "", ema: str = "", step: int = 0, rescale: float = 0.0) -> Guide:
@@ -91,12 +93,14 @@ def autoguidance(workdir: str = "", ema: str = "", step: int = 0, rescale: float
         raise UserError(
             "autoguidance() needs a worse model: workdir='runs/small', ema='5k' or 'params', or step=300"
         )
-    other = Other(workdir, ema, step)
+    other = AuxiliaryModel(workdir, ema, step)
 
-    def steer(denoise, scale, site):
-        return _away(guidance.beside(denoise, site.denoiser(other)), scale, site, rescale)
+    def apply(denoise, scale, context):
+        return _extrapolated(
+            guidance.model_pair(denoise, context.denoiser(other)), scale, context, rescale
+        )
 
-    return Guide(steer, (other,))
+    return Guide(apply, (other,))
 
 
 def classifier(
@@ -107,21 +111,24 @@ def classifier(
     instead, which scale 0 then is (Dhariwal & Nichol's best models).
     against: a class z; from the denoiser of z by the log-ratio of label and z.
     """
-    other = Other(workdir, ema)
+    other = AuxiliaryModel(workdir, ema)
 
-    def steer(denoise, scale, site):
+    def apply(denoise, scale, context):
         def base(x_t, t, cond=None):
             if against is not None:
                 return denoise(x_t, t, cond | {"label": jnp.full_like(cond["label"], against)})
-            return denoise(x_t, t, cond if conditional else site.null(cond))
+            return denoise(x_t, t, cond if conditional else context.null(cond))
 
         return guidance.classifier(
-            base, site.process, guidance.class_log_prob(site.classifier(other), against), scale
+            base,
+            context.process,
+            guidance.class_log_prob(context.classifier(other), against),
+            scale,
         )
 
     neutral = 0.0 if conditional and against is None else None
     return Guide(
-        steer,
+        apply,
         (other,),
         neutral=neutral,
         condition="label",
@@ -143,17 +150,19 @@ def interval(guide: Guide = cfg(), low: float = 0.0, high: float = float("inf"))
             f"interval(low={low:g}, high={high:g}) is empty; noise levels are sigma / alpha, low below high"
         )
 
-    def steer(denoise, scale, site):
+    def apply(denoise, scale, context):
         return guidance.interval(
-            guide.steer(denoise, scale, site), denoise, site.process, low, high
+            guide.apply(denoise, scale, context), denoise, context.process, low, high
         )
 
-    return guide._replace(steer=steer)
+    return guide._replace(apply=apply)
 
 
-def _away(pair: guidance.Pair, scale: Array, site: Site, rescale: float) -> Denoise:
+def _extrapolated(
+    pair: guidance.Pair, scale: Array, context: GuidanceContext, rescale: float
+) -> Denoise:
     return (
-        guidance.rescale(pair, scale, site.process, rescale)
+        guidance.rescale(pair, scale, context.process, rescale)
         if rescale
         else guidance.extrapolate(pair, scale)
     )

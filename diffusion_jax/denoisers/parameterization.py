@@ -105,7 +105,7 @@ def denoiser(
     return denoise
 
 
-def under(denoise: Denoise, theirs: Process, process: Process) -> Denoise:
+def change_process(denoise: Denoise, theirs: Process, process: Process) -> Denoise:
     """A denoiser of one process, under another: asked at the time of the same log-SNR, of x_t on
     their scale.
     """

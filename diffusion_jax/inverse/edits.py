@@ -114,7 +114,7 @@ def sdedit(
     )
 
 
-def part_of(ts: Array, strength: float) -> Array:
+def last_moves(ts: Array, strength: float) -> Array:
     """The last `strength` of a grid's moves, at least one. UserError outside (0, 1]."""
     if not 0 < strength <= 1:
         raise UserError(

@@ -82,11 +82,11 @@ def inpaint(shape: tuple[int, ...], mask: masks.Mask, std: float = 0.0) -> Measu
     )
 
 
-def colourise(shape: tuple[int, ...], std: float = 0.0) -> Measurement:
+def colorize(shape: tuple[int, ...], std: float = 0.0) -> Measurement:
     """y (B, H, W, 1), the mean of the channels; A A^T = I / C. UserError for grey images."""
     if len(shape) != 3 or shape[-1] == 1:
         raise UserError(
-            f"colourise needs colour images, and examples are {tuple(shape)}; take inpaint, superres or deblur"
+            f"colorize needs color images, and examples are {tuple(shape)}; take inpaint, superres or deblur"
         )
     return Measurement(
         lambda x: jnp.mean(x, -1, keepdims=True),

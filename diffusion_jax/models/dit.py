@@ -50,7 +50,7 @@ class DiT(nn.Module):
     second_time: the network is also told cond['to'], where a move ends (MeanFlow).
     dtype: 'float32' or 'bfloat16' for tokens and blocks. Parameters, norms, softmax, the embedding
       of noise level and class, last layer and output are float32.
-    remat, attention_impl: as in the U-Net, see layers.rematerialised and layers.attention.
+    remat, attention_impl: as in the U-Net, see layers.rematerialized and layers.attention.
     scan_blocks: the blocks as one loop, over parameters 'blocks' with a leading axis `depth` in
       place of 'block_0', ...: one block is compiled instead of all. For accelerators.
     """
@@ -88,9 +88,9 @@ class DiT(nn.Module):
         patches = layers.space_to_depth(x, self.patch)  # (B, H / patch, W / patch, patch^2 C)
         b, rows, columns, _ = patches.shape
         h = nn.Dense(self.width, kernel_init=KERNEL_INIT, dtype=self.dtype, name="first")(patches)
-        h = h.reshape(b, rows * columns, self.width) + places(rows, columns, self.width).astype(
-            self.dtype
-        )
+        h = h.reshape(b, rows * columns, self.width) + position_embedding(
+            rows, columns, self.width
+        ).astype(self.dtype)
         h = self._blocks(h, told, train)
         shift, scale = modulation(told, self.width, 2, "float32", "last_modulation")
         h = layer_norm(h, shift, scale)
@@ -103,7 +103,7 @@ class DiT(nn.Module):
 
     def _blocks(self, h: Array, told: Array, train: bool) -> Array:
         make = functools.partial(
-            layers.rematerialised(_Block, self.remat, static_argnums=(3,)),
+            layers.rematerialized(_Block, self.remat, static_argnums=(3,)),
             self.heads,
             self.mlp_ratio,
             self.dropout,
@@ -217,7 +217,7 @@ def modulation(told: Array, width: int, parts: int, dtype: str, name: str) -> li
     return jnp.split(out[:, None, :], parts, axis=-1)
 
 
-def places(rows: int, columns: int, features: int) -> Array:
+def position_embedding(rows: int, columns: int, features: int) -> Array:
     """Where each token is: (rows columns, features) float32, row by row. The first half tells the
     column, the second the row,
 

@@ -271,7 +271,7 @@ def product(x: Array) -> Array:
     return checkpoint_name(x, PRODUCT)
 
 
-def rematerialised(
+def rematerialized(
     module: type[nn.Module], remat: str, static_argnums: tuple[int, ...] = ()
 ) -> type[nn.Module]:
     """The class of a block, or its twin that keeps fewer activations and computes the rest again

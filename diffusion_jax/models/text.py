@@ -33,26 +33,26 @@ class Encoder(NamedTuple):
     encode(captions) -> {name: (N, ...)}: the entries of cond, of at most max_length tokens each;
     what is longer is cut off. count(caption) -> how many tokens it has.
     like: {name: shape and dtype of an entry, without N}. network: what reads them out of cond.
-    kept: under which name the arrays may be kept on disk; '' where making them costs nothing.
+    cache_name: under which name the arrays may be kept on disk; '' where making them costs nothing.
     """
 
     encode: Callable[[Sequence[str]], dict[str, np.ndarray]]
     count: Callable[[str], int]
-    like: dict[str, jax.ShapeDtypeStruct]
+    entries: dict[str, jax.ShapeDtypeStruct]
     network: Text
     max_length: int
-    kept: str = ""
+    cache_name: str = ""
 
 
-def no_caption(encoder: Encoder, batch: int) -> dict[str, Array]:
+def null_captions(encoder: Encoder, batch: int) -> dict[str, Array]:
     """The entries of cond that say nothing, for `batch` examples."""
     return {
-        name: jnp.zeros((batch, *like.shape), like.dtype) for name, like in encoder.like.items()
+        name: jnp.zeros((batch, *like.shape), like.dtype) for name, like in encoder.entries.items()
     }
 
 
 # ---- in the network
-class Told(NamedTuple):
+class TextFeatures(NamedTuple):
     """A text as a network sees it: states (B, L, D), which of them there are (B, L) bool, and one
     vector (B, D), float32.
     """
@@ -63,7 +63,7 @@ class Told(NamedTuple):
 
 
 class Text(nn.Module):
-    """cond -> Told: the states of its captions, each normalised, or the learned ones that stand for
+    """cond -> TextFeatures: the states of its captions, each normalised, or the learned ones that stand for
     no caption.
 
     width: D. reader: a network (ids (B, L), mask) -> (B, L, D) for cond['bytes'] (B, L), in which 0
@@ -75,7 +75,7 @@ class Text(nn.Module):
     reader: nn.Module | None = None
 
     @nn.compact
-    def __call__(self, cond: dict, batch: int) -> Told:
+    def __call__(self, cond: dict, batch: int) -> TextFeatures:
         init = nn.initializers.normal(1.0)
         null_state, null_pooled = (
             self.param(name, init, (self.width,)) for name in ("null_state", "null_pooled")
@@ -86,7 +86,7 @@ class Text(nn.Module):
             nn.LayerNorm(name=name)(x.astype(jnp.float32))
             for name, x in (("states", states), ("pooled", pooled))
         ]
-        return Told(
+        return TextFeatures(
             jnp.where(there[:, None, None], normed[0], null_state),
             at_least_one(mask),
             jnp.where(there[:, None], normed[1], null_pooled),
@@ -258,7 +258,7 @@ def minilm(max_length: int, weights: Callable[[str], Mapping[str, np.ndarray]]) 
         like,
         Text(MINILM.width),
         max_length,
-        kept=f"all-MiniLM-L6-v2-{max_length}",
+        cache_name=f"all-MiniLM-L6-v2-{max_length}",
     )
 
 

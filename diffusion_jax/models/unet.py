@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.models import layers
 from diffusion_jax.models.embeddings import ConditionEmbedding
-from diffusion_jax.models.text import Text, Told
+from diffusion_jax.models.text import Text, TextFeatures
 from diffusion_jax.types import Array, Cond
 
 
@@ -118,20 +118,20 @@ class UNet(nn.Module):
     def _residual(
         self, h: Array, told: Array, train: bool, channels: int, name: str, resample: str = "none"
     ) -> Array:
-        block = layers.rematerialised(layers.ResidualBlock, self.remat, static_argnums=(3,))
+        block = layers.rematerialized(layers.ResidualBlock, self.remat, static_argnums=(3,))
         options = self.scale_shift, self.dropout, self.skip_scale, self.dtype, self.norm
         return block(channels, resample, *options, name=name)(h, told, train)
 
-    def _attention(self, h: Array, text: Told | None, name: str) -> Array:
+    def _attention(self, h: Array, text: TextFeatures | None, name: str) -> Array:
         options = self.head_width, self.skip_scale, self.attention_impl, self.dtype, self.norm
-        h = layers.rematerialised(layers.AttentionBlock, self.remat)(*options, name=name)(h)
+        h = layers.rematerialized(layers.AttentionBlock, self.remat)(*options, name=name)(h)
         if text is None:
             return h
-        block = layers.rematerialised(layers.CrossAttentionBlock, self.remat)
+        block = layers.rematerialized(layers.CrossAttentionBlock, self.remat)
         return block(*options, name=f"{name}_text")(h, text.states, text.mask)
 
     def _down(
-        self, h: Array, told: Array, text: Told | None, train: bool
+        self, h: Array, told: Array, text: TextFeatures | None, train: bool
     ) -> tuple[Array, list[Array]]:
         """The way down: the smallest feature map, and every map that the way up will see again."""
         skips = [h]
@@ -147,7 +147,7 @@ class UNet(nn.Module):
         return h, skips
 
     def _up(
-        self, h: Array, skips: list[Array], told: Array, text: Told | None, train: bool
+        self, h: Array, skips: list[Array], told: Array, text: TextFeatures | None, train: bool
     ) -> Array:
         """The way up, which takes the feature maps of the way down in reverse."""
         for level, multiplier in reversed(list(enumerate(self.multipliers))):

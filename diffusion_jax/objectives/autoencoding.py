@@ -4,7 +4,7 @@ distance and adversary.
     log p(x) >= E_q(z | x)[log p(x | z)] - KL(q(z | x) || N(0, I)) = -(distortion + rate)        (Kingma & Welling 2014, eq. 3)
 
 Rate and distortion are in nats for a whole image, both (B,). What q and p are made of is not known
-here: see Networks.
+here: see AutoencoderNetworks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from diffusion_jax.types import Array, Cond, Key, Process
 LOG_2PI = math.log(2 * math.pi)
 
 
-class Networks(NamedTuple):
+class AutoencoderNetworks(NamedTuple):
     """The players of a loss, with their parameters bound.
 
     encode(x, cond) -> (mean, log_variance) of q(z | x), (B, ...). decode(z, cond, x) -> (mean,
@@ -65,14 +65,14 @@ class Likelihood(NamedTuple):
 
     log_prob(mean, log_scale, x) -> (B,) nats; image(mean) -> the picture to show; draw(noise, mean,
     log_scale) -> an image, noise being unit Gaussians (B, H, W, C), which are moved to the law by
-    its quantile function. of_greys: whether it is a probability of the 256 greys of a pixel, whose
+    its quantile function. is_discrete: whether it is a probability of the 256 greys of a pixel, whose
     bits compare with other models', rather than a density.
     """
 
     log_prob: Callable[[Array, Array, Array], Array]
     image: Callable[[Array], Array]
     draw: Callable[[Array, Array, Array], Array]
-    of_greys: bool = False
+    is_discrete: bool = False
 
 
 def gaussian(std: float = 0.0) -> Likelihood:
@@ -142,7 +142,7 @@ def logistic(levels: int = 256) -> Likelihood:
         x = mean + jnp.exp(log_scale) * _logistic(noise)
         return jnp.rint((jnp.clip(x, -1, 1) + 1) / (2 * half)) * 2 * half - 1
 
-    return Likelihood(log_prob, lambda mean: jnp.clip(mean, -1, 1), draw, of_greys=True)
+    return Likelihood(log_prob, lambda mean: jnp.clip(mean, -1, 1), draw, is_discrete=True)
 
 
 def _logistic(noise: Array) -> Array:
@@ -187,7 +187,7 @@ def elbo(
         weight = beta * ramp(step, anneal)
         return distortion + weight * paid, {"rate": rates.sum(1), "distortion": distortion}
 
-    return Autoencoding(draws(1), loss, likelihood)
+    return Autoencoding(latent_noise(1), loss, likelihood)
 
 
 def iwae(
@@ -202,11 +202,11 @@ def iwae(
         log_weights, rate, distortion = importance(networks, likelihood, x, eps, cond)
         return -log_mean_exp(log_weights, axis=0), {"rate": rate, "distortion": distortion}
 
-    return Autoencoding(draws(samples), loss, likelihood)
+    return Autoencoding(latent_noise(samples), loss, likelihood)
 
 
 def importance(
-    networks: Networks,
+    networks: AutoencoderNetworks,
     likelihood: Likelihood,
     x: Array,
     eps: Array,
@@ -262,7 +262,7 @@ def psnr(image: Array, x: Array) -> Array:
     )
 
 
-def draws(samples: int) -> Callable[[Key, Array], Array]:
+def latent_noise(samples: int) -> Callable[[Key, Array], Array]:
     """eps (samples, B, ...), sample i of an example from its key's stream i."""
     return per_example(
         lambda keys, like: jax.vmap(lambda i: arrays.noise(arrays.fold_in(keys, i), like))(
@@ -276,7 +276,9 @@ def _latent(mean: Array, log_variance: Array, eps: Array) -> Array:
     return mean + jnp.exp(0.5 * log_variance) * eps
 
 
-def _log_prob(networks: Networks, likelihood: Likelihood, x: Array, z: Array, cond: Cond) -> Array:
+def _log_prob(
+    networks: AutoencoderNetworks, likelihood: Likelihood, x: Array, z: Array, cond: Cond
+) -> Array:
     return likelihood.log_prob(*networks.decode(z, cond, x), x)
 
 
@@ -344,8 +346,13 @@ def reconstruction(
         def blame(image):
             return jnp.mean(judged(image)[0] + perceptual * judged(image)[1])
 
-        weight = _adaptive(networks, z, blame, lambda image: jnp.mean(_fooled(networks, image)))
-        generator, discriminator = _fooled(networks, image), hinge(networks, x, image)
+        weight = adaptive_weight(
+            networks, z, blame, lambda image: jnp.mean(generator_loss(networks, image))
+        )
+        generator, discriminator = (
+            generator_loss(networks, image),
+            discriminator_loss(networks, x, image),
+        )
         total = total + begun * (adversarial * weight * generator + discriminator)
         weights = jnp.broadcast_to(weight, error.shape)
         return total, metrics | {
@@ -355,7 +362,7 @@ def reconstruction(
         }
 
     return Autoencoding(
-        draws(1), loss, gaussian(1.0), features if perceptual else "", bool(adversarial)
+        latent_noise(1), loss, gaussian(1.0), features if perceptual else "", bool(adversarial)
     )
 
 
@@ -366,7 +373,7 @@ def feature_distance(a: tuple[Array, ...], b: tuple[Array, ...]) -> Array:
     return sum(jnp.mean(jnp.sum((x - y) ** 2, -1), axis=(1, 2)) for x, y in zip(a, b, strict=True))
 
 
-def hinge(networks: Networks, x: Array, image: Array) -> Array:
+def discriminator_loss(networks: AutoencoderNetworks, x: Array, image: Array) -> Array:
     """The discriminator's loss, (B,): 1/2 mean(max(0, 1 - D(x)) + max(0, 1 + D(x_hat))) (Lim & Ye
     2017), with x_hat fixed.
     """
@@ -377,12 +384,14 @@ def hinge(networks: Networks, x: Array, image: Array) -> Array:
     return 0.5 * mean_per_example(jax.nn.relu(1 - real) + jax.nn.relu(1 + false))
 
 
-def _fooled(networks: Networks, image: Array) -> Array:
+def generator_loss(networks: AutoencoderNetworks, image: Array) -> Array:
     """The decoder's adversarial loss, (B,): -D(x_hat), the discriminator's parameters fixed."""
     return -mean_per_example(networks.discriminate(image, True))
 
 
-def _adaptive(networks: Networks, z: Array, reconstruction: Callable, generator: Callable) -> Array:
+def adaptive_weight(
+    networks: AutoencoderNetworks, z: Array, reconstruction: Callable, generator: Callable
+) -> Array:
     """|dL_rec / da| / (|dL_gan / da| + 1e-4), at most 1e4, a being the last layer's kernel. A
     constant to the gradient.
     """
@@ -396,13 +405,15 @@ def _adaptive(networks: Networks, z: Array, reconstruction: Callable, generator:
 
 
 # ---- images out of latents
-def show(networks: Networks, likelihood: Likelihood, z: Array, cond: Cond = None) -> Array:
+def mean_image(
+    networks: AutoencoderNetworks, likelihood: Likelihood, z: Array, cond: Cond = None
+) -> Array:
     """The picture of z, (B, H, W, C): the mean of p(x | z), which of a Gaussian has no bounds."""
     return likelihood.image(networks.decode(z, cond, None)[0])
 
 
-def unroll(
-    networks: Networks,
+def sample_pixels(
+    networks: AutoencoderNetworks,
     likelihood: Likelihood,
     z: Array,
     keys: Key,

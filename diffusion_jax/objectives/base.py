@@ -41,7 +41,7 @@ class Objective(NamedTuple):
     loss: Callable[[Denoise, Noised, Cond], Array]
 
 
-class Drawn(NamedTuple):
+class FewStepExample(NamedTuple):
     """A training example with two times, s <= t. x_t, x0, eps: (B, ...); t, s: (B,)."""
 
     x_t: Array
@@ -51,7 +51,7 @@ class Drawn(NamedTuple):
     s: Array
 
 
-class Players(NamedTuple):
+class FewStepNetworks(NamedTuple):
     """Who takes part in a few-step loss: denoisers of one process.
 
     student: the network; the gradient goes through it alone. frozen: the same weights, constant.
@@ -61,13 +61,13 @@ class Players(NamedTuple):
 
     student: Denoise
     frozen: Denoise
-    target: Denoise
+    ema_network: Denoise
     teacher: Denoise | None = None
     null: Callable[[Cond], Cond] = lambda cond: cond
 
 
 class FewStep(NamedTuple):
-    """draw(keys, x0 (B, ...), progress) -> Drawn;  loss(players, drawn, cond, progress) -> (B,), one number per example.
+    """draw(keys, x0 (B, ...), progress) -> FewStepExample;  loss(networks, drawn, cond, progress) -> (B,), one number per example.
 
     keys: one for each example, (B,), or one for the batch.
     progress: how much of the run is done, from 0 to 1, which curricula are functions of, so that
@@ -78,8 +78,8 @@ class FewStep(NamedTuple):
       condition.
     """
 
-    draw: Callable[[Key, Array, Array], Drawn]
-    loss: Callable[[Players, Drawn, Cond, Array], Array]
-    rate: Callable[[Array], Array] | None = None
-    taught: bool = False
+    draw: Callable[[Key, Array, Array], FewStepExample]
+    loss: Callable[[FewStepNetworks, FewStepExample, Cond, Array], Array]
+    ema_rate: Callable[[Array], Array] | None = None
+    needs_teacher: bool = False
     guided: bool = False

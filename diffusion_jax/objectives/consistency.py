@@ -31,7 +31,7 @@ from diffusion_jax import arrays
 from diffusion_jax.arrays import expand, mean_per_example
 from diffusion_jax.errors import need_ranges
 from diffusion_jax.objectives import times
-from diffusion_jax.objectives.base import Drawn, FewStep, Players, per_example
+from diffusion_jax.objectives.base import FewStep, FewStepExample, FewStepNetworks, per_example
 from diffusion_jax.objectives.distance import Distance, pseudo_huber, squared
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers import base, ode
@@ -41,7 +41,7 @@ Pairs = Callable[
     [Process, Key, Array], tuple[Array, Array]
 ]  # (process, keys (B,), progress) -> t, s (B,): neighbours, s < t
 
-Earlier = Callable[[Players, Drawn, Cond], Array]  # (players, drawn, cond) -> x_s
+Earlier = Callable[[FewStepNetworks, FewStepExample, Cond], Array]  # (networks, drawn, cond) -> x_s
 
 
 # ---- presets
@@ -60,10 +60,10 @@ def distillation(
     """
     need_ranges("consistency.distillation", steps=(steps, 2, 100_000), mu=(mu, 0, 1))
 
-    def by_teacher(players: Players, drawn: Drawn, cond: Cond) -> Array:
+    def by_teacher(networks: FewStepNetworks, drawn: FewStepExample, cond: Cond) -> Array:
         def one(x, t, s, cond):
             x = x[None]
-            bound = base.bind(players.teacher, jax.tree.map(lambda c: c[None], cond))
+            bound = base.bind(networks.teacher, jax.tree.map(lambda c: c[None], cond))
             return solver.step(
                 base.silence(x), x, solver.init(x, jnp.stack([t, s])), t, s, bound, process
             )[0][0]
@@ -72,8 +72,8 @@ def distillation(
 
     pairs = neighbours(lambda progress: jnp.float32(steps))
     return in_steps(
-        process, pairs, distance, by_teacher, rate=lambda progress: jnp.float32(mu)
-    )._replace(taught=True)
+        process, pairs, distance, by_teacher, ema_rate=lambda progress: jnp.float32(mu)
+    )._replace(needs_teacher=True)
 
 
 def training(
@@ -94,7 +94,7 @@ def training(
         process,
         neighbours(count),
         distance,
-        rate=lambda progress: jnp.exp(s0 * math.log(mu0) / count(progress)),
+        ema_rate=lambda progress: jnp.exp(s0 * math.log(mu0) / count(progress)),
     )
 
 
@@ -211,7 +211,7 @@ def continuous_distillation(
 # ---- in steps
 def same_noise(process: Process) -> Earlier:
     """x_s of the same x0 and eps: x_t moved by its conditional velocity, without a teacher."""
-    return lambda players, drawn, cond: gaussian.corrupt(process, drawn.x0, drawn.eps, drawn.s).x_t
+    return lambda networks, drawn, cond: gaussian.corrupt(process, drawn.x0, drawn.eps, drawn.s).x_t
 
 
 def in_steps(
@@ -221,9 +221,9 @@ def in_steps(
     earlier: Earlier | None = None,
     *,
     weight: Callable[[Process, Array, Array], Array] | None = None,
-    rate=None,
+    ema_rate: Callable[[Array], Array] | None = None,
 ) -> FewStep:
-    """w(t, s) d(f(x_t, t), f_-(x_s, s)), of which CD, CT, iCT and ECT are presets. earlier(players,
+    """w(t, s) d(f(x_t, t), f_-(x_s, s)), of which CD, CT, iCT and ECT are presets. earlier(networks,
     drawn, cond) -> x_s.
     """
     earlier = earlier or same_noise(process)
@@ -231,17 +231,17 @@ def in_steps(
     @per_example
     def draw(keys, x0, progress):
         t, s = pairs(process, arrays.fold_in(keys, 0), progress)
-        return Drawn(
+        return FewStepExample(
             *gaussian.corrupt(process, x0, arrays.noise(arrays.fold_in(keys, 1), x0), t), s
         )
 
-    def loss(players, drawn, cond, progress):
-        wanted = players.target(earlier(players, drawn, cond), drawn.s, cond).x0
-        found = players.student(drawn.x_t, drawn.t, cond).x0
+    def loss(networks, drawn, cond, progress):
+        wanted = networks.ema_network(earlier(networks, drawn, cond), drawn.s, cond).x0
+        found = networks.student(drawn.x_t, drawn.t, cond).x0
         error = distance(found, jax.lax.stop_gradient(wanted))
         return error * weight(process, drawn.t, drawn.s) if weight else error
 
-    return FewStep(draw, loss, rate)
+    return FewStep(draw, loss, ema_rate)
 
 
 def neighbours(
@@ -296,16 +296,18 @@ def _continuous(
     @per_example
     def draw(keys, x0, progress):
         t, eps = time(process, arrays.fold_in(keys, 0)), arrays.noise(arrays.fold_in(keys, 1), x0)
-        return Drawn(*gaussian.corrupt(process, x0, eps, t), jnp.full_like(t, process.t_min))
+        return FewStepExample(
+            *gaussian.corrupt(process, x0, eps, t), jnp.full_like(t, process.t_min)
+        )
 
-    def loss(players, drawn, cond, progress):
+    def loss(networks, drawn, cond, progress):
         x_t, t = drawn.x_t, drawn.t
-        truth = players.teacher(x_t, t, cond) if taught else Prediction(drawn.x0, drawn.eps)
+        truth = networks.teacher(x_t, t, cond) if taught else Prediction(drawn.x0, drawn.eps)
         phi = gaussian.angle(process, t, sigma_data)
         pace = gaussian.derivative(lambda u: gaussian.angle(process, u, sigma_data), t)  # dphi/dt
 
         def f(x, t):
-            prediction = players.frozen(x, t, cond)
+            prediction = networks.frozen(x, t, cond)
             return prediction.x0, prediction
 
         _, df_dt, own = jax.jvp(
@@ -316,7 +318,9 @@ def _continuous(
         first = -(cos**2) * (velocity(own, phi) - velocity(truth, phi))
         g = first + jnp.minimum(1.0, progress / max(warmup, 1e-9)) * (whole - first)
         g = g / expand(jnp.sqrt(mean_per_example(g**2)) + c, g)
-        error = (velocity(players.student(x_t, t, cond), phi) - velocity(own, phi)) / sigma_data - g
+        error = (
+            velocity(networks.student(x_t, t, cond), phi) - velocity(own, phi)
+        ) / sigma_data - g
         return mean_per_example(error**2)
 
-    return FewStep(draw, loss, taught=taught)
+    return FewStep(draw, loss, needs_teacher=taught)

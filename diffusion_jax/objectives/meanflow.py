@@ -26,7 +26,7 @@ from diffusion_jax import arrays
 from diffusion_jax.arrays import expand, mean_per_example
 from diffusion_jax.errors import need_ranges
 from diffusion_jax.objectives import times
-from diffusion_jax.objectives.base import Drawn, FewStep, per_example
+from diffusion_jax.objectives.base import FewStep, FewStepExample, per_example
 from diffusion_jax.processes import gaussian
 from diffusion_jax.types import Prediction, Process
 
@@ -100,11 +100,11 @@ def _jumps(
         first, second = time(process, a), time(process, b)
         t, s = jnp.maximum(first, second), jnp.minimum(first, second)
         s = jnp.where(arrays.uniform(chance) < ratio, s, t)
-        return Drawn(
+        return FewStepExample(
             *gaussian.corrupt(process, x0, arrays.noise(arrays.fold_in(keys, 1), x0), t), s
         )
 
-    def loss(players, drawn, cond, progress):
+    def loss(networks, drawn, cond, progress):
         x_t, t, s = drawn.x_t, drawn.t, drawn.s
 
         def told(cond, s):
@@ -113,15 +113,15 @@ def _jumps(
         def velocity(prediction):
             return gaussian.velocity(process, prediction, t)
 
-        v = velocity(players.teacher(x_t, t, cond) if taught else Prediction(drawn.x0, drawn.eps))
+        v = velocity(networks.teacher(x_t, t, cond) if taught else Prediction(drawn.x0, drawn.eps))
         if guidance != 1.0:
             v = guidance * v + (1 - guidance) * velocity(
-                players.frozen(x_t, t, told(players.null(cond), t))
+                networks.frozen(x_t, t, told(networks.null(cond), t))
             )
-        along = velocity(players.frozen(x_t, t, told(cond, t))) if own else v
+        along = velocity(networks.frozen(x_t, t, told(cond, t))) if own else v
 
         def jump(x, t):
-            prediction = players.frozen(x, t, told(cond, s))
+            prediction = networks.frozen(x, t, told(cond, s))
             end = (
                 expand(process.alpha(s), x) * prediction.x0
                 + expand(process.sigma(s), x) * prediction.eps
@@ -130,7 +130,7 @@ def _jumps(
 
         _, slope, constant = jax.jvp(jump, (x_t, t), (along, jnp.ones_like(t)), has_aux=True)
         error = (
-            velocity(players.student(x_t, t, told(cond, s)))
+            velocity(networks.student(x_t, t, told(cond, s)))
             - velocity(constant)
             - slope
             - (v - along)
@@ -138,4 +138,4 @@ def _jumps(
         square = mean_per_example(error**2)
         return square / jax.lax.stop_gradient(square + c) ** p
 
-    return FewStep(draw, loss, taught=taught, guided=guidance != 1.0)
+    return FewStep(draw, loss, needs_teacher=taught, guided=guidance != 1.0)

@@ -98,7 +98,8 @@ def measurement_for(task: str, mask: str, shape: tuple[int, ...]):
     the task does not take.
     """
     name = task.partition("(")[0].strip()
-    if name not in (known := members(components.MEASUREMENTS)):
+    known = members(components.MEASUREMENTS)
+    if name not in known and name not in components.MEASUREMENTS.aliases:
         raise unknown("task", name, (*known, *EDITS))
     if name == "inpaint":
         return build(components.MEASUREMENTS, task, shape, mask_for(mask or "half", shape))
@@ -313,7 +314,7 @@ def _sdedit(job: Job, denoise, labels: str, strengths):
         )
     )
     results = [
-        transforms.to_uint8(run(job.keys, job.images, edits.part_of(job.plan.ts, s), job.cond))
+        transforms.to_uint8(run(job.keys, job.images, edits.last_moves(job.plan.ts, s), job.cond))
         for s in strengths
     ]
     told = {

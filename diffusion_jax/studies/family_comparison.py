@@ -111,7 +111,7 @@ def measured(
         scores |= {
             key: found[key] for key in ("active_units", "units", "rate", "distortion", "iw_bound")
         }
-        if built.objective.likelihood.of_greys:
+        if built.objective.likelihood.is_discrete:
             scores["bits"] = -found["iw_bound"] / math.log(2) / math.prod(built.shape)
     elif images_of_likelihood and not built.latents:
         scores["bits"] = _bits(trained, dataset, images_of_likelihood)

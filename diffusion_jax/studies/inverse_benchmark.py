@@ -31,7 +31,7 @@ from diffusion_jax.targets import laws, posterior
 
 POINT_METHODS = "unguided;replacement;repaint(resample=5);dps(scale=0.1);dps(scale=0.3);ddnm;pigdm"
 IMAGE_METHODS = "replacement;repaint(resample=5);dps(scale=0.5);ddnm;pigdm"
-IMAGE_TASKS = "inpaint@half;inpaint@box;inpaint@random;superres(factor=2);superres(factor=4);deblur(std=0.05);colourise"
+IMAGE_TASKS = "inpaint@half;inpaint@box;inpaint@random;superres(factor=2);superres(factor=4);deblur(std=0.05);colorize"
 LEVEL = 0.9  # of the credible intervals
 SHOWN = 10  # images of a strip
 EXACT = "exact posterior"
@@ -274,7 +274,7 @@ def parse_tasks(text: str, shape: tuple[int, ...]) -> dict[str, tuple[str, str]]
     }
     if text == IMAGE_TASKS:
         fits = {
-            "colourise": shape[-1] > 1,
+            "colorize": shape[-1] > 1,
             "superres(factor=4)": not (shape[0] % 4 or shape[1] % 4) and shape[0] >= 16,
             "superres(factor=2)": shape[0] < 16,
         }

@@ -166,7 +166,7 @@ def test_a_learned_variance_survives_a_guide_that_learned_none():
 @every_process
 def test_rescale_keeps_the_contrast(process):
     (x, cond), denoise, t = points(), by_class(process), 0.4
-    pair = guidance.beside_null(denoise, null)
+    pair = guidance.conditional_pair(denoise, null)
     conditional, plain = denoise(x, t, cond), guidance.extrapolate(pair, 4.0)(x, t, cond)
     chex.assert_trees_all_close(
         guidance.rescale(pair, 4.0, process, 0.0)(x, t, cond), plain, rtol=1e-4, atol=1e-5
@@ -393,7 +393,7 @@ def test_autoguidance_by_another_network():
         return plain, worse
 
     built = tiny("interval(autoguidance(workdir='small', ema='5k'))", load)
-    assert asked == [guides.Other("small", "5k", 0)]
+    assert asked == [guides.AuxiliaryModel("small", "5k", 0)]
     samples, alone = (
         drawn(built, denoiser.ensemble(built, params), (0.0, 1.0, 2.5)),
         drawn(plain, params, (1.0,))[0],

@@ -26,7 +26,7 @@ MASK = (np.arange(16).reshape(4, 4, 1) % 3 > 0).astype(np.float32)
 
 MEASUREMENTS = {
     "inpaint": lambda **k: measurements.inpaint(SHAPE, MASK, **k),
-    "colourise": lambda **k: measurements.colourise(SHAPE, **k),
+    "colorize": lambda **k: measurements.colorize(SHAPE, **k),
     "superres": lambda **k: measurements.superres(SHAPE, 2, **k),
     "deblur": lambda **k: measurements.deblur(SHAPE, 0.6, **k),
     "deblur_uniform": lambda **k: measurements.deblur(SHAPE, 1, "uniform", **k),
@@ -125,7 +125,7 @@ def test_masks():
     "make, words",
     [
         (lambda: measurements.inpaint((8, 8, 1), np.ones((4, 8, 1))), "does not fit"),
-        (lambda: measurements.colourise((8, 8, 1)), "needs colour"),
+        (lambda: measurements.colorize((8, 8, 1)), "needs color"),
         (lambda: measurements.superres((8, 8, 1), 3), "does not divide"),
         (lambda: measurements.superres((2,), 2), "is for images"),
         (lambda: measurements.deblur((8, 8, 1), -1.0), "width=-1.0: it must be at least"),
@@ -137,7 +137,7 @@ def test_masks():
         (lambda: masks.box((8, 8, 1), 1.5), "between 0 and 1"),
         (lambda: masks.random((8, 8, 1), 0.0), "between 0 and 1"),
         (lambda: methods.repaint(0), "resample=0: it must be at least 1"),
-        (lambda: edits.part_of(jnp.ones(3), 0.0), "above 0"),
+        (lambda: edits.last_moves(jnp.ones(3), 0.0), "above 0"),
         (
             lambda: methods.restore(methods.ddnm(), measurements.saturate((2,)), *[None] * 7),
             "needs a linear measurement",
@@ -603,7 +603,7 @@ def test_sdedit_keeps_less_of_the_guide_the_more_noise_there_is():
     )
     left = []
     for strength in (0.25, 0.55, 1.0):
-        ts = edits.part_of(full, strength)
+        ts = edits.last_moves(full, strength)
         assert len(ts) == round(40 * strength) + 1
         mean = float(np.mean(run(jax.random.key(0), ts)))
         alpha, sigma = (float(f(ts[0])) for f in (process.alpha, process.sigma))

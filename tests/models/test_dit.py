@@ -95,7 +95,7 @@ def test_places_are_told_apart_column_first():
     """The same places at every column (or row) of a grid that is not square, and frequencies from 1
     down.
     """
-    places = np.asarray(dit.places(3, 5, 16)).reshape(3, 5, 16)
+    places = np.asarray(dit.position_embedding(3, 5, 16)).reshape(3, 5, 16)
     np.testing.assert_array_equal(places[0, :, :8], places[2, :, :8])
     np.testing.assert_array_equal(places[:, 0, 8:], places[:, 4, 8:])
     some = [np.sin(3), np.sin(3e-3), np.cos(3), np.sin(2), np.cos(2)]

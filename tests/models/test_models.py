@@ -340,16 +340,16 @@ def gradient_program(**options):
 def test_remat_of_older_configs_and_of_wrong_ones(monkeypatch):
     block = layers.AttentionBlock
     assert (
-        layers.rematerialised(block, False) is block
-        and layers.rematerialised(block, True) is not block
+        layers.rematerialized(block, False) is block
+        and layers.rematerialized(block, True) is not block
     )
     with pytest.raises(UserError, match="unknown remat 'dot'.*did you mean 'dots'"):
-        layers.rematerialised(block, "dot")
+        layers.rematerialized(block, "dot")
     monkeypatch.setattr(layers, "HOST", "attic")
     with pytest.raises(
         UserError, match="needs attic memory, and this device has .*pinned_host.*use remat=dots"
     ):
-        layers.rematerialised(block, "offload")
+        layers.rematerialized(block, "offload")
 
 
 def test_bfloat16_is_close_and_keeps_parameters_and_output_in_float32():

@@ -19,7 +19,7 @@ from diffusion_jax.evaluation import classifier
 from diffusion_jax.models.autoencoder import VAE, AutoencoderKL
 from diffusion_jax.models.discriminator import PatchGAN
 from diffusion_jax.objectives import autoencoding
-from diffusion_jax.objectives.autoencoding import Networks
+from diffusion_jax.objectives.autoencoding import AutoencoderNetworks
 from diffusion_jax.pretrained import lpips, weights
 from tests.fixtures import make_lpips_fixtures
 
@@ -43,7 +43,9 @@ def linear(q_mean=Q_MEAN, q_variance=Q_VARIANCE):
         mean = (x.reshape(-1, 4) - B) @ q_mean.T
         return mean, jnp.broadcast_to(jnp.log(q_variance), mean.shape)
 
-    return Networks(encode, lambda z, cond, x: ((z @ W.T + B).reshape(-1, 2, 2, 1), jnp.log(S)))
+    return AutoencoderNetworks(
+        encode, lambda z, cond, x: ((z @ W.T + B).reshape(-1, 2, 2, 1), jnp.log(S))
+    )
 
 
 def sigma_points(batch=3):
@@ -234,8 +236,8 @@ def test_draws_follow_the_law(name, mean, log_scale):
         np.testing.assert_allclose(levels, np.rint(levels), atol=1e-3)
 
 
-# ---- two players, one optimizer
-def players(params, features=lambda x: (x,)):
+# ---- two networks, one optimizer
+def networks(params, features=lambda x: (x,)):
     """A linear decoder with a last layer, and a quadratic discriminator: small enough to
     differentiate by hand.
     """
@@ -253,7 +255,7 @@ def players(params, features=lambda x: (x,)):
         return (x**2 * d).reshape(-1, 4) - 0.1
 
     kernel = params["autoencoder"]["out"]
-    return Networks(
+    return AutoencoderNetworks(
         encode,
         lambda z, cond, x: (decode_with(kernel, z), 0.0),
         discriminate,
@@ -275,15 +277,15 @@ def test_each_players_gradient_is_that_of_its_own_loss():
     eps, kind = sigma_points()[:1], jnp.float32
 
     def total(params):
-        return objective.loss(players(params), IMAGES, eps, None, jnp.int32(0))[0].mean()
+        return objective.loss(networks(params), IMAGES, eps, None, jnp.int32(0))[0].mean()
 
     found = jax.grad(total)(PLAYERS)
-    _, metrics = objective.loss(players(PLAYERS), IMAGES, eps, None, jnp.int32(0))
+    _, metrics = objective.loss(networks(PLAYERS), IMAGES, eps, None, jnp.int32(0))
     weight = kind(metrics["adaptive_weight"][0])
 
     def autoencoders(own):
         """By hand, with the discriminator and the weight as numbers."""
-        net = players(PLAYERS | {"autoencoder": own})
+        net = networks(PLAYERS | {"autoencoder": own})
         mean, _ = net.encode(IMAGES, None)
         image = net.decode(mean + eps[0], None, IMAGES)[0]
         error = jnp.mean((image - IMAGES) ** 2)
@@ -293,7 +295,7 @@ def test_each_players_gradient_is_that_of_its_own_loss():
         return error + 0.5 * distance + 0.1 * rate / 4 + 0.7 * weight * fooled
 
     def discriminators(own):
-        net = players(PLAYERS | {"discriminator": own})
+        net = networks(PLAYERS | {"discriminator": own})
         image = net.decode(net.encode(IMAGES, None)[0] + eps[0], None, IMAGES)[0]
 
         def score(x):
@@ -314,7 +316,7 @@ def test_each_players_gradient_is_that_of_its_own_loss():
 def test_the_adaptive_weight_is_the_ratio_of_gradients_in_the_last_layer():
     objective = autoencoding.reconstruction(pixels="l2", perceptual=0.0, adversarial=0.7, start=5)
     eps = sigma_points()[:1]
-    net = players(PLAYERS)
+    net = networks(PLAYERS)
     z = net.encode(IMAGES, None)[0] + eps[0]
 
     def image(kernel):
@@ -437,9 +439,11 @@ def test_a_powerful_decoder_reads_the_pixels_before_each_and_no_others():
 def test_unrolled_pixels_are_the_draws_that_teacher_forcing_on_them_gives():
     """A fixed point: fed the finished image, the decoder draws it again from the same noise."""
     model, params = tiny("powerful")
-    net = Networks(None, lambda z, cond, x: model.apply(params, z, cond, x, method="decode"))
+    net = AutoencoderNetworks(
+        None, lambda z, cond, x: model.apply(params, z, cond, x, method="decode")
+    )
     law, z, keys = autoencoding.logistic(), jnp.ones((2, 3)), jax.random.split(jax.random.key(0), 2)
-    image = autoencoding.unroll(net, law, z, keys, (8, 8, 1))
+    image = autoencoding.sample_pixels(net, law, z, keys, (8, 8, 1))
     again = law.draw(arrays.noise(keys, image), *net.decode(z, None, image))
     np.testing.assert_allclose(
         image, again, atol=2e-2

@@ -26,7 +26,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.inverse import masks, measurements, methods
 from diffusion_jax.models import unet
 from diffusion_jax.objectives import consistency, distance, meanflow, times
-from diffusion_jax.objectives.base import Drawn, Players, per_example
+from diffusion_jax.objectives.base import FewStepExample, FewStepNetworks, per_example
 from diffusion_jax.processes import gaussian, schedules
 from diffusion_jax.samplers import ancestral, base, few_step, grids, ode, singlestep
 from diffusion_jax.studies import comparison
@@ -146,7 +146,10 @@ def scored(objective, target, process, drawn, progress, shift=0.0):
         zero = jnp.zeros_like(c)
         constant = moved(zero, zero)
         found = objective.loss(
-            Players(moved(c, d), constant, constant, target.denoise(process)), drawn, None, progress
+            FewStepNetworks(moved(c, d), constant, constant, target.denoise(process)),
+            drawn,
+            None,
+            progress,
         )
         return found.sum(), found
 
@@ -202,7 +205,7 @@ def test_in_steps_the_loss_of_the_exact_function_is_the_teachers_own_error():
                 h = (rho(20.0) - rho(0.002)) / (steps - 1)
                 s = (rho(20.0 * t) - h) ** 7 / 20.0
                 x_t = jnp.asarray([[0.3, 1.0], [2.0, -1.0], [-4.0, 3.0]])
-                drawn = Drawn(x_t, t, x_t, x_t, s)
+                drawn = FewStepExample(x_t, t, x_t, x_t, s)
                 losses.append(scored(objective, NORMAL, EDM, drawn, 0.0)[0])
             found = np.log2(losses[0] / losses[1]) / 2 - 1
             assert_allclose(found, order, atol=0.15)
@@ -270,11 +273,11 @@ def points(count=6):
     )
 
 
-def players(process, decode):
+def networks(process, decode):
     def student(x, t, cond=None):
         return decode(x, t, anything(x, t, cond))
 
-    return Players(student, student, student)
+    return FewStepNetworks(student, student, student)
 
 
 def of_velocity(x, t, u):
@@ -300,15 +303,15 @@ def test_meanflow_is_the_papers(improved):
         make = meanflow.improved if improved else meanflow.meanflow
         for p in (0.0, 1.0):
             found = make(FLOW, p=p).loss(
-                players(FLOW, of_velocity), Drawn(x_t, t, x0, eps, s), None, 1.0
+                networks(FLOW, of_velocity), FewStepExample(x_t, t, x0, eps, s), None, 1.0
             )
             assert_allclose(found, expected / (expected + 1e-3) ** p, rtol=1e-9)
         if not improved:  # s = t: flow matching; and with guidance inside, eq. 19 with kappa = 0
-            drawn, there = Drawn(x_t, t, x0, eps, t), anything(x_t, t, {"to": t})
-            found = make(FLOW, p=0.0).loss(players(FLOW, of_velocity), drawn, None, 1.0)
+            drawn, there = FewStepExample(x_t, t, x0, eps, t), anything(x_t, t, {"to": t})
+            found = make(FLOW, p=0.0).loss(networks(FLOW, of_velocity), drawn, None, 1.0)
             assert_allclose(found, jnp.mean((there - v) ** 2, 1), rtol=1e-9)
             found = make(FLOW, p=0.0, guidance=2.0).loss(
-                players(FLOW, of_velocity), drawn, None, 1.0
+                networks(FLOW, of_velocity), drawn, None, 1.0
             )
             assert_allclose(found, jnp.mean((there - (2 * v - there)) ** 2, 1), rtol=1e-9)
 
@@ -339,7 +342,7 @@ def test_the_continuous_loss_is_algorithm_1_of_scm():
             return gaussian.from_x0(TRIG, x, jnp.cos(phi) * x - jnp.sin(phi) * sd * F_hat, t)
 
         found = consistency.continuous(TRIG, warmup=0.2).loss(
-            players(TRIG, decode), Drawn(x_t, t, x0, eps, t), None, 0.1
+            networks(TRIG, decode), FewStepExample(x_t, t, x0, eps, t), None, 0.1
         )
         assert_allclose(found, jnp.mean(g**2, 1), rtol=1e-7)
 
@@ -366,7 +369,10 @@ def test_the_continuous_loss_is_the_limit_of_steps(process):
                     for w in (w, jnp.ones((len(t), 1)))
                 )
                 return objective.loss(
-                    Players(student, constant, constant), Drawn(x_t, t, x0, eps, s), None, 1.0
+                    FewStepNetworks(student, constant, constant),
+                    FewStepExample(x_t, t, x0, eps, s),
+                    None,
+                    1.0,
                 ).sum()
 
             return jax.grad(total)(jnp.ones((len(t), 1)))[:, 0]
@@ -393,14 +399,14 @@ def test_curricula_are_the_papers():
 
     training = consistency.training(EDM, s0=2, s1=150)
     assert_allclose([count(training, p)[0] for p in (0.0, 1.0)], [2, 151], rtol=5e-3)
-    assert_allclose(training.rate(0.0), np.exp(2 * np.log(0.9) / 2), rtol=1e-6)
+    assert_allclose(training.ema_rate(0.0), np.exp(2 * np.log(0.9) / 2), rtol=1e-6)
     improved = consistency.improved(EDM, s0=10, s1=160)  # 10, 20, 40, 80, 160, each a fifth
     assert_allclose(
         [count(improved, p)[1] for p in (0.0, 0.19, 0.21, 0.5, 1.0)],
         [11, 11, 21, 41, 161],
         rtol=5e-3,
     )
-    assert improved.rate is None
+    assert improved.ema_rate is None
     assert_allclose(count(consistency.distillation(EDM), 0.3), 18, rtol=1e-3)
 
 
@@ -486,7 +492,7 @@ def test_a_denoiser_of_another_process():
     t = jnp.asarray([0.05, 0.2, 0.4, 0.6, 0.9])
     vp = schedules.VP()
     found, own = (
-        parameterization.under(MIXTURE.denoise(vp), vp, FLOW)(x, t),
+        parameterization.change_process(MIXTURE.denoise(vp), vp, FLOW)(x, t),
         MIXTURE.denoise(FLOW)(x, t),
     )
     for a, b in zip(found[:2], own[:2]):
@@ -595,9 +601,9 @@ def test_the_parameterization_says_where_its_function_ends(make, ends):
     whole = measurements.linear((2,), np.eye(2)[:1], std=0.1)
     wrapped = [
         guidance.clip_x0(denoise, process),
-        guidance.rescale(guidance.beside_null(denoise, null), 2.0, process),
+        guidance.rescale(guidance.conditional_pair(denoise, null), 2.0, process),
         guidance.interval(guidance.cfg(denoise, 2.0, null), denoise, process, 0.0, 9.0),
-        parameterization.under(denoise, process, schedules.VP()),
+        parameterization.change_process(denoise, process, schedules.VP()),
         methods.ddnm().guide(denoise, process, whole, jnp.ones((4, 1))),
         methods.pigdm().guide(denoise, process, whole, jnp.ones((4, 1))),
     ]
@@ -634,7 +640,7 @@ def test_average_velocities_are_not_clipped():
             <= 1
         )
     plain = base.bind(
-        guidance.of_one_time(guidance.clip_x0(MIXTURE.denoise(FLOW), FLOW, -0.05, 0.05)), None
+        guidance.without_end_time(guidance.clip_x0(MIXTURE.denoise(FLOW), FLOW, -0.05, 0.05)), None
     )
     one, other = (
         sampler.step(None, x, (), t, s, plain, FLOW)[0]
@@ -701,7 +707,7 @@ def test_few_step_grids():
         grids.levels(process, 5)
 
 
-@pytest.mark.parametrize("task", ["inpaint", "colourise"])
+@pytest.mark.parametrize("task", ["inpaint", "colorize"])
 def test_zero_shot_editing_is_algorithm_4(task):
     """Song et al. 2023, appendix D: x <- A^{-1}(A y (1 - Omega) + A x Omega) after every jump, here
     ddnm with multistep.
@@ -716,7 +722,7 @@ def test_zero_shot_editing_is_algorithm_4(task):
     measurement = (
         measurements.inpaint(shape, masks.half(shape))
         if task == "inpaint"
-        else measurements.colourise(shape)
+        else measurements.colorize(shape)
     )
     known = jnp.asarray(masks.half(shape))
 
@@ -920,14 +926,14 @@ def test_a_small_network_finds_the_flow(name):
 
         def loss(params):
             frozen = denoiser(jax.lax.stop_gradient(params))
-            target = denoiser(slow) if objective.rate else frozen
-            everyone = Players(denoiser(params), frozen, target, NORMAL.denoise(process))
+            target = denoiser(slow) if objective.ema_rate else frozen
+            everyone = FewStepNetworks(denoiser(params), frozen, target, NORMAL.denoise(process))
             return objective.loss(everyone, drawn, None, progress).mean()
 
         updates, opt_state = tx.update(jax.grad(loss)(params), opt_state)
         params = optax.apply_updates(params, updates)
-        if objective.rate:
-            slow = arrays.tree_lerp(slow, params, 1 - objective.rate(progress))
+        if objective.ema_rate:
+            slow = arrays.tree_lerp(slow, params, 1 - objective.ema_rate(progress))
         return (params, slow, opt_state), None
 
     params = fresh(jax.random.key(0))

@@ -182,8 +182,9 @@ def test_a_picture_that_is_a_pipe_or_a_bomb_is_refused_at_once(tmp_path):
         ("inpaint", "halves", GREY, "unknown mask 'halves'; did you mean 'half'"),
         ("inpaint", "nowhere.png", GREY, "cannot be read as a picture"),
         ("inpaint", "random(keep=2.0)", GREY, "between 0 and 1"),
-        ("colourise", "", GREY, "needs colour images"),
-        ("colourise", "half", COLOUR, "has no mask"),
+        ("colorize", "", GREY, "needs color images"),
+        ("colourise", "", GREY, "needs color images"),  # an alias
+        ("colorize", "half", COLOUR, "has no mask"),
         ("superres(factor=3)", "", GREY, "does not divide"),
         ("superres(times=2)", "", GREY, "superres takes factor, std"),
         ("deblur(std=-1.0)", "", GREY, "must be at least 0"),
@@ -236,10 +237,10 @@ def test_the_command_prints_one_line_and_ends_with_2(tmp_path):
             }
         )
     )
-    done = commands.run("edit", f"--workdir={tmp_path}", "--task=colourise")
+    done = commands.run("edit", f"--workdir={tmp_path}", "--task=colorize")
     assert (
         done.returncode == 2
-        and done.stderr.startswith("error: colourise needs colour")
+        and done.stderr.startswith("error: colorize needs color")
         and done.stderr.count("\n") == 1
     )
     assert not (tmp_path / "edits").exists()
@@ -344,8 +345,8 @@ def test_benchmark_on_images(job, tmp_path, monkeypatch):
         and table.count("\n") == 2 + 2
     )
     inverse_benchmark.image_picture(rows, shown, tmp_path / "b.png")
-    assert "colourise" not in inverse_benchmark.parse_tasks(inverse_benchmark.IMAGE_TASKS, GREY)
-    assert "colourise" in inverse_benchmark.parse_tasks(inverse_benchmark.IMAGE_TASKS, (32, 32, 3))
+    assert "colorize" not in inverse_benchmark.parse_tasks(inverse_benchmark.IMAGE_TASKS, GREY)
+    assert "colorize" in inverse_benchmark.parse_tasks(inverse_benchmark.IMAGE_TASKS, (32, 32, 3))
 
 
 def test_baselines_against_plain_numbers():

@@ -15,7 +15,7 @@ from diffusion_jax.assembly.experiment import Experiment, is_image
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.evaluation import classifier
 from diffusion_jax.objectives import autoencoding
-from diffusion_jax.objectives.autoencoding import Networks
+from diffusion_jax.objectives.autoencoding import AutoencoderNetworks
 from diffusion_jax.pretrained import lpips, weights
 from diffusion_jax.training import step
 from diffusion_jax.types import Array, Cond, Key, Params
@@ -24,11 +24,11 @@ from diffusion_jax.types import Array, Cond, Key, Params
 def _init_autoencoder(experiment: Experiment, key: Key) -> Params:
     """{'autoencoder': ...}, and {'discriminator': ...} if there is one."""
     x = jnp.zeros((1, *experiment.shape))
-    players = {
+    networks = {
         "autoencoder": experiment.model.init(key, x, conditions.null_cond(experiment, 1))["params"]
     }
     adversary = experiment.discriminator
-    return players | (
+    return networks | (
         {"discriminator": adversary.init(arrays.fold_in(key, 1), x)["params"]} if adversary else {}
     )
 
@@ -61,7 +61,7 @@ def _draw_decoded(
     return pictures(experiment, own, z, keys, cond), jnp.ones(len(keys), jnp.int32)
 
 
-def networks(experiment: Experiment, params: Params) -> Networks:
+def networks(experiment: Experiment, params: Params) -> AutoencoderNetworks:
     """An autoencoder as its objective sees it."""
     model, adversary, own = experiment.model, experiment.discriminator, params["autoencoder"]
     if adversary and "last" not in own["decoder"]:
@@ -81,7 +81,7 @@ def networks(experiment: Experiment, params: Params) -> Networks:
         last = own["decoder"]["last"] | {"kernel": kernel}
         return decode(own | {"decoder": own["decoder"] | {"last": last}}, z)[0]
 
-    return Networks(
+    return AutoencoderNetworks(
         lambda x, cond=None: model.apply({"params": own}, x, cond, method="encode"),
         lambda z, cond=None, x=None: decode(own, z, cond, x),
         discriminate,
@@ -122,10 +122,10 @@ def pictures(
     """The images of latents, in [-1, 1]: the mean of p(x | z), or, of an autoregressive decoder, a
     draw by each image's key.
     """
-    players, likelihood = networks(experiment, params), experiment.objective.likelihood
+    bound, likelihood = networks(experiment, params), experiment.objective.likelihood
     if not experiment.model.autoregressive:
-        x = autoencoding.show(players, likelihood, z, cond)
+        x = autoencoding.mean_image(bound, likelihood, z, cond)
         return jnp.clip(x, -1.0, 1.0) if is_image(experiment) else x
-    return autoencoding.unroll(
-        players, likelihood, z, arrays.fold_in(keys, 0), experiment.shape, cond
+    return autoencoding.sample_pixels(
+        bound, likelihood, z, arrays.fold_in(keys, 0), experiment.shape, cond
     )

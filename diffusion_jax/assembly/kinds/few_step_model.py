@@ -11,7 +11,7 @@ from diffusion_jax.assembly import conditions, denoiser
 from diffusion_jax.assembly.experiment import Experiment
 from diffusion_jax.denoisers import parameterization
 from diffusion_jax.errors import UserError
-from diffusion_jax.objectives.base import FewStep, Objective, Players
+from diffusion_jax.objectives.base import FewStep, FewStepNetworks, Objective
 from diffusion_jax.processes import gaussian
 from diffusion_jax.training import ema, step
 from diffusion_jax.types import Denoise, Key, Params
@@ -50,17 +50,17 @@ def _few_step_loss(experiment: Experiment) -> Callable:
             )
 
         frozen = student(jax.lax.stop_gradient(params))
-        players = Players(
+        networks = FewStepNetworks(
             student(params),
             frozen,
-            student(now.ema["target"]) if objective.rate else frozen,
-            _teacher(experiment, now.ema["teacher"]) if objective.taught else None,
+            student(now.ema["target"]) if objective.ema_rate else frozen,
+            _teacher(experiment, now.ema["teacher"]) if objective.needs_teacher else None,
             lambda cond: cond and cond | conditions.null_cond(experiment, len(keys)),
         )
         progress = now.step / steps
         drawn = objective.draw(arrays.fold_in(keys, 0), conditions.example(batch, keys), progress)
         losses = objective.loss(
-            players, drawn, conditions.told(experiment, batch, keys, now.train), progress
+            networks, drawn, conditions.told(experiment, batch, keys, now.train), progress
         )
         return losses, {"level": gaussian.logsnr(experiment.process, drawn.t)}
 
@@ -94,7 +94,7 @@ def _teacher(experiment: Experiment, params: Params) -> Denoise:
     denoise = denoiser.denoiser(
         teacher, params, scale=teacher_scale(experiment), clip=teacher.config.sampler.clip
     )
-    return parameterization.under(denoise, teacher.process, experiment.process)
+    return parameterization.change_process(denoise, teacher.process, experiment.process)
 
 
 def companions(experiment: Experiment) -> tuple[ema.Ema, ...]:
@@ -104,10 +104,14 @@ def companions(experiment: Experiment) -> tuple[ema.Ema, ...]:
     objective, steps = experiment.objective, experiment.config.training.steps
     if type(objective) is not FewStep:
         return ()
-    if objective.taught and experiment.teacher is None:
+    if objective.needs_teacher and experiment.teacher is None:
         raise UserError(
             f"config.objective={experiment.config.objective} learns from a teacher: set config.distill.teacher "
             "to the workdir of a trained diffusion model"
         )
-    target = (ema.target(lambda step: objective.rate(step / steps)),) if objective.rate else ()
-    return target + ((ema.frozen("teacher", experiment.teacher[1]),) if objective.taught else ())
+    target = (
+        (ema.target(lambda step: objective.ema_rate(step / steps)),) if objective.ema_rate else ()
+    )
+    return target + (
+        (ema.frozen("teacher", experiment.teacher[1]),) if objective.needs_teacher else ()
+    )
