@@ -18,13 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import base as config_base
 from configs import digits
 from diffusion_jax.assembly import components, experiment, train
 from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.kinds import kind
 from diffusion_jax.processes import gaussian, schedules
 from diffusion_jax.samplers import ancestral, base, grids
+from diffusion_jax.training import step
+from diffusion_jax.types import Prediction
 from tests import commands
 from tests.experiments.test_experiments import small
 
@@ -280,7 +281,7 @@ def test_the_sampler_of_the_readme_is_ddim(monkeypatch):
     x, ts = base.start(process, keys, (3, 2)), grids.uniform(process, 4)
 
     def denoise(x, t, cond=None):
-        return experiment.parameterization.Prediction(
+        return Prediction(
             0.3 * x, (x - process.alpha(t) * 0.3 * x) / process.sigma(t)
         )
 
@@ -306,14 +307,13 @@ def test_the_network_of_the_readme_is_trained_by_its_config(monkeypatch):
     module = types.ModuleType("diffusion_jax.models.convnet")
     vars(module).update(pasted("class ConvNet", module.__name__))
     family = components.MODELS._replace(modules=(*components.MODELS.modules, module))
-    for place in (experiment, config_base):
-        monkeypatch.setattr(place, "MODELS", family)
+    monkeypatch.setattr(components, "MODELS", family)
     config = pasted("convnet.ConvNet")["get_config"]()
     assert config.model.to_dict() == {"name": "convnet.ConvNet", "width": 48, "blocks": 4}
     built = experiment.assemble(config, (8, 8, 1), 10)
     params = jax.eval_shape(lambda key: kind.init_params(built, key), jax.random.key(0))
     batch = {"image": jnp.zeros((4, 8, 8, 1)), "label": jnp.zeros(4, jnp.int32)}
-    now = experiment.step.Now(0, {})
+    now = step.Now(0, {})
     losses, _ = jax.eval_shape(
         lambda p: kind.loss_fn(built)(p, batch, jax.random.split(jax.random.key(0), 4), now), params
     )
