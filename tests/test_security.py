@@ -730,19 +730,20 @@ def test_a_pipe_in_a_data_set_is_refused_where_tfds_would_wait(tmp_path):
 READERS = {
     "np.load": {"data/captions.py"},
     "json.load": set(),
-    "provenance.load_json": set(),
+    "files.load_json": set(),
+    "load_json": set(),
     "json.loads": {
         "reading.py",
         "data/records.py",
         "data/captions.py",
         "pretrained/safetensors.py",
-        "same_run.py",
+        "assembly/same_run.py",
     },
 }
 
 FRESH = {
-    "experiments/import_weights.py",
-    "experiments/train.py",
+    "studies/import_weights.py",
+    "assembly/train.py",
 }  # read the provenance.json that they have just written
 
 
@@ -750,7 +751,7 @@ def test_every_file_is_read_within_bounds_and_by_a_rule():
     """A new command that reads what it kept by itself is found here: it is to use `reading`."""
     for place, node in calls_and_imports():
         if isinstance(node, ast.Call) and (called := ast.unparse(node.func)) in READERS:
-            ruled = called == "provenance.load_json" and (len(node.args) > 1 or place in FRESH)
+            ruled = called.endswith("load_json") and (len(node.args) > 1 or place in FRESH)
             assert ruled or place in READERS[called], (place, node.lineno)
 
 

@@ -14,7 +14,9 @@ from diffusion_jax import arrays, data
 from diffusion_jax.assembly import conditions, denoiser, latent
 from diffusion_jax.assembly.experiment import Experiment
 from diffusion_jax.assembly.kinds import autoencoder_model
+from diffusion_jax.data.padding import padded_batches
 from diffusion_jax.errors import UserError
+from diffusion_jax.evaluation.psnr import psnr
 from diffusion_jax.likelihood import bounds
 from diffusion_jax.objectives import autoencoding
 from diffusion_jax.types import Array, Cond, Key, Params
@@ -54,8 +56,8 @@ def interpolate_fn(built: Experiment, steps: int = 10) -> Callable:
 
 def measure_fn(built: Experiment, samples: int) -> Callable:
     """Jitted (params, x (B, ...), cond, keys) -> per example: 'rate', 'distortion', 'elbo' and
-    'iw_bound' of so many samples in nats, 'psnr' in dB (not of a decoder that reads pixels), and
-    'mean', the latent's.
+    'iw_bound' of so many samples in nats, 'mean', the latent's, and 'image', the reconstruction from
+    it (not of a decoder that reads pixels).
     """
     likelihood, shape = built.objective.likelihood, built.model.latent_shape
 
@@ -78,9 +80,7 @@ def measure_fn(built: Experiment, samples: int) -> Callable:
         }
         if built.model.autoregressive:
             return found
-        return found | {
-            "psnr": autoencoding.psnr(autoencoding.mean_image(networks, likelihood, mean, cond), x)
-        }
+        return found | {"image": autoencoding.mean_image(networks, likelihood, mean, cond)}
 
     return run
 
@@ -94,20 +94,21 @@ def held_out(
     samples: int = 64,
     batch_size: int = 250,
 ) -> dict[str, float]:
-    """What measure_fn measures, on average over the first images of a split, and 'active_units' of
-    'units'.
+    """What measure_fn measures, on average over the first images of a split, the 'psnr' of
+    reconstructions in dB, and 'active_units' of 'units'.
     """
     count = min(count, len(source))
     run, batch, parts = measure_fn(built, samples), min(batch_size, count), []
-    for start in range(0, count, batch):
-        index = np.minimum(
-            np.arange(start, start + batch), count - 1
-        )  # the last batch is filled up with the last image
+    for start, index, real in padded_batches(count, batch):
         rows = source.rows(index)
         cond = conditions.cond_for(built, rows["label"]) if built.num_classes else None
         keys = arrays.example_keys(jax.random.key(0), batch, start)
-        out = run(params, data.transforms.normalise(rows["image"]), cond, keys)
-        parts.append({name: np.asarray(value)[: count - start] for name, value in out.items()})
+        x = data.transforms.to_float(rows["image"])
+        out = run(params, x, cond, keys)
+        part = {name: np.asarray(value)[:real] for name, value in out.items()}
+        if "image" in part:
+            part["psnr"] = psnr(np.clip(part.pop("image"), -1, 1), x[:real])
+        parts.append(part)
     found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     means = found.pop("mean")
     units = {"active_units": int(autoencoding.active_units(means)), "units": means.shape[1]}

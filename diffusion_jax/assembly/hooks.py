@@ -68,7 +68,7 @@ def _reconstructions(built, parts, dataset, root, writer):
         return lambda state, step: None
     some = data.arrays(dataset.test, limit=rows * columns)
     real = np.resize(some["image"], (rows * columns, *built.shape))
-    x, keys = data.transforms.normalise(real), generate.seeds_to_keys(range(rows * columns))
+    x, keys = data.transforms.to_float(real), generate.seeds_to_keys(range(rows * columns))
     cond = (
         conditions.cond_for(built, np.resize(some["label"], len(real)))
         if built.num_classes

@@ -88,7 +88,7 @@ def encode(
             for start in range(0, len(source), CHUNK):
                 read = source.rows(np.arange(start, min(start + CHUNK, len(source))))
                 moments = rows.over_rows(
-                    run, data.transforms.normalise(read["image"]), codec.params, block=batch_size
+                    run, data.transforms.to_float(read["image"]), codec.params, block=batch_size
                 )
                 kept = dict(
                     zip(("mean", "log_variance"), (value.astype(dtype) for value in moments))

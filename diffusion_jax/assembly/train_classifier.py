@@ -56,7 +56,7 @@ def accuracy_by_level(trained, test, batch_size: int, repeats: int = 3) -> list[
 
     everything, rows = data.arrays(test), []
     images, labels = (
-        data.transforms.normalise(everything["image"]),
+        data.transforms.to_float(everything["image"]),
         everything["label"].astype(np.int32),
     )
     index = np.arange(-(-len(labels) * repeats // batch_size) * batch_size) % len(

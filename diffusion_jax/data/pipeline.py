@@ -103,7 +103,7 @@ def _rows(source: Source, index: np.ndarray, phrase: np.ndarray) -> dict[str, np
 
 
 def _network_types(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return batch | {"image": transforms.normalise(batch["image"])}
+    return batch | {"image": transforms.to_float(batch["image"])}
 
 
 @functools.lru_cache(maxsize=4)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 
 from diffusion_jax.errors import UserError
+from diffusion_jax.types import Array
 
 MODES = {1: "L", 3: "RGB"}
 
@@ -111,14 +112,29 @@ def to_array(image, channels: int) -> np.ndarray:
     return array[..., None] if channels == 1 else array
 
 
-def normalise(image: np.ndarray) -> np.ndarray:
-    """uint8 0..255 -> float32 x / 127.5 - 1 in [-1, 1]; float data (2-D toys) passes."""
-    if image.dtype != np.uint8:
-        return np.asarray(image, np.float32)
-    scaled = image.astype(np.float32)
-    scaled *= np.float32(1 / 127.5)
-    scaled -= np.float32(1)
+def to_float(images: np.ndarray | Array, dtype: Any = np.float32) -> Any:
+    """Convert levels 0, ..., 255 to numbers in [-1, 1]: u -> u / 127.5 - 1.
+
+    The inverse of `to_uint8`. Works on arrays of numpy and of JAX, inside jit too.
+
+    Args:
+      images: uint8 of any shape; floating-point data (points of 2-D sets) are not scaled.
+      dtype: the floating-point type of the result.
+
+    Returns:
+      An array of the same shape and kind.
+    """
+    scaled = images.astype(dtype, copy=False)
+    if images.dtype != np.uint8:
+        return scaled
+    scaled *= np.asarray(1 / 127.5, dtype)
+    scaled -= np.asarray(1, dtype)
     return scaled
+
+
+def to_unit(images: np.ndarray) -> np.ndarray:
+    """Convert levels 0, ..., 255 to float32 in [0, 1]: u -> u / 255, for features of pixels."""
+    return images.astype(np.float32) / np.float32(255)
 
 
 def check_request(image_size: int, channels: int) -> None:
@@ -146,8 +162,18 @@ def finite(samples: np.ndarray) -> np.ndarray:
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """[-1, 1] -> {0, ..., 255}: clip, then round (x + 1) 127.5. Inverse of x = 2 u / 255 - 1.
-    UserError for NaN.
+    """Convert numbers in [-1, 1] to levels 0, ..., 255: clip, then round (x + 1) 127.5.
+
+    The inverse of `to_float`.
+
+    Args:
+      images: floating-point numbers of any shape.
+
+    Returns:
+      uint8 of the same shape.
+
+    Raises:
+      UserError: for values that are not finite.
     """
     images = finite(np.asarray(images, np.float32))
     return np.rint((np.clip(images, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)

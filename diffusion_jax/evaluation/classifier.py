@@ -20,6 +20,7 @@ import numpy as np
 import optax
 
 from diffusion_jax import reading
+from diffusion_jax.data import transforms
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import rows
 from diffusion_jax.files import atomic_path
@@ -92,7 +93,7 @@ def forward(images: Array, params: Params) -> tuple[Array, Array]:
     """uint8 (B, H, W, C) -> features (B, 128), the last hidden layer, of mean square 1; logits (B,
     K). float32.
     """
-    x = _convolved(images.astype(jnp.float32) / 127.5 - 1, params)[-1]
+    x = _convolved(transforms.to_float(images), params)[-1]
     features = jax.nn.relu(x.reshape(len(x), -1) @ params["hidden.kernel"] + params["hidden.bias"])
     return features, features @ params["logits.kernel"] + params["logits.bias"]
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffusion_jax.data import transforms
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.evaluation import classifier, rows
 from diffusion_jax.pretrained import efficientnet, inception, weights
@@ -57,7 +58,7 @@ def pixels(images: np.ndarray) -> np.ndarray:
     """The picture itself, in [0, 1]: (N, H, W, C) uint8 -> (N, H W C) float32. For small, aligned
     images.
     """
-    return images.reshape(len(images), -1).astype(np.float32) / np.float32(255)
+    return transforms.to_unit(images.reshape(len(images), -1))
 
 
 def default(shape: tuple[int, ...], labelled: bool) -> str:

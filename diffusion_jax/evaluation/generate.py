@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.data import transforms
+from diffusion_jax.data.padding import padded_batches
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import atomic_path
 from diffusion_jax.progress import progress as progress_bar
@@ -56,10 +57,9 @@ def generate(
         )
     images = []
     with progress_bar(count, description, enabled=progress) as advance:
-        for start in range(0, count, batch_size):
-            index = np.minimum(np.arange(start, start + batch_size), count - 1)
-            real = min(batch_size, count - start)
-            batch = sample_fn(keys[index], jax.tree.map(lambda values: values[index], cond))
+        for _, index, real in padded_batches(count, batch_size):
+            own = jax.tree.map(lambda values, index=index: values[index], cond)
+            batch = sample_fn(keys[index], own)
             images.append(
                 (finish or transforms.to_uint8)(transforms.finite(np.asarray(batch)[:real]))
             )

@@ -21,6 +21,7 @@ from sklearn.decomposition import PCA
 from sklearn.svm import SVC
 
 from diffusion_jax import reading
+from diffusion_jax.data import transforms
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import atomic_path
 
@@ -119,7 +120,7 @@ def accuracy(recognise: Recognise, images: np.ndarray, labels: np.ndarray) -> fl
 
 
 def _flat(images: np.ndarray) -> np.ndarray:
-    return images.reshape(len(images), -1).astype(np.float32) / np.float32(255)
+    return transforms.to_unit(images.reshape(len(images), -1))
 
 
 def _training_set(

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from diffusion_jax.data.padding import padded_batches
 from diffusion_jax.progress import progress
 from diffusion_jax.types import Array
 
@@ -43,11 +44,9 @@ def over_rows(
     spread, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("rows",), ()))
     whole, parts = jax.device_put(whole, everywhere), []
     with progress(len(rows), describe, enabled=bool(describe), unit=unit) as advance:
-        for start in range(0, len(rows), block):
-            index = np.minimum(np.arange(start, start + block), len(rows) - 1)
-            real = min(block, len(rows) - start)
+        for _, index, real in padded_batches(len(rows), block):
             done = jax.device_get(fn(jax.device_put(rows[index], spread), *whole))
-            parts.append(jax.tree.map(lambda x: x[:real], done))
+            parts.append(jax.tree.map(lambda x, real=real: x[:real], done))
             advance(real)
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from diffusion_jax.data import transforms
+
 
 def laplacian_variance(images: np.ndarray) -> np.ndarray:
     """The variance over pixels of the five-point Laplacian (Pech-Pacheco et al. 2000), of values in
@@ -17,7 +19,7 @@ def laplacian_variance(images: np.ndarray) -> np.ndarray:
 
     images: uint8 (N, H, W, C), at least 3 x 3. Returns (N,).
     """
-    x = np.asarray(images, np.float32) / 255
+    x = transforms.to_unit(images)
     inner = x[:, 1:-1, 1:-1]
     laplacian = x[:, :-2, 1:-1] + x[:, 2:, 1:-1] + x[:, 1:-1, :-2] + x[:, 1:-1, 2:] - 4 * inner
     return laplacian.var(axis=(1, 2)).mean(axis=-1)
@@ -31,7 +33,7 @@ def high_frequency(images: np.ndarray, above: float = 0.25) -> np.ndarray:
     would take from the mean square of an image; mean over channels. images: uint8 (N, H, W, C).
     Returns (N,).
     """
-    x = np.asarray(images, np.float32) / 255
+    x = transforms.to_unit(images)
     rows, columns = (np.fft.fftfreq(n) for n in x.shape[1:3])
     mask = np.hypot(rows[:, None], columns) > above
     energy = np.abs(np.fft.fft2(x, axes=(1, 2))) ** 2

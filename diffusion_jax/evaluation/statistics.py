@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusion_jax import reading
+from diffusion_jax.data.padding import padded_batches
 from diffusion_jax.data.sources import Source
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import frechet
@@ -96,17 +97,12 @@ def compute(
     """
     of, saved = describe(extractor, source, data, split, limit), time.monotonic()
     count, moments = of["count"], _so_far(partial, of)
-    batch, done = min(BATCH, count), moments.count if moments else 0
-    with progress(count - done, f"{extractor.name} features") as advance:
-        for start in range(done, count, batch):
-            first = min(
-                start, count - batch
-            )  # full batches, the last one reaching back: one compiled shape
-            fresh = frechet.moments(
-                extractor.features(source.rows(np.arange(first, first + batch))["image"])[
-                    start - first :
-                ]
-            )
+    batch = min(BATCH, count)
+    first = moments.count if moments else 0
+    with progress(count - first, f"{extractor.name} features") as advance:
+        for _, index, real in padded_batches(count - first, batch):
+            images = source.rows(first + index)["image"]
+            fresh = frechet.moments(extractor.features(images)[:real])
             moments = frechet.merge(moments, fresh) if moments else fresh
             advance(fresh.count)
             if partial is not None and time.monotonic() - saved > save_every:

@@ -255,13 +255,6 @@ def active_units(means: Array, threshold: float = 0.01) -> Array:
     return jnp.sum(jnp.var(means, axis=0) > threshold)
 
 
-def psnr(image: Array, x: Array) -> Array:
-    """10 log10(range^2 / mean squared error) in dB, (B,), of images in [-1, 1]."""
-    return 10 * jnp.log10(
-        4 / jnp.maximum(mean_per_example((jnp.clip(image, -1, 1) - x) ** 2), 1e-10)
-    )
-
-
 def latent_noise(samples: int) -> Callable[[Key, Array], Array]:
     """eps (samples, B, ...), sample i of an example from its key's stream i."""
     return per_example(

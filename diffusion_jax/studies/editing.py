@@ -19,6 +19,7 @@ from diffusion_jax.assembly.conditions import captions_of_test, cond_for, null_c
 from diffusion_jax.data import folder, transforms
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.evaluation import generate
+from diffusion_jax.evaluation.psnr import psnr
 from diffusion_jax.inverse import edits, measurements, methods
 from diffusion_jax.samplers import base
 
@@ -52,7 +53,7 @@ def job_for(trained, dataset, index, labels: str, prompts: list[str], seeds, ima
     plan = plan._replace(
         guided=denoiser.is_guided(trained.experiment, plan.guidance, told=bool(labels or prompts))
     )
-    images = jnp.asarray(data.transforms.normalise(picked["image"]))
+    images = jnp.asarray(data.transforms.to_float(picked["image"]))
     own = picked.get("label") if dataset is not None and dataset.num_classes else None
     chosen = (
         labels
@@ -188,18 +189,6 @@ def shown(measurement, y, shape: tuple[int, ...]):
     that would be measured so.
     """
     return np.asarray(y if y.shape[1:] == tuple(shape) else measurements.pinv(measurement, y))
-
-
-def psnr(images, truth):
-    """Peak signal-to-noise ratio in dB of each image, uint8 (N, ...) against uint8; 100 where they
-    are equal.
-    """
-    square = (
-        np.square(images.astype(np.float64) - truth.astype(np.float64))
-        .reshape(len(images), -1)
-        .mean(1)
-    )
-    return np.minimum(10 * np.log10(255.0**2 / np.maximum(square, 1e-12)), 100.0)
 
 
 def solve(job: Job, task: str, mask: str, spec: str, draws: int):

@@ -123,7 +123,7 @@ def _bits(trained, dataset, count: int) -> float:
     process.
     """
     built, examples = trained.experiment, data.arrays(dataset.test, count)
-    images = jnp.asarray(examples["image"], jnp.float32) / 127.5 - 1
+    images = jnp.asarray(data.transforms.to_float(examples["image"]))
     cond = conditions.cond_for(built, examples["label"] if built.num_classes else np.zeros(0, int))
     keys = arrays.example_keys(jax.random.key(0), len(images))
 

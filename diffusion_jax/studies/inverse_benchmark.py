@@ -19,6 +19,7 @@ from diffusion_jax.assembly.build import build
 from diffusion_jax.data import transforms
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import features
+from diffusion_jax.evaluation.psnr import psnr
 from diffusion_jax.inverse import measurements
 from diffusion_jax.inverse.methods import Method, restore
 from diffusion_jax.pretrained import lpips, weights
@@ -306,11 +307,11 @@ def on_images(
     distance = perceptual_distance(
         perceptual or ("classifier" if dataset.num_classes else "lpips"), dataset
     )
-    mean_image = data.arrays(dataset.train)["image"].astype(np.float32).mean(0) / 127.5 - 1
+    mean_image = transforms.to_float(data.arrays(dataset.train)["image"]).mean(0)
     truth = transforms.to_uint8(job.images)
 
     def row(images) -> dict:
-        each = {"psnr": editing.psnr(images, truth), "perceptual": distance(images, truth)}
+        each = {"psnr": psnr(images, truth), "perceptual": distance(images, truth)}
         return {key: value.round(5).tolist() for key, value in each.items()} | {
             "shown": images[:SHOWN].tolist()
         }

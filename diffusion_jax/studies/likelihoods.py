@@ -148,8 +148,7 @@ def run(trained, dataset, chosen: dict, count: int, batch_size: int, parts: Path
         if built.num_classes and not chosen["unconditional"]
         else np.full(count, built.num_classes)
     )
-    images = examples["image"].astype(np.float32)
-    images = images / 127.5 - 1 if experiment.is_image(built) else images
+    images = data.transforms.to_float(examples["image"])
     programs = {row: jax.jit(measure) for row, measure in measures(trained, chosen).items()}
 
     def measure(keys, batch):

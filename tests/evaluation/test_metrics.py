@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 
 from configs import digits
 from diffusion_jax import data
-from diffusion_jax.assembly import datasets, denoiser, experiment
+from diffusion_jax.assembly import datasets, denoiser, sampling
 from diffusion_jax.data.sources import Arrays
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import (
@@ -765,7 +765,7 @@ def test_evaluation_fails_before_anything_is_sampled(train, test, said, monkeypa
 
     trained = SimpleNamespace(experiment=SimpleNamespace(num_classes=0, encoder=None), params=())
     for name in ("sample_with", "plan"):
-        monkeypatch.setattr(experiment, name, lambda *args: pytest.fail("sampled first"))
+        monkeypatch.setattr(sampling, name, lambda *args: pytest.fail("sampled first"))
     with pytest.raises(UserError, match=said):
         evaluation.evaluate(
             trained, data.Dataset("noise", train, test, (4, 4, 1), 0, ()), 20, 1, 20

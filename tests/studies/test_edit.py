@@ -127,13 +127,6 @@ def test_pictures_that_cannot_be_edited(tmp_path):
         assert "\n" not in str(error.value)
 
 
-def test_psnr():
-    images = np.zeros((2, 4, 4, 1), np.uint8)
-    np.testing.assert_allclose(editing.psnr(images + np.uint8(255), images), 0.0)
-    np.testing.assert_allclose(editing.psnr(images, images), 100.0)
-    np.testing.assert_allclose(editing.psnr(images + np.uint8(1), images), 20 * np.log10(255))
-
-
 def test_a_mask_from_a_picture(tmp_path):
     known = np.zeros((8, 8), np.uint8)
     known[:, :3] = 255
