@@ -1,6 +1,9 @@
+# make install      create .venv with pinned versions
 # make quickstart   train on the embedded digits and draw pictures, a few minutes on two CPU cores
-# make test         the test suite, without a GPU or a download beyond the package index
-# make test-all     the same, then the long tests
+# make test         run the test suite, without a GPU or a download beyond the package index
+# make test-all     run the test suite, then the long tests
+# make lint         check the formatting and run the linter; make format applies both
+# make docs         build the documentation site in build/site; warnings are errors
 #
 # Options: PYTHON=python3.12  EXTRAS=cuda|tpu (accelerator wheels)  VENV=.venv
 
@@ -14,7 +17,7 @@ constraints := $(firstword $(wildcard constraints/py$(version).txt) $(lastword $
 comma := ,
 installed := $(VENV)/.installed-$(or $(EXTRAS),cpu)
 
-.PHONY: quickstart test test-all install clean
+.PHONY: quickstart test test-all lint format docs install clean
 .DELETE_ON_ERROR:
 
 quickstart: install
@@ -27,6 +30,21 @@ test: install
 
 test-all: test
 	$(pytest) -m long
+
+lint: install
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+
+format: install
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+docs: $(VENV)/.installed-docs
+	$(VENV)/bin/python -m mkdocs build --strict
+
+$(VENV)/.installed-docs: $(installed)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(constraints) -e '.[docs]'
+	@touch $@
 
 install: $(installed)
 
