@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
-UNFINISHED = 75  # the exit status of a command that ended before its work: run it again
+UNFINISHED = 75  # exit status of a command that was stopped before it was done: run it again
 MANY = 150  # names that one line still lists all of
 LONGEST = 200  # characters of an unknown name that are shown and compared
 
@@ -23,6 +23,18 @@ class UserError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(printable(re.sub(r"\s*\n\s*", " ", message)))
+
+
+class CommandExit(Exception):
+    """Ends a command with an exit status, after it has printed all that there is to say.
+
+    Args:
+      status: 75 (UNFINISHED) where the same command has to run again; 1 for a negative answer.
+    """
+
+    def __init__(self, status: int):
+        super().__init__(f"exit status {status}")
+        self.status = status
 
 
 def printable(text: str) -> str:

@@ -18,18 +18,16 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict
 
 from diffusion_jax import parsing
-from diffusion_jax.assembly import config_files, config_schema, workdir
-from diffusion_jax.data import consent
+from diffusion_jax.assembly import config_schema
 from diffusion_jax.errors import UserError, nearest, printable, unknown
-from experiments import exits, usage, values
+from experiments import exits, loading, usage, values
 
-CHANGED: set[str] = set()  # the config keys that this process's command line set
 HELP = ("help", "h", "helpshort", "helpfull", "?")
 
 
@@ -63,6 +61,23 @@ def fail(error: Exception | str) -> NoReturn:
     sys.exit(exits.MISTAKE)
 
 
+class Parsed(NamedTuple):
+    """What a command line says.
+
+    config: the config with its overrides, locked; empty where the command needs none.
+    rest: the arguments without a name.
+    flags: the value of every flag that the command defines.
+    given: the names of the flags that were typed.
+    changed: the config keys that the command line set.
+    """
+
+    config: ConfigDict
+    rest: list[str]
+    flags: dict[str, Any]
+    given: frozenset[str]
+    changed: frozenset[str]
+
+
 # ---- parsing
 def parse(
     argv: Sequence[str],
@@ -73,37 +88,39 @@ def parse(
     positional: str = "",
     short: Iterable[str] = usage.SHORT,
     module: str = "",
-) -> tuple[ConfigDict, list[str]]:
-    """(the config, the arguments without a name) of a command; sets absl's flags. Ends the process
-    for --help and for a mistake.
+) -> Parsed:
+    """Parse the command line of a command; ends the process for --help and for a mistake.
 
     Args:
-      argv: as typed, the program first.
-      source: 'file', 'workdir', 'either' (workdir if --workdir is given) or 'none': where the
-        config comes from.
+      argv: the arguments as typed, the program first.
+      source: where the config comes from: 'file', 'workdir', 'either' (workdir if --workdir is
+        given) or 'none'.
       default: the config file, if --config is not given.
-      without: flags that need no config, such as --list.
-      short: the short forms of config keys that serve the command, of usage.SHORT.
+      without: flags with which the command needs no config, such as --list.
       positional: the name of the one argument without a name, if the command takes one.
-      module: the name of the command's module, for --help.
+      short: the short forms of config keys that have an effect in the command, of usage.SHORT.
+      module: the name of the command's module, for --help (default: that of the program).
+
+    Returns:
+      What the command line says; absl's flags are set, too.
     """
     try:
         given, rest = _split(flags.FLAGS.read_flags_from_files(list(argv))[1:], positional)
+        own_flags = [flag.name for flag in own()]
         if any(one.name in HELP for one in given):
-            show(_help(source, short, module))
-        names = {one.name for one in given}
+            show(_help(source, short, module or Path(argv[0]).stem))
+        names = frozenset(one.name for one in given)
         if source == "either":
             source = "workdir" if "workdir" in names else "file"
         if names & set(without):
             source = "none"
-        spec, changes, own = _sorted(given, source, usage.short(source, short))
-        _check_names(own, source, usage.short(source, short))
-        _read_flags(argv[0], own)
+        spec, changes, typed = _sorted(given, source, usage.short(source, short))
+        _check_names(typed, source, usage.short(source, short))
+        _read_flags(argv[0], typed)
         _remember(changes)
-        CHANGED.update(key for key, _ in changes)
-        config = _config(spec, source, default)
-        config_files.apply(config, changes)
-        return config, rest
+        config = _config(spec, source, default, changes)
+        found = {name: flags.FLAGS[name].value for name in own_flags}
+        return Parsed(config, rest, found, names, frozenset(key for key, _ in changes))
     except (UserError, flags.Error) as error:
         if exits.wants_traceback():
             raise
@@ -174,7 +191,7 @@ def _sorted(
 
 def _check_names(own: Iterable[Given], source: str, short: Mapping[str, str]) -> None:
     """UserError for a flag that does not exist, with the flag or the config key that is nearest."""
-    known = [flag for flag in _own_flags() if flag.name != "config"]
+    known = [flag for flag in _ours() if flag.name != "config"]
     for one in own:
         name = one.name
         if name in flags.FLAGS or (
@@ -232,7 +249,7 @@ def _read_flags(program: str, own: Sequence[Given]) -> None:
         ):
             raise UserError(f"--{missing[1]} is missing: {flags.FLAGS[missing[1]].help}") from None
         raise UserError(str(error).removeprefix("flag ")) from None
-    for flag in _own_flags():
+    for flag in _ours():
         if flag.name in values.PATHS and flag.value is not None and flag.present:
             if not flag.value.strip():
                 raise UserError(
@@ -272,39 +289,50 @@ def _value(one: Given) -> str:
 
 
 def _remember(changes: Sequence[tuple[str, str | None]]) -> None:
-    """Data paths on the command line are the user's own word: a stored config may lead to them from
-    now on.
-    """
+    """Note the data paths that the user typed: a stored config may lead to them from now on."""
     for key, text in changes:
-        if key.removeprefix("data.") in consent.KEYS and text:
-            consent.remember(text)
+        if text and key.startswith("data.") and config_schema.rule(key).is_path:
+            loading.load("diffusion_jax.data.consent:remember")(text)
 
 
-def _own_flags() -> Iterator[flags.Flag]:
-    """The flags of the project, absl's apart."""
+def own() -> list[flags.Flag]:
+    """The flags that the command defines: neither those of all commands nor those of a library."""
+    shared = set(_shared())
+    return [flag for flag in _ours() if flag not in shared]
+
+
+def _ours() -> Iterator[flags.Flag]:
+    """The flags of this project: a main is not in sys.modules by the name that absl gives it."""
     for module, found in flags.FLAGS.flags_by_module_dict().items():
-        if not module.startswith("absl"):
+        if module.startswith("experiments.") or module not in sys.modules:
             yield from found
 
 
+def _shared() -> list[flags.Flag]:
+    return flags.FLAGS.flags_by_module_dict().get("experiments.cli", [])
+
+
 def _help(source: str, short: Iterable[str], module: str) -> str:
-    by_module = flags.FLAGS.flags_by_module_dict()
-    shared = by_module.get("experiments.cli", [])
-    own = [flag for flag in _own_flags() if flag not in shared]
     sources = {"either": ["file", "workdir"]}.get(source, [source])
     doc = sys.modules["__main__"].__doc__ or ""
-    return usage.of_command(doc, own, shared, sources, module or Path(sys.argv[0]).stem, short)
+    return usage.of_command(doc, own(), _shared(), sources, module, short)
 
 
-def _config(spec: str | None, source: str, default: str) -> ConfigDict:
+def _config(
+    spec: str | None, source: str, default: str, changes: Sequence[tuple[str, str | None]]
+) -> ConfigDict:
+    """The config of the command, with its overrides."""
     if source == "none":
         return ConfigDict()
     if source == "workdir":
         where = flags.FLAGS.workdir
         if where is None:
             raise UserError("--workdir is missing: the folder that experiments.train wrote")
-        return workdir.saved_config(where)
-    if not (spec or default):
-        raise UserError("--config is missing; for example --config=configs/digits.py:vp")
-    flags.FLAGS.config = spec or default  # which tables and records name
-    return config_files.load_config(spec or default)
+        config = loading.load("diffusion_jax.assembly.workdir:saved_config")(where)
+    else:
+        if not (spec or default):
+            raise UserError("--config is missing; for example --config=configs/digits.py:vp")
+        flags.FLAGS.config = spec or default  # the name that tables and records show
+        config = loading.load("diffusion_jax.assembly.config_files:load_config")(spec or default)
+    loading.load("diffusion_jax.assembly.config_files:apply")(config, changes)
+    return config

@@ -1,52 +1,44 @@
-"""What every main shares: a config from a file or a workdir with overrides, one clear line for a
-user's mistake, exit codes.
+"""How a main starts: the flags that all commands share, parsing, and one call of a function.
 
-Several processes of one run meet here before anything touches a device: --coordinator=HOST:PORT
---num_processes=N --process_id=I. Exit statuses: experiments/exits.py.
+A main defines its flags and calls `launch("package.module:function", config=...)`. The function is
+imported only after the command line is parsed, so `--help` and mistakes in flags need no JAX. It is
+called as function(config, flag=value, ...), with the flags that the main defined. Several processes
+of one run are joined by --coordinator=HOST:PORT --num_processes=N --process_id=I. The exit statuses
+are in experiments/exits.py. No other module reads `sys.argv`.
 """
 
 from __future__ import annotations
 
-import re
+import keyword
+import runpy
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, TextIO
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from absl import app, flags, logging
-from ml_collections import ConfigDict
+from absl import app, flags
 
-from diffusion_jax.assembly import workdir as folder
-from diffusion_jax.errors import UserError, printable
-from diffusion_jax.training import distributed, runtime
-from experiments import arguments, exits, usage, values
-
-UNFINISHED = exits.UNFINISHED
-
-
-# Of every main. On TPU pods, SLURM, Open MPI and Kubernetes they are found out
-# (training/distributed.py).
-flags.DEFINE_string("config", None, "the config: FILE.py:VARIANT, such as configs/digits.py:vp")
-
+from diffusion_jax.errors import unknown
+from experiments import arguments, exits, loading, usage, values
 
 flags.DEFINE_string(
-    "coordinator", None, "several processes: HOST:PORT, an address of process 0, where all meet"
+    "config", None, "config file and its variant, as FILE.py:VARIANT, such as configs/digits.py:vp"
 )
-
-
+flags.DEFINE_string(
+    "coordinator",
+    None,
+    "address of process 0, as HOST:PORT, where the processes of one run meet (default: found out on "
+    "TPU pods, SLURM, Open MPI and Kubernetes, else the run has one process)",
+)
 values.integer_flag(
     "num_processes",
     None,
-    "several processes: how many; 1: run alone, whatever the cluster says",
+    "number of processes of the run; 1 runs alone, whatever the cluster says (default: as above)",
     1,
     1_000_000,
 )
-
-
 values.integer_flag(
-    "process_id", None, "several processes: which of them this is, from 0", 0, 1_000_000
+    "process_id", None, "number of this process, from 0 (default: as above)", 0, 1_000_000
 )
-
-
 values.integer_flag(
     "heartbeat_timeout",
     100,
@@ -54,149 +46,96 @@ values.integer_flag(
     1,
     1_000_000,
 )
-
-
 values.integer_flag(
     "initialization_timeout", 300, "seconds to wait for all processes to appear", 1, 1_000_000
 )
 
 
+def begin() -> None:
+    """What is done as the package is imported, before anything else: streams and signals."""
+    exits.open_closed_streams()
+    if sys.argv[:1] == ["-m"]:  # `python -m experiments.NAME` imports the package before NAME runs
+        exits.watch_signals()
+
+
+def choose() -> None:
+    """List the commands, or run the one that the first argument names."""
+    name = sys.argv[1].removeprefix("experiments.") if len(sys.argv) > 1 else "--help"
+    if name.lstrip("-") in arguments.HELP:
+        arguments.show(usage.overview())
+    elif name in usage.commands():
+        sys.argv = [f"experiments.{name}", *sys.argv[2:]]
+        runpy.run_module(f"experiments.{name}", run_name="__main__", alter_sys=True)
+    else:
+        arguments.fail(unknown("command", name, usage.commands()))
+
+
 def launch(
-    main: Callable[..., None],
+    target: str | Callable[..., None],
     *,
     config: str,
     default: str = "",
+    instead: Mapping[str, str] | None = None,
     without: Sequence[str] = (),
     positional: str = "",
     short: Sequence[str] = tuple(usage.SHORT),
+    overridden: str = "",
+    spec: str = "",
 ) -> None:
-    """Run main(config) with the config and the flags of the command line
-    (experiments/arguments.py).
+    """Parse the command line, then call the command's function with the config and the flags.
 
     Args:
-      main: the command; with `positional` it also gets that argument, main(config, value).
-      config: 'file', from --config=FILE.py:VARIANT; 'workdir', from --workdir's config.json;
-        'either', the latter if --workdir is given; 'none', an empty one.
+      target: 'package.module:function', which is imported after parsing and called as
+        function(config, **flags), with all flags that the main defined (`argument_of` names the
+        parameter of a flag).
+      config: where the config comes from: 'file' is --config=FILE.py:VARIANT; 'workdir' is the
+        config.json of --workdir; 'either' is the latter if --workdir is given; 'none' calls the
+        function without a config.
       default: the config file, where --config may be left out.
+      instead: {flag: 'package.module:function'}: with this flag another function is called, without
+        a config. Each of the functions gets those flags that it has a parameter for.
       without: flags with which the command needs no config.
-      short: which of the short forms --sampler, --nfe, --guidance and --steps of config keys do
-        something here.
-      positional: what the argument without a name is, if there is one.
+      positional: the name of the one argument without a name, if the command takes one; the
+        function gets it by this name in lower case, '' where it is missing.
+      short: which of the short forms --sampler, --nfe, --guidance and --steps of config keys have
+        an effect in this command.
+      overridden: the parameter that gets the config keys that the command line sets, if one does.
+      spec: the parameter that gets the name of the config file and its variant, if one does.
     """
-    parsed = []
+    instead = instead or {}
+    call: list[Any] = []
 
     def parse(argv: list[str]) -> list[str]:
-        parsed.extend(
-            arguments.parse(
-                argv, config, default=default, without=without, positional=positional, short=short
-            )
+        parsed = arguments.parse(
+            argv,
+            config,
+            default=default,
+            without=(*without, *instead),
+            positional=positional,
+            short=short,
         )
+        if callable(target):
+            call.extend([target, [parsed.config, *parsed.rest], {}])
+            return argv[:1]
+        given = {argument_of(name): value for name, value in parsed.flags.items()}
+        if positional:
+            given[positional.lower()] = parsed.rest[0] if parsed.rest else ""
+        if overridden:
+            given[overridden] = parsed.changed
+        if spec:
+            given[spec] = flags.FLAGS.config
+        other = [function for flag, function in instead.items() if flag in parsed.given]
+        configs = [] if other or config == "none" else [parsed.config]
+        call.extend([(other or [target])[0], configs, given, bool(instead)])
         return argv[:1]
 
     try:
-        app.run(lambda argv: _guard(main, *parsed), flags_parser=parse)
-    except exits.Stopped as stop:  # between the command's own end and the end of its guard
+        app.run(lambda argv: loading.load("experiments.session:run")(*call), flags_parser=parse)
+    except exits.Stopped as stop:  # between the command's own end and the end of the session
         print(exits.stopped_line(stop.signal), file=sys.stderr)
         sys.exit(exits.STATUS[stop.signal])
 
 
-def typed(flag: str) -> str | None:
-    """The value of --flag=VALUE as typed, for what must be known before jax is imported; None if it
-    is not given.
-    """
-    found = [
-        arg.partition("=")[2] for arg in sys.argv[1:] if arg.lstrip("-").startswith(f"{flag}=")
-    ]
-    return found[-1] if found else None
-
-
-def changed_keys() -> frozenset[str]:
-    """The config keys that the command line set, such as 'sampler.guidance'."""
-    return frozenset(arguments.CHANGED)
-
-
-class Escaped:
-    """A text stream that writes control characters as escapes (errors.printable): names out of
-    files never steer a terminal.
-
-    The ends of lines, tabs and the carriage returns of progress bars stay.
-    """
-
-    def __init__(self, stream: TextIO):
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        """Write the text, and return its length."""
-        self._stream.write(
-            "".join(
-                part if part in ("\n", "\r", "\t") else printable(part)
-                for part in re.split(r"([\n\r\t])", text)
-            )
-        )
-        return len(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-def _guard(main: Callable[..., None], config: ConfigDict, given: Sequence[str]) -> None:
-    """Run the command; a mistake, a signal or a system that refuses ends it with one line and the
-    status of `exits`.
-    """
-    sys.stdout, sys.stderr = Escaped(sys.stdout), Escaped(sys.stderr)
-    logging.set_verbosity(logging.WARNING)  # jax tells at INFO which accelerators are absent
-    runtime.enable_compilation_cache()
-    try:
-        with exits.stoppable():
-            _join()
-            with distributed.quiet_others():
-                main(config, *given)
-            sys.stdout.flush()  # a full disk shows here, not in a traceback at exit
-    except exits.Stopped as stop:
-        exits.say(exits.stopped_line(stop.signal))
-        distributed.leave(exits.STATUS[stop.signal])
-    except BrokenPipeError:  # whoever read the output has gone: | head
-        arguments.close_pipe()
-        distributed.leave(exits.CLOSED)
-    except KeyboardInterrupt:
-        exits.say("SIGINT: stopped at once; run the same command again")
-        distributed.leave(exits.INTERRUPTED)
-    except Exception as error:
-        status, line = _explained(error)
-        if line is None or exits.wants_traceback():
-            raise
-        exits.say(f"error: {printable(line)}")
-        distributed.leave(status)
-
-
-def _explained(error: Exception) -> tuple[int, str | None]:
-    """(exit status, the line to print) of an error that the user or the system caused; None for a
-    fault of ours.
-    """
-    if isinstance(error, UserError):
-        return exits.MISTAKE, str(error)
-    if isinstance(error, OSError) and error.strerror:
-        return exits.MISTAKE, exits.system_line(error)
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)[:200]:
-        return exits.MISTAKE, (
-            "out of memory: lower config.data.batch_size or config.sampler.batch_size, or the width of the "
-            "network; config.model.remat=block trades memory for time"
-        )
-    return exits.UNFINISHED, distributed.lost(error)
-
-
-def _join() -> None:
-    """Meet the other processes of this run, if there are any."""
-    FLAGS = flags.FLAGS
-    distributed.initialize(
-        FLAGS.coordinator,
-        FLAGS.num_processes,
-        FLAGS.process_id,
-        timeout=FLAGS.initialization_timeout,
-        heartbeat_timeout=FLAGS.heartbeat_timeout,
-    )
-
-
-def saved_config(workdir: str) -> ConfigDict:
-    """The resolved config of a workdir, locked. UserError where there is none."""
-    return folder.saved_config(workdir)
+def argument_of(flag: str) -> str:
+    """The parameter of a flag: its name, with an underscore after a keyword of Python (from_)."""
+    return f"{flag}_" if keyword.iskeyword(flag) else flag

@@ -28,7 +28,7 @@ def main(config) -> None:
     trained, dataset = workdir.load(root, config), workdir.dataset(config, root)
     quickstart.samples(trained, dataset, root / "samples.png")
     quickstart.denoising(trained, dataset, root / "denoising.png")
-    result = evaluation.evaluate(trained, dataset, 500, 1, 500)
+    result = evaluation.score_samples(trained, dataset, 500, 1, 500)
     record = {"provenance": provenance.provenance(config.to_dict(), config.seed)}
     record |= {"step": trained.step, "weights": trained.weights}
     sampler_comparison.compare_model(

@@ -25,9 +25,9 @@ from diffusion_jax.training import (
     forecast,
     forensics,
     loop,
+    memory,
     metrics,
     post_hoc,
-    runtime,
     step,
 )
 
@@ -148,7 +148,7 @@ def _check_memory(template) -> None:
             for x in arrays
         )
 
-    need, have = size(template) + size(template.params), runtime.device_memory()
+    need, have = size(template) + size(template.params), memory.device_memory()
     if have is not None and need > have:
         count = sum(x.size for x in jax.tree.leaves(template.params))
         raise UserError(

@@ -13,8 +13,8 @@ from diffusion_jax import files, provenance, reading
 from diffusion_jax.assembly import conditions, sampling
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import generate, judge
+from diffusion_jax.evaluation import metrics as metric_table
 from diffusion_jax.report.tables import markdown_table
-from diffusion_jax.studies.evaluation import title_of
 from diffusion_jax.training import ema
 
 DOUBTFUL = 0.1  # a misfit above this makes another average than the one asked for
@@ -112,7 +112,7 @@ def report(rows: Sequence[Mapping]) -> str:
         for row in rows
     ]
     table = markdown_table(
-        shown, {"length": "length", "misfit": "misfit"} | {m: title_of(m) for m in metrics}
+        shown, {"length": "length", "misfit": "misfit"} | {m: metric_table.find(m, "pixels").title for m in metrics}
     )
     return table + (
         "\n*: too few snapshots for this length\n"

@@ -2,64 +2,145 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from diffusion_jax.assembly import autoencoders, conditions, denoiser, sampling
+from diffusion_jax import files, parsing, provenance
+from diffusion_jax.assembly import autoencoders, conditions, denoiser, experiment, sampling
+from diffusion_jax.assembly import workdir as workdirs
+from diffusion_jax.assembly.workdir import Trained
+from diffusion_jax.data import Dataset
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import generate, judge, statistics
+from diffusion_jax.evaluation import metrics as metric_table
+from diffusion_jax.evaluation.features import Extractor
 from diffusion_jax.report.tables import markdown_table
-
-TITLES = {
-    "accuracy": "recognized",
-    "frechet": "Fréchet distance",
-    "frechet_low": "Fréchet distance, 95 % from",
-    "frechet_high": "Fréchet distance, 95 % to",
-    "frechet_infinity": "Fréchet distance, infinitely many images",
-    "kid": "KID x 1000",
-    "kid_se": "KID x 1000, standard error",
-    "cmmd": "MMD x 1000, sigma 10",
-    "inception_score": "inception score",
-    "class_accuracy": "read as its class",
-    "nearest_ratio": "nearest training image (1: as held-out)",
-    "copies": "nearer than 99 % of held-out",
-}
+from diffusion_jax.training import distributed
 
 
-def title_of(name: str) -> str:
-    """What a score 'metric' or 'metric/extractor' is called: with Inception's features the Fréchet
-    distance is FID.
+def evaluate(
+    config: ConfigDict,
+    *,
+    workdir: str,
+    num: int = 1000,
+    repeats: int = 3,
+    features: str = "",
+    metrics: str = "",
+    reference: str = "",
+) -> None:
+    """Judge the images of a trained model, print a table and write WORKDIR/evaluation.json.
+
+    Args:
+      config: the config of the run, with the sampling settings.
+      workdir: the folder of the run.
+      num: number of images in each set.
+      repeats: number of sets, which have disjoint seeds.
+      features: feature extractors, with commas; '' takes pixels or the classifier.
+      metrics: scores, with commas; '' takes those that the features allow.
+      reference: a file of experiments.statistics; '' compares with training images.
+
+    Raises:
+      UserError: for metrics, features and references that do not exist or do not fit the data.
     """
-    metric, _, extractor = name.partition("/")
-    title = TITLES.get(metric, metric)
-    if metric == "accuracy":
-        return title
-    if extractor == "inception":
-        title = title.replace("Fréchet distance", "FID")
-    return f"{title} ({extractor or 'pixels'})"
+    mesh = sampling.sampling_mesh(config)
+    names, scores = judge.spelled(parsing.names(features), parsing.metrics(metrics))
+    judge.named(scores)  # mistakes are reported before anything takes long
+    trained = workdirs.load(workdir, config, mesh)
+    experiment.need_images(trained.experiment)
+    dataset = workdirs.images(config, workdir)
+    labels, _ = conditions.conditions(trained.experiment, dataset, num)
+    chosen = judge.choose(
+        dataset.train,
+        labels,
+        features=names,
+        metrics=scores,
+        held_out=dataset.test,
+        count=num,
+    )
+    for text in chosen.notes:
+        judge.note(text)
+    compared = read_reference(reference, dataset, chosen.features)
+    plan = sampling.plan(trained.experiment)
+    nfe = sampling.evaluations(plan)
+    print(
+        f"{workdir}: step {trained.step}, weights {trained.weights}, {config.sampler.name}, "
+        f"grid {plan.grid}, NFE {nfe}, guidance {config.sampler.guidance}; "
+        f"{repeats} x {num} images",
+        file=sys.stderr,
+    )
+    result = score_samples(
+        trained,
+        dataset,
+        num,
+        repeats,
+        config.sampler.batch_size,
+        mesh,
+        features=chosen.features,
+        metrics=chosen.metrics,
+        statistics=compared,
+    )
+    if not distributed.first():
+        return
+    measured, table = held_out(trained, dataset)
+    about = {
+        "features": {
+            extractor.name: {"digest": extractor.digest, "resize": extractor.resize}
+            for extractor in chosen.features
+        },
+        "reference": compared and compared.of,
+        "num": num,
+        "repeats": repeats,
+        "evaluations": nfe,
+        "grid": plan.grid,
+        "sampler": config.sampler.to_dict(),
+        "step": trained.step,
+        "weights": trained.weights,
+        "provenance": provenance.provenance(config.to_dict(), config.seed),
+    }
+    files.save_json(Path(workdir) / "evaluation.json", result | measured | about)
+    print(report(result) + table)
 
 
-def evaluate(trained, dataset, count: int, repeats: int, batch_size: int, mesh=None, **how) -> dict:
-    """Scores of `repeats` sets of `count` images from disjoint seeds: {'sets': [...], 'mean':
-    {...}, 'std', 'real': the same}.
+def score_samples(
+    trained: Trained,
+    dataset: Dataset,
+    count: int,
+    repeats: int,
+    batch_size: int,
+    mesh: Any = None,
+    **how: Any,
+) -> dict[str, Any]:
+    """Judge several sets of images of a model, drawn from disjoint seeds.
 
-    how: features, metrics and statistics of judge.against. mesh: as in experiment.sample_with;
-      judging is done by every process.
+    Args:
+      trained: the model.
+      dataset: its data set.
+      count: number of images in each set.
+      repeats: number of sets.
+      batch_size: number of images that are drawn at once; changes no image.
+      mesh: the devices that draw, as in sampling.sample_with; every process judges.
+      **how: features, metrics and statistics of judge.against.
+
+    Returns:
+      {'sets': [scores of each], 'mean': scores, 'std': scores, 'real': scores of test images}.
     """
-    built = trained.experiment
-    labels, cond = conditions.conditions(built, dataset, count)
+    model = trained.experiment
+    labels, cond = conditions.conditions(model, dataset, count)
     judged = judge.against(dataset.train, labels, held_out=dataset.test, count=count, **how)
-    real = judge.on_real(
-        dataset.train, dataset.test, judged
-    )  # before the samples: what fails, fails early
-    run, sets = sampling.sample_with(built, trained.params, sampling.plan(built), mesh), []
+    # before the samples: what fails, fails early
+    real = judge.on_real(dataset.train, dataset.test, judged)
+    run, sets = sampling.sample_with(model, trained.params, sampling.plan(model), mesh), []
     for repeat in range(repeats):
         keys = generate.seeds_to_keys(range(repeat * count, (repeat + 1) * count))
         images = generate.generate(run, keys, cond, batch_size=min(batch_size, count))
         sets.append(judged(images))
 
-    def over(take):
+    def over(take: Callable[[list[float]], float]) -> dict[str, float]:
         return {name: float(take([scores[name] for scores in sets])) for name in sets[0]}
 
     return {
@@ -70,25 +151,32 @@ def evaluate(trained, dataset, count: int, repeats: int, batch_size: int, mesh=N
     }
 
 
-def report(result: dict) -> str:
-    """The result as a table: a line for each number, samples beside real test images."""
+def report(result: dict[str, Any]) -> str:
+    """The table of a result: a line for each score, samples beside real test images.
+
+    Args:
+      result: what score_samples returned.
+    """
     rows = []
     for name, mean in result["mean"].items():
-        metric = name.partition("/")[0]
-        cells = {"": title_of(name), "samples": _show(metric, mean, result["std"][name])}
-        rows.append(
-            cells
-            | ({"real": _show(metric, result["real"][name])} if name in result["real"] else {})
-        )
+        metric = metric_table.find(name, "pixels")
+        row = {"": metric.title, "samples": metric.text(mean, result["std"][name])}
+        if name in result["real"]:
+            row["real"] = metric.text(result["real"][name])
+        rows.append(row)
     return markdown_table(rows, {"": "", "samples": "samples", "real": "real test images"})
 
 
-def held_out(trained, dataset) -> tuple[dict, str]:
-    """({'autoencoder': what autoencoders.held_out found}, as a table); nothing, of a model that is
-    none.
+def held_out(trained: Trained, dataset: Dataset) -> tuple[dict[str, Any], str]:
+    """Judge an autoencoder on held-out images; other models are not judged.
 
-    With a note, nothing where the data have no held-out images, or none with the labels that the
-    model needs.
+    Args:
+      trained: the model.
+      dataset: its data set.
+
+    Returns:
+      ({'autoencoder': numbers}, a table); ({}, '') for other models, and with a note where there
+      are no held-out images, or none with the labels that the model needs.
     """
     if not denoiser.is_autoencoder(trained.experiment):
         return {}, ""
@@ -96,7 +184,7 @@ def held_out(trained, dataset) -> tuple[dict, str]:
         trained.experiment.num_classes and "label" not in dataset.test.rows([0])
     ):
         judge.note(
-            "what the autoencoder makes of held-out images is left out: there are none"
+            "the autoencoder is not judged on held-out images: there are none"
             + (" with labels, which it needs" if len(dataset.test) else "")
         )
         return {}, ""
@@ -109,27 +197,27 @@ def held_out(trained, dataset) -> tuple[dict, str]:
         "psnr": "PSNR of reconstructions (dB)",
         "active_units": f"active units, of {found['units']}",
     }
-    shown = [
+    rows = [
         {"": title, "held out": f"{found[name]:.4g}"}
         for name, title in titles.items()
         if name in found
     ]
-    return {"autoencoder": found}, "\n" + markdown_table(
-        shown, {"": "", "held out": f"{found['images']} test images"}
-    )
+    headings = {"": "", "held out": f"{found['images']} test images"}
+    return {"autoencoder": found}, "\n" + markdown_table(rows, headings)
 
 
-def _show(metric: str, mean: float, std: float = 0.0) -> str:
-    """Fractions that are accuracies in percent, KID in thousandths, the rest as they are."""
-    scale, digits, unit = (
-        (100, 2, " %") if "accuracy" in metric else (1000, 3, "") if "kid" in metric else (1, 3, "")
-    )
-    return f"{scale * mean:.{digits}f}{unit}" + (f" ± {scale * std:.{digits}f}" if std else "")
+def read_reference(
+    path: str, dataset: Dataset, features: Sequence[Extractor]
+) -> statistics.Statistics | None:
+    """The reference statistics in a file; None for ''.
 
+    Args:
+      path: a file of experiments.statistics.
+      dataset: the data set that they must describe.
+      features: the extractors, of which one must have made them.
 
-def reference(path: str, dataset, features: Sequence):
-    """The statistics of a file, None of ''. UserError unless they are of this data set and of one
-    of these extractors.
+    Raises:
+      UserError: for statistics of another data set or another extractor.
     """
     if not path:
         return None

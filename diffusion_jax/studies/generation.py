@@ -2,26 +2,154 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
 import numpy as np
+from ml_collections import ConfigDict
 
-from diffusion_jax.assembly import conditions
+from diffusion_jax import data, parsing
+from diffusion_jax.assembly import conditions, experiment, sampling
+from diffusion_jax.assembly import workdir as workdirs
+from diffusion_jax.assembly.experiment import Experiment
+from diffusion_jax.data import transforms
 from diffusion_jax.errors import UserError
+from diffusion_jax.evaluation import generate
+from diffusion_jax.report import curves, pictures
+from diffusion_jax.training import distributed
+from diffusion_jax.types import Cond
 
 
-def _asked(built, chosen: list[int], prompts: list[str], count: int) -> tuple:
-    """(labels (count,), or none; condition): of the chosen labels, by default all in turn, or of
-    prompts, an equal share each.
+class Samples(NamedTuple):
+    """Images and what they were drawn from.
+
+    images: (N, H, W, C) uint8, or points (N, D) float.
+    labels: (N,) class of each image; (0,) where there are none.
+    seeds: N seeds, one for each image.
+    prompts: the captions, each of which has N / len(prompts) images in a row.
     """
-    if prompts and chosen:
-        raise UserError("--labels and --prompt together: ask for one of them")
+
+    images: np.ndarray
+    labels: np.ndarray
+    seeds: list[int]
+    prompts: Sequence[str]
+
+
+def sample(
+    config: ConfigDict,
+    *,
+    workdir: str,
+    num: int | None = None,
+    seeds: str = "",
+    labels: str = "",
+    prompt: Sequence[str] = (),
+    guidance: float | None = None,
+    out: str = "",
+) -> None:
+    """Draw images from a trained model and write them to an .npz file and a picture.
+
+    Args:
+      config: the config of the run, with the sampling settings.
+      workdir: the folder of the run.
+      num: number of images (default 64), or of images of each prompt (default 8).
+      seeds: the seeds, such as '0-63,100', one for each image; '' takes 0 to num - 1.
+      labels: classes in turn, by number or name, such as '0,cat,any'; '' takes all.
+      prompt: captions, each of which is drawn from every seed.
+      guidance: scale of the guidance; None takes config.sampler.guidance.
+      out: the files to write, without the ending; '' takes WORKDIR/samples.
+
+    Raises:
+      UserError: for seeds, labels, prompts or settings that the model cannot use.
+    """
+    files = parsing.output("out", out, ".npz", ".png", default=Path(workdir) / "samples")
+    each = parsing.parse_seeds(seeds) if seeds else list(range(num or (8 if prompt else 64)))
+    wanted = each * max(len(prompt), 1)
+    mesh = sampling.sampling_mesh(config)
+    trained = workdirs.load(workdir, config, mesh)
+    model = trained.experiment
+    classes = trained.data.get("class_names") or ()
+    chosen, cond = requested_conditions(
+        model, parsing.labels("labels", labels, classes), prompt, len(wanted)
+    )
+    plan = sampling.plan(model, **({} if guidance is None else {"guidance": guidance}))
+    evaluations = sampling.evaluations(plan) or "as many as the tolerance needs:"
+    print(
+        f"{workdir}: step {trained.step}, weights {trained.weights}, {config.sampler.name} "
+        f"on grid {plan.grid}, {evaluations} evaluations per image",
+        file=sys.stderr,
+    )
+    is_image = experiment.is_image(model)
+    real = None if is_image else _points(config, workdir, len(wanted))
+    images = generate.generate(
+        sampling.sample_with(model, trained.params, plan, mesh),
+        generate.seeds_to_keys(wanted),
+        cond,
+        batch_size=min(config.sampler.batch_size, len(wanted)),
+        finish=transforms.to_uint8 if is_image else np.asarray,
+    )
+    if distributed.first():
+        save(Samples(images, chosen, wanted, prompt), files, [*classes, "any"], real)
+        print(f"{len(images)} images: {files['.npz']}, {files['.png']}")
+
+
+def _points(config: ConfigDict, workdir: str, count: int) -> np.ndarray:
+    """As many training points as samples, to draw beside them."""
+    return data.arrays(workdirs.dataset(config, workdir).train, limit=count)["image"]
+
+
+def save(
+    samples: Samples, files: dict[str, Path], names: list[str], real: np.ndarray | None
+) -> None:
+    """Write samples.
+
+    Args:
+      samples: the samples.
+      files: the file of each ending, '.npz' and '.png'.
+      names: the names of the classes by number, then that of the null label.
+      real: points (N, D) of the data, for a model of points; None for images.
+    """
+    images, labels, seeds, prompts = samples
+    columns = len(seeds) // len(prompts) if prompts else 10
+    more = {"prompts": np.repeat(prompts, columns)} if prompts else {}
+    generate.save_npz(
+        files[".npz"], images, labels=labels if len(labels) else None, seeds=seeds, **more
+    )
+    if real is not None:
+        curves.points(real, {"samples": images}, files[".png"])
+        return
+    by_class = pictures.grid_by_class(images, labels, names) if len(labels) else None
+    picture = by_class or pictures.image_grid(images, min(columns, len(seeds)), row_labels=prompts)
+    pictures.save(picture, files[".png"])
+
+
+def requested_conditions(
+    experiment: Experiment, labels: Sequence[int], prompts: Sequence[str], count: int
+) -> tuple[np.ndarray, Cond]:
+    """The condition of each image.
+
+    Args:
+      experiment: the model.
+      labels: classes, which are taken in turn; () takes all.
+      prompts: captions, each for an equal share of the images.
+      count: number of images.
+
+    Returns:
+      (labels (count,), or (0,) without classes; condition).
+
+    Raises:
+      UserError: where the model cannot be conditioned in this way.
+    """
+    if prompts and labels:
+        raise UserError("--labels and --prompt together: give one of them")
     if prompts:
-        return np.zeros(0, int), conditions.prompt_cond(
-            built, np.repeat(prompts, count // len(prompts)).tolist()
-        )
-    if built.encoder and not chosen:
+        repeated = np.repeat(prompts, count // len(prompts)).tolist()
+        return np.zeros(0, int), conditions.prompt_cond(experiment, repeated)
+    if experiment.encoder and not labels:
         raise UserError(
             "this model draws what a caption says: give one, or several, by --prompt='...'"
         )
-    chosen = chosen or list(range(built.num_classes))
+    chosen = labels or list(range(experiment.num_classes))
     chosen = np.resize(chosen, count) if chosen else np.zeros(0, int)
-    return chosen, conditions.cond_for(built, chosen)
+    return chosen, conditions.cond_for(experiment, chosen)

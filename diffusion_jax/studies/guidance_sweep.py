@@ -16,12 +16,12 @@ from diffusion_jax.assembly import conditions, denoiser, experiment, sampling
 from diffusion_jax.assembly import workdir as folder
 from diffusion_jax.denoisers import guidance
 from diffusion_jax.evaluation import generate, judge
+from diffusion_jax.evaluation import metrics as metric_table
 from diffusion_jax.processes import schedules
 from diffusion_jax.progress import progress
 from diffusion_jax.report import curves, pictures
 from diffusion_jax.report.tables import markdown_table
 from diffusion_jax.samplers import base, grids, ode
-from diffusion_jax.studies.evaluation import title_of
 from diffusion_jax.targets import laws
 from diffusion_jax.training import sharding
 
@@ -132,7 +132,7 @@ def report(rows: Sequence[Mapping], real: Mapping) -> str:
         for row in every
     ]
     return markdown_table(
-        shown, {"guide": "guide", "scale": "scale"} | {key: title_of(key) for key in metrics}
+        shown, {"guide": "guide", "scale": "scale"} | {key: metric_table.find(key, "pixels").title for key in metrics}
     )
 
 

@@ -1,51 +1,105 @@
-"""The report of a plan, and the search for the cheapest layout."""
+"""The cost of a train step on devices that need not be here (planning/compile.py), as a command."""
 
 from __future__ import annotations
 
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from absl import flags
+import jax
+from ml_collections import ConfigDict
 
-from diffusion_jax import files, parsing, reading
+from diffusion_jax import files, parsing, provenance, reading
 from diffusion_jax.planning import compile
 
 
-def _out(text: str) -> Path | None:
-    """The file of --out, if there is one."""
-    return parsing.output("out", text, ".json")[".json"] if text else None
+def plan(
+    config: ConfigDict,
+    *,
+    topology: str,
+    search: bool = False,
+    hbm: float = 0.0,
+    json: bool = False,
+    out: str = "",
+) -> None:
+    """Print what the train step of a config costs on other devices.
+
+    Args:
+      config: the config of the run.
+      topology: the devices, such as 'v5e:16x16', 'cpu:8' or 'gpu'.
+      search: find the cheapest remat, fsdp and accumulation that fit.
+      hbm: memory of a device in GiB; 0 takes that of the chip.
+      json: print JSON instead of text.
+      out: the JSON file to write; '' writes none.
+    """
+    if topology != "gpu":  # a plan for other devices takes no accelerator of this machine
+        jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)  # compilation is measured
+    where = compile.target(topology)
+    path = parsing.output("out", out, ".json")[".json"] if out else None
+    size = hbm * compile.GIB or None
+    record = {
+        "topology": topology,
+        "hbm": size,
+        "config": config.to_dict(),
+        "provenance": provenance.provenance(config.to_dict(), config.seed),
+    }
+    if search:
+        record["cards"] = _search(config, where, size, record, path)
+        record["cheapest"] = compile.cheapest(record["cards"])
+        record["card"] = record["cards"].get(record["cheapest"])
+    else:
+        record["card"] = compile.card(config, where, hbm=size)
+    if path:
+        files.save_json(path, record)
+    print(files.canonical_json(record) if json else _text(record))
 
 
-def _search(config, where, hbm, record) -> dict:
-    """planning.search, telling each card in one line and keeping it in --out."""
-    out, began, cards = _out(flags.FLAGS.out), time.monotonic(), {}
-    known = _known(out, record)
+def _text(record: dict[str, Any]) -> str:
+    """The card of a record, and which settings are the cheapest if several were compiled."""
+    lines = [
+        compile.text(record["card"])
+        if record["card"]
+        else "no compiled setting fits: use more devices, or a smaller batch"
+    ]
+    if record.get("cheapest"):
+        lines += [
+            f"the cheapest of {len(record['cards'])} compiled settings:",
+            f"  {record['cheapest']}",
+        ]
+    return "\n".join(lines)
 
-    def tell(name: str, card: dict) -> None:
+
+def _search(
+    config: ConfigDict,
+    where: compile.Target,
+    hbm: float | None,
+    record: dict[str, Any],
+    out: Path | None,
+) -> dict[str, Any]:
+    """compile.search, which reports each card in one line and keeps it in `out`."""
+    began, cards = time.monotonic(), {}
+
+    def tell(name: str, card: dict[str, Any]) -> None:
         cards[name] = card
         bound = f"{1e3 * card['roofline']['step']:.3g} ms" if card["roofline"] else "-"
         no = f"does not fit: {card['refused'] or ''}"
         said = {True: f"fits, at least {bound}", None: "compiles"}.get(card["fits"], no[:90])
-        print(
-            f"{len(cards)} [{time.monotonic() - began:.0f} s] {name}: {said}",
-            file=sys.stderr,
-            flush=True,
-        )
+        seconds = time.monotonic() - began
+        print(f"{len(cards)} [{seconds:.0f} s] {name}: {said}", file=sys.stderr, flush=True)
         if out:
             files.save_json(out, record | {"cards": cards})
 
-    return compile.search(config, where, hbm=hbm, known=known, tell=tell)
+    return compile.search(config, where, hbm=hbm, known=_known(out, record), tell=tell)
 
 
-def _known(out: Path | None, record: dict) -> dict:
+def _known(out: Path | None, record: dict[str, Any]) -> dict[str, Any]:
     """The cards of an interrupted search of the same config by the same code and versions."""
     origin = reading.record({"commit": reading.anything, "versions": reading.anything})
     rule = reading.record({"provenance": origin, "cards": reading.table(compile.rule)})
-    old, new = (
-        reading.kept(out, lambda path: reading.json_file(path, rule)) if out else None,
-        files.plain(record),
-    )
+    old = reading.kept(out, lambda path: reading.json_file(path, rule)) if out else None
+    new = files.plain(record)
     if not old:
         return {}
     same = all(old.get(key) == new[key] for key in ("topology", "hbm", "config")) and all(

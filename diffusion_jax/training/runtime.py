@@ -1,15 +1,10 @@
-"""What must be said to XLA before or as jax starts. This file does not import jax; a main calls it
-first.
-"""
+"""Flags of XLA, which must be set before JAX starts; this module does not import jax."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import MutableMapping
 from importlib import metadata
-from pathlib import Path
-
-import jax
 
 # Without it the backward pass of a convolution on a CPU takes up to three times as long. An XLA
 # that does not know the flag ends the process, so it is set only for versions it was tried on.
@@ -42,33 +37,6 @@ def cpu_only(environ: MutableMapping[str, str] = os.environ) -> bool:
         return platforms == "cpu"
     plugins = [point.name for point in metadata.entry_points(group="jax_plugins")]
     return not plugins and not any(_installed(name) for name in ("libtpu", "libtpu-nightly"))
-
-
-def enable_compilation_cache(directory: str | os.PathLike | None = None) -> Path:
-    """Keep compiled programs on disk: in directory, $JAX_COMPILATION_CACHE_DIR or
-    ~/.cache/diffusion_jax/xla.
-    """
-    home = Path.home() / ".cache" / "diffusion_jax" / "xla"
-    chosen = directory or os.environ.get("JAX_COMPILATION_CACHE_DIR") or home
-    jax.config.update("jax_compilation_cache_dir", str(chosen))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    return Path(chosen)
-
-
-def device_memory() -> int | None:
-    """Bytes of memory of the first device; for a CPU those of the machine, or of the container.
-    None where nobody knows.
-    """
-    device = jax.local_devices()[0]
-    if device.platform != "cpu":
-        return (device.memory_stats() or {}).get("bytes_limit")
-    try:
-        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):  # not a POSIX system
-        return None
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else "max"
-    return min(machine, int(text)) if text.isdigit() else machine
 
 
 def _installed(name: str) -> bool:

@@ -30,7 +30,6 @@ from diffusion_jax.data import latents, pipeline
 from diffusion_jax.data.sources import Arrays
 from diffusion_jax.errors import UserError
 from diffusion_jax.studies import evaluation
-from experiments import cli
 
 # ---- a made-up autoencoder: the latent is two of four pixels, stretched and moved
 SIZE = np.array([3.0, 0.5])
@@ -263,7 +262,7 @@ def test_one_command_trains_the_autoencoder_encodes_and_trains_on_the_latents(ch
 
 def test_a_model_of_latents_draws_images_and_is_judged_by_them(chained):
     model, *_ = chained
-    config = cli.saved_config(str(model))
+    config = workdir.saved_config(str(model))
     trained = workdir.load(model, config)
     built = trained.experiment
     keys, cond = jax.random.split(jax.random.key(0), 10), conditions.cond_for(built, np.arange(10))
@@ -274,7 +273,7 @@ def test_a_model_of_latents_draws_images_and_is_judged_by_them(chained):
         8,
         1,
     )
-    result = evaluation.evaluate(
+    result = evaluation.score_samples(
         trained, workdir.images(config), 10, 1, 10, features=["pixels"], metrics=["frechet"]
     )
     assert np.isfinite(result["mean"]["frechet"]) and np.isfinite(result["real"]["frechet"])
@@ -286,7 +285,7 @@ def test_a_model_of_latents_draws_images_and_is_judged_by_them(chained):
 
 def test_a_model_of_latents_refuses_another_autoencoder_and_none(chained, tmp_path):
     model, root, _, _ = chained
-    config = cli.saved_config(str(model)).unlock()
+    config = workdir.saved_config(str(model)).unlock()
     config.latent.autoencoder = ""
     with pytest.raises(UserError, match="needs config.latent.autoencoder"):
         workdir.load(model, config)
@@ -310,7 +309,7 @@ def vae(tmp_path_factory):
 def test_a_vae_trains_samples_and_is_measured_like_any_model(vae):
     for name in ("reconstructions", "interpolations", "samples"):
         assert (vae / name / "step_0000004.png").is_file()
-    config = cli.saved_config(str(vae))
+    config = workdir.saved_config(str(vae))
     trained = workdir.load(vae, config)
     built = trained.experiment
     chosen = sampling.plan(built)

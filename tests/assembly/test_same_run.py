@@ -14,7 +14,7 @@ from diffusion_jax.assembly import components, datasets, same_run, train
 from diffusion_jax.assembly.build import build
 from diffusion_jax.denoisers import parameterization
 from diffusion_jax.errors import UserError
-from diffusion_jax.training import loop, runtime
+from diffusion_jax.training import loop, memory
 from diffusion_jax.training.state import TrainState
 
 
@@ -135,7 +135,7 @@ def test_a_state_larger_than_the_memory_is_refused_before_it_is_made():
 
     train._check_memory(state(1000))
     side = int(
-        (runtime.device_memory() / 4 / 5) ** 0.5
+        (memory.device_memory() / 4 / 5) ** 0.5
     )  # parameters, two moments, an average and the gradient
     train._check_memory(state(int(0.99 * side)))
     with pytest.raises(UserError, match="parameters: training needs .* GiB for its state"):

@@ -767,7 +767,7 @@ def test_evaluation_fails_before_anything_is_sampled(train, test, said, monkeypa
     for name in ("sample_with", "plan"):
         monkeypatch.setattr(sampling, name, lambda *args: pytest.fail("sampled first"))
     with pytest.raises(UserError, match=said):
-        evaluation.evaluate(
+        evaluation.score_samples(
             trained, data.Dataset("noise", train, test, (4, 4, 1), 0, ()), 20, 1, 20
         )
 
@@ -787,12 +787,12 @@ def test_statistics_are_made_by_one_command_and_evaluation_refuses_others(tmp_pa
     config.data.data_dir = str(tmp_path)
     dataset = datasets.dataset(config)
     extractors = [features.extractor("pixels")]
-    found = evaluation.reference(str(path), dataset, extractors)
+    found = evaluation.read_reference(str(path), dataset, extractors)
     real = np.stack([dataset.test[i]["image"] for i in range(297)]).reshape(297, 64) / 255
     np.testing.assert_allclose(found.moments.mean, real.mean(0), atol=1e-6)
     config.data.image_size = 16
     with pytest.raises(UserError, match=r"another image_shape \(\[8, 8, 1\], here \[16, 16, 1\]\)"):
-        evaluation.reference(str(path), datasets.dataset(config), extractors)
+        evaluation.read_reference(str(path), datasets.dataset(config), extractors)
 
 
 def test_the_report_names_every_number_and_its_features():

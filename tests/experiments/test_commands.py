@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 
 from diffusion_jax import parsing
-from diffusion_jax.assembly import components, config_files, experiment
+from diffusion_jax.assembly import components, config_files
 from diffusion_jax.assembly.build import Family, build, members, resolved
 from diffusion_jax.errors import UserError, nearest
 from diffusion_jax.processes import schedules
 from diffusion_jax.studies import few_step_methods
-from experiments import cli, usage
+from experiments import session, usage
 
 ROOT = Path(__file__).parents[2]
 FILE = "--config=configs/digits.py:vp"
@@ -34,7 +34,7 @@ PARSE = """
 import contextlib, io, json, sys
 from absl import flags
 from diffusion_jax.assembly import config_files
-from experiments import arguments, cli
+from experiments import arguments, cli, values
 values.path_flag("workdir", None, "the folder of a run", required=True)
 values.path_flag("out", "", "where to write")
 values.integer_flag("num", 64, "number of images", 1, 1000)
@@ -47,10 +47,9 @@ for source, argv in json.load(sys.stdin):
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            config, rest = arguments.parse(["command", *argv], source, without=("search",) if source == "workdir" else ())
-        leaves = dict(config_files._leaves(config))
-        set_ = {flag: flags.FLAGS[flag].value for flag in ("workdir", "out", "num", "scale", "search", "kind", "name")}
-        out = {"config": {k: v for k, v in leaves.items() if plain.get(k) != v}, "flags": set_}
+            parsed = arguments.parse(["command", *argv], source, without=("search",) if source == "workdir" else ())
+        leaves = dict(config_files._leaves(parsed.config))
+        out = {"config": {k: v for k, v in leaves.items() if plain.get(k) != v}, "flags": parsed.flags}
     except SystemExit as end:
         out = {"status": end.code, "said": said.getvalue()}
     flags.FLAGS.unparse_flags()
@@ -214,7 +213,7 @@ def test_the_package_lists_every_command_in_a_line_each():
     mains = {
         p.stem
         for p in (ROOT / "experiments").glob("[!_]*.py")
-        if "__main__" in p.read_text() and p.stem not in ("usage", "arguments")
+        if '\nif __name__ == "__main__":' in p.read_text()
     }
     assert (
         set(usage.commands()) == mains and {"train", "sample", "evaluate", "get_weights"} <= mains
@@ -372,7 +371,7 @@ def test_few_step_checks_names_before_it_trains(change, said):
 
 
 # ---- specs
-FAMILIES = {name: value for name, value in vars(experiment).items() if isinstance(value, Family)}
+FAMILIES = {name: value for name, value in vars(components).items() if isinstance(value, Family)}
 
 
 @pytest.mark.parametrize(
@@ -536,7 +535,7 @@ def test_names_never_steer_a_terminal():
     lines and progress bars.
     """
     kept = io.StringIO()
-    stream = cli.Escaped(kept)
+    stream = session.Escaped(kept)
     assert stream.write("a\x1b]0;title\x07\tb\n\rc") == 16
     assert kept.getvalue() == "a\\x1b]0;title\\x07\tb\n\rc" and stream.getvalue() == kept.getvalue()
 

@@ -27,7 +27,6 @@ from diffusion_jax.assembly.kinds import autoencoder_model, kind
 from diffusion_jax.errors import UserError
 from diffusion_jax.processes import schedules
 from diffusion_jax.training import checkpoint, ema, metrics, step
-from experiments import cli
 from tests import commands
 
 ROOT = Path(__file__).parents[2]
@@ -265,9 +264,9 @@ def test_another_config_in_the_same_workdir_is_refused_with_its_keys(trained):
 
 def test_a_workdir_gives_its_model_back_and_says_which_weights_there_are(trained):
     folder, config = trained
-    loaded = workdir.load(folder, cli.saved_config(str(folder)))
+    loaded = workdir.load(folder, workdir.saved_config(str(folder)))
     assert (loaded.step, loaded.weights) == (8, "5k")
-    config = cli.saved_config(str(folder)).unlock()
+    config = workdir.saved_config(str(folder)).unlock()
     config.sampler.ema = "7k"
     with pytest.raises(UserError, match="unknown config.sampler.ema '7k'.*5k"):
         workdir.load(folder, config)
@@ -275,7 +274,7 @@ def test_a_workdir_gives_its_model_back_and_says_which_weights_there_are(trained
 
 def test_one_compiled_sampler_serves_every_nfe_and_equals_the_plain_loop(trained):
     folder, _ = trained
-    loaded = workdir.load(folder, cli.saved_config(str(folder)))
+    loaded = workdir.load(folder, workdir.saved_config(str(folder)))
     built, keys = loaded.experiment, jax.random.split(jax.random.key(0), 4)
     cond = conditions.cond_for(built, np.arange(4))
     plans = [sampling.plan(built, nfe=nfe, name="sde.edm") for nfe in (3, 9)]

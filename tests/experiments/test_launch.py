@@ -25,8 +25,8 @@ import yaml
 
 from diffusion_jax import files
 from diffusion_jax.assembly import config_files
+from diffusion_jax.errors import UNFINISHED
 from diffusion_jax.training import checkpoint, metrics
-from experiments import cli
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "experiments" / "launch"
@@ -142,7 +142,7 @@ def job():
 PARSE = """
 import json, sys
 from absl import flags
-from experiments import arguments, cli
+from experiments import arguments, cli, values
 values.path_flag("workdir", None, "", required=True)
 for name, argv in json.load(sys.stdin):
     try:
@@ -228,7 +228,7 @@ def test_the_slurm_job_is_queued_again_after_the_time_limit_and_only_then(tmp_pa
     """srun ends with what the tasks end with; the shell is told (SIGTERM) of scancel and
     preemption, not of the time limit.
     """
-    saved = cli.UNFINISHED
+    saved = UNFINISHED
     for status, told, again in (
         (saved, False, True),
         (saved, True, False),
@@ -259,7 +259,7 @@ def test_a_pod_is_asked_for_installed_trained_on_stopped_and_given_back(tmp_path
     stub(
         python,
         "python",
-        f"trap 'echo saved; exit {cli.UNFINISHED}' TERM; while :; do sleep 0.05; done",
+        f"trap 'echo saved; exit {UNFINISHED}' TERM; while :; do sleep 0.05; done",
     )
 
     def pod(*action, expect=0):
@@ -322,16 +322,16 @@ def test_the_kubernetes_job_agrees_with_itself():
         if "onExitCodes" in rule
     ]
     assert (
-        ignored == [cli.UNFINISHED] and pod["restartPolicy"] == "Never"
+        ignored == [UNFINISHED] and pod["restartPolicy"] == "Never"
     )  # a pod failure policy demands Never
     assert "PROCESS_ID" in [variable["name"] for variable in container["env"]]
 
 
 def test_every_cluster_starts_a_saved_run_again(tmp_path):
     task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
-    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [cli.UNFINISHED]
+    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [UNFINISHED]
     bash(LAUNCH / "xpk.sh", "--config=c", path=stub(tmp_path, "xpk").parent, cwd=tmp_path, **GKE)
-    assert int(value(calls(tmp_path, "xpk")[0], "restart-on-exit-codes")) == cli.UNFINISHED
+    assert int(value(calls(tmp_path, "xpk")[0], "restart-on-exit-codes")) == UNFINISHED
 
 
 # ---- a real SLURM ----

@@ -25,7 +25,6 @@ from diffusion_jax.likelihood import flow
 from diffusion_jax.processes import gaussian, schedules
 from diffusion_jax.studies import likelihoods
 from diffusion_jax.targets import laws
-from experiments import cli
 from tests import commands
 from tests.experiments.test_experiments import small
 from tests.families import PROCESSES
@@ -345,7 +344,7 @@ def test_the_command_resumes_at_the_next_batch_and_writes_what_it_prints(workdir
             rtol=1e-5,
         )
 
-    trained = runs.load(workdir, cli.saved_config(str(workdir)))
+    trained = runs.load(workdir, runs.saved_config(str(workdir)))
     dataset, parts, chosen = (
         datasets.dataset(trained.experiment.config),
         workdir / "interrupted",

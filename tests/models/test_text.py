@@ -249,14 +249,14 @@ def test_prompts_and_labels_meet_the_right_models(model):
 
     labelled = experiment.assemble(_labelled(), (8, 8, 1), 10)
     with pytest.raises(UserError, match="knows no captions.* labels, 0 to 9: use --labels"):
-        generation._asked(labelled, "", ["a 3"], 4)
+        generation.requested_conditions(labelled, "", ["a 3"], 4)
     with pytest.raises(UserError, match="give one, or several, by --prompt"):
-        generation._asked(model, "", [], 4)
+        generation.requested_conditions(model, "", [], 4)
     with pytest.raises(UserError, match="takes captions: say what to draw by --prompt"):
-        generation._asked(model, "3", [], 4)
+        generation.requested_conditions(model, "3", [], 4)
     with pytest.raises(UserError, match="--labels and --prompt together"):
-        generation._asked(model, "3", ["a 3"], 4)
-    _, cond = generation._asked(model, "", ["a 3", "a 4"], 4)  # a row each
+        generation.requested_conditions(model, "3", ["a 3"], 4)
+    _, cond = generation.requested_conditions(model, "", ["a 3", "a 4"], 4)  # a row each
     assert [bytes(np.uint8(row[row > 0] - 1)).decode() for row in cond["bytes"]] == [
         "a 3",
         "a 3",

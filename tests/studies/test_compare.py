@@ -30,7 +30,6 @@ from diffusion_jax.samplers import ancestral, base, grids, multistep, ode
 from diffusion_jax.studies import comparison, grid_search, sampler_comparison
 from diffusion_jax.studies.comparison import Comparison, Result
 from diffusion_jax.targets import reference
-from experiments import cli
 from tests import commands
 
 ENTRIES = ["ancestral.ddim@uniform_logsnr", "ode.edm_heun@uniform_logsnr", "ancestral.ddpm"]
@@ -625,7 +624,7 @@ def test_a_models_own_grid_is_taken_by_its_name(tmp_path):
     ]
     shown = command(*use, "--config.sampler.grid=mine", main="sample")
     assert "grid mine, 4 evaluations" in shown.stderr
-    trained = workdir.load(root, cli.saved_config(str(root)))
+    trained = workdir.load(root, workdir.saved_config(str(root)))
     keys, drawn = generate.seeds_to_keys(range(10)), np.load(root / "samples.npz")["images"]
     for grid, same in (("mine", True), ("uniform_logsnr", False)):
         plan = sampling.plan(trained.experiment, name="multistep.dpmpp_2m", nfe=4, grid=grid)

@@ -19,9 +19,8 @@ import pytest
 
 from diffusion_jax import data
 from diffusion_jax.assembly import config_files, train
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import UNFINISHED, UserError
 from diffusion_jax.training import checkpoint, distributed, metrics
-from experiments import cli
 
 ROOT = Path(__file__).parents[2]
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[01-02]", "SLURM_NTASKS": "2"}
@@ -240,7 +239,7 @@ def test_killed_resumed_stopped_and_finished_by_one_process(tmp_path):
     status, said = ended(pair)[0]  # it does not wait forever for the other
     assert (
         "lost another one" in said
-        and status == cli.UNFINISHED
+        and status == UNFINISHED
         or "another task died" in said
         and status == -signal.SIGABRT
     )
@@ -251,7 +250,7 @@ def test_killed_resumed_stopped_and_finished_by_one_process(tmp_path):
     until(lambda: checkpoint.latest_step(run / "checkpoints") > began, pair)
     pair[1].send_signal(signal.SIGTERM)
     (first, said), (second, other) = ended(pair)
-    assert first == second == cli.UNFINISHED
+    assert first == second == UNFINISHED
     stopped = int(re.search(r"SIGTERM: saved at step (\d+)", said)[1])
     assert f"resuming at step {began}" in said and stopped == checkpoint.latest_step(
         run / "checkpoints"

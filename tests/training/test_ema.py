@@ -20,7 +20,6 @@ from diffusion_jax.report import curves
 from diffusion_jax.studies import ema_sweep
 from diffusion_jax.training import checkpoint, ema, post_hoc
 from diffusion_jax.training.post_hoc import Profile, Reconstructed
-from experiments import cli
 
 STEPS, TRACKED = 1024, (0.05, 0.1)
 
@@ -213,7 +212,7 @@ def test_a_run_keeps_snapshots_from_which_its_workdir_gives_any_length(tmp_path)
     root = tmp_path / "run"
     assert train.train(config.lock(), str(root))
     assert post_hoc.steps(root / "ema_snapshots") == [3, 6, 8]  # and the last step
-    config = cli.saved_config(str(root))
+    config = workdir.saved_config(str(root))
     config.sampler.ema = "post_hoc(0.1)"
     made, kept = (
         workdir.load(root, config),

@@ -1,0 +1,78 @@
+"""The commands that train: a model, latent diffusion in all its parts, a classifier; and encoding."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+from ml_collections import ConfigDict
+
+from diffusion_jax.assembly import train as assembly_train
+from diffusion_jax.assembly import train_classifier as assembly_classifier
+from diffusion_jax.assembly import train_latent as assembly_latent
+from diffusion_jax.assembly import workdir as folder
+from diffusion_jax.errors import UNFINISHED, CommandExit
+from diffusion_jax.studies import evaluation, generation
+
+
+def train(config: ConfigDict, workdir: str, *, asked: Container[str] = ()) -> None:
+    """Train a model, or resume the run in the workdir.
+
+    Args:
+      config: the config of the run.
+      workdir: the folder of the run.
+      asked: the config keys that the user has set.
+
+    Raises:
+      CommandExit: if a signal stopped the training; running it again resumes.
+    """
+    if not assembly_train.train(config, workdir, asked=asked):
+        raise CommandExit(UNFINISHED)
+
+
+def train_latent(config: ConfigDict, workdir: str, images: str = "", num: int = 1000) -> None:
+    """Train an autoencoder and a diffusion model of its latents, then sample and evaluate.
+
+    Args:
+      config: the config of the diffusion model; config.latent.recipe names the autoencoder's.
+      workdir: the folder of all parts.
+      images: data.path of the images, for data sets that need one.
+      num: number of images in each set that is evaluated.
+
+    Raises:
+      CommandExit: if a signal stopped the training; running it again resumes.
+    """
+    model = assembly_latent.train_latent(config, workdir, images)
+    if model is None:
+        raise CommandExit(UNFINISHED)
+    own = folder.saved_config(model)
+    generation.sample(own, workdir=str(model))
+    evaluation.evaluate(own, workdir=str(model), num=num)
+
+
+def train_classifier(config: ConfigDict, workdir: str, pool: str = "attention") -> None:
+    """Train a noise-conditional classifier and print its held-out accuracy by noise level.
+
+    Args:
+      config: the config of a diffusion model of the same data.
+      workdir: the folder of the run.
+      pool: how the last feature map becomes a vector: 'attention' or 'mean'.
+
+    Raises:
+      CommandExit: if a signal stopped the training; running it again resumes.
+    """
+    text = assembly_classifier.train_classifier(config, workdir, pool)
+    if text is None:
+        raise CommandExit(UNFINISHED)
+    print(text)
+
+
+def encode(config: ConfigDict, workdir: str, out: str, half: bool = False) -> None:
+    """Encode a data set by a trained autoencoder.
+
+    Args:
+      config: the config of the autoencoder, with the data that are to be encoded.
+      workdir: the folder of the autoencoder.
+      out: the file to write, .npz.
+      half: keep the latents in float16.
+    """
+    assembly_latent.encode(config, workdir, out, half=half, batch_size=config.sampler.batch_size)

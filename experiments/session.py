@@ -1,0 +1,133 @@
+"""A command's run: compiled programs are cached, processes joined, and every end has its status."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+from absl import flags, logging
+
+from diffusion_jax.errors import CommandExit, UserError, printable
+from diffusion_jax.training import distributed
+from experiments import arguments, exits, loading
+
+
+class Escaped:
+    """A text stream that writes control characters as escapes, so that no name steers a terminal.
+
+    The ends of lines, tabs and the carriage returns of progress bars stay (errors.printable).
+    """
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write the text, and return its length."""
+        self._stream.write(
+            "".join(
+                part if part in ("\n", "\r", "\t") else printable(part)
+                for part in re.split(r"([\n\r\t])", text)
+            )
+        )
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def run(
+    target: str | Callable[..., None],
+    positional: Sequence[Any],
+    named: Mapping[str, Any],
+    only_known: bool = False,
+) -> None:
+    """Import and run a command; every mistake, signal or refusal of the system ends with one line.
+
+    Args:
+      target: the function, or 'package.module:function'.
+      positional: its arguments without names: the config, if it has one.
+      named: its arguments with names.
+      only_known: leave out those that the function has no parameter for.
+    """
+    sys.stdout, sys.stderr = Escaped(sys.stdout), Escaped(sys.stderr)
+    logging.set_verbosity(logging.WARNING)  # jax lists absent accelerators at INFO
+    enable_compilation_cache()
+    try:
+        with exits.stoppable():
+            function = target if callable(target) else loading.load(target)
+            if only_known:
+                known = inspect.signature(function).parameters
+                named = {name: value for name, value in named.items() if name in known}
+            _join()
+            with distributed.quiet_others():
+                function(*positional, **named)
+            sys.stdout.flush()  # a full disk shows here, not in a traceback at exit
+    except CommandExit as end:
+        sys.exit(end.status)
+    except exits.Stopped as stop:
+        exits.say(exits.stopped_line(stop.signal))
+        distributed.leave(exits.STATUS[stop.signal])
+    except BrokenPipeError:  # the reader of the output has gone, as in | head
+        arguments.close_pipe()
+        distributed.leave(exits.CLOSED)
+    except KeyboardInterrupt:
+        exits.say("SIGINT: stopped at once; run the same command again")
+        distributed.leave(exits.INTERRUPTED)
+    except Exception as error:
+        status, line = explained(error)
+        if line is None or exits.wants_traceback():
+            raise
+        exits.say(f"error: {printable(line)}")
+        distributed.leave(status)
+
+
+def enable_compilation_cache(directory: str | os.PathLike | None = None) -> Path:
+    """Keep compiled programs on disk, so that the next run of a command need not compile them.
+
+    Args:
+      directory: the folder (default $JAX_COMPILATION_CACHE_DIR, else ~/.cache/diffusion_jax/xla).
+
+    Returns:
+      The folder.
+    """
+    home = Path.home() / ".cache" / "diffusion_jax" / "xla"
+    chosen = directory or os.environ.get("JAX_COMPILATION_CACHE_DIR") or home
+    jax.config.update("jax_compilation_cache_dir", str(chosen))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    return Path(chosen)
+
+
+def explained(error: Exception) -> tuple[int, str | None]:
+    """The exit status and the line to print of an error that the user or the system caused.
+
+    Returns:
+      (status, line); the line is None for a fault of this program, whose traceback is shown.
+    """
+    if isinstance(error, UserError):
+        return exits.MISTAKE, str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return exits.MISTAKE, exits.system_line(error)
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)[:200]:
+        return exits.MISTAKE, (
+            "out of memory: lower config.data.batch_size or config.sampler.batch_size, or the width "
+            "of the network; config.model.remat=block trades memory for time"
+        )
+    return exits.UNFINISHED, distributed.lost(error)
+
+
+def _join() -> None:
+    """Join the other processes of this run, if there are any."""
+    given = flags.FLAGS
+    distributed.initialize(
+        given.coordinator,
+        given.num_processes,
+        given.process_id,
+        timeout=given.initialization_timeout,
+        heartbeat_timeout=given.heartbeat_timeout,
+    )
