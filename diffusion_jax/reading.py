@@ -243,7 +243,7 @@ def content(path: str | os.PathLike, largest: int = LARGEST) -> bytes:
                 raise UserError(
                     f"'{path}' has {about.st_size:,} bytes, and at most {largest:,} are read"
                 )
-            return file.read(largest)
+            return file.read(about.st_size)
     except (OSError, ValueError) as error:  # (ValueError: a name with a zero byte)
         if isinstance(error, UserError):
             raise

@@ -1,22 +1,20 @@
-"""Tensors in Hugging Face's safetensors format: 8 bytes, the length N of a text (little-endian); N
-bytes of JSON; raw numbers.
+"""Tensors in Hugging Face's safetensors format, by its own library.
 
-    {"NAME": {"dtype": "F32", "shape": [2, 3], "data_offsets": [begin, end]}, ..., "__metadata__":
-    {...}}
-
-Offsets count from the end of the JSON. Nothing in such a file can run.
+A file is the length of a JSON header, the header, and the raw numbers of the tensors. Nothing in it
+can run. The library checks that the tensors fill the file without holes and that none overlaps
+another; `load` also refuses what the library reads in silence.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
-import struct
 from collections.abc import Mapping
 
 import ml_dtypes
 import numpy as np
+import safetensors
+import safetensors.numpy
 
 from diffusion_jax import reading
 from diffusion_jax.errors import UserError
@@ -34,88 +32,64 @@ DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+HEADER = 2**24  # bytes of the header: that of 100,000 tensors has 10 MB
+LARGEST = 2**38  # bytes of a file
 
-NAMES = {np.dtype(kind): name for name, kind in DTYPES.items()}
-HEADER = 2**24  # bytes of the JSON: 100,000 tensors have 10 MB
 
+def load(data: bytes) -> dict[str, np.ndarray]:
+    """Read the tensors of a file from its bytes.
 
-def load(data) -> dict[str, np.ndarray]:
-    """The contents of a file -> {name: array}, views of `data`, which is bytes or another buffer
-    (an mmap).
-
-    As the format demands, the tensors fill the file without holes, and none overlaps another.
+    Returns:
+      {name: array}.
 
     Raises:
-      UserError: for a file that is none or is damaged.
+      UserError: for bytes that are not such a file, or are damaged.
     """
     try:
-        start, entries = _header(data)
-        views = {name: _view(data, start, **entry) for name, entry in entries.items()}
-        _filled([tuple(entry["data_offsets"]) for entry in entries.values()], len(data) - start)
-        return views
-    except Exception as error:  # a damaged header can raise nearly anything
+        _check_header(data)
+        found = {name: _array(**entry) for name, entry in safetensors.deserialize(data)}
+    except (safetensors.SafetensorError, ValueError, TypeError, RecursionError) as error:
         raise UserError(
-            f"not a safetensors file that can be read ({type(error).__name__}: {error}); fetch it again"
+            f"not a safetensors file that can be read ({type(error).__name__}: {error}); "
+            "download it again"
         ) from error
+    return found
 
 
-def _header(data) -> tuple[int, dict[str, dict]]:
-    """(where the numbers begin, the entry of each tensor)."""
-    (length,) = struct.unpack_from("<Q", data)
-    if length > min(len(data) - 8, HEADER):
+def load_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Read the tensors of the file at `path`; see `load`."""
+    return load(reading.content(path, LARGEST))
+
+
+def _check_header(data: bytes) -> None:
+    """Raise ValueError for a header that is too long, names a tensor twice or says more of one."""
+    length = int.from_bytes(data[:8], "little")
+    if not 0 < length <= min(len(data) - 8, HEADER):
         raise ValueError(f"a header of {length} bytes")
-    header = json.loads(bytes(data[8 : 8 + length]), object_pairs_hook=reading.once)
+    header = json.loads(data[8 : 8 + length], object_pairs_hook=reading.once)
     if not isinstance(header, dict):
-        raise ValueError("the header is no object")
-    header.pop("__metadata__", None)
+        raise ValueError("the header is not an object")
     for name, entry in header.items():
-        if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-            raise ValueError(f"'{name:.100}' has not dtype, shape and data_offsets")
-    return 8 + length, header
+        keys = entry.keys() if isinstance(entry, dict) else ()
+        if name != "__metadata__" and set(keys) != {"dtype", "shape", "data_offsets"}:
+            raise ValueError(f"'{name:.100}' does not have exactly dtype, shape and data_offsets")
 
 
-def _view(data, start: int, dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:
-    kind, (begin, end) = np.dtype(DTYPES[dtype]), data_offsets
-    if not isinstance(shape, list) or not all(
-        type(n) is int and 0 <= n < 2**62 for n in [*shape, begin, end]
-    ):
-        raise ValueError(f"shape {shape} and offsets {data_offsets} are not sizes")
-    if begin > end or end - begin != math.prod(shape) * kind.itemsize:
-        raise ValueError(f"bytes {begin} to {end} are not {dtype}{shape}")
-    found = np.frombuffer(data, kind, math.prod(shape), start + begin).reshape(shape)
-    if kind == np.bool_ and found.size and found.view(np.uint8).max() > 1:
+def _array(dtype: str, shape: list[int], data: bytearray) -> np.ndarray:
+    if dtype not in DTYPES:
+        raise ValueError(f"tensors of {dtype} are not supported")
+    found = np.frombuffer(data, DTYPES[dtype]).reshape(shape)
+    if found.dtype == np.bool_ and found.size and found.view(np.uint8).max() > 1:
         raise ValueError("a tensor of truth values holds other bytes than 0 and 1")
     return found
 
 
-def _filled(spans: list[tuple[int, int]], size: int) -> None:
-    """ValueError unless these (begin, end) follow each other from 0 to `size`."""
-    at = 0
-    for begin, end in sorted(spans):
-        if begin != at:
-            whose = "no" if begin > at else "more than one"
-            raise ValueError(f"bytes {min(begin, at)} to {max(begin, at)} belong to {whose} tensor")
-        at = end
-    if at != size:
-        raise ValueError(f"the tensors end at byte {at} of {size}")
-
-
 def save(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write {name: array}, atomically. UserError where the folder cannot be written."""
-    header, end = (
-        {"__metadata__": {"format": "pt"}},
-        0,
-    )  # which libraries ask for that read them into torch
-    for name, tensor in tensors.items():
-        begin, end = end, end + tensor.nbytes
-        header[name] = {
-            "dtype": NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [begin, end],
-        }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # so that the numbers are aligned
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for tensor in tensors.values():
-            file.write(tensor.tobytes())
+    """Write {name: array}, atomically.
+
+    Raises:
+      UserError: where the folder cannot be written.
+    """
+    tensors = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:  # (libraries that read into torch ask for the format)
+        safetensors.numpy.save_file(tensors, temporary, metadata={"format": "pt"})

@@ -7,7 +7,6 @@ import hashlib
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from configs import base
 from diffusion_jax import data, files, reading
@@ -83,7 +82,7 @@ def find(path: Path) -> Path:
 def read(file: Path) -> dict:
     """{name: array} of a safetensors or torch file."""
     if file.suffix == ".safetensors":
-        return safetensors.load(np.memmap(file, mode="r") if file.stat().st_size else b"")
+        return safetensors.load_file(file)
     return torchfile.load(file.read_bytes())
 
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy as library
 
 from configs import base
 from diffusion_jax import files
@@ -623,7 +624,6 @@ def test_a_malicious_pickle_runs_nothing_and_is_refused_by_name(tmp_path, zipped
 
 
 def test_safetensors_of_the_library_are_read_and_ours_by_it(tmp_path):
-    library = pytest.importorskip("safetensors.numpy")
     tensors = {
         "a": np.arange(6, dtype=np.float32).reshape(2, 3),
         "b.c": np.float16([1.5]),
@@ -649,15 +649,15 @@ def header(entry: dict) -> bytes:
 @pytest.mark.parametrize(
     "data, words",
     [
-        (b"", "error: unpack"),
+        (b"", "a header of 0 bytes"),
         (b"\x80\x02" * 8, "not a safetensors file"),
         (
             header({"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}),
-            r"bytes 0 to 4 are not F32\[2\]",
+            "info.data_offsets mismatch|not fully covered|invalid",
         ),
         (header({"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}), "not a safetensors file"),
         (header({"dtype": "F32", "shape": [-2], "data_offsets": [8, 0]}), "not a safetensors file"),
-        (header({"dtype": "X9", "shape": [2], "data_offsets": [0, 8]}), "KeyError: 'X9'"),
+        (header({"dtype": "X9", "shape": [2], "data_offsets": [0, 8]}), "unknown variant `X9`"),
     ],
 )
 def test_damaged_safetensors_are_refused(data, words):
