@@ -1,16 +1,17 @@
-"""Guidance and thresholding: functions from denoisers to a denoiser, which work under every sampler
-and compose by calling.
+"""Guidance and thresholding: functions that map denoisers to a denoiser.
 
-    guided = cfg(denoise, scale, null)                              two halves of one network
+They work under every sampler and compose by calling:
+
+    guided = cfg(denoise, scale, null)                              two conditions of one network
     guided = autoguidance(denoise, worse, scale)                    two networks
     guided = classifier(unconditional, process, log_prob, scale)    the gradient of log p(y | x_t)
     guided = interval(guided, denoise, process, low, high)          only at some noise levels
-    guided = clip_x0(guided, process)                               and then thresholding
+    guided = clip_x0(guided, process)                               followed by thresholding
 
-A scale may be traced: one compiled program serves a sweep. Everything here is of the score (or,
-what is the same, of x0-hat and eps-hat), so it holds under every process and parameterization, and
-x_t = alpha x0 + sigma eps goes on to hold exactly. What a config may name of this, and how, is
-guides.py.
+A scale may be a traced array, so that one compiled program serves a sweep over scales. Guidance
+acts on the score or, equivalently, on x0-hat and eps-hat. It therefore holds under every process
+and parameterization, and x_t = alpha x0-hat + sigma eps-hat remains exact. The strategies that a
+config may name are in guides.py.
 """
 
 from __future__ import annotations
@@ -25,76 +26,122 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.processes.gaussian import with_x0
 from diffusion_jax.types import Array, Cond, Denoise, Prediction, Process
 
-Pair = Callable[
-    ..., tuple[Prediction, Prediction]
-]  # (x_t, t, cond) -> the prediction, and the one to be led away from
+# (x_t, t, cond) -> (better prediction, worse prediction); guidance leads away from the worse one.
+PredictionPair = Callable[..., tuple[Prediction, Prediction]]
 
-LogProb = Callable[
-    [Array, Array, Cond], Array
-]  # (x_t, t, cond) -> log p(cond | x_t) up to what does not depend on x_t, (B,)
+# (x_t, t, cond) -> log p(cond | x_t), (B,), up to a term that does not depend on x_t.
+LogProb = Callable[[Array, Array, Cond], Array]
+
+END_TIME = "to"  # the entry of a condition that holds the time at which a move ends
 
 
-# ---- away from a worse prediction
+# ---- extrapolation away from a worse prediction
 def cfg(denoise: Denoise, scale: float | Array, null: Callable[[Cond], Cond]) -> Denoise:
-    """Classifier-free guidance (Ho & Salimans 2022, eq. 6): unconditional + scale (conditional -
-    unconditional).
+    """Classifier-free guidance (Ho & Salimans 2022, eq. 6).
 
-    scale 0 is unconditional, 1 conditional, above 1 exaggerates the condition. null(cond) -> the
-    condition that says nothing (or a negative one), of cond's structure. Both passes are one
-    batched call of twice the batch.
+        unconditional + scale (conditional - unconditional)
+
+    Both predictions come from one batched call of twice the batch size.
+
+    Args:
+      denoise: a conditional denoiser that also knows the null condition.
+      scale: 0 is unconditional, 1 is conditional, and values above 1 exaggerate the condition.
+      null: maps a condition to the null (or a negative) condition of the same structure.
+
+    Returns:
+      The guided denoiser.
     """
     return extrapolate(conditional_pair(denoise, null), scale)
 
 
 def autoguidance(denoise: Denoise, worse: Denoise, scale: float | Array) -> Denoise:
-    """Away from a worse model of the same thing (Karras et al. 2024): worse + scale (denoise -
-    worse), under one condition.
+    """Autoguidance (Karras et al. 2024): leads away from a worse model of the same data.
 
-    worse: a smaller or less trained network, an earlier checkpoint, a shorter EMA. scale 1 is
-    denoise itself. Unlike cfg it does not trade diversity for the condition, and serves
+        worse + scale (denoise - worse), both under the same condition
+
+    In contrast to `cfg` it does not trade diversity for the condition, and it also serves
     unconditional models.
+
+    Args:
+      denoise: the denoiser to guide.
+      worse: a smaller or less trained network, an earlier checkpoint, or a shorter EMA.
+      scale: 1 is `denoise` itself.
+
+    Returns:
+      The guided denoiser.
     """
     return extrapolate(model_pair(denoise, worse), scale)
 
 
-def conditional_pair(denoise: Denoise, null: Callable[[Cond], Cond]) -> Pair:
-    """The predictions under cond and under null(cond), by one call of twice the batch."""
+def conditional_pair(denoise: Denoise, null: Callable[[Cond], Cond]) -> PredictionPair:
+    """Evaluates one denoiser under cond and under null(cond), in one call of twice the batch size.
+
+    Args:
+      denoise: a conditional denoiser.
+      null: maps a condition to the null condition of the same structure.
+
+    Returns:
+      A function (x_t, t, cond) -> (conditional prediction, unconditional prediction).
+    """
 
     def pair(x_t: Array, t: Array, cond: Cond = None) -> tuple[Prediction, Prediction]:
         batch = x_t.shape[0]
         t = jnp.broadcast_to(t, (batch,))
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, null(cond))
         prediction = denoise(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]), both)
-        return jax.tree.map(lambda p: p[:batch], prediction), jax.tree.map(
-            lambda p: p[batch:], prediction
-        )
+        conditional = jax.tree.map(lambda p: p[:batch], prediction)
+        return conditional, jax.tree.map(lambda p: p[batch:], prediction)
 
     return pair
 
 
-def model_pair(denoise: Denoise, worse: Denoise) -> Pair:
-    """The predictions of two denoisers."""
+def model_pair(denoise: Denoise, worse: Denoise) -> PredictionPair:
+    """Evaluates two denoisers under the same condition.
+
+    Args:
+      denoise: the better denoiser.
+      worse: the denoiser to lead away from.
+
+    Returns:
+      A function (x_t, t, cond) -> (prediction of `denoise`, prediction of `worse`).
+    """
     return lambda x_t, t, cond=None: (denoise(x_t, t, cond), worse(x_t, t, cond))
 
 
-def extrapolate(pair: Pair, scale: float | Array) -> Denoise:
-    """worse + scale (better - worse), in x0 and eps alike.
+def extrapolate(pair: PredictionPair, scale: float | Array) -> Denoise:
+    """Computes worse + scale (better - worse) for x0 and eps alike.
 
-    A learned variance is interpolated but never extrapolated, as nu outside [-1, 1] is no variance
-    between beta-tilde and beta; where the worse model learned none, it is the better one's.
+    A learned variance is interpolated but never extrapolated, because nu outside [-1, 1] is not a
+    variance between beta-tilde and beta. If only the better model learned a variance, it is kept.
+
+    Args:
+      pair: a function (x_t, t, cond) -> (better, worse).
+      scale: 1 is the better prediction.
+
+    Returns:
+      The guided denoiser.
     """
     return lambda x_t, t, cond=None: _mixed(*pair(x_t, t, cond), scale)
 
 
-def rescale(pair: Pair, scale: float | Array, process: Process, strength: float = 0.7) -> Denoise:
-    """`extrapolate`, against the over-exposure of large scales (Lin et al. 2024, eq. 15-16), in
-    x0-hat:
+def rescale(
+    pair: PredictionPair, scale: float | Array, process: Process, strength: float = 0.7
+) -> Denoise:
+    """Extrapolates, then corrects the over-exposure of large scales (Lin et al. 2024, eq. 15-16).
 
-        x0 <- strength (std(x0-better) / std(x0-guided)) x0-guided + (1 - strength) x0-guided,
+        x0 <- strength (std(x0-better) / std(x0-guided)) x0-guided + (1 - strength) x0-guided
 
-    the standard deviations over each image. strength 0 is `extrapolate`; 1 keeps the contrast that
-    was there without guidance. (Theirs rescales the network's output v; x0-hat is the same under
-    every parameterization.)
+    The standard deviations are those of each image. The paper rescales the network's output v; this
+    function rescales x0-hat, which is the same under every parameterization.
+
+    Args:
+      pair: a function (x_t, t, cond) -> (better, worse).
+      scale: guidance scale, as in `extrapolate`.
+      process: the process of x_t.
+      strength: 0 is `extrapolate`; 1 keeps the contrast of the unguided prediction.
+
+    Returns:
+      The guided denoiser.
     """
 
     def guided(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
@@ -107,27 +154,37 @@ def rescale(pair: Pair, scale: float | Array, process: Process, strength: float 
 
 
 def _mixed(better: Prediction, worse: Prediction, scale: float | Array) -> Prediction:
+    """The prediction worse + scale (better - worse)."""
     x0, eps = tree_lerp(worse[:2], better[:2], scale)
     if better.nu is None or worse.nu is None:
         return better._replace(x0=x0, eps=eps)
-    return better._replace(
-        x0=x0, eps=eps, nu=tree_lerp(worse.nu, better.nu, jnp.clip(scale, 0.0, 1.0))
-    )
+    nu = tree_lerp(worse.nu, better.nu, jnp.clip(scale, 0.0, 1.0))
+    return better._replace(x0=x0, eps=eps, nu=nu)
 
 
 def _std(x: Array) -> Array:
-    """Of each image, (B,); its gradient at a constant image is 0, not 0 / 0."""
+    """Standard deviation of each image, (B,); its gradient at a constant image is 0, not 0 / 0."""
     return jnp.sqrt(jnp.maximum(jnp.var(x.reshape(x.shape[0], -1), axis=1), 1e-24))
 
 
 def interval(
     guided: Denoise, denoise: Denoise, process: Process, low: float | Array, high: float | Array
 ) -> Denoise:
-    """`guided` where low < sigma / alpha <= high, else `denoise` (Kynkaanniemi et al. 2024).
+    """Limits guidance to an interval of noise levels (Kynkaanniemi et al. 2024).
 
-    sigma / alpha is EDM's sigma, the same noise level under every process: a log-SNR of -2
-    log(sigma / alpha). For a scalar t, as samplers give it, only one of the two runs: outside of
-    the interval guidance costs nothing.
+    The noise level is sigma / alpha, EDM's sigma, which means the same under every process; the
+    log-SNR is -2 log(sigma / alpha). For a scalar t, which samplers use, only one of the two
+    denoisers is evaluated, so guidance costs nothing outside the interval.
+
+    Args:
+      guided: the denoiser for low < sigma / alpha <= high.
+      denoise: the denoiser for all other noise levels.
+      process: the process of x_t.
+      low: lower end of the interval, excluded.
+      high: upper end of the interval, included.
+
+    Returns:
+      The denoiser that is guided inside the interval only.
     """
 
     def inside(t: Array) -> Array:
@@ -139,7 +196,7 @@ def interval(
         if t.ndim == 0:
             return jax.lax.cond(inside(t), guided, denoise, x_t, t, cond)
 
-        def choose(a, b):
+        def choose(a: Array, b: Array) -> Array:
             return jnp.where(expand(inside(t), a), a, b)
 
         return jax.tree.map(choose, guided(x_t, t, cond), denoise(x_t, t, cond))
@@ -147,37 +204,53 @@ def interval(
     return either
 
 
-# ---- along a gradient
+# ---- guidance along a gradient
 def classifier(
     denoise: Denoise, process: Process, log_prob: LogProb, scale: float | Array
 ) -> Denoise:
-    """Classifier guidance (Dhariwal & Nichol 2021, sec. 4): the score plus scale grad_x_t log p(y |
-    x_t).
+    """Classifier guidance (Dhariwal & Nichol 2021, sec. 4): score + scale grad_x_t log p(y | x_t).
 
-    At scale 1 on an unconditional denoiser this is Bayes' rule, the exact conditional denoiser of
-    an exact classifier. With log_prob the log-ratio log p(y | x_t) - log p(z | x_t) the same holds
-    for a denoiser of z, which becomes one of y. See `class_log_prob`, which makes both from logits.
+    At scale 1 on an unconditional denoiser this is Bayes' rule: an exact classifier gives the exact
+    conditional denoiser. If log_prob is the log-ratio log p(y | x_t) - log p(z | x_t), the same
+    holds for a denoiser conditioned on z, which becomes one conditioned on y. `class_log_prob`
+    makes both from the logits of a classifier.
+
+    Args:
+      denoise: the denoiser to guide.
+      process: the process of x_t.
+      log_prob: a function (x_t, t, cond) -> log p(cond | x_t), (B,).
+      scale: factor of the gradient.
+
+    Returns:
+      The guided denoiser.
     """
 
     def guided(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
-        slope = jax.grad(lambda x: jnp.sum(log_prob(x, t, cond)))(x_t)
-        return _with_score(process, denoise(x_t, t, cond), t, scale * slope)
+        gradient = jax.grad(lambda x: jnp.sum(log_prob(x, t, cond)))(x_t)
+        return _add_to_score(process, denoise(x_t, t, cond), t, scale * gradient)
 
     return guided
 
 
 def class_log_prob(logits: Callable[[Array, Array], Array], against: int | None = None) -> LogProb:
-    """(x_t, t, cond) -> log p(label | x_t), (B,), of a classifier's logits(x_t, t) (B, classes),
-    for cond = {'label': (B,)}.
+    """The log-probability of cond['label'] under a noise-conditional classifier.
 
-    against: a class z makes it the log-ratio log p(label | x_t) - log p(z | x_t). A label beyond
-    the classes is 'any': 0. UserError, when traced, where there is no label, or no class z.
+    Args:
+      logits: a function (x_t, t) -> logits, (B, classes).
+      against: a class z; the result is then the log-ratio log p(label | x_t) - log p(z | x_t).
+
+    Returns:
+      A function (x_t, t, cond) -> log p(cond['label'] | x_t), (B,). It is 0 for a label outside the
+      classes, which means "any class".
+
+    Raises:
+      UserError: while tracing, if the condition has no label or the class z does not exist.
     """
 
     def log_prob(x_t: Array, t: Array, cond: Cond) -> Array:
         if not cond or "label" not in cond:
             raise UserError(
-                "guidance by a classifier needs to be told a label, and this model has none"
+                "guidance by a classifier needs a label as its condition, and this model has none"
             )
         log_p, label = jax.nn.log_softmax(logits(x_t, t)), cond["label"]
         classes = log_p.shape[-1]
@@ -195,54 +268,77 @@ def class_log_prob(logits: Callable[[Array, Array], Array], against: int | None 
 def energy(
     denoise: Denoise, process: Process, function: Callable[..., Array], scale: float | Array = 1.0
 ) -> Denoise:
-    """Samples of p(x0) exp(-scale E(x0)), about: the score minus scale grad_x_t E(x0-hat(x_t)), for
-    any differentiable E.
+    """Samples p(x0) exp(-scale E(x0)) approximately, for any differentiable energy E.
 
-    function(x0, t, cond) -> E, (B,). The gradient runs through the denoiser: about three times its
-    cost. The exact term is log E[exp(-scale E(x0)) | x_t], of which this is the first order (Chung
-    et al. 2023, eq. 11; Yu et al. 2023): exact where E is linear and the data Gaussian, or wherever
-    t enters E as the posterior's variance asks; an approximation otherwise, which is coarse at high
-    noise and good at low.
+    The score becomes score - scale grad_x_t E(x0-hat(x_t)) (Chung et al. 2023, eq. 11; Yu et al.
+    2023). The gradient passes through the denoiser, at about three times its cost. The exact
+    term is log E[exp(-scale E(x0)) | x_t], of which this is the first order. It is exact where E is
+    linear and the data Gaussian, or where t enters E in the way that the posterior's variance
+    requires; otherwise the approximation is coarse at high noise and good at low noise.
+
+    Args:
+      denoise: the denoiser to guide.
+      process: the process of x_t.
+      function: the energy, a function (x0, t, cond) -> E, (B,).
+      scale: factor of the energy.
+
+    Returns:
+      The guided denoiser.
     """
 
     def guided(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
-        def total(x):
+        def total(x: Array) -> tuple[Array, Prediction]:
             prediction = denoise(x, t, cond)
             return jnp.sum(function(prediction.x0, t, cond)), prediction
 
-        slope, prediction = jax.grad(total, has_aux=True)(x_t)
-        return _with_score(process, prediction, t, -scale * slope)
+        gradient, prediction = jax.grad(total, has_aux=True)(x_t)
+        return _add_to_score(process, prediction, t, -scale * gradient)
 
     return guided
 
 
-def _with_score(process: Process, prediction: Prediction, t: Array, more: Array) -> Prediction:
-    """The prediction whose score has `more` (B, ...) added: eps - sigma more, and so x0 + sigma^2 /
-    alpha more.
-    """
-    alpha, sigma = expand(process.alpha(t), more), expand(process.sigma(t), more)
+def _add_to_score(process: Process, prediction: Prediction, t: Array, added: Array) -> Prediction:
+    """Adds `added` (B, ...) to the score: eps - sigma added, hence x0 + sigma^2 / alpha added."""
+    alpha, sigma = expand(process.alpha(t), added), expand(process.sigma(t), added)
     return prediction._replace(
-        x0=prediction.x0 + sigma**2 / alpha * more, eps=prediction.eps - sigma * more
+        x0=prediction.x0 + sigma**2 / alpha * added, eps=prediction.eps - sigma * added
     )
 
 
 # ---- thresholding
 def clip_x0(denoise: Denoise, process: Process, low: float = -1.0, high: float = 1.0) -> Denoise:
-    """x0-hat clipped to the data's range, eps-hat to match (Ho et al. 2020's code; DDIM's
-    'clip_denoised').
+    """Clips x0-hat to the range of the data and recomputes eps-hat (Ho et al. 2020's code).
 
-    A prediction that is given where the move ends, cond['to'], is left as it is: it is the average
-    velocity of MeanFlow as a pair (x0, eps), whose x0 is an average over the move, outside of the
-    data's range where guidance is part of what was learned. The last move, which is given nothing,
-    ends in x0-hat and is clipped.
+    This is DDIM's `clip_denoised`. A prediction for which the end of the move is given, cond['to'],
+    is not clipped. It is the average velocity of MeanFlow as a pair (x0, eps), whose x0 is an
+    average over the move and leaves the data's range where guidance is part of what the network
+    learned. The last move has no end time; its x0-hat is clipped.
+
+    Args:
+      denoise: the denoiser to threshold.
+      process: the process of x_t.
+      low: lower end of the data's range.
+      high: upper end of the data's range.
+
+    Returns:
+      The thresholded denoiser.
     """
-    return _with_x0(denoise, process, lambda x0: jnp.clip(x0, low, high))
+    return _map_x0(denoise, process, lambda x0: jnp.clip(x0, low, high))
 
 
 def dynamic_threshold(denoise: Denoise, process: Process, percentile: float = 99.5) -> Denoise:
-    """Imagen's dynamic thresholding (Saharia et al. 2022, sec. 2.3): clip x0-hat to [-s, s] and
-    divide by s, where s is this percentile of each image's |x0-hat|, at least 1. A prediction that
-    is given where the move ends is left as it is (`clip_x0`).
+    """Imagen's dynamic thresholding (Saharia et al. 2022, sec. 2.3): clip(x0-hat, -s, s) / s.
+
+    s is a percentile of each image's |x0-hat|, and at least 1. As in `clip_x0`, a prediction for
+    which the end of the move is given is not changed.
+
+    Args:
+      denoise: the denoiser to threshold.
+      process: the process of x_t.
+      percentile: the percentile of |x0-hat|, in [0, 100].
+
+    Returns:
+      The thresholded denoiser.
     """
 
     def squeeze(x0: Array) -> Array:
@@ -250,17 +346,15 @@ def dynamic_threshold(denoise: Denoise, process: Process, percentile: float = 99
         s = expand(jnp.maximum(s, 1.0), x0)
         return jnp.clip(x0, -s, s) / s
 
-    return _with_x0(denoise, process, squeeze)
+    return _map_x0(denoise, process, squeeze)
 
 
-def _with_x0(denoise: Denoise, process: Process, change) -> Denoise:
-    """The denoiser whose x0-hat is change(x0-hat), with the eps that x_t then implies; average
-    velocities are left as they are.
-    """
+def _map_x0(denoise: Denoise, process: Process, change: Callable[[Array], Array]) -> Denoise:
+    """The denoiser with x0-hat replaced by change(x0-hat); average velocities are not changed."""
 
     def changed(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
         prediction = denoise(x_t, t, cond)
-        if isinstance(cond, dict) and "to" in cond:
+        if END_TIME in (cond or {}):
             return prediction
         return with_x0(process, prediction, x_t, change(prediction.x0), t)
 
@@ -268,13 +362,20 @@ def _with_x0(denoise: Denoise, process: Process, change) -> Denoise:
 
 
 def without_end_time(denoise: Denoise) -> Denoise:
-    """The denoiser without cond['to'], for networks that have no second time: under few_step.jump
-    it is then DDIM, thresholded or not.
+    """Removes cond['to'] from the condition, for networks that have no second time.
+
+    Under few_step.jump such a denoiser, thresholded or not, gives DDIM.
+
+    Args:
+      denoise: a denoiser of a network with a single time.
+
+    Returns:
+      The same denoiser, which ignores cond['to'].
     """
 
-    def untold(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
-        if isinstance(cond, dict) and "to" in cond:
-            cond = {name: value for name, value in cond.items() if name != "to"} or None
+    def with_one_time(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
+        if END_TIME in (cond or {}):
+            cond = {name: value for name, value in cond.items() if name != END_TIME} or None
         return denoise(x_t, t, cond)
 
-    return untold
+    return with_one_time

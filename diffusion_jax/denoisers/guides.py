@@ -1,11 +1,14 @@
-"""Guidance by name: what config.sampler.guide may say. The mathematics is in guidance.py.
+"""Guidance strategies that a config may name in config.sampler.guide.
 
-    'cfg()'  'cfg(rescale=0.7)'  'interval(low=0.3, high=3.0)'  'autoguidance(ema="5k")'  'autoguidance(workdir="runs/small")'
-    'classifier(workdir="runs/digits_classifier")'  'interval(autoguidance(step=300), high=3.0)'
+    cfg()                                     cfg(rescale=0.7)
+    autoguidance(ema="5k")                    autoguidance(workdir="runs/small")
+    interval(low=0.3, high=3.0)               interval(autoguidance(step=300), high=3.0)
+    classifier(workdir="runs/digits_classifier")
 
-The scale is not part of a guide: it is config.sampler.guidance, traced, so that one compiled
-program serves every scale. A guide may need other trained networks (AuxiliaryModel). It only names them; the
-roof loads them and hands them over in a GuidanceContext.
+The mathematics is in guidance.py. The scale is not part of a guide: it is config.sampler.guidance,
+a traced number, so that one compiled program serves every scale. A guide may need further trained
+networks. It only names them (`AuxiliaryModel`); the assembly loads them and passes them in a
+`GuidanceContext`.
 """
 
 from __future__ import annotations
@@ -17,12 +20,16 @@ import jax.numpy as jnp
 
 from diffusion_jax.denoisers import guidance
 from diffusion_jax.errors import UserError, need_ranges
-from diffusion_jax.types import Array, Cond, Denoise, Process
+from diffusion_jax.types import Array, Cond, Denoise, Prediction, Process
 
 
 class AuxiliaryModel(NamedTuple):
-    """A trained network. workdir '': the run itself; ema '': what config.sampler.ema says there;
-    step 0: the newest.
+    """The name of a trained network that a guide needs besides the model itself.
+
+    Attributes:
+      workdir: where it was trained; '' is the run itself.
+      ema: which average of the weights; '' is the one that config.sampler.ema names there.
+      step: the training step of its checkpoint; 0 is the newest.
     """
 
     workdir: str = ""
@@ -31,34 +38,37 @@ class AuxiliaryModel(NamedTuple):
 
 
 class GuidanceContext(NamedTuple):
-    """What a guide works with: the path; null(cond), None for an unconditional model; the other
-    networks, by name.
+    """What a guide works with besides the model's denoiser and the scale.
+
+    Attributes:
+      process: the process of x_t.
+      null: maps a condition to the null condition; None for an unconditional model.
+      denoiser: the denoiser of an auxiliary model.
+      classifier: the logits of an auxiliary classifier, a function (x_t, t) -> (B, classes).
     """
 
     process: Process
     null: Callable[[Cond], Cond] | None
     denoiser: Callable[[AuxiliaryModel], Denoise]
-    classifier: Callable[
-        [AuxiliaryModel], Callable[[Array, Array], Array]
-    ]  # -> logits(x_t, t), (B, classes)
+    classifier: Callable[[AuxiliaryModel], Callable[[Array, Array], Array]]
 
 
 class Guide(NamedTuple):
-    """A guidance strategy: apply(denoise, scale, context) -> Denoise.
+    """A guidance strategy.
 
     Whether a model is guided at a scale is decided from these fields alone, by
-    experiment.is_guided.
+    assembly/denoiser.is_guided.
 
     Attributes:
-      apply: turns the model's denoiser into the guided one.
-      needs: the other trained networks that it uses.
+      apply: a function (denoise, scale, context) -> the guided denoiser.
+      needs: the auxiliary models that it uses.
       neutral: the scale at which the guided denoiser is `denoise` itself; None where there is no
         such scale.
-      condition: the part of the condition that it guides by: 'any', 'label', or '' for none. Such a
-        guide refuses a model without that part, and does nothing where the condition is the null
-        condition.
-      null: whether it evaluates the model under the null condition, which a model learns by label
-        dropout alone.
+      condition: the part of the condition that it guides by: 'any', 'label', or '' for none. A
+        guide with a condition refuses a model without that part, and does nothing where the
+        condition is the null condition.
+      null: whether it evaluates the model under the null condition, which a model learns only
+        through label dropout.
     """
 
     apply: Callable[[Denoise, Array, GuidanceContext], Denoise]
@@ -69,100 +79,132 @@ class Guide(NamedTuple):
 
 
 def cfg(rescale: float = 0.0) -> Guide:
-    """Classifier-free guidance (Ho & Salimans 2022), of conditional models.
+    """Classifier-free guidance (Ho & Salimans 2022) of conditional models.
 
     Args:
-      rescale: strength of the correction of the contrast of Lin et al. (2024), in [0, 1].
+      rescale: strength of the contrast correction of Lin et al. (2024), in [0, 1].
+
+    Returns:
+      The guide. Its scale is 0 for the unconditional and 1 for the conditional model.
+
+    Raises:
+      UserError: if `rescale` is out of range.
     """
     need_ranges("cfg", rescale=(rescale, 0, 1))
 
-    def apply(denoise, scale, context):
-        return _extrapolated(
-            guidance.conditional_pair(denoise, context.null), scale, context, rescale
-        )
+    def apply(denoise: Denoise, scale: Array, context: GuidanceContext) -> Denoise:
+        pair = guidance.conditional_pair(denoise, context.null)
+        return _extrapolated(pair, scale, context, rescale)
 
     return Guide(apply, condition="any", null=True)
 
 
 def autoguidance(workdir: str = "", ema: str = "", step: int = 0, rescale: float = 0.0) -> Guide:
-    """Away from a worse model: that of another workdir, or of this run by another average or at an
-    earlier checkpoint.
+    """Autoguidance (Karras et al. 2024): leads away from a worse model.
+
+    At least one of workdir, ema and step names the worse model.
+
+    Args:
+      workdir: the workdir of the worse model; '' is the run itself.
+      ema: the average of the worse model's weights, such as '5k', or 'params' for the raw weights.
+      step: the training step of the worse model's checkpoint; 0 is the newest.
+      rescale: strength of the contrast correction of Lin et al. (2024), in [0, 1].
+
+    Returns:
+      The guide. Its scale is 1 for the model itself.
+
+    Raises:
+      UserError: if no worse model is named or a number is out of range.
     """
     need_ranges("autoguidance", step=(step, 0, 10**9), rescale=(rescale, 0, 1))
     if not (workdir or ema or step):
         raise UserError(
-            "autoguidance() needs a worse model: workdir='runs/small', ema='5k' or 'params', or step=300"
+            "autoguidance() needs a worse model: workdir='runs/small', ema='5k' or 'params', "
+            "or step=300"
         )
-    other = AuxiliaryModel(workdir, ema, step)
+    worse = AuxiliaryModel(workdir, ema, step)
 
-    def apply(denoise, scale, context):
-        return _extrapolated(
-            guidance.model_pair(denoise, context.denoiser(other)), scale, context, rescale
-        )
+    def apply(denoise: Denoise, scale: Array, context: GuidanceContext) -> Denoise:
+        pair = guidance.model_pair(denoise, context.denoiser(worse))
+        return _extrapolated(pair, scale, context, rescale)
 
-    return Guide(apply, (other,))
+    return Guide(apply, (worse,))
 
 
 def classifier(
     workdir: str, conditional: bool = False, ema: str = "", against: int | None = None
 ) -> Guide:
-    """By the gradient of a classifier that experiments.train_classifier made, from the
-    unconditional half of the model: scale 1 is Bayes' rule. conditional: from the conditional half
-    instead, which scale 0 then is (Dhariwal & Nichol's best models).
-    against: a class z; from the denoiser of z by the log-ratio of label and z.
+    """Classifier guidance (Dhariwal & Nichol 2021, sec. 4) by a classifier of noised images.
+
+    By default the gradient is added to the unconditional half of the model, for which scale 1 is
+    Bayes' rule.
+
+    Args:
+      workdir: a workdir of experiments.train_classifier.
+      conditional: adds the gradient to the conditional half instead, which is then scale 0. This
+        gives Dhariwal & Nichol's best models.
+      ema: the average of the classifier's weights.
+      against: a class z. The gradient is then that of the log-ratio of label and z, and it is added
+        to the model conditioned on z.
+
+    Returns:
+      The guide.
     """
     other = AuxiliaryModel(workdir, ema)
 
-    def apply(denoise, scale, context):
-        def base(x_t, t, cond=None):
+    def apply(denoise: Denoise, scale: Array, context: GuidanceContext) -> Denoise:
+        def base(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
             if against is not None:
                 return denoise(x_t, t, cond | {"label": jnp.full_like(cond["label"], against)})
             return denoise(x_t, t, cond if conditional else context.null(cond))
 
-        return guidance.classifier(
-            base,
-            context.process,
-            guidance.class_log_prob(context.classifier(other), against),
-            scale,
-        )
+        log_prob = guidance.class_log_prob(context.classifier(other), against)
+        return guidance.classifier(base, context.process, log_prob, scale)
 
     neutral = 0.0 if conditional and against is None else None
-    return Guide(
-        apply,
-        (other,),
-        neutral=neutral,
-        condition="label",
-        null=not conditional and against is None,
-    )
+    null = not conditional and against is None
+    return Guide(apply, (other,), neutral=neutral, condition="label", null=null)
 
 
 def interval(guide: Guide = cfg(), low: float = 0.0, high: float = float("inf")) -> Guide:
-    """Another guide, only where low < sigma / alpha <= high; elsewhere the model as it is, which
-    then costs one pass.
+    """Limits another guide to an interval of noise levels (Kynkaanniemi et al. 2024).
+
+    Outside the interval the model is not guided and costs one evaluation.
+
+    Args:
+      guide: the guide inside the interval.
+      low: lower end of the interval of sigma / alpha, excluded.
+      high: upper end of the interval of sigma / alpha, included.
+
+    Returns:
+      The guide that is limited to the interval.
+
+    Raises:
+      UserError: if the interval is empty or the first argument is not a guide.
     """
     need_ranges("interval", low=(low, 0, 1e6))
     if not isinstance(guide, Guide):
         raise UserError(
-            f"interval({guide}, ...): the first argument is another guide; write interval(low=0.2, high=3.0)"
+            f"interval({guide}, ...): the first argument is another guide; "
+            "write interval(low=0.2, high=3.0)"
         )
     if not low < high:
         raise UserError(
-            f"interval(low={low:g}, high={high:g}) is empty; noise levels are sigma / alpha, low below high"
+            f"interval(low={low:g}, high={high:g}) is empty; noise levels are sigma / alpha, "
+            "and low must be below high"
         )
 
-    def apply(denoise, scale, context):
-        return guidance.interval(
-            guide.apply(denoise, scale, context), denoise, context.process, low, high
-        )
+    def apply(denoise: Denoise, scale: Array, context: GuidanceContext) -> Denoise:
+        guided = guide.apply(denoise, scale, context)
+        return guidance.interval(guided, denoise, context.process, low, high)
 
     return guide._replace(apply=apply)
 
 
 def _extrapolated(
-    pair: guidance.Pair, scale: Array, context: GuidanceContext, rescale: float
+    pair: guidance.PredictionPair, scale: Array, context: GuidanceContext, rescale: float
 ) -> Denoise:
-    return (
-        guidance.rescale(pair, scale, context.process, rescale)
-        if rescale
-        else guidance.extrapolate(pair, scale)
-    )
+    """The denoiser that leads away from the worse prediction, with or without `rescale`."""
+    if rescale:
+        return guidance.rescale(pair, scale, context.process, rescale)
+    return guidance.extrapolate(pair, scale)

@@ -1,23 +1,25 @@
-"""What the network regresses. A parameterization is a pair (a, b): the network's output is F = a x0
-+ b eps.
+"""What the network regresses: a parameterization is a pair (a, b), and F = a x0 + b eps.
 
-With x_t = alpha x0 + sigma eps this is a 2x2 linear system, solved once for every parameterization
-and every process:
+F is the network's output. With x_t = alpha x0 + sigma eps this is a 2x2 linear system, solved once
+for every parameterization and every process:
 
     x0  = (b x_t - sigma F) / det,    eps = (alpha F - a x_t) / det,    det = alpha b - sigma a.
 
-    name      a                               b                       F is
-    x0        1                               0                       the data
-    eps       0                               1                       the noise                     (Ho et al. 2020)
-    v         -sigma                          alpha                   alpha eps - sigma x0          (Salimans & Ho 2022)
-    velocity  alpha'                          sigma'                  dx/dt along the path          (Lipman et al. 2023)
-    score     0                               -1 / sigma              grad log p(x_t | x0)          (Song & Ermon 2019)
-    edm       (1 - c_skip alpha) / c_out      -c_skip sigma / c_out   unit variance at every t      (Karras et al. 2022, sec. 5)
-    consistency, the same by the c_skip and c_out of Song et al. 2023, appendix C: at t_min x0 is x_t / alpha, whatever F
+    name         a                              b                      paper
+    x0           1                              0
+    eps          0                              1                      Ho et al. 2020
+    v            -sigma                         alpha                  Salimans & Ho 2022
+    velocity     alpha'                         sigma'                 Lipman et al. 2023
+    score        0                              -1 / sigma             Song & Ermon 2019
+    edm          (1 - c_skip alpha) / c_out     -c_skip sigma / c_out  Karras et al. 2022, sec. 5
+    consistency  as edm, with the c_skip and c_out of                  Song et al. 2023, appendix C
 
-The same pair defines how the network is fed: x_in = c_in x_t has unit variance for data of standard
-deviation `sigma_data`, and c_noise = log(sigma / alpha) / 4 names the noise level by what it is
-rather than by a process's clock, so that one network means the same thing under VP, EDM or a flow.
+F is the data, the noise, alpha eps - sigma x0, dx/dt along the path, grad log p(x_t | x0), a target
+of unit variance at every t, and, for consistency, such that x0 is x_t / alpha at t_min for every F.
+
+A parameterization also defines the network's inputs. x_in = c_in x_t has unit variance for data of
+standard deviation `sigma_data`. c_noise = log(sigma / alpha) / 4 describes the noise level itself
+rather than the time of a process, so that one network means the same under VP, EDM or a flow.
 """
 
 from __future__ import annotations
@@ -32,25 +34,40 @@ from diffusion_jax.errors import UserError, need_ranges, unknown
 from diffusion_jax.processes import gaussian
 from diffusion_jax.types import Apply, Array, Cond, Denoise, Params, Prediction, Process
 
+# (process, x_t, t) -> (x_in, c_noise), the inputs of the network
+Encode = Callable[[Process, Array, Array], tuple[Array, Array]]
+
 
 class Parameterization(NamedTuple):
-    """coefficients(process, t) -> (a, b), of t's shape; encode(process, x_t, t) -> (x_in, c_noise),
-    what the network is fed.
+    """What the network regresses and what its inputs are.
 
-    residual(process) -> the noise level sigma / alpha at which x0-hat is x_t / alpha whatever the
-    network says, if that is not 0: the boundary of a consistency function, whose x0-hat still has
-    that noise. None: x0-hat is an estimate of the data.
+    Attributes:
+      coefficients: a function (process, t) -> (a, b), both of t's shape.
+      encode: a function (process, x_t, t) -> (x_in, c_noise), the inputs of the network.
+      residual: a function (process) -> the noise level sigma / alpha at which x0-hat is x_t / alpha
+        for every F, if that level is not 0. It is the boundary of a consistency function, whose
+        x0-hat still has noise of that level. None: x0-hat is an estimate of the data.
     """
 
     coefficients: Callable[[Process, Array], tuple[Array, Array]]
-    encode: Callable[[Process, Array, Array], tuple[Array, Array]]
+    encode: Encode
     residual: Callable[[Process], Array] | None = None
 
 
 def target(
     parameterization: Parameterization, process: Process, prediction: Prediction, t: Array
 ) -> Array:
-    """F = a x0 + b eps, what a perfect network would output. (B, ...)."""
+    """Computes F = a x0 + b eps, the output of a perfect network.
+
+    Args:
+      parameterization: the pair (a, b).
+      process: the process of the prediction.
+      prediction: x0 and eps, (B, ...).
+      t: scalar or (B,).
+
+    Returns:
+      F, (B, ...).
+    """
     a, b = parameterization.coefficients(process, t)
     return expand(a, prediction.x0) * prediction.x0 + expand(b, prediction.eps) * prediction.eps
 
@@ -58,8 +75,17 @@ def target(
 def decode(
     parameterization: Parameterization, process: Process, F: Array, x_t: Array, t: Array
 ) -> Prediction:
-    """Solve the 2x2 system above: the network's output and x_t to (x0, eps), both float32 of x_t's
-    shape.
+    """Solves the 2x2 system above for (x0, eps).
+
+    Args:
+      parameterization: the pair (a, b).
+      process: the process of x_t.
+      F: the network's output, (B, ...).
+      x_t: noised data, (B, ...).
+      t: scalar or (B,).
+
+    Returns:
+      The prediction (x0, eps), both float32 of x_t's shape.
     """
     a, b = (expand(c, x_t) for c in parameterization.coefficients(process, t))
     alpha, sigma = expand(process.alpha(t), x_t), expand(process.sigma(t), x_t)
@@ -70,34 +96,45 @@ def decode(
 def denoiser(
     apply: Apply, params: Params, parameterization: Parameterization, process: Process, **kwargs
 ) -> Denoise:
-    """The network as a Denoise: encode, apply(params, x_in, c_noise, cond, **kwargs), decode.
+    """Makes a denoiser of a network: encode, apply, decode.
 
-    t may be scalar or (B,). A network that outputs twice x_t's channels has learned the reverse
-    variance too: the second half is nu of the Prediction (Nichol & Dhariwal 2021).
+    A network with twice x_t's channels as its output has learned the reverse variance as well: the
+    second half is nu of the prediction (Nichol & Dhariwal 2021, eq. 15).
 
-    cond['to'] (B,), where given, is a time s <= t at which the move from x_t will end (networks
-    with second_time). The network is given sigma / (alpha + sigma) there, a flow's own time under
-    any process; not given, it takes that for 0, the data.
+    If the condition has an entry 'to', (B,), it is a time s <= t at which the move from x_t ends,
+    for networks with a second time. The network receives sigma / (alpha + sigma) at s, a flow's own
+    time under any process. Without that entry it assumes 0, the data.
+
+    Args:
+      apply: a function (params, x_in, c_noise, cond, **kwargs) -> F.
+      params: parameters of the network.
+      parameterization: what F means.
+      process: the process of x_t.
+      **kwargs: further arguments of `apply`.
+
+    Returns:
+      The denoiser; its t may be a scalar or (B,).
+
+    Raises:
+      UserError: while tracing, if the network's output has a shape that does not fit x_t.
     """
 
     def denoise(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
         t = jnp.broadcast_to(t, x_t.shape[:1])
-        if isinstance(cond, dict) and "to" in cond:
-            cond = cond | {
-                "to": process.sigma(cond["to"])
-                / (process.alpha(cond["to"]) + process.sigma(cond["to"]))
-            }
-        F = apply(params, *parameterization.encode(process, x_t, t), cond, **kwargs).astype(
-            x_t.dtype
-        )
-        residual = parameterization.residual and jnp.broadcast_to(
-            parameterization.residual(process), t.shape
-        )
+        if "to" in (cond or {}):
+            alpha, sigma = process.alpha(cond["to"]), process.sigma(cond["to"])
+            cond = cond | {"to": sigma / (alpha + sigma)}
+        x_in, c_noise = parameterization.encode(process, x_t, t)
+        F = apply(params, x_in, c_noise, cond, **kwargs).astype(x_t.dtype)
+        residual = None
+        if parameterization.residual:
+            residual = jnp.broadcast_to(parameterization.residual(process), t.shape)
         if F.shape == x_t.shape:
             return decode(parameterization, process, F, x_t, t)._replace(residual=residual)
         if F.shape != (*x_t.shape[:-1], 2 * x_t.shape[-1]):
             raise UserError(
-                f"the network maps {x_t.shape} to {F.shape}; its output must have the same channels, or twice as many"
+                f"the network maps {x_t.shape} to {F.shape}; its output must have the same "
+                "channels, or twice as many"
             )
         F, nu = jnp.split(F, 2, axis=-1)
         return decode(parameterization, process, F, x_t, t)._replace(nu=nu, residual=residual)
@@ -105,42 +142,60 @@ def denoiser(
     return denoise
 
 
-def change_process(denoise: Denoise, theirs: Process, process: Process) -> Denoise:
-    """A denoiser of one process, under another: asked at the time of the same log-SNR, of x_t on
-    their scale.
+def change_process(denoise: Denoise, source: Process, process: Process) -> Denoise:
+    """Evaluates a denoiser of one process under another, at the time of the same log-SNR.
+
+    x_t is rescaled to the source's scale, sqrt(alpha^2 + sigma^2) at that time.
+
+    Args:
+      denoise: a denoiser of the source process.
+      source: the process that `denoise` was made for.
+      process: the process of the result.
+
+    Returns:
+      A denoiser of `process`.
     """
 
-    def asked(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
-        time = gaussian.time_of_logsnr(theirs, gaussian.logsnr(process, t))
-        scale = jnp.hypot(theirs.alpha(time), theirs.sigma(time)) / jnp.hypot(
+    def at_source(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
+        time = gaussian.time_of_logsnr(source, gaussian.logsnr(process, t))
+        scale = jnp.hypot(source.alpha(time), source.sigma(time)) / jnp.hypot(
             process.alpha(t), process.sigma(t)
         )
         return denoise(expand(scale, x_t) * x_t, time, cond)
 
-    return denoise if theirs == process else asked
+    return denoise if source == process else at_source
 
 
 def same_network(
-    parameterization: Parameterization, theirs: Process, process: Process, tolerance: float = 1e-2
+    parameterization: Parameterization, source: Process, process: Process, tolerance: float = 1e-2
 ) -> bool:
-    """Whether a network trained under `theirs` means the same under `process`, at every log-SNR
-    that both have.
+    """Whether a network trained under one process means the same under another.
 
     It does if its inputs (c_in x_t, c_noise) and its target's pair (a, b) are the same at equal
-    log-SNR for the same x0 and eps: so do networks that predict x0, eps or EDM's F and are given
-    log(sigma / alpha), and not those that are given the process's own time, or that predict v or
-    the velocity of a process with another scale.
+    log-SNR for the same x0 and eps, at every log-SNR that both processes have. This holds for
+    networks that predict x0, eps or EDM's F and receive log(sigma / alpha). It does not hold for
+    networks that receive the process's own time, or that predict v or the velocity of a process
+    with another scale.
+
+    Args:
+      parameterization: of the network.
+      source: the process that the network was trained under.
+      process: the other process.
+      tolerance: largest relative difference that counts as equal.
+
+    Returns:
+      Whether the two agree.
     """
     ends = [
         [gaussian.logsnr(one, jnp.float32(t)) for t in (one.t_max, one.t_min)]
-        for one in (theirs, process)
+        for one in (source, process)
     ]
     low, high = (pick(*pair) for pick, pair in zip((jnp.maximum, jnp.minimum), zip(*ends)))
     if low >= high:
         return False
     lam = jnp.linspace(low, high, 9)[1:-1]
 
-    def shown(one: Process) -> Array:
+    def inputs_and_target(one: Process) -> Array:
         t = gaussian.time_of_logsnr(one, lam)
         x_t = one.alpha(t) + one.sigma(t)  # of x0 = eps = 1
         x_in, c_noise = parameterization.encode(one, x_t, t)
@@ -148,11 +203,11 @@ def same_network(
             [x_in, c_noise, *(c * jnp.ones_like(t) for c in parameterization.coefficients(one, t))]
         )
 
-    a, b = shown(theirs), shown(process)
+    a, b = inputs_and_target(source), inputs_and_target(process)
     return bool(jnp.all(jnp.abs(a - b) <= tolerance * (jnp.abs(a) + jnp.abs(b)) + 1e-3))
 
 
-# ---- encode: what the network is fed
+# ---- the inputs of the network
 class Encoding(TypedDict, total=False):
     """The arguments of `encoder`, which every parameterization takes too."""
 
@@ -169,13 +224,25 @@ def encoder(
     input_scale: bool = True,
     time_scale: float = 1.0,
     time_shift: float = 0.0,
-):
-    """encode(process, x_t, t) -> (c_in x_t, c_noise).
+) -> Encode:
+    """The inputs of a network: x_in = c_in x_t and c_noise.
 
-    c_in = 1 / sqrt(alpha^2 sigma_data^2 + sigma^2) (1 if not input_scale: the DDPM and NCSN
-    checkpoints' own convention); c_noise = log(sigma / alpha) / 4 ('logsnr'; EDM's ln(sigma) / 4),
-    or time_scale * t + time_shift ('time'; with the shift -0.001, 1000 c_noise is the step from 0
-    to 999 of DDPM's checkpoints).
+        c_in = 1 / sqrt(alpha^2 sigma_data^2 + sigma^2)
+        c_noise = log(sigma / alpha) / 4  (EDM's ln(sigma) / 4),  or  time_scale t + time_shift
+
+    Args:
+      sigma_data: standard deviation of the data.
+      noise_input: 'logsnr' or 'time', which of the two c_noise is.
+      input_scale: False gives c_in = 1, the convention of DDPM's and NCSN's checkpoints.
+      time_scale: factor of the time.
+      time_shift: added to the time; with -0.001, 1000 c_noise is the step from 0 to 999 of DDPM's
+        checkpoints.
+
+    Returns:
+      A function (process, x_t, t) -> (x_in, c_noise).
+
+    Raises:
+      UserError: if `noise_input` is unknown or a number is out of range.
     """
     need_ranges(
         "encoder",
@@ -187,11 +254,10 @@ def encoder(
         raise unknown("noise_input", noise_input, ("logsnr", "time"))
 
     def encode(process: Process, x_t: Array, t: Array) -> tuple[Array, Array]:
-        c_noise = (
-            -gaussian.logsnr(process, t) / 8
-            if noise_input == "logsnr"
-            else time_scale * t + time_shift
-        )
+        if noise_input == "logsnr":
+            c_noise = -gaussian.logsnr(process, t) / 8
+        else:
+            c_noise = time_scale * t + time_shift
         if not input_scale:
             return x_t, c_noise
         alpha, sigma = process.alpha(t), process.sigma(t)
@@ -200,17 +266,25 @@ def encoder(
     return encode
 
 
-# ---- the pairs
+# ---- the pairs (a, b)
 def x0(**encoding: Unpack[Encoding]) -> Parameterization:
-    """The network predicts the data: (1, 0)."""
+    """The network predicts the data: (a, b) = (1, 0).
+
+    Args:
+      **encoding: arguments of `encoder`.
+    """
     return Parameterization(
         lambda process, t: (jnp.ones_like(t), jnp.zeros_like(t)), encoder(**encoding)
     )
 
 
 def eps(**encoding: Unpack[Encoding]) -> Parameterization:
-    """The network predicts the noise: (0, 1). Undetermined where alpha = 0, which every process's
-    t_max avoids.
+    """The network predicts the noise (Ho et al. 2020): (a, b) = (0, 1).
+
+    x0 is undetermined where alpha = 0, which the t_max of every process avoids.
+
+    Args:
+      **encoding: arguments of `encoder`.
     """
     return Parameterization(
         lambda process, t: (jnp.zeros_like(t), jnp.ones_like(t)), encoder(**encoding)
@@ -218,39 +292,59 @@ def eps(**encoding: Unpack[Encoding]) -> Parameterization:
 
 
 def v(**encoding: Unpack[Encoding]) -> Parameterization:
-    """v = alpha eps - sigma x0 (Salimans & Ho 2022, sec. 4); det = alpha^2 + sigma^2, never small."""
+    """The network predicts v = alpha eps - sigma x0 (Salimans & Ho 2022, sec. 4).
+
+    The determinant alpha^2 + sigma^2 is never small.
+
+    Args:
+      **encoding: arguments of `encoder`.
+    """
     return Parameterization(
         lambda process, t: (-process.sigma(t), process.alpha(t)), encoder(**encoding)
     )
 
 
 def velocity(**encoding: Unpack[Encoding]) -> Parameterization:
-    """The path's own velocity alpha' x0 + sigma' eps, which flow matching regresses (eps - x0 for
-    rectified flow).
+    """The network predicts the path's velocity alpha' x0 + sigma' eps (Lipman et al. 2023).
+
+    For rectified flow this is eps - x0.
+
+    Args:
+      **encoding: arguments of `encoder`.
     """
 
-    def coefficients(process, t):
+    def coefficients(process: Process, t: Array) -> tuple[Array, Array]:
         return gaussian.derivative(process.alpha, t), gaussian.derivative(process.sigma, t)
 
     return Parameterization(coefficients, encoder(**encoding))
 
 
 def score(**encoding: Unpack[Encoding]) -> Parameterization:
-    """The score -eps / sigma (Song & Ermon 2019): (0, -1 / sigma)."""
+    """The network predicts the score -eps / sigma (Song & Ermon 2019): (a, b) = (0, -1 / sigma).
+
+    Args:
+      **encoding: arguments of `encoder`.
+    """
     return Parameterization(
         lambda process, t: (jnp.zeros_like(t), -1 / process.sigma(t)), encoder(**encoding)
     )
 
 
 def edm(sigma_data: float = 0.5, **encoding: Unpack[Encoding]) -> Parameterization:
-    """EDM's preconditioning (Karras et al. 2022, table 1), for any alpha: x0 = c_skip x_t + c_out
-    F.
+    """EDM's preconditioning (Karras et al. 2022, table 1) for any alpha: x0 = c_skip x_t + c_out F.
 
-    c_skip = alpha sd^2 / (alpha^2 sd^2 + sigma^2),  c_out = sigma sd / sqrt(alpha^2 sd^2 + sigma^2): F has unit variance at every t.
+        c_skip = alpha sigma_data^2 / (alpha^2 sigma_data^2 + sigma^2)
+        c_out = sigma sigma_data / sqrt(alpha^2 sigma_data^2 + sigma^2)
+
+    F has unit variance at every t.
+
+    Args:
+      sigma_data: standard deviation of the data.
+      **encoding: further arguments of `encoder`.
     """
     need_ranges("edm", sigma_data=(sigma_data, 1e-6, 1e4))
 
-    def coefficients(process, t):
+    def coefficients(process: Process, t: Array) -> tuple[Array, Array]:
         alpha, sigma = process.alpha(t), process.sigma(t)
         total = (alpha * sigma_data) ** 2 + sigma**2
         c_skip, c_out = alpha * sigma_data**2 / total, sigma * sigma_data / jnp.sqrt(total)
@@ -261,23 +355,28 @@ def edm(sigma_data: float = 0.5, **encoding: Unpack[Encoding]) -> Parameterizati
 
 
 def consistency(sigma_data: float = 0.5, **encoding: Unpack[Encoding]) -> Parameterization:
-    """Consistency models' preconditioning (Song et al. 2023, appendix C), for any alpha: x0 =
-    c_skip x_t / alpha + c_out F.
+    """Consistency models' preconditioning (Song et al. 2023, appendix C) for any alpha.
 
-    u = sigma / alpha,  c_skip = sd^2 / (sd^2 + (u - u_min)^2),  c_out = sd (u - u_min) / sqrt(sd^2 + u^2): at t_min, where
-    u = u_min, x0 is x_t / alpha, whatever F. So x0-hat has noise of level u_min, which few_step.multistep takes into account.
+        x0 = c_skip x_t / alpha + c_out F,    u = sigma / alpha
+        c_skip = sigma_data^2 / (sigma_data^2 + (u - u_min)^2)
+        c_out = sigma_data (u - u_min) / sqrt(sigma_data^2 + u^2)
+
+    At t_min, where u = u_min, x0 is x_t / alpha for every F. So x0-hat has noise of level u_min,
+    which few_step.multistep takes into account.
+
+    Args:
+      sigma_data: standard deviation of the data.
+      **encoding: further arguments of `encoder`.
     """
     need_ranges("consistency", sigma_data=(sigma_data, 1e-6, 1e4))
 
-    def boundary(process, dtype=jnp.float32):
+    def boundary(process: Process, dtype: jnp.dtype = jnp.float32) -> Array:
         time = jnp.asarray(process.t_min, dtype)
         return process.sigma(time) / process.alpha(time)
 
-    def coefficients(process, t):
-        u, start = process.sigma(t) / process.alpha(t), boundary(process, jnp.result_type(t))
-        rise = jnp.maximum(
-            u - start, 1e-12
-        )  # F says nothing at t_min, so the pair has a pole there
+    def coefficients(process: Process, t: Array) -> tuple[Array, Array]:
+        u, u_min = process.sigma(t) / process.alpha(t), boundary(process, jnp.result_type(t))
+        rise = jnp.maximum(u - u_min, 1e-12)  # F has no effect at t_min: the pair has a pole there
         total = sigma_data**2 + rise**2
         c_skip, c_out = sigma_data**2 / total, sigma_data * rise / jnp.sqrt(sigma_data**2 + u**2)
         return rise**2 / total / c_out, -c_skip * u / c_out

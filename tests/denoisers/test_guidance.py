@@ -588,7 +588,7 @@ def test_a_guide_that_cannot_be_is_one_clear_line(spec, told):
 def test_a_classifier_needs_a_label_and_its_classes():
     x, cond = points()
     logits = exact_logits(schedules.VP())
-    with pytest.raises(UserError, match="needs to be told a label"):
+    with pytest.raises(UserError, match="needs a label as its condition"):
         guidance.class_log_prob(logits)(x, 0.4, None)
     with pytest.raises(UserError, match="knows 0 to 1"):
         guidance.class_log_prob(logits, against=2)(x, 0.4, cond)
