@@ -18,7 +18,7 @@ from diffusion_jax.data.padding import padded_batches
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation.psnr import psnr
 from diffusion_jax.likelihood import bounds
-from diffusion_jax.objectives import autoencoding
+from diffusion_jax.objectives import variational
 from diffusion_jax.types import Array, Cond, Key, Params
 
 
@@ -64,10 +64,10 @@ def measure_fn(built: Experiment, samples: int) -> Callable:
     @jax.jit
     def run(params: Params, x: Array, cond: Cond, keys: Key) -> dict[str, Array]:
         networks = autoencoder_model.networks(built, params)
-        eps = autoencoding.latent_noise(samples)(
+        eps = variational.latent_noise(samples)(
             arrays.fold_in(keys, 0), jnp.zeros((len(x), *shape))
         )
-        log_weights, rate, distortion = autoencoding.importance(
+        log_weights, rate, distortion = variational.importance(
             networks, likelihood, x, eps, cond, loop=True
         )
         mean = networks.encode(x, cond)[0]
@@ -80,7 +80,7 @@ def measure_fn(built: Experiment, samples: int) -> Callable:
         }
         if built.model.autoregressive:
             return found
-        return found | {"image": autoencoding.mean_image(networks, likelihood, mean, cond)}
+        return found | {"image": variational.mean_image(networks, likelihood, mean, cond)}
 
     return run
 
@@ -111,7 +111,7 @@ def held_out(
         parts.append(part)
     found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     means = found.pop("mean")
-    units = {"active_units": int(autoencoding.active_units(means)), "units": means.shape[1]}
+    units = {"active_units": int(variational.active_units(means)), "units": means.shape[1]}
     return (
         {name: float(value.mean()) for name, value in found.items()}
         | units
@@ -134,7 +134,7 @@ def codec(built: Experiment, params: Params) -> latent.Codec:
 
     def decode(own: Params, z: Array) -> Array:
         return jnp.clip(
-            autoencoding.mean_image(
+            variational.mean_image(
                 autoencoder_model.networks(built, {"autoencoder": own}), likelihood, z
             ),
             -1.0,

@@ -1,0 +1,1 @@
+"""Objectives: what networks are trained on."""

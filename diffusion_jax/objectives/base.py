@@ -1,9 +1,8 @@
-"""What an objective is: draw noise, then score denoisers. All randomness is in `draw`; `loss` is
-deterministic.
+"""The types of objectives: draw random numbers, then score denoisers.
 
-`Objective` is for diffusion: one denoiser, one time. `FewStep` is for networks that jump
-(consistency.py, meanflow.py): two times, and besides the student other networks to learn from.
-Every draw is decorated with `per_example`.
+All randomness is in `draw`; `loss` is deterministic. `Objective` is for diffusion models: one
+denoiser and one time. `FewStep` is for few-step models (consistency.py, meanflow.py): two times,
+and further networks to learn from. Every `draw` is decorated with `per_example`.
 """
 
 from __future__ import annotations
@@ -17,24 +16,32 @@ from diffusion_jax.types import Array, Cond, Denoise, Key, Noised
 
 
 def per_example(draw: Callable) -> Callable:
-    """draw(keys, x (B, ...), ...), written for keys (B,), which then also takes one key for the
-    batch, as samplers do.
+    """Lets a `draw` that is written for one key per example also take one key for the batch.
 
-    The key of example i is the single key folded with i (arrays.example_keys): it does not depend
-    on the batch.
+    The key of example i is the single key folded with i (arrays.example_keys), so it does not
+    depend on the batch size.
+
+    Args:
+      draw: a function (keys (B,), x (B, ...), ...).
+
+    Returns:
+      The same function, which also accepts a single key.
     """
 
     @functools.wraps(draw)
-    def drawn(keys: Key, x: Array, *rest):
+    def with_keys(keys: Key, x: Array, *rest):
         return draw(arrays.example_keys(keys, len(x)), x, *rest)
 
-    return drawn
+    return with_keys
 
 
 class Objective(NamedTuple):
-    """draw(keys, x0 (B, ...)) -> Noised;  loss(denoise, noised, cond) -> (B,), one number per example.
+    """An objective of diffusion models.
 
-    keys: one for each example, (B,), or one for the batch.
+    Attributes:
+      draw: a function (keys, x0 (B, ...)) -> Noised. keys: one for each example, (B,), or one for
+        the batch.
+      loss: a function (denoise, noised, cond) -> (B,), the loss of each example.
     """
 
     draw: Callable[[Key, Array], Noised]
@@ -42,7 +49,15 @@ class Objective(NamedTuple):
 
 
 class FewStepExample(NamedTuple):
-    """A training example with two times, s <= t. x_t, x0, eps: (B, ...); t, s: (B,)."""
+    """A training example with two times, s <= t.
+
+    Attributes:
+      x_t: noised data at time t, (B, ...).
+      t: the later time, (B,).
+      x0: data, (B, ...).
+      eps: unit noise, (B, ...).
+      s: the earlier time, (B,).
+    """
 
     x_t: Array
     t: Array
@@ -52,11 +67,15 @@ class FewStepExample(NamedTuple):
 
 
 class FewStepNetworks(NamedTuple):
-    """Who takes part in a few-step loss: denoisers of one process.
+    """The networks that take part in the loss of a few-step model, as denoisers of one process.
 
-    student: the network; the gradient goes through it alone. frozen: the same weights, constant.
-    target: constant too, the slow copy of an objective that has one, else frozen. teacher: a
-    diffusion model, with its guidance, or None. null(cond): the condition that says nothing.
+    Attributes:
+      student: the network that is trained; the gradient passes through it alone.
+      frozen: the same weights without a gradient.
+      ema_network: the slow average of the student, for objectives that have one, else `frozen`. It
+        has no gradient either.
+      teacher: a diffusion model with its guidance, or None.
+      null: maps a condition to the null condition.
     """
 
     student: Denoise
@@ -67,15 +86,19 @@ class FewStepNetworks(NamedTuple):
 
 
 class FewStep(NamedTuple):
-    """draw(keys, x0 (B, ...), progress) -> FewStepExample;  loss(networks, drawn, cond, progress) -> (B,), one number per example.
+    """An objective of few-step models.
 
-    keys: one for each example, (B,), or one for the batch.
-    progress: how much of the run is done, from 0 to 1, which curricula are functions of, so that
-      they stretch with it.
-    rate: of the slow copy, target <- rate target + (1 - rate) student, a function of progress;
-      None: there is none.
-    taught: whether there must be a teacher. guided: whether the loss itself guides, by the
-      condition.
+    Curricula are functions of `progress`, the share of the run that is done, from 0 to 1, so that
+    they stretch with the length of the run.
+
+    Attributes:
+      draw: a function (keys, x0 (B, ...), progress) -> FewStepExample. keys: one for each example,
+        (B,), or one for the batch.
+      loss: a function (networks, drawn, cond, progress) -> (B,), the loss of each example.
+      ema_rate: the rate of the slow average as a function of progress, with the update
+        ema_network <- rate ema_network + (1 - rate) student; None: there is no such average.
+      needs_teacher: whether `loss` uses the teacher.
+      guided: whether `loss` itself applies classifier-free guidance, and so needs a condition.
     """
 
     draw: Callable[[Key, Array, Array], FewStepExample]

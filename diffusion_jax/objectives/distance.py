@@ -1,6 +1,6 @@
-"""Distances between two images, for losses that compare two networks: distance(x, y) -> (B,).
+"""Distances between two images, for losses that compare two networks.
 
-To add one, write a function that returns such a distance.
+A distance is a function (x, y) -> (B,). A new one is a function that returns such a distance.
 """
 
 from __future__ import annotations
@@ -17,15 +17,23 @@ Distance = Callable[[Array, Array], Array]
 
 
 def squared() -> Distance:
-    """|x - y|^2 / D."""
+    """The mean squared error, |x - y|^2 / D."""
     return lambda x, y: mean_per_example((x - y) ** 2)
 
 
 def pseudo_huber(c: float = 0.00054) -> Distance:
-    """sqrt(|x - y|^2 / D + c^2) - c (Song & Dhariwal 2024, eq. 7, over sqrt(D): their c is 0.00054
-    sqrt(D)).
+    """The pseudo-Huber distance (Song & Dhariwal 2024, eq. 7): sqrt(|x - y|^2 / D + c^2) - c.
 
-    Raises UserError for c <= 0, where the gradient at x = y would be 0 / 0.
+    This is the paper's distance divided by sqrt(D).
+
+    Args:
+      c: the paper's c, 0.00054 sqrt(D), divided by sqrt(D).
+
+    Returns:
+      The distance.
+
+    Raises:
+      UserError: if c <= 0, where the gradient at x = y would be 0 / 0.
     """
     need_ranges("distance.pseudo_huber", c=(c, 1e-12, 1e6))
     if not c > 0:
@@ -34,7 +42,14 @@ def pseudo_huber(c: float = 0.00054) -> Distance:
 
 
 def perceptual(features: Callable[[Array], Array]) -> Distance:
-    """|features(x) - features(y)|^2 per feature: the hook for LPIPS and its kind (Song et al. 2023,
-    sec. 6.1), in code.
+    """The mean squared error of features, such as LPIPS (Song et al. 2023, sec. 6.1).
+
+    It can be used from code only, because a config cannot name a function.
+
+    Args:
+      features: a function (x) -> features, (B, ...).
+
+    Returns:
+      The distance.
     """
     return lambda x, y: mean_per_example((features(x) - features(y)) ** 2)

@@ -1,7 +1,7 @@
-"""Time laws: which noise levels training sees. law(process, keys (B,)) -> t (B,), each example from
-its own key.
+"""Time laws: the distribution of the noise levels that training sees.
 
-To add one, write a function that returns such a law.
+A law is a function (process, keys (B,)) -> t (B,) in which each example has its own key. A new one
+is a function that returns such a law.
 """
 
 from __future__ import annotations
@@ -20,24 +20,34 @@ TimeLaw = Callable[[Process, Key], Array]
 
 
 def _between(process: Process, u: Array) -> Array:
-    """u in [0, 1] to [t_min, t_max]."""
+    """Maps u in [0, 1] to [t_min, t_max]."""
     return process.t_min + u * (process.t_max - process.t_min)
 
 
 def uniform() -> TimeLaw:
-    """t ~ U[t_min, t_max] (Song et al. 2021)."""
+    """Uniform times, t ~ U[t_min, t_max] (Song et al. 2021)."""
     return lambda process, keys: _between(process, arrays.uniform(keys))
 
 
 def grid(steps: int = 1000) -> TimeLaw:
-    """One of `steps` equally spaced times, ends included: DDPM's i / N on its chain, NCSN's
-    geometric levels on VE. UserError below 2.
+    """Equally spaced times, each as likely, with both ends included.
+
+    These are DDPM's i / N on its chain, and NCSN's geometric levels on VE.
+
+    Args:
+      steps: number of times, at least 2.
+
+    Returns:
+      The law.
+
+    Raises:
+      UserError: if `steps` is below 2.
     """
     need_ranges("times.grid", steps=(steps, 1, 10**6))
     if steps < 2:
         raise UserError(f"a grid of times needs at least 2 steps; got {steps}")
 
-    def law(process, keys):
+    def law(process: Process, keys: Key) -> Array:
         index = jnp.floor(arrays.uniform(keys) * steps)
         return _between(process, index / (steps - 1))
 
@@ -45,13 +55,13 @@ def grid(steps: int = 1000) -> TimeLaw:
 
 
 def stratified() -> TimeLaw:
-    """t_i = (u + i / B) mod 1, one u for the batch (Kingma et al. 2021, app. I.1): the same law, a
-    loss with less variance.
+    """Stratified uniform times: t_i = (u + i / B) mod 1 (Kingma et al. 2021, appendix I.1).
 
-    The strata are those of the batch as the step sees it: under pmap, of each device's part.
+    One u is drawn for the batch. Each t_i is uniform, and the loss has less variance. The strata
+    are those of the batch as the train step sees it; under pmap, those of each device's part.
     """
 
-    def law(process, keys):
+    def law(process: Process, keys: Key) -> Array:
         batch = keys.shape[0]
         offset = jax.random.uniform(keys[0])
         return _between(process, (offset + jnp.arange(batch) / batch) % 1.0)
@@ -60,10 +70,20 @@ def stratified() -> TimeLaw:
 
 
 def lognormal(mean: float = -1.2, std: float = 1.2) -> TimeLaw:
-    """log(sigma / alpha) ~ N(mean, std^2) (Karras et al. 2022, table 1), cut at the process's ends."""
+    """Log-normal noise levels: log(sigma / alpha) ~ N(mean, std^2) (Karras et al. 2022, table 1).
+
+    Levels beyond the ends of the process are clipped to them.
+
+    Args:
+      mean: mean of log(sigma / alpha).
+      std: standard deviation of log(sigma / alpha).
+
+    Returns:
+      The law.
+    """
     need_ranges("times.lognormal", mean=(mean, -20, 20), std=(std, 1e-6, 20))
 
-    def law(process, keys):
+    def law(process: Process, keys: Key) -> Array:
         log_ratio = mean + std * jax.vmap(jax.random.normal)(keys)
         return time_of_logsnr(process, -2 * log_ratio)
 
@@ -71,7 +91,17 @@ def lognormal(mean: float = -1.2, std: float = 1.2) -> TimeLaw:
 
 
 def logit_normal(mean: float = 0.0, std: float = 1.0) -> TimeLaw:
-    """logit(t) ~ N(mean, std^2) (Esser et al. 2024, eq. 19), on [t_min, t_max]."""
+    """Logit-normal times: logit(t) ~ N(mean, std^2) (Esser et al. 2024, eq. 19).
+
+    The unit interval is mapped to [t_min, t_max].
+
+    Args:
+      mean: mean of logit(t).
+      std: standard deviation of logit(t).
+
+    Returns:
+      The law.
+    """
     need_ranges("times.logit_normal", mean=(mean, -20, 20), std=(std, 1e-6, 20))
     return lambda process, keys: _between(
         process, jax.nn.sigmoid(mean + std * jax.vmap(jax.random.normal)(keys))

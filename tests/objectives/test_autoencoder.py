@@ -18,8 +18,8 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import classifier
 from diffusion_jax.models.autoencoder import VAE, AutoencoderKL
 from diffusion_jax.models.discriminator import PatchGAN
-from diffusion_jax.objectives import autoencoding
-from diffusion_jax.objectives.autoencoding import AutoencoderNetworks
+from diffusion_jax.objectives import adversarial, autoencoding, variational
+from diffusion_jax.objectives.variational import AutoencoderNetworks
 from diffusion_jax.pretrained import lpips, weights
 from tests.fixtures import make_lpips_fixtures
 
@@ -100,7 +100,7 @@ def test_with_the_exact_posterior_the_bound_is_the_likelihood():
         decode=lambda z, cond, x: ((z @ orthogonal.T + B).reshape(-1, 2, 2, 1), jnp.log(S))
     )
     eps = arrays.noise(jax.random.key(0), jnp.zeros((5, 3, 2)))
-    log_weights, _, _ = autoencoding.importance(exact, autoencoding.gaussian(), IMAGES, eps)
+    log_weights, _, _ = variational.importance(exact, autoencoding.gaussian(), IMAGES, eps)
     covariance = orthogonal @ orthogonal.T + S**2 * np.eye(4)
     square = np.einsum("bi,ij,bj->b", X - B, np.linalg.inv(covariance), X - B)
     expected = -0.5 * (square + np.linalg.slogdet(2 * np.pi * covariance)[1])
@@ -117,7 +117,7 @@ def test_the_importance_weighted_bound_grows_to_the_likelihood():
         arrays.noise(jax.random.key(1), jnp.zeros((10, 3 * copies, 2))),
     )
     net, law = linear(), autoencoding.gaussian()
-    log_weights = jax.jit(lambda x, eps: autoencoding.importance(net, law, x, eps, loop=True)[0])(
+    log_weights = jax.jit(lambda x, eps: variational.importance(net, law, x, eps, loop=True)[0])(
         x, draws
     )
     weights = np.asarray(log_weights).reshape(10 * copies, 3)
@@ -136,7 +136,7 @@ def test_the_importance_weighted_bound_grows_to_the_likelihood():
 def test_the_loss_of_iwae_is_its_bound():
     eps = sigma_points()
     losses, metrics = autoencoding.iwae(samples=4).loss(linear(), IMAGES, eps, None, 0)
-    log_weights, _, _ = autoencoding.importance(linear(), autoencoding.gaussian(), IMAGES, eps)
+    log_weights, _, _ = variational.importance(linear(), autoencoding.gaussian(), IMAGES, eps)
     np.testing.assert_allclose(losses, -np.log(np.exp(np.float64(log_weights)).mean(0)), rtol=1e-5)
     np.testing.assert_allclose([metrics["rate"], metrics["distortion"]], closed_form(), rtol=1e-5)
     key, draw = jax.random.key(0), autoencoding.iwae(samples=4).draw
@@ -169,7 +169,7 @@ def test_active_units_are_those_that_move():
         0.05,
         0.2,
     ]  # variances 1, 0.0025, 0.04
-    assert autoencoding.active_units(jnp.asarray(means)) == 2
+    assert variational.active_units(jnp.asarray(means)) == 2
 
 
 # ---- laws of images
@@ -367,7 +367,7 @@ def test_perceptual_features_have_a_gradient_and_no_distance_to_themselves():
     )  # blank pixels, too: there a norm has no derivative
 
     def distance(y):
-        return autoencoding.feature_distance(classifier.maps(x, params), classifier.maps(y, params))
+        return adversarial.feature_distance(classifier.maps(x, params), classifier.maps(y, params))
 
     assert float(distance(x).max()) == 0 and float(distance(x[::-1]).min()) > 0
     assert np.isfinite(jax.grad(lambda y: distance(y).sum())(x[::-1])).all()
@@ -443,7 +443,7 @@ def test_unrolled_pixels_are_the_draws_that_teacher_forcing_on_them_gives():
         None, lambda z, cond, x: model.apply(params, z, cond, x, method="decode")
     )
     law, z, keys = autoencoding.logistic(), jnp.ones((2, 3)), jax.random.split(jax.random.key(0), 2)
-    image = autoencoding.sample_pixels(net, law, z, keys, (8, 8, 1))
+    image = variational.sample_pixels(net, law, z, keys, (8, 8, 1))
     again = law.draw(arrays.noise(keys, image), *net.decode(z, None, image))
     np.testing.assert_allclose(
         image, again, atol=2e-2

@@ -14,8 +14,8 @@ from diffusion_jax.assembly.denoiser import Ensemble
 from diffusion_jax.assembly.experiment import Experiment, is_image
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.evaluation import classifier
-from diffusion_jax.objectives import autoencoding
-from diffusion_jax.objectives.autoencoding import AutoencoderNetworks
+from diffusion_jax.objectives import variational
+from diffusion_jax.objectives.variational import AutoencoderNetworks
 from diffusion_jax.pretrained import lpips, weights
 from diffusion_jax.training import step
 from diffusion_jax.types import Array, Cond, Key, Params
@@ -124,8 +124,8 @@ def pictures(
     """
     bound, likelihood = networks(experiment, params), experiment.objective.likelihood
     if not experiment.model.autoregressive:
-        x = autoencoding.mean_image(bound, likelihood, z, cond)
+        x = variational.mean_image(bound, likelihood, z, cond)
         return jnp.clip(x, -1.0, 1.0) if is_image(experiment) else x
-    return autoencoding.sample_pixels(
+    return variational.sample_pixels(
         bound, likelihood, z, arrays.fold_in(keys, 0), experiment.shape, cond
     )
