@@ -3,7 +3,7 @@
 One process has imported the library, where JAX has not begun, and forks for every command: the
 child has the arguments, the output, the errors and the exit status of the command in a process of
 its own. What needs a signal, another environment or a bare interpreter (tests/training/test_faults.py,
-test_distributed.py, test_checkpoint.py) starts one.
+test_distributed.py, test_resume.py) starts one.
 """
 
 from __future__ import annotations

@@ -1,14 +1,8 @@
-"""EMAs, optimizers, the pure step, rows of metrics and the loop, on a regression model of two
-layers.
-"""
+"""The pure step, its evaluation and the loop, on a regression model of two layers."""
 
 from __future__ import annotations
 
-import io
 import json
-import subprocess
-import sys
-from importlib import metadata
 from types import SimpleNamespace
 
 import chex
@@ -16,10 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.training import ema, loop, metrics, optimizer, runtime, sharding, state, step
+from diffusion_jax.training import ema, loop, metrics, optimizer, sharding, state, step
 
 BATCH = 16
 
@@ -75,112 +68,6 @@ def trainer():
     return SimpleNamespace(tx=tx, rate=rate, runner=runner, call=call, feed=feed, fresh=fresh)
 
 
-# ---- EMA ----
-def test_ema_of_constant_parameters_halves_its_distance_each_halflife():
-    average = ema.halflives((100,), ramp=None)
-    value = {"100": jnp.float32(3.0)}
-    for k in range(40):
-        value = average.update(value, jnp.float32(1.0), jnp.float32(10 * k), 10)
-        # e_k - c = (e_0 - c) beta^k with beta = 0.5^(10/100)
-        np.testing.assert_allclose(value["100"] - 1.0, 2.0 * 0.5 ** ((k + 1) / 10), rtol=2e-5)
-
-
-def test_ema_of_linear_parameters_lags_by_the_geometric_sum():
-    average, beta = ema.halflives((50,), ramp=0), 0.5 ** (8 / 50)
-    value = {"50": jnp.float32(0.0)}
-    for k in range(1, 60):
-        value = average.update(value, jnp.float32(k), jnp.float32(8 * (k - 1)), 8)
-    # d_k = beta (d_{k-1} + 1), d_0 = 0  =>  e_k = k - beta (1 - beta^k) / (1 - beta)
-    np.testing.assert_allclose(value["50"], 59 - beta * (1 - beta**59) / (1 - beta), rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "seen, share", [(0, 1.0), (1000, 0.5), (10_000_000, 1 - 0.5 ** (50 / 50_000))]
-)
-def test_ema_ramp(seen, share):
-    """h = min(50k, 0.05 seen): nothing seen forgets the start, 1000 seen has half-life 50 = one
-    batch, much seen has 50k.
-    """
-    value = ema.halflives((50_000,), ramp=0.05).update(
-        {"50k": jnp.float32(0)}, jnp.float32(1), jnp.float32(seen), 50
-    )
-    np.testing.assert_allclose(value["50k"], share, rtol=1e-5)
-
-
-def test_ema_names():
-    assert [ema.name(h) for h in (500, 2_000, 50_000, 1_500_000)] == ["500", "2k", "50k", "1.5M"]
-    with pytest.raises(UserError, match="half-lives"):
-        ema.halflives((500, 500))
-
-
-# ---- optimizers ----
-@pytest.mark.parametrize("name", ["adam", "adamw", "lion", "nadamw", "contrib.muon"])
-def test_optimizers_by_name_descend(name):
-    tx, _ = optimizer.make_optimizer(name, learning_rate=0.1, total_steps=10)
-    w = {"w": jnp.ones((2, 2))}
-
-    @jax.jit
-    def move(w, memory):
-        updates, memory = tx.update(w, memory, w)  # the gradient of |w|^2 / 2
-        return jax.tree.map(jnp.add, w, updates), memory
-
-    memory = tx.init(w)
-    for _ in range(3):
-        w, memory = move(w, memory)
-    assert jnp.all(w["w"] < 1)
-
-
-def test_clipping_is_by_global_norm():
-    gradient = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}  # norm 5
-    for clip, scale in ((1.0, 0.2), (10.0, 1.0), (0, 1.0)):
-        tx, _ = optimizer.make_optimizer("sgd", learning_rate=1.0, total_steps=10, clip=clip)
-        updates, _ = tx.update(gradient, tx.init(gradient), gradient)
-        np.testing.assert_allclose(updates["b"], -4.0 * scale, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "kind, values",
-    [
-        ("constant", {10: 2.0, 60: 2.0, 110: 2.0}),
-        ("linear", {10: 2.0, 60: 1.0 + 0.1, 110: 0.2, 500: 0.2}),
-        ("cosine", {10: 2.0, 60: 1.0 + 0.1, 110: 0.2, 500: 0.2}),
-        ("rsqrt", {10: 2.0, 40: 1.0, 160: 0.5}),
-    ],
-)
-def test_schedules(kind, values):
-    """Warm-up over 10 of 110 steps to 2, to a tenth of it at the end; rsqrt halves at four times
-    its reference step.
-    """
-    rate = optimizer.learning_rate_schedule(
-        2.0, total_steps=110, warmup=10, schedule=kind, final=0.1
-    )
-    np.testing.assert_allclose([rate(0), rate(4), rate(9)], [0.2, 1.0, 2.0], rtol=1e-6)
-    for at, value in values.items():
-        np.testing.assert_allclose(rate(at), value, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        ({"name": "adanw"}, "unknown optimizer 'adanw'.*adamw"),
-        ({"name": "chain"}, "unknown optimizer 'chain'"),
-        ({"name": "contrib.mu"}, "unknown optimizer"),
-        ({"name": "sgd", "b1": 0.9}, r"optimizer.b1=0.9: sgd has no such argument .*momentum"),
-        (
-            {"name": "adam", "weight_decay": 0.1},
-            "optimizer.weight_decay=0.1: adam has no such argument",
-        ),
-        ({"schedule": "cosin"}, "did you mean 'cosine'"),
-        ({"clip": -1.0}, "optimizer.clip=-1.0"),
-        ({"learning_rate": 0.0}, "learning_rate=0.0"),
-    ],
-)
-def test_optimizer_mistakes(arguments, message):
-    with pytest.raises(UserError, match=message):
-        optimizer.make_optimizer(**{"learning_rate": 0.1, "total_steps": 10} | arguments)
-
-
-# ---- the step ----
 def test_step_reports_the_loss_by_level(trainer):
     one = jax.jit(
         step.make_train_step(loss_fn, trainer.tx, AVERAGES, levels=step.Levels(-12, 12, 3))
@@ -294,7 +181,6 @@ def test_evaluation_weighs_batches_by_size_and_repeats_itself(trainer):
     json.dumps(first, allow_nan=False)
 
 
-# ---- rows ----
 def rows_of(trainer, folder, **arguments):
     writer = metrics.open_writer(folder, tensorboard=False)
     end = loop.fit(
@@ -350,101 +236,6 @@ def test_hooks_run_at_their_multiples_and_at_the_end(trainer, tmp_path):
     ]
 
 
-def test_tally_survives_json_bit_for_bit():
-    rng = np.random.default_rng(0)
-    calls = [
-        {
-            "loss": rng.normal(size=3).astype(np.float32),
-            "loss_by_level": {
-                "edges": np.tile(np.float32([0, 1, 2]), (3, 1)),
-                "sum": rng.normal(size=(3, 2)),
-                "count": np.float32([[1, 0]] * 3),
-            },
-        }
-        for _ in range(4)
-    ]
-    straight = broken = metrics.empty_tally()
-    for call in calls:
-        straight, broken = (
-            metrics.add(straight, call),
-            metrics.add(json.loads(json.dumps(broken)), call),
-        )
-    assert metrics.row(straight) == metrics.row(broken)
-    np.testing.assert_allclose(
-        metrics.row(straight)["loss"], np.mean([call["loss"] for call in calls]), rtol=1e-6
-    )
-    assert metrics.row(straight)["loss_by_level"][1] is None  # no example there
-
-
-def events_of(folder):
-    """What TensorBoard reads: records of a length (8 bytes, and 4 of a checksum), a message, and a
-    checksum (4).
-    """
-
-    (file,) = (folder / "tensorboard").iterdir()
-    raw, at, found = file.read_bytes(), 0, []
-    while at < len(raw):
-        length = int.from_bytes(raw[at : at + 8], "little")
-        found.append(Event.FromString(raw[at + 12 : at + 12 + length]))
-        at += length + 16
-    return [(event.step, value) for event in found for value in event.summary.value]
-
-
-def test_tensorboard_has_the_config_the_loss_by_level_and_the_time_of_a_step(tmp_path):
-    writer = metrics.open_writer(tmp_path)
-    writer.text(0, "config", "    {'seed': 3}")
-    levels = {"loss_by_level": [0.5, None, 0.25], "level_edges": [-4.0, -1.0, 1.0, 4.0]}
-    writer.row(10, {"loss": 0.4, **levels}, {"seconds": 2.0, "seconds_per_step": 0.125})
-    writer.row(10, {f"eval_{key}": value for key, value in levels.items()})
-    writer.close()
-    found = {value.tag: (step, value.simple_value) for step, value in events_of(tmp_path)}
-    assert found["loss_by_level/00_log-SNR_-4.0_to_-1.0"] == (10, 0.5) and found[
-        "eval_loss_by_level/02_log-SNR_1.0_to_4.0"
-    ] == (10, 0.25)
-    assert found["seconds_per_step"] == (10, 0.125) and not any("01_log" in tag for tag in found)
-    (config,) = (value for _, value in events_of(tmp_path) if value.tag.startswith("config"))
-    assert (
-        config.tensor.string_val[0] == b"    {'seed': 3}"
-        and config.metadata.plugin_data.plugin_name == "text"
-    )
-
-
-def test_reopened_rows_are_cut_after_the_restored_step(tmp_path):
-    writer = metrics.open_writer(tmp_path)
-    for at in (10, 20, 30):
-        writer.row(at, {"loss": at / 3, "bad": float("nan")}, {"seconds": 1.0})
-    writer.images(30, "samples", np.zeros((2, 4, 4, 1), np.uint8))
-    writer.close()
-    assert any(p.stat().st_size > 300 for p in (tmp_path / "tensorboard").iterdir())
-    path = tmp_path / "metrics.jsonl"
-    whole = path.read_bytes()
-    path.write_bytes(whole + b'{"step": 40, "lo')  # killed in the middle of a row
-    metrics.open_writer(tmp_path, start_step=20, tensorboard=False).close()
-    assert path.read_bytes() == b"".join(whole.splitlines(keepends=True)[:2])
-    assert metrics.read_rows(path)[0] == {
-        "step": 10,
-        "loss": 10 / 3,
-        "bad": None,
-        "timing": {"seconds": 1.0},
-    }
-    metrics.open_writer(tmp_path, tensorboard=False).close()  # a fresh start
-    assert path.read_bytes() == b""
-
-
-def test_progress_is_plain_lines_where_stderr_is_no_terminal():
-    stream = io.StringIO()
-    bar = metrics.open_progress(100, stream=stream, seconds_between_lines=1e9)
-    bar.update(50, 0.5, 1234.4)
-    bar.update(100, 0.25, 1234.4)
-    bar.close()
-    first, last = (
-        "step 50/100, loss 0.5000, 1234 images/s\n",
-        "step 100/100, loss 0.2500, 1234 images/s, 0:00 left\n",
-    )
-    assert stream.getvalue() == first + last  # the first step is shown at once: compiling is over
-
-
-# ---- mistakes ----
 @pytest.mark.parametrize(
     "arguments", [{"log_every": 3}, {"checkpoint_every": 5}, {"hooks": [(1, None)]}]
 )
@@ -483,42 +274,3 @@ def test_mesh_mistakes(shape, message):
         sharding.make_mesh(shape)
     with pytest.raises(UserError, match="did you mean 'pmap'"):
         sharding.runner("pmapp")
-
-
-# ---- before jax starts ----
-@pytest.mark.parametrize(
-    "version, environ, expected",
-    [
-        ("0.10.2", {"JAX_PLATFORMS": "cpu"}, runtime.CPU_FLAG + "=-individual_convolution"),
-        (
-            "0.12.0.1",
-            {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--a=1"},
-            "--a=1 " + runtime.CPU_FLAG + "=-individual_convolution",
-        ),
-        (
-            "0.10.2",
-            {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": runtime.CPU_FLAG + "="},
-            runtime.CPU_FLAG + "=",
-        ),  # the user's own wins
-        ("0.99.0", {"JAX_PLATFORMS": "cpu"}, None),
-        ("0.10.2", {"JAX_PLATFORMS": "cuda,cpu"}, None),
-    ],
-)
-def test_cpu_flag_only_on_cpu_and_on_versions_it_was_tried_on(
-    monkeypatch, version, environ, expected
-):
-    monkeypatch.setattr(metadata, "version", lambda name: version)
-    added = runtime.set_cpu_flags(environ)
-    assert environ.get("XLA_FLAGS") == expected and added == ("individual" in (expected or ""))
-
-
-def test_an_installed_accelerator_plugin_means_no_cpu_flag(monkeypatch):
-    monkeypatch.setattr(
-        metadata, "entry_points", lambda group: [SimpleNamespace(name="xla_cuda12")]
-    )
-    assert not runtime.cpu_only({})
-
-
-def test_runtime_does_not_import_jax():
-    code = "import sys, diffusion_jax.training.runtime as r; r.cpu_only(); assert 'jax' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,211 @@
+"""Figures show the very numbers they were given. How they look was judged by eye."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.report import curves
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The axes that a function draws on, kept for inspection after the file is written."""
+    kept = []
+    figure = curves._figure
+
+    @contextlib.contextmanager
+    def keep(*args, **kwargs):
+        with figure(*args, **kwargs) as axes:
+            kept.extend(axes)
+            yield axes
+
+    monkeypatch.setattr(curves, "_figure", keep)
+    return kept
+
+
+def test_loss_curves_from_rows_with_holes(tmp_path, drawn):
+    edges = [-4.0, 0.0, 4.0]
+    rows = [{"step": i, "images": 10 * i, "loss": 2.0} for i in range(100)] + [{"event": "saved"}]
+    rows[50] |= {"eval_loss": 1.5, "loss_by_level": [3.0, None], "level_edges": edges}
+    rows[60] |= {"eval_loss": 1.25, "loss_by_level": [1.0, 0.5], "level_edges": edges}
+    rows[70]["loss"] = None
+    curves.loss_curve(rows, tmp_path / "loss.png", title="a run")
+    loss, levels = drawn
+    raw, smooth, held = loss.lines
+    assert len(raw.get_xdata()) == 99 and (smooth.get_ydata() == 2.0).all()
+    assert held.get_xdata().tolist() == [500, 600] and held.get_ydata().tolist() == [1.5, 1.25]
+    assert loss.get_xlabel() == "images seen"
+    early, late = levels.lines
+    assert (
+        early.get_xdata().tolist() == [-2.0, 2.0]
+        and early.get_ydata()[0] == 3.0
+        and np.isnan(early.get_ydata()[1])
+    )
+    assert late.get_ydata().tolist() == [1.0, 0.5]
+    with Image.open(tmp_path / "loss.png") as image:
+        assert image.width > 1000
+
+
+def test_a_loss_curve_by_step_alone_and_of_nothing(tmp_path, drawn):
+    curves.loss_curve([{"step": 3, "loss": 1.0}], tmp_path / "a.png")
+    curves.loss_curve([], tmp_path / "b.png")
+    assert drawn[0].get_xlabel() == "training step" and len(drawn) == 2
+
+
+def test_smoothing_keeps_a_line_straight_and_calms_noise():
+    noise = np.random.default_rng(0).standard_normal(6000)
+    assert curves._smooth(noise)[1000:-1000].std() < 0.1
+    line = np.arange(600.0)
+    np.testing.assert_allclose(curves._smooth(line)[:590], line[:590])
+
+
+def test_quality_curves_are_sorted_named_and_in_percent(tmp_path, drawn):
+    table = [
+        {"sampler": "ddim", "nfe": 20, "evaluations": 20, "accuracy": 0.9, "frechet": 1.0},
+        {"sampler": "ddim", "nfe": 5, "evaluations": 5, "accuracy": 0.5, "frechet": 9.0},
+        {"sampler": "heun", "nfe": 20, "evaluations": 19, "accuracy": 0.95, "frechet": None},
+        {"sampler": "heun", "nfe": 5, "evaluations": 5, "accuracy": 0.6},
+        {"sampler": "sde", "nfe": 5, "evaluations": 5, "accuracy": 0.4, "stochastic": True},
+        {"sampler": "tsit5", "nfe": None, "evaluations": 70.5, "frechet": 0.9},
+    ]
+    curves.quality_curves(table, tmp_path / "a.png", floor={"frechet": 0.5})
+    accuracy, distance = drawn
+    assert [line.get_xdata().tolist() for line in accuracy.lines] == [[5, 20], [5, 19], [5]]
+    np.testing.assert_allclose(accuracy.lines[0].get_ydata(), [50, 90])
+    assert [line.get_linestyle() for line in accuracy.lines] == ["-", "-", "--"]
+    assert [line.get_label() for line in distance.lines] == ["ddim", "tsit5", "truth itself"]
+    assert (
+        len({line.get_color() for line in accuracy.lines[:2]} | {distance.lines[1].get_color()})
+        == 3
+    )
+    (legend,) = accuracy.figure.legends
+    assert [text.get_text() for text in legend.texts] == [
+        "ddim",
+        "heun",
+        "sde",
+        "tsit5",
+        "truth itself",
+    ]
+    assert (
+        accuracy.get_xscale() == distance.get_yscale() == "log"
+        and accuracy.get_yscale() == "linear"
+    )
+    with pytest.raises(UserError, match="none of the metrics"):
+        curves.quality_curves([{"sampler": "ddim", "nfe": 5}], tmp_path / "b.png")
+
+
+def test_guidance_curves_without_precision_and_recall_have_no_panel_of_them(tmp_path, drawn):
+    rows = [
+        {"guide": "cfg()", "scale": scale, "accuracy": 0.5, "frechet": 1.0} for scale in (1.0, 2.0)
+    ]
+    curves.guidance_curves(rows, tmp_path / "a.png")
+    assert len(drawn) == 2
+    drawn.clear()
+    curves.guidance_curves(
+        [row | {"precision": 0.5, "recall": 0.5} for row in rows], tmp_path / "b.png"
+    )
+    assert len(drawn) == 5 and drawn[-1].get_xlabel().startswith("recall")
+
+
+def test_the_curves_of_a_single_panel_are_named_at_their_ends(tmp_path, drawn):
+    table = [
+        {"sampler": name, "nfe": nfe, "error": nfe**-p}
+        for name, p in (("ddim", 1), ("heun", 2))
+        for nfe in (5, 10)
+    ]
+    curves.quality_curves(table, tmp_path / "a.png")
+    assert {text.get_text() for text in drawn[0].texts} == {"ddim", "heun"} and not drawn[
+        0
+    ].figure.legends
+
+
+def test_at_one_budget_every_name_has_a_row_with_its_number(tmp_path, drawn):
+    names = [f"sampler number {i}" for i in range(9)]
+    table = [
+        {
+            "sampler": name,
+            "nfe": 8,
+            "evaluations": 8,
+            "accuracy": 0.5 + 0.05 * i,
+            "error": 10.0**-i if i else None,
+        }
+        for i, name in enumerate(names)
+    ]
+    curves.quality_curves(table, tmp_path / "a.png", floor={"accuracy": 0.97})
+    accuracy, error = drawn
+    assert [
+        text.get_text() for text in accuracy.get_yticklabels()
+    ] == names and not accuracy.figure.legends
+    np.testing.assert_allclose(
+        accuracy.collections[0].get_offsets(), [(50 + 5 * i, i) for i in range(9)]
+    )
+    assert (
+        len(error.collections[0].get_offsets()) == 8
+        and error.get_xscale() == "log"
+        and accuracy.get_xscale() == "linear"
+    )
+    assert accuracy.lines[0].get_xdata()[0] == 97
+    drawn.clear()
+    grids = [
+        row | {"sampler": row["sampler"].replace("sampler", "grid"), "shift": 0.1} for row in table
+    ]
+    curves.placed_times(
+        grids, {8: np.linspace(-9, 9, 8)}, ["error", "shift"], tmp_path / "b.png", title="A title"
+    )
+    assert [len(axis.collections[0].get_offsets()) for axis in drawn[1:]] == [8, 9]
+
+
+@pytest.mark.parametrize("budgets", [(8,), (8, 16)])
+def test_nothing_of_a_figure_of_placed_times_is_cut_off(tmp_path, drawn, budgets):
+    table = [
+        {"sampler": name, "nfe": nfe, "error": 1.0, "shift": 2.0}
+        for name in ("align_your_steps", "placed")
+        for nfe in budgets
+    ]
+    curves.placed_times(
+        table,
+        {nfe: np.linspace(-9, 9, nfe) for nfe in budgets},
+        ["error", "shift"],
+        tmp_path / "a.png",
+        title="T",
+    )
+    figure = drawn[0].figure
+    figure.draw_without_rendering()
+    for axis in drawn:
+        (left, right), (low, high) = sorted(axis.get_xlim()), sorted(axis.get_ylim())
+        ticks = [text for text in axis.get_xticklabels() if left <= text.get_position()[0] <= right]
+        ticks += [text for text in axis.get_yticklabels() if low <= text.get_position()[1] <= high]
+        for text in (axis.xaxis.label, axis.yaxis.label, *ticks):
+            box = text.get_window_extent()
+            assert (
+                box.x0 >= 0
+                and box.y0 >= 0
+                and box.x1 <= figure.bbox.width
+                and box.y1 <= figure.bbox.height
+            ), text.get_text()
+        assert (
+            axis.yaxis.label.get_window_extent().height <= axis.bbox.height
+        )  # it would reach into the title
+        assert axis.xaxis.label.get_window_extent().width <= axis.bbox.width
+
+
+def test_names_are_moved_apart_no_more_than_needed():
+    assert curves._apart([0, 50, 100], 10, 0, 100) == [0, 50, 100]
+    assert curves._apart([50, 50, 52, 90], 10, 0, 100) == pytest.approx(
+        [50.667 - 10, 50.667, 50.667 + 10, 90], abs=1e-3
+    )
+    assert curves._apart([99, 100, 100], 10, 0, 100) == [80, 90, 100]
+    assert curves._apart([0, 0, 12], 10, 0, 100) == [0, 10, 20]
+
+
+def test_points_beside_their_data(tmp_path, drawn):
+    data = np.random.default_rng(0).standard_normal((50, 2))
+    curves.points(data, {"ddim": data + 1, "heun": data}, tmp_path / "a.png")
+    assert [axis.get_title(loc="left") for axis in drawn] == ["data", "ddim", "heun"]
+    assert drawn[0].get_xlim() == drawn[1].get_xlim()
+    np.testing.assert_allclose(drawn[1].collections[0].get_offsets(), data + 1)

@@ -1,0 +1,291 @@
+"""Every resumable command computes a damaged intermediate result again, and says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from diffusion_jax import reading
+from diffusion_jax.assembly import train_latent, workdir
+from diffusion_jax.data.sources import Arrays
+from diffusion_jax.evaluation import frechet, statistics
+from diffusion_jax.evaluation.features import extractor
+from diffusion_jax.studies import (
+    comparison,
+    ema_sweep,
+    family_comparison,
+    few_step_methods,
+    grid_search,
+    guidance_sweep,
+    inverse_benchmark,
+    likelihoods,
+    plans,
+)
+from tests.spoiled import CARD, GRID, PLACED, spoiled
+
+
+def whole_and_spoiled(path: Path, run, made: list, capsys) -> None:
+    """run() is not to make anything where the part at `path` is whole, and to make it, with a
+    warning, where it is spoiled.
+    """
+    run()
+    assert made
+    made.clear()
+    capsys.readouterr()
+    run()
+    assert not made and "warning" not in capsys.readouterr().err
+    for _ in spoiled(path):
+        run()
+        told = capsys.readouterr().err
+        assert made and "warning: " in told and "made again" in told and path.name in told
+        made.clear()
+        if not path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def test_the_sweep_of_ema_lengths(tmp_path, capsys):
+    made = []
+
+    def make(length):
+        made.append(length)
+        return type("Made", (), {"misfit": 0.0, "params": length})
+
+    told = {"config": {"a": 1}}
+    whole_and_spoiled(
+        tmp_path / "a.json",
+        lambda: ema_sweep.sweep([0.1], make, lambda p: [{"frechet": p}], tmp_path / "a.json", told),
+        made,
+        capsys,
+    )
+
+
+def test_the_sweep_of_guidance(tmp_path, capsys, monkeypatch):
+    made = []
+
+    def draw(*args):
+        made.append(args)
+        return np.zeros((4, 2, 2, 1), np.uint8)
+
+    monkeypatch.setattr(guidance_sweep, "_sampler", lambda *args: None)
+    monkeypatch.setattr(guidance_sweep, "_draw", draw)
+
+    def run():
+        return guidance_sweep.sweep(
+            {"cfg()": None}, [1.0], lambda images: {"frechet": 1.0}, None, 4, 4, None, tmp_path, {}
+        )
+
+    run()
+    (path,) = tmp_path.iterdir()
+    made.clear()
+    assert run() and not made
+    for _ in spoiled(path):
+        assert run()[0]["frechet"] == 1.0 and made.pop() and "made again" in capsys.readouterr().err
+
+
+def test_the_rows_of_the_inverse_benchmark(tmp_path, capsys):
+    made = []
+
+    def run():
+        kept = inverse_benchmark.kept_in(tmp_path / "a.json", {"target": "gmm8"})
+        inverse_benchmark.row_of(
+            kept,
+            {"method": "dps()"},
+            lambda: (
+                made.append(1)
+                or {
+                    "psnr": [1.0],
+                    "bias": 0.5,
+                    "evaluations": None,
+                    "draws": [[0.1, 0.2]],
+                    "shown": np.zeros((1, 2, 2, 1), int),
+                }
+            ),
+            "",
+        )
+
+    whole_and_spoiled(tmp_path / "a.json", run, made, capsys)
+
+
+def test_placed_times(tmp_path, capsys):
+    path, about = tmp_path / "a.json", {"sampler": "x"}
+    path.write_text(json.dumps(PLACED))
+    assert grid_search._recall(path, about)["rows"] == PLACED["rows"]
+    for _ in spoiled(path):
+        assert (
+            grid_search._recall(path, about) == {"logsnr": {}, "rows": []} | about
+            and "made again" in capsys.readouterr().err
+        )
+
+
+def test_searched_times(tmp_path, capsys, monkeypatch):
+    class Searches(Exception):
+        """It has begun."""
+
+    def begin(*args):
+        raise Searches
+
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(GRID))
+    monkeypatch.setattr("diffusion_jax.assembly.sampling.plan", begin)
+    trained = workdir.Trained(None, None, 0, "params", {})
+    few_step_methods.search(trained, None, [2], 10, path)
+    for _ in spoiled(path):
+        with pytest.raises(Searches):
+            few_step_methods.search(trained, None, [2], 10, path)
+        assert "made again" in capsys.readouterr().err
+
+
+def test_the_families(tmp_path, capsys, monkeypatch):
+
+    made, config = [], ConfigDict({"training": {"steps": 3}})
+    scores = {"milliseconds": 1.0, "parameters": 5, "frechet": 2.0}
+    monkeypatch.setattr(
+        family_comparison, "_plain", lambda *args: made.append(1) or (tmp_path, config)
+    )
+    monkeypatch.setattr(
+        family_comparison,
+        "measured",
+        lambda *args: (dict(scores), np.zeros((2, 2, 2, 1), np.uint8)),
+    )
+    monkeypatch.setattr("diffusion_jax.assembly.workdir.load", lambda *args: None)
+    settings = ConfigDict({"likelihood": 0, "seeds": (0,), "num": 10})
+
+    def run():
+        return family_comparison._kept(tmp_path, config, None, None, settings, 0)
+
+    for name in ("family.npz", "family.json"):
+        run()
+        made.clear()
+        whole = [file.read_bytes() for file in sorted(tmp_path.iterdir())]
+        for _ in spoiled(tmp_path / name):
+            assert run()[0]["frechet"] == 2.0 and made and "made again" in capsys.readouterr().err
+            made.clear()
+        assert len(whole) == 2
+
+
+def test_the_latents(tmp_path, capsys, monkeypatch):
+    made = []
+    monkeypatch.setattr("diffusion_jax.assembly.workdir.saved_config", lambda *args: None)
+    monkeypatch.setattr(
+        "diffusion_jax.assembly.workdir.load",
+        lambda *args: workdir.Trained(None, None, 0, "params", {}),
+    )
+    monkeypatch.setattr("diffusion_jax.assembly.autoencoders.codec", lambda *args: None)
+    monkeypatch.setattr(
+        "diffusion_jax.assembly.train_latent.encode", lambda *args: made.append(1) or tmp_path / "latents.npz"
+    )
+    (tmp_path / "latents.npz").write_bytes(b"PK\x03\x04 and no more")
+    assert (
+        train_latent.encoded(tmp_path) == tmp_path / "latents.npz"
+        and made
+        and "made again" in capsys.readouterr().err
+    )
+
+
+def test_the_cards_of_a_plan(tmp_path, capsys):
+    record = {
+        "topology": "cpu:1",
+        "hbm": None,
+        "config": {},
+        "provenance": {"commit": "a", "versions": {}},
+    }
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(record | {"cards": {"none": CARD}}))
+    assert plans._known(path, record) == {"none": CARD}
+    for _ in spoiled(path):
+        assert plans._known(path, record) == {} and "made again" in capsys.readouterr().err
+    path.write_text(json.dumps(record | {"cards": {"none": CARD | {"fits": "yes"}}}))
+    assert (
+        plans._known(path, record) == {} and 'cards.none.fits is "yes"' in capsys.readouterr().err
+    )
+
+
+def test_the_moments_of_interrupted_statistics(tmp_path, capsys):
+
+    source, partial = (
+        Arrays(np.arange(24, dtype=np.uint8).reshape(6, 2, 2, 1)),
+        tmp_path / "partial.npz",
+    )
+    whole = statistics.compute(extractor("pixels"), source, "a", "train")
+    statistics.save(
+        partial, statistics.Statistics(frechet.Moments(3, np.zeros(4), np.eye(4)), whole.of)
+    )
+    for _ in spoiled(partial):
+        assert (
+            statistics._so_far(partial, whole.of) is None
+            and "made again" in capsys.readouterr().err
+        )
+    assert statistics._so_far(partial, whole.of).count == 3
+
+
+def test_the_batches_of_a_likelihood(tmp_path, capsys):
+    def write(first, **change):
+        part = {
+            "index": np.arange(first, first + 2),
+            "ODE.total": np.ones(2),
+            "ODE.nfe": np.array(5),
+            "ODE.seconds": 1.0,
+        } | change
+        np.savez(tmp_path / f"{first:08d}.npz", **part)
+
+    write(0)
+    write(2, index=np.array([2, 2]))  # the last batch is filled up by its last image
+    assert [part["index"].tolist() for part in likelihoods.measured_before(tmp_path, ["ODE"])] == [
+        [0, 1],
+        [2, 2],
+    ]
+    for change in (
+        {"index": np.array([-1, 2])},
+        {"ODE.total": np.ones(3)},
+        {"ODE.nfe": np.array(["x"])},
+        {"index": np.array([{}, {}])},
+    ):
+        write(2, **change)
+        assert (
+            len(likelihoods.measured_before(tmp_path, ["ODE"])) == 1
+            and "made again" in capsys.readouterr().err
+        )
+        assert not (tmp_path / "00000002.npz").exists()
+    write(2)
+    assert (
+        likelihoods.measured_before(tmp_path, ["other"]) == []
+        and "lacks other.total" in capsys.readouterr().err
+    )
+
+
+def test_the_cells_of_a_comparison(tmp_path, capsys):
+    path = tmp_path / "a.npz"
+    row = {
+        "sampler": "ancestral.ddim",
+        "grid": "uniform",
+        "nfe": 5,
+        "evaluations": 5,
+        "frechet": 1.0,
+        "stochastic": False,
+    }
+    kept = comparison.Result(
+        row, np.zeros((3, 2)), np.ones(3), {"frechet": np.ones(comparison.GROUPS)}
+    )
+
+    def read():
+        return reading.kept(path, lambda path: comparison._recall(path, 3))
+
+    comparison._keep(path, kept)
+    assert read().row == row and set(read().left_out) == {"frechet"}
+    for _ in spoiled(path):
+        assert read() is None and "made again" in capsys.readouterr().err
+    for other in (
+        kept._replace(row={}),
+        kept._replace(row=row | {"nfe": "x"}),
+        kept._replace(row=row | {"frechet": [1]}),
+        kept._replace(row=row | {"frechet": "1"}),
+        kept._replace(samples=np.zeros((4, 2))),
+        kept._replace(samples=np.full((3, 2), np.nan)),
+        kept._replace(left_out={"frechet": np.ones(2)}),
+    ):
+        comparison._keep(path, other)
+        assert read() is None and "made again" in capsys.readouterr().err

@@ -1,0 +1,50 @@
+"""What XLA is told before JAX starts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import metadata
+from types import SimpleNamespace
+
+import pytest
+
+from diffusion_jax.training import runtime
+
+
+@pytest.mark.parametrize(
+    "version, environ, expected",
+    [
+        ("0.10.2", {"JAX_PLATFORMS": "cpu"}, runtime.CPU_FLAG + "=-individual_convolution"),
+        (
+            "0.12.0.1",
+            {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--a=1"},
+            "--a=1 " + runtime.CPU_FLAG + "=-individual_convolution",
+        ),
+        (
+            "0.10.2",
+            {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": runtime.CPU_FLAG + "="},
+            runtime.CPU_FLAG + "=",
+        ),  # the user's own wins
+        ("0.99.0", {"JAX_PLATFORMS": "cpu"}, None),
+        ("0.10.2", {"JAX_PLATFORMS": "cuda,cpu"}, None),
+    ],
+)
+def test_cpu_flag_only_on_cpu_and_on_versions_it_was_tried_on(
+    monkeypatch, version, environ, expected
+):
+    monkeypatch.setattr(metadata, "version", lambda name: version)
+    added = runtime.set_cpu_flags(environ)
+    assert environ.get("XLA_FLAGS") == expected and added == ("individual" in (expected or ""))
+
+
+def test_an_installed_accelerator_plugin_means_no_cpu_flag(monkeypatch):
+    monkeypatch.setattr(
+        metadata, "entry_points", lambda group: [SimpleNamespace(name="xla_cuda12")]
+    )
+    assert not runtime.cpu_only({})
+
+
+def test_runtime_does_not_import_jax():
+    code = "import sys, diffusion_jax.training.runtime as r; r.cpu_only(); assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
