@@ -2,7 +2,6 @@
 checked, never executed.
 
     json_file(path, rule)      a JSON file of which each value has the type and range that a rule says
-    npz_file(path, arrays)     plain arrays of the kinds and shapes that are expected; never a pickle
     kept(path, read)           a part that an interrupted run left: what it holds, or None, after a warning, where it is damaged
 
 A rule is a function of a value and its place in the file that raises `Mismatch`. There is one for
@@ -18,23 +17,15 @@ import math
 import os
 import stat
 import sys
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from diffusion_jax.errors import UserError
 
 LARGEST = 2**28  # bytes of a JSON file: the largest that the project writes have some MB
 DEPTH = 64  # objects and lists inside others
 LONGEST = 100_000  # characters of a text
-
-UNPACKED, ANY = (
-    100,
-    2**26,
-)  # bytes of arrays for each byte of an .npz, and of any: runs of equal pixels compress well
 
 Rule = Callable[[Any, str], None]  # (value, its place in the file)
 
@@ -232,13 +223,13 @@ def content(path: str | os.PathLike, largest: int = LARGEST) -> bytes:
     device.
 
     Raises:
-      UserError: where it is missing, no regular file, too large, or cannot be read.
+      UserError: where it is missing, not a regular file, too large, or cannot be read.
     """
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             about = os.fstat(file.fileno())
             if not stat.S_ISREG(about.st_mode):
-                raise UserError(f"'{path}' is no regular file")
+                raise UserError(f"'{path}' is not a regular file")
             if about.st_size > largest:
                 raise UserError(
                     f"'{path}' has {about.st_size:,} bytes, and at most {largest:,} are read"
@@ -290,116 +281,6 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             f"the key '{next(key for key in keys if keys.count(key) > 1):.60}' is given twice"
         )
     return found
-
-
-class Array(NamedTuple):
-    """What an array of an .npz must be.
-
-    Attributes:
-      kinds: letters of numpy's dtype.kind, such as 'f' or 'iu'; 'V' is bfloat16 written by numpy.
-      shape: its sizes, None where any is allowed; None allows any shape.
-      finite: whether NaN and infinities are refused.
-    """
-
-    kinds: str
-    shape: tuple[int | None, ...] | None = None
-    finite: bool = True
-
-
-def npz_file(
-    path: str | os.PathLike,
-    needed: Mapping[str, Array],
-    also: Callable[[str], Array | None] | None = None,
-    *,
-    unpacked: float = UNPACKED,
-) -> dict[str, np.ndarray]:
-    """{name: array} of an .npz of plain arrays.
-
-    Args:
-      path: the file.
-      needed: the arrays that must be there, and what each must be.
-      also: name of another array -> what it must be, or None for one that is not read; without it
-        others are not read.
-      unpacked: how many times larger than the file the arrays may be, where they have more than ANY
-        bytes.
-
-    Raises:
-      UserError: where the file is missing or damaged, lacks an array, or holds one that is
-        something else, such as a pickle.
-    """
-    try:
-        return _npz(path, needed, also or (lambda name: None), unpacked)
-    except UserError:
-        raise
-    except FileNotFoundError as error:
-        raise UserError(f"cannot read '{path}': {error.strerror}") from error
-    except Exception as error:  # a damaged zip can raise nearly anything
-        raise UserError(f"'{path}' is damaged ({type(error).__name__}: {error!s:.200})") from error
-
-
-def _npz(
-    path: Any, needed: Mapping[str, Array], also: Callable[[str], Array | None], unpacked: float
-) -> dict[str, np.ndarray]:
-    mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode):
-        raise UserError(f"'{path}' is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}")
-    with zipfile.ZipFile(path) as archive:
-        there = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        if len(there) < len(archive.infolist()):
-            raise UserError(f"'{path}' is damaged: it has two arrays of one name")
-        if missing := [name for name in needed if name not in there]:
-            raise UserError(f"'{path}' is damaged: it lacks {', '.join(missing)}")
-        wanted = {name: spec for name in there if (spec := needed.get(name) or also(name))}
-        if sum(there[name].file_size for name in wanted) > max(
-            unpacked * os.path.getsize(path), ANY
-        ):
-            raise UserError(
-                f"'{path}' unpacks to more than {unpacked:g} times its size; it is not read"
-            )
-        found = {}
-        for name, spec in wanted.items():
-            with archive.open(there[name]) as file:
-                found[name] = _plain_array(file, there[name].file_size)
-            _check_array(found[name], spec, f"'{path}' is damaged: {name:.60}")
-    return found
-
-
-def _plain_array(file: Any, size: int) -> np.ndarray:
-    """The array of an .npy of `size` bytes. ValueError unless its header and its bytes agree, and
-    it holds no objects.
-    """
-    version = np.lib.format.read_magic(file)
-    headers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    shape, fortran, dtype = headers[version](file)
-    if dtype.hasobject:
-        raise ValueError("it holds a pickle of Python objects, which are never read")
-    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > size:
-        raise ValueError(f"a header of {dtype}{list(shape)} in {size} bytes")
-    data = file.read()
-    if len(data) != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{len(data)} bytes for {dtype}{list(shape)}")
-    return (
-        np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
-        if data
-        else np.zeros(shape, dtype)
-    )
-
-
-def _check_array(array: np.ndarray, spec: Array, what: str) -> None:
-    fits = spec.shape is None or (
-        len(spec.shape) == array.ndim
-        and all(w is None or w == n for w, n in zip(spec.shape, array.shape))
-    )
-    if array.dtype.kind not in spec.kinds or not fits:
-        shape = "" if spec.shape is None else f" {['any' if n is None else n for n in spec.shape]}"
-        raise UserError(
-            f"{what} is {array.dtype}{list(array.shape)}, and must be of kind {spec.kinds}{shape}"
-        )
-    if spec.finite and array.dtype.kind in "fc" and not np.isfinite(array).all():
-        raise UserError(f"{what} has values that are not finite")
 
 
 def kept(path: str | os.PathLike, read: Callable[[Any], Any]) -> Any:

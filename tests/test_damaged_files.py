@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from diffusion_jax import files, provenance, reading
+from diffusion_jax import files, npz, provenance, reading
 from diffusion_jax.assembly import workdir
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import frechet, statistics
@@ -118,7 +118,7 @@ def test_an_archive_with_two_arrays_of_one_name_is_refused(tmp_path):
         for _ in range(2):
             archive.writestr("x.npy", content.getvalue())
     with pytest.raises(UserError, match="two arrays of one name"):
-        reading.npz_file(tmp_path / "x.npz", {"x": reading.Array("f")})
+        npz.load(tmp_path / "x.npz", {"x": npz.ArraySpec("f")})
 
 
 def test_a_note_tells_of_a_config_that_was_edited(tmp_path, capsys):

@@ -28,7 +28,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from configs import digits
-from diffusion_jax import data, errors, files, reading
+from diffusion_jax import data, errors, files, npz
 from diffusion_jax.assembly import datasets, experiment, workdir
 from diffusion_jax.assembly.kinds import kind
 from diffusion_jax.data import consent, records
@@ -440,7 +440,7 @@ def test_an_interpreter_of_pickles_makes_nothing_but_data():
 
 
 def test_an_npz_that_is_no_set_of_plain_arrays_is_refused(tmp_path):
-    any_float = {"a": reading.Array("f")}
+    any_float = {"a": npz.ArraySpec("f")}
     path = tmp_path / "a.npz"
     for arrays, words in (
         ({"a": np.array([{}], object)}, "pickle"),
@@ -450,11 +450,9 @@ def test_an_npz_that_is_no_set_of_plain_arrays_is_refused(tmp_path):
     ):
         np.savez(path, **arrays)
         with pytest.raises(UserError, match=words):
-            reading.npz_file(path, any_float)
+            npz.load(path, any_float)
     np.savez(path, a=np.asfortranarray(np.arange(6.0).reshape(2, 3)))
-    np.testing.assert_array_equal(
-        reading.npz_file(path, any_float)["a"], np.arange(6.0).reshape(2, 3)
-    )
+    np.testing.assert_array_equal(npz.load(path, any_float)["a"], np.arange(6.0).reshape(2, 3))
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         header, {"descr": "<f8", "fortran_order": False, "shape": (2**50,)}
@@ -462,15 +460,15 @@ def test_an_npz_that_is_no_set_of_plain_arrays_is_refused(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.npy", header.getvalue() + bytes(16))
     with pytest.raises(UserError, match="in .* bytes"):
-        reading.npz_file(path, any_float)
+        npz.load(path, any_float)
     np.savez_compressed(path, a=np.zeros(2**24))
     with pytest.raises(UserError, match="unpacks to more than 100 times its size"):
-        reading.npz_file(path, any_float)
-    assert len(reading.npz_file(path, any_float, unpacked=1100)["a"]) == 2**24
+        npz.load(path, any_float)
+    assert len(npz.load(path, any_float, unpacked=1100)["a"]) == 2**24
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(UserError, match="no regular file"):
-        reading.npz_file(path, any_float)
+    with pytest.raises(UserError, match="not a regular file"):
+        npz.load(path, any_float)
 
 
 # ---- terminals
@@ -722,7 +720,7 @@ def test_a_pipe_in_a_data_set_is_refused_where_tfds_would_wait(tmp_path):
         whole = file.read_bytes()
         file.unlink()
         os.mkfifo(file)
-        with pytest.raises(UserError, match="is no regular file"):
+        with pytest.raises(UserError, match="is not a regular file"):
             data.load("piped", data_dir=str(tmp_path))
         file.unlink()
         file.write_bytes(whole)

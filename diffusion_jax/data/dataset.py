@@ -127,7 +127,7 @@ def load(
         )
     elif path:
         made = _from_arrays(
-            name, path, *files.idx(path), image_size, channels, num_classes, IDX_CLASSES[name]
+            name, path, *files.read_idx(path), image_size, channels, num_classes, IDX_CLASSES[name]
         )
         made = made._replace(rule="split by its files, train and t10k")
     else:
@@ -169,7 +169,7 @@ def _check_request(
 
 
 def _npz(path, image_size, channels, value_range, num_classes, captioned, captions) -> Dataset:
-    train, test, rows = files.npz(path, value_range)
+    train, test, rows = files.read_npz(path, value_range)
     own = texts.of_npz(path, captions, (len(train[0]), len(test[0])), rows) if captioned else None
     made = _from_arrays("npz", path, train, test, image_size, channels, num_classes, (), own)
     return made._replace(

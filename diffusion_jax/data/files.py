@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_jax import reading
+from diffusion_jax import npz
 from diffusion_jax.data import layout, pixels
 from diffusion_jax.data.pixels import Range
 from diffusion_jax.errors import UserError
@@ -32,7 +32,7 @@ NPZ_PAIRS = (
 NPZ_SINGLE = (("images", "labels"), ("image", "label"), ("x", "y"), ("arr_0", "arr_1"))
 
 
-def idx(path: str) -> tuple[Split, Split]:
+def read_idx(path: str) -> tuple[Split, Split]:
     """(train, test) from {train,t10k}-{images-idx3,labels-idx1}-ubyte, each plain or .gz, in the
     folder `path`.
     """
@@ -46,7 +46,7 @@ def idx(path: str) -> tuple[Split, Split]:
         files = [
             _idx_file(folder, f"{part}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")
         ]
-        images, labels = _read_idx(files[0], rank=3), _read_idx(files[1], rank=1)
+        images, labels = _read_idx_file(files[0], rank=3), _read_idx_file(files[1], rank=1)
         if len(images) != len(labels):
             raise UserError(
                 f"{files[0]} holds {len(images)} images, but {files[1]} {len(labels)} labels"
@@ -69,7 +69,7 @@ def _idx_file(folder: Path, stem: str) -> Path:
     return found[0]
 
 
-def _read_idx(file: Path, rank: int) -> np.ndarray:
+def _read_idx_file(file: Path, rank: int) -> np.ndarray:
     """One idx file: two zero bytes, type 8 (unsigned byte), rank, the big-endian uint32 dimensions,
     the bytes.
     """
@@ -100,7 +100,7 @@ class Npz(NamedTuple):
     rows: tuple[np.ndarray, np.ndarray] | None
 
 
-def npz(path: str, value_range: Range = ()) -> Npz:
+def read_npz(path: str, value_range: Range = ()) -> Npz:
     """Read an .npz; one set of images is split 90 / 10 by a fixed permutation of its rows, see
     `held_out`.
 
@@ -118,13 +118,11 @@ def npz(path: str, value_range: Range = ()) -> Npz:
         )
     names = {name for group in NPZ_PAIRS + NPZ_SINGLE for name in group}
     try:
-        anything = reading.Array(
+        anything = npz.ArraySpec(
             "fiubcmMSUV", finite=False
         )  # what each must be is said in the user's terms below
         # (images of few values compress more than a hundredfold; deflate has no more than 1,032)
-        wanted = reading.npz_file(
-            file, {}, lambda name: anything if name in names else None, unpacked=1100
-        )
+        wanted = npz.load(file, {}, lambda name: anything if name in names else None, unpacked=1100)
         with zipfile.ZipFile(file) as archive:
             keys = [name.removesuffix(".npy") for name in archive.namelist()]
     except UserError as error:

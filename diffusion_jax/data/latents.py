@@ -15,25 +15,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion_jax import reading
+from diffusion_jax import npz, reading
 from diffusion_jax.data.sources import Example
 from diffusion_jax.errors import UserError
-from diffusion_jax.files import atomic_path
 
 STATISTICS = ("shift", "scale")
 NEEDED = ("about", "train_mean", "train_log_variance", "test_mean", "test_log_variance")
-_LATENTS = reading.Array("f", (None, None, None, None))
+_LATENTS = npz.ArraySpec("f", (None, None, None, None))
 
 ARRAYS = {
-    "about": reading.Array("U", ()),
-    "shift": reading.Array("fiu", (None,), finite=False),
-    "scale": reading.Array("fiu", (None,), finite=False),
+    "about": npz.ArraySpec("U", ()),
+    "shift": npz.ArraySpec("fiu", (None,), finite=False),
+    "scale": npz.ArraySpec("fiu", (None,), finite=False),
     **{
         f"{split}_{name}": _LATENTS
         for split in ("train", "test")
         for name in ("mean", "log_variance")
     },
-    **{f"{split}_label": reading.Array("iu", (None,)) for split in ("train", "test")},
+    **{f"{split}_label": npz.ArraySpec("iu", (None,)) for split in ("train", "test")},
 }
 
 ABOUT = reading.record(
@@ -97,14 +96,12 @@ class Latents:
 def save(path: str | Path, encoded: Encoded, splits: dict[str, np.ndarray]) -> None:
     """Write a file of latents, atomically. splits: the arrays of NEEDED, and labels."""
     about = {key: value for key, value in encoded._asdict().items() if key not in STATISTICS}
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez(
-            file,
-            about=json.dumps(about),
-            shift=np.float32(encoded.shift),
-            scale=np.float32(encoded.scale),
-            **splits,
-        )
+    arrays = {
+        "about": json.dumps(about),
+        "shift": np.float32(encoded.shift),
+        "scale": np.float32(encoded.scale),
+    }
+    npz.save(path, arrays | splits)
 
 
 def load(path: str, image_size: int = 0, channels: int = 0) -> tuple[Latents, Latents, Encoded]:
@@ -164,7 +161,7 @@ def _read(path: str) -> dict[str, Any]:
     if not file.exists():
         raise UserError(f"data.path={path} does not exist; make it by python -m experiments.encode")
     try:
-        found = reading.npz_file(file, {}, ARRAYS.get)
+        found = npz.load(file, {}, ARRAYS.get)
         for split in ("train", "test"):
             shapes = {
                 found[name].shape

@@ -383,7 +383,9 @@ def _only_files(name: str, folder: Path) -> None:
     """
     for each in folder.iterdir() if folder.is_dir() else ():
         if each.exists() and not (each.is_dir() or each.is_file()):
-            raise UserError(f"data.name={name}: '{each}' is no regular file; prepare the set again")
+            raise UserError(
+                f"data.name={name}: '{each}' is not a regular file; prepare the set again"
+            )
 
 
 def _class_names(value: Any) -> Iterator[str]:

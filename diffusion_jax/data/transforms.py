@@ -49,12 +49,12 @@ def open_image(
         without are left out.
 
     Raises:
-      OSError: for what is no regular file, such as a pipe, which would be waited for.
+      OSError: for what is not a regular file, such as a pipe, which would be waited for.
       Exception: whatever Pillow raises for a file that is none of these (OSError, SyntaxError,
         struct.error, ...).
     """
     if not hasattr(file, "read") and os.path.exists(file) and not os.path.isfile(file):
-        raise OSError("it is no regular file")
+        raise OSError("it is not a regular file")
     Image.init()
     return Image.open(file, formats=[name for name in formats if name in Image.OPEN])
 

@@ -19,11 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffusion_jax import reading
+from diffusion_jax import npz, reading
 from diffusion_jax.data import transforms
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import rows
-from diffusion_jax.files import atomic_path
 from diffusion_jax.progress import progress
 from diffusion_jax.types import Array
 
@@ -194,18 +193,14 @@ def _load(path: Path, shape: tuple[int, int, int], classes: int) -> dict[str, np
     """The parameters that `_keep` wrote for such images. UserError for a file that is damaged, or
     is of other images.
     """
-    return reading.npz_file(
+    return npz.load(
         path,
-        {name: reading.Array("f", value.shape) for name, value in init(shape, classes).items()},
+        {name: npz.ArraySpec("f", value.shape) for name, value in init(shape, classes).items()},
     )
 
 
 def _keep(path: Path | None, params: dict[str, np.ndarray]) -> None:
     """Best effort: without a cache that can be written the classifier works as well."""
     if path is not None:
-        with (
-            contextlib.suppress(UserError, OSError),
-            atomic_path(path) as temporary,
-            open(temporary, "wb") as file,
-        ):
-            np.savez(file, **params)
+        with contextlib.suppress(UserError, OSError):
+            npz.save(path, params)

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax import npz
 from diffusion_jax.data import transforms
 from diffusion_jax.data.padding import padded_batches
 from diffusion_jax.errors import UserError
-from diffusion_jax.files import atomic_path
 from diffusion_jax.progress import progress as progress_bar
 from diffusion_jax.types import Array, Cond, Key
 
@@ -81,7 +81,5 @@ def save_npz(
     .npz, atomically.
     """
     arrays = {"images": images, "labels": labels, "seeds": seeds} | arrays
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(
-            file, **{name: np.asarray(value) for name, value in arrays.items() if value is not None}
-        )
+    present = {name: value for name, value in arrays.items() if value is not None}
+    npz.save(path, present, compressed=True)

@@ -20,10 +20,9 @@ import sklearn
 from sklearn.decomposition import PCA
 from sklearn.svm import SVC
 
-from diffusion_jax import reading
+from diffusion_jax import npz, reading
 from diffusion_jax.data import transforms
 from diffusion_jax.errors import UserError
-from diffusion_jax.files import atomic_path
 
 Recognise = Callable[[np.ndarray], np.ndarray]  # images uint8 (N, H, W, C) -> labels (N,)
 PENALTY = 10.0  # C of the machine
@@ -230,9 +229,7 @@ def _load(path: Path, images: np.ndarray, labels: np.ndarray) -> Machine:
         "classes": ("i", (len(classes),)),
         "gamma": ("f", ()),
     }
-    kept = Machine(
-        **reading.npz_file(path, {name: reading.Array(*spec) for name, spec in shapes.items()})
-    )
+    kept = Machine(**npz.load(path, {name: npz.ArraySpec(*spec) for name, spec in shapes.items()}))
     vectors, dimensions = kept.vectors.shape
     fits = kept.counts.min() >= 0 and kept.counts.sum() == vectors == kept.coefficients.shape[1]
     if (
@@ -247,9 +244,5 @@ def _load(path: Path, images: np.ndarray, labels: np.ndarray) -> Machine:
 def _keep(path: Path | None, machine: Machine) -> None:
     """Best effort: without a cache that can be written the machine works as well."""
     if path is not None:
-        with (
-            contextlib.suppress(UserError, OSError),
-            atomic_path(path) as temporary,
-            open(temporary, "wb") as file,
-        ):
-            np.savez(file, **machine._asdict())
+        with contextlib.suppress(UserError, OSError):
+            npz.save(path, machine._asdict())

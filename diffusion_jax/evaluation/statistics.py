@@ -15,24 +15,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion_jax import reading
+from diffusion_jax import npz, reading
 from diffusion_jax.data.padding import padded_batches
 from diffusion_jax.data.sources import Source
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import frechet
 from diffusion_jax.evaluation.features import Extractor
-from diffusion_jax.files import atomic_path, canonical_json
+from diffusion_jax.files import canonical_json
 from diffusion_jax.progress import progress
 
 BATCH, PROBE = 256, 1000  # images read at a time; images hashed
 REMEDY = "make it anew with experiments.statistics"
 
 ARRAYS = {
-    "count": reading.Array("iu", ()),
-    "mean": reading.Array("f", (None,)),
-    "cov": reading.Array("f", (None, None)),
-    "of": reading.Array("U", ()),
-    "hash": reading.Array("U", ()),
+    "count": npz.ArraySpec("iu", ()),
+    "mean": npz.ArraySpec("f", (None,)),
+    "cov": npz.ArraySpec("f", (None, None)),
+    "of": npz.ArraySpec("U", ()),
+    "hash": npz.ArraySpec("U", ()),
 }
 
 OF = reading.record(
@@ -125,8 +125,7 @@ def save(path: str | os.PathLike, statistics: Statistics) -> None:
     """
     arrays = statistics.moments._asdict() | {"of": canonical_json(statistics.of, indent=None)}
     arrays = {name: np.asarray(value) for name, value in arrays.items()}
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays, hash=_hash(arrays))
+    npz.save(path, arrays | {"hash": _hash(arrays)})
 
 
 def load(path: str | os.PathLike) -> Statistics:
@@ -141,7 +140,7 @@ def load(path: str | os.PathLike) -> Statistics:
             f"there is no '{path}'; make it with python -m experiments.statistics --out={path}"
         )
     try:
-        arrays = reading.npz_file(path, ARRAYS)
+        arrays = npz.load(path, ARRAYS)
         intact = str(arrays["hash"]) == _hash(arrays)
         of = reading.json_text(
             str(arrays["of"]), f"the description in '{path}'", OF if intact else reading.anything

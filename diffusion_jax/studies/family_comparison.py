@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import arrays, data, errors, files, parsing, provenance, reading
+from diffusion_jax import arrays, data, errors, files, npz, parsing, provenance, reading
 from diffusion_jax.assembly import (
     autoencoders,
     components,
@@ -310,9 +310,7 @@ def _recall(file: Path) -> tuple[dict, Any]:
     row = reading.json_file(
         file.with_suffix(".json"), reading.record(numbers, others=reading.number(finite=False))
     )
-    return row, reading.npz_file(file, {"images": reading.Array("u", (None, None, None, None))})[
-        "images"
-    ]
+    return row, npz.load(file, {"images": npz.ArraySpec("u", (None, None, None, None))})["images"]
 
 
 def _tell(name: str, row: Mapping) -> None:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import files, parsing, provenance, reading
+from diffusion_jax import files, npz, parsing, provenance, reading
 from diffusion_jax.assembly import conditions, denoiser, experiment, sampling
 from diffusion_jax.assembly import workdir as folder
 from diffusion_jax.denoisers import guidance
@@ -77,9 +77,9 @@ def sweep(
 
 def _cell(path: Path) -> dict:
     """{'shown': images, score: value} of a finished cell. UserError for a file that is damaged."""
-    found = reading.npz_file(
+    found = npz.load(
         path,
-        {"images": reading.Array("u", (None, None, None, None)), "scores": reading.Array("U", ())},
+        {"images": npz.ArraySpec("u", (None, None, None, None)), "scores": npz.ArraySpec("U", ())},
     )
     scores = reading.json_text(
         str(found["scores"]), f"the scores in '{path}'", reading.table(reading.number(finite=False))
@@ -132,7 +132,9 @@ def report(rows: Sequence[Mapping], real: Mapping) -> str:
         for row in every
     ]
     return markdown_table(
-        shown, {"guide": "guide", "scale": "scale"} | {key: metric_table.find(key, "pixels").title for key in metrics}
+        shown,
+        {"guide": "guide", "scale": "scale"}
+        | {key: metric_table.find(key, "pixels").title for key in metrics},
     )
 
 

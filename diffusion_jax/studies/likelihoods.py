@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from diffusion_jax import arrays, data, files, reading
+from diffusion_jax import arrays, data, files, npz, reading
 from diffusion_jax.assembly import denoiser, experiment, sampling
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.evaluation import generate
@@ -211,13 +211,13 @@ def _part(file: Path, rows: Collection[str]) -> dict:
     and these rows.
     """
     needed = {
-        f"{row}.{name}": reading.Array("fiu", finite=False)
+        f"{row}.{name}": npz.ArraySpec("fiu", finite=False)
         for row in rows
         for name in ("total", "nfe")
     }
-    needed |= {f"{row}.seconds": reading.Array("f", ()) for row in rows}
-    index, other = {"index": reading.Array("iu", (None,))}, reading.Array("fiu", finite=False)
-    part = reading.npz_file(file, index | needed, lambda name: other)
+    needed |= {f"{row}.seconds": npz.ArraySpec("f", ()) for row in rows}
+    index, other = {"index": npz.ArraySpec("iu", (None,))}, npz.ArraySpec("fiu", finite=False)
+    part = npz.load(file, index | needed, lambda name: other)
     count = len(part["index"])
     sizes = {name: value.shape[:1] for name, value in part.items() if not name.endswith(".seconds")}
     if part["index"].min(initial=0) < 0 or not set(sizes.values()) <= {(), (1,), (count,)}:

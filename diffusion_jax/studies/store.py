@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from diffusion_jax import files, provenance, reading
+from diffusion_jax import files, npz, provenance, reading
 
 T = TypeVar("T")
 
@@ -151,17 +151,16 @@ def save_cell(
       record: plain data.
       arrays: name -> array; those that are None are left out.
     """
-    present = {key: np.asarray(value) for key, value in arrays.items() if value is not None}
-    with files.atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **{name: files.canonical_json(record, None)}, **present)
+    present = {key: value for key, value in arrays.items() if value is not None}
+    npz.save(path, {name: files.canonical_json(record, None)} | present, compressed=True)
 
 
 def read_cell(
     path: Path,
     name: str,
     rule: reading.Rule,
-    needed: Mapping[str, reading.Array],
-    also: Callable[[str], reading.Array | None] | None = None,
+    needed: Mapping[str, npz.ArraySpec],
+    also: Callable[[str], npz.ArraySpec | None] | None = None,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The record and the arrays that `save_cell` wrote.
 
@@ -170,11 +169,11 @@ def read_cell(
       name: of the array that holds the record.
       rule: what the record must be.
       needed: arrays that must be there, and what each must be.
-      also: as in `reading.npz_file`: what an array of another name must be.
+      also: as in `npz.load`: what an array of another name must be.
 
     Raises:
       UserError: where the file is damaged, or holds something else.
     """
-    arrays = reading.npz_file(path, {name: reading.Array("U", ()), **needed}, also)
+    arrays = npz.load(path, {name: npz.ArraySpec("U", ()), **needed}, also)
     text = str(arrays.pop(name))
     return reading.json_text(text, f"the {name} in '{path}'", rule), arrays

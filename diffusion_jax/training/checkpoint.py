@@ -472,7 +472,7 @@ def _regular(folder: Path) -> None:
     for parent, _, files in os.walk(folder):
         for name in files:
             if not stat.S_ISREG(os.stat(os.path.join(parent, name)).st_mode):
-                raise OSError(f"{name} is no regular file")
+                raise OSError(f"{name} is not a regular file")
 
 
 @contextlib.contextmanager

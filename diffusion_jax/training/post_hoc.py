@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diffusion_jax import reading
+from diffusion_jax import npz
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import atomic_path
 from diffusion_jax.training import ema
@@ -135,9 +135,7 @@ def load(directory: str | os.PathLike, step: int) -> dict[str, dict[str, np.ndar
     """{length's name: {path: leaf}} of one snapshot. Raises UserError where it is damaged."""
     path = Path(directory) / f"{step}.npz"
     try:
-        leaves = reading.npz_file(
-            path, {DIGEST: reading.Array("U", ())}, lambda _: reading.Array("f")
-        )
+        leaves = npz.load(path, {DIGEST: npz.ArraySpec("U", ())}, lambda _: npz.ArraySpec("f"))
         whole = str(leaves.pop(DIGEST)) == _digest(step, leaves)
     except UserError:
         whole = False

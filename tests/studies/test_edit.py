@@ -157,7 +157,7 @@ def test_a_picture_that_is_a_pipe_or_a_bomb_is_refused_at_once(tmp_path):
         for name, data in chunks
     )
     (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
-    for name, words in (("pipe", "it is no regular file"), ("bomb", "exceeds limit")):
+    for name, words in (("pipe", "it is not a regular file"), ("bomb", "exceeds limit")):
         with pytest.raises(
             UserError, match=f"--mask=.*{name}.png cannot be read as a picture .*{words}"
         ):

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from diffusion_jax import files, reading
+from diffusion_jax import files, npz, reading
 from diffusion_jax.errors import UserError
 from diffusion_jax.studies import store
 
@@ -69,7 +69,7 @@ def test_a_cell_holds_a_record_and_arrays_under_a_name_that_its_identity_gives(t
 
     def read(path):
         score = reading.table(reading.number(finite=False))
-        return store.read_cell(path, "row", score, {"samples": reading.Array("iu", (3,))})
+        return store.read_cell(path, "row", score, {"samples": npz.ArraySpec("iu", (3,))})
 
     record, arrays = store.load(path, read)
     assert np.isnan(record["x"]) and list(arrays) == ["samples"]

@@ -48,7 +48,7 @@ def test_rows_of_other_types_are_no_rows_and_a_pipe_is_no_file_of_rows(tmp_path)
     assert few_step_methods.seconds(tmp_path) == 12 / 5
     file.unlink()
     os.mkfifo(file)
-    with pytest.raises(UserError, match="no regular file"):
+    with pytest.raises(UserError, match="not a regular file"):
         metrics.read_rows(file)
 
 
@@ -69,5 +69,5 @@ def test_a_checkpoint_with_a_pipe_is_damaged_and_so_is_one_that_describes_other_
     )
     file.unlink()
     os.mkfifo(file)
-    with pytest.raises(UserError, match="no regular file"):
+    with pytest.raises(UserError, match="not a regular file"):
         checkpoint.restore_params(tmp_path)

@@ -1,0 +1,151 @@
+"""Plain arrays in .npz files: written atomically, read within bounds and checked, never unpickled."""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.files import atomic_path
+
+UNPACKED = 100  # bytes of arrays for each byte of a file: runs of equal pixels compress well
+SMALL = 2**26  # bytes of arrays that any file may unpack to
+
+
+class ArraySpec(NamedTuple):
+    """What an array of a file must be.
+
+    Attributes:
+      kinds: letters of numpy's dtype.kind, such as 'f' or 'iu'; 'V' is bfloat16 written by numpy.
+      shape: the sizes, None where any size is allowed; None allows any shape.
+      finite: whether NaN and infinities are refused.
+    """
+
+    kinds: str
+    shape: tuple[int | None, ...] | None = None
+    finite: bool = True
+
+
+def save(path: str | os.PathLike, arrays: Mapping[str, Any], *, compressed: bool = False) -> None:
+    """Write {name: array} to an .npz file, atomically.
+
+    Args:
+      path: the file, which is replaced if it exists; missing folders are made.
+      arrays: the arrays by name.
+      compressed: whether they are compressed, which takes longer.
+
+    Raises:
+      UserError: where the folder cannot be written.
+    """
+    write = np.savez_compressed if compressed else np.savez
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        write(file, **{name: np.asarray(array) for name, array in arrays.items()})
+
+
+def load(
+    path: str | os.PathLike,
+    needed: Mapping[str, ArraySpec],
+    also: Callable[[str], ArraySpec | None] | None = None,
+    *,
+    unpacked: float = UNPACKED,
+) -> dict[str, np.ndarray]:
+    """Read the plain arrays of an .npz file.
+
+    Args:
+      path: the file.
+      needed: the arrays that must be there, and what each must be.
+      also: name of another array -> what it must be, or None for an array that is not read; without
+        it other arrays are not read.
+      unpacked: how many times larger than the file the arrays may be, where they have more than
+        SMALL bytes.
+
+    Returns:
+      {name: array}.
+
+    Raises:
+      UserError: where the file is missing or damaged, lacks an array, or holds one that does not
+        meet its specification, such as a pickle.
+    """
+    try:
+        return _load(path, needed, also or (lambda name: None), unpacked)
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"cannot read '{path}': {error.strerror}") from error
+    except Exception as error:  # damaged zip files raise many types; the cause stays attached
+        raise UserError(f"'{path}' is damaged ({type(error).__name__}: {error!s:.200})") from error
+
+
+def _load(
+    path: str | os.PathLike,
+    needed: Mapping[str, ArraySpec],
+    also: Callable[[str], ArraySpec | None],
+    unpacked: float,
+) -> dict[str, np.ndarray]:
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+        raise UserError(f"'{path}' is {kind}")
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        if len(members) < len(archive.infolist()):
+            raise UserError(f"'{path}' is damaged: it has two arrays of one name")
+        if missing := [name for name in needed if name not in members]:
+            raise UserError(f"'{path}' is damaged: it lacks {', '.join(missing)}")
+        wanted = {name: spec for name in members if (spec := needed.get(name) or also(name))}
+        size = sum(members[name].file_size for name in wanted)
+        if size > max(unpacked * os.path.getsize(path), SMALL):
+            raise UserError(
+                f"'{path}' unpacks to more than {unpacked:g} times its size; it is not read"
+            )
+        found = {}
+        for name, spec in wanted.items():
+            with archive.open(members[name]) as file:
+                found[name] = _plain_array(file, members[name].file_size)
+            _check(found[name], spec, f"'{path}' is damaged: {name:.60}")
+    return found
+
+
+def _plain_array(file: IO[bytes], size: int) -> np.ndarray:
+    """Read the array of an .npy member of `size` bytes.
+
+    Raises:
+      ValueError: unless its header and its bytes agree, and it holds no objects.
+    """
+    version = np.lib.format.read_magic(file)
+    headers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    shape, fortran, dtype = headers[version](file)
+    if dtype.hasobject:
+        raise ValueError("it holds a pickle of Python objects, which are never read")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > size:
+        raise ValueError(f"a header of {dtype}{list(shape)} in {size} bytes")
+    data = file.read()
+    if len(data) != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{len(data)} bytes for {dtype}{list(shape)}")
+    if not data:
+        return np.zeros(shape, dtype)
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _check(array: np.ndarray, spec: ArraySpec, what: str) -> None:
+    """Raise UserError, beginning with `what`, unless the array meets its specification."""
+    fits = spec.shape is None or (
+        len(spec.shape) == array.ndim
+        and all(size in (None, own) for size, own in zip(spec.shape, array.shape))
+    )
+    if array.dtype.kind not in spec.kinds or not fits:
+        shape = "" if spec.shape is None else f" {['any' if n is None else n for n in spec.shape]}"
+        raise UserError(
+            f"{what} is {array.dtype}{list(array.shape)}, and must be of kind {spec.kinds}{shape}"
+        )
+    if spec.finite and array.dtype.kind in "fc" and not np.isfinite(array).all():
+        raise UserError(f"{what} has values that are not finite")
