@@ -1,12 +1,13 @@
-"""Networks that turn an image into a distribution over latents, and a latent into a distribution
-over images.
+"""Autoencoders: networks from an image to a distribution of latents, and from a latent to images.
 
-All have one interface, which is all that objectives/autoencoding.py knows of them:
-    encode(x, cond, train) -> (mean, log_variance), both (B, *latent_shape)                 q(z | x), a diagonal Gaussian
-    decode(z, cond, x, train) -> (mean (B, H, W, C), log_scale, broadcastable to it)        p(x | z), whose kind the objective
-    chooses
-x in decode is the image itself, for decoders that predict a pixel from those before it. float32
-outside, images in [-1, 1].
+All of them have one interface, which is all that objectives/variational.py knows of them:
+
+    encode(x, cond, train) -> (mean, log_variance), both (B, *latent_shape)
+    decode(z, cond, x, train) -> (mean (B, H, W, C), log_scale, which broadcasts to it)
+
+The first is q(z | x), a diagonal Gaussian; the second is p(x | z), whose kind the objective
+chooses. x in decode is the image itself, for decoders that predict a pixel from those before it.
+Inputs and outputs are float32, and images are in [-1, 1].
 """
 
 from __future__ import annotations
@@ -27,25 +28,27 @@ LOG_VARIANCE = (-30.0, 20.0)  # as latent diffusion's code clips it
 
 
 class AutoencoderKL(nn.Module):
-    """The autoencoder of latent diffusion (Rombach et al. 2022, appendix G), in the layout of
-    diffusers' class of that name.
+    """The autoencoder of latent diffusion (Rombach et al. 2022, appendix G).
 
-    A state dict of theirs becomes our parameters by renaming and transposing, for any
-    block_out_channels with a common divisor `width`. log_scale is 0: the image is the decoder's
-    mean. Labels are not looked at.
+    Its layout is that of the class of this name in diffusers, whose state dicts become parameters
+    by renaming and transposing, for any block_out_channels with a common divisor `width`. log_scale
+    is 0: the image is the decoder's mean. Labels are ignored.
 
-    shape: (H, W, C) of the images. Others are taken, too, as the network is convolutional, but C is
-      the decoder's.
-    latent_channels: 4 in Stable Diffusion 1 and 2, 16 in 3.
-    width, multipliers: level i has width * multipliers[i] channels at half the resolution of the
-      level before.
-    blocks: residual blocks per level of the encoder; the decoder has one more.
-    norm: (groups, epsilon) of every group norm; None: see layers.group_norm.
-    attention: one head over the pixels in the middle of both halves.
-    quant: the 1x1 convolutions on both sides of the latent.
-    stem: 2 packs each 2 x 2 block of pixels into channels first, and unpacks it last: a quarter of
-      the work (not in diffusers).
-    dtype: of convolutions and attention.
+    Attributes:
+      num_classes: not used.
+      shape: (H, W, C) of the images. The network is convolutional and takes other sizes too, but C
+        is the decoder's.
+      latent_channels: 4 in Stable Diffusion 1 and 2, 16 in 3.
+      width: channels of the first level.
+      multipliers: level i has width * multipliers[i] channels at half the resolution of the level
+        before.
+      blocks: residual blocks per level of the encoder; the decoder has one more.
+      norm: (groups, epsilon) of every group norm; None: see layers.group_norm.
+      attention: one head over the pixels in the middle of encoder and decoder.
+      quant: the 1x1 convolutions on both sides of the latent.
+      stem: 2 packs each 2 x 2 block of pixels into channels first, and unpacks it last: a quarter
+        of the work (not in diffusers).
+      dtype: type of convolutions and attention.
     """
 
     num_classes: int = 0
@@ -60,36 +63,49 @@ class AutoencoderKL(nn.Module):
     stem: int = 1
     dtype: str = "float32"
 
-    def setup(self):
+    autoregressive = False
+
+    def setup(self) -> None:
+        """Makes the submodules."""
         options = {
             "width": self.width,
             "multipliers": self.multipliers,
             "blocks": self.blocks,
             "stem": self.stem,
+            "norm": self.norm,
+            "attention": self.attention,
+            "dtype": self.dtype,
         }
-        options |= {"norm": self.norm, "attention": self.attention, "dtype": self.dtype}
         self.encoder = _Encoder(2 * self.latent_channels, **options)
         self.decoder = _Decoder(self.shape[-1], **options | {"blocks": self.blocks + 1})
         if self.quant:
             self.quant_conv = layers.conv(2 * self.latent_channels, 1, name="quant_conv")
             self.post_quant_conv = layers.conv(self.latent_channels, 1, name="post_quant_conv")
 
-    autoregressive = False
-
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of the latents of images of `shape`. UserError if these cannot be halved often
-        enough.
+        """(H, W, C) of the latents of images of `shape`.
+
+        Raises:
+          UserError: if the images cannot be halved often enough.
         """
         return (*_halved(self.shape, self.stem, self.multipliers), self.latent_channels)
 
     def __call__(self, x: Array, cond: Cond = None, train: bool = False) -> tuple[Array, Array]:
-        """The reconstruction from the latent's mean, as `decode` gives it."""
+        """Reconstructs images from the mean of the latent; see `decode` for the result."""
         return self.decode(self.encode(x, cond, train)[0], cond, x, train)
 
     def encode(self, x: Array, cond: Cond = None, train: bool = False) -> tuple[Array, Array]:
-        """(mean, log_variance) of the latent, (B, H / f, W / f, latent_channels), f = stem
-        2^(levels - 1).
+        """Computes q(z | x).
+
+        Args:
+          x: images, (B, H, W, C).
+          cond: ignored.
+          train: ignored.
+
+        Returns:
+          (mean, log_variance), both (B, H / f, W / f, latent_channels) with f = stem 2^(levels -
+          1).
         """
         h = self.encoder(x)
         h = self.quant_conv(h) if self.quant else h
@@ -99,29 +115,43 @@ class AutoencoderKL(nn.Module):
     def decode(
         self, z: Array, cond: Cond = None, x: Array | None = None, train: bool = False
     ) -> tuple[Array, Array]:
-        """(image (B, H, W, C), 0)."""
+        """Computes p(x | z).
+
+        Args:
+          z: latents, (B, h, w, latent_channels).
+          cond: ignored.
+          x: ignored.
+          train: ignored.
+
+        Returns:
+          (mean, 0), the mean being images (B, H, W, C).
+        """
         h = self.post_quant_conv(z) if self.quant else z
         return self.decoder(h).astype(jnp.float32), jnp.zeros(())
 
 
 class VAE(nn.Module):
-    """The variational autoencoder (Kingma & Welling 2014) with a latent vector and, given classes,
-    a label for both halves.
+    """The variational autoencoder (Kingma & Welling 2014) with a latent vector.
 
-    Images or points. A learned row for the label (num_classes: "none") is added to what the latent
-    is read from, and stands beside the latent that is decoded.
+    Examples are images or points. With classes, a learned vector for the label (label num_classes:
+    "no class") is added to the features that the latent is read from, and another is concatenated
+    to the latent that is decoded.
 
-    shape: of an example. latent: dimensions of z.
-    hidden: the layers of a perceptron, of so many units on the way to the latent and in reverse on
-      the way back; () is a convolutional network instead, the halves of AutoencoderKL without
-      attention and with a dense layer each, with its width, multipliers, blocks, norm and stem.
-    log_scale: 'shared', one learned number for all pixels (Rybkin et al. 2021), or 'pixel', one
-      more output for each.
-    pixel_layers: 0: pixels are independent given z, a weak decoder. Otherwise a powerful one: so
-      many masked convolutions, 5 x 5 and pixel_width wide, predict each pixel from those before it,
-      besides z (van den Oord et al. 2016, section 3.4; Gulrajani et al. 2017). A pixel's colours
-      are independent of each other.
-    dtype: of the convolutional halves.
+    Attributes:
+      num_classes: number of classes; 0 ignores labels.
+      shape: of an example.
+      latent: dimensions of z.
+      hidden: the hidden units of a perceptron from the example to the latent, and in reverse order
+        back. () is a convolutional network instead: encoder and decoder of AutoencoderKL without
+        attention and with a dense layer each, with its width, multipliers, blocks, norm and stem.
+      log_scale: 'shared', one learned number for all pixels (Rybkin et al. 2021), or 'pixel', one
+        more output for each.
+      pixel_layers: 0: pixels are independent given z, a weak decoder. Otherwise a powerful decoder:
+        this many masked 5 x 5 convolutions predict each pixel from those before it, besides z (van
+        den Oord et al. 2016, section 3.4; Gulrajani et al. 2017). The colors of a pixel are
+        independent of each other.
+      pixel_width: channels of the masked convolutions.
+      dtype: type of the convolutional encoder and decoder.
     """
 
     num_classes: int = 0
@@ -138,31 +168,32 @@ class VAE(nn.Module):
     pixel_width: int = 32
     dtype: str = "float32"
 
-    def setup(self):
+    def setup(self) -> None:
+        """Makes the submodules."""
         if self.log_scale not in ("shared", "pixel"):
             raise unknown("log_scale", self.log_scale, ["shared", "pixel"])
         outputs = self.shape[-1] * (2 if self.log_scale == "pixel" else 1)
         if self.hidden:
+            sizes = (*reversed(self.hidden), math.prod(self.shape[:-1]) * outputs)
             self.encoder = _Perceptron(self.hidden)
-            self.decoder = _Perceptron(
-                (*reversed(self.hidden), math.prod(self.shape[:-1]) * outputs)
-            )
+            self.decoder = _Perceptron(sizes)
         else:
             options = {
                 "width": self.width,
                 "multipliers": self.multipliers,
                 "blocks": self.blocks,
                 "stem": self.stem,
+                "norm": self.norm,
+                "attention": False,
+                "dtype": self.dtype,
             }
-            options |= {"norm": self.norm, "attention": False, "dtype": self.dtype}
             self.encoder = _Encoder(self.width * self.multipliers[-1], **options)
             self.decoder = _Decoder(outputs, **options)
             self.unfold = _dense(math.prod(self._map()))
         self.moments = _dense(2 * self.latent)
         if self.num_classes:
-            self.label_seen = LabelEmbedding(
-                self.num_classes, self.hidden[-1] if self.hidden else math.prod(self._map())
-            )
+            features = self.hidden[-1] if self.hidden else math.prod(self._map())
+            self.label_seen = LabelEmbedding(self.num_classes, features)
             self.label_drawn = LabelEmbedding(self.num_classes, self.latent)
         if self.pixel_layers:
             self.pixels = _PixelCNN(outputs, self.pixel_width, self.pixel_layers)
@@ -171,19 +202,29 @@ class VAE(nn.Module):
 
     @property
     def latent_shape(self) -> tuple[int]:
+        """The shape of a latent, (latent,)."""
         return (self.latent,)
 
     @property
     def autoregressive(self) -> bool:
-        """Whether `decode` reads the image, each pixel those before it."""
+        """Whether `decode` reads the image, for each pixel those before it."""
         return self.pixel_layers > 0
 
     def __call__(self, x: Array, cond: Cond = None, train: bool = False) -> tuple[Array, Array]:
-        """What `decode` gives for the latent's mean."""
+        """Reconstructs examples from the mean of the latent; see `decode` for the result."""
         return self.decode(self.encode(x, cond, train)[0], cond, x, train)
 
     def encode(self, x: Array, cond: Cond = None, train: bool = False) -> tuple[Array, Array]:
-        """(mean, log_variance) of the latent, (B, latent)."""
+        """Computes q(z | x).
+
+        Args:
+          x: examples, (B, *shape).
+          cond: None, or a dict with 'label' (B,).
+          train: ignored.
+
+        Returns:
+          (mean, log_variance), both (B, latent).
+        """
         h = self.encoder(x.reshape(len(x), -1) if self.hidden else x).reshape(len(x), -1)
         if self.num_classes:
             h = h + self.label_seen((cond or {}).get("label"), len(x))
@@ -193,8 +234,17 @@ class VAE(nn.Module):
     def decode(
         self, z: Array, cond: Cond = None, x: Array | None = None, train: bool = False
     ) -> tuple[Array, Array]:
-        """(mean (B, *shape), log_scale). x: the image, whose pixels an autoregressive decoder
-        reads, each those before it.
+        """Computes p(x | z).
+
+        Args:
+          z: latents, (B, latent).
+          cond: None, or a dict with 'label' (B,).
+          x: the images (B, *shape), of which an autoregressive decoder reads, for each pixel, those
+            before it; other decoders ignore them.
+          train: ignored.
+
+        Returns:
+          (mean (B, *shape), log_scale), the log_scale being a scalar or of the mean's shape.
         """
         if self.num_classes:
             z = jnp.concatenate([z, self.label_drawn((cond or {}).get("label"), len(z))], axis=-1)
@@ -204,7 +254,7 @@ class VAE(nn.Module):
         return (h, self.shared) if self.log_scale == "shared" else tuple(jnp.split(h, 2, axis=-1))
 
     def _map(self) -> tuple[int, int, int]:
-        """The smallest feature map of the convolutional halves, (H, W, C)."""
+        """(H, W, C) of the smallest feature map of the convolutional encoder and decoder."""
         return (
             *_halved(self.shape, self.stem, self.multipliers),
             self.width * self.multipliers[-1],
@@ -212,14 +262,13 @@ class VAE(nn.Module):
 
 
 def _halved(shape: tuple[int, ...], stem: int, multipliers: tuple[int, ...]) -> tuple[int, int]:
-    """(H, W) of images of `shape` at the bottom of the network. UserError if they cannot be halved
-    often enough.
-    """
+    """(H, W) of images of `shape` at the bottom of the network; UserError if they do not fit."""
     factor = stem * 2 ** (len(multipliers) - 1)
     if len(shape) != 3 or shape[0] % factor or shape[1] % factor:
-        what = f"examples of shape {shape} do not fit an autoencoder with stem={stem} and multipliers={multipliers}"
         raise UserError(
-            f"{what}: images need sides that are multiples of {factor}; resize them, or use fewer multipliers"
+            f"examples of shape {shape} do not fit an autoencoder with stem={stem} and multipliers="
+            f"{multipliers}: images need sides that are multiples of {factor}; resize them, or use "
+            "fewer multipliers"
         )
     return shape[0] // factor, shape[1] // factor
 
@@ -229,7 +278,7 @@ def _dense(features: int, name: str | None = None) -> nn.Dense:
 
 
 class _Perceptron(nn.Module):
-    """(B, D) -> (B, widths[-1])."""
+    """A perceptron, (B, D) -> (B, widths[-1])."""
 
     widths: tuple[int, ...]
 
@@ -241,8 +290,10 @@ class _Perceptron(nn.Module):
 
 
 class _PixelCNN(nn.Module):
-    """(h, x) -> (B, H, W, features). A pixel sees h, and x before it in raster order (all but a
-    wedge to the upper right).
+    """Masked convolutions, features h and image x -> (B, H, W, features).
+
+    A pixel depends on h, and on the pixels of x before it in raster order, except for a wedge to
+    the upper right.
     """
 
     features: int
@@ -251,10 +302,11 @@ class _PixelCNN(nn.Module):
 
     @nn.compact
     def __call__(self, h: Array, x: Array) -> Array:
-        told = layers.conv(self.width, 1, name="told")(h)
-        h = self._masked(x, "masked_0", itself=False) + told
+        # "told" is the name of these parameters in checkpoints
+        condition = layers.conv(self.width, 1, name="told")(h)
+        h = self._masked(x, "masked_0", itself=False) + condition
         for i in range(1, self.layers):
-            h = h + self._masked(jax.nn.silu(h + told), f"masked_{i}", itself=True)
+            h = h + self._masked(jax.nn.silu(h + condition), f"masked_{i}", itself=True)
         return layers.conv(self.features, 1, name="last")(jax.nn.silu(h))
 
     def _masked(self, x: Array, name: str, itself: bool) -> Array:
@@ -266,8 +318,9 @@ class _PixelCNN(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """(B, H, W, C) -> (B, H / f, W / f, features): down by strided convolutions, and the middle.
-    Fields: AutoencoderKL.
+    """The encoder of AutoencoderKL, (B, H, W, C) -> (B, H / f, W / f, features).
+
+    Strided convolutions halve the resolution; the middle follows. For the fields see AutoencoderKL.
     """
 
     features: int
@@ -288,7 +341,7 @@ class _Encoder(nn.Module):
             for i in range(self.blocks):
                 h = _residual(self, self.width * multiplier, f"down_{level}_{i}")(h)
             if level < len(self.multipliers) - 1:
-                padding = ((0, 1), (0, 1))  # below and to the right only, as theirs
+                padding = ((0, 1), (0, 1))  # below and to the right only, as in diffusers
                 h = layers.conv(
                     h.shape[-1],
                     stride=2,
@@ -300,8 +353,10 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """(B, h, w, D) -> (B, f h, f w, features): the middle, and up by nearest neighbours and
-    convolutions. Fields: AutoencoderKL.
+    """The decoder of AutoencoderKL, (B, h, w, D) -> (B, f h, f w, features).
+
+    After the middle, nearest neighbors and convolutions double the resolution. For the fields see
+    AutoencoderKL.
     """
 
     features: int

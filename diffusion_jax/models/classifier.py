@@ -1,6 +1,4 @@
-"""The noise-conditional classifier: p(class | x_t) by the way down of a U-Net (Dhariwal & Nichol
-2021, section 4).
-"""
+"""The noise-conditional classifier: p(class | x_t) by the encoder half of a U-Net."""
 
 from __future__ import annotations
 
@@ -15,13 +13,16 @@ from diffusion_jax.types import Array, Cond
 
 
 class HalfUNet(nn.Module):
-    """Logits (x, c_noise): (B, H, W, C), (B,) -> (B, num_classes) float32. Exactly 0 at init.
+    """A classifier of noised images (Dhariwal & Nichol 2021, section 4).
 
-    The calling convention is the U-Net's, and so are the options; cond is not looked at. H and W
-    must be multiples of stem * 2^(levels - 1).
+    It maps x (B, H, W, C) and c_noise (B,) to logits (B, num_classes) float32, which are exactly 0
+    at initialization. The calling convention and the other options are those of unet.UNet; cond is
+    ignored. H and W must be multiples of stem * 2^(levels - 1).
 
-    pool: 'attention' (CLIP's, as ADM: the mean pixel asks all pixels, by one query) or 'mean' over
-    the last feature map. Other fields: see unet.UNet.
+    Attributes:
+      num_classes: number of classes.
+      pool: 'attention' (CLIP's, as in ADM: the mean pixel attends to all pixels) or 'mean', over
+        the last feature map.
     """
 
     num_classes: int = 0
@@ -40,70 +41,78 @@ class HalfUNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, c_noise: Array, cond: Cond = None, train: bool = False) -> Array:
+        """Evaluates the classifier.
+
+        Args:
+          x: scaled noised images, (B, H, W, C).
+          c_noise: the noise level, scalar or (B,).
+          cond: ignored.
+          train: turns dropout on; then rngs={'dropout': key} is needed.
+
+        Returns:
+          Logits, (B, num_classes) float32.
+
+        Raises:
+          UserError: while tracing, for sizes and options that do not fit.
+        """
         self._check(x)
-        told = ConditionEmbedding(
+        condition = ConditionEmbedding(
             self.width, 4 * self.width, 0, self.noise_embedding, name="condition"
         )
-        told = told(c_noise, {}, x.shape[0])
+        embedding = condition(c_noise, {}, x.shape[0])
         h = layers.conv(self.width, dtype=self.dtype, name="first")(
             layers.space_to_depth(x, self.stem)
         )
         for level, multiplier in enumerate(self.multipliers):
             for i in range(self.blocks):
-                resample = (
-                    "down" if level and not i else "none"
-                )  # as BigGAN's and ADM's blocks do it
-                h = self._residual(
-                    h, told, train, self.width * multiplier, f"down_{level}_{i}", resample
-                )
+                name, channels = f"down_{level}_{i}", self.width * multiplier
+                resample = "down" if level and not i else "none"  # as in BigGAN's and ADM's blocks
+                h = self._residual(h, embedding, train, channels, name, resample)
                 if h.shape[1] in self.attention:
-                    h = self._attention(h, f"down_{level}_{i}_attention")
+                    h = self._attention(h, f"{name}_attention")
         h = jax.nn.silu(layers.group_norm(h, "last_norm"))
-        h = (
-            _AttentionPool(self.head_width, name="pool")(h)
-            if self.pool == "attention"
-            else h.mean((1, 2))
-        )
-        return nn.Dense(self.num_classes, kernel_init=layers.ZERO_INIT, name="last")(
-            h.astype(jnp.float32)
-        )
+        if self.pool == "attention":
+            h = _AttentionPool(self.head_width, name="pool")(h)
+        else:
+            h = h.mean((1, 2))
+        last = nn.Dense(self.num_classes, kernel_init=layers.ZERO_INIT, name="last")
+        return last(h.astype(jnp.float32))
 
     def _residual(
-        self, h: Array, told: Array, train: bool, channels: int, name: str, resample: str
+        self, h: Array, embedding: Array, train: bool, channels: int, name: str, resample: str
     ) -> Array:
         options = dict(scale_shift=self.scale_shift, dropout=self.dropout, dtype=self.dtype)
-        return layers.ResidualBlock(channels, resample, **options, name=name)(h, told, train)
+        return layers.ResidualBlock(channels, resample, **options, name=name)(h, embedding, train)
 
     def _attention(self, h: Array, name: str) -> Array:
-        return layers.AttentionBlock(
-            self.head_width, 1.0, self.attention_impl, self.dtype, name=name
-        )(h)
+        options = self.head_width, 1.0, self.attention_impl, self.dtype
+        return layers.AttentionBlock(*options, name=name)(h)
 
     def _check(self, x: Array) -> None:
+        """Checks options and shapes while tracing."""
         if self.pool not in ("attention", "mean"):
             raise unknown("pool", self.pool, ["attention", "mean"])
         if x.ndim != 4:
             raise UserError(f"the classifier takes images (B, H, W, C), not shape {x.shape}")
         if self.blocks < 1:
             raise UserError(f"blocks={self.blocks}: a classifier needs at least one block a level")
-        height, width, multiple = (
-            x.shape[1],
-            x.shape[2],
-            self.stem * 2 ** (len(self.multipliers) - 1),
-        )
+        height, width = x.shape[1:3]
+        multiple = self.stem * 2 ** (len(self.multipliers) - 1)
         if height % multiple or width % multiple:
             raise UserError(
-                f"images of {height} x {width} do not fit: stem={self.stem} and multipliers={self.multipliers}"
-                f" need multiples of {multiple}; use fewer multipliers or a smaller stem"
+                f"images of {height} x {width} do not fit: stem={self.stem} and multipliers="
+                f"{self.multipliers} need multiples of {multiple}; use fewer multipliers or a "
+                "smaller stem"
             )
 
 
 class _AttentionPool(nn.Module):
-    """(B, H, W, C) -> (B, C): the mean pixel asks all pixels and itself, once, by attention
-    (Radford et al. 2021, section 2.4).
+    """Attention pooling (Radford et al. 2021, section 2.4), (B, H, W, C) -> (B, C) float32.
 
-    A learned place is added to every pixel. head_width: channels per head, as in
-    layers.AttentionBlock. float32.
+    The mean pixel attends once to all pixels and to itself. A learned position is added to each.
+
+    Attributes:
+      head_width: channels per head, as in layers.AttentionBlock.
     """
 
     head_width: int | None = 64
@@ -118,15 +127,12 @@ class _AttentionPool(nn.Module):
             "places", nn.initializers.normal(c**-0.5), (tokens.shape[1], c), jnp.float32
         )
 
-        def dense(name):
+        def dense(name: str) -> nn.Dense:
             return nn.Dense(c, kernel_init=KERNEL_INIT, name=name)
 
-        def split(h):
+        def split(h: Array) -> Array:
             return h.reshape(b, -1, heads, c // heads)
 
-        q, k, v = (
-            split(dense("query")(tokens[:, :1])),
-            split(dense("key")(tokens)),
-            split(dense("value")(tokens)),
-        )
+        q = split(dense("query")(tokens[:, :1]))
+        k, v = split(dense("key")(tokens)), split(dense("value")(tokens))
         return dense("project")(layers.attention(q, k, v, "plain").reshape(b, c))

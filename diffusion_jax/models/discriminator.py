@@ -1,4 +1,4 @@
-"""The adversary of an autoencoder: it says of every patch of an image whether it is real."""
+"""The discriminator of an autoencoder, which judges every patch of an image."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ SLOPE = 0.2  # of the leaky rectifiers
 
 
 class PatchGAN(nn.Module):
-    """Logits, positive for real: (B, H, W, C) -> (B, h, w, 1) (Isola et al. 2017, section 3.2.2;
-    Esser et al. 2021).
+    """The PatchGAN discriminator (Isola et al. 2017, section 3.2.2; Esser et al. 2021).
 
-    layers: convolutions that halve the map, each with twice the channels of the one before, at most
-    8 width. Group norm stands in for their batch norm, so that an image is judged by itself.
+    It maps (B, H, W, C) to logits (B, h, w, 1), which are positive for real patches. Group norm
+    replaces the papers' batch norm, so that the logits of an image do not depend on the batch.
+
+    Attributes:
+      width: channels of the first layer.
+      layers: number of convolutions that halve the feature map. Each has twice the channels of the
+        one before, at most 8 width.
     """
 
     width: int = 64
@@ -26,6 +30,7 @@ class PatchGAN(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Computes the logits (B, h, w, 1) of images x (B, H, W, C)."""
         need_ranges("PatchGAN", width=(self.width, 1, 4096), layers=(self.layers, 1, 16))
         for i in range(self.layers + 1):
             stride = 2 if i < self.layers else 1

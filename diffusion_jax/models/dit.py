@@ -1,5 +1,6 @@
-"""The diffusion transformer, DiT (Peebles & Xie 2023, "Scalable diffusion models with
-transformers").
+"""The diffusion transformer, DiT (Peebles & Xie 2023).
+
+The paper is "Scalable diffusion models with transformers".
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.models import layers
 from diffusion_jax.models.embeddings import KERNEL_INIT, ConditionEmbedding
+from diffusion_jax.models.remat import product, rematerialized
 from diffusion_jax.types import Array, Cond
 
 # Table 1 of the paper. DiT-XL/2 is DiT(patch=2, **SIZES["XL"]).
@@ -28,31 +30,34 @@ SMALL_INIT = nn.initializers.normal(0.02)  # of noise level and class, in the au
 
 
 class DiT(nn.Module):
-    """F(x, c_noise, cond): (B, H, W, C), (B,), dict -> (B, H, W, C) float32. Exactly 0 at init.
+    """The diffusion transformer F(x, c_noise, cond): (B, H, W, C), (B,), dict -> (B, H, W, C).
 
-    The image is cut into patches, each a token of `width` numbers; to the tokens their place is
-    added; `depth` blocks (see _Block) follow, and a linear layer back to pixels. All are told noise
-    level and class by adaLN-Zero (section 3.2 of the paper). The calling convention and
-    cond['label'] are the U-Net's; H and W must be multiples of patch. Images or latents, of any
-    size: the places are a function, not parameters. Raises UserError for what does not fit, while
-    tracing.
+    The output is float32 and exactly 0 at initialization. The image is cut into patches, each of
+    which becomes a token of `width` numbers. A positional embedding is added; `depth` blocks (see
+    _Block) follow, and a linear layer back to pixels. All of them receive noise level and class by
+    adaLN-Zero (section 3.2 of the paper). The calling convention and cond['label'] are those of
+    unet.UNet. H and W must be multiples of patch. Images or latents may have any size, because the
+    positional embedding has no parameters.
 
-    num_classes: 0 is an unconditional network, which ignores labels; else a learned row per class
-      and one for "no class".
-    patch: height and width of a patch; half of it is four times the work. width, depth, heads: see
-      SIZES.
-    mlp_ratio: hidden units of a block's MLP, as a multiple of width. dropout: rate after them (the
-      paper has none).
-    learn_variance: (B, H, W, 2C), the second C channels for the variance (Nichol & Dhariwal 2021,
-      eq. 15).
-    noise_embedding: 'adm' in 1000 c_noise, as the authors have it, or another of
-      embeddings.NOISE_FEATURES.
-    second_time: the network is also told cond['to'], where a move ends (MeanFlow).
-    dtype: 'float32' or 'bfloat16' for tokens and blocks. Parameters, norms, softmax, the embedding
-      of noise level and class, last layer and output are float32.
-    remat, attention_impl: as in the U-Net, see layers.rematerialized and layers.attention.
-    scan_blocks: the blocks as one loop, over parameters 'blocks' with a leading axis `depth` in
-      place of 'block_0', ...: one block is compiled instead of all. For accelerators.
+    Attributes:
+      num_classes: 0 is an unconditional network, which ignores labels; otherwise there is an
+        embedding for each class and one for "no class".
+      patch: height and width of a patch; half of it is four times the work.
+      width: size of a token, see SIZES.
+      depth: number of blocks, see SIZES.
+      heads: number of attention heads, see SIZES.
+      mlp_ratio: hidden units of a block's MLP, as a multiple of width.
+      dropout: rate after the hidden units; the paper has none.
+      learn_variance: the output is (B, H, W, 2C), the second C channels for the variance (Nichol &
+        Dhariwal 2021, eq. 15).
+      noise_embedding: one of embeddings.NOISE_FEATURES; 'adm' in 1000 c_noise is the authors'.
+      second_time: the network also receives cond['to'], the time at which a move ends (MeanFlow).
+      dtype: 'float32' or 'bfloat16' for tokens and blocks. Parameters, norms, softmax, the
+        embedding of noise level and class, last layer and output are float32.
+      remat: see remat.rematerialized.
+      attention_impl: see layers.attention.
+      scan_blocks: runs the blocks in one loop, over parameters 'blocks' with a leading axis `depth`
+        instead of 'block_0', ...; one block is compiled instead of all. For accelerators.
     """
 
     num_classes: int = 0
@@ -72,6 +77,20 @@ class DiT(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, c_noise: Array, cond: Cond = None, train: bool = False) -> Array:
+        """Evaluates the network.
+
+        Args:
+          x: scaled noised images or latents, (B, H, W, C).
+          c_noise: the noise level, scalar or (B,).
+          cond: None, or a dict with 'label' (B,) and, with second_time, 'to' (B,).
+          train: turns dropout on; then rngs={'dropout': key} is needed.
+
+        Returns:
+          F, (B, H, W, C) or (B, H, W, 2C) float32.
+
+        Raises:
+          UserError: while tracing, for sizes and options that do not fit.
+        """
         self._check(x)
         channels = x.shape[-1] * (2 if self.learn_variance else 1)
         condition = ConditionEmbedding(
@@ -84,26 +103,22 @@ class DiT(nn.Module):
             self.second_time,
             name="condition",
         )
-        told = jax.nn.silu(condition(c_noise, cond or {}, x.shape[0]))
+        embedding = jax.nn.silu(condition(c_noise, cond or {}, x.shape[0]))
         patches = layers.space_to_depth(x, self.patch)  # (B, H / patch, W / patch, patch^2 C)
         b, rows, columns, _ = patches.shape
         h = nn.Dense(self.width, kernel_init=KERNEL_INIT, dtype=self.dtype, name="first")(patches)
-        h = h.reshape(b, rows * columns, self.width) + position_embedding(
-            rows, columns, self.width
-        ).astype(self.dtype)
-        h = self._blocks(h, told, train)
-        shift, scale = modulation(told, self.width, 2, "float32", "last_modulation")
+        positions = position_embedding(rows, columns, self.width).astype(self.dtype)
+        h = h.reshape(b, rows * columns, self.width) + positions
+        h = self._blocks(h, embedding, train)
+        shift, scale = modulation(embedding, self.width, 2, "float32", "last_modulation")
         h = layer_norm(h, shift, scale)
-        h = nn.Dense(channels * self.patch**2, kernel_init=layers.ZERO_INIT, name="last")(
-            h
-        )  # float32
-        return layers.depth_to_space(h.reshape(b, rows, columns, -1), self.patch).astype(
-            jnp.float32
-        )
+        last = nn.Dense(channels * self.patch**2, kernel_init=layers.ZERO_INIT, name="last")
+        h = last(h).reshape(b, rows, columns, -1)  # float32
+        return layers.depth_to_space(h, self.patch).astype(jnp.float32)
 
-    def _blocks(self, h: Array, told: Array, train: bool) -> Array:
+    def _blocks(self, h: Array, embedding: Array, train: bool) -> Array:
         make = functools.partial(
-            layers.rematerialized(_Block, self.remat, static_argnums=(3,)),
+            rematerialized(_Block, self.remat, static_argnums=(3,)),
             self.heads,
             self.mlp_ratio,
             self.dropout,
@@ -112,19 +127,19 @@ class DiT(nn.Module):
         )
         if not self.scan_blocks:
             for i in range(self.depth):
-                h = make(name=f"block_{i}")(h, told, train)
+                h = make(name=f"block_{i}")(h, embedding, train)
             return h
         loop = nn.scan(
-            lambda block, h, told: (block(h, told, train), None),
+            lambda block, h, embedding: (block(h, embedding, train), None),
             length=self.depth,
             in_axes=nn.broadcast,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
         )
-        return loop(make(name="blocks"), h, told)[0]
+        return loop(make(name="blocks"), h, embedding)[0]
 
     def _check(self, x: Array) -> None:
-        """What can be seen from options and shapes; raises while tracing."""
+        """Checks options and shapes while tracing."""
         if self.dtype not in ("float32", "bfloat16"):
             raise unknown("dtype", self.dtype, ["float32", "bfloat16"])
         if x.ndim != 4:
@@ -133,24 +148,25 @@ class DiT(nn.Module):
             )
         if x.shape[1] % self.patch or x.shape[2] % self.patch:
             raise UserError(
-                f"images of {x.shape[1]} x {x.shape[2]} do not fit a DiT with patch={self.patch}: they must be"
-                " multiples of it; resize the images, or choose another patch"
+                f"images of {x.shape[1]} x {x.shape[2]} do not fit a DiT with patch={self.patch}: "
+                "they must be multiples of it; resize the images, or choose another patch"
             )
         if self.width % self.heads or self.width % 4:
             raise UserError(
-                f"width={self.width} must be a multiple of heads={self.heads} and of 4; see dit.SIZES"
+                f"width={self.width} must be a multiple of heads={self.heads} and of 4; see "
+                "dit.SIZES"
             )
 
 
 class _Block(nn.Module):
-    """adaLN-Zero, (B, T, D), silu of the condition (B, D) -> (B, T, D); the identity at init:
+    """A block with adaLN-Zero, (B, T, D), silu of the condition (B, D) -> (B, T, D).
 
         h + gate_1 project(attention(qkv(norm(h) (1 + scale_1) + shift_1))), then
-        h + gate_2 mlp_out(gelu(mlp_in(norm(h) (1 + scale_2) + shift_2))).
+        h + gate_2 mlp_out(gelu(mlp_in(norm(h) (1 + scale_2) + shift_2)))
 
-    Cross-attention to tokens (a text) would stand between the two. The outputs of `qkv` are ordered
-    by head, then (q, k, v), then channel of the head, so that a contiguous part of them, a tensor
-    shard, is whole heads.
+    It is the identity at initialization. Cross-attention to the tokens of a text would stand
+    between the two. The outputs of `qkv` are ordered by head, then (q, k, v), then channel of the
+    head, so that a contiguous part of them, a tensor shard, consists of whole heads.
     """
 
     heads: int
@@ -160,9 +176,9 @@ class _Block(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, h: Array, told: Array, train: bool) -> Array:
+    def __call__(self, h: Array, embedding: Array, train: bool) -> Array:
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation(
-            told, h.shape[-1], 6, self.dtype, "modulation"
+            embedding, h.shape[-1], 6, self.dtype, "modulation"
         )
         h = h + gate_1.astype(self.dtype) * self._attention(
             layer_norm(h, shift_1, scale_1).astype(self.dtype)
@@ -171,62 +187,78 @@ class _Block(nn.Module):
             layer_norm(h, shift_2, scale_2).astype(self.dtype), train
         )
 
+    def _dense(self, features: int, name: str) -> nn.Dense:
+        return nn.Dense(features, kernel_init=KERNEL_INIT, dtype=self.dtype, name=name)
+
     def _attention(self, h: Array) -> Array:
         b, tokens, width = h.shape
-        qkv = layers.product(
-            nn.Dense(3 * width, kernel_init=KERNEL_INIT, dtype=self.dtype, name="qkv")(h)
-        )
+        qkv = product(self._dense(3 * width, "qkv")(h))
         q, k, v = jnp.unstack(qkv.reshape(b, tokens, self.heads, 3, width // self.heads), axis=3)
         h = layers.attention(q, k, v, self.impl).reshape(b, tokens, width)
-        return layers.product(
-            nn.Dense(width, kernel_init=KERNEL_INIT, dtype=self.dtype, name="project")(h)
-        )
+        return product(self._dense(width, "project")(h))
 
     def _mlp(self, h: Array, train: bool) -> Array:
         width = h.shape[-1]
-        h = layers.product(
-            nn.Dense(
-                int(width * self.mlp_ratio),
-                kernel_init=KERNEL_INIT,
-                dtype=self.dtype,
-                name="mlp_in",
-            )(h)
-        )
+        h = product(self._dense(int(width * self.mlp_ratio), "mlp_in")(h))
         h = nn.Dropout(self.dropout, deterministic=not train)(jax.nn.gelu(h, approximate=True))
-        return layers.product(
-            nn.Dense(width, kernel_init=KERNEL_INIT, dtype=self.dtype, name="mlp_out")(h)
-        )
+        return product(self._dense(width, "mlp_out")(h))
 
 
 def layer_norm(h: Array, shift: Array, scale: Array) -> Array:
-    """norm(h) (1 + scale) + shift in float32, the norm without parameters of its own. Called in a
-    compact method.
+    """Computes norm(h) (1 + scale) + shift in float32, with a norm that has no parameters.
+
+    It is to be called in a compact method.
+
+    Args:
+      h: tokens, (B, T, D).
+      shift: (B, 1, D).
+      scale: (B, 1, D).
+
+    Returns:
+      (B, T, D) float32.
     """
     norm = nn.LayerNorm(epsilon=1e-6, use_scale=False, use_bias=False, dtype=jnp.float32)
     return norm(h) * (1 + scale) + shift
 
 
-def modulation(told: Array, width: int, parts: int, dtype: str, name: str) -> list[Array]:
-    """(B, E) -> `parts` arrays (B, 1, width), linear and zero at init. Called inside a module's
-    compact method.
+def modulation(embedding: Array, width: int, parts: int, dtype: str, name: str) -> list[Array]:
+    """A linear layer from the embedding to shifts, scales and gates, zero at initialization.
 
-    dtype: of the product. A third of a block's parameters are here, so that under fsdp it decides
-      what is sent about.
+    It is to be called in a compact method.
+
+    Args:
+      embedding: of the condition, (B, E).
+      width: size of a token.
+      parts: number of results.
+      dtype: of the product. A third of a block's parameters are here, so that under fsdp it decides
+        how much is communicated.
+      name: of the layer.
+
+    Returns:
+      A list of `parts` arrays (B, 1, width).
     """
-    out = nn.Dense(parts * width, kernel_init=layers.ZERO_INIT, dtype=dtype, name=name)(told)
+    out = nn.Dense(parts * width, kernel_init=layers.ZERO_INIT, dtype=dtype, name=name)(embedding)
     return jnp.split(out[:, None, :], parts, axis=-1)
 
 
 def position_embedding(rows: int, columns: int, features: int) -> Array:
-    """Where each token is: (rows columns, features) float32, row by row. The first half tells the
-    column, the second the row,
+    """The positions of the tokens (Vaswani et al. 2017, section 3.5; in 2D as MAE, He et al. 2022).
 
-    each as [sin(i w_j), cos(i w_j)] with w_j = 10000^(-j / n), j = 0 .. n - 1, n = features / 4
-    (Vaswani et al. 2017, section 3.5; in two dimensions as in MAE, He et al. 2022).
+        [sin(i w_j), cos(i w_j)],    w_j = 10000^(-j / n),    j = 0 .. n - 1,    n = features / 4
+
+    The first half of the features is of the column i, the second half of the row i.
+
+    Args:
+      rows: number of rows of tokens.
+      columns: number of columns of tokens.
+      features: size of a token.
+
+    Returns:
+      (rows columns, features) float32, row by row.
     """
     frequency = 10_000.0 ** (-np.arange(features // 4) / (features // 4))
     row, column = np.divmod(np.arange(rows * columns), columns)
-    angles = [place[:, None] * frequency for place in (column, row)]
+    angles = [position[:, None] * frequency for position in (column, row)]
     return jnp.asarray(
         np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=-1), jnp.float32
     )

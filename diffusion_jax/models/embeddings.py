@@ -1,6 +1,4 @@
-"""What the network is told besides the image: the noise level and the class, as one vector per
-example.
-"""
+"""Embeddings of the condition: noise level, class and text, as one vector per example."""
 
 from __future__ import annotations
 
@@ -16,11 +14,20 @@ KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")  # DDP
 
 
 def sinusoidal(x: Array, features: int, max_period: float = 10_000.0) -> Array:
-    """[sin(x w_i), cos(x w_i)] with w_i = max_period^(-i / (n - 1)), i = 0 .. n - 1, n = features
-    // 2.
+    """The sinusoidal embedding of DDPM's code (Vaswani et al. 2017, section 3.5; Ho et al. 2020).
 
-    (B,) -> (B, 2n) float32. Vaswani et al. 2017, section 3.5, in the exact frequencies and order of
-    DDPM's code (Ho et al. 2020), so that its public weights fit.
+        [sin(x w_i), cos(x w_i)],    w_i = max_period^(-i / (n - 1)),    i = 0 .. n - 1
+
+    with n = features // 2. The frequencies and their order are exactly those of DDPM's code, so
+    that its public weights can be used.
+
+    Args:
+      x: numbers, (B,).
+      features: size of the embedding.
+      max_period: 2 pi times this is the longest period.
+
+    Returns:
+      (B, 2n) float32.
     """
     n = features // 2
     frequency = np.exp(-np.log(max_period) * np.arange(n) / max(n - 1, 1)).astype(np.float32)
@@ -29,11 +36,19 @@ def sinusoidal(x: Array, features: int, max_period: float = 10_000.0) -> Array:
 
 
 def adm(x: Array, features: int, max_period: float = 10_000.0) -> Array:
-    """[cos(x w_i), sin(x w_i)] with w_i = max_period^(-i / n), i = 0 .. n - 1, n = features // 2:
-    (B,) -> (B, 2n) float32.
+    """The sinusoidal embedding of ADM's and DiT's code, so that their public weights can be used.
 
-    `sinusoidal` in the frequencies and order of ADM's and DiT's code, so that their public weights
-    fit.
+        [cos(x w_i), sin(x w_i)],    w_i = max_period^(-i / n),    i = 0 .. n - 1
+
+    with n = features // 2.
+
+    Args:
+      x: numbers, (B,).
+      features: size of the embedding.
+      max_period: 2 pi times this bounds the periods.
+
+    Returns:
+      (B, 2n) float32.
     """
     n = features // 2
     frequency = np.exp(-np.log(max_period) * np.arange(n) / n).astype(np.float32)
@@ -42,11 +57,20 @@ def adm(x: Array, features: int, max_period: float = 10_000.0) -> Array:
 
 
 def fourier(x: Array, features: int, scale: float = 16.0) -> Array:
-    """[sin(2 pi x w_i), cos(2 pi x w_i)] with n = features // 2 frequencies w_i ~ scale N(0, 1),
-    drawn once for all.
+    """Random Fourier features (Tancik et al. 2020, eq. 5), NCSN++'s embedding of log sigma.
 
-    (B,) -> (B, 2n) float32. Tancik et al. 2020, eq. 5; NCSN++ uses it for log sigma (Song et al.
-    2021).
+        [sin(2 pi x w_i), cos(2 pi x w_i)],    w_i ~ scale N(0, 1)
+
+    with n = features // 2 frequencies that are drawn once and are the same for every network (Song
+    et al. 2021).
+
+    Args:
+      x: numbers, (B,).
+      features: size of the embedding.
+      scale: standard deviation of the frequencies.
+
+    Returns:
+      (B, 2n) float32.
     """
     frequency = (scale * np.random.default_rng(0).standard_normal(features // 2)).astype(np.float32)
     angle = 2 * np.pi * x.astype(jnp.float32)[:, None] * frequency
@@ -54,10 +78,18 @@ def fourier(x: Array, features: int, scale: float = 16.0) -> Array:
 
 
 def smooth(x: Array, features: int) -> Array:
-    """`sinusoidal` of 1/4 to 16 radians per unit: (B,) -> (B, features) float32.
+    """The sinusoidal embedding of low frequencies, 1/4 to 16 radians per unit.
 
-    For losses that take the derivative in the noise level, or differences of near levels, which
-    fast waves drown (Lu & Song 2025, section 4.1; Song & Dhariwal 2024, section 3.1).
+    It is for losses that take the derivative with respect to the noise level, or differences of
+    nearby levels, in which high frequencies dominate (Lu & Song 2025, section 4.1; Song & Dhariwal
+    2024, section 3.1).
+
+    Args:
+      x: numbers, (B,).
+      features: size of the embedding.
+
+    Returns:
+      (B, features) float32.
     """
     return sinusoidal(16.0 * x, features, max_period=64.0)
 
@@ -72,27 +104,40 @@ NOISE_FEATURES = {
 }
 
 
-def check_labels(labels, num_classes: int) -> None:
-    """Raise a UserError unless every label is in 0 .. num_classes, where num_classes itself is the
-    null label.
+def check_labels(labels: Array | np.ndarray, num_classes: int) -> None:
+    """Checks that every label is in 0 .. num_classes, where num_classes itself is the null label.
 
-    For concrete labels (a data set, a command line): values cannot be inspected under jit, where a
-      bad label gives NaN.
+    It is for concrete labels, of a data set or a command line. Under jit, values cannot be
+    inspected, and a bad label gives NaN.
+
+    Args:
+      labels: integers of any shape.
+      num_classes: number of classes of the model.
+
+    Raises:
+      UserError: for a label that is out of range.
     """
     labels = np.asarray(labels)
     bad = labels[(labels < 0) | (labels > num_classes)]
     if bad.size:
         raise UserError(
-            f"label {bad.flat[0]} is out of range: the model knows the classes 0 to {num_classes - 1}"
-            f" and {num_classes}, the null label; correct the labels or set num_classes"
+            f"label {bad.flat[0]} is out of range: the model knows the classes 0 to "
+            f"{num_classes - 1} and {num_classes}, the null label; correct the labels or set "
+            "num_classes"
         )
 
 
 class LabelEmbedding(nn.Module):
-    """One learned row per class and one, the last, for "no class" (Ho & Salimans 2021).
+    """A learned vector for each class and one, the last, for "no class" (Ho & Salimans 2021).
 
-    (B,) integers -> (B, features) float32. labels None means the null label for everybody. A label
-    outside 0 .. num_classes gives NaN, never a neighbour's row (see check_labels).
+    It maps (B,) integers to (B, features) float32. Labels of None mean the null label for every
+    example. A label outside 0 .. num_classes gives NaN, never the vector of another class (see
+    `check_labels`).
+
+    Attributes:
+      num_classes: number of classes.
+      features: size of the vectors.
+      init: initializer of the vectors.
     """
 
     num_classes: int
@@ -101,6 +146,7 @@ class LabelEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, labels: Array | None, batch: int) -> Array:
+        """Looks the vectors of labels (B,), or of None for the null label, up: (B, features)."""
         rows = self.param("rows", self.init, (self.num_classes + 1, self.features), jnp.float32)
         if labels is None:
             labels = jnp.full((batch,), self.num_classes, jnp.int32)
@@ -112,16 +158,25 @@ class LabelEmbedding(nn.Module):
 
 
 class ConditionEmbedding(nn.Module):
-    """MLP(features of c_noise) + row of the label + a linear map of the text: what every block of a
-    network is told.
+    """The vector that every block of a network receives, (B,), dict, (B, D) -> (B, width) float32.
 
-    (B,), dict, (B, D) -> (B, width) float32. DDPM's appendix B for the noise level; ADM for the
-    class (Dhariwal & Nichol 2021, section 3). num_classes 0: labels are ignored. text: its pooled
-    vector (GLIDE, Nichol et al. 2022, section 3), or None. c_noise may be a scalar.
+        MLP(features of c_noise) + vector of the label + linear map of the text
 
-    second_time: the MLP also sees cond['to'] in [0, 1), where the move ends
-    (parameterization.denoiser): 0, the data, where it is not given. By weights that are 0 at init,
-    so that a diffusion model's parameters can start a network of two times.
+    The noise level follows DDPM (Ho et al. 2020, appendix B), the class ADM (Dhariwal & Nichol
+    2021, section 3), and the text, a pooled vector or None, GLIDE (Nichol et al. 2022, section 3).
+    c_noise may be a scalar.
+
+    Attributes:
+      features: size of the embedding of the noise level.
+      width: size of the result.
+      num_classes: number of classes; 0 ignores labels.
+      noise_features: one of NOISE_FEATURES.
+      noise_init: initializer of the MLP.
+      label_init: initializer of the labels' vectors.
+      second_time: the MLP also receives cond['to'] in [0, 1), where the move ends (see
+        parameterization.denoiser), or 0, the data, without that entry. The weights for it are 0 at
+        initialization, so that the parameters of a diffusion model can initialize a network with
+        two times.
     """
 
     features: int
@@ -134,6 +189,20 @@ class ConditionEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, c_noise: Array, cond: dict, batch: int, text: Array | None = None) -> Array:
+        """Embeds the condition.
+
+        Args:
+          c_noise: the noise level, scalar or (B,).
+          cond: a dict with 'label' (B,) and, with second_time, 'to' (B,), both optional.
+          batch: B.
+          text: pooled vectors, (B, D), or None.
+
+        Returns:
+          (B, width) float32.
+
+        Raises:
+          UserError: if the embedding of the noise level is unknown.
+        """
         if self.noise_features not in NOISE_FEATURES:
             raise unknown("noise embedding", self.noise_features, NOISE_FEATURES)
         c_noise = jnp.broadcast_to(jnp.asarray(c_noise, jnp.float32), (batch,))
@@ -141,14 +210,12 @@ class ConditionEmbedding(nn.Module):
         h = nn.Dense(self.width, kernel_init=self.noise_init, name="noise_1")(h)
         if self.second_time:
             to = smooth(jnp.asarray(cond.get("to", jnp.zeros(batch)), jnp.float32), self.features)
-            h = h + nn.Dense(
-                self.width, use_bias=False, kernel_init=nn.initializers.zeros_init(), name="to"
-            )(to)
+            zeros = nn.initializers.zeros_init()
+            h = h + nn.Dense(self.width, use_bias=False, kernel_init=zeros, name="to")(to)
         h = nn.Dense(self.width, kernel_init=self.noise_init, name="noise_2")(jax.nn.silu(h))
         if self.num_classes:
-            h = h + LabelEmbedding(self.num_classes, self.width, self.label_init, name="label")(
-                cond.get("label"), batch
-            )
+            label = LabelEmbedding(self.num_classes, self.width, self.label_init, name="label")
+            h = h + label(cond.get("label"), batch)
         if text is not None:
             h = h + nn.Dense(self.width, kernel_init=KERNEL_INIT, name="text")(text)
         return h

@@ -1,33 +1,44 @@
-"""The pieces of networks: attention, group norm, convolutions, changes of resolution, residual and
-attention blocks.
+"""Building blocks of networks: attention, group norm, convolutions, residual and attention blocks.
 
-Activations are NHWC. `dtype` is the type of the matrix work; parameters, norms, softmax and the
-embedding stay float32.
+Activations are NHWC. `dtype` is the type of convolutions and matrix products; parameters, norms,
+softmax and embeddings are float32.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from diffusion_jax import arrays
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.models.embeddings import KERNEL_INIT
+from diffusion_jax.models.remat import product
 from diffusion_jax.types import Array
 
 ZERO_INIT = nn.initializers.zeros_init()
 
 
 def attention(q: Array, k: Array, v: Array, impl: str = "auto", mask: Array | None = None) -> Array:
-    """softmax(q k^T / sqrt(D)) v per head (Vaswani et al. 2017, eq. 1). q, result: (B, T, heads,
-    D); k, v: (B, S, heads, D).
+    """Multi-head attention, softmax(q k^T / sqrt(D)) v per head (Vaswani et al. 2017, eq. 1).
 
-    mask: (B, S) bool, which keys there are, at least one of each example; None: all.
-    impl 'fused' is jax.nn.dot_product_attention, with cuDNN's flash kernel where the GPU has one
-    for this type and width (that kernel has no forward-mode derivative); 'plain' is einsum, which
-    has one (jvp) and is about twice as fast on CPU; 'auto' is plain on CPU and fused elsewhere.
+    Args:
+      q: queries, (B, T, heads, D).
+      k: keys, (B, S, heads, D).
+      v: values, (B, S, heads, D).
+      impl: 'fused' is jax.nn.dot_product_attention, with cuDNN's flash kernel where the GPU has one
+        for this type and width; that kernel has no forward-mode derivative. 'plain' is einsum,
+        which has one (jvp) and is about twice as fast on CPUs. 'auto' is plain on CPUs and fused
+        elsewhere.
+      mask: which keys exist, (B, S) bool, at least one for each example; None means all.
+
+    Returns:
+      (B, T, heads, D).
+
+    Raises:
+      UserError: if `impl` is unknown.
     """
     implementations = {"plain": _plain_attention, "fused": _fused_attention}
     if impl == "auto":
@@ -47,60 +58,98 @@ def _plain_attention(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
     # The result does not depend on what is subtracted, so neither does its derivative.
     p = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
     out = jnp.einsum("bhqk,bhkd->bhqd", p.astype(v.dtype), v, preferred_element_type=wide)
-    out = out / jnp.sum(
-        p, axis=-1, keepdims=True
-    )  # T x D divisions after the product, not T x T before it
+    # T x D divisions after the product instead of T x S before it
+    out = out / jnp.sum(p, axis=-1, keepdims=True)
     return jnp.swapaxes(out, 1, 2).astype(v.dtype)
 
 
 def _fused_attention(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
-    if mask is not None:  # a text: so few keys that no flash kernel is missed
+    if mask is not None:  # a text, which has too few keys for a flash kernel to matter
         return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None, :])
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if _cudnn_fits(q) else None)
 
 
 def _cudnn_fits(q: Array) -> bool:
-    """Whether cuDNN has a flash kernel: an NVIDIA GPU, bfloat16 (so Ampere or newer), D a multiple
-    of 8 up to 128.
-    """
+    """Whether cuDNN has a flash kernel: NVIDIA GPU, bfloat16, D a multiple of 8 up to 128."""
     nvidia = arrays.platform() == "gpu" and "NVIDIA" in jax.local_devices()[0].device_kind
     return nvidia and q.dtype == jnp.bfloat16 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
 
 
 def groups(channels: int) -> int:
-    """The number of groups of a group norm: the largest divisor of `channels` up to min(32,
-    channels / 4).
+    """The default number of groups of a group norm.
+
+    Args:
+      channels: number of channels.
+
+    Returns:
+      The largest divisor of `channels` up to min(32, channels / 4).
     """
     return max(g for g in range(1, max(1, min(32, channels // 4)) + 1) if channels % g == 0)
 
 
 def group_norm(x: Array, name: str, norm: tuple[int, float] | None = None) -> Array:
-    """Group norm (Wu & He 2018) in float32. Called inside a module's compact method.
+    """Group norm (Wu & He 2018) in float32, to be called inside a module's compact method.
 
-    norm: (groups, epsilon); None: `groups` of the channels, 1e-6. UserError for groups that do not
-      divide the channels.
+    Args:
+      x: (B, ..., C).
+      name: of the submodule.
+      norm: (groups, epsilon); None means `groups(C)` and 1e-6.
+
+    Returns:
+      Array of x's shape, float32.
+
+    Raises:
+      UserError: if the number of groups does not divide C.
     """
     number, epsilon = norm or (groups(x.shape[-1]), 1e-6)
     if x.shape[-1] % number:
         raise UserError(
-            f"norm={norm}: {x.shape[-1]} channels do not fall into {number} groups; use a divisor, or None"
+            f"norm={norm}: {x.shape[-1]} channels do not fall into {number} groups; use a divisor, "
+            "or None"
         )
     return nn.GroupNorm(number, epsilon=epsilon, dtype=jnp.float32, name=name)(x)
 
 
 def conv(
-    features: int, size: int = 3, *, stride=1, padding="SAME", zero=False, dtype="float32", name
+    features: int,
+    size: int = 3,
+    *,
+    stride: int = 1,
+    padding: str | Sequence[tuple[int, int]] = "SAME",
+    zero: bool = False,
+    dtype: str = "float32",
+    name: str,
 ) -> nn.Conv:
-    """A square convolution with DDPM's initialisation, or zero."""
+    """A square convolution with DDPM's initialization.
+
+    Args:
+      features: number of output channels.
+      size: height and width of the kernel.
+      stride: of both dimensions.
+      padding: 'SAME', or (before, after) for both dimensions.
+      zero: initializes the kernel with zeros.
+      dtype: type of the computation.
+      name: of the submodule.
+
+    Returns:
+      The module.
+    """
     init = ZERO_INIT if zero else KERNEL_INIT
     return nn.Conv(
         features, (size, size), (stride, stride), padding, kernel_init=init, dtype=dtype, name=name
     )
 
 
+# ---- changes of resolution
 def space_to_depth(x: Array, factor: int) -> Array:
-    """(B, H, W, C) -> (B, H / factor, W / factor, factor^2 C). Nothing is lost: depth_to_space
-    undoes it.
+    """Packs blocks of pixels into channels (Shi et al. 2016); depth_to_space is the inverse.
+
+    Args:
+      x: (B, H, W, C).
+      factor: height and width of a block.
+
+    Returns:
+      (B, H / factor, W / factor, factor^2 C).
     """
     b, h, w, c = x.shape
     x = x.reshape(b, h // factor, factor, w // factor, factor, c).transpose(0, 1, 3, 2, 4, 5)
@@ -108,20 +157,28 @@ def space_to_depth(x: Array, factor: int) -> Array:
 
 
 def depth_to_space(x: Array, factor: int) -> Array:
-    """(B, H, W, factor^2 C) -> (B, factor H, factor W, C), the inverse of space_to_depth."""
+    """Unpacks channels into blocks of pixels, the inverse of space_to_depth.
+
+    Args:
+      x: (B, H, W, factor^2 C).
+      factor: height and width of a block.
+
+    Returns:
+      (B, factor H, factor W, C).
+    """
     b, h, w, c = x.shape
     x = x.reshape(b, h, w, factor, factor, c // factor**2).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, factor * h, factor * w, c // factor**2)
 
 
 def average_pool(x: Array) -> Array:
-    """(B, H, W, C) -> (B, H/2, W/2, C): the mean of each 2 x 2 block."""
+    """Averages each 2 x 2 block of pixels: (B, H, W, C) -> (B, H / 2, W / 2, C)."""
     b, h, w, c = x.shape
     return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
 
 
 def nearest(x: Array) -> Array:
-    """(B, H, W, C) -> (B, 2H, 2W, C): each pixel four times."""
+    """Repeats each pixel four times: (B, H, W, C) -> (B, 2H, 2W, C)."""
     b, h, w, c = x.shape
     return jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(
         b, 2 * h, 2 * w, c
@@ -131,19 +188,26 @@ def nearest(x: Array) -> Array:
 RESAMPLE = {"none": lambda x: x, "down": average_pool, "up": nearest}
 
 
+# ---- blocks
 class ResidualBlock(nn.Module):
-    """skip_scale (shortcut(x) + conv(drop(silu(norm(conv(silu(norm(x)))))))), told noise level and
-    class at norm 2.
+    """A residual block, (B, H, W, C), (B, E) -> (B, H', W', channels).
 
-    (B, H, W, C), (B, E) -> (B, H', W', channels). The second convolution starts at zero: the block
-    is its shortcut. Without an embedding (None, in autoencoders) it is told nothing.
+        skip_scale (shortcut(x) + conv(dropout(silu(norm(conv(silu(norm(x))))))))
 
-    scale_shift: the embedding scales and shifts the second norm, norm(h) (1 + scale) + shift
-      (adaptive group norm, Dhariwal & Nichol 2021, section 3.1); otherwise it is added before that
-      norm (DDPM, Ho et al. 2020, appendix B).
-    resample: 'none', 'down' (average pool) or 'up' (nearest), on both branches of the block
-      (BigGAN; ADM, section 3).
-    norm: see group_norm.
+    The embedding of the condition (B, E) enters at the second norm; None, in autoencoders, leaves
+    it out. The second convolution starts at zero, where the block is its shortcut.
+
+    Attributes:
+      channels: number of output channels.
+      resample: 'none', 'down' (average pooling) or 'up' (nearest neighbor), on both branches of the
+        block (BigGAN; ADM, section 3).
+      scale_shift: the embedding scales and shifts the second norm, norm(h) (1 + scale) + shift
+        (adaptive group norm, Dhariwal & Nichol 2021, section 3.1); otherwise it is added before
+        that norm (DDPM, Ho et al. 2020, appendix B).
+      dropout: rate between the two convolutions.
+      skip_scale: factor of the sum.
+      dtype: type of the convolutions.
+      norm: see group_norm.
     """
 
     channels: int
@@ -156,10 +220,11 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, embedding: Array | None = None, train: bool = False) -> Array:
+        """Evaluates the block on x (B, H, W, C) and embedding (B, E); train turns dropout on."""
         resample = RESAMPLE[self.resample]
         h = resample(jax.nn.silu(group_norm(x, "norm_1", self.norm)).astype(self.dtype))
         h = product(conv(self.channels, dtype=self.dtype, name="conv_1")(h))
-        h = self._told_norm(h, embedding)
+        h = self._conditioned_norm(h, embedding)
         h = nn.Dropout(self.dropout, deterministic=not train)(jax.nn.silu(h).astype(self.dtype))
         h = conv(self.channels, zero=True, dtype=self.dtype, name="conv_2")(h)
 
@@ -168,30 +233,34 @@ class ResidualBlock(nn.Module):
             x = conv(self.channels, 1, dtype=self.dtype, name="shortcut")(x)
         return ((x + h) * self.skip_scale).astype(self.dtype)
 
-    def _told_norm(self, h: Array, embedding: Array | None) -> Array:
-        """The second norm, told the embedding."""
+    def _conditioned_norm(self, h: Array, embedding: Array | None) -> Array:
+        """The second norm, with the embedding."""
         if embedding is None:
             return group_norm(h, "norm_2", self.norm)
-        told = nn.Dense(
-            self.channels * (2 if self.scale_shift else 1),
-            kernel_init=KERNEL_INIT,
-            name="embedding",
-        )
-        told = told(jax.nn.silu(embedding))[:, None, None, :]  # (B, 1, 1, channels or twice that)
+        features = self.channels * (2 if self.scale_shift else 1)
+        linear = nn.Dense(features, kernel_init=KERNEL_INIT, name="embedding")
+        added = linear(jax.nn.silu(embedding))[:, None, None, :]  # (B, 1, 1, features)
         if not self.scale_shift:
-            return group_norm(h + told, "norm_2", self.norm)
-        scale, shift = jnp.split(told, 2, axis=-1)
+            return group_norm(h + added, "norm_2", self.norm)
+        scale, shift = jnp.split(added, 2, axis=-1)
         return group_norm(h, "norm_2", self.norm) * (1 + scale) + shift
 
 
 class AttentionBlock(nn.Module):
-    """skip_scale (x + project(attention(norm(x)))) over the H W pixels of a feature map. (B, H, W,
-    C) -> (B, H, W, C).
+    """Self-attention over the pixels of a feature map, (B, H, W, C) -> (B, H, W, C).
 
-    head_width: channels per head (ADM: 64); None is one head (DDPM), and so are fewer channels than
-      head_width.
-    norm: see group_norm. The projection starts at zero. The outputs of `qkv` are ordered by (q, k,
-    v), then head, then channel of the head.
+        skip_scale (x + project(attention(norm(x))))
+
+    The projection starts at zero. The outputs of `qkv` are ordered by (q, k, v), then head, then
+    channel of the head.
+
+    Attributes:
+      head_width: channels per head (ADM: 64); None is one head (DDPM), as are fewer channels than
+        head_width.
+      skip_scale: factor of the sum.
+      impl: see attention.
+      dtype: type of the matrix products.
+      norm: see group_norm.
     """
 
     head_width: int | None = 64
@@ -202,6 +271,7 @@ class AttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Evaluates the block on x (B, H, W, C)."""
         b, height, width, c = x.shape
         heads = count_heads(c, self.head_width)
         h = group_norm(x, "norm", self.norm).reshape(b, height * width, c)
@@ -216,12 +286,19 @@ class AttentionBlock(nn.Module):
 
 
 class CrossAttentionBlock(nn.Module):
-    """skip_scale (x + project(attention(query(norm(x)), key(states), value(states)))): pixels look
-    at a text.
+    """Cross-attention of pixels to the states of a text (Rombach et al. 2022, section 3.3).
 
-    (B, H, W, C), states (B, L, D), mask (B, L) -> (B, H, W, C), by Rombach et al. 2022, section
-    3.3. mask: which states there are, at least one. The projection starts at zero, and the other
-    fields are those of AttentionBlock.
+        skip_scale (x + project(attention(query(norm(x)), key(states), value(states))))
+
+    It maps (B, H, W, C), states (B, L, D) and their mask (B, L) to (B, H, W, C). The projection
+    starts at zero.
+
+    Attributes:
+      head_width: see AttentionBlock.
+      skip_scale: factor of the sum.
+      impl: see attention.
+      dtype: type of the matrix products.
+      norm: see group_norm.
     """
 
     head_width: int | None = 64
@@ -232,6 +309,7 @@ class CrossAttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, states: Array, mask: Array) -> Array:
+        """Evaluates the block; mask says which states exist, at least one for each example."""
         b, height, width, c = x.shape
         heads = count_heads(c, self.head_width)
         h = group_norm(x, "norm", self.norm).reshape(b, height * width, c)
@@ -245,72 +323,22 @@ class CrossAttentionBlock(nn.Module):
 
 
 def count_heads(channels: int, head_width: int | None) -> int:
-    """How many heads of `head_width` channels (None, or fewer channels: one); UserError unless it
-    divides.
+    """The number of attention heads.
+
+    Args:
+      channels: number of channels.
+      head_width: channels per head; None, or more than `channels`, means one head.
+
+    Returns:
+      channels / head_width.
+
+    Raises:
+      UserError: if head_width does not divide the channels.
     """
     head_width = min(channels, head_width or channels)
     if channels % head_width:
         raise UserError(
-            f"head_width={head_width} does not divide the {channels} channels of an attention; use a divisor, or None"
+            f"head_width={head_width} does not divide the {channels} channels of an attention; "
+            "use a divisor, or None"
         )
     return channels // head_width
-
-
-# ---- memory
-REMAT = ("none", "block", "dots", "offload")
-PRODUCT, HOST = "product", "pinned_host"
-
-
-def product(x: Array) -> Array:
-    """x, marked as what remat 'dots' keeps: the result of a convolution or of a matrix product with
-    parameters.
-
-    To mark are the results inside a block that its backward pass looks at; one that is only added
-    to something is not.
-    """
-    return checkpoint_name(x, PRODUCT)
-
-
-def rematerialized(
-    module: type[nn.Module], remat: str, static_argnums: tuple[int, ...] = ()
-) -> type[nn.Module]:
-    """The class of a block, or its twin that keeps fewer activations and computes the rest again
-    backwards (Chen et al. 2016).
-
-    remat: what is kept of each block beside its input. 'none': everything, nothing is computed
-      twice. 'block': nothing; the block runs again, about a third more work. 'dots': the results
-      marked by `product`; norms, activations and attention run again. 'offload': as 'dots', but
-      these wait in the host's memory.
-    static_argnums count the arguments of __call__ with self as 0.
-    Raises UserError for another remat, and for 'offload' on a device that cannot reach pinned host
-    memory.
-    """
-    remat = {False: "none", True: "block"}.get(
-        remat, remat
-    )  # as configs had it before there were four
-    if remat not in REMAT:
-        raise unknown("remat", remat, REMAT)
-    if remat == "none":
-        return module
-    return nn.remat(module, policy=_policy(remat), static_argnums=static_argnums)
-
-
-def _policy(remat: str):
-    names = jax.checkpoint_policies
-    if remat == "block":
-        return names.nothing_saveable
-    if remat == "dots":
-        return names.save_only_these_names(PRODUCT)
-    kinds = sorted(memory.kind for memory in jax.local_devices()[0].addressable_memories())
-    if (
-        HOST not in kinds and arrays.platform() == jax.default_backend()
-    ):  # (a device that is not here is believed)
-        raise UserError(
-            f"remat=offload needs {HOST} memory, and this device has {', '.join(kinds)}; use remat=dots or block"
-        )
-    return names.save_and_offload_only_these_names(
-        names_which_can_be_saved=[],
-        names_which_can_be_offloaded=[PRODUCT],
-        offload_src="device",
-        offload_dst=HOST,
-    )

@@ -1,4 +1,4 @@
-"""A residual network for points rather than images: the two-dimensional toys."""
+"""A residual network for points rather than images, such as the two-dimensional toys."""
 
 from __future__ import annotations
 
@@ -12,20 +12,25 @@ from diffusion_jax.types import Array, Cond
 
 
 class MLP(nn.Module):
-    """F(x, c_noise, cond): (B, D), (B,), dict -> (B, D) float32, or (B, 2D) with learn_variance.
-    Exactly 0 at init.
+    """A residual perceptron F(x, c_noise, cond): (B, D), (B,), dict -> (B, D) float32.
 
-    The calling convention and cond['label'] are the U-Net's. Residual blocks
-        h + W2 drop(silu(W1 (norm(h) (1 + scale) + shift)))
-    with scale and shift from noise level and class: ADM's adaptive norm (Dhariwal & Nichol 2021)
-      with layer norm.
+    The output is exactly 0 at initialization. The calling convention and cond['label'] are those of
+    unet.UNet. Each residual block computes
 
-    num_classes: 0 is unconditional; otherwise a row per class and one for "no class", label
-      num_classes.
-    width: hidden units. blocks: residual blocks. dropout: rate inside a block.
-    learn_variance: D more outputs, after the first D (Nichol & Dhariwal 2021, eq. 15).
-    noise_embedding: one of embeddings.NOISE_FEATURES. second_time: also told cond['to'], where a
-      move ends (MeanFlow).
+        h + W2 dropout(silu(W1 (norm(h) (1 + scale) + shift)))
+
+    with scale and shift from the noise level and the class: ADM's adaptive norm (Dhariwal & Nichol
+    2021) with layer norm.
+
+    Attributes:
+      num_classes: 0 is unconditional; otherwise there is an embedding for each class and one for
+        "no class", label num_classes.
+      width: number of hidden units.
+      blocks: number of residual blocks.
+      dropout: rate inside a block.
+      learn_variance: adds D outputs, after the first D (Nichol & Dhariwal 2021, eq. 15).
+      noise_embedding: one of embeddings.NOISE_FEATURES.
+      second_time: the network also receives cond['to'], the time at which a move ends (MeanFlow).
     """
 
     num_classes: int = 0
@@ -38,6 +43,20 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, c_noise: Array, cond: Cond = None, train: bool = False) -> Array:
+        """Evaluates the network.
+
+        Args:
+          x: scaled points, (B, D).
+          c_noise: the noise level, scalar or (B,).
+          cond: None, or a dict with 'label' (B,) and, with second_time, 'to' (B,).
+          train: turns dropout on; then rngs={'dropout': key} is needed.
+
+        Returns:
+          F, (B, D) or (B, 2D) float32.
+
+        Raises:
+          UserError: if x is not (B, D).
+        """
         if x.ndim != 2:
             raise UserError(f"the MLP takes points (B, D), not {x.shape}; use a U-Net for images")
         features = x.shape[-1] * (2 if self.learn_variance else 1)
@@ -49,18 +68,17 @@ class MLP(nn.Module):
             second_time=self.second_time,
             name="condition",
         )
-        told = jax.nn.silu(condition(c_noise, cond or {}, x.shape[0]))
+        embedding = jax.nn.silu(condition(c_noise, cond or {}, x.shape[0]))
         h = nn.Dense(self.width, kernel_init=KERNEL_INIT, name="first")(x)
         for i in range(self.blocks):
-            h = h + self._branch(h, told, train, f"block_{i}")
+            h = h + self._branch(h, embedding, train, f"block_{i}")
         h = jax.nn.silu(nn.LayerNorm(name="last_norm")(h))
-        return nn.Dense(features, kernel_init=nn.initializers.zeros_init(), name="last")(h).astype(
-            jnp.float32
-        )
+        last = nn.Dense(features, kernel_init=nn.initializers.zeros_init(), name="last")
+        return last(h).astype(jnp.float32)
 
-    def _branch(self, h: Array, told: Array, train: bool, name: str) -> Array:
-        told = nn.Dense(2 * self.width, kernel_init=KERNEL_INIT, name=f"{name}_embedding")(told)
-        scale, shift = jnp.split(told, 2, axis=-1)
+    def _branch(self, h: Array, embedding: Array, train: bool, name: str) -> Array:
+        modulation = nn.Dense(2 * self.width, kernel_init=KERNEL_INIT, name=f"{name}_embedding")
+        scale, shift = jnp.split(modulation(embedding), 2, axis=-1)
         h = nn.LayerNorm(name=f"{name}_norm")(h) * (1 + scale) + shift
         h = jax.nn.silu(nn.Dense(self.width, kernel_init=KERNEL_INIT, name=f"{name}_1")(h))
         h = nn.Dropout(self.dropout, deterministic=not train)(h)

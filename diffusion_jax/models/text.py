@@ -1,19 +1,19 @@
-"""Captions as conditions: a caption becomes arrays, the arrays become states to look at and one
-vector.
+"""Captions as conditions: captions become arrays, and the arrays become states and one vector.
 
     bytes     a small transformer over the bytes of UTF-8, trained with the network: no download
-    minilm    all-MiniLM-L6-v2 (Reimers & Gurevych 2019; Wang et al. 2020), frozen: its states are made once, and kept
+    minilm    all-MiniLM-L6-v2 (Reimers & Gurevych 2019; Wang et al. 2020), frozen: its states are
+              computed once and kept
 
-An `Encoder` is both halves: `encode` on the host, from captions to arrays, and `network`, the part
-of a network that reads them out of its cond. All zeros is "no caption", for which there are learned
-states of its own.
+An `Encoder` holds both halves: `encode` runs on the host, from captions to arrays, and `network` is
+the part of a network that reads these arrays out of its condition. Arrays of zeros mean "no
+caption", for which there are learned states.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -24,16 +24,23 @@ from diffusion_jax.errors import UserError, need_ranges
 from diffusion_jax.models import layers
 from diffusion_jax.types import Array, Params
 
-AT_ONCE = 64  # captions in one pass of a frozen encoder
+BATCH = 64  # captions in one pass of a frozen encoder
+
+Weights = Callable[[str], Mapping[str, np.ndarray]]  # name of a model -> its tensors
 
 
 class Encoder(NamedTuple):
     """How captions reach a network.
 
-    encode(captions) -> {name: (N, ...)}: the entries of cond, of at most max_length tokens each;
-    what is longer is cut off. count(caption) -> how many tokens it has.
-    like: {name: shape and dtype of an entry, without N}. network: what reads them out of cond.
-    cache_name: under which name the arrays may be kept on disk; '' where making them costs nothing.
+    Attributes:
+      encode: a function (captions) -> {name: (N, ...)}, the entries of cond, of at most max_length
+        tokens each; longer captions are cut off.
+      count: a function (caption) -> its number of tokens.
+      entries: {name: shape and dtype of an entry, without N}.
+      network: the module that reads the entries out of cond.
+      max_length: the largest number of tokens.
+      cache_name: the name under which the arrays may be kept on disk; '' where computing them is
+        cheap.
     """
 
     encode: Callable[[Sequence[str]], dict[str, np.ndarray]]
@@ -45,16 +52,29 @@ class Encoder(NamedTuple):
 
 
 def null_captions(encoder: Encoder, batch: int) -> dict[str, Array]:
-    """The entries of cond that say nothing, for `batch` examples."""
+    """The entries of cond that mean "no caption".
+
+    Args:
+      encoder: whose entries are made.
+      batch: number of examples.
+
+    Returns:
+      {name: (batch, ...)}.
+    """
     return {
-        name: jnp.zeros((batch, *like.shape), like.dtype) for name, like in encoder.entries.items()
+        name: jnp.zeros((batch, *entry.shape), entry.dtype)
+        for name, entry in encoder.entries.items()
     }
 
 
 # ---- in the network
 class TextFeatures(NamedTuple):
-    """A text as a network sees it: states (B, L, D), which of them there are (B, L) bool, and one
-    vector (B, D), float32.
+    """A text as a network receives it.
+
+    Attributes:
+      states: (B, L, D) float32.
+      mask: which of the states exist, (B, L) bool, at least one for each example.
+      pooled: one vector for the whole text, (B, D) float32.
     """
 
     states: Array
@@ -63,12 +83,16 @@ class TextFeatures(NamedTuple):
 
 
 class Text(nn.Module):
-    """cond -> TextFeatures: the states of its captions, each normalised, or the learned ones that stand for
-    no caption.
+    """Reads the captions of a condition: cond -> TextFeatures.
 
-    width: D. reader: a network (ids (B, L), mask) -> (B, L, D) for cond['bytes'] (B, L), in which 0
-    is no byte; None: cond has 'tokens' (B, L, D), 'mask' (B, L) and 'pooled' (B, D) from a frozen
-    encoder. Examples without any token, and all of a cond without these entries, have no caption.
+    The states are normalized. Examples without any token, and all examples of a cond without the
+    entries, have no caption; they receive learned states.
+
+    Attributes:
+      width: D.
+      reader: a network (ids (B, L), mask) -> (B, L, D) for cond['bytes'] (B, L), in which 0 is no
+        byte. None: cond has 'tokens' (B, L, D), 'mask' (B, L) and 'pooled' (B, D) of a frozen
+        encoder.
     """
 
     width: int
@@ -76,44 +100,59 @@ class Text(nn.Module):
 
     @nn.compact
     def __call__(self, cond: dict, batch: int) -> TextFeatures:
+        """Reads the captions of cond for `batch` examples."""
         init = nn.initializers.normal(1.0)
         null_state, null_pooled = (
             self.param(name, init, (self.width,)) for name in ("null_state", "null_pooled")
         )
         states, mask, pooled = self._read(cond, batch)
-        there = jnp.any(mask, axis=1)
-        normed = [
+        has_caption = jnp.any(mask, axis=1)
+        states, pooled = (
             nn.LayerNorm(name=name)(x.astype(jnp.float32))
             for name, x in (("states", states), ("pooled", pooled))
-        ]
+        )
         return TextFeatures(
-            jnp.where(there[:, None, None], normed[0], null_state),
+            jnp.where(has_caption[:, None, None], states, null_state),
             at_least_one(mask),
-            jnp.where(there[:, None], normed[1], null_pooled),
+            jnp.where(has_caption[:, None], pooled, null_pooled),
         )
 
     def _read(self, cond: dict, batch: int) -> tuple[Array, Array, Array]:
+        """(states, mask, pooled) of cond, before normalization."""
         if self.reader is None:
-            nothing = (
-                jnp.zeros((batch, 1, self.width)),
-                jnp.zeros((batch, 1), bool),
-                jnp.zeros((batch, self.width)),
-            )
-            return tuple(
-                cond.get(name, x) for name, x in zip(("tokens", "mask", "pooled"), nothing)
-            )
+            nothing = {
+                "tokens": jnp.zeros((batch, 1, self.width)),
+                "mask": jnp.zeros((batch, 1), bool),
+                "pooled": jnp.zeros((batch, self.width)),
+            }
+            return tuple(cond.get(name, zeros) for name, zeros in nothing.items())
         ids = cond.get("bytes", jnp.zeros((batch, 1), jnp.int32)).astype(jnp.int32)
         states = self.reader(ids, at_least_one(ids > 0))
         return states, ids > 0, mean(states, ids > 0)
 
 
 def at_least_one(mask: Array) -> Array:
-    """(B, L) bool, the first of an example where it has none: attention to nothing would be NaN."""
+    """Adds the first state of an example that has none; attention to nothing would be NaN.
+
+    Args:
+      mask: (B, L) bool.
+
+    Returns:
+      (B, L) bool.
+    """
     return mask | (~jnp.any(mask, axis=1, keepdims=True) & (jnp.arange(mask.shape[1]) == 0))
 
 
 def mean(states: Array, mask: Array) -> Array:
-    """(B, L, D), (B, L) -> (B, D): over the states that there are; zero where there is none."""
+    """The mean over the states that exist, or zero where there are none.
+
+    Args:
+      states: (B, L, D).
+      mask: (B, L) bool.
+
+    Returns:
+      (B, D).
+    """
     weight = mask.astype(states.dtype)[..., None]
     return jnp.sum(states * weight, axis=1) / jnp.maximum(jnp.sum(weight, axis=1), 1)
 
@@ -121,9 +160,18 @@ def mean(states: Array, mask: Array) -> Array:
 class Bert(nn.Module):
     """BERT's encoder (Devlin et al. 2019): ids (B, L), mask (B, L) -> states (B, L, width) float32.
 
-    h = norm(word + place), then in each layer h <- norm(h + attention(h)), h <- norm(h + W2 gelu(W1
-    h)), as in Vaswani et al. 2017, with the exact gelu. Without dropout. The embedding of BERT's
-    first segment is part of `places` (see `convert`).
+        h = norm(word + position), then in each layer
+        h <- norm(h + attention(h)),    h <- norm(h + W2 gelu(W1 h))
+
+    This is the encoder of Vaswani et al. 2017 with the exact gelu and without dropout. The
+    embedding of BERT's first segment is part of the positions (see `convert`).
+
+    Attributes:
+      vocabulary: number of ids.
+      positions: largest L.
+      width: size of a state.
+      depth: number of layers.
+      heads: number of attention heads.
     """
 
     vocabulary: int
@@ -134,47 +182,59 @@ class Bert(nn.Module):
 
     @nn.compact
     def __call__(self, ids: Array, mask: Array) -> Array:
+        """Computes the states of ids (B, L); mask (B, L) bool says which of them exist."""
         init = nn.initializers.normal(0.02)
         norm = functools.partial(nn.LayerNorm, epsilon=1e-12)
         dense = functools.partial(nn.Dense, kernel_init=init)
-        words = self.param("words", init, (self.vocabulary, self.width))
-        places = self.param("places", init, (self.positions, self.width))
-        h = norm(name="norm")(
-            jnp.asarray(words)[ids] + jnp.asarray(places)[: ids.shape[1]]
-        )  # (parameters may be numpy's)
+        # parameters may be NumPy arrays, which asarray lets a tracer index
+        words = jnp.asarray(self.param("words", init, (self.vocabulary, self.width)))
+        positions = jnp.asarray(self.param("places", init, (self.positions, self.width)))
+        h = norm(name="norm")(words[ids] + positions[: ids.shape[1]])
         for i in range(self.depth):
             q, k, v = (
                 dense(self.width, name=f"layer_{i}_{part}")(h) for part in ("query", "key", "value")
             )
             q, k, v = (a.reshape(*a.shape[:2], self.heads, -1) for a in (q, k, v))
             seen = layers.attention(q, k, v, "plain", mask).reshape(h.shape)
-            h = norm(name=f"layer_{i}_norm_1")(
-                h + dense(self.width, name=f"layer_{i}_project")(seen)
-            )
-            inner = jax.nn.gelu(
-                dense(4 * self.width, name=f"layer_{i}_mlp_in")(h), approximate=False
-            )
-            h = norm(name=f"layer_{i}_norm_2")(
-                h + dense(self.width, name=f"layer_{i}_mlp_out")(inner)
-            )
+            project = dense(self.width, name=f"layer_{i}_project")
+            h = norm(name=f"layer_{i}_norm_1")(h + project(seen))
+            inner = dense(4 * self.width, name=f"layer_{i}_mlp_in")(h)
+            outer = dense(self.width, name=f"layer_{i}_mlp_out")
+            h = norm(name=f"layer_{i}_norm_2")(h + outer(jax.nn.gelu(inner, approximate=False)))
         return h
 
 
 # ---- the encoders
 def bytes(
     max_length: int,
-    weights: Callable | None = None,
+    weights: Weights | None = None,
     *,
     width: int = 128,
     depth: int = 2,
     heads: int = 4,
 ) -> Encoder:
-    """The bytes of the caption in UTF-8, read by a small BERT that is trained with the network.
-    weights: not used.
+    """The bytes of a caption in UTF-8, read by a small BERT that is trained with the network.
 
-    cond['bytes'] (B, max_length) int16: byte + 1, and 0 after the end.
+    The entry is cond['bytes'] (B, max_length) int16: byte + 1, and 0 after the end.
+
+    Args:
+      max_length: largest number of bytes.
+      weights: not used; every encoder takes them.
+      width: size of a state.
+      depth: number of layers.
+      heads: number of attention heads.
+
+    Returns:
+      The encoder.
+
+    Raises:
+      UserError: if `width` is not a multiple of `heads` or a number is out of range.
     """
     need_ranges("bytes", width=(width, 4, 4096), depth=(depth, 1, 64), heads=(heads, 1, 256))
+    if width % heads:
+        raise UserError(
+            f"config.text.encoder=bytes(width={width}): it must be a multiple of heads={heads}"
+        )
 
     def encode(captions: Sequence[str]) -> dict[str, np.ndarray]:
         ids = np.zeros((len(captions), max_length), np.int16)
@@ -183,83 +243,86 @@ def bytes(
             row[: len(read)] = read.astype(np.int16) + 1
         return {"bytes": ids}
 
-    if width % heads:
-        raise UserError(
-            f"config.text.encoder=bytes(width={width}): it must be a multiple of heads={heads}"
-        )
-    reader = Bert(257, max_length, width, depth, heads)
-    like = {"bytes": jax.ShapeDtypeStruct((max_length,), np.int16)}
-    return Encoder(
-        encode,
-        lambda caption: len(caption.encode(errors="replace")),
-        like,
-        Text(width, reader),
-        max_length,
-    )
+    def count(caption: str) -> int:
+        return len(caption.encode(errors="replace"))
+
+    entries = {"bytes": jax.ShapeDtypeStruct((max_length,), np.int16)}
+    network = Text(width, Bert(257, max_length, width, depth, heads))
+    return Encoder(encode, count, entries, network, max_length)
 
 
 MINILM = Bert(vocabulary=30_522, positions=512, width=384, depth=6, heads=12)
 
 
-def minilm(max_length: int, weights: Callable[[str], Mapping[str, np.ndarray]]) -> Encoder:
-    """all-MiniLM-L6-v2: the last layer's states, and their mean of unit length, which is the
-    model's sentence embedding.
+def minilm(max_length: int, weights: Weights) -> Encoder:
+    """The frozen encoder all-MiniLM-L6-v2 (Reimers & Gurevych 2019; Wang et al. 2020).
 
-    weights('minilm') gives its tensors, with the file tokenizer.json as bytes; asked when the first
-    caption is encoded.
-    cond: 'tokens' (B, max_length, 384) float16, 'mask' (B, max_length) bool, 'pooled' (B, 384)
-    float16. max_length counts the two marks that begin and end a text. UserError where the library
-    tokenizers is absent.
+    The entries are 'tokens' (B, max_length, 384) float16, the states of the last layer, 'mask' (B,
+    max_length) bool, and 'pooled' (B, 384) float16, the mean of the states with unit length, which
+    is the model's sentence embedding.
+
+    Args:
+      max_length: largest number of tokens, with the two that begin and end a text.
+      weights: weights('minilm') gives the tensors, with the file tokenizer.json as bytes. It is
+        called when the first caption is encoded.
+
+    Returns:
+      The encoder. Its functions raise UserError if the library tokenizers is not installed.
+
+    Raises:
+      UserError: if `max_length` is out of range.
     """
     if not 3 <= max_length <= MINILM.positions:
         raise UserError(
             f"config.text.max_length={max_length}: minilm reads 3 to {MINILM.positions} tokens"
         )
+    model = _MiniLM(max_length, weights)
+    entries = {
+        "tokens": jax.ShapeDtypeStruct((max_length, MINILM.width), np.float16),
+        "mask": jax.ShapeDtypeStruct((max_length,), bool),
+        "pooled": jax.ShapeDtypeStruct((MINILM.width,), np.float16),
+    }
+    cache_name = f"all-MiniLM-L6-v2-{max_length}"
+    return Encoder(model.encode, model.count, entries, Text(MINILM.width), max_length, cache_name)
 
-    @functools.cache
-    def tokenizer():
-        found = _tokenizer(weights("minilm")["tokenizer.json"])
-        found.no_padding()
-        found.no_truncation()
-        return found
 
-    @functools.cache
-    def run():
-        params = jax.tree.map(jnp.asarray, convert(weights("minilm"), MINILM.depth))
+class _MiniLM:
+    """The tokenizer and the network of `minilm`, which are loaded when they are first used."""
+
+    def __init__(self, max_length: int, weights: Weights):
+        self.max_length, self.weights = max_length, weights
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        tokenizer = _tokenizer(self.weights("minilm")["tokenizer.json"])
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
+
+    @functools.cached_property
+    def run(self) -> Callable[[np.ndarray, np.ndarray], tuple[Array, Array]]:
+        params = jax.tree.map(jnp.asarray, convert(self.weights("minilm"), MINILM.depth))
         return functools.partial(jax.jit(_states_and_mean), params)
 
-    def encode(captions: Sequence[str]) -> dict[str, np.ndarray]:
-        ids = np.zeros((-(-len(captions) // AT_ONCE) * AT_ONCE, max_length), np.int32)
+    def count(self, caption: str) -> int:
+        return len(self.tokenizer.encode(caption).ids)
+
+    def encode(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
+        ids = np.zeros((-(-len(captions) // BATCH) * BATCH, self.max_length), np.int32)
         lengths = np.ones(len(ids), np.int32)
-        for i, text in enumerate(tokenizer().encode_batch(list(captions))):
-            read = (
-                text.ids
-                if len(text.ids) <= max_length
-                else text.ids[: max_length - 1] + text.ids[-1:]
-            )
+        for i, text in enumerate(self.tokenizer.encode_batch(list(captions))):
+            read = text.ids
+            if len(read) > self.max_length:
+                read = read[: self.max_length - 1] + read[-1:]
             ids[i, : len(read)], lengths[i] = read, len(read)
-        mask = np.arange(max_length) < lengths[:, None]
+        mask = np.arange(self.max_length) < lengths[:, None]
         parts = [
-            run()(ids[i : i + AT_ONCE], mask[i : i + AT_ONCE]) for i in range(0, len(ids), AT_ONCE)
+            self.run(ids[i : i + BATCH], mask[i : i + BATCH]) for i in range(0, len(ids), BATCH)
         ]
         tokens, pooled = (
             np.concatenate([np.asarray(x) for x in part])[: len(captions)] for part in zip(*parts)
         )
         return {"tokens": tokens, "mask": mask[: len(captions)], "pooled": pooled}
-
-    like = {
-        "tokens": jax.ShapeDtypeStruct((max_length, MINILM.width), np.float16),
-        "mask": jax.ShapeDtypeStruct((max_length,), bool),
-        "pooled": jax.ShapeDtypeStruct((MINILM.width,), np.float16),
-    }
-    return Encoder(
-        encode,
-        lambda caption: len(tokenizer().encode(caption).ids),
-        like,
-        Text(MINILM.width),
-        max_length,
-        cache_name=f"all-MiniLM-L6-v2-{max_length}",
-    )
 
 
 def _states_and_mean(params: Params, ids: Array, mask: Array) -> tuple[Array, Array]:
@@ -269,20 +332,27 @@ def _states_and_mean(params: Params, ids: Array, mask: Array) -> tuple[Array, Ar
     return (states * mask[..., None]).astype(jnp.float16), pooled.astype(jnp.float16)
 
 
-def _tokenizer(file: np.ndarray):
-    """tokenizer.json, as an array of bytes -> the tokenizer."""
+def _tokenizer(file: np.ndarray) -> Any:
+    """The tokenizer of tokenizer.json, given as an array of bytes."""
     try:
-        from tokenizers import Tokenizer
+        from tokenizers import Tokenizer  # noqa: PLC0415  an optional dependency: tokenizers
     except ImportError:
         raise UserError(
-            "the text encoder minilm needs the library tokenizers: pip install 'diffusion_jax[text]'"
+            "the text encoder minilm needs the library tokenizers: "
+            "pip install 'diffusion_jax[text]'"
         ) from None
     return Tokenizer.from_str(file.tobytes().decode())
 
 
 def convert(tensors: Mapping[str, np.ndarray], count: int) -> Params:
-    """The tensors of a BERT of `count` layers, by the names of Hugging Face's BertModel ->
-    parameters of Bert.
+    """Converts the tensors of a BERT, by the names of Hugging Face's BertModel.
+
+    Args:
+      tensors: name -> tensor.
+      count: number of layers.
+
+    Returns:
+      Parameters of Bert.
     """
 
     def layer(name: str) -> dict[str, np.ndarray]:

@@ -1,6 +1,4 @@
-"""The U-Net, with the options of DDPM (Ho et al. 2020, appendix B) and ADM (Dhariwal & Nichol 2021,
-section 3).
-"""
+"""The U-Net, with the options of DDPM (Ho et al. 2020) and ADM (Dhariwal & Nichol 2021)."""
 
 from __future__ import annotations
 
@@ -11,58 +9,59 @@ import jax.numpy as jnp
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.models import layers
 from diffusion_jax.models.embeddings import ConditionEmbedding
+from diffusion_jax.models.remat import rematerialized
 from diffusion_jax.models.text import Text, TextFeatures
 from diffusion_jax.types import Array, Cond
 
 
 class UNet(nn.Module):
-    """F(x, c_noise, cond): (B, H, W, C), (B,), dict -> (B, H, W, C) float32. Exactly 0 at init.
+    """The U-Net F(x, c_noise, cond): (B, H, W, C), (B,), dict -> (B, H, W, C) float32.
 
-    x is already scaled by the caller; c_noise is the noise level in about [0, 1] or [-2, 2]. cond
-    is None or a dict with 'label' (B,) integers, where num_classes (and no label at all) means "no
-    class", 'concat' (B, H, W, extra_channels), and what `text` reads. H and W must be multiples of
-    stem * 2^(levels - 1); C is x's own. train=True turns dropout on: pass rngs={'dropout': key}.
-    Raises UserError for sizes and options that do not fit, while tracing.
+    The output is exactly 0 at initialization. DDPM's options are in its appendix B, ADM's in its
+    section 3. H and W must be multiples of stem * 2^(levels - 1); C is x's own.
 
-    num_classes: 0 is an unconditional network, which ignores labels; else a learned row per class
-      and one for "no class".
-    text: reads a caption out of cond (models/text.py). Its states are looked at by cross-attention,
-      with a mask, after each self-attention; its pooled vector is told with the noise level. None:
-      captions are ignored.
-    stem: 2 packs each 2 x 2 block of pixels into channels before the first convolution and unpacks
-      it after the last (Shi et al. 2016): a quarter of the work at some loss of detail. 1 is none.
-    width: channels of the first level; DDPM 128, ADM 192 to 256.
-    multipliers: level i has width * multipliers[i] channels, and half the resolution of the level
-      before.
-    blocks: residual blocks per level on the way down, and one more than that on the way up.
-    attention: the heights of the feature maps (after the stem) with attention after each residual
-      block; DDPM (16,), ADM (32, 16, 8). The middle always has it. A height that no level has is
-      ignored: one tuple serves several image sizes.
-    head_width: channels per attention head, ADM 64; None is DDPM's single head.
-    dropout: rate between the two convolutions of a residual block; DDPM on CIFAR-10 0.1.
-    scale_shift: noise level and class scale and shift the second norm of a block (ADM), or are
-      added before it (DDPM).
-    updown: 'conv' halves by a strided convolution and doubles by nearest neighbour and a
-      convolution (DDPM, where the strided one is padded on the right and below; 'conv_centred' pads
-      all around); 'resblock' does both inside further residual blocks (ADM, after BigGAN).
-    skip_scale: factor on each sum of a block and its shortcut: 1, or 1/sqrt(2) (NCSN++, Song et al.
-      2021, appendix H; ADM).
-    norm: (groups, epsilon) of every group norm, for networks trained elsewhere; None is about
-      min(32, channels / 4), 1e-6.
-    learn_variance: (B, H, W, 2C), the second C channels for the variance (Nichol & Dhariwal 2021,
-      eq. 15).
-    extra_channels: channels of cond['concat'], shown to the first convolution beside x (SR3,
-      Saharia et al. 2021).
-    noise_embedding: 'sinusoidal' in 1000 c_noise (DDPM), 'fourier' with random frequencies
-      (NCSN++), or 'smooth' (sCM).
-    second_time: the network is also told cond['to'], where a move ends (MeanFlow).
-    dtype: 'float32' or 'bfloat16' for convolutions and attention. Parameters, norms, softmax,
-      embedding, last convolution and output are float32.
-    remat: what is kept for the backward pass: 'none' (all activations), 'block' (none inside
-      blocks: the least memory, a third more work), 'dots' (those that cost a convolution or a
-      product), 'offload' (those, in the host's memory).
-    attention_impl: 'auto', 'fused' or 'plain', see layers.attention; 'plain' where a jvp is taken
-      on a GPU.
+    Attributes:
+      num_classes: 0 is an unconditional network, which ignores labels; otherwise there is an
+        embedding for each class and one for "no class".
+      text: reads captions out of cond (models/text.py). Cross-attention to their states follows
+        each self-attention, and their pooled vector is part of the embedding of the condition.
+        None: captions are ignored.
+      stem: 2 packs each 2 x 2 block of pixels into channels before the first convolution and
+        unpacks it after the last (Shi et al. 2016): a quarter of the work at some loss of detail. 1
+        is none.
+      width: channels of the first level; DDPM 128, ADM 192 to 256.
+      multipliers: level i has width * multipliers[i] channels, and half the resolution of the level
+        before.
+      blocks: residual blocks per level of the encoder; the decoder has one more per level.
+      attention: the heights of the feature maps (after the stem) with attention after each residual
+        block; DDPM (16,), ADM (32, 16, 8). The middle always has it. A height that no level has is
+        ignored, so that one tuple serves several image sizes.
+      head_width: channels per attention head, ADM 64; None is DDPM's single head.
+      dropout: rate between the two convolutions of a residual block; DDPM on CIFAR-10 0.1.
+      scale_shift: the embedding scales and shifts the second norm of a block (ADM), or is added
+        before it (DDPM).
+      updown: 'conv' halves by a strided convolution and doubles by nearest neighbor and a
+        convolution (DDPM, whose strided convolution is padded on the right and below;
+        'conv_centred' pads all around); 'resblock' does both inside further residual blocks (ADM,
+        after BigGAN).
+      skip_scale: factor on each sum of a block and its shortcut: 1, or 1/sqrt(2) (NCSN++, Song et
+        al. 2021, appendix H; ADM).
+      norm: (groups, epsilon) of every group norm, for networks trained elsewhere; None is about
+        min(32, channels / 4) and 1e-6.
+      learn_variance: the output is (B, H, W, 2C), the second C channels for the variance (Nichol &
+        Dhariwal 2021, eq. 15).
+      extra_channels: channels of cond['concat'], which the first convolution receives besides x
+        (SR3, Saharia et al. 2021).
+      noise_embedding: 'sinusoidal' in 1000 c_noise (DDPM), 'fourier' with random frequencies
+        (NCSN++), 'smooth' (sCM), or 'adm'.
+      second_time: the network also receives cond['to'], the time at which a move ends (MeanFlow).
+      dtype: 'float32' or 'bfloat16' for convolutions and attention. Parameters, norms, softmax,
+        embedding, last convolution and output are float32.
+      remat: what is kept for the backward pass: 'none' (all activations), 'block' (none inside
+        blocks: the least memory, a third more work), 'dots' (results of convolutions and products),
+        'offload' (those, in the host's memory).
+      attention_impl: 'auto', 'fused' or 'plain', see layers.attention; 'plain' where a jvp is taken
+        on a GPU.
     """
 
     num_classes: int = 0
@@ -88,10 +87,26 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, c_noise: Array, cond: Cond = None, train: bool = False) -> Array:
+        """Evaluates the network.
+
+        Args:
+          x: scaled noised images, (B, H, W, C).
+          c_noise: the noise level, scalar or (B,), in about [0, 1] or [-2, 2].
+          cond: None, or a dict with 'label' (B,) integers, where num_classes (and no label at all)
+            means "no class", 'concat' (B, H, W, extra_channels), with second_time 'to' (B,), and
+            the entries that `text` reads.
+          train: turns dropout on; then rngs={'dropout': key} is needed.
+
+        Returns:
+          F, (B, H, W, C) or (B, H, W, 2C) float32.
+
+        Raises:
+          UserError: while tracing, for sizes and options that do not fit.
+        """
         cond = cond or {}
         self._check(x, cond)
         channels = x.shape[-1] * (2 if self.learn_variance else 1)
-        told = ConditionEmbedding(
+        condition = ConditionEmbedding(
             self.width,
             4 * self.width,
             self.num_classes,
@@ -100,69 +115,84 @@ class UNet(nn.Module):
             name="condition",
         )
         text = self.text(cond, x.shape[0]) if self.text else None
-        told = told(c_noise, cond, x.shape[0], text and text.pooled)
+        embedding = condition(c_noise, cond, x.shape[0], text and text.pooled)
         if self.extra_channels:
             x = jnp.concatenate([x, cond["concat"].astype(x.dtype)], axis=-1)
         h = layers.conv(self.width, dtype=self.dtype, name="first")(
             layers.space_to_depth(x, self.stem)
         )
-        h, skips = self._down(h, told, text, train)
-        h = self._residual(h, told, train, h.shape[-1], "middle_1")
+        h, skips = self._down(h, embedding, text, train)
+        h = self._residual(h, embedding, train, h.shape[-1], "middle_1")
         h = self._attention(h, text, "middle_attention")
-        h = self._residual(h, told, train, h.shape[-1], "middle_2")
-        h = self._up(h, skips, told, text, train)
+        h = self._residual(h, embedding, train, h.shape[-1], "middle_2")
+        h = self._up(h, skips, embedding, text, train)
         h = jax.nn.silu(layers.group_norm(h, "last_norm", self.norm))
         h = layers.conv(channels * self.stem**2, zero=True, name="last")(h)  # float32
         return layers.depth_to_space(h, self.stem).astype(jnp.float32)
 
     def _residual(
-        self, h: Array, told: Array, train: bool, channels: int, name: str, resample: str = "none"
+        self,
+        h: Array,
+        embedding: Array,
+        train: bool,
+        channels: int,
+        name: str,
+        resample: str = "none",
     ) -> Array:
-        block = layers.rematerialized(layers.ResidualBlock, self.remat, static_argnums=(3,))
+        block = rematerialized(layers.ResidualBlock, self.remat, static_argnums=(3,))
         options = self.scale_shift, self.dropout, self.skip_scale, self.dtype, self.norm
-        return block(channels, resample, *options, name=name)(h, told, train)
+        return block(channels, resample, *options, name=name)(h, embedding, train)
 
     def _attention(self, h: Array, text: TextFeatures | None, name: str) -> Array:
         options = self.head_width, self.skip_scale, self.attention_impl, self.dtype, self.norm
-        h = layers.rematerialized(layers.AttentionBlock, self.remat)(*options, name=name)(h)
+        h = rematerialized(layers.AttentionBlock, self.remat)(*options, name=name)(h)
         if text is None:
             return h
-        block = layers.rematerialized(layers.CrossAttentionBlock, self.remat)
+        block = rematerialized(layers.CrossAttentionBlock, self.remat)
         return block(*options, name=f"{name}_text")(h, text.states, text.mask)
 
     def _down(
-        self, h: Array, told: Array, text: TextFeatures | None, train: bool
+        self, h: Array, embedding: Array, text: TextFeatures | None, train: bool
     ) -> tuple[Array, list[Array]]:
-        """The way down: the smallest feature map, and every map that the way up will see again."""
+        """The encoder: the smallest feature map, and every map that the decoder receives again."""
         skips = [h]
         for level, multiplier in enumerate(self.multipliers):
             for i in range(self.blocks):
-                h = self._residual(h, told, train, self.width * multiplier, f"down_{level}_{i}")
+                name, channels = f"down_{level}_{i}", self.width * multiplier
+                h = self._residual(h, embedding, train, channels, name)
                 if h.shape[1] in self.attention:
-                    h = self._attention(h, text, f"down_{level}_{i}_attention")
+                    h = self._attention(h, text, f"{name}_attention")
                 skips.append(h)
             if level < len(self.multipliers) - 1:
-                h = self._resample(h, told, train, "down", f"down_{level}_half")
+                h = self._resample(h, embedding, train, "down", f"down_{level}_half")
                 skips.append(h)
         return h, skips
 
     def _up(
-        self, h: Array, skips: list[Array], told: Array, text: TextFeatures | None, train: bool
+        self,
+        h: Array,
+        skips: list[Array],
+        embedding: Array,
+        text: TextFeatures | None,
+        train: bool,
     ) -> Array:
-        """The way up, which takes the feature maps of the way down in reverse."""
+        """The decoder, which takes the feature maps of the encoder in reverse order."""
         for level, multiplier in reversed(list(enumerate(self.multipliers))):
             for i in range(self.blocks + 1):
+                name, channels = f"up_{level}_{i}", self.width * multiplier
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = self._residual(h, told, train, self.width * multiplier, f"up_{level}_{i}")
+                h = self._residual(h, embedding, train, channels, name)
                 if h.shape[1] in self.attention:
-                    h = self._attention(h, text, f"up_{level}_{i}_attention")
+                    h = self._attention(h, text, f"{name}_attention")
             if level > 0:
-                h = self._resample(h, told, train, "up", f"up_{level}_double")
+                h = self._resample(h, embedding, train, "up", f"up_{level}_double")
         return h
 
-    def _resample(self, h: Array, told: Array, train: bool, direction: str, name: str) -> Array:
+    def _resample(
+        self, h: Array, embedding: Array, train: bool, direction: str, name: str
+    ) -> Array:
         if self.updown == "resblock":
-            return self._residual(h, told, train, h.shape[-1], name, resample=direction)
+            return self._residual(h, embedding, train, h.shape[-1], name, resample=direction)
         if direction == "down":  # (0, 1) is TensorFlow's SAME, with which DDPM was trained
             padding = (1, 1) if self.updown == "conv_centred" else (0, 1)
             return layers.conv(
@@ -171,7 +201,7 @@ class UNet(nn.Module):
         return layers.conv(h.shape[-1], dtype=self.dtype, name=name)(layers.nearest(h))
 
     def _check(self, x: Array, cond: dict) -> None:
-        """What can be seen from options and shapes; raises while tracing."""
+        """Checks options and shapes while tracing."""
         if self.updown not in (known := ("conv", "conv_centred", "resblock")):
             raise unknown("updown", self.updown, known)
         if self.dtype not in ("float32", "bfloat16"):
@@ -180,18 +210,17 @@ class UNet(nn.Module):
             raise UserError(
                 f"the U-Net takes images (B, H, W, C), not shape {x.shape}; use the MLP for points"
             )
-        height, width, multiple = (
-            x.shape[1],
-            x.shape[2],
-            self.stem * 2 ** (len(self.multipliers) - 1),
-        )
+        height, width = x.shape[1:3]
+        multiple = self.stem * 2 ** (len(self.multipliers) - 1)
         if height % multiple or width % multiple:
             raise UserError(
-                f"images of {height} x {width} do not fit a U-Net: stem={self.stem} and multipliers={self.multipliers}"
-                f" need multiples of {multiple}; resize or pad the images, or use fewer multipliers or a smaller stem"
+                f"images of {height} x {width} do not fit a U-Net: stem={self.stem} and "
+                f"multipliers={self.multipliers} need multiples of {multiple}; resize or pad the "
+                "images, or use fewer multipliers or a smaller stem"
             )
         given = cond["concat"].shape[-1] if "concat" in cond else 0
         if given != self.extra_channels:
             raise UserError(
-                f"extra_channels={self.extra_channels}, but cond['concat'] has {given}; make them equal"
+                f"extra_channels={self.extra_channels}, but cond['concat'] has {given}; make them "
+                "equal"
             )

@@ -514,8 +514,8 @@ def test_guidance_that_cannot_be_is_refused_where_it_is_asked_for():
 
 
 def test_no_command_decides_for_itself_whether_a_model_is_guided():
-    """A comparison with a scale stands in denoiser.is_guided alone (and in MeanFlow, whose
-    argument has its own neutral 1).
+    """A comparison with a scale stands in denoiser.is_guided alone, and in two more places:
+    MeanFlow, whose argument has its own neutral 1, and the error of a teacher's scale.
     """
     own, deciding = re.compile(r"\.neutral\b|\b(guidance|scale)\"?\]? *[!=]= *[0-9]"), set()
     for file in [
@@ -527,6 +527,7 @@ def test_no_command_decides_for_itself_whether_a_model_is_guided():
             deciding.add(str(file.relative_to(commands.ROOT)))
     assert deciding == {
         "diffusion_jax/assembly/denoiser.py",
+        "diffusion_jax/assembly/kinds/few_step_model.py",
         "diffusion_jax/objectives/meanflow.py",
     }
 

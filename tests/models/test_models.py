@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.models import embeddings, layers
+from diffusion_jax.models import embeddings, layers, remat
 from diffusion_jax.models.mlp import MLP
 from diffusion_jax.models.unet import UNet
 
@@ -340,16 +340,16 @@ def gradient_program(**options):
 def test_remat_of_older_configs_and_of_wrong_ones(monkeypatch):
     block = layers.AttentionBlock
     assert (
-        layers.rematerialized(block, False) is block
-        and layers.rematerialized(block, True) is not block
+        remat.rematerialized(block, False) is block
+        and remat.rematerialized(block, True) is not block
     )
     with pytest.raises(UserError, match="unknown remat 'dot'.*did you mean 'dots'"):
-        layers.rematerialized(block, "dot")
-    monkeypatch.setattr(layers, "HOST", "attic")
+        remat.rematerialized(block, "dot")
+    monkeypatch.setattr(remat, "HOST", "attic")
     with pytest.raises(
         UserError, match="needs attic memory, and this device has .*pinned_host.*use remat=dots"
     ):
-        layers.rematerialized(block, "offload")
+        remat.rematerialized(block, "offload")
 
 
 def test_bfloat16_is_close_and_keeps_parameters_and_output_in_float32():

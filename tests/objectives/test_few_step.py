@@ -1048,7 +1048,7 @@ def test_few_step_workdirs_are_compared(workdirs):
 
 
 TINY = """
-from configs import base
+from configs import base as base_config
 
 def get_config(name="ect"):
     config = base_config.base()
