@@ -1,6 +1,4 @@
-"""README and docs: every block of Python runs as pasted, every command line is one that its command
-takes.
-"""
+"""README.md and docs/: Python blocks run as pasted, and every command accepts its command lines."""
 
 from __future__ import annotations
 
@@ -32,6 +30,7 @@ from tests.experiments.test_experiments import small
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHELL = re.compile(r"^```(?:bash|sh)\n(.*?)^```|^((?:    (?![-*|]).*\n)+)", re.M | re.S)
+GUIDES = [ROOT / "docs" / f"{name}.md" for name in ("sample", "compare", "evaluate", "likelihood")]
 PROSE = re.compile(r"`(?:python -m )?(experiments\.[a-z_]+ --[^`]*)`")
 
 
@@ -63,14 +62,14 @@ def typed(page: Path) -> list[tuple[int, list[str]]]:
         first = line_of(text, block.start())
         for number, line in enumerate(
             re.sub(r"\\\n", "  ", block[0]).split("\n")
-        ):  # a command may go on in the next line
+        ):  # a command may continue in the next line
             if "-m experiments." in line and "`" not in line:
                 found += [(first + number, filled(words)) for words in commands_of(line)]
     return found
 
 
 def filled(words: list[str]) -> list[str]:
-    """The words with something in place of what the reader is to fill in: VARIANT, N, and `...` of
+    """The words with something in place of what the reader fills in: VARIANT, N, and `...` of
     a config or a workdir.
     """
     known = {
@@ -81,7 +80,7 @@ def filled(words: list[str]) -> list[str]:
     return [known.get(word, word.replace(":VARIANT", ":vp")) for word in words]
 
 
-def told(page: Path) -> list[tuple[int, list[str]]]:
+def quoted(page: Path) -> list[tuple[int, list[str]]]:
     """(line number, words from experiments.NAME on) of every command with flags within a text,
     which may leave --workdir out.
     """
@@ -116,12 +115,12 @@ def mistakes() -> dict[tuple[str, ...], str | None]:
     or None.
     """
     lines = {tuple(words) for page in PAGES for _, words in typed(page)} | set(WRONG)
-    lines |= {tuple(with_workdir(words)) for page in PAGES for _, words in told(page)}
-    order = [[line[0].removeprefix("experiments."), *line[1:]] for line in sorted(lines)]
+    lines |= {tuple(with_workdir(words)) for page in PAGES for _, words in quoted(page)}
+    lines_of_words = [[line[0].removeprefix("experiments."), *line[1:]] for line in sorted(lines)]
     done = subprocess.run(
         [sys.executable, "-m", "tests.parse_commands"],
         cwd=ROOT,
-        input=json.dumps(order),
+        input=json.dumps(lines_of_words),
         capture_output=True,
         text=True,
     )
@@ -146,23 +145,30 @@ def test_every_command_line_is_one_that_its_command_takes(page, mistakes):
     ]
     wrong += [
         f"{page.name}:{number}: {shlex.join(words)}: {said}"
-        for number, words in told(page)
+        for number, words in quoted(page)
         if (said := mistakes[tuple(with_workdir(words))])
     ]
     assert not wrong, "\n".join(wrong)
 
 
-def test_command_lines_are_found_and_wrong_ones_are_told(tmp_path, mistakes):
+def test_command_lines_are_found_and_wrong_ones_are_refused(tmp_path, mistakes):
     page = tmp_path / "page.md"
     page.write_text(
-        "Text, `experiments.sample --num=3`.\n\n```bash\nfor i in 0 1; do python -m experiments.train --config=configs/digits.py:vp \\\n"
-        '  --process_id=$i & done; wait   # python -m experiments.not_this\n```\n\n    python -m experiments.sample --prompt="a, b"\n'
+        """Text, `experiments.sample --num=3`.
+
+```bash
+for i in 0 1; do python -m experiments.train --config=configs/digits.py:vp \\
+  --process_id=$i & done; wait   # python -m experiments.not_this
+```
+
+    python -m experiments.sample --prompt="a, b"
+"""
     )
     assert [words for _, words in typed(page)] == [
         ["experiments.train", "--config=configs/digits.py:vp", "--process_id=1"],
         ["experiments.sample", "--prompt=a, b"],
     ]
-    assert told(page) == [(1, ["experiments.sample", "--num=3"])]
+    assert quoted(page) == [(1, ["experiments.sample", "--num=3"])]
     for page in PAGES:  # every line that begins with a command is among them
         begins = re.findall(
             r"^ *(?:\w+=\S+ )*python -m experiments\.", page.read_text(encoding="utf-8"), re.M
@@ -182,7 +188,7 @@ def test_every_target_of_make_that_a_page_names_exists():
     assert named and named <= there, named - there
 
 
-# what makes a command of README.md take seconds on a tiny model; all else is as written there
+# what makes a command of the pages take seconds on a tiny model; all else is as written there
 SMALLER = {
     "sample": ["--num=4"],
     "evaluate": ["--num=12", "--repeats=1"],
@@ -202,18 +208,21 @@ SMALLER = {
 
 @pytest.mark.long
 def test_every_command_on_the_digits_model_runs(tmp_path):
-    """Those of README.md on runs/vp, in their order, as written but for their size and the
+    """The commands on runs/vp of README.md and of the guides, as written but for their size and the
     classifier, which takes minutes to train.
     """
     config = small(digits.get_config("vp")).lock()
     assert train.train(config, str(tmp_path / "vp"))
     lines = [
         words
-        for _, words in typed(ROOT / "README.md")
-        if "--workdir=runs/vp" in words and words[0] != "experiments.train"
+        for page in (ROOT / "README.md", *GUIDES)
+        for _, words in typed(page)
+        if "--workdir=runs/vp" in words and words[0].removeprefix("experiments.") in SMALLER
     ]
-    assert {words[0].removeprefix("experiments.") for words in lines} >= {*SMALLER}
+    assert {words[0].removeprefix("experiments.") for words in lines} == {*SMALLER}
     for command, *words in lines:
+        if "--features=inception" in words:  # its weights are a download
+            continue
         own = {
             "runs/vp": str(tmp_path / "vp"),
             "=digits.npz": f"={tmp_path}/digits.npz",
@@ -224,7 +233,7 @@ def test_every_command_on_the_digits_model_runs(tmp_path):
             for word in words
         ]
         name = command.removeprefix("experiments.")
-        done = commands.run(name, *words, *SMALLER.get(name, []))
+        done = commands.run(name, *words, *SMALLER[name])
         assert done.returncode == 0, f"{shlex.join([command, *words])}\n{done.stdout}{done.stderr}"
 
 
@@ -239,29 +248,86 @@ def blocks(page: Path, language: str) -> list[tuple[int, str]]:
 
 
 def pasted(what: str, module: str = "pasted") -> dict:
-    """The names that the block of README.md which holds `what` defines, run as it stands in a
-    module of this name.
+    """The names that the block of docs/extending.md that contains `what` defines, run as it stands
+    in a module of this name.
     """
-    (code,) = (code for _, code in blocks(ROOT / "README.md", "python") if what in code)
+    page = ROOT / "docs" / "extending.md"
+    (code,) = (code for _, code in blocks(page, "python") if what in code)
     names = {"__name__": module}
-    exec(compile(code, "README.md", "exec", dont_inherit=True), names)
+    exec(compile(code, page.name, "exec", dont_inherit=True), names)
     return names
+
+
+def quick(code: str) -> str:
+    """The code with fewer training steps than the 2,000 of README.md's example."""
+    return code.replace("2_000", "20")
 
 
 def test_every_block_of_python_runs_as_pasted():
     found = [(page.name, number, code) for page in PAGES for number, code in blocks(page, "python")]
     assert len(found) >= 6
     for name, number, code in found:
+        if code.startswith("def soft_min_snr"):  # an excerpt, whole in docs/extending.md
+            continue
+        names = {"__name__": f"pasted_{number}"}
         try:
-            exec(
-                compile(code, f"{name}:{number}", "exec", dont_inherit=True),
-                {"__name__": f"pasted_{number}"},
-            )
+            exec(compile(quick(code), f"{name}:{number}", "exec", dont_inherit=True), names)
         except Exception as error:
-            pytest.fail(f"{name}:{number}: {type(error).__name__}: {error}")
+            error.add_note(f"in {name}:{number}")
+            raise
 
 
-def test_the_process_of_the_readme_is_a_member_of_its_family(monkeypatch):
+def test_the_weighting_of_the_readme_is_that_of_the_page():
+    (excerpt,) = (
+        code for _, code in blocks(ROOT / "README.md", "python") if "soft_min_snr" in code
+    )
+    (whole,) = (code for _, code in blocks(ROOT / "docs/extending.md", "python") if excerpt in code)
+    names = {}
+    exec(compile(whole, "extending.md", "exec", dont_inherit=True), names)
+    t = jnp.array([0.1, 0.5, 0.9])
+    snr = jnp.exp(gaussian.logsnr(schedules.VP(), t))
+    np.testing.assert_allclose(names["soft_min_snr"]()(schedules.VP(), t), 4 / (snr + 4), rtol=1e-5)
+
+
+@pytest.mark.long
+def test_the_library_example_learns_the_two_moons(capsys):
+    """README.md's example as it stands: the samples of all three samplers lie on the data."""
+    (code,) = (code for _, code in blocks(ROOT / "README.md", "python") if "make_moons" in code)
+    exec(compile(code, "README.md", "exec", dont_inherit=True), {"__name__": "pasted"})
+    distances = [float(line) for line in capsys.readouterr().out.split()]
+    assert len(distances) == 3 and max(distances) < 0.05, distances
+
+
+def test_the_front_page_is_short():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 160
+
+
+def test_links_between_pages_lead_somewhere():
+    """Every relative link and picture of every page exists, and so does the heading it names."""
+    wrong = []
+    for page in PAGES:
+        text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            if target.startswith(("http:", "https:")):
+                continue
+            file, _, heading = target.partition("#")
+            there = (page.parent / file).resolve() if file else page
+            if not there.exists():
+                wrong.append(f"{page.name}: {target}")
+            elif heading and heading not in anchors(there):
+                wrong.append(f"{page.name}: {target}; there are {sorted(anchors(there))}")
+    assert not wrong, "\n".join(wrong)
+
+
+def anchors(page: Path) -> set[str]:
+    """The names that the site gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
+    plain = (re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in headings)
+    return {re.sub(r"[-\s]+", "-", heading) for heading in plain}
+
+
+def test_the_process_of_the_page_is_a_member_of_its_family(monkeypatch):
     monkeypatch.setattr(
         schedules,
         "LinearLogSNR",
@@ -273,7 +339,7 @@ def test_the_process_of_the_readme_is_a_member_of_its_family(monkeypatch):
     np.testing.assert_allclose(gaussian.logsnr(process, t), 12 - 22 * t, rtol=1e-5, atol=1e-5)
 
 
-def test_the_sampler_of_the_readme_is_ddim(monkeypatch):
+def test_the_sampler_of_the_page_is_ddim(monkeypatch):
     monkeypatch.setattr(
         ancestral, "my_ddim", pasted("def my_ddim", ancestral.__name__)["my_ddim"], raising=False
     )
@@ -281,9 +347,7 @@ def test_the_sampler_of_the_readme_is_ddim(monkeypatch):
     x, ts = base.start(process, keys, (3, 2)), grids.uniform(process, 4)
 
     def denoise(x, t, cond=None):
-        return Prediction(
-            0.3 * x, (x - process.alpha(t) * 0.3 * x) / process.sigma(t)
-        )
+        return Prediction(0.3 * x, (x - process.alpha(t) * 0.3 * x) / process.sigma(t))
 
     for eta in (0.0, 0.7):
         mine, theirs = (
@@ -300,7 +364,7 @@ def test_the_sampler_of_the_readme_is_ddim(monkeypatch):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_the_network_of_the_readme_is_trained_by_its_config(monkeypatch):
+def test_the_network_of_the_page_is_trained_by_its_config(monkeypatch):
     """Its shapes, under the objective of the digits, by the config file that the page shows; no new
     code but these two blocks.
     """
