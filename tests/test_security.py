@@ -41,7 +41,7 @@ from diffusion_jax.training import checkpoint
 from experiments import arguments
 from tests import commands
 from tests.data.test_data import write_tfds
-from tests.pretrained.test_convert import fixture
+from tests.pretrained.conversions import fixture
 from tests.pretrained.test_extractors import STATE, Global, Storage, legacy, pickled, tensor, zipped
 
 ROOT = Path(__file__).parent.parent

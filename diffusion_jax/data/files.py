@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion_jax import npz
-from diffusion_jax.data import layout, pixels
+from diffusion_jax.data import pixels
+from diffusion_jax.data.held_out import hold_out
 from diffusion_jax.data.pixels import Range
 from diffusion_jax.errors import UserError
 
@@ -202,7 +203,7 @@ def held_out(
         np.random.Philox(np.random.SeedSequence(0)).random_raw(size), kind="stable"
     ).tolist()
     own = [0] * size if labels is None else labels.tolist()
-    train, test = layout.hold_out(order, max(1, size // 10), own, what)
+    train, test = hold_out(order, max(1, size // 10), own, what)
     return np.array(train), np.array(test)
 
 

@@ -22,8 +22,9 @@ import numpy as np
 from absl import logging
 from PIL import Image, ImageOps
 
-from diffusion_jax.data import captions, layout, pixels, transforms
-from diffusion_jax.data.layout import Arranged, File
+from diffusion_jax.data import captions, layout, pixels, transforms, tree
+from diffusion_jax.data.held_out import File, held_out
+from diffusion_jax.data.layout import Arranged
 from diffusion_jax.data.pixels import Range
 from diffusion_jax.data.sources import Arrays, Lazy, Source, held_in_memory, parallel
 from diffusion_jax.errors import UserError, printable
@@ -91,9 +92,9 @@ def load(
         raise UserError(
             f"data.path={path} is not a folder; data.name=folder wants a folder of images"
         )
-    tree = layout.walk(root, transforms.endings(), _is_image)
-    found = layout.arrange(root, tree, how)
-    _warn_of_unused(path, tree, found, captioned)
+    listing = tree.walk(root, transforms.endings(), _is_image)
+    found = layout.arrange(root, listing, how)
+    _warn_of_unused(path, listing, found, captioned)
     parts = [found.train] + ([found.test] if found.test else [])
     total = sum(map(len, parts))
     unreadable = Unreadable(path, default_limit(total) if limit_bad < 0 else limit_bad)
@@ -107,7 +108,7 @@ def load(
     _check_classes(path, found.classes, {f.label for f in parts[0]})
     every = {file: header for part in headers for file, header in part.items()}
     if not found.test:
-        parts = layout.held_out(parts[0], f"data.path={path}")
+        parts = held_out(parts[0], f"data.path={path}")
     shape = _shape(path, every, image_size, channels)
     _check_values(path, every, value_range)
     texts, numbers = (), [None, None]
@@ -136,14 +137,14 @@ def _is_image(path: str) -> bool:
         return False
 
 
-def _warn_of_unused(path: str, tree: layout.Tree, found: Arranged, captioned: bool) -> None:
+def _warn_of_unused(path: str, listing: tree.Tree, found: Arranged, captioned: bool) -> None:
     """One warning of what the folder holds and is not used."""
     expected = (
         (lambda name: name == "metadata.jsonl" or name.lower().endswith(".txt"))
         if captioned
         else (lambda name: False)
     )
-    files = layout.ignored(tree, expected)
+    files = tree.ignored(listing, expected)
     unused = [*([f"{files}"] if files else []), *found.dropped]
     if unused:
         logging.warning("data.path=%s: not used: %s", printable(path), "; ".join(unused))

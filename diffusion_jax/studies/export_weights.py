@@ -13,7 +13,16 @@ from diffusion_jax.assembly import denoiser
 from diffusion_jax.assembly import workdir as folder
 from diffusion_jax.assembly.kinds import few_step_model
 from diffusion_jax.errors import UserError
-from diffusion_jax.pretrained import chains, convert, safetensors
+from diffusion_jax.pretrained import (
+    chains,
+    diffusers_networks,
+    equivalent,
+    layouts,
+    networks,
+    published,
+    safetensors,
+    schedulers,
+)
 from diffusion_jax.studies.import_weights import SOURCES
 
 ALONE = ", or export the network alone with --network_only"
@@ -46,11 +55,11 @@ def export_weights(
       UserError: for a model that they do not have, with the overrides of one that they do.
     """
     name = class_for(to, config.model.name)
-    network = convert.published(name)
+    network = networks.network(name)
     trained = folder.load(workdir, config)
     built, params = (
         trained.experiment,
-        trained.params[network.under] if network.under else trained.params,
+        trained.params[network.subtree] if network.subtree else trained.params,
     )
     if built.encoder:
         raise UserError(
@@ -61,10 +70,10 @@ def export_weights(
         | config.model.to_dict()
         | {"num_classes": built.num_classes}
     )
-    params = convert.unstacked(
-        {path: np.asarray(leaf) for path, leaf in convert.flat(params).items()}
+    params = layouts.unstacked(
+        {path: np.asarray(leaf) for path, leaf in layouts.flat(params).items()}
     )
-    rule = reading.record({}, {"imported": reading.record({"latents": convert.LATENTS})})
+    rule = reading.record({}, {"imported": reading.record({"latents": diffusers_networks.LATENTS})})
     latents = (
         files.load_json(Path(workdir) / "provenance.json", rule)
         .get("imported", {})
@@ -97,7 +106,7 @@ def _one_class(trained, params: dict, options: dict, label: str) -> tuple[dict, 
             f"{wrong}the pipelines of diffusers know no classes, and this model has {classes}; export one of them with "
             f"--label=0 to {classes - 1}, or the model without a class with --label=any"
         )
-    return convert.of_one_class(params, chosen[0]), options | {"num_classes": 0}
+    return equivalent.of_one_class(params, chosen[0]), options | {"num_classes": 0}
 
 
 def _save(
@@ -105,8 +114,8 @@ def _save(
 ) -> Path:
     """config.json and the file of weights; returns the file."""
     shapes = {path: leaf.shape for path, leaf in params.items()}
-    described = convert.write_config(network, options, built.shape, shapes) | (more or {})
-    tensors = convert.to_theirs(convert.table(network, options, shapes), params) | network.fixed(
+    described = published.write_config(network, options, built.shape, shapes) | (more or {})
+    tensors = layouts.to_theirs(layouts.table(network, options, shapes), params) | network.fixed(
         options, built.shape
     )
     file = folder / ("diffusion_pytorch_model.safetensors" if diffusers else "model.safetensors")
@@ -124,28 +133,28 @@ def _save_pipeline(
             f"config.objective={built.config.objective} trains a few-step model, which no DDIM scheduler samples{ALONE}"
         )
     shapes = {path: leaf.shape for path, leaf in params.items()}
-    wrong, found = convert.misfits(network, options, built.shape, shapes), None
+    wrong, found = published.misfits(network, options, built.shape, shapes), None
     try:
         found = scheduling(built)
     except UserError as error:
         value = f"{built.config.parameterization} under {built.config.process}"
-        wrong["parameterization"] = convert.Misfit(value, "eps()", str(error))
+        wrong["parameterization"] = published.Misfit(value, "eps()", str(error))
     if wrong:
-        convert.refuse(wrong, ALONE if wrong.keys() == {"parameterization"} else "")
+        published.refuse(wrong, ALONE if wrong.keys() == {"parameterization"} else "")
     learned = options["learn_variance"]
     options = options | {"learn_variance": learned and variance}
-    params = convert.with_last(params, built.shape[-1], found.factor, variance)
+    params = equivalent.with_last(params, built.shape[-1], found.factor, variance)
     if found.shift:
-        params = convert.with_steps(params, options["noise_embedding"], found.shift)
+        params = equivalent.with_steps(params, options["noise_embedding"], found.shift)
     file = _save(network, options, built, params, folder / "unet")
-    scheduler = convert.write_scheduler(
+    scheduler = schedulers.write_scheduler(
         found.betas, found.prediction, clip=built.config.sampler.clip, learned=learned and variance
     )
     files.save_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     _say(built, len(found.betas), learned and not variance)
     if built.latents is None:
         pipeline = "DDPMPipeline" if learned and variance else "DDIMPipeline"
-        files.save_json(folder / "model_index.json", convert.write_index(pipeline))
+        files.save_json(folder / "model_index.json", schedulers.write_index(pipeline))
     return file
 
 
@@ -158,7 +167,7 @@ def scheduling(built):
 
 def class_for(to: str, model: str) -> str:
     """Their class for config.model.name; UserError where --to has none."""
-    names = {convert.published(name).model: name for name in SOURCES[to]}
+    names = {networks.network(name).model: name for name in SOURCES[to]}
     if model not in names:
         raise UserError(
             f"config.model.name={model} has no counterpart in --to={to}, which has {' and '.join(names)}"

@@ -14,7 +14,15 @@ from diffusion_jax.assembly import autoencoders, experiment, latent, workdir
 from diffusion_jax.assembly.kinds import kind
 from diffusion_jax.data.latents import Encoded
 from diffusion_jax.errors import UserError
-from diffusion_jax.pretrained import convert, safetensors, torchfile
+from diffusion_jax.pretrained import (
+    diffusers_networks,
+    layouts,
+    networks,
+    published,
+    safetensors,
+    schedulers,
+    torchfile,
+)
 from diffusion_jax.training import checkpoint
 
 SOURCES = {
@@ -42,14 +50,14 @@ def import_weights(
         files.load_json(beside, reading.table()) if source == "diffusers" or beside.exists() else {}
     )
     name = class_of(source, config)
-    network = convert.published(name)
-    tensors = {convert.modern(key): tensor for key, tensor in read(file).items()}
-    options, shape = convert.read_config(network, network.described(tensors) | config)
-    tensors = convert.without_fixed(network, tensors, options, shape)
+    network = networks.network(name)
+    tensors = {diffusers_networks.modern(key): tensor for key, tensor in read(file).items()}
+    options, shape = published.read_config(network, network.described(tensors) | config)
+    tensors = published.without_fixed(network, tensors, options, shape)
     classes = options.pop("num_classes")
     unseen = data.Dataset(dataset, None, None, shape, classes, tuple(map(str, range(classes))))
     imported = {"class": name, "file": file.name, "sha256": sha256(file)}
-    imported |= {"latents": {key: config[key] for key in convert.SCALE if key in config}}
+    imported |= {"latents": {key: config[key] for key in published.SCALE if key in config}}
     config = run_config(
         network, options, shape, classes, scheduler_beside(file), dataset, autoencoder
     )
@@ -130,13 +138,13 @@ def encoded_by(autoencoder: str, unseen):
             f"--autoencoder={autoencoder} {made}, and the network is for {tuple(unseen.image_shape)}; "
             "import it again with another sample_size in its config.json, or another"
         )
-    rule = reading.record({}, {"imported": reading.record({"latents": convert.LATENTS})})
+    rule = reading.record({}, {"imported": reading.record({"latents": diffusers_networks.LATENTS})})
     told = files.load_json(Path(autoencoder) / "provenance.json", rule).get("imported")
     if told is None:
         raise UserError(
             f"--autoencoder={autoencoder} was trained here, so no published network knows its latents"
         )
-    moments = convert.shift_and_scale(told["latents"], shape[-1])
+    moments = diffusers_networks.shift_and_scale(told["latents"], shape[-1])
     about = codec.image_shape, unseen.name, unseen.num_classes, unseen.class_names
     return Encoded(latent.digest(codec.params), *about, *moments)
 
@@ -151,7 +159,7 @@ def run_config(
     autoencoder: str = "",
 ):
     """The config of a run that would have such a network, under the convention it was trained with."""
-    told = convert.read_scheduler(scheduler)
+    told = schedulers.read_scheduler(scheduler)
     config = base.base()
     config.data.update(name=dataset, image_size=shape[0], channels=shape[2], num_classes=classes)
     config.model = base.network(network.model, **options)
@@ -159,7 +167,7 @@ def run_config(
         process=told.process, parameterization=told.parameterization, objective=told.objective
     )
     config.conditional = classes > 0
-    if network.under == "autoencoder":
+    if network.subtree == "autoencoder":
         config.objective = "autoencoding.reconstruction(perceptual=0.0)"
     config.ema.halflives = ()
     clip = (
@@ -188,10 +196,10 @@ def fitted(network, built, tensors: dict):
     ) as error:  # for sizes that do not go together
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"their config describes no network that can be built: {why}") from error
-    own = template[network.under] if network.under else template
-    shapes = {path: leaf.shape for path, leaf in convert.flat(own).items()}
-    found = convert.to_ours(
-        convert.table(network, built.config.model.to_dict(), shapes), tensors, shapes
+    own = template[network.subtree] if network.subtree else template
+    shapes = {path: leaf.shape for path, leaf in layouts.flat(own).items()}
+    found = layouts.to_ours(
+        layouts.table(network, built.config.model.to_dict(), shapes), tensors, shapes
     )
     params = jax.tree.unflatten(jax.tree.structure(own), [found[path] for path in shapes])
-    return {network.under: params} if network.under else params
+    return {network.subtree: params} if network.subtree else params

@@ -14,7 +14,8 @@ from PIL import Image
 
 from diffusion_jax import data
 from diffusion_jax.data import layout, transforms
-from diffusion_jax.data.layout import Tree
+from diffusion_jax.data.held_out import held_out
+from diffusion_jax.data.tree import Tree, ignored, natural, walk
 from diffusion_jax.errors import UserError
 from tests.data.test_data import values, write_image
 
@@ -38,7 +39,7 @@ def arranged(*listed: str, how: str = "", empty: tuple[str, ...] = ()) -> layout
 
 def split(found: layout.Arranged) -> layout.Arranged:
     """With a tenth held out, where it is not split."""
-    train, test = (found.train, found.test) if found.test else layout.held_out(found.train, "data")
+    train, test = (found.train, found.test) if found.test else held_out(found.train, "data")
     return found._replace(train=train, test=test)
 
 
@@ -263,8 +264,8 @@ def test_an_empty_split_is_refused_and_an_empty_class_is_named():
 def test_numbered_folders_are_in_natural_order():
     assert arranged(*[f"{k}*4" for k in range(12)]).classes == tuple(map(str, range(12)))
     names = ["class1", "class2", "class10", "class10b", "class11"]
-    assert sorted(reversed(names), key=layout.natural) == names
-    assert sorted(["b", "a", "B", "_", "é", "01", "1"], key=layout.natural) == [
+    assert sorted(reversed(names), key=natural) == names
+    assert sorted(["b", "a", "B", "_", "é", "01", "1"], key=natural) == [
         "01",
         "1",
         "B",
@@ -308,7 +309,7 @@ def folder(tmp_path, *names, count=3):
 
 
 def walked(root: Path) -> Tree:
-    return layout.walk(root, transforms.endings(), lambda path: False)
+    return walk(root, transforms.endings(), lambda path: False)
 
 
 def test_links_to_classes_to_links_and_to_files(tmp_path):
@@ -335,7 +336,7 @@ def test_links_in_a_loop_end(tmp_path):
     (root / "c").symlink_to(root / "gone")
     tree = walked(root)
     assert len(tree.images) == 24 and not tree.again
-    said = layout.ignored(tree)
+    said = ignored(tree)
     assert "3 link to a folder above" in said and "3 broken link (a/x.png, a/y.png and c)" in said
 
 

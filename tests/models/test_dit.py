@@ -16,7 +16,7 @@ import pytest
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import dit
 from diffusion_jax.models.dit import SIZES, DiT
-from diffusion_jax.pretrained import convert
+from diffusion_jax.pretrained import layouts, networks
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "dit.npz"
 TINY = dict(num_classes=5, patch=2, width=24, depth=2, heads=3, learn_variance=True)
@@ -42,9 +42,9 @@ def reference() -> dict:
 def converted() -> dict:
     """The authors' weights in our layout. Nothing may be missing, and nothing left over."""
     params, _ = shapes(DiT(**TINY), (3, 8, 8, 4))
-    wanted = {path: leaf.shape for path, leaf in convert.flat(params).items()}
+    wanted = {path: leaf.shape for path, leaf in layouts.flat(params).items()}
     weights = {name: tensor for name, tensor in reference().items() if "." in name}
-    found = convert.to_ours(convert.table(convert.published("DiT"), TINY, wanted), weights, wanted)
+    found = layouts.to_ours(layouts.table(networks.network("DiT"), TINY, wanted), weights, wanted)
     return jax.tree.unflatten(jax.tree.structure(params), [found[path] for path in wanted])
 
 

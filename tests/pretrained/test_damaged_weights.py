@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.pretrained import convert
-from tests.pretrained.test_convert import fixture
+from diffusion_jax.pretrained import diffusers_networks, layouts, networks, published, schedulers
+from tests.pretrained.conversions import fixture
 from tests.spoiled import variations
 
 
@@ -17,12 +17,12 @@ from tests.spoiled import variations
 def test_an_edited_config_beside_imported_weights_is_refused_in_one_line_or_serves(name):
 
     config = fixture(name)[0]
-    network, refused = convert.published(config["_class_name"]), 0
-    convert.read_config(network, config)
+    network, refused = networks.network(config["_class_name"]), 0
+    published.read_config(network, config)
     for other in variations(config):
         if isinstance(other, dict):
             try:
-                convert.read_config(network, other)
+                published.read_config(network, other)
             except UserError as error:
                 assert "\n" not in str(error)
                 refused += 1
@@ -30,7 +30,7 @@ def test_an_edited_config_beside_imported_weights_is_refused_in_one_line_or_serv
 
 
 def test_an_edited_scheduler_or_record_of_latents_is_refused_in_one_line_or_serves():
-    scheduler = convert.DDPM | {"trained_betas": [0.1, 0.2], "clip_sample": True}
+    scheduler = schedulers.DDPM | {"trained_betas": [0.1, 0.2], "clip_sample": True}
     latents = {
         "scaling_factor": 0.2,
         "shift_factor": 0.1,
@@ -38,8 +38,8 @@ def test_an_edited_scheduler_or_record_of_latents_is_refused_in_one_line_or_serv
         "latents_std": [1.0, 2.0],
     }
     for value, read in (
-        (scheduler, convert.read_scheduler),
-        (latents, lambda told: convert.shift_and_scale(told, 2)),
+        (scheduler, schedulers.read_scheduler),
+        (latents, lambda told: diffusers_networks.shift_and_scale(told, 2)),
     ):
         read(value)
         for other in variations(value):
@@ -49,7 +49,7 @@ def test_an_edited_scheduler_or_record_of_latents_is_refused_in_one_line_or_serv
 
 
 def test_a_dit_is_described_by_tensors_of_the_right_number_of_dimensions():
-    network, ones = convert.published("DiT"), np.ones
+    network, ones = networks.network("DiT"), np.ones
     tensors = {
         "x_embedder.proj.weight": ones((8, 4, 2, 2)),
         "blocks.0.mlp.fc1.weight": ones((32, 8)),
@@ -63,11 +63,11 @@ def test_a_dit_is_described_by_tensors_of_the_right_number_of_dimensions():
             with contextlib.suppress(UserError):
                 network.described(tensors | {name: ones(shape)})
     for change in ({"input_size": 65_536}, {"input_size": 7}):
-        options, shape = convert.read_config(
+        options, shape = published.read_config(
             network, network.described(tensors) | {"num_heads": 2} | change
         )
         with pytest.raises(UserError, match="are not those of a DiT of width 8"):
-            convert.without_fixed(network, tensors, options, shape)
+            published.without_fixed(network, tensors, options, shape)
 
 
 @pytest.mark.parametrize(
@@ -75,13 +75,13 @@ def test_a_dit_is_described_by_tensors_of_the_right_number_of_dimensions():
     [(np.nan, "1 of 4 values that are not finite"), (1e300, "not finite"), (-np.inf, "not finite")],
 )
 def test_weights_that_are_not_finite_are_refused_by_name(value, words):
-    table = {"a/kernel": convert.Source(("a.weight",), convert.DENSE)}
+    table = {"a/kernel": layouts.Source(("a.weight",), layouts.DENSE)}
     weights = np.array([[1.0, 2.0], [3.0, value]])
     with pytest.raises(
         UserError, match=f"the tensor a.weight has {words}" if "of 4" in words else words
     ):
-        convert.to_ours(table, {"a.weight": weights}, {"a/kernel": (2, 2)})
+        layouts.to_ours(table, {"a.weight": weights}, {"a/kernel": (2, 2)})
     with pytest.raises(
-        UserError, match="a.weight is of int64, and weights are floating-point numbers"
+        UserError, match="a.weight is of type int64; weights must be floating-point numbers"
     ):
-        convert.to_ours(table, {"a.weight": np.ones((2, 2), int)}, {"a/kernel": (2, 2)})
+        layouts.to_ours(table, {"a.weight": np.ones((2, 2), int)}, {"a/kernel": (2, 2)})

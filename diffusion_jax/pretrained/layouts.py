@@ -1,0 +1,150 @@
+"""Parameters of our networks as the tensors of published ones: names and the order of axes.
+
+`table` says, for each of our parameters, which of their tensors it consists of; `to_ours` and
+`to_theirs` apply a table, and undo each other bit for bit. Parameters are flat:
+{'down_0_0/conv_1/kernel': array}.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.pretrained.published import Flat, Layout, Options, Published, Shape
+
+
+class Source(NamedTuple):
+    """The tensors of theirs of which one of our parameters consists.
+
+    Attributes:
+      names: the names of the tensors, which lie side by side along the last axis in our layout.
+      layout: how each of them lies in ours.
+    """
+
+    names: tuple[str, ...]
+    layout: Layout
+
+
+SAME = Layout(lambda a: a, lambda a: a)
+DENSE = Layout(np.transpose, np.transpose)  # (out, in), (in, out)
+# (out, in, H, W), (H, W, in, out)
+CONV = Layout(lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))
+LEAVES = {"kernel": "weight", "scale": "weight", "rows": "weight", "bias": "bias"}
+
+
+def table(network: Published, options: Options, shapes: Mapping[str, Shape]) -> dict[str, Source]:
+    """Return {path of one of our parameters: where it comes from}.
+
+    Args:
+      network: the published network.
+      options: our options.
+      shapes: the shapes of all of our parameters, by path.
+    """
+    words, layouts = network.words(options), network.layouts(options)
+
+    def source(path: str, shape: Shape) -> Source:
+        *parts, leaf = path.split("/")
+        theirs = itertools.product(*(words[part].split(" ") for part in parts), [LEAVES[leaf]])
+        usual = {1: SAME, 2: DENSE, 4: CONV}[len(shape)] if leaf == "kernel" else SAME
+        return Source(
+            tuple(".".join(filter(None, name)) for name in theirs),
+            layouts.get(f"{parts[-1]}/{leaf}", usual),
+        )
+
+    return {path: source(path, shape) for path, shape in shapes.items()}
+
+
+def flat(params: Any) -> dict[str, Any]:
+    """Flatten a tree of parameters to {path: leaf}, in the order of its leaves."""
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def unstacked(params: Flat) -> dict[str, np.ndarray]:
+    """Split the stacked parameters 'blocks/...' of scan_blocks into 'block_0/...', and so on."""
+    return {
+        re.sub("^blocks/", f"block_{i}/", path): part
+        for path, leaf in params.items()
+        for i, part in (enumerate(leaf) if path.startswith("blocks/") else [(0, leaf)])
+    }
+
+
+def to_theirs(table: Mapping[str, Source], params: Flat) -> dict[str, np.ndarray]:
+    """Convert our flat parameters to their tensors, as views where that is possible."""
+    return {
+        name: source.layout.to_theirs(part)
+        for path, source in table.items()
+        for name, part in zip(source.names, np.split(params[path], len(source.names), axis=-1))
+    }
+
+
+def to_ours(
+    table: Mapping[str, Source], tensors: Flat, shapes: Mapping[str, Shape]
+) -> dict[str, np.ndarray]:
+    """Convert their tensors to our flat parameters.
+
+    Args:
+      table: the table of the network.
+      tensors: their tensors by name.
+      shapes: the shapes of all of our parameters, by path.
+
+    Returns:
+      {path: float32 array}.
+
+    Raises:
+      UserError: with the names of all tensors that do not fit, and for tensors that do not consist
+        of finite floating-point numbers.
+    """
+    # arrays that have a shape and take no memory
+    blank = {path: np.broadcast_to(np.int8(0), shape) for path, shape in shapes.items()}
+    _fit(
+        {name: a.shape for name, a in to_theirs(table, blank).items()},
+        {name: a.shape for name, a in tensors.items()},
+    )
+
+    def param(source: Source) -> np.ndarray:
+        parts = [source.layout.to_ours(_numbers(name, tensors[name])) for name in source.names]
+        return np.concatenate(parts, axis=-1)
+
+    return {path: param(source) for path, source in table.items()}
+
+
+def _numbers(name: str, tensor: np.ndarray) -> np.ndarray:
+    """Return a tensor of weights as float32; UserError unless they are finite floats."""
+    if tensor.dtype.kind not in "fV":  # bfloat16 is of kind V
+        raise UserError(
+            f"the tensor {name} is of type {tensor.dtype}; weights must be floating-point numbers"
+        )
+    with np.errstate(over="ignore"):  # of float64 values, which are found below
+        found = np.asarray(tensor, np.float32)
+    bad = int(found.size - np.isfinite(found).sum())
+    if bad:
+        raise UserError(
+            f"the tensor {name} has {bad} of {found.size} values that are not finite; "
+            "the file is damaged, download it again"
+        )
+    return found
+
+
+def _fit(wanted: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:
+    """Raise UserError unless the tensors have these names and shapes."""
+    problems = {
+        "missing": [name for name in wanted if name not in found],
+        "left over": [name for name in found if name not in wanted],
+        "of another shape": [
+            f"{name} {list(found[name])} for {list(shape)}"
+            for name, shape in wanted.items()
+            if found.get(name, shape) != shape
+        ],
+    }
+    listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in problems.items() if names)
+    if listed:
+        raise UserError(
+            f"the tensors are not those of the network that their config describes; {listed}"
+        )

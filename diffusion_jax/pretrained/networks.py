@@ -1,0 +1,24 @@
+"""All published networks that are imported and exported, by the names of their classes."""
+
+from __future__ import annotations
+
+from diffusion_jax.errors import unknown
+from diffusion_jax.pretrained import diffusers_networks, dit_network
+from diffusion_jax.pretrained.published import Published
+
+NETWORKS = {
+    "UNet2DModel": diffusers_networks.UNET,
+    "AutoencoderKL": diffusers_networks.AUTOENCODER,
+    "DiT": dit_network.DIT,
+}
+
+
+def network(name: str) -> Published:
+    """Look up the published network of this class.
+
+    Raises:
+      UserError: for an unknown name; it names the nearest.
+    """
+    if name not in NETWORKS:
+        raise unknown("class of network", name, NETWORKS)
+    return NETWORKS[name]

@@ -1,0 +1,216 @@
+"""Published networks as ours, and ours as theirs: what describes such a network, and its config.
+
+    UNet2DModel     diffusers, in the layout of DDPM (Ho et al. 2020)    unet.UNet
+    AutoencoderKL   diffusers (Rombach et al. 2022)                      autoencoder.AutoencoderKL
+    DiT             the authors' own program (Peebles & Xie 2023)        dit.DiT
+
+A `Published` network says how its config becomes our options and back, and has one dictionary, from
+the words in the paths of our parameters to the names of their modules. layouts.py makes the tables
+of tensors of that; networks.py lists the networks.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffusion_jax import reading
+from diffusion_jax.errors import UserError
+from diffusion_jax.models import layers
+
+Options = dict[str, Any]
+Shape = tuple[int, ...]
+Flat = Mapping[str, np.ndarray]
+
+
+class Layout(NamedTuple):
+    """The order of the axes of a tensor: two functions, each of which undoes the other."""
+
+    to_ours: Callable[[np.ndarray], np.ndarray]
+    to_theirs: Callable[[np.ndarray], np.ndarray]
+
+
+class Published(NamedTuple):
+    """A network that others publish.
+
+    Attributes:
+      model: the name of the network here, as in config.model.name.
+      options: their config -> (our options, shape of an example).
+      config: our options and the shape of an example -> their config.
+      defaults: the defaults of their config.
+      only: the options of ours of which theirs has no choice, or less -> the values that it has.
+      words: our options -> {a part of our paths: the same part of theirs}; several names with
+        spaces between them are several tensors of theirs that are one of ours.
+      layouts: our options -> {the end of our paths: layout}, where that is not the usual one.
+      fixed: (our options, shape) -> the tensors that are not learned but stand in their files.
+      described: the part of their config that the tensors alone determine.
+      subtree: the part of the parameters of a run that are those of the network; '' means all.
+      rule: what the values of their config may be (see `reading`).
+    """
+
+    model: str
+    options: Callable[[Mapping], tuple[Options, Shape]]
+    config: Callable[[Options, Shape], dict[str, Any]]
+    defaults: dict[str, Any]
+    only: dict[str, tuple]
+    words: Callable[[Options], dict[str, str]]
+    layouts: Callable[[Options], dict[str, Layout]] = lambda options: {}
+    fixed: Callable[[Options, Shape], dict[str, np.ndarray]] = lambda options, shape: {}
+    described: Callable[[Flat], dict[str, Any]] = lambda tensors: {}
+    subtree: str = ""
+    rule: reading.Rule = reading.table()
+
+
+# keys that describe an autoencoder's latents, for those who use them
+SCALE = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+LOOSE = (*SCALE, "force_upcast")  # keys that do not describe a network
+
+
+def read_config(network: Published, config: Mapping) -> tuple[Options, Shape]:
+    """Translate the config of a published network.
+
+    The translation is checked by translating back: every key must come out as it went in.
+
+    Returns:
+      (our options, the shape of an example).
+
+    Raises:
+      UserError: for a network that ours cannot represent.
+    """
+    config = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in (network.defaults | config).items()
+    }
+    reading.check(config, network.rule, "config.json")
+    options, shape = network.options(config)
+    ours = network.config(options, shape)
+    for key, value in config.items():
+        value = list(value) if isinstance(value, tuple) else value
+        if not key.startswith("_") and key not in LOOSE and value != ours.get(key):
+            why = (
+                f"only {ours[key]} can be imported"
+                if key in ours
+                else "this key is unknown, and cannot be imported"
+            )
+            raise UserError(f"config.json has {key}={value}; {why}")
+    return options, shape
+
+
+def write_config(
+    network: Published, options: Options, shape: Shape, shapes: Mapping[str, Shape]
+) -> dict[str, Any]:
+    """Translate the options of our network into the config of the published one.
+
+    Args:
+      network: the published network.
+      options: our options.
+      shape: the shape of an example.
+      shapes: the shapes of all of our parameters, by path.
+
+    Raises:
+      UserError: naming every option that the published network does not have, and the overrides of
+        a run that could be exported.
+    """
+    if wrong := misfits(network, options, shape, shapes):
+        refuse(wrong)
+    if "norm" in options and options["norm"] is None:
+        options = options | {"norm": (_common_groups(shapes), 1e-6)}
+    return network.config(options, shape)
+
+
+class Misfit(NamedTuple):
+    """A config key whose value the published network does not have.
+
+    Attributes:
+      value: the value.
+      instead: a value that the published network has.
+      why: an explanation; '' for none.
+    """
+
+    value: Any
+    instead: Any
+    why: str = ""
+
+
+def misfits(
+    network: Published, options: Options, shape: Shape, shapes: Mapping[str, Shape]
+) -> dict[str, Misfit]:
+    """Return {config key: Misfit} for our network; the arguments are those of `write_config`."""
+    found = {
+        f"model.{key}": Misfit(options[key], values[0])
+        for key, values in network.only.items()
+        if options[key] not in values
+    }
+    if classes := found.pop("model.num_classes", None):
+        found["conditional"] = Misfit(True, False, f"{classes.value} classes")
+    own = sorted(
+        {layers.groups(size[0]) for path, size in shapes.items() if path.endswith("/scale")}
+    )
+    if options.get("norm", ()) is None and len(own) > 1:
+        several = f"{', '.join(map(str, own[:-1]))} or {own[-1]}"
+        why = f"it means {several} groups, depending on the channels; the export has one number"
+        found["model.norm"] = Misfit(None, (_common_groups(shapes), 1e-6), why)
+    if width := options.get("head_width"):
+        seen = attended_channels(options, shape)
+        if min(seen) < width < max(seen):
+            found["model.head_width"] = Misfit(
+                width, math.gcd(*seen), f"there is attention on {min(seen)} channels too"
+            )
+    return found
+
+
+def refuse(wrong: Mapping[str, Misfit], rest: str = "") -> None:
+    """Raise UserError with all that cannot be exported and the overrides of a run that can be.
+
+    Args:
+      wrong: the misfits by config key.
+      rest: what else could be done, for the end of the message.
+    """
+    what = "; ".join(
+        f"config.{key}={one.value}" + (f" ({one.why})" if one.why else "")
+        for key, one in wrong.items()
+    )
+    train = " ".join(
+        f"--config.{key}={shlex.quote(str(one.instead))}" for key, one in wrong.items()
+    )
+    raise UserError(f"this run cannot be exported: {what}; train one with {train}{rest}")
+
+
+def _common_groups(shapes: Mapping[str, Shape]) -> int:
+    """Return one number of groups for all norms: the default, or one that divides all."""
+    channels = {size[0] for path, size in shapes.items() if path.endswith("/scale")}
+    return (
+        layers.groups(math.gcd(*channels))
+        if len({*map(layers.groups, channels)}) > 1
+        else layers.groups(max(channels))
+    )
+
+
+def attended_channels(options: Options, shape: Shape) -> list[int]:
+    """Return the channels of the feature maps with attention, the middle's last."""
+    channels = [options["width"] * multiplier for multiplier in options["multipliers"]]
+    return [
+        c for level, c in enumerate(channels) if shape[0] // 2**level in options["attention"]
+    ] + channels[-1:]
+
+
+def without_fixed(
+    network: Published, tensors: Flat, options: Options, shape: Shape
+) -> dict[str, np.ndarray]:
+    """Drop the tensors that are not learned.
+
+    Raises:
+      UserError: if one of them differs from the fixed values of our network.
+    """
+    fixed = network.fixed(options, shape)
+    for name, value in fixed.items():
+        found = tensors.get(name, value)
+        if found.shape != value.shape or not np.allclose(found, value, atol=1e-3):
+            raise UserError(
+                f"{name} {list(found.shape)} is not the fixed {list(value.shape)} of this network"
+            )
+    return {name: tensor for name, tensor in tensors.items() if name not in fixed}
