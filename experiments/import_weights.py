@@ -3,42 +3,29 @@
 python -m experiments.import_weights --from=diffusers --path=FOLDER --out=WORKDIR
 python -m experiments.import_weights --from=dit --path=DiT-XL-2-256x256.pt --out=WORKDIR --autoencoder=WORKDIR_OF_ONE
 
-diffusers: a UNet2DModel in DDPM's layout or an AutoencoderKL, config.json and
-diffusion_pytorch_model.safetensors or .bin; a scheduler_config.json beside it is heeded. dit:
-Peebles & Xie's. A network of latents needs its autoencoder, imported before. Nothing in a file is
-run. docs/weights.md says more.
+diffusers: a UNet2DModel in DDPM's layout or an AutoencoderKL, as config.json and
+diffusion_pytorch_model.safetensors or .bin; a scheduler_config.json in the same folder is used. dit:
+the networks of Peebles & Xie. A network of latents needs its autoencoder, imported before. Nothing in
+a file is executed. docs/weights.md says more.
 """
-
-from __future__ import annotations
 
 from absl import flags
 
-from diffusion_jax.studies import import_weights
 from experiments import cli, values
 
-
-def main(_) -> None:
-    FLAGS = flags.FLAGS
-    root = import_weights.import_weights(
-        FLAGS["from"].value, FLAGS.path, FLAGS.out, FLAGS.data, FLAGS.autoencoder
-    )
-    print(f"{root}: ready for experiments.sample, evaluate and edit")
-
-
 if __name__ == "__main__":
-    flags.DEFINE_enum(
-        "from", None, list(import_weights.SOURCES), "who published them", required=True
-    )
-    values.path_flag("path", None, "the file of weights, or its folder", required=True)
-    values.path_flag("out", None, "the workdir to make", required=True)
+    flags.DEFINE_enum("from", None, ["diffusers", "dit"], "publisher of the weights", required=True)
+    values.path_flag("path", None, "file of weights, or its folder", required=True)
+    values.path_flag("out", None, "workdir to make", required=True)
     values.path_flag(
         "autoencoder",
         "",
-        "of a network of latents: the workdir of the autoencoder that was imported for it",
+        "workdir of the imported autoencoder, for a network of latents (default: none)",
     )
     flags.DEFINE_string(
         "data",
         "folder",
-        "the data set it was trained on, as config.data.name, for evaluate and edit",
+        "name of the data set that the network was trained on (config.data.name), for evaluate and "
+        "edit",
     )
-    cli.launch(main, config="none")
+    cli.launch("diffusion_jax.studies.import_weights:import_weights", config="none")

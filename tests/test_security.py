@@ -36,7 +36,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import recognition
 from diffusion_jax.pretrained import pickles, safetensors, torchfile
 from diffusion_jax.report import curves, tables
-from diffusion_jax.studies.import_weights import import_weights
+from diffusion_jax.studies import import_weights
 from diffusion_jax.training import checkpoint
 from experiments import arguments
 from tests import commands
@@ -785,7 +785,7 @@ def test_an_import_of_a_hostile_file_is_one_line_and_makes_no_workdir(write, tmp
     ):
         file.write_bytes(write({"conv_in.weight": attack}))
         with pytest.raises(UserError) as refused:
-            import_weights("diffusers", str(tmp_path / "theirs"), str(tmp_path / "run"))
+            import_weights.to_workdir("diffusers", str(tmp_path / "theirs"), str(tmp_path / "run"))
         assert "\n" not in str(refused.value) and sorted(
             path.name for path in tmp_path.iterdir()
         ) == ["theirs"]

@@ -1,17 +1,28 @@
-"""Published weights as a workdir."""
+"""Published weights as a workdir, which sample, evaluate, edit and the other commands take."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
+from ml_collections import ConfigDict
 
-from configs import base
-from diffusion_jax import data, files, reading
-from diffusion_jax.assembly import autoencoders, experiment, latent, workdir
+from diffusion_jax import files, reading
+from diffusion_jax.assembly import (
+    autoencoders,
+    config_files,
+    experiment,
+    latent,
+    workdir,
+)
+from diffusion_jax.assembly.components import network as default_network
+from diffusion_jax.assembly.experiment import Experiment
 from diffusion_jax.assembly.kinds import kind
+from diffusion_jax.data import Dataset
 from diffusion_jax.data.latents import Encoded
 from diffusion_jax.errors import UserError
 from diffusion_jax.pretrained import (
@@ -24,11 +35,13 @@ from diffusion_jax.pretrained import (
     torchfile,
 )
 from diffusion_jax.training import checkpoint
+from diffusion_jax.types import Params
 
+# The classes of networks that can be read (--from) and written (--to), by their publisher.
 SOURCES = {
     "diffusers": ("UNet2DModel", "AutoencoderKL"),
     "dit": ("DiT",),
-}  # --from and --to: which classes
+}
 
 FILES = (
     "diffusion_pytorch_model.safetensors",
@@ -37,17 +50,38 @@ FILES = (
     "model.pt",
 )
 
+DEFAULTS = "configs/_imported.py"  # the config of a run whose weights were not trained here
+
 
 def import_weights(
-    source: str, path: str, out: str, dataset: str = "folder", autoencoder: str = ""
-) -> Path:
-    """Make a workdir of the weights at `path`, a file, its folder or a pipeline's; returns it.
-    UserError if they do not fit.
+    *, from_: str, path: str, out: str, data: str = "folder", autoencoder: str = ""
+) -> None:
+    """Make a workdir of published weights.
+
+    Args:
+      from_: who published them, a key of SOURCES.
+      path: the file of weights, its folder, or the folder of a pipeline.
+      out: the workdir to make.
+      data: config.data.name of the data set that the network was trained on.
+      autoencoder: for a network of latents, the workdir of its imported autoencoder.
+
+    Raises:
+      UserError: for weights that do not fit, or a workdir that holds a model.
     """
+    root = to_workdir(from_, path, out, data, autoencoder)
+    print(f"{root}: ready for experiments.sample, evaluate and edit")
+
+
+def to_workdir(
+    source: str, path: str | Path, out: str | Path, dataset: str = "folder", autoencoder: str = ""
+) -> Path:
+    """Make a workdir of published weights; returns its folder (arguments as in `import_weights`)."""
     file = find(Path(path))
-    beside = file.with_name("config.json")
+    described = file.with_name("config.json")
     config = (
-        files.load_json(beside, reading.table()) if source == "diffusers" or beside.exists() else {}
+        files.load_json(described, reading.table())
+        if source == "diffusers" or described.exists()
+        else {}
     )
     name = class_of(source, config)
     network = networks.network(name)
@@ -55,9 +89,9 @@ def import_weights(
     options, shape = published.read_config(network, network.described(tensors) | config)
     tensors = published.without_fixed(network, tensors, options, shape)
     classes = options.pop("num_classes")
-    unseen = data.Dataset(dataset, None, None, shape, classes, tuple(map(str, range(classes))))
-    imported = {"class": name, "file": file.name, "sha256": sha256(file)}
-    imported |= {"latents": {key: config[key] for key in published.SCALE if key in config}}
+    unseen = Dataset(dataset, None, None, shape, classes, tuple(map(str, range(classes))))
+    latents = {key: config[key] for key in published.SCALE if key in config}
+    imported = {"class": name, "file": file.name, "sha256": sha256(file), "latents": latents}
     config = run_config(
         network, options, shape, classes, scheduler_beside(file), dataset, autoencoder
     )
@@ -76,8 +110,10 @@ def import_weights(
 
 
 def find(path: Path) -> Path:
-    """The file of weights: this one, or that of this folder or of its unet/. UserError where there
-    is none.
+    """The file of weights: the path itself, or a file in this folder or in its unet/.
+
+    Raises:
+      UserError: where there is none.
     """
     for candidate in [path, *(folder / name for folder in (path, path / "unet") for name in FILES)]:
         if candidate.is_file():
@@ -87,15 +123,19 @@ def find(path: Path) -> Path:
     )
 
 
-def read(file: Path) -> dict:
-    """{name: array} of a safetensors or torch file."""
+def read(file: Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors or torch file by their names."""
     if file.suffix == ".safetensors":
         return safetensors.load_file(file)
     return torchfile.load(file.read_bytes())
 
 
-def class_of(source: str, config: dict) -> str:
-    """The class of network that a config.json is of. UserError for one that --from does not have."""
+def class_of(source: str, config: dict[str, Any]) -> str:
+    """The class of network that a config.json describes.
+
+    Raises:
+      UserError: for one that --from does not have.
+    """
     name = config.get("_class_name", "") if source == "diffusers" else SOURCES[source][0]
     if name not in SOURCES[source]:
         raise UserError(
@@ -104,10 +144,8 @@ def class_of(source: str, config: dict) -> str:
     return name
 
 
-def scheduler_beside(file: Path) -> dict:
-    """The scheduler_config.json in the same folder, or in scheduler/ of the pipeline; {} if there
-    is none.
-    """
+def scheduler_beside(file: Path) -> dict[str, Any]:
+    """The scheduler_config.json of the same folder, or of the pipeline; {} if there is none."""
     places = (
         file.parent / "scheduler_config.json",
         file.parent.parent / "scheduler" / "scheduler_config.json",
@@ -118,14 +156,20 @@ def scheduler_beside(file: Path) -> dict:
 
 
 def sha256(file: Path) -> str:
-    """The hash of a file."""
+    """The SHA-256 hash of a file, in hexadecimal digits."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def encoded_by(autoencoder: str, unseen):
-    """What a data set of latents says of the imported autoencoder that makes them. UserError for
-    one of other latents.
+def encoded_by(autoencoder: str, unseen: Dataset) -> Encoded:
+    """The description of a data set of latents that an imported autoencoder makes.
+
+    Args:
+      autoencoder: the workdir of the autoencoder.
+      unseen: the data set, without its images.
+
+    Raises:
+      UserError: for an autoencoder of other latents, or one that was trained here.
     """
     trained = workdir.load(autoencoder, workdir.saved_config(autoencoder))
     codec, shape = (
@@ -150,19 +194,29 @@ def encoded_by(autoencoder: str, unseen):
 
 
 def run_config(
-    network,
-    options: dict,
-    shape: tuple,
+    network: published.Published,
+    options: dict[str, Any],
+    shape: tuple[int, ...],
     classes: int,
-    scheduler: dict,
+    scheduler: dict[str, Any],
     dataset: str,
     autoencoder: str = "",
-):
-    """The config of a run that would have such a network, under the convention it was trained with."""
+) -> ConfigDict:
+    """The config of a run that has this network, under the convention it was trained with.
+
+    Args:
+      network: the published network.
+      options: options of config.model.
+      shape: (H, W, C) of its images or latents.
+      classes: number of classes; 0 for an unconditional network.
+      scheduler: the content of scheduler_config.json; {} takes the defaults.
+      dataset: config.data.name.
+      autoencoder: the workdir of the autoencoder, for a network of latents.
+    """
     told = schedulers.read_scheduler(scheduler)
-    config = base.base()
+    config = config_files.load_config(DEFAULTS).unlock()
     config.data.update(name=dataset, image_size=shape[0], channels=shape[2], num_classes=classes)
-    config.model = base.network(network.model, **options)
+    config.model = default_network(network.model, **options)
     config.update(
         process=told.process, parameterization=told.parameterization, objective=told.objective
     )
@@ -170,36 +224,37 @@ def run_config(
     if network.subtree == "autoencoder":
         config.objective = "autoencoding.reconstruction(perceptual=0.0)"
     config.ema.halflives = ()
-    clip = (
-        "static" if scheduler.get("clip_sample", shape[2] in (1, 3)) else "none"
-    )  # latents have no bounds
+    # latents, which have no bounds, have neither one nor three channels
+    clip = "static" if scheduler.get("clip_sample", shape[2] in (1, 3)) else "none"
     clip = "dynamic" if scheduler.get("thresholding") else clip
     config.sampler.update(grid=f"trailing(steps={told.steps})", clip=clip)
     if autoencoder:
-        config = base.latents(config)
-        config.latent.autoencoder = autoencoder
+        config.data.name, config.sampler.clip = "latents", "none"  # latents have no bounds
+        config.latent = ConfigDict({"autoencoder": autoencoder, "recipe": ""})
     return config.lock()
 
 
-def fitted(network, built, tensors: dict):
-    """The parameters of a run with this network, of their tensors. UserError with the names of
-    those that do not fit.
+def fitted(network: published.Published, model: Experiment, tensors: dict[str, np.ndarray]) -> Params:
+    """The parameters of a run with this network, made of published tensors.
+
+    Args:
+      network: the published network.
+      model: the experiment of the run.
+      tensors: the published arrays by their names.
+
+    Raises:
+      UserError: with the names of the tensors that do not fit.
     """
     try:
-        template = jax.eval_shape(lambda key: kind.init_params(built, key), jax.random.key(0))
-    except (
-        ArithmeticError,
-        AssertionError,
-        LookupError,
-        TypeError,
-        ValueError,
-    ) as error:  # for sizes that do not go together
+        template = jax.eval_shape(lambda key: kind.init_params(model, key), jax.random.key(0))
+    except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
+        # sizes that do not go together, which a network may report in any of these ways
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"their config describes no network that can be built: {why}") from error
     own = template[network.subtree] if network.subtree else template
     shapes = {path: leaf.shape for path, leaf in layouts.flat(own).items()}
     found = layouts.to_ours(
-        layouts.table(network, built.config.model.to_dict(), shapes), tensors, shapes
+        layouts.table(network, model.config.model.to_dict(), shapes), tensors, shapes
     )
     params = jax.tree.unflatten(jax.tree.structure(own), [found[path] for path in shapes])
     return {network.subtree: params} if network.subtree else params

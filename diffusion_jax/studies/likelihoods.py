@@ -1,204 +1,189 @@
-"""Likelihoods of a data set under a trained model."""
+"""Likelihoods of a data set under a trained model, in bits per dimension."""
 
 from __future__ import annotations
 
-import math
+import shutil
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any, Unpack
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from diffusion_jax import arrays, data, files, npz, reading
-from diffusion_jax.assembly import denoiser, experiment, sampling
-from diffusion_jax.errors import UserError, unknown
+from diffusion_jax import arrays, data, files, npz, provenance
+from diffusion_jax.assembly import experiment
+from diffusion_jax.assembly import workdir as workdirs
+from diffusion_jax.assembly.workdir import Trained
+from diffusion_jax.data import Dataset, transforms
+from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import generate
-from diffusion_jax.likelihood import bounds, flow
-from diffusion_jax.likelihood.flow import mean_with_error
-from diffusion_jax.report.tables import markdown_table
-
-SETTINGS = (
-    "split",
-    "unconditional",
-    "dequantize",
-    "levels",
-    "iw",
-    "trace",
-    "probes",
-    "solver",
-    "rtol",
-    "steps",
-    "bounds",
-    "moves",
-    "grid",
-    "draws",
-    "seed",
-)
-
-DEQUANTIZED = {
-    "uniform": "uniform dequantisation",
-    "process": "dequantised by the process",
-    "none": "as continuous data",
-}
-
-TERMS = ("total", "prior", "diffusion", "reconstruction")
+from diffusion_jax.studies import store
+from diffusion_jax.studies.likelihood_measures import Settings, measures, report, resolved, table
 
 
-def resolved(chosen: dict, trained) -> dict:
-    """SETTINGS, on which every value depends, with the automatic ones resolved. UserError for what
-    does not fit together.
+def likelihood(
+    config: ConfigDict,
+    *,
+    workdir: str,
+    num: int = 0,
+    batch_size: int = 100,
+    **settings: Unpack[Settings],
+) -> None:
+    """Measure the likelihood of images, print a table and write likelihood.md, .json and .npz.
+
+    Args:
+      config: the config of the run.
+      workdir: the folder of the run, which the files are written to.
+      num: number of images, from the first of the split; 0 takes all.
+      batch_size: number of images at once; changes no value.
+      **settings: what the values depend on (likelihood_measures.Settings).
+
+    Raises:
+      UserError: for settings that do not fit, and for values that are not finite.
     """
-    chosen, built = dict(chosen), trained.experiment
-    chosen["dequantize"] = (
-        chosen["dequantize"] or ("uniform" if experiment.is_image(built) else "none")
-    ).split(",")
-    for name in chosen["dequantize"]:
-        if name not in DEQUANTIZED:
-            raise unknown("--dequantize", name, DEQUANTIZED)
-    if not experiment.is_image(built) and (chosen["bounds"] or chosen["dequantize"] != ["none"]):
-        raise UserError(
-            "--bounds and --dequantize are for images; these data are continuous: leave both out"
-        )
-    if chosen["trace"] == "auto":
-        chosen["trace"] = (
-            "exact" if math.prod(built.shape) <= flow.EXACT_DIMENSIONS else "rademacher"
-        )
-    if chosen["trace"] not in (have := ("exact", "rademacher", "gaussian")):
-        raise unknown("--trace", chosen["trace"], ("auto", *have))
-    return chosen
-
-
-def measures(trained, chosen: dict) -> dict:
-    """{row: measure(params, keys, images (B, ...), cond) -> {name: (B,) or (B, K)}}, the rows of
-    the table.
-    """
-    built = trained.experiment
-    process, levels, k = built.process, chosen["levels"], chosen["iw"]
-    trace = (
-        flow.exact()
-        if chosen["trace"] == "exact"
-        else flow.hutchinson(chosen["probes"], chosen["trace"])
-    )
-    solver = flow.solver(chosen["solver"], rtol=chosen["rtol"], steps=chosen["steps"])
-    ts = sampling.grid(built, chosen["grid"], chosen["moves"] + 1) if chosen["bounds"] else None
-    learned = built.config.model.to_dict().get("learn_variance", False)
-    chain = {"variance": "learned" if learned else "small", "levels": levels}
-
-    def measure_flow(dequantize):
-        def measure(denoise, x, keys, cond):
-            found = flow.bits_per_dim(
-                process,
-                denoise,
-                x,
-                keys,
-                cond,
-                dequantize=dequantize,
-                levels=levels,
-                draws=k,
-                trace=trace,
-                solver=solver,
-            )
-            return {
-                "total": found.bits,
-                "importance": found.importance,
-                "log_weights": found.log_weights,
-                "nfe": found.nfe,
-            }
-
-        return measure
-
-    found = {f"ODE_{name}": measure_flow(name) for name in chosen["dequantize"]} | {
-        "discrete": lambda denoise, x, keys, cond: (
-            bounds.vlb(process, denoise, x, keys, ts, cond, **chain) | {"nfe": len(ts)}
-        ),
-        "discrete_iw": lambda denoise, x, keys, cond: (
-            bounds.importance_vlb(process, denoise, x, keys, ts, cond, draws=k, **chain)
-            | {"nfe": k * len(ts)}
-        ),
-        "continuous": lambda denoise, x, keys, cond: (
-            bounds.continuous_vlb(
-                process, denoise, x, keys, cond, draws=chosen["draws"], levels=levels
-            )
-            | {"nfe": chosen["draws"] + 1}
-        ),
+    trained, stem = workdirs.load(workdir, config), Path(workdir) / "likelihood"
+    experiment.need_pixels(trained.experiment)
+    chosen = resolved(settings, trained.experiment)
+    about = {
+        "settings": chosen,
+        "step": trained.step,
+        "weights": trained.weights,
+        "config": config.to_dict(),
     }
-    if not chosen["bounds"]:
-        found = {row: measure for row, measure in found.items() if row.startswith("ODE")}
-    if k == 1:
-        found.pop("discrete_iw", None)
+    parts = stem.with_suffix(".parts") / provenance.config_hash(about)[:16]
+    left_out = ", clipping and captions" if trained.experiment.encoder else " and clipping"
+    print(
+        f"{workdir}: step {trained.step}, weights {trained.weights}, solver {chosen['solver']}, "
+        f"trace {chosen['trace']}; without guidance{left_out}",
+        file=sys.stderr,
+    )
+    dataset = workdirs.dataset(config, workdir)
+    values = run(trained, dataset, chosen, num or sys.maxsize, batch_size, parts)
+    rows = table(values, chosen)
+    count = len(next(v for name, v in values.items() if name.endswith(".total")))
+    title = (
+        f"Bits per dimension of {count} {chosen['split']} images of {config.data.name} under "
+        f"{Path(workdir).name}, mean ± standard error over images"
+    )
+    stamp = provenance.provenance(config.to_dict(), chosen["seed"])
+    files.save_text(stem.with_suffix(".md"), f"# {title}\n\n{report(rows)}")
+    generate.save_npz(stem.with_suffix(".npz"), None, **values)
+    files.save_json(
+        stem.with_suffix(".json"), {"rows": rows, "count": count, **about, "provenance": stamp}
+    )
+    shutil.rmtree(parts)  # the parts of interrupted runs with other settings stay
+    if not any(parts.parent.iterdir()):
+        parts.parent.rmdir()
+    print(report(rows))
 
-    def with_params(measure):
-        return lambda params, keys, x, cond: measure(
-            denoiser.denoiser(built, params, clip="none"), x, keys, cond
-        )
 
-    return {row: with_params(measure) for row, measure in found.items()}
+def run(
+    trained: Trained,
+    dataset: Dataset,
+    settings: Settings,
+    count: int,
+    batch_size: int,
+    parts: Path,
+) -> dict[str, np.ndarray]:
+    """Measure the first `count` images of the split; finished batches stay in `parts`.
 
+    Args:
+      trained: the model.
+      dataset: its data set.
+      settings: resolved settings.
+      count: number of images, at most.
+      batch_size: number of images at once.
+      parts: the folder of finished batches.
 
-def run(trained, dataset, chosen: dict, count: int, batch_size: int, parts: Path) -> dict:
-    """{row.name: (N, ...)} for the split's first `count` images, and {row.seconds: ()}; finished
-    batches stay in `parts`.
+    Returns:
+      {row.name: (N, ...)} and {row.seconds: ()}.
     """
-    built, examples = trained.experiment, data.arrays(getattr(dataset, chosen["split"]), count)
+    batch = _examples(trained, dataset, settings, count)
+    count = len(batch["index"])
+    rows = list(measures(trained, settings))
+    measured = {int(i) for part in measured_before(parts, rows) for i in part["index"]}
+    left = np.array([i for i in range(count) if i not in measured], int)
+    if len(left):
+        if measured:
+            print(f"{count - len(left)} images were measured before: resuming", file=sys.stderr)
+        keys = arrays.example_keys(jax.random.key(settings["seed"]), count)
+        generate.generate(
+            _measuring(trained, settings, parts),
+            keys[left],
+            {name: values[left] for name, values in batch.items()},
+            batch_size=min(batch_size, count),
+            finish=np.asarray,
+            description="likelihood",
+        )
+    return gather(measured_before(parts, rows), count)
+
+
+def _examples(
+    trained: Trained, dataset: Dataset, settings: Settings, count: int
+) -> dict[str, np.ndarray]:
+    """The images in [-1, 1], their labels and their numbers in the split."""
+    model = trained.experiment
+    examples = data.arrays(getattr(dataset, settings["split"]), count)
     count = len(examples["image"])
     labels = (
         examples["label"]
-        if built.num_classes and not chosen["unconditional"]
-        else np.full(count, built.num_classes)
+        if model.num_classes and not settings["unconditional"]
+        else np.full(count, model.num_classes)
     )
-    images = data.transforms.to_float(examples["image"])
-    programs = {row: jax.jit(measure) for row, measure in measures(trained, chosen).items()}
+    images = examples["image"]
+    images = (
+        transforms.to_float(images) if experiment.is_image(model) else images.astype(np.float32)
+    )
+    return {"image": images, "label": labels.astype(np.int32), "index": np.arange(count)}
 
-    def measure(keys, batch):
-        args = (
-            trained.params,
-            keys,
-            batch["image"],
-            {"label": batch["label"]} if built.num_classes else None,
-        )
+
+def _measuring(
+    trained: Trained, settings: Settings, parts: Path
+) -> Callable[[jax.Array, dict[str, np.ndarray]], np.ndarray]:
+    """(keys, batch) -> indices: measures a batch and writes its values to the folder."""
+    programs: dict[str, Any] = {
+        row: jax.jit(measure) for row, measure in measures(trained, settings).items()
+    }
+    compiled: dict[str, Any] = {}
+
+    def measure(keys: jax.Array, batch: dict[str, np.ndarray]) -> np.ndarray:
+        cond = {"label": batch["label"]} if trained.experiment.num_classes else None
+        args = (trained.params, keys, batch["image"], cond)
         part = {"index": batch["index"]}
         for row, program in programs.items():
-            if hasattr(program, "lower"):  # the first batch: compiled before the clock starts
-                programs[row] = program = program.lower(*args).compile()
+            if row not in compiled:  # before the clock starts
+                compiled[row] = program.lower(*args).compile()
             began = time.monotonic()
             part |= {
                 f"{row}.{name}": np.asarray(value)
-                for name, value in program(*args).items()
+                for name, value in compiled[row](*args).items()
                 if name != "terms"
             }
             part[f"{row}.seconds"] = time.monotonic() - began
-        with (
-            files.atomic_path(parts / f"{batch['index'][0]:08d}.npz") as path,
-            open(path, "wb") as file,
-        ):
-            np.savez(file, **part)
+        file = parts / f"{batch['index'][0]:08d}.npz"
+        with files.atomic_path(file) as path, open(path, "wb") as stream:
+            np.savez(stream, **part)
         return part["index"]
 
-    done = {int(i) for part in measured_before(parts, programs) for i in part["index"]}
-    left = np.array([i for i in range(count) if i not in done], int)
-    if len(left):
-        if done:
-            print(f"{count - len(left)} images were measured before: going on", file=sys.stderr)
-        keys = arrays.example_keys(jax.random.key(chosen["seed"]), count)
-        batch = {"image": images[left], "label": labels[left].astype(np.int32), "index": left}
-        size = min(batch_size, count)
-        generate.generate(
-            measure, keys[left], batch, batch_size=size, finish=np.asarray, description="likelihood"
-        )
-    return gather(measured_before(parts, programs), count)
+    return measure
 
 
-def measured_before(parts: Path, rows: Collection[str]) -> list[dict]:
-    """The finished batches in a folder, {'index': (n,), 'row.name': (n, ...) or (1, ...),
-    'row.seconds': ()} of these rows.
+def measured_before(parts: Path, rows: Collection[str]) -> list[dict[str, np.ndarray]]:
+    """Read the finished batches in a folder; a damaged one is removed, to be measured again.
 
-    One that is damaged is removed after a warning, so that its images are measured again.
+    Args:
+      parts: the folder.
+      rows: the rows of the table, which every batch must have.
+
+    Returns:
+      For each batch {'index': (n,), 'row.name': (n, ...) or (1, ...), 'row.seconds': ()}.
     """
     found = []
     for file in sorted(parts.glob("[0-9]*.npz")):
-        part = reading.kept(file, lambda file: _part(file, rows))
+        part = store.load(file, lambda file: _part(file, rows))
         if part is None:
             file.unlink()
         else:
@@ -206,10 +191,8 @@ def measured_before(parts: Path, rows: Collection[str]) -> list[dict]:
     return found
 
 
-def _part(file: Path, rows: Collection[str]) -> dict:
-    """A finished batch. UserError for a file that is damaged, or whose arrays do not fit its images
-    and these rows.
-    """
+def _part(file: Path, rows: Collection[str]) -> dict[str, np.ndarray]:
+    """A finished batch; UserError where the file is damaged or has not these rows."""
     needed = {
         f"{row}.{name}": npz.ArraySpec("fiu", finite=False)
         for row in rows
@@ -225,9 +208,14 @@ def _part(file: Path, rows: Collection[str]) -> dict:
     return part
 
 
-def gather(parts: list, count: int) -> dict:
-    """The batches put together by their images' indices; seconds and other scalars are summed."""
-    found = {}
+def gather(parts: list[dict[str, np.ndarray]], count: int) -> dict[str, np.ndarray]:
+    """Join batches by the numbers of their images; seconds are summed.
+
+    Args:
+      parts: the batches.
+      count: number of images; those beyond are dropped.
+    """
+    found: dict[str, Any] = {}
     for part in parts:
         keep = part["index"] < count
         for name in (name for name in part if name != "index"):
@@ -236,66 +224,6 @@ def gather(parts: list, count: int) -> dict:
                 found[name] = found.get(name, 0.0) + values
             else:
                 values = np.broadcast_to(values, (len(keep), *values.shape[1:]))
-                found.setdefault(name, np.zeros((count, *values.shape[1:])))[
-                    part["index"][keep]
-                ] = values[keep]
+                whole = found.setdefault(name, np.zeros((count, *values.shape[1:])))
+                whole[part["index"][keep]] = values[keep]
     return found
-
-
-def table(values: dict, chosen: dict) -> list[dict]:
-    """One row per measure: {'measure', 'bits', 'error', the three terms, 'nfe', 'seconds'}, means
-    over images.
-    """
-    k, names = chosen["iw"], []
-    for kind in chosen["dequantize"]:
-        names += [(f"ODE_{kind}", "total", f"ODE, {DEQUANTIZED[kind]}")]
-        names += [
-            (f"ODE_{kind}", "importance", f"ODE, {DEQUANTIZED[kind]}, importance-weighted over {k}")
-        ] * (k > 1)
-    names += [
-        ("discrete", "total", f"discrete bound, {chosen['moves']} moves"),
-        ("discrete_iw", "total", f"discrete bound, importance-weighted over {k} chains"),
-        ("continuous", "total", f"continuous bound, {chosen['draws']} times an image"),
-    ]
-    rows = []
-    for row, name, title in names:
-        if f"{row}.{name}" not in values:
-            continue
-        mean, error = mean_with_error(values[f"{row}.{name}"])
-        if not math.isfinite(mean):
-            raise UserError(
-                f"{title} is not finite: the solve ran out of steps; raise --rtol or take --solver=rk4"
-            )
-        terms = {
-            term: mean_with_error(values[f"{row}.{term}"])
-            for term in TERMS[1:]
-            if f"{row}.{term}" in values
-        }
-        rows.append(
-            {
-                "measure": title,
-                "bits": mean,
-                "error": error,
-                "nfe": float(values[f"{row}.nfe"].mean()),
-                "seconds": float(values[f"{row}.seconds"]),
-                **terms,
-            }
-        )
-    return rows
-
-
-def report(rows: list[dict]) -> str:
-    """The rows as a table in markdown."""
-
-    def show(mean, error):
-        return f"{mean:.4f} ± {error:.4f}"
-
-    shown = [
-        {key: show(*value) if isinstance(value, tuple) else value for key, value in row.items()}
-        | {"bits": show(row["bits"], row["error"]), "nfe": round(row["nfe"], 1)}
-        for row in rows
-    ]
-    columns = {"measure": "measure", "bits": "bits/dim"} | {
-        t: t for t in TERMS[1:] if any(t in row for row in rows)
-    }
-    return markdown_table(shown, columns | {"nfe": "NFE", "seconds": "seconds"})

@@ -1,17 +1,28 @@
-"""The quickstart: pictures of a model trained on the embedded digits."""
+"""The quickstart: train on the embedded digits, sample, and compare four samplers."""
 
 from __future__ import annotations
 
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from diffusion_jax.assembly import conditions, denoiser, sampling
+from diffusion_jax import files, provenance
+from diffusion_jax.assembly import conditions, denoiser, sampling, train
+from diffusion_jax.assembly import workdir as workdirs
+from diffusion_jax.assembly.experiment import Experiment
+from diffusion_jax.assembly.workdir import Trained
+from diffusion_jax.data import Dataset
 from diffusion_jax.evaluation import generate
 from diffusion_jax.report import pictures
 from diffusion_jax.samplers import base
+from diffusion_jax.studies import evaluation, sampler_comparison
+from diffusion_jax.types import Array, Cond
 
 SAMPLERS = [
     "ancestral.ddpm",
@@ -19,63 +30,126 @@ SAMPLERS = [
     "ode.heun@quadratic",
     "multistep.dpmpp_2m@uniform_logsnr",
 ]
-
 BUDGETS = [5, 10, 20, 50]
+EVALUATED = 500  # images
+
+NEXT = """
+{root}/
+    samples.png                    a grid of samples, one row per class
+    denoising.png                  x_t and the model's x0-hat between noise and data
+    loss.png                       the loss, and the loss by noise level
+    samplers.html                  four samplers at {budgets} evaluations: the best, curves, pictures, numbers
+    samplers.png, samplers_strips.png
+    metrics.jsonl, tensorboard/    every number of the run
+    config.json, checkpoints/      what experiments.sample and a resumed run need
+
+Try next:
+    python -m experiments.sample --workdir={root} --labels=3,7 --num=20 --config.sampler.guidance=2
+    python -m experiments.compare_samplers --workdir={root}
+    python -m experiments.train --config=configs/digits.py:flow --workdir=runs/flow
+"""
 
 
-def samples(trained, dataset, path: Path, columns: int = 10) -> None:
-    """A grid, one row per class, from seeds 0, 1, ...; of a model without classes eight rows."""
-    built = trained.experiment
-    rows = trained.data["class_names"] if built.num_classes else []
-    count = columns * (len(rows) or 8)
-    run = sampling.sample_with(built, trained.params, sampling.plan(built))
-    x = run(
-        generate.seeds_to_keys(range(count)),
-        _condition(built, dataset, np.arange(count) // columns),
+def quickstart(config: ConfigDict, *, workdir: str = "runs/quickstart", num: int = 200) -> None:
+    """Train, sample, evaluate and compare samplers; print the results and what to try next.
+
+    Args:
+      config: the config of the run.
+      workdir: the folder of everything; running again resumes.
+      num: number of images of each sampler in the comparison.
+    """
+    began, root = time.monotonic(), Path(workdir)
+    if not train.train(config, str(root)):
+        return
+    print("\nSampling ...", file=sys.stderr)
+    trained, dataset = workdirs.load(root, config), workdirs.dataset(config, root)
+    samples(trained, dataset, root / "samples.png")
+    denoising(trained, dataset, root / "denoising.png")
+    result = evaluation.score_samples(trained, dataset, EVALUATED, 1, EVALUATED)
+    record: dict[str, Any] = {
+        "provenance": provenance.provenance(config.to_dict(), config.seed),
+        "step": trained.step,
+        "weights": trained.weights,
+    }
+    sampler_comparison.compare_model(
+        trained,
+        dataset,
+        config.data.name,
+        SAMPLERS,
+        BUDGETS,
+        range(num),
+        root / "compare",
+        root / "samplers",
+        record,
     )
+    files.save_json(root / "evaluation.json", result | record)
+    nfe = sampling.evaluations(sampling.plan(trained.experiment))
+    print(
+        f"\n{evaluation.report(result)}\n"
+        f"({nfe} evaluations of {config.sampler.name}, {EVALUATED} images; "
+        f"{time.monotonic() - began:.0f} s in all on "
+        f"{jax.device_count()} {jax.default_backend()} device)"
+    )
+    print(NEXT.format(root=root, budgets=", ".join(map(str, BUDGETS))))
+
+
+def samples(trained: Trained, dataset: Dataset, path: Path, columns: int = 10) -> None:
+    """Draw a grid of samples from seeds 0, 1, ..., with a row for each class.
+
+    Args:
+      trained: the model; one without classes has eight rows.
+      dataset: its data, for the captions of a model of captions.
+      path: the picture to write.
+      columns: images in each row.
+    """
+    model = trained.experiment
+    rows = trained.data["class_names"] if model.num_classes else []
+    count = columns * (len(rows) or 8)
+    run = sampling.sample_with(model, trained.params, sampling.plan(model))
+    cond = _condition(model, dataset, np.arange(count) // columns)
+    x = run(generate.seeds_to_keys(range(count)), cond)
     pictures.save(pictures.image_grid(np.asarray(x), columns, row_labels=rows), path)
 
 
-def _condition(built, dataset, labels):
-    """The condition of these classes; of a model without classes that of as many captions, or None."""
-    return (
-        conditions.cond_for(built, labels)
-        if built.num_classes
-        else conditions.conditions(built, dataset, len(labels))[1]
-    )
+def _condition(model: Experiment, dataset: Dataset, labels: np.ndarray) -> Cond:
+    """The condition of these classes; without classes that of as many captions, or None."""
+    if model.num_classes:
+        return conditions.cond_for(model, labels)
+    return conditions.conditions(model, dataset, len(labels))[1]
 
 
-def denoising(trained, dataset, path: Path, steps: int = 50, shown: int = 10) -> None:
-    """x_t and x0-hat at `shown` of the sampler's times, for three images, with the run's own
-    guidance.
+def denoising(
+    trained: Trained, dataset: Dataset, path: Path, steps: int = 50, shown: int = 10
+) -> None:
+    """Draw x_t and x0-hat of three images at some of the sampler's times.
+
+    Args:
+      trained: the model, which is sampled with the run's own guidance.
+      dataset: its data, for the captions of a model of captions.
+      path: the picture to write.
+      steps: network evaluations of the sampler.
+      shown: number of times.
     """
-    built = trained.experiment
-    plan = sampling.plan(built, nfe=steps)
-    labels = np.array([2, 5, 8]) % max(built.num_classes, 1)
+    model = trained.experiment
+    plan = sampling.plan(model, nfe=steps)
+    labels = np.array([2, 5, 8]) % max(model.num_classes, 1)
 
     @jax.jit
-    def run(params, keys, cond):
-        denoise = denoiser.denoiser(
-            built, params, scale=jnp.float32(plan.guidance) if plan.guided else None, clip=plan.clip
-        )
-        x = base.start(built.process, keys, (len(labels), *built.shape))
+    def run(params: Any, keys: Array, cond: Cond) -> tuple[Array, Array]:
+        scale = jnp.float32(plan.guidance) if plan.guided else None
+        denoise = denoiser.denoiser(model, params, scale=scale, clip=plan.clip)
+        x = base.start(model.process, keys, (len(labels), *model.shape))
 
-        def watch(x, t):
+        def watch(x: Array, t: Array) -> tuple[Array, Array]:
             return (x, denoise(x, t, cond).x0)
 
         return base.sample(
-            plan.sampler, denoise, built.process, keys, x, plan.ts, cond, observe=watch
+            plan.sampler, denoise, model.process, keys, x, plan.ts, cond, observe=watch
         )[1]
 
-    x_t, x0 = run(
-        trained.params,
-        generate.seeds_to_keys(range(len(labels))),
-        _condition(built, dataset, labels),
-    )
+    keys = generate.seeds_to_keys(range(len(labels)))
+    x_t, x0 = run(trained.params, keys, _condition(model, dataset, labels))
     chosen = np.linspace(0, len(x_t) - 1, shown).round().astype(int)
-    pictures.save(
-        pictures.denoising_strip(
-            np.asarray(x_t)[chosen], np.asarray(x0)[chosen], np.asarray(plan.ts)[1:][chosen]
-        ),
-        path,
-    )
+    times = np.asarray(plan.ts)[1:][chosen]
+    strip = pictures.denoising_strip(np.asarray(x_t)[chosen], np.asarray(x0)[chosen], times)
+    pictures.save(strip, path)

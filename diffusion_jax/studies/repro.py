@@ -1,44 +1,67 @@
-"""A step with a non-finite loss, run again from its report."""
+"""A training step with a non-finite loss, run again from its report."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from diffusion_jax import data
 from diffusion_jax.arrays import example_keys
 from diffusion_jax.assembly import experiment, trainer
-from diffusion_jax.assembly import workdir as folder
+from diffusion_jax.assembly import workdir as workdirs
+from diffusion_jax.assembly.experiment import Experiment
 from diffusion_jax.assembly.kinds import kind
-from diffusion_jax.errors import UserError
+from diffusion_jax.errors import CommandExit, UserError
 from diffusion_jax.progress import progress
 from diffusion_jax.report.tables import markdown_table
 from diffusion_jax.training import checkpoint, forensics, loop
+from diffusion_jax.training.state import TrainState
 from diffusion_jax.training.step import Now
 
 ACTIVATIONS = {"layer": "layer", "size": "largest output", "bad": "not finite"}
+FINITE_NOW = 1  # exit status where the step is finite this time
 
 
-def repro(config, workdir: str, step: int) -> bool:
-    """Print the comparison and the tables; whether the step is not finite again."""
+def repro(config: ConfigDict, *, workdir: str, step: int) -> None:
+    """Repeat a step that was not finite, and print its numbers and its layers.
+
+    Args:
+      config: the config of the run.
+      workdir: the folder of the run.
+      step: the number of the step, as the run reported it.
+
+    Raises:
+      CommandExit: if the step is finite this time.
+      UserError: where the run has no report of this step.
+    """
+    if not is_repeated(config, workdir, step):
+        raise CommandExit(FINITE_NOW)
+
+
+def is_repeated(config: ConfigDict, workdir: str, step: int) -> bool:
+    """Repeat a step, print what `repro` prints, and return whether it is not finite again."""
     root, k = Path(workdir).absolute(), config.training.steps_per_call
     report = forensics.read(root, step)
-    dataset = folder.dataset(config, workdir, resumes=True)
-    built = folder.for_training(config, dataset)
-    parts = trainer.training(built)
+    dataset = workdirs.dataset(config, workdir, resumes=True)
+    model = workdirs.for_training(config, dataset)
+    parts = trainer.training(model)
     state = _start(config, parts, root, report["start"])
     batch = data.batches(
         dataset.train, batch_size=config.data.batch_size, seed=config.seed, flip=config.data.flip
     )
 
-    def due(at):
+    def due(at: int) -> Mapping[str, Any]:
         return batch(at + report["start"]["shift"])
 
-    def call(state, at, run=parts.step, length=k):  # steps at, at + 1, ..., at + length - 1
+    def call(state: TrainState, at: int, run: Callable = parts.step, length: int = k) -> Any:
+        """Run steps at, at + 1, ..., at + length - 1."""
         stacked = loop.stack(lambda i: due(at + i), length)(0)
         return run(state, parts.runner.put_batch(stacked, axis=1))
 
@@ -49,27 +72,32 @@ def repro(config, workdir: str, step: int) -> bool:
             advance(k)
     _, numbers = call(parts.runner.put_state(state), begin)
     numbers = jax.tree.map(lambda x: x[i], jax.device_get(numbers))
-    again = bool(numbers["nonfinite"]["flag"])
-    equal = (
-        "the same numbers, bit for bit"
-        if forensics.same(report, numbers)
-        else "but NOT the report's numbers"
-    )
-    print(
-        f"step {step}: the {report['what']} is not finite again, {equal}"
-        if again
-        else f"step {step} is finite now (loss {numbers['loss']:.6g}): suspect the machine, or a change of the code"
-    )
-    if i:  # the steps of the call before it, for the parameters that it began with
+    print(_verdict(report, numbers, step))
+    if i:  # the steps of the call before this one, for the parameters that it began with
         short = config.copy_and_resolve_references().unlock()
         short.training.steps_per_call = i
-        state, _ = call(state, begin, trainer.training(built._replace(config=short)).step, i)
-    print(_activations(config, built, state, due(step), step))
+        state, _ = call(state, begin, trainer.training(model._replace(config=short)).step, i)
+    print(_activations(config, model, state, due(step), step))
     print(forensics.layer_table(report), end="")
-    return again
+    return bool(numbers["nonfinite"]["flag"])
 
 
-def _start(config, parts, root, start):
+def _verdict(report: Mapping[str, Any], numbers: Mapping[str, Any], step: int) -> str:
+    """The line that compares the numbers of the step with those of its report."""
+    if not numbers["nonfinite"]["flag"]:
+        loss = numbers["loss"]
+        return (
+            f"step {step} is finite now (loss {loss:.6g}): suspect the machine, or a change of "
+            "the code"
+        )
+    same = forensics.same(report, numbers)
+    equal = "the same numbers, bit for bit" if same else "but NOT the report's numbers"
+    return f"step {step}: the {report['what']} is not finite again, {equal}"
+
+
+def _start(
+    config: ConfigDict, parts: trainer.Training, root: Path, start: Mapping[str, Any]
+) -> TrainState:
     """The state where the replay begins: the checkpoint's, with the key that the run had."""
     key = jax.random.key(config.seed)
     state = parts.runner.init(parts.init, key)
@@ -80,26 +108,29 @@ def _start(config, parts, root, start):
                 root / "checkpoints", template, step=start["checkpoint"]
             ).state
         except UserError as error:
-            print(f"{error}; from the beginning, then", file=sys.stderr)
+            print(f"{error}; the replay starts at the beginning", file=sys.stderr)
     words = jnp.asarray(start["key"], jnp.uint32)
     return parts.runner.put_state(
         state._replace(key=jax.random.wrap_key_data(words, impl=jax.random.key_impl(state.key)))
     )
 
 
-def _activations(config, built, state, batch, step) -> str:
-    """The largest output of each layer, in the order in which they finish, and the first that is
-    not finite.
-    """
-    if "remat" in config.model:  # under it a layer is only traced
+def _activations(
+    config: ConfigDict,
+    model: Experiment,
+    state: TrainState,
+    batch: Mapping[str, Any],
+    step: int,
+) -> str:
+    """A table of the largest output of each layer, in the order in which the layers finish."""
+    if "remat" in config.model:  # with it a layer is only traced, and has no values
         config = config.copy_and_resolve_references().unlock()
         config.model.remat = "none"
-        built = built._replace(
-            model=experiment.assemble(config, built.shape, built.num_classes).model
-        )
-    rows = []
+        plain = experiment.assemble(config, model.shape, model.num_classes)
+        model = model._replace(model=plain.model)
+    rows: list[dict[str, Any]] = []
 
-    def watch(run, args, kwargs, context):
+    def watch(run: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext):
         out = run(*args, **kwargs)
         if (
             isinstance(out, jax.Array)
@@ -107,24 +138,19 @@ def _activations(config, built, state, batch, step) -> str:
             and jnp.issubdtype(out.dtype, jnp.floating)
         ):
             path = "/".join(context.module.path) or "(the network)"
-            rows.append(
-                {
-                    "layer": path,
-                    "size": float(jnp.max(jnp.abs(out))),
-                    "bad": int(jnp.sum(~jnp.isfinite(out))),
-                }
-            )
+            size, bad = jnp.max(jnp.abs(out)), jnp.sum(~jnp.isfinite(out))
+            rows.append({"layer": path, "size": float(size), "bad": int(bad)})
         return out
 
     keys = example_keys(jax.random.fold_in(state.key, step), len(batch["image"]), 0)
     with nn.intercept_methods(watch):
-        kind.loss_fn(built)(
+        kind.loss_fn(model)(
             state.params, jax.tree.map(jnp.asarray, batch), keys, Now(state.step, state.ema)
         )
     first = next((row["layer"] for row in rows if row["bad"]), None)
     what = (
         f"the first output that is not finite is that of {first}"
         if first
-        else ("every layer's output is finite: it is the loss, or the way back, that is not")
+        else "every layer's output is finite: the loss or the backward pass is not"
     )
     return f"{what}\n\n{markdown_table(rows, ACTIVATIONS)}"

@@ -13,10 +13,26 @@ ROOT = Path(__file__).parents[2]
 
 # In one process, so that JAX is imported once: what every main launches, and the flags it defines.
 DESCRIBE = """
-import inspect, json, runpy, sys
+import inspect, json, runpy, sys, typing
 from absl import flags
 from experiments import arguments, cli, loading, usage
+
+def of_signature(function):
+    parameters = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:  # **settings: Unpack[SomeTypedDict]
+            hints = typing.get_type_hints(function, include_extras=True)
+            (fields,) = typing.get_args(hints[name])
+            for key, kind in typing.get_type_hints(fields).items():
+                parameters[key] = inspect.Parameter(key, parameter.KEYWORD_ONLY, annotation=kind)
+        else:
+            parameters[name] = parameter
+    return parameters
+
 before, found = set(flags.FLAGS), {}
+def plain(value):
+    return list(value) if isinstance(value, (list, tuple)) else value
+
 def describe(target, *, instead=None, config, positional="", overridden="", spec="", **options):
     if callable(target):
         return
@@ -25,7 +41,7 @@ def describe(target, *, instead=None, config, positional="", overridden="", spec
     functions = [target, *(instead or {}).values()]
     parameters = {}
     for function in functions:
-        parameters |= inspect.signature(loading.load(function)).parameters
+        parameters |= of_signature(loading.load(function))
     if config == "none" or instead:
         parameters.pop("config", None)
     else:
@@ -34,13 +50,13 @@ def describe(target, *, instead=None, config, positional="", overridden="", spec
     defaults = {
         name: [own[name].default, parameters[name].default]
         for name in own
-        if name in parameters and parameters[name].default is not inspect.Parameter.empty
+        if name in parameters and parameters[name].default is not parameters[name].empty
     }
     found[command] = {
         "flags": sorted(names),
         "parameters": sorted(parameters),
-        "untyped": [name for name, p in parameters.items() if p.annotation is inspect.Parameter.empty],
-        "defaults": {n: [list(v) if isinstance(v, (list, tuple)) else v for v in d] for n, d in defaults.items()},
+        "untyped": [name for name, p in parameters.items() if p.annotation is p.empty],
+        "defaults": {name: [plain(value) for value in both] for name, both in defaults.items()},
         "help": {flag.name: flag.help for flag in own.values()},
     }
 cli.launch = describe

@@ -23,7 +23,7 @@ from diffusion_jax.denoisers import guidance
 from diffusion_jax.errors import UserError
 from diffusion_jax.likelihood import flow
 from diffusion_jax.processes import gaussian, schedules
-from diffusion_jax.studies import likelihoods
+from diffusion_jax.studies import likelihood_measures, likelihoods
 from diffusion_jax.targets import laws
 from tests import commands
 from tests.experiments.test_experiments import small
@@ -321,17 +321,19 @@ def command(folder, *args, expect=0):
 
 def test_the_command_resumes_at_the_next_batch_and_writes_what_it_prints(workdir):
 
-    other = workdir / "flow.parts" / "other_settings" / "00000000.npz"  # is neither read nor lost
+    other = (
+        workdir / "likelihood.parts" / "other_settings" / "00000000.npz"
+    )  # is neither read nor lost
     other.parent.mkdir(parents=True)
     other.write_bytes(b"of a run that is not this one")
     done = command(workdir, *FAST)
-    assert done.stdout.strip() in (workdir / "flow.md").read_text()
-    assert [p.name for p in (workdir / "flow.parts").rglob("*.npz")] == [
+    assert done.stdout.strip() in (workdir / "likelihood.md").read_text()
+    assert [p.name for p in (workdir / "likelihood.parts").rglob("*.npz")] == [
         other.name
-    ] and "going on" not in done.stderr
+    ] and "resuming" not in done.stderr
     kept, file = (
-        json.loads((workdir / "flow.json").read_text()),
-        np.load(workdir / "flow.npz"),
+        json.loads((workdir / "likelihood.json").read_text()),
+        np.load(workdir / "likelihood.npz"),
     )
     assert kept["count"] == 10 and len(kept["rows"]) == 5 and kept["provenance"]["commit"]
     bits = file["ODE_uniform.total"]
@@ -340,7 +342,7 @@ def test_the_command_resumes_at_the_next_batch_and_writes_what_it_prints(workdir
     for row in ("discrete", "continuous"):
         assert_allclose(
             file[f"{row}.total"],
-            sum(file[f"{row}.{term}"] for term in likelihoods.TERMS[1:]),
+            sum(file[f"{row}.{term}"] for term in likelihood_measures.TERMS[1:]),
             rtol=1e-5,
         )
 
@@ -361,8 +363,8 @@ def test_the_command_resumes_at_the_next_batch_and_writes_what_it_prints(workdir
     for name in (n for n in first if not n.endswith("seconds")):
         assert_allclose(first[name], file[name], rtol=1e-5, atol=1e-5, err_msg=name)
         assert np.array_equal(first[name], again[name]), name
-    assert [row["bits"] for row in likelihoods.table(again, chosen)] == [
-        row["bits"] for row in likelihoods.table(first, chosen)
+    assert [row["bits"] for row in likelihood_measures.table(again, chosen)] == [
+        row["bits"] for row in likelihood_measures.table(first, chosen)
     ]
 
 

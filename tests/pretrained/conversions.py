@@ -16,7 +16,7 @@ from diffusion_jax.pretrained import (
     networks,
     published,
 )
-from diffusion_jax.studies.export_weights import export_weights
+from diffusion_jax.studies.export_weights import write_weights
 from diffusion_jax.studies.import_weights import fitted, run_config
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -55,7 +55,7 @@ def exported(monkeypatch, tmp_path):
     def export(trained: Trained, **options) -> Path:
         monkeypatch.setattr(workdir, "load", lambda *args: trained)
         files.save_json(tmp_path / "run" / "provenance.json", {})
-        export_weights(
+        write_weights(
             trained.experiment.config, tmp_path / "run", "diffusers", tmp_path / "out", **options
         )
         monkeypatch.undo()

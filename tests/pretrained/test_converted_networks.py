@@ -20,8 +20,8 @@ from diffusion_jax.pretrained import (
     published,
     safetensors,
 )
-from diffusion_jax.studies.export_weights import export_weights
-from diffusion_jax.studies.import_weights import import_weights
+from diffusion_jax.studies.export_weights import write_weights
+from diffusion_jax.studies.import_weights import to_workdir
 from tests.pretrained.conversions import FIXTURES, NAMES, assembled, fixture
 
 each = pytest.mark.parametrize("name", NAMES)
@@ -98,11 +98,11 @@ def test_import_export_import_is_bit_exact_and_samples(tmp_path):
     }
     folder_of("unet", tmp_path / "pipeline" / "unet")
     files.save_json(tmp_path / "pipeline" / "scheduler" / "scheduler_config.json", their_scheduler)
-    first = import_weights("diffusers", tmp_path / "pipeline", tmp_path / "first")
+    first = to_workdir("diffusers", tmp_path / "pipeline", tmp_path / "first")
     config = workdir.saved_config(first)
     assert config.parameterization.startswith("v(") and "time_scale=0.5" in config.parameterization
-    exported = export_weights(config, first, "diffusers", tmp_path / "out")
-    second = import_weights("diffusers", exported, tmp_path / "second")
+    exported = write_weights(config, first, "diffusers", tmp_path / "out")
+    second = to_workdir("diffusers", exported, tmp_path / "second")
     trained, again = (workdir.load(root, workdir.saved_config(root)) for root in (first, second))
     assert (
         workdir.saved_config(second) == config
@@ -122,7 +122,7 @@ def test_import_export_import_is_bit_exact_and_samples(tmp_path):
     )
     assert files.load_json(first / "provenance.json")["imported"]["class"] == "UNet2DModel"
     with pytest.raises(UserError, match="holds a model already"):
-        import_weights("diffusers", exported, first)
+        to_workdir("diffusers", exported, first)
 
 
 def test_stacked_blocks_come_apart():
@@ -143,9 +143,9 @@ def test_dit_there_and_back(tmp_path):
     with pytest.raises(
         UserError, match="do not determine 'input_size'; write it into a config.json"
     ):
-        import_weights("dit", tmp_path / "theirs", tmp_path / "run")
+        to_workdir("dit", tmp_path / "theirs", tmp_path / "run")
     (tmp_path / "theirs" / "config.json").write_text('{"num_heads": 3, "input_size": 8}')
-    root = import_weights("dit", tmp_path / "theirs", tmp_path / "run")
+    root = to_workdir("dit", tmp_path / "theirs", tmp_path / "run")
     config = workdir.saved_config(root)
     assert (
         config.model.patch,
@@ -154,7 +154,7 @@ def test_dit_there_and_back(tmp_path):
         config.model.learn_variance,
     ) == (2, 24, 2, True)
     assert files.load_json(root / "data.json")["num_classes"] == 5
-    file = export_weights(config, root, "dit", tmp_path / "ours")
+    file = write_weights(config, root, "dit", tmp_path / "ours")
     back = safetensors.load(file.read_bytes())
     assert back.pop("pos_embed").shape == (1, 16, 24) and back.keys() == weights.keys()
     for key, tensor in weights.items():
@@ -164,7 +164,7 @@ def test_dit_there_and_back(tmp_path):
         weights | {"pos_embed": np.zeros((1, 16, 24), np.float32)},
     )
     with pytest.raises(UserError, match="pos_embed .* is not the fixed"):
-        import_weights("dit", tmp_path / "theirs", tmp_path / "other")
+        to_workdir("dit", tmp_path / "theirs", tmp_path / "other")
 
 
 def test_a_network_of_latents_makes_images_by_its_autoencoder(tmp_path):
@@ -174,19 +174,19 @@ def test_a_network_of_latents_makes_images_by_its_autoencoder(tmp_path):
     config, _, f = fixture("autoencoder_kl")
     theirs = folder_of("autoencoder_kl", tmp_path / "kl")
     files.save_json(theirs / "config.json", config | {"scaling_factor": 0.25, "shift_factor": 0.5})
-    codec = str(import_weights("diffusers", theirs, tmp_path / "codec"))
+    codec = str(to_workdir("diffusers", theirs, tmp_path / "codec"))
     theirs = folder_of("unet", tmp_path / "unet")
     with pytest.raises(
         UserError,
         match=r"latents \(8, 8, 3\) of images \(16, 16, 3\), and the network is for \(16, 16, 3\)",
     ):
-        import_weights("diffusers", theirs, tmp_path / "run", autoencoder=codec)
+        to_workdir("diffusers", theirs, tmp_path / "run", autoencoder=codec)
     files.save_json(theirs / "config.json", fixture("unet")[0] | {"sample_size": 8})
-    root = import_weights("diffusers", theirs, tmp_path / "run", autoencoder=codec)
+    root = to_workdir("diffusers", theirs, tmp_path / "run", autoencoder=codec)
     latents = workdir.load(root, workdir.saved_config(root)).experiment.latents
     image = jax.jit(latents.decode)(latents.params, 0.25 * (nhwc(f["z"]) - 0.5))
     np.testing.assert_allclose(image, np.clip(nhwc(f["image"]), -1, 1), atol=1e-4)
-    export_weights(workdir.saved_config(codec), codec, "diffusers", tmp_path / "out")
+    write_weights(workdir.saved_config(codec), codec, "diffusers", tmp_path / "out")
     told = files.load_json(tmp_path / "out" / "config.json")
     assert (told["scaling_factor"], told["shift_factor"]) == (0.25, 0.5)
     assert not (tmp_path / "out" / "scheduler_config.json").exists()
@@ -196,4 +196,4 @@ def test_a_network_of_latents_makes_images_by_its_autoencoder(tmp_path):
             Path(codec) / "provenance.json",
             {key: record[key] for key in record if key != "imported"},
         )
-        import_weights("diffusers", theirs, tmp_path / "other", autoencoder=codec)
+        to_workdir("diffusers", theirs, tmp_path / "other", autoencoder=codec)

@@ -20,7 +20,7 @@ from diffusion_jax.pretrained import (
     equivalent,
 )
 from diffusion_jax.processes import gaussian
-from diffusion_jax.studies.import_weights import import_weights
+from diffusion_jax.studies.import_weights import to_workdir
 
 LEVELS = [  # process, parameterization; (what is predicted, F in it) and how its steps are spread
     ("schedules.VP()", "eps()", ("eps", 1.0), "logsnr"),
@@ -161,7 +161,7 @@ def test_a_run_of_another_process_is_a_pipeline_of_its_class(exported, tmp_path)
         and not scheduler["thresholding"]
         and scheduler["timestep_spacing"] == "trailing"
     )
-    root = import_weights("diffusers", folder, tmp_path / "again")
+    root = to_workdir("diffusers", folder, tmp_path / "again")
     again = workdir.load(root, workdir.saved_config(root))
     j, x = (
         np.array([0, 700, 1500, 2390]),

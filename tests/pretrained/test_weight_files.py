@@ -20,7 +20,7 @@ from diffusion_jax.pretrained import (
     networks,
     safetensors,
 )
-from diffusion_jax.studies.import_weights import fitted, import_weights
+from diffusion_jax.studies.import_weights import fitted, to_workdir
 from tests.pretrained.conversions import assembled, fixture
 
 
@@ -75,7 +75,7 @@ def test_a_malicious_pickle_runs_nothing_and_is_refused_by_name(tmp_path, zipped
     files.save_json(tmp_path / "theirs" / "config.json", fixture("unet")[0])
     (tmp_path / "theirs" / "diffusion_pytorch_model.bin").write_bytes(data.getvalue() or trap)
     with pytest.raises(UserError, match="asks for (posix|nt).mkdir, which is no tensor"):
-        import_weights("diffusers", tmp_path / "theirs", tmp_path / "run")
+        to_workdir("diffusers", tmp_path / "theirs", tmp_path / "run")
     assert not (tmp_path / "executed").exists() and not (tmp_path / "run").exists()
     pickle.loads(trap)  # the control: elsewhere it does run
     assert (tmp_path / "executed").exists()
@@ -138,4 +138,4 @@ def test_a_folder_without_a_network_is_refused(tmp_path, files, words):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=words):
-        import_weights("diffusers", tmp_path, tmp_path / "run")
+        to_workdir("diffusers", tmp_path, tmp_path / "run")

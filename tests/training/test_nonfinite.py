@@ -173,7 +173,7 @@ def test_a_run_that_diverges_ends_under_each_and_its_step_can_be_repeated(
     assert len(list((root / "nonfinite").iterdir())) >= 1
     if what == "stop":
         capfd.readouterr()
-        assert repro.repro(workdir.saved_config(root), str(root), caught.value.step)
+        assert repro.is_repeated(workdir.saved_config(root), str(root), caught.value.step)
         told = capfd.readouterr().out
         assert (
             "not finite again, the same numbers, bit for bit\nevery layer's output is finite"
@@ -182,7 +182,7 @@ def test_a_run_that_diverges_ends_under_each_and_its_step_can_be_repeated(
         with pytest.raises(
             UserError, match=rf"no report of it in .*; there are: {caught.value.step}$"
         ):
-            repro.repro(workdir.saved_config(root), str(root), 999)
+            repro.is_repeated(workdir.saved_config(root), str(root), 999)
 
 
 def test_the_first_layer_that_overflows_is_named():

@@ -1,0 +1,245 @@
+"""What is measured of an image's likelihood: the probability flow, and the variational bounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypedDict
+
+import numpy as np
+
+from diffusion_jax.assembly import denoiser, experiment, sampling
+from diffusion_jax.assembly.experiment import Experiment
+from diffusion_jax.assembly.workdir import Trained
+from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.likelihood import bounds, flow
+from diffusion_jax.report.tables import markdown_table
+from diffusion_jax.types import Array, Cond, Denoise, Key, Params
+
+DEQUANTIZED = {
+    "uniform": "uniform dequantization",
+    "process": "dequantized by the process",
+    "none": "as continuous data",
+}
+TRACES = ("exact", "rademacher", "gaussian")
+TERMS = ("total", "prior", "diffusion", "reconstruction")
+
+Values = dict[str, Array]
+Measure = Callable[[Params, Key, Array, Cond], Values]  # of images (B, ...); values (B,) or (B, K)
+
+
+class Settings(TypedDict):
+    """All that a likelihood depends on besides the model and the images (the command's flags).
+
+    Attributes:
+      split: 'test' or 'train'.
+      unconditional: whether a conditional model is given no label.
+      dequantize: names of DEQUANTIZED; before `resolved` the text of the flag, '' for the default.
+      levels: values that a pixel takes.
+      iw: dequantizations, and chains, that an importance-weighted value averages over.
+      trace: one of TRACES; before `resolved` also 'auto'.
+      probes: random directions of an inexact trace.
+      solver: the solver of the probability-flow ODE.
+      rtol: tolerance of an adaptive solver.
+      steps: steps of a solver on a fixed grid.
+      bounds: whether the variational bounds are measured, too.
+      moves: transitions of the discrete bound.
+      grid: the grid of their times.
+      draws: times at which the continuous bound is measured for each image.
+      seed: of all noise.
+    """
+
+    split: str
+    unconditional: bool
+    dequantize: Any
+    levels: int
+    iw: int
+    trace: str
+    probes: int
+    solver: str
+    rtol: float
+    steps: int
+    bounds: bool
+    moves: int
+    grid: str
+    draws: int
+    seed: int
+
+
+def resolved(settings: Settings, model: Experiment) -> Settings:
+    """The settings with the automatic ones decided.
+
+    Args:
+      settings: as the flags give them.
+      model: the model that is measured.
+
+    Raises:
+      UserError: for unknown names, and for settings that do not fit the data.
+    """
+    default = "uniform" if experiment.is_image(model) else "none"
+    dequantize = (settings["dequantize"] or default).split(",")
+    for name in dequantize:
+        if name not in DEQUANTIZED:
+            raise unknown("--dequantize", name, DEQUANTIZED)
+    if not experiment.is_image(model) and (settings["bounds"] or dequantize != ["none"]):
+        raise UserError(
+            "--bounds and --dequantize are for images; these data are continuous: leave both out"
+        )
+    trace = settings["trace"]
+    if trace == "auto":
+        trace = "exact" if math.prod(model.shape) <= flow.EXACT_DIMENSIONS else "rademacher"
+    if trace not in TRACES:
+        raise unknown("--trace", trace, ("auto", *TRACES))
+    return {**settings, "dequantize": dequantize, "trace": trace}
+
+
+def measures(trained: Trained, settings: Settings) -> dict[str, Measure]:
+    """The measures of a model by the names of their rows in the table.
+
+    Args:
+      trained: the model.
+      settings: resolved settings.
+    """
+    model = trained.experiment
+    found = {f"ODE_{name}": _flow(model, settings, name) for name in settings["dequantize"]}
+    if settings["bounds"]:
+        found |= _bounds(model, settings)
+
+    def with_params(measure: Callable[..., Values]) -> Measure:
+        return lambda params, keys, x, cond: measure(
+            denoiser.denoiser(model, params, clip="none"), x, keys, cond
+        )
+
+    return {row: with_params(measure) for row, measure in found.items()}
+
+
+def _flow(model: Experiment, settings: Settings, dequantize: str) -> Callable[..., Values]:
+    """The likelihood by the probability-flow ODE."""
+    trace = (
+        flow.exact()
+        if settings["trace"] == "exact"
+        else flow.hutchinson(settings["probes"], settings["trace"])
+    )
+    solver = flow.solver(settings["solver"], rtol=settings["rtol"], steps=settings["steps"])
+
+    def measure(denoise: Denoise, x: Array, keys: Key, cond: Cond) -> Values:
+        found = flow.bits_per_dim(
+            model.process,
+            denoise,
+            x,
+            keys,
+            cond,
+            dequantize=dequantize,
+            levels=settings["levels"],
+            draws=settings["iw"],
+            trace=trace,
+            solver=solver,
+        )
+        return {
+            "total": found.bits,
+            "importance": found.importance,
+            "log_weights": found.log_weights,
+            "nfe": found.nfe,
+        }
+
+    return measure
+
+
+def _bounds(model: Experiment, settings: Settings) -> dict[str, Callable[..., Values]]:
+    """The discrete bound, also importance-weighted, and the continuous bound."""
+    process, k = model.process, settings["iw"]
+    ts = sampling.grid(model, settings["grid"], settings["moves"] + 1)
+    learned = model.config.model.to_dict().get("learn_variance", False)
+    chain = {"variance": "learned" if learned else "small", "levels": settings["levels"]}
+
+    def discrete(denoise: Denoise, x: Array, keys: Key, cond: Cond) -> Values:
+        return bounds.vlb(process, denoise, x, keys, ts, cond, **chain) | {"nfe": len(ts)}
+
+    def discrete_iw(denoise: Denoise, x: Array, keys: Key, cond: Cond) -> Values:
+        found = bounds.importance_vlb(process, denoise, x, keys, ts, cond, draws=k, **chain)
+        return found | {"nfe": k * len(ts)}
+
+    def continuous(denoise: Denoise, x: Array, keys: Key, cond: Cond) -> Values:
+        draws = settings["draws"]
+        found = bounds.continuous_vlb(
+            process, denoise, x, keys, cond, draws=draws, levels=settings["levels"]
+        )
+        return found | {"nfe": draws + 1}
+
+    found = {"discrete": discrete, "discrete_iw": discrete_iw, "continuous": continuous}
+    if k == 1:
+        del found["discrete_iw"]
+    return found
+
+
+def table(values: dict[str, np.ndarray], settings: Settings) -> list[dict[str, Any]]:
+    """A row for each measure, with means over images.
+
+    Args:
+      values: {row.name: (N, ...)}, as likelihoods.run returns them.
+      settings: resolved settings.
+
+    Returns:
+      Rows {'measure', 'bits', 'error', the three terms, 'nfe', 'seconds'}.
+
+    Raises:
+      UserError: where a measure is not finite.
+    """
+    rows = []
+    for row, name, title in _titles(settings):
+        if f"{row}.{name}" not in values:
+            continue
+        mean, error = flow.mean_with_error(values[f"{row}.{name}"])
+        if not math.isfinite(mean):
+            raise UserError(
+                f"{title} is not finite: the solve ran out of steps; raise --rtol or take "
+                "--solver=rk4"
+            )
+        terms = {
+            term: flow.mean_with_error(values[f"{row}.{term}"])
+            for term in TERMS[1:]
+            if f"{row}.{term}" in values
+        }
+        rows.append(
+            {
+                "measure": title,
+                "bits": mean,
+                "error": error,
+                "nfe": float(values[f"{row}.nfe"].mean()),
+                "seconds": float(values[f"{row}.seconds"]),
+                **terms,
+            }
+        )
+    return rows
+
+
+def _titles(settings: Settings) -> list[tuple[str, str, str]]:
+    """(row, name of its value, title) of every measure that there may be, in the table's order."""
+    k, titles = settings["iw"], []
+    for kind in settings["dequantize"]:
+        title = f"ODE, {DEQUANTIZED[kind]}"
+        titles.append((f"ODE_{kind}", "total", title))
+        if k > 1:
+            titles.append((f"ODE_{kind}", "importance", f"{title}, importance-weighted over {k}"))
+    return [
+        *titles,
+        ("discrete", "total", f"discrete bound, {settings['moves']} transitions"),
+        ("discrete_iw", "total", f"discrete bound, importance-weighted over {k} chains"),
+        ("continuous", "total", f"continuous bound, {settings['draws']} times an image"),
+    ]
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """The rows of `table` in Markdown."""
+
+    def show(mean: float, error: float) -> str:
+        return f"{mean:.4f} ± {error:.4f}"
+
+    shown = [
+        {key: show(*value) if isinstance(value, tuple) else value for key, value in row.items()}
+        | {"bits": show(row["bits"], row["error"]), "nfe": round(row["nfe"], 1)}
+        for row in rows
+    ]
+    terms = {term: term for term in TERMS[1:] if any(term in row for row in rows)}
+    columns = {"measure": "measure", "bits": "bits/dim"} | terms
+    return markdown_table(shown, columns | {"nfe": "NFE", "seconds": "seconds"})
