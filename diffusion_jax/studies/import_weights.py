@@ -234,7 +234,9 @@ def run_config(
     return config.lock()
 
 
-def fitted(network: published.Published, model: Experiment, tensors: dict[str, np.ndarray]) -> Params:
+def fitted(
+    network: published.Published, model: Experiment, tensors: dict[str, np.ndarray]
+) -> Params:
     """The parameters of a run with this network, made of published tensors.
 
     Args:
