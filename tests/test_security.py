@@ -30,7 +30,6 @@ from PIL import Image
 from configs import digits
 from diffusion_jax import data, errors, files, npz
 from diffusion_jax.assembly import datasets, experiment, workdir
-from diffusion_jax.assembly.kinds import kind
 from diffusion_jax.data import consent, records
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import recognition
@@ -629,7 +628,7 @@ def untrained_workdir(root: Path) -> Path:
         root, config.lock(), data.Dataset("digits", None, None, (8, 8, 1), 10, tuple("0123456789"))
     )
     built = experiment.assemble(config, (8, 8, 1), 10)
-    shapes = jax.eval_shape(lambda key: kind.init_params(built, key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: built.kind.init(built, key), jax.random.key(0))
     with contextlib.closing(checkpoint.open_checkpoints(root / "checkpoints")) as checkpoints:
         checkpoints.save(
             0, {"params": jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)}, {}

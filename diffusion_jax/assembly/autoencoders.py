@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import arrays, data
-from diffusion_jax.assembly import conditions, denoiser, latent
-from diffusion_jax.assembly.experiment import Experiment
-from diffusion_jax.assembly.kinds import autoencoder_model
+from diffusion_jax.assembly import conditions, latent
+from diffusion_jax.assembly.kinds import autoencoder
+from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.data.padding import padded_batches
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation.psnr import psnr
@@ -29,8 +29,8 @@ def reconstruct_fn(built: Experiment) -> Callable:
 
     @jax.jit
     def run(params: Params, x: Array, cond: Cond, keys: Key) -> Array:
-        return autoencoder_model.pictures(
-            built, params, autoencoder_model.networks(built, params).encode(x, cond)[0], keys, cond
+        return autoencoder.pictures(
+            built, params, autoencoder.networks(built, params).encode(x, cond)[0], keys, cond
         )
 
     return run
@@ -43,12 +43,12 @@ def interpolate_fn(built: Experiment, steps: int = 10) -> Callable:
 
     @jax.jit
     def run(params: Params, a: Array, b: Array, cond: Cond, keys: Key) -> Array:
-        ends = [autoencoder_model.networks(built, params).encode(x, cond)[0] for x in (a, b)]
+        ends = [autoencoder.networks(built, params).encode(x, cond)[0] for x in (a, b)]
         along = jnp.stack(
             [arrays.tree_lerp(*ends, w) for w in np.linspace(0, 1, steps)], axis=1
         )  # (B, steps, ...)
         z, again = along.reshape(-1, *along.shape[2:]), lambda x: jnp.repeat(x, steps, axis=0)
-        x = autoencoder_model.pictures(built, params, z, again(keys), jax.tree.map(again, cond))
+        x = autoencoder.pictures(built, params, z, again(keys), jax.tree.map(again, cond))
         return x.reshape(len(a), steps, *built.shape)
 
     return run
@@ -63,7 +63,7 @@ def measure_fn(built: Experiment, samples: int) -> Callable:
 
     @jax.jit
     def run(params: Params, x: Array, cond: Cond, keys: Key) -> dict[str, Array]:
-        networks = autoencoder_model.networks(built, params)
+        networks = autoencoder.networks(built, params)
         eps = variational.latent_noise(samples)(
             arrays.fold_in(keys, 0), jnp.zeros((len(x), *shape))
         )
@@ -123,19 +123,19 @@ def codec(built: Experiment, params: Params) -> latent.Codec:
     """The autoencoder as latent.py knows one. UserError for a model that is none, and for one whose
     pixels read each other.
     """
-    if not denoiser.is_autoencoder(built) or built.model.autoregressive or built.num_classes:
+    if not built.kind.reconstructs or built.model.autoregressive or built.num_classes:
         raise UserError(
-            f"{built.config.model.name} makes no latents: take an autoencoder that needs no labels and no pixels"
+            f"{built.specs.model} makes no latents: take an autoencoder that needs no labels and no pixels"
         )
     likelihood = built.objective.likelihood
 
     def encode(own: Params, x: Array) -> tuple[Array, Array]:
-        return autoencoder_model.networks(built, {"autoencoder": own}).encode(x, None)
+        return autoencoder.networks(built, {"autoencoder": own}).encode(x, None)
 
     def decode(own: Params, z: Array) -> Array:
         return jnp.clip(
             variational.mean_image(
-                autoencoder_model.networks(built, {"autoencoder": own}), likelihood, z
+                autoencoder.networks(built, {"autoencoder": own}), likelihood, z
             ),
             -1.0,
             1.0,

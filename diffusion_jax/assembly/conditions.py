@@ -9,10 +9,10 @@ import numpy as np
 
 from diffusion_jax import arrays, data
 from diffusion_jax.assembly import latent
-from diffusion_jax.assembly.experiment import Experiment
+from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import text
-from diffusion_jax.types import Array, Cond, Key
+from diffusion_jax.types import Array, Batch, Cond, Key
 
 
 def null_cond(experiment: Experiment, batch: int) -> Cond:
@@ -36,16 +36,21 @@ def example(batch, keys: Key) -> Array:
     return latent.draw(batch, arrays.fold_in(keys, 3)) if "std" in batch else batch["image"]
 
 
-def told(experiment: Experiment, batch, keys: Key, train: bool) -> Cond:
-    """What the network is told of a batch: labels and captions, in training dropped at the rate
-    config.label_dropout.
+def of_batch(experiment: Experiment, batch: Batch, keys: Key, train: bool) -> Cond:
+    """The condition of a batch of examples: its labels and captions.
+
+    In training each example loses its condition with probability config.label_dropout.
+
+    Args:
+      batch: with 'label' (B,), and the arrays of the captions.
+      keys: of the examples, (B,).
+      train: whether conditions are dropped.
     """
     cond = null_cond(experiment, len(keys))
     if cond is None:
         return None
-    dropped = arrays.uniform(arrays.fold_in(keys, 1)) < (
-        experiment.config.label_dropout if train else 0.0
-    )
+    rate = experiment.label_dropout if train else 0.0
+    dropped = arrays.uniform(arrays.fold_in(keys, 1)) < rate
     return {
         name: jnp.where(arrays.expand(dropped, null), null, batch[name])
         for name, null in cond.items()

@@ -15,8 +15,8 @@ from diffusion_jax.training import distributed
 
 def text_encoder(config) -> text.Encoder | None:
     """The encoder of config.text, if there is one. UserError for a network that reads no captions."""
-    wanted = config.get("text", {"encoder": ""})
-    if not wanted["encoder"]:
+    wanted = config.text
+    if not wanted.encoder:
         return None
     if config.model.name in members(components.MODELS) and "text" not in components.network_fields(
         config.model.name
@@ -24,11 +24,11 @@ def text_encoder(config) -> text.Encoder | None:
         raise UserError(
             f"config.text.encoder={wanted['encoder']}: {config.model.name} reads no captions; use unet.UNet"
         )
-    if wanted["max_length"] < 1:
+    if wanted.max_length < 1:
         raise UserError(
             f"config.text.max_length={wanted['max_length']}: at least one token must be read"
         )
-    return build(components.ENCODERS, wanted["encoder"], wanted["max_length"], weights.load)
+    return build(components.ENCODERS, wanted.encoder, wanted.max_length, weights.load)
 
 
 def dataset(config) -> data.Dataset:

@@ -8,14 +8,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
-from diffusion_jax.assembly import components, conditions
+from diffusion_jax.assembly import components, conditions, defaults
 from diffusion_jax.assembly.build import build
-from diffusion_jax.assembly.experiment import Experiment, learns_null
+from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.denoisers import guidance, guides, parameterization
 from diffusion_jax.errors import UserError, unknown
-from diffusion_jax.models import classifier
-from diffusion_jax.objectives.autoencoding import Autoencoding
 from diffusion_jax.types import Array, Cond, Denoise, Params, Prediction
 
 
@@ -31,30 +30,41 @@ def apply(experiment: Experiment):
 
 
 def need_denoiser(experiment: Experiment) -> None:
-    """UserError for an autoencoder, from what samplers and their kin need."""
-    if is_autoencoder(experiment):
+    """UserError for a model that is not a denoiser, from what needs one."""
+    if not experiment.kind.denoises:
         raise UserError(
-            f"{experiment.config.model.name} is an autoencoder, which denoises nothing; take a diffusion model"
+            f"{experiment.specs.model} is {experiment.kind.name}, which denoises nothing; take a diffusion model"
         )
 
 
-# ---- sampling
 class Ensemble(NamedTuple):
-    """The parameters of a model and of the networks beside it, to be traced together. Without it,
-    the others' are constants.
+    """The parameters of a model and of the networks that it samples with, to be traced together.
+
+    Attributes:
+      own: of the model.
+      others: of the networks that its guide needs.
+      autoencoder: of the network that decodes its latents, if there is one.
     """
 
     own: Params
     others: tuple[Params, ...] = ()
-    autoencoder: Params = None  # which makes images of latents
+    autoencoder: Params = None
 
 
-def ensemble(experiment: Experiment, params: Params) -> Params:
-    """params, with those of the networks that guide the model or decode its latents, if there are
-    any.
-    """
+def ensemble(experiment: Experiment, params: Params) -> Ensemble:
+    """The parameters `params` with those of the other networks that the experiment samples with."""
     others, latents = tuple(other for _, other in experiment.others), experiment.latents
-    return Ensemble(params, others, latents and latents.params) if others or latents else params
+    return Ensemble(params, others, latents and latents.params)
+
+
+def unpack(experiment: Experiment, params: Ensemble) -> tuple[Experiment, Params]:
+    """(the experiment with the other networks' parameters of the ensemble, the model's own).
+
+    Inside a compiled function these are traced; without it they are constants of the program.
+    """
+    others = tuple((other, own) for (other, _), own in zip(experiment.others, params.others))
+    latents = experiment.latents and experiment.latents._replace(params=params.autoencoder)
+    return experiment._replace(others=others, latents=latents), params.own
 
 
 def denoiser(
@@ -63,7 +73,7 @@ def denoiser(
     """The trained network as a Denoise, guided by the experiment's guide and thresholded.
 
     Args:
-      params: of the network, or an `ensemble`.
+      params: of the network.
       scale: of the guidance; None for none. `is_guided` decides which of the two a scale in a
         config means.
       clip: 'static' keeps x0-hat in [-1, 1], 'dynamic' is Imagen's thresholding, 'none' leaves
@@ -75,13 +85,13 @@ def denoiser(
         condition for.
     """
     need_denoiser(experiment)
-    process, own = experiment.process, params.own if isinstance(params, Ensemble) else params
+    process = experiment.process
     denoise = parameterization.denoiser(
-        apply(experiment), own, experiment.parameterization, process
+        apply(experiment), params, experiment.parameterization, process
     )
     if scale is not None:
         need_guidable(experiment, "scale")
-        guided = experiment.guide.apply(denoise, scale, _guidance_context(experiment, params))
+        guided = experiment.guide.apply(denoise, scale, _context(experiment))
 
         def denoise(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
             return guided(
@@ -97,24 +107,12 @@ def denoiser(
             denoise = guidance.dynamic_threshold(denoise, process)
         case _:
             raise unknown("config.sampler.clip", clip, components.CLIPS)
-    return (
-        denoise
-        if getattr(experiment.model, "second_time", False)
-        else guidance.without_end_time(denoise)
-    )
+    return denoise if experiment.two_times else guidance.without_end_time(denoise)
 
 
-def _guidance_context(experiment: Experiment, params: Params) -> guides.GuidanceContext:
-    """What the experiment's guide works with."""
-    others = (
-        params.others
-        if isinstance(params, Ensemble)
-        else tuple(other for _, other in experiment.others)
-    )
-    found = {
-        need: (built, other)
-        for need, (built, _), other in zip(experiment.guide.needs, experiment.others, others)
-    }
+def _context(experiment: Experiment) -> guides.GuidanceContext:
+    """What the guide of the experiment works with."""
+    found = dict(zip(experiment.guide.needs, experiment.others))
 
     def null(cond: Cond) -> Cond:
         return cond | conditions.null_cond(experiment, len(jax.tree.leaves(cond)[0]))
@@ -131,9 +129,9 @@ def logits(experiment: Experiment, params: Params) -> Callable[[Array, Array], A
     """A noise-conditional classifier as a function (x_t, t) -> logits (B, classes). UserError if
     the model is none.
     """
-    if not isinstance(experiment.model, classifier.HalfUNet):
+    if not experiment.kind.classifies:
         raise UserError(
-            f"{experiment.config.model.name} is no classifier; make one by experiments.train_classifier"
+            f"{experiment.specs.model} is no classifier; make one by experiments.train_classifier"
         )
 
     def run(x_t: Array, t: Array, **kwargs) -> Array:
@@ -143,6 +141,11 @@ def logits(experiment: Experiment, params: Params) -> Callable[[Array, Array], A
         )
 
     return run
+
+
+def is_neutral(experiment: Experiment, scale: float) -> bool:
+    """Whether guidance at this scale is the model itself."""
+    return scale == experiment.guide.neutral
 
 
 def is_guided(
@@ -159,39 +162,44 @@ def is_guided(
     Raises:
       UserError: for a model that has nothing to guide by, at another scale than the neutral one.
     """
-    if scale == experiment.guide.neutral:
+    if is_neutral(experiment, scale):
         return False
     need_guidable(experiment, f"{key}={scale:g}")
     return told or not experiment.guide.condition
 
 
-def usable_guidance(config, num_classes: int):
-    """The config, with its guide's neutral scale where the model has no condition to guide by; then
-    a note on stderr says so.
+def learns_null(config: ConfigDict) -> bool:
+    """Whether a conditional model of this config knows the null condition: by label dropout, or
+    from the weights that it starts from.
+    """
+    return config.label_dropout > 0 or bool(config.init_from)
 
-    For scales that nobody has asked for: a preset's, on data without labels, and a stored one.
-      `is_guided` refuses the others.
+
+def usable_guidance(config: ConfigDict, num_classes: int) -> ConfigDict:
+    """The config, with its guide's neutral scale where the model has no condition to guide by.
+
+    A note on stderr then says so. This is for scales that the user has not set: that of a preset on
+    data without labels, and a stored one. `denoiser.is_guided` refuses the others.
 
     Args:
-      config: a locked ConfigDict.
+      config: a locked config.
       num_classes: of the data.
     """
-    guide, scale = (
-        build(components.GUIDES, config.sampler.get("guide", "cfg()")),
-        config.sampler.guidance,
-    )
-    labels = num_classes and config.conditional
-    told = (
-        labels
-        if guide.condition == "label"
-        else labels or config.get("text", {"encoder": ""})["encoder"]
-    )
-    learned = learns_null(config) or not guide.null
-    if not guide.condition or guide.neutral is None or scale == guide.neutral or (told and learned):
+    full = defaults.complete(config)
+    guide, scale = build(components.GUIDES, full.sampler.guide), full.sampler.guidance
+    labels = num_classes and full.conditional
+    conditional = labels if guide.condition == "label" else labels or full.text.encoder
+    learned = learns_null(full) or not guide.null
+    if (
+        not guide.condition
+        or guide.neutral is None
+        or scale == guide.neutral
+        or (conditional and learned)
+    ):
         return config
     why = (
         "without label_dropout the model learns no null condition"
-        if told
+        if conditional
         else "the model is unconditional"
     )
     print(
@@ -212,15 +220,15 @@ def need_guidable(experiment: Experiment, asked: str) -> None:
     remedy = (
         f"{remedy} --config.sampler.guidance={1.0 if guide.neutral is None else guide.neutral:g}"
     )
-    if is_autoencoder(experiment):
+    if not experiment.kind.denoises:
         raise UserError(
-            f"{asked}: {experiment.config.model.name} is an autoencoder, which has nothing to guide; {remedy}"
+            f"{asked}: {experiment.specs.model} is {experiment.kind.name}, which has nothing to guide; {remedy}"
         )
     if guide.condition and conditions.null_cond(experiment, 1) is None:
         raise UserError(
             f"{asked}: this model is unconditional, so there is no condition to guide by; {remedy}"
         )
-    if guide.null and not learns_null(experiment.config):
+    if guide.null and not experiment.learns_null:
         raise UserError(
             f"{asked}: this model is trained with config.label_dropout=0, so it does not know the null condition that "
             f"guidance leads away from; {remedy}, or train one with --config.label_dropout=0.1"
@@ -229,9 +237,3 @@ def need_guidable(experiment: Experiment, asked: str) -> None:
         raise UserError(
             f"{asked}: guidance by a classifier goes by labels, and this model takes captions; {remedy}"
         )
-
-
-# ---- autoencoders
-def is_autoencoder(experiment: Experiment) -> bool:
-    """Whether the model is an autoencoder, not a denoiser."""
-    return type(experiment.objective) is Autoencoding

@@ -1,128 +1,192 @@
-"""The roof: from a ConfigDict to a process, a network, an objective and samplers, all plain
-functions. The only reader of configs.
+"""From a config to an Experiment: the process, the network, the objective, the guide and all settings.
 
-Nothing here computes; it puts together. What each config key means is said in configs/base.py.
+`assemble` is where a config is read. What each config key means is said in configs/base.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
+from ml_collections import ConfigDict
 
-from diffusion_jax.assembly import components, datasets, latent
-from diffusion_jax.assembly.build import build
+from diffusion_jax.assembly import components, datasets, defaults, denoiser
+from diffusion_jax.assembly.build import Family, build, resolved
+from diffusion_jax.assembly.kinds import autoencoder, classifier, diffusion, few_step
+from diffusion_jax.assembly.settings import (
+    Averages,
+    DataSettings,
+    Experiment,
+    Kind,
+    MeshSettings,
+    Optimizer,
+    SamplingSettings,
+    Sources,
+    Specs,
+    TrainingSettings,
+)
 from diffusion_jax.denoisers import guides
-from diffusion_jax.denoisers.parameterization import Parameterization
 from diffusion_jax.errors import UserError
-from diffusion_jax.models import text
-from diffusion_jax.objectives.autoencoding import Autoencoding
-from diffusion_jax.objectives.base import FewStep, Objective
-from diffusion_jax.types import Params, Process
+from diffusion_jax.models.text import Encoder
+from diffusion_jax.training import ema, optimizer
 
-
-class Experiment(NamedTuple):
-    """One config, put together for data of `shape` (H, W, C) (or (D,)) with `num_classes` labels
-    (0: unconditional).
-    """
-
-    config: Any
-    shape: tuple[int, ...]
-    num_classes: int
-    process: Process
-    parameterization: Parameterization
-    objective: Objective | Autoencoding | FewStep
-    model: nn.Module
-    grids: Path | None = (
-        None  # the folder where this model's own grids are (experiments.optimize_grid)
-    )
-    encoder: text.Encoder | None = None  # of captions
-    guide: guides.Guide = guides.cfg()
-    others: tuple[
-        tuple[Experiment, Params], ...
-    ] = ()  # the other trained networks that the guide needs, in its order
-    discriminator: nn.Module | None = None  # of an adversarial autoencoder
-    features: Callable | None = None  # of an autoencoder's perceptual distance: see with_features
-    latents: latent.Latents | None = None  # how examples become images, if they are latents
-    teacher: tuple[Experiment, Params] | None = None  # of a few-step objective: see workdir.taught
-    begin: Params | None = None  # what training starts from instead of fresh parameters
+# The kind of model, by the module of its objective.
+KINDS = {
+    "denoising": diffusion.KIND,
+    "learned_variance": diffusion.KIND,
+    "consistency": few_step.KIND,
+    "meanflow": few_step.KIND,
+    "autoencoding": autoencoder.KIND,
+}
 
 
 def assemble(
-    config, shape: tuple[int, ...], num_classes: int = 0, load: Callable | None = None
+    config: ConfigDict,
+    shape: tuple[int, ...],
+    num_classes: int = 0,
+    load: Callable | None = None,
 ) -> Experiment:
-    """Build every component that the config names. Raises UserError, with the key, for a name or an
-    argument that does not exist.
+    """Build every component that the config names and resolve all of its settings.
 
-    load(other: guides.AuxiliaryModel) -> (Experiment, Params): how guidance gets at other trained networks
-      (workdir.load).
+    Args:
+      config: a config such as those of configs/.
+      shape: of an example, (H, W, C) or (D,).
+      num_classes: labels of the data; 0 where there are none.
+      load: guides.AuxiliaryModel -> (Experiment, Params): loads the other trained networks that the
+        guide needs (workdir.load does so).
+
+    Raises:
+      UserError: with the key, for a name or an argument that does not exist, and for components
+        that do not go together.
     """
+    config = defaults.complete(config)
     num_classes = num_classes if config.conditional else 0
     process = build(components.PROCESSES, config.process)
-    options = {
-        k: tuple(v) if isinstance(v, (list, tuple)) else v
-        for k, v in config.model.items()
-        if k != "name"
-    }
     encoder = datasets.text_encoder(config)
+    objective = build(components.OBJECTIVES, config.objective, process)
+    model = _network(config, shape, num_classes, encoder)
+    experiment = Experiment(
+        config=config,
+        shape=tuple(shape),
+        num_classes=num_classes,
+        process=process,
+        parameterization=build(components.PARAMETERIZATIONS, config.parameterization),
+        objective=objective,
+        model=model,
+        kind=_kind(config),
+        specs=Specs(
+            config.process,
+            config.parameterization,
+            config.objective,
+            config.model.name,
+            config.text.encoder,
+        ),
+        options=_options(config),
+        sampling=sampling_settings(config),
+        training=TrainingSettings(*(config.training[key] for key in TrainingSettings._fields)),
+        data=DataSettings(*(config.data[key] for key in DataSettings._fields)),
+        optimizer=_optimizer(config),
+        averages=_averages(config),
+        mesh=MeshSettings(config.parallel, config.mesh.to_dict()),
+        sources=Sources(
+            config.latent.autoencoder,
+            config.distill.teacher,
+            config.distill.guidance,
+            config.init_from,
+        ),
+        seed=config.seed,
+        label_dropout=config.label_dropout,
+        learns_null=denoiser.learns_null(config),
+        two_times=_options(config).get("second_time") is True,
+        guide=guides.cfg(),
+        encoder=encoder,
+    )
+    experiment = experiment.kind.complete(experiment, config)
+    return guided_by(config.sampler.guide, experiment, load)
+
+
+def _options(config: ConfigDict) -> dict[str, Any]:
+    """The options of the network; sequences are tuples."""
+    return {
+        key: tuple(value) if isinstance(value, (list, tuple)) else value
+        for key, value in config.model.items()
+        if key != "name"
+    }
+
+
+def _network(
+    config: ConfigDict, shape: tuple[int, ...], num_classes: int, encoder: Encoder | None
+) -> nn.Module:
+    """The network, with what it takes from the data besides its options."""
+    options = _options(config)
     if encoder:
         options["text"] = encoder.network
     if "shape" in components.network_fields(config.model.name):
         options["shape"] = tuple(shape)
-    objective = build(components.OBJECTIVES, config.objective, process)
-    model = build(components.MODELS, config.model.name, num_classes=num_classes, **options)
-    if (type(objective) is Autoencoding) != hasattr(model, "latent_shape"):
+    return build(components.MODELS, config.model.name, num_classes=num_classes, **options)
+
+
+def _kind(config: ConfigDict) -> Kind:
+    """The kind of model, by its objective and its network. UserError where they contradict."""
+    kind = KINDS[_module(components.OBJECTIVES, config.objective)]
+    network = _module(components.MODELS, config.model.name)
+    if (network == "autoencoder") != (kind is autoencoder.KIND):
         raise UserError(
             f"config.objective={config.objective} does not go with config.model.name={config.model.name}; the "
             "objectives of objectives/autoencoding.py are for autoencoders, and these for them"
         )
-    adversary = None
-    if getattr(objective, "adversarial", False):
-        if not config.get("discriminator", ""):
-            raise UserError(
-                f"config.objective={config.objective} has an adversary, and config.discriminator names none; begin with "
-                "a config that does, such as configs/fashion_autoencoder.py:adversarial"
-            )
-        adversary = build(components.DISCRIMINATORS, config.discriminator)
-    if getattr(objective, "guided", False) and not (num_classes or encoder):
-        raise UserError(
-            f"config.objective={config.objective}: this model is unconditional, so there is no condition to guide by; "
-            "leave guidance at 1, or set --config.conditional=True with labeled data"
-        )
-    if getattr(objective, "guided", False) and not learns_null(config):
-        raise UserError(
-            f"config.objective={config.objective} guides by the null condition, which config.label_dropout=0 never trains; "
-            "leave guidance at 1, or set --config.label_dropout=0.1"
-        )
-    return guided_by(
-        config.sampler.get("guide", "cfg()"),
-        Experiment(
-            config,
-            tuple(shape),
-            num_classes,
-            process,
-            build(components.PARAMETERIZATIONS, config.parameterization),
-            objective,
-            model,
-            encoder=encoder,
-            discriminator=adversary,
-        ),
-        load,
+    return classifier.KIND if network == "classifier" else kind
+
+
+def _module(family: Family, spec: str) -> str:
+    """The module of the member that a spec names: 'dsm()' -> 'denoising'."""
+    return resolved(family, spec).partition("(")[0].rpartition(".")[0]
+
+
+def sampling_settings(config: ConfigDict) -> SamplingSettings:
+    """The section config.sampler, with the sampler built. UserError for an unknown sampler."""
+    keys = ("name", "grid", "nfe", "guidance", "clip", "noise")
+    return SamplingSettings(
+        build(components.SAMPLERS, config.sampler.name),
+        *(config.sampler[key] for key in keys),
+        weights=config.sampler.ema,
+        checkpoint=config.sampler.checkpoint,
+        batch_size=config.sampler.batch_size,
     )
 
 
-def learns_null(config) -> bool:
-    """Whether a conditional model of this config knows the null condition: by label dropout, or
-    from the weights it starts from.
-    """
-    return config.label_dropout > 0 or bool(config.get("init_from", ""))
+def _optimizer(config: ConfigDict) -> Optimizer:
+    """The optax transformation of config.optimizer, with its schedule over the whole run."""
+    options = config.optimizer.to_dict()
+    return Optimizer(
+        *optimizer.make_optimizer(options.pop("name"), total_steps=config.training.steps, **options)
+    )
+
+
+def _averages(config: ConfigDict) -> Averages:
+    """The moving averages of config.ema and their names."""
+    halflives, powers = config.ema.halflives, config.ema.powers
+    averages = ema.halflives(halflives, ramp=config.ema.ramp)
+    return Averages(
+        ema=ema.together(averages, ema.powers(powers)) if powers else averages,
+        names=(*map(ema.name, halflives), *map(ema.power_name, powers)),
+        default=ema.name(max(halflives)) if halflives else "params",
+        powers=tuple(powers),
+        snapshot_every=config.ema.snapshot_every,
+    )
 
 
 def guided_by(spec: str, experiment: Experiment, load: Callable | None = None) -> Experiment:
-    """The experiment with the guide of this spec. load: see assemble. UserError for a guide that
-    cannot serve this model.
+    """The experiment with the guide of this spec.
+
+    Args:
+      spec: as config.sampler.guide.
+      experiment: the model that is guided.
+      load: as for `assemble`.
+
+    Raises:
+      UserError: for a guide that cannot serve this model.
     """
     guide = build(components.GUIDES, spec)
     if guide.needs and load is None:
@@ -130,23 +194,19 @@ def guided_by(spec: str, experiment: Experiment, load: Callable | None = None) -
             f"config.sampler.guide={spec} needs other trained networks; it serves commands on a trained --workdir"
         )
     others = tuple(load(other) for other in guide.needs)
+    own = (experiment.shape, experiment.specs.process)
     for other, (found, _) in zip(guide.needs, others):
-        if (found.shape, found.config.process) != (experiment.shape, experiment.config.process):
+        if (found.shape, found.specs.process) != own:
             raise UserError(
-                f"config.sampler.guide={spec}: {other.workdir} is for {found.shape} under {found.config.process}, "
-                f"this model for {experiment.shape} under {experiment.config.process}"
+                f"config.sampler.guide={spec}: {other.workdir} is for {found.shape} under {found.specs.process}, "
+                f"this model for {own[0]} under {own[1]}"
             )
     return experiment._replace(guide=guide, others=others)
 
 
-def is_image(experiment: Experiment) -> bool:
-    """Whether an example is an image (H, W, C) rather than a point (D,)."""
-    return len(experiment.shape) == 3
-
-
 def need_images(experiment: Experiment) -> None:
     """UserError for a model of points, from commands that judge images."""
-    if not is_image(experiment):
+    if not experiment.is_image:
         raise UserError(
             f"this command judges images, and the model draws points {experiment.shape}; use experiments.sample"
         )

@@ -16,9 +16,9 @@ def _grid(built, parts, dataset, root, writer):
     """The hook that draws a grid of samples, one row per class or caption of the test split (or a
     scatter plot of points).
     """
-    config, classes = built.config, built.num_classes
+    classes = built.num_classes
     rows, columns = (min(classes, 10), 10) if classes else (8, 8)
-    images = len(built.shape) == 3
+    images = built.is_image
     count = rows * columns if images else 2000
     real = None if images else data.arrays(dataset.train, limit=count)["image"]
     chosen = sampling.plan(built)
@@ -37,7 +37,7 @@ def _grid(built, parts, dataset, root, writer):
         )
 
     def draw(state, step):
-        params = denoiser.ensemble(built, trainer.weights(config, state))
+        params = denoiser.ensemble(built, trainer.weights(built, state))
         x = everywhere(params, (keys, cond), np.asarray(chosen.ts), np.float32(chosen.guidance))
         x = transforms.to_uint8(x) if images else transforms.finite(np.asarray(x))
         if not distributed.first():
@@ -64,7 +64,7 @@ def _reconstructions(built, parts, dataset, root, writer):
     pairs of them.
     """
     rows, columns = 8, 8
-    if len(built.shape) != 3:
+    if not built.is_image:
         return lambda state, step: None
     some = data.arrays(dataset.test, limit=rows * columns)
     real = np.resize(some["image"], (rows * columns, *built.shape))
@@ -79,7 +79,7 @@ def _reconstructions(built, parts, dataset, root, writer):
     blend = sharding.spread(autoencoders.interpolate_fn(built, columns), parts.runner.mesh)
 
     def draw(state, step):
-        params = trainer.weights(built.config, state)
+        params = trainer.weights(built, state)
         made = transforms.to_uint8(rebuild(params, (x, cond, keys)))
         ways = transforms.to_uint8(
             blend(params, (x[:rows], x[rows : 2 * rows], between, keys[:rows])).reshape(

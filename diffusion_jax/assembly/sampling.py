@@ -8,12 +8,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from diffusion_jax.assembly import components, conditions, denoiser
 from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.denoiser import Ensemble
-from diffusion_jax.assembly.experiment import Experiment, is_image
-from diffusion_jax.assembly.kinds import kind
+from diffusion_jax.assembly.settings import Experiment, SamplingSettings
 from diffusion_jax.data import transforms
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.evaluation import rows
@@ -43,20 +44,44 @@ def plan(experiment: Experiment, **changes) -> Plan:
       UserError: for unknown names, a budget below one evaluation, and guidance that the model has
         no condition for.
     """
-    config = experiment.config.sampler.to_dict() | changes
-    sampler = build(components.SAMPLERS, config["name"])
-    if config["clip"] not in components.CLIPS:
-        raise unknown("config.sampler.clip", config["clip"], components.CLIPS)
-    if config["nfe"] < 1:
+    settings = experiment.sampling
+    if "name" in changes:
+        settings = with_sampler(settings, changes["name"])
+    settings = settings._replace(**changes)
+    if settings.clip not in components.CLIPS:
+        raise unknown("config.sampler.clip", settings.clip, components.CLIPS)
+    if settings.nfe < 1:
         raise UserError(
-            f"config.sampler.nfe={config['nfe']}: at least one network evaluation is needed"
+            f"config.sampler.nfe={settings.nfe}: at least one network evaluation is needed"
         )
-    if config["noise"] not in components.NOISES:
-        raise unknown("config.sampler.noise", config["noise"], components.NOISES)
-    guided = denoiser.is_guided(experiment, config["guidance"])
-    spec = grids.spec(config["grid"], sampler)
-    ts = grid(experiment, spec, base.points(sampler, config["nfe"]))
-    return Plan(sampler, ts, config["guidance"], config["clip"], config["noise"], guided, spec)
+    if settings.noise not in components.NOISES:
+        raise unknown("config.sampler.noise", settings.noise, components.NOISES)
+    guided = denoiser.is_guided(experiment, settings.guidance)
+    return Plan(
+        settings.sampler,
+        times(experiment, settings),
+        settings.guidance,
+        settings.clip,
+        settings.noise,
+        guided,
+        grid_spec(settings),
+    )
+
+
+def with_sampler(settings: SamplingSettings, spec: str) -> SamplingSettings:
+    """The settings with the sampler of this spec. UserError for an unknown sampler."""
+    return settings._replace(sampler=build(components.SAMPLERS, spec), name=spec)
+
+
+def grid_spec(settings: SamplingSettings) -> str:
+    """The spec of the grid of times: that of the settings, or the sampler's own for 'auto'."""
+    return grids.spec(settings.grid, settings.sampler)
+
+
+def times(experiment: Experiment, settings: SamplingSettings) -> Array:
+    """The decreasing times (n,) at which the settings evaluate the network."""
+    count = base.points(settings.sampler, settings.nfe)
+    return grid(experiment, grid_spec(settings), count)
 
 
 def grid(experiment: Experiment, spec: str, n: int) -> Array:
@@ -92,55 +117,47 @@ def sample_fn(
     noise: str = "independent",
     count: bool = False,
 ) -> Callable:
-    """Jitted (params, keys (B,), cond, ts, scale) -> images (B, ...): one program for every grid
-    padded to one length and every scale.
+    """Jitted (ensemble, keys (B,), cond, ts, scale) -> images (B, ...).
 
-    params may be an `ensemble`. count: also the NFE of each image, (B,). An autoencoder decodes z ~
-    N(0, I) and looks at nothing else.
+    One compiled program serves every grid padded to one length and every scale.
+
+    Args:
+      count: whether it also returns the NFE of each image, (B,).
     """
-    draw = kind.KINDS[type(experiment.objective)].draw
+    settings = experiment.sampling._replace(sampler=sampler, clip=clip, noise=noise)
 
     @jax.jit
-    def run(params: Params, keys: Key, cond: Cond, ts: Array, scale: Array) -> Array:
+    def run(ensemble: Ensemble, keys: Key, cond: Cond, ts: Array, scale: Array) -> Array:
         cond = conditions.null_cond(experiment, len(keys)) if cond is None else cond
-        x, spent = draw(
-            experiment,
-            params,
-            keys,
-            cond,
-            ts,
-            scale if guided else None,
-            sampler,
-            clip,
-            components.NOISES[noise],
-        )
-        x = decoded(experiment, params, x)
+        bound, own = denoiser.unpack(experiment, ensemble)
+        guidance = scale if guided else None
+        x, spent = experiment.kind.draw(bound, own, keys, cond, ts, guidance, settings)
+        x = decoded(bound, x)
         return (x, spent) if count else x
 
     return run
 
 
-def decoded(experiment: Experiment, params: Params, x: Array) -> Array:
-    """The images of samples: they themselves, or what the autoencoder makes of latents. params:
-    those of sample_fn.
-    """
-    if experiment.latents is None:
-        return x
-    own = params.autoencoder if isinstance(params, Ensemble) else experiment.latents.params
-    return experiment.latents.decode(own, x)
+def decoded(experiment: Experiment, x: Array) -> Array:
+    """The images of samples: themselves, or what the autoencoder makes of latents."""
+    latents = experiment.latents
+    return x if latents is None else latents.decode(latents.params, x)
 
 
-def finished(experiment: Experiment, batch_size: int) -> Callable[[np.ndarray], np.ndarray]:
-    """x0 (N, ...) -> uint8 images, decoded if they are latents; points stay as they are. For
-    samples made without sample_fn.
+def to_images(experiment: Experiment, batch_size: int) -> Callable[[np.ndarray], np.ndarray]:
+    """x0 (N, ...) -> uint8 images, decoded if they are latents; points stay as they are.
+
+    This is for samples that are drawn without `sample_fn`.
     """
-    if not is_image(experiment):
+    if not experiment.is_image:
         return transforms.finite
     if experiment.latents is None:
         return transforms.to_uint8
-    decode = jax.jit(lambda x, params: decoded(experiment, params, x))
-    params = Ensemble(None, (), experiment.latents.params)
-    return lambda x: transforms.to_uint8(rows.over_rows(decode, x, params, block=batch_size))
+    latents = experiment.latents
+    decode = jax.jit(lambda x, params: latents.decode(params, x))
+    return lambda x: transforms.to_uint8(
+        rows.over_rows(decode, x, latents.params, block=batch_size)
+    )
 
 
 def sample_with(
@@ -165,9 +182,9 @@ def sample_with(
     return lambda keys, cond: everywhere(params, (keys, cond), *rest)
 
 
-def sampling_mesh(config):
-    """config.mesh where it fits the devices that are here; else all of them side by side: a model
-    goes where it is wanted.
+def sampling_mesh(config: ConfigDict) -> Mesh:
+    """The mesh of config.mesh where it fits the devices of this machine, else all of them along
+    'data'.
     """
     try:
         return sharding.make_mesh(config.mesh.to_dict())

@@ -15,7 +15,6 @@ from diffusion_jax import data, files
 from diffusion_jax.assembly import components, config_schema, denoiser, sampling, trainer
 from diffusion_jax.assembly import workdir as folder
 from diffusion_jax.assembly.hooks import _grid, _reconstructions
-from diffusion_jax.assembly.kinds import kind
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.processes import gaussian
 from diffusion_jax.report import curves
@@ -32,14 +31,11 @@ from diffusion_jax.training import (
 )
 
 
-def train(
-    config, workdir: str, *, dataset=None, fit=None, loss=None, asked: Container[str] = ()
-) -> bool:
+def train(config, workdir: str, *, dataset=None, fit=None, asked: Container[str] = ()) -> bool:
     """Train to config.training.steps, resuming if workdir has a checkpoint. True if it reached the
     end, False if a signal stopped it.
 
-    dataset, fit: instead of the config's and of loop.fit, for experiments.benchmark. loss: instead
-    of experiment.loss_fn, for networks that draw no samples. asked: the config keys that the user
+    dataset, fit: instead of the config's and of loop.fit, for experiments.benchmark. asked: the config keys that the user
     has set; a scale of guidance that is not among them is left out where the data have no labels.
     """
     config_schema.check(config)
@@ -48,18 +44,18 @@ def train(
     if "sampler.guidance" not in asked:
         config = denoiser.usable_guidance(config, dataset.num_classes)
     built = folder.for_training(config, dataset, workdir)
-    parts = trainer.training(built, loss=loss or kind.loss_fn)
-    key = jax.random.key(config.seed)
+    parts = trainer.training(built)
+    key = jax.random.key(built.seed)
     template = parts.runner.template(
         parts.init, key
     )  # traces the network: what does not fit fails here, before anything is written
-    _foresee(built, parts, template, dataset, loss or kind.loss_fn)
+    _foresee(built, parts, template, dataset)
     with folder.locked(workdir) as in_place, folder.one_line(workdir):
         root = folder.prepare(workdir, config, dataset)
         distributed.barrier("workdir")
         failed = None
         while True:
-            begin = _begin(config, parts, template, root, failed)
+            begin = _begin(built, parts, template, root, failed)
             try:
                 ended = _attempt(
                     built,
@@ -68,12 +64,12 @@ def train(
                     root,
                     *begin,
                     fit=fit or loop.fit,
-                    loss=loss,
                     in_place=in_place,
+                    record=config.to_dict(),
                 )
                 break
             except loop.NonFinite as error:
-                if config.training.on_nonfinite != "rollback":
+                if built.training.on_nonfinite != "rollback":
                     raise
                 failed = (
                     error.with_traceback(None),
@@ -84,14 +80,14 @@ def train(
             curves.loss_curve(metrics.read_rows(root / "metrics.jsonl"), root / "loss.png")
     if ended.stopped_by:
         print(
-            f"{ended.stopped_by.name}: saved at step {ended.step} of {config.training.steps}; "
+            f"{ended.stopped_by.name}: saved at step {ended.step} of {built.training.steps}; "
             "the same command goes on from there",
             file=sys.stderr,
         )
     return not ended.stopped_by
 
 
-def _foresee(built, parts, template, dataset, loss) -> None:
+def _foresee(built, parts, template, dataset) -> None:
     """Refuse, before anything is written, what only a later step of the run would find.
 
     Raises:
@@ -99,23 +95,26 @@ def _foresee(built, parts, template, dataset, loss) -> None:
         steps_per_call, a batch that does not fit the devices or the data, and a state that does not
         fit the memory.
     """
-    config, training = built.config, built.config.training
-    sampling.plan(built), trainer.weights_name(config)
+    training, settings = built.training, built.data
+    trainer.weights_name(built)
+    if built.kind.samples:
+        sampling.plan(built)
     names = ("steps", "log_every", "checkpoint_every", "eval_every", "sample_every")
     loop.check_cadences(
-        training.steps_per_call, {f"config.training.{name}": training[name] for name in names}
+        training.steps_per_call,
+        {f"config.training.{name}": training._asdict()[name] for name in names},
     )
-    if config.data.batch_size % training.accumulate:
+    if settings.batch_size % training.accumulate:
         raise UserError(
-            f"config.training.accumulate={training.accumulate} does not divide config.data.batch_size={config.data.batch_size}"
+            f"config.training.accumulate={training.accumulate} does not divide config.data.batch_size={settings.batch_size}"
         )
     _check_memory(template)
     batch = data.batches(
         dataset.train,
-        batch_size=config.data.batch_size,
-        seed=config.seed,
-        flip=config.data.flip,
-        rows=parts.runner.rows(config.data.batch_size),
+        batch_size=built.data.batch_size,
+        seed=built.seed,
+        flip=built.data.flip,
+        rows=parts.runner.rows(built.data.batch_size),
     )
     if not training.best:
         return
@@ -125,7 +124,7 @@ def _foresee(built, parts, template, dataset, loss) -> None:
             "makes none; set it to a number of steps"
         )
     numbers = jax.eval_shape(
-        step.make_eval_step(loss(built)), template, batch(0), jax.random.key(0)
+        step.make_eval_step(built.kind.loss(built)), template, batch(0), jax.random.key(0)
     )
     known = [f"eval_{name}" for name, value in numbers.items() if hasattr(value, "shape")]
     if training.best not in known:
@@ -157,21 +156,21 @@ def _check_memory(template) -> None:
         )
 
 
-def _begin(config, parts, template, root, failed):
+def _begin(built, parts, template, root, failed):
     """(state, what was restored, Rollback) to begin with: the newest checkpoint's, or fresh ones.
 
     failed: (the error, the Rollback) of a step that was not finite, after which the run goes back
     to the last checkpoint that it makes in any case; those of a run that was told to stop are
     passed over, so that stopping changes nothing.
     """
-    every = (failed and config.training.checkpoint_every) or 1
+    every = (failed and built.training.checkpoint_every) or 1
     restored = checkpoint.restore(root / "checkpoints", template, multiple_of=every)
     state = (
-        restored.state if restored else parts.runner.init(parts.init, jax.random.key(config.seed))
+        restored.state if restored else parts.runner.init(parts.init, jax.random.key(built.seed))
     )
     rollback = loop.Rollback(**restored.extra.get("rollback", {})) if restored else loop.Rollback()
     if failed:
-        state, rollback = loop.roll_back(*failed, state, config.training.steps_per_call)
+        state, rollback = loop.roll_back(*failed, state, built.training.steps_per_call)
         print(
             f"{failed[0]}; going back to step {rollback.to} for the {rollback.tries}. time",
             file=sys.stderr,
@@ -179,14 +178,14 @@ def _begin(config, parts, template, root, failed):
     return state, restored, rollback
 
 
-def _attempt(built, parts, dataset, root, state, restored, rollback, *, fit, loss, in_place):
+def _attempt(built, parts, dataset, root, state, restored, rollback, *, fit, in_place, record):
     """Train from `state` to the end, to a signal, or to a step that is not finite.
 
     in_place() raises UserError where the workdir was moved or deleted; it is called before anything
     is written there.
     """
-    config, shift = built.config, rollback.shift
-    start, steps, k = int(state.step), config.training.steps, config.training.steps_per_call
+    training, shift = built.training, rollback.shift
+    start, steps, k = int(state.step), training.steps, training.steps_per_call
     count = sum(x.size for x in jax.tree.leaves(state.params))
     print(
         f"{root}: {count:,} parameters, {len(dataset.train):,} images {dataset.image_shape}, {jax.device_count()} device(s); "
@@ -196,10 +195,10 @@ def _attempt(built, parts, dataset, root, state, restored, rollback, *, fit, los
 
     batch = data.batches(
         dataset.train,
-        batch_size=config.data.batch_size,
-        seed=config.seed,
-        flip=config.data.flip,
-        rows=parts.runner.rows(config.data.batch_size),
+        batch_size=built.data.batch_size,
+        seed=built.seed,
+        flip=built.data.flip,
+        rows=parts.runner.rows(built.data.batch_size),
     )
     calls = loop.stack(batch, k)
 
@@ -210,71 +209,69 @@ def _attempt(built, parts, dataset, root, state, restored, rollback, *, fit, los
         stop = (steps + shift) // k
         return (
             (n * k, b)
-            for n, b in data.prefetch(calls, start // k, stop, put=put, workers=config.data.workers)
+            for n, b in data.prefetch(calls, start // k, stop, put=put, workers=built.data.workers)
         )
 
     with (
         contextlib.closing(
-            metrics.open_writer(root, start_step=start, log_every=config.training.log_every)
+            metrics.open_writer(root, start_step=start, log_every=built.training.log_every)
             if distributed.first()
             else metrics.no_writer()
         ) as writer,
         contextlib.closing(
             checkpoint.open_checkpoints(
                 root / "checkpoints",
-                keep=config.training.keep,
-                keep_every=config.training.keep_every,
+                keep=built.training.keep,
+                keep_every=built.training.keep_every,
                 after=restored and restored.step,
                 aside=None if rollback.to == start else "damaged",
                 before=in_place,
             )
         ) as checkpointer,
-        _best(config, root, restored) as keep_best,
+        _best(training.best, root, restored) as keep_best,
     ):
         writer.text(
-            start, "config", textwrap.indent(files.canonical_json(config.to_dict()), "    ")
+            start, "config", textwrap.indent(files.canonical_json(record), "    ")
         )  # Markdown's code
-        hooks = [
-            (config.training.eval_every, keep_best(_held_out(built, parts, dataset))),
-            (not loss and config.training.sample_every, _grid(built, parts, dataset, root, writer)),
-            (
-                denoiser.is_autoencoder(built) and config.training.sample_every,
-                _reconstructions(built, parts, dataset, root, writer),
-            ),
-            (
-                len(config.ema.powers) and config.ema.snapshot_every,
-                post_hoc.saver(root / "ema_snapshots", config.ema.powers),
-            ),
-        ]
+        hooks = [(training.eval_every, keep_best(_held_out(built, parts, dataset)))]
+        if built.kind.samples:
+            hooks.append((training.sample_every, _grid(built, parts, dataset, root, writer)))
+        if built.kind.reconstructs:
+            hooks.append(
+                (training.sample_every, _reconstructions(built, parts, dataset, root, writer))
+            )
+        if built.averages.powers:
+            saver = post_hoc.saver(root / "ema_snapshots", built.averages.powers)
+            hooks.append((built.averages.snapshot_every, saver))
         hooks = [(every, _after(in_place, hook)) for every, hook in hooks]
         checkpointer = checkpointer._replace(save=_after(in_place, checkpointer.save))
         return fit(
             state,
-            _forecast(config, parts.step, start, root),
+            _forecast(built, parts.step, start, root),
             batches,
             total_steps=steps,
-            batch_size=config.data.batch_size,
+            batch_size=built.data.batch_size,
             steps_per_call=k,
-            log_every=config.training.log_every,
-            checkpoint_every=config.training.checkpoint_every,
+            log_every=built.training.log_every,
+            checkpoint_every=built.training.checkpoint_every,
             checkpointer=checkpointer,
             writer=writer,
             hooks=hooks,
             extra=files.load_json(root / "provenance.json") | {"rollback": rollback._asdict()},
             resumed=restored and restored.extra,
             shift=shift,
-            on_nonfinite=config.training.on_nonfinite,
+            on_nonfinite=built.training.on_nonfinite,
             report=_reporter(built, dataset, root, state, shift),
         )
 
 
-def _forecast(config, step, start: int, root):
+def _forecast(built, step, start: int, root):
     """The step function, which tells when first shapes are to be expected where the config knows at
     which step.
     """
-    first, k = config.training.first_shapes, config.training.steps_per_call
+    first, k = built.training.first_shapes, built.training.steps_per_call
     at = start + (forecast.SKIPPED + forecast.TIMED) * k
-    if not distributed.first() or at >= min(first, config.training.steps):
+    if not distributed.first() or at >= min(first, built.training.steps):
         return step
 
     def tell(seconds: float) -> None:
@@ -282,7 +279,7 @@ def _forecast(config, step, start: int, root):
             seconds / k,
             step=at,
             first_shapes=first,
-            batch_size=config.data.batch_size,
+            batch_size=built.data.batch_size,
             folder=str(root / "samples"),
         )
         print(line, file=sys.stderr)
@@ -301,9 +298,9 @@ def _after(check, function):
 
 
 @contextlib.contextmanager
-def _best(config, root, restored):
+def _best(best: str, root, restored):
     """hook -> the hook that also keeps the best state by config.training.best, if that is wanted."""
-    if not config.training.best:
+    if not best:
         yield lambda hook: hook
         return
     with contextlib.closing(
@@ -311,15 +308,14 @@ def _best(config, root, restored):
             root / "checkpoints_best", keep=1, after=restored and restored.step, aside=None
         )
     ) as checkpointer:
-        yield lambda hook: checkpoint.keep_best(hook, config.training.best, checkpointer)
+        yield lambda hook: checkpoint.keep_best(hook, best, checkpointer)
 
 
 def _reporter(built, dataset, root, state, shift):
     """What the loop does at a step that is not finite: leave a report, and tell the command that
     repeats the step.
     """
-    config, key, layers = (
-        built.config,
+    key, layers = (
         np.asarray(jax.random.key_data(state.key)).tolist(),
         forensics.names(state.params),
     )
@@ -329,9 +325,9 @@ def _reporter(built, dataset, root, state, shift):
             return
         batch = data.batches(
             dataset.train,
-            batch_size=config.data.batch_size,
-            seed=config.seed,
-            flip=config.data.flip,
+            batch_size=built.data.batch_size,
+            seed=built.seed,
+            flip=built.data.flip,
         )
         times = gaussian.time_of_logsnr(built.process, numbers["nonfinite"]["levels"])
         command = forensics.write(
@@ -357,14 +353,12 @@ def _held_out(built, parts, dataset):
     """The hook that measures the loss on the held-out split, with the sampling weights and the same
     noise every time.
     """
-    config = built.config
+    size = built.data.batch_size
 
     def evaluate(state, step):
-        batches = data.sequential(
-            dataset.test, config.data.batch_size, rows=parts.runner.rows(config.data.batch_size)
-        )
-        judged = state._replace(params=trainer.weights(config, state), opt_state=())
-        key = jax.random.key(config.seed + 1)
+        batches = data.sequential(dataset.test, size, rows=parts.runner.rows(size))
+        judged = state._replace(params=trainer.weights(built, state), opt_state=())
+        key = jax.random.key(built.seed + 1)
         row = loop.evaluate(parts.evaluate, judged, batches, key, put_batch=parts.runner.put_batch)
         return {f"eval_{name}": value for name, value in row.items()}
 

@@ -12,7 +12,6 @@ from diffusion_jax import arrays, data, files, provenance
 from diffusion_jax.assembly import denoiser
 from diffusion_jax.assembly import workdir as folder
 from diffusion_jax.assembly.components import network
-from diffusion_jax.assembly.kinds import classifier_model
 from diffusion_jax.assembly.train import train
 from diffusion_jax.errors import UserError
 from diffusion_jax.processes import gaussian
@@ -88,7 +87,7 @@ def train_classifier(config, workdir: str, pool: str = "attention") -> str | Non
     config, dataset = classifier_config(config, pool), folder.dataset(config, workdir, resumes=True)
     if not dataset.num_classes:
         raise UserError(f"data.name={config.data.name} has no labels: there is nothing to classify")
-    if not train(config, workdir, dataset=dataset, loss=classifier_model.classifier_loss_fn):
+    if not train(config, workdir, dataset=dataset):
         return None
     trained = folder.load(workdir, config)
     rows = accuracy_by_level(trained, dataset.test, min(256, len(dataset.test)))

@@ -7,22 +7,11 @@ from typing import NamedTuple
 
 import jax
 
-from diffusion_jax.assembly.experiment import Experiment
-from diffusion_jax.assembly.kinds import few_step_model, kind
+from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.errors import UserError, unknown
-from diffusion_jax.training import ema, optimizer, sharding, state, step
+from diffusion_jax.training import ema, sharding, state, step
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.types import Key, Params
-
-
-# ---- training
-def moving_averages(config) -> ema.Ema:
-    """The EMAs of config.ema."""
-    halflives, powers = (
-        ema.halflives(config.ema.halflives, ramp=config.ema.ramp),
-        config.ema.get("powers", ()),
-    )
-    return ema.together(halflives, ema.powers(powers)) if powers else halflives
 
 
 def grafted(fresh: Params, given: Params) -> Params:
@@ -47,23 +36,23 @@ def grafted(fresh: Params, given: Params) -> Params:
     )
 
 
-def weights_name(config) -> str:
-    """Which weights of a state config.sampler.ema means: '' is the longest half-life, or the
-    parameters if there is none.
+def weights_name(experiment: Experiment) -> str:
+    """Which weights of a training state experiment.sampling.weights means.
 
-    UserError for those it does not have, 'post_hoc(0.12)' among them: workdir.load makes these,
-    after training.
+    Raises:
+      UserError: for weights that the state does not have. 'post_hoc(0.12)' is among them, which
+        workdir.load makes after training.
     """
-    halflives, powers = config.ema.halflives, config.ema.get("powers", ())
-    which = config.sampler.ema or (ema.name(max(halflives)) if halflives else "params")
-    if which not in (have := ["params", *map(ema.name, halflives), *map(ema.power_name, powers)]):
+    averages = experiment.averages
+    which = experiment.sampling.weights or averages.default
+    if which not in (have := ("params", *averages.names)):
         raise unknown("config.sampler.ema", which, have)
     return which
 
 
-def weights(config, current: TrainState) -> Params:
-    """Those weights, of a state."""
-    return {"params": current.params, **current.ema}[weights_name(config)]
+def weights(experiment: Experiment, current: TrainState) -> Params:
+    """The weights of a training state that sampling uses."""
+    return {"params": current.params, **current.ema}[weights_name(experiment)]
 
 
 class Training(NamedTuple):
@@ -75,35 +64,35 @@ class Training(NamedTuple):
     evaluate: Callable  # (params, batch, key) -> metrics
 
 
-def training(experiment: Experiment, devices=None, loss: Callable = kind.loss_fn) -> Training:
-    """The compiled train and evaluation steps of a config, on these devices (None: all). loss:
-    loss_fn, or classifier_loss_fn.
+def training(experiment: Experiment, devices=None) -> Training:
+    """The compiled training and evaluation steps of an experiment.
+
+    Args:
+      devices: those to train on; None for all.
     """
-    config = experiment.config
-    runner = sharding.runner(config.parallel, mesh=config.mesh.to_dict(), devices=devices)
-    averages = ema.together(moving_averages(config), *few_step_model.companions(experiment))
-    options = config.optimizer.to_dict()
-    tx, schedule = optimizer.make_optimizer(
-        options.pop("name"), total_steps=config.training.steps, **options
-    )
+    settings = experiment.training
+    runner = sharding.runner(experiment.mesh.parallel, mesh=experiment.mesh.sizes, devices=devices)
+    averages = ema.together(experiment.averages.ema, *experiment.kind.companions(experiment))
+    tx, schedule = experiment.optimizer
+    loss = experiment.kind.loss(experiment)
     one = step.make_train_step(
-        loss(experiment),
+        loss,
         tx,
         averages,
         schedule=schedule,
         axis_name=runner.axis_name,
-        accumulate=config.training.accumulate,
+        accumulate=settings.accumulate,
     )
 
     def init(key: Key) -> TrainState:
         params_key, noise_key = jax.random.split(key)
-        params = kind.init_params(experiment, params_key)
+        params = experiment.kind.init(experiment, params_key)
         params = params if experiment.begin is None else grafted(params, experiment.begin)
         return state.init_state(params, tx, averages, noise_key)
 
     return Training(
         runner,
         init,
-        runner.compile(step.multi_step(one, config.training.steps_per_call)),
-        runner.compile_eval(step.make_eval_step(loss(experiment), axis_name=runner.axis_name)),
+        runner.compile(step.multi_step(one, settings.steps_per_call)),
+        runner.compile_eval(step.make_eval_step(loss, axis_name=runner.axis_name)),
     )

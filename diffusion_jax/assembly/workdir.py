@@ -31,6 +31,7 @@ from diffusion_jax.assembly import (
     components,
     config_schema,
     datasets,
+    defaults,
     denoiser,
     experiment,
     latent,
@@ -38,8 +39,8 @@ from diffusion_jax.assembly import (
     trainer,
 )
 from diffusion_jax.assembly.build import build
-from diffusion_jax.assembly.experiment import Experiment
-from diffusion_jax.assembly.kinds import autoencoder_model, few_step_model, kind
+from diffusion_jax.assembly.kinds import few_step
+from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.data import consent
 from diffusion_jax.data.latents import Encoded
 from diffusion_jax.denoisers import guides, parameterization
@@ -168,7 +169,6 @@ class Trained(NamedTuple):
 
 
 CONFIG_FILE = "config.json"
-LATER = {"noise": "independent", "guide": "cfg()"}  # keys of config.sampler that older runs lack
 
 
 def saved_config(workdir: str | Path, key: str = "--workdir") -> ConfigDict:
@@ -188,7 +188,7 @@ def saved_config(workdir: str | Path, key: str = "--workdir") -> ConfigDict:
         files.load_json(path, reading.record({"data": reading.table(), "sampler": reading.table()}))
     )
     _tell_if_edited(Path(workdir), config)
-    config["sampler"] = LATER | config["sampler"]
+    config = defaults.filled(config)
     try:
         config_schema.check(config, complete=True)
     except UserError as error:
@@ -313,15 +313,15 @@ def load(workdir: str | Path, config: ConfigDict, mesh=None, *, step: int | None
         built = with_autoencoder(
             built, Encoded(**{key: about["encoded"][key] for key in Encoded._fields}), mesh
         )
-    template = jax.eval_shape(lambda key: kind.init_params(built, key), jax.random.key(0))
+    template = jax.eval_shape(lambda key: built.kind.init(built, key), jax.random.key(0))
     template = sharding.placed(template, mesh) if mesh else template
-    if length := post_hoc.length_of(config.sampler.ema):
+    if length := post_hoc.length_of(built.sampling.weights):
         made = post_hoc.reconstruct(workdir / "ema_snapshots", length, template)
         params = sharding.put(made.params, mesh) if mesh else made.params
-        return Trained(built, params, made.step, config.sampler.ema, about)
-    which = trainer.weights_name(config)
+        return Trained(built, params, made.step, built.sampling.weights, about)
+    which = trainer.weights_name(built)
     restored = checkpoint.restore_params(
-        _checkpoints(workdir, config),
+        _checkpoints(workdir, built.sampling.checkpoint),
         None if which == "params" else which,
         template=template,
         step=step,
@@ -337,9 +337,9 @@ def _same_network(workdir: Path, built: Experiment) -> bool:
     trained = (
         files.load_json(file, reading.table()).get("process")
         if file.is_file()
-        else built.config.process
+        else built.specs.process
     )
-    if trained == built.config.process:
+    if trained == built.specs.process:
         return True
     theirs = build(components.PROCESSES, trained)
     return parameterization.same_network(built.parameterization, theirs, built.process)
@@ -358,9 +358,8 @@ def beside(workdir: str | Path, key: str, shape: tuple[int, ...]) -> Trained:
     return trained
 
 
-def _checkpoints(workdir: Path, config: ConfigDict) -> Path:
+def _checkpoints(workdir: Path, chosen: str) -> Path:
     """The folder that config.sampler.checkpoint means."""
-    chosen = config.sampler.get("checkpoint", "")
     if chosen not in ("", "best"):
         raise unknown("config.sampler.checkpoint", chosen, ["best"])
     if chosen and checkpoint.latest_step(workdir / "checkpoints_best") is None:
@@ -382,13 +381,13 @@ def _other(workdir: Path, named: guides.AuxiliaryModel, mesh=None) -> tuple[Expe
     return trained.experiment, trained.params
 
 
-def _autoencoder(config: ConfigDict) -> str:
-    """The workdir of the autoencoder of a config of latents. UserError if it names none."""
-    if workdir := config.get("latent", {"autoencoder": ""})["autoencoder"]:
-        return workdir
-    raise UserError(
-        f"data.name={config.data.name} needs config.latent.autoencoder, the workdir of what made them"
-    )
+def _autoencoder(data: str, workdir: str) -> str:
+    """The workdir of the autoencoder of a model of latents. UserError if it is ''."""
+    if not workdir:
+        raise UserError(
+            f"data.name={data} needs config.latent.autoencoder, the workdir of what made them"
+        )
+    return workdir
 
 
 def with_autoencoder(built: Experiment, encoded: Encoded | None, mesh=None) -> Experiment:
@@ -400,7 +399,7 @@ def with_autoencoder(built: Experiment, encoded: Encoded | None, mesh=None) -> E
     """
     if encoded is None:
         return built
-    root = _autoencoder(built.config)
+    root = _autoencoder(built.data.name, built.sources.autoencoder)
     trained = load(root, saved_config(root, "config.latent.autoencoder"), mesh)
     return built._replace(
         latents=latent.latents(
@@ -417,7 +416,7 @@ def for_training(
     """
     built = experiment.assemble(config, dataset.image_shape, dataset.num_classes)
     return taught(
-        with_autoencoder(autoencoder_model.with_features(built, dataset.train), dataset.encoded),
+        with_autoencoder(built.kind.prepare(built, dataset.train), dataset.encoded),
         workdir,
     )
 
@@ -431,7 +430,7 @@ def images(config: ConfigDict, workdir: str | Path | None = None) -> data.Datase
     """
     if config.data.name != "latents":
         return dataset(config, workdir)
-    root = _autoencoder(config)
+    root = _autoencoder(config.data.name, defaults.complete(config).latent.autoencoder)
     return dataset(saved_config(root, "config.latent.autoencoder"), root)
 
 
@@ -443,10 +442,7 @@ def taught(built: Experiment, workdir: str | Path | None = None) -> Experiment:
     run that has begun there needs no start. UserError for an init_from of another network, naming
     the key.
     """
-    teacher, start = (
-        built.config.get("distill", {"teacher": ""})["teacher"],
-        built.config.get("init_from", ""),
-    )
+    teacher, start = built.sources.teacher, built.sources.start
     if teacher:
         trained = load(teacher, saved_config(teacher, "config.distill.teacher"))
         if trained.experiment.shape != built.shape:
@@ -460,16 +456,16 @@ def taught(built: Experiment, workdir: str | Path | None = None) -> Experiment:
                 "use the same config.conditional, config.text and data"
             )
         built = built._replace(teacher=(trained.experiment, trained.params))
-        few_step_model.teacher_scale(
+        few_step.teacher_scale(
             built
         )  # guidance that cannot be is refused before anything is trained
     if workdir is not None and checkpoint.latest_step(Path(workdir) / "checkpoints") is not None:
         return built
-    if start and (differs := _other_network(saved_config(start, "config.init_from"), built.config)):
+    if start and (differs := _other_network(saved_config(start, "config.init_from"), built)):
         raise UserError(
             f"config.init_from={start} is another network, by config.{differs}; use the same, or another start"
         )
-    if not start and teacher and not _other_network(saved_config(teacher), built.config):
+    if not start and teacher and not _other_network(saved_config(teacher), built):
         start = teacher
     return built._replace(begin=load(start, saved_config(start)).params) if start else built
 
@@ -478,7 +474,7 @@ def _told(built: Experiment) -> str:
     """What a model is conditioned on, in words; '' for an unconditional one."""
     classes = [f"{built.num_classes} classes"] if built.num_classes else []
     captions = (
-        [f"captions by {built.config.text.encoder}, {built.encoder.max_length} tokens"]
+        [f"captions by {built.specs.encoder}, {built.encoder.max_length} tokens"]
         if built.encoder
         else []
     )
@@ -489,12 +485,15 @@ def _told(built: Experiment) -> str:
 _HOW = ("dropout", "dtype", "remat", "attention_impl", "second_time")
 
 
-def _other_network(old: ConfigDict, new: ConfigDict) -> str:
-    """The first key by which parameters of one config mean nothing to another; '' if there is none."""
-    for key in sorted({*old.model, *new.model} - {*_HOW}):
-        if key in old.model and old.model[key] != new.model.get(key):
+def _other_network(old: ConfigDict, new: Experiment) -> str:
+    """The first key by which parameters of a saved config mean nothing to a model; '' if there is
+    none.
+    """
+    model = {"name": new.specs.model, **new.options}
+    for key in sorted({*old.model, *model} - {*_HOW}):
+        if key in old.model and old.model[key] != model.get(key):
             return f"model.{key}"
-    return "" if old.parameterization == new.parameterization else "parameterization"
+    return "" if old.parameterization == new.specs.parameterization else "parameterization"
 
 
 def with_guide(trained: Trained, spec: str, workdir: str | Path, mesh=None) -> Trained:

@@ -28,7 +28,6 @@ from jax.experimental import topologies
 
 from diffusion_jax import arrays, reading
 from diffusion_jax.assembly import conditions, datasets, experiment, trainer
-from diffusion_jax.assembly.kinds import autoencoder_model
 from diffusion_jax.errors import UserError
 from diffusion_jax.planning import flops, hlo
 from diffusion_jax.training import sharding
@@ -277,7 +276,8 @@ def _trace(config, where: Target):
     if config.parallel != "jit":
         raise UserError(f"config.parallel={config.parallel}: a plan is for parallel=jit")
     shape, classes = datasets.data_shape(config)
-    built = autoencoder_model.with_features(experiment.assemble(config, shape, classes), None)
+    built = experiment.assemble(config, shape, classes)
+    built = built.kind.prepare(built, None)
     leading = (config.training.steps_per_call, config.data.batch_size)
     batch = {"image": jax.ShapeDtypeStruct((*leading, *shape), jnp.float32)}
     told = conditions.null_cond(built, 1) or {}

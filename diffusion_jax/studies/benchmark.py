@@ -22,7 +22,6 @@ from diffusion_jax import data, reading
 from diffusion_jax.assembly import conditions, datasets, denoiser, experiment, train, trainer
 from diffusion_jax.assembly import denoiser as denoiser_
 from diffusion_jax.assembly import sampling as sampling_
-from diffusion_jax.assembly.kinds import kind
 from diffusion_jax.assembly.sampling import evaluations, grid
 from diffusion_jax.data import Dataset, toys
 from diffusion_jax.data.sources import Arrays
@@ -443,7 +442,7 @@ def sampling(config, settings: Mapping) -> dict:
     dataset, batch = settings["dataset"], settings["batch_size"]
     built = experiment.assemble(config, dataset.image_shape, dataset.num_classes)
     chosen = plans(built, settings["samplers"], settings["nfe"])
-    params = jax.jit(lambda key: kind.init_params(built, key))(jax.random.key(config.seed))
+    params = jax.jit(lambda key: built.kind.init(built, key))(jax.random.key(config.seed))
     keys = generate.seeds_to_keys(range(batch))
     x = base.start(built.process, keys, (batch, *built.shape))
     cond = conditions.cond_for(

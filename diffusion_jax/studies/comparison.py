@@ -22,9 +22,8 @@ import numpy as np
 from absl import logging
 
 from diffusion_jax import data, files, npz, provenance, reading
-from diffusion_jax.assembly import components, conditions, denoiser, experiment, sampling
+from diffusion_jax.assembly import components, conditions, denoiser, sampling
 from diffusion_jax.assembly.build import build
-from diffusion_jax.assembly.kinds import few_step_model
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import generate, judge, points
@@ -217,7 +216,7 @@ def of_model(
     """
     built, config = trained.experiment, trained.experiment.config
     denoiser.need_denoiser(built)
-    count, images, scale = len(seeds), experiment.is_image(built), config.sampler.guidance
+    count, images, scale = len(seeds), built.is_image, config.sampler.guidance
     guided = denoiser.is_guided(built, scale)
     (labels, cond), keys = (
         conditions.conditions(built, dataset, count),
@@ -226,9 +225,11 @@ def of_model(
     held_out = data.arrays(dataset.test if len(dataset.test) else dataset.train, limit=count)
     real = held_out["image"]
 
-    def denoise(params: Params) -> Denoise:
+    def denoise(params: denoiser.Ensemble) -> Denoise:
         return denoiser.denoiser(
-            built, params, scale=jnp.float32(scale) if guided else None, clip=config.sampler.clip
+            *denoiser.unpack(built, params),
+            scale=jnp.float32(scale) if guided else None,
+            clip=config.sampler.clip,
         )
 
     if images:
@@ -279,7 +280,7 @@ def of_model(
         cond=cond,
         keys=keys,
         batch_size=min(config.sampler.batch_size, count),
-        finish=sampling.finished(built, config.sampler.batch_size),
+        finish=sampling.to_images(built, config.sampler.batch_size),
         judge=score,
         floor=floor,
         exact=lambda: ((), ""),
@@ -289,7 +290,7 @@ def of_model(
         real=real,
         features=features,
     )
-    if not few_step_model.follows_a_path(built):
+    if not built.kind.has_flow:
         return subject._replace(exact=_no_path)
     few = min(solved, count)
     some = subject._replace(

@@ -145,15 +145,15 @@ def conditions(built, dataset, index, labels: str | list[int], prompts: list[str
 
 # ---- inverse problems
 def restorer(built, plan, method, measurement):
-    """Jitted (params, keys (B,), cond, y, ts, scale) -> images (B, H, W, C): one program for any
+    """Jitted (ensemble, keys (B,), cond, y, ts, scale) -> images (B, H, W, C): one program for any
     grid padded to one length.
     """
     clip, process = None if plan.clip == "none" else (-1.0, 1.0), built.process
 
     @jax.jit
-    def run(params, keys, cond, y, ts, scale):
+    def run(ensemble, keys, cond, y, ts, scale):
         denoise = denoiser.denoiser(
-            built, params, scale=scale if plan.guided else None, clip="none"
+            *denoiser.unpack(built, ensemble), scale=scale if plan.guided else None, clip="none"
         )
         x = base.start(process, keys, (len(keys), *built.shape))
         problem = method, measurement, y, plan.sampler, denoise, process, keys, x, ts, cond

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import files, provenance, reading
-from diffusion_jax.assembly import conditions, sampling
+from diffusion_jax.assembly import conditions, denoiser, sampling
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import generate, judge
 from diffusion_jax.evaluation import metrics as metric_table
@@ -37,7 +37,8 @@ def scorer(built, dataset, count: int, repeats: int, batch_size: int, **how) -> 
         for first in range(0, repeats * count, count):
 
             def draw(keys, cond):
-                return run(params, keys, cond, chosen.ts, jnp.float32(chosen.guidance))
+                own = denoiser.ensemble(built, params)
+                return run(own, keys, cond, chosen.ts, jnp.float32(chosen.guidance))
 
             keys = generate.seeds_to_keys(range(first, first + count))
             sets.append(
@@ -112,7 +113,9 @@ def report(rows: Sequence[Mapping]) -> str:
         for row in rows
     ]
     table = markdown_table(
-        shown, {"length": "length", "misfit": "misfit"} | {m: metric_table.find(m, "pixels").title for m in metrics}
+        shown,
+        {"length": "length", "misfit": "misfit"}
+        | {m: metric_table.find(m, "pixels").title for m in metrics},
     )
     return table + (
         "\n*: too few snapshots for this length\n"

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import files, parsing, provenance
-from diffusion_jax.assembly import autoencoders, conditions, denoiser, experiment, sampling
+from diffusion_jax.assembly import autoencoders, conditions, experiment, sampling
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.data import Dataset
@@ -178,7 +178,7 @@ def held_out(trained: Trained, dataset: Dataset) -> tuple[dict[str, Any], str]:
       ({'autoencoder': numbers}, a table); ({}, '') for other models, and with a note where there
       are no held-out images, or none with the labels that the model needs.
     """
-    if not denoiser.is_autoencoder(trained.experiment):
+    if not trained.experiment.kind.reconstructs:
         return {}, ""
     if not len(dataset.test) or (
         trained.experiment.num_classes and "label" not in dataset.test.rows([0])

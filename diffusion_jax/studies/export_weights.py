@@ -14,7 +14,6 @@ from diffusion_jax.assembly import denoiser
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.components import network as default_network
 from diffusion_jax.assembly.experiment import Experiment
-from diffusion_jax.assembly.kinds import few_step_model
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.errors import UserError, printable
 from diffusion_jax.pretrained import (
@@ -167,7 +166,7 @@ def _save_pipeline(
     variance: bool,
 ) -> Path:
     """Write unet/, scheduler/ and, for a model of images, model_index.json; returns the weights."""
-    if not few_step_model.follows_a_path(model):
+    if not model.kind.has_flow:
         raise UserError(
             f"config.objective={model.config.objective} trains a few-step model, which no DDIM "
             f"scheduler samples{ALONE}"

@@ -106,7 +106,7 @@ def measured(
     scores["parameters"] = sum(
         x.size for x in jax.tree.leaves(denoiser.ensemble(built, trained.params))
     )
-    if denoiser.is_autoencoder(built):
+    if built.kind.reconstructs:
         found = autoencoders.held_out(built, trained.params, dataset.test)
         scores |= {
             key: found[key] for key in ("active_units", "units", "rate", "distortion", "iw_bound")

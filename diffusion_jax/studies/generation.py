@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import data, parsing
-from diffusion_jax.assembly import conditions, experiment, sampling
+from diffusion_jax.assembly import conditions, sampling
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.experiment import Experiment
 from diffusion_jax.data import transforms
@@ -80,7 +80,7 @@ def sample(
         f"on grid {plan.grid}, {evaluations} evaluations per image",
         file=sys.stderr,
     )
-    is_image = experiment.is_image(model)
+    is_image = model.is_image
     real = None if is_image else _points(config, workdir, len(wanted))
     images = generate.generate(
         sampling.sample_with(model, trained.params, plan, mesh),

@@ -21,7 +21,6 @@ from diffusion_jax.assembly import (
 )
 from diffusion_jax.assembly.components import network as default_network
 from diffusion_jax.assembly.experiment import Experiment
-from diffusion_jax.assembly.kinds import kind
 from diffusion_jax.data import Dataset
 from diffusion_jax.data.latents import Encoded
 from diffusion_jax.errors import UserError
@@ -248,7 +247,7 @@ def fitted(
       UserError: with the names of the tensors that do not fit.
     """
     try:
-        template = jax.eval_shape(lambda key: kind.init_params(model, key), jax.random.key(0))
+        template = jax.eval_shape(lambda key: model.kind.init(model, key), jax.random.key(0))
     except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
         # sizes that do not go together, which a network may report in any of these ways
         why = (str(error) or type(error).__name__).splitlines()[0]

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from diffusion_jax.assembly import denoiser, experiment, sampling
+from diffusion_jax.assembly import denoiser, sampling
 from diffusion_jax.assembly.experiment import Experiment
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.errors import UserError, unknown
@@ -76,12 +76,12 @@ def resolved(settings: Settings, model: Experiment) -> Settings:
     Raises:
       UserError: for unknown names, and for settings that do not fit the data.
     """
-    default = "uniform" if experiment.is_image(model) else "none"
+    default = "uniform" if model.is_image else "none"
     dequantize = (settings["dequantize"] or default).split(",")
     for name in dequantize:
         if name not in DEQUANTIZED:
             raise unknown("--dequantize", name, DEQUANTIZED)
-    if not experiment.is_image(model) and (settings["bounds"] or dequantize != ["none"]):
+    if not model.is_image and (settings["bounds"] or dequantize != ["none"]):
         raise UserError(
             "--bounds and --dequantize are for images; these data are continuous: leave both out"
         )

@@ -134,9 +134,7 @@ def _examples(
         else np.full(count, model.num_classes)
     )
     images = examples["image"]
-    images = (
-        transforms.to_float(images) if experiment.is_image(model) else images.astype(np.float32)
-    )
+    images = transforms.to_float(images) if model.is_image else images.astype(np.float32)
     return {"image": images, "label": labels.astype(np.int32), "index": np.arange(count)}
 
 

@@ -17,7 +17,6 @@ from diffusion_jax.arrays import example_keys
 from diffusion_jax.assembly import experiment, trainer
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.experiment import Experiment
-from diffusion_jax.assembly.kinds import kind
 from diffusion_jax.errors import CommandExit, UserError
 from diffusion_jax.progress import progress
 from diffusion_jax.report.tables import markdown_table
@@ -144,7 +143,7 @@ def _activations(
 
     keys = example_keys(jax.random.fold_in(state.key, step), len(batch["image"]), 0)
     with nn.intercept_methods(watch):
-        kind.loss_fn(model)(
+        model.kind.loss(model)(
             state.params, jax.tree.map(jnp.asarray, batch), keys, Now(state.step, state.ema)
         )
     first = next((row["layer"] for row in rows if row["bad"]), None)

@@ -9,7 +9,6 @@ import pytest
 
 from configs import folder
 from diffusion_jax.assembly import experiment
-from diffusion_jax.assembly.kinds import kind
 from diffusion_jax.errors import UserError
 from diffusion_jax.training import forecast
 
@@ -21,7 +20,7 @@ def test_every_size_has_a_network_that_fits_it(size):
         config.data.image_size == size and 0 < config.training.first_shapes < config.training.steps
     )
     built = experiment.assemble(config, (size, size, 3), 3)
-    params = jax.eval_shape(lambda key: kind.init_params(built, key), jax.random.key(0))
+    params = jax.eval_shape(lambda key: built.kind.init(built, key), jax.random.key(0))
     assert 5e5 < sum(x.size for x in jax.tree.leaves(params)) < 1e7
 
 

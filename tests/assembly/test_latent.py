@@ -279,7 +279,7 @@ def test_a_model_of_latents_draws_images_and_is_judged_by_them(chained):
     assert np.isfinite(result["mean"]["frechet"]) and np.isfinite(result["real"]["frechet"])
     with pytest.raises(UserError, match="this one sees latents"):
         experiment.need_pixels(built)
-    finished = sampling.finished(built, 2)(np.zeros((2, 4, 4, 4), np.float32))
+    finished = sampling.to_images(built, 2)(np.zeros((2, 4, 4, 4), np.float32))
     assert finished.shape == (2, 8, 8, 1) and finished.dtype == np.uint8
 
 

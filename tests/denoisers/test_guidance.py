@@ -27,7 +27,7 @@ from diffusion_jax.assembly import (
     train_classifier,
     workdir,
 )
-from diffusion_jax.assembly.kinds import kind
+from diffusion_jax.assembly.kinds import classifier as classifiers
 from diffusion_jax.denoisers import guidance, guides
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import generate
@@ -351,7 +351,7 @@ def tiny(guide="cfg()", load=None, model="mlp.MLP", shape=(2,), **changes):
 def weights(built, seed):
     """Parameters of its shapes that are not its zeros."""
     rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(lambda key: kind.init_params(built, key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: built.kind.init(built, key), jax.random.key(0))
     return jax.tree.map(
         lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype), shapes
     )
@@ -361,7 +361,7 @@ def drawn(built, params, scales):
     """Samples of the three classes at these scales, by one program."""
     chosen, cond = sampling.plan(built), conditions.cond_for(built, [0, 1, 2])
     run = sampling.sample_fn(built, chosen.sampler, guided=True, clip="none")
-    keys = jax.vmap(jax.random.key)(jnp.arange(3))
+    params, keys = denoiser.ensemble(built, params), jax.vmap(jax.random.key)(jnp.arange(3))
     samples = [run(params, keys, cond, chosen.ts, jnp.float32(scale)) for scale in scales]
     assert run._cache_size() == 1
     return np.asarray(samples)
@@ -382,9 +382,7 @@ def test_a_guide_of_the_config_with_a_traced_scale():
 
 
 def test_autoguidance_by_another_network():
-    """At scale 0 it is the other, at 1 the model itself; the other's weights are traced with the
-    model's, or constants.
-    """
+    """At scale 0 it is the other, at 1 the model itself."""
     plain, asked = tiny(), []
     params, worse = weights(plain, 0), weights(plain, 1)
 
@@ -395,25 +393,24 @@ def test_autoguidance_by_another_network():
     built = tiny("interval(autoguidance(workdir='small', ema='5k'))", load)
     assert asked == [guides.AuxiliaryModel("small", "5k", 0)]
     samples, alone = (
-        drawn(built, denoiser.ensemble(built, params), (0.0, 1.0, 2.5)),
+        drawn(built, params, (0.0, 1.0, 2.5)),
         drawn(plain, params, (1.0,))[0],
     )
     assert_allclose(samples[0], drawn(plain, worse, (1.0,))[0], rtol=1e-4, atol=1e-5)
     assert_allclose(samples[1], alone, rtol=1e-4, atol=1e-5)
     assert np.abs(samples[2] - alone).max() > 1e-2
-    assert_allclose(drawn(built, params, (2.5,))[0], samples[2], rtol=1e-4, atol=1e-5)
 
 
 def test_classifier_guide_starts_from_the_unconditional_half():
     plain = tiny(model="unet.UNet", shape=(4, 4, 1))
-    judge = plain._replace(model=HalfUNet(**NET), guide=guides.cfg())
+    judge = plain._replace(model=HalfUNet(**NET), kind=classifiers.KIND, guide=guides.cfg())
     load, params = lambda other: (judge, weights(judge, 1)), weights(plain, 0)
     built = experiment.guided_by("classifier(workdir='c')", plain, load)
     assert (
         sampling.plan(built).guided and not sampling.plan(plain).guided
     )  # its scale 1 is Bayes' rule, not the model
     images, halves = (
-        drawn(built, denoiser.ensemble(built, params), (0.0, 2.0)),
+        drawn(built, params, (0.0, 2.0)),
         drawn(plain, params, (0.0, 1.0)),
     )
     assert_allclose(images[0], halves[0], rtol=1e-4, atol=1e-5)
@@ -514,8 +511,8 @@ def test_guidance_that_cannot_be_is_refused_where_it_is_asked_for():
 
 
 def test_no_command_decides_for_itself_whether_a_model_is_guided():
-    """A comparison with a scale stands in denoiser.is_guided alone, and in two more places:
-    MeanFlow, whose argument has its own neutral 1, and the error of a teacher's scale.
+    """A comparison with a scale stands in denoiser alone, and in
+    MeanFlow, whose argument has its own neutral 1.
     """
     own, deciding = re.compile(r"\.neutral\b|\b(guidance|scale)\"?\]? *[!=]= *[0-9]"), set()
     for file in [
@@ -527,7 +524,6 @@ def test_no_command_decides_for_itself_whether_a_model_is_guided():
             deciding.add(str(file.relative_to(commands.ROOT)))
     assert deciding == {
         "diffusion_jax/assembly/denoiser.py",
-        "diffusion_jax/assembly/kinds/few_step_model.py",
         "diffusion_jax/objectives/meanflow.py",
     }
 

@@ -19,7 +19,8 @@ from sklearn.datasets import load_digits
 
 from configs import digits
 from diffusion_jax import data
-from diffusion_jax.assembly import datasets, denoiser, sampling
+from diffusion_jax.assembly import datasets, sampling
+from diffusion_jax.assembly.kinds import autoencoder
 from diffusion_jax.data.sources import Arrays
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import (
@@ -746,8 +747,8 @@ def test_an_autoencoder_without_held_out_images_is_evaluated_without_them(
 ):
 
     judge.note.cache_clear()
-    monkeypatch.setattr(denoiser, "is_autoencoder", lambda built: True)
-    trained = SimpleNamespace(experiment=SimpleNamespace(num_classes=classes), params=())
+    model = SimpleNamespace(num_classes=classes, kind=autoencoder.KIND)
+    trained = SimpleNamespace(experiment=model, params=())
     assert evaluation.held_out(
         trained, data.Dataset("noise", noise(9), test, (4, 4, 1), 0, ())
     ) == ({}, "")

@@ -21,9 +21,16 @@ from PIL import Image
 
 from configs import base, digits, families, toy
 from diffusion_jax import data, parsing
-from diffusion_jax.assembly import components, conditions, experiment, sampling, train, workdir
+from diffusion_jax.assembly import (
+    components,
+    conditions,
+    denoiser,
+    experiment,
+    sampling,
+    train,
+    workdir,
+)
 from diffusion_jax.assembly.build import Family, build, members
-from diffusion_jax.assembly.kinds import autoencoder_model, kind
 from diffusion_jax.errors import UserError
 from diffusion_jax.processes import schedules
 from diffusion_jax.training import checkpoint, ema, metrics, step
@@ -164,9 +171,9 @@ def test_improved_ddpm_is_a_preset_of_images_alone():
 
 
 def losses_have_shapes(built, shape):
-    built = autoencoder_model.with_features(built, None)
+    built = built.kind.prepare(built, None)
     built = built._replace(teacher=(built, None))  # who jumps is taught by itself
-    params = jax.eval_shape(lambda key: kind.init_params(built, key), jax.random.key(0))
+    params = jax.eval_shape(lambda key: built.kind.init(built, key), jax.random.key(0))
     batch = (conditions.null_cond(built, 4) or {}) | {
         "image": jnp.zeros((4, *shape)),
         "label": jnp.zeros(4, jnp.int32),
@@ -176,7 +183,7 @@ def losses_have_shapes(built, shape):
     def now(p):
         return step.Now(0, {"target": p, "teacher": p})
 
-    losses, extra = jax.eval_shape(lambda p: kind.loss_fn(built)(p, batch, keys, now(p)), params)
+    losses, extra = jax.eval_shape(lambda p: built.kind.loss(built)(p, batch, keys, now(p)), params)
     assert {losses.shape} == {value.shape for value in extra.values()} == {(4,)}
 
 
@@ -281,7 +288,8 @@ def test_one_compiled_sampler_serves_every_nfe_and_equals_the_plain_loop(trained
     run = sampling.sample_fn(built, plans[0].sampler, guided=True, clip="static")
     longest = max(len(plan.ts) for plan in plans)
     for plan in plans:
-        padded = run(loaded.params, keys, cond, sampling.pad(plan.ts, longest), jnp.float32(1.5))
+        params = denoiser.ensemble(built, loaded.params)
+        padded = run(params, keys, cond, sampling.pad(plan.ts, longest), jnp.float32(1.5))
         plain = sampling.sample_with(built, loaded.params, plan)(keys, cond)
         np.testing.assert_allclose(padded, plain, atol=1e-5)
     assert run._cache_size() == 1

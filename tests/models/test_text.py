@@ -20,7 +20,7 @@ from PIL import Image
 from configs.base import base, network
 from diffusion_jax import data
 from diffusion_jax.assembly import conditions, experiment, sampling
-from diffusion_jax.assembly.kinds import few_step_model, kind
+from diffusion_jax.assembly.kinds import few_step
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.data import captions, digits_captions
 from diffusion_jax.data.sources import Arrays
@@ -198,7 +198,7 @@ def test_captions_are_dropped_whole_and_the_reader_learns(model):
     """At rate 1 the loss does not depend on the caption; at rate 0 it does, with gradients down to
     the bytes.
     """
-    params = kind.init_params(model, jax.random.key(0))
+    params = model.kind.init(model, jax.random.key(0))
     params = jax.tree.map(
         lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params
     )
@@ -206,10 +206,8 @@ def test_captions_are_dropped_whole_and_the_reader_learns(model):
 
     @jax.jit
     def losses_and_gradient(params, ids, rate):
-        config = config_of()
-        with config.ignore_type():  # a traced number
-            config.label_dropout = rate
-        loss, now = kind.loss_fn(model._replace(config=config)), step.Now(jnp.int32(0), {})
+        loss = model.kind.loss(model._replace(label_dropout=rate))
+        now = step.Now(jnp.int32(0), {})
 
         def total(p):
             return loss(p, {"image": jnp.ones((2, 8, 8, 1)) * 0.3, "bytes": ids}, keys, now)[0]
@@ -318,6 +316,11 @@ def test_a_guided_model_of_captions_is_compared_by_the_samples_of_its_captions()
         conditions.conditions(built, dataset._replace(captions=()), 3)
 
 
+def taught_at(scale, student):
+    """The student with this config.distill.guidance."""
+    return student._replace(sources=student.sources._replace(teacher_guidance=scale))
+
+
 def test_a_teacher_of_captions_is_guided_at_the_scale_of_the_distillation():
     """Its own scale where config.distill.guidance is None; every other scale is another loss, 0 and
     1 among them.
@@ -333,9 +336,9 @@ def test_a_teacher_of_captions_is_guided_at_the_scale_of_the_distillation():
         student = guided_at(
             1.0, objective="consistency.distillation(solver=ancestral.ddim())", label_dropout=0.0
         )
-        student.config.distill.guidance = scale
+        student = taught_at(scale, student)._replace(teacher=(teacher, {}))
         now = step.Now(jnp.int32(0), {"target": {}, "teacher": {}})
-        return kind.loss_fn(student._replace(teacher=(teacher, {})))({}, batch, keys, now)[0]
+        return student.kind.loss(student)({}, batch, keys, now)[0]
 
     own, *losses = jax.jit(lambda: [loss(scale) for scale in (None, 0.0, 1.0, 3.0, 8.0)])()
     np.testing.assert_allclose(own, losses[2], rtol=1e-6)
@@ -350,16 +353,14 @@ def test_a_teacher_of_an_unconditional_student_has_no_condition_to_guide_by():
     student = experiment.assemble(_labelled(), (8, 8, 1), 0)._replace(
         teacher=(guided_at(3.0), None)
     )
-    assert few_step_model.teacher_scale(student) is None
-    student.config.distill.guidance = 3.0
+    assert few_step.teacher_scale(student) is None
     with pytest.raises(UserError, match="config.distill.guidance=3: the student is unconditional"):
-        few_step_model.teacher_scale(student)
+        few_step.teacher_scale(taught_at(3.0, student))
     told = guided_at(1.0, objective=objective)._replace(
         teacher=(experiment.assemble(_labelled(), (8, 8, 1), 0), None)
     )
-    told.config.distill.guidance = 2.0
     with pytest.raises(UserError, match="config.distill.guidance=2: this model is unconditional"):
-        few_step_model.teacher_scale(told)
+        few_step.teacher_scale(taught_at(2.0, told))
 
 
 @pytest.mark.parametrize(

@@ -1003,10 +1003,9 @@ def test_a_student_is_trained_by_a_workdir(workdirs):
 
     ahead, behind = moved(state.params), moved(state.ema["target"])
     assert 0 < behind < 0.5 * ahead
-    config = config.copy_and_resolve_references().unlock()
-    config.sampler.ema = "teacher"
+    settings = trained.experiment.sampling._replace(weights="teacher")
     with pytest.raises(UserError, match="There are: 5k, params"):
-        trainer.weights_name(config)
+        trainer.weights_name(trained.experiment._replace(sampling=settings))
     chosen = sampling.plan(trained.experiment)
     assert sampling.evaluations(chosen) == 2
     draw = sampling.sample_with(trained.experiment, trained.params, chosen)

@@ -8,7 +8,6 @@ import pytest
 
 from configs import base
 from diffusion_jax.assembly import experiment
-from diffusion_jax.assembly.kinds import kind
 from diffusion_jax.errors import UserError
 from diffusion_jax.pretrained import (
     networks,
@@ -49,7 +48,7 @@ def test_the_public_ddpm_is_ours():
     built = experiment.assemble(
         run_config(network, options, shape, options.pop("num_classes"), {}, "cifar10"), shape
     )
-    params = jax.eval_shape(lambda key: kind.init_params(built, key), jax.random.key(0))
+    params = jax.eval_shape(lambda key: built.kind.init(built, key), jax.random.key(0))
     assert (
         shape == (32, 32, 3)
         and options["attention"] == (16,)

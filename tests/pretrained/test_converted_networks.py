@@ -11,7 +11,7 @@ import pytest
 
 from diffusion_jax import files
 from diffusion_jax.assembly import denoiser, sampling, workdir
-from diffusion_jax.assembly.kinds import autoencoder_model
+from diffusion_jax.assembly.kinds import autoencoder
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import generate
 from diffusion_jax.pretrained import (
@@ -58,7 +58,7 @@ def test_diffusers_autoencoder_on_converted_weights():
 
     @jax.jit
     def run(x, z):
-        networks = autoencoder_model.networks(built, params)
+        networks = autoencoder.networks(built, params)
         return networks.encode(x), networks.decode(z, None)[0]
 
     moments, image = run(nhwc(f["x"]), nhwc(f["z"]))

@@ -11,7 +11,6 @@ from configs import base
 from diffusion_jax import files
 from diffusion_jax.assembly import components, conditions, denoiser, experiment, workdir
 from diffusion_jax.assembly.build import build
-from diffusion_jax.assembly.kinds import kind
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import embeddings
@@ -117,7 +116,7 @@ def trained_as(**changes) -> Trained:
     config.update({"parameterization": "edm(sigma_data=1.0)"} | changes)
     built = experiment.assemble(config, (4, 4, 1), 3)
     shapes, rng = (
-        jax.eval_shape(lambda key: kind.init_params(built, key), jax.random.key(0)),
+        jax.eval_shape(lambda key: built.kind.init(built, key), jax.random.key(0)),
         np.random.default_rng(0),
     )
     return Trained(

@@ -14,7 +14,6 @@ import pytest
 
 from configs import celeb_a, cifar10, digits, toy
 from diffusion_jax.assembly import conditions, experiment, sampling
-from diffusion_jax.assembly.kinds import kind
 from diffusion_jax.data.sources import Arrays
 from diffusion_jax.errors import UserError
 from diffusion_jax.studies import benchmark
@@ -38,7 +37,7 @@ def test_the_bare_evaluations_pass_through_the_network_and_give_x_back(built):
     none can blow up.
     """
     x, ts = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), sampling.grid(built, "uniform", 4)
-    params = kind.init_params(built, jax.random.key(1))
+    params = built.kind.init(built, jax.random.key(1))
     params = jax.tree.map(lambda p: p + 0.1, params)  # the last layer begins at 0
     run = jax.jit(
         lambda params, x: benchmark.bare(built, params, x, conditions.null_cond(built, 2), ts)
@@ -144,7 +143,7 @@ def test_the_training_step_is_measured_on_its_own(points):
 
 def weights_of(config):
     built = experiment.assemble(config, (2,), benchmark.subject(config).num_classes)
-    return jax.eval_shape(lambda: kind.init_params(built, jax.random.key(0)))
+    return jax.eval_shape(lambda: built.kind.init(built, jax.random.key(0)))
 
 
 def test_every_moment_of_the_loop_is_accounted_for_by_hand():

@@ -20,7 +20,6 @@ from PIL import Image
 from configs import digits, toy
 from diffusion_jax import data
 from diffusion_jax.assembly import components, experiment, sampling, train, workdir
-from diffusion_jax.assembly.kinds import kind
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import generate
@@ -374,7 +373,7 @@ def test_a_model_is_compared_with_its_own_fine_solution(tmp_path, monkeypatch):
     config = digits.get_config("vp")
     config.model.update(width=8, multipliers=(1,), attention=(), head_width=8)
     built = experiment.assemble(config, (8, 8, 1), 10)
-    trained = Trained(built, kind.init_params(built, jax.random.key(0)), 7, "params", {})
+    trained = Trained(built, built.kind.init(built, jax.random.key(0)), 7, "params", {})
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (60, 8, 8, 1)).astype(np.uint8), np.arange(60) % 10
     source = data.sources.Arrays(images, labels)

@@ -17,7 +17,6 @@ from PIL import Image
 from configs import digits
 from diffusion_jax.assembly import components, datasets, experiment, workdir
 from diffusion_jax.assembly.build import build
-from diffusion_jax.assembly.kinds import kind
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import features
 from diffusion_jax.inverse import edits, masks, measurements
@@ -35,7 +34,7 @@ def job(tmp_path_factory):
     config.model.update(width=8, multipliers=(1,), attention=(), head_width=8)
     config.sampler.nfe = 4
     built = experiment.assemble(config.lock(), GREY, 10)
-    params = kind.init_params(built, jax.random.key(0))
+    params = built.kind.init(built, jax.random.key(0))
     trained = workdir.Trained(built, params, 0, "params", {"class_names": list("0123456789")})
     return editing.job_for(trained, datasets.dataset(config), np.arange(4), "own", [], range(4))
 

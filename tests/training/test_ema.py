@@ -14,7 +14,6 @@ from scipy.integrate import quad
 
 from configs import digits, toy
 from diffusion_jax.assembly import datasets, experiment, train, workdir
-from diffusion_jax.assembly.kinds import kind
 from diffusion_jax.errors import UserError
 from diffusion_jax.report import curves
 from diffusion_jax.studies import ema_sweep
@@ -230,7 +229,7 @@ def test_all_lengths_draw_the_same_seeds(tmp_path):
     config.data.data_dir, config.sampler.nfe, config.sampler.guidance = str(tmp_path), 2, 1.0
     dataset = datasets.dataset(config)
     built = experiment.assemble(config, dataset.image_shape, 0)
-    params = jax.jit(lambda key: kind.init_params(built, key))(jax.random.key(0))
+    params = jax.jit(lambda key: built.kind.init(built, key))(jax.random.key(0))
     score = ema_sweep.scorer(built, dataset, 10, 2, 5, metrics=("frechet",))
     one, again, other = score(params), score(params), score(jax.tree.map(lambda p: p + 0.1, params))
     assert len(one) == 2 and one[0] != one[1] and one == again and one != other

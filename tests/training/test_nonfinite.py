@@ -12,7 +12,7 @@ import pytest
 
 from diffusion_jax import data
 from diffusion_jax.assembly import datasets, experiment, train, trainer, workdir
-from diffusion_jax.assembly.kinds import kind
+from diffusion_jax.assembly.kinds import diffusion
 from diffusion_jax.errors import UserError
 from diffusion_jax.studies import repro
 from diffusion_jax.training import checkpoint, loop, metrics
@@ -32,7 +32,7 @@ def poison(patch, elsewhere=0.0):
     """
     source = datasets.dataset(config()).train
     victim = jnp.asarray(data.batches(source, batch_size=64, seed=0)(14)["image"][5]) + elsewhere
-    honest = kind.loss_fn
+    honest = diffusion.KIND.loss
 
     def loss_fn(built):
         loss = honest(built)
@@ -47,7 +47,7 @@ def poison(patch, elsewhere=0.0):
 
         return broken
 
-    patch.setattr(kind, "loss_fn", loss_fn)
+    patch.setitem(experiment.KINDS, "denoising", diffusion.KIND._replace(loss=loss_fn))
 
 
 @pytest.fixture

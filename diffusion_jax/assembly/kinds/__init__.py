@@ -1,3 +1,1 @@
-"""The kinds of model: each file has the initialization, the loss and the drawing of samples of one
-kind.
-"""
+"""The kinds of model, one module each, with the same functions: settings.Kind says what they do."""

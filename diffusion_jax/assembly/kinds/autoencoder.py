@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from diffusion_jax import arrays, data
-from diffusion_jax.assembly import conditions
-from diffusion_jax.assembly.denoiser import Ensemble
-from diffusion_jax.assembly.experiment import Experiment, is_image
+from diffusion_jax.assembly import components, conditions
+from diffusion_jax.assembly.build import build
+from diffusion_jax.assembly.kinds import diffusion
+from diffusion_jax.assembly.settings import Experiment, Kind, SamplingSettings
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.evaluation import classifier
 from diffusion_jax.objectives import variational
@@ -21,44 +22,65 @@ from diffusion_jax.training import step
 from diffusion_jax.types import Array, Cond, Key, Params
 
 
-def _init_autoencoder(experiment: Experiment, key: Key) -> Params:
+def complete(experiment: Experiment, config: ConfigDict) -> Experiment:
+    """The experiment with the discriminator of an adversarial objective.
+
+    Raises:
+      UserError: for an adversarial objective without a discriminator.
+    """
+    if not experiment.objective.adversarial:
+        return experiment
+    if not config.discriminator:
+        raise UserError(
+            f"config.objective={config.objective} has an adversary, and config.discriminator names none; begin with "
+            "a config that does, such as configs/fashion_autoencoder.py:adversarial"
+        )
+    adversary = build(components.DISCRIMINATORS, config.discriminator)
+    return experiment._replace(discriminator=adversary)
+
+
+def init(experiment: Experiment, key: Key) -> Params:
     """{'autoencoder': ...}, and {'discriminator': ...} if there is one."""
     x = jnp.zeros((1, *experiment.shape))
-    networks = {
-        "autoencoder": experiment.model.init(key, x, conditions.null_cond(experiment, 1))["params"]
-    }
-    adversary = experiment.discriminator
-    return networks | (
-        {"discriminator": adversary.init(arrays.fold_in(key, 1), x)["params"]} if adversary else {}
-    )
+    cond = conditions.null_cond(experiment, 1)
+    params = {"autoencoder": experiment.model.init(key, x, cond)["params"]}
+    if experiment.discriminator:
+        own = experiment.discriminator.init(arrays.fold_in(key, 1), x)["params"]
+        params["discriminator"] = own
+    return params
 
 
-def _autoencoding_loss(experiment: Experiment) -> Callable:
-    """The loss of an autoencoder, with the metrics of its objective; evaluated as at the end of all
-    its schedules.
+def loss(experiment: Experiment) -> step.LossFn:
+    """The loss of an autoencoder, with the metrics of its objective.
+
+    In evaluation it is that at the end of all schedules.
     """
     objective, like = experiment.objective, experiment.model.latent_shape
 
-    def loss(params: Params, batch, keys: Key, now: step.Now):
+    def run(params: Params, batch, keys: Key, now: step.Now):
         x, last = conditions.example(batch, keys), jnp.iinfo(jnp.int32).max
         eps = objective.draw(arrays.fold_in(keys, 0), jnp.zeros((len(x), *like)))
-        cond = conditions.told(experiment, batch, keys, now.train)
-        return objective.loss(
-            networks(experiment, params), x, eps, cond, now.step if now.train else jnp.int32(last)
-        )
+        cond = conditions.of_batch(experiment, batch, keys, now.train)
+        at = now.step if now.train else jnp.int32(last)
+        return objective.loss(networks(experiment, params), x, eps, cond, at)
 
-    return loss
+    return run
 
 
-def _draw_decoded(
-    experiment, params, keys, cond, ts, scale, sampler, clip, noise
+def draw(
+    experiment: Experiment,
+    params: Params,
+    keys: Key,
+    cond: Cond,
+    ts: Array,
+    scale: Array | None,
+    settings: SamplingSettings,
 ) -> tuple[Array, Array]:
-    """(images, 1): z ~ N(0, I), in the stream of base.start, decoded."""
-    own = params.own if isinstance(params, Ensemble) else params
+    """(images (B, ...), 1): z ~ N(0, I), in the random stream of samplers.base.start, decoded."""
     z = arrays.noise(
         arrays.fold_in(keys, 0x7FFFFFFF), jnp.zeros((len(keys), *experiment.model.latent_shape))
     )
-    return pictures(experiment, own, z, keys, cond), jnp.ones(len(keys), jnp.int32)
+    return pictures(experiment, params, z, keys, cond), jnp.ones(len(keys), jnp.int32)
 
 
 def networks(experiment: Experiment, params: Params) -> AutoencoderNetworks:
@@ -66,7 +88,7 @@ def networks(experiment: Experiment, params: Params) -> AutoencoderNetworks:
     model, adversary, own = experiment.model, experiment.discriminator, params["autoencoder"]
     if adversary and "last" not in own["decoder"]:
         raise UserError(
-            f"config.objective has an adversary, which {experiment.config.model.name} of dense layers cannot have: its "
+            f"config.objective has an adversary, which {experiment.specs.model} of dense layers cannot have: its "
             "weight is measured at a last convolution; use hidden=(), or adversarial=0"
         )
 
@@ -90,13 +112,13 @@ def networks(experiment: Experiment, params: Params) -> AutoencoderNetworks:
     )
 
 
-def with_features(experiment: Experiment, train: data.Source | None) -> Experiment:
+def prepare(experiment: Experiment, train: data.Source | None) -> Experiment:
     """The experiment with the features that its objective compares images by, if any: of a
     classifier of `train`, or LPIPS.
 
     train: None for an untrained classifier of the right shape, where nothing is computed.
     """
-    wanted = getattr(experiment.objective, "features", "")
+    wanted = experiment.objective.features
     if not wanted:
         return experiment
     if wanted == "lpips":
@@ -125,7 +147,20 @@ def pictures(
     bound, likelihood = networks(experiment, params), experiment.objective.likelihood
     if not experiment.model.autoregressive:
         x = variational.mean_image(bound, likelihood, z, cond)
-        return jnp.clip(x, -1.0, 1.0) if is_image(experiment) else x
+        return jnp.clip(x, -1.0, 1.0) if experiment.is_image else x
     return variational.sample_pixels(
         bound, likelihood, z, arrays.fold_in(keys, 0), experiment.shape, cond
     )
+
+
+KIND = Kind(
+    name="an autoencoder",
+    complete=complete,
+    prepare=prepare,
+    init=init,
+    loss=loss,
+    draw=draw,
+    companions=diffusion.companions,
+    denoises=False,
+    reconstructs=True,
+)

@@ -1,0 +1,52 @@
+"""The keys that a config may lack, with the values that mean what their absence means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+# Keys that workdirs of earlier versions lack.
+LATER: Mapping[str, Any] = {
+    "init_from": "",
+    "text": {"encoder": "", "max_length": 48},
+    "distill": {"teacher": "", "guidance": None},
+    "data": {
+        "data_dir": "",
+        "captions": "",
+        "layout": "",
+        "value_range": (),
+        "limit_bad": -1,
+    },
+    "ema": {"powers": (), "snapshot_every": 500},
+    "training": {"first_shapes": 0, "keep_every": 0, "best": "", "on_nonfinite": "stop"},
+    "sampler": {"noise": "independent", "guide": "cfg()", "checkpoint": ""},
+}
+
+# Keys that only some kinds of model have.
+PARTS: Mapping[str, Any] = {"discriminator": "", "latent": {"autoencoder": "", "recipe": ""}}
+
+
+def filled(given: Mapping[str, Any], defaults: Mapping[str, Any] = LATER) -> dict[str, Any]:
+    """The config as nested dictionaries, with `defaults` where it lacks a key.
+
+    Args:
+      given: nested dictionaries.
+      defaults: nested dictionaries.
+
+    Returns:
+      A new dictionary. Sections stay in the order of `given`; new keys follow.
+    """
+    result = dict(given)
+    for key, value in defaults.items():
+        if key not in result:
+            result[key] = value
+        elif isinstance(value, Mapping):
+            result[key] = filled(result[key], value)
+    return result
+
+
+def complete(config: ConfigDict) -> ConfigDict:
+    """A copy of the config in which every key of `LATER` and `PARTS` has a value."""
+    return ConfigDict(filled(filled(config.to_dict(), LATER), PARTS))

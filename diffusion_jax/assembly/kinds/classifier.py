@@ -1,0 +1,52 @@
+"""Noise-conditional classifiers, for classifier guidance."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax import arrays
+from diffusion_jax.assembly import conditions, denoiser
+from diffusion_jax.assembly.kinds import diffusion
+from diffusion_jax.assembly.settings import Experiment, Kind
+from diffusion_jax.errors import UserError
+from diffusion_jax.processes import gaussian
+from diffusion_jax.training import step
+from diffusion_jax.types import Array, Key, Params
+
+
+def loss(experiment: Experiment) -> step.LossFn:
+    """-log p(label | x_t), with x_t as the config's objective draws it, and its 'accuracy'."""
+
+    def run(params: Params, batch, keys: Key, now: step.Now):
+        noised = experiment.objective.draw(arrays.fold_in(keys, 0), conditions.example(batch, keys))
+        rngs = {"dropout": jax.random.fold_in(keys[0], 2)} if now.train else None
+        log_p = jax.nn.log_softmax(
+            denoiser.logits(experiment, params)(noised.x_t, noised.t, train=now.train, rngs=rngs)
+        )
+        own = jnp.take_along_axis(log_p, batch["label"][:, None], 1)[:, 0]
+        right = (jnp.argmax(log_p, 1) == batch["label"]).astype(jnp.float32)
+        return -own, {"level": gaussian.logsnr(experiment.process, noised.t), "accuracy": right}
+
+    return run
+
+
+def draw(experiment: Experiment, *_) -> tuple[Array, Array]:
+    """UserError: a classifier draws no samples."""
+    raise UserError(
+        f"{experiment.specs.model} is a classifier, which draws nothing; take a diffusion model"
+    )
+
+
+KIND = Kind(
+    name="a classifier",
+    complete=diffusion.complete,
+    prepare=diffusion.prepare,
+    init=diffusion.init,
+    loss=loss,
+    draw=draw,
+    companions=diffusion.companions,
+    denoises=False,
+    samples=False,
+    classifies=True,
+)

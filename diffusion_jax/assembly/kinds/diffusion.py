@@ -1,0 +1,97 @@
+"""Diffusion models: a denoiser that is trained by an objective and sampled by a solver."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax import arrays
+from diffusion_jax.assembly import components, conditions, denoiser
+from diffusion_jax.assembly.settings import Experiment, Kind, SamplingSettings
+from diffusion_jax.denoisers import parameterization
+from diffusion_jax.processes import gaussian
+from diffusion_jax.samplers import base
+from diffusion_jax.training import step
+from diffusion_jax.types import Array, Cond, Key, Params
+
+
+def init(experiment: Experiment, key: Key) -> Params:
+    """The fresh parameters of the network."""
+    x = jnp.zeros((1, *experiment.shape))
+    cond = conditions.null_cond(experiment, 1)
+    return experiment.model.init(key, x, jnp.zeros(1), cond)["params"]
+
+
+def loss(experiment: Experiment) -> step.LossFn:
+    """The loss of a denoiser, with the level of its noise, {'level': log-SNR (B,)}."""
+    network, objective = denoiser.apply(experiment), experiment.objective
+
+    def run(params: Params, batch, keys: Key, now: step.Now):
+        noised = objective.draw(arrays.fold_in(keys, 0), conditions.example(batch, keys))
+        rngs = {"dropout": jax.random.fold_in(keys[0], 2)} if now.train else None
+        denoise = parameterization.denoiser(
+            network,
+            params,
+            experiment.parameterization,
+            experiment.process,
+            train=now.train,
+            rngs=rngs,
+        )
+        cond = conditions.of_batch(experiment, batch, keys, now.train)
+        losses = objective.loss(denoise, noised, cond)
+        return losses, {"level": gaussian.logsnr(experiment.process, noised.t)}
+
+    return run
+
+
+def draw(
+    experiment: Experiment,
+    params: Params,
+    keys: Key,
+    cond: Cond,
+    ts: Array,
+    scale: Array | None,
+    settings: SamplingSettings,
+) -> tuple[Array, Array]:
+    """(x0 (B, ...), NFE of each (B,)) by the denoiser and the sampler of the settings."""
+    denoise = denoiser.denoiser(experiment, params, scale=scale, clip=settings.clip)
+    x = base.start(experiment.process, keys, (len(keys), *experiment.shape))
+    return base.sample(
+        settings.sampler,
+        denoise,
+        experiment.process,
+        keys,
+        x,
+        ts,
+        cond,
+        padded=True,
+        noise=components.NOISES[settings.noise],
+        count=True,
+    )
+
+
+def complete(experiment: Experiment, config) -> Experiment:
+    """The experiment itself: a diffusion model has no further parts."""
+    return experiment
+
+
+def prepare(experiment: Experiment, train) -> Experiment:
+    """The experiment itself: a diffusion model learns nothing before training."""
+    return experiment
+
+
+def companions(experiment: Experiment) -> tuple:
+    """None: a diffusion model has no further averages."""
+    return ()
+
+
+KIND = Kind(
+    name="a diffusion model",
+    complete=complete,
+    prepare=prepare,
+    init=init,
+    loss=loss,
+    draw=draw,
+    companions=companions,
+    has_flow=True,
+)

@@ -1,0 +1,134 @@
+"""Few-step models: consistency models and MeanFlow, with their teachers."""
+
+from __future__ import annotations
+
+import jax
+from ml_collections import ConfigDict
+
+from diffusion_jax import arrays
+from diffusion_jax.assembly import conditions, denoiser
+from diffusion_jax.assembly.kinds import diffusion
+from diffusion_jax.assembly.settings import Experiment, Kind
+from diffusion_jax.denoisers import parameterization
+from diffusion_jax.errors import UserError
+from diffusion_jax.objectives.base import FewStepNetworks
+from diffusion_jax.processes import gaussian
+from diffusion_jax.training import ema, step
+from diffusion_jax.types import Denoise, Key, Params
+
+
+def complete(experiment: Experiment, config: ConfigDict) -> Experiment:
+    """The experiment itself. UserError for an objective that guides by a condition that is absent."""
+    if not experiment.objective.guided:
+        return experiment
+    if conditions.null_cond(experiment, 1) is None:
+        raise UserError(
+            f"config.objective={config.objective}: this model is unconditional, so there is no condition to guide by; "
+            "leave guidance at 1, or set --config.conditional=True with labeled data"
+        )
+    if not experiment.learns_null:
+        raise UserError(
+            f"config.objective={config.objective} guides by the null condition, which config.label_dropout=0 never trains; "
+            "leave guidance at 1, or set --config.label_dropout=0.1"
+        )
+    return experiment
+
+
+def loss(experiment: Experiment) -> step.LossFn:
+    """The loss of a few-step model, with the level of its noise, {'level': log-SNR (B,)}.
+
+    The objective also gets the same weights held constant, their slow average and the teacher, the
+    last two out of the averages of the training state.
+    """
+    network, objective = denoiser.apply(experiment), experiment.objective
+
+    def run(params: Params, batch, keys: Key, now: step.Now):
+        # all networks have the same dropout masks
+        rngs = {"dropout": jax.random.fold_in(keys[0], 2)} if now.train else None
+
+        def student(params):
+            return parameterization.denoiser(
+                network,
+                params,
+                experiment.parameterization,
+                experiment.process,
+                train=now.train,
+                rngs=rngs,
+            )
+
+        frozen = student(jax.lax.stop_gradient(params))
+        networks = FewStepNetworks(
+            student(params),
+            frozen,
+            student(now.ema["target"]) if objective.ema_rate else frozen,
+            teacher(experiment, now.ema["teacher"]) if objective.needs_teacher else None,
+            lambda cond: cond and cond | conditions.null_cond(experiment, len(keys)),
+        )
+        progress = now.step / experiment.training.steps
+        drawn = objective.draw(arrays.fold_in(keys, 0), conditions.example(batch, keys), progress)
+        cond = conditions.of_batch(experiment, batch, keys, now.train)
+        losses = objective.loss(networks, drawn, cond, progress)
+        return losses, {"level": gaussian.logsnr(experiment.process, drawn.t)}
+
+    return run
+
+
+def teacher_scale(experiment: Experiment) -> float | None:
+    """The scale of the teacher's guidance; None where it is not guided.
+
+    It is config.distill.guidance, or where that is None the teacher's own scale.
+
+    Raises:
+      UserError: for a teacher that has nothing to guide by, and where a scale is set and the
+        student is unconditional.
+    """
+    (teacher, _), given = experiment.teacher, experiment.sources.teacher_guidance
+    scale = teacher.sampling.guidance if given is None else given
+    conditional = conditions.null_cond(experiment, 1) is not None
+    if denoiser.is_guided(teacher, scale, key="config.distill.guidance", told=conditional):
+        return scale
+    if given is not None and not denoiser.is_neutral(teacher, given):
+        raise UserError(
+            f"config.distill.guidance={given:g}: the student is unconditional, so its teacher has no condition "
+            "to guide by; leave it at None, or set --config.conditional=True"
+        )
+    return None
+
+
+def teacher(experiment: Experiment, params: Params) -> Denoise:
+    """The teacher with its guidance, as a denoiser of the student's process."""
+    own, _ = experiment.teacher
+    scale = teacher_scale(experiment)
+    denoise = denoiser.denoiser(own, params, scale=scale, clip=own.sampling.clip)
+    return parameterization.change_process(denoise, own.process, experiment.process)
+
+
+def companions(experiment: Experiment) -> tuple[ema.Ema, ...]:
+    """What the training state holds besides: the slow average 'target' and the frozen 'teacher'.
+
+    Raises:
+      UserError: for an objective that needs a teacher where there is none.
+    """
+    objective, steps = experiment.objective, experiment.training.steps
+    if objective.needs_teacher and experiment.teacher is None:
+        raise UserError(
+            f"config.objective={experiment.specs.objective} learns from a teacher: set config.distill.teacher "
+            "to the workdir of a trained diffusion model"
+        )
+    found = ()
+    if objective.ema_rate:
+        found += (ema.target(lambda step: objective.ema_rate(step / steps)),)
+    if objective.needs_teacher:
+        found += (ema.frozen("teacher", experiment.teacher[1]),)
+    return found
+
+
+KIND = Kind(
+    name="a few-step model",
+    complete=complete,
+    prepare=diffusion.prepare,
+    init=diffusion.init,
+    loss=loss,
+    draw=diffusion.draw,
+    companions=companions,
+)
