@@ -51,9 +51,9 @@ LONGEST = (
     "few_step",
     "experiments",
     "parity",
-    "text",
+    "captions",
     "latent",
-    "guidance",
+    "classifier",
     "likelihood",
 )
 

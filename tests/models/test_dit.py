@@ -119,11 +119,11 @@ def test_zero_at_init_and_blocks_are_the_identity():
     assert 0.015 < np.std(table) < 0.025 and table.shape == (6, 24)
     assert not np.any(jax.jit(module.apply)({"params": params}, x, c))
     block = dit._Block(3)
-    h, told = (
+    h, embedding = (
         x.reshape(3, 32, 8)[..., :8] @ np.ones((8, 24), np.float32),
         np.ones((3, 24), np.float32),
     )
-    out, _ = jax.jit(lambda h: block.init_with_output(jax.random.key(0), h, told, False))(h)
+    out, _ = jax.jit(lambda h: block.init_with_output(jax.random.key(0), h, embedding, False))(h)
     np.testing.assert_array_equal(out, h)
 
 
@@ -191,7 +191,7 @@ def test_a_loop_of_blocks_is_the_blocks():
 
 def test_a_tensor_shard_of_qkv_is_whole_heads():
     """The second third of the columns of qkv is enough to compute the second head."""
-    block, told = dit._Block(3), np.zeros((2, 24), np.float32)
+    block, embedding = dit._Block(3), np.zeros((2, 24), np.float32)
     h = np.float32(np.random.default_rng(0).standard_normal((2, 4, 24)))
     params = converted()["block_0"]
     zero, one = np.zeros(24, np.float32), np.ones(24, np.float32)
@@ -203,7 +203,7 @@ def test_a_tensor_shard_of_qkv_is_whole_heads():
         "project": {"kernel": np.eye(24, dtype=np.float32), "bias": zero},
         "modulation": gates,
     }
-    whole = block.apply({"params": only_attention}, h, told, False) - h
+    whole = block.apply({"params": only_attention}, h, embedding, False) - h
     norm = (h - h.mean(-1, keepdims=True)) / h.std(-1, keepdims=True)
     q, k, v = np.split(
         norm @ params["qkv"]["kernel"][:, 24:48] + params["qkv"]["bias"][24:48], 3, axis=-1

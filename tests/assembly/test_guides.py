@@ -1,0 +1,260 @@
+"""Guides of a config: which networks they use, when a model is guided, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from configs import toy
+from configs.base import vae
+from diffusion_jax import data
+from diffusion_jax.assembly import conditions, denoiser, experiment, sampling, workdir
+from diffusion_jax.assembly.kinds import classifier as classifiers
+from diffusion_jax.denoisers import guides
+from diffusion_jax.errors import UserError
+from diffusion_jax.evaluation import generate
+from diffusion_jax.models.classifier import HalfUNet
+from diffusion_jax.studies import comparison
+from tests import commands
+from tests.denoisers.mixture_by_class import NET, points, tiny
+
+
+def weights(built, seed):
+    """Parameters of its shapes that are not its zeros."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda key: built.kind.init(built, key), jax.random.key(0))
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype), shapes
+    )
+
+
+def drawn(built, params, scales):
+    """Samples of the three classes at these scales, by one program."""
+    chosen, cond = sampling.plan(built), conditions.cond_for(built, [0, 1, 2])
+    run = sampling.sample_fn(built, chosen.sampler, guided=True, clip="none")
+    params, keys = denoiser.ensemble(built, params), jax.vmap(jax.random.key)(jnp.arange(3))
+    samples = [run(params, keys, cond, chosen.ts, jnp.float32(scale)) for scale in scales]
+    assert run._cache_size() == 1
+    return np.asarray(samples)
+
+
+def test_a_guide_of_the_config_with_a_traced_scale():
+    built = tiny()
+    params = weights(built, 0)
+    plain = drawn(built, params, (0.0, 1.0, 3.0))
+    assert np.abs(plain[1] - plain[0]).max() > 1e-2 and np.abs(plain[2] - plain[1]).max() > 1e-2
+    assert sampling.plan(built, guidance=2.0).guided and not sampling.plan(built).guided
+    everywhere = drawn(
+        experiment.guided_by("interval(cfg(rescale=0.0), high=1e6)", built), params, (0.0, 3.0)
+    )
+    assert_allclose(everywhere, plain[::2], rtol=1e-4, atol=1e-5)
+    nowhere = drawn(experiment.guided_by("interval(low=1e5, high=1e6)", built), params, (0.0, 3.0))
+    assert_allclose(nowhere, [plain[1]] * 2, rtol=1e-4, atol=1e-5)
+
+
+def test_autoguidance_by_another_network():
+    """At scale 0 it is the other, at 1 the model itself."""
+    plain, asked = tiny(), []
+    params, worse = weights(plain, 0), weights(plain, 1)
+
+    def load(other):
+        asked.append(other)
+        return plain, worse
+
+    built = tiny("interval(autoguidance(workdir='small', ema='5k'))", load)
+    assert asked == [guides.AuxiliaryModel("small", "5k", 0)]
+    samples, alone = (
+        drawn(built, params, (0.0, 1.0, 2.5)),
+        drawn(plain, params, (1.0,))[0],
+    )
+    assert_allclose(samples[0], drawn(plain, worse, (1.0,))[0], rtol=1e-4, atol=1e-5)
+    assert_allclose(samples[1], alone, rtol=1e-4, atol=1e-5)
+    assert np.abs(samples[2] - alone).max() > 1e-2
+
+
+def test_classifier_guide_starts_from_the_unconditional_half():
+    plain = tiny(model="unet.UNet", shape=(4, 4, 1))
+    judge = plain._replace(model=HalfUNet(**NET), kind=classifiers.KIND, guide=guides.cfg())
+    load, params = lambda other: (judge, weights(judge, 1)), weights(plain, 0)
+    built = experiment.guided_by("classifier(workdir='c')", plain, load)
+    assert (
+        sampling.plan(built).guided and not sampling.plan(plain).guided
+    )  # its scale 1 is Bayes' rule, not the model
+    images, halves = (
+        drawn(built, params, (0.0, 2.0)),
+        drawn(plain, params, (0.0, 1.0)),
+    )
+    assert_allclose(images[0], halves[0], rtol=1e-4, atol=1e-5)
+    assert np.abs(images[1] - images[0]).max() > 1e-3
+    conditional = experiment.guided_by("classifier('c', conditional=True)", plain, load)
+    assert_allclose(drawn(conditional, params, (0.0,))[0], halves[1], rtol=1e-4, atol=1e-5)
+
+
+# guide: (scale at which it is the model itself or None, whether it guides without a condition,
+# models that it refuses)
+RULE = {
+    "cfg()": (1.0, False, ("unconditional",)),
+    "cfg(rescale=0.7)": (1.0, False, ("unconditional",)),
+    "interval(cfg(), high=2.0)": (1.0, False, ("unconditional",)),
+    "autoguidance(step=1)": (1.0, True, ()),
+    "interval(autoguidance(step=1))": (1.0, True, ()),
+    "classifier('c')": (None, False, ("unconditional", "captions")),
+    "classifier('c', conditional=True)": (0.0, False, ("unconditional", "captions")),
+    "classifier('c', against=1)": (None, False, ("unconditional", "captions")),
+}
+
+
+@pytest.mark.parametrize("spec", RULE)
+def test_the_guides_own_neutral_scale_decides(spec):
+    neutral, always, refused = RULE[spec]
+    models = {
+        "labels": tiny(),
+        "unconditional": tiny(conditional=False),
+        "captions": tiny(
+            model="unet.UNet",
+            shape=(4, 4, 1),
+            conditional=False,
+            text={"encoder": "bytes(width=8)"},
+        ),
+    }
+    for name, model in models.items():
+        model = experiment.guided_by(spec, model, lambda other, model=model: (model, None))
+        for scale in (0.0, 1.0, 1.5):
+            if scale == neutral:
+                assert not denoiser.is_guided(model, scale)
+            elif name in refused:
+                for ask in (
+                    denoiser.is_guided,
+                    lambda model, scale: sampling.plan(model, guidance=scale),
+                ):
+                    with pytest.raises(
+                        UserError, match=f"config.sampler.guidance={scale:g}: .*this model"
+                    ) as caught:
+                        ask(model, scale)
+                    assert "\n" not in str(caught.value) and "--config.sampler.guidance=" in str(
+                        caught.value
+                    )
+            else:
+                assert (
+                    denoiser.is_guided(model, scale) and sampling.plan(model, guidance=scale).guided
+                )
+                assert denoiser.is_guided(model, scale, told=False) == always
+
+
+def test_guidance_that_cannot_be_is_refused_where_it_is_asked_for():
+    with pytest.raises(UserError, match="--guides='cfg' at scale=2: this model is unconditional"):
+        denoiser.is_guided(tiny(conditional=False), 2.0, key="--guides='cfg' at scale")
+    with pytest.raises(
+        UserError,
+        match="this model is trained with config.label_dropout=0, so it does not know the null",
+    ):
+        denoiser.is_guided(tiny(label_dropout=0.0), 2.0)
+    assert not denoiser.is_guided(tiny(label_dropout=0.0), 1.0)
+    for spec, refused in {
+        "classifier('c')": True,
+        "interval(classifier('c'))": True,
+        "classifier('c', conditional=True)": False,
+        "classifier('c', against=1)": False,
+        "autoguidance(step=1)": False,
+    }.items():
+        model = tiny(label_dropout=0.0)
+        model = experiment.guided_by(spec, model, lambda other, model=model: (model, None))
+        with (
+            pytest.raises(UserError, match="with config.label_dropout=0")
+            if refused
+            else contextlib.nullcontext()
+        ):
+            denoiser.is_guided(model, 2.0)
+    with pytest.raises(UserError, match="which config.label_dropout=0 never trains"):
+        tiny(objective="meanflow.meanflow(guidance=2.0)", label_dropout=0.0)
+    assert tiny(objective="meanflow.meanflow()", label_dropout=0.0).objective.guided is False
+    with pytest.raises(UserError, match="unconditional"):
+        denoiser.denoiser(tiny(conditional=False), None, scale=2.0)
+    with pytest.raises(UserError, match=r"meanflow\(guidance=2.0\): this model is unconditional"):
+        tiny(objective="meanflow.meanflow(guidance=2.0)", conditional=False)
+    assert not tiny(objective="meanflow.meanflow()", conditional=False).objective.guided
+    autoencoder = toy.get_config("vp")
+    autoencoder = experiment.assemble(vae(autoencoder, "gaussian", hidden=(8,)), (2,))
+    with pytest.raises(
+        UserError, match="guidance=2: autoencoder.VAE is an autoencoder, which has nothing to guide"
+    ):
+        sampling.plan(autoencoder, guidance=2.0)
+
+
+def test_no_command_decides_for_itself_whether_a_model_is_guided():
+    """A comparison with a scale stands in denoiser alone, and in
+    MeanFlow, whose argument has its own neutral 1.
+    """
+    own, deciding = re.compile(r"\.neutral\b|\b(guidance|scale)\"?\]? *[!=]= *[0-9]"), set()
+    for file in [
+        path
+        for room in ("diffusion_jax", "experiments")
+        for path in (commands.ROOT / room).rglob("*.py")
+    ]:
+        if own.search(file.read_text()):
+            deciding.add(str(file.relative_to(commands.ROOT)))
+    assert deciding == {
+        "diffusion_jax/assembly/denoiser.py",
+        "diffusion_jax/objectives/meanflow.py",
+    }
+
+
+def test_a_guided_denoiser_without_a_condition_has_the_null_condition():
+    built = tiny()
+    params, (x, _) = weights(built, 0), points()
+    null, half = conditions.null_cond(built, 6), {"to": jnp.zeros(6)}
+    guided = jax.jit(
+        lambda cond: denoiser.denoiser(built, params, scale=3.0, clip="none")(x, 0.4, cond)
+    )
+    plain = denoiser.denoiser(built, params, clip="none")(x, 0.4, null)
+    for cond in (null, None, half):
+        chex.assert_trees_all_close(guided(cond), plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_comparison_of_a_model_that_a_classifier_guides_scores_what_sample_draws(monkeypatch):
+    """At scale 1, which is Bayes' rule and not the model itself."""
+    plain, seeds = tiny(), range(4)
+    monkeypatch.setattr(denoiser, "logits", lambda built, params: lambda x_t, t: x_t @ params)
+    built = experiment.guided_by(
+        "classifier('c')",
+        plain,
+        lambda other: (plain, jnp.array([[2.0, -1.0, 0.5], [0.3, 1.0, -2.0]])),
+    )
+    trained, rng = (
+        workdir.Trained(built, weights(plain, 0), 1, "params", {}),
+        np.random.default_rng(0),
+    )
+    source = data.sources.Arrays(rng.standard_normal((12, 2)).astype("float32"), np.arange(12) % 3)
+    subject = comparison.of_model(
+        trained, data.Dataset("points", source, source, (2,), 3, None), seeds, "points"
+    )
+    chosen, keys = sampling.plan(built, nfe=2), generate.seeds_to_keys(seeds)
+    found = comparison.runner(subject, chosen.sampler, len(chosen.ts))(np.asarray(chosen.ts))[0]
+    drawn = sampling.sample_with(built, trained.params, chosen)(
+        keys, conditions.cond_for(built, np.arange(4) % 3)
+    )
+    assert_allclose(found, drawn, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "spec, words",
+    [
+        ("cgf()", "did you mean"),
+        ("autoguidance()", "needs a worse model"),
+        ("interval(low=2.0, high=1.0)", "is empty"),
+        ("interval(0.2, 3.0)", "guide=0.2: it must be a component such as cfg"),
+        ("autoguidance(ema='1k')", "other trained networks"),
+        ("cfg(0.7, 0.1)", "cfg takes rescale"),
+    ],
+)
+def test_a_guide_that_cannot_be_is_one_clear_line(spec, words):
+    with pytest.raises(UserError, match=words) as caught:
+        tiny(spec)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,131 @@
+"""The building blocks of networks: attention, changes of resolution, embeddings and blocks."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.models import embeddings, layers
+from tests.models.networks import normal
+
+
+def test_plain_and_fused_attention_agree():
+    qkv = 2 * normal(0, (3, 2, 9, 3, 8))  # 3 heads of 8, 9 tokens
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def both_ways(impl, qkv):
+        out, pull = jax.vjp(lambda a: layers.attention(*a, impl), qkv)
+        return out, pull(jnp.cos(out))
+
+    (plain, plain_grads), (fused, fused_grads) = both_ways("plain", qkv), both_ways("fused", qkv)
+    assert plain.shape == (2, 9, 3, 8)
+    np.testing.assert_allclose(plain, fused, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(plain_grads, fused_grads, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(
+        both_ways("auto", qkv)[0], plain if jax.default_backend() == "cpu" else fused
+    )
+
+
+def test_attention_of_known_answers():
+    """Equal keys: the mean of the values. A key far ahead of the others: its value, though
+    exp(logit) overflows.
+    """
+    q, v, ahead = (
+        np.ones((1, 5, 2, 4), np.float32),
+        normal(0, (1, 5, 2, 4)),
+        np.zeros((1, 5, 2, 4), np.float32),
+    )
+    ahead[:, 3] = 100.0
+    attend = jax.jit(layers.attention, static_argnums=3)
+    for impl in ("plain", "fused"):
+        mean = attend(q, q, v, impl)
+        np.testing.assert_allclose(
+            mean, np.broadcast_to(v.mean(1, keepdims=True), v.shape), atol=1e-6
+        )
+        one = attend(q, ahead, v, impl)
+        np.testing.assert_allclose(one, np.broadcast_to(v[:, 3:4], v.shape), atol=1e-6)
+
+
+def test_plain_attention_jvp_against_finite_differences():
+    with jax.enable_x64(True):
+        qkv, direction = normal(0, (2, 3, 1, 6, 2, 4), np.float64)
+        f = jax.jit(lambda a: layers.attention(*a, "plain"))
+        derivative = jax.jit(lambda a, d: jax.jvp(f, (a,), (d,))[1])(qkv, direction)
+        h = 1e-5
+        difference = (np.asarray(f(qkv + h * direction)) - np.asarray(f(qkv - h * direction))) / (
+            2 * h
+        )
+        assert difference.dtype == np.float64
+    np.testing.assert_allclose(derivative, difference, rtol=1e-7, atol=1e-9)
+
+
+def test_depth_to_space_undoes_space_to_depth_and_keeps_blocks_together():
+    x = np.arange(2 * 4 * 6 * 3.0).reshape(2, 4, 6, 3)
+    packed = layers.space_to_depth(x, 2)
+    np.testing.assert_array_equal(layers.depth_to_space(packed, 2), x)
+    np.testing.assert_array_equal(packed[1, 1, 2].reshape(2, 2, 3), x[1, 2:4, 4:6])
+
+
+def test_pooling_undoes_nearest():
+    x = normal(0, (2, 3, 5, 4))
+    big = np.asarray(layers.nearest(x))
+    np.testing.assert_allclose(layers.average_pool(big), x, rtol=1e-6)
+    np.testing.assert_array_equal(big[0, 4:6, 2:4, 1], np.full((2, 2), x[0, 2, 1, 1]))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 8, 32, 48, 96, 128, 144, 256, 384, 512])
+def test_groups_divide(channels):
+    g = layers.groups(channels)
+    assert channels % g == 0 and 1 <= g <= 32
+    assert g == 32 if channels % 128 == 0 else channels // g >= min(4, channels)
+
+
+def test_sinusoids_are_ddpm_s():
+    """Sines first, frequencies from 1 to exactly 1/10000 (DDPM divides by n - 1)."""
+    features = embeddings.sinusoidal(jnp.array([0.0, 500.0]), 8)
+    np.testing.assert_array_equal(features[0], [0, 0, 0, 0, 1, 1, 1, 1])
+    frequency = np.array([1, 10 ** (-4 / 3), 10 ** (-8 / 3), 1e-4])
+    np.testing.assert_allclose(
+        features[1], [*np.sin(500 * frequency), *np.cos(500 * frequency)], atol=1e-4
+    )
+
+
+def test_fourier_features_are_fixed_and_on_the_circle():
+    features = np.asarray(embeddings.fourier(jnp.array([-1.0, 0.3]), 16))
+    np.testing.assert_allclose(features[:, :8] ** 2 + features[:, 8:] ** 2, 1.0, rtol=1e-5)
+    np.testing.assert_array_equal(features, embeddings.fourier(jnp.array([-1.0, 0.3]), 16))
+
+
+def test_the_noise_features_are_those_asked_for():
+    """With random parameters the two kinds differ; a scalar noise level is everybody's."""
+    condition = embeddings.ConditionEmbedding(features=8, width=8)
+    params = jax.jit(lambda: condition.init(jax.random.key(0), 0.0, {}, 1))()
+
+    def at(kind, c):
+        return np.asarray(condition.clone(noise_features=kind).apply(params, c, {}, 2))
+
+    c = jnp.array([0.3, 0.3])
+    assert np.abs(at("fourier", c) - at("sinusoidal", c)).max() > 1e-2
+    np.testing.assert_array_equal(at("fourier", jnp.array(0.3)), at("fourier", c))
+
+
+def test_check_labels():
+    embeddings.check_labels(np.array([0, 9, 10]), 10)
+    for bad in (-1, 11):
+        with pytest.raises(UserError, match=f"label {bad} is out of range.*0 to 9"):
+            embeddings.check_labels([0, bad], 10)
+
+
+def test_skip_scale_scales_the_sum():
+    """With zero-initialised second convolutions a block is skip_scale times its shortcut."""
+    x, embedding = normal(0, (1, 4, 4, 8)), np.ones((1, 16), np.float32)
+    block = layers.ResidualBlock(8, skip_scale=0.5)
+    out, _ = jax.jit(
+        lambda x, embedding: block.init_with_output(jax.random.key(1), x, embedding, False)
+    )(x, embedding)
+    np.testing.assert_allclose(out, 0.5 * x, rtol=1e-6)
