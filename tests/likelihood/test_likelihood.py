@@ -1,11 +1,10 @@
-"""Likelihood by the probability flow against closed forms, under every kind of process; bits per
-dimension; the command.
+"""Likelihood by the probability flow against closed forms, under every kind of process, and bits
+per dimension.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 
 import chex
 import jax
@@ -16,17 +15,11 @@ from jax.experimental import io_callback
 from numpy.testing import assert_allclose
 from scipy.stats import norm
 
-from configs import digits
-from diffusion_jax.assembly import datasets, train
-from diffusion_jax.assembly import workdir as runs
 from diffusion_jax.denoisers import guidance
 from diffusion_jax.errors import UserError
 from diffusion_jax.likelihood import flow
 from diffusion_jax.processes import gaussian, schedules
-from diffusion_jax.studies import likelihood_measures, likelihoods
 from diffusion_jax.targets import laws
-from tests import commands
-from tests.experiments.test_experiments import small
 from tests.families import PROCESSES
 
 MIXTURE = laws.mixture(
@@ -102,14 +95,14 @@ def test_one_model_has_one_likelihood_under_every_process_with_its_ends():
     """The same data law between the same log-SNRs, as VP and as a flow: in the unit frame all is
     equal.
     """
-    flow = schedules.RectifiedFlow(t_min=0.01, t_max=0.99)
+    straight = schedules.RectifiedFlow(t_min=0.01, t_max=0.99)
     whole = schedules.VP(t_min=1e-9)
     t_min, t_max = (
-        float(gaussian.time_of_logsnr(whole, gaussian.logsnr(flow, jnp.float32(t))))
+        float(gaussian.time_of_logsnr(whole, gaussian.logsnr(straight, jnp.float32(t))))
         for t in (0.01, 0.99)
     )
     z, found = jnp.array([[0.4, -0.2, 0.1], [0.0, 0.3, -0.1]]), []
-    for process in (flow, schedules.VP(t_min=t_min, t_max=t_max)):
+    for process in (straight, schedules.VP(t_min=t_min, t_max=t_max)):
         exact, ends = (
             laws.denoise_gaussian(NORMAL, process),
             jnp.array([process.t_min, process.t_max]),
@@ -286,87 +279,3 @@ def test_continuous_data_have_no_offset_and_mistakes_are_named():
     mean, error = flow.mean_with_error(np.array([1.0, 2.0, 3.0, 6.0]))
     assert mean == 3.0 and abs(error - np.sqrt(14 / 3) / 2) < 1e-12
     assert np.isnan(flow.mean_with_error(np.ones(1))[1])
-
-
-# ---- the command
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-
-    folder = tmp_path_factory.mktemp("likelihood")
-    config = small(
-        digits.get_config("vp"), steps=2, eval_every=2, sample_every=2, checkpoint_every=2
-    )
-    config.data.data_dir = str(folder)
-    assert train.train(config.lock(), str(folder / "run"))
-    return folder / "run"
-
-
-FAST = (
-    "--solver=heun",
-    "--steps=4",
-    "--moves=3",
-    "--draws=2",
-    "--iw=2",
-    "--bounds",
-    "--num=10",
-    "--batch_size=4",
-)
-
-
-def command(folder, *args, expect=0):
-    done = commands.run("likelihood", f"--workdir={folder}", *args)
-    assert done.returncode == expect, done.stdout + done.stderr
-    return done
-
-
-def test_the_command_resumes_at_the_next_batch_and_writes_what_it_prints(workdir):
-
-    other = (
-        workdir / "likelihood.parts" / "other_settings" / "00000000.npz"
-    )  # is neither read nor lost
-    other.parent.mkdir(parents=True)
-    other.write_bytes(b"of a run that is not this one")
-    done = command(workdir, *FAST)
-    assert done.stdout.strip() in (workdir / "likelihood.md").read_text()
-    assert [p.name for p in (workdir / "likelihood.parts").rglob("*.npz")] == [
-        other.name
-    ] and "resuming" not in done.stderr
-    kept, file = (
-        json.loads((workdir / "likelihood.json").read_text()),
-        np.load(workdir / "likelihood.npz"),
-    )
-    assert kept["count"] == 10 and len(kept["rows"]) == 5 and kept["provenance"]["commit"]
-    bits = file["ODE_uniform.total"]
-    assert bits.shape == (10,) and abs(kept["rows"][0]["bits"] - bits.mean()) < 1e-9
-    assert_allclose(kept["rows"][0]["error"], bits.std(ddof=1) / np.sqrt(10))
-    for row in ("discrete", "continuous"):
-        assert_allclose(
-            file[f"{row}.total"],
-            sum(file[f"{row}.{term}"] for term in likelihood_measures.TERMS[1:]),
-            rtol=1e-5,
-        )
-
-    trained = runs.load(workdir, runs.saved_config(str(workdir)))
-    dataset, parts, chosen = (
-        datasets.dataset(trained.experiment.config),
-        workdir / "interrupted",
-        kept["settings"],
-    )
-    first = likelihoods.run(trained, dataset, chosen, 10, 4, parts)
-    stamps = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.npz")}
-    assert sorted(stamps) == ["00000000.npz", "00000004.npz", "00000008.npz"]
-    (parts / "00000004.npz").unlink()  # what an interrupted run had not done
-    again = likelihoods.run(trained, dataset, chosen, 10, 4, parts)
-    assert {n for n, stamp in stamps.items() if (parts / n).stat().st_mtime_ns != stamp} == {
-        "00000004.npz"
-    }
-    for name in (n for n in first if not n.endswith("seconds")):
-        assert_allclose(first[name], file[name], rtol=1e-5, atol=1e-5, err_msg=name)
-        assert np.array_equal(first[name], again[name]), name
-    assert [row["bits"] for row in likelihood_measures.table(again, chosen)] == [
-        row["bits"] for row in likelihood_measures.table(first, chosen)
-    ]
-
-
-def test_the_command_names_mistakes(workdir):
-    assert "did you mean 'uniform'" in command(workdir, "--dequantize=unifor", expect=2).stderr
