@@ -357,7 +357,7 @@ def test_the_sampler_of_the_page_is_ddim(monkeypatch):
                 keys,
                 x,
                 ts,
-            )
+            ).x0
             for name in ("my_ddim", "ddim")
         )
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)

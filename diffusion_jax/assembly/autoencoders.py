@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import arrays, data
+from diffusion_jax import arrays, data, streams
 from diffusion_jax.assembly import conditions, latent
 from diffusion_jax.assembly.kinds import autoencoder
 from diffusion_jax.assembly.settings import Experiment
@@ -65,7 +65,7 @@ def measure_fn(built: Experiment, samples: int) -> Callable:
     def run(params: Params, x: Array, cond: Cond, keys: Key) -> dict[str, Array]:
         networks = autoencoder.networks(built, params)
         eps = variational.latent_noise(samples)(
-            arrays.fold_in(keys, 0), jnp.zeros((len(x), *shape))
+            arrays.fold_in(keys, streams.EXAMPLE_OBJECTIVE), jnp.zeros((len(x), *shape))
         )
         log_weights, rate, distortion = variational.importance(
             networks, likelihood, x, eps, cond, loop=True

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import arrays, data
+from diffusion_jax import arrays, data, streams
 from diffusion_jax.assembly import latent
 from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.errors import UserError
@@ -33,7 +33,11 @@ def example(batch, keys: Key) -> Array:
     """The clean example x0 to learn from: the image; of latents a fresh draw of the posterior, by
     each example's key.
     """
-    return latent.draw(batch, arrays.fold_in(keys, 3)) if "std" in batch else batch["image"]
+    return (
+        latent.draw(batch, arrays.fold_in(keys, streams.EXAMPLE_LATENT))
+        if "std" in batch
+        else batch["image"]
+    )
 
 
 def of_batch(experiment: Experiment, batch: Batch, keys: Key, train: bool) -> Cond:
@@ -50,7 +54,7 @@ def of_batch(experiment: Experiment, batch: Batch, keys: Key, train: bool) -> Co
     if cond is None:
         return None
     rate = experiment.label_dropout if train else 0.0
-    dropped = arrays.uniform(arrays.fold_in(keys, 1)) < rate
+    dropped = arrays.uniform(arrays.fold_in(keys, streams.EXAMPLE_CONDITION_DROPOUT)) < rate
     return {
         name: jnp.where(arrays.expand(dropped, null), null, batch[name])
         for name, null in cond.items()

@@ -11,7 +11,7 @@ from collections.abc import Container
 import jax
 import numpy as np
 
-from diffusion_jax import data, files
+from diffusion_jax import data, files, streams
 from diffusion_jax.assembly import components, config_schema, denoiser, sampling, trainer
 from diffusion_jax.assembly import workdir as folder
 from diffusion_jax.assembly.hooks import _grid, _reconstructions
@@ -358,7 +358,7 @@ def _held_out(built, parts, dataset):
     def evaluate(state, step):
         batches = data.sequential(dataset.test, size, rows=parts.runner.rows(size))
         judged = state._replace(params=trainer.weights(built, state), opt_state=())
-        key = jax.random.key(built.seed + 1)
+        key = jax.random.key(built.seed + streams.HELD_OUT)
         row = loop.evaluate(parts.evaluate, judged, batches, key, put_batch=parts.runner.put_batch)
         return {f"eval_{name}": value for name, value in row.items()}
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import arrays, data, files, provenance
+from diffusion_jax import arrays, data, files, provenance, streams
 from diffusion_jax.assembly import denoiser
 from diffusion_jax.assembly import workdir as folder
 from diffusion_jax.assembly.components import network
@@ -64,9 +64,8 @@ def accuracy_by_level(trained, test, batch_size: int, repeats: int = 3) -> list[
     for level in [level for level in LEVELS if low <= level <= high]:
         t, parts = gaussian.time_of_logsnr(process, jnp.float32(level)), []
         for batch in index.reshape(-1, batch_size):
-            keys = arrays.fold_in(
-                arrays.example_keys(jax.random.key(0), batch_size, len(parts) * batch_size), 0
-            )
+            keys = arrays.example_keys(jax.random.key(0), batch_size, len(parts) * batch_size)
+            keys = arrays.fold_in(keys, streams.EXAMPLE_OBJECTIVE)
             parts.append(score(trained.params, images[batch], labels[batch], keys, t))
         right, nats = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
         rows.append(

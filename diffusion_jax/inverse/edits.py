@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import arrays
+from diffusion_jax import arrays, streams
 from diffusion_jax.arrays import expand
 from diffusion_jax.errors import UserError
 from diffusion_jax.samplers import base
@@ -68,7 +68,7 @@ def blend(
 
     def decode(weight):
         cond = jax.tree.map(lambda p, q: jnp.where(weight < 0.5, p, q), *conds)
-        return base.sample(sampler, denoise, process, keys, slerp(a, b, weight), ts, cond)
+        return base.sample(sampler, denoise, process, keys, slerp(a, b, weight), ts, cond).x0
 
     return jax.lax.map(decode, jnp.asarray(weights))
 
@@ -86,7 +86,7 @@ def translate(
     implicit bridges).
     """
     noise = base.encode(sampler, denoise, process, x0, ts, source)
-    return base.sample(sampler, denoise, process, jax.random.key(0), noise, ts, target)
+    return base.sample(sampler, denoise, process, jax.random.key(0), noise, ts, target).x0
 
 
 def sdedit(
@@ -102,7 +102,7 @@ def sdedit(
     by any sampler.
     """
     keys = arrays.example_keys(key, len(guide))
-    eps = arrays.noise(arrays.fold_in(keys, 0x7FFFFFFF), guide)
+    eps = arrays.noise(arrays.fold_in(keys, streams.PRIOR), guide)
     return base.sample(
         sampler,
         denoise,
@@ -111,7 +111,7 @@ def sdedit(
         process.alpha(ts[0]) * guide + process.sigma(ts[0]) * eps,
         ts,
         cond,
-    )
+    ).x0
 
 
 def last_moves(ts: Array, strength: float) -> Array:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import arrays
+from diffusion_jax import arrays, streams
 from diffusion_jax.errors import UserError, need_ranges
 from diffusion_jax.inverse import masks
 from diffusion_jax.types import Array, Key
@@ -37,7 +37,9 @@ def measure(measurement: Measurement, key: Key, x0: Array) -> Array:
     y = measurement.forward(x0)
     if not measurement.std:
         return y
-    n = arrays.noise(arrays.fold_in(arrays.example_keys(key, len(x0)), 0x7FFFFFFD), y)
+    n = arrays.noise(
+        arrays.fold_in(arrays.example_keys(key, len(x0)), streams.MEASUREMENT_NOISE), y
+    )
     if measurement.spectral is not None:
         n = measurement.spectral(n, lambda s2: jnp.where(s2 > 0, 1.0, 0.0))
     return y + measurement.std * n

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import arrays
+from diffusion_jax import arrays, streams
 from diffusion_jax.arrays import expand
 from diffusion_jax.denoisers import guidance
 from diffusion_jax.errors import UserError, need_ranges
@@ -62,8 +62,8 @@ def restore(
     *,
     clip: tuple[float, float] | None = None,
     **options,
-):
-    """A draw of x0 given y, by any sampler: what samplers.base.sample returns, x0-hat first.
+) -> base.Samples:
+    """A draw of x0 given y, by any sampler: what samplers.base.sample returns.
 
     clip: keeps the guided x0-hat in these limits. Where the measurement is linear and has no noise
     the result has A x0 = y, exactly on the known pixels of a mask. Raises UserError for a method
@@ -75,16 +75,12 @@ def restore(
         )
     guided = method.guide(denoise, process, measurement, y)
     guided = guided if clip is None else guidance.clip_x0(guided, process, *clip)
-    out = base.sample(
+    samples = base.sample(
         method.wrap(sampler, measurement, y), guided, process, key, x, ts, cond, **options
     )
     if measurement.std or measurement.spectral is None:
-        return out
-    return (
-        (measurements.consistent(measurement, out[0], y), *out[1:])
-        if isinstance(out, tuple)
-        else measurements.consistent(measurement, out, y)
-    )
+        return samples
+    return samples._replace(x0=measurements.consistent(measurement, samples.x0, y))
 
 
 def unguided() -> Method:
@@ -164,17 +160,17 @@ def dps(scale: float = 1.0, symmetric: bool = False) -> Method:
                 jnp.sqrt(arrays.sum_per_example((y - measurement.forward(x0)) ** 2) + 1e-12)
             )
 
-        def gradient(x, t, denoise):
+        def gradient(x, t, denoise, cond):
             transform = jax.linearize if symmetric else jax.vjp
-            x0, times_jacobian = transform(lambda x: denoise(x, t).x0, x)
+            x0, times_jacobian = transform(lambda x: denoise(x, t, cond).x0, x)
             pulled = times_jacobian(jax.grad(misfit)(x0))
             return pulled if symmetric else pulled[0]
 
-        def step(noise, x, memory, t, s, denoise, process):
+        def step(noise, x, memory, t, s, denoise, process, cond):
             slope = gradient(
-                x, t, denoise
+                x, t, denoise, cond
             )  # |r|^-1 grad |r|^2 = 2 grad |r|, in x: alpha_t times less than in z
-            moved, memory = sampler.step(noise, x, memory, t, s, denoise, process)
+            moved, memory = sampler.step(noise, x, memory, t, s, denoise, process, cond)
             return moved - 2 * scale * process.alpha(s) * process.alpha(t) * slope, memory
 
         return sampler._replace(step=step, nfe=0 if base.adaptive(sampler) else sampler.nfe + 1)
@@ -193,9 +189,11 @@ def replacement() -> Method:
     """
 
     def wrap(sampler, measurement, y):
-        def step(noise, x, memory, t, s, denoise, process):
-            x, memory = sampler.step(noise, x, memory, t, s, denoise, process)
-            return _replaced(measurement, process, x, y, s, noise.extra(_REPLACED)), memory
+        def step(noise, x, memory, t, s, denoise, process, cond):
+            x, memory = sampler.step(noise, x, memory, t, s, denoise, process, cond)
+            return _replaced(
+                measurement, process, x, y, s, noise.extra(streams.EXTRA_REPLACED)
+            ), memory
 
         return sampler._replace(step=step)
 
@@ -222,22 +220,28 @@ def repaint(resample: int = 10, jump: int = 1) -> Method:
     need_ranges("repaint", resample=(resample, 1, 10_000), jump=(jump, 1, 10_000))
 
     def wrap(sampler, measurement, y):
-        def step(noise, x, memory, t, s, denoise, process):
+        def step(noise, x, memory, t, s, denoise, process, cond):
             times = _between(process, t, s, jump)
+
+            last_extra = streams.EXTRA_PASS - streams.EXTRA_PASS_PARTS - 1
 
             def again(u, carry):
                 moved, last = carry
                 ratio, var = gaussian.transition(process, t, s)
-                noised = ratio * moved + jnp.sqrt(var) * noise.extra(_REPAINT + u)
+                noised = ratio * moved + jnp.sqrt(var) * noise.extra(streams.EXTRA_REPAINT + u)
                 current = jnp.where(
                     u > 0, _not_replaced(measurement, process, noised, x, times[1]), x
                 )
 
                 def down(carry, j):
-                    own = _numbered(noise, _PASSES + (u * jump + j) * _EACH)
-                    x, memory = sampler.step(own, *carry, times[j], times[j + 1], denoise, process)
+                    own = _numbered(
+                        noise, streams.EXTRA_PASSES + (u * jump + j) * streams.EXTRA_PASS
+                    )
+                    x, memory = sampler.step(
+                        own, *carry, times[j], times[j + 1], denoise, process, cond
+                    )
                     return (
-                        _replaced(measurement, process, x, y, times[j + 1], own.extra(_EACH - 9)),
+                        _replaced(measurement, process, x, y, times[j + 1], own.extra(last_extra)),
                         memory,
                     ), None
 
@@ -254,11 +258,6 @@ def repaint(resample: int = 10, jump: int = 1) -> Method:
         return sampler._replace(step=step, nfe=sampler.nfe * resample * jump, warmup=warmup)
 
     return Method(wrap=wrap)
-
-
-# numbers of a step's extra noises: those of correctors come before, those of repaint's passes
-# behind
-_REPLACED, _REPAINT, _PASSES, _EACH = 0x1000, 0x2000, 0x10000, 64
 
 
 def spread(process: Process, t: Array, data_std: float = 1.0) -> Array:
@@ -350,5 +349,6 @@ def _between(process: Process, t: Array, s: Array, jump: int) -> Array:
 def _numbered(noise: Noise, first: Array) -> Noise:
     """Independent draws for a move that is not the grid's: from `first` on."""
     return Noise(
-        lambda t, s, part=0: noise.extra(first + part), lambda i: noise.extra(first + 8 + i)
+        lambda t, s, part=0: noise.extra(first + part),
+        lambda i: noise.extra(first + streams.EXTRA_PASS_PARTS + i),
     )

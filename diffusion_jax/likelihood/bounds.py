@@ -7,7 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import arrays
+from diffusion_jax import arrays, streams
 from diffusion_jax.arrays import expand, mean_per_example
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.likelihood import bins
@@ -161,11 +161,13 @@ def continuous_vlb(
     high, low = gaussian.logsnr(process, ends)
 
     def predict(i, t) -> tuple[Prediction, Array]:
-        eps = arrays.noise(arrays.fold_in(arrays.fold_in(keys, i), 1), x0)
+        eps = arrays.noise(arrays.fold_in(arrays.fold_in(keys, i), streams.BOUND_NOISE), x0)
         return denoise(gaussian.corrupt(process, x0, eps, t).x_t, t, cond), eps
 
     def term(i):
-        u = (i + arrays.uniform(arrays.fold_in(arrays.fold_in(keys, i), 0))) / draws
+        u = (
+            i + arrays.uniform(arrays.fold_in(arrays.fold_in(keys, i), streams.BOUND_LEVEL))
+        ) / draws
         prediction, eps = predict(i, gaussian.time_of_logsnr(process, low + u * (high - low)))
         return 0.5 * (high - low) * mean_per_example((prediction.eps - eps) ** 2) / BIT
 

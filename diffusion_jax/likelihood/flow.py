@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import arrays, integrators
+from diffusion_jax import arrays, integrators, streams
 from diffusion_jax.arrays import sum_per_example
 from diffusion_jax.errors import unknown
 from diffusion_jax.likelihood.bins import log_bin
@@ -274,7 +274,8 @@ def bits_per_dim(
         raise unknown("dequantisation", dequantize, ("uniform", "process", "none"))
     keys, size = arrays.example_keys(key, len(x0)), math.prod(x0.shape[1:])
     log_width, t = math.log(2 / (levels - 1)), jnp.asarray(process.t_min, x0.dtype)
-    probes, fresh = arrays.fold_in(keys, 0), arrays.fold_in(keys, 1)
+    probes = arrays.fold_in(keys, streams.LIKELIHOOD_PROBES)
+    fresh = arrays.fold_in(keys, streams.LIKELIHOOD_DEQUANTIZATION)
 
     def weight(k):
         own = arrays.fold_in(fresh, k)

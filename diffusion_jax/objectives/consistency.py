@@ -27,7 +27,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import arrays
+from diffusion_jax import arrays, streams
 from diffusion_jax.arrays import expand, mean_per_example
 from diffusion_jax.errors import need_ranges
 from diffusion_jax.objectives import times
@@ -62,11 +62,10 @@ def distillation(
 
     def by_teacher(networks: FewStepNetworks, drawn: FewStepExample, cond: Cond) -> Array:
         def one(x, t, s, cond):
-            x = x[None]
-            bound = base.bind(networks.teacher, jax.tree.map(lambda c: c[None], cond))
-            return solver.step(
-                base.silence(x), x, solver.init(x, jnp.stack([t, s])), t, s, bound, process
-            )[0][0]
+            x, cond = x[None], jax.tree.map(lambda c: c[None], cond)
+            noise, memory = base.silence(x), solver.init(x, jnp.stack([t, s]))
+            moved, _ = solver.step(noise, x, memory, t, s, networks.teacher, process, cond)
+            return moved[0]
 
         return jax.vmap(one)(drawn.x_t, drawn.t, drawn.s, cond)
 
@@ -230,10 +229,9 @@ def in_steps(
 
     @per_example
     def draw(keys, x0, progress):
-        t, s = pairs(process, arrays.fold_in(keys, 0), progress)
-        return FewStepExample(
-            *gaussian.corrupt(process, x0, arrays.noise(arrays.fold_in(keys, 1), x0), t), s
-        )
+        t, s = pairs(process, arrays.fold_in(keys, streams.OBJECTIVE_TIME), progress)
+        eps = arrays.noise(arrays.fold_in(keys, streams.OBJECTIVE_NOISE), x0)
+        return FewStepExample(*gaussian.corrupt(process, x0, eps, t), s)
 
     def loss(networks, drawn, cond, progress):
         wanted = networks.ema_network(earlier(networks, drawn, cond), drawn.s, cond).x0
@@ -295,7 +293,8 @@ def _continuous(
 
     @per_example
     def draw(keys, x0, progress):
-        t, eps = time(process, arrays.fold_in(keys, 0)), arrays.noise(arrays.fold_in(keys, 1), x0)
+        t = time(process, arrays.fold_in(keys, streams.OBJECTIVE_TIME))
+        eps = arrays.noise(arrays.fold_in(keys, streams.OBJECTIVE_NOISE), x0)
         return FewStepExample(
             *gaussian.corrupt(process, x0, eps, t), jnp.full_like(t, process.t_min)
         )

@@ -9,7 +9,7 @@ network under any process.
 
 from __future__ import annotations
 
-from diffusion_jax import arrays
+from diffusion_jax import arrays, streams
 from diffusion_jax.arrays import mean_per_example
 from diffusion_jax.errors import need_ranges
 from diffusion_jax.objectives import times, weighting
@@ -27,8 +27,10 @@ def denoising(
 
     @per_example
     def draw(keys, x0):
-        t = time(process, arrays.fold_in(keys, 0))
-        return corrupt(process, x0, arrays.noise(arrays.fold_in(keys, 1), x0), t)
+        t = time(process, arrays.fold_in(keys, streams.OBJECTIVE_TIME))
+        return corrupt(
+            process, x0, arrays.noise(arrays.fold_in(keys, streams.OBJECTIVE_NOISE), x0), t
+        )
 
     def loss(denoise, noised, cond=None):
         error = denoise(noised.x_t, noised.t, cond).eps - noised.eps

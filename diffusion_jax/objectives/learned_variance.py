@@ -17,7 +17,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import arrays
+from diffusion_jax import arrays, streams
 from diffusion_jax.arrays import expand, mean_per_example
 from diffusion_jax.errors import UserError, need_ranges
 from diffusion_jax.likelihood import bounds
@@ -49,8 +49,10 @@ def hybrid(
 
     @per_example
     def draw(keys, x0):
-        t = time(process, arrays.fold_in(keys, 0))
-        return gaussian.corrupt(process, x0, arrays.noise(arrays.fold_in(keys, 1), x0), t)
+        t = time(process, arrays.fold_in(keys, streams.OBJECTIVE_TIME))
+        return gaussian.corrupt(
+            process, x0, arrays.noise(arrays.fold_in(keys, streams.OBJECTIVE_NOISE), x0), t
+        )
 
     def loss(denoise, noised, cond=None):
         prediction = denoise(noised.x_t, noised.t, cond)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import arrays
+from diffusion_jax import arrays, streams
 from diffusion_jax.arrays import expand, mean_per_example
 from diffusion_jax.errors import need_ranges
 from diffusion_jax.objectives import times
@@ -96,13 +96,13 @@ def _jumps(
 ) -> FewStep:
     @per_example
     def draw(keys, x0, progress):
-        a, b, chance = (arrays.fold_in(keys, i) for i in (0, 2, 3))
-        first, second = time(process, a), time(process, b)
+        first = time(process, arrays.fold_in(keys, streams.OBJECTIVE_TIME))
+        second = time(process, arrays.fold_in(keys, streams.OBJECTIVE_SECOND_TIME))
+        chance = arrays.fold_in(keys, streams.OBJECTIVE_EQUAL_TIMES)
         t, s = jnp.maximum(first, second), jnp.minimum(first, second)
         s = jnp.where(arrays.uniform(chance) < ratio, s, t)
-        return FewStepExample(
-            *gaussian.corrupt(process, x0, arrays.noise(arrays.fold_in(keys, 1), x0), t), s
-        )
+        eps = arrays.noise(arrays.fold_in(keys, streams.OBJECTIVE_NOISE), x0)
+        return FewStepExample(*gaussian.corrupt(process, x0, eps, t), s)
 
     def loss(networks, drawn, cond, progress):
         x_t, t, s = drawn.x_t, drawn.t, drawn.s

@@ -24,8 +24,8 @@ def ddpm(variance: str = "small") -> Sampler:
     if variance not in ("small", "large", "learned"):
         raise unknown("variance of ancestral.ddpm", variance, ("small", "large", "learned"))
 
-    def step(noise, x, t, s, denoise, process):
-        prediction = denoise(x, t)
+    def step(noise, x, t, s, denoise, process, cond):
+        prediction = denoise(x, t, cond)
         mean, beta_tilde = gaussian.posterior(process, x, prediction.x0, t, s)
         if variance == "small":
             std = jnp.sqrt(beta_tilde)
@@ -62,8 +62,8 @@ def ddim(eta: float = 0.0) -> Sampler:
 def _ddim(name: str, eta: float) -> Sampler:
     need_range(f"{name}: eta", eta, 0)
 
-    def step(noise, x, t, s, denoise, process):
-        prediction = denoise(x, t)
+    def step(noise, x, t, s, denoise, process, cond):
+        prediction = denoise(x, t, cond)
         fresh = -(eta**2) * jnp.expm1(
             gaussian.logsnr(process, t) - gaussian.logsnr(process, s)
         )  # var / sigma_s^2

@@ -1,8 +1,9 @@
-"""What a sampler is, and the one loop that runs them all.
+"""What a sampler is, and the one loop that runs every sampler.
 
-A sampler moves x from time t to time s < t; it is handed the denoiser itself, so it may look
-wherever its order demands. To add one, write a function that returns a Sampler; every test of the
-family and `experiments.compare_samplers` pick it up.
+A sampler moves x from a time t to an earlier time s < t. It receives the denoiser itself, so it may
+evaluate it as often, and at as many points, as its order requires. To add a sampler, write a
+function that returns a `Sampler`; the tests of the family and `experiments.compare_samplers` then
+include it.
 """
 
 from __future__ import annotations
@@ -15,33 +16,45 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import arrays
+from diffusion_jax import arrays, streams
 from diffusion_jax.errors import UserError
 from diffusion_jax.processes import gaussian
 from diffusion_jax.types import Array, Cond, Denoise, Key, Prediction, Process
 
 
 class Noise(NamedTuple):
-    """Where one step's unit Gaussians, (B, ...), come from.
+    """Where one step of a sampler gets its unit Gaussian noise, arrays (B, ...).
 
-    path(t, s, part=0): the standardised increment of the driving Brownian motion between times t
-    and s. A step that draws for several, disjoint intervals numbers them by `part`. extra(i):
-    independent of the path and of each other, for moves at a fixed time.
+    Attributes:
+      path: path(t, s, part=0) is the standardized increment of the driving Brownian motion between
+        the times t and s. A step that needs the increments of several disjoint intervals numbers
+        them by `part`.
+      extra: extra(i) is independent of the path and of every other i; for moves at a fixed time,
+        such as Langevin steps.
     """
 
     path: Callable[..., Array]
     extra: Callable[[int | Array], Array]
 
 
-class Sampler(NamedTuple):
-    """init(x, ts) -> memory, () for a one-step method;  step(noise, x, memory, t, s, denoise, process) -> (x, memory).
+NoiseOfStep = Callable[[Array], Noise]  # the number of a step -> its Noise
 
-    ts: the whole grid; copies of its last time at the end do not count. noise: this step's Noise;
-    x: (B, ...); t, s: scalars; denoise(x, t) has its condition bound already (`bind`). nfe: network
-    evaluations per step; warmup: what the first steps make beyond that. spent(memory) -> (B,): the
-    evaluations so far of an adaptive method, whose nfe is 0 because its tolerance decides.
-    grid: the grid of samplers/grids.py that suits it, as a spec; what config.sampler.grid='auto'
-      means.
+
+class Sampler(NamedTuple):
+    """A method that moves x along a grid of decreasing times.
+
+    Attributes:
+      init: init(x, ts) -> memory, the state that the steps hand on; () for a one-step method. ts is
+        the whole grid; copies of its last time at the end do not count as steps.
+      step: step(noise, x, memory, t, s, denoise, process, cond) -> (x, memory), one move from time
+        t to time s. noise is this step's `Noise`; x is (B, ...); t and s are scalars; cond is the
+        condition that the step passes to denoise(x, t, cond).
+      nfe: number of network evaluations (NFE) per step.
+      warmup: extra evaluations of the first steps, in order.
+      spent: spent(memory) -> (B,), the evaluations so far; only for adaptive methods, whose nfe is
+        0 because their tolerance decides. None for all others.
+      grid: spec of the grid in samplers/grids.py that suits the method; the meaning of
+        config.sampler.grid='auto'.
     """
 
     init: Callable[[Array, Array], Any]
@@ -52,8 +65,28 @@ class Sampler(NamedTuple):
     grid: str = "logistic()"
 
 
+class Samples(NamedTuple):
+    """What `sample` returns.
+
+    Attributes:
+      x0: the samples, (B, ...).
+      observed: the pytree that `observe` returned, stacked over ts[1:]; None without `observe`.
+      nfe: network evaluations of each sample, (B,) int32.
+    """
+
+    x0: Array
+    observed: Any
+    nfe: Array
+
+
 def memoryless(step: Callable[..., Array], nfe: int = 1, grid: str = "logistic()") -> Sampler:
-    """A Sampler from step(noise, x, t, s, denoise, process) -> x."""
+    """Makes a Sampler of a step without memory.
+
+    Args:
+      step: step(noise, x, t, s, denoise, process, cond) -> x.
+      nfe: number of network evaluations per step.
+      grid: spec of the grid that suits the method.
+    """
     return Sampler(
         lambda x, ts: (),
         lambda noise, x, memory, *rest: (step(noise, x, *rest), memory),
@@ -63,59 +96,53 @@ def memoryless(step: Callable[..., Array], nfe: int = 1, grid: str = "logistic()
 
 
 def noise_range(sampler: str, S_min: float, S_max: float) -> None:
-    """Checks the levels sigma / alpha between which a sampler adds noise: UserError unless 0 <=
-    S_min <= S_max.
+    """Checks the noise levels sigma / alpha between which a sampler adds noise.
+
+    Raises:
+      UserError: unless 0 <= S_min <= S_max.
     """
     if not 0 <= S_min <= S_max:
         raise UserError(
-            f"{sampler}(S_min={S_min}, S_max={S_max}): S_min is 0 or above, and S_max not below it"
+            f"{sampler}(S_min={S_min}, S_max={S_max}): S_min must be 0 or above, and S_max not below it"
         )
-
-
-def bind(denoise: Denoise, cond: Cond) -> Callable[..., Prediction]:
-    """denoise as a step is handed it: bound(x, t), and bound(x, t, to=s), which tells a network of
-    two times where the move ends.
-    """
-
-    def bound(x_t: Array, t: Array, to: Array | None = None) -> Prediction:
-        return denoise(
-            x_t,
-            t,
-            cond if to is None else (cond or {}) | {"to": jnp.broadcast_to(to, x_t.shape[:1])},
-        )
-
-    return bound
 
 
 def silence(x: Array) -> Noise:
-    """No noise, for the steps of deterministic samplers outside `sample`."""
+    """Returns zeros instead of noise, for steps of deterministic samplers outside of `sample`."""
     return Noise(lambda t, s, part=0: jnp.zeros_like(x), lambda i: jnp.zeros_like(x))
 
 
-def independent(process: Process, keys: Key, x: Array) -> Callable[[Array], Noise]:
-    """Fresh Gaussians in every step, from the image's key and the step's number: the field's usual
-    choice. keys: (B,).
+def independent(process: Process, keys: Key, x: Array) -> NoiseOfStep:
+    """Draws fresh Gaussian noise in every step, from the image's key and the number of the step.
+
+    Args:
+      process: not used; every source of noise has the same arguments.
+      keys: one key per image, (B,).
+      x: array (B, ...) whose shape and dtype the noise has.
     """
 
     def of_step(i: Array) -> Noise:
         own = arrays.fold_in(keys, i)
         return Noise(
             lambda t, s, part=0: arrays.noise(arrays.fold_in(own, part) if part else own, x),
-            lambda i: arrays.noise(arrays.fold_in(own, 0x10000 + i), x),
+            lambda i: arrays.noise(arrays.fold_in(own, streams.STEP_EXTRA + i), x),
         )
 
     return of_step
 
 
-def brownian(
-    process: Process, keys: Key, x: Array, *, levels: int = 14
-) -> Callable[[Array], Noise]:
-    """Increments of one Brownian path per image, whatever the grid: SDE solvers of different NFE
-    then follow the same path.
+def brownian(process: Process, keys: Key, x: Array, *, levels: int = 14) -> NoiseOfStep:
+    """Draws the increments of one Brownian path per image, which is the same on every grid.
 
-    A virtual Brownian tree (Li et al. 2020, sec. 4; k-diffusion) whose clock is the log-SNR between
-    the process's ends, so that it is also the same under every process with these ends. It is
-    resolved to 2^-levels of the clock; finer steps interpolate. keys: (B,).
+    SDE solvers with different numbers of steps then follow the same path. The path is a virtual
+    Brownian tree (Li et al. 2020, sec. 4; k-diffusion) whose clock is the log-SNR between the
+    process's ends, so it is also the same under every process with these ends.
+
+    Args:
+      process: the process whose log-SNR is the clock.
+      keys: one key per image, (B,).
+      x: array (B, ...) whose shape and dtype the noise has.
+      levels: the path is resolved to 2^-levels of the clock; finer steps interpolate it.
     """
     ends = [
         gaussian.logsnr(process, jnp.asarray(t, x.dtype)) for t in (process.t_max, process.t_min)
@@ -131,7 +158,7 @@ def brownian(
     def path(t, s, part=0):
         early, late = clock(t), clock(s)
         increment = jax.vmap(lambda key: tree(key).evaluate(early, late))(
-            arrays.fold_in(keys, 0x7FFFFFFE)
+            arrays.fold_in(keys, streams.BROWNIAN_PATH)
         )
         return increment * jax.lax.rsqrt(late - early)
 
@@ -149,86 +176,101 @@ def sample(
     *,
     observe: Callable[[Array, Array], Any] | None = None,
     padded: bool = False,
-    noise=independent,
-    count: bool = False,
-):
-    """Run x, at time ts[0], down the decreasing times ts, and end with the posterior mean x0-hat at
-    ts[-1].
+    noise: Callable[[Process, Key, Array], NoiseOfStep] = independent,
+) -> Samples:
+    """Runs x down the decreasing times ts and ends with the posterior mean x0-hat at ts[-1].
 
-    key: one key per image, (B,), or a single key that is folded with each image's index; an image
-    depends on its own key alone. The last move to x0-hat is made here, once, for every sampler:
-    none ever divides by sigma = 0.
-    padded: ts may end in copies of its last time, to which no move is made; so one compiled program
-    serves grids of any length up to len(ts), at the price of reverse-mode differentiation and of
-    observe.
-    noise: `independent`, or `brownian`, which gives every grid the same Brownian path.
-    Returns x0 (B, ...); with observe(x, t) -> pytree, also that pytree stacked over ts[1:]; with
-    count, also the NFE of each image, (B,). Raises UserError for times that do not decrease, where
-    they are known: times that are traced cannot be checked.
+    The last move, to x0-hat, is made here, once and for every sampler: none of them ever divides by
+    sigma = 0.
+
+    Args:
+      sampler: the method.
+      denoise: (x_t, t, cond) -> Prediction.
+      process: the process that x belongs to.
+      key: one key per image, (B,), or a single key, which is folded with the index of each image.
+        An image depends on its own key alone.
+      x: (B, ...) at time ts[0], for example `start`.
+      ts: (n,) decreasing times.
+      cond: the condition, a dict of arrays with leading axis B, or None.
+      observe: observe(x, t) -> pytree, called after every move; not with `padded`.
+      padded: whether ts may end in copies of its last time, to which no move is made. One compiled
+        program then serves grids of every length up to len(ts), but reverse-mode differentiation
+        and `observe` are not available.
+      noise: `independent`, or `brownian`, which gives every grid the same Brownian path.
+
+    Returns:
+      The samples, what was observed, and the NFE of each sample.
+
+    Raises:
+      UserError: for times that do not decrease. Traced times cannot be checked.
     """
     _check_times(ts, padded)
     noises = noise(process, arrays.example_keys(key, x.shape[0]), x)
 
-    bound = bind(denoise, cond)
-
     def move(carry, inputs):
         i, t, s = inputs
-        x, memory = sampler.step(noises(i), *carry, t, s, bound, process)
+        x, memory = sampler.step(noises(i), *carry, t, s, denoise, process, cond)
         return (x, memory), observe(x, s) if observe else None
 
     ts = jnp.asarray(ts, x.dtype)
     carry, steps = (x, sampler.init(x, ts)), (jnp.arange(len(ts) - 1), ts[:-1], ts[1:])
     moves = jnp.sum(ts[1:] < ts[:-1])
+    observed = None
     if padded and len(ts) > 1:  # a grid of one time has no move to trace
-        (x, memory), seen = (
-            jax.lax.fori_loop(
-                0, moves, lambda i, c: move(c, [step[i] for step in steps])[0], carry
-            ),
-            None,
+        x, memory = jax.lax.fori_loop(
+            0, moves, lambda i, c: move(c, [step[i] for step in steps])[0], carry
         )
     else:
-        (x, memory), seen = jax.lax.scan(move, carry, steps)
-    x0 = bound(x, ts[-1]).x0
-    extra = (() if observe is None else (seen,)) + (
-        (_spent(sampler, memory, moves, len(x)),) if count else ()
-    )
-    return (x0, *extra) if extra else x0
+        (x, memory), observed = jax.lax.scan(move, carry, steps)
+    return Samples(denoise(x, ts[-1], cond).x0, observed, _spent(sampler, memory, moves, len(x)))
 
 
 def _check_times(ts: Array, padded: bool) -> None:
-    """UserError unless the times ts (n,) decrease strictly; padded: but for copies of the last at
-    the end. Traced ones pass.
+    """Raises UserError unless the times ts (n,) decrease strictly.
+
+    With `padded`, copies of the last time are allowed at the end. Traced times pass.
     """
     if isinstance(ts, jax.core.Tracer):
         return
     times = np.asarray(ts, np.float64)
     if times.ndim != 1 or not len(times):
         raise UserError(
-            f"the times of a sampler are an array (n,) of at least one; got one of shape {times.shape}"
+            f"the times of a sampler must be an array (n,) of at least one; got one of shape {times.shape}"
         )
     for i in np.flatnonzero(~np.isfinite(times)):
-        raise UserError(f"the times of a sampler are numbers; got ts[{i}]={times[i]:g}")
+        raise UserError(f"the times of a sampler must be finite; got ts[{i}]={times[i]:g}")
     moves = times[: np.argmax(times == times[-1]) + 1] if padded else times
     for i in np.flatnonzero(np.diff(moves) >= 0):
         raise UserError(
-            f"the times of a sampler decrease, from noise to data; got ts[{i}]={times[i]:g}, then ts[{i + 1}]={times[i + 1]:g}. "
+            f"the times of a sampler must decrease, from noise to data; got ts[{i}]={times[i]:g}, then ts[{i + 1}]={times[i + 1]:g}. "
             "Take a grid of samplers/grids.py, or reverse the array"
         )
     if np.any(times[len(moves) :] != times[-1]):
         raise UserError(
-            "a padded grid of times ends in copies of its last time; got another after the first of them"
+            "a padded grid of times must end in copies of its last time; got another time after the first of them"
         )
 
 
 def encode(
     sampler: Sampler, denoise: Denoise, process: Process, x0: Array, ts: Array, cond: Cond = None
 ) -> Array:
-    """The noise that the sampler turns into x0: the same steps up the times ts, from ts[-1] to
-    ts[0] (DDIM inversion; Song et al. 2021, sec. 5.4).
+    """Returns the noise that the sampler turns into x0, by the same steps from ts[-1] up to ts[0].
 
-    A deterministic sampler, ts as for `sample`. x0 (B, ...) is taken to be x_t / alpha at ts[-1],
-    which adds no noise of its own. Returns x at ts[0], (B, ...). Raises UserError for a sampler
-    that draws noise, and for times that do not decrease (traced times cannot be checked).
+    This is DDIM inversion (Song, Meng & Ermon 2021, sec. 5.4) for every deterministic sampler.
+
+    Args:
+      sampler: a deterministic sampler.
+      denoise: (x_t, t, cond) -> Prediction.
+      process: the process whose noise is returned.
+      x0: (B, ...), taken for x_t / alpha at ts[-1], which adds no noise of its own.
+      ts: (n,) decreasing times, as in `sample`.
+      cond: the condition of x0.
+
+    Returns:
+      x at ts[0], (B, ...).
+
+    Raises:
+      UserError: for a sampler that draws noise, and for times that do not decrease.
     """
     _check_times(ts, padded=False)
     if draws_noise(sampler, process):
@@ -236,52 +278,58 @@ def encode(
             "only a deterministic sampler can encode; take for example ancestral.ddim, ode.heun or multistep.dpmpp_2m"
         )
     ts = jnp.asarray(ts, x0.dtype)[::-1]
-    nothing, bound = silence(x0), bind(denoise, cond)
+    nothing = silence(x0)
 
     def move(carry, times):
-        return sampler.step(nothing, *carry, *times, bound, process), None
+        return sampler.step(nothing, *carry, *times, denoise, process, cond), None
 
     x = process.alpha(ts[0]) * x0
     return jax.lax.scan(move, (x, sampler.init(x, ts)), (ts[:-1], ts[1:]))[0][0]
 
 
 def draws_noise(sampler: Sampler, process: Process) -> bool:
-    """Whether the sampler is stochastic: told by tracing one step."""
-    asked = []
+    """Returns whether the sampler is stochastic, which one traced step shows."""
+    drawn = []
 
     def step(x, t, s):
         ts = jnp.stack([t, s])
-        noise = Noise(lambda t, s, part=0: asked.append(1) or x, lambda i: asked.append(1) or x)
+        noise = Noise(lambda t, s, part=0: drawn.append(1) or x, lambda i: drawn.append(1) or x)
 
-        def denoise(x, t, to=None):
+        def denoise(x, t, cond=None):
             return Prediction(x, x, x)
 
-        return sampler.step(noise, x, sampler.init(x, ts), t, s, denoise, process)
+        return sampler.step(noise, x, sampler.init(x, ts), t, s, denoise, process, None)
 
     scalar = jax.ShapeDtypeStruct((), jnp.float32)
     jax.eval_shape(step, jax.ShapeDtypeStruct((1, 1), jnp.float32), scalar, scalar)
-    return bool(asked)
+    return bool(drawn)
 
 
-def start(process: Process, key: Key, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
-    """x_T, the prior's draw for a batch of `shape`. Uses each image's key in a stream that no step
-    uses.
+def start(
+    process: Process, key: Key, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
+) -> Array:
+    """Draws x_T from the prior N(0, sigma(t_max)^2 I), for a batch of this shape (B, ...).
+
+    The noise comes from a stream of each image's key that no step uses.
     """
-    keys = arrays.fold_in(arrays.example_keys(key, shape[0]), 0x7FFFFFFF)
+    keys = arrays.fold_in(arrays.example_keys(key, shape[0]), streams.PRIOR)
     return gaussian.prior(process, arrays.noise(keys, jnp.zeros(shape, dtype)))
 
 
-# ---- what it costs
+# ---- the number of network evaluations
 def adaptive(sampler: Sampler) -> bool:
-    """Whether the sampler chooses its own steps: then its grid is the two ends, and its NFE is
-    known only afterwards.
+    """Returns whether the sampler chooses its own steps.
+
+    The grid of such a sampler is its two ends, and its NFE is known only after it has run.
     """
     return sampler.spent is not None
 
 
 def points(sampler: Sampler, nfe: int) -> int:
-    """How many grid points a budget of `nfe` network evaluations buys: the last costs one, every
-    step sampler.nfe and its warm-up. 2 if adaptive.
+    """Returns the number of grid points for a budget of `nfe` network evaluations.
+
+    The last point costs one evaluation, every step sampler.nfe and its warm-up. An adaptive sampler
+    has 2 points.
     """
     if adaptive(sampler):
         return 2
@@ -292,12 +340,14 @@ def points(sampler: Sampler, nfe: int) -> int:
 
 
 def evaluations(sampler: Sampler, ts: Array) -> int:
-    """NFE of `sample` on these times. UserError for an adaptive sampler, whose images each say it
-    themselves: sample(..., count=True).
+    """Returns the NFE of `sample` on the times ts (n,).
+
+    Raises:
+      UserError: for an adaptive sampler, whose NFE only `sample` can report (`Samples.nfe`).
     """
     if adaptive(sampler):
         raise UserError(
-            "the evaluations of an adaptive sampler are counted while it runs: base.sample(..., count=True)"
+            "the evaluations of an adaptive sampler are counted while it runs: read nfe of what base.sample returns"
         )
     return _cost(sampler, len(ts) - 1) + 1
 
@@ -307,7 +357,7 @@ def _cost(sampler: Sampler, steps: int) -> int:
 
 
 def _spent(sampler: Sampler, memory: Any, moves: Array, batch: int) -> Array:
-    """The NFE of each image, (B,), after `moves` steps."""
+    """Returns the NFE of each image, (B,), after `moves` steps and the last evaluation."""
     if adaptive(sampler):
         return sampler.spent(memory) + 1
     warmup = jnp.asarray([sum(sampler.warmup[:i]) for i in range(len(sampler.warmup) + 1)])

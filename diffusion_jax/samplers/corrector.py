@@ -21,7 +21,7 @@ from diffusion_jax.samplers.base import Sampler
 
 
 class Corrector(NamedTuple):
-    """step(noise, x, t, s, denoise, process) -> x, at time s, which was reached from t. nfe:
+    """step(noise, x, t, s, denoise, process, cond) -> x, at time s, which was reached from t. nfe:
     network evaluations.
     """
 
@@ -32,9 +32,9 @@ class Corrector(NamedTuple):
 def with_corrector(sampler: Sampler, corrector: Corrector) -> Sampler:
     """`sampler`, each of whose moves is followed by `corrector` at the time that it led to."""
 
-    def step(noise, x, memory, t, s, denoise, process):
-        x, memory = sampler.step(noise, x, memory, t, s, denoise, process)
-        return corrector.step(noise, x, t, s, denoise, process), memory
+    def step(noise, x, memory, t, s, denoise, process, cond):
+        x, memory = sampler.step(noise, x, memory, t, s, denoise, process, cond)
+        return corrector.step(noise, x, t, s, denoise, process, cond), memory
 
     return sampler._replace(step=step, nfe=sampler.nfe + corrector.nfe)
 
@@ -45,9 +45,9 @@ def _langevin(name: str, snr: float, steps: int, size: Callable) -> Corrector:
     """
     need_ranges(f"corrector.{name}", snr=(snr, 1e-6, 100), steps=(steps, 1, 10_000))
 
-    def step(noise, x, t, s, denoise, process):
+    def step(noise, x, t, s, denoise, process, cond):
         for i in range(steps):
-            z, score = noise.extra(i), gaussian.score(process, denoise(x, s), s)
+            z, score = noise.extra(i), gaussian.score(process, denoise(x, s, cond), s)
             h = expand(size(process, score, z, t, s), x)
             x = x + h * score + jnp.sqrt(2 * h) * z
         return x
@@ -91,7 +91,7 @@ def ncsn(snr: float = 0.16, steps: int = 5) -> Sampler:
     every noise level, x carried over in x / alpha.
     """
 
-    def stay(noise, x, memory, t, s, denoise, process):
+    def stay(noise, x, memory, t, s, denoise, process, cond):
         return process.alpha(s) / process.alpha(t) * x, memory
 
     # its levels are geometric

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.arrays import expand
 from diffusion_jax.samplers.base import Sampler, memoryless
+from diffusion_jax.types import Array, Cond
 
 
 def multistep() -> Sampler:
@@ -25,8 +26,8 @@ def multistep() -> Sampler:
     alpha_t at the boundary whatever the times, where x0-hat is exact.
     """
 
-    def step(noise, x, t, s, denoise, process):
-        prediction, level = denoise(x, t), process.sigma(s)
+    def step(noise, x, t, s, denoise, process, cond):
+        prediction, level = denoise(x, t, cond), process.sigma(s)
         if prediction.residual is not None:
             level = expand(
                 jnp.sqrt(
@@ -39,6 +40,14 @@ def multistep() -> Sampler:
     return memoryless(step, grid="few_step()")
 
 
+def ending_at(cond: Cond, s: Array, batch: int) -> Cond:
+    """Returns the condition with the time s at which the move ends, as cond['to'], (B,).
+
+    Networks with two times read it, such as average velocities; a denoiser ignores it.
+    """
+    return (cond or {}) | {"to": jnp.broadcast_to(s, (batch,))}
+
+
 def jump() -> Sampler:
     """MeanFlow's sampler (Geng et al. 2025, eq. 12): x_s = alpha_s x0-hat + sigma_s eps-hat, by the
     prediction that is given s.
@@ -47,8 +56,8 @@ def jump() -> Sampler:
     is DDIM.
     """
 
-    def step(noise, x, t, s, denoise, process):
-        x0, eps = denoise(x, t, to=s)[:2]
+    def step(noise, x, t, s, denoise, process, cond):
+        x0, eps = denoise(x, t, ending_at(cond, s, len(x)))[:2]
         return process.alpha(s) * x0 + process.sigma(s) * eps
 
     return memoryless(step, grid="few_step()")

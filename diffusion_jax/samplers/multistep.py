@@ -109,8 +109,8 @@ def solver(
       see Sampler.
     """
 
-    def step(noise, x, history, t, s, denoise, process):
-        history = remember(history, predict(denoise(x, t)), t)
+    def step(noise, x, history, t, s, denoise, process, cond):
+        history = remember(history, predict(denoise(x, t, cond)), t)
         w = [weights(process, p, history.times[:p], s) for p in range(1, order + 1)]
         x = carry(process, t, s) * x + combine(process, w, history)
         return x + level(process, t, s) * noise.path(t, s) if level else x, history
@@ -297,8 +297,8 @@ def ipndm(order: int = 4, lower_order_final: bool = True) -> Sampler:
     """
     _order(order, 4, "ipndm")
 
-    def step(noise, x, history, t, s, denoise, process):
-        history = remember(history, denoise(x, t).eps, t)
+    def step(noise, x, history, t, s, denoise, process, cond):
+        history = remember(history, denoise(x, t, cond).eps, t)
         return _straight(
             process, x, combine(process, _adams_bashforth(order, history.times), history), t, s
         ), history
@@ -325,13 +325,13 @@ def pndm(start: str = "runge_kutta", lower_order_final: bool = True) -> Sampler:
         raise unknown("start of multistep.pndm", start, _STARTS)
     places, shares, steps = _STARTS[start]
 
-    def step(noise, x, history, t, s, denoise, process):
+    def step(noise, x, history, t, s, denoise, process, cond):
         starting = history.count < steps
         stages = jnp.asarray([t + place * (s - t) for place in places])
 
         def stage(j, carry):
             y, first, slope = carry
-            eps = denoise(y, stages[j]).eps
+            eps = denoise(y, stages[j], cond).eps
             first = jnp.where(j == 0, eps, first)
             ahead = _straight(process, x, eps, t, stages[jnp.minimum(j + 1, len(places) - 1)])
             return ahead, first, slope + jnp.asarray(shares, x.dtype)[j] * eps
@@ -416,8 +416,8 @@ def unipc(
         )
         return jnp.where(past.history.count > 0, again, x)
 
-    def step(noise, x, past, t, s, denoise, process):
-        m = denoise(x, t).x0
+    def step(noise, x, past, t, s, denoise, process, cond):
+        m = denoise(x, t, cond).x0
         if corrector:
             x = correct(x, past, m, t, process)
         history = remember(past.history, m, t)

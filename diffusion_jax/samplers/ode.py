@@ -18,8 +18,8 @@ from diffusion_jax.samplers.base import Sampler, memoryless
 
 
 def _in_time(method, nfe: int, grid: str = "logistic()") -> Sampler:
-    def step(noise, x, t, s, denoise, process):
-        return method(lambda u, y: gaussian.velocity(process, denoise(y, u), u), x, t, s)
+    def step(noise, x, t, s, denoise, process, cond):
+        return method(lambda u, y: gaussian.velocity(process, denoise(y, u, cond), u), x, t, s)
 
     return memoryless(step, nfe, grid=grid)
 
@@ -44,7 +44,7 @@ def rk4() -> Sampler:
 
 
 def _in_ratio(method, nfe: int, grid: str) -> Sampler:
-    def step(noise, x, t, s, denoise, process):
+    def step(noise, x, t, s, denoise, process, cond):
         def ratio(u):
             return process.sigma(u) / process.alpha(u)
 
@@ -59,7 +59,7 @@ def _in_ratio(method, nfe: int, grid: str) -> Sampler:
                     process, -2 * jnp.log(ratio(t) + u * (ratio(s) - ratio(t)))
                 )
             )
-            return (ratio(s) - ratio(t)) * denoise(process.alpha(time) * y, time).eps
+            return (ratio(s) - ratio(t)) * denoise(process.alpha(time) * y, time, cond).eps
 
         return process.alpha(s) * method(eps, x / process.alpha(t), 0, 1)
 

@@ -57,7 +57,7 @@ def optimize(
 
     def residual(theta):
         found = base.sample(sampler, denoise, process, key, x, times(theta), cond)
-        return jnp.ravel(found - reference) / math.sqrt(reference.size)
+        return jnp.ravel(found.x0 - reference) / math.sqrt(reference.size)
 
     @jax.jit
     def normal_equations(theta):

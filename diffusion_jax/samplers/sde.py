@@ -29,9 +29,9 @@ def euler_maruyama() -> Sampler:
     Weak order 1.
     """
 
-    def step(noise, x, t, s, denoise, process):
+    def step(noise, x, t, s, denoise, process, cond):
         f, g2 = gaussian.drift_diffusion(process, t)
-        drift = f * x - g2 * gaussian.score(process, denoise(x, t), t)
+        drift = f * x - g2 * gaussian.score(process, denoise(x, t, cond), t)
         return x - (t - s) * drift + jnp.sqrt(g2 * (t - s)) * noise.path(t, s)
 
     return memoryless(step)
@@ -45,9 +45,9 @@ def reverse_diffusion() -> Sampler:
     order 1.
     """
 
-    def step(noise, x, t, s, denoise, process):
+    def step(noise, x, t, s, denoise, process, cond):
         ratio, variance = gaussian.transition(process, t, s)
-        score = gaussian.score(process, denoise(x, t), t)
+        score = gaussian.score(process, denoise(x, t, cond), t)
         return (2 - ratio) * x + variance * score + jnp.sqrt(variance) * noise.path(t, s)
 
     return memoryless(step)
@@ -86,8 +86,8 @@ def interpolant(diffusion: str = "sde", scale: float = 1.0) -> Sampler:
         raise unknown("diffusion of sde.interpolant", diffusion, DIFFUSIONS)
     need_range("sde.interpolant: scale", scale, 0)
 
-    def step(noise, x, t, s, denoise, process):
-        prediction, D = denoise(x, t), scale * DIFFUSIONS[diffusion](process, t)
+    def step(noise, x, t, s, denoise, process, cond):
+        prediction, D = denoise(x, t, cond), scale * DIFFUSIONS[diffusion](process, t)
         drift = gaussian.velocity(process, prediction, t) - D * gaussian.score(
             process, prediction, t
         )
@@ -197,7 +197,7 @@ def dpmpp_2s(eta: float = 1.0, r: float = 0.5) -> Sampler:
             f"sde.dpmpp_2s(r={r}): the second look is at a ratio of the step between 0 and 1"
         )
 
-    def step(noise, x, t, s, denoise, process):
+    def step(noise, x, t, s, denoise, process, cond):
         low, high = log_ratio(process, t), log_ratio(process, s)
         middle = gaussian.time_of_logsnr(process, 2 * (low + r * (high - low)))
 
@@ -223,8 +223,8 @@ def dpmpp_2s(eta: float = 1.0, r: float = 0.5) -> Sampler:
             / jnp.expm1(2 * (low - high))
         )
         whole = jnp.sqrt(share) * first + jnp.sqrt(1 - share) * rest
-        x0 = denoise(x, t).x0
-        ahead = denoise(move(x0, middle, first), middle).x0
+        x0 = denoise(x, t, cond).x0
+        ahead = denoise(move(x0, middle, first), middle, cond).x0
         return move(x0 + (ahead - x0) / (2 * r), s, whole)
 
     return memoryless(step, nfe=2)
@@ -291,8 +291,8 @@ def sa(
         )
         return x if none else x + exponential.noise_level(process, t, s, eta) * z
 
-    def step(noise, x, past, t, s, denoise, process):
-        history = multistep.remember(past.history, denoise(x, t).x0, t)
+    def step(noise, x, past, t, s, denoise, process, cond):
+        history = multistep.remember(past.history, denoise(x, t, cond).x0, t)
         if corrector:
             # of the step before, which has the prediction at its end besides
             again = move(

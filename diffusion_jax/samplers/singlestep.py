@@ -24,9 +24,9 @@ def _singlestep(
             f"a singlestep solver looks at ratios of the step in (0, 1]; got {', '.join(map(str, ratios))}"
         )
 
-    def step(noise, x, t, s, denoise, process):
+    def step(noise, x, t, s, denoise, process, cond):
         def look(y, time):
-            prediction = denoise(y, time)
+            prediction = denoise(y, time, cond)
             return prediction.x0 if data else prediction.eps
 
         low, high = log_ratio(process, t), log_ratio(process, s)

@@ -44,14 +44,14 @@ def ancestral(sampler: Sampler, eta: float = 1.0, S_noise: float = 1.0) -> Sampl
     if eta == 0:
         return sampler
 
-    def step(noise, x, t, s, denoise, process):
+    def step(noise, x, t, s, denoise, process, cond):
         lam_t, lam_s = gaussian.logsnr(process, t), gaussian.logsnr(process, s)
         kept = 1 - eta**2 + eta**2 * jnp.exp(lam_t - lam_s)  # u_down^2 / u_s^2
         down = gaussian.time_of_logsnr(process, lam_s - jnp.log(kept))
         up = jnp.sqrt(
             jnp.maximum(-jnp.expm1(lam_s - gaussian.logsnr(process, down)), 0.0)
         )  # u_up / u_s
-        x = sampler.step(noise, x, (), t, down, denoise, process)[0]
+        x = sampler.step(noise, x, (), t, down, denoise, process, cond)[0]
         return process.alpha(s) / process.alpha(down) * x + S_noise * process.sigma(
             s
         ) * up * noise.path(t, s)
@@ -91,7 +91,7 @@ def churned(
     if S_churn == 0:
         return sampler
 
-    def step(noise, x, n, t, s, denoise, process):
+    def step(noise, x, n, t, s, denoise, process, cond):
         ratio = process.sigma(t) / process.alpha(t)
         gamma = jnp.where(
             (S_min <= ratio) & (ratio <= S_max), jnp.minimum(S_churn / n, math.sqrt(2) - 1), 0.0
@@ -107,7 +107,7 @@ def churned(
         )
         added = ratio * jnp.sqrt(growth) * S_noise * noise.path(t, s)
         x_hat = process.alpha(t_hat) * (x / process.alpha(t) + added)
-        return sampler.step(noise, x_hat, (), t_hat, s, denoise, process)[0], n
+        return sampler.step(noise, x_hat, (), t_hat, s, denoise, process, cond)[0], n
 
     return Sampler(
         lambda x, ts: 1 + jnp.sum(ts[1:] < ts[:-1]), step, nfe=sampler.nfe, grid=sampler.grid

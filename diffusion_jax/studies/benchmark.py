@@ -456,8 +456,8 @@ def sampling(config, settings: Mapping) -> dict:
         return lambda x, t, cond=None: gaussian.from_eps(built.process, x, 0.9 * x, t)
 
     def whole(sampler: base.Sampler, denoiser: Callable) -> Callable:
-        return lambda params, keys, x, cond, ts: base.sample(
-            sampler, denoiser(params), built.process, keys, x, ts, cond, padded=True
+        return lambda params, keys, x, cond, ts: (
+            base.sample(sampler, denoiser(params), built.process, keys, x, ts, cond, padded=True).x0
         )
 
     programs, own, cold, count = (

@@ -460,7 +460,7 @@ def runner(
             base.start(subject.process, keys, (batch, *subject.shape), subject.dtype),
             subject.denoise(params),
         )
-        return base.sample(
+        samples = base.sample(
             sampler,
             denoise,
             subject.process,
@@ -469,9 +469,9 @@ def runner(
             ts,
             cond,
             padded=True,
-            count=True,
             noise=noise,
         )
+        return samples.x0, samples.nfe
 
     def part(start: int, ts) -> tuple[np.ndarray, ...]:
         index = np.minimum(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import arrays, data, parsing
+from diffusion_jax import arrays, data, parsing, streams
 from diffusion_jax.assembly import components, denoiser, sampling
 from diffusion_jax.assembly.build import build, members
 from diffusion_jax.assembly.conditions import captions_of_test, cond_for, null_cond, prompt_cond
@@ -159,7 +159,7 @@ def restorer(built, plan, method, measurement):
         problem = method, measurement, y, plan.sampler, denoise, process, keys, x, ts, cond
         return methods.restore(
             *problem, clip=clip, padded=True, noise=components.NOISES[plan.noise]
-        )
+        ).x0
 
     return run
 
@@ -206,7 +206,7 @@ def solve(job: Job, task: str, mask: str, spec: str, draws: int):
             method,
             measurement,
             y,
-            arrays.fold_in(job.keys, 2**20 + draw) if draw else job.keys,
+            arrays.fold_in(job.keys, streams.EDIT_DRAW + draw) if draw else job.keys,
         )
         for draw in range(draws)
     ]

@@ -272,7 +272,7 @@ def on_mixture(scales: Sequence[float], path: Path, count: int = 10_000) -> None
                 base.start(process, key, (count, 2)),
                 ts,
                 cond,
-            )
+            ).x0
             joint = laws.log_density_mixture(law, process, x, t, labels, cond)
             return x, jnp.mean(jnp.exp(joint - laws.log_density_mixture(law, process, x, t)))
 

@@ -196,7 +196,9 @@ def on_target(
         def run(keys, y, ts, method=method):
             x = base.start(path, keys, (len(keys), dim), y.dtype)
             denoise = laws.denoise_mixture(law, path)
-            return restore(method, measurement, y, solver, denoise, path, keys, x, ts, padded=True)
+            return restore(
+                method, measurement, y, solver, denoise, path, keys, x, ts, padded=True
+            ).x0
 
         for nfe in budgets:
             ts = sampling.pad(

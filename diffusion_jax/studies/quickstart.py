@@ -145,7 +145,7 @@ def denoising(
 
         return base.sample(
             plan.sampler, denoise, model.process, keys, x, plan.ts, cond, observe=watch
-        )[1]
+        ).observed
 
     keys = generate.seeds_to_keys(range(len(labels)))
     x_t, x0 = run(trained.params, keys, _condition(model, dataset, labels))

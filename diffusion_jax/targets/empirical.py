@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import arrays
+from diffusion_jax import arrays, streams
 from diffusion_jax.errors import UserError
 from diffusion_jax.processes.gaussian import from_x0
 from diffusion_jax.targets import laws
@@ -62,7 +62,7 @@ def empirical(
         return log_sum - jnp.log(count.astype(x.dtype)) - math.prod(images.shape[1:]) * log_unit
 
     def draw(keys: Key, count: int) -> Array:
-        keys = arrays.fold_in(arrays.example_keys(keys, count), 1)
+        keys = arrays.fold_in(arrays.example_keys(keys, count), streams.TARGET_COMPONENT)
         j = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(images)))(keys)
         return _values(jnp.asarray(images[np.asarray(j)]), jnp.result_type(float))
 

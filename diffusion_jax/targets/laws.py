@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import arrays
+from diffusion_jax import arrays, streams
 from diffusion_jax.processes.gaussian import from_x0
 from diffusion_jax.types import Array, Cond, Denoise, Key, Prediction, Process
 
@@ -165,9 +165,11 @@ def draw_mixture(target: Mixture, keys: Key, count: int) -> Array:
     weights, means, variances = _cast(target, target.means.dtype)
     keys = arrays.example_keys(keys, count)
     k = jax.vmap(
-        lambda key: jax.random.choice(jax.random.fold_in(key, 1), len(weights), p=weights)
+        lambda key: jax.random.choice(
+            jax.random.fold_in(key, streams.TARGET_COMPONENT), len(weights), p=weights
+        )
     )(keys)
-    z = arrays.noise(arrays.fold_in(keys, 0), means[k])
+    z = arrays.noise(arrays.fold_in(keys, streams.TARGET_NOISE), means[k])
     return means[k] + jnp.sqrt(variances[k]) * z
 
 

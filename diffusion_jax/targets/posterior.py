@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import arrays
+from diffusion_jax import arrays, streams
 from diffusion_jax.processes import gaussian
 from diffusion_jax.targets import laws
 from diffusion_jax.types import Array, Cond, Denoise, Key, Prediction, Process
@@ -70,12 +70,14 @@ def posterior_moments(exact: Posterior) -> tuple[Array, Array]:
 def draw_posterior(exact: Posterior, keys: Key) -> Array:
     """One draw for each y, (B, D), from keys (B,) (or one key)."""
     keys = arrays.example_keys(keys, len(exact.weights))
-    k = jax.vmap(lambda key, w: jax.random.categorical(jax.random.fold_in(key, 1), jnp.log(w)))(
-        keys, exact.weights
-    )
+    k = jax.vmap(
+        lambda key, w: jax.random.categorical(
+            jax.random.fold_in(key, streams.TARGET_COMPONENT), jnp.log(w)
+        )
+    )(keys, exact.weights)
     values, basis = jnp.linalg.eigh(exact.covariances)
     root = basis * jnp.sqrt(jnp.maximum(values, 0))[:, None]
-    z = arrays.noise(arrays.fold_in(keys, 0), exact.means[:, 0])
+    z = arrays.noise(arrays.fold_in(keys, streams.TARGET_NOISE), exact.means[:, 0])
     mean = jnp.take_along_axis(exact.means, k[:, None, None], 1)[:, 0]
     return mean + jnp.einsum("bde,be->bd", root[k], z, precision="highest")
 

@@ -37,6 +37,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from diffusion_jax import streams
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.training import checkpoint, distributed, metrics
 from diffusion_jax.training.state import TrainState
@@ -206,7 +207,7 @@ def roll_back(
         raise NonFinite(line, error.step, error.example, error.level) from None
     after = (error.step // steps_per_call + 1) * steps_per_call
     key = jax.jit(jax.random.fold_in)(
-        state.key, np.uint32(2**32 - tries)
+        state.key, np.uint32(streams.ROLLBACK - tries)
     )  # steps fold in numbers from 0 up
     return state._replace(key=key), Rollback(to, tries, now.shift + after - to)
 

@@ -226,7 +226,7 @@ def test_pigdm_and_dps_pull_through_the_denoisers_jacobian():
         )
         sampler = ancestral.ddim()
         moves = [
-            one.step(nothing, jnp.asarray(x), (), t, s, denoise, process)[0][0]
+            one.step(nothing, jnp.asarray(x), (), t, s, denoise, process, None)[0][0]
             for one in (
                 sampler,
                 *(methods.dps(0.3, own).wrap(sampler, measurement, y) for own in (False, True)),
@@ -252,7 +252,7 @@ def probe(method, sampler, steps, measurement, y, law, process, z=0.0):
     noise = base.Noise(lambda t, s, part=0: z * jnp.ones_like(x), lambda i: z * jnp.ones_like(x))
 
     def move(x, times):
-        return (wrapped.step(noise, x, (), *times, denoise, process)[0], None)
+        return (wrapped.step(noise, x, (), *times, denoise, process, None)[0], None)
 
     return np.asarray(jax.lax.scan(move, x, (ts[:-1], ts[1:]))[0])[0]
 
@@ -320,7 +320,7 @@ def test_repaint_of_a_noisy_measurement_is_the_posterior_and_does_not_drift_to_t
                 keys,
                 base.start(process, keys, (count, 3), ts.dtype),
                 ts,
-            )
+            ).x0
 
         found = np.asarray(jax.jit(run, static_argnums=0)(methods.repaint(10)))
         gain = rows.T @ np.linalg.inv(rows @ rows.T + std**2 * np.eye(2))
@@ -413,7 +413,7 @@ def test_every_method_under_every_process_ends_on_the_measurement(name):
             x,
             ts,
             padded=True,
-        )
+        ).x0
 
     for index, process in enumerate(PROCESSES.values()):
         keys, ts = jax.random.split(jax.random.key(0), 3), grids.uniform_logsnr(process, 7)
@@ -436,7 +436,7 @@ def test_every_sampler_takes_a_guided_denoiser_and_a_wrapper(sampler):
     for method in (methods.pigdm(), methods.repaint(2, 2), methods.dps()):
 
         def run(key, x, y):
-            return methods.restore(method, measurement, y, made, denoise, process, key, x, ts)  # noqa: B023, E731
+            return methods.restore(method, measurement, y, made, denoise, process, key, x, ts).x0  # noqa: B023, E731
 
         out = jax.eval_shape(run, jax.random.key(0), jnp.zeros((2, 3)), jnp.zeros((2, 2)))
         assert out.shape == (2, 3)
@@ -494,16 +494,18 @@ def test_only_dps_takes_what_is_not_linear():
     )
     law, ts = laws.gaussian(np.zeros(2), np.eye(2)), grids.uniform_logsnr(process, 80)
     run = jax.jit(
-        lambda keys, y: methods.restore(
-            methods.dps(0.05),
-            measurement,
-            y,
-            ancestral.ddim(),
-            laws.denoise_gaussian(law, process),
-            process,
-            keys,
-            base.start(process, keys, y.shape),
-            ts,
+        lambda keys, y: (
+            methods.restore(
+                methods.dps(0.05),
+                measurement,
+                y,
+                ancestral.ddim(),
+                laws.denoise_gaussian(law, process),
+                process,
+                keys,
+                base.start(process, keys, y.shape),
+                ts,
+            ).x0
         )
     )
     found = run(jax.random.split(jax.random.key(0), 4), measurement.forward(truth))
@@ -579,7 +581,7 @@ def test_a_stochastic_sampler_blends_between_its_own_images():
     for frame, x, cond in ((frames[0], a, conds[0]), (frames[2], b, conds[1])):
         assert_allclose(
             frame,
-            base.sample(sampler, by_class(process), process, keys, x, ts, cond),
+            base.sample(sampler, by_class(process), process, keys, x, ts, cond).x0,
             rtol=1e-5,
             atol=1e-6,
         )

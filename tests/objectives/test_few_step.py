@@ -518,7 +518,7 @@ def test_multistep_keeps_the_law_on_any_times():
             keys,
             base.start(process, keys, (40_000, 2)),
             ts,
-        )
+        ).x0
         truth = np.asarray(NORMAL.draw(jax.random.key(1), 40_000))
         assert_allclose(x.mean(0), truth.mean(0), atol=0.02)
         assert_allclose(np.cov(x.T), np.cov(truth.T), atol=0.02)
@@ -542,7 +542,7 @@ def test_multistep_is_algorithm_1(residual):
     for i, tau in enumerate((0.8, 0.3)):
         level = np.sqrt(tau**2 - (residual or 0.0) ** 2)
         y = f(y + level * noise(i).path(ts[i], ts[i + 1]), jnp.float32(tau / 80)).x0
-    found = base.sample(few_step.multistep(), f, process, keys, x, ts)
+    found = base.sample(few_step.multistep(), f, process, keys, x, ts).x0
     assert_allclose(found, y, rtol=1e-4, atol=1e-5)
     assert base.evaluations(few_step.multistep(), ts) == 3 and base.draws_noise(
         few_step.multistep(), process
@@ -562,7 +562,7 @@ def test_the_boundary_decides_how_much_noise_leads_back(end):
     u_min = process.sigma(start) / process.alpha(start)
     rest = u_min if end == "t_min" else 0.0
 
-    def f(x, t, to=None):
+    def f(x, t, cond):
         u = process.sigma(t) / process.alpha(t)
         x0 = jnp.sqrt((v + rest**2) / (v + u**2)) * x / process.alpha(t)
         return gaussian.from_x0(process, x, x0, t)._replace(
@@ -576,7 +576,7 @@ def test_the_boundary_decides_how_much_noise_leads_back(end):
     )
     for s in (0.25, 0.4, 0.8):
         moved = few_step.multistep().step(
-            base.Noise(lambda t, s, part=0: z, None), rows, (), t, jnp.asarray(s), f, process
+            base.Noise(lambda t, s, part=0: z, None), rows, (), t, jnp.asarray(s), f, process, None
         )[0]
         variance = (
             moved[1] ** 2 * (process.alpha(t) ** 2 * v + process.sigma(t) ** 2) + moved[2] ** 2
@@ -631,19 +631,19 @@ def test_average_velocities_are_not_clipped():
 
     for clipped in (guidance.clip_x0(average, FLOW), guidance.dynamic_threshold(average, FLOW)):
         u = (x - 1.4) / t
-        moved = few_step.jump().step(None, x, (), t, s, base.bind(clipped, None), FLOW)[0]
+        moved = few_step.jump().step(None, x, (), t, s, clipped, FLOW, None)[0]
         assert_allclose(moved, x - (t - s) * u, rtol=1e-5)
         assert (
             np.abs(
-                base.sample(few_step.jump(), clipped, FLOW, jax.random.key(0), x, jnp.stack([t, s]))
+                base.sample(
+                    few_step.jump(), clipped, FLOW, jax.random.key(0), x, jnp.stack([t, s])
+                ).x0
             ).max()
             <= 1
         )
-    plain = base.bind(
-        guidance.without_end_time(guidance.clip_x0(MIXTURE.denoise(FLOW), FLOW, -0.05, 0.05)), None
-    )
+    plain = guidance.without_end_time(guidance.clip_x0(MIXTURE.denoise(FLOW), FLOW, -0.05, 0.05))
     one, other = (
-        sampler.step(None, x, (), t, s, plain, FLOW)[0]
+        sampler.step(None, x, (), t, s, plain, FLOW, None)[0]
         for sampler in (few_step.jump(), ancestral.ddim())
     )
     assert_allclose(one, other, rtol=1e-5)
@@ -657,15 +657,17 @@ def test_jumps_of_any_length_are_exact():
         x = jnp.asarray(np.random.default_rng(0).standard_normal((5, 2)))
         ts = jnp.asarray([0.999, 0.7, 0.2, 0.1])
         run = jax.jit(
-            lambda x: base.sample(
-                few_step.jump(),
-                exact(MIXTURE, FLOW),
-                FLOW,
-                jax.random.key(0),
-                x,
-                ts,
-                observe=lambda x, t: x,
-            )[1]
+            lambda x: (
+                base.sample(
+                    few_step.jump(),
+                    exact(MIXTURE, FLOW),
+                    FLOW,
+                    jax.random.key(0),
+                    x,
+                    ts,
+                    observe=lambda x, t: x,
+                ).observed
+            )
         )
         assert_allclose(
             run(x)[-1], reference.reference(MIXTURE.denoise(FLOW), FLOW, x, 0.999, 0.1), atol=1e-5
@@ -678,14 +680,14 @@ def test_jumps_of_any_length_are_exact():
             x,
             ts,
             observe=lambda x, t: x,
-        )[1]
+        ).observed
         for s, found in zip(ts[1:], seen):
             assert_allclose(
                 found, NORMAL.flow(FLOW, x, jnp.full(5, 0.999), jnp.full(5, s)), rtol=1e-9
             )
         denoise = MIXTURE.denoise(FLOW)
         both = [
-            base.sample(s, denoise, FLOW, jax.random.key(0), x, ts)
+            base.sample(s, denoise, FLOW, jax.random.key(0), x, ts).x0
             for s in (few_step.jump(), ancestral.ddim())
         ]
         assert_allclose(*both, rtol=1e-12)
@@ -746,8 +748,8 @@ def test_zero_shot_editing_is_algorithm_4(task):
 
     seen, sampler = measurement.forward(y0), few_step.multistep()
     found = jax.jit(
-        lambda x: methods.restore(
-            methods.ddnm(), measurement, seen, sampler, f, process, keys, x, ts
+        lambda x: (
+            methods.restore(methods.ddnm(), measurement, seen, sampler, f, process, keys, x, ts).x0
         )
     )(x)
     assert_allclose(found, by_hand(x), atol=2e-5)
@@ -810,12 +812,13 @@ def test_the_second_time_is_a_flows():
 
     for process in (FLOW, schedules.EDM()):
         denoise = parameterization.denoiser(apply, None, parameterization.velocity(), process)
-        bound = base.bind(denoise, {"label": jnp.zeros(2)})
-        bound(jnp.ones((2, 2)), 0.5), bound(jnp.ones((2, 2)), 0.5, to=jnp.float32(0.25))
+        label = {"label": jnp.zeros(2)}
+        for cond in (label, few_step.ending_at(label, jnp.float32(0.25), 2)):
+            denoise(jnp.ones((2, 2)), 0.5, cond)
     assert "to" not in told[0] and set(told[1]) == {"label", "to"}
     assert_allclose(told[1]["to"], [0.25, 0.25])
     assert_allclose(told[3]["to"], 20 / 21, rtol=1e-6)
-    base.bind(denoise, None)(jnp.ones((2, 2)), 0.5, to=0.25)
+    denoise(jnp.ones((2, 2)), 0.5, few_step.ending_at(None, 0.25, 2))
     assert set(told[-1]) == {"to"}
 
 
@@ -1020,9 +1023,9 @@ def test_a_model_of_two_times_is_clipped_at_the_end_alone(variant):
     built = experiment.assemble(recipe(variant), (2,))
     x, t = jnp.full((3, 2), 3.0), jnp.full(3, 0.2 if variant == "meanflow" else 0.001)
     params = jax.jit(lambda: trainer.training(built).init(jax.random.key(0)).params)()
-    bound = base.bind(denoiser.denoiser(built, params, clip="static"), None)
-    assert np.abs(bound(x, t).x0).max() == 1
-    assert np.abs(bound(x, t, to=t / 2).x0).max() == (
+    denoise = denoiser.denoiser(built, params, clip="static")
+    assert np.abs(denoise(x, t).x0).max() == 1
+    assert np.abs(denoise(x, t, few_step.ending_at(None, t / 2, 3)).x0).max() == (
         1 if variant == "ect" else pytest.approx(3, rel=0.3)
     )
 

@@ -230,7 +230,9 @@ def test_placed_times_beat_every_grid_on_other_starts(make):
     with jax.enable_x64(True):
         process, denoise, x, truth = problem(0)
         other, other_truth = problem(1)[2:]
-        run = jax.jit(lambda x, ts: base.sample(make(), denoise, process, jax.random.key(0), x, ts))
+        run = jax.jit(
+            lambda x, ts: base.sample(make(), denoise, process, jax.random.key(0), x, ts).x0
+        )
 
         def error(ts):
             return float(jnp.sqrt(jnp.mean((run(other, ts) - other_truth) ** 2)))

@@ -90,7 +90,7 @@ def compiled(sampler, process, denoise):
     @jax.jit
     def step(x, memory, z, t, s):
         fixed = base.Noise(lambda t, s, part=0: z[part] if z.ndim > x.ndim else z, lambda i: z)
-        return sampler.step(fixed, x, memory, t, s, denoise, process)
+        return sampler.step(fixed, x, memory, t, s, denoise, process, None)
 
     return step
 
@@ -425,7 +425,7 @@ def test_dpm_adaptive_equals_k_diffusion(order):
         ts = (jnp.log(jnp.asarray([20.0, 0.02])) + 8) / 16
         denoise = mixture_denoiser(stored, process)
         found, spent = jax.jit(
-            lambda x: sampler.step(None, x, sampler.init(x, ts), *ts, denoise, process)
+            lambda x: sampler.step(None, x, sampler.init(x, ts), *ts, denoise, process, None)
         )(x)
         assert spent.tolist() == about["evaluations"] and len(set(about["evaluations"])) > 1
         assert_allclose(found, stored[f"dpm_adaptive/{order}/x"], rtol=1e-8, atol=1e-8)
@@ -626,14 +626,16 @@ def walk_blocks(case, orders, choose, unit, file, opened=False):
     process = Ratio(unit)
     exact = mixture_denoiser(stored, process)
     denoise = (
-        exact if not opened else lambda x, t: exact(theirs[jnp.argmin(jnp.abs(ts - t))][None], t)
+        exact
+        if not opened
+        else lambda x, t, cond: exact(theirs[jnp.argmin(jnp.abs(ts - t))][None], t)
     )
     x, i, path = theirs[:1], 0, []
     for order in orders:
         looks = tuple(
             float((lam[i + k] - lam[i]) / (lam[i + order] - lam[i])) for k in range(1, order)
         )
-        x = choose(order, looks).step(None, x, (), ts[i], ts[i + order], denoise, process)[0]
+        x = choose(order, looks).step(None, x, (), ts[i], ts[i + order], denoise, process, None)[0]
         i += order
         path.append((x[0], theirs[i]))
     return path
@@ -691,7 +693,7 @@ def test_singlestep_orders_equal_k_diffusions_dpm_fast(n, orders):
         )
         x, path = jnp.asarray(theirs[:1]), []
         for i, order in enumerate(orders):
-            x = samplers[order].step(None, x, (), ts[i], ts[i + 1], denoise, process)[0]
+            x = samplers[order].step(None, x, (), ts[i], ts[i + 1], denoise, process, None)[0]
             path.append((x[0], theirs[i + 1]))
         assert_blocks(path)
 
@@ -810,7 +812,13 @@ def test_updates_equal_score_sde(update, t):
         x = cases[case]["x_T_scale"] * jnp.asarray(stored["z"], "float64")
         memory = () if isinstance(ours, corrector.Corrector) else ((),)
         found = ours.step(
-            noise, x, *memory, *map(jnp.asarray, (t, s)), mixture_denoiser(stored, process), process
+            noise,
+            x,
+            *memory,
+            *map(jnp.asarray, (t, s)),
+            mixture_denoiser(stored, process),
+            process,
+            None,
         )
         assert_allclose(found[0] if memory else found, stored[f"{case}/x"], rtol=1e-9, atol=1e-9)
 
@@ -826,7 +834,7 @@ def test_correctors_run_on_sub_vp(make):
     std = jnp.sqrt(process.alpha(s) ** 2 + process.sigma(s) ** 2)
     noise = base.Noise(lambda t, s, part=0: jnp.asarray(z), lambda i: jnp.asarray(z))
     moved = make(snr=0.1).step(
-        noise, std * first, s + 0.01, s, laws.denoise_mixture(law, process), process
+        noise, std * first, s + 0.01, s, laws.denoise_mixture(law, process), process, None
     )
     assert jnp.std(moved - std * first) > 0.1 * std  # it has moved
     assert_allclose(jnp.var(moved) / std**2, 1.0, rtol=0.015)

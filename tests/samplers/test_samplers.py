@@ -156,7 +156,7 @@ def denoiser(process):
     reads it.
     """
 
-    def denoise(x, t, cond=None, to=None):
+    def denoise(x, t, cond=None):
         target = laws.Gaussian(*(jnp.asarray(v, x.dtype) for v in (MEANS, VARIANCES, np.eye(3))))
         return laws.denoise_gaussian(target, process)(x, t)._replace(nu=jnp.full_like(x, 0.3))
 
@@ -181,7 +181,7 @@ def law_of_run(sampler, process, ts, moves):
             for d in range(DRAWS)
         ]
         noise = base.Noise(lambda t, s, part=0: drawn[:2][part], lambda j: drawn[2:][j])
-        return sampler.step(noise, *carry, ts[i], ts[i + 1], denoiser(process), process)
+        return sampler.step(noise, *carry, ts[i], ts[i + 1], denoiser(process), process, None)
 
     out = jax.lax.fori_loop(0, moves, move, (x, sampler.init(x, ts)))[0]
     return out[1] - out[0], out[0], ((out[2:] - out[0]) ** 2).sum(0)
@@ -363,7 +363,7 @@ def test_langevin_keeps_the_law(name):
     def spread(sampler):
         image = base.sample(
             sampler, laws.denoise_gaussian(target, process), process, jax.random.key(0), x, ts
-        )
+        ).x0
         z = (np.asarray(image) - target.mean) / std
         return [z[:, :32].std(), z[:, 32:].std(), abs(z[:, :32].mean()), abs(z[:, 32:].mean())]
 
@@ -393,10 +393,9 @@ def test_adaptive_solvers_keep_their_tolerance(name):
                     solver(tolerance, tolerance),
                     laws.denoise_gaussian(target, process),
                     process,
-                    count=True,
                 )
             )
-            image, nfe = run(jax.random.key(1), x, ts)
+            image, _, nfe = run(jax.random.key(1), x, ts)
             error = np.abs(np.asarray(image - exact)).max()
             assert (
                 error < 30 * tolerance
@@ -414,7 +413,7 @@ def test_adaptive_solvers_count_their_evaluations(solver):
         jax.debug.callback(lambda: calls.append(1))
         return denoise(y, t, cond)
 
-    nfe = base.sample(solver(), counting, process, keys, x, ts[jnp.array([0, -1])], count=True)[1]
+    nfe = base.sample(solver(), counting, process, keys, x, ts[jnp.array([0, -1])]).nfe
     jax.effects_barrier()
     assert len(calls) == nfe[0] > 30
 
@@ -431,7 +430,7 @@ def test_an_adaptive_solver_that_gives_up_says_so(solver):
         return gaussian.from_eps(process, x, jnp.sign(jnp.sin(1e5 * x)), t)
 
     x = jnp.ones((1, 2))
-    image = base.sample(solver, jumpy, process, jax.random.key(0), x, jnp.array([1.0, 0.5]))
+    image = base.sample(solver, jumpy, process, jax.random.key(0), x, jnp.array([1.0, 0.5])).x0
     assert not np.isfinite(image).any()
 
 
@@ -492,7 +491,7 @@ def test_on_one_brownian_path_sde_solvers_converge_to_one_image():
         )
         ts = [grids.uniform_logsnr(process, n) for n in (33, 65, 257)]
         images = [
-            run(keys, x, jnp.append(part, jnp.full(257 - len(part), part[-1]))) for part in ts
+            run(keys, x, jnp.append(part, jnp.full(257 - len(part), part[-1]))).x0 for part in ts
         ]
         return [float(jnp.sqrt(jnp.mean((image - images[-1]) ** 2))) for image in images[:2]]
 
@@ -518,6 +517,7 @@ def one_step(sampler, process, denoise=None, t=0.6, s=0.45):
         s,
         denoise,
         process,
+        None,
     )[0]
 
 
@@ -556,7 +556,7 @@ def test_learned_variance_spans_small_to_large(process):
             learned = one_step(
                 ancestral.ddpm("learned"),
                 process,
-                lambda x, t: exact(x, t)._replace(nu=jnp.full_like(x, nu)),
+                lambda x, t, cond: exact(x, t)._replace(nu=jnp.full_like(x, nu)),
             )
             assert_allclose(learned, one_step(ancestral.ddpm(name), process), rtol=1e-9, atol=1e-12)
 
@@ -643,7 +643,7 @@ def test_the_same_multistep_method_under_two_names(pair):
             laws.denoise_mixture(MIXTURE, process),
         )
         one, other = (
-            base.sample(sampler, denoise, process, keys, x, ts) for sampler in LONG_PAIRS[pair]
+            base.sample(sampler, denoise, process, keys, x, ts).x0 for sampler in LONG_PAIRS[pair]
         )
         assert_allclose(one, other, rtol=1e-9, atol=1e-11)
 
@@ -659,7 +659,7 @@ def test_eta_above_one_is_limited_to_all_the_noise_there_is(make):
         found = one_step(
             make(100.0),
             process,
-            lambda x, t: gaussian.from_x0(process, x, jnp.full_like(x, 0.3), t),
+            lambda x, t, cond: gaussian.from_x0(process, x, jnp.full_like(x, 0.3), t),
             t=0.6,
             s=0.45,
         )
@@ -753,7 +753,7 @@ def moments(sampler, denoise, process, ts, mean, variance):
         z = jnp.asarray([[0.0], [0.0], [1.0]])
         mean, variance = carry
         noise = base.Noise(lambda t, s, part=0: z, lambda i: z)
-        offset, one, spread = sampler.step(noise, rows, (), *times, denoise, process)[0][:, 0]
+        offset, one, spread = sampler.step(noise, rows, (), *times, denoise, process, None)[0][:, 0]
         return (
             (one - offset) * mean + offset,
             (one - offset) ** 2 * variance + (spread - offset) ** 2,
@@ -784,14 +784,14 @@ def steps_of(sampler, ts, x=None):
     """
     process, start = schedules.VP(), jnp.ones((1, 1), ts.dtype)
 
-    def said(y, t, to=None):
+    def said(y, t, cond):
         return Prediction(jnp.full_like(y, jnp.sin(3 * t)), jnp.full_like(y, jnp.cos(2 * t)))
 
     def move(carry, inputs):
         t, s, given = inputs
         now, memory = carry
         now = now if x is None else jnp.full_like(now, given)
-        now, memory = sampler.step(base.silence(start), now, memory, t, s, said, process)
+        now, memory = sampler.step(base.silence(start), now, memory, t, s, said, process, None)
         return (now, memory), now[0, 0]
 
     given = ts if x is None else x
@@ -897,7 +897,7 @@ def mixture_errors(sampler, budgets, grid=None, exact=None):
         x = base.start(process, RUNS, (64, 2), "float64")
         return base.sample(
             sampler, laws.denoise_mixture(RING, process), process, RUNS, x, ts, padded=True
-        )
+        ).x0
 
     def images(i, process, n):
         ts = build(components.GRIDS, grid or sampler.grid, process, n)
@@ -1005,7 +1005,7 @@ def test_one_network_is_the_same_model_under_any_process(sampler):
         ts = gaussian.time_of_logsnr(process, lam)
         denoise = parameterization.denoiser(network, params, parameterization.edm(), process)
         x = unit * jnp.hypot(process.alpha(ts[0]), process.sigma(ts[0]))
-        images.append(base.sample(sampler, denoise, process, jax.random.key(5), x, ts))
+        images.append(base.sample(sampler, denoise, process, jax.random.key(5), x, ts).x0)
     for image in images[1:]:
         assert_allclose(image, images[0], rtol=1e-5, atol=1e-5)
     assert np.std(images[0]) > 0.1
@@ -1072,7 +1072,6 @@ def sampled(sampler):
         x,
         ts,
         observe=lambda y, t: {"x": y, "t": t},
-        count=True,
     )
 
 
@@ -1082,7 +1081,7 @@ def test_sample_is_a_loop_of_steps_that_ends_in_x0_hat(sampler):
     sampler, (process, denoise, keys, x, ts) = parts(sampler), setting()
     calls = []
 
-    def counting(y, t, to=None):
+    def counting(y, t, cond):
         jax.debug.callback(lambda: calls.append(1))
         return denoise(y, t)
 
@@ -1096,6 +1095,7 @@ def test_sample_is_a_loop_of_steps_that_ends_in_x0_hat(sampler):
             ts[i + 1],
             counting,
             process,
+            None,
         )
         path.append(y)
     jax.effects_barrier()
@@ -1138,8 +1138,8 @@ def test_times_that_do_not_decrease_are_refused():
         run(copies)
     with pytest.raises(UserError, match="after the first of them"):
         run(jnp.array([1.0, 0.1, 0.5, 0.1]), padded=True)
-    assert jax.eval_shape(run, ts[::-1]).shape == x.shape  # traced times cannot be looked at
-    assert_allclose(run(list(map(float, ts))), run(ts), rtol=1e-6)
+    assert jax.eval_shape(run, ts[::-1]).x0.shape == x.shape  # traced times cannot be looked at
+    assert_allclose(run(list(map(float, ts))).x0, run(ts).x0, rtol=1e-6)
 
 
 @every_sampler
@@ -1150,7 +1150,7 @@ def test_an_image_depends_on_its_own_key_alone(sampler):
     chosen = np.array([4, 1])
     part = base.sample(
         sampler, denoise, process, keys[chosen], base.start(process, keys[chosen], (2, 2)), ts
-    )
+    ).x0
     tight = 1e-2 if base.adaptive(sampler) else 1e-5
     assert_allclose(part, whole[chosen], rtol=tight, atol=tight)
     assert len(np.unique(np.asarray(whole)[:, 0])) == 6
@@ -1160,8 +1160,8 @@ def test_one_key_for_the_batch_is_folded_with_the_place():
     process, denoise, keys, x, ts = setting()
     sampler = ancestral.ddpm()
     assert_allclose(
-        base.sample(sampler, denoise, process, jax.random.key(1), x, ts),
-        base.sample(sampler, denoise, process, keys, x, ts),
+        base.sample(sampler, denoise, process, jax.random.key(1), x, ts).x0,
+        base.sample(sampler, denoise, process, keys, x, ts).x0,
     )
     assert_allclose(base.start(process, jax.random.key(1), (6, 2)), x)
     later = arrays.example_keys(
@@ -1175,7 +1175,7 @@ def test_sample_is_traced_once():
     sampler = sde.edm()
     run = jax.jit(
         chex.assert_max_traces(
-            lambda key, x, ts: base.sample(sampler, denoise, process, key, x, ts), n=1
+            lambda key, x, ts: base.sample(sampler, denoise, process, key, x, ts).x0, n=1
         )
     )
     images = [
@@ -1201,23 +1201,23 @@ def test_the_smallest_budgets_are_one_evaluation_and_one_step(sampler):
         assert base.points(sampler, nfe) == 1
     one = grids.uniform(process, 1)
     for padded in (False, True):
-        image, nfe = base.sample(sampler, denoise, process, keys, x, one, padded=padded, count=True)
+        image, _, nfe = base.sample(sampler, denoise, process, keys, x, one, padded=padded)
         assert_allclose(image, denoise(x, one[0]).x0, rtol=1e-6)
         assert set(np.asarray(nfe)) == {1} == {base.evaluations(sampler, one)}
     two = grids.uniform(process, base.points(sampler, first))
     assert len(two) == 2 and base.evaluations(sampler, two) == first
     for padded in (False, True):
         run = functools.partial(base.sample, sampler, denoise, process, keys, padded=padded)
-        assert jax.eval_shape(run, x, two).shape == x.shape
+        assert jax.eval_shape(run, x, two).x0.shape == x.shape
 
 
 @pytest.mark.parametrize("sampler", [ancestral.ddpm(), ode.heun()], ids=["ddpm", "heun"])
 def test_a_padded_grid_is_the_grid(sampler):
     process, denoise, keys, x, ts = setting()
-    plain = base.sample(sampler, denoise, process, keys, x, ts)
+    plain = base.sample(sampler, denoise, process, keys, x, ts).x0
     padded = base.sample(
         sampler, denoise, process, keys, x, jnp.concatenate([ts, jnp.full(4, ts[-1])]), padded=True
-    )
+    ).x0
     assert_allclose(padded, plain, rtol=1e-5, atol=1e-6)
 
 
@@ -1228,7 +1228,7 @@ def test_the_condition_reaches_the_denoiser():
         return gaussian.from_x0(process, y, jnp.broadcast_to(cond["label"][:, None], y.shape), t)
 
     label = jnp.arange(6.0)
-    image = base.sample(ancestral.ddim(), conditional, process, keys, x, ts, {"label": label})
+    image = base.sample(ancestral.ddim(), conditional, process, keys, x, ts, {"label": label}).x0
     assert_allclose(image, np.stack([label, label], 1))
 
 
@@ -1254,7 +1254,7 @@ def test_nfe_budget():
         and base.evaluations(multistep.pndm(), np.zeros(41)) == 50
     )
     assert base.points(multistep.pndm(), 5) == 2 and base.points(adaptive.tsit5(), 50) == 2
-    with pytest.raises(UserError, match="count=True"):
+    with pytest.raises(UserError, match="read nfe"):
         base.evaluations(adaptive.tsit5(), np.zeros(2))
 
 
@@ -1287,7 +1287,7 @@ def test_every_sampler_takes_guided_conditional_clipped_images_under_every_proce
         clipped = guidance.clip_x0(guided, process)
         return base.sample(
             SAMPLERS[sampler](), clipped, process, keys, x, ts, {"label": label}, padded=True
-        )
+        ).x0
 
     for i, (name, process) in enumerate(PROCESSES.items()):
         image = np.asarray(run(i, keys, grids.karras(process, 33)))

@@ -64,7 +64,7 @@ def test_trajectory_errors_on_a_target_are_those_of_float64_and_fall_at_the_solv
     with jax.enable_x64(True):
         denoise, ts = subject.denoise(()), build_grid(subject.process, 33)
         x = base.start(subject.process, subject.keys, (40, 2), "float64")
-        x0 = base.sample(ancestral.ddim(), denoise, subject.process, subject.keys, x, ts)
+        x0 = base.sample(ancestral.ddim(), denoise, subject.process, subject.keys, x, ts).x0
         end = reference.reference(denoise, subject.process, x, 1.0, subject.process.t_min)
         off = np.asarray(x0 - denoise(jnp.asarray(end), subject.process.t_min).x0)
     np.testing.assert_allclose(ddim[1], np.sqrt(np.mean(off**2)), rtol=1e-8)

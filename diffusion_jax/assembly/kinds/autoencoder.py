@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from diffusion_jax import arrays, data
+from diffusion_jax import arrays, data, streams
 from diffusion_jax.assembly import components, conditions
 from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.kinds import diffusion
@@ -45,7 +45,9 @@ def init(experiment: Experiment, key: Key) -> Params:
     cond = conditions.null_cond(experiment, 1)
     params = {"autoencoder": experiment.model.init(key, x, cond)["params"]}
     if experiment.discriminator:
-        own = experiment.discriminator.init(arrays.fold_in(key, 1), x)["params"]
+        own = experiment.discriminator.init(arrays.fold_in(key, streams.INIT_DISCRIMINATOR), x)[
+            "params"
+        ]
         params["discriminator"] = own
     return params
 
@@ -59,7 +61,9 @@ def loss(experiment: Experiment) -> step.LossFn:
 
     def run(params: Params, batch, keys: Key, now: step.Now):
         x, last = conditions.example(batch, keys), jnp.iinfo(jnp.int32).max
-        eps = objective.draw(arrays.fold_in(keys, 0), jnp.zeros((len(x), *like)))
+        eps = objective.draw(
+            arrays.fold_in(keys, streams.EXAMPLE_OBJECTIVE), jnp.zeros((len(x), *like))
+        )
         cond = conditions.of_batch(experiment, batch, keys, now.train)
         at = now.step if now.train else jnp.int32(last)
         return objective.loss(networks(experiment, params), x, eps, cond, at)
@@ -78,7 +82,7 @@ def draw(
 ) -> tuple[Array, Array]:
     """(images (B, ...), 1): z ~ N(0, I), in the random stream of samplers.base.start, decoded."""
     z = arrays.noise(
-        arrays.fold_in(keys, 0x7FFFFFFF), jnp.zeros((len(keys), *experiment.model.latent_shape))
+        arrays.fold_in(keys, streams.PRIOR), jnp.zeros((len(keys), *experiment.model.latent_shape))
     )
     return pictures(experiment, params, z, keys, cond), jnp.ones(len(keys), jnp.int32)
 
@@ -149,7 +153,7 @@ def pictures(
         x = variational.mean_image(bound, likelihood, z, cond)
         return jnp.clip(x, -1.0, 1.0) if experiment.is_image else x
     return variational.sample_pixels(
-        bound, likelihood, z, arrays.fold_in(keys, 0), experiment.shape, cond
+        bound, likelihood, z, arrays.fold_in(keys, streams.DECODER), experiment.shape, cond
     )
 
 

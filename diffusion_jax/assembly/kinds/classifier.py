@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import arrays
+from diffusion_jax import arrays, streams
 from diffusion_jax.assembly import conditions, denoiser
 from diffusion_jax.assembly.kinds import diffusion
 from diffusion_jax.assembly.settings import Experiment, Kind
@@ -19,8 +19,14 @@ def loss(experiment: Experiment) -> step.LossFn:
     """-log p(label | x_t), with x_t as the config's objective draws it, and its 'accuracy'."""
 
     def run(params: Params, batch, keys: Key, now: step.Now):
-        noised = experiment.objective.draw(arrays.fold_in(keys, 0), conditions.example(batch, keys))
-        rngs = {"dropout": jax.random.fold_in(keys[0], 2)} if now.train else None
+        noised = experiment.objective.draw(
+            arrays.fold_in(keys, streams.EXAMPLE_OBJECTIVE), conditions.example(batch, keys)
+        )
+        rngs = (
+            {"dropout": jax.random.fold_in(keys[0], streams.EXAMPLE_NETWORK_DROPOUT)}
+            if now.train
+            else None
+        )
         log_p = jax.nn.log_softmax(
             denoiser.logits(experiment, params)(noised.x_t, noised.t, train=now.train, rngs=rngs)
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import arrays
+from diffusion_jax import arrays, streams
 from diffusion_jax.assembly import components, conditions, denoiser
 from diffusion_jax.assembly.settings import Experiment, Kind, SamplingSettings
 from diffusion_jax.denoisers import parameterization
@@ -27,8 +27,14 @@ def loss(experiment: Experiment) -> step.LossFn:
     network, objective = denoiser.apply(experiment), experiment.objective
 
     def run(params: Params, batch, keys: Key, now: step.Now):
-        noised = objective.draw(arrays.fold_in(keys, 0), conditions.example(batch, keys))
-        rngs = {"dropout": jax.random.fold_in(keys[0], 2)} if now.train else None
+        noised = objective.draw(
+            arrays.fold_in(keys, streams.EXAMPLE_OBJECTIVE), conditions.example(batch, keys)
+        )
+        rngs = (
+            {"dropout": jax.random.fold_in(keys[0], streams.EXAMPLE_NETWORK_DROPOUT)}
+            if now.train
+            else None
+        )
         denoise = parameterization.denoiser(
             network,
             params,
@@ -56,7 +62,7 @@ def draw(
     """(x0 (B, ...), NFE of each (B,)) by the denoiser and the sampler of the settings."""
     denoise = denoiser.denoiser(experiment, params, scale=scale, clip=settings.clip)
     x = base.start(experiment.process, keys, (len(keys), *experiment.shape))
-    return base.sample(
+    samples = base.sample(
         settings.sampler,
         denoise,
         experiment.process,
@@ -66,8 +72,8 @@ def draw(
         cond,
         padded=True,
         noise=components.NOISES[settings.noise],
-        count=True,
     )
+    return samples.x0, samples.nfe
 
 
 def complete(experiment: Experiment, config) -> Experiment:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 from ml_collections import ConfigDict
 
-from diffusion_jax import arrays
+from diffusion_jax import arrays, streams
 from diffusion_jax.assembly import conditions, denoiser
 from diffusion_jax.assembly.kinds import diffusion
 from diffusion_jax.assembly.settings import Experiment, Kind
@@ -44,7 +44,11 @@ def loss(experiment: Experiment) -> step.LossFn:
 
     def run(params: Params, batch, keys: Key, now: step.Now):
         # all networks have the same dropout masks
-        rngs = {"dropout": jax.random.fold_in(keys[0], 2)} if now.train else None
+        rngs = (
+            {"dropout": jax.random.fold_in(keys[0], streams.EXAMPLE_NETWORK_DROPOUT)}
+            if now.train
+            else None
+        )
 
         def student(params):
             return parameterization.denoiser(
@@ -65,7 +69,11 @@ def loss(experiment: Experiment) -> step.LossFn:
             lambda cond: cond and cond | conditions.null_cond(experiment, len(keys)),
         )
         progress = now.step / experiment.training.steps
-        drawn = objective.draw(arrays.fold_in(keys, 0), conditions.example(batch, keys), progress)
+        drawn = objective.draw(
+            arrays.fold_in(keys, streams.EXAMPLE_OBJECTIVE),
+            conditions.example(batch, keys),
+            progress,
+        )
         cond = conditions.of_batch(experiment, batch, keys, now.train)
         losses = objective.loss(networks, drawn, cond, progress)
         return losses, {"level": gaussian.logsnr(experiment.process, drawn.t)}
