@@ -369,7 +369,7 @@ def test_the_network_of_the_page_is_trained_by_its_config(monkeypatch):
     """
     module = types.ModuleType("diffusion_jax.models.convnet")
     vars(module).update(pasted("class ConvNet", module.__name__))
-    family = components.MODELS._replace(modules=(*components.MODELS.modules, module))
+    family = components.MODELS._replace(own=(*components.MODELS.own, module.ConvNet))
     monkeypatch.setattr(components, "MODELS", family)
     config = pasted("convnet.ConvNet")["get_config"]()
     assert config.model.to_dict() == {"name": "convnet.ConvNet", "width": 48, "blocks": 4}

@@ -1,16 +1,15 @@
-"""From a name in a config to the thing in the package: the name IS the path.
+"""From a name in a config to the component: the name is the path.
 
-    build(SAMPLERS, 'ode.edm_heun')                                    samplers/ode.py, edm_heun()
-    build(SAMPLERS, 'ancestral.ddim(eta=0.5)')                         with arguments
-    build(SAMPLERS, 'ddim(eta=0.5)')                                   the name alone: the first module that has it
-    build(OBJECTIVES, 'denoising.flow_matching(time=times.logit_normal(std=1.2))', process)      nested; more arguments from code
+    build(SAMPLERS, 'ode.edm_heun')                    samplers/ode.py, edm_heun()
+    build(SAMPLERS, 'ancestral.ddim(eta=0.5)')         with arguments
+    build(SAMPLERS, 'ddim(eta=0.5)')                   the name alone: the first member that has it
+    build(OBJECTIVES, 'denoising.flow_matching(time=times.logit_normal(std=1.2))', process)
+                                                       nested, with more arguments from code
 
-A spec is a call written as text, so that the command line can change a component and its arguments
-in one override. It is parsed, never evaluated: names are looked up in the family, arguments are
-literals or further specs, and each is checked against the annotation of the parameter that it is
-for. No registry: a public function that is annotated to return the family's type, in one of the
-family's modules, is a member. One that has another annotation, or stands in another module beside
-these, is refused with what is missing.
+Names are looked up in the family; arguments are literals or further specs, and each is checked
+against the type of the parameter that it is for. The members of a family are those of the tuples at
+the end of their modules (SAMPLERS in samplers/*.py). A function that is in no tuple is refused with
+what to do.
 """
 
 from __future__ import annotations
@@ -18,397 +17,282 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from diffusion_jax.assembly import annotations
+from diffusion_jax.assembly.specs import as_call, is_component, parse, shown
 from diffusion_jax.errors import UserError, unknown
-
-LONGEST = 100_000  # characters of a spec: a table of betas has 50,000
-LARGEST = 1e300  # of a number in a spec
-DEEPEST = 40  # levels of its syntax tree: a sampler around a sampler has 9
 
 
 class Family(NamedTuple):
     """What a config may name.
 
-    kind: for messages. modules: where members are. returns: what members return ('class': classes).
-    arguments: what the arguments of members may return. aliases: other programs' names for members.
+    Attributes:
+      kind: of its members, for messages.
+      own: the members.
+      listed: the name of the tuple of members in their modules, for messages.
+      arguments: what an argument of a member may name, by the type of the parameter.
+      aliases: the names of other programs for members.
     """
 
     kind: str
-    modules: tuple[ModuleType, ...]
-    returns: tuple[str, ...]
-    arguments: tuple[str, ...] = ()
+    own: tuple[Callable, ...]
+    listed: str
+    arguments: Mapping[Any, tuple[Callable, ...]] = MappingProxyType({})
     aliases: Mapping[str, str] = MappingProxyType({})
 
 
-def members(family: Family, returns: tuple[str, ...] | None = None) -> dict[str, Callable]:
-    """The family's public functions (and dataclasses and networks), as 'module.name'; of a single
-    module also as 'name'.
+def members(family: Family) -> dict[str, Callable]:
+    """The members of a family as 'module.name', or as 'name' where all are of one module."""
+    return _named(family, family.own)
+
+
+def build(family: Family, spec: str, *args: Any, **kwargs: Any) -> Any:
+    """Build the component that `spec` names.
+
+    Args:
+      family: what the spec may name.
+      spec: a name or a call.
+      *args: arguments that precede those of the spec.
+      **kwargs: more arguments from code.
+
+    Raises:
+      UserError: for an unknown name or argument, with the nearest name or the arguments that there
+        are; for a value of another type than the parameter's; and for one that the component itself
+        refuses.
     """
-    returns = returns or family.returns
-    found = {}
-    for module in family.modules:
-        prefix = "" if len(family.modules) == 1 else module.__name__.rpartition(".")[2] + "."
-        for name, value in vars(module).items():
-            if name.startswith("_") or getattr(value, "__module__", None) != module.__name__:
-                continue
-            if (
-                "class"
-                if inspect.isclass(value)
-                else _short(getattr(value, "__annotations__", {}).get("return"))
-            ) in returns:
-                found[prefix + name] = value
-    return found
-
-
-def build(family: Family, spec: str, *args, **kwargs) -> Any:
-    """Build the component that `spec` names, with the spec's own arguments after *args and
-    **kwargs.
-
-    Raises UserError, naming the nearest name or the arguments there are, for anything that does not
-    fit: an unknown name or argument, a value of another type than the parameter's annotation, or
-    one that the component itself refuses.
-    """
-    return _build(family, _parsed(family, spec), spec, family.returns, args, kwargs)
+    return _build(family, _parsed(family, spec), spec, family.own, args, kwargs)
 
 
 def resolved(family: Family, spec: str) -> str:
     """The spec with the full names of its members: 'ddim(eta=0.5)' -> 'ancestral.ddim(eta=0.5)'.
 
-    Raises UserError for a name that does not exist. A spec that has full names already is returned
-    unchanged.
+    A spec that has full names already is returned unchanged.
+
+    Raises:
+      UserError: for a name that does not exist.
     """
     tree = _parsed(family, spec)
-    full = _spelled(family, tree, spec, family.returns)
+    full = _spelled(family, tree, family.own)
     return spec if ast.dump(tree) == ast.dump(_parsed(family, full)) else full
 
 
-def _parsed(family: Family, spec: Any) -> ast.expr:
-    try:
-        if len(spec) > LONGEST:
-            raise ValueError
-        tree = ast.parse(
-            spec.strip().replace("++", "pp"), mode="eval"
-        ).body  # DPM-Solver++ is dpmpp
-        _check_syntax(family, tree, spec)
-        return tree
-    except UserError:
-        raise
-    except (SyntaxError, AttributeError, TypeError, ValueError, MemoryError, RecursionError):
-        what = f"cannot read {family.kind} '{str(spec):.60}'"
-        raise UserError(
-            f"{what}; write a name or a call, such as '{next(iter(members(family)))}'"
-        ) from None
+def member(family: Family, spec: str) -> Callable:
+    """The function or class that a spec names. UserError for a name that does not exist."""
+    name = ast.unparse(as_call(_parsed(family, spec)).func)
+    return _member(family, name, family.own)[1]
 
 
-def _check_syntax(family: Family, tree: ast.expr, spec: str) -> None:
-    """UserError for a spec that is nested too deeply, and for an argument that is given twice."""
-    level = [tree]
-    for _ in range(DEEPEST):
-        level = [below for node in level for below in ast.iter_child_nodes(node)]
-    if level:
-        raise UserError(f"{family.kind} '{_shown(spec)}': it is nested more than {DEEPEST} deep")
-    for call in ast.walk(tree):
-        names = [keyword.arg for keyword in call.keywords] if isinstance(call, ast.Call) else []
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise UserError(
-                f"{family.kind} '{_shown(spec)}': {twice} is given twice; keep one of them"
-            )
+def _parsed(family: Family, spec: str) -> ast.expr:
+    return parse(spec, family.kind, next(iter(members(family))))
 
 
-def _shown(spec: str) -> str:
-    """A spec in a message, of a long one its beginning."""
-    return spec if len(spec) <= 200 else f"{spec[:200]}..."
+# ---- names
+def _module(function: Callable) -> str:
+    return function.__module__.rpartition(".")[2]
 
 
-def _member(family: Family, name: str, returns: tuple[str, ...]) -> tuple[str, Callable]:
+def _named(family: Family, choices: tuple[Callable, ...]) -> dict[str, Callable]:
+    """The functions by their names in specs of this family."""
+    everything = family.own + sum(family.arguments.values(), ())
+    alone = len({function.__module__ for function in everything}) == 1
+    return {
+        function.__name__ if alone else f"{_module(function)}.{function.__name__}": function
+        for function in choices
+    }
+
+
+def _member(family: Family, name: str, choices: tuple[Callable, ...]) -> tuple[str, Callable]:
     """(full name, function) of a member by its full name, its name alone in any case, or an alias."""
-    choices = members(family, returns)
-    if name in choices:
-        return name, choices[name]
-    alike = {choice: (choice.lower(), choice.lower().rpartition(".")[2]) for choice in choices}
-    exact = [choice for choice in choices if choice.rpartition(".")[2] == name]
-    found = next(
-        iter(exact or [choice for choice, words in alike.items() if name.lower() in words]), None
-    )
-    found = found or family.aliases.get(name.lower())
-    if found not in choices:
-        raise _no_member(family, name, returns) or unknown(family.kind, name, choices)
-    return found, choices[found]
+    known = _named(family, choices)
+    if name in known:
+        return name, known[name]
+    alike = {choice: (choice.lower(), choice.lower().rpartition(".")[2]) for choice in known}
+    exact = [choice for choice in known if choice.rpartition(".")[2] == name]
+    near = [choice for choice, words in alike.items() if name.lower() in words]
+    found = next(iter(exact or near), None) or family.aliases.get(name.lower())
+    if found not in known:
+        raise _not_listed(family, name, choices) or unknown(family.kind, name, known)
+    return found, known[found]
 
 
-def _no_member(family: Family, name: str, returns: tuple[str, ...]) -> UserError | None:
-    """What a function or a class of this name, in a module of the family or beside one, lacks to be
-    a member; None if there is none.
+def _not_listed(family: Family, name: str, choices: tuple[Callable, ...]) -> UserError | None:
+    """What to do with a function of this name that stands in or beside the family's modules but is
+    not a member; None if there is no such function.
     """
     room, _, own = name.rpartition(".")
-    for module in family.modules:
-        there = (
-            getattr(module, own, None) if room in ("", module.__name__.rpartition(".")[2]) else None
-        )
-        if (
-            callable(there)
-            and getattr(there, "__module__", None) == module.__name__
-            and not own.startswith("_")
-        ):
-            says = _short(getattr(there, "__annotations__", {}).get("return", "nothing"))
+    modules = [sys.modules[found] for found in dict.fromkeys(f.__module__ for f in choices)]
+    listed = dict.fromkeys(Path(module.__file__) for module in modules)
+    folders = dict.fromkeys(path.parent for path in listed)
+    beside = [path for folder in folders for path in sorted(folder.glob("*.py"))]
+    for path in dict.fromkeys([*listed, *beside]):
+        if own.startswith("_") or room not in ("", path.stem) or not _defines(path, own):
+            continue
+        place = "/".join(path.parts[-2:])
+        if path in listed:
             return UserError(
-                f"{family.kind} '{name}': {own} is in {_place(module.__file__)}, but is annotated to return {says}; "
-                f"to be named here it must be annotated to return {' or '.join(returns)}"
+                f"{family.kind} '{name}': {own} is in {place}, but not in the tuple {family.listed} "
+                "at the end of that file; add it there"
             )
-    listed = {Path(module.__file__) for module in family.modules}
-    for folder in dict.fromkeys(path.parent for path in listed):
-        files = (
-            [folder / f"{room}.py"]
-            if room.isidentifier()
-            else []
-            if room
-            else sorted(folder.glob("*.py"))
+        return UserError(
+            f"{family.kind} '{name}': {own} is in {place}, which is no module of this family; give "
+            f"it a tuple {family.listed} and add it to the family in "
+            "diffusion_jax/assembly/components.py"
         )
-        for path in files:
-            if (
-                path.is_file()
-                and path not in listed
-                and re.search(
-                    rf"^(def|class) {re.escape(own)}\b", path.read_text(encoding="utf-8"), re.M
-                )
-            ):
-                return UserError(
-                    f"{family.kind} '{name}': {own} is in {_place(path)}, which is no module of this family; "
-                    "import it in diffusion_jax/assembly/components.py and add it to the family there"
-                )
     return None
 
 
-def _place(path: str | Path) -> str:
-    """A file by its place in the package: samplers/ode.py."""
-    return "/".join(Path(path).parts[-2:])
+def _defines(path: Path, name: str) -> bool:
+    """Whether a file defines a function or class of this name."""
+    return path.is_file() and bool(
+        re.search(rf"^(def|class) {re.escape(name)}\b", path.read_text(encoding="utf-8"), re.M)
+    )
 
 
-def _build(
-    family: Family, node: ast.expr, spec: str, returns: tuple[str, ...], args=(), kwargs=None
-) -> Any:
-    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
-    name, function = _member(family, ast.unparse(call.func), returns)
-    signature = inspect.signature(function)
-    given = {keyword.arg or "**": _Node(keyword.value) for keyword in call.keywords}
-    try:
-        bound = signature.bind(*args, *map(_Node, call.args), **(kwargs or {}), **given)
-    except TypeError as error:
-        raise UserError(
-            f"{family.kind} '{_shown(spec)}': {error}; {name} takes {_takes(function, signature, len(args), kwargs or {})}"
-        ) from None
-    for parameter, value in bound.arguments.items():
-        kind = signature.parameters[parameter]
-        if kind.kind is inspect.Parameter.VAR_KEYWORD:
-            bound.arguments[parameter] = _options(family, value, function, kind, name, spec)
-        elif isinstance(value, _Node):
-            bound.arguments[parameter] = _argument(
-                family, value.node, _text(kind.annotation), f"{name}: {parameter}", spec
-            )
-    if not (call.args or call.keywords):
-        return function(*bound.args, **bound.kwargs)
-    try:
-        return function(*bound.args, **bound.kwargs)
-    except UserError:
-        raise
-    except (
-        TypeError,
-        ValueError,
-        ArithmeticError,
-        MemoryError,
-    ) as error:  # what the component's own checks do not foresee
-        raise UserError(
-            f"{family.kind} '{_shown(spec)}': {name} refuses these arguments: {error}"
-        ) from error
-
-
+# ---- calls
 class _Node(NamedTuple):
     """An argument that the spec gives, before it is read."""
 
     node: ast.expr
 
 
-def _options(
+def _build(
     family: Family,
-    values: dict,
-    function: Callable,
-    parameter: inspect.Parameter,
-    name: str,
+    node: ast.expr,
     spec: str,
-) -> dict:
-    """The values of `**options: Unpack[Options]`, by the annotations of that TypedDict."""
-    known = _unpacked(function, parameter)
-    made = {}
-    for key, value in values.items():
-        if known is not None and key not in known:
-            takes = _takes(function, inspect.signature(function))
+    choices: tuple[Callable, ...],
+    args: tuple = (),
+    kwargs: Mapping[str, Any] = MappingProxyType({}),
+) -> Any:
+    call = as_call(node)
+    name, function = _member(family, ast.unparse(call.func), choices)
+    bound = _bound(family, call, spec, name, function, args, kwargs)
+    if not (call.args or call.keywords):
+        return function(*bound.args, **bound.kwargs)
+    try:
+        return function(*bound.args, **bound.kwargs)
+    except UserError:
+        raise
+    # what the component's own checks do not foresee
+    except (TypeError, ValueError, ArithmeticError, MemoryError) as error:
+        raise UserError(
+            f"{family.kind} '{shown(spec)}': {name} refuses these arguments: {error}"
+        ) from error
+
+
+def _bound(
+    family: Family,
+    call: ast.Call,
+    spec: str,
+    name: str,
+    function: Callable,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+) -> inspect.BoundArguments:
+    """The arguments of a member: those from code, and those of the spec, read and checked."""
+    signature = inspect.signature(function)
+    known = annotations.options(function)
+    given = {keyword.arg or "**": _Node(keyword.value) for keyword in call.keywords}
+    try:
+        bound = signature.bind(*args, *map(_Node, call.args), **kwargs, **given)
+    except TypeError as error:
+        takes = _takes(function, signature, len(args), kwargs)
+        raise UserError(f"{family.kind} '{shown(spec)}': {error}; {name} takes {takes}") from None
+    hints = annotations.hints(function)
+    for parameter, value in bound.arguments.items():
+        if signature.parameters[parameter].kind is not inspect.Parameter.VAR_KEYWORD:
+            hint = hints.get(parameter, Any)
+            bound.arguments[parameter] = _read(family, value, hint, f"{name}: {parameter}", spec)
+            continue
+        if known is not None and (wrong := [key for key in value if key not in known]):
             raise UserError(
-                f"{family.kind} '{_shown(spec)}': got an unexpected keyword argument '{key}'; {name} takes {takes}"
+                f"{family.kind} '{shown(spec)}': got an unexpected keyword argument '{wrong[0]}'; "
+                f"{name} takes {_takes(function, signature)}"
             )
-        annotation = _text((known or {}).get(key, "Any"))
-        made[key] = (
-            _argument(family, value.node, annotation, f"{name}: {key}", spec)
-            if isinstance(value, _Node)
-            else value
-        )
-    return made
-
-
-def _unpacked(function: Callable, parameter: inspect.Parameter) -> dict[str, Any] | None:
-    """The annotations of the TypedDict of a parameter `**options: Unpack[Options]`; None of one
-    that says nothing.
-    """
-    inner = _text(parameter.annotation).removeprefix("Unpack[").removesuffix("]")
-    return getattr(getattr(inspect.getmodule(function), inner, None), "__annotations__", None)
+        bound.arguments[parameter] = {
+            key: _read(family, one, (known or {}).get(key, Any), f"{name}: {key}", spec)
+            for key, one in value.items()
+        }
+    return bound
 
 
 def _takes(
     function: Callable,
     signature: inspect.Signature,
     first: int | None = None,
-    others: Mapping[str, Any] | None = None,
+    others: Mapping[str, Any] = MappingProxyType({}),
 ) -> str:
-    """The names of the arguments that a spec may give: all but the first ones and the others, which
-    code gives.
+    """The names of the arguments that a spec may give.
 
-    first=None stands for those without a default.
+    Args:
+      function: the member.
+      signature: its signature.
+      first: the number of leading arguments that code gives; None for those without a default.
+      others: the arguments that code gives by name.
     """
     parameters = list(signature.parameters.values())
-    own = (
-        [p for p in parameters if p.default is not p.empty] if first is None else parameters[first:]
-    )
-    names = [
-        p.name
-        for p in own
-        if p.kind is not p.VAR_KEYWORD and p.name not in {*(others or ()), "parent", "name"}
-    ]  # (of flax)
-    names += [
-        key for p in parameters if p.kind is p.VAR_KEYWORD for key in _unpacked(function, p) or ()
-    ]
+    optional = [p for p in parameters if p.default is not p.empty]
+    own = optional if first is None else parameters[first:]
+    hidden = {*others, "parent", "name"}  # the last two are flax's own
+    names = [p.name for p in own if p.kind is not p.VAR_KEYWORD and p.name not in hidden]
+    names += annotations.options(function) or ()
     return ", ".join(dict.fromkeys(names)) or "no arguments"
 
 
-def _argument(family: Family, node: ast.expr, annotation: str, what: str, spec: str) -> Any:
-    """A literal, or a nested component, checked against the annotation of the parameter."""
+def _read(family: Family, value: Any, hint: Any, what: str, spec: str) -> Any:
+    """An argument: as code gives it, a literal of the spec, or a nested component."""
+    if type(value) is not _Node:
+        return value
+    node = value.node
     try:
-        value = ast.literal_eval(node)
+        literal = ast.literal_eval(node)
     except (ValueError, TypeError, MemoryError, RecursionError):
-        if isinstance(node, (ast.Call, ast.Attribute, ast.Name)):
-            return _build(family, node, spec, _returns(family, annotation, what, spec))
+        if is_component(node):
+            return _build(family, node, spec, _choices(family, hint, what, spec))
         raise UserError(
-            f"{family.kind} '{_shown(spec)}': cannot read the argument '{ast.unparse(node):.60}'"
+            f"{family.kind} '{shown(spec)}': cannot read the argument '{ast.unparse(node):.60}'"
         ) from None
-    if not any(_fits(value, one) for one in annotation.split(" | ")):
-        raise UserError(
-            f"{family.kind} '{_shown(spec)}': {what}={value!r:.60}: it must be {_words(family, annotation)}"
-        )
-    return value
+    if not annotations.fits(literal, hint):
+        must = annotations.words(hint, lambda one: _example(family, one))
+        raise UserError(f"{family.kind} '{shown(spec)}': {what}={literal!r:.60}: it must be {must}")
+    return literal
 
 
-# ---- annotations
-LITERALS = {
-    "float": "a number",
-    "int": "a whole number",
-    "bool": "True or False",
-    "str": "a text in quotation marks",
-    "None": "None",
-}
+def _choices(family: Family, hint: Any, what: str = "", spec: str = "") -> tuple[Callable, ...]:
+    """The components that may stand for a parameter of this type.
 
-
-def _text(annotation: Any) -> str:
-    """An annotation as it stands in the code, also where the module does not postpone them."""
-    if isinstance(annotation, str):
-        return annotation
-    if annotation is inspect.Parameter.empty:
-        return "Any"
-    return (
-        getattr(annotation, "__forward_arg__", None)
-        or getattr(annotation, "__name__", None)
-        or str(annotation)
-    )
-
-
-def _short(annotation: Any) -> str:
-    return _text(annotation).rpartition(".")[2]
-
-
-def _fits(value: Any, annotation: str) -> bool:
-    """Whether a literal of a spec may stand for a parameter with this annotation. Numbers must be
-    finite.
+    Raises:
+      UserError: where only a literal can, if `what` names the parameter.
     """
-    if annotation.startswith("tuple["):
-        inner = annotation[len("tuple[") : -1].split(", ")
-        parts = (
-            inner[:1] * len(value)
-            if inner[-1] == "..." and isinstance(value, (tuple, list))
-            else inner
-        )
-        return (
-            isinstance(value, (tuple, list))
-            and len(value) == len(parts)
-            and all(map(_fits, value, parts))
-        )
-    if annotation in ("int", "float"):
-        return (
-            type(value) in (int, *((float,) if annotation == "float" else ()))
-            and abs(value) < LARGEST
-        )
-    return annotation in ("Any", type(value).__name__) or (value is None and annotation == "None")
+    wanted = annotations.alternatives(hint)
+    if what and all(map(annotations.is_literal, wanted)):
+        must = annotations.words(hint, lambda one: _example(family, one))
+        raise UserError(f"{family.kind} '{shown(spec)}': {what}: it must be {must}")
+    found = sum((family.arguments.get(one, ()) for one in wanted), ())
+    return found or family.own + sum(family.arguments.values(), ())
 
 
-def _returns(family: Family, annotation: str, what: str = "", spec: str = "") -> tuple[str, ...]:
-    """What a component that stands for a parameter with this annotation must return. UserError
-    where only a literal can.
-    """
-    everything = family.returns + family.arguments
-    wanted = [one.rpartition(".")[2] for one in annotation.split(" | ")]
-    if what and all(one in LITERALS or one.startswith("tuple[") for one in wanted):
-        raise UserError(
-            f"{family.kind} '{_shown(spec)}': {what}: it must be {_words(family, annotation)}"
-        )
-    return tuple(one for one in wanted if one in everything) or everything
+def _example(family: Family, hint: Any) -> str:
+    """The name of a component that fits a parameter of this type, for messages."""
+    return next(iter(_named(family, family.arguments.get(hint, ()) or family.own)))
 
 
-def _words(family: Family, annotation: str) -> str:
-    """An annotation in words, for messages."""
-
-    def words(one: str) -> str:
-        if one.startswith("tuple["):
-            inner = one[len("tuple[") : -1].split(", ")
-            return (
-                f"a tuple of {LITERALS.get(inner[0], inner[0]).removeprefix('a ')}s"
-                if inner[-1] == "..."
-                else f"a {one}"
-            )
-        if one in LITERALS:
-            return LITERALS[one]
-        name = one.rpartition(".")[2]
-        return f"a component such as {next(iter(members(family, (name,)) or members(family)))}()"
-
-    return " or ".join(map(words, annotation.split(" | ")))
-
-
-def _spelled(family: Family, node: ast.expr, spec: str, returns: tuple[str, ...]) -> str:
+def _spelled(family: Family, node: ast.expr, choices: tuple[Callable, ...]) -> str:
     """The text of a spec with full names."""
-    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
-    name, function = _member(family, ast.unparse(call.func), returns)
-    parameters = inspect.signature(function).parameters
-    said = []
-    for key, value in [("", value) for value in call.args] + [
-        (keyword.arg or "**", keyword.value) for keyword in call.keywords
-    ]:
-        nested = isinstance(value, (ast.Call, ast.Attribute, ast.Name)) and ast.unparse(
-            value
-        ) not in ("nan", "inf")
-        annotation = _text(parameters[key].annotation) if key in parameters else "Any"
-        text = (
-            _spelled(family, value, spec, _returns(family, annotation))
-            if nested
-            else ast.unparse(value)
-        )
-        said.append(f"{key}={text}" if key else text)
-    return f"{name}({', '.join(said)})" if isinstance(node, ast.Call) else name
+    call = as_call(node)
+    name, function = _member(family, ast.unparse(call.func), choices)
+    hints, texts = annotations.hints(function), [_spelled_one(family, v, Any) for v in call.args]
+    for keyword in call.keywords:
+        text = _spelled_one(family, keyword.value, hints.get(keyword.arg, Any))
+        texts.append(f"{keyword.arg or '**'}={text}")
+    return f"{name}({', '.join(texts)})" if type(node) is ast.Call else name
+
+
+def _spelled_one(family: Family, node: ast.expr, hint: Any) -> str:
+    if is_component(node) and ast.unparse(node) not in ("nan", "inf"):
+        return _spelled(family, node, _choices(family, hint))
+    return ast.unparse(node)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -22,6 +23,10 @@ from diffusion_jax.objectives import (
     times,
     weighting,
 )
+from diffusion_jax.objectives.autoencoding import Likelihood
+from diffusion_jax.objectives.distance import Distance
+from diffusion_jax.objectives.times import TimeLaw
+from diffusion_jax.objectives.weighting import Weighting
 from diffusion_jax.processes import discrete, schedules
 from diffusion_jax.samplers import (
     adaptive,
@@ -36,36 +41,52 @@ from diffusion_jax.samplers import (
     singlestep,
     stochastic,
 )
+from diffusion_jax.samplers.base import Sampler
+from diffusion_jax.samplers.corrector import Corrector
 from diffusion_jax.targets import presets
+from diffusion_jax.types import Process
 
-PROCESSES = Family("process", (schedules, discrete), ("class", "DDPM"))
-PARAMETERIZATIONS = Family("parameterization", (parameterization,), ("Parameterization",))
+_PROCESSES = schedules.PROCESSES + discrete.PROCESSES
+PROCESSES = Family("process", _PROCESSES, "PROCESSES", {Process: _PROCESSES})
+PARAMETERIZATIONS = Family(
+    "parameterization", parameterization.PARAMETERIZATIONS, "PARAMETERIZATIONS"
+)
+
+DIFFUSION_OBJECTIVES = denoising.OBJECTIVES + learned_variance.OBJECTIVES
+FEW_STEP_OBJECTIVES = consistency.OBJECTIVES + meanflow.OBJECTIVES
+AUTOENCODER_OBJECTIVES = autoencoding.OBJECTIVES
 
 OBJECTIVES = Family(
     "objective",
-    (
-        denoising,
-        learned_variance,
-        autoencoding,
-        consistency,
-        meanflow,
-        times,
-        weighting,
-        distance,
-        ancestral,
-        ode,
-        singlestep,
-    ),
-    ("Objective", "Autoencoding", "FewStep"),
-    ("TimeLaw", "Weighting", "Likelihood", "Distance", "Sampler"),
-    aliases={"elbo.hybrid": "learned_variance.hybrid"},
-)  # as it was called
+    DIFFUSION_OBJECTIVES + AUTOENCODER_OBJECTIVES + FEW_STEP_OBJECTIVES,
+    "OBJECTIVES",
+    {
+        TimeLaw: times.TIME_LAWS,
+        Weighting: weighting.WEIGHTINGS,
+        Likelihood: autoencoding.LIKELIHOODS,
+        Distance: distance.DISTANCES,
+        Sampler: ancestral.SAMPLERS + ode.SAMPLERS + singlestep.SAMPLERS,
+    },
+    aliases={"elbo.hybrid": "learned_variance.hybrid"},  # its name in earlier versions
+)
+
+_SAMPLERS = (
+    ancestral.SAMPLERS
+    + ode.SAMPLERS
+    + singlestep.SAMPLERS
+    + multistep.SAMPLERS
+    + adaptive.SAMPLERS
+    + sde.SAMPLERS
+    + stochastic.SAMPLERS
+    + corrector.SAMPLERS
+    + few_step.SAMPLERS
+)
 
 SAMPLERS = Family(
     "sampler",
-    (ancestral, ode, singlestep, multistep, adaptive, sde, stochastic, corrector, few_step),
-    ("Sampler",),
-    ("Corrector",),
+    _SAMPLERS,
+    "SAMPLERS",
+    {Sampler: _SAMPLERS, Corrector: corrector.CORRECTORS},
     aliases={  # the names of k-diffusion and diffusers
         "euler_a": "ancestral.euler_ancestral",
         "dpm_2": "singlestep.dpm_2s",
@@ -80,15 +101,23 @@ SAMPLERS = Family(
     },
 )
 
-GRIDS = Family("grid", (grids,), ("Array",))
-TARGETS = Family("target", (presets,), ("Target",))
-GUIDES = Family("guidance", (guides,), ("Guide",))
-MEASUREMENTS = Family("task", (measurements,), ("Measurement",), aliases={"colourise": "colorize"})
-METHODS = Family("method", (methods,), ("Method",))
-MASKS = Family("mask", (masks,), ("Mask",))
-MODELS = Family("model", (unet, mlp, dit, autoencoder, classifier), ("class",))
-DISCRIMINATORS = Family("discriminator", (discriminator,), ("class",))
-ENCODERS = Family("text encoder", (text,), ("Encoder",))
+GRIDS = Family("grid", grids.GRIDS, "GRIDS")
+TARGETS = Family("target", presets.TARGETS, "TARGETS")
+GUIDES = Family("guidance", guides.GUIDES, "GUIDES", {guides.Guide: guides.GUIDES})
+MEASUREMENTS = Family(
+    "task", measurements.MEASUREMENTS, "MEASUREMENTS", aliases={"colourise": "colorize"}
+)
+METHODS = Family("method", methods.METHODS, "METHODS")
+MASKS = Family("mask", masks.MASKS, "MASKS")
+AUTOENCODERS = autoencoder.NETWORKS
+CLASSIFIERS = classifier.NETWORKS
+MODELS = Family(
+    "model",
+    unet.NETWORKS + mlp.NETWORKS + dit.NETWORKS + AUTOENCODERS + CLASSIFIERS,
+    "NETWORKS",
+)
+DISCRIMINATORS = Family("discriminator", discriminator.NETWORKS, "NETWORKS")
+ENCODERS = Family("text encoder", text.ENCODERS, "ENCODERS")
 
 
 # the keys of a config that name a component, and the family it is of
@@ -142,10 +171,9 @@ def check_components(config) -> None:
 
 
 def network_fields(model: str) -> dict[str, Any]:
-    """The fields of the network of this name; none of one that does not exist, which `build`
-    complains of.
-    """
-    return getattr(members(MODELS).get(model), "__annotations__", {})
+    """The fields of the network of this name, {name: annotation}; none where there is no such network."""
+    networks = members(MODELS)
+    return inspect.get_annotations(networks[model]) if model in networks else {}
 
 
 def network(name: str, **options) -> ConfigDict:

@@ -12,7 +12,7 @@ import flax.linen as nn
 from ml_collections import ConfigDict
 
 from diffusion_jax.assembly import components, datasets, defaults, denoiser
-from diffusion_jax.assembly.build import Family, build, resolved
+from diffusion_jax.assembly.build import build, member
 from diffusion_jax.assembly.kinds import autoencoder, classifier, diffusion, few_step
 from diffusion_jax.assembly.settings import (
     Averages,
@@ -31,13 +31,11 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.models.text import Encoder
 from diffusion_jax.training import ema, optimizer
 
-# The kind of model, by the module of its objective.
+# The kind of model, by its objective.
 KINDS = {
-    "denoising": diffusion.KIND,
-    "learned_variance": diffusion.KIND,
-    "consistency": few_step.KIND,
-    "meanflow": few_step.KIND,
-    "autoencoding": autoencoder.KIND,
+    **dict.fromkeys(components.DIFFUSION_OBJECTIVES, diffusion.KIND),
+    **dict.fromkeys(components.FEW_STEP_OBJECTIVES, few_step.KIND),
+    **dict.fromkeys(components.AUTOENCODER_OBJECTIVES, autoencoder.KIND),
 }
 
 
@@ -129,19 +127,14 @@ def _network(
 
 def _kind(config: ConfigDict) -> Kind:
     """The kind of model, by its objective and its network. UserError where they contradict."""
-    kind = KINDS[_module(components.OBJECTIVES, config.objective)]
-    network = _module(components.MODELS, config.model.name)
-    if (network == "autoencoder") != (kind is autoencoder.KIND):
+    kind = KINDS[member(components.OBJECTIVES, config.objective)]
+    network = member(components.MODELS, config.model.name)
+    if (network in components.AUTOENCODERS) != (kind is autoencoder.KIND):
         raise UserError(
             f"config.objective={config.objective} does not go with config.model.name={config.model.name}; the "
             "objectives of objectives/autoencoding.py are for autoencoders, and these for them"
         )
-    return classifier.KIND if network == "classifier" else kind
-
-
-def _module(family: Family, spec: str) -> str:
-    """The module of the member that a spec names: 'dsm()' -> 'denoising'."""
-    return resolved(family, spec).partition("(")[0].rpartition(".")[0]
+    return classifier.KIND if network in components.CLASSIFIERS else kind
 
 
 def sampling_settings(config: ConfigDict) -> SamplingSettings:

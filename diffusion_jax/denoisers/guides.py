@@ -208,3 +208,7 @@ def _extrapolated(
     if rescale:
         return guidance.rescale(pair, scale, context.process, rescale)
     return guidance.extrapolate(pair, scale)
+
+
+# The members of the family, which a config may name.
+GUIDES = (cfg, autoguidance, classifier, interval)

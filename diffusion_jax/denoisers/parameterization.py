@@ -382,3 +382,7 @@ def consistency(sigma_data: float = 0.5, **encoding: Unpack[Encoding]) -> Parame
         return rise**2 / total / c_out, -c_skip * u / c_out
 
     return Parameterization(coefficients, encoder(sigma_data=sigma_data, **encoding), boundary)
+
+
+# The members of the family, which a config may name.
+PARAMETERIZATIONS = (x0, eps, v, velocity, score, edm, consistency)

@@ -36,3 +36,7 @@ def random(shape: tuple[int, ...], keep: float = 0.3, seed: int = 0) -> Mask:
         raise UserError(f"random(keep={keep}): the share of known pixels is between 0 and 1")
     order = np.random.Generator(np.random.Philox(seed)).permutation(math.prod(shape[:2]))
     return (order < round(keep * order.size)).astype(np.float32).reshape(*shape[:2], 1)
+
+
+# The members of the family, which a config may name.
+MASKS = (half, box, random)

@@ -195,3 +195,7 @@ def _image(shape: tuple[int, ...], name: str) -> tuple[int, int, int]:
     if len(shape) != 3:
         raise UserError(f"{name} is for images (H, W, C), and these examples are {tuple(shape)}")
     return shape
+
+
+# The members of the family, which a config may name.
+MEASUREMENTS = (inpaint, colorize, superres, deblur, linear, saturate)

@@ -352,3 +352,7 @@ def _numbered(noise: Noise, first: Array) -> Noise:
         lambda t, s, part=0: noise.extra(first + part),
         lambda i: noise.extra(first + streams.EXTRA_PASS_PARTS + i),
     )
+
+
+# The members of the family, which a config may name.
+METHODS = (unguided, ddnm, pigdm, dps, replacement, repaint)

@@ -396,3 +396,7 @@ def _middle(net: _Encoder | _Decoder, h: Array) -> Array:
 def _last(net: _Encoder | _Decoder, h: Array, features: int) -> Array:
     h = jax.nn.silu(layers.group_norm(h, "last_norm", net.norm))
     return layers.conv(features, name="last")(h)  # float32
+
+
+# The members of the family, which a config may name.
+NETWORKS = (AutoencoderKL, VAE)

@@ -136,3 +136,7 @@ class _AttentionPool(nn.Module):
         q = split(dense("query")(tokens[:, :1]))
         k, v = split(dense("key")(tokens)), split(dense("value")(tokens))
         return dense("project")(layers.attention(q, k, v, "plain").reshape(b, c))
+
+
+# The members of the family, which a config may name.
+NETWORKS = (HalfUNet,)

@@ -38,3 +38,7 @@ class PatchGAN(nn.Module):
             x = layers.group_norm(x, f"norm_{i}") if i else x
             x = jax.nn.leaky_relu(x, SLOPE)
         return layers.conv(1, 4, name="last")(x).astype(jnp.float32)
+
+
+# The members of the family, which a config may name.
+NETWORKS = (PatchGAN,)

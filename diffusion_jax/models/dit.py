@@ -262,3 +262,7 @@ def position_embedding(rows: int, columns: int, features: int) -> Array:
     return jnp.asarray(
         np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=-1), jnp.float32
     )
+
+
+# The members of the family, which a config may name.
+NETWORKS = (DiT,)

@@ -83,3 +83,7 @@ class MLP(nn.Module):
         h = jax.nn.silu(nn.Dense(self.width, kernel_init=KERNEL_INIT, name=f"{name}_1")(h))
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         return nn.Dense(self.width, kernel_init=nn.initializers.zeros_init(), name=f"{name}_2")(h)
+
+
+# The members of the family, which a config may name.
+NETWORKS = (MLP,)

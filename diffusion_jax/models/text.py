@@ -380,3 +380,7 @@ def convert(tensors: Mapping[str, np.ndarray], count: int) -> Params:
         for i in range(count)
         for ours, theirs in names.items()
     }
+
+
+# The members of the family, which a config may name.
+ENCODERS = (bytes, minilm)

@@ -224,3 +224,7 @@ class UNet(nn.Module):
                 f"extra_channels={self.extra_channels}, but cond['concat'] has {given}; make them "
                 "equal"
             )
+
+
+# The members of the family, which a config may name.
+NETWORKS = (UNet,)

@@ -334,3 +334,9 @@ def _reconstruction_loss(
         }
 
     return loss
+
+
+# The members of the family, which a config may name.
+OBJECTIVES = (elbo, iwae, reconstruction)
+
+LIKELIHOODS = (gaussian, bernoulli, logistic)

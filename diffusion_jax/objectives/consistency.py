@@ -323,3 +323,7 @@ def _continuous(
         return mean_per_example(error**2)
 
     return FewStep(draw, loss, needs_teacher=taught)
+
+
+# The members of the family, which a config may name.
+OBJECTIVES = (distillation, training, improved, easy, continuous, continuous_distillation, in_steps)

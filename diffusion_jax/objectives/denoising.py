@@ -82,3 +82,7 @@ def edm(
 def flow_matching(process: Process, time: times.TimeLaw = times.uniform()) -> Objective:
     """Conditional flow matching (Lipman et al. 2023, eq. 14): the error of the path's velocity."""
     return denoising(process, time, weighting.velocity())
+
+
+# The members of the family, which a config may name.
+OBJECTIVES = (denoising, ddpm, dsm, ncsn, edm, flow_matching)

@@ -6,6 +6,7 @@ A distance is a function (x, y) -> (B,). A new one is a function that returns su
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import jax.numpy as jnp
 
@@ -13,7 +14,11 @@ from diffusion_jax.arrays import mean_per_example
 from diffusion_jax.errors import UserError, need_ranges
 from diffusion_jax.types import Array
 
-Distance = Callable[[Array, Array], Array]
+
+class Distance(Protocol):
+    """The distance of two batches, (B, ...) and (B, ...) -> (B,)."""
+
+    def __call__(self, x: Array, y: Array) -> Array: ...
 
 
 def squared() -> Distance:
@@ -53,3 +58,7 @@ def perceptual(features: Callable[[Array], Array]) -> Distance:
       The distance.
     """
     return lambda x, y: mean_per_example((features(x) - features(y)) ** 2)
+
+
+# The members of the family, which a config may name.
+DISTANCES = (squared, pseudo_huber, perceptual)

@@ -88,3 +88,7 @@ def hybrid(
         return simple + vlb_weight * steps * jnp.where(first, reconstruction, move)
 
     return Objective(draw, loss)
+
+
+# The members of the family, which a config may name.
+OBJECTIVES = (hybrid,)

@@ -139,3 +139,7 @@ def _jumps(
         return square / jax.lax.stop_gradient(square + c) ** p
 
     return FewStep(draw, loss, needs_teacher=taught, guided=guidance != 1.0)
+
+
+# The members of the family, which a config may name.
+OBJECTIVES = (meanflow, improved)

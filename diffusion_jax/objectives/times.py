@@ -6,7 +6,7 @@ is a function that returns such a law.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,11 @@ from diffusion_jax.errors import UserError, need_ranges
 from diffusion_jax.processes.gaussian import time_of_logsnr
 from diffusion_jax.types import Array, Key, Process
 
-TimeLaw = Callable[[Process, Key], Array]
+
+class TimeLaw(Protocol):
+    """The law of training times: draws t, a scalar in [t_min, t_max], from a key."""
+
+    def __call__(self, process: Process, key: Key) -> Array: ...
 
 
 def _between(process: Process, u: Array) -> Array:
@@ -106,3 +110,7 @@ def logit_normal(mean: float = 0.0, std: float = 1.0) -> TimeLaw:
     return lambda process, keys: _between(
         process, jax.nn.sigmoid(mean + std * jax.vmap(jax.random.normal)(keys))
     )
+
+
+# The members of the family, which a config may name.
+TIME_LAWS = (uniform, grid, stratified, lognormal, logit_normal)

@@ -14,7 +14,7 @@ table 1, compares them. A new weighting is a function that returns such a functi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,11 @@ from diffusion_jax.errors import need_ranges
 from diffusion_jax.processes.gaussian import derivative, logsnr
 from diffusion_jax.types import Array, Process
 
-Weighting = Callable[[Process, Array], Array]
+
+class Weighting(Protocol):
+    """The weight of the loss at times t."""
+
+    def __call__(self, process: Process, t: Array) -> Array: ...
 
 
 def unit() -> Weighting:
@@ -113,3 +117,7 @@ def edm(sigma_data: float = 0.5) -> Weighting:
     """
     need_ranges("weighting.edm", sigma_data=(sigma_data, 1e-6, 1e4))
     return lambda process, t: 1 + jnp.exp(-logsnr(process, t)) / sigma_data**2
+
+
+# The members of the family, which a config may name.
+WEIGHTINGS = (unit, x0, v, velocity, snr, min_snr, p2, sigmoid, likelihood, edm)

@@ -105,3 +105,7 @@ def ddpm(
     if betas not in tables:
         raise unknown("table of betas", betas, tables)
     return DDPM(tuple(tables[betas]().tolist()))
+
+
+# The members of the family, which a config may name.
+PROCESSES = (DDPM, ddpm)

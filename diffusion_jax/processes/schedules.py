@@ -233,3 +233,7 @@ class Shifted:
 
     def sigma(self, t: Array) -> Array:
         return self.shift * self.base.sigma(t) * self._rescale(t)
+
+
+# The members of the family, which a config may name.
+PROCESSES = (VP, SubVP, VE, EDM, Cosine, TrigFlow, RectifiedFlow, Shifted)

@@ -272,3 +272,7 @@ def _pair(
     r1, r2 = ratios
     third = eps(move(r2, first, second, r2 / r1 * r2 * h * phi(2, r2 * h)), looks[1])
     return middle, move(1.0, first, third, h * phi(2, h) / r2)
+
+
+# The members of the family, which a config may name.
+SAMPLERS = (tsit5, dopri5, dopri8, dpm_adaptive)

@@ -85,3 +85,7 @@ def euler_ancestral(eta: float = 1.0) -> Sampler:
     sigma_s^2 - sigma_up^2, which makes it DDIM(eta), with the same limit for eta above 1.
     """
     return _ddim("ancestral.euler_ancestral", eta)
+
+
+# The members of the family, which a config may name.
+SAMPLERS = (ddpm, ddim, euler_ancestral)

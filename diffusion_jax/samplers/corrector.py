@@ -99,3 +99,9 @@ def ncsn(snr: float = 0.16, steps: int = 5) -> Sampler:
         Sampler(lambda x, ts: (), stay, nfe=0, grid="uniform_logsnr()"),
         annealed_langevin(snr, steps),
     )
+
+
+# The members of the family, which a config may name.
+SAMPLERS = (with_corrector, predictor_corrector, ncsn)
+
+CORRECTORS = (langevin, annealed_langevin)

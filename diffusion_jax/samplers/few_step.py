@@ -61,3 +61,7 @@ def jump() -> Sampler:
         return process.alpha(s) * x0 + process.sigma(s) * eps
 
     return memoryless(step, grid="few_step()")
+
+
+# The members of the family, which a config may name.
+SAMPLERS = (multistep, jump)

@@ -323,3 +323,23 @@ def stored(process: Process, n: int, path: str) -> Array:
         )
     ts = time_of_logsnr(process, jnp.asarray(found[str(n)]))
     return _checked(ts.at[0].set(process.t_max), "stored")
+
+
+# The members of the family, which a config may name.
+GRIDS = (
+    uniform,
+    uniform_logsnr,
+    karras,
+    quadratic,
+    cosine,
+    flow_shift,
+    logistic,
+    runge_kutta,
+    align_your_steps,
+    few_step,
+    levels,
+    leading,
+    linspace,
+    trailing,
+    stored,
+)

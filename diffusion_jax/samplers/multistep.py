@@ -427,3 +427,7 @@ def unipc(
     return Sampler(
         lambda x, ts: _Corrected(empty(order, x, ts, lower_order_final), x), step, grid=THIRD_ORDER
     )
+
+
+# The members of the family, which a config may name.
+SAMPLERS = (solver, dpmpp_2m, dpmpp_3m, dpm_2m, dpm_3m, deis, lms, ipndm, pndm, unipc)

@@ -83,3 +83,7 @@ def midpoint() -> Sampler:
     half-way in log(sigma / alpha). Order 2.
     """
     return singlestep.dpm_2s()
+
+
+# The members of the family, which a config may name.
+SAMPLERS = (euler, heun, rk4, edm_heun, edm_rk4, midpoint)

@@ -310,3 +310,17 @@ def sa(
         )
 
     return Sampler(init, step, grid=multistep.THIRD_ORDER)
+
+
+# The members of the family, which a config may name.
+SAMPLERS = (
+    euler_maruyama,
+    reverse_diffusion,
+    interpolant,
+    edm,
+    dpmpp_1,
+    dpmpp_2m,
+    dpmpp_3m,
+    dpmpp_2s,
+    sa,
+)

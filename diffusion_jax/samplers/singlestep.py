@@ -72,3 +72,7 @@ def dpmpp_2s(r1: float = 0.5) -> Sampler:
 def dpmpp_3s(r1: float = 1 / 3, r2: float = 2 / 3) -> Sampler:
     """DPM-Solver++(3S), order 3: as dpm_3s, in data prediction."""
     return _singlestep((r1, r2), data=True, second="exact")
+
+
+# The members of the family, which a config may name.
+SAMPLERS = (dpm_2s, dpm_3s, dpmpp_2s, dpmpp_3s)

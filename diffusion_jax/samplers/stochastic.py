@@ -127,3 +127,7 @@ def _need_plain(name: str, sampler: Sampler) -> None:
         raise UserError(
             f"{name} takes a deterministic sampler: singlestep.dpmpp_2s, ode.midpoint or ancestral.ddim(eta=0)"
         )
+
+
+# The members of the family, which a config may name.
+SAMPLERS = (ancestral, churned)

@@ -185,3 +185,19 @@ def _law(weights, means, stds) -> Mixture:
 
 def _polar(radius, angle) -> np.ndarray:
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], -1)
+
+
+# The members of the family, which a config may name.
+TARGETS = (
+    from_gaussian,
+    from_mixture,
+    normal,
+    standard_normal,
+    gmm8,
+    gmm,
+    checkerboard,
+    rings,
+    two_moons,
+    swiss_roll,
+    pinwheel,
+)

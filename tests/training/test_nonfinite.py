@@ -47,7 +47,8 @@ def poison(patch, elsewhere=0.0):
 
         return broken
 
-    patch.setitem(experiment.KINDS, "denoising", diffusion.KIND._replace(loss=loss_fn))
+    kind = diffusion.KIND._replace(loss=loss_fn)
+    patch.setattr(experiment, "KINDS", dict.fromkeys(experiment.KINDS, kind))
 
 
 @pytest.fixture
