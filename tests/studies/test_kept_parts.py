@@ -21,7 +21,7 @@ from diffusion_jax.studies import (
     few_step_methods,
     grid_search,
     guidance_sweep,
-    inverse_benchmark,
+    inverse_table,
     likelihoods,
     plans,
 )
@@ -90,9 +90,8 @@ def test_the_rows_of_the_inverse_benchmark(tmp_path, capsys):
     made = []
 
     def run():
-        kept = inverse_benchmark.kept_in(tmp_path / "a.json", {"target": "gmm8"})
-        inverse_benchmark.row_of(
-            kept,
+        inverse_table.timed_row(
+            inverse_table.open_rows(tmp_path / "a.json", {"target": "gmm8"}),
             {"method": "dps()"},
             lambda: (
                 made.append(1)
@@ -176,7 +175,8 @@ def test_the_latents(tmp_path, capsys, monkeypatch):
     )
     monkeypatch.setattr("diffusion_jax.assembly.autoencoders.codec", lambda *args: None)
     monkeypatch.setattr(
-        "diffusion_jax.assembly.train_latent.encode", lambda *args: made.append(1) or tmp_path / "latents.npz"
+        "diffusion_jax.assembly.train_latent.encode",
+        lambda *args: made.append(1) or tmp_path / "latents.npz",
     )
     (tmp_path / "latents.npz").write_bytes(b"PK\x03\x04 and no more")
     assert (

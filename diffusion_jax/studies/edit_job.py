@@ -1,0 +1,117 @@
+"""The images that are edited or restored, with their conditions and the model that does it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax import parsing
+from diffusion_jax.assembly import denoiser, sampling
+from diffusion_jax.assembly.conditions import captions_of_test, cond_for, null_cond, prompt_cond
+from diffusion_jax.assembly.experiment import Experiment
+from diffusion_jax.assembly.workdir import Trained
+from diffusion_jax.data import Dataset, transforms
+from diffusion_jax.errors import UserError
+from diffusion_jax.evaluation import generate
+from diffusion_jax.types import Array, Cond, Key
+
+
+class Job(NamedTuple):
+    """Images that a model edits or restores.
+
+    Attributes:
+      trained: the model.
+      plan: how it samples; guided only where the images have a condition.
+      images: (N, H, W, C) float in [-1, 1].
+      labels: (N,) their true classes; None where they are not known.
+      cond: their conditions.
+      keys: (N,) a random key for each.
+    """
+
+    trained: Trained
+    plan: sampling.Plan
+    images: Array
+    labels: np.ndarray | None
+    cond: Cond
+    keys: Key
+
+
+def job_for(
+    trained: Trained,
+    dataset: Dataset | None,
+    index: np.ndarray,
+    labels: str,
+    prompts: Sequence[str],
+    seeds: Iterable[int],
+    images: np.ndarray | None = None,
+) -> Job:
+    """The job of some images of the test split, or of the user's own.
+
+    Args:
+      trained: the model.
+      dataset: its data set; None for the user's own images.
+      index: (N,) the numbers of the images in the test split.
+      labels: classes in turn, by number or name, such as '3,cat'; 'own' is the true class or
+        caption; '' is no condition.
+      prompts: captions in turn.
+      seeds: a seed for each image.
+      images: (N, H, W, C) uint8, the user's own images, whose classes are not known.
+
+    Raises:
+      UserError: for a condition that the model or the images do not have.
+    """
+    plan = sampling.plan(trained.experiment)
+    conditioned = bool(labels or prompts)
+    guided = denoiser.is_guided(trained.experiment, plan.guidance, told=conditioned)
+    picked = {"image": images} if dataset is None else dataset.test.rows(index)
+    own = picked.get("label") if dataset is not None and dataset.num_classes else None
+    names = trained.data.get("class_names") or ()
+    chosen = labels if labels == "own" else parsing.labels("labels", labels, names)
+    cond = conditions(trained.experiment, dataset, index, chosen, prompts, own)
+    x0 = jnp.asarray(transforms.to_float(picked["image"]))
+    keys = generate.seeds_to_keys(seeds)
+    return Job(trained, plan._replace(guided=guided), x0, own, cond, keys)
+
+
+def conditions(
+    model: Experiment,
+    dataset: Dataset | None,
+    index: np.ndarray,
+    labels: str | list[int],
+    prompts: Sequence[str],
+    own: np.ndarray | None,
+) -> Cond:
+    """The condition of each image.
+
+    Args:
+      model: the model.
+      dataset: the data set of the images; None for the user's own.
+      index: (N,) their numbers in the test split.
+      labels: classes in turn; 'own' is the true class or caption; [] or '' is no condition.
+      prompts: captions in turn.
+      own: (N,) the true classes; None where they are not known.
+
+    Raises:
+      UserError: for a condition that the model or the images do not have.
+    """
+    if labels and prompts:
+        raise UserError("--labels and --prompt together: give one of them")
+    if prompts:
+        return prompt_cond(model, np.resize(prompts, len(index)).tolist())
+    if labels == "own" and dataset is None and own is None:
+        raise UserError("--labels=own: the class of an --image is not known; name it")
+    if labels == "own" and model.encoder:
+        return captions_of_test(model, dataset, index)[1]
+    if (labels and not model.num_classes) or (labels == "own" and own is None):
+        shown = labels if labels == "own" else ",".join(map(str, labels))
+        raise UserError(
+            f"--labels={shown}: this model or its data set has no classes; leave --labels out"
+        )
+    null = null_cond(model, len(index))
+    if not labels:
+        return null
+    wanted = np.asarray(own) if labels == "own" else np.resize(labels, len(index))
+    return null | cond_for(model, wanted)

@@ -1,0 +1,157 @@
+"""What the flags of experiments.edit name: tasks, masks, methods, images and strengths."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from diffusion_jax import parsing
+from diffusion_jax.assembly import components
+from diffusion_jax.assembly.build import build, members
+from diffusion_jax.data import folder, transforms
+from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.inverse.measurements import Measurement
+from diffusion_jax.inverse.methods import Method
+
+EDITS = ("interpolate", "sdedit", "translate")  # the tasks that are no inverse problems
+
+
+def mask_for(spec: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The mask that --mask names: 1 where pixels are known, 0 where they are painted.
+
+    Args:
+      spec: 'half', 'box(side=0.5)', 'random(keep=0.3)', or a picture file, white where pixels are
+        known.
+      shape: (H, W, C) of the images.
+
+    Returns:
+      (H, W, 1) float32.
+
+    Raises:
+      UserError: for a file that is no picture, has another size, or is of one color.
+    """
+    spec = parsing.expand("--mask", spec)
+    if not re.search(r"[./\\]\w+$", spec.partition("(")[0]) and not Path(spec).is_file():
+        return build(components.MASKS, spec, shape)
+    try:
+        with transforms.open_image(spec) as picture:
+            levels = np.asarray(picture.convert("L"), np.float32)
+    except Exception as error:  # Pillow raises errors of many kinds for a damaged picture
+        raise UserError(
+            f"--mask={spec} cannot be read as a picture ({_reason(error)}); or take half, box or "
+            "random"
+        ) from error
+    mask = (levels > 127.5).astype(np.float32)[..., None]
+    if mask.shape[:2] != tuple(shape[:2]):
+        sizes = ["x".join(map(str, of[:2])) for of in (mask.shape, shape)]
+        raise UserError(f"--mask={spec} is {sizes[0]} (height x width), the images are {sizes[1]}")
+    if mask.min() == mask.max():
+        what = "white: there is nothing to paint" if mask.max() else "black: nothing is known"
+        raise UserError(f"--mask={spec} is all {what}")
+    return mask
+
+
+def measurement_for(task: str, mask: str, shape: tuple[int, ...]) -> Measurement:
+    """The measurement that --task and --mask name.
+
+    Args:
+      task: a measurement of inverse/measurements.py, with or without arguments.
+      mask: the mask of the task inpaint ('' takes half); '' for other tasks.
+      shape: (H, W, C) of the images.
+
+    Raises:
+      UserError: for an unknown task, and for a mask that the task does not use.
+    """
+    name = task.partition("(")[0].strip()
+    known = members(components.MEASUREMENTS)
+    if name not in known and name not in components.MEASUREMENTS.aliases:
+        raise unknown("task", name, (*known, *EDITS))
+    if name == "inpaint":
+        return build(components.MEASUREMENTS, task, shape, mask_for(mask or "half", shape))
+    if mask:
+        raise UserError(f"--mask={mask} is for --task=inpaint, and --task={task} has no mask")
+    return build(components.MEASUREMENTS, task, shape)
+
+
+def method_for(spec: str, measurement: Measurement, task: str) -> Method:
+    """The method that --method names.
+
+    Args:
+      spec: a method of inverse/methods.py, with or without arguments.
+      measurement: the measurement that it is for.
+      task: the name of the measurement, for the error.
+
+    Raises:
+      UserError: for a method that needs a linear measurement, if this one is not linear.
+    """
+    method = build(components.METHODS, spec)
+    if method.linear and measurement.spectral is None:
+        raise UserError(
+            f"--method={spec} needs a linear measurement, and --task={task} is not linear; "
+            "take --method=dps"
+        )
+    return method
+
+
+def read_images(files: Sequence[str], shape: tuple[int, ...]) -> np.ndarray:
+    """The picture files of --image, in the shape of a model's images.
+
+    Args:
+      files: the picture files; each is cropped to a square around its center and resized.
+      shape: (H, W, C) of the model's images.
+
+    Returns:
+      (N, H, W, C) uint8.
+
+    Raises:
+      UserError: for a file that is no picture, and for one of another size if the model's images
+        are not square.
+    """
+    height, width, channels = shape
+    found = []
+    for name in files:
+        path = Path(parsing.expand("--image", name))
+        try:
+            with transforms.open_image(path) as picture:
+                size = picture.size
+            if size != (width, height) and height != width:
+                raise UserError(
+                    f"--image={name} is {size[1]}x{size[0]} (height x width), and the model's "
+                    f"images are {height}x{width}"
+                )
+            found.append(folder.decode(path, 0 if size == (width, height) else height, channels))
+        except UserError:
+            raise
+        except Exception as error:  # Pillow raises errors of many kinds for a damaged picture
+            raise UserError(
+                f"--image={name} cannot be read as a picture ({_reason(error)})"
+            ) from error
+    return np.stack(found)
+
+
+def _reason(error: Exception) -> str:
+    """Why a picture cannot be read, in a few words."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def strengths_of(text: str) -> list[float]:
+    """The strengths of SDEdit: '0.3,0.6' -> [0.3, 0.6].
+
+    Raises:
+      UserError: for anything but numbers above 0 and at most 1.
+    """
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 < strength <= 1 for strength in found):
+        raise UserError(
+            f"--strength={text}: write shares of the sampler's steps, above 0 and at most 1, such "
+            "as 0.3,0.5,0.7"
+        )
+    return found

@@ -1,0 +1,165 @@
+"""Edits that are no inverse problems: interpolation, SDEdit, and translation between classes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax import parsing
+from diffusion_jax.assembly import denoiser, sampling
+from diffusion_jax.assembly.conditions import cond_for, null_cond
+from diffusion_jax.data import transforms
+from diffusion_jax.errors import UserError
+from diffusion_jax.evaluation.psnr import psnr
+from diffusion_jax.inverse import edits
+from diffusion_jax.samplers import base
+from diffusion_jax.studies.edit_job import Job
+from diffusion_jax.studies.restoration import Strip
+from diffusion_jax.types import Denoise
+
+
+def apply(job: Job, task: str, labels: str, strengths: list[float]) -> Strip:
+    """Edit the job's images.
+
+    Args:
+      job: the images and the model.
+      task: 'interpolate', 'sdedit' or 'translate'.
+      labels: the target classes of translate; '' takes all.
+      strengths: the strengths of sdedit.
+
+    Returns:
+      Rows of images (N, H, W, C) uint8, their names, and facts for the JSON file.
+
+    Raises:
+      UserError: where the model or the number of images does not allow the task.
+    """
+    model, plan = job.trained.experiment, job.plan
+    clip = "none" if task != "sdedit" else plan.clip  # a clipped denoiser cannot be inverted
+    guided = plan.guided and task == "sdedit"
+    if not guided and denoiser.is_guided(model, plan.guidance):
+        why = (
+            "without a condition there is nothing to guide by"
+            if task == "sdedit"
+            else f"{task} follows the model's own flow"
+        )
+        print(f"config.sampler.guidance={plan.guidance:g} is not used: {why}", file=sys.stderr)
+    scale = jnp.float32(plan.guidance) if guided else None
+    denoise = denoiser.denoiser(model, job.trained.params, scale=scale, clip=clip)
+    if task == "interpolate":
+        rows, names, facts = interpolate(job, denoise)
+    elif task == "sdedit":
+        rows, names, facts = sdedit(job, denoise, strengths)
+    else:
+        rows, names, facts = translate(job, denoise, labels)
+    facts |= {
+        "evaluations": sampling.evaluations(plan),
+        "guidance": plan.guidance if guided else None,
+    }
+    return rows, names, facts
+
+
+def interpolate(job: Job, denoise: Denoise, steps: int = 9) -> Strip:
+    """Interpolate between pairs of images; see `apply` for what is returned.
+
+    A column of the picture is a pair. A sampler that cannot encode interpolates between images of
+    the model's own.
+
+    Args:
+      job: the images and the model.
+      denoise: the denoiser.
+      steps: images of each pair.
+    """
+    sampler, process = job.plan.sampler, job.trained.experiment.process
+    ts, half = job.plan.ts, len(job.images) // 2
+    if not half:
+        raise UserError("--task=interpolate goes between two images; set --num=2 or more")
+    weights = np.linspace(0, 1, steps).astype(np.float32)
+    names = [f"{100 * weight:.3g} %" for weight in weights]
+
+    def every_second(tree: Any, begin: int) -> Any:
+        return jax.tree.map(lambda values: values[begin : 2 * half : 2], tree)
+
+    def pairs(tree: Any) -> list[Any]:
+        return [every_second(tree, 0), every_second(tree, 1)]
+
+    conds = tuple(pairs(job.cond))
+    if base.draws_noise(sampler, process):
+        run = jax.jit(lambda *args: edits.blend(sampler, denoise, process, *args))
+        starts = pairs(base.start(process, job.keys, job.images.shape))
+        frames = np.asarray(run(pairs(job.keys)[0], *starts, weights, ts, conds))
+        return list(map(transforms.to_uint8, frames)), names, {"between": "own images"}
+    run = jax.jit(lambda *args: edits.interpolate(sampler, denoise, process, *args))
+    one, other = pairs(job.images)
+    frames = np.asarray(run(one, other, weights, ts, conds))
+    ends = [
+        psnr(transforms.to_uint8(frame), transforms.to_uint8(end)).mean()
+        for frame, end in ((frames[0], one), (frames[-1], other))
+    ]
+    rows = list(map(transforms.to_uint8, [one, *frames, other]))
+    return rows, ["one", *names, "other"], {"psnr_of_ends": [float(end) for end in ends]}
+
+
+def sdedit(job: Job, denoise: Denoise, strengths: list[float]) -> Strip:
+    """SDEdit at several strengths, a row for each; see `apply` for what is returned.
+
+    Args:
+      job: the images and the model.
+      denoise: the denoiser.
+      strengths: shares of the sampler's steps: the larger, the less is left of the image.
+    """
+    process, guide = job.trained.experiment.process, transforms.to_uint8(job.images)
+    run = jax.jit(
+        lambda keys, x, ts, cond: edits.sdedit(
+            job.plan.sampler, denoise, process, keys, x, ts, cond
+        )
+    )
+    results = [
+        transforms.to_uint8(
+            run(job.keys, job.images, edits.last_moves(job.plan.ts, strength), job.cond)
+        )
+        for strength in strengths
+    ]
+    distances = {
+        f"{strength:g}": float(psnr(result, guide).mean())
+        for strength, result in zip(strengths, results, strict=True)
+    }
+    names = ["guide", *(f"strength {strength:g}" for strength in strengths)]
+    return [guide, *results], names, {"psnr_to_guide": distances}
+
+
+def translate(job: Job, denoise: Denoise, labels: str) -> Strip:
+    """Translate images between classes, a row for each; see `apply` for what is returned.
+
+    The first row encodes and decodes every image under its own class, which gives it back.
+
+    Args:
+      job: the images and the model.
+      denoise: the denoiser.
+      labels: the target classes; '' takes all.
+    """
+    model = job.trained.experiment
+    if not model.num_classes:
+        raise UserError("--task=translate goes from class to class, and this model has none")
+    classes = [*(job.trained.data.get("class_names") or ()), "any"]  # by number, then the null
+    targets = (
+        list(range(model.num_classes))
+        if labels in ("", "own")
+        else parsing.labels("labels", labels, classes[:-1])
+    )
+    truth = transforms.to_uint8(job.images)
+    # where the class of an image is not known, it is encoded without a condition
+    own = null_cond(model, len(truth)) if job.labels is None else cond_for(model, job.labels)
+    run = jax.jit(
+        lambda x, ts, source, target: edits.translate(
+            job.plan.sampler, denoise, model.process, x, ts, source, target
+        )
+    )
+    conds = [own, *(cond_for(model, np.full(len(truth), label)) for label in targets)]
+    results = [transforms.to_uint8(run(job.images, job.plan.ts, own, cond)) for cond in conds]
+    names = ["image", "there and back", *(classes[label] for label in targets)]
+    score = float(psnr(results[0], truth).mean())
+    return [truth, *results], names, {"psnr_there_and_back": score}

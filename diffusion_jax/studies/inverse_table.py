@@ -1,0 +1,53 @@
+"""The rows of the inverse benchmark, kept in one JSON file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusion_jax import reading
+from diffusion_jax.studies import store
+
+
+def open_rows(path: Path, about: Mapping[str, Any]) -> store.Table:
+    """The rows of a JSON file about the same settings, or none.
+
+    Args:
+      path: the JSON file.
+      about: the settings that every row depends on.
+    """
+    shown = {
+        "shown": reading.nested(reading.integer(0, 255)),
+        "draws": reading.nested(reading.number()),
+    }
+    words = dict.fromkeys(("task", "method"), reading.text(1)) | {
+        "evaluations": reading.optional(reading.number(0))
+    }
+    row = reading.record({}, words | shown, others=reading.nested(reading.number(finite=False)))
+    rule = reading.record({"about": reading.table(), "rows": reading.items(row)})
+    return store.open_table(path, about, rule, nested="about")
+
+
+def timed_row(
+    table: store.Table, key: Mapping[str, Any], make: Callable[[], Mapping[str, Any]], place: str
+) -> dict[str, Any]:
+    """The row of a key: that of the table, or one that is made, kept and reported with its time.
+
+    Args:
+      table: the rows; changed in place.
+      key: what names the row.
+      make: makes the rest of the row.
+      place: words before the name of the row, such as '1 of 12:'.
+    """
+
+    def timed() -> Mapping[str, Any]:
+        began = time.monotonic()
+        made = make()
+        name = " ".join(map(str, key.values()))
+        print(f"{place} {name}: {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
+        return made
+
+    return store.row(table, key, timed)

@@ -1,0 +1,183 @@
+"""Inverse problems solved by a trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffusion_jax import arrays, streams
+from diffusion_jax.assembly import components, denoiser, sampling
+from diffusion_jax.assembly.experiment import Experiment
+from diffusion_jax.data import transforms
+from diffusion_jax.evaluation import generate
+from diffusion_jax.evaluation.psnr import psnr
+from diffusion_jax.inverse import measurements, methods
+from diffusion_jax.inverse.measurements import Measurement
+from diffusion_jax.inverse.methods import Method
+from diffusion_jax.samplers import base
+from diffusion_jax.studies.edit_job import Job
+from diffusion_jax.studies.edit_requests import measurement_for, method_for
+from diffusion_jax.types import Array, Cond, Key
+
+Strip = tuple[list[np.ndarray], list[str], dict[str, Any]]  # rows of images, their names, facts
+
+
+def restorer(
+    model: Experiment, plan: sampling.Plan, method: Method, measurement: Measurement
+) -> Callable[[denoiser.Ensemble, Key, Cond, Array, Array, Array], Array]:
+    """Compile the restoration of images: one program for all grids padded to one length.
+
+    Args:
+      model: the model.
+      plan: how it samples.
+      method: how a measurement guides it.
+      measurement: the measurement.
+
+    Returns:
+      (ensemble, keys (B,), cond, y, ts, scale) -> images (B, H, W, C).
+    """
+    clip, process = None if plan.clip == "none" else (-1.0, 1.0), model.process
+
+    @jax.jit
+    def run(
+        ensemble: denoiser.Ensemble, keys: Key, cond: Cond, y: Array, ts: Array, scale: Array
+    ) -> Array:
+        guidance = scale if plan.guided else None
+        own = denoiser.unpack(model, ensemble)
+        denoise = denoiser.denoiser(*own, scale=guidance, clip="none")
+        x = base.start(process, keys, (len(keys), *model.shape))
+        return methods.restore(
+            method,
+            measurement,
+            y,
+            plan.sampler,
+            denoise,
+            process,
+            keys,
+            x,
+            ts,
+            cond,
+            clip=clip,
+            padded=True,
+            noise=components.NOISES[plan.noise],
+        ).x0
+
+    return run
+
+
+def restored(
+    job: Job,
+    method: Method,
+    measurement: Measurement,
+    y: Array,
+    keys: Key,
+    *,
+    description: str = "restoring",
+) -> np.ndarray:
+    """Restore images from measurements, in batches of one size.
+
+    Args:
+      job: the images' conditions and the model.
+      method: how the measurement guides the model.
+      measurement: the measurement.
+      y: (N, ...) what was measured.
+      keys: (N,) random keys.
+      description: the title of the progress bar.
+
+    Returns:
+      (N, H, W, C) uint8.
+    """
+    model, plan = job.trained.experiment, job.plan
+    run = restorer(model, plan, method, measurement)
+    params = denoiser.ensemble(model, job.trained.params)
+
+    def draw(keys: Key, given: dict[str, Array]) -> Array:
+        y = given.pop("y")
+        return run(params, keys, given or None, y, np.asarray(plan.ts), np.float32(plan.guidance))
+
+    batch_size = min(model.config.sampler.batch_size, len(keys))
+    return generate.generate(
+        draw, keys, {"y": y, **(job.cond or {})}, batch_size=batch_size, description=description
+    )
+
+
+def as_image(measurement: Measurement, y: Array, shape: tuple[int, ...]) -> np.ndarray:
+    """A measurement as an image.
+
+    Args:
+      measurement: the measurement.
+      y: (N, ...) what was measured.
+      shape: (H, W, C) of the images.
+
+    Returns:
+      y where it has the images' shape, else the image of least norm with this measurement.
+    """
+    return np.asarray(y if y.shape[1:] == tuple(shape) else measurements.pinv(measurement, y))
+
+
+def measure(job: Job, measurement: Measurement) -> Array:
+    """Measure the job's images, with the noise of each from its own key."""
+    return jax.jit(lambda keys, x: measurements.measure(measurement, keys, x))(job.keys, job.images)
+
+
+def with_budget(job: Job, method: Method, measurement: Measurement) -> tuple[Job, int | None]:
+    """The job with a grid on which the method spends the model's budget, and its evaluations.
+
+    Args:
+      job: the job.
+      method: a method, which may wrap the sampler.
+      measurement: the measurement.
+
+    Returns:
+      (the job, network evaluations per image).
+    """
+    model, plan = job.trained.experiment, job.plan
+    wrapped = method.wrap(plan.sampler, measurement, None)
+    ts = sampling.grid(model, plan.grid, base.points(wrapped, model.config.sampler.nfe))
+    evaluations = sampling.evaluations(plan._replace(ts=ts, sampler=wrapped))
+    return job._replace(plan=plan._replace(ts=ts)), evaluations
+
+
+def solve(job: Job, task: str, mask: str, spec: str, draws: int) -> Strip:
+    """Restore the job's images from their own measurements.
+
+    Args:
+      job: the images and the model.
+      task: the measurement, as in `measurement_for`.
+      mask: its mask.
+      spec: the method.
+      draws: results of each image.
+
+    Returns:
+      Rows (N, H, W, C) uint8: the measurement, the results, the truth; their names; and facts for
+      the JSON file, with the PSNR of every image.
+    """
+    measurement = measurement_for(task, mask, job.trained.experiment.shape)
+    method = method_for(spec, measurement, task)
+    job, evaluations = with_budget(job, method, measurement)
+    y = measure(job, measurement)
+    results = [
+        restored(
+            job,
+            method,
+            measurement,
+            y,
+            arrays.fold_in(job.keys, streams.EDIT_DRAW + draw) if draw else job.keys,
+        )
+        for draw in range(draws)
+    ]
+    truth = transforms.to_uint8(job.images)
+    given = transforms.to_uint8(as_image(measurement, y, job.trained.experiment.shape))
+    scores = np.stack([psnr(result, truth) for result in results])
+    facts = {
+        "method": spec,
+        "psnr": float(scores.mean()),
+        "psnr_of_measurement": float(psnr(given, truth).mean()),
+        "psnr_per_image": scores.tolist(),
+        "evaluations": evaluations,
+    }
+    names = ["measurement", *(["result"] * draws), "truth"]
+    return [given, *results, truth], names, facts
