@@ -40,7 +40,7 @@ format: install
 	$(VENV)/bin/ruff check --fix .
 
 docs: $(VENV)/.installed-docs
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 
 $(VENV)/.installed-docs: $(installed)
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(constraints) -e '.[docs]'

@@ -6,10 +6,13 @@ work. The site does not contain the sources, so such links become plain text the
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
 from mkdocs.structure.files import File
+
+import diffusion_jax
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGE = ROOT / "diffusion_jax"
@@ -45,20 +48,21 @@ def modules(chapter: str) -> list[str]:
     return [".".join(part) for part in parts if not part[-1].startswith("_")]
 
 
-def reference(chapter: str) -> str:
-    """The page of a chapter: its summary, and an mkdocstrings entry for every public module."""
-    entries = "\n\n".join(f"::: {module}" for module in modules(chapter))
-    package = "diffusion_jax" if chapter == "foundations" else f"diffusion_jax.{chapter}"
-    return f"# {chapter}\n\nThe public modules of `{package}`.\n\n{entries}\n"
+def page_of(module: str) -> str:
+    """The path of a module's page: diffusion_jax.samplers.ode -> api/samplers/ode.md."""
+    return "api/" + "/".join(module.split(".")[1:]) + ".md"
 
 
 def on_config(config):
-    """Add the API reference to the navigation."""
+    """Add the API reference to the navigation: a page for every public module, by chapter."""
     unknown = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} ^ {*CHAPTERS[1:]}
     if unknown:
         raise ValueError(f"docs/_site/hooks.py: CHAPTERS and the package differ in {unknown}")
-    pages = [{chapter: f"api/{chapter}.md"} for chapter in CHAPTERS]
-    config.nav.append({"API reference": pages})
+    chapters = [
+        {chapter: [{module.rpartition(".")[2]: page_of(module)} for module in modules(chapter)]}
+        for chapter in CHAPTERS
+    ]
+    config.nav.append({"API reference": [{"diffusion_jax": "api/diffusion_jax.md"}, *chapters]})
     return config
 
 
@@ -66,8 +70,13 @@ def on_files(files, config):
     """Generate the front page from README.md, and the pages of the API reference."""
     front = (ROOT / "README.md").read_text(encoding="utf-8").replace("](docs/", "](")
     files.append(File.generated(config, "index.md", content=front))
+    names = "\n".join(f"- `{name}`" for name in diffusion_jax.__all__)
+    first = f"# diffusion_jax\n\n{inspect.getdoc(diffusion_jax)}\n\n{names}\n"
+    files.append(File.generated(config, "api/diffusion_jax.md", content=first))
     for chapter in CHAPTERS:
-        files.append(File.generated(config, f"api/{chapter}.md", content=reference(chapter)))
+        for module in modules(chapter):
+            entry = f"# {module.rpartition('.')[2]}\n\n::: {module}\n"
+            files.append(File.generated(config, page_of(module), content=entry))
     return files
 
 
