@@ -1,4 +1,4 @@
-"""What a user did wrong, in one clear line that names the key, the value and the remedy."""
+"""Errors that name what a user did wrong, in one line with the key, the value and the remedy."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ LONGEST = 200  # characters of an unknown name that are shown and compared
 
 
 class UserError(ValueError):
-    """Bad input. The experiment mains print its one line and exit with status 2; nothing is
-    half-written.
+    """A mistake of the user; commands print its one line and exit with status 2.
 
     The message is one printable line, whatever is in the names and values that it quotes.
     """
@@ -26,10 +25,11 @@ class UserError(ValueError):
 
 
 class CommandExit(Exception):
-    """Ends a command with an exit status, after it has printed all that there is to say.
+    """Ends a command with an exit status, after it has printed its results.
 
     Args:
-      status: 75 (UNFINISHED) where the same command has to run again; 1 for a negative answer.
+      status: 75 (UNFINISHED) where running the same command again resumes it; 1 for a negative
+        result.
     """
 
     def __init__(self, status: int):
@@ -38,13 +38,12 @@ class CommandExit(Exception):
 
 
 def printable(text: str) -> str:
-    """Text from a file as it may go to a terminal: characters that control it are written as
-    escapes, such as \\x1b.
+    r"""Escape the characters of a text that control a terminal, such as \x1b.
 
     These are the control and format characters of Unicode (categories Cc, Cf), among them those
-    that turn the direction of writing, its separators of lines and paragraphs, and the halves of
+    that change the direction of writing, its separators of lines and paragraphs, and the halves of
     surrogate pairs by which Python represents names of files that are not UTF-8. Joiners, which
-    emoji are made of, stay.
+    emoji consist of, stay.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -60,7 +59,7 @@ _CONTROL, _JOINERS = {"Cc", "Cf", "Cs", "Zl", "Zp"}, "\u200c\u200d"
 
 
 def unknown(what: str, name: str, choices: Iterable[str]) -> UserError:
-    """The error for a name that does not exist: says which names do, and which is nearest.
+    """Return the error for a name that does not exist, with the nearest and all names that do.
 
     unknown('model', 'mpl', ['mlp', 'unet']) -> "unknown model 'mpl'; did you mean 'mlp'? There are:
     mlp, unet"
@@ -83,8 +82,9 @@ def unknown(what: str, name: str, choices: Iterable[str]) -> UserError:
 
 
 def nearest(name: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
-    """The choice that is most like `name`, '' if none is. A dotted choice also counts by its last
-    part: ddimm, ancestral.ddim.
+    """Return the choice that is most like `name`, '' if none is.
+
+    A dotted choice also counts by its last part: ddimm is like ancestral.ddim.
     """
 
     def likeness(choice: str) -> float:
@@ -104,7 +104,10 @@ def need_range(
 
     Args:
       what: the function and its argument, such as 'ancestral.ddim: eta'.
-      value: the number. What is not a Python number (a traced array, a function of time) passes.
+      value: the number; what is not a Python number (a traced array, a function of time) passes.
+      low: the lower bound.
+      high: the upper bound.
+      above: whether the lower bound itself is refused.
 
     Raises:
       UserError: one line with the name, the value and the range.
@@ -119,20 +122,25 @@ def need_range(
 
 
 def need_ranges(what: str, **bounds: tuple[Any, float, float]) -> None:
-    """need_range for several arguments of a function: need_ranges('times.lognormal', mean=(mean,
-    -20, 20), std=(std, 1e-6, 20)).
+    """Check several arguments of a function by `need_range`.
+
+    need_ranges('times.lognormal', mean=(mean, -20, 20), std=(std, 1e-6, 20))
+
+    Args:
+      what: the function, such as 'times.lognormal'.
+      **bounds: (value, low, high) of each argument.
     """
     for name, (value, low, high) in bounds.items():
         need_range(f"{what}: {name}", value, low, high)
 
 
 def need_increasing(what: str, **values: Any) -> None:
-    """Refuse numbers that do not rise from the first to the last; what is not a Python number
-    passes.
+    """Refuse numbers that do not rise from the first to the last.
 
     Args:
       what: the function, such as 'schedules.VE'.
-      values: its arguments by name, in the order in which they must rise.
+      **values: its arguments in the order in which they must rise; what is not a Python number
+        passes.
 
     Raises:
       UserError: one line with the names and the values.

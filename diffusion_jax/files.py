@@ -15,8 +15,9 @@ from diffusion_jax.errors import UserError
 
 
 def plain(value: Any) -> Any:
-    """A value as plain JSON data: mappings get string keys, arrays (numpy, jax) become lists,
-    others their text.
+    """Convert a value to plain JSON data.
+
+    Mappings get string keys, arrays of numpy and JAX become lists, other objects their text.
     """
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
@@ -32,19 +33,19 @@ def plain(value: Any) -> Any:
 
 
 def canonical_json(value: Any, indent: int | None = 2) -> str:
-    """JSON text that depends on the values alone: sorted keys, arrays as lists, NaN as Python
-    writes and reads it.
-    """
+    """Return JSON text that depends on the values alone: sorted keys, arrays as lists."""
     return json.dumps(plain(value), sort_keys=True, indent=indent)
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Write to the path this yields; it takes the place of `path` when the block ends, and is gone
-    if the block raises.
+    """Yield a temporary path that takes the place of `path` when the block ends.
 
-    Missing folders are made. The temporary name keeps the suffix, by which many writers choose
-    their format. Raises UserError where the folder cannot be written.
+    If the block raises, `path` stays as it was. Missing folders are made. The temporary name keeps
+    the suffix, by which many writers choose their format.
+
+    Raises:
+      UserError: where the folder cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}.tmp{path.suffix}")
@@ -68,9 +69,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def save_text(path: str | os.PathLike, text: str) -> None:
-    """Write text to path, atomically, in UTF-8; bytes of file names that are not UTF-8 appear
-    escaped.
-    """
+    """Write text in UTF-8, atomically; bytes of file names that are not UTF-8 are escaped."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
@@ -81,7 +80,11 @@ def save_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def load_json(path: str | os.PathLike, rule: reading.Rule = reading.anything) -> Any:
-    """Read a JSON file whose value is as the rule says (`reading`).
+    """Read a JSON file whose value meets a rule (see `reading`).
+
+    Args:
+      path: the file.
+      rule: the rule.
 
     Raises:
       UserError: naming the file and the place, where it is missing, broken or something else.
@@ -89,4 +92,4 @@ def load_json(path: str | os.PathLike, rule: reading.Rule = reading.anything) ->
     try:
         return reading.json_file(path, rule)
     except UserError as error:
-        raise UserError(f"{error}; delete it or make it anew") from None
+        raise UserError(f"{error}; delete it or make it again") from None

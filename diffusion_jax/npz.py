@@ -1,4 +1,4 @@
-"""Plain arrays in .npz files: written atomically, read within bounds and checked, never unpickled."""
+"""Plain arrays in .npz files: written atomically, read within bounds, never unpickled."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ METRICS = {
     "density": "prdc",
     "coverage": "prdc",
     "mmd": "cmmd",
-    "memorization": "memorisation",
+    "memorisation": "memorization",
 }
 
 
@@ -88,7 +88,7 @@ def names(text: str) -> list[str]:
 
 def metrics(text: str) -> list[str]:
     """The names of scores, with commas; also by the names of other programs, such as fd (fid names
-    features too: judge.spelled).
+    features too: judge.resolve_names).
     """
     return list(dict.fromkeys(METRICS.get(name.lower(), name) for name in names(text)))
 

@@ -1,9 +1,4 @@
-"""Where a number comes from, and files that are never half-written.
-
-Every result of the project is saved beside `provenance(config, seed)`. `atomic_path` is the one way
-this project's machinery replaces a file: a reader sees the old one or the new one, and a killed
-writer leaves the old one in place.
-"""
+"""Where a number comes from: the record that is saved with every result."""
 
 from __future__ import annotations
 
@@ -27,13 +22,18 @@ PACKAGES = ("diffusion_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def provenance(config: Mapping | None = None, seed: int | None = None) -> dict[str, Any]:
-    """What is needed to repeat a result: code, versions, machine, command, config, seed; None where
-    it is not known.
+    """Collect what is needed to repeat a result.
 
-    Returns {'commit': hash ('-dirty' after it where tracked files differ), 'versions': {package:
-    version, 'python': ...}, 'platform', 'devices': {'backend', 'kind', 'count', 'processes'},
-    'cpu': {'model', 'cores'}, 'date' (UTC, ISO 8601), 'command', 'config_hash' (see `config_hash`;
-    None without a config), 'seed'}. Never raises.
+    Args:
+      config: the config, or None.
+      seed: the seed, or None.
+
+    Returns:
+      {'commit': hash ('-dirty' after it where tracked files differ), 'versions': {package: version,
+      'python': ...}, 'platform', 'devices': {'backend', 'kind', 'count', 'processes'}, 'cpu':
+        {'model',
+      'cores'}, 'date' (UTC, ISO 8601), 'command', 'config_hash', 'seed'}; None where something is
+      not known. It never raises.
     """
     versions = {name: _or_none(metadata.version, name) for name in PACKAGES}
     return {
@@ -50,17 +50,15 @@ def provenance(config: Mapping | None = None, seed: int | None = None) -> dict[s
 
 
 def config_hash(config: Any) -> str:
-    """sha256 (hex) of the canonical JSON of a config: the same for equal values, whatever the order
-    of the keys.
-    """
+    """Return the sha256 (hex) of the canonical JSON of a config, the same for equal values."""
     return hashlib.sha256(files.canonical_json(config, indent=None).encode()).hexdigest()
 
 
-def _or_none(find_out: Callable, *args) -> Any:
-    """What a record cannot find out it leaves empty: a run must not die of its own label."""
+def _or_none(find_out: Callable, *args: Any) -> Any:
+    """Return None for what cannot be found out: a run must not fail for its own record."""
     try:
         return find_out(*args)
-    except Exception:
+    except Exception:  # whatever it is: a missing git, no network, a field that is not there
         return None
 
 
@@ -68,27 +66,20 @@ def _commit() -> str:
     here = Path(__file__).resolve()
 
     def git(*arguments: str) -> str:
-        command = [
-            "git",
-            "--no-optional-locks",
-            "-C",
-            str(here.parent),
-            *arguments,
-        ]  # a killed run must not leave a lock
+        # without locks, as a killed run must not leave one
+        command = ["git", "--no-optional-locks", "-C", str(here.parent), *arguments]
         return subprocess.run(
             command, capture_output=True, text=True, timeout=10, check=True
         ).stdout.strip()
 
-    git(
-        "ls-files", "--error-unmatch", here.name
-    )  # an installed copy in somebody else's repository has no commit
+    # an installed copy in another repository has no commit
+    git("ls-files", "--error-unmatch", here.name)
     return git("rev-parse", "HEAD") + (
         "-dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
     )
 
 
 def _devices() -> dict[str, Any]:
-
     devices = jax.devices()
     return {
         "backend": jax.default_backend(),

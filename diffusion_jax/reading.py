@@ -1,11 +1,10 @@
-"""Files that may be damaged, edited by hand or written by a stranger: read within bounds and
-checked, never executed.
+"""Files that may be damaged, edited by hand or written by a stranger: read within bounds, checked.
 
-    json_file(path, rule)      a JSON file of which each value has the type and range that a rule says
-    kept(path, read)           a part that an interrupted run left: what it holds, or None, after a warning, where it is damaged
+    json_file(path, rule)   a JSON file in which each value has the type and range of a rule
+    kept(path, read)        a part that an interrupted run left, or None where it is damaged
 
 A rule is a function of a value and its place in the file that raises `Mismatch`. There is one for
-each kind of file, beside the function that writes it:
+each kind of file, next to the function that writes it:
 
     rule = record({"rows": items(record({"nfe": integer(1)})), "about": anything})
 """
@@ -31,7 +30,7 @@ Rule = Callable[[Any, str], None]  # (value, its place in the file)
 
 
 class Mismatch(Exception):
-    """A value is not what its rule says; the reason, with its place."""
+    """A value that does not meet its rule; the reason, with its place."""
 
 
 # ---- rules
@@ -44,16 +43,16 @@ def _expects(accepts: Callable[[Any], bool], allowed: str) -> Rule:
 
 
 def anything(value: Any, place: str) -> None:
-    """Every value."""
+    """Allow every value."""
 
 
 def number(low: float = -math.inf, high: float = math.inf, *, finite: bool = True) -> Rule:
-    """A number in [low, high]; finite=False also allows NaN and infinities."""
+    """Allow a number in [low, high]; finite=False also allows NaN and infinities."""
 
     def accepts(value: Any) -> bool:
-        if type(value) not in (int, float) or (
-            type(value) is int and abs(value) > 2**1000
-        ):  # (which no float holds)
+        if type(value) not in (int, float):
+            return False
+        if type(value) is int and abs(value) > 2**1000:  # too large for a float
             return False
         return (
             low <= value <= high and abs(value) < 1e300
@@ -70,7 +69,7 @@ def number(low: float = -math.inf, high: float = math.inf, *, finite: bool = Tru
 
 
 def integer(low: int = 0, high: int = 2**62) -> Rule:
-    """A whole number in [low, high]."""
+    """Allow a whole number in [low, high]."""
     return _expects(
         lambda value: type(value) is int and low <= value <= high,
         f"a whole number from {low} to {high}",
@@ -78,7 +77,7 @@ def integer(low: int = 0, high: int = 2**62) -> Rule:
 
 
 def text(least: int = 0, most: int = LONGEST) -> Rule:
-    """A string of this many characters."""
+    """Allow a string of `least` to `most` characters."""
     return _expects(
         lambda value: isinstance(value, str) and least <= len(value) <= most,
         f"a text of {least} to {most} characters",
@@ -86,12 +85,12 @@ def text(least: int = 0, most: int = LONGEST) -> Rule:
 
 
 def boolean() -> Rule:
-    """true or false."""
+    """Allow true or false."""
     return _expects(lambda value: isinstance(value, bool), "true or false")
 
 
 def one_of(*choices: Any) -> Rule:
-    """One of these values, by value and type."""
+    """Allow one of these values, by value and type."""
     return _expects(
         lambda value: any(type(value) is type(c) and value == c for c in choices),
         f"one of {', '.join(map(str, choices))}",
@@ -99,7 +98,7 @@ def one_of(*choices: Any) -> Rule:
 
 
 def either(*rules: Rule) -> Rule:
-    """What one of the rules allows; the message for a mismatch is that of the last."""
+    """Allow what one of the rules allows; the message for a mismatch is that of the last."""
 
     def rule(value: Any, place: str) -> None:
         for each in rules[:-1]:
@@ -113,12 +112,12 @@ def either(*rules: Rule) -> Rule:
 
 
 def optional(rule: Rule) -> Rule:
-    """null, or what the rule allows."""
+    """Allow null, or what the rule allows."""
     return lambda value, place: None if value is None else rule(value, place)
 
 
 def items(rule: Rule = anything, least: int = 0, most: int = 10**7) -> Rule:
-    """A list of this many values, each as the rule says."""
+    """Allow a list of `least` to `most` values that each meet the rule."""
     is_list = _expects(
         lambda value: isinstance(value, list) and least <= len(value) <= most,
         f"a list of {least} to {most} values",
@@ -133,7 +132,7 @@ def items(rule: Rule = anything, least: int = 0, most: int = 10**7) -> Rule:
 
 
 def nested(rule: Rule) -> Rule:
-    """What the rule allows, or lists of it, of lists of it, and so on: an array as JSON holds it."""
+    """Allow what the rule allows, or lists of it, of lists of it, and so on: an array in JSON."""
 
     def every(value: Any, place: str) -> None:
         for i, item in enumerate(value) if isinstance(value, list) else ():
@@ -145,7 +144,7 @@ def nested(rule: Rule) -> Rule:
 
 
 def table(rule: Rule = anything) -> Rule:
-    """An object with any keys, each value as the rule says."""
+    """Allow an object with any keys whose values each meet the rule."""
     is_object = _expects(lambda value: isinstance(value, dict), "an object")
 
     def every(value: Any, place: str) -> None:
@@ -159,8 +158,12 @@ def table(rule: Rule = anything) -> Rule:
 def record(
     needed: Mapping[str, Rule], also: Mapping[str, Rule] | None = None, others: Rule = anything
 ) -> Rule:
-    """An object with these keys, each value as its rule says. also: rules of keys that may be
-    missing; others: that of the rest.
+    """Allow an object with given keys.
+
+    Args:
+      needed: the keys that must be there, and their rules.
+      also: the keys that may be missing, and their rules.
+      others: the rule of all other keys.
     """
     rules, is_object = {**needed, **(also or {})}, table()
 
@@ -174,13 +177,21 @@ def record(
     return every
 
 
-scalar = either(
-    boolean(), optional(text()), number(finite=False)
-)  # what a cell of a table of results may hold
+# what a cell of a table of results may hold
+scalar = either(boolean(), optional(text()), number(finite=False))
 
 
 def check(value: Any, rule: Rule, what: str) -> None:
-    """UserError, that `what` is damaged and how, unless the value is as the rule says."""
+    """Check a value by a rule.
+
+    Args:
+      value: the value.
+      rule: the rule.
+      what: what the value is, for the message.
+
+    Raises:
+      UserError: that `what` is damaged, and how.
+    """
     try:
         _shallow(value)
         rule(value, "")
@@ -201,9 +212,7 @@ def _shown(value: Any) -> str:
 
 
 def _shallow(value: Any) -> None:
-    """Mismatch for a value that is nested deeper than DEPTH, on which recursive functions would
-    fail.
-    """
+    """Raise Mismatch for a value nested deeper than DEPTH, too deep for recursive functions."""
     level = [value]
     for _ in range(DEPTH):
         level = [
@@ -219,8 +228,7 @@ def _shallow(value: Any) -> None:
 
 # ---- files
 def content(path: str | os.PathLike, largest: int = LARGEST) -> bytes:
-    """The bytes of a regular file of at most this size, without ever waiting for a pipe or a
-    device.
+    """Read a regular file of at most `largest` bytes, without waiting for a pipe or a device.
 
     Raises:
       UserError: where it is missing, not a regular file, too large, or cannot be read.
@@ -244,7 +252,7 @@ def content(path: str | os.PathLike, largest: int = LARGEST) -> bytes:
 
 
 def json_file(path: str | os.PathLike, rule: Rule = anything) -> Any:
-    """The value of a JSON file, which is as the rule says.
+    """Read a JSON file whose value meets a rule.
 
     Raises:
       UserError: one line with the file, the place in it and what is wrong.
@@ -253,8 +261,15 @@ def json_file(path: str | os.PathLike, rule: Rule = anything) -> Any:
 
 
 def json_text(text: str | bytes, what: str, rule: Rule = anything) -> Any:
-    """The value of JSON text, which is as the rule says. UserError, that `what` is damaged, for
-    anything else.
+    """Read JSON text whose value meets a rule.
+
+    Args:
+      text: the text.
+      what: what it is, for the message.
+      rule: the rule.
+
+    Raises:
+      UserError: that `what` is damaged, and how.
     """
     try:
         value = json.loads(
@@ -262,17 +277,18 @@ def json_text(text: str | bytes, what: str, rule: Rule = anything) -> Any:
         )
     except RecursionError:
         raise UserError(f"{what} is damaged: it is nested more than {DEPTH} deep") from None
-    except (
-        ValueError
-    ) as error:  # broken JSON, bytes that are not UTF-8, a number of thousands of digits
+    # broken JSON, bytes that are not UTF-8, a number of thousands of digits
+    except ValueError as error:
         raise UserError(f"{what} is not valid JSON ({error})") from None
     check(value, rule, what)
     return value
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON (object_pairs_hook), of which no key may come twice. ValueError for one
-    that does: which of them counts?
+    """Make an object of JSON (for object_pairs_hook), of which no key may occur twice.
+
+    Raises:
+      ValueError: for a key that does, as it is ambiguous.
     """
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -284,11 +300,17 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def kept(path: str | os.PathLike, read: Callable[[Any], Any]) -> Any:
-    """What an earlier run of the same command kept at `path`, or None where there is nothing.
+    """Read what an earlier run of the same command left at `path`.
 
-    The one way in which resumable commands read what they kept: where `read(path)` raises
-    UserError, because the part is damaged or was edited, a warning says so and None means that the
-    part is made again.
+    This is how resumable commands read their files: where `read(path)` raises UserError, because
+    the part is damaged or was edited, a warning says so and the part is computed again.
+
+    Args:
+      path: the file.
+      read: reads it.
+
+    Returns:
+      What `read` returns, or None where there is nothing or it is damaged.
     """
     if not os.path.lexists(path):
         return None

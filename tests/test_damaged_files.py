@@ -189,5 +189,5 @@ def test_statistics_that_are_none_are_refused_though_their_hash_is_right(change,
     with np.load(tmp_path / "a.npz") as file:
         arrays = {name: file[name] for name in file.files if name != "hash"} | change
     np.savez(tmp_path / "a.npz", **arrays, hash=statistics._hash(arrays))
-    with pytest.raises(UserError, match="make it anew with experiments.statistics"):
+    with pytest.raises(UserError, match="make it again with experiments.statistics"):
         statistics.load(tmp_path / "a.npz")

@@ -30,7 +30,7 @@ from PIL import Image
 from configs import digits
 from diffusion_jax import data, errors, files, npz
 from diffusion_jax.assembly import datasets, experiment, workdir
-from diffusion_jax.data import consent, records
+from diffusion_jax.data import consent, records, tfds_builder
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import recognition
 from diffusion_jax.pretrained import pickles, safetensors, torchfile
@@ -128,10 +128,10 @@ def test_nothing_that_a_torch_file_names_is_imported_called_or_changed(write, tm
         ("torch", "load", ("x",)),
         ("diffusion_jax.pretrained.torchfile", "load", (b"",)),
     ):
-        with pytest.raises(UserError, match=f"asks for {module}.{name}, which is no tensor"):
+        with pytest.raises(UserError, match=f"names {module}.{name}, which is not a tensor"):
             torchfile.load(write({"w": Global(module, name, args)}))
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(UserError, match="calls torch.FloatStorage, which is no tensor"):
+    with pytest.raises(UserError, match="calls torch.FloatStorage, which is not a tensor"):
         torchfile.load(write({"w": Global("torch", "FloatStorage", (3,))}))
 
 
@@ -314,12 +314,12 @@ def entry(begin=0, end=16, shape=(4,), dtype="F32"):
 @pytest.mark.parametrize(
     "data, words",
     [
-        (stored({"a": entry(), "b": entry()}), "invalid offset for tensor `b`"),
+        (stored({"a": entry(), "b": entry()}), "invalid offset for tensor"),
         (
             stored({"a": entry(0, 8, (2,)), "b": entry(4, 12, (2,))}, bytes(12)),
-            "invalid offset for tensor `b`",
+            "invalid offset for tensor",
         ),
-        (stored({"a": entry(8, 16, (2,))}), "invalid offset for tensor `a`"),
+        (stored({"a": entry(8, 16, (2,))}), "invalid offset for tensor"),
         (stored({"a": entry()}, bytes(20)), "file not fully covered"),
         (stored({"a": entry(0, 16, (2**61, 2**61))}), "overflow computing buffer size"),
         (stored({"a": entry(0, 16, (2.0, 2))}), "floating point `2.0`, expected usize"),
@@ -532,7 +532,7 @@ LEGACY = {
             "trap.Y",
         ),
         ({"json_feature": {"json": json.dumps([{"python_class_name": "os.X"}])}}, "os.X"),
-        ({"jsonFeature": {"json": '{"a": '}}, "a text that is no JSON"),
+        ({"jsonFeature": {"json": '{"a": '}}, "a text that is not JSON"),
         (
             {"pythonClassName": "tensorflow_datasets.core.features.image_feature.Image.."},
             "image_feature.Image..",
@@ -544,13 +544,13 @@ def test_class_names_are_found_wherever_tfds_looks_for_them(tmp_path, told, word
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "features.json").write_text(json.dumps(told))
         with pytest.raises(UserError, match=words):
-            records.check_features("trap", tmp_path)
+            tfds_builder.check_features("trap", tmp_path)
         (tmp_path / folder / "features.json").unlink()
     linked = tmp_path / "linked"
     linked.symlink_to(tmp_path / "1.0.0")
     (tmp_path / "1.0.0" / "features.json").write_text("[" * 100_000)
     with pytest.raises(UserError, match="nested more than 64 deep"):
-        records.check_features("trap", linked)
+        tfds_builder.check_features("trap", linked)
 
 
 @pytest.mark.parametrize(
@@ -734,7 +734,7 @@ READERS = {
     "load_json": set(),
     "json.loads": {
         "reading.py",
-        "data/records.py",
+        "data/tfds_builder.py",
         "data/captions.py",
         "pretrained/safetensors.py",
         "assembly/same_run.py",

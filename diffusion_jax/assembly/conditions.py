@@ -113,7 +113,7 @@ def captions_of_test(
     class.
     """
     rows = dataset.test.rows(index)
-    told = dataset.test.told(rows, np.zeros(len(index), int))
+    told = dataset.test.with_captions(rows, np.zeros(len(index), int))
     captions = [dataset.captions[i] for i in rows["caption"][:, 0]]
     return captions, null_cond(experiment, len(index)) | {
         name: told[name] for name in experiment.encoder.entries

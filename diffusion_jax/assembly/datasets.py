@@ -75,8 +75,8 @@ def dataset(config) -> data.Dataset:
             progress=progress.progress,
         )
         return loaded._replace(
-            train=data.captions.Told(loaded.train, tables),
-            test=data.captions.Told(loaded.test, tables),
+            train=data.captions.CaptionedSource(loaded.train, tables),
+            test=data.captions.CaptionedSource(loaded.test, tables),
         )
 
 

@@ -1,5 +1,6 @@
-"""Data: any set of images as batches of a pure function of (seed, step). `load` names the set,
-`batches` serves it.
+"""Data: any set of images as batches that are a pure function of (seed, step).
+
+`load` names the set, `batches` serves it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Captions of images: where they are found, and which one of several an example is told with.
+"""Captions of images: where they are read, and which of several an example is paired with.
 
-A data set that has captions knows each different one once (`Dataset.captions`); an example's
-'caption' (K,) int32 holds the numbers of its own, -1 beyond the last. `Told` turns them into what
-the network is told: rows of `tables`, which an encoder of text (models/text.py) made of the
-captions, once.
+A data set with captions holds each distinct caption once (`Dataset.captions`); an example's
+'caption' (K,) int32 holds the numbers of its own captions, -1 beyond the last. `CaptionedSource`
+replaces them by conditioning inputs: rows of `tables`, which a text encoder (models/text.py) made
+of the captions, once.
 """
 
 from __future__ import annotations
@@ -26,21 +26,23 @@ from diffusion_jax.files import atomic_path
 
 Texts = Sequence[tuple[str, ...]]  # the captions of each example
 
-Progress = Callable[
-    ..., contextlib.AbstractContextManager
-]  # (total, description, unit=...) -> advance
+# (total, description, unit=...) -> a context manager of a function `advance`
+Progress = Callable[..., contextlib.AbstractContextManager]
 
 CACHE = "~/.cache/diffusion_jax/captions"
-AT_ONCE = 256  # captions encoded between two reports
+BATCH = 256  # captions that are encoded at a time
 
 
-# ---- what the network is told
-class Told:
-    """A source whose captions have become arrays. tables: {name: (captions, ...)}, by number of the
-    caption.
+# ---- conditioning inputs
+class CaptionedSource:
+    """A source whose captions are conditioning inputs of a network.
+
+    Args:
+      source: the source, with 'caption'.
+      tables: {name of a conditioning input: (captions, ...)}, by the number of the caption.
     """
 
-    def __init__(self, source: Source, tables: dict[str, np.ndarray | Kept]):
+    def __init__(self, source: Source, tables: dict[str, np.ndarray | CachedTable]):
         self.source, self.tables = source, tables
         self.rows = source.rows
 
@@ -50,9 +52,14 @@ class Told:
     def __getitem__(self, i: int) -> dict:
         return self.source[i]
 
-    def told(self, batch: dict[str, np.ndarray], phrase: np.ndarray) -> dict[str, np.ndarray]:
-        """Rows of the source with entries of the tables instead of 'caption'; of n captions the
-        (phrase mod n)-th, (B,).
+    def with_captions(
+        self, batch: dict[str, np.ndarray], phrase: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Replace 'caption' by conditioning inputs.
+
+        Args:
+          batch: rows of the source.
+          phrase: (B,); of n captions of an example the (phrase mod n)-th is taken.
         """
         own = batch["caption"]
         chosen = own[np.arange(len(own)), phrase % (own >= 0).sum(1)]
@@ -60,8 +67,8 @@ class Told:
         return rest | {name: np.asarray(table[chosen]) for name, table in self.tables.items()}
 
 
-class Kept:
-    """An array on disk, read where it is used: what travels to a data worker is its path."""
+class CachedTable:
+    """An array on disk that is read where it is used: a data worker receives its path alone."""
 
     def __init__(self, path: Path):
         self.path, self.array = path, None
@@ -75,9 +82,11 @@ class Kept:
         return {"path": self.path, "array": None}
 
 
-class Numbers:
-    """Every different caption of some examples, and its number. texts: the captions of each
-    example.
+class CaptionNumbers:
+    """The distinct captions of some examples, numbered in the order of their first occurrence.
+
+    Args:
+      texts: the captions of each example.
     """
 
     def __init__(self, texts: Iterable[tuple[str, ...]]):
@@ -88,18 +97,23 @@ class Numbers:
                 self.number.setdefault(caption, len(self.number))
 
     def every(self) -> tuple[str, ...]:
+        """Return the distinct captions."""
         return tuple(self.number)
 
     def row(self, own: tuple[str, ...]) -> np.ndarray:
-        """An example's 'caption': (K,) int32, K the most captions that an example has."""
+        """Return the 'caption' of an example, (K,) int32 for at most K captions."""
         row = np.full(self.most, -1, np.int32)
         row[: len(own)] = [self.number[caption] for caption in own]
         return row
 
 
 def numbered(*splits: Texts) -> tuple[tuple[str, ...], list[np.ndarray]]:
-    """Every different caption, and for each split the numbers (N, K) int32 of each example's."""
-    numbers = Numbers(own for split in splits for own in split)
+    """Number the captions of several splits.
+
+    Returns:
+      (the distinct captions, for each split the numbers (N, K) int32 of its examples' captions).
+    """
+    numbers = CaptionNumbers(own for split in splits for own in split)
     return numbers.every(), [np.stack([numbers.row(own) for own in split]) for split in splits]
 
 
@@ -111,12 +125,19 @@ def tables(
     kept: str = "",
     progress: Progress | None = None,
     cache_dir: str = CACHE,
-) -> dict[str, np.ndarray | Kept]:
-    """{name: (captions, ...)}, what `encode` makes of the captions. like: name -> shape and dtype
-    of one.
+) -> dict[str, np.ndarray | CachedTable]:
+    """Encode captions to tables of conditioning inputs.
 
-    kept: the encoder's name, if the arrays are to be kept on disk: in the user's cache, by encoder
-    and a hash of the captions, so that they are made once. progress: shows how far it is.
+    Args:
+      captions: the captions.
+      encode: captions -> {name: (captions, ...)}.
+      like: name -> an object with the shape and dtype of one entry.
+      kept: the name of the encoder, if the tables are to be kept on disk; '' keeps nothing.
+      progress: shows the progress; None shows none.
+      cache_dir: where they are kept, under a hash of the encoder and the captions.
+
+    Returns:
+      {name: table}.
     """
     if not kept:
         return encode(captions)
@@ -143,38 +164,43 @@ def tables(
                 if progress
                 else len
             )
-            for start in range(0, len(captions), AT_ONCE):
-                some = captions[start : start + AT_ONCE]
+            for start in range(0, len(captions), BATCH):
+                some = captions[start : start + BATCH]
                 for name, rows in encode(some).items():
                     made[name][start : start + len(some)] = rows
                 advance(len(some)) if progress else None
             for array in made.values():
                 array.flush()
-    return {name: Kept(path) for name, path in paths.items()}
+    return {name: CachedTable(path) for name, path in paths.items()}
 
 
 def _whole(path: Path, dtype: Any, shape: tuple[int, ...]) -> bool:
-    """True. UserError for a file that is no array of this dtype and shape, which is not read for
-    that.
-    """
+    """Return True for an array of this type and shape in the file; UserError for any other."""
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False) if path.is_file() else None
-    except Exception as error:  # numpy raises what it likes for a damaged header
+    except Exception as error:  # numpy raises many types for a damaged header
         raise UserError(f"'{path}' is damaged ({type(error).__name__}: {error})") from error
     if found is None or found.dtype != dtype or found.shape != shape:
-        raise UserError(f"'{path}' is damaged: it is no array of {np.dtype(dtype)}{list(shape)}")
+        raise UserError(
+            f"'{path}' is damaged: it is not an array of {np.dtype(dtype)}{list(shape)}"
+        )
     return True
 
 
 # ---- captions in files
-def beside_images(
-    path: str, roots: Sequence[Path], images: Sequence[Sequence[Path]]
-) -> list[Texts]:
-    """The captions of the image files of each split: 'text' of metadata.jsonl, or the lines of a
-    .txt beside the image.
+def of_images(path: str, roots: Sequence[Path], images: Sequence[Sequence[Path]]) -> list[Texts]:
+    """Read the captions of image files from metadata.jsonl, or from a .txt next to an image.
 
-    roots: the split's folder, in which metadata.jsonl is looked for, and in which its file_name
-    lies. A text is one caption, or a list of several. UserError where an image has none.
+    Args:
+      path: the folder of the data, for messages.
+      roots: for each split, the folder of metadata.jsonl, to which its file_name is relative.
+      images: for each split, its image files.
+
+    Returns:
+      The captions of each split.
+
+    Raises:
+      UserError: where an image has none.
     """
     found, there = [], {image for part in images for image in part}
     for root, part in zip(roots, images):
@@ -183,13 +209,15 @@ def beside_images(
         bare = [image for image, texts in zip(part, own) if not texts]
         if bare:
             raise UserError(
-                f"data.path={path}: {len(bare)} of {len(part)} images have no caption, {bare[0].name} for one; write "
-                f"it to {bare[0].with_suffix('.txt').name}, or to metadata.jsonl as file_name and text"
+                f"data.path={path}: {len(bare)} of {len(part)} images have no caption, such as "
+                f"{bare[0].name}; write "
+                f"it to {bare[0].with_suffix('.txt').name}, or to metadata.jsonl as file_name and "
+                "text"
             )
         found.append(own)
         if unused := sorted(map(str, listed.keys() - there)):
             logging.warning(
-                "%s: %d lines name no image of the set, %s for one",
+                "%s: %d lines name images that are not in the set, such as %s",
                 root / "metadata.jsonl",
                 len(unused),
                 unused[0],
@@ -230,7 +258,7 @@ def _read(file: Path) -> str:
 
 
 def _texts(value) -> tuple[str, ...]:
-    """A caption, or a list of them."""
+    """Return one caption, or a list of them, as a tuple."""
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
         raise TypeError(f"a caption is text, or a list of texts, not {value!r:.60}")
@@ -243,12 +271,22 @@ def of_npz(
     counts: tuple[int, int],
     rows: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> list[Texts]:
-    """The captions of an .npz of images, from the JSON file `captions` ('': STEM_captions.json
-    beside it), as (train, test).
+    """Read the captions of an .npz of images from a JSON file.
 
-    It holds a list, an entry for each image: a caption, a list of captions, or an object with
-    'caption'. Where the .npz has two splits, it holds {'train': list, 'test': list}. counts: images
-    in train and test; rows: those of each in a file that is not split.
+    The file holds a list with an entry for each image: a caption, a list of captions, or an object
+    with 'caption'. For an .npz with two splits it holds {'train': list, 'test': list}.
+
+    Args:
+      path: the .npz.
+      captions: the JSON file; '' means STEM_captions.json next to the .npz.
+      counts: the numbers of images in train and test.
+      rows: the rows of train and test in an .npz that is not split, else None.
+
+    Returns:
+      (captions of train, captions of test).
+
+    Raises:
+      UserError: for a file that does not fit the images.
     """
     archive = Path(os.path.expanduser(path))
     file = (
@@ -258,7 +296,8 @@ def of_npz(
     )
     if not file.is_file():
         raise UserError(
-            f"data.captions={file} is not a file; it should be a JSON list with a caption for each image of {path}"
+            f"data.captions={file} is not a file; it should be a JSON list with a caption for each "
+            f"image of {path}"
         )
 
     def own(entry):
@@ -281,7 +320,8 @@ def of_npz(
         ) from None
     if tuple(map(len, splits)) != counts:
         raise UserError(
-            f"data.captions={file} has {sum(map(len, splits))} captions for {sum(counts)} images; give one for each"
+            f"data.captions={file} has {sum(map(len, splits))} captions for {sum(counts)} images; "
+            "give one for each"
         )
     if bare := [
         (part, i)
@@ -290,7 +330,8 @@ def of_npz(
         if not texts
     ]:
         raise UserError(
-            f"data.captions={file}: {len(bare)} images have no caption, {bare[0][0]} image {bare[0][1]} for one; "
+            f"data.captions={file}: {len(bare)} images have no caption, {bare[0][0]} image "
+            f"{bare[0][1]} for one; "
             "write one for each"
         )
     return splits

@@ -1,5 +1,4 @@
-"""Which data the user has named: a config.json from a stranger cannot make a command read other
-folders of this machine.
+"""Which data the user has named: a stranger's config.json cannot make a command read others.
 
 A run that the user starts remembers the data paths of its config, for this user on this machine,
 and so does every command that is given one. A stored config may only lead to such paths again; any
@@ -20,8 +19,9 @@ KEYS = ("path", "data_dir", "captions")  # of config.data
 
 
 def remember(path: str) -> None:
-    """The user has named this path. Best effort: without a home that can be written, the user names
-    it each time.
+    """Remember that the user has named this path.
+
+    In a home that cannot be written nothing is remembered, and the user names it each time.
     """
     if path:
         with contextlib.suppress(
@@ -38,9 +38,7 @@ def remembered(path: str) -> bool:
 
 
 def _record(path: str) -> Path:
-    """One small file for each path, so that commands that run side by side do not overwrite each
-    other's.
-    """
+    """Return the file that records a path; one each, so that commands do not collide."""
     digest = hashlib.sha256(os.fsencode(_real(path))).hexdigest()[:32]
     return Path.home() / ".cache" / "diffusion_jax" / "data_paths" / digest
 

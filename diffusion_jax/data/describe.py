@@ -11,30 +11,29 @@ from absl import logging
 from diffusion_jax.data.sources import Cached, Source, labels_of, some
 from diffusion_jax.errors import printable
 
-LOOKED_AT = 64  # images whose values are looked at
+SCANNED = 64  # images whose values are examined
 
-NARROW, FLAT = (
-    26,
-    2.0,
-)  # of 255: a smaller span of values, or a smaller standard deviation, is nearly constant
+# of 255: images with a smaller span of values, or a smaller standard deviation, are nearly constant
+NARROW, FLAT = 26, 2.0
 
-NAMED = 5  # classes that the line names
-READ = 100_000  # images that are read, and kept, to count their classes
+NAMED = 5  # classes that are named
+READ = 100_000  # images that are read, and kept in memory, to count their classes
 
 
 def line(dataset) -> str:
-    """What a data set holds: images, size, channels, classes with the first names and counts, split
-    rule.
+    """Describe a data set in one line, with the names and counts of the first classes.
 
     'data: folder: 540 training and 60 test images, 32x32, 3 channels; 2 classes: cats 300, dogs
-    240; a tenth is held out by file name'
+      240; a
+    tenth is held out by file name'
     """
     height_width, channels = dataset.image_shape[:-1], dataset.image_shape[-1]
     kind = "points" if not height_width else "latents" if dataset.encoded else "images"
     size = f"of {channels} numbers"
     if height_width:
         size = f"{'x'.join(map(str, height_width))}, {channels} channel{'s' * (channels > 1)}"
-    counts = f"{len(dataset.train):,} training and {len(dataset.test):,} test {kind if len(dataset.test) != 1 else kind[:-1]}"
+    tested = kind if len(dataset.test) != 1 else kind[:-1]
+    counts = f"{len(dataset.train):,} training and {len(dataset.test):,} test {tested}"
     parts = [f"data: {printable(dataset.name)}: {counts}, {size}", _classes(dataset)]
     parts += [f"{len(dataset.captions):,} captions"] if dataset.captions else []
     return "; ".join([*parts, *([dataset.rule] if dataset.rule else [])])
@@ -51,9 +50,7 @@ def _say(text: str) -> None:
 
 
 def warn(dataset) -> None:
-    """Warn of a split that is nearly constant, and of classes without training images where the
-    labels are known.
-    """
+    """Warn of a split that is nearly constant, and of classes without training images."""
     found = [
         (split, _values(source))
         for split, source in (("training", dataset.train), ("test", dataset.test))
@@ -65,7 +62,8 @@ def warn(dataset) -> None:
     ]:
         (_, (low, high, spread)), splits = flat[0], " and ".join(split for split, _ in flat)
         logging.warning(
-            "data.name=%s: the %s images are nearly constant, with values from %d to %d of 255 (standard deviation "
+            "data.name=%s: the %s images are nearly constant, with values from %d to %d of 255 "
+            "(standard deviation "
             "%.1f); are they scaled wrongly? (config.data.value_range)",
             printable(dataset.name),
             splits,
@@ -79,10 +77,8 @@ def warn(dataset) -> None:
 
 
 def _values(source: Source) -> tuple[int, int, float] | None:
-    """(smallest, largest, standard deviation) of the values of some images; None of what is no
-    image of 8 bits.
-    """
-    image = some(source, LOOKED_AT)["image"]
+    """Return (smallest, largest, standard deviation) of some images, None if they are not uint8."""
+    image = some(source, SCANNED)["image"]
     return (
         (int(image.min()), int(image.max()), float(image.std()))
         if image.dtype == np.uint8
@@ -127,9 +123,7 @@ def _classes(dataset) -> str:
 
 
 def _read_labels(dataset, source: Source) -> np.ndarray | None:
-    """The labels of a source; of one that is kept in memory by reading it now, which also warns of
-    what it shows.
-    """
+    """Return the labels of a source; one that is kept in memory is read for that."""
     known = labels_of(source)
     if known is None and isinstance(source, Cached) and len(source) <= READ:
         known = source.rows(np.arange(len(source))).get("label")

@@ -1,6 +1,4 @@
-"""The embedded default: scikit-learn's 1,797 handwritten 8x8 digits as a TFDS set; no TensorFlow,
-no download.
-"""
+"""The embedded default: the 1,797 handwritten 8x8 digits of scikit-learn as a TFDS set."""
 
 from __future__ import annotations
 
@@ -12,8 +10,9 @@ TEST = 297
 
 
 class SklearnDigits(tfds.core.GeneratorBasedBuilder):
-    """8x8x1 uint8 (0..16 scaled to 0..255) and a label 0..9; 1,500 train and 297 test examples,
-    stratified by class.
+    """Images uint8 8x8x1 (0..16 scaled to 0..255) and labels 0..9.
+
+    There are 1,500 training and 297 test examples, stratified by class.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -27,7 +26,8 @@ class SklearnDigits(tfds.core.GeneratorBasedBuilder):
         }
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Handwritten digits of the UCI repository (Alpaydin and Kaynak 1998), from scikit-learn.",
+            description="Handwritten digits of the UCI repository (Alpaydin and Kaynak 1998), "
+            "from scikit-learn.",
             features=tfds.features.FeaturesDict(features),
         )
 

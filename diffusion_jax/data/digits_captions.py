@@ -1,9 +1,8 @@
-"""The embedded digits, described in words: captions made of the label and of two things measured in
-the image, ink and lean.
+"""The embedded digits with captions, made of the label and of ink and lean of an image.
 
-"a bold slanted seven", "the digit 3, thin and upright", "a light 0", "eight": `phrases`. Of each
-digit one combination of weight and slant is kept from training (HELD_OUT), so that a model can be
-asked for what it has never seen together.
+"a bold slanted seven", "the digit 3, thin and upright", "a light 0", "eight": see `phrases`. One
+combination of weight and slant of each digit is held out from training (HELD_OUT), so that a model
+can be tested on a combination that it has not seen.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import itertools
 import numpy as np
 
 from diffusion_jax.data import captions, records
-from diffusion_jax.data.sources import Arrays
+from diffusion_jax.data.sources import Arrays, Splits
 
 WEIGHTS = ("thin", "regular", "bold")
 SLANTS = ("left", "upright", "right")
@@ -30,26 +29,29 @@ WORDS = {
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-# digit -> the (weight, slant) that training never sees; each weight and each slant alone is seen
-# with every digit
+# digit -> the (weight, slant) that is not in the training split; each weight and each slant alone
+# occurs with every digit
 HELD_OUT = tuple(
     (("bold", "thin")[digit % 2], ("left", "right")[digit // 2 % 2]) for digit in range(10)
 )
 
 
 def ink(images: np.ndarray) -> np.ndarray:
-    """(N, H, W, 1) uint8 -> (N,): the mean brightness in [0, 1], for white on black; how bold a
-    digit is.
-    """
+    """Return how bold digits are: the mean brightness of uint8 (N, H, W, 1) in [0, 1]."""
     return images.mean(axis=(1, 2, 3)) / 255
 
 
 def lean(images: np.ndarray) -> np.ndarray:
-    """(N, H, W, 1) uint8 -> (N,): pixels to the right per pixel up, the shear that would make the
-    digit upright.
+    """Measure how far digits lean, in pixels to the right per pixel up.
 
-    -mu_11 / mu_02 of the brightness, x to the right and y down: the slope of the line fitted to x
-    as a function of y.
+    It is -mu_11 / mu_02 of the brightness, x to the right and y down: the slope of the line that is
+    fitted to x as a function of y.
+
+    Args:
+      images: uint8 (N, H, W, 1), white on black.
+
+    Returns:
+      (N,).
     """
     mass = images[..., 0].astype(np.float64)
     total = np.maximum(mass.sum(axis=(1, 2)), 1e-9)[:, None, None]
@@ -63,31 +65,28 @@ def lean(images: np.ndarray) -> np.ndarray:
 
 
 def thirds(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The (10, 2) values between which lie the lower, middle and upper third of each digit's
-    images.
-    """
+    """Return the values (10, 2) between the lower, middle and upper third of each digit."""
     return np.stack([np.quantile(values[labels == digit], (1 / 3, 2 / 3)) for digit in range(10)])
 
 
 def third(values: np.ndarray, labels: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """0, 1 or 2 for each image: in which third of its digit it is. A seven leans by nature: slanted
-    is one that leans more.
+    """Return 0, 1 or 2 for each image: in which third of the images of its digit it is.
+
+    A seven leans by nature: one is called slanted if it leans more than other sevens.
     """
     return (values[:, None] > edges[labels]).sum(1)
 
 
 def phrases(digit: int, weight: str, slant: str) -> tuple[str, ...]:
-    """Every caption of such a digit: both attributes in several words and orders, one of them, or
-    none.
-    """
-    said = []
+    """Return every caption of such a digit: with both attributes, one, or none."""
+    found = []
     for name, heavy, leaning in itertools.product(
         (str(digit), NAMES[digit]), WORDS[weight], WORDS[slant]
     ):
         both = [f"{heavy} {leaning} {name}", f"{leaning} {heavy} {name}"]
-        said += [*map(_with_article, both), f"the digit {name}, {heavy} and {leaning}"]
-        said += [_with_article(f"{heavy} {name}"), _with_article(f"{leaning} {name}"), name]
-    return tuple(dict.fromkeys(said))
+        found += [*map(_with_article, both), f"the digit {name}, {heavy} and {leaning}"]
+        found += [_with_article(f"{heavy} {name}"), _with_article(f"{leaning} {name}"), name]
+    return tuple(dict.fromkeys(found))
 
 
 def _with_article(words: str) -> str:
@@ -95,8 +94,13 @@ def _with_article(words: str) -> str:
 
 
 def held_out_prompts(count: int) -> tuple[list[str], np.ndarray]:
-    """(prompts, digits (count,)): digit after digit, what training never saw of it together, in
-    every wording.
+    """Return prompts for the combinations that were held out from training, in every wording.
+
+    Args:
+      count: the number of prompts, which go through the digits in order.
+
+    Returns:
+      (prompts, digits (count,)).
     """
 
     def full(phrase: str, *attributes: str) -> bool:
@@ -110,33 +114,29 @@ def held_out_prompts(count: int) -> tuple[list[str], np.ndarray]:
     return [ways[d][i // 10 % len(ways[d])] for i, d in enumerate(digits)], digits
 
 
-def splits(
-    data_dir: str, image_size: int, channels: int
-) -> tuple[list[Arrays], tuple, int, tuple, tuple[str, ...]]:
-    """([train, test], image_shape, classes, class_names, captions). Train is without HELD_OUT; test
-    is whole.
+def splits(data_dir: str, image_size: int, channels: int) -> Splits:
+    """Read the digits with captions; train is without HELD_OUT, test is whole.
+
+    Args:
+      data_dir: where TFDS keeps its sets.
+      image_size: the side to which images are resized; 0 keeps their size.
+      channels: 1 or 3, to which they are converted; 0 keeps theirs.
     """
-    *sources, shape, classes, names, _, _, _ = records.splits(
-        "digits", data_dir, image_size, channels
-    )
-    splits = [source.rows(np.arange(len(source))) for source in sources]
-    seen = splits[0]
+    plain = records.splits("digits", data_dir, image_size, channels)
+    columns = [source.rows(np.arange(len(source))) for source in (plain.train, plain.test)]
+    seen = columns[0]
     edges = [thirds(measure(seen["image"]), seen["label"]) for measure in (ink, lean)]
     kept, texts = [], []
-    for split, training in zip(splits, (True, False)):
+    for split, training in zip(columns, (True, False)):
         parts = (
             third(measure(split["image"]), split["label"], edge)
             for measure, edge in zip((ink, lean), edges)
         )
-        told = [(int(d), WEIGHTS[w], SLANTS[s]) for d, w, s in zip(split["label"], *parts)]
-        rows = [i for i, (d, *how) in enumerate(told) if not training or tuple(how) != HELD_OUT[d]]
+        looks = [(int(d), WEIGHTS[w], SLANTS[s]) for d, w, s in zip(split["label"], *parts)]
+        rows = [i for i, (d, *how) in enumerate(looks) if not training or tuple(how) != HELD_OUT[d]]
         kept.append({name: column[rows] for name, column in split.items()})
-        texts.append([phrases(*told[i]) for i in rows])
-    every, columns = captions.numbered(*texts)
-    return (
-        [Arrays(**split, caption=column) for split, column in zip(kept, columns)],
-        shape,
-        classes,
-        names,
-        every,
-    )
+        texts.append([phrases(*looks[i]) for i in rows])
+    every, numbers = captions.numbered(*texts)
+    sources = [Arrays(**split, caption=column) for split, column in zip(kept, numbers)]
+    rule = "split as digits, without one look of each digit in training"
+    return plain._replace(train=sources[0], test=sources[1], captions=every, rule=rule)

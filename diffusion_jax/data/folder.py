@@ -1,14 +1,12 @@
-"""A folder of images: sub-folders are labels, any size, grey or colour; with captions, if they are
-asked for.
+"""A folder of images: sub-folders are labels, any size, gray or color; with captions on request.
 
-Which files are images, for training or held out, and of which class, is decided by layout.py. What
-is checked when: the header of every file is read at the start (about 0.2 ms each): it gives size
-and colour and finds files that are no images. A split that fits in memory is also decoded at the
-start, so every corrupt file is known before the first step. A larger one is decoded batch by batch;
-a file that turns out to be corrupt, or has gone, is reported once by name and its place is taken by
-the next readable file in the order, which keeps batch(step) a pure function of the files. Either
-way more than `limit_bad` unreadable files end the run with a UserError, at the start where
-possible.
+layout.py decides which files are images, which are for training and of which class they are. The
+header of every file is read at the start (about 0.2 ms each): it gives size and color, and finds
+files that are not images. A split that fits in memory is also decoded at the start, so every
+corrupt file is known before the first step. A larger one is decoded batch by batch. A file that
+turns out to be corrupt, or has gone, is reported once by name and replaced by the next readable
+file in the order, which keeps batch(step) a pure function of the files. In both cases more than
+`limit_bad` unreadable files end the run with a UserError, at the start where possible.
 """
 
 from __future__ import annotations
@@ -26,42 +24,29 @@ from diffusion_jax.data import captions, layout, pixels, transforms, tree
 from diffusion_jax.data.held_out import File, held_out
 from diffusion_jax.data.layout import Arranged
 from diffusion_jax.data.pixels import Range
-from diffusion_jax.data.sources import Arrays, Lazy, Source, held_in_memory, parallel
+from diffusion_jax.data.sources import Arrays, Lazy, Source, Splits, held_in_memory, parallel
 from diffusion_jax.errors import UserError, printable
 
-SIGNED = (
-    "PNG",
-    "JPEG",
-    "GIF",
-    "BMP",
-    "WEBP",
-    "TIFF",
-    "AVIF",
-    "JPEG2000",
-)  # formats that are known by their first bytes
+# formats that are recognized by their first bytes
+SIGNED = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "AVIF", "JPEG2000")
 
-GREY_MODES = {"1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
-TURNED = range(5, 9)  # the EXIF orientations that swap width and height
-LOOKED_AT = 64  # files whose values are read to find their scale
+GRAY_MODES = {"1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
+ROTATED = range(5, 9)  # the EXIF orientations that swap width and height
+SCANNED = 64  # files whose values are read to find their scale
 
 
 class Header(NamedTuple):
-    """What the first bytes of an image file say."""
+    """What the first bytes of an image file say.
 
-    size: tuple[int, int]  # (H, W)
-    grey: bool
-    depth: str  # '' for values in 0..255; '16 bits', '32 bits', 'float'
+    Attributes:
+      size: (H, W).
+      gray: whether the image has no color.
+      depth: '' for values in 0..255; '16 bits', '32 bits', 'float'.
+    """
 
-
-class Found(NamedTuple):
-    """What a folder of images holds."""
-
-    train: Source
-    test: Source
-    image_shape: tuple[int, int, int]
-    class_names: tuple[str, ...]
-    captions: tuple[str, ...]
-    rule: str  # how the images were split, for people
+    size: tuple[int, int]
+    gray: bool
+    depth: str
 
 
 def load(
@@ -73,16 +58,17 @@ def load(
     captioned: bool = False,
     how: str = "",
     value_range: Range = (),
-) -> Found:
+) -> Splits:
     """Read a folder of images.
 
     Args:
       path: the folder.
-      image_size, channels: resize and convert to these; 0 keeps what the images have.
-      limit_bad: unreadable files that are skipped; -1 is a tenth of the files, from 1 to 100.
-      captioned: with captions, from files beside the images.
-      how: config.data.layout, see layout.py.
-      value_range: the values of black and white; () for 0..255, of 16-bit images 0..65535.
+      image_size: the side to which images are resized; 0 keeps their size.
+      channels: 1 or 3, to which they are converted; 0 keeps theirs.
+      limit_bad: the number of unreadable files that are skipped; -1 is a tenth, from 1 to 100.
+      captioned: whether captions are read, from files next to the images.
+      how: config.data.layout; see layout.py.
+      value_range: the values of black and white; () for 0..255, and 0..65535 of 16-bit images.
 
     Raises:
       UserError: for what cannot be read, or can be read in two ways.
@@ -115,16 +101,17 @@ def load(
     if captioned:
         roots = [_captions_root(root, folder) for folder in found.roots]
         texts, numbers = captions.numbered(
-            *captions.beside_images(path, roots, [[f.path for f in part] for part in parts])
+            *captions.of_images(path, roots, [[f.path for f in part] for part in parts])
         )
     read = _Read(found.classes, shape, image_size, value_range, unreadable)
     sources = [_source(part, read, n) for part, n in zip(parts, numbers)]
     unreadable.report()
-    return Found(*sources, shape, tuple(map(printable, found.classes)), texts, found.rule)
+    names = tuple(map(printable, found.classes))
+    return Splits(*sources, shape, len(names), names, texts, found.rule)
 
 
 def default_limit(total: int) -> int:
-    """How many of `total` files may be unreadable: a tenth, but at least 1 and at most 100."""
+    """Return how many of `total` files may be unreadable: a tenth, from 1 to 100."""
     return min(100, max(1, total // 10))
 
 
@@ -133,7 +120,7 @@ def _is_image(path: str) -> bool:
     try:
         with transforms.open_image(path, SIGNED):
             return True
-    except Exception:  # decoders raise what they like: OSError, SyntaxError, struct.error, ...
+    except Exception:  # decoders raise many types: OSError, SyntaxError, struct.error, ...
         return False
 
 
@@ -151,20 +138,16 @@ def _warn_of_unused(path: str, listing: tree.Tree, found: Arranged, captioned: b
 
 
 def _check_classes(path: str, classes: tuple[str, ...], left: set[str]) -> None:
-    """Refuse a class of whose training images none can be read: without them the other classes
-    would change their numbers.
-    """
+    """Refuse a class without readable training images, which would renumber the other classes."""
     if empty := [name for name in classes if name not in left]:
         raise UserError(
-            f"data.path={path}: no training image of class {empty[0]} is readable; mend its "
-            "files, or move its folder away"
+            f"data.path={path}: no training image of class {empty[0]} is readable; "
+            "replace its files, or move its folder away"
         )
 
 
 def _captions_root(root: Path, folder: Path) -> Path:
-    """The folder of metadata.jsonl: that of the split, or one above it, below which all its images
-    are.
-    """
+    """Return the folder of metadata.jsonl: that of the split, or one above it."""
     here = [folder, *(above for above in folder.parents if above.is_relative_to(root))]
     return next((place for place in here if (place / "metadata.jsonl").is_file()), folder)
 
@@ -179,18 +162,19 @@ class Unreadable:
         self.path, self.limit, self.reasons, self.reported = printable(path), limit, {}, 0
 
     def add(self, file: Path, error: Exception) -> None:
-        """Note a file and why. UserError beyond the limit."""
+        """Note a file and the reason; UserError beyond the limit."""
         with _reporting:
             reason = " ".join(str(error).replace(f"'{file}'", "").split()) or type(error).__name__
             self.reasons[printable(str(file))] = printable(reason.rstrip(" :"))
             if len(self.reasons) > self.limit:
                 raise UserError(
-                    f"data.path={self.path} has more than data.limit_bad={self.limit} unreadable images: "
-                    f"{self._names(0)}; remove or mend them, or raise data.limit_bad"
+                    f"data.path={self.path} has more than data.limit_bad={self.limit} unreadable "
+                    "images: "
+                    f"{self._names(0)}; remove or replace them, or raise data.limit_bad"
                 )
 
     def report(self) -> None:
-        """One warning naming the files found since the last one."""
+        """Log one warning with the names of the files found since the last one."""
         with _reporting:
             if len(self.reasons) > self.reported:
                 logging.warning(
@@ -212,8 +196,8 @@ def _headers(files: list[File], unreadable: Unreadable) -> dict[Path, Header]:
         try:
             with transforms.open_image(file.path) as image:
                 exif = Image.Image.getexif(image)  # (a PNG's own getexif would decode the pixels)
-                size = image.size if exif.get(0x0112, 1) in TURNED else image.size[::-1]
-                return Header(size, image.mode in GREY_MODES, pixels.depth(image))
+                size = image.size if exif.get(0x0112, 1) in ROTATED else image.size[::-1]
+                return Header(size, image.mode in GRAY_MODES, pixels.depth(image))
         except Exception as error:  # as above
             return unreadable.add(file.path, error)
 
@@ -231,20 +215,18 @@ def _shape(
             f"data.path={path} has images of several sizes ({first.name} is {size[0]}x{size[1]}, "
             f"{other.name} {theirs[0]}x{theirs[1]}): set data.image_size=64, for instance"
         )
-    grey = all(h.grey for h in headers.values())
-    return transforms.fitted_shape((*size, 1 if grey else 3), image_size, channels)
+    gray = all(h.gray for h in headers.values())
+    return transforms.fitted_shape((*size, 1 if gray else 3), image_size, channels)
 
 
 def _check_values(path: str, headers: dict[Path, Header], value_range: Range) -> None:
-    """Refuse values whose black and white are not known. Up to LOOKED_AT files of each depth are
-    read.
-    """
+    """Refuse values whose black and white are not known, by up to SCANNED files of each depth."""
     for kind in sorted({h.depth for h in headers.values()}):
         files = [f for f, h in headers.items() if h.depth == kind]
         if not kind and not value_range:
             continue
         some = [
-            files[i] for i in np.linspace(0, len(files) - 1, min(len(files), LOOKED_AT)).astype(int)
+            files[i] for i in np.linspace(0, len(files) - 1, min(len(files), SCANNED)).astype(int)
         ]
         values = [v for v in parallel(_values, some) if v is not None]
         if values:
@@ -253,7 +235,7 @@ def _check_values(path: str, headers: dict[Path, Header], value_range: Range) ->
 
 
 def _values(file: Path) -> np.ndarray | None:
-    """The values of an image file as they are stored, or None where it cannot be read."""
+    """Return the values of an image file as they are stored, or None where it cannot be read."""
     try:
         with transforms.open_image(file) as image:
             return np.asarray(image if pixels.depth(image) else image.convert("RGB")).ravel()
@@ -262,10 +244,16 @@ def _values(file: Path) -> np.ndarray | None:
 
 
 def decode(file: Path, image_size: int, channels: int, value_range: Range = ()) -> np.ndarray:
-    """One image file -> (H, W, channels) uint8: turned as its EXIF says, transparency on white,
-    resized.
+    """Decode an image file: rotated as its EXIF data say, transparency on white, resized.
 
-    value_range: the values of black and white, where they are not 0 and 255 (of 16 bits: 65535).
+    Args:
+      file: the file.
+      image_size: the side of the result; 0 keeps the size.
+      channels: 1 or 3.
+      value_range: the values of black and white; () for 0 and 255 (65535 of 16 bits).
+
+    Returns:
+      uint8 (H, W, channels).
     """
     with transforms.open_image(file) as image:
         kind, image = pixels.depth(image), ImageOps.exif_transpose(image)
@@ -327,7 +315,8 @@ def _source(files: list[File], read: _Read, numbers: np.ndarray | None) -> Sourc
                     k: column[j % len(files)] for k, column in columns.items() if column is not None
                 }
         raise UserError(
-            f"data.path={unreadable.path}: {unreadable.limit + 1} unreadable images in a row from {files[i].path}"
+            f"data.path={unreadable.path}: {unreadable.limit + 1} unreadable images in a row from "
+            f"{files[i].path}"
         )
 
     return Lazy(len(files), example, labels)

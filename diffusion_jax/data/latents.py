@@ -1,9 +1,11 @@
-"""Latents of a data set in an .npz, made by experiments.encode: means, log-variances, and what it
-takes to trust and use them.
+"""Latents of a data set in an .npz, made by experiments.encode.
 
-{train,test}_mean, {train,test}_log_variance (N, h, w, c)     {train,test}_label (N,), where there are labels
-shift, scale (c,)     of a channel, so that (z - shift) / scale has mean 0 and variance 1 over the training split
-about                 JSON: sha256 of the autoencoder's parameters, shape of the images, name of their data set, its classes
+{train,test}_mean, {train,test}_log_variance   (N, h, w, c)
+{train,test}_label                             (N,), where there are labels
+shift, scale                                   (c,), of each channel: (z - shift) / scale has
+                                               mean 0 and variance 1 over the training split
+about                                          JSON: sha256 of the autoencoder's parameters,
+                                               shape of the images, their data set, its classes
 """
 
 from __future__ import annotations
@@ -47,8 +49,16 @@ ABOUT = reading.record(
 
 
 class Encoded(NamedTuple):
-    """What made latents. autoencoder: sha256 of its parameters; image_shape, data, num_classes,
-    class_names: of the images and their set; shift, scale: of every channel.
+    """What made latents.
+
+    Attributes:
+      autoencoder: the sha256 of its parameters.
+      image_shape: the shape of the images.
+      data: the name of their data set.
+      num_classes: the number of its classes.
+      class_names: the names of its classes.
+      shift: of every channel.
+      scale: of every channel.
     """
 
     autoencoder: str
@@ -61,8 +71,9 @@ class Encoded(NamedTuple):
 
 
 class Latents:
-    """A split: 'image', the posterior's mean, and 'std', (h, w, c) float32, in units in which z has
-    mean 0 and variance 1.
+    """A split of latents, in units in which z has mean 0 and variance 1.
+
+    An example has 'image', the mean of the posterior, and 'std', both (h, w, c) float32.
     """
 
     def __init__(
@@ -83,6 +94,7 @@ class Latents:
         return {name: value[0] for name, value in self.rows(np.array([i])).items()}
 
     def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Return several examples, stacked."""
         mean, log_variance = (x[indices].astype(np.float32) for x in (self.mean, self.log_variance))
         found = {
             "image": (mean - self.shift) / self.scale,
@@ -94,7 +106,13 @@ class Latents:
 
 
 def save(path: str | Path, encoded: Encoded, splits: dict[str, np.ndarray]) -> None:
-    """Write a file of latents, atomically. splits: the arrays of NEEDED, and labels."""
+    """Write a file of latents, atomically.
+
+    Args:
+      path: the file.
+      encoded: what made them.
+      splits: the arrays of NEEDED, and labels.
+    """
     about = {key: value for key, value in encoded._asdict().items() if key not in STATISTICS}
     arrays = {
         "about": json.dumps(about),
@@ -105,11 +123,19 @@ def save(path: str | Path, encoded: Encoded, splits: dict[str, np.ndarray]) -> N
 
 
 def load(path: str, image_size: int = 0, channels: int = 0) -> tuple[Latents, Latents, Encoded]:
-    """(train, test, what made them). image_size, channels: those the config states of the latents,
-    0: whatever they are.
+    """Read a file of latents.
 
-    UserError for a file that is none, for statistics that are missing or no numbers, and for
-    latents of another size.
+    Args:
+      path: the file.
+      image_size: the side of the latents that the config states; 0 accepts any.
+      channels: the channels of the latents that the config states; 0 accepts any.
+
+    Returns:
+      (train, test, what made them).
+
+    Raises:
+      UserError: for a file that is not one of latents, for statistics that are missing, and for
+        latents of another size.
     """
     made, found = "make it by python -m experiments.encode", _read(path)
     if missing := [name for name in NEEDED if name not in found]:
@@ -119,7 +145,8 @@ def load(path: str, image_size: int = 0, channels: int = 0) -> tuple[Latents, La
     if missing := [name for name in STATISTICS if name not in found]:
         missing = " and ".join(missing)
         raise UserError(
-            f"data.path={path} lacks the statistics {missing}, without which latents have no scale; {made}"
+            f"data.path={path} lacks the statistics {missing}, without which latents have no "
+            f"scale; {made}"
         )
     shift, scale = (found[name].astype(float) for name in STATISTICS)
     shape, encoded = found["train_mean"].shape[1:], _about(path, found, shift, scale)
@@ -136,13 +163,15 @@ def load(path: str, image_size: int = 0, channels: int = 0) -> tuple[Latents, La
     ):
         if stated not in (0, true):
             raise UserError(
-                f"data.{key}={stated}, but the latents of data.path={path} are {shape}; set data.{key}=0"
+                f"data.{key}={stated}, but the latents of data.path={path} are {shape}; set "
+                f"data.{key}=0"
             )
     for split in ("train", "test"):
         labels = found.get(f"{split}_label", np.zeros(0, int))
         if labels.size and not 0 <= labels.min() <= labels.max() < encoded.num_classes:
             raise UserError(
-                f"data.path={path}: labels of {split} are not below num_classes={encoded.num_classes}; {made}"
+                f"data.path={path}: labels of {split} are not below "
+                f"num_classes={encoded.num_classes}; {made}"
             )
     train, test = (
         Latents(
@@ -173,7 +202,8 @@ def _read(path: str) -> dict[str, Any]:
                 labels is not None and shapes and labels.shape != next(iter(shapes))[:1]
             ):
                 raise UserError(
-                    f"the means, log-variances and labels of {split} are not as many, or of one size"
+                    f"the means, log-variances and labels of {split} are not as many, or of one "
+                    "size"
                 )
         return found
     except UserError as error:
@@ -185,7 +215,8 @@ def _about(path: str, found: dict[str, Any], shift: np.ndarray, scale: np.ndarra
         about = reading.json_text(str(found["about"]), "its description", ABOUT)
     except UserError as error:
         raise UserError(
-            f"data.path={path} does not say what made it ({error}); make it by python -m experiments.encode"
+            f"data.path={path} does not say what made it ({error}); make it by python -m "
+            "experiments.encode"
         ) from None
     about = {
         key: tuple(value) if isinstance(value, list) else value

@@ -162,7 +162,8 @@ def _once(
                 else f"the classes {listed([owner[1], label])}"
             )
             raise UserError(
-                f"data.path={root}: {shown(owner[0])} and {shown(image)} are one file, by a link, in "
+                f"data.path={root}: {shown(owner[0])} and {shown(image)} are one file, by a link, "
+                "in "
                 f"{what}; remove one of them, or use all images once and without labels by "
                 "--config.data.layout=flat"
             )

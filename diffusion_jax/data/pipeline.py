@@ -1,13 +1,11 @@
-"""From a source to batches: a pure function of (seed, step), shuffled every epoch, sharded by
-process, computed ahead.
+"""From a source to batches: a pure function of (seed, step), shuffled, sharded and prefetched.
 
 The order of epoch e is argsort of the raw Philox stream keyed by (seed, e): a uniform permutation
 that no version of NumPy or grain can change (raw bits are guaranteed stable, shuffling routines are
 not). grain's own shuffle walks the cycles of a 65,536-element cipher index by index (about 0.3 us x
 65536 / N each: 30 us for the digits, 10 ms for a set of two), so the elements of the grain pipeline
-are steps, not examples. Being a pure function, batch(step) can be computed
-anywhere: `prefetch` does it in a thread, or in processes of their own (grain's workers), with the
-same result.
+are steps, not examples. As batch(step) is a pure function it can be computed anywhere: `prefetch`
+does it in a thread, or in processes of their own (grain's workers), with the same result.
 """
 
 from __future__ import annotations
@@ -29,6 +27,7 @@ import numpy as np
 from absl import flags
 
 from diffusion_jax.data import transforms
+from diffusion_jax.data.captions import CaptionedSource
 from diffusion_jax.data.sources import Source
 from diffusion_jax.errors import UserError
 
@@ -45,18 +44,31 @@ def batches(
     process_count: int = 1,
     rows: np.ndarray | None = None,
 ) -> Callable[[int], dict[str, np.ndarray]]:
-    """batch(step) -> {'image': (b, H, W, C) float32 in [-1, 1], 'label': (b,) int32}, b =
-    batch_size / process_count.
+    """Return the function batch(step) of a source.
 
     Step s of process p holds positions [s G + p G/n, s G + (p + 1) G/n) of the endless global order
     (G = batch_size, n = process_count), in which every epoch is a fresh permutation of all
-    examples: the processes' rows, in order, are the batch of one process. rows: positions in the
-    batch to hold instead (`Runner.rows`: where a mesh spreads the examples otherwise than by
-    process). 'label' is absent where the set has none. flip mirrors an example left-right with
-    probability 1/2, drawn anew for each example and epoch, and so is which of its captions an
-    example is told with, where the source has captions (captions.Told), whose entries are in the
-    batch then. Raises UserError if batch_size is not a positive multiple of process_count. A batch
-    may be larger than the set.
+    examples: the rows of the processes, in order, are the batch of one process. A batch may be
+    larger than the set. Of several captions of an example one is drawn for each example and epoch.
+
+    Args:
+      source: the examples.
+      batch_size: examples in the global batch, a positive multiple of process_count.
+      seed: of the order, the mirroring and the choice of captions.
+      flip: whether each image is mirrored left-right with probability 1/2, drawn for each example
+        and epoch.
+      process_index: the number of this process.
+      process_count: the number of processes.
+      rows: the positions in the batch that this process holds, where a mesh spreads the examples in
+        another way (`Runner.rows`).
+
+    Returns:
+      batch(step) -> {'image': (b, H, W, C) float32 in [-1, 1], 'label': (b,) int32, ...}, where b =
+      batch_size / process_count; 'label' is absent where the set has none, and conditioning inputs
+      are there where the source is a `captions.CaptionedSource`.
+
+    Raises:
+      UserError: for sizes and seeds that are not allowed, and for data that cannot be mirrored.
     """
     held = _held(batch_size, process_index, process_count) if rows is None else rows
     if seed < 0:
@@ -97,9 +109,9 @@ def batches(
 
 
 def _rows(source: Source, index: np.ndarray, phrase: np.ndarray) -> dict[str, np.ndarray]:
-    """Examples with what the network is told of their captions, if the source has any."""
+    """Read examples, with conditioning inputs of their captions if the source has any."""
     batch = source.rows(index)
-    return source.told(batch, phrase) if hasattr(source, "told") else batch
+    return source.with_captions(batch, phrase) if isinstance(source, CaptionedSource) else batch
 
 
 def _network_types(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -108,13 +120,10 @@ def _network_types(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 @functools.lru_cache(maxsize=4)
 def _epoch(seed: int, number: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(the order of the examples, which of them are mirrored, and a number that chooses a caption)
-    in one epoch.
-    """
+    """Return the order, the mirrored examples and the choice of captions of an epoch."""
     order = np.argsort(_bits(seed, number, SHUFFLE, size), kind="stable")
-    phrase = (_bits(seed, number, CAPTION, size) >> np.uint64(33)).astype(
-        np.int32
-    )  # from 0 to 2^31 - 1
+    # numbers from 0 to 2^31 - 1
+    phrase = (_bits(seed, number, CAPTION, size) >> np.uint64(33)).astype(np.int32)
     return order, (_bits(seed, number, FLIP, size) & 1).astype(bool), phrase
 
 
@@ -123,10 +132,11 @@ def _bits(seed: int, epoch: int, stream: int, size: int) -> np.ndarray:
 
 
 def _held(batch_size: int, process_index: int, process_count: int) -> np.ndarray:
-    """The positions in a batch that a process holds: an equal share, in order."""
+    """Return the positions in a batch that a process holds: an equal share, in order."""
     if batch_size < 1 or batch_size % process_count:
         raise UserError(
-            f"data.batch_size={batch_size} must be a positive multiple of the number of processes, {process_count}"
+            f"data.batch_size={batch_size} must be a positive multiple of the number of processes, "
+            f"{process_count}"
         )
     return np.arange(batch_size).reshape(process_count, -1)[process_index]
 
@@ -140,41 +150,39 @@ def prefetch(
     put: Callable[[Any], Any] = lambda b: b,
     workers: int = 0,
 ) -> Iterator[tuple[int, Any]]:
-    """(step, put(batch(step))) for step = start, start + 1, ... (below stop), up to `depth` ahead
-    in a daemon thread.
+    """Yield (step, put(batch(step))) from `start` on, computed ahead in a daemon thread.
 
-    workers: processes that compute batch(step), each up to `depth` of its own ahead, where reading
-    or decoding is more than a thread beside the training can do; put stays in the thread. They are
-    spawned, so a script needs `if __name__ ==
-    "__main__":`, and each has its own copy of what batch holds. Steps and values do not depend on
-    their number. An exception in the thread or a worker is raised here, at its step; a worker that
-    dies is a UserError. Closing the iterator (or dropping it) ends thread and workers.
+    Steps and values do not depend on the number of workers. An exception in the thread or a worker
+    is raised here, at its step; a worker that dies is a UserError. Closing the iterator (or
+    dropping it) ends thread and workers.
+
+    Args:
+      batch: a pure function of the step.
+      start: the first step.
+      stop: the step after the last one; None never ends.
+      depth: how many batches are computed ahead.
+      put: applied to each batch in the thread.
+      workers: processes that compute batch(step), each up to `depth` of its own ahead, where
+        reading or decoding is too much for a thread next to the training. They are spawned, so a
+        script needs `if __name__ == "__main__":`, and each has its own copy of what batch holds.
     """
     ready: queue.Queue = queue.Queue(maxsize=max(1, depth))
     closed = threading.Event()
-    made = (
-        _in_processes(batch, start, stop, depth, workers)
-        if workers
-        else map(batch, itertools.count(start))
-    )
-
-    def offer(item) -> None:
-        while not closed.is_set():
-            try:
-                return ready.put(item, timeout=0.05)
-            except queue.Full:
-                pass
+    if workers:
+        made = _in_processes(batch, start, stop, depth, workers)
+    else:
+        made = map(batch, itertools.count(start))
 
     def work() -> None:
         step = start
         while not closed.is_set() and (stop is None or step < stop):
             try:
                 item = (step, put(next(made)))
-            except BaseException as error:  # whatever it is, it belongs to the consumer
-                return offer((None, error))
-            offer(item)
+            except BaseException as error:  # whatever it is, it is raised in the consumer
+                return _offer(ready, (None, error), closed)
+            _offer(ready, item, closed)
             step += 1
-        offer((None, None))
+        _offer(ready, (None, None), closed)
 
     thread = threading.Thread(target=work, name="prefetch", daemon=True)
     thread.start()
@@ -188,22 +196,26 @@ def prefetch(
             yield step, item
     finally:
         closed.set()
-        thread.join(
-            timeout=5
-        )  # (a batch that hangs, on a dead file server, must not hang the exit)
+        thread.join(timeout=5)  # a batch that hangs, on a dead file server, must not hang the exit
         if workers:
             made.close()
+
+
+def _offer(ready: queue.Queue, item: Any, closed: threading.Event) -> None:
+    """Put an item into a queue, unless the queue is closed before there is a place."""
+    while not closed.is_set():
+        try:
+            return ready.put(item, timeout=0.05)
+        except queue.Full:
+            pass
 
 
 def _in_processes(
     batch: Callable[[int], Any], start: int, stop: int | None, depth: int, workers: int
 ) -> Iterator[Any]:
-    """batch(start), batch(start + 1), ..., by grain's workers: worker i makes every workers-th,
-    from start + i.
-    """
-    if (
-        not flags.FLAGS.is_parsed()
-    ):  # grain asks for flags of its own, also where no main has read a command line
+    """Yield batch(start), batch(start + 1), ... by grain's workers; each makes every n-th."""
+    # grain reads flags of its own, also where no main has parsed a command line
+    if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     steps = grain.MapDataset.range(start, sys.maxsize if stop is None else stop).map(batch)
     ahead = steps.to_iter_dataset(
@@ -223,8 +235,10 @@ def _in_processes(
                 if "terminated unexpectedly" not in str(error):
                     raise
                 raise UserError(
-                    f"a data worker died before step {step} ({str(error).split('. ')[0]}); is memory short? "
-                    f"use fewer than data.workers={workers} (0: none); the same command goes on from the last checkpoint"
+                    f"a data worker died before step {step} ({str(error).split('. ')[0]}); is "
+                    "memory short? "
+                    f"use fewer than data.workers={workers} (0: none); the same command goes on "
+                    "from the last checkpoint"
                 ) from None
             # out of the shared memory, which jax on a CPU would otherwise hold on to instead of
             # copying
@@ -234,17 +248,17 @@ def _in_processes(
 
 
 def _serve(index: int, count: int) -> None:
-    """In a worker, before it begins: Ctrl-C is the parent's to handle, and when the parent is gone
-    there is nothing to do.
-    """
+    """Prepare a worker: Ctrl-C is left to the parent, and the worker ends when the parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def arrays(source: Source, limit: int | None = None) -> dict[str, np.ndarray]:
-    """The split's first `limit` examples (None: all), in order: image (N, H, W, C) uint8, label
-    (N,) int32.
+    """Return the first `limit` examples of a split (None: all), in order and stacked.
+
+    Returns:
+      {'image': (N, H, W, C) uint8, 'label': (N,) int32, ...}.
     """
     size = len(source) if limit is None else min(limit, len(source))
     return source.rows(np.arange(size))
@@ -258,12 +272,18 @@ def sequential(
     process_count: int = 1,
     rows: np.ndarray | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The split once, in order, as batches like those of `batches` (this process's rows), for the
-    held-out loss.
+    """Yield a split once, in order, as batches like those of `batches`, for the held-out loss.
 
     Every batch is full, so that one compiled function serves all: the examples beyond the last full
     batch are left out, and a split smaller than one batch is repeated to fill it. Of several
-    captions it is the first.
+    captions the first is taken.
+
+    Args:
+      source: the examples.
+      batch_size: examples in the global batch.
+      process_index: the number of this process.
+      process_count: the number of processes.
+      rows: the positions in the batch that this process holds; see `batches`.
     """
     held = _held(batch_size, process_index, process_count) if rows is None else rows
     for first in range(0, max(len(source) - batch_size, 0) + 1, batch_size):

@@ -28,17 +28,17 @@ OUTSIDE = 0.01  # the share of values that may lie outside of a stated range
 
 
 def depth(image: Image.Image) -> str:
-    """'' for an image with values in 0..255, else what its values are: '16 bits', '32 bits' or
-    'float'.
-    """
+    """Return '' for an image with values in 0..255, else '16 bits', '32 bits' or 'float'."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN_BITS):
         return "16 bits"
     return {"I": "32 bits", "F": "float"}.get(image.mode, "")
 
 
 def to_uint8(values: np.ndarray, value_range: Range) -> np.ndarray:
-    """Values of any type -> uint8: round(255 (x - black) / (white - black)), clipped. ValueError
-    for nan and inf.
+    """Convert values of any type to levels: round(255 (x - black) / (white - black)), clipped.
+
+    Raises:
+      ValueError: for values that are not finite.
     """
     black, white = value_range
     scaled = (values.astype(np.float64) - black) * (255 / (white - black))
@@ -80,12 +80,15 @@ def check(what: str, kind: str, values: np.ndarray, value_range: Range) -> None:
         return  # nothing to see in any scale: the check of the whole set says so
     if kind == "16 bits":
         raise UserError(
-            f"{what} have 16 bits but values {found} of 65535, nearly black; set config.data.value_range={guess} if "
+            f"{what} have 16 bits but values {found} of 65535, nearly black; set "
+            f"config.data.value_range={guess} if "
             f"{guess[1]} is white, or (0, 65535) if they are so dark"
         )
     raise UserError(
-        f"{what} have {kind} values {found}, and which of them are black and white is not known; set "
-        f"config.data.value_range={guess}, or what is right for them, or save them as uint8 in 0..255"
+        f"{what} have {kind} values {found}, and which of them are black and white is not known; "
+        "set "
+        f"config.data.value_range={guess}, or what is right for them, or save them as uint8 in "
+        "0..255"
     )
 
 
@@ -97,6 +100,7 @@ def check_range(value_range: Range) -> None:
         and value_range[0] != value_range[1]
     ):
         raise UserError(
-            f"config.data.value_range={value_range} must be (black, white), two different numbers, or () for 8 and 16 "
+            f"config.data.value_range={value_range} must be (black, white), two different numbers, "
+            "or () for 8 and 16 "
             "bits"
         )

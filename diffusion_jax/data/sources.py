@@ -1,8 +1,8 @@
-"""Sources: random access to examples. source[i] -> {'image', 'label'}; source.rows(indices) -> the
-same, stacked.
+"""Sources: random access to examples.
 
-An image is (H, W, C) uint8 (a point of a 2-D toy: (2,) float32), a label an int32 scalar, absent
-where there is none. Where captions were asked for there is also 'caption' (captions.py).
+source[i] is {'image', 'label'} and source.rows(indices) the same of several examples, stacked. An
+image is uint8 (H, W, C) (a point of a 2-D toy is float32 (2,)), a label an int32 scalar, absent
+where there are none. Where captions were requested there is also 'caption' (see captions.py).
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-# bytes: a split below this is decoded once and kept; a larger one is read batch by batch
+# bytes: a smaller split is decoded once and kept, a larger one is read batch by batch
 MEMORY = 1_000_000_000
 Example = dict[str, Any]
 
@@ -27,12 +27,30 @@ class Source(Protocol):
 
     def __getitem__(self, i: int) -> Example: ...
 
-    def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]: ...
+    def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Return several examples, stacked."""
+        ...
+
+
+class Splits(NamedTuple):
+    """Two disjoint sources of images or points; the attributes are those of `dataset.Dataset`."""
+
+    train: Source
+    test: Source
+    image_shape: tuple[int, ...]
+    num_classes: int
+    class_names: tuple[str, ...]
+    captions: tuple[str, ...] = ()
+    rule: str = ""
 
 
 class Arrays:
-    """A split in memory. image: (N, ...); label: (N,) or None; caption: (N, K), see captions.py, or
-    None.
+    """A split in memory.
+
+    Args:
+      image: (N, ...).
+      label: (N,), or None.
+      caption: (N, K), see captions.py, or None.
     """
 
     def __init__(
@@ -57,14 +75,17 @@ class Arrays:
         return {k: v[i] for k, v in self.columns.items()}
 
     def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Return several examples, stacked."""
         return {k: v[indices] for k, v in self.columns.items()}
 
 
 class Lazy:
-    """A split that is read when asked: example(i) for i in 0..size-1, by threads (decoders release
-    Python's lock).
+    """A split whose examples are read when they are needed, by threads.
 
-    labels: those of all examples (N,), where they are known without reading the examples.
+    Args:
+      size: the number of examples.
+      example: i -> example, for i in 0, ..., size - 1.
+      labels: (N,), where they are known without reading the examples.
     """
 
     def __init__(
@@ -81,17 +102,17 @@ class Lazy:
         return self.example(int(i) % self.size)
 
     def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Return several examples, stacked."""
         examples = parallel(self.example, [int(i) for i in indices])
         return {k: np.stack([e[k] for e in examples]) for k in examples[0]}
 
 
-_reading = (
-    threading.RLock()
-)  # of all caches, as a source with a lock of its own could not be sent to a data worker
+# one lock for all caches, as a source with a lock of its own could not be sent to a data worker
+_reading = threading.RLock()
 
 
 class Cached:
-    """A small split that is read whole at the first use and served from memory ever after."""
+    """A small split that is read whole at its first use and served from memory afterwards."""
 
     def __init__(self, source: Source):
         self.source, self.memory = source, None
@@ -105,11 +126,11 @@ class Cached:
 
     @property
     def labels(self) -> np.ndarray | None:
-        """The labels of all examples (N,), or None where there are none or they are not known yet."""
+        """The labels of all examples (N,), or None where they are not known."""
         return labels_of(self.memory or self.source)
 
     def some(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """As `rows`, but without reading the others."""
+        """Return several examples as `rows` does, but without reading the others."""
         return (self.memory or self.source).rows(indices)
 
     def __len__(self) -> int:
@@ -119,11 +140,12 @@ class Cached:
         return self._loaded()[i]
 
     def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Return several examples, stacked."""
         return self._loaded().rows(indices)
 
 
 class Relabeled:
-    """A source whose label k is called table[k]."""
+    """A source whose label k becomes table[k]."""
 
     def __init__(self, source: Source, table: np.ndarray):
         self.source, self.table = source, np.asarray(table, np.int32)
@@ -142,23 +164,24 @@ class Relabeled:
         return example | {"label": self.table[example["label"]]}
 
     def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Return several examples, stacked."""
         columns = self.source.rows(indices)
         return columns | {"label": self.table[columns["label"]]}
 
 
 def labels_of(source: Source) -> np.ndarray | None:
-    """The labels of all examples (N,) where they are known without reading the images; else None."""
+    """Return all labels (N,) where they are known without reading the images; else None."""
     return getattr(source, "labels", None)
 
 
 def some(source: Source, count: int) -> dict[str, np.ndarray]:
-    """Up to `count` rows, evenly spread over a source, without keeping the others in memory."""
+    """Return up to `count` rows, spread evenly over a source, and keep no others in memory."""
     indices = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
     return source.some(indices) if isinstance(source, Cached) else source.rows(indices)
 
 
 def parallel(function: Callable, items: list) -> list:
-    """[function(item) for item in items] by a few threads, in order; the first exception surfaces."""
+    """Apply a function to all items by a few threads, in order; the first exception is raised."""
     workers = min(16, os.cpu_count() or 1, len(items))
     if workers < 2:
         return [function(item) for item in items]
@@ -172,13 +195,13 @@ def parallel(function: Callable, items: list) -> list:
 
 
 def held_in_memory(size: int, image_shape: tuple[int, ...]) -> bool:
-    """Is a uint8 split of this size small enough to be kept decoded?"""
+    """Whether a uint8 split of this size is small enough to be kept decoded."""
     return size * int(np.prod(image_shape)) < MEMORY
 
 
 def mapped(
     source: Source, transform: Callable[[Example], Example], image_shape: tuple[int, ...]
 ) -> Source:
-    """The source with every example transformed, kept in memory if it is small."""
+    """Transform every example of a source; a small one is kept in memory."""
     lazy = Lazy(len(source), lambda i: transform(source[i]), labels_of(source))
     return Cached(lazy) if held_in_memory(len(source), image_shape) else lazy

@@ -166,7 +166,8 @@ def _labeled(
     stray, folders = _level(images, prefix)
     if stray and folders:
         raise UserError(
-            f"{where} can be read in two ways, as it has images both in sub-folders and beside them "
+            f"{where} can be read in two ways, as it has images both in sub-folders and beside "
+            "them "
             f"({shown(stray[0][-1:])}): sub-folders are classes, and then move the {len(stray)} "
             "beside them into one, or all images are used without labels "
             "(--config.data.layout=flat); choose one"
@@ -204,7 +205,8 @@ def _check_nesting(
     ):
         return
     raise UserError(
-        f"{where} can be read in two ways: {outer} are classes ({chosen}), or {listed(names)}, which "
+        f"{where} can be read in two ways: {outer} are classes ({chosen}), or {listed(names)}, "
+        "which "
         "are in each of them, are classes or splits, and then put the folders of one name "
         "together; choose one"
     )

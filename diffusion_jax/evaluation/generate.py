@@ -2,7 +2,7 @@
 
 One seed is one image: seed k gives the key jax.random.key(k), and image i depends on keys[i] alone,
 so the same seed gives the same image whatever the batch size, the number of devices and the other
-images asked for.
+images.
 """
 
 from __future__ import annotations
@@ -33,17 +33,27 @@ def generate(
     description: str = "sampling",
     finish: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
-    """Images for keys (N,): uint8 (N, ...). sample_fn(keys (B,), cond) -> (B, ...) in [-1, 1],
-    jitted by the caller.
-
-    finish: what becomes of a batch on the host, None: to_uint8 (points in a plane stay what they
-      are).
+    """Generate one image for each key.
 
     Every batch has exactly `batch_size` examples (the last is filled up with copies of the last
-    example, which are dropped), so sample_fn compiles once, over calls too. cond: a dict of (N,
-    ...) arrays, sliced along, or None. Several devices or processes are the affair of sample_fn
-    (experiment.sample_with). Raises UserError for a cond of another length and for images that are
-    not finite.
+    example, which are dropped), so sample_fn compiles once, over several calls too.
+
+    Args:
+      sample_fn: (keys (B,), cond) -> images (B, ...) in [-1, 1], jitted by the caller; it spreads
+        the work over devices and processes, if there are several.
+      keys: (N,).
+      cond: a dictionary of conditioning arrays (N, ...), or None.
+      batch_size: examples in each batch.
+      progress: whether progress is shown.
+      description: names the progress.
+      finish: what converts a batch on the host; None means `to_uint8`. Points in a plane are not
+        converted.
+
+    Returns:
+      uint8 (N, ...), or what `finish` makes of the images.
+
+    Raises:
+      UserError: for a cond of another length and for images that are not finite.
     """
     count = len(keys)
     for name, values in (cond or {}).items():
@@ -53,7 +63,8 @@ def generate(
             )
     if count == 0 or batch_size < 1:
         raise UserError(
-            f"sampling needs at least one image, one a batch; got {count} images, batch size {batch_size}"
+            f"sampling needs at least one image, one a batch; got {count} images, batch size "
+            f"{batch_size}"
         )
     images = []
     with progress_bar(count, description, enabled=progress) as advance:
@@ -68,17 +79,28 @@ def generate(
 
 
 def seeds_to_keys(seeds: Sequence[int]) -> Key:
-    """One key per seed, (N,): jax.random.key(seed). N images from a root seed k are `range(k, k +
-    N)`.
+    """Return one key per seed, jax.random.key(seed), (N,).
+
+    N images from a root seed k have the seeds `range(k, k + N)`.
     """
     return jax.vmap(jax.random.key)(jnp.asarray(np.asarray(seeds, np.uint32)))
 
 
 def save_npz(
-    path: str | os.PathLike, images: np.ndarray, labels=None, seeds=None, **arrays
+    path: str | os.PathLike,
+    images: np.ndarray,
+    labels: np.ndarray | None = None,
+    seeds: Sequence[int] | None = None,
+    **arrays: np.ndarray | None,
 ) -> None:
-    """Write images uint8 (N, ...), labels, seeds and any further arrays under their names to an
-    .npz, atomically.
+    """Write images and what belongs to them to an .npz file, atomically.
+
+    Args:
+      path: the file.
+      images: uint8 (N, ...).
+      labels: (N,), or None.
+      seeds: (N,), or None.
+      **arrays: further arrays by name; those that are None are left out.
     """
     arrays = {"images": images, "labels": labels, "seeds": seeds} | arrays
     present = {name: value for name, value in arrays.items() if value is not None}

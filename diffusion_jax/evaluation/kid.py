@@ -1,12 +1,13 @@
-"""Kernel Inception distance (Binkowski et al. 2018): the squared MMD of features with the kernel
-(x.y / D + 1)^3.
+"""Kernel Inception distance (Binkowski et al. 2018).
+
+The squared MMD of features with the kernel k(x, y) = (x.y / D + 1)^3:
 
     KID = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)
 
-Unbiased at any number of images, so it may be negative; the Fréchet distance is not. The field
-averages it over random subsets of 1000; the average over ALL subsets, of any size, is the estimate
-from the whole sets, which is what this is. Two sets that are both balanced by class agree better
-than independent draws would, and score clearly below zero.
+It is unbiased at any number of images, so it may be negative; the Fréchet distance is not. The
+field averages it over random subsets of 1000 images. The average over all subsets, of any size, is
+the estimate from the whole sets, which is computed here. Two sets that are both balanced by class
+agree better than independent draws would, and score clearly below zero.
 """
 
 from __future__ import annotations
@@ -37,7 +38,14 @@ class Reference(NamedTuple):
 
 
 def reference(features: np.ndarray) -> Reference:
-    """The sums within features (N, D), N >= 3."""
+    """Compute the sums within a set once.
+
+    Args:
+      features: (N, D), N >= 3.
+
+    Raises:
+      UserError: for fewer than three images.
+    """
     if len(features) < 3:
         raise UserError(f"KID needs at least three images in each set; got {len(features)}")
     features = np.asarray(features, np.float32)
@@ -45,10 +53,16 @@ def reference(features: np.ndarray) -> Reference:
 
 
 def kid(fake: np.ndarray | Reference, real: np.ndarray | Reference) -> Kid:
-    """KID of features (N, D) and (M, D), with the jackknife's standard error over the images of
-    both sets.
+    """Estimate KID between two sets, with the jackknife's standard error over the images of both.
 
-    The error is right where the laws differ, and on the large side where they are equal.
+    The standard error is right where the distributions differ, and too large where they are equal.
+
+    Args:
+      fake: (N, D), features of one set, or its `Reference`.
+      real: (M, D), features of the other set, or its `Reference`.
+
+    Raises:
+      UserError: for fewer than three images in a set.
     """
     a, b = (x if isinstance(x, Reference) else reference(x) for x in (fake, real))
     between_a, between_b = _sums(a.features, b.features), _sums(b.features, a.features)
@@ -60,7 +74,7 @@ def kid(fake: np.ndarray | Reference, real: np.ndarray | Reference) -> Kid:
 
 
 def _jackknife(within: np.ndarray, between: np.ndarray, others: int) -> float:
-    """Variance of the estimate from leaving out each image of one set in turn."""
+    """Return the variance of the estimate from leaving out each image of one set in turn."""
     n = len(within)
     without = (within.sum() - 2 * within) / ((n - 1) * (n - 2)) - 2 * (between.sum() - between) / (
         (n - 1) * others
@@ -69,8 +83,9 @@ def _jackknife(within: np.ndarray, between: np.ndarray, others: int) -> float:
 
 
 def _polynomial(product):
-    """(z + 1)^3 - 1, z = x.y / D: the constant would cancel in KID, and is left out before rounding
-    can see it.
+    """Return (z + 1)^3 - 1 for z = x.y / D.
+
+    The constant cancels in KID; it is left out here, before rounding.
     """
     return product * (product * (product + 3) + 3)
 

@@ -1,4 +1,4 @@
-"""The one table of metrics: what each is called, which direction is better, and how a value is written.
+"""The one table of metrics: titles, directions and formats.
 
 Tables, figures, captions and comparisons of the project take titles, directions and formats from
 here. A metric is the key of a score in a row of results, such as 'frechet' or 'precision'; a score
@@ -35,7 +35,8 @@ class Metric(NamedTuple):
       direction: HIGHER or LOWER, whichever is better; NEITHER where a value is only described.
       format: how a value is written.
       description: a longer name, for the axis of a figure; '' uses the title.
-      of_features: whether the number depends on a feature extractor, which `find` adds to the title.
+      of_features: whether the number depends on a feature extractor, which `find` adds to the
+        title.
     """
 
     name: str

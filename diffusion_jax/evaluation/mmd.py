@@ -1,10 +1,11 @@
 """Maximum mean discrepancy with a Gaussian kernel (Gretton et al. 2012).
 
-    MMD^2 = mean k(x, x') + mean k(y, y') - 2 mean k(x, y),   k(x, y) = exp(-|x - y|^2 / (2 sigma^2))
+    MMD^2 = mean k(x, x') + mean k(y, y') - 2 mean k(x, y)
+    k(x, y) = exp(-|x - y|^2 / (2 sigma^2))
 
-The means run over all pairs, an image with itself included (eq. 5, the V-statistic): never
-negative, biased upward by at most 1/N + 1/M. Jayasumana et al. (2024), who report it with sigma =
-10 on CLIP features and call it CMMD, do the same.
+The means run over all pairs, an image with itself included (eq. 5, the V-statistic), so the
+estimate is never negative and is biased upward by at most 1/N + 1/M. Jayasumana et al. (2024), who
+report it with sigma = 10 on CLIP features and call it CMMD, do the same.
 """
 
 from __future__ import annotations
@@ -18,10 +19,16 @@ from diffusion_jax.types import Array
 
 
 def squared_mmd(a: np.ndarray, b: np.ndarray, *, sigma: float) -> float:
-    """MMD^2 of features (N, D) and (M, D): float32 kernels, float64 sums, blockwise and spread over
-    the devices.
+    """Estimate MMD^2 between two sets of features.
+
+    Kernels are float32, sums float64; the work is done in blocks that are spread over the devices.
+
+    Args:
+      a: (N, D), features of one set.
+      b: (M, D), features of the other set.
+      sigma: the width of the kernel.
     """
-    a, b = rows.centred(a, b)
+    a, b = rows.centered(a, b)
     scale = np.float32(1 / (2 * sigma**2))
 
     def mean(x, y):

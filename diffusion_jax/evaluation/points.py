@@ -1,6 +1,4 @@
-"""How near two sets of points are: for toys and targets with a known law, in any dimension, without
-a feature extractor.
-"""
+"""Distances between sets of points of a known distribution, without a feature extractor."""
 
 from __future__ import annotations
 
@@ -15,20 +13,28 @@ MEDIAN_OF = 1000  # points from which the kernel's width is found
 def sliced_wasserstein(
     a: np.ndarray, b: np.ndarray, *, projections: int = 128, seed: int = 0
 ) -> float:
-    """The sliced 2-Wasserstein distance of points (N, D) and (M, D), in the points' own unit
-    (Bonneel et al. 2015).
+    """Sliced 2-Wasserstein distance (Bonneel et al. 2015), in the unit of the points.
 
-    SW_2^2 = mean over unit directions u of W_2^2(u.a, u.b),   W_2^2 = integral over q of (F_a^-1(q) - F_b^-1(q))^2
+        SW_2^2 = mean over unit directions u of W_2^2(u.a, u.b)
+        W_2^2 = integral over q of (F_a^-1(q) - F_b^-1(q))^2
 
-    exact in one dimension for any N and M. The directions are random, the same for the same seed
-    and D; for two laws that differ by a shift m alone it tends to |m| / sqrt(D). Raises UserError
-    for sets of different dimensions.
+    W_2 is exact in one dimension for any N and M. For two distributions that differ by a shift m
+    alone the distance tends to |m| / sqrt(D).
+
+    Args:
+      a: (N, D).
+      b: (M, D).
+      projections: the number of random directions.
+      seed: of the directions, which are the same for the same seed and D.
+
+    Raises:
+      UserError: for sets of different dimensions, and for points that are not finite.
     """
     a, b = _points(a, b)
     directions = np.random.default_rng(seed).normal(size=(a.shape[1], projections))
     directions /= np.linalg.norm(directions, axis=0)
     quantile_a, quantile_b = np.sort(a @ directions, 0), np.sort(b @ directions, 0)
-    # both quantile functions are constant between neighbouring ranks i/N, j/M
+    # both quantile functions are constant between neighboring ranks i/N, j/M
     ranks = np.union1d(np.arange(len(a) + 1) / len(a), np.arange(len(b) + 1) / len(b))
     width, middle = np.diff(ranks), (ranks[1:] + ranks[:-1]) / 2
     gap = quantile_a[(middle * len(a)).astype(int)] - quantile_b[(middle * len(b)).astype(int)]
@@ -36,11 +42,17 @@ def sliced_wasserstein(
 
 
 def mmd(a: np.ndarray, b: np.ndarray) -> float:
-    """MMD of points (N, D) to the reference (M, D), in [0, sqrt 2]: Gaussian kernel as wide as the
-    reference's median distance.
+    """MMD to a reference, with a Gaussian kernel as wide as the reference's median distance.
 
-    Two samples of one law score up to about sqrt(1/N + 1/M), not zero. Raises UserError for sets of
-    different dimensions.
+    Args:
+      a: (N, D), the points.
+      b: (M, D), the reference.
+
+    Returns:
+      A number in [0, sqrt 2]; two samples of one distribution score up to about sqrt(1/N + 1/M).
+
+    Raises:
+      UserError: for sets of different dimensions, and for points that are not finite.
     """
     a, b = _points(a, b)
     some = b[np.random.default_rng(0).permutation(len(b))[:MEDIAN_OF]]
@@ -50,8 +62,14 @@ def mmd(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def mode_weights(x: np.ndarray, means: np.ndarray) -> np.ndarray:
-    """(K,): the fraction of points x (N, D) that lie nearest to each of the means (K, D); sums to
-    one.
+    """Return the fraction of points that lie nearest to each mean.
+
+    Args:
+      x: (N, D), the points.
+      means: (K, D).
+
+    Returns:
+      (K,), with sum 1.
     """
     x, means = _points(x, means)
     squares = np.sum(means**2, 1) - 2 * x @ means.T  # |x - m|^2 but for |x|^2

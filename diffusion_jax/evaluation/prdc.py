@@ -1,11 +1,12 @@
-"""Fidelity and diversity apart: precision and recall (Kynkaanniemi et al. 2019), density and
-coverage (Naeem et al. 2020).
+"""Precision, recall, density and coverage: fidelity and diversity apart.
 
-Around every image of a set lies the ball that reaches its k-th nearest neighbour in the set; the
-balls' union is the set's support. Precision: generated images inside the real support. Recall: real
-images inside the generated support.
-Density: real balls around a generated image, over k. Coverage: real balls that hold a generated
-image.
+Around every image of a set lies the ball that reaches its k-th nearest neighbor in the set; the
+union of the balls is the support of the set (Kynkaanniemi et al. 2019; Naeem et al. 2020).
+
+    precision   the fraction of generated images inside the real support
+    recall      the fraction of real images inside the generated support
+    density     the number of real balls around a generated image, divided by k
+    coverage    the fraction of real balls that hold a generated image
 """
 
 from __future__ import annotations
@@ -23,8 +24,12 @@ from diffusion_jax.types import Array
 
 
 class Support(NamedTuple):
-    """features (N, D) and the squared radii (N,) of their balls; k: how many neighbours these
-    reach.
+    """The support of a set.
+
+    Attributes:
+      features: (N, D).
+      squared_radii: (N,), of the balls.
+      k: the number of neighbors that a ball reaches.
     """
 
     features: np.ndarray
@@ -33,7 +38,7 @@ class Support(NamedTuple):
 
 
 class Prdc(NamedTuple):
-    """Fractions in [0, 1]; density is 1 on average for equal laws and may exceed it."""
+    """The four fractions; density is 1 on average for equal distributions and may exceed it."""
 
     precision: float
     recall: float
@@ -42,26 +47,37 @@ class Prdc(NamedTuple):
 
 
 def support(features: np.ndarray, *, k: int = 5) -> Support:
-    """The balls of features (N, D), N > k. The papers: k = 3 for precision and recall, 5 for
-    density and coverage.
+    """Compute the balls of a set once.
+
+    Args:
+      features: (N, D), N > k.
+      k: the number of neighbors; 3 for precision and recall and 5 for density and coverage in the
+        papers.
+
+    Raises:
+      UserError: for k images or fewer.
     """
     if len(features) <= k:
         raise UserError(
             f"balls to the {k}th neighbour need more than {k} images; got {len(features)}"
         )
     features = np.asarray(features, np.float32)
-    (moved,) = rows.centred(features)
+    (moved,) = rows.centered(features)
     nearest = rows.over_pairs(_nearest(k + 1), moved, moved)  # the image itself is the nearest
     return Support(features, nearest[:, k], k)
 
 
 def prdc(fake: np.ndarray, real: np.ndarray | Support, *, k: int = 5) -> Prdc:
-    """All four, of generated features (N, D) against real ones (M, D), with one k. real: a Support
-    made before, of that k.
+    """Compute precision, recall, density and coverage with one k.
+
+    Args:
+      fake: (N, D), features of generated images.
+      real: (M, D), features of real images, or their `Support`.
+      k: the number of neighbors.
     """
     real = real if isinstance(real, Support) else support(real, k=k)
     fake = support(fake, k=real.k)
-    a, b = rows.centred(fake.features, real.features)
+    a, b = rows.centered(fake.features, real.features)
     balls = rows.over_pairs(
         _inside, a, b, real.squared_radii
     )  # (N,): of how many real balls each is inside
@@ -72,19 +88,17 @@ def prdc(fake: np.ndarray, real: np.ndarray | Support, *, k: int = 5) -> Prdc:
 
 @jax.jit
 def _inside(a: Array, b: Array, squared_radii: Array) -> Array:
-    """(B,): how many balls around b hold each a."""
+    """Return (B,): the number of balls around `b` that hold each of `a`."""
     return jnp.sum(rows.squared_distances(a, b) <= squared_radii, 1)
 
 
 def nearest_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(N,): the distance of each of the features a (N, D) to the nearest of b (M, D)."""
-    b, a = rows.centred(b, a)
+    """Return (N,): the distance of each of the features a (N, D) to the nearest of b (M, D)."""
+    b, a = rows.centered(b, a)
     return np.sqrt(rows.over_pairs(_nearest(1), a, b)[:, 0])
 
 
 @functools.cache  # one compiled function for each count
 def _nearest(count: int):
-    """The function a (B, D), b (M, D) -> squared distances to the `count` nearest, (B, count),
-    ascending.
-    """
+    """Return a function a (B, D), b (M, D) -> the `count` smallest squared distances (B, count)."""
     return jax.jit(lambda a, b: -jax.lax.top_k(-rows.squared_distances(a, b), count)[0])

@@ -1,4 +1,4 @@
-"""Peak signal-to-noise ratio of images that have a known truth: reconstructions and restorations."""
+"""Peak signal-to-noise ratio of reconstructed and restored images."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Are the samples what they were asked to be? A support-vector machine trained on the REAL training
-split reads them.
+"""Whether samples show the classes that they were generated for, by a support-vector machine.
 
-It is the project's cheap, independent judge of class-conditional samples: no network of ours has a
-part in it. Its own score on the real test split belongs beside every number that it gives.
+The machine is fitted to the real training split. It is an inexpensive, independent judge of
+class-conditional samples: none of our networks has a part in it. Its own score on the real test
+split belongs next to every number that it gives.
 """
 
 from __future__ import annotations
@@ -24,31 +24,29 @@ from diffusion_jax import npz, reading
 from diffusion_jax.data import transforms
 from diffusion_jax.errors import UserError
 
-Recognise = Callable[[np.ndarray], np.ndarray]  # images uint8 (N, H, W, C) -> labels (N,)
-PENALTY = 10.0  # C of the machine
+Recognize = Callable[[np.ndarray], np.ndarray]  # images uint8 (N, H, W, C) -> labels (N,)
+PENALTY = 10.0  # the penalty C of the machine
 
-BLOCK = (
-    256  # images that are recognised at once: their kernel with 60,000 support vectors takes 120 MB
-)
-
-COMPONENTS = (
-    50  # principal components kept of pictures larger than 8x8: 98.7 % on MNIST's test images
-)
+# images that are recognized at once: their kernel with 60,000 support vectors takes 120 MB
+BLOCK = 256
+# principal components of images larger than 8 x 8: 98.7 % on the test images of MNIST
+COMPONENTS = 50
 
 
 class Machine(NamedTuple):
-    """A fitted support-vector machine: principal components of D pixels, S support vectors in P
-    dimensions, C classes.
+    """A fitted support-vector machine.
+
+    There are S support vectors in P dimensions, of images with D pixels in C classes.
 
     Attributes:
-      mean: of the pixels, (D,).
-      components: (P, D); of pixels that are used as they are, (0, D).
-      vectors: the support vectors, class by class, (S, P).
-      counts: how many of them each class has, (C,).
-      coefficients: of every vector in the C - 1 machines of its class, (C - 1, S).
+      mean: (D,), of the pixels.
+      components: (P, D), the principal components; (0, D) where pixels are used as they are.
+      vectors: (S, P), the support vectors, class by class.
+      counts: (C,), the number of support vectors of each class.
+      coefficients: (C - 1, S), of every vector in the C - 1 machines of its class.
       intercepts: of the machines of the pairs (0, 1), (0, 2), ..., (C - 2, C - 1).
-      classes: the labels, (C,).
-      gamma: of the kernel exp(-gamma |x - y|^2), ().
+      classes: (C,), the labels.
+      gamma: (), of the kernel exp(-gamma |x - y|^2).
     """
 
     mean: np.ndarray
@@ -67,15 +65,25 @@ def recognizer(
     *,
     cache_dir: str | os.PathLike | None = "~/.cache/diffusion_jax",
     limit: int = 60_000,
-) -> Recognise:
-    """A function images uint8 (N, H, W, C) -> labels (N,), fitted to real images and their labels.
+) -> Recognize:
+    """Fit a recognizer to real images and their labels, or read it from the cache.
 
-    RBF support-vector machine on 50 principal components (pixels themselves where there are no more
-    than 64). Sets so small that five times as many images stay within `limit` are joined by their
-    one-pixel shifts; of larger ones `limit` images are drawn, always the same ones. The fit is kept
-    in cache_dir under a hash of data and settings
-    (None: not kept). 60,000 MNIST images: half a minute. Raises UserError for labels that do not
-    fit the images and for a set of one class.
+    It is an RBF support-vector machine on 50 principal components, or on the pixels where there
+    are at most 64. Sets so small that five times as many images stay within `limit` are extended by
+    their one-pixel shifts; of larger ones `limit` images are drawn, always the same ones. 60,000
+    images of MNIST take half a minute.
+
+    Args:
+      images: uint8 (N, H, W, C).
+      labels: (N,).
+      cache_dir: where the fit is kept under a hash of data and settings; None keeps nothing.
+      limit: the number of images that the machine is fitted to, at most.
+
+    Returns:
+      A function images uint8 (N, H, W, C) -> labels (N,).
+
+    Raises:
+      UserError: for labels that do not fit the images, and for a set of one class.
     """
     images, labels = np.asarray(images), np.asarray(labels)
     if images.ndim != 4 or images.dtype != np.uint8 or labels.shape != images.shape[:1]:
@@ -85,7 +93,8 @@ def recognizer(
         )
     if len(np.unique(labels)) < 2:
         raise UserError(
-            f"recognition needs images of at least two classes; all {len(labels)} have the same label"
+            f"recognition needs images of at least two classes; all {len(labels)} have the same "
+            "label"
         )
     labels = labels.astype(np.int64)
     path = (
@@ -99,23 +108,24 @@ def recognizer(
         _keep(path, machine)
     shape = images.shape[1:]
 
-    def recognise(images: np.ndarray) -> np.ndarray:
+    def recognize(images: np.ndarray) -> np.ndarray:
         if images.shape[1:] != shape or images.dtype != np.uint8:
             raise UserError(
-                f"this recogniser reads uint8 images {shape}; got {images.dtype} {images.shape[1:]}"
+                f"this recognizer reads uint8 images {shape}; got {images.dtype} {images.shape[1:]}"
             )
         return predict(machine, images)
 
-    return recognise
+    return recognize
 
 
-def accuracy(recognise: Recognise, images: np.ndarray, labels: np.ndarray) -> float:
-    """The fraction of images (N, H, W, C) uint8 that are recognised as their labels (N,)."""
+def accuracy(recognize: Recognize, images: np.ndarray, labels: np.ndarray) -> float:
+    """Return the fraction of images uint8 (N, H, W, C) that are recognized as their labels (N,)."""
     if len(images) != len(labels):
         raise UserError(
-            f"{len(images)} images and {len(labels)} labels: accuracy needs one label for each image"
+            f"{len(images)} images and {len(labels)} labels: accuracy needs one label for each "
+            "image"
         )
-    return float(np.mean(recognise(images) == np.asarray(labels)))
+    return float(np.mean(recognize(images) == np.asarray(labels)))
 
 
 def _flat(images: np.ndarray) -> np.ndarray:
@@ -138,11 +148,17 @@ def _training_set(
 
 
 def predict(machine: Machine, images: np.ndarray) -> np.ndarray:
-    """The labels (N,) of images (N, H, W, C) uint8: every pair of classes votes, and the first with
-    most votes wins.
+    """Recognize images: every pair of classes votes, and the first class with most votes wins.
 
     This is what scikit-learn's SVC does (one against one; Chang & Lin 2011, section 7), on plain
     arrays.
+
+    Args:
+      machine: the machine.
+      images: uint8 (N, H, W, C).
+
+    Returns:
+      The labels (N,).
     """
     if not len(images):
         return np.zeros(0, machine.classes.dtype)
@@ -173,14 +189,13 @@ def _predict(machine: Machine, images: np.ndarray) -> np.ndarray:
 
 
 def _projected(mean: np.ndarray, components: np.ndarray, flat: np.ndarray) -> np.ndarray:
-    """(N, D) float32 -> (N, P) float64."""
+    """Project flat images (N, D) float32 on the principal components, (N, P) float64."""
     return (flat @ components.T - mean @ components.T if len(components) else flat).astype(
         np.float64
     )
 
 
 def _fit(images: np.ndarray, labels: np.ndarray) -> Machine:
-
     flat = _flat(images)
     mean, components = np.zeros(flat.shape[1], np.float32), np.zeros((0, flat.shape[1]), np.float32)
     if flat.shape[1] > 64:
@@ -189,9 +204,8 @@ def _fit(images: np.ndarray, labels: np.ndarray) -> Machine:
     x = _projected(mean, components, flat)
     gamma = 1 / (x.shape[1] * (x.var() or 1.0))
     machine = SVC(C=PENALTY, gamma=gamma, cache_size=500).fit(x, labels)
-    sign = (
-        -1 if len(machine.classes_) == 2 else 1
-    )  # scikit-learn turns the only machine of two classes round
+    # scikit-learn changes the sign of the only machine of two classes
+    sign = -1 if len(machine.classes_) == 2 else 1
     return Machine(
         mean,
         components,
@@ -205,7 +219,7 @@ def _fit(images: np.ndarray, labels: np.ndarray) -> Machine:
 
 
 def _digest(images: np.ndarray, labels: np.ndarray, limit: int) -> str:
-    """Names a fit by all that goes into it; by the version of scikit-learn, which fits it, too."""
+    """Name a fit by all that it depends on, the version of scikit-learn included."""
     settings = [sklearn.__version__, PENALTY, COMPONENTS, limit, images.shape]
     digest = hashlib.sha256(json.dumps(settings).encode())
     for part in (images, labels):
@@ -214,9 +228,7 @@ def _digest(images: np.ndarray, labels: np.ndarray, limit: int) -> str:
 
 
 def _load(path: Path, images: np.ndarray, labels: np.ndarray) -> Machine:
-    """The machine that `_keep` wrote for such images. UserError for a file that is damaged, or is
-    of other images.
-    """
+    """Read the machine that `_keep` wrote for such images; UserError for a damaged file."""
     pixels, classes = int(np.prod(images.shape[1:])), np.unique(labels)
     pairs = len(classes) * (len(classes) - 1) // 2
     shapes = {
@@ -242,7 +254,7 @@ def _load(path: Path, images: np.ndarray, labels: np.ndarray) -> Machine:
 
 
 def _keep(path: Path | None, machine: Machine) -> None:
-    """Best effort: without a cache that can be written the machine works as well."""
+    """Write the machine to the cache; a cache that cannot be written is no error."""
     if path is not None:
         with contextlib.suppress(UserError, OSError):
             npz.save(path, machine._asdict())

@@ -1,7 +1,7 @@
-"""Work over the rows of an array, a block at a time, each block spread over the devices.
+"""Functions of the rows of an array, computed in blocks that are spread over the devices.
 
-Feature extractors (rows are images) and metrics of pairs (rows are one set's features, all of the
-other set's beside them) are the same loop: one compiled shape, any number of rows, any number of
+Feature extractors (rows are images) and metrics of pairs (rows are the features of one set, next to
+all features of the other) are the same loop: one compiled shape, any number of rows, any number of
 devices.
 """
 
@@ -30,12 +30,19 @@ def over_rows(
     describe: str = "",
     unit: str = "images",
 ) -> Any:
-    """fn(rows (B, ...), *whole) -> a tree of (B, ...), for all rows (N, ...), gathered on the host.
+    """Apply a function to all rows, block by block, and gather the results on the host.
 
-    fn is jitted by the caller and compiles once per block size; row i of its result may depend on
-    row i alone. block: rows at a time over all devices, rounded up to a multiple of their number;
-    the last block is filled up with copies of the last row. whole: trees of arrays that every row
-    sees. describe: names the progress shown, '': none.
+    Args:
+      fn: (rows (B, ...), *whole) -> a tree of arrays (B, ...), jitted by the caller; row i of the
+        result may depend on row i alone. It compiles once per block size.
+      rows: (N, ...).
+      *whole: trees of arrays that every block needs.
+      block: rows at a time over all devices, rounded up to a multiple of their number.
+      describe: names the progress that is shown; '' shows none.
+      unit: the unit of the progress.
+
+    Returns:
+      A tree of arrays (N, ...).
     """
     if len(rows) == 0:
         raise ValueError("no rows to work on")
@@ -52,13 +59,14 @@ def over_rows(
 
 
 def over_pairs(fn: Callable[..., Any], a: np.ndarray, b: np.ndarray, *whole: Any) -> Any:
-    """over_rows for fn(a (B, D), b (M, D), *whole), with blocks of about PAIRS pairs."""
+    """Apply `over_rows` to fn(a (B, D), b (M, D), *whole), with blocks of about PAIRS pairs."""
     return over_rows(fn, a, b, *whole, block=max(1, PAIRS // len(b)))
 
 
 def squared_distances(a: Array, b: Array) -> Array:
-    """(B, D), (M, D) -> |a_i - b_j|^2 (B, M), float32 and never negative. Centre large means away
-    first (`centred`).
+    """Return |a_i - b_j|^2 (B, M) of features (B, D) and (M, D), float32 and never negative.
+
+    Large means should be subtracted first; see `centered`.
     """
     product = jnp.matmul(
         a, b.T, precision=jax.lax.Precision.HIGHEST
@@ -66,16 +74,14 @@ def squared_distances(a: Array, b: Array) -> Array:
     return jnp.maximum(jnp.sum(a * a, 1)[:, None] + jnp.sum(b * b, 1) - 2 * product, 0)
 
 
-def centred(*sets: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The sets (N_i, D), float32, about the mean of the first: distances are the same, their
-    rounding is not.
-    """
+def centered(*sets: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Subtract the mean of the first set from all sets (N_i, D), so that distances round less."""
     mean = np.mean(sets[0], 0, dtype=np.float64)
     return tuple((np.asarray(x, np.float64) - mean).astype(np.float32) for x in sets)
 
 
 def devices() -> int:
-    """How many devices share a block."""
+    """Return the number of devices that share a block."""
     return jax.local_device_count()
 
 

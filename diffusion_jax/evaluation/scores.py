@@ -1,4 +1,4 @@
-"""What a classifier's logits say about generated images."""
+"""Metrics of generated images from the logits of a classifier."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from diffusion_jax.errors import UserError
 
 
 def inception_score(logits: np.ndarray) -> float:
-    """exp(mean KL(p(y|x) || p(y))) of logits (N, K) (Salimans et al. 2016), in [1, K], all images
-    at once.
+    """Inception score (Salimans et al. 2016): exp(mean KL(p(y|x) || p(y))) over all images.
 
-    High where each image is of one clear class and all classes occur. By another classifier than
-    Inception it is its own score, comparable only to others by the same one.
+    It is high where each image is clearly of one class and all classes occur. Scores by other
+    classifiers than Inception are comparable only with each other.
+
+    Args:
+      logits: (N, K).
+
+    Returns:
+      A number in [1, K].
     """
     log_p = log_softmax(np.asarray(logits, np.float64), 1)
     p = np.exp(log_p)
@@ -22,9 +27,10 @@ def inception_score(logits: np.ndarray) -> float:
 
 
 def class_accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The fraction of logits (N, K) that are largest at the labels (N,)."""
+    """Return the fraction of logits (N, K) that are largest at the labels (N,)."""
     if len(logits) != len(labels):
         raise UserError(
-            f"{len(logits)} images and {len(labels)} labels: accuracy needs one label for each image"
+            f"{len(logits)} images and {len(labels)} labels: accuracy needs one label for each "
+            "image"
         )
     return float(np.mean(np.argmax(logits, 1) == np.asarray(labels)))

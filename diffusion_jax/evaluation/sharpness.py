@@ -1,9 +1,8 @@
-"""How sharp images are: two numbers that a blur lowers and noise raises. They mean something beside
-those of real images.
+"""How sharp images are: two numbers that blur lowers and noise raises.
 
-The mean of a Gaussian decoder averages over all images that its code allows, which leaves the low
-frequencies as they are and takes the high ones away; both numbers see that without any network, and
-neither can be had by memorising one sharp image.
+They are meaningful only relative to those of real images. The mean of a Gaussian decoder averages
+over all images that its code allows, which keeps the low frequencies and removes the high ones;
+both numbers show that without any network, and memorizing one sharp image does not raise them.
 """
 
 from __future__ import annotations
@@ -14,10 +13,15 @@ from diffusion_jax.data import transforms
 
 
 def laplacian_variance(images: np.ndarray) -> np.ndarray:
-    """The variance over pixels of the five-point Laplacian (Pech-Pacheco et al. 2000), of values in
-    [0, 1]; mean over channels.
+    """Variance over the pixels of the five-point Laplacian (Pech-Pacheco et al. 2000).
 
-    images: uint8 (N, H, W, C), at least 3 x 3. Returns (N,).
+    Values are in [0, 1]; the result is the mean over channels.
+
+    Args:
+      images: uint8 (N, H, W, C), at least 3 x 3.
+
+    Returns:
+      (N,).
     """
     x = transforms.to_unit(images)
     inner = x[:, 1:-1, 1:-1]
@@ -26,12 +30,18 @@ def laplacian_variance(images: np.ndarray) -> np.ndarray:
 
 
 def high_frequency(images: np.ndarray, above: float = 0.25) -> np.ndarray:
-    """The energy at frequencies of more than `above` cycles a pixel (Nyquist is 0.5), per pixel, of
-    values in [0, 1].
+    """Energy at high frequencies per pixel, of values in [0, 1]; the mean over channels.
 
-    sum_k |X_k|^2 1[|k| > above] / (H W)^2 by Parseval: what a perfect low-pass filter at `above`
-    would take from the mean square of an image; mean over channels. images: uint8 (N, H, W, C).
-    Returns (N,).
+        sum_k |X_k|^2 1[|k| > above] / (H W)^2
+
+    which is, by Parseval, what a perfect low-pass filter at `above` removes from the mean square.
+
+    Args:
+      images: uint8 (N, H, W, C).
+      above: the lowest frequency that counts, in cycles per pixel (Nyquist is 0.5).
+
+    Returns:
+      (N,).
     """
     x = transforms.to_unit(images)
     rows, columns = (np.fft.fftfreq(n) for n in x.shape[1:3])
@@ -43,8 +53,11 @@ def high_frequency(images: np.ndarray, above: float = 0.25) -> np.ndarray:
 
 
 def relative(images: np.ndarray, real: np.ndarray) -> dict[str, float]:
-    """Both, of images over those of real ones (means over images): 1 is as sharp as life, less is
-    blurred, more is noisy.
+    """Divide both measures of images, averaged over the set, by those of real images.
+
+    Returns:
+      {'laplacian', 'high_frequency'}: 1 is as sharp as the real images, less is blurred, more is
+      noisy.
     """
     measures = {"laplacian": laplacian_variance, "high_frequency": high_frequency}
     return {

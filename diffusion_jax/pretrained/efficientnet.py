@@ -1,8 +1,7 @@
-"""EfficientNet-lite0 (Tan & Le 2019, its variant for small devices): an ImageNet classifier of 4.7
-million parameters.
+"""EfficientNet-lite0 (Tan & Le 2019), an ImageNet classifier of 4.7 million parameters.
 
-Light features (1280) and logits (1000) where InceptionV3 is too slow: no squeeze-and-excite, ReLU6,
-TensorFlow's padding.
+It gives light features (1280) and logits (1000) where InceptionV3 is too slow: the variant for
+small devices, with no squeeze-and-excite, with ReLU6 and TensorFlow's padding.
 """
 
 from __future__ import annotations
@@ -31,9 +30,7 @@ Params = dict[str, Array]  # by the names of the torch file; kernels (H, W, in, 
 
 
 def convert(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The torch file's tensors -> parameters: kernels (out, in, H, W) -> (H, W, in, out); counters
-    are left out.
-    """
+    """Convert the tensors of the torch file: kernels (out, in, H, W) -> (H, W, in, out)."""
     tensors = {name: value for name, value in tensors.items() if value.ndim}
     return {
         name: value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
@@ -43,15 +40,21 @@ def convert(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 @jax.jit
 def forward(images: Array, params: Params) -> tuple[Array, Array]:
-    """uint8 (B, H, W, 3) -> features (B, 1280), logits (B, 1000), float32. The whole picture is
-    resized; (u - 127) / 128.
+    """Compute features and logits of images, which are resized and scaled by (u - 127) / 128.
+
+    Args:
+      images: uint8 (B, H, W, 3).
+      params: the parameters.
+
+    Returns:
+      (features (B, 1280), logits (B, 1000)), float32.
     """
     x = jax.image.resize(images.astype(jnp.float32), (len(images), SIZE, SIZE, 3), "bilinear")
     return network((x - 127) / 128, params)
 
 
 def network(x: Array, params: Params) -> tuple[Array, Array]:
-    """(B, 224, 224, 3) -> features (B, 1280), logits (B, 1000)."""
+    """Compute features (B, 1280) and logits (B, 1000) of inputs (B, 224, 224, 3)."""
     x = jax.nn.relu6(_conv(params, "_conv_stem", "_bn0", x, 2))
     strides = [stride if k == 0 else 1 for blocks, stride in STAGES for k in range(blocks)]
     for block, stride in enumerate(strides):
@@ -62,9 +65,7 @@ def network(x: Array, params: Params) -> tuple[Array, Array]:
 
 
 def _inverted_residual(params, block, x, stride):
-    """Widen, filter each channel by itself, narrow without an activation; added to the input where
-    the shapes agree.
-    """
+    """Widen, filter each channel, narrow without activation; residual where shapes agree."""
     y = x
     if block + "_expand_conv.weight" in params:
         y = jax.nn.relu6(_conv(params, block + "_expand_conv", block + "_bn0", y, 1))

@@ -1,10 +1,9 @@
-"""The InceptionV3 of FID (Szegedy et al. 2016; Heusel et al. 2017), as a plain function of
-parameters and images.
+"""The InceptionV3 of FID (Szegedy et al. 2016; Heusel et al. 2017), as a plain function.
 
-It is the TensorFlow graph of 2015-12-05 that the field's FID numbers mean, not torchvision's
+It is the TensorFlow graph of 2015-12-05 that published FID numbers refer to, not torchvision's
 network: convolutions without bias, batch norm without scale (eps 1e-3), average pools that leave
 the padding out, a max pool in the last block's pool branch, and the legacy bilinear resize to
-299x299 of TensorFlow 1. Features: the 2048 means of the last 8x8 map.
+299x299 of TensorFlow 1. Features are the 2048 means of the last 8x8 map.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ Params = dict[str, Array]  # by the names of the TorchScript file; kernels (H, W
 
 
 def convert(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The TorchScript file's tensors -> parameters: kernels (out, in, H, W) -> (H, W, in, out)."""
+    """Convert the tensors of the TorchScript file: kernels (out, in, H, W) -> (H, W, in, out)."""
     tensors = {name.removeprefix("net.layers."): value for name, value in tensors.items()}
     return {
         name: value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
@@ -32,14 +31,14 @@ def convert(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 @jax.jit
 def forward(images: Array, params: Params) -> tuple[Array, None]:
-    """uint8 (B, H, W, 3) -> features (B, 2048) float32; no logits."""
+    """Compute features (B, 2048), float32, of images uint8 (B, H, W, 3); there are no logits."""
     return network(resize(images.astype(jnp.float32)) / 128 - 1, params), None
 
 
 def resize(x: Array) -> Array:
-    """(B, H, W, C) -> (B, 299, 299, C) as tf.compat.v1.image.resize_bilinear does by default.
+    """Resize (B, H, W, C) to (B, 299, 299, C) as tf.compat.v1.image.resize_bilinear does.
 
-    Target pixel i reads source position i H / 299, not that of its centre, and larger pictures are
+    Target pixel i reads source position i H / 299, not that of its center, and larger images are
     not smoothed.
     """
     rows, columns = (_legacy_bilinear(size) for size in x.shape[1:3])
@@ -47,7 +46,7 @@ def resize(x: Array) -> Array:
 
 
 def _legacy_bilinear(size: int) -> np.ndarray:
-    """(299, size): the weights of the source pixels in each target pixel."""
+    """Return the weights (299, size) of the source pixels in each target pixel."""
     position = np.arange(SIZE) * (size / SIZE)
     low = np.floor(position).astype(int)
     high, part = np.minimum(low + 1, size - 1), position - low
@@ -58,7 +57,7 @@ def _legacy_bilinear(size: int) -> np.ndarray:
 
 
 def network(x: Array, params: Params) -> Array:
-    """(B, 299, 299, 3) in [-1, 1) -> (B, 2048)."""
+    """Compute features (B, 2048) of inputs (B, 299, 299, 3) in [-1, 1)."""
 
     def conv(name, x, stride=1, padding="SAME"):
         return _conv(params, name, x, stride, padding)
@@ -89,7 +88,7 @@ def _branches(conv, block, x, towers):
 
 
 def _reduction(conv, block, x, first, towers):
-    """Halves the map: each branch ends in stride 2 without padding."""
+    """Halve the map: each branch ends in stride 2 without padding."""
     parts = [conv(f"{block}.{first}", x, 2, "VALID")] if first else []
     for name, depth in zip(("tower", "tower_1"), towers):
         y = _tower(conv, f"{block}.{name}", x, depth - 1)
@@ -118,7 +117,7 @@ def _tower(conv, name, x, depth):
 
 
 def _conv(params, name, x, stride, padding):
-    """Convolution, batch norm without scale, ReLU; the norm's division is folded into the kernel."""
+    """Convolution, batch norm without scale (folded into the kernel), ReLU."""
     scale = jax.lax.rsqrt(params[name + ".var"] + EPS)
     y = jax.lax.conv_general_dilated(
         x,

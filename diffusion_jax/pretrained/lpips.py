@@ -1,10 +1,9 @@
-"""LPIPS, the learned perceptual distance (Zhang et al. 2018), in its shift-tolerant form (Ghildyal
-& Liu 2022), on AlexNet.
+"""LPIPS (Zhang et al. 2018), in its shift-tolerant form (Ghildyal & Liu 2022), on AlexNet.
 
-    d(x, y) = sum_l mean_hw sum_c w_lc (n_l(x) - n_l(y))^2,     n_l = the l-th activation, of unit length in each pixel
+    d(x, y) = sum_l mean_hw sum_c w_lc (n_l(x) - n_l(y))^2
 
-Plain functions of a dict of parameters; `experiments.get_weights lpips` fetches those of the
-authors.
+with n_l the l-th activation, of unit length in each pixel. These are plain functions of a
+dictionary of parameters; `experiments.get_weights lpips` downloads those of the authors.
 """
 
 from __future__ import annotations
@@ -34,8 +33,10 @@ Params = dict[str, Array]
 
 
 def convert(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The authors' state dict as ours: conv0.kernel (H, W, in, out), conv0.bias, weight0 (C,), to
-    4. KeyError for another's.
+    """Convert the authors' state dict: conv0.kernel (H, W, in, out), conv0.bias, weight0, to 4.
+
+    Raises:
+      KeyError: for the state dict of another network.
     """
     kept = {}
     for i, name in enumerate(CONVOLUTIONS):
@@ -46,10 +47,14 @@ def convert(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def features(x: Array, params: Params) -> tuple[Array, ...]:
-    """Images (B, H, W, 3 or 1) in [-1, 1] -> five maps (B, h, w, c), whose squared differences add
-    up to LPIPS.
+    """Compute five feature maps whose squared differences add up to LPIPS.
 
-    Images of fewer than about 24 pixels a side are too small for the trunk.
+    Args:
+      x: (B, H, W, 3 or 1), images in [-1, 1] of at least about 24 pixels a side.
+      params: the parameters.
+
+    Returns:
+      Maps (B, h, w, c).
     """
     h, found = (
         (jnp.broadcast_to(x, (*x.shape[:-1], 3)) - jnp.asarray(SHIFT)) / jnp.asarray(SCALE),
@@ -70,15 +75,13 @@ def features(x: Array, params: Params) -> tuple[Array, ...]:
 
 
 def distance(x: Array, y: Array, params: Params) -> Array:
-    """LPIPS of pairs of images (B, H, W, 3 or 1) in [-1, 1]: (B,)."""
+    """Return LPIPS (B,) of pairs of images (B, H, W, 3 or 1) in [-1, 1]."""
     pairs = zip(features(x, params), features(y, params))
     return sum(jnp.mean(jnp.sum((a - b) ** 2, -1), axis=(1, 2)) for a, b in pairs)
 
 
 def _halve(x: Array) -> Array:
-    """Blurred by (1, 2, 1) x (1, 2, 1) / 16 and every second pixel, two mirrored ones added all
-    around (Zhang 2019).
-    """
+    """Blur by (1, 2, 1) x (1, 2, 1) / 16 and keep every second pixel (Zhang 2019)."""
     x = jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
     kernel = jnp.broadcast_to(BLUR[:, :, None, None], (3, 3, 1, x.shape[-1]))
     return _convolve(x, kernel, 0, stride=2, groups=x.shape[-1])

@@ -1,11 +1,10 @@
-"""Pickles as data: an interpreter of the opcodes that torch writes, which imports nothing and calls
-nothing.
+"""Pickles as data: an interpreter of torch's opcodes, which imports and calls nothing.
 
 Python's own unpickler imports what a pickle names and calls it, so a filter around it is only as
 good as its list of harmless functions. Here a name stays a `Name`, a call becomes a `Made` and a
-persistent id a `Reference`: the reader of the file decides what they mean. Opcodes:
-https://docs.python.org/3/library/pickletools.html; those of protocol 0 and out-of-band buffers are
-not known, because torch.save does not write them.
+persistent id a `Reference`: the reader of the file decides what they mean. The opcodes are listed
+at https://docs.python.org/3/library/pickletools.html; those of protocol 0 and out-of-band buffers
+are not supported, because torch.save does not write them.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ LONG = 16  # bytes of an integer
 
 
 class Damaged(Exception):
-    """The bytes are no pickle that can be read; the reason."""
+    """The bytes are not a pickle that can be read; the reason."""
 
 
 class Name(NamedTuple):
@@ -46,9 +45,7 @@ class Reference(NamedTuple):
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Made:
-    """What the pickle wants made by calling `name` with `args`, with the state and the items that
-    it then gets.
-    """
+    """The result of calling `name` with `args`, and the state and items that are added to it."""
 
     name: Name
     args: tuple
@@ -57,16 +54,19 @@ class Made:
 
 
 def read(data: bytes, start: int, allows: Callable[[Name], None]) -> tuple[Any, int]:
-    """(the value of the pickle at `start`, the position after it).
+    """Interpret the pickle at `start`.
 
     Args:
-      data: the bytes of the whole file, by whose length the number of steps is bounded.
+      data: the bytes of the whole file, whose length bounds the number of steps.
       start: where the pickle begins.
       allows: is given every name in the pickle, and raises for those that are refused.
 
+    Returns:
+      (the value, the position after the pickle).
+
     Raises:
-      Damaged: for bytes that are no such pickle, and for programs that are longer than that of any
-        file of tensors.
+      Damaged: for bytes that are not such a pickle, and for programs that are longer than that of
+        any file of tensors.
     """
     machine = _Machine(data, start, allows)
     for _ in range(steps(len(data))):
@@ -82,8 +82,9 @@ def read(data: bytes, start: int, allows: Callable[[Name], None]) -> tuple[Any, 
 
 
 def steps(size: int) -> int:
-    """How many opcodes a file of this many bytes may have: those of any file of tensors, and no
-    more memory than it.
+    """Return the number of opcodes that a file of this many bytes may have.
+
+    It is enough for any file of tensors, and bounds the memory by that of the file.
     """
     return STEPS + size // PER_STEP
 
@@ -98,25 +99,25 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def take(self, count: int) -> bytes:
-        """The next bytes."""
+        """Return the next bytes."""
         if count > len(self.data) - self.at:
             raise Damaged("it ends in the middle of its pickle")
         self.at += count
         return self.data[self.at - count : self.at]
 
     def number(self, layout: str) -> Any:
-        """The next number, in a layout of `struct`."""
+        """Return the next number, in a layout of `struct`."""
         return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
 
     def line(self) -> str:
-        """The next line, without its end."""
+        """Return the next line, without its end."""
         end = self.data.find(b"\n", self.at, self.at + 1000)
         if end < 0:
             raise Damaged("a name in its pickle has no end")
         return self.take(end + 1 - self.at)[:-1].decode()
 
     def since_mark(self) -> list[Any]:
-        """What was pushed after the last mark, popped."""
+        """Pop what was pushed after the last mark."""
         mark = self.marks.pop()
         found = self.stack[mark:]
         del self.stack[mark:]
@@ -124,7 +125,7 @@ class _Machine:
 
     def push_name(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
-            raise Damaged("a name in its pickle is no text")
+            raise Damaged("a name in its pickle is not a text")
         self.allows(found := Name(module, name))
         self.stack.append(found)
 
@@ -157,7 +158,7 @@ class _Machine:
         self.stack[-1].extend(values)
 
     def pop_last(self, count: int) -> list[Any]:
-        """The last `count` values, popped, which there must be."""
+        """Pop the last `count` values; Damaged if there are fewer."""
         if len(self.stack) < count:
             raise Damaged("its pickle pops more than it pushed")
         found = self.stack[-count:]

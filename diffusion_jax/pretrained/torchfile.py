@@ -1,8 +1,8 @@
 """Tensors out of torch's files, without torch and without running anything that is in them.
 
-A torch file is a pickle beside raw storages: a zip since torch 1.6 (TorchScript too), before that
+A torch file is a pickle with raw storages: a zip since torch 1.6 (TorchScript too), before that
 pickles and storages one after the other. A pickle can name any Python function to be called. Here
-it is read as data (`pickles`): it may name only what rebuilds a tensor, containers, and
+it is read as data (see pickles.py): it may name only what rebuilds a tensor, containers, and
 TorchScript's module classes, and none of these is imported or called. A tensor is a view of the
 bytes of the file, inside the storage that the pickle names for it, with no more elements than the
 storage has.
@@ -55,42 +55,47 @@ Storages = Callable[[Any, Any, int], np.ndarray]  # (dtype, key, size) -> elemen
 
 
 def load(data: bytes) -> dict[str, np.ndarray]:
-    """The contents of a torch file -> {dotted name: array}, whatever nesting of dicts, lists and
-    modules it has.
+    """Read the tensors of a torch file, whatever nesting of dicts, lists and modules it has.
 
-    The arrays are read-only views of `data`.
+    Args:
+      data: the bytes of the file.
+
+    Returns:
+      {dotted name: array}; the arrays are read-only views of `data`.
 
     Raises:
-      UserError: for a file that is none, is damaged, or whose pickle asks for anything but tensors.
+      UserError: for bytes that are not such a file, for a damaged file, and for one whose pickle
+        names anything but tensors.
     """
     try:
         value, storages = (_read_zip if data[:2] == b"PK" else _read_legacy)(data)
         return dict(_Leaves(storages, len(data)).of(value))
     except UserError:
         raise
-    except Exception as error:  # a damaged file can raise nearly anything
+    except Exception as error:  # damaged files raise many types; the cause stays attached
         raise UserError(
-            f"not a torch file that can be read ({type(error).__name__}: {error}); fetch it again"
+            f"not a torch file that can be read ({type(error).__name__}: {error}); download it "
+            "again"
         ) from error
 
 
 def _allowed(name: Name) -> None:
-    """UserError for a name that no file of tensors needs."""
+    """Raise UserError for a name that no file of tensors needs."""
     dtype = name.module == "torch" and name.name in DTYPES
     if not (dtype or name.module.startswith("__torch__.") or name in TENSOR | SAME | DICT):
-        asked = f"{name.module}.{name.name}"
+        named = f"{name.module}.{name.name}"
         raise UserError(
-            f"this torch file asks for {asked:.200}, which is no tensor; it is not read"
+            f"this torch file names {named:.200}, which is not a tensor; it is not read"
         )
 
 
 # ---- the two formats
 def _read_zip(data: bytes) -> tuple[Any, Storages]:
-    """(the object, its storages) of a zip: data.pkl, and the storage of each key in data/KEY."""
+    """Return (the object, its storages) of a zip with data.pkl and data/KEY for each storage."""
     members = _members(data)
     root = next((name for name in members if name.endswith("data.pkl")), None)
     if root is None:
-        raise UserError("this zip has no data.pkl, so it is no torch file; fetch it again")
+        raise UserError("this zip has no data.pkl, so it is not a torch file; download it again")
     root = root.removesuffix("data.pkl")
     if root + "byteorder" in members and bytes(members[root + "byteorder"]()) != b"little":
         raise UserError("this torch file is big-endian; save it again on a little-endian machine")
@@ -107,11 +112,10 @@ def _read_zip(data: bytes) -> tuple[Any, Storages]:
 
 
 def _members(data: bytes) -> dict[str, Callable[[], Any]]:
-    """{name: a function that returns its bytes}, views of `data` where they are not compressed,
-    which torch never does.
+    """Return {name: a function that returns its bytes}.
 
-    What is returned is at most twice as large as the file in all, also where members overlap or are
-    a bomb.
+    The bytes are views of `data` where they are not compressed, which torch never does. All of them
+    together are at most twice as large as the file, also where members overlap or are a bomb.
     """
     archive, left = zipfile.ZipFile(io.BytesIO(data)), 2 * len(data)
 
@@ -128,15 +132,19 @@ def _members(data: bytes) -> dict[str, Callable[[], Any]]:
         begin = info.header_offset + 30 + sum(names)
         found = memoryview(data)[begin : begin + info.file_size]
         if len(found) != info.file_size or zlib.crc32(found) != info.CRC:
-            raise UserError(f"'{info.filename:.100}' in this torch file is damaged; fetch it again")
+            raise UserError(
+                f"'{info.filename:.100}' in this torch file is damaged; download it again"
+            )
         return found
 
     return {info.filename: lambda info=info: content(info) for info in archive.infolist()}
 
 
 def _read_legacy(data: bytes) -> tuple[Any, Storages]:
-    """magic, version, system, the object, the keys of its storages; then of each its length (int64)
-    and its elements.
+    """Return (the object, its storages) of a file from before torch 1.6.
+
+    It holds magic, version, system, the object and the keys of its storages; then of each storage
+    its length (int64) and its elements.
     """
     magic, at = read(data, 0, _allowed)
     _, at = read(data, at, _allowed)
@@ -152,30 +160,33 @@ def _read_legacy(data: bytes) -> tuple[Any, Storages]:
         or not all(isinstance(key, str) for key in keys)
         or len(set(keys)) < len(keys)
     ):
-        raise UserError("the storages of this torch file have no list of keys; fetch it again")
+        raise UserError("the storages of this torch file have no list of keys; download it again")
     dtypes = _dtypes(value, len(data))
     found: dict[str, Any] = {}
     for key in keys:
         if key not in dtypes:
             raise UserError(
-                f"the storage '{key:.100}' of this torch file belongs to no tensor; fetch it again"
+                f"the storage '{key:.100}' of this torch file belongs to no tensor; download it "
+                "again"
             )
         (size,) = struct.unpack_from("<q", data, at)
         length = size * dtypes[key].itemsize
         if not 0 <= length <= len(data) - at - 8:
-            raise UserError("a storage of this torch file is longer than the file; fetch it again")
+            raise UserError(
+                "a storage of this torch file is longer than the file; download it again"
+            )
         found[key] = memoryview(data)[at + 8 : at + 8 + length]
         at += 8 + length
     return value, lambda dtype, key, size: _elements(found[key], dtype, size)
 
 
 def _dtypes(value: Any, size: int) -> dict[str, np.dtype]:
-    """{key: dtype} of the storages of all tensors of an object, whose file has `size` bytes."""
+    """Return {key: dtype} of the storages of an object, whose file has `size` bytes."""
     found: dict[str, np.dtype] = {}
 
     def storage(dtype: Any, key: Any, length: int) -> np.ndarray:
         if found.setdefault(key, dtype) != dtype:
-            raise UserError("a storage of this torch file has two types; fetch the file again")
+            raise UserError("a storage of this torch file has two types; download the file again")
         return np.broadcast_to(np.zeros((), dtype), (length,))  # no memory, but a shape
 
     for _ in _Leaves(storage, size).of(value):
@@ -184,22 +195,22 @@ def _dtypes(value: Any, size: int) -> dict[str, np.dtype]:
 
 
 def _elements(content: Any, dtype: np.dtype, size: int) -> np.ndarray:
-    """The first elements of a storage, all of which must be there; (size,)."""
+    """Return the first elements of a storage (size,); UserError if it has fewer."""
     if not 0 <= size <= len(content) // dtype.itemsize:
         raise UserError(
-            "a storage of this torch file is shorter than it says; fetch the file again"
+            "a storage of this torch file is shorter than it says; download the file again"
         )
     found = np.frombuffer(content, dtype, size)
     if dtype == np.bool_ and size and found.view(np.uint8).max() > 1:
         raise UserError(
-            "a storage of truth values holds other bytes than 0 and 1; fetch the file again"
+            "a storage of truth values holds other bytes than 0 and 1; download the file again"
         )
     return found
 
 
 # ---- the tensors of an object
 class _Leaves:
-    """Walks an object of a file of `size` bytes for its tensors.
+    """Walk an object of a file of `size` bytes for its tensors.
 
     A list of lists of the same lists is short in a pickle and endless to walk: no more is visited
     than half the pickle's steps, as each thing takes two or more, and the names of all tensors
@@ -210,12 +221,13 @@ class _Leaves:
         self.storages, self.visits, self.letters = storages, pickles.steps(size) // 2, size
 
     def of(self, value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, np.ndarray]]:
-        """(dotted name, array) of each tensor."""
+        """Yield (dotted name, array) of each tensor."""
         self.visits -= 1
         self.letters -= len(path) * (isinstance(value, Made) and value.name in TENSOR)
         if depth > DEPTH or min(self.visits, self.letters) < 0:
             raise UserError(
-                "this torch file refers to itself or is nested too deep to be a file of tensors; it is not read"
+                "this torch file refers to itself or is nested too deep to be a file of tensors; "
+                "it is not read"
             )
         if isinstance(value, Made) and value.name in TENSOR:
             yield path, self._tensor(*value.args)
@@ -228,19 +240,19 @@ class _Leaves:
     def _tensor(
         self, reference: Any, offset: Any, shape: Any, stride: Any, *rest: Any
     ) -> np.ndarray:
-        """A view of its storage, which must hold it."""
+        """Return a view of the storage of a tensor; UserError if it lies outside."""
         dtype, key, size = _storage_of(reference)
         offset, shape, stride = _whole([offset])[0], _whole(shape), _whole(stride)
         if len(shape) != len(stride) or len(shape) > RANK:
             raise UserError(
-                "a tensor of this torch file has a shape without strides; fetch the file again"
+                "a tensor of this torch file has a shape without strides; download the file again"
             )
         if 0 in shape:
             return np.zeros(shape, dtype)
         last = offset + sum((n - 1) * step for n, step in zip(shape, stride))
         if last >= size or math.prod(shape) > size:
             raise UserError(
-                "a tensor of this torch file lies outside its storage; fetch the file again"
+                "a tensor of this torch file lies outside its storage; download the file again"
             )
         storage = self.storages(dtype, key, size)[offset:]
         return np.lib.stride_tricks.as_strided(
@@ -249,11 +261,12 @@ class _Leaves:
 
 
 def _items(value: Any) -> Any:
-    """(key, item) of a container or of a TorchScript module; of anything else nothing."""
+    """Return the (key, item) pairs of a container or TorchScript module, () of anything else."""
     if isinstance(value, Made):
         if value.name not in DICT and not value.name.module.startswith("__torch__."):
             raise UserError(
-                f"this torch file calls {value.name.module}.{value.name.name}, which is no tensor; it is not read"
+                f"this torch file calls {value.name.module}.{value.name.name}, which is not a "
+                "tensor; it is not read"
             )
         value = value.items if value.name in DICT else value.state
     return (
@@ -266,12 +279,10 @@ def _items(value: Any) -> Any:
 
 
 def _storage_of(reference: Any) -> tuple[np.dtype, str, int]:
-    """(dtype, key, elements) of a persistent id. UserError for one that is none of a storage of
-    torch.
-    """
+    """Return (dtype, key, elements) of a persistent id; UserError if it is not a storage."""
     about = reference.about if isinstance(reference, Reference) else None
     if not isinstance(about, tuple) or len(about) < 5 or about[0] != "storage":
-        raise UserError("a tensor of this torch file is not made of a storage; it is not read")
+        raise UserError("a tensor of this torch file does not consist of a storage; it is not read")
     _, kind, key, _, size, *view = about
     if not isinstance(kind, Name) or kind.module != "torch" or not isinstance(key, str):
         raise UserError("a storage of this torch file has no type or no key; it is not read")
@@ -283,13 +294,14 @@ def _storage_of(reference: Any) -> tuple[np.dtype, str, int]:
 
 
 def _whole(values: Any) -> tuple[int, ...]:
-    """Sizes, strides and offsets, which must be integers from 0 to 2^62."""
+    """Return sizes, strides or offsets, which must be integers from 0 to 2^62."""
     if isinstance(values, Made) and values.name in SAME:
         values = values.args[0]
     if not isinstance(values, (tuple, list)) or not all(
         type(value) is int and 0 <= value < 2**62 for value in values
     ):
         raise UserError(
-            "a size or a stride in this torch file is no number of elements; fetch the file again"
+            "a size or a stride in this torch file is not a number of elements; download the file "
+            "again"
         )
     return tuple(values)

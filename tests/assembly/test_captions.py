@@ -129,7 +129,9 @@ def described(built: experiment.Experiment) -> data.Dataset:
     """Twelve images of noise in two classes, each with its caption."""
     images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1)).astype(np.uint8)
     every, (numbers,) = captions.numbered([(f"number {i}",) for i in range(12)])
-    source = captions.Told(Arrays(images, np.arange(12) % 2, numbers), built.encoder.encode(every))
+    source = captions.CaptionedSource(
+        Arrays(images, np.arange(12) % 2, numbers), built.encoder.encode(every)
+    )
     return data.Dataset("folder", source, source, (8, 8, 1), 2, ("a", "b"), captions=every)
 
 

@@ -20,12 +20,12 @@ from diffusion_jax.models import text
 from tests.models.captioned import read
 
 
-def captioned(n: int = 12) -> captions.Told:
+def captioned(n: int = 12) -> captions.CaptionedSource:
     """Image i is filled with i; its captions are 'i', 'i again', and of odd ones 'i once more'."""
     image = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None], (n, 2, 2, 1)).copy()
     own = [(f"{i}", f"{i} again", f"{i} once more")[: 2 + i % 2] for i in range(n)]
     every, (numbers,) = captions.numbered(own)
-    return captions.Told(
+    return captions.CaptionedSource(
         Arrays(image, None, numbers), {"bytes": text.bytes(16).encode(every)["bytes"]}
     )
 
@@ -113,7 +113,9 @@ def test_a_folder_with_captions(tmp_path, monkeypatch, caplog, lazy):
     assert found == {i: [f"picture {i}"] for i in range(6)} | {2: ["two", "a couple"]} | {
         i: [f"picture {i}", "its double"] for i in range(6, 12)
     }
-    assert "1 lines name no image of the set" in caplog.text and "gone.png" in caplog.text
+    assert (
+        "1 lines name images that are not in the set" in caplog.text and "gone.png" in caplog.text
+    )
     assert "caption" not in data.load("folder", path=str(tmp_path)).train[0]
 
 
@@ -122,7 +124,7 @@ def test_a_folder_whose_captions_are_broken(tmp_path):
         folder_of(tmp_path / split, 3)
         (tmp_path / split / "0.txt").write_text("nought")
     with pytest.raises(
-        UserError, match="2 of 3 images have no caption, 1.png for one; write it to 1.txt, or"
+        UserError, match="2 of 3 images have no caption, such as 1.png; write it to 1.txt, or"
     ):
         data.load("folder", path=str(tmp_path), captioned=True)
     (tmp_path / "train" / "metadata.jsonl").write_text(

@@ -684,7 +684,7 @@ def test_the_line_of_a_data_set(tmp_path):
 
 
 def test_the_line_of_points_and_of_a_set_without_labels():
-    line = "data: checkerboard: 50,000 training and 10,000 test points, of 2 numbers; no classes; drawn apart"
+    line = "data: checkerboard: 50,000 training and 10,000 test points, of 2 numbers; no classes; drawn independently"
     assert data.describe.line(data.load("checkerboard")) == line
 
 

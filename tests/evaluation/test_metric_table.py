@@ -47,7 +47,7 @@ def test_every_estimator_of_the_judge_gives_metrics_of_the_table():
         "prdc": ["precision", "recall", "density", "coverage"],
         "class_accuracy": ["class_accuracy"],
         "inception_score": ["inception_score"],
-        "memorisation": ["nearest_ratio", "copies"],
+        "memorization": ["nearest_ratio", "copies"],
         "cmmd": ["cmmd"],
         "frechet_infinity": ["frechet_infinity"],
         "frechet_interval": ["frechet_low", "frechet_high"],

@@ -29,7 +29,7 @@ from diffusion_jax.evaluation import (
     frechet,
     judge,
     kid,
-    memorisation,
+    memorization,
     mmd,
     points,
     prdc,
@@ -189,7 +189,7 @@ def test_kid_is_unbiased_and_its_error_is_the_spread():
     assert apart[:, 0].min() > 0 and 0.7 < apart[:, 1].mean() / apart[:, 0].std() < 1.4
 
 
-# ---- precision, recall, density, coverage; memorisation ----
+# ---- precision, recall, density, coverage; memorization ----
 def prdc_by_hand(fake, real, k):
     def distance(a, b):
         return float(np.sqrt(((a - b) ** 2).sum()))
@@ -241,9 +241,9 @@ def test_copies_of_training_images_are_seen():
     np.testing.assert_allclose(
         typical[:9], np.linalg.norm(held_out[:9, None] - train[None], axis=-1).min(1), rtol=1e-4
     )
-    honest = memorisation.memorisation(fresh, train, typical)
+    honest = memorization.memorization(fresh, train, typical)
     assert 0.9 < honest.ratio < 1.1 and honest.copies < 0.05
-    copied = memorisation.memorisation(
+    copied = memorization.memorization(
         np.concatenate([fresh[:100], train[:300] + 1e-3]), train, typical
     )
     assert copied.ratio < 0.05 and 0.7 < copied.copies < 0.8
@@ -495,7 +495,7 @@ def test_the_judge_gives_two_numbers_by_default_and_all_on_request(splits, tmp_p
     everything = judge.against(
         train,
         labels,
-        metrics=(*judge.STANDARD, "memorisation", "cmmd", "frechet_infinity", "frechet_interval"),
+        metrics=(*judge.STANDARD, "memorization", "cmmd", "frechet_infinity", "frechet_interval"),
         held_out=test,
     )
     found = everything(images)
@@ -665,10 +665,10 @@ def missing(chosen, count):
 
 
 def test_fid_is_the_frechet_distance_of_inception():
-    assert judge.spelled([], ["FID", "kid"]) == (["inception"], ["frechet", "kid"])
-    assert judge.spelled(["Pixels"], ["frechet", "fid"]) == (["pixels", "inception"], ["frechet"])
-    assert judge.spelled([], ["fid_infinity"]) == (["inception"], ["frechet_infinity"])
-    assert judge.spelled(["classifier"], ["kid"]) == (["classifier"], ["kid"])
+    assert judge.resolve_names([], ["FID", "kid"]) == (["inception"], ["frechet", "kid"])
+    assert judge.resolve_names(["Pixels"], ["frechet", "fid"]) == (["pixels", "inception"], ["frechet"])
+    assert judge.resolve_names([], ["fid_infinity"]) == (["inception"], ["frechet_infinity"])
+    assert judge.resolve_names(["classifier"], ["kid"]) == (["classifier"], ["kid"])
 
 
 def test_what_cannot_be_measured_at_all_is_refused_with_the_reason(untrained):
@@ -681,9 +681,9 @@ def test_what_cannot_be_measured_at_all_is_refused_with_the_reason(untrained):
         ({"metrics": ["inception_score"]}, "features pixels have no logits"),
         (
             {"features": ["classifier"]},
-            "features classifier cannot be had: the training images are not labeled",
+            "features classifier cannot be used: the training images are not labeled",
         ),
-        ({"metrics": ["memorisation"]}, "there are no held-out real images"),
+        ({"metrics": ["memorization"]}, "there are no held-out real images"),
     ):
         with pytest.raises(UserError, match=said):
             judge.choose(one if not how else noise(30), None, **how)
@@ -813,7 +813,7 @@ def test_the_report_names_every_number_and_its_features():
     lines = evaluation.report(result).splitlines()
     assert lines[0] == "|  | samples | real test images |"
     assert lines[2:] == [
-        "| recognized | 98.76 % ± 0.10 | 99.00 % |",
+        "| recognized | 98.8 ± 0.1 % | 99.0 % |",
         "| Fréchet distance (pixels) | 0.100 ± 0.001 | 0.050 |",
         "| FID (inception) | 12.000 ± 0.001 | - |",
         "| KID x 1000 (inception) | 2.000 ± 1.000 | - |",

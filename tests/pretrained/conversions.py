@@ -7,16 +7,12 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-from diffusion_jax import files
-from diffusion_jax.assembly import experiment, workdir
-from diffusion_jax.assembly.workdir import Trained
+from diffusion_jax.assembly import experiment
 from diffusion_jax.pretrained import (
     networks,
     published,
 )
-from diffusion_jax.studies.export_weights import write_weights
 from diffusion_jax.studies.import_weights import fitted, run_config
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -46,19 +42,3 @@ def assembled(name: str):
     config = run_config(network, options, shape, options.pop("num_classes"), {}, "folder")
     built = experiment.assemble(config, shape)
     return built, fitted(network, built, weights)
-
-
-@pytest.fixture
-def exported(monkeypatch, tmp_path):
-    """(run, options) -> the folder that it is exported to."""
-
-    def export(trained: Trained, **options) -> Path:
-        monkeypatch.setattr(workdir, "load", lambda *args: trained)
-        files.save_json(tmp_path / "run" / "provenance.json", {})
-        write_weights(
-            trained.experiment.config, tmp_path / "run", "diffusers", tmp_path / "out", **options
-        )
-        monkeypatch.undo()
-        return tmp_path / "out"
-
-    return export

@@ -21,8 +21,8 @@ Split = tuple[np.ndarray, np.ndarray | None]  # images (N, H, W, C) uint8, label
 CHUNK = 64_000_000  # bytes that are converted at once
 
 
-# labels are refused as ids if they ask for more classes than the first, and for more than the
-# second times their number
+# labels are refused as ids if there would be more classes than IDS_ABOVE, and more than IDS_TIMES
+# the number of distinct labels
 IDS_ABOVE, IDS_TIMES = 100, 10
 
 NPZ_PAIRS = (
@@ -34,13 +34,19 @@ NPZ_SINGLE = (("images", "labels"), ("image", "label"), ("x", "y"), ("arr_0", "a
 
 
 def read_idx(path: str) -> tuple[Split, Split]:
-    """(train, test) from {train,t10k}-{images-idx3,labels-idx1}-ubyte, each plain or .gz, in the
-    folder `path`.
+    """Read {train,t10k}-{images-idx3,labels-idx1}-ubyte, plain or .gz, from a folder.
+
+    Returns:
+      (train, test).
+
+    Raises:
+      UserError: for files that are missing or damaged.
     """
     folder = Path(os.path.expanduser(path))
     if not folder.is_dir():
         raise UserError(
-            f"data.path={path} is not a folder; it should hold the four idx files (train-images-idx3-ubyte.gz, ...)"
+            f"data.path={path} is not a folder; it should hold the four idx files "
+            "(train-images-idx3-ubyte.gz, ...)"
         )
 
     def split(part: str) -> Split:
@@ -71,30 +77,36 @@ def _idx_file(folder: Path, stem: str) -> Path:
 
 
 def _read_idx_file(file: Path, rank: int) -> np.ndarray:
-    """One idx file: two zero bytes, type 8 (unsigned byte), rank, the big-endian uint32 dimensions,
-    the bytes.
-    """
+    """Read one idx file: 0, 0, 8 (for unsigned bytes), rank, big-endian uint32 sizes, bytes."""
     try:
         raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{file} is truncated or corrupt ({error}); fetch it again") from error
+        raise UserError(f"{file} is truncated or corrupt ({error}); download it again") from error
     header = 4 + 4 * rank
     if raw[:4] != bytes([0, 0, 8, rank]) or len(raw) < header:
         raise UserError(
-            f"{file} is not an idx file of unsigned bytes with {rank} dimension(s); fetch it again"
+            f"{file} is not an idx file of unsigned bytes with {rank} dimension(s); download it "
+            "again"
         )
     shape = tuple(int(d) for d in np.frombuffer(raw, ">u4", rank, offset=4))
     if len(raw) - header != int(np.prod(shape)):
         raise UserError(
-            f"{file} is truncated or corrupt: {len(raw) - header} bytes for {shape}; fetch it again"
+            f"{file} is truncated or corrupt: {len(raw) - header} bytes for {shape}; download it "
+            "again"
         )
     if 0 in shape:
-        raise UserError(f"{file} is empty: its shape is {shape}; fetch it again")
+        raise UserError(f"{file} is empty: its shape is {shape}; download it again")
     return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
 
 
 class Npz(NamedTuple):
-    """The two splits of an .npz; rows: those of each in a file that is not split, else None."""
+    """The two splits of an .npz.
+
+    Attributes:
+      train: images and labels to train on.
+      test: images and labels that are held out.
+      rows: the rows of each split in a file that is not split, else None.
+    """
 
     train: Split
     test: Split
@@ -102,27 +114,26 @@ class Npz(NamedTuple):
 
 
 def read_npz(path: str, value_range: Range = ()) -> Npz:
-    """Read an .npz; one set of images is split 90 / 10 by a fixed permutation of its rows, see
-    `held_out`.
+    """Read an .npz; one set of images is split 90 / 10 by a fixed permutation of its rows.
 
     Args:
       path: the file.
       value_range: the values of black and white; () for uint8 in 0..255.
 
     Raises:
-      UserError: for anything but plain arrays of images and whole numbers as labels.
+      UserError: for anything but plain arrays of images, with whole numbers as labels.
     """
     file = Path(os.path.expanduser(path))
     if not file.is_file():
         raise UserError(
-            f"data.path={path} is not a file; data.name=npz wants an .npz with 'images' and, optionally, 'labels'"
+            f"data.path={path} is not a file; data.name=npz wants an .npz with 'images' and, "
+            "optionally, 'labels'"
         )
     names = {name for group in NPZ_PAIRS + NPZ_SINGLE for name in group}
     try:
-        anything = npz.ArraySpec(
-            "fiubcmMSUV", finite=False
-        )  # what each must be is said in the user's terms below
-        # (images of few values compress more than a hundredfold; deflate has no more than 1,032)
+        # what each array must be is checked in the user's terms below
+        anything = npz.ArraySpec("fiubcmMSUV", finite=False)
+        # images of few values compress more than a hundredfold; deflate reaches at most 1,032
         wanted = npz.load(file, {}, lambda name: anything if name in names else None, unpacked=1100)
         with zipfile.ZipFile(file) as archive:
             keys = [name.removesuffix(".npy") for name in archive.namelist()]
@@ -152,7 +163,8 @@ def _npz_split(
     images, where = images[..., None] if images.ndim == 3 else images, f"data.path={path}"
     if images.ndim != 4 or images.shape[3] not in (1, 3) or not images.size:
         raise UserError(
-            f"{where}: '{image_key}' has shape {images.shape}; (N, H, W) or (N, H, W, 1 or 3) is needed"
+            f"{where}: '{image_key}' has shape {images.shape}; (N, H, W) or (N, H, W, 1 or 3) is "
+            "needed"
         )
     images = _eight_bits(f"{where}: '{image_key}'", images, value_range)
     if labels is None:
@@ -164,13 +176,14 @@ def _npz_split(
             else ""
         )
         raise UserError(
-            f"{where}: '{label_key}' is {labels.dtype} {labels.shape}; {len(images)} integers, one an image, are needed{numbers}"
+            f"{where}: '{label_key}' is {labels.dtype} {labels.shape}; {len(images)} integers, one "
+            f"an image, are needed{numbers}"
         )
     return images, labels.reshape(-1)
 
 
 def _eight_bits(what: str, images: np.ndarray, value_range: Range) -> np.ndarray:
-    """uint8 images as they are, others by their stated range. what: which images, for messages."""
+    """Return uint8 images as they are, others converted by their stated range."""
     if images.dtype == np.uint8 and not value_range:
         return images
     if images.dtype.kind not in "fuib":
@@ -188,13 +201,15 @@ def _eight_bits(what: str, images: np.ndarray, value_range: Range) -> np.ndarray
 def held_out(
     size: int, labels: np.ndarray | None = None, what: str = ""
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of (train, test) in a set that is not split: 90 / 10 by a fixed permutation, but
-    never the last row of a label.
+    """Split rows 90 / 10 by a fixed permutation, but never hold out the last row of a label.
 
     Args:
-      size: rows of the set.
-      labels: (size,) or None.
+      size: the number of rows.
+      labels: (size,), or None.
       what: the data, for messages.
+
+    Returns:
+      (rows of train, rows of test).
 
     Raises:
       UserError: for one row, or one row of every class.
@@ -208,11 +223,11 @@ def held_out(
 
 
 def count_classes(path: str, train: Split, test: Split, num_classes: int) -> int:
-    """num_classes if given, else the largest train label + 1 (0: unlabelled).
+    """Return num_classes if it is not 0, else the largest training label + 1; 0 without labels.
 
     Raises:
-      UserError: for labels outside 0..classes-1, and for such that look like ids: far fewer of them
-        than their size says.
+      UserError: for labels outside 0..classes-1, and for labels that look like ids: far fewer of
+        them than their size implies.
     """
     where = f"data.path={path}"
     if (train[1] is None) != (test[1] is None):
@@ -223,14 +238,17 @@ def count_classes(path: str, train: Split, test: Split, num_classes: int) -> int
     classes = num_classes or int(max(train[1].max(), 0)) + 1
     if not num_classes and classes > max(IDS_ABOVE, IDS_TIMES * len(distinct)):
         raise UserError(
-            f"{where}: {len(distinct)} different labels, up to {distinct[-1]}, look like ids; number the classes from 0 "
-            f"(np.unique(labels, return_inverse=True)[1]), or set data.num_classes if there are so many"
+            f"{where}: {len(distinct)} different labels, up to {distinct[-1]}, look like ids; "
+            "number the classes from 0 "
+            "(np.unique(labels, return_inverse=True)[1]), or set data.num_classes if there are so "
+            "many"
         )
     for part, (_, labels) in (("train", train), ("test", test)):
         bad = np.flatnonzero((labels < 0) | (labels >= classes))
         if bad.size:
             raise UserError(
-                f"{where}: {part} image {bad[0]} has label {labels[bad[0]]}, outside 0..{classes - 1}; "
-                f"mend the labels or set data.num_classes"
+                f"{where}: {part} image {bad[0]} has label {labels[bad[0]]}, outside "
+                f"0..{classes - 1}; "
+                "fix the labels or set data.num_classes"
             )
     return classes

@@ -1,0 +1,43 @@
+"""Whether generated images are copies of training images.
+
+Their distances to the nearest training image are compared with those of real images that were not
+trained on. A model that has learned the distribution comes no nearer to its training set than
+held-out real images do.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from diffusion_jax.evaluation.prdc import nearest_distances
+
+RARE = 0.01  # the fraction of held-out images that count as copies, by definition
+
+
+class Memorization(NamedTuple):
+    """How near generated images are to training images.
+
+    Attributes:
+      ratio: the median distance to the nearest training image, divided by that of held-out images;
+        0 means that all are copies.
+      copies: the fraction that is nearer to a training image than all but the nearest 1 % of the
+        held-out images; 0.01 is chance.
+    """
+
+    ratio: float
+    copies: float
+
+
+def memorization(fake: np.ndarray, train: np.ndarray, typical: np.ndarray) -> Memorization:
+    """Compare the distances of generated images to the nearest training image with typical ones.
+
+    Args:
+      fake: (N, D), features of the generated images.
+      train: (M, D), features of the training images.
+      typical: (K,), `nearest_distances` of features of held-out images to `train`.
+    """
+    distances = nearest_distances(fake, train)
+    ratio = float(np.median(distances) / max(np.median(typical), 1e-12))
+    return Memorization(ratio, float(np.mean(distances < np.quantile(typical, RARE))))
