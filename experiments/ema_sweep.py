@@ -33,8 +33,8 @@ def main(config) -> None:
         ema_sweep.lengths_of(FLAGS.lengths),
         parsing.metrics(FLAGS.metrics),
     )
-    features, metrics = judge.spelled(parsing.names(FLAGS.features), metrics)
-    judge.named(metrics)
+    features, metrics = judge.resolve_names(parsing.names(FLAGS.features), metrics)
+    judge.check_metrics(metrics)
     config.sampler.ema = f"post_hoc({lengths[0]:g})"
     trained = workdir.load(root, config)  # tells at once if there are no snapshots
     experiment.need_images(trained.experiment)

@@ -2,7 +2,7 @@
 
 python -m experiments.evaluate --workdir=runs/a --num=1000 --repeats=5
 python -m experiments.evaluate --workdir=runs/captions     # of prompts: those kept from training, or the test captions
-python -m experiments.evaluate --workdir=runs/a --features=pixels,classifier,inception --metrics=frechet,kid,prdc,memorisation
+python -m experiments.evaluate --workdir=runs/a --features=pixels,classifier,inception --metrics=frechet,kid,prdc,memorization
 
 Prints a table and writes evaluation.json into the workdir. --reference takes a file of
 experiments.statistics. Metrics that the data do not allow (those of labels, or of more images than
@@ -28,7 +28,7 @@ if __name__ == "__main__":
         "metrics",
         "",
         "scores, with commas: accuracy, frechet, kid, prdc, class_accuracy, inception_score (the "
-        "default, as far as the features allow), memorisation, cmmd, frechet_infinity, "
+        "default, as far as the features allow), memorization, cmmd, frechet_infinity, "
         "frechet_interval; fid is frechet of the features inception",
     )
     values.path_flag(
