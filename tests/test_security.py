@@ -629,7 +629,7 @@ def untrained_workdir(root: Path) -> Path:
     )
     built = experiment.assemble(config, (8, 8, 1), 10)
     shapes = jax.eval_shape(lambda key: built.kind.init(built, key), jax.random.key(0))
-    with contextlib.closing(checkpoint.open_checkpoints(root / "checkpoints")) as checkpoints:
+    with contextlib.closing(checkpoint.Checkpointer(root / "checkpoints")) as checkpoints:
         checkpoints.save(
             0, {"params": jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)}, {}
         )

@@ -26,7 +26,9 @@ from diffusion_jax.training import (
     loop,
     memory,
     metrics,
+    nonfinite,
     post_hoc,
+    restoring,
     step,
 )
 
@@ -68,7 +70,7 @@ def train(config, workdir: str, *, dataset=None, fit=None, asked: Container[str]
                     record=config.to_dict(),
                 )
                 break
-            except loop.NonFinite as error:
+            except nonfinite.NonFinite as error:
                 if built.training.on_nonfinite != "rollback":
                     raise
                 failed = (
@@ -164,13 +166,17 @@ def _begin(built, parts, template, root, failed):
     passed over, so that stopping changes nothing.
     """
     every = (failed and built.training.checkpoint_every) or 1
-    restored = checkpoint.restore(root / "checkpoints", template, multiple_of=every)
+    restored = restoring.restore(root / "checkpoints", template, multiple_of=every)
     state = (
         restored.state if restored else parts.runner.init(parts.init, jax.random.key(built.seed))
     )
-    rollback = loop.Rollback(**restored.extra.get("rollback", {})) if restored else loop.Rollback()
+    rollback = (
+        nonfinite.Rollback(**restored.extra.get("rollback", {}))
+        if restored
+        else nonfinite.Rollback()
+    )
     if failed:
-        state, rollback = loop.roll_back(*failed, state, built.training.steps_per_call)
+        state, rollback = nonfinite.roll_back(*failed, state, built.training.steps_per_call)
         print(
             f"{failed[0]}; going back to step {rollback.to} for the {rollback.tries}. time",
             file=sys.stderr,
@@ -219,13 +225,13 @@ def _attempt(built, parts, dataset, root, state, restored, rollback, *, fit, in_
             else metrics.no_writer()
         ) as writer,
         contextlib.closing(
-            checkpoint.open_checkpoints(
+            checkpoint.Checkpointer(
                 root / "checkpoints",
                 keep=built.training.keep,
                 keep_every=built.training.keep_every,
-                after=restored and restored.step,
-                aside=None if rollback.to == start else "damaged",
-                before=in_place,
+                restored_step=restored and restored.step,
+                delete_newer=rollback.to == start,
+                check=in_place,
             )
         ) as checkpointer,
         _best(training.best, root, restored) as keep_best,
@@ -244,7 +250,6 @@ def _attempt(built, parts, dataset, root, state, restored, rollback, *, fit, in_
             saver = post_hoc.saver(root / "ema_snapshots", built.averages.powers)
             hooks.append((built.averages.snapshot_every, saver))
         hooks = [(every, _after(in_place, hook)) for every, hook in hooks]
-        checkpointer = checkpointer._replace(save=_after(in_place, checkpointer.save))
         return fit(
             state,
             _forecast(built, parts.step, start, root),
@@ -304,8 +309,11 @@ def _best(best: str, root, restored):
         yield lambda hook: hook
         return
     with contextlib.closing(
-        checkpoint.open_checkpoints(
-            root / "checkpoints_best", keep=1, after=restored and restored.step, aside=None
+        checkpoint.Checkpointer(
+            root / "checkpoints_best",
+            keep=1,
+            restored_step=restored and restored.step,
+            delete_newer=True,
         )
     ) as checkpointer:
         yield lambda hook: checkpoint.keep_best(hook, best, checkpointer)

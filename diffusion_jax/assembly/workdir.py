@@ -45,7 +45,7 @@ from diffusion_jax.data import consent
 from diffusion_jax.data.latents import Encoded
 from diffusion_jax.denoisers import guides, parameterization
 from diffusion_jax.errors import UserError, unknown
-from diffusion_jax.training import checkpoint, distributed, post_hoc, sharding
+from diffusion_jax.training import distributed, placement, post_hoc, restoring
 from diffusion_jax.types import Params
 
 
@@ -60,7 +60,7 @@ def prepare(workdir: str | Path, config: ConfigDict, dataset) -> Path:
     resolved = same_run.resolved(config)
     for key in consent.KEYS:  # the config is the user's own
         consent.remember(config.data.get(key, ""))
-    if checkpoint.latest_step(workdir / "checkpoints") is not None:
+    if restoring.latest_step(workdir / "checkpoints") is not None:
         same_run.check_resumed(workdir, resolved)
         dataset = same_run.same_data(workdir, about_data(workdir), dataset, sizes=True)
     if not distributed.first():
@@ -281,7 +281,7 @@ def dataset(
       UserError: naming what differs from data.json.
     """
     loaded = datasets.dataset(config)
-    if workdir is None or checkpoint.latest_step(Path(workdir) / "checkpoints") is None:
+    if workdir is None or restoring.latest_step(Path(workdir) / "checkpoints") is None:
         return loaded
     sizes = resumes or same_run.names_the_same_data(Path(workdir), config)
     return same_run.same_data(Path(workdir), about_data(workdir), loaded, sizes=sizes)
@@ -314,13 +314,13 @@ def load(workdir: str | Path, config: ConfigDict, mesh=None, *, step: int | None
             built, Encoded(**{key: about["encoded"][key] for key in Encoded._fields}), mesh
         )
     template = jax.eval_shape(lambda key: built.kind.init(built, key), jax.random.key(0))
-    template = sharding.placed(template, mesh) if mesh else template
+    template = placement.placed(template, mesh) if mesh else template
     if length := post_hoc.length_of(built.sampling.weights):
         made = post_hoc.reconstruct(workdir / "ema_snapshots", length, template)
-        params = sharding.put(made.params, mesh) if mesh else made.params
+        params = placement.put(made.params, mesh) if mesh else made.params
         return Trained(built, params, made.step, built.sampling.weights, about)
     which = trainer.weights_name(built)
-    restored = checkpoint.restore_params(
+    restored = restoring.restore_params(
         _checkpoints(workdir, built.sampling.checkpoint),
         None if which == "params" else which,
         template=template,
@@ -362,7 +362,7 @@ def _checkpoints(workdir: Path, chosen: str) -> Path:
     """The folder that config.sampler.checkpoint means."""
     if chosen not in ("", "best"):
         raise unknown("config.sampler.checkpoint", chosen, ["best"])
-    if chosen and checkpoint.latest_step(workdir / "checkpoints_best") is None:
+    if chosen and restoring.latest_step(workdir / "checkpoints_best") is None:
         raise UserError(
             f"{workdir} has no best checkpoint; train with --config.training.best=eval_loss to keep it"
         )
@@ -459,7 +459,7 @@ def taught(built: Experiment, workdir: str | Path | None = None) -> Experiment:
         few_step.teacher_scale(
             built
         )  # guidance that cannot be is refused before anything is trained
-    if workdir is not None and checkpoint.latest_step(Path(workdir) / "checkpoints") is not None:
+    if workdir is not None and restoring.latest_step(Path(workdir) / "checkpoints") is not None:
         return built
     if start and (differs := _other_network(saved_config(start, "config.init_from"), built)):
         raise UserError(

@@ -33,7 +33,7 @@ from diffusion_jax.pretrained import (
     schedulers,
     torchfile,
 )
-from diffusion_jax.training import checkpoint
+from diffusion_jax.training import checkpoint, restoring
 from diffusion_jax.types import Params
 
 # The classes of networks that can be read (--from) and written (--to), by their publisher.
@@ -98,12 +98,12 @@ def to_workdir(
     unseen = unseen._replace(encoded=encoded_by(autoencoder, unseen)) if autoencoder else unseen
 
     with workdir.locked(out), workdir.one_line(out):
-        if checkpoint.latest_step(Path(out) / "checkpoints") is not None:
+        if restoring.latest_step(Path(out) / "checkpoints") is not None:
             raise UserError(f"--out={out} holds a model already; give another folder")
         root = workdir.prepare(out, config, unseen)
         record = files.load_json(root / "provenance.json") | {"imported": imported}
         files.save_json(root / "provenance.json", record)
-        with contextlib.closing(checkpoint.open_checkpoints(root / "checkpoints")) as checkpoints:
+        with contextlib.closing(checkpoint.Checkpointer(root / "checkpoints")) as checkpoints:
             checkpoints.save(0, {"params": params}, record)
     return root
 

@@ -20,7 +20,7 @@ from diffusion_jax.assembly.experiment import Experiment
 from diffusion_jax.errors import CommandExit, UserError
 from diffusion_jax.progress import progress
 from diffusion_jax.report.tables import markdown_table
-from diffusion_jax.training import checkpoint, forensics, loop
+from diffusion_jax.training import forensics, loop, restoring
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.training.step import Now
 
@@ -103,7 +103,7 @@ def _start(
     if start["checkpoint"] is not None:
         try:
             template = parts.runner.template(parts.init, key)
-            state = checkpoint.restore(
+            state = restoring.restore(
                 root / "checkpoints", template, step=start["checkpoint"]
             ).state
         except UserError as error:

@@ -19,7 +19,7 @@ from diffusion_jax import reading
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import atomic_path, load_json, save_json, save_text
 from diffusion_jax.report.tables import markdown_table
-from diffusion_jax.training.sharding import path_name
+from diffusion_jax.training.placement import path_name
 
 FOLDER = "nonfinite"
 MOST = 10  # reports a run may leave

@@ -135,7 +135,7 @@ def fit(
         allowed,
         report,
     )
-    saved = checkpoint.latest_step(checkpointer.directory) if checkpointer else None
+    saved = checkpointer.latest() if checkpointer else None
 
     def save(step: int) -> None:
         nonlocal saved
@@ -368,7 +368,7 @@ class _Log:
         if not self.checkpointer:
             return None
         self.checkpointer.wait()
-        return checkpoint.latest_step(self.checkpointer.directory)
+        return self.checkpointer.latest()
 
 
 def _at(tree: Any, i: int) -> Any:

@@ -36,7 +36,8 @@ from diffusion_jax import npz
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import atomic_path
 from diffusion_jax.training import ema
-from diffusion_jax.training.sharding import fetch, path_name
+from diffusion_jax.training.placement import leaves_by_path
+from diffusion_jax.training.sharding import fetch
 from diffusion_jax.types import Params
 
 DIGEST = "sha256"
@@ -120,7 +121,9 @@ def save(directory: str | os.PathLike, step: int, averages: dict[str, Params]) -
     """Write DIR/STEP.npz, atomically. Every process calls it, as shards are gathered; the first one
     writes.
     """
-    leaves = {path: np.asarray(leaf, np.float32) for path, leaf in _leaves(fetch(averages)).items()}
+    leaves = {
+        path: np.asarray(leaf, np.float32) for path, leaf in leaves_by_path(fetch(averages)).items()
+    }
     if jax.process_index() == 0:
         with atomic_path(Path(directory) / f"{step}.npz") as temporary:
             np.savez(temporary, **leaves, **{DIGEST: np.array(_digest(step, leaves))})
@@ -167,7 +170,7 @@ def reconstruct(
     lengths = [float(name.removeprefix("power_")) for name in load(directory, there[0])]
     have = [Profile(each, s) for s in there for each in lengths]
     x, misfit = fit(have, Profile(length, step or there[-1]))
-    shapes = {path: leaf.shape for path, leaf in _leaves(template).items()}
+    shapes = {path: leaf.shape for path, leaf in leaves_by_path(template).items()}
     total = {path: np.zeros(shape) for path, shape in shapes.items()}
     for s, weights in zip(there, x.reshape(len(there), -1), strict=True):
         averages = load(directory, s)
@@ -183,10 +186,6 @@ def reconstruct(
     return Reconstructed(
         jax.tree.unflatten(jax.tree.structure(template), leaves), step or there[-1], misfit
     )
-
-
-def _leaves(tree: Any) -> dict[str, Any]:
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
 def _digest(step: int, leaves: dict[str, np.ndarray]) -> str:

@@ -27,7 +27,9 @@ def set_cpu_flags(environ: MutableMapping[str, str] = os.environ) -> bool:
     """
     flags = environ.get("XLA_FLAGS", "")
     version = metadata.version("jaxlib")
-    tested = any(version == known or version.startswith(known + ".") for known in CPU_FLAG_TESTED_WITH)
+    tested = any(
+        version == known or version.startswith(known + ".") for known in CPU_FLAG_TESTED_WITH
+    )
     if CPU_FLAG in flags or not tested or not cpu_only(environ):
         return False
     environ["XLA_FLAGS"] = f"{flags} {CPU_FLAG}={CPU_VALUE}".strip()

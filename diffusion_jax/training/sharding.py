@@ -1,19 +1,17 @@
-"""Where arrays live: one mesh over all devices, one rule from a leaf's path to its place, two doors
-to one pure step.
+"""How a pure step runs on all devices: one mesh, and two ways to compile for it.
 
-`runner('jit')` compiles with shardings over a mesh with axes data, fsdp and tensor: examples are
-spread over data and fsdp, parameters with their averages and optimizer state over fsdp and tensor
-(`place`). `runner('pmap')` maps the step over the axis 'data' of all local devices (make the step
-with axis_name=runner.axis_name); its state is whole on every device. In both the state is one
-logical array per leaf, so checkpoints and samples do not know the door, nor how many processes
-there are: a process feeds the rows of the batch that its devices hold (`Runner.rows`) and gets
-results whole (`fetch`).
+`runner('jit')` compiles with shardings over a mesh with the axes data, fsdp and tensor: examples
+are spread over data and fsdp, parameters with their averages and optimizer state over fsdp and
+tensor (placement.py). `runner('pmap')` maps the step over the axis 'data' of all local devices
+(make the step with axis_name=runner.axis_name); its state is whole on every device. In both the
+state is one logical array per leaf, so checkpoints and samples depend neither on the way nor on the
+number of processes: a process feeds the rows of the batch that its devices hold (`Runner.rows`) and
+gets whole results (`fetch`).
 """
 
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,25 +22,29 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.training.placement import placed, shardings
 
 AXES = ("data", "fsdp", "tensor")
 EXAMPLES = ("data", "fsdp")  # the mesh axes over which a batch is spread
 
 
 class Runner(NamedTuple):
-    """How a pure step meets the devices.
+    """How a pure step runs on the devices.
 
-    axis_name: what make_train_step and make_eval_step must be given. devices: a global batch must
-      be a multiple of it.
-    mesh: over which `spread` may sample with the parameters of a state.
-    rows(batch_size): the rows of a global batch that this process feeds, ascending.
-    init(fn, *args): fn of arrays, compiled, its result placed. template(fn, *args): its shapes and
-    places, for restore. put_state(tree): a placed copy, which shares no memory with the tree (a
-    step that donates it leaves the caller's arrays alone). put_batch(batch, axis=0): those rows of
-    host arrays -> global arrays; axis is that of the examples (1 for stacked steps). compile(step):
-    a multi_step (state, batches) -> (state, metrics); the state given is donated. Like what jax.jit
-    returns it has `trace`, for shapes instead of arrays (planning.py). compile_eval(step): (state,
-    batch, key) -> metrics, nothing donated.
+    Attributes:
+      axis_name: the axis_name for make_train_step and make_eval_step.
+      devices: the number of parts of a batch; a global batch must be a multiple of it.
+      mesh: the mesh, over which `spread` may sample with the parameters of a state.
+      rows: rows(batch_size) are the rows of a global batch that this process feeds, ascending.
+      init: init(fn, *args) calls a function of arrays, compiled, and places its result.
+      template: template(fn, *args) gives the shapes and shardings of that result, for restoring.
+      put_state: a placed copy of a tree, which shares no memory with it (a step that donates the
+        copy leaves the caller's arrays alone).
+      put_batch: put_batch(batch, axis=0) turns those rows, as host arrays, into global arrays;
+        axis is that of the examples (1 for stacked steps).
+      compile: compiles a multi_step, (state, batches) -> (state, metrics); the given state is
+        donated. Like the result of jax.jit it has `trace`, for shapes instead of arrays.
+      compile_eval: compiles (state, batch, key) -> metrics; nothing is donated.
     """
 
     axis_name: str | None
@@ -60,10 +62,14 @@ class Runner(NamedTuple):
 def make_mesh(
     shape: Mapping[str, int] | None = None, *, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """A mesh of all devices with the axes data, fsdp and tensor; -1 (by default data) takes what
-    the others leave.
+    """A mesh of devices with the axes data, fsdp and tensor.
 
-    Raises UserError for an unknown axis, or sizes that do not multiply to the number of devices.
+    Args:
+      shape: the size of each axis; -1, the default of data, takes what the others leave.
+      devices: the devices; None takes all of them.
+
+    Raises:
+      UserError: for an unknown axis, or sizes whose product is not the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = {"data": -1, "fsdp": 1, "tensor": 1} | dict(shape or {})
@@ -73,10 +79,11 @@ def make_mesh(
     free = [axis for axis in AXES if sizes[axis] == -1]
     if fixed < 1 or len(free) > 1 or len(devices) % fixed or (not free and fixed != len(devices)):
         raise UserError(
-            f"mesh {sizes} does not fit {len(devices)} devices; the product must be {len(devices)}, one axis may be -1"
+            f"mesh {sizes} does not fit {len(devices)} devices; the product must be "
+            f"{len(devices)}, and one axis may be -1"
         )
     sizes |= {axis: len(devices) // fixed for axis in free}
-    # Explicit axes, jax's default, refuse convolutions with sharded parameters
+    # Explicit axes, JAX's default, refuse convolutions with sharded parameters
     return jax.make_mesh(
         [sizes[axis] for axis in AXES],
         AXES,
@@ -85,123 +92,25 @@ def make_mesh(
     )
 
 
-# The layers, by the end of a path, whose output channels (kernel and bias) or input channels
-# (kernel alone) are spread over tensor. Of two matrices in a row the first is split by outputs and
-# the second by inputs, so that what is between them, hidden units or whole attention heads, never
-# leaves its device, and one sum over the devices ends the pair (Shoeybi et al. 2019, Megatron-LM,
-# section 3). `modulation` multiplies every token: split by outputs it would split the tokens'
-# channels too, by inputs it costs one sum of a row per example. The DiT's qkv is ordered by head
-# first, so its parts are whole heads; the U-Net's by (q, k, v) first, where parts would be gathered
-# before and after the attention (B T 3c numbers each way): it is whole on tensor, each device takes
-# its heads from it, and only `project` is split.
-BY_OUTPUT = re.compile(
-    r"(^|/)(conv_1|embedding|mlp_in|query|key|value|block(_\d+|s)/qkv)/(kernel|bias)$"
-)
-
-BY_INPUT = re.compile(r"(^|/)(conv_2|project|mlp_out|modulation)/kernel$")
-
-WHOLE = re.compile(
-    r"(^|/)condition/"
-)  # embeds noise level and class: small, once per example; sharded, it would shard what it makes
-
-STACKED = re.compile(
-    r"(^|/)blocks/"
-)  # leaves of many layers in one, over whose first axis a loop runs: it stays whole
-
-FSDP_FROM = (
-    2**14
-)  # elements: a smaller leaf is whole on every device, for a message about it costs more than it saves
-
-
-def place(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Where the leaf 'params/block_0/qkv/kernel' lives.
-
-    tensor: as the end of its path says, above. fsdp: the largest axis that is left and divisible,
-    of leaves from FSDP_FROM elements on (Rajbhandari et al. 2020, ZeRO-3). An axis that does not
-    divide, and what no rule names, is whole. An average ('ema/5k/block_0/qkv/kernel') or a moment
-    ('opt_state/1/0/mu/block_0/qkv/kernel') of a parameter ends like the parameter's path and has
-    its shape, so it lies where the parameter lies.
-    """
-    if WHOLE.search(path):
-        return PartitionSpec()
-    parts: list[str | None] = [None] * len(shape)
-    layers = 1 if STACKED.search(path) else 0
-    axis = _tensor_axis(path, len(shape), layers)
-    if axis is not None and _divides(mesh, "tensor", shape[axis]):
-        parts[axis] = "tensor"
-    if np.prod(shape) >= FSDP_FROM:
-        left = [
-            i
-            for i in range(layers, len(shape))
-            if parts[i] is None and _divides(mesh, "fsdp", shape[i])
-        ]
-        if left:
-            parts[max(left, key=lambda i: shape[i])] = "fsdp"
-    while (
-        parts and parts[-1] is None
-    ):  # as jax writes it: a compiled step's output lies "elsewhere" otherwise
-        parts.pop()
-    return PartitionSpec(*parts)
-
-
-def _tensor_axis(path: str, ndim: int, layers: int) -> int | None:
-    """The axis of a leaf that is spread over tensor. A leaf of another rank (adafactor's row and
-    column sums) is whole.
-    """
-    if ndim - layers not in {"kernel": (2, 4), "bias": (1,)}.get(path.rpartition("/")[2], ()):
-        return None
-    return ndim - 1 if BY_OUTPUT.search(path) else ndim - 2 if BY_INPUT.search(path) else None
-
-
-def _divides(mesh: Mesh, axis: str, size: int) -> bool:
-    count = mesh.shape.get(axis, 1)
-    return count > 1 and size % count == 0
-
-
-def shardings(tree: Any, mesh: Mesh) -> Any:
-    """The NamedSharding of every leaf of a tree of arrays or shapes, by the rule `place`."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: NamedSharding(mesh, place(path_name(path), x.shape, mesh)), tree
-    )
-
-
-def placed(shapes: Any, mesh: Mesh) -> Any:
-    """A tree of shapes with their places, for a restore straight into shards."""
-    return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        shapes,
-        shardings(shapes, mesh),
-    )
-
-
-def put(tree: Any, mesh: Mesh) -> Any:
-    """A tree of host arrays, the same on every process, in its places."""
-    return jax.tree.map(
-        lambda x, place: jax.make_array_from_callback(
-            x.shape, place, lambda part: np.asarray(x)[part]
-        ),
-        tree,
-        shardings(tree, mesh),
-    )
-
-
-def path_name(path) -> str:
-    """A leaf's path as text: 'params/Dense_0/kernel'."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def runner(
     parallel: str = "jit",
     *,
     mesh: Mapping[str, int] | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Runner:
-    """The runner for parallel = 'jit' (a mesh, see make_mesh) or 'pmap' (all local devices); else
-    UserError.
+    """The runner that compiles in a given way.
+
+    Args:
+      parallel: 'jit', over a mesh, or 'pmap', over all local devices.
+      mesh: the shape of the mesh (`make_mesh`).
+      devices: the devices; None takes all of them.
+
+    Raises:
+      UserError: for another value of parallel, or a mesh that does not fit.
     """
-    if parallel not in _DOORS:
-        raise unknown("value of parallel", parallel, _DOORS)
-    return _DOORS[parallel](make_mesh(mesh, devices=devices))
+    if parallel not in _RUNNERS:
+        raise unknown("value of parallel", parallel, _RUNNERS)
+    return _RUNNERS[parallel](make_mesh(mesh, devices=devices))
 
 
 def examples(mesh: Mesh, axis: int = 0) -> NamedSharding:
@@ -210,37 +119,43 @@ def examples(mesh: Mesh, axis: int = 0) -> NamedSharding:
 
 
 def multiple(size: int, mesh: Mesh) -> int:
-    """The least batch size from `size` up that the mesh divides."""
-    count = mesh.shape["data"] * mesh.shape["fsdp"]
+    """The smallest batch size of at least `size` that is divisible by the mesh."""
+    count = _parts(mesh)
     return -(-size // count) * count
 
 
 def fetch(tree: Any) -> Any:
-    """A tree of arrays as numpy on every process, gathered where sharded (by all at once). Typed
-    keys stay as they are.
+    """A tree of arrays as numpy on every process, gathered where sharded, by all at once.
+
+    Typed keys stay as they are.
     """
     return jax.tree.map(_to_host, tree)
 
 
 def spread(run: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """call(params, examples, *rest): run(params, *examples, *rest), jitted, with its examples over
-    the mesh, as numpy.
+    """A function that runs `run` with its examples spread over the mesh.
 
-    examples: a tuple of trees of (B, ...) arrays, typed keys among them, the same on every process;
-    any B (it is filled up with copies of the last, whose results are dropped). params: of the host,
-    or anywhere on the mesh's devices. The result is whole on every process.
+    Args:
+      run: (params, *examples, *rest) -> a tree of (B, ...) arrays.
+      mesh: the mesh.
+
+    Returns:
+      call(params, examples, *rest), whose result is numpy and whole on every process. `examples`
+      is a tuple of trees of (B, ...) arrays, typed keys among them, the same on every process. B
+      is arbitrary: the batch is padded with copies of its last example, whose results are dropped.
+      `params` are on the host, or anywhere on the devices of the mesh.
     """
 
-    def call(params, examples, *rest):
+    def call(params: Any, examples: tuple, *rest: Any) -> Any:
         count = len(jax.tree.leaves(examples)[0])
         index = np.minimum(np.arange(multiple(count, mesh)), count - 1)
-        placed = jax.tree.map(lambda x: _put_rows(x, index, mesh), examples)
-        return jax.tree.map(lambda x: x[:count], fetch(run(params, *placed, *rest)))
+        padded = jax.tree.map(lambda x: _put_rows(x, index, mesh), examples)
+        return jax.tree.map(lambda x: x[:count], fetch(run(params, *padded, *rest)))
 
     return call
 
 
-def _put_rows(x, index: np.ndarray, mesh: Mesh) -> jax.Array:
+def _put_rows(x: Any, index: np.ndarray, mesh: Mesh) -> jax.Array:
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         words = _put_rows(jax.random.key_data(x), index, mesh)
         return jax.random.wrap_key_data(words, impl=jax.random.key_impl(x))
@@ -248,9 +163,15 @@ def _put_rows(x, index: np.ndarray, mesh: Mesh) -> jax.Array:
     return jax.make_array_from_callback(x.shape, examples(mesh), lambda part: x[part])
 
 
+def _parts(mesh: Mesh) -> int:
+    """The number of parts into which the mesh divides a batch."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def _rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """Of a batch over this mesh, the rows that this process's devices hold; several processes may
-    hold the same (tensor).
+    """The rows of a batch that the devices of this process hold.
+
+    Several processes may hold the same rows (under tensor).
     """
     _check_divisible(batch_size, mesh)
     parts = examples(mesh).addressable_devices_indices_map((batch_size,)).values()
@@ -259,19 +180,17 @@ def _rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 
 def _jit(mesh: Mesh) -> Runner:
     everywhere = NamedSharding(mesh, PartitionSpec())
-    count = mesh.shape["data"] * mesh.shape["fsdp"]
+    count = _parts(mesh)
     rows = functools.lru_cache(functools.partial(_rows, mesh))
 
-    def put_batch(batch, axis=0):
-        def put(x):
-            size = (
-                x.shape[axis] * count // len(rows(count))
-            )  # this process feeds so many of `count` equal parts
+    def put_batch(batch: Any, axis: int = 0) -> Any:
+        def put(x: np.ndarray) -> jax.Array:
+            # this process feeds len(rows(count)) of `count` equal parts
+            size = x.shape[axis] * count // len(rows(count))
             fed = rows(size)
 
-            def part(
-                index,
-            ):  # a device's rows are neighbours in the batch, so also among this process's
+            def part(index: tuple[slice, ...]) -> np.ndarray:
+                # a device's rows are adjacent in the batch, so also among those of this process
                 start, stop, _ = index[axis].indices(size)
                 first = np.searchsorted(fed, start)
                 return x[(slice(None),) * axis + (slice(first, first + stop - start),)]
@@ -281,7 +200,7 @@ def _jit(mesh: Mesh) -> Runner:
 
         return jax.tree.map(put, batch)
 
-    def compile(step):
+    def compile(step: Callable) -> Callable:
         return _by_state(
             lambda places: jax.jit(
                 step,
@@ -292,7 +211,7 @@ def _jit(mesh: Mesh) -> Runner:
             mesh,
         )
 
-    def compile_eval(step):
+    def compile_eval(step: Callable) -> Callable:
         return _by_state(
             lambda places: jax.jit(
                 step, in_shardings=(places, examples(mesh), everywhere), out_shardings=everywhere
@@ -312,14 +231,17 @@ def _pmap(mesh: Mesh) -> Runner:
     count = len(devices)
     # pmap's own mesh: for a state placed otherwise the step would be compiled twice
     own = Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
+    rows = functools.partial(_rows, mesh)
 
-    def put_batch(batch, axis=0):  # (..., B, ...) -> (..., devices, B / devices, ...)
+    def put_batch(batch: Any, axis: int = 0) -> Any:
+        """(..., B, ...) -> (..., devices, B / devices, ...)."""
         _check_divisible(jax.tree.leaves(batch)[0].shape[axis], mesh)
         return jax.tree.map(
             lambda x: np.reshape(x, x.shape[:axis] + (count, -1) + x.shape[axis + 1 :]), batch
         )
 
-    def compile(step):  # the state is not mapped: it goes in and comes out whole, on every device
+    def compile(step: Callable) -> Callable:
+        # the state is not mapped: it goes in and comes out whole, on every device
         return jax.pmap(
             step,
             axis_name="data",
@@ -329,36 +251,29 @@ def _pmap(mesh: Mesh) -> Runner:
             devices=list(devices),
         )
 
-    def compile_eval(step):
+    def compile_eval(step: Callable) -> Callable:
         return jax.pmap(
             step, axis_name="data", in_axes=(None, 0, None), out_axes=None, devices=list(devices)
         )
 
-    return Runner(
-        "data",
-        count,
-        mesh,
-        functools.partial(_rows, mesh),
-        *_placing(own),
-        put_batch,
-        compile,
-        compile_eval,
-    )
+    return Runner("data", count, mesh, rows, *_placing(own), put_batch, compile, compile_eval)
 
 
-_DOORS = {"jit": _jit, "pmap": _pmap}
+_RUNNERS = {"jit": _jit, "pmap": _pmap}
 
 
 def _placing(mesh: Mesh) -> tuple[Callable, Callable, Callable]:
-    def init(fn, *args):
+    """The functions init, template and put_state of a Runner."""
+
+    def init(fn: Callable, *args: Any) -> Any:
         return jax.jit(fn, out_shardings=shardings(jax.eval_shape(fn, *args), mesh))(*args)
 
-    def template(fn, *args):
+    def template(fn: Callable, *args: Any) -> Any:
         return placed(jax.eval_shape(fn, *args), mesh)
 
-    # device_put alone may share a buffer (to several devices even with may_alias=False), which
+    # device_put alone may share a buffer (for several devices even with may_alias=False), which
     # donation would delete
-    def put_state(tree):
+    def put_state(tree: Any) -> Any:
         return jax.tree.map(
             lambda x, place: jax.device_put(jnp.copy(x), place), tree, shardings(tree, mesh)
         )
@@ -367,20 +282,19 @@ def _placing(mesh: Mesh) -> tuple[Callable, Callable, Callable]:
 
 
 def _by_state(compiled: Callable[[Any], Callable], mesh: Mesh) -> Callable:
-    """A function whose first argument's structure, known at the first call, fixes the shardings it
-    is compiled with.
+    """A function that is compiled with the shardings of its first argument, at its first call.
 
     Its attribute `trace` takes shapes instead of arrays, as that of jax.jit does.
     """
     cache: dict[Any, Callable] = {}
 
-    def of(state):
+    def of(state: Any) -> Callable:
         structure = jax.tree.structure(state)
         if structure not in cache:
             cache[structure] = compiled(shardings(state, mesh))
         return cache[structure]
 
-    def call(state, *rest):
+    def call(state: Any, *rest: Any) -> Any:
         return of(state)(state, *rest)
 
     call.trace = lambda state, *rest: of(state).trace(state, *rest)
@@ -388,13 +302,14 @@ def _by_state(compiled: Callable[[Any], Callable], mesh: Mesh) -> Callable:
 
 
 def _check_divisible(size: int, mesh: Mesh) -> None:
-    if size % (count := mesh.shape["data"] * mesh.shape["fsdp"]):
+    if size % (count := _parts(mesh)):
         raise UserError(
-            f"batch size {size} is not divisible by the {count} devices it is spread over; choose a multiple of {count}"
+            f"batch size {size} is not divisible by the {count} devices it is spread over; choose "
+            f"a multiple of {count}"
         )
 
 
-def _to_host(x):
+def _to_host(x: Any) -> Any:
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         return x
     if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):

@@ -33,7 +33,7 @@ from diffusion_jax.assembly import (
 from diffusion_jax.assembly.build import Family, build, members
 from diffusion_jax.errors import UserError
 from diffusion_jax.processes import schedules
-from diffusion_jax.training import checkpoint, ema, metrics, step
+from diffusion_jax.training import ema, metrics, restoring, step
 from tests import commands
 
 ROOT = Path(__file__).parents[2]
@@ -238,7 +238,7 @@ def test_a_run_leaves_config_metrics_pictures_and_a_checkpoint(trained):
     assert [row["step"] for row in rows(folder) if "eval_loss" in row] == [4, 8]
     assert width(folder / "samples" / "step_0000008.png") > 80
     assert width(folder / "loss.png") > 300
-    assert checkpoint.latest_step(folder / "checkpoints") == 8
+    assert restoring.latest_step(folder / "checkpoints") == 8
     assert list((folder / "tensorboard").iterdir())
 
 
@@ -251,7 +251,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(trained, tmp_path):
     shutil.rmtree(again / "checkpoints" / "8")
     assert train.train(config, str(again))
     for which in (None, *checkpoint_emas(config)):
-        a, b = (checkpoint.restore_params(f / "checkpoints", which).state for f in (folder, again))
+        a, b = (restoring.restore_params(f / "checkpoints", which).state for f in (folder, again))
         jax.tree.map(np.testing.assert_array_equal, a, b)
     assert rows(again) == rows(folder)
 

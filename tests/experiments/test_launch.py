@@ -26,7 +26,7 @@ import yaml
 from diffusion_jax import files
 from diffusion_jax.assembly import config_files
 from diffusion_jax.errors import UNFINISHED
-from diffusion_jax.training import checkpoint, metrics
+from diffusion_jax.training import metrics, restoring
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "experiments" / "launch"
@@ -497,7 +497,7 @@ def test_slurm_trains_with_two_tasks_and_a_job_cancelled_or_requeued_goes_on(slu
     reaches(stopped, 20)
     slurm("scancel", first)
     wait(lambda: state(first) == "CANCELLED", 60, "scancel")
-    saved = checkpoint.latest_step(stopped / "checkpoints")
+    saved = restoring.latest_step(stopped / "checkpoints")
     assert 20 <= saved < 200
     second = submit(stopped)
     reaches(stopped, saved // 10 * 10 + 30)

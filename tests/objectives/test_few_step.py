@@ -31,7 +31,7 @@ from diffusion_jax.processes import gaussian, schedules
 from diffusion_jax.samplers import ancestral, base, few_step, grids, ode, singlestep
 from diffusion_jax.studies import comparison
 from diffusion_jax.targets import laws, presets, reference
-from diffusion_jax.training import checkpoint, ema
+from diffusion_jax.training import ema, restoring
 from diffusion_jax.types import Prediction
 from tests import commands
 from tests.families import public
@@ -992,7 +992,7 @@ def test_a_student_is_trained_by_a_workdir(workdirs):
     assert jax.tree.all(jax.tree.map(np.array_equal, whole.begin, teacher.params))
     assert workdir.taught(experiment.assemble(config, (2,)), workdirs / "cd").begin is None
     parts = trainer.training(whole)
-    state = checkpoint.restore(
+    state = restoring.restore(
         workdirs / "cd" / "checkpoints", parts.runner.template(parts.init, jax.random.key(0))
     ).state
     assert set(state.ema) == {"5k", "target", "teacher"}

@@ -29,7 +29,7 @@ import jax
 import numpy as np
 
 from diffusion_jax.assembly import config_files, experiment, trainer
-from diffusion_jax.training import checkpoint, metrics
+from diffusion_jax.training import metrics, restoring
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/toy.py:vp"
@@ -81,7 +81,7 @@ def fingerprint(workdir: Path, steps: int) -> tuple[str, list]:
     )
     config.update_from_flattened_dict(CHANGES | {"training.steps": steps})
     parts = trainer.training(experiment.assemble(config, (2,)))
-    restored = checkpoint.restore(
+    restored = restoring.restore(
         workdir / "checkpoints", parts.runner.template(parts.init, jax.random.key(0))
     )
     if restored is None or restored.step != steps:
@@ -156,16 +156,16 @@ def trials(
 def long_run(kills: int, workdir: Path, steps: int, chance: random.Random) -> Counter:
     run, moments = workdir / "long" / "run", Counter()
     for i in range(kills):
-        process, before = start(run, steps), checkpoint.latest_step(run / "checkpoints") or 0
+        process, before = start(run, steps), restoring.latest_step(run / "checkpoints") or 0
         while (
             process.poll() is None
-            and (checkpoint.latest_step(run / "checkpoints") or 0) < before + 2
+            and (restoring.latest_step(run / "checkpoints") or 0) < before + 2
         ):
             time.sleep(0.002)
         moment = chance.choice(("rows", "save"))
         moments[kill_at(process, run, moment, 0, chance)] += 1
         print(
-            f"kill {i + 1}/{kills}: step {checkpoint.latest_step(run / 'checkpoints')} of {steps}",
+            f"kill {i + 1}/{kills}: step {restoring.latest_step(run / 'checkpoints')} of {steps}",
             flush=True,
         )
     finish(run, steps)

@@ -13,7 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.training import checkpoint, ema, loop, metrics, optimizer, sharding, state, step
+from diffusion_jax.training import (
+    checkpoint,
+    ema,
+    loop,
+    metrics,
+    optimizer,
+    restoring,
+    sharding,
+    state,
+    step,
+)
 
 TOTAL, BATCH = 40, 8
 
@@ -64,7 +74,7 @@ def run(workdir: Path, *, total=TOTAL, poison=None, pause=0.0, progress=False, c
     """What a main does: resume where there is a checkpoint, train, save. Rows every 4 steps, so
     checkpoints fall between rows.
     """
-    restored = checkpoint.restore(workdir / "checkpoints", RUNNER.template(init, jax.random.key(0)))
+    restored = restoring.restore(workdir / "checkpoints", RUNNER.template(init, jax.random.key(0)))
     begin = RUNNER.init(init, jax.random.key(0)) if restored is None else restored.state
     start = 0 if restored is None else restored.step
 
@@ -81,7 +91,9 @@ def run(workdir: Path, *, total=TOTAL, poison=None, pause=0.0, progress=False, c
             metrics.open_writer(workdir, start_step=start, tensorboard=False)
         ) as writer,
         contextlib.closing(
-            checkpoint.open_checkpoints(workdir / "checkpoints", after=restored and restored.step)
+            checkpoint.Checkpointer(
+                workdir / "checkpoints", restored_step=restored and restored.step
+            )
         ) as checkpoints,
     ):
         return loop.fit(

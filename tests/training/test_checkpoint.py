@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.training import checkpoint
+from diffusion_jax.training import checkpoint, restoring
 from tests.training.resumable import (
     RUNNER,
     TOTAL,
@@ -32,11 +32,11 @@ def copy(uninterrupted, tmp_path):
 
 def test_a_checkpoint_gives_back_every_bit(uninterrupted):
     workdir, final = uninterrupted
-    restored = checkpoint.restore(workdir / "checkpoints", template())
+    restored = restoring.restore(workdir / "checkpoints", template())
     chex.assert_trees_all_equal(words(restored.state), final)
     assert restored.state.key.dtype == jax.random.key(0).dtype and restored.step == TOTAL
     assert restored.extra["config"] == {"name": "tiny"}
-    assert checkpoint.latest_step(workdir / "checkpoints") == TOTAL
+    assert restoring.latest_step(workdir / "checkpoints") == TOTAL
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == [
         "30",
         "36",
@@ -51,9 +51,9 @@ def test_dtypes_keys_of_other_kinds_and_numbers_survive(tmp_path):
         "count": jnp.int32(7),
         "keys": jax.random.split(jax.random.key(3, impl="rbg"), 3),
     }
-    with contextlib.closing(checkpoint.open_checkpoints(tmp_path)) as checkpoints:
+    with contextlib.closing(checkpoint.Checkpointer(tmp_path)) as checkpoints:
         checkpoints.save(5, tree, {"note": [1, None, 0.1]})
-    restored = checkpoint.restore(
+    restored = restoring.restore(
         tmp_path, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
     )
     assert restored.step == 5 and restored.extra == {"note": [1, None, 0.1]}
@@ -68,20 +68,20 @@ def test_dtypes_keys_of_other_kinds_and_numbers_survive(tmp_path):
 
 def test_parameters_and_emas_alone(uninterrupted):
     folder, final = uninterrupted[0] / "checkpoints", uninterrupted[1]
-    chex.assert_trees_all_equal(checkpoint.restore_params(folder).state, final.params)
+    chex.assert_trees_all_equal(restoring.restore_params(folder).state, final.params)
     chex.assert_trees_all_equal(
-        checkpoint.restore_params(folder, "2k", template=template().params).state, final.ema["2k"]
+        restoring.restore_params(folder, "2k", template=template().params).state, final.ema["2k"]
     )
-    assert checkpoint.restore_params(folder, "50", step=30).step == 30
+    assert restoring.restore_params(folder, "50", step=30).step == 30
     with pytest.raises(UserError, match=r"unknown EMA '5k'.*There are: 2k, 50"):
-        checkpoint.restore_params(folder, "5k")
+        restoring.restore_params(folder, "5k")
     with pytest.raises(UserError, match="no checkpoint of step 13 .*30, 36, 40"):
-        checkpoint.restore_params(folder, step=13)
+        restoring.restore_params(folder, step=13)
     with pytest.raises(UserError, match="there is no checkpoint in"):
-        checkpoint.restore_params(folder / "nowhere")
+        restoring.restore_params(folder / "nowhere")
     assert (
-        checkpoint.restore(folder / "nowhere", template()) is None
-        and checkpoint.latest_step(folder / "nowhere") is None
+        restoring.restore(folder / "nowhere", template()) is None
+        and restoring.latest_step(folder / "nowhere") is None
     )
 
 
@@ -90,17 +90,20 @@ def test_parameters_and_emas_alone(uninterrupted):
     [
         (
             lambda p: p | {"out": jnp.zeros((8, 5))},
-            r"params/out is float32\[8, 4\] there and float32\[8, 5\] here",
+            r"params/out is float32\[8, 4\] in the checkpoint and float32\[8, 5\] in this config",
         ),
         (
             lambda p: p | {"out": p["out"].astype(jnp.bfloat16)},
-            r"params/out is float32\[8, 4\] there and bfloat16\[8, 4\] here",
+            r"params/out is float32\[8, 4\] in the checkpoint and bfloat16\[8, 4\] in this config",
         ),
         (
             lambda p: p | {"more": jnp.zeros(2)},
-            r"params/more is missing there and float32\[2\] here",
+            r"params/more is missing in the checkpoint and float32\[2\] in this config",
         ),
-        (lambda p: {"in": p["in"]}, r"params/out is float32\[8, 4\] there and missing here"),
+        (
+            lambda p: {"in": p["in"]},
+            r"params/out is float32\[8, 4\] in the checkpoint and missing in this config",
+        ),
     ],
 )
 def test_another_model_is_refused_by_its_first_differing_leaf(
@@ -111,7 +114,7 @@ def test_another_model_is_refused_by_its_first_differing_leaf(
         return now._replace(params=change(now.params))
 
     with pytest.raises(UserError, match=message):
-        checkpoint.restore(
+        restoring.restore(
             uninterrupted[0] / "checkpoints", RUNNER.template(other, jax.random.key(0))
         )
     assert capsys.readouterr().err == ""  # and nothing is called damaged
@@ -156,12 +159,12 @@ DAMAGE = {
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_newest_checkpoint_is_passed_over(copy, capfd, kind):
-    before = checkpoint.restore(copy, template(), step=36)
+    before = restoring.restore(copy, template(), step=36)
     DAMAGE[kind](copy / "40")
-    restored = checkpoint.restore(copy, template())
+    restored = restoring.restore(copy, template())
     assert restored.step == 36
     chex.assert_trees_all_equal(words(restored.state), words(before.state))
-    assert checkpoint.restore_params(copy, "2k").step == 36
+    assert restoring.restore_params(copy, "2k").step == 36
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 2 and all(
         line.startswith(f"warning: checkpoint '{copy / '40'}' is damaged (") for line in lines
@@ -173,12 +176,12 @@ def test_a_byte_flipped_anywhere_never_gives_another_state(copy, uninterrupted, 
     """For each file of the newest checkpoint in turn: the true state, or the fall-back; never wrong
     values.
     """
-    good = {TOTAL: uninterrupted[1], 36: words(checkpoint.restore(copy, template(), step=36).state)}
+    good = {TOTAL: uninterrupted[1], 36: words(restoring.restore(copy, template(), step=36).state)}
     steps = []
     for path in sorted(p for p in (copy / "40").rglob("*") if p.is_file() and p.stat().st_size):
         whole = path.read_bytes()
         flip(path)
-        restored = checkpoint.restore(copy, template())
+        restored = restoring.restore(copy, template())
         chex.assert_trees_all_equal(words(restored.state), good[restored.step])
         steps.append(restored.step)
         path.write_bytes(whole)
@@ -189,9 +192,9 @@ def test_all_damaged_is_an_error_and_not_a_fresh_start(copy):
     for folder in copy.iterdir():
         flip(folder / "meta" / "metadata")
     with pytest.raises(UserError, match="each of the 3 checkpoints in .* is damaged .*step 30"):
-        checkpoint.restore(copy, template())
+        restoring.restore(copy, template())
     with pytest.raises(UserError, match="the checkpoint in .* is damaged"):
-        checkpoint.restore(copy, template(), step=40)
+        restoring.restore(copy, template(), step=40)
 
 
 def test_a_run_goes_on_from_the_previous_checkpoint_and_saves_the_damaged_step_anew(
@@ -205,5 +208,5 @@ def test_a_run_goes_on_from_the_previous_checkpoint_and_saves_the_damaged_step_a
     assert deterministic_rows(workdir) == deterministic_rows(uninterrupted[0])
     assert (workdir / "checkpoints" / "40.damaged").is_dir()
     chex.assert_trees_all_equal(
-        words(checkpoint.restore(workdir / "checkpoints", template()).state), uninterrupted[1]
+        words(restoring.restore(workdir / "checkpoints", template()).state), uninterrupted[1]
     )

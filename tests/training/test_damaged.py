@@ -13,7 +13,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.studies import (
     few_step_methods,
 )
-from diffusion_jax.training import checkpoint, metrics
+from diffusion_jax.training import checkpoint, metrics, restoring
 
 
 def test_rows_of_other_types_are_no_rows_and_a_pipe_is_no_file_of_rows(tmp_path):
@@ -57,10 +57,10 @@ def test_a_checkpoint_with_a_pipe_is_damaged_and_so_is_one_that_describes_other_
 ):
 
     state = {"params": {"a": np.ones(3, np.float32)}}
-    with contextlib.closing(checkpoint.open_checkpoints(tmp_path)) as checkpoints:
+    with contextlib.closing(checkpoint.Checkpointer(tmp_path)) as checkpoints:
         checkpoints.save(1, state, {})
         checkpoints.save(2, state, {"in_a_row": "x"})  # a digest alone does not make it right
-    restored = checkpoint.restore_params(tmp_path)
+    restored = restoring.restore_params(tmp_path)
     assert restored.step == 1 and 'in_a_row is "x", and must be' in capsys.readouterr().err
     file = next(
         path
@@ -70,4 +70,4 @@ def test_a_checkpoint_with_a_pipe_is_damaged_and_so_is_one_that_describes_other_
     file.unlink()
     os.mkfifo(file)
     with pytest.raises(UserError, match="not a regular file"):
-        checkpoint.restore_params(tmp_path)
+        restoring.restore_params(tmp_path)

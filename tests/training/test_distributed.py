@@ -20,7 +20,7 @@ import pytest
 from diffusion_jax import data
 from diffusion_jax.assembly import config_files, train
 from diffusion_jax.errors import UNFINISHED, UserError
-from diffusion_jax.training import checkpoint, distributed, metrics
+from diffusion_jax.training import distributed, metrics, restoring
 
 ROOT = Path(__file__).parents[2]
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[01-02]", "SLURM_NTASKS": "2"}
@@ -234,7 +234,7 @@ def test_killed_resumed_stopped_and_finished_by_one_process(tmp_path):
         start(tmp_path, slow, **slurm | {"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)})
         for index in range(2)
     ]
-    until(lambda: (checkpoint.latest_step(run / "checkpoints") or 0) >= 10, pair)
+    until(lambda: (restoring.latest_step(run / "checkpoints") or 0) >= 10, pair)
     pair[1].kill()
     status, said = ended(pair)[0]  # it does not wait forever for the other
     assert (
@@ -244,15 +244,15 @@ def test_killed_resumed_stopped_and_finished_by_one_process(tmp_path):
         and status == -signal.SIGABRT
     )
 
-    began = checkpoint.latest_step(run / "checkpoints")
+    began = restoring.latest_step(run / "checkpoints")
     flags = [slow, f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
     pair = [start(tmp_path, *flags, f"--process_id={index}") for index in range(2)]
-    until(lambda: checkpoint.latest_step(run / "checkpoints") > began, pair)
+    until(lambda: restoring.latest_step(run / "checkpoints") > began, pair)
     pair[1].send_signal(signal.SIGTERM)
     (first, said), (second, other) = ended(pair)
     assert first == second == UNFINISHED
     stopped = int(re.search(r"SIGTERM: saved at step (\d+)", said)[1])
-    assert f"resuming at step {began}" in said and stopped == checkpoint.latest_step(
+    assert f"resuming at step {began}" in said and stopped == restoring.latest_step(
         run / "checkpoints"
     )
     assert other == ""  # the first process speaks for all

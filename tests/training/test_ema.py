@@ -17,7 +17,7 @@ from diffusion_jax.assembly import datasets, experiment, train, workdir
 from diffusion_jax.errors import UserError
 from diffusion_jax.report import curves
 from diffusion_jax.studies import ema_sweep
-from diffusion_jax.training import checkpoint, ema, post_hoc
+from diffusion_jax.training import ema, post_hoc, restoring
 from diffusion_jax.training.post_hoc import Profile, Reconstructed
 
 STEPS, TRACKED = 1024, (0.05, 0.1)
@@ -215,7 +215,7 @@ def test_a_run_keeps_snapshots_from_which_its_workdir_gives_any_length(tmp_path)
     config.sampler.ema = "post_hoc(0.1)"
     made, kept = (
         workdir.load(root, config),
-        checkpoint.restore_params(root / "checkpoints", "power_0.1").state,
+        restoring.restore_params(root / "checkpoints", "power_0.1").state,
     )
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), made.params, kept

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
 from diffusion_jax.assembly import train, workdir
 from diffusion_jax.errors import UserError
-from diffusion_jax.training import checkpoint, metrics
+from diffusion_jax.training import metrics, restoring, verification
 from tests.training.tiny_run import (
     STEPS,
     child,
@@ -72,7 +74,7 @@ def test_checkpoints_that_rotate_while_they_are_read(undisturbed, tmp_path, monk
     """
     root = tmp_path / "checkpoints"
     shutil.copytree(undisturbed[0] / "checkpoints", root)
-    read, newer = checkpoint._read_meta, root / "28"
+    read, newer = verification.read_body, root / "28"
 
     def rotated(folder):
         if not newer.exists():
@@ -80,8 +82,8 @@ def test_checkpoints_that_rotate_while_they_are_read(undisturbed, tmp_path, monk
             shutil.rmtree(folder)
         return read(folder)
 
-    monkeypatch.setattr(checkpoint, "_read_meta", rotated)
-    assert checkpoint.restore_params(root).step == 28
+    monkeypatch.setattr(verification, "read_body", rotated)
+    assert restoring.restore_params(root).step == 28
     assert "damaged" not in capfd.readouterr().err
 
 
@@ -106,12 +108,18 @@ def test_rows_that_are_lost_are_told(undisturbed, tmp_path, capfd, damage, told)
     assert path.read_text().splitlines() == whole
 
 
+def handles_sigterm(process):
+    """Whether the process has installed a handler of SIGTERM, as the kernel says."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    caught = int(re.search(r"SigCgt:\s*([0-9a-f]+)", status)[1], 16)
+    return caught >> (signal.SIGTERM - 1) & 1
+
+
 def test_a_command_that_is_stopped_while_it_prepares(tmp_path):
-    """SIGTERM as soon as the command has begun: one line, 75, nothing in the workdir but what the
-    same command goes on from.
-    """
+    """SIGTERM as soon as the command has begun: one line, and status 75."""
     with child(tmp_path / "run") as process:
-        time.sleep(0.5)
+        while process.poll() is None and not handles_sigterm(process):
+            time.sleep(0.01)
         process.terminate()
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 75 and "Traceback" not in errors and "SIGTERM: " in errors

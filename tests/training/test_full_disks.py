@@ -18,7 +18,7 @@ import pytest
 from diffusion_jax import files
 from diffusion_jax.assembly import datasets, train
 from diffusion_jax.errors import UserError
-from diffusion_jax.training import checkpoint
+from diffusion_jax.training import restoring
 from tests import commands
 from tests.training.tiny_run import (
     STEPS,
@@ -40,9 +40,7 @@ def test_a_full_disk(undisturbed, tmp_path, at):
                     file.write(bytes(4096))
 
         at(13, fill)
-        with pytest.raises(
-            UserError, match="No space left on device.*the same command goes on"
-        ) as caught:
+        with pytest.raises(UserError, match="No space left on device.*the same command") as caught:
             train.train(config(), str(disk / "run"))
         assert "\n" not in str(caught.value) and nothing_half_written(disk / "run")
         (disk / "filler").unlink()
@@ -59,7 +57,7 @@ def test_files_that_may_not_grow(undisturbed, tmp_path):
     assert process.returncode == 2 and os.strerror(errno.EFBIG) in one_error(errors), errors
     assert (
         nothing_half_written(tmp_path / "run")
-        and checkpoint.latest_step(tmp_path / "run" / "checkpoints") is None
+        and restoring.latest_step(tmp_path / "run" / "checkpoints") is None
     )
     assert ends_the_same(tmp_path / "run", undisturbed)
 

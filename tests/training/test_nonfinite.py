@@ -15,7 +15,7 @@ from diffusion_jax.assembly import datasets, experiment, train, trainer, workdir
 from diffusion_jax.assembly.kinds import diffusion
 from diffusion_jax.errors import UserError
 from diffusion_jax.studies import repro
-from diffusion_jax.training import checkpoint, loop, metrics
+from diffusion_jax.training import metrics, nonfinite, restoring
 from tests.training.kill_battery import fingerprint
 from tests.training.tiny_run import (
     STEPS,
@@ -79,7 +79,7 @@ def interrupted(chosen, root, at, steps):
 def test_stop_leaves_the_last_good_checkpoint_and_a_report(poisoned, tmp_path):
     root = tmp_path / "run"
     with pytest.raises(
-        loop.NonFinite, match=r"the gradient \(the loss is finite\) is not finite at step 14"
+        nonfinite.NonFinite, match=r"the gradient \(the loss is finite\) is not finite at step 14"
     ) as caught:
         train.train(config(), str(root))
     assert f"the last good checkpoint is '{root}/checkpoints/12'" in str(caught.value)
@@ -98,7 +98,7 @@ def test_stop_leaves_the_last_good_checkpoint_and_a_report(poisoned, tmp_path):
 
 
 def test_a_run_that_was_stopped_and_mended_ends_the_same(unharmed, tmp_path):
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(loop.NonFinite):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(nonfinite.NonFinite):
         poison(patch)
         train.train(config(), str(tmp_path / "run"))
     with pytest.MonkeyPatch.context() as patch:
@@ -128,9 +128,9 @@ def test_rollback_passes_over_the_step_and_is_exact(unharmed, poisoned, tmp_path
     assert "going back to step 12 for the 1. time" in capfd.readouterr().err
     built = trainer.training(experiment.assemble(chosen, (2,)))
     template = built.runner.template(built.init, jax.random.key(0))
-    end = checkpoint.restore(tmp_path / "a" / "checkpoints", template)
+    end = restoring.restore(tmp_path / "a" / "checkpoints", template)
     assert end.extra["rollback"] == {"to": 12, "tries": 1, "shift": 3}
-    begin = checkpoint.restore(unharmed[0] / "checkpoints", template).state.key
+    begin = restoring.restore(unharmed[0] / "checkpoints", template).state.key
     assert jnp.all(
         jax.random.key_data(end.state.key)
         == jax.random.key_data(jax.random.fold_in(begin, 2**32 - 1))
@@ -166,7 +166,7 @@ def test_a_run_that_diverges_ends_under_each_and_its_step_can_be_repeated(
         optimizer__b2=None,
         training__on_nonfinite=what,
     )
-    with pytest.raises(loop.NonFinite) as caught:
+    with pytest.raises(nonfinite.NonFinite) as caught:
         train.train(chosen, str(root))
     message = str(caught.value)
     assert message.endswith(ending) and "\n" not in message

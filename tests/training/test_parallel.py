@@ -18,10 +18,7 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_jax.training import (
-    checkpoint,
-    sharding,
-)
+from diffusion_jax.training import restoring, sharding
 from tests.training import topologies
 from tests.training.topologies import (
     STEPS,
@@ -109,7 +106,7 @@ def test_a_batch_that_does_not_divide_is_refused(answer):
 
 def test_a_checkpoint_of_eight_devices_restores_on_one(answer):
     runner = sharding.runner(devices=jax.devices()[:1])
-    restored = checkpoint.restore(
+    restored = restoring.restore(
         answer["folder"] / "checkpoints", runner.template(init, jax.random.key(0))
     )
     with np.load(answer["folder"] / "one.npz") as saved:
@@ -145,7 +142,7 @@ def test_elastic_restore_goes_on_to_the_same_numbers(answer, both):
     """
     numbers, images = differences(answer["folder"], "elastic", "straight")
     assert numbers < 2e-6 and images < 5e-5
-    assert checkpoint.latest_step(answer["folder"] / "elastic") == 8
+    assert restoring.latest_step(answer["folder"] / "elastic") == 8
 
 
 def test_parameters_and_averages_are_in_shards(answer, both):

@@ -6,19 +6,14 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec
 
-from diffusion_jax.training import (
-    ema,
-    optimizer,
-    sharding,
-    state,
-)
+from diffusion_jax.training import ema, optimizer, placement, sharding, state
 from tests.training.topologies import STATE_FROM, Ready
 
 
 @pytest.mark.parametrize("name", ["adamw", "contrib.muon", "adafactor"])
 def test_averages_and_optimizer_state_lie_where_their_parameter_lies(monkeypatch, name):
     """By shapes alone, on a mesh that is not here: 4 x 2 x 2."""
-    monkeypatch.setattr(sharding, "FSDP_FROM", STATE_FROM)
+    monkeypatch.setattr(placement, "FSDP_FROM", STATE_FROM)
     mesh = jax.sharding.AbstractMesh((4, 2, 2), sharding.AXES)
     this = Ready("dit", "jit", 1, {})
     tx, _ = optimizer.make_optimizer(name, learning_rate=1e-3, total_steps=10)
@@ -28,11 +23,12 @@ def test_averages_and_optimizer_state_lie_where_their_parameter_lies(monkeypatch
         jax.random.key(0),
     )
     places = {
-        sharding.path_name(path): sharding.place(sharding.path_name(path), x.shape, mesh)
+        placement.path_name(path): placement.place(placement.path_name(path), x.shape, mesh)
         for path, x in jax.tree_util.tree_leaves_with_path(shapes)
     }
     size = {
-        sharding.path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(shapes)
+        placement.path_name(path): x.shape
+        for path, x in jax.tree_util.tree_leaves_with_path(shapes)
     }
     params = {
         path.removeprefix("params/"): where
@@ -54,23 +50,23 @@ def test_averages_and_optimizer_state_lie_where_their_parameter_lies(monkeypatch
 
 def test_an_axis_that_does_not_divide_is_whole():
     mesh = jax.sharding.AbstractMesh((1, 3, 2), sharding.AXES)
-    assert sharding.place("params/x/kernel", (300, 500), mesh) == PartitionSpec("fsdp")
-    assert sharding.place("params/x/kernel", (500, 500), mesh) == PartitionSpec()
-    assert sharding.place("params/conv_1/kernel", (3, 3, 100, 301), mesh) == PartitionSpec("fsdp")
-    assert sharding.place("params/x/kernel", (3, 3), mesh) == PartitionSpec()  # small
+    assert placement.place("params/x/kernel", (300, 500), mesh) == PartitionSpec("fsdp")
+    assert placement.place("params/x/kernel", (500, 500), mesh) == PartitionSpec()
+    assert placement.place("params/conv_1/kernel", (3, 3, 100, 301), mesh) == PartitionSpec("fsdp")
+    assert placement.place("params/x/kernel", (3, 3), mesh) == PartitionSpec()  # small
 
 
 def test_stacked_layers_lie_as_single_ones_do():
     mesh = jax.sharding.AbstractMesh((1, 4, 4), sharding.AXES)
-    assert sharding.place("params/block_3/qkv/kernel", (400, 1200), mesh) == PartitionSpec(
+    assert placement.place("params/block_3/qkv/kernel", (400, 1200), mesh) == PartitionSpec(
         "fsdp", "tensor"
     )
-    assert sharding.place("params/blocks/qkv/kernel", (800, 400, 1200), mesh) == PartitionSpec(
+    assert placement.place("params/blocks/qkv/kernel", (800, 400, 1200), mesh) == PartitionSpec(
         None, "fsdp", "tensor"
     )
-    assert sharding.place("params/blocks/qkv/bias", (800, 1200), mesh) == PartitionSpec(
+    assert placement.place("params/blocks/qkv/bias", (800, 1200), mesh) == PartitionSpec(
         None, "tensor"
     )
-    assert sharding.place("params/blocks/mlp_out/kernel", (8, 1600, 400), mesh) == PartitionSpec(
+    assert placement.place("params/blocks/mlp_out/kernel", (8, 1600, 400), mesh) == PartitionSpec(
         None, "tensor", "fsdp"
     )

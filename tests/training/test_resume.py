@@ -15,7 +15,7 @@ import chex
 import jax
 import pytest
 
-from diffusion_jax.training import checkpoint, loop, metrics
+from diffusion_jax.training import checkpoint, loop, metrics, nonfinite, restoring
 from tests.training import resumable
 from tests.training.resumable import (
     BATCH,
@@ -45,7 +45,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(uninterrupted, tmp_path, stop)
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with (
         contextlib.closing(metrics.open_writer(tmp_path, tensorboard=False)) as writer,
-        contextlib.closing(checkpoint.open_checkpoints(tmp_path / "checkpoints")) as checkpoints,
+        contextlib.closing(checkpoint.Checkpointer(tmp_path / "checkpoints")) as checkpoints,
     ):
         end = loop.fit(
             RUNNER.init(init, jax.random.key(0)),
@@ -62,7 +62,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(uninterrupted, tmp_path, stop)
             progress=False,
             hooks=[(8, lambda now, at: {"eval_loss": float(now.params["out"][0, 0])})],
         )
-    assert end.stopped_by == signal.SIGTERM and end.step == stop + 2 == checkpoint.latest_step(
+    assert end.stopped_by == signal.SIGTERM and end.step == stop + 2 == restoring.latest_step(
         tmp_path / "checkpoints"
     )
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
@@ -90,7 +90,7 @@ def test_nonfinite_loss_stops_with_one_line_and_leaves_the_last_good_checkpoint(
     """Example 3 of step 17 is poisoned: the call of steps 16 and 17 ends at 18, where a checkpoint
     is due and must not be written.
     """
-    with pytest.raises(loop.NonFinite) as caught:
+    with pytest.raises(nonfinite.NonFinite) as caught:
         run(tmp_path, poison=17)
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 17), 3)
     level = 10 * float(jax.random.normal(key, (4,))[0])
@@ -104,7 +104,7 @@ def test_nonfinite_loss_stops_with_one_line_and_leaves_the_last_good_checkpoint(
         and f"the last good checkpoint is '{tmp_path / 'checkpoints' / '12'}'" in message
     )
     assert (caught.value.step, caught.value.example) == (17, 3)
-    assert checkpoint.latest_step(tmp_path / "checkpoints") == 12
+    assert restoring.latest_step(tmp_path / "checkpoints") == 12
     assert deterministic_rows(tmp_path) == [
         row for row in deterministic_rows(uninterrupted[0]) if row["step"] <= 16
     ]

@@ -30,6 +30,8 @@ from diffusion_jax.training import (
     ema,
     loop,
     optimizer,
+    placement,
+    restoring,
     sharding,
     state,
     step,
@@ -129,9 +131,7 @@ def main(folder):
     for way in WAYS:
         now, results[way], reports[way] = train(way, begin)
         if way == "mesh":
-            with contextlib.closing(
-                checkpoint.open_checkpoints(folder / "checkpoints")
-            ) as checkpoints:
+            with contextlib.closing(checkpoint.Checkpointer(folder / "checkpoints")) as checkpoints:
                 checkpoints.save(STEPS, now)
             spread = {len(x.sharding.device_set) for x in jax.tree.leaves(now.params)}
 
@@ -210,7 +210,9 @@ ELASTIC = {  # of the DiT, which compiles faster: saved at step -> where it was
 IMAGES = 5  # which no number of devices here divides
 
 
-STATE_FROM = 64  # elements: with so small networks, sharding.FSDP_FROM would leave everything whole
+STATE_FROM = (
+    64  # elements: with so small networks, placement.FSDP_FROM would leave everything whole
+)
 
 
 class Ready:
@@ -236,7 +238,7 @@ class Ready:
         shapes = jax.eval_shape(self.parts.init, jax.random.key(0))
 
         def value(path, x):
-            draw = np.random.default_rng(zlib.crc32(sharding.path_name(path).encode()))
+            draw = np.random.default_rng(zlib.crc32(placement.path_name(path).encode()))
             return draw.normal(scale=0.2, size=x.shape).astype(x.dtype)
 
         params = jax.tree_util.tree_map_with_path(value, shapes.params)
@@ -289,21 +291,21 @@ class Ready:
         }
         tree |= {"metrics": [{**seen, "nonfinite": ()} for seen in numbers]}
         return {
-            sharding.path_name(path): sharding.fetch(x)
+            placement.path_name(path): sharding.fetch(x)
             for path, x in jax.tree_util.tree_leaves_with_path(tree)
         }
 
     def shards(self, now):
         """The shapes of what the first device holds."""
         leaves = jax.tree_util.tree_leaves_with_path((now.params, now.ema))
-        return {sharding.path_name(path): x.addressable_shards[0].data.shape for path, x in leaves}
+        return {placement.path_name(path): x.addressable_shards[0].data.shape for path, x in leaves}
 
 
 def eight(folder):
     """Every network on every topology of one process; and a DiT that moves from eight devices to
     four and to one.
     """
-    sharding.FSDP_FROM = STATE_FROM
+    placement.FSDP_FROM = STATE_FROM
     ready, shards = {}, {}
     for network, topologies in TRIED.items():
         for name in [name for name in topologies if name != TWO]:
@@ -317,10 +319,10 @@ def eight(folder):
         if now is None:
             now = this.begin()
         else:
-            now = checkpoint.restore(folder / "elastic", this.template()).state
+            now = restoring.restore(folder / "elastic", this.template()).state
         now, _ = this.advance(now, number - 2, 2)
         with contextlib.closing(
-            checkpoint.open_checkpoints(folder / "elastic", after=number - 2)
+            checkpoint.Checkpointer(folder / "elastic", restored_step=number - 2)
         ) as checkpoints:
             checkpoints.save(number, now)
     this = ready["dit", "one device"]
@@ -334,7 +336,7 @@ def two(folder, port, index):
     device had before.
     """
     distributed.initialize(f"127.0.0.1:{port}", 2, index)
-    sharding.FSDP_FROM = STATE_FROM
+    placement.FSDP_FROM = STATE_FROM
     seen = {"devices": (len(jax.devices()), len(jax.local_devices()))}
     for network in NETWORKS:
         this = Ready(network, "jit", 8, {"fsdp": 2, "tensor": 2})
@@ -344,10 +346,10 @@ def two(folder, port, index):
             np.savez(folder / f"{network}, {TWO}.npz", **results)
         seen |= {network: this.shards(now)}
         if network == "dit":
-            now = checkpoint.restore(folder / "elastic", this.template()).state
+            now = restoring.restore(folder / "elastic", this.template()).state
             now, numbers = this.advance(now, 6, 2)
             with contextlib.closing(
-                checkpoint.open_checkpoints(folder / "elastic", after=6)
+                checkpoint.Checkpointer(folder / "elastic", restored_step=6)
             ) as checkpoints:
                 checkpoints.save(8, now)
             results = this.results(now, numbers)
