@@ -1,5 +1,6 @@
-"""How far a long pass has come: a bar on a terminal, a line now and then in a log; with rate and
-time left.
+"""Progress of long work on stderr: a bar on a terminal, and occasional lines in a log.
+
+Both show the rate and the time left. The bars are tqdm's, and no other module draws any.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, NamedTuple, TextIO
 
 from tqdm import tqdm
 
@@ -22,16 +24,21 @@ def progress(
     enabled: bool = True,
     unit: str = "images",
     line_every: float = 15.0,
-) -> Iterator[Callable[[int], None]]:
-    """advance(n) after n more images: a bar on a terminal; in logs a plain line now and then, and
-    one at the end.
+) -> Iterator[Callable[[int], Any]]:
+    """Show how far a pass over `total` units has come.
+
+    Args:
+      total: the number of units.
+      description: what the pass does, such as 'sampling'.
+      enabled: whether to show anything.
+      unit: the name of the units.
+      line_every: seconds between the lines of a log; the last line always appears.
+
+    Yields:
+      advance(n), to be called after n more units.
     """
     if enabled and sys.stderr.isatty():
-        size = (
-            shutil.get_terminal_size()
-        )  # unlike tqdm's own, never 0 x 0, where a bar would stay invisible
-        shape = {"ncols": size.columns - 1, "nrows": size.lines}
-        with tqdm(total=total, desc=description, unit=f" {unit}", file=sys.stderr, **shape) as bar:
+        with _bar(total, description, unit, sys.stderr) as bar:
             yield bar.update
         return
     done, began, printed = 0, time.monotonic(), time.monotonic()
@@ -42,11 +49,98 @@ def progress(
         if enabled and (done == total or now - printed > line_every):
             rate = done / max(now - began, 1e-9)
             left = f", {math.ceil((total - done) / rate)} s left" if done < total else ""
-            print(
-                f"{description}: {done}/{total} {unit}, {rate:.1f} {unit}/s{left}",
-                file=sys.stderr,
-                flush=True,
-            )
+            line = f"{description}: {done}/{total} {unit}, {rate:.1f} {unit}/s{left}"
+            print(line, file=sys.stderr, flush=True)
             printed = now
 
     yield advance
+
+
+class TrainingProgress(NamedTuple):
+    """The progress of a training run.
+
+    Attributes:
+      update: update(step, loss, images_per_s), where the rate is None if it is not known yet.
+      close: to be called when the run ends.
+    """
+
+    update: Callable[[int, float, float | None], None]
+    close: Callable[[], None]
+
+
+def training_progress(
+    total: int,
+    *,
+    start: int = 0,
+    seconds_between_lines: float = 10.0,
+    stream: TextIO | None = None,
+) -> TrainingProgress:
+    """The progress of a training run: steps, loss, images per second and time left.
+
+    Args:
+      total: the step at which the run ends.
+      start: the step at which it begins.
+      seconds_between_lines: seconds between the lines of a log; the last line always appears.
+      stream: where to write; None writes to stderr.
+    """
+    stream = stream or sys.stderr
+    if stream.isatty():
+        return _training_bar(total, start, stream)
+    return _training_lines(total, stream, seconds_between_lines)
+
+
+def no_progress() -> TrainingProgress:
+    """Progress that is not shown."""
+    return TrainingProgress(lambda *_: None, lambda: None)
+
+
+def _bar(total: int, description: str, unit: str, stream: TextIO, start: int = 0) -> tqdm:
+    # unlike tqdm's own, this size is never 0 x 0, with which a bar would be invisible
+    size = shutil.get_terminal_size()
+    return tqdm(
+        total=total,
+        initial=start,
+        desc=description,
+        unit=f" {unit}",
+        file=stream,
+        ncols=size.columns - 1,
+        nrows=size.lines,
+    )
+
+
+def _training_bar(total: int, start: int, stream: TextIO) -> TrainingProgress:
+    bar = _bar(total, "training", "steps", stream, start)
+
+    def update(step: int, loss: float, images_per_s: float | None) -> None:
+        rate = "" if images_per_s is None else f"{images_per_s:.0f}"
+        bar.set_postfix({"loss": f"{loss:.4f}", "images/s": rate}, refresh=False)
+        bar.update(step - bar.n)
+
+    return TrainingProgress(update, bar.close)
+
+
+def _training_lines(total: int, stream: TextIO, seconds: float) -> TrainingProgress:
+    last = -math.inf
+    first: tuple[float, int] | None = None  # when and at which step the compiled program started
+
+    def update(step: int, loss: float, images_per_s: float | None) -> None:
+        nonlocal last, first
+        now = time.monotonic()
+        first = first or (now, step)
+        if step < total and now - last < seconds:
+            return
+        last = now
+        left = ""
+        if step > first[1]:
+            left = f", {_clock((now - first[0]) / (step - first[1]) * (total - step))} left"
+        rate = "" if images_per_s is None else f", {images_per_s:.0f} images/s"
+        print(f"step {step}/{total}, loss {loss:.4f}{rate}{left}", file=stream, flush=True)
+
+    return TrainingProgress(update, lambda: None)
+
+
+def _clock(seconds: float) -> str:
+    """Seconds as '1:05' or '2:00:00'."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -178,7 +178,8 @@ def _begin(built, parts, template, root, failed):
     if failed:
         state, rollback = nonfinite.roll_back(*failed, state, built.training.steps_per_call)
         print(
-            f"{failed[0]}; going back to step {rollback.to} for the {rollback.tries}. time",
+            f"{failed[0]}; rolling back to step {rollback.to} (rollback attempt {rollback.tries} "
+            f"of {nonfinite.MAX_ROLLBACKS})",
             file=sys.stderr,
         )
     return state, restored, rollback

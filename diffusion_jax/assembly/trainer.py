@@ -82,6 +82,7 @@ def training(experiment: Experiment, devices=None) -> Training:
         schedule=schedule,
         axis_name=runner.axis_name,
         accumulate=settings.accumulate,
+        forensics=True,
     )
 
     def init(key: Key) -> TrainState:

@@ -298,7 +298,7 @@ def watched(events: dict[str, list]) -> Callable:
                 yield item
 
         writer = writer._replace(row=noted("logging", writer.row), sync=noted("sync", writer.sync))
-        checkpointer = checkpointer._replace(save=noted("checkpointing", checkpointer.save))
+        checkpointer.save = noted("checkpointing", checkpointer.save)
         options |= {"progress": False}
         return loop_.fit(
             state, noted("step", step_fn), feed, writer=writer, checkpointer=checkpointer, **options

@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from diffusion_jax import reading
 from diffusion_jax.errors import UserError
 from diffusion_jax.files import atomic_path, load_json, save_json, save_text
 from diffusion_jax.report.tables import markdown_table
-from diffusion_jax.training.placement import path_name
+from diffusion_jax.training import nonfinite
+from diffusion_jax.training.placement import leaves_by_path
 
 FOLDER = "nonfinite"
 MOST = 10  # reports a run may leave
@@ -66,7 +66,7 @@ def rule(value: Any, place: str) -> None:
 
 def names(tree: Any) -> list[str]:
     """The path of every leaf, in the order of 'layers' in the metrics of a step."""
-    return [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    return list(leaves_by_path(tree))
 
 
 def full(workdir: str | os.PathLike) -> bool:
@@ -98,7 +98,7 @@ def write(
     bad = np.flatnonzero(~np.isfinite(losses)).tolist()
     report = {
         "step": step,
-        "what": "gradient" if found["gradient"] else "update" if found["update"] else "loss",
+        "what": nonfinite.kind(found),
         "command": f"python -m experiments.repro --workdir={workdir} --step={step}",
         "start": {"checkpoint": checkpoint, "key": list(key), "shift": shift},
         "examples": bad,

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from tensorboardX import event_file_writer, summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tqdm import tqdm
 
 from diffusion_jax import reading
 from diffusion_jax.errors import UserError
@@ -236,69 +235,6 @@ ROW = reading.record(
         "timing": reading.record({}, {"images_per_s": reading.optional(reading.number(1e-12))}),
     },
 )
-
-
-class Progress(NamedTuple):
-    """update(step, loss, images_per_s); close()."""
-
-    update: Callable[[int, float, float | None], None]
-    close: Callable[[], None]
-
-
-def open_progress(
-    total: int, *, start: int = 0, seconds_between_lines: float = 10.0, stream=None
-) -> Progress:
-    """A bar with loss, images/s and time left where stderr is a terminal; else a plain line every
-    so many seconds.
-    """
-    stream = stream or sys.stderr
-    return (_bar if stream.isatty() else _lines)(total, start, stream, seconds_between_lines)
-
-
-def silent() -> Progress:
-    """Progress that is not shown."""
-    return Progress(lambda *_: None, lambda: None)
-
-
-def _bar(total: int, start: int, stream, _seconds) -> Progress:
-
-    bar = tqdm(
-        total=total, initial=start, file=stream, desc="train", unit="step", dynamic_ncols=True
-    )
-
-    def update(step, loss, images_per_s):
-        rate = "" if images_per_s is None else f"{images_per_s:.0f}"
-        bar.set_postfix({"loss": f"{loss:.4f}", "images/s": rate}, refresh=False)
-        bar.update(step - bar.n)
-
-    return Progress(update, bar.close)
-
-
-def _lines(total: int, start: int, stream, seconds: float) -> Progress:
-    last, first = -math.inf, None  # first: when and at which step the compiled program began to run
-
-    def update(step, loss, images_per_s):
-        nonlocal last, first
-        now = time.monotonic()
-        first = first or (now, step)
-        if step < total and now - last < seconds:
-            return
-        last = now
-        left = (
-            f", {_clock((now - first[0]) / (step - first[1]) * (total - step))} left"
-            if step > first[1]
-            else ""
-        )
-        rate = "" if images_per_s is None else f", {images_per_s:.0f} images/s"
-        print(f"step {step}/{total}, loss {loss:.4f}{rate}{left}", file=stream, flush=True)
-
-    return Progress(update, lambda: None)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 def _finite(value: Any) -> Any:

@@ -1,11 +1,11 @@
-"""One pure training step: gradient, optimizer, EMAs, and every number worth watching, for any loss
-function.
+"""One pure training step for any loss function: gradient, optimizer, EMAs and metrics.
 
-LossFn = (params, batch, keys, now) -> (losses, metrics)
-    batch: a dict of (B, ...) arrays; keys: (B,), one key per example; losses: (B,); metrics: {name:
-    (B,)}, all of it per example. now: Now, what else of the run a loss may see: how far it is,
-    averages of the parameters, a teacher. metrics['level'], where given, is each example's noise
-    level (log-SNR), by which the loss is binned.
+    LossFn = (params, batch, keys, now) -> (losses, metrics)
+
+A batch is a dict of (B, ...) arrays, keys (B,) holds one key per example, losses are (B,), and
+metrics are {name: (B,)}, all of it per example. `now` (`Now`) is what else of the run a loss may
+use: the step, the averages of the parameters, a teacher. metrics['level'], where given, is each
+example's noise level (log-SNR), by which the loss is binned.
 
 The noise of an example depends on (key, step, its index in the global batch) and on nothing else,
 so one device, a mesh, pmap and any accumulation compute the same step up to the rounding of sums.
@@ -24,14 +24,19 @@ import optax
 
 from diffusion_jax.arrays import example_keys, platform
 from diffusion_jax.errors import UserError
+from diffusion_jax.training import nonfinite
 from diffusion_jax.training.ema import Ema
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.types import Array, Batch, Key, Params
 
 
 class Now(NamedTuple):
-    """The run at one step, besides its parameters. step: int32 scalar; ema: the state's averages;
-    train: False in evaluation.
+    """The run at one step, besides its parameters.
+
+    Attributes:
+      step: int32 scalar, the number of steps done.
+      ema: the averages of the state, by name.
+      train: False in evaluation.
     """
 
     step: Array
@@ -45,8 +50,9 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 class Levels(NamedTuple):
-    """The bins of the loss by noise level: equal in log-SNR; what lies outside counts in the first
-    or last bin.
+    """The bins of the loss by noise level, of equal width in log-SNR.
+
+    Levels below `low` count in the first bin, those above `high` in the last.
     """
 
     low: float = -12.0
@@ -63,18 +69,29 @@ def make_train_step(
     axis_name: str | None = None,
     accumulate: int = 1,
     levels: Levels = Levels(),
+    forensics: bool = False,
 ) -> Step:
-    """(state, batch) -> (state, metrics), pure. axis_name: the mapped axis under pmap, where B is
-    the local batch.
+    """A pure function (state, batch) -> (state, metrics): one step of stochastic gradient descent.
 
-    The gradient is that of the mean loss of the global batch, summed over `accumulate` microbatches
-    of B / accumulate examples.
-    metrics: means over the global batch of 'loss' and of each metric of loss_fn (but 'level');
-    'grad_norm' (before clipping), 'update_norm', 'param_norm', 'learning_rate' (given a schedule);
-    'loss_by_level' {'edges' (n + 1,), 'sum' (n,), 'count' (n,)}; 'nonfinite' (`_nonfinite`):
-    whether the loss, the gradient or the update is not finite, and what is needed to find out why.
-    A non-finite step leaves params, opt_state and ema as they were; the step number goes on. Raises
-    UserError, when traced, if B is not divisible by accumulate.
+    The gradient is that of the mean loss of the global batch. The metrics are means over the global
+    batch of 'loss' and of each metric of loss_fn but 'level'; 'grad_norm' (before clipping),
+    'update_norm', 'param_norm'; and, if the loss gives levels, 'loss_by_level'
+    {'edges' (n + 1,), 'sum' (n,), 'count' (n,)}.
+
+    Args:
+      loss_fn: the loss; see the module.
+      tx: the optimizer.
+      ema: the averages of the parameters.
+      schedule: step -> learning rate, to be reported as 'learning_rate'.
+      axis_name: the mapped axis under pmap, where B is the local batch.
+      accumulate: the gradient is summed over this number of microbatches of B / accumulate examples.
+      levels: the bins of the loss by noise level.
+      forensics: look for values that are not finite. The metrics then include 'nonfinite'
+        (`nonfinite.inspect`), and a step whose loss, gradient or update is not finite leaves
+        params, opt_state and ema as they were; the number of the step still advances.
+
+    Returns:
+      The step. It raises UserError, when traced, if B is not divisible by accumulate.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -84,47 +101,29 @@ def make_train_step(
         now = Now(state.step, state.ema)
         grads, losses, examples = _gradient(loss_fn, state.params, batch, keys, now, accumulate)
         grads = _mean_over(axis_name, grads)
+        updates, after = _updated(state, grads, tx, ema, size * devices)
 
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        images_seen = state.step.astype(jnp.float32) * (size * devices)
-        averages = ema.update(state.ema, params, images_seen, size * devices)
-
-        squares = {
-            "parameter": _squares(state.params),
-            "gradient": _squares(grads),
-            "update": _squares(updates),
-        }
-        norms = {kind: jnp.sqrt(jnp.sum(each)) for kind, each in squares.items()}
-        nonfinite = _nonfinite(losses, examples.get("level"), norms, offset, axis_name)
-        nonfinite["layers"] = {kind: jnp.sqrt(each) for kind, each in squares.items()}
-
-        def keep(new, old):
-            return jax.tree.map(lambda a, b: jnp.where(nonfinite["flag"], b, a), new, old)
-
+        squares = nonfinite.Leaves(_squares(state.params), _squares(grads), _squares(updates))
         metrics = _summary(losses, examples, levels, axis_name) | {
-            "grad_norm": norms["gradient"],
-            "update_norm": norms["update"],
-            "param_norm": jnp.sqrt(jnp.sum(_squares(params))),
-            "nonfinite": nonfinite,
+            "grad_norm": jnp.sqrt(jnp.sum(squares.gradient)),
+            "update_norm": jnp.sqrt(jnp.sum(squares.update)),
+            "param_norm": jnp.sqrt(jnp.sum(_squares(after.params))),
         }
         if schedule is not None:
             metrics["learning_rate"] = schedule(state.step)
-        state = TrainState(
-            step=state.step + 1,
-            params=keep(params, state.params),
-            opt_state=keep(opt_state, state.opt_state),
-            ema=keep(averages, state.ema),
-            key=state.key,
-        )
-        return state, metrics
+        if forensics:
+            found = nonfinite.inspect(losses, examples.get("level"), squares, offset, axis_name)
+            metrics["nonfinite"] = found
+            after = nonfinite.undo(after, state, found["flag"])
+        return after, metrics
 
     return step
 
 
 def multi_step(step: Step, n: int = 1) -> Step:
-    """n steps in one dispatch: scans over a leading axis of the batch, of length n; metrics come
-    out as (n, ...).
+    """n steps in one dispatch: a scan over a leading axis of the batch, of length n.
+
+    The metrics have a leading axis of length n, too.
     """
 
     def steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
@@ -135,19 +134,18 @@ def multi_step(step: Step, n: int = 1) -> Step:
 
 
 def scan(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
-    """jax.lax.scan for bodies that take gradients: a loop on accelerators, written out on CPUs.
+    """jax.lax.scan for bodies that take gradients: a loop on accelerators, unrolled on CPUs.
 
     XLA's CPU compiler makes the backward pass of a convolution 50 times slower inside a loop than
-    outside (measured, jax 0.10 to 0.12); the forward pass is the same. So on a CPU keep the length
-    small: the program grows with it.
+    outside (measured with jax 0.10 to 0.12); the forward pass is the same. So on a CPU keep the
+    length small: the program grows with it.
     """
     if platform() != "cpu":
         return jax.lax.scan(body, carry, xs)
     outputs = []
-    for i in range(
-        len(jax.tree.leaves(xs)[0])
-    ):  # not scan(unroll=True), which still loops where there is one step
-        carry, output = body(carry, jax.tree.map(lambda x: x[i], xs))
+    # not scan(unroll=True), which still makes a loop where there is one step
+    for i in range(len(jax.tree.leaves(xs)[0])):
+        carry, output = body(carry, jax.tree.map(lambda x: x[i], xs))  # noqa: B023  (called at once)
         outputs.append(output)
     return carry, jax.tree.map(lambda *rows: jnp.stack(rows), *outputs)
 
@@ -155,47 +153,64 @@ def scan(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
 def make_eval_step(
     loss_fn: LossFn, *, axis_name: str | None = None, levels: Levels = Levels()
 ) -> Callable[[TrainState, Batch, Key], Metrics]:
-    """(state, batch, key) -> global means of the loss and of each metric, and 'loss_by_level' as in
-    training.
+    """A pure function (state, batch, key) -> metrics: the loss, evaluated and not trained on.
 
-    state: one whose params are the weights to be judged; its opt_state and key are not used.
-
-    Example i draws from fold_in(key, i): given the same key, evaluations at different steps are
+    Example i draws from fold_in(key, i): with the same key, evaluations at different steps are
     compared on the same noise.
+
+    Args:
+      loss_fn: the loss; see the module.
+      axis_name: the mapped axis under pmap.
+      levels: the bins of the loss by noise level.
+
+    Returns:
+      The function. The parameters of its state are the weights to be judged; opt_state and key are
+      not used. Its metrics are global means of the loss and of each metric, and 'loss_by_level' as
+      in training.
     """
 
     def step(state: TrainState, batch: Batch, key: Key) -> Metrics:
         size = jax.tree.leaves(batch)[0].shape[0]
         _, offset = _place(axis_name, size)
-        losses, examples = loss_fn(
-            state.params,
-            batch,
-            example_keys(key, size, offset),
-            Now(state.step, state.ema, train=False),
-        )
+        now = Now(state.step, state.ema, train=False)
+        keys = example_keys(key, size, offset)
+        losses, examples = loss_fn(state.params, batch, keys, now)
         return _summary(losses, examples, levels, axis_name)
 
     return step
 
 
 def _place(axis_name: str | None, size: int) -> tuple[int, int | Array]:
-    """(number of devices the batch is spread over, index of this device's first example in the
-    global batch).
-    """
+    """The number of devices a batch is spread over, and the index of this device's first example."""
     if axis_name is None:
         return 1, 0
     return jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name) * size
 
 
-def _gradient(loss_fn: LossFn, params: Params, batch: Batch, keys: Key, now: Now, parts: int):
-    """(gradient of the mean loss, losses (B,), metrics (B,)), in `parts` microbatches of every
-    parts-th example.
+def _updated(
+    state: TrainState, grads: Params, tx: optax.GradientTransformation, ema: Ema, batch: int
+) -> tuple[Params, TrainState]:
+    """The update by the gradient of a global batch of this size, and the state after it."""
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    images_seen = state.step.astype(jnp.float32) * batch
+    averages = ema.update(state.ema, params, images_seen, batch)
+    return updates, TrainState(state.step + 1, params, opt_state, averages, state.key)
+
+
+def _gradient(
+    loss_fn: LossFn, params: Params, batch: Batch, keys: Key, now: Now, parts: int
+) -> tuple[Params, Array, dict[str, Array]]:
+    """The gradient of the mean loss, in `parts` microbatches of every parts-th example.
 
     Strided, because under a mesh each device holds a contiguous run of rows: every microbatch then
-    takes its share from each device and no row has to move.
+    takes its share from each device, and no row has to move.
+
+    Returns:
+      The gradient, the losses (B,), and the metrics (B,).
     """
 
-    def mean_loss(params, batch, keys):
+    def mean_loss(params: Params, batch: Batch, keys: Key) -> tuple[Array, tuple]:
         losses, metrics = loss_fn(params, batch, keys, now)
         return jnp.mean(losses), (losses, metrics)
 
@@ -207,16 +222,17 @@ def _gradient(loss_fn: LossFn, params: Params, batch: Batch, keys: Key, now: Now
     size = keys.shape[0]
     if parts < 1 or size % parts:
         raise UserError(
-            f"accumulate={parts} does not divide the batch of {size} examples; choose a divisor of it"
+            f"accumulate={parts} does not divide the batch of {size} examples; choose a divisor "
+            "of it"
         )
 
-    def split(x):
+    def split(x: Array) -> Array:
         return jnp.swapaxes(x.reshape((size // parts, parts) + x.shape[1:]), 0, 1)
 
-    def join(x):
+    def join(x: Array) -> Array:
         return jnp.swapaxes(x, 0, 1).reshape((size,) + x.shape[2:])
 
-    def body(total, part):
+    def body(total: Params, part: tuple) -> tuple[Params, tuple]:
         grads, per_example = gradient(params, *part)
         return jax.tree.map(lambda t, g: t + g / parts, total, grads), per_example
 
@@ -229,9 +245,7 @@ def _gradient(loss_fn: LossFn, params: Params, batch: Batch, keys: Key, now: Now
 def _summary(
     losses: Array, examples: dict[str, Array], levels: Levels, axis_name: str | None
 ) -> Metrics:
-    """Global means of the loss and of each per-example metric, and the loss by level as sums and
-    counts.
-    """
+    """Global means of the loss and of each metric, and the loss by level as sums and counts."""
     named = {"loss": losses} | {key: value for key, value in examples.items() if key != "level"}
     means = _mean_over(axis_name, {key: jnp.mean(value) for key, value in named.items()})
     if "level" not in examples:
@@ -239,55 +253,18 @@ def _summary(
     low, high, bins = levels
     index = jnp.clip(jnp.floor((examples["level"] - low) / (high - low) * bins), 0, bins - 1)
     member = index[:, None] == jnp.arange(bins)
-    # a masked sum of (B, bins), for scatters of floats are not deterministic on GPUs
+    # a masked sum of (B, bins), because scatters of floats are not deterministic on GPUs
     total = jnp.sum(jnp.where(member, losses[:, None], 0.0), axis=0)
-    sums = _sum_over(axis_name, {"sum": total, "count": jnp.sum(member, axis=0, dtype=jnp.float32)})
-    return means | {
-        "loss_by_level": {"edges": np.linspace(low, high, bins + 1, dtype=np.float32)} | sums
-    }
-
-
-def _nonfinite(
-    losses: Array, level: Array | None, norms: dict[str, Array], offset, axis_name: str | None
-) -> Metrics:
-    """What is not finite: {'flag': anything, 'gradient': first the gradient, 'update': first the
-    update}; where: {'example', 'level'}, index and noise level of the first example whose loss is
-    not (-1 and NaN where there is none); and for all examples of the global batch {'losses' (B,),
-    'levels' (B,)}. The step adds 'layers', the norm of each leaf of the parameters, the gradient
-    and the update, in the order of the tree.
-    """
-    none = jnp.iinfo(jnp.int32).max
-    index = offset + jnp.arange(losses.shape[0], dtype=jnp.int32)
-    first = jnp.min(jnp.where(jnp.isfinite(losses), none, index))
-    first = first if axis_name is None else jax.lax.pmin(first, axis_name)
-    found = first < none
-    level = jnp.full_like(losses, jnp.nan) if level is None else level
-    bad_gradient, bad_update = ~jnp.isfinite(norms["gradient"]), ~jnp.isfinite(norms["update"])
-
-    def whole(x):
-        return x if axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)
-
-    return {
-        "flag": found | bad_gradient | bad_update,
-        "gradient": bad_gradient & ~found,
-        "update": bad_update & ~bad_gradient & ~found,
-        "example": jnp.where(found, first, -1),
-        "level": jnp.where(
-            found, _sum_over(axis_name, jnp.sum(jnp.where(index == first, level, 0.0))), jnp.nan
-        ),
-        "losses": whole(losses),
-        "levels": whole(level),
-    }
+    sums = {"sum": total, "count": jnp.sum(member, axis=0, dtype=jnp.float32)}
+    sums = sums if axis_name is None else jax.lax.psum(sums, axis_name)
+    edges = np.linspace(low, high, bins + 1, dtype=np.float32)
+    return means | {"loss_by_level": {"edges": edges} | sums}
 
 
 def _squares(tree: Any) -> Array:
-    """The sum of squares of each leaf, in float32: (number of leaves,)."""
+    """The sum of squares of each leaf in float32: (number of leaves,)."""
     return jnp.stack([jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)])
 
 
 def _mean_over(axis_name: str | None, tree: Any) -> Any:
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
-
-
-def _sum_over(axis_name: str | None, tree: Any) -> Any:
-    return tree if axis_name is None else jax.lax.psum(tree, axis_name)

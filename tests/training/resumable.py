@@ -66,7 +66,7 @@ RUNNER = sharding.runner(devices=jax.devices()[:1])
 
 
 CALL = RUNNER.compile(
-    step.multi_step(step.make_train_step(loss_fn, TX, AVERAGES, schedule=RATE), 2)
+    step.multi_step(step.make_train_step(loss_fn, TX, AVERAGES, schedule=RATE, forensics=True), 2)
 )
 
 

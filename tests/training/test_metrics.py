@@ -8,6 +8,7 @@ import json
 import numpy as np
 from tensorboardX.proto.event_pb2 import Event
 
+from diffusion_jax import progress
 from diffusion_jax.training import metrics
 
 
@@ -94,7 +95,7 @@ def test_reopened_rows_are_cut_after_the_restored_step(tmp_path):
 
 def test_progress_is_plain_lines_where_stderr_is_no_terminal():
     stream = io.StringIO()
-    bar = metrics.open_progress(100, stream=stream, seconds_between_lines=1e9)
+    bar = progress.training_progress(100, stream=stream, seconds_between_lines=1e9)
     bar.update(50, 0.5, 1234.4)
     bar.update(100, 0.25, 1234.4)
     bar.close()

@@ -52,7 +52,9 @@ def trainer():
     )
     runner = sharding.runner(devices=jax.devices()[:1])
     chex.clear_trace_counter()
-    two = step.multi_step(step.make_train_step(loss_fn, tx, AVERAGES, schedule=rate), 2)
+    two = step.multi_step(
+        step.make_train_step(loss_fn, tx, AVERAGES, schedule=rate, forensics=True), 2
+    )
     call = runner.compile(chex.assert_max_traces(two, n=1))
     stacked = loop.stack(batch, 2)
 
@@ -91,7 +93,22 @@ def test_step_reports_the_loss_by_level(trainer):
     )
     np.testing.assert_allclose(numbers["loss"], losses.mean(), rtol=1e-6)
     np.testing.assert_allclose(numbers["double"], 2 * losses.mean(), rtol=1e-6)
-    assert "level" not in numbers and not numbers["nonfinite"]["flag"]
+    assert "level" not in numbers and "nonfinite" not in numbers
+
+
+def test_the_plain_step_is_the_step_with_forensics(trainer):
+    """The same state and numbers; only the call with forensics reports what is not finite."""
+    plain = step.make_train_step(loss_fn, trainer.tx, AVERAGES, schedule=trainer.rate)
+    state, numbers = jax.jit(step.multi_step(plain, 2))(
+        trainer.fresh(), next(iter(trainer.feed(0)))[1]
+    )
+    other, seen = trainer.call(trainer.fresh(), next(iter(trainer.feed(0)))[1])
+    assert not seen.pop("nonfinite")["flag"].any() and seen.keys() == numbers.keys()
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        (state.params, state.ema, numbers),
+        (other.params, other.ema, seen),
+    )
 
 
 def test_step_norms_and_rate(trainer):
@@ -123,7 +140,9 @@ def test_a_nonfinite_step_leaves_the_state_and_names_the_example(trainer, what):
         return losses + wrong, examples | {"level": jnp.arange(BATCH) / 2.0}
 
     before = trainer.fresh()
-    after, numbers = jax.jit(step.make_train_step(broken, trainer.tx, AVERAGES))(before, batch(0))
+    after, numbers = jax.jit(step.make_train_step(broken, trainer.tx, AVERAGES, forensics=True))(
+        before, batch(0)
+    )
     chex.assert_trees_all_equal(
         (after.params, after.opt_state, after.ema), (before.params, before.opt_state, before.ema)
     )

@@ -88,7 +88,13 @@ def train(way, begin):
     assert runner.devices == devices
     chex.clear_trace_counter()
     one = step.make_train_step(
-        loss_fn, TX, AVERAGES, schedule=RATE, axis_name=runner.axis_name, accumulate=accumulate
+        loss_fn,
+        TX,
+        AVERAGES,
+        schedule=RATE,
+        axis_name=runner.axis_name,
+        accumulate=accumulate,
+        forensics=True,
     )
     call = runner.compile(chex.assert_max_traces(step.multi_step(one, per_call), n=1))
 
