@@ -1,11 +1,11 @@
-"""Every config key and what it means; and the variants that configs share: seven of diffusion,
-those of few-step models and of autoencoders.
+"""Every config key and what it means, and the variants that configs share.
 
-A data set's config is `base()`, the few lines in which it differs, and `variant(config, name)`.
-Components are written as specs, calls in text ('schedules.VP(beta_max=20.0)';
-diffusion_jax/assembly/build.py), so one override changes a component and its arguments:
+The config of a data set is `base()`, the lines in which it differs, and `variant(config, name)`.
+Components are written as specs, calls in text (diffusion_jax/assembly/build.py), so one override
+changes a component and its arguments:
 
-    --config.process='schedules.VP(beta_max=16.0)'  --config.objective='denoising.denoising(weight=weighting.min_snr(5.0))'
+    --config.process='schedules.VP(beta_max=16.0)'
+    --config.objective='denoising.denoising(weight=weighting.min_snr(5.0))'
 """
 
 from __future__ import annotations
@@ -14,27 +14,58 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from diffusion_jax.assembly.components import network
+from diffusion_jax.assembly.specs import with_args, with_parts
 from diffusion_jax.errors import unknown
 
 
 def base() -> ConfigDict:
+    """The config that all others start from, with the default of every key."""
     config = ConfigDict()
     config.seed = 0
+    config.data = _data()
 
-    # What to learn from (diffusion_jax/data). Values 0 and '' keep what the data set has.
-    config.data = data = ConfigDict()
-    data.name = (
-        "digits"  # digits; any TFDS image set; folder, npz, idx, latents (need path); 2-D toys
-    )
-    # folder, .npz file (of latents: what experiments.encode made), or the folder of the idx files
+    config.process = "schedules.VP()"
+    config.parameterization = "eps()"
+    config.objective = "denoising.dsm()"
+
+    config.model = network("unet.UNet")
+    config.conditional = True  # whether the network takes the labels, if the data have any
+    config.text = ConfigDict()
+    # encoder of the captions: bytes, trained with the network, or minilm (models/text.py); '': none
+    config.text.encoder = ""
+    config.text.max_length = 48  # tokens of a caption that are read: bytes, or minilm's word pieces
+    # the workdir whose weights training starts from; '': those of the teacher, if it has the same
+    # network, or fresh ones
+    config.init_from = ""
+    config.distill = ConfigDict()  # the teacher of a few-step model (docs/few_step.md)
+    config.distill.teacher = ""  # the workdir of a diffusion model
+    # scale of the teacher's guidance; None: that of its own config
+    config.distill.guidance = placeholder(float)
+    # fraction of examples trained without label and caption, which classifier-free guidance needs
+    config.label_dropout = 0.1
+
+    config.optimizer = _optimizer()
+    config.ema = _averages()
+    config.training = _training()
+    config.parallel = "jit"  # jit (a mesh of devices) or pmap
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all devices that are left
+    config.sampler = _sampler()
+    return config
+
+
+def _data() -> ConfigDict:
+    """What to learn from (diffusion_jax/data). 0 and '' keep what the data set has."""
+    data = ConfigDict()
+    # digits; any image set of TFDS; folder, npz, idx, latents (which need path); 2-D toys
+    data.name = "digits"
+    # the folder of images or of idx files, the .npz file, or the latents of experiments.encode
     data.path = ""
-    data.data_dir = (
-        ""  # where TFDS keeps prepared sets; '' is $TFDS_DATA_DIR or ~/tensorflow_datasets
-    )
-    data.image_size = 0
+    # where TFDS keeps prepared sets; '': $TFDS_DATA_DIR or ~/tensorflow_datasets
+    data.data_dir = ""
+    data.image_size = 0  # pixels
     data.channels = 0
     data.num_classes = 0  # for npz and idx, where the labels found may not show all classes
-    # npz with a text encoder: a JSON file of captions; '' is STEM_captions.json beside the .npz
+    # npz with a text encoder: a JSON file of captions; '': STEM_captions.json beside the .npz
     data.captions = ""
     # what a folder means: classes, splits or flat; '': the only way to read it, or an error that
     # names the ways
@@ -44,95 +75,84 @@ def base() -> ConfigDict:
     data.limit_bad = -1  # unreadable files of a folder that are skipped; -1: a tenth, at most 100
     data.flip = False  # random horizontal flips
     data.batch_size = 128  # global, over all devices
-    data.workers = (
-        0  # processes that read and decode ahead; 0: a thread, which is enough for sets in memory
-    )
+    # processes that read and decode ahead; 0: a thread, which is enough for sets in memory
+    data.workers = 0
+    return data
 
-    # The mathematics.
-    config.process = "schedules.VP()"
-    config.parameterization = "eps()"
-    config.objective = "denoising.dsm()"
 
-    config.model = network("unet.UNet")
-    config.conditional = True  # use the labels, if the data has any
-    config.text = text = ConfigDict()
-    # use the captions of the data: bytes, trained with the network, or minilm
-    # (diffusion_jax/models/text.py)
-    text.encoder = ""
-    text.max_length = 48  # tokens of a caption that are read: bytes, or minilm's word pieces
-    # the workdir whose weights training starts from; '': the teacher, if it has the same network,
-    # or none
-    config.init_from = ""
-    config.distill = distill = ConfigDict()  # who teaches a network that jumps (docs/few_step.md)
-    distill.teacher = ""  # a workdir of a diffusion model
-    distill.guidance = placeholder(
-        float
-    )  # scale of the teacher's guidance; None: what its own config says
-    # fraction of examples trained without label and caption, which classifier-free guidance needs
-    config.label_dropout = 0.1
-
-    config.optimizer = optimizer = ConfigDict()  # any optax optimizer by name
+def _optimizer() -> ConfigDict:
+    """Any optimizer of optax by name, with a schedule and clipping (training/optimizer.py)."""
+    optimizer = ConfigDict()
     optimizer.name = "adamw"
     optimizer.learning_rate = 1e-3
     optimizer.warmup = 100  # steps
     optimizer.schedule = "cosine"  # constant, cosine, linear or rsqrt
-    optimizer.clip = 1.0  # global norm; 0: off
+    optimizer.clip = 1.0  # of the gradient's global norm; 0: none
     optimizer.weight_decay = 0.0
     optimizer.b1 = 0.9
     optimizer.b2 = 0.99
-    config.ema = averages = ConfigDict(
-        {"halflives": (5_000,), "ramp": 0.05}
-    )  # in images; see training/ema.py
+    return optimizer
+
+
+def _averages() -> ConfigDict:
+    """Moving averages of the parameters (training/ema.py)."""
+    averages = ConfigDict()
+    averages.halflives = (5_000,)  # in images
+    averages.ramp = 0.05  # half-lives are at most this share of the images seen
     # relative lengths of power averages, usually (0.05, 0.1), from which others are made after
     # training
     averages.powers = ()
     averages.snapshot_every = 500  # steps; only where there are powers
+    return averages
 
-    config.training = training = ConfigDict()
+
+def _training() -> ConfigDict:
+    """Length, cadences and safeguards of training, in steps."""
+    training = ConfigDict()
     training.steps = 1000
-    # steps in one dispatch; 10 or more pays on accelerators, on a CPU 1 (training/step.py, scan)
+    # steps in one dispatch; 10 or more pays on accelerators, on a CPU 1 (training/step.py)
     training.steps_per_call = 1
     training.accumulate = 1  # microbatches per step
     training.log_every = 50
     training.eval_every = 500  # held-out loss; 0: never
     training.sample_every = 500  # a grid of samples; 0: never
-    training.first_shapes = (
-        0  # steps after which samples begin to show shapes, if that is known: train then says when
-    )
+    # steps after which samples begin to show shapes; 0: unknown. `train` forecasts when that is
+    training.first_shapes = 0
     training.checkpoint_every = 500
-    training.keep = 3  # checkpoints kept: the last so many,
+    training.keep = 3  # the last checkpoints, so many, are kept,
     training.keep_every = 0  # those at multiples of so many steps (0: none),
-    training.best = (
-        ""  # and the best by a number of the held-out rows, the smallest 'eval_loss'; '': none
-    )
-    # When a loss or gradient is not finite. The step itself moves nothing, under each of them, and
-    # the first leaves a report. stop: the run ends, the last good checkpoint is named. skip: go on
-    # with the next batch; the rows count the steps skipped; ten in a row end the run. rollback: go
-    # on from the last checkpoint with other noise and with the data after that step; three in a row
-    # from one checkpoint end the run. All are exact: a run killed and resumed does the same.
+    # and the best by a number of the held-out rows, the smallest 'eval_loss'; '': none
+    training.best = ""
+    # What to do when a loss or gradient is not finite. Such a step never changes the state, and the
+    # first one leaves a report. stop: end the run and name the last good checkpoint. skip: continue
+    # with the next batch; the log counts the skipped steps; ten in a row end the run. rollback:
+    # continue from the last checkpoint with other noise and the data after that step; three in a
+    # row from one checkpoint end the run. All are exact: a run that is killed and resumed does the
+    # same.
     training.on_nonfinite = "stop"
-    config.parallel = "jit"  # jit (a mesh) or pmap
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: fill
+    return training
 
-    config.sampler = sampler = ConfigDict()
+
+def _sampler() -> ConfigDict:
+    """How samples are drawn: the default of every command."""
+    sampler = ConfigDict()
     sampler.name = "ancestral.ddim"
-    sampler.grid = (
-        "auto"  # where it stops; auto: the grid that suits the sampler, which every command names
-    )
+    # times at which the network is evaluated; auto: the grid that suits the sampler
+    sampler.grid = "auto"
     sampler.nfe = 50  # network evaluations per image
     sampler.guidance = 1.0  # scale of the guidance; 1: none, and half the work
-    sampler.guide = "cfg()"  # which guidance: cfg, interval, autoguidance, classifier (diffusion_jax/denoisers/guides.py)
-    sampler.noise = (
-        "independent"  # brownian: one Brownian path per image, whatever the grid and the NFE
-    )
-    # x0-hat kept in [-1, 1]: static, dynamic (Imagen) or none; MeanFlow: only at the end
+    # strategy of guidance: cfg, interval, autoguidance or classifier (denoisers/guides.py)
+    sampler.guide = "cfg()"
+    # independent, or brownian: one Brownian path per image, whatever the grid and the NFE
+    sampler.noise = "independent"
+    # thresholding of x0-hat to [-1, 1]: static, dynamic (Imagen) or none; MeanFlow only at the end
     sampler.clip = "static"
     # which weights: an EMA ('5k', 'power_0.05', 'post_hoc(0.12)'), 'params', or '' for the longest
     # half-life
     sampler.ema = ""
     sampler.checkpoint = ""  # '': the newest; best: that of training.best
-    sampler.batch_size = 256
-    return config
+    sampler.batch_size = 256  # images drawn at a time
+    return sampler
 
 
 VARIANTS = {
@@ -164,8 +184,8 @@ VARIANTS = {
 }
 
 
-# The variational bound in improved DDPM's objective is that of images with 256 gray levels, so it
-# is not for latents or points.
+# The variational bound in the objective of improved DDPM is for images with 256 gray levels, not
+# for latents or points.
 IMAGE_VARIANTS = VARIANTS | {
     "iddpm": (
         "discrete.ddpm(betas='cosine', steps=4000)",
@@ -178,15 +198,18 @@ IMAGE_VARIANTS = VARIANTS | {
 
 
 def variant(config: ConfigDict, name: str) -> ConfigDict:
-    """Set process, parameterization, objective and sampler to one of VARIANTS. Raises UserError for
-    another name.
+    """Set process, parameterization, objective and sampler to one of VARIANTS.
+
+    Raises:
+      UserError: for another name.
     """
     return _set_variant(config, name, VARIANTS)
 
 
 def image_variant(config: ConfigDict, name: str) -> ConfigDict:
-    """The same for IMAGE_VARIANTS, whose 'iddpm' (Nichol & Dhariwal 2021) also learns the variance:
-    call it after the network is set.
+    """Set one of IMAGE_VARIANTS; 'iddpm' (Nichol & Dhariwal 2021) also learns the variance.
+
+    It changes config.model, so call it after the network is set.
     """
     config = _set_variant(config, name, IMAGE_VARIANTS)
     config.model.learn_variance = name == "iddpm"
@@ -214,13 +237,13 @@ def split_size(name: str) -> tuple[str, str]:
     return name or "vp", size or "light"
 
 
-# ---- networks that jump
+# ---- few-step models
 EDM_LIKE = ("schedules.EDM()", "edm()")
 FLOW = ("schedules.RectifiedFlow()", "velocity(noise_input='time')")
 
 FEW_STEP = {
-    # name: (process and parameterization, objective, sampler, what it is given: a teacher, weights
-    # to start from, or nothing)
+    # name: (process and parameterization, objective, sampler, what the diffusion model gives it: a
+    # 'teacher', 'weights' to start from, or '' for nothing)
     "cd": (EDM_LIKE, "consistency.distillation()", "few_step.multistep", "teacher"),
     "ct": (
         ("schedules.EDM()", "consistency()"),
@@ -243,8 +266,15 @@ FEW_STEP = {
 
 
 def few_step(config: ConfigDict, name: str, teacher: str) -> ConfigDict:
-    """Make it one of FEW_STEP, or 'teacher', the EDM that they learn from. teacher: its workdir.
-    UserError for another name.
+    """Make the config one of FEW_STEP, or 'teacher', the diffusion model that they learn from.
+
+    Args:
+      config: with the network and the data.
+      name: of the variant.
+      teacher: the workdir of the diffusion model.
+
+    Raises:
+      UserError: for another name.
     """
     if name == "teacher":
         variant(config, "edm")
@@ -268,24 +298,29 @@ def few_step(config: ConfigDict, name: str, teacher: str) -> ConfigDict:
 
 # ---- autoencoders and latents
 VAES = {
-    # name: (p(x | z), what the network has for it)
-    "gaussian": ("gaussian()", {}),
-    "bernoulli": ("bernoulli()", {}),
-    "logistic": ("logistic()", {"log_scale": "pixel"}),
-    "powerful": ("logistic()", {"log_scale": "pixel", "pixel_layers": 4, "pixel_width": 16}),
+    # name: (p(x | z), the options of the network for it)
+    "gaussian": ("autoencoding.gaussian()", {}),
+    "bernoulli": ("autoencoding.bernoulli()", {}),
+    "logistic": ("autoencoding.logistic()", {"log_scale": "pixel"}),
+    "powerful": (
+        "autoencoding.logistic()",
+        {"log_scale": "pixel", "pixel_layers": 4, "pixel_width": 16},
+    ),
 }
 
 
 def vae(config: ConfigDict, name: str, **options) -> ConfigDict:
-    """Make it one of VAES, its network with these options besides. Raises UserError for another
-    name.
+    """Make the config one of VAES, whose network has these options besides.
+
+    Raises:
+      UserError: for another name.
     """
     if name not in VAES:
         raise unknown("variant", name, VAES)
     likelihood, own = VAES[name]
-    config.objective = f"autoencoding.elbo(likelihood=autoencoding.{likelihood})"
+    config.objective = with_parts("autoencoding.elbo", likelihood=likelihood)
     config.model = network("autoencoder.VAE", **options | own)
-    if config.model.pixel_layers:  # a picture takes a call of the decoder for each of its pixels
+    if config.model.pixel_layers:  # an image takes a call of the decoder for each of its pixels
         config.training.sample_every = config.training.steps
     return _autoencoder(config)
 
@@ -294,45 +329,48 @@ KL = ("plain", "adversarial")
 
 
 def autoencoder(config: ConfigDict, name: str, **options) -> ConfigDict:
-    """Make it an autoencoder of latent diffusion, one of KL, its network with these options. Raises
-    UserError for another name.
+    """Make the config an autoencoder for latents: 'plain', or 'adversarial' with a PatchGAN.
 
-    config.discriminator: the network of the adversary, as a spec, if the objective has one.
+    Args:
+      config: with the number of training steps.
+      name: of the variant.
+      **options: of the network.
+
+    Raises:
+      UserError: for another name.
     """
     if name not in KL:
         raise unknown("variant", name, KL)
-    adversary = {
-        "plain": "",
-        "adversarial": f", adversarial=0.5, start={config.training.steps // 2}",
-    }[name]
-    config.objective = (
-        f"autoencoding.reconstruction(features='classifier', kl_weight=1e-3{adversary})"
-    )
-    config.discriminator = "PatchGAN(width=32, layers=2)"
+    config.objective = "autoencoding.reconstruction(features='classifier', kl_weight=1e-3)"
+    if name == "adversarial":
+        config.objective = with_args(
+            config.objective, adversarial=0.5, start=config.training.steps // 2
+        )
+    config.discriminator = "PatchGAN(width=32, layers=2)"  # used by an adversarial objective alone
     config.model = network("autoencoder.AutoencoderKL", **options)
     config.conditional = False
     return _autoencoder(config)
 
 
 def _autoencoder(config: ConfigDict) -> ConfigDict:
-    """Images are made in one evaluation of the decoder."""
+    """The sampling settings of an autoencoder, which draws images in one evaluation."""
     config.sampler.update(nfe=1, guidance=1.0, clip="none")
     return config
 
 
 def latents(config: ConfigDict, recipe: str = "") -> ConfigDict:
-    """Learn from latents (data.path: what experiments.encode made).
+    """Make the config learn from latents, the file of experiments.encode at data.path.
 
-    latent.autoencoder: the workdir of what made them. latent.recipe: the config by which
-    experiments.train_latent trains that.
+    Args:
+      config: of diffusion.
+      recipe: the config by which experiments.train_latent trains the autoencoder. The key
+        latent.autoencoder is the workdir of the autoencoder that made the latents.
     """
     config.data.name = "latents"
     config.latent = ConfigDict({"autoencoder": "", "recipe": recipe})
     config.sampler.clip = "none"  # latents have no bounds
-    unit = {
-        "edm()": "edm(sigma_data=1.0)",
-        "denoising.edm()": "denoising.edm(sigma_data=1.0)",
-    }  # and the variance 1
-    config.parameterization = unit.get(config.parameterization, config.parameterization)
-    config.objective = unit.get(config.objective, config.objective)
+    if config.parameterization == "edm()":  # latents have variance 1
+        config.parameterization = with_args(config.parameterization, sigma_data=1.0)
+    if config.objective == "denoising.edm()":
+        config.objective = with_args(config.objective, sigma_data=1.0)
     return config

@@ -1,20 +1,25 @@
-"""CelebA faces at 64x64, unlabelled. `full` is for an accelerator; `light` (the default) runs on a
-CPU, for a look.
+"""CelebA faces, 64x64 in color, without labels.
 
     python -m experiments.train --config=configs/celeb_a.py:vp,full --workdir=runs/celeb_a
+
+Data: TFDS's `celeb_a`. Time: `light` (the default) is sized for a look on a CPU, hours; `full` for
+an accelerator.
 
 Variants: ddpm, iddpm, vp, subvp, ve, edm, flow; each also with ',full'.
 """
 
 from __future__ import annotations
 
+from ml_collections import ConfigDict
+
 from configs import cifar10
 from configs.base import IMAGE_VARIANTS, image_variant, network, split_size
+from diffusion_jax.assembly.specs import with_args
 
 VARIANTS = IMAGE_VARIANTS
 
 
-def get_config(name: str = "vp"):
+def get_config(name: str = "vp") -> ConfigDict:
     config = cifar10.get_config(name)
     config.data.update(name="celeb_a", image_size=64)
     config.conditional = False
@@ -38,5 +43,5 @@ def get_config(name: str = "vp"):
     config = image_variant(config, name)
     if name == "ve":
         # 90 for images in [0, 1] (Song & Ermon 2020)
-        config.process = "schedules.VE(sigma_min=0.02, sigma_max=180.0)"
+        config.process = with_args(config.process, sigma_max=180.0)
     return config

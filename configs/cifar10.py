@@ -1,21 +1,25 @@
-"""CIFAR-10, 32x32 colour. `full` is the DDPM-sized network for an accelerator; `light` (the
-default) runs on a CPU, for a look.
+"""CIFAR-10, 32x32 in color, 10 classes.
 
     python -m experiments.train --config=configs/cifar10.py:edm,full --workdir=runs/cifar10
 
-Variants: ddpm, iddpm, vp, subvp, ve, edm, flow; each also with ',full'. `iddpm,full` has improved
-DDPM's own network and training for CIFAR-10 (Nichol & Dhariwal 2021, appendix A): dropout 0.3, a
-constant rate of 1e-4, batches of 128, an EMA of 0.9999 a step.
+Data: TFDS's `cifar10`. Time: `light` (the default) is sized for a look on a CPU, hours; `full`, the
+network of DDPM, for an accelerator.
+
+Variants: ddpm, iddpm, vp, subvp, ve, edm, flow; each also with ',full'. `iddpm,full` has the
+network and training of improved DDPM for CIFAR-10 (Nichol & Dhariwal 2021, appendix A): dropout
+0.3, a constant rate of 1e-4, batches of 128, an EMA of 0.9999 a step.
 """
 
 from __future__ import annotations
+
+from ml_collections import ConfigDict
 
 from configs.base import IMAGE_VARIANTS, base, image_variant, network, split_size
 
 VARIANTS = IMAGE_VARIANTS
 
 
-def get_config(name: str = "vp"):
+def get_config(name: str = "vp") -> ConfigDict:
     name, size = split_size(name)
     config = base()
     config.data.name = "cifar10"

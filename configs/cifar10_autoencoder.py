@@ -1,21 +1,26 @@
-"""An autoencoder of CIFAR-10, 32x32 colour to 8x8x4.
+r"""An autoencoder of CIFAR-10, from 32x32 in color to 8x8x4.
 
-    python -m experiments.train --config=configs/cifar10_autoencoder.py:adversarial,full --workdir=runs/cifar10_ae
+    python -m experiments.train --config=configs/cifar10_autoencoder.py:adversarial,full \
+        --workdir=runs/cifar10_ae
 
-Variants: plain, adversarial (with a PatchGAN); each also with ',full', which is for an accelerator;
-`light` (the default) runs on a CPU, for a look.
---config.objective="autoencoding.reconstruction(features='lpips')" compares by LPIPS
-(experiments.get_weights lpips).
+Data: TFDS's `cifar10`. Time: `light` (the default) is sized for a look on a CPU, hours; `full` for
+an accelerator.
+
+Variants: plain, adversarial (with a PatchGAN); each also with ',full'. To compare images by LPIPS
+(experiments.get_weights lpips):
+--config.objective="autoencoding.reconstruction(features='lpips')"
 """
 
 from __future__ import annotations
+
+from ml_collections import ConfigDict
 
 from configs.base import KL, autoencoder, base, split_size
 
 VARIANTS = KL
 
 
-def get_config(name: str = "plain"):
+def get_config(name: str = "plain") -> ConfigDict:
     name, size = split_size(name or "plain")
     config = base()
     config.data.name = "cifar10"

@@ -1,28 +1,32 @@
-"""Emoji from captions, 32x32 in colour, or any .npz of images with a JSON list of captions beside
-it.
+r"""Emoji from captions, 32x32 in color, or any .npz of images with a JSON list of captions.
 
     python -m experiments.get_weights minilm
-    python -m experiments.train --config=configs/emoji.py:edm --config.data.path=FOLDER/emoji32.npz --workdir=runs/emoji
-    python -m experiments.sample --workdir=runs/emoji --prompt="a red heart" --prompt="a yellow smiling face" --guidance=4
+    python -m experiments.train --config=configs/emoji.py:edm \
+        --config.data.path=FOLDER/emoji32.npz --workdir=runs/emoji
+    python -m experiments.sample --workdir=runs/emoji --prompt="a red heart" \
+        --prompt="a yellow smiling face" --guidance=4
 
-The captions are in FOLDER/emoji32_captions.json, or where --config.data.captions says. `light` is
-sized for two CPU cores and a few hours, `full` for an accelerator. --config.text.encoder=bytes
+Data: an .npz file of images; the captions are in FOLDER/emoji32_captions.json, or where
+--config.data.captions says. Time: `light` (the default) is sized for two CPU cores and a few hours,
+`full` for an accelerator.
+
+Variants: ddpm, vp, subvp, ve, edm, flow; each also with ',full'. --config.text.encoder=bytes
 --config.text.max_length=100 needs no download.
-
-Variants: ddpm, vp, subvp, ve, edm, flow; each also with ',full'.
 """
 
 from __future__ import annotations
 
+from ml_collections import ConfigDict
+
 from configs.base import base, network, split_size, variant
 
 
-def get_config(name: str = "edm"):
+def get_config(name: str = "edm") -> ConfigDict:
     name, size = split_size(name)
     config = variant(base(), name)
     config.data.update(name="npz", image_size=32, channels=3)
     config.text.update(encoder="minilm", max_length=24)
-    config.conditional = False  # the caption is all that is told
+    config.conditional = False  # the caption is the whole condition
     if size == "light":  # a space-to-depth stem: the network works at 16x16 and 8x8
         config.model = network(
             "unet.UNet",

@@ -1,12 +1,16 @@
-"""Every family of generative models on one data set, at one size and one training time: for
-experiments.compare_families.
+r"""Every family of generative models on one data set, at one size and one training time.
 
-    python -m experiments.compare_families --config=configs/families.py:digits --workdir=runs/families
-    python -m experiments.compare_families --config=configs/families.py:mnist --config.data.path=FOLDER --workdir=runs/f_mnist
+    python -m experiments.compare_families --config=configs/families.py:digits \
+        --workdir=runs/families
+    python -m experiments.compare_families --config=configs/families.py:mnist \
+        --config.data.path=FOLDER --workdir=runs/f_mnist
 
-Variants: digits, mnist, fashion_mnist. Networks have about 0.2 million parameters on digits, 0.8 on
-28x28. config.family.NAME is an ordinary config, and every key of it can be changed:
---config.family.ddpm.optimizer.learning_rate=1e-3.
+Data: embedded digits, or the idx files of MNIST and Fashion-MNIST. Time: for each family and seed,
+40 seconds of training on digits and 240 on the others, on a CPU. Networks have about 0.2 million
+parameters on digits and 0.8 on 28x28.
+
+Variants: digits, mnist, fashion_mnist. config.family.NAME is an ordinary config, of which every key
+can be changed: --config.family.ddpm.optimizer.learning_rate=1e-3.
 """
 
 from __future__ import annotations
@@ -14,13 +18,14 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from configs.base import autoencoder, base, latents, network, vae, variant
+from diffusion_jax.assembly.specs import with_args
 from diffusion_jax.errors import unknown
 
 DATA = ("digits", "mnist", "fashion_mnist")
 DIFFUSION = {"ddpm": "ddpm", "ve": "ve", "sub-vp": "subvp", "edm": "edm", "flow": "flow"}
 
 
-def get_config(name: str = "digits"):
+def get_config(name: str = "digits") -> ConfigDict:
     if name not in DATA:
         raise unknown("variant", name, DATA)
     small = name == "digits"
@@ -60,24 +65,24 @@ def get_config(name: str = "digits"):
 
 VAES = {
     # name: (what it is, a variant of configs.base.VAES, arguments of autoencoding.elbo)
-    "vae": ("VAE: Gaussian decoder of one learned width", "gaussian", ""),
-    "vae_beta_low": ("the same, beta = 0.2", "gaussian", ", beta=0.2"),
-    "vae_beta_high": ("the same, beta = 5", "gaussian", ", beta=5.0"),
-    "vae_logistic": ("VAE: discretised logistic decoder", "logistic", ""),
-    "vae_powerful": ("VAE: each pixel sees those before it", "powerful", ""),
+    "vae": ("VAE: Gaussian decoder of one learned width", "gaussian", {}),
+    "vae_beta_low": ("the same, beta = 0.2", "gaussian", {"beta": 0.2}),
+    "vae_beta_high": ("the same, beta = 5", "gaussian", {"beta": 5.0}),
+    "vae_logistic": ("VAE: discretised logistic decoder", "logistic", {}),
+    "vae_powerful": ("VAE: each pixel sees those before it", "powerful", {}),
     "vae_free_bits": (
         "the same, a quarter of a nat free in each dimension",
         "powerful",
-        ", free_bits=0.25",
+        {"free_bits": 0.25},
     ),
 }
 
 
-def _vae(small: bool, likelihood: str, bound: str) -> ConfigDict:
+def _vae(small: bool, likelihood: str, bound: dict[str, float]) -> ConfigDict:
     wide = likelihood == "gaussian"  # the others have two outputs a pixel
     hidden = (384, 192) if wide else (336, 168) if small else (272, 192)
     config = vae(base(), likelihood, latent=16, hidden=hidden)
-    config.objective = config.objective[:-1] + bound + ")"
+    config.objective = with_args(config.objective, **bound)
     config.optimizer.update(learning_rate=1e-3, clip=0.0)
     return config
 
@@ -93,7 +98,7 @@ def _diffusion(small: bool, preset: str) -> ConfigDict:
     config.optimizer.learning_rate = 2e-3 if small else 1e-3
     if preset == "ve":
         # the data's largest distance
-        config.process = f"schedules.VE(sigma_min=0.02, sigma_max={10.0 if small else 45.0})"
+        config.process = with_args(config.process, sigma_max=10.0 if small else 45.0)
     return config
 
 

@@ -1,19 +1,24 @@
-"""An autoencoder of Fashion-MNIST, 28x28 to 7x7x4, for configs/fashion_latent.py.
+r"""An autoencoder of Fashion-MNIST, from 28x28 to 7x7x4, for configs/fashion_latent.py.
 
-    python -m experiments.train --config=configs/fashion_autoencoder.py --config.data.path=FOLDER --workdir=runs/fashion_ae
+    python -m experiments.train --config=configs/fashion_autoencoder.py \
+        --config.data.path=FOLDER --workdir=runs/fashion_ae
 
-Variants: plain, adversarial (with a PatchGAN); each also with ',full'. `light` (the default) is
-sized for two CPU cores and eight minutes.
+Data: the idx files in FOLDER, or without it TFDS's `fashion_mnist`. Time: `light` (the default)
+takes eight minutes on two CPU cores; `full` is for an accelerator.
+
+Variants: plain, adversarial (with a PatchGAN); each also with ',full'.
 """
 
 from __future__ import annotations
+
+from ml_collections import ConfigDict
 
 from configs.base import KL, autoencoder, base, split_size
 
 VARIANTS = KL
 
 
-def get_config(name: str = "plain"):
+def get_config(name: str = "plain") -> ConfigDict:
     name, size = split_size(name or "plain")
     config = base()
     config.data.name = "fashion_mnist"

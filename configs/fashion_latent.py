@@ -1,23 +1,30 @@
-"""Fashion-MNIST by latent diffusion: a U-Net on 7x7x4 latents.
+r"""Latent diffusion of Fashion-MNIST: a U-Net on 7x7x4 latents.
 
-    python -m experiments.train_latent --config=configs/fashion_latent.py:vp --images=FOLDER --workdir=runs/fashion_latent
+    python -m experiments.train_latent --config=configs/fashion_latent.py:vp --images=FOLDER \
+        --workdir=runs/fashion_latent
 
-trains the autoencoder (configs/fashion_autoencoder.py), encodes FOLDER's idx files, trains, samples
-and evaluates. The middle by hand:
+This trains the autoencoder (configs/fashion_autoencoder.py), encodes the images and trains the
+diffusion model. Its last step alone:
 
-    python -m experiments.train --config=configs/fashion_latent.py:vp --config.data.path=LATENTS.npz \\
+    python -m experiments.train --config=configs/fashion_latent.py:vp \
+        --config.data.path=LATENTS.npz \
         --config.latent.autoencoder=WORKDIR --workdir=runs/fashion_latent
 
-Variants: ddpm, vp, subvp, ve, edm, flow; each also with ',full', for an accelerator. `light`: about
-twelve minutes on two CPU cores.
+Data: the idx files in FOLDER. Time: `light` (the default) takes about twelve minutes on two CPU
+cores; `full` is for an accelerator.
+
+Variants: ddpm, vp, subvp, ve, edm, flow; each also with ',full'.
 """
 
 from __future__ import annotations
 
+from ml_collections import ConfigDict
+
 from configs.base import base, latents, network, split_size, variant
+from diffusion_jax.assembly.specs import with_args
 
 
-def get_config(name: str = "vp"):
+def get_config(name: str = "vp") -> ConfigDict:
     name, size = split_size(name)
     config = latents(
         variant(base(), name),
@@ -46,5 +53,5 @@ def get_config(name: str = "vp"):
     if name == "ve":
         # two latents of unit variance in D = 196 dimensions are sqrt(2 D) apart, and the most
         # distant half as much again
-        config.process = "schedules.VE(sigma_min=0.02, sigma_max=30.0)"
+        config.process = with_args(config.process, sigma_max=30.0)
     return config

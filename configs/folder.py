@@ -1,16 +1,17 @@
-"""A folder of images of your own: `edm` by default, the network by the size of the images, for one
-or two CPU cores.
+r"""A folder of your own images.
 
-    python -m experiments.train --config=configs/folder.py --config.data.path=FOLDER --workdir=runs/mine
-    python -m experiments.train --config=configs/folder.py:edm,64 --config.data.path=FOLDER --workdir=runs/mine64
+    python -m experiments.train --config=configs/folder.py --config.data.path=FOLDER \
+        --workdir=runs/mine
+    python -m experiments.train --config=configs/folder.py:edm,64 --config.data.path=FOLDER \
+        --workdir=runs/mine64
 
-Variants: ddpm, iddpm, vp, subvp, ve, edm, flow; each also with a size in pixels: ',16', ',32' (the
-default), ',64', ',128', ',256'. The images are cropped to squares and resized to that size;
-sub-folders are classes (docs/data.md). After some steps the command says when first shapes are to
-be expected on this machine, and whether that is too long to wait for.
+Data: the images are cropped to squares and resized; subfolders are classes (docs/data.md). Time:
+the network is chosen by the size of the images, for one or two CPU cores. 600 emoji at 32x32 show
+objects after 1,000 steps, five minutes of one free core of an AMD EPYC. After some steps `train`
+forecasts when first shapes are to be expected on this machine, and whether that is too long.
 
-Expected: 600 emoji at 32x32 show objects after 1,000 steps, five minutes of one free core of an AMD
-EPYC (docs/data.md).
+Variants: ddpm, iddpm, vp, subvp, ve, edm (the default), flow; each also with a size in pixels:
+',16', ',32' (the default), ',64', ',128', ',256'.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from configs.base import IMAGE_VARIANTS, base, image_variant, network
+from diffusion_jax.assembly.specs import with_args
 from diffusion_jax.errors import unknown
 
 VARIANTS = IMAGE_VARIANTS
@@ -55,5 +57,5 @@ def get_config(name: str = "edm") -> ConfigDict:
     config.sampler.nfe = 35
     if name == "ve":
         # as far as images are apart
-        config.process = f"schedules.VE(sigma_min=0.02, sigma_max={100.0 * size / 32})"
+        config.process = with_args(config.process, sigma_max=100.0 * size / 32)
     return config

@@ -1,28 +1,32 @@
-"""ImageNet 256x256 in the 32x32x4 latents of an autoencoder, DiT-XL/2 (Peebles & Xie 2023), for
-GPUs and pods.
+r"""Latent diffusion of ImageNet 256x256: DiT-XL/2 (Peebles & Xie 2023) on 32x32x4 latents.
 
     python -m experiments.plan --config=configs/imagenet256_latent.py:flow --topology=v5e:16x16
-    python -m experiments.encode --workdir=runs/sd_vae --config.data.name=imagenet2012 --half --out=imagenet256.npz
-    python -m experiments.train --config=configs/imagenet256_latent.py:flow --config.data.path=imagenet256.npz \
-        --config.latent.autoencoder=runs/sd_vae --workdir=runs/imagenet256
+    python -m experiments.encode --workdir=runs/sd_vae --config.data.name=imagenet2012 --half \
+        --out=imagenet256.npz
+    python -m experiments.train --config=configs/imagenet256_latent.py:flow \
+        --config.data.path=imagenet256.npz --config.latent.autoencoder=runs/sd_vae \
+        --workdir=runs/imagenet256
+
+Data: runs/sd_vae is an autoencoder for 256x256 images: that of Stable Diffusion, by
+experiments.import_weights, or your own. The latents are made once; as float16 they are 21 GB, which
+training keeps in memory. Their shape is stated here, so `plan` needs no data. Time: for GPUs
+and pods; batch, learning rate, weight decay and EMA are those of the paper (its EMA of 0.9999 a
+step at batch 256 has a half-life of 1.8 million images).
 
 Variants: ddpm, vp, subvp, ve, edm, flow; each also with ',B', ',L' or ',S', the smaller networks of
-the paper. Batch, learning rate, weight decay and EMA are the paper's (its EMA of 0.9999 a step at
-batch 256 has a half-life of 1.8 million images).
-
-runs/sd_vae is an autoencoder for 256x256 images: Stable Diffusion's, by experiments.import_weights,
-or one of your own. Its latents are made once; as float16 they are 21 GB, which training keeps in
-memory. Their shape is stated here, so the plan needs no data.
+the paper.
 """
 
 from __future__ import annotations
+
+from ml_collections import ConfigDict
 
 from configs.base import base, latents, network, variant
 from diffusion_jax.errors import unknown
 from diffusion_jax.models.dit import SIZES
 
 
-def get_config(name: str = "flow"):
+def get_config(name: str = "flow") -> ConfigDict:
     name, _, size = name.partition(",")
     if (size := size or "XL") not in SIZES:
         raise unknown("size", size, SIZES)

@@ -1,21 +1,26 @@
-"""MNIST, 28x28. `light` (the default) is sized for two CPU cores and an hour; `full` for an
-accelerator.
+r"""MNIST, 28x28, 10 classes.
 
-    python -m experiments.train --config=configs/mnist.py:vp --config.data.path=FOLDER_OF_IDX_FILES --workdir=runs/mnist
+    python -m experiments.train --config=configs/mnist.py:vp \
+        --config.data.path=FOLDER_OF_IDX_FILES --workdir=runs/mnist
     python -m experiments.train --config=configs/mnist.py:vp,full --workdir=runs/mnist_full
 
-Variants: ddpm, iddpm, vp, subvp, ve, edm, flow; each also with ',full'. Without data.path the set
-is TFDS's `mnist`.
+Data: the idx files, or without data.path TFDS's `mnist`. Time: `light` (the default) is sized for
+two CPU cores and an hour, `full` for an accelerator.
+
+Variants: ddpm, iddpm, vp, subvp, ve, edm, flow; each also with ',full'.
 """
 
 from __future__ import annotations
 
+from ml_collections import ConfigDict
+
 from configs.base import IMAGE_VARIANTS, base, image_variant, network, split_size
+from diffusion_jax.assembly.specs import with_args
 
 VARIANTS = IMAGE_VARIANTS
 
 
-def get_config(name: str = "vp"):
+def get_config(name: str = "vp") -> ConfigDict:
     name, size = split_size(name)
     config = base()
     config.data.name = "mnist"
@@ -53,5 +58,5 @@ def get_config(name: str = "vp"):
     config.sampler.guidance = 1.5
     if name == "ve":
         # largest distances: MNIST 33, Fashion-MNIST 45
-        config.process = "schedules.VE(sigma_min=0.02, sigma_max=45.0)"
+        config.process = with_args(config.process, sigma_max=45.0)
     return config

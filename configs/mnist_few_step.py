@@ -1,20 +1,25 @@
-"""MNIST, 28x28, in one, two or four evaluations. `light` (the default) is sized for two CPU cores,
-`full` for an accelerator.
+r"""Few-step models of MNIST, 28x28, for one, two or four evaluations.
 
-    python -m experiments.few_step --recipe=configs/mnist_few_step.py --methods=cd,meanflow --workdir=runs/mnist_few_step
-    python -m experiments.few_step --recipe=configs/mnist_few_step.py --size=full --methods=scd --workdir=runs/mnist_full
+    python -m experiments.few_step --recipe=configs/mnist_few_step.py --methods=cd,meanflow \
+        --workdir=runs/mnist_few_step
+    python -m experiments.few_step --recipe=configs/mnist_few_step.py --size=full \
+        --methods=scd --workdir=runs/mnist_full
 
-with --images=FOLDER_OF_IDX_FILES if TFDS's `mnist` is not at hand.
+Data: TFDS's `mnist`, or the idx files with --images=FOLDER_OF_IDX_FILES. Time: `light` (the
+default) is sized for two CPU cores, `full` for an accelerator.
 
 Variants: teacher, a diffusion model; cd, ct, ict, ect, sct, scd, meanflow, imf; each also with
-',full'. The teacher is guided, and so is what is distilled from it; MeanFlow learns the guided
+',full'. The teacher is guided, and so are the models distilled from it; MeanFlow learns the guided
 velocity. Sampling from them costs no more for it.
 """
 
 from __future__ import annotations
 
+from ml_collections import ConfigDict
+
 from configs import mnist
 from configs.base import FEW_STEP, few_step, split_size
+from diffusion_jax.assembly.specs import with_args
 
 TEACHER = "runs/mnist_few_step/teacher"
 VARIANTS = ("teacher", *FEW_STEP)
@@ -31,14 +36,14 @@ STEPS = {
 SCRATCH = 2400
 
 
-def get_config(name: str = "cd"):
+def get_config(name: str = "cd") -> ConfigDict:
     name, size = split_size(name)
     config = mnist.get_config(
         f"edm,{size}"
     )  # the network, the data and the sizes of a diffusion model
     config = few_step(config, name, TEACHER)
     if name in ("meanflow", "imf"):
-        config.objective = config.objective.replace("()", f"(guidance={GUIDANCE})")
+        config.objective = with_args(config.objective, guidance=GUIDANCE)
     if size == "light":
         config.training.update(
             steps=STEPS.get(name, SCRATCH), eval_every=400, sample_every=400, checkpoint_every=200

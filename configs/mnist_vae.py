@@ -1,24 +1,29 @@
-"""A variational autoencoder of MNIST, 28x28. `light` (the default): a perceptron, minutes on two
-CPU cores; `full` convolves.
+r"""A variational autoencoder of MNIST, 28x28.
 
-    python -m experiments.train --config=configs/mnist_vae.py:gaussian --config.data.path=FOLDER --workdir=runs/mnist_vae
+    python -m experiments.train --config=configs/mnist_vae.py:gaussian \
+        --config.data.path=FOLDER --workdir=runs/mnist_vae
     ... --config.objective='autoencoding.elbo(likelihood=autoencoding.gaussian(), beta=4.0)'
     ... --config.objective='autoencoding.iwae(likelihood=autoencoding.bernoulli(), samples=8)'
 
-Variants, by p(x | z): gaussian (one learned width), bernoulli, logistic (of 256 greys), powerful
-(logistic, and every pixel sees those before it: the decoder with which the latent may be ignored;
-about ten minutes); each also with ',full'. Without data.path the set is TFDS's `mnist`. Labels are
-told to both halves.
+Data: the idx files, or without data.path TFDS's `mnist`; encoder and decoder are conditioned on the
+labels. Time: `light` (the default), a perceptron, takes minutes on two CPU cores, `powerful` about
+ten; `full` is convolutional, for an accelerator.
+
+Variants, by p(x | z): gaussian (of one learned width), bernoulli, logistic (of 256 gray levels),
+powerful (logistic, and every pixel sees those before it: the decoder with which the latent may be
+ignored); each also with ',full'.
 """
 
 from __future__ import annotations
+
+from ml_collections import ConfigDict
 
 from configs.base import VAES, base, split_size, vae
 
 VARIANTS = VAES
 
 
-def get_config(name: str = "gaussian"):
+def get_config(name: str = "gaussian") -> ConfigDict:
     name, size = split_size(name)
     config = base()
     config.data.name = "mnist"

@@ -1,19 +1,21 @@
-"""Street-view house numbers, 32x32 colour: CIFAR-10's presets, without flips (a mirrored 3 is no
-digit).
+"""Street-view house numbers, 32x32 in color, 10 classes: the presets of CIFAR-10, without flips.
 
     python -m experiments.train --config=configs/svhn_cropped.py:flow,full --workdir=runs/svhn
 
-Variants and sizes as in configs/cifar10.py.
+Data: TFDS's `svhn_cropped`; a mirrored 3 is not a digit. Variants, sizes and times: as in
+configs/cifar10.py.
 """
 
 from __future__ import annotations
+
+from ml_collections import ConfigDict
 
 from configs import cifar10
 
 VARIANTS = cifar10.VARIANTS
 
 
-def get_config(name: str = "vp"):
+def get_config(name: str = "vp") -> ConfigDict:
     config = cifar10.get_config(name)
     config.data.name = "svhn_cropped"
     config.data.flip = False

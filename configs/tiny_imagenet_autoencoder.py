@@ -1,21 +1,25 @@
-"""An autoencoder of a folder of 64x64 colour images, such as Tiny ImageNet, to 16x16x4 (light) or
-8x8x4 (full).
+r"""An autoencoder of a folder of 64x64 images in color, to 16x16x4 (light) or 8x8x4 (full).
 
-    python -m experiments.train --config=configs/tiny_imagenet_autoencoder.py:adversarial,full --config.data.path=FOLDER \\
+    python -m experiments.train --config=configs/tiny_imagenet_autoencoder.py:adversarial,full \
+        --config.data.path=FOLDER \
         --workdir=runs/tiny_ae
 
-Variants: plain, adversarial (with a PatchGAN); each also with ',full', which is for an accelerator.
-`light` (the default): about two hours on two CPU cores.
+Data: a folder of images, such as Tiny ImageNet. Time: `light` (the default) takes about two hours
+on two CPU cores; `full` is for an accelerator.
+
+Variants: plain, adversarial (with a PatchGAN); each also with ',full'.
 """
 
 from __future__ import annotations
+
+from ml_collections import ConfigDict
 
 from configs.base import KL, autoencoder, base, split_size
 
 VARIANTS = KL
 
 
-def get_config(name: str = "plain"):
+def get_config(name: str = "plain") -> ConfigDict:
     name, size = split_size(name or "plain")
     config = base()
     config.data.update(name="folder", image_size=64, channels=3, flip=True)

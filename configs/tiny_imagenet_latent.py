@@ -1,18 +1,24 @@
-"""A folder of 64x64 images, such as Tiny ImageNet, by latent diffusion: a U-Net on 16x16x4 (light),
-DiT on 8x8x4 (full).
+r"""Latent diffusion of a folder of 64x64 images: a U-Net on 16x16x4 (light), DiT on 8x8x4 (full).
 
-    python -m experiments.train_latent --config=configs/tiny_imagenet_latent.py:flow,full --images=FOLDER --workdir=runs/tiny
+    python -m experiments.train_latent --config=configs/tiny_imagenet_latent.py:flow,full \
+        --images=FOLDER --workdir=runs/tiny
 
-Variants: ddpm, vp, subvp, ve, edm, flow; each also with ',full', which is for an accelerator.
+Data: a folder of images, such as Tiny ImageNet. Time: `light` (the default) is sized for a CPU,
+hours; `full` for an accelerator.
+
+Variants: ddpm, vp, subvp, ve, edm, flow; each also with ',full'.
 """
 
 from __future__ import annotations
 
+from ml_collections import ConfigDict
+
 from configs.base import base, latents, network, split_size, variant
+from diffusion_jax.assembly.specs import with_args
 from diffusion_jax.models.dit import SIZES
 
 
-def get_config(name: str = "flow"):
+def get_config(name: str = "flow") -> ConfigDict:
     name, size = split_size(name or "flow")
     kind = "adversarial,full" if size == "full" else "plain"
     config = latents(variant(base(), name), recipe=f"configs/tiny_imagenet_autoencoder.py:{kind}")
@@ -40,7 +46,5 @@ def get_config(name: str = "flow"):
     if name == "ve":
         # two latents of unit variance in D dimensions are sqrt(2 D) apart, and the most distant
         # half as much again
-        config.process = (
-            f"schedules.VE(sigma_min=0.02, sigma_max={68.0 if size == 'light' else 34.0})"
-        )
+        config.process = with_args(config.process, sigma_max=68.0 if size == "light" else 34.0)
     return config

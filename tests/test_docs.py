@@ -326,22 +326,17 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[-\s]+", "-", heading) for heading in plain}
 
 
-def test_the_process_of_the_page_is_a_member_of_its_family(monkeypatch):
-    monkeypatch.setattr(
-        schedules,
-        "LinearLogSNR",
-        pasted("class LinearLogSNR", schedules.__name__)["LinearLogSNR"],
-        raising=False,
-    )
-    process = build(components.PROCESSES, "schedules.LinearLogSNR(lam_max=12.0)")
+def test_the_process_of_the_page_is_a_member_of_its_family():
+    page = pasted("class LinearLogSNR", schedules.__name__)["LinearLogSNR"]
+    family = components.PROCESSES._replace(own=(*components.PROCESSES.own, page))
+    process = build(family, "schedules.LinearLogSNR(lam_max=12.0)")
     t = jnp.linspace(0, 1, 9)
     np.testing.assert_allclose(gaussian.logsnr(process, t), 12 - 22 * t, rtol=1e-5, atol=1e-5)
 
 
-def test_the_sampler_of_the_page_is_ddim(monkeypatch):
-    monkeypatch.setattr(
-        ancestral, "my_ddim", pasted("def my_ddim", ancestral.__name__)["my_ddim"], raising=False
-    )
+def test_the_sampler_of_the_page_is_ddim():
+    page = pasted("def my_ddim", ancestral.__name__)["my_ddim"]
+    family = components.SAMPLERS._replace(own=(*components.SAMPLERS.own, page))
     process, keys = schedules.VP(), jax.random.split(jax.random.key(0), 3)
     x, ts = base.start(process, keys, (3, 2)), grids.uniform(process, 4)
 
@@ -351,7 +346,7 @@ def test_the_sampler_of_the_page_is_ddim(monkeypatch):
     for eta in (0.0, 0.7):
         mine, theirs = (
             base.sample(
-                build(components.SAMPLERS, f"ancestral.{name}({eta=})"),
+                build(family, f"ancestral.{name}({eta=})"),
                 denoise,
                 process,
                 keys,
