@@ -23,22 +23,21 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import frechet, statistics
 from diffusion_jax.planning import compile
 from diffusion_jax.samplers import grids
-from diffusion_jax.studies import (
-    grid_search,
-)
+from diffusion_jax.studies import grid_report, grid_search
 from diffusion_jax.training import forensics
 from tests.spoiled import CARD, DATA, GRID, PLACED, REPORT, spoiled, variations
 
 
 def placed(path: Path) -> None:
-    kept = grid_search._recall(path, {key: PLACED[key] for key in ("sampler", "starts", "num")})
-    if not kept["rows"]:
+    settings = {key: PLACED[key] for key in ("sampler", "starts", "num")}
+    table = grid_search.open_grids(path, settings)
+    if not table.rows:
         raise UserError("all is made again")
     with (
         mock.patch("diffusion_jax.files.save_text"),
         mock.patch("diffusion_jax.report.curves.placed_times"),
     ):
-        grid_search.write(kept, "times", path)
+        grid_report.write(table.content, "times", path)
 
 
 READERS = {  # what is on disk, and what is done with what is read

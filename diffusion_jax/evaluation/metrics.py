@@ -140,7 +140,7 @@ _TABLE = (
     Metric("error", "RMS error", LOWER, description="RMS error to the exact solution"),
     Metric(
         "shift",
-        "distance to the exact images",
+        "distance to the exact samples",
         LOWER,
         description="distance to the exact solutions of the same seeds",
     ),

@@ -4,113 +4,116 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-METRICS = {  # key -> (heading, factor, digits)
-    "accuracy": ("recognized (%)", 100, 1),
-    "frechet": ("Fréchet distance", 1, 3),
-    "precision": ("precision", 1, 3),
-    "recall": ("recall", 1, 3),
-    "laplacian": ("Laplacian variance / real", 1, 2),
-    "high_frequency": ("high-frequency energy / real", 1, 2),
-    "active_units": ("active units", 1, 1),
-    "rate": ("rate, KL (nats)", 1, 2),
-    "distortion": ("distortion (nats)", 1, 1),
-    "bits": ("likelihood or bound (bits/dim)", 1, 3),
-    "milliseconds": ("milliseconds per image", 1, 2),
-    "train_seconds": ("training, with compilation (s)", 1, 0),
-    "steps": ("steps", 1, 0),
-    "parameters": ("parameters", 1, 0),
-}
+from diffusion_jax.evaluation.metrics import find
 
+METRICS = (  # what is measured of a family, in the order of the columns
+    "accuracy",
+    "frechet",
+    "precision",
+    "recall",
+    "laplacian",
+    "high_frequency",
+    "active_units",
+    "rate",
+    "distortion",
+    "bits",
+    "milliseconds",
+    "train_seconds",
+    "steps",
+    "parameters",
+)
 SHARPNESS = ("laplacian", "high_frequency")
 
+Scored = Mapping[str, tuple[float, float]]  # metric -> (mean, standard deviation over seeds)
+Decision = tuple[bool | None, str]  # (holds; None where seeds cannot tell, what was measured)
+Decide = Callable[..., Decision]
 
-# ---- the claims of the textbook
+
 class Claim(NamedTuple):
-    """A sentence of the textbook; the families that it is about; decide(their rows, each metric ->
-    (mean, std over seeds)) ->
-    (holds: yes, no or None where seeds cannot tell, what was measured).
+    """A claim of the textbook and how measurements decide it.
+
+    Attributes:
+      text: the claim.
+      about: the families that it is about.
+      decide: their measurements, one `Scored` each -> whether the claim holds, what was measured.
     """
 
     text: str
     about: tuple[str, ...]
-    decide: Callable[..., tuple[bool | None, str]]
+    decide: Decide
 
 
-Scored = Mapping[str, tuple[float, float]]
+# ---- how claims are decided
+def less(metric: str) -> Decide:
+    """The metric is less for the first family than for the second, by more than noise.
 
-
-def less(metric: str, digits: int = 3, factor: float = 1.0) -> Callable:
-    """decide: the metric is less for the first family than for the second, by more than two
-    standard errors of their seeds.
+    Noise is two standard errors of the difference over seeds.
     """
 
-    def decide(a: Scored, b: Scored) -> tuple[bool | None, str]:
+    def decide(a: Scored, b: Scored) -> Decision:
         (x, dx), (y, dy) = a[metric], b[metric]
-        noise = 2 * math.hypot(dx, dy)
-
-        def show(v, d):
-            return f"{factor * v:.{digits}f}" + (f" ± {factor * d:.{digits}f}" if d else "")
-
-        name = METRICS[metric][0]
-        return None if abs(
-            x - y
-        ) <= noise else x < y, f"{name}: {show(x, dx)} against {show(y, dy)}"
+        noise, found = 2 * math.hypot(dx, dy), find(metric)
+        measured = f"{found.title}: {found.text(x, dx)} against {found.text(y, dy)}"
+        return None if abs(x - y) <= noise else x < y, measured
 
     return decide
 
 
-def blurred(a: Scored, b: Scored) -> tuple[bool | None, str]:
-    """decide: by both measures the first is less sharp than real images, and the second nearer to
-    them.
-    """
+def blurred(a: Scored, b: Scored) -> Decision:
+    """The first family is less sharp than real images by both measures, and the second nearer."""
     values = [(a[m][0], b[m][0]) for m in SHARPNESS]
-    told = ", ".join(
-        f"{METRICS[m][0]}: {x:.2f} against {y:.2f}" for m, (x, y) in zip(SHARPNESS, values)
+    measured = ", ".join(
+        f"{find(m).title}: {x:.2f} against {y:.2f}" for m, (x, y) in zip(SHARPNESS, values)
     )
-    return all(x < 0.9 and abs(y - 1) < 1 - x for x, y in values), told
+    return all(x < 0.9 and abs(y - 1) < 1 - x for x, y in values), measured
 
 
-def sharp(a: Scored) -> tuple[bool | None, str]:
-    """decide: both measures of sharpness are within a tenth of those of real images."""
+def sharp(a: Scored) -> Decision:
+    """Both measures of sharpness are within a tenth of those of real images."""
     values = [a[m][0] for m in SHARPNESS]
-    told = ", ".join(f"{METRICS[m][0]}: {x:.2f}" for m, x in zip(SHARPNESS, values))
-    return all(abs(x - 1) < 0.1 for x in values), told
+    measured = ", ".join(f"{find(m).title}: {x:.2f}" for m, x in zip(SHARPNESS, values))
+    return all(abs(x - 1) < 0.1 for x in values), measured
 
 
-def falling(*rows: Scored) -> tuple[bool | None, str]:
-    """decide: from family to family the rate falls and the distortion rises."""
-    rates, distortions = ([row[m][0] for row in rows] for m in ("rate", "distortion"))
+def falling(*rows: Scored) -> Decision:
+    """From each family to the next the rate falls and the distortion rises."""
+    rates, distortions, units = (
+        [row[m][0] for row in rows] for m in ("rate", "distortion", "active_units")
+    )
 
-    def chain(values, digits):
+    def chain(values: Sequence[float], digits: int) -> str:
         return " → ".join(f"{v:.{digits}f}" for v in values)
 
-    told = (
-        f"rate {chain(rates, 2)} nats, distortion {chain(distortions, 1)} nats, active units "
-        + chain([row["active_units"][0] for row in rows], 1)
+    measured = (
+        f"rate {chain(rates, 2)} nats, distortion {chain(distortions, 1)} nats, "
+        f"active units {chain(units, 1)}"
     )
-    return sorted(rates, reverse=True) == rates and sorted(distortions) == distortions, told
+    return sorted(rates, reverse=True) == rates and sorted(distortions) == distortions, measured
 
 
-def collapsed(weak: Scored, powerful: Scored) -> tuple[bool | None, str]:
-    """decide: the powerful decoder's latent holds less than a tenth of the weak one's nats."""
-    told = "; ".join(
+def collapsed(weak: Scored, powerful: Scored) -> Decision:
+    """The latent of the powerful decoder holds less than a tenth of the nats of the weak one's."""
+    measured = "; ".join(
         f"{name}: rate {row['rate'][0]:.2f} nats, {row['active_units'][0]:.1f} active units"
         for name, row in (("weak", weak), ("powerful", powerful))
     )
-    return powerful["rate"][0] < 0.1 * weak["rate"][0], told
+    return powerful["rate"][0] < 0.1 * weak["rate"][0], measured
 
 
-def steadier(a: Scored, b: Scored) -> tuple[bool | None, str]:
-    """decide: over seeds the first's Fréchet distance varies by a smaller share than the second's
-    (a hint, of few).
+def steadier(a: Scored, b: Scored) -> Decision:
+    """The Fréchet distance of the first family varies over seeds by a smaller share of its mean.
+
+    With few seeds this is a hint only.
     """
     shares = [row["frechet"][1] / row["frechet"][0] for row in (a, b)]
-    told = f"std / mean of the Fréchet distance over seeds: {shares[0]:.1%} against {shares[1]:.1%}"
-    return shares[0] < shares[1] if all(shares) else None, told
+    measured = (
+        f"std / mean of the Fréchet distance over seeds: {shares[0]:.1%} against {shares[1]:.1%}"
+    )
+    return shares[0] < shares[1] if all(shares) else None, measured
 
 
 CLAIMS = (
@@ -143,7 +146,7 @@ CLAIMS = (
     Claim(
         "Free bits keep the latent of a powerful decoder in use",
         ("vae_powerful", "vae_free_bits"),
-        less("active_units", 1),
+        less("active_units"),
     ),
     Claim("A powerful decoder is not blurred", ("vae", "vae_powerful"), blurred),
     Claim("Diffusion has the better likelihood", ("ddpm", "vae_logistic"), less("bits")),
@@ -156,28 +159,28 @@ CLAIMS = (
     Claim("Training diffusion depends less on the seed", ("ddpm", "vae"), steadier),
 )
 
-VERDICTS = {True: "holds", False: "refuted", None: "cannot be told"}
+VERDICTS = {True: "holds", False: "refuted", None: "undecided"}
 
 
-def verdicts(scored: Mapping[str, Scored]) -> list[dict]:
-    """A row {'claim', 'verdict', 'measured'} for every claim whose families were run."""
+def verdicts(scored: Mapping[str, Scored]) -> list[dict[str, str]]:
+    """A row {'claim', 'verdict', 'measured', 'families'} for each claim about families that ran."""
     rows = []
     for claim in CLAIMS:
         if all(name in scored for name in claim.about):
-            holds, told = claim.decide(*(scored[name] for name in claim.about))
+            holds, measured = claim.decide(*(scored[name] for name in claim.about))
             rows.append(
                 {
                     "claim": claim.text,
                     "verdict": VERDICTS[holds],
-                    "measured": told,
+                    "measured": measured,
                     "families": ", ".join(claim.about),
                 }
             )
     return rows
 
 
-def over_seeds(rows: Sequence[Mapping]) -> dict[str, Scored]:
-    """family -> metric -> (mean, standard deviation over seeds; 0 of one)."""
+def over_seeds(rows: Sequence[Mapping[str, Any]]) -> dict[str, Scored]:
+    """Family -> metric -> (mean, standard deviation over seeds; 0 for a single seed)."""
     scored = {}
     for name in dict.fromkeys(row["family"] for row in rows):
         own = [row for row in rows if row["family"] == name]

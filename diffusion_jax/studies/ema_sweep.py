@@ -1,132 +1,83 @@
-"""Evaluation at several lengths of the weights' moving average."""
+"""Samples judged at several lengths of the weights' moving average: the command ema_sweep."""
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from diffusion_jax import files, provenance, reading
-from diffusion_jax.assembly import conditions, denoiser, sampling
+from diffusion_jax import data, files, parsing, reading
+from diffusion_jax.assembly import conditions, denoiser, experiment, sampling
+from diffusion_jax.assembly import workdir as workdirs
+from diffusion_jax.assembly.settings import Experiment
+from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import generate, judge
-from diffusion_jax.evaluation import metrics as metric_table
+from diffusion_jax.evaluation.metrics import find
+from diffusion_jax.report import curves
 from diffusion_jax.report.tables import markdown_table
-from diffusion_jax.training import ema
+from diffusion_jax.studies import store
+from diffusion_jax.training import ema, post_hoc
+from diffusion_jax.types import Array, Cond, Key, Params
 
-DOUBTFUL = 0.1  # a misfit above this makes another average than the one asked for
+DOUBTFUL = 0.1  # a misfit above this gives another average than the requested one
+
+Sets = list[dict[str, float]]  # the scores of each set of images
 
 
-def scorer(built, dataset, count: int, repeats: int, batch_size: int, **how) -> Callable:
-    """params -> the scores of `repeats` sets of `count` images, from the same disjoint seeds every
-    time; compiled once.
+def ema_sweep(
+    config: ConfigDict,
+    *,
+    workdir: str,
+    lengths: str,
+    num: int,
+    repeats: int,
+    features: str,
+    metrics: str,
+) -> None:
+    """Sweep the lengths of a run's average and print the table; the arguments are the flags.
 
-    how: features, metrics of judge.against.
+    Raises:
+      UserError: for a run without snapshots, a length that no power EMA has, and unknown metrics.
     """
-    chosen, (labels, cond) = sampling.plan(built), conditions.conditions(built, dataset, count)
-    judged = judge.against(dataset.train, labels, held_out=dataset.test, count=count, **how)
-    run = sampling.sample_fn(
-        built, chosen.sampler, guided=chosen.guided, clip=chosen.clip, noise=chosen.noise
+    root, values = Path(workdir), lengths_of(lengths)
+    names, scores = judge.spelled(parsing.names(features), parsing.metrics(metrics))
+    judge.named(scores)
+    config.sampler.ema = f"post_hoc({values[0]:g})"
+    trained = workdirs.load(root, config)  # raises at once if there are no snapshots
+    experiment.need_images(trained.experiment)
+    dataset = workdirs.images(config, workdir)
+    how = {
+        "features": names or [judge.default_features(dataset.train)],
+        "metrics": scores,
+    }
+    score = scorer(trained.experiment, dataset, num, repeats, config.sampler.batch_size, **how)
+    settings = _settings(config, trained, root) | {"num": num, "repeats": repeats} | how
+    make = _averages(root, trained)
+    rows = means(sweep(values, make, score, root / "ema_sweep.json", settings))
+    title = (
+        f"Power EMAs of {root.name} at step {trained.step}: {repeats} x {num} images, "
+        f"{config.sampler.name}"
     )
-
-    def score(params) -> list[dict[str, float]]:
-        sets = []
-        for first in range(0, repeats * count, count):
-
-            def draw(keys, cond):
-                own = denoiser.ensemble(built, params)
-                return run(own, keys, cond, chosen.ts, jnp.float32(chosen.guidance))
-
-            keys = generate.seeds_to_keys(range(first, first + count))
-            sets.append(
-                judged(generate.generate(draw, keys, cond, batch_size=min(batch_size, count)))
-            )
-        return sets
-
-    return score
-
-
-def sweep(
-    lengths: Sequence[float], make: Callable, score: Callable, path: Path, told: Mapping
-) -> list[dict]:
-    """A row {'length', 'misfit', 'sets'} for each length; written to `path` after each, and taken
-    from there if told agrees.
-    """
-    set_of = reading.table(reading.number(finite=False))
-    row = reading.record(
-        {
-            "length": reading.number(0),
-            "misfit": reading.number(),
-            "sets": reading.items(set_of, least=1),
-        }
-    )
-    rule = reading.record({"rows": reading.items(row)})
-    told, kept = (
-        files.plain(told),
-        reading.kept(path, lambda path: reading.json_file(path, rule)) or {},
-    )
-    same = {key: kept.get(key) for key in told} == told
-    rows = {row["length"]: row for row in kept["rows"]} if same else {}
-    for i, length in enumerate(lengths):
-        if length in rows:
-            continue
-        print(f"length {length:g} ({i + 1} of {len(lengths)})", file=sys.stderr, flush=True)
-        made = make(length)
-        rows[length] = {"length": length, "misfit": made.misfit, "sets": score(made.params)}
-        record = {
-            "rows": [rows[key] for key in sorted(rows)],
-            "provenance": provenance.provenance(told["config"]),
-        }
-        files.save_json(path, {**told, **record})
-    return [rows[length] for length in sorted(lengths)]
-
-
-def means(rows: Sequence[Mapping]) -> list[dict]:
-    """Rows {'length', 'misfit', metric: (mean, std over sets)}."""
-
-    def over(values):
-        return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-
-    return [
-        {"length": row["length"], "misfit": row["misfit"]}
-        | {metric: over([scores[metric] for scores in row["sets"]]) for metric in row["sets"][0]}
-        for row in rows
-    ]
-
-
-def report(rows: Sequence[Mapping]) -> str:
-    """The table in markdown; a length that the snapshots do not really give is marked."""
-    metrics = [key for key in rows[0] if key not in ("length", "misfit")]
-
-    def show(mean, std):
-        return f"{mean:.4g}" + (f" ± {std:.2g}" if std else "")
-
-    shown = [
-        {
-            "length": f"{row['length']:g}" + "*" * (row["misfit"] > DOUBTFUL),
-            "misfit": f"{100 * row['misfit']:.2g} %",
-        }
-        | {metric: show(*row[metric]) for metric in metrics}
-        for row in rows
-    ]
-    table = markdown_table(
-        shown,
-        {"length": "length", "misfit": "misfit"}
-        | {m: metric_table.find(m, "pixels").title for m in metrics},
-    )
-    return table + (
-        "\n*: too few snapshots for this length\n"
-        if any(row["misfit"] > DOUBTFUL for row in rows)
-        else ""
-    )
+    text = f"# {title}\n\n{report(rows)}"
+    files.save_text(root / "ema_sweep.md", text)
+    curves.lengths(rows, root / "ema_sweep.png", title=title)
+    print(f"{text}\n{root / 'ema_sweep.png'} shows it; to use a length:")
+    print(f"python -m experiments.sample --workdir={root} --config.sampler.ema='post_hoc(LENGTH)'")
 
 
 def lengths_of(text: str) -> list[float]:
-    """'0.05,0.1' -> [0.05, 0.1]. UserError for anything else, and for lengths that no power EMA
-    has.
+    """The lengths of a flag: '0.1,0.05' -> [0.05, 0.1].
+
+    Raises:
+      UserError: for anything else, and for lengths that no power EMA has.
     """
     try:
         found = sorted({float(part) for part in text.split(",")})
@@ -137,3 +88,139 @@ def lengths_of(text: str) -> list[float]:
     for length in found:
         ema.gamma(length)
     return found
+
+
+def _settings(config: ConfigDict, trained: Trained, root: Path) -> dict[str, Any]:
+    """What every row depends on: the run, its snapshots and the sampler."""
+    varied = ("ema", "batch_size")
+    sampler = {key: value for key, value in config.sampler.items() if key not in varied}
+    return {
+        "step": trained.step,
+        "snapshots": len(post_hoc.steps(root / "ema_snapshots")),
+        "config": config.to_dict() | {"sampler": sampler},
+    }
+
+
+def _averages(root: Path, trained: Trained) -> Callable[[float], post_hoc.Reconstructed]:
+    """Length -> the average of the run's weights of that length, from its snapshots."""
+    template = jax.eval_shape(lambda: trained.params)
+    snapshots = root / "ema_snapshots"
+    return lambda length: post_hoc.reconstruct(snapshots, length, template, step=trained.step)
+
+
+def scorer(
+    model: Experiment,
+    dataset: data.Dataset,
+    count: int,
+    repeats: int,
+    batch_size: int,
+    **how: Any,
+) -> Callable[[Params], Sets]:
+    """A function of parameters: the scores of `repeats` sets of `count` images each.
+
+    The sets have disjoint seeds, the same for all parameters; the sampler is compiled once.
+
+    Args:
+      model: the experiment of the parameters.
+      dataset: what the images are judged against.
+      count: images in each set.
+      repeats: sets.
+      batch_size: images that are drawn at once.
+      **how: features and metrics of `judge.against`.
+    """
+    plan, (labels, cond) = sampling.plan(model), conditions.conditions(model, dataset, count)
+    judged = judge.against(dataset.train, labels, held_out=dataset.test, count=count, **how)
+    run = sampling.sample_fn(
+        model, plan.sampler, guided=plan.guided, clip=plan.clip, noise=plan.noise
+    )
+    batch = min(batch_size, count)
+
+    def score(params: Params) -> Sets:
+        networks = denoiser.ensemble(model, params)
+
+        def draw(keys: Key, cond: Cond) -> Array:
+            return run(networks, keys, cond, plan.ts, jnp.float32(plan.guidance))
+
+        sets = []
+        for first in range(0, repeats * count, count):
+            keys = generate.seeds_to_keys(range(first, first + count))
+            sets.append(judged(generate.generate(draw, keys, cond, batch_size=batch)))
+        return sets
+
+    return score
+
+
+def sweep(
+    lengths: Sequence[float],
+    make: Callable[[float], post_hoc.Reconstructed],
+    score: Callable[[Params], Sets],
+    path: Path,
+    settings: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Score every length that the file does not hold.
+
+    Args:
+      lengths: the lengths.
+      make: length -> the average of that length.
+      score: parameters -> the scores of each set.
+      path: the JSON file, written after each length.
+      settings: what every row depends on; 'config' among it.
+
+    Returns:
+      A row {'length', 'misfit', 'sets'} for each length, in ascending order.
+    """
+    set_of = reading.table(reading.number(finite=False))
+    row = reading.record(
+        {
+            "length": reading.number(0),
+            "misfit": reading.number(),
+            "sets": reading.items(set_of, least=1),
+        }
+    )
+    rule = reading.record({"rows": reading.items(row)})
+    table = store.open_table(path, settings, rule, config=settings["config"])
+
+    def measure(length: float, place: str) -> dict[str, Any]:
+        print(f"length {length:g} ({place})", file=sys.stderr, flush=True)
+        made = make(length)
+        return {"misfit": made.misfit, "sets": score(made.params)}
+
+    rows = []
+    for i, length in enumerate(lengths):
+        make_row = functools.partial(measure, length, f"{i + 1} of {len(lengths)}")
+        rows.append(store.row(table, {"length": length}, make_row))
+    return sorted(rows, key=lambda row: row["length"])
+
+
+def means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows {'length', 'misfit', metric: (mean, standard deviation over sets)}."""
+
+    def over(values: Sequence[float]) -> tuple[float, float]:
+        return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+    return [
+        {"length": row["length"], "misfit": row["misfit"]}
+        | {metric: over([scores[metric] for scores in row["sets"]]) for metric in row["sets"][0]}
+        for row in rows
+    ]
+
+
+def report(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table; a length that the snapshots do not give well is marked."""
+    metrics = [key for key in rows[0] if key not in ("length", "misfit")]
+
+    def show(mean: float, std: float) -> str:
+        return f"{mean:.4g}" + (f" ± {std:.2g}" if std else "")
+
+    shown = [
+        {
+            "length": f"{row['length']:g}" + "*" * (row["misfit"] > DOUBTFUL),
+            "misfit": f"{100 * row['misfit']:.2g} %",
+        }
+        | {metric: show(*row[metric]) for metric in metrics}
+        for row in rows
+    ]
+    titles = {metric: find(metric, "pixels").title for metric in metrics}
+    table = markdown_table(shown, {"length": "length", "misfit": "misfit"} | titles)
+    doubtful = any(row["misfit"] > DOUBTFUL for row in rows)
+    return table + ("\n*: too few snapshots for this length\n" if doubtful else "")

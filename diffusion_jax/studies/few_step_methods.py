@@ -1,55 +1,177 @@
-"""Few-step methods trained and compared."""
+"""Few-step methods trained on one data set and compared: the command few_step."""
 
 from __future__ import annotations
 
-import sys
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import data, errors, files, provenance, reading
-from diffusion_jax.assembly import components, config_files, sampling, train, workdir
+from diffusion_jax import data, files, parsing, provenance
+from diffusion_jax.assembly import components, config_files, sampling, train
+from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.build import build
-from diffusion_jax.errors import UserError
+from diffusion_jax.assembly.workdir import Trained
+from diffusion_jax.errors import UNFINISHED, CommandExit, UserError
 from diffusion_jax.evaluation import judge
+from diffusion_jax.evaluation.metrics import find
 from diffusion_jax.processes import gaussian
 from diffusion_jax.report import curves, pictures
 from diffusion_jax.report.tables import markdown_table
 from diffusion_jax.samplers import grids, placement
-from diffusion_jax.studies import comparison
+from diffusion_jax.studies import comparison, ranking, store, subjects
 from diffusion_jax.training import metrics
+from diffusion_jax.types import Array
 
-METHODS = "cd,ct,ict,ect,sct,scd,meanflow,imf"
-SEARCHED = "searched"  # the grid that --search keeps with a model
+SEARCHED = "searched"  # the name of the grid that --search keeps with a model
 FIRST_SEED = 1_000_000  # of the images that times are searched by
 
 
-def trained_on(
-    recipe: str, name: str, size: str, root: Path, teacher: Path, steps: int, images: str
-):
-    """The model of this variant of the recipe, trained (or found) in root / name. steps, images:
-    the recipe's own where 0 and ''.
+# ---- the command
+class Recipe(NamedTuple):
+    """How the models are trained.
+
+    Attributes:
+      config: a config file whose variants are the methods and 'teacher'.
+      size: of a recipe that has several, such as 'light'; '' for the only one.
+      images: config.data.path; '' for the recipe's own.
+      steps: of every training; 0 for the recipe's own.
+      root: the folder of the models.
+      teacher: the workdir of the diffusion model that methods learn from.
     """
-    config = config_files.load_config(f"{recipe}:{name}" + (f",{size}" if size else "")).unlock()
+
+    config: str
+    size: str
+    images: str
+    steps: int
+    root: Path
+    teacher: Path
+
+
+def few_step(
+    *,
+    workdir: str,
+    recipe: str,
+    size: str,
+    images: str,
+    methods: str,
+    teacher: str,
+    nfe: str,
+    teacher_nfe: int,
+    teacher_sampler: str,
+    num: int,
+    steps: int,
+    search: bool,
+) -> None:
+    """Train, judge and compare few-step methods; the arguments are the flags of the command.
+
+    What is trained and judged already is found again. The report is written after every method.
+
+    Raises:
+      UserError: before anything is trained, for names and budgets that do not exist; at the end, if
+        no cell has a result.
+      CommandExit: if a signal stopped a training; running the command again resumes it.
+    """
+    root, budgets = Path(workdir), sorted(set(parsing.integers("nfe", nfe, 1, 10_000)))
+    names, wide = parsing.names(methods), [*budgets, teacher_nfe]
+    check_names(recipe, names, size, teacher_sampler, wide)
+    how = Recipe(recipe, size, images, steps, root, Path(teacher or root / "teacher"))
+    if teacher:
+        model = workdirs.load(teacher, workdirs.saved_config(teacher, "--teacher"))
+        how = how._replace(images=images or model.experiment.data.path)
+    else:
+        model = train_variant(how, "teacher")
+    dataset = workdirs.dataset(model.experiment.config, how.teacher)
+    table, took = Table(dataset, num, [], {}, {}), seconds(how.teacher)
+    title = f"diffusion ({teacher_sampler})"
+    real = add(table, model, title, teacher_sampler, wide, root / "cells", took)
+    text = write(table, root, budgets, real)
+    for name in names:
+        _add_method(table, how, name, budgets, took, search=search)
+        text = write(table, root, budgets, real)  # the other methods may take an hour
+    ranking.need_results(table.rows)
+    print(f"{text}\n{root}/few_step.png and few_step_grid.png show it; to sample a model:")
+    print(f"python -m experiments.sample --workdir={root}/METHOD --nfe=1")
+
+
+def check_names(
+    recipe: str, methods: Sequence[str], size: str, sampler: str, budgets: Sequence[int]
+) -> None:
+    """Raise UserError for a method, a sampler or a budget that does not exist.
+
+    Args:
+      recipe: the config file.
+      methods: variants of the recipe.
+      size: of the recipe.
+      sampler: that of the teacher.
+      budgets: those of the methods and the teacher's own.
+    """
+    if len(budgets) < 2:
+        raise UserError("--nfe is empty; name numbers of network evaluations, such as 1,2,4")
+    for name in ["teacher", *methods]:
+        config = config_files.load_config(_variant(recipe, name, size))
+        entry = sampler if name == "teacher" else config.sampler.name
+        process = build(components.PROCESSES, config.process)
+        comparison.cells([entry], budgets, process, config.sampler.grid)
+
+
+def _variant(recipe: str, name: str, size: str) -> str:
+    return f"{recipe}:{name}" + (f",{size}" if size else "")
+
+
+def _add_method(
+    table: Table,
+    recipe: Recipe,
+    name: str,
+    budgets: Sequence[int],
+    teaching: float,
+    *,
+    search: bool,
+) -> None:
+    """Train a method and add its rows, and those on searched times if these are requested."""
+    model, root = train_variant(recipe, name), recipe.root / name
+    sources, took = model.experiment.sources, seconds(root)
+    if sources.teacher or sources.init_from:
+        took += teaching
+    sampler, cells = model.experiment.sampling.name, root / "cells"
+    add(table, model, name, sampler, budgets, cells, took)
+    if search:
+        path = root / "grids" / f"{SEARCHED}.json"
+        search_times(model, table.dataset, budgets, table.count, path)
+        entry = f"{sampler}@{SEARCHED}"
+        add(table, model, f"{name}, times searched", entry, budgets[1:], cells, took)
+
+
+# ---- training
+def train_variant(recipe: Recipe, name: str) -> Trained:
+    """The model of a variant of the recipe, which is trained in root / name if it is not yet.
+
+    Raises:
+      CommandExit: if a signal stopped the training.
+    """
+    config = config_files.load_config(_variant(recipe.config, name, recipe.size)).unlock()
     if config.distill.teacher:
-        config.distill.teacher = str(teacher)
+        config.distill.teacher = str(recipe.teacher)
     if config.init_from:
-        config.init_from = str(teacher)
-    if images:
-        config.data.path = images
-    if steps:
-        config.training.steps = steps
-        config.optimizer.warmup = min(config.optimizer.warmup, steps // 4)
-    if not train.train(config.lock(), str(root / name)):
-        sys.exit(errors.UNFINISHED)
-    return workdir.load(root / name, workdir.saved_config(root / name))
+        config.init_from = str(recipe.teacher)
+    if recipe.images:
+        config.data.path = recipe.images
+    if recipe.steps:
+        config.training.steps = recipe.steps
+        config.optimizer.warmup = min(config.optimizer.warmup, recipe.steps // 4)
+    root = recipe.root / name
+    if not train.train(config.lock(), str(root)):
+        raise CommandExit(UNFINISHED)
+    return workdirs.load(root, workdirs.saved_config(root))
 
 
 def seconds(workdir: Path) -> float:
-    """How long the training steps of a run took, evaluations and checkpoints apart (and what was
-    over too soon to be timed).
+    """How long the training steps of a run took, without evaluations and checkpoints.
+
+    Steps that were over too soon to be timed count as nothing.
     """
     rows = [
         row
@@ -61,139 +183,151 @@ def seconds(workdir: Path) -> float:
     return sum((after - before) / rate for before, after, rate in zip(images, images[1:], rates))
 
 
-def judged(
-    trained, dataset, name: str, entries: list[str], budgets: list[int], count: int, kept: Path
-):
-    """(Subject, Comparison) of a model's images by these samplers, from the cells in `kept` where
-    they are there.
-    """
-    built = trained.experiment
-    chosen = comparison.cells(
-        entries,
-        budgets,
-        built.process,
-        built.config.sampler.grid,
-        place=lambda spec, n: sampling.grid(built, spec, n),
-    )
-    subject = comparison.of_model(trained, dataset, range(count), name)
-    return subject, comparison.compare(subject, chosen, kept)
-
-
-def search(
-    trained, dataset, budgets: list[int], count: int, path: Path, evaluations: int = 40
+# ---- searched times
+def search_times(
+    trained: Trained,
+    dataset: data.Dataset,
+    budgets: Sequence[int],
+    count: int,
+    path: Path,
+    evaluations: int = 40,
 ) -> None:
-    """Place the times of the model's own sampler by the Fréchet distance of other seeds' images,
-    and keep them as a grid.
+    """Place the times of a model's own sampler by the Fréchet distance of its images.
+
+    Args:
+      trained: the model.
+      dataset: what the images are judged against.
+      budgets: numbers of network evaluations; one evaluation has no times to place.
+      count: images, from other seeds than those by which models are compared.
+      path: the grid file; one that is there is kept.
+      evaluations: of the distance, for each budget.
     """
-    if reading.kept(path, lambda path: reading.json_file(path, grids.FILE)):
+    if store.load_json(path, grids.FILE):
         return
-    built = trained.experiment
-    chosen, subject = (
-        sampling.plan(built),
-        comparison.of_model(trained, dataset, range(FIRST_SEED, FIRST_SEED + count), ""),
-    )
+    experiment, plan = trained.experiment, sampling.plan(trained.experiment)
+    subject = subjects.of_model(trained, dataset, range(FIRST_SEED, FIRST_SEED + count), "")
+
+    def score(run: subjects.Runner, ts: Array) -> float:
+        return subject.scores(subject.finish(run(ts)[0]))["frechet"]
+
     found = {}
     for n in filter(lambda n: n > 1, budgets):
-        run = comparison.runner(subject, chosen.sampler, n)
-
-        def score(ts, run=run):
-            return subject.judge(subject.finish(run(ts)[0]), None)["frechet"]
-
-        start = sampling.grid(built, chosen.grid, n)
-        placed = placement.polish(score, built.process, start, evaluations=evaluations)
-        found[str(n)] = np.asarray(
-            gaussian.logsnr(built.process, jnp.asarray(placed.ts)), float
-        ).tolist()
+        measure = functools.partial(score, subjects.runner(subject, plan.sampler, n))
+        start = sampling.grid(experiment, plan.grid, n)
+        ts = placement.polish(measure, experiment.process, start, evaluations=evaluations).ts
+        logsnr = gaussian.logsnr(experiment.process, jnp.asarray(ts))
+        found[str(n)] = np.asarray(logsnr, float).tolist()
     files.save_json(path, {"logsnr": found, "provenance": provenance.provenance(subject.identity)})
 
 
-def report(rows: list[dict], budgets: list[int], floor: dict[str, float]) -> str:
-    """A line for each model: training seconds, and recognition and Fréchet distance at every number
-    of evaluations.
+# ---- what is judged and written
+class Table(NamedTuple):
+    """What has been judged so far; `add` changes it in place.
+
+    Attributes:
+      dataset: the data set of all models.
+      count: images in each cell.
+      rows: a row for each model and budget.
+      tiles: (model, budget) -> picture of its first images.
+      captions: (model, budget) -> its scores.
     """
 
-    def show(row):
-        return (
-            f"{100 * row['accuracy']:.1f} % / {row['frechet']:.2f}"
-            if "accuracy" in row
-            else row.get("note", "")
-        )
+    dataset: data.Dataset
+    count: int
+    rows: list[dict[str, Any]]
+    tiles: dict[tuple[str, int], np.ndarray]
+    captions: dict[tuple[str, int], str]
+
+
+def add(
+    table: Table,
+    model: Trained,
+    name: str,
+    entry: str,
+    budgets: Sequence[int],
+    folder: Path,
+    took: float,
+) -> dict[str, float]:
+    """Judge a model at every budget and add a row for each.
+
+    Args:
+      table: changed in place.
+      model: the model.
+      name: its name in the table.
+      entry: its sampler, with @grid where it does not use the config's.
+      budgets: numbers of network evaluations.
+      folder: where finished cells are kept.
+      took: the seconds of its training.
+
+    Returns:
+      What real test images score.
+    """
+    experiment = model.experiment
+    chosen = comparison.cells(
+        [entry],
+        budgets,
+        experiment.process,
+        experiment.sampling.grid,
+        place=functools.partial(sampling.grid, experiment),
+    )
+    subject = subjects.of_model(model, table.dataset, range(table.count), name)
+    for result in comparison.compare(subject, chosen, folder).results:
+        row = result.row | {"sampler": name, "seconds": took}
+        table.rows.append(row)
+        if result.samples is not None:
+            table.tiles[name, row["nfe"]] = pictures.mosaic(result.samples[:10], 1)
+            table.captions[name, row["nfe"]] = pictures.verdict(row)
+    return subject.judging.truth_scores
+
+
+def report(rows: Sequence[dict[str, Any]], budgets: Sequence[int], real: dict[str, float]) -> str:
+    """A Markdown table: for each model its training seconds, and its scores at every budget.
+
+    The last line has the scores of real test images.
+    """
+
+    def show(row: dict[str, Any]) -> str:
+        if "accuracy" not in row:
+            return row.get("note", "")
+        return f"{find('accuracy').text(row['accuracy'])} / {row['frechet']:.2f}"
 
     table = []
     for name in dict.fromkeys(row["sampler"] for row in rows):
         own = [row for row in rows if row["sampler"] == name]
-        table.append(
-            {"model": name, "seconds": f"{own[0]['seconds']:.0f}"}
-            | {f"at {row['nfe']}": show(row) for row in own}
-        )
-    table.append({"model": "real test images", f"at {budgets[0]}": show(floor)})
+        line = {"model": name, "seconds": f"{own[0]['seconds']:.0f}"}
+        table.append(line | {f"at {row['nfe']}": show(row) for row in own})
+    table.append({"model": "real test images", f"at {budgets[0]}": show(real)})
     columns = {f"at {n}": f"{n} NFE" for n in sorted({row["nfe"] for row in rows})}
     return markdown_table(table, {"model": "model", "seconds": "training, s"} | columns)
 
 
-class Table(NamedTuple):
-    """What has been judged so far, by `count` images a cell: rows, and for each (name, evaluations)
-    a tile of pictures.
+def write(table: Table, root: Path, budgets: Sequence[int], real: dict[str, float]) -> str:
+    """Write few_step.md, .json, .png and _grid.png in the folder `root`.
+
+    Returns:
+      The text of few_step.md.
     """
-
-    dataset: Any
-    count: int
-    rows: list[dict]
-    tiles: dict
-    captions: dict
-
-
-def add(
-    table: Table, model, name: str, entry: str, nfe: list[int], kept: Path, took: float
-) -> dict[str, float]:
-    """A row for each budget of a model that took so many seconds to train. Returns what real images
-    score.
-    """
-    subject, compared = judged(model, table.dataset, name, [entry], nfe, table.count, kept)
-    for result in compared.results:
-        table.rows.append(row := result.row | {"sampler": name, "seconds": took})
-        if result.samples is not None:
-            table.tiles[name, row["nfe"]] = pictures.mosaic(result.samples[:10], 1)
-            table.captions[name, row["nfe"]] = pictures.verdict(row)
-    return subject.floor
-
-
-def write(table: Table, root: Path, budgets: list[int], floor: dict[str, float]) -> str:
-    """root/few_step.md, .json, .png and _grid.png. Returns the text of few_step.md."""
     features = judge.default_features(table.dataset.train)
-    title = f"{table.dataset.name} in a few evaluations: {table.count} images, recognized / Fréchet distance of {features}"
-    text = f"# {title}\n\n{report(table.rows, budgets, floor)}\nTraining includes the teacher's where a method needs one.\n"
+    title = (
+        f"{table.dataset.name} in a few evaluations: {table.count} images, "
+        f"recognized / Fréchet distance of {features}"
+    )
+    text = (
+        f"# {title}\n\n{report(table.rows, budgets, real)}\n"
+        "Training includes the teacher's where a method needs one.\n"
+    )
     files.save_text(root / "few_step.md", text)
-    stamp = provenance.provenance(None, 0)
-    files.save_json(
-        root / "few_step.json", {"rows": table.rows, "real": floor, "provenance": stamp}
-    )
-    curves.quality_curves(
-        table.rows, root / "few_step.png", metrics=("accuracy", "frechet"), floor=floor, title=title
-    )
-    real = pictures.mosaic(data.arrays(table.dataset.test, limit=10)["image"], 1)
+    record = {"rows": table.rows, "real": real, "provenance": provenance.provenance(None, 0)}
+    files.save_json(root / "few_step.json", record)
+    shown = ("accuracy", "frechet")
+    curves.quality_curves(table.rows, root / "few_step.png", metrics=shown, floor=real, title=title)
+    images = data.arrays(table.dataset.test, limit=10)["image"]
     pictures.strips(
         table.tiles,
         root / "few_step_grid.png",
         captions=table.captions,
         title=title,
-        above={"real test images": real},
+        above={"real test images": pictures.mosaic(images, 1)},
         columns={n: f"{n} NFE" for n in sorted({row["nfe"] for row in table.rows})},
     )
     return text
-
-
-def check_names(
-    recipe: str, methods: list[str], size: str, sampler: str, budgets: list[int]
-) -> None:
-    """UserError, before anything is trained, for a method, a sampler or a budget that does not
-    exist.
-    """
-    if len(budgets) < 2:
-        raise UserError("--nfe is empty; name numbers of network evaluations, such as 1,2,4")
-    for name in ["teacher", *methods]:
-        config = config_files.load_config(f"{recipe}:{name}" + (f",{size}" if size else ""))
-        entry = sampler if name == "teacher" else config.sampler.name
-        comparison.cells(
-            [entry], budgets, build(components.PROCESSES, config.process), config.sampler.grid
-        )

@@ -1,31 +1,33 @@
-"""Optimization of the times of a sampler's grid for one model."""
+"""The times of a sampler's grid, optimized for one model or target: the command optimize_grid."""
 
 from __future__ import annotations
 
 import functools
 import math
-import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from diffusion_jax import files, provenance, reading
+from diffusion_jax import parsing, provenance, reading
 from diffusion_jax.assembly import components
+from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.build import build, members
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import features, frechet, points
 from diffusion_jax.processes import gaussian
-from diffusion_jax.report import curves
-from diffusion_jax.report.tables import markdown_table
-from diffusion_jax.samplers import base, grids
-from diffusion_jax.samplers import placement as placement_
-from diffusion_jax.studies import comparison
-from diffusion_jax.studies.comparison import NAMES, QUALITY
+from diffusion_jax.samplers import base, grids, placement
+from diffusion_jax.studies import grid_report, store, subjects
+from diffusion_jax.studies.grid_report import PLACED, SHIFT
+from diffusion_jax.studies.ranking import QUALITY
+from diffusion_jax.studies.sampler_comparison import file_name
+from diffusion_jax.studies.subjects import Runner, Scores, Subject
+from diffusion_jax.types import Array, Process
 
 HAND_MADE = (
     "auto",
@@ -37,18 +39,94 @@ HAND_MADE = (
     "flow_shift",
     "align_your_steps",
 )
-
-PLACED, SHIFT = "placed", "shift"
-MARGIN = 0.02  # of both scores' logarithms, which polishing tries to gain in each
-
-FIRST_SEED = (
-    1_000_000  # of the starts that times are placed by; far from those that they are judged by
-)
+MARGIN = 0.02  # of the logarithm of each score, which polishing tries to gain on hand-made grids
+FIRST_SEED = 1_000_000  # of the trajectories that times are placed by; the others begin at 0
 
 
-def checked(spec: str, budgets: Sequence[int], process):
-    """The sampler of a spec. UserError if its times cannot be placed, or a budget buys no step of
-    it.
+# ---- the command
+def optimize_grid(
+    config: ConfigDict,
+    *,
+    workdir: str,
+    sampler: str,
+    nfe: str,
+    starts: int,
+    num: int,
+    solved: int,
+    iterations: int,
+    tries: int,
+    polish: int,
+    name: str,
+    out: str,
+) -> None:
+    """Optimize grids for the model of a workdir; the arguments are the flags of the command.
+
+    Raises:
+      UserError: before anything is solved, for a sampler whose times cannot be placed, a budget
+        without a step, and a name that cannot be used.
+    """
+    name, budgets = grid_name(name, sampler), sorted(set(parsing.integers("nfe", nfe, 1, 10_000)))
+    check_sampler(sampler, budgets, build(components.PROCESSES, config.process))
+    stem = parsing.folder("out", out or Path(workdir) / "grids") / name
+    both = _subjects_of_workdir(config, workdir, starts, num, solved, polished=bool(polish))
+    text = optimize(*both, sampler, budgets, stem, Search(iterations, tries, polish))
+    grid = f"""'stored("{stem}.json")'""" if out else name
+    keys = f"--config.sampler.name='{sampler}' --config.sampler.grid={grid}"
+    _print(text, stem, f"sample --workdir={workdir} {keys}")
+
+
+def optimize_on_target(
+    *,
+    target: str,
+    process: str,
+    sampler: str,
+    nfe: str,
+    starts: int,
+    num: int,
+    iterations: int,
+    tries: int,
+    name: str,
+    out: str,
+) -> None:
+    """Optimize grids for an analytic target, in float64; the arguments are the flags.
+
+    Raises:
+      UserError: as `optimize_grid`.
+    """
+    name, budgets = grid_name(name, sampler), sorted(set(parsing.integers("nfe", nfe, 1, 10_000)))
+    check_sampler(sampler, budgets, build(components.PROCESSES, process))
+    stem = parsing.folder("out", out or f"runs/grids_{file_name(target)}") / name
+    seeds = [*range(FIRST_SEED, FIRST_SEED + starts)], [*range(num)]
+    with jax.enable_x64(True):
+        both = [subjects.of_target(target, process, part) for part in seeds]
+        text = optimize(*both, sampler, budgets, stem, Search(iterations, tries))
+    samplers = f"""'{sampler}@stored("{stem}.json")'"""
+    law = f"--target='{target}' --process='{process}'"
+    _print(text, stem, f"compare_samplers {law} --samplers={samplers}")
+
+
+def _print(text: str, stem: Path, use: str) -> None:
+    print(f"{text}\n{stem}.json, .md, .png; to use it: python -m experiments.{use}")
+
+
+def grid_name(name: str, sampler: str) -> str:
+    """The requested name of a grid, or one made from the sampler's.
+
+    Raises:
+      UserError: for the name of a grid of the family, and for a path.
+    """
+    if name == "auto" or name in members(components.GRIDS):
+        raise UserError(f"--name={name} is a grid of the family; choose another name")
+    if "/" in name:
+        raise UserError(f"--name={name} is a path; give a name alone, and the folder by --out")
+    return name or file_name(sampler if "(" in sampler else sampler.rpartition(".")[2])
+
+
+def check_sampler(spec: str, budgets: Sequence[int], process: Process) -> base.Sampler:
+    """The sampler of a spec, whose times can be placed.
+
+    Raises:
+      UserError: for an adaptive or a stochastic sampler, and for a budget without a step.
     """
     sampler = build(components.SAMPLERS, spec)
     if base.adaptive(sampler):
@@ -57,237 +135,262 @@ def checked(spec: str, budgets: Sequence[int], process):
         raise UserError(
             f"--sampler={spec} draws noise: times can be placed for a deterministic sampler only"
         )
-    short = [nfe for nfe in budgets if base.points(sampler, nfe) < 2]
-    if short or not budgets:
-        raise UserError(
-            f"--nfe={','.join(map(str, budgets))}: budgets are needed that buy at least one step of {spec}"
-        )
+    if not budgets or any(base.points(sampler, nfe) < 2 for nfe in budgets):
+        said = ",".join(map(str, budgets))
+        raise UserError(f"--nfe={said}: budgets are needed that allow at least one step of {spec}")
     return sampler
 
 
-def place(
-    sampler,
-    starts,
-    held_out,
-    nfe: int,
-    *,
-    iterations: int,
-    tries: int,
-    polish: int = 0,
-    like: Sequence[float] | None = None,
-) -> tuple[list[dict], Any]:
-    """(a row for every grid, the placed times) at one budget. starts, held_out: (Subject, the exact
-    x0 of its first seeds).
-
-    polish: evaluations of the combined score, below, on all seeds of `starts`; 0: the trajectory
-      error alone decides.
-    like: log-SNRs that were placed for another budget; times spread as those are one more grid to
-      begin from.
-    """
-    n, (subject, truth), (judging, solved) = base.points(sampler, nfe), starts, held_out
-    hand = dict.fromkeys(grids.spec(name, sampler) for name in HAND_MADE)  # 'auto' by its name
-    hand = {name: build(components.GRIDS, name, subject.process, n) for name in hand}
-    first = hand | ({"spread": spread(subject.process, like, n)} if like is not None else {})
-    run, judge = comparison.runner(subject, sampler, n), comparison.runner(judging, sampler, n)
-    measured = functools.cache(
-        lambda name: _measured(subject, truth, run(first[name])[0], quality=bool(polish))
-    )
-    order = sorted(first, key=lambda name: measured(name)["error"])
-    keys, cond = subject.keys[: len(truth)], jax.tree.map(lambda c: c[: len(truth)], subject.cond)
-    x = base.start(subject.process, keys, truth.shape, subject.dtype)
-    problem = sampler, subject.denoise(subject.params), subject.process, keys, x, jnp.asarray(truth)
-    found = [
-        placement_.optimize(
-            *problem,
-            first[name],
-            cond,
-            iterations=iterations,
-            tell=_tell(nfe, name, "error on the starts"),
-        )
-        for name in order[:tries]
+def _subjects_of_workdir(
+    config: ConfigDict, root: str, starts: int, num: int, solved: int, *, polished: bool
+) -> list[Subject]:
+    """The subject by whose seeds times are placed, and the one by which they are measured."""
+    trained, dataset = workdirs.load(root, config), workdirs.images(config, root)
+    # polishing needs as many samples as the score on the held-out seeds has
+    count = max(starts, num) if polished else starts
+    seeds = [*range(FIRST_SEED, FIRST_SEED + count)], [*range(num)]
+    name = Path(root).name
+    return [
+        subjects.of_model(trained, dataset, part, name, solved=few)
+        for part, few in zip(seeds, (starts, solved))
     ]
-    best = min(found, key=lambda placement: placement.error).ts
-    if polish:
+
+
+# ---- the search
+class Search(NamedTuple):
+    """How long times are optimized.
+
+    Attributes:
+      iterations: of Levenberg-Marquardt, at most.
+      tries: how many of the best grids are optimized.
+      polish: evaluations of the combined score of error and quality on all seeds that times are
+        placed by; 0: the trajectory error alone decides.
+    """
+
+    iterations: int
+    tries: int
+    polish: int = 0
+
+
+class Solved(NamedTuple):
+    """A subject with the exact x0 (M, ...) of its first M seeds."""
+
+    subject: Subject
+    truth: np.ndarray
+
+
+def optimize(
+    starts: Subject,
+    held_out: Subject,
+    spec: str,
+    budgets: Sequence[int],
+    stem: Path,
+    search: Search,
+) -> str:
+    """Place a sampler's times for every budget; write stem.json, .md and .png.
+
+    Budgets that stem.json has already, from the same subjects and settings, are taken from there.
+
+    Args:
+      starts: the subject by whose seeds times are placed.
+      held_out: the subject by whose seeds every grid is measured.
+      spec: the sampler.
+      budgets: numbers of network evaluations.
+      stem: the path of the files, without their endings.
+      search: how long times are optimized.
+
+    Returns:
+      The text of stem.md.
+    """
+    sampler = check_sampler(spec, budgets, starts.process)
+    settings = {
+        "sampler": spec,
+        "starts": len(starts.keys),
+        "num": len(held_out.keys),
+        **search._asdict(),
+        "subject": provenance.config_hash(held_out.identity),
+    }
+    table = open_grids(Path(f"{stem}.json"), settings, held_out.identity)
+    kept = table.content
+    left = [nfe for nfe in budgets if not any(row["nfe"] == nfe for row in table.rows)]
+    if left or "exact" not in kept:
+        print("solving for the exact trajectories ...", file=sys.stderr)
+        (truth, _), (solved, what) = starts.exact(), held_out.exact()
+        kept["exact"] = {"what": what, "solved": len(solved)}
+        if len(solved) == len(held_out.keys):
+            kept["exact"] |= held_out.scores(held_out.finish(solved))
+        kept["floor"] = held_out.judging.truth_scores
+    for nfe in left:
+        nearest = min(kept["logsnr"].values(), key=lambda lam: abs(len(lam) - nfe), default=None)
+        both = Solved(starts, truth), Solved(held_out, solved)
+        rows, ts = place(sampler, *both, nfe, search, like=nearest)
+        kept["logsnr"][str(len(ts))] = _logsnr(starts.process, ts)
+        table.rows.extend(rows)
+        store.save(table)
+    content = {**kept, **settings}
+    return grid_report.write(content, f"Times placed for {spec} on {held_out.name}", stem)
+
+
+def place(
+    sampler: base.Sampler,
+    starts: Solved,
+    held_out: Solved,
+    nfe: int,
+    search: Search,
+    *,
+    like: Sequence[float] | None = None,
+) -> tuple[list[dict[str, Any]], Array]:
+    """Place times at one budget.
+
+    Args:
+      sampler: a deterministic sampler.
+      starts: what times are placed by.
+      held_out: what every grid is measured by.
+      nfe: the budget.
+      search: how long times are optimized.
+      like: log-SNRs that were placed for another budget; times that are spread as those are one
+        more grid to start from.
+
+    Returns:
+      (a row for every grid, the placed times).
+    """
+    n, process = base.points(sampler, nfe), starts.subject.process
+    hand = dict.fromkeys(grids.spec(name, sampler) for name in HAND_MADE)  # 'auto' by its name
+    hand = {name: build(components.GRIDS, name, process, n) for name in hand}
+    first = hand | ({} if like is None else {"spread": spread(process, like, n)})
+    run = subjects.runner(starts.subject, sampler, n)
+    judge = subjects.runner(held_out.subject, sampler, n)
+    quality = bool(search.polish)
+    measured = functools.cache(lambda name: _measured(starts, run(first[name])[0], quality=quality))
+    order = sorted(first, key=lambda name: measured(name)["error"])[: search.tries]
+    best = _optimized(sampler, starts, {name: first[name] for name in order}, nfe, search)
+    if quality:
         score = _combined([measured(name) for name in hand])
+        best = _polished(starts, run, score, [*first.values(), best], nfe, search)
 
-        def worth(ts):
-            return score(_measured(subject, truth, run(ts)[0], quality=True))
-
-        placed = sorted([*first.values(), best], key=worth)[:tries]
-        found = [
-            placement_.polish(
-                worth,
-                subject.process,
-                ts,
-                evaluations=polish,
-                tell=_tell(nfe, f"start {i + 1}", "score"),
-            )
-            for i, ts in enumerate(placed)
-        ]
-        best = min(found, key=lambda placement: placement.error).ts
-
-    def row(name, ts) -> dict:
-        out = judge(ts)[0]
-        return {"sampler": name, "nfe": nfe} | _measured(
-            judging, solved, out, quality=True, shift=True
-        )
+    def row(name: str, ts: Array) -> dict[str, Any]:
+        scores = _measured(held_out, judge(ts)[0], quality=True, shift=True)
+        return {"sampler": name, "nfe": nfe} | scores
 
     return [row(name, ts) for name, ts in {**hand, PLACED: best}.items()], best
 
 
-def spread(process, logsnr: Sequence[float], n: int):
-    """n times whose log-SNRs are spread as these, with the same ends: the same share of the times
-    at every level.
-    """
+def spread(process: Process, logsnr: Sequence[float], n: int) -> Array:
+    """n times with the same share of them at every level as these log-SNRs, and the same ends."""
     lam = np.interp(np.linspace(0, 1, n), np.linspace(0, 1, len(logsnr)), np.asarray(logsnr, float))
     ts = gaussian.time_of_logsnr(process, jnp.asarray(lam, jnp.result_type(float)))
     return ts.at[0].set(process.t_max)
 
 
-def _measured(subject, truth, out, *, quality: bool, shift: bool = False) -> dict[str, float]:
-    """What a grid's samples score: the error to the exact solutions, as many as there are, and what
-    else is asked for.
-    """
+def _optimized(
+    sampler: base.Sampler, starts: Solved, first: Mapping[str, Array], nfe: int, search: Search
+) -> Array:
+    """The best times by trajectory error, by gradient descent from each of these grids."""
+    subject, truth = starts
+    keys, cond = subject.keys[: len(truth)], jax.tree.map(lambda c: c[: len(truth)], subject.cond)
+    x = base.start(subject.process, keys, truth.shape, subject.dtype)
+    denoise = subject.denoise(subject.params)
+    problem = sampler, denoise, subject.process, keys, x, jnp.asarray(truth)
+    found = [
+        placement.optimize(
+            *problem,
+            ts,
+            cond,
+            iterations=search.iterations,
+            tell=_printer(nfe, name, "error on the starts"),
+        )
+        for name, ts in first.items()
+    ]
+    return min(found, key=lambda each: each.error).ts
+
+
+def _polished(
+    starts: Solved,
+    run: Runner,
+    score: Callable[[Scores], float],
+    candidates: Sequence[Array],
+    nfe: int,
+    search: Search,
+) -> Array:
+    """The best times by the combined score, by the simplex of Nelder and Mead."""
+
+    def worth(ts: Array) -> float:
+        return score(_measured(starts, run(ts)[0], quality=True))
+
+    found = [
+        placement.polish(
+            worth,
+            starts.subject.process,
+            ts,
+            evaluations=search.polish,
+            tell=_printer(nfe, f"start {i + 1}", "score"),
+        )
+        for i, ts in enumerate(sorted(candidates, key=worth)[: search.tries])
+    ]
+    return min(found, key=lambda each: each.error).ts
+
+
+def _printer(nfe: int, name: str, what: str) -> Callable[[int, float], None]:
+    def tell(i: int, value: float) -> None:
+        print(f"{nfe} NFE from {name}: {i}, {what} {value:.4g}", file=sys.stderr, flush=True)
+
+    return tell
+
+
+# ---- the measures
+def _measured(solved: Solved, out: np.ndarray, *, quality: bool, shift: bool = False) -> Scores:
+    """The error of a grid's samples to the exact solutions, and what else is requested."""
+    subject, truth = solved
     few = len(truth)
     scores = {"error": _rms(out[:few], truth)}
     if shift:
         scores[SHIFT] = _shift(subject.finish(out[:few]), subject.finish(truth))
-    return scores | (subject.judge(subject.finish(out), None) if quality else {})
+    return scores | (subject.scores(subject.finish(out)) if quality else {})
 
 
-def _combined(hand: Sequence[dict]):
-    """scores -> log(error / the best hand-made one's) + the same of the quality that decides; what
-    is no gain costs sixfold.
+def _combined(hand: Sequence[Scores]) -> Callable[[Scores], float]:
+    """A function of scores: the sum of log(score / the best hand-made one) over error and quality.
+
+    A score that gains less than MARGIN costs sixfold.
     """
     parts = ["error", *(metric for metric in QUALITY if metric in hand[0])]
     best = {part: min(scores[part] for scores in hand) for part in parts}
 
-    def score(scores: dict) -> float:
+    def score(scores: Scores) -> float:
         gains = [math.log(max(scores[part], 1e-12) / best[part]) for part in parts]
-        return (
-            sum(gain + 5 * max(gain + MARGIN, 0.0) for gain in gains)
-            if all(map(math.isfinite, gains))
-            else 1e3
-        )
+        if not all(map(math.isfinite, gains)):
+            return 1e3
+        return sum(gain + 5 * max(gain + MARGIN, 0.0) for gain in gains)
 
     return score
 
 
-def _shift(x, exact) -> float:
-    """How far the solver moves the law of its samples from that of the exact solutions of the same
-    seeds.
+def _shift(x: np.ndarray, exact: np.ndarray) -> float:
+    """The distance between a solver's samples and the exact solutions of the same seeds.
 
-    Fréchet distance of the pixels of images (uint8), sliced Wasserstein distance of points. No
-    sampling noise is in it, as there is in a distance to data.
+    It is the Fréchet distance of the pixels of images (uint8), or the sliced Wasserstein distance
+    of points. Unlike a distance to data it has no sampling noise.
     """
     if x.dtype != np.uint8:
         return points.sliced_wasserstein(x, exact)
     return frechet.distance(*(frechet.root_of(features.pixels(images)) for images in (x, exact)))
 
 
-def _rms(x, truth) -> float:
-
-    return (
-        float(np.sqrt(np.mean(np.square(np.asarray(x, np.float64) - truth))))
-        if np.isfinite(x).all()
-        else float("inf")
-    )
+def _rms(x: np.ndarray, truth: np.ndarray) -> float:
+    if not np.isfinite(x).all():
+        return float("inf")
+    return float(np.sqrt(np.mean(np.square(np.asarray(x, np.float64) - truth))))
 
 
-def _tell(nfe: int, name: str, what: str):
-    def tell(i, value):
-        print(f"{nfe} NFE from {name}: {i}, {what} {value:.4g}", file=sys.stderr, flush=True)
-
-    return tell
+# ---- what is kept
+def _logsnr(process: Process, ts: Array) -> list[float]:
+    return np.asarray(gaussian.logsnr(process, jnp.asarray(ts)), float).tolist()
 
 
-def report(rows: list[dict], measures: Sequence[str]) -> str:
-    """A line for each budget: the best hand-made grid beside the placed one, by every measure."""
-    names, table = {SHIFT: "distance to the exact samples"} | NAMES, []
-    for nfe in sorted({row["nfe"] for row in rows}):
-        line = {"nfe": nfe}
-        for metric in measures:
-            hand = min(
-                (row for row in rows if row["nfe"] == nfe and row["sampler"] != PLACED),
-                key=lambda row: row[metric],
-            )
-            placed = next(row for row in rows if row["nfe"] == nfe and row["sampler"] == PLACED)
-            line |= {
-                f"{metric}.hand": f"{hand[metric]:.3g} ({hand['sampler']})",
-                f"{metric}.placed": f"{placed[metric]:.3g}",
-                f"{metric}.ratio": f"{hand[metric] / placed[metric]:.2f}",
-            }
-        table.append(line)
-    columns = {"nfe": "NFE"}
-    for metric in measures:
-        columns |= {
-            f"{metric}.hand": f"{names[metric]}, best hand-made grid",
-            f"{metric}.placed": PLACED,
-            f"{metric}.ratio": "times smaller",
-        }
-    return markdown_table(table, columns)
+def _rule() -> reading.Rule:
+    """The rule for a file of placed grids.
 
-
-def optimize(
-    starts,
-    held_out,
-    spec: str,
-    budgets: Sequence[int],
-    stem: Path,
-    *,
-    iterations: int,
-    tries: int,
-    polish: int = 0,
-) -> str:
-    """Place a sampler's times on the Subject `starts`, for every budget; measure on `held_out`;
-    write stem.json, .md and .png.
-
-    Budgets that stem.json has already, of the same subjects and settings, are taken from there.
-    Returns the text of stem.md.
-    """
-    sampler, file = checked(spec, budgets, starts.process), Path(f"{stem}.json")
-    about = {
-        "sampler": spec,
-        "starts": len(starts.keys),
-        "num": len(held_out.keys),
-        "iterations": iterations,
-        "tries": tries,
-        "polish": polish,
-        "subject": provenance.config_hash(held_out.identity),
-    }
-    kept = _recall(file, about)
-    left = [nfe for nfe in budgets if not any(row["nfe"] == nfe for row in kept["rows"])]
-    if left or "exact" not in kept:
-        print("solving for the exact trajectories ...", file=sys.stderr)
-        (truth, _), (solved, what) = starts.exact(), held_out.exact()
-        kept["exact"] = {"what": what, "solved": len(solved)}
-        if len(solved) == len(held_out.keys):
-            kept["exact"] |= held_out.judge(held_out.finish(solved), None)
-        kept["floor"] = held_out.floor
-    for nfe in left:
-        nearest = min(kept["logsnr"].values(), key=lambda lam: abs(len(lam) - nfe), default=None)
-        rows, ts = place(
-            sampler,
-            (starts, truth),
-            (held_out, solved),
-            nfe,
-            iterations=iterations,
-            tries=tries,
-            polish=polish,
-            like=nearest,
-        )
-        kept["logsnr"][str(len(ts))] = np.asarray(
-            gaussian.logsnr(starts.process, jnp.asarray(ts)), float
-        ).tolist()
-        kept["rows"] += rows
-        kept["provenance"] = provenance.provenance(held_out.identity)
-        files.save_json(file, kept)
-    return write(kept, f"Times placed for {spec} on {held_out.name}", stem)
-
-
-def _rule():
-    """What a file of placed grids holds: FILE of samplers/grids.py, with a row of every grid at
-    every budget, one PLACED.
+    It is that of samplers/grids.py, with a row of every grid at every budget, one of them PLACED.
     """
     score = reading.number(finite=False)
     row = reading.record(
@@ -295,7 +398,7 @@ def _rule():
     )
     exact = reading.record({"what": reading.text(1), "solved": reading.integer(1)}, others=score)
 
-    def rows(value, place):
+    def rows(value: Any, place: str) -> None:
         reading.items(row)(value, place)
         for nfe in {each["nfe"] for each in value}:
             placed = [each["sampler"] == PLACED for each in value if each["nfe"] == nfe]
@@ -304,65 +407,23 @@ def _rule():
                     f"{place} has not one placed grid and a hand-made one at {nfe} NFE"
                 )
 
-    def file(value, place):
+    def file(value: Any, place: str) -> None:
         grids.FILE(value, place)
         reading.record({"rows": rows, "exact": exact})(value, place)
 
     return file
 
 
-def _recall(file: Path, about: dict) -> dict:
-    """What the file holds if it is about the same, else a new beginning."""
-    kept = reading.kept(file, lambda path: reading.json_file(path, _rule())) or about
-    if {key: kept.get(key) for key in about} != about:
-        print(f"{file} was made with other settings, and is made anew", file=sys.stderr)
-        kept = about
-    return {"logsnr": {}, "rows": []} | kept
+def open_grids(
+    path: Path, settings: Mapping[str, Any], identity: Mapping[str, Any] | None = None
+) -> store.Table:
+    """The grids of an earlier run with the same settings, or an empty table.
 
-
-def write(kept: dict, title: str, stem: Path) -> str:
-    """stem.md and stem.png of what is kept. Returns the text of stem.md."""
-    rows, exact, floor = kept["rows"], kept["exact"], kept.get("floor", {})
-    quality = [metric for metric in comparison.QUALITY if metric in rows[0]]
-    measures = [
-        "error",
-        *(metric for metric in (SHIFT, *quality) if all(metric in row for row in rows)),
-    ]
-    scores = ", ".join(
-        f"{comparison.NAMES[metric]} {exact[metric]:.3g}" for metric in quality if metric in exact
-    )
-    truth = ", ".join(
-        f"{comparison.NAMES[metric]} {floor[metric]:.3g}" for metric in quality if metric in floor
-    )
-    noise = (
-        f" As many samples of the truth itself score: {truth}; differences between scores below that are noise."
-        if truth
-        else ""
-    )
-    text = (
-        f"# {title}\n\nPlaced by {kept['starts']} seeds; measured on {kept['num']} others, those with exact solutions "
-        f"on the first {exact['solved']}. The exact solution is {exact['what']}"
-        + (f"; itself it scores: {scores}" if scores else "")
-        + f".{noise}\n\n{report(rows, measures)}"
-    )
-    files.save_text(Path(f"{stem}.md"), text)
-    lengths = {int(n): lam for n, lam in kept["logsnr"].items()}
-    curves.placed_times(rows, lengths, measures, Path(f"{stem}.png"), title=title, floor=floor)
-    return text
-
-
-# ---- the command
-def grid_name(name: str, spec: str) -> str:
-    """The name that was asked for, or one from the sampler's. UserError for that of a hand-made
-    grid.
+    Args:
+      path: the JSON file.
+      settings: what all grids depend on.
+      identity: that of the subject, which the provenance is the hash of.
     """
-    if name == "auto" or name in members(components.GRIDS):
-        raise UserError(f"--name={name} is a grid of the family; choose another name")
-    if "/" in name:
-        raise UserError(f"--name={name} is a path; give a name alone, and the folder by --out")
-    return name or _plain(spec if "(" in spec else spec.rpartition(".")[2])
-
-
-def _plain(text: str) -> str:
-    """Text as the name of a file."""
-    return re.sub("[^A-Za-z0-9]+", "_", text).strip("_")
+    table = store.open_table(path, settings, _rule(), config=identity)
+    table.content.setdefault("logsnr", {})
+    return table

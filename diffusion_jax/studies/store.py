@@ -18,6 +18,7 @@ again after a warning, and a table that was made with other settings is started 
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -152,7 +153,7 @@ def save_cell(
       arrays: name -> array; those that are None are left out.
     """
     present = {key: value for key, value in arrays.items() if value is not None}
-    npz.save(path, {name: files.canonical_json(record, None)} | present, compressed=True)
+    npz.save(path, {name: json.dumps(files.plain(record))} | present, compressed=True)
 
 
 def read_cell(

@@ -17,7 +17,7 @@ from diffusion_jax.data import captions
 from diffusion_jax.data.sources import Arrays
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import generate
-from diffusion_jax.studies import comparison, generation
+from diffusion_jax.studies import generation, subjects
 from diffusion_jax.training import step
 from tests.models.captioned import TINY, read
 
@@ -144,10 +144,10 @@ def test_a_guided_model_of_captions_is_compared_by_the_samples_of_its_captions()
     labels, cond = conditions.conditions(built, dataset, 3)
     assert labels.tolist() == [0, 1, 0] and read(cond)[1] == "number 1"
     subject, chosen = (
-        comparison.of_model(trained, dataset, range(3), "captions"),
+        subjects.of_model(trained, dataset, range(3), "captions"),
         sampling.plan(built),
     )
-    found = comparison.runner(subject, chosen.sampler, len(chosen.ts))(np.asarray(chosen.ts))[0]
+    found = subjects.runner(subject, chosen.sampler, len(chosen.ts))(np.asarray(chosen.ts))[0]
     prompts = conditions.prompt_cond(built, ["number 0", "number 1", "number 2"])
     drawn = sampling.sample_with(built, trained.params, chosen)(keys, prompts)
     np.testing.assert_allclose(found, drawn, rtol=1e-4, atol=1e-4)

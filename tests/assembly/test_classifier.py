@@ -90,9 +90,9 @@ def test_train_a_classifier_and_sweep_with_it(tmp_path, capfd):
     assert "eval_accuracy" in metrics.read_rows(f"{judge}/metrics.jsonl")[-1]
 
     asked = (["cfg()", f"classifier('{judge}')", "autoguidance(step=1)"], [1.0, 2.0], 20, "pixels")
-    text = guidance_sweep.on_model(workdir.saved_config(run), run, *asked)
+    text = guidance_sweep.sweep_model(workdir.saved_config(run), run, *asked)
     assert "guidance sweep: 120/120" in capfd.readouterr().err
-    assert guidance_sweep.on_model(workdir.saved_config(run), run, *asked) == text
+    assert guidance_sweep.sweep_model(workdir.saved_config(run), run, *asked) == text
     assert "guidance sweep" not in capfd.readouterr().err
     kept = files.load_json(run / "guidance_sweep.json")
     at_one = [

@@ -21,7 +21,7 @@ from diffusion_jax.denoisers import guides
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import generate
 from diffusion_jax.models.classifier import HalfUNet
-from diffusion_jax.studies import comparison
+from diffusion_jax.studies import subjects
 from tests import commands
 from tests.denoisers.mixture_by_class import NET, points, tiny
 
@@ -232,11 +232,11 @@ def test_a_comparison_of_a_model_that_a_classifier_guides_scores_what_sample_dra
         np.random.default_rng(0),
     )
     source = data.sources.Arrays(rng.standard_normal((12, 2)).astype("float32"), np.arange(12) % 3)
-    subject = comparison.of_model(
+    subject = subjects.of_model(
         trained, data.Dataset("points", source, source, (2,), 3, None), seeds, "points"
     )
     chosen, keys = sampling.plan(built, nfe=2), generate.seeds_to_keys(seeds)
-    found = comparison.runner(subject, chosen.sampler, len(chosen.ts))(np.asarray(chosen.ts))[0]
+    found = subjects.runner(subject, chosen.sampler, len(chosen.ts))(np.asarray(chosen.ts))[0]
     drawn = sampling.sample_with(built, trained.params, chosen)(
         keys, conditions.cond_for(built, np.arange(4) % 3)
     )

@@ -29,7 +29,7 @@ from diffusion_jax.objectives import consistency, distance, meanflow, times
 from diffusion_jax.objectives.base import FewStepExample, FewStepNetworks, per_example
 from diffusion_jax.processes import gaussian, schedules
 from diffusion_jax.samplers import ancestral, base, few_step, grids, ode, singlestep
-from diffusion_jax.studies import comparison
+from diffusion_jax.studies import comparison, subjects
 from diffusion_jax.targets import laws, presets, reference
 from diffusion_jax.training import ema, restoring
 from diffusion_jax.types import Prediction
@@ -1036,7 +1036,7 @@ def test_few_step_workdirs_are_compared(workdirs):
     """
     trained = workdir.load(workdirs / "cd", workdir.saved_config(workdirs / "cd"))
     dataset = datasets.dataset(trained.experiment.config)
-    subject = comparison.of_model(trained, dataset, range(20), "cd")
+    subject = subjects.of_model(trained, dataset, range(20), "cd")
     chosen = comparison.cells(
         ["few_step.multistep"], [1, 2, 4], trained.experiment.process, "few_step"
     )

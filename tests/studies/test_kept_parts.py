@@ -112,12 +112,10 @@ def test_the_rows_of_the_inverse_benchmark(tmp_path, capsys):
 def test_placed_times(tmp_path, capsys):
     path, about = tmp_path / "a.json", {"sampler": "x"}
     path.write_text(json.dumps(PLACED))
-    assert grid_search._recall(path, about)["rows"] == PLACED["rows"]
+    assert grid_search.open_grids(path, about).rows == PLACED["rows"]
     for _ in spoiled(path):
-        assert (
-            grid_search._recall(path, about) == {"logsnr": {}, "rows": []} | about
-            and "made again" in capsys.readouterr().err
-        )
+        assert grid_search.open_grids(path, about).content == {"logsnr": {}, "rows": []}
+        assert "made again" in capsys.readouterr().err
 
 
 def test_searched_times(tmp_path, capsys, monkeypatch):
@@ -131,10 +129,10 @@ def test_searched_times(tmp_path, capsys, monkeypatch):
     path.write_text(json.dumps(GRID))
     monkeypatch.setattr("diffusion_jax.assembly.sampling.plan", begin)
     trained = workdir.Trained(None, None, 0, "params", {})
-    few_step_methods.search(trained, None, [2], 10, path)
+    few_step_methods.search_times(trained, None, [2], 10, path)
     for _ in spoiled(path):
         with pytest.raises(Searches):
-            few_step_methods.search(trained, None, [2], 10, path)
+            few_step_methods.search_times(trained, None, [2], 10, path)
         assert "made again" in capsys.readouterr().err
 
 
@@ -143,7 +141,7 @@ def test_the_families(tmp_path, capsys, monkeypatch):
     made, config = [], ConfigDict({"training": {"steps": 3}})
     scores = {"milliseconds": 1.0, "parameters": 5, "frechet": 2.0}
     monkeypatch.setattr(
-        family_comparison, "_plain", lambda *args: made.append(1) or (tmp_path, config)
+        family_comparison, "train_family", lambda *args: made.append(1) or (tmp_path, config)
     )
     monkeypatch.setattr(
         family_comparison,
@@ -154,7 +152,7 @@ def test_the_families(tmp_path, capsys, monkeypatch):
     settings = ConfigDict({"likelihood": 0, "seeds": (0,), "num": 10})
 
     def run():
-        return family_comparison._kept(tmp_path, config, None, None, settings, 0)
+        return family_comparison._measured_once(tmp_path, config, None, None, settings, 0)
 
     for name in ("family.npz", "family.json"):
         run()
@@ -272,9 +270,9 @@ def test_the_cells_of_a_comparison(tmp_path, capsys):
     )
 
     def read():
-        return reading.kept(path, lambda path: comparison._recall(path, 3))
+        return reading.kept(path, lambda path: comparison._read(path, 3))
 
-    comparison._keep(path, kept)
+    comparison._save(path, kept)
     assert read().row == row and set(read().left_out) == {"frechet"}
     for _ in spoiled(path):
         assert read() is None and "made again" in capsys.readouterr().err
@@ -287,5 +285,5 @@ def test_the_cells_of_a_comparison(tmp_path, capsys):
         kept._replace(samples=np.full((3, 2), np.nan)),
         kept._replace(left_out={"frechet": np.ones(2)}),
     ):
-        comparison._keep(path, other)
+        comparison._save(path, other)
         assert read() is None and "made again" in capsys.readouterr().err

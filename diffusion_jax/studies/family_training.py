@@ -1,0 +1,120 @@
+"""Families of generative models trained for equal time, each in a workdir of its own."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from diffusion_jax import data, files, reading
+from diffusion_jax.assembly import datasets, train, trainer
+from diffusion_jax.assembly import workdir as workdirs
+from diffusion_jax.assembly.train_latent import encoded
+from diffusion_jax.errors import UNFINISHED, CommandExit
+from diffusion_jax.studies import store
+from diffusion_jax.training import loop
+
+TRIED = 12  # training steps by which the speed is measured
+
+
+def train_family(
+    root: Path, config: ConfigDict, dataset: data.Dataset, settings: ConfigDict, seed: int
+) -> tuple[Path, ConfigDict]:
+    """Train a family for settings.seconds; a latent one spends half of them on its autoencoder.
+
+    Args:
+      root: the folder of the run.
+      config: the config of the family; 'latent' is a key of a latent one.
+      dataset: the images.
+      settings: the config of the comparison.
+      seed: of the training.
+
+    Returns:
+      (the workdir of the model, its config with the number of steps).
+
+    Raises:
+      CommandExit: if a signal stopped the training.
+    """
+    if "latent" not in config:
+        return train_for(root, config, dataset, settings.seconds, seed)
+    recipe = settings.recipe.copy_and_resolve_references().unlock()
+    recipe.data = settings.data
+    train_for(root / "autoencoder", recipe, dataset, 0.5 * settings.seconds, seed)
+    config.data = config.data.copy_and_resolve_references()
+    config.data.update(name="latents", path=str(encoded(root)))
+    config.latent.autoencoder = str(root / "autoencoder")
+    latents = datasets.dataset(config)
+    return train_for(root / "model", config, latents, 0.5 * settings.seconds, seed)
+
+
+def train_for(
+    root: Path, config: ConfigDict, dataset: data.Dataset, seconds: float, seed: int
+) -> tuple[Path, ConfigDict]:
+    """Train a config for a number of seconds.
+
+    The number of steps is measured by the first run and kept in budget.json, so that a run that was
+    stopped resumes with the same number.
+
+    Args:
+      root: the workdir.
+      config: the config.
+      dataset: the training data.
+      seconds: of training steps, without compilation.
+      seed: of the training.
+
+    Returns:
+      (the workdir, the config with the number of steps).
+    """
+    budget = root / "budget.json"
+    rule = reading.record({"steps": reading.integer(1, 10**9)})
+    kept = store.load_json(budget, rule) or {"steps": 0}
+    steps = kept["steps"] or steps_for(config, dataset, seconds, seed, root)
+    config = with_steps(config, steps, seed)
+    root.mkdir(parents=True, exist_ok=True)
+    files.save_json(budget, {"steps": steps, "seconds": seconds})
+    if not train.train(config, str(root), dataset=dataset):
+        raise CommandExit(UNFINISHED)
+    return root, config
+
+
+def with_steps(config: ConfigDict, steps: int, seed: int) -> ConfigDict:
+    """The config for this seed and number of steps, with a loss curve and one checkpoint."""
+    config = config.copy_and_resolve_references().unlock()
+    config.seed = seed
+    config.training.update(
+        steps=steps,
+        eval_every=0,
+        sample_every=0,
+        checkpoint_every=steps,
+        keep=1,
+        log_every=max(1, steps // 20),
+    )
+    return config.lock()
+
+
+def steps_for(
+    config: ConfigDict, dataset: data.Dataset, seconds: float, seed: int, root: Path
+) -> int:
+    """How many training steps of a config fit in a number of seconds here, without compilation.
+
+    It is a multiple of config.training.steps_per_call, by the median time of a few calls.
+    """
+    config = config.copy_and_resolve_references().unlock()
+    config.seed = seed
+    experiment = workdirs.for_training(config, dataset, root)
+    parts, k = trainer.training(experiment), config.training.steps_per_call
+    state = parts.runner.init(parts.init, jax.random.key(config.seed))
+    batch = data.batches(
+        dataset.train, batch_size=config.data.batch_size, seed=config.seed, flip=config.data.flip
+    )
+    put, took = parts.runner.put_batch(loop.stack(batch, k)(0), axis=1), []
+    for _ in range(2 + math.ceil(TRIED / k)):
+        began = time.monotonic()
+        state, numbers = parts.step(state, put)
+        jax.block_until_ready(numbers)
+        took.append(time.monotonic() - began)
+    timed = sorted(took[2:])  # the first two calls compile, or warm up
+    return max(k, round(seconds / timed[len(timed) // 2]) * k)

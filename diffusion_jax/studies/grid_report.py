@@ -1,0 +1,85 @@
+"""The table and the figure of optimized grids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusion_jax import files
+from diffusion_jax.evaluation.metrics import find
+from diffusion_jax.report import curves
+from diffusion_jax.report.tables import markdown_table
+from diffusion_jax.studies.ranking import QUALITY
+
+PLACED = "placed"  # the name of the optimized grid in rows
+SHIFT = "shift"  # the distance of a grid's samples to the exact samples
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def write(kept: Mapping[str, Any], title: str, stem: Path) -> str:
+    """Write stem.md and stem.png.
+
+    Args:
+      kept: the content of stem.json: 'rows', 'logsnr', 'exact', 'floor' (the scores of the truth),
+        'starts' and 'num'.
+      title: of both.
+      stem: the path of the files, without their endings.
+
+    Returns:
+      The text of stem.md.
+    """
+    rows, exact, truth = kept["rows"], kept["exact"], kept.get("floor", {})
+    quality = [metric for metric in QUALITY if metric in rows[0]]
+    measures = [metric for metric in (SHIFT, *quality) if all(metric in row for row in rows)]
+    measures = ["error", *measures]
+    scores, truth_said = _said(exact, quality), _said(truth, quality)
+    text = (
+        f"# {title}\n\nPlaced by {kept['starts']} seeds; measured on {kept['num']} others, those "
+        f"with exact solutions on the first {exact['solved']}. The exact solution is "
+        f"{exact['what']}"
+    )
+    text += f"; its own scores: {scores}." if scores else "."
+    if truth_said:
+        text += (
+            f" As many samples of the truth itself score: {truth_said}; differences between scores "
+            "below that are noise."
+        )
+    text += f"\n\n{report(rows, measures)}"
+    files.save_text(Path(f"{stem}.md"), text)
+    lengths = {int(n): lam for n, lam in kept["logsnr"].items()}
+    curves.placed_times(rows, lengths, measures, Path(f"{stem}.png"), title=title, floor=truth)
+    return text
+
+
+def report(rows: Rows, measures: Sequence[str]) -> str:
+    """A Markdown table of the best hand-made and the placed grid, by budget and measure."""
+    columns, table = {"nfe": "NFE"}, []
+    for metric in measures:
+        columns |= {
+            f"{metric}.hand": f"{find(metric).title}, best hand-made grid",
+            f"{metric}.placed": PLACED,
+            f"{metric}.ratio": "times smaller",
+        }
+    for nfe in sorted({row["nfe"] for row in rows}):
+        own = [row for row in rows if row["nfe"] == nfe]
+        placed = next(row for row in own if row["sampler"] == PLACED)
+        line: dict[str, Any] = {"nfe": nfe}
+        for metric in measures:
+            hand_made = [row for row in own if row["sampler"] != PLACED]
+            hand = min(hand_made, key=lambda row: row[metric])
+            line |= {
+                f"{metric}.hand": f"{hand[metric]:.3g} ({hand['sampler']})",
+                f"{metric}.placed": f"{placed[metric]:.3g}",
+                f"{metric}.ratio": f"{hand[metric] / placed[metric]:.2f}",
+            }
+        table.append(line)
+    return markdown_table(table, columns)
+
+
+def _said(scores: Mapping[str, Any], metrics: Sequence[str]) -> str:
+    present = [metric for metric in metrics if metric in scores]
+    return ", ".join(
+        f"{find(metric).title} {find(metric).text(scores[metric])}" for metric in present
+    )

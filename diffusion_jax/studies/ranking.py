@@ -1,0 +1,176 @@
+"""Which sampler of a comparison is best at a budget, by how much, and whether that exceeds noise.
+
+ranking(compared, 10, "frechet")     the samplers in order, and how many of them are tied
+sentences(compared)                  the verdict in words, a sentence for each budget
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.evaluation.metrics import Metric, find
+from diffusion_jax.studies.comparison import Comparison, Result
+from diffusion_jax.studies.subjects import GROUPS
+
+SCORES = (  # the scores that a cell can have, in the order of columns
+    "accuracy",
+    "frechet",
+    "sliced_wasserstein",
+    "mmd",
+    "mode_weights",
+    "error",
+    "order",
+)
+QUALITY = ("frechet", "sliced_wasserstein")  # the score of the distribution, whichever there is
+
+
+def margin(best: Result, other: Result, metric: str) -> tuple[float, float]:
+    """How much worse another result is than the best, and the standard error of that difference.
+
+    The difference is paired, because all cells share their seeds. For 'error' it is the mean
+    difference of the squared errors; the standard error of another score is a jackknife over groups
+    of samples.
+
+    Returns:
+      (difference, standard error); the latter is 0 where it is not known.
+    """
+    if metric == "error":
+        gap = other.squares - best.squares
+        noise = gap.std(ddof=1) / np.sqrt(len(gap)) if len(gap) > 1 else 0.0
+        return float(gap.mean()), float(noise)
+    score = find(metric)
+    worse = score.loss(other.row[metric]) - score.loss(best.row[metric])
+    if metric not in best.left_out or metric not in other.left_out:
+        return worse, 0.0
+    gaps = other.left_out[metric] - best.left_out[metric]
+    return worse, float(np.sqrt((GROUPS - 1) / GROUPS * np.square(gaps - gaps.mean()).sum()))
+
+
+class Ranking(NamedTuple):
+    """The results that kept to a budget, the best first.
+
+    Attributes:
+      results: the results in order.
+      tied: how many of them, from the first, differ by no more than noise.
+      perfect: whether the tied ones cannot be distinguished from the exact solution either.
+      beyond: how many score no worse than samples of the truth itself.
+    """
+
+    results: list[Result]
+    tied: int
+    perfect: bool
+    beyond: int = 0
+
+
+def ranking(compared: Comparison, nfe: int, metric: str) -> Ranking:
+    """Rank the results of a budget by a metric.
+
+    A difference of two standard errors or less counts as noise, and so does being better than the
+    exact solution or than the truth itself. An adaptive sampler takes part where its evaluations
+    fit the budget.
+    """
+    loss = find(metric).loss
+
+    def within(row: dict[str, Any]) -> bool:
+        fits = row["nfe"] == nfe or (row["nfe"] is None and row["evaluations"] <= nfe)
+        return metric in row and fits
+
+    results = [result for result in compared.results if within(result.row)]
+    results.sort(key=lambda result: loss(result.row[metric]))
+
+    def worse_than(best: Result, other: Result) -> bool:
+        worse, noise = margin(best, other, metric)
+        return worse > 2 * noise
+
+    exact = compared.exact
+    perfect = results != [] and metric in exact.row and not worse_than(exact, results[0])
+    best = exact if perfect else next(iter(results), None)
+    worse = (i for i, other in enumerate(results) if i and worse_than(best, other))
+    tied = next(worse, len(results))
+    truth, beyond = compared.truth_scores.get(metric), 0
+    if truth is not None:
+        beyond = sum(loss(result.row[metric]) <= loss(truth) for result in results)
+    return Ranking(results, max(tied, beyond), perfect and beyond <= tied, beyond)
+
+
+# ---- failures
+def failures(compared: Comparison) -> list[str]:
+    """A sentence with the reason for every cell that has no result."""
+
+    def at(row: dict[str, Any]) -> str:
+        return "" if row["nfe"] is None else f" at {row['nfe']} NFE"
+
+    rows = [result.row for result in compared.results if _failed(result.row)]
+    return [
+        f"{row['sampler']}{at(row)} has no result: {row.get('note', 'no score')}" for row in rows
+    ]
+
+
+def need_results(rows: Sequence[dict[str, Any]]) -> None:
+    """Raise UserError with the first reason if every cell of a table has failed."""
+    if rows and all(map(_failed, rows)):
+        reason = rows[0].get("note", "no score")
+        raise UserError(f"no cell has a result; the first failed because: {reason}")
+
+
+def _failed(row: dict[str, Any]) -> bool:
+    return not any(key in row for key in SCORES)
+
+
+# ---- the verdict in words
+def sentences(compared: Comparison) -> list[str]:
+    """A sentence for each budget: the best samplers, and by how much they are best.
+
+    Samplers are compared by the distribution of their samples (QUALITY), and by the distance to the
+    exact solution.
+    """
+    rows = [result.row for result in compared.results]
+    quality = [metric for metric in QUALITY if any(metric in row for row in rows)][:1]
+    lines = []
+    for nfe in sorted({row["nfe"] for row in rows if row["nfe"] is not None}):
+        parts = [_sentence(compared, nfe, metric) for metric in (*quality, "error")]
+        said = "; ".join(filter(None, parts)) or "no sampler has a result"
+        lines.append(f"At {nfe} NFE, {said}.")
+    return lines
+
+
+def _sentence(compared: Comparison, nfe: int, metric: str) -> str:
+    results, tied, perfect, beyond = ranking(compared, nfe, metric)
+    if not results:
+        return ""
+    score = find(metric, compared.features)
+    written = [f"{r.row['sampler']} ({score.text(r.row[metric])})" for r in results]
+    by = "nearest to the exact solution" if metric == "error" else f"best by {score.title}"
+    who = ", ".join(written[: min(tied, 3)]) + (f" and {tied - 3} more" if tied > 3 else "")
+    after = f", then {written[tied]}" if tied < len(results) else ""
+    if perfect and tied > 1:
+        exact = score.text(compared.exact.row[metric])
+        return (
+            f"{tied} samplers cannot be distinguished from the exact solution by {score.title} "
+            f"({exact}): {who}{after}"
+        )
+    if beyond:
+        truth = f"the truth itself ({score.text(compared.truth_scores[metric])})"
+        if tied == 1:
+            return f"{by} is {who}, no worse than {truth}, which is noise{after}"
+        return (
+            f"a tie, {by}: {who}; {beyond} of them score no worse than {truth}, so their order is "
+            f"noise{after}"
+        )
+    if tied > 1:
+        return f"a tie within noise, {by}: {who}{after}"
+    if len(results) == 1:
+        return f"{by} is {written[0]}, the only one"
+    return f"{by} is {written[0]}, then {written[1]}, {_difference(*results[:2], score)}"
+
+
+def _difference(best: Result, other: Result, score: Metric) -> str:
+    """How much worse another result is, in words."""
+    if score.name == "error":
+        ratio = other.row["error"] / max(best.row["error"], 1e-300)
+        return f"{ratio:.2g} times as far"
+    return f"worse by {score.text(*margin(best, other, score.name))}"
