@@ -84,7 +84,7 @@ def few_step(
         how = how._replace(images=images or model.experiment.data.path)
     else:
         model = train_variant(how, "teacher")
-    dataset = workdirs.dataset(model.experiment.config, how.teacher)
+    dataset = workdirs.dataset(workdirs.saved_config(how.teacher), how.teacher)
     table, took = Table(dataset, num, [], {}, {}), seconds(how.teacher)
     title = f"diffusion ({teacher_sampler})"
     real = add(table, model, title, teacher_sampler, wide, root / "cells", took)
@@ -134,7 +134,7 @@ def _add_method(
     """Train a method and add its rows, and those on searched times if these are requested."""
     model, root = train_variant(recipe, name), recipe.root / name
     sources, took = model.experiment.sources, seconds(root)
-    if sources.teacher or sources.init_from:
+    if sources.teacher or sources.start:
         took += teaching
     sampler, cells = model.experiment.sampling.name, root / "cells"
     add(table, model, name, sampler, budgets, cells, took)
