@@ -48,8 +48,8 @@ def ema_sweep(
       UserError: for a run without snapshots, a length that no power EMA has, and unknown metrics.
     """
     root, values = Path(workdir), lengths_of(lengths)
-    names, scores = judge.spelled(parsing.names(features), parsing.metrics(metrics))
-    judge.named(scores)
+    names, scores = judge.resolve_names(parsing.names(features), parsing.metrics(metrics))
+    judge.check_metrics(scores)
     config.sampler.ema = f"post_hoc({values[0]:g})"
     trained = workdirs.load(root, config)  # raises at once if there are no snapshots
     experiment.need_images(trained.experiment)

@@ -87,10 +87,10 @@ def test_finished_cells_are_taken_again_and_others_are_not(compared, monkeypatch
 def test_a_sampler_that_fails_has_a_row_that_says_so(compared, tmp_path):
     subject, chosen, _, _ = compared
 
-    def broken(noise, x, t, s, denoise, process):
+    def broken(noise, x, t, s, denoise, process, cond):
         raise RuntimeError("this solver is broken")
 
-    infinite = base.memoryless(lambda noise, x, t, s, denoise, process: x / 0.0)
+    infinite = base.memoryless(lambda noise, x, t, s, denoise, process, cond: x / 0.0)
     cells = [
         chosen[0]._replace(entry="mine.broken", sampler=base.memoryless(broken)),
         chosen[0]._replace(entry="mine.infinite", sampler=infinite),
