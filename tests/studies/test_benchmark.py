@@ -16,7 +16,14 @@ from configs import celeb_a, cifar10, digits, toy
 from diffusion_jax.assembly import conditions, experiment, sampling
 from diffusion_jax.data.sources import Arrays
 from diffusion_jax.errors import UserError
-from diffusion_jax.studies import benchmark
+from diffusion_jax.studies import (
+    benchmark,
+    benchmark_comparison,
+    benchmark_loop,
+    benchmark_sampling,
+    benchmark_timing,
+    benchmark_training,
+)
 from tests import commands
 
 
@@ -40,7 +47,9 @@ def test_the_bare_evaluations_pass_through_the_network_and_give_x_back(built):
     params = built.kind.init(built, jax.random.key(1))
     params = jax.tree.map(lambda p: p + 0.1, params)  # the last layer begins at 0
     run = jax.jit(
-        lambda params, x: benchmark.bare(built, params, x, conditions.null_cond(built, 2), ts)
+        lambda params, x: benchmark_sampling.bare(
+            built, params, x, conditions.null_cond(built, 2), ts
+        )
     )
     assert not np.array_equal(run(params, x), x)  # rounding, which tells that eps went through
     np.testing.assert_allclose(run(params, x), x, atol=1e-3)
@@ -49,7 +58,7 @@ def test_the_bare_evaluations_pass_through_the_network_and_give_x_back(built):
 
 def test_programs_take_turns():
     called = []
-    seconds = benchmark.take_turns(
+    seconds = benchmark_timing.take_turns(
         {name: lambda name=name: called.append(name) for name in "abc"}, 3
     )
     assert "".join(called) == "abc" + "abc" + "bca" + "cab"  # the first calls do not count
@@ -57,7 +66,7 @@ def test_programs_take_turns():
 
 
 def test_a_row_by_hand():
-    row = benchmark._row("a", 10, 4, 1.26, [3.0, 2.2, 2.6], [2.5, 2.0, 2.0], [0.2, 0.1])
+    row = benchmark_sampling.row("a", 10, 4, 1.26, [3.0, 2.2, 2.6], [2.5, 2.0, 2.0], [0.2, 0.1])
     assert (row["overhead_percent"], row["overhead_median_percent"], row["own_percent"]) == (
         10.0,
         30.0,
@@ -69,7 +78,7 @@ def test_a_row_by_hand():
 def test_budgets_and_samplers_that_do_not_fit_are_refused(built):
     assert (
         len(
-            benchmark.plans(built, ["ode.edm_heun@karras", "ancestral.ddim"], 9)[
+            benchmark_sampling.plans(built, ["ode.edm_heun@karras", "ancestral.ddim"], 9)[
                 "ode.edm_heun@karras"
             ].ts
         )
@@ -82,7 +91,7 @@ def test_budgets_and_samplers_that_do_not_fit_are_refused(built):
         (["ode.hun"], "did you mean 'ode.heun'"),
     ):
         with pytest.raises(UserError, match=said):
-            benchmark.plans(built, entries, 4)
+            benchmark_sampling.plans(built, entries, 4)
 
 
 # ---- training, loop, data
@@ -95,35 +104,36 @@ def points():
     return config
 
 
-def settings(config, **more):
-    return {
-        "config": "toy",
-        "dataset": benchmark.subject(config),
-        "repeats": 5,
-        "steps": 12,
-        "consumed": None,
-    } | more
+SETTINGS = benchmark_timing.Settings(
+    samplers=[], nfe=3, shape=[], classes=10, batch_size=2, repeats=5, steps=12
+)
+
+
+def subject(config, dataset=None):
+    dataset = dataset or benchmark_timing.dataset_for(config)
+    model = experiment.assemble(config, dataset.image_shape, dataset.num_classes)
+    return benchmark_timing.Subject("toy", config, dataset, model)
 
 
 def test_a_data_set_that_is_not_here_is_noise_of_its_shape(points):
-    there = benchmark.subject(points)
+    there = benchmark_timing.dataset_for(points)
     assert there.name == points.data.name and len(there.train) == 50_000
     for shape, config in (
         ((32, 32, 3), cifar10.get_config("vp")),
         ((64, 64, 3), celeb_a.get_config("vp")),
     ):
-        noise = benchmark.subject(config)
+        noise = benchmark_timing.dataset_for(config)
         assert (
             noise.image_shape == shape
             and noise.train[0]["image"].shape == shape
             and noise.name == "noise"
         )
         assert noise.train.columns["image"].nbytes < 2.1e8 and len(noise.train) > 10_000
-    assert benchmark.subject(points, (2,), 0).train[0]["image"].dtype == np.float32
+    assert benchmark_timing.dataset_for(points, (2,), 0).train[0]["image"].dtype == np.float32
 
 
 def test_the_training_step_is_measured_on_its_own(points):
-    row = benchmark.training(points, settings(points))["rows"][0]
+    row = benchmark_training.training(subject(points), SETTINGS).rows[0]
     assert len(row["seconds"]) == 5 and row["batch"] == 32 and row["compile_seconds"] > 0
     assert row["images_per_second"] == pytest.approx(32 / np.median(row["seconds"]))
     products = (
@@ -133,7 +143,7 @@ def test_the_training_step_is_measured_on_its_own(points):
     # layers have no need
     assert 2 * products < 1e9 * row["gflop"] <= 3 * products
     speed = 1e9 * row["gflop"] / np.median(row["seconds"])
-    assert row["mfu_percent"] == pytest.approx(100 * speed / benchmark.peak_flops()[0])
+    assert row["mfu_percent"] == pytest.approx(100 * speed / benchmark_training.peak_flops()[0])
     assert (
         row["process_gib"] > 0.1
         and row["program_gib"] * 2**30 > 4 * 3 * 8 * 8
@@ -142,7 +152,7 @@ def test_the_training_step_is_measured_on_its_own(points):
 
 
 def weights_of(config):
-    built = experiment.assemble(config, (2,), benchmark.subject(config).num_classes)
+    built = experiment.assemble(config, (2,), benchmark_timing.dataset_for(config).num_classes)
     return jax.eval_shape(lambda: built.kind.init(built, jax.random.key(0)))
 
 
@@ -155,7 +165,7 @@ def test_every_moment_of_the_loop_is_accounted_for_by_hand():
         "sync": [(11, 12), (21, 22)],
         "checkpointing": [(12, 15), (22, 23)],
     }
-    seconds, shares = benchmark.account(events, 2, {"logging": 10, "checkpointing": 100})
+    seconds, shares = benchmark_loop.account(events, 2, {"logging": 10, "checkpointing": 100})
     assert seconds == [3, 4]
     assert shares == {
         "step": 7 / 4,
@@ -164,7 +174,7 @@ def test_every_moment_of_the_loop_is_accounted_for_by_hand():
         "logging": 1 / 10,
         "checkpointing": (2 + 4) / 2 / 100,
     }
-    assert benchmark.account(events, 2, {"checkpointing": 0})[1]["checkpointing"] == 0
+    assert benchmark_loop.account(events, 2, {"checkpointing": 0})[1]["checkpointing"] == 0
 
 
 class Slow(Arrays):
@@ -176,11 +186,10 @@ class Slow(Arrays):
 
 
 def test_a_loop_that_waits_for_its_data_says_so(points):
-    dataset = benchmark.subject(points)
-    part = benchmark.loop(
-        points, settings(points, dataset=dataset._replace(train=Slow(**dataset.train.columns)))
-    )
-    row = part["rows"][0]
+    dataset = benchmark_timing.dataset_for(points)
+    slow = dataset._replace(train=Slow(**dataset.train.columns))
+    part = benchmark_loop.loop(subject(points, slow), SETTINGS)
+    row = part.rows[0]
     named = [
         row[f"{name}_percent"] for name in ("step", "data", "logging", "checkpointing", "rest")
     ]
@@ -194,17 +203,18 @@ def test_a_loop_that_waits_for_its_data_says_so(points):
         and row["rest_percent"] > 0
     )
     assert (
-        "12 steps, a row every 4 and a checkpoint every 4, told for every 5 and every 100"
-        in part["facts"]
+        "12 steps, a row every 4 and a checkpoint every 4; their costs are spread over 5 and 100 "
+        "steps"
+        in part.facts
     )
 
 
 def test_the_pipeline_is_measured_made_and_delivered(points):
     config = digits.get_config("vp")
     config.data.update(flip=True, batch_size=8)
-    rows = benchmark.pipeline(
-        config, settings(config, dataset=benchmark.synthetic((4, 4, 3), 3), consumed=1e-3)
-    )["rows"]
+    noise = benchmark_timing.synthetic((4, 4, 3), 3)
+    measured = subject(config, noise)._replace(consumed=1e-3)
+    rows = benchmark_training.pipeline(measured, SETTINGS).rows
     assert [row["what"] for row in rows] == ["made", "delivered"]
     for row in rows:
         assert (
@@ -221,14 +231,11 @@ def test_several_configs_share_tables_and_nothing_is_lost(points, monkeypatch):
     kept, seen = [], []
 
     def fake(name):
-        def part(config, settings):
-            seen.append((name, settings["config"], settings["consumed"], settings["dataset"].name))
-            row = {
-                "config": settings["config"],
-                "what": name,
-                "images_per_second": config.data.batch_size,
-            }
-            return {"rows": [row], "columns": {}, "facts": settings["config"]}
+        def part(subject, settings):
+            seen.append((name, subject.title, subject.consumed, subject.dataset.name))
+            size = subject.experiment.data.batch_size
+            row = {"config": subject.title, "what": name, "images_per_second": size}
+            return benchmark_timing.Part([row], {}, subject.title)
 
         return part
 
@@ -238,8 +245,8 @@ def test_several_configs_share_tables_and_nothing_is_lost(points, monkeypatch):
     found = benchmark.measure(
         {"a": points, "b": other},
         ["training", "data"],
-        {"shape": [2], "classes": 0},
-        lambda found: kept.append(sum(len(part["rows"]) for part in found.values())),
+        SETTINGS._replace(shape=[2], classes=0),
+        lambda found: kept.append(sum(len(part.rows) for part in found.values())),
     )
     assert seen == [
         ("training", "a", None, "noise"),
@@ -247,9 +254,8 @@ def test_several_configs_share_tables_and_nothing_is_lost(points, monkeypatch):
         ("training", "b", None, "noise"),
         ("data", "b", 7, "noise"),
     ]
-    assert [row["config"] for row in found["data"]["rows"]] == ["a", "b"] and found["data"][
-        "facts"
-    ] == "a\nb"
+    assert [row["config"] for row in found["data"].rows] == ["a", "b"]
+    assert found["data"].facts == "a\nb"
     assert kept == [1, 2, 3, 4]
 
 
@@ -262,7 +268,7 @@ def test_what_got_slower_by_more_than_the_noise():
     now = [row("x", 1.1, 1.15, 1.2), row("y", 1.0, 1.0, 1.0), row("z", 9.0, evaluations=6)]
     stored = {"training": {"rows": [row("step", 1.0, 1.0, 1.0)]}, "sampling": {"rows": before}}
     found = {"training": {"rows": [row("step", 1.03, 1.03, 1.03)]}, "sampling": {"rows": now}}
-    compared = benchmark.compare(stored, found)
+    compared = benchmark_comparison.compare(stored, found)
     rows = {row["what"]: row for row in compared}
     assert {what: row["verdict"] for what, row in rows.items()} == {
         "step": "slower",
@@ -278,7 +284,7 @@ def test_what_got_slower_by_more_than_the_noise():
     )
     machine = {"cpu": {"model": "m"}, "devices": None, "versions": {"jax": "1"}}
     other = {"cpu": {"model": "m"}, "devices": None, "versions": {"jax": "2"}}
-    assert benchmark.differences({"provenance": machine}, {"provenance": other}) == [
+    assert benchmark_comparison.differences({"provenance": machine}, {"provenance": other}) == [
         "versions.jax: 1 then, 2 now"
     ]
 
