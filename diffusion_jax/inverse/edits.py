@@ -1,4 +1,8 @@
-"""Edits of images by a diffusion model: interpolation, blending, translation and SDEdit."""
+"""Edits of images by a diffusion model: interpolation, translation and SDEdit.
+
+Interpolation and translation use that a deterministic sampler can run from an image to its noise
+and back.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +17,16 @@ from diffusion_jax.samplers.base import Sampler
 from diffusion_jax.types import Array, Cond, Denoise, Key, Process
 
 
-# ---- edits: what a deterministic sampler's way to the noise and back is good for
 def slerp(a: Array, b: Array, weight: float | Array) -> Array:
-    """Spherical interpolation of noises (Shoemake 1985), each example on its own circle; a at
-    weight 0, b at 1. (B, ...).
+    """Spherical interpolation of noises (Shoemake 1985), for each example on its own circle.
+
+    Args:
+      a: (B, ...), the result at weight 0.
+      b: (B, ...), the result at weight 1.
+      weight: scalar in [0, 1].
+
+    Returns:
+      (B, ...).
     """
     dot = arrays.sum_per_example(a * b) * jax.lax.rsqrt(
         arrays.sum_per_example(a**2) * arrays.sum_per_example(b**2)
@@ -37,10 +47,22 @@ def interpolate(
     ts: Array,
     conds: tuple[Cond, Cond] = (None, None),
 ) -> Array:
-    """Images on the way from a to b (B, ...): slerp between their encodings, decoded (Song et al.
-    2021, DDIM, sec. 5.3).
+    """Interpolates between images (DDIM; Song et al. 2021, sec. 5.3).
 
-    conds: of a and of b; an image on the way has that of the nearer end. Returns (W, B, ...).
+    The noises of a and b are interpolated by `slerp` and decoded.
+
+    Args:
+      sampler: a deterministic sampler.
+      denoise: the denoiser.
+      process: the process of the denoiser.
+      a: images, (B, ...), at weight 0.
+      b: images, (B, ...), at weight 1.
+      weights: (W,).
+      ts: decreasing times.
+      conds: the conditions of a and b; an image in between has that of the nearer end.
+
+    Returns:
+      Images, (W, B, ...).
     """
     noises = [
         base.encode(sampler, denoise, process, x0, ts, cond) for x0, cond in zip((a, b), conds)
@@ -59,14 +81,27 @@ def blend(
     ts: Array,
     conds: tuple[Cond, Cond] = (None, None),
 ) -> Array:
-    """Images of the slerps between the starts a and b (B, ...), x at ts[0], with the keys (of a
-    stochastic sampler) the same all the way.
+    """Interpolates between noises: decodes their `slerp`.
 
-    So consistency models, whose samplers cannot encode, interpolate between their own images (Song
-    et al. 2023, sec. 6.3). conds, and what is returned: as `interpolate`.
+    Consistency models, whose samplers cannot encode, interpolate between their own images this way
+    (Song et al. 2023, sec. 6.3).
+
+    Args:
+      sampler: any sampler.
+      denoise: the denoiser.
+      process: the process of the denoiser.
+      keys: of a stochastic sampler, the same for every weight.
+      a: x at ts[0], (B, ...), at weight 0.
+      b: x at ts[0], (B, ...), at weight 1.
+      weights: (W,).
+      ts: decreasing times.
+      conds: the conditions of a and b; an image in between has that of the nearer end.
+
+    Returns:
+      Images, (W, B, ...).
     """
 
-    def decode(weight):
+    def decode(weight: Array) -> Array:
         cond = jax.tree.map(lambda p, q: jnp.where(weight < 0.5, p, q), *conds)
         return base.sample(sampler, denoise, process, keys, slerp(a, b, weight), ts, cond).x0
 
@@ -82,8 +117,21 @@ def translate(
     source: Cond,
     target: Cond,
 ) -> Array:
-    """The noise of x0 under one condition, decoded under another (Su et al. 2023, dual diffusion
-    implicit bridges).
+    """Decodes the noise of x0 under another condition.
+
+    These are dual diffusion implicit bridges (Su et al. 2023).
+
+    Args:
+      sampler: a deterministic sampler.
+      denoise: the denoiser.
+      process: the process of the denoiser.
+      x0: images, (B, ...).
+      ts: decreasing times.
+      source: the condition of x0.
+      target: the condition of the result.
+
+    Returns:
+      Images, (B, ...).
     """
     noise = base.encode(sampler, denoise, process, x0, ts, source)
     return base.sample(sampler, denoise, process, jax.random.key(0), noise, ts, target).x0
@@ -98,26 +146,42 @@ def sdedit(
     ts: Array,
     cond: Cond = None,
 ) -> Array:
-    """SDEdit (Meng et al. 2022, algorithm 1): the guide (B, ...), noised to time ts[0], is denoised
-    by any sampler.
+    """SDEdit (Meng et al. 2022, algorithm 1): noises a guide image and denoises it.
+
+    Args:
+      sampler: any sampler.
+      denoise: the denoiser.
+      process: the process of the denoiser.
+      key: one for each image, (B,), or one for the batch.
+      guide: images, (B, ...).
+      ts: decreasing times; the guide is noised to ts[0].
+      cond: the condition.
+
+    Returns:
+      Images, (B, ...).
     """
     keys = arrays.example_keys(key, len(guide))
     eps = arrays.noise(arrays.fold_in(keys, streams.PRIOR), guide)
-    return base.sample(
-        sampler,
-        denoise,
-        process,
-        keys,
-        process.alpha(ts[0]) * guide + process.sigma(ts[0]) * eps,
-        ts,
-        cond,
-    ).x0
+    x = process.alpha(ts[0]) * guide + process.sigma(ts[0]) * eps
+    return base.sample(sampler, denoise, process, keys, x, ts, cond).x0
 
 
 def last_moves(ts: Array, strength: float) -> Array:
-    """The last `strength` of a grid's moves, at least one. UserError outside (0, 1]."""
+    """The end of a grid of times, for `sdedit`.
+
+    Args:
+      ts: decreasing times, (n + 1,).
+      strength: the share of the moves to make, in (0, 1]; at least one is made.
+
+    Returns:
+      The last times.
+
+    Raises:
+      UserError: if `strength` is out of range.
+    """
     if not 0 < strength <= 1:
         raise UserError(
-            f"strength={strength} of SDEdit: the share of the moves that are made, above 0 and at most 1"
+            f"strength={strength} of SDEdit: the share of the moves that are made, above 0 and at "
+            "most 1"
         )
     return ts[-(1 + max(1, round(strength * (len(ts) - 1)))) :]

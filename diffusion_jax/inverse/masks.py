@@ -1,4 +1,7 @@
-"""Masks for inpainting: which pixels of an image are observed."""
+"""Masks for inpainting: which pixels of an image are measured.
+
+A mask is a function of the shape of an image (H, W, C), and returns (H, W, 1).
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,27 @@ from diffusion_jax.errors import UserError, need_ranges
 Mask = np.ndarray  # (H, W, 1) float32: 1 is measured, 0 is to be painted
 
 
-# ---- masks: functions of the shape of an image
 def half(shape: tuple[int, ...]) -> Mask:
-    """The upper half is known."""
+    """The upper half is measured.
+
+    Args:
+      shape: of an image, (H, W, C).
+    """
     mask = np.zeros((*shape[:2], 1), np.float32)
     mask[: shape[0] // 2] = 1
     return mask
 
 
 def box(shape: tuple[int, ...], side: float = 0.5) -> Mask:
-    """All is known but a box in the middle, `side` of the height and of the width."""
+    """Everything but a box in the middle is measured.
+
+    Args:
+      shape: of an image, (H, W, C).
+      side: height and width of the box, as a share of the image's, between 0 and 1.
+
+    Raises:
+      UserError: if `side` is out of range.
+    """
     if not 0 < side < 1:
         raise UserError(f"box(side={side}): the side is a share of the image's, between 0 and 1")
     mask = np.ones((*shape[:2], 1), np.float32)
@@ -30,7 +44,16 @@ def box(shape: tuple[int, ...], side: float = 0.5) -> Mask:
 
 
 def random(shape: tuple[int, ...], keep: float = 0.3, seed: int = 0) -> Mask:
-    """A share `keep` of the pixels is known, anywhere."""
+    """Random pixels are measured.
+
+    Args:
+      shape: of an image, (H, W, C).
+      keep: the share of pixels that are measured, between 0 and 1.
+      seed: of the choice.
+
+    Raises:
+      UserError: if `keep` or `seed` is out of range.
+    """
     need_ranges("random", seed=(seed, 0, 2**32 - 1))
     if not 0 < keep < 1:
         raise UserError(f"random(keep={keep}): the share of known pixels is between 0 and 1")

@@ -1,4 +1,8 @@
-"""Measurements y = A x + noise of images: inpainting, superresolution, deblurring and others."""
+"""Measurements y = A x + noise of images: inpainting, super-resolution, deblurring and others.
+
+For a linear A, everything that the methods need follows from A, its transpose and functions of the
+symmetric matrix A A^T = U diag(s^2) U^T. The pseudo-inverse is A^+ y = A^T U diag(1 / s^2) U^T y.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +18,18 @@ from diffusion_jax.errors import UserError, need_ranges
 from diffusion_jax.inverse import masks
 from diffusion_jax.types import Array, Key
 
-SMALL = 1e-6  # of A A^T's largest eigenvalue: directions below it count as not measured
+SMALL = 1e-6  # share of A A^T's largest eigenvalue below which a direction counts as not measured
 
 
 class Measurement(NamedTuple):
-    """y = forward(x0) + std n, n ~ N(0, I).
+    """A measurement y = forward(x0) + std n with n ~ N(0, I).
 
-    forward: x (B, ...) -> y (B, ...). Where it is linear, adjoint: y -> A^T y, and spectral: (y, f)
-    -> U f(s^2) U^T y, f of the eigenvalues of A A^T; both None where it is not. std: a number.
+    Attributes:
+      forward: a function x (B, ...) -> y (B, ...).
+      std: standard deviation of the noise.
+      adjoint: a function y -> A^T y of a linear measurement; None if it is not linear.
+      spectral: a function (y, f) -> U f(s^2) U^T y of a linear measurement, where f is a function
+        of the eigenvalues of A A^T; None if it is not linear.
     """
 
     forward: Callable[[Array], Array]
@@ -31,49 +39,108 @@ class Measurement(NamedTuple):
 
 
 def measure(measurement: Measurement, key: Key, x0: Array) -> Array:
-    """y = A(x0) + std n, image i's noise from its own key, in a stream that no sampler uses; none
-    where nothing is measured.
+    """Draws y = A(x0) + std n.
+
+    The noise of an image is drawn from its own key, in a stream that no sampler uses. There is none
+    in directions that are not measured.
+
+    Args:
+      measurement: the measurement.
+      key: one for each image, (B,), or one for the batch.
+      x0: images, (B, ...).
+
+    Returns:
+      y, (B, ...).
     """
     y = measurement.forward(x0)
     if not measurement.std:
         return y
-    n = arrays.noise(
-        arrays.fold_in(arrays.example_keys(key, len(x0)), streams.MEASUREMENT_NOISE), y
-    )
+    keys = arrays.fold_in(arrays.example_keys(key, len(x0)), streams.MEASUREMENT_NOISE)
+    n = arrays.noise(keys, y)
     if measurement.spectral is not None:
         n = measurement.spectral(n, lambda s2: jnp.where(s2 > 0, 1.0, 0.0))
     return y + measurement.std * n
 
 
 def pinv(measurement: Measurement, y: Array) -> Array:
-    """A^+ y, the x of least norm that comes nearest to y."""
+    """Computes A^+ y, the x of least norm whose measurement is nearest to y.
+
+    Args:
+      measurement: a linear measurement.
+      y: (B, ...).
+
+    Returns:
+      x, (B, ...).
+    """
     return measurement.adjoint(
-        measurement.spectral(y, lambda s2: _ratio(jnp.ones_like(s2), s2, s2 > SMALL * jnp.max(s2)))
+        measurement.spectral(y, lambda s2: divide(jnp.ones_like(s2), s2, is_measured(s2)))
     )
 
 
 def consistent(measurement: Measurement, x: Array, y: Array) -> Array:
-    """The x nearest to `x` with A x = y: (x - A^+ A x) + A^+ y, in the order that leaves known
-    pixels equal to y bit for bit.
+    """Finds the x nearest to the given one with A x = y: (x - A^+ A x) + A^+ y.
+
+    In this order, known pixels become equal to y bit for bit.
+
+    Args:
+      measurement: a linear measurement.
+      x: images, (B, ...).
+      y: the measurement, (B, ...).
+
+    Returns:
+      x, (B, ...).
     """
     return (x - pinv(measurement, measurement.forward(x))) + pinv(measurement, y)
 
 
-def _ratio(above: Array, below: Array, where: Array) -> Array:
-    """above / below, 0 outside `where`."""
-    return jnp.where(where, above / jnp.where(where, below, 1.0), 0.0)
+def is_measured(s2: Array) -> Array:
+    """Which directions are measured.
+
+    Args:
+      s2: the eigenvalues of A A^T.
+
+    Returns:
+      bool of s2's shape.
+    """
+    return s2 > SMALL * jnp.max(s2)
+
+
+def divide(numerator: Array, denominator: Array, where: Array) -> Array:
+    """Divides where a condition holds, with a finite gradient.
+
+    Args:
+      numerator: of any shape.
+      denominator: broadcasts to the numerator.
+      where: bool; elsewhere the result is 0.
+
+    Returns:
+      The quotient.
+    """
+    return jnp.where(where, numerator / jnp.where(where, denominator, 1.0), 0.0)
 
 
 # ---- measurements: functions of the shape of an example
 def inpaint(shape: tuple[int, ...], mask: masks.Mask, std: float = 0.0) -> Measurement:
-    """y = mask x: A A^T is the mask itself. mask: ones and zeros that broadcast to `shape`, such as
-    (H, W, 1), else UserError.
+    """Inpainting: y = mask x. A A^T is the mask itself.
+
+    Args:
+      shape: of an example.
+      mask: ones and zeros that broadcast to `shape`, such as (H, W, 1).
+      std: standard deviation of the noise.
+
+    Returns:
+      The measurement; y has the shape of x.
+
+    Raises:
+      UserError: if the mask does not fit.
     """
-    if len(np.shape(mask)) != len(shape) or any(
-        m not in (1, n) for m, n in zip(np.shape(mask), shape)
-    ):
+    fits = len(np.shape(mask)) == len(shape) and all(
+        m in (1, n) for m, n in zip(np.shape(mask), shape)
+    )
+    if not fits:
         raise UserError(
-            f"a mask of shape {np.shape(mask)} does not fit examples {tuple(shape)}; give one of the same size"
+            f"a mask of shape {np.shape(mask)} does not fit examples {tuple(shape)}; give one of "
+            "the same size"
         )
     known = jnp.asarray(mask)
     return Measurement(
@@ -85,10 +152,22 @@ def inpaint(shape: tuple[int, ...], mask: masks.Mask, std: float = 0.0) -> Measu
 
 
 def colorize(shape: tuple[int, ...], std: float = 0.0) -> Measurement:
-    """y (B, H, W, 1), the mean of the channels; A A^T = I / C. UserError for grey images."""
+    """Colorization: y is the mean of the channels. A A^T = I / C.
+
+    Args:
+      shape: of an image, (H, W, C).
+      std: standard deviation of the noise.
+
+    Returns:
+      The measurement; y is (B, H, W, 1).
+
+    Raises:
+      UserError: for gray images.
+    """
     if len(shape) != 3 or shape[-1] == 1:
         raise UserError(
-            f"colorize needs color images, and examples are {tuple(shape)}; take inpaint, superres or deblur"
+            f"colorize needs color images, and examples are {tuple(shape)}; take inpaint, superres "
+            "or deblur"
         )
     return Measurement(
         lambda x: jnp.mean(x, -1, keepdims=True),
@@ -99,19 +178,29 @@ def colorize(shape: tuple[int, ...], std: float = 0.0) -> Measurement:
 
 
 def superres(shape: tuple[int, ...], factor: int = 4, std: float = 0.0) -> Measurement:
-    """y (B, H / factor, W / factor, C), means of factor x factor pixels; A A^T = I / factor^2.
-    UserError if it does not divide.
+    """Super-resolution: y is the mean of factor x factor pixels. A A^T = I / factor^2.
+
+    Args:
+      shape: of an image, (H, W, C).
+      factor: height and width of a block.
+      std: standard deviation of the noise.
+
+    Returns:
+      The measurement; y is (B, H / factor, W / factor, C).
+
+    Raises:
+      UserError: if `factor` does not divide the image.
     """
     height, width, channels = _image(shape, "superres")
     if factor < 1 or height % factor or width % factor:
         raise UserError(f"superres(factor={factor}) does not divide images of {height}x{width}")
 
-    def forward(x):
+    def forward(x: Array) -> Array:
         return jnp.mean(
             x.reshape(-1, height // factor, factor, width // factor, factor, channels), (2, 4)
         )
 
-    def adjoint(y):
+    def adjoint(y: Array) -> Array:
         return jnp.repeat(jnp.repeat(y / factor**2, factor, 1), factor, 2)
 
     return Measurement(
@@ -122,54 +211,74 @@ def superres(shape: tuple[int, ...], factor: int = 4, std: float = 0.0) -> Measu
 def deblur(
     shape: tuple[int, ...], width: float = 1.0, kernel: str = "gaussian", std: float = 0.0
 ) -> Measurement:
-    """y = kernel * x, a convolution that wraps around: diagonal under the FFT, s^2 = |h-hat|^2.
+    """Deblurring: y = kernel * x, a circular convolution, diagonal under the FFT: s^2 = |h-hat|^2.
 
-    kernel: 'gaussian' of standard deviation `width` pixels, or 'uniform', a square of side 2 width
-      + 1.
+    Args:
+      shape: of an image, (H, W, C).
+      width: standard deviation of the 'gaussian' kernel in pixels; the 'uniform' kernel is a square
+        of side 2 width + 1.
+      kernel: 'gaussian' or 'uniform'.
+      std: standard deviation of the noise.
+
+    Returns:
+      The measurement; y has the shape of x.
+
+    Raises:
+      UserError: if the kernel is unknown or a number is out of range.
     """
     need_ranges("deblur", width=(width, 1e-3, 1e4))
     height, across, _ = _image(shape, "deblur")
     if kernel not in ("gaussian", "uniform") or width <= 0:
         raise UserError(
-            f"deblur(width={width}, kernel='{kernel}'): the kernel is 'gaussian' or 'uniform', its width above 0"
+            f"deblur(width={width}, kernel='{kernel}'): the kernel is 'gaussian' or 'uniform', its "
+            "width above 0"
         )
 
-    def profile(n):
-        place = np.minimum(np.arange(n), n - np.arange(n))
-        weight = (
-            np.exp(-0.5 * (place / width) ** 2)
-            if kernel == "gaussian"
-            else (place <= width).astype(float)
-        )
+    def profile(n: int) -> np.ndarray:
+        distance = np.minimum(np.arange(n), n - np.arange(n))
+        if kernel == "gaussian":
+            weight = np.exp(-0.5 * (distance / width) ** 2)
+        else:
+            weight = (distance <= width).astype(float)
         return weight / weight.sum()
 
-    h = jnp.asarray(
-        np.fft.fft2(np.outer(profile(height), profile(across))).real[..., None], jnp.float32
-    )  # symmetric: real
+    response = np.fft.fft2(np.outer(profile(height), profile(across))).real[..., None]
+    h = jnp.asarray(response, jnp.float32)  # the kernel is symmetric, so its transform is real
 
-    def filtered(x, gain):
+    def filtered(x: Array, gain: Array) -> Array:
         return jnp.fft.ifft2(
             gain.astype(x.dtype) * jnp.fft.fft2(x, axes=(1, 2)), axes=(1, 2)
         ).real.astype(x.dtype)
 
-    def spectral(y, f):
+    def spectral(y: Array, f: Callable[[Array], Array]) -> Array:
         return filtered(y, f(h.astype(y.dtype) ** 2))
 
     return Measurement(lambda x: filtered(x, h), _std(std), lambda y: filtered(y, h), spectral)
 
 
 def linear(shape: tuple[int, ...], matrix: Any, std: float = 0.0) -> Measurement:
-    """y (B, M) = matrix (M, D) x, x flattened; any linear map in few dimensions. UserError for a
-    matrix of another width.
+    """Any linear map in few dimensions: y = matrix x, with x flattened.
+
+    Args:
+      shape: of an example, with D numbers.
+      matrix: (M, D).
+      std: standard deviation of the noise.
+
+    Returns:
+      The measurement; y is (B, M).
+
+    Raises:
+      UserError: for a matrix of another width.
     """
     dim, matrix = math.prod(shape), np.atleast_2d(np.asarray(matrix, np.float64))
     if matrix.ndim != 2 or matrix.shape[1] != dim:
         raise UserError(
-            f"linear: the matrix is {matrix.shape}; for examples {tuple(shape)} it must be (M, {dim})"
+            f"linear: the matrix is {matrix.shape}; for examples {tuple(shape)} it must be "
+            f"(M, {dim})"
         )
     eigenvalues, basis = np.linalg.eigh(matrix @ matrix.T)
 
-    def times(a, y):
+    def times(a: np.ndarray, y: Array) -> Array:
         return jnp.matmul(y, jnp.asarray(a.T, y.dtype), precision="highest")
 
     return Measurement(
@@ -181,17 +290,28 @@ def linear(shape: tuple[int, ...], matrix: Any, std: float = 0.0) -> Measurement
 
 
 def saturate(shape: tuple[int, ...], gain: float = 2.0, std: float = 0.0) -> Measurement:
-    """y = clip(gain x, -1, 1), an overexposed picture: not linear, so only `dps` takes it."""
+    """An overexposed image, y = clip(gain x, -1, 1): not linear, so only `dps` applies.
+
+    Args:
+      shape: of an example; not used.
+      gain: factor before clipping.
+      std: standard deviation of the noise.
+
+    Returns:
+      The measurement; y has the shape of x.
+    """
     need_ranges("saturate", gain=(gain, 1e-3, 1e4))
     return Measurement(lambda x: jnp.clip(gain * x, -1.0, 1.0), _std(std))
 
 
 def _std(std: float) -> float:
+    """The checked standard deviation of the noise."""
     need_ranges("the noise of a measurement", std=(std, 0, 1e4))
     return float(std)
 
 
 def _image(shape: tuple[int, ...], name: str) -> tuple[int, int, int]:
+    """The shape of an image; UserError for other examples."""
     if len(shape) != 3:
         raise UserError(f"{name} is for images (H, W, C), and these examples are {tuple(shape)}")
     return shape

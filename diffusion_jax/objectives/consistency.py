@@ -1,22 +1,20 @@
-"""Consistency models: one function f(x_t, t) that is the same all along a trajectory of the flow,
-and the data at its end.
+"""Consistency models: a function f(x_t, t) that is constant along each trajectory of the flow.
 
     d f(x_t, t) / dt = 0   along   dx/dt = v(x_t, t),        f(x, t_min) = x / alpha
 
 (Song et al. 2023). f is the x0-hat of a denoiser, so networks, parameterizations and samplers are
-those of diffusion.
+those of diffusion models.
 
-In steps, L = E[ w(t, s) d(f(x_t, t), f_-(x_s, s)) ]: s < t are neighbours, f_- a constant copy, and
-x_s comes from x_t by a step of the teacher's flow (distillation) or from the same x0 and eps
-(training), which is the same to first order in t - s. The methods differ in the law of (t, s), in
-w, d and f_-.
+In discrete time, L = E[ w(t, s) d(f(x_t, t), f_-(x_s, s)) ]. The times s < t are adjacent, f_- has
+no gradient, and x_s comes from x_t by a step of the teacher's flow (distillation) or from the same
+x0 and eps (training), which is the same to first order in t - s. The methods differ in the law of
+(t, s), in w, d and f_-.
 
-In the limit, L = E |v_theta - v_- - g|^2 with g = cos(phi) d f_- / dphi (Lu & Song 2025): a
-regression on the network's own output moved by the tangent. phi = arctan(sigma / (alpha
-sigma_data)) is TrigFlow's time and v the velocity in it, which every process has.
+In the continuous-time limit, L = E |v_theta - v_- - g|^2 with g = cos(phi) d f_- / dphi (Lu & Song
+2025; continuous_consistency.py).
 
-The boundary condition is the parameterization's affair: exact by `consistency`, to within
-sigma(t_min) by `edm` and the others.
+The boundary condition belongs to the parameterization: it is exact for `consistency`, and holds to
+within sigma(t_min) for `edm` and the others.
 """
 
 from __future__ import annotations
@@ -28,23 +26,22 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax import arrays, streams
-from diffusion_jax.arrays import expand, mean_per_example
 from diffusion_jax.errors import need_ranges
 from diffusion_jax.objectives import times
 from diffusion_jax.objectives.base import FewStep, FewStepExample, FewStepNetworks, per_example
+from diffusion_jax.objectives.continuous_consistency import continuous_time
 from diffusion_jax.objectives.distance import Distance, pseudo_huber, squared
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers import base, ode
-from diffusion_jax.types import Array, Cond, Key, Prediction, Process
+from diffusion_jax.types import Array, Cond, Key, Process
 
-Pairs = Callable[
-    [Process, Key, Array], tuple[Array, Array]
-]  # (process, keys (B,), progress) -> t, s (B,): neighbours, s < t
+# (process, keys (B,), progress) -> (t, s), both (B,): adjacent times with s < t
+Pairs = Callable[[Process, Key, Array], tuple[Array, Array]]
 
 Earlier = Callable[[FewStepNetworks, FewStepExample, Cond], Array]  # (networks, drawn, cond) -> x_s
 
 
-# ---- presets
+# ---- presets in discrete time
 def distillation(
     process: Process,
     solver: base.Sampler = ode.edm_heun(),
@@ -52,46 +49,69 @@ def distillation(
     mu: float = 0.95,
     distance: Distance = squared(),
 ) -> FewStep:
-    """Consistency distillation (CD; Song et al. 2023, algorithm 2): x_s is one step of the teacher,
-    f_- an average of rate mu.
+    """Consistency distillation (CD; Song et al. 2023, algorithm 2).
 
-    solver: any deterministic sampler without memory: ancestral.ddim() is Euler's, ode.edm_heun()
-    the paper's, singlestep.dpm_2s() DPM-Solver-2. steps: N, the times of the Karras grid.
+    x_s is one step of the teacher's flow, and f_- is an average of the weights.
+
+    Args:
+      process: the process that adds noise.
+      solver: any deterministic sampler without memory. ancestral.ddim() is Euler's method,
+        ode.edm_heun() the paper's, singlestep.dpm_2s() DPM-Solver-2.
+      steps: N, the number of times of the Karras grid.
+      mu: the rate of the average.
+      distance: d.
+
+    Returns:
+      The objective.
     """
     need_ranges("consistency.distillation", steps=(steps, 2, 100_000), mu=(mu, 0, 1))
 
     def by_teacher(networks: FewStepNetworks, drawn: FewStepExample, cond: Cond) -> Array:
-        def one(x, t, s, cond):
+        def one(x: Array, t: Array, s: Array, cond: Cond) -> Array:
             x, cond = x[None], jax.tree.map(lambda c: c[None], cond)
-            noise, memory = base.silence(x), solver.init(x, jnp.stack([t, s]))
-            moved, _ = solver.step(noise, x, memory, t, s, networks.teacher, process, cond)
+            memory = solver.init(x, jnp.stack([t, s]))
+            moved, _ = solver.step(
+                base.silence(x), x, memory, t, s, networks.teacher, process, cond
+            )
             return moved[0]
 
         return jax.vmap(one)(drawn.x_t, drawn.t, drawn.s, cond)
 
-    pairs = neighbours(lambda progress: jnp.float32(steps))
-    return in_steps(
+    pairs = adjacent_times(lambda progress: jnp.float32(steps))
+    objective = discrete_time(
         process, pairs, distance, by_teacher, ema_rate=lambda progress: jnp.float32(mu)
-    )._replace(needs_teacher=True)
+    )
+    return objective._replace(needs_teacher=True)
 
 
 def training(
     process: Process, s0: int = 2, s1: int = 150, mu0: float = 0.9, distance: Distance = squared()
 ) -> FewStep:
-    """Consistency training (CT; Song et al. 2023, algorithm 3): ever finer grids, f_- an ever
-    slower average.
+    """Consistency training (CT; Song et al. 2023, algorithm 3): ever finer grids.
 
-    N = ceil(sqrt(p ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1 and mu = exp(s0 log(mu0) / N) at progress p
-    (appendix C).
+        N = ceil(sqrt(p ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1,    mu = exp(s0 log(mu0) / N)
+
+    at progress p (appendix C). f_- is an average of the weights of rate mu, which becomes slower as
+    the grid becomes finer.
+
+    Args:
+      process: the process that adds noise.
+      s0: number of steps at the beginning.
+      s1: number of steps at the end.
+      mu0: the rate of the average at the beginning.
+      distance: d.
+
+    Returns:
+      The objective.
     """
     need_ranges("consistency.training", s0=(s0, 1, s1), s1=(s1, s0, 10**6), mu0=(mu0, 1e-6, 1))
 
-    def count(progress):
+    def count(progress: Array) -> Array:
         return jnp.ceil(jnp.sqrt(progress * ((s1 + 1) ** 2 - s0**2) + s0**2) - 1) + 1
 
-    return in_steps(
+    return discrete_time(
         process,
-        neighbours(count),
+        adjacent_times(count),
         distance,
         ema_rate=lambda progress: jnp.exp(s0 * math.log(mu0) / count(progress)),
     )
@@ -105,12 +125,23 @@ def improved(
     std: float = 2.0,
     distance: Distance = pseudo_huber(),
 ) -> FewStep:
-    """Improved consistency training (iCT; Song & Dhariwal 2024, table 1): no average, w = 1 / (u_t
-    - u_s), u = sigma / alpha.
+    """Improved consistency training (iCT; Song & Dhariwal 2024, table 1), without an average.
 
-    N = min(s0 2^floor(p K / K'), s1) + 1, so that each of the doublings from s0 to s1 has an equal
-    share of the run; the noise levels of the grid by the mass of log u ~ N(mean, std^2) in their
-    intervals.
+        N = min(s0 2^floor(p K / K'), s1) + 1,    w = 1 / (u_t - u_s),    u = sigma / alpha
+
+    Each of the doublings from s0 to s1 has an equal share of the run. The noise levels of the grid
+    are drawn by the mass of log u ~ N(mean, std^2) in their intervals.
+
+    Args:
+      process: the process that adds noise.
+      s0: number of steps at the beginning.
+      s1: number of steps at the end.
+      mean: mean of log u.
+      std: standard deviation of log u.
+      distance: d.
+
+    Returns:
+      The objective.
     """
     need_ranges(
         "consistency.improved",
@@ -121,10 +152,11 @@ def improved(
     )
     stages = math.floor(math.log2(s1 / s0)) + 1
 
-    def count(progress):
+    def count(progress: Array) -> Array:
         return jnp.minimum(s0 * 2.0 ** jnp.floor(jnp.minimum(progress, 0.9999) * stages), s1) + 1
 
-    return in_steps(process, neighbours(count, law=(mean, std)), distance, weight=_inverse_step)
+    pairs = adjacent_times(count, law=(mean, std))
+    return discrete_time(process, pairs, distance, weight=_inverse_step)
 
 
 def easy(
@@ -137,11 +169,26 @@ def easy(
     std: float = 2.0,
     distance: Distance = pseudo_huber(),
 ) -> FewStep:
-    """Easy consistency tuning (ECT; Geng et al. 2024) of a diffusion model: from diffusion, s =
-    t_min, to consistency, s -> t.
+    """Easy consistency tuning (ECT; Geng et al. 2024) of a diffusion model.
 
-    u_s / u_t = 1 - n(u_t) / q^a, n(u) = 1 + k sigmoid(-b u), at least u_min (their eq. 20 ff.); a =
-    1 .. stages, each an equal share of the run; log u_t ~ N(mean, std^2), w = 1 / (u_t - u_s).
+        u_s / u_t = 1 - n(u_t) / q^a,    n(u) = 1 + k sigmoid(-b u),    w = 1 / (u_t - u_s)
+
+    (eq. 20 and following), with u_s at least u_min and log u_t ~ N(mean, std^2). The stages a = 1
+    .. stages have equal shares of the run. The objective moves from diffusion, s = t_min, to
+    consistency, s -> t.
+
+    Args:
+      process: the process that adds noise.
+      q: the factor by which t - s shrinks from stage to stage.
+      stages: number of stages.
+      k: see above.
+      b: see above.
+      mean: mean of log u_t.
+      std: standard deviation of log u_t.
+      distance: d.
+
+    Returns:
+      The objective.
     """
     need_ranges(
         "consistency.easy",
@@ -153,15 +200,16 @@ def easy(
         std=(std, 1e-6, 20),
     )
 
-    def pairs(process, keys, progress):
+    def pairs(process: Process, keys: Key, progress: Array) -> tuple[Array, Array]:
         t = times.lognormal(mean, std)(process, keys)
         u, a = _ratio(process, t), jnp.floor(jnp.minimum(progress, 0.9999) * stages) + 1
         kept = 1 - (1 + k * jax.nn.sigmoid(-b * u)) / q**a
         return t, _time(process, jnp.maximum(u * kept, _ratio(process, process.t_min)))
 
-    return in_steps(process, pairs, distance, weight=_inverse_step)
+    return discrete_time(process, pairs, distance, weight=_inverse_step)
 
 
+# ---- presets in continuous time
 def continuous(
     process: Process,
     time: times.TimeLaw = times.lognormal(-1.0, 1.4),
@@ -169,15 +217,19 @@ def continuous(
     warmup: float = 0.1,
     c: float = 0.1,
 ) -> FewStep:
-    """Continuous-time consistency training (sCT of sCM; Lu & Song 2025, algorithm 1): the loss in
-    the limit, v from x0 and eps.
+    """Continuous-time consistency training (sCT of sCM; Lu & Song 2025, algorithm 1).
 
-    With dx/dphi = v = sigma_data F, g = -cos^2 (v_- - v) - r cos sin (x + d v_- / dphi), which has
-    the data's scale where it is normalized to g / (|g| + c), |.| per root of the dimension; the
-    loss is |F - F_- - g / (|g| + c)|^2. r grows from 0 to 1 over the share `warmup` of the run
-    (sec. 4.1). Any process: phi is a function of its time. The derivative is taken in forward mode
-    through the network, whose embedding of the noise level must be smooth. (Their learned weighting
-    is left out: after normalisation every time has a loss of order one.)
+    v is that of the drawn x0 and eps. See continuous_consistency.py for the loss.
+
+    Args:
+      process: the process that adds noise; any process, as phi is a function of its time.
+      time: the law of t.
+      sigma_data: standard deviation of the data.
+      warmup: the share of the run in which r grows from 0 to 1 (sec. 4.1).
+      c: the constant of the normalization of the tangent.
+
+    Returns:
+      The objective.
     """
     need_ranges(
         "consistency.continuous",
@@ -185,7 +237,7 @@ def continuous(
         warmup=(warmup, 0, 1),
         c=(c, 0, 1e6),
     )
-    return _continuous(process, time, sigma_data, warmup, c, taught=False)
+    return continuous_time(process, time, sigma_data, warmup, c, with_teacher=False)
 
 
 def continuous_distillation(
@@ -195,8 +247,19 @@ def continuous_distillation(
     warmup: float = 0.1,
     c: float = 0.1,
 ) -> FewStep:
-    """Continuous-time consistency distillation (sCD of sCM; Lu & Song 2025): as `continuous`, with
-    the teacher's velocity.
+    """Continuous-time consistency distillation (sCD of sCM; Lu & Song 2025).
+
+    It is `continuous` with the teacher's velocity.
+
+    Args:
+      process: the process that adds noise.
+      time: the law of t.
+      sigma_data: standard deviation of the data.
+      warmup: the share of the run in which r grows from 0 to 1 (sec. 4.1).
+      c: the constant of the normalization of the tangent.
+
+    Returns:
+      The objective.
     """
     need_ranges(
         "consistency.continuous_distillation",
@@ -204,16 +267,23 @@ def continuous_distillation(
         warmup=(warmup, 0, 1),
         c=(c, 0, 1e6),
     )
-    return _continuous(process, time, sigma_data, warmup, c, taught=True)
+    return continuous_time(process, time, sigma_data, warmup, c, with_teacher=True)
 
 
-# ---- in steps
+# ---- the objective in discrete time
 def same_noise(process: Process) -> Earlier:
-    """x_s of the same x0 and eps: x_t moved by its conditional velocity, without a teacher."""
+    """x_s of the same x0 and eps: x_t moved by its conditional velocity, without a teacher.
+
+    Args:
+      process: the process that adds noise.
+
+    Returns:
+      A function (networks, drawn, cond) -> x_s.
+    """
     return lambda networks, drawn, cond: gaussian.corrupt(process, drawn.x0, drawn.eps, drawn.s).x_t
 
 
-def in_steps(
+def discrete_time(
     process: Process,
     pairs: Pairs,
     distance: Distance,
@@ -222,18 +292,31 @@ def in_steps(
     weight: Callable[[Process, Array, Array], Array] | None = None,
     ema_rate: Callable[[Array], Array] | None = None,
 ) -> FewStep:
-    """w(t, s) d(f(x_t, t), f_-(x_s, s)), of which CD, CT, iCT and ECT are presets. earlier(networks,
-    drawn, cond) -> x_s.
+    """The objective w(t, s) d(f(x_t, t), f_-(x_s, s)), of which CD, CT, iCT and ECT are presets.
+
+    Args:
+      process: the process that adds noise.
+      pairs: the law of (t, s).
+      distance: d.
+      earlier: a function (networks, drawn, cond) -> x_s; None is `same_noise`.
+      weight: w, a function (process, t, s) -> (B,); None is 1.
+      ema_rate: the rate of the average f_-, a function of progress; None: f_- is the network
+        itself.
+
+    Returns:
+      The objective.
     """
     earlier = earlier or same_noise(process)
 
     @per_example
-    def draw(keys, x0, progress):
+    def draw(keys: Key, x0: Array, progress: Array) -> FewStepExample:
         t, s = pairs(process, arrays.fold_in(keys, streams.OBJECTIVE_TIME), progress)
         eps = arrays.noise(arrays.fold_in(keys, streams.OBJECTIVE_NOISE), x0)
         return FewStepExample(*gaussian.corrupt(process, x0, eps, t), s)
 
-    def loss(networks, drawn, cond, progress):
+    def loss(
+        networks: FewStepNetworks, drawn: FewStepExample, cond: Cond, progress: Array
+    ) -> Array:
         wanted = networks.ema_network(earlier(networks, drawn, cond), drawn.s, cond).x0
         found = networks.student(drawn.x_t, drawn.t, cond).x0
         error = distance(found, jax.lax.stop_gradient(wanted))
@@ -242,17 +325,22 @@ def in_steps(
     return FewStep(draw, loss, ema_rate)
 
 
-def neighbours(
+def adjacent_times(
     count: Callable[[Array], Array], law: tuple[float, float] | None = None, rho: float = 7.0
 ) -> Pairs:
-    """Neighbours on Karras' grid of count(progress) noise levels u = sigma / alpha (Karras et al.
-    2022, eq. 5), any as likely.
+    """Draws adjacent times of Karras' grid of noise levels u = sigma / alpha (Karras 2022, eq. 5).
 
-    law = (mean, std): each pair as likely as log u ~ N(mean, std^2) is to lie between the two (Song
-    & Dhariwal 2024, eq. 10).
+    Args:
+      count: the number of levels, a function of progress.
+      law: (mean, std): each pair is as likely as log u ~ N(mean, std^2) is to lie between the two
+        (Song & Dhariwal 2024, eq. 10). None: every pair is equally likely.
+      rho: the exponent of the grid.
+
+    Returns:
+      The law of (t, s).
     """
 
-    def pairs(process, keys, progress):
+    def pairs(process: Process, keys: Key, progress: Array) -> tuple[Array, Array]:
         low, high = (_ratio(process, end) ** (1 / rho) for end in (process.t_min, process.t_max))
         place = arrays.uniform(keys)
         if law:
@@ -269,61 +357,20 @@ def neighbours(
     return pairs
 
 
-def _ratio(process: Process, t: Array) -> Array:
+def _ratio(process: Process, t: Array | float) -> Array:
     """u = sigma / alpha."""
     return jnp.exp(-0.5 * gaussian.logsnr(process, jnp.asarray(t, jnp.result_type(float))))
 
 
 def _time(process: Process, u: Array) -> Array:
+    """The time at which sigma / alpha is u."""
     return gaussian.time_of_logsnr(process, -2 * jnp.log(u))
 
 
 def _inverse_step(process: Process, t: Array, s: Array) -> Array:
+    """The weight 1 / (u_t - u_s)."""
     return 1 / jnp.maximum(_ratio(process, t) - _ratio(process, s), 1e-6)
 
 
-# ---- in the limit
-def _continuous(
-    process: Process, time: times.TimeLaw, sigma_data: float, warmup: float, c: float, taught: bool
-) -> FewStep:
-    def velocity(prediction: Prediction, phi: Array) -> Array:
-        """Of z = cos x0 + sin sigma_data eps in phi."""
-        x0, eps = prediction[:2]
-        return sigma_data * expand(jnp.cos(phi), eps) * eps - expand(jnp.sin(phi), x0) * x0
-
-    @per_example
-    def draw(keys, x0, progress):
-        t = time(process, arrays.fold_in(keys, streams.OBJECTIVE_TIME))
-        eps = arrays.noise(arrays.fold_in(keys, streams.OBJECTIVE_NOISE), x0)
-        return FewStepExample(
-            *gaussian.corrupt(process, x0, eps, t), jnp.full_like(t, process.t_min)
-        )
-
-    def loss(networks, drawn, cond, progress):
-        x_t, t = drawn.x_t, drawn.t
-        truth = networks.teacher(x_t, t, cond) if taught else Prediction(drawn.x0, drawn.eps)
-        phi = gaussian.angle(process, t, sigma_data)
-        pace = gaussian.derivative(lambda u: gaussian.angle(process, u, sigma_data), t)  # dphi/dt
-
-        def f(x, t):
-            prediction = networks.frozen(x, t, cond)
-            return prediction.x0, prediction
-
-        _, df_dt, own = jax.jvp(
-            f, (x_t, t), (gaussian.velocity(process, truth, t), jnp.ones_like(t)), has_aux=True
-        )
-        cos = expand(jnp.cos(phi), x_t)
-        whole = cos * df_dt / expand(pace, x_t)
-        first = -(cos**2) * (velocity(own, phi) - velocity(truth, phi))
-        g = first + jnp.minimum(1.0, progress / max(warmup, 1e-9)) * (whole - first)
-        g = g / expand(jnp.sqrt(mean_per_example(g**2)) + c, g)
-        error = (
-            velocity(networks.student(x_t, t, cond), phi) - velocity(own, phi)
-        ) / sigma_data - g
-        return mean_per_example(error**2)
-
-    return FewStep(draw, loss, needs_teacher=taught)
-
-
 # The members of the family, which a config may name.
-OBJECTIVES = (distillation, training, improved, easy, continuous, continuous_distillation, in_steps)
+OBJECTIVES = (distillation, training, improved, easy, continuous, continuous_distillation)

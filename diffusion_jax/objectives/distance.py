@@ -16,9 +16,10 @@ from diffusion_jax.types import Array
 
 
 class Distance(Protocol):
-    """The distance of two batches, (B, ...) and (B, ...) -> (B,)."""
+    """The distance of images x and y."""
 
-    def __call__(self, x: Array, y: Array) -> Array: ...
+    def __call__(self, x: Array, y: Array) -> Array:
+        """Computes the distances (B,) of x (B, ...) and y (B, ...)."""
 
 
 def squared() -> Distance:

@@ -1,20 +1,19 @@
-"""MeanFlow (Geng et al. 2025a, "Mean flows for one-step generative modeling"): a network that jumps
-from t to any s <= t.
+"""MeanFlow (Geng et al. 2025a, "Mean flows for one-step generative modeling").
 
-Told s, it predicts (x0-hat, eps-hat), alpha_t x0-hat + sigma_t eps-hat = x_t, whose move to s is
-the trajectory's point there,
+A few-step model that moves from t to any s <= t in one evaluation. Given s as part of the
+condition, it predicts (x0-hat, eps-hat) with alpha_t x0-hat + sigma_t eps-hat = x_t, so that the
+move to s ends at the point of the trajectory,
 
     J(x_t, t, s) = alpha_s x0-hat + sigma_s eps-hat = x_s.
 
-That it is the same all along the trajectory, d J / dt = 0 along dx/dt = v, is the MeanFlow
-identity: on rectified flow, where J = x_t - (t - s) u with the average velocity u = eps-hat -
-x0-hat, it reads u = v - (t - s) du/dt (their eq. 6). At s = t it says u = v, which is flow
-matching; at s = t_min it is the consistency equation. With u the velocity of (x0-hat, eps-hat)
-under any process,
+J is constant along the trajectory: d J / dt = 0 along dx/dt = v. This is the MeanFlow identity. On
+rectified flow, where J = x_t - (t - s) u with the average velocity u = eps-hat - x0-hat, it reads
+u = v - (t - s) du/dt (their eq. 6). At s = t it says u = v, which is flow matching; at s = t_min it
+is the consistency equation. With u the velocity of (x0-hat, eps-hat) under any process,
 
     L = E[ w |u_theta - u_- - dJ_-/dt|^2 ],
 
-a regression on the network's own constant output u_- moved by the tangent, as sCM's is.
+a regression on the network's own constant output u_- moved by the tangent, as in sCM.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ from diffusion_jax import arrays, streams
 from diffusion_jax.arrays import expand, mean_per_example
 from diffusion_jax.errors import need_ranges
 from diffusion_jax.objectives import times
-from diffusion_jax.objectives.base import FewStep, FewStepExample, per_example
+from diffusion_jax.objectives.base import FewStep, FewStepExample, FewStepNetworks, per_example
 from diffusion_jax.processes import gaussian
-from diffusion_jax.types import Prediction, Process
+from diffusion_jax.types import Array, Cond, Key, Prediction, Process
 
 
 def meanflow(
@@ -40,13 +39,21 @@ def meanflow(
     c: float = 1e-3,
     taught: bool = False,
 ) -> FewStep:
-    """MeanFlow (Geng et al. 2025a, algorithm 1): v is that of the drawn x0 and eps, or of a teacher
-    (taught).
+    """MeanFlow (Geng et al. 2025a, algorithm 1).
 
-    time: of t and s, two draws in order. ratio: the share of examples with s < t; the others have s
-    = t. guidance: the model learns the guided velocity, guidance v + (1 - guidance) u(x_t, t, t |
-    no condition) (eq. 19). w = 1 / (mean error^2 + c)^p, a constant (eq. 22); at p > 0 the mean
-    that is learned is a robust one.
+    Args:
+      process: the process that adds noise.
+      time: the law of t and s, two draws in decreasing order.
+      ratio: the share of examples with s < t; the others have s = t.
+      guidance: the scale of the guided velocity that the model learns, guidance v + (1 - guidance)
+        u(x_t, t, t | null condition) (eq. 19); 1 is no guidance.
+      p: the exponent of the weight w = 1 / (mean error^2 + c)^p, a constant (eq. 22). For p > 0 the
+        mean that is learned is a robust one.
+      c: see p.
+      taught: takes v from a teacher (distillation) rather than from the drawn x0 and eps.
+
+    Returns:
+      The objective.
     """
     need_ranges(
         "meanflow.meanflow",
@@ -55,7 +62,7 @@ def meanflow(
         p=(p, 0, 10),
         c=(c, 1e-12, 1e6),
     )
-    return _jumps(process, time, ratio, guidance, p, c, taught, own=False)
+    return _meanflow(process, time, ratio, guidance, p, c, taught, own_tangent=False)
 
 
 def improved(
@@ -67,12 +74,24 @@ def improved(
     c: float = 1e-3,
     taught: bool = False,
 ) -> FewStep:
-    """Improved MeanFlow (iMF; Geng et al. 2025b): the tangent along the network's own velocity
-    u(x_t, t, t), not the drawn one.
+    """Improved MeanFlow (iMF; Geng et al. 2025b): the tangent along the network's own velocity.
 
-    Then V = u_theta + (t - s) du_-/dt depends on x_t alone and is regressed on v, |V - v|^2, as in
-    flow matching: of the same gradient in the mean, and less noise. In the terms above dJ_-/dt is
-    along u(x_t, t, t), and v - u(x_t, t, t) is added.
+    The tangent is along u(x_t, t, t) instead of the drawn velocity. Then V = u_theta + (t - s)
+    du_-/dt depends on x_t alone and is regressed on v, |V - v|^2, as in flow matching: the gradient
+    has the same mean and less noise. In the terms of this module dJ_-/dt is along u(x_t, t, t), and
+    v - u(x_t, t, t) is added.
+
+    Args:
+      process: the process that adds noise.
+      time: the law of t and s, two draws in decreasing order.
+      ratio: the share of examples with s < t; the others have s = t.
+      guidance: the scale of the guided velocity that the model learns, as in `meanflow`.
+      p: the exponent of the weight, as in `meanflow`.
+      c: see p.
+      taught: takes v from a teacher (distillation) rather than from the drawn x0 and eps.
+
+    Returns:
+      The objective.
     """
     need_ranges(
         "meanflow.improved",
@@ -81,21 +100,23 @@ def improved(
         p=(p, 0, 10),
         c=(c, 1e-12, 1e6),
     )
-    return _jumps(process, time, ratio, guidance, p, c, taught, own=True)
+    return _meanflow(process, time, ratio, guidance, p, c, taught, own_tangent=True)
 
 
-def _jumps(
+def _meanflow(
     process: Process,
     time: times.TimeLaw,
     ratio: float,
     guidance: float,
     p: float,
     c: float,
-    taught: bool,
-    own: bool,
+    with_teacher: bool,
+    own_tangent: bool,
 ) -> FewStep:
+    """The objective of `meanflow` and, with own_tangent, of `improved`."""
+
     @per_example
-    def draw(keys, x0, progress):
+    def draw(keys: Key, x0: Array, progress: Array) -> FewStepExample:
         first = time(process, arrays.fold_in(keys, streams.OBJECTIVE_TIME))
         second = time(process, arrays.fold_in(keys, streams.OBJECTIVE_SECOND_TIME))
         chance = arrays.fold_in(keys, streams.OBJECTIVE_EQUAL_TIMES)
@@ -104,41 +125,41 @@ def _jumps(
         eps = arrays.noise(arrays.fold_in(keys, streams.OBJECTIVE_NOISE), x0)
         return FewStepExample(*gaussian.corrupt(process, x0, eps, t), s)
 
-    def loss(networks, drawn, cond, progress):
+    def loss(
+        networks: FewStepNetworks, drawn: FewStepExample, cond: Cond, progress: Array
+    ) -> Array:
         x_t, t, s = drawn.x_t, drawn.t, drawn.s
 
-        def told(cond, s):
+        def ending(cond: Cond, s: Array) -> Cond:
+            """The condition with s as the end of the move."""
             return (cond or {}) | {"to": s}
 
-        def velocity(prediction):
+        def velocity(prediction: Prediction) -> Array:
             return gaussian.velocity(process, prediction, t)
 
-        v = velocity(networks.teacher(x_t, t, cond) if taught else Prediction(drawn.x0, drawn.eps))
+        exact = Prediction(drawn.x0, drawn.eps)
+        v = velocity(networks.teacher(x_t, t, cond) if with_teacher else exact)
         if guidance != 1.0:
             v = guidance * v + (1 - guidance) * velocity(
-                networks.frozen(x_t, t, told(networks.null(cond), t))
+                networks.frozen(x_t, t, ending(networks.null(cond), t))
             )
-        along = velocity(networks.frozen(x_t, t, told(cond, t))) if own else v
+        along = velocity(networks.frozen(x_t, t, ending(cond, t))) if own_tangent else v
 
-        def jump(x, t):
-            prediction = networks.frozen(x, t, told(cond, s))
+        def move(x: Array, t: Array) -> tuple[Array, Prediction]:
+            prediction = networks.frozen(x, t, ending(cond, s))
             end = (
                 expand(process.alpha(s), x) * prediction.x0
                 + expand(process.sigma(s), x) * prediction.eps
             )
             return end, prediction
 
-        _, slope, constant = jax.jvp(jump, (x_t, t), (along, jnp.ones_like(t)), has_aux=True)
-        error = (
-            velocity(networks.student(x_t, t, told(cond, s)))
-            - velocity(constant)
-            - slope
-            - (v - along)
-        )
+        _, tangent, constant = jax.jvp(move, (x_t, t), (along, jnp.ones_like(t)), has_aux=True)
+        student = velocity(networks.student(x_t, t, ending(cond, s)))
+        error = student - velocity(constant) - tangent - (v - along)
         square = mean_per_example(error**2)
         return square / jax.lax.stop_gradient(square + c) ** p
 
-    return FewStep(draw, loss, needs_teacher=taught, guided=guidance != 1.0)
+    return FewStep(draw, loss, needs_teacher=with_teacher, guided=guidance != 1.0)
 
 
 # The members of the family, which a config may name.

@@ -18,9 +18,10 @@ from diffusion_jax.types import Array, Key, Process
 
 
 class TimeLaw(Protocol):
-    """The law of training times: draws t, a scalar in [t_min, t_max], from a key."""
+    """The law of training times: draws t (B,) in [t_min, t_max] from keys (B,)."""
 
-    def __call__(self, process: Process, key: Key) -> Array: ...
+    def __call__(self, process: Process, keys: Key) -> Array:
+        """Draws the times of `process`, each from its own key."""
 
 
 def _between(process: Process, u: Array) -> Array:

@@ -25,9 +25,10 @@ from diffusion_jax.types import Array, Process
 
 
 class Weighting(Protocol):
-    """The weight of the loss at times t."""
+    """The weight of the mean squared error of eps at times t."""
 
-    def __call__(self, process: Process, t: Array) -> Array: ...
+    def __call__(self, process: Process, t: Array) -> Array:
+        """Computes the weights at times t, of t's shape."""
 
 
 def unit() -> Weighting:

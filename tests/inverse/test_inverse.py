@@ -15,7 +15,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from diffusion_jax import arrays
 from diffusion_jax.errors import UserError
-from diffusion_jax.inverse import edits, masks, measurements, methods
+from diffusion_jax.inverse import edits, masks, measurements, methods, projections
 from diffusion_jax.processes import gaussian, schedules
 from diffusion_jax.samplers import ancestral, base, few_step, grids, multistep, ode
 from diffusion_jax.targets import laws, posterior
@@ -346,7 +346,7 @@ def test_repaint_moves_plainly_where_nothing_is_replaced():
 def test_replacement_stops_where_the_measurement_is_noisier_than_the_path():
     process, measurement = schedules.EDM(), measurements.linear((2,), [[1.0, 0.0]], 0.5)
     x, y, z = jnp.array([[3.0, 4.0]]), jnp.array([[1.0]]), jnp.ones((1, 2))
-    put = functools.partial(methods._replaced, measurement, process, x, y)
+    put = functools.partial(projections.draw_measured, measurement, process, x, y)
     assert_allclose(put(0.4 / 80, z), x)  # sigma = 0.4 < 0.5
     assert_allclose(put(1.3 / 80, z), [[1 + 1.2, 4.0]], rtol=1e-5)  # 1.3^2 = 0.5^2 + 1.2^2
 

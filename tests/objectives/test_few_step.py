@@ -378,7 +378,7 @@ def test_the_continuous_loss_is_the_limit_of_steps(process):
             return jax.grad(total)(jnp.ones((len(t), 1)))[:, 0]
 
         limit = gradient(consistency.continuous(process, c=1e6), s) * 1e6
-        steps = gradient(consistency.in_steps(process, None, distance.squared()), s)
+        steps = gradient(consistency.discrete_time(process, None, distance.squared()), s)
         assert_allclose(limit, steps / step / jnp.tan(phi) / sd, rtol=2e-4)
 
 

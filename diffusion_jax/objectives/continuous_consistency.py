@@ -1,0 +1,88 @@
+"""The continuous-time limit of consistency models, sCM (Lu & Song 2025).
+
+phi = arctan(sigma / (alpha sigma_data)) is TrigFlow's time, and v the velocity in it, which every
+process has. With dx/dphi = v = sigma_data F, the loss is |F - F_- - g / (|g| + c)|^2 with
+
+    g = cos(phi) d f_- / dphi = -cos^2 (v_- - v) - r cos sin (x + d v_- / dphi).
+
+It regresses the network on its own output, moved by the tangent. g has the data's scale where it is
+normalized, and |.| is divided by the root of the dimension. r grows from 0 to 1 in the beginning of
+the run (sec. 4.1). The derivative is taken in forward mode through the network, whose embedding of
+the noise level must be smooth. The paper's learned weighting is left out: after normalization every
+time has a loss of order one.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax import arrays, streams
+from diffusion_jax.arrays import expand, mean_per_example
+from diffusion_jax.objectives import times
+from diffusion_jax.objectives.base import FewStep, FewStepExample, FewStepNetworks, per_example
+from diffusion_jax.processes import gaussian
+from diffusion_jax.types import Array, Cond, Key, Prediction, Process
+
+
+def continuous_time(
+    process: Process,
+    time: times.TimeLaw,
+    sigma_data: float,
+    warmup: float,
+    c: float,
+    with_teacher: bool,
+) -> FewStep:
+    """The objective above; consistency.continuous and continuous_distillation are its presets.
+
+    Args:
+      process: the process that adds noise.
+      time: the law of t.
+      sigma_data: standard deviation of the data.
+      warmup: the share of the run in which r grows from 0 to 1.
+      c: the constant of the normalization of the tangent.
+      with_teacher: takes v from the teacher rather than from the drawn x0 and eps.
+
+    Returns:
+      The objective.
+    """
+
+    def velocity(prediction: Prediction, phi: Array) -> Array:
+        """The velocity in phi of z = cos x0 + sin sigma_data eps."""
+        x0, eps = prediction[:2]
+        return sigma_data * expand(jnp.cos(phi), eps) * eps - expand(jnp.sin(phi), x0) * x0
+
+    @per_example
+    def draw(keys: Key, x0: Array, progress: Array) -> FewStepExample:
+        t = time(process, arrays.fold_in(keys, streams.OBJECTIVE_TIME))
+        eps = arrays.noise(arrays.fold_in(keys, streams.OBJECTIVE_NOISE), x0)
+        return FewStepExample(
+            *gaussian.corrupt(process, x0, eps, t), s=jnp.full_like(t, process.t_min)
+        )
+
+    def loss(
+        networks: FewStepNetworks, drawn: FewStepExample, cond: Cond, progress: Array
+    ) -> Array:
+        x_t, t = drawn.x_t, drawn.t
+        exact = Prediction(drawn.x0, drawn.eps)
+        truth = networks.teacher(x_t, t, cond) if with_teacher else exact
+        phi = gaussian.angle(process, t, sigma_data)
+        pace = gaussian.derivative(lambda u: gaussian.angle(process, u, sigma_data), t)  # dphi/dt
+
+        def f(x: Array, t: Array) -> tuple[Array, Prediction]:
+            prediction = networks.frozen(x, t, cond)
+            return prediction.x0, prediction
+
+        along = gaussian.velocity(process, truth, t), jnp.ones_like(t)
+        _, df_dt, own = jax.jvp(f, (x_t, t), along, has_aux=True)
+        cos = expand(jnp.cos(phi), x_t)
+        whole = cos * df_dt / expand(pace, x_t)
+        first = -(cos**2) * (velocity(own, phi) - velocity(truth, phi))
+        r = jnp.minimum(1.0, progress / max(warmup, 1e-9))
+        g = first + r * (whole - first)
+        g = g / expand(jnp.sqrt(mean_per_example(g**2)) + c, g)
+        student = velocity(networks.student(x_t, t, cond), phi)
+        error = (student - velocity(own, phi)) / sigma_data - g
+        return mean_per_example(error**2)
+
+    return FewStep(draw, loss, needs_teacher=with_teacher)
