@@ -1,4 +1,4 @@
-"""The commands: `python -m experiments.NAME --FLAG=VALUE ...`; `python -m experiments` lists them."""
+"""The commands: python -m experiments.NAME --FLAG=VALUE ...; python -m experiments lists them."""
 
 from experiments import cli
 

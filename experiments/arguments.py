@@ -1,13 +1,14 @@
-"""The command line of every command: its flags, its config, overrides of the config's keys, and
---help.
+"""The command line of a command: its flags, its config, overrides of config keys, and --help.
 
     --flag=VALUE or --flag VALUE                 flags of the command
-    --config=FILE.py:VARIANT                     the config, of commands that train; others take that of --workdir
+    --config=FILE.py:VARIANT                     the config, of commands that train; others
+                                                 take that of --workdir
     --config.KEY=VALUE or --config.KEY VALUE     overrides any key; given twice, the last counts
-    --sampler, --nfe, --guidance, --steps        short for config keys (usage.SHORT), where the command has no such flag of its own
+    --sampler, --nfe, --guidance, --steps        short for config keys (usage.SHORT), where the
+                                                 command has no such flag of its own
 
-Values are read and checked by diffusion_jax/assembly/config_schema.py. A mistake is one line and status 2;
---help is status 0.
+diffusion_jax/assembly/config_schema.py reads and checks values. A mistake is one line and exit
+status 2; --help has exit status 0.
 """
 
 from __future__ import annotations
@@ -67,14 +68,14 @@ class Parsed(NamedTuple):
     config: the config with its overrides, locked; empty where the command needs none.
     rest: the arguments without a name.
     flags: the value of every flag that the command defines.
-    given: the names of the flags that were typed.
+    mode: the flag, of those that change what the command does, that is set; '' for none.
     changed: the config keys that the command line set.
     """
 
     config: ConfigDict
     rest: list[str]
     flags: dict[str, Any]
-    given: frozenset[str]
+    mode: str
     changed: frozenset[str]
 
 
@@ -84,7 +85,7 @@ def parse(
     source: str,
     *,
     default: str = "",
-    without: Sequence[str] = (),
+    modes: Iterable[str] = (),
     positional: str = "",
     short: Iterable[str] = usage.SHORT,
     module: str = "",
@@ -96,7 +97,7 @@ def parse(
       source: where the config comes from: 'file', 'workdir', 'either' (workdir if --workdir is
         given) or 'none'.
       default: the config file, if --config is not given.
-      without: flags with which the command needs no config, such as --list.
+      modes: flags that change what the command does, such as --list; it then needs no config.
       positional: the name of the one argument without a name, if the command takes one.
       short: the short forms of config keys that have an effect in the command, of usage.SHORT.
       module: the name of the command's module, for --help (default: that of the program).
@@ -109,18 +110,18 @@ def parse(
         own_flags = [flag.name for flag in own()]
         if any(one.name in HELP for one in given):
             show(_help(source, short, module or Path(argv[0]).stem))
-        names = frozenset(one.name for one in given)
+        names = {one.name for one in given if str(one.value).lower() != "false"}
+        mode = next((flag for flag in modes if flag in names), "")
         if source == "either":
             source = "workdir" if "workdir" in names else "file"
-        if names & set(without):
-            source = "none"
+        source = "none" if mode else source
         spec, changes, typed = _sorted(given, source, usage.short(source, short))
         _check_names(typed, source, usage.short(source, short))
         _read_flags(argv[0], typed)
         _remember(changes)
         config = _config(spec, source, default, changes)
         found = {name: flags.FLAGS[name].value for name in own_flags}
-        return Parsed(config, rest, found, names, frozenset(key for key, _ in changes))
+        return Parsed(config, rest, found, mode, frozenset(key for key, _ in changes))
     except (UserError, flags.Error) as error:
         if exits.wants_traceback():
             raise
@@ -137,7 +138,8 @@ def _split(arguments: Sequence[str], positional: str) -> tuple[list[Given], list
         if not argument.startswith("-") or argument in ("-", "--"):
             if not positional or rest:
                 raise UserError(
-                    f"cannot use the argument '{argument:.60}'; values are set as --flag=value or --config.KEY=VALUE"
+                    f"cannot use the argument '{argument:.60}'; values are set as --flag=value or "
+                    "--config.KEY=VALUE"
                 )
             rest.append(argument)
             continue
@@ -174,7 +176,8 @@ def _sorted(
             raise UserError(
                 f"--config={one.value}: this command {where}; leave --config out"
                 if source == "none"
-                else f"--config={one.value}: this command {where}; override a key of it by --config.KEY=VALUE"
+                else f"--config={one.value}: this command {where}; override a key of it by "
+                "--config.KEY=VALUE"
             )
         elif key.startswith("config."):
             changes.append((key.removeprefix("config."), one.value if key == one.name else "false"))
@@ -190,7 +193,7 @@ def _sorted(
 
 
 def _check_names(own: Iterable[Given], source: str, short: Mapping[str, str]) -> None:
-    """UserError for a flag that does not exist, with the flag or the config key that is nearest."""
+    """Raise UserError for a flag that does not exist, with the nearest flag or config key."""
     known = [flag for flag in _ours() if flag.name != "config"]
     for one in own:
         name = one.name
@@ -198,28 +201,8 @@ def _check_names(own: Iterable[Given], source: str, short: Mapping[str, str]) ->
             name.startswith("no") and name[2:] in flags.FLAGS and flags.FLAGS[name[2:]].boolean
         ):
             continue
-        if name == "steps" and source == "workdir":
-            raise UserError(
-                f"--{name} sets config.{usage.SHORT[name]}, which only training uses; network evaluations are --nfe"
-            )
-        if (
-            name in usage.SHORT
-            and source != "none"
-            and not nearest(name, [flag.name for flag in known], cutoff=0.8)
-        ):
-            raise UserError(
-                f"unknown flag '--{name}': config.{usage.SHORT[name]} does nothing in this command; --help lists its flags"
-            )
-        useful = (
-            "" if source == "file" else ("sampler.", "data.")
-        )  # with a trained model the others do nothing
-        keys = [
-            key
-            for key in config_schema.KEYS
-            if name in (key, key.rpartition(".")[2]) and key.startswith(useful)
-        ]
-        if keys and source != "none":
-            raise UserError(f"unknown flag '--{name}'; did you mean '--config.{keys[0]}'?")
+        if source != "none":
+            _check_keys(name, source, [flag.name for flag in known])
         more = ["--config"] if source == "file" else []
         more += [f"--{form}" for form in short]
         raise unknown(
@@ -227,8 +210,27 @@ def _check_names(own: Iterable[Given], source: str, short: Mapping[str, str]) ->
         )
 
 
+def _check_keys(name: str, source: str, known: Sequence[str]) -> None:
+    """Raise UserError for an unknown flag that a config key has the name of."""
+    if name == "steps" and source == "workdir":
+        raise UserError(
+            f"--{name} sets config.{usage.SHORT[name]}, which only training uses; network "
+            "evaluations are --nfe"
+        )
+    if name in usage.SHORT and not nearest(name, known, cutoff=0.8):
+        raise UserError(
+            f"unknown flag '--{name}': config.{usage.SHORT[name]} does nothing in this command; "
+            "--help lists its flags"
+        )
+    # with a trained model the other keys have no effect
+    useful = "" if source == "file" else ("sampler.", "data.")
+    for key in config_schema.KEYS:
+        if name in (key, key.rpartition(".")[2]) and key.startswith(useful):
+            raise UserError(f"unknown flag '--{name}'; did you mean '--config.{key}'?")
+
+
 def _read_flags(program: str, own: Sequence[Given]) -> None:
-    """Set absl's flags; UserError for a value of another type, out of range, missing or empty."""
+    """Set absl's flags; raise UserError for a value of another type, out of range or missing."""
     for one in own:
         if one.value is None and one.name in flags.FLAGS and not flags.FLAGS[one.name].boolean:
             raise UserError(f"--{one.name} has no value; write --{one.name}=VALUE")
@@ -238,7 +240,8 @@ def _read_flags(program: str, own: Sequence[Given]) -> None:
             )
         if one.value is not None and not one.value.strip() and one.name not in values.PATHS:
             raise UserError(
-                f"--{one.name} is empty; write a value, or leave the flag out (is a shell variable unset?)"
+                f"--{one.name} is empty; write a value, or leave the flag out (is a shell variable "
+                "unset?)"
             )
     texts = [f"--{one.name}" if one.value is None else f"--{one.name}={_value(one)}" for one in own]
     try:
@@ -253,15 +256,14 @@ def _read_flags(program: str, own: Sequence[Given]) -> None:
         if flag.name in values.PATHS and flag.value is not None and flag.present:
             if not flag.value.strip():
                 raise UserError(
-                    f"--{flag.name} is empty; name a path, or leave the flag out (is a shell variable unset?)"
+                    f"--{flag.name} is empty; name a path, or leave the flag out (is a shell "
+                    "variable unset?)"
                 )
             flag.value = parsing.expand(f"--{flag.name}", flag.value)
 
 
 def _value(one: Given) -> str:
-    """The text of a flag's value, checked by its own parser: absl's messages name Python's
-    functions.
-    """
+    """The text of a flag's value, checked here because absl's messages name Python's functions."""
     if one.name not in flags.FLAGS:
         return one.value
     parser, text = flags.FLAGS[one.name].parser, one.value

@@ -12,7 +12,7 @@ from __future__ import annotations
 import keyword
 import runpy
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import app, flags
@@ -26,7 +26,7 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "coordinator",
     None,
-    "address of process 0, as HOST:PORT, where the processes of one run meet (default: found out on "
+    "address of process 0, as HOST:PORT, where the processes of one run meet (default: found on "
     "TPU pods, SLURM, Open MPI and Kubernetes, else the run has one process)",
 )
 values.integer_flag(
@@ -71,12 +71,11 @@ def choose() -> None:
 
 
 def launch(
-    target: str | Callable[..., None],
+    target: str,
     *,
     config: str,
     default: str = "",
     instead: Mapping[str, str] | None = None,
-    without: Sequence[str] = (),
     positional: str = "",
     short: Sequence[str] = tuple(usage.SHORT),
     overridden: str = "",
@@ -94,7 +93,6 @@ def launch(
       default: the config file, where --config may be left out.
       instead: {flag: 'package.module:function'}: with this flag another function is called, without
         a config. Each of the functions gets those flags that it has a parameter for.
-      without: flags with which the command needs no config.
       positional: the name of the one argument without a name, if the command takes one; the
         function gets it by this name in lower case, '' where it is missing.
       short: which of the short forms --sampler, --nfe, --guidance and --steps of config keys have
@@ -107,16 +105,8 @@ def launch(
 
     def parse(argv: list[str]) -> list[str]:
         parsed = arguments.parse(
-            argv,
-            config,
-            default=default,
-            without=(*without, *instead),
-            positional=positional,
-            short=short,
+            argv, config, default=default, modes=instead, positional=positional, short=short
         )
-        if callable(target):
-            call.extend([target, [parsed.config, *parsed.rest], {}])
-            return argv[:1]
         given = {argument_of(name): value for name, value in parsed.flags.items()}
         if positional:
             given[positional.lower()] = parsed.rest[0] if parsed.rest else ""
@@ -124,9 +114,9 @@ def launch(
             given[overridden] = parsed.changed
         if spec:
             given[spec] = flags.FLAGS.config
-        other = [function for flag, function in instead.items() if flag in parsed.given]
-        configs = [] if other or config == "none" else [parsed.config]
-        call.extend([(other or [target])[0], configs, given, bool(instead)])
+        function = instead.get(parsed.mode, target)
+        configs = [] if parsed.mode or config == "none" else [parsed.config]
+        call.extend([function, configs, given, bool(instead)])
         return argv[:1]
 
     try:

@@ -1,12 +1,13 @@
-"""Encode a data set by a trained autoencoder, once, for latent diffusion.
+r"""Encode a data set by a trained autoencoder, once, for latent diffusion.
 
 python -m experiments.encode --workdir=runs/fashion_ae --out=runs/fashion_latents.npz
-python -m experiments.train --config=configs/fashion_latent.py --config.data.path=runs/fashion_latents.npz \
-    --config.latent.autoencoder=runs/fashion_ae --workdir=runs/fashion_latent
+python -m experiments.train --config=configs/fashion_latent.py \
+    --config.data.path=runs/fashion_latents.npz --config.latent.autoencoder=runs/fashion_ae \
+    --workdir=runs/fashion_latent
 
 The file is a data set that training reads as data.name=latents. The images are those of the
-autoencoder's training, or those that --config.data.name and the other data keys name. The file holds
-the mean and the log-variance of each latent, statistics of each channel, and the hash of the
+autoencoder's training, or those that --config.data.name and the other data keys name. The file
+holds the mean and the log-variance of each latent, statistics of each channel, and the hash of the
 autoencoder, which training compares.
 """
 

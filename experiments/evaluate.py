@@ -1,10 +1,12 @@
-"""Judge a trained model's images, with the spread over sampling seeds, beside real test images.
+r"""Judge a trained model's images, with the spread over sampling seeds, beside real test images.
 
 python -m experiments.evaluate --workdir=runs/a --num=1000 --repeats=5
-python -m experiments.evaluate --workdir=runs/captions     # of prompts: those kept from training, or the test captions
-python -m experiments.evaluate --workdir=runs/a --features=pixels,classifier,inception --metrics=frechet,kid,prdc,memorization
+python -m experiments.evaluate --workdir=runs/captions
+python -m experiments.evaluate --workdir=runs/a --features=pixels,classifier,inception \
+    --metrics=frechet,kid,prdc,memorization
 
-Prints a table and writes evaluation.json into the workdir. --reference takes a file of
+A model of captions draws the captions that were kept from training, or the test captions. Prints a
+table and writes evaluation.json into the workdir. --reference takes a file of
 experiments.statistics. Metrics that the data do not allow (those of labels, or of more images than
 there are) are left out, with a note before anything is sampled. An autoencoder is also judged on
 held-out images: rate, distortion and bounds on the likelihood in nats, PSNR, active units.
@@ -34,6 +36,6 @@ if __name__ == "__main__":
     values.path_flag(
         "reference",
         "",
-        "file of experiments.statistics to compare with (default: the first 10,000 training images)",
+        "file of experiments.statistics to compare with (default: 10,000 training images)",
     )
     cli.launch("diffusion_jax.studies.evaluation:evaluate", config="workdir")

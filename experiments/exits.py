@@ -1,11 +1,10 @@
-"""How a command ends: its exit status, and one line instead of a traceback for what the user or the
-system caused.
+"""How a command ends: its exit status, and one line instead of a traceback.
 
-0 done; 2 a mistake, or a system that refuses (a full disk, no permission); 75 stopped by SIGTERM
-(EX_TEMPFAIL of
-sysexits.h: a cluster runs the same command again); 130 stopped by Ctrl-C; 141 the reader of its
-output has gone, as in | head. Set DIFFUSION_JAX_TRACEBACK=1 to see where an error comes from. This
-module imports nothing but the standard library, so that signals are handled from the first moment.
+Exit status 0: done. 2: a mistake of the user, or a refusal of the system (a full disk, no
+permission). 75: stopped by SIGTERM (EX_TEMPFAIL of sysexits.h: a cluster runs the same command
+again). 130: stopped by Ctrl-C. 141: the reader of its output has gone, as in | head. Set
+DIFFUSION_JAX_TRACEBACK=1 to see where an error comes from. This module imports the standard library
+alone, so that signals are handled from the first moment.
 """
 
 from __future__ import annotations
@@ -36,9 +35,7 @@ _REMEDIES = {
 
 
 class Stopped(BaseException):
-    """The main thread received SIGTERM or SIGINT outside the training loop, which handles them
-    itself.
-    """
+    """The main thread received SIGTERM or SIGINT outside the training loop, which handles both."""
 
     def __init__(self, number: int):
         super().__init__(number)
@@ -48,8 +45,8 @@ class Stopped(BaseException):
 def watch_signals() -> None:
     """From now on SIGTERM and SIGINT end the process with one line and their STATUS.
 
-    Called when a command begins to import; inside `stoppable` the signals raise Stopped instead, so
-    that open files are closed and temporary ones removed.
+    This is called when a command begins to import. Inside `stoppable` the signals raise Stopped
+    instead, so that open files are closed and temporary files removed.
     """
     for number in STATUS:
         signal.signal(number, _leave_now)
@@ -92,9 +89,7 @@ class stoppable:
         raise Stopped(number)
 
     def _again(self, dropped: Any) -> None:
-        """sys.unraisablehook: an exception that Python drops is reported as ever, but Stopped has
-        to arrive.
-        """
+        """sys.unraisablehook: report an exception that Python drops, but send Stopped again."""
         if not isinstance(dropped.exc_value, Stopped):
             return self.unraisable(dropped)
         self.reacted.clear()
@@ -120,7 +115,7 @@ def stopped_line(number: int) -> str:
 
 
 def system_line(error: OSError) -> str:
-    """One line for what the system refused: its words, the file and a remedy."""
+    """One line for a refusal of the system: its words, the file and a remedy."""
     files = [
         os.fsencode(name).decode(errors="replace")
         for name in (error.filename, error.filename2)
@@ -133,8 +128,9 @@ def system_line(error: OSError) -> str:
 
 
 def open_closed_streams() -> None:
-    """Let a closed stdin, stdout or stderr (>&-) be /dev/null: else the next file that is opened
-    takes its place, and gets its text.
+    """Open /dev/null in the place of a closed stdin, stdout or stderr (>&-).
+
+    Otherwise the next file that is opened takes its place, and gets its text.
     """
     for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
@@ -142,11 +138,11 @@ def open_closed_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
         if getattr(sys, name) is None:
-            setattr(sys, name, open(descriptor, mode, closefd=False))
+            setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115 (stays open)
 
 
 def say(text: str) -> None:
-    """Print a last line to stderr. Where even that cannot be written, the exit status has to tell."""
+    """Print a last line to stderr; where that fails, only the exit status tells what happened."""
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 
@@ -157,6 +153,6 @@ def wants_traceback() -> bool:
 
 
 def _leave_now(number: int, frame: FrameType | None) -> None:
-    """End the process from wherever it is: nothing is open yet, or the main thread does not react."""
+    """End the process at once: nothing is open yet, or the main thread does not react."""
     os.write(2, f"{stopped_line(number)}\n".encode())
     os._exit(STATUS[signal.Signals(number)])

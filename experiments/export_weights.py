@@ -1,12 +1,13 @@
-"""Export a trained network to a published format: the inverse of experiments.import_weights.
+r"""Export a trained network to a published format: the inverse of experiments.import_weights.
 
-python -m experiments.export_weights --workdir=WORKDIR --to=diffusers --path=FOLDER [--config.sampler.ema=50k]
-python -m experiments.export_weights --workdir=WORKDIR --to=diffusers --path=FOLDER --label=3      (one class of a model of classes)
+python -m experiments.export_weights --workdir=WORKDIR --to=diffusers \
+    --path=FOLDER [--config.sampler.ema=50k]
+python -m experiments.export_weights --workdir=WORKDIR --to=diffusers --path=FOLDER --label=3
 
 A U-Net becomes a pipeline of diffusers (model_index.json, unet/, scheduler/), from which
-DDIMPipeline.from_pretrained(FOLDER) and DDPMPipeline.from_pretrained(FOLDER) draw; an autoencoder or
-a DiT becomes config.json and a file of weights. The weights are those that experiments.sample uses.
-docs/weights.md says which networks can be exported.
+DDIMPipeline.from_pretrained(FOLDER) and DDPMPipeline.from_pretrained(FOLDER) draw; an autoencoder
+or a DiT becomes config.json and a file of weights. The weights are those that experiments.sample
+uses. docs/weights.md says which networks can be exported.
 """
 
 from absl import flags

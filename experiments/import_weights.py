@@ -1,12 +1,13 @@
-"""Published weights as a workdir, which sample, evaluate, edit and the other commands take.
+r"""Published weights as a workdir, which sample, evaluate, edit and the other commands take.
 
 python -m experiments.import_weights --from=diffusers --path=FOLDER --out=WORKDIR
-python -m experiments.import_weights --from=dit --path=DiT-XL-2-256x256.pt --out=WORKDIR --autoencoder=WORKDIR_OF_ONE
+python -m experiments.import_weights --from=dit --path=DiT-XL-2-256x256.pt --out=WORKDIR \
+    --autoencoder=WORKDIR_OF_ONE
 
 diffusers: a UNet2DModel in DDPM's layout or an AutoencoderKL, as config.json and
-diffusion_pytorch_model.safetensors or .bin; a scheduler_config.json in the same folder is used. dit:
-the networks of Peebles & Xie. A network of latents needs its autoencoder, imported before. Nothing in
-a file is executed. docs/weights.md says more.
+diffusion_pytorch_model.safetensors or .bin; a scheduler_config.json in the same folder is used.
+dit: the networks of Peebles & Xie. A network of latents needs its autoencoder, imported before.
+Nothing in a file is executed. docs/weights.md says more.
 """
 
 from absl import flags

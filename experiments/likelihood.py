@@ -2,10 +2,11 @@
 
 python -m experiments.likelihood --workdir=runs/a --num=200 --bounds
 
-Prints a table and writes likelihood.md, likelihood.json and, image by image, likelihood.npz into the
-workdir. Running the same command again resumes an interrupted run at the next batch; other settings
-start anew. A model of classes is given the label of each image, a model of captions no caption.
-Nothing is guided or clipped. The noise of an image depends on --seed and its place in the split alone.
+Prints a table and writes likelihood.md, likelihood.json and, image by image, likelihood.npz into
+the workdir. Running the same command again resumes an interrupted run at the next batch; other
+settings start anew. A model of classes is given the label of each image, a model of captions no
+caption. Nothing is guided or clipped. The noise of an image depends on --seed and its place in the
+split alone.
 """
 
 from absl import flags
@@ -33,7 +34,7 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "solver",
         "tsit5",
-        "ODE solver: tsit5, dopri5, dopri8 (adaptive), or euler, heun, rk4 (fixed steps in log-SNR)",
+        "ODE solver: tsit5, dopri5, dopri8 (adaptive), or euler, heun, rk4 (fixed steps)",
     )
     flags.DEFINE_float(
         "rtol",

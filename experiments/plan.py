@@ -1,12 +1,13 @@
-"""What a train step costs on devices that need not be here: memory, collectives, a bound on its speed.
+r"""What a train step costs on devices that need not be here: memory, collectives, least time.
 
-python -m experiments.plan --config=configs/imagenet256_latent.py:flow --topology=v5e:16x16 --config.mesh.fsdp=16
+python -m experiments.plan --config=configs/imagenet256_latent.py:flow --topology=v5e:16x16 \
+    --config.mesh.fsdp=16
 python -m experiments.plan --config=configs/cifar10.py:edm,full --topology=v5e:2x4 --search
 
 Topologies: a TPU slice (v5e, v5p, v6e; pip install 'diffusion_jax[tpu]', no TPU needed), cpu:8, or
 gpu, which means the GPUs of this machine. The real step is compiled, which takes minutes for large
-networks. --search compiles several settings and keeps each result in --out, so that running the same
-command again resumes the search. docs/plan.md says more.
+networks. --search compiles several settings and keeps each result in --out, so that running the
+same command again resumes the search. docs/plan.md says more.
 """
 
 from absl import flags

@@ -1,4 +1,4 @@
-"""From nothing to pictures in a few minutes: train on the embedded digits, sample, compare samplers.
+"""From nothing to pictures in minutes: train on the embedded digits, sample, compare samplers.
 
 python -m experiments.quickstart            (or: make quickstart)
 """

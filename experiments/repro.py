@@ -2,10 +2,10 @@
 
 python -m experiments.repro --workdir=runs/a --step=153000
 
-The command restores the checkpoint that the report names (nonfinite/step_N, training/forensics.py),
-trains to the step, which is exact, and compares its numbers with the report's, bit for bit. Then the
-network runs once more, layer by layer. The exit status is 1 if the step is finite this time: then
-suspect the machine, or a change of the run's code or software.
+The command restores the checkpoint that the report names (nonfinite/step_N,
+training/forensics.py), trains to the step, which is exact, and compares its numbers with the
+report's, bit for bit. Then the network runs once more, layer by layer. The exit status is 1 if the
+step is finite this time: then suspect the machine, or a change of the run's code or software.
 """
 
 from experiments import cli, values

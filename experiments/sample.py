@@ -1,8 +1,10 @@
-"""Draw images from a trained model: WORKDIR/samples.npz (uint8) and samples.png.
+r"""Draw images from a trained model: WORKDIR/samples.npz (uint8) and samples.png.
 
-python -m experiments.sample --workdir=runs/a --num=64 --labels=0,1,2 --config.sampler.name=ode.edm_heun --seeds=0-63
+python -m experiments.sample --workdir=runs/a --num=64 --labels=0,1,2 \
+    --config.sampler.name=ode.edm_heun --seeds=0-63
 python -m experiments.sample --workdir=runs/folder --labels=cat,dog --num=20
-python -m experiments.sample --workdir=runs/b --prompt="a bold seven" --prompt="a thin 3" --guidance=4
+python -m experiments.sample --workdir=runs/b --prompt="a bold seven" --prompt="a thin 3" \
+    --guidance=4
 
 The same seed always gives the same image. The picture has a row for each class, with its name. A
 model of captions draws every prompt from every seed: a row of the picture is a prompt, a column a

@@ -6,7 +6,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -42,7 +42,7 @@ class Escaped:
 
 
 def run(
-    target: str | Callable[..., None],
+    target: str,
     positional: Sequence[Any],
     named: Mapping[str, Any],
     only_known: bool = False,
@@ -50,7 +50,7 @@ def run(
     """Import and run a command; every mistake, signal or refusal of the system ends with one line.
 
     Args:
-      target: the function, or 'package.module:function'.
+      target: the function, as 'package.module:function'.
       positional: its arguments without names: the config, if it has one.
       named: its arguments with names.
       only_known: leave out those that the function has no parameter for.
@@ -60,7 +60,7 @@ def run(
     enable_compilation_cache()
     try:
         with exits.stoppable():
-            function = target if callable(target) else loading.load(target)
+            function = loading.load(target)
             if only_known:
                 known = inspect.signature(function).parameters
                 named = {name: value for name, value in named.items() if name in known}
@@ -115,8 +115,8 @@ def explained(error: Exception) -> tuple[int, str | None]:
         return exits.MISTAKE, exits.system_line(error)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)[:200]:
         return exits.MISTAKE, (
-            "out of memory: lower config.data.batch_size or config.sampler.batch_size, or the width "
-            "of the network; config.model.remat=block trades memory for time"
+            "out of memory: lower config.data.batch_size or config.sampler.batch_size, or the "
+            "width of the network; config.model.remat=block trades memory for time"
         )
     return exits.UNFINISHED, distributed.lost(error)
 

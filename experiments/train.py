@@ -1,6 +1,7 @@
-"""Train a model, or resume the run where the same command stopped.
+r"""Train a model, or resume the run where the same command stopped.
 
-python -m experiments.train --config=configs/digits.py:vp --workdir=runs/a --config.optimizer.learning_rate=3e-4
+python -m experiments.train --config=configs/digits.py:vp --workdir=runs/a \
+    --config.optimizer.learning_rate=3e-4
 """
 
 from experiments import cli, values

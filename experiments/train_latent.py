@@ -1,6 +1,7 @@
-"""Latent diffusion in one command: train the autoencoder, encode, train on latents, sample, evaluate.
+r"""Latent diffusion in one command: train an autoencoder, encode, train, sample, evaluate.
 
-python -m experiments.train_latent --config=configs/fashion_latent.py:vp --images=FOLDER_OF_IDX_FILES --workdir=runs/fashion
+python -m experiments.train_latent --config=configs/fashion_latent.py:vp \
+    --images=FOLDER_OF_IDX_FILES --workdir=runs/fashion
 
     WORKDIR/autoencoder/     a workdir, by the config of config.latent.recipe
     WORKDIR/latents.npz      its data set, encoded

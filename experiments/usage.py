@@ -1,5 +1,6 @@
-"""What --help prints, for one command and for all. Reads docstrings as text: no command, config or
-library is imported.
+"""What --help prints, for one command and for all.
+
+Docstrings are read as text: no command, config or library is imported.
 """
 
 from __future__ import annotations
@@ -60,8 +61,10 @@ def commands() -> dict[str, str]:
 
 
 def config_files(folder: Path = CONFIGS) -> dict[str, str]:
-    """Every config file, as typed from the root of the project, and what it says of itself and its
-    variants.
+    """Every config file, as typed from the root of the project, with its summary and variants.
+
+    Args:
+      folder: where the config files are.
     """
     found = {}
     for file in sorted(folder.glob("[!_]*.py")):
@@ -76,7 +79,12 @@ def config_files(folder: Path = CONFIGS) -> dict[str, str]:
 
 
 def short(source: str, names: Iterable[str] = SHORT) -> dict[str, str]:
-    """The short forms, of these names, that serve a command with a config from this source."""
+    """The short forms of config keys that have an effect in a command, and their keys.
+
+    Args:
+      source: where its config comes from: 'file', 'workdir' or 'none'.
+      names: those of SHORT that the command has.
+    """
     keys = {"file": "", "workdir": "sampler.", "none": "-"}[source]
     return {name: key for name, key in SHORT.items() if key.startswith(keys) and name in names}
 
@@ -87,11 +95,13 @@ def overview() -> str:
         [
             "Diffusion models: train, sample, evaluate and compare. Run a command as",
             "",
-            "    python -m experiments.NAME --FLAG=VALUE ...        (its flags: python -m experiments.NAME --help)",
+            "    python -m experiments.NAME --FLAG=VALUE ...        "
+            "(its flags: python -m experiments.NAME --help)",
             "",
             *_table(commands()),
             "",
-            "First steps: python -m experiments.quickstart, or make quickstart. Documentation: README.md and docs/.",
+            "First steps: python -m experiments.quickstart, or make quickstart. "
+            "Documentation: README.md and docs/.",
         ]
     )
 
@@ -110,9 +120,9 @@ def of_command(
       doc: the docstring of the command.
       own: its flags.
       shared: the flags of all commands.
-      sources: where the config may come from, of 'file', 'workdir' and 'none'.
-      name: of the command.
-      names: the short forms of config keys that serve it.
+      sources: where its config may come from: 'file', 'workdir', 'none'.
+      name: the name of the command.
+      names: the short forms of config keys that have an effect in it.
     """
     own, sources = list(own), list(sources)
     parts = [
@@ -133,7 +143,8 @@ def of_command(
         parts += ["config: that of --workdir, as it was trained", ""]
     if set(sources) != {"none"}:
         parts += [
-            "overrides: --config.KEY=VALUE changes any key (configs/base.py documents all of them), for example",
+            "overrides: --config.KEY=VALUE changes any key (configs/base.py documents all of "
+            "them), for example",
             *_examples(sources, set(names) - {flag.name for flag in own}),
             "",
         ]
@@ -151,7 +162,7 @@ def _usage(sources: list[str]) -> str:
 
 
 def _examples(sources: list[str], names: set[str]) -> list[str]:
-    """Common overrides, with the short form of those that have one here."""
+    """Common overrides, with their short forms where the command has them."""
     source = "file" if "file" in sources else "workdir"
     forms = {key: name for name, key in short(source, names).items()}
     lines = {
@@ -162,14 +173,15 @@ def _examples(sources: list[str], names: set[str]) -> list[str]:
 
 
 def _described(flag: flags.Flag) -> str:
+    """The help of a flag, with its default, or that it is required."""
     help_text = " ".join((flag.help or "").split())
     required = any(
         "must have a value other than None" in getattr(v, "message", "") for v in flag.validators
     )
     if required:
         return f"{help_text} (required)"
-    told = flag.default in (None, "", [], False) or "default" in help_text
-    return help_text if told else f"{help_text} (default {flag.default_as_str.strip(chr(39))})"
+    silent = flag.default in (None, "", [], False) or "default" in help_text
+    return help_text if silent else f"{help_text} (default {flag.default_as_str.strip(chr(39))})"
 
 
 def _table(rows: Mapping[str, str]) -> list[str]:
@@ -188,15 +200,14 @@ def _table(rows: Mapping[str, str]) -> list[str]:
 
 
 def _one_line(sentence: str, longest: int = 88) -> str:
-    """A sentence that fits beside the name of a command: without what follows a colon or a
-    semicolon, if it is too long.
-    """
+    """A sentence that fits beside the name of a command, cut at a colon or semicolon if long."""
     if len(sentence) > longest:
         sentence = re.split(r"[:;] ", sentence)[0].rstrip(".") + "."
     return textwrap.shorten(sentence, longest, placeholder=" ...")
 
 
 def _first_sentence(text: str) -> str:
+    """The first sentence of a docstring."""
     first = " ".join(text.partition("\n\n")[0].split())
     match = re.match(r"(.*?[.?!])(?:\s|$)", first)
     return match[1] if match else first

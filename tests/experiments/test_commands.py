@@ -47,7 +47,7 @@ for source, argv in json.load(sys.stdin):
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            parsed = arguments.parse(["command", *argv], source, without=("search",) if source == "workdir" else ())
+            parsed = arguments.parse(["command", *argv], source, modes=("search",) if source == "workdir" else ())
         leaves = dict(config_files._leaves(parsed.config))
         out = {"config": {k: v for k, v in leaves.items() if plain.get(k) != v}, "flags": parsed.flags}
     except SystemExit as end:
@@ -240,8 +240,11 @@ def test_help_starts_without_jax_and_a_closed_pipe_is_no_traceback():
 
 
 CLOSED = """
-from experiments import cli, values
-cli.launch(lambda config: [print(i, flush=True) for i in range(100_000)], config="none")
+from experiments import cli
+def count():
+    for i in range(100_000):
+        print(i, flush=True)
+cli.launch("__main__:count", config="none")
 """
 
 

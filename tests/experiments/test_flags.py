@@ -34,10 +34,8 @@ def plain(value):
     return list(value) if isinstance(value, (list, tuple)) else value
 
 def describe(target, *, instead=None, config, positional="", overridden="", spec="", **options):
-    if callable(target):
-        return
     own = {cli.argument_of(flag.name): flag for flag in arguments.own()}
-    names = [*own, *filter(None, (positional.lower(), overridden, spec))]
+    names = {*own, *filter(None, (positional.lower(), overridden, spec))}
     functions = [target, *(instead or {}).values()]
     parameters = {}
     for function in functions:
@@ -52,6 +50,7 @@ def describe(target, *, instead=None, config, positional="", overridden="", spec
         for name in own
         if name in parameters and parameters[name].default is not parameters[name].empty
     }
+    names -= {mode for mode in instead or () if mode not in parameters}  # a switch alone, as --list
     found[command] = {
         "flags": sorted(names),
         "parameters": sorted(parameters),
