@@ -67,7 +67,7 @@ def unknown(what: str, name: str, choices: Iterable[str]) -> UserError:
     name = (
         name if len(name) <= LONGEST else f"{name[:LONGEST]}..."
     )  # comparing takes time that grows with the square
-    choices = sorted(choices)  # of very many only the nearest are told
+    choices = sorted(choices)  # of very many only the nearest are listed
     near = nearest(name, choices)
     hint = f" did you mean '{near}'?" if near else ""
     listed = (

@@ -14,20 +14,24 @@ MAX_SEEDS = 10_000_000
 
 
 def parse_seeds(text: str) -> list[int]:
-    """'0-63,100' -> [0, ..., 63, 100]. UserError for anything but distinct whole numbers below
-    2^32.
+    """Parse seeds: '0-63,100' -> [0, ..., 63, 100].
+
+    Raises:
+      UserError: for anything but distinct whole numbers below 2^32.
     """
     seeds: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if not match:
             raise UserError(
-                f"seeds '{text}': '{part.strip()}' is no number and no range; write for example 0-63,100"
+                f"seeds '{text}': '{part.strip()}' is no number and no range; write for example "
+                "0-63,100"
             )
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first or last >= 2**32:
             raise UserError(
-                f"seeds '{text}': '{part.strip()}' must go up and stay below 2^32; write for example 0-63"
+                f"seeds '{text}': '{part.strip()}' must go up and stay below 2^32; write for "
+                "example 0-63"
             )
         if len(seeds) + last - first >= MAX_SEEDS:
             raise UserError(
@@ -67,35 +71,43 @@ METRICS = {
 
 
 def expand(flag: str, text: str) -> str:
-    """The path with ~ as the home directory. UserError for a user who does not exist."""
+    """Expand ~ in a path.
+
+    Raises:
+      UserError: for a user who does not exist.
+    """
     path = os.path.expanduser(text)
     if path.startswith("~") and not path.startswith("~/"):
         raise UserError(
-            f"{flag}={text}: there is no user {path.partition('/')[0]}; a file of that name is ./{path}"
+            f"{flag}={text}: there is no user {path.partition('/')[0]}; a file of that name is "
+            f"./{path}"
         )
     return path
 
 
 def paths(flag: str, text: str) -> list[str]:
-    """The paths of --flag=A,B."""
+    """Parse the paths of --flag=A,B."""
     return [expand(f"--{flag}", part.strip()) for part in text.split(",") if part.strip()]
 
 
 def names(text: str) -> list[str]:
-    """'pixels, classifier' -> ['pixels', 'classifier']; '' -> []."""
+    """Parse names: 'pixels, classifier' -> ['pixels', 'classifier']; '' -> []."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def metrics(text: str) -> list[str]:
-    """The names of scores, with commas; also by the names of other programs, such as fd (fid names
-    features too: judge.resolve_names).
+    """Parse the names of metrics, also those of other programs, such as fd.
+
+    fid names features too; see judge.resolve_names.
     """
     return list(dict.fromkeys(METRICS.get(name.lower(), name) for name in names(text)))
 
 
 def integers(flag: str, text: str, low: int = 0, high: int = 10**9) -> list[int]:
-    """'0,1,2' -> [0, 1, 2]; '' -> []. UserError naming the flag for anything else, and for numbers
-    outside [low, high].
+    """Parse whole numbers: '0,1,2' -> [0, 1, 2]; '' -> [].
+
+    Raises:
+      UserError: naming the flag, for anything else and for numbers outside [low, high].
     """
     try:
         found = [int(part) for part in text.split(",")] if text else []
@@ -109,12 +121,18 @@ def integers(flag: str, text: str, low: int = 0, high: int = 10**9) -> list[int]
 
 
 def labels(flag: str, text: str, names: Sequence[str]) -> list[int]:
-    """'0,cat,any' -> [0, 1, 2], where `names` are those of the classes by number and 'any' is one
-    number more; '' -> [].
+    """Parse labels: '0,cat,any' -> [0, 1, 2]; '' -> [].
 
-    A name may be written in any case, and may itself have commas. UserError, naming the flag, for
-    what is no class, and for a number that is also the name of another class: 'label:1' and
-    'name:1' say which is meant.
+    A name may be written in any case, and may itself have commas.
+
+    Args:
+      flag: the flag, for messages.
+      text: its value.
+      names: the names of the classes by number; 'any' is one number more.
+
+    Raises:
+      UserError: for what is not a class, and for a number that is also the name of another class,
+        which 'label:1' and 'name:1' distinguish.
     """
     parts, found = [part.strip() for part in text.split(",")] if text.strip() else [], []
     longest = 1 + max((name.count(",") for name in names), default=0)  # parts of a name
@@ -129,10 +147,10 @@ def labels(flag: str, text: str, names: Sequence[str]) -> list[int]:
 
 
 def _label(flag: str, text: str, names: Sequence[str], last: bool) -> int | None:
-    """The number of one class. What is none is refused if `last`, else None."""
+    """Return the number of one class; any other text is refused if `last`, else None."""
     kind, _, rest = text.partition(":")
 
-    def plain(name):
+    def plain(name: str) -> str:
         return re.sub(r",\s*", ", ", name.strip()).lower()
 
     wanted = rest if kind in ("name", "label") else text
@@ -150,7 +168,8 @@ def _label(flag: str, text: str, names: Sequence[str], last: bool) -> int | None
     if by_name and by_number and by_number[0] < len(names) and by_name != by_number:
         number = by_number[0]
         raise UserError(
-            f"--{flag}={text} is the number of the class '{names[number]}' and the name of class {by_name[0]}; "
+            f"--{flag}={text} is the number of the class '{names[number]}' and the name of class "
+            f"{by_name[0]}; "
             f"write label:{text} or name:{text}"
         )
     if by_name or by_number:
@@ -167,8 +186,11 @@ def _label(flag: str, text: str, names: Sequence[str], last: bool) -> int | None
 
 
 def numbers(flag: str, text: str, low: float, high: float) -> list[float]:
-    """'0,0.5,1' -> [0.0, 0.5, 1.0]. UserError naming the flag for anything else, none, and for
-    numbers outside [low, high].
+    """Parse numbers: '0,0.5,1' -> [0.0, 0.5, 1.0].
+
+    Raises:
+      UserError: naming the flag, for anything else, for no number, and for numbers outside [low,
+        high].
     """
     try:
         found = [float(part) for part in text.split(",")]
@@ -182,13 +204,18 @@ def numbers(flag: str, text: str, low: float, high: float) -> list[float]:
 
 
 def output(flag: str, text: str, *endings: str, default: str | Path = "") -> dict[str, Path]:
-    """{ending: the file to write} for --flag=NAME, with or without one of the endings; a dot in
-    NAME stays: cfg1.5 -> cfg1.5.npz.
+    """Return the files that a command writes for --flag=NAME, with or without one of the endings.
+
+    A dot in NAME stays: cfg1.5 -> cfg1.5.npz.
 
     Args:
       flag: the flag, for messages.
       text: its value; '' is `default`, a name without an ending.
-      endings: what the command writes, such as '.npz' and '.png'.
+      *endings: the endings of what the command writes, such as '.npz' and '.png'.
+      default: the name where the flag is not given.
+
+    Returns:
+      {ending: path}.
 
     Raises:
       UserError: for a folder, and for the ending of another format.
@@ -199,7 +226,8 @@ def output(flag: str, text: str, *endings: str, default: str | Path = "") -> dic
     wanted = ", ".join(f"NAME{ending}" for ending in endings)
     if text.endswith("/") or path.is_dir():
         raise UserError(
-            f"--{flag}={text} is a folder; name a file in it, such as {path / 'result'} (writes {wanted})"
+            f"--{flag}={text} is a folder; name a file in it, such as {path / 'result'} (writes "
+            f"{wanted})"
         )
     if path.suffix.lower() in endings:
         path = path.with_name(path.name[: -len(path.suffix)])
@@ -211,7 +239,7 @@ def output(flag: str, text: str, *endings: str, default: str | Path = "") -> dic
 
 
 def folder(flag: str, text: str | Path) -> Path:
-    """The folder to write to, of --flag=FOLDER. UserError for a file."""
+    """Return the folder to write to, of --flag=FOLDER; UserError for a file."""
     path = Path(text)
     if path.exists() and not path.is_dir():
         raise UserError(f"--{flag}={text} is a file; name a folder to write to")

@@ -73,7 +73,7 @@ class CachedTable:
     def __init__(self, path: Path):
         self.path, self.array = path, None
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> np.ndarray:
         if self.array is None:
             self.array = np.load(self.path, mmap_mode="r", allow_pickle=False)
         return self.array[index]
@@ -257,7 +257,7 @@ def _read(file: Path) -> str:
         raise UserError(f"{file} cannot be read as UTF-8 text: {error}") from None
 
 
-def _texts(value) -> tuple[str, ...]:
+def _texts(value: Any) -> tuple[str, ...]:
     """Return one caption, or a list of them, as a tuple."""
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
@@ -289,35 +289,15 @@ def of_npz(
       UserError: for a file that does not fit the images.
     """
     archive = Path(os.path.expanduser(path))
-    file = (
-        Path(os.path.expanduser(captions))
-        if captions
-        else archive.with_name(f"{archive.stem}_captions.json")
-    )
+    file = archive.with_name(f"{archive.stem}_captions.json")
+    if captions:
+        file = Path(os.path.expanduser(captions))
     if not file.is_file():
         raise UserError(
             f"data.captions={file} is not a file; it should be a JSON list with a caption for each "
             f"image of {path}"
         )
-
-    def own(entry):
-        return _texts(entry["caption"] if isinstance(entry, dict) else entry)
-
-    try:
-        listed = json.loads(_read(file), object_pairs_hook=reading.once)
-        if isinstance(listed, dict):
-            splits = [[own(entry) for entry in listed[part]] for part in ("train", "test")]
-        else:
-            every = [own(entry) for entry in listed]
-            if rows is None or len(every) != sum(counts):
-                splits = [every, []]  # too many or too few: the count below says so
-            else:
-                splits = [[every[i] for i in own_rows] for own_rows in rows]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(
-            f"data.captions={file} should be a JSON list of captions, or of objects with 'caption' "
-            f"({error!r:.100})"
-        ) from None
+    splits = _json_captions(file, counts, rows)
     if tuple(map(len, splits)) != counts:
         raise UserError(
             f"data.captions={file} has {sum(map(len, splits))} captions for {sum(counts)} images; "
@@ -330,8 +310,30 @@ def of_npz(
         if not texts
     ]:
         raise UserError(
-            f"data.captions={file}: {len(bare)} images have no caption, {bare[0][0]} image "
-            f"{bare[0][1]} for one; "
-            "write one for each"
+            f"data.captions={file}: {len(bare)} images have no caption, such as {bare[0][0]} image "
+            f"{bare[0][1]}; write one for each"
         )
     return splits
+
+
+def _json_captions(
+    file: Path, counts: tuple[int, int], rows: tuple[np.ndarray, np.ndarray] | None
+) -> list[Texts]:
+    """Read the captions of train and test from a JSON file; UserError for another structure."""
+
+    def own(entry: Any) -> tuple[str, ...]:
+        return _texts(entry["caption"] if isinstance(entry, dict) else entry)
+
+    try:
+        listed = json.loads(_read(file), object_pairs_hook=reading.once)
+        if isinstance(listed, dict):
+            return [[own(entry) for entry in listed[part]] for part in ("train", "test")]
+        every = [own(entry) for entry in listed]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"data.captions={file} should be a JSON list of captions, or of objects with 'caption' "
+            f"({error!r:.100})"
+        ) from None
+    if rows is None or len(every) != sum(counts):
+        return [every, []]  # too many or too few, which the caller counts
+    return [[every[i] for i in own_rows] for own_rows in rows]

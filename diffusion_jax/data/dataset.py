@@ -141,20 +141,7 @@ def load(
         value_range,
     )
     _check(request)
-    if name == "latents":
-        made = _latents(request)
-    else:
-        found = _splits(request)
-        made = Dataset(
-            name,
-            found.train,
-            found.test,
-            found.image_shape,
-            found.num_classes,
-            found.class_names,
-            found.captions,
-            rule=found.rule,
-        )
+    made = _latents(request) if name == "latents" else _images(request)
     describe.warn(made)
     return made
 
@@ -197,6 +184,20 @@ def _latents(request: _Request) -> Dataset:
         about.class_names,
         encoded=about,
         rule="split as its images",
+    )
+
+
+def _images(request: _Request) -> Dataset:
+    found = _splits(request)
+    return Dataset(
+        request.name,
+        found.train,
+        found.test,
+        found.image_shape,
+        found.num_classes,
+        found.class_names,
+        found.captions,
+        rule=found.rule,
     )
 
 

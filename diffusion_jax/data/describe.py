@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 import sys
+from typing import TYPE_CHECKING
 
 import numpy as np
 from absl import logging
 
 from diffusion_jax.data.sources import Cached, Source, labels_of, some
 from diffusion_jax.errors import printable
+
+if TYPE_CHECKING:  # (dataset.py imports this module)
+    from diffusion_jax.data.dataset import Dataset
 
 SCANNED = 64  # images whose values are examined
 
@@ -20,7 +24,7 @@ NAMED = 5  # classes that are named
 READ = 100_000  # images that are read, and kept in memory, to count their classes
 
 
-def line(dataset) -> str:
+def line(dataset: Dataset) -> str:
     """Describe a data set in one line, with the names and counts of the first classes.
 
     'data: folder: 540 training and 60 test images, 32x32, 3 channels; 2 classes: cats 300, dogs
@@ -39,7 +43,7 @@ def line(dataset) -> str:
     return "; ".join([*parts, *([dataset.rule] if dataset.rule else [])])
 
 
-def announce(dataset) -> None:
+def announce(dataset: Dataset) -> None:
     """Print the line of a data set to stderr, once in a process."""
     _say(line(dataset))
 
@@ -49,7 +53,7 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def warn(dataset) -> None:
+def warn(dataset: Dataset) -> None:
     """Warn of a split that is nearly constant, and of classes without training images."""
     found = [
         (split, _values(source))
@@ -86,7 +90,7 @@ def _values(source: Source) -> tuple[int, int, float] | None:
     )
 
 
-def _warn_of_classes(dataset, labels: np.ndarray | None) -> None:
+def _warn_of_classes(dataset: Dataset, labels: np.ndarray | None) -> None:
     if labels is None or not dataset.num_classes:
         return
     empty = np.flatnonzero(np.bincount(labels, minlength=dataset.num_classes) == 0)
@@ -109,7 +113,7 @@ def _warn_of_classes(dataset, labels: np.ndarray | None) -> None:
         )
 
 
-def _classes(dataset) -> str:
+def _classes(dataset: Dataset) -> str:
     if not dataset.num_classes:
         return "no classes"
     labels = _read_labels(dataset, dataset.train)
@@ -122,7 +126,7 @@ def _classes(dataset) -> str:
     )
 
 
-def _read_labels(dataset, source: Source) -> np.ndarray | None:
+def _read_labels(dataset: Dataset, source: Source) -> np.ndarray | None:
     """Return the labels of a source; one that is kept in memory is read for that."""
     known = labels_of(source)
     if known is None and isinstance(source, Cached) and len(source) <= READ:

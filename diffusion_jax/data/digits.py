@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
@@ -31,7 +34,7 @@ class SklearnDigits(tfds.core.GeneratorBasedBuilder):
             features=tfds.features.FeaturesDict(features),
         )
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
 
         digits = load_digits()
         by_class = np.argsort(digits.target, kind="stable")
@@ -42,7 +45,7 @@ class SklearnDigits(tfds.core.GeneratorBasedBuilder):
             "test": self._generate_examples(digits, np.flatnonzero(held_out)),
         }
 
-    def _generate_examples(self, digits, indices):
+    def _generate_examples(self, digits: Any, indices: np.ndarray) -> Iterator[tuple[int, Any]]:
         for i in indices:
             image = np.round(digits.images[i] * (255 / 16)).astype(np.uint8)[..., None]
             yield int(i), {"image": image, "label": int(digits.target[i])}

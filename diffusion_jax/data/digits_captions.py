@@ -57,7 +57,7 @@ def lean(images: np.ndarray) -> np.ndarray:
     total = np.maximum(mass.sum(axis=(1, 2)), 1e-9)[:, None, None]
     y, x = np.indices(images.shape[1:3])
 
-    def mean(values):
+    def mean(values: np.ndarray) -> np.ndarray:
         return (mass * values).sum(axis=(1, 2), keepdims=True) / total
 
     dx, dy = x - mean(x), y - mean(y)

@@ -179,11 +179,11 @@ def _without_images(tree: Tree, train: Split) -> list[str]:
     """Describe the folders next to those of the classes that hold no images."""
     n = len(train.root)
     used = {image[n] for image, _ in train.images if len(image) > n + 1}
-    beside = [
+    unused = [
         f for f in tree.folders if len(f) == n + 1 and f[:n] == train.root and f[n] not in used
     ]
-    beside.sort(key=lambda folder: natural(folder[n]))
+    unused.sort(key=lambda folder: natural(folder[n]))
     return [
         f"{shown(folder)}/, which has no images{counted(tree, folder, ' (', ')')}"
-        for folder in beside
+        for folder in unused
     ]

@@ -73,23 +73,15 @@ def batches(
     held = _held(batch_size, process_index, process_count) if rows is None else rows
     if seed < 0:
         raise UserError(f"seed={seed} must not be negative")
-    if flip and source[0]["image"].ndim != 3:
-        raise UserError("data.flip=True mirrors images; this data set has points")
-    if flip and "std" in source[0]:
-        why = "a mirrored latent is not the latent of a mirrored image"
-        raise UserError(f"data.flip=True mirrors images, and {why}; set data.flip=False")
+    if flip:
+        _check_flip(source[0])
     size = len(source)
 
-    def positions(step: int) -> np.ndarray:
-        return step * batch_size + held
-
-    def chosen(position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        number, offset = np.divmod(position, size)
+    def chosen(step: int) -> tuple[np.ndarray, ...]:
+        number, offset = np.divmod(step * batch_size + held, size)
         parts = [(_epoch(seed, int(e), size), offset[number == e]) for e in np.unique(number)]
-        return tuple(
-            np.concatenate([columns[k][o] for columns, o in parts])
-            for k in (SHUFFLE, FLIP, CAPTION)
-        )
+        streams = (SHUFFLE, FLIP, CAPTION)
+        return tuple(np.concatenate([columns[k][o] for columns, o in parts]) for k in streams)
 
     def read(choice: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
         index, mirrored, phrase = choice
@@ -98,14 +90,18 @@ def batches(
             batch["image"][mirrored] = batch["image"][mirrored][:, :, ::-1]
         return batch
 
-    pipeline = (
-        grain.MapDataset.range(sys.maxsize // batch_size - 1)
-        .map(positions)
-        .map(chosen)
-        .map(read)
-        .map(_network_types)
-    )
+    steps = grain.MapDataset.range(sys.maxsize // batch_size - 1)
+    pipeline = steps.map(chosen).map(read).map(_network_types)
     return pipeline.__getitem__
+
+
+def _check_flip(example: dict[str, Any]) -> None:
+    """Refuse data that cannot be mirrored."""
+    if example["image"].ndim != 3:
+        raise UserError("data.flip=True mirrors images; this data set has points")
+    if "std" in example:
+        why = "a mirrored latent is not the latent of a mirrored image"
+        raise UserError(f"data.flip=True mirrors images, and {why}; set data.flip=False")
 
 
 def _rows(source: Source, index: np.ndarray, phrase: np.ndarray) -> dict[str, np.ndarray]:
@@ -237,8 +233,9 @@ def _in_processes(
                 raise UserError(
                     f"a data worker died before step {step} ({str(error).split('. ')[0]}); is "
                     "memory short? "
-                    f"use fewer than data.workers={workers} (0: none); the same command goes on "
-                    "from the last checkpoint"
+                    f"use fewer than data.workers={workers} (0: none); running the same command "
+                    "again "
+                    "resumes from the last checkpoint"
                 ) from None
             # out of the shared memory, which jax on a CPU would otherwise hold on to instead of
             # copying

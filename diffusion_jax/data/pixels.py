@@ -93,7 +93,7 @@ def check(what: str, kind: str, values: np.ndarray, value_range: Range) -> None:
 
 
 def check_range(value_range: Range) -> None:
-    """Refuse a range that is none."""
+    """Refuse a range that is not one."""
     if value_range and not (
         len(value_range) == 2
         and np.isfinite(value_range).all()

@@ -81,7 +81,7 @@ def find_splits(
         f"{shown((*prefix, name))}/ ({len(folders[name])} images)"
         for name in (*held[1:], *(others if layout else ()))
     ]
-    unused += [f"{len(stray)} images beside {train[0]}/"] if stray else []
+    unused += [f"{len(stray)} images next to {train[0]}/"] if stray else []
     return parts[0], parts[1] if held else None, unused
 
 

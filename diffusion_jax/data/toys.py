@@ -42,7 +42,7 @@ def two_moons(rng: np.random.Generator, n: int) -> Arrays:
     return _source(moon + 0.05 * rng.standard_normal((n, 2)), label)
 
 
-def _polar(radius, angle) -> np.ndarray:
+def _polar(radius: float | np.ndarray, angle: np.ndarray) -> np.ndarray:
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
 
 

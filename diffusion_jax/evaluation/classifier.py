@@ -25,7 +25,7 @@ from diffusion_jax.evaluation import rows
 from diffusion_jax.progress import progress
 from diffusion_jax.types import Array
 
-SIZE = 32  # larger pictures are first brought down to this
+SIZE = 32  # larger images are first resized to this
 RESIZE = f"none to {SIZE}, above it bilinear, antialiased"
 WIDTHS, FEATURES = (16, 32, 64, 64), 128  # every second convolution halves the map
 IMAGES = 120_000  # images in all steps together, each at most 100 times
@@ -212,7 +212,7 @@ def _step(
     """One step of training on images that are shifted by at most a pixel."""
     images = jax.vmap(lambda image, shift: jnp.roll(image, shift, (0, 1)))(images, shifts)
 
-    def loss(params):
+    def loss(params: Params) -> Array:
         return jnp.mean(
             optax.softmax_cross_entropy_with_integer_labels(forward(images, params)[1], labels)
         )

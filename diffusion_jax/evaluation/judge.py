@@ -222,6 +222,7 @@ def against(
         everything = data.arrays(train)
         recognize = recognition.recognizer(everything["image"], everything["label"])
     estimators = [ESTIMATORS[name] for name in chosen.metrics if name in ESTIMATORS]
+    samples = count if labels is None else len(labels)
     prepared = []
     for extractor in chosen.features:
         real = _real(extractor, train, held_out, estimators, statistics)
@@ -229,26 +230,35 @@ def against(
         parts = tuple((estimator.least, estimator.prepare(real)) for estimator in estimators)
         prepared.append(_Prepared(extractor, suffix, parts))
         if any(name.startswith("frechet") for name in chosen.metrics):
-            _note_few(real, len(train), count if labels is None else len(labels))
+            _note_few(real, len(train), samples)
     for text in chosen.notes:
         note(text)
 
     def judge(images: np.ndarray, labels: np.ndarray | None = None) -> Scores:
         if labels is None:
             labels = default_labels
-        elif not len(labels):
-            labels = None
-        result = {}
-        if recognize and labels is not None:
-            result[ACCURACY] = recognition.accuracy(recognize, images, labels)
-        for extractor, suffix, parts in prepared:
-            made = Generated(*_outputs(extractor, images), labels)
-            for least, score in parts:
-                scores = score(made) if len(images) >= least else {}
-                result |= {name + suffix: value for name, value in scores.items()}
-        return result
+        return _scores(recognize, prepared, images, labels)
 
     return judge
+
+
+def _scores(
+    recognize: recognition.Recognize | None,
+    prepared: Sequence[_Prepared],
+    images: np.ndarray,
+    labels: np.ndarray | None,
+) -> Scores:
+    """Score a set of images; `labels` is () or None where there are none."""
+    labels = None if labels is None or not len(labels) else labels
+    result = {}
+    if recognize and labels is not None:
+        result[ACCURACY] = recognition.accuracy(recognize, images, labels)
+    for extractor, suffix, parts in prepared:
+        made = Generated(*_outputs(extractor, images), labels)
+        for least, score in parts:
+            scores = score(made) if len(images) >= least else {}
+            result |= {name + suffix: value for name, value in scores.items()}
+    return result
 
 
 @functools.cache

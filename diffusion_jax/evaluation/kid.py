@@ -82,7 +82,7 @@ def _jackknife(within: np.ndarray, between: np.ndarray, others: int) -> float:
     return (n - 1) * np.var(without)
 
 
-def _polynomial(product):
+def _polynomial(product: Array) -> Array:
     """Return (z + 1)^3 - 1 for z = x.y / D.
 
     The constant cancels in KID; it is left out here, before rounding.

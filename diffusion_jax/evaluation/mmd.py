@@ -31,7 +31,7 @@ def squared_mmd(a: np.ndarray, b: np.ndarray, *, sigma: float) -> float:
     a, b = rows.centered(a, b)
     scale = np.float32(1 / (2 * sigma**2))
 
-    def mean(x, y):
+    def mean(x: np.ndarray, y: np.ndarray) -> float:
         return float(np.mean(rows.over_pairs(_kernel_means, x, y, scale), dtype=np.float64))
 
     return max(

@@ -12,6 +12,7 @@ union of the balls is the support of the set (Kynkaanniemi et al. 2019; Naeem et
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -59,7 +60,7 @@ def support(features: np.ndarray, *, k: int = 5) -> Support:
     """
     if len(features) <= k:
         raise UserError(
-            f"balls to the {k}th neighbour need more than {k} images; got {len(features)}"
+            f"balls to the {k}th neighbor need more than {k} images; got {len(features)}"
         )
     features = np.asarray(features, np.float32)
     (moved,) = rows.centered(features)
@@ -99,6 +100,6 @@ def nearest_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 @functools.cache  # one compiled function for each count
-def _nearest(count: int):
+def _nearest(count: int) -> Callable[[Array, Array], Array]:
     """Return a function a (B, D), b (M, D) -> the `count` smallest squared distances (B, count)."""
     return jax.jit(lambda a, b: -jax.lax.top_k(-rows.squared_distances(a, b), count)[0])

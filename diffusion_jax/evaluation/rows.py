@@ -68,9 +68,8 @@ def squared_distances(a: Array, b: Array) -> Array:
 
     Large means should be subtracted first; see `centered`.
     """
-    product = jnp.matmul(
-        a, b.T, precision=jax.lax.Precision.HIGHEST
-    )  # no bfloat16: neighbours are small differences
+    # no bfloat16, as the distances of neighbors are small differences
+    product = jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
     return jnp.maximum(jnp.sum(a * a, 1)[:, None] + jnp.sum(b * b, 1) - 2 * product, 0)
 
 

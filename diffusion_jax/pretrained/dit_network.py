@@ -51,7 +51,7 @@ def _dit_options(config: Mapping) -> tuple[Options, Shape]:
         )
     except KeyError as error:
         raise UserError(
-            f"the tensors do not determine {error}; write it into a config.json beside them"
+            f"the tensors do not determine {error}; write it into a config.json next to them"
         ) from None
 
 

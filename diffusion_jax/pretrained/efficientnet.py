@@ -64,7 +64,7 @@ def network(x: Array, params: Params) -> tuple[Array, Array]:
     return features, logits + params["_fc.bias"]
 
 
-def _inverted_residual(params, block, x, stride):
+def _inverted_residual(params: Params, block: str, x: Array, stride: int) -> Array:
     """Widen, filter each channel, narrow without activation; residual where shapes agree."""
     y = x
     if block + "_expand_conv.weight" in params:
@@ -74,13 +74,11 @@ def _inverted_residual(params, block, x, stride):
     return x + y if y.shape == x.shape else y
 
 
-def _conv(params, conv, norm, x, stride):
+def _conv(params: Params, conv: str, norm: str, x: Array, stride: int) -> Array:
     """Convolution and batch norm, whose scale is folded into the kernel."""
     scale = params[norm + ".weight"] * jax.lax.rsqrt(params[norm + ".running_var"] + EPS)
     kernel = params[conv + ".weight"] * scale
-    groups = (
-        x.shape[-1] // kernel.shape[2]
-    )  # all channels, one each, where the convolution is depthwise
+    groups = x.shape[-1] // kernel.shape[2]  # all channels where the convolution is depthwise
     y = jax.lax.conv_general_dilated(
         x,
         kernel,

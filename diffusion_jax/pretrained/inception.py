@@ -8,6 +8,8 @@ the padding out, a max pool in the last block's pool branch, and the legacy bili
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,7 @@ SIZE, WIDTH = 299, 2048
 RESIZE = "299, bilinear, TensorFlow 1 (source = target x in / out, no antialiasing)"
 EPS = 1e-3
 Params = dict[str, Array]  # by the names of the TorchScript file; kernels (H, W, in, out)
+Conv = Callable[..., Array]  # (name, x, stride=1, padding="SAME")
 
 
 def convert(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -59,7 +62,7 @@ def _legacy_bilinear(size: int) -> np.ndarray:
 def network(x: Array, params: Params) -> Array:
     """Compute features (B, 2048) of inputs (B, 299, 299, 3) in [-1, 1)."""
 
-    def conv(name, x, stride=1, padding="SAME"):
+    def conv(name: str, x: Array, stride: int = 1, padding: str = "SAME") -> Array:
         return _conv(params, name, x, stride, padding)
 
     x = conv("conv", x, 2, "VALID")
@@ -77,7 +80,7 @@ def network(x: Array, params: Params) -> Array:
     return jnp.mean(x, (1, 2))
 
 
-def _branches(conv, block, x, towers):
+def _branches(conv: Conv, block: str, x: Array, towers: tuple[int, ...]) -> Array:
     """Four branches: 1x1, two towers of this many convolutions, and a pool with its 1x1."""
     parts = [conv(f"{block}.conv", x)]
     parts += [
@@ -87,7 +90,9 @@ def _branches(conv, block, x, towers):
     return jnp.concatenate([*parts, conv(f"{block}.tower_2.conv", _average_pool(x))], -1)
 
 
-def _reduction(conv, block, x, first, towers):
+def _reduction(
+    conv: Conv, block: str, x: Array, first: str | None, towers: tuple[int, ...]
+) -> Array:
     """Halve the map: each branch ends in stride 2 without padding."""
     parts = [conv(f"{block}.{first}", x, 2, "VALID")] if first else []
     for name, depth in zip(("tower", "tower_1"), towers):
@@ -96,7 +101,7 @@ def _reduction(conv, block, x, first, towers):
     return jnp.concatenate([*parts, _max_pool(x, 2)], -1)
 
 
-def _wide(conv, block, x, pool):
+def _wide(conv: Conv, block: str, x: Array, pool: Callable[[Array], Array]) -> Array:
     """The 8x8 blocks: two branches fork into 1x3 and 3x1."""
     a = conv(f"{block}.tower_conv", x)
     b = conv(f"{block}.tower_1_conv_1", conv(f"{block}.tower_1_conv", x))
@@ -110,13 +115,13 @@ def _wide(conv, block, x, pool):
     return jnp.concatenate([*parts, conv(f"{block}.tower_2_conv", pool(x))], -1)
 
 
-def _tower(conv, name, x, depth):
+def _tower(conv: Conv, name: str, x: Array, depth: int) -> Array:
     for k in range(depth):
         x = conv(f"{name}.conv" + (f"_{k}" if k else ""), x)
     return x
 
 
-def _conv(params, name, x, stride, padding):
+def _conv(params: Params, name: str, x: Array, stride: int, padding: str) -> Array:
     """Convolution, batch norm without scale (folded into the kernel), ReLU."""
     scale = jax.lax.rsqrt(params[name + ".var"] + EPS)
     y = jax.lax.conv_general_dilated(
@@ -130,15 +135,15 @@ def _conv(params, name, x, stride, padding):
     return jax.nn.relu(y + params[name + ".beta"] - params[name + ".mean"] * scale)
 
 
-def _max_pool(x, stride):
+def _max_pool(x: Array, stride: int) -> Array:
     padding = "SAME" if stride == 1 else "VALID"
     return jax.lax.reduce_window(
         x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, stride, stride, 1), padding
     )
 
 
-def _average_pool(x):
-    def total(x):
+def _average_pool(x: Array) -> Array:
+    def total(x: Array) -> Array:
         return jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
 
     return total(x) / total(jnp.ones((1, *x.shape[1:3], 1)))

@@ -65,15 +65,15 @@ def test_encoded_once_and_kept(tmp_path):
         calls.append(len(some))
         return {"tokens": np.array([[len(c)] * 3 for c in some], np.float16)}
 
-    asked = dict(
+    options = dict(
         like={"tokens": np.zeros(3, np.float16)}, kept="an encoder", cache_dir=str(tmp_path)
     )
     every = ["x" * i for i in range(600)]
-    first = captions.tables(every, encode, **asked)
+    first = captions.tables(every, encode, **options)
     assert sum(calls) == 600 and max(calls) <= 256
-    second = captions.tables(every, encode, **asked)
+    second = captions.tables(every, encode, **options)
     assert sum(calls) == 600
-    third = captions.tables(every[:-1], encode, **asked)
+    third = captions.tables(every[:-1], encode, **options)
     rows = np.array([5, 599, 5])
     np.testing.assert_array_equal(first["tokens"][rows], second["tokens"][rows])
     assert first["tokens"][rows][:, 0].tolist() == rows.tolist() and len(third["tokens"][:]) == 599

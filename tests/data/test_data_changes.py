@@ -17,7 +17,7 @@ from diffusion_jax import data
 from diffusion_jax.assembly import same_run, workdir
 from diffusion_jax.errors import UserError
 from tests import commands
-from tests.data.test_data import write_image
+from tests.data.sets import write_image
 
 ROOT = Path(__file__).parents[2]
 
@@ -207,7 +207,8 @@ def test_a_run_in_text_order_keeps_it(tmp_path):
         ),
         ('{"image_shape": [8, 8, 1], "num_classes": "2", "class_names": []}', "num_classes is"),
         (
-            '{"image_shape": [8, 8, 1], "num_classes": 2, "class_names": ["cat", "dog"], "train_size": "20"}',
+            '{"image_shape": [8, 8, 1], "num_classes": 2, "class_names": ["cat", "dog"], '
+            '"train_size": "20"}',
             "train_size is",
         ),
         (

@@ -14,7 +14,7 @@ from PIL import Image
 from diffusion_jax import data
 from diffusion_jax.data import folder, transforms
 from diffusion_jax.errors import UserError
-from tests.data.test_data import write_idx, write_image, write_tfds
+from tests.data.sets import write_idx, write_image, write_tfds
 
 
 def fails(match: str, name: str, **options) -> None:

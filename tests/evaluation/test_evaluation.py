@@ -1,4 +1,4 @@
-"""Recognition, Frechet distance, generation by seed: against closed forms, scipy, and real digits."""
+"""Recognition, Fréchet distance, generation by seed: against closed forms and scipy."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def digits():
     )  # the last fifth: writers never seen
 
 
-def test_real_digits_are_recognised(digits):
-    recognise = recognition.recognizer(*digits[:2], cache_dir=None)
-    assert recognition.accuracy(recognise, *digits[2:]) > 0.96
+def test_real_digits_are_recognized(digits):
+    recognize = recognition.recognizer(*digits[:2], cache_dir=None)
+    assert recognition.accuracy(recognize, *digits[2:]) > 0.96
 
 
 def test_the_fit_is_kept_and_belongs_to_its_data(digits, tmp_path, monkeypatch):
@@ -64,37 +64,37 @@ def test_the_machine_of_plain_arrays_decides_as_scikit_learns_does(digits, class
 
     images, labels = (part[digits[1] < classes][:150] for part in digits[:2])
     noise = np.random.default_rng(0).integers(0, 256, (200, 8, 8, 1), np.uint8)
-    images, asked = (
+    images, unseen = (
         np.kron(x, np.ones((1, zoom, zoom, 1), np.uint8))
         for x in (images, np.concatenate([digits[2][:100], noise]))
     )
-    flat = [x.reshape(len(x), -1).astype(np.float32) / np.float32(255) for x in (images, asked)]
+    flat = [x.reshape(len(x), -1).astype(np.float32) / np.float32(255) for x in (images, unseen)]
     steps = [PCA(recognition.COMPONENTS, random_state=0)] * (zoom > 1) + [
         SVC(C=recognition.PENALTY, gamma="scale")
     ]
     theirs = make_pipeline(*steps).fit(flat[0], labels).predict(flat[1])
     np.testing.assert_array_equal(
-        recognition.predict(recognition._fit(images, labels), asked), theirs
+        recognition.predict(recognition._fit(images, labels), unseen), theirs
     )
 
 
 def test_recognition_works_without_a_cache_that_can_be_written(digits, tmp_path):
     (tmp_path / "file").write_text("")
-    recognise = recognition.recognizer(
+    recognize = recognition.recognizer(
         digits[0][:100], digits[1][:100], cache_dir=tmp_path / "file"
     )
-    assert recognise(digits[2]).shape == digits[3].shape
+    assert recognize(digits[2]).shape == digits[3].shape
 
 
-def test_recognition_of_larger_colour_pictures_from_a_subset():
+def test_recognition_of_larger_color_images_from_a_subset():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 300)
     images = rng.integers(0, 100, (300, 12, 12, 3), np.uint8)
     images[labels == 1, :, :6] += 100  # the left half is bright
-    recognise = recognition.recognizer(images[:200], labels[:200], cache_dir=None, limit=80)
-    assert recognition.accuracy(recognise, images[200:], labels[200:]) == 1.0
+    recognize = recognition.recognizer(images[:200], labels[:200], cache_dir=None, limit=80)
+    assert recognition.accuracy(recognize, images[200:], labels[200:]) == 1.0
     with pytest.raises(UserError, match=r"\(12, 12, 3\).*\(12, 12, 1\)"):
-        recognise(images[..., :1])
+        recognize(images[..., :1])
 
 
 def test_accuracy_is_the_fraction_that_agrees():
@@ -166,7 +166,7 @@ def test_frechet_distance_with_fewer_images_than_features():
     np.testing.assert_allclose(
         frechet.frechet_distance(a, b), frechet.frechet_distance(b, a), rtol=1e-12
     )
-    # the trace of the root is the nuclear norm of the product of the centred data matrices: no
+    # the trace of the root is the nuclear norm of the product of the centered data matrices: no
     # square root at all
     product = (x - x.mean(0)) @ (y - y.mean(0)).T / 9
     expected = (

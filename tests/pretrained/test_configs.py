@@ -94,7 +94,8 @@ def test_a_network_that_ours_cannot_be_is_refused(change, words):
         ),
         (
             {"head_width": 48},
-            "head_width=48 .there is attention on 32 channels too.; train one with --config.model.head_width=32",
+            "head_width=48 .there is attention on 32 channels too.; train one with "
+            "--config.model.head_width=32",
         ),
         ({"norm": None}, r"norm=None .it means 8 or 16 groups.*model.norm='\(8, 1e-06\)'"),
     ],

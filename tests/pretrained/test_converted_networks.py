@@ -41,7 +41,7 @@ def folder_of(name: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["unet", "unet_default"])
 def test_diffusers_unet_on_converted_weights(name):
-    """As a denoiser of the run: integer step j is t = (j + 1) / 1000 and the network is told j."""
+    """As a denoiser of the run: integer step j is t = (j + 1) / 1000 and the network is given j."""
     built, params = assembled(name)
     f = fixture(name)[2]
     denoise = jax.jit(lambda x, t: denoiser.denoiser(built, params, clip="none")(x, t))
@@ -187,8 +187,8 @@ def test_a_network_of_latents_makes_images_by_its_autoencoder(tmp_path):
     image = jax.jit(latents.decode)(latents.params, 0.25 * (nhwc(f["z"]) - 0.5))
     np.testing.assert_allclose(image, np.clip(nhwc(f["image"]), -1, 1), atol=1e-4)
     write_weights(workdir.saved_config(codec), codec, "diffusers", tmp_path / "out")
-    told = files.load_json(tmp_path / "out" / "config.json")
-    assert (told["scaling_factor"], told["shift_factor"]) == (0.25, 0.5)
+    written = files.load_json(tmp_path / "out" / "config.json")
+    assert (written["scaling_factor"], written["shift_factor"]) == (0.25, 0.5)
     assert not (tmp_path / "out" / "scheduler_config.json").exists()
     with pytest.raises(UserError, match="trained here"):
         record = files.load_json(Path(codec) / "provenance.json")

@@ -39,7 +39,7 @@ def test_an_edited_scheduler_or_record_of_latents_is_refused_in_one_line_or_serv
     }
     for value, read in (
         (scheduler, schedulers.read_scheduler),
-        (latents, lambda told: diffusers_networks.shift_and_scale(told, 2)),
+        (latents, lambda known: diffusers_networks.shift_and_scale(known, 2)),
     ):
         read(value)
         for other in variations(value):

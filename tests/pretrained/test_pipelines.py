@@ -32,10 +32,10 @@ LEVELS = [  # process, parameterization; (what is predicted, F in it) and how it
 
 
 @pytest.mark.parametrize(
-    "process, pair, predicted, told", LEVELS, ids=[f"{p}-{q}" for p, q, *_ in LEVELS]
+    "process, pair, predicted, condition", LEVELS, ids=[f"{p}-{q}" for p, q, *_ in LEVELS]
 )
-def test_a_chain_has_the_noise_that_its_network_is_given(process, pair, predicted, told):
-    """Told log-SNRs: step j has -8 (j - shift) / 1000, closed form; told times: it has the
+def test_a_chain_has_the_noise_that_its_network_is_given(process, pair, predicted, condition):
+    """Conditioned on log-SNRs: step j has -8 (j - shift) / 1000, closed form; on times: it has the
     process's own at (j - shift) / 1000.
     """
     process, pair = build(components.PROCESSES, process), build(components.PARAMETERIZATIONS, pair)
@@ -48,7 +48,7 @@ def test_a_chain_has_the_noise_that_its_network_is_given(process, pair, predicte
     log_alpha_bar, j = np.cumsum(np.log1p(-found.betas)), np.arange(len(found.betas))
     logsnr = log_alpha_bar - np.log(-np.expm1(log_alpha_bar))
     c_noise = (j - found.shift) / 1000
-    if told == "logsnr":
+    if condition == "logsnr":
         wanted = -8 * c_noise
     else:
         with jax.enable_x64(True):
@@ -58,7 +58,7 @@ def test_a_chain_has_the_noise_that_its_network_is_given(process, pair, predicte
     low, high = (
         float(gaussian.logsnr(process, jnp.float32(t))) for t in (process.t_max, process.t_min)
     )
-    inside = wanted >= low if told == "logsnr" else c_noise <= process.t_max + 1e-9
+    inside = wanted >= low if condition == "logsnr" else c_noise <= process.t_max + 1e-9
     np.testing.assert_allclose(logsnr[inside], wanted[inside], atol=1e-5)
     assert (~inside).sum() <= 5 and abs(logsnr[0] - high) < 0.02 and np.exp(logsnr[-1] / 2) < 0.03
     assert all(
@@ -129,7 +129,7 @@ def trained_as(**changes) -> Trained:
 
 
 def test_a_run_of_another_process_is_a_pipeline_of_its_class(exported, tmp_path):
-    """VP, told log-SNRs, with a sign, classes and a variance that theirs does not have: read back,
+    """VP, conditioned on log-SNRs, with a sign, classes and a variance of our own: read back,
     it is the same denoiser.
     """
     trained = trained_as()
@@ -202,14 +202,18 @@ def test_what_no_pipeline_can_be_names_the_overrides_of_one_that_can(exported, t
     wrong = trained_as(model={"stem": 2, "noise_embedding": "smooth"}, parameterization="edm()")
     with pytest.raises(UserError) as error:
         exported(wrong, label="0")
-    told = str(error.value)
-    assert "\n" not in told and "config.model.noise_embedding=smooth; config.model.stem=2" in told
+    message = str(error.value)
+    assert (
+        "\n" not in message
+        and "config.model.noise_embedding=smooth; config.model.stem=2" in message
+    )
     assert (
         "config.parameterization=edm() under schedules.VP() (its input does not have unit variance"
-        in told
+        in message
     )
-    assert told.endswith(
-        "--config.model.noise_embedding=sinusoidal --config.model.stem=1 --config.parameterization='eps()'"
+    assert message.endswith(
+        "--config.model.noise_embedding=sinusoidal --config.model.stem=1 "
+        "--config.parameterization='eps()'"
     )
     with pytest.raises(UserError, match="or export the network alone with --network_only"):
         exported(trained_as(parameterization="score()"), label="0")

@@ -35,8 +35,8 @@ def test_all_tensors_that_do_not_fit_are_named():
     wrong |= {"conv_in.weight": np.zeros((8, 4, 3, 3)), "class_embedding.weight": np.zeros((2, 2))}
     with pytest.raises(UserError) as error:
         fitted(network, built, wrong)
-    told = str(error.value)
-    assert "\n" not in told and told.endswith(
+    message = str(error.value)
+    assert "\n" not in message and message.endswith(
         "missing: conv_in.bias, conv_out.weight; left over: class_embedding.weight; "
         "of another shape: conv_in.weight [8, 4, 3, 3] for [8, 3, 3, 3]"
     )
