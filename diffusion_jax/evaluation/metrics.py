@@ -7,6 +7,7 @@ that belongs to one feature extractor is called 'frechet/inception' (see `find`)
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 HIGHER, LOWER, NEITHER = 1, -1, 0  # which direction is better
@@ -53,10 +54,16 @@ class Metric(NamedTuple):
         return f"{self.description or self.title}{unit}"
 
     def number(self, value: float, spread: float = 0.0) -> str:
-        """The value as text without its unit; a spread that is not zero follows after '±'."""
+        """The value as text without its unit; a spread that is not zero follows after '±'.
+
+        A format of significant digits gives the spread two of them, and the value as many decimals.
+        """
         spec, factor, _ = self.format
-        written = f"{factor * value:{spec}}"
-        return f"{written} ± {factor * spread:{spec}}" if spread else written
+        if not spread:
+            return f"{factor * value:{spec}}"
+        if spec.endswith("g") and math.isfinite(spread):
+            spec = f".{max(0, 1 - math.floor(math.log10(abs(factor * spread))))}f"
+        return f"{factor * value:{spec}} ± {factor * spread:{spec}}"
 
     def text(self, value: float, spread: float = 0.0) -> str:
         """The value as text with its unit, such as '97.3 ± 0.4 %'."""

@@ -192,7 +192,7 @@ def test_captions_that_are_missing_or_all_the_same(tmp_path, caplog):
     for bad in ('""', '"  "', "[]", '{"caption": ""}'):
         file.write_text(f"[{bad}{', ' + chr(34) + 'x' + chr(34)}" + ', "x"' * 8 + "]")
         with pytest.raises(
-            UserError, match="1 images have no caption, (train|test) image 0 for one"
+            UserError, match="1 images have no caption, such as (train|test) image 0"
         ):
             data.load("npz", path=str(tmp_path / "d.npz"), captioned=True)
     file.write_text("[" + ", ".join(['"x"'] * 10) + "]")

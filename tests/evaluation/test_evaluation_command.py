@@ -96,8 +96,8 @@ def test_the_report_names_every_number_and_its_features():
     assert lines[0] == "|  | samples | real test images |"
     assert lines[2:] == [
         "| recognized | 98.8 ± 0.1 % | 99.0 % |",
-        "| Fréchet distance (pixels) | 0.100 ± 0.001 | 0.050 |",
-        "| FID (inception) | 12.000 ± 0.001 | - |",
+        "| Fréchet distance (pixels) | 0.1000 ± 0.0010 | 0.05 |",
+        "| FID (inception) | 12.0000 ± 0.0010 | - |",
         "| KID x 1000 (inception) | 2.000 ± 1.000 | - |",
         "| coverage (pixels) | 0.500 ± 0.001 | - |",
     ]

@@ -20,6 +20,7 @@ def test_values_are_written_with_factor_unit_and_spread():
     assert accuracy.text(0.9731, 0.004) == "97.3 ± 0.4 %"
     assert accuracy.number(0.9731) == "97.3" and accuracy.label == "recognized as their class (%)"
     assert metrics.find("frechet").text(12.345) == "12.3"
+    assert metrics.find("frechet").text(12.345, 0.034) == "12.345 ± 0.034"
     assert metrics.find("psnr").text(20.0) == "20.00 dB"
 
 
