@@ -1,231 +1,40 @@
-"""The type and the range of every config value, in one table that is checked before anything is
-made.
+"""The type and the range of every config value, in one table that is checked before use.
 
-`check(config)` serves the command line and any library code that reads a config.json from
-elsewhere; `read(key, text)` turns the text of --config.KEY=TEXT into a value of the right type. The
-meaning of each key is documented in configs/base.py. A key that the table does not list, such as an
-option of a network of the user's own, must only be finite and plain.
+`check(config)` serves the command line and code that reads a config.json from elsewhere;
+`read(key, text)` turns the text of --config.KEY=TEXT into a value. The meaning of each key is
+documented in configs/base.py. A key that the table does not list, such as an option of a network of
+the user's own, must only be finite and plain.
 
-The upper bounds are far above what the literature uses. They exist so that a slip of the keyboard
-or a config from a stranger gets one line instead of a command that hangs or exhausts the memory.
+The upper bounds are far above what the literature uses. With them a slip of the keyboard or a config
+from a stranger is one error line instead of a command that hangs or exhausts the memory.
 """
 
 from __future__ import annotations
 
-import ast
 import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
+from ml_collections import ConfigDict
+
+from diffusion_jax.assembly.config_rules import (
+    DEPTH,
+    Rule,
+    choice,
+    flag,
+    integer,
+    like,
+    number,
+    optional,
+    path,
+    sequence,
+    text,
+    together,
+)
 from diffusion_jax.errors import UserError, unknown
 
-SEEDS = (
-    2**32
-)  # jax.random.key uses 32 bits of a seed: a larger one would repeat the noise of a smaller one
-
-DEPTH = 8  # sections inside sections
-LONGEST = 100_000  # characters of a text; a table of betas has 50,000
-
-
-class Rule(NamedTuple):
-    """What a config value may be."""
-
-    allows: str  # the allowed values, as the end of the sentence 'it must be ...'
-    accepts: Callable[[Any], bool]
-    read: Callable[
-        [str], Any
-    ]  # from the text of a command line; raises ValueError for text of another type
-    choices: tuple[
-        str, ...
-    ] = ()  # of a rule that lists all values, so that messages can name the nearest
-    is_path: bool = False
-
-
-# ---- rules
-def integer(low: int, high: int) -> Rule:
-    """A whole number in [low, high]; on the command line also as 1e3."""
-
-    def read(text: str) -> int:
-        try:
-            return int(text)
-        except ValueError:
-            value = float(text)
-            if not value.is_integer():
-                raise
-            return int(value)
-
-    return Rule(
-        f"a whole number from {low} to {high}", lambda v: type(v) is int and low <= v <= high, read
-    )
-
-
-def number(low: float, high: float, *, above: bool = False) -> Rule:
-    """A finite number in [low, high], or in (low, high] if `above`."""
-
-    def accepts(value: Any) -> bool:
-        # (an int may be too large for a float)
-        return (
-            type(value) in (int, float)
-            and (low < value if above else low <= value)
-            and value <= high
-        )
-
-    start = f"above {low:g} and at most" if above else f"from {low:g} to"
-    return Rule(f"a number {start} {high:g}", accepts, float)
-
-
-def flag() -> Rule:
-    """True or False."""
-    words = {
-        "true": True,
-        "t": True,
-        "1": True,
-        "yes": True,
-        "false": False,
-        "f": False,
-        "0": False,
-        "no": False,
-    }
-
-    def read(text: str) -> bool:
-        if text.lower() not in words:
-            raise ValueError(text)
-        return words[text.lower()]
-
-    return Rule("True or False", lambda v: type(v) is bool, read)
-
-
-def text(*, empty: bool = True) -> Rule:
-    """A string without control characters."""
-
-    def accepts(value: Any) -> bool:
-        return (
-            type(value) is str
-            and (empty or bool(value.strip()))
-            and len(value) <= LONGEST
-            and not _CONTROL.search(value)
-        )
-
-    return Rule("a text" if empty else "a text that is not empty", accepts, str)
-
-
-def path() -> Rule:
-    """The name of a file or a folder, or '' for none."""
-    return text()._replace(allows="the name of a file or a folder", is_path=True)
-
-
-def choice(*choices: str) -> Rule:
-    """One of these strings."""
-    listed = ", ".join(repr(name) for name in choices)
-    return Rule(f"one of {listed}", lambda v: type(v) is str and v in choices, str, choices)
-
-
-def optional(rule: Rule) -> Rule:
-    """None, or what `rule` allows."""
-    return rule._replace(
-        allows=f"None or {rule.allows}",
-        accepts=lambda v: v is None or rule.accepts(v),
-        read=lambda text: None if text in ("None", "none", "null") else rule.read(text),
-    )
-
-
-def sequence(rule: Rule, *, most: int = 16, least: int = 0) -> Rule:
-    """A tuple of least to most values, each as `rule` allows."""
-
-    def accepts(value: Any) -> bool:
-        return (
-            type(value) is tuple and least <= len(value) <= most and all(map(rule.accepts, value))
-        )
-
-    allows = (
-        f"a tuple of {f'{least} to ' if least else 'at most '}{most} values, each {rule.allows}"
-    )
-    return Rule(allows, accepts, lambda text: tuple(_part(rule, part) for part in _parts(text)))
-
-
-def together(*rules: Rule) -> Rule:
-    """A tuple of as many values as there are rules, each as its rule allows."""
-
-    def accepts(value: Any) -> bool:
-        return (
-            type(value) is tuple
-            and len(value) == len(rules)
-            and all(r.accepts(v) for r, v in zip(rules, value))
-        )
-
-    def read(text: str) -> tuple:
-        return tuple(_part(rule, part) for rule, part in zip(rules, _parts(text), strict=True))
-
-    return Rule(
-        f"a tuple of {len(rules)} values: {', then '.join(rule.allows for rule in rules)}",
-        accepts,
-        read,
-    )
-
-
-def _part(rule: Rule, part: Any) -> Any:
-    """A value inside a tuple: as it was typed, or read by the rule, as 1e3 for a whole number."""
-    if not isinstance(part, str) and rule.accepts(part):
-        return part
-    return rule.read(part if isinstance(part, str) else repr(part))
-
-
-def _parts(text: str) -> Sequence[Any]:
-    """The values of a tuple in text: '(1, 2)', '1,2', '[1, 2]' and, of one value, '1'."""
-    try:
-        value = ast.literal_eval(text)
-    except (SyntaxError, MemoryError, RecursionError):
-        value = [part.strip() for part in text.split(",")]  # strings without quotation marks
-    except ValueError:
-        value = [part.strip() for part in text.strip("()[] ").split(",")]
-    return value if isinstance(value, (tuple, list)) else (value,)
-
-
-def like(value: Any) -> Rule:
-    """The rule for a key that the table does not list, from the value that it has: the same type,
-    finite.
-    """
-    rules = {
-        bool: flag(),
-        int: integer(-(2**63), 2**63 - 1),
-        float: number(-1e30, 1e30),
-        str: text(),
-        tuple: Rule("a tuple", _plain, lambda text: _tuples(ast.literal_eval(text))),
-    }
-    return rules.get(type(value), Rule("a plain value, with finite numbers", _plain, _literal))
-
-
-def _literal(text: str) -> Any:
-    try:
-        return _tuples(ast.literal_eval(text))
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
-
-
-def _plain(value: Any, depth: int = 0) -> bool:
-    if isinstance(value, tuple):
-        return (
-            depth < DEPTH
-            and len(value) <= LONGEST
-            and all(_plain(part, depth + 1) for part in value)
-        )
-    if type(value) is str:
-        return text().accepts(value)
-    return (
-        value is None
-        or type(value) is bool
-        or (type(value) in (int, float) and -1e30 <= value <= 1e30)
-    )
-
-
-# all characters that control a terminal or the direction of writing, but tab and newline, which a
-# spec may contain
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-
+# jax.random.key uses 32 bits of a seed: a larger one would repeat the noise of a smaller one
+SEEDS = 2**32
 
 # ---- the table
 STEPS = integer(0, 10**9)
@@ -301,8 +110,7 @@ KEYS: dict[str, Rule] = {
     "sampler.ema": text(),
     "sampler.checkpoint": choice("", "best"),
     "sampler.batch_size": integer(1, 65_536),
-    # options of the networks, under the same name in all of them; those that differ stand in
-    # NETWORKS
+    # options of the networks, which mean the same in all of them but those in NETWORKS
     "model.stem": integer(1, 64),
     "model.width": integer(2, 4096),
     "model.multipliers": sequence(integer(1, 64), least=1, most=8),
@@ -346,7 +154,7 @@ KEYS: dict[str, Rule] = {
 NETWORKS: dict[str, dict[str, Rule]] = {"autoencoder.AutoencoderKL": {"model.attention": flag()}}
 
 
-# keys that some configs have and others do not, or that runs of earlier versions lack
+# keys that only some configs have, or that runs of earlier versions lack
 OPTIONAL = (
     "model.",
     "latent.",
@@ -384,22 +192,25 @@ NEEDED = (
     "optimizer.learning_rate",
 )
 
-_NESTED = re.compile(
-    r"^(family\.[^.]+|recipe)\.(?=.)"
-)  # configs inside the config of experiments.compare_families
+# configs inside the config of experiments.compare_families
+_NESTED = re.compile(r"^(family\.[^.]+|recipe)\.(?=.)")
 
 _SECTIONS = {key.rpartition(".")[0] for key in KEYS if "." in key}
 
 
-# ---- what serves others
+# ---- keys
 def own_key(key: str) -> str:
     """The key inside the config that has it: 'family.ddpm.model.width' -> 'model.width'."""
     return _NESTED.sub("", key)
 
 
 def rule(key: str, value: Any = None, network: str = "") -> Rule:
-    """The rule of a key such as 'model.width', for a network of this name; of an unlisted key that
-    of its present value.
+    """The rule of a key such as 'model.width'.
+
+    Args:
+      key: the key.
+      value: its present value, which gives the rule of a key that the table does not list.
+      network: config.model.name.
     """
     key = own_key(key)
     return NETWORKS.get(network, {}).get(key) or KEYS.get(key) or like(value)
@@ -427,8 +238,13 @@ def check(config: Any, *, complete: bool = False) -> None:
 
 
 def read(key: str, text: str, present: Any = None, network: str = "") -> Any:
-    """The value that --config.KEY=TEXT means. present: what the key has now; network:
-    config.model.name.
+    """The value that --config.KEY=TEXT means.
+
+    Args:
+      key: the key.
+      text: what is typed.
+      present: the present value of the key.
+      network: config.model.name.
 
     Raises:
       UserError: for text of another type than the key's, or a value out of its range.
@@ -452,8 +268,8 @@ def _check_one(key: str, value: Any, network: str) -> None:
 
 
 def _wrong(key: str, value: Any, wanted: Rule) -> UserError:
-    shown = value if isinstance(value, str) and value.isprintable() else repr(value)
-    if wanted.choices and isinstance(value, str):
+    shown = value if type(value) is str and value.isprintable() else repr(value)
+    if wanted.choices and type(value) is str:
         return unknown(f"value of config.{key}", f"{shown:.60}", wanted.choices)
     return UserError(f"config.{key}={shown:.60}: it must be {wanted.allows}")
 
@@ -462,16 +278,16 @@ def _network(key: str, leaves: dict[str, Any]) -> str:
     """The model.name of the config, inside another or not, to which the key belongs."""
     nested = _NESTED.match(key)
     name = leaves.get(f"{nested[0] if nested else ''}model.name", "")
-    return name if isinstance(name, str) else ""
+    return name if type(name) is str else ""
 
 
 def _leaves(config: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """(key, value) of every value of a config."""
     if depth > DEPTH:
         raise UserError(f"config.{prefix[:60]}: sections are nested more than {DEPTH} deep")
     for key, value in config.items():
-        if (
-            hasattr(value, "items") and f"{prefix}{key}" not in KEYS
-        ):  # (where the table has a value, a section is wrong)
+        # (where the table has a value, a section is wrong)
+        if type(value) in (dict, ConfigDict) and f"{prefix}{key}" not in KEYS:
             yield from _leaves(value, f"{prefix}{key}.", depth + 1)
         else:
             yield f"{prefix}{key}", value

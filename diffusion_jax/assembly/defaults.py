@@ -42,7 +42,7 @@ def filled(given: Mapping[str, Any], defaults: Mapping[str, Any] = LATER) -> dic
     for key, value in defaults.items():
         if key not in result:
             result[key] = value
-        elif isinstance(value, Mapping):
+        elif type(value) is dict:
             result[key] = filled(result[key], value)
     return result
 

@@ -1,106 +1,286 @@
-"""What training draws as it runs: grids of samples and reconstructions."""
+"""What training does besides its steps: held-out loss, pictures, snapshots, reports and forecasts."""
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
 import numpy as np
 
-from diffusion_jax import data
+from diffusion_jax import data, streams
 from diffusion_jax.assembly import autoencoders, conditions, denoiser, sampling, trainer
-from diffusion_jax.data import transforms
+from diffusion_jax.assembly.settings import Experiment
+from diffusion_jax.data import Dataset, transforms
 from diffusion_jax.evaluation import generate
+from diffusion_jax.processes import gaussian
 from diffusion_jax.report import curves, pictures
-from diffusion_jax.training import distributed, sharding
+from diffusion_jax.training import (
+    checkpoint,
+    distributed,
+    forecast,
+    forensics,
+    loop,
+    metrics,
+    post_hoc,
+    restoring,
+    sharding,
+)
+from diffusion_jax.training.state import TrainState
+from diffusion_jax.training.step import Step
+from diffusion_jax.types import Array, Cond
+
+Hook = Callable[[TrainState, int], Mapping[str, Any] | None]
+
+SIDE = 8  # images in a row of the pictures of an autoencoder
 
 
-def _grid(built, parts, dataset, root, writer):
-    """The hook that draws a grid of samples, one row per class or caption of the test split (or a
-    scatter plot of points).
+def hooks(
+    experiment: Experiment,
+    parts: trainer.Training,
+    dataset: Dataset,
+    root: Path,
+    writer: metrics.Writer,
+    keep_best: Callable[[Hook], Hook],
+) -> list[tuple[int, Hook]]:
+    """(steps between calls, hook) of everything that the settings of the run ask for.
+
+    Args:
+      experiment: the model and its settings.
+      parts: its compiled training.
+      dataset: the data.
+      root: the workdir.
+      writer: of metrics and images.
+      keep_best: wraps the hook of the held-out loss: see `best`.
     """
-    classes = built.num_classes
-    rows, columns = (min(classes, 10), 10) if classes else (8, 8)
-    images = built.is_image
-    count = rows * columns if images else 2000
-    real = None if images else data.arrays(dataset.train, limit=count)["image"]
-    chosen = sampling.plan(built)
+    training, averages, kind = experiment.training, experiment.averages, experiment.kind
+    found = [(training.eval_every, keep_best(held_out(experiment, parts, dataset)))]
+    if kind.samples and experiment.is_image:
+        hook = sample_grid(experiment, parts, dataset, root, writer)
+        found.append((training.sample_every, hook))
+    if kind.samples and not experiment.is_image:
+        found.append((training.sample_every, scatter_plot(experiment, parts, dataset, root)))
+    if kind.reconstructs and experiment.is_image:
+        hook = reconstructions(experiment, parts, dataset, root, writer)
+        found.append((training.sample_every, hook))
+    if averages.powers:
+        saver = post_hoc.saver(root / "ema_snapshots", averages.powers)
+        found.append((averages.snapshot_every, saver))
+    return found
+
+
+def held_out(experiment: Experiment, parts: trainer.Training, dataset: Dataset) -> Hook:
+    """The loss on the held-out split, of the sampling weights and with the same noise every time."""
+    size = experiment.data.batch_size
+
+    def evaluate(state: TrainState, step: int) -> Mapping[str, Any]:
+        batches = data.sequential(dataset.test, size, rows=parts.runner.rows(size))
+        judged = state._replace(params=trainer.weights(experiment, state), opt_state=())
+        key = jax.random.key(experiment.seed + streams.HELD_OUT)
+        row = loop.evaluate(parts.evaluate, judged, batches, key, put_batch=parts.runner.put_batch)
+        return {f"eval_{name}": value for name, value in row.items()}
+
+    return evaluate
+
+
+def _drawer(
+    experiment: Experiment, parts: trainer.Training, count: int, cond: Cond
+) -> Callable[[TrainState], Array]:
+    """state -> samples of the seeds 0 to count - 1, by the sampling weights of a training state."""
+    chosen = sampling.method(experiment)
     run = sampling.sample_fn(
-        built, chosen.sampler, guided=chosen.guided, clip=chosen.clip, noise=chosen.noise
+        experiment, chosen.sampler, guided=chosen.guided, clip=chosen.clip, noise=chosen.noise
     )
     everywhere = sharding.spread(run, parts.runner.mesh)
     keys = generate.seeds_to_keys(range(count))
-    cond, told = (
-        conditions.cond_for(built, np.arange(count) // columns % classes) if classes else None,
-        [],
-    )
-    if built.encoder:
-        told, cond = conditions.captions_of_test(
-            built, dataset, np.arange(count) // columns * len(dataset.test) // rows
-        )
 
-    def draw(state, step):
-        params = denoiser.ensemble(built, trainer.weights(built, state))
-        x = everywhere(params, (keys, cond), np.asarray(chosen.ts), np.float32(chosen.guidance))
-        x = transforms.to_uint8(x) if images else transforms.finite(np.asarray(x))
-        if not distributed.first():
-            return
-        path = root / "samples" / f"step_{step:07d}.png"
-        if images:
-            pictures.save(
-                pictures.image_grid(
-                    x,
-                    columns,
-                    row_labels=told[::columns] or (dataset.class_names[:rows] if classes else None),
-                ),
-                path,
-            )
-            writer.images(step, "samples", x)
-        else:
-            curves.points(real, {"samples": x}, path)
+    def draw(state: TrainState) -> Array:
+        params = denoiser.ensemble(experiment, trainer.weights(experiment, state))
+        rest = np.asarray(chosen.ts), np.float32(chosen.guidance)
+        return everywhere(params, (keys, cond), *rest)
 
     return draw
 
 
-def _reconstructions(built, parts, dataset, root, writer):
-    """The hook that draws what an autoencoder makes of images of the test split, and images between
-    pairs of them.
-    """
-    rows, columns = 8, 8
-    if not built.is_image:
-        return lambda state, step: None
-    some = data.arrays(dataset.test, limit=rows * columns)
-    real = np.resize(some["image"], (rows * columns, *built.shape))
-    x, keys = data.transforms.to_float(real), generate.seeds_to_keys(range(rows * columns))
-    cond = (
-        conditions.cond_for(built, np.resize(some["label"], len(real)))
-        if built.num_classes
-        else None
-    )
-    between = conditions.null_cond(built, rows)
-    rebuild = sharding.spread(autoencoders.reconstruct_fn(built), parts.runner.mesh)
-    blend = sharding.spread(autoencoders.interpolate_fn(built, columns), parts.runner.mesh)
+def sample_grid(
+    experiment: Experiment,
+    parts: trainer.Training,
+    dataset: Dataset,
+    root: Path,
+    writer: metrics.Writer,
+) -> Hook:
+    """A picture of samples, with a row for each class or for captions of the test split."""
+    classes = experiment.num_classes
+    rows, columns = (min(classes, 10), 10) if classes else (8, 8)
+    index = np.arange(rows * columns) // columns
+    cond, labels = None, None
+    if classes:
+        cond = conditions.cond_for(experiment, index % classes)
+        labels = dataset.class_names[:rows]
+    if experiment.encoder:
+        picked = index * len(dataset.test) // rows
+        captions, cond = conditions.captions_of_test(experiment, dataset, picked)
+        labels = captions[::columns]
+    draw = _drawer(experiment, parts, len(index), cond)
 
-    def draw(state, step):
-        params = trainer.weights(built, state)
+    def save(state: TrainState, step: int) -> None:
+        images = transforms.to_uint8(draw(state))
+        if distributed.first():
+            grid = pictures.image_grid(images, columns, row_labels=labels)
+            pictures.save(grid, root / "samples" / f"step_{step:07d}.png")
+            writer.images(step, "samples", images)
+
+    return save
+
+
+def scatter_plot(
+    experiment: Experiment, parts: trainer.Training, dataset: Dataset, root: Path, count: int = 2000
+) -> Hook:
+    """A scatter plot of samples and data points."""
+    classes = experiment.num_classes
+    columns = 10 if classes else 8
+    cond = None
+    if classes:
+        cond = conditions.cond_for(experiment, np.arange(count) // columns % classes)
+    draw = _drawer(experiment, parts, count, cond)
+    real = data.arrays(dataset.train, limit=count)["image"]
+
+    def save(state: TrainState, step: int) -> None:
+        points = transforms.finite(np.asarray(draw(state)))
+        if distributed.first():
+            path = root / "samples" / f"step_{step:07d}.png"
+            curves.points(real, {"samples": points}, path)
+
+    return save
+
+
+def reconstructions(
+    experiment: Experiment,
+    parts: trainer.Training,
+    dataset: Dataset,
+    root: Path,
+    writer: metrics.Writer,
+) -> Hook:
+    """Reconstructions of test images, and images of the latents between pairs of them."""
+    shape, count = experiment.shape, SIDE * SIDE
+    some = data.arrays(dataset.test, limit=count)
+    real = np.resize(some["image"], (count, *shape))
+    x, keys = transforms.to_float(real), generate.seeds_to_keys(range(count))
+    cond = None
+    if experiment.num_classes:
+        cond = conditions.cond_for(experiment, np.resize(some["label"], count))
+    between = conditions.null_cond(experiment, SIDE)
+    mesh = parts.runner.mesh
+    rebuild = sharding.spread(autoencoders.reconstruct_fn(experiment), mesh)
+    blend = sharding.spread(autoencoders.interpolate_fn(experiment, SIDE), mesh)
+
+    def save(state: TrainState, step: int) -> None:
+        params = trainer.weights(experiment, state)
         made = transforms.to_uint8(rebuild(params, (x, cond, keys)))
-        ways = transforms.to_uint8(
-            blend(params, (x[:rows], x[rows : 2 * rows], between, keys[:rows])).reshape(
-                -1, *built.shape
-            )
-        )
+        ends = x[:SIDE], x[SIDE : 2 * SIDE], between, keys[:SIDE]
+        blended = transforms.to_uint8(blend(params, ends).reshape(-1, *shape))
         if not distributed.first():
             return
-        pairs = np.stack(
-            [real.reshape(rows, columns, *built.shape), made.reshape(rows, columns, *built.shape)],
-            1,
+        # rows of test images alternate with rows of their reconstructions
+        pairs = np.stack([images.reshape(SIDE, SIDE, *shape) for images in (real, made)], 1)
+        grid = pictures.image_grid(
+            pairs.reshape(-1, *shape), SIDE, row_labels=["test", "made"] * SIDE
         )
-        pairs = pairs.reshape(-1, *built.shape)[: 2 * len(real)]
-        labels = ["test", "made"] * rows
-        pictures.save(
-            pictures.image_grid(pairs, columns, row_labels=labels),
-            root / "reconstructions" / f"step_{step:07d}.png",
-        )
-        pictures.save(
-            pictures.image_grid(ways, columns), root / "interpolations" / f"step_{step:07d}.png"
-        )
+        name = f"step_{step:07d}.png"
+        pictures.save(grid, root / "reconstructions" / name)
+        pictures.save(pictures.image_grid(blended, SIDE), root / "interpolations" / name)
         writer.images(step, "reconstructions", made)
 
-    return draw
+    return save
+
+
+@contextlib.contextmanager
+def best(
+    number: str, root: Path, restored: restoring.Restored | None
+) -> Iterator[Callable[[Hook], Hook]]:
+    """hook -> the hook that also keeps the checkpoint of the smallest `number`; '' keeps none."""
+    if not number:
+        yield lambda hook: hook
+        return
+    with contextlib.closing(
+        checkpoint.Checkpointer(
+            root / "checkpoints_best",
+            keep=1,
+            restored_step=restored and restored.step,
+            delete_newer=True,
+        )
+    ) as checkpointer:
+        yield lambda hook: checkpoint.keep_best(hook, number, checkpointer)
+
+
+def forecast_shapes(experiment: Experiment, step: Step, start: int, root: Path) -> Step:
+    """The step function, which also forecasts when samples begin to show shapes.
+
+    It is the step function itself where config.training.first_shapes does not say after how many
+    steps that is.
+    """
+    training = experiment.training
+    first, k = training.first_shapes, training.steps_per_call
+    at = start + (forecast.SKIPPED + forecast.TIMED) * k
+    if not distributed.first() or at >= min(first, training.steps):
+        return step
+
+    def say(seconds: float) -> None:
+        line = forecast.line(
+            seconds / k,
+            step=at,
+            first_shapes=first,
+            batch_size=experiment.data.batch_size,
+            folder=str(root / "samples"),
+        )
+        print(line, file=sys.stderr)
+
+    return forecast.timed(step, say)
+
+
+def reporter(
+    experiment: Experiment, dataset: Dataset, root: Path, state: TrainState, shift: int
+) -> Callable[[int, Mapping[str, Any], int | None], None]:
+    """The report of a step that is not finite: a file, and the command that repeats the step.
+
+    Args:
+      experiment: the model and its settings.
+      dataset: the data.
+      root: the workdir.
+      state: that the attempt begins with.
+      shift: steps of the data that rollbacks passed over.
+    """
+    key = np.asarray(jax.random.key_data(state.key)).tolist()
+    layers = forensics.names(state.params)
+
+    def report(step: int, numbers: Mapping[str, Any], good: int | None) -> None:
+        if not distributed.first() or forensics.full(root):
+            return
+        settings = experiment.data
+        batch = data.batches(
+            dataset.train,
+            batch_size=settings.batch_size,
+            seed=experiment.seed,
+            flip=settings.flip,
+        )
+        command = forensics.write(
+            root,
+            step,
+            numbers,
+            times=gaussian.time_of_logsnr(experiment.process, numbers["nonfinite"]["levels"]),
+            batch=batch(step + shift),
+            layers=layers,
+            key=key,
+            shift=shift,
+            checkpoint=good,
+        )
+        print(
+            f"step {step} is not finite: see {root}/{forensics.FOLDER}/step_{step}/report.md; "
+            f"to repeat it: {command}",
+            file=sys.stderr,
+        )
+
+    return report

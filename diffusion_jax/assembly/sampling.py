@@ -23,9 +23,17 @@ from diffusion_jax.training import sharding
 from diffusion_jax.types import Array, Cond, Key, Params
 
 
-class Plan(NamedTuple):
-    """How to sample: the method, the decreasing times, the guidance scale, the thresholding, where
-    the noise comes from.
+class SamplingMethod(NamedTuple):
+    """Sampling settings resolved for one model.
+
+    Attributes:
+      sampler: the sampler.
+      ts: the decreasing times, (n,).
+      guidance: scale of the guidance.
+      clip: thresholding of x0-hat.
+      noise: where the noise comes from, a key of components.NOISES.
+      guided: whether guidance has an effect (denoiser.is_guided).
+      grid: the spec of the grid of `ts`; never 'auto'.
     """
 
     sampler: base.Sampler
@@ -33,21 +41,22 @@ class Plan(NamedTuple):
     guidance: float
     clip: str
     noise: str = "independent"
-    guided: bool = True  # see is_guided
-    grid: str = ""  # the spec of the grid that ts is; never 'auto'
+    guided: bool = True
+    grid: str = ""
 
 
-def plan(experiment: Experiment, **changes) -> Plan:
-    """The Plan of config.sampler, with changes of its keys.
+def method(experiment: Experiment, settings: SamplingSettings | None = None) -> SamplingMethod:
+    """Resolve sampling settings for a model: its times, and whether guidance has an effect.
+
+    Args:
+      experiment: the model.
+      settings: None for experiment.sampling.
 
     Raises:
       UserError: for unknown names, a budget below one evaluation, and guidance that the model has
         no condition for.
     """
-    settings = experiment.sampling
-    if "name" in changes:
-        settings = with_sampler(settings, changes["name"])
-    settings = settings._replace(**changes)
+    settings = settings or experiment.sampling
     if settings.clip not in components.CLIPS:
         raise unknown("config.sampler.clip", settings.clip, components.CLIPS)
     if settings.nfe < 1:
@@ -56,16 +65,23 @@ def plan(experiment: Experiment, **changes) -> Plan:
         )
     if settings.noise not in components.NOISES:
         raise unknown("config.sampler.noise", settings.noise, components.NOISES)
-    guided = denoiser.is_guided(experiment, settings.guidance)
-    return Plan(
+    return SamplingMethod(
         settings.sampler,
         times(experiment, settings),
         settings.guidance,
         settings.clip,
         settings.noise,
-        guided,
+        denoiser.is_guided(experiment, settings.guidance),
         grid_spec(settings),
     )
+
+
+def plan(experiment: Experiment, **changes) -> SamplingMethod:
+    """`method` with changes of keys of config.sampler."""
+    settings = experiment.sampling
+    if "name" in changes:
+        settings = with_sampler(settings, changes["name"])
+    return method(experiment, settings._replace(**changes))
 
 
 def with_sampler(settings: SamplingSettings, spec: str) -> SamplingSettings:
@@ -85,8 +101,13 @@ def times(experiment: Experiment, settings: SamplingSettings) -> Array:
 
 
 def grid(experiment: Experiment, spec: str, n: int) -> Array:
-    """The grid of n times that a spec names: one of samplers/grids.py, or one that
-    experiments.optimize_grid kept for this model.
+    """The n decreasing times of a grid.
+
+    Args:
+      experiment: the model.
+      spec: one of samplers/grids.py, or the name of a grid that experiments.optimize_grid placed
+        for this model.
+      n: number of times.
     """
     own = experiment.grids and experiment.grids / f"{spec}.json"
     if own and own.is_file():
@@ -94,17 +115,16 @@ def grid(experiment: Experiment, spec: str, n: int) -> Array:
     return build(components.GRIDS, spec, experiment.process, n)
 
 
-def evaluations(chosen: Plan) -> int | None:
-    """NFE: network evaluations per image (guidance doubles the cost of each, not their number);
-    None where the tolerance decides.
+def evaluations(chosen: SamplingMethod) -> int | None:
+    """Network evaluations per image; None for an adaptive sampler, whose tolerance decides.
+
+    Guidance doubles the cost of an evaluation, not their number.
     """
     return None if base.adaptive(chosen.sampler) else base.evaluations(chosen.sampler, chosen.ts)
 
 
 def pad(ts: Array, length: int) -> Array:
-    """ts with its last time repeated up to `length`: grids of several lengths for one compiled
-    sampler.
-    """
+    """ts with its last time repeated up to `length`, so that one program serves several grids."""
     return jnp.concatenate([ts, jnp.broadcast_to(ts[-1:], (length - len(ts),))])
 
 
@@ -161,21 +181,23 @@ def to_images(experiment: Experiment, batch_size: int) -> Callable[[np.ndarray],
 
 
 def sample_with(
-    experiment: Experiment, params: Params, chosen: Plan, mesh=None
+    experiment: Experiment, params: Params, chosen: SamplingMethod, mesh: Mesh | None = None
 ) -> Callable[[Key, Cond], Array]:
-    """(keys, cond) -> images, by this plan: what evaluation.generate takes.
+    """(keys, cond) -> images: the function that evaluation.generate takes.
 
-    mesh: the images are made on all of its devices, whatever their number, and are numpy on every
-      process (sharding.spread).
+    Args:
+      experiment: the model.
+      params: of the network.
+      chosen: how to sample.
+      mesh: the devices that draw; the images are then numpy arrays on every process. None for one
+        device.
     """
     run = sample_fn(
         experiment, chosen.sampler, guided=chosen.guided, clip=chosen.clip, noise=chosen.noise
     )
     params = denoiser.ensemble(experiment, params)
-    rest = (
-        np.asarray(chosen.ts),
-        np.float32(chosen.guidance),
-    )  # of the host: the same on every process
+    # host arrays, the same on every process
+    rest = np.asarray(chosen.ts), np.float32(chosen.guidance)
     if mesh is None:
         return lambda keys, cond: run(params, keys, cond, *rest)
     everywhere = sharding.spread(run, mesh)

@@ -3,372 +3,263 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import sys
 import textwrap
-from collections.abc import Container
+from collections.abc import Callable, Container, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
+from ml_collections import ConfigDict
 
-from diffusion_jax import data, files, streams
-from diffusion_jax.assembly import components, config_schema, denoiser, sampling, trainer
-from diffusion_jax.assembly import workdir as folder
-from diffusion_jax.assembly.hooks import _grid, _reconstructions
-from diffusion_jax.errors import UserError, unknown
-from diffusion_jax.processes import gaussian
-from diffusion_jax.report import curves
-from diffusion_jax.training import (
-    checkpoint,
-    distributed,
-    forecast,
-    forensics,
-    loop,
-    memory,
-    metrics,
-    nonfinite,
-    post_hoc,
-    restoring,
-    step,
+from diffusion_jax import data, files
+from diffusion_jax.assembly import (
+    components,
+    config_schema,
+    denoiser,
+    hooks,
+    locking,
+    preflight,
+    preparation,
+    trainer,
+    workdir,
 )
+from diffusion_jax.assembly.settings import Experiment
+from diffusion_jax.data import Dataset
+from diffusion_jax.report import curves
+from diffusion_jax.training import checkpoint, distributed, loop, metrics, nonfinite, restoring
+from diffusion_jax.training.state import TrainState
 
 
-def train(config, workdir: str, *, dataset=None, fit=None, asked: Container[str] = ()) -> bool:
-    """Train to config.training.steps, resuming if workdir has a checkpoint. True if it reached the
-    end, False if a signal stopped it.
+class Run(NamedTuple):
+    """What does not change during a run.
 
-    dataset, fit: instead of the config's and of loop.fit, for experiments.benchmark. asked: the config keys that the user
-    has set; a scale of guidance that is not among them is left out where the data have no labels.
+    Attributes:
+      experiment: the model and its settings.
+      parts: its compiled training.
+      template: shapes and places of the training state.
+      dataset: the data.
+      root: the workdir.
+      in_place: raises UserError where the workdir was moved or deleted; it is called before
+        anything is written there.
+      record: the resolved config, for the log.
+      fit: the training loop.
+    """
+
+    experiment: Experiment
+    parts: trainer.Training
+    template: TrainState
+    dataset: Dataset
+    root: Path
+    in_place: Callable[[], None]
+    record: Mapping[str, Any]
+    fit: Callable[..., loop.Fitted]
+
+
+class Start(NamedTuple):
+    """What an attempt begins with: a state, what was restored, and the rollbacks so far."""
+
+    state: TrainState
+    restored: restoring.Restored | None
+    rollback: nonfinite.Rollback
+
+
+def train(
+    config: ConfigDict,
+    path: str,
+    *,
+    dataset: Dataset | None = None,
+    fit: Callable[..., loop.Fitted] = loop.fit,
+    asked: Container[str] = (),
+) -> bool:
+    """Train to config.training.steps, and resume if the workdir has a checkpoint.
+
+    Args:
+      config: the config.
+      path: the workdir.
+      dataset: instead of the data of the config.
+      fit: the training loop, which experiments.benchmark replaces.
+      asked: the config keys that the user has set. A scale of guidance that is not among them is
+        left out where the data have no labels.
+
+    Returns:
+      True at the end; False if a signal stopped the run.
+
+    Raises:
+      UserError: for a config that does not fit itself, the data, the devices or the run that the
+        workdir holds.
     """
     config_schema.check(config)
     components.check_components(config)
-    dataset = dataset or folder.dataset(config, workdir, resumes=True)
+    dataset = dataset or workdir.dataset(config, path, resumes=True)
     if "sampler.guidance" not in asked:
         config = denoiser.usable_guidance(config, dataset.num_classes)
-    built = folder.for_training(config, dataset, workdir)
-    parts = trainer.training(built)
-    key = jax.random.key(built.seed)
-    template = parts.runner.template(
-        parts.init, key
-    )  # traces the network: what does not fit fails here, before anything is written
-    _foresee(built, parts, template, dataset)
-    with folder.locked(workdir) as in_place, folder.one_line(workdir):
-        root = folder.prepare(workdir, config, dataset)
+    experiment = preparation.for_training(config, dataset, path)
+    parts = trainer.training(experiment)
+    # this traces the network: what does not fit fails here, before anything is written
+    template = parts.runner.template(parts.init, jax.random.key(experiment.seed))
+    preflight.check(experiment, parts, template, dataset)
+    with locking.locked(path) as in_place, locking.one_line(path):
+        root = workdir.prepare(path, config, dataset)
         distributed.barrier("workdir")
-        failed = None
-        while True:
-            begin = _begin(built, parts, template, root, failed)
-            try:
-                ended = _attempt(
-                    built,
-                    parts,
-                    dataset,
-                    root,
-                    *begin,
-                    fit=fit or loop.fit,
-                    in_place=in_place,
-                    record=config.to_dict(),
-                )
-                break
-            except nonfinite.NonFinite as error:
-                if built.training.on_nonfinite != "rollback":
-                    raise
-                failed = (
-                    error.with_traceback(None),
-                    begin[-1],
-                )  # (or the traceback would keep the state in memory)
+        record = config.to_dict()
+        ended = _repeat(Run(experiment, parts, template, dataset, root, in_place, record, fit))
         if distributed.first():
             in_place()
             curves.loss_curve(metrics.read_rows(root / "metrics.jsonl"), root / "loss.png")
     if ended.stopped_by:
         print(
-            f"{ended.stopped_by.name}: saved at step {ended.step} of {built.training.steps}; "
-            "the same command goes on from there",
+            f"{ended.stopped_by.name}: saved at step {ended.step} of {experiment.training.steps}; "
+            "running the same command again resumes training",
             file=sys.stderr,
         )
     return not ended.stopped_by
 
 
-def _foresee(built, parts, template, dataset) -> None:
-    """Refuse, before anything is written, what only a later step of the run would find.
-
-    Raises:
-      UserError: for names that only sampling or the best checkpoint need, cadences that do not fit
-        steps_per_call, a batch that does not fit the devices or the data, and a state that does not
-        fit the memory.
+def _repeat(run: Run) -> loop.Fitted:
+    """Train, again from an earlier checkpoint after a step that is not finite, if the config says
+    so.
     """
-    training, settings = built.training, built.data
-    trainer.weights_name(built)
-    if built.kind.samples:
-        sampling.plan(built)
-    names = ("steps", "log_every", "checkpoint_every", "eval_every", "sample_every")
-    loop.check_cadences(
-        training.steps_per_call,
-        {f"config.training.{name}": training._asdict()[name] for name in names},
-    )
-    if settings.batch_size % training.accumulate:
-        raise UserError(
-            f"config.training.accumulate={training.accumulate} does not divide config.data.batch_size={settings.batch_size}"
-        )
-    _check_memory(template)
-    batch = data.batches(
-        dataset.train,
-        batch_size=built.data.batch_size,
-        seed=built.seed,
-        flip=built.data.flip,
-        rows=parts.runner.rows(built.data.batch_size),
-    )
-    if not training.best:
-        return
-    if not training.eval_every:
-        raise UserError(
-            f"config.training.best={training.best} is a number of the held-out rows, and config.training.eval_every=0 "
-            "makes none; set it to a number of steps"
-        )
-    numbers = jax.eval_shape(
-        step.make_eval_step(built.kind.loss(built)), template, batch(0), jax.random.key(0)
-    )
-    known = [f"eval_{name}" for name, value in numbers.items() if hasattr(value, "shape")]
-    if training.best not in known:
-        raise unknown("value of config.training.best", training.best, known)
+    failed = None
+    while True:
+        start = _start(run, failed)
+        try:
+            return _attempt(run, start)
+        except nonfinite.NonFinite as error:
+            if run.experiment.training.on_nonfinite != "rollback":
+                raise
+            # a traceback would keep the state in memory
+            failed = error.with_traceback(None), start.rollback
 
 
-def _check_memory(template) -> None:
-    """UserError for a training state, with its gradient, that is larger than the memory of a
-    device.
+def _start(run: Run, failed: tuple[nonfinite.NonFinite, nonfinite.Rollback] | None) -> Start:
+    """The newest checkpoint, or a fresh state.
+
+    Args:
+      run: the run.
+      failed: the error and the rollbacks of an attempt that met a step that is not finite. The run
+        then goes back to the last checkpoint of the regular cadence. Those that a signal caused are
+        passed over, so that stopping a run changes nothing.
     """
-
-    def size(tree) -> int:
-        arrays = [
-            x
-            for x in jax.tree.leaves(tree)
-            if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
-        ]
-        return sum(
-            x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape) if x.sharding else x.shape)
-            for x in arrays
-        )
-
-    need, have = size(template) + size(template.params), memory.device_memory()
-    if have is not None and need > have:
-        count = sum(x.size for x in jax.tree.leaves(template.params))
-        raise UserError(
-            f"config.model has {count:,} parameters: training needs {need / 2**30:.1f} GiB for its state, and there are "
-            f"{have / 2**30:.1f}; lower config.model.width or blocks, or shard over more devices by config.mesh.fsdp"
-        )
-
-
-def _begin(built, parts, template, root, failed):
-    """(state, what was restored, Rollback) to begin with: the newest checkpoint's, or fresh ones.
-
-    failed: (the error, the Rollback) of a step that was not finite, after which the run goes back
-    to the last checkpoint that it makes in any case; those of a run that was told to stop are
-    passed over, so that stopping changes nothing.
-    """
-    every = (failed and built.training.checkpoint_every) or 1
-    restored = restoring.restore(root / "checkpoints", template, multiple_of=every)
-    state = (
-        restored.state if restored else parts.runner.init(parts.init, jax.random.key(built.seed))
-    )
-    rollback = (
-        nonfinite.Rollback(**restored.extra.get("rollback", {}))
-        if restored
-        else nonfinite.Rollback()
-    )
+    experiment, parts = run.experiment, run.parts
+    every = experiment.training.checkpoint_every if failed else 0
+    restored = restoring.restore(run.root / "checkpoints", run.template, multiple_of=every or 1)
+    if restored:
+        state = restored.state
+        rollback = nonfinite.Rollback(**restored.extra.get("rollback", {}))
+    else:
+        state = parts.runner.init(parts.init, jax.random.key(experiment.seed))
+        rollback = nonfinite.Rollback()
     if failed:
-        state, rollback = nonfinite.roll_back(*failed, state, built.training.steps_per_call)
+        state, rollback = nonfinite.roll_back(*failed, state, experiment.training.steps_per_call)
         print(
             f"{failed[0]}; rolling back to step {rollback.to} (rollback attempt {rollback.tries} "
             f"of {nonfinite.MAX_ROLLBACKS})",
             file=sys.stderr,
         )
-    return state, restored, rollback
+    return Start(state, restored, rollback)
 
 
-def _attempt(built, parts, dataset, root, state, restored, rollback, *, fit, in_place, record):
-    """Train from `state` to the end, to a signal, or to a step that is not finite.
+def _attempt(run: Run, start: Start) -> loop.Fitted:
+    """Train to the end, to a signal, or to a step that is not finite."""
+    experiment, state, restored = run.experiment, start.state, start.restored
+    training, first = experiment.training, int(state.step)
+    _announce(run, start)
+    with (
+        contextlib.closing(_writer(run, first)) as writer,
+        contextlib.closing(_checkpointer(run, start)) as checkpointer,
+        hooks.best(training.best, run.root, restored) as keep_best,
+    ):
+        # indented text is code in Markdown, which TensorBoard shows
+        writer.text(first, "config", textwrap.indent(files.canonical_json(run.record), "    "))
+        drawn = hooks.hooks(experiment, run.parts, run.dataset, run.root, writer, keep_best)
+        rollback = {"rollback": start.rollback._asdict()}
+        return run.fit(
+            state,
+            hooks.forecast_shapes(experiment, run.parts.step, first, run.root),
+            _batches(run, start.rollback.shift),
+            total_steps=training.steps,
+            batch_size=experiment.data.batch_size,
+            steps_per_call=training.steps_per_call,
+            log_every=training.log_every,
+            checkpoint_every=training.checkpoint_every,
+            checkpointer=checkpointer,
+            writer=writer,
+            hooks=[(every, _after(run.in_place, hook)) for every, hook in drawn],
+            extra=files.load_json(run.root / "provenance.json") | rollback,
+            resumed=restored and restored.extra,
+            shift=start.rollback.shift,
+            on_nonfinite=training.on_nonfinite,
+            report=hooks.reporter(experiment, run.dataset, run.root, state, start.rollback.shift),
+        )
 
-    in_place() raises UserError where the workdir was moved or deleted; it is called before anything
-    is written there.
-    """
-    training, shift = built.training, rollback.shift
-    start, steps, k = int(state.step), training.steps, training.steps_per_call
-    count = sum(x.size for x in jax.tree.leaves(state.params))
+
+def _announce(run: Run, start: Start) -> None:
+    """One line on stderr about the model, the data and the devices."""
+    count = sum(x.size for x in jax.tree.leaves(start.state.params))
+    begins = f"resuming at step {int(start.state.step)}" if start.restored else "starting"
     print(
-        f"{root}: {count:,} parameters, {len(dataset.train):,} images {dataset.image_shape}, {jax.device_count()} device(s); "
-        + (f"resuming at step {start}" if restored else "starting"),
+        f"{run.root}: {count:,} parameters, {len(run.dataset.train):,} images "
+        f"{run.dataset.image_shape}, {jax.device_count()} device(s); {begins}",
         file=sys.stderr,
     )
 
+
+def _writer(run: Run, first: int) -> metrics.Writer:
+    """The log of metrics, on the first process."""
+    if not distributed.first():
+        return metrics.no_writer()
+    log_every = run.experiment.training.log_every
+    return metrics.open_writer(run.root, start_step=first, log_every=log_every)
+
+
+def _checkpointer(run: Run, start: Start) -> checkpoint.Checkpointer:
+    """The checkpoints of the workdir."""
+    training = run.experiment.training
+    return checkpoint.Checkpointer(
+        run.root / "checkpoints",
+        keep=training.keep,
+        keep_every=training.keep_every,
+        restored_step=start.restored and start.restored.step,
+        delete_newer=start.rollback.to == int(start.state.step),
+        check=run.in_place,
+    )
+
+
+def _batches(run: Run, shift: int) -> Callable[[int], Iterator[tuple[int, Any]]]:
+    """start -> (step, placed batches of one call), from that step on.
+
+    Args:
+      run: the run.
+      shift: steps of the data that rollbacks pass over.
+    """
+    training, settings, runner = run.experiment.training, run.experiment.data, run.parts.runner
+    k = training.steps_per_call
     batch = data.batches(
-        dataset.train,
-        batch_size=built.data.batch_size,
-        seed=built.seed,
-        flip=built.data.flip,
-        rows=parts.runner.rows(built.data.batch_size),
+        run.dataset.train,
+        batch_size=settings.batch_size,
+        seed=run.experiment.seed,
+        flip=settings.flip,
+        rows=runner.rows(settings.batch_size),
     )
     calls = loop.stack(batch, k)
 
-    def batches(start):
-        def put(b):
-            return parts.runner.put_batch(b, axis=1)
+    def put(stacked: Any) -> Any:
+        return runner.put_batch(stacked, axis=1)
 
-        stop = (steps + shift) // k
-        return (
-            (n * k, b)
-            for n, b in data.prefetch(calls, start // k, stop, put=put, workers=built.data.workers)
-        )
+    def batches(start: int) -> Iterator[tuple[int, Any]]:
+        stop = (training.steps + shift) // k
+        fetched = data.prefetch(calls, start // k, stop, put=put, workers=settings.workers)
+        return ((n * k, stacked) for n, stacked in fetched)
 
-    with (
-        contextlib.closing(
-            metrics.open_writer(root, start_step=start, log_every=built.training.log_every)
-            if distributed.first()
-            else metrics.no_writer()
-        ) as writer,
-        contextlib.closing(
-            checkpoint.Checkpointer(
-                root / "checkpoints",
-                keep=built.training.keep,
-                keep_every=built.training.keep_every,
-                restored_step=restored and restored.step,
-                delete_newer=rollback.to == start,
-                check=in_place,
-            )
-        ) as checkpointer,
-        _best(training.best, root, restored) as keep_best,
-    ):
-        writer.text(
-            start, "config", textwrap.indent(files.canonical_json(record), "    ")
-        )  # Markdown's code
-        hooks = [(training.eval_every, keep_best(_held_out(built, parts, dataset)))]
-        if built.kind.samples:
-            hooks.append((training.sample_every, _grid(built, parts, dataset, root, writer)))
-        if built.kind.reconstructs:
-            hooks.append(
-                (training.sample_every, _reconstructions(built, parts, dataset, root, writer))
-            )
-        if built.averages.powers:
-            saver = post_hoc.saver(root / "ema_snapshots", built.averages.powers)
-            hooks.append((built.averages.snapshot_every, saver))
-        hooks = [(every, _after(in_place, hook)) for every, hook in hooks]
-        return fit(
-            state,
-            _forecast(built, parts.step, start, root),
-            batches,
-            total_steps=steps,
-            batch_size=built.data.batch_size,
-            steps_per_call=k,
-            log_every=built.training.log_every,
-            checkpoint_every=built.training.checkpoint_every,
-            checkpointer=checkpointer,
-            writer=writer,
-            hooks=hooks,
-            extra=files.load_json(root / "provenance.json") | {"rollback": rollback._asdict()},
-            resumed=restored and restored.extra,
-            shift=shift,
-            on_nonfinite=built.training.on_nonfinite,
-            report=_reporter(built, dataset, root, state, shift),
-        )
+    return batches
 
 
-def _forecast(built, step, start: int, root):
-    """The step function, which tells when first shapes are to be expected where the config knows at
-    which step.
-    """
-    first, k = built.training.first_shapes, built.training.steps_per_call
-    at = start + (forecast.SKIPPED + forecast.TIMED) * k
-    if not distributed.first() or at >= min(first, built.training.steps):
-        return step
+def _after(check: Callable[[], None], function: Callable) -> Callable:
+    """The function, called after check()."""
 
-    def tell(seconds: float) -> None:
-        line = forecast.line(
-            seconds / k,
-            step=at,
-            first_shapes=first,
-            batch_size=built.data.batch_size,
-            folder=str(root / "samples"),
-        )
-        print(line, file=sys.stderr)
-
-    return forecast.timed(step, tell)
-
-
-def _after(check, function):
-    """function, called after check()."""
-
-    def run(*args):
+    def run(*args: Any) -> Any:
         check()
         return function(*args)
 
     return run
-
-
-@contextlib.contextmanager
-def _best(best: str, root, restored):
-    """hook -> the hook that also keeps the best state by config.training.best, if that is wanted."""
-    if not best:
-        yield lambda hook: hook
-        return
-    with contextlib.closing(
-        checkpoint.Checkpointer(
-            root / "checkpoints_best",
-            keep=1,
-            restored_step=restored and restored.step,
-            delete_newer=True,
-        )
-    ) as checkpointer:
-        yield lambda hook: checkpoint.keep_best(hook, best, checkpointer)
-
-
-def _reporter(built, dataset, root, state, shift):
-    """What the loop does at a step that is not finite: leave a report, and tell the command that
-    repeats the step.
-    """
-    key, layers = (
-        np.asarray(jax.random.key_data(state.key)).tolist(),
-        forensics.names(state.params),
-    )
-
-    def report(step, numbers, good):
-        if not distributed.first() or forensics.full(root):
-            return
-        batch = data.batches(
-            dataset.train,
-            batch_size=built.data.batch_size,
-            seed=built.seed,
-            flip=built.data.flip,
-        )
-        times = gaussian.time_of_logsnr(built.process, numbers["nonfinite"]["levels"])
-        command = forensics.write(
-            root,
-            step,
-            numbers,
-            times=times,
-            batch=batch(step + shift),
-            layers=layers,
-            key=key,
-            shift=shift,
-            checkpoint=good,
-        )
-        print(
-            f"step {step} is not finite: see {root}/{forensics.FOLDER}/step_{step}/report.md; to repeat it: {command}",
-            file=sys.stderr,
-        )
-
-    return report
-
-
-def _held_out(built, parts, dataset):
-    """The hook that measures the loss on the held-out split, with the sampling weights and the same
-    noise every time.
-    """
-    size = built.data.batch_size
-
-    def evaluate(state, step):
-        batches = data.sequential(dataset.test, size, rows=parts.runner.rows(size))
-        judged = state._replace(params=trainer.weights(built, state), opt_state=())
-        key = jax.random.key(built.seed + streams.HELD_OUT)
-        row = loop.evaluate(parts.evaluate, judged, batches, key, put_batch=parts.runner.put_batch)
-        return {f"eval_{name}": value for name, value in row.items()}
-
-    return evaluate

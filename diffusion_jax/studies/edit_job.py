@@ -32,7 +32,7 @@ class Job(NamedTuple):
     """
 
     trained: Trained
-    plan: sampling.Plan
+    plan: sampling.SamplingMethod
     images: Array
     labels: np.ndarray | None
     cond: Cond
@@ -63,7 +63,7 @@ def job_for(
     Raises:
       UserError: for a condition that the model or the images do not have.
     """
-    plan = sampling.plan(trained.experiment)
+    plan = sampling.method(trained.experiment)
     conditioned = bool(labels or prompts)
     guided = denoiser.is_guided(trained.experiment, plan.guidance, told=conditioned)
     picked = {"image": images} if dataset is None else dataset.test.rows(index)

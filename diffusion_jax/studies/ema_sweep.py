@@ -128,7 +128,7 @@ def scorer(
       batch_size: images that are drawn at once.
       **how: features and metrics of `judge.against`.
     """
-    plan, (labels, cond) = sampling.plan(model), conditions.conditions(model, dataset, count)
+    plan, (labels, cond) = sampling.method(model), conditions.conditions(model, dataset, count)
     judged = judge.against(dataset.train, labels, held_out=dataset.test, count=count, **how)
     run = sampling.sample_fn(
         model, plan.sampler, guided=plan.guided, clip=plan.clip, noise=plan.noise

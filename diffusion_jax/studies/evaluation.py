@@ -65,7 +65,7 @@ def evaluate(
     for text in chosen.notes:
         judge.note(text)
     compared = read_reference(reference, dataset, chosen.features)
-    plan = sampling.plan(trained.experiment)
+    plan = sampling.method(trained.experiment)
     nfe = sampling.evaluations(plan)
     print(
         f"{workdir}: step {trained.step}, weights {trained.weights}, {config.sampler.name}, "
@@ -134,7 +134,7 @@ def score_samples(
     judged = judge.against(dataset.train, labels, held_out=dataset.test, count=count, **how)
     # before the samples: what fails, fails early
     real = judge.on_real(dataset.train, dataset.test, judged)
-    run, sets = sampling.sample_with(model, trained.params, sampling.plan(model), mesh), []
+    run, sets = sampling.sample_with(model, trained.params, sampling.method(model), mesh), []
     for repeat in range(repeats):
         keys = generate.seeds_to_keys(range(repeat * count, (repeat + 1) * count))
         images = generate.generate(run, keys, cond, batch_size=min(batch_size, count))

@@ -77,7 +77,9 @@ def compare(
     chosen = parsing.integers("seeds", seeds, 0, 2**32 - 1) if seeds else list(config.seeds)
     dataset = datasets.dataset(next(iter(configs.values())))
     shape = dataset.image_shape
-    models = {Path(other): workdirs.beside(other, "--others", shape) for other in others}
+    models = {
+        Path(other): workdirs.load_for_comparison(other, "--others", shape) for other in others
+    }
     judged, real = _judge(dataset, config.num)
     rows, shown = [], {"real": data.arrays(dataset.test)["image"][:SHOWN]}
     titles = {name: config.about[name] for name in configs}
@@ -209,7 +211,7 @@ def measured(
       (its scores, its first images).
     """
     experiment = trained.experiment
-    run = sampling.sample_with(experiment, trained.params, sampling.plan(experiment))
+    run = sampling.sample_with(experiment, trained.params, sampling.method(experiment))
     batch = min(experiment.sampling.batch_size, count)
     keys = generate.seeds_to_keys(range(count))
     labels, cond = conditions.conditions(experiment, dataset, count)

@@ -10,8 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from diffusion_jax import data, files, reading
-from diffusion_jax.assembly import datasets, train, trainer
-from diffusion_jax.assembly import workdir as workdirs
+from diffusion_jax.assembly import datasets, preparation, train, trainer
 from diffusion_jax.assembly.train_latent import encoded
 from diffusion_jax.errors import UNFINISHED, CommandExit
 from diffusion_jax.studies import store
@@ -104,7 +103,7 @@ def steps_for(
     """
     config = config.copy_and_resolve_references().unlock()
     config.seed = seed
-    experiment = workdirs.for_training(config, dataset, root)
+    experiment = preparation.for_training(config, dataset, root)
     parts, k = trainer.training(experiment), config.training.steps_per_call
     state = parts.runner.init(parts.init, jax.random.key(config.seed))
     batch = data.batches(

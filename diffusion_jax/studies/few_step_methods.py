@@ -204,7 +204,7 @@ def search_times(
     """
     if store.load_json(path, grids.FILE):
         return
-    experiment, plan = trained.experiment, sampling.plan(trained.experiment)
+    experiment, plan = trained.experiment, sampling.method(trained.experiment)
     subject = subjects.of_model(trained, dataset, range(FIRST_SEED, FIRST_SEED + count), "")
 
     def score(run: subjects.Runner, ts: Array) -> float:

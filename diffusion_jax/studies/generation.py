@@ -73,7 +73,10 @@ def sample(
     chosen, cond = requested_conditions(
         model, parsing.labels("labels", labels, classes), prompt, len(wanted)
     )
-    plan = sampling.plan(model, **({} if guidance is None else {"guidance": guidance}))
+    settings = model.sampling
+    if guidance is not None:
+        settings = settings._replace(guidance=guidance)
+    plan = sampling.method(model, settings)
     evaluations = sampling.evaluations(plan) or "as many as the tolerance needs:"
     print(
         f"{workdir}: step {trained.step}, weights {trained.weights}, {config.sampler.name} "

@@ -95,7 +95,7 @@ def sweep_model(
     batch, folder = config.sampler.batch_size, workdir / "guidance_sweep"
     rows = sweep(models, scales, judged, cond, count, batch, mesh, folder, settings)
     _save(config, workdir, models, settings, rows, real)
-    plan = sampling.plan(trained.experiment)
+    plan = sampling.method(trained.experiment)
     title = (
         f"Guidance on {workdir.name}, step {trained.step}: {count} images a cell, "
         f"{config.sampler.name}, {sampling.evaluations(plan)} evaluations"
@@ -195,7 +195,7 @@ def _sampler(trained: Trained, mesh: jax.sharding.Mesh) -> Draw:
 
     At the neutral scale the guided model is the model itself.
     """
-    model, plan = trained.experiment, sampling.plan(trained.experiment)
+    model, plan = trained.experiment, sampling.method(trained.experiment)
     run = sampling.sample_fn(model, plan.sampler, guided=True, clip=plan.clip, noise=plan.noise)
     everywhere, params = sharding.spread(run, mesh), denoiser.ensemble(model, trained.params)
     ts = np.asarray(plan.ts)

@@ -17,6 +17,7 @@ from diffusion_jax.assembly import (
     config_files,
     experiment,
     latent,
+    locking,
     workdir,
 )
 from diffusion_jax.assembly.components import network as default_network
@@ -97,7 +98,7 @@ def to_workdir(
     params = fitted(network, experiment.assemble(config, shape, classes), tensors)
     unseen = unseen._replace(encoded=encoded_by(autoencoder, unseen)) if autoencoder else unseen
 
-    with workdir.locked(out), workdir.one_line(out):
+    with locking.locked(out), locking.one_line(out):
         if restoring.latest_step(Path(out) / "checkpoints") is not None:
             raise UserError(f"--out={out} holds a model already; give another folder")
         root = workdir.prepare(out, config, unseen)

@@ -83,7 +83,7 @@ def quickstart(config: ConfigDict, *, workdir: str = "runs/quickstart", num: int
         record,
     )
     files.save_json(root / "evaluation.json", result | record)
-    nfe = sampling.evaluations(sampling.plan(trained.experiment))
+    nfe = sampling.evaluations(sampling.method(trained.experiment))
     print(
         f"\n{evaluation.report(result)}\n"
         f"({nfe} evaluations of {config.sampler.name}, {EVALUATED} images; "
@@ -105,7 +105,7 @@ def samples(trained: Trained, dataset: Dataset, path: Path, columns: int = 10) -
     model = trained.experiment
     rows = trained.data["class_names"] if model.num_classes else []
     count = columns * (len(rows) or 8)
-    run = sampling.sample_with(model, trained.params, sampling.plan(model))
+    run = sampling.sample_with(model, trained.params, sampling.method(model))
     cond = _condition(model, dataset, np.arange(count) // columns)
     x = run(generate.seeds_to_keys(range(count)), cond)
     pictures.save(pictures.image_grid(np.asarray(x), columns, row_labels=rows), path)
@@ -131,7 +131,7 @@ def denoising(
       shown: number of times.
     """
     model = trained.experiment
-    plan = sampling.plan(model, nfe=steps)
+    plan = sampling.method(model, model.sampling._replace(nfe=steps))
     labels = np.array([2, 5, 8]) % max(model.num_classes, 1)
 
     @jax.jit

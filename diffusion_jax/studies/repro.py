@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import data
 from diffusion_jax.arrays import example_keys
-from diffusion_jax.assembly import experiment, trainer
+from diffusion_jax.assembly import experiment, preparation, trainer
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.experiment import Experiment
 from diffusion_jax.errors import CommandExit, UserError
@@ -49,7 +49,7 @@ def is_repeated(config: ConfigDict, workdir: str, step: int) -> bool:
     root, k = Path(workdir).absolute(), config.training.steps_per_call
     report = forensics.read(root, step)
     dataset = workdirs.dataset(config, workdir, resumes=True)
-    model = workdirs.for_training(config, dataset)
+    model = preparation.for_training(config, dataset)
     parts = trainer.training(model)
     state = _start(config, parts, root, report["start"])
     batch = data.batches(

@@ -26,7 +26,7 @@ Strip = tuple[list[np.ndarray], list[str], dict[str, Any]]  # rows of images, th
 
 
 def restorer(
-    model: Experiment, plan: sampling.Plan, method: Method, measurement: Measurement
+    model: Experiment, plan: sampling.SamplingMethod, method: Method, measurement: Measurement
 ) -> Callable[[denoiser.Ensemble, Key, Cond, Array, Array, Array], Array]:
     """Compile the restoration of images: one program for all grids padded to one length.
 

@@ -196,7 +196,10 @@ def compare_model(
       UserError: for what cannot be compared, before anything is sampled; if every cell has failed,
         after everything is written.
     """
-    models = {Path(root): workdirs.beside(root, "--others", dataset.image_shape) for root in others}
+    models = {
+        Path(root): workdirs.load_for_comparison(root, "--others", dataset.image_shape)
+        for root in others
+    }
     own = {root: cells_of(model, (), budgets) for root, model in models.items()}
     for model in models.values():  # refuse what cannot be sampled before anything is
         denoiser.is_guided(model.experiment, model.experiment.sampling.guidance)

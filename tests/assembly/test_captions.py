@@ -145,7 +145,7 @@ def test_a_guided_model_of_captions_is_compared_by_the_samples_of_its_captions()
     assert labels.tolist() == [0, 1, 0] and read(cond)[1] == "number 1"
     subject, chosen = (
         subjects.of_model(trained, dataset, range(3), "captions"),
-        sampling.plan(built),
+        sampling.method(built),
     )
     found = subjects.runner(subject, chosen.sampler, len(chosen.ts))(np.asarray(chosen.ts))[0]
     prompts = conditions.prompt_cond(built, ["number 0", "number 1", "number 2"])

@@ -12,7 +12,16 @@ from numpy.testing import assert_allclose
 
 from configs import base as base_config
 from configs import toy
-from diffusion_jax.assembly import datasets, denoiser, experiment, sampling, train, trainer, workdir
+from diffusion_jax.assembly import (
+    datasets,
+    denoiser,
+    experiment,
+    preparation,
+    sampling,
+    train,
+    trainer,
+    workdir,
+)
 from diffusion_jax.errors import UserError
 from diffusion_jax.samplers import few_step
 from diffusion_jax.studies import comparison, subjects
@@ -65,9 +74,11 @@ def test_a_student_is_trained_by_a_workdir(workdirs):
         for name in ("cd", "teacher")
     )
     assert trained.step == 8 and trained.weights == "5k"
-    whole = workdir.taught(experiment.assemble(config, (2,)))
+    whole = preparation.with_teacher(experiment.assemble(config, (2,)))
     assert jax.tree.all(jax.tree.map(np.array_equal, whole.begin, teacher.params))
-    assert workdir.taught(experiment.assemble(config, (2,)), workdirs / "cd").begin is None
+    assert (
+        preparation.with_teacher(experiment.assemble(config, (2,)), workdirs / "cd").begin is None
+    )
     parts = trainer.training(whole)
     state = restoring.restore(
         workdirs / "cd" / "checkpoints", parts.runner.template(parts.init, jax.random.key(0))
@@ -86,7 +97,7 @@ def test_a_student_is_trained_by_a_workdir(workdirs):
     settings = trained.experiment.sampling._replace(weights="teacher")
     with pytest.raises(UserError, match="There are: 5k, params"):
         trainer.weights_name(trained.experiment._replace(sampling=settings))
-    chosen = sampling.plan(trained.experiment)
+    chosen = sampling.method(trained.experiment)
     assert sampling.evaluations(chosen) == 2
     draw = sampling.sample_with(trained.experiment, trained.params, chosen)
     assert np.isfinite(draw(jax.random.split(jax.random.key(0), 4), None)).all()
@@ -189,17 +200,20 @@ def test_mistakes(workdirs, tmp_path):
     with pytest.raises(UserError, match="learns from a teacher: set config.distill.teacher"):
         trainer.training(experiment.assemble(recipe("scd"), (2,)))
     with pytest.raises(UserError, match="is for examples"):
-        workdir.taught(experiment.assemble(recipe("cd", teacher), (3,)))
+        preparation.with_teacher(experiment.assemble(recipe("cd", teacher), (3,)))
     other = recipe("ect", teacher)
     other.model.width = 16
     with pytest.raises(UserError, match="another network, by config.model.width"):
-        workdir.taught(experiment.assemble(other, (2,)))
-    assert workdir.taught(experiment.assemble(recipe("ect", teacher), (2,))).begin is not None
+        preparation.with_teacher(experiment.assemble(other, (2,)))
+    assert (
+        preparation.with_teacher(experiment.assemble(recipe("ect", teacher), (2,))).begin
+        is not None
+    )
     meanflow_of_it = recipe("meanflow", init_from=teacher)
     with pytest.raises(UserError, match="another network, by config.parameterization"):
-        workdir.taught(experiment.assemble(meanflow_of_it, (2,)))
+        preparation.with_teacher(experiment.assemble(meanflow_of_it, (2,)))
     meanflow_of_it.parameterization = "edm()"  # the second time's weights are fresh
-    begun = workdir.taught(experiment.assemble(meanflow_of_it, (2,)))
+    begun = preparation.with_teacher(experiment.assemble(meanflow_of_it, (2,)))
     params = trainer.training(begun).init(jax.random.key(0)).params
     assert not np.any(params["condition"]["to"]["kernel"])
     assert np.array_equal(params["first"]["kernel"], begun.begin["first"]["kernel"])

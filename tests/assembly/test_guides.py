@@ -37,7 +37,7 @@ def weights(built, seed):
 
 def drawn(built, params, scales):
     """Samples of the three classes at these scales, by one program."""
-    chosen, cond = sampling.plan(built), conditions.cond_for(built, [0, 1, 2])
+    chosen, cond = sampling.method(built), conditions.cond_for(built, [0, 1, 2])
     run = sampling.sample_fn(built, chosen.sampler, guided=True, clip="none")
     params, keys = denoiser.ensemble(built, params), jax.vmap(jax.random.key)(jnp.arange(3))
     samples = [run(params, keys, cond, chosen.ts, jnp.float32(scale)) for scale in scales]
@@ -50,7 +50,10 @@ def test_a_guide_of_the_config_with_a_traced_scale():
     params = weights(built, 0)
     plain = drawn(built, params, (0.0, 1.0, 3.0))
     assert np.abs(plain[1] - plain[0]).max() > 1e-2 and np.abs(plain[2] - plain[1]).max() > 1e-2
-    assert sampling.plan(built, guidance=2.0).guided and not sampling.plan(built).guided
+    assert (
+        sampling.method(built, built.sampling._replace(guidance=2.0)).guided
+        and not sampling.method(built).guided
+    )
     everywhere = drawn(
         experiment.guided_by("interval(cfg(rescale=0.0), high=1e6)", built), params, (0.0, 3.0)
     )
@@ -85,7 +88,7 @@ def test_classifier_guide_starts_from_the_unconditional_half():
     load, params = lambda other: (judge, weights(judge, 1)), weights(plain, 0)
     built = experiment.guided_by("classifier(workdir='c')", plain, load)
     assert (
-        sampling.plan(built).guided and not sampling.plan(plain).guided
+        sampling.method(built).guided and not sampling.method(plain).guided
     )  # its scale 1 is Bayes' rule, not the model
     images, halves = (
         drawn(built, params, (0.0, 2.0)),
@@ -132,7 +135,9 @@ def test_the_guides_own_neutral_scale_decides(spec):
             elif name in refused:
                 for ask in (
                     denoiser.is_guided,
-                    lambda model, scale: sampling.plan(model, guidance=scale),
+                    lambda model, scale: sampling.method(
+                        model, model.sampling._replace(guidance=scale)
+                    ),
                 ):
                     with pytest.raises(
                         UserError, match=f"config.sampler.guidance={scale:g}: .*this model"
@@ -143,7 +148,8 @@ def test_the_guides_own_neutral_scale_decides(spec):
                     )
             else:
                 assert (
-                    denoiser.is_guided(model, scale) and sampling.plan(model, guidance=scale).guided
+                    denoiser.is_guided(model, scale)
+                    and sampling.method(model, model.sampling._replace(guidance=scale)).guided
                 )
                 assert denoiser.is_guided(model, scale, told=False) == always
 
@@ -185,7 +191,7 @@ def test_guidance_that_cannot_be_is_refused_where_it_is_asked_for():
     with pytest.raises(
         UserError, match="guidance=2: autoencoder.VAE is an autoencoder, which has nothing to guide"
     ):
-        sampling.plan(autoencoder, guidance=2.0)
+        sampling.method(autoencoder, autoencoder.sampling._replace(guidance=2.0))
 
 
 def test_no_command_decides_for_itself_whether_a_model_is_guided():
@@ -235,7 +241,10 @@ def test_a_comparison_of_a_model_that_a_classifier_guides_scores_what_sample_dra
     subject = subjects.of_model(
         trained, data.Dataset("points", source, source, (2,), 3, None), seeds, "points"
     )
-    chosen, keys = sampling.plan(built, nfe=2), generate.seeds_to_keys(seeds)
+    chosen, keys = (
+        sampling.method(built, built.sampling._replace(nfe=2)),
+        generate.seeds_to_keys(seeds),
+    )
     found = subjects.runner(subject, chosen.sampler, len(chosen.ts))(np.asarray(chosen.ts))[0]
     drawn = sampling.sample_with(built, trained.params, chosen)(
         keys, conditions.cond_for(built, np.arange(4) % 3)

@@ -267,7 +267,9 @@ def test_a_model_of_latents_draws_images_and_is_judged_by_them(chained):
     built = trained.experiment
     keys, cond = jax.random.split(jax.random.key(0), 10), conditions.cond_for(built, np.arange(10))
     assert built.shape == (4, 4, 4)
-    assert sampling.sample_with(built, trained.params, sampling.plan(built))(keys, cond).shape == (
+    assert sampling.sample_with(built, trained.params, sampling.method(built))(
+        keys, cond
+    ).shape == (
         10,
         8,
         8,
@@ -312,7 +314,7 @@ def test_a_vae_trains_samples_and_is_measured_like_any_model(vae):
     config = workdir.saved_config(str(vae))
     trained = workdir.load(vae, config)
     built = trained.experiment
-    chosen = sampling.plan(built)
+    chosen = sampling.method(built)
     assert sampling.evaluations(chosen) == 1
     draw = sampling.sample_with(built, trained.params, chosen)
     keys = jax.random.split(jax.random.key(0), 4)

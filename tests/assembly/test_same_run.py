@@ -10,7 +10,7 @@ import pytest
 
 from configs import digits
 from diffusion_jax import files, provenance
-from diffusion_jax.assembly import components, datasets, same_run, train
+from diffusion_jax.assembly import components, datasets, preflight, same_run, train
 from diffusion_jax.assembly.build import build
 from diffusion_jax.denoisers import parameterization
 from diffusion_jax.errors import UserError
@@ -133,13 +133,13 @@ def test_a_state_larger_than_the_memory_is_refused_before_it_is_made():
             jax.eval_shape(lambda: jax.random.key(0)),
         )
 
-    train._check_memory(state(1000))
+    preflight.check_memory(state(1000))
     side = int(
         (memory.device_memory() / 4 / 5) ** 0.5
     )  # parameters, two moments, an average and the gradient
-    train._check_memory(state(int(0.99 * side)))
+    preflight.check_memory(state(int(0.99 * side)))
     with pytest.raises(UserError, match="parameters: training needs .* GiB for its state"):
-        train._check_memory(state(int(1.01 * side)))
+        preflight.check_memory(state(int(1.01 * side)))
 
 
 def test_cadences_name_the_key_and_the_calls():

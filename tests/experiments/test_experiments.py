@@ -103,7 +103,7 @@ def test_every_config_builds_and_its_loss_and_sampler_have_shapes(file):
             built = experiment.assemble(
                 config if variant == variants[0] else small(config), SHAPES[file], 10
             )
-            chosen = sampling.plan(built)
+            chosen = sampling.method(built)
             assert config.sampler.nfe - 1 <= sampling.evaluations(chosen) <= config.sampler.nfe
             network = f"{config.model} {config.process} {config.parameterization} {config.objective} {config.conditional} {SHAPES[file]}"
             if network not in TRACED:
@@ -284,7 +284,8 @@ def test_one_compiled_sampler_serves_every_nfe_and_equals_the_plain_loop(trained
     loaded = workdir.load(folder, workdir.saved_config(str(folder)))
     built, keys = loaded.experiment, jax.random.split(jax.random.key(0), 4)
     cond = conditions.cond_for(built, np.arange(4))
-    plans = [sampling.plan(built, nfe=nfe, name="sde.edm") for nfe in (3, 9)]
+    settings = sampling.with_sampler(built.sampling, "sde.edm")
+    plans = [sampling.method(built, settings._replace(nfe=nfe)) for nfe in (3, 9)]
     run = sampling.sample_fn(built, plans[0].sampler, guided=True, clip="static")
     longest = max(len(plan.ts) for plan in plans)
     for plan in plans:
@@ -326,7 +327,7 @@ for parallel in ('jit', 'pmap'):
     assert abs(loss - other) < 1e-6 * abs(loss), (parallel, loss, other)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), one, params)
 keys, cond = arrays.example_keys(jax.random.key(1), 16), {'label': jax.numpy.arange(16) % 8}
-run = sampling.sample_with(built, one, sampling.plan(built))
+run = sampling.sample_with(built, one, sampling.method(built))
 alone = np.asarray(run(keys, cond))
 spread = np.asarray(run(*jax.device_put((keys, cond), sharding.examples(sharding.make_mesh()))))
 np.testing.assert_allclose(alone, spread, atol=1e-5)

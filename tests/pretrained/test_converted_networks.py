@@ -111,7 +111,9 @@ def test_import_export_import_is_bit_exact_and_samples(tmp_path):
     built = trained.experiment
     betas = np.linspace(1e-4, 0.03, 500)  # theirs
     np.testing.assert_allclose(built.process.betas, betas, rtol=1e-12)
-    sampler = sampling.sample_with(built, trained.params, sampling.plan(built, nfe=2))
+    sampler = sampling.sample_with(
+        built, trained.params, sampling.method(built, built.sampling._replace(nfe=2))
+    )
     images = generate.generate(
         sampler, generate.seeds_to_keys([0, 1]), None, batch_size=2, finish=np.asarray
     )

@@ -152,7 +152,8 @@ def test_a_models_own_grid_is_taken_by_its_name(tmp_path):
     trained = workdir.load(root, workdir.saved_config(str(root)))
     keys, drawn = generate.seeds_to_keys(range(10)), np.load(root / "samples.npz")["images"]
     for grid, same in (("mine", True), ("uniform_logsnr", False)):
-        plan = sampling.plan(trained.experiment, name="multistep.dpmpp_2m", nfe=4, grid=grid)
+        settings = sampling.with_sampler(trained.experiment.sampling, "multistep.dpmpp_2m")
+        plan = sampling.method(trained.experiment, settings._replace(nfe=4, grid=grid))
         points = sampling.sample_with(trained.experiment, trained.params, plan)(keys, None)
         assert np.allclose(points, drawn, rtol=1e-4, atol=1e-4) == same, grid
 

@@ -127,7 +127,7 @@ def test_searched_times(tmp_path, capsys, monkeypatch):
 
     path = tmp_path / "a.json"
     path.write_text(json.dumps(GRID))
-    monkeypatch.setattr("diffusion_jax.assembly.sampling.plan", begin)
+    monkeypatch.setattr("diffusion_jax.assembly.sampling.method", begin)
     trained = workdir.Trained(None, None, 0, "params", {})
     few_step_methods.search_times(trained, None, [2], 10, path)
     for _ in spoiled(path):

@@ -281,7 +281,9 @@ class Ready:
         return now, numbers
 
     def images(self, params):
-        draw = sampling.sample_with(self.built, params, sampling.plan(self.built), self.runner.mesh)
+        draw = sampling.sample_with(
+            self.built, params, sampling.method(self.built), self.runner.mesh
+        )
         return draw(
             generate.seeds_to_keys(range(IMAGES)),
             conditions.cond_for(self.built, np.arange(IMAGES)),

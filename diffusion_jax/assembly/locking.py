@@ -1,0 +1,85 @@
+"""One process at a time trains in a workdir, and errors of the file system are one line."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from diffusion_jax.errors import UserError
+from diffusion_jax.training import distributed
+
+
+@contextlib.contextmanager
+def locked(workdir: str | Path) -> Iterator[Callable[[], None]]:
+    """Let nobody else train in this workdir while the block runs. The first process holds the lock.
+
+    Yields:
+      in_place(), which raises UserError once the workdir was moved or deleted, before anything
+      creates it anew.
+
+    Raises:
+      UserError: if another process trains there already, which it names, or if the workdir cannot
+        be written.
+    """
+    if not distributed.first():
+        yield lambda: None
+        return
+    path = Path(workdir).expanduser().absolute() / ".lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
+    # the system releases the lock when the file is closed, also when the process is killed
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"--workdir={workdir} is in use by {file.read().strip() or 'another process'}; "
+                "wait for it, stop it, or use another --workdir"
+            ) from None
+        except OSError:
+            # a file system without locks; on NFS those of some servers do not reach other hosts
+            pass
+        with one_line(workdir):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+        yield functools.partial(_in_place, path, os.fstat(file.fileno()))
+
+
+def _in_place(lock: Path, ours: os.stat_result) -> None:
+    """UserError unless the lock file at this path is still the one that this process holds."""
+    try:
+        if os.path.samestat(os.stat(lock), ours):
+            return
+    except OSError:
+        pass
+    raise UserError(
+        f"--workdir={lock.parent} was moved or deleted while this command was writing to it; "
+        "move it back, then run the same command again to resume from its last checkpoint"
+    )
+
+
+@contextlib.contextmanager
+def one_line(workdir: str | Path) -> Iterator[None]:
+    """Turn an error of the file system (no space left, a missing file, ...) into a UserError."""
+    try:
+        yield
+    except BrokenPipeError:  # of the command's own output, not of the workdir
+        raise
+    except OSError as error:
+        what = str(error)
+        if error.strerror:
+            what = error.strerror + (f": '{error.filename}'" if error.filename else "")
+        raise UserError(
+            f"{what}; once that is fixed, run the same command again to resume from the last "
+            "checkpoint"
+        ) from error

@@ -1,0 +1,97 @@
+"""Checks before training of what only a later step of the run would find."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+
+from diffusion_jax import data
+from diffusion_jax.assembly import sampling, trainer
+from diffusion_jax.assembly.settings import Experiment
+from diffusion_jax.data import Dataset
+from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.training import loop, memory, step
+from diffusion_jax.training.state import TrainState
+
+CADENCES = ("steps", "log_every", "checkpoint_every", "eval_every", "sample_every")
+
+
+def check(
+    experiment: Experiment, parts: trainer.Training, template: TrainState, dataset: Dataset
+) -> None:
+    """Check the settings of a run against its devices and its data, before anything is written.
+
+    Args:
+      experiment: the model and its settings.
+      parts: its compiled training.
+      template: shapes and places of the training state.
+      dataset: the data.
+
+    Raises:
+      UserError: for names that only sampling or the best checkpoint need, cadences that do not fit
+        steps_per_call, a batch that does not fit the devices or the data, and a state that does not
+        fit the memory.
+    """
+    training, size = experiment.training, experiment.data.batch_size
+    trainer.weights_name(experiment)
+    if experiment.kind.samples:
+        sampling.method(experiment)
+    cadences = {f"config.training.{name}": training._asdict()[name] for name in CADENCES}
+    loop.check_cadences(training.steps_per_call, cadences)
+    if size % training.accumulate:
+        raise UserError(
+            f"config.training.accumulate={training.accumulate} does not divide "
+            f"config.data.batch_size={size}"
+        )
+    check_memory(template)
+    batch = data.batches(
+        dataset.train,
+        batch_size=size,
+        seed=experiment.seed,
+        flip=experiment.data.flip,
+        rows=parts.runner.rows(size),
+    )
+    if training.best:
+        _check_best(experiment, template, batch(0))
+
+
+def _check_best(experiment: Experiment, template: TrainState, batch: dict[str, Any]) -> None:
+    """UserError unless config.training.best is a number of the held-out rows."""
+    best = experiment.training.best
+    if not experiment.training.eval_every:
+        raise UserError(
+            f"config.training.best={best} is a number of the held-out rows, and "
+            "config.training.eval_every=0 makes none; set it to a number of steps"
+        )
+    evaluate = step.make_eval_step(experiment.kind.loss(experiment))
+    numbers = jax.eval_shape(evaluate, template, batch, jax.random.key(0))
+    numbers.pop("loss_by_level", None)
+    known = [f"eval_{name}" for name in numbers]
+    if best not in known:
+        raise unknown("value of config.training.best", best, known)
+
+
+def check_memory(template: TrainState) -> None:
+    """UserError for a training state that, with its gradient, exceeds the memory of a device."""
+
+    def size(tree: Any) -> int:
+        arrays = [
+            x
+            for x in jax.tree.leaves(tree)
+            if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+        ]
+        return sum(
+            x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape) if x.sharding else x.shape)
+            for x in arrays
+        )
+
+    need, have = size(template) + size(template.params), memory.device_memory()
+    if have is not None and need > have:
+        count = sum(x.size for x in jax.tree.leaves(template.params))
+        raise UserError(
+            f"config.model has {count:,} parameters: training needs {need / 2**30:.1f} GiB for its "
+            f"state, and there are {have / 2**30:.1f}; lower config.model.width or blocks, or shard "
+            "over more devices by config.mesh.fsdp"
+        )

@@ -1,0 +1,101 @@
+"""The experiment that is trained: with its features, autoencoder, teacher and initial parameters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from diffusion_jax.assembly import experiment
+from diffusion_jax.assembly.kinds import few_step
+from diffusion_jax.assembly.settings import Experiment
+from diffusion_jax.assembly.workdir import load, saved_config, with_autoencoder
+from diffusion_jax.data import Dataset
+from diffusion_jax.errors import UserError
+from diffusion_jax.training import restoring
+
+# options of the network that do not change what its parameters mean
+SAME_PARAMETERS = ("dropout", "dtype", "remat", "attention_impl", "second_time")
+
+
+def for_training(
+    config: ConfigDict, dataset: Dataset, workdir: str | Path | None = None
+) -> Experiment:
+    """Assemble the experiment of a config with everything that its training needs.
+
+    Args:
+      config: the config.
+      dataset: its data.
+      workdir: of the run; see `with_teacher`.
+    """
+    built = experiment.assemble(config, dataset.image_shape, dataset.num_classes)
+    built = built.kind.prepare(built, dataset.train)
+    return with_teacher(with_autoencoder(built, dataset.encoded), workdir)
+
+
+def with_teacher(built: Experiment, workdir: str | Path | None = None) -> Experiment:
+    """The experiment with its teacher, and with the parameters that training starts from.
+
+    config.init_from names these; where it is '', they are those of the teacher, if that has the
+    same network.
+
+    Args:
+      built: the experiment.
+      workdir: of the run, which needs no initial parameters once it has a checkpoint.
+
+    Raises:
+      UserError: naming the key, for a teacher of other data or conditions, and for initial
+        parameters of another network.
+    """
+    teacher, start = built.sources.teacher, built.sources.start
+    if teacher:
+        built = _with_teacher(built, teacher)
+    if workdir is not None and restoring.latest_step(Path(workdir) / "checkpoints") is not None:
+        return built
+    if start and (differs := _other_network(saved_config(start, "config.init_from"), built)):
+        raise UserError(
+            f"config.init_from={start} is another network, by config.{differs}; use the same, or "
+            "another start"
+        )
+    if not start and teacher and not _other_network(saved_config(teacher), built):
+        start = teacher
+    return built._replace(begin=load(start, saved_config(start)).params) if start else built
+
+
+def _with_teacher(built: Experiment, workdir: str) -> Experiment:
+    """The experiment with the teacher of a workdir, which must fit it."""
+    trained = load(workdir, saved_config(workdir, "config.distill.teacher"))
+    if trained.experiment.shape != built.shape:
+        raise UserError(
+            f"config.distill.teacher={workdir} is for examples {trained.experiment.shape}, not "
+            f"{built.shape}"
+        )
+    theirs, ours = _condition_in_words(trained.experiment), _condition_in_words(built)
+    if theirs and ours and theirs != ours:
+        raise UserError(
+            f"config.distill.teacher={workdir} takes {theirs} as its condition, and this model "
+            f"{ours}; use the same config.conditional, config.text and data"
+        )
+    built = built._replace(teacher=(trained.experiment, trained.params))
+    few_step.teacher_scale(built)  # refuses impossible guidance before anything is trained
+    return built
+
+
+def _condition_in_words(built: Experiment) -> str:
+    """What a model is conditioned on; '' for an unconditional one."""
+    classes = [f"{built.num_classes} classes"] if built.num_classes else []
+    captions = []
+    if built.encoder:
+        captions = [f"captions by {built.specs.encoder}, {built.encoder.max_length} tokens"]
+    return " and ".join(classes + captions)
+
+
+def _other_network(old: ConfigDict, new: Experiment) -> str:
+    """The first key by which parameters of a saved config mean nothing to a model; '' if there is
+    none.
+    """
+    model = {"name": new.specs.model, **new.options}
+    for key in sorted({*old.model, *model} - {*SAME_PARAMETERS}):
+        if key in old.model and old.model[key] != model.get(key):
+            return f"model.{key}"
+    return "" if old.parameterization == new.specs.parameterization else "parameterization"
