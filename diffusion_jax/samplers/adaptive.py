@@ -123,7 +123,7 @@ def tsit5(rtol: float = 1e-3, atol: float = 1e-3) -> Sampler:
 
 
 def dopri5(rtol: float = 1e-3, atol: float = 1e-3) -> Sampler:
-    """Dormand and Prince's 5(4) pair (1980), the RK45 of Song et al. 2021: six evaluations per step.
+    """Dormand and Prince's 5(4) pair (1980), RK45 of Song et al. 2021: six evaluations per step.
 
     Args:
       rtol: relative tolerance of the error of a step, above 0.
@@ -257,7 +257,7 @@ def _pair(
     """
 
     def move(r, first, second=None, weight=None):
-        """Returns y at lam + r h by the first slope, plus `weight` of its difference to the second."""
+        """Returns y at lam + r h by the first slope and `weight` of its difference to another."""
         u = jnp.exp(-(lam + r * h))
         moved = y - expand(u * jnp.expm1(r * h), y) * first
         return moved if second is None else moved - expand(u * weight, y) * (second - first)

@@ -14,12 +14,16 @@ from diffusion_jax.samplers.base import Sampler, memoryless
 
 
 def ddpm(variance: str = "small") -> Sampler:
-    """x_s ~ N(posterior mean of q(x_s | x_t, x0-hat), var) (Ho et al. 2020, algorithm 2), on any
-    grid (respacing included).
+    """DDPM's ancestral sampling (Ho et al. 2020, algorithm 2), on any grid.
 
-    variance: 'small' is beta-tilde, 'large' is beta (Ho et al., sec. 3.2), 'learned' needs a
-    network with learned variance (Nichol & Dhariwal 2021, eq. 15). Raises UserError for another
-    name, or for 'learned' with a network that has none.
+    x_s ~ N(mean of q(x_s | x_t, x0-hat), variance).
+
+    Args:
+      variance: 'small' is beta-tilde, 'large' is beta (Ho et al. 2020, sec. 3.2); 'learned' needs a
+        network with learned variance (Nichol & Dhariwal 2021, eq. 15).
+
+    Raises:
+      UserError: for another name, or for 'learned' with a network that has no learned variance.
     """
     if variance not in ("small", "large", "learned"):
         raise unknown("variance of ancestral.ddpm", variance, ("small", "large", "learned"))
@@ -33,7 +37,8 @@ def ddpm(variance: str = "small") -> Sampler:
             std = jnp.sqrt(gaussian.transition(process, t, s)[1])
         elif prediction.nu is None:
             raise UserError(
-                "ancestral.ddpm(variance='learned') needs a network that learns it: set config.model.learn_variance=True"
+                "ancestral.ddpm(variance='learned') needs a network that learns it: "
+                "set config.model.learn_variance=True"
             )
         else:
             std = jnp.exp(0.5 * gaussian.learned_log_variance(process, prediction.nu, t, s))
@@ -43,15 +48,15 @@ def ddpm(variance: str = "small") -> Sampler:
 
 
 def ddim(eta: float = 0.0) -> Sampler:
-    """x_s = alpha_s x0-hat + sqrt(sigma_s^2 - var) eps-hat + sqrt(var) z, var = min(eta^2
-    beta-tilde, sigma_s^2) (Song et al. 2021, eq. 12, 16).
+    """DDIM (Song, Meng & Ermon 2021, eq. 12 and 16).
 
-    eta = 0 is deterministic: Euler's method in (x / alpha, sigma / alpha). eta = 1 is
-    ancestral.ddpm('small').
+    x_s = alpha_s x0-hat + sqrt(sigma_s^2 - var) eps-hat + sqrt(var) z, with var = min(eta^2
+    beta-tilde, sigma_s^2). eta = 0 is deterministic: Euler's method in (x / alpha, sigma / alpha).
+    eta = 1 is ancestral.ddpm('small').
 
     Args:
-      eta: amount of noise, 0 or above. Above 1 there is more than in ancestral sampling, up to the
-        whole of sigma_s^2, beyond which there is no DDIM; k-diffusion has the same limit.
+      eta: amount of noise, 0 or above. Above 1 there is more noise than in ancestral sampling, up
+        to the whole of sigma_s^2, beyond which DDIM is not defined; k-diffusion has the same limit.
 
     Raises:
       UserError: if eta is negative or not finite.
@@ -64,9 +69,8 @@ def _ddim(name: str, eta: float) -> Sampler:
 
     def step(noise, x, t, s, denoise, process, cond):
         prediction = denoise(x, t, cond)
-        fresh = -(eta**2) * jnp.expm1(
-            gaussian.logsnr(process, t) - gaussian.logsnr(process, s)
-        )  # var / sigma_s^2
+        # var / sigma_s^2
+        fresh = -(eta**2) * jnp.expm1(gaussian.logsnr(process, t) - gaussian.logsnr(process, s))
         fresh = jnp.minimum(fresh, 1.0) if eta > 1 else fresh
         x = (
             process.alpha(s) * prediction.x0
@@ -78,11 +82,17 @@ def _ddim(name: str, eta: float) -> Sampler:
 
 
 def euler_ancestral(eta: float = 1.0) -> Sampler:
-    """Euler ancestral (Katherine Crowson's k-diffusion): Euler down to sigma_down, then noise
-    sigma_up, in the frame (x / alpha, sigma / alpha).
+    """Euler ancestral (Katherine Crowson's k-diffusion): another name of DDIM(eta).
 
-    sigma_up = min(sigma_s, eta sigma_s sqrt(sigma_t^2 - sigma_s^2) / sigma_t) and sigma_down^2 =
-    sigma_s^2 - sigma_up^2, which makes it DDIM(eta), with the same limit for eta above 1.
+    In the frame (x / alpha, sigma / alpha) it is Euler down to sigma_down, then noise sigma_up,
+    with sigma_up = min(sigma_s, eta sigma_s sqrt(sigma_t^2 - sigma_s^2) / sigma_t) and sigma_down^2
+    = sigma_s^2 - sigma_up^2.
+
+    Args:
+      eta: amount of noise, 0 or above, with the limit of `ddim` above 1.
+
+    Raises:
+      UserError: if eta is negative or not finite.
     """
     return _ddim("ancestral.euler_ancestral", eta)
 

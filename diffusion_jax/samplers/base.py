@@ -103,7 +103,8 @@ def noise_range(sampler: str, S_min: float, S_max: float) -> None:
     """
     if not 0 <= S_min <= S_max:
         raise UserError(
-            f"{sampler}(S_min={S_min}, S_max={S_max}): S_min must be 0 or above, and S_max not below it"
+            f"{sampler}(S_min={S_min}, S_max={S_max}): S_min must be 0 or above, and S_max not "
+            "below it"
         )
 
 
@@ -235,19 +236,22 @@ def _check_times(ts: Array, padded: bool) -> None:
     times = np.asarray(ts, np.float64)
     if times.ndim != 1 or not len(times):
         raise UserError(
-            f"the times of a sampler must be an array (n,) of at least one; got one of shape {times.shape}"
+            "the times of a sampler must be an array (n,) of at least one; "
+            f"got one of shape {times.shape}"
         )
     for i in np.flatnonzero(~np.isfinite(times)):
         raise UserError(f"the times of a sampler must be finite; got ts[{i}]={times[i]:g}")
     moves = times[: np.argmax(times == times[-1]) + 1] if padded else times
     for i in np.flatnonzero(np.diff(moves) >= 0):
         raise UserError(
-            f"the times of a sampler must decrease, from noise to data; got ts[{i}]={times[i]:g}, then ts[{i + 1}]={times[i + 1]:g}. "
-            "Take a grid of samplers/grids.py, or reverse the array"
+            f"the times of a sampler must decrease, from noise to data; got ts[{i}]={times[i]:g}, "
+            f"then ts[{i + 1}]={times[i + 1]:g}. Take a grid of samplers/grids.py, or reverse the "
+            "array"
         )
     if np.any(times[len(moves) :] != times[-1]):
         raise UserError(
-            "a padded grid of times must end in copies of its last time; got another time after the first of them"
+            "a padded grid of times must end in copies of its last time; got another time after "
+            "the first of them"
         )
 
 
@@ -275,7 +279,8 @@ def encode(
     _check_times(ts, padded=False)
     if draws_noise(sampler, process):
         raise UserError(
-            "only a deterministic sampler can encode; take for example ancestral.ddim, ode.heun or multistep.dpmpp_2m"
+            "only a deterministic sampler can encode; take for example ancestral.ddim, ode.heun or "
+            "multistep.dpmpp_2m"
         )
     ts = jnp.asarray(ts, x0.dtype)[::-1]
     nothing = silence(x0)
@@ -347,7 +352,8 @@ def evaluations(sampler: Sampler, ts: Array) -> int:
     """
     if adaptive(sampler):
         raise UserError(
-            "the evaluations of an adaptive sampler are counted while it runs: read nfe of what base.sample returns"
+            "the evaluations of an adaptive sampler are counted while it runs: read nfe of what "
+            "base.sample returns"
         )
     return _cost(sampler, len(ts) - 1) + 1
 

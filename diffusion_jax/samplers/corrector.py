@@ -1,8 +1,7 @@
-"""Predictor-corrector sampling: after a solver's move, Langevin steps at the new time (Song et al.
-2021, sec. 4.2, algorithms 1-5).
+"""Predictor-corrector sampling (Song et al. 2021, sec. 4.2, algorithms 1-5).
 
-A corrector moves x at a fixed time s towards the law of x_s, and may be put on any sampler:
-with_corrector(ode.euler(), langevin()).
+After each move of a solver, Langevin steps at the new time s move x toward the law of x_s. A
+corrector can follow any sampler: with_corrector(ode.euler(), langevin()).
 """
 
 from __future__ import annotations
@@ -18,19 +17,23 @@ from diffusion_jax.errors import need_ranges
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers import sde
 from diffusion_jax.samplers.base import Sampler
+from diffusion_jax.types import Array
 
 
 class Corrector(NamedTuple):
-    """step(noise, x, t, s, denoise, process, cond) -> x, at time s, which was reached from t. nfe:
-    network evaluations.
+    """Moves x at a fixed time toward the law of x at that time.
+
+    Attributes:
+      step: step(noise, x, t, s, denoise, process, cond) -> x at time s, which was reached from t.
+      nfe: number of network evaluations per step.
     """
 
-    step: Callable
+    step: Callable[..., Array]
     nfe: int
 
 
 def with_corrector(sampler: Sampler, corrector: Corrector) -> Sampler:
-    """`sampler`, each of whose moves is followed by `corrector` at the time that it led to."""
+    """Returns `sampler` with `corrector` after each of its moves, at the time that it led to."""
 
     def step(noise, x, memory, t, s, denoise, process, cond):
         x, memory = sampler.step(noise, x, memory, t, s, denoise, process, cond)
@@ -39,9 +42,10 @@ def with_corrector(sampler: Sampler, corrector: Corrector) -> Sampler:
     return sampler._replace(step=step, nfe=sampler.nfe + corrector.nfe)
 
 
-def _langevin(name: str, snr: float, steps: int, size: Callable) -> Corrector:
-    """x + size score + sqrt(2 size) z, `steps` times; size(process, score, z, t, s) -> scalar or
-    (B,).
+def _langevin(name: str, snr: float, steps: int, size: Callable[..., Array]) -> Corrector:
+    """Returns the corrector x + size score + sqrt(2 size) z, made `steps` times.
+
+    size(process, score, z, t, s) is a scalar or (B,).
     """
     need_ranges(f"corrector.{name}", snr=(snr, 1e-6, 100), steps=(steps, 1, 10_000))
 
@@ -56,11 +60,17 @@ def _langevin(name: str, snr: float, steps: int, size: Callable) -> Corrector:
 
 
 def langevin(snr: float = 0.16, steps: int = 1) -> Corrector:
-    """Langevin with step size 2 r^2 (snr |z| / |score|)^2 (Song et al. 2021, algorithms 4 and 5), r
-    = alpha_t / alpha_s of the move before it.
+    """Langevin steps of size 2 r^2 (snr |z| / |score|)^2 (Song et al. 2021, algorithms 4 and 5).
 
-    The norms are each image's own, where Song et al.'s code averages them over the batch, so that
-    an image does not depend on its neighbours.
+    r = alpha_t / alpha_s of the move before. The norms are each image's own, where Song et al.'s
+    code averages them over the batch, so an image does not depend on the others in its batch.
+
+    Args:
+      snr: signal-to-noise ratio of a step, above 0.
+      steps: number of Langevin steps after each move, each with one network evaluation.
+
+    Raises:
+      UserError: for an argument out of its range.
     """
 
     def size(process, score, z, t, s):
@@ -71,8 +81,16 @@ def langevin(snr: float = 0.16, steps: int = 1) -> Corrector:
 
 
 def annealed_langevin(snr: float = 0.16, steps: int = 1) -> Corrector:
-    """Annealed Langevin dynamics (Song & Ermon 2019, algorithm 1): step size 2 r^2 (snr sigma_s)^2,
-    r as in `langevin`.
+    """Annealed Langevin steps of size 2 r^2 (snr sigma_s)^2 (Song & Ermon 2019, algorithm 1).
+
+    r = alpha_t / alpha_s of the move before.
+
+    Args:
+      snr: signal-to-noise ratio of a step, above 0.
+      steps: number of Langevin steps after each move, each with one network evaluation.
+
+    Raises:
+      UserError: for an argument out of its range.
     """
 
     def size(process, score, z, t, s):
@@ -82,13 +100,30 @@ def annealed_langevin(snr: float = 0.16, steps: int = 1) -> Corrector:
 
 
 def predictor_corrector(snr: float = 0.16, steps: int = 1) -> Sampler:
-    """The PC sampler of Song et al. 2021: reverse diffusion, then Langevin."""
+    """The PC sampler of Song et al. 2021: reverse diffusion, then Langevin.
+
+    Args:
+      snr: signal-to-noise ratio of a Langevin step, above 0.
+      steps: number of Langevin steps after each move.
+
+    Raises:
+      UserError: for an argument out of its range.
+    """
     return with_corrector(sde.reverse_diffusion(), langevin(snr, steps))
 
 
 def ncsn(snr: float = 0.16, steps: int = 5) -> Sampler:
-    """NCSN's annealed Langevin dynamics (Song & Ermon 2019, algorithm 1): nothing but Langevin at
-    every noise level, x carried over in x / alpha.
+    """NCSN's annealed Langevin dynamics (Song & Ermon 2019, algorithm 1).
+
+    There is nothing but Langevin steps at every noise level; between levels x / alpha stays as it
+    is.
+
+    Args:
+      snr: signal-to-noise ratio of a Langevin step, above 0.
+      steps: number of Langevin steps at every level.
+
+    Raises:
+      UserError: for an argument out of its range.
     """
 
     def stay(noise, x, memory, t, s, denoise, process, cond):

@@ -1,15 +1,18 @@
-"""Exponential integrators: the linear part of the probability-flow ODE and of the reverse SDE
-solved exactly, for every solver built on that.
+"""Exponential integrators, which solve the linear part of the flow ODE and the SDE exactly.
 
-With lam = log(alpha / sigma) as clock, h = lam_s - lam_t, and the reverse SDE with `noise` eta >= 0
-(0: the ODE; 1: the time-reversed SDE)
+With lam = log(alpha / sigma) as the clock, h = lam_s - lam_t, and the reverse SDE with noise eta >=
+0 (0: the ODE; 1: the time-reversed SDE),
 
-    x_s = (sigma_s / sigma_t) e^(-eta h) x_t + alpha_s (1 + eta) int_0^h e^((1 + eta)(u - h)) x0-hat
-    du + sigma_s sqrt(1 - e^(-2 eta h)) z
-    x_s = (alpha_s / alpha_t) x_t - sigma_s int_0^h e^(h - u) eps-hat du                                (the ODE in noise prediction)
+    x_s = (sigma_s / sigma_t) e^(-eta h) x_t
+          + alpha_s (1 + eta) int_0^h e^((1 + eta)(u - h)) x0-hat du
+          + sigma_s sqrt(1 - e^(-2 eta h)) z
+
+and, for the ODE in noise prediction,
+
+    x_s = (alpha_s / alpha_t) x_t - sigma_s int_0^h e^(h - u) eps-hat du
 
 (Lu et al. 2022a, prop. 3.1; 2022b, prop. 4.1; Xue et al. 2023, SA-Solver, prop. 4.2, eta = tau^2).
-A method replaces the prediction by a polynomial through known values; so a move is carry * x +
+A method replaces the prediction by a polynomial through known values, so a move is carry * x +
 sum_j weight_j value_j + noise.
 """
 
@@ -23,13 +26,14 @@ from diffusion_jax.types import Array, Process
 
 
 def log_ratio(process: Process, t: Array) -> Array:
-    """log(alpha / sigma), the lambda of Lu et al.; half our log-SNR."""
+    """Returns log(alpha / sigma) at t, the lambda of Lu et al.: half of our log-SNR."""
     return 0.5 * gaussian.logsnr(process, t)
 
 
 def phi(k: int, z: Array) -> Array:
-    """phi_k(z) = (phi_{k-1}(z) - 1 / (k-1)!) / z, phi_0 = exp (Hochbruck & Ostermann 2010): a
-    series where |z| < 1, free of cancellation.
+    """Returns phi_k(z) = (phi_{k-1}(z) - 1 / (k-1)!) / z with phi_0 = exp.
+
+    (Hochbruck & Ostermann 2010.) A series is used where |z| < 1, which is free of cancellation.
     """
     term = total = jnp.ones_like(z) / float(np.prod(np.arange(1, k + 1), dtype=float))
     for j in range(1, 18):
@@ -43,8 +47,9 @@ def phi(k: int, z: Array) -> Array:
 
 
 def _differences(nodes: Array, p: int) -> Array:
-    """The coefficients of the polynomial through p values at these nodes, from the values: (p, p).
-    In units of the step.
+    """Returns the matrix (p, p) from p values at the nodes (p,) to their polynomial's coefficients.
+
+    The nodes are in units of the step.
     """
     one = jnp.ones((), nodes.dtype)
     if p == 1:
@@ -53,10 +58,8 @@ def _differences(nodes: Array, p: int) -> Array:
     return jnp.linalg.inv(vandermonde)
 
 
-def _nodes(process, times, t, s):
-    """Where earlier predictions stand, in units of the step from t to s, on the clock log(alpha /
-    sigma).
-    """
+def _nodes(process: Process, times: Array, t: Array, s: Array) -> Array:
+    """Returns the places of the times (p,) on the clock, in units of the step from t to s: (p,)."""
     lam = log_ratio(process, times)
     return (lam - log_ratio(process, t)) / (log_ratio(process, s) - log_ratio(process, t))
 
@@ -64,7 +67,15 @@ def _nodes(process, times, t, s):
 def carry(
     process: Process, t: Array, s: Array, *, data: bool = True, eta: float | Array = 0.0
 ) -> Array:
-    """What the move from t to s leaves of x."""
+    """Returns the factor of x in the move from t to s.
+
+    Args:
+      process: the process.
+      t: where the move begins, a scalar.
+      s: where it ends, a scalar.
+      data: whether the method is in data prediction or in noise prediction.
+      eta: amount of noise; 0 is the ODE.
+    """
     if not data:
         return process.alpha(s) / process.alpha(t)
     return (
@@ -75,8 +86,9 @@ def carry(
 
 
 def noise_level(process: Process, t: Array, s: Array, eta: float | Array) -> Array:
-    """Standard deviation of what the move from t to s adds; differentiable at eta = 0 too, where it
-    is 0.
+    """Returns the standard deviation of the noise that the move from t to s adds.
+
+    It is 0 at eta = 0, and differentiable there too.
     """
     share = -jnp.expm1(2 * eta * (log_ratio(process, t) - log_ratio(process, s)))
     return process.sigma(s) * jnp.where(share > 0, jnp.sqrt(jnp.where(share > 0, share, 1.0)), 0.0)
@@ -93,11 +105,18 @@ def weights(
     second: str = "exact",
     curvature: float = 1.0,
 ) -> Array:
-    """Of the values that stand at `times` (p,), p <= 4, in the move from t to s: (p,).
+    """Returns the weights (p,) of the values at `times` (p,), p <= 4, in the move from t to s.
 
-    second: with two values, 'exact' integrates the line through them, 'midpoint' takes its value
-      half-way (the papers' 2M and 2S).
-    curvature: factor of the quadratic term.
+    Args:
+      process: the process.
+      times: where the values are known, (p,).
+      t: where the move begins, a scalar.
+      s: where it ends, a scalar.
+      data: whether the values are x0-hat or eps-hat.
+      eta: amount of noise; 0 is the ODE.
+      second: with two values, 'exact' integrates the line through them; 'midpoint' takes its value
+        half-way (the papers' 2M and 2S).
+      curvature: factor of the quadratic term.
     """
     p = len(times)
     h = (1 + eta) * (log_ratio(process, s) - log_ratio(process, t))

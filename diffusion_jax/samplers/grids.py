@@ -1,8 +1,10 @@
-"""Where the sampler stops on the way: grid(process, n) -> n strictly decreasing times, from t_max
-to t_min, (n,) float32.
+"""Grids: grid(process, n) -> the n strictly decreasing times that a sampler visits, (n,) float32.
 
-To add one, write a function of (process, n, **options). `optimize` makes one for a model and a
-sampler, which experiments.optimize_grid keeps in a file and `stored` reads.
+A grid begins at the process's t_max and ends at its t_min, unless it leaves the last interval to
+x0-hat. To add one, write a function of (process, n, **options). placement.optimize makes a grid for
+one model and sampler; experiments.optimize_grid keeps it in a file, which `stored` reads. Every
+grid raises UserError for an option out of its range, and for more times than it can tell apart in
+float32.
 """
 
 from __future__ import annotations
@@ -22,23 +24,24 @@ from diffusion_jax.types import Array, Process
 
 
 def _rising(value: object, place: str) -> None:
-    """The rule of the log-SNRs of a stored grid."""
+    """Checks the log-SNRs of a stored grid."""
     reading.items(reading.number(-1e4, 1e4), least=1, most=100_000)(value, place)
     if not all(a <= b for a, b in zip(value, value[1:])):
         raise reading.Mismatch(f"{place} does not rise")
 
 
 def _lengths(value: object, place: str) -> None:
-    """The rule of the grids of a file: each stands under its number of times."""
+    """Checks the grids of a file, each of which has its number of times as its key."""
     reading.table(_rising)(value, place)
     if wrong := [key for key, grid in value.items() if key != str(len(grid))]:
         raise reading.Mismatch(f"{place}.{wrong[0]:.60} has {len(value[wrong[0]])} values")
 
 
-FILE = reading.record({"logsnr": _lengths})  # of a file of grids
+FILE = reading.record({"logsnr": _lengths})  # the format of a file of grids
 
 
 def _checked(ts: Array, name: str) -> Array:
+    """Returns ts; raises UserError unless it decreases strictly."""
     if not np.all(np.diff(np.asarray(ts)) < 0):
         raise UserError(
             f"grid '{name}' with n={len(ts)} is not strictly decreasing: ask for fewer points"
@@ -47,33 +50,34 @@ def _checked(ts: Array, name: str) -> Array:
 
 
 def _ramp(n: int) -> Array:
-    """0 .. 1 in n points; [0] for n = 1."""
+    """Returns n even points from 0 to 1; [0] for n = 1."""
     return jnp.linspace(0.0, 1.0, n)
 
 
 def _with_ends(process: Process, ts: Array, name: str) -> Array:
-    """These times with both ends exactly the process's own: float32 would leave t_min off by
-    t_max's rounding.
+    """Returns the times with both ends exactly the process's own.
+
+    In float32 the rounding of t_max would otherwise displace t_min.
     """
     ts = ts.at[0].set(process.t_max)
     return _checked(ts.at[-1].set(process.t_min) if len(ts) > 1 else ts, name)
 
 
 def _ends(process: Process) -> tuple[float, float]:
-    """log(sigma / alpha) at t_max and at t_min."""
+    """Returns log(sigma / alpha) at t_max and at t_min."""
     high, low = (-0.5 * logsnr(process, jnp.asarray(t)) for t in (process.t_max, process.t_min))
     return high, low
 
 
 def uniform(process: Process, n: int) -> Array:
-    """Equal steps of t."""
+    """Equal steps of t, n times."""
     return _with_ends(
         process, process.t_max + _ramp(n) * (process.t_min - process.t_max), "uniform"
     )
 
 
 def uniform_logsnr(process: Process, n: int) -> Array:
-    """Equal steps of the log-SNR (Lu et al. 2022, sec. 4)."""
+    """Equal steps of the log-SNR, n times (Lu et al. 2022, sec. 4)."""
     high, low = _ends(process)
     return _with_ends(
         process, time_of_logsnr(process, -2 * (high + _ramp(n) * (low - high))), "uniform_logsnr"
@@ -81,7 +85,7 @@ def uniform_logsnr(process: Process, n: int) -> Array:
 
 
 def karras(process: Process, n: int, rho: float = 7.0) -> Array:
-    """(sigma / alpha)^(1 / rho) in equal steps (Karras et al. 2022, eq. 5)."""
+    """Equal steps of (sigma / alpha)^(1 / rho), n times (Karras et al. 2022, eq. 5)."""
     need_ranges("karras", rho=(rho, 1e-2, 1e3))
     high, low = (jnp.exp(end / rho) for end in _ends(process))
     return _with_ends(
@@ -92,14 +96,15 @@ def karras(process: Process, n: int, rho: float = 7.0) -> Array:
 
 
 def quadratic(process: Process, n: int) -> Array:
-    """sqrt(t) in equal steps (Song et al. 2021, DDIM, app. D.2): dense near the data."""
+    """Equal steps of sqrt(t), n times, dense near the data (Song et al. 2021, DDIM, app. D.2)."""
     high, low = math.sqrt(process.t_max), math.sqrt(process.t_min)
     return _with_ends(process, (high + _ramp(n) * (low - high)) ** 2, "quadratic")
 
 
 def cosine(process: Process, n: int) -> Array:
-    """arctan(sigma / alpha) in equal steps: the angle of the cosine path (Nichol & Dhariwal 2021;
-    TrigFlow), uniform t there.
+    """Equal steps of arctan(sigma / alpha), n times: the angle of the cosine path.
+
+    (Nichol & Dhariwal 2021; TrigFlow.) On the cosine path it is `uniform`.
     """
     high, low = (jnp.arctan(jnp.exp(end)) for end in _ends(process))
     return _with_ends(
@@ -110,8 +115,9 @@ def cosine(process: Process, n: int) -> Array:
 
 
 def flow_shift(process: Process, n: int, shift: float = 3.0) -> Array:
-    """u in equal steps, sigma / alpha = shift u / (1 - u): flow time, shifted once (Esser et al.
-    2024, eq. 23). shift 1: uniform t of a flow.
+    """Equal steps of u, n times, with sigma / alpha = shift u / (1 - u): shifted time of a flow.
+
+    (Esser et al. 2024, eq. 23.) With shift=1 it is uniform in the time of rectified flow.
     """
     need_ranges("flow_shift", shift=(shift, 1e-6, 1e6))
     high, low = (1 / (1 + shift * jnp.exp(-end)) for end in _ends(process))
@@ -124,14 +130,22 @@ def flow_shift(process: Process, n: int, shift: float = 3.0) -> Array:
 
 
 def logistic(process: Process, n: int, mean: float = -1.0, scale: float = 2.0) -> Array:
-    """The first n of n + 1 even quantiles of a logistic distribution of log(sigma / alpha), from
-    t_max to t_min: what 'auto' is made of.
+    """The first n of n + 1 even quantiles of a logistic distribution of log(sigma / alpha).
 
-    u = 1 / (1 + exp(-(log(sigma / alpha) - mean) / scale)) in equal steps, which are short in
-    log(sigma / alpha) about `mean`, where data take shape, and long at both ends, where x0-hat
-    hardly changes. The last interval is left to x0-hat. With mean -1.2 and scale about 0.7 it is
-    EDM's law of training noise (Karras et al. 2022, table 1); scale 1 with both ends kept is
-    flow_shift, exp(mean) its shift.
+    It is the grid of most samplers under 'auto'. u = 1 / (1 + exp(-(log(sigma / alpha) - mean) /
+    scale)) has equal steps, which are short in log(sigma / alpha) around `mean`, where data take
+    shape, and long at both ends, where x0-hat hardly changes. The last interval is left to x0-hat.
+    With mean -1.2 and scale about 0.7 it is EDM's distribution of training noise (Karras et al.
+    2022, table 1); scale 1 with both ends kept is `flow_shift`, with exp(mean) as its shift.
+
+    Args:
+      process: the process.
+      n: number of times.
+      mean: mean of the logistic distribution.
+      scale: scale of the logistic distribution, above 0.
+
+    Raises:
+      UserError: for a scale that is not positive.
     """
     if scale <= 0:
         raise UserError(f"grid 'logistic' needs a scale above 0; got {scale}")
@@ -149,8 +163,9 @@ def runge_kutta(
     growth: float = 0.01,
     in_time: bool = False,
 ) -> Array:
-    """The first n of n + 1 times between which F rises equally: for steps whose slopes are taken at
-    both ends, as Heun's.
+    """The first n of n + 1 times between which F rises equally, for Runge-Kutta methods.
+
+    Their steps evaluate the slope at both ends, as Heun's do.
 
     F = 1 / (1 + exp(-(log(sigma / alpha) - mean) / scale)) + growth |log c|, where |log c| is the
     total change of log c from t_min on. The first term is that of `logistic`; the second shortens
@@ -159,7 +174,10 @@ def runge_kutta(
     + sigma^2 for x_t itself, which changes little on variance-preserving paths.
 
     Args:
-      mean, scale: of the logistic distribution of log(sigma / alpha).
+      process: the process.
+      n: number of times.
+      mean: mean of the logistic distribution of log(sigma / alpha).
+      scale: scale of the logistic distribution of log(sigma / alpha).
       growth: weight of the change of log c.
       in_time: whether the variable is x_t (ode.heun, ode.rk4) and not x / alpha (ode.edm_heun,
         ode.edm_rk4).
@@ -186,10 +204,10 @@ def runge_kutta(
 
 
 def spec(name: str, sampler: base.Sampler) -> str:
-    """The grid that config.sampler.grid=name means for this sampler: 'auto' is the sampler's own,
-    another name is itself.
+    """Returns the spec that config.sampler.grid=name means for this sampler.
 
-    An adaptive sampler, whose grid is its two ends, always takes its own.
+    'auto' is the sampler's own grid; another name is itself. An adaptive sampler, whose grid is its
+    two ends, always has its own.
     """
     return sampler.grid if name == "auto" or base.adaptive(sampler) else name
 
@@ -204,12 +222,18 @@ STEPS = {
 
 
 def align_your_steps(process: Process, n: int, table: str = "sd15") -> Array:
-    """Align Your Steps (Sabour et al. 2024): a table of eleven noise levels, log-linear between its
-    rows for other n.
+    """Align Your Steps (Sabour et al. 2024): eleven noise levels, log-linear between them.
 
-    table: sd15, sdxl, deepfloyd or svd, whose models the levels were fitted to; here they are
-    stretched in log(sigma / alpha) to the process's own ends. For times fitted to your own model
-    see experiments.optimize_grid.
+    The levels are stretched in log(sigma / alpha) to the process's own ends. For times that are
+    fitted to your own model see experiments.optimize_grid.
+
+    Args:
+      process: the process.
+      n: number of times.
+      table: 'sd15', 'sdxl', 'deepfloyd' or 'svd', the model that the levels were fitted to.
+
+    Raises:
+      UserError: for another table.
     """
     if table not in STEPS:
         raise unknown("table of align_your_steps", table, STEPS)
@@ -227,13 +251,13 @@ def align_your_steps(process: Process, n: int, table: str = "sd15") -> Array:
     )
 
 
-# ---- for networks that jump: the data end is no stop
+# ---- few-step models: the grid does not include the data end
 def few_step(process: Process, n: int, sigma_data: float = 0.5) -> Array:
-    """The first n of n + 1 equal steps of TrigFlow's angle, arctan(sigma / (alpha sigma_data)):
-    each is a time to jump to the data from.
+    """The first n of n + 1 equal steps of TrigFlow's angle, arctan(sigma / (alpha sigma_data)).
 
-    For two steps the second begins where noise and data are of equal size. Where so many would
-    leave [t_min, t_max], of its angles.
+    From each of the times a few-step model moves to the data. For n = 2 the second time is where
+    noise and data have equal size. If so many steps of [0, pi / 2] would leave [t_min, t_max], the
+    steps are of the process's own range of angles.
     """
     need_ranges("few_step", sigma_data=(sigma_data, 1e-6, 1e4))
     share = jnp.arange(1, n) / n
@@ -247,19 +271,28 @@ def few_step(process: Process, n: int, sigma_data: float = 0.5) -> Array:
 
 
 def levels(process: Process, n: int, levels: tuple[float, ...] = (0.8, 0.3, 0.1)) -> Array:
-    """t_max, then these noise levels sigma / alpha: the first n of all. UserError for more than
-    there are (0.8: Song et al. 2023, sec. 6.1).
+    """The first n of t_max and these noise levels sigma / alpha (0.8: Song et al. 2023, sec. 6.1).
+
+    Args:
+      process: the process.
+      n: number of times, at most len(levels) + 1.
+      levels: decreasing noise levels sigma / alpha.
+
+    Raises:
+      UserError: for more times than there are.
     """
     if n > len(levels) + 1:
         raise UserError(
-            f"grid 'levels' has {len(levels) + 1} times, t_max and levels={tuple(levels)}; got n={n}"
+            f"grid 'levels' has {len(levels) + 1} times, t_max and levels={tuple(levels)}; "
+            f"got n={n}"
         )
     later = time_of_logsnr(process, -2 * jnp.log(jnp.asarray(levels[: n - 1], jnp.float32)))
     return _checked(jnp.append(jnp.float32(process.t_max), later), "levels")
 
 
-# ---- strided: sub-sequences of a chain of `steps` times t = (j + 1) / steps, as diffusers names them ------------------------
+# ---- strided: subsequences of a chain of `steps` times t = (j + 1) / steps, by diffusers' names
 def _strided(j: np.ndarray, n: int, steps: int, name: str) -> Array:
+    """Returns the times of the steps j (n,) of the chain."""
     if not 1 <= n <= steps:
         raise UserError(f"grid '{name}' takes between 1 and steps={steps} points; got n={n}")
     if not 0 <= j.min() <= j.max() < steps:
@@ -270,39 +303,52 @@ def _strided(j: np.ndarray, n: int, steps: int, name: str) -> Array:
 
 
 def leading(process: Process, n: int, steps: int = 1000, offset: int = 0) -> Array:
-    """j = 0, k, 2k, ... with k = steps // n (DDIM's and diffusers' 'leading'): ends at the chain's
-    first time, starts below its last.
+    """The steps j = 0, k, 2k, ... of the chain with k = steps // n.
 
-    Raises UserError for n = 1, which would be the chain's first time alone: noise would be denoised
-    as if it were almost data.
+    (DDIM's and diffusers' 'leading'.) The grid ends at the chain's first time and starts below its
+    last.
+
+    Raises:
+      UserError: for n = 1, which would be the chain's first time alone, where noise would be
+        denoised as if it were almost data.
     """
     need_ranges("leading", steps=(steps, 1, 10**6), offset=(offset, 0, 10**6))
     if n == 1:
         raise UserError(
-            "grid 'leading' of one time has only the chain's first, where the data is; use 'trailing', or 2 evaluations or more"
+            "grid 'leading' of one time has only the chain's first, where the data is; "
+            "use 'trailing', or 2 evaluations or more"
         )
     return _strided(np.arange(n)[::-1] * (steps // max(n, 1)) + offset, n, steps, "leading")
 
 
 def linspace(process: Process, n: int, steps: int = 1000) -> Array:
-    """n rounded times from the chain's last to its first (improved DDPM's respacing; diffusers'
-    'linspace').
+    """Even times from the chain's last to its first, rounded to the chain.
+
+    (Improved DDPM's respacing; diffusers' 'linspace'.)
     """
     need_ranges("linspace", steps=(steps, 1, 10**6))
     return _strided(np.linspace(steps - 1, 0, n).round(), n, steps, "linspace")
 
 
 def trailing(process: Process, n: int, steps: int = 1000) -> Array:
-    """From the chain's last time down in steps of steps / n, rounded (Lin et al. 2024, table 2;
-    diffusers' 'trailing').
+    """From the chain's last time down in steps of steps / n, rounded to the chain.
+
+    (Lin et al. 2024, table 2; diffusers' 'trailing'.)
     """
     need_ranges("trailing", steps=(steps, 1, 10**6))
     return _strided(np.round(np.arange(n, 0, -1) * steps / max(n, 1)) - 1, n, steps, "trailing")
 
 
 def stored(process: Process, n: int, path: str) -> Array:
-    """The grid of n times in a file that `save` or experiments.optimize_grid wrote. UserError if it
-    has none of that length.
+    """The grid of n times in a file that experiments.optimize_grid wrote.
+
+    Args:
+      process: the process; the file holds log-SNRs.
+      n: number of times.
+      path: the file.
+
+    Raises:
+      UserError: if the file does not exist, is of another format, or has no grid of n times.
     """
     path = os.path.expanduser(path)
     if not os.path.lexists(path):
@@ -313,13 +359,15 @@ def stored(process: Process, n: int, path: str) -> Array:
         found = reading.json_file(path, FILE)["logsnr"]
     except UserError as error:
         raise UserError(
-            f"the grid file is not one that experiments.optimize_grid wrote ({error}); make it again"
+            "the grid file is not one that experiments.optimize_grid wrote "
+            f"({error}); make it again"
         ) from None
     if n == 1:
         return uniform(process, 1)
     if str(n) not in found:
         raise UserError(
-            f"grid file '{path}' has grids of {', '.join(sorted(found, key=int))} times, not of {n}; make one with experiments.optimize_grid --nfe=..."
+            f"grid file '{path}' has grids of {', '.join(sorted(found, key=int))} times, "
+            f"not of {n}; make one with experiments.optimize_grid --nfe=..."
         )
     ts = time_of_logsnr(process, jnp.asarray(found[str(n)]))
     return _checked(ts.at[0].set(process.t_max), "stored")

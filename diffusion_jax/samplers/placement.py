@@ -1,4 +1,4 @@
-"""Times of a grid placed by optimization, for one model and sampler."""
+"""Grids whose times are placed by optimization, for one model and one sampler."""
 
 from __future__ import annotations
 
@@ -16,11 +16,16 @@ from diffusion_jax.processes.gaussian import logsnr, time_of_logsnr
 from diffusion_jax.samplers import base
 from diffusion_jax.types import Array, Cond, Denoise, Key, Process
 
+Report = Callable[[int, float], None]  # (iteration, error), called after every iteration
 
-# ---- times placed by gradient
+
 class Placement(NamedTuple):
-    """ts: (n,) decreasing times; error: the RMS error to the reference that they leave; history:
-    that error after every iteration.
+    """Times placed by optimization.
+
+    Attributes:
+      ts: (n,) decreasing times.
+      error: RMS error to the reference at these times, or the score of `polish`.
+      history: the error after every iteration.
     """
 
     ts: Array
@@ -39,17 +44,33 @@ def optimize(
     cond: Cond = None,
     *,
     iterations: int = 30,
-    tell: Callable[[int, float], None] | None = None,
+    report: Report | None = None,
 ) -> Placement:
-    """Move the times ts (n,) so that the sampler, started at x (B, ...), comes as close as it can
-    to `reference` (B, ...), the exact solutions.
+    """Moves the times ts so that the sampler, started at x, comes close to the exact solutions.
 
-    The sum of squared errors over a few trajectories, minimised by Levenberg-Marquardt on the
-    logarithms of the log-SNR increments, with the derivative taken THROUGH the sampler in forward
+    The sum of squared errors over a few trajectories is minimized by Levenberg-Marquardt on the
+    logarithms of the log-SNR increments, with the derivative taken through the sampler in forward
     mode: there are few times, so it costs n tangents, keeps no activations and passes any loop. The
-    first time stays; the last may end early, since the last move is x0-hat. The sampler must be
-    deterministic; tell(iteration, error) is called after each iteration. Raises UserError for fewer
-    than two times or a start that is not finite.
+    first time stays; the last may end early, since the last move is x0-hat.
+
+    Args:
+      sampler: a deterministic sampler.
+      denoise: (x_t, t, cond) -> Prediction.
+      process: the process of the times.
+      key: key of the samples; a deterministic sampler draws nothing from it.
+      x: (B, ...) at time ts[0].
+      reference: (B, ...), the exact solutions.
+      ts: (n,) decreasing times to start from, n >= 2.
+      cond: the condition, with leading axis B.
+      iterations: the most iterations that are made.
+      report: called as report(iteration, error) after every iteration.
+
+    Returns:
+      The times and the errors on the way.
+
+    Raises:
+      UserError: for a stochastic sampler, fewer than two times, or a start whose images are not
+        finite.
     """
     if len(ts) < 2 or base.draws_noise(sampler, process):
         raise UserError("times can be placed for a deterministic sampler and at least 2 of them")
@@ -59,17 +80,30 @@ def optimize(
         found = base.sample(sampler, denoise, process, key, x, times(theta), cond)
         return jnp.ravel(found.x0 - reference) / math.sqrt(reference.size)
 
+    theta, error, history = _levenberg_marquardt(residual, theta, iterations, report)
+    return Placement(times(theta), error, history)
+
+
+def _levenberg_marquardt(
+    residual: Callable[[Array], Array], theta: Array, iterations: int, report: Report | None
+) -> tuple[Array, float, tuple[float, ...]]:
+    """Minimizes |residual(theta)|^2; returns theta (n,), |residual|, and |residual| on the way."""
+
     @jax.jit
     def normal_equations(theta):
         r, jacobian = residual(theta), jax.jacfwd(residual)(theta)
         return jnp.sum(r**2), jacobian.T @ jacobian, jacobian.T @ r
 
-    loss = jax.jit(lambda theta: jnp.sum(residual(theta) ** 2))
+    @jax.jit
+    def loss(theta):
+        return jnp.sum(residual(theta) ** 2)
+
     damping, history = 1e-2, []
     now, matrix, gradient = normal_equations(theta)
     if not np.isfinite(now):
         raise UserError(
-            "the sampler's images are not finite on the grid to start from; choose another --start or sampler"
+            "the sampler's images are not finite on the grid to start from; "
+            "choose another --start or sampler"
         )
     for i in range(iterations):
         accepted = False
@@ -84,11 +118,11 @@ def optimize(
         if accepted:
             now, matrix, gradient = normal_equations(theta)
         history.append(float(jnp.sqrt(now)))
-        if tell:
-            tell(i + 1, history[-1])
+        if report:
+            report(i + 1, history[-1])
         if not accepted or now > (1 - 1e-4) * before:
             break
-    return Placement(times(theta), float(jnp.sqrt(now)), tuple(history))
+    return theta, float(jnp.sqrt(now)), tuple(history)
 
 
 def polish(
@@ -97,14 +131,23 @@ def polish(
     ts: Array,
     *,
     evaluations: int = 80,
-    tell: Callable[[int, float], None] | None = None,
+    report: Report | None = None,
 ) -> Placement:
-    """Move the times ts (n,) towards the least score(times), whatever it measures, in at most so
-    many evaluations of it.
+    """Moves the times ts toward the least score(times), whatever the score measures.
 
-    Nelder & Mead's simplex (1965; scipy) in the coordinates of `optimize`: for scores without a
-    derivative worth taking, such as the Frechet distance of many images. The result is never worse
-    than ts. tell(evaluation, least score so far) follows it.
+    It is Nelder & Mead's simplex (1965; scipy) in the coordinates of `optimize`, for scores without
+    a derivative worth taking, such as the Fréchet distance of many images. The result is never
+    worse than ts.
+
+    Args:
+      score: the function of the times (n,) to minimize.
+      process: the process of the times.
+      ts: (n,) decreasing times to start from.
+      evaluations: the most evaluations of the score.
+      report: called as report(evaluation, least score so far) after every evaluation.
+
+    Returns:
+      The times and the least scores on the way.
     """
     theta, times = _increments(process, jnp.asarray(ts))
     times, history = jax.jit(times), []
@@ -112,32 +155,30 @@ def polish(
     def measured(theta) -> float:
         found = score(times(jnp.asarray(theta, ts.dtype)))
         history.append(min([found, *history[-1:]]))
-        if tell:
-            tell(len(history), history[-1])
+        if report:
+            report(len(history), history[-1])
         return found
 
     theta = np.asarray(theta, np.float64)
-    simplex = np.vstack(
-        [theta, theta + 0.3 * np.eye(len(theta))]
-    )  # by which an increment grows by a third, about
+    # each vertex lengthens one increment by about a third
+    simplex = np.vstack([theta, theta + 0.3 * np.eye(len(theta))])
     found = scipy.optimize.minimize(
         measured,
         theta,
         method="Nelder-Mead",
         options={"maxfev": evaluations, "initial_simplex": simplex, "fatol": 1e-4, "xatol": 1e-3},
     )
-    if (
-        before := score(ts)
-    ) <= found.fun:  # the coordinates keep a thousandth of the span for every increment
+    before = score(ts)
+    if before <= found.fun:  # the coordinates keep every increment above 1/1000 of the span
         return Placement(ts, float(before), (*history, float(before)))
     return Placement(times(jnp.asarray(found.x, ts.dtype)), float(found.fun), tuple(history))
 
 
 def _increments(process: Process, ts: Array) -> tuple[Array, Callable[[Array], Array]]:
-    """(theta (n,), times): free coordinates of decreasing times, the logarithms of their log-SNR
-    increments, and the way back.
+    """Returns (theta (n,), times): free coordinates of decreasing times, and the way back.
 
-    The first time stays; the last increment is what is left between the last time and t_min.
+    The coordinates are the logarithms of the log-SNR increments. The first time stays; the last
+    increment is what is left between the last time and t_min.
     """
     lam = logsnr(process, jnp.append(ts, process.t_min).astype(ts.dtype))
     span = lam[-1] - lam[0]

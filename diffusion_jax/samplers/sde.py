@@ -1,9 +1,8 @@
-"""Solvers of the reverse-time SDE, dx = [f x - g^2 score] dt + g dw (Song et al. 2021, eq. 6), and
-of its relatives with other noise.
+"""Solvers of the reverse-time SDE, dx = [f x - g^2 score] dt + g dw, and of SDEs with other noise.
 
-Any amount of noise has the same marginals, if the score keeps it in check: eta and tau below scale
-it, 0 being the probability-flow ODE. The exponential ones solve the linear part and the noise
-exactly (exponential.py).
+(Song et al. 2021, eq. 6.) Every amount of noise has the same marginals if the drift along the score
+balances it. eta and tau below scale the noise; 0 is the probability-flow ODE. The exponential
+integrators solve the linear part and the noise exactly (exponential.py).
 """
 
 from __future__ import annotations
@@ -13,20 +12,20 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import UserError, need_range, need_ranges, unknown
 from diffusion_jax.processes import gaussian
-from diffusion_jax.samplers import exponential, multistep, ode, stochastic
+from diffusion_jax.samplers import exponential, history, ode, stochastic
 from diffusion_jax.samplers.base import Sampler, memoryless, noise_range
 from diffusion_jax.samplers.exponential import log_ratio
-from diffusion_jax.types import Array
+from diffusion_jax.types import Array, Process
 
 
 def euler_maruyama() -> Sampler:
-    """x_s = x - (t - s) [f x + g^2 eps-hat / sigma] + g sqrt(t - s) z (Song et al. 2021, app. D).
-    Weak order 1.
+    """Euler-Maruyama (Song et al. 2021, app. D): weak order 1.
+
+    x_s = x - (t - s) [f x + g^2 eps-hat / sigma] + g sqrt(t - s) z.
     """
 
     def step(noise, x, t, s, denoise, process, cond):
@@ -38,11 +37,10 @@ def euler_maruyama() -> Sampler:
 
 
 def reverse_diffusion() -> Sampler:
-    """x_s = (2 - r) x + v score + sqrt(v) z, with x_t ~ N(r x_s, v): the forward chain's own move,
-    reversed (Song et al. 2021, app. E, eq. 46).
+    """Reverse diffusion (Song et al. 2021, app. E, eq. 46): the forward chain's move, reversed.
 
-    r and v are those between the two times (alpha_t / alpha_s; no N beta that could reach 1). Weak
-    order 1.
+    x_s = (2 - r) x + v score + sqrt(v) z, with x_t ~ N(r x_s, v). r and v are those between the two
+    times, r = alpha_t / alpha_s, so no N beta can reach 1. Weak order 1.
     """
 
     def step(noise, x, t, s, denoise, process, cond):
@@ -65,11 +63,11 @@ DIFFUSIONS = {  # D(t) of `interpolant`; t = 0 is the data, where SiT's clock ha
 
 
 def interpolant(diffusion: str = "sde", scale: float = 1.0) -> Sampler:
-    """Euler-Maruyama of dx = [velocity - D score] dt + sqrt(2 D) dw, for any D >= 0 (Albergo et al.
-    2023, eq. 2.36; Ma et al. 2024, SiT).
+    """Euler-Maruyama of dx = [velocity - D score] dt + sqrt(2 D) dw, for any D >= 0.
 
-    Every D gives the marginals of the process. Weak order 1. The steps must be short where D /
-    sigma^2 is large: 'constant' needs many steps near the data.
+    (Albergo et al. 2023, eq. 2.36; Ma et al. 2024, SiT.) Every D gives the marginals of the
+    process. Weak order 1. The steps must be short where D / sigma^2 is large: 'constant' needs many
+    steps near the data.
 
     Args:
       diffusion: the shape of D(t), by the names of SiT's code. 'sde' is g^2 / 2 (there 'SBDM'),
@@ -80,7 +78,7 @@ def interpolant(diffusion: str = "sde", scale: float = 1.0) -> Sampler:
         square of 'decreasing'); 0 is ode.euler.
 
     Raises:
-      UserError: for a shape that does not exist, or a scale that is negative or not finite.
+      UserError: for an unknown shape, or a scale that is negative or not finite.
     """
     if diffusion not in DIFFUSIONS:
         raise unknown("diffusion of sde.interpolant", diffusion, DIFFUSIONS)
@@ -100,12 +98,20 @@ def interpolant(diffusion: str = "sde", scale: float = 1.0) -> Sampler:
 def edm(
     S_churn: float = 40.0, S_min: float = 0.05, S_max: float = 50.0, S_noise: float = 1.003
 ) -> Sampler:
-    """EDM's stochastic sampler (Karras et al. 2022, algorithm 2), for any process:
-    stochastic.churned(ode.edm_heun()).
+    """EDM's stochastic sampler (Karras et al. 2022, algorithm 2), for any process.
 
-    Each step first adds noise, raising sigma / alpha by the factor 1 + gamma, gamma = min(S_churn /
-    n, sqrt(2) - 1) while sigma / alpha is in [S_min, S_max]; then takes a Heun step down. S_churn =
-    0 is ode.edm_heun. Never rises above the process's own t_max.
+    It is stochastic.churned(ode.edm_heun()): each step first adds noise, which raises sigma / alpha
+    by the factor 1 + gamma, gamma = min(S_churn / n, sqrt(2) - 1) while sigma / alpha is in [S_min,
+    S_max], and then takes a Heun step down. It never rises above the process's own t_max.
+
+    Args:
+      S_churn: amount of noise over all n steps, 0 or above; 0 is ode.edm_heun.
+      S_min: lowest level sigma / alpha at which noise is added.
+      S_max: highest level sigma / alpha at which noise is added.
+      S_noise: factor of the noise's standard deviation.
+
+    Raises:
+      UserError: for an argument out of its range.
     """
     need_ranges("sde.edm", S_churn=(S_churn, 0, math.inf), S_noise=(S_noise, 0, math.inf))
     return stochastic.churned(ode.edm_heun(), S_churn, S_min, S_max, S_noise)
@@ -121,7 +127,7 @@ def _dpmpp(
     lower_order_final: bool = True,
     grid: str = "logistic()",
 ) -> Sampler:
-    """The multistep exponential solver of the reverse SDE with noise eta, in data prediction."""
+    """Returns the multistep exponential solver of the reverse SDE with noise eta."""
     need_range(f"sde.{name}: eta", eta, 0)
     if second not in ("midpoint", "exact"):
         raise unknown(f"second of sde.{name}", second, ("midpoint", "exact"))
@@ -131,7 +137,7 @@ def _dpmpp(
             process, times, times[0], s, eta=eta, second=second, curvature=curvature
         )
 
-    return multistep.solver(
+    return history.solver(
         order,
         lambda prediction: prediction.x0,
         functools.partial(exponential.carry, eta=eta),
@@ -143,20 +149,32 @@ def _dpmpp(
 
 
 def dpmpp_1(eta: float = 1.0) -> Sampler:
-    """SDE-DPM-Solver++ 1 (Lu et al. 2022b, sec. 5; Xue et al. 2023): x0-hat held over the step,
-    linear part and noise exact.
+    """SDE-DPM-Solver++ 1 (Lu et al. 2022b, sec. 5; Xue et al. 2023): x0-hat held over the step.
 
     x_s = (sigma_s / sigma_t) e^(-eta h) x - alpha_s expm1(-(1 + eta) h) x0 + sigma_s sqrt(1 - e^(-2
-    eta h)) z; eta = 1 is ancestral.ddpm('small').
+    eta h)) z; the linear part and the noise are exact.
+
+    Args:
+      eta: amount of noise, at least 0; 1 is ancestral.ddpm('small'), 0 is ancestral.ddim().
+
+    Raises:
+      UserError: if eta is negative or not finite.
     """
     return _dpmpp("dpmpp_1", 1, eta)
 
 
 def dpmpp_2m(eta: float = 1.0, second: str = "midpoint", lower_order_final: bool = True) -> Sampler:
-    """SDE-DPM-Solver++(2M) (Lu et al. 2022b, sec. 5; k-diffusion's dpmpp_2m_sde): the line through
-    the last two x0-hat.
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022b, sec. 5; k-diffusion's dpmpp_2m_sde).
 
-    second: 'midpoint', or 'exact' (k-diffusion's 'heun'). eta = 0 is multistep.dpmpp_2m.
+    It integrates the line through the last two x0-hat.
+
+    Args:
+      eta: amount of noise, at least 0; 1 is the reverse SDE, 0 is multistep.dpmpp_2m.
+      second: weight of the difference, 'midpoint' or 'exact' (k-diffusion's 'heun').
+      lower_order_final: whether the order falls at the end of the grid (history.py).
+
+    Raises:
+      UserError: for an argument out of its range.
     """
     return _dpmpp("dpmpp_2m", 2, eta, second, lower_order_final=lower_order_final)
 
@@ -167,43 +185,52 @@ def dpmpp_3m(
     second: str = "midpoint",
     lower_order_final: bool = True,
 ) -> Sampler:
-    """SDE-DPM-Solver++(3M) (k-diffusion's dpmpp_3m_sde): the parabola through the last three
-    x0-hat.
+    """SDE-DPM-Solver++(3M) (k-diffusion's dpmpp_3m_sde).
 
-    eta = 0 is multistep.dpmpp_3m. k-diffusion has curvature=0.5 and second='exact'.
+    It integrates the parabola through the last three x0-hat. k-diffusion has curvature=0.5 and
+    second='exact'.
 
     Args:
-      eta: amount of noise, at least 0; 1 is the reverse SDE.
-      curvature: factor of the quadratic term.
+      eta: amount of noise, at least 0; 1 is the reverse SDE, 0 is multistep.dpmpp_3m.
+      curvature: factor of the quadratic term, in [0, 10].
       second: weight of the difference in the second step, which has two values only; as in
         `dpmpp_2m`.
-      lower_order_final: whether the order falls at the end of the grid (multistep.py).
+      lower_order_final: whether the order falls at the end of the grid (history.py).
+
+    Raises:
+      UserError: for an argument out of its range.
     """
     need_ranges("sde.dpmpp_3m", curvature=(curvature, 0, 10))
-    return _dpmpp("dpmpp_3m", 3, eta, second, curvature, lower_order_final, multistep.THIRD_ORDER)
+    return _dpmpp("dpmpp_3m", 3, eta, second, curvature, lower_order_final, history.THIRD_ORDER)
 
 
 def dpmpp_2s(eta: float = 1.0, r: float = 0.5) -> Sampler:
-    """DPM-Solver++(2S) for the SDE (k-diffusion's dpmpp_sde): a second look at the ratio r of the
-    step, reached with noise of its own.
+    """DPM-Solver++(2S) for the SDE (k-diffusion's dpmpp_sde): two evaluations per step.
 
-    Both moves go down to sigma_down and add sigma_up, as ancestral.euler_ancestral, whose limit for
+    The second evaluation is at the ratio r of the step and is reached with noise of its own. Both
+    moves go down to sigma_down and add sigma_up, as in ancestral.euler_ancestral, whose limit for
     eta above 1 is used here too. The noise of the whole step contains that of its first part, as on
-    one path of the SDE: independent draws would cost the weak order. Two evaluations a step.
+    one path of the SDE: independent draws would cost the weak order.
+
+    Args:
+      eta: amount of noise, at least 0; 1 is the reverse SDE, 0 is singlestep.dpmpp_2s.
+      r: ratio of the step at which the second evaluation is made, between 0 and 1.
+
+    Raises:
+      UserError: for an argument out of its range.
     """
     need_range("sde.dpmpp_2s: eta", eta, 0)
     if not 0 < r < 1:
-        raise UserError(
-            f"sde.dpmpp_2s(r={r}): the second look is at a ratio of the step between 0 and 1"
-        )
+        raise UserError(f"sde.dpmpp_2s(r={r}): r, the ratio of the step, must be between 0 and 1")
 
     def step(noise, x, t, s, denoise, process, cond):
         low, high = log_ratio(process, t), log_ratio(process, s)
         middle = gaussian.time_of_logsnr(process, 2 * (low + r * (high - low)))
 
         def move(x0, end, z):
-            """From x at t to `end`, x0 held: noise of variance up^2 sigma_end^2, the rest of the
-            old noise scaled to fit.
+            """Returns x at `end` with x0 held and fresh noise of variance up sigma_end^2.
+
+            The old noise is scaled down to the rest of the variance.
             """
             up = jnp.minimum(-(eta**2) * jnp.expm1(2 * (low - log_ratio(process, end))), 1.0)
             down = process.sigma(end) * jnp.sqrt(1 - up)
@@ -231,11 +258,17 @@ def dpmpp_2s(eta: float = 1.0, r: float = 0.5) -> Sampler:
 
 
 class _Corrected(NamedTuple):
-    """SA-Solver's memory: the predictions, x where the last move began, and the noise of that move."""
+    """SA-Solver's memory.
 
-    history: multistep.History
-    x: jax.Array
-    z: jax.Array
+    Attributes:
+      past: the predictions.
+      x: x where the last move began, (B, ...).
+      z: the noise of that move, (B, ...).
+    """
+
+    past: history.History
+    x: Array
+    z: Array
 
 
 def sa(
@@ -246,70 +279,92 @@ def sa(
     S_max: float = math.inf,
     lower_order_final: bool = True,
 ) -> Sampler:
-    """SA-Solver (Xue et al. 2023, algorithm 1): stochastic Adams methods in data prediction, with
-    noise eta(t) = tau(t)^2.
+    """SA-Solver (Xue et al. 2023, algorithm 1): stochastic Adams methods in data prediction.
 
-    The evaluation that starts a step first corrects the move that led to it, with the same noise;
-    so a step costs one. tau is held at its value at the start of each step (the paper's piecewise
-    constant tau), so that the linear part and the noise are exact.
+    The noise is eta(t) = tau(t)^2. The evaluation that starts a step first corrects the move that
+    led to it, with the same noise, so a step costs one evaluation. tau is held at its value at the
+    start of each step (the paper's piecewise constant tau), so that the linear part and the noise
+    are exact.
 
     Args:
       predictor: number of predictions that the predictor takes, 1 to 4.
       corrector: number of predictions that the corrector takes, 1 to 4; 0: no corrector.
       tau: amount of noise, at least 0, or a function of the process's time t; 1 is the reverse SDE,
-      0 is deterministic. S_min, S_max: tau is 0 where sigma / alpha is outside [S_min, S_max] (the
-      paper has [0.05, 1] on EDM's path).
+        0 is deterministic.
+      S_min: tau is 0 where sigma / alpha is below S_min (the paper has 0.05 on EDM's path).
+      S_max: tau is 0 where sigma / alpha is above S_max (the paper has 1 on EDM's path).
       lower_order_final: whether predictor and corrector take fewer predictions at the end of the
-        grid (multistep.py).
+        grid (history.py).
 
     Raises:
       UserError: for a number out of its range.
     """
     if not (1 <= predictor <= 4 and 0 <= corrector <= 4):
         raise UserError(
-            f"sde.sa(predictor={predictor}, corrector={corrector}): the predictor takes 1 to 4 predictions, the corrector 0 to 4"
+            f"sde.sa(predictor={predictor}, corrector={corrector}): the predictor must take 1 to 4 "
+            "predictions, the corrector 0 to 4"
         )
     need_range("sde.sa: tau", tau, 0)
     noise_range("sde.sa", S_min, S_max)
-    everywhere, none = S_min == 0 and S_max == math.inf, not callable(tau) and tau == 0
+    none = not callable(tau) and tau == 0
+    eta_at = functools.partial(_eta, tau, S_min, S_max)
 
-    def eta_at(process, t):
-        if none:
-            return 0.0
-        eta = (tau(t) if callable(tau) else jnp.full_like(t, tau)) ** 2
-        ratio = process.sigma(t) / process.alpha(t)
-        return eta if everywhere else jnp.where((S_min <= ratio) & (ratio <= S_max), eta, 0.0)
-
-    def move(process, x, history, z, order, t, s, more=0):
-        eta = eta_at(process, t)
-        weights = [
-            exponential.weights(process, history.times[:p], t, s, eta=eta)
-            for p in range(1, order + 1)
-        ]
-        x = exponential.carry(process, t, s, eta=eta) * x + multistep.combine(
-            process, weights, history, more
-        )
-        return x if none else x + exponential.noise_level(process, t, s, eta) * z
-
-    def step(noise, x, past, t, s, denoise, process, cond):
-        history = multistep.remember(past.history, denoise(x, t, cond).x0, t)
+    def step(noise, x, memory, t, s, denoise, process, cond):
+        past = history.remember(memory.past, denoise(x, t, cond).x0, t)
         if corrector:
-            # of the step before, which has the prediction at its end besides
-            again = move(
-                process, past.x, history, past.z, corrector, past.history.times[0], t, more=2
+            # 2 more: the move before also has the prediction at its end
+            began = memory.past.times[0]
+            again = _adams(
+                process, memory.x, past, memory.z, corrector, eta_at(process, began), began, t, 2
             )
-            x = jnp.where(past.history.count > 0, again, x)
-        z = past.z if none else noise.path(t, s)
-        return move(process, x, history, z, predictor, t, s), _Corrected(history, x, z)
+            x = jnp.where(memory.past.count > 0, again, x)
+        z = memory.z if none else noise.path(t, s)
+        moved = _adams(process, x, past, z, predictor, eta_at(process, t), t, s)
+        return moved, _Corrected(past, x, z)
 
     def init(x, ts):
-        return _Corrected(
-            multistep.empty(max(predictor, corrector), x, ts, lower_order_final),
-            x,
-            jnp.zeros_like(x),
-        )
+        past = history.empty(max(predictor, corrector), x, ts, lower_order_final)
+        return _Corrected(past, x, jnp.zeros_like(x))
 
-    return Sampler(init, step, grid=multistep.THIRD_ORDER)
+    return Sampler(init, step, grid=history.THIRD_ORDER)
+
+
+def _eta(
+    tau: float | Callable[[Array], Array], S_min: float, S_max: float, process: Process, t: Array
+) -> Array | None:
+    """Returns the noise tau(t)^2 of SA-Solver at time t; None where there is none at any time."""
+    if not callable(tau) and tau == 0:
+        return None
+    eta = (tau(t) if callable(tau) else jnp.full_like(t, tau)) ** 2
+    if S_min == 0 and S_max == math.inf:
+        return eta
+    ratio = process.sigma(t) / process.alpha(t)
+    return jnp.where((S_min <= ratio) & (ratio <= S_max), eta, 0.0)
+
+
+def _adams(
+    process: Process,
+    x: Array,
+    past: history.History,
+    z: Array,
+    order: int,
+    eta: Array | None,
+    t: Array,
+    s: Array,
+    more: int = 0,
+) -> Array:
+    """Returns x at s by a stochastic Adams move from x at t with the noise z.
+
+    order: number of predictions; more: see `history.allowed`.
+    """
+    amount = 0.0 if eta is None else eta
+    weights = [
+        exponential.weights(process, past.times[:p], t, s, eta=amount) for p in range(1, order + 1)
+    ]
+    x = exponential.carry(process, t, s, eta=amount) * x + history.combine(
+        process, weights, past, more
+    )
+    return x if eta is None else x + exponential.noise_level(process, t, s, eta) * z
 
 
 # The members of the family, which a config may name.

@@ -1,14 +1,16 @@
 """Noise for any deterministic one-step sampler: ancestral steps, and the churn of EDM.
 
-    stochastic.ancestral(singlestep.dpmpp_2s())      DPM-Solver++ 2S ancestral   (k-diffusion's sample_dpmpp_2s_ancestral)
-    stochastic.ancestral(ode.midpoint())             DPM2 ancestral              (sample_dpm_2_ancestral)
-    stochastic.ancestral(ancestral.ddim())           Euler ancestral             (sample_euler_ancestral)
-    stochastic.churned(ancestral.ddim())             Euler with churn            (sample_euler)
-    stochastic.churned(ode.edm_heun())               EDM's sampler, sde.edm      (sample_heun)
-    stochastic.churned(ode.midpoint())               DPM2 with churn             (sample_dpm_2)
+    spec                                       method                      in k-diffusion
+    stochastic.ancestral(singlestep.dpmpp_2s())  DPM-Solver++ 2S ancestral   dpmpp_2s_ancestral
+    stochastic.ancestral(ode.midpoint())         DPM2 ancestral              dpm_2_ancestral
+    stochastic.ancestral(ancestral.ddim())       Euler ancestral             euler_ancestral
+    stochastic.churned(ancestral.ddim())         Euler with churn            euler
+    stochastic.churned(ode.edm_heun())           EDM's sampler, sde.edm      heun
+    stochastic.churned(ode.midpoint())           DPM2 with churn             dpm_2
 
-Both work in the frame (x / alpha, u = sigma / alpha), so for every process. What they add keeps the
-marginals: the law of the output has the order of the sampler, whatever the amount of noise.
+Both work in the frame (x / alpha, u = sigma / alpha), and so for every process. The noise that they
+add keeps the marginals: the law of the output converges at the order of the sampler, whatever the
+amount of noise.
 """
 
 from __future__ import annotations
@@ -24,16 +26,16 @@ from diffusion_jax.samplers.base import Sampler, draws_noise, memoryless, noise_
 
 
 def ancestral(sampler: Sampler, eta: float = 1.0, S_noise: float = 1.0) -> Sampler:
-    """The sampler's move to a lower noise level than s, then the noise that leads back to s.
+    """Moves by the sampler to a lower noise level than s, then adds the noise that leads back to s.
 
     u_up^2 = eta^2 u_s^2 (u_t^2 - u_s^2) / u_t^2 and u_down^2 = u_s^2 - u_up^2 (Katherine Crowson's
-    k-diffusion; Ho et al. 2020 at eta = 1). u_down is not below the process's own lowest level;
-    near the data there is then less noise.
+    k-diffusion; Ho et al. 2020 at eta = 1). u_down is never below the process's own lowest level,
+    so near the data there is less noise.
 
     Args:
       sampler: a deterministic sampler without memory, such as singlestep.dpmpp_2s().
       eta: amount of noise, between 0 and 1; 0 is the sampler itself.
-      S_noise: factor of the noise's standard deviation, 1 where the law is to be kept.
+      S_noise: factor of the noise's standard deviation; 1 keeps the law.
 
     Raises:
       UserError: for a stochastic, multistep or adaptive sampler, or an amount of noise out of its
@@ -66,16 +68,17 @@ def churned(
     S_max: float = 50.0,
     S_noise: float = 1.003,
 ) -> Sampler:
-    """Noise that leads to a higher level than t, then the sampler's move from there to s (Karras et
-    al. 2022, algorithm 2).
+    """Adds noise that leads to a higher level than t, then moves by the sampler from there to s.
 
-    u rises by the factor 1 + gamma, gamma = min(S_churn / n, sqrt(2) - 1) for n steps, where u is
-    in [S_min, S_max]; never above the process's own t_max. The last move, to x0-hat, has no churn.
+    (Karras et al. 2022, algorithm 2.) u rises by the factor 1 + gamma, gamma = min(S_churn / n,
+    sqrt(2) - 1) for n steps, where u is in [S_min, S_max], but never above the process's own t_max.
+    The last move, to x0-hat, has no churn.
 
     Args:
       sampler: a deterministic sampler without memory, such as ode.midpoint().
       S_churn: amount of noise over all steps, 0 or above; 0 is the sampler itself.
-      S_min, S_max: the levels sigma / alpha between which noise is added.
+      S_min: lowest level sigma / alpha at which noise is added.
+      S_max: highest level sigma / alpha at which noise is added.
       S_noise: factor of the noise's standard deviation; above 1 it makes up for networks that
         remove too much.
 
@@ -115,17 +118,17 @@ def churned(
 
 
 def _need_plain(name: str, sampler: Sampler) -> None:
-    """UserError for a sampler that draws noise, or that remembers x or earlier predictions, which
-    noise would make untrue.
-    """
+    """Raises UserError for a sampler with noise, or with a memory, which noise would falsify."""
     x, ts = jax.ShapeDtypeStruct((1, 1), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.float32)
     if jax.tree.leaves(jax.eval_shape(sampler.init, x, ts)):
         raise UserError(
-            f"{name} takes a sampler without memory: singlestep.dpmpp_2s, ode.midpoint or ancestral.ddim, no multistep or adaptive one"
+            f"{name} takes a sampler without memory: singlestep.dpmpp_2s, ode.midpoint or "
+            "ancestral.ddim, no multistep or adaptive one"
         )
     if draws_noise(sampler, schedules.EDM()):
         raise UserError(
-            f"{name} takes a deterministic sampler: singlestep.dpmpp_2s, ode.midpoint or ancestral.ddim(eta=0)"
+            f"{name} takes a deterministic sampler: singlestep.dpmpp_2s, ode.midpoint or "
+            "ancestral.ddim(eta=0)"
         )
 
 

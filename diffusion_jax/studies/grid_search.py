@@ -297,7 +297,7 @@ def _optimized(
             ts,
             cond,
             iterations=search.iterations,
-            tell=_printer(nfe, name, "error on the starts"),
+            report=_printer(nfe, name, "error on the starts"),
         )
         for name, ts in first.items()
     ]
@@ -323,7 +323,7 @@ def _polished(
             starts.subject.process,
             ts,
             evaluations=search.polish,
-            tell=_printer(nfe, f"start {i + 1}", "score"),
+            report=_printer(nfe, f"start {i + 1}", "score"),
         )
         for i, ts in enumerate(sorted(candidates, key=worth)[: search.tries])
     ]

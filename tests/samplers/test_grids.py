@@ -241,7 +241,7 @@ def test_placed_times_beat_every_grid_on_other_starts(make):
             error(GRIDS[name](process, 8))
             for name in ("karras", "uniform_logsnr", "cosine", "quadratic")
         ]
-        told = []
+        errors = []
         placed = placement.optimize(
             make(),
             denoise,
@@ -251,7 +251,7 @@ def test_placed_times_beat_every_grid_on_other_starts(make):
             truth,
             grids.karras(process, 8),
             iterations=25,
-            tell=lambda i, e: told.append(e),
+            report=lambda i, e: errors.append(e),
         )
         assert (
             np.all(np.diff(placed.ts) < 0)
@@ -260,13 +260,14 @@ def test_placed_times_beat_every_grid_on_other_starts(make):
         )
         assert error(placed.ts) < min(hand) / (3 if make is multistep.dpmpp_2m else 1.5)
         assert (
-            told == list(placed.history) and np.all(np.diff(told) <= 0) and placed.error == told[-1]
+            errors == list(placed.history)
+            and np.all(np.diff(errors) <= 0)
+            and placed.error == errors[-1]
         )
 
 
 def test_polish_finds_the_times_of_the_least_score():
-    """From even log-SNR steps to Karras's, told only how far off they are; never worse than where
-    it began.
+    """From even log-SNR steps to Karras's by their distance alone; never worse than where it began.
     """
     process = schedules.VP()
     wanted, start = (

@@ -957,7 +957,7 @@ def test_no_higher_order_solver_is_worse_than_ddim(name):
         (lambda: singlestep.dpm_3s(0.3, 1.5), "ratios"),
         (lambda: corrector.langevin(steps=0), "at least 1"),
         (lambda: sde.edm(S_min=3.0, S_max=1.0), "S_max not below"),
-        (lambda: sde.sa(S_min=-1.0), "S_min is 0 or above"),
+        (lambda: sde.sa(S_min=-1.0), "S_min must be 0 or above"),
         (lambda: stochastic.ancestral(ode.heun(), 1.5), "at most 1"),
         (lambda: stochastic.ancestral(ancestral.ddpm()), "deterministic"),
         (lambda: stochastic.churned(multistep.unipc()), "without memory"),
