@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.arrays import expand, tree_lerp
+from diffusion_jax.denoisers.parameterization import END_TIME, has_end_time
 from diffusion_jax.errors import UserError
 from diffusion_jax.processes.gaussian import with_x0
 from diffusion_jax.types import Array, Cond, Denoise, Prediction, Process
@@ -31,8 +32,6 @@ PredictionPair = Callable[..., tuple[Prediction, Prediction]]
 
 # (x_t, t, cond) -> log p(cond | x_t), (B,), up to a term that does not depend on x_t.
 LogProb = Callable[[Array, Array, Cond], Array]
-
-END_TIME = "to"  # the entry of a condition that holds the time at which a move ends
 
 
 # ---- extrapolation away from a worse prediction
@@ -354,7 +353,7 @@ def _map_x0(denoise: Denoise, process: Process, change: Callable[[Array], Array]
 
     def changed(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
         prediction = denoise(x_t, t, cond)
-        if END_TIME in (cond or {}):
+        if has_end_time(cond):
             return prediction
         return with_x0(process, prediction, x_t, change(prediction.x0), t)
 
@@ -374,7 +373,7 @@ def without_end_time(denoise: Denoise) -> Denoise:
     """
 
     def with_one_time(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
-        if END_TIME in (cond or {}):
+        if has_end_time(cond):
             cond = {name: value for name, value in cond.items() if name != END_TIME} or None
         return denoise(x_t, t, cond)
 

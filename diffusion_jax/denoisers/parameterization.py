@@ -34,6 +34,8 @@ from diffusion_jax.errors import UserError, need_ranges, unknown
 from diffusion_jax.processes import gaussian
 from diffusion_jax.types import Apply, Array, Cond, Denoise, Params, Prediction, Process
 
+END_TIME = "to"  # the entry of a condition that holds the time at which a move ends
+
 # (process, x_t, t) -> (x_in, c_noise), the inputs of the network
 Encode = Callable[[Process, Array, Array], tuple[Array, Array]]
 
@@ -93,6 +95,11 @@ def decode(
     return Prediction((b * x_t - sigma * F) / det, (alpha * F - a * x_t) / det)
 
 
+def has_end_time(cond: Cond) -> bool:
+    """Whether a condition, which may also be no dict, says where the move from x_t ends."""
+    return isinstance(cond, dict) and END_TIME in cond
+
+
 def denoiser(
     apply: Apply, params: Params, parameterization: Parameterization, process: Process, **kwargs
 ) -> Denoise:
@@ -121,9 +128,9 @@ def denoiser(
 
     def denoise(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
         t = jnp.broadcast_to(t, x_t.shape[:1])
-        if "to" in (cond or {}):
-            alpha, sigma = process.alpha(cond["to"]), process.sigma(cond["to"])
-            cond = cond | {"to": sigma / (alpha + sigma)}
+        if has_end_time(cond):
+            alpha, sigma = process.alpha(cond[END_TIME]), process.sigma(cond[END_TIME])
+            cond = cond | {END_TIME: sigma / (alpha + sigma)}
         x_in, c_noise = parameterization.encode(process, x_t, t)
         F = apply(params, x_in, c_noise, cond, **kwargs).astype(x_t.dtype)
         residual = None

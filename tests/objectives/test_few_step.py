@@ -24,7 +24,7 @@ OBJECTIVES = {
     f"{module.__name__.rpartition('.')[2]}.{name}": make
     for module in (consistency, meanflow)
     for name, make in public(module, "FewStep").items()
-    if name != "in_steps"
+    if name != "discrete_time"
 }
 
 
@@ -71,7 +71,7 @@ def scored(objective, target, process, drawn, progress, shift=0.0):
 def of_teacher(target):
     """The teacher's step, without error."""
     return base.memoryless(
-        lambda noise, x, t, s, denoise, process: solve(
+        lambda noise, x, t, s, denoise, process, cond: solve(
             target, process, x, jnp.full(1, t), jnp.full(1, s)
         )
     )
