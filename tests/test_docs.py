@@ -212,6 +212,8 @@ def test_every_command_on_the_digits_model_runs(tmp_path):
     """
     config = small(digits.get_config("vp")).lock()
     assert train.train(config, str(tmp_path / "vp"))
+    images = pasted("def draw", page="sample")["draw"](str(tmp_path / "vp"), [3, 7])
+    assert images.shape == (2, 8, 8, 1)
     lines = [
         words
         for page in (ROOT / "README.md", *GUIDES)
@@ -246,11 +248,11 @@ def blocks(page: Path, language: str) -> list[tuple[int, str]]:
     ]
 
 
-def pasted(what: str, module: str = "pasted") -> dict:
-    """The names that the block of docs/extending.md that contains `what` defines, run as it stands
-    in a module of this name.
+def pasted(what: str, module: str = "pasted", page: str = "extending") -> dict:
+    """The names that the block of a page that contains `what` defines, run as it stands in a module
+    of this name.
     """
-    page = ROOT / "docs" / "extending.md"
+    page = ROOT / "docs" / f"{page}.md"
     (code,) = (code for _, code in blocks(page, "python") if what in code)
     names = {"__name__": module}
     exec(compile(code, page.name, "exec", dont_inherit=True), names)

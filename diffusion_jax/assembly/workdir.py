@@ -237,20 +237,28 @@ def _tuples(value: Any) -> Any:
 
 
 def load(
-    workdir: str | Path, config: ConfigDict, mesh: Mesh | None = None, *, step: int | None = None
+    workdir: str | Path,
+    config: ConfigDict | None = None,
+    mesh: Mesh | None = None,
+    *,
+    step: int | None = None,
 ) -> Trained:
-    """The trained model of a workdir: the newest whole checkpoint, with the weights of the config.
+    """Loads the trained model of a workdir from its newest whole checkpoint.
+
+    What config.sampler.guide needs of other runs, or of other weights of this one, is loaded too
+    (Experiment.others).
 
     Args:
-      workdir: the workdir.
-      config: the config by which it is used. The other networks that its guide needs are loaded
-        likewise.
-      mesh: over which the parameters are spread; None for whole arrays on the default device.
-      step: of the checkpoint; None for the newest.
+      workdir: the folder of the run.
+      config: the config with a command's overrides; by default that of the run. Its sampler.ema
+        names the weights.
+      mesh: where the weights are placed; None: whole, where JAX places an array.
+      step: the checkpoint of that step instead of the newest.
 
     Raises:
-      UserError: where there is no checkpoint, and for a config that does not fit it.
+      UserError: if there is no such checkpoint, or the config does not fit the run.
     """
+    config = saved_config(workdir) if config is None else config
     workdir = Path(workdir).expanduser().absolute()
     about = about_data(workdir)
     other = functools.partial(_auxiliary, workdir, mesh=mesh)
