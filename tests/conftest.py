@@ -47,6 +47,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # once; the longest go first.
 LONGEST = (
     "samplers",
+    "orders",
+    "sampler_grids",
     "compare",
     "few_step",
     "experiments",

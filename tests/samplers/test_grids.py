@@ -184,7 +184,7 @@ def test_grids_reject_too_many_points():
 
 
 def test_flow_shift_is_stable_diffusion_3s():
-    """u -> shift u / (1 + (shift - 1) u) on the flow's own time (Esser et al. 2024, eq. 23), once."""
+    """u -> shift u / (1 + (shift - 1) u) on the flow's time (Esser et al. 2024, eq. 23), once."""
     process = schedules.RectifiedFlow()
     u = np.linspace(
         *(t / (3 - 2 * t) for t in (process.t_max, process.t_min)), 9
@@ -267,8 +267,7 @@ def test_placed_times_beat_every_grid_on_other_starts(make):
 
 
 def test_polish_finds_the_times_of_the_least_score():
-    """From even log-SNR steps to Karras's by their distance alone; never worse than where it began.
-    """
+    """From even log-SNR steps to Karras's by their distance alone; never worse than the start."""
     process = schedules.VP()
     wanted, start = (
         gaussian.logsnr(process, make(process, 4)) for make in (grids.karras, grids.uniform_logsnr)
