@@ -52,19 +52,19 @@ def reference(features: np.ndarray) -> Reference:
     return Reference(features, _sums(features, features) - _polynomial(np.square(features).mean(1)))
 
 
-def kid(fake: np.ndarray | Reference, real: np.ndarray | Reference) -> Kid:
+def kid(fake: np.ndarray, real: Reference) -> Kid:
     """Estimate KID between two sets, with the jackknife's standard error over the images of both.
 
     The standard error is right where the distributions differ, and too large where they are equal.
 
     Args:
-      fake: (N, D), features of one set, or its `Reference`.
-      real: (M, D), features of the other set, or its `Reference`.
+      fake: (N, D), features of one set.
+      real: the other set.
 
     Raises:
       UserError: for fewer than three images in a set.
     """
-    a, b = (x if isinstance(x, Reference) else reference(x) for x in (fake, real))
+    a, b = reference(fake), real
     between_a, between_b = _sums(a.features, b.features), _sums(b.features, a.features)
     n, m = len(a.features), len(b.features)
     means = (a.within.sum() / (n * (n - 1)), b.within.sum() / (m * (m - 1)))

@@ -68,20 +68,17 @@ def support(features: np.ndarray, *, k: int = 5) -> Support:
     return Support(features, nearest[:, k], k)
 
 
-def prdc(fake: np.ndarray, real: np.ndarray | Support, *, k: int = 5) -> Prdc:
+def prdc(fake: np.ndarray, real: Support) -> Prdc:
     """Compute precision, recall, density and coverage with one k.
 
     Args:
       fake: (N, D), features of generated images.
-      real: (M, D), features of real images, or their `Support`.
-      k: the number of neighbors.
+      real: the support of real images, whose k is used.
     """
-    real = real if isinstance(real, Support) else support(real, k=k)
     fake = support(fake, k=real.k)
     a, b = rows.centered(fake.features, real.features)
-    balls = rows.over_pairs(
-        _inside, a, b, real.squared_radii
-    )  # (N,): of how many real balls each is inside
+    # (N,): the number of real balls that hold each generated image
+    balls = rows.over_pairs(_inside, a, b, real.squared_radii)
     found = rows.over_pairs(_inside, b, a, fake.squared_radii)
     reached = rows.over_pairs(_nearest(1), b, a)[:, 0] <= real.squared_radii
     return Prdc(*(float(np.mean(x)) for x in (balls > 0, found > 0, balls / real.k, reached)))

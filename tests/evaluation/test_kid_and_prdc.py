@@ -30,7 +30,7 @@ def kid_by_hand(x, y):
 def test_kid_and_its_jackknife_equal_leaving_out_one_by_one():
     rng = np.random.default_rng(3)
     x, y = rng.normal(size=(12, 5)) + 0.5, rng.normal(size=(9, 5))
-    found = kid.kid(x, y)
+    found = kid.kid(x, kid.reference(y))
     np.testing.assert_allclose(found.value, kid_by_hand(x, y), rtol=1e-5)
     without = [
         [kid_by_hand(np.delete(x, i, 0), y) for i in range(12)],
@@ -45,14 +45,17 @@ def test_kid_is_unbiased_and_its_error_is_the_spread():
     Apart: the error is right.
     """
     rng = np.random.default_rng(4)
-    draws = [kid.kid(*rng.normal(size=(2, 40, 8))) for _ in range(60)]
+
+    def drawn(shift: float) -> kid.Kid:
+        x, y = rng.normal(size=(2, 40, 8))
+        return kid.kid(x + shift, kid.reference(y))
+
+    draws = [drawn(0.0) for _ in range(60)]
     values, errors = np.array(draws).T
     assert (
         abs(values.mean()) < 3 * values.std() / np.sqrt(60) and errors.mean() > 0.8 * values.std()
     )
-    apart = np.array(
-        [kid.kid(rng.normal(size=(40, 8)) + 0.7, rng.normal(size=(40, 8))) for _ in range(60)]
-    )
+    apart = np.array([drawn(0.7) for _ in range(60)])
     assert apart[:, 0].min() > 0 and 0.7 < apart[:, 1].mean() / apart[:, 0].std() < 1.4
 
 
@@ -79,7 +82,7 @@ def prdc_by_hand(fake, real, k):
 def test_prdc_equals_plain_loops(k):
     rng = np.random.default_rng(5)
     real, fake = rng.normal(size=(30, 3)) + 20, rng.normal(size=(25, 3)) * 0.5 + 20.6
-    found = prdc.prdc(fake, real, k=k)
+    found = prdc.prdc(fake, prdc.support(real, k=k))
     np.testing.assert_allclose(found, prdc_by_hand(fake, real, k), atol=1e-6)
     assert 0 < found.recall < 1 and 0 < found.coverage < 1
 
@@ -87,12 +90,12 @@ def test_prdc_equals_plain_loops(k):
 def test_prdc_tells_a_lost_mode_from_bad_images():
     rng = np.random.default_rng(6)
     real = np.concatenate([rng.normal(size=(200, 2)), rng.normal(size=(200, 2)) + 20])
-    lost = prdc.prdc(rng.normal(size=(200, 2)), real)
+    lost = prdc.prdc(rng.normal(size=(200, 2)), prdc.support(real))
     bad = prdc.prdc(
         np.concatenate(
             [rng.normal(size=(150, 2)), rng.normal(size=(150, 2)) + 20, np.full((100, 2), 10.0)]
         ),
-        real,
+        prdc.support(real),
     )
     assert lost.precision > 0.9 and 0.4 < lost.recall < 0.6 and 0.4 < lost.coverage < 0.6
     assert 0.65 < bad.precision < 0.8 and bad.recall > 0.9

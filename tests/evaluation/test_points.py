@@ -99,7 +99,8 @@ rng = np.random.default_rng(0)
 a, b = rng.normal(size=(45, 6)), rng.normal(size=(37, 6)) + 0.4
 images = rng.integers(0, 256, (19, 5, 5, 1), np.uint8)
 hidden, _ = rows.over_rows(classifier.forward, images, classifier.init((5, 5, 1), 3), block=8)
-numbers = [*kid.kid(a, b), mmd.squared_mmd(a, b, sigma=2.0), *prdc.prdc(a, b, k=3)]
+numbers = [*kid.kid(a, kid.reference(b)), mmd.squared_mmd(a, b, sigma=2.0)]
+numbers += [*prdc.prdc(a, prdc.support(b, k=3))]
 numbers.append(float(np.abs(hidden).sum()))
 print(rows.devices(), *numbers)
 """
