@@ -64,9 +64,8 @@ def unknown(what: str, name: str, choices: Iterable[str]) -> UserError:
     unknown('model', 'mpl', ['mlp', 'unet']) -> "unknown model 'mpl'; did you mean 'mlp'? There are:
     mlp, unet"
     """
-    name = (
-        name if len(name) <= LONGEST else f"{name[:LONGEST]}..."
-    )  # comparing takes time that grows with the square
+    # the time of a comparison is quadratic in the length
+    name = name if len(name) <= LONGEST else f"{name[:LONGEST]}..."
     choices = sorted(choices)  # of very many only the nearest are listed
     near = nearest(name, choices)
     hint = f" did you mean '{near}'?" if near else ""

@@ -24,8 +24,8 @@ def parse_seeds(text: str) -> list[int]:
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if not match:
             raise UserError(
-                f"seeds '{text}': '{part.strip()}' is no number and no range; write for example "
-                "0-63,100"
+                f"seeds '{text}': '{part.strip()}' is neither a number nor a range; write for "
+                "example 0-63,100"
             )
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first or last >= 2**32:
@@ -35,7 +35,7 @@ def parse_seeds(text: str) -> list[int]:
             )
         if len(seeds) + last - first >= MAX_SEEDS:
             raise UserError(
-                f"seeds '{text}' are more than {MAX_SEEDS:,} images; ask for fewer at a time"
+                f"seeds '{text}' are more than {MAX_SEEDS:,} images; request fewer at a time"
             )
         seeds.extend(range(first, last + 1))
     if len(set(seeds)) < len(seeds):
@@ -169,8 +169,7 @@ def _label(flag: str, text: str, names: Sequence[str], last: bool) -> int | None
         number = by_number[0]
         raise UserError(
             f"--{flag}={text} is the number of the class '{names[number]}' and the name of class "
-            f"{by_name[0]}; "
-            f"write label:{text} or name:{text}"
+            f"{by_name[0]}; write label:{text} or name:{text}"
         )
     if by_name or by_number:
         return (by_name or by_number)[0]

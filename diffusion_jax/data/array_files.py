@@ -239,16 +239,14 @@ def count_classes(path: str, train: Split, test: Split, num_classes: int) -> int
     if not num_classes and classes > max(IDS_ABOVE, IDS_TIMES * len(distinct)):
         raise UserError(
             f"{where}: {len(distinct)} different labels, up to {distinct[-1]}, look like ids; "
-            "number the classes from 0 "
-            "(np.unique(labels, return_inverse=True)[1]), or set data.num_classes if there are so "
-            "many"
+            "number the classes from 0 (np.unique(labels, return_inverse=True)[1]), or set "
+            "data.num_classes if there are so many"
         )
     for part, (_, labels) in (("train", train), ("test", test)):
         bad = np.flatnonzero((labels < 0) | (labels >= classes))
         if bad.size:
             raise UserError(
                 f"{where}: {part} image {bad[0]} has label {labels[bad[0]]}, outside "
-                f"0..{classes - 1}; "
-                "fix the labels or set data.num_classes"
+                f"0..{classes - 1}; fix the labels or set data.num_classes"
             )
     return classes

@@ -210,9 +210,8 @@ def of_images(path: str, roots: Sequence[Path], images: Sequence[Sequence[Path]]
         if bare:
             raise UserError(
                 f"data.path={path}: {len(bare)} of {len(part)} images have no caption, such as "
-                f"{bare[0].name}; write "
-                f"it to {bare[0].with_suffix('.txt').name}, or to metadata.jsonl as file_name and "
-                "text"
+                f"{bare[0].name}; write it to {bare[0].with_suffix('.txt').name}, or to "
+                "metadata.jsonl as file_name and text"
             )
         found.append(own)
         if unused := sorted(map(str, listed.keys() - there)):

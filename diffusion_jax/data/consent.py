@@ -24,9 +24,8 @@ def remember(path: str) -> None:
     In a home that cannot be written nothing is remembered, and the user names it each time.
     """
     if path:
-        with contextlib.suppress(
-            UserError, OSError, RuntimeError
-        ):  # (RuntimeError: there is no home)
+        # RuntimeError: the user has no home
+        with contextlib.suppress(UserError, OSError, RuntimeError):
             files.save_text(_record(path), f"{_real(path)}\n")
 
 

@@ -67,8 +67,7 @@ def warn(dataset: Dataset) -> None:
         (_, (low, high, spread)), splits = flat[0], " and ".join(split for split, _ in flat)
         logging.warning(
             "data.name=%s: the %s images are nearly constant, with values from %d to %d of 255 "
-            "(standard deviation "
-            "%.1f); are they scaled wrongly? (config.data.value_range)",
+            "(standard deviation %.1f); are they scaled wrongly? (config.data.value_range)",
             printable(dataset.name),
             splits,
             low,

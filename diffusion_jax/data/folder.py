@@ -169,8 +169,7 @@ class Unreadable:
             if len(self.reasons) > self.limit:
                 raise UserError(
                     f"data.path={self.path} has more than data.limit_bad={self.limit} unreadable "
-                    "images: "
-                    f"{self._names(0)}; remove or replace them, or raise data.limit_bad"
+                    f"images: {self._names(0)}; remove or replace them, or raise data.limit_bad"
                 )
 
     def report(self) -> None:

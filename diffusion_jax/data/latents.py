@@ -140,7 +140,7 @@ def load(path: str, image_size: int = 0, channels: int = 0) -> tuple[Latents, La
     made, found = "make it by python -m experiments.encode", _read(path)
     if missing := [name for name in NEEDED if name not in found]:
         raise UserError(
-            f"data.path={path} is no file of latents: it lacks {', '.join(missing)}; {made}"
+            f"data.path={path} is not a file of latents: it lacks {', '.join(missing)}; {made}"
         )
     if missing := [name for name in STATISTICS if name not in found]:
         missing = " and ".join(missing)

@@ -163,8 +163,7 @@ def _once(
             )
             raise UserError(
                 f"data.path={root}: {shown(owner[0])} and {shown(image)} are one file, by a link, "
-                "in "
-                f"{what}; remove one of them, or use all images once and without labels by "
+                f"in {what}; remove one of them, or use all images once and without labels by "
                 "--config.data.layout=flat"
             )
         second.add(image)

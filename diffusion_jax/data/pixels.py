@@ -17,14 +17,11 @@ Range = tuple[float, ...]  # (black, white), or () where the values say it thems
 BITS_16: Range = (0, 65535)
 QUARTER = 16383
 
-SIXTEEN_BITS = (
-    "PNG",
-    "PPM",
-    "JPEG2000",
-)  # formats whose mode "I" has 16 bits (that of TIFF has 32)
+# formats whose mode "I" has 16 bits (that of TIFF has 32)
+SIXTEEN_BITS = ("PNG", "PPM", "JPEG2000")
 
 USUAL = ((0, 1), (-1, 1), (0, 255), (-128, 127), (0, 1023), (0, 4095), (0, 16383), (0, 65535))
-OUTSIDE = 0.01  # the share of values that may lie outside of a stated range
+OUTSIDE = 0.01  # the fraction of values that may lie outside a stated range
 
 
 def depth(image: Image.Image) -> str:
@@ -81,13 +78,12 @@ def check(what: str, kind: str, values: np.ndarray, value_range: Range) -> None:
     if kind == "16 bits":
         raise UserError(
             f"{what} have 16 bits but values {found} of 65535, nearly black; set "
-            f"config.data.value_range={guess} if "
-            f"{guess[1]} is white, or (0, 65535) if they are so dark"
+            f"config.data.value_range={guess} if {guess[1]} is white, or (0, 65535) if they are so "
+            "dark"
         )
     raise UserError(
         f"{what} have {kind} values {found}, and which of them are black and white is not known; "
-        "set "
-        f"config.data.value_range={guess}, or what is right for them, or save them as uint8 in "
+        f"set config.data.value_range={guess}, or what is right for them, or save them as uint8 in "
         "0..255"
     )
 
@@ -101,6 +97,5 @@ def check_range(value_range: Range) -> None:
     ):
         raise UserError(
             f"config.data.value_range={value_range} must be (black, white), two different numbers, "
-            "or () for 8 and 16 "
-            "bits"
+            "or () for 8 and 16 bits"
         )

@@ -98,8 +98,8 @@ def _check_images(name: str, features: Mapping[str, Any]) -> None:
     dtype = np.dtype(features["image"].np_dtype)
     if dtype != np.uint8:
         raise UserError(
-            f"data.name={name} has images of {dtype} {features['image'].shape}; "
-            "uint8 (H, W, 1 or 3) is needed"
+            f"data.name={name} has images of {dtype} {features['image'].shape}; uint8 (H, W, 1 or "
+            "3) is needed"
         )
 
 
@@ -219,8 +219,7 @@ def _reader(builder: tfds.core.DatasetBuilder, blind: bool) -> Callable[[str], S
         except NotImplementedError as error:
             raise UserError(
                 f"{builder.data_dir} is not prepared as {FORMAT}, the format that is read without "
-                "TensorFlow: "
-                "prepare it again into another data.data_dir with "
+                "TensorFlow: prepare it again into another data.data_dir with "
                 f"{recipe(builder.info.full_name, 'DIR')}"
             ) from error
 

@@ -167,9 +167,8 @@ def _labeled(
     if stray and folders:
         raise UserError(
             f"{where} can be read in two ways, as it has images both in sub-folders and beside "
-            "them "
-            f"({shown(stray[0][-1:])}): sub-folders are classes, and then move the {len(stray)} "
-            "beside them into one, or all images are used without labels "
+            f"them ({shown(stray[0][-1:])}): sub-folders are classes, and then move the "
+            f"{len(stray)} beside them into one, or all images are used without labels "
             "(--config.data.layout=flat); choose one"
         )
     if strict and folders:
@@ -206,8 +205,7 @@ def _check_nesting(
         return
     raise UserError(
         f"{where} can be read in two ways: {outer} are classes ({chosen}), or {listed(names)}, "
-        "which "
-        "are in each of them, are classes or splits, and then put the folders of one name "
+        "which are in each of them, are classes or splits, and then put the folders of one name "
         "together; choose one"
     )
 

@@ -87,8 +87,8 @@ def prepared(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
             if not _is_prepared(builder):
                 raise UserError(
                     f"data.name={name} could not be prepared in {data_dir} "
-                    f"({type(error).__name__}: {_line(error)}); "
-                    f"fix this, or choose another data.data_dir"
+                    f"({type(error).__name__}: {_line(error)}); fix this, or choose another "
+                    "data.data_dir"
                 ) from error
         return find_builder(name, data_dir)
 
@@ -103,8 +103,7 @@ def find_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     if not _NAME.fullmatch(name):
         raise UserError(
             f"data.name={name} cannot be used: write a name, name/configuration, or either with a "
-            "version "
-            "such as :1.0.0"
+            "version such as :1.0.0"
         )
     base = tfds.core.naming.parse_builder_name_kwargs(name)[0].name
     check_features(name, Path(data_dir) / ("sklearn_digits" if name == "digits" else base))
@@ -152,8 +151,7 @@ def check_features(name: str, folder: Path) -> None:
                         where = f"data.name={name}: '{each / 'features.json'}'"
                         raise UserError(
                             f"{where} names the Python class {found:.200}, which is not one of "
-                            "tensorflow-datasets' "
-                            "own features; such a set is not read"
+                            "tensorflow-datasets' own features; such a set is not read"
                         )
         with contextlib.suppress(OSError):
             level = [

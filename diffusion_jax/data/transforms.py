@@ -63,9 +63,8 @@ def open_image(
 def endings() -> frozenset[str]:
     """Return the endings that Pillow registers for FORMATS, in lower case: '.jpg', '.tga', ..."""
     Image.init()
-    return frozenset(
-        ending for ending, name in Image.EXTENSION.items() if name in (*FORMATS, "MPO")
-    )  # MPO is read as JPEG
+    names = (*FORMATS, "MPO")  # MPO is read as JPEG
+    return frozenset(ending for ending, name in Image.EXTENSION.items() if name in names)
 
 
 def fitted_shape(shape: tuple[int, ...], image_size: int, channels: int) -> tuple[int, int, int]:
@@ -157,8 +156,8 @@ def finite(samples: np.ndarray) -> np.ndarray:
     if not np.isfinite(samples).all():
         bad = (~np.isfinite(samples)).reshape(len(samples), -1).any(1).sum()
         raise UserError(
-            f"{bad} of {len(samples)} samples are not finite; "
-            "take more steps, another sampler, or clip x0"
+            f"{bad} of {len(samples)} samples are not finite; take more steps, another sampler, or "
+            "clip x0"
         )
     return samples
 

@@ -139,8 +139,8 @@ def _thumbnails(images: np.ndarray | None, labels: np.ndarray | None) -> Extract
 def _classifier(images: np.ndarray | None, labels: np.ndarray | None) -> Extractor:
     if images is None or labels is None:
         raise UserError(
-            "features=classifier needs a data set with labels; "
-            "use pixels, inception or efficientnet_lite0"
+            "features=classifier needs a data set with labels; use pixels, inception or "
+            "efficientnet_lite0"
         )
     trained = classifier.fit(images, labels)
     outputs = functools.partial(_network, classifier.forward, trained.params, 512, images.shape[-1])

@@ -86,8 +86,8 @@ def choose(
     possible = [name for name in names if classes or name != "classifier"]
     if not possible:
         raise UserError(
-            f"features classifier cannot be used: {ONE_CLASS}; "
-            "choose pixels, thumbnails, inception or efficientnet_lite0"
+            f"features classifier cannot be used: {ONE_CLASS}; choose pixels, thumbnails, "
+            "inception or efficientnet_lite0"
         )
     if len(possible) < len(names):
         notes.append(f"features classifier are left out: {ONE_CLASS}")

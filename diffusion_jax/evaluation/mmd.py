@@ -34,9 +34,8 @@ def squared_mmd(a: np.ndarray, b: np.ndarray, *, sigma: float) -> float:
     def mean(x: np.ndarray, y: np.ndarray) -> float:
         return float(np.mean(rows.over_pairs(_kernel_means, x, y, scale), dtype=np.float64))
 
-    return max(
-        mean(a, a) + mean(b, b) - 2 * mean(a, b), 0.0
-    )  # rounding may leave -1e-8 for equal sets
+    squared = mean(a, a) + mean(b, b) - 2 * mean(a, b)
+    return max(squared, 0.0)  # rounding may leave -1e-8 for equal sets
 
 
 @jax.jit

@@ -209,8 +209,7 @@ def need(statistics: Statistics, path: str | os.PathLike, **expected: Any) -> No
         if statistics.of.get(key) != value:
             raise UserError(
                 f"'{path}' holds statistics of another {key} ({statistics.of.get(key)}, here "
-                f"{value}); "
-                "make those of this one with experiments.statistics"
+                f"{value}); make those of this one with experiments.statistics"
             )
 
 

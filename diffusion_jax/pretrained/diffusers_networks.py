@@ -192,8 +192,8 @@ def _kl_config(options: Options, shape: Shape) -> dict[str, Any]:
     groups, epsilon = options["norm"]
     if epsilon != 1e-6:
         raise UserError(
-            f"config.model.norm={options['norm']} cannot be exported: "
-            f"an AutoencoderKL has epsilon 1e-6"
+            f"config.model.norm={options['norm']} cannot be exported: an AutoencoderKL has epsilon "
+            "1e-6"
         )
     return {
         "_class_name": "AutoencoderKL",
@@ -243,8 +243,8 @@ def shift_and_scale(config: Mapping, channels: int) -> tuple[tuple[float, ...], 
         len(config[key] or [0] * channels) != channels for key in ("latents_mean", "latents_std")
     ):
         raise UserError(
-            f"latents_mean and latents_std must have {channels} numbers; "
-            "import the autoencoder again"
+            f"latents_mean and latents_std must have {channels} numbers; import the autoencoder "
+            "again"
         )
     shift = config["latents_mean"] or [config["shift_factor"] or 0.0] * channels
     scale = [std / config["scaling_factor"] for std in config["latents_std"] or [1.0] * channels]

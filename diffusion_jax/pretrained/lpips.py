@@ -14,18 +14,11 @@ import numpy as np
 
 from diffusion_jax.types import Array
 
-SHIFT, SCALE = (
-    (-0.030, -0.088, -0.188),
-    (0.458, 0.448, 0.450),
-)  # of colours: ImageNet's, for images in [-1, 1]
+# of the colors: ImageNet's, for images in [-1, 1]
+SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
-CONVOLUTIONS = (
-    "slice1.0",
-    "slice2.5",
-    "slice3.9",
-    "slice4.11",
-    "slice5.13",
-)  # the trunk's, by the names of the file
+# of the trunk, by the names in the file
+CONVOLUTIONS = ("slice1.0", "slice2.5", "slice3.9", "slice4.11", "slice5.13")
 
 PADDING = (2, 2, 1, 1, 1)
 BLUR = np.outer([1, 2, 1], [1, 2, 1]).astype(np.float32) / 16
@@ -67,9 +60,8 @@ def features(x: Array, params: Params) -> tuple[Array, ...]:
             )
         h = _convolve(h, params[f"conv{i}.kernel"], padding) + params[f"conv{i}.bias"]
         h = jax.nn.relu(_halve(h) if i == 0 else h)
-        length = jnp.sqrt(
-            jnp.sum(h * h, -1, keepdims=True) + 1e-20
-        )  # (a derivative at 0, which torch's has not)
+        # (the constant gives a derivative at 0, which torch's lacks)
+        length = jnp.sqrt(jnp.sum(h * h, -1, keepdims=True) + 1e-20)
         found.append(h / (length + 1e-10) * jnp.sqrt(params[f"weight{i}"]))
     return tuple(found)
 

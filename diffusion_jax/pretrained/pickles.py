@@ -14,14 +14,10 @@ import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-PROGRAM = (
-    2**24
-)  # bytes of a pickle, without the numbers of its tensors: a state dict of 10,000 tensors has 2 MB
-
-STEPS, PER_STEP = (
-    200_000,
-    40,
-)  # opcodes of any file, and bytes of the file for each one more: an object takes 70 bytes or so
+# bytes of a pickle, without the numbers of its tensors: a state dict of 10,000 tensors has 2 MB
+PROGRAM = 2**24
+# opcodes of any file, and bytes of the file for each one more: an object takes about 70 bytes
+STEPS, PER_STEP = 200_000, 40
 
 LONG = 16  # bytes of an integer
 
@@ -132,7 +128,7 @@ class _Machine:
     def call(self) -> None:
         args, name = self.stack.pop(), self.stack.pop()
         if not isinstance(name, Name) or not isinstance(args, tuple):
-            raise Damaged("it calls what is no name")
+            raise Damaged("it calls what is not a name")
         self.stack.append(Made(name, args))
 
     def build(self) -> None:
@@ -144,7 +140,7 @@ class _Machine:
     def put_items(self, pairs: list[Any]) -> None:
         target = self.stack[-1].items if isinstance(self.stack[-1], Made) else self.stack[-1]
         if not isinstance(target, dict) or len(pairs) % 2:
-            raise Damaged("it puts items into what is no dictionary")
+            raise Damaged("it puts items into what is not a dictionary")
         for key, value in zip(pairs[::2], pairs[1::2]):
             if not isinstance(key, (str, int, float, type(None))) or (
                 type(key) is int and abs(key) >= 2**63
@@ -154,7 +150,7 @@ class _Machine:
 
     def append(self, values: list[Any]) -> None:
         if not isinstance(self.stack[-1], list):
-            raise Damaged("it appends to what is no list")
+            raise Damaged("it appends to what is not a list")
         self.stack[-1].extend(values)
 
     def pop_last(self, count: int) -> list[Any]:

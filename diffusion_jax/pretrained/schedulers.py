@@ -80,8 +80,8 @@ def read_scheduler(scheduler: Mapping) -> Convention:
     )
     if scheduler["rescale_betas_zero_snr"]:
         raise UserError(
-            "scheduler_config.json has rescale_betas_zero_snr=True; "
-            "a last step without signal cannot be imported"
+            "scheduler_config.json has rescale_betas_zero_snr=True; a last step without signal "
+            "cannot be imported"
         )
     if scheduler["trained_betas"]:
         process = f"discrete.DDPM({tuple(scheduler['trained_betas'])})"

@@ -126,10 +126,8 @@ def _members(data: bytes) -> dict[str, Callable[[], Any]]:
             raise UserError("this torch file unpacks to more than twice its size; it is not read")
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
             return archive.read(info)
-        names = struct.unpack_from(
-            "<HH", data, info.header_offset + 26
-        )  # the lengths of name and extra field
-        begin = info.header_offset + 30 + sum(names)
+        lengths = struct.unpack_from("<HH", data, info.header_offset + 26)  # name, extra field
+        begin = info.header_offset + 30 + sum(lengths)
         found = memoryview(data)[begin : begin + info.file_size]
         if len(found) != info.file_size or zlib.crc32(found) != info.CRC:
             raise UserError(

@@ -178,7 +178,7 @@ def changed(file, tmp_path, **arrays_):
         ({"scale": None, "shift": None}, "lacks the statistics shift and scale"),
         ({"scale": np.array([1.0, 0.0])}, "its statistics, shift"),
         ({"shift": np.array([1.0])}, "its statistics, shift"),
-        ({"train_mean": None}, "is no file of latents: it lacks train_mean"),
+        ({"train_mean": None}, "is not a file of latents: it lacks train_mean"),
         ({"about": np.array("no json")}, "does not say what made it"),
     ],
 )
