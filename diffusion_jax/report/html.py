@@ -1,81 +1,57 @@
-"""One HTML page that holds all it shows: text, sortable tables, pictures as data URIs. It opens
-anywhere and can be mailed.
+"""One HTML page that holds all it shows: text, sortable tables, and pictures as data URIs.
 
-A page is put together from pieces of HTML; every function here returns one, and whatever comes from
-outside is escaped.
+It opens anywhere and can be sent by mail. A page is put together from pieces of HTML, which the
+functions of this module make from the templates beside it. Whatever comes from outside is escaped:
+the templates escape every text, and only a `Markup`, such as these functions return, is inserted as
+it is. Markup + Markup is Markup.
 
-    report.save(path, report.page("Title", [("Verdict", report.items(lines)), ("All numbers",
-    report.table(rows, columns))]))
+    pieces = [("Verdict", html.items(lines)), ("All numbers", html.table(rows, columns))]
+    html.save(path, html.page("Title", pieces))
 """
 
 from __future__ import annotations
 
 import base64
-import html
 import io
 import math
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import jinja2
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
 
 from diffusion_jax.files import plain, save_text
 
-STYLE = """
-:root { color-scheme: light; --ink: #222; --faint: #6b6b6b; --rule: #e2e2e2; --mark: #eaf4ec; --wrong: #a33 }
-body { font: 15px/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; color: var(--ink); background: #fff; margin: 0 }
-main { max-width: 1280px; margin: 0 auto; padding: 28px 28px 64px }
-h1 { font-size: 25px; margin: 0 0 4px }
-h2 { font-size: 18px; margin: 38px 0 10px; padding-top: 10px; border-top: 1px solid var(--rule) }
-p { margin: 6px 0; max-width: 78em } .faint, figcaption, .lead { color: var(--faint) }
-ul { padding-left: 1.3em } li { margin: 5px 0 }
-img { max-width: 100%; height: auto; vertical-align: middle } figure { margin: 12px 0 }
-code, pre { font: 13px/1.45 ui-monospace, monospace }
-pre { background: #f7f7f7; padding: 12px; overflow-x: auto } details { margin: 10px 0 } summary { cursor: pointer }
-.wide { overflow-x: auto } table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums }
-th, td { text-align: left; padding: 4px 11px 4px 0; border-bottom: 1px solid var(--rule); white-space: nowrap }
-td.text { white-space: normal; min-width: 14em } td.number, th.number { text-align: right }
-td.best { background: var(--mark); font-weight: 600 }
-td.wrong { color: var(--wrong) }
-table.sortable th { cursor: pointer; user-select: none; position: sticky; top: 0; background: #fff }
-table.sortable th::after { content: " \\2195"; color: #bbb }
-th[data-order="1"]::after { content: " \\2191" !important; color: var(--ink) !important }
-th[data-order="-1"]::after { content: " \\2193" !important; color: var(--ink) !important }
-table.gallery td, table.gallery th { border: 0; padding: 4px 14px 12px 0; vertical-align: top; font-size: 13px }
-table.gallery th.row { padding-top: 14px; font-weight: 600; position: sticky; left: 0; background: #fff }
-table.gallery img { max-width: none }
-table.gallery .caption, figcaption { color: var(--faint); margin-top: 3px; white-space: pre-line }
-.beside { display: flex; flex-wrap: wrap; gap: 16px } .beside figure { margin: 0; font-size: 13px }
-dl { display: grid; grid-template-columns: max-content auto; gap: 3px 20px }
-dt { color: var(--faint) } dd { margin: 0 }
-"""
-
-SORT = """
-const tables = document.querySelectorAll("table.sortable");
-tables.forEach(table => table.querySelectorAll("th").forEach((th, column) => th.onclick = () => {
-  const order = th.dataset.order === "1" ? -1 : 1, body = table.tBodies[0];
-  table.querySelectorAll("th").forEach(other => delete other.dataset.order); th.dataset.order = order;
-  const key = row => { const v = row.cells[column].dataset.v; return v === "" ? null : isNaN(v) ? v : Number(v); };
-  const compare = (a, b) => a === b ? 0 : a === null ? 1 : b === null ? -1 : (a < b ? -1 : 1) * order;
-  [...body.rows].sort((a, b) => compare(key(a), key(b))).forEach(row => body.append(row));
-}));
-"""
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("diffusion_jax.report"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+)
+_PIECES = _TEMPLATES.get_template("pieces.html").module
 
 
-def page(title: str, sections: Sequence[tuple[str, str]], *, lead: str = "") -> str:
-    """A whole page. sections: (heading, HTML); lead: a line of plain text under the title."""
-    body = "".join(
-        f"<section><h2>{text(heading)}</h2>\n{content}\n</section>\n"
-        for heading, content in sections
-    )
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{text(title)}</title>\n'
-        f'<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,"><style>{STYLE}</style></head>\n'
-        f'<body><main><h1>{text(title)}</h1>\n<p class="lead">{text(lead)}</p>\n{body}</main>\n'
-        f"<script>{SORT}</script></body></html>\n"
-    )
+class _Cell(NamedTuple):
+    """A cell of a sortable table: its CSS classes, the value to sort by, and its text."""
+
+    kind: str
+    value: Any
+    text: Any
+
+
+def page(title: str, sections: Sequence[tuple[str, Markup]], *, lead: str = "") -> str:
+    """A whole page.
+
+    Args:
+      title: its title.
+      sections: (heading, content) of each section.
+      lead: a line of plain text under the title.
+    """
+    return _TEMPLATES.get_template("page.html").render(title=title, sections=sections, lead=lead)
 
 
 def save(path: str | os.PathLike, content: str) -> None:
@@ -83,61 +59,53 @@ def save(path: str | os.PathLike, content: str) -> None:
     save_text(path, content)
 
 
-def text(value: Any) -> str:
-    """Any value as text that HTML takes literally."""
-    return html.escape(str(value))
+def paragraph(content: str, *, faint: bool = False) -> Markup:
+    """A paragraph of plain text, gray if `faint`."""
+    return _PIECES.paragraph(content, faint)
 
 
-def paragraph(content: str, *, faint: bool = False) -> str:
-    return f"<p{' class=faint' if faint else ''}>{text(content)}</p>"
+def items(lines: Sequence[str]) -> Markup:
+    """A list of lines of plain text."""
+    return _PIECES.items(lines)
 
 
-def items(lines: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{text(line)}</li>" for line in lines) + "</ul>"
+def facts(values: Mapping[str, Any]) -> Markup:
+    """Names and values, one pair a line."""
+    return _PIECES.facts(values)
 
 
-def facts(values: Mapping[str, Any]) -> str:
-    """Names and values, one a line."""
-    return (
-        "<dl>"
-        + "".join(f"<dt>{text(k)}</dt><dd>{text(v)}</dd>" for k, v in values.items())
-        + "</dl>"
-    )
-
-
-def folded(summary: str, content: str) -> str:
+def folded(summary: str, content: Markup) -> Markup:
     """Content that opens when its summary is clicked."""
-    return f"<details><summary>{text(summary)}</summary>{content}</details>"
+    return _PIECES.folded(summary, content)
 
 
-def code(content: str) -> str:
-    return f"<pre>{text(content)}</pre>"
+def code(content: str) -> Markup:
+    """Text with a fixed width, as it is."""
+    return _PIECES.code(content)
 
 
 def picture(
     source: Image.Image | np.ndarray | str | os.PathLike, alt: str = "", *, width: int | None = None
-) -> str:
-    """An <img> that carries its pixels. source: a PIL image, uint8 (H, W, 3), or the path of a PNG.
-    width: in CSS pixels.
+) -> Markup:
+    """An <img> that carries its pixels.
+
+    Args:
+      source: an image, uint8 (H, W, 3), or the path of a PNG file.
+      alt: a text that stands for the image.
+      width: in CSS pixels; None is the width of the image.
     """
     if isinstance(source, (str, os.PathLike)):
-        with open(source, "rb") as file:
-            content = file.read()
+        content = Path(source).read_bytes()
     else:
         image = source if isinstance(source, Image.Image) else Image.fromarray(source)
         image.save(buffer := io.BytesIO(), "PNG", optimize=True)
         content = buffer.getvalue()
-    size = f' width="{width}"' if width else ""
-    return f'<img alt="{text(alt)}"{size} src="data:image/png;base64,{base64.b64encode(content).decode()}">'
+    return _PIECES.picture(alt, width, base64.b64encode(content).decode())
 
 
-def beside(figures: Mapping[str, str]) -> str:
-    """Pictures side by side. figures: caption -> HTML of the picture."""
-    shown = (
-        f"<figure>{shown}<figcaption>{text(caption)}</figcaption></figure>"
-        for caption, shown in figures.items()
-    )
-    return f'<div class="beside">{"".join(shown)}</div>'
+def beside(figures: Mapping[str, Markup]) -> Markup:
+    """Pictures side by side, by their captions."""
+    return _PIECES.beside(figures)
 
 
 def table(
@@ -147,59 +115,50 @@ def table(
     formats: Mapping[str, Callable[[Any], str]] | None = None,
     best: Callable[[Mapping[str, Any], str], bool] = lambda row, key: False,
     wrong: str = "note",
-) -> str:
-    """A table sorted by a click on a heading. columns: key -> heading; formats: key -> value to
-    text (floats: four digits).
+) -> Markup:
+    """A table that is sorted by a click on a heading.
 
-    best(row, key): which cells are marked; the column `wrong` is written in red and may wrap.
+    Args:
+      rows: the values of each row by key.
+      columns: the heading of each column by key.
+      formats: functions from a value to its text, by key; floats have four digits otherwise.
+      best: best(row, key) says which cells are marked.
+      wrong: the key of a column that is written in red and may wrap.
     """
-    formats = formats or {}
-    numeric = {key: any(_number(row.get(key)) for row in rows) for key in columns}
+    numeric = {key: any(_is_number(row.get(key)) for row in rows) for key in columns}
 
-    def cell(row, key):
+    def cell(row: Mapping[str, Any], key: str) -> _Cell:
         value = plain(row.get(key))
-        written = formats.get(key, lambda v: f"{v:.4g}" if isinstance(v, float) else v)
-        shown = "" if value is None else written(value)
-        if isinstance(value, float) and not math.isfinite(value):
-            value = None
-        kind = " ".join(
-            ["number"] * numeric[key]
-            + ["best"] * bool(best(row, key))
-            + ["wrong", "text"] * (key == wrong)
-        )
-        return (
-            f'<td class="{kind}" data-v="{text("" if value is None else value)}">{text(shown)}</td>'
-        )
+        default = f"{value:.4g}" if isinstance(value, float) else value
+        write = (formats or {}).get(key)
+        shown = "" if value is None else write(value) if write else default
+        if value is None or (isinstance(value, float) and not math.isfinite(value)):
+            value = ""
+        kinds = ["number"] * numeric[key] + ["best"] * bool(best(row, key))
+        return _Cell(" ".join(kinds + ["wrong", "text"] * (key == wrong)), value, shown)
 
-    head = "".join(
-        f'<th class="{"number" * numeric[key]}">{text(heading)}</th>'
-        for key, heading in columns.items()
-    )
-    body = "\n".join("<tr>" + "".join(cell(row, key) for key in columns) + "</tr>" for row in rows)
-    return f'<div class="wide"><table class="sortable"><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+    headings = [(heading, numeric[key]) for key, heading in columns.items()]
+    return _PIECES.table(headings, [[cell(row, key) for key in columns] for row in rows])
 
 
 def gallery(
-    cells: Mapping[tuple[Hashable, Hashable], tuple[str, str]],
+    cells: Mapping[tuple[Hashable, Hashable], tuple[Markup, str]],
     rows: Mapping[Hashable, str],
     columns: Mapping[Hashable, str],
-) -> str:
-    """Pictures in rows and columns. cells: (row, column) -> (HTML of the picture, caption); rows
-    and columns: key -> name.
+) -> Markup:
+    """Pictures in rows and columns.
+
+    Args:
+      cells: (row, column) -> (picture, caption), by the keys of rows and columns.
+      rows: the name of each row by key.
+      columns: the name of each column by key.
     """
-
-    def cell(row, column):
-        shown, caption = cells.get((row, column), ("", ""))
-        return f'<td>{shown}<div class="caption">{text(caption)}</div></td>'
-
-    head = "".join(f"<th>{text(name)}</th>" for name in columns.values())
-    body = "\n".join(
-        f'<tr><th class="row">{text(name)}</th>' + "".join(cell(row, c) for c in columns) + "</tr>"
+    table = [
+        (name, [cells.get((row, column), ("", "")) for column in columns])
         for row, name in rows.items()
-    )
-    head = f"<thead><tr><th></th>{head}</tr></thead>"
-    return f'<div class="wide"><table class="gallery">{head}<tbody>\n{body}\n</tbody></table></div>'
+    ]
+    return _PIECES.gallery(list(columns.values()), table)
 
 
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(plain(value), (int, float)) and not isinstance(value, bool)

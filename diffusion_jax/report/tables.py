@@ -1,9 +1,11 @@
-"""Markdown tables."""
+"""Tables in Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from tabulate import tabulate
 
 from diffusion_jax import files
 from diffusion_jax.errors import printable
@@ -12,22 +14,30 @@ from diffusion_jax.errors import printable
 def markdown_table(
     rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | Mapping[str, str]
 ) -> str:
-    """A GitHub table of the named columns (key, or key -> heading); floats to four digits; '-'
-    where a row has none.
+    """A Markdown table, as GitHub reads it, whose columns are aligned as plain text too.
+
+    Args:
+      rows: the values of each row by key. Floats are written with four digits; a value that is
+        missing or None is '-'.
+      columns: the keys of the columns, or their headings by key. A column with a number is aligned
+        to the right.
     """
     headings = columns if isinstance(columns, Mapping) else {key: key for key in columns}
-    right = [
+    numeric = [
         any(isinstance(files.plain(row.get(key)), (int, float)) for row in rows) for key in headings
     ]
-    lines = [
-        [str(heading) for heading in headings.values()],
-        ["---:" if r else "---" for r in right],
-    ]
-    lines += [[_cell(row.get(key)) for key in headings] for row in rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    table = tabulate(
+        [[_cell(row.get(key)) for key in headings] for row in rows],
+        headers=[_cell(heading) for heading in headings.values()],
+        tablefmt="pipe",
+        colalign=["right" if number else "left" for number in numeric],
+        disable_numparse=True,
+    )
+    return f"{table}\n"
 
 
 def _cell(value: Any) -> str:
+    """A value as text on one line, with what would end a cell or control a terminal escaped."""
     value = files.plain(value)
     text = "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
     return printable(text.replace("|", "\\|").replace("\n", " "))

@@ -13,6 +13,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import features
 from diffusion_jax.inverse import masks, measurements
 from diffusion_jax.studies import inverse_on_images, inverse_on_targets, inverse_table
+from tests.markdown import squeezed
 
 GRAY = (8, 8, 1)
 
@@ -97,7 +98,7 @@ def test_on_images(job, tmp_path, monkeypatch):
         )
     scored = [row | {"psnr": [20.0, 22.0], "perceptual": [0.25, 0.25]} for row in rows[1:3]]
     scored[1]["psnr"] = [19.0, 21.0]
-    table = inverse_on_images.report(scored)
+    table = squeezed(inverse_on_images.report(scored))
     assert (
         "| **21.00** ± 1.00 | **0.2500** ± 0.0000 |" in table
         and "| 20.00 ± 1.00 |" in table
