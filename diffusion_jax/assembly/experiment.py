@@ -58,14 +58,13 @@ def assemble(
       UserError: with the key, for a name or an argument that does not exist, and for components
         that do not go together.
     """
-    config = defaults.complete(config)
+    record, config = config.to_dict(), defaults.complete(config)
     num_classes = num_classes if config.conditional else 0
     process = build(components.PROCESSES, config.process)
     encoder = datasets.text_encoder(config)
     objective = build(components.OBJECTIVES, config.objective, process)
     model = _network(config, shape, num_classes, encoder)
     experiment = Experiment(
-        config=config,
         shape=tuple(shape),
         num_classes=num_classes,
         process=process,
@@ -96,6 +95,7 @@ def assemble(
         seed=config.seed,
         label_dropout=config.label_dropout,
         learns_null=denoiser.learns_null(config),
+        record=record,
         two_times=_options(config).get("second_time") is True,
         guide=guides.cfg(),
         encoder=encoder,

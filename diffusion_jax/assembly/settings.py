@@ -212,6 +212,7 @@ class Experiment(NamedTuple):
       seed: of training.
       label_dropout: fraction of training examples without a condition.
       learns_null: whether the model knows the null condition.
+      record: the config as nested dictionaries, for the records of results alone.
       two_times: whether the network also takes the end of a move as its input (MeanFlow).
       encoder: of captions.
       guide: the guidance strategy.
@@ -224,7 +225,6 @@ class Experiment(NamedTuple):
       begin: parameters that training starts from, instead of fresh ones.
     """
 
-    config: Any
     shape: tuple[int, ...]
     num_classes: int
     process: Process
@@ -244,6 +244,7 @@ class Experiment(NamedTuple):
     seed: int
     label_dropout: float
     learns_null: bool
+    record: Mapping[str, Any]
     two_times: bool
     guide: Guide
     encoder: Encoder | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import textwrap
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +42,6 @@ class Run(NamedTuple):
       root: the workdir.
       in_place: raises UserError where the workdir was moved or deleted; it is called before
         anything is written there.
-      record: the resolved config, for the log.
       fit: the training loop.
     """
 
@@ -52,7 +51,6 @@ class Run(NamedTuple):
     dataset: Dataset
     root: Path
     in_place: Callable[[], None]
-    record: Mapping[str, Any]
     fit: Callable[..., loop.Fitted]
 
 
@@ -102,8 +100,7 @@ def train(
     with locking.locked(path) as in_place, locking.one_line(path):
         root = workdir.prepare(path, config, dataset)
         distributed.barrier("workdir")
-        record = config.to_dict()
-        ended = _repeat(Run(experiment, parts, template, dataset, root, in_place, record, fit))
+        ended = _repeat(Run(experiment, parts, template, dataset, root, in_place, fit))
         if distributed.first():
             in_place()
             curves.loss_curve(metrics.read_rows(root / "metrics.jsonl"), root / "loss.png")
@@ -171,7 +168,9 @@ def _attempt(run: Run, start: Start) -> loop.Fitted:
         hooks.best(training.best, run.root, restored) as keep_best,
     ):
         # indented text is code in Markdown, which TensorBoard shows
-        writer.text(first, "config", textwrap.indent(files.canonical_json(run.record), "    "))
+        writer.text(
+            first, "config", textwrap.indent(files.canonical_json(experiment.record), "    ")
+        )
         drawn = hooks.hooks(experiment, run.parts, run.dataset, run.root, writer, keep_best)
         rollback = {"rollback": start.rollback._asdict()}
         return run.fit(

@@ -4,53 +4,76 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from diffusion_jax import parsing, reading
 from diffusion_jax.assembly import autoencoders, components, config_files, latent, workdir
-from diffusion_jax.assembly import workdir as folder
 from diffusion_jax.assembly.train import train
 from diffusion_jax.data import latents
 from diffusion_jax.errors import UserError
 
 
-def encode(config, workdir: str, out: str, *, half: bool = False, batch_size: int = 256) -> Path:
-    """Write the file; returns where. UserError for a workdir of something else, and for other
-    images than it is for.
+def encode(
+    config: ConfigDict, path: str, out: str, *, half: bool = False, batch_size: int = 256
+) -> Path:
+    """Encode a data set by a trained autoencoder, and print what is written.
+
+    Args:
+      config: of the autoencoder, with the data that are encoded.
+      path: the workdir of the autoencoder.
+      out: the file to write, .npz.
+      half: whether latents are stored as float16.
+      batch_size: images that are encoded at a time.
+
+    Returns:
+      The file.
+
+    Raises:
+      UserError: for a workdir of another kind of model, and for images of another size.
     """
-    path = parsing.output("out", out, ".npz")[".npz"]
-    trained = folder.load(workdir, config)
+    file = parsing.output("out", out, ".npz")[".npz"]
+    trained = workdir.load(path, config)
     codec = autoencoders.codec(trained.experiment, trained.params)
-    dataset = folder.dataset(config, workdir)
-    encoded, splits = latent.encode(
-        codec, dataset, batch_size=batch_size, dtype="float16" if half else "float32"
-    )
-    latents.save(path, encoded, splits)
+    dataset = workdir.dataset(config, path)
+    dtype = "float16" if half else "float32"
+    encoded, splits = latent.encode(codec, dataset, batch_size=batch_size, dtype=dtype)
+    latents.save(file, encoded, splits)
     shape, scale = splits["train_mean"].shape, ", ".join(f"{s:.3g}" for s in encoded.scale)
     count = f"{shape[0]:,} + {len(splits['test_mean']):,}"
-    print(f"{path}: {count} latents {shape[1:]} of images {encoded.image_shape}, scale {scale}")
-    return path
+    print(f"{file}: {count} latents {shape[1:]} of images {encoded.image_shape}, scale {scale}")
+    return file
 
 
-def train_latent(config, workdir: str | Path, images: str = "", recipe=None) -> Path | None:
-    """Train all that is missing. Returns the model's workdir; None if a signal stopped the
-    training.
+def train_latent(
+    config: ConfigDict, path: str | Path, images: str = "", recipe: ConfigDict | None = None
+) -> Path | None:
+    """Train the autoencoder, encode the data and train the diffusion model, as far as missing.
 
-    images: data.path of the images, where their data set needs one. recipe: the autoencoder's
-      config itself, instead of its name.
+    Args:
+      config: of the diffusion model.
+      path: the folder of everything.
+      images: data.path of the images, where their data set needs one.
+      recipe: the config of the autoencoder; None for the one that config.latent.recipe names.
+
+    Returns:
+      The workdir of the diffusion model; None if a signal stopped the training.
+
+    Raises:
+      UserError: for a config that is not of latents, and for those that cannot be trained.
     """
-    root = Path(workdir).absolute()
+    root = Path(path).absolute()
     if "latent" not in config:
         raise UserError("train_latent takes a config of latents, such as configs/fashion_latent.py")
     if recipe is None and not config.latent.recipe:
         raise UserError(
-            "config.latent.recipe is empty: name the autoencoder's config, such as configs/fashion_autoencoder.py"
+            "config.latent.recipe is empty: name the config of the autoencoder, such as "
+            "configs/fashion_autoencoder.py"
         )
-    recipe = (
-        recipe or config_files.load_config(config.latent.recipe)
-    ).copy_and_resolve_references()
+    recipe = recipe or config_files.load_config(config.latent.recipe)
+    recipe = recipe.copy_and_resolve_references()
     recipe.data.path = images or recipe.data.path
-    components.check_components(
-        config
-    )  # which is otherwise found only after the autoencoder is trained
+    # a mistake is otherwise found only after the autoencoder is trained
+    components.check_components(config)
     if not train(recipe, str(root / "autoencoder")):
         return None
     config = config.copy_and_resolve_references()
@@ -59,13 +82,14 @@ def train_latent(config, workdir: str | Path, images: str = "", recipe=None) -> 
 
 
 def encoded(root: Path) -> Path:
-    """WORKDIR/latents.npz, made anew if it is not this autoencoder's."""
-    path, config = root / "latents.npz", workdir.saved_config(root / "autoencoder")
+    """The file WORKDIR/latents.npz, encoded again if another autoencoder made it."""
+    file, autoencoder = root / "latents.npz", root / "autoencoder"
+    config = workdir.saved_config(autoencoder)
 
-    def check(path: Path) -> Path:
-        trained = workdir.load(root / "autoencoder", config)
+    def check(file: Path) -> Path:
+        trained = workdir.load(autoencoder, config)
         codec = autoencoders.codec(trained.experiment, trained.params)
-        latent.latents(codec, latents.load(str(path))[2], str(root / "autoencoder"))
-        return path
+        latent.latents(codec, latents.load(str(file))[2], str(autoencoder))
+        return file
 
-    return reading.kept(path, check) or encode(config, str(root / "autoencoder"), str(path))
+    return reading.kept(file, check) or encode(config, str(autoencoder), str(file))

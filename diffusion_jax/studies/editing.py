@@ -98,10 +98,10 @@ def edit(
         "num": len(job.images),
         "first": start,
         "seed": seed,
-        "sampler": config.sampler.to_dict(),
+        "sampler": job.trained.experiment.record["sampler"],
         "step": job.trained.step,
         "weights": job.trained.weights,
-        "provenance": provenance.provenance(config.to_dict(), seed),
+        "provenance": provenance.provenance(job.trained.experiment.record, seed),
     }
     files.save_json(written[".json"], facts | about)
     print(f"{_scores(facts)}: {written['.png']}, {written['.json']}")

@@ -58,13 +58,15 @@ def ema_sweep(
         "features": names or [judge.default_features(dataset.train)],
         "metrics": scores,
     }
-    score = scorer(trained.experiment, dataset, num, repeats, config.sampler.batch_size, **how)
-    settings = _settings(config, trained, root) | {"num": num, "repeats": repeats} | how
+    score = scorer(
+        trained.experiment, dataset, num, repeats, trained.experiment.sampling.batch_size, **how
+    )
+    settings = _settings(trained, root) | {"num": num, "repeats": repeats} | how
     make = _averages(root, trained)
     rows = means(sweep(values, make, score, root / "ema_sweep.json", settings))
     title = (
         f"Power EMAs of {root.name} at step {trained.step}: {repeats} x {num} images, "
-        f"{config.sampler.name}"
+        f"{trained.experiment.sampling.name}"
     )
     text = f"# {title}\n\n{report(rows)}"
     files.save_text(root / "ema_sweep.md", text)
@@ -90,14 +92,15 @@ def lengths_of(text: str) -> list[float]:
     return found
 
 
-def _settings(config: ConfigDict, trained: Trained, root: Path) -> dict[str, Any]:
+def _settings(trained: Trained, root: Path) -> dict[str, Any]:
     """What every row depends on: the run, its snapshots and the sampler."""
     varied = ("ema", "batch_size")
-    sampler = {key: value for key, value in config.sampler.items() if key not in varied}
+    record = trained.experiment.record
+    sampler = {key: value for key, value in record["sampler"].items() if key not in varied}
     return {
         "step": trained.step,
         "snapshots": len(post_hoc.steps(root / "ema_snapshots")),
-        "config": config.to_dict() | {"sampler": sampler},
+        "config": record | {"sampler": sampler},
     }
 
 

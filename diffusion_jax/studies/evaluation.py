@@ -65,11 +65,12 @@ def evaluate(
     for text in chosen.notes:
         judge.note(text)
     compared = read_reference(reference, dataset, chosen.features)
-    plan = sampling.method(trained.experiment)
+    model = trained.experiment
+    plan = sampling.method(model)
     nfe = sampling.evaluations(plan)
     print(
-        f"{workdir}: step {trained.step}, weights {trained.weights}, {config.sampler.name}, "
-        f"grid {plan.grid}, NFE {nfe}, guidance {config.sampler.guidance}; "
+        f"{workdir}: step {trained.step}, weights {trained.weights}, {model.sampling.name}, "
+        f"grid {plan.grid}, NFE {nfe}, guidance {plan.guidance}; "
         f"{repeats} x {num} images",
         file=sys.stderr,
     )
@@ -78,7 +79,7 @@ def evaluate(
         dataset,
         num,
         repeats,
-        config.sampler.batch_size,
+        model.sampling.batch_size,
         mesh,
         features=chosen.features,
         metrics=chosen.metrics,
@@ -97,10 +98,10 @@ def evaluate(
         "repeats": repeats,
         "evaluations": nfe,
         "grid": plan.grid,
-        "sampler": config.sampler.to_dict(),
+        "sampler": model.record["sampler"],
         "step": trained.step,
         "weights": trained.weights,
-        "provenance": provenance.provenance(config.to_dict(), config.seed),
+        "provenance": provenance.provenance(model.record, model.seed),
     }
     files.save_json(Path(workdir) / "evaluation.json", result | measured | about)
     print(report(result) + table)

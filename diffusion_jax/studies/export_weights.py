@@ -89,11 +89,12 @@ def write_weights(
     params = trained.params[network.subtree] if network.subtree else trained.params
     if model.encoder:
         raise UserError(
-            f"config.text.encoder={config.text.encoder}: {name} reads no captions; a model of captions cannot be exported"
+            f"config.text.encoder={model.specs.encoder}: {name} reads no captions; a model of "
+            "captions cannot be exported"
         )
     options = (
-        default_network(config.model.name).to_dict()
-        | config.model.to_dict()
+        default_network(model.specs.model).to_dict()
+        | model.options
         | {"num_classes": model.num_classes}
     )
     params = layouts.unstacked(
@@ -168,7 +169,7 @@ def _save_pipeline(
     """Write unet/, scheduler/ and, for a model of images, model_index.json; returns the weights."""
     if not model.kind.has_flow:
         raise UserError(
-            f"config.objective={model.config.objective} trains a few-step model, which no DDIM "
+            f"config.objective={model.specs.objective} trains a few-step model, which no DDIM "
             f"scheduler samples{ALONE}"
         )
     shapes = {path: leaf.shape for path, leaf in params.items()}
@@ -176,7 +177,7 @@ def _save_pipeline(
     try:
         found = scheduling(model)
     except UserError as error:
-        value = f"{model.config.parameterization} under {model.config.process}"
+        value = f"{model.specs.parameterization} under {model.specs.process}"
         wrong["parameterization"] = published.Misfit(value, "eps()", str(error))
     if wrong:
         published.refuse(wrong, ALONE if wrong.keys() == {"parameterization"} else "")
@@ -187,7 +188,7 @@ def _save_pipeline(
         params = equivalent.with_steps(params, options["noise_embedding"], found.shift)
     file = _save(network, options, model, params, folder / "unet")
     scheduler = schedulers.write_scheduler(
-        found.betas, found.prediction, clip=model.config.sampler.clip, learned=learned and variance
+        found.betas, found.prediction, clip=model.sampling.clip, learned=learned and variance
     )
     files.save_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     _say(model, len(found.betas), learned and not variance)
@@ -223,7 +224,7 @@ def class_for(to: str, model: str) -> str:
 
 def _say(model: Experiment, steps: int, dropped: bool) -> None:
     """Print the budgets of a pipeline, and what of the run it does not hold."""
-    guidance = model.config.sampler.guidance
+    guidance = model.sampling.guidance
     fitting = [str(n) for n in chains.BUDGETS if steps % n == 0] or [str(steps)]
     print(
         f"the chain has {steps} steps: num_inference_steps that divide them are "

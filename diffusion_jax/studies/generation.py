@@ -79,7 +79,7 @@ def sample(
     plan = sampling.method(model, settings)
     evaluations = sampling.evaluations(plan) or "as many as the tolerance needs:"
     print(
-        f"{workdir}: step {trained.step}, weights {trained.weights}, {config.sampler.name} "
+        f"{workdir}: step {trained.step}, weights {trained.weights}, {settings.name} "
         f"on grid {plan.grid}, {evaluations} evaluations per image",
         file=sys.stderr,
     )
@@ -89,7 +89,7 @@ def sample(
         sampling.sample_with(model, trained.params, plan, mesh),
         generate.seeds_to_keys(wanted),
         cond,
-        batch_size=min(config.sampler.batch_size, len(wanted)),
+        batch_size=min(settings.batch_size, len(wanted)),
         finish=transforms.to_uint8 if is_image else np.asarray,
     )
     if distributed.first():

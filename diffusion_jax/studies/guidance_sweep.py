@@ -91,14 +91,14 @@ def sweep_model(
     judged = judge.against(dataset.train, labels, features=chosen, metrics=metrics, count=count)
     # real images are as many as in a cell: recall depends on their number
     real = judge.on_real(dataset.train, dataset.test, judged, count)
-    settings = _settings(config, trained, chosen, count)
-    batch, folder = config.sampler.batch_size, workdir / "guidance_sweep"
+    settings = _settings(trained, chosen, count)
+    batch, folder = trained.experiment.sampling.batch_size, workdir / "guidance_sweep"
     rows = sweep(models, scales, judged, cond, count, batch, mesh, folder, settings)
-    _save(config, workdir, models, settings, rows, real)
+    _save(trained, workdir, models, settings, rows, real)
     plan = sampling.method(trained.experiment)
     title = (
         f"Guidance on {workdir.name}, step {trained.step}: {count} images a cell, "
-        f"{config.sampler.name}, {sampling.evaluations(plan)} evaluations"
+        f"{trained.experiment.sampling.name}, {sampling.evaluations(plan)} evaluations"
     )
     _figures(workdir, rows, real, scales, chosen[0], title)
     text = f"# {title}\n\n{report(rows, real)}"
@@ -121,18 +121,17 @@ def _with_guides(
     return models
 
 
-def _settings(
-    config: ConfigDict, trained: Trained, features: Sequence[str], count: int
-) -> dict[str, Any]:
+def _settings(trained: Trained, features: Sequence[str], count: int) -> dict[str, Any]:
     """What every cell depends on besides its guide and scale."""
     varied = ("guide", "guidance", "batch_size")
-    sampler = {key: value for key, value in config.sampler.items() if key not in varied}
+    record = trained.experiment.record
+    sampler = {key: value for key, value in record["sampler"].items() if key not in varied}
     return {
         "num": count,
         "features": ",".join(features),
         "step": trained.step,
         "weights": trained.weights,
-        "config": config.to_dict() | {"sampler": sampler},
+        "config": record | {"sampler": sampler},
     }
 
 
@@ -242,7 +241,7 @@ def report(rows: Sequence[Row], real: Mapping[str, float]) -> str:
 
 
 def _save(
-    config: ConfigDict,
+    trained: Trained,
     workdir: Path,
     models: Mapping[str, Trained],
     settings: Mapping[str, Any],
@@ -251,14 +250,14 @@ def _save(
 ) -> None:
     """Write guidance_sweep.json, with the configs of the models that guides use."""
     others = {
-        guide: [found.config.to_dict() for found, _ in model.experiment.others]
+        guide: [found.record for found, _ in model.experiment.others]
         for guide, model in models.items()
     }
     result = {
         "rows": [{key: value for key, value in row.items() if key != "shown"} for row in rows],
         "real": real,
         "others": others,
-        "provenance": provenance.provenance(config.to_dict(), config.seed),
+        "provenance": provenance.provenance(trained.experiment.record, trained.experiment.seed),
     }
     files.save_json(workdir / "guidance_sweep.json", {**settings, **result})
 

@@ -255,8 +255,6 @@ def fitted(
         raise UserError(f"their config describes no network that can be built: {why}") from error
     own = template[network.subtree] if network.subtree else template
     shapes = {path: leaf.shape for path, leaf in layouts.flat(own).items()}
-    found = layouts.to_ours(
-        layouts.table(network, model.config.model.to_dict(), shapes), tensors, shapes
-    )
+    found = layouts.to_ours(layouts.table(network, model.options, shapes), tensors, shapes)
     params = jax.tree.unflatten(jax.tree.structure(own), [found[path] for path in shapes])
     return {network.subtree: params} if network.subtree else params

@@ -94,7 +94,7 @@ def compare_on_images(
     job = job_for(trained, dataset, index, labels, [], range(len(index)))
     stem = parsing.folder("out", out or workdir) / "inverse_benchmark"
     about = {
-        "config": config.to_dict(),
+        "config": trained.experiment.record,
         "step": trained.step,
         "weights": trained.weights,
         "num": num,
@@ -105,7 +105,7 @@ def compare_on_images(
     rows, truth = make_rows(job, dataset, wanted, chosen, perceptual, table)
     draw_strips(rows, truth, stem.with_suffix(".png"))
     name = Path(workdir).name
-    text = f"# {name}: {len(job.images)} held-out images, {config.sampler.name}\n\n{report(rows)}"
+    text = f"# {name}: {len(job.images)} held-out images, {job.trained.experiment.sampling.name}\n\n{report(rows)}"
     files.save_text(stem.with_suffix(".md"), text)
     print(f"{text}\n{stem}.json, .md, .png")
 

@@ -149,7 +149,7 @@ def _bounds(model: Experiment, settings: Settings) -> dict[str, Callable[..., Va
     """The discrete bound, also importance-weighted, and the continuous bound."""
     process, k = model.process, settings["iw"]
     ts = sampling.grid(model, settings["grid"], settings["moves"] + 1)
-    learned = model.config.model.to_dict().get("learn_variance", False)
+    learned = model.options.get("learn_variance", False)
     chain = {"variance": "learned" if learned else "small", "levels": settings["levels"]}
 
     def discrete(denoise: Denoise, x: Array, keys: Key, cond: Cond) -> Values:

@@ -51,7 +51,7 @@ def likelihood(
         "settings": chosen,
         "step": trained.step,
         "weights": trained.weights,
-        "config": config.to_dict(),
+        "config": trained.experiment.record,
     }
     parts = stem.with_suffix(".parts") / provenance.config_hash(about)[:16]
     left_out = ", clipping and captions" if trained.experiment.encoder else " and clipping"
@@ -65,10 +65,10 @@ def likelihood(
     rows = table(values, chosen)
     count = len(next(v for name, v in values.items() if name.endswith(".total")))
     title = (
-        f"Bits per dimension of {count} {chosen['split']} images of {config.data.name} under "
+        f"Bits per dimension of {count} {chosen['split']} images of {trained.experiment.data.name} under "
         f"{Path(workdir).name}, mean ± standard error over images"
     )
-    stamp = provenance.provenance(config.to_dict(), chosen["seed"])
+    stamp = provenance.provenance(trained.experiment.record, chosen["seed"])
     files.save_text(stem.with_suffix(".md"), f"# {title}\n\n{report(rows)}")
     generate.save_npz(stem.with_suffix(".npz"), None, **values)
     files.save_json(

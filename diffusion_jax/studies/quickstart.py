@@ -67,14 +67,14 @@ def quickstart(config: ConfigDict, *, workdir: str = "runs/quickstart", num: int
     denoising(trained, dataset, root / "denoising.png")
     result = evaluation.score_samples(trained, dataset, EVALUATED, 1, EVALUATED)
     record: dict[str, Any] = {
-        "provenance": provenance.provenance(config.to_dict(), config.seed),
+        "provenance": provenance.provenance(trained.experiment.record, trained.experiment.seed),
         "step": trained.step,
         "weights": trained.weights,
     }
     sampler_comparison.compare_model(
         trained,
         dataset,
-        config.data.name,
+        trained.experiment.data.name,
         SAMPLERS,
         BUDGETS,
         range(num),
@@ -86,7 +86,7 @@ def quickstart(config: ConfigDict, *, workdir: str = "runs/quickstart", num: int
     nfe = sampling.evaluations(sampling.method(trained.experiment))
     print(
         f"\n{evaluation.report(result)}\n"
-        f"({nfe} evaluations of {config.sampler.name}, {EVALUATED} images; "
+        f"({nfe} evaluations of {trained.experiment.sampling.name}, {EVALUATED} images; "
         f"{time.monotonic() - began:.0f} s in all on "
         f"{jax.device_count()} {jax.default_backend()} device)"
     )

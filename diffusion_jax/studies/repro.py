@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import data
 from diffusion_jax.arrays import example_keys
-from diffusion_jax.assembly import experiment, preparation, trainer
+from diffusion_jax.assembly import preparation, trainer
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.experiment import Experiment
 from diffusion_jax.errors import CommandExit, UserError
@@ -46,14 +46,15 @@ def repro(config: ConfigDict, *, workdir: str, step: int) -> None:
 
 def is_repeated(config: ConfigDict, workdir: str, step: int) -> bool:
     """Repeat a step, print what `repro` prints, and return whether it is not finite again."""
-    root, k = Path(workdir).absolute(), config.training.steps_per_call
+    root = Path(workdir).absolute()
     report = forensics.read(root, step)
     dataset = workdirs.dataset(config, workdir, resumes=True)
     model = preparation.for_training(config, dataset)
+    k = model.training.steps_per_call
     parts = trainer.training(model)
-    state = _start(config, parts, root, report["start"])
+    state = _start(model, parts, root, report["start"])
     batch = data.batches(
-        dataset.train, batch_size=config.data.batch_size, seed=config.seed, flip=config.data.flip
+        dataset.train, batch_size=model.data.batch_size, seed=model.seed, flip=model.data.flip
     )
 
     def due(at: int) -> Mapping[str, Any]:
@@ -73,10 +74,9 @@ def is_repeated(config: ConfigDict, workdir: str, step: int) -> bool:
     numbers = jax.tree.map(lambda x: x[i], jax.device_get(numbers))
     print(_verdict(report, numbers, step))
     if i:  # the steps of the call before this one, for the parameters that it began with
-        short = config.copy_and_resolve_references().unlock()
-        short.training.steps_per_call = i
-        state, _ = call(state, begin, trainer.training(model._replace(config=short)).step, i)
-    print(_activations(config, model, state, due(step), step))
+        short = model._replace(training=model.training._replace(steps_per_call=i))
+        state, _ = call(state, begin, trainer.training(short).step, i)
+    print(_activations(model, state, due(step), step))
     print(forensics.layer_table(report), end="")
     return bool(numbers["nonfinite"]["flag"])
 
@@ -95,10 +95,10 @@ def _verdict(report: Mapping[str, Any], numbers: Mapping[str, Any], step: int) -
 
 
 def _start(
-    config: ConfigDict, parts: trainer.Training, root: Path, start: Mapping[str, Any]
+    model: Experiment, parts: trainer.Training, root: Path, start: Mapping[str, Any]
 ) -> TrainState:
     """The state where the replay begins: the checkpoint's, with the key that the run had."""
-    key = jax.random.key(config.seed)
+    key = jax.random.key(model.seed)
     state = parts.runner.init(parts.init, key)
     if start["checkpoint"] is not None:
         try:
@@ -115,18 +115,14 @@ def _start(
 
 
 def _activations(
-    config: ConfigDict,
     model: Experiment,
     state: TrainState,
     batch: Mapping[str, Any],
     step: int,
 ) -> str:
     """A table of the largest output of each layer, in the order in which the layers finish."""
-    if "remat" in config.model:  # with it a layer is only traced, and has no values
-        config = config.copy_and_resolve_references().unlock()
-        config.model.remat = "none"
-        plain = experiment.assemble(config, model.shape, model.num_classes)
-        model = model._replace(model=plain.model)
+    if "remat" in model.options:  # with it a layer is only traced, and has no values
+        model = model._replace(model=model.model.clone(remat="none"))
     rows: list[dict[str, Any]] = []
 
     def watch(run: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext):

@@ -98,7 +98,7 @@ def restored(
         y = given.pop("y")
         return run(params, keys, given or None, y, np.asarray(plan.ts), np.float32(plan.guidance))
 
-    batch_size = min(model.config.sampler.batch_size, len(keys))
+    batch_size = min(model.sampling.batch_size, len(keys))
     return generate.generate(
         draw, keys, {"y": y, **(job.cond or {})}, batch_size=batch_size, description=description
     )
@@ -136,7 +136,7 @@ def with_budget(job: Job, method: Method, measurement: Measurement) -> tuple[Job
     """
     model, plan = job.trained.experiment, job.plan
     wrapped = method.wrap(plan.sampler, measurement, None)
-    ts = sampling.grid(model, plan.grid, base.points(wrapped, model.config.sampler.nfe))
+    ts = sampling.grid(model, plan.grid, base.points(wrapped, model.sampling.nfe))
     evaluations = sampling.evaluations(plan._replace(ts=ts, sampler=wrapped))
     return job._replace(plan=plan._replace(ts=ts)), evaluations
 

@@ -64,15 +64,16 @@ def compare_samplers(
     chosen = _seeds(seeds, num or 200)
     root, paths = parsing.folder("out", out or workdir), parsing.paths("others", others)
     trained = workdirs.load(workdir, config)
+    model = trained.experiment
     record = {
-        "provenance": provenance.provenance(config.to_dict(), config.seed),
+        "provenance": provenance.provenance(model.record, model.seed),
         "step": trained.step,
         "weights": trained.weights,
     }
     text = compare_model(
         trained,
         workdirs.images(config, workdir),
-        f"{config.data.name} ({Path(workdir).name})",
+        f"{model.data.name} ({Path(workdir).name})",
         entries,
         budgets,
         chosen,
@@ -81,7 +82,7 @@ def compare_samplers(
         record,
         others=paths,
         features=features,
-        noise=noise or config.sampler.noise,
+        noise=noise or model.sampling.noise,
         fresh=fresh,
     )
     _print(text, root)

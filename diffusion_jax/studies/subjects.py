@@ -209,7 +209,7 @@ def of_model(
     subject = Subject(
         name=name,
         identity={
-            "config": experiment.config.to_dict(),
+            "config": experiment.record,
             "step": trained.step,
             "weights": trained.weights,
             "seeds": list(seeds),

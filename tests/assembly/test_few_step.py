@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from numpy.testing import assert_allclose
 
 from configs import base as base_config
@@ -124,7 +125,7 @@ def test_few_step_workdirs_are_compared(workdirs):
     to.
     """
     trained = workdir.load(workdirs / "cd", workdir.saved_config(workdirs / "cd"))
-    dataset = datasets.dataset(trained.experiment.config)
+    dataset = datasets.dataset(ConfigDict(trained.experiment.record))
     subject = subjects.of_model(trained, dataset, range(20), "cd")
     chosen = comparison.cells(
         ["few_step.multistep"], [1, 2, 4], trained.experiment.process, "few_step"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from diffusion_jax import files
 from diffusion_jax.assembly import workdir
@@ -20,7 +21,11 @@ def exported(monkeypatch, tmp_path):
         monkeypatch.setattr(workdir, "load", lambda *args: trained)
         files.save_json(tmp_path / "run" / "provenance.json", {})
         write_weights(
-            trained.experiment.config, tmp_path / "run", "diffusers", tmp_path / "out", **options
+            ConfigDict(trained.experiment.record),
+            tmp_path / "run",
+            "diffusers",
+            tmp_path / "out",
+            **options,
         )
         monkeypatch.undo()
         return tmp_path / "out"

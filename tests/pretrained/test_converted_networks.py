@@ -76,7 +76,7 @@ def test_tables_lose_nothing(name):
     built, params = assembled(name)
     ours = layouts.flat(params[network.subtree] if network.subtree else params)
     shapes = {path: leaf.shape for path, leaf in ours.items()}
-    options = built.config.model.to_dict() | {"num_classes": 0}
+    options = built.options | {"num_classes": 0}
     back = layouts.to_theirs(layouts.table(network, options, shapes), ours)
     assert back.keys() == weights.keys()
     for key, tensor in weights.items():

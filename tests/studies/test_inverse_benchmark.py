@@ -7,6 +7,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from diffusion_jax.assembly import datasets
 from diffusion_jax.errors import UserError
@@ -82,7 +83,7 @@ def test_on_images(job, tmp_path, monkeypatch):
     pixels = features.extractor("pixels")
     # the classifier would take a minute to train
     monkeypatch.setattr(features, "extractor", lambda *args: pixels)
-    dataset = datasets.dataset(job.trained.experiment.config)
+    dataset = datasets.dataset(ConfigDict(job.trained.experiment.record))
     tasks = inverse_on_images.parse_tasks("inpaint@half;superres(factor=2)", GRAY)
     table = inverse_table.open_rows(tmp_path / "b.json", {})
     rows, shown = inverse_on_images.make_rows(job, dataset, tasks, ["ddnm"], "", table)

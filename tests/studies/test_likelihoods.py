@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from numpy.testing import assert_allclose
 
 from configs import digits
@@ -75,7 +76,7 @@ def test_the_command_resumes_at_the_next_batch_and_writes_what_it_prints(workdir
 
     trained = runs.load(workdir, runs.saved_config(str(workdir)))
     dataset, parts, chosen = (
-        datasets.dataset(trained.experiment.config),
+        datasets.dataset(ConfigDict(trained.experiment.record)),
         workdir / "interrupted",
         kept["settings"],
     )

@@ -96,7 +96,7 @@ def test_a_data_file_that_disappears(undisturbed, tmp_path):
     whole = datasets.dataset(config())
     with pytest.raises(
         UserError,
-        match=r"No such file or directory: '/data/points.bin'; when that is mended, the same",
+        match=r"No such file or directory: '/data/points.bin'; once that is fixed, run the same",
     ):
         train.train(
             config(), str(tmp_path / "run"), dataset=whole._replace(train=Files(whole.train, 13))
