@@ -24,6 +24,8 @@ LATER: Mapping[str, Any] = {
     "sampler": {"noise": "independent", "guide": "cfg()", "checkpoint": ""},
 }
 
+ALWAYS = ("noise", "guide")  # of config.sampler
+
 # Keys that only some kinds of model have.
 PARTS: Mapping[str, Any] = {"discriminator": "", "latent": {"autoencoder": "", "recipe": ""}}
 
@@ -44,6 +46,30 @@ def filled(given: Mapping[str, Any], defaults: Mapping[str, Any] = LATER) -> dic
             result[key] = value
         elif type(value) is dict:
             result[key] = filled(result[key], value)
+    return result
+
+
+def recorded(
+    config: Mapping[str, Any], stored: Mapping[str, Any], defaults: Mapping[str, Any] = LATER
+) -> dict[str, Any]:
+    """The config by which results are kept: without new keys that a workdir of old does not store.
+
+    So the results of earlier versions are found again, whose hashes do not know these keys.
+
+    Args:
+      config: nested dictionaries.
+      stored: the content of the workdir's config.json.
+      defaults: the keys that workdirs of earlier versions lack; `ALWAYS` were recorded even there.
+
+    Returns:
+      A new dictionary without those of `defaults` that are not stored and have their default value.
+    """
+    result = dict(config)
+    for key in defaults.keys() & result.keys():
+        if isinstance(defaults[key], Mapping) and key in stored:
+            result[key] = recorded(result[key], stored[key], defaults[key])
+        elif key not in stored and key not in ALWAYS and result[key] == defaults[key]:
+            del result[key]
     return result
 
 

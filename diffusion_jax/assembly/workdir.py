@@ -263,7 +263,7 @@ def load(
     about = about_data(workdir)
     other = functools.partial(_auxiliary, workdir, mesh=mesh)
     built = experiment.assemble(config, about["image_shape"], about["num_classes"], other)
-    built = built._replace(grids=workdir / "grids")
+    built = built._replace(grids=workdir / "grids", record=_recorded(workdir, config))
     same_run.check_usable(workdir, config, _same_network(workdir, built))
     if "encoded" in about:
         encoded = Encoded(**{key: about["encoded"][key] for key in Encoded._fields})
@@ -282,6 +282,13 @@ def load(
         step=step,
     )
     return Trained(built, restored.state, restored.step, which, about)
+
+
+def _recorded(workdir: Path, config: ConfigDict) -> dict[str, Any]:
+    """The config as plain data, without defaults that the run's own config.json lacks."""
+    file = workdir / CONFIG_FILE
+    stored = files.load_json(file, reading.table()) if file.is_file() else {}
+    return defaults.recorded(config.to_dict(), stored)
 
 
 def _same_network(workdir: Path, built: Experiment) -> bool:

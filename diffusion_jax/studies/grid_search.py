@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,12 +18,11 @@ from diffusion_jax.assembly import components
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.build import build, members
 from diffusion_jax.errors import UserError
-from diffusion_jax.evaluation import features, frechet, points
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers import base, grids, placement
 from diffusion_jax.studies import grid_report, store, subjects
-from diffusion_jax.studies.grid_report import PLACED, SHIFT
-from diffusion_jax.studies.ranking import QUALITY
+from diffusion_jax.studies.grid_report import PLACED
+from diffusion_jax.studies.grid_scores import Solved, combined, measure
 from diffusion_jax.studies.sampler_comparison import file_name
 from diffusion_jax.studies.subjects import Runner, Scores, Subject
 from diffusion_jax.types import Array, Process
@@ -39,7 +37,6 @@ HAND_MADE = (
     "flow_shift",
     "align_your_steps",
 )
-MARGIN = 0.02  # of the logarithm of each score, which polishing tries to gain on hand-made grids
 FIRST_SEED = 1_000_000  # of the trajectories that times are placed by; the others begin at 0
 
 
@@ -101,8 +98,8 @@ def optimize_on_target(
         both = [subjects.of_target(target, process, part) for part in seeds]
         text = optimize(*both, sampler, budgets, stem, Search(iterations, tries))
     samplers = f"""'{sampler}@stored("{stem}.json")'"""
-    law = f"--target='{target}' --process='{process}'"
-    _print(text, stem, f"compare_samplers {law} --samplers={samplers}")
+    names = f"--target='{target}' --process='{process}'"
+    _print(text, stem, f"compare_samplers {names} --samplers={samplers}")
 
 
 def _print(text: str, stem: Path, use: str) -> None:
@@ -170,13 +167,6 @@ class Search(NamedTuple):
     iterations: int
     tries: int
     polish: int = 0
-
-
-class Solved(NamedTuple):
-    """A subject with the exact x0 (M, ...) of its first M seeds."""
-
-    subject: Subject
-    truth: np.ndarray
 
 
 def optimize(
@@ -261,15 +251,15 @@ def place(
     run = subjects.runner(starts.subject, sampler, n)
     judge = subjects.runner(held_out.subject, sampler, n)
     quality = bool(search.polish)
-    measured = functools.cache(lambda name: _measured(starts, run(first[name])[0], quality=quality))
+    measured = functools.cache(lambda name: measure(starts, run(first[name])[0], quality=quality))
     order = sorted(first, key=lambda name: measured(name)["error"])[: search.tries]
     best = _optimized(sampler, starts, {name: first[name] for name in order}, nfe, search)
     if quality:
-        score = _combined([measured(name) for name in hand])
+        score = combined([measured(name) for name in hand])
         best = _polished(starts, run, score, [*first.values(), best], nfe, search)
 
     def row(name: str, ts: Array) -> dict[str, Any]:
-        scores = _measured(held_out, judge(ts)[0], quality=True, shift=True)
+        scores = measure(held_out, judge(ts)[0], quality=True, shift=True)
         return {"sampler": name, "nfe": nfe} | scores
 
     return [row(name, ts) for name, ts in {**hand, PLACED: best}.items()], best
@@ -315,7 +305,7 @@ def _polished(
     """The best times by the combined score, by the simplex of Nelder and Mead."""
 
     def worth(ts: Array) -> float:
-        return score(_measured(starts, run(ts)[0], quality=True))
+        return score(measure(starts, run(ts)[0], quality=True))
 
     found = [
         placement.polish(
@@ -335,51 +325,6 @@ def _printer(nfe: int, name: str, what: str) -> Callable[[int, float], None]:
         print(f"{nfe} NFE from {name}: {i}, {what} {value:.4g}", file=sys.stderr, flush=True)
 
     return tell
-
-
-# ---- the measures
-def _measured(solved: Solved, out: np.ndarray, *, quality: bool, shift: bool = False) -> Scores:
-    """The error of a grid's samples to the exact solutions, and what else is requested."""
-    subject, truth = solved
-    few = len(truth)
-    scores = {"error": _rms(out[:few], truth)}
-    if shift:
-        scores[SHIFT] = _shift(subject.finish(out[:few]), subject.finish(truth))
-    return scores | (subject.scores(subject.finish(out)) if quality else {})
-
-
-def _combined(hand: Sequence[Scores]) -> Callable[[Scores], float]:
-    """A function of scores: the sum of log(score / the best hand-made one) over error and quality.
-
-    A score that gains less than MARGIN costs sixfold.
-    """
-    parts = ["error", *(metric for metric in QUALITY if metric in hand[0])]
-    best = {part: min(scores[part] for scores in hand) for part in parts}
-
-    def score(scores: Scores) -> float:
-        gains = [math.log(max(scores[part], 1e-12) / best[part]) for part in parts]
-        if not all(map(math.isfinite, gains)):
-            return 1e3
-        return sum(gain + 5 * max(gain + MARGIN, 0.0) for gain in gains)
-
-    return score
-
-
-def _shift(x: np.ndarray, exact: np.ndarray) -> float:
-    """The distance between a solver's samples and the exact solutions of the same seeds.
-
-    It is the Fréchet distance of the pixels of images (uint8), or the sliced Wasserstein distance
-    of points. Unlike a distance to data it has no sampling noise.
-    """
-    if x.dtype != np.uint8:
-        return points.sliced_wasserstein(x, exact)
-    return frechet.distance(*(frechet.root_of(features.pixels(images)) for images in (x, exact)))
-
-
-def _rms(x: np.ndarray, truth: np.ndarray) -> float:
-    if not np.isfinite(x).all():
-        return float("inf")
-    return float(np.sqrt(np.mean(np.square(np.asarray(x, np.float64) - truth))))
 
 
 # ---- what is kept

@@ -131,7 +131,7 @@ def _settings(trained: Trained, features: Sequence[str], count: int) -> dict[str
         "features": ",".join(features),
         "step": trained.step,
         "weights": trained.weights,
-        "config": record | {"sampler": sampler},
+        "config": {**record, "sampler": sampler},
     }
 
 
@@ -228,10 +228,15 @@ def report(rows: Sequence[Row], real: Mapping[str, float]) -> str:
     """A Markdown table: every guide at every scale, and real test images for comparison."""
     metrics = [key for key in PREFERRED if key in rows[0]]
     metrics += [key for key in rows[0] if key.partition("/")[1]]
+
+    def cell(key: str, value: float) -> float | str:
+        metric = find(key)
+        return metric.text(value) if metric.format.unit else value
+
     every = [*rows, {"guide": "real test images, as many", "scale": None, **real}]
     shown = [
         {"guide": row["guide"], "scale": None if row["scale"] is None else f"{row['scale']:g}"}
-        | {key: find(key, "pixels").text(row[key]) for key in metrics if key in row}
+        | {key: cell(key, row[key]) for key in metrics if key in row}
         for row in every
     ]
     columns = {"guide": "guide", "scale": "scale"} | {

@@ -19,7 +19,8 @@ from diffusion_jax.studies.sampler_listing import KINDS, summary
 from diffusion_jax.studies.subjects import Subject
 
 MARKED = ("accuracy", "frechet", "sliced_wasserstein", "error")  # columns whose best are marked
-WRITTEN = (*ranking.SCORES, "seconds_per_image")  # columns in the format of their metric
+WITH_UNIT = ("accuracy", "order", "seconds_per_image")  # in Markdown; other scores are numbers
+WRITTEN = (*ranking.SCORES, "seconds_per_image")  # columns of the page, as their metrics say
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -101,10 +102,10 @@ def _columns(subject: Subject, rows: Rows) -> dict[str, str]:
 
 
 def _with_truth(subject: Subject, rows: Rows) -> list[dict[str, Any]]:
-    """The rows as text, and a row with what the truth itself scores."""
+    """The rows for Markdown, and a row with what the truth itself scores."""
     truth = {"sampler": "truth itself"} | subject.judging.truth_scores
     return [
-        {**row, **{key: find(key).text(row[key]) for key in WRITTEN if key in row}}
+        {**row, **{key: find(key).text(row[key]) for key in WITH_UNIT if key in row}}
         for row in [*rows, truth]
     ]
 

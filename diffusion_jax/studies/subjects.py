@@ -19,6 +19,7 @@ import numpy as np
 from diffusion_jax import data
 from diffusion_jax.assembly import components, conditions, denoiser, sampling
 from diffusion_jax.assembly.build import build
+from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import generate, judge, points
@@ -192,16 +193,8 @@ def of_model(
     """
     experiment, settings = trained.experiment, trained.experiment.sampling
     denoiser.need_denoiser(experiment)
-    count, guided = len(seeds), denoiser.is_guided(experiment, settings.guidance)
+    count, denoise = len(seeds), _guided_denoiser(experiment)
     labels, cond = conditions.conditions(experiment, dataset, count)
-
-    def denoise(params: denoiser.Ensemble) -> Denoise:
-        return denoiser.denoiser(
-            *denoiser.unpack(experiment, params),
-            scale=jnp.float32(settings.guidance) if guided else None,
-            clip=settings.clip,
-        )
-
     if experiment.is_image:
         judging = _judging_of_images(dataset, labels, count, features)
     else:
@@ -232,6 +225,21 @@ def of_model(
     return subject._replace(exact=lambda: _fine_solution(_first(subject, min(solved, count))))
 
 
+def _guided_denoiser(experiment: Experiment) -> Callable[[denoiser.Ensemble], Denoise]:
+    """Parameters -> the denoiser with the guidance and the clipping of the sampling settings."""
+    settings = experiment.sampling
+    guided = denoiser.is_guided(experiment, settings.guidance)
+
+    def denoise(params: denoiser.Ensemble) -> Denoise:
+        return denoiser.denoiser(
+            *denoiser.unpack(experiment, params),
+            scale=jnp.float32(settings.guidance) if guided else None,
+            clip=settings.clip,
+        )
+
+    return denoise
+
+
 def _judging_of_images(
     dataset: data.Dataset, labels: np.ndarray | None, count: int, features: str
 ) -> Judging:
@@ -241,7 +249,7 @@ def _judging_of_images(
         dataset.train, labels, features=(features,), count=count, metrics=metrics
     )
 
-    def judged(*args) -> Scores:
+    def judged(*args: np.ndarray) -> Scores:
         """The scores, with the Fréchet distance named 'frechet' whatever features it compares."""
         return {name.removesuffix(f"/{features}"): value for name, value in against(*args).items()}
 
@@ -326,7 +334,7 @@ def runner(
     count, batch = len(subject.keys), subject.batch_size
 
     @jax.jit
-    def run(params: Params, keys: Key, cond: Cond, ts: Array):
+    def run(params: Params, keys: Key, cond: Cond, ts: Array) -> tuple[Array, Array]:
         x = base.start(subject.process, keys, (batch, *subject.shape), subject.dtype)
         denoise = subject.denoise(params)
         samples = base.sample(

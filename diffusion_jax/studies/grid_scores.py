@@ -1,0 +1,67 @@
+"""How the samples on a grid of times are scored: by the exact solutions, and by their quality."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from diffusion_jax.evaluation import features, frechet, points
+from diffusion_jax.studies.grid_report import SHIFT
+from diffusion_jax.studies.ranking import QUALITY
+from diffusion_jax.studies.subjects import Scores, Subject
+
+MARGIN = 0.02  # of the logarithm of each score, which polishing tries to gain on hand-made grids
+
+
+class Solved(NamedTuple):
+    """A subject with the exact x0 (M, ...) of its first M seeds."""
+
+    subject: Subject
+    truth: np.ndarray
+
+
+def measure(solved: Solved, out: np.ndarray, *, quality: bool, shift: bool = False) -> Scores:
+    """The error of a grid's samples to the exact solutions, and what else is requested."""
+    subject, truth = solved
+    few = len(truth)
+    scores = {"error": _rms(out[:few], truth)}
+    if shift:
+        scores[SHIFT] = _shift(subject.finish(out[:few]), subject.finish(truth))
+    return scores | (subject.scores(subject.finish(out)) if quality else {})
+
+
+def combined(hand: Sequence[Scores]) -> Callable[[Scores], float]:
+    """A function of scores: the sum of log(score / the best hand-made one) over error and quality.
+
+    A score that gains less than MARGIN costs sixfold.
+    """
+    parts = ["error", *(metric for metric in QUALITY if metric in hand[0])]
+    best = {part: min(scores[part] for scores in hand) for part in parts}
+
+    def score(scores: Scores) -> float:
+        gains = [math.log(max(scores[part], 1e-12) / best[part]) for part in parts]
+        if not all(map(math.isfinite, gains)):
+            return 1e3
+        return sum(gain + 5 * max(gain + MARGIN, 0.0) for gain in gains)
+
+    return score
+
+
+def _shift(x: np.ndarray, exact: np.ndarray) -> float:
+    """The distance between a solver's samples and the exact solutions of the same seeds.
+
+    It is the Fréchet distance of the pixels of images (uint8), or the sliced Wasserstein distance
+    of points. Unlike a distance to data it has no sampling noise.
+    """
+    if x.dtype != np.uint8:
+        return points.sliced_wasserstein(x, exact)
+    return frechet.distance(*(frechet.root_of(features.pixels(images)) for images in (x, exact)))
+
+
+def _rms(x: np.ndarray, truth: np.ndarray) -> float:
+    if not np.isfinite(x).all():
+        return float("inf")
+    return float(np.sqrt(np.mean(np.square(np.asarray(x, np.float64) - truth))))
