@@ -89,7 +89,7 @@ def platform() -> str:
 @contextlib.contextmanager
 def compiling_for(platform: str) -> Iterator[None]:
     """Programs traced inside are for devices of that platform, which need not be here
-    (planning.py).
+    (planning/).
 
     For new functions only: jax does not trace a function anew that it has traced on such arguments
       before.

@@ -1,9 +1,8 @@
-"""What a compiled program does, read from its text (HLO, as compiled.as_text() gives it):
-collectives, memory traffic.
+"""Collectives and memory traffic of a compiled program, read from its text (HLO).
 
-A program is a set of computations; a `while` runs its body so many times, a call or a fusion its
-computation once per visit. What XLA's own cost_analysis says counts every loop body once; here
-loops are multiplied out. All numbers are those of one device, whose program the text is.
+The text is that of compiled.as_text(). A program is a set of computations; a `while` runs its body
+several times, a call or a fusion its computation once per visit. XLA's own cost_analysis counts
+every loop body once; here loops are multiplied out. All numbers are those of one device.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import NamedTuple
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
-# Instructions that move nothing by themselves; what they name is counted where it is made or used.
+# Instructions that move nothing by themselves; their arrays count where they are made or used.
 FREE = {
     "parameter",
     "constant",
@@ -38,7 +37,7 @@ _USES = re.compile(r"%([\w.\-]+)")
 
 
 class Instruction(NamedTuple):
-    """One line: result = opcode(operands), attributes. shape: the text of its result's type."""
+    """One line: name = shape opcode(operands), attributes; shape is the text of a type."""
 
     name: str
     shape: str
@@ -48,15 +47,20 @@ class Instruction(NamedTuple):
 
 
 class Program(NamedTuple):
-    """computations: name -> instructions; entry: the name of the one that runs."""
+    """Computations by name, each {name: instruction}, and the name of the one that runs."""
 
     computations: dict[str, dict[str, Instruction]]
     entry: str
 
 
 class Collective(NamedTuple):
-    """One collective: its kind, the bytes of its result on a device, the size of its groups, how
-    often it runs.
+    """One collective operation.
+
+    Attributes:
+      kind: one of COLLECTIVES.
+      bytes: bytes of its result on a device.
+      group: number of devices in each of its groups.
+      times: how often it runs.
     """
 
     kind: str
@@ -65,9 +69,7 @@ class Collective(NamedTuple):
     times: float
 
     def sent(self) -> float:
-        """The least bytes that a device must send for one of it, by the ring algorithms (Thakur et
-        al. 2005).
-        """
+        """The least bytes that a device sends for one of it, by ring algorithms (Thakur 2005)."""
         n, size = max(self.group, 1), self.bytes
         return {
             "all-reduce": 2 * size * (n - 1) / n,
@@ -77,8 +79,11 @@ class Collective(NamedTuple):
 
 
 def parse(text: str) -> Program:
-    """The text of a compiled program. Lines that are neither a computation's head nor an
-    instruction are passed over.
+    """Parse the text of a compiled program.
+
+    Args:
+      text: the text; lines that are neither the head of a computation nor an instruction are
+        skipped.
     """
     computations, entry, current = {}, "", None
     for line in text.splitlines():
@@ -95,12 +100,15 @@ def parse(text: str) -> Program:
 
 
 def collectives(program: Program, devices: int) -> list[Collective]:
-    """Every collective of a program on so many devices, asynchronous ones and those inside fusions
-    too.
+    """The collectives of a program, with asynchronous ones and those inside fusions.
 
-    TPUs hide a collective behind others' work in a chain of fusions, each with a copy of it: the
-    copies share a channel and are one. And they reduce-scatter by a fusion named
-    all-reduce-scatter, of an all-reduce and the slice that is kept.
+    TPUs hide a collective behind other work in a chain of fusions, each with a copy of it: the
+    copies share a channel and count once. A fusion named all-reduce-scatter, of an all-reduce and a
+    slice, is a reduce-scatter.
+
+    Args:
+      program: the program.
+      devices: number of devices, the group of a collective that names none.
     """
     found, seen = [], set()
     for name, computation, times, fused in _visits(program):
@@ -128,9 +136,14 @@ def collectives(program: Program, devices: int) -> list[Collective]:
 
 
 def traffic(program: Program) -> float:
-    """Bytes read from and written to the device's main memory: operands and results of every
-    instruction that is not inside a fusion. What the compiler keeps in faster memory (a layout's
-    S(n)) does not count; a slice counts as itself, not as the array it is cut from.
+    """Bytes that are read from and written to the device's main memory.
+
+    These are operands and results of every instruction that is not inside a fusion. What the
+    compiler keeps in faster memory (a layout's S(n)) does not count; a slice counts as itself, not
+    as the array it is cut from.
+
+    Args:
+      program: the program.
     """
     total = 0.0
     for _, computation, times, fused in _visits(program):
@@ -140,8 +153,11 @@ def traffic(program: Program) -> float:
 
 
 def array_bytes(shape: str, *, main_memory: bool = False) -> float:
-    """Bytes of all arrays in the text of a type; main_memory: without those in another memory
-    space, S(n) in the layout.
+    """Bytes of all arrays in the text of a type.
+
+    Args:
+      shape: the text, such as 'f32[8,16]{1,0}' or a tuple of such.
+      main_memory: leave out arrays in another memory space, S(n) in the layout.
     """
     arrays = _ARRAY.findall(shape)
     return sum(
@@ -181,9 +197,7 @@ def _moved(one: Instruction, computation: dict[str, Instruction], program: Progr
 
 
 def _read(computation: dict[str, Instruction], parameter: int, program: Program) -> float:
-    """Bytes that a fusion needs of its parameter: of slices the slices, of what is written into in
-    place nothing.
-    """
+    """Bytes that a fusion reads of its parameter; an update in place reads none of it."""
     own = next(
         (
             i
@@ -207,9 +221,7 @@ def _read(computation: dict[str, Instruction], parameter: int, program: Program)
 def _written(
     computation: dict[str, Instruction], one: Instruction | None, program: Program
 ) -> float:
-    """Bytes that a fusion writes, whose root is `one` (its last instruction): of an update in place
-    the update.
-    """
+    """Bytes that a fusion with the root `one` writes; an update in place writes the update."""
     if one is None:
         return float("inf")
     parts = [computation.get(name) for name in one.operands]
@@ -223,8 +235,9 @@ def _written(
 
 
 def _visits(program: Program) -> Iterator[tuple[str, dict[str, Instruction], float, bool]]:
-    """(name, computation, how often it runs, whether it is inside a fusion), for all computations
-    that the entry reaches.
+    """Walk over the computations that the entry reaches.
+
+    Yields (name, computation, how often it runs, whether it is inside a fusion).
     """
     stack = [(program.entry, 1.0, False)]
     while stack:
@@ -255,9 +268,7 @@ def _called(one: Instruction) -> str:
 
 
 def _trips(loop: Instruction, condition: dict[str, Instruction]) -> int:
-    """How often a loop runs: what the compiler notes, or the constant to which its condition
-    compares; else 1.
-    """
+    """How often a loop runs: by the compiler's note or the constant in its condition, else 1."""
     noted = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
     if noted:
         return int(noted.group(1))
@@ -280,9 +291,7 @@ def _branches(attributes: str) -> list[str]:
 
 
 def _group(attributes: str, devices: int) -> int:
-    """The size of replica_groups, in any of its three notations: {{0,1},{2,3}}, [2,4]<=[8],
-    mesh['a'=2,'b'=4] {'b'}.
-    """
+    """The size of replica_groups: {{0,1},{2,3}}, [2,4]<=[8] or mesh['a'=2,'b'=4] {'b'}."""
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", attributes):
         return int(found.group(2))
     if found := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
@@ -295,9 +304,7 @@ def _group(attributes: str, devices: int) -> int:
 
 
 def _instruction(line: str) -> Instruction | None:
-    """'%name = type opcode(operands), attributes' taken apart; a constant's operand is its value, a
-    parameter's its number.
-    """
+    """Parse a line; the operand of a constant is its value, that of a parameter its number."""
     name, equals, rest = line.partition(" = ")
     if not equals:
         return None

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from diffusion_jax import data
 from diffusion_jax.assembly import trainer
-from diffusion_jax.planning import compile, flops
+from diffusion_jax.planning import devices, flops
 from diffusion_jax.studies.benchmark_timing import (
     Part,
     Settings,
@@ -144,9 +144,8 @@ def peak_flops() -> tuple[float, str]:
     It is the data sheet's where there is one, else what a large matrix product reaches here.
     """
     kind, n = jax.devices()[0].device_kind, 2048
-    known = max((name for name in compile.CHIPS if kind.startswith(name)), key=len, default=None)
-    if known:
-        return compile.CHIPS[known].flops * jax.device_count(), f"{known}'s data sheet in bfloat16"
+    if chip := devices.chip_of(kind):
+        return chip.flops * jax.device_count(), f"{chip.name}'s data sheet in bfloat16"
     x = jnp.ones((n, n))
     product = jax.jit(lambda x: x @ x)
     timed(lambda: product(x))

@@ -1,4 +1,4 @@
-"""The cost of a train step on devices that need not be here (planning/compile.py), as a command."""
+"""The cost of a train step on devices that need not be here (planning/), as a command."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import jax
 from ml_collections import ConfigDict
 
 from diffusion_jax import files, parsing, provenance, reading
-from diffusion_jax.planning import compile
+from diffusion_jax.planning import cards, words
+from diffusion_jax.planning.devices import GIB, Target, target
+from diffusion_jax.planning.search import cheapest, search_settings
+from diffusion_jax.planning.stored_cards import rule as card_rule
 
 
 def plan(
@@ -36,9 +39,9 @@ def plan(
     if topology != "gpu":  # a plan for other devices takes no accelerator of this machine
         jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # compilation is measured
-    where = compile.target(topology)
+    where = target(topology)
     path = parsing.output("out", out, ".json")[".json"] if out else None
-    size = hbm * compile.GIB or None
+    size = hbm * GIB or None
     record = {
         "topology": topology,
         "hbm": size,
@@ -47,10 +50,10 @@ def plan(
     }
     if search:
         record["cards"] = _search(config, where, size, record, path)
-        record["cheapest"] = compile.cheapest(record["cards"])
+        record["cheapest"] = cheapest(record["cards"])
         record["card"] = record["cards"].get(record["cheapest"])
     else:
-        record["card"] = compile.card(config, where, hbm=size)
+        record["card"] = cards.card(config, where, hbm=size)
     if path:
         files.save_json(path, record)
     print(files.canonical_json(record) if json else _text(record))
@@ -59,7 +62,7 @@ def plan(
 def _text(record: dict[str, Any]) -> str:
     """The card of a record, and which settings are the cheapest if several were compiled."""
     lines = [
-        compile.text(record["card"])
+        words.describe(record["card"])
         if record["card"]
         else "no compiled setting fits: use more devices, or a smaller batch"
     ]
@@ -73,31 +76,31 @@ def _text(record: dict[str, Any]) -> str:
 
 def _search(
     config: ConfigDict,
-    where: compile.Target,
+    where: Target,
     hbm: float | None,
     record: dict[str, Any],
     out: Path | None,
 ) -> dict[str, Any]:
-    """compile.search, which reports each card in one line and keeps it in `out`."""
-    began, cards = time.monotonic(), {}
+    """The search, which reports each card in one line and keeps it in `out`."""
+    began, made = time.monotonic(), {}
 
     def tell(name: str, card: dict[str, Any]) -> None:
-        cards[name] = card
+        made[name] = card
         bound = f"{1e3 * card['roofline']['step']:.3g} ms" if card["roofline"] else "-"
         no = f"does not fit: {card['refused'] or ''}"
         said = {True: f"fits, at least {bound}", None: "compiles"}.get(card["fits"], no[:90])
         seconds = time.monotonic() - began
-        print(f"{len(cards)} [{seconds:.0f} s] {name}: {said}", file=sys.stderr, flush=True)
+        print(f"{len(made)} [{seconds:.0f} s] {name}: {said}", file=sys.stderr, flush=True)
         if out:
-            files.save_json(out, record | {"cards": cards})
+            files.save_json(out, record | {"cards": made})
 
-    return compile.search(config, where, hbm=hbm, known=_known(out, record), tell=tell)
+    return search_settings(config, where, hbm=hbm, known=_known(out, record), tell=tell)
 
 
 def _known(out: Path | None, record: dict[str, Any]) -> dict[str, Any]:
     """The cards of an interrupted search of the same config by the same code and versions."""
     origin = reading.record({"commit": reading.anything, "versions": reading.anything})
-    rule = reading.record({"provenance": origin, "cards": reading.table(compile.rule)})
+    rule = reading.record({"provenance": origin, "cards": reading.table(card_rule)})
     old = reading.kept(out, lambda path: reading.json_file(path, rule)) if out else None
     new = files.plain(record)
     if not old:
