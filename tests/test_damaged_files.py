@@ -21,7 +21,8 @@ from diffusion_jax import files, npz, provenance, reading
 from diffusion_jax.assembly import workdir
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import frechet, statistics
-from diffusion_jax.planning import stored_cards, words
+from diffusion_jax.planning import stored_cards
+from diffusion_jax.planning import words as card_words
 from diffusion_jax.samplers import grids
 from diffusion_jax.studies import grid_report, grid_search
 from diffusion_jax.training import forensics
@@ -55,7 +56,7 @@ READERS = {  # what is on disk, and what is done with what is read
         REPORT,
         lambda path: forensics._text(reading.json_file(path, forensics.rule)),
     ),
-    "card": (CARD, lambda path: words.describe(reading.json_file(path, stored_cards.rule))),
+    "card": (CARD, lambda path: card_words.describe(reading.json_file(path, stored_cards.rule))),
 }
 
 

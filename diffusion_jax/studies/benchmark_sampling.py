@@ -12,7 +12,9 @@ import jax
 import numpy as np
 
 from diffusion_jax.assembly import conditions, denoiser
-from diffusion_jax.assembly import sampling as plans_of
+from diffusion_jax.assembly.sampling import SamplingMethod, method, with_sampler
+from diffusion_jax.assembly.sampling import evaluations as evaluations_of
+from diffusion_jax.assembly.sampling import grid as grid_of
 from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import generate
@@ -77,8 +79,8 @@ def sampling(subject: Subject, settings: Settings) -> Part:
       compilation, images per second.
     """
     experiment, batch = subject.experiment, settings.batch_size
-    chosen = plans(experiment, settings.samplers, settings.nfe)
-    evaluations = {entry: plans_of.evaluations(plan) for entry, plan in chosen.items()}
+    chosen = methods_of(experiment, settings.samplers, settings.nfe)
+    evaluations = {entry: evaluations_of(resolved) for entry, resolved in chosen.items()}
     seed = jax.random.key(experiment.seed)
     params = jax.jit(lambda key: experiment.kind.init(experiment, key))(seed)
     programs = _programs(experiment, params, chosen, evaluations, batch)
@@ -108,8 +110,10 @@ def sampling(subject: Subject, settings: Settings) -> Part:
     return Part(rows, COLUMNS, facts)
 
 
-def plans(experiment: Experiment, entries: Sequence[str], nfe: int) -> dict[str, plans_of.Plan]:
-    """The plan of each entry, 'sampler' or 'sampler@grid'.
+def methods_of(
+    experiment: Experiment, entries: Sequence[str], nfe: int
+) -> dict[str, SamplingMethod]:
+    """The sampling method of each entry, 'sampler' or 'sampler@grid'.
 
     Args:
       experiment: the model, whose grid an entry without one has.
@@ -122,9 +126,10 @@ def plans(experiment: Experiment, entries: Sequence[str], nfe: int) -> dict[str,
     found = {}
     for entry in dict.fromkeys(entries):
         name, _, grid = entry.partition("@")
+        settings = with_sampler(experiment.sampling, name)
         changes = {"grid": grid} if grid else {}
-        found[entry] = plan = plans_of.plan(experiment, name=name, nfe=nfe, **changes)
-        if base.adaptive(plan.sampler) or len(plan.ts) < 2:
+        found[entry] = resolved = method(experiment, settings._replace(nfe=nfe, **changes))
+        if base.adaptive(resolved.sampler) or len(resolved.ts) < 2:
             raise UserError(
                 f"--samplers={entry} --nfe={nfe}: needed are fixed steps, and a budget that buys "
                 "one"
@@ -159,7 +164,7 @@ def bare(experiment: Experiment, params: Params, x: Array, cond: Cond, ts: Array
 def _programs(
     experiment: Experiment,
     params: Params,
-    chosen: dict[str, plans_of.Plan],
+    chosen: dict[str, SamplingMethod],
     evaluations: dict[str, int],
     batch: int,
 ) -> Programs:
@@ -184,15 +189,15 @@ def _programs(
 
     found = Programs({}, {}, {}, {})
     for n in sorted(set(evaluations.values())):
-        args = params, x, cond, plans_of.grid(experiment, "uniform", n)
+        args = params, x, cond, grid_of(experiment, "uniform", n)
         found.bare[n], _ = _compile(
             f"{n} bare evaluations", functools.partial(bare, experiment), args
         )
-    for entry, plan in chosen.items():
-        args = params, keys, x, cond, plan.ts
-        found.whole[entry], seconds = _compile(entry, run_of(plan.sampler, network), args)
+    for entry, resolved in chosen.items():
+        args = params, keys, x, cond, resolved.ts
+        found.whole[entry], seconds = _compile(entry, run_of(resolved.sampler, network), args)
         found.compile_seconds[entry] = seconds
-        own, _ = compiled(run_of(plan.sampler, nothing), *args)
+        own, _ = compiled(run_of(resolved.sampler, nothing), *args)
         found.own[entry] = functools.partial(own, *args)
     return found
 

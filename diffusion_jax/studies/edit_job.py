@@ -24,7 +24,7 @@ class Job(NamedTuple):
 
     Attributes:
       trained: the model.
-      plan: how it samples; guided only where the images have a condition.
+      sampling: how it samples; guided only where the images have a condition.
       images: (N, H, W, C) float in [-1, 1].
       labels: (N,) their true classes; None where they are not known.
       cond: their conditions.
@@ -32,7 +32,7 @@ class Job(NamedTuple):
     """
 
     trained: Trained
-    plan: sampling.SamplingMethod
+    sampling: sampling.SamplingMethod
     images: Array
     labels: np.ndarray | None
     cond: Cond
@@ -63,9 +63,9 @@ def job_for(
     Raises:
       UserError: for a condition that the model or the images do not have.
     """
-    plan = sampling.method(trained.experiment)
+    resolved = sampling.method(trained.experiment)
     conditioned = bool(labels or prompts)
-    guided = denoiser.is_guided(trained.experiment, plan.guidance, told=conditioned)
+    guided = denoiser.is_guided(trained.experiment, resolved.guidance, told=conditioned)
     picked = {"image": images} if dataset is None else dataset.test.rows(index)
     own = picked.get("label") if dataset is not None and dataset.num_classes else None
     names = trained.data.get("class_names") or ()
@@ -73,7 +73,7 @@ def job_for(
     cond = conditions(trained.experiment, dataset, index, chosen, prompts, own)
     x0 = jnp.asarray(transforms.to_float(picked["image"]))
     keys = generate.seeds_to_keys(seeds)
-    return Job(trained, plan._replace(guided=guided), x0, own, cond, keys)
+    return Job(trained, resolved._replace(guided=guided), x0, own, cond, keys)
 
 
 def conditions(

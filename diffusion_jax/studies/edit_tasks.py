@@ -37,17 +37,17 @@ def apply(job: Job, task: str, labels: str, strengths: list[float]) -> Strip:
     Raises:
       UserError: where the model or the number of images does not allow the task.
     """
-    model, plan = job.trained.experiment, job.plan
-    clip = "none" if task != "sdedit" else plan.clip  # a clipped denoiser cannot be inverted
-    guided = plan.guided and task == "sdedit"
-    if not guided and denoiser.is_guided(model, plan.guidance):
+    model, resolved = job.trained.experiment, job.sampling
+    clip = "none" if task != "sdedit" else resolved.clip  # a clipped denoiser cannot be inverted
+    guided = resolved.guided and task == "sdedit"
+    if not guided and denoiser.is_guided(model, resolved.guidance):
         why = (
             "without a condition there is nothing to guide by"
             if task == "sdedit"
             else f"{task} follows the model's own flow"
         )
-        print(f"config.sampler.guidance={plan.guidance:g} is not used: {why}", file=sys.stderr)
-    scale = jnp.float32(plan.guidance) if guided else None
+        print(f"config.sampler.guidance={resolved.guidance:g} is not used: {why}", file=sys.stderr)
+    scale = jnp.float32(resolved.guidance) if guided else None
     denoise = denoiser.denoiser(model, job.trained.params, scale=scale, clip=clip)
     if task == "interpolate":
         rows, names, facts = interpolate(job, denoise)
@@ -56,8 +56,8 @@ def apply(job: Job, task: str, labels: str, strengths: list[float]) -> Strip:
     else:
         rows, names, facts = translate(job, denoise, labels)
     facts |= {
-        "evaluations": sampling.evaluations(plan),
-        "guidance": plan.guidance if guided else None,
+        "evaluations": sampling.evaluations(resolved),
+        "guidance": resolved.guidance if guided else None,
     }
     return rows, names, facts
 
@@ -73,8 +73,8 @@ def interpolate(job: Job, denoise: Denoise, steps: int = 9) -> Strip:
       denoise: the denoiser.
       steps: images of each pair.
     """
-    sampler, process = job.plan.sampler, job.trained.experiment.process
-    ts, half = job.plan.ts, len(job.images) // 2
+    sampler, process = job.sampling.sampler, job.trained.experiment.process
+    ts, half = job.sampling.ts, len(job.images) // 2
     if not half:
         raise UserError("--task=interpolate goes between two images; set --num=2 or more")
     weights = np.linspace(0, 1, steps).astype(np.float32)
@@ -114,12 +114,12 @@ def sdedit(job: Job, denoise: Denoise, strengths: list[float]) -> Strip:
     process, guide = job.trained.experiment.process, transforms.to_uint8(job.images)
     run = jax.jit(
         lambda keys, x, ts, cond: edits.sdedit(
-            job.plan.sampler, denoise, process, keys, x, ts, cond
+            job.sampling.sampler, denoise, process, keys, x, ts, cond
         )
     )
     results = [
         transforms.to_uint8(
-            run(job.keys, job.images, edits.last_moves(job.plan.ts, strength), job.cond)
+            run(job.keys, job.images, edits.last_moves(job.sampling.ts, strength), job.cond)
         )
         for strength in strengths
     ]
@@ -155,11 +155,11 @@ def translate(job: Job, denoise: Denoise, labels: str) -> Strip:
     own = null_cond(model, len(truth)) if job.labels is None else cond_for(model, job.labels)
     run = jax.jit(
         lambda x, ts, source, target: edits.translate(
-            job.plan.sampler, denoise, model.process, x, ts, source, target
+            job.sampling.sampler, denoise, model.process, x, ts, source, target
         )
     )
     conds = [own, *(cond_for(model, np.full(len(truth), label)) for label in targets)]
-    results = [transforms.to_uint8(run(job.images, job.plan.ts, own, cond)) for cond in conds]
+    results = [transforms.to_uint8(run(job.images, job.sampling.ts, own, cond)) for cond in conds]
     names = ["image", "there and back", *(classes[label] for label in targets)]
     score = float(psnr(results[0], truth).mean())
     return [truth, *results], names, {"psnr_there_and_back": score}

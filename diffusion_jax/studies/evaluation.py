@@ -66,11 +66,11 @@ def evaluate(
         judge.note(text)
     compared = read_reference(reference, dataset, chosen.features)
     model = trained.experiment
-    plan = sampling.method(model)
-    nfe = sampling.evaluations(plan)
+    resolved = sampling.method(model)
+    nfe = sampling.evaluations(resolved)
     print(
         f"{workdir}: step {trained.step}, weights {trained.weights}, {model.sampling.name}, "
-        f"grid {plan.grid}, NFE {nfe}, guidance {plan.guidance}; "
+        f"grid {resolved.grid}, NFE {nfe}, guidance {resolved.guidance}; "
         f"{repeats} x {num} images",
         file=sys.stderr,
     )
@@ -97,7 +97,7 @@ def evaluate(
         "num": num,
         "repeats": repeats,
         "evaluations": nfe,
-        "grid": plan.grid,
+        "grid": resolved.grid,
         "sampler": model.record["sampler"],
         "step": trained.step,
         "weights": trained.weights,
@@ -227,7 +227,8 @@ def read_reference(
     if extractor is None:
         names = ",".join(e.name for e in features)
         raise UserError(
-            f"--reference={path} is of the features {found.of['extractor']}; add them to --features={names}"
+            f"--reference={path} is of the features {found.of['extractor']}; add them to "
+            f"--features={names}"
         )
     split, count = found.of["split"], found.of["count"]
     statistics.need(

@@ -130,8 +130,9 @@ def _one_class(
     if len(chosen) != 1 or chosen[0] > classes:
         wrong = f"--label={label}: " if label else ""
         raise UserError(
-            f"{wrong}the pipelines of diffusers know no classes, and this model has {classes}; export "
-            f"one of them with --label=0 to {classes - 1}, or the model without a class with --label=any"
+            f"{wrong}the pipelines of diffusers know no classes, and this model has "
+            f"{classes}; export one of them with --label=0 to {classes - 1}, or the model without "
+            "a class with --label=any"
         )
     return equivalent.of_one_class(params, chosen[0]), options | {"num_classes": 0}
 
@@ -244,7 +245,7 @@ def _say(model: Experiment, steps: int, dropped: bool) -> None:
         )
     if model.latents is not None:
         print(
-            "the network is of latents: it has no model_index.json, and needs a program that decodes "
-            "them",
+            "the network is of latents: it has no model_index.json, and needs a program that "
+            "decodes them",
             file=sys.stderr,
         )

@@ -76,17 +76,17 @@ def sample(
     settings = model.sampling
     if guidance is not None:
         settings = settings._replace(guidance=guidance)
-    plan = sampling.method(model, settings)
-    evaluations = sampling.evaluations(plan) or "as many as the tolerance needs:"
+    resolved = sampling.method(model, settings)
+    evaluations = sampling.evaluations(resolved) or "as many as the tolerance needs:"
     print(
         f"{workdir}: step {trained.step}, weights {trained.weights}, {settings.name} "
-        f"on grid {plan.grid}, {evaluations} evaluations per image",
+        f"on grid {resolved.grid}, {evaluations} evaluations per image",
         file=sys.stderr,
     )
     is_image = model.is_image
     real = None if is_image else _points(config, workdir, len(wanted))
     images = generate.generate(
-        sampling.sample_with(model, trained.params, plan, mesh),
+        sampling.sample_with(model, trained.params, resolved, mesh),
         generate.seeds_to_keys(wanted),
         cond,
         batch_size=min(settings.batch_size, len(wanted)),

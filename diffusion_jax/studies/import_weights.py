@@ -75,7 +75,7 @@ def import_weights(
 def to_workdir(
     source: str, path: str | Path, out: str | Path, dataset: str = "folder", autoencoder: str = ""
 ) -> Path:
-    """Make a workdir of published weights; returns its folder (arguments as in `import_weights`)."""
+    """Make a workdir of published weights; returns its folder. See `import_weights`."""
     file = find(Path(path))
     described = file.with_name("config.json")
     config = (
@@ -139,7 +139,8 @@ def class_of(source: str, config: dict[str, Any]) -> str:
     name = config.get("_class_name", "") if source == "diffusers" else SOURCES[source][0]
     if name not in SOURCES[source]:
         raise UserError(
-            f"config.json has _class_name={name}; --from={source} takes {' or '.join(SOURCES[source])}"
+            f"config.json has _class_name={name}; --from={source} takes "
+            f"{' or '.join(SOURCES[source])}"
         )
     return name
 
@@ -179,14 +180,15 @@ def encoded_by(autoencoder: str, unseen: Dataset) -> Encoded:
     if tuple(shape) != tuple(unseen.image_shape):
         made = f"makes latents {tuple(shape)} of images {tuple(codec.image_shape)}"
         raise UserError(
-            f"--autoencoder={autoencoder} {made}, and the network is for {tuple(unseen.image_shape)}; "
-            "import it again with another sample_size in its config.json, or another"
+            f"--autoencoder={autoencoder} {made}, and the network is for "
+            f"{tuple(unseen.image_shape)}; import it again with another sample_size in its config.json, or another"
         )
     rule = reading.record({}, {"imported": reading.record({"latents": diffusers_networks.LATENTS})})
     told = files.load_json(Path(autoencoder) / "provenance.json", rule).get("imported")
     if told is None:
         raise UserError(
-            f"--autoencoder={autoencoder} was trained here, so no published network knows its latents"
+            f"--autoencoder={autoencoder} was trained here, so no published network knows its "
+            "latents"
         )
     moments = diffusers_networks.shift_and_scale(told["latents"], shape[-1])
     about = codec.image_shape, unseen.name, unseen.num_classes, unseen.class_names

@@ -105,7 +105,8 @@ def compare_on_images(
     rows, truth = make_rows(job, dataset, wanted, chosen, perceptual, table)
     draw_strips(rows, truth, stem.with_suffix(".png"))
     name = Path(workdir).name
-    text = f"# {name}: {len(job.images)} held-out images, {job.trained.experiment.sampling.name}\n\n{report(rows)}"
+    title = f"{name}: {len(job.images)} held-out images, {trained.experiment.sampling.name}"
+    text = f"# {title}\n\n{report(rows)}"
     files.save_text(stem.with_suffix(".md"), text)
     print(f"{text}\n{stem}.json, .md, .png")
 

@@ -38,7 +38,7 @@ NEXT = """
     samples.png                    a grid of samples, one row per class
     denoising.png                  x_t and the model's x0-hat between noise and data
     loss.png                       the loss, and the loss by noise level
-    samplers.html                  four samplers at {budgets} evaluations: the best, curves, pictures, numbers
+    samplers.html                  four samplers at {budgets} evaluations
     samplers.png, samplers_strips.png
     metrics.jsonl, tensorboard/    every number of the run
     config.json, checkpoints/      what experiments.sample and a resumed run need
@@ -131,25 +131,25 @@ def denoising(
       shown: number of times.
     """
     model = trained.experiment
-    plan = sampling.method(model, model.sampling._replace(nfe=steps))
+    resolved = sampling.method(model, model.sampling._replace(nfe=steps))
     labels = np.array([2, 5, 8]) % max(model.num_classes, 1)
 
     @jax.jit
     def run(params: Any, keys: Array, cond: Cond) -> tuple[Array, Array]:
-        scale = jnp.float32(plan.guidance) if plan.guided else None
-        denoise = denoiser.denoiser(model, params, scale=scale, clip=plan.clip)
+        scale = jnp.float32(resolved.guidance) if resolved.guided else None
+        denoise = denoiser.denoiser(model, params, scale=scale, clip=resolved.clip)
         x = base.start(model.process, keys, (len(labels), *model.shape))
 
         def watch(x: Array, t: Array) -> tuple[Array, Array]:
             return (x, denoise(x, t, cond).x0)
 
         return base.sample(
-            plan.sampler, denoise, model.process, keys, x, plan.ts, cond, observe=watch
+            resolved.sampler, denoise, model.process, keys, x, resolved.ts, cond, observe=watch
         ).observed
 
     keys = generate.seeds_to_keys(range(len(labels)))
     x_t, x0 = run(trained.params, keys, _condition(model, dataset, labels))
     chosen = np.linspace(0, len(x_t) - 1, shown).round().astype(int)
-    times = np.asarray(plan.ts)[1:][chosen]
+    times = np.asarray(resolved.ts)[1:][chosen]
     strip = pictures.denoising_strip(np.asarray(x_t)[chosen], np.asarray(x0)[chosen], times)
     pictures.save(strip, path)

@@ -26,26 +26,26 @@ Strip = tuple[list[np.ndarray], list[str], dict[str, Any]]  # rows of images, th
 
 
 def restorer(
-    model: Experiment, plan: sampling.SamplingMethod, method: Method, measurement: Measurement
+    model: Experiment, resolved: sampling.SamplingMethod, method: Method, measurement: Measurement
 ) -> Callable[[denoiser.Ensemble, Key, Cond, Array, Array, Array], Array]:
     """Compile the restoration of images: one program for all grids padded to one length.
 
     Args:
       model: the model.
-      plan: how it samples.
+      resolved: how it samples.
       method: how a measurement guides it.
       measurement: the measurement.
 
     Returns:
       (ensemble, keys (B,), cond, y, ts, scale) -> images (B, H, W, C).
     """
-    clip, process = None if plan.clip == "none" else (-1.0, 1.0), model.process
+    clip, process = None if resolved.clip == "none" else (-1.0, 1.0), model.process
 
     @jax.jit
     def run(
         ensemble: denoiser.Ensemble, keys: Key, cond: Cond, y: Array, ts: Array, scale: Array
     ) -> Array:
-        guidance = scale if plan.guided else None
+        guidance = scale if resolved.guided else None
         own = denoiser.unpack(model, ensemble)
         denoise = denoiser.denoiser(*own, scale=guidance, clip="none")
         x = base.start(process, keys, (len(keys), *model.shape))
@@ -53,7 +53,7 @@ def restorer(
             method,
             measurement,
             y,
-            plan.sampler,
+            resolved.sampler,
             denoise,
             process,
             keys,
@@ -62,7 +62,7 @@ def restorer(
             cond,
             clip=clip,
             padded=True,
-            noise=components.NOISES[plan.noise],
+            noise=components.NOISES[resolved.noise],
         ).x0
 
     return run
@@ -90,13 +90,15 @@ def restored(
     Returns:
       (N, H, W, C) uint8.
     """
-    model, plan = job.trained.experiment, job.plan
-    run = restorer(model, plan, method, measurement)
+    model, resolved = job.trained.experiment, job.sampling
+    run = restorer(model, resolved, method, measurement)
     params = denoiser.ensemble(model, job.trained.params)
 
     def draw(keys: Key, given: dict[str, Array]) -> Array:
         y = given.pop("y")
-        return run(params, keys, given or None, y, np.asarray(plan.ts), np.float32(plan.guidance))
+        return run(
+            params, keys, given or None, y, np.asarray(resolved.ts), np.float32(resolved.guidance)
+        )
 
     batch_size = min(model.sampling.batch_size, len(keys))
     return generate.generate(
@@ -134,11 +136,11 @@ def with_budget(job: Job, method: Method, measurement: Measurement) -> tuple[Job
     Returns:
       (the job, network evaluations per image).
     """
-    model, plan = job.trained.experiment, job.plan
-    wrapped = method.wrap(plan.sampler, measurement, None)
-    ts = sampling.grid(model, plan.grid, base.points(wrapped, model.sampling.nfe))
-    evaluations = sampling.evaluations(plan._replace(ts=ts, sampler=wrapped))
-    return job._replace(plan=plan._replace(ts=ts)), evaluations
+    model, resolved = job.trained.experiment, job.sampling
+    wrapped = method.wrap(resolved.sampler, measurement, None)
+    ts = sampling.grid(model, resolved.grid, base.points(wrapped, model.sampling.nfe))
+    evaluations = sampling.evaluations(resolved._replace(ts=ts, sampler=wrapped))
+    return job._replace(sampling=resolved._replace(ts=ts)), evaluations
 
 
 def solve(job: Job, task: str, mask: str, spec: str, draws: int) -> Strip:

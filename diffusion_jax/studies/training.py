@@ -1,4 +1,4 @@
-"""The commands that train: a model, latent diffusion in all its parts, a classifier; and encoding."""
+"""The commands that train: a model, all parts of latent diffusion, a classifier; and encode."""
 
 from __future__ import annotations
 

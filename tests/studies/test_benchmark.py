@@ -79,7 +79,7 @@ def test_a_row_by_hand():
 def test_budgets_and_samplers_that_do_not_fit_are_refused(built):
     assert (
         len(
-            benchmark_sampling.plans(built, ["ode.edm_heun@karras", "ancestral.ddim"], 9)[
+            benchmark_sampling.methods_of(built, ["ode.edm_heun@karras", "ancestral.ddim"], 9)[
                 "ode.edm_heun@karras"
             ].ts
         )
@@ -92,7 +92,7 @@ def test_budgets_and_samplers_that_do_not_fit_are_refused(built):
         (["ode.hun"], "did you mean 'ode.heun'"),
     ):
         with pytest.raises(UserError, match=said):
-            benchmark_sampling.plans(built, entries, 4)
+            benchmark_sampling.methods_of(built, entries, 4)
 
 
 # ---- training, loop, data
@@ -205,8 +205,7 @@ def test_a_loop_that_waits_for_its_data_says_so(points):
     )
     assert (
         "12 steps, a row every 4 and a checkpoint every 4; their costs are spread over 5 and 100 "
-        "steps"
-        in part.facts
+        "steps" in part.facts
     )
 
 

@@ -61,7 +61,7 @@ def test_edits_have_their_rows(job, task, rows):
 
 
 def test_a_sampler_that_cannot_encode_interpolates_its_own_images(job):
-    job = job._replace(plan=job.plan._replace(sampler=few_step.multistep()))
+    job = job._replace(sampling=job.sampling._replace(sampler=few_step.multistep()))
     pictures, names, facts = edit_tasks.apply(job, "interpolate", "", [])
     assert len(pictures) == len(names) == 9 and facts["between"] == "own images"
 
@@ -200,7 +200,7 @@ def test_methods_and_labels_that_cannot_be(job):
         with pytest.raises(UserError, match="write shares"):
             edit_requests.strengths_of(text)
     stochastic = job._replace(
-        plan=job.plan._replace(sampler=build(components.SAMPLERS, "ancestral.ddpm"))
+        sampling=job.sampling._replace(sampler=build(components.SAMPLERS, "ancestral.ddpm"))
     )
     with pytest.raises(UserError, match="only a deterministic sampler can encode"):
         edit_tasks.apply(stochastic, "translate", "3", [0.5])
