@@ -181,7 +181,8 @@ def encoded_by(autoencoder: str, unseen: Dataset) -> Encoded:
         made = f"makes latents {tuple(shape)} of images {tuple(codec.image_shape)}"
         raise UserError(
             f"--autoencoder={autoencoder} {made}, and the network is for "
-            f"{tuple(unseen.image_shape)}; import it again with another sample_size in its config.json, or another"
+            f"{tuple(unseen.image_shape)}; import it again with another sample_size in its "
+            "config.json, or another"
         )
     rule = reading.record({}, {"imported": reading.record({"latents": diffusers_networks.LATENTS})})
     told = files.load_json(Path(autoencoder) / "provenance.json", rule).get("imported")

@@ -66,7 +66,8 @@ def likelihood(
     count = len(next(v for name, v in values.items() if name.endswith(".total")))
     title = (
         f"Bits per dimension of {count} {chosen['split']} images of "
-        f"{trained.experiment.data.name} under {Path(workdir).name}, mean ± standard error over images"
+        f"{trained.experiment.data.name} under {Path(workdir).name}, mean ± standard "
+        "error over images"
     )
     stamp = provenance.provenance(trained.experiment.record, chosen["seed"])
     files.save_text(stem.with_suffix(".md"), f"# {title}\n\n{report(rows)}")
