@@ -36,7 +36,7 @@ def placed(path: Path) -> None:
         raise UserError("all is made again")
     with (
         mock.patch("diffusion_jax.files.save_text"),
-        mock.patch("diffusion_jax.report.curves.placed_times"),
+        mock.patch("diffusion_jax.report.quality.placed_times"),
     ):
         grid_report.write(table.content, "times", path)
 

@@ -17,7 +17,7 @@ from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.data import Dataset, transforms
 from diffusion_jax.evaluation import generate
 from diffusion_jax.processes import gaussian
-from diffusion_jax.report import curves, pictures
+from diffusion_jax.report import pictures, scatter
 from diffusion_jax.training import (
     checkpoint,
     distributed,
@@ -152,7 +152,7 @@ def scatter_plot(
         points = transforms.finite(np.asarray(draw(state)))
         if distributed.first():
             path = root / "samples" / f"step_{step:07d}.png"
-            curves.points(real, {"samples": points}, path)
+            scatter.points(real, {"samples": points}, path)
 
     return save
 

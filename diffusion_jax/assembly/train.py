@@ -26,7 +26,7 @@ from diffusion_jax.assembly import (
 )
 from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.data import Dataset
-from diffusion_jax.report import curves
+from diffusion_jax.report import losses
 from diffusion_jax.training import checkpoint, distributed, loop, metrics, nonfinite, restoring
 from diffusion_jax.training.state import TrainState
 
@@ -103,7 +103,7 @@ def train(
         ended = _repeat(Run(experiment, parts, template, dataset, root, in_place, fit))
         if distributed.first():
             in_place()
-            curves.loss_curve(metrics.read_rows(root / "metrics.jsonl"), root / "loss.png")
+            losses.loss_curve(metrics.read_rows(root / "metrics.jsonl"), root / "loss.png")
     if ended.stopped_by:
         print(
             f"{ended.stopped_by.name}: saved at step {ended.step} of {experiment.training.steps}; "

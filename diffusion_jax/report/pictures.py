@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from diffusion_jax.data.transforms import to_uint8
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import metrics
 from diffusion_jax.files import atomic_path
-from diffusion_jax.report import curves
-
-TEXT = 13  # pixels, in pictures
-LINE = 40  # letters, of a label to the left of a row
+from diffusion_jax.report import style
+from diffusion_jax.report.layout import Cell, lay_out
 
 VERDICT = ("accuracy", "frechet", "sliced_wasserstein", "error")  # metrics of a caption
 
 
-# ---- pictures ----
 def image_grid(
     images: np.ndarray,
     columns: int,
@@ -42,8 +37,8 @@ def image_grid(
     """
     tiles = _rgb(images)
     rows = [list(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
-    return _lay_out(
-        [[_Cell(_enlarge(tile, scale)) for tile in row] for row in rows],
+    return lay_out(
+        [[Cell(_enlarge(tile, scale)) for tile in row] for row in rows],
         row_labels=row_labels,
         column_labels=column_labels,
         title=title,
@@ -76,17 +71,17 @@ def grid_by_class(
         groups.setdefault(label, []).append(tile)
     if len(groups) > 20 and len(tiles) <= 2 * len(groups):
         cells = [
-            _Cell(tile, "\n".join(textwrap.wrap(names[label], 14)))
+            Cell(tile, "\n".join(textwrap.wrap(names[label], 14)))
             for label, own in groups.items()
             for tile in own
         ]
-        return _lay_out([cells[i : i + 10] for i in range(0, len(cells), 10)], gap=8)
+        return lay_out([cells[i : i + 10] for i in range(0, len(cells), 10)], gap=8)
     rows, told = [], []
     for label, own in groups.items():
         parts = [own[i : i + columns] for i in range(0, len(own), columns)]
-        rows += [[_Cell(tile) for tile in part] for part in parts]
+        rows += [[Cell(tile) for tile in part] for part in parts]
         told += [names[label]] + [""] * (len(parts) - 1)
-    return _lay_out(rows, row_labels=told)
+    return lay_out(rows, row_labels=told)
 
 
 def denoising_strip(
@@ -115,13 +110,11 @@ def denoising_strip(
     steps = np.unique(np.linspace(0, len(times) - 1, min(columns, len(times))).round().astype(int))
     rows, labels = [], []
     for i in range(min(images, x_t.shape[1])):
-        rows.append(
-            [_Cell(_enlarge(_rgb(_into_range(x_t[s, i : i + 1]))[0], scale)) for s in steps]
-        )
-        rows.append([_Cell(_enlarge(_rgb(x0_hat[s, i : i + 1])[0], scale)) for s in steps])
+        rows.append([Cell(_enlarge(_rgb(_into_range(x_t[s, i : i + 1]))[0], scale)) for s in steps])
+        rows.append([Cell(_enlarge(_rgb(x0_hat[s, i : i + 1])[0], scale)) for s in steps])
         labels += ["x\u209c", "x\u0302\u2080"]
     captions = [caption.format(times[s]) for s in steps]
-    return _lay_out(rows, row_labels=labels, column_labels=captions, title=title, rows_in_group=2)
+    return lay_out(rows, row_labels=labels, column_labels=captions, title=title, rows_in_group=2)
 
 
 def strips(
@@ -150,23 +143,23 @@ def strips(
     rows = list(dict.fromkeys(row for row, _ in tiles))
     captions = captions or {}
 
-    def cell(row: Any, column: Any) -> _Cell | None:
+    def cell(row: Any, column: Any) -> Cell | None:
         return (
-            _Cell(tiles[row, column], captions.get((row, column), ""))
+            Cell(tiles[row, column], captions.get((row, column), ""))
             if (row, column) in tiles
             else None
         )
 
     cells = [[cell(row, column) for column in columns] for row in rows]
     save(
-        _lay_out(
+        lay_out(
             cells,
             row_labels=rows,
             column_labels=list(columns.values()),
             title=title,
             note=note,
             gap=16,
-            above=[_Cell(tile, name) for name, tile in (above or {}).items()],
+            above=[Cell(tile, name) for name, tile in (above or {}).items()],
         ),
         path,
     )
@@ -220,7 +213,7 @@ def verdict(row: Mapping[str, Any]) -> str:
     return "\n".join(
         f"{metrics.find(key).title} {metrics.find(key).text(row[key])}"
         for key in VERDICT
-        if curves._number(row.get(key))
+        if style.is_number(row.get(key))
     )
 
 
@@ -228,113 +221,6 @@ def save(image: Image.Image, path: str | os.PathLike) -> None:
     """Write a picture, atomically; the suffix of the path is its format."""
     with atomic_path(path) as temporary:
         image.save(temporary)
-
-
-class _Cell(NamedTuple):
-    tile: np.ndarray  # (h, w, 3) uint8
-    caption: str = ""
-
-
-def _lay_out(
-    rows: Sequence[Sequence[_Cell | None]],
-    *,
-    row_labels: Sequence[Any] | None = None,
-    column_labels: Sequence[Any] | None = None,
-    title: str | None = None,
-    note: str = "",
-    gap: int = 3,
-    rows_in_group: int | None = None,
-    above: Sequence[_Cell] = (),
-) -> Image.Image:
-    """A table of pictures on white paper: the only place that knows about margins and text."""
-    rows_of_text = ["\n".join(textwrap.wrap(str(label), LINE)) for label in row_labels or []]
-    columns_of_text = [str(label) for label in column_labels or []]
-    count = max((len(row) for row in rows), default=0)
-    cells = [cell for row in rows for cell in row if cell is not None]
-    if not cells:
-        raise UserError("there is no image to show; ask for at least one")
-    width = max(
-        [cell.tile.shape[1] for cell in cells]
-        + [_width(cell.caption) for cell in cells if cell.caption]
-    )
-    width = max([width] + [_width(text) + 6 for text in columns_of_text])
-    height = max(cell.tile.shape[0] for cell in cells) + max(
-        _height(cell.caption) for cell in cells
-    )
-    height = max([height] + [(text.count("\n") + 1) * (TEXT + 5) for text in rows_of_text])
-
-    margin = 10
-    left = margin + (max(_width(text) for text in rows_of_text) + 10 if rows_of_text else 0)
-    first = margin + (TEXT + 16 if title else 0)
-    room = max((cell.tile.shape[0] + _height(cell.caption) + 10 for cell in above), default=0)
-    top = first + room + (TEXT + 8 if columns_of_text else 0)
-    step_x, step_y, extra = width + gap, height + gap, 10
-    groups = (len(rows) - 1) // rows_in_group if rows_in_group else 0
-    places = np.cumsum(
-        [left] + [max(cell.tile.shape[1], _width(cell.caption)) + gap for cell in above]
-    )
-    right = max(
-        left + count * step_x - gap,
-        margin + _width(title or "", bold=True),
-        margin + _width(note),
-        int(places[-1]) - gap,
-    )
-    full_width = right + margin
-    full_height = (
-        top + len(rows) * step_y - gap + groups * extra + (TEXT + 12 if note else 0) + margin
-    )
-    canvas = Image.new("RGB", (full_width, full_height), curves.PAPER)
-    draw = ImageDraw.Draw(canvas)
-    draw.text(
-        (full_width - margin, full_height - margin),
-        note,
-        font=_font(),
-        fill=curves.FAINT,
-        anchor="rs",
-    )
-    if title:
-        draw.text((margin, margin), title, font=_font(bold=True), fill=curves.INK)
-    for x, cell in zip(places, above):
-        _draw(canvas, draw, cell, int(x), first, max(cell.tile.shape[1], _width(cell.caption)))
-    for c, text in enumerate(columns_of_text[:count]):
-        draw.text(
-            (left + c * step_x + width / 2, top - 6),
-            text,
-            font=_font(),
-            fill=curves.INK,
-            anchor="ms",
-        )
-    for r, row in enumerate(rows):
-        y = top + r * step_y + (r // rows_in_group * extra if rows_in_group else 0)
-        if r < len(rows_of_text):
-            middle = y + max(cell.tile.shape[0] for cell in cells) / 2
-            draw.text(
-                (left - 10, middle),
-                rows_of_text[r],
-                font=_font(),
-                fill=curves.INK,
-                anchor="rm",
-                align="right",
-            )
-        for c, cell in enumerate(row):
-            if cell is not None:
-                _draw(canvas, draw, cell, left + c * step_x, y, width)
-    return canvas
-
-
-def _draw(
-    canvas: Image.Image, draw: ImageDraw.ImageDraw, cell: _Cell, x: int, y: int, width: int
-) -> None:
-    """A tile in the middle of `width` pixels from x, with its caption beneath."""
-    canvas.paste(Image.fromarray(cell.tile), (x + (width - cell.tile.shape[1]) // 2, y))
-    for i, line in enumerate(cell.caption.split("\n")):
-        beneath = (x + width / 2, y + cell.tile.shape[0] + TEXT + 3 + i * (TEXT + 4))
-        draw.text(beneath, line, font=_font(), fill=curves.INK, anchor="ms")
-
-
-def _height(caption: str) -> int:
-    """Of a caption beneath a tile, in pixels."""
-    return (caption.count("\n") + 1) * (TEXT + 4) + 4 if caption else 0
 
 
 def _rgb(images: np.ndarray) -> np.ndarray:
@@ -356,17 +242,3 @@ def _enlarge(tile: np.ndarray, scale: int | None) -> np.ndarray:
 
 def _into_range(x: np.ndarray) -> np.ndarray:
     return x / max(1.0, float(np.quantile(np.abs(x), 0.99)))
-
-
-@functools.cache
-def _font(bold: bool = False) -> ImageFont.ImageFont:
-    """DejaVu Sans as matplotlib carries it: one face for pictures and curves (Pillow's own has no
-    subscripts).
-    """
-    return ImageFont.truetype(
-        f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans{'-Bold' if bold else ''}.ttf", TEXT
-    )
-
-
-def _width(text: str, bold: bool = False) -> int:
-    return math.ceil(max(_font(bold).getlength(line) for line in text.split("\n")))

@@ -21,7 +21,7 @@ from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import generate, judge
 from diffusion_jax.evaluation.metrics import find
-from diffusion_jax.report import curves
+from diffusion_jax.report import sweeps
 from diffusion_jax.report.tables import markdown_table
 from diffusion_jax.studies import store
 from diffusion_jax.training import ema, post_hoc
@@ -70,7 +70,7 @@ def ema_sweep(
     )
     text = f"# {title}\n\n{report(rows)}"
     files.save_text(root / "ema_sweep.md", text)
-    curves.lengths(rows, root / "ema_sweep.png", title=title)
+    sweeps.lengths(rows, root / "ema_sweep.png", title=title)
     print(f"{text}\n{root / 'ema_sweep.png'} shows it; to use a length:")
     print(f"python -m experiments.sample --workdir={root} --config.sampler.ema='post_hoc(LENGTH)'")
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from diffusion_jax import files
 from diffusion_jax.evaluation.metrics import find
-from diffusion_jax.report import curves, html, pictures, tables
+from diffusion_jax.report import html, pictures, sweeps, tables
 from diffusion_jax.studies.claims import METRICS, Scored, over_seeds, verdicts
 
 DRAWN = (  # the metrics in the figure
@@ -57,7 +57,7 @@ def write(
     result = {"rows": list(rows), "verdicts": claims, "real": dict(real)}
     files.save_json(stem.with_suffix(".json"), {**result, **record})
     bars = {key: (find(key).label, find(key).format.factor) for key in DRAWN}
-    curves.bars(scored, bars, stem.with_suffix(".png"), floor=real, title=title)
+    sweeps.bars(scored, bars, stem.with_suffix(".png"), floor=real, title=title)
     everything = html.code(files.canonical_json(record))
     page = [
         (

@@ -19,7 +19,7 @@ from diffusion_jax.errors import UNFINISHED, CommandExit, UserError
 from diffusion_jax.evaluation import judge
 from diffusion_jax.evaluation.metrics import find
 from diffusion_jax.processes import gaussian
-from diffusion_jax.report import curves, pictures
+from diffusion_jax.report import pictures, quality
 from diffusion_jax.report.tables import markdown_table
 from diffusion_jax.samplers import grids, placement
 from diffusion_jax.studies import comparison, ranking, store, subjects
@@ -320,7 +320,9 @@ def write(table: Table, root: Path, budgets: Sequence[int], real: dict[str, floa
     record = {"rows": table.rows, "real": real, "provenance": provenance.provenance(None, 0)}
     files.save_json(root / "few_step.json", record)
     shown = ("accuracy", "frechet")
-    curves.quality_curves(table.rows, root / "few_step.png", metrics=shown, floor=real, title=title)
+    quality.quality_curves(
+        table.rows, root / "few_step.png", metrics=shown, floor=real, title=title
+    )
     images = data.arrays(table.dataset.test, limit=10)["image"]
     pictures.strips(
         table.tiles,

@@ -17,7 +17,7 @@ from diffusion_jax.assembly.experiment import Experiment
 from diffusion_jax.data import transforms
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import generate
-from diffusion_jax.report import curves, pictures
+from diffusion_jax.report import pictures, scatter
 from diffusion_jax.training import distributed
 from diffusion_jax.types import Cond
 
@@ -120,7 +120,7 @@ def save(
         files[".npz"], images, labels=labels if len(labels) else None, seeds=seeds, **more
     )
     if real is not None:
-        curves.points(real, {"samples": images}, files[".png"])
+        scatter.points(real, {"samples": images}, files[".png"])
         return
     by_class = pictures.grid_by_class(images, labels, names) if len(labels) else None
     picture = by_class or pictures.image_grid(images, min(columns, len(seeds)), row_labels=prompts)

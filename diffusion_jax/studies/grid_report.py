@@ -8,7 +8,7 @@ from typing import Any
 
 from diffusion_jax import files
 from diffusion_jax.evaluation.metrics import find
-from diffusion_jax.report import curves
+from diffusion_jax.report import quality
 from diffusion_jax.report.tables import markdown_table
 from diffusion_jax.studies.ranking import QUALITY
 
@@ -31,10 +31,10 @@ def write(kept: Mapping[str, Any], title: str, stem: Path) -> str:
       The text of stem.md.
     """
     rows, exact, truth = kept["rows"], kept["exact"], kept.get("floor", {})
-    quality = [metric for metric in QUALITY if metric in rows[0]]
-    measures = [metric for metric in (SHIFT, *quality) if all(metric in row for row in rows)]
+    judged = [metric for metric in QUALITY if metric in rows[0]]
+    measures = [metric for metric in (SHIFT, *judged) if all(metric in row for row in rows)]
     measures = ["error", *measures]
-    scores, truth_said = _said(exact, quality), _said(truth, quality)
+    scores, truth_said = _said(exact, judged), _said(truth, judged)
     text = (
         f"# {title}\n\nPlaced by {kept['starts']} seeds; measured on {kept['num']} others, those "
         f"with exact solutions on the first {exact['solved']}. The exact solution is "
@@ -49,7 +49,7 @@ def write(kept: Mapping[str, Any], title: str, stem: Path) -> str:
     text += f"\n\n{report(rows, measures)}"
     files.save_text(Path(f"{stem}.md"), text)
     lengths = {int(n): lam for n, lam in kept["logsnr"].items()}
-    curves.placed_times(rows, lengths, measures, Path(f"{stem}.png"), title=title, floor=truth)
+    quality.placed_times(rows, lengths, measures, Path(f"{stem}.png"), title=title, floor=truth)
     return text
 
 

@@ -18,7 +18,7 @@ from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import generate, judge
 from diffusion_jax.evaluation.metrics import find
 from diffusion_jax.progress import progress
-from diffusion_jax.report import curves, pictures
+from diffusion_jax.report import pictures, sweeps
 from diffusion_jax.report.tables import markdown_table
 from diffusion_jax.studies import guidance_mixture, store
 from diffusion_jax.training import sharding
@@ -281,7 +281,7 @@ def _figures(
         return {key.removesuffix(f"/{features}"): value for key, value in row.items()}
 
     path = workdir / "guidance_sweep.png"
-    curves.guidance_curves([plain(row) for row in rows], path, floor=plain(real), title=title)
+    sweeps.guidance_curves([plain(row) for row in rows], path, floor=plain(real), title=title)
 
     def tile(images: np.ndarray) -> np.ndarray:
         return pictures.mosaic(images, 2, scale=max(1, round(28 / images.shape[1])))

@@ -20,7 +20,7 @@ from diffusion_jax.inverse import measurements
 from diffusion_jax.inverse.measurements import Measurement
 from diffusion_jax.inverse.methods import Method, restore
 from diffusion_jax.processes import schedules
-from diffusion_jax.report import curves, pictures
+from diffusion_jax.report import pictures, quality
 from diffusion_jax.report.tables import markdown_table
 from diffusion_jax.samplers import base, grids
 from diffusion_jax.studies import store
@@ -303,7 +303,9 @@ def draw_figures(rows: list[dict[str, Any]], stem: Path, title: str) -> None:
     """
     exact, made = rows[0], [row | {"sampler": row["method"]} for row in rows[1:]]
     truth = {metric: exact[metric] for metric in METRICS}
-    curves.quality_curves(made, stem.with_suffix(".png"), metrics=METRICS, floor=truth, title=title)
+    quality.quality_curves(
+        made, stem.with_suffix(".png"), metrics=METRICS, floor=truth, title=title
+    )
     if np.shape(exact["draws"])[1] < 2:  # a density is drawn in the plane alone
         return
 

@@ -12,7 +12,7 @@ from diffusion_jax import files
 from diffusion_jax.assembly import components
 from diffusion_jax.assembly.build import members
 from diffusion_jax.evaluation.metrics import find
-from diffusion_jax.report import curves, html, pictures, tables
+from diffusion_jax.report import html, pictures, quality, tables
 from diffusion_jax.studies import ranking
 from diffusion_jax.studies.comparison import Comparison
 from diffusion_jax.studies.sampler_listing import KINDS, summary
@@ -162,7 +162,7 @@ def _figures(
         return
     labels = {"frechet": find("frechet", features).title} if features else {}
     truth = subject.judging.truth_scores
-    curves.quality_curves(rows, file, floor=truth, title=title, labels=labels)
+    quality.quality_curves(rows, file, floor=truth, title=title, labels=labels)
     pictures.strips(
         strips.tiles,
         stem.with_name(f"{stem.name}_strips.png"),

@@ -19,7 +19,7 @@ from diffusion_jax import data, files
 from diffusion_jax.assembly import datasets, experiment, workdir
 from diffusion_jax.data import consent, records, tfds_builder
 from diffusion_jax.errors import UserError
-from diffusion_jax.report import curves
+from diffusion_jax.report import style
 from diffusion_jax.training import checkpoint
 from tests import commands
 from tests.data.sets import write_tfds
@@ -249,7 +249,7 @@ def test_commands_on_a_strangers_workdir_run_nothing_of_it(command, hostile):
 
 
 def test_a_name_with_dollars_is_no_formula(tmp_path):
-    with curves._figure(tmp_path / "a.png", 1) as axes:
+    with style.figure(tmp_path / "a.png", 1) as axes:
         axes[0].set(title=r"$\frac$ and $x^$")
     assert (tmp_path / "a.png").is_file()
 

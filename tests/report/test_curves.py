@@ -9,14 +9,14 @@ import pytest
 from PIL import Image
 
 from diffusion_jax.errors import UserError
-from diffusion_jax.report import curves
+from diffusion_jax.report import losses, quality, scatter, style, sweeps
 
 
 @pytest.fixture
 def drawn(monkeypatch):
     """The axes that a function draws on, kept for inspection after the file is written."""
     kept = []
-    figure = curves._figure
+    figure = style.figure
 
     @contextlib.contextmanager
     def keep(*args, **kwargs):
@@ -24,7 +24,7 @@ def drawn(monkeypatch):
             kept.extend(axes)
             yield axes
 
-    monkeypatch.setattr(curves, "_figure", keep)
+    monkeypatch.setattr(style, "figure", keep)
     return kept
 
 
@@ -34,7 +34,7 @@ def test_loss_curves_from_rows_with_holes(tmp_path, drawn):
     rows[50] |= {"eval_loss": 1.5, "loss_by_level": [3.0, None], "level_edges": edges}
     rows[60] |= {"eval_loss": 1.25, "loss_by_level": [1.0, 0.5], "level_edges": edges}
     rows[70]["loss"] = None
-    curves.loss_curve(rows, tmp_path / "loss.png", title="a run")
+    losses.loss_curve(rows, tmp_path / "loss.png", title="a run")
     loss, levels = drawn
     raw, smooth, held = loss.lines
     assert len(raw.get_xdata()) == 99 and (smooth.get_ydata() == 2.0).all()
@@ -52,16 +52,16 @@ def test_loss_curves_from_rows_with_holes(tmp_path, drawn):
 
 
 def test_a_loss_curve_by_step_alone_and_of_nothing(tmp_path, drawn):
-    curves.loss_curve([{"step": 3, "loss": 1.0}], tmp_path / "a.png")
-    curves.loss_curve([], tmp_path / "b.png")
+    losses.loss_curve([{"step": 3, "loss": 1.0}], tmp_path / "a.png")
+    losses.loss_curve([], tmp_path / "b.png")
     assert drawn[0].get_xlabel() == "training step" and len(drawn) == 2
 
 
 def test_smoothing_keeps_a_line_straight_and_calms_noise():
     noise = np.random.default_rng(0).standard_normal(6000)
-    assert curves._smooth(noise)[1000:-1000].std() < 0.1
+    assert losses._smooth(noise)[1000:-1000].std() < 0.1
     line = np.arange(600.0)
-    np.testing.assert_allclose(curves._smooth(line)[:590], line[:590])
+    np.testing.assert_allclose(losses._smooth(line)[:590], line[:590])
 
 
 def test_quality_curves_are_sorted_named_and_in_percent(tmp_path, drawn):
@@ -73,7 +73,7 @@ def test_quality_curves_are_sorted_named_and_in_percent(tmp_path, drawn):
         {"sampler": "sde", "nfe": 5, "evaluations": 5, "accuracy": 0.4, "stochastic": True},
         {"sampler": "tsit5", "nfe": None, "evaluations": 70.5, "frechet": 0.9},
     ]
-    curves.quality_curves(table, tmp_path / "a.png", floor={"frechet": 0.5})
+    quality.quality_curves(table, tmp_path / "a.png", floor={"frechet": 0.5})
     accuracy, distance = drawn
     assert [line.get_xdata().tolist() for line in accuracy.lines] == [[5, 20], [5, 19], [5]]
     np.testing.assert_allclose(accuracy.lines[0].get_ydata(), [50, 90])
@@ -96,17 +96,17 @@ def test_quality_curves_are_sorted_named_and_in_percent(tmp_path, drawn):
         and accuracy.get_yscale() == "linear"
     )
     with pytest.raises(UserError, match="none of the metrics"):
-        curves.quality_curves([{"sampler": "ddim", "nfe": 5}], tmp_path / "b.png")
+        quality.quality_curves([{"sampler": "ddim", "nfe": 5}], tmp_path / "b.png")
 
 
 def test_guidance_curves_without_precision_and_recall_have_no_panel_of_them(tmp_path, drawn):
     rows = [
         {"guide": "cfg()", "scale": scale, "accuracy": 0.5, "frechet": 1.0} for scale in (1.0, 2.0)
     ]
-    curves.guidance_curves(rows, tmp_path / "a.png")
+    sweeps.guidance_curves(rows, tmp_path / "a.png")
     assert len(drawn) == 2
     drawn.clear()
-    curves.guidance_curves(
+    sweeps.guidance_curves(
         [row | {"precision": 0.5, "recall": 0.5} for row in rows], tmp_path / "b.png"
     )
     assert len(drawn) == 5 and drawn[-1].get_xlabel().startswith("recall")
@@ -118,7 +118,7 @@ def test_the_curves_of_a_single_panel_are_named_at_their_ends(tmp_path, drawn):
         for name, p in (("ddim", 1), ("heun", 2))
         for nfe in (5, 10)
     ]
-    curves.quality_curves(table, tmp_path / "a.png")
+    quality.quality_curves(table, tmp_path / "a.png")
     assert {text.get_text() for text in drawn[0].texts} == {"ddim", "heun"} and not drawn[
         0
     ].figure.legends
@@ -136,7 +136,7 @@ def test_at_one_budget_every_name_has_a_row_with_its_number(tmp_path, drawn):
         }
         for i, name in enumerate(names)
     ]
-    curves.quality_curves(table, tmp_path / "a.png", floor={"accuracy": 0.97})
+    quality.quality_curves(table, tmp_path / "a.png", floor={"accuracy": 0.97})
     accuracy, error = drawn
     assert [
         text.get_text() for text in accuracy.get_yticklabels()
@@ -154,7 +154,7 @@ def test_at_one_budget_every_name_has_a_row_with_its_number(tmp_path, drawn):
     grids = [
         row | {"sampler": row["sampler"].replace("sampler", "grid"), "shift": 0.1} for row in table
     ]
-    curves.placed_times(
+    quality.placed_times(
         grids, {8: np.linspace(-9, 9, 8)}, ["error", "shift"], tmp_path / "b.png", title="A title"
     )
     assert [len(axis.collections[0].get_offsets()) for axis in drawn[1:]] == [8, 9]
@@ -167,7 +167,7 @@ def test_nothing_of_a_figure_of_placed_times_is_cut_off(tmp_path, drawn, budgets
         for name in ("align_your_steps", "placed")
         for nfe in budgets
     ]
-    curves.placed_times(
+    quality.placed_times(
         table,
         {nfe: np.linspace(-9, 9, nfe) for nfe in budgets},
         ["error", "shift"],
@@ -195,17 +195,17 @@ def test_nothing_of_a_figure_of_placed_times_is_cut_off(tmp_path, drawn, budgets
 
 
 def test_names_are_moved_apart_no_more_than_needed():
-    assert curves._apart([0, 50, 100], 10, 0, 100) == [0, 50, 100]
-    assert curves._apart([50, 50, 52, 90], 10, 0, 100) == pytest.approx(
+    assert quality._apart([0, 50, 100], 10, 0, 100) == [0, 50, 100]
+    assert quality._apart([50, 50, 52, 90], 10, 0, 100) == pytest.approx(
         [50.667 - 10, 50.667, 50.667 + 10, 90], abs=1e-3
     )
-    assert curves._apart([99, 100, 100], 10, 0, 100) == [80, 90, 100]
-    assert curves._apart([0, 0, 12], 10, 0, 100) == [0, 10, 20]
+    assert quality._apart([99, 100, 100], 10, 0, 100) == [80, 90, 100]
+    assert quality._apart([0, 0, 12], 10, 0, 100) == [0, 10, 20]
 
 
 def test_points_beside_their_data(tmp_path, drawn):
     data = np.random.default_rng(0).standard_normal((50, 2))
-    curves.points(data, {"ddim": data + 1, "heun": data}, tmp_path / "a.png")
+    scatter.points(data, {"ddim": data + 1, "heun": data}, tmp_path / "a.png")
     assert [axis.get_title(loc="left") for axis in drawn] == ["data", "ddim", "heun"]
     assert drawn[0].get_xlim() == drawn[1].get_xlim()
     np.testing.assert_allclose(drawn[1].collections[0].get_offsets(), data + 1)

@@ -8,7 +8,7 @@ from PIL import Image, ImageChops
 
 from diffusion_jax.data import transforms
 from diffusion_jax.errors import UserError
-from diffusion_jax.report import pictures
+from diffusion_jax.report import layout, pictures
 
 
 def dark_images(*shape):
@@ -39,7 +39,7 @@ def test_a_grid_shows_every_pixel_enlarged(channels):
 def test_a_grid_by_class_has_a_row_for_each_class_with_its_name(monkeypatch):
     drawn = []
     monkeypatch.setattr(
-        pictures, "_lay_out", lambda rows, row_labels=None, **how: drawn.append((rows, row_labels))
+        pictures, "lay_out", lambda rows, row_labels=None, **how: drawn.append((rows, row_labels))
     )
     images, names = dark_images(9, 4, 4, 1), ["cat", "dog", "any"]
     pictures.grid_by_class(images, [1, 0, 1, 0, 1, 0, 1, 2, 1], names, columns=4, scale=1)
@@ -171,12 +171,12 @@ def test_what_belongs_to_no_column_stands_above_the_headings(tmp_path):
     )
     with Image.open(tmp_path / "a.png") as picture, Image.open(tmp_path / "b.png") as shorter:
         page = np.asarray(picture)
-        assert picture.height == shorter.height + (20 + pictures._height("real data") + 10) + 2 * (
-            pictures.TEXT + 4
-        )
+        assert picture.height == shorter.height + (
+            20 + layout.caption_height("real data") + 10
+        ) + 2 * (layout.TEXT_SIZE + 4)
     above, below = (np.argwhere((page == colour).all(-1)) for colour in (green, red))
     assert (
-        above[:, 0].max() + pictures.TEXT < below[:, 0].min()
+        above[:, 0].max() + layout.TEXT_SIZE < below[:, 0].min()
         and len(above) == 2 * 600
         and len(below) == 600
     )

@@ -15,7 +15,7 @@ from scipy.integrate import quad
 from configs import digits, toy
 from diffusion_jax.assembly import datasets, experiment, train, workdir
 from diffusion_jax.errors import UserError
-from diffusion_jax.report import curves
+from diffusion_jax.report import sweeps
 from diffusion_jax.studies import ema_sweep
 from diffusion_jax.training import ema, post_hoc, restoring
 from diffusion_jax.training.post_hoc import Profile, Reconstructed
@@ -267,7 +267,7 @@ def test_a_sweep_goes_on_where_it_stopped_and_starts_anew_for_other_settings(tmp
     assert means[1]["frechet"] == pytest.approx((0.2, 0.1 * np.sqrt(2)))
     table = squeezed(ema_sweep.report(means))
     assert "| 0.1 | 10 % | 0.2 ± 0.14 |" in table and "0.2*" in table
-    curves.lengths(means, tmp_path / "a.png", title="a")
+    sweeps.lengths(means, tmp_path / "a.png", title="a")
     assert (tmp_path / "a.png").stat().st_size > 5000
 
 

@@ -1,0 +1,117 @@
+"""The style of all figures: colors, fonts, axes, and the file that a figure is written to."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from diffusion_jax.files import atomic_path
+
+INK, FAINT, RULE, PAPER = "#222222", "#767676", "#e2e2e2", "#ffffff"
+
+# Okabe & Ito (2008), distinguishable with any color vision; yellow is left out because it is too
+# pale on white.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5A5A5A", "#882255")
+MORE_COLORS = ("#332288", "#999933", "#117733", "#8B5A2B")  # after Tol (2021), for many curves
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+STYLE = {
+    "text.parse_math": False,  # names of classes may contain dollars
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4.5,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "figure.constrained_layout.h_pad": 0.09,
+    "figure.constrained_layout.w_pad": 0.09,
+    "savefig.dpi": 160,
+    "savefig.facecolor": PAPER,
+}
+
+
+@contextlib.contextmanager
+def figure(
+    path: str | os.PathLike,
+    panels: int,
+    size: tuple[float, float] = (5.2, 3.5),
+    rows: int = 1,
+    *,
+    title: str | None = None,
+    title_size: float | None = None,
+) -> Iterator[list[Axes]]:
+    """A figure in this style, written to a file when the block ends without an error.
+
+    Args:
+      path: the file to write, atomically.
+      panels: the number of panels.
+      size: of a panel, in inches.
+      rows: the number of rows in which the panels stand.
+      title: stands at the top.
+      title_size: of the title, in points.
+
+    Yields:
+      The axes of the panels.
+    """
+    with matplotlib.rc_context(STYLE):
+        columns = math.ceil(panels / rows)
+        drawn = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+        axes = list(drawn.subplots(rows, columns, squeeze=False).ravel())
+        for axis in axes[panels:]:
+            axis.remove()
+        yield axes[:panels]
+        if title:
+            look = {} if title_size is None else {"fontsize": title_size}
+            drawn.suptitle(title, x=0.01, ha="left", fontweight="bold", **look)
+        with atomic_path(path) as temporary:
+            drawn.savefig(temporary)
+
+
+def wrapped(label: str) -> str:
+    """The label of an axis in lines that fit beside a panel."""
+    return "\n".join(textwrap.wrap(label, 36))
+
+
+def log_if_wide(axis: Axes) -> None:
+    """A logarithmic y axis where positive values span more than a factor of four."""
+    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axis.lines])
+    values = values[np.isfinite(values)]
+    if len(values) and values.min() > 0 and values.max() > 4 * values.min():
+        axis.set_yscale("log")
+        plain_logarithms(axis.yaxis, math.log10(values.max() / values.min()))
+
+
+def plain_logarithms(axis: Axis, decades: float) -> None:
+    """Ticks of a logarithmic axis as plain numbers, such as 0.5 and not 5 x 10^-1."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number."""
+    return value is not None and np.isscalar(value) and math.isfinite(value)
