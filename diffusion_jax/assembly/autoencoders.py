@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import arrays, data, streams
-from diffusion_jax.assembly import conditions, latent
+from diffusion_jax.assembly import latent
 from diffusion_jax.assembly.kinds import autoencoder
 from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.data.padding import padded_batches
@@ -101,7 +101,7 @@ def held_out(
     run, batch, parts = measure_fn(built, samples), min(batch_size, count), []
     for start, index, real in padded_batches(count, batch):
         rows = source.rows(index)
-        cond = conditions.cond_for(built, rows["label"]) if built.num_classes else None
+        cond = built.conditions.of_labels(rows["label"]) if built.num_classes else None
         keys = arrays.example_keys(jax.random.key(0), batch, start)
         x = data.transforms.to_float(rows["image"])
         out = run(params, x, cond, keys)

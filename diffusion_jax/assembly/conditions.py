@@ -2,146 +2,114 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 
-from diffusion_jax import arrays, data, streams
+from diffusion_jax import arrays, streams
 from diffusion_jax.assembly import latent
-from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.errors import UserError
 from diffusion_jax.models import text
+from diffusion_jax.models.text import Encoder
 from diffusion_jax.types import Array, Batch, Cond, Key
 
 
-def null_cond(experiment: Experiment, batch: int) -> Cond:
-    """The condition that says nothing, for `batch` examples: label = num_classes, no caption. None
-    of an unconditional one.
+class Conditions(NamedTuple):
+    """Builds the conditions of one model.
+
+    Attributes:
+      null: batch size -> the condition without information, label = num_classes and no caption;
+        None for an unconditional model.
+      of_labels: labels (B,) -> the condition of these labels; None for an unconditional model.
+        Raises UserError for a label that does not exist.
+      of_prompts: captions -> the condition of these captions, with any class. Raises UserError for
+        a model without captions and for a caption that it cannot read.
+      of_batch: (batch, keys (B,), train) -> the condition of training examples, of which in
+        training some lose theirs, at the rate config.label_dropout.
     """
-    label = (
-        {"label": jnp.full(batch, experiment.num_classes, jnp.int32)}
-        if experiment.num_classes
-        else {}
-    )
-    return (
-        label | (text.null_captions(experiment.encoder, batch) if experiment.encoder else {})
-    ) or None
+
+    null: Callable[[int], Cond]
+    of_labels: Callable[[Array], Cond]
+    of_prompts: Callable[[Sequence[str]], Cond]
+    of_batch: Callable[[Batch, Key, bool], Cond]
 
 
-def example(batch, keys: Key) -> Array:
-    """The clean example x0 to learn from: the image; of latents a fresh draw of the posterior, by
-    each example's key.
-    """
-    return (
-        latent.draw(batch, arrays.fold_in(keys, streams.EXAMPLE_LATENT))
-        if "std" in batch
-        else batch["image"]
-    )
-
-
-def of_batch(experiment: Experiment, batch: Batch, keys: Key, train: bool) -> Cond:
-    """The condition of a batch of examples: its labels and captions.
-
-    In training each example loses its condition with probability config.label_dropout.
+def builder(num_classes: int, encoder: Encoder | None, dropout: float) -> Conditions:
+    """The Conditions of a model.
 
     Args:
-      batch: with 'label' (B,), and the arrays of the captions.
+      num_classes: labels of the condition; 0 where there are none.
+      encoder: of captions; None where there are none.
+      dropout: probability with which a training example loses its condition.
+    """
+
+    def null(batch: int) -> Cond:
+        cond = {"label": jnp.full(batch, num_classes, jnp.int32)} if num_classes else {}
+        return (cond | (text.null_captions(encoder, batch) if encoder else {})) or None
+
+    def of_labels(labels: Array) -> Cond:
+        if not num_classes:
+            if len(labels):
+                raise UserError(
+                    "this model takes captions: say what to draw by --prompt"
+                    if encoder
+                    else "this model is unconditional: it takes no labels"
+                )
+            return None
+        bad = [int(label) for label in labels if not 0 <= label <= num_classes]
+        if bad:
+            raise UserError(
+                f"label {bad[0]} does not exist: this model knows 0 to {num_classes - 1}, "
+                f"and {num_classes} for 'any'"
+            )
+        return null(len(labels)) | {"label": jnp.asarray(labels, jnp.int32)}
+
+    def of_prompts(prompts: Sequence[str]) -> Cond:
+        if encoder is None:
+            labels = f"labels, 0 to {num_classes - 1}: use --labels"
+            takes = labels if num_classes else "no condition"
+            raise UserError(
+                f"this model knows no captions, so it takes no --prompt; it takes {takes}"
+            )
+        for prompt in dict.fromkeys(prompts):
+            _check_prompt(encoder, prompt)
+        return null(len(prompts)) | encoder.encode(prompts)
+
+    def of_batch(batch: Batch, keys: Key, train: bool) -> Cond:
+        cond = null(len(keys))
+        if cond is None:
+            return None
+        uniform = arrays.uniform(arrays.fold_in(keys, streams.EXAMPLE_CONDITION_DROPOUT))
+        dropped = uniform < (dropout if train else 0.0)
+        return {
+            name: jnp.where(arrays.expand(dropped, nothing), nothing, batch[name])
+            for name, nothing in cond.items()
+        }
+
+    return Conditions(null, of_labels, of_prompts, of_batch)
+
+
+def _check_prompt(encoder: Encoder, prompt: str) -> None:
+    """UserError for a caption that the encoder cannot read whole."""
+    if not prompt.strip():
+        raise UserError("--prompt is empty; say what to draw")
+    if prompt != prompt.encode(errors="replace").decode():
+        raise UserError(f"--prompt is no text in UTF-8: {prompt!r:.60}")
+    if (length := encoder.count(prompt)) > encoder.max_length:
+        raise UserError(
+            f"--prompt has {length} tokens, of which this model reads {encoder.max_length}: "
+            f"'{prompt:.40}...'"
+        )
+
+
+def example(batch: Batch, keys: Key) -> Array:
+    """The clean example x0: the image, or of latents a fresh draw of the posterior.
+
+    Args:
+      batch: with 'image' (B, ...), and of latents their 'std'.
       keys: of the examples, (B,).
-      train: whether conditions are dropped.
     """
-    cond = null_cond(experiment, len(keys))
-    if cond is None:
-        return None
-    rate = experiment.label_dropout if train else 0.0
-    dropped = arrays.uniform(arrays.fold_in(keys, streams.EXAMPLE_CONDITION_DROPOUT)) < rate
-    return {
-        name: jnp.where(arrays.expand(dropped, null), null, batch[name])
-        for name, null in cond.items()
-    }
-
-
-def cond_for(experiment: Experiment, labels: Array) -> Cond:
-    """The condition for these labels; None for an unconditional experiment. UserError for a label
-    that does not exist.
-    """
-    if not experiment.num_classes:
-        if len(labels):
-            raise UserError(
-                "this model takes captions: say what to draw by --prompt"
-                if experiment.encoder
-                else "this model is unconditional: it takes no labels"
-            )
-        return None
-    bad = [int(label) for label in labels if not 0 <= label <= experiment.num_classes]
-    if bad:
-        raise UserError(
-            f"label {bad[0]} does not exist: this model knows 0 to {experiment.num_classes - 1}, "
-            f"and {experiment.num_classes} for 'any'"
-        )
-    return null_cond(experiment, len(labels)) | {"label": jnp.asarray(labels, jnp.int32)}
-
-
-def prompt_cond(experiment: Experiment, prompts: Sequence[str]) -> Cond:
-    """The condition for these captions, of any class. UserError for a model without captions, and
-    for what it cannot read.
-    """
-    encoder = experiment.encoder
-    if encoder is None:
-        takes = (
-            f"labels, 0 to {experiment.num_classes - 1}: use --labels"
-            if experiment.num_classes
-            else "no condition"
-        )
-        raise UserError(f"this model knows no captions, so it takes no --prompt; it takes {takes}")
-    for prompt in dict.fromkeys(prompts):
-        if not prompt.strip():
-            raise UserError("--prompt is empty; say what to draw")
-        if prompt != prompt.encode(errors="replace").decode():
-            raise UserError(f"--prompt is no text in UTF-8: {prompt!r:.60}")
-        if (length := encoder.count(prompt)) > encoder.max_length:
-            raise UserError(
-                f"--prompt has {length} tokens, of which this model reads {encoder.max_length}: '{prompt:.40}...'"
-            )
-    return null_cond(experiment, len(prompts)) | encoder.encode(prompts)
-
-
-def captions_of_test(
-    experiment: Experiment, dataset: data.Dataset, index: Array
-) -> tuple[list[str], Cond]:
-    """The first captions of these images of the test split, and the condition for them, of any
-    class.
-    """
-    rows = dataset.test.rows(index)
-    told = dataset.test.with_captions(rows, np.zeros(len(index), int))
-    captions = [dataset.captions[i] for i in rows["caption"][:, 0]]
-    return captions, null_cond(experiment, len(index)) | {
-        name: told[name] for name in experiment.encoder.entries
-    }
-
-
-def conditions(
-    experiment: Experiment, dataset: data.Dataset, count: int
-) -> tuple[np.ndarray | None, Cond]:
-    """What `count` samples are drawn of when they are judged: (labels (count,), or None where they
-    are not known; condition).
-
-    Of a model of classes every class in turn. Of a model of captions the prompts of combinations
-    that training never saw, where the data set has kept some from it, else captions of the test
-    split in turn.
-
-    Raises:
-      UserError: for a model of captions and a data set without them.
-    """
-    if not experiment.encoder:
-        labels = np.arange(count) % experiment.num_classes if experiment.num_classes else None
-        return labels, cond_for(experiment, np.zeros(0, int) if labels is None else labels)
-    if dataset.name == "digits_captions":
-        prompts, labels = data.digits_captions.held_out_prompts(count)
-        return labels, prompt_cond(experiment, prompts)
-    if not dataset.captions:
-        raise UserError(
-            f"this model takes captions, and the data set {dataset.name} has none to draw samples of"
-        )
-    index = np.arange(count) % len(dataset.test)
-    return dataset.test.rows(index).get("label"), captions_of_test(experiment, dataset, index)[1]
+    if "std" not in batch:
+        return batch["image"]
+    return latent.draw(batch, arrays.fold_in(keys, streams.EXAMPLE_LATENT))

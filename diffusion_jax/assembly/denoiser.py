@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from diffusion_jax.assembly import components, conditions, defaults
+from diffusion_jax.assembly import components, defaults
 from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.denoisers import guidance, guides, parameterization
 from diffusion_jax.errors import UserError, unknown
-from diffusion_jax.types import Array, Cond, Denoise, Params, Prediction
+from diffusion_jax.types import Apply, Array, Cond, Denoise, Params, Prediction
 
 
-def apply(experiment: Experiment):
-    """The network as a pure function: apply(params, x_in, c_noise, cond, train=False, rngs=None) ->
-    F.
-    """
+def apply(experiment: Experiment) -> Apply:
+    """The network as a pure function, which parameterization.denoiser takes."""
 
-    def run(params, x_in, c_noise, cond, **kwargs):
+    def run(params: Params, x_in: Array, c_noise: Array, cond: Cond, **kwargs: Any) -> Array:
         return experiment.model.apply({"params": params}, x_in, c_noise, cond, **kwargs)
 
     return run
@@ -33,7 +31,8 @@ def need_denoiser(experiment: Experiment) -> None:
     """UserError for a model that is not a denoiser, from what needs one."""
     if not experiment.kind.denoises:
         raise UserError(
-            f"{experiment.specs.model} is {experiment.kind.name}, which denoises nothing; take a diffusion model"
+            f"{experiment.specs.model} is {experiment.kind.name}, which denoises nothing; "
+            "take a diffusion model"
         )
 
 
@@ -70,18 +69,19 @@ def unpack(experiment: Experiment, params: Ensemble) -> tuple[Experiment, Params
 def denoiser(
     experiment: Experiment, params: Params, *, scale: Array | None = None, clip: str = "static"
 ) -> Denoise:
-    """The trained network as a Denoise, guided by the experiment's guide and thresholded.
+    """The trained network as a Denoise, guided and thresholded.
 
     Args:
+      experiment: the model.
       params: of the network.
       scale: of the guidance; None for none. `is_guided` decides which of the two a scale in a
         config means.
-      clip: 'static' keeps x0-hat in [-1, 1], 'dynamic' is Imagen's thresholding, 'none' leaves
+      clip: 'static' keeps x0-hat in [-1, 1], 'dynamic' is the thresholding of Imagen, 'none' leaves
         x0-hat as it is. The average velocities of a network with a second time (MeanFlow) are not
         clipped, only the x0-hat of the last move.
 
     Raises:
-      UserError: for an autoencoder, which is no denoiser, and for guidance that this model has no
+      UserError: for a model that is not a denoiser, and for guidance that this model has no
         condition for.
     """
     need_denoiser(experiment)
@@ -94,9 +94,8 @@ def denoiser(
         guided = experiment.guide.apply(denoise, scale, _context(experiment))
 
         def denoise(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
-            return guided(
-                x_t, t, ((conditions.null_cond(experiment, len(x_t)) or {}) | (cond or {})) or None
-            )
+            null = experiment.conditions.null(len(x_t))
+            return guided(x_t, t, ((null or {}) | (cond or {})) or None)
 
     match clip:
         case "none":
@@ -115,26 +114,28 @@ def _context(experiment: Experiment) -> guides.GuidanceContext:
     found = dict(zip(experiment.guide.needs, experiment.others))
 
     def null(cond: Cond) -> Cond:
-        return cond | conditions.null_cond(experiment, len(jax.tree.leaves(cond)[0]))
+        return cond | experiment.conditions.null(len(jax.tree.leaves(cond)[0]))
 
     return guides.GuidanceContext(
         experiment.process,
-        null if conditions.null_cond(experiment, 1) else None,
+        null if experiment.conditions.null(1) else None,
         lambda other: denoiser(*found[other], clip="none"),
         lambda other: logits(*found[other]),
     )
 
 
-def logits(experiment: Experiment, params: Params) -> Callable[[Array, Array], Array]:
-    """A noise-conditional classifier as a function (x_t, t) -> logits (B, classes). UserError if
-    the model is none.
+def logits(experiment: Experiment, params: Params) -> Callable[..., Array]:
+    """A noise-conditional classifier as a function (x_t, t) -> logits (B, classes).
+
+    Raises:
+      UserError: for a model that is not a classifier.
     """
     if not experiment.kind.classifies:
         raise UserError(
             f"{experiment.specs.model} is no classifier; make one by experiments.train_classifier"
         )
 
-    def run(x_t: Array, t: Array, **kwargs) -> Array:
+    def run(x_t: Array, t: Array, **kwargs: Any) -> Array:
         t = jnp.broadcast_to(t, x_t.shape[:1])
         return apply(experiment)(
             params, *experiment.parameterization.encode(experiment.process, x_t, t), None, **kwargs
@@ -149,15 +150,22 @@ def is_neutral(experiment: Experiment, scale: float) -> bool:
 
 
 def is_guided(
-    experiment: Experiment, scale: float, *, key: str = "config.sampler.guidance", told: bool = True
+    experiment: Experiment,
+    scale: float,
+    *,
+    key: str = "config.sampler.guidance",
+    conditioned: bool = True,
 ) -> bool:
-    """Whether guidance at this scale is more than the model itself. Every command decides it here,
-    by the guide's neutral scale.
+    """Whether guidance at this scale differs from the model itself.
+
+    Every command decides it here, by the neutral scale of the guide.
 
     Args:
-      key: what the scale is called in an error.
-      told: whether the model is given a condition. By the null condition, classifier-free guidance
-        at any scale is the model.
+      experiment: the model.
+      scale: of the guidance.
+      key: the name of the scale in an error.
+      conditioned: whether samples have a condition. Under the null condition, classifier-free
+        guidance at any scale is the model.
 
     Raises:
       UserError: for a model that has nothing to guide by, at another scale than the neutral one.
@@ -165,12 +173,13 @@ def is_guided(
     if is_neutral(experiment, scale):
         return False
     need_guidable(experiment, f"{key}={scale:g}")
-    return told or not experiment.guide.condition
+    return conditioned or not experiment.guide.condition
 
 
 def learns_null(config: ConfigDict) -> bool:
-    """Whether a conditional model of this config knows the null condition: by label dropout, or
-    from the weights that it starts from.
+    """Whether a conditional model of this config knows the null condition.
+
+    It learns it by label dropout, or has it from the weights that it starts from.
     """
     return config.label_dropout > 0 or bool(config.init_from)
 
@@ -203,7 +212,8 @@ def usable_guidance(config: ConfigDict, num_classes: int) -> ConfigDict:
         else "the model is unconditional"
     )
     print(
-        f"note: config.sampler.guidance={scale:g} is not used, since {why}; it becomes {guide.neutral:g}",
+        f"note: config.sampler.guidance={scale:g} is not used, since {why}; "
+        f"it becomes {guide.neutral:g}",
         file=sys.stderr,
     )
     config = config.copy_and_resolve_references().unlock()
@@ -212,28 +222,32 @@ def usable_guidance(config: ConfigDict, num_classes: int) -> ConfigDict:
 
 
 def need_guidable(experiment: Experiment, asked: str) -> None:
-    """UserError for an autoencoder, and for a model without the condition that its guide goes by.
-    asked: what named the scale.
+    """UserError for a model that its guide cannot guide.
+
+    Args:
+      experiment: the model.
+      asked: what set the scale, for the message.
     """
-    guide = experiment.guide
+    guide, model = experiment.guide, experiment.specs.model
+    neutral = 1.0 if guide.neutral is None else guide.neutral
     remedy = "use --config.sampler.guide='cfg()' with" if guide.neutral is None else "set"
-    remedy = (
-        f"{remedy} --config.sampler.guidance={1.0 if guide.neutral is None else guide.neutral:g}"
-    )
+    remedy = f"{remedy} --config.sampler.guidance={neutral:g}"
     if not experiment.kind.denoises:
         raise UserError(
-            f"{asked}: {experiment.specs.model} is {experiment.kind.name}, which has nothing to guide; {remedy}"
+            f"{asked}: {model} is {experiment.kind.name}, which has nothing to guide; {remedy}"
         )
-    if guide.condition and conditions.null_cond(experiment, 1) is None:
+    if guide.condition and experiment.conditions.null(1) is None:
         raise UserError(
             f"{asked}: this model is unconditional, so there is no condition to guide by; {remedy}"
         )
     if guide.null and not experiment.learns_null:
         raise UserError(
-            f"{asked}: this model is trained with config.label_dropout=0, so it does not know the null condition that "
-            f"guidance leads away from; {remedy}, or train one with --config.label_dropout=0.1"
+            f"{asked}: this model is trained with config.label_dropout=0, so it does not know the "
+            f"null condition that guidance leads away from; {remedy}, or train one with "
+            "--config.label_dropout=0.1"
         )
     if guide.condition == "label" and not experiment.num_classes:
         raise UserError(
-            f"{asked}: guidance by a classifier goes by labels, and this model takes captions; {remedy}"
+            f"{asked}: guidance by a classifier goes by labels, and this model takes captions; "
+            f"{remedy}"
         )

@@ -1,4 +1,4 @@
-"""From a config to an Experiment: the process, the network, the objective, the guide and all settings.
+"""From a config to an Experiment: every component and every setting of one model.
 
 `assemble` is where a config is read. What each config key means is said in configs/base.py.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import flax.linen as nn
 from ml_collections import ConfigDict
 
-from diffusion_jax.assembly import components, datasets, defaults, denoiser
+from diffusion_jax.assembly import components, conditions, datasets, defaults, denoiser
 from diffusion_jax.assembly.build import build, member
 from diffusion_jax.assembly.kinds import autoencoder, classifier, diffusion, few_step
 from diffusion_jax.assembly.settings import (
@@ -72,13 +72,7 @@ def assemble(
         objective=objective,
         model=model,
         kind=_kind(config),
-        specs=Specs(
-            config.process,
-            config.parameterization,
-            config.objective,
-            config.model.name,
-            config.text.encoder,
-        ),
+        specs=_specs(config),
         options=_options(config),
         sampling=sampling_settings(config),
         training=TrainingSettings(*(config.training[key] for key in TrainingSettings._fields)),
@@ -86,14 +80,9 @@ def assemble(
         optimizer=_optimizer(config),
         averages=_averages(config),
         mesh=MeshSettings(config.parallel, config.mesh.to_dict()),
-        sources=Sources(
-            config.latent.autoencoder,
-            config.distill.teacher,
-            config.distill.guidance,
-            config.init_from,
-        ),
+        sources=_sources(config),
         seed=config.seed,
-        label_dropout=config.label_dropout,
+        conditions=conditions.builder(num_classes, encoder, config.label_dropout),
         learns_null=denoiser.learns_null(config),
         record=record,
         two_times=_options(config).get("second_time") is True,
@@ -102,6 +91,23 @@ def assemble(
     )
     experiment = experiment.kind.complete(experiment, config)
     return guided_by(config.sampler.guide, experiment, load)
+
+
+def _specs(config: ConfigDict) -> Specs:
+    """The text by which the config names each component."""
+    return Specs(
+        config.process,
+        config.parameterization,
+        config.objective,
+        config.model.name,
+        config.text.encoder,
+    )
+
+
+def _sources(config: ConfigDict) -> Sources:
+    """The workdirs of other trained models."""
+    distill = config.distill
+    return Sources(config.latent.autoencoder, distill.teacher, distill.guidance, config.init_from)
 
 
 def _options(config: ConfigDict) -> dict[str, Any]:
@@ -131,8 +137,9 @@ def _kind(config: ConfigDict) -> Kind:
     network = member(components.MODELS, config.model.name)
     if (network in components.AUTOENCODERS) != (kind is autoencoder.KIND):
         raise UserError(
-            f"config.objective={config.objective} does not go with config.model.name={config.model.name}; the "
-            "objectives of objectives/autoencoding.py are for autoencoders, and these for them"
+            f"config.objective={config.objective} does not go with "
+            f"config.model.name={config.model.name}; the objectives of objectives/autoencoding.py "
+            "are for autoencoders, and autoencoders need one of them"
         )
     return classifier.KIND if network in components.CLASSIFIERS else kind
 
@@ -184,15 +191,16 @@ def guided_by(spec: str, experiment: Experiment, load: Callable | None = None) -
     guide = build(components.GUIDES, spec)
     if guide.needs and load is None:
         raise UserError(
-            f"config.sampler.guide={spec} needs other trained networks; it serves commands on a trained --workdir"
+            f"config.sampler.guide={spec} needs other trained networks; it serves commands on a "
+            "trained --workdir"
         )
     others = tuple(load(other) for other in guide.needs)
     own = (experiment.shape, experiment.specs.process)
     for other, (found, _) in zip(guide.needs, others):
         if (found.shape, found.specs.process) != own:
             raise UserError(
-                f"config.sampler.guide={spec}: {other.workdir} is for {found.shape} under {found.specs.process}, "
-                f"this model for {own[0]} under {own[1]}"
+                f"config.sampler.guide={spec}: {other.workdir} is for {found.shape} under "
+                f"{found.specs.process}, this model for {own[0]} under {own[1]}"
             )
     return experiment._replace(guide=guide, others=others)
 
@@ -201,7 +209,8 @@ def need_images(experiment: Experiment) -> None:
     """UserError for a model of points, from commands that judge images."""
     if not experiment.is_image:
         raise UserError(
-            f"this command judges images, and the model draws points {experiment.shape}; use experiments.sample"
+            f"this command judges images, and the model draws points {experiment.shape}; "
+            "use experiments.sample"
         )
 
 
@@ -209,5 +218,6 @@ def need_pixels(experiment: Experiment) -> None:
     """UserError for a model of latents, from commands that look at the pixels inside the model."""
     if experiment.latents is not None:
         raise UserError(
-            "this command works on the pixels that a model sees, and this one sees latents; take a model of images"
+            "this command works on the pixels that a model sees, and this one sees latents; "
+            "take a model of images"
         )

@@ -12,7 +12,13 @@ import jax
 import numpy as np
 
 from diffusion_jax import data, streams
-from diffusion_jax.assembly import autoencoders, conditions, denoiser, sampling, trainer
+from diffusion_jax.assembly import (
+    autoencoders,
+    denoiser,
+    sample_conditions,
+    sampling,
+    trainer,
+)
 from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.data import Dataset, transforms
 from diffusion_jax.evaluation import generate
@@ -118,11 +124,11 @@ def sample_grid(
     index = np.arange(rows * columns) // columns
     cond, labels = None, None
     if classes:
-        cond = conditions.cond_for(experiment, index % classes)
+        cond = experiment.conditions.of_labels(index % classes)
         labels = dataset.class_names[:rows]
     if experiment.encoder:
         picked = index * len(dataset.test) // rows
-        captions, cond = conditions.captions_of_test(experiment, dataset, picked)
+        captions, cond = sample_conditions.captions_of_test(experiment, dataset, picked)
         labels = captions[::columns]
     draw = _drawer(experiment, parts, len(index), cond)
 
@@ -144,7 +150,7 @@ def scatter_plot(
     columns = 10 if classes else 8
     cond = None
     if classes:
-        cond = conditions.cond_for(experiment, np.arange(count) // columns % classes)
+        cond = experiment.conditions.of_labels(np.arange(count) // columns % classes)
     draw = _drawer(experiment, parts, count, cond)
     real = data.arrays(dataset.train, limit=count)["image"]
 
@@ -171,8 +177,8 @@ def reconstructions(
     x, keys = transforms.to_float(real), generate.seeds_to_keys(range(count))
     cond = None
     if experiment.num_classes:
-        cond = conditions.cond_for(experiment, np.resize(some["label"], count))
-    between = conditions.null_cond(experiment, SIDE)
+        cond = experiment.conditions.of_labels(np.resize(some["label"], count))
+    between = experiment.conditions.null(SIDE)
     mesh = parts.runner.mesh
     rebuild = sharding.spread(autoencoders.reconstruct_fn(experiment), mesh)
     blend = sharding.spread(autoencoders.interpolate_fn(experiment, SIDE), mesh)

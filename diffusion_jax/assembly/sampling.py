@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diffusion_jax.assembly import components, conditions, denoiser
+from diffusion_jax.assembly import components, denoiser
 from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.denoiser import Ensemble
 from diffusion_jax.assembly.settings import Experiment, SamplingSettings
@@ -148,7 +148,7 @@ def sample_fn(
 
     @jax.jit
     def run(ensemble: Ensemble, keys: Key, cond: Cond, ts: Array, scale: Array) -> Array:
-        cond = conditions.null_cond(experiment, len(keys)) if cond is None else cond
+        cond = experiment.conditions.null(len(keys)) if cond is None else cond
         bound, own = denoiser.unpack(experiment, ensemble)
         guidance = scale if guided else None
         x, spent = experiment.kind.draw(bound, own, keys, cond, ts, guidance, settings)

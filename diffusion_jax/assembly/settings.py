@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import optax
 
+from diffusion_jax.assembly.conditions import Conditions
 from diffusion_jax.assembly.latent import Latents
 from diffusion_jax.denoisers.guides import Guide
 from diffusion_jax.denoisers.parameterization import Parameterization
@@ -210,7 +211,7 @@ class Experiment(NamedTuple):
       mesh: how training is spread over devices.
       sources: workdirs of other models that this one needs.
       seed: of training.
-      label_dropout: fraction of training examples without a condition.
+      conditions: builds the conditions of this model.
       learns_null: whether the model knows the null condition.
       record: the config as nested dictionaries, for the records of results alone.
       two_times: whether the network also takes the end of a move as its input (MeanFlow).
@@ -242,7 +243,7 @@ class Experiment(NamedTuple):
     mesh: MeshSettings
     sources: Sources
     seed: int
-    label_dropout: float
+    conditions: Conditions
     learns_null: bool
     record: Mapping[str, Any]
     two_times: bool

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from diffusion_jax import arrays
-from diffusion_jax.assembly import conditions, datasets, experiment, trainer
+from diffusion_jax.assembly import datasets, experiment, trainer
 from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.errors import UserError
 from diffusion_jax.planning import flops, hlo
@@ -145,7 +145,7 @@ def trace(config: ConfigDict, where: Target) -> tuple[Experiment, Any, TrainStat
     batch = {"image": jax.ShapeDtypeStruct((*leading, *shape), jnp.float32)}
     batch |= {
         name: jax.ShapeDtypeStruct((*leading, *x.shape[1:]), x.dtype)
-        for name, x in (conditions.null_cond(model, 1) or {}).items()
+        for name, x in (model.conditions.null(1) or {}).items()
     }
     with arrays.compiling_for(where.platform):
         parts = trainer.training(model, devices=where.devices)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diffusion_jax.assembly import conditions, denoiser
+from diffusion_jax.assembly import denoiser
 from diffusion_jax.assembly.sampling import SamplingMethod, method, with_sampler
 from diffusion_jax.assembly.sampling import evaluations as evaluations_of
 from diffusion_jax.assembly.sampling import grid as grid_of
@@ -172,7 +172,7 @@ def _programs(
     process, classes = experiment.process, experiment.num_classes
     keys = generate.seeds_to_keys(range(batch))
     x = base.start(process, keys, (batch, *experiment.shape))
-    cond = conditions.cond_for(experiment, np.arange(batch) % classes if classes else ())
+    cond = experiment.conditions.of_labels(np.arange(batch) % classes if classes else ())
 
     def network(params: Params) -> Denoise:
         return denoiser.denoiser(experiment, params, clip="none")

@@ -10,8 +10,8 @@ import numpy as np
 
 from diffusion_jax import parsing
 from diffusion_jax.assembly import denoiser, sampling
-from diffusion_jax.assembly.conditions import captions_of_test, cond_for, null_cond, prompt_cond
 from diffusion_jax.assembly.experiment import Experiment
+from diffusion_jax.assembly.sample_conditions import captions_of_test
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.data import Dataset, transforms
 from diffusion_jax.errors import UserError
@@ -65,7 +65,7 @@ def job_for(
     """
     resolved = sampling.method(trained.experiment)
     conditioned = bool(labels or prompts)
-    guided = denoiser.is_guided(trained.experiment, resolved.guidance, told=conditioned)
+    guided = denoiser.is_guided(trained.experiment, resolved.guidance, conditioned=conditioned)
     picked = {"image": images} if dataset is None else dataset.test.rows(index)
     own = picked.get("label") if dataset is not None and dataset.num_classes else None
     names = trained.data.get("class_names") or ()
@@ -100,7 +100,7 @@ def conditions(
     if labels and prompts:
         raise UserError("--labels and --prompt together: give one of them")
     if prompts:
-        return prompt_cond(model, np.resize(prompts, len(index)).tolist())
+        return model.conditions.of_prompts(np.resize(prompts, len(index)).tolist())
     if labels == "own" and dataset is None and own is None:
         raise UserError("--labels=own: the class of an --image is not known; name it")
     if labels == "own" and model.encoder:
@@ -110,8 +110,8 @@ def conditions(
         raise UserError(
             f"--labels={shown}: this model or its data set has no classes; leave --labels out"
         )
-    null = null_cond(model, len(index))
+    null = model.conditions.null(len(index))
     if not labels:
         return null
     wanted = np.asarray(own) if labels == "own" else np.resize(labels, len(index))
-    return null | cond_for(model, wanted)
+    return null | model.conditions.of_labels(wanted)

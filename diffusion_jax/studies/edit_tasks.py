@@ -11,7 +11,6 @@ import numpy as np
 
 from diffusion_jax import parsing
 from diffusion_jax.assembly import denoiser, sampling
-from diffusion_jax.assembly.conditions import cond_for, null_cond
 from diffusion_jax.data import transforms
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation.psnr import psnr
@@ -152,13 +151,17 @@ def translate(job: Job, denoise: Denoise, labels: str) -> Strip:
     )
     truth = transforms.to_uint8(job.images)
     # where the class of an image is not known, it is encoded without a condition
-    own = null_cond(model, len(truth)) if job.labels is None else cond_for(model, job.labels)
+    own = (
+        model.conditions.null(len(truth))
+        if job.labels is None
+        else model.conditions.of_labels(job.labels)
+    )
     run = jax.jit(
         lambda x, ts, source, target: edits.translate(
             job.sampling.sampler, denoise, model.process, x, ts, source, target
         )
     )
-    conds = [own, *(cond_for(model, np.full(len(truth), label)) for label in targets)]
+    conds = [own, *(model.conditions.of_labels(np.full(len(truth), label)) for label in targets)]
     results = [transforms.to_uint8(run(job.images, job.sampling.ts, own, cond)) for cond in conds]
     names = ["image", "there and back", *(classes[label] for label in targets)]
     score = float(psnr(results[0], truth).mean())

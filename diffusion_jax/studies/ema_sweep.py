@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import data, files, parsing, reading
-from diffusion_jax.assembly import conditions, denoiser, experiment, sampling
+from diffusion_jax.assembly import denoiser, experiment, sample_conditions, sampling
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.assembly.workdir import Trained
@@ -131,7 +131,10 @@ def scorer(
       batch_size: images that are drawn at once.
       **how: features and metrics of `judge.against`.
     """
-    plan, (labels, cond) = sampling.method(model), conditions.conditions(model, dataset, count)
+    plan, (labels, cond) = (
+        sampling.method(model),
+        sample_conditions.for_judging(model, dataset, count),
+    )
     judged = judge.against(dataset.train, labels, held_out=dataset.test, count=count, **how)
     run = sampling.sample_fn(
         model, plan.sampler, guided=plan.guided, clip=plan.clip, noise=plan.noise

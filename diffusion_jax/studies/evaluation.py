@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import files, parsing, provenance
-from diffusion_jax.assembly import autoencoders, conditions, experiment, sampling
+from diffusion_jax.assembly import autoencoders, experiment, sample_conditions, sampling
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.data import Dataset
@@ -53,7 +53,7 @@ def evaluate(
     trained = workdirs.load(workdir, config, mesh)
     experiment.need_images(trained.experiment)
     dataset = workdirs.images(config, workdir)
-    labels, _ = conditions.conditions(trained.experiment, dataset, num)
+    labels, _ = sample_conditions.for_judging(trained.experiment, dataset, num)
     chosen = judge.choose(
         dataset.train,
         labels,
@@ -131,7 +131,7 @@ def score_samples(
       {'sets': [scores of each], 'mean': scores, 'std': scores, 'real': scores of test images}.
     """
     model = trained.experiment
-    labels, cond = conditions.conditions(model, dataset, count)
+    labels, cond = sample_conditions.for_judging(model, dataset, count)
     judged = judge.against(dataset.train, labels, held_out=dataset.test, count=count, **how)
     # before the samples: what fails, fails early
     real = judge.on_real(dataset.train, dataset.test, judged)

@@ -18,9 +18,9 @@ from diffusion_jax import arrays, data, files, npz, parsing, provenance, reading
 from diffusion_jax.assembly import (
     autoencoders,
     components,
-    conditions,
     datasets,
     denoiser,
+    sample_conditions,
     sampling,
 )
 from diffusion_jax.assembly import workdir as workdirs
@@ -214,7 +214,7 @@ def measured(
     run = sampling.sample_with(experiment, trained.params, sampling.method(experiment))
     batch = min(experiment.sampling.batch_size, count)
     keys = generate.seeds_to_keys(range(count))
-    labels, cond = conditions.conditions(experiment, dataset, count)
+    labels, cond = sample_conditions.for_judging(experiment, dataset, count)
     run(keys[:batch], jax.tree.map(lambda c: c[:batch], cond))  # compiled before the clock starts
     began = time.monotonic()
     images = generate.generate(run, keys, cond, batch_size=batch, description=name)
@@ -246,7 +246,7 @@ def _bits(trained: Trained, dataset: data.Dataset, count: int) -> float:
     experiment, examples = trained.experiment, data.arrays(dataset.test, count)
     images = transforms.to_float(jnp.asarray(examples["image"]))
     labels = examples["label"] if experiment.num_classes else np.zeros(0, int)
-    cond = conditions.cond_for(experiment, labels)
+    cond = experiment.conditions.of_labels(labels)
     keys = arrays.example_keys(jax.random.key(0), len(images))
 
     @jax.jit

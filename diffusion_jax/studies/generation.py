@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import data, parsing
-from diffusion_jax.assembly import conditions, sampling
+from diffusion_jax.assembly import sampling
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.experiment import Experiment
 from diffusion_jax.data import transforms
@@ -148,11 +148,11 @@ def requested_conditions(
         raise UserError("--labels and --prompt together: give one of them")
     if prompts:
         repeated = np.repeat(prompts, count // len(prompts)).tolist()
-        return np.zeros(0, int), conditions.prompt_cond(experiment, repeated)
+        return np.zeros(0, int), experiment.conditions.of_prompts(repeated)
     if experiment.encoder and not labels:
         raise UserError(
             "this model draws what a caption says: give one, or several, by --prompt='...'"
         )
     chosen = labels or list(range(experiment.num_classes))
     chosen = np.resize(chosen, count) if chosen else np.zeros(0, int)
-    return chosen, conditions.cond_for(experiment, chosen)
+    return chosen, experiment.conditions.of_labels(chosen)

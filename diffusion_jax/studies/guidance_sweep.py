@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import files, npz, parsing, provenance, reading
-from diffusion_jax.assembly import conditions, denoiser, experiment, sampling
+from diffusion_jax.assembly import denoiser, experiment, sample_conditions, sampling
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.errors import UserError
@@ -85,7 +85,7 @@ def sweep_model(
     experiment.need_images(trained.experiment)
     models = _with_guides(trained, guides, scales, workdir, mesh)
     dataset = workdirs.images(config, workdir)
-    labels, cond = conditions.conditions(trained.experiment, dataset, count)
+    labels, cond = sample_conditions.for_judging(trained.experiment, dataset, count)
     chosen = parsing.names(features) or [judge.default_features(dataset.train)]
     metrics = ("accuracy", "frechet", "prdc")
     judged = judge.against(dataset.train, labels, features=chosen, metrics=metrics, count=count)

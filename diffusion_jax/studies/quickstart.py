@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import files, provenance
-from diffusion_jax.assembly import conditions, denoiser, sampling, train
+from diffusion_jax.assembly import denoiser, sample_conditions, sampling, train
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.experiment import Experiment
 from diffusion_jax.assembly.workdir import Trained
@@ -114,8 +114,8 @@ def samples(trained: Trained, dataset: Dataset, path: Path, columns: int = 10) -
 def _condition(model: Experiment, dataset: Dataset, labels: np.ndarray) -> Cond:
     """The condition of these classes; without classes that of as many captions, or None."""
     if model.num_classes:
-        return conditions.cond_for(model, labels)
-    return conditions.conditions(model, dataset, len(labels))[1]
+        return model.conditions.of_labels(labels)
+    return sample_conditions.for_judging(model, dataset, len(labels))[1]
 
 
 def denoising(

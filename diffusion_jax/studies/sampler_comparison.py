@@ -12,7 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from diffusion_jax import data, parsing, provenance
-from diffusion_jax.assembly import components, conditions, denoiser, sampling
+from diffusion_jax.assembly import components, denoiser, sample_conditions, sampling
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.build import build, members
 from diffusion_jax.assembly.workdir import Trained
@@ -204,7 +204,7 @@ def compare_model(
     own = {root: cells_of(model, (), budgets) for root, model in models.items()}
     for model in models.values():  # refuse what cannot be sampled before anything is
         denoiser.is_guided(model.experiment, model.experiment.sampling.guidance)
-        conditions.conditions(model.experiment, dataset, len(seeds))
+        sample_conditions.for_judging(model.experiment, dataset, len(seeds))
     subject = subjects.of_model(trained, dataset, seeds, name, features=features)
     chosen = cells_of(trained, entries, budgets)
     compared = comparison.compare(subject, chosen, folder, **options)

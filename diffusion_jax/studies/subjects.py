@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import data
-from diffusion_jax.assembly import components, conditions, denoiser, sampling
+from diffusion_jax.assembly import components, denoiser, sample_conditions, sampling
 from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.assembly.workdir import Trained
@@ -194,7 +194,7 @@ def of_model(
     experiment, settings = trained.experiment, trained.experiment.sampling
     denoiser.need_denoiser(experiment)
     count, denoise = len(seeds), _guided_denoiser(experiment)
-    labels, cond = conditions.conditions(experiment, dataset, count)
+    labels, cond = sample_conditions.for_judging(experiment, dataset, count)
     if experiment.is_image:
         judging = _judging_of_images(dataset, labels, count, features)
     else:

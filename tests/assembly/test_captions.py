@@ -10,7 +10,7 @@ import pytest
 
 from configs.base import base, network
 from diffusion_jax import data
-from diffusion_jax.assembly import conditions, experiment, sampling
+from diffusion_jax.assembly import conditions, experiment, sample_conditions, sampling
 from diffusion_jax.assembly.kinds import few_step
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.data import captions
@@ -47,7 +47,8 @@ def test_captions_are_dropped_whole_and_the_reader_learns(model):
 
     @jax.jit
     def losses_and_gradient(params, ids, rate):
-        loss = model.kind.loss(model._replace(label_dropout=rate))
+        dropping = conditions.builder(0, model.encoder, rate)
+        loss = model.kind.loss(model._replace(conditions=dropping))
         now = step.Now(jnp.int32(0), {})
 
         def total(p):
@@ -80,7 +81,7 @@ def test_captions_are_dropped_whole_and_the_reader_learns(model):
 )
 def test_bad_prompts_are_one_line(model, prompt, message):
     with pytest.raises(UserError, match=message) as error:
-        conditions.prompt_cond(model, ["a bold seven", prompt])
+        model.conditions.of_prompts(["a bold seven", prompt])
     assert len(str(error.value)) < 200 and "\n" not in str(error.value)
 
 
@@ -141,21 +142,21 @@ def test_a_guided_model_of_captions_is_compared_by_the_samples_of_its_captions()
     """
     built, keys = guided_at(3.0), generate.seeds_to_keys(range(3))
     dataset, trained = described(built), Trained(built, {}, 1, "params", {})
-    labels, cond = conditions.conditions(built, dataset, 3)
+    labels, cond = sample_conditions.for_judging(built, dataset, 3)
     assert labels.tolist() == [0, 1, 0] and read(cond)[1] == "number 1"
     subject, chosen = (
         subjects.of_model(trained, dataset, range(3), "captions"),
         sampling.method(built),
     )
     found = subjects.runner(subject, chosen.sampler, len(chosen.ts))(np.asarray(chosen.ts))[0]
-    prompts = conditions.prompt_cond(built, ["number 0", "number 1", "number 2"])
+    prompts = built.conditions.of_prompts(["number 0", "number 1", "number 2"])
     drawn = sampling.sample_with(built, trained.params, chosen)(keys, prompts)
     np.testing.assert_allclose(found, drawn, rtol=1e-4, atol=1e-4)
     assert np.abs(found[0] - found[1]).max() > 1e-2
     with pytest.raises(
         UserError, match="this model takes captions, and the data set folder has none"
     ):
-        conditions.conditions(built, dataset._replace(captions=()), 3)
+        sample_conditions.for_judging(built, dataset._replace(captions=()), 3)
 
 
 def taught_at(scale, student):

@@ -15,7 +15,7 @@ from numpy.testing import assert_allclose
 from configs import toy
 from configs.base import vae
 from diffusion_jax import data
-from diffusion_jax.assembly import conditions, denoiser, experiment, sampling, workdir
+from diffusion_jax.assembly import denoiser, experiment, sampling, workdir
 from diffusion_jax.assembly.kinds import classifier as classifiers
 from diffusion_jax.denoisers import guides
 from diffusion_jax.errors import UserError
@@ -37,7 +37,7 @@ def weights(built, seed):
 
 def drawn(built, params, scales):
     """Samples of the three classes at these scales, by one program."""
-    chosen, cond = sampling.method(built), conditions.cond_for(built, [0, 1, 2])
+    chosen, cond = sampling.method(built), built.conditions.of_labels([0, 1, 2])
     run = sampling.sample_fn(built, chosen.sampler, guided=True, clip="none")
     params, keys = denoiser.ensemble(built, params), jax.vmap(jax.random.key)(jnp.arange(3))
     samples = [run(params, keys, cond, chosen.ts, jnp.float32(scale)) for scale in scales]
@@ -151,7 +151,7 @@ def test_the_guides_own_neutral_scale_decides(spec):
                     denoiser.is_guided(model, scale)
                     and sampling.method(model, model.sampling._replace(guidance=scale)).guided
                 )
-                assert denoiser.is_guided(model, scale, told=False) == always
+                assert denoiser.is_guided(model, scale, conditioned=False) == always
 
 
 def test_guidance_that_cannot_be_is_refused_where_it_is_asked_for():
@@ -215,7 +215,7 @@ def test_no_command_decides_for_itself_whether_a_model_is_guided():
 def test_a_guided_denoiser_without_a_condition_has_the_null_condition():
     built = tiny()
     params, (x, _) = weights(built, 0), points()
-    null, half = conditions.null_cond(built, 6), {"to": jnp.zeros(6)}
+    null, half = built.conditions.null(6), {"to": jnp.zeros(6)}
     guided = jax.jit(
         lambda cond: denoiser.denoiser(built, params, scale=3.0, clip="none")(x, 0.4, cond)
     )
@@ -247,7 +247,7 @@ def test_a_comparison_of_a_model_that_a_classifier_guides_scores_what_sample_dra
     )
     found = subjects.runner(subject, chosen.sampler, len(chosen.ts))(np.asarray(chosen.ts))[0]
     drawn = sampling.sample_with(built, trained.params, chosen)(
-        keys, conditions.cond_for(built, np.arange(4) % 3)
+        keys, built.conditions.of_labels(np.arange(4) % 3)
     )
     assert_allclose(found, drawn, rtol=1e-4, atol=1e-5)
 

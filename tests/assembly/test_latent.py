@@ -265,7 +265,7 @@ def test_a_model_of_latents_draws_images_and_is_judged_by_them(chained):
     config = workdir.saved_config(str(model))
     trained = workdir.load(model, config)
     built = trained.experiment
-    keys, cond = jax.random.split(jax.random.key(0), 10), conditions.cond_for(built, np.arange(10))
+    keys, cond = jax.random.split(jax.random.key(0), 10), built.conditions.of_labels(np.arange(10))
     assert built.shape == (4, 4, 4)
     assert sampling.sample_with(built, trained.params, sampling.method(built))(
         keys, cond
@@ -318,7 +318,7 @@ def test_a_vae_trains_samples_and_is_measured_like_any_model(vae):
     assert sampling.evaluations(chosen) == 1
     draw = sampling.sample_with(built, trained.params, chosen)
     keys = jax.random.split(jax.random.key(0), 4)
-    conds = [conditions.cond_for(built, labels) for labels in (np.arange(4), np.arange(4)[::-1])]
+    conds = [built.conditions.of_labels(labels) for labels in (np.arange(4), np.arange(4)[::-1])]
     x, again = draw(keys, conds[0]), draw(keys[::-1], conds[1])
     np.testing.assert_array_equal(x, again[::-1])  # an image is its key's and its label's
     assert x.shape == (4, 8, 8, 1) and np.abs(x).max() <= 1

@@ -23,7 +23,6 @@ from configs import base, digits, families, toy
 from diffusion_jax import data, parsing
 from diffusion_jax.assembly import (
     components,
-    conditions,
     denoiser,
     experiment,
     sampling,
@@ -175,7 +174,7 @@ def losses_have_shapes(built, shape):
     built = built.kind.prepare(built, None)
     built = built._replace(teacher=(built, None))  # who jumps is taught by itself
     params = jax.eval_shape(lambda key: built.kind.init(built, key), jax.random.key(0))
-    batch = (conditions.null_cond(built, 4) or {}) | {
+    batch = (built.conditions.null(4) or {}) | {
         "image": jnp.zeros((4, *shape)),
         "label": jnp.zeros(4, jnp.int32),
     }
@@ -284,7 +283,7 @@ def test_one_compiled_sampler_serves_every_nfe_and_equals_the_plain_loop(trained
     folder, _ = trained
     loaded = workdir.load(folder, workdir.saved_config(str(folder)))
     built, keys = loaded.experiment, jax.random.split(jax.random.key(0), 4)
-    cond = conditions.cond_for(built, np.arange(4))
+    cond = built.conditions.of_labels(np.arange(4))
     settings = sampling.with_sampler(built.sampling, "sde.edm")
     plans = [sampling.method(built, settings._replace(nfe=nfe)) for nfe in (3, 9)]
     run = sampling.sample_fn(built, plans[0].sampler, guided=True, clip="static")

@@ -9,7 +9,7 @@ import pytest
 
 from configs import base
 from diffusion_jax import files
-from diffusion_jax.assembly import components, conditions, denoiser, experiment, workdir
+from diffusion_jax.assembly import components, denoiser, experiment, workdir
 from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.errors import UserError
@@ -175,7 +175,7 @@ def test_a_run_of_another_process_is_a_pipeline_of_its_class(exported, tmp_path)
     )
     t = gaussian.time_of_logsnr(built.process, jnp.float32(-8 * (j - found.shift) / 1000))
     ours = denoiser.denoiser(built, trained.params, clip="none")(
-        x, t, conditions.cond_for(built, [1] * 4)
+        x, t, built.conditions.of_labels([1] * 4)
     )
     np.testing.assert_allclose(theirs.x0, ours.x0, atol=5e-3)
     np.testing.assert_allclose(theirs.eps, ours.eps, atol=5e-3)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from configs import celeb_a, cifar10, digits, toy
-from diffusion_jax.assembly import conditions, experiment, sampling
+from diffusion_jax.assembly import experiment, sampling
 from diffusion_jax.data.sources import Arrays
 from diffusion_jax.errors import UserError
 from diffusion_jax.studies import (
@@ -48,9 +48,7 @@ def test_the_bare_evaluations_pass_through_the_network_and_give_x_back(built):
     params = built.kind.init(built, jax.random.key(1))
     params = jax.tree.map(lambda p: p + 0.1, params)  # the last layer begins at 0
     run = jax.jit(
-        lambda params, x: benchmark_sampling.bare(
-            built, params, x, conditions.null_cond(built, 2), ts
-        )
+        lambda params, x: benchmark_sampling.bare(built, params, x, built.conditions.null(2), ts)
     )
     assert not np.array_equal(run(params, x), x)  # rounding, which tells that eps went through
     np.testing.assert_allclose(run(params, x), x, atol=1e-3)

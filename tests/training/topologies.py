@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from configs import base, digits
-from diffusion_jax.assembly import conditions, experiment, sampling, trainer
+from diffusion_jax.assembly import experiment, sampling, trainer
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import generate
 from diffusion_jax.training import (
@@ -286,7 +286,7 @@ class Ready:
         )
         return draw(
             generate.seeds_to_keys(range(IMAGES)),
-            conditions.cond_for(self.built, np.arange(IMAGES)),
+            self.built.conditions.of_labels(np.arange(IMAGES)),
         )
 
     def results(self, now, numbers):

@@ -42,7 +42,7 @@ def complete(experiment: Experiment, config: ConfigDict) -> Experiment:
 def init(experiment: Experiment, key: Key) -> Params:
     """{'autoencoder': ...}, and {'discriminator': ...} if there is one."""
     x = jnp.zeros((1, *experiment.shape))
-    cond = conditions.null_cond(experiment, 1)
+    cond = experiment.conditions.null(1)
     params = {"autoencoder": experiment.model.init(key, x, cond)["params"]}
     if experiment.discriminator:
         own = experiment.discriminator.init(arrays.fold_in(key, streams.INIT_DISCRIMINATOR), x)[
@@ -64,7 +64,7 @@ def loss(experiment: Experiment) -> step.LossFn:
         eps = objective.draw(
             arrays.fold_in(keys, streams.EXAMPLE_OBJECTIVE), jnp.zeros((len(x), *like))
         )
-        cond = conditions.of_batch(experiment, batch, keys, now.train)
+        cond = experiment.conditions.of_batch(batch, keys, now.train)
         at = now.step if now.train else jnp.int32(last)
         return objective.loss(networks(experiment, params), x, eps, cond, at)
 

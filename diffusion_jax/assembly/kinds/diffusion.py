@@ -18,7 +18,7 @@ from diffusion_jax.types import Array, Cond, Key, Params
 def init(experiment: Experiment, key: Key) -> Params:
     """The fresh parameters of the network."""
     x = jnp.zeros((1, *experiment.shape))
-    cond = conditions.null_cond(experiment, 1)
+    cond = experiment.conditions.null(1)
     return experiment.model.init(key, x, jnp.zeros(1), cond)["params"]
 
 
@@ -43,7 +43,7 @@ def loss(experiment: Experiment) -> step.LossFn:
             train=now.train,
             rngs=rngs,
         )
-        cond = conditions.of_batch(experiment, batch, keys, now.train)
+        cond = experiment.conditions.of_batch(batch, keys, now.train)
         losses = objective.loss(denoise, noised, cond)
         return losses, {"level": gaussian.logsnr(experiment.process, noised.t)}
 

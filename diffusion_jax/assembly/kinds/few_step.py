@@ -21,7 +21,7 @@ def complete(experiment: Experiment, config: ConfigDict) -> Experiment:
     """The experiment itself. UserError for an objective that guides by a condition that is absent."""
     if not experiment.objective.guided:
         return experiment
-    if conditions.null_cond(experiment, 1) is None:
+    if experiment.conditions.null(1) is None:
         raise UserError(
             f"config.objective={config.objective}: this model is unconditional, so there is no condition to guide by; "
             "leave guidance at 1, or set --config.conditional=True with labeled data"
@@ -66,7 +66,7 @@ def loss(experiment: Experiment) -> step.LossFn:
             frozen,
             student(now.ema["target"]) if objective.ema_rate else frozen,
             teacher(experiment, now.ema["teacher"]) if objective.needs_teacher else None,
-            lambda cond: cond and cond | conditions.null_cond(experiment, len(keys)),
+            lambda cond: cond and cond | experiment.conditions.null(len(keys)),
         )
         progress = now.step / experiment.training.steps
         drawn = objective.draw(
@@ -74,7 +74,7 @@ def loss(experiment: Experiment) -> step.LossFn:
             conditions.example(batch, keys),
             progress,
         )
-        cond = conditions.of_batch(experiment, batch, keys, now.train)
+        cond = experiment.conditions.of_batch(batch, keys, now.train)
         losses = objective.loss(networks, drawn, cond, progress)
         return losses, {"level": gaussian.logsnr(experiment.process, drawn.t)}
 
@@ -92,8 +92,8 @@ def teacher_scale(experiment: Experiment) -> float | None:
     """
     (teacher, _), given = experiment.teacher, experiment.sources.teacher_guidance
     scale = teacher.sampling.guidance if given is None else given
-    conditional = conditions.null_cond(experiment, 1) is not None
-    if denoiser.is_guided(teacher, scale, key="config.distill.guidance", told=conditional):
+    conditional = experiment.conditions.null(1) is not None
+    if denoiser.is_guided(teacher, scale, key="config.distill.guidance", conditioned=conditional):
         return scale
     if given is not None and not denoiser.is_neutral(teacher, given):
         raise UserError(

@@ -1,0 +1,60 @@
+"""The conditions of samples that are drawn from a data set: for pictures and for metrics."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffusion_jax import data
+from diffusion_jax.assembly.settings import Experiment
+from diffusion_jax.data import Dataset
+from diffusion_jax.errors import UserError
+from diffusion_jax.types import Array, Cond
+
+
+def captions_of_test(
+    experiment: Experiment, dataset: Dataset, index: Array
+) -> tuple[list[str], Cond]:
+    """The first captions of these images of the test split, and the condition of them.
+
+    Args:
+      experiment: a model of captions.
+      dataset: with captions.
+      index: of the images, (B,).
+    """
+    rows = dataset.test.rows(index)
+    read = dataset.test.with_captions(rows, np.zeros(len(index), int))
+    captions = [dataset.captions[i] for i in rows["caption"][:, 0]]
+    entries = {name: read[name] for name in experiment.encoder.entries}
+    return captions, experiment.conditions.null(len(index)) | entries
+
+
+def for_judging(
+    experiment: Experiment, dataset: Dataset, count: int
+) -> tuple[np.ndarray | None, Cond]:
+    """The conditions of the samples by which a model is judged.
+
+    For a model of classes they are all classes in turn. For a model of captions they are prompts
+    that are held out of training, where the data set has some, else captions of the test split in
+    turn.
+
+    Returns:
+      (labels (count,), or None where they are not known; condition).
+
+    Raises:
+      UserError: for a model of captions and a data set without them.
+    """
+    classes = experiment.num_classes
+    if not experiment.encoder:
+        labels = np.arange(count) % classes if classes else None
+        return labels, experiment.conditions.of_labels(
+            np.zeros(0, int) if labels is None else labels
+        )
+    if dataset.name == "digits_captions":
+        prompts, labels = data.digits_captions.held_out_prompts(count)
+        return labels, experiment.conditions.of_prompts(prompts)
+    if not dataset.captions:
+        raise UserError(
+            f"this model takes captions, and the data set {dataset.name} has none to draw samples of"
+        )
+    index = np.arange(count) % len(dataset.test)
+    return dataset.test.rows(index).get("label"), captions_of_test(experiment, dataset, index)[1]
