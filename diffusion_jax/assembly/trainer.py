@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -64,7 +64,7 @@ class Training(NamedTuple):
     evaluate: Callable  # (params, batch, key) -> metrics
 
 
-def training(experiment: Experiment, devices=None) -> Training:
+def training(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -> Training:
     """The compiled training and evaluation steps of an experiment.
 
     Args:

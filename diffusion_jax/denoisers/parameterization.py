@@ -25,7 +25,7 @@ rather than the time of a process, so that one network means the same under VP, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypedDict, Unpack
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax.numpy as jnp
 
@@ -101,7 +101,11 @@ def has_end_time(cond: Cond) -> bool:
 
 
 def denoiser(
-    apply: Apply, params: Params, parameterization: Parameterization, process: Process, **kwargs
+    apply: Apply,
+    params: Params,
+    parameterization: Parameterization,
+    process: Process,
+    **kwargs: Any,
 ) -> Denoise:
     """Makes a denoiser of a network: encode, apply, decode.
 

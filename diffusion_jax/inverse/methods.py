@@ -58,7 +58,7 @@ def restore(
     cond: Cond = None,
     *,
     clip: tuple[float, float] | None = None,
-    **options,
+    **options: Any,
 ) -> base.Samples:
     """Draws x0 given y, by any sampler.
 
