@@ -1,6 +1,4 @@
-"""Small array helpers that every room may use. `noise` is the only place of the project that draws
-Gaussian images.
-"""
+"""Small array helpers. `noise` is the only function of the package that draws Gaussian images."""
 
 from __future__ import annotations
 
@@ -11,37 +9,45 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.types import Array, Key
+from diffusion_jax.types import Array, Key, Params
 
 
 def expand(t: Array, x: Array) -> Array:
-    """Reshape t, a scalar or (B,), so that it broadcasts against x of shape (B, ...)."""
+    """Returns t, a scalar or (B,), with the axes to broadcast against x (B, ...)."""
     t = jnp.asarray(t)
     return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
 
 
 def mean_per_example(x: Array) -> Array:
-    """(B, ...) -> (B,): the mean over everything but the batch."""
+    """Returns the mean over all axes but the first, (B, ...) -> (B,)."""
     return jnp.mean(x, axis=tuple(range(1, x.ndim)))
 
 
 def sum_per_example(x: Array) -> Array:
-    """(B, ...) -> (B,): the sum over everything but the batch."""
+    """Returns the sum over all axes but the first, (B, ...) -> (B,)."""
     return jnp.sum(x, axis=tuple(range(1, x.ndim)))
 
 
-def tree_lerp(old, new, weight):
-    """old + weight (new - old), leaf by leaf."""
+def tree_lerp(old: Params, new: Params, weight: float | Array) -> Params:
+    """Returns old + weight (new - old), leaf by leaf."""
     return jax.tree.map(lambda a, b: a + weight * (b - a), old, new)
 
 
 def example_keys(key: Key, batch: int, offset: int | Array = 0) -> Key:
-    """One key per example, (batch,). A (batch,) key array passes through; a single key is folded
-    with each example's index.
+    """Returns one key per example, (batch,).
 
-    Example i's key depends on (key, offset + i) alone: never on the batch size or on how the batch
-    is laid out over devices. Raw keys of jax.random.PRNGKey, (2,) or (batch, 2), count as the typed
-    keys that they stand for.
+    The key of example i depends on (key, offset + i) alone: not on the batch size, and not on how
+    the batch is distributed over devices.
+
+    Args:
+      key: one key per example, (batch,), which is returned as it is; or a single key, which is
+        folded with the index of each example. Raw keys of jax.random.PRNGKey, (2,) or (batch, 2),
+        are converted to typed keys.
+      batch: number of examples.
+      offset: index of the first example.
+
+    Raises:
+      ValueError: for another number of keys.
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
@@ -55,7 +61,7 @@ def example_keys(key: Key, batch: int, offset: int | Array = 0) -> Key:
 
 
 def fold_in(keys: Key, data: int | Array) -> Key:
-    """jax.random.fold_in for one key or a (B,) array of keys."""
+    """Returns jax.random.fold_in of one key, or of each key of a (B,) array."""
     return (
         jax.vmap(jax.random.fold_in, (0, None))(keys, data)
         if keys.ndim
@@ -64,15 +70,18 @@ def fold_in(keys: Key, data: int | Array) -> Key:
 
 
 def noise(keys: Key, x: Array) -> Array:
-    """Unit Gaussian noise of x's shape (B, ...) and dtype, image i from keys[i] alone. keys: (B,)
-    or one key for the batch.
+    """Returns unit Gaussian noise of x's shape (B, ...) and dtype, image i from keys[i] alone.
+
+    Args:
+      keys: one key per image, (B,), or one for the batch.
+      x: array whose shape and dtype the noise has.
     """
     keys = example_keys(keys, x.shape[0])
     return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(keys)
 
 
-def uniform(keys: Key, **bounds) -> Array:
-    """One uniform number per key: (B,) keys -> (B,) float32."""
+def uniform(keys: Key, **bounds: float) -> Array:
+    """Returns one uniform number per key, (B,) float32, in [0, 1) or [minval, maxval)."""
     return jax.vmap(lambda k: jax.random.uniform(k, **bounds))(keys)
 
 
@@ -80,19 +89,19 @@ _target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", d
 
 
 def platform() -> str:
-    """'cpu', 'gpu' or 'tpu': the kind of device that what is traced now is for. jax's default,
-    unless `compiling_for` says.
+    """Returns the platform that programs are now traced for: 'cpu', 'gpu' or 'tpu'.
+
+    It is JAX's default backend, or the one of an enclosing `compiling_for`.
     """
     return _target.get() or jax.default_backend()
 
 
 @contextlib.contextmanager
 def compiling_for(platform: str) -> Iterator[None]:
-    """Programs traced inside are for devices of that platform, which need not be here
-    (planning/).
+    """Programs traced in this context are for devices of that platform, which need not be present.
 
-    For new functions only: jax does not trace a function anew that it has traced on such arguments
-      before.
+    It works for new functions only: JAX does not trace a function again that it has traced on such
+    arguments before. The ahead-of-time compilation of planning/ uses it.
     """
     token = _target.set(platform)
     try:

@@ -1,4 +1,4 @@
-"""One step of dy/dt = f(t, y) from t to s. Adaptive solves go to diffrax."""
+"""Single steps of dy/dt = f(t, y) from time t to time s. Adaptive solves use diffrax."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ Field = Callable[[Array, Array], Array]  # f(t, y) -> dy/dt
 
 
 def euler(f: Field, y: Array, t: Array, s: Array) -> Array:
-    """y + h f(t, y): order 1, one evaluation."""
+    """Euler's method, y + h f(t, y): order 1, one evaluation."""
     return y + (s - t) * f(t, y)
 
 
 def heun(f: Field, y: Array, t: Array, s: Array) -> Array:
-    """The trapezoid with an Euler predictor: order 2, two evaluations."""
+    """Heun's method, the trapezoidal rule with an Euler predictor: order 2, two evaluations."""
     h, k1 = s - t, f(t, y)
     return y + 0.5 * h * (k1 + f(s, y + h * k1))
 
 
 def rk4(f: Field, y: Array, t: Array, s: Array) -> Array:
-    """The classical Runge-Kutta step: order 4, four evaluations."""
+    """The classical Runge-Kutta method: order 4, four evaluations."""
     h, mid = s - t, 0.5 * (t + s)
     k1 = f(t, y)
     k2 = f(mid, y + 0.5 * h * k1)

@@ -1,9 +1,8 @@
-"""The words every room speaks: arrays, predictions, noised examples, and the two protocols
-(process, denoiser).
+"""The types that all chapters share: arrays, predictions, noised examples, processes, denoisers.
 
-Symbols are the field's: x0 (data), x_t (noised data), eps (unit noise), alpha, sigma (the path x_t
-= alpha x0 + sigma eps), lam (log-SNR, 2 log(alpha / sigma)), t and s (times in [0, 1], 0 = data;
-"from t to s" means s < t).
+Symbols are those of the literature: x0 (data), x_t (noised data), eps (unit noise), alpha and sigma
+(the path x_t = alpha x0 + sigma eps), lam (log-SNR, 2 log(alpha / sigma)), t and s (times in [0,
+1], 0 = data; "from t to s" means s < t).
 """
 
 from __future__ import annotations
@@ -16,23 +15,27 @@ import jax
 Array = jax.Array
 Key = jax.Array  # a typed key, jax.random.key(seed); or a (B,) array of them, one per example
 Params = Any  # a pytree of arrays
-# what the model is told besides x_t: None, or a dict of arrays with leading axis B ({'label':
-# (B,)})
+# the condition, what a model is given besides x_t: None, or a dict of arrays with leading axis B,
+# such as {'label': (B,)}
 Cond = Any
 
-Batch = dict[
-    str, Array
-]  # 'image': (B, H, W, C) float32 in [-1, 1]; 'label': (B,) int32 where the data set has labels
+# 'image': (B, H, W, C) float32 in [-1, 1]; 'label': (B,) int32 if the data set has labels
+Batch = dict[str, Array]
 
 
 class Prediction(NamedTuple):
-    """What x_t is made of: x_t = alpha(t) x0 + sigma(t) eps holds exactly, so affine mixes of
-    predictions stay predictions.
+    """A denoiser's estimate of x0 and eps in x_t.
 
-    x0, eps: (B, ...) float32. nu: (B, ...) or None, the network's interpolation coefficient of the
-    reverse variance (Nichol & Dhariwal 2021, eq. 15), present only when the network learns it.
-    residual: (B,) or None, the noise level sigma / alpha that x0 itself still has: that of t_min
-    for consistency functions whose boundary condition is there, None for an estimate of the data.
+    x_t = alpha(t) x0 + sigma(t) eps holds exactly, so affine combinations of predictions are
+    predictions.
+
+    Attributes:
+      x0: (B, ...) float32.
+      eps: (B, ...) float32.
+      nu: (B, ...), the network's interpolation coefficient of the reverse variance (Nichol &
+        Dhariwal 2021, eq. 15); None if the network does not learn it.
+      residual: (B,), the noise level sigma / alpha that x0 itself still has: that of t_min for
+        consistency functions whose boundary condition is there; None for an estimate of the data.
     """
 
     x0: Array
@@ -42,7 +45,14 @@ class Prediction(NamedTuple):
 
 
 class Noised(NamedTuple):
-    """A training example after the forward process. x_t, x0, eps: (B, ...); t: (B,)."""
+    """Training examples after the forward process.
+
+    Attributes:
+      x_t: (B, ...).
+      t: (B,).
+      x0: (B, ...).
+      eps: (B, ...).
+    """
 
     x_t: Array
     t: Array
@@ -51,26 +61,34 @@ class Noised(NamedTuple):
 
 
 class Process(Protocol):
-    """A Gaussian path: two functions of time and the interval on which they are used. All else
-    follows (processes/gaussian.py).
+    """A Gaussian path: two functions of time, and the interval on which they are used.
+
+    Everything else follows from them (processes/gaussian.py).
+
+    Attributes:
+      t_min: the time of the data end.
+      t_max: the time of the noise end.
     """
 
     t_min: float
     t_max: float
 
-    def alpha(self, t: Array) -> Array: ...
+    def alpha(self, t: Array) -> Array:
+        """The factor of x0 at time t, of t's shape."""
+        ...
 
-    def sigma(self, t: Array) -> Array: ...
+    def sigma(self, t: Array) -> Array:
+        """The factor of eps at time t, of t's shape."""
+        ...
 
 
 class Denoise(Protocol):
-    """(x_t, t, cond) -> Prediction; t scalar or (B,). Networks, guidance and analytic targets are
-    all of this type.
-    """
+    """A denoiser: a network with its parameters, guidance, or an analytic target."""
 
-    def __call__(self, x_t: Array, t: Array, cond: Cond = None) -> Prediction: ...
+    def __call__(self, x_t: Array, t: Array, cond: Cond = None) -> Prediction:
+        """Returns the prediction for x_t (B, ...) at time t, a scalar or (B,)."""
+        ...
 
 
-Apply = Callable[
-    ..., Array
-]  # apply(params, x_in, c_noise, cond, **kwargs) -> the network's output F
+# apply(params, x_in, c_noise, cond, **kwargs) -> the network's output F
+Apply = Callable[..., Array]

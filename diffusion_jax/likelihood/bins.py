@@ -1,4 +1,4 @@
-"""The logarithm of the mass that a normal law has in one bin of gray levels, without cancellation."""
+"""The log-probability of one bin of gray levels under a normal law, without cancellation."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from diffusion_jax.types import Array
 
 
 def log_bin(x: Array, mean: Array, log_variance: Array, levels: int = 256) -> Array:
-    """log of the probability that N(mean, exp(log_variance)) falls in x's bin, in nats (Ho et al.
-    2020, eq. 13).
+    """Returns the log-probability of x's bin under N(mean, exp(log_variance)), in nats.
 
-    The outer two bins reach to infinity: their probabilities are one-sided tails. An inner bin
-    reaches half-way to its neighbors. No floor is put under the probability; value and gradient are
-    exact in the tails and finite for every finite argument whose squared distance in standard
-    deviations is.
+    (Ho et al. 2020, eq. 13.) The two outer bins reach to infinity, so their probabilities are
+    one-sided tails. An inner bin reaches half-way to the adjacent levels. The probability has no
+    lower limit; value and gradient are exact in the tails, and finite wherever the squared distance
+    in standard deviations is finite.
 
     Args:
       x: one of `levels` equally spaced values in [-1, 1], any shape.
@@ -25,12 +24,14 @@ def log_bin(x: Array, mean: Array, log_variance: Array, levels: int = 256) -> Ar
       log_variance: of the Gaussian, broadcasts against x; above -170 in float32, where exp
         overflows.
       levels: number of values that x can take.
+
+    Returns:
+      Nats, of the shape of x and mean broadcast together.
     """
     half, inverse_std = 1.0 / (levels - 1), jnp.exp(-0.5 * log_variance)
     lowest, highest = x < -1 + half, x > 1 - half
-    edge = (
-        jnp.where(highest, x - half - mean, mean - x - half) * inverse_std
-    )  # of an outer bin, positive away from the mean
+    # the inner edge of an outer bin, positive away from the mean
+    edge = jnp.where(highest, x - half - mean, mean - x - half) * inverse_std
     outer = _log_ndtr(-edge)
     return jnp.where(
         lowest | highest, outer, _log_inner_bin(jnp.abs(x - mean) * inverse_std, half * inverse_std)
@@ -42,12 +43,11 @@ THIN = 5e-3
 
 
 def _log_inner_bin(distance: Array, half: Array) -> Array:
-    """log(Phi(distance + half) - Phi(distance - half)), both arguments non-negative and in standard
-    deviations.
+    """Returns log(Phi(distance + half) - Phi(distance - half)).
 
-    A difference of tails where the bin is wide. In a thin bin, where the two tails agree in all
-    their digits, the density is phi(distance) exp(-distance v) at the place v in [-half, half], up
-    to a factor of exp(-half^2 / 2) or nearer to 1.
+    Both arguments are in standard deviations and not negative. A wide bin is a difference of tails.
+    In a thin bin, where the two tails agree in all their digits, the density at the place v in
+    [-half, half] is phi(distance) exp(-distance v), up to a factor between exp(-half^2 / 2) and 1.
     """
     wide = jnp.maximum(half, THIN)
     near, far = _log_ndtr(wide - distance), _log_ndtr(-wide - distance)
@@ -66,19 +66,19 @@ def _log_inner_bin(distance: Array, half: Array) -> Array:
 
 @jax.custom_jvp
 def _log_ndtr(x: Array) -> Array:
-    """log Phi(x), with the derivative phi / Phi exact in the tail, where jax's own is a difference
-    of large logarithms.
+    """Returns log Phi(x), with a derivative phi / Phi that is exact in the tail.
+
+    There the derivative of jax.scipy's log_ndtr is a difference of large logarithms.
     """
     return jax.scipy.special.log_ndtr(x)
 
 
 @_log_ndtr.defjvp
 def _log_ndtr_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    """phi / Phi: by logarithms above -5, below by Laplace's continued fraction z + 1 / (z + 2 / (z
-    + 3 / ...)), z = -x.
+    """The derivative phi / Phi: by logarithms above -5, and below by Laplace's continued fraction.
 
-    Not by erfcx, which is 0 in jax where erfc is subnormal: the slope would be infinite from 13.0
-      to 13.3 deviations.
+    The fraction is z + 1 / (z + 2 / (z + 3 / ...)) with z = -x. erfcx would not do: in JAX it is 0
+    where erfc is subnormal, so the slope would be infinite from 13.0 to 13.3 deviations.
     """
     (x,), (dx,) = primals, tangents
     value, z = _log_ndtr(x), jnp.maximum(-x, 5.0)

@@ -29,18 +29,29 @@ def vlb(
     reconstruction_nu: float = 1.0,
     levels: int = 256,
 ) -> dict[str, Array]:
-    """The bound of each image in bits per dimension, one draw of x_t for every term, along the
-    decreasing times ts.
+    """Returns the discrete bound of each image in bits per dimension, with one x_t for every term.
 
-    x0: (B, ...) with `levels` values in [-1, 1]; key: one per image or one for the batch.
-    ts: (n,), n >= 2, from t_max to t_min.
-    variance: 'small', 'large' or 'learned', as in samplers.ancestral.ddpm.
-    reconstruction_nu: the reconstruction's variance where it is not learned. 1 is sigma(t_min)^2,
-    right for data wider than that on any grid; -1 is beta-tilde of the move above, which Ho et
-    al.'s code takes on its chain (and which vanishes on a fine grid with a fixed t_min). Returns
-    total, prior, diffusion, reconstruction: (B,), total being the sum of the three; and terms, the
-    moves of
-    diffusion: (B, n - 1).
+    (Ho et al. 2020, eq. 5.) The bound is along the decreasing times ts.
+
+    Args:
+      process: the process.
+      denoise: (x_t, t, cond) -> Prediction.
+      x0: (B, ...) with `levels` values in [-1, 1].
+      key: one key per image, (B,), or one for the batch.
+      ts: (n,), n >= 2, from t_max to t_min.
+      cond: the condition, with leading axis B.
+      variance: 'small', 'large' or 'learned', as in samplers.ancestral.ddpm.
+      reconstruction_nu: the reconstruction's variance if it is not learned. 1 is sigma(t_min)^2,
+        right on any grid for data wider than that; -1 is beta-tilde of the move above, which Ho et
+        al.'s code uses on its chain (and which vanishes on a fine grid with a fixed t_min).
+      levels: number of values that x0 can take.
+
+    Returns:
+      prior, diffusion, reconstruction, and total, their sum: (B,); terms, the moves of diffusion:
+      (B, n - 1). All in bits per dimension.
+
+    Raises:
+      UserError: for another variance, a network without the learned one, or fewer than two times.
     """
     _check(variance, ts)
     keys = arrays.example_keys(key, x0.shape[0])
@@ -79,46 +90,38 @@ def importance_vlb(
     reconstruction_nu: float = 1.0,
     levels: int = 256,
 ) -> dict[str, Array]:
-    """The same bound from `draws` whole chains x_T, ..., x_t_min ~ q(. | x0), importance-weighted
-    (Burda et al. 2016, eq. 8).
+    """Returns the importance-weighted bound from `draws` chains x_T, ..., x_t_min ~ q(. | x0).
 
-    Each chain weighs w = p(x0, chain) / q(chain | x0), whose mean is p(x0); -log of the mean weight
-    is a bound that tightens with `draws` and is never above the mean of -log w, which estimates
-    `vlb`. Arguments as there. Returns total: (B,), importance-weighted; plain: (B,), the mean over
-    chains; prior, diffusion, reconstruction: (B,), plain's three terms, all in bits per dimension;
-    and log_weights: (B, draws) in nats.
+    (Burda et al. 2016, eq. 8.) Each chain has the weight w = p(x0, chain) / q(chain | x0), whose
+    mean is p(x0). -log of the mean weight is a bound that tightens with `draws` and is never above
+    the mean of -log w, which estimates `vlb`.
+
+    Args:
+      process: the process.
+      denoise: (x_t, t, cond) -> Prediction.
+      x0: (B, ...) with `levels` values in [-1, 1].
+      key: one key per image, (B,), or one for the batch.
+      ts: (n,), n >= 2, from t_max to t_min.
+      cond: the condition, with leading axis B.
+      draws: number of chains.
+      variance: see `vlb`.
+      reconstruction_nu: see `vlb`.
+      levels: number of values that x0 can take.
+
+    Returns:
+      total, the importance-weighted bound, and plain, the mean over the chains: (B,); prior,
+      diffusion and reconstruction, the three terms of plain: (B,), all in bits per dimension; and
+      log_weights: (B, draws) in nats.
+
+    Raises:
+      UserError: for another variance, a network without the learned one, or fewer than two times.
     """
     _check(variance, ts)
-    keys = arrays.example_keys(key, x0.shape[0])
-    ts, size = jnp.asarray(ts, x0.dtype), math.prod(x0.shape[1:])
+    keys, size = arrays.example_keys(key, x0.shape[0]), math.prod(x0.shape[1:])
+    problem = process, denoise, x0, jnp.asarray(ts, x0.dtype), cond
 
     def chain(k):
-        def fresh(i):
-            return arrays.noise(arrays.fold_in(arrays.fold_in(keys, k), i), x0)
-
-        def move(x_t, inputs):
-            i, t, s = inputs
-            prediction, eps = _with_variance(denoise(x_t, t, cond), variance), fresh(i)
-            mean, var = gaussian.posterior(process, x_t, x0, t, s)
-            gap, _ = gaussian.posterior(process, jnp.zeros_like(x0), x0 - prediction.x0, t, s)
-            log_p = gaussian.learned_log_variance(process, prediction.nu, t, s)
-            return mean + jnp.sqrt(var) * eps, mean_per_example(
-                _log_ratio(eps, gap, expand(jnp.log(var), x0), log_p)
-            )
-
-        eps, scale, sigma = fresh(len(ts) - 1), gaussian.prior_scale(process), process.sigma(ts[0])
-        prior = mean_per_example(
-            _log_ratio(eps, process.alpha(ts[0]) * x0, 2 * jnp.log(sigma), 2 * jnp.log(scale))
-        )
-        x = gaussian.corrupt(process, x0, eps, ts[0]).x_t
-        x, terms = jax.lax.scan(move, x, (jnp.arange(len(ts) - 1), ts[:-1], ts[1:]))
-        last = _with_variance(denoise(x, ts[-1], cond), variance)
-        nu = last.nu if variance == "learned" else jnp.full_like(x0, reconstruction_nu)
-        return (
-            prior / BIT,
-            terms.sum(0) / BIT,
-            _reconstruction(process, x0, last.x0, nu, ts[-2], ts[-1], levels),
-        )
+        return _chain(*problem, arrays.fold_in(keys, k), variance, reconstruction_nu, levels)
 
     parts = jax.lax.map(chain, jnp.arange(draws))  # three of (draws, B)
     log_weights = -size * BIT * sum(parts)
@@ -131,6 +134,47 @@ def importance_vlb(
     }
 
 
+def _chain(
+    process: Process,
+    denoise: Denoise,
+    x0: Array,
+    ts: Array,
+    cond: Cond,
+    keys: Key,
+    variance: str,
+    reconstruction_nu: float,
+    levels: int,
+) -> tuple[Array, Array, Array]:
+    """Returns log q - log p of one chain: prior, diffusion, reconstruction, (B,) in bits/dim."""
+
+    def fresh(i):
+        return arrays.noise(arrays.fold_in(keys, i), x0)
+
+    def move(x_t, inputs):
+        i, t, s = inputs
+        prediction, eps = _with_variance(denoise(x_t, t, cond), variance), fresh(i)
+        mean, var = gaussian.posterior(process, x_t, x0, t, s)
+        gap, _ = gaussian.posterior(process, jnp.zeros_like(x0), x0 - prediction.x0, t, s)
+        log_p = gaussian.learned_log_variance(process, prediction.nu, t, s)
+        return mean + jnp.sqrt(var) * eps, mean_per_example(
+            _log_ratio(eps, gap, expand(jnp.log(var), x0), log_p)
+        )
+
+    eps, scale, sigma = fresh(len(ts) - 1), gaussian.prior_scale(process), process.sigma(ts[0])
+    prior = mean_per_example(
+        _log_ratio(eps, process.alpha(ts[0]) * x0, 2 * jnp.log(sigma), 2 * jnp.log(scale))
+    )
+    x = gaussian.corrupt(process, x0, eps, ts[0]).x_t
+    x, terms = jax.lax.scan(move, x, (jnp.arange(len(ts) - 1), ts[:-1], ts[1:]))
+    last = _with_variance(denoise(x, ts[-1], cond), variance)
+    nu = last.nu if variance == "learned" else jnp.full_like(x0, reconstruction_nu)
+    return (
+        prior / BIT,
+        terms.sum(0) / BIT,
+        _reconstruction(process, x0, last.x0, nu, ts[-2], ts[-1], levels),
+    )
+
+
 def continuous_vlb(
     process: Process,
     denoise: Denoise,
@@ -141,19 +185,33 @@ def continuous_vlb(
     draws: int = 32,
     levels: int = 256,
 ) -> dict[str, Array]:
-    """The bound in continuous time, of each image in bits per dimension (Kingma et al. 2021, eq.
-    11-18).
+    """Returns the bound in continuous time of each image (Kingma et al. 2021, eq. 11-18).
 
     diffusion = 1/2 E_t[-lam'(t) |eps - eps-hat|^2] = 1/2 int |eps - eps-hat|^2 dlam over the
-    log-SNR between the ends, by one uniform log-SNR in each of `draws` equal strata (as the
-    low-variance law of app. I.1; an image's from its own key). prior and reconstruction are those
-    of `vlb`, the latter with variance sigma(t_min)^2. Returns total, prior, diffusion,
-    reconstruction: (B,), total being the sum of the three; terms: (B, draws), whose mean is
-    diffusion; and error: (B,), diffusion's standard error over draws, from the differences of
-    neighbouring strata (a little too large, as it takes the trend for noise).
+    log-SNR between the ends, by one uniform log-SNR in each of `draws` equal strata (the
+    low-variance sampler of app. I.1, with each image's own key). prior and reconstruction are those
+    of `vlb`, the latter with variance sigma(t_min)^2.
+
+    Args:
+      process: the process.
+      denoise: (x_t, t, cond) -> Prediction.
+      x0: (B, ...) with `levels` values in [-1, 1].
+      key: one key per image, (B,), or one for the batch.
+      cond: the condition, with leading axis B.
+      draws: number of strata, at least 2.
+      levels: number of values that x0 can take.
+
+    Returns:
+      prior, diffusion, reconstruction, and total, their sum: (B,); terms: (B, draws), whose mean is
+      diffusion; error: (B,), the standard error of diffusion over the draws, from the differences
+      between adjacent strata (a little too large, because it takes the trend for noise). All in
+      bits per dimension.
+
+    Raises:
+      UserError: for fewer than two draws.
     """
     if draws < 2:
-        raise UserError(f"elbo.continuous_vlb needs at least 2 draws; got draws={draws}")
+        raise UserError(f"bounds.continuous_vlb needs at least 2 draws; got draws={draws}")
     keys, ends = (
         arrays.example_keys(key, x0.shape[0]),
         jnp.asarray([process.t_min, process.t_max], x0.dtype),
@@ -184,28 +242,29 @@ def continuous_vlb(
 
 
 def _check(variance: str, ts: Array) -> None:
+    """Raises UserError for another variance, or fewer than two times."""
     if variance not in ("small", "large", "learned"):
-        raise unknown("variance of elbo.vlb", variance, ("small", "large", "learned"))
+        raise unknown("variance of bounds.vlb", variance, ("small", "large", "learned"))
     if len(ts) < 2:
-        raise UserError(f"elbo.vlb needs a grid of at least 2 times; got {len(ts)}")
+        raise UserError(f"bounds.vlb needs a grid of at least 2 times; got {len(ts)}")
 
 
 def _with_variance(prediction: Prediction, variance: str) -> Prediction:
-    """The prediction with the nu that `variance` names."""
+    """Returns the prediction with the nu that `variance` names."""
     if variance != "learned":
         return prediction._replace(
             nu=jnp.full_like(prediction.x0, {"small": -1.0, "large": 1.0}[variance])
         )
     if prediction.nu is None:
         raise UserError(
-            "elbo.vlb with variance='learned' needs a network that learns it: learn_variance=True"
+            "bounds.vlb with variance='learned' needs a network that learns it: learn_variance=True"
         )
     return prediction
 
 
 # ---- the three kinds of term, each (B,) in bits per dimension
 def _prior(process: Process, x0: Array, t: Array) -> Array:
-    """KL(q(x_t | x0) || N(0, prior scale^2)) at the noise end."""
+    """Returns KL(q(x_t | x0) || N(0, prior scale^2)) at the noise end."""
     scale, sigma = gaussian.prior_scale(process), process.sigma(t)
     return (
         mean_per_example(_kl(process.alpha(t) * x0, 2 * jnp.log(sigma), 2 * jnp.log(scale))) / BIT
@@ -213,7 +272,7 @@ def _prior(process: Process, x0: Array, t: Array) -> Array:
 
 
 def _move(process: Process, x0: Array, x0_hat: Array, nu: Array, t: Array, s: Array) -> Array:
-    """KL(q(x_s | x_t, x0) || p(x_s | x_t)); nu = -1 is the 'small' variance, +1 the 'large' one."""
+    """Returns KL(q(x_s | x_t, x0) || p(x_s | x_t)); nu = -1 is the 'small' variance, +1 'large'."""
     # both means are the posterior's, which is linear: their difference needs no x_t, and nothing
     # cancels
     gap, variance = gaussian.posterior(process, jnp.zeros_like(x0), x0 - x0_hat, t, s)
@@ -224,11 +283,11 @@ def _move(process: Process, x0: Array, x0_hat: Array, nu: Array, t: Array, s: Ar
 def _reconstruction(
     process: Process, x0: Array, x0_hat: Array, nu: Array, t: Array, s: Array, levels: int
 ) -> Array:
-    """-log p(x0 | x_s) at s = t_min, with log-variance between beta-tilde of the move above, t ->
-    s, and sigma_s^2.
+    """Returns -log p(x0 | x_s) at s = t_min.
 
-    On the DDPM chain that is improved DDPM's first move, whose beta is sigma_1^2 and whose
-    beta-tilde, 0, is replaced by the second's.
+    Its log-variance is between beta-tilde of the move above, t -> s, and sigma_s^2. On the DDPM
+    chain this is improved DDPM's first move, whose beta is sigma_1^2 and whose beta-tilde, 0, is
+    replaced by the second's.
     """
     low = gaussian.learned_log_variance(process, -jnp.ones_like(x0), t, s)
     high = expand(2 * jnp.log(process.sigma(s)), x0)
@@ -239,13 +298,14 @@ def _reconstruction(
 
 
 def _kl(gap: Array, log_q: Array, log_p: Array) -> Array:
-    """KL(N(m, q) || N(m + gap, p)) in nats, elementwise, from log-variances."""
+    """Returns KL(N(m, q) || N(m + gap, p)) in nats, elementwise, from log-variances."""
     return 0.5 * (jnp.expm1(log_q - log_p) - (log_q - log_p) + gap**2 * jnp.exp(-log_p))
 
 
 def _log_ratio(eps: Array, gap: Array, log_q: Array, log_p: Array) -> Array:
-    """log N(m, q) - log N(m - gap, p) at m + sqrt(q) eps, in nats, elementwise: _kl is its mean
-    over eps.
+    """Returns log N(m, q) - log N(m - gap, p) at m + sqrt(q) eps, in nats, elementwise.
+
+    `_kl` is its mean over eps.
     """
     return 0.5 * (
         jnp.exp(-log_p) * (jnp.exp(0.5 * log_q) * eps + gap) ** 2 - eps**2 + log_p - log_q
@@ -253,7 +313,5 @@ def _log_ratio(eps: Array, gap: Array, log_q: Array, log_p: Array) -> Array:
 
 
 def log_mean_exp(log_weights: Array, axis: int) -> Array:
-    """log of the mean of exp(log_weights), the importance-weighted bound (Burda et al. 2016, eq.
-    8).
-    """
+    """Returns the log of the mean of exp(log_weights) over `axis` (Burda et al. 2016, eq. 8)."""
     return jax.nn.logsumexp(log_weights, axis=axis) - math.log(log_weights.shape[axis])

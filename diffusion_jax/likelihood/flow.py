@@ -1,18 +1,19 @@
-"""Exact likelihood by the probability flow (Song et al. 2021, eq. 39; FFJORD, Grathwohl et al.
-2019), and bits per dimension.
+"""Exact likelihood by the probability flow, and bits per dimension.
 
     log p_0(x) = log p_T(x_T) + int div v dt,    x_T the flow's image of x
 
-Every process is solved in one and the same frame, so that one model has one likelihood and one cost
-under all of them: the unit frame z = x / r, r^2 = alpha^2 + sigma^2, on the clock u = log(sigma /
-alpha) = -lam / 2. With tan(phi) = e^u the path is cos(phi) x0 + sin(phi) eps, and
+(Song et al. 2021, eq. 39; FFJORD, Grathwohl et al. 2019.) Every process is solved in the same
+frame, so that one model has one likelihood and one cost under all of them: the unit frame z = x /
+r, r^2 = alpha^2 + sigma^2, on the clock u = log(sigma / alpha) = -lam / 2. With tan(phi) = e^u the
+path is cos(phi) x0 + sin(phi) eps, and
 
-    dz/du = sin(phi) cos(phi) (cos(phi) eps-hat - sin(phi) x0-hat),        log p(x) = log p(z) - D log r.
+    dz/du = sin(phi) cos(phi) (cos(phi) eps-hat - sin(phi) x0-hat),
+    log p(x) = log p(z) - D log r.
 
-There z stays of order one, no scale of the noise is crossed in a hurry, and the kinks that a table
-of betas has in t are not seen. The divergence takes forward mode alone (e . J e), which is fast
-inside loops on every backend; a solve belongs to its own image, steps and all, so that values do
-not depend on the batch (but for rounding, which at tight tolerances may move a step).
+In this frame z stays of order one, no noise level is crossed too fast, and the kinks of a table of
+betas in t do not appear. The divergence needs forward mode alone (e . J e), which is fast inside
+loops on every backend. Every image has a solve of its own, steps included, so values do not depend
+on the batch (except for rounding, which at tight tolerances may move a step).
 
 Two errors that no solver removes: the marginal at t_max is the prior only up to alpha(t_max) x0,
 and the density is that at t_min, of data with noise sigma(t_min).
@@ -38,27 +39,29 @@ from diffusion_jax.likelihood.bounds import BIT, log_mean_exp
 from diffusion_jax.processes import gaussian
 from diffusion_jax.types import Array, Cond, Denoise, Key, Process
 
-EXACT_DIMENSIONS = (
-    32  # up to here the default trace is exact: D derivatives where Hutchinson takes one a probe
-)
-
+# up to here the default trace is exact: it takes D derivatives where Hutchinson's takes one a probe
+EXACT_DIMENSIONS = 32
 ADAPTIVE = {"tsit5": "Tsit5", "dopri5": "Dopri5", "dopri8": "Dopri8"}  # diffrax's names
-FIXED = {"euler": 1, "heun": 2, "rk4": 4}  # evaluations a step
-CHUNK = 64  # derivatives at once, which bounds the memory of an exact trace
+FIXED = {"euler": 1, "heun": 2, "rk4": 4}  # evaluations per step
+CHUNK = 64  # derivatives taken at once, which bounds the memory of an exact trace
 Field = Callable[[Array, Array], Array]  # f(u, y) -> dy/du
 
-Solver = Callable[
-    [Field, Array, Array, Array], tuple[Array, Array]
-]  # (field, y, start, end) -> (y at the end, NFE)
+# (field, y, start, end) -> (y at the end, NFE)
+Solver = Callable[[Field, Array, Array, Array], tuple[Array, Array]]
 
-Trace = Callable[
-    [Key, Array], Array
-]  # (key, x of one example (...)) -> probes (K, ...), the mean of sum_k e_k e_k^T being 1
+# (key, x of one example (...)) -> probes (K, ...), the mean of sum_k e_k e_k^T being 1
+Trace = Callable[[Key, Array], Array]
 
 
-class Likelihood(NamedTuple):
-    """logp = prior + change, in nats, (B,): the density at t_min. latent: x_T (B, ...). nfe:
-    network evaluations, (B,).
+class FlowLikelihood(NamedTuple):
+    """What `log_likelihood` returns, of each image.
+
+    Attributes:
+      logp: prior + change, the log-density at t_min in nats, (B,).
+      prior: log-density of the latent under the prior in nats, (B,).
+      change: change of the log-density along the flow in nats, (B,).
+      latent: x_T, (B, ...).
+      nfe: network evaluations, (B,).
     """
 
     logp: Array
@@ -77,15 +80,24 @@ def log_likelihood(
     *,
     trace: Trace | None = None,
     solver: Solver | None = None,
-) -> Likelihood:
-    """log p(x) at time t_min of the flow's own density, for continuous x (B, ...); whole in one
-    jitted program.
+) -> FlowLikelihood:
+    """Returns log p(x) at time t_min under the flow's own density, for continuous x.
 
-    key: one per image or one for the batch; it draws the probes, which stay the same along the path
-      (FFJORD, sec. 3.1).
-    trace: by default exact() up to EXACT_DIMENSIONS dimensions, else hutchinson(). solver: by
-    default adaptive(). An adaptive solve that runs out of steps gives NaN. Guidance in `denoise`
-    gives the density of the guided flow.
+    It can be jitted as a whole. An adaptive solve that runs out of steps gives NaN. Guidance in
+    `denoise` gives the density of the guided flow.
+
+    Args:
+      process: the process.
+      denoise: (x_t, t, cond) -> Prediction.
+      x: (B, ...).
+      key: one key per image, (B,), or one for the batch. It draws the probes, which stay the same
+        along the path (FFJORD, sec. 3.1).
+      cond: the condition, with leading axis B.
+      trace: exact() up to EXACT_DIMENSIONS dimensions by default, else hutchinson().
+      solver: adaptive() by default.
+
+    Returns:
+      The log-density and its parts, the latent, and the NFE of each image.
     """
     size = math.prod(x.shape[1:])
     trace = trace or (exact() if size <= EXACT_DIMENSIONS else hutchinson())
@@ -112,35 +124,40 @@ def log_likelihood(
         gaussian.prior_logp(process, latent),
         divergence + size * jnp.log(r_end / r_start),
     )
-    return Likelihood(prior + change, prior, change, latent, nfe)
+    return FlowLikelihood(prior + change, prior, change, latent, nfe)
 
 
 def _velocity(process: Process, denoise: Denoise, u: Array, cond: Cond) -> Callable[[Array], Array]:
-    """z -> dz/du at u for one example, z of its shape."""
+    """Returns z -> dz/du at u, for one example z (...)."""
     t = gaussian.time_of_logsnr(process, -2 * u)
     alpha, sigma = process.alpha(t), process.sigma(t)
     r = jnp.hypot(alpha, sigma)
     cos, sin = alpha / r, sigma / r
-    told = jax.tree.map(lambda c: c[None], cond)
+    cond = jax.tree.map(lambda c: c[None], cond)
 
     def velocity(z):
-        prediction = denoise(r * z[None], t, told)
+        prediction = denoise(r * z[None], t, cond)
         return (sin * cos * (cos * prediction.eps - sin * prediction.x0))[0]
 
     return velocity
 
 
-# ---- traces: which directions the divergence is probed in
+# ---- traces: the directions in which the divergence is probed
 def exact() -> Trace:
-    """Every coordinate direction: the divergence itself, at D derivatives an evaluation."""
+    """Every coordinate direction: the exact divergence, at D derivatives per evaluation."""
     return lambda key, x: jnp.eye(x.size, dtype=x.dtype).reshape(x.size, *x.shape)
 
 
 def hutchinson(probes: int = 1, law: str = "rademacher") -> Trace:
-    """`probes` random directions, 'rademacher' or 'gaussian' (Hutchinson 1990): unbiased, its error
-    of order 1 / sqrt(probes).
+    """Random directions (Hutchinson 1990): unbiased, with an error of order 1 / sqrt(probes).
 
-    Signs make no error from the Jacobian's diagonal and so less than Gaussians do.
+    Args:
+      probes: number of directions.
+      law: 'rademacher' or 'gaussian'. Rademacher signs have no error from the diagonal of the
+        Jacobian, and so a smaller one.
+
+    Raises:
+      UserError: for another law.
     """
     if law not in ("rademacher", "gaussian"):
         raise unknown("law of the probes", law, ("rademacher", "gaussian"))
@@ -156,30 +173,35 @@ def hutchinson(probes: int = 1, law: str = "rademacher") -> Trace:
     return draw
 
 
-# ---- solvers, on the log-SNR's clock
+# ---- solvers, with log(sigma / alpha) as the clock
 def adaptive(
     method: str = "tsit5", rtol: float = 1e-5, atol: float = 1e-5, max_steps: int = 4096
 ) -> Solver:
-    """diffrax's tsit5, dopri5 or dopri8; the tolerances are those of z and, on the same footing, of
-    nats per dimension.
+    """A Runge-Kutta pair of diffrax with steps chosen by its error estimate.
 
-    NFE counts rejected steps too.
+    The NFE includes rejected steps.
+
+    Args:
+      method: 'tsit5', 'dopri5' or 'dopri8'.
+      rtol: relative tolerance of z, and likewise of the log-density in nats per dimension.
+      atol: absolute tolerance of the same.
+      max_steps: most steps of a solve, which then gives NaN.
+
+    Raises:
+      UserError: for another method.
     """
     if method not in ADAPTIVE:
         raise unknown("adaptive solver", method, ADAPTIVE)
 
     def solve(field, y, start, end):
-
-        def norm(
-            error,
-        ):  # the worse of state and log-density: as one number among D the latter would not be heard
+        def norm(error):
+            # the larger of the state's and the log-density's error: as one number among D the
+            # latter would hardly count
             return jnp.maximum(jnp.sqrt(jnp.mean(error[:-1] ** 2)), jnp.abs(error[-1]))
 
         solver = getattr(diffrax, ADAPTIVE[method])()
-        term, control = (
-            diffrax.ODETerm(lambda u, y, args: field(u, y)),
-            diffrax.PIDController(rtol, atol, norm=norm),
-        )
+        term = diffrax.ODETerm(lambda u, y, args: field(u, y))
+        control = diffrax.PIDController(rtol, atol, norm=norm)
         solution = diffrax.diffeqsolve(
             term,
             solver,
@@ -194,16 +216,21 @@ def adaptive(
         )
         finished = solution.result == diffrax.RESULTS.successful
         stages = solver.tableau.num_stages - 1  # the first of a step is the last of the one before
-        return jnp.where(finished, solution.ys[-1], jnp.nan), stages * solution.stats[
-            "num_steps"
-        ] + 1
+        nfe = stages * solution.stats["num_steps"] + 1
+        return jnp.where(finished, solution.ys[-1], jnp.nan), nfe
 
     return solve
 
 
 def fixed(method: str = "heun", steps: int = 64) -> Solver:
-    """`steps` equal steps of the log-SNR by euler, heun or rk4 (integrators.py): a scan,
-    differentiable in both modes.
+    """Equal steps of the log-SNR by a method of integrators.py, differentiable in both modes.
+
+    Args:
+      method: 'euler', 'heun' or 'rk4'.
+      steps: number of steps.
+
+    Raises:
+      UserError: for another method.
     """
     if method not in FIXED:
         raise unknown("solver on a fixed grid", method, FIXED)
@@ -218,8 +245,15 @@ def fixed(method: str = "heun", steps: int = 64) -> Solver:
 
 
 def solver(name: str, *, rtol: float = 1e-5, steps: int = 64) -> Solver:
-    """By its method's name: adaptive to rtol (and atol = rtol), or fixed with `steps` steps.
-    UserError for another name.
+    """Returns the solver of this method's name.
+
+    Args:
+      name: 'tsit5', 'dopri5' or 'dopri8', which are adaptive; 'euler', 'heun' or 'rk4'.
+      rtol: relative and absolute tolerance of the adaptive ones.
+      steps: number of steps of the others.
+
+    Raises:
+      UserError: for another name.
     """
     if name in ADAPTIVE:
         return adaptive(name, rtol, rtol)
@@ -230,10 +264,13 @@ def solver(name: str, *, rtol: float = 1e-5, steps: int = 64) -> Solver:
 
 # ---- images
 class Bits(NamedTuple):
-    """bits: (B,), per dimension, the mean over the draws; importance: (B,), the tighter,
-    importance-weighted value of the same.
+    """What `bits_per_dim` returns, of each image.
 
-    log_weights: (B, K), each draw's estimate of log P(x0) in nats. nfe: (B,), all draws together.
+    Attributes:
+      bits: bits per dimension, the mean over the K draws, (B,).
+      importance: the tighter, importance-weighted value, (B,).
+      log_weights: each draw's estimate of log P(x0) in nats, (B, K).
+      nfe: network evaluations of all draws together, (B,).
     """
 
     bits: Array
@@ -255,23 +292,43 @@ def bits_per_dim(
     trace: Trace | None = None,
     solver: Solver | None = None,
 ) -> Bits:
-    """-log2 P(x0) / D for data with `levels` equally spaced values in [-1, 1], bounded from above
-    by `draws` dequantisations.
+    """Returns -log2 P(x0) / D for data with `levels` values, bounded from above.
 
-    'uniform'  x = x0 + U over x0's bin, of width w = 2 / (levels - 1):  log P(x0) >= E[log p(x)] + D log w
-               (Theis et al. 2016, sec. 3.1)
-    'process'  x ~ q(x_t_min | x0), by the process itself:  log P(x0) >= E[log p(x) + log P(x0 | x) - log q(x | x0)]
-               (Song, Durkan et al. 2021; Zheng et al. 2023), P(x0 | x) the bound's reconstruction (objectives/elbo.py)
+    The mean over draws estimates a bound of log P(x0), their log-mean-exp a tighter one (Burda et
+    al. 2016, eq. 8). `dequantize` is one of
+
+    'uniform'  x = x0 + U over x0's bin, of width w = 2 / (levels - 1):
+               log P(x0) >= E[log p(x)] + D log w  (Theis et al. 2016, sec. 3.1)
+    'process'  x ~ q(x_t_min | x0), by the process itself:
+               log P(x0) >= E[log p(x) + log P(x0 | x) - log q(x | x0)]  (Song, Durkan et al. 2021;
+               Zheng et al. 2023), with P(x0 | x) the reconstruction of likelihood/bounds.py
     'none'     x = x0, continuous data: no bin and no offset; the value may have either sign
 
-    The mean over draws estimates a bound of log P, their log-mean-exp a tighter one (Burda et al.
-    2016, eq. 8). 'uniform' takes data at t_min as if without noise, so it wants sigma(t_min) well
-    below w and a model that was trained on dequantised data; 'process' wants neither. The probes of
-    a Hutchinson trace are the same for all draws of an image: their error is then nearly common to
-    them, and log-mean-exp is not misled by it.
+    'uniform' takes data at t_min as if without noise, so it needs a sigma(t_min) well below w and a
+    model that was trained on dequantized data; 'process' needs neither. The probes of a Hutchinson
+    trace are the same for all draws of an image: their error is then nearly common to the draws,
+    and log-mean-exp is not misled by it.
+
+    Args:
+      process: the process.
+      denoise: (x_t, t, cond) -> Prediction.
+      x0: (B, ...) with `levels` equally spaced values in [-1, 1].
+      key: one key per image, (B,), or one for the batch.
+      cond: the condition, with leading axis B.
+      dequantize: 'uniform', 'process' or 'none'.
+      levels: number of values that x0 can take.
+      draws: number of dequantizations, K.
+      trace: see `log_likelihood`.
+      solver: see `log_likelihood`.
+
+    Returns:
+      The bits per dimension of each image, and the estimates that they come from.
+
+    Raises:
+      UserError: for another way to dequantize.
     """
     if dequantize not in ("uniform", "process", "none"):
-        raise unknown("dequantisation", dequantize, ("uniform", "process", "none"))
+        raise unknown("dequantization", dequantize, ("uniform", "process", "none"))
     keys, size = arrays.example_keys(key, len(x0)), math.prod(x0.shape[1:])
     log_width, t = math.log(2 / (levels - 1)), jnp.asarray(process.t_min, x0.dtype)
     probes = arrays.fold_in(keys, streams.LIKELIHOOD_PROBES)
@@ -284,14 +341,12 @@ def bits_per_dim(
             x = gaussian.corrupt(process, x0, eps, t).x_t
             log_std = jnp.log(process.sigma(t))
             log_q = -sum_per_example(0.5 * eps**2 + log_std + 0.5 * math.log(2 * math.pi))
-            offset, more = (
-                sum_per_example(log_bin(x0, denoise(x, t, cond).x0, 2 * log_std, levels)) - log_q,
-                1,
-            )
+            mean = denoise(x, t, cond).x0
+            offset, more = sum_per_example(log_bin(x0, mean, 2 * log_std, levels)) - log_q, 1
         else:
             half, width = 0.5 * math.exp(log_width), {"uniform": 1.0, "none": 0.0}[dequantize]
             x = x0 + width * jax.vmap(
-                lambda k: jax.random.uniform(k, x0.shape[1:], x0.dtype, -half, half)
+                lambda key: jax.random.uniform(key, x0.shape[1:], x0.dtype, -half, half)
             )(own)
             offset, more = width * size * log_width, 0
         found = log_likelihood(process, denoise, x, probes, cond, trace=trace, solver=solver)
@@ -303,10 +358,11 @@ def bits_per_dim(
 
 
 def mean_with_error(values: Array) -> tuple[float, float]:
-    """The mean of independent values (N,) and its standard error, std / sqrt(N); NaN for fewer than
-    two.
+    """Returns the mean of independent values (N,) and its standard error, std / sqrt(N).
+
+    The standard error of fewer than two values is NaN.
     """
     values = np.asarray(values, np.float64)
-    return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))) if len(
-        values
-    ) > 1 else math.nan
+    if len(values) < 2:
+        return float(values.mean()), math.nan
+    return float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))

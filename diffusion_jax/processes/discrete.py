@@ -1,15 +1,16 @@
-"""DDPM's chain of N noising steps as a path: a table of betas gives alpha and sigma at t_i = i / N,
-i = 1..N.
+"""DDPM's chain of N noising steps as a process with continuous time.
 
-Between the grid points log(alpha) is linear in t, that is, each beta_i acts at a constant rate
-during its step; so the derived posterior, SDE and score hold at every t, and on the grid they are
-Ho et al.'s (2020) alpha-bar_i = prod(1 - beta), mu-tilde and beta-tilde exactly. diffusers' integer
-timestep j is our t = (j + 1) / N.
+A table of betas gives alpha and sigma at t_i = i / N, i = 1..N. Between these times log(alpha) is
+linear in t, that is, each beta_i acts at a constant rate during its step. The derived posterior,
+SDE and score therefore hold at every t, and at the times t_i they are exactly Ho et al.'s (2020)
+alpha-bar_i = prod(1 - beta), mu-tilde and beta-tilde. diffusers' integer timestep j is t = (j + 1)
+/ N.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import jax.numpy as jnp
@@ -18,21 +19,24 @@ import numpy as np
 from diffusion_jax.errors import UserError, need_range, unknown
 from diffusion_jax.types import Array
 
-MOST = 100_000  # steps of a chain; its tables are arrays of that length
+MOST = 100_000  # the most steps of a chain, whose tables are arrays of that length
 
 
 @dataclass(frozen=True)
 class DDPM:
-    """The DDPM chain. betas: (N,) numbers in (0, 1); prefer the constructors `linear`, `cosine`,
-    ... below.
+    """The DDPM chain of a table of betas; `ddpm` makes the usual tables.
 
-    Raises UserError for betas outside (0, 1).
+    Attributes:
+      betas: (N,) numbers in (0, 1).
+      log_alphas: (N + 1,) float64, log alpha at the times i / N, beginning with 0.
+      t_max: end of the chain that is used, in (0, 1].
+
+    Raises:
+      UserError: for betas outside (0, 1).
     """
 
     betas: tuple[float, ...]
-    log_alphas: np.ndarray = field(
-        init=False, repr=False, compare=False
-    )  # (N + 1,) log alpha at i / N, 0 first
+    log_alphas: np.ndarray = field(init=False, repr=False, compare=False)
     t_max: float = 1.0
 
     def __post_init__(self):
@@ -40,7 +44,8 @@ class DDPM:
         betas = np.asarray(self.betas, np.float64)
         if betas.ndim != 1 or not len(betas) or not np.all((betas > 0) & (betas < 1)):
             raise UserError(
-                f"betas must be a list of numbers strictly between 0 and 1; got {np.array2string(betas, threshold=5)}"
+                "betas must be a list of numbers strictly between 0 and 1; "
+                f"got {np.array2string(betas, threshold=5)}"
             )
         object.__setattr__(
             self, "log_alphas", np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-betas))])
@@ -48,15 +53,19 @@ class DDPM:
 
     @property
     def steps(self) -> int:
+        """N, the number of steps of the chain."""
         return len(self.betas)
 
     @property
     def t_min(self) -> float:
+        """The time of the first step, 1 / N."""
         return 1.0 / self.steps
 
     def log_alpha(self, t: Array) -> Array:
-        """Linear between the grid points. Slopes have their own table: in float32 a difference of
-        neighbours loses digits.
+        """Returns log alpha, linear between the steps.
+
+        The slopes have a table of their own: a difference of adjacent values would lose digits in
+        float32.
         """
         table, rise = jnp.asarray(self.log_alphas[:-1]), jnp.asarray(np.diff(self.log_alphas))
         place = jnp.asarray(t) * self.steps
@@ -64,15 +73,20 @@ class DDPM:
         return table[left] + (place - left) * rise[left]
 
     def alpha(self, t: Array) -> Array:
+        """The factor of x0 at time t."""
         return jnp.exp(self.log_alpha(t))
 
     def sigma(self, t: Array) -> Array:
+        """The factor of eps at time t."""
         return jnp.sqrt(-jnp.expm1(2 * self.log_alpha(t)))
 
 
-def _betas_from_alpha_bar(alpha_bar, steps: int, max_beta: float = 0.999) -> np.ndarray:
-    """beta_i = 1 - alpha_bar(i / N) / alpha_bar((i - 1) / N), capped (Nichol & Dhariwal 2021, sec.
-    3.2).
+def _betas_from_alpha_bar(
+    alpha_bar: Callable[[float], float], steps: int, max_beta: float = 0.999
+) -> np.ndarray:
+    """Returns beta_i = 1 - alpha_bar(i / N) / alpha_bar((i - 1) / N), at most max_beta: (N,).
+
+    (Nichol & Dhariwal 2021, sec. 3.2.)
     """
     grid = np.array([alpha_bar(i / steps) for i in range(steps + 1)])
     return np.minimum(1 - grid[1:] / grid[:-1], max_beta)
@@ -81,12 +95,19 @@ def _betas_from_alpha_bar(alpha_bar, steps: int, max_beta: float = 0.999) -> np.
 def ddpm(
     betas: str = "linear", steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02
 ) -> DDPM:
-    """The DDPM chain by the name of its table of betas.
+    """Makes the DDPM chain of a table of betas.
 
-    linear (Ho et al. 2020), scaled_linear (linear in sqrt(beta); latent diffusion), cosine (Nichol
-    & Dhariwal 2021, eq. 17, s = 0.008), sigmoid (GeoDiff, as in diffusers: a logistic ramp of
-    betas). beta_min and beta_max are for N = 1000 and are scaled by 1000 / N as in improved DDPM,
-    so that fewer steps reach the same noise. Raises UserError for an unknown name or too few steps.
+    Args:
+      betas: 'linear' (Ho et al. 2020); 'scaled_linear' (linear in sqrt(beta); latent diffusion);
+        'cosine' (Nichol & Dhariwal 2021, eq. 17, s = 0.008); 'sigmoid' (GeoDiff, as in diffusers: a
+        logistic ramp of betas).
+      steps: N, at least 2.
+      beta_min: first beta of a chain of 1000 steps. For other N, beta_min and beta_max are scaled
+        by 1000 / N, as in improved DDPM, so that fewer steps reach the same noise.
+      beta_max: last beta of a chain of 1000 steps.
+
+    Raises:
+      UserError: for an unknown name, or a number out of its range.
     """
     need_range("discrete.ddpm: steps", steps, 2, MOST)
     need_range("discrete.ddpm: beta_min", beta_min, 0, 1, above=True)

@@ -1,16 +1,17 @@
 """All that follows from alpha(t) and sigma(t): x_t = alpha(t) x0 + sigma(t) eps, eps ~ N(0, I).
 
-A process is only the two functions (types.Process); the log-SNR, the SDE dx = f(t) x dt + g(t) dw
-whose marginals the path has, the probability-flow velocity, the score, the Gaussian posterior and
-the prior are derived here, once, by autodiff and algebra.
+A process is only the two functions (types.Process). The log-SNR, the SDE dx = f(t) x dt + g(t) dw
+with the same marginals, the probability-flow velocity, the score, the Gaussian posterior and the
+prior are derived here, once, by autodiff and algebra (Song et al. 2021, Score-based generative
+modeling through SDEs; Kingma et al. 2021, Variational diffusion models).
 
-Song et al. 2021 (Score-based generative modeling through SDEs), Kingma et al. 2021 (Variational
-diffusion models). Times may be scalar or (B,); every result that depends on t alone has t's shape.
+Times are scalars or (B,); every result that depends on t alone has t's shape. Images are (B, ...).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,8 @@ from diffusion_jax.arrays import expand, sum_per_example
 from diffusion_jax.types import Array, Noised, Prediction, Process
 
 
-def derivative(function, t: Array) -> Array:
-    """d function / dt, elementwise, in forward mode: (B,) -> (B,)."""
+def derivative(function: Callable[[Array], Array], t: Array) -> Array:
+    """Returns d function / dt at t, elementwise, in forward mode, of t's shape."""
     t = jnp.asarray(
         t, jnp.result_type(float) if jnp.issubdtype(jnp.result_type(t), jnp.integer) else None
     )
@@ -28,22 +29,28 @@ def derivative(function, t: Array) -> Array:
 
 
 def corrupt(process: Process, x0: Array, eps: Array, t: Array) -> Noised:
-    """The forward process in one move: x_t = alpha(t) x0 + sigma(t) eps. x0, eps: (B, ...); t:
-    (B,).
+    """Returns the noised examples x_t = alpha(t) x0 + sigma(t) eps: the forward process.
+
+    Args:
+      process: the process.
+      x0: (B, ...).
+      eps: unit noise, (B, ...).
+      t: (B,) or a scalar.
     """
     x_t = expand(process.alpha(t), x0) * x0 + expand(process.sigma(t), x0) * eps
     return Noised(x_t, t, x0, eps)
 
 
 def logsnr(process: Process, t: Array) -> Array:
-    """lam(t) = 2 log(alpha / sigma), strictly decreasing in t."""
+    """Returns the log-SNR lam(t) = 2 log(alpha / sigma), which decreases strictly in t."""
     return 2 * (jnp.log(process.alpha(t)) - jnp.log(process.sigma(t)))
 
 
 def drift_diffusion(process: Process, t: Array) -> tuple[Array, Array]:
-    """f(t) and g^2(t) of the SDE dx = f x dt + g dw (Kingma et al. 2021, eq. 20 ff.).
+    """Returns f(t) and g^2(t) of the SDE dx = f x dt + g dw (Kingma et al. 2021, eq. 20 ff.).
 
-    f = d log alpha / dt;  g^2 = d sigma^2 / dt - 2 f sigma^2, a sum of two non-negative terms wherever alpha does not grow.
+    f = d log alpha / dt and g^2 = d sigma^2 / dt - 2 f sigma^2, a sum of two terms that are not
+    negative wherever alpha does not grow.
     """
     alpha, sigma = process.alpha(t), process.sigma(t)
     f = derivative(process.alpha, t) / alpha
@@ -51,7 +58,7 @@ def drift_diffusion(process: Process, t: Array) -> tuple[Array, Array]:
 
 
 def from_x0(process: Process, x_t: Array, x0: Array, t: Array) -> Prediction:
-    """The prediction with this x0: eps = (x_t - alpha x0) / sigma."""
+    """Returns the prediction with this x0: eps = (x_t - alpha x0) / sigma."""
     return Prediction(
         x0, (x_t - expand(process.alpha(t), x_t) * x0) / expand(process.sigma(t), x_t)
     )
@@ -60,23 +67,25 @@ def from_x0(process: Process, x_t: Array, x0: Array, t: Array) -> Prediction:
 def with_x0(
     process: Process, prediction: Prediction, x_t: Array, x0: Array, t: Array
 ) -> Prediction:
-    """The prediction with another x0-hat and the eps that x_t then implies; all else that the
-    network predicts is kept.
+    """Returns the prediction with another x0-hat, and the eps that x_t then implies.
+
+    Everything else that the network predicts is kept.
     """
     changed = from_x0(process, x_t, x0, t)
     return prediction._replace(x0=changed.x0, eps=changed.eps)
 
 
 def from_eps(process: Process, x_t: Array, eps: Array, t: Array) -> Prediction:
-    """The prediction with this eps: x0 = (x_t - sigma eps) / alpha."""
+    """Returns the prediction with this eps: x0 = (x_t - sigma eps) / alpha."""
     return Prediction(
         (x_t - expand(process.sigma(t), x_t) * eps) / expand(process.alpha(t), x_t), eps
     )
 
 
 def velocity(process: Process, prediction: Prediction, t: Array) -> Array:
-    """The probability-flow velocity dx/dt = alpha'(t) x0 + sigma'(t) eps (= f x - g^2 score / 2).
-    (B, ...).
+    """Returns the probability-flow velocity dx/dt = alpha'(t) x0 + sigma'(t) eps, (B, ...).
+
+    It is f x - g^2 score / 2 (Song et al. 2021, eq. 13).
     """
     x0, eps = prediction[:2]
     return (
@@ -86,34 +95,43 @@ def velocity(process: Process, prediction: Prediction, t: Array) -> Array:
 
 
 def angle(process: Process, t: Array, sigma_data: float = 1.0) -> Array:
-    """arctan(sigma / (alpha sigma_data)) in [0, pi / 2], TrigFlow's time: x_t / |x_t| = cos x0 +
-    sin sigma_data eps (Lu & Song 2025).
+    """Returns arctan(sigma / (alpha sigma_data)) in [0, pi / 2], TrigFlow's time.
+
+    x_t / |x_t| = cos x0 + sin sigma_data eps (Lu & Song 2025).
     """
     return jnp.arctan2(process.sigma(t), sigma_data * process.alpha(t))
 
 
 def score(process: Process, prediction: Prediction, t: Array) -> Array:
-    """grad log p_t(x_t) = -eps / sigma(t). (B, ...)."""
+    """Returns the score grad log p_t(x_t) = -eps / sigma(t), (B, ...)."""
     return -prediction.eps / expand(process.sigma(t), prediction.eps)
 
 
 def transition(process: Process, t: Array, s: Array) -> tuple[Array, Array]:
-    """q(x_t | x_s) = N(ratio x_s, var I) for s < t: ratio = alpha_t / alpha_s, var = sigma_t^2 -
-    ratio^2 sigma_s^2.
+    """Returns (ratio, var) of q(x_t | x_s) = N(ratio x_s, var I) for s < t.
 
-    The variance is written sigma_t^2 (1 - exp(lam_t - lam_s)), which stays exact for neighbouring
-    times in float32.
+    ratio = alpha_t / alpha_s and var = sigma_t^2 - ratio^2 sigma_s^2, written as sigma_t^2 (1 -
+    exp(lam_t - lam_s)), which stays exact in float32 for times that are close together.
     """
     ratio = process.alpha(t) / process.alpha(s)
     return ratio, -(process.sigma(t) ** 2) * jnp.expm1(logsnr(process, t) - logsnr(process, s))
 
 
 def posterior(process: Process, x_t: Array, x0: Array, t: Array, s: Array) -> tuple[Array, Array]:
-    """q(x_s | x_t, x0) = N(mean, var I) for s < t (Kingma et al. 2021, eq. 25-27; Ho et al. 2020,
-    eq. 6-7 on the DDPM grid).
+    """Returns the mean and variance of q(x_s | x_t, x0) = N(mean, var I) for s < t.
 
-    mean = ratio sigma_s^2 / sigma_t^2 x_t + alpha_s var_ts / sigma_t^2 x0;  var = sigma_s^2 var_ts / sigma_t^2.
-    Returns the mean (B, ...) and the variance, of t's shape.
+    mean = ratio sigma_s^2 / sigma_t^2 x_t + alpha_s var_ts / sigma_t^2 x0 and var = sigma_s^2
+    var_ts / sigma_t^2 (Kingma et al. 2021, eq. 25-27; on the DDPM grid, Ho et al. 2020, eq. 6-7).
+
+    Args:
+      process: the process.
+      x_t: (B, ...).
+      x0: (B, ...).
+      t: the later time, scalar or (B,).
+      s: the earlier time, of t's shape.
+
+    Returns:
+      The mean (B, ...), and the variance, of t's shape.
     """
     ratio, _ = transition(process, t, s)
     fresh = -jnp.expm1(logsnr(process, t) - logsnr(process, s))  # var_ts / sigma_t^2
@@ -123,11 +141,19 @@ def posterior(process: Process, x_t: Array, x0: Array, t: Array, s: Array) -> tu
 
 
 def learned_log_variance(process: Process, nu: Array, t: Array, s: Array) -> Array:
-    """log of the learned variance of p(x_s | x_t): (nu + 1) / 2 of the way from log beta-tilde to
-    log beta, of nu's shape.
+    """Returns the log of the learned variance of p(x_s | x_t) (Nichol & Dhariwal 2021, eq. 15).
 
-    Nichol & Dhariwal 2021, eq. 15; beta = var q(x_t | x_s), beta-tilde = var q(x_s | x_t, x0); nu
-    in [-1, 1], not clipped.
+    It lies (nu + 1) / 2 of the way from log beta-tilde to log beta, with beta = var q(x_t | x_s)
+    and beta-tilde = var q(x_s | x_t, x0).
+
+    Args:
+      process: the process.
+      nu: (B, ...), in [-1, 1], but not clipped.
+      t: the later time, scalar or (B,).
+      s: the earlier time, of t's shape.
+
+    Returns:
+      The log-variance, of nu's shape.
     """
     _, beta = transition(process, t, s)
     beta_tilde = process.sigma(s) ** 2 * beta / process.sigma(t) ** 2
@@ -136,29 +162,27 @@ def learned_log_variance(process: Process, nu: Array, t: Array, s: Array) -> Arr
 
 
 def prior_scale(process: Process) -> Array:
-    """The standard deviation of the prior N(0, scale^2 I), the process's own at t_max:
-    sigma(t_max).
-    """
+    """Returns sigma(t_max), the standard deviation of the prior N(0, sigma(t_max)^2 I)."""
     return process.sigma(jnp.asarray(process.t_max))
 
 
 def prior(process: Process, eps: Array) -> Array:
-    """A prior sample from unit noise: x_T = sigma(t_max) eps."""
+    """Returns a prior sample from unit noise: x_T = sigma(t_max) eps."""
     return prior_scale(process) * eps
 
 
 def prior_logp(process: Process, x: Array) -> Array:
-    """log N(x; 0, sigma(t_max)^2 I) in nats, (B, ...) -> (B,)."""
+    """Returns log N(x; 0, sigma(t_max)^2 I) in nats, (B, ...) -> (B,)."""
     scale = prior_scale(process)
     return -sum_per_example(0.5 * (x / scale) ** 2 + jnp.log(scale) + 0.5 * math.log(2 * math.pi))
 
 
 def time_of_logsnr(process: Process, lam: Array) -> Array:
-    """The time t in [t_min, t_max] at which logsnr(t) = lam (ends are clamped). lam of any shape.
+    """Returns the time t in [t_min, t_max] at which logsnr(t) = lam, of lam's shape.
 
-    Bisection to the last bit, for any strictly decreasing logsnr; then one Newton step from the
-    (constant) bisection point, which changes no value by more than rounding but carries the exact
-    derivative dt/dlam = 1 / lam'(t).
+    Values of lam outside the process's range give its ends. Bisection to the last bit works for any
+    strictly decreasing log-SNR; one Newton step from the (constant) bisection point then changes no
+    value by more than rounding, but carries the exact derivative dt/dlam = 1 / lam'(t).
     """
     lam = jnp.asarray(lam)
     fixed = jax.lax.stop_gradient(lam)

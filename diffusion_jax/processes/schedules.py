@@ -1,19 +1,19 @@
-"""The processes of the field: each two functions of t in [0, 1], written so that float32 is exact
-near t = 0.
+"""The processes of the literature: two functions of t in [0, 1] each, exact in float32 near 0.
 
-    name            alpha(t)                  sigma(t)                          from
-    VP              exp(-B(t)/2)              sqrt(1 - alpha^2)                 Song et al. 2021, eq. 32-33
-    SubVP           exp(-B(t)/2)              1 - alpha^2                       Song et al. 2021, eq. 34-35
-    VE              1                         s_min (s_max / s_min)^t           Song et al. 2021, eq. 30-31
-    EDM             1                         s_max t                           Karras et al. 2022, table 1
-    Cosine          cos(pi t / 2)             sin(pi t / 2)                     Nichol & Dhariwal 2021, eq. 17
-    TrigFlow        cos(pi t / 2)             s_data sin(pi t / 2)              Lu & Song 2025, sec. 3
-    RectifiedFlow   1 - t                     t                                 Liu et al. 2023; Lipman et al. 2023
-    Shifted         another process, at a time whose log-SNR is moved by 2 log(shift)        Hoogeboom et al. 2023, sec. 3.1
-    (DDPM's table of betas is in processes/discrete.py.)
+    name           alpha(t)        sigma(t)                   from
+    VP             exp(-B(t)/2)    sqrt(1 - alpha^2)          Song et al. 2021, eq. 32-33
+    SubVP          exp(-B(t)/2)    1 - alpha^2                Song et al. 2021, eq. 34-35
+    VE             1               s_min (s_max / s_min)^t    Song et al. 2021, eq. 30-31
+    EDM            1               s_max t                    Karras et al. 2022, table 1
+    Cosine         cos(pi t / 2)   sin(pi t / 2)              Nichol & Dhariwal 2021, eq. 17
+    TrigFlow       cos(pi t / 2)   s_data sin(pi t / 2)       Lu & Song 2025, sec. 3
+    RectifiedFlow  1 - t           t                          Liu et al. 2023; Lipman et al. 2023
 
-To add one: write a frozen dataclass with t_min, t_max, alpha and sigma here. Every test of the
-family picks it up.
+`Shifted` is another process with its log-SNR moved by 2 log(1 / shift) (Hoogeboom et al. 2023, sec.
+3.1). DDPM's table of betas is in processes/discrete.py.
+
+To add one, write a frozen dataclass with t_min, t_max, alpha and sigma here and list it in
+PROCESSES; every test of the family then includes it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ import jax.numpy as jnp
 from diffusion_jax.errors import need_increasing, need_range
 from diffusion_jax.types import Array, Process
 
-BETA = 300.0  # with more, alpha(1) is no float32
-NEARLY = 1 - 1e-6  # of paths whose alpha is 0 at t = 1
+BETA = 300.0  # with a larger beta_max, alpha(1) underflows in float32
+NEARLY = 1 - 1e-6  # the largest t_max of paths whose alpha is 0 at t = 1
 
 
 def _need_times(process: Process, high: float = 1.0, *, above: bool = False) -> None:
-    """UserError for times that do not rise, or outside [0, high]; above: t_min is above 0, where
-    sigma is 0.
+    """Raises UserError unless 0 <= t_min < t_max <= high.
+
+    above: t_min must be above 0, where sigma is 0.
     """
     name = f"schedules.{type(process).__name__}"
     need_range(f"{name}: t_min", process.t_min, 0, high, above=above)
@@ -41,7 +42,7 @@ def _need_times(process: Process, high: float = 1.0, *, above: bool = False) -> 
 
 
 def _need_levels(process: Process) -> None:
-    """UserError for noise levels that do not rise, or are not positive."""
+    """Raises UserError unless 0 < sigma_min < sigma_max."""
     name = f"schedules.{type(process).__name__}"
     need_range(f"{name}: sigma_min", process.sigma_min, 0, 1e6, above=True)
     need_range(f"{name}: sigma_max", process.sigma_max, 0, 1e6, above=True)
@@ -50,8 +51,18 @@ def _need_levels(process: Process) -> None:
 
 @dataclass(frozen=True)
 class VP:
-    """The variance-preserving SDE with linear beta: B(t) = beta_min t + (beta_max - beta_min) t^2 /
-    2.
+    """The variance-preserving SDE with linear beta.
+
+    B(t) = beta_min t + (beta_max - beta_min) t^2 / 2 (Song et al. 2021, eq. 32-33).
+
+    Attributes:
+      beta_min: beta at t = 0.
+      beta_max: beta at t = 1.
+      t_min: the time of the data end.
+      t_max: the time of the noise end.
+
+    Raises:
+      UserError: for a number out of its range.
     """
 
     beta_min: float = 0.1
@@ -68,32 +79,44 @@ class VP:
         _need_times(self, above=True)
 
     def log_alpha(self, t: Array) -> Array:
+        """Returns -B(t) / 2."""
         return -0.5 * t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
 
     def alpha(self, t: Array) -> Array:
+        """The factor of x0 at time t."""
         return jnp.exp(self.log_alpha(t))
 
     def sigma(self, t: Array) -> Array:
+        """The factor of eps at time t."""
         return jnp.sqrt(-jnp.expm1(2 * self.log_alpha(t)))
 
 
 @dataclass(frozen=True)
 class SubVP(VP):
-    """The sub-VP SDE: VP's alpha with sigma = 1 - alpha^2, below VP's variance at every t."""
+    """The sub-VP SDE: VP's alpha and sigma = 1 - alpha^2, less than VP's at every t."""
 
     def sigma(self, t: Array) -> Array:
+        """The factor of eps at time t."""
         return -jnp.expm1(2 * self.log_alpha(t))
 
 
 @dataclass(frozen=True)
 class VE:
-    """The variance-exploding SDE: geometric sigma, as NCSN's noise levels.
+    """The variance-exploding SDE: geometric sigma, as in NCSN's noise levels.
 
     sigma_max should be near the largest distance between two examples (Song & Ermon 2020, technique
     1), and both ends scale with the data: for 32x32 color images in [-1, 1] they are 0.02 and 100
-    (Karras et al. 2022, table 1), which the presets in configs/ take or scale by that rule. The
-    defaults are those of Song et al. 2021 for images in [0, 1]; trained models whose config names
-    no others keep them.
+    (Karras et al. 2022, table 1), which the presets in configs/ use or scale by that rule. The
+    defaults are those of Song et al. 2021 for images in [0, 1].
+
+    Attributes:
+      sigma_min: sigma at t = 0.
+      sigma_max: sigma at t = 1.
+      t_min: the time of the data end.
+      t_max: the time of the noise end.
+
+    Raises:
+      UserError: for a number out of its range.
     """
 
     sigma_min: float = 0.01
@@ -106,16 +129,27 @@ class VE:
         _need_times(self)
 
     def alpha(self, t: Array) -> Array:
+        """The factor of x0 at time t."""
         return jnp.ones_like(t)
 
     def sigma(self, t: Array) -> Array:
+        """The factor of eps at time t."""
         return self.sigma_min * jnp.exp(t * math.log(self.sigma_max / self.sigma_min))
 
 
 @dataclass(frozen=True)
 class EDM:
-    """EDM's path: time is the noise level itself, in units of sigma_max, so that Euler and Heun in
-    t are EDM's own.
+    """EDM's path: time is the noise level in units of sigma_max.
+
+    Euler's and Heun's methods in t are therefore EDM's own (Karras et al. 2022).
+
+    Attributes:
+      sigma_min: sigma at t_min = sigma_min / sigma_max.
+      sigma_max: sigma at t = 1.
+      t_max: the time of the noise end.
+
+    Raises:
+      UserError: for a number out of its range.
     """
 
     sigma_min: float = 0.002
@@ -128,19 +162,23 @@ class EDM:
 
     @property
     def t_min(self) -> float:
+        """The time of the data end."""
         return self.sigma_min / self.sigma_max
 
     def alpha(self, t: Array) -> Array:
+        """The factor of x0 at time t."""
         return jnp.ones_like(t)
 
     def sigma(self, t: Array) -> Array:
+        """The factor of eps at time t."""
         return self.sigma_max * t
 
 
 @dataclass(frozen=True)
 class Cosine:
-    """The cosine path on the unit circle; t_max stays off 1 because there alpha = 0 and eps no
-    longer determines x0.
+    """The cosine path on the unit circle (Nichol & Dhariwal 2021, eq. 17).
+
+    t_max is below 1, because alpha(1) = 0 and eps no longer determines x0 there.
     """
 
     t_min: float = 1e-3
@@ -150,19 +188,28 @@ class Cosine:
         _need_times(self, above=True, high=NEARLY)
 
     def alpha(self, t: Array) -> Array:
+        """The factor of x0 at time t."""
         return jnp.cos(0.5 * math.pi * t)
 
     def sigma(self, t: Array) -> Array:
+        """The factor of eps at time t."""
         return jnp.sin(0.5 * math.pi * t)
 
 
 @dataclass(frozen=True)
 class TrigFlow:
-    """The circle of sCM: every x_t has the data's own standard deviation. The ends are EDM's 0.002
-    and 80 at sigma_data 0.5.
+    """The circle of sCM (Lu & Song 2025): every x_t has the data's own standard deviation.
 
-    The F of parameterization.edm(sigma_data) is here minus their F_theta: x0 = cos x_t + sigma_data
-    sin F.
+    The ends are EDM's 0.002 and 80 for sigma_data = 0.5. The F of parameterization.edm(sigma_data)
+    is minus the paper's F_theta: x0 = cos x_t + sigma_data sin F.
+
+    Attributes:
+      sigma_data: standard deviation of the data.
+      t_min: the time of the data end.
+      t_max: the time of the noise end.
+
+    Raises:
+      UserError: for a number out of its range.
     """
 
     sigma_data: float = 0.5
@@ -174,15 +221,20 @@ class TrigFlow:
         _need_times(self, above=True, high=NEARLY)
 
     def alpha(self, t: Array) -> Array:
+        """The factor of x0 at time t."""
         return jnp.cos(0.5 * math.pi * t)
 
     def sigma(self, t: Array) -> Array:
+        """The factor of eps at time t."""
         return self.sigma_data * jnp.sin(0.5 * math.pi * t)
 
 
 @dataclass(frozen=True)
 class RectifiedFlow:
-    """The straight path of flow matching, x_t = (1 - t) x0 + t eps; t_max stays off 1 as in Cosine."""
+    """The straight path of flow matching, x_t = (1 - t) x0 + t eps.
+
+    t_max is below 1, as in Cosine.
+    """
 
     t_min: float = 1e-3
     t_max: float = 0.999
@@ -191,21 +243,29 @@ class RectifiedFlow:
         _need_times(self, above=True, high=NEARLY)
 
     def alpha(self, t: Array) -> Array:
+        """The factor of x0 at time t."""
         return 1 - t
 
     def sigma(self, t: Array) -> Array:
+        """The factor of eps at time t."""
         return jnp.asarray(t)
 
 
 @dataclass(frozen=True)
 class Shifted:
-    """`base` with its noise moved to larger images: sigma / alpha is multiplied by `shift` (image
-    side / base side) at every t.
+    """`base` with more noise, for larger images: sigma / alpha times `shift` at every t.
 
     On a variance-preserving base (Cosine, VP) this is simple diffusion's lam(t) + 2 log(1 / shift);
-    on RectifiedFlow it is the timestep shift of Stable Diffusion 3 (Esser et al. 2024, eq. 23). The
-    pair is renormalised so that alpha^2 + sigma^2 (or alpha + sigma for a flow: `norm` = 1) is the
-    base's.
+    on RectifiedFlow it is the timestep shift of Stable Diffusion 3 (Esser et al. 2024, eq. 23).
+
+    Attributes:
+      base: the process.
+      shift: side of the images / side of the images that `base` suits.
+      norm: p of the pair's normalization: alpha^p + sigma^p is that of the base. 2 on
+        variance-preserving paths, 1 on a flow.
+
+    Raises:
+      UserError: for a number out of its range.
     """
 
     base: Process = Cosine()
@@ -218,10 +278,12 @@ class Shifted:
 
     @property
     def t_min(self) -> float:
+        """The time of the data end."""
         return self.base.t_min
 
     @property
     def t_max(self) -> float:
+        """The time of the noise end."""
         return self.base.t_max
 
     def _rescale(self, t: Array) -> Array:
@@ -229,9 +291,11 @@ class Shifted:
         return ((a**p + b**p) / (a**p + (self.shift * b) ** p)) ** (1 / p)
 
     def alpha(self, t: Array) -> Array:
+        """The factor of x0 at time t."""
         return self.base.alpha(t) * self._rescale(t)
 
     def sigma(self, t: Array) -> Array:
+        """The factor of eps at time t."""
         return self.shift * self.base.sigma(t) * self._rescale(t)
 
 

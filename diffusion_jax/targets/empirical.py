@@ -1,4 +1,4 @@
-"""The law of a data set itself, whose denoiser is a weighted mean of its examples."""
+"""The distribution of a data set itself, whose denoiser is a weighted mean of its examples."""
 
 from __future__ import annotations
 
@@ -20,22 +20,26 @@ from diffusion_jax.types import Array, Cond, Denoise, Key, Prediction, Process
 def empirical(
     images: Array, labels: Array | None = None, *, block: int = 2048, again: int = 4
 ) -> Target:
-    """The finite set itself, (1 / N) sum_j delta(x - y_j), and its optimal denoiser: what a network
-    without error learns.
+    """Makes the Target of the finite set itself, (1 / N) sum_j delta(x - y_j).
 
-    E[x0 | x_t] = sum_j w_j y_j,   w = softmax_j(-|x_t - alpha y_j|^2 / (2 sigma^2))
+    Its optimal denoiser, which a network without error learns, is E[x0 | x_t] = sum_j w_j y_j with
+    w = softmax_j(-|x_t - alpha y_j|^2 / (2 sigma^2)) (Karras et al. 2022, eq. 57; De Bortoli 2022).
 
-    (Karras et al. 2022, eq. 57; De Bortoli 2022.)
+    The images are streamed in one scan with an online softmax. Distances are a matrix product,
+    |x|^2 - 2 x.y + |y|^2 around the data's mean. At small sigma the rounding of the product,
+    divided by sigma^2, would amount to nats, and only near images count there; so the distances of
+    the nearest images of every block are computed again as sums of squares.
 
-    images: (N, ...), floating in [-1, 1] or uint8, which are read as u / 127.5 - 1 and kept as
-    bytes. labels (N,): with cond = {'label': (B,)} only images of that label count; a label that
-    does not occur stands for 'any'. UserError for other shapes.
+    Args:
+      images: (N, ...), floating in [-1, 1], or uint8, which are read as u / 127.5 - 1 and kept as
+        bytes.
+      labels: (N,) or None. With cond = {'label': (B,)} only images of that label count; a label
+        that does not occur stands for 'any'.
+      block: number of images in memory at a time: B examples need (B + D) block numbers.
+      again: number of images of every block whose distance is computed again.
 
-    Streamed with an online softmax in one scan, `block` images at a time: B examples need memory
-    for (B + D) block numbers. Distances are a matrix product, |x|^2 - 2 x.y + |y|^2 about the
-    data's mean; the nearest `again` images of every block are measured again as sums of squares: at
-    small sigma the product's rounding, divided by sigma^2, would be nats, and only near images
-    count there.
+    Raises:
+      UserError: for other shapes.
     """
     images = np.asarray(images)
     if (
@@ -45,7 +49,8 @@ def empirical(
     ):
         got = f"images {images.shape}, labels {np.shape(labels)}"
         raise UserError(
-            f"an empirical target needs images (N, ...) and, if any, one label for each; got {got}"
+            "an empirical target needs images (N, ...) and, if there are labels, one for each; "
+            f"got {got}"
         )
     stream = _streamed(images.reshape(len(images), -1), labels, min(block, len(images)), again)
 
@@ -69,14 +74,16 @@ def empirical(
     return Target(images.shape[1:], denoise_with, log_density, draw)
 
 
-def _values(images: Array, dtype) -> Array:
-    """uint8 -> [-1, 1]; floats as they are."""
+def _values(images: Array, dtype: jnp.dtype) -> Array:
+    """Returns uint8 images in [-1, 1], and floating ones as they are."""
     return images.astype(dtype) / 127.5 - 1 if images.dtype == jnp.uint8 else images.astype(dtype)
 
 
-def _streamed(flat: np.ndarray, labels, block: int, again: int) -> Callable:
-    """(process, x, t, cond) -> log sum_j exp(-|x - alpha y_j|^2 / (2 sigma^2)), how many count
-    (B,), sum_j w_j y_j (B, D).
+def _streamed(flat: np.ndarray, labels: Array | None, block: int, again: int) -> Callable:
+    """Returns the function (process, x, t, cond) that sums over the images flat (N, D).
+
+    It returns log sum_j exp(-|x - alpha y_j|^2 / (2 sigma^2)) (B,), how many images count (B,), and
+    sum_j w_j y_j (B, D).
     """
     count, missing = len(flat), -len(flat) % block
     labels = np.zeros(count, np.int32) if labels is None else np.asarray(labels, np.int32)
@@ -89,14 +96,14 @@ def _streamed(flat: np.ndarray, labels, block: int, again: int) -> Callable:
 
     def stream(process: Process, x: Array, t: Array, cond: Cond):
         alpha, sigma = laws._coefficients(process, x, t)
-        centre = jnp.asarray(mean, x.dtype)
-        x = x.reshape(len(x), -1) - alpha * centre
+        center = jnp.asarray(mean, x.dtype)
+        x = x.reshape(len(x), -1) - alpha * center
         wanted = (cond or {}).get("label", jnp.full(len(x), -1))
         anything = ~jnp.isin(wanted, known)
 
         def one(carry, inputs):
             top, total, weighted, number = carry
-            y, label = _values(inputs[0], x.dtype) - centre, inputs[1]
+            y, label = _values(inputs[0], x.dtype) - center, inputs[1]
             counts = (label >= 0) & (anything[:, None] | (label == wanted[:, None]))  # (B, block)
             product = jnp.matmul(x, y.T, precision="highest")
             square = (
@@ -120,13 +127,9 @@ def _streamed(flat: np.ndarray, labels, block: int, again: int) -> Callable:
             ), None
 
         none = jnp.zeros(len(x), x.dtype)
-        start = (
-            jnp.full_like(none, -1e30),
-            none,
-            jnp.zeros_like(x),
-            jnp.zeros(len(x), jnp.int32),
-        )  # -inf - -inf would be NaN
+        lowest = jnp.full_like(none, -1e30)  # not -inf: -inf - -inf would be NaN
+        start = lowest, none, jnp.zeros_like(x), jnp.zeros(len(x), jnp.int32)
         (top, total, weighted, number), _ = jax.lax.scan(one, start, blocks)
-        return top + jnp.log(total), number, centre + weighted / total[:, None]
+        return top + jnp.log(total), number, center + weighted / total[:, None]
 
     return stream

@@ -14,8 +14,12 @@ from diffusion_jax.types import Array, Cond, Denoise, Key, Prediction, Process
 
 
 class Gaussian(NamedTuple):
-    """N(mean, basis diag(variances) basis^T). mean, variances: (D,); basis: (D, D), orthonormal
-    columns.
+    """N(mean, basis diag(variances) basis^T).
+
+    Attributes:
+      mean: (D,).
+      variances: (D,).
+      basis: (D, D), with orthonormal columns.
     """
 
     mean: Array
@@ -24,7 +28,13 @@ class Gaussian(NamedTuple):
 
 
 class Mixture(NamedTuple):
-    """sum_k weights_k N(means_k, diag(variances_k)). weights: (K,); means, variances: (K, D)."""
+    """sum_k weights_k N(means_k, diag(variances_k)).
+
+    Attributes:
+      weights: (K,), which sum to 1.
+      means: (K, D).
+      variances: (K, D).
+    """
 
     weights: Array
     means: Array
@@ -33,14 +43,18 @@ class Mixture(NamedTuple):
 
 # ---- laws
 def gaussian(mean: Array, covariance: Array) -> Gaussian:
-    """N(mean (D,), covariance (D, D))."""
+    """Makes the Gaussian N(mean (D,), covariance (D, D))."""
     variances, basis = jnp.linalg.eigh(covariance)
     return Gaussian(jnp.asarray(mean), jnp.maximum(variances, 0), basis)
 
 
 def mixture(weights: Array, means: Array, stds: Array) -> Mixture:
-    """A mixture from weights (K,), means (K, D) and standard deviations, anything that broadcasts
-    to (K, D).
+    """Makes a mixture of Gaussians.
+
+    Args:
+      weights: (K,), which are normalized.
+      means: (K, D).
+      stds: standard deviations; anything that broadcasts to (K, D).
     """
     means = jnp.asarray(means)
     weights = jnp.asarray(weights, means.dtype)
@@ -52,13 +66,13 @@ def mixture(weights: Array, means: Array, stds: Array) -> Mixture:
 
 
 def ring_of_gaussians(modes: int = 8, radius: float = 1.0, std: float = 0.1) -> Mixture:
-    """The field's toy: `modes` equal Gaussians on a circle in the plane."""
+    """Makes the usual toy: `modes` equal Gaussians on a circle in the plane."""
     angle = 2 * math.pi * jnp.arange(modes) / modes
     return mixture(jnp.ones(modes), radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)], -1), std)
 
 
 def denoise_gaussian(target: Gaussian, process: Process) -> Denoise:
-    """E[x0 | x_t] = m + alpha C (alpha^2 C + sigma^2)^-1 (x_t - alpha m)."""
+    """Returns the denoiser E[x0 | x_t] = m + alpha C (alpha^2 C + sigma^2)^-1 (x_t - alpha m)."""
 
     def denoise(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
         mean, variances, basis = _cast(target, x_t.dtype)
@@ -72,8 +86,9 @@ def denoise_gaussian(target: Gaussian, process: Process) -> Denoise:
 
 
 def flow(target: Gaussian, process: Process, x: Array, t: Array, s: Array) -> Array:
-    """The probability-flow map from time t to time s, exactly: each eigendirection scales as its
-    standard deviation does.
+    """Returns the exact probability-flow map of x (B, ...) from time t to time s.
+
+    Each eigendirection scales as its standard deviation does.
     """
     mean, variances, basis = _cast(target, x.dtype)
     (alpha_t, sigma_t), (alpha_s, sigma_s) = (
@@ -86,7 +101,7 @@ def flow(target: Gaussian, process: Process, x: Array, t: Array, s: Array) -> Ar
 
 
 def log_density_gaussian(target: Gaussian, process: Process, x: Array, t: Array) -> Array:
-    """log p_t(x) in nats, (B,)."""
+    """Returns log p_t(x) in nats, (B,)."""
     mean, variances, basis = _cast(target, x.dtype)
     alpha, sigma = _coefficients(process, x, t)
     z = jnp.matmul(x.reshape(len(x), -1) - alpha * mean, basis, precision="highest")
@@ -94,19 +109,22 @@ def log_density_gaussian(target: Gaussian, process: Process, x: Array, t: Array)
 
 
 def denoise_mixture(target: Mixture, process: Process, labels: Array | None = None) -> Denoise:
-    """E[x0 | x_t]: each component's own conditional mean, weighted by the responsibilities p(k |
-    x_t).
+    """Returns the denoiser E[x0 | x_t] of a mixture.
 
-    labels (K,): the components' classes; with cond = {'label': (B,)} only components of that label
-    count, and a label that does not occur stands for 'any'.
+    It averages the components' conditional means, weighted by the responsibilities p(k | x_t).
+
+    Args:
+      target: the mixture.
+      process: the process.
+      labels: (K,), the classes of the components. With cond = {'label': (B,)} only components of
+        that label count; a label that does not occur stands for 'any'.
     """
 
     def denoise(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
         weights, means, variances = _cast(target, x_t.dtype)
         weights = weights * _counted(labels, cond)
-        alpha, sigma = (
-            c[:, None] for c in _coefficients(process, x_t, t)
-        )  # (B, 1, 1) against (K, D)
+        # (B, 1, 1) against (K, D)
+        alpha, sigma = (c[:, None] for c in _coefficients(process, x_t, t))
         offset = x_t.reshape(len(x_t), 1, -1) - alpha * means  # (B, K, D)
         total = alpha**2 * variances + sigma**2
         responsibility = jax.nn.softmax(jnp.log(weights) + _log_normal(offset, total))
@@ -129,8 +147,9 @@ def log_density_mixture(
     labels: Array | None = None,
     cond: Cond = None,
 ) -> Array:
-    """log p_t(x) in nats, (B,); with labels and cond, as in denoise_mixture, log p_t(x, label), the
-    joint density.
+    """Returns log p_t(x) in nats, (B,).
+
+    With labels and cond, as in `denoise_mixture`, it is the joint density log p_t(x, label).
     """
     weights, means, variances = _cast(target, x.dtype)
     weights = weights * _counted(labels, cond)
@@ -142,7 +161,7 @@ def log_density_mixture(
 
 
 def _counted(labels: Array | None, cond: Cond) -> Array:
-    """Which components count, (B, K), or 1 for all: those of cond's label."""
+    """Returns 1 for the components of cond's label and 0 for others, (B, K); 1 if there is none."""
     if labels is None or cond is None or "label" not in cond:
         return jnp.ones(())
     labels, wanted = jnp.asarray(labels), cond["label"][:, None]
@@ -150,18 +169,14 @@ def _counted(labels: Array | None, cond: Cond) -> Array:
 
 
 def draw_gaussian(target: Gaussian, keys: Key, count: int) -> Array:
-    """`count` exact samples, (count, D), in the law's precision or, where jax has only float32, in
-    that.
-    """
+    """Returns `count` exact samples, (count, D), in the law's precision if JAX has it."""
     mean, variances, basis = _cast(target, target.mean.dtype)
     z = arrays.noise(keys, jnp.zeros((count, len(mean)), mean.dtype))
     return mean + jnp.matmul(z * jnp.sqrt(variances), basis.T, precision="highest")
 
 
 def draw_mixture(target: Mixture, keys: Key, count: int) -> Array:
-    """`count` exact samples, (count, D), in the law's precision or, where jax has only float32, in
-    that.
-    """
+    """Returns `count` exact samples, (count, D), in the law's precision if JAX has it."""
     weights, means, variances = _cast(target, target.means.dtype)
     keys = arrays.example_keys(keys, count)
     k = jax.vmap(
@@ -173,17 +188,17 @@ def draw_mixture(target: Mixture, keys: Key, count: int) -> Array:
     return means[k] + jnp.sqrt(variances[k]) * z
 
 
-def _cast(law, dtype):
-    """A law in this precision, or the nearest that jax is set to."""
+def _cast(law: Gaussian | Mixture, dtype: jnp.dtype) -> Gaussian | Mixture:
+    """Returns the law in this precision, or the nearest that JAX is set to."""
     return jax.tree.map(lambda value: jnp.asarray(value, jax.dtypes.canonicalize_dtype(dtype)), law)
 
 
 def _coefficients(process: Process, x: Array, t: Array) -> tuple[Array, Array]:
-    """alpha and sigma as (B, 1) columns."""
+    """Returns alpha and sigma as columns, (B, 1)."""
     t = jnp.broadcast_to(jnp.asarray(t, x.dtype), x.shape[:1])
     return process.alpha(t)[:, None], process.sigma(t)[:, None]
 
 
 def _log_normal(offset: Array, variance: Array) -> Array:
-    """log N(offset; 0, diag(variance)), summed over the last axis."""
+    """Returns log N(offset; 0, diag(variance)), summed over the last axis."""
     return -0.5 * jnp.sum(offset**2 / variance + jnp.log(2 * math.pi * variance), axis=-1)

@@ -13,10 +13,13 @@ from diffusion_jax.targets import laws
 from diffusion_jax.types import Array, Cond, Denoise, Key, Prediction, Process
 
 
-# ---- the truth, for mixtures
 class Posterior(NamedTuple):
-    """p(x0 | y) for mixture data, a mixture again: weights (B, K), means (B, K, D), covariances (K,
-    D, D).
+    """p(x0 | y) for mixture data, which is a mixture again.
+
+    Attributes:
+      weights: (B, K).
+      means: (B, K, D).
+      covariances: (K, D, D).
     """
 
     weights: Array
@@ -25,11 +28,16 @@ class Posterior(NamedTuple):
 
 
 def posterior(law: laws.Mixture, matrix: Array, variance: Array, y: Array) -> Posterior:
-    """The law of x0 given y (B, M) = matrix (M, D) x0 + N(0, diag(variance)), variance (M,) or a
-    number.
+    """Returns the law of x0 given y = A x0 + N(0, diag(variance)).
 
-    With S = A C A^T + N and G = C A^T S^-1: means m + G (y - A m), covariances C - G A C, weights
-    proportional to w N(y; A m, S).
+    With S = A C A^T + N and G = C A^T S^-1 the means are m + G (y - A m), the covariances C - G A
+    C, and the weights proportional to w N(y; A m, S).
+
+    Args:
+      law: the mixture of x0.
+      matrix: A, (M, D).
+      variance: (M,) or a number.
+      y: measurements, (B, M).
     """
     precise = {"precision": "highest"}
     spread_to_y = law.variances[:, :, None] * matrix.T  # C A^T, (K, D, M)
@@ -56,7 +64,7 @@ def posterior(law: laws.Mixture, matrix: Array, variance: Array, y: Array) -> Po
 
 
 def posterior_moments(exact: Posterior) -> tuple[Array, Array]:
-    """Mean (B, D) and variance of each coordinate (B, D)."""
+    """Returns the mean and the variance of each coordinate, (B, D) each."""
     mean = jnp.einsum("bk,bkd->bd", exact.weights, exact.means, precision="highest")
     within = jnp.diagonal(exact.covariances, axis1=1, axis2=2)
     return mean, jnp.einsum(
@@ -68,7 +76,7 @@ def posterior_moments(exact: Posterior) -> tuple[Array, Array]:
 
 
 def draw_posterior(exact: Posterior, keys: Key) -> Array:
-    """One draw for each y, (B, D), from keys (B,) (or one key)."""
+    """Returns one draw for each y, (B, D), from keys (B,) or one key."""
     keys = arrays.example_keys(keys, len(exact.weights))
     k = jax.vmap(
         lambda key, w: jax.random.categorical(
@@ -85,8 +93,16 @@ def draw_posterior(exact: Posterior, keys: Key) -> Array:
 def conditional(
     law: laws.Mixture, process: Process, matrix: Array, std: float, y: Array
 ) -> Denoise:
-    """E[x0 | x_t, y], exactly: x_t / alpha is one more measurement of x0, of variance (sigma /
-    alpha)^2. t scalar.
+    """Returns the exact denoiser E[x0 | x_t, y], for scalar t.
+
+    x_t / alpha is one more measurement of x0, of variance (sigma / alpha)^2.
+
+    Args:
+      law: the mixture of x0.
+      process: the process.
+      matrix: A of y = A x0 + std n, (M, D).
+      std: standard deviation of the measurement's noise.
+      y: measurements, (B, M).
     """
 
     def denoise(x_t: Array, t: Array, cond: Cond = None) -> Prediction:

@@ -1,15 +1,18 @@
-"""Data laws whose denoiser is known exactly, so that samplers, objectives and likelihoods can be
-judged against truth.
+"""Data distributions with exact denoisers, against which samplers and likelihoods are tested.
 
-Under x_t = alpha x0 + sigma eps a Gaussian stays Gaussian and a mixture stays a mixture; so E[x0 |
-x_t], the log-density at every t and (for the Gaussian) the probability-flow map itself are closed
-forms. Points are (B, D); any shape (B, ...) with D entries per example is taken and given back.
+Under x_t = alpha x0 + sigma eps a Gaussian stays Gaussian and a mixture stays a mixture, so E[x0 |
+x_t], the log-density at every t and (for the Gaussian) the probability-flow map are closed forms.
+Points are (B, D); arrays of any shape (B, ...) with D entries per example are accepted, and results
+have the same shape.
 
-    target = gmm8();   target.denoise(process) -> Denoise;   target.log_density(process, x, t);   target.draw(keys, count)
+    target = gmm8()
+    target.denoise(process) -> Denoise
+    target.log_density(process, x, t) -> (B,)
+    target.draw(keys, count) -> (count, 2)
 
-A Target is what commands name: `--target='gmm(modes=20, dim=16)'`. It is made of the functions on
-laws further down (denoise_mixture, flow, draw_gaussian, ...), which serve on their own. `reference`
-is the yardstick where there is no flow map.
+Commands name a Target by its spec: `--target='gmm(modes=20, dim=16)'`. Targets are made of the
+functions of targets/laws.py (denoise_mixture, flow, draw_gaussian, ...), which can be used on their
+own. Where there is no flow map, targets/reference.py solves the flow numerically.
 """
 
 from __future__ import annotations
@@ -27,11 +30,16 @@ from diffusion_jax.types import Array, Denoise, Key, Process
 
 
 class Target(NamedTuple):
-    """A law of data with everything about it that is exact.
+    """A data distribution with everything about it that is exact.
 
-    shape: of one example;  denoise(process) -> Denoise;  log_density(process, x (B, ...), t) -> (B,) nats at time t;
-    draw(keys, count) -> (count, *shape) in jax's default precision;  flow(process, x, t, s) -> x at time s, the
-    probability-flow map (Gaussian laws only, else None);  modes: the Mixture of its well-separated parts, or None.
+    Attributes:
+      shape: shape of one example.
+      denoise: denoise(process) -> Denoise.
+      log_density: log_density(process, x (B, ...), t) -> (B,), nats at time t.
+      draw: draw(keys, count) -> (count, *shape) in JAX's default precision.
+      flow: flow(process, x, t, s) -> x at time s, the probability-flow map; None if the law is not
+        Gaussian.
+      modes: the Mixture of its well-separated parts, or None.
     """
 
     shape: tuple[int, ...]
@@ -42,9 +50,8 @@ class Target(NamedTuple):
     modes: Mixture | None = None
 
 
-# ---- targets: what a command may name
 def from_gaussian(law: Gaussian) -> Target:
-    """The Target of this Gaussian law."""
+    """Makes the Target of this Gaussian law."""
     return Target(
         shape=np.shape(law.mean),
         denoise=lambda process: laws.denoise_gaussian(law, process),
@@ -55,8 +62,11 @@ def from_gaussian(law: Gaussian) -> Target:
 
 
 def from_mixture(law: Mixture, modes: Mixture | None = None) -> Target:
-    """The Target of this mixture. modes: what counts as its modes, where that is coarser than its
-    components.
+    """Makes the Target of this mixture.
+
+    Args:
+      law: the mixture.
+      modes: its well-separated parts, which may be fewer than its components.
     """
     return Target(
         shape=np.shape(law.means)[1:],
@@ -68,8 +78,15 @@ def from_mixture(law: Mixture, modes: Mixture | None = None) -> Target:
 
 
 def normal(dim: int = 2, seed: int = 0, condition: float = 100.0) -> Target:
-    """A Gaussian with full covariance: variances from 1 down to 1 / condition in equal ratios, a
-    random basis and mean.
+    """A Gaussian with full covariance, and a random basis and mean.
+
+    Args:
+      dim: number of dimensions.
+      seed: seed of the basis and the mean.
+      condition: ratio of the largest variance, 1, to the smallest; the others are in equal ratios.
+
+    Raises:
+      UserError: for a number out of its range.
     """
     need_ranges(
         "normal", dim=(dim, 1, 4096), seed=(seed, 0, 2**32 - 1), condition=(condition, 1, 1e12)
@@ -81,20 +98,31 @@ def normal(dim: int = 2, seed: int = 0, condition: float = 100.0) -> Target:
 
 
 def standard_normal(dim: int = 2) -> Target:
-    """N(0, I), as a mixture of one component: the law whose every posterior is known by heart."""
+    """N(0, I) in `dim` dimensions, as a mixture of one component."""
     need_ranges("standard_normal", dim=(dim, 1, 10**6))
     return _by_components(_law(np.ones(1), np.zeros((1, dim)), 1.0))
 
 
 def gmm8(std: float = 0.1) -> Target:
-    """Eight equal Gaussians on the unit circle, the field's toy."""
+    """Eight equal Gaussians of standard deviation `std` on the unit circle, the usual toy."""
     need_ranges("gmm8", std=(std, 1e-6, 100))
     return _by_components(_law(np.ones(8), _polar(1.0, 2 * np.pi * np.arange(8) / 8), std))
 
 
 def gmm(modes: int = 20, dim: int = 2, std: float = 0.1, seed: int = 0) -> Target:
-    """`modes` Gaussians: means from N(0, I), stds between std / 2 and 3 std / 2 by axis, weights up
-    to threefold apart.
+    """A random mixture of `modes` Gaussians.
+
+    The means are drawn from N(0, I), the standard deviations between std / 2 and 3 std / 2 for each
+    axis, and the weights differ by a factor of three at most.
+
+    Args:
+      modes: number of Gaussians.
+      dim: number of dimensions.
+      std: mean of the standard deviations.
+      seed: seed of the mixture.
+
+    Raises:
+      UserError: for a number out of its range.
     """
     need_ranges(
         "gmm",
@@ -109,8 +137,9 @@ def gmm(modes: int = 20, dim: int = 2, std: float = 0.1, seed: int = 0) -> Targe
 
 
 def checkerboard(fine: int = 6) -> Target:
-    """The eight dark squares of a 4 x 4 board over [-1, 1]^2, each of fine^2 small Gaussians. Its
-    modes are the squares.
+    """The eight dark squares of a 4 x 4 board over [-1, 1]^2, each of fine^2 small Gaussians.
+
+    Its modes are the squares.
     """
     need_ranges("checkerboard", fine=(fine, 1, 20))
     corners = (
@@ -127,7 +156,7 @@ def checkerboard(fine: int = 6) -> Target:
 
 
 def rings(std: float = 0.03) -> Target:
-    """Three circles of radius 1/3, 2/3 and 1 and equal weight."""
+    """Three circles of radius 1/3, 2/3 and 1 and of equal weight, `std` wide."""
     need_ranges("rings", std=(std, 1e-3, 100))
     counts = [math.ceil(2 * math.pi * (ring + 1) / 3 / (1.5 * std)) for ring in range(3)]
     circles = [
@@ -139,7 +168,7 @@ def rings(std: float = 0.03) -> Target:
 
 
 def two_moons(std: float = 0.05) -> Target:
-    """Two interleaved half circles of radius 1, centred."""
+    """Two interleaved half circles of radius 1, centered, `std` wide."""
     need_ranges("two_moons", std=(std, 1e-3, 100))
     angle = np.linspace(0, np.pi, math.ceil(np.pi / (1.5 * std)))
     upper = _polar(1.0, angle) - [0.5, 0.25]
@@ -147,7 +176,7 @@ def two_moons(std: float = 0.05) -> Target:
 
 
 def swiss_roll(std: float = 0.03, turns: float = 1.5) -> Target:
-    """A spiral from radius 1/4 to 1, of equal density along its length."""
+    """A spiral of `turns` turns from radius 1/4 to 1, of equal density along its length."""
     need_ranges("swiss_roll", std=(std, 1e-3, 100), turns=(turns, 0.1, 100))
     angle = np.linspace(0, 1, 4000) * 2 * np.pi * turns
     path = _polar(np.linspace(0.25, 1.0, 4000), angle)
@@ -158,9 +187,7 @@ def swiss_roll(std: float = 0.03, turns: float = 1.5) -> Target:
 
 
 def pinwheel(arms: int = 5, std: float = 0.05) -> Target:
-    """Bent arms around the origin (Johnson et al. 2016), each a chain of Gaussians that widen
-    outwards.
-    """
+    """Bent arms around the origin (Johnson et al. 2016): chains of Gaussians, wider outside."""
     need_ranges("pinwheel", arms=(arms, 1, 1000), std=(std, 1e-3, 100))
     radius = np.linspace(0.3, 1.2, 24)
     angle = 2 * np.pi * np.arange(arms)[:, None] / arms + 1.0 * np.exp(0.6 * radius) - 1.0
@@ -172,18 +199,20 @@ def pinwheel(arms: int = 5, std: float = 0.05) -> Target:
 
 
 def _by_components(law: Mixture) -> Target:
+    """Makes the Target of a mixture whose components are its modes."""
     return from_mixture(law, law)
 
 
-def _law(weights, means, stds) -> Mixture:
-    """A Mixture of numpy float64: it is cast to the precision of what it meets."""
+def _law(weights: np.ndarray, means: np.ndarray, stds: np.ndarray | float) -> Mixture:
+    """Returns a Mixture of numpy float64, which is cast to the precision of its arguments."""
     weights, means = np.asarray(weights, float), np.asarray(means, float)
     return Mixture(
         weights / weights.sum(), means, np.broadcast_to(np.asarray(stds, float) ** 2, means.shape)
     )
 
 
-def _polar(radius, angle) -> np.ndarray:
+def _polar(radius: np.ndarray | float, angle: np.ndarray) -> np.ndarray:
+    """Returns the points of these polar coordinates, (..., 2)."""
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], -1)
 
 

@@ -11,7 +11,6 @@ from diffusion_jax.processes import gaussian
 from diffusion_jax.types import Array, Cond, Denoise, Process
 
 
-# ---- the exact solution
 def reference(
     denoise: Denoise,
     process: Process,
@@ -22,18 +21,28 @@ def reference(
     cond: Cond = None,
     rtol: float = 1e-10,
 ) -> np.ndarray:
-    """x at time s of the probability-flow solution through x at time t, by an adaptive solve in
-    float64: the yardstick.
+    """Returns x at time s of the probability-flow solution through x at time t, in float64.
 
     With u = sigma / alpha = tan(phi) and z = x / sqrt(alpha^2 + sigma^2) = cos(phi) x0 + sin(phi)
     eps the flow is
 
         dz / d log u = sin(phi) cos(phi) [cos(phi) eps-hat - sin(phi) x0-hat],
 
-    in which everything is of order one at every noise level, and the process's clock, with its
-    kinks if it has any, has dropped out. Dormand-Prince 8(7), PID control of the largest error of
-    any entry, `rtol` a step. denoise must compute in its input's precision. Returns (B, ...)
-    float64 numpy.
+    in which everything is of order one at every noise level, and in which the process's own clock,
+    with its kinks if it has any, does not appear. The solver is Dormand-Prince 8(7) with PID
+    control of the largest error of any entry.
+
+    Args:
+      denoise: (x_t, t, cond) -> Prediction, which computes in the precision of its input.
+      process: the process.
+      x: (B, ...) at time t.
+      t: where the solution begins.
+      s: where it ends.
+      cond: the condition, with leading axis B.
+      rtol: tolerance of the error of a step.
+
+    Returns:
+      (B, ...) float64 numpy array.
     """
     with jax.enable_x64(True):
 
