@@ -166,13 +166,7 @@ def load(path: str, image_size: int = 0, channels: int = 0) -> tuple[Latents, La
                 f"data.{key}={stated}, but the latents of data.path={path} are {shape}; set "
                 f"data.{key}=0"
             )
-    for split in ("train", "test"):
-        labels = found.get(f"{split}_label", np.zeros(0, int))
-        if labels.size and not 0 <= labels.min() <= labels.max() < encoded.num_classes:
-            raise UserError(
-                f"data.path={path}: labels of {split} are not below "
-                f"num_classes={encoded.num_classes}; {made}"
-            )
+    _check_labels(path, found, encoded.num_classes, made)
     train, test = (
         Latents(
             found[f"{split}_mean"],
@@ -208,6 +202,17 @@ def _read(path: str) -> dict[str, Any]:
         return found
     except UserError as error:
         raise UserError(f"data.path={path} cannot be read as a file of latents: {error}") from error
+
+
+def _check_labels(path: str, found: dict[str, np.ndarray], num_classes: int, remedy: str) -> None:
+    """Refuse labels outside 0..num_classes-1."""
+    for split in ("train", "test"):
+        labels = found.get(f"{split}_label", np.zeros(0, int))
+        if labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
+            raise UserError(
+                f"data.path={path}: labels of {split} are not below "
+                f"num_classes={num_classes}; {remedy}"
+            )
 
 
 def _about(path: str, found: dict[str, Any], shift: np.ndarray, scale: np.ndarray) -> Encoded:

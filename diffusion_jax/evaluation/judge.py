@@ -217,10 +217,8 @@ def against(
     chosen = choose(
         train, labels, features=features, metrics=metrics, held_out=held_out, count=count
     )
-    default_labels, recognize = labels, None
-    if ACCURACY in chosen.metrics:
-        everything = data.arrays(train)
-        recognize = recognition.recognizer(everything["image"], everything["label"])
+    default_labels = labels
+    recognize = _recognizer(train) if ACCURACY in chosen.metrics else None
     estimators = [ESTIMATORS[name] for name in chosen.metrics if name in ESTIMATORS]
     samples = count if labels is None else len(labels)
     prepared = []
@@ -240,6 +238,11 @@ def against(
         return _scores(recognize, prepared, images, labels)
 
     return judge
+
+
+def _recognizer(train: Source) -> recognition.Recognize:
+    everything = data.arrays(train)
+    return recognition.recognizer(everything["image"], everything["label"])
 
 
 def _scores(

@@ -163,8 +163,7 @@ def _measuring(
             }
             part[f"{row}.seconds"] = time.monotonic() - began
         file = parts / f"{batch['index'][0]:08d}.npz"
-        with files.atomic_path(file) as path, open(path, "wb") as stream:
-            np.savez(stream, **part)
+        npz.save(file, part)
         return part["index"]
 
     return measure

@@ -21,6 +21,7 @@ from diffusion_jax.assembly import components, denoiser, sample_conditions, samp
 from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.assembly.workdir import Trained
+from diffusion_jax.data.padding import PaddedBatch, padded_batches
 from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import generate, judge, points
 from diffusion_jax.report import pictures
@@ -342,22 +343,21 @@ def runner(
         )
         return samples.x0, samples.nfe
 
-    def part(start: int, ts: Array) -> tuple[np.ndarray, ...]:
-        # the last batch is filled up with copies of the last sample
-        index = np.minimum(np.arange(start, start + batch), count - 1)
-        cond = jax.tree.map(lambda c: c[index], subject.cond)
-        out = run(subject.params, subject.keys[index], cond, ts)
-        return tuple(np.asarray(value)[: count - start] for value in out)
+    def part(rows: PaddedBatch, ts: Array) -> tuple[np.ndarray, ...]:
+        cond = jax.tree.map(lambda c: c[rows.index], subject.cond)
+        out = run(subject.params, subject.keys[rows.index], cond, ts)
+        return tuple(np.asarray(value)[: rows.real] for value in out)
 
     @functools.cache
     def compile_once() -> None:
         # a grid of one time has no step
-        part(0, sampling.pad(jnp.full(1, subject.process.t_min, subject.dtype), length))
+        start = sampling.pad(jnp.full(1, subject.process.t_min, subject.dtype), length)
+        part(next(padded_batches(count, batch)), start)
 
     def sample_all(ts: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
         compile_once()
         ts, began = sampling.pad(jnp.asarray(ts, subject.dtype), length), time.monotonic()
-        parts = [part(start, ts) for start in range(0, count, batch)]
+        parts = [part(rows, ts) for rows in padded_batches(count, batch)]
         x, spent = (np.concatenate(each) for each in zip(*parts))
         return x, spent, time.monotonic() - began
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax import reading
+from diffusion_jax import npz, reading
 from diffusion_jax.errors import UserError
-from diffusion_jax.files import atomic_path, load_json, save_json, save_text
+from diffusion_jax.files import load_json, save_json, save_text
 from diffusion_jax.report.tables import markdown_table
 from diffusion_jax.training import nonfinite
 from diffusion_jax.training.placement import leaves_by_path
@@ -109,8 +109,7 @@ def write(
         "norms": found["layers"],
     }
     folder = Path(workdir) / FOLDER / f"step_{step}"
-    with atomic_path(folder / "batch.npz") as temporary:
-        np.savez(temporary, **batch)
+    npz.save(folder / "batch.npz", batch)
     save_text(folder / "report.md", _text(report))
     save_json(folder / "report.json", report)
     return report["command"]

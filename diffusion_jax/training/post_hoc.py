@@ -34,7 +34,6 @@ import numpy as np
 
 from diffusion_jax import npz
 from diffusion_jax.errors import UserError
-from diffusion_jax.files import atomic_path
 from diffusion_jax.training import ema
 from diffusion_jax.training.placement import leaves_by_path
 from diffusion_jax.training.sharding import fetch
@@ -125,8 +124,7 @@ def save(directory: str | os.PathLike, step: int, averages: dict[str, Params]) -
         path: np.asarray(leaf, np.float32) for path, leaf in leaves_by_path(fetch(averages)).items()
     }
     if jax.process_index() == 0:
-        with atomic_path(Path(directory) / f"{step}.npz") as temporary:
-            np.savez(temporary, **leaves, **{DIGEST: np.array(_digest(step, leaves))})
+        npz.save(Path(directory) / f"{step}.npz", leaves | {DIGEST: _digest(step, leaves)})
 
 
 def steps(directory: str | os.PathLike) -> list[int]:
