@@ -24,7 +24,7 @@ from diffusion_jax.samplers import ancestral, base, grids
 from diffusion_jax.training import step
 from diffusion_jax.types import Prediction
 from tests import commands
-from tests.experiments.test_experiments import small
+from tests.experiments.small_runs import small
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -67,41 +67,47 @@ def edit(
       UserError: for tasks, masks, methods, conditions and images that do not exist or fit.
     """
     shape = tuple(workdirs.about_data(workdir)["image_shape"])
-    strengths = strengths_of(strength)
-    parts = [task, mask, "" if task in EDITS else method, Path(image[0]).stem if image else ""]
-    written = parsing.output(
-        "out", out, ".png", ".json", default=Path(workdir) / "edits" / _file_name(parts)
-    )
-    if task not in EDITS:  # mistakes are reported before anything takes long
+    strengths, is_edit = strengths_of(strength), task in EDITS
+    if not is_edit:  # mistakes are reported before anything takes long
         method_for(method, measurement_for(task, mask, shape), task)
     if image and (first is not None or num is not None):
         raise UserError(
             "--first and --num choose held-out images, and --image names its own; leave them out"
         )
+    parts = [task, mask, "" if is_edit else method, Path(image[0]).stem if image else ""]
+    stem = Path(workdir) / "edits" / _file_name(parts)
+    written = parsing.output("out", out, ".png", ".json", default=stem)
     wanted = "" if task == "translate" else labels  # whose labels are its targets
-    start = first or 0
-    job = _job(config, workdir, shape, wanted, prompt, image, start, num or 8, seed)
-    if task in EDITS:
-        rows, names, facts = edit_tasks.apply(job, task, labels, strengths)
+    job = _job(config, workdir, shape, wanted, prompt, image, first or 0, num or 8, seed)
+    if is_edit:
+        strip = edit_tasks.apply(job, task, labels, strengths)
     else:
-        rows, names, facts = restoration.solve(job, task, mask, method, draws)
+        strip = restoration.solve(job, task, mask, method, draws)
+    asked = {"task": task, "mask": mask, "labels": labels, "prompts": list(prompt)}
+    asked |= {"images": list(image), "num": len(job.images), "first": first or 0, "seed": seed}
+    _save(job, strip, asked, written, scale)
+
+
+def _save(
+    job: Job,
+    strip: restoration.Strip,
+    asked: dict[str, Any],
+    written: dict[str, Path],
+    scale: int,
+) -> None:
+    """Write the picture and the JSON file, and print the scores."""
+    rows, names, facts = strip
+    model = job.trained.experiment
     picture = pictures.image_grid(
         np.concatenate(rows), len(rows[0]), row_labels=names, scale=scale or None
     )
     pictures.save(picture, written[".png"])
     about = {
-        "task": task,
-        "mask": mask,
-        "labels": labels,
-        "prompts": list(prompt),
-        "images": list(image),
-        "num": len(job.images),
-        "first": start,
-        "seed": seed,
-        "sampler": job.trained.experiment.record["sampler"],
+        **asked,
+        "sampler": model.record["sampler"],
         "step": job.trained.step,
         "weights": job.trained.weights,
-        "provenance": provenance.provenance(job.trained.experiment.record, seed),
+        "provenance": provenance.provenance(model.record, asked["seed"]),
     }
     files.save_json(written[".json"], facts | about)
     print(f"{_scores(facts)}: {written['.png']}, {written['.json']}")

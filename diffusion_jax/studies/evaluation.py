@@ -51,9 +51,10 @@ def evaluate(
     names, scores = judge.resolve_names(parsing.names(features), parsing.metrics(metrics))
     judge.check_metrics(scores)  # mistakes are reported before anything takes long
     trained = workdirs.load(workdir, config, mesh)
-    experiment.need_images(trained.experiment)
+    model = trained.experiment
+    experiment.need_images(model)
     dataset = workdirs.images(config, workdir)
-    labels, _ = sample_conditions.for_judging(trained.experiment, dataset, num)
+    labels, _ = sample_conditions.for_judging(model, dataset, num)
     chosen = judge.choose(
         dataset.train,
         labels,
@@ -65,46 +66,39 @@ def evaluate(
     for text in chosen.notes:
         judge.note(text)
     compared = read_reference(reference, dataset, chosen.features)
-    model = trained.experiment
-    resolved = sampling.method(model)
-    nfe = sampling.evaluations(resolved)
+    about = {"reference": compared and compared.of, "num": num, "repeats": repeats}
+    about |= _about(trained, chosen.features)
     print(
         f"{workdir}: step {trained.step}, weights {trained.weights}, {model.sampling.name}, "
-        f"grid {resolved.grid}, NFE {nfe}, guidance {resolved.guidance}; "
+        f"grid {about['grid']}, NFE {about['evaluations']}, guidance {model.sampling.guidance}; "
         f"{repeats} x {num} images",
         file=sys.stderr,
     )
-    result = score_samples(
-        trained,
-        dataset,
-        num,
-        repeats,
-        model.sampling.batch_size,
-        mesh,
-        features=chosen.features,
-        metrics=chosen.metrics,
-        statistics=compared,
-    )
-    if not distributed.first():
-        return
-    measured, table = held_out(trained, dataset)
-    about = {
+    how = {"features": chosen.features, "metrics": chosen.metrics, "statistics": compared}
+    size = model.sampling.batch_size
+    result = score_samples(trained, dataset, num, repeats, size, mesh, **how)
+    if distributed.first():
+        measured, table = held_out(trained, dataset)
+        files.save_json(Path(workdir) / "evaluation.json", result | measured | about)
+        print(report(result) + table)
+
+
+def _about(trained: Trained, features: Sequence[Extractor]) -> dict[str, Any]:
+    """What the JSON file says of the model, its sampling settings and the extractors."""
+    model = trained.experiment
+    resolved = sampling.method(model)
+    return {
         "features": {
             extractor.name: {"digest": extractor.digest, "resize": extractor.resize}
-            for extractor in chosen.features
+            for extractor in features
         },
-        "reference": compared and compared.of,
-        "num": num,
-        "repeats": repeats,
-        "evaluations": nfe,
+        "evaluations": sampling.evaluations(resolved),
         "grid": resolved.grid,
         "sampler": model.record["sampler"],
         "step": trained.step,
         "weights": trained.weights,
         "provenance": provenance.provenance(model.record, model.seed),
     }
-    files.save_json(Path(workdir) / "evaluation.json", result | measured | about)
-    print(report(result) + table)
 
 
 def score_samples(

@@ -185,13 +185,13 @@ def encoded_by(autoencoder: str, unseen: Dataset) -> Encoded:
             "config.json, or another"
         )
     rule = reading.record({}, {"imported": reading.record({"latents": diffusers_networks.LATENTS})})
-    told = files.load_json(Path(autoencoder) / "provenance.json", rule).get("imported")
-    if told is None:
+    imported = files.load_json(Path(autoencoder) / "provenance.json", rule).get("imported")
+    if imported is None:
         raise UserError(
             f"--autoencoder={autoencoder} was trained here, so no published network knows its "
             "latents"
         )
-    moments = diffusers_networks.shift_and_scale(told["latents"], shape[-1])
+    moments = diffusers_networks.shift_and_scale(imported["latents"], shape[-1])
     about = codec.image_shape, unseen.name, unseen.num_classes, unseen.class_names
     return Encoded(latent.digest(codec.params), *about, *moments)
 
@@ -216,12 +216,14 @@ def run_config(
       dataset: config.data.name.
       autoencoder: the workdir of the autoencoder, for a network of latents.
     """
-    told = schedulers.read_scheduler(scheduler)
+    convention = schedulers.read_scheduler(scheduler)
     config = config_files.load_config(DEFAULTS).unlock()
     config.data.update(name=dataset, image_size=shape[0], channels=shape[2], num_classes=classes)
     config.model = default_network(network.model, **options)
     config.update(
-        process=told.process, parameterization=told.parameterization, objective=told.objective
+        process=convention.process,
+        parameterization=convention.parameterization,
+        objective=convention.objective,
     )
     config.conditional = classes > 0
     if network.subtree == "autoencoder":
@@ -230,7 +232,7 @@ def run_config(
     # latents, which have no bounds, have neither one nor three channels
     clip = "static" if scheduler.get("clip_sample", shape[2] in (1, 3)) else "none"
     clip = "dynamic" if scheduler.get("thresholding") else clip
-    config.sampler.update(grid=f"trailing(steps={told.steps})", clip=clip)
+    config.sampler.update(grid=f"trailing(steps={convention.steps})", clip=clip)
     if autoencoder:
         config.data.name, config.sampler.clip = "latents", "none"  # latents have no bounds
         config.latent = ConfigDict({"autoencoder": autoencoder, "recipe": ""})

@@ -125,7 +125,9 @@ def _activations(
         model = model._replace(model=model.model.clone(remat="none"))
     rows: list[dict[str, Any]] = []
 
-    def watch(run: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext):
+    def watch(
+        run: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext
+    ) -> Any:
         out = run(*args, **kwargs)
         if (
             isinstance(out, jax.Array)

@@ -14,7 +14,7 @@ from diffusion_jax.assembly import datasets, train
 from diffusion_jax.assembly import workdir as runs
 from diffusion_jax.studies import likelihood_measures, likelihoods
 from tests import commands
-from tests.experiments.test_experiments import small
+from tests.experiments.small_runs import small
 
 
 @pytest.fixture(scope="module")

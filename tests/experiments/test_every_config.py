@@ -1,0 +1,161 @@
+"""Every config builds, and its loss and sampler have shapes; constants of the presets."""
+
+from __future__ import annotations
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base, digits, families
+from diffusion_jax import data
+from diffusion_jax.assembly import components, experiment, sampling
+from diffusion_jax.assembly.build import build
+from diffusion_jax.errors import UserError
+from diffusion_jax.processes import schedules
+from diffusion_jax.training import step
+from tests.experiments.small_runs import ROOT, small
+
+SHAPES = {
+    "digits": (8, 8, 1),
+    "mnist": (28, 28, 1),
+    "fashion_mnist": (28, 28, 1),
+    "cifar10": (32, 32, 3),
+    "cifar100": (32, 32, 3),
+    "svhn_cropped": (32, 32, 3),
+    "celeb_a": (64, 64, 3),
+    "toy": (2,),
+    "imagenet256_latent": (32, 32, 4),
+    "digits_captions": (8, 8, 1),
+    "emoji": (32, 32, 3),
+    "digits_vae": (8, 8, 1),
+    "mnist_vae": (28, 28, 1),
+    "digits_few_step": (8, 8, 1),
+    "mnist_few_step": (28, 28, 1),
+    "fashion_autoencoder": (28, 28, 1),
+    "cifar10_autoencoder": (32, 32, 3),
+    "tiny_imagenet_autoencoder": (64, 64, 3),
+    "fashion_latent": (7, 7, 4),
+    "tiny_imagenet_latent": (8, 8, 4),
+    "folder": (32, 32, 3),
+}
+
+
+SIZES = {
+    "digits": ("",),
+    "folder": ("",),
+    "digits_vae": ("",),
+    "digits_few_step": ("",),
+    "digits_captions": ("",),
+    "toy": ("",),
+    "imagenet256_latent": (",S",),
+}
+
+
+TRACED = set()  # by an earlier config: many differ in their data alone
+
+
+@pytest.mark.parametrize(
+    "file",
+    sorted(
+        p.stem for p in (ROOT / "configs").glob("[!_]*.py") if p.stem not in ("base", "families")
+    ),
+)
+def test_every_config_builds_and_its_loss_and_sampler_have_shapes(file):
+    """The real network of each size once (tracing a large one takes seconds), a small one under
+    every variant.
+    """
+    module = importlib.import_module(f"configs.{file}")
+    variants = list(
+        getattr(module, "VARIANTS", base.VARIANTS)
+    )  # of autoencoders, which have their own
+    for size in SIZES.get(file, ("", ",full")):
+        for variant in variants:
+            config = module.get_config(variant + size)
+            built = experiment.assemble(
+                config if variant == variants[0] else small(config), SHAPES[file], 10
+            )
+            chosen = sampling.method(built)
+            assert config.sampler.nfe - 1 <= sampling.evaluations(chosen) <= config.sampler.nfe
+            network = f"{config.model} {config.process} {config.parameterization} {config.objective} {config.conditional} {SHAPES[file]}"
+            if network not in TRACED:
+                losses_have_shapes(built, SHAPES[file])
+                TRACED.add(network)
+
+
+def test_ve_presets_have_edms_constants_scaled_to_the_data():
+    """0.02 to 100 for 32x32 color images in [-1, 1] (Karras et al. 2022, table 1); others near the
+    data's largest distance.
+
+    Workdirs whose config says schedules.VE() keep its defaults.
+    """
+    for file, ends in {
+        "cifar10": (0.02, 100),
+        "cifar100": (0.02, 100),
+        "svhn_cropped": (0.02, 100),
+        "emoji": (0.02, 100),
+        "celeb_a": (0.02, 180),
+        "mnist": (0.02, 45),
+        "fashion_mnist": (0.02, 45),
+        "digits": (0.02, 10),
+        "digits_captions": (0.02, 10),
+        "imagenet256_latent": (0.02, 100),
+        "fashion_latent": (0.02, 30),
+        "toy": (0.01, 10),
+    }.items():
+        process = build(
+            components.PROCESSES,
+            importlib.import_module(f"configs.{file}").get_config("ve").process,
+        )
+        assert (process.sigma_min, process.sigma_max) == ends, file
+    for name, end in {"digits": 10, "mnist": 45}.items():
+        assert (
+            families.get_config(name).family.ve.process
+            == f"schedules.VE(sigma_min=0.02, sigma_max={end}.0)"
+        )
+    images = data.arrays(data.load("digits").train)["image"].reshape(-1, 64) / 127.5 - 1
+    square = (images**2).sum(1)
+    largest = np.sqrt((square[:, None] + square - 2 * images @ images.T).max())
+    assert largest == pytest.approx(
+        build(components.PROCESSES, digits.get_config("ve").process).sigma_max, rel=0.1
+    )
+    assert build(components.PROCESSES, "schedules.VE()") == schedules.VE(0.01, 50.0)
+
+
+def test_improved_ddpm_is_a_preset_of_images_alone():
+    """The cosine chain, learned variance, L_hybrid, respaced ancestral sampling; what is not images
+    refuses it by name.
+    """
+    for file in ("digits", "cifar10", "mnist", "celeb_a"):
+        config = importlib.import_module(f"configs.{file}").get_config("iddpm")
+        assert (
+            config.model.learn_variance
+            and "cosine" in config.process
+            and config.objective == "elbo.hybrid(steps=4000)"
+        )
+        assert config.sampler.name == "ancestral.ddpm(variance='learned')"
+        assert (
+            not importlib.import_module(f"configs.{file}").get_config("ddpm").model.learn_variance
+        )
+    for file in ("toy", "fashion_latent"):
+        with pytest.raises(UserError, match="unknown variant 'iddpm'"):
+            importlib.import_module(f"configs.{file}").get_config("iddpm")
+
+
+def losses_have_shapes(built, shape):
+    built = built.kind.prepare(built, None)
+    built = built._replace(teacher=(built, None))  # who jumps is taught by itself
+    params = jax.eval_shape(lambda key: built.kind.init(built, key), jax.random.key(0))
+    batch = (built.conditions.null(4) or {}) | {
+        "image": jnp.zeros((4, *shape)),
+        "label": jnp.zeros(4, jnp.int32),
+    }
+    keys = jax.random.split(jax.random.key(0), 4)
+
+    def now(p):
+        return step.Now(0, {"target": p, "teacher": p})
+
+    losses, extra = jax.eval_shape(lambda p: built.kind.loss(built)(p, batch, keys, now(p)), params)
+    assert {losses.shape} == {value.shape for value in extra.values()} == {(4,)}

@@ -1,0 +1,107 @@
+"""A mistake in a command is one line; labels by number and name."""
+
+from __future__ import annotations
+
+import pytest
+
+from diffusion_jax import parsing
+from diffusion_jax.errors import UserError
+from tests.experiments.small_runs import command
+
+DIGITS = "--config=configs/digits.py:vp"
+
+
+MISTAKES = {
+    "an unknown key": (
+        ["train", DIGITS, "--config.optimizer.learning_rat=1"],
+        "did you mean 'optimizer.learning_rate'",
+    ),
+    "a value of another type": (
+        ["train", DIGITS, "--config.training.steps=many"],
+        "training.steps",
+    ),
+    "an unknown variant": (
+        ["train", "--config=configs/digits.py:vpp"],
+        "did you mean 'vp'? There are: ddpm, edm, flow",
+    ),
+    "a missing config file": (
+        ["train", "--config=configs/digit.py"],
+        "did you mean 'configs/digits.py'",
+    ),
+    "no config": (["train"], "--config is missing"),
+    "an unknown data set": (["train", DIGITS, "--config.data.name=digit"], "did you mean 'digits'"),
+    "a missing folder": (
+        ["train", DIGITS, "--config.data.name=folder", "--config.data.path=nowhere"],
+        "nowhere",
+    ),
+    "an unknown process": (
+        ["train", DIGITS, "--config.process=schedules.VQ()"],
+        "did you mean 'schedules.VP'",
+    ),
+    "an unknown clip": (["train", DIGITS, "--config.sampler.clip=statik"], "did you mean 'static'"),
+    "a missing teacher": (
+        ["train", "--config=configs/digits_few_step.py:cd", "--config.distill.teacher=nowhere"],
+        "config.distill.teacher=nowhere has no config.json",
+    ),
+    "an adversary without a network": (
+        [
+            "train",
+            "--config=configs/digits_vae.py:gaussian",
+            "--config.objective=autoencoding.reconstruction(adversarial=0.5)",
+        ],
+        "config.discriminator names none",
+    ),
+    "an untrained workdir": (
+        ["sample", "--workdir=nowhere"],
+        "--workdir=nowhere has no config.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_one_clear_line_and_a_non_zero_exit(mistake, tmp_path):
+    args, said = MISTAKES[mistake]
+    more = [f"--workdir={tmp_path / 'run'}"] if args[0] == "train" else []
+    done = command(*args, *more, expect=2)
+    lines = [
+        line for line in done.stderr.splitlines() if not line.startswith("data: ")
+    ]  # what a set that was read holds
+    assert len(lines) == 1 and lines[0].startswith("error: ") and said in lines[0], done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+NAMED = ("cat", "Dog", "sea, open", "7", "3")
+
+
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ("", []),
+        ("0,1", [0, 1]),
+        ("cat, dog", [0, 1]),
+        ("sea, open,cat", [2, 0]),
+        ("sea,open", [2]),
+        ("any,0", [5, 0]),
+        ("7", [3]),
+        ("name:3", [4]),
+        ("label:3,label:12", [3, 12]),
+        ("12", [12]),
+    ],
+)
+def test_labels_are_numbers_or_names(text, found):
+    assert parsing.labels("labels", text, NAMED) == found
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("cta", "unknown --labels 'cta'; did you mean 'cat'"),
+        ("-1", "unknown --labels '-1'"),
+        ("1.5", "unknown --labels '1.5'"),
+        ("0,,1", "unknown --labels ''"),
+        ("3", "number of the class '7' and the name of class 4; write label:3 or name:3"),
+    ],
+)
+def test_labels_that_are_none_or_could_be_two_are_refused(text, said):
+    with pytest.raises(UserError, match=said):
+        parsing.labels("labels", text, NAMED)

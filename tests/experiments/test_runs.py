@@ -1,0 +1,246 @@
+"""Runs end to end and small: train, resume, sample, evaluate, the quickstart."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import digits, toy
+from diffusion_jax.assembly import denoiser, sampling, train, workdir
+from diffusion_jax.errors import UserError
+from diffusion_jax.training import ema, restoring
+from tests.experiments.small_runs import ROOT, command, rows, small, width
+from tests.markdown import squeezed
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data_dir):
+    """A tiny U-Net trained for 8 steps on the digits, by the function behind the command."""
+    config = small(digits.get_config("vp"))
+    config.data.data_dir = data_dir
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    assert train.train(config.lock(), str(folder))
+    return folder, config
+
+
+def test_a_run_leaves_config_metrics_pictures_and_a_checkpoint(trained):
+    folder, config = trained
+    assert json.loads((folder / "config.json").read_text())["process"] == config.process
+    assert {"commit", "versions", "date"} <= json.loads(
+        (folder / "provenance.json").read_text()
+    ).keys()
+    assert [row["step"] for row in rows(folder) if "loss" in row] == [2, 4, 6, 8]
+    assert [row["step"] for row in rows(folder) if "eval_loss" in row] == [4, 8]
+    assert width(folder / "samples" / "step_0000008.png") > 80
+    assert width(folder / "loss.png") > 300
+    assert restoring.latest_step(folder / "checkpoints") == 8
+    assert list((folder / "tensorboard").iterdir())
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(trained, tmp_path):
+    """The process is stopped at step 4 by losing all that came later: what kill -9 leaves behind."""
+
+    folder, config = trained
+    again = tmp_path / "again"
+    shutil.copytree(folder, again)
+    shutil.rmtree(again / "checkpoints" / "8")
+    assert train.train(config, str(again))
+    for which in (None, *checkpoint_emas(config)):
+        a, b = (restoring.restore_params(f / "checkpoints", which).state for f in (folder, again))
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert rows(again) == rows(folder)
+
+
+def checkpoint_emas(config):
+
+    return [ema.name(h) for h in config.ema.halflives]
+
+
+def test_another_config_in_the_same_workdir_is_refused_with_its_keys(trained):
+    folder, config = trained
+    other = config.copy_and_resolve_references()
+    other.optimizer.learning_rate = 0.5
+    with pytest.raises(UserError, match=r"optimizer.learning_rate \(0.002 there, 0.5 here\)"):
+        train.train(other, str(folder))
+
+
+def test_a_workdir_gives_its_model_back_and_says_which_weights_there_are(trained):
+    folder, config = trained
+    loaded = workdir.load(folder, workdir.saved_config(str(folder)))
+    assert (loaded.step, loaded.weights) == (8, "5k")
+    config = workdir.saved_config(str(folder)).unlock()
+    config.sampler.ema = "7k"
+    with pytest.raises(UserError, match="unknown config.sampler.ema '7k'.*5k"):
+        workdir.load(folder, config)
+
+
+def test_one_compiled_sampler_serves_every_nfe_and_equals_the_plain_loop(trained):
+    folder, _ = trained
+    loaded = workdir.load(folder, workdir.saved_config(str(folder)))
+    built, keys = loaded.experiment, jax.random.split(jax.random.key(0), 4)
+    cond = built.conditions.of_labels(np.arange(4))
+    settings = sampling.with_sampler(built.sampling, "sde.edm")
+    plans = [sampling.method(built, settings._replace(nfe=nfe)) for nfe in (3, 9)]
+    run = sampling.sample_fn(built, plans[0].sampler, guided=True, clip="static")
+    longest = max(len(plan.ts) for plan in plans)
+    for plan in plans:
+        params = denoiser.ensemble(built, loaded.params)
+        padded = run(params, keys, cond, sampling.pad(plan.ts, longest), jnp.float32(1.5))
+        plain = sampling.sample_with(built, loaded.params, plan)(keys, cond)
+        np.testing.assert_allclose(padded, plain, atol=1e-5)
+    assert run._cache_size() == 1
+
+
+def test_one_device_eight_devices_and_pmap_train_and_sample_alike(tmp_path):
+    """Three steps of SGD on the toy, and images from the same keys, on 8 forced host devices (SGD:
+    Adam would amplify rounding).
+    """
+    script = """
+import jax, numpy as np, sys
+sys.path.insert(0, '.')
+from tests.experiments.small_runs import small
+from configs import toy
+from diffusion_jax import arrays, data
+from diffusion_jax.assembly import datasets, experiment, sampling, trainer
+from diffusion_jax.training import loop, sharding
+def train(parallel, devices):
+    config = small(toy.get_config('flow'))
+    config.parallel = parallel
+    config.conditional, config.optimizer.name, config.optimizer.b1, config.optimizer.b2 = True, 'sgd', None, None
+    config.optimizer.weight_decay, config.optimizer.learning_rate, config.optimizer.warmup = None, 0.1, 0
+    dataset = datasets.dataset(config)
+    built = experiment.assemble(config, dataset.image_shape, dataset.num_classes)
+    parts = trainer.training(built, jax.devices()[:devices])
+    state = parts.runner.init(parts.init, jax.random.key(0))
+    calls = loop.stack(data.batches(dataset.train, batch_size=16), 1)
+    for i in range(3):
+        state, metrics = parts.step(state, parts.runner.put_batch(calls(i), axis=1))
+    return built, sharding.fetch(state.params), float(np.ravel(metrics['loss'])[0])
+built, one, loss = train('jit', 1)
+for parallel in ('jit', 'pmap'):
+    _, params, other = train(parallel, 8)
+    assert abs(loss - other) < 1e-6 * abs(loss), (parallel, loss, other)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), one, params)
+keys, cond = arrays.example_keys(jax.random.key(1), 16), {'label': jax.numpy.arange(16) % 8}
+run = sampling.sample_with(built, one, sampling.method(built))
+alone = np.asarray(run(keys, cond))
+spread = np.asarray(run(*jax.device_put((keys, cond), sharding.examples(sharding.make_mesh()))))
+np.testing.assert_allclose(alone, spread, atol=1e-5)
+print('alike on', jax.device_count())
+"""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "alike on 8", done.stdout + done.stderr
+
+
+def test_the_commands_sample_and_evaluate(trained):
+    folder, _ = trained
+    command(
+        "sample",
+        f"--workdir={folder}",
+        "--seeds=3-6",
+        "--labels=1,2",
+        "--config.sampler.name=ode.heun",
+    )
+    four = np.load(folder / "samples.npz")
+    assert four["images"].shape == (4, 8, 8, 1) and four["images"].dtype == np.uint8
+    assert four["labels"].tolist() == [1, 2, 1, 2] and four["seeds"].tolist() == [3, 4, 5, 6]
+    command(
+        "sample", f"--workdir={folder}", "--seeds=4", "--labels=2", "--config.sampler.name=ode.heun"
+    )
+    np.testing.assert_array_equal(
+        np.load(folder / "samples.npz")["images"][0], four["images"][1]
+    )  # one seed, one image
+    shown = command("evaluate", f"--workdir={folder}", "--num=20", "--repeats=2").stdout
+    assert "real test images" in shown and "recognized" in shown
+
+
+def test_the_commands_take_one_evaluation(trained):
+    """And two of a sampler whose steps take two: x0-hat from noise, on a grid of one time."""
+    folder, _ = trained
+    done = command(
+        "sample",
+        f"--workdir={folder}",
+        "--seeds=4",
+        "--labels=2",
+        "--config.sampler.name=ode.edm_heun",
+        "--config.sampler.nfe=2",
+    )
+    assert ", 1 evaluations per image" in done.stdout + done.stderr and np.load(
+        folder / "samples.npz"
+    )["images"].shape == (1, 8, 8, 1)
+    done = command(
+        "evaluate",
+        f"--workdir={folder}",
+        "--num=10",
+        "--repeats=1",
+        "--metrics=frechet",
+        "--config.sampler.nfe=1",
+    )
+    assert "(pixels)" in done.stdout
+
+
+def test_quickstart_makes_every_picture_it_names_and_suggests_what_next(data_dir, tmp_path):
+    tiny = ["width=8", "multipliers=(1,)", "head_width=8"]
+    done = command(
+        "quickstart",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.data.data_dir={data_dir}",
+        "--config.training.steps=4",
+        "--config.training.log_every=2",
+        "--config.sampler.nfe=3",
+        "--num=20",
+        *[f"--config.model.{option}" for option in tiny],
+    )
+    for name in ("samples.png", "denoising.png", "loss.png", "samplers.png", "samplers_strips.png"):
+        assert name in done.stdout and width(tmp_path / "run" / name) > 150
+    table = squeezed((tmp_path / "run" / "samplers.md").read_text())
+    assert table.count("| ancestral.ddim |") == 4
+    assert (
+        "samplers.html" in done.stdout
+        and (tmp_path / "run" / "samplers.html").stat().st_size > 10_000
+    )
+    assert done.stdout.count("python -m experiments.") == 3
+
+
+def test_labels_and_samplers_that_do_not_exist_are_named(trained):
+    folder, _ = trained
+    done = command("sample", f"--workdir={folder}", "--labels=12", expect=2)
+    assert "label 12 does not exist" in done.stderr
+    done = command("sample", f"--workdir={folder}", "--config.sampler.name=ode.hun", expect=2)
+    assert "did you mean 'ode.heun'" in done.stderr
+
+
+def test_an_image_size_the_network_cannot_take_is_named(data_dir, tmp_path):
+    config = digits.get_config("vp")
+    config.data.data_dir, config.data.image_size = data_dir, 9
+    with pytest.raises(UserError, match="9.*multiple"):
+        train.train(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_toys_train_and_draw_points(tmp_path):
+    config = small(toy.get_config("flow"))
+    config.sampler.nfe = 1  # the pictures during training, from x0-hat alone
+    assert train.train(config, str(tmp_path))
+    assert width(tmp_path / "samples" / "step_0000008.png") > 200

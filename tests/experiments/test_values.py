@@ -1,0 +1,94 @@
+"""Values of flags, and config files that fail."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from diffusion_jax import parsing
+from diffusion_jax.assembly import config_files
+from diffusion_jax.errors import UserError
+from diffusion_jax.studies import few_step_methods
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        (
+            "import nonexistent_module",
+            "line 1: ModuleNotFoundError: No module named 'nonexistent_module'",
+        ),
+        ("\n1 / 0", "line 2: ZeroDivisionError"),
+        ("def get_config(variant='a'):\n  return missing", "line 2: NameError"),
+    ],
+)
+def test_a_config_file_that_raises_is_one_line(tmp_path, text, words):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError, match=words):
+        config_files.load_config(f"{tmp_path}/mine.py:b")
+
+
+@pytest.mark.parametrize(
+    "text, written",
+    [
+        ("cfg1.5", "cfg1.5.npz"),
+        ("a/cfg1.0", "a/cfg1.0.npz"),
+        ("run.v2", "run.v2.npz"),
+        ("a.npz", "a.npz"),
+        ("a.NPZ", "a.npz"),
+        ("a", "a.npz"),
+        ("1.npz.npz", "1.npz.npz"),
+        ("", "kept/name.1.npz"),
+    ],
+)
+def test_out_keeps_its_dots_and_takes_its_own_ending(text, written):
+    found = parsing.output("out", text, ".npz", ".png", default="kept/name.1")
+    assert found == {".npz": Path(written), ".png": Path(written).with_suffix(".png")}
+
+
+@pytest.mark.parametrize("text", ["a.jpg", "a.json", "a.zip", "a.PDF", "a.npy", "folder/", "."])
+def test_out_of_another_format_and_a_folder_are_refused(text):
+    with pytest.raises(UserError, match="--out="):
+        parsing.output("out", text, ".npz", ".png")
+
+
+def test_a_folder_to_write_to_is_no_file(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is a file; name a folder"):
+        parsing.folder("out", tmp_path / "file")
+
+
+def test_lists_of_numbers_paths_and_scores():
+    assert parsing.integers("nfe", "5,10", 1, 10) == [5, 10] and parsing.integers("nfe", "") == []
+    assert parsing.paths("others", "~/a, b") == [os.path.expanduser("~/a"), "b"]
+    assert parsing.metrics("fd, kid,precision,recall") == ["frechet", "kid", "prdc"]
+    for text in ("a", "5,", "11", "0", "9" * 400):
+        with pytest.raises(UserError, match="--nfe="):
+            parsing.integers("nfe", text, 1, 10)
+    for text in ("nan", "inf", "-1", "a", ""):
+        with pytest.raises(UserError, match="--scales="):
+            parsing.numbers("scales", text, 0, 1000)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"sampler": "foo"}, "unknown sampler 'foo'"),
+        ({"sampler": "ddim@karass"}, "did you mean 'karras'"),
+        ({"methods": ["cdd"]}, "did you mean 'cd'"),
+        ({"budgets": [50]}, "--nfe is empty"),
+    ],
+)
+def test_few_step_checks_names_before_it_trains(change, said):
+    given = {
+        "recipe": "configs/digits_few_step.py",
+        "methods": ["cd"],
+        "size": "",
+        "sampler": "ddim",
+        "budgets": [1, 50],
+    }
+    few_step_methods.check_names(*given.values())
+    with pytest.raises(UserError, match=said):
+        few_step_methods.check_names(*(given | change).values())
