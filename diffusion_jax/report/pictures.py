@@ -1,4 +1,8 @@
-"""Grids of images as pictures, with labels."""
+"""Images as grids, strips and mosaics, with labels.
+
+Images are (N, H, W, C), gray or color, uint8 or floating in [-1, 1]. Functions that return a
+PIL.Image leave it to the caller to write it with `save`.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +34,15 @@ def image_grid(
     column_labels: Sequence[Any] | None = None,
     title: str | None = None,
 ) -> Image.Image:
-    """Images (N, H, W, C) in rows of `columns`, each pixel enlarged to scale x scale (None: about
-    48 pixels a side).
+    """Images in rows.
 
-    row_labels, such as captions, stand to the left, broken into lines of LINE letters.
+    Args:
+      images: (N, H, W, C), uint8 or floating in [-1, 1].
+      columns: images of a row.
+      scale: each pixel is enlarged to scale x scale; None makes an image about 48 pixels high.
+      row_labels: texts to the left of the rows, such as captions, broken into lines.
+      column_labels: texts above the columns.
+      title: stands at the top.
     """
     tiles = _rgb(images)
     rows = [list(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
@@ -53,11 +62,10 @@ def grid_by_class(
     columns: int = 16,
     scale: int | None = None,
 ) -> Image.Image:
-    """Images (N, H, W, C) in a row for each class, with its name, in the order of the first of
-    each.
+    """Images in a row for each class, with its name, in the order of the first image of each.
 
-    A class of more than `columns` images has several rows. Where there are many classes of one or
-    two images, the names stand beneath the images instead, ten in a row.
+    A class of more than `columns` images has several rows. If there are many classes of one or two
+    images, the names stand beneath the images instead, ten in a row.
 
     Args:
       images: uint8 or floating in [-1, 1].
@@ -95,17 +103,29 @@ def denoising_strip(
     scale: int | None = None,
     title: str | None = None,
 ) -> Image.Image:
-    """The way from noise to a picture: for each image x_t above and x0-hat below, one column for
-    each time shown.
+    """Sampling as it proceeds: for each image x_t above and x0-hat below, a column for each time.
 
-    x_t, x0_hat: (S, N, H, W, C) floating, in the order of sampling; times (S,), written by
-    `caption` (perhaps 'logSNR {:.1f}'). x_t is shown divided by its own range wherever that is
-    wider than [-1, 1], so that a variance-exploding path can be seen too.
+    x_t is shown divided by its own range wherever that is wider than [-1, 1], so that a
+    variance-exploding path can be seen too.
+
+    Args:
+      x_t: (S, N, H, W, C) floating, in the order of sampling.
+      x0_hat: (S, N, H, W, C) floating.
+      times: (S,) times.
+      caption: the format of a time, such as 'logSNR {:.1f}'.
+      columns: the number of times that are shown, at most.
+      images: the number of images that are shown, at most.
+      scale: as in `image_grid`.
+      title: stands at the top.
+
+    Raises:
+      UserError: if x_t, x0_hat and times have different lengths.
     """
     x_t, x0_hat, times = np.asarray(x_t), np.asarray(x0_hat), np.asarray(times)
     if not len(x_t) == len(x0_hat) == len(times):
         raise UserError(
-            f"a denoising strip needs x_t, x0_hat and a time for each step; got {len(x_t)}, {len(x0_hat)}, {len(times)}"
+            "a denoising strip needs x_t, x0_hat and a time for each step; got "
+            f"{len(x_t)}, {len(x0_hat)}, {len(times)}"
         )
     steps = np.unique(np.linspace(0, len(times) - 1, min(columns, len(times))).round().astype(int))
     rows, labels = [], []
@@ -168,8 +188,16 @@ def strips(
 def mosaic(
     images: np.ndarray, rows: int = 2, *, scale: int | None = None, gap: int = 2
 ) -> np.ndarray:
-    """Images (N, H, W, C) as one tile (h, w, 3) uint8 of `rows` rows, each pixel enlarged as in
-    `image_grid`.
+    """Images as one tile.
+
+    Args:
+      images: (N, H, W, C), uint8 or floating in [-1, 1].
+      rows: the number of rows.
+      scale: as in `image_grid`.
+      gap: pixels between the images.
+
+    Returns:
+      The tile, (h, w, 3) uint8.
     """
     tiles = [_enlarge(tile, scale) for tile in _rgb(images)]
     columns, (h, w) = math.ceil(len(tiles) / rows), tiles[0].shape[:2]
@@ -187,11 +215,18 @@ def mosaic(
 def density(
     points: np.ndarray, box: tuple[Sequence[float], Sequence[float]], *, side: int = 110
 ) -> np.ndarray:
-    """The first two coordinates of points (N, D) as a picture (side, side, 3), dark where they lie
-    densely.
+    """The density of points as a tile, dark where they are dense.
 
-    box: lower and upper corner. The shade is the square root of the count in a cell of two pixels,
-    on the scale of the densest percent of those that are not empty.
+    The shade is the square root of the count in a cell of two pixels, on the scale of the densest
+    percent of the cells that are not empty.
+
+    Args:
+      points: (N, D), of which the first two coordinates are shown.
+      box: the lower and the upper corner.
+      side: pixels of the tile.
+
+    Returns:
+      The tile, (side, side, 3) uint8.
     """
     low, high = np.asarray(box, float)[:, :2]
     points = np.asarray(points, float)[:, :2]
@@ -235,7 +270,7 @@ def _rgb(images: np.ndarray) -> np.ndarray:
 
 
 def _enlarge(tile: np.ndarray, scale: int | None) -> np.ndarray:
-    """Nearest neighbour by a whole number: every pixel of the data stays visible as what it is."""
+    """Enlarge by a whole number, so that every pixel of the data stays visible as it is."""
     scale = max(1, round(48 / tile.shape[0])) if scale is None else scale
     return tile.repeat(scale, 0).repeat(scale, 1)
 

@@ -1,3 +1,4 @@
-"""Training knows a loss function and nothing of diffusion: state, step, EMA, optimizer, devices,
-checkpoints, loop.
+"""Training for any loss function: state, step, EMA, optimizer, devices, checkpoints and loop.
+
+Nothing here depends on diffusion.
 """

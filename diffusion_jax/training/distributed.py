@@ -1,11 +1,10 @@
-"""Several processes, one program: how they find each other, what only the first does, how they
-agree to stop.
+"""Runs of several processes: how they connect, what the first alone does, how they agree to stop.
 
-Every process runs the same main on its own devices; jax.distributed joins them, and `jax.devices()`
-are then those of all. The first process (index 0) alone writes what describes the run; checkpoints
-are written by all (Orbax). A process that dies is missed after `heartbeat_timeout` seconds at the
-latest, and the others end with a message instead of waiting for it; the same command on all of them
-goes on from the last checkpoint.
+Every process runs the same main on its own devices; jax.distributed connects them, and
+`jax.devices()` are then those of all. The first process (index 0) alone writes what describes the
+run; checkpoints are written by all (Orbax). A process that dies is noticed after at most
+`heartbeat_timeout` seconds, and the others end with a message instead of waiting for it; running
+the same command again on all of them resumes training from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -37,10 +36,10 @@ SLURM = (
 
 OPEN_MPI = "OMPI_MCA_orte_hnp_uri"  # likewise; Open MPI 5 no longer sets it
 TPU = "TPU_ML_PLATFORM"  # set to JAX by `import jax` where it finds TPU chips and libtpu
-# seconds that a process that is done waits for the others, of which the first may still be writing
+# seconds that a finished process waits for the others, of which the first may still be writing
 SHUTDOWN_TIMEOUT = 3600
-# seconds that the first process, where all meet, outlives its own mistake, for the others to tell
-# theirs
+# seconds that the first process, which hosts the coordinator, waits after an error of its own, so
+# that the others can report theirs
 GRACE = 3
 FLAGS = ("coordinator", "num_processes", "process_id")
 
@@ -54,20 +53,27 @@ def initialize(
     heartbeat_timeout: int = 100,
     environ: Mapping[str, str] = os.environ,
 ) -> None:
-    """Join the processes of a run; to be called before anything touches a device. Does nothing for
-    a run of one process.
+    """Connect the processes of a run; does nothing for a run of one process.
 
-    coordinator: HOST:PORT, an address of process 0. What is None is found out by jax on TPU pods,
-    SLURM, Open MPI and Kubernetes (see `launcher`); num_processes=1 is a run of one process
-    whatever the environment. timeout: seconds for all to appear; the process ends with one line and
-    status 2 if they do not (the coordination client of jax would abort). heartbeat_timeout: seconds
-    of silence after which a process counts as dead, and all others end. Raises UserError for flags
-    that are incomplete or make no sense, and for what the environment lacks.
+    It must be called before anything uses a device. An argument that is None is found by JAX on TPU
+    pods, SLURM, Open MPI and Kubernetes (`launcher`).
+
+    Args:
+      coordinator: HOST:PORT, an address of process 0.
+      num_processes: the number of processes; 1 is a run of one process in any environment.
+      process_id: the index of this process.
+      timeout: seconds for all processes to connect; if they do not, the process ends with one line
+        and status 2 (the coordination client of JAX would abort).
+      heartbeat_timeout: seconds without a sign of life after which a process counts as dead and all
+        others end.
+      environ: the environment variables.
+
+    Raises:
+      UserError: for flags that are incomplete or contradictory, and for a package that is missing.
     """
     given = dict(zip(FLAGS, (coordinator, num_processes, process_id), strict=True))
-    found = (
-        launcher(environ) if None in given.values() and num_processes != 1 else None
-    )  # complete flags need no cluster
+    # complete flags need no cluster
+    found = launcher(environ) if None in given.values() and num_processes != 1 else None
     if num_processes == 1 or (
         found is None and not any(value is not None for value in given.values())
     ):
@@ -77,37 +83,49 @@ def initialize(
         given["process_id"] = (
             int(environ["OMPI_COMM_WORLD_RANK"]) if process_id is None else process_id
         )
-        found = None  # jax does not see it
+        found = None  # JAX does not recognize it
     _check(given, found)
-    # Orbax and jax would handle SIGTERM themselves, from here on; the training loop does (and
-    # outside it, it kills)
+    # from here on Orbax and JAX would handle SIGTERM themselves; the training loop does, and outside
+    # of it the signal ends the process
     jax.config.update("jax_enable_preemption_service", False)
     with _deadline(timeout, _absent(given, timeout)):
-        try:
-            jax.distributed.initialize(
-                given["coordinator"],
-                given["num_processes"],
-                given["process_id"],
-                local_device_ids=local_devices(environ),
-                cluster_detection_method="deactivate" if found is None else None,
-                initialization_timeout=timeout + 60,
-                heartbeat_timeout_seconds=heartbeat_timeout,
-                shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
-            )
-        except (RuntimeError, ValueError, OSError) as error:
-            line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(
-                f"the processes of this run could not be joined ({found or 'by flags'}): {line}; "
-                "--num_processes=1 runs alone"
-            ) from error
+        _connect(given, found, timeout, heartbeat_timeout, environ)
+
+
+def _connect(
+    given: Mapping[str, Any],
+    found: str | None,
+    timeout: int,
+    heartbeat_timeout: int,
+    environ: Mapping[str, str],
+) -> None:
+    try:
+        jax.distributed.initialize(
+            given["coordinator"],
+            given["num_processes"],
+            given["process_id"],
+            local_device_ids=local_devices(environ),
+            cluster_detection_method="deactivate" if found is None else None,
+            initialization_timeout=timeout + 60,
+            heartbeat_timeout_seconds=heartbeat_timeout,
+            shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"the processes of this run could not be connected ({found or 'by flags'}): {line}; "
+            "--num_processes=1 starts a run of one process"
+        ) from error
 
 
 def launcher(environ: Mapping[str, str] = os.environ) -> str | None:
-    """What started this process as one of several, by the variables that jax itself reads; None for
-    a run of one.
+    """What started this process as one of several; None for a run of one process.
 
-    Raises UserError in an indexed Kubernetes job where the package `kubernetes` is missing, without
-    which jax cannot ask.
+    Args:
+      environ: the environment variables, of which those that JAX itself reads are used.
+
+    Raises:
+      UserError: in an indexed Kubernetes job without the package `kubernetes`, which JAX needs.
     """
     if OPEN_MPI in environ or "OMPI_COMM_WORLD_RANK" in environ:
         return "Open MPI" if int(environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1 else None
@@ -118,17 +136,18 @@ def launcher(environ: Mapping[str, str] = os.environ) -> str | None:
     if "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ:
         if importlib.util.find_spec("kubernetes") is None:
             raise UserError(
-                "this is an indexed Kubernetes job; to join its pods, pip install kubernetes, or give "
-                "--coordinator, --num_processes and --process_id; --num_processes=1 runs alone"
+                "this is an indexed Kubernetes job; to connect its pods, pip install kubernetes, "
+                "or give --coordinator, --num_processes and --process_id; --num_processes=1 starts "
+                "a run of one process"
             )
         return "Kubernetes"
     return None
 
 
 def local_devices(environ: Mapping[str, str] = os.environ) -> list[int] | None:
-    """The GPUs of this task among those that it sees: an equal share. None: all, or as jax decides.
+    """The GPUs of this task among those that it sees: an equal share; None leaves it to JAX.
 
-    jax itself gives every task of SLURM and Open MPI one GPU, also where a node runs a single task
+    JAX itself gives every task of SLURM and Open MPI one GPU, even where a node runs a single task
     for all of its GPUs.
     """
     if "SLURM_LOCALID" in environ and "SLURM_STEP_TASKS_PER_NODE" in environ:
@@ -152,20 +171,21 @@ def local_devices(environ: Mapping[str, str] = os.environ) -> list[int] | None:
 
 
 def first() -> bool:
-    """Whether this is the process that writes. In a run of one it is, and no device is touched to
-    find out.
+    """Whether this is the process that writes, as the only one of a run does.
+
+    In a run of one process no device is used to find out.
     """
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Wait until all processes are here. Nothing for a run of one."""
+    """Wait until all processes have reached this point; does nothing in a run of one process."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def anywhere(flag: bool) -> bool:
-    """Whether any process gave True; all of them ask at once, and wait for each other."""
+    """Whether any process passed True; all of them call it at once, and wait for each other."""
     if jax.process_count() == 1:
         return flag
 
@@ -174,8 +194,9 @@ def anywhere(flag: bool) -> bool:
 
 @contextlib.contextmanager
 def first_before_others(name: str) -> Iterator[None]:
-    """The block is run by the first process, then by all others, which find what it wrote (or make
-    the same mistake).
+    """Run a block in the first process, and then in all others.
+
+    The others find what the first one wrote, or fail with the same error.
     """
     if not first():
         barrier(name)
@@ -187,11 +208,13 @@ def first_before_others(name: str) -> Iterator[None]:
 
 
 def agreement() -> Callable[[int], int]:
-    """agree(number >= 0) -> the largest that any process gave, the same on all; every process calls
-    it equally often.
+    """A function by which processes agree on a number.
 
-    The answer is that of the call before (0 at the first), so that asking between two steps waits
-    for neither; in a run of one it is the number itself.
+    Returns:
+      agree(number >= 0), which gives the largest number that any process passed, the same on all.
+      Every process calls it equally often. The answer is that of the previous call (0 at the
+      first), so that a call between two steps waits for neither; in a run of one process it is the
+      number itself.
     """
     if jax.process_count() == 1:
         return lambda number: number
@@ -216,20 +239,24 @@ def agreement() -> Callable[[int], int]:
 
 
 def lost(error: Exception) -> str | None:
-    """What to tell where an error of the devices means, in a run of several processes, that another
-    process is gone.
+    """The message for an error of the devices which means that another process is gone.
+
+    None for other errors, and in a run of one process.
     """
     if not (jax.distributed.is_initialized() and isinstance(error, jax.errors.JaxRuntimeError)):
         return None
     return (
-        f"process {jax.process_index()} of {jax.process_count()} lost another one ({str(error).splitlines()[0][:200]}); "
-        "the same command, on all of them, goes on from the last checkpoint"
+        f"process {jax.process_index()} of {jax.process_count()} lost another one "
+        f"({str(error).splitlines()[0][:200]}); running the same command again on all of them "
+        "resumes training from the last checkpoint"
     )
 
 
 def leave(status: int) -> NoReturn:
-    """End this process. In a run of several without jax's goodbye, which would wait for others that
-    are busy or dead.
+    """End this process.
+
+    In a run of several processes it skips the shutdown of jax.distributed, which would wait for
+    others that are busy or dead.
     """
     if not jax.distributed.is_initialized():
         sys.exit(status)
@@ -241,7 +268,7 @@ def leave(status: int) -> NoReturn:
 
 @contextlib.contextmanager
 def quiet_others() -> Iterator[None]:
-    """What the block prints is printed by the first process only."""
+    """Let only the first process print what a block prints."""
     if first():
         yield
         return
@@ -253,13 +280,13 @@ def quiet_others() -> Iterator[None]:
         yield
 
 
-def _check(given: Mapping, found: str | None) -> None:
+def _check(given: Mapping[str, Any], found: str | None) -> None:
     missing = [name for name, value in given.items() if value is None]
     if missing and found is None:
         have = ", ".join(f"--{name}={value}" for name, value in given.items() if value is not None)
         raise UserError(
-            f"{have} alone does not start a run of several processes; add {', '.join('--' + m for m in missing)}, "
-            "or --num_processes=1 for a run of one"
+            f"{have} alone does not start a run of several processes; add "
+            f"{', '.join('--' + m for m in missing)}, or --num_processes=1 for a run of one"
         )
     if given["coordinator"] is not None and not re.fullmatch(r".+:\d+", given["coordinator"]):
         raise UserError(
@@ -272,17 +299,18 @@ def _check(given: Mapping, found: str | None) -> None:
         )
 
 
-def _absent(given: Mapping, timeout: int) -> str:
+def _absent(given: Mapping[str, Any], timeout: int) -> str:
     where = given["coordinator"] or "its coordinator"
     if given["process_id"] == 0:
         return (
-            f"process 0 waited {timeout} s at {where} for {given['num_processes'] or 'all'} processes, and not all came; "
-            "start every --process_id, with the same --coordinator"
+            f"process 0 waited {timeout} s at {where} for {given['num_processes'] or 'all'} "
+            "processes, and not all connected; start every --process_id, with the same "
+            "--coordinator"
         )
     which = "this process" if given["process_id"] is None else f"process {given['process_id']}"
     return (
-        f"{which} did not meet the others at {where} within {timeout} s; start process 0 there and all the others, "
-        "and check that the port is open"
+        f"{which} did not meet the others at {where} within {timeout} s; start process 0 there and "
+        "all the others, and check that the port is open"
     )
 
 

@@ -1,16 +1,15 @@
-"""Moving averages of the parameters, several at once: with half-lives in images, or as long as a
-share of the run.
+"""Moving averages of the parameters, with half-lives in images or as long as a share of the run.
 
     ema <- beta ema + (1 - beta) params
 
-Half-lives (Karras et al. 2022, EDM, appendix F.2): beta = 0.5^(batch / h), h = min(half-life, ramp
-* images seen). Counted in images they do not change with the batch size; the ramp keeps a young
-average from remembering the initialisation.
+Half-lives (Karras et al. 2022, EDM, appendix F.2): beta = 0.5^(batch / h) with
+h = min(half-life, ramp * images seen). Counted in images they do not change with the batch size;
+the ramp keeps a young average from remembering the initialization.
 
-Powers (Karras et al. 2024, EDM2, section 3.1): after n steps the parameters of step k weigh
-k^gamma, which beta = (1 - 1/n)^(gamma + 1) does. Such an average is as long as a fixed share
-sigma_rel of all steps so far, and any length can be made afterwards from snapshots of two
-(post_hoc.py).
+Powers (Karras et al. 2024, EDM2, section 3.1): after n steps the parameters of step k have a weight
+proportional to k^gamma, which beta = (1 - 1/n)^(gamma + 1) gives. The length of such an average is
+a fixed share sigma_rel of all steps so far, and an average of any length can be computed afterwards
+from snapshots of two (post_hoc.py).
 """
 
 from __future__ import annotations
@@ -25,12 +24,15 @@ from diffusion_jax.arrays import tree_lerp
 from diffusion_jax.errors import UserError
 from diffusion_jax.types import Array, Params
 
-LONGEST = 0.28  # of the plain mean of all parameters, gamma = 0, it is 1 / sqrt(12) = 0.289
+LONGEST = 0.28  # the plain mean of all parameters, gamma = 0, has 1 / sqrt(12) = 0.289
 
 
 class Ema(NamedTuple):
-    """init: params -> {name: params}. update: (ema, params, images_seen before this batch, batch)
-    -> ema, pure.
+    """Averages of the parameters, as two pure functions.
+
+    Attributes:
+      init: params -> {name: params}.
+      update: (ema, params, images seen before this batch, images in this batch) -> ema.
     """
 
     init: Callable[[Params], dict[str, Params]]
@@ -46,10 +48,14 @@ def name(halflife: float) -> str:
 
 
 def halflives(images: Sequence[float] = (50_000,), *, ramp: float | None = 0.05) -> Ema:
-    """EMAs with the given half-lives in images, approached as ramp * (images seen) (ramp None or 0:
-    not ramped).
+    """EMAs with given half-lives.
 
-    Raises UserError if a half-life is not positive or two have the same name.
+    Args:
+      images: the half-lives in images.
+      ramp: a half-life is at most this share of the images seen; None or 0 does not limit it.
+
+    Raises:
+      UserError: if a half-life is not positive, or two have the same name.
     """
     spans = {name(h): float(h) for h in images}
     if len(spans) != len(images) or any(h <= 0 for h in spans.values()):
@@ -79,9 +85,13 @@ def power_name(sigma_rel: float) -> str:
 
 
 def powers(lengths: Sequence[float]) -> Ema:
-    """Power averages of these relative lengths sigma_rel, in (0, 0.28].
+    """Power averages of given relative lengths.
 
-    Raises UserError for a length outside, or if two are the same.
+    Args:
+      lengths: the lengths sigma_rel, in (0, 0.28].
+
+    Raises:
+      UserError: for a length outside this range, or if two are the same.
     """
     gammas = {power_name(length): gamma(length) for length in lengths}
     if len(gammas) != len(lengths):
@@ -103,15 +113,19 @@ def powers(lengths: Sequence[float]) -> Ema:
 
 
 def gamma(sigma_rel: float) -> float:
-    """The exponent of a power average whose weights have the standard deviation sigma_rel, in units
-    of the run's length:
+    """The exponent gamma of a power average of a given relative length.
 
-    sigma_rel^2 = (gamma + 1) (gamma + 2)^-2 (gamma + 3)^-1, solved for gamma >= 0 (Karras et al.
-    2024, appendix C.1).
+    The length is the standard deviation of the weights in units of the length of the run,
+    sigma_rel^2 = (gamma + 1) (gamma + 2)^-2 (gamma + 3)^-1, solved here for gamma >= 0 (Karras et
+    al. 2024, EDM2, appendix C.1).
+
+    Raises:
+      UserError: for a length outside (0, 0.28].
     """
     if not 0 < sigma_rel <= LONGEST:
         raise UserError(
-            f"the relative length {sigma_rel:g} of a power EMA must be above 0 and at most {LONGEST}, such as 0.05"
+            f"the relative length {sigma_rel:g} of a power EMA must be above 0 and at most "
+            f"{LONGEST}, such as 0.05"
         )
     inverse = sigma_rel**-2.0
     return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
@@ -134,8 +148,11 @@ def together(*parts: Ema) -> Ema:
 
 
 def target(rate: float | Callable[[Array], Array], name: str = "target") -> Ema:
-    """The slow copy that a loss aims at: ema <- rate ema + (1 - rate) params, rate a number or a
-    function of the step.
+    """The slow copy at which a loss aims: ema <- rate ema + (1 - rate) params.
+
+    Args:
+      rate: a number, or a function of the step.
+      name: the name of the average.
     """
 
     def update(ema, params, images_seen, batch):
@@ -146,8 +163,9 @@ def target(rate: float | Callable[[Array], Array], name: str = "target") -> Ema:
 
 
 def frozen(name: str, given: Params) -> Ema:
-    """An average that never moves: how a teacher gets into the state, to be checkpointed, sharded
-    and donated like the rest.
+    """An average that never changes, such as a teacher.
+
+    In the state it is checkpointed, sharded and donated like the rest.
     """
     return Ema(
         lambda params: {name: given}, lambda ema, params, images_seen, batch: {name: ema[name]}

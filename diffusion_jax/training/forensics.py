@@ -1,8 +1,9 @@
-"""What a step that is not finite leaves behind, WORKDIR/nonfinite/step_N, so that it can be
-understood and repeated.
+"""Reports on steps that are not finite, WORKDIR/nonfinite/step_N, to understand and repeat them.
 
-report.json    every number: losses, noise levels and times of the batch, norms layer by layer, and where a replay begins
-report.md      the same for reading          batch.npz    the batch
+report.json    losses, noise levels and times of the batch, norms of all layers, and where a
+               replay begins
+report.md      the same for reading
+batch.npz      the batch
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from diffusion_jax.training import nonfinite
 from diffusion_jax.training.placement import leaves_by_path
 
 FOLDER = "nonfinite"
-MOST = 10  # reports a run may leave
+MAX_REPORTS = 10  # of a run
 SHOWN = 20  # examples in report.md
 _NUMBERS = reading.items(reading.number(finite=False))
 
@@ -49,8 +50,9 @@ _REPORT = reading.record(
 
 
 def rule(value: Any, place: str) -> None:
-    """The rule of a report.json: a loss, a level and a time for each example, a norm of each kind
-    for each layer.
+    """The rule of a report.json.
+
+    It has a loss, a level and a time for each example, and a norm of each kind for each layer.
     """
     _REPORT(value, place)
     batch = len(value["losses"])
@@ -70,8 +72,8 @@ def names(tree: Any) -> list[str]:
 
 
 def full(workdir: str | os.PathLike) -> bool:
-    """Whether the run has left as many reports as it may."""
-    return len(list((Path(workdir) / FOLDER).glob("step_*"))) >= MOST
+    """Whether the run has written MAX_REPORTS reports."""
+    return len(list((Path(workdir) / FOLDER).glob("step_*"))) >= MAX_REPORTS
 
 
 def write(
@@ -86,12 +88,21 @@ def write(
     shift: int,
     checkpoint: int | None,
 ) -> str:
-    """Write the report of a step; returns the command that repeats it.
+    """Write the report of a step.
 
-    numbers: the metrics of that step (training/step.py). times: t of each example. batch: whole, on
-    the host. layers: `names` of the parameters. A replay begins at `checkpoint` (None: the fresh
-    state) with the words of its key, and takes for step k the batch of position k + shift
-    (`loop.roll_back`).
+    Args:
+      workdir: the workdir of the run.
+      step: the step.
+      numbers: the metrics of that step (make_train_step with forensics).
+      times: t of each example.
+      batch: the whole batch, on the host.
+      layers: `names` of the parameters.
+      key: the words of the key with which a replay begins.
+      shift: a replay takes the batch of position k + shift for step k (`nonfinite.roll_back`).
+      checkpoint: the step of the checkpoint at which a replay begins; None is the fresh state.
+
+    Returns:
+      The command that repeats the step.
     """
     found = numbers["nonfinite"]
     losses = np.asarray(found["losses"])
@@ -116,7 +127,11 @@ def write(
 
 
 def read(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
-    """The report of a step. UserError, naming those there are, where there is none."""
+    """The report of a step.
+
+    Raises:
+      UserError: if there is none; it names those that exist.
+    """
     path = Path(workdir) / FOLDER / f"step_{step}" / "report.json"
     if not path.exists():
         steps = sorted(
@@ -131,7 +146,7 @@ def read(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
 
 
 def same(report: Mapping[str, Any], numbers: Mapping[str, Any]) -> bool:
-    """Whether a step's metrics are those of the report, bit for bit."""
+    """Whether the metrics of a step equal those of the report, bit for bit."""
     found = numbers["nonfinite"]
     pairs = [
         (report["losses"], found["losses"]),

@@ -35,11 +35,14 @@ def empty_tally() -> Tally:
 
 
 def add(tally: Tally, metrics: dict[str, Any]) -> Tally:
-    """The tally with the metrics of one call, numpy arrays (n, ...) for its n steps, summed in
-    float64.
+    """The tally with the metrics of one call added, summed in float64.
 
-    Steps that are not finite are only counted ('skipped'): they moved nothing, and would make every
-    mean NaN.
+    Steps that are not finite are only counted ('skipped'): they changed nothing, and would make
+    every mean NaN.
+
+    Args:
+      tally: the sums so far.
+      metrics: numpy arrays (n, ...) for the n steps of the call.
     """
     if (flags := metrics.get("nonfinite", {}).get("flag")) is not None and np.any(flags):
         good = {key: value for key, value in metrics.items() if key != "nonfinite"}
@@ -66,8 +69,11 @@ def add(tally: Tally, metrics: dict[str, Any]) -> Tally:
 
 
 def row(tally: Tally) -> dict[str, Any]:
-    """The means of a tally, {'loss': .., ..., 'loss_by_level': [mean or None], 'level_edges':
-    [...]}; 'skipped', if any.
+    """The means of a tally.
+
+    Returns:
+      {'loss': mean, ..., 'loss_by_level': [mean or None], 'level_edges': [...]}, and 'skipped' if
+      steps were skipped.
     """
     sums = dict(tally["sums"])
     level_sum, level_count = sums.pop("level_sum", None), sums.pop("level_count", None)
@@ -89,8 +95,14 @@ def _map(function: Callable, tree: Any) -> Any:
 
 
 class Writer(NamedTuple):
-    """row(step, values, timing): a line and its scalars; images(step, name, uint8 (N, H, W, C));
-    sync(): to disk; text(step, name, text): to TensorBoard alone.
+    """Where a run writes its metrics.
+
+    Attributes:
+      row: row(step, values, timing) writes a line and its scalars.
+      images: images(step, name, batch) shows uint8 images (N, H, W, C) in TensorBoard.
+      sync: waits until everything is on disk.
+      close: closes the files.
+      text: text(step, name, content) shows a text in TensorBoard.
     """
 
     row: Callable[..., None]
@@ -107,10 +119,13 @@ def open_writer(
     log_every: int = 0,
     tensorboard: bool = True,
 ) -> Writer:
-    """A writer into DIR/metrics.jsonl and DIR/tensorboard; rows after start_step, of a run that
-    died, are cut off.
+    """A writer into DIR/metrics.jsonl and DIR/tensorboard.
 
-    log_every: as in `cut`, which warns of rows that are lost.
+    Args:
+      directory: the folder DIR.
+      start_step: rows after this step, of a run that died, are removed.
+      log_every: steps between rows; `cut` warns of rows that are lost.
+      tensorboard: whether to write events for TensorBoard.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -152,8 +167,10 @@ def open_writer(
 
 
 def _by_level(values: dict[str, Any]) -> dict[str, float]:
-    """The losses of every bin of noise levels as scalars, {'loss_by_level/03_log-SNR_-5.0_to_-2.5':
-    mean}; empty bins have none.
+    """The mean loss of every bin of noise levels as a scalar; empty bins have none.
+
+    Returns:
+      {'loss_by_level/03_log-SNR_-5.0_to_-2.5': mean, ...}.
     """
     found = {}
     for key, means in values.items():
@@ -167,22 +184,28 @@ def _by_level(values: dict[str, Any]) -> dict[str, float]:
 
 
 def no_writer() -> Writer:
-    """A writer that writes nothing: that of all processes but the first."""
+    """A writer that writes nothing, for all processes but the first."""
     return Writer(*[lambda *_: None] * 5)
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The whole rows of a metrics.jsonl, in order; lines that are damaged are left out (a killed
-    run may leave half of one).
+    """The rows of a metrics.jsonl, in order.
+
+    Damaged lines are left out; a killed run may leave half of one.
     """
     return [row for _, row in _rows(path) if row is not None]
 
 
 def cut(path: str | os.PathLike, step: int, log_every: int = 0) -> None:
-    """Keep the rows up to and including this step, atomically; the kept lines are not touched.
+    """Keep the rows up to and including a step, atomically, without changing them.
 
-    One warning on stderr tells of rows up to this step that are lost: damaged lines, or, where rows
-    come every `log_every` steps (0: not known), a file that ends too early.
+    One warning on stderr reports rows up to this step that are lost: damaged lines, or a file that
+    ends too early.
+
+    Args:
+      path: the file.
+      step: the step.
+      log_every: steps between rows; 0 if it is not known.
     """
     path = Path(path)
     found = _rows(path)
@@ -206,7 +229,7 @@ def cut(path: str | os.PathLike, step: int, log_every: int = 0) -> None:
 
 
 def _rows(path: str | os.PathLike) -> list[tuple[str, dict[str, Any] | None]]:
-    """Each line with its end, and the row in it, None where it holds none."""
+    """Each line with its end, and its row; None for a line without one."""
     path = Path(path)
     if not path.exists():
         return []
@@ -257,8 +280,9 @@ class _Events(NamedTuple):
 
 
 def _events(directory: Path, start_step: int) -> _Events:
-    """TensorBoard's file, without the thread of tensorboardX's SummaryWriter: on a full disk that
-    dies, and all wait for it.
+    """TensorBoard's file, without the thread of tensorboardX's SummaryWriter.
+
+    On a full disk that thread dies, and everything else waits for it.
     """
     directory.mkdir(parents=True, exist_ok=True)
     file = event_file_writer.EventsWriter(str(directory / "events"), f".{os.getpid()}.{start_step}")

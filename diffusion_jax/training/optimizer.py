@@ -1,4 +1,4 @@
-"""Any optax optimizer by name, with a learning-rate schedule and clipping by global norm in front."""
+"""Any optax optimizer by name, with a learning-rate schedule and clipping by global norm."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from diffusion_jax.types import Array
 Schedule = Callable[[Array], Array]  # step -> learning rate
 DECAYS = ("constant", "cosine", "linear", "rsqrt")
 
-# optimizers of optax that a step of (gradient, parameters) at a scheduled rate cannot serve
+# optimizers of optax that need more than a gradient, parameters and a scheduled rate
 LEFT_OUT = {
     "lbfgs",  # needs the loss function
     "noisy_sgd",  # needs a key
@@ -45,13 +45,28 @@ def make_optimizer(
     eps: float | None = None,
     **options,
 ) -> tuple[optax.GradientTransformation, Schedule]:
-    """(tx, schedule): optax's optimizer of that name ('adamw', 'lion', 'sgd', 'contrib.muon') at
-    the scheduled rate.
+    """An optimizer of optax at a scheduled learning rate.
 
-    The gradient is first clipped to global norm `clip` (0: not). Weight decay, betas and eps, and
-    any other argument of the optimizer in `options` (momentum=0.9, nesterov=True), keep the
-    optimizer's own default where None. For the rate see `learning_rate_schedule`. Raises UserError
-    for an unknown name, or an argument that this optimizer does not take.
+    Args:
+      name: the name in optax, such as 'adamw', 'lion', 'sgd' or 'contrib.muon'.
+      learning_rate: the highest learning rate; see `learning_rate_schedule`.
+      total_steps: the number of steps of the run.
+      warmup: steps of linear warm-up.
+      schedule: the kind of decay.
+      final: the learning rate at the end as a share of the highest.
+      decay_from: the reference step of the decay 'rsqrt'.
+      clip: the global norm to which the gradient is clipped first; 0 does not clip.
+      weight_decay: None keeps the default of the optimizer, here and below.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: the constant in the denominator.
+      **options: other arguments of the optimizer, such as momentum=0.9 or nesterov=True.
+
+    Returns:
+      The optimizer, and its schedule: step -> learning rate.
+
+    Raises:
+      UserError: for an unknown name, or an argument that this optimizer does not take.
     """
     rate = learning_rate_schedule(
         learning_rate,
@@ -81,20 +96,32 @@ def learning_rate_schedule(
     final: float = 0.0,
     decay_from: int | None = None,
 ) -> Schedule:
-    """step -> learning_rate * min(1, (step + 1) / warmup) * decay, u from 0 to 1 after the warm-up,
-    and
+    """The function step -> learning_rate * min(1, (step + 1) / warmup) * decay.
 
-        constant: decay = 1                      cosine: final + (1 - final) (1 + cos(pi u)) / 2
+    With u from 0 to 1 after the warm-up, the decay is
+
+        constant: 1                              cosine: final + (1 - final) (1 + cos(pi u)) / 2
         linear:   1 - (1 - final) u              rsqrt:  max(1, step / decay_from)^-1/2
 
-    (the last: Karras et al. 2024, EDM2; decay_from None: the end of the warm-up). UserError for an
-      unknown schedule.
+    (the last by Karras et al. 2024, EDM2).
+
+    Args:
+      learning_rate: the highest learning rate.
+      total_steps: the number of steps of the run.
+      warmup: steps of linear warm-up.
+      schedule: the kind of decay.
+      final: the learning rate at the end as a share of the highest.
+      decay_from: the reference step of rsqrt; None is the end of the warm-up.
+
+    Raises:
+      UserError: for an unknown schedule, or a rate or warm-up out of range.
     """
     if schedule not in DECAYS:
         raise unknown("learning-rate schedule", schedule, DECAYS)
     if learning_rate <= 0 or warmup < 0:
         raise UserError(
-            f"optimizer.learning_rate={learning_rate} must be positive and optimizer.warmup={warmup} not negative"
+            f"optimizer.learning_rate={learning_rate} must be positive and "
+            f"optimizer.warmup={warmup} not negative"
         )
     reference = max(decay_from or warmup, 1)
     span = max(total_steps - warmup, 1)
@@ -114,8 +141,9 @@ def learning_rate_schedule(
 
 
 def optimizer_names() -> list[str]:
-    """The optimizers of the installed optax that `make_optimizer` takes (besides those of
-    optax.contrib).
+    """The optimizers of the installed optax that `make_optimizer` takes.
+
+    Those of optax.contrib are not listed.
     """
     public = (name for name in dir(optax) if not name.startswith(("_", "scale_by_")))
     return sorted(
@@ -152,6 +180,7 @@ def _accepted(name: str, make: Callable, arguments: dict) -> dict:
     for key, value in arguments.items():
         if key not in takes:
             raise UserError(
-                f"optimizer.{key}={value}: {name} has no such argument (set it to None); it takes {', '.join(takes)}"
+                f"optimizer.{key}={value}: {name} has no such argument (set it to None); it takes "
+                f"{', '.join(takes)}"
             )
     return arguments

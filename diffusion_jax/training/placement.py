@@ -1,4 +1,4 @@
-"""Where the leaves of a state live on a mesh: one rule from a leaf's path and shape to its place."""
+"""Where the leaves of a state live on a mesh, by one rule for the path and shape of a leaf."""
 
 from __future__ import annotations
 

@@ -1,18 +1,18 @@
-"""Power EMAs of any length after training, from stored snapshots of a few (Karras et al. 2024,
-EDM2, section 3.2, appendix C).
+"""Power EMAs of any length after training, from stored snapshots of a few.
 
-The power average with exponent gamma at step T weighs the parameters of step t by
+This is the method of Karras et al. 2024, EDM2, section 3.2 and appendix C. The power average with
+exponent gamma at step T weighs the parameters of step t by
 
     p(t) = (gamma + 1) t^gamma / T^(gamma + 1),    0 <= t <= T.
 
-A weighted sum of snapshots is again an average of the parameters; its weights are made to fit those
+A weighted sum of snapshots is again an average of the parameters; its weights are fitted to those
 of the wanted average,
 
     x = argmin  integral of (p_wanted(t) - sum_i x_i p_i(t))^2 dt    subject to    sum_i x_i = 1,
 
 that is A x + m = b with A_ij = <p_i, p_j>, b_i = <p_i, p_wanted> and a multiplier m. (The paper
 leaves the sum free; with few snapshots it would then shrink all weights by some percent.) The inner
-products are known:
+products have a closed form:
 
     <p_a, p_b> = (a + 1)(b + 1) / (a + b + 1) min(T_a, T_b)^(a + b + 1) / (T_a^(a + 1) T_b^(b + 1)).
 
@@ -50,8 +50,12 @@ class Profile(NamedTuple):
 
 
 class Reconstructed(NamedTuple):
-    """params: the wanted average at a step. misfit: how far its weights are from the wanted ones,
-    as a share of their norm.
+    """A reconstructed average.
+
+    Attributes:
+      params: the wanted average.
+      step: the step at which it is taken.
+      misfit: the distance of its weights from the wanted ones, as a share of their norm.
     """
 
     params: Params
@@ -61,11 +65,17 @@ class Reconstructed(NamedTuple):
 
 # ---- the fit
 def fit(have: Sequence[Profile], wanted: Profile) -> tuple[np.ndarray, float]:
-    """(x (n,), misfit): the least-squares coefficients in float64, and |p_wanted - sum_i x_i p_i| /
-    |p_wanted|.
+    """The least-squares coefficients of snapshots for a wanted average.
 
-    Of coefficients that fit equally well the smallest are taken: snapshots close together are
-      nearly the same equation.
+    Of coefficients that fit equally well the smallest are chosen, because snapshots close together
+    give nearly the same equation.
+
+    Args:
+      have: the profiles of the n snapshots.
+      wanted: the profile of the wanted average.
+
+    Returns:
+      The coefficients x (n,) in float64, and the misfit |p_wanted - sum_i x_i p_i| / |p_wanted|.
     """
     a, t = _numbers(have)
     g, end = _numbers([wanted])
@@ -85,8 +95,9 @@ def _numbers(profiles: Sequence[Profile]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _inner(a, t_a, b, t_b) -> np.ndarray:
-    """<p_a, p_b>, with powers of the ratio of the two steps alone, which neither over- nor
-    underflow.
+    """The inner product <p_a, p_b>.
+
+    It uses only powers of the ratio of the two steps, which neither overflow nor underflow.
     """
     low, high = np.minimum(t_a, t_b), np.maximum(t_a, t_b)
     return (a + 1) * (b + 1) / (a + b + 1) * (low / high) ** np.where(t_a < t_b, b, a) / high
@@ -97,7 +108,11 @@ def _norm(x: np.ndarray, a: np.ndarray, t: np.ndarray) -> float:
 
 
 def length_of(name: str) -> float | None:
-    """'post_hoc(0.12)' -> 0.12; None for a name of other weights."""
+    """The relative length in 'post_hoc(0.12)', 0.12; None for a name of other weights.
+
+    Raises:
+      UserError: if the length is not a number.
+    """
     found = re.fullmatch(r"post_hoc\(\s*([0-9.eE+-]+)\s*\)", name.strip())
     try:
         return float(found[1]) if found else None
@@ -109,16 +124,20 @@ def length_of(name: str) -> float | None:
 
 # ---- snapshots
 def saver(directory: str | os.PathLike, lengths: Sequence[float]) -> Callable[[Any, int], None]:
-    """A hook of the training loop, (state, step) -> None, that stores the power averages of these
-    lengths.
+    """A hook of the training loop, (state, step) -> None, that stores power averages.
+
+    Args:
+      directory: the folder of the snapshots.
+      lengths: the relative lengths of the averages to store.
     """
     names = [ema.power_name(length) for length in lengths]
     return lambda state, step: save(directory, step, {name: state.ema[name] for name in names})
 
 
 def save(directory: str | os.PathLike, step: int, averages: dict[str, Params]) -> None:
-    """Write DIR/STEP.npz, atomically. Every process calls it, as shards are gathered; the first one
-    writes.
+    """Write DIR/STEP.npz, atomically.
+
+    Every process calls it, because shards are gathered; the first one writes.
     """
     leaves = {
         path: np.asarray(leaf, np.float32) for path, leaf in leaves_by_path(fetch(averages)).items()
@@ -128,12 +147,16 @@ def save(directory: str | os.PathLike, step: int, averages: dict[str, Params]) -
 
 
 def steps(directory: str | os.PathLike) -> list[int]:
-    """The steps of the snapshots there are."""
+    """The steps of the snapshots in a folder, ascending."""
     return sorted(int(path.stem) for path in Path(directory).glob("*.npz") if path.stem.isdecimal())
 
 
 def load(directory: str | os.PathLike, step: int) -> dict[str, dict[str, np.ndarray]]:
-    """{length's name: {path: leaf}} of one snapshot. Raises UserError where it is damaged."""
+    """The averages of one snapshot, {name of the length: {path: leaf}}.
+
+    Raises:
+      UserError: if the snapshot is damaged.
+    """
     path = Path(directory) / f"{step}.npz"
     try:
         leaves = npz.load(path, {DIGEST: npz.ArraySpec("U", ())}, lambda _: npz.ArraySpec("f"))
@@ -142,7 +165,8 @@ def load(directory: str | os.PathLike, step: int) -> dict[str, dict[str, np.ndar
         whole = False
     if not whole:
         raise UserError(
-            f"the snapshot '{path}' is damaged; restore a copy, or delete it: the others serve without it"
+            f"the snapshot '{path}' is damaged; restore a copy, or delete it: the others suffice "
+            "without it"
         )
     averages: dict[str, dict[str, np.ndarray]] = {}
     for name, leaf in leaves.items():
@@ -154,16 +178,24 @@ def load(directory: str | os.PathLike, step: int) -> dict[str, dict[str, np.ndar
 def reconstruct(
     directory: str | os.PathLike, length: float, template: Any, *, step: int | None = None
 ) -> Reconstructed:
-    """The power average of this relative length at `step` (None: that of the last snapshot), from
-    all snapshots up to it.
+    """A power average of any relative length, from all snapshots up to a step.
 
-    template: a tree of arrays or shapes like the parameters. Summed in float64. One snapshot is in
-    memory at a time. Raises UserError if there are no snapshots, or they are of another model.
+    It is summed in float64, with one snapshot in memory at a time.
+
+    Args:
+      directory: the folder of the snapshots.
+      length: the relative length of the wanted average.
+      template: a tree of arrays or shapes like the parameters.
+      step: the step of the average; None is that of the last snapshot.
+
+    Raises:
+      UserError: if there are no snapshots, or they are of another model.
     """
     there = [s for s in steps(directory) if step is None or s <= step]
     if not there:
         raise UserError(
-            f"there are no snapshots in '{directory}'; train with --config.ema.powers='(0.05,0.1)' to keep them"
+            f"there are no snapshots in '{directory}'; train with "
+            "--config.ema.powers='(0.05,0.1)' to keep them"
         )
     lengths = [float(name.removeprefix("power_")) for name in load(directory, there[0])]
     have = [Profile(each, s) for s in there for each in lengths]
@@ -176,7 +208,8 @@ def reconstruct(
             found = averages.get(ema.power_name(each), {})
             if {path: leaf.shape for path, leaf in found.items()} != shapes:
                 raise UserError(
-                    f"the snapshot of step {s} in '{directory}' is of another model or of other lengths; remove it"
+                    f"the snapshot of step {s} in '{directory}' is of another model or of other "
+                    "lengths; remove it"
                 )
             for path, leaf in found.items():
                 total[path] += weight * leaf

@@ -76,7 +76,7 @@ class Log:
 
 
 class Run:
-    """What changes as a run proceeds: the state, its step, and the metrics that are not saved yet."""
+    """What changes as a run proceeds: the state, its step, and metrics that are not saved yet."""
 
     def __init__(
         self,

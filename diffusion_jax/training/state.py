@@ -12,11 +12,15 @@ from diffusion_jax.types import Array, Key, Params
 
 
 class TrainState(NamedTuple):
-    """What a step moves and a checkpoint holds: arrays only. The data position is `step` itself.
+    """What a step changes and a checkpoint holds: arrays only.
 
-    step: int32 scalar, the number of steps done, which is also the index of the next batch. key: a
-    typed key that only a rollback changes (loop.roll_back); step k draws from fold_in(key, k). ema:
-    {name: a tree like params}, names as in `ema.name`.
+    Attributes:
+      step: int32 scalar, the number of steps done, which is also the index of the next batch.
+      params: the parameters.
+      opt_state: the state of the optimizer.
+      ema: averages of the parameters, by name (`ema.name`).
+      key: a typed key that only a rollback changes (`nonfinite.roll_back`); step k draws from
+        fold_in(key, k).
     """
 
     step: Array
@@ -27,7 +31,8 @@ class TrainState(NamedTuple):
 
 
 def init_state(params: Params, tx: optax.GradientTransformation, ema: Ema, key: Key) -> TrainState:
-    """The state before the first step; every EMA starts at params. For `Runner.init`, which
-    compiles and places it.
+    """The state before the first step; every EMA starts at params.
+
+    `Runner.init` compiles this function and places its result.
     """
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), ema.init(params), key)

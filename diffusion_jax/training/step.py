@@ -84,7 +84,7 @@ def make_train_step(
       ema: the averages of the parameters.
       schedule: step -> learning rate, to be reported as 'learning_rate'.
       axis_name: the mapped axis under pmap, where B is the local batch.
-      accumulate: the gradient is summed over this number of microbatches of B / accumulate examples.
+      accumulate: the gradient is summed over so many microbatches of B / accumulate examples.
       levels: the bins of the loss by noise level.
       forensics: look for values that are not finite. The metrics then include 'nonfinite'
         (`nonfinite.inspect`), and a step whose loss, gradient or update is not finite leaves
@@ -181,7 +181,7 @@ def make_eval_step(
 
 
 def _place(axis_name: str | None, size: int) -> tuple[int, int | Array]:
-    """The number of devices a batch is spread over, and the index of this device's first example."""
+    """The number of devices of a batch, and the index of this device's first example in it."""
     if axis_name is None:
         return 1, 0
     return jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name) * size

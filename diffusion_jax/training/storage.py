@@ -165,7 +165,7 @@ def reason(error: BaseException) -> str:
 
 
 def _check_regular_files(folder: Path) -> None:
-    """Raise OSError for a checkpoint with a pipe or a device, for which Orbax would wait forever."""
+    """Raise OSError for a checkpoint with a pipe or a device, from which Orbax would wait."""
     for parent, _, files in os.walk(folder):
         for name in files:
             if not stat.S_ISREG(os.stat(os.path.join(parent, name)).st_mode):
