@@ -87,9 +87,9 @@ def test_bad_prompts_are_one_line(model, prompt, message):
 
 def test_prompts_and_labels_meet_the_right_models(model):
 
-    labelled = experiment.assemble(_labelled(), (8, 8, 1), 10)
+    labeled = experiment.assemble(_labeled(), (8, 8, 1), 10)
     with pytest.raises(UserError, match="knows no captions.* labels, 0 to 9: use --labels"):
-        generation.requested_conditions(labelled, "", ["a 3"], 4)
+        generation.requested_conditions(labeled, "", ["a 3"], 4)
     with pytest.raises(UserError, match="give one, or several, by --prompt"):
         generation.requested_conditions(model, "", [], 4)
     with pytest.raises(UserError, match="takes captions: say what to draw by --prompt"):
@@ -105,7 +105,7 @@ def test_prompts_and_labels_meet_the_right_models(model):
     ]
 
 
-def _labelled():
+def _labeled():
     config = config_of(encoder="")
     config.conditional = True
     return config
@@ -159,7 +159,7 @@ def test_a_guided_model_of_captions_is_compared_by_the_samples_of_its_captions()
         sample_conditions.for_judging(built, dataset._replace(captions=()), 3)
 
 
-def taught_at(scale, student):
+def distilled_at(scale, student):
     """The student with this config.distill.guidance."""
     return student._replace(sources=student.sources._replace(teacher_guidance=scale))
 
@@ -179,7 +179,7 @@ def test_a_teacher_of_captions_is_guided_at_the_scale_of_the_distillation():
         student = guided_at(
             1.0, objective="consistency.distillation(solver=ancestral.ddim())", label_dropout=0.0
         )
-        student = taught_at(scale, student)._replace(teacher=(teacher, {}))
+        student = distilled_at(scale, student)._replace(teacher=(teacher, {}))
         now = step.Now(jnp.int32(0), {"target": {}, "teacher": {}})
         return student.kind.loss(student)({}, batch, keys, now)[0]
 
@@ -193,17 +193,15 @@ def test_a_teacher_of_captions_is_guided_at_the_scale_of_the_distillation():
 def test_a_teacher_of_an_unconditional_student_has_no_condition_to_guide_by():
     """Its own guidance then changes nothing; a scale that is set is refused, before training."""
     objective = "consistency.distillation()"
-    student = experiment.assemble(_labelled(), (8, 8, 1), 0)._replace(
-        teacher=(guided_at(3.0), None)
-    )
+    student = experiment.assemble(_labeled(), (8, 8, 1), 0)._replace(teacher=(guided_at(3.0), None))
     assert few_step.teacher_scale(student) is None
     with pytest.raises(UserError, match="config.distill.guidance=3: the student is unconditional"):
-        few_step.teacher_scale(taught_at(3.0, student))
+        few_step.teacher_scale(distilled_at(3.0, student))
     captioned = guided_at(1.0, objective=objective)._replace(
-        teacher=(experiment.assemble(_labelled(), (8, 8, 1), 0), None)
+        teacher=(experiment.assemble(_labeled(), (8, 8, 1), 0), None)
     )
     with pytest.raises(UserError, match="config.distill.guidance=2: this model is unconditional"):
-        few_step.teacher_scale(taught_at(2.0, captioned))
+        few_step.teacher_scale(distilled_at(2.0, captioned))
 
 
 @pytest.mark.parametrize(

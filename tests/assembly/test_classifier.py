@@ -31,7 +31,7 @@ def test_a_classifier_needs_a_label_and_its_classes():
         guidance.class_log_prob(logits, against=2)(x, 0.4, cond)
 
 
-def test_a_denoiser_is_no_classifier_and_other_processes_are_told():
+def test_a_denoiser_is_no_classifier_and_other_processes_are_named():
     plain = tiny()
     built = experiment.guided_by("classifier('c')", plain, lambda other: (plain, None))
     with pytest.raises(UserError, match="is no classifier"):

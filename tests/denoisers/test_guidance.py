@@ -94,7 +94,7 @@ def test_cfg_keeps_the_learned_variance_between_its_bounds():
 
 
 @every_process
-def test_labelled_mixture_is_its_classes(process):
+def test_labeled_mixture_is_its_classes(process):
     """The mixture's own labels, against the denoisers of its parts."""
     (x, cond), law = points(), laws.mixture(WEIGHTS, CENTRES, STD)
     ours, parts = laws.denoise_mixture(law, process, labels=[0, 1]), by_class(process)

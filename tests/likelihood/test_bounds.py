@@ -21,7 +21,7 @@ from tests.likelihood.chains import CHAIN, MEAN, STD, bound_of, exact_denoiser, 
 
 
 def gap_to_likelihood(n, variance):
-    """Bits per dimension of the bound minus the data's exact -log2 p, discretised: mean and
+    """Bits per dimension of the bound minus the data's exact -log2 p, discretized: mean and
     standard error over images.
     """
     edges = np.asarray(pixels(8192), "float64")[..., None] + np.array([-1, 1]) / 255

@@ -78,7 +78,7 @@ def test_a_powerful_decoder_reads_the_pixels_before_each_and_no_others():
     assert all(np.abs(by[i, i - 8]) > 0 for i in range(8, 64))
 
 
-def test_unrolled_pixels_are_the_draws_that_teacher_forcing_on_them_gives():
+def test_sampled_pixels_are_the_draws_that_teacher_forcing_on_them_gives():
     """A fixed point: fed the finished image, the decoder draws it again from the same noise."""
     model, params = tiny("powerful")
     net = AutoencoderNetworks(

@@ -91,7 +91,7 @@ def test_sizes(size, millions):
     assert round(count(params) / 1e6) == millions
 
 
-def test_places_are_told_apart_column_first():
+def test_positions_differ_column_first():
     """The same places at every column (or row) of a grid that is not square, and frequencies from 1
     down.
     """
@@ -164,7 +164,7 @@ def test_remat_changes_no_gradient_and_bfloat16_is_close():
 
 
 def test_a_loop_of_blocks_is_the_blocks():
-    """The same output and gradient, with the blocks' parameters stacked; each block is initialised
+    """The same output and gradient, with the blocks' parameters stacked; each block is initialized
     by itself.
     """
     x, c, y = inputs()

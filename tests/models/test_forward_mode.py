@@ -33,7 +33,7 @@ def test_forward_mode_through_attention():
         )
         shapes = jax.eval_shape(
             net.init, jax.random.key(0), x, c, {"label": label}
-        )  # weights of an untold second time too
+        )  # weights without a second time too
         params = jax.tree.map(
             lambda p: jnp.asarray(0.2 * rng.standard_normal(p.shape), p.dtype), shapes
         )

@@ -122,7 +122,7 @@ def test_check_labels():
 
 
 def test_skip_scale_scales_the_sum():
-    """With zero-initialised second convolutions a block is skip_scale times its shortcut."""
+    """With zero-initialized second convolutions a block is skip_scale times its shortcut."""
     x, embedding = normal(0, (1, 4, 4, 8)), np.ones((1, 16), np.float32)
     block = layers.ResidualBlock(8, skip_scale=0.5)
     out, _ = jax.jit(

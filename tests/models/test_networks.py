@@ -95,7 +95,7 @@ def test_the_noise_level_matters(name):
 
 
 @each_net
-def test_an_example_does_not_depend_on_its_neighbours(name):
+def test_an_example_does_not_depend_on_the_others_of_its_batch(name):
     params = params_of(name)
     x, c = inputs(NETS[name][1])
     labels = np.array([0, 1, 2, 3])

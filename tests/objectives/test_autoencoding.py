@@ -146,7 +146,7 @@ def test_active_units_are_those_that_move():
 @pytest.mark.parametrize(
     "mean, log_scale", [(0.1, -1.0), (-0.98, -3.0), (1.3, -2.0), (0.0, -6.0), (0.3, 2.0)]
 )
-def test_the_discretised_logistic_sums_to_one_over_its_levels(mean, log_scale):
+def test_the_discretized_logistic_sums_to_one_over_its_levels(mean, log_scale):
     levels = jnp.linspace(-1, 1, 256).reshape(256, 1, 1, 1)
     log_prob = autoencoding.logistic().log_prob(
         jnp.full(levels.shape, mean), jnp.float32(log_scale), levels

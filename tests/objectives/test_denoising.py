@@ -41,7 +41,7 @@ def gradient(objective, process, exact, noised, shift=0.0):
 
 
 @every_process
-def test_the_exact_denoiser_minimises_every_preset(process):
+def test_the_exact_denoiser_minimizes_every_preset(process):
     keys, x0 = batch()
     exact = laws.denoise_mixture(DATA, process)
     for name, preset in OBJECTIVES.items():

@@ -126,7 +126,7 @@ def test_the_exact_function_is_where_training_ends(name):
     """The mean gradient there is zero to four standard errors, on Gaussian data, at fine steps;
     what is off is pulled back.
 
-    On Gaussian data, because there robust means (pseudo-Huber, adaptive weights, normalised
+    On Gaussian data, because there robust means (pseudo-Huber, adaptive weights, normalized
     tangents) are means.
     """
     process = FLOW if name.startswith("meanflow") else EDM

@@ -151,10 +151,10 @@ def test_the_continuous_loss_is_the_limit_of_steps(process):
 
 def test_curricula_are_the_papers():
     """N and mu at the ends (Song et al. 2023, appendix C; Song & Dhariwal 2024, table 1), from
-    neighbours that were drawn.
+    adjacent times that were drawn.
     """
 
-    def count(objective, progress):  # of a grid in u^(1/7), from the step between neighbours
+    def count(objective, progress):  # of a grid in u^(1/7), from the step between adjacent times
         drawn = objective.draw(
             arrays.example_keys(jax.random.key(0), 4), jnp.zeros((4, 1)), progress
         )
