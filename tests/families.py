@@ -1,34 +1,37 @@
-"""Every member of every family, found by looking: a new process, grid, sampler, weighting, ... is
-tested unasked.
+"""Every member of every family, by the tuples of the modules where the members stand.
 
-A family is told by what its functions return (their annotation) or, for processes, by having alpha
-and sigma.
+A new process, grid, sampler or weighting that is listed there is thereby in every test of its
+family.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import inspect
-import pkgutil
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import samplers
 from diffusion_jax.denoisers import parameterization
 from diffusion_jax.objectives import denoising, times, weighting
 from diffusion_jax.processes import discrete, schedules
-from diffusion_jax.samplers import grids
+from diffusion_jax.samplers import (
+    adaptive,
+    ancestral,
+    corrector,
+    few_step,
+    grids,
+    multistep,
+    ode,
+    sde,
+    singlestep,
+    stochastic,
+)
 
-BETAS = (
-    "linear",
-    "scaled_linear",
-    "cosine",
-    "sigmoid",
-)  # the names that discrete.ddpm knows; its own error lists them
+BETAS = ("linear", "scaled_linear", "cosine", "sigmoid")  # the names that discrete.ddpm knows
 
 
 def public(module, returns: str | None = None) -> dict:
@@ -43,48 +46,54 @@ def public(module, returns: str | None = None) -> dict:
     }
 
 
-def _is_process(member) -> bool:
-    return (
-        inspect.isclass(member)
-        and dataclasses.is_dataclass(member)
-        and hasattr(member, "alpha")
-        and hasattr(member, "sigma")
-    )
+def by_name(members: Iterable[Callable]) -> dict[str, Callable]:
+    """The members by their names, in alphabetical order."""
+    return {member.__name__: member for member in sorted(members, key=lambda m: m.__name__)}
+
+
+def complete(make: Callable) -> bool:
+    """Whether every argument has a default."""
+    parameters = inspect.signature(make).parameters.values()
+    return not any(p.default is p.empty for p in parameters)
 
 
 PROCESSES = {
-    **{name: cls() for name, cls in inspect.getmembers(schedules, _is_process)},
+    **{name: make() for name, make in by_name(schedules.PROCESSES).items()},
     "Shifted_flow": schedules.Shifted(schedules.RectifiedFlow(), shift=3.0, norm=1.0),
-    **{
-        f"DDPM_{betas}": discrete.ddpm(betas) for betas in ("linear", "cosine")
-    },  # the other tables are the same class
+    # the other tables are the same class
+    **{f"DDPM_{betas}": discrete.ddpm(betas) for betas in ("linear", "cosine")},
 }
 
 PARAMETERIZATIONS = {
-    name: make() for name, make in public(parameterization, "Parameterization").items()
+    name: make() for name, make in by_name(parameterization.PARAMETERIZATIONS).items()
 }
 
-GRIDS = {
-    name: f
-    for name, f in public(grids, "Array").items()
-    if list(inspect.signature(f).parameters)[:2] == ["process", "n"] and name != "stored"
-}
+GRIDS = by_name(grid for grid in grids.GRIDS if grid is not grids.stored)  # which needs a file
 
-TIMES = public(times, "TimeLaw")
-WEIGHTINGS = {name: make() for name, make in public(weighting, "Weighting").items()}
+TIMES = by_name(times.TIME_LAWS)
+WEIGHTINGS = {name: make() for name, make in by_name(weighting.WEIGHTINGS).items()}
 
 OBJECTIVES = {
-    **public(denoising, "Objective"),
+    **by_name(denoising.OBJECTIVES),
     "dsm_likelihood": functools.partial(denoising.dsm, likelihood=True),
 }
 
-SAMPLERS = {
-    f"{module.name}.{name}": make
-    for module in pkgutil.iter_modules(samplers.__path__)
-    for name, make in public(
-        importlib.import_module(f"{samplers.__name__}.{module.name}"), "Sampler"
-    ).items()
-    if not any(p.default is p.empty for p in inspect.signature(make).parameters.values())
+SAMPLER_MODULES = (
+    adaptive,
+    ancestral,
+    corrector,
+    few_step,
+    multistep,
+    ode,
+    sde,
+    singlestep,
+    stochastic,
+)
+SAMPLERS = {  # but for wrappers, which need a sampler
+    f"{module.__name__.rpartition('.')[2]}.{name}": make
+    for module in SAMPLER_MODULES
+    for name, make in by_name(module.SAMPLERS).items()
+    if complete(make)
 }
 
 

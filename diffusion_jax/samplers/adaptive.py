@@ -263,14 +263,14 @@ def _pair(
         return moved if second is None else moved - expand(u * weight, y) * (second - first)
 
     ratios = (1 / 2,) if order == 2 else (1 / 3, 2 / 3)
-    start, *looks = times(jnp.stack([lam, *(lam + r * h for r in ratios)]))
+    start, *inner = times(jnp.stack([lam, *(lam + r * h for r in ratios)]))
     first = eps(y, start)
-    second = eps(move(ratios[0], first), looks[0])
+    second = eps(move(ratios[0], first), inner[0])
     middle = move(1.0, first, second, jnp.expm1(h) / (2 * ratios[0]))
     if order == 2:
         return move(1.0, first), middle
     r1, r2 = ratios
-    third = eps(move(r2, first, second, r2 / r1 * r2 * h * phi(2, r2 * h)), looks[1])
+    third = eps(move(r2, first, second, r2 / r1 * r2 * h * phi(2, r2 * h)), inner[1])
     return middle, move(1.0, first, third, h * phi(2, h) / r2)
 
 

@@ -78,7 +78,7 @@ def test_log_bin_and_its_gradients_in_every_tail(levels):
     std, h = np.exp(0.5 * log_variance), 1e-5
     # float64 keeps the difference's digits where the bin is no thinner than 1e-3 deviations, or the
     # tails are not too far
-    told = (half / std > 1e-3) | (np.abs(x) > 1 - half)
+    by_tails = (half / std > 1e-3) | (np.abs(x) > 1 - half)
     slopes = (
         (exact(mean + h * std, log_variance) - exact(mean - h * std, log_variance)) / (2 * h * std),
         (exact(mean, log_variance + h) - exact(mean, log_variance - h)) / (2 * h),
@@ -90,12 +90,12 @@ def test_log_bin_and_its_gradients_in_every_tail(levels):
     ):
         assert np.all(np.isfinite(got))
         error = np.abs(got - want) / (np.abs(want) + scale)
-        assert error[told].max() < 2e-3, (
-            x[told][error[told].argmax()],
-            mean[told][error[told].argmax()],
-            error[told].max(),
+        assert error[by_tails].max() < 2e-3, (
+            x[by_tails][error[by_tails].argmax()],
+            mean[by_tails][error[by_tails].argmax()],
+            error[by_tails].max(),
         )
-    thin = ~told  # there the bin is a piece of the density
+    thin = ~by_tails  # there the bin is a piece of the density
     if thin.any():
         z = (mean - x) / std
         assert_allclose(value[thin], (norm.logpdf(z) + np.log(2 * half / std))[thin], rtol=2e-3)

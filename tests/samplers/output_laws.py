@@ -105,7 +105,7 @@ def output_laws(sampler, process, ts):
 
 def path_error(law):
     """The largest error of the affine map against the exact flow: of a start one standard deviation
-    out, and of the centre.
+    out, and of the center.
     """
     return max(
         np.abs(law["slope"] / law["true_slope"] - 1).max(),

@@ -117,9 +117,7 @@ def run_table(file, case, sampler, rtol=1e-9):
     """
     stored, cases = fixture(file)
     about, levels = cases[case], stored[cases[case]["alpha_bar"]]
-    assert np.array_equal(levels[:-1, 1], levels[1:, 0]), (
-        "this grid is not walked along, but beside"
-    )
+    assert np.array_equal(levels[:-1, 1], levels[1:, 0]), "the case does not step along this grid"
     config, steps = about["config"], about["config"]["num_train_timesteps"]
     with jax.enable_x64(True):
         process = discrete.ddpm(TABLES.get(config["beta_schedule"], config["beta_schedule"]), steps)

@@ -86,7 +86,7 @@ def test_an_adaptive_solver_that_gives_up_says_so(solver):
 
 
 def test_brownian_increments_add_up():
-    """Standardised increments of one path: of unit variance, the same on any grid, independent on
+    """Standardized increments of one path: of unit variance, the same on any grid, independent on
     disjoint intervals.
     """
     process, x, keys = (

@@ -117,7 +117,7 @@ def our_update(case, about):
             process,
             t,
             t - 1 / N,
-        )  # their sub-VP has no other discretisation
+        )  # their sub-VP has no other discretization
     if name == "vp":
         at = [float(level(jnp.asarray(t))) for level in (process.alpha, process.sigma)]
         return ours, Move(*at, about["beta"], known=0 if corrects else 1), 1.0, 0.0

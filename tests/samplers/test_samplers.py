@@ -119,9 +119,9 @@ def test_times_that_do_not_decrease_are_refused():
     }
     for message, times in wrong.items():
         for padded in (False, True):
-            with pytest.raises(UserError, match=message) as told:
+            with pytest.raises(UserError, match=message) as error:
                 run(times, padded=padded)
-            assert "\n" not in str(told.value)
+            assert "\n" not in str(error.value)
         with pytest.raises(UserError, match=message):
             base.encode(ancestral.ddim(), denoise, process, x, times)
     copies = jnp.append(ts, ts[-1])
@@ -135,7 +135,7 @@ def test_times_that_do_not_decrease_are_refused():
 
 @every_sampler
 def test_an_image_depends_on_its_own_key_alone(sampler):
-    """Not on the batch size, its neighbours or its place."""
+    """Not on the batch size, the other images or its index."""
     whole = sampled(sampler)[0]
     sampler, (process, denoise, keys, _, ts) = parts(sampler), setting()
     chosen = np.array([4, 1])

@@ -270,8 +270,8 @@ def test_targets_have_any_dimension_and_the_precision_they_are_asked_in():
 
 
 # ---- the empirical distribution ----
-def pictures(count=300, duplicates=20):
-    """Dark bytes with bright pixels, some twice, some twice but for one grey level in one pixel."""
+def repeated_images(count=300, duplicates=20):
+    """Dark bytes with bright pixels, some twice, some twice but for one gray level in one pixel."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, 6, 6, 1)) * (rng.random((count, 6, 6, 1)) < 0.4)
     near = images[:duplicates].copy()
@@ -303,7 +303,7 @@ def test_the_empirical_denoiser_is_the_brute_force_one(name):
     """Float32 at every noise level, down to where distances divided by sigma^2 leave nothing to
     rounding; some images twice.
     """
-    images, process = pictures(), PROCESSES[name]
+    images, process = repeated_images(), PROCESSES[name]
     target, rng = empirical.empirical(images, block=64), np.random.default_rng(1)
     optimized = {"xla_backend_optimization_level": 3}  # as users compile: multiply-adds round once
     denoise = jax.jit(target.denoise(process), compiler_options=optimized)
@@ -320,7 +320,7 @@ def test_the_empirical_denoiser_is_the_brute_force_one(name):
 
 
 def test_the_empirical_denoiser_in_float64_does_not_see_its_blocks():
-    images, process = pictures(), PROCESSES["VP"]
+    images, process = repeated_images(), PROCESSES["VP"]
     with jax.enable_x64(True):
         x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 6, 6, 1)))
         expected, log_density = brute(images, process, np.asarray(x), 0.3)
@@ -331,7 +331,7 @@ def test_the_empirical_denoiser_in_float64_does_not_see_its_blocks():
 
 
 def test_the_empirical_set_may_be_one_label_of_it():
-    images, process = pictures(), PROCESSES["VP"]
+    images, process = repeated_images(), PROCESSES["VP"]
     labels = np.arange(len(images)) % 3
     target = empirical.empirical(images, labels, block=64)
     x = np.random.default_rng(0).standard_normal((4, 6, 6, 1)).astype(np.float32)
