@@ -119,14 +119,11 @@ def _check_splits(
     if layout:
         return
     if stray:
-        inside, beside, flat = (
-            len(folders[train[0]]),
-            len(stray),
-            len(stray) + sum(map(len, folders.values())),
-        )
+        inside, outside = len(folders[train[0]]), len(stray)
+        flat = outside + sum(map(len, folders.values()))
         raise _two_readings(
             where,
-            f"{train[0]}/ holds the {inside} training images, and the {beside} beside it are not "
+            f"{train[0]}/ holds the {inside} training images, and the {outside} next to it are not "
             "used",
             f"all {flat} are used, without labels",
             "--config.data.layout=flat",
@@ -166,9 +163,9 @@ def _labeled(
     stray, folders = _level(images, prefix)
     if stray and folders:
         raise UserError(
-            f"{where} can be read in two ways, as it has images both in sub-folders and beside "
+            f"{where} can be read in two ways, as it has images both in sub-folders and next to "
             f"them ({shown(stray[0][-1:])}): sub-folders are classes, and then move the "
-            f"{len(stray)} beside them into one, or all images are used without labels "
+            f"{len(stray)} next to them into one, or all images are used without labels "
             "(--config.data.layout=flat); choose one"
         )
     if strict and folders:

@@ -131,7 +131,7 @@ def test_images_of_several_sizes(tmp_path):
 def test_labels_that_do_not_add_up(tmp_path):
     write_image(tmp_path / "mixed" / "a" / "0.png", 0)
     write_image(tmp_path / "mixed" / "stray.png", 0)
-    fails("both in sub-folders and beside them .stray.png", "folder", path=str(tmp_path / "mixed"))
+    fails("both in sub-folders and next to them .stray.png", "folder", path=str(tmp_path / "mixed"))
     for part, label in (("train", "a"), ("test", "b")):
         write_image(tmp_path / "split" / part / label / "0.png", 0)
     fails("label 'b' that no train image has", "folder", path=str(tmp_path / "split"))

@@ -120,17 +120,17 @@ TWO = {  # name: (images, what the line says, {layout: (classes, images)})
         "extra is not used",
         {"splits": (("a",), 5), "classes": (("extra", "test", "train"), 14)},
     ),
-    "images beside train": (
+    "images next to train": (
         ("train*12", "*30"),
-        "the 12 training images, and the 30 beside it are not used",
+        "the 12 training images, and the 30 next to it are not used",
         {"splits": ((), 12), "flat": ((), 42)},
     ),
-    "images beside classes": (
+    "images next to classes": (
         ("a*12", "stray.png"),
-        r"both in sub-folders and beside them \(stray.png\)",
+        r"both in sub-folders and next to them \(stray.png\)",
         {"flat": ((), 13)},
     ),
-    "images beside classes in a split": (
+    "images next to classes in a split": (
         ("train/a*12", "train/stray.png", "test/a*2"),
         "both in sub-folders",
         {"flat": ((), 15)},

@@ -85,7 +85,7 @@ def test_a_file_in_both_splits_is_refused(tmp_path):
         data.load("folder", path=str(root))
 
 
-def test_train_may_be_a_link_to_a_folder_beside_it(tmp_path):
+def test_train_may_be_a_link_to_a_folder_next_to_it(tmp_path):
     root = folder(tmp_path / "data", "real", count=12)
     (root / "train").symlink_to(root / "real")
     found = split(layout.arrange(root, walked(root), "splits"))
