@@ -166,7 +166,7 @@ def test_a_run_of_another_process_is_a_pipeline_of_its_class(exported, tmp_path)
         np.array([0, 700, 1500, 2390]),
         jnp.asarray(np.random.default_rng(1).standard_normal((4, 4, 4, 1)), jnp.float32),
     )
-    theirs = denoiser.denoiser(again.experiment, again.params, clip="none")(
+    theirs = jax.jit(denoiser.denoiser(again.experiment, again.params, clip="none"))(
         x, jnp.float32((j + 1) / steps)
     )
     built, found = (
@@ -174,7 +174,7 @@ def test_a_run_of_another_process_is_a_pipeline_of_its_class(exported, tmp_path)
         chains.chain(trained.experiment.process, trained.experiment.parameterization),
     )
     t = gaussian.time_of_logsnr(built.process, jnp.float32(-8 * (j - found.shift) / 1000))
-    ours = denoiser.denoiser(built, trained.params, clip="none")(
+    ours = jax.jit(denoiser.denoiser(built, trained.params, clip="none"))(
         x, t, built.conditions.of_labels([1] * 4)
     )
     np.testing.assert_allclose(theirs.x0, ours.x0, atol=5e-3)
