@@ -128,7 +128,7 @@ def test_a_models_own_grid_is_taken_by_its_name(tmp_path):
     config.optimizer.learning_rate = 1e-2  # a fresh network says nothing, on any times
     root = tmp_path / "toy"
     assert train.train(config.lock(), str(root))
-    told = command(
+    done = command(
         f"--workdir={root}",
         "--nfe=4",
         "--starts=10",
@@ -138,7 +138,7 @@ def test_a_models_own_grid_is_taken_by_its_name(tmp_path):
         "--name=mine",
         main="optimize_grid",
     )
-    assert "--config.sampler.grid=mine" in told.stdout and "from" in told.stderr
+    assert "--config.sampler.grid=mine" in done.stdout and "from" in done.stderr
     assert {path.name for path in (root / "grids").iterdir()} == {
         "mine.json",
         "mine.md",

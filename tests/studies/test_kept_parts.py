@@ -40,8 +40,8 @@ def whole_and_spoiled(path: Path, run, made: list, capsys) -> None:
     assert not made and "warning" not in capsys.readouterr().err
     for _ in spoiled(path):
         run()
-        told = capsys.readouterr().err
-        assert made and "warning: " in told and "made again" in told and path.name in told
+        said = capsys.readouterr().err
+        assert made and "warning: " in said and "made again" in said and path.name in said
         made.clear()
         if not path.is_file():
             path.unlink(missing_ok=True)
@@ -54,10 +54,12 @@ def test_the_sweep_of_ema_lengths(tmp_path, capsys):
         made.append(length)
         return type("Made", (), {"misfit": 0.0, "params": length})
 
-    told = {"config": {"a": 1}}
+    path, settings = tmp_path / "a.json", {"config": {"a": 1}}
     whole_and_spoiled(
         tmp_path / "a.json",
-        lambda: ema_sweep.sweep([0.1], make, lambda p: [{"frechet": p}], tmp_path / "a.json", told),
+        lambda: ema_sweep.sweep(
+            [0.1], make, lambda p: [{"frechet": p}], tmp_path / "a.json", settings
+        ),
         made,
         capsys,
     )

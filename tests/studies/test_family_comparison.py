@@ -79,8 +79,8 @@ def of(**values):
     ],
 )
 def test_claims_are_decided_by_their_numbers(decide, rows, holds):
-    decided, told = decide(*rows)
-    assert decided is holds and any(c.isdigit() for c in told)
+    decided, measured = decide(*rows)
+    assert decided is holds and any(c.isdigit() for c in measured)
 
 
 def test_only_claims_about_families_that_were_run_are_judged():
@@ -94,9 +94,9 @@ def test_only_claims_about_families_that_were_run_are_judged():
     assert "bits" not in scored["ddpm"]
     for name in scored:
         scored[name] |= of(frechet=1.0, recall=0.5, precision=0.5, milliseconds=1.0)
-    told = {row["claim"]: row["verdict"] for row in verdicts(scored)}
-    assert told["Samples of a VAE are blurred, and more so than those of diffusion"] == "holds"
-    assert set(told) == {claim.text for claim in CLAIMS if set(claim.about) <= {"vae", "ddpm"}}
+    decided = {row["claim"]: row["verdict"] for row in verdicts(scored)}
+    assert decided["Samples of a VAE are blurred, and more so than those of diffusion"] == "holds"
+    assert set(decided) == {claim.text for claim in CLAIMS if set(claim.about) <= {"vae", "ddpm"}}
 
 
 def test_every_family_that_a_claim_is_about_has_a_config_and_a_title():
