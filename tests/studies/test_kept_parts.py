@@ -48,21 +48,16 @@ def whole_and_spoiled(path: Path, run, made: list, capsys) -> None:
 
 
 def test_the_sweep_of_ema_lengths(tmp_path, capsys):
-    made = []
+    made, path, settings = [], tmp_path / "a.json", {"config": {"a": 1}}
 
     def make(length):
         made.append(length)
         return type("Made", (), {"misfit": 0.0, "params": length})
 
-    path, settings = tmp_path / "a.json", {"config": {"a": 1}}
-    whole_and_spoiled(
-        tmp_path / "a.json",
-        lambda: ema_sweep.sweep(
-            [0.1], make, lambda p: [{"frechet": p}], tmp_path / "a.json", settings
-        ),
-        made,
-        capsys,
-    )
+    def run():
+        ema_sweep.sweep([0.1], make, lambda params: [{"frechet": params}], path, settings)
+
+    whole_and_spoiled(path, run, made, capsys)
 
 
 def test_the_sweep_of_guidance(tmp_path, capsys, monkeypatch):
