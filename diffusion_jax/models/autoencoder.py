@@ -104,8 +104,7 @@ class AutoencoderKL(nn.Module):
           train: ignored.
 
         Returns:
-          (mean, log_variance), both (B, H / f, W / f, latent_channels) with f = stem 2^(levels -
-          1).
+          (mean, log_variance), both (B, H / f, W / f, latent_channels), f = stem 2^(levels - 1).
         """
         h = self.encoder(x)
         h = self.quant_conv(h) if self.quant else h
@@ -255,10 +254,8 @@ class VAE(nn.Module):
 
     def _map(self) -> tuple[int, int, int]:
         """(H, W, C) of the smallest feature map of the convolutional encoder and decoder."""
-        return (
-            *_halved(self.shape, self.stem, self.multipliers),
-            self.width * self.multipliers[-1],
-        )
+        channels = self.width * self.multipliers[-1]
+        return (*_halved(self.shape, self.stem, self.multipliers), channels)
 
 
 def _halved(shape: tuple[int, ...], stem: int, multipliers: tuple[int, ...]) -> tuple[int, int]:

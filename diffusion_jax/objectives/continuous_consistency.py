@@ -48,9 +48,7 @@ def continuous_time(
     """
 
     def velocity(prediction: Prediction, phi: Array) -> Array:
-        """The velocity in phi of z = cos x0 + sin sigma_data eps."""
-        x0, eps = prediction[:2]
-        return sigma_data * expand(jnp.cos(phi), eps) * eps - expand(jnp.sin(phi), x0) * x0
+        return _velocity(prediction, phi, sigma_data)
 
     @per_example
     def draw(keys: Key, x0: Array, progress: Array) -> FewStepExample:
@@ -86,3 +84,9 @@ def continuous_time(
         return mean_per_example(error**2)
 
     return FewStep(draw, loss, needs_teacher=with_teacher)
+
+
+def _velocity(prediction: Prediction, phi: Array, sigma_data: float) -> Array:
+    """The velocity in phi of z = cos x0 + sin sigma_data eps."""
+    x0, eps = prediction[:2]
+    return sigma_data * expand(jnp.cos(phi), eps) * eps - expand(jnp.sin(phi), x0) * x0

@@ -63,7 +63,7 @@ def test_decode_inverts_target(process):
 
 @every_process
 def test_any_output_makes_a_prediction_of_x_t(process):
-    """x_t = alpha x0 + sigma eps for any F, so that affine mixes of predictions stay predictions."""
+    """x_t = alpha x0 + sigma eps for any F, so that affine mixes of predictions are predictions."""
     t, (x_t, F) = along(process, "float32"), example("float32")
     alpha, sigma = process.alpha(t)[:, None], process.sigma(t)[:, None]
     for name, pair in PARAMETERIZATIONS.items():
@@ -200,7 +200,6 @@ def test_denoiser_names_a_wrong_channel_count(channels):
         parameterization.x0(),
         schedules.VP(),
     )
-    with pytest.raises(
-        UserError, match=r"\(2, 4, 4, 3\) to \(2, 4, 4, %d\).*twice as many" % channels
-    ):
+    shapes = rf"\(2, 4, 4, 3\) to \(2, 4, 4, {channels}\).*twice as many"
+    with pytest.raises(UserError, match=shapes):
         denoise(jnp.ones((2, 4, 4, 3)), 0.5)

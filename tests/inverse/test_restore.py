@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,12 +63,17 @@ def test_every_sampler_takes_a_guided_denoiser_and_a_wrapper(sampler):
         return laws.denoise_gaussian(law, process)(x, t)._replace(nu=jnp.zeros_like(x))
 
     measurement, ts = measurements.linear((3,), A, STD), grids.uniform_logsnr(process, 3)
+
+    def run(method, key, x, y):
+        return methods.restore(method, measurement, y, made, denoise, process, key, x, ts).x0
+
     for method in (methods.pigdm(), methods.repaint(2, 2), methods.dps()):
-
-        def run(key, x, y):
-            return methods.restore(method, measurement, y, made, denoise, process, key, x, ts).x0  # noqa: B023, E731
-
-        out = jax.eval_shape(run, jax.random.key(0), jnp.zeros((2, 3)), jnp.zeros((2, 2)))
+        out = jax.eval_shape(
+            functools.partial(run, method),
+            jax.random.key(0),
+            jnp.zeros((2, 3)),
+            jnp.zeros((2, 2)),
+        )
         assert out.shape == (2, 3)
         assert base.adaptive(made) or method.wrap(made, measurement, None).nfe >= made.nfe
 
