@@ -1,6 +1,4 @@
-"""What a trained autoencoder is asked for: reconstructions, ways between images, its numbers, and
-how latents see it.
-"""
+"""What a trained autoencoder does: reconstruct, interpolate, be measured and encode data sets."""
 
 from __future__ import annotations
 
@@ -23,41 +21,55 @@ from diffusion_jax.types import Array, Cond, Key, Params
 
 
 def reconstruct_fn(built: Experiment) -> Callable:
-    """Jitted (params, x (B, ...), cond, keys) -> what the autoencoder makes of the posterior means
-    of x.
+    """The reconstruction of images from their posterior means.
+
+    Returns:
+      A jitted function (params, x (B, ...), cond, keys) -> (B, ...).
     """
 
     @jax.jit
     def run(params: Params, x: Array, cond: Cond, keys: Key) -> Array:
-        return autoencoder.pictures(
-            built, params, autoencoder.networks(built, params).encode(x, cond)[0], keys, cond
-        )
+        mean = autoencoder.networks(built, params).encode(x, cond)[0]
+        return autoencoder.decode_latents(built, params, mean, keys, cond)
 
     return run
 
 
 def interpolate_fn(built: Experiment, steps: int = 10) -> Callable:
-    """Jitted (params, a (B, ...), b, cond, keys) -> (B, steps, ...): images of latents between
-    those of a and b, in line.
+    """Images of the latents on the line between those of two images.
+
+    Returns:
+      A jitted function (params, a (B, ...), b (B, ...), cond, keys) -> (B, steps, ...).
     """
 
     @jax.jit
     def run(params: Params, a: Array, b: Array, cond: Cond, keys: Key) -> Array:
         ends = [autoencoder.networks(built, params).encode(x, cond)[0] for x in (a, b)]
-        along = jnp.stack(
-            [arrays.tree_lerp(*ends, w) for w in np.linspace(0, 1, steps)], axis=1
-        )  # (B, steps, ...)
-        z, again = along.reshape(-1, *along.shape[2:]), lambda x: jnp.repeat(x, steps, axis=0)
-        x = autoencoder.pictures(built, params, z, again(keys), jax.tree.map(again, cond))
+        between = [arrays.tree_lerp(*ends, w) for w in np.linspace(0, 1, steps)]
+        along = jnp.stack(between, axis=1)  # (B, steps, ...)
+        z = along.reshape(-1, *along.shape[2:])
+
+        def repeated(value: Array) -> Array:
+            return jnp.repeat(value, steps, axis=0)
+
+        cond = jax.tree.map(repeated, cond)
+        x = autoencoder.decode_latents(built, params, z, repeated(keys), cond)
         return x.reshape(len(a), steps, *built.shape)
 
     return run
 
 
 def measure_fn(built: Experiment, samples: int) -> Callable:
-    """Jitted (params, x (B, ...), cond, keys) -> per example: 'rate', 'distortion', 'elbo' and
-    'iw_bound' of so many samples in nats, 'mean', the latent's, and 'image', the reconstruction from
-    it (not of a decoder that reads pixels).
+    """The bounds and the reconstruction of images.
+
+    Args:
+      built: an autoencoder.
+      samples: of the importance-weighted bound.
+
+    Returns:
+      A jitted function (params, x (B, ...), cond, keys) -> per example 'rate', 'distortion', 'elbo'
+      and 'iw_bound' in nats, the 'mean' of the latent, and the 'image' that is decoded from it (not
+      for an autoregressive decoder).
     """
     likelihood, shape = built.objective.likelihood, built.model.latent_shape
 
@@ -94,8 +106,19 @@ def held_out(
     samples: int = 64,
     batch_size: int = 250,
 ) -> dict[str, float]:
-    """What measure_fn measures, on average over the first images of a split, the 'psnr' of
-    reconstructions in dB, and 'active_units' of 'units'.
+    """The averages of `measure_fn` over the first images of a split.
+
+    Args:
+      built: an autoencoder.
+      params: of its networks.
+      source: the split.
+      count: number of images.
+      samples: of the importance-weighted bound.
+      batch_size: images that are measured at a time.
+
+    Returns:
+      Those averages, the 'psnr' of reconstructions in dB, the number of 'active_units' among
+      'units', and the numbers of 'images' and 'samples'.
     """
     count = min(count, len(source))
     run, batch, parts = measure_fn(built, samples), min(batch_size, count), []
@@ -120,12 +143,15 @@ def held_out(
 
 
 def codec(built: Experiment, params: Params) -> latent.Codec:
-    """The autoencoder as latent.py knows one. UserError for a model that is none, and for one whose
-    pixels read each other.
+    """The autoencoder as a pair of functions with parameters.
+
+    Raises:
+      UserError: for another kind of model, one that needs labels, and an autoregressive decoder.
     """
     if not built.kind.reconstructs or built.model.autoregressive or built.num_classes:
         raise UserError(
-            f"{built.specs.model} makes no latents: take an autoencoder that needs no labels and no pixels"
+            f"{built.specs.model} makes no latents: take an autoencoder that needs no labels and "
+            "no pixels"
         )
     likelihood = built.objective.likelihood
 
@@ -133,12 +159,7 @@ def codec(built: Experiment, params: Params) -> latent.Codec:
         return autoencoder.networks(built, {"autoencoder": own}).encode(x, None)
 
     def decode(own: Params, z: Array) -> Array:
-        return jnp.clip(
-            variational.mean_image(
-                autoencoder.networks(built, {"autoencoder": own}), likelihood, z
-            ),
-            -1.0,
-            1.0,
-        )
+        networks = autoencoder.networks(built, {"autoencoder": own})
+        return jnp.clip(variational.mean_image(networks, likelihood, z), -1.0, 1.0)
 
     return latent.Codec(encode, decode, params["autoencoder"], built.shape)

@@ -107,7 +107,7 @@ def _named(family: Family, choices: tuple[Callable, ...]) -> dict[str, Callable]
 
 
 def _member(family: Family, name: str, choices: tuple[Callable, ...]) -> tuple[str, Callable]:
-    """(full name, function) of a member by its full name, its name alone in any case, or an alias."""
+    """(full name, function) of a member by its full name, its name in any case, or an alias."""
     known = _named(family, choices)
     if name in known:
         return name, known[name]
@@ -121,22 +121,23 @@ def _member(family: Family, name: str, choices: tuple[Callable, ...]) -> tuple[s
 
 
 def _not_listed(family: Family, name: str, choices: tuple[Callable, ...]) -> UserError | None:
-    """What to do with a function of this name that stands in or beside the family's modules but is
-    not a member; None if there is no such function.
+    """What to do with a function of this name that is not a member; None if there is none.
+
+    It is looked for in the family's modules and in the files beside them.
     """
-    room, _, own = name.rpartition(".")
+    module, _, own = name.rpartition(".")
     modules = [sys.modules[found] for found in dict.fromkeys(f.__module__ for f in choices)]
     listed = dict.fromkeys(Path(module.__file__) for module in modules)
     folders = dict.fromkeys(path.parent for path in listed)
     beside = [path for folder in folders for path in sorted(folder.glob("*.py"))]
     for path in dict.fromkeys([*listed, *beside]):
-        if own.startswith("_") or room not in ("", path.stem) or not _defines(path, own):
+        if own.startswith("_") or module not in ("", path.stem) or not _defines(path, own):
             continue
         place = "/".join(path.parts[-2:])
         if path in listed:
             return UserError(
-                f"{family.kind} '{name}': {own} is in {place}, but not in the tuple {family.listed} "
-                "at the end of that file; add it there"
+                f"{family.kind} '{name}': {own} is in {place}, but not in the tuple "
+                f"{family.listed} at the end of that file; add it there"
             )
         return UserError(
             f"{family.kind} '{name}': {own} is in {place}, which is no module of this family; give "

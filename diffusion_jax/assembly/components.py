@@ -137,10 +137,12 @@ NOISES = {"independent": base.independent, "brownian": base.brownian}
 
 
 def full_name(key: str, spec: str) -> str:
-    """The spec of a key of NAMED with full names: 'ddim' -> 'ancestral.ddim'. UserError for one
-    that does not exist or fit.
+    """The spec of a key of NAMED with full names: 'ddim' -> 'ancestral.ddim'.
 
     A grid may also be one that experiments.optimize_grid kept under a name of its own.
+
+    Raises:
+      UserError: for a name or an argument that does not exist.
     """
     if not spec:
         return spec
@@ -150,19 +152,17 @@ def full_name(key: str, spec: str) -> str:
         if key != "sampler.grid":
             raise
         return spec
-    if key in (
-        "process",
-        "parameterization",
-        "sampler.name",
-        "sampler.guide",
-    ):  # the others need more than the spec
-        build(NAMED[key], full)  # so that its arguments are checked, too
+    # building also checks the arguments; the other components need more than the spec
+    if key in ("process", "parameterization", "sampler.name", "sampler.guide"):
+        build(NAMED[key], full)
     return full
 
 
-def check_components(config) -> None:
-    """Build what the config names, but for the network: UserError for a name or an argument that is
-    wrong.
+def check_components(config: ConfigDict) -> None:
+    """Build the components that the config names, except the network.
+
+    Raises:
+      UserError: for a name or an argument that does not exist.
     """
     process = build(PROCESSES, config.process)
     build(PARAMETERIZATIONS, config.parameterization), build(OBJECTIVES, config.objective, process)
@@ -171,22 +171,20 @@ def check_components(config) -> None:
 
 
 def network_fields(model: str) -> dict[str, Any]:
-    """The fields of the network of this name, {name: annotation}; none where there is no such network."""
+    """The fields of a network, {name: annotation}; none of one that does not exist."""
     networks = members(MODELS)
     return inspect.get_annotations(networks[model]) if model in networks else {}
 
 
-def network(name: str, **options) -> ConfigDict:
-    """config.model of a config: the name, and every field of that class (diffusion_jax/models) with its
-    default, changed by options.
+def network(name: str, **options: Any) -> ConfigDict:
+    """The section config.model: the name, and every field of the network with its default.
+
+    Args:
+      name: of the network, such as 'unet.UNet'.
+      **options: fields with other values than the default.
     """
-    skip = (
-        "parent",
-        "name",
-        "num_classes",
-        "text",
-        "shape",
-    )  # these come from the data and config.text
+    # these come from the data, config.text and flax
+    skip = ("parent", "name", "num_classes", "text", "shape")
     fields = {
         f.name: f.default for f in dataclasses.fields(members(MODELS)[name]) if f.name not in skip
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect
 import traceback
@@ -17,68 +18,36 @@ from diffusion_jax.parsing import expand
 
 ROOT = Path(__file__).parents[2]  # of a clone: config files are not part of the installed package
 
-COMPONENTS = (
-    "process",
-    "parameterization",
-    "objective",
-    "discriminator",
-    "model.name",
-    "sampler.name",
-    "sampler.grid",
-    "sampler.guide",
-)
-
 
 def load_config(spec: str) -> ConfigDict:
-    """'configs/digits.py:vp' -> its ConfigDict, locked. A path is looked up here, then in the
-    project's root.
+    """'configs/digits.py:vp' -> its ConfigDict, locked.
+
+    A path is looked up in the working directory, then in the root of the clone.
 
     Raises:
       UserError: for a missing file, one that holds no config, or an unknown variant.
     """
     name, _, variant = spec.partition(":")
-    path = Path(expand("--config", name))
-    path = (
-        path
-        if path.exists() or path.is_absolute()
-        else ROOT / path
-        if (ROOT / path).exists()
-        else path
-    )
-    known = sorted(
-        f"configs/{p.name}" for p in (ROOT / "configs").glob("[!_]*.py") if p.stem != "base"
-    )
-    if not path.is_file():
-        found = sorted(
-            str(p) for p in path.parent.glob("*.py") if p.stem not in ("base", "__init__")
-        )
-        raise unknown("config file", name, found or known)
+    path = _file(name)
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
     if module_spec is None:
         raise UserError(
-            f"--config={name} is no Python file; write FILE.py:VARIANT, such as configs/digits.py:vp"
+            f"--config={name} is no Python file; write FILE.py:VARIANT, such as "
+            "configs/digits.py:vp"
         )
     module = importlib.util.module_from_spec(module_spec)
-    try:
+    with _failing(name, path):
         module_spec.loader.exec_module(module)
-    except (SyntaxError, UnicodeDecodeError) as error:
-        raise UserError(f"--config={name} is no Python: {error}") from error
-    except (
-        Exception
-    ) as error:  # whatever the user's own program raises; DIFFUSION_JAX_TRACEBACK shows all of it
-        raise _failed(name, path, error) from error
-    if not hasattr(module, "get_config"):
+    get_config = vars(module).get("get_config")
+    if get_config is None:
         raise UserError(
-            f"--config={name} has no get_config(), so it is the config of nothing; take one of {', '.join(known)}"
+            f"--config={name} has no get_config(), so it is the config of nothing; take one of "
+            f"{', '.join(_known())}"
         )
-    if variant and not inspect.signature(module.get_config).parameters:
+    if variant and not inspect.signature(get_config).parameters:
         raise UserError(f"--config={spec}: {name} has no variants; write --config={name}")
-    try:
-        config = module.get_config(variant) if variant else module.get_config()
-    except UserError:
-        raise
-    except Exception as error:
-        raise _failed(name, path, error) from error
+    with _failing(name, path):
+        config = get_config(variant) if variant else get_config()
     if not isinstance(config, ConfigDict):
         raise UserError(
             f"--config={name}: get_config() returns no ConfigDict; see configs/digits.py"
@@ -86,15 +55,41 @@ def load_config(spec: str) -> ConfigDict:
     return config.lock()
 
 
+def _known() -> list[str]:
+    """The config files of the clone."""
+    files = (ROOT / "configs").glob("[!_]*.py")
+    return sorted(f"configs/{path.name}" for path in files if path.stem != "base")
+
+
+def _file(name: str) -> Path:
+    """The path of a config file. UserError, with the nearest name, where there is none."""
+    path = Path(expand("--config", name))
+    if not path.exists() and not path.is_absolute() and (ROOT / path).exists():
+        path = ROOT / path
+    if not path.is_file():
+        others = (other for other in path.parent.glob("*.py"))
+        found = sorted(str(p) for p in others if p.stem not in ("base", "__init__"))
+        raise unknown("config file", name, found or _known())
+    return path
+
+
+@contextlib.contextmanager
+def _failing(name: str, path: Path) -> Iterator[None]:
+    """Turn what the Python of a config file raises into one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise UserError(f"--config={name} is no Python: {error}") from error
+    except Exception as error:
+        raise _failed(name, path, error) from error
+
+
 def _failed(name: str, path: Path, error: Exception) -> UserError:
-    """One line for an error that the Python of a config file raises: the line of that file, and
-    what it is.
-    """
-    lines = [
-        frame.lineno
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename == str(path)
-    ]
+    """The line of a config file that raised an error, and the error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
     where = f" in line {lines[-1]}" if lines else ""
     return UserError(
         f"--config={name} fails{where}: {type(error).__name__}: {error!s:.300}; fix the file "
@@ -103,7 +98,7 @@ def _failed(name: str, path: Path, error: Exception) -> UserError:
 
 
 def apply(config: ConfigDict, changes: Sequence[tuple[str, str | None]]) -> None:
-    """Set keys in order, each value read and checked by config_schema; then check the whole config.
+    """Set keys in order; config_schema reads and checks each value, and at the end the config.
 
     Args:
       config: a locked config, which is changed in place; of an empty one nothing is checked.
@@ -119,12 +114,13 @@ def apply(config: ConfigDict, changes: Sequence[tuple[str, str | None]]) -> None
         _check_key(key, leaves)
         _assign(config, key, _value(key, text, leaves, texts))
     for key, value in _leaves(config):
-        if config_schema.rule(key).is_path and isinstance(value, str) and value.startswith("~"):
+        if config_schema.rule(key).is_path and type(value) is str and value.startswith("~"):
             _assign(config, key, expand(f"config.{key}", value))
     config_schema.check(config)
 
 
 def _check_key(key: str, leaves: Mapping[str, Any]) -> None:
+    """UserError for a key that does not exist."""
     if key in leaves:
         return
     if inside := [name for name in leaves if name.startswith(f"{key}.")]:
@@ -145,13 +141,11 @@ def _value(
     own = config_schema.own_key(key)
     model = key.removesuffix(own) + "model.name"  # of the same config, where configs are nested
     value = config_schema.read(key, text, leaves[key], texts.get(model) or leaves.get(model, ""))
-    if own not in COMPONENTS:
-        return value
-
-    return components.full_name(own, value)
+    return components.full_name(own, value) if own in components.NAMED else value
 
 
 def _assign(config: ConfigDict, key: str, value: Any) -> None:
+    """Set a key of a locked config, whatever type it had."""
     *sections, name = key.split(".")
     for section in sections:
         config = config[section]
@@ -160,6 +154,7 @@ def _assign(config: ConfigDict, key: str, value: Any) -> None:
 
 
 def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(key, value) of every value of a config."""
     for key, value in config.items():
         if isinstance(value, ConfigDict):
             yield from _leaves(value, f"{prefix}{key}.")

@@ -5,8 +5,8 @@
 documented in configs/base.py. A key that the table does not list, such as an option of a network of
 the user's own, must only be finite and plain.
 
-The upper bounds are far above what the literature uses. With them a slip of the keyboard or a config
-from a stranger is one error line instead of a command that hangs or exhausts the memory.
+The upper bounds are far above what the literature uses. With them a typo or a config from a
+stranger is one error line instead of a command that hangs or exhausts the memory.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from absl import logging
+from ml_collections import ConfigDict
 
 from diffusion_jax import data, progress
 from diffusion_jax.assembly import components
@@ -12,77 +13,92 @@ from diffusion_jax.models import text
 from diffusion_jax.pretrained import weights
 from diffusion_jax.training import distributed
 
+# the keys of config.data that loading takes
+KEYS = (
+    "name",
+    "path",
+    "data_dir",
+    "image_size",
+    "channels",
+    "num_classes",
+    "captions",
+    "limit_bad",
+    "layout",
+    "value_range",
+)
 
-def text_encoder(config) -> text.Encoder | None:
-    """The encoder of config.text, if there is one. UserError for a network that reads no captions."""
+
+def text_encoder(config: ConfigDict) -> text.Encoder | None:
+    """The encoder of config.text, if there is one.
+
+    Raises:
+      UserError: for a network that reads no captions.
+    """
     wanted = config.text
     if not wanted.encoder:
         return None
-    if config.model.name in members(components.MODELS) and "text" not in components.network_fields(
-        config.model.name
-    ):
+    network = config.model.name
+    known = network in members(components.MODELS)
+    if known and "text" not in components.network_fields(network):
         raise UserError(
-            f"config.text.encoder={wanted['encoder']}: {config.model.name} reads no captions; use unet.UNet"
+            f"config.text.encoder={wanted.encoder}: {network} reads no captions; use unet.UNet"
         )
     if wanted.max_length < 1:
         raise UserError(
-            f"config.text.max_length={wanted['max_length']}: at least one token must be read"
+            f"config.text.max_length={wanted.max_length}: at least one token must be read"
         )
     return build(components.ENCODERS, wanted.encoder, wanted.max_length, weights.load)
 
 
-def dataset(config) -> data.Dataset:
-    """The data set of config.data, with what config.text makes of its captions."""
-    keys = (
-        "name",
-        "path",
-        "data_dir",
-        "image_size",
-        "channels",
-        "num_classes",
-        "captions",
-        "limit_bad",
-        "layout",
-        "value_range",
-    )
-    encoder = text_encoder(config)
-    with distributed.first_before_others(
-        "data"
-    ):  # what the first process prepares on a shared disk, the others find
-        options = {key: config.data[key] for key in keys if key in config.data}
+def dataset(config: ConfigDict) -> data.Dataset:
+    """The data set of config.data, with its captions encoded by config.text.
+
+    Raises:
+      UserError: for data that cannot be read, or with another number of classes than the config
+        says.
+    """
+    encoder, wanted = text_encoder(config), config.data.num_classes
+    # the other processes find what the first prepares on a shared disk
+    with distributed.first_before_others("data"):
+        options = {key: config.data[key] for key in KEYS if key in config.data}
         loaded = data.load(**options, seed=config.seed, captioned=bool(encoder))
-        if config.data.num_classes not in (0, loaded.num_classes):
+        if wanted not in (0, loaded.num_classes):
             found = f"{loaded.num_classes} classes" if loaded.num_classes else "no labels"
             raise UserError(
-                f"config.data.num_classes={config.data.num_classes}: the data set has {found}; set 0 to take what it has"
+                f"config.data.num_classes={wanted}: the data set has {found}; set 0 to take what "
+                "it has"
             )
         data.describe.announce(loaded)
-        if encoder is None:
-            return loaded
-        some = loaded.captions[:10_000]
-        if cut := sum(encoder.count(caption) > encoder.max_length for caption in some):
-            logging.warning(
-                "%d of %d captions are longer than config.text.max_length=%d, and cut",
-                cut,
-                len(some),
-                encoder.max_length,
-            )
-        tables = data.captions.tables(
-            loaded.captions,
-            encoder.encode,
-            encoder.entries,
-            kept=encoder.cache_name,
-            progress=progress.progress,
-        )
-        return loaded._replace(
-            train=data.captions.CaptionedSource(loaded.train, tables),
-            test=data.captions.CaptionedSource(loaded.test, tables),
-        )
+        return _with_captions(loaded, encoder) if encoder else loaded
 
 
-def data_shape(config) -> tuple[tuple[int, ...], int]:
-    """(shape of an example, classes) of config.data, without the data if the config states all of
-    it or TFDS knows.
+def _with_captions(loaded: data.Dataset, encoder: text.Encoder) -> data.Dataset:
+    """The data set with its captions encoded; a warning counts those that are cut."""
+    some = loaded.captions[:10_000]
+    if cut := sum(encoder.count(caption) > encoder.max_length for caption in some):
+        logging.warning(
+            "%d of %d captions are longer than config.text.max_length=%d, and cut",
+            cut,
+            len(some),
+            encoder.max_length,
+        )
+    tables = data.captions.tables(
+        loaded.captions,
+        encoder.encode,
+        encoder.entries,
+        kept=encoder.cache_name,
+        progress=progress.progress,
+    )
+    train, test = (
+        data.captions.CaptionedSource(split, tables) for split in (loaded.train, loaded.test)
+    )
+    return loaded._replace(train=train, test=test)
+
+
+def data_shape(config: ConfigDict) -> tuple[tuple[int, ...], int]:
+    """(shape of an example, number of classes) of config.data.
+
+    The data are not read where the config states all of it or TFDS knows it.
     """
     wanted = config.data
     if wanted.image_size and wanted.channels and wanted.num_classes:

@@ -1,4 +1,4 @@
-"""What training does besides its steps: held-out loss, pictures, snapshots, reports and forecasts."""
+"""What training does besides its steps: held-out loss, pictures, snapshots, reports, forecasts."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def hooks(
 
 
 def held_out(experiment: Experiment, parts: trainer.Training, dataset: Dataset) -> Hook:
-    """The loss on the held-out split, of the sampling weights and with the same noise every time."""
+    """The held-out loss, of the sampling weights and with the same noise every time."""
     size = experiment.data.batch_size
 
     def evaluate(state: TrainState, step: int) -> Mapping[str, Any]:

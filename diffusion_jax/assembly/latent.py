@@ -1,5 +1,4 @@
-"""Latent diffusion (Rombach et al. 2022): a data set encoded once, diffused instead of the images,
-and decoded in the end.
+"""Latent diffusion (Rombach et al. 2022): diffusion of the latents of an encoded data set.
 
     z ~ N(mean(x), std(x)^2)     x0 = (z - shift) / scale     images = decode(shift + scale x0)
 
@@ -28,8 +27,13 @@ CHUNK = 4096  # images that are read at a time
 
 
 class Codec(NamedTuple):
-    """An autoencoder of images of image_shape. encode(params, x) -> (mean, log_variance);
-    decode(params, z) -> images.
+    """An autoencoder.
+
+    Attributes:
+      encode: (params, x (B, H, W, C)) -> (mean, log_variance), both (B, h, w, c).
+      decode: (params, z (B, h, w, c)) -> images (B, H, W, C).
+      params: of its networks.
+      image_shape: (H, W, C).
     """
 
     encode: Callable[[Params, Array], tuple[Array, Array]]
@@ -39,8 +43,11 @@ class Codec(NamedTuple):
 
 
 class Latents(NamedTuple):
-    """How samples become images. decode(params, x0 (B, h, w, c)) -> (B, H, W, C) in [-1, 1];
-    params: the autoencoder's.
+    """How latents become images.
+
+    Attributes:
+      decode: (params, x0 (B, h, w, c)) -> images (B, H, W, C) in [-1, 1].
+      params: of the autoencoder.
     """
 
     decode: Callable[[Params, Array], Array]
@@ -60,8 +67,11 @@ def digest(params: Params) -> str:
 
 
 def draw(batch: dict[str, Array], keys: Key) -> Array:
-    """x0 ~ q(z | x) of a batch of latents, (B, h, w, c), each from its own key: another in every
-    epoch.
+    """Draws x0 ~ q(z | x), (B, h, w, c), each from its own key, so that epochs differ.
+
+    Args:
+      batch: 'image', the means, and 'std', the standard deviations, both (B, h, w, c).
+      keys: (B,).
     """
     return batch["image"] + batch["std"] * arrays.noise(keys, batch["image"])
 
@@ -69,66 +79,88 @@ def draw(batch: dict[str, Array], keys: Key) -> Array:
 def encode(
     codec: Codec, dataset: data.Dataset, *, batch_size: int = 256, dtype: str = "float32"
 ) -> tuple[Encoded, dict[str, np.ndarray]]:
-    """What data.latents.save writes: of every image of both splits the posterior's mean and
-    log-variance, of `dtype`.
+    """Encode both splits of a data set.
 
-    scale^2 is the variance of z over the training split and its pixels: Var[mean] + E[std^2].
-    UserError for images of another size.
+    scale^2 is the variance of z over the training split and its pixels, Var[mean] + E[std^2].
+
+    Args:
+      codec: the autoencoder.
+      dataset: of images.
+      batch_size: images that are encoded at a time.
+      dtype: of the stored moments.
+
+    Returns:
+      What data.latents.save writes: a description, and the posterior's mean and log-variance of
+      every image.
+
+    Raises:
+      UserError: for images of another size than the autoencoder's.
     """
     if dataset.image_shape != tuple(codec.image_shape):
         raise UserError(
-            f"the images of data.name={dataset.name} are {dataset.image_shape}, the autoencoder is for "
-            f"{tuple(codec.image_shape)}; set data.image_size and data.channels, or train another"
+            f"the images of data.name={dataset.name} are {dataset.image_shape}, the autoencoder is "
+            f"for {tuple(codec.image_shape)}; set data.image_size and data.channels, or train "
+            "another"
         )
-    run = jax.jit(lambda images, params: codec.encode(params, images))
     splits = {}
     for split, source in (("train", dataset.train), ("test", dataset.test)):
-        parts = []
-        with progress(len(source), f"encoding the {split} split") as advance:
-            for start in range(0, len(source), CHUNK):
-                read = source.rows(np.arange(start, min(start + CHUNK, len(source))))
-                moments = rows.over_rows(
-                    run, data.transforms.to_float(read["image"]), codec.params, block=batch_size
-                )
-                kept = dict(
-                    zip(("mean", "log_variance"), (value.astype(dtype) for value in moments))
-                )
-                parts.append(kept | ({"label": read["label"]} if "label" in read else {}))
-                advance(len(read["image"]))
-        splits |= {
-            f"{split}_{name}": np.concatenate([part[name] for part in parts]) for name in parts[0]
-        }
-    mean, variance = (
-        splits["train_mean"].astype(np.float64),
-        np.exp(splits["train_log_variance"].astype(np.float64)),
-    )
+        found = _moments(codec, source, f"encoding the {split} split", batch_size, dtype)
+        splits |= {f"{split}_{name}": value for name, value in found.items()}
+    mean = splits["train_mean"].astype(np.float64)
+    variance = np.exp(splits["train_log_variance"].astype(np.float64))
     over = tuple(range(mean.ndim - 1))
     shift, scale = mean.mean(over), np.sqrt(mean.var(over) + variance.mean(over))
-    about = (
+    encoded = Encoded(
         digest(codec.params),
         tuple(codec.image_shape),
         dataset.name,
         dataset.num_classes,
         tuple(dataset.class_names),
+        tuple(shift.tolist()),
+        tuple(scale.tolist()),
     )
-    return Encoded(*about, tuple(shift.tolist()), tuple(scale.tolist())), splits
+    return encoded, splits
+
+
+def _moments(
+    codec: Codec, source: data.Source, what: str, batch_size: int, dtype: str
+) -> dict[str, np.ndarray]:
+    """The posterior moments of every image of a split, and the labels where there are some."""
+    run = jax.jit(lambda images, params: codec.encode(params, images))
+    parts = []
+    with progress(len(source), what) as advance:
+        for start in range(0, len(source), CHUNK):
+            read = source.rows(np.arange(start, min(start + CHUNK, len(source))))
+            images = data.transforms.to_float(read["image"])
+            mean, log_variance = rows.over_rows(run, images, codec.params, block=batch_size)
+            part = {"mean": mean.astype(dtype), "log_variance": log_variance.astype(dtype)}
+            parts.append(part | ({"label": read["label"]} if "label" in read else {}))
+            advance(len(read["image"]))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def latents(codec: Codec, encoded: Encoded, workdir: str) -> Latents:
-    """How samples of latents become images, by the autoencoder that made these.
+    """How latents become images, by the autoencoder that made them.
 
-    UserError if the codec, that of `workdir`, is another one, or is for images of another shape.
+    Args:
+      codec: the autoencoder.
+      encoded: the description of the latents.
+      workdir: of the autoencoder, for messages.
+
+    Raises:
+      UserError: if the codec is another one, or for images of another shape.
     """
     if tuple(codec.image_shape) != tuple(encoded.image_shape):
-        shapes = f"is for images {tuple(codec.image_shape)}, and the latents were made of images {tuple(encoded.image_shape)}"
         raise UserError(
-            f"config.latent.autoencoder={workdir} {shapes}; name the one that made them, or encode again"
+            f"config.latent.autoencoder={workdir} is for images {tuple(codec.image_shape)}, and "
+            f"the latents were made of images {tuple(encoded.image_shape)}; name the one that made "
+            "them, or encode again"
         )
     if (found := digest(codec.params)) != encoded.autoencoder:
         hashes = f"its parameters' sha256 is {found[:12]}..., theirs {encoded.autoencoder[:12]}..."
         raise UserError(
-            f"config.latent.autoencoder={workdir} is not the autoencoder that made the latents: {hashes}; "
-            "name that one, or encode again"
+            f"config.latent.autoencoder={workdir} is not the autoencoder that made the latents: "
+            f"{hashes}; name that one, or encode again"
         )
     shift, scale = (jnp.asarray(x, jnp.float32) for x in (encoded.shift, encoded.scale))
     return Latents(lambda params, x: codec.decode(params, shift + scale * x), codec.params)

@@ -16,7 +16,9 @@ from diffusion_jax.training import distributed
 
 @contextlib.contextmanager
 def locked(workdir: str | Path) -> Iterator[Callable[[], None]]:
-    """Let nobody else train in this workdir while the block runs. The first process holds the lock.
+    """Keep other processes from training in this workdir while the block runs.
+
+    The first process of a run holds the lock.
 
     Yields:
       in_place(), which raises UserError once the workdir was moved or deleted, before anything

@@ -92,6 +92,6 @@ def check_memory(template: TrainState) -> None:
         count = sum(x.size for x in jax.tree.leaves(template.params))
         raise UserError(
             f"config.model has {count:,} parameters: training needs {need / 2**30:.1f} GiB for its "
-            f"state, and there are {have / 2**30:.1f}; lower config.model.width or blocks, or shard "
-            "over more devices by config.mesh.fsdp"
+            f"state, and there are {have / 2**30:.1f}; lower config.model.width or blocks, or "
+            "shard over more devices by config.mesh.fsdp"
         )

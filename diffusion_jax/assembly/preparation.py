@@ -1,4 +1,4 @@
-"""The experiment that is trained: with its features, autoencoder, teacher and initial parameters."""
+"""The experiment that is trained: its features, autoencoder, teacher and initial parameters."""
 
 from __future__ import annotations
 
@@ -91,9 +91,7 @@ def _condition_in_words(built: Experiment) -> str:
 
 
 def _other_network(old: ConfigDict, new: Experiment) -> str:
-    """The first key by which parameters of a saved config mean nothing to a model; '' if there is
-    none.
-    """
+    """The first key by which a saved config has other parameters than a model; '' if none."""
     model = {"name": new.specs.model, **new.options}
     for key in sorted({*old.model, *model} - {*SAME_PARAMETERS}):
         if key in old.model and old.model[key] != model.get(key):

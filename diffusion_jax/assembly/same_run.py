@@ -1,18 +1,18 @@
-"""What may differ between two configs of one run, and its data, when training resumes and when a
-trained model is used.
-"""
+"""What may differ from a run's own config and data when it resumes and when its model is used."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from diffusion_jax import data, files, provenance, reading
+from diffusion_jax.assembly import components
 from diffusion_jax.errors import UserError
 
-# A resumed run may change these keys, and all of a section that ends with a dot; any other
+# A resumed run may change these keys, and all of a section, which ends with a dot; any other
 # difference makes it another run.
 FREE = (
     "sampler.",
@@ -67,14 +67,13 @@ def resolved(config: Any) -> dict[str, Any]:
 
 
 def check_resumed(workdir: Path, new: Mapping[str, Any]) -> None:
-    """Refuse to resume the run in this workdir, which has checkpoints, by another config than its
-    own.
+    """Refuse to resume the run in this workdir, which has checkpoints, by another config.
 
     Without its config.json, only the very same config is accepted: provenance.json holds the hash
     of it.
 
     Raises:
-      UserError: naming every key that differs, or for a run whose config cannot be told.
+      UserError: naming every key that differs, or for a run whose config is unknown.
     """
     file, stamp = workdir / "config.json", workdir / "provenance.json"
     if file.exists():
@@ -83,19 +82,18 @@ def check_resumed(workdir: Path, new: Mapping[str, Any]) -> None:
         "config_hash"
     ) != provenance.config_hash(new):
         raise UserError(
-            f"{workdir} has checkpoints but no config.json, and this is not the config that they were trained by as far as "
-            "provenance.json can tell; put config.json back, or use another --workdir"
+            f"{workdir} has checkpoints but no config.json, and this is not the config that they "
+            "were trained by as far as provenance.json can tell; put config.json back, or "
+            "use another --workdir"
         )
 
 
 def _check_same(workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    old, new = dict(_leaves(old)), dict(_leaves(new))
-    if (
-        old.get("distill.guidance") == 0.0 and new.get("distill.guidance", 0.0) is None
-    ):  # the former spelling of the teacher's own scale
+    old, new = _values(old), _values(new)
+    # earlier versions spelled the teacher's own scale as 0
+    if old.get("distill.guidance") == 0.0 and new.get("distill.guidance", 0.0) is None:
         old["distill.guidance"] = None
-    # a key that the run's code did not know yet, at a value that means what that code did, is no
-    # change
+    # a key that the run's code did not know yet is no change at a value that means what it did
     changed = [
         k
         for k in sorted(old | new)
@@ -109,8 +107,7 @@ def _check_same(workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -
 
 
 def check_usable(workdir: Path, config: Any, same_network: bool) -> None:
-    """Refuse to use the model of a workdir by a config that says something else of its network or
-    its training.
+    """Refuse to use the model of a workdir by a config of another network or another training.
 
     Args:
       workdir: of the trained model.
@@ -124,10 +121,7 @@ def check_usable(workdir: Path, config: Any, same_network: bool) -> None:
     file = workdir / "config.json"
     if not file.exists():
         return
-    old, new = (
-        dict(_leaves(files.load_json(file, reading.table()))),
-        dict(_leaves(resolved(config))),
-    )
+    old, new = _values(files.load_json(file, reading.table())), _values(resolved(config))
     for key in (k for k in old if k in new and old[k] != new[k] and not among(k, USABLE)):
         if key == "process" and same_network:
             continue
@@ -137,13 +131,23 @@ def check_usable(workdir: Path, config: Any, same_network: bool) -> None:
             else "only matters in training"
         )
         raise UserError(
-            f"config.{key}={new[key]} {why} ({old[key]} in {workdir}); leave it out, or train another model with it"
+            f"config.{key}={new[key]} {why} ({old[key]} in {workdir}); leave it out, or train "
+            "another model with it"
         )
 
 
 def among(key: str, names: tuple[str, ...]) -> bool:
     """Whether a key is one of these names, or in a section of theirs, which ends with a dot."""
     return any(key.startswith(name) if name.endswith(".") else key == name for name in names)
+
+
+def _values(config: Mapping[str, Any]) -> dict[str, Any]:
+    """{key: value} of a config, in which components have their full names of today."""
+    values = dict(_leaves(config))
+    for key in components.NAMED.keys() & values.keys():
+        with contextlib.suppress(UserError):
+            values[key] = components.full_name(key, values[key])
+    return values
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -193,8 +197,8 @@ def same_data(
         loaded = loaded._replace(train=train, test=test, class_names=names)
     if differences := _differences(about, loaded, sizes):
         raise UserError(
-            f"--workdir={workdir}: the data are not those that its model learned from: {'; '.join(differences)}; "
-            "restore them, or train in another --workdir"
+            f"--workdir={workdir}: the data are not those that its model learned from: "
+            f"{'; '.join(differences)}; restore them, or train in another --workdir"
         )
     return loaded
 

@@ -76,14 +76,6 @@ def method(experiment: Experiment, settings: SamplingSettings | None = None) -> 
     )
 
 
-def plan(experiment: Experiment, **changes) -> SamplingMethod:
-    """`method` with changes of keys of config.sampler."""
-    settings = experiment.sampling
-    if "name" in changes:
-        settings = with_sampler(settings, changes["name"])
-    return method(experiment, settings._replace(**changes))
-
-
 def with_sampler(settings: SamplingSettings, spec: str) -> SamplingSettings:
     """The settings with the sampler of this spec. UserError for an unknown sampler."""
     return settings._replace(sampler=build(components.SAMPLERS, spec), name=spec)
@@ -137,12 +129,20 @@ def sample_fn(
     noise: str = "independent",
     count: bool = False,
 ) -> Callable:
-    """Jitted (ensemble, keys (B,), cond, ts, scale) -> images (B, ...).
+    """The function that draws samples.
 
     One compiled program serves every grid padded to one length and every scale.
 
     Args:
-      count: whether it also returns the NFE of each image, (B,).
+      experiment: the model.
+      sampler: the sampler.
+      guided: whether guidance has an effect.
+      clip: thresholding of x0-hat.
+      noise: a key of components.NOISES.
+      count: whether the NFE of each image, (B,), is also returned.
+
+    Returns:
+      A jitted function (ensemble, keys (B,), cond, ts, scale) -> images (B, ...).
     """
     settings = experiment.sampling._replace(sampler=sampler, clip=clip, noise=noise)
 
@@ -205,9 +205,7 @@ def sample_with(
 
 
 def sampling_mesh(config: ConfigDict) -> Mesh:
-    """The mesh of config.mesh where it fits the devices of this machine, else all of them along
-    'data'.
-    """
+    """The mesh of config.mesh where it fits these devices, else all of them along 'data'."""
     try:
         return sharding.make_mesh(config.mesh.to_dict())
     except UserError:

@@ -1,8 +1,8 @@
 """What a config says once it is resolved: plain values for training and sampling.
 
-`experiment.assemble` makes these settings once and the Experiment holds them, so that no later function reads
-a ConfigDict. Each class has the keys of one section of configs/base.py, where their meaning is
-documented; a command varies them with `_replace`.
+`experiment.assemble` makes these settings once and the Experiment holds them, so that no later
+function reads a ConfigDict. Each class has the keys of one section of configs/base.py, where their
+meaning is documented; a command varies them with `_replace`.
 """
 
 from __future__ import annotations

@@ -114,9 +114,7 @@ def train(
 
 
 def _repeat(run: Run) -> loop.Fitted:
-    """Train, again from an earlier checkpoint after a step that is not finite, if the config says
-    so.
-    """
+    """Train; after a step that is not finite, again from an earlier checkpoint if so configured."""
     failed = None
     while True:
         start = _start(run, failed)

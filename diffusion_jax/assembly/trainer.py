@@ -11,15 +11,19 @@ from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.training import ema, sharding, state, step
 from diffusion_jax.training.state import TrainState
-from diffusion_jax.types import Key, Params
+from diffusion_jax.types import Array, Batch, Key, Params
 
 
 def grafted(fresh: Params, given: Params) -> Params:
-    """`given` in place of `fresh`, but for what only the fresh network has (the second time's
-    weights). UserError if they differ.
+    """The parameters `given`, with those of `fresh` that only the fresh network has.
+
+    A few-step network has weights of its second time that the diffusion model lacks.
+
+    Raises:
+      UserError: for parameters of another network.
     """
 
-    def flat(tree):
+    def flat(tree: Params) -> dict[str, Array]:
         return {
             jax.tree_util.keystr(path): leaf
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -29,7 +33,8 @@ def grafted(fresh: Params, given: Params) -> Params:
     wrong = [path for path, leaf in old.items() if path not in new or new[path].shape != leaf.shape]
     if wrong:
         raise UserError(
-            f"config.init_from: its network is another, in {wrong[0]} for one; use the same config.model as there"
+            f"config.init_from: its network is another, in {wrong[0]} for one; use the same "
+            "config.model as there"
         )
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: old.get(jax.tree_util.keystr(path), leaf), fresh
@@ -56,18 +61,26 @@ def weights(experiment: Experiment, current: TrainState) -> Params:
 
 
 class Training(NamedTuple):
-    """What the loop needs, compiled for the devices by `runner`: see training/."""
+    """The compiled training of an experiment.
+
+    Attributes:
+      runner: how steps meet the devices.
+      init: key -> a fresh state, which runner.init places.
+      step: (state, batches) -> (state, metrics) of steps_per_call steps.
+      evaluate: (state, batch, key) -> metrics.
+    """
 
     runner: sharding.Runner
-    init: Callable[[Key], TrainState]  # a fresh state, to be placed by runner.init
-    step: Callable  # (state, batches) -> (state, metrics), steps_per_call steps
-    evaluate: Callable  # (params, batch, key) -> metrics
+    init: Callable[[Key], TrainState]
+    step: step.Step
+    evaluate: Callable[[TrainState, Batch, Key], step.Metrics]
 
 
 def training(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -> Training:
     """The compiled training and evaluation steps of an experiment.
 
     Args:
+      experiment: the model and its settings.
       devices: those to train on; None for all.
     """
     settings = experiment.training

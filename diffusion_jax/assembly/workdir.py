@@ -144,7 +144,8 @@ def saved_config(workdir: str | Path, key: str = "--workdir") -> ConfigDict:
         named = config["data"].get(part, "")
         if not consent.remembered(named):
             print(
-                f"note: '{path}' names data.{part}={named}, which you have not named on this machine, so it is not used; "
+                f"note: '{path}' names data.{part}={named}, which you have not named on this "
+                "machine, so it is not used; "
                 f"if you trust these data, say so once: --config.data.{part}={named}",
                 file=sys.stderr,
             )
@@ -161,7 +162,8 @@ def _note_if_edited(workdir: Path, config: dict[str, Any]) -> None:
         written = files.load_json(workdir / "provenance.json", reading.table()).get("config_hash")
         if written and written != provenance.config_hash(config):
             print(
-                f"note: '{workdir / CONFIG_FILE}' was edited after the run wrote it, so the model may not be what was trained; "
+                f"note: '{workdir / CONFIG_FILE}' was edited after the run wrote it, so the model "
+                "may not be what was trained; "
                 "keys of one command are changed by --config.KEY=VALUE",
                 file=sys.stderr,
             )
@@ -195,7 +197,7 @@ DATA = reading.record(
 
 
 def about_data(workdir: str | Path) -> dict[str, Any]:
-    """The content of data.json: image_shape, num_classes, class_names, and of latents their encoding.
+    """The content of data.json: image_shape, num_classes, class_names, and how latents are encoded.
 
     Raises:
       UserError: where it is missing or damaged.
@@ -318,7 +320,8 @@ def load_for_comparison(workdir: str | Path, key: str, shape: tuple[int, ...]) -
     own = tuple(trained.data.get("encoded", trained.data)["image_shape"])
     if own != tuple(shape):
         raise UserError(
-            f"{key}={workdir} draws {own}, and the others {tuple(shape)}; name a model of the same data"
+            f"{key}={workdir} draws {own}, and the others {tuple(shape)}; name a model of the "
+            "same data"
         )
     return trained
 
@@ -329,7 +332,8 @@ def _checkpoints(workdir: Path, chosen: str) -> Path:
         raise unknown("config.sampler.checkpoint", chosen, ["best"])
     if chosen and restoring.latest_step(workdir / "checkpoints_best") is None:
         raise UserError(
-            f"{workdir} has no best checkpoint; train with --config.training.best=eval_loss to keep it"
+            f"{workdir} has no best checkpoint; train with --config.training.best=eval_loss to "
+            "keep it"
         )
     return workdir / ("checkpoints_best" if chosen else "checkpoints")
 

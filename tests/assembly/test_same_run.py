@@ -60,6 +60,15 @@ def test_a_resumed_run_may_change_what_is_free_and_nothing_else(run):
             same_run.check_resumed(run, same_run.resolved(changed(**{key: value})))
 
 
+def test_a_component_may_have_another_name_than_in_earlier_versions(run):
+    config = digits.get_config("iddpm")
+    record = same_run.resolved(config)
+    record["objective"] = record["objective"].replace("learned_variance.", "elbo.")
+    files.save_json(run / "config.json", record)
+    same_run.check_resumed(run, same_run.resolved(config))
+    same_run.check_usable(run, config, True)
+
+
 def test_without_its_config_a_run_is_resumed_by_that_config_alone(run):
     (run / "config.json").unlink()
     same_run.check_resumed(run, same_run.resolved(changed()))

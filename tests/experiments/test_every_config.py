@@ -133,7 +133,7 @@ def test_improved_ddpm_is_a_preset_of_images_alone():
         assert (
             config.model.learn_variance
             and "cosine" in config.process
-            and config.objective == "elbo.hybrid(steps=4000)"
+            and config.objective == "learned_variance.hybrid(steps=4000)"
         )
         assert config.sampler.name == "ancestral.ddpm(variance='learned')"
         assert (

@@ -32,8 +32,9 @@ def complete(experiment: Experiment, config: ConfigDict) -> Experiment:
         return experiment
     if not config.discriminator:
         raise UserError(
-            f"config.objective={config.objective} has an adversary, and config.discriminator names none; begin with "
-            "a config that does, such as configs/fashion_autoencoder.py:adversarial"
+            f"config.objective={config.objective} has an adversary, and config.discriminator names "
+            "none; begin with a config that does, such as "
+            "configs/fashion_autoencoder.py:adversarial"
         )
     adversary = build(components.DISCRIMINATORS, config.discriminator)
     return experiment._replace(discriminator=adversary)
@@ -84,7 +85,7 @@ def draw(
     z = arrays.noise(
         arrays.fold_in(keys, streams.PRIOR), jnp.zeros((len(keys), *experiment.model.latent_shape))
     )
-    return pictures(experiment, params, z, keys, cond), jnp.ones(len(keys), jnp.int32)
+    return decode_latents(experiment, params, z, keys, cond), jnp.ones(len(keys), jnp.int32)
 
 
 def networks(experiment: Experiment, params: Params) -> AutoencoderNetworks:
@@ -92,8 +93,9 @@ def networks(experiment: Experiment, params: Params) -> AutoencoderNetworks:
     model, adversary, own = experiment.model, experiment.discriminator, params["autoencoder"]
     if adversary and "last" not in own["decoder"]:
         raise UserError(
-            f"config.objective has an adversary, which {experiment.specs.model} of dense layers cannot have: its "
-            "weight is measured at a last convolution; use hidden=(), or adversarial=0"
+            f"config.objective has an adversary, which {experiment.specs.model} of dense layers "
+            "cannot have: its weight is measured at a last convolution; use hidden=(), or "
+            "adversarial=0"
         )
 
     def decode(own, z, cond=None, x=None):
@@ -117,10 +119,16 @@ def networks(experiment: Experiment, params: Params) -> AutoencoderNetworks:
 
 
 def prepare(experiment: Experiment, train: data.Source | None) -> Experiment:
-    """The experiment with the features that its objective compares images by, if any: of a
-    classifier of `train`, or LPIPS.
+    """The experiment with the features by which its objective compares images, if any.
 
-    train: None for an untrained classifier of the right shape, where nothing is computed.
+    They are those of LPIPS, or of a classifier that is trained here.
+
+    Args:
+      experiment: an autoencoder.
+      train: the training split; None for an untrained classifier, where only shapes matter.
+
+    Raises:
+      UserError: for unknown features, and for a classifier of data without labels.
     """
     wanted = experiment.objective.features
     if not wanted:
@@ -135,18 +143,27 @@ def prepare(experiment: Experiment, train: data.Source | None) -> Experiment:
         params = classifier.init(experiment.shape, 2)
     elif "label" not in (everything := data.arrays(train)):
         raise UserError(
-            "features='classifier' of the objective needs data with labels; use features='lpips', or perceptual=0"
+            "features='classifier' of the objective needs data with labels; use "
+            "features='lpips', or perceptual=0"
         )
     else:
         params = classifier.fit(everything["image"], everything["label"]).params
     return experiment._replace(features=functools.partial(classifier.maps, params=params))
 
 
-def pictures(
+def decode_latents(
     experiment: Experiment, params: Params, z: Array, keys: Key, cond: Cond = None
 ) -> Array:
-    """The images of latents, in [-1, 1]: the mean of p(x | z), or, of an autoregressive decoder, a
-    draw by each image's key.
+    """The images of latents, in [-1, 1].
+
+    They are the means of p(x | z), or for an autoregressive decoder draws.
+
+    Args:
+      experiment: an autoencoder.
+      params: of its networks.
+      z: latents, (B, ...).
+      keys: of the images, (B,), by which an autoregressive decoder draws.
+      cond: the condition.
     """
     bound, likelihood = networks(experiment, params), experiment.objective.likelihood
     if not experiment.model.autoregressive:

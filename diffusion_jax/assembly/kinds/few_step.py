@@ -18,18 +18,24 @@ from diffusion_jax.types import Denoise, Key, Params
 
 
 def complete(experiment: Experiment, config: ConfigDict) -> Experiment:
-    """The experiment itself. UserError for an objective that guides by a condition that is absent."""
+    """The experiment itself.
+
+    Raises:
+      UserError: for an objective that guides by a condition that the model lacks.
+    """
     if not experiment.objective.guided:
         return experiment
     if experiment.conditions.null(1) is None:
         raise UserError(
-            f"config.objective={config.objective}: this model is unconditional, so there is no condition to guide by; "
-            "leave guidance at 1, or set --config.conditional=True with labeled data"
+            f"config.objective={config.objective}: this model is unconditional, so there is no "
+            "condition to guide by; leave guidance at 1, or set --config.conditional=True "
+            "with labeled data"
         )
     if not experiment.learns_null:
         raise UserError(
-            f"config.objective={config.objective} guides by the null condition, which config.label_dropout=0 never trains; "
-            "leave guidance at 1, or set --config.label_dropout=0.1"
+            f"config.objective={config.objective} guides by the null condition, which "
+            "config.label_dropout=0 never trains; leave guidance at 1, or set "
+            "--config.label_dropout=0.1"
         )
     return experiment
 
@@ -97,8 +103,8 @@ def teacher_scale(experiment: Experiment) -> float | None:
         return scale
     if given is not None and not denoiser.is_neutral(teacher, given):
         raise UserError(
-            f"config.distill.guidance={given:g}: the student is unconditional, so its teacher has no condition "
-            "to guide by; leave it at None, or set --config.conditional=True"
+            f"config.distill.guidance={given:g}: the student is unconditional, so its teacher has "
+            "no condition to guide by; leave it at None, or set --config.conditional=True"
         )
     return None
 
@@ -120,8 +126,8 @@ def companions(experiment: Experiment) -> tuple[ema.Ema, ...]:
     objective, steps = experiment.objective, experiment.training.steps
     if objective.needs_teacher and experiment.teacher is None:
         raise UserError(
-            f"config.objective={experiment.specs.objective} learns from a teacher: set config.distill.teacher "
-            "to the workdir of a trained diffusion model"
+            f"config.objective={experiment.specs.objective} learns from a teacher: set "
+            "config.distill.teacher to the workdir of a trained diffusion model"
         )
     found = ()
     if objective.ema_rate:
