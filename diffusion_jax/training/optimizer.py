@@ -6,6 +6,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable
+from typing import Any
 from operator import attrgetter
 from types import FunctionType
 
@@ -43,7 +44,7 @@ def make_optimizer(
     b1: float | None = None,
     b2: float | None = None,
     eps: float | None = None,
-    **options,
+    **options: Any,
 ) -> tuple[optax.GradientTransformation, Schedule]:
     """An optimizer of optax at a scheduled learning rate.
 
