@@ -29,18 +29,14 @@ if QUICK not in os.environ.get("XLA_FLAGS", ""):  # as it is in a worker of pyte
 
 
 CACHE = os.path.join(tempfile.gettempdir(), f"diffusion_jax-tests-{getpass.getuser()}")
-
-
 os.makedirs(CACHE, mode=0o700, exist_ok=True)
-
-
-if (
-    os.stat(CACHE).st_uid == os.getuid()
-):  # compiled programs are code: those of others on this machine are not run
+# compiled programs are code: those of other users of this machine are not run
+if os.stat(CACHE).st_uid == os.getuid():
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", CACHE)
-
-
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# subprocesses read the environment; JAX has read it already in this process, when it was imported
+jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 # A worker takes whole files (--dist loadfile), so that a module's fixtures and programs are made
