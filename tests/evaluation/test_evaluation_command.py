@@ -46,9 +46,10 @@ def test_an_autoencoder_without_held_out_images_is_evaluated_without_them(
     ],
 )
 def test_evaluation_fails_before_anything_is_sampled(train, test, said, monkeypatch):
-
-    trained = SimpleNamespace(experiment=SimpleNamespace(num_classes=0, encoder=None), params=())
-    for name in ("sample_with", "plan"):
+    conditions = SimpleNamespace(of_labels=lambda labels: None)
+    model = SimpleNamespace(num_classes=0, encoder=None, conditions=conditions)
+    trained = SimpleNamespace(experiment=model, params=())
+    for name in ("sample_with", "method"):
         monkeypatch.setattr(sampling, name, lambda *args: pytest.fail("sampled first"))
     with pytest.raises(UserError, match=said):
         evaluation.score_samples(
