@@ -109,7 +109,7 @@ def parse(
         given, rest = _split(flags.FLAGS.read_flags_from_files(list(argv))[1:], positional)
         own_flags = [flag.name for flag in own()]
         if any(one.name in HELP for one in given):
-            show(_help(source, short, module or Path(argv[0]).stem))
+            show(_help(source, short, module or Path(argv[0]).stem, positional))
         names = {one.name for one in given if str(one.value).lower() != "false"}
         mode = next((flag for flag in modes if flag in names), "")
         if source == "either":
@@ -314,10 +314,10 @@ def _shared() -> list[flags.Flag]:
     return flags.FLAGS.flags_by_module_dict().get("experiments.cli", [])
 
 
-def _help(source: str, short: Iterable[str], module: str) -> str:
+def _help(source: str, short: Iterable[str], module: str, positional: str) -> str:
     sources = {"either": ["file", "workdir"]}.get(source, [source])
     doc = sys.modules["__main__"].__doc__ or ""
-    return usage.of_command(doc, own(), _shared(), sources, module, short)
+    return usage.of_command(doc, own(), _shared(), sources, module, short, positional)
 
 
 def _config(

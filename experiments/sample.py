@@ -34,9 +34,7 @@ if __name__ == "__main__":
         "classes to draw in turn, by number or name, such as 0,1,2 or cat,dog; 'any' draws without "
         "a class (default all classes)",
     )
-    flags.DEFINE_multi_string(
-        "prompt", [], "caption to draw, for a model of captions; may be given several times"
-    )
+    flags.DEFINE_multi_string("prompt", [], "caption to draw, for a model of captions")
     flags.DEFINE_float(
         "guidance",
         None,

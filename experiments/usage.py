@@ -24,6 +24,7 @@ SHORT = {
 }
 
 WIDTH = 110
+REPEATED = "; repeat this option to specify a list of values"  # absl's words
 
 
 # the overrides that users want first
@@ -113,6 +114,7 @@ def of_command(
     sources: Iterable[str],
     name: str,
     names: Iterable[str] = SHORT,
+    positional: str = "",
 ) -> str:
     """The text of `python -m experiments.NAME --help`.
 
@@ -123,12 +125,22 @@ def of_command(
       sources: where its config may come from: 'file', 'workdir', 'none'.
       name: the name of the command.
       names: the short forms of config keys that have an effect in it.
+      positional: its argument without a name, if it takes one.
     """
     own, sources = list(own), list(sources)
     parts = [
         doc.strip(),
         "",
-        f"usage: python -m experiments.{name} --FLAG=VALUE ... {_usage(sources)}".rstrip(),
+        " ".join(
+            part
+            for part in (
+                f"usage: python -m experiments.{name}",
+                positional,
+                "--FLAG=VALUE ...",
+                _usage(sources),
+            )
+            if part
+        ),
         "",
     ]
     if own:
@@ -175,12 +187,13 @@ def _examples(sources: list[str], names: set[str]) -> list[str]:
 def _described(flag: flags.Flag) -> str:
     """The help of a flag, with its default, or that it is required."""
     help_text = " ".join((flag.help or "").split())
+    help_text = help_text.replace(REPEATED, "; may be given several times")
     required = any(
         "must have a value other than None" in getattr(v, "message", "") for v in flag.validators
     )
     if required:
         return f"{help_text} (required)"
-    silent = flag.default in (None, "", [], False) or "default" in help_text
+    silent = flag.default in (None, "", []) or flag.default is False or "default" in help_text
     return help_text if silent else f"{help_text} (default {flag.default_as_str.strip(chr(39))})"
 
 
