@@ -6,9 +6,9 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable
-from typing import Any
 from operator import attrgetter
 from types import FunctionType
+from typing import Any
 
 import jax.numpy as jnp
 import optax
