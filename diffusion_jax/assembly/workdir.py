@@ -30,6 +30,7 @@ from diffusion_jax.assembly import (
     autoencoders,
     components,
     config_schema,
+    data_record,
     datasets,
     defaults,
     denoiser,
@@ -92,25 +93,10 @@ def prepare(workdir: str | Path, config: ConfigDict, dataset: data.Dataset) -> P
     try:
         files.save_json(workdir / CONFIG_FILE, resolved)
         files.save_json(workdir / "provenance.json", provenance.provenance(resolved, config.seed))
-        files.save_json(workdir / "data.json", _description(dataset))
+        files.save_json(workdir / "data.json", data_record.description(dataset))
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
     return workdir
-
-
-def _description(dataset: data.Dataset) -> dict[str, Any]:
-    """What data.json says of a data set."""
-    about = {
-        "name": dataset.name,
-        "image_shape": dataset.image_shape,
-        "num_classes": dataset.num_classes,
-        "class_names": dataset.class_names,
-    }
-    if dataset.train is not None:
-        about |= {"train_size": len(dataset.train), "test_size": len(dataset.test)}
-    if dataset.encoded:
-        about["encoded"] = dataset.encoded._asdict()
-    return about
 
 
 def saved_config(workdir: str | Path, key: str = "--workdir") -> ConfigDict:
@@ -169,33 +155,6 @@ def _note_if_edited(workdir: Path, config: dict[str, Any]) -> None:
             )
 
 
-_SIZES = reading.items(reading.integer(1, 2**20), least=1, most=4)
-
-_ENCODED = {
-    "autoencoder": reading.text(1),
-    "image_shape": _SIZES,
-    "data": reading.text(),
-    "num_classes": reading.integer(0, 10**6),
-    "class_names": reading.items(reading.text()),
-    "shift": reading.items(reading.number()),
-    "scale": reading.items(reading.number(low=1e-30)),
-}
-
-DATA = reading.record(
-    {
-        "image_shape": _SIZES,
-        "num_classes": reading.integer(0, 10**6),
-        "class_names": reading.items(reading.text()),
-    },
-    {
-        "name": reading.text(),
-        "encoded": reading.record(_ENCODED),
-        "train_size": reading.integer(),
-        "test_size": reading.integer(),
-    },
-)
-
-
 def about_data(workdir: str | Path) -> dict[str, Any]:
     """The content of data.json: image_shape, num_classes, class_names, and how latents are encoded.
 
@@ -203,7 +162,7 @@ def about_data(workdir: str | Path) -> dict[str, Any]:
       UserError: where it is missing or damaged.
     """
     path = Path(workdir) / "data.json"
-    about = files.load_json(path, DATA)
+    about = files.load_json(path, data_record.RULE)
     if len(about["class_names"]) not in (0, about["num_classes"]):
         many = f"{len(about['class_names'])} class_names for num_classes={about['num_classes']}"
         raise UserError(f"'{path}' is damaged: it has {many}")

@@ -1,0 +1,49 @@
+"""data.json: what a workdir records of its data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusion_jax import reading
+from diffusion_jax.data import Dataset
+
+_SIZES = reading.items(reading.integer(1, 2**20), least=1, most=4)
+
+_ENCODED = {
+    "autoencoder": reading.text(1),
+    "image_shape": _SIZES,
+    "data": reading.text(),
+    "num_classes": reading.integer(0, 10**6),
+    "class_names": reading.items(reading.text()),
+    "shift": reading.items(reading.number()),
+    "scale": reading.items(reading.number(low=1e-30)),
+}
+
+RULE = reading.record(
+    {
+        "image_shape": _SIZES,
+        "num_classes": reading.integer(0, 10**6),
+        "class_names": reading.items(reading.text()),
+    },
+    {
+        "name": reading.text(),
+        "encoded": reading.record(_ENCODED),
+        "train_size": reading.integer(),
+        "test_size": reading.integer(),
+    },
+)
+
+
+def description(dataset: Dataset) -> dict[str, Any]:
+    """What data.json says of a data set."""
+    about = {
+        "name": dataset.name,
+        "image_shape": dataset.image_shape,
+        "num_classes": dataset.num_classes,
+        "class_names": dataset.class_names,
+    }
+    if dataset.train is not None:
+        about |= {"train_size": len(dataset.train), "test_size": len(dataset.test)}
+    if dataset.encoded:
+        about["encoded"] = dataset.encoded._asdict()
+    return about
