@@ -157,7 +157,7 @@ def test_time_of_logsnr_clamps(name):
 
 
 def moments_of_posterior(process, t, s):
-    """(coefficient of x_t, coefficient of x0, variance) of q(x_s | x_t, x0), read off by probing."""
+    """(coefficient of x_t, coefficient of x0, variance) of q(x_s | x_t, x0), by probing."""
     one, zero = jnp.ones((len(t), 1)), jnp.zeros((len(t), 1))
     keep, variance = gaussian.posterior(process, one, zero, t, s)
     return np.array([keep[:, 0], gaussian.posterior(process, zero, one, t, s)[0][:, 0], variance])

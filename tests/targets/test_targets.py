@@ -50,7 +50,11 @@ def test_score_is_the_gradient_of_the_log_density(process):
             (mixture(), laws.denoise_mixture, laws.log_density_mixture),
         )
         for target, denoise, log_density in cases:
-            slope = jax.grad(lambda y: log_density(target, process, y, t).sum())(x)
+
+            def total(y, target=target, log_density=log_density):
+                return log_density(target, process, y, t).sum()
+
+            slope = jax.grad(total)(x)
             assert_allclose(
                 gaussian.score(process, denoise(target, process)(x, t), t),
                 slope,
