@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +37,7 @@ def one_step(sampler, process, denoise=None, t=0.6, s=0.45):
     )[0]
 
 
+@functools.cache
 def setting(count=6, n=5):
     process = schedules.VP()
     ts = grids.uniform(process, n)

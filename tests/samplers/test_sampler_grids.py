@@ -142,6 +142,12 @@ QUICK = ("multistep.unipc",)
 RING, RUNS = laws.ring_of_gaussians(), arrays.example_keys(jax.random.key(1), 64)
 
 
+@functools.cache
+def grid_of(spec, process, n):
+    """The n times of the grid of this spec, which several samplers share."""
+    return build(components.GRIDS, spec, process, n)
+
+
 def mixture_errors(sampler, budgets, grid=None, exact=None):
     """RMS distance of the sampler's images of the mixture to the exact ones, (processes, budgets),
     from the same 64 starts in float64.
@@ -160,7 +166,7 @@ def mixture_errors(sampler, budgets, grid=None, exact=None):
         ).x0
 
     def images(i, process, n):
-        ts = build(components.GRIDS, grid or sampler.grid, process, n)
+        ts = grid_of(grid or sampler.grid, process, n)
         return np.asarray(run(i, sampling.pad(jnp.asarray(ts, "float64"), max(lengths))))
 
     found = [
