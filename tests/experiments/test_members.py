@@ -51,7 +51,7 @@ def test_a_member_is_found_or_refused_by_name_never_ignored(tmp_path, monkeypatc
 
 
 # functions that return a family's type and are not members, for they need arrays or functions
-PARTS = {"memoryless", "empirical", "solver", "discrete_time"}
+PARTS = {"memoryless", "empirical", "solver", "discrete_time", "continuous_time"}
 
 
 @pytest.mark.parametrize(
