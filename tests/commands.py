@@ -1,8 +1,8 @@
-"""`python -m experiments.NAME ...` as typed, without two seconds of imports for each command.
+"""Run `python -m experiments.NAME ...` as typed, without two seconds of imports for each command.
 
-One process has imported the library, where JAX has not begun, and forks for every command: the
-child has the arguments, the output, the errors and the exit status of the command in a process of
-its own. What needs a signal, another environment or a bare interpreter (tests/training/test_faults.py,
+One process imports the library, without starting JAX, and forks for every command: the child has
+the arguments, the output, the errors and the exit status of the command in a process of its own.
+What needs a signal, another environment or a bare interpreter (tests/training/test_faults.py,
 test_distributed.py, test_resume.py) starts one.
 """
 
@@ -28,9 +28,16 @@ ROOT = Path(__file__).parent.parent
 def run(
     name: str, *args, seconds: int = 0, folder: str | os.PathLike = ROOT
 ) -> subprocess.CompletedProcess:
-    """Of experiments.NAME with these arguments, run in this folder: returncode, stdout, stderr.
+    """Run a command.
 
-    After so many seconds (0: never) SIGALRM ends it.
+    Args:
+      name: the command, NAME of experiments.NAME.
+      *args: its arguments.
+      seconds: after which SIGALRM ends it; 0 for never.
+      folder: the folder where it runs.
+
+    Returns:
+      Its returncode, stdout and stderr.
     """
     with tempfile.TemporaryDirectory() as output:
         files = [os.path.join(output, stream) for stream in ("stdout", "stderr")]

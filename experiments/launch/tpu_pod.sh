@@ -8,7 +8,7 @@
 #   experiments/launch/tpu_pod.sh train --config=configs/cifar10.py:edm,full --workdir=/shared/runs/cifar10 \
 #     --config.data.data_dir=/shared/data --config.data.batch_size=2048
 #   experiments/launch/tpu_pod.sh log           # follow host 0; Ctrl-C leaves the training alone
-#   experiments/launch/tpu_pod.sh stop          # save and end; the same `train` goes on
+#   experiments/launch/tpu_pod.sh stop          # save and end; the same `train` resumes
 #   experiments/launch/tpu_pod.sh delete
 #
 # Each host runs one process on its own chips; jax finds the others from the TPU's metadata.

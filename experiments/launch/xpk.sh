@@ -7,7 +7,7 @@
 #
 # The cluster has a network file system that is mounted at /shared in every workload (`xpk storage`, with --auto-mount=true).
 # NAME names the workload (diffusion); SLICES is how many slices share one run (1). After a failure or a preemption all slices
-# start again, and the run goes on.
+# start again, and the run resumes.
 set -euo pipefail
 : "${CLUSTER:?}" "${PROJECT:?}" "${ZONE:?}" "${TYPE:?such as v5litepod-256}" "${IMAGE:?made from experiments/launch/Dockerfile}"
 [ $# -gt 0 ] || { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; exit 2; }

@@ -119,18 +119,18 @@ def test_a_script_is_whole_and_says_what_it_lacks(file, tmp_path):
 
 
 def test_the_slurm_job_is_queued_again_after_the_time_limit_and_only_then(tmp_path):
-    """srun ends with what the tasks end with; the shell is told (SIGTERM) of scancel and
+    """srun ends with what the tasks end with; the shell gets SIGTERM from scancel and
     preemption, not of the time limit.
     """
     saved = UNFINISHED
-    for status, told, again in (
+    for status, warned, again in (
         (saved, False, True),
         (saved, True, False),
         (0, False, False),
         (2, False, False),
     ):
-        folder = tmp_path / f"{status}{told}"
-        stub(folder, "srun", ("kill -TERM $PPID; " if told else "") + f"exit {status}")
+        folder = tmp_path / f"{status}{warned}"
+        stub(folder, "srun", ("kill -TERM $PPID; " if warned else "") + f"exit {status}")
         stub(folder, "scontrol")
         bash(
             LAUNCH / "slurm.sbatch",
