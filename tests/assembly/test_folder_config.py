@@ -57,7 +57,8 @@ def test_the_clock_leaves_out_the_compilation():
         (10.0, "in about 2.7 hours at 3.2 images/s; look at"),
         (
             60.0,
-            "in about 16 hours at 0.533 images/s: too long on this machine; use smaller images, such as",
+            "in about 16 hours at 0.533 images/s: too long on this machine; use smaller images, "
+            "such as",
         ),
     ],
 )

@@ -213,7 +213,7 @@ def test_other_sizes_missing_files_and_mirrors_are_refused(file, images, tmp_pat
 
 # ---- end to end
 def short(config, pictures=4):
-    """Four steps; pictures and the held-out loss every so many (0: none of them, for they compile)."""
+    """Four steps; pictures and the held-out loss every so many (0: none, for they compile)."""
     config.data.batch_size = 16
     config.training.update(
         steps=4, log_every=2, eval_every=pictures, sample_every=pictures, checkpoint_every=2
