@@ -321,10 +321,10 @@ def _polished(
 
 
 def _printer(nfe: int, name: str, what: str) -> Callable[[int, float], None]:
-    def tell(i: int, value: float) -> None:
+    def report(i: int, value: float) -> None:
         print(f"{nfe} NFE from {name}: {i}, {what} {value:.4g}", file=sys.stderr, flush=True)
 
-    return tell
+    return report
 
 
 # ---- what is kept

@@ -22,12 +22,12 @@ class Setting(NamedTuple):
     """Three classes of two Gaussians each, which overlap in the plane.
 
     Attributes:
-      law: the mixture.
+      mixture: the mixture.
       labels: (6,) the class of each component.
       process: the diffusion process.
     """
 
-    law: laws.Mixture
+    mixture: laws.Mixture
     labels: np.ndarray
     process: Process
 
@@ -44,9 +44,9 @@ def draw(scales: Sequence[float], path: Path, count: int = 10_000) -> None:
       count: samples in a tile.
     """
     angle = 2 * np.pi * np.arange(6) / 6
-    law = laws.mixture(np.ones(6), np.stack([np.cos(angle), np.sin(angle)], 1), 0.28)
-    setting = Setting(law, np.array([0, 0, 1, 1, 2, 2]), schedules.EDM(sigma_max=20.0))
-    own = laws.draw_mixture(laws.Mixture(*(part[:2] for part in law)), jax.random.key(0), count)
+    mixture = laws.mixture(np.ones(6), np.stack([np.cos(angle), np.sin(angle)], 1), 0.28)
+    setting = Setting(mixture, np.array([0, 0, 1, 1, 2, 2]), schedules.EDM(sigma_max=20.0))
+    own = laws.draw_mixture(laws.Mixture(*(part[:2] for part in mixture)), jax.random.key(0), count)
     tiles, captions = {}, {}
     for name, make in _guides(setting).items():
         sample = _sampler(setting, make, count)
@@ -68,9 +68,9 @@ def draw(scales: Sequence[float], path: Path, count: int = 10_000) -> None:
 
 def _guides(setting: Setting) -> Mapping[str, Callable[[Any], Denoise]]:
     """The name of each guidance strategy -> (scale -> the guided denoiser)."""
-    law, labels, process = setting
-    denoise = laws.denoise_mixture(law, process, labels)
-    wide = law._replace(variances=4 * law.variances)  # as a model that has trained less
+    mixture, labels, process = setting
+    denoise = laws.denoise_mixture(mixture, process, labels)
+    wide = mixture._replace(variances=4 * mixture.variances)  # as a model that has trained less
     worse = laws.denoise_mixture(wide, process, labels)
 
     def no_label(cond: dict[str, Array]) -> dict[str, Array]:
@@ -92,7 +92,7 @@ def _sampler(
     setting: Setting, make: Callable[[Any], Denoise], count: int
 ) -> Callable[[Any], tuple[Array, Array]]:
     """Scale -> (samples (count, 2) of class 0, the mean of p(class 0 | x) over them)."""
-    law, labels, process = setting
+    mixture, labels, process = setting
     key, ts = jax.random.key(0), grids.karras(process, 32)
     cond, t = {"label": jnp.zeros(count, jnp.int32)}, jnp.float32(process.t_min)
 
@@ -100,8 +100,8 @@ def _sampler(
     def sample(scale: Any) -> tuple[Array, Array]:
         x = base.start(process, key, (count, 2))
         x = base.sample(ode.edm_heun(), make(scale), process, key, x, ts, cond).x0
-        joint = laws.log_density_mixture(law, process, x, t, labels, cond)
-        return x, jnp.mean(jnp.exp(joint - laws.log_density_mixture(law, process, x, t)))
+        joint = laws.log_density_mixture(mixture, process, x, t, labels, cond)
+        return x, jnp.mean(jnp.exp(joint - laws.log_density_mixture(mixture, process, x, t)))
 
     return sample
 
