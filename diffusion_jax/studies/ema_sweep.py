@@ -42,7 +42,16 @@ def ema_sweep(
     features: str,
     metrics: str,
 ) -> None:
-    """Sweep the lengths of a run's average and print the table; the arguments are the flags.
+    """Judge the samples of a run under averages of several lengths, and print the table.
+
+    Args:
+      config: the config of the workdir, with what the command line changes.
+      workdir: the folder of the run.
+      lengths: standard deviations of the averages as shares of the run, separated by commas.
+      num: images in each set.
+      repeats: sets, from disjoint seeds.
+      features: of the images, separated by commas; '' for the default ones.
+      metrics: separated by commas.
 
     Raises:
       UserError: for a run without snapshots, a length that no power EMA has, and unknown metrics.

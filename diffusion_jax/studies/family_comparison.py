@@ -43,7 +43,15 @@ Row = dict[str, Any]
 def compare_families(
     config: ConfigDict, *, workdir: str, families: str, seeds: str, others: str
 ) -> None:
-    """Compare families and print the report; the arguments are the flags of the command."""
+    """Compare families of generative models, and print the report.
+
+    Args:
+      config: of configs/families.py.
+      workdir: the folder of all runs and of the report.
+      families: names separated by ';'; '' for all of the config.
+      seeds: of training, separated by commas; '' for those of the config.
+      others: workdirs of trained models that are measured too, separated by commas.
+    """
     print(compare(config, workdir, families, seeds, parsing.paths("others", others)))
     print(f"{workdir}/families.html holds all of this, with pictures; to sample a family:")
     print(f"python -m experiments.sample --workdir={workdir}/FAMILY_SEED")

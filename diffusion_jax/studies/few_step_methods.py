@@ -66,9 +66,23 @@ def few_step(
     steps: int,
     search: bool,
 ) -> None:
-    """Train, judge and compare few-step methods; the arguments are the flags of the command.
+    """Train, judge and compare few-step methods, and print the report.
 
     What is trained and judged already is found again. The report is written after every method.
+
+    Args:
+      workdir: the folder of all models and results.
+      recipe: a config file whose variants are the methods and 'teacher'.
+      size: of the recipe, if it has several.
+      images: config.data.path; '' for the recipe's or the teacher's.
+      methods: variants of the recipe, separated by commas.
+      teacher: the workdir of a diffusion model; '' trains the recipe's.
+      nfe: budgets of network evaluations, separated by commas.
+      teacher_nfe: a further budget of the diffusion model.
+      teacher_sampler: the sampler of the diffusion model.
+      num: images in each cell.
+      steps: of every training; 0 for the recipe's.
+      search: whether the times of each method are also placed by the Fréchet distance.
 
     Raises:
       UserError: before anything is trained, for names and budgets that do not exist; at the end, if

@@ -56,7 +56,21 @@ def optimize_grid(
     name: str,
     out: str,
 ) -> None:
-    """Optimize grids for the model of a workdir; the arguments are the flags of the command.
+    """Optimize the times of a sampler for the model of a workdir, and print the report.
+
+    Args:
+      config: the config of the workdir, with what the command line changes.
+      workdir: the folder of the model.
+      sampler: the spec of a deterministic sampler.
+      nfe: budgets of network evaluations, separated by commas.
+      starts: trajectories by which the times are placed.
+      num: other seeds, by which every grid is measured.
+      solved: how many of those are solved exactly.
+      iterations: of Levenberg-Marquardt, at most.
+      tries: grids to start from.
+      polish: evaluations of error and quality together; 0 skips them.
+      name: of the grid; '' for one made from the sampler's.
+      out: the folder to write to; '' for WORKDIR/grids.
 
     Raises:
       UserError: before anything is solved, for a sampler whose times cannot be placed, a budget
@@ -85,7 +99,10 @@ def optimize_on_target(
     name: str,
     out: str,
 ) -> None:
-    """Optimize grids for an analytic target, in float64; the arguments are the flags.
+    """Optimize the times of a sampler for an analytic target, in float64, and print the report.
+
+    `target` and `process` are specs, such as 'gmm8' and 'schedules.EDM()'. The other arguments are
+    those of `optimize_grid`, but for `out`, which is runs/grids_TARGET if it is ''.
 
     Raises:
       UserError: as `optimize_grid`.

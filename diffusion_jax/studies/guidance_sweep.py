@@ -34,7 +34,19 @@ Row = Mapping[str, Any]
 def guidance_sweep(
     config: ConfigDict, *, workdir: str, scales: str, guides: str, num: int, features: str
 ) -> None:
-    """Sweep the model of a workdir and print the table; the arguments are the flags."""
+    """Judge the samples of a model at several guidance scales, and print the table.
+
+    Args:
+      config: the config of the workdir, with what the command line changes.
+      workdir: the folder of the model.
+      scales: guidance scales, separated by commas.
+      guides: specs of guidance strategies, separated by ';'.
+      num: images in each cell.
+      features: of the images, separated by commas; '' for the default ones.
+
+    Raises:
+      UserError: for guides and scales that the model cannot use.
+    """
     values = scales_of(scales)
     specs = [part.strip() for part in guides.split(";") if part.strip()]
     if not specs:
@@ -47,7 +59,12 @@ def guidance_sweep(
 
 
 def draw_mixture(*, scales: str, out: str) -> None:
-    """Draw the picture of a mixture with exact denoisers; the arguments are the flags."""
+    """Draw the picture of a mixture with exact denoisers.
+
+    Args:
+      scales: guidance scales, separated by commas.
+      out: the picture to write.
+    """
     path = parsing.output("out", out, ".png")[".png"]
     guidance_mixture.draw(scales_of(scales), path)
     print(path)

@@ -54,7 +54,20 @@ def compare_samplers(
     out: str,
     fresh: bool,
 ) -> None:
-    """Compare samplers on the model of a workdir; the arguments are the flags of the command.
+    """Compare samplers on the model of a workdir, and print the report.
+
+    Args:
+      config: the config of the workdir, with what the command line changes.
+      workdir: the folder of the model.
+      samplers: specs separated by ';', each with @grid where it needs one; '' for a dozen.
+      others: workdirs of other models of the same data, separated by commas.
+      features: of the Fréchet distance; '' for the default ones.
+      nfe: budgets of network evaluations, separated by commas.
+      num: samples in each cell; None for 200.
+      seeds: the seeds themselves, such as '1000-1199'; '' for 0 to num - 1.
+      noise: 'independent' or 'brownian'; None for the config's.
+      out: the folder to write to; '' for the workdir.
+      fresh: whether to run finished cells again.
 
     Raises:
       UserError: for what cannot be compared, before anything is sampled; if every cell has failed,
@@ -101,7 +114,11 @@ def compare_on_target(
     out: str,
     fresh: bool,
 ) -> None:
-    """Compare samplers on an analytic target, in float64; the arguments are the flags.
+    """Compare samplers on an analytic target, in float64, and print the report.
+
+    `target` and `process` are specs, such as 'gmm8' and 'schedules.EDM()'. The other arguments are
+    those of `compare_samplers`, but for these: `num` is 2000 if it is None, `noise` 'independent',
+    and `out` runs/compare_TARGET if it is ''. `features` must be '', because they are for images.
 
     Raises:
       UserError: for what does not exist, before anything is sampled; if every cell has failed,
