@@ -84,12 +84,12 @@ def grid_by_class(
             for tile in own
         ]
         return lay_out([cells[i : i + 10] for i in range(0, len(cells), 10)], gap=8)
-    rows, told = [], []
+    rows, row_labels = [], []
     for label, own in groups.items():
         parts = [own[i : i + columns] for i in range(0, len(own), columns)]
         rows += [[Cell(tile) for tile in part] for part in parts]
-        told += [names[label]] + [""] * (len(parts) - 1)
-    return lay_out(rows, row_labels=told)
+        row_labels += [names[label]] + [""] * (len(parts) - 1)
+    return lay_out(rows, row_labels=row_labels)
 
 
 def denoising_strip(

@@ -14,7 +14,7 @@ from diffusion_jax.report import layout, pictures
 def dark_images(*shape):
     return np.random.default_rng(0).integers(
         0, 200, shape, np.uint8
-    )  # no white: the paper can be told from the pictures
+    )  # no white, so that the paper differs from the images
 
 
 def on_paper(image):
@@ -43,17 +43,17 @@ def test_a_grid_by_class_has_a_row_for_each_class_with_its_name(monkeypatch):
     )
     images, names = dark_images(9, 4, 4, 1), ["cat", "dog", "any"]
     pictures.grid_by_class(images, [1, 0, 1, 0, 1, 0, 1, 2, 1], names, columns=4, scale=1)
-    rows, told = drawn.pop()
-    assert told == ["dog", "", "cat", "any"] and [len(row) for row in rows] == [4, 1, 3, 1]
+    rows, labels = drawn.pop()
+    assert labels == ["dog", "", "cat", "any"] and [len(row) for row in rows] == [4, 1, 3, 1]
     assert [(row[0].tile[..., :1] == images[i]).all() for row, i in zip(rows, (0, 8, 1, 7))] == [
         True
     ] * 4
     pictures.grid_by_class(
         dark_images(30, 4, 4, 3), range(30), [f"class number {i}" for i in range(30)]
     )
-    rows, told = drawn.pop()  # many classes: the names stand beneath
+    rows, labels = drawn.pop()  # many classes: the names are beneath
     assert (
-        told is None
+        labels is None
         and [len(row) for row in rows] == [10] * 3
         and rows[2][9].caption == "class number\n29"
     )
@@ -158,7 +158,7 @@ def test_a_strip_has_a_row_for_each_sampler_and_a_column_for_each_budget(tmp_pat
 
 def test_what_belongs_to_no_column_stands_above_the_headings(tmp_path):
     red, green = [200, 0, 0], [0, 200, 0]
-    tile, real = (np.full((20, 30, 3), colour, np.uint8) for colour in (red, green))
+    tile, real = (np.full((20, 30, 3), color, np.uint8) for color in (red, green))
     pictures.strips(
         {("ddim", 5): tile},
         tmp_path / "a.png",
@@ -174,7 +174,7 @@ def test_what_belongs_to_no_column_stands_above_the_headings(tmp_path):
         assert picture.height == shorter.height + (
             20 + layout.caption_height("real data") + 10
         ) + 2 * (layout.TEXT_SIZE + 4)
-    above, below = (np.argwhere((page == colour).all(-1)) for colour in (green, red))
+    above, below = (np.argwhere((page == color).all(-1)) for color in (green, red))
     assert (
         above[:, 0].max() + layout.TEXT_SIZE < below[:, 0].min()
         and len(above) == 2 * 600

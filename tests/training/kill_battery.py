@@ -1,14 +1,17 @@
-"""Kill -9, again and again, and compare bits: `python -m tests.training.kill_battery --kills=50
---workdir=/tmp/battery`.
+"""Kill a run with SIGKILL, again and again, and compare bits.
 
-A tiny run of the real command (points, an MLP) that saves every fourth step, so that it spends much
-of its time in saves. 1. So many trials: a run killed once, at its start (imports, compilation),
-between two rows, or in the middle of a save, then
-   resumed to its end.
-2. One longer run that is killed so many times, each time after it got a little further (a save at
-least). Each must end as the run nobody killed: the sha256 over every leaf (parameters, EMAs,
-optimizer, key) and every row of metrics.jsonl but its timing. Minutes; not collected by pytest.
-Exit status 1 if any differs.
+    python -m tests.training.kill_battery --kills=50 --workdir=/tmp/battery
+
+A tiny run of the real command (points, an MLP) saves every fourth step, so that it spends much of
+its time in saves.
+
+1. So many trials: a run is killed once, at its start (imports, compilation), between two rows, or
+   in the middle of a save, and then resumed to its end.
+2. One longer run is killed so many times, each time after it proceeded by a save at least.
+
+Each must end as the run that nobody killed: the sha256 over every leaf (parameters, EMAs,
+optimizer, key) and every row of metrics.jsonl but its timing. It takes minutes, and pytest does not
+collect it. The exit status is 1 if any run differs.
 """
 
 from __future__ import annotations
@@ -144,10 +147,8 @@ def trials(
         same = fingerprint(run, steps) == expected
         good += same
         left = (time.monotonic() - began) / (i + 1) * (kills - i - 1)
-        print(
-            f"trial {i + 1}/{kills}: {'the same' if same else f'DIFFERENT, kept in {run}'}; {left:.0f} s left",
-            flush=True,
-        )
+        verdict = "the same" if same else f"DIFFERENT, kept in {run}"
+        print(f"trial {i + 1}/{kills}: {verdict}; {left:.0f} s left", flush=True)
         if same:
             shutil.rmtree(run.parent)
     return good, moments

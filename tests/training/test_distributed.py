@@ -1,5 +1,6 @@
-"""Several processes meet, by flags or by what a cluster says; one is killed, all stop together, and
-one goes on alone.
+"""Several processes connect, by flags or by the variables of a cluster, and end together.
+
+One is killed, all stop at a signal, and a run of one process resumes from their checkpoint.
 """
 
 from __future__ import annotations
@@ -146,7 +147,8 @@ def test_a_coordinator_that_is_not_there_ends_the_main_in_time():
         line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 2 and time.monotonic() - began < 300
-    line = f"error: process 1 did not meet the others at 127.0.0.1:{port} within 2 s; .* port is open\n"
+    where = f"127.0.0.1:{port}"
+    line = f"error: process 1 did not meet the others at {where} within 2 s; .* port is open\n"
     assert re.fullmatch(line, done.stderr)
 
 
@@ -167,8 +169,10 @@ def get_config():
     config = digits.get_config("vp")
     config.data.data_dir, config.data.batch_size = "{data_dir}", 16
     config.model.update(width=8, multipliers=(1,), attention=(), head_width=8)
-    config.optimizer.update(name="sgd", learning_rate=0.05, schedule="constant", warmup=0, b1=None, b2=None, weight_decay=None)
-    config.training.update(steps=100_000, log_every=5, eval_every=10, sample_every=10, checkpoint_every=5)
+    config.optimizer.update(name="sgd", learning_rate=0.05, schedule="constant", warmup=0)
+    config.optimizer.update(b1=None, b2=None, weight_decay=None)
+    config.training.update(steps=100_000, log_every=5, eval_every=10, sample_every=10)
+    config.training.checkpoint_every = 5
     config.sampler.nfe = 2
     return config
 """

@@ -35,7 +35,7 @@ def test_the_length_is_the_standard_deviation_of_the_weights(length, gamma):
     """
     g = ema.gamma(length)
     assert g == pytest.approx(gamma, abs=0.02)
-    moment = [quad(lambda t: (g + 1) * t**g * t**k, 0, 1)[0] for k in (1, 2)]
+    moment = [quad(lambda t, k: (g + 1) * t ** (g + k), 0, 1, args=(k,))[0] for k in (1, 2)]
     assert np.sqrt(moment[1] - moment[0] ** 2) == pytest.approx(length, rel=1e-6)
 
 
@@ -90,16 +90,19 @@ def test_lengths_that_do_not_fit_are_refused():
 
 # ---- the fit
 def test_inner_products_by_quadrature():
+    def p(t, g, end):
+        return (g + 1) * t**g / end ** (g + 1) * (t <= end)
+
+    def product(t, a, t_a, b, t_b):
+        return p(t, a, t_a) * p(t, b, t_b)
+
     for (a, t_a), (b, t_b) in (
         ((16.97, 3.0), (6.94, 2.0)),
         ((0.72, 1.0), (6.94, 4.0)),
         ((2.0, 5.0), (2.0, 5.0)),
     ):
-
-        def p(t, g, end):
-            return (g + 1) * t**g / end ** (g + 1) * (t <= end)
-
-        exact = quad(lambda t: p(t, a, t_a) * p(t, b, t_b), 0, min(t_a, t_b))[0]
+        factors = (a, t_a, b, t_b)
+        exact = quad(product, 0, min(t_a, t_b), args=factors)[0]
         assert post_hoc._inner(a, t_a, b, t_b) == pytest.approx(exact, rel=1e-6)
 
 

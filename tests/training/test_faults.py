@@ -63,7 +63,7 @@ def test_a_data_worker_that_dies(undisturbed, tmp_path, at):
             os.kill(worker.pid, signal.SIGKILL) for worker in multiprocessing.active_children()
         ],
     )
-    with pytest.raises(UserError, match="a data worker died .*the same command goes on"):
+    with pytest.raises(UserError, match="a data worker died .*the same command"):
         train.train(config(data__workers=1), str(tmp_path / "run"))
     assert ends_the_same(tmp_path / "run", undisturbed)
 
@@ -88,7 +88,7 @@ def test_checkpoints_that_rotate_while_they_are_read(undisturbed, tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    "damage, told",
+    "damage, warning",
     [
         (lambda lines: [*lines[:3], '{"step": 1', *lines[3:]], "1 damaged line left out"),
         (lambda lines: [*lines[:3], "[]", "\0\0", *lines[5:]], "2 damaged lines left out"),
@@ -97,13 +97,13 @@ def test_checkpoints_that_rotate_while_they_are_read(undisturbed, tmp_path, monk
         (lambda lines: [*lines, '{"step": 27, "lo'], None),  # what a killed run leaves
     ],
 )
-def test_rows_that_are_lost_are_told(undisturbed, tmp_path, capfd, damage, told):
+def test_lost_rows_are_reported(undisturbed, tmp_path, capfd, damage, warning):
     path = tmp_path / "metrics.jsonl"
     lines = (undisturbed[0] / "metrics.jsonl").read_text().splitlines()
     path.write_text("\n".join(damage(lines)))
     metrics.cut(path, STEPS, log_every=3)
     errors = capfd.readouterr().err
-    assert (told in errors and errors.count("\n") == 1) if told else not errors
+    assert (warning in errors and errors.count("\n") == 1) if warning else not errors
     whole = [line for line in lines if line in damage(lines)]
     assert path.read_text().splitlines() == whole
 

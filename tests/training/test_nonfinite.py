@@ -97,7 +97,7 @@ def test_stop_leaves_the_last_good_checkpoint_and_a_report(poisoned, tmp_path):
         np.testing.assert_array_equal(batch["image"], wanted)
 
 
-def test_a_run_that_was_stopped_and_mended_ends_the_same(unharmed, tmp_path):
+def test_a_run_that_was_stopped_and_fixed_ends_the_same(unharmed, tmp_path):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(nonfinite.NonFinite):
         poison(patch)
         train.train(config(), str(tmp_path / "run"))
@@ -175,10 +175,10 @@ def test_a_run_that_diverges_ends_under_each_and_its_step_can_be_repeated(
     if what == "stop":
         capfd.readouterr()
         assert repro.is_repeated(workdir.saved_config(root), str(root), caught.value.step)
-        told = capfd.readouterr().out
+        printed = capfd.readouterr().out
         assert (
             "not finite again, the same numbers, bit for bit\nevery layer's output is finite"
-            in told
+            in printed
         )
         with pytest.raises(
             UserError, match=rf"no report of it in .*; there are: {caught.value.step}$"
@@ -192,8 +192,8 @@ def test_the_first_layer_that_overflows_is_named():
     layers = sorted(begin.params)
     begin.params[layers[1]]["kernel"] = jnp.full_like(begin.params[layers[1]]["kernel"], 1e38)
     batch = data.batches(datasets.dataset(config()).train, batch_size=64, seed=0)(0)
-    told = repro._activations(config(), built, begin, batch, 0).splitlines()
-    assert told[0] == f"the first output that is not finite is that of {layers[1]}", told
+    lines = repro._activations(built, begin, batch, 0).splitlines()
+    assert lines[0] == f"the first output that is not finite is that of {layers[1]}", lines
 
 
 def test_another_word_for_on_nonfinite(tmp_path):

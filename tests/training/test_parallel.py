@@ -93,7 +93,7 @@ def test_every_way_is_the_step_of_one_device(answer, way):
 @pytest.mark.parametrize("way", WAYS)
 def test_the_first_nonfinite_example_is_found_on_any_device(answer, way):
     """Examples 21 to 24 of the global batch are poisoned, on two devices of eight; the step after
-    goes on from the good state.
+    resumes from the good state.
     """
     report = answer["reports"][way]
     assert report["flag"] == [True, False] and report["example"] == [21, -1]

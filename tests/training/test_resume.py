@@ -108,7 +108,7 @@ def test_nonfinite_loss_stops_with_one_line_and_leaves_the_last_good_checkpoint(
     assert deterministic_rows(tmp_path) == [
         row for row in deterministic_rows(uninterrupted[0]) if row["step"] <= 16
     ]
-    # without the poison it goes on as if nothing had been
+    # without the poison it resumes as if nothing had happened
     chex.assert_trees_all_equal(words(run(tmp_path).state), uninterrupted[1])
 
 

@@ -1,4 +1,4 @@
-"""What XLA is told before JAX starts."""
+"""What XLA must know before JAX starts."""
 
 from __future__ import annotations
 
@@ -46,5 +46,6 @@ def test_an_installed_accelerator_plugin_means_no_cpu_flag(monkeypatch):
 
 
 def test_runtime_does_not_import_jax():
-    code = "import sys, diffusion_jax.training.runtime as r; r.cpu_only(); assert 'jax' not in sys.modules"
+    code = "import sys, diffusion_jax.training.runtime as runtime; runtime.cpu_only(); "
+    code += "assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -56,7 +56,7 @@ def child(root, *before, **environ):
 
 
 def one_error(text):
-    """The line of the error; nothing of a traceback beside it."""
+    """The line of the error, without a traceback."""
     assert "Traceback" not in text, text
     (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
     return line
