@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from diffusion_jax.data.dataset import Dataset, load
+from diffusion_jax.data.dataset import Dataset
+from diffusion_jax.data.loading import load
 from diffusion_jax.data.pipeline import arrays, batches, prefetch, sequential
 from diffusion_jax.data.sources import Relabeled
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import functools
 import sys
-from typing import TYPE_CHECKING
 
 import numpy as np
 from absl import logging
 
+from diffusion_jax.data.dataset import Dataset
 from diffusion_jax.data.sources import Cached, Source, labels_of, some
 from diffusion_jax.errors import printable
-
-if TYPE_CHECKING:  # (dataset.py imports this module)
-    from diffusion_jax.data.dataset import Dataset
 
 SCANNED = 64  # images whose values are examined
 

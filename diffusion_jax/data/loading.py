@@ -1,0 +1,263 @@
+"""`load`: one line of configuration -> a data set with disjoint train and test splits."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from diffusion_jax.data import (
+    array_files,
+    describe,
+    digits_captions,
+    folder,
+    latents,
+    pixels,
+    records,
+    tfds_builder,
+    toys,
+    transforms,
+)
+from diffusion_jax.data import captions as texts
+from diffusion_jax.data.dataset import Dataset
+from diffusion_jax.data.pixels import Range
+from diffusion_jax.data.sources import Arrays, Source, Splits, mapped
+from diffusion_jax.errors import UserError, unknown
+
+DIGITS = tuple("0123456789")
+
+FASHION = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+
+IDX_CLASSES = {"mnist": DIGITS, "fashion_mnist": FASHION, "idx": ()}
+WITH_PATH = ("folder", "npz", "latents", *IDX_CLASSES)
+
+
+class _Request(NamedTuple):
+    """The arguments of `load`."""
+
+    name: str
+    path: str
+    data_dir: str
+    image_size: int
+    channels: int
+    num_classes: int
+    limit_bad: int
+    seed: int
+    captioned: bool
+    captions: str
+    layout: str
+    value_range: Range
+
+
+def load(
+    name: str = "digits",
+    *,
+    path: str = "",
+    data_dir: str = "",
+    image_size: int = 0,
+    channels: int = 0,
+    num_classes: int = 0,
+    limit_bad: int = -1,
+    seed: int = 0,
+    captioned: bool = False,
+    captions: str = "",
+    layout: str = "",
+    value_range: Range = (),
+) -> Dataset:
+    """Load the data set of this name; a warning says what looks wrong in it but may be right.
+
+    Args:
+      name: 'digits' (embedded); 'digits_captions' (the same, described in words); 'folder', 'npz',
+        'idx' (from `path`); 'latents' (from `path`; see experiments.encode); 'mixture', 'rings',
+        'checkerboard', 'two_moons' (2-D points, drawn from `seed`); or any TFDS image set. 'mnist'
+        and 'fashion_mnist' with a path read the four original idx files there.
+      path: the folder or file of the data.
+      data_dir: where TFDS keeps its sets; '' means $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+      image_size: the side to which images are resized (center crop, antialiased); 0 keeps their
+        size.
+      channels: 1 or 3, to which images are converted; 0 keeps theirs.
+      num_classes: for npz and idx, where not all classes occur; 0 counts the labels.
+      limit_bad: for folder, the number of unreadable files that are skipped; -1 means a tenth, from
+        1 to 100.
+      seed: of the 2-D toys.
+      captioned: whether captions are loaded.
+      captions: for npz, the JSON file of the captions; '' means STEM_captions.json.
+      layout: for folder, what it means (see layout.py); '' refuses one that can be read in two
+        ways.
+      value_range: for folder and npz, the values of black and white; () for 8-bit and 16-bit
+        images.
+
+    Raises:
+      UserError: for every mistake that a user can make, in one line.
+    """
+    request = _Request(
+        name,
+        path,
+        data_dir,
+        image_size,
+        channels,
+        num_classes,
+        limit_bad,
+        seed,
+        captioned,
+        captions,
+        layout,
+        value_range,
+    )
+    _check(request)
+    made = _latents(request) if name == "latents" else _images(request)
+    describe.warn(made)
+    return made
+
+
+def _check(request: _Request) -> None:
+    """Refuse options that no data set has, or that this one does not have."""
+    name, path = request.name, request.path
+    if name != "latents":
+        transforms.check_request(request.image_size, request.channels)
+    pixels.check_range(request.value_range)
+    if name in WITH_PATH and not path and name not in records.POPULAR:
+        raise UserError(f"data.name={name} needs data.path")
+    if path and name not in WITH_PATH:
+        raise UserError(
+            f"data.path={path} is not used by data.name={name}, only by {', '.join(WITH_PATH)} "
+            "(see data.data_dir)"
+        )
+    for key, value, users in (
+        ("layout", request.layout, ("folder",)),
+        ("value_range", request.value_range, ("folder", "npz")),
+    ):
+        if value and name not in users:
+            raise UserError(
+                f"data.{key}={value} is not used by data.name={name}, only by {' and '.join(users)}"
+            )
+    plain = name in ("digits", "latents") or name in toys.TOYS or name in IDX_CLASSES
+    if request.captioned and plain:
+        ours = "digits_captions, folder, npz or coco_captions"
+        raise UserError(f"data.name={name} has no captions; use {ours}, or config.text.encoder=''")
+
+
+def _latents(request: _Request) -> Dataset:
+    train, test, about = latents.load(request.path, request.image_size, request.channels)
+    return Dataset(
+        request.name,
+        train,
+        test,
+        train.mean.shape[1:],
+        about.num_classes,
+        about.class_names,
+        encoded=about,
+        rule="split as its images",
+    )
+
+
+def _images(request: _Request) -> Dataset:
+    found = _splits(request)
+    return Dataset(
+        request.name,
+        found.train,
+        found.test,
+        found.image_shape,
+        found.num_classes,
+        found.class_names,
+        found.captions,
+        rule=found.rule,
+    )
+
+
+def _splits(request: _Request) -> Splits:
+    """Read the two splits of a set of images or points."""
+    name, path = request.name, request.path
+    if name == "folder":
+        return folder.load(
+            path,
+            request.image_size,
+            request.channels,
+            limit_bad=request.limit_bad,
+            captioned=request.captioned,
+            how=request.layout,
+            value_range=request.value_range,
+        )
+    if name == "npz":
+        return _npz(request)
+    if path:
+        train, test = array_files.read_idx(path)
+        found = _from_arrays(request, train, test, IDX_CLASSES[name])
+        return found._replace(rule="split by its files, train and t10k")
+    if name == "digits_captions":
+        return digits_captions.splits(request.data_dir, request.image_size, request.channels)
+    if name in toys.TOYS:
+        train, test, classes = toys.split(name, request.seed)
+        return Splits(train, test, (2,), classes, _numbers(classes), rule="drawn independently")
+    try:
+        return records.splits(
+            name, request.data_dir, request.image_size, request.channels, request.captioned
+        )
+    except tfds_builder.NotFound:
+        ours = {"digits", "digits_captions", *WITH_PATH, *toys.TOYS, *records.POPULAR}
+        raise UserError(
+            f"{unknown('data set', name, ours)}; and every image set of tensorflow-datasets by "
+            "its name"
+        ) from None
+
+
+def _npz(request: _Request) -> Splits:
+    path = request.path
+    train, test, rows = array_files.read_npz(path, request.value_range)
+    own = None
+    if request.captioned:
+        own = texts.of_npz(path, request.captions, (len(train[0]), len(test[0])), rows)
+    found = _from_arrays(request, train, test, (), own)
+    rule = "split by its arrays" if rows is None else "a tenth is held out by row"
+    return found._replace(rule=rule)
+
+
+def _from_arrays(
+    request: _Request,
+    train: array_files.Split,
+    test: array_files.Split,
+    class_names: tuple[str, ...],
+    own: tuple[texts.Texts, texts.Texts] | None = None,
+) -> Splits:
+    """Make splits of arrays, with the captions `own`, if any."""
+    size = request.image_size
+    if not size and train[0].shape[1:] != test[0].shape[1:]:
+        raise UserError(
+            f"data.path={request.path}: train images are {train[0].shape[1:]}, test images "
+            f"{test[0].shape[1:]}; set data.image_size"
+        )
+    wanted = request.num_classes or len(class_names)
+    classes = array_files.count_classes(request.path, train, test, wanted)
+    shape = transforms.fitted_shape(train[0].shape[1:], size, request.channels)
+    every, numbers = texts.numbered(*own) if own else ((), (None, None))
+    sources = [
+        _fitted(Arrays(*split, column), shape, size)
+        for split, column in zip((train, test), numbers)
+    ]
+    return Splits(*sources, shape, classes, class_names or _numbers(classes), every)
+
+
+def _numbers(classes: int) -> tuple[str, ...]:
+    """Name classes by their numbers."""
+    return tuple(map(str, range(classes)))
+
+
+def _fitted(source: Arrays, shape: tuple[int, int, int], image_size: int) -> Source:
+    if source[0]["image"].shape == shape:
+        return source
+
+    def fit(example: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return example | {"image": transforms.fit(example["image"], image_size, shape[2])}
+
+    return mapped(source, fit, shape)
