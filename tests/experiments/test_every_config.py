@@ -79,7 +79,8 @@ def test_every_config_builds_and_its_loss_and_sampler_have_shapes(file):
             )
             chosen = sampling.method(built)
             assert config.sampler.nfe - 1 <= sampling.evaluations(chosen) <= config.sampler.nfe
-            network = f"{config.model} {config.process} {config.parameterization} {config.objective} {config.conditional} {SHAPES[file]}"
+            keys = ("model", "process", "parameterization", "objective", "conditional")
+            network = f"{[config[key] for key in keys]} {SHAPES[file]}"
             if network not in TRACED:
                 losses_have_shapes(built, SHAPES[file])
                 TRACED.add(network)

@@ -48,7 +48,8 @@ def test_the_package_lists_every_command_in_a_line_each():
 
 
 def test_help_starts_without_jax_and_a_closed_pipe_is_no_traceback():
-    script = "import runpy, sys; sys.argv = ['-m', 'sample', '--help']\ntry: runpy.run_module('experiments', run_name='__main__')\n"
+    script = "import runpy, sys; sys.argv = ['-m', 'sample', '--help']\n"
+    script += "try: runpy.run_module('experiments', run_name='__main__')\n"
     script += "finally: assert 'jax' not in sys.modules and 'flax' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

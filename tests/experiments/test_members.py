@@ -60,9 +60,7 @@ PARTS = {"memoryless", "empirical", "solver", "discrete_time", "continuous_time"
     ids=lambda family: family.kind,
 )
 def test_no_function_that_returns_a_family_s_type_is_missing_from_it(family):
-    """Every public function in or beside the family's modules whose return annotation is that of the
-    members is in a tuple of members.
-    """
+    """Every public function near the members that is annotated as they are is a member, too."""
 
     def returns(function):
         return getattr(function, "__annotations__", {}).get("return")
@@ -88,7 +86,8 @@ def test_specs_are_calls_in_text_and_nothing_is_evaluated():
     assert process.base.beta_max == 10.0
     for spec, said in {
         "ancestral.ddim(eta=": "cannot read sampler",
-        "ancestral.ddim(temperature=1)": "unexpected keyword argument 'temperature'; ancestral.ddim takes eta",
+        "ancestral.ddim(temperature=1)": "unexpected keyword argument 'temperature'; "
+        "ancestral.ddim takes eta",
         "ancestral.ddim(eta=__import__('os'))": "ancestral.ddim: eta: it must be a number",
         "__import__('os')": "unknown sampler '__import__'",
         "ancestral.ddimm": "did you mean 'ancestral.ddim'",

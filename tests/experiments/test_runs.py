@@ -51,7 +51,7 @@ def test_a_run_leaves_config_metrics_pictures_and_a_checkpoint(trained):
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(trained, tmp_path):
-    """The process is stopped at step 4 by losing all that came later: what kill -9 leaves behind."""
+    """The process stops at step 4 by losing all that came later, as kill -9 leaves it."""
 
     folder, config = trained
     again = tmp_path / "again"
@@ -119,8 +119,10 @@ from diffusion_jax.training import loop, sharding
 def train(parallel, devices):
     config = small(toy.get_config('flow'))
     config.parallel = parallel
-    config.conditional, config.optimizer.name, config.optimizer.b1, config.optimizer.b2 = True, 'sgd', None, None
-    config.optimizer.weight_decay, config.optimizer.learning_rate, config.optimizer.warmup = None, 0.1, 0
+    config.conditional = True
+    config.optimizer.update(name='sgd', learning_rate=0.1, warmup=0)
+    for name in ('b1', 'b2', 'weight_decay'):
+        config.optimizer[name] = None
     dataset = datasets.dataset(config)
     built = experiment.assemble(config, dataset.image_shape, dataset.num_classes)
     parts = trainer.training(built, jax.devices()[:devices])

@@ -35,12 +35,14 @@ def test_roofline_by_hand():
 
 def test_what_the_compiler_refuses():
     hbm = cards.Refused(
-        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries "
         "(17.91G) exceeds available HBM (15.75G)."
     )
     assert (hbm.needs, hbm.of) == (17.91 * GIB, 15.75 * GIB)
     other = cards.Refused(
-        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 512.00M of 0.25G hbm.\nExceeded"
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. "
+        "Used 512.00M of 0.25G hbm.\nExceeded"
     )
     assert (other.needs, other.of) == (GIB / 2, GIB / 4) and "\n" not in str(other)
     assert cards.Refused("RESOURCE_EXHAUSTED: something else").needs is None

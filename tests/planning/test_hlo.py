@@ -41,7 +41,7 @@ ENTRY %main (x: f32[8,16]) -> f32[8,16] {
   %second = (s32[], f32[8,16]) while(%first), condition=%condition, body=%body
   ROOT %shift = f32[8,16]{1,0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}
 }
-"""
+"""  # noqa: E501 (lines of a program)
 
 
 def test_collectives_of_a_program_made_by_hand():

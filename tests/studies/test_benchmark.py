@@ -156,7 +156,7 @@ def weights_of(config):
 
 
 def test_every_moment_of_the_loop_is_accounted_for_by_hand():
-    """Two calls of two steps that count, after two that do not; a row and a checkpoint after each."""
+    """Two calls of two steps count, after two that do not; each has a row and a checkpoint."""
     events = {
         "step": [(0, 5), (5, 6), (7, 10), (16, 20)],
         "data": [(4, 5), (6, 6.5), (15, 16)],
