@@ -115,7 +115,7 @@ def test_skip_counts_the_step_and_goes_on_exactly(unharmed, poisoned, tmp_path, 
         rows[4]["grad_norm"]
     )
     assert "step 14 is not finite: see " in capfd.readouterr().err
-    interrupted(chosen, tmp_path / "b", at, (13, 14, 17))
+    interrupted(chosen, tmp_path / "b", at, (14, 17))
     assert fingerprint(tmp_path / "a", STEPS) == fingerprint(tmp_path / "b", STEPS) != unharmed[1]
 
 
@@ -137,9 +137,8 @@ def test_rollback_passes_over_the_step_and_is_exact(unharmed, poisoned, tmp_path
     )
     rows = metrics.read_rows(tmp_path / "a" / "metrics.jsonl")
     assert [row["step"] for row in rows if "loss" in row] == list(range(3, STEPS + 1, 3))
-    interrupted(
-        chosen, tmp_path / "b", at, (9, 13, 16, 20)
-    )  # 13: before the step fails; 16 and 20: after it went back
+    # 13: before the step fails; 16: after the run has rolled back
+    interrupted(chosen, tmp_path / "b", at, (13, 16))
     assert fingerprint(tmp_path / "a", STEPS) == fingerprint(tmp_path / "b", STEPS) != unharmed[1]
 
 
