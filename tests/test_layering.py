@@ -1,4 +1,4 @@
-"""Who may import whom (docs/design.md): the chapters of the package, from the foundations up to the commands."""
+"""Who may import whom (docs/design.md): the chapters, from the foundations up to the commands."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ FORBIDDEN = {
     "evaluation": {"ml_collections", "flax", "orbax"},
     "planning": FRAMEWORKS - {"ml_collections"},
 }
-# The package's own __init__.py names members of many chapters and imports none of them until they are
-# used (tests/test_packaging.py), so it has no layer.
+# The package's own __init__.py names members of many chapters and imports none of them until they
+# are used (tests/test_packaging.py), so it has no layer.
 FILES = sorted(
     file
     for folder in ("diffusion_jax", "configs", "experiments")
@@ -119,7 +119,8 @@ def test_the_checker_sees(tmp_path):
     """The control: a forbidden import inside a function is found."""
     file = tmp_path / "bad.py"
     file.write_text(
-        "import numpy as np\ndef f():\n    from flax import linen\n    from diffusion_jax.models import unet\n"
+        "import numpy as np\ndef f():\n    from flax import linen\n"
+        "    from diffusion_jax.models import unet\n"
     )
     ours, outside = split(file)
     assert ours == {"models"} and outside == {"numpy", "flax"}

@@ -202,20 +202,17 @@ def continuous_vlb(
       levels: number of values that x0 can take.
 
     Returns:
-      prior, diffusion, reconstruction, and total, their sum: (B,); terms: (B, draws), whose mean is
-      diffusion; error: (B,), the standard error of diffusion over the draws, from the differences
-      between adjacent strata (a little too large, because it takes the trend for noise). All in
-      bits per dimension.
+      prior, diffusion, reconstruction, and total, their sum: (B,); terms: (B, draws), of mean
+      diffusion; error: (B,), its standard error, from the differences between adjacent strata (a
+      little too large, because it takes the trend for noise). All in bits per dimension.
 
     Raises:
       UserError: for fewer than two draws.
     """
     if draws < 2:
         raise UserError(f"bounds.continuous_vlb needs at least 2 draws; got draws={draws}")
-    keys, ends = (
-        arrays.example_keys(key, x0.shape[0]),
-        jnp.asarray([process.t_min, process.t_max], x0.dtype),
-    )
+    keys = arrays.example_keys(key, x0.shape[0])
+    ends = jnp.asarray([process.t_min, process.t_max], x0.dtype)
     high, low = gaussian.logsnr(process, ends)
 
     def predict(i, t) -> tuple[Prediction, Array]:
@@ -223,9 +220,8 @@ def continuous_vlb(
         return denoise(gaussian.corrupt(process, x0, eps, t).x_t, t, cond), eps
 
     def term(i):
-        u = (
-            i + arrays.uniform(arrays.fold_in(arrays.fold_in(keys, i), streams.BOUND_LEVEL))
-        ) / draws
+        own = arrays.fold_in(arrays.fold_in(keys, i), streams.BOUND_LEVEL)
+        u = (i + arrays.uniform(own)) / draws
         prediction, eps = predict(i, gaussian.time_of_logsnr(process, low + u * (high - low)))
         return 0.5 * (high - low) * mean_per_example((prediction.eps - eps) ** 2) / BIT
 

@@ -295,7 +295,7 @@ def bits_per_dim(
     """Returns -log2 P(x0) / D for data with `levels` values, bounded from above.
 
     The mean over draws estimates a bound of log P(x0), their log-mean-exp a tighter one (Burda et
-    al. 2016, eq. 8). `dequantize` is one of
+    al. 2016, eq. 8). `dequantize` is
 
     'uniform'  x = x0 + U over x0's bin, of width w = 2 / (levels - 1):
                log P(x0) >= E[log p(x)] + D log w  (Theis et al. 2016, sec. 3.1)
@@ -330,19 +330,15 @@ def bits_per_dim(
     if dequantize not in ("uniform", "process", "none"):
         raise unknown("dequantization", dequantize, ("uniform", "process", "none"))
     keys, size = arrays.example_keys(key, len(x0)), math.prod(x0.shape[1:])
-    log_width, t = math.log(2 / (levels - 1)), jnp.asarray(process.t_min, x0.dtype)
+    log_width = math.log(2 / (levels - 1))
     probes = arrays.fold_in(keys, streams.LIKELIHOOD_PROBES)
     fresh = arrays.fold_in(keys, streams.LIKELIHOOD_DEQUANTIZATION)
 
     def weight(k):
         own = arrays.fold_in(fresh, k)
         if dequantize == "process":
-            eps = arrays.noise(own, x0)
-            x = gaussian.corrupt(process, x0, eps, t).x_t
-            log_std = jnp.log(process.sigma(t))
-            log_q = -sum_per_example(0.5 * eps**2 + log_std + 0.5 * math.log(2 * math.pi))
-            mean = denoise(x, t, cond).x0
-            offset, more = sum_per_example(log_bin(x0, mean, 2 * log_std, levels)) - log_q, 1
+            x, offset = _noised(process, denoise, x0, own, cond, levels)
+            more = 1
         else:
             half, width = 0.5 * math.exp(log_width), {"uniform": 1.0, "none": 0.0}[dequantize]
             x = x0 + width * jax.vmap(
@@ -355,6 +351,18 @@ def bits_per_dim(
     weights, nfe = jax.lax.map(weight, jnp.arange(draws))
     bits = -1 / (size * BIT)
     return Bits(bits * weights.mean(0), bits * log_mean_exp(weights, axis=0), weights.T, nfe.sum(0))
+
+
+def _noised(
+    process: Process, denoise: Denoise, x0: Array, keys: Key, cond: Cond, levels: int
+) -> tuple[Array, Array]:
+    """(x ~ q(x_t_min | x0), log P(x0 | x) - log q(x | x0)): dequantization by the process."""
+    t, eps = jnp.asarray(process.t_min, x0.dtype), arrays.noise(keys, x0)
+    x = gaussian.corrupt(process, x0, eps, t).x_t
+    log_std = jnp.log(process.sigma(t))
+    log_q = -sum_per_example(0.5 * eps**2 + log_std + 0.5 * math.log(2 * math.pi))
+    mean = denoise(x, t, cond).x0
+    return x, sum_per_example(log_bin(x0, mean, 2 * log_std, levels)) - log_q
 
 
 def mean_with_error(values: Array) -> tuple[float, float]:

@@ -62,18 +62,11 @@ def reference(
             control = diffrax.PIDController(
                 rtol, rtol, pcoeff=0.3, icoeff=0.4, norm=lambda e: jnp.max(jnp.abs(e))
             )
-            solved = diffrax.diffeqsolve(
-                diffrax.ODETerm(slope),
-                diffrax.Dopri8(),
-                *ends,
-                None,
-                x / norm(t),
-                stepsize_controller=control,
-                max_steps=100_000,
-                adjoint=diffrax.ForwardMode(),
-            )
+            options = {"stepsize_controller": control, "max_steps": 100_000}
+            options["adjoint"] = diffrax.ForwardMode()
+            term, method = diffrax.ODETerm(slope), diffrax.Dopri8()
+            solved = diffrax.diffeqsolve(term, method, *ends, None, x / norm(t), **options)
             return solved.ys[0] * norm(s)
 
-        return np.asarray(
-            solve(*(jnp.asarray(np.asarray(value), "float64") for value in (x, t, s)))
-        )
+        arguments = (jnp.asarray(np.asarray(value), "float64") for value in (x, t, s))
+        return np.asarray(solve(*arguments))

@@ -85,8 +85,8 @@ def initialize(
         )
         found = None  # JAX does not recognize it
     _check(given, found)
-    # from here on Orbax and JAX would handle SIGTERM themselves; the training loop does, and outside
-    # of it the signal ends the process
+    # From here on Orbax and JAX would handle SIGTERM themselves; the training loop does, and
+    # outside of it the signal ends the process.
     jax.config.update("jax_enable_preemption_service", False)
     with _deadline(timeout, _absent(given, timeout)):
         _connect(given, found, timeout, heartbeat_timeout, environ)

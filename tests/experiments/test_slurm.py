@@ -61,10 +61,8 @@ def slurm(tmp_path_factory, monkeypatch):
         (at / folder).mkdir()
     (at / "key").write_bytes(os.urandom(1024))
     (at / "key").chmod(0o600)
-    host, user = (
-        socket.gethostname().split(".")[0],
-        subprocess.check_output(["id", "-un"], text=True).strip(),
-    )
+    host = socket.gethostname().split(".")[0]
+    user = subprocess.check_output(["id", "-un"], text=True).strip()
     (at / "slurm.conf").write_text(f"""
 ClusterName=scratch
 SlurmctldHost={host}(127.0.0.1)
@@ -97,15 +95,9 @@ PartitionName=all Nodes={host} Default=YES
         ).stdout.strip()
 
     try:
-        run(
-            "munged",
-            "--force",
-            f"--key-file={at}/key",
-            f"--socket={at}/munge",
-            f"--pid-file={at}/munged.pid",
-            f"--log-file={at}/munged.log",
-            f"--seed-file={at}/seed",
-        )
+        files = {"key": "key", "pid": "munged.pid", "log": "munged.log", "seed": "seed"}
+        files = [f"--{name}-file={at}/{file}" for name, file in files.items()]
+        run("munged", "--force", f"--socket={at}/munge", *files)
         run("slurmctld", "-f", at / "slurm.conf")
         run("slurmd", "-f", at / "slurm.conf", "-N", host)
         wait(lambda: run("sinfo", "-h", "-o", "%T") == "idle", 30, "the node")
@@ -147,25 +139,23 @@ def test_slurm_trains_with_two_tasks_and_a_job_cancelled_or_requeued_goes_on(slu
 
     def reaches(workdir, step):
         path = workdir / "metrics.jsonl"
-        wait(
-            lambda: path.exists() and f'"step": {step},' in path.read_text(),
-            300,
-            f"step {step} in {workdir}.out",
-        )
+
+        def there():
+            return path.exists() and f'"step": {step},' in path.read_text()
+
+        wait(there, 300, f"step {step} in {workdir}.out")
 
     def ends(number, workdir):
-        wait(
-            lambda: state(number) not in ("RUNNING", "PENDING", "COMPLETING"), 600, f"job {number}"
-        )
+        unfinished = ("RUNNING", "PENDING", "COMPLETING")
+        wait(lambda: state(number) not in unfinished, 600, f"job {number}")
         assert state(number) == "COMPLETED", Path(f"{workdir}.out").read_text()
 
     alone, stopped = tmp_path / "alone", tmp_path / "stopped"
     ends(submit(alone), alone)
     assert "2 device(s); starting" in Path(f"{alone}.out").read_text()
     assert files.load_json(alone / "provenance.json")["devices"]["processes"] == 2
-    assert [row["step"] for row in rows(alone)] == list(
-        range(10, 201, 10)
-    )  # one file, one row per step: the first task writes
+    # one file, one row per step: the first task writes
+    assert [row["step"] for row in rows(alone)] == list(range(10, 201, 10))
 
     first = submit(stopped)
     reaches(stopped, 20)
@@ -177,7 +167,7 @@ def test_slurm_trains_with_two_tasks_and_a_job_cancelled_or_requeued_goes_on(slu
     reaches(stopped, saved // 10 * 10 + 30)
     slurm("scontrol", "requeue", second)
     ends(second, stopped)
-    told = Path(f"{stopped}.out").read_text()
-    assert told.count("resuming at step") == 2 and f"resuming at step {saved}" in told
+    output = Path(f"{stopped}.out").read_text()
+    assert output.count("resuming at step") == 2 and f"resuming at step {saved}" in output
     assert "Restarts=1" in slurm("scontrol", "show", "job", second)
     assert rows(stopped) == rows(alone)
