@@ -15,7 +15,7 @@ from ml_collections.config_dict import placeholder
 
 from diffusion_jax.assembly.components import network
 from diffusion_jax.assembly.specs import with_args, with_parts
-from diffusion_jax.errors import unknown
+from diffusion_jax.core.errors import unknown
 
 
 def base() -> ConfigDict:

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from configs.base import autoencoder, base, latents, network, vae, variant
 from diffusion_jax.assembly.specs import with_args
-from diffusion_jax.errors import unknown
+from diffusion_jax.core.errors import unknown
 
 DATA = ("digits", "mnist", "fashion_mnist")
 DIFFUSION = {"ddpm": "ddpm", "ve": "ve", "sub-vp": "subvp", "edm": "edm", "flow": "flow"}

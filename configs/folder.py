@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from configs.base import IMAGE_VARIANTS, base, image_variant, network
 from diffusion_jax.assembly.specs import with_args
-from diffusion_jax.errors import unknown
+from diffusion_jax.core.errors import unknown
 
 VARIANTS = IMAGE_VARIANTS
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from configs.base import base, latents, network, variant
-from diffusion_jax.errors import unknown
+from diffusion_jax.core.errors import unknown
 from diffusion_jax.models.dit import SIZES
 
 

@@ -24,9 +24,9 @@ from typing import Any, NamedTuple, NoReturn
 from absl import flags
 from ml_collections import ConfigDict
 
-from diffusion_jax import parsing
 from diffusion_jax.assembly import config_schema
-from diffusion_jax.errors import UserError, nearest, printable, unknown
+from diffusion_jax.core import parsing
+from diffusion_jax.core.errors import UserError, nearest, printable, unknown
 from experiments import exits, loading, usage, values
 
 HELP = ("help", "h", "helpshort", "helpfull", "?")

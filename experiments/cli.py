@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import app, flags
 
-from diffusion_jax.errors import unknown
+from diffusion_jax.core.errors import unknown
 from experiments import arguments, exits, loading, usage, values
 
 flags.DEFINE_string(

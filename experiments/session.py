@@ -13,7 +13,7 @@ from typing import Any, TextIO
 import jax
 from absl import flags, logging
 
-from diffusion_jax.errors import CommandExit, UserError, printable
+from diffusion_jax.core.errors import CommandExit, UserError, printable
 from diffusion_jax.training import distributed
 from experiments import arguments, exits, loading
 

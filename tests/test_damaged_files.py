@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from configs import digits
-from diffusion_jax import files, npz, provenance, reading
 from diffusion_jax.assembly import workdir
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import files, npz, provenance, reading
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.evaluation import frechet, statistics
 from diffusion_jax.planning import stored_cards
 from diffusion_jax.planning import words as card_words
@@ -35,7 +35,7 @@ def placed(path: Path) -> None:
     if not table.rows:
         raise UserError("all is made again")
     with (
-        mock.patch("diffusion_jax.files.save_text"),
+        mock.patch("diffusion_jax.core.files.save_text"),
         mock.patch("diffusion_jax.report.quality.placed_times"),
     ):
         grid_report.write(table.content, "times", path)

@@ -19,10 +19,10 @@ import pytest
 from configs import digits
 from diffusion_jax.assembly import components, experiment, train
 from diffusion_jax.assembly.build import build
+from diffusion_jax.core.types import Prediction
 from diffusion_jax.processes import gaussian, schedules
 from diffusion_jax.samplers import ancestral, base, grids
 from diffusion_jax.training import step
-from diffusion_jax.types import Prediction
 from tests import commands
 from tests.experiments.small_runs import small
 

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "diffusion_jax"
 
 # Each layer may import those below it. Chapters of one layer do not import each other.
 LAYERS = (
-    ("foundations",),  # the modules at the root of the package
+    ("core",),
     ("processes", "models", "data"),
     ("denoisers", "samplers", "likelihood", "targets"),
     ("pretrained",),  # the conversion of weights describes networks and their parameterizations
@@ -41,7 +41,7 @@ FRAMEWORKS = {
 # What a chapter must not import: the mathematics needs nothing but JAX, and only the assembly and
 # what stands above it reads configs.
 FORBIDDEN = {
-    "foundations": FRAMEWORKS,
+    "core": FRAMEWORKS,
     "processes": FRAMEWORKS,
     "denoisers": FRAMEWORKS,
     "samplers": FRAMEWORKS,
@@ -85,7 +85,7 @@ def chapter(parts: tuple[str, ...]) -> str:
     """The chapter of a module, by the parts of its dotted name."""
     if parts[0] != "diffusion_jax":
         return parts[0]
-    return parts[1] if len(parts) > 1 and (PACKAGE / parts[1]).is_dir() else "foundations"
+    return parts[1] if len(parts) > 1 and (PACKAGE / parts[1]).is_dir() else "__init__"
 
 
 def chapter_of(file: Path) -> str:
@@ -112,7 +112,7 @@ def test_imports_go_downward(file):
 
 def test_every_chapter_exists():
     folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
-    assert folders | {"foundations", "configs", "experiments"} == set(LAYER)
+    assert folders | {"configs", "experiments"} == set(LAYER)
 
 
 def test_the_checker_sees(tmp_path):
@@ -135,4 +135,4 @@ def test_nothing_draws_gaussian_images_but_arrays():
         str(file.relative_to(PACKAGE)) for file in package if "random.normal" in file.read_text()
     }
     allowed = {user for user in users if user.startswith(("models/", "data/"))}
-    assert users <= {"arrays.py", "objectives/times.py"} | allowed, users
+    assert users <= {"core/arrays.py", "objectives/times.py"} | allowed, users

@@ -37,7 +37,7 @@ def test_the_wheel_contains_diffusion_jax_alone(tmp_path):
 
 
 def test_importing_the_package_imports_no_other():
-    script = "import sys; before = {*sys.modules}; import diffusion_jax.errors; "
+    script = "import sys; before = {*sys.modules}; import diffusion_jax.core.errors; "
     script += "print(sorted({name.split('.')[0] for name in {*sys.modules} - before}))"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True

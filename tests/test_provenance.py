@@ -15,8 +15,8 @@ import ml_collections
 import numpy as np
 import pytest
 
-from diffusion_jax import files, provenance
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import files, provenance
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.report import tables
 
 

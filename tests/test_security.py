@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusion_jax import errors, npz
+from diffusion_jax.core import errors, npz
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import consent
-from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import recognition
 from diffusion_jax.pretrained import pickles
 from diffusion_jax.report import tables
@@ -162,7 +162,7 @@ READERS = {
     "files.load_json": set(),
     "load_json": set(),
     "json.loads": {
-        "reading.py",
+        "core/reading.py",
         "data/tfds_builder.py",
         "data/captions.py",
         "pretrained/safetensors.py",

@@ -1,4 +1,4 @@
-"""Every random stream of the package has a name in diffusion_jax/streams.py."""
+"""Every random stream of the package has a name in diffusion_jax/core/streams.py."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def unnamed(source: str) -> list[int]:
     "file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE))
 )
 def test_no_raw_integer_is_folded_into_a_key(file):
-    assert not unnamed(file.read_text()), "name the stream in diffusion_jax/streams.py"
+    assert not unnamed(file.read_text()), "name the stream in diffusion_jax/core/streams.py"
 
 
 def test_the_check_finds_raw_integers():

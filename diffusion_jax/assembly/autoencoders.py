@@ -8,16 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import arrays, data, streams
+from diffusion_jax import data
 from diffusion_jax.assembly import latent
 from diffusion_jax.assembly.kinds import autoencoder
 from diffusion_jax.assembly.settings import Experiment
+from diffusion_jax.core import arrays, streams
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.types import Array, Cond, Key, Params
 from diffusion_jax.data.padding import padded_batches
-from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation.psnr import psnr
 from diffusion_jax.likelihood import bounds
 from diffusion_jax.objectives import variational
-from diffusion_jax.types import Array, Cond, Key, Params
 
 
 def reconstruct_fn(built: Experiment) -> Callable:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from diffusion_jax.assembly import annotations
 from diffusion_jax.assembly.specs import as_call, is_component, parse, shown
-from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.core.errors import UserError, unknown
 
 
 class Family(NamedTuple):

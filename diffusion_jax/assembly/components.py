@@ -9,8 +9,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffusion_jax.assembly.build import Family, build, members, resolved
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.types import Process
 from diffusion_jax.denoisers import guides, parameterization
-from diffusion_jax.errors import UserError
 from diffusion_jax.inverse import masks, measurements, methods
 from diffusion_jax.models import autoencoder, classifier, discriminator, dit, mlp, text, unet
 from diffusion_jax.objectives import (
@@ -44,7 +45,6 @@ from diffusion_jax.samplers import (
 from diffusion_jax.samplers.base import Sampler
 from diffusion_jax.samplers.corrector import Corrector
 from diffusion_jax.targets import presets
-from diffusion_jax.types import Process
 
 _PROCESSES = schedules.PROCESSES + discrete.PROCESSES
 PROCESSES = Family("process", _PROCESSES, "PROCESSES", {Process: _PROCESSES})

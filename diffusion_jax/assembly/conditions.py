@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from diffusion_jax import arrays, streams
 from diffusion_jax.assembly import latent
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import arrays, streams
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.types import Array, Batch, Cond, Key
 from diffusion_jax.models import text
 from diffusion_jax.models.text import Encoder
-from diffusion_jax.types import Array, Batch, Cond, Key
 
 
 class Conditions(NamedTuple):

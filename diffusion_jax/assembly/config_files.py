@@ -13,8 +13,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffusion_jax.assembly import components, config_schema
-from diffusion_jax.errors import UserError, unknown
-from diffusion_jax.parsing import expand
+from diffusion_jax.core.errors import UserError, unknown
+from diffusion_jax.core.parsing import expand
 
 ROOT = Path(__file__).parents[2]  # of a clone: config files are not part of the installed package
 

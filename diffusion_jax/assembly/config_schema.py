@@ -31,7 +31,7 @@ from diffusion_jax.assembly.config_rules import (
     text,
     together,
 )
-from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.core.errors import UserError, unknown
 
 # jax.random.key uses 32 bits of a seed: a larger one would repeat the noise of a smaller one
 SEEDS = 2**32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffusion_jax import reading
+from diffusion_jax.core import reading
 from diffusion_jax.data import Dataset
 
 _SIZES = reading.items(reading.integer(1, 2**20), least=1, most=4)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from absl import logging
 from ml_collections import ConfigDict
 
-from diffusion_jax import data, progress
+from diffusion_jax import data
 from diffusion_jax.assembly import components
 from diffusion_jax.assembly.build import build, members
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import progress
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.models import text
 from diffusion_jax.pretrained import weights
 from diffusion_jax.training import distributed

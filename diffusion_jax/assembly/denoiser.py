@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 from diffusion_jax.assembly import components, defaults
 from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.settings import Experiment
+from diffusion_jax.core.errors import UserError, unknown
+from diffusion_jax.core.types import Apply, Array, Cond, Denoise, Params, Prediction
 from diffusion_jax.denoisers import guidance, guides, parameterization
-from diffusion_jax.errors import UserError, unknown
-from diffusion_jax.types import Apply, Array, Cond, Denoise, Params, Prediction
 
 
 def apply(experiment: Experiment) -> Apply:

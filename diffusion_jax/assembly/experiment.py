@@ -26,8 +26,8 @@ from diffusion_jax.assembly.settings import (
     Specs,
     TrainingSettings,
 )
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.denoisers import guides
-from diffusion_jax.errors import UserError
 from diffusion_jax.models.text import Encoder
 from diffusion_jax.training import ema, optimizer
 

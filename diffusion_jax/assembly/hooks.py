@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax import data, streams
+from diffusion_jax import data
 from diffusion_jax.assembly import (
     autoencoders,
     denoiser,
@@ -20,6 +20,8 @@ from diffusion_jax.assembly import (
     trainer,
 )
 from diffusion_jax.assembly.settings import Experiment
+from diffusion_jax.core import streams
+from diffusion_jax.core.types import Array, Cond
 from diffusion_jax.data import Dataset, transforms
 from diffusion_jax.evaluation import generate
 from diffusion_jax.processes import gaussian
@@ -37,7 +39,6 @@ from diffusion_jax.training import (
 )
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.training.step import Step
-from diffusion_jax.types import Array, Cond
 
 Hook = Callable[[TrainState, int], Mapping[str, Any] | None]
 

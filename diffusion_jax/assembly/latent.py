@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import arrays, data
+from diffusion_jax import data
+from diffusion_jax.core import arrays
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.progress import progress
+from diffusion_jax.core.types import Array, Key, Params
 from diffusion_jax.data.latents import Encoded
-from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import rows
-from diffusion_jax.progress import progress
-from diffusion_jax.types import Array, Key, Params
 
 CHUNK = 4096  # images that are read at a time
 

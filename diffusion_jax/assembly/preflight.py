@@ -10,8 +10,8 @@ import jax
 from diffusion_jax import data
 from diffusion_jax.assembly import sampling, trainer
 from diffusion_jax.assembly.settings import Experiment
+from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.data import Dataset
-from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.training import loop, memory, step
 from diffusion_jax.training.state import TrainState
 

@@ -10,8 +10,8 @@ from diffusion_jax.assembly import experiment
 from diffusion_jax.assembly.kinds import few_step
 from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.assembly.workdir import load, saved_config, with_autoencoder
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import Dataset
-from diffusion_jax.errors import UserError
 from diffusion_jax.training import restoring
 
 # options of the network that do not change what its parameters mean

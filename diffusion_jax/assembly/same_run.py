@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax import data, files, provenance, reading
+from diffusion_jax import data
 from diffusion_jax.assembly import components
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import files, provenance, reading
+from diffusion_jax.core.errors import UserError
 
 # A resumed run may change these keys, and all of a section, which ends with a dot; any other
 # difference makes it another run.

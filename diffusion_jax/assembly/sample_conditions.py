@@ -6,9 +6,9 @@ import numpy as np
 
 from diffusion_jax import data
 from diffusion_jax.assembly.settings import Experiment
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.types import Array, Cond
 from diffusion_jax.data import Dataset
-from diffusion_jax.errors import UserError
-from diffusion_jax.types import Array, Cond
 
 
 def captions_of_test(

@@ -15,12 +15,12 @@ from diffusion_jax.assembly import components, denoiser
 from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.denoiser import Ensemble
 from diffusion_jax.assembly.settings import Experiment, SamplingSettings
+from diffusion_jax.core.errors import UserError, unknown
+from diffusion_jax.core.types import Array, Cond, Key, Params
 from diffusion_jax.data import transforms
-from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.evaluation import rows
 from diffusion_jax.samplers import base, grids
 from diffusion_jax.training import sharding
-from diffusion_jax.types import Array, Cond, Key, Params
 
 
 class SamplingMethod(NamedTuple):

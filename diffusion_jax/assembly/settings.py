@@ -16,6 +16,7 @@ import optax
 
 from diffusion_jax.assembly.conditions import Conditions
 from diffusion_jax.assembly.latent import Latents
+from diffusion_jax.core.types import Array, Key, Params, Process
 from diffusion_jax.denoisers.guides import Guide
 from diffusion_jax.denoisers.parameterization import Parameterization
 from diffusion_jax.models.text import Encoder
@@ -25,7 +26,6 @@ from diffusion_jax.samplers.base import Sampler
 from diffusion_jax.training.ema import Ema
 from diffusion_jax.training.optimizer import Schedule
 from diffusion_jax.training.step import LossFn
-from diffusion_jax.types import Array, Key, Params, Process
 
 
 class Specs(NamedTuple):

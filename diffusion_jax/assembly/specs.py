@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 
 LONGEST = 100_000  # characters of a spec: a table of betas has 50,000
 DEEPEST = 40  # levels of its syntax tree: a sampler around a sampler has 9

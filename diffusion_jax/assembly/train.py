@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from diffusion_jax import data, files
+from diffusion_jax import data
 from diffusion_jax.assembly import (
     components,
     config_schema,
@@ -25,6 +25,7 @@ from diffusion_jax.assembly import (
     workdir,
 )
 from diffusion_jax.assembly.settings import Experiment
+from diffusion_jax.core import files
 from diffusion_jax.data import Dataset
 from diffusion_jax.report import losses
 from diffusion_jax.training import checkpoint, distributed, loop, metrics, nonfinite, restoring

@@ -10,16 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import arrays, data, files, provenance, streams
+from diffusion_jax import data
 from diffusion_jax.assembly import denoiser, workdir
 from diffusion_jax.assembly.components import network
 from diffusion_jax.assembly.train import train
 from diffusion_jax.assembly.workdir import Trained
+from diffusion_jax.core import arrays, files, provenance, streams
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.types import Array, Key, Params
 from diffusion_jax.data.sources import Source
-from diffusion_jax.errors import UserError
 from diffusion_jax.processes import gaussian
 from diffusion_jax.report import tables
-from diffusion_jax.types import Array, Key, Params
 
 LEVELS = range(-12, 13, 3)  # log-SNR
 

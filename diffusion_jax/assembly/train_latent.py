@@ -6,11 +6,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from diffusion_jax import parsing, reading
 from diffusion_jax.assembly import autoencoders, components, config_files, latent, workdir
 from diffusion_jax.assembly.train import train
+from diffusion_jax.core import parsing, reading
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import latents
-from diffusion_jax.errors import UserError
 
 
 def encode(

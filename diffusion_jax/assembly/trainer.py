@@ -8,10 +8,10 @@ from typing import NamedTuple
 import jax
 
 from diffusion_jax.assembly.settings import Experiment
-from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.core.errors import UserError, unknown
+from diffusion_jax.core.types import Array, Batch, Key, Params
 from diffusion_jax.training import ema, sharding, state, step
 from diffusion_jax.training.state import TrainState
-from diffusion_jax.types import Array, Batch, Key, Params
 
 
 def grafted(fresh: Params, given: Params) -> Params:

@@ -25,7 +25,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diffusion_jax import data, files, provenance, reading
+from diffusion_jax import data
 from diffusion_jax.assembly import (
     autoencoders,
     components,
@@ -41,12 +41,13 @@ from diffusion_jax.assembly import (
 )
 from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.settings import Experiment
+from diffusion_jax.core import files, provenance, reading
+from diffusion_jax.core.errors import UserError, unknown
+from diffusion_jax.core.types import Params
 from diffusion_jax.data import consent
 from diffusion_jax.data.latents import Encoded
 from diffusion_jax.denoisers import guides, parameterization
-from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.training import distributed, placement, post_hoc, restoring
-from diffusion_jax.types import Params
 
 CONFIG_FILE = "config.json"
 

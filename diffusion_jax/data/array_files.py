@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_jax import npz
+from diffusion_jax.core import npz
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import pixels
 from diffusion_jax.data.held_out import hold_out
 from diffusion_jax.data.pixels import Range
-from diffusion_jax.errors import UserError
 
 Split = tuple[np.ndarray, np.ndarray | None]  # images (N, H, W, C) uint8, labels (N,) or None
 CHUNK = 64_000_000  # bytes that are converted at once

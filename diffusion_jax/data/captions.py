@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from diffusion_jax import reading
+from diffusion_jax.core import reading
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.files import atomic_path
 from diffusion_jax.data.sources import Source
-from diffusion_jax.errors import UserError
-from diffusion_jax.files import atomic_path
 
 Texts = Sequence[tuple[str, ...]]  # the captions of each example
 

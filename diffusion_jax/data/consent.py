@@ -12,8 +12,8 @@ import hashlib
 import os
 from pathlib import Path
 
-from diffusion_jax import files
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import files
+from diffusion_jax.core.errors import UserError
 
 KEYS = ("path", "data_dir", "captions")  # of config.data
 

@@ -8,9 +8,9 @@ import sys
 import numpy as np
 from absl import logging
 
+from diffusion_jax.core.errors import printable
 from diffusion_jax.data.dataset import Dataset
 from diffusion_jax.data.sources import Cached, Source, labels_of, some
-from diffusion_jax.errors import printable
 
 SCANNED = 64  # images whose values are examined
 

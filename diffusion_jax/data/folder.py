@@ -20,12 +20,12 @@ import numpy as np
 from absl import logging
 from PIL import Image, ImageOps
 
+from diffusion_jax.core.errors import UserError, printable
 from diffusion_jax.data import captions, layout, pixels, transforms, tree
 from diffusion_jax.data.held_out import File, held_out
 from diffusion_jax.data.layout import Arranged
 from diffusion_jax.data.pixels import Range
 from diffusion_jax.data.sources import Arrays, Lazy, Source, Splits, held_in_memory, parallel
-from diffusion_jax.errors import UserError, printable
 
 # formats that are recognized by their first bytes
 SIGNED = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "AVIF", "JPEG2000")

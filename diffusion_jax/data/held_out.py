@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 
 HELD_OUT = 0.1  # the fraction of the images that is held out
 FLAT = " (--config.data.layout=flat)"

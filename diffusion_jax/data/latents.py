@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion_jax import npz, reading
+from diffusion_jax.core import npz, reading
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.data.sources import Example
-from diffusion_jax.errors import UserError
 
 STATISTICS = ("shift", "scale")
 NEEDED = ("about", "train_mean", "train_log_variance", "test_mean", "test_log_variance")

@@ -18,10 +18,10 @@ import itertools
 from pathlib import Path
 from typing import NamedTuple
 
+from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.data.held_out import FLAT, File
 from diffusion_jax.data.splits import Split, find_splits
 from diffusion_jax.data.tree import Parts, Tree, counted, listed, natural, shown
-from diffusion_jax.errors import UserError, unknown
 
 LAYOUTS = ("", "classes", "splits", "flat")
 MOST_REPEATED = 1_000_000  # images reached a second time through links

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.data import (
     array_files,
     describe,
@@ -22,7 +23,6 @@ from diffusion_jax.data import captions as texts
 from diffusion_jax.data.dataset import Dataset
 from diffusion_jax.data.pixels import Range
 from diffusion_jax.data.sources import Arrays, Source, Splits, mapped
-from diffusion_jax.errors import UserError, unknown
 
 DIGITS = tuple("0123456789")
 

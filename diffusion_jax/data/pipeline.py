@@ -26,10 +26,10 @@ import jax
 import numpy as np
 from absl import flags
 
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import transforms
 from diffusion_jax.data.captions import CaptionedSource
 from diffusion_jax.data.sources import Source
-from diffusion_jax.errors import UserError
 
 SHUFFLE, FLIP, CAPTION = 0, 1, 2  # independent random streams
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 
 Range = tuple[float, ...]  # (black, white), or () where the values say it themselves
 BITS_16: Range = (0, 65535)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import captions, transforms
 from diffusion_jax.data.sources import Source, Splits, mapped
 from diffusion_jax.data.tfds_builder import (
@@ -23,7 +24,6 @@ from diffusion_jax.data.tfds_builder import (
     prepared,
     recipe,
 )
-from diffusion_jax.errors import UserError
 
 POPULAR = (
     "mnist",

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.data.tree import Parts, Tree, listed, natural, shown
-from diffusion_jax.errors import UserError
 
 TRAIN = ("train", "training")
 # the first kind that is there is held out

@@ -14,9 +14,9 @@ from typing import Any
 import tensorflow_datasets as tfds
 from absl import logging
 
-from diffusion_jax import reading
+from diffusion_jax.core import reading
+from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.data.digits import SklearnDigits
-from diffusion_jax.errors import UserError, unknown
 
 FORMAT = "array_record"  # the format that is written and read without TensorFlow
 

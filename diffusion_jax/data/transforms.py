@@ -8,8 +8,8 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from diffusion_jax.errors import UserError
-from diffusion_jax.types import Array
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.types import Array
 
 MODES = {1: "L", 3: "RGB"}
 

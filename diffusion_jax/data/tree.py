@@ -9,7 +9,7 @@ from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from diffusion_jax.errors import UserError, printable
+from diffusion_jax.core.errors import UserError, printable
 
 # folders that operating systems leave behind; hidden folders are skipped as well
 SKIPPED = ("__MACOSX", "lost+found", "@eaDir")

@@ -21,11 +21,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.arrays import expand, tree_lerp
+from diffusion_jax.core.arrays import expand, tree_lerp
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.types import Array, Cond, Denoise, Prediction, Process
 from diffusion_jax.denoisers.parameterization import END_TIME, has_end_time
-from diffusion_jax.errors import UserError
 from diffusion_jax.processes.gaussian import with_x0
-from diffusion_jax.types import Array, Cond, Denoise, Prediction, Process
 
 # (x_t, t, cond) -> (better prediction, worse prediction); guidance leads away from the worse one.
 PredictionPair = Callable[..., tuple[Prediction, Prediction]]

@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from diffusion_jax.core.errors import UserError, need_ranges
+from diffusion_jax.core.types import Array, Cond, Denoise, Prediction, Process
 from diffusion_jax.denoisers import guidance
-from diffusion_jax.errors import UserError, need_ranges
-from diffusion_jax.types import Array, Cond, Denoise, Prediction, Process
 
 
 class AuxiliaryModel(NamedTuple):

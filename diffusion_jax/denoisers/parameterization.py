@@ -29,10 +29,10 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax.numpy as jnp
 
-from diffusion_jax.arrays import expand
-from diffusion_jax.errors import UserError, need_ranges, unknown
+from diffusion_jax.core.arrays import expand
+from diffusion_jax.core.errors import UserError, need_ranges, unknown
+from diffusion_jax.core.types import Apply, Array, Cond, Denoise, Params, Prediction, Process
 from diffusion_jax.processes import gaussian
-from diffusion_jax.types import Apply, Array, Cond, Denoise, Params, Prediction, Process
 
 END_TIME = "to"  # the entry of a condition that holds the time at which a move ends
 

@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffusion_jax import npz, reading
+from diffusion_jax.core import npz, reading
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.progress import progress
+from diffusion_jax.core.types import Array
 from diffusion_jax.data import transforms
-from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import rows
-from diffusion_jax.progress import progress
-from diffusion_jax.types import Array
 
 SIZE = 32  # larger images are first resized to this
 RESIZE = f"none to {SIZE}, above it bilinear, antialiased"

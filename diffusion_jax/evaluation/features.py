@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.data import transforms
-from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.evaluation import classifier, rows
 from diffusion_jax.pretrained import efficientnet, inception, weights
 

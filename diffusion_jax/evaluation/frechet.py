@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.progress import progress
 from diffusion_jax.evaluation.features import Features
-from diffusion_jax.progress import progress
 
 
 class Moments(NamedTuple):

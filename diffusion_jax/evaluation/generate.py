@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import npz
+from diffusion_jax.core import npz
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.progress import progress as progress_bar
+from diffusion_jax.core.types import Array, Cond, Key
 from diffusion_jax.data import transforms
 from diffusion_jax.data.padding import padded_batches
-from diffusion_jax.errors import UserError
-from diffusion_jax.progress import progress as progress_bar
-from diffusion_jax.types import Array, Cond, Key
 
 
 def generate(

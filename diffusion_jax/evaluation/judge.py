@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion_jax import data
+from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.data.sources import Source
-from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.evaluation import features as extractors
 from diffusion_jax.evaluation import frechet, recognition
 from diffusion_jax.evaluation.estimators import (

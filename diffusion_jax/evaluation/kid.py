@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.types import Array
 from diffusion_jax.evaluation import rows
-from diffusion_jax.types import Array
 
 
 class Kid(NamedTuple):

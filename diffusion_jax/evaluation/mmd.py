@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.core.types import Array
 from diffusion_jax.evaluation import rows
-from diffusion_jax.types import Array
 
 
 def squared_mmd(a: np.ndarray, b: np.ndarray, *, sigma: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.evaluation.mmd import squared_mmd
 
 MEDIAN_OF = 1000  # points from which the kernel's width is found

@@ -20,9 +20,9 @@ import sklearn
 from sklearn.decomposition import PCA
 from sklearn.svm import SVC
 
-from diffusion_jax import npz, reading
+from diffusion_jax.core import npz, reading
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import transforms
-from diffusion_jax.errors import UserError
 
 Recognize = Callable[[np.ndarray], np.ndarray]  # images uint8 (N, H, W, C) -> labels (N,)
 PENALTY = 10.0  # the penalty C of the machine

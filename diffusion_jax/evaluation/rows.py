@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from diffusion_jax.core.progress import progress
+from diffusion_jax.core.types import Array
 from diffusion_jax.data.padding import padded_batches
-from diffusion_jax.progress import progress
-from diffusion_jax.types import Array
 
 PAIRS = 2**24  # of one block of a pairwise metric: 64 MB of float32
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import log_softmax
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 
 
 def inception_score(logits: np.ndarray) -> float:

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion_jax import npz, reading
+from diffusion_jax.core import npz, reading
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.files import canonical_json
+from diffusion_jax.core.progress import progress
 from diffusion_jax.data.padding import padded_batches
 from diffusion_jax.data.sources import Source
-from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import frechet
 from diffusion_jax.evaluation.features import Extractor
-from diffusion_jax.files import canonical_json
-from diffusion_jax.progress import progress
 
 BATCH, PROBE = 256, 1000  # images read at a time; images hashed
 REMEDY = "make it again with experiments.statistics"

@@ -9,12 +9,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import arrays, streams
-from diffusion_jax.arrays import expand
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import arrays, streams
+from diffusion_jax.core.arrays import expand
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.types import Array, Cond, Denoise, Key, Process
 from diffusion_jax.samplers import base
 from diffusion_jax.samplers.base import Sampler
-from diffusion_jax.types import Array, Cond, Denoise, Key, Process
 
 
 def slerp(a: Array, b: Array, weight: float | Array) -> Array:

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from diffusion_jax.errors import UserError, need_ranges
+from diffusion_jax.core.errors import UserError, need_ranges
 
 Mask = np.ndarray  # (H, W, 1) float32: 1 is measured, 0 is to be painted
 

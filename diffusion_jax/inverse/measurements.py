@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import arrays, streams
-from diffusion_jax.errors import UserError, need_ranges
+from diffusion_jax.core import arrays, streams
+from diffusion_jax.core.errors import UserError, need_ranges
+from diffusion_jax.core.types import Array, Key
 from diffusion_jax.inverse import masks
-from diffusion_jax.types import Array, Key
 
 SMALL = 1e-6  # share of A A^T's largest eigenvalue below which a direction counts as not measured
 

@@ -18,17 +18,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import arrays, streams
-from diffusion_jax.arrays import expand
+from diffusion_jax.core import arrays, streams
+from diffusion_jax.core.arrays import expand
+from diffusion_jax.core.errors import UserError, need_ranges
+from diffusion_jax.core.types import Array, Cond, Denoise, Key, Prediction, Process
 from diffusion_jax.denoisers import guidance
-from diffusion_jax.errors import UserError, need_ranges
 from diffusion_jax.inverse import measurements
 from diffusion_jax.inverse.measurements import Measurement
 from diffusion_jax.inverse.projections import draw_measured, keep_unreplaced, pull
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers import base
 from diffusion_jax.samplers.base import Noise, Sampler
-from diffusion_jax.types import Array, Cond, Denoise, Key, Prediction, Process
 
 
 class Method(NamedTuple):

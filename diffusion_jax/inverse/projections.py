@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from diffusion_jax.arrays import expand
+from diffusion_jax.core.arrays import expand
+from diffusion_jax.core.types import Array, Process
 from diffusion_jax.inverse.measurements import Measurement, divide, is_measured
-from diffusion_jax.types import Array, Process
 
 
 def pull(measurement: Measurement, x0: Array, y: Array, r2: Array) -> Array:

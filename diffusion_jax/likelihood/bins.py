@@ -7,7 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.types import Array
+from diffusion_jax.core.types import Array
 
 
 def log_bin(x: Array, mean: Array, log_variance: Array, levels: int = 256) -> Array:

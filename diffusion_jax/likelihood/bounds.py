@@ -7,12 +7,12 @@ import math
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import arrays, streams
-from diffusion_jax.arrays import expand, mean_per_example
-from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.core import arrays, streams
+from diffusion_jax.core.arrays import expand, mean_per_example
+from diffusion_jax.core.errors import UserError, unknown
+from diffusion_jax.core.types import Array, Cond, Denoise, Key, Prediction, Process
 from diffusion_jax.likelihood import bins
 from diffusion_jax.processes import gaussian
-from diffusion_jax.types import Array, Cond, Denoise, Key, Prediction, Process
 
 BIT = math.log(2.0)  # nats
 

@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.core.errors import UserError, unknown
+from diffusion_jax.core.types import Array, Cond
 from diffusion_jax.models import layers
 from diffusion_jax.models.embeddings import KERNEL_INIT, LabelEmbedding
-from diffusion_jax.types import Array, Cond
 
 LOG_VARIANCE = (-30.0, 20.0)  # as latent diffusion's code clips it
 

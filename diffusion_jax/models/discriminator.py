@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.errors import need_ranges
+from diffusion_jax.core.errors import need_ranges
+from diffusion_jax.core.types import Array
 from diffusion_jax.models import layers
-from diffusion_jax.types import Array
 
 SLOPE = 0.2  # of the leaky rectifiers
 

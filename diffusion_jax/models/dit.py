@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.core.errors import UserError, unknown
+from diffusion_jax.core.types import Array, Cond
 from diffusion_jax.models import layers
 from diffusion_jax.models.embeddings import KERNEL_INIT, ConditionEmbedding
 from diffusion_jax.models.remat import product, rematerialized
-from diffusion_jax.types import Array, Cond
 
 # Table 1 of the paper. DiT-XL/2 is DiT(patch=2, **SIZES["XL"]).
 SIZES = {

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.errors import UserError, unknown
-from diffusion_jax.types import Array
+from diffusion_jax.core.errors import UserError, unknown
+from diffusion_jax.core.types import Array
 
 KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")  # DDPM's
 

@@ -12,11 +12,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import arrays
-from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.core import arrays
+from diffusion_jax.core.errors import UserError, unknown
+from diffusion_jax.core.types import Array
 from diffusion_jax.models.embeddings import KERNEL_INIT
 from diffusion_jax.models.remat import product
-from diffusion_jax.types import Array
 
 ZERO_INIT = nn.initializers.zeros_init()
 

@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.types import Array, Cond
 from diffusion_jax.models.embeddings import KERNEL_INIT, ConditionEmbedding
-from diffusion_jax.types import Array, Cond
 
 
 class MLP(nn.Module):

@@ -8,9 +8,9 @@ import flax.linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-from diffusion_jax import arrays
-from diffusion_jax.errors import UserError, unknown
-from diffusion_jax.types import Array
+from diffusion_jax.core import arrays
+from diffusion_jax.core.errors import UserError, unknown
+from diffusion_jax.core.types import Array
 
 REMAT = ("none", "block", "dots", "offload")
 PRODUCT, HOST = "product", "pinned_host"

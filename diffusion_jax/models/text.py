@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.errors import UserError, need_ranges
+from diffusion_jax.core.errors import UserError, need_ranges
+from diffusion_jax.core.types import Array, Params
 from diffusion_jax.models import layers
-from diffusion_jax.types import Array, Params
 
 BATCH = 64  # captions in one pass of a frozen encoder
 

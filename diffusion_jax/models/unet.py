@@ -6,12 +6,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.core.errors import UserError, unknown
+from diffusion_jax.core.types import Array, Cond
 from diffusion_jax.models import layers
 from diffusion_jax.models.embeddings import ConditionEmbedding
 from diffusion_jax.models.remat import rematerialized
 from diffusion_jax.models.text import Text, TextFeatures
-from diffusion_jax.types import Array, Cond
 
 
 class UNet(nn.Module):

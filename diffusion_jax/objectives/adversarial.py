@@ -11,9 +11,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.arrays import mean_per_example
+from diffusion_jax.core.arrays import mean_per_example
+from diffusion_jax.core.types import Array
 from diffusion_jax.objectives.variational import AutoencoderNetworks
-from diffusion_jax.types import Array
 
 
 def feature_distance(a: tuple[Array, ...], b: tuple[Array, ...]) -> Array:

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.arrays import mean_per_example, sum_per_example
-from diffusion_jax.errors import need_ranges, unknown
+from diffusion_jax.core.arrays import mean_per_example, sum_per_example
+from diffusion_jax.core.errors import need_ranges, unknown
+from diffusion_jax.core.types import Array, Cond, Key, Process
 from diffusion_jax.likelihood.bounds import log_mean_exp
 from diffusion_jax.objectives.adversarial import (
     adaptive_weight,
@@ -33,7 +34,6 @@ from diffusion_jax.objectives.variational import (
     log_prob,
     sample_latent,
 )
-from diffusion_jax.types import Array, Cond, Key, Process
 
 LOG_2PI = math.log(2 * math.pi)
 

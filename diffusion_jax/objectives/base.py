@@ -11,8 +11,8 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-from diffusion_jax import arrays
-from diffusion_jax.types import Array, Cond, Denoise, Key, Noised
+from diffusion_jax.core import arrays
+from diffusion_jax.core.types import Array, Cond, Denoise, Key, Noised
 
 
 def per_example(draw: Callable) -> Callable:

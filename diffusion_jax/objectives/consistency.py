@@ -25,15 +25,15 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import arrays, streams
-from diffusion_jax.errors import need_ranges
+from diffusion_jax.core import arrays, streams
+from diffusion_jax.core.errors import need_ranges
+from diffusion_jax.core.types import Array, Cond, Key, Process
 from diffusion_jax.objectives import times
 from diffusion_jax.objectives.base import FewStep, FewStepExample, FewStepNetworks, per_example
 from diffusion_jax.objectives.continuous_consistency import continuous_time
 from diffusion_jax.objectives.distance import Distance, pseudo_huber, squared
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers import base, ode
-from diffusion_jax.types import Array, Cond, Key, Process
 
 # (process, keys (B,), progress) -> (t, s), both (B,): adjacent times with s < t
 Pairs = Callable[[Process, Key, Array], tuple[Array, Array]]

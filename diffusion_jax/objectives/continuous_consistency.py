@@ -17,12 +17,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import arrays, streams
-from diffusion_jax.arrays import expand, mean_per_example
+from diffusion_jax.core import arrays, streams
+from diffusion_jax.core.arrays import expand, mean_per_example
+from diffusion_jax.core.types import Array, Cond, Key, Prediction, Process
 from diffusion_jax.objectives import times
 from diffusion_jax.objectives.base import FewStep, FewStepExample, FewStepNetworks, per_example
 from diffusion_jax.processes import gaussian
-from diffusion_jax.types import Array, Cond, Key, Prediction, Process
 
 
 def continuous_time(

@@ -9,13 +9,13 @@ network under every process.
 
 from __future__ import annotations
 
-from diffusion_jax import arrays, streams
-from diffusion_jax.arrays import mean_per_example
-from diffusion_jax.errors import need_ranges
+from diffusion_jax.core import arrays, streams
+from diffusion_jax.core.arrays import mean_per_example
+from diffusion_jax.core.errors import need_ranges
+from diffusion_jax.core.types import Array, Cond, Denoise, Key, Noised, Process
 from diffusion_jax.objectives import times, weighting
 from diffusion_jax.objectives.base import Objective, per_example
 from diffusion_jax.processes.gaussian import corrupt
-from diffusion_jax.types import Array, Cond, Denoise, Key, Noised, Process
 
 
 def denoising(

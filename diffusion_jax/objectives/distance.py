@@ -10,9 +10,9 @@ from typing import Protocol
 
 import jax.numpy as jnp
 
-from diffusion_jax.arrays import mean_per_example
-from diffusion_jax.errors import UserError, need_ranges
-from diffusion_jax.types import Array
+from diffusion_jax.core.arrays import mean_per_example
+from diffusion_jax.core.errors import UserError, need_ranges
+from diffusion_jax.core.types import Array
 
 
 class Distance(Protocol):

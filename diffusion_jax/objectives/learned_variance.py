@@ -10,14 +10,14 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import arrays, streams
-from diffusion_jax.arrays import expand, mean_per_example
-from diffusion_jax.errors import UserError, need_ranges
+from diffusion_jax.core import arrays, streams
+from diffusion_jax.core.arrays import expand, mean_per_example
+from diffusion_jax.core.errors import UserError, need_ranges
+from diffusion_jax.core.types import Array, Cond, Denoise, Key, Noised, Prediction, Process
 from diffusion_jax.likelihood import bounds
 from diffusion_jax.objectives import times
 from diffusion_jax.objectives.base import Objective, per_example
 from diffusion_jax.processes import gaussian
-from diffusion_jax.types import Array, Cond, Denoise, Key, Noised, Prediction, Process
 
 
 def hybrid(

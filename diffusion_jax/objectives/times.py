@@ -11,10 +11,10 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import arrays
-from diffusion_jax.errors import UserError, need_ranges
+from diffusion_jax.core import arrays
+from diffusion_jax.core.errors import UserError, need_ranges
+from diffusion_jax.core.types import Array, Key, Process
 from diffusion_jax.processes.gaussian import time_of_logsnr
-from diffusion_jax.types import Array, Key, Process
 
 
 class TimeLaw(Protocol):

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import arrays
-from diffusion_jax.arrays import sum_per_example
+from diffusion_jax.core import arrays
+from diffusion_jax.core.arrays import sum_per_example
+from diffusion_jax.core.types import Array, Cond, Key
 from diffusion_jax.objectives.base import per_example
-from diffusion_jax.types import Array, Cond, Key
 
 
 class AutoencoderNetworks(NamedTuple):

@@ -19,9 +19,9 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.errors import need_ranges
+from diffusion_jax.core.errors import need_ranges
+from diffusion_jax.core.types import Array, Process
 from diffusion_jax.processes.gaussian import derivative, logsnr
-from diffusion_jax.types import Array, Process
 
 
 class Weighting(Protocol):

@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from diffusion_jax import arrays
 from diffusion_jax.assembly import datasets, experiment, trainer
 from diffusion_jax.assembly.settings import Experiment
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import arrays
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.planning import flops, hlo
 from diffusion_jax.planning.devices import GIB, Chip, Target
 from diffusion_jax.training import sharding

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 
 
 class Chip(NamedTuple):

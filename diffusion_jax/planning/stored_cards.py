@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffusion_jax import reading
+from diffusion_jax.core import reading
 
 _SIZE, _NUMBER = reading.number(0), reading.number()
 

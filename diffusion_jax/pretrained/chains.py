@@ -24,9 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.types import Process
 from diffusion_jax.denoisers.parameterization import Parameterization
-from diffusion_jax.errors import UserError
-from diffusion_jax.types import Process
 
 MOST = 10_000  # steps of a chain
 FEWEST = 100

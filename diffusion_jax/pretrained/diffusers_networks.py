@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from diffusion_jax import reading
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import reading
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.pretrained.published import SCALE, Options, Published, Shape, attended_channels
 
 # noise_embedding -> (flip_sin_to_cos, freq_shift)

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax import reading
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import reading
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.models import dit
 from diffusion_jax.pretrained.published import Flat, Layout, Options, Published, Shape
 

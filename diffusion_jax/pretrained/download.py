@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.pretrained import weights
 
 

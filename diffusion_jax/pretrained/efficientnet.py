@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.types import Array
+from diffusion_jax.core.types import Array
 
 SIZE, WIDTH, CLASSES = 224, 1280, 1000
 RESIZE = "224, bilinear, antialiased"

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.types import Array
+from diffusion_jax.core.types import Array
 
 SIZE, WIDTH = 299, 2048
 RESIZE = "299, bilinear, TensorFlow 1 (source = target x in / out, no antialiasing)"

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.types import Array
+from diffusion_jax.core.types import Array
 
 # of the colors: ImageNet's, for images in [-1, 1]
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffusion_jax.errors import unknown
+from diffusion_jax.core.errors import unknown
 from diffusion_jax.pretrained import diffusers_networks, dit_network
 from diffusion_jax.pretrained.published import Published
 

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion_jax import reading
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import reading
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.models import layers
 
 Options = dict[str, Any]

@@ -16,9 +16,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from diffusion_jax import reading
-from diffusion_jax.errors import UserError
-from diffusion_jax.files import atomic_path
+from diffusion_jax.core import reading
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.files import atomic_path
 
 DTYPES = {
     "F64": np.float64,

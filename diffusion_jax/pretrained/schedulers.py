@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion_jax import reading
-from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.core import reading
+from diffusion_jax.core.errors import UserError, unknown
 
 VERSION = "0.42.1"  # the version of diffusers that the files were tested with
 

@@ -21,7 +21,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.pretrained import pickles
 from diffusion_jax.pretrained.pickles import Made, Name, Reference, read
 

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_jax import npz, reading
-from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.core import npz, reading
+from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.pretrained import efficientnet, inception, lpips, safetensors, torchfile
 
 Tensors = dict[str, np.ndarray]

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.errors import UserError, need_range, unknown
-from diffusion_jax.types import Array
+from diffusion_jax.core.errors import UserError, need_range, unknown
+from diffusion_jax.core.types import Array
 
 MOST = 100_000  # the most steps of a chain, whose tables are arrays of that length
 

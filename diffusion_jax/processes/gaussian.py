@@ -16,8 +16,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.arrays import expand, sum_per_example
-from diffusion_jax.types import Array, Noised, Prediction, Process
+from diffusion_jax.core.arrays import expand, sum_per_example
+from diffusion_jax.core.types import Array, Noised, Prediction, Process
 
 
 def derivative(function: Callable[[Array], Array], t: Array) -> Array:

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from diffusion_jax.errors import need_increasing, need_range
-from diffusion_jax.types import Array, Process
+from diffusion_jax.core.errors import need_increasing, need_range
+from diffusion_jax.core.types import Array, Process
 
 BETA = 300.0  # with a larger beta_max, alpha(1) underflows in float32
 NEARLY = 1 - 1e-6  # the largest t_max of paths whose alpha is 0 at t = 1

@@ -24,7 +24,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from diffusion_jax.files import plain, save_text
+from diffusion_jax.core.files import plain, save_text
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("diffusion_jax.report"),

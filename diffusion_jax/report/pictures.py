@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.files import atomic_path
 from diffusion_jax.data.transforms import to_uint8
-from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import metrics
-from diffusion_jax.files import atomic_path
 from diffusion_jax.report import style
 from diffusion_jax.report.layout import Cell, lay_out
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.evaluation.metrics import find
 from diffusion_jax.report import style
 from diffusion_jax.report.style import COLORS, MARKERS, MORE_COLORS, is_number, wrapped

@@ -16,7 +16,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from diffusion_jax.files import atomic_path
+from diffusion_jax.core.files import atomic_path
 
 INK, FAINT, RULE, PAPER = "#222222", "#767676", "#e2e2e2", "#ffffff"
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from diffusion_jax import files
-from diffusion_jax.errors import printable
+from diffusion_jax.core import files
+from diffusion_jax.core.errors import printable
 
 
 def markdown_table(

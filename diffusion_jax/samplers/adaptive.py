@@ -20,12 +20,12 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
-from diffusion_jax.arrays import expand, mean_per_example
-from diffusion_jax.errors import UserError, need_range
+from diffusion_jax.core.arrays import expand, mean_per_example
+from diffusion_jax.core.errors import UserError, need_range
+from diffusion_jax.core.types import Array, Cond, Denoise, Process
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers.base import Sampler
 from diffusion_jax.samplers.exponential import log_ratio, phi
-from diffusion_jax.types import Array, Cond, Denoise, Process
 
 MAX_STEPS = 4096
 ARRIVED = 1e-5  # distance to the end in log(alpha / sigma) at which dpm_adaptive has arrived

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from diffusion_jax.errors import UserError, need_range, unknown
+from diffusion_jax.core.errors import UserError, need_range, unknown
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers.base import Sampler, memoryless
 

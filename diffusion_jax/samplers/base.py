@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import arrays, streams
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import arrays, streams
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.types import Array, Cond, Denoise, Key, Prediction, Process
 from diffusion_jax.processes import gaussian
-from diffusion_jax.types import Array, Cond, Denoise, Key, Prediction, Process
 
 
 class Noise(NamedTuple):

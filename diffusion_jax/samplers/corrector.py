@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from diffusion_jax import arrays
-from diffusion_jax.arrays import expand
-from diffusion_jax.errors import need_ranges
+from diffusion_jax.core import arrays
+from diffusion_jax.core.arrays import expand
+from diffusion_jax.core.errors import need_ranges
+from diffusion_jax.core.types import Array
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers import sde
 from diffusion_jax.samplers.base import Sampler
-from diffusion_jax.types import Array
 
 
 class Corrector(NamedTuple):

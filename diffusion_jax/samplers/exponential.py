@@ -21,8 +21,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.core.types import Array, Process
 from diffusion_jax.processes import gaussian
-from diffusion_jax.types import Array, Process
 
 
 def log_ratio(process: Process, t: Array) -> Array:

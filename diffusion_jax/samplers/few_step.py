@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from diffusion_jax.arrays import expand
+from diffusion_jax.core.arrays import expand
+from diffusion_jax.core.types import Array, Cond
 from diffusion_jax.samplers.base import Sampler, memoryless
-from diffusion_jax.types import Array, Cond
 
 
 def multistep() -> Sampler:

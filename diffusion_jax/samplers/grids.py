@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import reading
-from diffusion_jax.errors import UserError, need_ranges, unknown
+from diffusion_jax.core import reading
+from diffusion_jax.core.errors import UserError, need_ranges, unknown
+from diffusion_jax.core.types import Array, Process
 from diffusion_jax.processes.gaussian import angle, logsnr, time_of_logsnr
 from diffusion_jax.samplers import base
-from diffusion_jax.types import Array, Process
 
 
 def _rising(value: object, place: str) -> None:

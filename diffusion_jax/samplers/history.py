@@ -20,9 +20,9 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from diffusion_jax.core.types import Array, Prediction, Process
 from diffusion_jax.samplers.base import Sampler
 from diffusion_jax.samplers.exponential import log_ratio
-from diffusion_jax.types import Array, Prediction, Process
 
 LONG = 1.5
 THIRD_ORDER = "logistic(scale=1.5)"  # the grid of data-prediction solvers of order 3 or more

@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.errors import UserError, need_ranges, unknown
+from diffusion_jax.core.errors import UserError, need_ranges, unknown
+from diffusion_jax.core.types import Array, Prediction, Process
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers import exponential, unipc_weights
 from diffusion_jax.samplers.base import Sampler
 from diffusion_jax.samplers.exponential import log_ratio
 from diffusion_jax.samplers.history import THIRD_ORDER, combine, empty, remember, solver
-from diffusion_jax.types import Array, Prediction, Process
 
 
 def _x0(prediction: Prediction) -> Array:

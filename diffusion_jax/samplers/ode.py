@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from diffusion_jax import integrators
+from diffusion_jax.core import integrators
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers import singlestep
 from diffusion_jax.samplers.base import Sampler, memoryless

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.types import Array, Cond, Denoise, Key, Process
 from diffusion_jax.processes.gaussian import logsnr, time_of_logsnr
 from diffusion_jax.samplers import base
-from diffusion_jax.types import Array, Cond, Denoise, Key, Process
 
 Report = Callable[[int, float], None]  # (iteration, error), called after every iteration
 

@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from diffusion_jax.errors import UserError, need_range, need_ranges, unknown
+from diffusion_jax.core.errors import UserError, need_range, need_ranges, unknown
+from diffusion_jax.core.types import Array, Process
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers import exponential, history, ode, stochastic
 from diffusion_jax.samplers.base import Sampler, memoryless, noise_range
 from diffusion_jax.samplers.exponential import log_ratio
-from diffusion_jax.types import Array, Process
 
 
 def euler_maruyama() -> Sampler:

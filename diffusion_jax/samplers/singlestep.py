@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers import exponential
 from diffusion_jax.samplers.base import Sampler, memoryless

@@ -20,7 +20,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.errors import UserError, need_ranges
+from diffusion_jax.core.errors import UserError, need_ranges
 from diffusion_jax.processes import gaussian, schedules
 from diffusion_jax.samplers.base import Sampler, draws_noise, memoryless, noise_range
 

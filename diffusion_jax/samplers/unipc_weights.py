@@ -7,10 +7,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.core.types import Array, Process
 from diffusion_jax.samplers import exponential
 from diffusion_jax.samplers.exponential import log_ratio, phi
 from diffusion_jax.samplers.history import History, allowed
-from diffusion_jax.types import Array, Process
 
 
 class Corrected(NamedTuple):

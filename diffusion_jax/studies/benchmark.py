@@ -14,9 +14,9 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from diffusion_jax import files, parsing, provenance
 from diffusion_jax.assembly import config_files, experiment
-from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.core import files, parsing, provenance
+from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.report import tables
 from diffusion_jax.studies import benchmark_comparison
 from diffusion_jax.studies.benchmark_loop import loop

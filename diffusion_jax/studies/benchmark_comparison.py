@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from statistics import median
 from typing import Any
 
-from diffusion_jax import reading
+from diffusion_jax.core import reading
 from diffusion_jax.studies.benchmark_timing import spread
 
 PARTS = ("training", "loop", "data", "sampling")

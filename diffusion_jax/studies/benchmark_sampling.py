@@ -16,12 +16,12 @@ from diffusion_jax.assembly.sampling import SamplingMethod, method, with_sampler
 from diffusion_jax.assembly.sampling import evaluations as evaluations_of
 from diffusion_jax.assembly.sampling import grid as grid_of
 from diffusion_jax.assembly.settings import Experiment
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.types import Array, Cond, Denoise, Key, Params
 from diffusion_jax.evaluation import generate
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers import base
 from diffusion_jax.studies.benchmark_timing import Part, Settings, Subject, compiled, take_turns
-from diffusion_jax.types import Array, Cond, Denoise, Key, Params
 
 SAMPLERS = (
     "ancestral.ddim",

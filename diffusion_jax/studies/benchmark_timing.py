@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.assembly import datasets
 from diffusion_jax.assembly.settings import Experiment
+from diffusion_jax.core.progress import progress
 from diffusion_jax.data import Dataset, toys
 from diffusion_jax.data.sources import Arrays
-from diffusion_jax.progress import progress
 
 NOISE_IMAGES = 50_000  # images of a data set of noise, fewer where they are large
 NOISE_NUMBERS = 2 * 10**8  # numbers of such a data set, at most

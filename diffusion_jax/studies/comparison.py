@@ -16,15 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from diffusion_jax import npz, provenance, reading
 from diffusion_jax.assembly import components
 from diffusion_jax.assembly.build import build
-from diffusion_jax.errors import UserError
-from diffusion_jax.progress import progress
+from diffusion_jax.core import npz, provenance, reading
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.progress import progress
+from diffusion_jax.core.types import Process
 from diffusion_jax.samplers import base, grids
 from diffusion_jax.studies import store, subjects
 from diffusion_jax.studies.subjects import GROUPS, Runner, Scores, Subject
-from diffusion_jax.types import Process
 
 VERSION = 4  # of how cells are run and judged: cells of another version are not used
 ADAPTIVE = 100  # network evaluations that the progress bar expects of an adaptive sampler

@@ -8,15 +8,15 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import parsing
 from diffusion_jax.assembly import denoiser, sampling
 from diffusion_jax.assembly.experiment import Experiment
 from diffusion_jax.assembly.sample_conditions import captions_of_test
 from diffusion_jax.assembly.workdir import Trained
+from diffusion_jax.core import parsing
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.types import Array, Cond, Key
 from diffusion_jax.data import Dataset, transforms
-from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import generate
-from diffusion_jax.types import Array, Cond, Key
 
 
 class Job(NamedTuple):

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_jax import parsing
 from diffusion_jax.assembly import components
 from diffusion_jax.assembly.build import build, members
+from diffusion_jax.core import parsing
+from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.data import folder, transforms
-from diffusion_jax.errors import UserError, unknown
 from diffusion_jax.inverse.measurements import Measurement
 from diffusion_jax.inverse.methods import Method
 

@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import parsing
 from diffusion_jax.assembly import denoiser, sampling
+from diffusion_jax.core import parsing
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.types import Denoise
 from diffusion_jax.data import transforms
-from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation.psnr import psnr
 from diffusion_jax.inverse import edits
 from diffusion_jax.samplers import base
 from diffusion_jax.studies.edit_job import Job
 from diffusion_jax.studies.restoration import Strip
-from diffusion_jax.types import Denoise
 
 
 def apply(job: Job, task: str, labels: str, strengths: list[float]) -> Strip:

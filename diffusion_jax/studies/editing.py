@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import files, parsing, provenance
 from diffusion_jax.assembly import experiment
 from diffusion_jax.assembly import workdir as workdirs
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import files, parsing, provenance
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.report import pictures
 from diffusion_jax.studies import edit_tasks, restoration
 from diffusion_jax.studies.edit_job import Job, job_for

@@ -13,19 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import data, files, parsing, reading
+from diffusion_jax import data
 from diffusion_jax.assembly import denoiser, experiment, sample_conditions, sampling
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.assembly.workdir import Trained
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import files, parsing, reading
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.types import Array, Cond, Key, Params
 from diffusion_jax.evaluation import generate, judge
 from diffusion_jax.evaluation.metrics import find
 from diffusion_jax.report import sweeps
 from diffusion_jax.report.tables import markdown_table
 from diffusion_jax.studies import store
 from diffusion_jax.training import ema, post_hoc
-from diffusion_jax.types import Array, Cond, Key, Params
 
 DOUBTFUL = 0.1  # a misfit above this gives another average than the requested one
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import files, parsing, provenance
 from diffusion_jax.assembly import autoencoders, experiment, sample_conditions, sampling
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.workdir import Trained
+from diffusion_jax.core import files, parsing, provenance
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import Dataset
-from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import generate, judge, statistics
 from diffusion_jax.evaluation import metrics as metric_table
 from diffusion_jax.evaluation.features import Extractor

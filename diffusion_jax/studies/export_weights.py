@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import files, parsing, reading
 from diffusion_jax.assembly import denoiser
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.components import network as default_network
 from diffusion_jax.assembly.experiment import Experiment
 from diffusion_jax.assembly.workdir import Trained
-from diffusion_jax.errors import UserError, printable
+from diffusion_jax.core import files, parsing, reading
+from diffusion_jax.core.errors import UserError, printable
 from diffusion_jax.pretrained import (
     chains,
     diffusers_networks,

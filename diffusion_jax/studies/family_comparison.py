@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import arrays, data, files, npz, parsing, provenance, reading
+from diffusion_jax import data
 from diffusion_jax.assembly import (
     autoencoders,
     components,
@@ -25,14 +25,15 @@ from diffusion_jax.assembly import (
 )
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.workdir import Trained
+from diffusion_jax.core import arrays, files, npz, parsing, provenance, reading
+from diffusion_jax.core.errors import unknown
+from diffusion_jax.core.types import Array, Cond, Key, Params
 from diffusion_jax.data import transforms
-from diffusion_jax.errors import unknown
 from diffusion_jax.evaluation import generate, judge, sharpness
 from diffusion_jax.likelihood import flow
 from diffusion_jax.studies import few_step_methods, store
 from diffusion_jax.studies.family_report import DRAWN, shown_score, write
 from diffusion_jax.studies.family_training import train_family
-from diffusion_jax.types import Array, Cond, Key, Params
 
 SHOWN = 20  # images in a strip
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax import files
+from diffusion_jax.core import files
 from diffusion_jax.evaluation.metrics import find
 from diffusion_jax.report import html, pictures, sweeps, tables
 from diffusion_jax.studies.claims import METRICS, Scored, over_seeds, verdicts

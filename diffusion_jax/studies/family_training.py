@@ -9,10 +9,11 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from diffusion_jax import data, files, reading
+from diffusion_jax import data
 from diffusion_jax.assembly import datasets, preparation, train, trainer
 from diffusion_jax.assembly.train_latent import encoded
-from diffusion_jax.errors import UNFINISHED, CommandExit
+from diffusion_jax.core import files, reading
+from diffusion_jax.core.errors import UNFINISHED, CommandExit
 from diffusion_jax.studies import store
 from diffusion_jax.training import loop
 

@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import data, files, parsing, provenance
+from diffusion_jax import data
 from diffusion_jax.assembly import components, config_files, sampling, train
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.workdir import Trained
-from diffusion_jax.errors import UNFINISHED, CommandExit, UserError
+from diffusion_jax.core import files, parsing, provenance
+from diffusion_jax.core.errors import UNFINISHED, CommandExit, UserError
+from diffusion_jax.core.types import Array
 from diffusion_jax.evaluation import judge
 from diffusion_jax.evaluation.metrics import find
 from diffusion_jax.processes import gaussian
@@ -24,7 +26,6 @@ from diffusion_jax.report.tables import markdown_table
 from diffusion_jax.samplers import grids, placement
 from diffusion_jax.studies import comparison, ranking, store, subjects
 from diffusion_jax.training import metrics
-from diffusion_jax.types import Array
 
 SEARCHED = "searched"  # the name of the grid that --search keeps with a model
 FIRST_SEED = 1_000_000  # of the images that times are searched by

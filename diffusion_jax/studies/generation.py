@@ -10,16 +10,17 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import data, parsing
+from diffusion_jax import data
 from diffusion_jax.assembly import sampling
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.experiment import Experiment
+from diffusion_jax.core import parsing
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.types import Cond
 from diffusion_jax.data import transforms
-from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import generate
 from diffusion_jax.report import pictures, scatter
 from diffusion_jax.training import distributed
-from diffusion_jax.types import Cond
 
 
 class Samples(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.pretrained import download, weights
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax import files
+from diffusion_jax.core import files
 from diffusion_jax.evaluation.metrics import find
 from diffusion_jax.report import quality
 from diffusion_jax.report.tables import markdown_table

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import parsing, provenance, reading
 from diffusion_jax.assembly import components
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.build import build, members
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import parsing, provenance, reading
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.types import Array, Process
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers import base, grids, placement
 from diffusion_jax.studies import grid_report, store, subjects
@@ -25,7 +26,6 @@ from diffusion_jax.studies.grid_report import PLACED
 from diffusion_jax.studies.grid_scores import Solved, combined, measure
 from diffusion_jax.studies.sampler_comparison import file_name
 from diffusion_jax.studies.subjects import Runner, Scores, Subject
-from diffusion_jax.types import Array, Process
 
 HAND_MADE = (
     "auto",

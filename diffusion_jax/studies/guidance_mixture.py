@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.core.types import Array, Denoise, Process
 from diffusion_jax.denoisers import guidance
 from diffusion_jax.processes import schedules
 from diffusion_jax.report import pictures
 from diffusion_jax.samplers import base, grids, ode
 from diffusion_jax.targets import laws
-from diffusion_jax.types import Array, Denoise, Process
 
 
 class Setting(NamedTuple):

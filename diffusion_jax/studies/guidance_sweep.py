@@ -10,19 +10,19 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import files, npz, parsing, provenance, reading
 from diffusion_jax.assembly import denoiser, experiment, sample_conditions, sampling
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.workdir import Trained
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import files, npz, parsing, provenance, reading
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.progress import progress
+from diffusion_jax.core.types import Array, Cond, Key
 from diffusion_jax.evaluation import generate, judge
 from diffusion_jax.evaluation.metrics import find
-from diffusion_jax.progress import progress
 from diffusion_jax.report import pictures, sweeps
 from diffusion_jax.report.tables import markdown_table
 from diffusion_jax.studies import guidance_mixture, store
 from diffusion_jax.training import sharding
-from diffusion_jax.types import Array, Cond, Key
 
 SHOWN = 10  # images in a strip
 PREFERRED = ("accuracy", "precision", "frechet", "recall", "coverage")  # first columns of the table

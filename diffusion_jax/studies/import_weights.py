@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import files, reading
 from diffusion_jax.assembly import (
     autoencoders,
     config_files,
@@ -22,9 +21,11 @@ from diffusion_jax.assembly import (
 )
 from diffusion_jax.assembly.components import network as default_network
 from diffusion_jax.assembly.experiment import Experiment
+from diffusion_jax.core import files, reading
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.types import Params
 from diffusion_jax.data import Dataset
 from diffusion_jax.data.latents import Encoded
-from diffusion_jax.errors import UserError
 from diffusion_jax.pretrained import (
     diffusers_networks,
     layouts,
@@ -35,7 +36,6 @@ from diffusion_jax.pretrained import (
     torchfile,
 )
 from diffusion_jax.training import checkpoint, restoring
-from diffusion_jax.types import Params
 
 # The classes of networks that can be read (--from) and written (--to), by their publisher.
 SOURCES = {

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import data, files, parsing
+from diffusion_jax import data
 from diffusion_jax.assembly import experiment
 from diffusion_jax.assembly import workdir as workdirs
+from diffusion_jax.core import files, parsing
+from diffusion_jax.core.types import Array
 from diffusion_jax.data import Dataset, transforms
 from diffusion_jax.evaluation import features, metrics
 from diffusion_jax.evaluation.psnr import psnr
@@ -27,7 +29,6 @@ from diffusion_jax.studies import restoration, store
 from diffusion_jax.studies.edit_job import Job, job_for
 from diffusion_jax.studies.edit_requests import measurement_for, method_for
 from diffusion_jax.studies.inverse_table import open_rows, timed_row
-from diffusion_jax.types import Array
 
 METHODS = "replacement;repaint(resample=5);dps(scale=0.5);ddnm;pigdm"
 TASKS = (

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import files, parsing
 from diffusion_jax.assembly import components, sampling
 from diffusion_jax.assembly.build import build
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import files, parsing
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.types import Array, Denoise, Key, Process
 from diffusion_jax.evaluation import metrics
 from diffusion_jax.inverse import measurements
 from diffusion_jax.inverse.measurements import Measurement
@@ -26,7 +27,6 @@ from diffusion_jax.samplers import base, grids
 from diffusion_jax.studies import store
 from diffusion_jax.studies.inverse_table import open_rows, timed_row
 from diffusion_jax.targets import laws, posterior
-from diffusion_jax.types import Array, Denoise, Key, Process
 
 METHODS = "unguided;replacement;repaint(resample=5);dps(scale=0.1);dps(scale=0.3);ddnm;pigdm"
 METRICS = ("bias", "variance_ratio", "interval_coverage")  # of evaluation/metrics.py

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax import reading
+from diffusion_jax.core import reading
 from diffusion_jax.studies import store
 
 

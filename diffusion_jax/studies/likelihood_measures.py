@@ -11,10 +11,10 @@ import numpy as np
 from diffusion_jax.assembly import denoiser, sampling
 from diffusion_jax.assembly.experiment import Experiment
 from diffusion_jax.assembly.workdir import Trained
-from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.core.errors import UserError, unknown
+from diffusion_jax.core.types import Array, Cond, Denoise, Key, Params
 from diffusion_jax.likelihood import bounds, flow
 from diffusion_jax.report.tables import markdown_table
-from diffusion_jax.types import Array, Cond, Denoise, Key, Params
 
 DEQUANTIZED = {
     "uniform": "uniform dequantization",

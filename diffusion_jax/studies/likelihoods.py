@@ -13,12 +13,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import arrays, data, files, npz, provenance
+from diffusion_jax import data
 from diffusion_jax.assembly import experiment
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.workdir import Trained
+from diffusion_jax.core import arrays, files, npz, provenance
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import Dataset, transforms
-from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import generate
 from diffusion_jax.studies import store
 from diffusion_jax.studies.likelihood_measures import Settings, measures, report, resolved, table

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from diffusion_jax import files, parsing, provenance, reading
+from diffusion_jax.core import files, parsing, provenance, reading
 from diffusion_jax.planning import cards, words
 from diffusion_jax.planning.devices import GIB, Target, target
 from diffusion_jax.planning.search import cheapest, search_settings

@@ -12,17 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import files, provenance
 from diffusion_jax.assembly import denoiser, sample_conditions, sampling, train
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.experiment import Experiment
 from diffusion_jax.assembly.workdir import Trained
+from diffusion_jax.core import files, provenance
+from diffusion_jax.core.types import Array, Cond
 from diffusion_jax.data import Dataset
 from diffusion_jax.evaluation import generate
 from diffusion_jax.report import pictures
 from diffusion_jax.samplers import base
 from diffusion_jax.studies import evaluation, sampler_comparison
-from diffusion_jax.types import Array, Cond
 
 SAMPLERS = [
     "ancestral.ddpm",

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.evaluation.metrics import Metric, find
 from diffusion_jax.studies.comparison import Comparison, Result
 from diffusion_jax.studies.subjects import GROUPS

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from diffusion_jax import parsing
 from diffusion_jax.assembly import workdir as workdirs
-from diffusion_jax.errors import UserError, printable, unknown
+from diffusion_jax.core import parsing
+from diffusion_jax.core.errors import UserError, printable, unknown
 from diffusion_jax.evaluation import judge
 from diffusion_jax.evaluation import statistics as reference
 

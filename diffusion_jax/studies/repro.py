@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from diffusion_jax import data
-from diffusion_jax.arrays import example_keys
 from diffusion_jax.assembly import preparation, trainer
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.experiment import Experiment
-from diffusion_jax.errors import CommandExit, UserError
-from diffusion_jax.progress import progress
+from diffusion_jax.core.arrays import example_keys
+from diffusion_jax.core.errors import CommandExit, UserError
+from diffusion_jax.core.progress import progress
 from diffusion_jax.report.tables import markdown_table
 from diffusion_jax.training import forensics, loop, restoring
 from diffusion_jax.training.state import TrainState

@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax import arrays, streams
 from diffusion_jax.assembly import components, denoiser, sampling
 from diffusion_jax.assembly.experiment import Experiment
+from diffusion_jax.core import arrays, streams
+from diffusion_jax.core.types import Array, Cond, Key
 from diffusion_jax.data import transforms
 from diffusion_jax.evaluation import generate
 from diffusion_jax.evaluation.psnr import psnr
@@ -20,7 +21,6 @@ from diffusion_jax.inverse.methods import Method
 from diffusion_jax.samplers import base
 from diffusion_jax.studies.edit_job import Job
 from diffusion_jax.studies.edit_requests import measurement_for, method_for
-from diffusion_jax.types import Array, Cond, Key
 
 Strip = tuple[list[np.ndarray], list[str], dict[str, Any]]  # rows of images, their names, facts
 

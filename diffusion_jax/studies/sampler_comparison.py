@@ -11,12 +11,13 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from diffusion_jax import data, parsing, provenance
+from diffusion_jax import data
 from diffusion_jax.assembly import components, denoiser, sample_conditions, sampling
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.build import build, members
 from diffusion_jax.assembly.workdir import Trained
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import parsing, provenance
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.studies import comparison, ranking, sampler_report, subjects
 from diffusion_jax.studies.comparison import Cell, Result
 from diffusion_jax.studies.sampler_listing import listing

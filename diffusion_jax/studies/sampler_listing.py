@@ -8,8 +8,8 @@ from typing import Any
 
 from diffusion_jax.assembly import components
 from diffusion_jax.assembly.build import build, members
+from diffusion_jax.core.types import Process
 from diffusion_jax.samplers import base
-from diffusion_jax.types import Process
 
 KINDS = {True: "stochastic", False: "deterministic", None: ""}
 

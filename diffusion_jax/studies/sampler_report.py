@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion_jax import files
 from diffusion_jax.assembly import components
 from diffusion_jax.assembly.build import members
+from diffusion_jax.core import files
 from diffusion_jax.evaluation.metrics import find
 from diffusion_jax.report import html, pictures, quality, tables
 from diffusion_jax.studies import ranking

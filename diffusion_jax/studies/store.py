@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from diffusion_jax import files, npz, provenance, reading
+from diffusion_jax.core import files, npz, provenance, reading
 
 T = TypeVar("T")
 

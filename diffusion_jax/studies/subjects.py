@@ -21,13 +21,13 @@ from diffusion_jax.assembly import components, denoiser, sample_conditions, samp
 from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.assembly.workdir import Trained
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.types import Array, Cond, Denoise, Key, Params, Process
 from diffusion_jax.data.padding import PaddedBatch, padded_batches
-from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import generate, judge, points
 from diffusion_jax.report import pictures
 from diffusion_jax.samplers import base, grids
 from diffusion_jax.targets import presets, reference
-from diffusion_jax.types import Array, Cond, Denoise, Key, Params, Process
 
 GROUPS = 5  # groups of samples; each is left out once to estimate the noise of a score
 SHOWN = 8  # images in a strip

@@ -10,7 +10,7 @@ from diffusion_jax.assembly import train as assembly_train
 from diffusion_jax.assembly import train_classifier as assembly_classifier
 from diffusion_jax.assembly import train_latent as assembly_latent
 from diffusion_jax.assembly import workdir as folder
-from diffusion_jax.errors import UNFINISHED, CommandExit
+from diffusion_jax.core.errors import UNFINISHED, CommandExit
 from diffusion_jax.studies import evaluation, generation
 
 

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import arrays, streams
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import arrays, streams
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.types import Array, Cond, Denoise, Key, Prediction, Process
 from diffusion_jax.processes.gaussian import from_x0
 from diffusion_jax.targets import laws
 from diffusion_jax.targets.presets import Target
-from diffusion_jax.types import Array, Cond, Denoise, Key, Prediction, Process
 
 
 def empirical(

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import arrays, streams
+from diffusion_jax.core import arrays, streams
+from diffusion_jax.core.types import Array, Cond, Denoise, Key, Prediction, Process
 from diffusion_jax.processes.gaussian import from_x0
-from diffusion_jax.types import Array, Cond, Denoise, Key, Prediction, Process
 
 
 class Gaussian(NamedTuple):

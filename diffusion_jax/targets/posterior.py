@@ -7,10 +7,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import arrays, streams
+from diffusion_jax.core import arrays, streams
+from diffusion_jax.core.types import Array, Cond, Denoise, Key, Prediction, Process
 from diffusion_jax.processes import gaussian
 from diffusion_jax.targets import laws
-from diffusion_jax.types import Array, Cond, Denoise, Key, Prediction, Process
 
 
 class Posterior(NamedTuple):

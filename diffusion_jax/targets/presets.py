@@ -23,10 +23,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_jax.errors import need_ranges
+from diffusion_jax.core.errors import need_ranges
+from diffusion_jax.core.types import Array, Denoise, Key, Process
 from diffusion_jax.targets import laws
 from diffusion_jax.targets.laws import Gaussian, Mixture
-from diffusion_jax.types import Array, Denoise, Key, Process
 
 
 class Target(NamedTuple):

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.core.types import Array, Cond, Denoise, Process
 from diffusion_jax.processes import gaussian
-from diffusion_jax.types import Array, Cond, Denoise, Process
 
 
 def reference(

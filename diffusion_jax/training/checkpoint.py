@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.training import restoring, storage, verification
 from diffusion_jax.training.placement import leaves_by_path
 from diffusion_jax.training.verification import Damaged

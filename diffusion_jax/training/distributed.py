@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.training import runtime
 
 SLURM = (

@@ -20,9 +20,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.arrays import tree_lerp
-from diffusion_jax.errors import UserError
-from diffusion_jax.types import Array, Params
+from diffusion_jax.core.arrays import tree_lerp
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.types import Array, Params
 
 LONGEST = 0.28  # the plain mean of all parameters, gamma = 0, has 1 / sqrt(12) = 0.289
 

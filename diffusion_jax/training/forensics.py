@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax import npz, reading
-from diffusion_jax.errors import UserError
-from diffusion_jax.files import load_json, save_json, save_text
+from diffusion_jax.core import npz, reading
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.files import load_json, save_json, save_text
 from diffusion_jax.report.tables import markdown_table
 from diffusion_jax.training import nonfinite
 from diffusion_jax.training.placement import leaves_by_path

@@ -38,8 +38,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diffusion_jax.errors import UserError, unknown
-from diffusion_jax.progress import no_progress, training_progress
+from diffusion_jax.core.errors import UserError, unknown
+from diffusion_jax.core.progress import no_progress, training_progress
 from diffusion_jax.training import distributed, metrics, nonfinite
 from diffusion_jax.training.checkpoint import Checkpointer
 from diffusion_jax.training.run import Log, Report, Run

@@ -20,9 +20,9 @@ import numpy as np
 from tensorboardX import event_file_writer, summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from diffusion_jax import reading
-from diffusion_jax.errors import UserError
-from diffusion_jax.files import save_text
+from diffusion_jax.core import reading
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.files import save_text
 
 # {'steps': n, 'sums': {name: float or list}, 'edges': list or None}: plain JSON data, so that a
 # checkpoint can hold it

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import streams
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import streams
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.types import Array
 from diffusion_jax.training.state import TrainState
-from diffusion_jax.types import Array
 
 REACTIONS = ("stop", "skip", "rollback")  # the values of training.on_nonfinite
 MAX_SKIPS = 10  # a run that skips so many steps in a row will not recover

@@ -13,8 +13,8 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from diffusion_jax.errors import UserError, unknown
-from diffusion_jax.types import Array
+from diffusion_jax.core.errors import UserError, unknown
+from diffusion_jax.core.types import Array
 
 Schedule = Callable[[Array], Array]  # step -> learning rate
 DECAYS = ("constant", "cosine", "linear", "rsqrt")

@@ -32,12 +32,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diffusion_jax import npz
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import npz
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.types import Params
 from diffusion_jax.training import ema
 from diffusion_jax.training.placement import leaves_by_path
 from diffusion_jax.training.sharding import fetch
-from diffusion_jax.types import Params
 
 DIGEST = "sha256"
 

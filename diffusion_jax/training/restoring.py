@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.training import distributed, verification
 from diffusion_jax.training.placement import leaves_by_path
 from diffusion_jax.training.verification import Damaged

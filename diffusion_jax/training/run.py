@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax.progress import TrainingProgress
+from diffusion_jax.core.progress import TrainingProgress
 from diffusion_jax.training import metrics, nonfinite
 from diffusion_jax.training.checkpoint import Checkpointer
 from diffusion_jax.training.state import TrainState

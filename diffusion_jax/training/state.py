@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import optax
 
+from diffusion_jax.core.types import Array, Key, Params
 from diffusion_jax.training.ema import Ema
-from diffusion_jax.types import Array, Key, Params
 
 
 class TrainState(NamedTuple):

@@ -22,12 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffusion_jax.arrays import example_keys, platform
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.arrays import example_keys, platform
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.types import Array, Batch, Key, Params
 from diffusion_jax.training import nonfinite
 from diffusion_jax.training.ema import Ema
 from diffusion_jax.training.state import TrainState
-from diffusion_jax.types import Array, Batch, Key, Params
 
 
 class Now(NamedTuple):

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from diffusion_jax.types import Array
+from diffusion_jax.core.types import Array
 
 _Info = ocp.type_handlers.ParamInfo
 

@@ -18,8 +18,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax import reading
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import reading
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.training import distributed, storage
 from diffusion_jax.training.sharding import fetch
 

@@ -20,7 +20,7 @@ LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 # The order of the chapters in the reference: from the foundations up, as in docs/design.md.
 CHAPTERS = (
-    "foundations",
+    "core",
     "processes",
     "denoisers",
     "objectives",
@@ -42,8 +42,8 @@ CHAPTERS = (
 
 def modules(chapter: str) -> list[str]:
     """The public modules of a chapter, by their dotted names."""
-    folder = PACKAGE if chapter == "foundations" else PACKAGE / chapter
-    files = folder.glob("*.py") if chapter == "foundations" else folder.rglob("*.py")
+    folder = PACKAGE / chapter
+    files = folder.rglob("*.py")
     parts = [file.relative_to(ROOT).with_suffix("").parts for file in sorted(files)]
     return [".".join(part) for part in parts if not part[-1].startswith("_")]
 
@@ -55,7 +55,7 @@ def page_of(module: str) -> str:
 
 def on_config(config):
     """Add the API reference to the navigation: a page for every public module, by chapter."""
-    unknown = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} ^ {*CHAPTERS[1:]}
+    unknown = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} ^ {*CHAPTERS}
     if unknown:
         raise ValueError(f"docs/_site/hooks.py: CHAPTERS and the package differ in {unknown}")
     chapters = [

@@ -13,9 +13,9 @@ from diffusion_jax import data
 from diffusion_jax.assembly import conditions, experiment, sample_conditions, sampling
 from diffusion_jax.assembly.kinds import few_step
 from diffusion_jax.assembly.workdir import Trained
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import captions
 from diffusion_jax.data.sources import Arrays
-from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import generate
 from diffusion_jax.studies import generation, subjects
 from diffusion_jax.training import step

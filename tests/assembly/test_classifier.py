@@ -11,10 +11,10 @@ import pytest
 from numpy.testing import assert_allclose
 
 from configs import digits
-from diffusion_jax import files
 from diffusion_jax.assembly import denoiser, experiment, train, train_classifier, workdir
+from diffusion_jax.core import files
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.denoisers import guidance
-from diffusion_jax.errors import UserError
 from diffusion_jax.models.classifier import HalfUNet
 from diffusion_jax.processes import schedules
 from diffusion_jax.studies import guidance_sweep

@@ -13,7 +13,7 @@ import pytest
 from configs import base, digits
 from diffusion_jax.assembly import components, config_schema
 from diffusion_jax.assembly.build import members
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 
 FILES = sorted(
     p.stem for p in (Path(__file__).parents[2] / "configs").glob("[!_]*.py") if p.stem != "base"

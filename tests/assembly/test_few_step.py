@@ -23,7 +23,7 @@ from diffusion_jax.assembly import (
     trainer,
     workdir,
 )
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.samplers import few_step
 from diffusion_jax.studies import comparison, subjects
 from diffusion_jax.training import ema, restoring

@@ -9,7 +9,7 @@ import pytest
 
 from configs import folder
 from diffusion_jax.assembly import experiment
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.training import forecast
 
 

@@ -17,8 +17,8 @@ from configs.base import vae
 from diffusion_jax import data
 from diffusion_jax.assembly import denoiser, experiment, sampling, workdir
 from diffusion_jax.assembly.kinds import classifier as classifiers
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.denoisers import guides
-from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import generate
 from diffusion_jax.models.classifier import HalfUNet
 from diffusion_jax.studies import subjects

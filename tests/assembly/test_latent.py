@@ -14,7 +14,7 @@ import pytest
 from configs import digits, digits_vae, fashion_autoencoder
 from configs.base import latents as of_latents
 from configs.base import network
-from diffusion_jax import arrays, data
+from diffusion_jax import data
 from diffusion_jax.assembly import (
     autoencoders,
     conditions,
@@ -26,9 +26,10 @@ from diffusion_jax.assembly import (
     train_latent,
     workdir,
 )
+from diffusion_jax.core import arrays
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import latents, pipeline
 from diffusion_jax.data.sources import Arrays
-from diffusion_jax.errors import UserError
 from diffusion_jax.studies import evaluation
 
 # ---- a made-up autoencoder: the latent is two of four pixels, stretched and moved

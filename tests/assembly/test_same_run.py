@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import pytest
 
 from configs import digits
-from diffusion_jax import files, provenance
 from diffusion_jax.assembly import components, datasets, preflight, same_run, train
 from diffusion_jax.assembly.build import build
+from diffusion_jax.core import files, provenance
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.denoisers import parameterization
-from diffusion_jax.errors import UserError
 from diffusion_jax.training import loop, memory
 from diffusion_jax.training.state import TrainState
 

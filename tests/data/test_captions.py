@@ -13,9 +13,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from diffusion_jax import data
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import captions, digits_captions
 from diffusion_jax.data.sources import Arrays
-from diffusion_jax.errors import UserError
 from diffusion_jax.models import text
 from tests.models.captioned import read
 

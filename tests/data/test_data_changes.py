@@ -15,7 +15,7 @@ import pytest
 from configs import digits
 from diffusion_jax import data
 from diffusion_jax.assembly import same_run, workdir
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from tests import commands
 from tests.data.sets import write_image
 

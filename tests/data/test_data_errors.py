@@ -12,8 +12,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from diffusion_jax import data
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import folder, transforms
-from diffusion_jax.errors import UserError
 from tests.data.sets import write_idx, write_image, write_tfds
 
 

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from diffusion_jax import data
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import sources
-from diffusion_jax.errors import UserError
 from tests.data.sets import values, write_image
 
 

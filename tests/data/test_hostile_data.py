@@ -15,10 +15,11 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from configs import digits
-from diffusion_jax import data, files
+from diffusion_jax import data
 from diffusion_jax.assembly import datasets, experiment, workdir
+from diffusion_jax.core import files
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import consent, records, tfds_builder
-from diffusion_jax.errors import UserError
 from diffusion_jax.report import style
 from diffusion_jax.training import checkpoint
 from tests import commands

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import layout
 from diffusion_jax.data.tree import Tree, natural
-from diffusion_jax.errors import UserError
 from tests.data.folders import counts, split
 
 ROOT = Path("data")

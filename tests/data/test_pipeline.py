@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from diffusion_jax import data
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import sources
 from diffusion_jax.data.sources import Arrays
-from diffusion_jax.errors import UserError
 from tests.data.sets import write_image
 
 

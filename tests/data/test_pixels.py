@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from diffusion_jax import data
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 
 
 @pytest.fixture

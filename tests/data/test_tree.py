@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from diffusion_jax import data
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import layout, transforms
 from diffusion_jax.data.tree import Tree, ignored, walk
-from diffusion_jax.errors import UserError
 from tests.data.folders import counts, folder, split
 from tests.data.sets import write_image
 

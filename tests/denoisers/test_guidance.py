@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.testing import assert_allclose
 
+from diffusion_jax.core.types import Prediction
 from diffusion_jax.denoisers import guidance
 from diffusion_jax.processes import gaussian, schedules
 from diffusion_jax.targets import laws
-from diffusion_jax.types import Prediction
 from tests.denoisers.mixture_by_class import (
     CENTRES,
     NULL,

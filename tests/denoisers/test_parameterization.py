@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from diffusion_jax.arrays import expand
+from diffusion_jax.core.arrays import expand
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.types import Prediction
 from diffusion_jax.denoisers import parameterization
 from diffusion_jax.denoisers.parameterization import decode, denoiser, target
-from diffusion_jax.errors import UserError
 from diffusion_jax.processes import gaussian, schedules
-from diffusion_jax.types import Prediction
 from tests.families import PARAMETERIZATIONS, PROCESSES
 
 every_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)

@@ -12,9 +12,9 @@ from sklearn.decomposition import PCA
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import SVC
 
-from diffusion_jax import parsing
+from diffusion_jax.core import parsing
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import transforms
-from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import frechet, generate, recognition
 from diffusion_jax.evaluation.features import pixels
 

@@ -11,7 +11,7 @@ from configs import digits
 from diffusion_jax import data
 from diffusion_jax.assembly import datasets, sampling
 from diffusion_jax.assembly.kinds import autoencoder
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.evaluation import (
     features,
     judge,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.data.sources import Arrays
-from diffusion_jax.errors import UserError
 from diffusion_jax.evaluation import (
     classifier,
     features,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.evaluation import (
     mmd,
     points,

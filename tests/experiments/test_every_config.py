@@ -13,7 +13,7 @@ from configs import base, digits, families
 from diffusion_jax import data
 from diffusion_jax.assembly import components, experiment, sampling
 from diffusion_jax.assembly.build import build
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.processes import schedules
 from diffusion_jax.training import step
 from tests.experiments.small_runs import ROOT, small

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from diffusion_jax.assembly import config_files
-from diffusion_jax.errors import UNFINISHED
+from diffusion_jax.core.errors import UNFINISHED
 from tests.experiments.launch_files import (
     GKE,
     GUIDE,

@@ -11,7 +11,7 @@ import pytest
 
 from diffusion_jax.assembly import components
 from diffusion_jax.assembly.build import Family, build, members
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from tests.experiments.small_runs import ROOT
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from diffusion_jax import parsing
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import parsing
+from diffusion_jax.core.errors import UserError
 from tests.experiments.small_runs import command
 
 DIGITS = "--config=configs/digits.py:vp"

@@ -15,7 +15,7 @@ import pytest
 
 from configs import digits, toy
 from diffusion_jax.assembly import denoiser, sampling, train, workdir
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.training import ema, restoring
 from tests.experiments.small_runs import ROOT, command, rows, small, width
 from tests.markdown import squeezed
@@ -113,7 +113,8 @@ import jax, numpy as np, sys
 sys.path.insert(0, '.')
 from tests.experiments.small_runs import small
 from configs import toy
-from diffusion_jax import arrays, data
+from diffusion_jax import data
+from diffusion_jax.core import arrays
 from diffusion_jax.assembly import datasets, experiment, sampling, trainer
 from diffusion_jax.training import loop, sharding
 def train(parallel, devices):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_jax import files
+from diffusion_jax.core import files
 from diffusion_jax.training import metrics, restoring
 from tests.experiments.launch_files import LAUNCH, ROOT, wait
 

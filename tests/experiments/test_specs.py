@@ -9,7 +9,7 @@ import pytest
 
 from diffusion_jax.assembly import components
 from diffusion_jax.assembly.build import Family, build, members, resolved
-from diffusion_jax.errors import UserError, nearest
+from diffusion_jax.core.errors import UserError, nearest
 from diffusion_jax.processes import schedules
 
 FAMILIES = {name: value for name, value in vars(components).items() if isinstance(value, Family)}

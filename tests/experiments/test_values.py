@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_jax import parsing
 from diffusion_jax.assembly import config_files
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import parsing
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.studies import few_step_methods
 
 

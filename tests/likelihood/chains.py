@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.arrays import example_keys
+from diffusion_jax.core.arrays import example_keys
 from diffusion_jax.likelihood import bounds
 from diffusion_jax.processes import schedules
 from diffusion_jax.samplers import grids

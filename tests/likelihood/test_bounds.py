@@ -9,8 +9,8 @@ import pytest
 from numpy.testing import assert_allclose
 from scipy.stats import norm
 
-from diffusion_jax.arrays import example_keys
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.arrays import example_keys
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.likelihood import bounds
 from diffusion_jax.objectives import learned_variance
 from diffusion_jax.processes import discrete, gaussian, schedules

@@ -15,8 +15,8 @@ from jax.experimental import io_callback
 from numpy.testing import assert_allclose
 from scipy.stats import norm
 
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.denoisers import guidance
-from diffusion_jax.errors import UserError
 from diffusion_jax.likelihood import flow
 from diffusion_jax.processes import gaussian, schedules
 from diffusion_jax.targets import laws

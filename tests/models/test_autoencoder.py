@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import arrays
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import arrays
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.models.autoencoder import VAE, AutoencoderKL
 from diffusion_jax.models.discriminator import PatchGAN
 from diffusion_jax.objectives import autoencoding, variational

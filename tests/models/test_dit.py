@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.models import dit
 from diffusion_jax.models.dit import SIZES, DiT
 from diffusion_jax.pretrained import layouts, networks

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.models.mlp import MLP
 from tests.models.networks import NETS, forward, gradient, inputs, params_of, shapes
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.models import layers, text
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.pretrained import weights

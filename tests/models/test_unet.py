@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.models import layers, remat
 from diffusion_jax.models.unet import UNet
 from tests.models.networks import NETS, TINY, forward, gradient, inputs, normal, params_of, shapes

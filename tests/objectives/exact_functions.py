@@ -5,10 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.arrays import expand
+from diffusion_jax.core.arrays import expand
+from diffusion_jax.core.types import Prediction
 from diffusion_jax.processes import gaussian, schedules
 from diffusion_jax.targets import laws, presets
-from diffusion_jax.types import Prediction
 
 EDM, FLOW, TRIG = schedules.EDM(sigma_max=20.0), schedules.RectifiedFlow(), schedules.TrigFlow()
 

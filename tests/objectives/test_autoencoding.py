@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import arrays
+from diffusion_jax.core import arrays
 from diffusion_jax.objectives import autoencoding, variational
 from diffusion_jax.objectives.variational import AutoencoderNetworks
 from tests.objectives.images import IMAGES, Q_MEAN, Q_VARIANCE, W, X, sigma_points

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.testing import assert_allclose, assert_array_equal
 
-from diffusion_jax.arrays import example_keys, expand
+from diffusion_jax.core.arrays import example_keys, expand
 from diffusion_jax.denoisers.parameterization import target
 from diffusion_jax.objectives import denoising, learned_variance, weighting
 from diffusion_jax.processes import gaussian, schedules

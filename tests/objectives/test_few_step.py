@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from diffusion_jax import arrays
-from diffusion_jax.arrays import expand
+from diffusion_jax.core import arrays
+from diffusion_jax.core.arrays import expand
+from diffusion_jax.core.types import Prediction
 from diffusion_jax.objectives import consistency, meanflow
 from diffusion_jax.objectives.base import FewStepExample, FewStepNetworks, per_example
 from diffusion_jax.samplers import ancestral, base, ode, singlestep
-from diffusion_jax.types import Prediction
 from tests.families import public
 from tests.objectives.exact_functions import EDM, FLOW, MIXTURE, NORMAL, TRIG, exact, solve
 

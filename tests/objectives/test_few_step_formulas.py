@@ -9,13 +9,13 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import norm
 
-from diffusion_jax import arrays
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import arrays
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.types import Prediction
 from diffusion_jax.objectives import consistency, distance, meanflow
 from diffusion_jax.objectives.base import FewStepExample, FewStepNetworks
 from diffusion_jax.processes import gaussian, schedules
 from diffusion_jax.samplers import grids
-from diffusion_jax.types import Prediction
 from tests.objectives.exact_functions import EDM, FLOW, TRIG
 
 

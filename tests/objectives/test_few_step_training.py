@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from diffusion_jax import arrays
+from diffusion_jax.core import arrays
 from diffusion_jax.denoisers import parameterization
 from diffusion_jax.objectives import consistency, meanflow, times
 from diffusion_jax.objectives.base import FewStepNetworks

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.arrays import example_keys
+from diffusion_jax.core.arrays import example_keys
 from diffusion_jax.objectives import denoising, learned_variance
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers import grids

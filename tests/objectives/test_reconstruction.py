@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.evaluation import classifier
 from diffusion_jax.objectives import adversarial, autoencoding
 from diffusion_jax.objectives.variational import AutoencoderNetworks

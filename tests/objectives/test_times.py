@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from diffusion_jax.arrays import example_keys
+from diffusion_jax.core.arrays import example_keys
 from diffusion_jax.objectives import denoising, times
 from diffusion_jax.processes import discrete, gaussian, schedules
 from tests.families import PROCESSES, TIMES

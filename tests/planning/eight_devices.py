@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from configs import imagenet256_latent, toy
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.planning import cards, devices, hlo, search, words
 
 

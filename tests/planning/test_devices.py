@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import pytest
 
 from configs import cifar10, digits, imagenet256_latent
-from diffusion_jax import arrays
 from diffusion_jax.assembly import datasets
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import arrays
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.planning import devices
 from diffusion_jax.training import step
 

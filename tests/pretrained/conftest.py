@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from diffusion_jax import files
 from diffusion_jax.assembly import workdir
 from diffusion_jax.assembly.workdir import Trained
+from diffusion_jax.core import files
 from diffusion_jax.studies.export_weights import write_weights
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from configs import base
 from diffusion_jax.assembly import experiment
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.pretrained import (
     networks,
     published,

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import files
 from diffusion_jax.assembly import denoiser, sampling, workdir
 from diffusion_jax.assembly.kinds import autoencoder
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import files
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.evaluation import generate
 from diffusion_jax.pretrained import (
     layouts,

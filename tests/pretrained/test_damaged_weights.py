@@ -7,7 +7,7 @@ import contextlib
 import numpy as np
 import pytest
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.pretrained import diffusers_networks, layouts, networks, published, schedulers
 from tests.pretrained.conversions import fixture
 from tests.spoiled import variations

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.evaluation import classifier, features, rows
 from diffusion_jax.pretrained import download, efficientnet, inception, torchfile, weights
 from tests import commands

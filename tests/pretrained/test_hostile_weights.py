@@ -13,8 +13,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from diffusion_jax import files
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import files
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.pretrained import safetensors, torchfile
 from diffusion_jax.studies import import_weights
 from tests.pretrained.conversions import fixture

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from configs import base
-from diffusion_jax import files
 from diffusion_jax.assembly import components, denoiser, experiment, workdir
 from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.workdir import Trained
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import files
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.models import embeddings
 from diffusion_jax.pretrained import (
     chains,

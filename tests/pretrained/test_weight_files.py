@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import safetensors.numpy as library
 
-from diffusion_jax import files
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import files
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.pretrained import (
     diffusers_networks,
     networks,

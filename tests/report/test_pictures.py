@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops
 
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import transforms
-from diffusion_jax.errors import UserError
 from diffusion_jax.report import layout, pictures
 
 

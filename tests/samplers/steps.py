@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import arrays
+from diffusion_jax.core import arrays
 from diffusion_jax.processes import schedules
 from diffusion_jax.samplers import (
     base,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from diffusion_jax import arrays
+from diffusion_jax.core import arrays
 from diffusion_jax.processes import gaussian, schedules
 from diffusion_jax.samplers import (
     adaptive,

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from diffusion_jax import arrays
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import arrays
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.processes import gaussian, schedules
 from diffusion_jax.samplers import (
     adaptive,

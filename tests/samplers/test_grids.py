@@ -15,7 +15,7 @@ from numpy.testing import assert_allclose
 
 from diffusion_jax.assembly import components
 from diffusion_jax.assembly.build import build
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.processes import discrete, gaussian, schedules
 from diffusion_jax.samplers import (
     adaptive,

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from diffusion_jax import arrays
 from diffusion_jax.assembly import components, sampling
 from diffusion_jax.assembly.build import build
+from diffusion_jax.core import arrays
+from diffusion_jax.core.types import Prediction
 from diffusion_jax.processes import schedules
 from diffusion_jax.samplers import (
     ancestral,
@@ -23,7 +24,6 @@ from diffusion_jax.samplers import (
     sde,
 )
 from diffusion_jax.targets import laws
-from diffusion_jax.types import Prediction
 from tests.families import PROCESSES, SAMPLERS, AnyOf
 
 # a solver, what its last step is, and what the one before it is (test_parity.py has the others)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from diffusion_jax import arrays
+from diffusion_jax.core import arrays
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.denoisers import guidance
-from diffusion_jax.errors import UserError
 from diffusion_jax.processes import gaussian, schedules
 from diffusion_jax.samplers import (
     adaptive,

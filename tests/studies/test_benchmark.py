@@ -14,8 +14,8 @@ import pytest
 
 from configs import celeb_a, cifar10, digits, toy
 from diffusion_jax.assembly import experiment, sampling
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.data.sources import Arrays
-from diffusion_jax.errors import UserError
 from diffusion_jax.studies import (
     benchmark,
     benchmark_comparison,

@@ -12,7 +12,7 @@ from diffusion_jax import data
 from diffusion_jax.assembly import components, experiment
 from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.workdir import Trained
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.processes import schedules
 from diffusion_jax.samplers import ancestral, base, ode
 from diffusion_jax.studies import comparison, ranking, subjects

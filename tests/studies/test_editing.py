@@ -15,7 +15,7 @@ from PIL import Image
 from configs import digits
 from diffusion_jax.assembly import components
 from diffusion_jax.assembly.build import build
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.inverse import edits, masks
 from diffusion_jax.samplers import few_step
 from diffusion_jax.studies import edit_job, edit_requests, edit_tasks, restoration

@@ -10,7 +10,7 @@ import pytest
 
 from configs import digits
 from diffusion_jax.assembly import datasets, experiment
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.report import sweeps
 from diffusion_jax.studies import ema_sweep
 from diffusion_jax.training.post_hoc import Reconstructed

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import families
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.studies import family_comparison
 from diffusion_jax.studies.claims import (
     CLAIMS,

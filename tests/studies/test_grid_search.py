@@ -13,7 +13,7 @@ from PIL import Image
 
 from configs import toy
 from diffusion_jax.assembly import sampling, train, workdir
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.evaluation import generate
 from diffusion_jax.processes import gaussian, schedules
 from diffusion_jax.samplers import grids, multistep

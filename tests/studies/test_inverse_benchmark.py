@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from diffusion_jax.assembly import datasets
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.evaluation import features
 from diffusion_jax.inverse import masks, measurements
 from diffusion_jax.studies import inverse_on_images, inverse_on_targets, inverse_table

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from diffusion_jax import reading
 from diffusion_jax.assembly import train_latent, workdir
+from diffusion_jax.core import reading
 from diffusion_jax.data.sources import Arrays
 from diffusion_jax.evaluation import frechet, statistics
 from diffusion_jax.evaluation.features import extractor

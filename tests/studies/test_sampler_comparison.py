@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 
 from configs import digits, toy
-from diffusion_jax import data, provenance
+from diffusion_jax import data
 from diffusion_jax.assembly import components, experiment
 from diffusion_jax.assembly.build import members
 from diffusion_jax.assembly.workdir import Trained
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import provenance
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.report import html
 from diffusion_jax.studies import comparison, sampler_comparison, sampler_report, subjects
 from diffusion_jax.studies.comparison import Comparison, Result

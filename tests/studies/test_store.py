@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from diffusion_jax import files, npz, reading
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import files, npz, reading
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.studies import store
 
 RULE = reading.record({"rows": reading.items(reading.table())})

@@ -11,10 +11,10 @@ import pytest
 from numpy.testing import assert_allclose
 from scipy.stats import norm
 
-from diffusion_jax import integrators
 from diffusion_jax.assembly.build import build, members
 from diffusion_jax.assembly.components import TARGETS
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import integrators
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.processes import gaussian
 from diffusion_jax.targets import empirical, laws, presets, reference
 from diffusion_jax.targets.laws import flow

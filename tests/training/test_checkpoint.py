@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.training import checkpoint, restoring
 from tests.training.resumable import (
     RUNNER,

@@ -9,7 +9,7 @@ import os
 import numpy as np
 import pytest
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.studies import (
     few_step_methods,
 )

@@ -20,7 +20,7 @@ import pytest
 
 from diffusion_jax import data
 from diffusion_jax.assembly import config_files, train
-from diffusion_jax.errors import UNFINISHED, UserError
+from diffusion_jax.core.errors import UNFINISHED, UserError
 from diffusion_jax.training import distributed, metrics, restoring
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from scipy.integrate import quad
 
 from configs import toy
 from diffusion_jax.assembly import train, workdir
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.training import ema, post_hoc, restoring
 from diffusion_jax.training.post_hoc import Profile
 

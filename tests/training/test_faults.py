@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from diffusion_jax.assembly import train, workdir
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.training import metrics, restoring, verification
 from tests.training.tiny_run import (
     STEPS,

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_jax import files
 from diffusion_jax.assembly import datasets, train
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import files
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.training import restoring
 from tests import commands
 from tests.training.tiny_run import (

@@ -8,7 +8,7 @@ import json
 import numpy as np
 from tensorboardX.proto.event_pb2 import Event
 
-from diffusion_jax import progress
+from diffusion_jax.core import progress
 from diffusion_jax.training import metrics
 
 

@@ -13,7 +13,7 @@ import pytest
 from diffusion_jax import data
 from diffusion_jax.assembly import datasets, experiment, train, trainer, workdir
 from diffusion_jax.assembly.kinds import diffusion
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.studies import repro
 from diffusion_jax.training import metrics, nonfinite, restoring
 from tests.training.kill_battery import fingerprint

@@ -22,7 +22,7 @@ import pytest
 
 from configs import base, digits
 from diffusion_jax.assembly import experiment, sampling, trainer
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.evaluation import generate
 from diffusion_jax.training import (
     checkpoint,

@@ -8,18 +8,19 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from diffusion_jax import arrays, data, streams
+from diffusion_jax import data
 from diffusion_jax.assembly import components, conditions
 from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.kinds import diffusion
 from diffusion_jax.assembly.settings import Experiment, Kind, SamplingSettings
-from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.core import arrays, streams
+from diffusion_jax.core.errors import UserError, unknown
+from diffusion_jax.core.types import Array, Cond, Key, Params
 from diffusion_jax.evaluation import classifier
 from diffusion_jax.objectives import variational
 from diffusion_jax.objectives.variational import AutoencoderNetworks
 from diffusion_jax.pretrained import lpips, weights
 from diffusion_jax.training import step
-from diffusion_jax.types import Array, Cond, Key, Params
 
 
 def complete(experiment: Experiment, config: ConfigDict) -> Experiment:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import arrays, streams
 from diffusion_jax.assembly import conditions, denoiser
 from diffusion_jax.assembly.kinds import diffusion
 from diffusion_jax.assembly.settings import Experiment, Kind
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import arrays, streams
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.types import Array, Key, Params
 from diffusion_jax.processes import gaussian
 from diffusion_jax.training import step
-from diffusion_jax.types import Array, Key, Params
 
 
 def loss(experiment: Experiment) -> step.LossFn:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import arrays, streams
 from diffusion_jax.assembly import components, conditions, denoiser
 from diffusion_jax.assembly.settings import Experiment, Kind, SamplingSettings
+from diffusion_jax.core import arrays, streams
+from diffusion_jax.core.types import Array, Cond, Key, Params
 from diffusion_jax.denoisers import parameterization
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers import base
 from diffusion_jax.training import step
-from diffusion_jax.types import Array, Cond, Key, Params
 
 
 def init(experiment: Experiment, key: Key) -> Params:

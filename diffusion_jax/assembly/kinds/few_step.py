@@ -5,16 +5,16 @@ from __future__ import annotations
 import jax
 from ml_collections import ConfigDict
 
-from diffusion_jax import arrays, streams
 from diffusion_jax.assembly import conditions, denoiser
 from diffusion_jax.assembly.kinds import diffusion
 from diffusion_jax.assembly.settings import Experiment, Kind
+from diffusion_jax.core import arrays, streams
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.types import Denoise, Key, Params
 from diffusion_jax.denoisers import parameterization
-from diffusion_jax.errors import UserError
 from diffusion_jax.objectives.base import FewStepNetworks
 from diffusion_jax.processes import gaussian
 from diffusion_jax.training import ema, step
-from diffusion_jax.types import Denoise, Key, Params
 
 
 def complete(experiment: Experiment, config: ConfigDict) -> Experiment:

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from diffusion_jax import files
+from diffusion_jax.core import files
 
 PACKAGES = ("diffusion_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 

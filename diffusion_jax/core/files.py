@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax import reading
-from diffusion_jax.errors import UserError
+from diffusion_jax.core import reading
+from diffusion_jax.core.errors import UserError
 
 
 def plain(value: Any) -> Any:

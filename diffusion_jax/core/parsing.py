@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_jax.errors import UserError, unknown
+from diffusion_jax.core.errors import UserError, unknown
 
 MAX_SEEDS = 10_000_000
 

@@ -11,8 +11,8 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from diffusion_jax.errors import UserError
-from diffusion_jax.files import atomic_path
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.files import atomic_path
 
 UNPACKED = 100  # bytes of arrays for each byte of a file: runs of equal pixels compress well
 SMALL = 2**26  # bytes of arrays that any file may unpack to

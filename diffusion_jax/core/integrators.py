@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from diffusion_jax.types import Array
+from diffusion_jax.core.types import Array
 
 Field = Callable[[Array, Array], Array]  # f(t, y) -> dy/dt
 

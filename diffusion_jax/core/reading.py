@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax.errors import UserError
+from diffusion_jax.core.errors import UserError
 
 LARGEST = 2**28  # bytes of a JSON file: the largest that the project writes have some MB
 DEPTH = 64  # objects and lists inside others

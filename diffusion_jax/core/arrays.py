@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.types import Array, Key, Params
+from diffusion_jax.core.types import Array, Key, Params
 
 
 def expand(t: Array, x: Array) -> Array:
