@@ -65,7 +65,7 @@ def _data() -> ConfigDict:
     data.image_size = 0  # pixels
     data.channels = 0
     data.num_classes = 0  # for npz and idx, where the labels found may not show all classes
-    # npz with a text encoder: a JSON file of captions; '': STEM_captions.json beside the .npz
+    # npz with a text encoder: a JSON file of captions; '': STEM_captions.json next to the .npz
     data.captions = ""
     # what a folder means: classes, splits or flat; '': the only way to read it, or an error that
     # names the ways

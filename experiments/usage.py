@@ -213,7 +213,7 @@ def _table(rows: Mapping[str, str]) -> list[str]:
 
 
 def _one_line(sentence: str, longest: int = 88) -> str:
-    """A sentence that fits beside the name of a command, cut at a colon or semicolon if long."""
+    """A sentence that fits next to the name of a command, cut at a colon or semicolon if long."""
     if len(sentence) > longest:
         sentence = re.split(r"[:;] ", sentence)[0].rstrip(".") + "."
     return textwrap.shorten(sentence, longest, placeholder=" ...")

@@ -123,14 +123,14 @@ def _member(family: Family, name: str, choices: tuple[Callable, ...]) -> tuple[s
 def _not_listed(family: Family, name: str, choices: tuple[Callable, ...]) -> UserError | None:
     """What to do with a function of this name that is not a member; None if there is none.
 
-    It is looked for in the family's modules and in the files beside them.
+    It is looked for in the family's modules and in the other files of their folders.
     """
     module, _, own = name.rpartition(".")
     modules = [sys.modules[found] for found in dict.fromkeys(f.__module__ for f in choices)]
     listed = dict.fromkeys(Path(module.__file__) for module in modules)
     folders = dict.fromkeys(path.parent for path in listed)
-    beside = [path for folder in folders for path in sorted(folder.glob("*.py"))]
-    for path in dict.fromkeys([*listed, *beside]):
+    others = [path for folder in folders for path in sorted(folder.glob("*.py"))]
+    for path in dict.fromkeys([*listed, *others]):
         if own.startswith("_") or module not in ("", path.stem) or not _defines(path, own):
             continue
         place = "/".join(path.parts[-2:])

@@ -13,6 +13,7 @@ from diffusion_jax.core.errors import UserError
 
 LONGEST = 100_000  # characters of a spec: a table of betas has 50,000
 DEEPEST = 40  # levels of its syntax tree: a sampler around a sampler has 9
+RENAMED = {"taught": "distilled"}  # arguments of components that had another name
 
 
 def parse(spec: Any, kind: str, example: str) -> ast.expr:
@@ -32,7 +33,7 @@ def parse(spec: Any, kind: str, example: str) -> ast.expr:
         text = spec.strip().replace("++", "pp")  # DPM-Solver++ is dpmpp
         tree = ast.parse(text, mode="eval").body
         _check_syntax(tree, spec, kind)
-        return tree
+        return _rename_arguments(tree)
     except UserError:
         raise
     except (SyntaxError, AttributeError, TypeError, ValueError, MemoryError, RecursionError):
@@ -51,6 +52,14 @@ def _check_syntax(tree: ast.expr, spec: str, kind: str) -> None:
         names = [keyword.arg for keyword in as_call(node).keywords]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise UserError(f"{kind} '{shown(spec)}': {twice} is given twice; keep one of them")
+
+
+def _rename_arguments(tree: ast.expr) -> ast.expr:
+    """The tree with arguments under the names that they have now; stored configs have old ones."""
+    for node in ast.walk(tree):
+        for keyword in as_call(node).keywords:
+            keyword.arg = RENAMED.get(keyword.arg, keyword.arg)
+    return tree
 
 
 def as_call(node: ast.AST) -> ast.Call:

@@ -1,1 +1,1 @@
-"""Foundations: types, arrays, random streams, integrators, errors, and reading and writing files."""
+"""Foundations: types, arrays, random streams, integrators, errors, reading and writing files."""

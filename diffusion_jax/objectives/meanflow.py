@@ -37,7 +37,7 @@ def meanflow(
     guidance: float = 1.0,
     p: float = 1.0,
     c: float = 1e-3,
-    taught: bool = False,
+    distilled: bool = False,
 ) -> FewStep:
     """MeanFlow (Geng et al. 2025a, algorithm 1).
 
@@ -50,7 +50,7 @@ def meanflow(
       p: the exponent of the weight w = 1 / (mean error^2 + c)^p, a constant (eq. 22). For p > 0 the
         mean that is learned is a robust one.
       c: see p.
-      taught: takes v from a teacher (distillation) rather than from the drawn x0 and eps.
+      distilled: takes v from a teacher (distillation) rather than from the drawn x0 and eps.
 
     Returns:
       The objective.
@@ -62,7 +62,7 @@ def meanflow(
         p=(p, 0, 10),
         c=(c, 1e-12, 1e6),
     )
-    return _meanflow(process, time, ratio, guidance, p, c, taught, own_tangent=False)
+    return _meanflow(process, time, ratio, guidance, p, c, distilled, own_tangent=False)
 
 
 def improved(
@@ -72,7 +72,7 @@ def improved(
     guidance: float = 1.0,
     p: float = 1.0,
     c: float = 1e-3,
-    taught: bool = False,
+    distilled: bool = False,
 ) -> FewStep:
     """Improved MeanFlow (iMF; Geng et al. 2025b): the tangent along the network's own velocity.
 
@@ -88,7 +88,7 @@ def improved(
       guidance: the scale of the guided velocity that the model learns, as in `meanflow`.
       p: the exponent of the weight, as in `meanflow`.
       c: see p.
-      taught: takes v from a teacher (distillation) rather than from the drawn x0 and eps.
+      distilled: takes v from a teacher (distillation) rather than from the drawn x0 and eps.
 
     Returns:
       The objective.
@@ -100,7 +100,7 @@ def improved(
         p=(p, 0, 10),
         c=(c, 1e-12, 1e6),
     )
-    return _meanflow(process, time, ratio, guidance, p, c, taught, own_tangent=True)
+    return _meanflow(process, time, ratio, guidance, p, c, distilled, own_tangent=True)
 
 
 def _meanflow(

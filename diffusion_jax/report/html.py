@@ -1,7 +1,7 @@
 """One HTML page that holds all it shows: text, sortable tables, and pictures as data URIs.
 
 It opens anywhere and can be sent by mail. A page is put together from pieces of HTML, which the
-functions of this module make from the templates beside it. Whatever comes from outside is escaped:
+functions of this module make from the templates next to it. Whatever comes from outside is escaped:
 the templates escape every text, and only a `Markup`, such as these functions return, is inserted as
 it is. Markup + Markup is Markup.
 
@@ -103,9 +103,9 @@ def picture(
     return _PIECES.picture(alt, width, base64.b64encode(content).decode())
 
 
-def beside(figures: Mapping[str, Markup]) -> Markup:
+def side_by_side(figures: Mapping[str, Markup]) -> Markup:
     """Pictures side by side, by their captions."""
-    return _PIECES.beside(figures)
+    return _PIECES.side_by_side(figures)
 
 
 def table(

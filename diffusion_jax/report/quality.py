@@ -33,7 +33,7 @@ def quality_curves(
     """Quality against NFE: a curve for each sampler, and a panel for each metric of the table.
 
     At a single budget each sampler is a row with a dot instead. Axes are logarithmic, but for
-    percentages. The names stand at the ends of the curves of a single panel, or in a legend beside
+    percentages. The names stand at the ends of the curves of a single panel, or in a legend next to
     several.
 
     Args:
@@ -189,7 +189,7 @@ def _mark_budgets(axis: Axes, table: Table) -> None:
 
 
 def _legend(axes: Sequence[Axes], samplers: Sequence[str]) -> None:
-    """One legend beside all panels, with the samplers in their order first."""
+    """One legend next to all panels, with the samplers in their order first."""
     lines: dict[str, Any] = {}
     for axis in axes:
         lines |= dict(zip(*reversed(axis.get_legend_handles_labels())))
@@ -216,7 +216,7 @@ def _dots(
       scores: the score of each name; None where there is none.
       label: of the axis of scores.
       floor: the score of the truth itself, a gray line.
-      named: whether the names stand beside the panel.
+      named: whether the names stand next to the panel.
       marked: the name that has another color.
     """
     names = list(scores)

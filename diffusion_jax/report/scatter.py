@@ -18,7 +18,7 @@ def points(
     *,
     shown: int = 4000,
 ) -> None:
-    """Two-dimensional samples beside their data, on the same axes.
+    """Two-dimensional samples next to their data, on the same axes.
 
     Args:
       data: (M, 2) draws of the data.

@@ -92,7 +92,7 @@ def figure(
 
 
 def wrapped(label: str) -> str:
-    """The label of an axis in lines that fit beside a panel."""
+    """The label of an axis in lines that fit next to a panel."""
     return "\n".join(textwrap.wrap(label, 36))
 
 

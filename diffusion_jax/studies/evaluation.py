@@ -147,7 +147,7 @@ def score_samples(
 
 
 def report(result: dict[str, Any]) -> str:
-    """The table of a result: a line for each score, samples beside real test images.
+    """The table of a result: a line for each score, samples next to real test images.
 
     Args:
       result: what score_samples returned.

@@ -99,7 +99,7 @@ def sample(
 
 
 def _points(config: ConfigDict, workdir: str, count: int) -> np.ndarray:
-    """As many training points as samples, to draw beside them."""
+    """As many training points as samples, to draw next to them."""
     return data.arrays(workdirs.dataset(config, workdir).train, limit=count)["image"]
 
 

@@ -190,7 +190,7 @@ def _curves(file: Path) -> str:
 
 
 def _gallery(strips: Strips) -> str:
-    truth = html.beside({name: html.picture(tile) for name, tile in strips.truth.items()})
+    truth = html.side_by_side({name: html.picture(tile) for name, tile in strips.truth.items()})
     cells = {
         key: (html.picture(tile), strips.captions.get(key, ""))
         for key, tile in strips.tiles.items()

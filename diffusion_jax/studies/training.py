@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from diffusion_jax.assembly import train as assembly_train
 from diffusion_jax.assembly import train_classifier as assembly_classifier
 from diffusion_jax.assembly import train_latent as assembly_latent
-from diffusion_jax.assembly import workdir as folder
+from diffusion_jax.assembly.workdir import saved_config
 from diffusion_jax.core.errors import UNFINISHED, CommandExit
 from diffusion_jax.studies import evaluation, generation
 
@@ -44,7 +44,7 @@ def train_latent(config: ConfigDict, workdir: str, images: str = "", num: int = 
     model = assembly_latent.train_latent(config, workdir, images)
     if model is None:
         raise CommandExit(UNFINISHED)
-    own = folder.saved_config(model)
+    own = saved_config(model)
     generation.sample(own, workdir=str(model))
     evaluation.evaluate(own, workdir=str(model), num=num)
 

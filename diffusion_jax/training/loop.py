@@ -12,7 +12,7 @@ uninterrupted run. It holds because:
 3. Steps run in calls of steps_per_call, aligned to its multiples. States are saved between calls
    only, so a resumed run makes the same calls (programs of other lengths may round differently).
 4. A row is the mean over the steps since the row before. The sums of an unfinished interval are
-   saved in the checkpoint beside the state ('tally') and continued, so rows do not depend on where
+   saved in the checkpoint with the state ('tally') and continued, so rows do not depend on where
    checkpoints fall.
 5. Rows and hooks of step k come before the checkpoint of step k, and rows are on disk before it:
    whatever survives a crash, no row up to the step of a checkpoint is missing, and
@@ -20,7 +20,7 @@ uninterrupted run. It holds because:
 6. With forensics, a step whose loss, gradient or update is not finite changes nothing, and is
    noticed before any later checkpoint or hook: a saved state is a good one. What follows
    (on_nonfinite: stop, skip or rollback) depends only on what a resumed run knows, too: the state,
-   the step, and what the checkpoint holds beside them.
+   the step, and what the checkpoint holds besides them.
 
 Not promised is equality across different device counts, steps_per_call or versions of the software
 (it holds up to rounding).

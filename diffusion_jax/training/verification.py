@@ -23,7 +23,7 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.training import distributed, storage
 from diffusion_jax.training.sharding import fetch
 
-# The training loop and its rollbacks resume from what is saved beside the state ('extra').
+# The training loop and its rollbacks resume from what is saved with the state ('extra').
 _ROLLBACK = reading.record(
     {
         "to": reading.optional(reading.integer()),

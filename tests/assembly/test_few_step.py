@@ -67,7 +67,7 @@ def workdirs(tmp_path_factory):
 
 
 def test_a_student_is_trained_by_a_workdir(workdirs):
-    """It begins as the teacher, which stands still in its state beside the slow copy; neither is
+    """It begins as the teacher, which stands still in its state next to the EMA network; neither is
     offered to sample from.
     """
     config = workdir.saved_config(workdirs / "cd")

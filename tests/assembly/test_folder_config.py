@@ -38,16 +38,16 @@ def test_variants_and_sizes():
 
 
 def test_the_clock_leaves_out_the_compilation():
-    now, told = [0.0], []
+    now, reported = [0.0], []
 
     def step(state, batch):
         now[0] += 100.0 if state == 0 else 2.0
         return state + 1, {}
 
-    run, state = forecast.timed(step, told.append, clock=lambda: now[0]), 0
+    run, state = forecast.timed(step, reported.append, clock=lambda: now[0]), 0
     for _ in range(40):
         state, _ = run(state, None)
-    assert told == [2.0] and state == 40
+    assert reported == [2.0] and state == 40
 
 
 @pytest.mark.parametrize(

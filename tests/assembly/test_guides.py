@@ -201,8 +201,8 @@ def test_no_command_decides_for_itself_whether_a_model_is_guided():
     own, deciding = re.compile(r"\.neutral\b|\b(guidance|scale)\"?\]? *[!=]= *[0-9]"), set()
     for file in [
         path
-        for room in ("diffusion_jax", "experiments")
-        for path in (commands.ROOT / room).rglob("*.py")
+        for folder in ("diffusion_jax", "experiments")
+        for path in (commands.ROOT / folder).rglob("*.py")
     ]:
         if own.search(file.read_text()):
             deciding.add(str(file.relative_to(commands.ROOT)))

@@ -36,3 +36,9 @@ def test_components_are_arguments_too():
     spec = with_parts(spec, weight=with_args("weighting.p2", gamma=0.5))
     assert spec == "denoising.denoising(weight=weighting.p2(gamma=0.5))"
     build(components.OBJECTIVES, spec, build(components.PROCESSES, "schedules.VP()"))
+
+
+def test_an_argument_is_accepted_under_its_former_name():
+    process = build(components.PROCESSES, "schedules.RectifiedFlow()")
+    for spec in ("meanflow.meanflow(taught=True)", "meanflow.meanflow(distilled=True)"):
+        assert build(components.OBJECTIVES, spec, process).needs_teacher

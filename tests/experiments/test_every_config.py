@@ -147,7 +147,7 @@ def test_improved_ddpm_is_a_preset_of_images_alone():
 
 def losses_have_shapes(built, shape):
     built = built.kind.prepare(built, None)
-    built = built._replace(teacher=(built, None))  # who jumps is taught by itself
+    built = built._replace(teacher=(built, None))  # a few-step model is its own teacher
     params = jax.eval_shape(lambda key: built.kind.init(built, key), jax.random.key(0))
     batch = (built.conditions.null(4) or {}) | {
         "image": jnp.zeros((4, *shape)),

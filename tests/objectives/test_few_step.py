@@ -86,8 +86,8 @@ def test_with_a_teacher_the_exact_function_has_no_loss(target):
         cases = {
             "cd": (consistency.distillation(EDM, solver=of_teacher(target)), EDM),
             "scd": (consistency.continuous_distillation(TRIG), TRIG),
-            "meanflow": (meanflow.meanflow(FLOW, ratio=0.7, taught=True), FLOW),
-            "imf": (meanflow.improved(FLOW, ratio=0.7, taught=True), FLOW),
+            "meanflow": (meanflow.meanflow(FLOW, ratio=0.7, distilled=True), FLOW),
+            "imf": (meanflow.improved(FLOW, ratio=0.7, distilled=True), FLOW),
         }
         for name, (objective, process) in cases.items():
             drawn = examples(objective, target, 1.0, 16)

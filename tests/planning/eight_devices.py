@@ -43,11 +43,11 @@ def main(folder: Path) -> None:
     """Two cards, a search, what is refused, and a program whose collectives are known."""
     where, answers = devices.target("cpu:8"), {}
     answers["plain"] = cards.card(points(), where)
-    answers["no room"] = cards.card(points(), where, hbm=1000.0)
-    answers["tight"], answers["told"] = answers["plain"]["memory"]["total"] - 1, []
+    answers["too large"] = cards.card(points(), where, hbm=1000.0)
+    answers["tight"], answers["reported"] = answers["plain"]["memory"]["total"] - 1, []
 
     def tell(name, card):
-        return answers["told"].append(name)
+        return answers["reported"].append(name)
 
     answers["cards"] = search.search_settings(points(), where, hbm=answers["tight"], tell=tell)
     answers["cheapest"] = search.cheapest(answers["cards"])
@@ -62,7 +62,9 @@ def main(folder: Path) -> None:
         except UserError as error:
             answers["refused"].append(str(error))
     answers["known"] = known(where.devices)
-    answers["text"] = words.describe(answers["plain"]) + "\n\n" + words.describe(answers["no room"])
+    answers["text"] = (
+        words.describe(answers["plain"]) + "\n\n" + words.describe(answers["too large"])
+    )
     (folder / "answers.json").write_text(json.dumps(answers))
 
 

@@ -154,7 +154,7 @@ def test_a_sharded_card(answers):
 
 
 def test_no_room_is_an_answer(answers):
-    card = answers["no room"]
+    card = answers["too large"]
     assert card["fits"] is False and card["memory"] is None
     assert card["refused"].startswith("the state alone needs 1.53 MiB of 0.00 MiB")
     assert "fits:           NO" in answers["text"] and "the state alone needs" in answers["text"]
@@ -169,8 +169,8 @@ def test_search_finds_what_fits(answers):
     twice.
     """
     cards = answers["cards"]
-    assert answers["told"] == list(cards) and answers["again"]
-    first = cards[answers["told"][0]]
+    assert answers["reported"] == list(cards) and answers["again"]
+    first = cards[answers["reported"][0]]
     assert first["fits"] is False and first["memory"]["total"] == answers["tight"] + 1
     best = cards[answers["cheapest"]]
     assert best["fits"] and best["memory"]["total"] <= answers["tight"]
@@ -178,12 +178,12 @@ def test_search_finds_what_fits(answers):
 
 
 def test_what_does_not_fit_the_devices_is_refused(answers):
-    batch, mesh, door = answers["refused"]
+    batch, mesh, message = answers["refused"]
     assert batch.startswith("config.data.batch_size=20 does not divide") and "8 devices" in batch
     assert (
         mesh.startswith("mesh ")
         and "does not fit 8 devices" in mesh
-        and door.startswith("config.parallel=pmap")
+        and message.startswith("config.parallel=pmap")
     )
 
 

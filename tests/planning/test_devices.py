@@ -57,17 +57,17 @@ def test_a_topology_of_absurdly_many_devices_is_refused(size):
 
 
 @pytest.mark.parametrize(
-    "file, told",
+    "file, expected",
     [
         (cifar10, ((32, 32, 3), 10)),
         (imagenet256_latent, ((32, 32, 4), 1000)),
         (digits, ((8, 8, 1), 10)),
     ],
 )
-def test_shapes_are_known_without_data(file, told, tmp_path):
+def test_shapes_are_known_without_data(file, expected, tmp_path):
     config = file.get_config("vp")
     config.data.data_dir = str(tmp_path)
-    assert datasets.data_shape(config) == told
+    assert datasets.data_shape(config) == expected
 
 
 def test_programs_for_other_platforms_are_traced_as_such():

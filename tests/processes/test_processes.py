@@ -206,7 +206,7 @@ def test_transition_carries_the_marginals_and_composes(process):
 
 
 @every_process
-def test_transition_between_neighbours_keeps_its_digits_in_float32(process):
+def test_transition_between_neighbors_keeps_its_digits_in_float32(process):
     """The variance of one of a thousand moves, four or more digits smaller than sigma^2: a
     difference of squares would lose it.
     """

@@ -180,13 +180,13 @@ def test_zero_shot_editing_is_algorithm_4(task):
     )
     known = jnp.asarray(masks.half(shape))
 
-    def grey(x):
+    def gray(x):
         return jnp.broadcast_to(x.mean(-1, keepdims=True), x.shape)
 
     mix = (
         (lambda x: known * y0 + (1 - known) * x)
         if task == "inpaint"
-        else (lambda x: x - grey(x) + grey(y0))
+        else (lambda x: x - gray(x) + gray(y0))
     )
     ts = grids.levels(process, 3)
     x = base.start(process, keys, y0.shape)

@@ -223,9 +223,8 @@ def test_the_pipeline_is_measured_made_and_delivered(points):
 
 
 def test_several_configs_share_tables_and_nothing_is_lost(points, monkeypatch):
-    """Each part is kept as soon as it is there; data are told what training consumed, of the same
-    config.
-    """
+    """Each part is kept as soon as it is there. The data part is compared with what training
+    consumed, of the same batch."""
     kept, seen = [], []
 
     def fake(name):

@@ -55,7 +55,7 @@ def answer(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def both(answer):
-    """What each of two processes saw; they go on where the eight devices of one process were."""
+    """What each of two processes saw; they resume where the eight devices of one process were."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

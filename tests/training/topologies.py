@@ -46,7 +46,7 @@ AVERAGES = ema.halflives((100,))
 TX, RATE = optimizer.make_optimizer("sgd", learning_rate=0.3, total_steps=10, warmup=2)
 
 
-WAYS = {  # name -> (door, number of devices, accumulate, steps per call)
+WAYS = {  # name -> (entry, number of devices, accumulate, steps per call)
     "one device": ("jit", 1, 1, 1),
     "mesh": ("jit", 8, 1, 2),
     "mesh, accumulated": ("jit", 8, 2, 1),
@@ -83,8 +83,8 @@ def train(way, begin):
     """From a state on the host: that after STEPS steps, the metrics of each, the evaluation; and
     the report on two steps more, the first of them poisoned.
     """
-    door, devices, accumulate, per_call = WAYS[way]
-    runner = sharding.runner(door, devices=jax.devices()[:devices])
+    entry, devices, accumulate, per_call = WAYS[way]
+    runner = sharding.runner(entry, devices=jax.devices()[:devices])
     assert runner.devices == devices
     chex.clear_trace_counter()
     one = step.make_train_step(
@@ -188,7 +188,7 @@ NETWORKS = {  # (the middle of a U-Net has attention whatever `attention` says)
 }
 
 
-TOPOLOGIES = {  # name -> (door, devices, mesh)
+TOPOLOGIES = {  # name -> (entry, devices, mesh)
     "one device": ("jit", 1, {}),
     "8 data": ("jit", 8, {}),
     "4 data x 2 fsdp": ("jit", 8, {"fsdp": 2}),
@@ -226,10 +226,10 @@ class Ready:
     blocks give zero).
     """
 
-    def __init__(self, network, door, devices, mesh):
+    def __init__(self, network, entry, devices, mesh):
         config = digits.get_config("vp")
         config.model = base.network(**NETWORKS[network])
-        config.parallel, config.data.batch_size, config.sampler.nfe = door, BATCH, 4
+        config.parallel, config.data.batch_size, config.sampler.nfe = entry, BATCH, 4
         config.mesh.update(mesh)
         config.optimizer.update(name="sgd", learning_rate=0.2, schedule="constant", warmup=0)
         config.optimizer.update(b1=None, b2=None, weight_decay=None)  # which SGD has not
