@@ -10,6 +10,8 @@ changes a component and its arguments:
 
 from __future__ import annotations
 
+from typing import Any
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -230,7 +232,11 @@ def _set_variant(config: ConfigDict, name: str, variants: dict[str, tuple[str, .
 
 
 def split_size(name: str) -> tuple[str, str]:
-    """'vp,full' -> ('vp', 'full'); 'vp' -> ('vp', 'light'). Raises UserError for another size."""
+    """Split the size from a variant: 'vp,full' -> ('vp', 'full'); 'vp' -> ('vp', 'light').
+
+    Raises:
+      UserError: for an unknown size.
+    """
     name, _, size = name.partition(",")
     if size not in ("", "light", "full"):
         raise unknown("size", size, ("light", "full"))
@@ -309,7 +315,7 @@ VAES = {
 }
 
 
-def vae(config: ConfigDict, name: str, **options) -> ConfigDict:
+def vae(config: ConfigDict, name: str, **options: Any) -> ConfigDict:
     """Make the config one of VAES, whose network has these options besides.
 
     Raises:
@@ -328,7 +334,7 @@ def vae(config: ConfigDict, name: str, **options) -> ConfigDict:
 KL = ("plain", "adversarial")
 
 
-def autoencoder(config: ConfigDict, name: str, **options) -> ConfigDict:
+def autoencoder(config: ConfigDict, name: str, **options: Any) -> ConfigDict:
     """Make the config an autoencoder for latents: 'plain', or 'adversarial' with a PatchGAN.
 
     Args:

@@ -26,6 +26,11 @@ DIFFUSION = {"ddpm": "ddpm", "ve": "ve", "sub-vp": "subvp", "edm": "edm", "flow"
 
 
 def get_config(name: str = "digits") -> ConfigDict:
+    """The families for a data set: 'digits', 'mnist' or 'fashion_mnist'.
+
+    Raises:
+      UserError: for another name.
+    """
     if name not in DATA:
         raise unknown("variant", name, DATA)
     small = name == "digits"

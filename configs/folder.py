@@ -35,7 +35,11 @@ SIZES = {
 
 
 def get_config(name: str = "edm") -> ConfigDict:
-    """The config of a variant, 'edm' or 'edm,64'. Raises UserError for another name or size."""
+    """The config of a variant, 'edm' or 'edm,64'.
+
+    Raises:
+      UserError: for an unknown name or size.
+    """
     name, _, pixels = name.partition(",")
     size = int(pixels) if pixels.isdecimal() else 0 if pixels else 32
     if size not in SIZES:

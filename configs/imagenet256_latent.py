@@ -27,6 +27,11 @@ from diffusion_jax.models.dit import SIZES
 
 
 def get_config(name: str = "flow") -> ConfigDict:
+    """The config of a variant and a size of DiT, such as 'flow' or 'flow,B'.
+
+    Raises:
+      UserError: for an unknown variant or size.
+    """
     name, _, size = name.partition(",")
     if (size := size or "XL") not in SIZES:
         raise unknown("size", size, SIZES)

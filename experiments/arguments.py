@@ -104,6 +104,9 @@ def parse(
 
     Returns:
       What the command line says; absl's flags are set, too.
+
+    Raises:
+      SystemExit: after --help, and for a mistake in the command line.
     """
     try:
         given, rest = _split(flags.FLAGS.read_flags_from_files(list(argv))[1:], positional)
@@ -259,7 +262,7 @@ def _read_flags(program: str, own: Sequence[Given]) -> None:
                     f"--{flag.name} is empty; name a path, or leave the flag out (is a shell "
                     "variable unset?)"
                 )
-            flag.value = parsing.expand(f"--{flag.name}", flag.value)
+            flag.value = parsing.expand_home(f"--{flag.name}", flag.value)
 
 
 def _value(one: Given) -> str:

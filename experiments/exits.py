@@ -37,7 +37,7 @@ _REMEDIES = {
 class Stopped(BaseException):
     """The main thread received SIGTERM or SIGINT outside the training loop, which handles both."""
 
-    def __init__(self, number: int):
+    def __init__(self, number: int) -> None:
         super().__init__(number)
         self.signal = signal.Signals(number)
 

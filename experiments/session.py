@@ -24,7 +24,7 @@ class Escaped:
     The ends of lines, tabs and the carriage returns of progress bars stay (errors.printable).
     """
 
-    def __init__(self, stream: TextIO):
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
@@ -54,6 +54,9 @@ def run(
       positional: its arguments without names: the config, if it has one.
       named: its arguments with names.
       only_known: leave out those that the function has no parameter for.
+
+    Raises:
+      SystemExit: with the status of a command that fails.
     """
     sys.stdout, sys.stderr = Escaped(sys.stdout), Escaped(sys.stderr)
     logging.set_verbosity(logging.WARNING)  # jax lists absent accelerators at INFO

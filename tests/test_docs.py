@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from configs import digits
-from diffusion_jax.assembly import components, experiment, train
+from diffusion_jax.assembly import components, train
 from diffusion_jax.assembly.build import build
+from diffusion_jax.assembly.experiment import assemble
 from diffusion_jax.core.types import Prediction
 from diffusion_jax.processes import gaussian, schedules
 from diffusion_jax.samplers import ancestral, base, grids
@@ -370,12 +371,14 @@ def test_the_network_of_the_page_is_trained_by_its_config(monkeypatch):
     monkeypatch.setattr(components, "MODELS", family)
     config = pasted("convnet.ConvNet")["get_config"]()
     assert config.model.to_dict() == {"name": "convnet.ConvNet", "width": 48, "blocks": 4}
-    built = experiment.assemble(config, (8, 8, 1), 10)
-    params = jax.eval_shape(lambda key: built.kind.init(built, key), jax.random.key(0))
+    experiment = assemble(config, (8, 8, 1), 10)
+    params = jax.eval_shape(lambda key: experiment.kind.init(experiment, key), jax.random.key(0))
     batch = {"image": jnp.zeros((4, 8, 8, 1)), "label": jnp.zeros(4, jnp.int32)}
     now = step.Now(0, {})
     losses, _ = jax.eval_shape(
-        lambda p: built.kind.loss(built)(p, batch, jax.random.split(jax.random.key(0), 4), now),
+        lambda p: experiment.kind.loss(experiment)(
+            p, batch, jax.random.split(jax.random.key(0), 4), now
+        ),
         params,
     )
     assert losses.shape == (4,)

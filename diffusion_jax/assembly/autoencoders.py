@@ -21,7 +21,7 @@ from diffusion_jax.likelihood import bounds
 from diffusion_jax.objectives import variational
 
 
-def reconstruct_fn(built: Experiment) -> Callable:
+def reconstruct_fn(experiment: Experiment) -> Callable:
     """The reconstruction of images from their posterior means.
 
     Returns:
@@ -30,13 +30,13 @@ def reconstruct_fn(built: Experiment) -> Callable:
 
     @jax.jit
     def run(params: Params, x: Array, cond: Cond, keys: Key) -> Array:
-        mean = autoencoder.networks(built, params).encode(x, cond)[0]
-        return autoencoder.decode_latents(built, params, mean, keys, cond)
+        mean = autoencoder.networks(experiment, params).encode(x, cond)[0]
+        return autoencoder.decode_latents(experiment, params, mean, keys, cond)
 
     return run
 
 
-def interpolate_fn(built: Experiment, steps: int = 10) -> Callable:
+def interpolate_fn(experiment: Experiment, steps: int = 10) -> Callable:
     """Images of the latents on the line between those of two images.
 
     Returns:
@@ -45,7 +45,7 @@ def interpolate_fn(built: Experiment, steps: int = 10) -> Callable:
 
     @jax.jit
     def run(params: Params, a: Array, b: Array, cond: Cond, keys: Key) -> Array:
-        ends = [autoencoder.networks(built, params).encode(x, cond)[0] for x in (a, b)]
+        ends = [autoencoder.networks(experiment, params).encode(x, cond)[0] for x in (a, b)]
         between = [arrays.tree_lerp(*ends, w) for w in np.linspace(0, 1, steps)]
         along = jnp.stack(between, axis=1)  # (B, steps, ...)
         z = along.reshape(-1, *along.shape[2:])
@@ -54,17 +54,17 @@ def interpolate_fn(built: Experiment, steps: int = 10) -> Callable:
             return jnp.repeat(value, steps, axis=0)
 
         cond = jax.tree.map(repeated, cond)
-        x = autoencoder.decode_latents(built, params, z, repeated(keys), cond)
-        return x.reshape(len(a), steps, *built.shape)
+        x = autoencoder.decode_latents(experiment, params, z, repeated(keys), cond)
+        return x.reshape(len(a), steps, *experiment.shape)
 
     return run
 
 
-def measure_fn(built: Experiment, samples: int) -> Callable:
+def measure_fn(experiment: Experiment, samples: int) -> Callable:
     """The bounds and the reconstruction of images.
 
     Args:
-      built: an autoencoder.
+      experiment: an autoencoder.
       samples: of the importance-weighted bound.
 
     Returns:
@@ -72,11 +72,11 @@ def measure_fn(built: Experiment, samples: int) -> Callable:
       and 'iw_bound' in nats, the 'mean' of the latent, and the 'image' that is decoded from it (not
       for an autoregressive decoder).
     """
-    likelihood, shape = built.objective.likelihood, built.model.latent_shape
+    likelihood, shape = experiment.objective.likelihood, experiment.model.latent_shape
 
     @jax.jit
     def run(params: Params, x: Array, cond: Cond, keys: Key) -> dict[str, Array]:
-        networks = autoencoder.networks(built, params)
+        networks = autoencoder.networks(experiment, params)
         eps = variational.latent_noise(samples)(
             arrays.fold_in(keys, streams.EXAMPLE_OBJECTIVE), jnp.zeros((len(x), *shape))
         )
@@ -91,7 +91,7 @@ def measure_fn(built: Experiment, samples: int) -> Callable:
             "iw_bound": bounds.log_mean_exp(log_weights, axis=0),
             "mean": mean.reshape(len(x), -1),
         }
-        if built.model.autoregressive:
+        if experiment.model.autoregressive:
             return found
         return found | {"image": variational.mean_image(networks, likelihood, mean, cond)}
 
@@ -99,7 +99,7 @@ def measure_fn(built: Experiment, samples: int) -> Callable:
 
 
 def held_out(
-    built: Experiment,
+    experiment: Experiment,
     params: Params,
     source: data.Source,
     *,
@@ -110,7 +110,7 @@ def held_out(
     """The averages of `measure_fn` over the first images of a split.
 
     Args:
-      built: an autoencoder.
+      experiment: an autoencoder.
       params: of its networks.
       source: the split.
       count: number of images.
@@ -122,10 +122,10 @@ def held_out(
       'units', and the numbers of 'images' and 'samples'.
     """
     count = min(count, len(source))
-    run, batch, parts = measure_fn(built, samples), min(batch_size, count), []
+    run, batch, parts = measure_fn(experiment, samples), min(batch_size, count), []
     for start, index, real in padded_batches(count, batch):
         rows = source.rows(index)
-        cond = built.conditions.of_labels(rows["label"]) if built.num_classes else None
+        cond = experiment.conditions.of_labels(rows["label"]) if experiment.num_classes else None
         keys = arrays.example_keys(jax.random.key(0), batch, start)
         x = data.transforms.to_float(rows["image"])
         out = run(params, x, cond, keys)
@@ -143,24 +143,28 @@ def held_out(
     )
 
 
-def codec(built: Experiment, params: Params) -> latent.Codec:
+def codec(experiment: Experiment, params: Params) -> latent.Codec:
     """The autoencoder as a pair of functions with parameters.
 
     Raises:
       UserError: for another kind of model, one that needs labels, and an autoregressive decoder.
     """
-    if not built.kind.reconstructs or built.model.autoregressive or built.num_classes:
+    if (
+        not experiment.kind.reconstructs
+        or experiment.model.autoregressive
+        or experiment.num_classes
+    ):
         raise UserError(
-            f"{built.specs.model} makes no latents: take an autoencoder that needs no labels and "
-            "no pixels"
+            f"{experiment.specs.model} makes no latents: take an autoencoder that needs "
+            "no labels and no pixels"
         )
-    likelihood = built.objective.likelihood
+    likelihood = experiment.objective.likelihood
 
     def encode(own: Params, x: Array) -> tuple[Array, Array]:
-        return autoencoder.networks(built, {"autoencoder": own}).encode(x, None)
+        return autoencoder.networks(experiment, {"autoencoder": own}).encode(x, None)
 
     def decode(own: Params, z: Array) -> Array:
-        networks = autoencoder.networks(built, {"autoencoder": own})
+        networks = autoencoder.networks(experiment, {"autoencoder": own})
         return jnp.clip(variational.mean_image(networks, likelihood, z), -1.0, 1.0)
 
-    return latent.Codec(encode, decode, params["autoencoder"], built.shape)
+    return latent.Codec(encode, decode, params["autoencoder"], experiment.shape)

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.assembly import components, config_schema
 from diffusion_jax.core.errors import UserError, unknown
-from diffusion_jax.core.parsing import expand
+from diffusion_jax.core.parsing import expand_home
 
 ROOT = Path(__file__).parents[2]  # of a clone: config files are not part of the installed package
 
@@ -63,7 +63,7 @@ def _known() -> list[str]:
 
 def _file(name: str) -> Path:
     """The path of a config file. UserError, with the nearest name, where there is none."""
-    path = Path(expand("--config", name))
+    path = Path(expand_home("--config", name))
     if not path.exists() and not path.is_absolute() and (ROOT / path).exists():
         path = ROOT / path
     if not path.is_file():
@@ -115,7 +115,7 @@ def apply(config: ConfigDict, changes: Sequence[tuple[str, str | None]]) -> None
         _assign(config, key, _value(key, text, leaves, texts))
     for key, value in _leaves(config):
         if config_schema.rule(key).is_path and type(value) is str and value.startswith("~"):
-            _assign(config, key, expand(f"config.{key}", value))
+            _assign(config, key, expand_home(f"config.{key}", value))
     config_schema.check(config)
 
 

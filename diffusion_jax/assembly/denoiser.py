@@ -28,7 +28,11 @@ def apply(experiment: Experiment) -> Apply:
 
 
 def need_denoiser(experiment: Experiment) -> None:
-    """UserError for a model that is not a denoiser, from what needs one."""
+    """Check that the model is a denoiser, for commands that need one.
+
+    Raises:
+      UserError: for a model of another kind.
+    """
     if not experiment.kind.denoises:
         raise UserError(
             f"{experiment.specs.model} is {experiment.kind.name}, which denoises nothing; "
@@ -222,11 +226,14 @@ def usable_guidance(config: ConfigDict, num_classes: int) -> ConfigDict:
 
 
 def need_guidable(experiment: Experiment, asked: str) -> None:
-    """UserError for a model that its guide cannot guide.
+    """Check that guidance applies to the model.
 
     Args:
       experiment: the model.
       asked: what set the scale, for the message.
+
+    Raises:
+      UserError: for a model that its guide cannot guide.
     """
     guide, model = experiment.guide, experiment.specs.model
     neutral = 1.0 if guide.neutral is None else guide.neutral

@@ -206,7 +206,11 @@ def guided_by(spec: str, experiment: Experiment, load: Callable | None = None) -
 
 
 def need_images(experiment: Experiment) -> None:
-    """UserError for a model of points, from commands that judge images."""
+    """Check that the model draws images, for commands that judge them.
+
+    Raises:
+      UserError: for a model of points.
+    """
     if not experiment.is_image:
         raise UserError(
             f"this command judges images, and the model draws points {experiment.shape}; "
@@ -215,7 +219,11 @@ def need_images(experiment: Experiment) -> None:
 
 
 def need_pixels(experiment: Experiment) -> None:
-    """UserError for a model of latents, from commands that look at the pixels inside the model."""
+    """Check that the model sees pixels, for commands that work on them.
+
+    Raises:
+      UserError: for a model of latents.
+    """
     if experiment.latents is not None:
         raise UserError(
             "this command works on the pixels that a model sees, and this one sees latents; "

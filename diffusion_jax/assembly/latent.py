@@ -43,7 +43,7 @@ class Codec(NamedTuple):
     image_shape: tuple[int, ...]
 
 
-class Latents(NamedTuple):
+class LatentDecoder(NamedTuple):
     """How latents become images.
 
     Attributes:
@@ -140,7 +140,7 @@ def _moments(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def latents(codec: Codec, encoded: Encoded, workdir: str) -> Latents:
+def latents(codec: Codec, encoded: Encoded, workdir: str) -> LatentDecoder:
     """How latents become images, by the autoencoder that made them.
 
     Args:
@@ -164,4 +164,4 @@ def latents(codec: Codec, encoded: Encoded, workdir: str) -> Latents:
             f"{hashes}; name that one, or encode again"
         )
     shift, scale = (jnp.asarray(x, jnp.float32) for x in (encoded.shift, encoded.scale))
-    return Latents(lambda params, x: codec.decode(params, shift + scale * x), codec.params)
+    return LatentDecoder(lambda params, x: codec.decode(params, shift + scale * x), codec.params)

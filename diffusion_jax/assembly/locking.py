@@ -72,7 +72,11 @@ def _in_place(lock: Path, ours: os.stat_result) -> None:
 
 @contextlib.contextmanager
 def one_line(workdir: str | Path) -> Iterator[None]:
-    """Turn an error of the file system (no space left, a missing file, ...) into a UserError."""
+    """Turn an error of the file system (no space left, a missing file, ...) into a UserError.
+
+    Raises:
+      UserError: names the workdir and the cause.
+    """
     try:
         yield
     except BrokenPipeError:  # of the command's own output, not of the workdir

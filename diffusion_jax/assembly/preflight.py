@@ -74,7 +74,11 @@ def _check_best(experiment: Experiment, template: TrainState, batch: dict[str, A
 
 
 def check_memory(template: TrainState) -> None:
-    """UserError for a training state that, with its gradient, exceeds the memory of a device."""
+    """Check that a training state and its gradient fit into the memory of a device.
+
+    Raises:
+      UserError: if they do not; it states how much is needed.
+    """
 
     def size(tree: Any) -> int:
         arrays = [

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.assembly import experiment
+from diffusion_jax.assembly.experiment import assemble
 from diffusion_jax.assembly.kinds import few_step
 from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.assembly.workdir import load, saved_config, with_autoencoder
@@ -28,65 +28,69 @@ def for_training(
       dataset: its data.
       workdir: of the run; see `with_teacher`.
     """
-    built = experiment.assemble(config, dataset.image_shape, dataset.num_classes)
-    built = built.kind.prepare(built, dataset.train)
-    return with_teacher(with_autoencoder(built, dataset.encoded), workdir)
+    experiment = assemble(config, dataset.image_shape, dataset.num_classes)
+    experiment = experiment.kind.prepare(experiment, dataset.train)
+    return with_teacher(with_autoencoder(experiment, dataset.encoded), workdir)
 
 
-def with_teacher(built: Experiment, workdir: str | Path | None = None) -> Experiment:
+def with_teacher(experiment: Experiment, workdir: str | Path | None = None) -> Experiment:
     """The experiment with its teacher, and with the parameters that training starts from.
 
     config.init_from names these; where it is '', they are those of the teacher, if that has the
     same network.
 
     Args:
-      built: the experiment.
+      experiment: the experiment.
       workdir: of the run, which needs no initial parameters once it has a checkpoint.
 
     Raises:
       UserError: naming the key, for a teacher of other data or conditions, and for initial
         parameters of another network.
     """
-    teacher, start = built.sources.teacher, built.sources.start
+    teacher, start = experiment.sources.teacher, experiment.sources.start
     if teacher:
-        built = _with_teacher(built, teacher)
+        experiment = _with_teacher(experiment, teacher)
     if workdir is not None and restoring.latest_step(Path(workdir) / "checkpoints") is not None:
-        return built
-    if start and (differs := _other_network(saved_config(start, "config.init_from"), built)):
+        return experiment
+    if start and (differs := _other_network(saved_config(start, "config.init_from"), experiment)):
         raise UserError(
             f"config.init_from={start} is another network, by config.{differs}; use the same, or "
             "another start"
         )
-    if not start and teacher and not _other_network(saved_config(teacher), built):
+    if not start and teacher and not _other_network(saved_config(teacher), experiment):
         start = teacher
-    return built._replace(begin=load(start, saved_config(start)).params) if start else built
+    return (
+        experiment._replace(begin=load(start, saved_config(start)).params) if start else experiment
+    )
 
 
-def _with_teacher(built: Experiment, workdir: str) -> Experiment:
+def _with_teacher(experiment: Experiment, workdir: str) -> Experiment:
     """The experiment with the teacher of a workdir, which must fit it."""
     trained = load(workdir, saved_config(workdir, "config.distill.teacher"))
-    if trained.experiment.shape != built.shape:
+    if trained.experiment.shape != experiment.shape:
         raise UserError(
             f"config.distill.teacher={workdir} is for examples {trained.experiment.shape}, not "
-            f"{built.shape}"
+            f"{experiment.shape}"
         )
-    theirs, ours = _condition_in_words(trained.experiment), _condition_in_words(built)
+    theirs, ours = _condition_in_words(trained.experiment), _condition_in_words(experiment)
     if theirs and ours and theirs != ours:
         raise UserError(
             f"config.distill.teacher={workdir} takes {theirs} as its condition, and this model "
             f"{ours}; use the same config.conditional, config.text and data"
         )
-    built = built._replace(teacher=(trained.experiment, trained.params))
-    few_step.teacher_scale(built)  # refuses impossible guidance before anything is trained
-    return built
+    experiment = experiment._replace(teacher=(trained.experiment, trained.params))
+    few_step.teacher_scale(experiment)  # refuses impossible guidance before anything is trained
+    return experiment
 
 
-def _condition_in_words(built: Experiment) -> str:
+def _condition_in_words(experiment: Experiment) -> str:
     """What a model is conditioned on; '' for an unconditional one."""
-    classes = [f"{built.num_classes} classes"] if built.num_classes else []
+    classes = [f"{experiment.num_classes} classes"] if experiment.num_classes else []
     captions = []
-    if built.encoder:
-        captions = [f"captions by {built.specs.encoder}, {built.encoder.max_length} tokens"]
+    if experiment.encoder:
+        captions = [
+            f"captions by {experiment.specs.encoder}, {experiment.encoder.max_length} tokens"
+        ]
     return " and ".join(classes + captions)
 
 

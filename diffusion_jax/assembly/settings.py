@@ -15,7 +15,7 @@ import flax.linen as nn
 import optax
 
 from diffusion_jax.assembly.conditions import Conditions
-from diffusion_jax.assembly.latent import Latents
+from diffusion_jax.assembly.latent import LatentDecoder
 from diffusion_jax.core.types import Array, Key, Params, Process
 from diffusion_jax.denoisers.guides import Guide
 from diffusion_jax.denoisers.parameterization import Parameterization
@@ -253,7 +253,7 @@ class Experiment(NamedTuple):
     grids: Path | None = None
     discriminator: nn.Module | None = None
     features: Callable[[Array], tuple[Array, ...]] | None = None
-    latents: Latents | None = None
+    latents: LatentDecoder | None = None
     teacher: tuple[Experiment, Params] | None = None
     begin: Params | None = None
 

@@ -32,7 +32,7 @@ from diffusion_jax.training import checkpoint, distributed, loop, metrics, nonfi
 from diffusion_jax.training.state import TrainState
 
 
-class Run(NamedTuple):
+class RunSetup(NamedTuple):
     """What does not change during a run.
 
     Attributes:
@@ -101,7 +101,7 @@ def train(
     with locking.locked(path) as in_place, locking.one_line(path):
         root = workdir.prepare(path, config, dataset)
         distributed.barrier("workdir")
-        ended = _repeat(Run(experiment, parts, template, dataset, root, in_place, fit))
+        ended = _repeat(RunSetup(experiment, parts, template, dataset, root, in_place, fit))
         if distributed.first():
             in_place()
             losses.loss_curve(metrics.read_rows(root / "metrics.jsonl"), root / "loss.png")
@@ -114,7 +114,7 @@ def train(
     return not ended.stopped_by
 
 
-def _repeat(run: Run) -> loop.Fitted:
+def _repeat(run: RunSetup) -> loop.Fitted:
     """Train; after a step that is not finite, again from an earlier checkpoint if so configured."""
     failed = None
     while True:
@@ -128,7 +128,7 @@ def _repeat(run: Run) -> loop.Fitted:
             failed = error.with_traceback(None), start.rollback
 
 
-def _start(run: Run, failed: tuple[nonfinite.NonFinite, nonfinite.Rollback] | None) -> Start:
+def _start(run: RunSetup, failed: tuple[nonfinite.NonFinite, nonfinite.Rollback] | None) -> Start:
     """The newest checkpoint, or a fresh state.
 
     Args:
@@ -156,7 +156,7 @@ def _start(run: Run, failed: tuple[nonfinite.NonFinite, nonfinite.Rollback] | No
     return Start(state, restored, rollback)
 
 
-def _attempt(run: Run, start: Start) -> loop.Fitted:
+def _attempt(run: RunSetup, start: Start) -> loop.Fitted:
     """Train to the end, to a signal, or to a step that is not finite."""
     experiment, state, restored = run.experiment, start.state, start.restored
     training, first = experiment.training, int(state.step)
@@ -192,7 +192,7 @@ def _attempt(run: Run, start: Start) -> loop.Fitted:
         )
 
 
-def _announce(run: Run, start: Start) -> None:
+def _announce(run: RunSetup, start: Start) -> None:
     """One line on stderr about the model, the data and the devices."""
     count = sum(x.size for x in jax.tree.leaves(start.state.params))
     begins = f"resuming at step {int(start.state.step)}" if start.restored else "starting"
@@ -203,7 +203,7 @@ def _announce(run: Run, start: Start) -> None:
     )
 
 
-def _writer(run: Run, first: int) -> metrics.Writer:
+def _writer(run: RunSetup, first: int) -> metrics.Writer:
     """The log of metrics, on the first process."""
     if not distributed.first():
         return metrics.no_writer()
@@ -211,7 +211,7 @@ def _writer(run: Run, first: int) -> metrics.Writer:
     return metrics.open_writer(run.root, start_step=first, log_every=log_every)
 
 
-def _checkpointer(run: Run, start: Start) -> checkpoint.Checkpointer:
+def _checkpointer(run: RunSetup, start: Start) -> checkpoint.Checkpointer:
     """The checkpoints of the workdir."""
     training = run.experiment.training
     return checkpoint.Checkpointer(
@@ -224,7 +224,7 @@ def _checkpointer(run: Run, start: Start) -> checkpoint.Checkpointer:
     )
 
 
-def _batches(run: Run, shift: int) -> Callable[[int], Iterator[tuple[int, Any]]]:
+def _batches(run: RunSetup, shift: int) -> Callable[[int], Iterator[tuple[int, Any]]]:
     """start -> (step, placed batches of one call), from that step on.
 
     Args:

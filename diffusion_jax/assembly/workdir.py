@@ -34,12 +34,12 @@ from diffusion_jax.assembly import (
     datasets,
     defaults,
     denoiser,
-    experiment,
     latent,
     same_run,
     trainer,
 )
 from diffusion_jax.assembly.build import build
+from diffusion_jax.assembly.experiment import assemble, guided_by
 from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.core import files, provenance, reading
 from diffusion_jax.core.errors import UserError, unknown
@@ -224,26 +224,26 @@ def load(
     workdir = Path(workdir).expanduser().absolute()
     about = about_data(workdir)
     other = functools.partial(_auxiliary, workdir, mesh=mesh)
-    built = experiment.assemble(config, about["image_shape"], about["num_classes"], other)
-    built = built._replace(grids=workdir / "grids", record=_recorded(workdir, config))
-    same_run.check_usable(workdir, config, _same_network(workdir, built))
+    experiment = assemble(config, about["image_shape"], about["num_classes"], other)
+    experiment = experiment._replace(grids=workdir / "grids", record=_recorded(workdir, config))
+    same_run.check_usable(workdir, config, _same_network(workdir, experiment))
     if "encoded" in about:
         encoded = Encoded(**{key: about["encoded"][key] for key in Encoded._fields})
-        built = with_autoencoder(built, encoded, mesh)
-    template = jax.eval_shape(lambda key: built.kind.init(built, key), jax.random.key(0))
+        experiment = with_autoencoder(experiment, encoded, mesh)
+    template = jax.eval_shape(lambda key: experiment.kind.init(experiment, key), jax.random.key(0))
     template = placement.placed(template, mesh) if mesh else template
-    if length := post_hoc.length_of(built.sampling.weights):
+    if length := post_hoc.length_of(experiment.sampling.weights):
         made = post_hoc.reconstruct(workdir / "ema_snapshots", length, template)
         params = placement.put(made.params, mesh) if mesh else made.params
-        return Trained(built, params, made.step, built.sampling.weights, about)
-    which = trainer.weights_name(built)
+        return Trained(experiment, params, made.step, experiment.sampling.weights, about)
+    which = trainer.weights_name(experiment)
     restored = restoring.restore_params(
-        _checkpoints(workdir, built.sampling.checkpoint),
+        _checkpoints(workdir, experiment.sampling.checkpoint),
         None if which == "params" else which,
         template=template,
         step=step,
     )
-    return Trained(built, restored.state, restored.step, which, about)
+    return Trained(experiment, restored.state, restored.step, which, about)
 
 
 def _recorded(workdir: Path, config: ConfigDict) -> dict[str, Any]:
@@ -253,16 +253,16 @@ def _recorded(workdir: Path, config: ConfigDict) -> dict[str, Any]:
     return defaults.recorded(config.to_dict(), stored)
 
 
-def _same_network(workdir: Path, built: Experiment) -> bool:
+def _same_network(workdir: Path, experiment: Experiment) -> bool:
     """Whether the network sees the same inputs under the experiment's process as in training."""
     file = workdir / CONFIG_FILE
     if not file.is_file():
         return True
     trained = files.load_json(file, reading.table()).get("process")
-    if trained == built.specs.process:
+    if trained == experiment.specs.process:
         return True
     theirs = build(components.PROCESSES, trained)
-    return parameterization.same_network(built.parameterization, theirs, built.process)
+    return parameterization.same_network(experiment.parameterization, theirs, experiment.process)
 
 
 def load_for_comparison(workdir: str | Path, key: str, shape: tuple[int, ...]) -> Trained:
@@ -320,12 +320,12 @@ def _autoencoder(data: str, workdir: str) -> str:
 
 
 def with_autoencoder(
-    built: Experiment, encoded: Encoded | None, mesh: Mesh | None = None
+    experiment: Experiment, encoded: Encoded | None, mesh: Mesh | None = None
 ) -> Experiment:
     """The experiment with the autoencoder that decodes its latents.
 
     Args:
-      built: the experiment.
+      experiment: the experiment.
       encoded: what data.json says of the latents; None where examples are not latents.
       mesh: over which the parameters are spread; see `load`.
 
@@ -333,11 +333,11 @@ def with_autoencoder(
       UserError: if config.latent.autoencoder is '', or another than made the latents.
     """
     if encoded is None:
-        return built
-    root = _autoencoder(built.data.name, built.sources.autoencoder)
+        return experiment
+    root = _autoencoder(experiment.data.name, experiment.sources.autoencoder)
     trained = load(root, saved_config(root, "config.latent.autoencoder"), mesh)
     codec = autoencoders.codec(trained.experiment, trained.params)
-    return built._replace(latents=latent.latents(codec, encoded, root))
+    return experiment._replace(latents=latent.latents(codec, encoded, root))
 
 
 def images(config: ConfigDict, workdir: str | Path | None = None) -> data.Dataset:
@@ -361,4 +361,4 @@ def with_guide(
 ) -> Trained:
     """The model with the guide of this spec, instead of config.sampler.guide."""
     auxiliary = functools.partial(_auxiliary, Path(workdir).absolute(), mesh=mesh)
-    return trained._replace(experiment=experiment.guided_by(spec, trained.experiment, auxiliary))
+    return trained._replace(experiment=guided_by(spec, trained.experiment, auxiliary))

@@ -20,7 +20,7 @@ class UserError(ValueError):
     The message is one printable line, whatever is in the names and values that it quotes.
     """
 
-    def __init__(self, message: str):
+    def __init__(self, message: str) -> None:
         super().__init__(printable(re.sub(r"\s*\n\s*", " ", message)))
 
 
@@ -32,7 +32,7 @@ class CommandExit(Exception):
         result.
     """
 
-    def __init__(self, status: int):
+    def __init__(self, status: int) -> None:
         super().__init__(f"exit status {status}")
         self.status = status
 

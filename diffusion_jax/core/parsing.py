@@ -70,7 +70,7 @@ METRICS = {
 }
 
 
-def expand(flag: str, text: str) -> str:
+def expand_home(flag: str, text: str) -> str:
     """Expand ~ in a path.
 
     Raises:
@@ -87,7 +87,7 @@ def expand(flag: str, text: str) -> str:
 
 def paths(flag: str, text: str) -> list[str]:
     """Parse the paths of --flag=A,B."""
-    return [expand(f"--{flag}", part.strip()) for part in text.split(",") if part.strip()]
+    return [expand_home(f"--{flag}", part.strip()) for part in text.split(",") if part.strip()]
 
 
 def names(text: str) -> list[str]:
@@ -238,7 +238,11 @@ def output(flag: str, text: str, *endings: str, default: str | Path = "") -> dic
 
 
 def folder(flag: str, text: str | Path) -> Path:
-    """Return the folder to write to, of --flag=FOLDER; UserError for a file."""
+    """Return the folder to write to, given as --flag=FOLDER.
+
+    Raises:
+      UserError: if the path is a file.
+    """
     path = Path(text)
     if path.exists() and not path.is_dir():
         raise UserError(f"--{flag}={text} is a file; name a folder to write to")

@@ -42,7 +42,7 @@ class CaptionedSource:
       tables: {name of a conditioning input: (captions, ...)}, by the number of the caption.
     """
 
-    def __init__(self, source: Source, tables: dict[str, np.ndarray | CachedTable]):
+    def __init__(self, source: Source, tables: dict[str, np.ndarray | CachedTable]) -> None:
         self.source, self.tables = source, tables
         self.rows = source.rows
 
@@ -70,7 +70,7 @@ class CaptionedSource:
 class CachedTable:
     """An array on disk that is read where it is used: a data worker receives its path alone."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         self.path, self.array = path, None
 
     def __getitem__(self, index: Any) -> np.ndarray:
@@ -89,7 +89,7 @@ class CaptionNumbers:
       texts: the captions of each example.
     """
 
-    def __init__(self, texts: Iterable[tuple[str, ...]]):
+    def __init__(self, texts: Iterable[tuple[str, ...]]) -> None:
         self.number, self.most = {}, 0
         for own in texts:
             self.most = max(self.most, len(own))

@@ -158,11 +158,15 @@ _reporting = threading.Lock()  # not in Unreadable, which travels to data worker
 class Unreadable:
     """The files that could not be read: reported by name, tolerated up to a limit."""
 
-    def __init__(self, path: str, limit: int):
+    def __init__(self, path: str, limit: int) -> None:
         self.path, self.limit, self.reasons, self.reported = printable(path), limit, {}, 0
 
     def add(self, file: Path, error: Exception) -> None:
-        """Note a file and the reason; UserError beyond the limit."""
+        """Note an unreadable file and the reason.
+
+        Raises:
+          UserError: beyond the limit of data.limit_bad.
+        """
         with _reporting:
             reason = " ".join(str(error).replace(f"'{file}'", "").split()) or type(error).__name__
             self.reasons[printable(str(file))] = printable(reason.rstrip(" :"))

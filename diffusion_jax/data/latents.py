@@ -78,7 +78,7 @@ class Latents:
 
     def __init__(
         self, mean: np.ndarray, log_variance: np.ndarray, label: np.ndarray | None, encoded: Encoded
-    ):
+    ) -> None:
         self.mean, self.log_variance, self.label = mean, log_variance, label
         self.shift, self.scale = (np.asarray(x, np.float32) for x in (encoded.shift, encoded.scale))
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.data.held_out import FLAT, File
 from diffusion_jax.data.splits import Split, find_splits
-from diffusion_jax.data.tree import Parts, Tree, counted, listed, natural, shown
+from diffusion_jax.data.tree import Parts, Tree, counted, listed, natural, shown_path
 
 LAYOUTS = ("", "classes", "splits", "flat")
 MOST_REPEATED = 1_000_000  # images reached a second time through links
@@ -70,10 +70,10 @@ def arrange(root: Path, tree: Tree, layout: str = "") -> Arranged:
     found, (train, test) = _count(train, test), _once(root, repeated, train, test)
     if again := found - _count(train, test):
         unused.append(f"{again} images that a link shows again")
-    wrapper, dropped = shown(train.root), [*unused, *_without_images(tree, train)]
+    wrapper, dropped = shown_path(train.root), [*unused, *_without_images(tree, train)]
     if test:
         names = _class_names(root, train, test)
-        rule = f"split by {shown(train.root)}/ and {shown(test.root)}/"
+        rule = f"split by {shown_path(train.root)}/ and {shown_path(test.root)}/"
         return Arranged(
             _files(root, train),
             _files(root, test),
@@ -94,10 +94,11 @@ def _class_names(root: Path, train: Split, test: Split) -> tuple[str, ...]:
     where = f"data.path={root}"
     if strange := sorted(found - known, key=natural):
         near = [name for name in known if name.lower() == strange[0].lower()]
-        hint = f" (there is {shown(near)})" if near else ""
+        hint = f" (there is {shown_path(near)})" if near else ""
         raise UserError(
-            f"{where}: the test images have a label '{shown(strange[:1])}' that no train image "
-            f"has{hint}; give both splits the same folders, or use all images without labels{FLAT}"
+            f"{where}: the test images have a label '{shown_path(strange[:1])}' that no train "
+            f"image has{hint}; give both splits the same folders, or use all images without "
+            f"labels{FLAT}"
         )
     if known and any(not label for _, label in test.images):
         raise UserError(
@@ -162,9 +163,9 @@ def _once(
                 else f"the classes {listed([owner[1], label])}"
             )
             raise UserError(
-                f"data.path={root}: {shown(owner[0])} and {shown(image)} are one file, by a link, "
-                f"in {what}; remove one of them, or use all images once and without labels by "
-                "--config.data.layout=flat"
+                f"data.path={root}: {shown_path(owner[0])} and {shown_path(image)} are one file, "
+                f"by a link, in {what}; remove one of them, or use all images once and without labels "
+                "by --config.data.layout=flat"
             )
         second.add(image)
     train, test = (
@@ -183,6 +184,6 @@ def _without_images(tree: Tree, train: Split) -> list[str]:
     ]
     unused.sort(key=lambda folder: natural(folder[n]))
     return [
-        f"{shown(folder)}/, which has no images{counted(tree, folder, ' (', ')')}"
+        f"{shown_path(folder)}/, which has no images{counted(tree, folder, ' (', ')')}"
         for folder in unused
     ]

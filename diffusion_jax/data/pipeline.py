@@ -149,8 +149,7 @@ def prefetch(
     """Yield (step, put(batch(step))) from `start` on, computed ahead in a daemon thread.
 
     Steps and values do not depend on the number of workers. An exception in the thread or a worker
-    is raised here, at its step; a worker that dies is a UserError. Closing the iterator (or
-    dropping it) ends thread and workers.
+    is raised here, at its step. Closing the iterator (or dropping it) ends thread and workers.
 
     Args:
       batch: a pure function of the step.
@@ -161,6 +160,9 @@ def prefetch(
       workers: processes that compute batch(step), each up to `depth` of its own ahead, where
         reading or decoding is too much for a thread next to the training. They are spawned, so a
         script needs `if __name__ == "__main__":`, and each has its own copy of what batch holds.
+
+    Raises:
+      UserError: if a worker dies.
     """
     ready: queue.Queue = queue.Queue(maxsize=max(1, depth))
     closed = threading.Event()

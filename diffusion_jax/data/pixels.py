@@ -89,7 +89,11 @@ def check(what: str, kind: str, values: np.ndarray, value_range: Range) -> None:
 
 
 def check_range(value_range: Range) -> None:
-    """Refuse a range that is not one."""
+    """Check that a range of values is two different numbers, (black, white).
+
+    Raises:
+      UserError: if it is not.
+    """
     if value_range and not (
         len(value_range) == 2
         and np.isfinite(value_range).all()

@@ -258,7 +258,7 @@ class _Decoded:
     Only the formats of `transforms.open_image` are opened; TFDS opens any format.
     """
 
-    def __init__(self, source: Any, channels: int | None, name: str):
+    def __init__(self, source: Any, channels: int | None, name: str) -> None:
         self.source, self.channels, self.name = source, channels, name
 
     def __len__(self) -> int:

@@ -55,7 +55,7 @@ class Arrays:
 
     def __init__(
         self, image: np.ndarray, label: np.ndarray | None = None, caption: np.ndarray | None = None
-    ):
+    ) -> None:
         numbers = {
             name: np.asarray(x, np.int32)
             for name, x in (("label", label), ("caption", caption))
@@ -90,7 +90,7 @@ class Lazy:
 
     def __init__(
         self, size: int, example: Callable[[int], Example], labels: np.ndarray | None = None
-    ):
+    ) -> None:
         self.size, self.example, self.labels = size, example, labels
 
     def __len__(self) -> int:
@@ -114,7 +114,7 @@ _reading = threading.RLock()
 class Cached:
     """A small split that is read whole at its first use and served from memory afterwards."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: Source) -> None:
         self.source, self.memory = source, None
 
     def _loaded(self) -> Arrays:
@@ -147,7 +147,7 @@ class Cached:
 class Relabeled:
     """A source whose label k becomes table[k]."""
 
-    def __init__(self, source: Source, table: np.ndarray):
+    def __init__(self, source: Source, table: np.ndarray) -> None:
         self.source, self.table = source, np.asarray(table, np.int32)
 
     @property

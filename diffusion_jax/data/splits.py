@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.data.tree import Parts, Tree, listed, natural, shown
+from diffusion_jax.data.tree import Parts, Tree, listed, natural, shown_path
 
 TRAIN = ("train", "training")
 # the first kind that is there is held out
@@ -78,7 +78,7 @@ def find_splits(
             _labeled(root, folders[held[0]], (*prefix, held[0]), strict=not layout, known=known)
         )
     unused = [
-        f"{shown((*prefix, name))}/ ({len(folders[name])} images)"
+        f"{shown_path((*prefix, name))}/ ({len(folders[name])} images)"
         for name in (*held[1:], *(others if layout else ()))
     ]
     unused += [f"{len(stray)} images next to {train[0]}/"] if stray else []
@@ -164,7 +164,7 @@ def _labeled(
     if stray and folders:
         raise UserError(
             f"{where} can be read in two ways, as it has images both in sub-folders and next to "
-            f"them ({shown(stray[0][-1:])}): sub-folders are classes, and then move the "
+            f"them ({shown_path(stray[0][-1:])}): sub-folders are classes, and then move the "
             f"{len(stray)} next to them into one, or all images are used without labels "
             "(--config.data.layout=flat); choose one"
         )

@@ -140,7 +140,11 @@ def to_unit(images: np.ndarray) -> np.ndarray:
 
 
 def check_request(image_size: int, channels: int) -> None:
-    """Refuse sizes and channels that no image can have."""
+    """Check that data.image_size and data.channels are possible.
+
+    Raises:
+      UserError: for a size or a number of channels that no image can have.
+    """
     if image_size < 0:
         raise UserError(
             f"data.image_size={image_size} must be 0 (keep the size) or a number of pixels"
@@ -152,7 +156,11 @@ def check_request(image_size: int, channels: int) -> None:
 
 
 def finite(samples: np.ndarray) -> np.ndarray:
-    """Return the samples (N, ...) as they are; UserError for values that are not finite."""
+    """Return the samples (N, ...) unchanged, if all values are finite.
+
+    Raises:
+      UserError: if some values are not finite.
+    """
     if not np.isfinite(samples).all():
         bad = (~np.isfinite(samples)).reshape(len(samples), -1).any(1).sum()
         raise UserError(

@@ -57,7 +57,9 @@ class _Walk:
     Links are followed last, so that a file is found in its own folder where that is listed.
     """
 
-    def __init__(self, root: Path, endings: Container[str], is_image: Callable[[str], bool]):
+    def __init__(
+        self, root: Path, endings: Container[str], is_image: Callable[[str], bool]
+    ) -> None:
         self.root, self.endings, self.is_image = root, endings, is_image
         self.tree = Tree([], [], [], [])
         self.real_root = os.path.realpath(root)
@@ -135,7 +137,7 @@ def _entries(root: Path, parts: Parts, real: str) -> list[os.DirEntry]:
                 key=lambda e: e.name,
             )
     except OSError as error:
-        where = shown(parts) if parts else "itself"
+        where = shown_path(parts) if parts else "itself"
         raise UserError(
             f"data.path={root}: the folder {where} cannot be read ({error.strerror}); "
             "allow it to be read, or move it away"
@@ -187,7 +189,7 @@ def _where(tree: Tree, folder: Parts) -> str:
     return f" ({listed(broken)})"
 
 
-def shown(parts: Sequence[str]) -> str:
+def shown_path(parts: Sequence[str]) -> str:
     """Return a relative path as text that is safe to print."""
     return printable("/".join(parts))
 

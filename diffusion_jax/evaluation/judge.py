@@ -192,9 +192,9 @@ def against(
 
     'accuracy' is the fraction of images that a support-vector machine, fitted to the real training
     split, recognizes as their labels. 'frechet' is the Fréchet distance to the first 10,000
-    training images; real test images of the same number score its floor. The scores of chosen
-    features other than pixels are named 'frechet/NAME'. What cannot be measured (see `choose`) is
-    left out with a note on stderr, and so are the scores that need more images than a set has.
+    training images; the score of as many real test images is the best to expect. The scores of
+    chosen features other than pixels are named 'frechet/NAME'. What cannot be measured (see
+    `choose`) is left out with a note on stderr; so are scores that need more images than a set has.
 
     Args:
       train: the training split.
@@ -323,7 +323,11 @@ def resolve_names(features: Sequence[str], metrics: Sequence[str]) -> tuple[list
 
 
 def check_metrics(metrics: Sequence[str]) -> None:
-    """Raise UserError for a name that is not a metric."""
+    """Check that every name is a metric.
+
+    Raises:
+      UserError: for an unknown name.
+    """
     for name in metrics:
         if name not in NAMES:
             raise unknown("metric", name, NAMES)

@@ -30,14 +30,14 @@ class Kid(NamedTuple):
     standard_error: float
 
 
-class Reference(NamedTuple):
+class ReferenceFeatures(NamedTuple):
     """A set of features with its sums of k(x_i, x_j) over j != i, computed once."""
 
     features: np.ndarray
     within: np.ndarray
 
 
-def reference(features: np.ndarray) -> Reference:
+def reference(features: np.ndarray) -> ReferenceFeatures:
     """Compute the sums within a set once.
 
     Args:
@@ -49,10 +49,12 @@ def reference(features: np.ndarray) -> Reference:
     if len(features) < 3:
         raise UserError(f"KID needs at least three images in each set; got {len(features)}")
     features = np.asarray(features, np.float32)
-    return Reference(features, _sums(features, features) - _polynomial(np.square(features).mean(1)))
+    return ReferenceFeatures(
+        features, _sums(features, features) - _polynomial(np.square(features).mean(1))
+    )
 
 
-def kid(fake: np.ndarray, real: Reference) -> Kid:
+def kid(fake: np.ndarray, real: ReferenceFeatures) -> Kid:
     """Estimate KID between two sets, with the jackknife's standard error over the images of both.
 
     The standard error is right where the distributions differ, and too large where they are equal.

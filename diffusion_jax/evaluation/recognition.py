@@ -119,7 +119,11 @@ def recognizer(
 
 
 def accuracy(recognize: Recognize, images: np.ndarray, labels: np.ndarray) -> float:
-    """Return the fraction of images uint8 (N, H, W, C) that are recognized as their labels (N,)."""
+    """Return the fraction of images uint8 (N, H, W, C) that are recognized as their labels (N,).
+
+    Raises:
+      UserError: if there is not one label for each image.
+    """
     if len(images) != len(labels):
         raise UserError(
             f"{len(images)} images and {len(labels)} labels: accuracy needs one label for each "

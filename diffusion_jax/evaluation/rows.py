@@ -43,6 +43,9 @@ def over_rows(
 
     Returns:
       A tree of arrays (N, ...).
+
+    Raises:
+      ValueError: if there are no rows.
     """
     if len(rows) == 0:
         raise ValueError("no rows to work on")

@@ -27,7 +27,11 @@ def inception_score(logits: np.ndarray) -> float:
 
 
 def class_accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Return the fraction of logits (N, K) that are largest at the labels (N,)."""
+    """Return the fraction of logits (N, K) that are largest at the labels (N,).
+
+    Raises:
+      UserError: if there is not one label for each image.
+    """
     if len(logits) != len(labels):
         raise UserError(
             f"{len(logits)} images and {len(labels)} labels: accuracy needs one label for each "

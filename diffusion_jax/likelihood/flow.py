@@ -305,9 +305,8 @@ def bits_per_dim(
     'none'     x = x0, continuous data: no bin and no offset; the value may have either sign
 
     'uniform' takes data at t_min as if without noise, so it needs a sigma(t_min) well below w and a
-    model that was trained on dequantized data; 'process' needs neither. The probes of a Hutchinson
-    trace are the same for all draws of an image: their error is then nearly common to the draws,
-    and log-mean-exp is not misled by it.
+    model that was trained on dequantized data; 'process' needs neither. All draws of an image share
+    the probes of a Hutchinson trace, so that their error does not mislead log-mean-exp.
 
     Args:
       process: the process.
@@ -327,30 +326,40 @@ def bits_per_dim(
     Raises:
       UserError: for another way to dequantize.
     """
-    if dequantize not in ("uniform", "process", "none"):
-        raise unknown("dequantization", dequantize, ("uniform", "process", "none"))
     keys, size = arrays.example_keys(key, len(x0)), math.prod(x0.shape[1:])
-    log_width = math.log(2 / (levels - 1))
     probes = arrays.fold_in(keys, streams.LIKELIHOOD_PROBES)
     fresh = arrays.fold_in(keys, streams.LIKELIHOOD_DEQUANTIZATION)
 
     def weight(k):
         own = arrays.fold_in(fresh, k)
-        if dequantize == "process":
-            x, offset = _noised(process, denoise, x0, own, cond, levels)
-            more = 1
-        else:
-            half, width = 0.5 * math.exp(log_width), {"uniform": 1.0, "none": 0.0}[dequantize]
-            x = x0 + width * jax.vmap(
-                lambda key: jax.random.uniform(key, x0.shape[1:], x0.dtype, -half, half)
-            )(own)
-            offset, more = width * size * log_width, 0
+        x, offset, more = _dequantized(process, denoise, x0, own, cond, dequantize, levels)
         found = log_likelihood(process, denoise, x, probes, cond, trace=trace, solver=solver)
         return found.logp + offset, found.nfe + more
 
     weights, nfe = jax.lax.map(weight, jnp.arange(draws))
     bits = -1 / (size * BIT)
     return Bits(bits * weights.mean(0), bits * log_mean_exp(weights, axis=0), weights.T, nfe.sum(0))
+
+
+def _dequantized(
+    process: Process, denoise: Denoise, x0: Array, keys: Key, cond: Cond, how: str, levels: int
+) -> tuple[Array, Array | float, int]:
+    """(x, what to add to log p(x) for a bound of log P(x0), network evaluations of that)."""
+    if how not in ("uniform", "process", "none"):
+        raise unknown("dequantization", how, ("uniform", "process", "none"))
+    if how == "process":
+        return *_noised(process, denoise, x0, keys, cond, levels), 1
+    return *_in_bins(x0, keys, levels, 1.0 if how == "uniform" else 0.0), 0
+
+
+def _in_bins(x0: Array, keys: Key, levels: int, width: float) -> tuple[Array, float]:
+    """(x0 + U, D log w): dequantization over the bins, whose width is scaled by 1 or 0."""
+    log_width = math.log(2 / (levels - 1))
+    half = 0.5 * math.exp(log_width)
+    x = x0 + width * jax.vmap(
+        lambda key: jax.random.uniform(key, x0.shape[1:], x0.dtype, -half, half)
+    )(keys)
+    return x, width * math.prod(x0.shape[1:]) * log_width
 
 
 def _noised(

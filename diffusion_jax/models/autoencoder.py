@@ -168,7 +168,7 @@ class VAE(nn.Module):
     dtype: str = "float32"
 
     def setup(self) -> None:
-        """Makes the submodules."""
+        """Creates the submodules; UserError for an unknown log_scale."""
         if self.log_scale not in ("shared", "pixel"):
             raise unknown("log_scale", self.log_scale, ["shared", "pixel"])
         outputs = self.shape[-1] * (2 if self.log_scale == "pixel" else 1)

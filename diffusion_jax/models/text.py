@@ -289,7 +289,7 @@ def minilm(max_length: int, weights: Weights) -> Encoder:
 class _MiniLM:
     """The tokenizer and the network of `minilm`, which are loaded when they are first used."""
 
-    def __init__(self, max_length: int, weights: Weights):
+    def __init__(self, max_length: int, weights: Weights) -> None:
         self.max_length, self.weights = max_length, weights
 
     @functools.cached_property

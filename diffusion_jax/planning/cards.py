@@ -1,6 +1,6 @@
 """What a train step costs on devices that need not be here: it is compiled for them, and read.
 
-    card(config, target('v5e:16x16'))     memory, work, collectives, and the least time of a step
+    card(config, find_topology('v5e:16x16'))    # memory, work, collectives, least time of a step
 
 Nothing is allocated: the compiler gets shapes and shardings. Memory and collectives are those of
 the real program, with all its steps per call; FLOPs are counted before compilation (flops.py).
@@ -24,7 +24,7 @@ from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.core import arrays
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.planning import flops, hlo
-from diffusion_jax.planning.devices import GIB, Chip, Target
+from diffusion_jax.planning.devices import GIB, Chip, Topology
 from diffusion_jax.training import sharding
 from diffusion_jax.training.state import TrainState
 
@@ -37,7 +37,7 @@ class Refused(Exception):
       of: the bytes that there are; None likewise.
     """
 
-    def __init__(self, message: str):
+    def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
         sizes = re.search(
             r"([\d.]+)([KMGT])\)? (?:exceeds available \w+|of) \(?([\d.]+)([KMGT])", message
@@ -48,7 +48,7 @@ class Refused(Exception):
         )
 
 
-def card(config: ConfigDict, where: Target, *, hbm: float | None = None) -> dict[str, Any]:
+def card(config: ConfigDict, where: Topology, *, hbm: float | None = None) -> dict[str, Any]:
     """Compile the train step of a config for some devices, and read what it costs.
 
     Args:
@@ -122,7 +122,7 @@ def roofline(chip: Chip, devices: int, found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def trace(config: ConfigDict, where: Target) -> tuple[Experiment, Any, TrainState]:
+def trace(config: ConfigDict, where: Topology) -> tuple[Experiment, Any, TrainState]:
     """Trace the train step of a config for some devices; nothing is computed.
 
     Args:
@@ -168,7 +168,7 @@ def _compile(traced: Any) -> Any:
         raise Refused(str(error)) from None
 
 
-def _facts(model: Experiment, remat: str, where: Target, state: TrainState) -> dict[str, Any]:
+def _facts(model: Experiment, remat: str, where: Topology, state: TrainState) -> dict[str, Any]:
     """What is known before compiling."""
     sizes = sharding.make_mesh(dict(model.mesh.sizes), devices=where.devices).shape
     leaves = [
@@ -227,7 +227,7 @@ def remat_of(config: ConfigDict) -> str:
     return {False: "none", True: "block", None: "none"}.get(value, value)
 
 
-def model_flops(config: ConfigDict, where: Target) -> float:
+def model_flops(config: ConfigDict, where: Topology) -> float:
     """FLOPs of a step that computes nothing twice."""
     model, traced, _ = trace(changed(config, {"model.remat": "none"}), where)
     return flops.count(traced.jaxpr) / model.training.steps_per_call

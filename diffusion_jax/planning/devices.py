@@ -48,7 +48,7 @@ CHIPS = {
 }
 
 
-class Target(NamedTuple):
+class Topology(NamedTuple):
     """Devices to compile for.
 
     Attributes:
@@ -67,7 +67,7 @@ class Target(NamedTuple):
 MOST_CPUS = 1024  # devices that one process can pretend to have
 
 
-def target(topology: str) -> Target:
+def find_topology(topology: str) -> Topology:
     """The devices of a topology.
 
     Args:
@@ -80,7 +80,7 @@ def target(topology: str) -> Target:
     kind, _, size = topology.partition(":")
     platform = kind if kind in ("cpu", "gpu") else "tpu"
     devices = {"cpu": _cpus, "gpu": _gpus, "tpu": _tpus}[platform](topology, size)
-    return Target(topology, platform, devices, chip_of(devices[0].device_kind))
+    return Topology(topology, platform, devices, chip_of(devices[0].device_kind))
 
 
 def chip_of(device_kind: str) -> Chip | None:

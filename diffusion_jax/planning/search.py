@@ -9,14 +9,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffusion_jax.planning.cards import card, changed, remat_of
-from diffusion_jax.planning.devices import Target
+from diffusion_jax.planning.devices import Topology
 
 Card = dict[str, Any]
 
 
 def search_settings(
     config: ConfigDict,
-    where: Target,
+    where: Topology,
     *,
     hbm: float | None = None,
     known: Mapping[str, Card] | None = None,

@@ -19,7 +19,7 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.pretrained.published import Flat, Layout, Options, Published, Shape
 
 
-class Source(NamedTuple):
+class TensorSource(NamedTuple):
     """The tensors of theirs of which one of our parameters consists.
 
     Attributes:
@@ -38,7 +38,9 @@ CONV = Layout(lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 
 LEAVES = {"kernel": "weight", "scale": "weight", "rows": "weight", "bias": "bias"}
 
 
-def table(network: Published, options: Options, shapes: Mapping[str, Shape]) -> dict[str, Source]:
+def table(
+    network: Published, options: Options, shapes: Mapping[str, Shape]
+) -> dict[str, TensorSource]:
     """Return {path of one of our parameters: where it comes from}.
 
     Args:
@@ -48,11 +50,11 @@ def table(network: Published, options: Options, shapes: Mapping[str, Shape]) -> 
     """
     words, layouts = network.words(options), network.layouts(options)
 
-    def source(path: str, shape: Shape) -> Source:
+    def source(path: str, shape: Shape) -> TensorSource:
         *parts, leaf = path.split("/")
         theirs = itertools.product(*(words[part].split(" ") for part in parts), [LEAVES[leaf]])
         usual = {1: SAME, 2: DENSE, 4: CONV}[len(shape)] if leaf == "kernel" else SAME
-        return Source(
+        return TensorSource(
             tuple(".".join(filter(None, name)) for name in theirs),
             layouts.get(f"{parts[-1]}/{leaf}", usual),
         )
@@ -75,7 +77,7 @@ def unstacked(params: Flat) -> dict[str, np.ndarray]:
     }
 
 
-def to_theirs(table: Mapping[str, Source], params: Flat) -> dict[str, np.ndarray]:
+def to_theirs(table: Mapping[str, TensorSource], params: Flat) -> dict[str, np.ndarray]:
     """Convert our flat parameters to their tensors, as views where that is possible."""
     return {
         name: source.layout.to_theirs(part)
@@ -85,7 +87,7 @@ def to_theirs(table: Mapping[str, Source], params: Flat) -> dict[str, np.ndarray
 
 
 def to_ours(
-    table: Mapping[str, Source], tensors: Flat, shapes: Mapping[str, Shape]
+    table: Mapping[str, TensorSource], tensors: Flat, shapes: Mapping[str, Shape]
 ) -> dict[str, np.ndarray]:
     """Convert their tensors to our flat parameters.
 
@@ -108,7 +110,7 @@ def to_ours(
         {name: a.shape for name, a in tensors.items()},
     )
 
-    def param(source: Source) -> np.ndarray:
+    def param(source: TensorSource) -> np.ndarray:
         parts = [source.layout.to_ours(_numbers(name, tensors[name])) for name in source.names]
         return np.concatenate(parts, axis=-1)
 

@@ -2,9 +2,9 @@
 
 Python's own unpickler imports what a pickle names and calls it, so a filter around it is only as
 good as its list of harmless functions. Here a name stays a `Name`, a call becomes a `Made` and a
-persistent id a `Reference`: the reader of the file decides what they mean. The opcodes are listed
-at https://docs.python.org/3/library/pickletools.html; those of protocol 0 and out-of-band buffers
-are not supported, because torch.save does not write them.
+persistent id a `PersistentId`: the reader of the file decides what they mean. The opcodes are
+listed at https://docs.python.org/3/library/pickletools.html; those of protocol 0 and out-of-band
+buffers are not supported, because torch.save does not write them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STEPS, PER_STEP = 200_000, 40
 LONG = 16  # bytes of an integer
 
 
-class Damaged(Exception):
+class DamagedPickle(Exception):
     """The bytes are not a pickle that can be read; the reason."""
 
 
@@ -33,7 +33,7 @@ class Name(NamedTuple):
     name: str
 
 
-class Reference(NamedTuple):
+class PersistentId(NamedTuple):
     """A persistent id, such as torch's ('storage', type, key, location, size)."""
 
     about: Any
@@ -61,8 +61,8 @@ def read(data: bytes, start: int, allows: Callable[[Name], None]) -> tuple[Any, 
       (the value, the position after the pickle).
 
     Raises:
-      Damaged: for bytes that are not such a pickle, and for programs that are longer than that of
-        any file of tensors.
+      DamagedPickle: for bytes that are not such a pickle, and for programs that are longer than
+        that of any file of tensors.
     """
     machine = _Machine(data, start, allows)
     for _ in range(steps(len(data))):
@@ -70,11 +70,13 @@ def read(data: bytes, start: int, allows: Callable[[Name], None]) -> tuple[Any, 
         if code == b".":
             return machine.stack.pop(), machine.at
         if code not in _OPCODES:
-            raise Damaged(f"opcode {code!r} at byte {machine.at - 1}, which torch does not write")
+            raise DamagedPickle(
+                f"opcode {code!r} at byte {machine.at - 1}, which torch does not write"
+            )
         _OPCODES[code](machine)
         if machine.at - start > PROGRAM:
-            raise Damaged(f"its pickle is longer than {PROGRAM} bytes")
-    raise Damaged(f"its pickle takes more than {steps(len(data))} steps")
+            raise DamagedPickle(f"its pickle is longer than {PROGRAM} bytes")
+    raise DamagedPickle(f"its pickle takes more than {steps(len(data))} steps")
 
 
 def steps(size: int) -> int:
@@ -88,7 +90,7 @@ def steps(size: int) -> int:
 class _Machine:
     """The state of the interpreter: a position, a stack with marks, and a memo."""
 
-    def __init__(self, data: bytes, start: int, allows: Callable[[Name], None]):
+    def __init__(self, data: bytes, start: int, allows: Callable[[Name], None]) -> None:
         self.data, self.at, self.allows = data, start, allows
         self.stack: list[Any] = []
         self.marks: list[int] = []
@@ -97,7 +99,7 @@ class _Machine:
     def take(self, count: int) -> bytes:
         """Return the next bytes."""
         if count > len(self.data) - self.at:
-            raise Damaged("it ends in the middle of its pickle")
+            raise DamagedPickle("it ends in the middle of its pickle")
         self.at += count
         return self.data[self.at - count : self.at]
 
@@ -109,7 +111,7 @@ class _Machine:
         """Return the next line, without its end."""
         end = self.data.find(b"\n", self.at, self.at + 1000)
         if end < 0:
-            raise Damaged("a name in its pickle has no end")
+            raise DamagedPickle("a name in its pickle has no end")
         return self.take(end + 1 - self.at)[:-1].decode()
 
     def since_mark(self) -> list[Any]:
@@ -121,42 +123,42 @@ class _Machine:
 
     def push_name(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
-            raise Damaged("a name in its pickle is not a text")
+            raise DamagedPickle("a name in its pickle is not a text")
         self.allows(found := Name(module, name))
         self.stack.append(found)
 
     def call(self) -> None:
         args, name = self.stack.pop(), self.stack.pop()
         if not isinstance(name, Name) or not isinstance(args, tuple):
-            raise Damaged("it calls what is not a name")
+            raise DamagedPickle("it calls what is not a name")
         self.stack.append(Made(name, args))
 
     def build(self) -> None:
         state, made = self.stack.pop(), self.stack[-1]
         if not isinstance(made, Made):
-            raise Damaged("it gives a state to what has none")
+            raise DamagedPickle("it gives a state to what has none")
         made.state = state
 
     def put_items(self, pairs: list[Any]) -> None:
         target = self.stack[-1].items if isinstance(self.stack[-1], Made) else self.stack[-1]
         if not isinstance(target, dict) or len(pairs) % 2:
-            raise Damaged("it puts items into what is not a dictionary")
+            raise DamagedPickle("it puts items into what is not a dictionary")
         for key, value in zip(pairs[::2], pairs[1::2]):
             if not isinstance(key, (str, int, float, type(None))) or (
                 type(key) is int and abs(key) >= 2**63
             ):
-                raise Damaged("a key of a dictionary is neither text nor number")
+                raise DamagedPickle("a key of a dictionary is neither text nor number")
             target[key] = value
 
     def append(self, values: list[Any]) -> None:
         if not isinstance(self.stack[-1], list):
-            raise Damaged("it appends to what is not a list")
+            raise DamagedPickle("it appends to what is not a list")
         self.stack[-1].extend(values)
 
     def pop_last(self, count: int) -> list[Any]:
-        """Pop the last `count` values; Damaged if there are fewer."""
+        """Pop the last `count` values; DamagedPickle if there are fewer."""
         if len(self.stack) < count:
-            raise Damaged("its pickle pops more than it pushed")
+            raise DamagedPickle("its pickle pops more than it pushed")
         found = self.stack[-count:]
         del self.stack[-count:]
         return found
@@ -164,7 +166,7 @@ class _Machine:
 
 def _long(machine: _Machine, size: int) -> int:
     if not 0 <= size <= LONG:
-        raise Damaged(f"an integer of {size} bytes")
+        raise DamagedPickle(f"an integer of {size} bytes")
     return int.from_bytes(machine.take(size), "little", signed=True)
 
 
@@ -242,5 +244,5 @@ _OPCODES: dict[bytes, Callable[[_Machine], Any]] = {
     b"R": lambda m: m.call(),
     b"\x81": lambda m: m.call(),  # NEWOBJ
     b"b": lambda m: m.build(),
-    b"Q": lambda m: m.stack.append(Reference(m.stack.pop())),
+    b"Q": lambda m: m.stack.append(PersistentId(m.stack.pop())),
 }

@@ -164,11 +164,14 @@ def misfits(
 
 
 def refuse(wrong: Mapping[str, Misfit], rest: str = "") -> None:
-    """Raise UserError with all that cannot be exported and the overrides of a run that can be.
+    """Refuse to export a run, naming the overrides of a run that can be exported.
 
     Args:
       wrong: the misfits by config key.
       rest: what else could be done, for the end of the message.
+
+    Raises:
+      UserError: lists all misfits.
     """
     what = "; ".join(
         f"config.{key}={one.value}" + (f" ({one.why})" if one.why else "")

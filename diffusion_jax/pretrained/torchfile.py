@@ -23,7 +23,7 @@ import numpy as np
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.pretrained import pickles
-from diffusion_jax.pretrained.pickles import Made, Name, Reference, read
+from diffusion_jax.pretrained.pickles import Made, Name, PersistentId, read
 
 MAGIC = 0x1950A86A20F9469CFC6C  # of the older format
 
@@ -215,7 +215,7 @@ class _Leaves:
     together are no longer than the file.
     """
 
-    def __init__(self, storages: Storages, size: int):
+    def __init__(self, storages: Storages, size: int) -> None:
         self.storages, self.visits, self.letters = storages, pickles.steps(size) // 2, size
 
     def of(self, value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, np.ndarray]]:
@@ -278,7 +278,7 @@ def _items(value: Any) -> Any:
 
 def _storage_of(reference: Any) -> tuple[np.dtype, str, int]:
     """Return (dtype, key, elements) of a persistent id; UserError if it is not a storage."""
-    about = reference.about if isinstance(reference, Reference) else None
+    about = reference.about if isinstance(reference, PersistentId) else None
     if not isinstance(about, tuple) or len(about) < 5 or about[0] != "storage":
         raise UserError("a tensor of this torch file does not consist of a storage; it is not read")
     _, kind, key, _, size, *view = about

@@ -22,7 +22,7 @@ MARGIN = 10  # pixels around the table
 GROUP_GAP = 10  # pixels between groups of rows, in addition to the gap between rows
 
 
-class Cell(NamedTuple):
+class Tile(NamedTuple):
     """An image with the text beneath it.
 
     Attributes:
@@ -59,7 +59,7 @@ class _Layout(NamedTuple):
 
 
 def lay_out(
-    rows: Sequence[Sequence[Cell | None]],
+    rows: Sequence[Sequence[Tile | None]],
     *,
     row_labels: Sequence[Any] | None = None,
     column_labels: Sequence[Any] | None = None,
@@ -67,7 +67,7 @@ def lay_out(
     note: str = "",
     gap: int = 3,
     rows_in_group: int | None = None,
-    above: Sequence[Cell] = (),
+    above: Sequence[Tile] = (),
 ) -> Image.Image:
     """A table of images on white paper.
 
@@ -114,14 +114,14 @@ def lay_out(
 
 
 def _measure(
-    rows: Sequence[Sequence[Cell | None]],
+    rows: Sequence[Sequence[Tile | None]],
     labels: Sequence[str],
     headings: Sequence[str],
     title: str | None,
     note: str,
     gap: int,
     groups: int,
-    above: Sequence[Cell],
+    above: Sequence[Tile],
 ) -> _Layout:
     cells = [cell for row in rows for cell in row if cell is not None]
     if not cells:
@@ -148,13 +148,13 @@ def _measure(
     return _Layout(left, top, first, step_x, step_y, width, tile_height, page)
 
 
-def _places(left: int, cells: Sequence[Cell], gap: int) -> list[int]:
+def _places(left: int, cells: Sequence[Tile], gap: int) -> list[int]:
     """Where each of several cells in a row begins, and where the next would."""
     return list(itertools.accumulate((_cell_width(cell) + gap for cell in cells), initial=left))
 
 
 def _draw_cell(
-    canvas: Image.Image, draw: ImageDraw.ImageDraw, cell: Cell, x: int, y: int, width: int
+    canvas: Image.Image, draw: ImageDraw.ImageDraw, cell: Tile, x: int, y: int, width: int
 ) -> None:
     """Draw a tile in the middle of `width` pixels from x, with its caption beneath."""
     canvas.paste(Image.fromarray(cell.tile), (x + (width - cell.tile.shape[1]) // 2, y))
@@ -168,7 +168,7 @@ def caption_height(caption: str) -> int:
     return (caption.count("\n") + 1) * (TEXT_SIZE + 4) + 4 if caption else 0
 
 
-def _cell_width(cell: Cell) -> int:
+def _cell_width(cell: Tile) -> int:
     return max(cell.tile.shape[1], _text_width(cell.caption))
 
 

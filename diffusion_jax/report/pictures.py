@@ -20,7 +20,7 @@ from diffusion_jax.core.files import atomic_path
 from diffusion_jax.data.transforms import to_uint8
 from diffusion_jax.evaluation import metrics
 from diffusion_jax.report import style
-from diffusion_jax.report.layout import Cell, lay_out
+from diffusion_jax.report.layout import Tile, lay_out
 
 VERDICT = ("accuracy", "frechet", "sliced_wasserstein", "error")  # metrics of a caption
 
@@ -47,7 +47,7 @@ def image_grid(
     tiles = _rgb(images)
     rows = [list(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
     return lay_out(
-        [[Cell(_enlarge(tile, scale)) for tile in row] for row in rows],
+        [[Tile(_enlarge(tile, scale)) for tile in row] for row in rows],
         row_labels=row_labels,
         column_labels=column_labels,
         title=title,
@@ -79,7 +79,7 @@ def grid_by_class(
         groups.setdefault(label, []).append(tile)
     if len(groups) > 20 and len(tiles) <= 2 * len(groups):
         cells = [
-            Cell(tile, "\n".join(textwrap.wrap(names[label], 14)))
+            Tile(tile, "\n".join(textwrap.wrap(names[label], 14)))
             for label, own in groups.items()
             for tile in own
         ]
@@ -87,7 +87,7 @@ def grid_by_class(
     rows, row_labels = [], []
     for label, own in groups.items():
         parts = [own[i : i + columns] for i in range(0, len(own), columns)]
-        rows += [[Cell(tile) for tile in part] for part in parts]
+        rows += [[Tile(tile) for tile in part] for part in parts]
         row_labels += [names[label]] + [""] * (len(parts) - 1)
     return lay_out(rows, row_labels=row_labels)
 
@@ -130,8 +130,8 @@ def denoising_strip(
     steps = np.unique(np.linspace(0, len(times) - 1, min(columns, len(times))).round().astype(int))
     rows, labels = [], []
     for i in range(min(images, x_t.shape[1])):
-        rows.append([Cell(_enlarge(_rgb(_into_range(x_t[s, i : i + 1]))[0], scale)) for s in steps])
-        rows.append([Cell(_enlarge(_rgb(x0_hat[s, i : i + 1])[0], scale)) for s in steps])
+        rows.append([Tile(_enlarge(_rgb(_into_range(x_t[s, i : i + 1]))[0], scale)) for s in steps])
+        rows.append([Tile(_enlarge(_rgb(x0_hat[s, i : i + 1])[0], scale)) for s in steps])
         labels += ["x\u209c", "x\u0302\u2080"]
     captions = [caption.format(times[s]) for s in steps]
     return lay_out(rows, row_labels=labels, column_labels=captions, title=title, rows_in_group=2)
@@ -163,9 +163,9 @@ def strips(
     rows = list(dict.fromkeys(row for row, _ in tiles))
     captions = captions or {}
 
-    def cell(row: Any, column: Any) -> Cell | None:
+    def cell(row: Any, column: Any) -> Tile | None:
         return (
-            Cell(tiles[row, column], captions.get((row, column), ""))
+            Tile(tiles[row, column], captions.get((row, column), ""))
             if (row, column) in tiles
             else None
         )
@@ -179,7 +179,7 @@ def strips(
             title=title,
             note=note,
             gap=16,
-            above=[Cell(tile, name) for name, tile in (above or {}).items()],
+            above=[Tile(tile, name) for name, tile in (above or {}).items()],
         ),
         path,
     )

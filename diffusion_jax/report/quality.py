@@ -26,7 +26,7 @@ def quality_curves(
     path: str | os.PathLike,
     *,
     metrics: Sequence[str] = METRICS,
-    floor: Mapping[str, float] | None = None,
+    reference: Mapping[str, float] | None = None,
     title: str | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> None:
@@ -41,7 +41,7 @@ def quality_curves(
         'stochastic', which makes a curve dashed.
       path: the file to write.
       metrics: names of evaluation.metrics; those that the table lacks are left out.
-      floor: the score of the truth itself, a gray line, by metric.
+      reference: the score of the truth itself, a gray line, by metric.
       title: stands at the top.
       labels: labels of axes, by metric, instead of those of evaluation.metrics.
 
@@ -58,15 +58,15 @@ def quality_curves(
     alone, rows = len(present) == 1, 1 if len(present) < 4 else 2
     names = 0.9 + 0.3 * len(samplers) if budget else (0.9 + 0.19 * len(samplers)) / rows
     size = (5.2 if alone else 4.1, max(3.5, names))  # high enough for every name
-    floor, labels = floor or {}, labels or {}
+    reference, labels = reference or {}, labels or {}
     with style.figure(path, len(present), size, rows, title=title) as axes:
         for i, (axis, metric) in enumerate(zip(axes, present)):
             label = wrapped(labels.get(metric, find(metric).label))
             if budget:
                 first = i % math.ceil(len(present) / rows) == 0
-                _dots(axis, _scores(table, metric), label, _scaled(floor, metric), named=first)
+                _dots(axis, _scores(table, metric), label, _scaled(reference, metric), named=first)
                 continue
-            ends = _draw_curves(axis, table, samplers, metric, floor.get(metric))
+            ends = _draw_curves(axis, table, samplers, metric, reference.get(metric))
             axis.set(xlabel="network evaluations (NFE)", ylabel=label)
             if alone:
                 _name_ends(axis, ends)
@@ -81,7 +81,7 @@ def placed_times(
     path: str | os.PathLike,
     *,
     title: str | None = None,
-    floor: Mapping[str, float] | None = None,
+    reference: Mapping[str, float] | None = None,
 ) -> None:
     """Where times were placed, a row of marks for each number of times, and what every grid scores.
 
@@ -93,19 +93,19 @@ def placed_times(
       metrics: names of evaluation.metrics, a panel for each.
       path: the file to write.
       title: stands at the top.
-      floor: the score of the truth itself, a gray line, by metric.
+      reference: the score of the truth itself, a gray line, by metric.
     """
     grids = list(dict.fromkeys(row["sampler"] for row in table))
-    budget, floor = len({row["nfe"] for row in table}) == 1, floor or {}
+    budget, reference = len({row["nfe"] for row in table}) == 1, reference or {}
     with style.figure(path, 1 + len(metrics), (4.3, 3.8), title=title) as axes:
         _draw_times(axes[0], logsnr)
         for i, (axis, metric) in enumerate(zip(axes[1:], metrics)):
             label = wrapped(find(metric).label)
             if budget:
-                scores, least = _scores(table, metric), _scaled(floor, metric)
+                scores, least = _scores(table, metric), _scaled(reference, metric)
                 _dots(axis, scores, label, least, named=i == 0, marked=grids[-1])
             else:
-                _draw_curves(axis, table, grids, metric, floor.get(metric))
+                _draw_curves(axis, table, grids, metric, reference.get(metric))
                 axis.set(xlabel="network evaluations (NFE)", ylabel=label)
         if not budget:
             handles, names = axes[-1].get_legend_handles_labels()
@@ -137,7 +137,7 @@ def _draw_times(axis: Axes, logsnr: Mapping[int, Sequence[float]]) -> None:
 
 
 def _draw_curves(
-    axis: Axes, table: Table, samplers: Sequence[str], metric: str, floor: float | None
+    axis: Axes, table: Table, samplers: Sequence[str], metric: str, reference: float | None
 ) -> list[tuple[float, float, str, str]]:
     """Draw a curve for each sampler; returns where each ends: (x, y, name, color)."""
     factor = find(metric).format.factor
@@ -157,9 +157,9 @@ def _draw_curves(
         look = {"color": color, "marker": marker, "markerfacecolor": fill, "linestyle": line}
         axis.plot(x, y, label=name, **look)
         ends.append((x[-1], y[-1], name, color))
-    if floor is not None:
+    if reference is not None:
         line = {"color": style.FAINT, "linewidth": 1.2, "linestyle": ":", "zorder": 0}
-        axis.axhline(factor * floor, label="truth itself", **line)
+        axis.axhline(factor * reference, label="truth itself", **line)
     if metric == "accuracy":
         axis.set_ylim(top=min(axis.get_ylim()[1], 101))  # percent
     else:
@@ -204,7 +204,7 @@ def _dots(
     axis: Axes,
     scores: Mapping[str, float | None],
     label: str,
-    floor: float | None,
+    reference: float | None,
     *,
     named: bool,
     marked: str = "",
@@ -215,7 +215,7 @@ def _dots(
       axis: the panel.
       scores: the score of each name; None where there is none.
       label: of the axis of scores.
-      floor: the score of the truth itself, a gray line.
+      reference: the score of the truth itself, a gray line.
       named: whether the names stand next to the panel.
       marked: the name that has another color.
     """
@@ -223,8 +223,8 @@ def _dots(
     present = [i for i, name in enumerate(names) if is_number(scores[name])]
     values = np.array([scores[names[i]] for i in present], float)
     colors = [COLORS[names[i] == marked] for i in present]
-    if floor is not None:
-        axis.axvline(floor, color=style.FAINT, linestyle=":", zorder=0, label="truth itself")
+    if reference is not None:
+        axis.axvline(reference, color=style.FAINT, linestyle=":", zorder=0, label="truth itself")
         axis.legend(fontsize=8.5)
     axis.scatter(values, present, color=colors, zorder=3)
     if len(values) and values.min() > 0 and values.max() > 4 * values.min():

@@ -44,7 +44,7 @@ def bars(
     metrics: Mapping[str, tuple[str, float]],
     path: str | os.PathLike,
     *,
-    floor: Mapping[str, float] | None = None,
+    reference: Mapping[str, float] | None = None,
     title: str | None = None,
 ) -> None:
     """A panel for each metric, with a bar and its error for each name.
@@ -55,7 +55,7 @@ def bars(
       scored: (mean, error) by name and metric.
       metrics: (label, factor) by metric; those that no name has are left out.
       path: the file to write.
-      floor: the score of real images, a gray line, by metric.
+      reference: the score of real images, a gray line, by metric.
       title: stands at the top.
     """
     present = {
@@ -69,9 +69,9 @@ def bars(
     with style.figure(path, len(present), size, rows, title=title, title_size=TITLE_SIZE) as axes:
         for i, (axis, (key, (label, factor))) in enumerate(zip(axes, present.items())):
             _bars_of_metric(axis, scored, key, factor)
-            if floor and is_number(floor.get(key)):
+            if reference and is_number(reference.get(key)):
                 line = {"color": style.FAINT, "linestyle": ":", "label": "real images"}
-                axis.axvline(factor * floor[key], **line)
+                axis.axvline(factor * reference[key], **line)
             axis.set(
                 yticks=range(len(names)),
                 yticklabels=names if i % columns == 0 else [],
@@ -99,7 +99,7 @@ def guidance_curves(
     rows: Sequence[Mapping[str, Any]],
     path: str | os.PathLike,
     *,
-    floor: Mapping[str, float] | None = None,
+    reference: Mapping[str, float] | None = None,
     title: str | None = None,
 ) -> None:
     """Scores against the scale of guidance, a curve for each guide; and precision against recall.
@@ -110,7 +110,7 @@ def guidance_curves(
     Args:
       rows: {'guide', 'scale', metric of GUIDED: value}.
       path: the file to write.
-      floor: the score of real images, a gray line, by metric.
+      reference: the score of real images, a gray line, by metric.
       title: stands at the top.
     """
     guides = list(dict.fromkeys(row["guide"] for row in rows))
@@ -128,9 +128,9 @@ def guidance_curves(
             if both:
                 _precision_against_recall(axes[-1], own, look)
         for axis, key in zip(axes, metrics):
-            if floor and is_number(floor.get(key)):
+            if reference and is_number(reference.get(key)):
                 line = {"color": style.FAINT, "linestyle": ":", "zorder": 0, "label": "real images"}
-                axis.axhline(find(key).format.factor * floor[key], **line)
+                axis.axhline(find(key).format.factor * reference[key], **line)
             axis.set(xlabel="scale (1: no guidance)", ylabel=wrapped(find(key).label))
         style.log_if_wide(axes[metrics.index("frechet")])
         handles, names = axes[0].get_legend_handles_labels()

@@ -21,10 +21,15 @@ from diffusion_jax.report import tables
 from diffusion_jax.studies import benchmark_comparison
 from diffusion_jax.studies.benchmark_loop import loop
 from diffusion_jax.studies.benchmark_sampling import SAMPLERS, sampling
-from diffusion_jax.studies.benchmark_timing import Part, Settings, Subject, dataset_for
+from diffusion_jax.studies.benchmark_timing import (
+    BenchmarkSettings,
+    BenchmarkSubject,
+    Part,
+    dataset_for,
+)
 from diffusion_jax.studies.benchmark_training import pipeline, training
 
-PARTS: dict[str, Callable[[Subject, Settings], Part]] = {
+PARTS: dict[str, Callable[[BenchmarkSubject, BenchmarkSettings], Part]] = {
     "training": training,
     "loop": loop,
     "data": pipeline,
@@ -69,7 +74,7 @@ def benchmark(
       UserError: for unknown names, and samplers and budgets that do not fit.
     """
     jax.config.update("jax_enable_compilation_cache", False)  # compilation is measured
-    settings = Settings(
+    settings = BenchmarkSettings(
         samplers=split(samplers) or list(SAMPLERS),
         nfe=nfe,
         shape=_shape(shape),
@@ -104,7 +109,7 @@ def _shape(text: str) -> list[int]:
 def _run(
     configs: Mapping[str, ConfigDict],
     parts: Sequence[str],
-    settings: Settings,
+    settings: BenchmarkSettings,
     path: Path,
     seed: int,
     against: str,
@@ -142,7 +147,7 @@ def _run(
 def measure(
     configs: Mapping[str, ConfigDict],
     parts: Sequence[str],
-    settings: Settings,
+    settings: BenchmarkSettings,
     keep: Callable[[dict[str, Part]], Any],
 ) -> dict[str, Part]:
     """Measure parts of several configs.
@@ -160,7 +165,7 @@ def measure(
     for title, config in configs.items():
         dataset = dataset_for(config, settings.shape, settings.classes)
         model = experiment.assemble(config, dataset.image_shape, dataset.num_classes)
-        subject = Subject(title, config, dataset, model)
+        subject = BenchmarkSubject(title, config, dataset, model)
         for name in parts:
             part = PARTS[name](subject, settings)
             if name == "training":

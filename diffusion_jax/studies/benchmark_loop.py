@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from diffusion_jax.assembly import train
-from diffusion_jax.studies.benchmark_timing import Part, Settings, Subject
+from diffusion_jax.studies.benchmark_timing import BenchmarkSettings, BenchmarkSubject, Part
 from diffusion_jax.training import loop as training_loop
 
 Events = dict[str, list[tuple[float, float]]]  # what happened -> (begin, end) of each time
@@ -32,7 +32,7 @@ LOOP = {
 CHECKPOINTS = 3  # of the short run, at least
 
 
-def loop(subject: Subject, settings: Settings) -> Part:
+def loop(subject: BenchmarkSubject, settings: BenchmarkSettings) -> Part:
     """Time a short run of the real training loop, with the config's own cadences.
 
     The run has at least three checkpoints; the cost of one is spread over as many steps as lie

@@ -21,7 +21,13 @@ from diffusion_jax.core.types import Array, Cond, Denoise, Key, Params
 from diffusion_jax.evaluation import generate
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers import base
-from diffusion_jax.studies.benchmark_timing import Part, Settings, Subject, compiled, take_turns
+from diffusion_jax.studies.benchmark_timing import (
+    BenchmarkSettings,
+    BenchmarkSubject,
+    Part,
+    compiled,
+    take_turns,
+)
 
 SAMPLERS = (
     "ancestral.ddim",
@@ -67,7 +73,7 @@ class Programs(NamedTuple):
     compile_seconds: dict[str, float]
 
 
-def sampling(subject: Subject, settings: Settings) -> Part:
+def sampling(subject: BenchmarkSubject, settings: BenchmarkSettings) -> Part:
     """Time samplers, with fresh weights, without guidance or clipping.
 
     Args:

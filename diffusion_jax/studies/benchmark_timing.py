@@ -20,7 +20,7 @@ NOISE_IMAGES = 50_000  # images of a data set of noise, fewer where they are lar
 NOISE_NUMBERS = 2 * 10**8  # numbers of such a data set, at most
 
 
-class Settings(NamedTuple):
+class BenchmarkSettings(NamedTuple):
     """What the command's flags say of all parts.
 
     Attributes:
@@ -42,7 +42,7 @@ class Settings(NamedTuple):
     steps: int
 
 
-class Subject(NamedTuple):
+class BenchmarkSubject(NamedTuple):
     """What a part measures.
 
     Attributes:

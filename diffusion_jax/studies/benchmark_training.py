@@ -17,9 +17,9 @@ from diffusion_jax import data
 from diffusion_jax.assembly import trainer
 from diffusion_jax.planning import devices, flops
 from diffusion_jax.studies.benchmark_timing import (
+    BenchmarkSettings,
+    BenchmarkSubject,
     Part,
-    Settings,
-    Subject,
     spread,
     take_turns,
     timed,
@@ -52,7 +52,7 @@ TIMING = 0.2  # seconds of batches in one timing of the pipeline, about
 WARM_UP = 4  # batches that the prefetcher has ready, or that start it
 
 
-def training(subject: Subject, settings: Settings) -> Part:
+def training(subject: BenchmarkSubject, settings: BenchmarkSettings) -> Part:
     """Time the compiled train step, on batches that are on the device already.
 
     Args:
@@ -153,7 +153,7 @@ def peak_flops() -> tuple[float, str]:
     return 2 * n**3 / best * jax.device_count(), f"a float32 product of {n} x {n} on this {kind}"
 
 
-def pipeline(subject: Subject, settings: Settings) -> Part:
+def pipeline(subject: BenchmarkSubject, settings: BenchmarkSettings) -> Part:
     """Time the input pipeline alone.
 
     Args:

@@ -71,6 +71,9 @@ def interpolate(job: Job, denoise: Denoise, steps: int = 9) -> Strip:
       job: the images and the model.
       denoise: the denoiser.
       steps: images of each pair.
+
+    Raises:
+      UserError: if there are fewer than two images.
     """
     sampler, process = job.sampling.sampler, job.trained.experiment.process
     ts, half = job.sampling.ts, len(job.images) // 2
@@ -139,6 +142,9 @@ def translate(job: Job, denoise: Denoise, labels: str) -> Strip:
       job: the images and the model.
       denoise: the denoiser.
       labels: the target classes; '' takes all.
+
+    Raises:
+      UserError: for a model without classes.
     """
     model = job.trained.experiment
     if not model.num_classes:

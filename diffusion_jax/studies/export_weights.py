@@ -78,9 +78,15 @@ def write_weights(
     variance: bool = False,
     network_only: bool = False,
 ) -> Path:
-    """Write the network of a workdir to a folder; returns the file of weights.
+    """Write the network of a workdir to a folder.
 
-    Arguments and errors are those of `export_weights`.
+    The arguments are those of `export_weights`.
+
+    Returns:
+      The file of weights.
+
+    Raises:
+      UserError: as `export_weights`.
     """
     name = class_for(to, config.model.name)
     network = networks.network(name)

@@ -57,7 +57,7 @@ def write(
     result = {"rows": list(rows), "verdicts": claims, "real": dict(real)}
     files.save_json(stem.with_suffix(".json"), {**result, **record})
     bars = {key: (find(key).label, find(key).format.factor) for key in DRAWN}
-    sweeps.bars(scored, bars, stem.with_suffix(".png"), floor=real, title=title)
+    sweeps.bars(scored, bars, stem.with_suffix(".png"), reference=real, title=title)
     everything = html.code(files.canonical_json(record))
     page = [
         (

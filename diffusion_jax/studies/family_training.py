@@ -67,6 +67,9 @@ def train_for(
 
     Returns:
       (the workdir, the config with the number of steps).
+
+    Raises:
+      CommandExit: if a signal stopped the training.
     """
     budget = root / "budget.json"
     rule = reading.record({"steps": reading.integer(1, 10**9)})

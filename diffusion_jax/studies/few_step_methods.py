@@ -100,7 +100,7 @@ def few_step(
     else:
         model = train_variant(how, "teacher")
     dataset = workdirs.dataset(workdirs.saved_config(how.teacher), how.teacher)
-    table, took = Table(dataset, num, [], {}, {}), seconds(how.teacher)
+    table, took = FewStepTable(dataset, num, [], {}, {}), seconds(how.teacher)
     title = f"diffusion ({teacher_sampler})"
     real = add(table, model, title, teacher_sampler, wide, root / "cells", took)
     text = write(table, root, budgets, real)
@@ -115,7 +115,7 @@ def few_step(
 def check_names(
     recipe: str, methods: Sequence[str], size: str, sampler: str, budgets: Sequence[int]
 ) -> None:
-    """Raise UserError for a method, a sampler or a budget that does not exist.
+    """Check that the methods, the sampler and the budgets exist.
 
     Args:
       recipe: the config file.
@@ -123,6 +123,9 @@ def check_names(
       size: of the recipe.
       sampler: that of the teacher.
       budgets: those of the methods and the teacher's own.
+
+    Raises:
+      UserError: for one that does not exist.
     """
     if len(budgets) < 2:
         raise UserError("--nfe is empty; name numbers of network evaluations, such as 1,2,4")
@@ -138,7 +141,7 @@ def _variant(recipe: str, name: str, size: str) -> str:
 
 
 def _add_method(
-    table: Table,
+    table: FewStepTable,
     recipe: Recipe,
     name: str,
     budgets: Sequence[int],
@@ -236,7 +239,7 @@ def search_times(
 
 
 # ---- what is judged and written
-class Table(NamedTuple):
+class FewStepTable(NamedTuple):
     """What has been judged so far; `add` changes it in place.
 
     Attributes:
@@ -255,7 +258,7 @@ class Table(NamedTuple):
 
 
 def add(
-    table: Table,
+    table: FewStepTable,
     model: Trained,
     name: str,
     entry: str,
@@ -316,7 +319,7 @@ def report(rows: Sequence[dict[str, Any]], budgets: Sequence[int], real: dict[st
     return markdown_table(table, {"model": "model", "seconds": "training, s"} | columns)
 
 
-def write(table: Table, root: Path, budgets: Sequence[int], real: dict[str, float]) -> str:
+def write(table: FewStepTable, root: Path, budgets: Sequence[int], real: dict[str, float]) -> str:
     """Write few_step.md, .json, .png and _grid.png in the folder `root`.
 
     Returns:
@@ -336,7 +339,7 @@ def write(table: Table, root: Path, budgets: Sequence[int], real: dict[str, floa
     files.save_json(root / "few_step.json", record)
     shown = ("accuracy", "frechet")
     quality.quality_curves(
-        table.rows, root / "few_step.png", metrics=shown, floor=real, title=title
+        table.rows, root / "few_step.png", metrics=shown, reference=real, title=title
     )
     images = data.arrays(table.dataset.test, limit=10)["image"]
     pictures.strips(

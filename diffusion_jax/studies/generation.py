@@ -23,7 +23,7 @@ from diffusion_jax.report import pictures, scatter
 from diffusion_jax.training import distributed
 
 
-class Samples(NamedTuple):
+class GeneratedImages(NamedTuple):
     """Images and what they were drawn from.
 
     images: (N, H, W, C) uint8, or points (N, D) float.
@@ -94,7 +94,7 @@ def sample(
         finish=transforms.to_uint8 if is_image else np.asarray,
     )
     if distributed.first():
-        save(Samples(images, chosen, wanted, prompt), files, [*classes, "any"], real)
+        save(GeneratedImages(images, chosen, wanted, prompt), files, [*classes, "any"], real)
         print(f"{len(images)} images: {files['.npz']}, {files['.png']}")
 
 
@@ -104,7 +104,7 @@ def _points(config: ConfigDict, workdir: str, count: int) -> np.ndarray:
 
 
 def save(
-    samples: Samples, files: dict[str, Path], names: list[str], real: np.ndarray | None
+    samples: GeneratedImages, files: dict[str, Path], names: list[str], real: np.ndarray | None
 ) -> None:
     """Write samples.
 

@@ -49,7 +49,7 @@ def write(kept: Mapping[str, Any], title: str, stem: Path) -> str:
     text += f"\n\n{report(rows, measures)}"
     files.save_text(Path(f"{stem}.md"), text)
     lengths = {int(n): lam for n, lam in kept["logsnr"].items()}
-    quality.placed_times(rows, lengths, measures, Path(f"{stem}.png"), title=title, floor=truth)
+    quality.placed_times(rows, lengths, measures, Path(f"{stem}.png"), title=title, reference=truth)
     return text
 
 

@@ -298,7 +298,7 @@ def _figures(
         return {key.removesuffix(f"/{features}"): value for key, value in row.items()}
 
     path = workdir / "guidance_sweep.png"
-    sweeps.guidance_curves([plain(row) for row in rows], path, floor=plain(real), title=title)
+    sweeps.guidance_curves([plain(row) for row in rows], path, reference=plain(real), title=title)
 
     def tile(images: np.ndarray) -> np.ndarray:
         return pictures.mosaic(images, 2, scale=max(1, round(28 / images.shape[1])))

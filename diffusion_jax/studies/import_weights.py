@@ -75,7 +75,16 @@ def import_weights(
 def to_workdir(
     source: str, path: str | Path, out: str | Path, dataset: str = "folder", autoencoder: str = ""
 ) -> Path:
-    """Make a workdir of published weights; returns its folder. See `import_weights`."""
+    """Make a workdir of published weights.
+
+    The arguments are those of `import_weights`.
+
+    Returns:
+      The workdir.
+
+    Raises:
+      UserError: if `out` holds a model already, and as `import_weights`.
+    """
     file = find(Path(path))
     described = file.with_name("config.json")
     config = (

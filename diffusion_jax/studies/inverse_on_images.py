@@ -41,7 +41,7 @@ SHOWN = 10  # images of a strip
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (images, truth) uint8 -> (N,)
 
 
-class Problem(NamedTuple):
+class ImageProblem(NamedTuple):
     """A task of the benchmark and a method for it: the task's name, and what was measured, y."""
 
     name: str
@@ -227,7 +227,7 @@ def make_rows(
         y = restoration.measure(job, measurement)
         rows += _without_model(name, task, measurement, y, mean_image, row, table)
         for spec in methods:
-            problem = Problem(name, measurement, method_for(spec, measurement, task), y)
+            problem = ImageProblem(name, measurement, method_for(spec, measurement, task), y)
             place_of = f"task {place + 1} of {len(tasks)}:"
             rows.append(_with_model(job, spec, problem, row, table, place_of))
     return rows, truth[:SHOWN]
@@ -236,7 +236,7 @@ def make_rows(
 def _with_model(
     job: Job,
     spec: str,
-    problem: Problem,
+    problem: ImageProblem,
     row: Callable[[np.ndarray], dict[str, Any]],
     table: store.Table,
     place: str,

@@ -36,7 +36,7 @@ EXACT = "exact posterior"
 TRUTH = "exact denoiser given y"
 
 
-class Settings(NamedTuple):
+class MixtureSettings(NamedTuple):
     """The inverse problem and how it is solved (the command's flags).
 
     Attributes:
@@ -58,7 +58,7 @@ class Settings(NamedTuple):
     draws: int
 
 
-class Problem(NamedTuple):
+class MixtureProblem(NamedTuple):
     """Measurements of a mixture, with their exact posterior.
 
     Attributes:
@@ -115,7 +115,7 @@ def compare_with_posterior(
     for method in chosen:  # mistakes are reported before anything takes long
         if method != TRUTH:
             build(components.METHODS, method)
-    settings = Settings(target, process, sampler, grid, std, num, draws)
+    settings = MixtureSettings(target, process, sampler, grid, std, num, draws)
     folder = out or "runs/inverse_" + re.sub(r"\W+", "_", target).strip("_")
     stem = parsing.folder("out", folder) / "inverse_benchmark"
     with jax.enable_x64(True):
@@ -154,7 +154,7 @@ def mixture_of(target: str) -> laws.Mixture:
     )
 
 
-def problem_of(settings: Settings) -> Problem:
+def problem_of(settings: MixtureSettings) -> MixtureProblem:
     """The measurements of a target, and their exact posterior."""
     law = jax.tree.map(jnp.asarray, mixture_of(settings.target))
     dim = law.means.shape[1]
@@ -163,7 +163,7 @@ def problem_of(settings: Settings) -> Problem:
     truth = laws.draw_mixture(law, jax.random.key(1), settings.num)
     y = measurements.measure(measurement, jax.random.key(2), truth)
     exact = posterior.posterior(law, jnp.asarray(matrix), settings.std**2, y)
-    return Problem(law, measurement, matrix, truth, y, exact)
+    return MixtureProblem(law, measurement, matrix, truth, y, exact)
 
 
 def judged(
@@ -192,7 +192,7 @@ def judged(
 
 
 def make_rows(
-    settings: Settings, methods: Sequence[str], budgets: Sequence[int], table: store.Table
+    settings: MixtureSettings, methods: Sequence[str], budgets: Sequence[int], table: store.Table
 ) -> list[dict[str, Any]]:
     """Rows for the exact posterior, for the exact denoiser given y, and for every method.
 
@@ -238,7 +238,7 @@ def make_rows(
     return rows
 
 
-def _method(name: str, problem: Problem) -> Method:
+def _method(name: str, problem: MixtureProblem) -> Method:
     """A method by its name; that of TRUTH replaces the denoiser by the exact one given y."""
     if name != TRUTH:
         return build(components.METHODS, name)
@@ -251,7 +251,7 @@ def _method(name: str, problem: Problem) -> Method:
 
 
 def solver_of(
-    settings: Settings, problem: Problem, method: Method, budgets: Sequence[int]
+    settings: MixtureSettings, problem: MixtureProblem, method: Method, budgets: Sequence[int]
 ) -> tuple[Callable[[Key, int], Array], dict[int, int]]:
     """Compile a method for all budgets.
 
@@ -304,7 +304,7 @@ def draw_figures(rows: list[dict[str, Any]], stem: Path, title: str) -> None:
     exact, made = rows[0], [row | {"sampler": row["method"]} for row in rows[1:]]
     truth = {metric: exact[metric] for metric in METRICS}
     quality.quality_curves(
-        made, stem.with_suffix(".png"), metrics=METRICS, floor=truth, title=title
+        made, stem.with_suffix(".png"), metrics=METRICS, reference=truth, title=title
     )
     if np.shape(exact["draws"])[1] < 2:  # a density is drawn in the plane alone
         return

@@ -28,7 +28,7 @@ Values = dict[str, Array]
 Measure = Callable[[Params, Key, Array, Cond], Values]  # of images (B, ...); values (B,) or (B, K)
 
 
-class Settings(TypedDict):
+class LikelihoodSettings(TypedDict):
     """All that a likelihood depends on besides the model and the images (the command's flags).
 
     Attributes:
@@ -66,7 +66,7 @@ class Settings(TypedDict):
     seed: int
 
 
-def resolved(settings: Settings, model: Experiment) -> Settings:
+def decided(settings: LikelihoodSettings, model: Experiment) -> LikelihoodSettings:
     """The settings with the automatic ones decided.
 
     Args:
@@ -93,7 +93,7 @@ def resolved(settings: Settings, model: Experiment) -> Settings:
     return {**settings, "dequantize": dequantize, "trace": trace}
 
 
-def measures(trained: Trained, settings: Settings) -> dict[str, Measure]:
+def measures(trained: Trained, settings: LikelihoodSettings) -> dict[str, Measure]:
     """The measures of a model by the names of their rows in the table.
 
     Args:
@@ -113,7 +113,9 @@ def measures(trained: Trained, settings: Settings) -> dict[str, Measure]:
     return {row: with_params(measure) for row, measure in found.items()}
 
 
-def _flow(model: Experiment, settings: Settings, dequantize: str) -> Callable[..., Values]:
+def _flow(
+    model: Experiment, settings: LikelihoodSettings, dequantize: str
+) -> Callable[..., Values]:
     """The likelihood by the probability-flow ODE."""
     trace = (
         flow.exact()
@@ -145,7 +147,7 @@ def _flow(model: Experiment, settings: Settings, dequantize: str) -> Callable[..
     return measure
 
 
-def _bounds(model: Experiment, settings: Settings) -> dict[str, Callable[..., Values]]:
+def _bounds(model: Experiment, settings: LikelihoodSettings) -> dict[str, Callable[..., Values]]:
     """The discrete bound, also importance-weighted, and the continuous bound."""
     process, k = model.process, settings["iw"]
     ts = sampling.grid(model, settings["grid"], settings["moves"] + 1)
@@ -172,7 +174,7 @@ def _bounds(model: Experiment, settings: Settings) -> dict[str, Callable[..., Va
     return found
 
 
-def table(values: dict[str, np.ndarray], settings: Settings) -> list[dict[str, Any]]:
+def table(values: dict[str, np.ndarray], settings: LikelihoodSettings) -> list[dict[str, Any]]:
     """A row for each measure, with means over images.
 
     Args:
@@ -213,7 +215,7 @@ def table(values: dict[str, np.ndarray], settings: Settings) -> list[dict[str, A
     return rows
 
 
-def _titles(settings: Settings) -> list[tuple[str, str, str]]:
+def _titles(settings: LikelihoodSettings) -> list[tuple[str, str, str]]:
     """(row, name of its value, title) of every measure that there may be, in the table's order."""
     k, titles = settings["iw"], []
     for kind in settings["dequantize"]:

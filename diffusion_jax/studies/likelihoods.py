@@ -22,7 +22,13 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import Dataset, transforms
 from diffusion_jax.evaluation import generate
 from diffusion_jax.studies import store
-from diffusion_jax.studies.likelihood_measures import Settings, measures, report, resolved, table
+from diffusion_jax.studies.likelihood_measures import (
+    LikelihoodSettings,
+    decided,
+    measures,
+    report,
+    table,
+)
 
 
 def likelihood(
@@ -31,7 +37,7 @@ def likelihood(
     workdir: str,
     num: int = 0,
     batch_size: int = 100,
-    **settings: Unpack[Settings],
+    **settings: Unpack[LikelihoodSettings],
 ) -> None:
     """Measure the likelihood of images, print a table and write likelihood.md, .json and .npz.
 
@@ -40,14 +46,14 @@ def likelihood(
       workdir: the folder of the run, which the files are written to.
       num: number of images, from the first of the split; 0 takes all.
       batch_size: number of images at once; changes no value.
-      **settings: what the values depend on (likelihood_measures.Settings).
+      **settings: what the values depend on (likelihood_measures.LikelihoodSettings).
 
     Raises:
       UserError: for settings that do not fit, and for values that are not finite.
     """
     trained, stem = workdirs.load(workdir, config), Path(workdir) / "likelihood"
     experiment.need_pixels(trained.experiment)
-    chosen = resolved(settings, trained.experiment)
+    chosen = decided(settings, trained.experiment)
     about = {
         "settings": chosen,
         "step": trained.step,
@@ -85,7 +91,7 @@ def likelihood(
 def run(
     trained: Trained,
     dataset: Dataset,
-    settings: Settings,
+    settings: LikelihoodSettings,
     count: int,
     batch_size: int,
     parts: Path,
@@ -124,7 +130,7 @@ def run(
 
 
 def _examples(
-    trained: Trained, dataset: Dataset, settings: Settings, count: int
+    trained: Trained, dataset: Dataset, settings: LikelihoodSettings, count: int
 ) -> dict[str, np.ndarray]:
     """The images in [-1, 1], their labels and their numbers in the split."""
     model = trained.experiment
@@ -141,7 +147,7 @@ def _examples(
 
 
 def _measuring(
-    trained: Trained, settings: Settings, parts: Path
+    trained: Trained, settings: LikelihoodSettings, parts: Path
 ) -> Callable[[jax.Array, dict[str, np.ndarray]], np.ndarray]:
     """(keys, batch) -> indices: measures a batch and writes its values to the folder."""
     programs: dict[str, Any] = {

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.core import files, parsing, provenance, reading
 from diffusion_jax.planning import cards, words
-from diffusion_jax.planning.devices import GIB, Target, target
+from diffusion_jax.planning.devices import GIB, Topology, find_topology
 from diffusion_jax.planning.search import cheapest, search_settings
 from diffusion_jax.planning.stored_cards import rule as card_rule
 
@@ -39,7 +39,7 @@ def plan(
     if topology != "gpu":  # a plan for other devices takes no accelerator of this machine
         jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # compilation is measured
-    where = target(topology)
+    where = find_topology(topology)
     path = parsing.output("out", out, ".json")[".json"] if out else None
     size = hbm * GIB or None
     record = {
@@ -76,7 +76,7 @@ def _text(record: dict[str, Any]) -> str:
 
 def _search(
     config: ConfigDict,
-    where: Target,
+    where: Topology,
     hbm: float | None,
     record: dict[str, Any],
     out: Path | None,

@@ -111,7 +111,11 @@ def failures(compared: Comparison) -> list[str]:
 
 
 def need_results(rows: Sequence[dict[str, Any]]) -> None:
-    """Raise UserError with the first reason if every cell of a table has failed."""
+    """Check that a table has at least one result.
+
+    Raises:
+      UserError: if every cell has failed; it states the first reason.
+    """
     if rows and all(map(_failed, rows)):
         reason = rows[0].get("note", "no score")
         raise UserError(f"no cell has a result; the first failed because: {reason}")

@@ -162,7 +162,7 @@ def _figures(
         return
     labels = {"frechet": find("frechet", features).title} if features else {}
     truth = subject.judging.truth_scores
-    quality.quality_curves(rows, file, floor=truth, title=title, labels=labels)
+    quality.quality_curves(rows, file, reference=truth, title=title, labels=labels)
     pictures.strips(
         strips.tiles,
         stem.with_name(f"{stem.name}_strips.png"),

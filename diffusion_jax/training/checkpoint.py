@@ -28,7 +28,7 @@ import numpy as np
 from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.training import restoring, storage, verification
 from diffusion_jax.training.placement import leaves_by_path
-from diffusion_jax.training.verification import Damaged
+from diffusion_jax.training.verification import DamagedCheckpoint
 
 _SAVING = threading.Lock()  # one save at a time: Orbax is not made for two writers in one process
 
@@ -49,7 +49,7 @@ class Checkpointer:
         restored_step: int | None = None,
         delete_newer: bool = False,
         check: Callable[[], None] = lambda: None,
-    ):
+    ) -> None:
         """Prepare the folder for writing; what a killed save left in it is removed.
 
         Args:
@@ -168,7 +168,7 @@ def keep_best(
     """
     least = math.inf
     if (step := checkpointer.latest()) is not None:
-        with contextlib.suppress(Damaged):
+        with contextlib.suppress(DamagedCheckpoint):
             body = verification.read_body(checkpointer.directory / str(step))
             saved = body["extra"].get(metric)
             least = saved if isinstance(saved, float) else math.inf

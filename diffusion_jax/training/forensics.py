@@ -53,6 +53,9 @@ def rule(value: Any, place: str) -> None:
     """The rule of a report.json.
 
     It has a loss, a level and a time for each example, and a norm of each kind for each layer.
+
+    Raises:
+      reading.Mismatch: if the value breaks the rule.
     """
     _REPORT(value, place)
     batch = len(value["losses"])

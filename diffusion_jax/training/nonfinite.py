@@ -104,7 +104,7 @@ class NonFinite(UserError):
       level: the noise level of that example as log-SNR, or None.
     """
 
-    def __init__(self, message: str, step: int, example: int | None, level: float | None):
+    def __init__(self, message: str, step: int, example: int | None, level: float | None) -> None:
         super().__init__(message)
         self.step, self.example, self.level = step, example, level
 

@@ -14,7 +14,7 @@ import jax
 from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.training import distributed, verification
 from diffusion_jax.training.placement import leaves_by_path
-from diffusion_jax.training.verification import Damaged
+from diffusion_jax.training.verification import DamagedCheckpoint
 
 
 class Restored(NamedTuple):
@@ -128,7 +128,7 @@ def _newest(
         try:
             body = verification.read_body(folder)
             return Restored(read(folder, body["leaves"]), newest, body["extra"])
-        except Damaged as damage:
+        except DamagedCheckpoint as damage:
             time.sleep(0.2)  # its removal may be in progress
             if distributed.anywhere(not folder.exists()):
                 continue

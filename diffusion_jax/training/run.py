@@ -29,7 +29,7 @@ class Log:
         log_every: int,
         writer: metrics.Writer | None,
         bar: TrainingProgress,
-    ):
+    ) -> None:
         self._total_steps, self._batch_size, self._log_every = total_steps, batch_size, log_every
         self._writer, self._bar = writer, bar
         self._began = time.monotonic()
@@ -88,7 +88,7 @@ class Run:
         resumed: Mapping[str, Any],
         allowed: int,
         report: Report | None,
-    ):
+    ) -> None:
         self.state, self.step = state, step
         self.log, self._checkpointer, self._extra = log, checkpointer, dict(extra or {})
         self._saved = checkpointer.latest() if checkpointer else None  # the step of the last one

@@ -56,7 +56,7 @@ _BODY = reading.record(
 )
 
 
-class Damaged(Exception):
+class DamagedCheckpoint(Exception):
     """This checkpoint cannot be trusted; the message is the reason."""
 
 
@@ -80,15 +80,15 @@ def read_body(folder: Path) -> dict[str, Any]:
     """What 'meta' of a checkpoint says: {'step', 'leaves': {path: shape, dtype, sha256}, 'extra'}.
 
     Raises:
-      Damaged: if it cannot be read, or is not what was written.
+      DamagedCheckpoint: if it cannot be read, or is not what was written.
     """
     meta = _attempt(storage.read_meta, folder)
     if not isinstance(meta, dict) or meta.get("sha256") != _text_digest(meta.get("body")):
-        raise Damaged("its description does not match its digest")
+        raise DamagedCheckpoint("its description does not match its digest")
     try:
         _BODY(meta["body"], "")
     except reading.Mismatch as mismatch:
-        raise Damaged(f"its description is invalid: {mismatch}") from None
+        raise DamagedCheckpoint(f"its description is invalid: {mismatch}") from None
     return meta["body"]
 
 
@@ -101,13 +101,13 @@ def read_leaves(folder: Path, stored: Mapping[str, dict], wanted: dict[str, Any]
       wanted: the leaves to read, as arrays or shapes; those with a sharding are placed by it.
 
     Raises:
-      Damaged: if they cannot be read, or a leaf does not match its digest.
+      DamagedCheckpoint: if they cannot be read, or a leaf does not match its digest.
     """
     shapes = {path: _stored_shape(leaf) for path, leaf in wanted.items()}
     found = _attempt(storage.read_state, folder, shapes)
     for path, digest in _digests(found).items():
         if digest != stored[path]["sha256"]:
-            raise Damaged(f"{path} does not match its digest")
+            raise DamagedCheckpoint(f"{path} does not match its digest")
     return {path: _as_key(found[path], leaf) for path, leaf in wanted.items()}
 
 
@@ -151,7 +151,7 @@ def stored_arrays(leaves: dict[str, Any]) -> dict[str, Any]:
 
 
 def _attempt(read: Any, folder: Path, *arguments: Any) -> Any:
-    """read(folder, *arguments), and Damaged for all that it raises, on every process at once."""
+    """read(folder, *arguments); whatever it raises becomes DamagedCheckpoint in all processes."""
     found, problem = None, ""
     try:
         found = read(folder, *arguments)
@@ -159,7 +159,7 @@ def _attempt(read: Any, folder: Path, *arguments: Any) -> Any:
         line = (str(error).strip() or "no message").splitlines()[0]
         problem = f"{type(error).__name__}: {line[:120]}"
     if distributed.anywhere(bool(problem)):  # then all processes try the same other checkpoint
-        raise Damaged(problem or "another process could not read it")
+        raise DamagedCheckpoint(problem or "another process could not read it")
     return found
 
 

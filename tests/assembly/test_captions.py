@@ -10,8 +10,10 @@ import pytest
 
 from configs.base import base, network
 from diffusion_jax import data
-from diffusion_jax.assembly import conditions, experiment, sample_conditions, sampling
+from diffusion_jax.assembly import conditions, sample_conditions, sampling
+from diffusion_jax.assembly.experiment import assemble
 from diffusion_jax.assembly.kinds import few_step
+from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import captions
@@ -32,7 +34,7 @@ def config_of(name="digits_captions", encoder="bytes(width=8, heads=2, depth=1)"
 
 @pytest.fixture(scope="module")
 def model():
-    return experiment.assemble(config_of(), (8, 8, 1), 10)
+    return assemble(config_of(), (8, 8, 1), 10)
 
 
 def test_captions_are_dropped_whole_and_the_reader_learns(model):
@@ -88,7 +90,7 @@ def test_bad_prompts_are_one_line(model, prompt, message):
 
 def test_prompts_and_labels_meet_the_right_models(model):
 
-    labeled = experiment.assemble(_labeled(), (8, 8, 1), 10)
+    labeled = assemble(_labeled(), (8, 8, 1), 10)
     with pytest.raises(UserError, match="knows no captions.* labels, 0 to 9: use --labels"):
         generation.requested_conditions(labeled, "", ["a 3"], 4)
     with pytest.raises(UserError, match="give one, or several, by --prompt"):
@@ -119,20 +121,20 @@ class ByMean(nn.Module):
         return x * (0.3 + jnp.mean(cond["bytes"], axis=1) / 100)[:, None, None, None]
 
 
-def guided_at(scale: float, **changes) -> experiment.Experiment:
+def guided_at(scale: float, **changes) -> Experiment:
     """A model of captions with config.sampler.guidance = scale, drawn without clipping."""
     config = config_of()
     config.update(changes)
     config.sampler.update(guidance=scale, clip="none", nfe=2)
-    return experiment.assemble(config, (8, 8, 1), 10)._replace(model=ByMean())
+    return assemble(config, (8, 8, 1), 10)._replace(model=ByMean())
 
 
-def described(built: experiment.Experiment) -> data.Dataset:
+def described(experiment: Experiment) -> data.Dataset:
     """Twelve images of noise in two classes, each with its caption."""
     images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1)).astype(np.uint8)
     every, (numbers,) = captions.numbered([(f"number {i}",) for i in range(12)])
     source = captions.CaptionedSource(
-        Arrays(images, np.arange(12) % 2, numbers), built.encoder.encode(every)
+        Arrays(images, np.arange(12) % 2, numbers), experiment.encoder.encode(every)
     )
     return data.Dataset("folder", source, source, (8, 8, 1), 2, ("a", "b"), captions=every)
 
@@ -141,23 +143,23 @@ def test_a_guided_model_of_captions_is_compared_by_the_samples_of_its_captions()
     """What comparison, sweeps and evaluation draw: the captions of the test split in turn, guided
     as sample guides them.
     """
-    built, keys = guided_at(3.0), generate.seeds_to_keys(range(3))
-    dataset, trained = described(built), Trained(built, {}, 1, "params", {})
-    labels, cond = sample_conditions.for_judging(built, dataset, 3)
+    experiment, keys = guided_at(3.0), generate.seeds_to_keys(range(3))
+    dataset, trained = described(experiment), Trained(experiment, {}, 1, "params", {})
+    labels, cond = sample_conditions.for_judging(experiment, dataset, 3)
     assert labels.tolist() == [0, 1, 0] and read(cond)[1] == "number 1"
     subject, chosen = (
         subjects.of_model(trained, dataset, range(3), "captions"),
-        sampling.method(built),
+        sampling.method(experiment),
     )
     found = subjects.runner(subject, chosen.sampler, len(chosen.ts))(np.asarray(chosen.ts))[0]
-    prompts = built.conditions.of_prompts(["number 0", "number 1", "number 2"])
-    drawn = sampling.sample_with(built, trained.params, chosen)(keys, prompts)
+    prompts = experiment.conditions.of_prompts(["number 0", "number 1", "number 2"])
+    drawn = sampling.sample_with(experiment, trained.params, chosen)(keys, prompts)
     np.testing.assert_allclose(found, drawn, rtol=1e-4, atol=1e-4)
     assert np.abs(found[0] - found[1]).max() > 1e-2
     with pytest.raises(
         UserError, match="this model takes captions, and the data set folder has none"
     ):
-        sample_conditions.for_judging(built, dataset._replace(captions=()), 3)
+        sample_conditions.for_judging(experiment, dataset._replace(captions=()), 3)
 
 
 def distilled_at(scale, student):
@@ -194,12 +196,12 @@ def test_a_teacher_of_captions_is_guided_at_the_scale_of_the_distillation():
 def test_a_teacher_of_an_unconditional_student_has_no_condition_to_guide_by():
     """Its own guidance then changes nothing; a scale that is set is refused, before training."""
     objective = "consistency.distillation()"
-    student = experiment.assemble(_labeled(), (8, 8, 1), 0)._replace(teacher=(guided_at(3.0), None))
+    student = assemble(_labeled(), (8, 8, 1), 0)._replace(teacher=(guided_at(3.0), None))
     assert few_step.teacher_scale(student) is None
     with pytest.raises(UserError, match="config.distill.guidance=3: the student is unconditional"):
         few_step.teacher_scale(distilled_at(3.0, student))
     captioned = guided_at(1.0, objective=objective)._replace(
-        teacher=(experiment.assemble(_labeled(), (8, 8, 1), 0), None)
+        teacher=(assemble(_labeled(), (8, 8, 1), 0), None)
     )
     with pytest.raises(UserError, match="config.distill.guidance=2: this model is unconditional"):
         few_step.teacher_scale(distilled_at(2.0, captioned))
@@ -221,4 +223,4 @@ def test_configs_that_do_not_fit(change, message):
         config.model = network(change["name"])
     config.text.update({key: value for key, value in change.items() if key != "name"})
     with pytest.raises(UserError, match=message):
-        experiment.assemble(config, (8, 8, 1), 10)
+        assemble(config, (8, 8, 1), 10)

@@ -11,7 +11,8 @@ import pytest
 from numpy.testing import assert_allclose
 
 from configs import digits
-from diffusion_jax.assembly import denoiser, experiment, train, train_classifier, workdir
+from diffusion_jax.assembly import denoiser, train, train_classifier, workdir
+from diffusion_jax.assembly.experiment import guided_by
 from diffusion_jax.core import files
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.denoisers import guidance
@@ -33,12 +34,12 @@ def test_a_classifier_needs_a_label_and_its_classes():
 
 def test_a_denoiser_is_no_classifier_and_other_processes_are_named():
     plain = tiny()
-    built = experiment.guided_by("classifier('c')", plain, lambda other: (plain, None))
+    experiment = guided_by("classifier('c')", plain, lambda other: (plain, None))
     with pytest.raises(UserError, match="is no classifier"):
-        denoiser.denoiser(built, None, scale=2.0)
+        denoiser.denoiser(experiment, None, scale=2.0)
     flow = tiny(process="schedules.RectifiedFlow()")
     with pytest.raises(UserError, match="RectifiedFlow"):
-        experiment.guided_by("autoguidance('c')", plain, lambda other: (flow, None))
+        guided_by("autoguidance('c')", plain, lambda other: (flow, None))
 
 
 @pytest.mark.parametrize("pool", ["attention", "mean"])

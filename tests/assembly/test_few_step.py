@@ -16,13 +16,13 @@ from configs import toy
 from diffusion_jax.assembly import (
     datasets,
     denoiser,
-    experiment,
     preparation,
     sampling,
     train,
     trainer,
     workdir,
 )
+from diffusion_jax.assembly.experiment import assemble
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.samplers import few_step
 from diffusion_jax.studies import comparison, subjects
@@ -76,11 +76,9 @@ def test_a_student_is_trained_by_a_workdir(workdirs):
         for name in ("cd", "teacher")
     )
     assert trained.step == 8 and trained.weights == "5k"
-    whole = preparation.with_teacher(experiment.assemble(config, (2,)))
+    whole = preparation.with_teacher(assemble(config, (2,)))
     assert jax.tree.all(jax.tree.map(np.array_equal, whole.begin, teacher.params))
-    assert (
-        preparation.with_teacher(experiment.assemble(config, (2,)), workdirs / "cd").begin is None
-    )
+    assert preparation.with_teacher(assemble(config, (2,)), workdirs / "cd").begin is None
     parts = trainer.training(whole)
     state = restoring.restore(
         workdirs / "cd" / "checkpoints", parts.runner.template(parts.init, jax.random.key(0))
@@ -110,10 +108,10 @@ def test_a_model_of_two_times_is_clipped_at_the_end_alone(variant):
     """Whose fresh network gives x0-hat = x at these x, outside of [-1, 1]; a model of one time is
     clipped in every move.
     """
-    built = experiment.assemble(recipe(variant), (2,))
+    experiment = assemble(recipe(variant), (2,))
     x, t = jnp.full((3, 2), 3.0), jnp.full(3, 0.2 if variant == "meanflow" else 0.001)
-    params = jax.jit(lambda: trainer.training(built).init(jax.random.key(0)).params)()
-    denoise = denoiser.denoiser(built, params, clip="static")
+    params = jax.jit(lambda: trainer.training(experiment).init(jax.random.key(0)).params)()
+    denoise = denoiser.denoiser(experiment, params, clip="static")
     assert np.abs(denoise(x, t).x0).max() == 1
     assert np.abs(denoise(x, t, few_step.ending_at(None, t / 2, 3)).x0).max() == (
         1 if variant == "ect" else pytest.approx(3, rel=0.3)
@@ -200,22 +198,19 @@ def test_the_command_trains_judges_and_finds_it_all_again(tmp_path):
 def test_mistakes(workdirs, tmp_path):
     teacher = str(workdirs / "teacher")
     with pytest.raises(UserError, match="learns from a teacher: set config.distill.teacher"):
-        trainer.training(experiment.assemble(recipe("scd"), (2,)))
+        trainer.training(assemble(recipe("scd"), (2,)))
     with pytest.raises(UserError, match="is for examples"):
-        preparation.with_teacher(experiment.assemble(recipe("cd", teacher), (3,)))
+        preparation.with_teacher(assemble(recipe("cd", teacher), (3,)))
     other = recipe("ect", teacher)
     other.model.width = 16
     with pytest.raises(UserError, match="another network, by config.model.width"):
-        preparation.with_teacher(experiment.assemble(other, (2,)))
-    assert (
-        preparation.with_teacher(experiment.assemble(recipe("ect", teacher), (2,))).begin
-        is not None
-    )
+        preparation.with_teacher(assemble(other, (2,)))
+    assert preparation.with_teacher(assemble(recipe("ect", teacher), (2,))).begin is not None
     meanflow_of_it = recipe("meanflow", init_from=teacher)
     with pytest.raises(UserError, match="another network, by config.parameterization"):
-        preparation.with_teacher(experiment.assemble(meanflow_of_it, (2,)))
+        preparation.with_teacher(assemble(meanflow_of_it, (2,)))
     meanflow_of_it.parameterization = "edm()"  # the second time's weights are fresh
-    begun = preparation.with_teacher(experiment.assemble(meanflow_of_it, (2,)))
+    begun = preparation.with_teacher(assemble(meanflow_of_it, (2,)))
     params = trainer.training(begun).init(jax.random.key(0)).params
     assert not np.any(params["condition"]["to"]["kernel"])
     assert np.array_equal(params["first"]["kernel"], begun.begin["first"]["kernel"])

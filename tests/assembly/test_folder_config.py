@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from configs import folder
-from diffusion_jax.assembly import experiment
+from diffusion_jax.assembly.experiment import assemble
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.training import forecast
 
@@ -19,8 +19,8 @@ def test_every_size_has_a_network_that_fits_it(size):
     assert (
         config.data.image_size == size and 0 < config.training.first_shapes < config.training.steps
     )
-    built = experiment.assemble(config, (size, size, 3), 3)
-    params = jax.eval_shape(lambda key: built.kind.init(built, key), jax.random.key(0))
+    experiment = assemble(config, (size, size, 3), 3)
+    params = jax.eval_shape(lambda key: experiment.kind.init(experiment, key), jax.random.key(0))
     assert 5e5 < sum(x.size for x in jax.tree.leaves(params)) < 1e7
 
 

@@ -15,7 +15,8 @@ from numpy.testing import assert_allclose
 from configs import toy
 from configs.base import vae
 from diffusion_jax import data
-from diffusion_jax.assembly import denoiser, experiment, sampling, workdir
+from diffusion_jax.assembly import denoiser, sampling, workdir
+from diffusion_jax.assembly.experiment import assemble, guided_by
 from diffusion_jax.assembly.kinds import classifier as classifiers
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.denoisers import guides
@@ -26,39 +27,39 @@ from tests import commands
 from tests.denoisers.mixture_by_class import NET, points, tiny
 
 
-def weights(built, seed):
+def weights(experiment, seed):
     """Parameters of its shapes that are not its zeros."""
     rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(lambda key: built.kind.init(built, key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: experiment.kind.init(experiment, key), jax.random.key(0))
     return jax.tree.map(
         lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype), shapes
     )
 
 
-def drawn(built, params, scales):
+def drawn(experiment, params, scales):
     """Samples of the three classes at these scales, by one program."""
-    chosen, cond = sampling.method(built), built.conditions.of_labels([0, 1, 2])
-    run = sampling.sample_fn(built, chosen.sampler, guided=True, clip="none")
-    params, keys = denoiser.ensemble(built, params), jax.vmap(jax.random.key)(jnp.arange(3))
+    chosen, cond = sampling.method(experiment), experiment.conditions.of_labels([0, 1, 2])
+    run = sampling.sample_fn(experiment, chosen.sampler, guided=True, clip="none")
+    params, keys = denoiser.ensemble(experiment, params), jax.vmap(jax.random.key)(jnp.arange(3))
     samples = [run(params, keys, cond, chosen.ts, jnp.float32(scale)) for scale in scales]
     assert run._cache_size() == 1
     return np.asarray(samples)
 
 
 def test_a_guide_of_the_config_with_a_traced_scale():
-    built = tiny()
-    params = weights(built, 0)
-    plain = drawn(built, params, (0.0, 1.0, 3.0))
+    experiment = tiny()
+    params = weights(experiment, 0)
+    plain = drawn(experiment, params, (0.0, 1.0, 3.0))
     assert np.abs(plain[1] - plain[0]).max() > 1e-2 and np.abs(plain[2] - plain[1]).max() > 1e-2
     assert (
-        sampling.method(built, built.sampling._replace(guidance=2.0)).guided
-        and not sampling.method(built).guided
+        sampling.method(experiment, experiment.sampling._replace(guidance=2.0)).guided
+        and not sampling.method(experiment).guided
     )
     everywhere = drawn(
-        experiment.guided_by("interval(cfg(rescale=0.0), high=1e6)", built), params, (0.0, 3.0)
+        guided_by("interval(cfg(rescale=0.0), high=1e6)", experiment), params, (0.0, 3.0)
     )
     assert_allclose(everywhere, plain[::2], rtol=1e-4, atol=1e-5)
-    nowhere = drawn(experiment.guided_by("interval(low=1e5, high=1e6)", built), params, (0.0, 3.0))
+    nowhere = drawn(guided_by("interval(low=1e5, high=1e6)", experiment), params, (0.0, 3.0))
     assert_allclose(nowhere, [plain[1]] * 2, rtol=1e-4, atol=1e-5)
 
 
@@ -71,10 +72,10 @@ def test_autoguidance_by_another_network():
         asked.append(other)
         return plain, worse
 
-    built = tiny("interval(autoguidance(workdir='small', ema='5k'))", load)
+    experiment = tiny("interval(autoguidance(workdir='small', ema='5k'))", load)
     assert asked == [guides.AuxiliaryModel("small", "5k", 0)]
     samples, alone = (
-        drawn(built, params, (0.0, 1.0, 2.5)),
+        drawn(experiment, params, (0.0, 1.0, 2.5)),
         drawn(plain, params, (1.0,))[0],
     )
     assert_allclose(samples[0], drawn(plain, worse, (1.0,))[0], rtol=1e-4, atol=1e-5)
@@ -86,17 +87,17 @@ def test_classifier_guide_starts_from_the_unconditional_half():
     plain = tiny(model="unet.UNet", shape=(4, 4, 1))
     judge = plain._replace(model=HalfUNet(**NET), kind=classifiers.KIND, guide=guides.cfg())
     load, params = lambda other: (judge, weights(judge, 1)), weights(plain, 0)
-    built = experiment.guided_by("classifier(workdir='c')", plain, load)
+    experiment = guided_by("classifier(workdir='c')", plain, load)
     assert (
-        sampling.method(built).guided and not sampling.method(plain).guided
+        sampling.method(experiment).guided and not sampling.method(plain).guided
     )  # its scale 1 is Bayes' rule, not the model
     images, halves = (
-        drawn(built, params, (0.0, 2.0)),
+        drawn(experiment, params, (0.0, 2.0)),
         drawn(plain, params, (0.0, 1.0)),
     )
     assert_allclose(images[0], halves[0], rtol=1e-4, atol=1e-5)
     assert np.abs(images[1] - images[0]).max() > 1e-3
-    conditional = experiment.guided_by("classifier('c', conditional=True)", plain, load)
+    conditional = guided_by("classifier('c', conditional=True)", plain, load)
     assert_allclose(drawn(conditional, params, (0.0,))[0], halves[1], rtol=1e-4, atol=1e-5)
 
 
@@ -128,7 +129,7 @@ def test_the_guides_own_neutral_scale_decides(spec):
         ),
     }
     for name, model in models.items():
-        model = experiment.guided_by(spec, model, lambda other, model=model: (model, None))
+        model = guided_by(spec, model, lambda other, model=model: (model, None))
         for scale in (0.0, 1.0, 1.5):
             if scale == neutral:
                 assert not denoiser.is_guided(model, scale)
@@ -171,7 +172,7 @@ def test_guidance_that_cannot_be_is_refused_where_it_is_asked_for():
         "autoguidance(step=1)": False,
     }.items():
         model = tiny(label_dropout=0.0)
-        model = experiment.guided_by(spec, model, lambda other, model=model: (model, None))
+        model = guided_by(spec, model, lambda other, model=model: (model, None))
         with (
             pytest.raises(UserError, match="with config.label_dropout=0")
             if refused
@@ -187,7 +188,7 @@ def test_guidance_that_cannot_be_is_refused_where_it_is_asked_for():
         tiny(objective="meanflow.meanflow(guidance=2.0)", conditional=False)
     assert not tiny(objective="meanflow.meanflow()", conditional=False).objective.guided
     autoencoder = toy.get_config("vp")
-    autoencoder = experiment.assemble(vae(autoencoder, "gaussian", hidden=(8,)), (2,))
+    autoencoder = assemble(vae(autoencoder, "gaussian", hidden=(8,)), (2,))
     with pytest.raises(
         UserError, match="guidance=2: autoencoder.VAE is an autoencoder, which has nothing to guide"
     ):
@@ -213,13 +214,13 @@ def test_no_command_decides_for_itself_whether_a_model_is_guided():
 
 
 def test_a_guided_denoiser_without_a_condition_has_the_null_condition():
-    built = tiny()
-    params, (x, _) = weights(built, 0), points()
-    null, half = built.conditions.null(6), {"to": jnp.zeros(6)}
+    experiment = tiny()
+    params, (x, _) = weights(experiment, 0), points()
+    null, half = experiment.conditions.null(6), {"to": jnp.zeros(6)}
     guided = jax.jit(
-        lambda cond: denoiser.denoiser(built, params, scale=3.0, clip="none")(x, 0.4, cond)
+        lambda cond: denoiser.denoiser(experiment, params, scale=3.0, clip="none")(x, 0.4, cond)
     )
-    plain = denoiser.denoiser(built, params, clip="none")(x, 0.4, null)
+    plain = denoiser.denoiser(experiment, params, clip="none")(x, 0.4, null)
     for cond in (null, None, half):
         chex.assert_trees_all_close(guided(cond), plain, rtol=1e-4, atol=1e-5)
 
@@ -227,14 +228,14 @@ def test_a_guided_denoiser_without_a_condition_has_the_null_condition():
 def test_a_comparison_of_a_model_that_a_classifier_guides_scores_what_sample_draws(monkeypatch):
     """At scale 1, which is Bayes' rule and not the model itself."""
     plain, seeds = tiny(), range(4)
-    monkeypatch.setattr(denoiser, "logits", lambda built, params: lambda x_t, t: x_t @ params)
-    built = experiment.guided_by(
+    monkeypatch.setattr(denoiser, "logits", lambda experiment, params: lambda x_t, t: x_t @ params)
+    experiment = guided_by(
         "classifier('c')",
         plain,
         lambda other: (plain, jnp.array([[2.0, -1.0, 0.5], [0.3, 1.0, -2.0]])),
     )
     trained, rng = (
-        workdir.Trained(built, weights(plain, 0), 1, "params", {}),
+        workdir.Trained(experiment, weights(plain, 0), 1, "params", {}),
         np.random.default_rng(0),
     )
     source = data.sources.Arrays(rng.standard_normal((12, 2)).astype("float32"), np.arange(12) % 3)
@@ -242,12 +243,12 @@ def test_a_comparison_of_a_model_that_a_classifier_guides_scores_what_sample_dra
         trained, data.Dataset("points", source, source, (2,), 3, None), seeds, "points"
     )
     chosen, keys = (
-        sampling.method(built, built.sampling._replace(nfe=2)),
+        sampling.method(experiment, experiment.sampling._replace(nfe=2)),
         generate.seeds_to_keys(seeds),
     )
     found = subjects.runner(subject, chosen.sampler, len(chosen.ts))(np.asarray(chosen.ts))[0]
-    drawn = sampling.sample_with(built, trained.params, chosen)(
-        keys, built.conditions.of_labels(np.arange(4) % 3)
+    drawn = sampling.sample_with(experiment, trained.params, chosen)(
+        keys, experiment.conditions.of_labels(np.arange(4) % 3)
     )
     assert_allclose(found, drawn, rtol=1e-4, atol=1e-5)
 

@@ -19,13 +19,13 @@ from diffusion_jax.assembly import (
     autoencoders,
     conditions,
     denoiser,
-    experiment,
     latent,
     sampling,
     train,
     train_latent,
     workdir,
 )
+from diffusion_jax.assembly.experiment import assemble, need_pixels
 from diffusion_jax.core import arrays
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import latents, pipeline
@@ -281,7 +281,7 @@ def test_a_model_of_latents_draws_images_and_is_judged_by_them(chained):
     )
     assert np.isfinite(result["mean"]["frechet"]) and np.isfinite(result["real"]["frechet"])
     with pytest.raises(UserError, match="this one sees latents"):
-        experiment.need_pixels(built)
+        need_pixels(built)
     finished = sampling.to_images(built, 2)(np.zeros((2, 4, 4, 4), np.float32))
     assert finished.shape == (2, 8, 8, 1) and finished.dtype == np.uint8
 
@@ -295,7 +295,7 @@ def test_a_model_of_latents_refuses_another_autoencoder_and_none(chained, tmp_pa
     config.latent.autoencoder = str(root / "autoencoder")
     about = json.loads((model / "data.json").read_text())
     other = latents.Encoded(**about["encoded"] | {"autoencoder": "0" * 64})
-    built = experiment.assemble(config, (4, 4, 4), 10)
+    built = assemble(config, (4, 4, 4), 10)
     with pytest.raises(UserError, match="is not the autoencoder that made the latents"):
         workdir.with_autoencoder(built, other)
 
@@ -342,8 +342,8 @@ def test_an_autoencoder_and_a_diffusion_objective_do_not_go_together():
     config = digits_vae.get_config("gaussian")
     config.objective = "denoising.dsm()"
     with pytest.raises(UserError, match="does not go with config.model.name=autoencoder.VAE"):
-        experiment.assemble(config, (8, 8, 1), 10)
+        assemble(config, (8, 8, 1), 10)
     config = digits_vae.get_config("gaussian")
     config.objective = "autoencoding.elbo(likelihood=autoencoding.gausian())"
     with pytest.raises(UserError, match="autoencoding.gaussian"):
-        experiment.assemble(config, (8, 8, 1), 10)
+        assemble(config, (8, 8, 1), 10)

@@ -16,7 +16,8 @@ from PIL import Image
 
 from configs import digits
 from diffusion_jax import data
-from diffusion_jax.assembly import datasets, experiment, workdir
+from diffusion_jax.assembly import datasets, workdir
+from diffusion_jax.assembly.experiment import assemble
 from diffusion_jax.core import files
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import consent, records, tfds_builder
@@ -169,8 +170,8 @@ def untrained_workdir(root: Path) -> Path:
     workdir.prepare(
         root, config.lock(), data.Dataset("digits", None, None, (8, 8, 1), 10, tuple("0123456789"))
     )
-    built = experiment.assemble(config, (8, 8, 1), 10)
-    shapes = jax.eval_shape(lambda key: built.kind.init(built, key), jax.random.key(0))
+    experiment = assemble(config, (8, 8, 1), 10)
+    shapes = jax.eval_shape(lambda key: experiment.kind.init(experiment, key), jax.random.key(0))
     with contextlib.closing(checkpoint.Checkpointer(root / "checkpoints")) as checkpoints:
         checkpoints.save(
             0, {"params": jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)}, {}

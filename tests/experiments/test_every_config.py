@@ -11,8 +11,9 @@ import pytest
 
 from configs import base, digits, families
 from diffusion_jax import data
-from diffusion_jax.assembly import components, experiment, sampling
+from diffusion_jax.assembly import components, sampling
 from diffusion_jax.assembly.build import build
+from diffusion_jax.assembly.experiment import assemble
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.processes import schedules
 from diffusion_jax.training import step
@@ -74,15 +75,15 @@ def test_every_config_builds_and_its_loss_and_sampler_have_shapes(file):
     for size in SIZES.get(file, ("", ",full")):
         for variant in variants:
             config = module.get_config(variant + size)
-            built = experiment.assemble(
+            experiment = assemble(
                 config if variant == variants[0] else small(config), SHAPES[file], 10
             )
-            chosen = sampling.method(built)
+            chosen = sampling.method(experiment)
             assert config.sampler.nfe - 1 <= sampling.evaluations(chosen) <= config.sampler.nfe
             keys = ("model", "process", "parameterization", "objective", "conditional")
             network = f"{[config[key] for key in keys]} {SHAPES[file]}"
             if network not in TRACED:
-                losses_have_shapes(built, SHAPES[file])
+                losses_have_shapes(experiment, SHAPES[file])
                 TRACED.add(network)
 
 
@@ -145,11 +146,13 @@ def test_improved_ddpm_is_a_preset_of_images_alone():
             importlib.import_module(f"configs.{file}").get_config("iddpm")
 
 
-def losses_have_shapes(built, shape):
-    built = built.kind.prepare(built, None)
-    built = built._replace(teacher=(built, None))  # a few-step model is its own teacher
-    params = jax.eval_shape(lambda key: built.kind.init(built, key), jax.random.key(0))
-    batch = (built.conditions.null(4) or {}) | {
+def losses_have_shapes(experiment, shape):
+    experiment = experiment.kind.prepare(experiment, None)
+    experiment = experiment._replace(
+        teacher=(experiment, None)
+    )  # a few-step model is its own teacher
+    params = jax.eval_shape(lambda key: experiment.kind.init(experiment, key), jax.random.key(0))
+    batch = (experiment.conditions.null(4) or {}) | {
         "image": jnp.zeros((4, *shape)),
         "label": jnp.zeros(4, jnp.int32),
     }
@@ -158,5 +161,7 @@ def losses_have_shapes(built, shape):
     def now(p):
         return step.Now(0, {"target": p, "teacher": p})
 
-    losses, extra = jax.eval_shape(lambda p: built.kind.loss(built)(p, batch, keys, now(p)), params)
+    losses, extra = jax.eval_shape(
+        lambda p: experiment.kind.loss(experiment)(p, batch, keys, now(p)), params
+    )
     assert {losses.shape} == {value.shape for value in extra.values()} == {(4,)}

@@ -65,7 +65,6 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(trained, tmp_path):
 
 
 def checkpoint_emas(config):
-
     return [ema.name(h) for h in config.ema.halflives]
 
 
@@ -90,16 +89,16 @@ def test_a_workdir_gives_its_model_back_and_says_which_weights_there_are(trained
 def test_one_compiled_sampler_serves_every_nfe_and_equals_the_plain_loop(trained):
     folder, _ = trained
     loaded = workdir.load(folder, workdir.saved_config(str(folder)))
-    built, keys = loaded.experiment, jax.random.split(jax.random.key(0), 4)
-    cond = built.conditions.of_labels(np.arange(4))
-    settings = sampling.with_sampler(built.sampling, "sde.edm")
-    plans = [sampling.method(built, settings._replace(nfe=nfe)) for nfe in (3, 9)]
-    run = sampling.sample_fn(built, plans[0].sampler, guided=True, clip="static")
+    experiment, keys = loaded.experiment, jax.random.split(jax.random.key(0), 4)
+    cond = experiment.conditions.of_labels(np.arange(4))
+    settings = sampling.with_sampler(experiment.sampling, "sde.edm")
+    plans = [sampling.method(experiment, settings._replace(nfe=nfe)) for nfe in (3, 9)]
+    run = sampling.sample_fn(experiment, plans[0].sampler, guided=True, clip="static")
     longest = max(len(plan.ts) for plan in plans)
     for plan in plans:
-        params = denoiser.ensemble(built, loaded.params)
+        params = denoiser.ensemble(experiment, loaded.params)
         padded = run(params, keys, cond, sampling.pad(plan.ts, longest), jnp.float32(1.5))
-        plain = sampling.sample_with(built, loaded.params, plan)(keys, cond)
+        plain = sampling.sample_with(experiment, loaded.params, plan)(keys, cond)
         np.testing.assert_allclose(padded, plain, atol=1e-5)
     assert run._cache_size() == 1
 
@@ -115,7 +114,8 @@ from tests.experiments.small_runs import small
 from configs import toy
 from diffusion_jax import data
 from diffusion_jax.core import arrays
-from diffusion_jax.assembly import datasets, experiment, sampling, trainer
+from diffusion_jax.assembly import datasets, sampling, trainer
+from diffusion_jax.assembly.experiment import assemble
 from diffusion_jax.training import loop, sharding
 def train(parallel, devices):
     config = small(toy.get_config('flow'))
@@ -125,20 +125,20 @@ def train(parallel, devices):
     for name in ('b1', 'b2', 'weight_decay'):
         config.optimizer[name] = None
     dataset = datasets.dataset(config)
-    built = experiment.assemble(config, dataset.image_shape, dataset.num_classes)
-    parts = trainer.training(built, jax.devices()[:devices])
+    experiment = assemble(config, dataset.image_shape, dataset.num_classes)
+    parts = trainer.training(experiment, jax.devices()[:devices])
     state = parts.runner.init(parts.init, jax.random.key(0))
     calls = loop.stack(data.batches(dataset.train, batch_size=16), 1)
     for i in range(3):
         state, metrics = parts.step(state, parts.runner.put_batch(calls(i), axis=1))
-    return built, sharding.fetch(state.params), float(np.ravel(metrics['loss'])[0])
-built, one, loss = train('jit', 1)
+    return experiment, sharding.fetch(state.params), float(np.ravel(metrics['loss'])[0])
+experiment, one, loss = train('jit', 1)
 for parallel in ('jit', 'pmap'):
     _, params, other = train(parallel, 8)
     assert abs(loss - other) < 1e-6 * abs(loss), (parallel, loss, other)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), one, params)
 keys, cond = arrays.example_keys(jax.random.key(1), 16), {'label': jax.numpy.arange(16) % 8}
-run = sampling.sample_with(built, one, sampling.method(built))
+run = sampling.sample_with(experiment, one, sampling.method(experiment))
 alone = np.asarray(run(keys, cond))
 spread = np.asarray(run(*jax.device_put((keys, cond), sharding.examples(sharding.make_mesh()))))
 np.testing.assert_allclose(alone, spread, atol=1e-5)

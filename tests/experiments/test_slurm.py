@@ -108,25 +108,28 @@ PartitionName=all Nodes={host} Default=YES
                 os.kill(int((at / f"{name}.pid").read_text()), signal.SIGTERM)
 
 
-def test_slurm_trains_with_two_tasks_and_a_job_cancelled_or_requeued_goes_on(slurm, tmp_path):
+def submitted(slurm, workdir, options):
+    venv = Path(sys.executable).parent.parent
+    return slurm(
+        "sbatch",
+        "--parsable",
+        "--ntasks-per-node=2",
+        f"--output={workdir}.out",
+        f"--export=ALL,VENV={venv}",
+        LAUNCH / "slurm.sbatch",
+        "--config=configs/digits.py:flow",
+        f"--workdir={workdir}",
+        *[f"--config.{key}={to}" for key, to in options.items()],
+    )
+
+
+def test_slurm_trains_with_two_tasks_and_a_canceled_or_requeued_job_resumes(slurm, tmp_path):
     """Stopped by scancel, submitted again, requeued in the middle: the rows are those of the job
     that was left alone.
     """
 
     def submit(workdir):
-        venv = Path(sys.executable).parent.parent
-        options = TINY | {"data.data_dir": tmp_path / "data"}
-        return slurm(
-            "sbatch",
-            "--parsable",
-            "--ntasks-per-node=2",
-            f"--output={workdir}.out",
-            f"--export=ALL,VENV={venv}",
-            LAUNCH / "slurm.sbatch",
-            "--config=configs/digits.py:flow",
-            f"--workdir={workdir}",
-            *[f"--config.{key}={to}" for key, to in options.items()],
-        )
+        return submitted(slurm, workdir, TINY | {"data.data_dir": tmp_path / "data"})
 
     def state(number):
         return re.search(r"JobState=(\w+)", slurm("scontrol", "show", "job", number))[1]

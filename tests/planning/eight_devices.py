@@ -41,7 +41,7 @@ def points(**changes):
 
 def main(folder: Path) -> None:
     """Two cards, a search, what is refused, and a program whose collectives are known."""
-    where, answers = devices.target("cpu:8"), {}
+    where, answers = devices.find_topology("cpu:8"), {}
     answers["plain"] = cards.card(points(), where)
     answers["too large"] = cards.card(points(), where, hbm=1000.0)
     answers["tight"], answers["reported"] = answers["plain"]["memory"]["total"] - 1, []

@@ -31,7 +31,7 @@ from diffusion_jax.training import step
 def test_nonsense_topologies_are_refused_in_one_line(topology, said):
     jax.devices()
     with pytest.raises(UserError, match=said) as error:
-        devices.target(topology)
+        devices.find_topology(topology)
     assert "\n" not in str(error.value) and topology in str(error.value)
 
 
@@ -40,20 +40,20 @@ def test_without_libtpu_the_message_says_what_to_install(monkeypatch):
     with pytest.raises(
         UserError, match=r"--topology=v5e:16x16 needs .* pip install 'diffusion_jax\[tpu\]'"
     ):
-        devices.target("v5e:16x16")
+        devices.find_topology("v5e:16x16")
 
 
 def test_gpu_without_a_gpu():
     if jax.default_backend() == "gpu":
         pytest.skip("there is a GPU")
     with pytest.raises(UserError, match="jax sees no GPU here"):
-        devices.target("gpu")
+        devices.find_topology("gpu")
 
 
 @pytest.mark.parametrize("size", ["", "0", "-1", "99999999", "9" * 5000])
 def test_a_topology_of_absurdly_many_devices_is_refused(size):
     with pytest.raises(UserError, match="write how many, from 1 to 1024"):
-        devices.target(f"cpu:{size}")
+        devices.find_topology(f"cpu:{size}")
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_the_flops_of_a_transformer():
     tokens, width, batch = 16, 32, 32
     per_token = 2 * 12 * width**2 + 4 * tokens * width + 2 * 2 * 4 * width
     condition = 2 * (256 * width + width**2 + 6 * width**2 + 2 * width**2)
-    traced = cards.trace(small(), devices.Target("here", "cpu", jax.devices()[:1], None))[1]
+    traced = cards.trace(small(), devices.Topology("here", "cpu", jax.devices()[:1], None))[1]
     assert flops.count(traced.jaxpr) == pytest.approx(
         3 * batch * (tokens * per_token + condition), rel=0.05
     )
@@ -96,7 +96,7 @@ def test_other_settings_do_the_same_work():
     """Without compiling: by accumulation and steps per call the work does not change, by
     rematerialization it does.
     """
-    where = devices.Target("here", "tpu", jax.devices()[:1], None)
+    where = devices.Topology("here", "tpu", jax.devices()[:1], None)
     plain = flops.count(cards.trace(small(), where)[1].jaxpr)
 
     def of(**changes):

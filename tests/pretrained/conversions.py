@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_jax.assembly import experiment
+from diffusion_jax.assembly.experiment import assemble
 from diffusion_jax.pretrained import (
     networks,
     published,
@@ -40,5 +40,5 @@ def assembled(name: str):
     network = networks.network(NAMES[name])
     options, shape = published.read_config(network, config)
     config = run_config(network, options, shape, options.pop("num_classes"), {}, "folder")
-    built = experiment.assemble(config, shape)
-    return built, fitted(network, built, weights)
+    experiment = assemble(config, shape)
+    return experiment, fitted(network, experiment, weights)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from diffusion_jax.assembly import experiment
+from diffusion_jax.assembly.experiment import assemble
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.pretrained import (
     networks,
@@ -45,10 +45,10 @@ def test_the_public_ddpm_is_ours():
     """
     network = networks.network("UNet2DModel")
     options, shape = published.read_config(network, CIFAR10)
-    built = experiment.assemble(
+    experiment = assemble(
         run_config(network, options, shape, options.pop("num_classes"), {}, "cifar10"), shape
     )
-    params = jax.eval_shape(lambda key: built.kind.init(built, key), jax.random.key(0))
+    params = jax.eval_shape(lambda key: experiment.kind.init(experiment, key), jax.random.key(0))
     assert (
         shape == (32, 32, 3)
         and options["attention"] == (16,)

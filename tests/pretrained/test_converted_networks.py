@@ -42,9 +42,9 @@ def folder_of(name: str, folder: Path) -> Path:
 @pytest.mark.parametrize("name", ["unet", "unet_default"])
 def test_diffusers_unet_on_converted_weights(name):
     """As a denoiser of the run: integer step j is t = (j + 1) / 1000 and the network is given j."""
-    built, params = assembled(name)
+    experiment, params = assembled(name)
     f = fixture(name)[2]
-    denoise = jax.jit(lambda x, t: denoiser.denoiser(built, params, clip="none")(x, t))
+    denoise = jax.jit(lambda x, t: denoiser.denoiser(experiment, params, clip="none")(x, t))
     found = denoise(nhwc(f["x"]), jnp.float32((f["t"] + 1) / 1000))
     half = np.split(nhwc(f["out"]), 2, axis=-1) if found.nu is not None else [nhwc(f["out"])]
     assert np.abs(f["out"]).max() > 1 and (found.nu is not None) == (name == "unet_default")
@@ -53,12 +53,12 @@ def test_diffusers_unet_on_converted_weights(name):
 
 
 def test_diffusers_autoencoder_on_converted_weights():
-    built, params = assembled("autoencoder_kl")
+    experiment, params = assembled("autoencoder_kl")
     f = fixture("autoencoder_kl")[2]
 
     @jax.jit
     def run(x, z):
-        networks = autoencoder.networks(built, params)
+        networks = autoencoder.networks(experiment, params)
         return networks.encode(x), networks.decode(z, None)[0]
 
     moments, image = run(nhwc(f["x"]), nhwc(f["z"]))
@@ -73,15 +73,15 @@ def test_tables_lose_nothing(name):
     """
     config, weights, _ = fixture(name)
     network = networks.network(NAMES[name])
-    built, params = assembled(name)
+    experiment, params = assembled(name)
     ours = layouts.flat(params[network.subtree] if network.subtree else params)
     shapes = {path: leaf.shape for path, leaf in ours.items()}
-    options = built.options | {"num_classes": 0}
+    options = experiment.options | {"num_classes": 0}
     back = layouts.to_theirs(layouts.table(network, options, shapes), ours)
     assert back.keys() == weights.keys()
     for key, tensor in weights.items():
         np.testing.assert_array_equal(back[key], tensor)
-    described = published.write_config(network, options, built.shape, shapes)
+    described = published.write_config(network, options, experiment.shape, shapes)
     assert described == {key: config[key] for key in described}
     assert config.keys() - described.keys() <= set(published.LOOSE)
 
@@ -108,11 +108,11 @@ def test_import_export_import_is_bit_exact_and_samples(tmp_path):
         workdir.saved_config(second) == config
     )  # the process and what the network predicts have come along
     jax.tree.map(np.testing.assert_array_equal, trained.params, again.params)
-    built = trained.experiment
+    experiment = trained.experiment
     betas = np.linspace(1e-4, 0.03, 500)  # theirs
-    np.testing.assert_allclose(built.process.betas, betas, rtol=1e-12)
+    np.testing.assert_allclose(experiment.process.betas, betas, rtol=1e-12)
     sampler = sampling.sample_with(
-        built, trained.params, sampling.method(built, built.sampling._replace(nfe=2))
+        experiment, trained.params, sampling.method(experiment, experiment.sampling._replace(nfe=2))
     )
     images = generate.generate(
         sampler, generate.seeds_to_keys([0, 1]), None, batch_size=2, finish=np.asarray

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from configs import base
-from diffusion_jax.assembly import components, denoiser, experiment, workdir
+from diffusion_jax.assembly import components, denoiser, workdir
 from diffusion_jax.assembly.build import build
+from diffusion_jax.assembly.experiment import assemble
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.core import files
 from diffusion_jax.core.errors import UserError
@@ -114,13 +115,13 @@ def trained_as(**changes) -> Trained:
     }
     config.model = base.network("unet.UNet", **options | changes.pop("model", {}))
     config.update({"parameterization": "edm(sigma_data=1.0)"} | changes)
-    built = experiment.assemble(config, (4, 4, 1), 3)
+    experiment = assemble(config, (4, 4, 1), 3)
     shapes, rng = (
-        jax.eval_shape(lambda key: built.kind.init(built, key), jax.random.key(0)),
+        jax.eval_shape(lambda key: experiment.kind.init(experiment, key), jax.random.key(0)),
         np.random.default_rng(0),
     )
     return Trained(
-        built,
+        experiment,
         jax.tree.map(lambda leaf: np.float32(0.3 * rng.standard_normal(leaf.shape)), shapes),
         1,
         "params",
@@ -169,13 +170,13 @@ def test_a_run_of_another_process_is_a_pipeline_of_its_class(exported, tmp_path)
     theirs = jax.jit(denoiser.denoiser(again.experiment, again.params, clip="none"))(
         x, jnp.float32((j + 1) / steps)
     )
-    built, found = (
+    experiment, found = (
         trained.experiment,
         chains.chain(trained.experiment.process, trained.experiment.parameterization),
     )
-    t = gaussian.time_of_logsnr(built.process, jnp.float32(-8 * (j - found.shift) / 1000))
-    ours = jax.jit(denoiser.denoiser(built, trained.params, clip="none"))(
-        x, t, built.conditions.of_labels([1] * 4)
+    t = gaussian.time_of_logsnr(experiment.process, jnp.float32(-8 * (j - found.shift) / 1000))
+    ours = jax.jit(denoiser.denoiser(experiment, trained.params, clip="none"))(
+        x, t, experiment.conditions.of_labels([1] * 4)
     )
     np.testing.assert_allclose(theirs.x0, ours.x0, atol=5e-3)
     np.testing.assert_allclose(theirs.eps, ours.eps, atol=5e-3)

@@ -26,7 +26,7 @@ from tests.pretrained.conversions import assembled, fixture
 
 def test_all_tensors_that_do_not_fit_are_named():
     network, weights = networks.network("UNet2DModel"), fixture("unet")[1]
-    built, _ = assembled("unet")
+    experiment, _ = assembled("unet")
     wrong = {
         key: value
         for key, value in weights.items()
@@ -34,7 +34,7 @@ def test_all_tensors_that_do_not_fit_are_named():
     }
     wrong |= {"conv_in.weight": np.zeros((8, 4, 3, 3)), "class_embedding.weight": np.zeros((2, 2))}
     with pytest.raises(UserError) as error:
-        fitted(network, built, wrong)
+        fitted(network, experiment, wrong)
     message = str(error.value)
     assert "\n" not in message and message.endswith(
         "missing: conv_in.bias, conv_out.weight; left over: class_embedding.weight; "

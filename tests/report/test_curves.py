@@ -73,7 +73,7 @@ def test_quality_curves_are_sorted_named_and_in_percent(tmp_path, drawn):
         {"sampler": "sde", "nfe": 5, "evaluations": 5, "accuracy": 0.4, "stochastic": True},
         {"sampler": "tsit5", "nfe": None, "evaluations": 70.5, "frechet": 0.9},
     ]
-    quality.quality_curves(table, tmp_path / "a.png", floor={"frechet": 0.5})
+    quality.quality_curves(table, tmp_path / "a.png", reference={"frechet": 0.5})
     accuracy, distance = drawn
     assert [line.get_xdata().tolist() for line in accuracy.lines] == [[5, 20], [5, 19], [5]]
     np.testing.assert_allclose(accuracy.lines[0].get_ydata(), [50, 90])
@@ -136,7 +136,7 @@ def test_at_one_budget_every_name_has_a_row_with_its_number(tmp_path, drawn):
         }
         for i, name in enumerate(names)
     ]
-    quality.quality_curves(table, tmp_path / "a.png", floor={"accuracy": 0.97})
+    quality.quality_curves(table, tmp_path / "a.png", reference={"accuracy": 0.97})
     accuracy, error = drawn
     assert [
         text.get_text() for text in accuracy.get_yticklabels()

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from configs import celeb_a, cifar10, digits, toy
-from diffusion_jax.assembly import experiment, sampling
+from diffusion_jax.assembly import sampling
+from diffusion_jax.assembly.experiment import assemble
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data.sources import Arrays
 from diffusion_jax.studies import (
@@ -36,19 +37,24 @@ def config():
 
 
 @pytest.fixture(scope="module")
-def built(config):
-    return experiment.assemble(config, (8, 8, 1), 10)
+def experiment(config):
+    return assemble(config, (8, 8, 1), 10)
 
 
-def test_the_bare_evaluations_pass_through_the_network_and_give_x_back(built):
+def test_the_bare_evaluations_pass_through_the_network_and_give_x_back(experiment):
     """A network of NaN shows in the result: so no evaluation can be dropped; and x comes back, so
     none can blow up.
     """
-    x, ts = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), sampling.grid(built, "uniform", 4)
-    params = built.kind.init(built, jax.random.key(1))
+    x, ts = (
+        jax.random.normal(jax.random.key(0), (2, 8, 8, 1)),
+        sampling.grid(experiment, "uniform", 4),
+    )
+    params = experiment.kind.init(experiment, jax.random.key(1))
     params = jax.tree.map(lambda p: p + 0.1, params)  # the last layer begins at 0
     run = jax.jit(
-        lambda params, x: benchmark_sampling.bare(built, params, x, built.conditions.null(2), ts)
+        lambda params, x: benchmark_sampling.bare(
+            experiment, params, x, experiment.conditions.null(2), ts
+        )
     )
     assert not np.array_equal(run(params, x), x)  # rounding, which tells that eps went through
     np.testing.assert_allclose(run(params, x), x, atol=1e-3)
@@ -74,10 +80,10 @@ def test_a_row_by_hand():
     assert row["images_per_second"] == pytest.approx(4 / 2.2) and row["compile_seconds"] == 1.3
 
 
-def test_budgets_and_samplers_that_do_not_fit_are_refused(built):
+def test_budgets_and_samplers_that_do_not_fit_are_refused(experiment):
     assert (
         len(
-            benchmark_sampling.methods_of(built, ["ode.edm_heun@karras", "ancestral.ddim"], 9)[
+            benchmark_sampling.methods_of(experiment, ["ode.edm_heun@karras", "ancestral.ddim"], 9)[
                 "ode.edm_heun@karras"
             ].ts
         )
@@ -90,7 +96,7 @@ def test_budgets_and_samplers_that_do_not_fit_are_refused(built):
         (["ode.hun"], "did you mean 'ode.heun'"),
     ):
         with pytest.raises(UserError, match=said):
-            benchmark_sampling.methods_of(built, entries, 4)
+            benchmark_sampling.methods_of(experiment, entries, 4)
 
 
 # ---- training, loop, data
@@ -103,15 +109,15 @@ def points():
     return config
 
 
-SETTINGS = benchmark_timing.Settings(
+SETTINGS = benchmark_timing.BenchmarkSettings(
     samplers=[], nfe=3, shape=[], classes=10, batch_size=2, repeats=5, steps=12
 )
 
 
 def subject(config, dataset=None):
     dataset = dataset or benchmark_timing.dataset_for(config)
-    model = experiment.assemble(config, dataset.image_shape, dataset.num_classes)
-    return benchmark_timing.Subject("toy", config, dataset, model)
+    model = assemble(config, dataset.image_shape, dataset.num_classes)
+    return benchmark_timing.BenchmarkSubject("toy", config, dataset, model)
 
 
 def test_a_data_set_that_is_not_here_is_noise_of_its_shape(points):
@@ -151,8 +157,8 @@ def test_the_training_step_is_measured_on_its_own(points):
 
 
 def weights_of(config):
-    built = experiment.assemble(config, (2,), benchmark_timing.dataset_for(config).num_classes)
-    return jax.eval_shape(lambda: built.kind.init(built, jax.random.key(0)))
+    experiment = assemble(config, (2,), benchmark_timing.dataset_for(config).num_classes)
+    return jax.eval_shape(lambda: experiment.kind.init(experiment, jax.random.key(0)))
 
 
 def test_every_moment_of_the_loop_is_accounted_for_by_hand():

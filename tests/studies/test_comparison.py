@@ -9,8 +9,9 @@ import pytest
 
 from configs import digits
 from diffusion_jax import data
-from diffusion_jax.assembly import components, experiment
+from diffusion_jax.assembly import components
 from diffusion_jax.assembly.build import build
+from diffusion_jax.assembly.experiment import assemble
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.processes import schedules
@@ -173,10 +174,10 @@ def test_a_model_of_larger_images_is_compared_by_the_classifiers_features_under_
     monkeypatch.setattr(subjects.judge, "against", against)
     config = digits.get_config("vp")
     config.model.update(width=8, multipliers=(1,), attention=(), head_width=8)
-    built = experiment.assemble(config, (24, 24, 3), 10)
+    experiment = assemble(config, (24, 24, 3), 10)
     source = data.sources.Arrays(np.zeros((30, 24, 24, 3), np.uint8), np.arange(30) % 10)
-    dataset = data.Dataset("colors", source, source, built.shape, 10, None)
-    trained = Trained(built, {}, 1, "params", {})
+    dataset = data.Dataset("colors", source, source, experiment.shape, 10, None)
+    trained = Trained(experiment, {}, 1, "params", {})
     found = [
         subjects.of_model(trained, dataset, range(20), "colors", features=features)
         for features in ("", "inception")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from configs import digits
-from diffusion_jax.assembly import datasets, experiment
+from diffusion_jax.assembly import datasets
+from diffusion_jax.assembly.experiment import assemble
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.report import sweeps
 from diffusion_jax.studies import ema_sweep
@@ -22,9 +23,9 @@ def test_all_lengths_draw_the_same_seeds(tmp_path):
     config.model.update(width=8, multipliers=(1,), blocks=0, attention=(), head_width=8)
     config.data.data_dir, config.sampler.nfe, config.sampler.guidance = str(tmp_path), 2, 1.0
     dataset = datasets.dataset(config)
-    built = experiment.assemble(config, dataset.image_shape, 0)
-    params = jax.jit(lambda key: built.kind.init(built, key))(jax.random.key(0))
-    score = ema_sweep.scorer(built, dataset, 10, 2, 5, metrics=("frechet",))
+    experiment = assemble(config, dataset.image_shape, 0)
+    params = jax.jit(lambda key: experiment.kind.init(experiment, key))(jax.random.key(0))
+    score = ema_sweep.scorer(experiment, dataset, 10, 2, 5, metrics=("frechet",))
     one, again, other = score(params), score(params), score(jax.tree.map(lambda p: p + 0.1, params))
     assert len(one) == 2 and one[0] != one[1] and one == again and one != other
 

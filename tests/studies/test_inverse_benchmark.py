@@ -20,7 +20,7 @@ GRAY = (8, 8, 1)
 
 
 def settings(target, **more):
-    return inverse_on_targets.Settings(
+    return inverse_on_targets.MixtureSettings(
         target, "schedules.VP()", "ancestral.ddim(eta=1.0)", "uniform_logsnr", **more
     )
 

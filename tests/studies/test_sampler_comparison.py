@@ -13,8 +13,9 @@ from PIL import Image
 
 from configs import digits, toy
 from diffusion_jax import data
-from diffusion_jax.assembly import components, experiment
+from diffusion_jax.assembly import components
 from diffusion_jax.assembly.build import members
+from diffusion_jax.assembly.experiment import assemble
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.core import provenance
 from diffusion_jax.core.errors import UserError
@@ -38,8 +39,10 @@ def test_a_model_is_compared_with_its_own_fine_solution(tmp_path, monkeypatch):
     monkeypatch.setattr(subjects, "FINE", 81)
     config = digits.get_config("vp")
     config.model.update(width=8, multipliers=(1,), attention=(), head_width=8)
-    built = experiment.assemble(config, (8, 8, 1), 10)
-    trained = Trained(built, built.kind.init(built, jax.random.key(0)), 7, "params", {})
+    experiment = assemble(config, (8, 8, 1), 10)
+    trained = Trained(
+        experiment, experiment.kind.init(experiment, jax.random.key(0)), 7, "params", {}
+    )
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (60, 8, 8, 1)).astype(np.uint8), np.arange(60) % 10
     source = data.sources.Arrays(images, labels)
@@ -73,7 +76,7 @@ def test_a_model_is_compared_with_its_own_fine_solution(tmp_path, monkeypatch):
 
 def test_the_command_ends_with_an_error_where_no_cell_has_a_result(tmp_path, monkeypatch):
     class Broken(NamedTuple):
-        experiment = experiment.assemble(toy.get_config("vp"), (2,))
+        experiment = assemble(toy.get_config("vp"), (2,))
 
     subject = subjects.Subject(*[None] * len(subjects.Subject._fields))
     found = Comparison(

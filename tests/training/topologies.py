@@ -21,7 +21,8 @@ import numpy as np
 import pytest
 
 from configs import base, digits
-from diffusion_jax.assembly import experiment, sampling, trainer
+from diffusion_jax.assembly import sampling, trainer
+from diffusion_jax.assembly.experiment import assemble
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.evaluation import generate
 from diffusion_jax.training import (
@@ -233,8 +234,8 @@ class Ready:
         config.mesh.update(mesh)
         config.optimizer.update(name="sgd", learning_rate=0.2, schedule="constant", warmup=0)
         config.optimizer.update(b1=None, b2=None, weight_decay=None)  # which SGD has not
-        self.built = experiment.assemble(config, (8, 8, 1), 10)
-        self.parts = trainer.training(self.built, jax.devices()[:devices])
+        self.experiment = assemble(config, (8, 8, 1), 10)
+        self.parts = trainer.training(self.experiment, jax.devices()[:devices])
         self.runner = self.parts.runner
 
     def begin(self):
@@ -282,11 +283,11 @@ class Ready:
 
     def images(self, params):
         draw = sampling.sample_with(
-            self.built, params, sampling.method(self.built), self.runner.mesh
+            self.experiment, params, sampling.method(self.experiment), self.runner.mesh
         )
         return draw(
             generate.seeds_to_keys(range(IMAGES)),
-            self.built.conditions.of_labels(np.arange(IMAGES)),
+            self.experiment.conditions.of_labels(np.arange(IMAGES)),
         )
 
     def results(self, now, numbers):

@@ -90,7 +90,11 @@ def draw(
 
 
 def networks(experiment: Experiment, params: Params) -> AutoencoderNetworks:
-    """An autoencoder as its objective sees it."""
+    """The networks of an autoencoder, as its objective calls them.
+
+    Raises:
+      UserError: for an adversarial objective with an autoencoder of dense layers.
+    """
     model, adversary, own = experiment.model, experiment.discriminator, params["autoencoder"]
     if adversary and "last" not in own["decoder"]:
         raise UserError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -37,8 +39,12 @@ def loss(experiment: Experiment) -> step.LossFn:
     return run
 
 
-def draw(experiment: Experiment, *_) -> tuple[Array, Array]:
-    """UserError: a classifier draws no samples."""
+def draw(experiment: Experiment, *_: Any) -> tuple[Array, Array]:
+    """Refuse to sample: a classifier draws no samples.
+
+    Raises:
+      UserError: always.
+    """
     raise UserError(
         f"{experiment.specs.model} is a classifier, which draws nothing; take a diffusion model"
     )

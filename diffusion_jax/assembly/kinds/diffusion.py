@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from diffusion_jax.assembly import components, conditions, denoiser
 from diffusion_jax.assembly.settings import Experiment, Kind, SamplingSettings
 from diffusion_jax.core import arrays, streams
 from diffusion_jax.core.types import Array, Cond, Key, Params
+from diffusion_jax.data.sources import Source
 from diffusion_jax.denoisers import parameterization
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers import base
@@ -76,12 +78,12 @@ def draw(
     return samples.x0, samples.nfe
 
 
-def complete(experiment: Experiment, config) -> Experiment:
+def complete(experiment: Experiment, config: ConfigDict) -> Experiment:
     """The experiment itself: a diffusion model has no further parts."""
     return experiment
 
 
-def prepare(experiment: Experiment, train) -> Experiment:
+def prepare(experiment: Experiment, train: Source | None) -> Experiment:
     """The experiment itself: a diffusion model learns nothing before training."""
     return experiment
 
