@@ -164,8 +164,8 @@ def _once(
             )
             raise UserError(
                 f"data.path={root}: {shown_path(owner[0])} and {shown_path(image)} are one file, "
-                f"by a link, in {what}; remove one of them, or use all images once and without labels "
-                "by --config.data.layout=flat"
+                f"by a link, in {what}; remove one of them, or use all images once and without "
+                "labels by --config.data.layout=flat"
             )
         second.add(image)
     train, test = (
