@@ -73,7 +73,7 @@ VAES = {
     "vae": ("VAE: Gaussian decoder of one learned width", "gaussian", {}),
     "vae_beta_low": ("the same, beta = 0.2", "gaussian", {"beta": 0.2}),
     "vae_beta_high": ("the same, beta = 5", "gaussian", {"beta": 5.0}),
-    "vae_logistic": ("VAE: discretised logistic decoder", "logistic", {}),
+    "vae_logistic": ("VAE: discretized logistic decoder", "logistic", {}),
     "vae_powerful": ("VAE: each pixel sees those before it", "powerful", {}),
     "vae_free_bits": (
         "the same, a quarter of a nat free in each dimension",

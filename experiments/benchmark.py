@@ -1,4 +1,4 @@
-r"""Measure what things cost on this machine: training, the loop around it, the data, samplers.
+r"""Measure speed on this machine: training, the training loop, the data pipeline, samplers.
 
 python -m experiments.benchmark --config=configs/cifar10.py:vp
 python -m experiments.benchmark --configs='configs/mnist.py:vp;configs/cifar10.py:vp' \

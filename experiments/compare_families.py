@@ -1,4 +1,4 @@
-"""Compare families of generative models on one data set, with equal parameters and training time.
+"""Compare families of generative models: one data set, equal parameters, equal training time.
 
 python -m experiments.compare_families --config=configs/families.py:digits --workdir=runs/families
 

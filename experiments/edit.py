@@ -1,4 +1,4 @@
-r"""Edit held-out images with a trained model: inpaint, colorize, sharpen, mix, repaint, translate.
+r"""Edit held-out images with a trained model: inpaint, colorize, upscale, interpolate, translate.
 
 python -m experiments.edit --workdir=runs/a --task=inpaint --mask=half --method=pigdm
 python -m experiments.edit --workdir=runs/a --task='superres(factor=4,std=0.05)' --method=ddnm \

@@ -1,4 +1,4 @@
-"""Judge the samples of one training run under power EMAs of its weights of many lengths.
+"""Evaluate the samples of one run with power-function EMAs of many lengths.
 
 python -m experiments.ema_sweep --workdir=runs/a --lengths=0.02,0.05,0.1,0.15,0.2 --num=1000
 

@@ -1,4 +1,4 @@
-r"""Judge a trained model's images, with the spread over sampling seeds, next to real test images.
+r"""Evaluate a trained model's images: scores, their spread over seeds, and those of real images.
 
 python -m experiments.evaluate --workdir=runs/a --num=1000 --repeats=5
 python -m experiments.evaluate --workdir=runs/captions

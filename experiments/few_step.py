@@ -1,4 +1,4 @@
-"""Train and compare few-step methods on one data set, and the diffusion model that they learn from.
+"""Train and compare few-step methods on one data set: consistency models, MeanFlow, and a teacher.
 
 python -m experiments.few_step --workdir=runs/few_step
 python -m experiments.few_step --workdir=runs/few_step --methods=cd,ect --num=1000 --search

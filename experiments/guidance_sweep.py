@@ -1,4 +1,4 @@
-"""Judge samples at several guidance scales and by several guides: fidelity against diversity.
+"""Evaluate samples at several guidance scales and by several guides: fidelity against diversity.
 
 python -m experiments.guidance_sweep --workdir=runs/a --guides='cfg(); interval(high=2.0)'
 python -m experiments.guidance_sweep --mixture --out=docs/images/guidance_mixture.png

@@ -1,4 +1,4 @@
-r"""Published weights as a workdir, which sample, evaluate, edit and the other commands take.
+r"""Import published weights as a workdir, for sample, evaluate, edit and other commands.
 
 python -m experiments.import_weights --from=diffusers --path=FOLDER --out=WORKDIR
 python -m experiments.import_weights --from=dit --path=DiT-XL-2-256x256.pt --out=WORKDIR \

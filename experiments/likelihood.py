@@ -1,4 +1,4 @@
-"""Bits per dimension of held-out data: by the probability flow, and by the variational bounds.
+"""Compute bits per dimension of held-out data: by the probability flow, and by variational bounds.
 
 python -m experiments.likelihood --workdir=runs/a --num=200 --bounds
 

@@ -1,4 +1,4 @@
-r"""What a train step costs on devices that need not be here: memory, collectives, least time.
+r"""Compile a train step for devices that are not present: its memory, collectives and least time.
 
 python -m experiments.plan --config=configs/imagenet256_latent.py:flow --topology=v5e:16x16 \
     --config.mesh.fsdp=16

@@ -1,4 +1,4 @@
-"""From nothing to pictures in minutes: train on the embedded digits, sample, compare samplers.
+"""Train on the embedded digits, sample, evaluate and compare samplers, in a few minutes.
 
 python -m experiments.quickstart            (or: make quickstart)
 """

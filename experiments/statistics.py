@@ -1,4 +1,4 @@
-"""Reference statistics of a data set: mean and covariance of its features, with their description.
+"""Compute reference statistics of a data set: the mean and covariance of its features.
 
 python -m experiments.statistics --config=configs/digits.py --features=classifier --out=digits.npz
 python -m experiments.statistics --workdir=runs/a --features=inception --out=reference.npz

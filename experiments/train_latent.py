@@ -1,4 +1,4 @@
-r"""Latent diffusion in one command: train an autoencoder, encode, train, sample, evaluate.
+r"""Train latent diffusion in one command: autoencoder, encoding, diffusion model, evaluation.
 
 python -m experiments.train_latent --config=configs/fashion_latent.py:vp \
     --images=FOLDER_OF_IDX_FILES --workdir=runs/fashion
