@@ -29,7 +29,7 @@ from diffusion_jax.core.errors import UserError, unknown
 
 
 class Family(NamedTuple):
-    """What a config may name.
+    """A family of components that a config can name.
 
     Attributes:
       kind: of its members, for messages.
@@ -107,7 +107,7 @@ def _named(family: Family, choices: tuple[Callable, ...]) -> dict[str, Callable]
 
 
 def _member(family: Family, name: str, choices: tuple[Callable, ...]) -> tuple[str, Callable]:
-    """(full name, function) of a member by its full name, its name in any case, or an alias."""
+    """Find a member by its full name, its name in any case, or an alias: (full name, function)."""
     known = _named(family, choices)
     if name in known:
         return name, known[name]
@@ -121,7 +121,7 @@ def _member(family: Family, name: str, choices: tuple[Callable, ...]) -> tuple[s
 
 
 def _not_listed(family: Family, name: str, choices: tuple[Callable, ...]) -> UserError | None:
-    """What to do with a function of this name that is not a member; None if there is none.
+    """The remedy for a function of this name that is not a member; None if there is no function.
 
     It is looked for in the family's modules and in the other files of their folders.
     """

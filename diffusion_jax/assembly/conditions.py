@@ -91,7 +91,7 @@ def builder(num_classes: int, encoder: Encoder | None, dropout: float) -> Condit
 
 
 def _check_prompt(encoder: Encoder, prompt: str) -> None:
-    """UserError for a caption that the encoder cannot read whole."""
+    """Check that the encoder reads the whole caption; UserError if it would be cut off."""
     if not prompt.strip():
         raise UserError("--prompt is empty; say what to draw")
     if prompt != prompt.encode(errors="replace").decode():

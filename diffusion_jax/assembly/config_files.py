@@ -120,7 +120,7 @@ def apply(config: ConfigDict, changes: Sequence[tuple[str, str | None]]) -> None
 
 
 def _check_key(key: str, leaves: Mapping[str, Any]) -> None:
-    """UserError for a key that does not exist."""
+    """Check that a key exists; UserError if it does not."""
     if key in leaves:
         return
     if inside := [name for name in leaves if name.startswith(f"{key}.")]:
@@ -154,7 +154,7 @@ def _assign(config: ConfigDict, key: str, value: Any) -> None:
 
 
 def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(key, value) of every value of a config."""
+    """Iterate over the keys and values of a config: (key, value)."""
     for key, value in config.items():
         if isinstance(value, ConfigDict):
             yield from _leaves(value, f"{prefix}{key}.")

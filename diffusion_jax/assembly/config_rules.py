@@ -12,7 +12,7 @@ LONGEST = 100_000  # characters of a text; a table of betas has 50,000
 
 
 class Rule(NamedTuple):
-    """What a config value may be.
+    """The values that a config key allows.
 
     Attributes:
       allows: the allowed values, as the end of the sentence 'it must be ...'.
@@ -108,7 +108,7 @@ def choice(*choices: str) -> Rule:
 
 
 def optional(rule: Rule) -> Rule:
-    """None, or what `rule` allows."""
+    """Allow None, and the values that `rule` allows."""
     return rule._replace(
         allows=f"None or {rule.allows}",
         accepts=lambda v: v is None or rule.accepts(v),

@@ -282,7 +282,7 @@ def _network(key: str, leaves: dict[str, Any]) -> str:
 
 
 def _leaves(config: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """(key, value) of every value of a config."""
+    """Iterate over the keys and values of a config: (key, value)."""
     if depth > DEPTH:
         raise UserError(f"config.{prefix[:60]}: sections are nested more than {DEPTH} deep")
     for key, value in config.items():

@@ -35,7 +35,7 @@ RULE = reading.record(
 
 
 def description(dataset: Dataset) -> dict[str, Any]:
-    """What data.json says of a data set."""
+    """Describe a data set, for data.json."""
     about = {
         "name": dataset.name,
         "image_shape": dataset.image_shape,

@@ -97,7 +97,7 @@ def _with_captions(loaded: data.Dataset, encoder: text.Encoder) -> data.Dataset:
 
 
 def data_shape(config: ConfigDict) -> tuple[tuple[int, ...], int]:
-    """(shape of an example, number of classes) of config.data.
+    """Return (shape of an example, number of classes) of config.data.
 
     The data are not read where the config states all of it or TFDS knows it.
     """

@@ -61,7 +61,7 @@ def ensemble(experiment: Experiment, params: Params) -> Ensemble:
 
 
 def unpack(experiment: Experiment, params: Ensemble) -> tuple[Experiment, Params]:
-    """(the experiment with the other networks' parameters of the ensemble, the model's own).
+    """Split an ensemble into (the experiment with the other networks' parameters, the model's own).
 
     Inside a compiled function these are traced; without it they are constants of the program.
     """
@@ -114,7 +114,7 @@ def denoiser(
 
 
 def _context(experiment: Experiment) -> guides.GuidanceContext:
-    """What the guide of the experiment works with."""
+    """The context in which the guide of the experiment is applied."""
     found = dict(zip(experiment.guide.needs, experiment.others))
 
     def null(cond: Cond) -> Cond:

@@ -53,7 +53,7 @@ def hooks(
     writer: metrics.Writer,
     keep_best: Callable[[Hook], Hook],
 ) -> list[tuple[int, Hook]]:
-    """(steps between calls, hook) of everything that the settings of the run ask for.
+    """Make the hooks that the settings of the run request, as (steps between calls, hook).
 
     Args:
       experiment: the model and its settings.

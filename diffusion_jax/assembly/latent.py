@@ -44,7 +44,7 @@ class Codec(NamedTuple):
 
 
 class LatentDecoder(NamedTuple):
-    """How latents become images.
+    """The decoder that turns latents into images.
 
     Attributes:
       decode: (params, x0 (B, h, w, c)) -> images (B, H, W, C) in [-1, 1].
@@ -141,7 +141,7 @@ def _moments(
 
 
 def latents(codec: Codec, encoded: Encoded, workdir: str) -> LatentDecoder:
-    """How latents become images, by the autoencoder that made them.
+    """Make the decoder of latents, of the autoencoder that encoded them.
 
     Args:
       codec: the autoencoder.

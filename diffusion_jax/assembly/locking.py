@@ -58,7 +58,7 @@ def locked(workdir: str | Path) -> Iterator[Callable[[], None]]:
 
 
 def _in_place(lock: Path, ours: os.stat_result) -> None:
-    """UserError unless the lock file at this path is still the one that this process holds."""
+    """Check that the lock file at this path is still the one that this process holds."""
     try:
         if os.path.samestat(os.stat(lock), ours):
             return

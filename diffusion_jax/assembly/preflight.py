@@ -58,7 +58,7 @@ def check(
 
 
 def _check_best(experiment: Experiment, template: TrainState, batch: dict[str, Any]) -> None:
-    """UserError unless config.training.best is a number of the held-out rows."""
+    """Check that config.training.best is the name of a held-out metric."""
     best = experiment.training.best
     if not experiment.training.eval_every:
         raise UserError(

@@ -84,7 +84,7 @@ def _with_teacher(experiment: Experiment, workdir: str) -> Experiment:
 
 
 def _condition_in_words(experiment: Experiment) -> str:
-    """What a model is conditioned on; '' for an unconditional one."""
+    """Describe the condition of a model; '' for an unconditional one."""
     classes = [f"{experiment.num_classes} classes"] if experiment.num_classes else []
     captions = []
     if experiment.encoder:

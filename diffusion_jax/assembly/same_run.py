@@ -143,7 +143,7 @@ def among(key: str, names: tuple[str, ...]) -> bool:
 
 
 def _values(config: Mapping[str, Any]) -> dict[str, Any]:
-    """{key: value} of a config, in which components have their full names of today."""
+    """The keys and values of a config, with the current full names of components."""
     values = dict(_leaves(config))
     for key in components.NAMED.keys() & values.keys():
         with contextlib.suppress(UserError):
@@ -205,7 +205,7 @@ def same_data(
 
 
 def _differences(about: Mapping[str, Any], loaded: data.Dataset, sizes: bool) -> list[str]:
-    """What data.json says otherwise, in words."""
+    """Describe how a data set differs from the one in data.json."""
     found, names = [], about["class_names"]
     if "train_size" not in about and names == list(
         map(str, range(len(names)))

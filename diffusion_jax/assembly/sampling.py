@@ -183,7 +183,7 @@ def to_images(experiment: Experiment, batch_size: int) -> Callable[[np.ndarray],
 def sample_with(
     experiment: Experiment, params: Params, chosen: SamplingMethod, mesh: Mesh | None = None
 ) -> Callable[[Key, Cond], Array]:
-    """(keys, cond) -> images: the function that evaluation.generate takes.
+    """Make the function (keys, cond) -> images that evaluation.generate takes.
 
     Args:
       experiment: the model.

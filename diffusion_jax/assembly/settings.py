@@ -39,7 +39,7 @@ class Specs(NamedTuple):
 
 
 class SamplingSettings(NamedTuple):
-    """How samples are drawn: the section config.sampler.
+    """The sampling settings: the section config.sampler.
 
     Attributes:
       sampler: the sampling method.
@@ -86,7 +86,7 @@ class TrainingSettings(NamedTuple):
 
 
 class DataSettings(NamedTuple):
-    """What training and titles need of the section config.data."""
+    """The part of config.data that training and the titles of figures need."""
 
     name: str
     path: str
@@ -126,7 +126,7 @@ class Averages(NamedTuple):
 
 
 class MeshSettings(NamedTuple):
-    """How training is spread over devices: config.parallel and the section config.mesh.
+    """The distribution of training over devices: config.parallel and the section config.mesh.
 
     Attributes:
       parallel: 'jit' or 'pmap'.
@@ -154,7 +154,7 @@ class Sources(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """What differs between diffusion, few-step models, autoencoders and classifiers.
+    """The functions that differ between kinds of models, such as few-step models and autoencoders.
 
     Each of the modules in assembly/kinds defines one. The functions take the Experiment first.
 

@@ -33,7 +33,7 @@ from diffusion_jax.training.state import TrainState
 
 
 class RunSetup(NamedTuple):
-    """What does not change during a run.
+    """The parts of a run that stay constant.
 
     Attributes:
       experiment: the model and its settings.
@@ -56,7 +56,7 @@ class RunSetup(NamedTuple):
 
 
 class Start(NamedTuple):
-    """What an attempt begins with: a state, what was restored, and the rollbacks so far."""
+    """The start of an attempt: a state, what was restored, and the rollbacks so far."""
 
     state: TrainState
     restored: restoring.Restored | None

@@ -42,7 +42,7 @@ def grafted(fresh: Params, given: Params) -> Params:
 
 
 def weights_name(experiment: Experiment) -> str:
-    """Which weights of a training state experiment.sampling.weights means.
+    """The name of the weights in a training state that experiment.sampling.weights selects.
 
     Raises:
       UserError: for weights that the state does not have. 'post_hoc(0.12)' is among them, which

@@ -19,7 +19,7 @@ SMALL = 2**26  # bytes of arrays that any file may unpack to
 
 
 class ArraySpec(NamedTuple):
-    """What an array of a file must be.
+    """The type and shape that an array of a file must have.
 
     Attributes:
       kinds: letters of numpy's dtype.kind, such as 'f' or 'iu'; 'V' is bfloat16 written by numpy.

@@ -36,7 +36,7 @@ SCANNED = 64  # files whose values are read to find their scale
 
 
 class Header(NamedTuple):
-    """What the first bytes of an image file say.
+    """The properties of an image file that its first bytes state.
 
     Attributes:
       size: (H, W).
@@ -275,7 +275,7 @@ def decode(file: Path, image_size: int, channels: int, value_range: Range = ()) 
 
 
 class _Read(NamedTuple):
-    """How the files of both splits are read."""
+    """The function and the settings that read the files of both splits."""
 
     classes: tuple[str, ...]
     shape: tuple[int, int, int]

@@ -49,7 +49,7 @@ ABOUT = reading.record(
 
 
 class Encoded(NamedTuple):
-    """What made latents.
+    """The origin of latents: their data set and autoencoder.
 
     Attributes:
       autoencoder: the sha256 of its parameters.

@@ -28,7 +28,7 @@ MOST_REPEATED = 1_000_000  # images reached a second time through links
 
 
 class Arranged(NamedTuple):
-    """What the images of a folder are.
+    """The images of a folder with their splits and classes.
 
     Attributes:
       train: the images to train on.

@@ -18,7 +18,7 @@ Parts = tuple[str, ...]  # a path relative to data.path
 
 
 class Tree(NamedTuple):
-    """What `walk` finds below a folder, by relative paths in text order.
+    """The files that `walk` finds below a folder, by relative paths in text order.
 
     Attributes:
       images: the image files.

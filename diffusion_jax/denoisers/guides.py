@@ -38,7 +38,7 @@ class AuxiliaryModel(NamedTuple):
 
 
 class GuidanceContext(NamedTuple):
-    """What a guide works with besides the model's denoiser and the scale.
+    """The inputs of a guide besides the model's denoiser and the scale.
 
     Attributes:
       process: the process of x_t.

@@ -41,7 +41,7 @@ Encode = Callable[[Process, Array, Array], tuple[Array, Array]]
 
 
 class Parameterization(NamedTuple):
-    """What the network regresses and what its inputs are.
+    """The regression target of a network, and its inputs.
 
     Attributes:
       coefficients: a function (process, t) -> (a, b), both of t's shape.

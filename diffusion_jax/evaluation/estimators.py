@@ -55,7 +55,7 @@ Score = Callable[[Generated], Scores]
 
 
 class Estimator(NamedTuple):
-    """What computes some metrics.
+    """The computation of one or more metrics.
 
     Attributes:
       prepare: Real -> the function that scores a set; done once.

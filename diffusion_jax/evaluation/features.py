@@ -26,7 +26,7 @@ WIDEST = 1000
 
 
 class Outputs(NamedTuple):
-    """What an extractor gives for images.
+    """The outputs of an extractor for images.
 
     Attributes:
       features: (N, D), float32.

@@ -44,7 +44,7 @@ ONE_CLASS = "the training images are not labeled with two classes or more"
 
 
 class Choice(NamedTuple):
-    """What is measured.
+    """The choice of metrics and features.
 
     Attributes:
       features: the extractors.

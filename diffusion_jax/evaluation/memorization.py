@@ -17,7 +17,7 @@ RARE = 0.01  # the fraction of held-out images that count as copies, by definiti
 
 
 class Memorization(NamedTuple):
-    """How near generated images are to training images.
+    """The distance of generated images to training images, relative to held-out images.
 
     Attributes:
       ratio: the median distance to the nearest training image, divided by that of held-out images;

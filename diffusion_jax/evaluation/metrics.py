@@ -14,7 +14,7 @@ HIGHER, LOWER, NEITHER = 1, -1, 0  # which direction is better
 
 
 class Format(NamedTuple):
-    """How a value is written: `factor` times the value, by a format specification, with a unit.
+    """A number format: the value times `factor`, by a format specification, with a unit.
 
     Attributes:
       spec: a format specification of Python, such as '.3g'.

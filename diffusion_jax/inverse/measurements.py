@@ -94,7 +94,7 @@ def consistent(measurement: Measurement, x: Array, y: Array) -> Array:
 
 
 def is_measured(s2: Array) -> Array:
-    """Which directions are measured.
+    """Returns which directions are measured.
 
     Args:
       s2: the eigenvalues of A A^T.

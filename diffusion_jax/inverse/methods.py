@@ -32,7 +32,7 @@ from diffusion_jax.samplers.base import Noise, Sampler
 
 
 class Method(NamedTuple):
-    """How a measurement y enters a denoiser or a sampler, both of which are unchanged by default.
+    """A method: it changes the denoiser or the sampler by a measurement y, by default neither.
 
     Attributes:
       guide: a function (denoise, process, measurement, y) -> Denoise.

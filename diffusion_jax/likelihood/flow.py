@@ -54,7 +54,7 @@ Trace = Callable[[Key, Array], Array]
 
 
 class FlowLikelihood(NamedTuple):
-    """What `log_likelihood` returns, of each image.
+    """The results of `log_likelihood` for each image.
 
     Attributes:
       logp: prior + change, the log-density at t_min in nats, (B,).
@@ -264,7 +264,7 @@ def solver(name: str, *, rtol: float = 1e-5, steps: int = 64) -> Solver:
 
 # ---- images
 class Bits(NamedTuple):
-    """What `bits_per_dim` returns, of each image.
+    """The results of `bits_per_dim` for each image.
 
     Attributes:
       bits: bits per dimension, the mean over the K draws, (B,).
@@ -344,7 +344,7 @@ def bits_per_dim(
 def _dequantized(
     process: Process, denoise: Denoise, x0: Array, keys: Key, cond: Cond, how: str, levels: int
 ) -> tuple[Array, Array | float, int]:
-    """(x, what to add to log p(x) for a bound of log P(x0), network evaluations of that)."""
+    """Dequantizes x0: (x, bound of log P(x0) minus log p(x), network evaluations)."""
     if how not in ("uniform", "process", "none"):
         raise unknown("dequantization", how, ("uniform", "process", "none"))
     if how == "process":
@@ -353,7 +353,7 @@ def _dequantized(
 
 
 def _in_bins(x0: Array, keys: Key, levels: int, width: float) -> tuple[Array, float]:
-    """(x0 + U, D log w): dequantization over the bins, whose width is scaled by 1 or 0."""
+    """Dequantizes uniformly over bins whose width is scaled by 1 or 0: (x0 + U, D log w)."""
     log_width = math.log(2 / (levels - 1))
     half = 0.5 * math.exp(log_width)
     x = x0 + width * jax.vmap(
@@ -365,7 +365,7 @@ def _in_bins(x0: Array, keys: Key, levels: int, width: float) -> tuple[Array, fl
 def _noised(
     process: Process, denoise: Denoise, x0: Array, keys: Key, cond: Cond, levels: int
 ) -> tuple[Array, Array]:
-    """(x ~ q(x_t_min | x0), log P(x0 | x) - log q(x | x0)): dequantization by the process."""
+    """Dequantizes by the process: (x ~ q(x_t_min | x0), log P(x0 | x) - log q(x | x0))."""
     t, eps = jnp.asarray(process.t_min, x0.dtype), arrays.noise(keys, x0)
     x = gaussian.corrupt(process, x0, eps, t).x_t
     log_std = jnp.log(process.sigma(t))

@@ -30,7 +30,7 @@ Weights = Callable[[str], Mapping[str, np.ndarray]]  # name of a model -> its te
 
 
 class Encoder(NamedTuple):
-    """How captions reach a network.
+    """A text encoder: it turns captions into conditioning inputs.
 
     Attributes:
       encode: a function (captions) -> {name: (N, ...)}, the entries of cond, of at most max_length

@@ -169,7 +169,7 @@ def _compile(traced: Any) -> Any:
 
 
 def _facts(model: Experiment, remat: str, where: Topology, state: TrainState) -> dict[str, Any]:
-    """What is known before compiling."""
+    """The part of a card that is known before compiling."""
     sizes = sharding.make_mesh(dict(model.mesh.sizes), devices=where.devices).shape
     leaves = [
         x for x in jax.tree.leaves(state) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
@@ -194,7 +194,7 @@ def _facts(model: Experiment, remat: str, where: Topology, state: TrainState) ->
 
 
 def _read(compiled: Any, devices: int, steps: int) -> dict[str, Any]:
-    """What a compiled program says: memory of a device, and per step collectives and traffic."""
+    """Read the memory of a device, collectives and traffic per step from a compiled program."""
     sizes = compiled.memory_analysis()
     memory = {
         "arguments": sizes.argument_size_in_bytes,
@@ -222,7 +222,7 @@ def _read(compiled: Any, devices: int, steps: int) -> dict[str, Any]:
 
 
 def remat_of(config: ConfigDict) -> str:
-    """What the network of a config computes twice: 'none', 'block' or 'dots'."""
+    """The activations that the network of a config recomputes: 'none', 'block' or 'dots'."""
     value = config.model.remat if "remat" in config.model else None
     return {False: "none", True: "block", None: "none"}.get(value, value)
 

@@ -268,7 +268,7 @@ def _called(one: Instruction) -> str:
 
 
 def _trips(loop: Instruction, condition: dict[str, Instruction]) -> int:
-    """How often a loop runs: by the compiler's note or the constant in its condition, else 1."""
+    """The number of iterations of a loop, from the compiler's note or its condition; else 1."""
     noted = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
     if noted:
         return int(noted.group(1))

@@ -46,7 +46,7 @@ _SCHEDULER = reading.record(
 
 
 class Convention(NamedTuple):
-    """How a network was trained, as specs of our config.
+    """The convention of a network's training, as specs of our config.
 
     Attributes:
       process: config.process.

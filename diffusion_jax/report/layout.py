@@ -35,7 +35,7 @@ class Tile(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """Where everything stands, in pixels.
+    """The positions of all parts of a figure, in pixels.
 
     Attributes:
       left: where the first column begins.
@@ -149,7 +149,7 @@ def _measure(
 
 
 def _places(left: int, cells: Sequence[Tile], gap: int) -> list[int]:
-    """Where each of several cells in a row begins, and where the next would."""
+    """The left edges of several cells in a row, and of the cell that would follow."""
     return list(itertools.accumulate((_cell_width(cell) + gap for cell in cells), initial=left))
 
 

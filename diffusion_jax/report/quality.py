@@ -83,7 +83,7 @@ def placed_times(
     title: str | None = None,
     reference: Mapping[str, float] | None = None,
 ) -> None:
-    """Where times were placed, a row of marks for each number of times, and what every grid scores.
+    """Draw the times at every budget as a row of marks, and the scores of every grid.
 
     Scores are curves against NFE, or, at one budget, a row of the panel for each grid.
 
@@ -139,7 +139,7 @@ def _draw_times(axis: Axes, logsnr: Mapping[int, Sequence[float]]) -> None:
 def _draw_curves(
     axis: Axes, table: Table, samplers: Sequence[str], metric: str, reference: float | None
 ) -> list[tuple[float, float, str, str]]:
-    """Draw a curve for each sampler; returns where each ends: (x, y, name, color)."""
+    """Draw a curve for each sampler, and return the ends of the curves: (x, y, name, color)."""
     factor = find(metric).format.factor
     stochastic = {row["sampler"] for row in table if row.get("stochastic")}
     ends = []

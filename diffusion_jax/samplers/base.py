@@ -23,7 +23,7 @@ from diffusion_jax.processes import gaussian
 
 
 class Noise(NamedTuple):
-    """Where one step of a sampler gets its unit Gaussian noise, arrays (B, ...).
+    """The unit Gaussian noise of one step of a sampler, in arrays (B, ...).
 
     Attributes:
       path: path(t, s, part=0) is the standardized increment of the driving Brownian motion between
@@ -66,7 +66,7 @@ class Sampler(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """What `sample` returns.
+    """The results of `sample`.
 
     Attributes:
       x0: the samples, (B, ...).

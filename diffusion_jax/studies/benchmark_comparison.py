@@ -25,7 +25,7 @@ COLUMNS = {
 
 
 def compare(stored: Mapping[str, Any], found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows for all that both runs timed.
+    """Make a row for each quantity that both runs timed.
 
     Args:
       stored: the record of an earlier run, {part: {'rows': ...}}.
@@ -98,7 +98,7 @@ def earlier(value: Any, place: str) -> None:
 
 
 def differences(stored: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """What else differs between two runs: then their times differ not by the code alone.
+    """List the other differences between two runs, which also affect their times.
 
     Args:
       stored: the record of an earlier run.

@@ -21,7 +21,7 @@ NOISE_NUMBERS = 2 * 10**8  # numbers of such a data set, at most
 
 
 class BenchmarkSettings(NamedTuple):
-    """What the command's flags say of all parts.
+    """The settings of the command that apply to all parts.
 
     Attributes:
       samplers: the samplers, each with '@grid' if it has a grid of its own.
@@ -43,7 +43,7 @@ class BenchmarkSettings(NamedTuple):
 
 
 class BenchmarkSubject(NamedTuple):
-    """What a part measures.
+    """The model and the data that a part measures.
 
     Attributes:
       title: the name of the config.

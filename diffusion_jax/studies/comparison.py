@@ -64,7 +64,7 @@ def cells(
     *,
     place: Callable[[str, int], Any] | None = None,
 ) -> list[Cell]:
-    """Every sampler at every budget, checked before anything runs.
+    """List every sampler at every budget, checked before anything runs.
 
     Args:
       entries: 'sampler', which uses `grid`, or 'sampler@grid'. The grid 'auto' is each sampler's
@@ -265,7 +265,7 @@ def _reason(error: Exception) -> str:
 
 
 def _origin(subject: Subject) -> dict[str, Any]:
-    """Where the numbers of a row come from: commit, config, date, checkpoint and seeds."""
+    """The origin of a row's numbers: commit, config, date, checkpoint and seeds."""
     stamp, seeds = provenance.provenance(subject.identity), subject.identity["seeds"]
     whole = seeds == list(range(seeds[0], seeds[-1] + 1))
     model = {key: subject.identity[key] for key in ("step", "weights") if key in subject.identity}

@@ -103,7 +103,7 @@ def lengths_of(text: str) -> list[float]:
 
 
 def _settings(trained: Trained, root: Path) -> dict[str, Any]:
-    """What every row depends on: the run, its snapshots and the sampler."""
+    """The settings on which every row depends: the run, its snapshots and the sampler."""
     varied = ("ema", "batch_size")
     record = trained.experiment.record
     sampler = {key: value for key, value in record["sampler"].items() if key not in varied}
@@ -209,7 +209,7 @@ def sweep(
 
 
 def means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows {'length', 'misfit', metric: (mean, standard deviation over sets)}."""
+    """Average over sets: rows {'length', 'misfit', metric: (mean, standard deviation)}."""
 
     def over(values: Sequence[float]) -> tuple[float, float]:
         return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0

@@ -84,7 +84,7 @@ def evaluate(
 
 
 def _about(trained: Trained, features: Sequence[Extractor]) -> dict[str, Any]:
-    """What the JSON file says of the model, its sampling settings and the extractors."""
+    """Describe the model, its sampling settings and the extractors, for the JSON file."""
     model = trained.experiment
     resolved = sampling.method(model)
     return {

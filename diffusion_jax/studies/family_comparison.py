@@ -134,7 +134,7 @@ def _family_configs(config: ConfigDict, families: str) -> dict[str, ConfigDict]:
 
 
 def _judge(dataset: data.Dataset, count: int) -> tuple[judge.Judge, dict[str, float]]:
-    """(images -> scores, what real test images score)."""
+    """Make (the function images -> scores, the scores of real test images)."""
     labels = np.arange(count) % dataset.num_classes if dataset.num_classes else None
     metrics = ("accuracy", "frechet", "prdc")
     judged = judge.against(dataset.train, labels, metrics=metrics, count=count)

@@ -92,7 +92,7 @@ def _facts(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> str:
 def _table(
     scored: Mapping[str, Scored], real: Mapping[str, float]
 ) -> tuple[list[dict[str, str]], dict[str, str]]:
-    """(a row for each family and one for real images, the headings of the columns)."""
+    """Make (a row for each family and one for real images, the headings of the columns)."""
     present = [key for key in METRICS if any(key in scores for scores in scored.values())]
     table = [
         {"family": name} | {key: shown_score(key, *scores[key]) for key in present if key in scores}

@@ -101,7 +101,7 @@ def with_steps(config: ConfigDict, steps: int, seed: int) -> ConfigDict:
 def steps_for(
     config: ConfigDict, dataset: data.Dataset, seconds: float, seed: int, root: Path
 ) -> int:
-    """How many training steps of a config fit in a number of seconds here, without compilation.
+    """Measure how many training steps fit into a number of seconds here, without compilation.
 
     It is a multiple of config.training.steps_per_call, by the median time of a few calls.
     """

@@ -33,7 +33,7 @@ FIRST_SEED = 1_000_000  # of the images that times are searched by
 
 # ---- the command
 class Recipe(NamedTuple):
-    """How the models are trained.
+    """The recipe by which the models are trained.
 
     Attributes:
       config: a config file whose variants are the methods and 'teacher'.
@@ -187,7 +187,7 @@ def train_variant(recipe: Recipe, name: str) -> Trained:
 
 
 def seconds(workdir: Path) -> float:
-    """How long the training steps of a run took, without evaluations and checkpoints.
+    """The time that the training steps of a run took, without evaluations and checkpoints.
 
     Steps that were over too soon to be timed count as nothing.
     """
@@ -240,7 +240,7 @@ def search_times(
 
 # ---- what is judged and written
 class FewStepTable(NamedTuple):
-    """What has been judged so far; `add` changes it in place.
+    """The results so far; `add` changes them in place.
 
     Attributes:
       dataset: the data set of all models.

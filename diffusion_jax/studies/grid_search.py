@@ -172,7 +172,7 @@ def _subjects_of_workdir(
 
 # ---- the search
 class Search(NamedTuple):
-    """How long times are optimized.
+    """The effort of an optimization of times.
 
     Attributes:
       iterations: of Levenberg-Marquardt, at most.

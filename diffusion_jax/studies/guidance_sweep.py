@@ -139,7 +139,7 @@ def _with_guides(
 
 
 def _settings(trained: Trained, features: Sequence[str], count: int) -> dict[str, Any]:
-    """What every cell depends on besides its guide and scale."""
+    """The settings on which every cell depends besides its guide and scale."""
     varied = ("guide", "guidance", "batch_size")
     record = trained.experiment.record
     sampler = {key: value for key, value in record["sampler"].items() if key not in varied}
@@ -207,7 +207,7 @@ Draw = Callable[[Key, Cond, float], Array]
 
 
 def _sampler(trained: Trained, mesh: jax.sharding.Mesh) -> Draw:
-    """(keys, cond, scale) -> images, by one program for all scales.
+    """Make the function (keys, cond, scale) -> images, one program for all scales.
 
     At the neutral scale the guided model is the model itself.
     """

@@ -196,7 +196,7 @@ def make_rows(
     perceptual: str,
     table: store.Table,
 ) -> tuple[list[dict[str, Any]], np.ndarray]:
-    """Rows for the measurement, the baselines and the methods of every task.
+    """Make rows for the measurement, the baselines and the methods of every task.
 
     Args:
       job: the images and the model.

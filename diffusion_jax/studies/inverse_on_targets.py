@@ -194,7 +194,7 @@ def judged(
 def make_rows(
     settings: MixtureSettings, methods: Sequence[str], budgets: Sequence[int], table: store.Table
 ) -> list[dict[str, Any]]:
-    """Rows for the exact posterior, for the exact denoiser given y, and for every method.
+    """Make rows for the exact posterior, for the exact denoiser given y, and for every method.
 
     Args:
       settings: the inverse problem.

@@ -29,7 +29,7 @@ Measure = Callable[[Params, Key, Array, Cond], Values]  # of images (B, ...); va
 
 
 class LikelihoodSettings(TypedDict):
-    """All that a likelihood depends on besides the model and the images (the command's flags).
+    """The settings of a likelihood, besides the model and the images (the command's flags).
 
     Attributes:
       split: 'test' or 'train'.
@@ -216,7 +216,7 @@ def table(values: dict[str, np.ndarray], settings: LikelihoodSettings) -> list[d
 
 
 def _titles(settings: LikelihoodSettings) -> list[tuple[str, str, str]]:
-    """(row, name of its value, title) of every measure that there may be, in the table's order."""
+    """List (row, name of its value, title) of every possible measure, in the table's order."""
     k, titles = settings["iw"], []
     for kind in settings["dequantize"]:
         title = f"ODE, {DEQUANTIZED[kind]}"

@@ -149,7 +149,7 @@ def _examples(
 def _measuring(
     trained: Trained, settings: LikelihoodSettings, parts: Path
 ) -> Callable[[jax.Array, dict[str, np.ndarray]], np.ndarray]:
-    """(keys, batch) -> indices: measures a batch and writes its values to the folder."""
+    """Make the function (keys, batch) -> indices that measures a batch and writes its values."""
     programs: dict[str, Any] = {
         row: jax.jit(measure) for row, measure in measures(trained, settings).items()
     }

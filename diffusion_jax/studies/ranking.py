@@ -29,7 +29,7 @@ QUALITY = ("frechet", "sliced_wasserstein")  # the score of the distribution, wh
 
 
 def margin(best: Result, other: Result, metric: str) -> tuple[float, float]:
-    """How much worse another result is than the best, and the standard error of that difference.
+    """The difference between another result and the best, and its standard error.
 
     The difference is paired, because all cells share their seeds. For 'error' it is the mean
     difference of the squared errors; the standard error of another score is a jackknife over groups
@@ -173,7 +173,7 @@ def _sentence(compared: Comparison, nfe: int, metric: str) -> str:
 
 
 def _difference(best: Result, other: Result, score: Metric) -> str:
-    """How much worse another result is, in words."""
+    """Describe the difference between another result and the best."""
     if score.name == "error":
         ratio = other.row["error"] / max(best.row["error"], 1e-300)
         return f"{ratio:.2g} times as far"

@@ -15,7 +15,7 @@ KINDS = {True: "stochastic", False: "deterministic", None: ""}
 
 
 def listing() -> str:
-    """Every sampler, grid, target and process, a line each."""
+    """List every sampler, grid, target and process, one per line."""
     vp = build(components.PROCESSES, "schedules.VP()")
     lines = ["samplers: name, network evaluations (+ at the start), kind, own grid (@auto)"]
     lines += [_line(name, make, vp) for name, make in members(components.SAMPLERS).items()]

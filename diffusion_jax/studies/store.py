@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 def load(path: Path, read: Callable[[Path], T], *, fresh: bool = False) -> T | None:
-    """What an earlier run kept at a path; None where it has to be made.
+    """Load what an earlier run stored at a path; None where it has to be computed.
 
     Args:
       path: the file.
@@ -50,7 +50,7 @@ def load_json(path: Path, rule: reading.Rule) -> Any | None:
 
 # ---- rows of one JSON file
 class Table(NamedTuple):
-    """Rows of results that all depend on the same settings, in one JSON file.
+    """A table of results that all depend on the same settings, in one JSON file.
 
     Attributes:
       path: the JSON file.

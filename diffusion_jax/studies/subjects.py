@@ -37,7 +37,7 @@ Scores = dict[str, float]
 
 
 class Judging(NamedTuple):
-    """How the samples of a subject are scored and shown.
+    """The metrics and the figures for the samples of a subject.
 
     Attributes:
       scores: (samples, group) -> scores of the samples without those of a group; None: of all.

@@ -119,7 +119,7 @@ def _connect(
 
 
 def launcher(environ: Mapping[str, str] = os.environ) -> str | None:
-    """What started this process as one of several; None for a run of one process.
+    """The launcher that started this process as one of several; None for a single process.
 
     Args:
       environ: the environment variables, of which those that JAX itself reads are used.

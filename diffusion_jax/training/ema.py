@@ -132,7 +132,7 @@ def gamma(sigma_rel: float) -> float:
 
 
 def together(*parts: Ema) -> Ema:
-    """All averages of several Emas as one."""
+    """Combine several Emas into one."""
 
     def init(params):
         return {key: tree for part in parts for key, tree in part.init(params).items()}

@@ -50,7 +50,7 @@ Hook = tuple[int, Callable[[TrainState, int], Mapping[str, Any] | None]]
 
 
 class Fitted(NamedTuple):
-    """How a run ended.
+    """The outcome of a run.
 
     Attributes:
       state: the last state.
@@ -185,7 +185,7 @@ def evaluate(
     *,
     put_batch: Callable[[Any], Any] = lambda batch: batch,
 ) -> dict[str, Any]:
-    """Means of the metrics over all examples, as plain JSON data like that of a row.
+    """Average the metrics over all examples; returns plain JSON data like a row of metrics.
 
     Args:
       eval_step: a compiled make_eval_step.

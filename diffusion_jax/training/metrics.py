@@ -95,7 +95,7 @@ def _map(function: Callable, tree: Any) -> Any:
 
 
 class Writer(NamedTuple):
-    """Where a run writes its metrics.
+    """The functions that write the metrics of a run.
 
     Attributes:
       row: row(step, values, timing) writes a line and its scalars.
@@ -229,7 +229,7 @@ def cut(path: str | os.PathLike, step: int, log_every: int = 0) -> None:
 
 
 def _rows(path: str | os.PathLike) -> list[tuple[str, dict[str, Any] | None]]:
-    """Each line with its end, and its row; None for a line without one."""
+    """Iterate over the lines of a file with their ends and rows; None for a line without a row."""
     path = Path(path)
     if not path.exists():
         return []

@@ -39,7 +39,7 @@ def inspect(
     offset: int | Array,
     axis_name: str | None,
 ) -> dict[str, Any]:
-    """What is not finite in a step, and the numbers that are needed to find out why.
+    """Find the values of a step that are not finite, and the numbers that help to explain them.
 
     Args:
       losses: (B,), of the local batch.
@@ -110,7 +110,7 @@ class NonFinite(UserError):
 
 
 def kind(found: Mapping[str, Any]) -> str:
-    """Which of loss, gradient and update is the first that is not finite (`inspect`)."""
+    """The first that is not finite of loss, gradient and update (`inspect`)."""
     return "gradient" if found["gradient"] else "update" if found["update"] else "loss"
 
 
@@ -144,7 +144,7 @@ def error(step: int, found: Mapping[str, Any], skipped: int, saved: str) -> NonF
 
 
 class Rollback(NamedTuple):
-    """Where a run stands after it went back; plain numbers, for the checkpoint's `extra`.
+    """The progress of a run after rollbacks, in plain numbers for the checkpoint's `extra`.
 
     Attributes:
       to: the step of the checkpoint to which it last went back.

@@ -37,7 +37,7 @@ FSDP_FROM = 2**14
 
 
 def place(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Where a leaf lives.
+    """Choose the placement of a leaf on the mesh.
 
     The axis `tensor` is placed by the end of the path, by the expressions above. The axis `fsdp`
     takes the largest axis of the leaf that is left and divisible, for leaves of at least FSDP_FROM

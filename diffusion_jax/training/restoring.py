@@ -18,7 +18,7 @@ from diffusion_jax.training.verification import DamagedCheckpoint
 
 
 class Restored(NamedTuple):
-    """What a checkpoint gives back.
+    """The content of a checkpoint.
 
     Attributes:
       state: the state, or the parameters if only they were requested.
@@ -70,7 +70,7 @@ def restore_params(
     template: Any = None,
     step: int | None = None,
 ) -> Restored:
-    """Only the parameters, or one of their EMAs, of the newest whole checkpoint.
+    """Restore only the parameters, or one of their EMAs, of the newest whole checkpoint.
 
     Args:
       directory: the folder of the checkpoints.
@@ -112,7 +112,7 @@ def _newest(
     read: Callable[[Path, dict[str, dict]], Any],
     multiple_of: int = 1,
 ) -> Restored | None:
-    """What `read` makes of the newest whole checkpoint; see `restore`.
+    """Read the newest whole checkpoint by the function `read`; see `restore`.
 
     A run that trains in this folder removes old checkpoints while they are read here. One that is
     gone is not damaged: the folder is listed again, for as long as newer checkpoints appear.

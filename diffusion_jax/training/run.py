@@ -20,7 +20,7 @@ Report = Callable[[int, Mapping[str, Any], int | None], None]
 
 
 class Log:
-    """Where the metrics of a run go: rows, and progress with the rate of training."""
+    """The log of a run: rows of metrics, and progress with the rate of training."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Log:
 
 
 class Run:
-    """What changes as a run proceeds: the state, its step, and metrics that are not saved yet."""
+    """The changing parts of a run: the state, its step, and metrics that are not saved yet."""
 
     def __init__(
         self,

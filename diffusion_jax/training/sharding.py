@@ -29,7 +29,7 @@ EXAMPLES = ("data", "fsdp")  # the mesh axes over which a batch is spread
 
 
 class Runner(NamedTuple):
-    """How a pure step runs on the devices.
+    """The functions that run a pure step on the devices.
 
     Attributes:
       axis_name: the axis_name for make_train_step and make_eval_step.

@@ -12,7 +12,7 @@ from diffusion_jax.training.ema import Ema
 
 
 class TrainState(NamedTuple):
-    """What a step changes and a checkpoint holds: arrays only.
+    """The arrays that a step changes and a checkpoint stores.
 
     Attributes:
       step: int32 scalar, the number of steps done, which is also the index of the next batch.

@@ -57,7 +57,7 @@ _BODY = reading.record(
 
 
 class DamagedCheckpoint(Exception):
-    """This checkpoint cannot be trusted; the message is the reason."""
+    """A checkpoint cannot be trusted; the message states the reason."""
 
 
 def make_meta(step: int, described: Mapping[str, dict], arrays: dict, extra: dict) -> dict:
@@ -77,7 +77,7 @@ def make_meta(step: int, described: Mapping[str, dict], arrays: dict, extra: dic
 
 
 def read_body(folder: Path) -> dict[str, Any]:
-    """What 'meta' of a checkpoint says: {'step', 'leaves': {path: shape, dtype, sha256}, 'extra'}.
+    """Read the description 'meta': {'step', 'leaves': {path: shape, dtype, sha256}, 'extra'}.
 
     Raises:
       DamagedCheckpoint: if it cannot be read, or is not what was written.
@@ -151,7 +151,7 @@ def stored_arrays(leaves: dict[str, Any]) -> dict[str, Any]:
 
 
 def _attempt(read: Any, folder: Path, *arguments: Any) -> Any:
-    """read(folder, *arguments); whatever it raises becomes DamagedCheckpoint in all processes."""
+    """Call read(folder, *arguments); an error becomes DamagedCheckpoint in all processes."""
     found, problem = None, ""
     try:
         found = read(folder, *arguments)

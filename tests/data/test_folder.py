@@ -62,7 +62,7 @@ def test_a_folder_that_is_split_already(tmp_path, held_out):
 
 
 def test_kinds_of_files(tmp_path):
-    """Grey, palette, transparent, 16-bit, turned by EXIF, CMYK: all become the same white-on-black
+    """Gray, palette, transparent, 16-bit, turned by EXIF, CMYK: all become the same white-on-black
     squares, upright.
     """
     gray = np.zeros((4, 6), np.uint8)

@@ -178,7 +178,7 @@ def test_toy_labels_say_where_a_point_is():
         [radius[ring["label"] == k].mean() for k in range(3)], [1 / 3, 2 / 3, 1], atol=5e-3
     )
     mode = data.load("mixture").train.columns
-    centres = np.stack([mode["image"][mode["label"] == k].mean(0) for k in range(8)])
-    np.testing.assert_allclose(np.linalg.norm(centres, axis=1), 1, atol=0.01)
+    centers = np.stack([mode["image"][mode["label"] == k].mean(0) for k in range(8)])
+    np.testing.assert_allclose(np.linalg.norm(centers, axis=1), 1, atol=0.01)
     board = (data.load("checkerboard").train.columns["image"] + 1) * 2
     assert (np.floor(board).astype(int).sum(1) % 2 == 0).all()

@@ -22,7 +22,7 @@ KINDS = (
 every_process = pytest.mark.parametrize("process", [PROCESSES[name] for name in KINDS], ids=KINDS)
 
 
-WEIGHTS, CENTRES, STD = np.array([0.7, 0.3]), np.array([[0.8, -0.3], [-0.5, 0.6]]), 0.3
+WEIGHTS, CENTERS, STD = np.array([0.7, 0.3]), np.array([[0.8, -0.3], [-0.5, 0.6]]), 0.3
 
 
 NULL = -1
@@ -39,7 +39,7 @@ def points():
 
 def exact_logits(process):
     """log p(class, x_t) of every class, the classifier that Bayes' rule asks for up to softmax."""
-    law = laws.mixture(WEIGHTS, CENTRES, STD)
+    law = laws.mixture(WEIGHTS, CENTERS, STD)
 
     def logits(x_t, t):
         every = [{"label": jnp.full(len(x_t), label)} for label in (0, 1)]

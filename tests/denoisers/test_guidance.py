@@ -15,7 +15,7 @@ from diffusion_jax.denoisers import guidance
 from diffusion_jax.processes import gaussian, schedules
 from diffusion_jax.targets import laws
 from tests.denoisers.mixture_by_class import (
-    CENTRES,
+    CENTERS,
     NULL,
     STD,
     WEIGHTS,
@@ -30,10 +30,10 @@ def by_class(process, calls=None):
     """The exact denoiser of one class, or of the whole mixture where the label is NULL; appends
     each call's batch size to `calls`.
     """
-    whole = laws.denoise_mixture(laws.mixture(WEIGHTS, CENTRES, STD), process)
+    whole = laws.denoise_mixture(laws.mixture(WEIGHTS, CENTERS, STD), process)
     single = [
-        laws.denoise_gaussian(laws.gaussian(centre, STD**2 * jnp.eye(2)), process)
-        for centre in jnp.asarray(CENTRES)
+        laws.denoise_gaussian(laws.gaussian(center, STD**2 * jnp.eye(2)), process)
+        for center in jnp.asarray(CENTERS)
     ]
 
     def denoise(x_t, t, cond):
@@ -96,7 +96,7 @@ def test_cfg_keeps_the_learned_variance_between_its_bounds():
 @every_process
 def test_labeled_mixture_is_its_classes(process):
     """The mixture's own labels, against the denoisers of its parts."""
-    (x, cond), law = points(), laws.mixture(WEIGHTS, CENTRES, STD)
+    (x, cond), law = points(), laws.mixture(WEIGHTS, CENTERS, STD)
     ours, parts = laws.denoise_mixture(law, process, labels=[0, 1]), by_class(process)
     for label in (cond, null(cond)):
         chex.assert_trees_all_close(ours(x, 0.4, label), parts(x, 0.4, label), rtol=1e-4, atol=1e-5)
@@ -106,7 +106,7 @@ def test_autoguidance_spans_worse_to_better():
     process, (x, cond) = schedules.VP(), points()
     better, worse = (
         by_class(process),
-        laws.denoise_mixture(laws.mixture(WEIGHTS, CENTRES, 0.8), process),
+        laws.denoise_mixture(laws.mixture(WEIGHTS, CENTERS, 0.8), process),
     )
     for scale, expected in ((0.0, worse), (1.0, better)):
         guided = guidance.autoguidance(better, worse, scale)(x, 0.4, cond)
@@ -274,7 +274,7 @@ def test_composition_is_by_calling():
     process, (x, cond) = schedules.VP(), points()
     better, worse = (
         by_class(process),
-        laws.denoise_mixture(laws.mixture(WEIGHTS, CENTRES, 0.8), process, [0, 1]),
+        laws.denoise_mixture(laws.mixture(WEIGHTS, CENTERS, 0.8), process, [0, 1]),
     )
     inner = guidance.cfg(guidance.autoguidance(better, worse, 2.0), 3.0, null)
     outer = guidance.autoguidance(

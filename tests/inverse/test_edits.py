@@ -37,8 +37,8 @@ def test_slerp_keeps_lengths_and_goes_along_the_arc():
 def by_class(process):
     """Two Gaussians of the same covariance, one for each label."""
     both = [
-        laws.denoise_gaussian(laws.gaussian(centre, 0.25 * np.eye(2)), process)
-        for centre in np.array([[1.0, 0.0], [-1.0, 0.5]])
+        laws.denoise_gaussian(laws.gaussian(center, 0.25 * np.eye(2)), process)
+        for center in np.array([[1.0, 0.0], [-1.0, 0.5]])
     ]
 
     def denoise(x, t, cond):

@@ -183,10 +183,10 @@ def test_conditions_guidance_and_image_shapes():
 
     def denoise(x_t, t, cond):
         mean = cond["label"].astype(x_t.dtype)[:, None, None, None]
-        centred = x_t - process.alpha(t).reshape(-1, 1, 1, 1) * mean
+        centered = x_t - process.alpha(t).reshape(-1, 1, 1, 1) * mean
         alpha, sigma = (f(t).reshape(-1, 1, 1, 1) for f in (process.alpha, process.sigma))
         return gaussian.from_x0(
-            process, x_t, mean + alpha * 0.25 / (alpha**2 * 0.25 + sigma**2) * centred, t
+            process, x_t, mean + alpha * 0.25 / (alpha**2 * 0.25 + sigma**2) * centered, t
         )
 
     def null(cond):
@@ -219,7 +219,7 @@ MEAN, STD = 0.1, 0.3
 @pytest.mark.parametrize(
     "dequantize, t_min", [("uniform", 1e-4), ("process", 6e-3), ("process", 2e-4)]
 )
-def test_bits_of_quantised_gaussian_data_are_its_entropy_rate(dequantize, t_min):
+def test_bits_of_quantized_gaussian_data_are_its_entropy_rate(dequantize, t_min):
     """-log2 of each bin's own probability, by scipy. sigma(t_min) is 0.4, 4 and 0.6 bins."""
     process = schedules.VP(t_min=t_min)
     x = MEAN + STD * jax.random.normal(jax.random.key(0), (512, 4))

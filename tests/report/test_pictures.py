@@ -67,15 +67,15 @@ def test_a_grid_of_floating_images_is_the_grid_of_their_bytes():
 def test_labels_and_title_stand_outside_the_pictures():
     images = dark_images(4, 8, 8, 1)
     bare = pictures.image_grid(images, 2)
-    labelled = pictures.image_grid(
+    labeled = pictures.image_grid(
         images,
         2,
         row_labels=["zero", "one"],
         column_labels=[1, 2],
         title="A long title of the grid",
     )
-    assert labelled.width > bare.width and labelled.height > bare.height
-    tiles, page = on_paper(bare), np.asarray(labelled)
+    assert labeled.width > bare.width and labeled.height > bare.height
+    tiles, page = on_paper(bare), np.asarray(labeled)
     h, w = tiles.shape[:2]
     places = ((y, x) for y in range(page.shape[0] - h + 1) for x in range(page.shape[1] - w + 1))
     assert any(

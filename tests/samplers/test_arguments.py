@@ -107,7 +107,7 @@ def test_no_amount_of_noise_is_left_out():
 
 @pytest.mark.parametrize("diffusion", ["decreasing", "increasing_decreasing", "linear"])
 def test_interpolants_keep_the_law_of_narrow_data(diffusion):
-    """Where D falls towards the data, 250 even steps of t on rectified flow are enough; D that
+    """Where D falls toward the data, 250 even steps of t on rectified flow are enough; D that
     grows there would end in a std of 1e7.
     """
     process, std = schedules.RectifiedFlow(), 0.01

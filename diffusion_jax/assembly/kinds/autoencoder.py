@@ -42,7 +42,7 @@ def complete(experiment: Experiment, config: ConfigDict) -> Experiment:
 
 
 def init(experiment: Experiment, key: Key) -> Params:
-    """{'autoencoder': ...}, and {'discriminator': ...} if there is one."""
+    """Initialize {'autoencoder': ...}, and {'discriminator': ...} if there is one."""
     x = jnp.zeros((1, *experiment.shape))
     cond = experiment.conditions.null(1)
     params = {"autoencoder": experiment.model.init(key, x, cond)["params"]}
@@ -82,7 +82,7 @@ def draw(
     scale: Array | None,
     settings: SamplingSettings,
 ) -> tuple[Array, Array]:
-    """(images (B, ...), 1): z ~ N(0, I), in the random stream of samplers.base.start, decoded."""
+    """Decode z ~ N(0, I), from the random stream of samplers.base.start: (images (B, ...), 1)."""
     z = arrays.noise(
         arrays.fold_in(keys, streams.PRIOR), jnp.zeros((len(keys), *experiment.model.latent_shape))
     )

@@ -61,7 +61,7 @@ def draw(
     scale: Array | None,
     settings: SamplingSettings,
 ) -> tuple[Array, Array]:
-    """(x0 (B, ...), NFE of each (B,)) by the denoiser and the sampler of the settings."""
+    """Sample by the denoiser and the sampler of the settings: (x0 (B, ...), NFE of each (B,))."""
     denoise = denoiser.denoiser(experiment, params, scale=scale, clip=settings.clip)
     x = base.start(experiment.process, keys, (len(keys), *experiment.shape))
     samples = base.sample(
@@ -89,7 +89,7 @@ def prepare(experiment: Experiment, train: Source | None) -> Experiment:
 
 
 def companions(experiment: Experiment) -> tuple:
-    """None: a diffusion model has no further averages."""
+    """Return no companions: a diffusion model has no further averages."""
     return ()
 
 

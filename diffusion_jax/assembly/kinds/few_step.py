@@ -118,7 +118,7 @@ def teacher(experiment: Experiment, params: Params) -> Denoise:
 
 
 def companions(experiment: Experiment) -> tuple[ema.Ema, ...]:
-    """What the training state holds besides: the slow average 'target' and the frozen 'teacher'.
+    """The further averages in the training state: the slow one 'target' and the frozen 'teacher'.
 
     Raises:
       UserError: for an objective that needs a teacher where there is none.
