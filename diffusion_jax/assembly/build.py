@@ -140,8 +140,8 @@ def _not_listed(family: Family, name: str, choices: tuple[Callable, ...]) -> Use
                 f"{family.listed} at the end of that file; add it there"
             )
         return UserError(
-            f"{family.kind} '{name}': {own} is in {place}, which is no module of this family; give "
-            f"it a tuple {family.listed} and add it to the family in "
+            f"{family.kind} '{name}': {own} is in {place}, which is not a module of this family; "
+            f"give it a tuple {family.listed} and add it to the family in "
             "diffusion_jax/assembly/components.py"
         )
     return None

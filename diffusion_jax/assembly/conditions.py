@@ -52,7 +52,7 @@ def builder(num_classes: int, encoder: Encoder | None, dropout: float) -> Condit
         if not num_classes:
             if len(labels):
                 raise UserError(
-                    "this model takes captions: say what to draw by --prompt"
+                    "this model takes captions: give one by --prompt"
                     if encoder
                     else "this model is unconditional: it takes no labels"
                 )
@@ -60,7 +60,7 @@ def builder(num_classes: int, encoder: Encoder | None, dropout: float) -> Condit
         bad = [int(label) for label in labels if not 0 <= label <= num_classes]
         if bad:
             raise UserError(
-                f"label {bad[0]} does not exist: this model knows 0 to {num_classes - 1}, "
+                f"label {bad[0]} does not exist: this model has the labels 0 to {num_classes - 1}, "
                 f"and {num_classes} for 'any'"
             )
         return null(len(labels)) | {"label": jnp.asarray(labels, jnp.int32)}
@@ -70,7 +70,8 @@ def builder(num_classes: int, encoder: Encoder | None, dropout: float) -> Condit
             labels = f"labels, 0 to {num_classes - 1}: use --labels"
             takes = labels if num_classes else "no condition"
             raise UserError(
-                f"this model knows no captions, so it takes no --prompt; it takes {takes}"
+                "this model has no captions as its condition, so it takes no --prompt; it takes "
+                f"{takes}"
             )
         for prompt in dict.fromkeys(prompts):
             _check_prompt(encoder, prompt)
@@ -93,9 +94,9 @@ def builder(num_classes: int, encoder: Encoder | None, dropout: float) -> Condit
 def _check_prompt(encoder: Encoder, prompt: str) -> None:
     """Check that the encoder reads the whole caption; UserError if it would be cut off."""
     if not prompt.strip():
-        raise UserError("--prompt is empty; say what to draw")
+        raise UserError("--prompt is empty; describe the image to draw")
     if prompt != prompt.encode(errors="replace").decode():
-        raise UserError(f"--prompt is no text in UTF-8: {prompt!r:.60}")
+        raise UserError(f"--prompt is not valid UTF-8: {prompt!r:.60}")
     if (length := encoder.count(prompt)) > encoder.max_length:
         raise UserError(
             f"--prompt has {length} tokens, of which this model reads {encoder.max_length}: "

@@ -32,7 +32,7 @@ def load_config(spec: str) -> ConfigDict:
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
     if module_spec is None:
         raise UserError(
-            f"--config={name} is no Python file; write FILE.py:VARIANT, such as "
+            f"--config={name} is not a Python file; write FILE.py:VARIANT, such as "
             "configs/digits.py:vp"
         )
     module = importlib.util.module_from_spec(module_spec)
@@ -41,7 +41,7 @@ def load_config(spec: str) -> ConfigDict:
     get_config = vars(module).get("get_config")
     if get_config is None:
         raise UserError(
-            f"--config={name} has no get_config(), so it is the config of nothing; take one of "
+            f"--config={name} has no get_config(), so it is not a config file; use one of "
             f"{', '.join(_known())}"
         )
     if variant and not inspect.signature(get_config).parameters:
@@ -81,7 +81,7 @@ def _failing(name: str, path: Path) -> Iterator[None]:
     except UserError:
         raise
     except (SyntaxError, UnicodeDecodeError) as error:
-        raise UserError(f"--config={name} is no Python: {error}") from error
+        raise UserError(f"--config={name} is not valid Python: {error}") from error
     except Exception as error:
         raise _failed(name, path, error) from error
 

@@ -66,8 +66,8 @@ def dataset(config: ConfigDict) -> data.Dataset:
         if wanted not in (0, loaded.num_classes):
             found = f"{loaded.num_classes} classes" if loaded.num_classes else "no labels"
             raise UserError(
-                f"config.data.num_classes={wanted}: the data set has {found}; set 0 to take what "
-                "it has"
+                f"config.data.num_classes={wanted}: the data set has {found}; set 0 to use that "
+                "number"
             )
         data.describe.announce(loaded)
         return _with_captions(loaded, encoder) if encoder else loaded

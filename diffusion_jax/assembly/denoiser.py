@@ -35,8 +35,8 @@ def need_denoiser(experiment: Experiment) -> None:
     """
     if not experiment.kind.denoises:
         raise UserError(
-            f"{experiment.specs.model} is {experiment.kind.name}, which denoises nothing; "
-            "take a diffusion model"
+            f"{experiment.specs.model} is {experiment.kind.name}, which has no denoiser; "
+            "use a diffusion model"
         )
 
 
@@ -136,7 +136,8 @@ def logits(experiment: Experiment, params: Params) -> Callable[..., Array]:
     """
     if not experiment.kind.classifies:
         raise UserError(
-            f"{experiment.specs.model} is no classifier; make one by experiments.train_classifier"
+            f"{experiment.specs.model} is not a classifier; make one with "
+            "experiments.train_classifier"
         )
 
     def run(x_t: Array, t: Array, **kwargs: Any) -> Array:
@@ -241,11 +242,12 @@ def need_guidable(experiment: Experiment, asked: str) -> None:
     remedy = f"{remedy} --config.sampler.guidance={neutral:g}"
     if not experiment.kind.denoises:
         raise UserError(
-            f"{asked}: {model} is {experiment.kind.name}, which has nothing to guide; {remedy}"
+            f"{asked}: {model} is {experiment.kind.name}, to which guidance does not apply; "
+            f"{remedy}"
         )
     if guide.condition and experiment.conditions.null(1) is None:
         raise UserError(
-            f"{asked}: this model is unconditional, so there is no condition to guide by; {remedy}"
+            f"{asked}: this model is unconditional, so there is no condition for guidance; {remedy}"
         )
     if guide.null and not experiment.learns_null:
         raise UserError(

@@ -226,6 +226,6 @@ def need_pixels(experiment: Experiment) -> None:
     """
     if experiment.latents is not None:
         raise UserError(
-            "this command works on the pixels that a model sees, and this one sees latents; "
+            "this command works on pixels, and the inputs of this model are latents; "
             "take a model of images"
         )

@@ -62,8 +62,8 @@ def _check_best(experiment: Experiment, template: TrainState, batch: dict[str, A
     best = experiment.training.best
     if not experiment.training.eval_every:
         raise UserError(
-            f"config.training.best={best} is a number of the held-out rows, and "
-            "config.training.eval_every=0 makes none; set it to a number of steps"
+            f"config.training.best={best} is a metric of the held-out rows, and "
+            "config.training.eval_every=0 writes none; set it to a number of steps"
         )
     evaluate = step.make_eval_step(experiment.kind.loss(experiment))
     numbers = jax.eval_shape(evaluate, template, batch, jax.random.key(0))

@@ -54,8 +54,8 @@ def for_judging(
         return labels, experiment.conditions.of_prompts(prompts)
     if not dataset.captions:
         raise UserError(
-            f"this model takes captions, and the data set {dataset.name} has none to "
-            "draw samples of"
+            f"this model takes captions, and the data set {dataset.name} has no "
+            "captions to draw samples from"
         )
     index = np.arange(count) % len(dataset.test)
     return dataset.test.rows(index).get("label"), captions_of_test(experiment, dataset, index)[1]

@@ -314,7 +314,8 @@ def _autoencoder(data: str, workdir: str) -> str:
     """The workdir of the autoencoder of a model of latents. UserError if it is ''."""
     if not workdir:
         raise UserError(
-            f"data.name={data} needs config.latent.autoencoder, the workdir of what made them"
+            f"data.name={data} needs config.latent.autoencoder, the workdir of the autoencoder "
+            "that made them"
         )
     return workdir
 

@@ -126,7 +126,7 @@ def read_npz(path: str, value_range: Range = ()) -> Npz:
     file = Path(os.path.expanduser(path))
     if not file.is_file():
         raise UserError(
-            f"data.path={path} is not a file; data.name=npz wants an .npz with 'images' and, "
+            f"data.path={path} is not a file; data.name=npz needs an .npz with 'images' and, "
             "optionally, 'labels'"
         )
     names = {name for group in NPZ_PAIRS + NPZ_SINGLE for name in group}

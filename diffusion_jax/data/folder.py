@@ -76,7 +76,7 @@ def load(
     root = Path(os.path.expanduser(path))
     if not root.is_dir():
         raise UserError(
-            f"data.path={path} is not a folder; data.name=folder wants a folder of images"
+            f"data.path={path} is not a folder; data.name=folder needs a folder of images"
         )
     listing = tree.walk(root, transforms.endings(), _is_image)
     found = layout.arrange(root, listing, how)

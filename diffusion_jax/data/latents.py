@@ -137,7 +137,7 @@ def load(path: str, image_size: int = 0, channels: int = 0) -> tuple[Latents, La
       UserError: for a file that is not one of latents, for statistics that are missing, and for
         latents of another size.
     """
-    made, found = "make it by python -m experiments.encode", _read(path)
+    made, found = "make it with python -m experiments.encode", _read(path)
     if missing := [name for name in NEEDED if name not in found]:
         raise UserError(
             f"data.path={path} is not a file of latents: it lacks {', '.join(missing)}; {made}"
@@ -182,7 +182,9 @@ def load(path: str, image_size: int = 0, channels: int = 0) -> tuple[Latents, La
 def _read(path: str) -> dict[str, Any]:
     file = Path(os.path.expanduser(path))
     if not file.exists():
-        raise UserError(f"data.path={path} does not exist; make it by python -m experiments.encode")
+        raise UserError(
+            f"data.path={path} does not exist; make it with python -m experiments.encode"
+        )
     try:
         found = npz.load(file, {}, ARRAYS.get)
         for split in ("train", "test"):
@@ -220,8 +222,8 @@ def _about(path: str, found: dict[str, Any], shift: np.ndarray, scale: np.ndarra
         about = reading.json_text(str(found["about"]), "its description", ABOUT)
     except UserError as error:
         raise UserError(
-            f"data.path={path} does not say what made it ({error}); make it by python -m "
-            "experiments.encode"
+            f"data.path={path} does not state which autoencoder made it ({error}); make it with "
+            "python -m experiments.encode"
         ) from None
     about = {
         key: tuple(value) if isinstance(value, list) else value

@@ -233,9 +233,9 @@ def _in_processes(
                 if "terminated unexpectedly" not in str(error):
                     raise
                 raise UserError(
-                    f"a data worker died before step {step} ({str(error).split('. ')[0]}); is "
-                    f"memory short? use fewer than data.workers={workers} (0: none); running the "
-                    "same command again resumes from the last checkpoint"
+                    f"a data worker died before step {step} ({str(error).split('. ')[0]}); if "
+                    f"memory is short, use fewer than data.workers={workers} (0: none); running "
+                    "the same command again resumes from the last checkpoint"
                 ) from None
             # out of the shared memory, which jax on a CPU would otherwise hold on to instead of
             # copying

@@ -255,7 +255,8 @@ def class_log_prob(logits: Callable[[Array, Array], Array], against: int | None 
         classes = log_p.shape[-1]
         if against is not None and not 0 <= against < classes:
             raise UserError(
-                f"against={against} does not exist: the classifier knows 0 to {classes - 1}"
+                f"against={against} does not exist: the classifier has the classes 0 to "
+                f"{classes - 1}"
             )
         own = jnp.take_along_axis(log_p, jnp.clip(label, 0, classes - 1)[:, None], 1)[:, 0]
         own = own if against is None else own - log_p[:, against]

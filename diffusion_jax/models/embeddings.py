@@ -121,7 +121,7 @@ def check_labels(labels: Array | np.ndarray, num_classes: int) -> None:
     bad = labels[(labels < 0) | (labels > num_classes)]
     if bad.size:
         raise UserError(
-            f"label {bad.flat[0]} is out of range: the model knows the classes 0 to "
+            f"label {bad.flat[0]} is out of range: the model has the classes 0 to "
             f"{num_classes - 1} and {num_classes}, the null label; correct the labels or set "
             "num_classes"
         )

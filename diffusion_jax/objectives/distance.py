@@ -43,7 +43,9 @@ def pseudo_huber(c: float = 0.00054) -> Distance:
     """
     need_ranges("distance.pseudo_huber", c=(c, 1e-12, 1e6))
     if not c > 0:
-        raise UserError(f"pseudo_huber(c={c}): c must be above 0; distance.squared() has none")
+        raise UserError(
+            f"pseudo_huber(c={c}): c must be above 0; use distance.squared() without a c"
+        )
     return lambda x, y: jnp.sqrt(mean_per_example((x - y) ** 2) + c**2) - c
 
 

@@ -60,4 +60,4 @@ def rule(value: Any, place: str) -> None:
     """
     _CARD(value, place)
     if value["memory"] and None in (value["traffic"], value["collectives"]):
-        raise reading.Mismatch(f"{place or 'the card'} has a part of what the compiler said")
+        raise reading.Mismatch(f"{place or 'the card'} has only a part of the compiler's report")

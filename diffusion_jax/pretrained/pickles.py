@@ -111,7 +111,7 @@ class _Machine:
         """Return the next line, without its end."""
         end = self.data.find(b"\n", self.at, self.at + 1000)
         if end < 0:
-            raise DamagedPickle("a name in its pickle has no end")
+            raise DamagedPickle("a name in its pickle is not terminated")
         return self.take(end + 1 - self.at)[:-1].decode()
 
     def since_mark(self) -> list[Any]:
@@ -130,19 +130,19 @@ class _Machine:
     def call(self) -> None:
         args, name = self.stack.pop(), self.stack.pop()
         if not isinstance(name, Name) or not isinstance(args, tuple):
-            raise DamagedPickle("it calls what is not a name")
+            raise DamagedPickle("it calls an object that is not a name")
         self.stack.append(Made(name, args))
 
     def build(self) -> None:
         state, made = self.stack.pop(), self.stack[-1]
         if not isinstance(made, Made):
-            raise DamagedPickle("it gives a state to what has none")
+            raise DamagedPickle("it gives a state to an object without one")
         made.state = state
 
     def put_items(self, pairs: list[Any]) -> None:
         target = self.stack[-1].items if isinstance(self.stack[-1], Made) else self.stack[-1]
         if not isinstance(target, dict) or len(pairs) % 2:
-            raise DamagedPickle("it puts items into what is not a dictionary")
+            raise DamagedPickle("it puts items into an object that is not a dictionary")
         for key, value in zip(pairs[::2], pairs[1::2]):
             if not isinstance(key, (str, int, float, type(None))) or (
                 type(key) is int and abs(key) >= 2**63
@@ -152,7 +152,7 @@ class _Machine:
 
     def append(self, values: list[Any]) -> None:
         if not isinstance(self.stack[-1], list):
-            raise DamagedPickle("it appends to what is not a list")
+            raise DamagedPickle("it appends to an object that is not a list")
         self.stack[-1].extend(values)
 
     def pop_last(self, count: int) -> list[Any]:

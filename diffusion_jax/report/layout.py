@@ -125,7 +125,7 @@ def _measure(
 ) -> _Layout:
     cells = [cell for row in rows for cell in row if cell is not None]
     if not cells:
-        raise UserError("there is no image to show; ask for at least one")
+        raise UserError("there is no image to show; request at least one")
     width = max(_cell_width(cell) for cell in cells)
     width = max([width] + [_text_width(text) + 6 for text in headings])
     tile_height = max(cell.tile.shape[0] for cell in cells)

@@ -352,7 +352,7 @@ def evaluations(sampler: Sampler, ts: Array) -> int:
     """
     if adaptive(sampler):
         raise UserError(
-            "the evaluations of an adaptive sampler are counted while it runs: read nfe of what "
+            "the evaluations of an adaptive sampler are counted while it runs: read the nfe that "
             "base.sample returns"
         )
     return _cost(sampler, len(ts) - 1) + 1

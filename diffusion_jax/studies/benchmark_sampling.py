@@ -141,7 +141,7 @@ def methods_of(
                 "one"
             )
     if not found:
-        raise UserError("--samplers= names none; separate them by ';'")
+        raise UserError("--samplers is empty; give names, separated by ';'")
     return found
 
 

@@ -78,7 +78,7 @@ def interpolate(job: Job, denoise: Denoise, steps: int = 9) -> Strip:
     sampler, process = job.sampling.sampler, job.trained.experiment.process
     ts, half = job.sampling.ts, len(job.images) // 2
     if not half:
-        raise UserError("--task=interpolate goes between two images; set --num=2 or more")
+        raise UserError("--task=interpolate needs two images; set --num=2 or more")
     weights = np.linspace(0, 1, steps).astype(np.float32)
     names = [f"{100 * weight:.3g} %" for weight in weights]
 
@@ -148,7 +148,9 @@ def translate(job: Job, denoise: Denoise, labels: str) -> Strip:
     """
     model = job.trained.experiment
     if not model.num_classes:
-        raise UserError("--task=translate goes from class to class, and this model has none")
+        raise UserError(
+            "--task=translate translates between classes, and this model has no classes"
+        )
     classes = [*(job.trained.data.get("class_names") or ()), "any"]  # by number, then the null
     targets = (
         list(range(model.num_classes))

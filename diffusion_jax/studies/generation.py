@@ -151,9 +151,7 @@ def requested_conditions(
         repeated = np.repeat(prompts, count // len(prompts)).tolist()
         return np.zeros(0, int), experiment.conditions.of_prompts(repeated)
     if experiment.encoder and not labels:
-        raise UserError(
-            "this model draws what a caption says: give one, or several, by --prompt='...'"
-        )
+        raise UserError("this model takes captions: give one or more by --prompt='...'")
     chosen = labels or list(range(experiment.num_classes))
     chosen = np.resize(chosen, count) if chosen else np.zeros(0, int)
     return chosen, experiment.conditions.of_labels(chosen)

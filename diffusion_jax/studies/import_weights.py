@@ -197,8 +197,8 @@ def encoded_by(autoencoder: str, unseen: Dataset) -> Encoded:
     imported = files.load_json(Path(autoencoder) / "provenance.json", rule).get("imported")
     if imported is None:
         raise UserError(
-            f"--autoencoder={autoencoder} was trained here, so no published network knows its "
-            "latents"
+            f"--autoencoder={autoencoder} was trained here, so no published network was "
+            "trained on its latents"
         )
     moments = diffusers_networks.shift_and_scale(imported["latents"], shape[-1])
     about = codec.image_shape, unseen.name, unseen.num_classes, unseen.class_names

@@ -149,7 +149,7 @@ def mixture_of(target: str) -> laws.Mixture:
         if np.allclose(own, modes, rtol=1e-4):
             return found.modes
     raise UserError(
-        f"--target={target} is no mixture whose posterior is known; take gmm8 or "
+        f"--target={target} is not a mixture with a known posterior; use gmm8 or "
         "'gmm(modes=20,dim=8)'"
     )
 

@@ -143,7 +143,8 @@ def read(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
         )
         have = ", ".join(map(str, steps)) or "none: every step of this run was finite"
         raise UserError(
-            f"--step={step}: there is no report of it in '{path.parents[1]}'; there are: {have}"
+            f"--step={step}: there is no report of this step in '{path.parents[1]}'; there are: "
+            f"{have}"
         )
     return load_json(path, rule)
 

@@ -220,7 +220,7 @@ def cut(path: str | os.PathLike, step: int, log_every: int = 0) -> None:
         what = [f"{damaged} damaged line{'s' * (damaged > 1)} left out"] if damaged else []
         what += [f"no rows between step {reached} and step {step}"] if missing else []
         print(
-            f"warning: '{path}': {', '.join(what)}; the model is not affected, the curves are",
+            f"warning: '{path}': {', '.join(what)}; the curves are affected, the model is not",
             file=sys.stderr,
         )
     keep = [line for line, row in found if row is not None and row["step"] <= step]

@@ -79,7 +79,7 @@ def test_captions_are_dropped_whole_and_the_reader_learns(model):
         ("", "--prompt is empty"),
         (" \n", "--prompt is empty"),
         ("x" * 10_000, "--prompt has 10000 tokens, of which this model reads 44"),
-        ("a \udcff", "no text in UTF-8"),
+        ("a \udcff", "is not valid UTF-8"),
     ],
 )
 def test_bad_prompts_are_one_line(model, prompt, message):
@@ -91,11 +91,11 @@ def test_bad_prompts_are_one_line(model, prompt, message):
 def test_prompts_and_labels_meet_the_right_models(model):
 
     labeled = assemble(_labeled(), (8, 8, 1), 10)
-    with pytest.raises(UserError, match="knows no captions.* labels, 0 to 9: use --labels"):
+    with pytest.raises(UserError, match="has no captions.* labels, 0 to 9: use --labels"):
         generation.requested_conditions(labeled, "", ["a 3"], 4)
-    with pytest.raises(UserError, match="give one, or several, by --prompt"):
+    with pytest.raises(UserError, match="give one or more by --prompt"):
         generation.requested_conditions(model, "", [], 4)
-    with pytest.raises(UserError, match="takes captions: say what to draw by --prompt"):
+    with pytest.raises(UserError, match="takes captions: give one by --prompt"):
         generation.requested_conditions(model, "3", [], 4)
     with pytest.raises(UserError, match="--labels and --prompt together"):
         generation.requested_conditions(model, "3", ["a 3"], 4)
@@ -157,7 +157,7 @@ def test_a_guided_model_of_captions_is_compared_by_the_samples_of_its_captions()
     np.testing.assert_allclose(found, drawn, rtol=1e-4, atol=1e-4)
     assert np.abs(found[0] - found[1]).max() > 1e-2
     with pytest.raises(
-        UserError, match="this model takes captions, and the data set folder has none"
+        UserError, match="this model takes captions, and the data set folder has no captions"
     ):
         sample_conditions.for_judging(experiment, dataset._replace(captions=()), 3)
 

@@ -28,14 +28,14 @@ def test_a_classifier_needs_a_label_and_its_classes():
     logits = exact_logits(schedules.VP())
     with pytest.raises(UserError, match="needs a label as its condition"):
         guidance.class_log_prob(logits)(x, 0.4, None)
-    with pytest.raises(UserError, match="knows 0 to 1"):
+    with pytest.raises(UserError, match="has the classes 0 to 1"):
         guidance.class_log_prob(logits, against=2)(x, 0.4, cond)
 
 
 def test_a_denoiser_is_no_classifier_and_other_processes_are_named():
     plain = tiny()
     experiment = guided_by("classifier('c')", plain, lambda other: (plain, None))
-    with pytest.raises(UserError, match="is no classifier"):
+    with pytest.raises(UserError, match="is not a classifier"):
         denoiser.denoiser(experiment, None, scale=2.0)
     flow = tiny(process="schedules.RectifiedFlow()")
     with pytest.raises(UserError, match="RectifiedFlow"):

@@ -190,7 +190,7 @@ def test_guidance_that_cannot_be_is_refused_where_it_is_asked_for():
     autoencoder = toy.get_config("vp")
     autoencoder = assemble(vae(autoencoder, "gaussian", hidden=(8,)), (2,))
     with pytest.raises(
-        UserError, match="guidance=2: autoencoder.VAE is an autoencoder, which has nothing to guide"
+        UserError, match="guidance=2: autoencoder.VAE is an autoencoder, to which guidance does"
     ):
         sampling.method(autoencoder, autoencoder.sampling._replace(guidance=2.0))
 

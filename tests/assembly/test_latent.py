@@ -180,7 +180,7 @@ def changed(file, tmp_path, **arrays_):
         ({"scale": np.array([1.0, 0.0])}, "its statistics, shift"),
         ({"shift": np.array([1.0])}, "its statistics, shift"),
         ({"train_mean": None}, "is not a file of latents: it lacks train_mean"),
-        ({"about": np.array("no json")}, "does not say what made it"),
+        ({"about": np.array("no json")}, "does not state which autoencoder made it"),
     ],
 )
 def test_damaged_files_are_refused_with_one_line(file, tmp_path, change, complaint):
@@ -196,7 +196,9 @@ def test_other_sizes_missing_files_and_mirrors_are_refused(file, images, tmp_pat
         data.load("latents", path=str(file), image_size=7)
     with pytest.raises(UserError, match="data.channels=4, but the latents"):
         data.load("latents", path=str(file), channels=4)
-    with pytest.raises(UserError, match="does not exist; make it by python -m experiments.encode"):
+    with pytest.raises(
+        UserError, match="does not exist; make it with python -m experiments.encode"
+    ):
         data.load("latents", path=str(tmp_path / "none.npz"))
     (tmp_path / "text.npz").write_text("no archive")
     with pytest.raises(UserError, match="cannot be read as a file of latents"):
@@ -280,7 +282,7 @@ def test_a_model_of_latents_draws_images_and_is_judged_by_them(chained):
         trained, workdir.images(config), 10, 1, 10, features=["pixels"], metrics=["frechet"]
     )
     assert np.isfinite(result["mean"]["frechet"]) and np.isfinite(result["real"]["frechet"])
-    with pytest.raises(UserError, match="this one sees latents"):
+    with pytest.raises(UserError, match="inputs of this model are latents"):
         need_pixels(built)
     finished = sampling.to_images(built, 2)(np.zeros((2, 4, 4, 4), np.float32))
     assert finished.shape == (2, 8, 8, 1) and finished.dtype == np.uint8
@@ -334,7 +336,7 @@ def test_a_vae_trains_samples_and_is_measured_like_any_model(vae):
     )
     rows = [json.loads(line) for line in (vae / "metrics.jsonl").read_text().splitlines()]
     assert any({"eval_rate", "eval_distortion"} <= row.keys() for row in rows)
-    with pytest.raises(UserError, match="is an autoencoder, which denoises nothing"):
+    with pytest.raises(UserError, match="is an autoencoder, which has no denoiser"):
         denoiser.denoiser(built, trained.params)
 
 

@@ -250,6 +250,6 @@ def test_errors_of_workers_come_here_and_a_dead_worker_is_said():
     assert seen == [(2, [2] * 3), (3, [3] * 3)]
     with pytest.raises(
         UserError,
-        match=r"worker died before step \d \(.*exit code -9\); is memory short\? use fewer",
+        match=r"worker died before step \d \(.*exit code -9\); if memory is short, use fewer",
     ):
         list(data.prefetch(dying, 0, 9, workers=1))

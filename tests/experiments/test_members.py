@@ -41,7 +41,7 @@ def test_a_member_is_found_or_refused_by_name_never_ignored(tmp_path, monkeypatc
         "bare": "mine.py",
         "mine.bare(1)": "add it there",
         "later(n=1.5)": "n=1.5: it must be a whole number",
-        "new.added": "/new.py, which is no module of this family; give it a tuple THINGS",
+        "new.added": "/new.py, which is not a module of this family; give it a tuple THINGS",
         "added": "/new.py",
         "new.absent": "unknown thing 'new.absent'",
         "absent": "unknown thing",

@@ -92,7 +92,7 @@ def test_budgets_and_samplers_that_do_not_fit_are_refused(experiment):
     for entries, said in (
         (["adaptive.tsit5"], "needed are fixed steps"),
         (["ode.rk4"], "a budget that buys one"),
-        ([], "names none"),
+        ([], "--samplers is empty"),
         (["ode.hun"], "did you mean 'ode.heun'"),
     ):
         with pytest.raises(UserError, match=said):

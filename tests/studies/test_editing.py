@@ -191,7 +191,7 @@ def test_methods_and_labels_that_cannot_be(job):
     for labels, prompts, own, words in (
         ([11], [], job.labels, "label 11 does not exist"),
         ("own", [], None, "the class of an --image is not known"),
-        ("", ["a 3"], None, "knows no captions"),
+        ("", ["a 3"], None, "has no captions as its condition"),
         ([3], ["a 3"], None, "give one of them"),
     ):
         with pytest.raises(UserError, match=words):

@@ -54,7 +54,7 @@ def test_on_a_mixture_the_exact_posterior_differs_from_an_unguided_model_and_row
     inverse_on_targets.draw_figures(rows, tmp_path / "inverse_benchmark", "title")
     for name in ("inverse_benchmark.png", "inverse_benchmark_draws.png"):
         assert (tmp_path / name).exists()
-    with pytest.raises(UserError, match="no mixture whose posterior is known"):
+    with pytest.raises(UserError, match="not a mixture with a known posterior"):
         inverse_on_targets.mixture_of("checkerboard")
 
 

@@ -180,7 +180,7 @@ def test_a_run_that_diverges_ends_under_each_and_its_step_can_be_repeated(
             in printed
         )
         with pytest.raises(
-            UserError, match=rf"no report of it in .*; there are: {caught.value.step}$"
+            UserError, match=rf"no report of this step in .*; there are: {caught.value.step}$"
         ):
             repro.is_repeated(workdir.saved_config(root), str(root), 999)
 

@@ -46,7 +46,8 @@ def draw(experiment: Experiment, *_: Any) -> tuple[Array, Array]:
       UserError: always.
     """
     raise UserError(
-        f"{experiment.specs.model} is a classifier, which draws nothing; take a diffusion model"
+        f"{experiment.specs.model} is a classifier, which does not generate samples; use a "
+        "diffusion model"
     )
 
 

@@ -104,7 +104,7 @@ def teacher_scale(experiment: Experiment) -> float | None:
     if given is not None and not denoiser.is_neutral(teacher, given):
         raise UserError(
             f"config.distill.guidance={given:g}: the student is unconditional, so its teacher has "
-            "no condition to guide by; leave it at None, or set --config.conditional=True"
+            "no condition for guidance; leave it at None, or set --config.conditional=True"
         )
     return None
 
