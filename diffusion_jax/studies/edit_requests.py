@@ -33,7 +33,7 @@ def mask_for(spec: str, shape: tuple[int, ...]) -> np.ndarray:
     Raises:
       UserError: for a file that is no picture, has another size, or is of one color.
     """
-    spec = parsing.expand("--mask", spec)
+    spec = parsing.expand_home("--mask", spec)
     if not re.search(r"[./\\]\w+$", spec.partition("(")[0]) and not Path(spec).is_file():
         return build(components.MASKS, spec, shape)
     try:
@@ -113,7 +113,7 @@ def read_images(files: Sequence[str], shape: tuple[int, ...]) -> np.ndarray:
     height, width, channels = shape
     found = []
     for name in files:
-        path = Path(parsing.expand("--image", name))
+        path = Path(parsing.expand_home("--image", name))
         try:
             with transforms.open_image(path) as picture:
                 size = picture.size
