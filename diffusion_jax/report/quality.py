@@ -41,7 +41,7 @@ def quality_curves(
         'stochastic', which makes a curve dashed.
       path: the file to write.
       metrics: names of evaluation.metrics; those that the table lacks are left out.
-      reference: the score of the truth itself, a gray line, by metric.
+      reference: the score of real data, a gray line, by metric.
       title: stands at the top.
       labels: labels of axes, by metric, instead of those of evaluation.metrics.
 
@@ -93,7 +93,7 @@ def placed_times(
       metrics: names of evaluation.metrics, a panel for each.
       path: the file to write.
       title: stands at the top.
-      reference: the score of the truth itself, a gray line, by metric.
+      reference: the score of real data, a gray line, by metric.
     """
     grids = list(dict.fromkeys(row["sampler"] for row in table))
     budget, reference = len({row["nfe"] for row in table}) == 1, reference or {}
@@ -159,7 +159,7 @@ def _draw_curves(
         ends.append((x[-1], y[-1], name, color))
     if reference is not None:
         line = {"color": style.FAINT, "linewidth": 1.2, "linestyle": ":", "zorder": 0}
-        axis.axhline(factor * reference, label="truth itself", **line)
+        axis.axhline(factor * reference, label="real data", **line)
     if metric == "accuracy":
         axis.set_ylim(top=min(axis.get_ylim()[1], 101))  # percent
     else:
@@ -215,7 +215,7 @@ def _dots(
       axis: the panel.
       scores: the score of each name; None where there is none.
       label: of the axis of scores.
-      reference: the score of the truth itself, a gray line.
+      reference: the score of real data, a gray line.
       named: whether the names stand next to the panel.
       marked: the name that has another color.
     """
@@ -224,7 +224,7 @@ def _dots(
     values = np.array([scores[names[i]] for i in present], float)
     colors = [COLORS[names[i] == marked] for i in present]
     if reference is not None:
-        axis.axvline(reference, color=style.FAINT, linestyle=":", zorder=0, label="truth itself")
+        axis.axvline(reference, color=style.FAINT, linestyle=":", zorder=0, label="real data")
         axis.legend(fontsize=8.5)
     axis.scatter(values, present, color=colors, zorder=3)
     if len(values) and values.min() > 0 and values.max() > 4 * values.min():

@@ -123,7 +123,7 @@ class Comparison(NamedTuple):
       results: one for each cell, in the order of the cells.
       exact: the exact solutions x0, with scores if there is one for every seed; 'what' in their row
         says how they were found, and samples is None where they could not be found.
-      truth_scores: what as many samples of the truth itself score.
+      truth_scores: what as much real data scores.
       features: what the Fréchet distance of images compares; '' for points.
     """
 

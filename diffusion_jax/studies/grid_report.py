@@ -43,7 +43,7 @@ def write(kept: Mapping[str, Any], title: str, stem: Path) -> str:
     text += f"; its own scores: {scores}." if scores else "."
     if truth_said:
         text += (
-            f" As many samples of the truth itself score: {truth_said}; differences between scores "
+            f" As much real data scores: {truth_said}; differences between scores "
             "below that are noise."
         )
     text += f"\n\n{report(rows, measures)}"

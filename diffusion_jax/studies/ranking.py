@@ -57,7 +57,7 @@ class Ranking(NamedTuple):
       results: the results in order.
       tied: how many of them, from the first, differ by no more than noise.
       perfect: whether the tied ones cannot be distinguished from the exact solution either.
-      beyond: how many score no worse than samples of the truth itself.
+      beyond: how many score no worse than real data.
     """
 
     results: list[Result]
@@ -70,7 +70,7 @@ def ranking(compared: Comparison, nfe: int, metric: str) -> Ranking:
     """Rank the results of a budget by a metric.
 
     A difference of two standard errors or less counts as noise, and so does being better than the
-    exact solution or than the truth itself. An adaptive sampler takes part where its evaluations
+    exact solution or than real data. An adaptive sampler takes part where its evaluations
     fit the budget.
     """
     loss = find(metric).loss
@@ -158,7 +158,7 @@ def _sentence(compared: Comparison, nfe: int, metric: str) -> str:
             f"({exact}): {who}{after}"
         )
     if beyond:
-        truth = f"the truth itself ({score.text(compared.truth_scores[metric])})"
+        truth = f"real data ({score.text(compared.truth_scores[metric])})"
         if tied == 1:
             return f"{by} is {who}, no worse than {truth}, which is noise{after}"
         return (

@@ -102,8 +102,8 @@ def _columns(subject: Subject, rows: Rows) -> dict[str, str]:
 
 
 def _with_truth(subject: Subject, rows: Rows) -> list[dict[str, Any]]:
-    """The rows for Markdown, and a row with what the truth itself scores."""
-    truth = {"sampler": "truth itself"} | subject.judging.truth_scores
+    """The rows for Markdown, and a row with the scores of real data."""
+    truth = {"sampler": "real data"} | subject.judging.truth_scores
     return [
         {**row, **{key: find(key).text(row[key]) for key in WITH_UNIT if key in row}}
         for row in [*rows, truth]
@@ -200,7 +200,7 @@ def _gallery(strips: Strips) -> str:
 
 
 def _numbers(subject: Subject, compared: Comparison, columns: Mapping[str, str]) -> str:
-    """The table with the best of every budget marked, and what the truth itself scores."""
+    """The table with the best of every budget marked, and the scores of real data."""
     rows = [result.row for result in compared.results]
     best = set()
     for nfe in {row["nfe"] for row in rows} - {None}:
@@ -230,9 +230,9 @@ def _numbers(subject: Subject, compared: Comparison, columns: Mapping[str, str])
     )
     marked = (
         "Marked: the best at each budget and all that cannot be distinguished from it; the order "
-        "of samplers that score no worse than the truth itself is noise. Click a heading to sort."
+        "of samplers that score no worse than real data is noise. Click a heading to sort."
     )
-    said = html.paragraph(f"The truth itself scores: {truth}.") if truth else ""
+    said = html.paragraph(f"Real data scores: {truth}.") if truth else ""
     return html.paragraph(marked, faint=True) + table + said
 
 

@@ -41,7 +41,7 @@ class Judging(NamedTuple):
 
     Attributes:
       scores: (samples, group) -> scores of the samples without those of a group; None: of all.
-      truth_scores: what as many samples of the truth itself score.
+      truth_scores: what as much real data scores.
       real: samples of the truth.
       picture: samples -> one tile of a strip.
       features: what the Fréchet distance of images compares, a name of evaluation.features; '' for

@@ -78,7 +78,7 @@ def test_quality_curves_are_sorted_named_and_in_percent(tmp_path, drawn):
     assert [line.get_xdata().tolist() for line in accuracy.lines] == [[5, 20], [5, 19], [5]]
     np.testing.assert_allclose(accuracy.lines[0].get_ydata(), [50, 90])
     assert [line.get_linestyle() for line in accuracy.lines] == ["-", "-", "--"]
-    assert [line.get_label() for line in distance.lines] == ["ddim", "tsit5", "truth itself"]
+    assert [line.get_label() for line in distance.lines] == ["ddim", "tsit5", "real data"]
     assert (
         len({line.get_color() for line in accuracy.lines[:2]} | {distance.lines[1].get_color()})
         == 3
@@ -89,7 +89,7 @@ def test_quality_curves_are_sorted_named_and_in_percent(tmp_path, drawn):
         "heun",
         "sde",
         "tsit5",
-        "truth itself",
+        "real data",
     ]
     assert (
         accuracy.get_xscale() == distance.get_yscale() == "log"

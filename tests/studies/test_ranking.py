@@ -72,7 +72,7 @@ def test_the_sentences_name_the_best_the_margin_and_ties():
     ) == ["At 5 NFE, no sampler has a result."]
 
 
-def test_what_scores_no_worse_than_the_truth_itself_has_no_order_but_noise():
+def test_what_scores_no_worse_than_real_data_has_no_order_but_noise():
     def sure(value):
         return [value] * 5
 
@@ -86,12 +86,12 @@ def test_what_scores_no_worse_than_the_truth_itself_has_no_order_but_noise():
     assert (tied, perfect, beyond) == (2, False, 2)
     assert ranking.sentences(compared) == [
         "At 5 NFE, a tie, best by sliced Wasserstein: a (0.08), b (0.1); 2 of them score no worse "
-        "than the truth itself (0.12), so their order is noise, then c (0.3)."
+        "than real data (0.12), so their order is noise, then c (0.3)."
     ]
     alone = ranking.sentences(compared._replace(results=results[1:]))
     assert alone == [
-        "At 5 NFE, best by sliced Wasserstein is b (0.1), no worse than the truth "
-        "itself (0.12), which is noise, then c (0.3)."
+        "At 5 NFE, best by sliced Wasserstein is b (0.1), no worse than real data "
+        "(0.12), which is noise, then c (0.3)."
     ]
     assert (
         "worse by 0.02"
