@@ -157,7 +157,7 @@ def of_command(
         parts += [
             "overrides: --config.KEY=VALUE changes any key (configs/base.py documents all of "
             "them), for example",
-            *_examples(sources, set(names) - {flag.name for flag in own}),
+            *_examples(sources, set(names), {flag.name for flag in own}),
             "",
         ]
     parts += [
@@ -173,13 +173,17 @@ def _usage(sources: list[str]) -> str:
     return f"{named} [--config.KEY=VALUE ...]" if named else ""
 
 
-def _examples(sources: list[str], names: set[str]) -> list[str]:
-    """Common overrides, with their short forms where the command has them."""
+def _examples(sources: list[str], names: set[str], own: set[str]) -> list[str]:
+    """Common overrides that have an effect, with their short forms where the command has them."""
     source = "file" if "file" in sources else "workdir"
-    forms = {key: name for name, key in short(source, names).items()}
+    forms = {key: name for name, key in short(source, names - own).items()}
+    without = {key for name, key in SHORT.items() if name not in names}
+    if not names:  # a command that does not sample
+        without.add("sampler.grid")
     lines = {
         f"--config.{key}={value}": f"or --{forms[key]}={value}" if key in forms else ""
         for key, value in COMMON[source].items()
+        if key not in without
     }
     return _table(lines)
 
