@@ -289,7 +289,12 @@ def solver_of(
 
 def report(rows: list[dict[str, Any]]) -> str:
     """The rows as a table in Markdown."""
-    headings = {name: metrics.find(name).label for name in METRICS}
+    shown = {name: metrics.find(name) for name in METRICS}
+    headings = {name: metric.label for name, metric in shown.items()}
+    rows = [  # a label names the unit, which the values are not in
+        row | {name: metric.format.factor * row[name] for name, metric in shown.items()}
+        for row in rows
+    ]
     return markdown_table(rows, {"method": "method", "evaluations": "NFE"} | headings)
 
 

@@ -51,6 +51,9 @@ def test_on_a_mixture_the_exact_posterior_differs_from_an_unguided_model_and_row
         assert run()[1]["bias"] == -1.0
     text = inverse_on_targets.report(rows)
     assert text.count("\n") == 5 and "exact posterior" in text
+    coverage = float(text.split("\n")[2].split("|")[-2])
+    assert "(%)" in text  # the heading's unit
+    assert coverage == pytest.approx(100 * exact["interval_coverage"], rel=1e-3)
     inverse_on_targets.draw_figures(rows, tmp_path / "inverse_benchmark", "title")
     for name in ("inverse_benchmark.png", "inverse_benchmark_draws.png"):
         assert (tmp_path / name).exists()
