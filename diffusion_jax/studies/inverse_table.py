@@ -28,7 +28,11 @@ def open_rows(path: Path, about: Mapping[str, Any]) -> store.Table:
     }
     row = reading.record({}, words | shown, others=reading.nested(reading.number(finite=False)))
     rule = reading.record({"about": reading.table(), "rows": reading.items(row)})
-    return store.open_table(path, about, rule, nested="about")
+    table = store.open_table(path, about, rule, nested="about")
+    for found in table.rows:
+        if "coverage" in found:  # its name in files of earlier versions
+            found["interval_coverage"] = found.pop("coverage")
+    return table
 
 
 def timed_row(

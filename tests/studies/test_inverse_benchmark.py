@@ -127,3 +127,12 @@ def test_baselines_against_plain_numbers():
     )
     np.testing.assert_allclose(filled["mean image"][:, 2:], 0.3)
     np.testing.assert_array_equal(filled["mean image"][:, :2], x[:, :2])
+
+
+def test_rows_of_earlier_versions_have_the_names_of_today(tmp_path):
+    about = {"target": "gmm8"}
+    row = {"task": "half", "method": "ddnm", "evaluations": 20, "coverage": 0.9}
+    file = tmp_path / "inverse_benchmark.json"
+    file.write_text(json.dumps({"about": about, "rows": [row]}))
+    (found,) = inverse_table.open_rows(file, about).rows
+    assert found["interval_coverage"] == 0.9 and "coverage" not in found
