@@ -75,13 +75,13 @@ def run(
         sys.exit(end.status)
     except exits.Stopped as stop:
         exits.say(exits.stopped_line(stop.signal))
-        distributed.leave(exits.STATUS[stop.signal])
+        distributed.leave(exits.STATUS[stop.signal], at_once=True)
     except BrokenPipeError:  # the reader of the output has gone, as in | head
         arguments.close_pipe()
         distributed.leave(exits.CLOSED)
     except KeyboardInterrupt:
         exits.say("SIGINT: stopped at once; run the same command again")
-        distributed.leave(exits.INTERRUPTED)
+        distributed.leave(exits.INTERRUPTED, at_once=True)
     except Exception as error:
         status, line = explained(error)
         if line is None or exits.wants_traceback():

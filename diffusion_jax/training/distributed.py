@@ -252,16 +252,22 @@ def lost(error: Exception) -> str | None:
     )
 
 
-def leave(status: int) -> NoReturn:
+def leave(status: int, *, at_once: bool = False) -> NoReturn:
     """End this process.
 
     In a run of several processes it skips the shutdown of jax.distributed, which would wait for
     others that are busy or dead.
+
+    Args:
+      status: the exit status.
+      at_once: skip Python's own shutdown as well. After a signal a compiled program may still run
+        in a thread of XLA, and the shutdown would take its memory away (a segmentation fault).
     """
-    if not jax.distributed.is_initialized():
+    several = jax.distributed.is_initialized()
+    if not several and not at_once:
         sys.exit(status)
     sys.stdout.flush(), sys.stderr.flush()
-    if first():
+    if several and first():
         time.sleep(GRACE)
     os._exit(status)
 

@@ -244,7 +244,7 @@ def test_nfe_budget():
         and base.evaluations(multistep.pndm(), np.zeros(41)) == 50
     )
     assert base.points(multistep.pndm(), 5) == 2 and base.points(adaptive.tsit5(), 50) == 2
-    with pytest.raises(UserError, match="read nfe"):
+    with pytest.raises(UserError, match="read the nfe"):
         base.evaluations(adaptive.tsit5(), np.zeros(2))
 
 
