@@ -225,6 +225,7 @@ def rows(folder):
     ]
 
 
+@pytest.mark.long
 def test_killed_resumed_stopped_and_finished_by_one_process(tmp_path):
     """What they wrote is what one process writes that was never interrupted.
 
