@@ -231,12 +231,7 @@ def continuous(
     Returns:
       The objective.
     """
-    need_ranges(
-        "consistency.continuous",
-        sigma_data=(sigma_data, 1e-6, 1e4),
-        warmup=(warmup, 0, 1),
-        c=(c, 0, 1e6),
-    )
+    _check_continuous("continuous", sigma_data, warmup, c)
     return continuous_time(process, time, sigma_data, warmup, c, with_teacher=False)
 
 
@@ -261,13 +256,14 @@ def continuous_distillation(
     Returns:
       The objective.
     """
-    need_ranges(
-        "consistency.continuous_distillation",
-        sigma_data=(sigma_data, 1e-6, 1e4),
-        warmup=(warmup, 0, 1),
-        c=(c, 0, 1e6),
-    )
+    _check_continuous("continuous_distillation", sigma_data, warmup, c)
     return continuous_time(process, time, sigma_data, warmup, c, with_teacher=True)
+
+
+def _check_continuous(name: str, sigma_data: float, warmup: float, c: float) -> None:
+    """UserError for an argument of a preset in continuous time that is out of range."""
+    ranges = {"sigma_data": (sigma_data, 1e-6, 1e4), "warmup": (warmup, 0, 1), "c": (c, 0, 1e6)}
+    need_ranges(f"consistency.{name}", **ranges)
 
 
 # ---- the objective in discrete time

@@ -55,14 +55,9 @@ def meanflow(
     Returns:
       The objective.
     """
-    need_ranges(
-        "meanflow.meanflow",
-        ratio=(ratio, 0, 1),
-        guidance=(guidance, 0, 1000),
-        p=(p, 0, 10),
-        c=(c, 1e-12, 1e6),
+    return _meanflow(
+        "meanflow.meanflow", process, time, ratio, guidance, p, c, distilled, own_tangent=False
     )
-    return _meanflow(process, time, ratio, guidance, p, c, distilled, own_tangent=False)
 
 
 def improved(
@@ -93,17 +88,13 @@ def improved(
     Returns:
       The objective.
     """
-    need_ranges(
-        "meanflow.improved",
-        ratio=(ratio, 0, 1),
-        guidance=(guidance, 0, 1000),
-        p=(p, 0, 10),
-        c=(c, 1e-12, 1e6),
+    return _meanflow(
+        "meanflow.improved", process, time, ratio, guidance, p, c, distilled, own_tangent=True
     )
-    return _meanflow(process, time, ratio, guidance, p, c, distilled, own_tangent=True)
 
 
 def _meanflow(
+    name: str,
     process: Process,
     time: times.TimeLaw,
     ratio: float,
@@ -113,7 +104,9 @@ def _meanflow(
     with_teacher: bool,
     own_tangent: bool,
 ) -> FewStep:
-    """The objective of `meanflow` and, with own_tangent, of `improved`."""
+    """The objective of `meanflow` and, with own_tangent, of `improved`; name is for messages."""
+    ranges = {"ratio": (ratio, 0, 1), "guidance": (guidance, 0, 1000)}
+    need_ranges(name, **ranges, p=(p, 0, 10), c=(c, 1e-12, 1e6))
 
     @per_example
     def draw(keys: Key, x0: Array, progress: Array) -> FewStepExample:
