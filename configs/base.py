@@ -332,6 +332,14 @@ def vae(config: ConfigDict, name: str, **options: Any) -> ConfigDict:
 
 
 KL = ("plain", "adversarial")
+SMALL_KL = {  # options of AutoencoderKL for a CPU; the stem halves the image before the network
+    "stem": 2,
+    "width": 32,
+    "multipliers": (1, 2),
+    "blocks": 1,
+    "norm": (8, 1e-6),
+    "attention": False,
+}
 
 
 def autoencoder(config: ConfigDict, name: str, **options: Any) -> ConfigDict:

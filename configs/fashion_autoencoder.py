@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.base import KL, autoencoder, base, split_size
+from configs.base import KL, SMALL_KL, autoencoder, base, split_size
 
 VARIANTS = KL
 
@@ -27,16 +27,7 @@ def get_config(name: str = "plain") -> ConfigDict:
     config.training.update(steps=5000, eval_every=1000, sample_every=1000, checkpoint_every=1000)
     config.ema.halflives = (5_000,)
     if size == "light":  # a space-to-depth stem: the network works at 14x14 and 7x7
-        return autoencoder(
-            config,
-            name,
-            stem=2,
-            width=32,
-            multipliers=(1, 2),
-            blocks=1,
-            norm=(8, 1e-6),
-            attention=False,
-        )
+        return autoencoder(config, name, **SMALL_KL)
     config.data.batch_size = 256
     config.training.update(
         steps=20_000, steps_per_call=10, eval_every=2000, sample_every=2000, checkpoint_every=2000

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.base import KL, autoencoder, base, split_size
+from configs.base import KL, SMALL_KL, autoencoder, base, split_size
 
 VARIANTS = KL
 
@@ -30,16 +30,7 @@ def get_config(name: str = "plain") -> ConfigDict:
         config.training.update(
             steps=6000, eval_every=1000, sample_every=1000, checkpoint_every=1000
         )
-        return autoencoder(
-            config,
-            name,
-            stem=2,
-            width=32,
-            multipliers=(1, 2),
-            blocks=1,
-            norm=(8, 1e-6),
-            attention=False,
-        )
+        return autoencoder(config, name, **SMALL_KL)
     config.data.update(batch_size=128, workers=8)
     config.optimizer.learning_rate = 2e-4
     config.training.update(
