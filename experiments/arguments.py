@@ -68,7 +68,7 @@ class Parsed(NamedTuple):
     config: the config with its overrides, locked; empty where the command needs none.
     rest: the arguments without a name.
     flags: the value of every flag that the command defines.
-    mode: the flag, of those that change what the command does, that is set; '' for none.
+    mode: the name of the flag that changes what the command does; '' if no such flag is set.
     changed: the config keys that the command line set.
     """
 
