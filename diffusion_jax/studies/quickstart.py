@@ -24,12 +24,7 @@ from diffusion_jax.report import pictures
 from diffusion_jax.samplers import base
 from diffusion_jax.studies import evaluation, sampler_comparison
 
-SAMPLERS = [
-    "ancestral.ddpm",
-    "ancestral.ddim",
-    "ode.heun@quadratic",
-    "multistep.dpmpp_2m@uniform_logsnr",
-]
+SAMPLERS = ["ancestral.ddpm", "ancestral.ddim", "ode.heun", "multistep.dpmpp_2m"]
 BUDGETS = [5, 10, 20, 50]
 EVALUATED = 500  # images
 
