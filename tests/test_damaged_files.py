@@ -24,14 +24,14 @@ from diffusion_jax.evaluation import frechet, statistics
 from diffusion_jax.planning import stored_cards
 from diffusion_jax.planning import words as card_words
 from diffusion_jax.samplers import grids
-from diffusion_jax.studies import grid_report, grid_search
+from diffusion_jax.studies import grid_file, grid_report
 from diffusion_jax.training import forensics
 from tests.spoiled import CARD, DATA, GRID, PLACED, REPORT, spoiled, variations
 
 
 def placed(path: Path) -> None:
     settings = {key: PLACED[key] for key in ("sampler", "starts", "num")}
-    table = grid_search.open_grids(path, settings)
+    table = grid_file.open_grids(path, settings)
     if not table.rows:
         raise UserError("all is made again")
     with (

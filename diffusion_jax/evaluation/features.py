@@ -58,12 +58,26 @@ class Extractor(NamedTuple):
     logits: bool = False
 
     def features(self, images: np.ndarray) -> np.ndarray:
-        """Return the features of images alone."""
+        """Return the features of images without their logits.
+
+        Args:
+          images: uint8 (N, H, W, C).
+
+        Returns:
+          (N, D), float32.
+        """
         return self.outputs(images).features
 
 
 def pixels(images: np.ndarray) -> np.ndarray:
-    """Return the values of the images in [0, 1], (N, H W C), for small, aligned images."""
+    """Return the values of the images in [0, 1], for small, aligned images.
+
+    Args:
+      images: uint8 (N, H, W, C).
+
+    Returns:
+      (N, H W C), float32.
+    """
     return transforms.to_unit(images.reshape(len(images), -1))
 
 

@@ -79,9 +79,14 @@ def generate(
 
 
 def seeds_to_keys(seeds: Sequence[int]) -> Key:
-    """Return one key per seed, jax.random.key(seed), (N,).
+    """Return one key per seed, jax.random.key(seed).
 
-    N images from a root seed k have the seeds `range(k, k + N)`.
+    Args:
+      seeds: numbers from 0 to 2^32 - 1, one for each image. N images from a root seed k have the
+        seeds `range(k, k + N)`.
+
+    Returns:
+      Keys (N,).
     """
     return jax.vmap(jax.random.key)(jnp.asarray(np.asarray(seeds, np.uint32)))
 

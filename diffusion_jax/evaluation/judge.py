@@ -151,13 +151,21 @@ def _missing(
 
 
 def default_features(train: Source) -> str:
-    """Return the name of the default features of a training split; see `features.default`."""
+    """Name the default features of a data set; see `features.default`.
+
+    Args:
+      train: the training split; its first image and its labels decide.
+    """
     shape = train.rows(np.zeros(1, int))["image"].shape[1:]
     return extractors.default(shape, has_classes(train))
 
 
 def has_classes(train: Source) -> bool:
-    """Whether the training split is labeled with two classes or more."""
+    """Return whether the training split is labeled with two classes or more.
+
+    Args:
+      train: the training split; all labels are read only if those of 200 rows are the same.
+    """
     # splits that are sorted by class differ at their ends
     some = np.unique(np.linspace(0, len(train) - 1, min(len(train), 200)).astype(int))
     probe = train.rows(some)
@@ -312,8 +320,12 @@ def resolve_names(features: Sequence[str], metrics: Sequence[str]) -> tuple[list
     'fid' is the metric frechet, and 'fid_infinity' frechet_infinity, of the features inception,
     which are added to those that are named.
 
+    Args:
+      features: names of features as the user wrote them.
+      metrics: names of metrics as the user wrote them.
+
     Returns:
-      (features, metrics).
+      (features, metrics), in lower case; every metric is named once.
     """
     features, metrics = [name.lower() for name in features], [name.lower() for name in metrics]
     fid = {"fid": "frechet", "fid_infinity": "frechet_infinity"}
@@ -325,6 +337,9 @@ def resolve_names(features: Sequence[str], metrics: Sequence[str]) -> tuple[list
 def check_metrics(metrics: Sequence[str]) -> None:
     """Check that every name is a metric.
 
+    Args:
+      metrics: names in lower case, as `resolve_names` returns them.
+
     Raises:
       UserError: for an unknown name.
     """
@@ -334,9 +349,11 @@ def check_metrics(metrics: Sequence[str]) -> None:
 
 
 def extractor_for(feature: str | Extractor, train: Source) -> Extractor:
-    """Make the extractor of a name, the classifier fitted to the training split.
+    """Make the extractor of a name; the classifier is fitted to the training split.
 
-    An extractor that was made before is returned as it is.
+    Args:
+      feature: a name of features, or an extractor that was made before and is returned as it is.
+      train: the training split, whose images and labels are read only for the classifier.
     """
     if not isinstance(feature, str):
         return feature

@@ -91,7 +91,15 @@ def benchmark(
 
 
 def split(text: str) -> list[str]:
-    """The entries of a list that is separated by ';'."""
+    """Split a list that is separated by ';', and drop empty entries.
+
+    Args:
+      text: the value of the flag, such as 'ode.heun@karras; ancestral.ddim'. Commas stay within an
+        entry, because they also separate the arguments of a spec.
+
+    Returns:
+      The entries without the spaces around them.
+    """
     return [part.strip() for part in text.split(";") if part.strip()]
 
 
@@ -180,7 +188,12 @@ def measure(
 
 
 def chosen_parts(text: str) -> list[str]:
-    """The parts of --parts, in the order of PARTS: data needs to know what training consumes.
+    """Return the parts that are to be measured, in the order of PARTS.
+
+    The data part comes after the training part, whose consumption it needs to know.
+
+    Args:
+      text: the value of --parts: names of PARTS with commas, in any order.
 
     Raises:
       UserError: for an unknown part.

@@ -81,6 +81,11 @@ class Part(NamedTuple):
 def compiled(function: Callable, *args: Any) -> tuple[Callable, float]:
     """Compile a function for these arguments.
 
+    Args:
+      function: a function of arrays, which is compiled by `jax.jit`.
+      *args: the arguments, whose shapes, types and shardings the compiled function has. Nothing is
+        computed with their values.
+
     Returns:
       (the compiled function, seconds of tracing and compiling).
     """
@@ -111,14 +116,30 @@ def take_turns(programs: Mapping[Any, Callable[[], Any]], rounds: int) -> dict[A
 
 
 def timed(function: Callable[[], Any]) -> float:
-    """Seconds until the results of a function are there."""
+    """Measure the seconds until the results of a function are computed.
+
+    Args:
+      function: a function without arguments. Its result is a pytree of arrays, and the time ends
+        when all of them are ready on the device.
+
+    Returns:
+      Seconds of wall time.
+    """
     began = time.perf_counter()
     jax.block_until_ready(function())
     return time.perf_counter() - began
 
 
 def spread(seconds: Sequence[float]) -> float:
-    """The uncertainty of times: the distance between the quartiles as a share of the median."""
+    """Compute the distance between the quartiles as a share of the median.
+
+    Args:
+      seconds: the times of all repeats, in any unit.
+
+    Returns:
+      The uncertainty of the times, at least 0; 0.1 means that the middle half of them spans 10 % of
+      the median.
+    """
     low, middle, high = np.quantile(seconds, (0.25, 0.5, 0.75))
     return float((high - low) / middle)
 

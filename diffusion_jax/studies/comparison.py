@@ -51,7 +51,12 @@ class Cell(NamedTuple):
 
 
 def full_name(entry: str) -> str:
-    """An entry with the full name of its sampler: 'ddim@karras' -> 'ancestral.ddim@karras'."""
+    """Complete the name of the sampler in an entry: 'ddim@karras' -> 'ancestral.ddim@karras'.
+
+    Args:
+      entry: the spec of a sampler, which may have arguments, and optionally '@' and the spec of a
+        grid. The grid stays as it is.
+    """
     name, at, grid = entry.partition("@")
     return components.full_name("sampler.name", name) + at + grid
 

@@ -86,10 +86,17 @@ def ema_sweep(
 
 
 def lengths_of(text: str) -> list[float]:
-    """The lengths of a flag: '0.1,0.05' -> [0.05, 0.1].
+    """Parse the lengths of a flag: '0.1,0.05' -> [0.05, 0.1].
+
+    Args:
+      text: relative lengths (sigma_rel of EDM2: the width of the average as a share of the training
+        time), separated by commas.
+
+    Returns:
+      The distinct lengths in increasing order.
 
     Raises:
-      UserError: for anything else, and for lengths that no power EMA has.
+      UserError: for anything that is not a number, and for a length that no power EMA has.
     """
     try:
         found = sorted({float(part) for part in text.split(",")})
@@ -209,7 +216,15 @@ def sweep(
 
 
 def means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Average over sets: rows {'length', 'misfit', metric: (mean, standard deviation)}."""
+    """Average the scores of each length over its sets of images.
+
+    Args:
+      rows: for each length {'length', 'misfit', 'sets': [{metric: score}, ...]}.
+
+    Returns:
+      For each length {'length', 'misfit', metric: (mean, standard deviation over the sets)}; the
+      deviation is 0 for one set.
+    """
 
     def over(values: Sequence[float]) -> tuple[float, float]:
         return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
@@ -222,7 +237,12 @@ def means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def report(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table; a length that the snapshots do not give well is marked."""
+    """Write a Markdown table, with an asterisk at lengths that the snapshots approximate badly.
+
+    Args:
+      rows: the rows of `means`. A misfit is the relative error of the average that is made from the
+        snapshots, and more than DOUBTFUL of it is marked.
+    """
     metrics = [key for key in rows[0] if key not in ("length", "misfit")]
 
     def show(mean: float, std: float) -> str:

@@ -165,7 +165,12 @@ def _add_method(
 
 # ---- training
 def train_variant(recipe: Recipe, name: str) -> Trained:
-    """The model of a variant of the recipe, which is trained in root / name if it is not yet.
+    """Return the model of a variant of the recipe; train it in root / name if it is not there yet.
+
+    Args:
+      recipe: the config file, and what the command line changes of it.
+      name: a variant of the config file, such as 'teacher' or a method; also the name of the
+        workdir.
 
     Raises:
       CommandExit: if a signal stopped the training.
@@ -187,9 +192,11 @@ def train_variant(recipe: Recipe, name: str) -> Trained:
 
 
 def seconds(workdir: Path) -> float:
-    """The time that the training steps of a run took, without evaluations and checkpoints.
+    """Sum the seconds that the training steps of a run took, without evaluations and checkpoints.
 
-    Steps that were over too soon to be timed count as nothing.
+    Args:
+      workdir: the folder of the run, whose metrics.jsonl has the images and the images per second
+        between two lines of the log. Steps that were over too soon to be timed count as nothing.
     """
     rows = [
         row
@@ -299,9 +306,16 @@ def add(
 
 
 def report(rows: Sequence[dict[str, Any]], budgets: Sequence[int], real: dict[str, float]) -> str:
-    """A Markdown table: for each model its training seconds, and its scores at every budget.
+    """Write a Markdown table of each model's training seconds and its scores at every budget.
 
     The last line has the scores of real test images.
+
+    Args:
+      rows: a row for each model and budget: 'sampler' (the title of the model), 'nfe', 'seconds',
+        and either 'accuracy' and 'frechet' or a 'note' that says why there are none.
+      budgets: numbers of network evaluations; the scores of real images stand in the column of the
+        first.
+      real: 'accuracy' in [0, 1] and 'frechet' of as many real test images.
     """
 
     def show(row: dict[str, Any]) -> str:
@@ -321,6 +335,12 @@ def report(rows: Sequence[dict[str, Any]], budgets: Sequence[int], real: dict[st
 
 def write(table: FewStepTable, root: Path, budgets: Sequence[int], real: dict[str, float]) -> str:
     """Write few_step.md, .json, .png and _grid.png in the folder `root`.
+
+    Args:
+      table: the results so far; the rows of methods that are not trained yet are absent.
+      root: the folder of the files, which are replaced.
+      budgets: numbers of network evaluations that the methods are judged at.
+      real: 'accuracy' in [0, 1] and 'frechet' of as many real test images.
 
     Returns:
       The text of few_step.md.

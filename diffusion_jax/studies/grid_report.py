@@ -54,7 +54,13 @@ def write(kept: Mapping[str, Any], title: str, stem: Path) -> str:
 
 
 def report(rows: Rows, measures: Sequence[str]) -> str:
-    """A Markdown table of the best hand-made and the placed grid, by budget and measure."""
+    """Write a Markdown table of the best hand-made and the placed grid, by budget and measure.
+
+    Args:
+      rows: a row for each grid and budget: 'sampler' (PLACED for the optimized grid, otherwise the
+        grid's name), 'nfe', and every measure, where lower is better.
+      measures: names of metrics, each of which has three columns: both scores and their ratio.
+    """
     columns, table = {"nfe": "NFE"}, []
     for metric in measures:
         columns |= {

@@ -24,7 +24,18 @@ class Solved(NamedTuple):
 
 
 def measure(solved: Solved, out: np.ndarray, *, quality: bool, shift: bool = False) -> Scores:
-    """The error of a grid's samples to the exact solutions, and what else is requested."""
+    """Measure the error of a grid's samples to the exact solutions, and optionally their quality.
+
+    Args:
+      solved: the subject, and the exact solutions of its first M seeds.
+      out: the samples of all seeds of the subject, (N, ...) with N >= M, as the sampler returns
+        them.
+      quality: whether the samples are also judged by the subject's metrics.
+      shift: whether the distance between the two distributions is measured as well.
+
+    Returns:
+      {'error': root mean square over the first M seeds, and the other scores by their names}.
+    """
     subject, truth = solved
     few = len(truth)
     scores = {"error": _rms(out[:few], truth)}
@@ -34,9 +45,16 @@ def measure(solved: Solved, out: np.ndarray, *, quality: bool, shift: bool = Fal
 
 
 def combined(hand: Sequence[Scores]) -> Callable[[Scores], float]:
-    """A function of scores: the sum of log(score / the best hand-made one) over error and quality.
+    """Make a function of scores that is to be minimized: the gains over hand-made grids, in sum.
 
-    A score that gains less than MARGIN costs sixfold.
+    It is the sum of log(score / the best hand-made score) over error and quality; a score that
+    gains less than MARGIN costs sixfold.
+
+    Args:
+      hand: the scores of all hand-made grids at one budget, where lower is better.
+
+    Returns:
+      The function; it returns 1000 where a score is not finite.
     """
     parts = ["error", *(metric for metric in QUALITY if metric in hand[0])]
     best = {part: min(scores[part] for scores in hand) for part in parts}

@@ -16,12 +16,12 @@ from ml_collections import ConfigDict
 from diffusion_jax.assembly import components
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.build import build, members
-from diffusion_jax.core import parsing, provenance, reading
+from diffusion_jax.core import parsing, provenance
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array, Process
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers import base, grids, placement
-from diffusion_jax.studies import grid_report, store, subjects
+from diffusion_jax.studies import grid_file, grid_report, store, subjects
 from diffusion_jax.studies.grid_report import PLACED
 from diffusion_jax.studies.grid_scores import Solved, combined, measure
 from diffusion_jax.studies.sampler_comparison import file_name
@@ -101,8 +101,17 @@ def optimize_on_target(
 ) -> None:
     """Optimize the times of a sampler for an analytic target, in float64, and print the report.
 
-    `target` and `process` are specs, such as 'gmm8' and 'schedules.EDM()'. The other arguments are
-    those of `optimize_grid`, but for `out`, which is runs/grids_TARGET if it is ''.
+    Args:
+      target: the spec of a target, such as 'gmm8'.
+      process: the spec of a process, such as 'schedules.EDM()'.
+      sampler: the spec of a deterministic sampler.
+      nfe: budgets of network evaluations, separated by commas.
+      starts: number of trajectories by which the times are placed.
+      num: number of other seeds, by which every grid is measured.
+      iterations: number of iterations of Levenberg-Marquardt, at most.
+      tries: number of grids that the search starts from.
+      name: the name of the grid; '' for one made from the sampler's.
+      out: the folder to write to; '' for runs/grids_TARGET.
 
     Raises:
       UserError: as `optimize_grid`.
@@ -126,6 +135,10 @@ def _print(text: str, stem: Path, use: str) -> None:
 def grid_name(name: str, sampler: str) -> str:
     """The requested name of a grid, or one made from the sampler's.
 
+    Args:
+      name: the value of --name; '' for a name that is made from the sampler's.
+      sampler: the spec of the sampler; only its last part is used unless it has arguments.
+
     Raises:
       UserError: for the name of a grid of the family, and for a path.
     """
@@ -137,7 +150,12 @@ def grid_name(name: str, sampler: str) -> str:
 
 
 def check_sampler(spec: str, budgets: Sequence[int], process: Process) -> base.Sampler:
-    """The sampler of a spec, whose times can be placed.
+    """Build the sampler of a spec, and check that its times can be placed.
+
+    Args:
+      spec: the value of --sampler, such as 'multistep.dpmpp_2m'.
+      budgets: numbers of network evaluations, for each of which the sampler must have a step.
+      process: the process; some samplers draw noise on some processes only.
 
     Raises:
       UserError: for an adaptive or a stochastic sampler, and for a budget without a step.
@@ -217,7 +235,7 @@ def optimize(
         **search._asdict(),
         "subject": provenance.config_hash(held_out.identity),
     }
-    table = open_grids(Path(f"{stem}.json"), settings, held_out.identity)
+    table = grid_file.open_grids(Path(f"{stem}.json"), settings, held_out.identity)
     kept = table.content
     left = [nfe for nfe in budgets if not any(row["nfe"] == nfe for row in table.rows)]
     if left or "exact" not in kept:
@@ -283,7 +301,17 @@ def place(
 
 
 def spread(process: Process, logsnr: Sequence[float], n: int) -> Array:
-    """n times with the same share of them at every level as these log-SNRs, and the same ends."""
+    """Place n times so that their log-SNRs have the distribution of those that are given.
+
+    Args:
+      process: the process, whose t_max is the first time.
+      logsnr: log-SNRs in increasing order, from the noisiest time to the cleanest; they are
+        interpolated linearly by their place in the list.
+      n: number of times, at least 2.
+
+    Returns:
+      Times (n,) in decreasing order.
+    """
     lam = np.interp(np.linspace(0, 1, n), np.linspace(0, 1, len(logsnr)), np.asarray(logsnr, float))
     ts = gaussian.time_of_logsnr(process, jnp.asarray(lam, jnp.result_type(float)))
     return ts.at[0].set(process.t_max)
@@ -344,48 +372,5 @@ def _printer(nfe: int, name: str, what: str) -> Callable[[int, float], None]:
     return report
 
 
-# ---- what is kept
 def _logsnr(process: Process, ts: Array) -> list[float]:
     return np.asarray(gaussian.logsnr(process, jnp.asarray(ts)), float).tolist()
-
-
-def _rule() -> reading.Rule:
-    """The rule for a file of placed grids.
-
-    It is that of samplers/grids.py, with a row of every grid at every budget, one of them PLACED.
-    """
-    score = reading.number(finite=False)
-    row = reading.record(
-        {"nfe": reading.integer(1), "sampler": reading.text(1), "error": score}, others=score
-    )
-    exact = reading.record({"what": reading.text(1), "solved": reading.integer(1)}, others=score)
-
-    def rows(value: Any, place: str) -> None:
-        reading.items(row)(value, place)
-        for nfe in {each["nfe"] for each in value}:
-            placed = [each["sampler"] == PLACED for each in value if each["nfe"] == nfe]
-            if placed.count(True) != 1 or all(placed):
-                raise reading.Mismatch(
-                    f"{place} has not one placed grid and a hand-made one at {nfe} NFE"
-                )
-
-    def file(value: Any, place: str) -> None:
-        grids.FILE(value, place)
-        reading.record({"rows": rows, "exact": exact})(value, place)
-
-    return file
-
-
-def open_grids(
-    path: Path, settings: Mapping[str, Any], identity: Mapping[str, Any] | None = None
-) -> store.Table:
-    """The grids of an earlier run with the same settings, or an empty table.
-
-    Args:
-      path: the JSON file.
-      settings: what all grids depend on.
-      identity: that of the subject, which the provenance is the hash of.
-    """
-    table = store.open_table(path, settings, _rule(), config=identity)
-    table.content.setdefault("logsnr", {})
-    return table

@@ -71,7 +71,17 @@ def draw_mixture(*, scales: str, out: str) -> None:
 
 
 def scales_of(text: str) -> list[float]:
-    """The scales of a flag: '0,1,2' -> [0.0, 1.0, 2.0]; UserError for anything else."""
+    """Parse the guidance scales of a flag: '0,1,2' -> [0.0, 1.0, 2.0].
+
+    Args:
+      text: numbers from 0 to 1000, separated by commas.
+
+    Returns:
+      The distinct scales in increasing order.
+
+    Raises:
+      UserError: for anything else.
+    """
     return sorted(set(parsing.numbers("scales", text, 0, 1000)))
 
 
@@ -242,7 +252,13 @@ def _draw(
 
 # ---- what is written
 def report(rows: Sequence[Row], real: Mapping[str, float]) -> str:
-    """A Markdown table: every guide at every scale, and real test images for comparison."""
+    """Write a Markdown table of every guide at every scale, with real test images for comparison.
+
+    Args:
+      rows: for each guide and scale {'guide', 'scale' (None for a model without guidance), metric:
+        score}.
+      real: the scores of as many real test images, by metric.
+    """
     metrics = [key for key in PREFERRED if key in rows[0]]
     metrics += [key for key in rows[0] if key.partition("/")[1]]
 

@@ -117,9 +117,17 @@ def compare_on_target(
 ) -> None:
     """Compare samplers on an analytic target, in float64, and print the report.
 
-    `target` and `process` are specs, such as 'gmm8' and 'schedules.EDM()'. The other arguments are
-    those of `compare_samplers`, but for these: `num` is 2000 if it is None, `noise` 'independent',
-    and `out` runs/compare_TARGET if it is ''. `features` must be '', because they are for images.
+    Args:
+      target: the spec of a target, such as 'gmm8'.
+      process: the spec of a process, such as 'schedules.EDM()'.
+      samplers: specs separated by ';', each with @grid where it needs one; '' for a dozen.
+      features: must be '', because features are for images.
+      nfe: budgets of network evaluations, separated by commas.
+      num: number of samples in each cell; None for 2000.
+      seeds: the seeds themselves, such as '1000-1199'; '' for 0 to num - 1.
+      noise: 'independent' or 'brownian'; None for 'independent'.
+      out: the folder to write to; '' for runs/compare_TARGET.
+      fresh: whether to run finished cells again.
 
     Raises:
       UserError: for what does not exist, before anything is sampled; if every cell has failed,
@@ -172,7 +180,11 @@ def default_samplers() -> list[str]:
 
 
 def file_name(spec: str) -> str:
-    """A spec as part of the name of a file: 'gmm(modes=20)' -> 'gmm_modes_20'."""
+    """Turn a spec into a part of a file's name: 'gmm(modes=20)' -> 'gmm_modes_20'.
+
+    Args:
+      spec: any text; every run of characters but letters and digits becomes one underscore.
+    """
     return re.sub("[^A-Za-z0-9]+", "_", spec).strip("_")
 
 
@@ -237,7 +249,17 @@ def compare_model(
 
 
 def cells_of(trained: Trained, entries: Sequence[str], budgets: Sequence[int]) -> list[Cell]:
-    """The cells of samplers for a trained model; without entries, of its own sampler and grid."""
+    """Make the cells of samplers for a trained model.
+
+    Args:
+      trained: the model, whose process and parameterization the grids are placed for.
+      entries: specs of samplers, each with @grid where it names one; empty for the model's own
+        sampler and grid.
+      budgets: numbers of network evaluations.
+
+    Returns:
+      A cell for each sampler and budget, and one for an adaptive sampler.
+    """
     experiment, settings = trained.experiment, trained.experiment.sampling
     entries = entries or [f"{settings.name}@{settings.grid}"]
     place = functools.partial(sampling.grid, experiment)

@@ -19,7 +19,7 @@ from diffusion_jax.studies import (
     ema_sweep,
     family_comparison,
     few_step_methods,
-    grid_search,
+    grid_file,
     guidance_sweep,
     inverse_table,
     likelihoods,
@@ -109,9 +109,9 @@ def test_the_rows_of_the_inverse_benchmark(tmp_path, capsys):
 def test_placed_times(tmp_path, capsys):
     path, about = tmp_path / "a.json", {"sampler": "x"}
     path.write_text(json.dumps(PLACED))
-    assert grid_search.open_grids(path, about).rows == PLACED["rows"]
+    assert grid_file.open_grids(path, about).rows == PLACED["rows"]
     for _ in spoiled(path):
-        assert grid_search.open_grids(path, about).content == {"logsnr": {}, "rows": []}
+        assert grid_file.open_grids(path, about).content == {"logsnr": {}, "rows": []}
         assert "made again" in capsys.readouterr().err
 
 
