@@ -17,27 +17,23 @@ for every parameterization and every process:
 F is the data, the noise, alpha eps - sigma x0, dx/dt along the path, grad log p(x_t | x0), a target
 of unit variance at every t, and, for consistency, such that x0 is x_t / alpha at t_min for every F.
 
-A parameterization also defines the network's inputs. x_in = c_in x_t has unit variance for data of
-standard deviation `sigma_data`. c_noise = log(sigma / alpha) / 4 describes the noise level itself
-rather than the time of a process, so that one network means the same under VP, EDM or a flow.
+A parameterization also holds the encoding of the network's inputs (denoisers/inputs.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import jax.numpy as jnp
 
 from diffusion_jax.core.arrays import expand
-from diffusion_jax.core.errors import UserError, need_ranges, unknown
+from diffusion_jax.core.errors import UserError, need_ranges
 from diffusion_jax.core.types import Apply, Array, Cond, Denoise, Params, Prediction, Process
+from diffusion_jax.denoisers.inputs import Encode, Encoding, encoder
 from diffusion_jax.processes import gaussian
 
 END_TIME = "to"  # the entry of a condition that holds the time at which a move ends
-
-# (process, x_t, t) -> (x_in, c_noise), the inputs of the network
-Encode = Callable[[Process, Array, Array], tuple[Array, Array]]
 
 
 class Parameterization(NamedTuple):
@@ -96,7 +92,11 @@ def decode(
 
 
 def has_end_time(cond: Cond) -> bool:
-    """Whether a condition, which may also be no dict, says where the move from x_t ends."""
+    """Whether a condition says where the move from x_t ends.
+
+    Args:
+      cond: a dict of arrays, which does if it has an entry 'to'; or anything else, which does not.
+    """
     return isinstance(cond, dict) and END_TIME in cond
 
 
@@ -218,71 +218,12 @@ def same_network(
     return bool(jnp.all(jnp.abs(a - b) <= tolerance * (jnp.abs(a) + jnp.abs(b)) + 1e-3))
 
 
-# ---- the inputs of the network
-class Encoding(TypedDict, total=False):
-    """The arguments of `encoder`, which every parameterization takes too."""
-
-    sigma_data: float
-    noise_input: str
-    input_scale: bool
-    time_scale: float
-    time_shift: float
-
-
-def encoder(
-    sigma_data: float = 1.0,
-    noise_input: str = "logsnr",
-    input_scale: bool = True,
-    time_scale: float = 1.0,
-    time_shift: float = 0.0,
-) -> Encode:
-    """The inputs of a network: x_in = c_in x_t and c_noise.
-
-        c_in = 1 / sqrt(alpha^2 sigma_data^2 + sigma^2)
-        c_noise = log(sigma / alpha) / 4  (EDM's ln(sigma) / 4),  or  time_scale t + time_shift
-
-    Args:
-      sigma_data: standard deviation of the data.
-      noise_input: 'logsnr' or 'time', which of the two c_noise is.
-      input_scale: False gives c_in = 1, the convention of DDPM's and NCSN's checkpoints.
-      time_scale: factor of the time.
-      time_shift: added to the time; with -0.001, 1000 c_noise is the step from 0 to 999 of DDPM's
-        checkpoints.
-
-    Returns:
-      A function (process, x_t, t) -> (x_in, c_noise).
-
-    Raises:
-      UserError: if `noise_input` is unknown or a number is out of range.
-    """
-    need_ranges(
-        "encoder",
-        sigma_data=(sigma_data, 1e-6, 1e4),
-        time_scale=(time_scale, -1e9, 1e9),
-        time_shift=(time_shift, -1e9, 1e9),
-    )
-    if noise_input not in ("logsnr", "time"):
-        raise unknown("noise_input", noise_input, ("logsnr", "time"))
-
-    def encode(process: Process, x_t: Array, t: Array) -> tuple[Array, Array]:
-        if noise_input == "logsnr":
-            c_noise = -gaussian.logsnr(process, t) / 8
-        else:
-            c_noise = time_scale * t + time_shift
-        if not input_scale:
-            return x_t, c_noise
-        alpha, sigma = process.alpha(t), process.sigma(t)
-        return x_t / expand(jnp.sqrt((alpha * sigma_data) ** 2 + sigma**2), x_t), c_noise
-
-    return encode
-
-
 # ---- the pairs (a, b)
 def x0(**encoding: Unpack[Encoding]) -> Parameterization:
     """The network predicts the data: (a, b) = (1, 0).
 
     Args:
-      **encoding: arguments of `encoder`.
+      **encoding: arguments of `inputs.encoder`.
     """
     return Parameterization(
         lambda process, t: (jnp.ones_like(t), jnp.zeros_like(t)), encoder(**encoding)
@@ -295,7 +236,7 @@ def eps(**encoding: Unpack[Encoding]) -> Parameterization:
     x0 is undetermined where alpha = 0, which the t_max of every process avoids.
 
     Args:
-      **encoding: arguments of `encoder`.
+      **encoding: arguments of `inputs.encoder`.
     """
     return Parameterization(
         lambda process, t: (jnp.zeros_like(t), jnp.ones_like(t)), encoder(**encoding)
@@ -308,7 +249,7 @@ def v(**encoding: Unpack[Encoding]) -> Parameterization:
     The determinant alpha^2 + sigma^2 is never small.
 
     Args:
-      **encoding: arguments of `encoder`.
+      **encoding: arguments of `inputs.encoder`.
     """
     return Parameterization(
         lambda process, t: (-process.sigma(t), process.alpha(t)), encoder(**encoding)
@@ -321,7 +262,7 @@ def velocity(**encoding: Unpack[Encoding]) -> Parameterization:
     For rectified flow this is eps - x0.
 
     Args:
-      **encoding: arguments of `encoder`.
+      **encoding: arguments of `inputs.encoder`.
     """
 
     def coefficients(process: Process, t: Array) -> tuple[Array, Array]:
@@ -334,7 +275,7 @@ def score(**encoding: Unpack[Encoding]) -> Parameterization:
     """The network predicts the score -eps / sigma (Song & Ermon 2019): (a, b) = (0, -1 / sigma).
 
     Args:
-      **encoding: arguments of `encoder`.
+      **encoding: arguments of `inputs.encoder`.
     """
     return Parameterization(
         lambda process, t: (jnp.zeros_like(t), -1 / process.sigma(t)), encoder(**encoding)
@@ -351,7 +292,7 @@ def edm(sigma_data: float = 0.5, **encoding: Unpack[Encoding]) -> Parameterizati
 
     Args:
       sigma_data: standard deviation of the data.
-      **encoding: further arguments of `encoder`.
+      **encoding: further arguments of `inputs.encoder`.
     """
     need_ranges("edm", sigma_data=(sigma_data, 1e-6, 1e4))
 
@@ -377,7 +318,7 @@ def consistency(sigma_data: float = 0.5, **encoding: Unpack[Encoding]) -> Parame
 
     Args:
       sigma_data: standard deviation of the data.
-      **encoding: further arguments of `encoder`.
+      **encoding: further arguments of `inputs.encoder`.
     """
     need_ranges("consistency", sigma_data=(sigma_data, 1e-6, 1e4))
 

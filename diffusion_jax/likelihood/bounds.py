@@ -309,5 +309,10 @@ def _log_ratio(eps: Array, gap: Array, log_q: Array, log_p: Array) -> Array:
 
 
 def log_mean_exp(log_weights: Array, axis: int) -> Array:
-    """Returns the log of the mean of exp(log_weights) over `axis` (Burda et al. 2016, eq. 8)."""
+    """Returns the log of the mean of exp(log_weights) over an axis (Burda et al. 2016, eq. 8).
+
+    Args:
+      log_weights: log importance weights in nats, of any shape.
+      axis: the axis of the independent draws, which the result lacks.
+    """
     return jax.nn.logsumexp(log_weights, axis=axis) - math.log(log_weights.shape[axis])

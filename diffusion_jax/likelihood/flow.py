@@ -377,7 +377,12 @@ def _noised(
 def mean_with_error(values: Array) -> tuple[float, float]:
     """Returns the mean of independent values (N,) and its standard error, std / sqrt(N).
 
-    The standard error of fewer than two values is NaN.
+    Args:
+      values: one value per image, (N,), in any unit.
+
+    Returns:
+      The mean and its standard error in the unit of the values. The standard error of fewer than
+      two values is NaN.
     """
     values = np.asarray(values, np.float64)
     if len(values) < 2:

@@ -19,7 +19,15 @@ class Distance(Protocol):
     """The distance of images x and y."""
 
     def __call__(self, x: Array, y: Array) -> Array:
-        """Computes the distances (B,) of x (B, ...) and y (B, ...)."""
+        """Computes the distance of each pair of images.
+
+        Args:
+          x: the first images, (B, ...).
+          y: the second images, of x's shape.
+
+        Returns:
+          The distances, (B,), at least 0.
+        """
 
 
 def squared() -> Distance:

@@ -21,7 +21,15 @@ class TimeLaw(Protocol):
     """The law of training times: draws t (B,) in [t_min, t_max] from keys (B,)."""
 
     def __call__(self, process: Process, keys: Key) -> Array:
-        """Draws the times of `process`, each from its own key."""
+        """Draws the times of training examples.
+
+        Args:
+          process: the process whose t_min and t_max bound the times.
+          keys: one key per example, (B,).
+
+        Returns:
+          The times, (B,), the i-th from the i-th key alone except where a law says otherwise.
+        """
 
 
 def _between(process: Process, u: Array) -> Array:

@@ -28,7 +28,15 @@ class Weighting(Protocol):
     """The weight of the mean squared error of eps at times t."""
 
     def __call__(self, process: Process, t: Array) -> Array:
-        """Computes the weights at times t, of t's shape."""
+        """Computes the weights of times.
+
+        Args:
+          process: the process of the noised data.
+          t: times in [t_min, t_max], a scalar or (B,).
+
+        Returns:
+          The weights, of t's shape, at least 0.
+        """
 
 
 def unit() -> Weighting:
