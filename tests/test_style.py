@@ -176,7 +176,7 @@ PROTOCOLS = {
 # the set when they do, and the set leaves with the last chapter.
 TO_DESCRIBE = {
     # the mathematics and the networks
-    *("core", "models", "processes", "samplers", "targets"),
+    *("models", "samplers", "targets"),
     # the infrastructure
     *("assembly", "data", "evaluation", "planning", "pretrained", "report", "studies", "training"),
 }

@@ -13,23 +13,51 @@ from diffusion_jax.core.types import Array, Key, Params
 
 
 def expand(t: Array, x: Array) -> Array:
-    """Returns t, a scalar or (B,), with the axes to broadcast against x (B, ...)."""
+    """Returns t with the trailing axes that broadcast it against x.
+
+    Args:
+      t: scalar, or one value per example, (B,).
+      x: array whose number of axes the result has, (B, ...).
+
+    Returns:
+      t, of shape (1, ..., 1) or (B, 1, ..., 1).
+    """
     t = jnp.asarray(t)
     return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
 
 
 def mean_per_example(x: Array) -> Array:
-    """Returns the mean over all axes but the first, (B, ...) -> (B,)."""
+    """Returns the mean over all axes but the first.
+
+    Args:
+      x: (B, ...).
+
+    Returns:
+      The means, (B,).
+    """
     return jnp.mean(x, axis=tuple(range(1, x.ndim)))
 
 
 def sum_per_example(x: Array) -> Array:
-    """Returns the sum over all axes but the first, (B, ...) -> (B,)."""
+    """Returns the sum over all axes but the first.
+
+    Args:
+      x: (B, ...).
+
+    Returns:
+      The sums, (B,).
+    """
     return jnp.sum(x, axis=tuple(range(1, x.ndim)))
 
 
 def tree_lerp(old: Params, new: Params, weight: float | Array) -> Params:
-    """Returns old + weight (new - old), leaf by leaf."""
+    """Returns old + weight (new - old), leaf by leaf.
+
+    Args:
+      old: pytree of arrays, the result for weight 0.
+      new: pytree of the same structure and shapes, the result for weight 1.
+      weight: share of `new`, a scalar; an EMA of rate r has 1 - r.
+    """
     return jax.tree.map(lambda a, b: a + weight * (b - a), old, new)
 
 
@@ -61,7 +89,16 @@ def example_keys(key: Key, batch: int, offset: int | Array = 0) -> Key:
 
 
 def fold_in(keys: Key, data: int | Array) -> Key:
-    """Returns jax.random.fold_in of one key, or of each key of a (B,) array."""
+    """Returns jax.random.fold_in of one key, or of each key of a (B,) array.
+
+    Args:
+      keys: one typed key, or one per example, (B,).
+      data: the number that is folded into every key, from 0 to 2^32 - 1; core/streams.py names
+        them.
+
+    Returns:
+      The new keys, of keys' shape.
+    """
     return (
         jax.vmap(jax.random.fold_in, (0, None))(keys, data)
         if keys.ndim
@@ -81,7 +118,15 @@ def noise(keys: Key, x: Array) -> Array:
 
 
 def uniform(keys: Key, **bounds: float) -> Array:
-    """Returns one uniform number per key, (B,) float32, in [0, 1) or [minval, maxval)."""
+    """Returns one uniform number per key, from [0, 1) unless bounds are given.
+
+    Args:
+      keys: one typed key per number, (B,).
+      **bounds: minval and maxval of jax.random.uniform, which draws from [minval, maxval).
+
+    Returns:
+      The numbers, (B,) float32.
+    """
     return jax.vmap(lambda k: jax.random.uniform(k, **bounds))(keys)
 
 
@@ -102,6 +147,9 @@ def compiling_for(platform: str) -> Iterator[None]:
 
     It works for new functions only: JAX does not trace a function again that it has traced on such
     arguments before. The ahead-of-time compilation of planning/ uses it.
+
+    Args:
+      platform: 'cpu', 'gpu' or 'tpu', which `platform()` returns in the context.
     """
     token = _target.set(platform)
     try:

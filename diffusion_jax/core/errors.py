@@ -18,6 +18,9 @@ class UserError(ValueError):
     """A mistake of the user; commands print its one line and exit with status 2.
 
     The message is one printable line, whatever is in the names and values that it quotes.
+
+    Args:
+      message: what is wrong, what is allowed and what to type; line breaks become spaces.
     """
 
     def __init__(self, message: str) -> None:
@@ -44,6 +47,12 @@ def printable(text: str) -> str:
     that change the direction of writing, its separators of lines and paragraphs, and the halves of
     surrogate pairs by which Python represents names of files that are not UTF-8. Joiners, which
     emoji consist of, stay.
+
+    Args:
+      text: any text, such as the name of a file or a value of a flag.
+
+    Returns:
+      The text, in which each such character is written as its escape sequence.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -63,6 +72,14 @@ def unknown(what: str, name: str, choices: Iterable[str]) -> UserError:
 
     unknown('model', 'mpl', ['mlp', 'unet']) -> "unknown model 'mpl'; did you mean 'mlp'? There are:
     mlp, unet"
+
+    Args:
+      what: the kind of name, such as 'model'.
+      name: the name that was given, of which at most 200 characters are shown.
+      choices: the names that exist; of more than 150 the message lists the ten nearest.
+
+    Returns:
+      The error, for the caller to raise.
     """
     # the time of a comparison is quadratic in the length
     name = name if len(name) <= LONGEST else f"{name[:LONGEST]}..."
@@ -81,9 +98,14 @@ def unknown(what: str, name: str, choices: Iterable[str]) -> UserError:
 
 
 def nearest(name: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
-    """Return the choice that is most like `name`, '' if none is.
+    """Return the choice that is most like a name, '' if none is.
 
     A dotted choice also counts by its last part: ddimm is like ancestral.ddim.
+
+    Args:
+      name: the name that was given; upper and lower case count as equal.
+      choices: the names that exist.
+      cutoff: smallest likeness of an answer, from 0 (any) to 1 (equal), by difflib's ratio.
     """
 
     def likeness(choice: str) -> float:

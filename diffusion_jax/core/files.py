@@ -17,7 +17,13 @@ from diffusion_jax.core.errors import UserError
 def plain(value: Any) -> Any:
     """Convert a value to plain JSON data.
 
-    Mappings get string keys, arrays of numpy and JAX become lists, other objects their text.
+    Args:
+      value: None, text, a number, or a mapping, sequence, set, ConfigDict or array (numpy or JAX)
+        of such values.
+
+    Returns:
+      The value, in which mappings have string keys, sets are sorted lists, arrays are lists, and
+      objects of other types are their text.
     """
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
@@ -33,16 +39,27 @@ def plain(value: Any) -> Any:
 
 
 def canonical_json(value: Any, indent: int | None = 2) -> str:
-    """Return JSON text that depends on the values alone: sorted keys, arrays as lists."""
+    """Return JSON text that depends on the values alone, with sorted keys.
+
+    Args:
+      value: what `plain` converts.
+      indent: spaces per level; None writes one line.
+    """
     return json.dumps(plain(value), sort_keys=True, indent=indent)
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path that takes the place of `path` when the block ends.
+    """Yield a temporary path that replaces `path` when the block ends.
 
     If the block raises, `path` stays as it was. Missing folders are made. The temporary name keeps
     the suffix, by which many writers choose their format.
+
+    Args:
+      path: the file to write; it must not be a folder.
+
+    Yields:
+      The temporary path, an empty file next to `path`.
 
     Raises:
       UserError: where the folder cannot be written.
@@ -69,13 +86,23 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def save_text(path: str | os.PathLike, text: str) -> None:
-    """Write text in UTF-8, atomically; bytes of file names that are not UTF-8 are escaped."""
+    """Write text in UTF-8, atomically; bytes of file names that are not UTF-8 are escaped.
+
+    Args:
+      path: the file, which is replaced if it exists; missing folders are made.
+      text: its content.
+    """
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def save_json(path: str | os.PathLike, value: Any) -> None:
-    """Write `canonical_json(value)` to path, atomically."""
+    """Write a value as canonical JSON, atomically.
+
+    Args:
+      path: the file, which is replaced if it exists; missing folders are made.
+      value: what `plain` converts.
+    """
     save_text(path, canonical_json(value) + "\n")
 
 
@@ -83,8 +110,11 @@ def load_json(path: str | os.PathLike, rule: reading.Rule = reading.anything) ->
     """Read a JSON file whose value meets a rule (see `reading`).
 
     Args:
-      path: the file.
-      rule: the rule.
+      path: the file, of at most 256 MiB.
+      rule: what the value must be; by default anything.
+
+    Returns:
+      The value of the file.
 
     Raises:
       UserError: naming the file and the place, where it is missing, broken or something else.

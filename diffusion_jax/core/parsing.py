@@ -16,8 +16,14 @@ MAX_SEEDS = 10_000_000
 def parse_seeds(text: str) -> list[int]:
     """Parse seeds: '0-63,100' -> [0, ..., 63, 100].
 
+    Args:
+      text: numbers and ranges with commas between them; a range includes both its ends.
+
+    Returns:
+      The seeds in the order given.
+
     Raises:
-      UserError: for anything but distinct whole numbers below 2^32.
+      UserError: for anything but distinct whole numbers below 2^32, and for more than 10 million.
     """
     seeds: list[int] = []
     for part in text.split(","):
@@ -73,6 +79,10 @@ METRICS = {
 def expand_home(flag: str, text: str) -> str:
     """Expand ~ in a path.
 
+    Args:
+      flag: name of the flag with its dashes, for the message.
+      text: a path; only ~ and ~USER at its start are expanded.
+
     Raises:
       UserError: for a user who does not exist.
     """
@@ -86,25 +96,49 @@ def expand_home(flag: str, text: str) -> str:
 
 
 def paths(flag: str, text: str) -> list[str]:
-    """Parse the paths of --flag=A,B."""
+    """Parse the paths of --flag=A,B.
+
+    Args:
+      flag: name of the flag without dashes, for the message.
+      text: paths with commas between them; a leading ~ is expanded, and empty parts are left out.
+
+    Raises:
+      UserError: for the home folder of a user who does not exist.
+    """
     return [expand_home(f"--{flag}", part.strip()) for part in text.split(",") if part.strip()]
 
 
 def names(text: str) -> list[str]:
-    """Parse names: 'pixels, classifier' -> ['pixels', 'classifier']; '' -> []."""
+    """Parse a list of names: 'pixels, classifier' -> ['pixels', 'classifier']; '' -> [].
+
+    Args:
+      text: names with commas between them; spaces around a name and empty parts are left out.
+    """
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def metrics(text: str) -> list[str]:
-    """Parse the names of metrics, also those of other programs, such as fd.
+    """Parse the names of metrics; names of other programs, such as fd, become those of this one.
 
-    fid names features too; see judge.resolve_names.
+    The name fid, which also chooses features, is left to judge.resolve_names.
+
+    Args:
+      text: names with commas between them, as for `names`.
+
+    Returns:
+      The names, each once, in the order given. Whether they exist is not checked here.
     """
     return list(dict.fromkeys(METRICS.get(name.lower(), name) for name in names(text)))
 
 
 def integers(flag: str, text: str, low: int = 0, high: int = 10**9) -> list[int]:
     """Parse whole numbers: '0,1,2' -> [0, 1, 2]; '' -> [].
+
+    Args:
+      flag: name of the flag without dashes, for the message.
+      text: whole numbers with commas between them, or nothing.
+      low: smallest number allowed.
+      high: largest number allowed.
 
     Raises:
       UserError: naming the flag, for anything else and for numbers outside [low, high].
@@ -187,6 +221,12 @@ def _label(flag: str, text: str, names: Sequence[str], last: bool) -> int | None
 def numbers(flag: str, text: str, low: float, high: float) -> list[float]:
     """Parse numbers: '0,0.5,1' -> [0.0, 0.5, 1.0].
 
+    Args:
+      flag: name of the flag without dashes, for the message.
+      text: numbers with commas between them.
+      low: smallest number allowed.
+      high: largest number allowed.
+
     Raises:
       UserError: naming the flag, for anything else, for no number, and for numbers outside [low,
         high].
@@ -239,6 +279,10 @@ def output(flag: str, text: str, *endings: str, default: str | Path = "") -> dic
 
 def folder(flag: str, text: str | Path) -> Path:
     """Return the folder to write to, given as --flag=FOLDER.
+
+    Args:
+      flag: name of the flag without dashes, for the message.
+      text: the path; it need not exist, and is not made here.
 
     Raises:
       UserError: if the path is a file.

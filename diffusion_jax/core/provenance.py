@@ -22,18 +22,17 @@ PACKAGES = ("diffusion_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def provenance(config: Mapping | None = None, seed: int | None = None) -> dict[str, Any]:
-    """Collect what is needed to repeat a result.
+    """Collect what is needed to repeat a result. It never raises.
 
     Args:
-      config: the config, or None.
-      seed: the seed, or None.
+      config: the config, whose hash is recorded; None if there is none.
+      seed: the seed of the result; None if there is none.
 
     Returns:
-      {'commit': hash ('-dirty' after it where tracked files differ), 'versions': {package: version,
-      'python': ...}, 'platform', 'devices': {'backend', 'kind', 'count', 'processes'}, 'cpu':
-        {'model',
-      'cores'}, 'date' (UTC, ISO 8601), 'command', 'config_hash', 'seed'}; None where something is
-      not known. It never raises.
+      A dict of 'commit' (a hash, with '-dirty' after it where tracked files differ), 'versions' (of
+      Python and the packages), 'platform', 'devices' ('backend', 'kind', 'count', 'processes'),
+      'cpu' ('model', 'cores'), 'date' (UTC, ISO 8601), 'command', 'config_hash' and 'seed'. What is
+      not known is None.
     """
     versions = {name: _or_none(metadata.version, name) for name in PACKAGES}
     return {
@@ -50,7 +49,14 @@ def provenance(config: Mapping | None = None, seed: int | None = None) -> dict[s
 
 
 def config_hash(config: Any) -> str:
-    """Return the sha256 (hex) of the canonical JSON of a config, the same for equal values."""
+    """Return a hash of a config that is the same for equal values.
+
+    Args:
+      config: what `files.plain` converts, such as a ConfigDict or a dict.
+
+    Returns:
+      The sha256 of its canonical JSON, 64 hexadecimal digits.
+    """
     return hashlib.sha256(files.canonical_json(config, indent=None).encode()).hexdigest()
 
 

@@ -43,11 +43,23 @@ def _expects(accepts: Callable[[Any], bool], allowed: str) -> Rule:
 
 
 def anything(value: Any, place: str) -> None:
-    """Allow every value."""
+    """Allow every value. This is a rule itself, where the functions below return rules.
+
+    Args:
+      value: a value of a JSON file; it is not looked at.
+      place: its place in the file; it is not used either.
+    """
 
 
 def number(low: float = -math.inf, high: float = math.inf, *, finite: bool = True) -> Rule:
-    """Allow a number in [low, high]; finite=False also allows NaN and infinities."""
+    """Allow a number in [low, high].
+
+    Args:
+      low: smallest number allowed.
+      high: largest number allowed.
+      finite: whether NaN and numbers of 1e300 or more are refused; without it NaN is allowed, and
+        so are infinities within the bounds.
+    """
 
     def accepts(value: Any) -> bool:
         if type(value) not in (int, float):
@@ -69,7 +81,12 @@ def number(low: float = -math.inf, high: float = math.inf, *, finite: bool = Tru
 
 
 def integer(low: int = 0, high: int = 2**62) -> Rule:
-    """Allow a whole number in [low, high]."""
+    """Allow a whole number in [low, high]; booleans are refused.
+
+    Args:
+      low: smallest number allowed.
+      high: largest number allowed.
+    """
     return _expects(
         lambda value: type(value) is int and low <= value <= high,
         f"a whole number from {low} to {high}",
@@ -77,7 +94,12 @@ def integer(low: int = 0, high: int = 2**62) -> Rule:
 
 
 def text(least: int = 0, most: int = LONGEST) -> Rule:
-    """Allow a string of `least` to `most` characters."""
+    """Allow a string of a bounded length.
+
+    Args:
+      least: smallest number of characters allowed.
+      most: largest number of characters allowed.
+    """
     return _expects(
         lambda value: isinstance(value, str) and least <= len(value) <= most,
         f"a text of {least} to {most} characters",
@@ -90,7 +112,12 @@ def boolean() -> Rule:
 
 
 def one_of(*choices: Any) -> Rule:
-    """Allow one of these values, by value and type."""
+    """Allow given values only.
+
+    Args:
+      *choices: the values. A value of another type is refused even if Python calls it equal, such
+        as true for 1.
+    """
     return _expects(
         lambda value: any(type(value) is type(c) and value == c for c in choices),
         f"one of {', '.join(map(str, choices))}",
@@ -98,7 +125,11 @@ def one_of(*choices: Any) -> Rule:
 
 
 def either(*rules: Rule) -> Rule:
-    """Allow what one of the rules allows; the message for a mismatch is that of the last."""
+    """Allow what one of the rules allows; the message for a mismatch is that of the last.
+
+    Args:
+      *rules: the rules, tried in this order.
+    """
 
     def rule(value: Any, place: str) -> None:
         for each in rules[:-1]:
@@ -112,12 +143,22 @@ def either(*rules: Rule) -> Rule:
 
 
 def optional(rule: Rule) -> Rule:
-    """Allow null, or what the rule allows."""
+    """Allow null, or what the rule allows.
+
+    Args:
+      rule: the rule of every value but null.
+    """
     return lambda value, place: None if value is None else rule(value, place)
 
 
 def items(rule: Rule = anything, least: int = 0, most: int = 10**7) -> Rule:
-    """Allow a list of `least` to `most` values that each meet the rule."""
+    """Allow a list of a bounded length whose values each meet a rule.
+
+    Args:
+      rule: the rule of each value.
+      least: smallest number of values allowed.
+      most: largest number of values allowed.
+    """
     is_list = _expects(
         lambda value: isinstance(value, list) and least <= len(value) <= most,
         f"a list of {least} to {most} values",
@@ -132,7 +173,11 @@ def items(rule: Rule = anything, least: int = 0, most: int = 10**7) -> Rule:
 
 
 def nested(rule: Rule) -> Rule:
-    """Allow what the rule allows, or lists of it, of lists of it, and so on: an array in JSON."""
+    """Allow what the rule allows, or lists of it, of lists of it, and so on: an array in JSON.
+
+    Args:
+      rule: the rule of the innermost values.
+    """
 
     def every(value: Any, place: str) -> None:
         for i, item in enumerate(value) if isinstance(value, list) else ():
@@ -144,7 +189,11 @@ def nested(rule: Rule) -> Rule:
 
 
 def table(rule: Rule = anything) -> Rule:
-    """Allow an object with any keys whose values each meet the rule."""
+    """Allow an object with any keys whose values each meet a rule.
+
+    Args:
+      rule: the rule of each value.
+    """
     is_object = _expects(lambda value: isinstance(value, dict), "an object")
 
     def every(value: Any, place: str) -> None:
@@ -185,9 +234,9 @@ def check(value: Any, rule: Rule, what: str) -> None:
     """Check a value by a rule.
 
     Args:
-      value: the value.
-      rule: the rule.
-      what: what the value is, for the message.
+      value: parsed JSON: None, booleans, numbers, strings, lists and dicts.
+      rule: what it must be.
+      what: where the value comes from, which begins the message, such as "'config.json'".
 
     Raises:
       UserError: that `what` is damaged, and how.
@@ -228,7 +277,11 @@ def _shallow(value: Any) -> None:
 
 # ---- files
 def content(path: str | os.PathLike, largest: int = LARGEST) -> bytes:
-    """Read a regular file of at most `largest` bytes, without waiting for a pipe or a device.
+    """Read a regular file of bounded size, without waiting for a pipe or a device.
+
+    Args:
+      path: the file.
+      largest: largest size that is read, in bytes.
 
     Raises:
       UserError: where it is missing, not a regular file, too large, or cannot be read.
@@ -254,6 +307,10 @@ def content(path: str | os.PathLike, largest: int = LARGEST) -> bytes:
 def json_file(path: str | os.PathLike, rule: Rule = anything) -> Any:
     """Read a JSON file whose value meets a rule.
 
+    Args:
+      path: the file, of at most 256 MiB, in UTF-8.
+      rule: what its value must be.
+
     Raises:
       UserError: one line with the file, the place in it and what is wrong.
     """
@@ -264,9 +321,9 @@ def json_text(text: str | bytes, what: str, rule: Rule = anything) -> Any:
     """Read JSON text whose value meets a rule.
 
     Args:
-      text: the text.
-      what: what it is, for the message.
-      rule: the rule.
+      text: the text; bytes are UTF-8.
+      what: where the text comes from, which begins the message.
+      rule: what its value must be.
 
     Raises:
       UserError: that `what` is damaged, and how.
@@ -287,6 +344,9 @@ def json_text(text: str | bytes, what: str, rule: Rule = anything) -> Any:
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make an object of JSON (for object_pairs_hook), of which no key may occur twice.
 
+    Args:
+      pairs: the keys and values of one object, in the order of the file.
+
     Raises:
       ValueError: for a key that does, as it is ambiguous.
     """
@@ -306,8 +366,9 @@ def kept(path: str | os.PathLike, read: Callable[[Any], Any]) -> Any:
     the part is damaged or was edited, a warning says so and the part is computed again.
 
     Args:
-      path: the file.
-      read: reads it.
+      path: the file, which need not exist.
+      read: a function of the path that returns its content, or raises UserError where it is
+        damaged.
 
     Returns:
       What `read` returns, or None where there is nothing or it is damaged.

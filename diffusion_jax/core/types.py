@@ -74,11 +74,25 @@ class Process(Protocol):
     t_max: float
 
     def alpha(self, t: Array) -> Array:
-        """The factor of x0 at time t, of t's shape."""
+        """The factor of x0 in x_t.
+
+        Args:
+          t: times in [t_min, t_max], a scalar or (B,).
+
+        Returns:
+          alpha, of t's shape, above 0.
+        """
         ...
 
     def sigma(self, t: Array) -> Array:
-        """The factor of eps at time t, of t's shape."""
+        """The factor of eps in x_t.
+
+        Args:
+          t: times in [t_min, t_max], a scalar or (B,).
+
+        Returns:
+          sigma, of t's shape, above 0. The log-SNR 2 log(alpha / sigma) falls strictly with t.
+        """
         ...
 
 
@@ -86,7 +100,16 @@ class Denoise(Protocol):
     """A denoiser: a network with its parameters, guidance, or an analytic target."""
 
     def __call__(self, x_t: Array, t: Array, cond: Cond = None) -> Prediction:
-        """Returns the prediction for x_t (B, ...) at time t, a scalar or (B,)."""
+        """Estimates x0 and eps.
+
+        Args:
+          x_t: noised data, (B, ...).
+          t: the time of x_t, a scalar or (B,).
+          cond: the condition, None or a dict of arrays with leading axis B.
+
+        Returns:
+          The prediction, whose x0 and eps have x_t's shape.
+        """
         ...
 
 

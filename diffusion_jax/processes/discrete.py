@@ -66,6 +66,12 @@ class DDPM:
 
         The slopes have a table of their own: a difference of adjacent values would lose digits in
         float32.
+
+        Args:
+          t: times in [0, 1], of any shape.
+
+        Returns:
+          log alpha, of t's shape, at most 0.
         """
         table, rise = jnp.asarray(self.log_alphas[:-1]), jnp.asarray(np.diff(self.log_alphas))
         place = jnp.asarray(t) * self.steps
@@ -105,6 +111,9 @@ def ddpm(
       beta_min: first beta of a chain of 1000 steps. For other N, beta_min and beta_max are scaled
         by 1000 / N, as in improved DDPM, so that fewer steps reach the same noise.
       beta_max: last beta of a chain of 1000 steps.
+
+    Returns:
+      The process of the chain.
 
     Raises:
       UserError: for an unknown name, or a number out of its range.

@@ -21,7 +21,15 @@ from diffusion_jax.core.types import Array, Noised, Prediction, Process
 
 
 def derivative(function: Callable[[Array], Array], t: Array) -> Array:
-    """Returns d function / dt at t, elementwise, in forward mode, of t's shape."""
+    """Returns d function / dt, elementwise, by one forward-mode pass.
+
+    Args:
+      function: a function of times that maps each element independently of the others.
+      t: the times, of any shape; integers become floating-point numbers.
+
+    Returns:
+      The derivative at t, of t's shape.
+    """
     t = jnp.asarray(
         t, jnp.result_type(float) if jnp.issubdtype(jnp.result_type(t), jnp.integer) else None
     )
@@ -32,25 +40,43 @@ def corrupt(process: Process, x0: Array, eps: Array, t: Array) -> Noised:
     """Returns the noised examples x_t = alpha(t) x0 + sigma(t) eps: the forward process.
 
     Args:
-      process: the process.
-      x0: (B, ...).
-      eps: unit noise, (B, ...).
-      t: (B,) or a scalar.
+      process: the process of the result.
+      x0: clean data, (B, ...).
+      eps: unit Gaussian noise, of x0's shape.
+      t: the times of the result, a scalar or (B,).
+
+    Returns:
+      The noised examples, which also hold t, x0 and eps as given.
     """
     x_t = expand(process.alpha(t), x0) * x0 + expand(process.sigma(t), x0) * eps
     return Noised(x_t, t, x0, eps)
 
 
 def logsnr(process: Process, t: Array) -> Array:
-    """Returns the log-SNR lam(t) = 2 log(alpha / sigma), which decreases strictly in t."""
+    """Returns the log-SNR lam(t) = 2 log(alpha / sigma), which decreases strictly in t.
+
+    Args:
+      process: the two functions alpha and sigma.
+      t: times in [t_min, t_max], a scalar or (B,).
+
+    Returns:
+      lam in nats, of t's shape.
+    """
     return 2 * (jnp.log(process.alpha(t)) - jnp.log(process.sigma(t)))
 
 
 def drift_diffusion(process: Process, t: Array) -> tuple[Array, Array]:
-    """Returns f(t) and g^2(t) of the SDE dx = f x dt + g dw (Kingma et al. 2021, eq. 20 ff.).
+    """Returns f(t) and g^2(t) of the SDE dx = f x dt + g dw (Kingma et al. 2021).
 
     f = d log alpha / dt and g^2 = d sigma^2 / dt - 2 f sigma^2, a sum of two terms that are not
     negative wherever alpha does not grow.
+
+    Args:
+      process: the process whose marginals the SDE has.
+      t: times in [t_min, t_max], a scalar or (B,).
+
+    Returns:
+      f and g^2, each of t's shape; both are rates per unit of t.
     """
     alpha, sigma = process.alpha(t), process.sigma(t)
     f = derivative(process.alpha, t) / alpha
@@ -58,7 +84,14 @@ def drift_diffusion(process: Process, t: Array) -> tuple[Array, Array]:
 
 
 def from_x0(process: Process, x_t: Array, x0: Array, t: Array) -> Prediction:
-    """Returns the prediction with this x0: eps = (x_t - alpha x0) / sigma."""
+    """Returns the prediction with a given x0: eps = (x_t - alpha x0) / sigma.
+
+    Args:
+      process: the process of x_t.
+      x_t: noised data, (B, ...).
+      x0: the estimate of the data, of x_t's shape.
+      t: the time of x_t, a scalar or (B,).
+    """
     return Prediction(
         x0, (x_t - expand(process.alpha(t), x_t) * x0) / expand(process.sigma(t), x_t)
     )
@@ -67,25 +100,47 @@ def from_x0(process: Process, x_t: Array, x0: Array, t: Array) -> Prediction:
 def with_x0(
     process: Process, prediction: Prediction, x_t: Array, x0: Array, t: Array
 ) -> Prediction:
-    """Returns the prediction with another x0-hat, and the eps that x_t then implies.
+    """Returns a prediction with another x0, and the eps that x_t then implies.
 
     Everything else that the network predicts is kept.
+
+    Args:
+      process: the process of x_t.
+      prediction: the prediction whose other fields (nu, residual) are kept.
+      x_t: noised data, (B, ...).
+      x0: the new estimate of the data, of x_t's shape.
+      t: the time of x_t, a scalar or (B,).
     """
     changed = from_x0(process, x_t, x0, t)
     return prediction._replace(x0=changed.x0, eps=changed.eps)
 
 
 def from_eps(process: Process, x_t: Array, eps: Array, t: Array) -> Prediction:
-    """Returns the prediction with this eps: x0 = (x_t - sigma eps) / alpha."""
+    """Returns the prediction with a given eps: x0 = (x_t - sigma eps) / alpha.
+
+    Args:
+      process: the process of x_t.
+      x_t: noised data, (B, ...).
+      eps: the estimate of the unit noise in x_t, of x_t's shape.
+      t: the time of x_t, a scalar or (B,).
+    """
     return Prediction(
         (x_t - expand(process.sigma(t), x_t) * eps) / expand(process.alpha(t), x_t), eps
     )
 
 
 def velocity(process: Process, prediction: Prediction, t: Array) -> Array:
-    """Returns the probability-flow velocity dx/dt = alpha'(t) x0 + sigma'(t) eps, (B, ...).
+    """Returns the probability-flow velocity dx/dt = alpha'(t) x0 + sigma'(t) eps.
 
     It is f x - g^2 score / 2 (Song et al. 2021, eq. 13).
+
+    Args:
+      process: the process of x_t.
+      prediction: x0 and eps, (B, ...) each.
+      t: the time of x_t, a scalar or (B,).
+
+    Returns:
+      The velocity per unit of t, (B, ...).
     """
     x0, eps = prediction[:2]
     return (
@@ -95,23 +150,50 @@ def velocity(process: Process, prediction: Prediction, t: Array) -> Array:
 
 
 def angle(process: Process, t: Array, sigma_data: float = 1.0) -> Array:
-    """Returns arctan(sigma / (alpha sigma_data)) in [0, pi / 2], TrigFlow's time.
+    """Returns arctan(sigma / (alpha sigma_data)), TrigFlow's time (Lu & Song 2025, sec. 3).
 
-    x_t / |x_t| = cos x0 + sin sigma_data eps (Lu & Song 2025).
+    In the frame of TrigFlow, x_t / sqrt(alpha^2 + (sigma / sigma_data)^2) is cos(angle) x0 +
+    sin(angle) sigma_data eps.
+
+    Args:
+      process: the two functions alpha and sigma.
+      t: times in [t_min, t_max], a scalar or (B,).
+      sigma_data: standard deviation of the data.
+
+    Returns:
+      The angle in radians, of t's shape, in [0, pi / 2]; 0 is the data.
     """
     return jnp.arctan2(process.sigma(t), sigma_data * process.alpha(t))
 
 
 def score(process: Process, prediction: Prediction, t: Array) -> Array:
-    """Returns the score grad log p_t(x_t) = -eps / sigma(t), (B, ...)."""
+    """Returns the score grad log p_t(x_t) = -eps / sigma(t).
+
+    Args:
+      process: the process of x_t.
+      prediction: its eps, (B, ...), is used.
+      t: the time of x_t, a scalar or (B,).
+
+    Returns:
+      The score, of eps's shape.
+    """
     return -prediction.eps / expand(process.sigma(t), prediction.eps)
 
 
 def transition(process: Process, t: Array, s: Array) -> tuple[Array, Array]:
-    """Returns (ratio, var) of q(x_t | x_s) = N(ratio x_s, var I) for s < t.
+    """Returns the forward move q(x_t | x_s) = N(ratio x_s, var I) for s < t.
 
-    ratio = alpha_t / alpha_s and var = sigma_t^2 - ratio^2 sigma_s^2, written as sigma_t^2 (1 -
-    exp(lam_t - lam_s)), which stays exact in float32 for times that are close together.
+    ratio = alpha_t / alpha_s and var = sigma_t^2 - ratio^2 sigma_s^2 (Kingma et al. 2021, appendix
+    A). The variance is written as sigma_t^2 (1 - exp(lam_t - lam_s)), which stays exact in float32
+    for times that are close together.
+
+    Args:
+      process: the two functions alpha and sigma.
+      t: the later time, a scalar or (B,).
+      s: the earlier time, below t, of t's shape.
+
+    Returns:
+      The ratio and the variance, each of t's shape.
     """
     ratio = process.alpha(t) / process.alpha(s)
     return ratio, -(process.sigma(t) ** 2) * jnp.expm1(logsnr(process, t) - logsnr(process, s))
@@ -124,11 +206,11 @@ def posterior(process: Process, x_t: Array, x0: Array, t: Array, s: Array) -> tu
     var_ts / sigma_t^2 (Kingma et al. 2021, eq. 25-27; on the DDPM grid, Ho et al. 2020, eq. 6-7).
 
     Args:
-      process: the process.
-      x_t: (B, ...).
-      x0: (B, ...).
-      t: the later time, scalar or (B,).
-      s: the earlier time, of t's shape.
+      process: the process of x_t.
+      x_t: noised data, (B, ...).
+      x0: clean data or an estimate of it, of x_t's shape.
+      t: the later time, a scalar or (B,).
+      s: the earlier time, below t, of t's shape.
 
     Returns:
       The mean (B, ...), and the variance, of t's shape.
@@ -147,10 +229,11 @@ def learned_log_variance(process: Process, nu: Array, t: Array, s: Array) -> Arr
     and beta-tilde = var q(x_s | x_t, x0).
 
     Args:
-      process: the process.
-      nu: (B, ...), in [-1, 1], but not clipped.
-      t: the later time, scalar or (B,).
-      s: the earlier time, of t's shape.
+      process: the process of x_t.
+      nu: the network's output, (B, ...); -1 is beta-tilde and 1 is beta. It is not clipped to [-1,
+        1].
+      t: the later time, a scalar or (B,).
+      s: the earlier time, below t, of t's shape.
 
     Returns:
       The log-variance, of nu's shape.
@@ -162,27 +245,58 @@ def learned_log_variance(process: Process, nu: Array, t: Array, s: Array) -> Arr
 
 
 def prior_scale(process: Process) -> Array:
-    """Returns sigma(t_max), the standard deviation of the prior N(0, sigma(t_max)^2 I)."""
+    """Returns sigma(t_max), the standard deviation of the prior N(0, sigma(t_max)^2 I).
+
+    Args:
+      process: its t_max is the noise end.
+
+    Returns:
+      The standard deviation, a scalar.
+    """
     return process.sigma(jnp.asarray(process.t_max))
 
 
 def prior(process: Process, eps: Array) -> Array:
-    """Returns a prior sample from unit noise: x_T = sigma(t_max) eps."""
+    """Returns a draw from the prior: x_T = sigma(t_max) eps.
+
+    Args:
+      process: its t_max is the time of the result.
+      eps: unit Gaussian noise, (B, ...).
+
+    Returns:
+      x_T, of eps's shape.
+    """
     return prior_scale(process) * eps
 
 
 def prior_logp(process: Process, x: Array) -> Array:
-    """Returns log N(x; 0, sigma(t_max)^2 I) in nats, (B, ...) -> (B,)."""
+    """Returns the log-density of the prior, log N(x; 0, sigma(t_max)^2 I).
+
+    Args:
+      process: its t_max is the time of x.
+      x: points, (B, ...).
+
+    Returns:
+      The log-densities in nats, (B,), summed over all other axes.
+    """
     scale = prior_scale(process)
     return -sum_per_example(0.5 * (x / scale) ** 2 + jnp.log(scale) + 0.5 * math.log(2 * math.pi))
 
 
 def time_of_logsnr(process: Process, lam: Array) -> Array:
-    """Returns the time t in [t_min, t_max] at which logsnr(t) = lam, of lam's shape.
+    """Returns the time t in [t_min, t_max] at which the log-SNR is lam.
 
-    Values of lam outside the process's range give its ends. Bisection to the last bit works for any
-    strictly decreasing log-SNR; one Newton step from the (constant) bisection point then changes no
-    value by more than rounding, but carries the exact derivative dt/dlam = 1 / lam'(t).
+    Bisection to the last bit works for any strictly decreasing log-SNR. One Newton step from the
+    (constant) bisection point then changes no value by more than rounding, but carries the exact
+    derivative dt/dlam = 1 / lam'(t).
+
+    Args:
+      process: the process whose clock is inverted.
+      lam: log-SNR, 2 log(alpha / sigma), of any shape; values beyond the ends of the process give
+        t_min or t_max.
+
+    Returns:
+      The times, of lam's shape.
     """
     lam = jnp.asarray(lam)
     fixed = jax.lax.stop_gradient(lam)

@@ -79,7 +79,14 @@ class VP:
         _need_times(self, above=True)
 
     def log_alpha(self, t: Array) -> Array:
-        """Returns -B(t) / 2."""
+        """Returns log alpha = -B(t) / 2.
+
+        Args:
+          t: times in [0, 1], of any shape.
+
+        Returns:
+          log alpha, of t's shape, at most 0.
+        """
         return -0.5 * t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
 
     def alpha(self, t: Array) -> Array:
@@ -179,6 +186,13 @@ class Cosine:
     """The cosine path on the unit circle (Nichol & Dhariwal 2021, eq. 17).
 
     t_max is below 1, because alpha(1) = 0 and eps no longer determines x0 there.
+
+    Attributes:
+      t_min: the time of the data end, above 0.
+      t_max: the time of the noise end, below 1.
+
+    Raises:
+      UserError: for a number out of its range.
     """
 
     t_min: float = 1e-3
@@ -233,7 +247,14 @@ class TrigFlow:
 class RectifiedFlow:
     """The straight path of flow matching, x_t = (1 - t) x0 + t eps.
 
-    t_max is below 1, as in Cosine.
+    t_max is below 1, because alpha(1) = 0, as in Cosine.
+
+    Attributes:
+      t_min: the time of the data end, above 0.
+      t_max: the time of the noise end, below 1.
+
+    Raises:
+      UserError: for a number out of its range.
     """
 
     t_min: float = 1e-3
