@@ -154,7 +154,13 @@ def _convolved(x: Array, params: Params) -> list[Array]:
 
 
 def init(shape: tuple[int, int, int], classes: int) -> Params:
-    """Initialize the parameters for images (H, W, C) by He's method, with fixed random numbers."""
+    """Initialize the parameters by He's method, with fixed random numbers.
+
+    Args:
+      shape: (H, W, C) of the images; sides longer than SIZE are reduced to it before the first
+        layer.
+      classes: number of classes K, the width of the logits.
+    """
     rng, params = np.random.default_rng(0), {}
 
     def layer(name: str, *shape: int, gain: float = 2.0) -> None:

@@ -39,7 +39,11 @@ class Moments(NamedTuple):
 
 
 def moments(features: np.ndarray) -> Moments:
-    """The moments of one batch of features (N, D), N >= 1."""
+    """Compute the moments of one batch of features.
+
+    Args:
+      features: (N, D), N >= 1, of any floating type; the sums are in float64.
+    """
     features = np.asarray(features, np.float64)
     mean = features.mean(0)
     centered = features - mean
@@ -47,7 +51,12 @@ def moments(features: np.ndarray) -> Moments:
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """Merge the moments of two sets (Chan, Golub & LeVeque 1983), exactly and in any order."""
+    """Merge the moments of two sets (Chan, Golub & LeVeque 1983), exactly and in any order.
+
+    Args:
+      a: the moments of one set.
+      b: those of another set of the same features; together they must have two images or more.
+    """
     count = a.count + b.count
     delta = b.mean - a.mean
     scatter = (
@@ -59,12 +68,22 @@ def merge(a: Moments, b: Moments) -> Moments:
 
 
 def stream(batches: Iterable[np.ndarray]) -> Moments:
-    """The moments of features that come in batches (N_i, D)."""
+    """Compute the moments of features that come in batches.
+
+    Args:
+      batches: features (N_i, D), N_i >= 1, of which only one batch is held at a time.
+    """
     return functools.reduce(merge, map(moments, batches))
 
 
 def moments_of(features: Features, images: np.ndarray, *, batch_size: int = 1000) -> Moments:
-    """The moments of an extractor's features over images uint8 (N, H, W, C), a batch at a time."""
+    """Compute the moments of an extractor's features over images, a batch at a time.
+
+    Args:
+      features: images -> features (N, D).
+      images: uint8 (N, H, W, C).
+      batch_size: number of images whose features are held at a time.
+    """
     return stream(features(images[i : i + batch_size]) for i in range(0, len(images), batch_size))
 
 
@@ -102,6 +121,9 @@ def root_of(features: np.ndarray) -> Root:
 def root_of_moments(found: Moments) -> Root:
     """Return a root of a covariance matrix (D, D) from its eigenvectors, in about D^3 operations.
 
+    Args:
+      found: the moments of two images or more, with a covariance matrix (D, D).
+
     Raises:
       UserError: for fewer than two images.
     """
@@ -113,7 +135,14 @@ def root_of_moments(found: Moments) -> Root:
 
 
 def distance(a: Root, b: Root) -> float:
-    """Return d^2 between two Gaussians; what is reported as FID is this squared distance.
+    """Return d^2 between two Gaussians, by a singular value decomposition.
+
+    Args:
+      a: one Gaussian, with a root (R_a, D) of its covariance.
+      b: the other one, with a root (R_b, D).
+
+    Returns:
+      At least 0; what is reported as FID is this squared distance.
 
     Raises:
       UserError: for features of different widths.
@@ -127,6 +156,10 @@ def distance(a: Root, b: Root) -> float:
 def frechet_distance(a: Moments, b: Moments) -> float:
     """Return `distance` between two sets by their moments.
 
+    Args:
+      a: the moments of one set.
+      b: the moments of the other set, of the same extractor.
+
     Raises:
       UserError: for features of different widths and for sets of fewer than two images.
     """
@@ -135,7 +168,11 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def distance_to(features: np.ndarray, reference: Root) -> float:
-    """Return `distance` of features (N, D) to a reference, by one eigenproblem of width min(N, R).
+    """Return `distance` of features to a reference, by one eigenproblem of width min(N, R).
+
+    Args:
+      features: (N, D), N >= 2.
+      reference: the other Gaussian, with a root (R, D) of its covariance.
 
     Raises:
       UserError: for features of another width than the reference, and for fewer than two images.

@@ -54,9 +54,13 @@ class Metric(NamedTuple):
         return f"{self.description or self.title}{unit}"
 
     def number(self, value: float, spread: float = 0.0) -> str:
-        """The value as text without its unit; a spread that is not zero follows after '±'.
+        """Format a value without its unit; a spread that is not zero follows after '±'.
 
-        A format of significant digits gives the spread two of them, and the value as many decimals.
+        Args:
+          value: the score as tables of results hold it; the format may multiply it, for example by
+            100 for percents.
+          spread: a standard deviation or error in the same unit. A format of significant digits
+            gives it two of them, and the value as many decimals.
         """
         spec, factor, _ = self.format
         if not spread:
@@ -66,12 +70,20 @@ class Metric(NamedTuple):
         return f"{factor * value:{spec}} ± {factor * spread:{spec}}"
 
     def text(self, value: float, spread: float = 0.0) -> str:
-        """The value as text with its unit, such as '97.3 ± 0.4 %'."""
+        """Format a value with its unit, such as '97.3 ± 0.4 %'.
+
+        Args:
+          value: the score as tables of results hold it, such as 0.973.
+          spread: a standard deviation or error in the same unit; 0 leaves it out.
+        """
         unit = f" {self.format.unit}" if self.format.unit else ""
         return f"{self.number(value, spread)}{unit}"
 
     def loss(self, value: float) -> float:
-        """The value with the sign that makes less better, for sorting and for margins.
+        """Return a value with the sign that makes less better, for sorting and for margins.
+
+        Args:
+          value: the score as tables of results hold it.
 
         Raises:
           ValueError: for a metric of which neither direction is better.

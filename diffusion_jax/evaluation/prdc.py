@@ -91,7 +91,15 @@ def _inside(a: Array, b: Array, squared_radii: Array) -> Array:
 
 
 def nearest_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return (N,): the distance of each of the features a (N, D) to the nearest of b (M, D)."""
+    """Compute the distance of each feature of a set to the nearest one of another set.
+
+    Args:
+      a: features (N, D).
+      b: features (M, D).
+
+    Returns:
+      (N,), Euclidean distances.
+    """
     b, a = rows.centered(b, a)
     return np.sqrt(rows.over_pairs(_nearest(1), a, b)[:, 0])
 

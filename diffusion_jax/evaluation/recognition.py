@@ -119,7 +119,12 @@ def recognizer(
 
 
 def accuracy(recognize: Recognize, images: np.ndarray, labels: np.ndarray) -> float:
-    """Return the fraction of images uint8 (N, H, W, C) that are recognized as their labels (N,).
+    """Return the fraction of images that are recognized as their labels.
+
+    Args:
+      recognize: images -> labels, such as `recognizer` returns.
+      images: uint8 (N, H, W, C).
+      labels: (N,), the classes that the images are meant to show.
 
     Raises:
       UserError: if there is not one label for each image.

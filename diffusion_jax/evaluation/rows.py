@@ -62,14 +62,29 @@ def over_rows(
 
 
 def over_pairs(fn: Callable[..., Any], a: np.ndarray, b: np.ndarray, *whole: Any) -> Any:
-    """Apply `over_rows` to fn(a (B, D), b (M, D), *whole), with blocks of about PAIRS pairs."""
+    """Apply a function of pairs of rows by `over_rows`, with blocks of about PAIRS pairs.
+
+    Args:
+      fn: (a (B, D), b (M, D), *whole) -> results with B rows.
+      a: (N, D), which is cut into blocks of B rows.
+      b: (M, D), which every block is paired with.
+      *whole: further arguments, which every block receives whole.
+
+    Returns:
+      The results for all N rows.
+    """
     return over_rows(fn, a, b, *whole, block=max(1, PAIRS // len(b)))
 
 
 def squared_distances(a: Array, b: Array) -> Array:
-    """Return |a_i - b_j|^2 (B, M) of features (B, D) and (M, D), float32 and never negative.
+    """Return |a_i - b_j|^2 of features, in float32 and never negative.
 
-    Large means should be subtracted first; see `centered`.
+    Args:
+      a: (B, D); large means should be subtracted first, see `centered`.
+      b: (M, D).
+
+    Returns:
+      (B, M).
     """
     # no bfloat16, as the distances of neighbors are small differences
     product = jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
@@ -77,7 +92,14 @@ def squared_distances(a: Array, b: Array) -> Array:
 
 
 def centered(*sets: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Subtract the mean of the first set from all sets (N_i, D), so that distances round less."""
+    """Subtract the mean of the first set from all sets, so that distances round less.
+
+    Args:
+      *sets: features (N_i, D).
+
+    Returns:
+      The sets in float32; the mean is computed and subtracted in float64.
+    """
     mean = np.mean(sets[0], 0, dtype=np.float64)
     return tuple((np.asarray(x, np.float64) - mean).astype(np.float32) for x in sets)
 

@@ -27,7 +27,11 @@ def inception_score(logits: np.ndarray) -> float:
 
 
 def class_accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Return the fraction of logits (N, K) that are largest at the labels (N,).
+    """Return the fraction of images whose largest logit is that of their label.
+
+    Args:
+      logits: (N, K).
+      labels: (N,), in 0, ..., K - 1.
 
     Raises:
       UserError: if there is not one label for each image.

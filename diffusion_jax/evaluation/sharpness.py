@@ -55,6 +55,10 @@ def high_frequency(images: np.ndarray, above: float = 0.25) -> np.ndarray:
 def relative(images: np.ndarray, real: np.ndarray) -> dict[str, float]:
     """Divide both measures of images, averaged over the set, by those of real images.
 
+    Args:
+      images: the images that are judged, uint8 (N, H, W, C).
+      real: real images of the same size, uint8 (M, H, W, C).
+
     Returns:
       {'laplacian', 'high_frequency'}: 1 is as sharp as the real images, less is blurred, more is
       noisy.

@@ -150,6 +150,9 @@ def save(path: str | os.PathLike, statistics: Statistics) -> None:
 def load(path: str | os.PathLike) -> Statistics:
     """Read what `save` wrote.
 
+    Args:
+      path: the .npz file of a split's statistics.
+
     Raises:
       UserError: where the file is missing or damaged, does not match its hash, or holds no
         covariance.

@@ -35,6 +35,9 @@ class Refused(Exception):
     Attributes:
       needs: the bytes that it needs; None where the compiler does not say.
       of: the bytes that there are; None likewise.
+
+    Args:
+      message: the message of the compiler, in which the bytes are looked for.
     """
 
     def __init__(self, message: str) -> None:
@@ -222,13 +225,25 @@ def _read(compiled: Any, devices: int, steps: int) -> dict[str, Any]:
 
 
 def remat_of(config: ConfigDict) -> str:
-    """The activations that the network of a config recomputes: 'none', 'block' or 'dots'."""
+    """Return which activations the network of a config recomputes: 'none', 'block' or 'dots'.
+
+    Args:
+      config: the config, whose model.remat may also be False, True or absent.
+    """
     value = config.model.remat if "remat" in config.model else None
     return {False: "none", True: "block", None: "none"}.get(value, value)
 
 
 def model_flops(config: ConfigDict, where: Topology) -> float:
-    """FLOPs of a step that computes nothing twice."""
+    """Count the floating-point operations of a step that computes nothing twice.
+
+    Args:
+      config: the config; its model.remat is ignored.
+      where: the devices of the mesh, which the batch is laid out for.
+
+    Returns:
+      FLOPs of one step on all devices together.
+    """
     model, traced, _ = trace(changed(config, {"model.remat": "none"}), where)
     return flops.count(traced.jaxpr) / model.training.steps_per_call
 
@@ -246,5 +261,9 @@ def changed(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
 
 
 def gib(size: float) -> str:
-    """Bytes in words, such as '1.50 GiB'."""
+    """Write a number of bytes in words, such as '1.50 GiB'.
+
+    Args:
+      size: bytes; below 0.1 GiB they are written in MiB.
+    """
     return f"{size / GIB:.2f} GiB" if size >= 0.1 * GIB else f"{size / 2**20:.2f} MiB"

@@ -84,7 +84,14 @@ def find_topology(topology: str) -> Topology:
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip with this device_kind of jax; None where it is not known."""
+    """Look up a kind of device.
+
+    Args:
+      device_kind: the name that jax gives it, such as 'TPU v5 lite'.
+
+    Returns:
+      The chip, or None where it is not known.
+    """
     known = [name for name in CHIPS if device_kind.startswith(name)]
     return CHIPS[max(known, key=len)] if known else None  # 'TPU v5' is a prefix of 'TPU v5 lite'
 

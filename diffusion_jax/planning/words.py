@@ -8,7 +8,11 @@ from diffusion_jax.planning.cards import gib
 
 
 def describe(card: dict[str, Any]) -> str:
-    """A card in words, a line for each fact."""
+    """Write a card of the plan in words, a line for each fact.
+
+    Args:
+      card: the card, as `cards.card` makes it: sizes in bytes, times in seconds.
+    """
     mesh = " x ".join(f"{axis} {size}" for axis, size in card["mesh"].items())
     lines = {
         "network": f"{card['model']}, {card['parameters']:,} parameters, "

@@ -295,7 +295,12 @@ def _diffusers_words(options: Options) -> dict[str, str]:
 
 
 def modern(name: str) -> str:
-    """Return the present name of a tensor whose name may be that of before 2023."""
+    """Return the present name of a tensor.
+
+    Args:
+      name: the name in a file, which may be that of before 2023, such as
+        'mid_block.attentions.0.query.weight'; other names are returned unchanged.
+    """
     renamed = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
     return re.sub(
         r"(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)",

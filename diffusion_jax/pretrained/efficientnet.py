@@ -23,7 +23,11 @@ Params = dict[str, Array]  # by the names of the torch file; kernels (H, W, in, 
 
 
 def convert(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Convert the tensors of the torch file: kernels (out, in, H, W) -> (H, W, in, out)."""
+    """Convert the tensors of the torch file: kernels (out, in, H, W) -> (H, W, in, out).
+
+    Args:
+      tensors: {name: array} of the file. Scalars, which count batches, are dropped.
+    """
     tensors = {name: value for name, value in tensors.items() if value.ndim}
     return {
         name: value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
@@ -47,7 +51,15 @@ def forward(images: Array, params: Params) -> tuple[Array, Array]:
 
 
 def network(x: Array, params: Params) -> tuple[Array, Array]:
-    """Compute features (B, 1280) and logits (B, 1000) of inputs (B, 224, 224, 3)."""
+    """Compute the features and the logits of images.
+
+    Args:
+      x: (B, 224, 224, 3), normalized as the network expects it.
+      params: the parameters, as `convert` returns them.
+
+    Returns:
+      (features (B, 1280), logits (B, 1000)).
+    """
     x = jax.nn.relu6(_conv(params, "_conv_stem", "_bn0", x, 2))
     strides = [stride if k == 0 else 1 for blocks, stride in STAGES for k in range(blocks)]
     for block, stride in enumerate(strides):

@@ -24,7 +24,11 @@ Conv = Callable[..., Array]  # (name, x, stride=1, padding="SAME")
 
 
 def convert(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Convert the tensors of the TorchScript file: kernels (out, in, H, W) -> (H, W, in, out)."""
+    """Convert the tensors of the TorchScript file: kernels (out, in, H, W) -> (H, W, in, out).
+
+    Args:
+      tensors: {name: array} of the file, whose names may begin with 'net.layers.'.
+    """
     tensors = {name.removeprefix("net.layers."): value for name, value in tensors.items()}
     return {
         name: value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
@@ -34,15 +38,29 @@ def convert(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 @jax.jit
 def forward(images: Array, params: Params) -> tuple[Array, None]:
-    """Compute features (B, 2048), float32, of images uint8 (B, H, W, 3); there are no logits."""
+    """Compute the features of images of any size.
+
+    Args:
+      images: uint8 (B, H, W, 3).
+      params: the parameters, as `convert` returns them.
+
+    Returns:
+      (features (B, 2048) in float32, None): there are no logits.
+    """
     return network(resize(images.astype(jnp.float32)) / 128 - 1, params), None
 
 
 def resize(x: Array) -> Array:
-    """Resize (B, H, W, C) to (B, 299, 299, C) as tf.compat.v1.image.resize_bilinear does.
+    """Resize images to 299 x 299 as tf.compat.v1.image.resize_bilinear does.
 
     Target pixel i reads source position i H / 299, not that of its center, and larger images are
     not smoothed.
+
+    Args:
+      x: (B, H, W, C), of any range of values.
+
+    Returns:
+      (B, 299, 299, C).
     """
     rows, columns = (_legacy_bilinear(size) for size in x.shape[1:3])
     return jnp.einsum("ph,bhwc,qw->bpqc", rows, x, columns, precision=jax.lax.Precision.HIGHEST)
@@ -60,7 +78,15 @@ def _legacy_bilinear(size: int) -> np.ndarray:
 
 
 def network(x: Array, params: Params) -> Array:
-    """Compute features (B, 2048) of inputs (B, 299, 299, 3) in [-1, 1)."""
+    """Compute the features of images of the network's own size.
+
+    Args:
+      x: (B, 299, 299, 3) in [-1, 1).
+      params: the parameters, as `convert` returns them.
+
+    Returns:
+      (B, 2048).
+    """
 
     def conv(name: str, x: Array, stride: int = 1, padding: str = "SAME") -> Array:
         return _conv(params, name, x, stride, padding)

@@ -63,13 +63,22 @@ def table(
 
 
 def flat(params: Any) -> dict[str, Any]:
-    """Flatten a tree of parameters to {path: leaf}, in the order of its leaves."""
+    """Flatten a tree of parameters to {path: leaf}, in the order of its leaves.
+
+    Args:
+      params: nested dictionaries, whose keys become the parts of a path such as 'conv/kernel'.
+    """
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def unstacked(params: Flat) -> dict[str, np.ndarray]:
-    """Split the stacked parameters 'blocks/...' of scan_blocks into 'block_0/...', and so on."""
+    """Split the stacked parameters of `scan_blocks` into those of single blocks.
+
+    Args:
+      params: flat parameters. Those under 'blocks/' have the blocks as their first axis and become
+        'block_0/...', 'block_1/...' and so on; the others stay as they are.
+    """
     return {
         re.sub("^blocks/", f"block_{i}/", path): part
         for path, leaf in params.items()
@@ -78,7 +87,15 @@ def unstacked(params: Flat) -> dict[str, np.ndarray]:
 
 
 def to_theirs(table: Mapping[str, TensorSource], params: Flat) -> dict[str, np.ndarray]:
-    """Convert our flat parameters to their tensors, as views where that is possible."""
+    """Convert our flat parameters to their tensors, as views where that is possible.
+
+    Args:
+      table: for each of our paths, the tensors that it consists of.
+      params: our flat parameters, one for each path of the table.
+
+    Returns:
+      {name of their tensor: array}.
+    """
     return {
         name: source.layout.to_theirs(part)
         for path, source in table.items()

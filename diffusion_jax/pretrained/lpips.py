@@ -26,7 +26,14 @@ Params = dict[str, Array]
 
 
 def convert(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Convert the authors' state dict: conv0.kernel (H, W, in, out), conv0.bias, weight0, to 4.
+    """Convert the state dict of the authors' network.
+
+    Args:
+      state: {name: array}, of AlexNet ('net.') and of the weights of its five activations ('lin0'
+        to 'lin4').
+
+    Returns:
+      {'conv0.kernel': (H, W, in, out), 'conv0.bias': (out,), 'weight0': (out,), ..., 'weight4'}.
 
     Raises:
       KeyError: for the state dict of another network.
@@ -67,7 +74,16 @@ def features(x: Array, params: Params) -> tuple[Array, ...]:
 
 
 def distance(x: Array, y: Array, params: Params) -> Array:
-    """Return LPIPS (B,) of pairs of images (B, H, W, 3 or 1) in [-1, 1]."""
+    """Compute LPIPS between pairs of images.
+
+    Args:
+      x: (B, H, W, 3 or 1) in [-1, 1].
+      y: as x, an image for each of x.
+      params: the parameters, as `convert` returns them.
+
+    Returns:
+      (B,), at least 0; 0 for equal images.
+    """
     pairs = zip(features(x, params), features(y, params))
     return sum(jnp.mean(jnp.sum((a - b) ** 2, -1), axis=(1, 2)) for a, b in pairs)
 

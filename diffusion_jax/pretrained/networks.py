@@ -14,7 +14,10 @@ NETWORKS = {
 
 
 def network(name: str) -> Published:
-    """Look up the published network of this class.
+    """Look up a published network by the name of its class.
+
+    Args:
+      name: the name in its own program, such as 'UNet2DModel'.
 
     Raises:
       UserError: for an unknown name; it names the nearest.

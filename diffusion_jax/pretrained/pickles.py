@@ -80,9 +80,12 @@ def read(data: bytes, start: int, allows: Callable[[Name], None]) -> tuple[Any, 
 
 
 def steps(size: int) -> int:
-    """Return the number of opcodes that a file of this many bytes may have.
+    """Return the number of opcodes that a file may have.
 
     It is enough for any file of tensors, and bounds the memory by that of the file.
+
+    Args:
+      size: the size of the whole file in bytes.
     """
     return STEPS + size // PER_STEP
 

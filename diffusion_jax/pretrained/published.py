@@ -75,6 +75,10 @@ def read_config(network: Published, config: Mapping) -> tuple[Options, Shape]:
 
     The translation is checked by translating back: every key must come out as it went in.
 
+    Args:
+      network: the kind of network that the config describes.
+      config: the content of its config.json; absent keys have the publisher's defaults.
+
     Returns:
       (our options, the shape of an example).
 
@@ -139,7 +143,17 @@ class Misfit(NamedTuple):
 def misfits(
     network: Published, options: Options, shape: Shape, shapes: Mapping[str, Shape]
 ) -> dict[str, Misfit]:
-    """Return {config key: Misfit} for our network; the arguments are those of `write_config`."""
+    """Find the options of our network that the published kind of network does not have.
+
+    Args:
+      network: the published kind of network.
+      options: the options of our network.
+      shape: (H, W, C) of an example.
+      shapes: the shape of each parameter by its path.
+
+    Returns:
+      {config key: Misfit}, each with the value that could be exported.
+    """
     found = {
         f"model.{key}": Misfit(options[key], values[0])
         for key, values in network.only.items()
@@ -194,7 +208,12 @@ def _common_groups(shapes: Mapping[str, Shape]) -> int:
 
 
 def attended_channels(options: Options, shape: Shape) -> list[int]:
-    """Return the channels of the feature maps with attention, the middle's last."""
+    """Return the channels of the feature maps with attention, the middle's last.
+
+    Args:
+      options: the options of our U-Net, whose 'attention' lists the heights of these feature maps.
+      shape: (H, W, C) of an example.
+    """
     channels = [options["width"] * multiplier for multiplier in options["multipliers"]]
     return [
         c for level, c in enumerate(channels) if shape[0] // 2**level in options["attention"]
@@ -204,7 +223,13 @@ def attended_channels(options: Options, shape: Shape) -> list[int]:
 def without_fixed(
     network: Published, tensors: Flat, options: Options, shape: Shape
 ) -> dict[str, np.ndarray]:
-    """Drop the tensors that are not learned.
+    """Drop the tensors that are not learned, such as sinusoidal embeddings of positions.
+
+    Args:
+      network: the published kind of network.
+      tensors: {name: array} of the file; it may lack the fixed ones.
+      options: the options of our network.
+      shape: (H, W, C) of an example.
 
     Raises:
       UserError: if one of them differs from the fixed values of our network.

@@ -37,7 +37,10 @@ LARGEST = 2**38  # bytes of a file
 
 
 def load(data: bytes) -> dict[str, np.ndarray]:
-    """Read the tensors of a file from its bytes.
+    """Read the tensors of a safetensors file.
+
+    Args:
+      data: the bytes of the whole file.
 
     Returns:
       {name: array}.
@@ -57,7 +60,14 @@ def load(data: bytes) -> dict[str, np.ndarray]:
 
 
 def load_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Read the tensors of the file at `path`; see `load`."""
+    """Read the tensors of a safetensors file at a path; see `load`.
+
+    Args:
+      path: the file, of at most LARGEST bytes.
+
+    Returns:
+      {name: array}.
+    """
     return load(reading.content(path, LARGEST))
 
 
@@ -85,7 +95,11 @@ def _array(dtype: str, shape: list[int], data: bytearray) -> np.ndarray:
 
 
 def save(path: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write {name: array}, atomically.
+    """Write tensors to a safetensors file, atomically.
+
+    Args:
+      path: the file; it is replaced if it exists.
+      tensors: {name: array}.
 
     Raises:
       UserError: where the folder cannot be written.

@@ -134,7 +134,11 @@ def write_scheduler(
 
 
 def write_index(pipeline: str = "DDIMPipeline") -> dict[str, Any]:
-    """Return the model_index.json of a folder with unet/ and scheduler/."""
+    """Return the model_index.json of a folder with unet/ and scheduler/.
+
+    Args:
+      pipeline: the class of diffusers that loads the folder.
+    """
     return {
         "_class_name": pipeline,
         "_diffusers_version": VERSION,

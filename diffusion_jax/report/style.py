@@ -92,12 +92,20 @@ def figure(
 
 
 def wrapped(label: str) -> str:
-    """The label of an axis in lines that fit next to a panel."""
+    """Break the label of an axis into lines that fit next to a panel.
+
+    Args:
+      label: one line of text, which is broken after at most 36 characters.
+    """
     return "\n".join(textwrap.wrap(label, 36))
 
 
 def log_if_wide(axis: Axes) -> None:
-    """A logarithmic y axis where positive values span more than a factor of four."""
+    """Make the y axis logarithmic if positive values span more than a factor of four.
+
+    Args:
+      axis: the axes, with all their lines drawn.
+    """
     values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axis.lines])
     values = values[np.isfinite(values)]
     if len(values) and values.min() > 0 and values.max() > 4 * values.min():
@@ -106,12 +114,21 @@ def log_if_wide(axis: Axes) -> None:
 
 
 def plain_logarithms(axis: Axis, decades: float) -> None:
-    """Ticks of a logarithmic axis as plain numbers, such as 0.5 and not 5 x 10^-1."""
+    """Show the ticks of a logarithmic axis as plain numbers, such as 0.5 and not 5 x 10^-1.
+
+    Args:
+      axis: the x or y axis.
+      decades: the powers of ten that the axis spans; below 3 there are ticks at 2 and 5 as well.
+    """
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number."""
+    """Return whether a value is a finite number.
+
+    Args:
+      value: anything; None, text and arrays are not numbers.
+    """
     return value is not None and np.isscalar(value) and math.isfinite(value)

@@ -49,9 +49,16 @@ class Claim(NamedTuple):
 
 # ---- how claims are decided
 def less(metric: str) -> Decide:
-    """The metric is less for the first family than for the second, by more than noise.
+    """Decide whether a metric is less for the first family than for the second, by more than noise.
 
     Noise is two standard errors of the difference over seeds.
+
+    Args:
+      metric: the name of a metric, whose values are compared as they are: the direction that is
+        better does not matter.
+
+    Returns:
+      The rule for a claim about two families; it returns None where the difference is noise.
     """
 
     def decide(a: Scored, b: Scored) -> Decision:
@@ -64,7 +71,13 @@ def less(metric: str) -> Decide:
 
 
 def blurred(a: Scored, b: Scored) -> Decision:
-    """The first family is less sharp than real images by both measures, and the second nearer."""
+    """Decide whether the first family is blurred, and the second nearer to real images.
+
+    Args:
+      a: the scores of the first family; both measures of its sharpness must be below 0.9, where 1
+        is that of real images.
+      b: the scores of the second family; both measures must be nearer to 1.
+    """
     values = [(a[m][0], b[m][0]) for m in SHARPNESS]
     measured = ", ".join(
         f"{find(m).title}: {x:.2f} against {y:.2f}" for m, (x, y) in zip(SHARPNESS, values)
@@ -73,14 +86,23 @@ def blurred(a: Scored, b: Scored) -> Decision:
 
 
 def sharp(a: Scored) -> Decision:
-    """Both measures of sharpness are within a tenth of those of real images."""
+    """Decide whether both measures of sharpness are within a tenth of those of real images.
+
+    Args:
+      a: the scores of the family; a sharpness of 1 is that of real images.
+    """
     values = [a[m][0] for m in SHARPNESS]
     measured = ", ".join(f"{find(m).title}: {x:.2f}" for m, x in zip(SHARPNESS, values))
     return all(abs(x - 1) < 0.1 for x in values), measured
 
 
 def falling(*rows: Scored) -> Decision:
-    """From each family to the next the rate falls and the distortion rises."""
+    """Decide whether the rate falls and the distortion rises from each family to the next.
+
+    Args:
+      *rows: the scores of two families or more, in the order of the claim, with 'rate' and
+        'distortion' in nats per image and the number of 'active_units'.
+    """
     rates, distortions, units = (
         [row[m][0] for row in rows] for m in ("rate", "distortion", "active_units")
     )
@@ -96,7 +118,12 @@ def falling(*rows: Scored) -> Decision:
 
 
 def collapsed(weak: Scored, powerful: Scored) -> Decision:
-    """The latent of the powerful decoder holds less than a tenth of the nats of the weak one's."""
+    """Decide whether the powerful decoder's latent holds less than a tenth of the weak one's nats.
+
+    Args:
+      weak: the scores of the autoencoder with the weak decoder, with its 'rate' in nats per image.
+      powerful: those of the autoencoder with the powerful decoder.
+    """
     measured = "; ".join(
         f"{name}: rate {row['rate'][0]:.2f} nats, {row['active_units'][0]:.1f} active units"
         for name, row in (("weak", weak), ("powerful", powerful))
@@ -105,9 +132,17 @@ def collapsed(weak: Scored, powerful: Scored) -> Decision:
 
 
 def steadier(a: Scored, b: Scored) -> Decision:
-    """The Fréchet distance of the first family varies over seeds by a smaller share of its mean.
+    """Decide whether the Fréchet distance varies less over seeds for the first family.
 
-    With few seeds this is a hint only.
+    What is compared is the standard deviation as a share of the mean; with few seeds this is a hint
+    only.
+
+    Args:
+      a: the scores of the first family, as (mean, standard deviation over seeds).
+      b: those of the second family.
+
+    Returns:
+      Whether the claim holds (None for a single seed), and what was measured.
     """
     shares = [row["frechet"][1] / row["frechet"][0] for row in (a, b)]
     measured = (
@@ -163,7 +198,15 @@ VERDICTS = {True: "holds", False: "refuted", None: "undecided"}
 
 
 def verdicts(scored: Mapping[str, Scored]) -> list[dict[str, str]]:
-    """A row {'claim', 'verdict', 'measured', 'families'} for each claim about families that ran."""
+    """Decide the claims about those families that were trained.
+
+    Args:
+      scored: the scores of each family by its name; a claim is left out if one of its families is
+        not here.
+
+    Returns:
+      A row {'claim', 'verdict', 'measured', 'families'} for each claim that is decided.
+    """
     rows = []
     for claim in CLAIMS:
         if all(name in scored for name in claim.about):
@@ -180,7 +223,14 @@ def verdicts(scored: Mapping[str, Scored]) -> list[dict[str, str]]:
 
 
 def over_seeds(rows: Sequence[Mapping[str, Any]]) -> dict[str, Scored]:
-    """Family -> metric -> (mean, standard deviation over seeds; 0 for a single seed)."""
+    """Average the scores of each family over its seeds.
+
+    Args:
+      rows: a row for each family and seed: 'family', and those of METRICS that were measured.
+
+    Returns:
+      Family -> metric -> (mean, standard deviation over seeds; 0 for a single seed).
+    """
     scored = {}
     for name in dict.fromkeys(row["family"] for row in rows):
         own = [row for row in rows if row["family"] == name]

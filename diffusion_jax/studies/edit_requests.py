@@ -140,10 +140,14 @@ def _reason(error: Exception) -> str:
 
 
 def strengths_of(text: str) -> list[float]:
-    """The strengths of SDEdit: '0.3,0.6' -> [0.3, 0.6].
+    """Parse the strengths of SDEdit: '0.3,0.6' -> [0.3, 0.6].
+
+    Args:
+      text: shares of the sampler's steps that are run again, above 0 and at most 1, separated by
+        commas; 1 begins at pure noise.
 
     Raises:
-      UserError: for anything but numbers above 0 and at most 1.
+      UserError: for anything else.
     """
     try:
         found = [float(part) for part in text.split(",")]

@@ -80,7 +80,14 @@ def write_weights(
 ) -> Path:
     """Write the network of a workdir to a folder.
 
-    The arguments are those of `export_weights`.
+    Args:
+      config: the config of the run; config.sampler.ema chooses the weights.
+      workdir: the folder of the run.
+      to: whose format, a key of import_weights.SOURCES.
+      path: the folder to write to.
+      label: the class to export of a U-Net of classes; 'any' exports the model without a class.
+      variance: whether a learned variance is kept.
+      network_only: whether a U-Net is exported without pipeline and scheduler.
 
     Returns:
       The file of weights.
@@ -106,12 +113,7 @@ def write_weights(
     params = layouts.unstacked(
         {path: np.asarray(leaf) for path, leaf in layouts.flat(params).items()}
     )
-    rule = reading.record({}, {"imported": reading.record({"latents": diffusers_networks.LATENTS})})
-    latents = (
-        files.load_json(Path(workdir) / "provenance.json", rule)
-        .get("imported", {})
-        .get("latents", {})
-    )
+    latents = _latents(Path(workdir))
     if name != "UNet2DModel":
         if label:
             raise UserError(f"--label={label} is for a U-Net; a {name} is exported whole")
@@ -205,17 +207,34 @@ def _save_pipeline(
     return file
 
 
+def _latents(workdir: Path) -> dict[str, Any]:
+    """What the config.json of an imported autoencoder said of the scale of its latents."""
+    rule = reading.record({}, {"imported": reading.record({"latents": diffusers_networks.LATENTS})})
+    record = files.load_json(workdir / "provenance.json", rule)
+    return record.get("imported", {}).get("latents", {})
+
+
 def scheduling(model: Experiment) -> chains.Chain:
-    """The chain under which the network means the same in diffusers as here.
+    """Return the chain under which the network means the same in diffusers as here.
+
+    Args:
+      model: the experiment, whose process and parameterization decide.
 
     Raises:
-      UserError: with the reason, where there is none.
+      UserError: with the reason, where there is no such chain.
     """
     return chains.chain(model.process, model.parameterization)
 
 
 def class_for(to: str, model: str) -> str:
-    """The class of network in the format --to for config.model.name.
+    """Name the class that a network of ours has in a published format.
+
+    Args:
+      to: whose format, a key of import_weights.SOURCES.
+      model: config.model.name, such as 'unet.UNet'.
+
+    Returns:
+      The name of the class, such as 'UNet2DModel'.
 
     Raises:
       UserError: where the format has none.

@@ -75,7 +75,14 @@ def write(
 
 
 def shown_score(key: str, mean: float, std: float = 0.0, *, titled: bool = False) -> str:
-    """A score with its unit, and with its title if requested."""
+    """Format a score with its unit, and with its title if that is requested.
+
+    Args:
+      key: the name of the metric.
+      mean: the score in the unit of the table of results, such as a fraction for a percentage.
+      std: the standard deviation over seeds in the same unit; 0 leaves it out.
+      titled: whether the title of the metric stands in front.
+    """
     metric = find(key)
     return f"{metric.title} {metric.text(mean, std)}" if titled else metric.text(mean, std)
 

@@ -84,7 +84,13 @@ def train_for(
 
 
 def with_steps(config: ConfigDict, steps: int, seed: int) -> ConfigDict:
-    """The config for this seed and number of steps, with a loss curve and one checkpoint."""
+    """Copy a config for a seed and a number of steps, with a loss curve and one checkpoint.
+
+    Args:
+      config: the config of the family, which stays as it is.
+      steps: number of training steps; the checkpoint is written after the last one.
+      seed: config.seed, which decides the initial parameters, the order of the data and all noise.
+    """
     config = config.copy_and_resolve_references().unlock()
     config.seed = seed
     config.training.update(
@@ -101,9 +107,19 @@ def with_steps(config: ConfigDict, steps: int, seed: int) -> ConfigDict:
 def steps_for(
     config: ConfigDict, dataset: data.Dataset, seconds: float, seed: int, root: Path
 ) -> int:
-    """Measure how many training steps fit into a number of seconds here, without compilation.
+    """Measure how many training steps fit into a number of seconds on this machine.
 
-    It is a multiple of config.training.steps_per_call, by the median time of a few calls.
+    Compilation does not count. The measure is the median time of a few calls.
+
+    Args:
+      config: the config of the family.
+      dataset: the data set that it is trained on.
+      seconds: the time that the steps may take.
+      seed: the seed of the run, which is used for the trial as well.
+      root: the workdir of the run, where the data may have caches.
+
+    Returns:
+      A multiple of config.training.steps_per_call, and at least that.
     """
     config = config.copy_and_resolve_references().unlock()
     config.seed = seed

@@ -77,7 +77,12 @@ def to_workdir(
 ) -> Path:
     """Make a workdir of published weights.
 
-    The arguments are those of `import_weights`.
+    Args:
+      source: who published them, a key of SOURCES.
+      path: the file of weights, its folder, or the folder of a pipeline.
+      out: the workdir to make.
+      dataset: config.data.name of the data set that the network was trained on.
+      autoencoder: for a network of latents, the workdir of its imported autoencoder; '' otherwise.
 
     Returns:
       The workdir.
@@ -119,7 +124,10 @@ def to_workdir(
 
 
 def find(path: Path) -> Path:
-    """The file of weights: the path itself, or a file in this folder or in its unet/.
+    """Find the file of weights.
+
+    Args:
+      path: the file itself, or a folder that has one of FILES or a subfolder unet/ with one.
 
     Raises:
       UserError: where there is none.
@@ -133,17 +141,29 @@ def find(path: Path) -> Path:
 
 
 def read(file: Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors or torch file by their names."""
+    """Read the arrays of a file of weights.
+
+    Args:
+      file: a safetensors file by its suffix; any other file is read as one of torch.
+
+    Returns:
+      {name of the tensor: array}.
+    """
     if file.suffix == ".safetensors":
         return safetensors.load_file(file)
     return torchfile.load(file.read_bytes())
 
 
 def class_of(source: str, config: dict[str, Any]) -> str:
-    """The class of network that a config.json describes.
+    """Name the class of network that a config.json describes.
+
+    Args:
+      source: who published it, a key of SOURCES. Only diffusers names the class in its config.json;
+        the others have one class.
+      config: the content of config.json.
 
     Raises:
-      UserError: for one that --from does not have.
+      UserError: for a class that --from does not have.
     """
     name = config.get("_class_name", "") if source == "diffusers" else SOURCES[source][0]
     if name not in SOURCES[source]:
@@ -155,7 +175,15 @@ def class_of(source: str, config: dict[str, Any]) -> str:
 
 
 def scheduler_beside(file: Path) -> dict[str, Any]:
-    """The scheduler_config.json of the same folder, or of the pipeline; {} if there is none."""
+    """Read the scheduler_config.json that belongs to a file of weights.
+
+    Args:
+      file: the file of weights; the scheduler is in the same folder, or in scheduler/ of the
+        pipeline.
+
+    Returns:
+      The content of the file; {} if there is none.
+    """
     places = (
         file.parent / "scheduler_config.json",
         file.parent.parent / "scheduler" / "scheduler_config.json",
@@ -166,7 +194,14 @@ def scheduler_beside(file: Path) -> dict[str, Any]:
 
 
 def sha256(file: Path) -> str:
-    """The SHA-256 hash of a file, in hexadecimal digits."""
+    """Compute the SHA-256 hash of a file.
+
+    Args:
+      file: a file of any size; it is read in blocks.
+
+    Returns:
+      64 hexadecimal digits.
+    """
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -284,7 +284,12 @@ def _without_model(
 
 
 def report(rows: list[dict[str, Any]]) -> str:
-    """The rows as a table in Markdown, with standard errors; the best of each task is in bold."""
+    """Write a Markdown table with standard errors; the best mean of each task is in bold.
+
+    Args:
+      rows: a row for each task and method: 'task', 'method', 'evaluations' (of the network), and
+        for each metric the scores of all images. A row without scores is left out.
+    """
 
     def cell(row: dict[str, Any], metric: metrics.Metric) -> str:
         key = metric.name

@@ -129,14 +129,25 @@ def compare_with_posterior(
 
 
 def matrix_for(dim: int) -> np.ndarray:
-    """The measured directions (M, D): all on a line, (1, 1/2) in the plane, else D / 2 random."""
+    """Choose the directions that are measured.
+
+    Args:
+      dim: the dimension D of the target.
+
+    Returns:
+      (M, D): the first coordinate on a line, (1, 1/2) in the plane, otherwise D / 2 random
+      orthonormal directions.
+    """
     if dim <= 2:
         return np.array([[1.0, 0.5]])[:, :dim]
     return np.linalg.qr(np.random.default_rng(0).standard_normal((dim, dim)))[0][: dim // 2]
 
 
 def mixture_of(target: str) -> laws.Mixture:
-    """The mixture that a target is.
+    """Return the mixture of Gaussians that a target is.
+
+    Args:
+      target: the spec of a target, such as 'gmm8'.
 
     Raises:
       UserError: for a target whose posterior is not known here.
@@ -155,7 +166,12 @@ def mixture_of(target: str) -> laws.Mixture:
 
 
 def problem_of(settings: MixtureSettings) -> MixtureProblem:
-    """The measurements of a target, and their exact posterior."""
+    """Draw points of a target and measure them, and compute their exact posterior.
+
+    Args:
+      settings: the target, the number of measurements and the noise; all random numbers have fixed
+        keys.
+    """
     law = jax.tree.map(jnp.asarray, mixture_of(settings.target))
     dim = law.means.shape[1]
     matrix = matrix_for(dim)
@@ -288,7 +304,12 @@ def solver_of(
 
 
 def report(rows: list[dict[str, Any]]) -> str:
-    """The rows as a table in Markdown."""
+    """Write the results as a Markdown table.
+
+    Args:
+      rows: a row for each method: 'method', 'evaluations' (of the network), and the mean of each
+        metric.
+    """
     shown = {name: metrics.find(name) for name in METRICS}
     headings = {name: metric.label for name, metric in shown.items()}
     rows = [  # a label names the unit, which the values are not in

@@ -232,7 +232,12 @@ def _titles(settings: LikelihoodSettings) -> list[tuple[str, str, str]]:
 
 
 def report(rows: list[dict[str, Any]]) -> str:
-    """The rows of `table` in Markdown."""
+    """Write the rows of `table` in Markdown.
+
+    Args:
+      rows: a row for each measure, in bits per dimension: 'bits' and its standard 'error', (mean,
+        standard error) of the terms of a bound, 'nfe' and 'seconds'.
+    """
 
     def show(mean: float, error: float) -> str:
         return f"{mean:.4f} ± {error:.4f}"

@@ -35,8 +35,14 @@ def margin(best: Result, other: Result, metric: str) -> tuple[float, float]:
     difference of the squared errors; the standard error of another score is a jackknife over groups
     of samples.
 
+    Args:
+      best: the result that is the best by this metric.
+      other: a result of the same seeds.
+      metric: 'error', or a score that both rows have.
+
     Returns:
-      (difference, standard error); the latter is 0 where it is not known.
+      (difference, standard error): the difference is positive where `other` is worse, and the error
+      is 0 where it is not known.
     """
     if metric == "error":
         gap = other.squares - best.squares
@@ -72,6 +78,11 @@ def ranking(compared: Comparison, nfe: int, metric: str) -> Ranking:
     A difference of two standard errors or less counts as noise, and so does being better than the
     exact solution or than real data. An adaptive sampler takes part where its evaluations
     fit the budget.
+
+    Args:
+      compared: the results, and those of the exact solutions and of real data.
+      nfe: the budget, in network evaluations per sample.
+      metric: 'error' or a score; results without it do not take part.
     """
     loss = find(metric).loss
 
@@ -99,7 +110,11 @@ def ranking(compared: Comparison, nfe: int, metric: str) -> Ranking:
 
 # ---- failures
 def failures(compared: Comparison) -> list[str]:
-    """A sentence with the reason for every cell that has no result."""
+    """Write a sentence with the reason for every cell that has no result.
+
+    Args:
+      compared: the results, of which a failed one has a 'note' in its row.
+    """
 
     def at(row: dict[str, Any]) -> str:
         return "" if row["nfe"] is None else f" at {row['nfe']} NFE"
@@ -112,6 +127,9 @@ def failures(compared: Comparison) -> list[str]:
 
 def need_results(rows: Sequence[dict[str, Any]]) -> None:
     """Check that a table has at least one result.
+
+    Args:
+      rows: all rows of the table; an empty table passes.
 
     Raises:
       UserError: if every cell has failed; it states the first reason.
@@ -127,10 +145,16 @@ def _failed(row: dict[str, Any]) -> bool:
 
 # ---- the verdict in words
 def sentences(compared: Comparison) -> list[str]:
-    """A sentence for each budget: the best samplers, and by how much they are best.
+    """Write a sentence for each budget: the best samplers, and by how much they are best.
 
     Samplers are compared by the distribution of their samples (QUALITY), and by the distance to the
     exact solution.
+
+    Args:
+      compared: the results of all samplers at all budgets.
+
+    Returns:
+      The sentences in the order of the budgets.
     """
     rows = [result.row for result in compared.results]
     quality = [metric for metric in QUALITY if any(metric in row for row in rows)][:1]

@@ -45,7 +45,13 @@ def repro(config: ConfigDict, *, workdir: str, step: int) -> None:
 
 
 def is_repeated(config: ConfigDict, workdir: str, step: int) -> bool:
-    """Repeat a step, print what `repro` prints, and return whether it is not finite again."""
+    """Repeat a step, print what `repro` prints, and return whether it is not finite again.
+
+    Args:
+      config: the config of the run.
+      workdir: the folder of the run, which must have a report of this step.
+      step: the number of the step, as the run reported it.
+    """
     root = Path(workdir).absolute()
     report = forensics.read(root, step)
     dataset = workdirs.dataset(config, workdir, resumes=True)

@@ -121,7 +121,15 @@ def as_image(measurement: Measurement, y: Array, shape: tuple[int, ...]) -> np.n
 
 
 def measure(job: Job, measurement: Measurement) -> Array:
-    """Measure the job's images, with the noise of each from its own key."""
+    """Measure the images of a job, with the noise of each from its own key.
+
+    Args:
+      job: the images (N, H, W, C) in [-1, 1] and their keys (N,).
+      measurement: how an image becomes a measurement.
+
+    Returns:
+      Measurements (N, ...), whose shape depends on the kind of measurement.
+    """
     return jax.jit(lambda keys, x: measurements.measure(measurement, keys, x))(job.keys, job.images)
 
 

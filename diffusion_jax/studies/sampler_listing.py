@@ -31,7 +31,11 @@ def listing() -> str:
 
 
 def summary(make: Callable[..., Any]) -> str:
-    """The first line of a docstring."""
+    """Return the first line of a docstring.
+
+    Args:
+      make: a function or a class; without a docstring the line is ''.
+    """
     return (inspect.getdoc(make) or "").partition("\n")[0]
 
 

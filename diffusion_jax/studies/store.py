@@ -44,7 +44,12 @@ def load(path: Path, read: Callable[[Path], T], *, fresh: bool = False) -> T | N
 
 
 def load_json(path: Path, rule: reading.Rule) -> Any | None:
-    """The value of a JSON file that an earlier run kept (see `load`), which is as the rule says."""
+    """Load a JSON file that an earlier run stored; None where it has to be made again (see `load`).
+
+    Args:
+      path: the file, which need not exist.
+      rule: what the content must be.
+    """
     return load(path, lambda path: reading.json_file(path, rule))
 
 
@@ -101,7 +106,11 @@ def open_table(
 
 
 def save(table: Table) -> None:
-    """Write the table to its file, with the settings and the provenance of this run."""
+    """Write the table to its file, with the settings and the provenance of this run.
+
+    Args:
+      table: its content, settings and provenance replace the file at table.path atomically.
+    """
     settings = {table.nested: table.settings} if table.nested else table.settings
     stamp = {"provenance": provenance.provenance(table.config)}
     files.save_json(table.path, {**table.content, **settings, **stamp})

@@ -91,12 +91,25 @@ class Subject(NamedTuple):
     exact: Callable[[], tuple[np.ndarray, str]]
 
     def scores(self, samples: np.ndarray, group: int | None = None) -> Scores:
-        """The scores of samples, as `finish` returns them, without those of a group."""
+        """Return the scores of samples.
+
+        Args:
+          samples: the samples as `finish` returns them.
+          group: number of the group of samples that is left out, below GROUPS; None for no group.
+        """
         return self.judging.scores(samples, group)
 
 
 def without_group(count: int, group: int | None) -> np.ndarray:
-    """Whether each of `count` samples stays when a group is left out, (count,) of bool."""
+    """Mark the samples that stay when one of GROUPS groups is left out.
+
+    Args:
+      count: number of samples; sample i belongs to group i modulo GROUPS.
+      group: number of the group that is left out; None keeps all samples.
+
+    Returns:
+      (count,) of bool.
+    """
     return np.arange(count) % GROUPS != (-1 if group is None else group)
 
 
