@@ -178,7 +178,7 @@ TO_DESCRIBE = {
     # the mathematics and the networks
     *("models", "samplers", "targets"),
     # the infrastructure
-    *("assembly", "data", "evaluation", "planning", "pretrained", "report", "studies", "training"),
+    *("assembly", "evaluation"),
 }
 
 

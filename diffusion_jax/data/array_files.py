@@ -34,10 +34,13 @@ NPZ_SINGLE = (("images", "labels"), ("image", "label"), ("x", "y"), ("arr_0", "a
 
 
 def read_idx(path: str) -> tuple[Split, Split]:
-    """Read {train,t10k}-{images-idx3,labels-idx1}-ubyte, plain or .gz, from a folder.
+    """Read a set of idx files: {train,t10k}-{images-idx3,labels-idx1}-ubyte, plain or .gz.
+
+    Args:
+      path: the folder that has the four files; ~ is expanded.
 
     Returns:
-      (train, test).
+      (train, test), each with images uint8 (N, H, W, 1) and labels int32 (N,).
 
     Raises:
       UserError: for files that are missing or damaged.
@@ -224,6 +227,12 @@ def held_out(
 
 def count_classes(path: str, train: Split, test: Split, num_classes: int) -> int:
     """Return num_classes if it is not 0, else the largest training label + 1; 0 without labels.
+
+    Args:
+      path: data.path, for messages.
+      train: (images, labels or None) of the training split.
+      test: the same of the test split.
+      num_classes: data.num_classes; 0 counts the classes.
 
     Raises:
       UserError: for labels outside 0..classes-1, and for labels that look like ids: far fewer of

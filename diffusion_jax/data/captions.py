@@ -68,7 +68,11 @@ class CaptionedSource:
 
 
 class CachedTable:
-    """An array on disk that is read where it is used: a data worker receives its path alone."""
+    """An array on disk that is read where it is used: a data worker receives its path alone.
+
+    Args:
+      path: the .npy file, which is mapped into memory at its first use.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self.array = path, None
@@ -101,7 +105,14 @@ class CaptionNumbers:
         return tuple(self.number)
 
     def row(self, own: tuple[str, ...]) -> np.ndarray:
-        """Return the 'caption' of an example, (K,) int32 for at most K captions."""
+        """Return the 'caption' of an example.
+
+        Args:
+          own: the captions of the example, which must be among those that were numbered.
+
+        Returns:
+          (K,) int32, where K is the largest number of captions of an example; -1 fills the rest.
+        """
         row = np.full(self.most, -1, np.int32)
         row[: len(own)] = [self.number[caption] for caption in own]
         return row
@@ -110,8 +121,12 @@ class CaptionNumbers:
 def numbered(*splits: Texts) -> tuple[tuple[str, ...], list[np.ndarray]]:
     """Number the captions of several splits.
 
+    Args:
+      *splits: for each split, the captions of each of its N examples.
+
     Returns:
-      (the distinct captions, for each split the numbers (N, K) int32 of its examples' captions).
+      (the distinct captions, for each split the numbers (N, K) int32 of its examples' captions); K
+      is the largest number of captions of an example in any split, and -1 fills the rest of a row.
     """
     numbers = CaptionNumbers(own for split in splits for own in split)
     return numbers.every(), [np.stack([numbers.row(own) for own in split]) for split in splits]

@@ -22,6 +22,9 @@ def remember(path: str) -> None:
     """Remember that the user has named this path.
 
     In a home that cannot be written nothing is remembered, and the user names it each time.
+
+    Args:
+      path: the path as the user has written it; '' is not remembered.
     """
     if path:
         # RuntimeError: the user has no home
@@ -30,7 +33,11 @@ def remember(path: str) -> None:
 
 
 def remembered(path: str) -> bool:
-    """Whether `remember` was called for this path, by any command of this user."""
+    """Return whether `remember` was called for a path, by any command of this user.
+
+    Args:
+      path: the path; '' stands for data that need none, and counts as remembered.
+    """
     with contextlib.suppress(OSError, RuntimeError):
         return not path or _record(path).is_file()
     return False

@@ -24,9 +24,11 @@ READ = 100_000  # images that are read, and kept in memory, to count their class
 def line(dataset: Dataset) -> str:
     """Describe a data set in one line, with the names and counts of the first classes.
 
-    'data: folder: 540 training and 60 test images, 32x32, 3 channels; 2 classes: cats 300, dogs
-      240; a
-    tenth is held out by file name'
+    For example: 'data: folder: 540 training and 60 test images, 32x32, 3 channels; 2 classes: cats
+    300, dogs 240; a tenth is held out by file name'.
+
+    Args:
+      dataset: the data set, of which sizes, labels and captions are shown.
     """
     height_width, channels = dataset.image_shape[:-1], dataset.image_shape[-1]
     kind = "points" if not height_width else "latents" if dataset.encoded else "images"
@@ -41,7 +43,11 @@ def line(dataset: Dataset) -> str:
 
 
 def announce(dataset: Dataset) -> None:
-    """Print the line of a data set to stderr, once in a process."""
+    """Print the line of a data set to stderr, once in a process.
+
+    Args:
+      dataset: the data set that `line` describes.
+    """
     _say(line(dataset))
 
 
@@ -51,7 +57,11 @@ def _say(text: str) -> None:
 
 
 def warn(dataset: Dataset) -> None:
-    """Warn of a split that is nearly constant, and of classes without training images."""
+    """Warn of a split that is nearly constant, and of classes without training images.
+
+    Args:
+      dataset: the data set, of whose images a sample is read.
+    """
     found = [
         (split, _values(source))
         for split, source in (("training", dataset.train), ("test", dataset.test))

@@ -37,7 +37,14 @@ HELD_OUT = tuple(
 
 
 def ink(images: np.ndarray) -> np.ndarray:
-    """Return how bold digits are: the mean brightness of uint8 (N, H, W, 1) in [0, 1]."""
+    """Return how bold digits are: the mean brightness of each image.
+
+    Args:
+      images: uint8 (N, H, W, 1), bright digits on black.
+
+    Returns:
+      (N,) in [0, 1].
+    """
     return images.mean(axis=(1, 2, 3)) / 255
 
 
@@ -65,20 +72,42 @@ def lean(images: np.ndarray) -> np.ndarray:
 
 
 def thirds(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the values (10, 2) between the lower, middle and upper third of each digit."""
+    """Return the values that divide the images of each digit into three thirds.
+
+    Args:
+      values: (N,), the ink or the slant of each image.
+      labels: (N,), the digits; each of 0, ..., 9 must occur.
+
+    Returns:
+      (10, 2): for each digit the values between the lower, the middle and the upper third.
+    """
     return np.stack([np.quantile(values[labels == digit], (1 / 3, 2 / 3)) for digit in range(10)])
 
 
 def third(values: np.ndarray, labels: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Return 0, 1 or 2 for each image: in which third of the images of its digit it is.
+    """Return in which third of the images of its digit each image is.
 
-    A seven leans by nature: one is called slanted if it leans more than other sevens.
+    A seven leans by nature: it is called slanted if it leans more than other sevens.
+
+    Args:
+      values: (N,), the ink or the slant of each image.
+      labels: (N,), the digits.
+      edges: (10, 2), as `thirds` returns them.
+
+    Returns:
+      (N,) of 0, 1 and 2.
     """
     return (values[:, None] > edges[labels]).sum(1)
 
 
 def phrases(digit: int, weight: str, slant: str) -> tuple[str, ...]:
-    """Return every caption of such a digit: with both attributes, one, or none."""
+    """Return every caption of a kind of digit: with both attributes, with one, and with none.
+
+    Args:
+      digit: the digit, 0 to 9.
+      weight: 'thin', 'regular' or 'bold'.
+      slant: 'left', 'upright' or 'right'.
+    """
     found = []
     for name, heavy, leaning in itertools.product(
         (str(digit), NAMES[digit]), WORDS[weight], WORDS[slant]

@@ -111,7 +111,11 @@ def load(
 
 
 def default_limit(total: int) -> int:
-    """Return how many of `total` files may be unreadable: a tenth, from 1 to 100."""
+    """Return how many files may be unreadable: a tenth, from 1 to 100.
+
+    Args:
+      total: number of image files in the folder.
+    """
     return min(100, max(1, total // 10))
 
 
@@ -156,13 +160,22 @@ _reporting = threading.Lock()  # not in Unreadable, which travels to data worker
 
 
 class Unreadable:
-    """The files that could not be read: reported by name, tolerated up to a limit."""
+    """The files that could not be read: reported by name, tolerated up to a limit.
+
+    Args:
+      path: data.path, for messages.
+      limit: number of unreadable files that are tolerated.
+    """
 
     def __init__(self, path: str, limit: int) -> None:
         self.path, self.limit, self.reasons, self.reported = printable(path), limit, {}, 0
 
     def add(self, file: Path, error: Exception) -> None:
         """Note an unreadable file and the reason.
+
+        Args:
+          file: the path of the file; a file that is added twice counts once.
+          error: the error of the decoder, whose message becomes the reason.
 
         Raises:
           UserError: beyond the limit of data.limit_bad.

@@ -74,6 +74,12 @@ class Latents:
     """A split of latents, in units in which z has mean 0 and variance 1.
 
     An example has 'image', the mean of the posterior, and 'std', both (h, w, c) float32.
+
+    Args:
+      mean: (N, h, w, c), the means of the posteriors, of any floating type.
+      log_variance: (N, h, w, c), the logarithms of their variances.
+      label: (N,), or None where there are no labels.
+      encoded: shift and scale of each channel, by which mean and standard deviation are normalized.
     """
 
     def __init__(
@@ -94,7 +100,15 @@ class Latents:
         return {name: value[0] for name, value in self.rows(np.array([i])).items()}
 
     def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Return several examples, stacked."""
+        """Return several examples, stacked.
+
+        Args:
+          indices: (K,), in any order.
+
+        Returns:
+          {'image': (K, h, w, c), 'std': the same}, float32, and 'label' (K,) int32 where there are
+          labels.
+        """
         mean, log_variance = (x[indices].astype(np.float32) for x in (self.mean, self.log_variance))
         found = {
             "image": (mean - self.shift) / self.scale,

@@ -252,7 +252,11 @@ def _serve(index: int, count: int) -> None:
 
 
 def arrays(source: Source, limit: int | None = None) -> dict[str, np.ndarray]:
-    """Return the first `limit` examples of a split (None: all), in order and stacked.
+    """Return the first examples of a split, in order and stacked.
+
+    Args:
+      source: the split.
+      limit: number of examples, at most; None reads all of them.
 
     Returns:
       {'image': (N, H, W, C) uint8, 'label': (N,) int32, ...}.

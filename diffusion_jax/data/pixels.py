@@ -25,7 +25,14 @@ OUTSIDE = 0.01  # the fraction of values that may lie outside a stated range
 
 
 def depth(image: Image.Image) -> str:
-    """Return '' for an image with values in 0..255, else '16 bits', '32 bits' or 'float'."""
+    """Return what the values of an image are.
+
+    Args:
+      image: an image that Pillow has opened; its pixels are not read.
+
+    Returns:
+      '' for values in 0..255, else '16 bits', '32 bits' or 'float'.
+    """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN_BITS):
         return "16 bits"
     return {"I": "32 bits", "F": "float"}.get(image.mode, "")
@@ -33,6 +40,10 @@ def depth(image: Image.Image) -> str:
 
 def to_uint8(values: np.ndarray, value_range: Range) -> np.ndarray:
     """Convert values of any type to levels: round(255 (x - black) / (white - black)), clipped.
+
+    Args:
+      values: pixels of any shape and type.
+      value_range: (black, white), the values that become 0 and 255; black may be the larger one.
 
     Raises:
       ValueError: for values that are not finite.
@@ -89,7 +100,10 @@ def check(what: str, kind: str, values: np.ndarray, value_range: Range) -> None:
 
 
 def check_range(value_range: Range) -> None:
-    """Check that a range of values is two different numbers, (black, white).
+    """Check that a range of values is empty, or two different numbers.
+
+    Args:
+      value_range: config.data.value_range: (black, white), or () for 8 and 16 bits.
 
     Raises:
       UserError: if it is not.

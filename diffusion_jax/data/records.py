@@ -146,7 +146,16 @@ def _captions(name: str, features: dict) -> Callable[[dict], tuple[str, ...]]:
 def described(
     name: str, data_dir: str, image_size: int, channels: int
 ) -> tuple[tuple[int, ...], int]:
-    """Return (image_shape, num_classes) as TFDS describes a set, which need not be prepared.
+    """Return the shape and the classes of a set as TFDS describes it; it need not be prepared.
+
+    Args:
+      name: the name of the set, such as 'cifar10'.
+      data_dir: where TFDS keeps its sets; '' for its own place.
+      image_size: the side to which images are resized; 0 keeps their size.
+      channels: 1 or 3, to which they are converted; 0 keeps theirs.
+
+    Returns:
+      (image_shape, num_classes); 0 classes for a set without labels.
 
     Raises:
       NotFound: where TFDS has no set of this name.

@@ -28,7 +28,14 @@ class Source(Protocol):
     def __getitem__(self, i: int) -> Example: ...
 
     def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Return several examples, stacked."""
+        """Return several examples, stacked.
+
+        Args:
+          indices: (K,), in any order and with repetitions.
+
+        Returns:
+          {'image': (K, ...), 'label': (K,), ...}.
+        """
         ...
 
 
@@ -112,7 +119,11 @@ _reading = threading.RLock()
 
 
 class Cached:
-    """A small split that is read whole at its first use and served from memory afterwards."""
+    """A small split that is read whole at its first use and served from memory afterwards.
+
+    Args:
+      source: the split that is read.
+    """
 
     def __init__(self, source: Source) -> None:
         self.source, self.memory = source, None
@@ -130,7 +141,11 @@ class Cached:
         return labels_of(self.memory or self.source)
 
     def some(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Return several examples as `rows` does, but without reading the others."""
+        """Return several examples as `rows` does, but without reading the others.
+
+        Args:
+          indices: (K,), in any order.
+        """
         return (self.memory or self.source).rows(indices)
 
     def __len__(self) -> int:
@@ -145,7 +160,12 @@ class Cached:
 
 
 class Relabeled:
-    """A source whose label k becomes table[k]."""
+    """A source whose label k becomes table[k].
+
+    Args:
+      source: a split with labels.
+      table: (number of old labels,) the new label of each old one.
+    """
 
     def __init__(self, source: Source, table: np.ndarray) -> None:
         self.source, self.table = source, np.asarray(table, np.int32)
@@ -170,18 +190,35 @@ class Relabeled:
 
 
 def labels_of(source: Source) -> np.ndarray | None:
-    """Return all labels (N,) where they are known without reading the images; else None."""
+    """Return all labels (N,) where they are known without reading the images; else None.
+
+    Args:
+      source: a split of any kind.
+    """
     return getattr(source, "labels", None)
 
 
 def some(source: Source, count: int) -> dict[str, np.ndarray]:
-    """Return up to `count` rows, spread evenly over a source, and keep no others in memory."""
+    """Return rows that are spread evenly over a source, without keeping others in memory.
+
+    Args:
+      source: the split, which is not read whole even if it is `Cached`.
+      count: number of rows, at most.
+    """
     indices = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
     return source.some(indices) if isinstance(source, Cached) else source.rows(indices)
 
 
 def parallel(function: Callable, items: list) -> list:
-    """Apply a function to all items by a few threads, in order; the first exception is raised."""
+    """Apply a function to all items by a few threads.
+
+    Args:
+      function: item -> result; it must be safe to call from several threads at once.
+      items: its arguments.
+
+    Returns:
+      The results in the order of the items; the first exception is raised.
+    """
     workers = min(16, os.cpu_count() or 1, len(items))
     if workers < 2:
         return [function(item) for item in items]
@@ -195,13 +232,24 @@ def parallel(function: Callable, items: list) -> list:
 
 
 def held_in_memory(size: int, image_shape: tuple[int, ...]) -> bool:
-    """Whether a uint8 split of this size is small enough to be kept decoded."""
+    """Return whether a split is small enough to be kept decoded, below MEMORY bytes.
+
+    Args:
+      size: number of examples.
+      image_shape: (H, W, C) of a decoded image, one byte for each value.
+    """
     return size * int(np.prod(image_shape)) < MEMORY
 
 
 def mapped(
     source: Source, transform: Callable[[Example], Example], image_shape: tuple[int, ...]
 ) -> Source:
-    """Transform every example of a source; a small one is kept in memory."""
+    """Transform every example of a source; a small one is kept in memory.
+
+    Args:
+      source: the split.
+      transform: example -> example, which may change the image and must keep the label.
+      image_shape: the shape of the transformed images, by which the split counts as small.
+    """
     lazy = Lazy(len(source), lambda i: transform(source[i]), labels_of(source))
     return Cached(lazy) if held_in_memory(len(source), image_shape) else lazy

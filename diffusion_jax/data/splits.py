@@ -40,6 +40,12 @@ def find_splits(
 ) -> tuple[Split, Split | None, list[str]]:
     """Find the splits of a folder.
 
+    Args:
+      root: the folder, for messages.
+      tree: what is in the folder.
+      images: the images that are used, by their relative paths.
+      layout: config.data.layout: 'flat', 'classes', 'splits', or '' to find out.
+
     Returns:
       (train, test or None, what is not used, in words).
 
@@ -86,7 +92,11 @@ def find_splits(
 
 
 def is_split(name: str) -> bool:
-    """Whether a folder of this name is a split."""
+    """Return whether a folder of this name is a split, such as 'train' or 'test'.
+
+    Args:
+      name: the name of a folder, in any case.
+    """
     return name.lower() in (*TRAIN, *TEST[0], *TEST[1])
 
 

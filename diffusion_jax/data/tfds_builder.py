@@ -54,7 +54,11 @@ class NotFound(Exception):
 
 
 def default_dir(data_dir: str) -> str:
-    """Return where TFDS keeps its sets: data_dir, $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    """Return where TFDS keeps its sets.
+
+    Args:
+      data_dir: config.data.data_dir; '' for $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    """
     return os.path.expanduser(
         data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     )
@@ -64,6 +68,10 @@ def prepared(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     """Return the TFDS builder of a set, and prepare the set if that was not done.
 
     Several processes may start at once.
+
+    Args:
+      name: the name of the set, such as 'cifar10' or 'name/configuration:1.0.0'.
+      data_dir: where TFDS keeps its sets, as `default_dir` returns it.
 
     Raises:
       NotFound: where TFDS has no set of this name.
@@ -95,6 +103,10 @@ def prepared(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
 
 def find_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     """Return the TFDS builder of a set, which may not be prepared.
+
+    Args:
+      name: the name of the set, such as 'cifar10' or 'name/configuration:1.0.0'.
+      data_dir: where TFDS keeps its sets, as `default_dir` returns it.
 
     Raises:
       NotFound: where TFDS has no set of this name.
@@ -202,12 +214,21 @@ def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
 
 
 def is_mocked(builder: tfds.core.DatasetBuilder) -> bool:
-    """Whether tfds.testing.mock_data is active, which serves random examples."""
+    """Return whether tfds.testing.mock_data is active, which serves random examples.
+
+    Args:
+      builder: any builder of TFDS.
+    """
     return builder.as_data_source.__module__.endswith("testing.mocking")
 
 
 def recipe(name: str, data_dir: str) -> str:
-    """Return the command that prepares a set."""
+    """Return the shell command that prepares a set.
+
+    Args:
+      name: the name of the set, as TFDS takes it.
+      data_dir: where the set is to be kept.
+    """
     builder = f"tfds.builder('{name}', data_dir='{data_dir}', file_format='{FORMAT}')"
     return f'python -c "import tensorflow_datasets as tfds; {builder}.download_and_prepare()"'
 

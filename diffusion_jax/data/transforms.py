@@ -68,7 +68,13 @@ def endings() -> frozenset[str]:
 
 
 def fitted_shape(shape: tuple[int, ...], image_size: int, channels: int) -> tuple[int, int, int]:
-    """Return the (H, W, C) that `fit` gives to an image of this shape; 0 keeps its own."""
+    """Return the (H, W, C) that `fit` gives to an image.
+
+    Args:
+      shape: (H, W, C) of the image.
+      image_size: the side of the square; 0 keeps the size.
+      channels: 1 or 3; 0 keeps the number.
+    """
     height, width = (image_size, image_size) if image_size else shape[:2]
     return height, width, channels or shape[2]
 
@@ -90,10 +96,14 @@ def fit(image: np.ndarray, image_size: int = 0, channels: int = 0) -> np.ndarray
 
 
 def fit_pil(image: Image.Image, image_size: int) -> Image.Image:
-    """Resize the largest centered square of a Pillow image; 0 keeps the image.
+    """Resize the largest centered square of a Pillow image.
 
     This equals resizing the short side and cropping the center. Pillow's bicubic filter widens its
     kernel when it shrinks an image, which antialiases; a kernel of fixed width would skip pixels.
+
+    Args:
+      image: an image of any size and mode.
+      image_size: the side of the square in pixels; 0 keeps the image.
     """
     if not image_size or image.size == (image_size, image_size):
         return image
@@ -104,12 +114,24 @@ def fit_pil(image: Image.Image, image_size: int) -> Image.Image:
 
 
 def from_array(image: np.ndarray) -> Image.Image:
-    """Convert uint8 (H, W, 1 or 3) to a Pillow image."""
+    """Convert an array to a Pillow image.
+
+    Args:
+      image: uint8 (H, W, 1 or 3).
+    """
     return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
 
 
 def to_array(image: Image.Image, channels: int) -> np.ndarray:
-    """Convert a Pillow image to uint8 (H, W, channels)."""
+    """Convert a Pillow image to an array.
+
+    Args:
+      image: an image of any mode.
+      channels: 1 (gray) or 3 (color).
+
+    Returns:
+      uint8 (H, W, channels).
+    """
     array = np.asarray(image.convert(MODES[channels]), np.uint8)
     return array[..., None] if channels == 1 else array
 
@@ -135,12 +157,20 @@ def to_float(images: np.ndarray | Array, dtype: Any = np.float32) -> Any:
 
 
 def to_unit(images: np.ndarray) -> np.ndarray:
-    """Convert levels 0, ..., 255 to float32 in [0, 1]: u -> u / 255, for features of pixels."""
+    """Convert levels 0, ..., 255 to float32 in [0, 1]: u -> u / 255, for features of pixels.
+
+    Args:
+      images: uint8, of any shape.
+    """
     return images.astype(np.float32) / np.float32(255)
 
 
 def check_request(image_size: int, channels: int) -> None:
     """Check that data.image_size and data.channels are possible.
+
+    Args:
+      image_size: the side of an image in pixels; 0 keeps the size that the data have.
+      channels: 1 (gray) or 3 (color); 0 keeps what the data have.
 
     Raises:
       UserError: for a size or a number of channels that no image can have.
@@ -156,7 +186,10 @@ def check_request(image_size: int, channels: int) -> None:
 
 
 def finite(samples: np.ndarray) -> np.ndarray:
-    """Return the samples (N, ...) unchanged, if all values are finite.
+    """Return samples unchanged if all of their values are finite.
+
+    Args:
+      samples: (N, ...), of any floating type.
 
     Raises:
       UserError: if some values are not finite.

@@ -145,7 +145,11 @@ def _entries(root: Path, parts: Parts, real: str) -> list[os.DirEntry]:
 
 
 def natural(name: str) -> tuple:
-    """Return a key that sorts numbers in names by value: 'img2' before 'img10'."""
+    """Return a key that sorts numbers in names by value: 'img2' before 'img10'.
+
+    Args:
+      name: the name of a file or a folder.
+    """
     parts = re.split(r"(\d+)", name)
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
@@ -165,7 +169,17 @@ def ignored(tree: Tree, expected: Callable[[str], bool] = lambda name: False) ->
 
 
 def counted(tree: Tree, folder: Parts, before: str = "", after: str = "") -> str:
-    """Describe the ignored files below a folder, between `before` and `after`; '' if none."""
+    """Describe the ignored files below a folder, such as '3 .txt, 1 special file'.
+
+    Args:
+      tree: what is in the whole folder of images.
+      folder: the relative path of the folder; () for all of it.
+      before: text in front of the description.
+      after: text behind it.
+
+    Returns:
+      '' if no file is ignored.
+    """
     counts = collections.Counter(
         why for parts, why in tree.ignored if parts[: len(folder)] == folder
     )
@@ -190,12 +204,20 @@ def _where(tree: Tree, folder: Parts) -> str:
 
 
 def shown_path(parts: Sequence[str]) -> str:
-    """Return a relative path as text that is safe to print."""
+    """Return a relative path as text that is safe to print.
+
+    Args:
+      parts: the names of the folders and of the file.
+    """
     return printable("/".join(parts))
 
 
 def listed(names: Sequence[str]) -> str:
-    """Join names to 'a, b and c'; of more than six names the first five."""
+    """Join names to 'a, b and c'; of more than six names the first five.
+
+    Args:
+      names: one name or more; control characters are escaped.
+    """
     names = [printable(name) for name in names]
     names = names if len(names) <= 6 else [*names[:5], f"{len(names) - 5} more"]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -106,7 +106,13 @@ class Checkpointer:
     def restore(
         self, template: Any, *, step: int | None = None, multiple_of: int = 1
     ) -> restoring.Restored | None:
-        """The newest whole checkpoint; see `restoring.restore`."""
+        """Restore the newest whole checkpoint; see `restoring.restore`.
+
+        Args:
+          template: a tree of arrays, or of ShapeDtypeStructs with shardings, of the state.
+          step: restore the checkpoint of this step only.
+          multiple_of: consider only checkpoints at multiples of this step, if there are any.
+        """
         return restoring.restore(self.directory, template, step=step, multiple_of=multiple_of)
 
     def latest(self) -> int | None:

@@ -145,10 +145,16 @@ def launcher(environ: Mapping[str, str] = os.environ) -> str | None:
 
 
 def local_devices(environ: Mapping[str, str] = os.environ) -> list[int] | None:
-    """The GPUs of this task among those that it sees: an equal share; None leaves it to JAX.
+    """Choose the GPUs of this task among those that it sees: an equal share.
 
     JAX itself gives every task of SLURM and Open MPI one GPU, even where a node runs a single task
     for all of its GPUs.
+
+    Args:
+      environ: the environment variables, in which SLURM or Open MPI number the tasks.
+
+    Returns:
+      The indices of the GPUs; None leaves the choice to JAX.
     """
     if "SLURM_LOCALID" in environ and "SLURM_STEP_TASKS_PER_NODE" in environ:
         node, rank = int(environ.get("SLURM_NODEID", 0)), int(environ["SLURM_LOCALID"])
@@ -179,13 +185,22 @@ def first() -> bool:
 
 
 def barrier(name: str) -> None:
-    """Wait until all processes have reached this point; does nothing in a run of one process."""
+    """Wait until all processes have reached this point; does nothing in a run of one process.
+
+    Args:
+      name: the name of the point, which must be the same on all processes.
+    """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def anywhere(flag: bool) -> bool:
-    """Whether any process passed True; all of them call it at once, and wait for each other."""
+    """Return whether any process passed True.
+
+    Args:
+      flag: the value of this process. All processes call this function at once, and wait for each
+        other.
+    """
     if jax.process_count() == 1:
         return flag
 
@@ -197,6 +212,9 @@ def first_before_others(name: str) -> Iterator[None]:
     """Run a block in the first process, and then in all others.
 
     The others find what the first one wrote, or fail with the same error.
+
+    Args:
+      name: the name of the point at which the others wait, the same on all processes.
     """
     if not first():
         barrier(name)
@@ -239,9 +257,13 @@ def agreement() -> Callable[[int], int]:
 
 
 def lost(error: Exception) -> str | None:
-    """The message for an error of the devices which means that another process is gone.
+    """Write the message for an error of the devices which means that another process is gone.
 
-    None for other errors, and in a run of one process.
+    Args:
+      error: the error that ended this process.
+
+    Returns:
+      One line; None for other errors, and in a run of one process.
     """
     if not (jax.distributed.is_initialized() and isinstance(error, jax.errors.JaxRuntimeError)):
         return None

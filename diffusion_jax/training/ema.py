@@ -40,7 +40,11 @@ class Ema(NamedTuple):
 
 
 def name(halflife: float) -> str:
-    """The name of a half-life in images: 500 -> '500', 50_000 -> '50k', 1_500_000 -> '1.5M'."""
+    """Name a half-life in images: 500 -> '500', 50_000 -> '50k', 1_500_000 -> '1.5M'.
+
+    Args:
+      halflife: number of images after which the weight of a parameter in the average is halved.
+    """
     for unit, suffix in ((1_000_000, "M"), (1_000, "k")):
         if halflife >= unit:
             return f"{halflife / unit:.6g}{suffix}"
@@ -80,7 +84,11 @@ def halflives(images: Sequence[float] = (50_000,), *, ramp: float | None = 0.05)
 
 
 def power_name(sigma_rel: float) -> str:
-    """The name of the power average of this relative length: 0.05 -> 'power_0.05'."""
+    """Name the power average of a relative length: 0.05 -> 'power_0.05'.
+
+    Args:
+      sigma_rel: the length as a share of the run, see `gamma`.
+    """
     return f"power_{sigma_rel:g}"
 
 
@@ -113,11 +121,14 @@ def powers(lengths: Sequence[float]) -> Ema:
 
 
 def gamma(sigma_rel: float) -> float:
-    """The exponent gamma of a power average of a given relative length.
+    """Return the exponent gamma of a power average of a given relative length.
 
     The length is the standard deviation of the weights in units of the length of the run,
     sigma_rel^2 = (gamma + 1) (gamma + 2)^-2 (gamma + 3)^-1, solved here for gamma >= 0 (Karras et
     al. 2024, EDM2, appendix C.1).
+
+    Args:
+      sigma_rel: the relative length, in (0, 0.28].
 
     Raises:
       UserError: for a length outside (0, 0.28].
@@ -132,7 +143,11 @@ def gamma(sigma_rel: float) -> float:
 
 
 def together(*parts: Ema) -> Ema:
-    """Combine several Emas into one."""
+    """Combine several Emas into one.
+
+    Args:
+      *parts: the Emas; no two of them may have an average of the same name.
+    """
 
     def init(params):
         return {key: tree for part in parts for key, tree in part.init(params).items()}
@@ -163,9 +178,13 @@ def target(rate: float | Callable[[Array], Array], name: str = "target") -> Ema:
 
 
 def frozen(name: str, given: Params) -> Ema:
-    """An average that never changes, such as a teacher.
+    """Make an average that never changes, such as a teacher.
 
     In the state it is checkpointed, sharded and donated like the rest.
+
+    Args:
+      name: its name in TrainState.ema.
+      given: its parameters, which need not be those of the trained network.
     """
     return Ema(
         lambda params: {name: given}, lambda ema, params, images_seen, batch: {name: ema[name]}

@@ -65,7 +65,11 @@ def line(seconds: float, *, step: int, first_shapes: int, batch_size: int, folde
 
 
 def duration(seconds: float) -> str:
-    """Seconds as '40 seconds', '12 minutes', '3.5 hours' or '4 days', to two digits."""
+    """Write a time as '40 seconds', '12 minutes', '3.5 hours' or '4 days', to two digits.
+
+    Args:
+      seconds: the time, at least 0.
+    """
     for unit, size, least in (("days", 86_400, 2), ("hours", 3600, 2), ("minutes", 60, 1.5)):
         if seconds >= least * size:
             count = seconds / size

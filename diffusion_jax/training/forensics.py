@@ -50,9 +50,13 @@ _REPORT = reading.record(
 
 
 def rule(value: Any, place: str) -> None:
-    """The rule of a report.json.
+    """Check that a value is the content of a report.json.
 
     It has a loss, a level and a time for each example, and a norm of each kind for each layer.
+
+    Args:
+      value: the parsed JSON.
+      place: the name of the value in the message of an error.
 
     Raises:
       reading.Mismatch: if the value breaks the rule.
@@ -70,12 +74,20 @@ def rule(value: Any, place: str) -> None:
 
 
 def names(tree: Any) -> list[str]:
-    """The path of every leaf, in the order of 'layers' in the metrics of a step."""
+    """Return the path of every leaf, in the order of 'layers' in the metrics of a step.
+
+    Args:
+      tree: the parameters.
+    """
     return list(leaves_by_path(tree))
 
 
 def full(workdir: str | os.PathLike) -> bool:
-    """Whether the run has written MAX_REPORTS reports."""
+    """Return whether a run has written MAX_REPORTS reports, and writes no more.
+
+    Args:
+      workdir: the folder of the run.
+    """
     return len(list((Path(workdir) / FOLDER).glob("step_*"))) >= MAX_REPORTS
 
 
@@ -130,7 +142,11 @@ def write(
 
 
 def read(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
-    """The report of a step.
+    """Read the report of a step.
+
+    Args:
+      workdir: the folder of the run.
+      step: the number of the step that was not finite.
 
     Raises:
       UserError: if there is none; it names those that exist.
@@ -150,7 +166,12 @@ def read(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
 
 
 def same(report: Mapping[str, Any], numbers: Mapping[str, Any]) -> bool:
-    """Whether the metrics of a step equal those of the report, bit for bit."""
+    """Return whether the metrics of a step equal those of a report, bit for bit.
+
+    Args:
+      report: the report of the step, as `read` returns it.
+      numbers: the metrics of the step when it is repeated, with the part 'nonfinite'.
+    """
     found = numbers["nonfinite"]
     pairs = [
         (report["losses"], found["losses"]),
@@ -160,7 +181,11 @@ def same(report: Mapping[str, Any], numbers: Mapping[str, Any]) -> bool:
 
 
 def layer_table(report: Mapping[str, Any]) -> str:
-    """A table of the norms of each layer's parameters, gradient and update."""
+    """Write a Markdown table of the norms of each layer's parameters, gradient and update.
+
+    Args:
+      report: the report, as `read` returns it.
+    """
     rows = [
         {"layer": name} | {kind: norms[i] for kind, norms in report["norms"].items()}
         for i, name in enumerate(report["layers"])

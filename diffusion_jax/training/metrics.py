@@ -69,7 +69,10 @@ def add(tally: Tally, metrics: dict[str, Any]) -> Tally:
 
 
 def row(tally: Tally) -> dict[str, Any]:
-    """The means of a tally.
+    """Compute the means of a tally.
+
+    Args:
+      tally: the sums over some steps, at least one of them.
 
     Returns:
       {'loss': mean, ..., 'loss_by_level': [mean or None], 'level_edges': [...]}, and 'skipped' if
@@ -189,9 +192,12 @@ def no_writer() -> Writer:
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl, in order.
+    """Read the rows of a metrics.jsonl, in order.
 
     Damaged lines are left out; a killed run may leave half of one.
+
+    Args:
+      path: the file; a missing one has no rows.
     """
     return [row for _, row in _rows(path) if row is not None]
 

@@ -82,7 +82,13 @@ def inspect(
 
 
 def undo(after: TrainState, before: TrainState, flag: Array) -> TrainState:
-    """The state after a step, with all but its number as before where the flag is set."""
+    """Return the state after a step, which keeps nothing but its number if the step failed.
+
+    Args:
+      after: the state after the step.
+      before: the state before it.
+      flag: a scalar of bool; True takes parameters, optimizer state and averages from `before`.
+    """
 
     def keep(new: Any, old: Any) -> Any:
         return jax.tree.map(lambda a, b: jnp.where(flag, b, a), new, old)
@@ -98,7 +104,10 @@ def undo(after: TrainState, before: TrainState, flag: Array) -> TrainState:
 class NonFinite(UserError):
     """The loss, the gradient or the update of a step is not finite, and the run ends.
 
-    Attributes:
+    The arguments `step`, `example` and `level` are attributes.
+
+    Args:
+      message: one line with the step and what to do.
       step: the step.
       example: the index in its batch of the first example whose loss is not finite, or None.
       level: the noise level of that example as log-SNR, or None.
@@ -110,7 +119,11 @@ class NonFinite(UserError):
 
 
 def kind(found: Mapping[str, Any]) -> str:
-    """The first that is not finite of loss, gradient and update (`inspect`)."""
+    """Name the first that is not finite of loss, gradient and update.
+
+    Args:
+      found: what `inspect` returns for a step that is not finite.
+    """
     return "gradient" if found["gradient"] else "update" if found["update"] else "loss"
 
 

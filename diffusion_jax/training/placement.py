@@ -73,14 +73,24 @@ def place(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
-    """The NamedSharding of every leaf of a tree of arrays or shapes, by the rule `place`."""
+    """Return the NamedSharding of every leaf of a tree, by the rule `place`.
+
+    Args:
+      tree: arrays, or their shapes.
+      mesh: the mesh with the axes data, fsdp and tensor.
+    """
     return jax.tree_util.tree_map_with_path(
         lambda path, x: NamedSharding(mesh, place(path_name(path), x.shape, mesh)), tree
     )
 
 
 def placed(shapes: Any, mesh: Mesh) -> Any:
-    """A tree of shapes with their shardings, to restore a checkpoint straight into shards."""
+    """Give shapes their shardings, to restore a checkpoint straight into shards.
+
+    Args:
+      shapes: a tree of jax.ShapeDtypeStruct.
+      mesh: the mesh with the axes data, fsdp and tensor.
+    """
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         shapes,
@@ -89,7 +99,12 @@ def placed(shapes: Any, mesh: Mesh) -> Any:
 
 
 def put(tree: Any, mesh: Mesh) -> Any:
-    """A tree of host arrays, the same on every process, placed on the mesh."""
+    """Place a tree of host arrays on the mesh.
+
+    Args:
+      tree: the whole arrays, the same on every process.
+      mesh: the mesh with the axes data, fsdp and tensor.
+    """
     return jax.tree.map(
         lambda x, sharding: jax.make_array_from_callback(
             x.shape, sharding, lambda index: np.asarray(x)[index]
@@ -100,12 +115,20 @@ def put(tree: Any, mesh: Mesh) -> Any:
 
 
 def path_name(path: tuple) -> str:
-    """A leaf's path as text, such as 'params/Dense_0/kernel'."""
+    """Write the path of a leaf as text, such as 'params/Dense_0/kernel'.
+
+    Args:
+      path: the keys that jax.tree_util gives for the leaf.
+    """
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def leaves_by_path(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by their paths as text, in the order of the tree."""
+    """Return the leaves of a tree by their paths as text, in the order of the tree.
+
+    Args:
+      tree: any pytree.
+    """
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 

@@ -108,7 +108,13 @@ def _norm(x: np.ndarray, a: np.ndarray, t: np.ndarray) -> float:
 
 
 def length_of(name: str) -> float | None:
-    """The relative length in 'post_hoc(0.12)', 0.12; None for a name of other weights.
+    """Read the relative length in 'post_hoc(0.12)', 0.12.
+
+    Args:
+      name: the value of config.sampler.ema.
+
+    Returns:
+      The length as a share of the run; None for a name of other weights.
 
     Raises:
       UserError: if the length is not a number.
@@ -138,6 +144,11 @@ def save(directory: str | os.PathLike, step: int, averages: dict[str, Params]) -
     """Write DIR/STEP.npz, atomically.
 
     Every process calls it, because shards are gathered; the first one writes.
+
+    Args:
+      directory: the folder of the snapshots of a run.
+      step: the number of training steps so far, which names the file.
+      averages: the parameters of each power average by its name, stored in float32.
     """
     leaves = {
         path: np.asarray(leaf, np.float32) for path, leaf in leaves_by_path(fetch(averages)).items()
@@ -147,12 +158,23 @@ def save(directory: str | os.PathLike, step: int, averages: dict[str, Params]) -
 
 
 def steps(directory: str | os.PathLike) -> list[int]:
-    """The steps of the snapshots in a folder, ascending."""
+    """List the steps of the snapshots in a folder, ascending.
+
+    Args:
+      directory: the folder of the snapshots of a run, which need not exist.
+    """
     return sorted(int(path.stem) for path in Path(directory).glob("*.npz") if path.stem.isdecimal())
 
 
 def load(directory: str | os.PathLike, step: int) -> dict[str, dict[str, np.ndarray]]:
-    """The averages of one snapshot, {name of the length: {path: leaf}}.
+    """Read the averages of one snapshot.
+
+    Args:
+      directory: the folder of the snapshots of a run.
+      step: one of `steps`.
+
+    Returns:
+      {name of the average: {path of a parameter: array}}.
 
     Raises:
       UserError: if the snapshot is damaged.

@@ -32,7 +32,11 @@ class Restored(NamedTuple):
 
 
 def latest_step(directory: str | os.PathLike) -> int | None:
-    """The step of the newest checkpoint, damaged or not; None if there is none."""
+    """Return the step of the newest checkpoint, damaged or not; None if there is none.
+
+    Args:
+      directory: the folder of the checkpoints, which need not exist.
+    """
     return max(steps(Path(directory)), default=None)
 
 
@@ -162,7 +166,11 @@ def _candidates(directory: Path, step: int | None, multiple_of: int) -> list[int
 
 
 def steps(directory: Path) -> list[int]:
-    """The steps of the checkpoints in a folder, ascending, damaged ones among them."""
+    """List the steps of the checkpoints in a folder, ascending, damaged ones among them.
+
+    Args:
+      directory: the folder of the checkpoints, which need not exist.
+    """
     if not directory.is_dir():
         return []
     return sorted(

@@ -20,7 +20,15 @@ Report = Callable[[int, Mapping[str, Any], int | None], None]
 
 
 class Log:
-    """The log of a run: rows of metrics, and progress with the rate of training."""
+    """The log of a run: rows of metrics, and progress with the rate of training.
+
+    Args:
+      total_steps: the step at which the run ends; its row is always written.
+      batch_size: images in a global batch, for the rate in images per second.
+      log_every: steps between rows; 0 writes one at the end.
+      writer: writes the rows, if given.
+      bar: shows the progress on stderr.
+    """
 
     def __init__(
         self,
@@ -38,7 +46,16 @@ class Log:
         self._mark: tuple[float, int] | None = None
 
     def call(self, step: int, loss: float, tally: metrics.Tally) -> bool:
-        """Show the loss of the call that ended at this step; whether a row was due and written."""
+        """Show the loss of a call of the step function, and write a row if one is due.
+
+        Args:
+          step: number of steps after the call.
+          loss: the mean loss of its steps.
+          tally: the sums since the row before, this call included.
+
+        Returns:
+          Whether a row was due and written.
+        """
         rate = self._rate(step)
         self._bar.update(step, loss, rate)
         due = bool(self._log_every and step % self._log_every == 0) or step == self._total_steps
@@ -49,7 +66,12 @@ class Log:
         return due
 
     def hook(self, step: int, values: Mapping[str, Any] | None) -> None:
-        """Write the row of a hook; the time it took is not the time of a step."""
+        """Write the row of a hook; the time it took is not the time of a step.
+
+        Args:
+          step: number of steps after which the hook ran.
+          values: its metrics; None or {} writes no row.
+        """
         if values:
             self._row(step, values, None)
         if self._mark is not None:
@@ -76,7 +98,19 @@ class Log:
 
 
 class Run:
-    """The changing parts of a run: the state, its step, and metrics that are not saved yet."""
+    """The changing parts of a run: the state, its step, and metrics that are not saved yet.
+
+    Args:
+      state: the state to begin with.
+      step: its number of steps.
+      log: shows and writes the metrics.
+      checkpointer: saves the checkpoints, if given.
+      extra: JSON data for the checkpoints.
+      resumed: the `extra` of the restored checkpoint, with metrics that no row has yet; {} for a
+        new run.
+      allowed: number of non-finite steps in a row that do not end the run.
+      report: called at the first non-finite step in a row, if given.
+    """
 
     def __init__(
         self,
@@ -98,13 +132,22 @@ class Run:
         self._allowed, self._report = allowed, report
 
     def advance(self, step_fn: Callable, batch: Any, steps: int) -> None:
-        """Make one call of this number of steps; its metrics are read later."""
+        """Make one call of the step function; its metrics are read later.
+
+        Args:
+          step_fn: (state, batch) -> (state, metrics), compiled for a number of steps.
+          batch: the stacked batches of these steps, on the devices.
+          steps: number of steps of the call.
+        """
         self.state, numbers = step_fn(self.state, batch)
         self._unread.append((self.step, numbers))
         self.step += steps
 
     def read(self, keep: int) -> None:
         """Read the metrics of all calls but the last `keep`, and write a row if one is due.
+
+        Args:
+          keep: number of calls whose metrics are not read yet, so that the devices need not wait.
 
         Raises:
           NonFinite: if more steps in a row than are allowed were not finite.

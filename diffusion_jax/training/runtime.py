@@ -37,9 +37,12 @@ def set_cpu_flags(environ: MutableMapping[str, str] = os.environ) -> bool:
 
 
 def cpu_only(environ: MutableMapping[str, str] = os.environ) -> bool:
-    """Whether JAX will run on the CPU, found without starting it.
+    """Return whether JAX will run on the CPU, without starting it.
 
     It will if JAX_PLATFORMS says so, or if no plug-in for another platform is installed.
+
+    Args:
+      environ: the environment variables.
     """
     platforms = environ.get("JAX_PLATFORMS", "")
     if platforms:

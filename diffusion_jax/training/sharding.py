@@ -114,20 +114,33 @@ def runner(
 
 
 def examples(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """The sharding of arrays whose axis `axis` runs over examples."""
+    """Return the sharding of arrays that have examples along an axis.
+
+    Args:
+      mesh: the mesh; examples are spread over its axes data and fsdp.
+      axis: number of the axis of the array that runs over examples.
+    """
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, EXAMPLES))
 
 
 def multiple(size: int, mesh: Mesh) -> int:
-    """The smallest batch size of at least `size` that is divisible by the mesh."""
+    """Round a batch size up to one that the mesh divides.
+
+    Args:
+      size: number of examples, at least 1.
+      mesh: the mesh, over whose axes data and fsdp examples are spread.
+    """
     count = _parts(mesh)
     return -(-size // count) * count
 
 
 def fetch(tree: Any) -> Any:
-    """A tree of arrays as numpy on every process, gathered where sharded, by all at once.
+    """Copy a tree of arrays to every process as numpy arrays.
 
-    Typed keys stay as they are.
+    All processes call it at once, because sharded arrays are gathered. Typed keys stay as they are.
+
+    Args:
+      tree: arrays on the devices.
     """
     return jax.tree.map(_to_host, tree)
 

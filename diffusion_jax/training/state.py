@@ -31,8 +31,14 @@ class TrainState(NamedTuple):
 
 
 def init_state(params: Params, tx: optax.GradientTransformation, ema: Ema, key: Key) -> TrainState:
-    """The state before the first step; every EMA starts at params.
+    """Make the state before the first step; every EMA starts at the parameters.
 
     `Runner.init` compiles this function and places its result.
+
+    Args:
+      params: the initial parameters.
+      tx: the optimizer.
+      ema: the averages that are kept.
+      key: the key that all noise of the training is made from.
     """
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), ema.init(params), key)

@@ -121,9 +121,13 @@ def make_train_step(
 
 
 def multi_step(step: Step, n: int = 1) -> Step:
-    """n steps in one dispatch: a scan over a leading axis of the batch, of length n.
+    """Run several steps in one dispatch, by a scan over a leading axis of the batch.
 
-    The metrics have a leading axis of length n, too.
+    The metrics have a leading axis of the same length.
+
+    Args:
+      step: a single step.
+      n: number of steps in a call.
     """
 
     def steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
@@ -134,11 +138,19 @@ def multi_step(step: Step, n: int = 1) -> Step:
 
 
 def scan(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
-    """jax.lax.scan for bodies that take gradients: a loop on accelerators, unrolled on CPUs.
+    """Scan with a body that takes gradients: a loop on accelerators, unrolled on CPUs.
 
     XLA's CPU compiler makes the backward pass of a convolution 50 times slower inside a loop than
     outside (measured with jax 0.10 to 0.12); the forward pass is the same. So on a CPU keep the
     length small: the program grows with it.
+
+    Args:
+      body: (carry, x) -> (carry, output), as jax.lax.scan takes it.
+      carry: the initial carry.
+      xs: a tree of arrays whose first axis is scanned over, of length 1 or more.
+
+    Returns:
+      (the last carry, the outputs stacked along a new first axis).
     """
     if platform() != "cpu":
         return jax.lax.scan(body, carry, xs)

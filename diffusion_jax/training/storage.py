@@ -96,6 +96,12 @@ def open_manager(
 def save(manager: ocp.CheckpointManager, step: int, arrays: dict[str, Any], meta: dict) -> bool:
     """Start to save the leaves of a state and the description of a checkpoint.
 
+    Args:
+      manager: the manager of the folder of the checkpoints.
+      step: number of training steps, which names the checkpoint.
+      arrays: the leaves of the state by their paths.
+      meta: the JSON description of the checkpoint.
+
     Returns:
       False if the manager refused the step, because the same or a later one exists.
     """
@@ -104,7 +110,11 @@ def save(manager: ocp.CheckpointManager, step: int, arrays: dict[str, Any], meta
 
 
 def read_meta(folder: Path) -> Any:
-    """The JSON data of the item 'meta' of one checkpoint; see `_read` for errors."""
+    """Read the JSON data of the item 'meta' of one checkpoint; see `_read` for errors.
+
+    Args:
+      folder: the folder of the checkpoint, DIR/STEP.
+    """
     return _read(folder, meta=ocp.args.JsonRestore())["meta"]
 
 
@@ -152,10 +162,13 @@ def _item_handlers(device_leaves: ocp.type_handlers.TypeHandler) -> dict[str, An
 
 
 def reason(error: BaseException) -> str:
-    """Why a save or a read failed, in one line.
+    """Say in one line why a save or a read failed.
 
     It is the message of the operating system ('No space left on device') where the error contains
     one, and otherwise the type of the error and its first line.
+
+    Args:
+      error: an error of the operating system, of Orbax or of tensorstore.
     """
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

@@ -79,6 +79,9 @@ def make_meta(step: int, described: Mapping[str, dict], arrays: dict, extra: dic
 def read_body(folder: Path) -> dict[str, Any]:
     """Read the description 'meta': {'step', 'leaves': {path: shape, dtype, sha256}, 'extra'}.
 
+    Args:
+      folder: the folder of the checkpoint, DIR/STEP.
+
     Raises:
       DamagedCheckpoint: if it cannot be read, or is not what was written.
     """
@@ -114,6 +117,11 @@ def read_leaves(folder: Path, stored: Mapping[str, dict], wanted: dict[str, Any]
 def check_model(folder: Path, stored: Mapping[str, dict], wanted: dict[str, Any]) -> None:
     """Compare the paths, shapes and dtypes of the leaves of a checkpoint with those of a model.
 
+    Args:
+      folder: the folder of the checkpoint, for messages.
+      stored: {path: {'shape', 'dtype', ...}} of its leaves, from the description.
+      wanted: the leaves of the model by their paths, arrays or ShapeDtypeStructs.
+
     Raises:
       UserError: naming the first leaf that differs.
     """
@@ -133,19 +141,30 @@ def check_model(folder: Path, stored: Mapping[str, dict], wanted: dict[str, Any]
 
 
 def describe(leaves: dict[str, Any]) -> dict[str, dict]:
-    """The shape and dtype of every leaf, by path, as JSON data."""
+    """Return the shape and dtype of every leaf as JSON data.
+
+    Args:
+      leaves: arrays or ShapeDtypeStructs by their paths.
+    """
     return {path: {"shape": list(x.shape), "dtype": str(x.dtype)} for path, x in leaves.items()}
 
 
 def shape_of(described: Mapping[str, Any]) -> jax.ShapeDtypeStruct:
-    """The shape and dtype of a leaf that `describe` describes."""
+    """Return the shape and dtype of a leaf from its description.
+
+    Args:
+      described: what `describe` returns for the leaf.
+    """
     return jax.ShapeDtypeStruct(tuple(described["shape"]), np.dtype(described["dtype"]))
 
 
 def stored_arrays(leaves: dict[str, Any]) -> dict[str, Any]:
-    """The leaves as Orbax stores them, typed keys as their words.
+    """Return the leaves as Orbax stores them: typed keys become their words.
 
     The dtype in 'meta' says of which kind a key is.
+
+    Args:
+      leaves: arrays by their paths.
     """
     return {path: jax.random.key_data(x) if _is_key(x) else x for path, x in leaves.items()}
 
