@@ -23,7 +23,7 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.evaluation import frechet, statistics
 from diffusion_jax.planning import stored_cards
 from diffusion_jax.planning import words as card_words
-from diffusion_jax.samplers import grids
+from diffusion_jax.samplers import grid_files
 from diffusion_jax.studies import grid_file, grid_report
 from diffusion_jax.training import forensics
 from tests.spoiled import CARD, DATA, GRID, PLACED, REPORT, spoiled, variations
@@ -45,8 +45,8 @@ READERS = {  # what is on disk, and what is done with what is read
     "grid": (
         GRID,
         lambda path: (
-            reading.json_file(path, grids.FILE)["logsnr"]["3"][0] + 1.0
-            if "3" in reading.json_file(path, grids.FILE)["logsnr"]
+            reading.json_file(path, grid_files.FILE)["logsnr"]["3"][0] + 1.0
+            if "3" in reading.json_file(path, grid_files.FILE)["logsnr"]
             else None
         ),
     ),

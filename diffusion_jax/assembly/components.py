@@ -32,7 +32,6 @@ from diffusion_jax.processes import discrete, schedules
 from diffusion_jax.samplers import (
     adaptive,
     ancestral,
-    base,
     corrector,
     few_step,
     grids,
@@ -40,6 +39,7 @@ from diffusion_jax.samplers import (
     ode,
     sde,
     singlestep,
+    step_noise,
     stochastic,
 )
 from diffusion_jax.samplers.base import Sampler
@@ -133,7 +133,7 @@ NAMED = {
 }
 
 CLIPS = ("none", "static", "dynamic")
-NOISES = {"independent": base.independent, "brownian": base.brownian}
+NOISES = {"independent": step_noise.independent, "brownian": step_noise.brownian}
 
 
 def full_name(key: str, spec: str) -> str:

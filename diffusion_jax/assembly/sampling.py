@@ -83,7 +83,7 @@ def with_sampler(settings: SamplingSettings, spec: str) -> SamplingSettings:
 
 def grid_spec(settings: SamplingSettings) -> str:
     """The spec of the grid of times: that of the settings, or the sampler's own for 'auto'."""
-    return grids.spec(settings.grid, settings.sampler)
+    return base.grid_spec(settings.grid, settings.sampler)
 
 
 def times(experiment: Experiment, settings: SamplingSettings) -> Array:

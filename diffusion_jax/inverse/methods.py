@@ -28,7 +28,8 @@ from diffusion_jax.inverse.measurements import Measurement
 from diffusion_jax.inverse.projections import draw_measured, keep_unreplaced, pull
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers import base
-from diffusion_jax.samplers.base import Noise, Sampler
+from diffusion_jax.samplers.base import Sampler
+from diffusion_jax.samplers.step_noise import Noise
 
 
 class Method(NamedTuple):

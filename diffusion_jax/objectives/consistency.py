@@ -33,7 +33,7 @@ from diffusion_jax.objectives.base import FewStep, FewStepExample, FewStepNetwor
 from diffusion_jax.objectives.continuous_consistency import continuous_time
 from diffusion_jax.objectives.distance import Distance, pseudo_huber, squared
 from diffusion_jax.processes import gaussian
-from diffusion_jax.samplers import base, ode
+from diffusion_jax.samplers import base, ode, step_noise
 
 # (process, keys (B,), progress) -> (t, s), both (B,): adjacent times with s < t
 Pairs = Callable[[Process, Key, Array], tuple[Array, Array]]
@@ -71,7 +71,7 @@ def distillation(
             x, cond = x[None], jax.tree.map(lambda c: c[None], cond)
             memory = solver.init(x, jnp.stack([t, s]))
             moved, _ = solver.step(
-                base.silence(x), x, memory, t, s, networks.teacher, process, cond
+                step_noise.silence(x), x, memory, t, s, networks.teacher, process, cond
             )
             return moved[0]
 

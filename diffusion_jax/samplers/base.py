@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,24 +19,7 @@ from diffusion_jax.core import arrays, streams
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array, Cond, Denoise, Key, Prediction, Process
 from diffusion_jax.processes import gaussian
-
-
-class Noise(NamedTuple):
-    """The unit Gaussian noise of one step of a sampler, in arrays (B, ...).
-
-    Attributes:
-      path: path(t, s, part=0) is the standardized increment of the driving Brownian motion between
-        the times t and s. A step that needs the increments of several disjoint intervals numbers
-        them by `part`.
-      extra: extra(i) is independent of the path and of every other i; for moves at a fixed time,
-        such as Langevin steps.
-    """
-
-    path: Callable[..., Array]
-    extra: Callable[[int | Array], Array]
-
-
-NoiseOfStep = Callable[[Array], Noise]  # the number of a step -> its Noise
+from diffusion_jax.samplers.step_noise import Noise, NoiseOfStep, independent, silence
 
 
 class Sampler(NamedTuple):
@@ -86,6 +68,9 @@ def memoryless(step: Callable[..., Array], nfe: int = 1, grid: str = "logistic()
       step: step(noise, x, t, s, denoise, process, cond) -> x.
       nfe: number of network evaluations per step.
       grid: spec of the grid that suits the method.
+
+    Returns:
+      The sampler, whose memory is ().
     """
     return Sampler(
         lambda x, ts: (),
@@ -98,6 +83,11 @@ def memoryless(step: Callable[..., Array], nfe: int = 1, grid: str = "logistic()
 def noise_range(sampler: str, S_min: float, S_max: float) -> None:
     """Checks the noise levels sigma / alpha between which a sampler adds noise.
 
+    Args:
+      sampler: name of the sampler, such as 'stochastic.churned', for the message.
+      S_min: lowest level at which noise is added.
+      S_max: highest level at which noise is added; infinity is allowed.
+
     Raises:
       UserError: unless 0 <= S_min <= S_max.
     """
@@ -106,64 +96,6 @@ def noise_range(sampler: str, S_min: float, S_max: float) -> None:
             f"{sampler}(S_min={S_min}, S_max={S_max}): S_min must be 0 or above, and S_max not "
             "below it"
         )
-
-
-def silence(x: Array) -> Noise:
-    """Returns zeros instead of noise, for steps of deterministic samplers outside of `sample`."""
-    return Noise(lambda t, s, part=0: jnp.zeros_like(x), lambda i: jnp.zeros_like(x))
-
-
-def independent(process: Process, keys: Key, x: Array) -> NoiseOfStep:
-    """Draws fresh Gaussian noise in every step, from the image's key and the number of the step.
-
-    Args:
-      process: not used; every source of noise has the same arguments.
-      keys: one key per image, (B,).
-      x: array (B, ...) whose shape and dtype the noise has.
-    """
-
-    def of_step(i: Array) -> Noise:
-        own = arrays.fold_in(keys, i)
-        return Noise(
-            lambda t, s, part=0: arrays.noise(arrays.fold_in(own, part) if part else own, x),
-            lambda i: arrays.noise(arrays.fold_in(own, streams.STEP_EXTRA + i), x),
-        )
-
-    return of_step
-
-
-def brownian(process: Process, keys: Key, x: Array, *, levels: int = 14) -> NoiseOfStep:
-    """Draws the increments of one Brownian path per image, which is the same on every grid.
-
-    SDE solvers with different numbers of steps then follow the same path. The path is a virtual
-    Brownian tree (Li et al. 2020, sec. 4; k-diffusion) whose clock is the log-SNR between the
-    process's ends, so it is also the same under every process with these ends.
-
-    Args:
-      process: the process whose log-SNR is the clock.
-      keys: one key per image, (B,).
-      x: array (B, ...) whose shape and dtype the noise has.
-      levels: the path is resolved to 2^-levels of the clock; finer steps interpolate it.
-    """
-    ends = [
-        gaussian.logsnr(process, jnp.asarray(t, x.dtype)) for t in (process.t_max, process.t_min)
-    ]
-
-    def tree(key):
-        like = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
-        return diffrax.VirtualBrownianTree(0.0, 1.0, tol=2.0**-levels, shape=like, key=key)
-
-    def clock(t):
-        return jnp.clip((gaussian.logsnr(process, t) - ends[0]) / (ends[1] - ends[0]), 0.0, 1.0)
-
-    def path(t, s, part=0):
-        early, late = clock(t), clock(s)
-        increment = jax.vmap(lambda key: tree(key).evaluate(early, late))(
-            arrays.fold_in(keys, streams.BROWNIAN_PATH)
-        )
-        return increment * jax.lax.rsqrt(late - early)
-
-    return lambda i: Noise(path, independent(process, keys, x)(i).extra)
 
 
 def sample(
@@ -186,18 +118,19 @@ def sample(
 
     Args:
       sampler: the method.
-      denoise: (x_t, t, cond) -> Prediction.
+      denoise: a function (x_t, t, cond) -> Prediction.
       process: the process that x belongs to.
       key: one key per image, (B,), or a single key, which is folded with the index of each image.
         An image depends on its own key alone.
       x: (B, ...) at time ts[0], for example `start`.
       ts: (n,) decreasing times.
       cond: the condition, a dict of arrays with leading axis B, or None.
-      observe: observe(x, t) -> pytree, called after every move; not with `padded`.
+      observe: a function (x, t) -> pytree, called after every move; not with `padded`.
       padded: whether ts may end in copies of its last time, to which no move is made. One compiled
         program then serves grids of every length up to len(ts), but reverse-mode differentiation
         and `observe` are not available.
-      noise: `independent`, or `brownian`, which gives every grid the same Brownian path.
+      noise: step_noise.independent, or step_noise.brownian, which gives every grid the same
+        Brownian path.
 
     Returns:
       The samples, what was observed, and the NFE of each sample.
@@ -293,7 +226,12 @@ def encode(
 
 
 def draws_noise(sampler: Sampler, process: Process) -> bool:
-    """Returns whether the sampler is stochastic, which one traced step shows."""
+    """Returns whether a sampler is stochastic, which one traced step shows.
+
+    Args:
+      sampler: any sampler; it is traced on one number and not run.
+      process: the process that the step is traced under.
+    """
     drawn = []
 
     def step(x, t, s):
@@ -313,9 +251,18 @@ def draws_noise(sampler: Sampler, process: Process) -> bool:
 def start(
     process: Process, key: Key, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
 ) -> Array:
-    """Draws x_T from the prior N(0, sigma(t_max)^2 I), for a batch of this shape (B, ...).
+    """Draws x_T from the prior N(0, sigma(t_max)^2 I).
 
     The noise comes from a stream of each image's key that no step uses.
+
+    Args:
+      process: the process whose prior it is.
+      key: one key per image, (B,), or a single key, which is folded with the index of each image.
+      shape: (B, ...), the shape of the batch.
+      dtype: floating-point type of the result.
+
+    Returns:
+      x at t_max, of the given shape.
     """
     keys = arrays.fold_in(arrays.example_keys(key, shape[0]), streams.PRIOR)
     return gaussian.prior(process, arrays.noise(keys, jnp.zeros(shape, dtype)))
@@ -323,18 +270,40 @@ def start(
 
 # ---- the number of network evaluations
 def adaptive(sampler: Sampler) -> bool:
-    """Returns whether the sampler chooses its own steps.
+    """Returns whether a sampler chooses its own steps.
 
     The grid of such a sampler is its two ends, and its NFE is known only after it has run.
+
+    Args:
+      sampler: any sampler; it is adaptive if it counts its evaluations (`spent`).
     """
     return sampler.spent is not None
 
 
+def grid_spec(name: str, sampler: Sampler) -> str:
+    """Returns the spec of the grid that config.sampler.grid=name means for a sampler.
+
+    An adaptive sampler, whose grid is its two ends, always has its own.
+
+    Args:
+      name: 'auto' for the sampler's own grid, or the spec of another one.
+      sampler: the sampler that the grid is for.
+    """
+    return sampler.grid if name == "auto" or adaptive(sampler) else name
+
+
 def points(sampler: Sampler, nfe: int) -> int:
-    """Returns the number of grid points for a budget of `nfe` network evaluations.
+    """Returns the number of grid points that a budget of network evaluations allows.
 
     The last point costs one evaluation, every step sampler.nfe and its warm-up. An adaptive sampler
     has 2 points.
+
+    Args:
+      sampler: the sampler, which states the cost of its steps.
+      nfe: the budget per image, including the last evaluation, for x0-hat.
+
+    Returns:
+      The largest number of points whose cost is within the budget, at least 1.
     """
     if adaptive(sampler):
         return 2
@@ -345,7 +314,11 @@ def points(sampler: Sampler, nfe: int) -> int:
 
 
 def evaluations(sampler: Sampler, ts: Array) -> int:
-    """Returns the NFE of `sample` on the times ts (n,).
+    """Returns the NFE of `sample` on a grid, the last evaluation included.
+
+    Args:
+      sampler: the sampler, which states the cost of its steps.
+      ts: the grid, (n,), without padding; only its length is used.
 
     Raises:
       UserError: for an adaptive sampler, whose NFE only `sample` can report (`Samples.nfe`).

@@ -33,7 +33,12 @@ class Corrector(NamedTuple):
 
 
 def with_corrector(sampler: Sampler, corrector: Corrector) -> Sampler:
-    """Returns `sampler` with `corrector` after each of its moves, at the time that it led to."""
+    """Returns a sampler with a corrector after each of its moves, at the time that the move led to.
+
+    Args:
+      sampler: makes the moves.
+      corrector: moves x at a fixed time; its evaluations add to those of the sampler.
+    """
 
     def step(noise, x, memory, t, s, denoise, process, cond):
         x, memory = sampler.step(noise, x, memory, t, s, denoise, process, cond)

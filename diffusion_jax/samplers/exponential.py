@@ -26,7 +26,15 @@ from diffusion_jax.processes import gaussian
 
 
 def log_ratio(process: Process, t: Array) -> Array:
-    """Returns log(alpha / sigma) at t, the lambda of Lu et al.: half of our log-SNR."""
+    """Returns log(alpha / sigma), the lambda of Lu et al.: half of our log-SNR.
+
+    Args:
+      process: the two functions alpha and sigma.
+      t: times, of any shape.
+
+    Returns:
+      The logarithms, of t's shape.
+    """
     return 0.5 * gaussian.logsnr(process, t)
 
 
@@ -34,6 +42,13 @@ def phi(k: int, z: Array) -> Array:
     """Returns phi_k(z) = (phi_{k-1}(z) - 1 / (k-1)!) / z with phi_0 = exp.
 
     (Hochbruck & Ostermann 2010.) A series is used where |z| < 1, which is free of cancellation.
+
+    Args:
+      k: index of the function, 0 or above.
+      z: arguments, of any shape; a step has h or -h.
+
+    Returns:
+      The values, of z's shape; phi_k(0) = 1 / k!.
     """
     term = total = jnp.ones_like(z) / float(np.prod(np.arange(1, k + 1), dtype=float))
     for j in range(1, 18):
@@ -86,9 +101,18 @@ def carry(
 
 
 def noise_level(process: Process, t: Array, s: Array, eta: float | Array) -> Array:
-    """Returns the standard deviation of the noise that the move from t to s adds.
+    """Returns the standard deviation of the noise that a move adds.
 
-    It is 0 at eta = 0, and differentiable there too.
+    It is sigma_s sqrt(1 - e^(-2 eta h)), which is 0 at eta = 0, and differentiable there too.
+
+    Args:
+      process: the process of x.
+      t: where the move begins, a scalar.
+      s: where it ends, a scalar.
+      eta: amount of noise, 0 or above; 0 is the ODE, 1 the reverse SDE.
+
+    Returns:
+      The standard deviation, a scalar.
     """
     share = -jnp.expm1(2 * eta * (log_ratio(process, t) - log_ratio(process, s)))
     return process.sigma(s) * jnp.where(share > 0, jnp.sqrt(jnp.where(share > 0, share, 1.0)), 0.0)

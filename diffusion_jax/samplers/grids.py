@@ -3,8 +3,7 @@
 A grid begins at the process's t_max and ends at its t_min, unless it leaves the last interval to
 x0-hat. To add one, write a function of (process, n, **options). placement.optimize makes a grid for
 one model and sampler; experiments.optimize_grid keeps it in a file, which `stored` reads. Every
-grid raises UserError for an option out of its range, and for more times than it can tell apart in
-float32.
+grid raises UserError for an option out of its range, and for times that float32 cannot tell apart.
 """
 
 from __future__ import annotations
@@ -16,28 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.core import reading
 from diffusion_jax.core.errors import UserError, need_ranges, unknown
 from diffusion_jax.core.types import Array, Process
 from diffusion_jax.processes.gaussian import angle, logsnr, time_of_logsnr
-from diffusion_jax.samplers import base
-
-
-def _rising(value: object, place: str) -> None:
-    """Checks the log-SNRs of a stored grid."""
-    reading.items(reading.number(-1e4, 1e4), least=1, most=100_000)(value, place)
-    if not all(a <= b for a, b in zip(value, value[1:])):
-        raise reading.Mismatch(f"{place} does not rise")
-
-
-def _lengths(value: object, place: str) -> None:
-    """Checks the grids of a file, each of which has its number of times as its key."""
-    reading.table(_rising)(value, place)
-    if wrong := [key for key, grid in value.items() if key != str(len(grid))]:
-        raise reading.Mismatch(f"{place}.{wrong[0]:.60} has {len(value[wrong[0]])} values")
-
-
-FILE = reading.record({"logsnr": _lengths})  # the format of a file of grids
+from diffusion_jax.samplers import grid_files
 
 
 def _checked(ts: Array, name: str) -> Array:
@@ -70,14 +51,24 @@ def _ends(process: Process) -> tuple[float, float]:
 
 
 def uniform(process: Process, n: int) -> Array:
-    """Equal steps of t, n times."""
+    """Equal steps of t.
+
+    Args:
+      process: its t_max and t_min are the ends of the grid.
+      n: number of times, at least 1; one time is t_max.
+    """
     return _with_ends(
         process, process.t_max + _ramp(n) * (process.t_min - process.t_max), "uniform"
     )
 
 
 def uniform_logsnr(process: Process, n: int) -> Array:
-    """Equal steps of the log-SNR, n times (Lu et al. 2022, sec. 4)."""
+    """Equal steps of the log-SNR (Lu et al. 2022, sec. 4).
+
+    Args:
+      process: its t_max and t_min are the ends of the grid.
+      n: number of times, at least 1; one time is t_max.
+    """
     high, low = _ends(process)
     return _with_ends(
         process, time_of_logsnr(process, -2 * (high + _ramp(n) * (low - high))), "uniform_logsnr"
@@ -85,7 +76,13 @@ def uniform_logsnr(process: Process, n: int) -> Array:
 
 
 def karras(process: Process, n: int, rho: float = 7.0) -> Array:
-    """Equal steps of (sigma / alpha)^(1 / rho), n times (Karras et al. 2022, eq. 5)."""
+    """Equal steps of (sigma / alpha)^(1 / rho) (Karras et al. 2022, eq. 5).
+
+    Args:
+      process: its t_max and t_min are the ends of the grid.
+      n: number of times, at least 1; one time is t_max.
+      rho: the exponent, in [0.01, 1000]; a larger one puts more times near the data.
+    """
     need_ranges("karras", rho=(rho, 1e-2, 1e3))
     high, low = (jnp.exp(end / rho) for end in _ends(process))
     return _with_ends(
@@ -96,15 +93,24 @@ def karras(process: Process, n: int, rho: float = 7.0) -> Array:
 
 
 def quadratic(process: Process, n: int) -> Array:
-    """Equal steps of sqrt(t), n times, dense near the data (Song et al. 2021, DDIM, app. D.2)."""
+    """Equal steps of sqrt(t), dense near the data (Song, Meng & Ermon 2021, appendix D.2).
+
+    Args:
+      process: its t_max and t_min are the ends of the grid.
+      n: number of times, at least 1; one time is t_max.
+    """
     high, low = math.sqrt(process.t_max), math.sqrt(process.t_min)
     return _with_ends(process, (high + _ramp(n) * (low - high)) ** 2, "quadratic")
 
 
 def cosine(process: Process, n: int) -> Array:
-    """Equal steps of arctan(sigma / alpha), n times: the angle of the cosine path.
+    """Equal steps of arctan(sigma / alpha), the angle of the cosine path (Nichol & Dhariwal 2021).
 
-    (Nichol & Dhariwal 2021; TrigFlow.) On the cosine path it is `uniform`.
+    On the cosine path it is `uniform`, and on data of standard deviation 1 the angle is TrigFlow's.
+
+    Args:
+      process: its t_max and t_min are the ends of the grid.
+      n: number of times, at least 1; one time is t_max.
     """
     high, low = (jnp.arctan(jnp.exp(end)) for end in _ends(process))
     return _with_ends(
@@ -115,9 +121,14 @@ def cosine(process: Process, n: int) -> Array:
 
 
 def flow_shift(process: Process, n: int, shift: float = 3.0) -> Array:
-    """Equal steps of u, n times, with sigma / alpha = shift u / (1 - u): shifted time of a flow.
+    """Equal steps of u with sigma / alpha = shift u / (1 - u), the shifted time of a flow.
 
     (Esser et al. 2024, eq. 23.) With shift=1 it is uniform in the time of rectified flow.
+
+    Args:
+      process: its t_max and t_min are the ends of the grid.
+      n: number of times, at least 1; one time is t_max.
+      shift: factor of the noise levels; above 1 there are more times near the noise.
     """
     need_ranges("flow_shift", shift=(shift, 1e-6, 1e6))
     high, low = (1 / (1 + shift * jnp.exp(-end)) for end in _ends(process))
@@ -165,13 +176,12 @@ def runge_kutta(
 ) -> Array:
     """The first n of n + 1 times between which F rises equally, for Runge-Kutta methods.
 
-    Their steps evaluate the slope at both ends, as Heun's do.
-
-    F = 1 / (1 + exp(-(log(sigma / alpha) - mean) / scale)) + growth |log c|, where |log c| is the
-    total change of log c from t_min on. The first term is that of `logistic`; the second shortens
-    the steps where the size c of the integrated variable changes. For data of standard deviation
-    sigma_data = 0.5, c^2 = sigma_data^2 + (sigma / alpha)^2 for x / alpha, and alpha^2 sigma_data^2
-    + sigma^2 for x_t itself, which changes little on variance-preserving paths.
+    Their steps evaluate the slope at both ends, as Heun's do. F = 1 / (1 + exp(-(log(sigma / alpha)
+    - mean) / scale)) + growth |log c|, where |log c| is the total change of log c from t_min on.
+    The first term is that of `logistic`; the second shortens the steps where the size c of the
+    integrated variable changes. For data of standard deviation sigma_data = 0.5, c^2 = sigma_data^2
+    + (sigma / alpha)^2 for x / alpha, and alpha^2 sigma_data^2 + sigma^2 for x_t itself, which
+    changes little on variance-preserving paths.
 
     Args:
       process: the process.
@@ -201,15 +211,6 @@ def runge_kutta(
     return _checked(
         time_of_logsnr(process, jnp.asarray(-2 * chosen)).at[0].set(process.t_max), "runge_kutta"
     )
-
-
-def spec(name: str, sampler: base.Sampler) -> str:
-    """Returns the spec that config.sampler.grid=name means for this sampler.
-
-    'auto' is the sampler's own grid; another name is itself. An adaptive sampler, whose grid is its
-    two ends, always has its own.
-    """
-    return sampler.grid if name == "auto" or base.adaptive(sampler) else name
 
 
 # Noise levels sigma / alpha (Sabour et al. 2024, table 3).
@@ -258,6 +259,11 @@ def few_step(process: Process, n: int, sigma_data: float = 0.5) -> Array:
     From each of the times a few-step model moves to the data. For n = 2 the second time is where
     noise and data have equal size. If so many steps of [0, pi / 2] would leave [t_min, t_max], the
     steps are of the process's own range of angles.
+
+    Args:
+      process: its t_max is the first time.
+      n: number of times, at least 1, which is also the number of evaluations of a few-step model.
+      sigma_data: standard deviation of the data.
     """
     need_ranges("few_step", sigma_data=(sigma_data, 1e-6, 1e4))
     share = jnp.arange(1, n) / n
@@ -303,14 +309,19 @@ def _strided(j: np.ndarray, n: int, steps: int, name: str) -> Array:
 
 
 def leading(process: Process, n: int, steps: int = 1000, offset: int = 0) -> Array:
-    """The steps j = 0, k, 2k, ... of the chain with k = steps // n.
+    """The steps j = 0, k, 2k, ... of a chain with k = steps // n (DDIM; diffusers' 'leading').
 
-    (DDIM's and diffusers' 'leading'.) The grid ends at the chain's first time and starts below its
-    last.
+    The grid ends at the chain's first time and starts below its last.
+
+    Args:
+      process: not used; every grid has the same arguments.
+      n: number of times, from 2 to `steps`.
+      steps: number of steps of the chain, such as 1000 for DDPM; step j is t = (j + 1) / steps.
+      offset: added to every j, 0 or above; diffusers' steps_offset.
 
     Raises:
-      UserError: for n = 1, which would be the chain's first time alone, where noise would be
-        denoised as if it were almost data.
+      UserError: for n = 1, whose only time is the chain's first, where the data is; and for steps
+        outside the chain.
     """
     need_ranges("leading", steps=(steps, 1, 10**6), offset=(offset, 0, 10**6))
     if n == 1:
@@ -322,18 +333,24 @@ def leading(process: Process, n: int, steps: int = 1000, offset: int = 0) -> Arr
 
 
 def linspace(process: Process, n: int, steps: int = 1000) -> Array:
-    """Even times from the chain's last to its first, rounded to the chain.
+    """Even times from a chain's last to its first, rounded (improved DDPM; diffusers' 'linspace').
 
-    (Improved DDPM's respacing; diffusers' 'linspace'.)
+    Args:
+      process: not used; every grid has the same arguments.
+      n: number of times, from 1 to `steps`.
+      steps: number of steps of the chain, such as 1000 for DDPM; step j is t = (j + 1) / steps.
     """
     need_ranges("linspace", steps=(steps, 1, 10**6))
     return _strided(np.linspace(steps - 1, 0, n).round(), n, steps, "linspace")
 
 
 def trailing(process: Process, n: int, steps: int = 1000) -> Array:
-    """From the chain's last time down in steps of steps / n, rounded to the chain.
+    """From a chain's last time down in steps of steps / n, rounded (Lin et al. 2024, table 2).
 
-    (Lin et al. 2024, table 2; diffusers' 'trailing'.)
+    Args:
+      process: not used; every grid has the same arguments.
+      n: number of times, from 1 to `steps`.
+      steps: number of steps of the chain, such as 1000 for DDPM; step j is t = (j + 1) / steps.
     """
     need_ranges("trailing", steps=(steps, 1, 10**6))
     return _strided(np.round(np.arange(n, 0, -1) * steps / max(n, 1)) - 1, n, steps, "trailing")
@@ -351,25 +368,15 @@ def stored(process: Process, n: int, path: str) -> Array:
       UserError: if the file does not exist, is of another format, or has no grid of n times.
     """
     path = os.path.expanduser(path)
-    if not os.path.lexists(path):
-        raise UserError(
-            f"grid file '{path}' does not exist; experiments.optimize_grid writes such files"
-        )
-    try:
-        found = reading.json_file(path, FILE)["logsnr"]
-    except UserError as error:
-        raise UserError(
-            "the grid file is not one that experiments.optimize_grid wrote "
-            f"({error}); make it again"
-        ) from None
+    found = grid_files.load(path)
     if n == 1:
         return uniform(process, 1)
-    if str(n) not in found:
+    if n not in found:
         raise UserError(
-            f"grid file '{path}' has grids of {', '.join(sorted(found, key=int))} times, "
+            f"grid file '{path}' has grids of {', '.join(map(str, sorted(found)))} times, "
             f"not of {n}; make one with experiments.optimize_grid --nfe=..."
         )
-    ts = time_of_logsnr(process, jnp.asarray(found[str(n)]))
+    ts = time_of_logsnr(process, jnp.asarray(found[n]))
     return _checked(ts.at[0].set(process.t_max), "stored")
 
 

@@ -54,6 +54,9 @@ def empty(size: int, x: Array, ts: Array, lower_order_final: bool = True) -> His
       x: (B, ...), which the predictions are like.
       ts: the grid, (n,), which may be padded.
       lower_order_final: whether the order falls at the end of the grid.
+
+    Returns:
+      The history, with zeros as values and count 0.
     """
     steps = jnp.sum(ts[1:] != ts[:-1])
     final = ts[jnp.maximum(steps - jnp.array([2, 1, 0]), 0)]
@@ -64,17 +67,33 @@ def empty(size: int, x: Array, ts: Array, lower_order_final: bool = True) -> His
 
 
 def remember(history: History, value: Array, t: Array) -> History:
-    """Returns the history with this value (B, ...) at time t in front, without its oldest value."""
+    """Returns a history with one more prediction in front, without its oldest one.
+
+    Args:
+      history: the last K predictions.
+      value: the new prediction, (B, ...).
+      t: the time that it was made at, a scalar.
+    """
     values = jnp.concatenate([value[None], history.values])[: len(history.values)]
     times = jnp.concatenate([t[None], history.times])[: len(history.times)]
     return history._replace(values=values, times=times, count=history.count + 1)
 
 
 def allowed(process: Process, history: History, order: int, more: int = 0) -> Array:
-    """Returns how many predictions the step from the newest one uses, 1 to `order`.
+    """Returns how many predictions the step from the newest one uses.
 
     It uses as many as there are; if the grid's last step is long, no more than there are steps
     left, this one included, plus `more`.
+
+    Args:
+      process: the process, whose log-SNR measures the steps.
+      history: the predictions, of which the newest is at the beginning of the step.
+      order: the highest order of the solver, at least 1.
+      more: added to the number of steps left; 0 for a predictor, 2 for a corrector, whose move is
+        made already and has a prediction at its end.
+
+    Returns:
+      A number from 1 to `order`, a scalar int32.
     """
     before, last = jnp.abs(jnp.diff(log_ratio(process, history.final)))
     left = jnp.where(last > LONG * before, history.steps - history.count + 1 + more, order)
@@ -82,13 +101,16 @@ def allowed(process: Process, history: History, order: int, more: int = 0) -> Ar
 
 
 def combine(process: Process, weights: list[Array], history: History, more: int = 0) -> Array:
-    """Returns sum_j weight_j value_j, (B, ...), with the weights of the order that is `allowed`.
+    """Returns sum_j weight_j value_j, with the weights of the order that is `allowed`.
 
     Args:
       process: the process, whose log-SNR measures the steps.
-      weights: weights[p - 1], (p,), are those of order p.
+      weights: the weights of every order; weights[p - 1], (p,), are those of order p.
       history: the values, newest first.
       more: see `allowed`.
+
+    Returns:
+      The sum, (B, ...).
     """
     size = len(history.values)
     table = jnp.stack([jnp.concatenate([w, jnp.zeros(size - len(w), w.dtype)]) for w in weights])
@@ -116,6 +138,9 @@ def solver(
       level: level(process, t, s), the standard deviation of the noise of a stochastic solver.
       lower_order_final: whether the order falls at the end of the grid.
       grid: spec of the grid that suits the solver.
+
+    Returns:
+      The sampler, with one network evaluation per step.
     """
 
     def step(noise, x, history, t, s, denoise, process, cond):

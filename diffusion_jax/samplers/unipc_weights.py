@@ -26,9 +26,17 @@ class Corrected(NamedTuple):
 
 
 def weights(process: Process, variant: str, t: Array, others: Array, s: Array) -> Array:
-    """Returns the weights (p,) of the predictions at t and at `others` (p - 1,) for the move to s.
+    """Returns the weights of the predictions in the move from t to s (Zhao et al. 2023, sec. 3).
 
-    For the corrector, `others` contain s.
+    Args:
+      process: the process of x.
+      variant: B(h) of the paper, -h ('bh1') or expm1(-h) ('bh2').
+      t: where the move begins, a scalar, and the time of the first prediction.
+      others: the times of the other predictions, (p - 1,); for the corrector the last of them is s.
+      s: where the move ends, a scalar.
+
+    Returns:
+      The weights, (p,), that of the prediction at t first.
     """
     h = log_ratio(process, s) - log_ratio(process, t)
     first = -process.alpha(s) * jnp.expm1(-h)
@@ -54,7 +62,20 @@ def weights(process: Process, variant: str, t: Array, others: Array, s: Array) -
 def corrected(
     process: Process, variant: str, order: int, x: Array, past: Corrected, m: Array, t: Array
 ) -> Array:
-    """Returns x at t by the move from past.x made again with the prediction m at its end."""
+    """Returns x at t by the last move made again, with the prediction at its end as well.
+
+    Args:
+      process: the process of x.
+      variant: 'bh1' or 'bh2', see `weights`.
+      order: the highest order of the predictor; the corrector's is one more.
+      x: x at t by the predictor, (B, ...), which is returned where there was no move before.
+      past: the predictions before t, and x where the last move began.
+      m: the prediction of x0 at x and t, (B, ...).
+      t: where the last move ended, a scalar.
+
+    Returns:
+      The corrected x, (B, ...).
+    """
     times = past.history.times
     table = []
     for p in range(1, order + 1):

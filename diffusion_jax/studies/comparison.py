@@ -22,7 +22,7 @@ from diffusion_jax.core import npz, provenance, reading
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.progress import progress
 from diffusion_jax.core.types import Process
-from diffusion_jax.samplers import base, grids
+from diffusion_jax.samplers import base
 from diffusion_jax.studies import store, subjects
 from diffusion_jax.studies.subjects import GROUPS, Runner, Scores, Subject
 
@@ -97,7 +97,7 @@ def cells(
             found.append(Cell(entry, sampler, "its own steps", None, ends))
             continue
         for nfe in budgets:
-            spec = grids.spec(own or grid, sampler)
+            spec = base.grid_spec(own or grid, sampler)
             ts = np.asarray(place(spec, base.points(sampler, nfe)))
             found.append(Cell(entry, sampler, spec, nfe, ts))
     return found

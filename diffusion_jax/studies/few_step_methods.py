@@ -23,7 +23,7 @@ from diffusion_jax.evaluation.metrics import find
 from diffusion_jax.processes import gaussian
 from diffusion_jax.report import pictures, quality
 from diffusion_jax.report.tables import markdown_table
-from diffusion_jax.samplers import grids, placement
+from diffusion_jax.samplers import grid_files, placement
 from diffusion_jax.studies import comparison, ranking, store, subjects
 from diffusion_jax.training import metrics
 
@@ -227,7 +227,7 @@ def search_times(
       path: the grid file; one that is there is kept.
       evaluations: of the distance, for each budget.
     """
-    if store.load_json(path, grids.FILE):
+    if store.load_json(path, grid_files.FILE):
         return
     experiment, plan = trained.experiment, sampling.method(trained.experiment)
     subject = subjects.of_model(trained, dataset, range(FIRST_SEED, FIRST_SEED + count), "")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_jax.core import reading
-from diffusion_jax.samplers import grids
+from diffusion_jax.samplers import grid_files
 from diffusion_jax.studies import store
 from diffusion_jax.studies.grid_report import PLACED
 
@@ -15,7 +15,8 @@ from diffusion_jax.studies.grid_report import PLACED
 def _rule() -> reading.Rule:
     """The rule for a file of placed grids.
 
-    It is that of samplers/grids.py, with a row of every grid at every budget, one of them PLACED.
+    It is that of samplers/grid_files.py, with a row of every grid at every budget, one of them
+    PLACED.
     """
     score = reading.number(finite=False)
     row = reading.record(
@@ -33,7 +34,7 @@ def _rule() -> reading.Rule:
                 )
 
     def file(value: Any, place: str) -> None:
-        grids.FILE(value, place)
+        grid_files.FILE(value, place)
         reading.record({"rows": rows, "exact": exact})(value, place)
 
     return file

@@ -20,7 +20,7 @@ from diffusion_jax.core import parsing, provenance
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array, Process
 from diffusion_jax.processes import gaussian
-from diffusion_jax.samplers import base, grids, placement
+from diffusion_jax.samplers import base, placement
 from diffusion_jax.studies import grid_file, grid_report, store, subjects
 from diffusion_jax.studies.grid_report import PLACED
 from diffusion_jax.studies.grid_scores import Solved, combined, measure
@@ -280,7 +280,7 @@ def place(
       (a row for every grid, the placed times).
     """
     n, process = base.points(sampler, nfe), starts.subject.process
-    hand = dict.fromkeys(grids.spec(name, sampler) for name in HAND_MADE)  # 'auto' by its name
+    hand = dict.fromkeys(base.grid_spec(name, sampler) for name in HAND_MADE)  # 'auto' by its name
     hand = {name: build(components.GRIDS, name, process, n) for name in hand}
     first = hand | ({} if like is None else {"spread": spread(process, like, n)})
     run = subjects.runner(starts.subject, sampler, n)

@@ -23,7 +23,7 @@ from diffusion_jax.inverse.methods import Method, restore
 from diffusion_jax.processes import schedules
 from diffusion_jax.report import pictures, quality
 from diffusion_jax.report.tables import markdown_table
-from diffusion_jax.samplers import base, grids
+from diffusion_jax.samplers import base
 from diffusion_jax.studies import store
 from diffusion_jax.studies.inverse_table import open_rows, timed_row
 from diffusion_jax.targets import laws, posterior
@@ -285,7 +285,7 @@ def solver_of(
     repeated = jnp.repeat(problem.y, settings.draws, 0)
     wrapped = method.wrap(sampler, problem.measurement, repeated)
     lengths = {nfe: base.points(wrapped, nfe) for nfe in budgets}
-    spec = grids.spec(settings.grid, sampler)
+    spec = base.grid_spec(settings.grid, sampler)
 
     @jax.jit
     def run(keys: Key, y: Array, ts: Array) -> Array:

@@ -26,7 +26,7 @@ from diffusion_jax.core.types import Array, Cond, Denoise, Key, Params, Process
 from diffusion_jax.data.padding import PaddedBatch, padded_batches
 from diffusion_jax.evaluation import generate, judge, points
 from diffusion_jax.report import pictures
-from diffusion_jax.samplers import base, grids
+from diffusion_jax.samplers import base, grids, step_noise
 from diffusion_jax.targets import presets, reference
 
 GROUPS = 5  # groups of samples; each is left out once to estimate the noise of a score
@@ -331,7 +331,7 @@ def runner(
     subject: Subject,
     sampler: base.Sampler,
     length: int,
-    noise: Callable[..., Any] = base.independent,
+    noise: Callable[..., Any] = step_noise.independent,
 ) -> Runner:
     """A function that draws all samples of a subject on any grid, by one compiled program.
 

@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose
 
 from diffusion_jax.inverse import measurements, methods, projections
 from diffusion_jax.processes import gaussian, schedules
-from diffusion_jax.samplers import ancestral, base, grids
+from diffusion_jax.samplers import ancestral, base, grids, step_noise
 from diffusion_jax.targets import laws
 from tests.families import PROCESSES, AnyOf
 from tests.inverse.problems import COVARIANCE, MEAN, STD, A, Y
@@ -80,7 +80,7 @@ def test_pigdm_and_dps_pull_through_the_denoisers_jacobian():
         y, denoise, nothing = (
             jnp.asarray(Y)[None],
             laws.denoise_gaussian(law, process),
-            base.Noise(None, None),
+            step_noise.Noise(None, None),
         )
         sampler = ancestral.ddim()
         moves = [
@@ -107,7 +107,9 @@ def probe(method, sampler, steps, measurement, y, law, process, z=0.0):
     denoise = method.guide(laws.denoise_gaussian(law, process), process, measurement, y)
     ts = grids.uniform_logsnr(process, steps + 1).astype(y.dtype)
     x = jnp.zeros((1, len(law.mean)), y.dtype)
-    noise = base.Noise(lambda t, s, part=0: z * jnp.ones_like(x), lambda i: z * jnp.ones_like(x))
+    noise = step_noise.Noise(
+        lambda t, s, part=0: z * jnp.ones_like(x), lambda i: z * jnp.ones_like(x)
+    )
 
     def move(x, times):
         return (wrapped.step(noise, x, (), *times, denoise, process, None)[0], None)

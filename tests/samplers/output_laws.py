@@ -13,9 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.samplers import (
-    base,
-)
+from diffusion_jax.samplers import base, step_noise
 from diffusion_jax.targets import laws
 from tests.families import PROCESSES, AnyOf
 
@@ -51,7 +49,7 @@ def law_of_run(sampler, process, ts, moves):
             jnp.where(row == i * DRAWS + d, 1.0, 0.0)[:, None] * jnp.ones(3, ts.dtype)
             for d in range(DRAWS)
         ]
-        noise = base.Noise(lambda t, s, part=0: drawn[:2][part], lambda j: drawn[2:][j])
+        noise = step_noise.Noise(lambda t, s, part=0: drawn[:2][part], lambda j: drawn[2:][j])
         return sampler.step(noise, *carry, ts[i], ts[i + 1], denoiser(process), process, None)
 
     out = jax.lax.fori_loop(0, moves, move, (x, sampler.init(x, ts)))[0]

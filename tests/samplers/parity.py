@@ -19,9 +19,7 @@ from numpy.testing import assert_allclose
 from diffusion_jax.denoisers import guidance, parameterization
 from diffusion_jax.denoisers.parameterization import decode, target
 from diffusion_jax.processes import discrete
-from diffusion_jax.samplers import (
-    base,
-)
+from diffusion_jax.samplers import step_noise
 from diffusion_jax.targets import laws
 
 FOLDER = Path(__file__).parents[1] / "fixtures"
@@ -82,7 +80,9 @@ def compiled(sampler, process, denoise):
 
     @jax.jit
     def step(x, memory, z, t, s):
-        fixed = base.Noise(lambda t, s, part=0: z[part] if z.ndim > x.ndim else z, lambda i: z)
+        fixed = step_noise.Noise(
+            lambda t, s, part=0: z[part] if z.ndim > x.ndim else z, lambda i: z
+        )
         return sampler.step(fixed, x, memory, t, s, denoise, process, None)
 
     return step

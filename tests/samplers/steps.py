@@ -10,10 +10,7 @@ import numpy as np
 
 from diffusion_jax.core import arrays
 from diffusion_jax.processes import schedules
-from diffusion_jax.samplers import (
-    base,
-    grids,
-)
+from diffusion_jax.samplers import base, grids, step_noise
 from diffusion_jax.targets import laws
 
 MIXTURE = laws.mixture([0.6, 0.4], [[0.8, -0.3], [-0.5, 0.6]], [[0.3, 0.2], [0.15, 0.4]])
@@ -26,7 +23,7 @@ def one_step(sampler, process, denoise=None, t=0.6, s=0.45):
     t, s = (jnp.asarray(process.t_min + u * (process.t_max - process.t_min)) for u in (t, s))
     denoise = denoise or laws.denoise_mixture(MIXTURE, process)
     return sampler.step(
-        base.independent(process, keys, x)(0),
+        step_noise.independent(process, keys, x)(0),
         x,
         sampler.init(x, jnp.stack([t, s])),
         t,

@@ -12,12 +12,7 @@ from numpy.testing import assert_allclose
 
 from diffusion_jax.core import arrays
 from diffusion_jax.processes import gaussian, schedules
-from diffusion_jax.samplers import (
-    adaptive,
-    base,
-    grids,
-    sde,
-)
+from diffusion_jax.samplers import adaptive, base, grids, sde, step_noise
 from diffusion_jax.targets import laws
 from tests.families import PROCESSES
 from tests.samplers.steps import MIXTURE, setting
@@ -96,7 +91,7 @@ def test_brownian_increments_add_up():
     )
     ts = grids.uniform_logsnr(process, 5)
     lam = gaussian.logsnr(process, ts)
-    path = jax.jit(lambda t, s: base.brownian(process, keys, x)(0).path(t, s))
+    path = jax.jit(lambda t, s: step_noise.brownian(process, keys, x)(0).path(t, s))
     parts = np.stack([path(t, s)[:, 0] for t, s in zip(ts[:-1], ts[1:])])
     whole = np.asarray(path(ts[0], ts[-1])[:, 0])
     share = np.sqrt(np.diff(lam) / (lam[-1] - lam[0]))
@@ -124,5 +119,5 @@ def test_on_one_brownian_path_sde_solvers_converge_to_one_image():
         ]
         return [float(jnp.sqrt(jnp.mean((image - images[-1]) ** 2))) for image in images[:2]]
 
-    (coarse, fine), (fresh, _) = distance(base.brownian), distance(base.independent)
+    (coarse, fine), (fresh, _) = distance(step_noise.brownian), distance(step_noise.independent)
     assert fine < 0.6 * coarse and coarse < 0.5 * fresh

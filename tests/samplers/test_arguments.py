@@ -24,6 +24,7 @@ from diffusion_jax.samplers import (
     ode,
     sde,
     singlestep,
+    step_noise,
     stochastic,
 )
 from diffusion_jax.targets import laws
@@ -46,9 +47,9 @@ def test_eta_above_one_is_limited_to_all_the_noise_there_is(make):
             s=0.45,
         )
         s = jnp.asarray(process.t_min + 0.45 * (process.t_max - process.t_min))
-        z = base.independent(process, arrays.example_keys(jax.random.key(0), 8), found)(0).path(
-            s, s
-        )
+        z = step_noise.independent(process, arrays.example_keys(jax.random.key(0), 8), found)(
+            0
+        ).path(s, s)
         assert_allclose(found, process.alpha(s) * 0.3 + process.sigma(s) * z, rtol=1e-9)
 
 
@@ -134,7 +135,7 @@ def moments(sampler, denoise, process, ts, mean, variance):
     def move(carry, times):
         z = jnp.asarray([[0.0], [0.0], [1.0]])
         mean, variance = carry
-        noise = base.Noise(lambda t, s, part=0: z, lambda i: z)
+        noise = step_noise.Noise(lambda t, s, part=0: z, lambda i: z)
         offset, one, spread = sampler.step(noise, rows, (), *times, denoise, process, None)[0][:, 0]
         return (
             (one - offset) * mean + offset,

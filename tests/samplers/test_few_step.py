@@ -12,7 +12,7 @@ from diffusion_jax.core import arrays
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.inverse import masks, measurements, methods
 from diffusion_jax.processes import gaussian, schedules
-from diffusion_jax.samplers import ancestral, base, few_step, grids
+from diffusion_jax.samplers import ancestral, base, few_step, grids, step_noise
 from diffusion_jax.targets import reference
 from tests.objectives.exact_functions import FLOW, MIXTURE, NORMAL, exact
 
@@ -53,7 +53,7 @@ def test_multistep_is_algorithm_1(residual):
 
     keys = arrays.example_keys(jax.random.key(0), 3)
     ts = grids.levels(process, 3, levels=(0.8, 0.3))
-    noise = base.independent(process, keys, jnp.zeros((3, 2)))
+    noise = step_noise.independent(process, keys, jnp.zeros((3, 2)))
     x = y = base.start(process, keys, (3, 2))
     y = f(y, ts[0]).x0
     for i, tau in enumerate((0.8, 0.3)):
@@ -93,7 +93,14 @@ def test_the_boundary_decides_how_much_noise_leads_back(end):
     )
     for s in (0.25, 0.4, 0.8):
         moved = few_step.multistep().step(
-            base.Noise(lambda t, s, part=0: z, None), rows, (), t, jnp.asarray(s), f, process, None
+            step_noise.Noise(lambda t, s, part=0: z, None),
+            rows,
+            (),
+            t,
+            jnp.asarray(s),
+            f,
+            process,
+            None,
         )[0]
         variance = (
             moved[1] ** 2 * (process.alpha(t) ** 2 * v + process.sigma(t) ** 2) + moved[2] ** 2
@@ -193,7 +200,7 @@ def test_zero_shot_editing_is_algorithm_4(task):
 
     @jax.jit
     def by_hand(x):
-        noise, y = base.independent(process, keys, y0), mix(f(x, ts[0]).x0)
+        noise, y = step_noise.independent(process, keys, y0), mix(f(x, ts[0]).x0)
         for i in (0, 1):
             y = mix(f(y + process.sigma(ts[i + 1]) * noise(i).path(ts[i], ts[i + 1]), ts[i + 1]).x0)
         return y

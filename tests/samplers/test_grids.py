@@ -121,15 +121,15 @@ def test_auto_is_the_samplers_own_grid():
     """Every sampler names one that exists; an adaptive one has no other."""
     samplers = [make() for make in SAMPLERS.values()]
     for sampler in samplers:
-        assert grids.spec("karras", sampler) == (
+        assert base.grid_spec("karras", sampler) == (
             sampler.grid if base.adaptive(sampler) else "karras"
         )
-    for own in {grids.spec("auto", sampler) for sampler in samplers}:
+    for own in {base.grid_spec("auto", sampler) for sampler in samplers}:
         ts = build(components.GRIDS, own, schedules.VE(), 4)
         assert ts[0] == 1 and np.all(np.diff(ts) < 0), own
     assert (
-        grids.spec("auto", few_step.multistep()) == "few_step()"
-        and grids.spec("auto", adaptive.tsit5()) == "uniform()"
+        base.grid_spec("auto", few_step.multistep()) == "few_step()"
+        and base.grid_spec("auto", adaptive.tsit5()) == "uniform()"
     )
 
 

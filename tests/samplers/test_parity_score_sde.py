@@ -11,12 +11,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from diffusion_jax.processes import schedules
-from diffusion_jax.samplers import (
-    ancestral,
-    base,
-    corrector,
-    sde,
-)
+from diffusion_jax.samplers import ancestral, corrector, sde, step_noise
 from diffusion_jax.targets import laws
 from tests.samplers.parity import (
     compare,
@@ -139,7 +134,7 @@ def test_updates_equal_score_sde(update, t):
     with jax.enable_x64(True):
         ours, process, t, s = our_update(case, cases[case])
         pool = jnp.asarray(stored["noise"], "float64")
-        noise = base.Noise(lambda t, s, part=0: pool[0], lambda i: pool[i])
+        noise = step_noise.Noise(lambda t, s, part=0: pool[0], lambda i: pool[i])
         x = cases[case]["x_T_scale"] * jnp.asarray(stored["z"], "float64")
         memory = () if isinstance(ours, corrector.Corrector) else ((),)
         found = ours.step(
@@ -163,7 +158,7 @@ def test_correctors_run_on_sub_vp(make):
     law = laws.Mixture(jnp.ones(1), jnp.zeros((1, 64)), jnp.ones((1, 64)))
     z, first = np.random.default_rng(0).standard_normal((2, 1000, 64)).astype("float32")
     std = jnp.sqrt(process.alpha(s) ** 2 + process.sigma(s) ** 2)
-    noise = base.Noise(lambda t, s, part=0: jnp.asarray(z), lambda i: jnp.asarray(z))
+    noise = step_noise.Noise(lambda t, s, part=0: jnp.asarray(z), lambda i: jnp.asarray(z))
     moved = make(snr=0.1).step(
         noise, std * first, s + 0.01, s, laws.denoise_mixture(law, process), process, None
     )

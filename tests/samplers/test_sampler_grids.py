@@ -22,6 +22,7 @@ from diffusion_jax.samplers import (
     multistep,
     ode,
     sde,
+    step_noise,
 )
 from diffusion_jax.targets import laws
 from tests.families import PROCESSES, SAMPLERS, AnyOf
@@ -48,7 +49,9 @@ def steps_of(sampler, ts, x=None):
         t, s, given = inputs
         now, memory = carry
         now = now if x is None else jnp.full_like(now, given)
-        now, memory = sampler.step(base.silence(start), now, memory, t, s, said, process, None)
+        now, memory = sampler.step(
+            step_noise.silence(start), now, memory, t, s, said, process, None
+        )
         return (now, memory), now[0, 0]
 
     given = ts if x is None else x

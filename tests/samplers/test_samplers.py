@@ -23,6 +23,7 @@ from diffusion_jax.samplers import (
     multistep,
     ode,
     sde,
+    step_noise,
 )
 from tests.families import PROCESSES, SAMPLERS, AnyOf
 from tests.samplers.steps import setting
@@ -79,7 +80,7 @@ def test_sample_is_a_loop_of_steps_that_ends_in_x0_hat(sampler):
     path, memory = [x], sampler.init(x, ts)
     for i in range(len(ts) - 1):
         y, memory = sampler.step(
-            base.independent(process, keys, x)(i),
+            step_noise.independent(process, keys, x)(i),
             path[-1],
             memory,
             ts[i],
