@@ -295,10 +295,6 @@ def few_step(config: ConfigDict, name: str, teacher: str) -> ConfigDict:
         config.model.second_time = name in ("meanflow", "imf")
         config.sampler.update(grid="few_step", nfe=2, guidance=1.0)
     config.model.noise_embedding = "smooth"
-    if (
-        name in ("sct", "scd", "meanflow", "imf") and "attention_impl" in config.model
-    ):  # for forward mode
-        config.model.attention_impl = "plain"
     return config
 
 

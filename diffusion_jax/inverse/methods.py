@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.core import arrays, streams
+from diffusion_jax.core import arrays, forward_mode, streams
 from diffusion_jax.core.arrays import expand
 from diffusion_jax.core.errors import UserError, need_ranges
 from diffusion_jax.core.types import Array, Cond, Denoise, Key, Prediction, Process
@@ -163,7 +163,7 @@ def pigdm(data_std: float = 1.0, symmetric: bool = False) -> Method:
                 prediction = denoise(x, t, cond)
                 return prediction.x0, prediction
 
-            transform = jax.linearize if symmetric else jax.vjp
+            transform = forward_mode.linearize if symmetric else jax.vjp
             x0, times_jacobian, prediction = transform(x0_and_prediction, x_t, has_aux=True)
             pulled = times_jacobian(pull(measurement, x0, y, spread(process, t, data_std)))
             x0 = x0 + expand(process.sigma(t) ** 2 / process.alpha(t), x_t) * (
@@ -219,7 +219,7 @@ def dps(scale: float = 1.0, symmetric: bool = False) -> Method:
             )
 
         def gradient(x: Array, t: Array, denoise: Denoise, cond: Cond) -> Array:
-            transform = jax.linearize if symmetric else jax.vjp
+            transform = forward_mode.linearize if symmetric else jax.vjp
             x0, times_jacobian = transform(lambda x: denoise(x, t, cond).x0, x)
             pulled = times_jacobian(jax.grad(misfit)(x0))
             return pulled if symmetric else pulled[0]

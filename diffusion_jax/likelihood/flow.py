@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.core import arrays, integrators, streams
+from diffusion_jax.core import arrays, forward_mode, integrators, streams
 from diffusion_jax.core.arrays import sum_per_example
 from diffusion_jax.core.errors import unknown
 from diffusion_jax.core.types import Array, Cond, Denoise, Key, Process
@@ -110,7 +110,7 @@ def log_likelihood(
         probes = trace(key, x)
 
         def field(u, y):
-            velocity, tangent = jax.linearize(
+            velocity, tangent = forward_mode.linearize(
                 _velocity(process, denoise, u, cond), y[:-1].reshape(x.shape)
             )
             terms = jax.lax.map(lambda e: jnp.vdot(e, tangent(e)), probes, batch_size=CHUNK)

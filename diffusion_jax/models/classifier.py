@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.core.types import Array, Cond
-from diffusion_jax.models import layers
+from diffusion_jax.models import attention, layers
 from diffusion_jax.models.embeddings import KERNEL_INIT, ConditionEmbedding
 
 
@@ -135,7 +135,7 @@ class _AttentionPool(nn.Module):
 
         q = split(dense("query")(tokens[:, :1]))
         k, v = split(dense("key")(tokens)), split(dense("value")(tokens))
-        return dense("project")(layers.attention(q, k, v, "plain").reshape(b, c))
+        return dense("project")(attention.multi_head(q, k, v, "plain").reshape(b, c))
 
 
 # The members of the family, which a config may name.

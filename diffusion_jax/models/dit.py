@@ -14,7 +14,7 @@ import numpy as np
 
 from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.core.types import Array, Cond
-from diffusion_jax.models import layers
+from diffusion_jax.models import attention, layers
 from diffusion_jax.models.embeddings import KERNEL_INIT, ConditionEmbedding
 from diffusion_jax.models.remat import product, rematerialized
 
@@ -55,7 +55,7 @@ class DiT(nn.Module):
       dtype: 'float32' or 'bfloat16' for tokens and blocks. Parameters, norms, softmax, the
         embedding of noise level and class, last layer and output are float32.
       remat: see remat.rematerialized.
-      attention_impl: see layers.attention.
+      attention_impl: see attention.multi_head.
       scan_blocks: runs the blocks in one loop, over parameters 'blocks' with a leading axis `depth`
         instead of 'block_0', ...; one block is compiled instead of all. For accelerators.
     """
@@ -194,7 +194,7 @@ class _Block(nn.Module):
         b, tokens, width = h.shape
         qkv = product(self._dense(3 * width, "qkv")(h))
         q, k, v = jnp.unstack(qkv.reshape(b, tokens, self.heads, 3, width // self.heads), axis=3)
-        h = layers.attention(q, k, v, self.impl).reshape(b, tokens, width)
+        h = attention.multi_head(q, k, v, self.impl).reshape(b, tokens, width)
         return product(self._dense(width, "project")(h))
 
     def _mlp(self, h: Array, train: bool) -> Array:

@@ -1,4 +1,4 @@
-"""Building blocks of networks: attention, group norm, convolutions, residual and attention blocks.
+"""Building blocks of networks: group norm, convolutions, residual and attention blocks.
 
 Activations are NHWC. `dtype` is the type of convolutions and matrix products; parameters, norms,
 softmax and embeddings are float32.
@@ -12,67 +12,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.core import arrays
-from diffusion_jax.core.errors import UserError, unknown
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array
+from diffusion_jax.models import attention
 from diffusion_jax.models.embeddings import KERNEL_INIT
 from diffusion_jax.models.remat import product
 
 ZERO_INIT = nn.initializers.zeros_init()
-
-
-def attention(q: Array, k: Array, v: Array, impl: str = "auto", mask: Array | None = None) -> Array:
-    """Multi-head attention, softmax(q k^T / sqrt(D)) v per head (Vaswani et al. 2017, eq. 1).
-
-    Args:
-      q: queries, (B, T, heads, D).
-      k: keys, (B, S, heads, D).
-      v: values, (B, S, heads, D).
-      impl: 'fused' is jax.nn.dot_product_attention, with cuDNN's flash kernel where the GPU has one
-        for this type and width; that kernel has no forward-mode derivative. 'plain' is einsum,
-        which has one (jvp) and is about twice as fast on CPUs. 'auto' is plain on CPUs and fused
-        elsewhere.
-      mask: which keys exist, (B, S) bool, at least one for each example; None means all.
-
-    Returns:
-      (B, T, heads, D).
-
-    Raises:
-      UserError: if `impl` is unknown.
-    """
-    implementations = {"plain": _plain_attention, "fused": _fused_attention}
-    if impl == "auto":
-        impl = "plain" if arrays.platform() == "cpu" else "fused"
-    if impl not in implementations:
-        raise unknown("attention_impl", impl, ["auto", *implementations])
-    return implementations[impl](q, k, v, mask)
-
-
-def _plain_attention(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
-    scale = q.shape[-1] ** -0.5
-    q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q * scale, k, v))  # (B, heads, T, D)
-    wide = jnp.promote_types(q.dtype, jnp.float32)
-    logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=wide)
-    if mask is not None:
-        logits = jnp.where(mask[:, None, None, :], logits, -jnp.inf)
-    # The result does not depend on what is subtracted, so neither does its derivative.
-    p = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
-    out = jnp.einsum("bhqk,bhkd->bhqd", p.astype(v.dtype), v, preferred_element_type=wide)
-    # T x D divisions after the product instead of T x S before it
-    out = out / jnp.sum(p, axis=-1, keepdims=True)
-    return jnp.swapaxes(out, 1, 2).astype(v.dtype)
-
-
-def _fused_attention(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
-    if mask is not None:  # a text, which has too few keys for a flash kernel to matter
-        return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None, :])
-    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if _cudnn_fits(q) else None)
-
-
-def _cudnn_fits(q: Array) -> bool:
-    """Whether cuDNN has a flash kernel: NVIDIA GPU, bfloat16, D a multiple of 8 up to 128."""
-    nvidia = arrays.platform() == "gpu" and "NVIDIA" in jax.local_devices()[0].device_kind
-    return nvidia and q.dtype == jnp.bfloat16 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
 
 
 def groups(channels: int) -> int:
@@ -258,7 +204,7 @@ class AttentionBlock(nn.Module):
       head_width: channels per head (ADM: 64); None is one head (DDPM), as are fewer channels than
         head_width.
       skip_scale: factor of the sum.
-      impl: see attention.
+      impl: see attention.multi_head.
       dtype: type of the matrix products.
       norm: see group_norm.
     """
@@ -280,7 +226,7 @@ class AttentionBlock(nn.Module):
         )  # fan_avg would see 3c outputs
         qkv = product(nn.Dense(3 * c, kernel_init=init, dtype=self.dtype, name="qkv")(h))
         q, k, v = jnp.unstack(qkv.reshape(b, height * width, 3, heads, c // heads), axis=2)
-        h = attention(q, k, v, self.impl).reshape(b, height, width, c)
+        h = attention.multi_head(q, k, v, self.impl).reshape(b, height, width, c)
         h = nn.Dense(c, kernel_init=ZERO_INIT, dtype=self.dtype, name="project")(h)
         return ((x + h) * self.skip_scale).astype(self.dtype)
 
@@ -296,7 +242,7 @@ class CrossAttentionBlock(nn.Module):
     Attributes:
       head_width: see AttentionBlock.
       skip_scale: factor of the sum.
-      impl: see attention.
+      impl: see attention.multi_head.
       dtype: type of the matrix products.
       norm: see group_norm.
     """
@@ -317,7 +263,7 @@ class CrossAttentionBlock(nn.Module):
         k = product(nn.Dense(c, kernel_init=KERNEL_INIT, dtype=self.dtype, name="key")(states))
         v = product(nn.Dense(c, kernel_init=KERNEL_INIT, dtype=self.dtype, name="value")(states))
         q, k, v = (a.reshape(b, a.shape[1], heads, c // heads) for a in (q, k, v))
-        h = attention(q, k, v, self.impl, mask).reshape(b, height, width, c)
+        h = attention.multi_head(q, k, v, self.impl, mask).reshape(b, height, width, c)
         h = nn.Dense(c, kernel_init=ZERO_INIT, dtype=self.dtype, name="project")(h)
         return ((x + h) * self.skip_scale).astype(self.dtype)
 

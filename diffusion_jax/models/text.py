@@ -22,7 +22,7 @@ import numpy as np
 
 from diffusion_jax.core.errors import UserError, need_ranges
 from diffusion_jax.core.types import Array, Params
-from diffusion_jax.models import layers
+from diffusion_jax.models import attention
 
 BATCH = 64  # captions in one pass of a frozen encoder
 
@@ -195,7 +195,7 @@ class Bert(nn.Module):
                 dense(self.width, name=f"layer_{i}_{part}")(h) for part in ("query", "key", "value")
             )
             q, k, v = (a.reshape(*a.shape[:2], self.heads, -1) for a in (q, k, v))
-            seen = layers.attention(q, k, v, "plain", mask).reshape(h.shape)
+            seen = attention.multi_head(q, k, v, "plain", mask).reshape(h.shape)
             project = dense(self.width, name=f"layer_{i}_project")
             h = norm(name=f"layer_{i}_norm_1")(h + project(seen))
             inner = dense(4 * self.width, name=f"layer_{i}_mlp_in")(h)

@@ -60,8 +60,7 @@ class UNet(nn.Module):
       remat: what is kept for the backward pass: 'none' (all activations), 'block' (none inside
         blocks: the least memory, a third more work), 'dots' (results of convolutions and products),
         'offload' (those, in the host's memory).
-      attention_impl: 'auto', 'fused' or 'plain', see layers.attention; 'plain' where a jvp is taken
-        on a GPU.
+      attention_impl: 'auto', 'blocked', 'fused' or 'plain', see attention.multi_head.
     """
 
     num_classes: int = 0

@@ -14,10 +14,9 @@ time has a loss of order one.
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 
-from diffusion_jax.core import arrays, streams
+from diffusion_jax.core import arrays, forward_mode, streams
 from diffusion_jax.core.arrays import expand, mean_per_example
 from diffusion_jax.core.types import Array, Cond, Key, Prediction, Process
 from diffusion_jax.objectives import times
@@ -72,7 +71,7 @@ def continuous_time(
             return prediction.x0, prediction
 
         along = gaussian.velocity(process, truth, t), jnp.ones_like(t)
-        _, df_dt, own = jax.jvp(f, (x_t, t), along, has_aux=True)
+        _, df_dt, own = forward_mode.jvp(f, (x_t, t), along, has_aux=True)
         cos = expand(jnp.cos(phi), x_t)
         whole = cos * df_dt / expand(pace, x_t)
         first = -(cos**2) * (velocity(own, phi) - velocity(truth, phi))

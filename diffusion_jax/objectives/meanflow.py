@@ -21,7 +21,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.core import arrays, streams
+from diffusion_jax.core import arrays, forward_mode, streams
 from diffusion_jax.core.arrays import expand, mean_per_example
 from diffusion_jax.core.errors import need_ranges
 from diffusion_jax.core.types import Array, Cond, Key, Prediction, Process
@@ -146,7 +146,9 @@ def _meanflow(
             )
             return end, prediction
 
-        _, tangent, constant = jax.jvp(move, (x_t, t), (along, jnp.ones_like(t)), has_aux=True)
+        _, tangent, constant = forward_mode.jvp(
+            move, (x_t, t), (along, jnp.ones_like(t)), has_aux=True
+        )
         student = velocity(networks.student(x_t, t, ending(cond, s)))
         error = student - velocity(constant) - tangent - (v - along)
         square = mean_per_example(error**2)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 
+from diffusion_jax.core import forward_mode
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array, Cond, Denoise, Key, Process
 from diffusion_jax.processes.gaussian import logsnr, time_of_logsnr
@@ -91,7 +92,7 @@ def _levenberg_marquardt(
 
     @jax.jit
     def normal_equations(theta):
-        r, jacobian = residual(theta), jax.jacfwd(residual)(theta)
+        r, jacobian = residual(theta), forward_mode.jacfwd(residual)(theta)
         return jnp.sum(r**2), jacobian.T @ jacobian, jacobian.T @ r
 
     @jax.jit

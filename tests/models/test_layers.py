@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,56 +10,6 @@ import pytest
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.models import embeddings, layers
 from tests.models.networks import normal
-
-
-def test_plain_and_fused_attention_agree():
-    qkv = 2 * normal(0, (3, 2, 9, 3, 8))  # 3 heads of 8, 9 tokens
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def both_ways(impl, qkv):
-        out, pull = jax.vjp(lambda a: layers.attention(*a, impl), qkv)
-        return out, pull(jnp.cos(out))
-
-    (plain, plain_grads), (fused, fused_grads) = both_ways("plain", qkv), both_ways("fused", qkv)
-    assert plain.shape == (2, 9, 3, 8)
-    np.testing.assert_allclose(plain, fused, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(plain_grads, fused_grads, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(
-        both_ways("auto", qkv)[0], plain if jax.default_backend() == "cpu" else fused
-    )
-
-
-def test_attention_of_known_answers():
-    """Equal keys: the mean of the values. A key far ahead of the others: its value, though
-    exp(logit) overflows.
-    """
-    q, v, ahead = (
-        np.ones((1, 5, 2, 4), np.float32),
-        normal(0, (1, 5, 2, 4)),
-        np.zeros((1, 5, 2, 4), np.float32),
-    )
-    ahead[:, 3] = 100.0
-    attend = jax.jit(layers.attention, static_argnums=3)
-    for impl in ("plain", "fused"):
-        mean = attend(q, q, v, impl)
-        np.testing.assert_allclose(
-            mean, np.broadcast_to(v.mean(1, keepdims=True), v.shape), atol=1e-6
-        )
-        one = attend(q, ahead, v, impl)
-        np.testing.assert_allclose(one, np.broadcast_to(v[:, 3:4], v.shape), atol=1e-6)
-
-
-def test_plain_attention_jvp_against_finite_differences():
-    with jax.enable_x64(True):
-        qkv, direction = normal(0, (2, 3, 1, 6, 2, 4), np.float64)
-        f = jax.jit(lambda a: layers.attention(*a, "plain"))
-        derivative = jax.jit(lambda a, d: jax.jvp(f, (a,), (d,))[1])(qkv, direction)
-        h = 1e-5
-        difference = (np.asarray(f(qkv + h * direction)) - np.asarray(f(qkv - h * direction))) / (
-            2 * h
-        )
-        assert difference.dtype == np.float64
-    np.testing.assert_allclose(derivative, difference, rtol=1e-7, atol=1e-9)
 
 
 def test_depth_to_space_undoes_space_to_depth_and_keeps_blocks_together():

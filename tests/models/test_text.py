@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.models import layers, text
+from diffusion_jax.models import attention, text
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.pretrained import weights
 from tests.models.captioned import TINY, text_condition
@@ -74,10 +74,10 @@ def test_bytes_are_utf8_plus_one():
 def test_masked_keys_are_not_there(impl):
     q, k, v = (jax.random.normal(jax.random.key(i), (2, n, 2, 4)) for i, n in enumerate((3, 5, 5)))
     mask = jnp.array([[True, True, False, False, False], [False, True, False, True, True]])
-    out = layers.attention(q, k, v, impl, mask)
+    out = attention.multi_head(q, k, v, impl, mask)
     for b in range(2):
         kept = np.flatnonzero(mask[b])
-        alone = layers.attention(q[b : b + 1], k[b : b + 1, kept], v[b : b + 1, kept], "plain")
+        alone = attention.multi_head(q[b : b + 1], k[b : b + 1, kept], v[b : b + 1, kept], "plain")
         np.testing.assert_allclose(out[b], alone[0], atol=1e-6)
 
 
