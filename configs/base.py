@@ -10,13 +10,10 @@ changes a component and its arguments:
 
 from __future__ import annotations
 
-from typing import Any
-
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from diffusion_jax.assembly.components import network
-from diffusion_jax.assembly.specs import with_args, with_parts
 from diffusion_jax.core.errors import unknown
 
 
@@ -202,6 +199,10 @@ IMAGE_VARIANTS = VARIANTS | {
 def variant(config: ConfigDict, name: str) -> ConfigDict:
     """Set process, parameterization, objective and sampler to one of VARIANTS.
 
+    Args:
+      config: the config, which is changed in place and returned.
+      name: a key of VARIANTS.
+
     Raises:
       UserError: for another name.
     """
@@ -209,9 +210,14 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
 
 
 def image_variant(config: ConfigDict, name: str) -> ConfigDict:
-    """Set one of IMAGE_VARIANTS; 'iddpm' (Nichol & Dhariwal 2021) also learns the variance.
+    """Set process, parameterization, objective and sampler to one of IMAGE_VARIANTS.
 
-    It changes config.model, so call it after the network is set.
+    Args:
+      config: the config, which is changed in place and returned; its network must be set already.
+      name: a key of IMAGE_VARIANTS. 'iddpm' (Nichol & Dhariwal 2021) also learns the variance.
+
+    Raises:
+      UserError: for another name.
     """
     config = _set_variant(config, name, IMAGE_VARIANTS)
     config.model.learn_variance = name == "iddpm"
@@ -233,6 +239,12 @@ def _set_variant(config: ConfigDict, name: str, variants: dict[str, tuple[str, .
 
 def split_size(name: str) -> tuple[str, str]:
     """Split the size from a variant: 'vp,full' -> ('vp', 'full'); 'vp' -> ('vp', 'light').
+
+    Args:
+      name: a variant, and optionally a comma and a size, light or full.
+
+    Returns:
+      (variant, size); 'vp' and 'light' where they are missing.
 
     Raises:
       UserError: for an unknown size.
@@ -275,9 +287,10 @@ def few_step(config: ConfigDict, name: str, teacher: str) -> ConfigDict:
     """Make the config one of FEW_STEP, or 'teacher', the diffusion model that they learn from.
 
     Args:
-      config: with the network and the data.
-      name: of the variant.
-      teacher: the workdir of the diffusion model.
+      config: the config, which is changed in place and returned; its network and data must be set
+        already.
+      name: 'teacher' or a key of FEW_STEP.
+      teacher: the workdir of the diffusion model, which is used by the methods that need it.
 
     Raises:
       UserError: for another name.
@@ -295,92 +308,4 @@ def few_step(config: ConfigDict, name: str, teacher: str) -> ConfigDict:
         config.model.second_time = name in ("meanflow", "imf")
         config.sampler.update(grid="few_step", nfe=2, guidance=1.0)
     config.model.noise_embedding = "smooth"
-    return config
-
-
-# ---- autoencoders and latents
-VAES = {
-    # name: (p(x | z), the options of the network for it)
-    "gaussian": ("autoencoding.gaussian()", {}),
-    "bernoulli": ("autoencoding.bernoulli()", {}),
-    "logistic": ("autoencoding.logistic()", {"log_scale": "pixel"}),
-    "powerful": (
-        "autoencoding.logistic()",
-        {"log_scale": "pixel", "pixel_layers": 4, "pixel_width": 16},
-    ),
-}
-
-
-def vae(config: ConfigDict, name: str, **options: Any) -> ConfigDict:
-    """Make the config one of VAES, whose network has these options besides.
-
-    Raises:
-      UserError: for another name.
-    """
-    if name not in VAES:
-        raise unknown("variant", name, VAES)
-    likelihood, own = VAES[name]
-    config.objective = with_parts("autoencoding.elbo", likelihood=likelihood)
-    config.model = network("autoencoder.VAE", **options | own)
-    if config.model.pixel_layers:  # an image takes a call of the decoder for each of its pixels
-        config.training.sample_every = config.training.steps
-    return _autoencoder(config)
-
-
-KL = ("plain", "adversarial")
-SMALL_KL = {  # options of AutoencoderKL for a CPU; the stem halves the image before the network
-    "stem": 2,
-    "width": 32,
-    "multipliers": (1, 2),
-    "blocks": 1,
-    "norm": (8, 1e-6),
-    "attention": False,
-}
-
-
-def autoencoder(config: ConfigDict, name: str, **options: Any) -> ConfigDict:
-    """Make the config an autoencoder for latents: 'plain', or 'adversarial' with a PatchGAN.
-
-    Args:
-      config: with the number of training steps.
-      name: of the variant.
-      **options: of the network.
-
-    Raises:
-      UserError: for another name.
-    """
-    if name not in KL:
-        raise unknown("variant", name, KL)
-    config.objective = "autoencoding.reconstruction(features='classifier', kl_weight=1e-3)"
-    if name == "adversarial":
-        config.objective = with_args(
-            config.objective, adversarial=0.5, start=config.training.steps // 2
-        )
-    config.discriminator = "PatchGAN(width=32, layers=2)"  # used by an adversarial objective alone
-    config.model = network("autoencoder.AutoencoderKL", **options)
-    config.conditional = False
-    return _autoencoder(config)
-
-
-def _autoencoder(config: ConfigDict) -> ConfigDict:
-    """The sampling settings of an autoencoder, which draws images in one evaluation."""
-    config.sampler.update(nfe=1, guidance=1.0, clip="none")
-    return config
-
-
-def latents(config: ConfigDict, recipe: str = "") -> ConfigDict:
-    """Make the config learn from latents, the file of experiments.encode at data.path.
-
-    Args:
-      config: of diffusion.
-      recipe: the config by which experiments.train_latent trains the autoencoder. The key
-        latent.autoencoder is the workdir of the autoencoder that made the latents.
-    """
-    config.data.name = "latents"
-    config.latent = ConfigDict({"autoencoder": "", "recipe": recipe})
-    config.sampler.clip = "none"  # latents have no bounds
-    if config.parameterization == "edm()":  # latents have variance 1
-        config.parameterization = with_args(config.parameterization, sigma_data=1.0)
-    if config.objective == "denoising.edm()":
-        config.objective = with_args(config.objective, sigma_data=1.0)
     return config

@@ -15,6 +15,15 @@ VARIANTS = cifar10.VARIANTS
 
 
 def get_config(name: str = "vp") -> ConfigDict:
+    """Return the config of a variant and a size.
+
+    Args:
+      name: ddpm, iddpm, vp, subvp, ve, edm or flow, and after a comma the size, light or full, as
+        in 'edm,full'; without a size it is light.
+
+    Raises:
+      UserError: for an unknown variant or size.
+    """
     config = cifar10.get_config(name)
     config.data.name = "cifar100"
     return config

@@ -18,6 +18,14 @@ VARIANTS = IMAGE_VARIANTS
 
 
 def get_config(name: str = "vp") -> ConfigDict:
+    """Return the config of a variant.
+
+    Args:
+      name: ddpm, iddpm, vp, subvp, ve, edm or flow.
+
+    Raises:
+      UserError: for an unknown variant.
+    """
     config = base()
     config.model = network(
         "unet.UNet", width=32, multipliers=(1, 2), blocks=1, attention=(4,), head_width=32

@@ -22,6 +22,14 @@ from diffusion_jax.assembly.specs import with_args
 
 
 def get_config(name: str = "vp") -> ConfigDict:
+    """Return the config of a variant.
+
+    Args:
+      name: ddpm, vp, subvp, ve, edm or flow.
+
+    Raises:
+      UserError: for an unknown variant.
+    """
     config = variant(base(), name)
     config.data.name = "digits_captions"
     config.text.encoder = "bytes(width=64)"

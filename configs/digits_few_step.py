@@ -35,6 +35,14 @@ STEPS = {
 
 
 def get_config(name: str = "cd") -> ConfigDict:
+    """Return the config of a variant.
+
+    Args:
+      name: teacher, the diffusion model, or a method: cd, ct, ict, ect, sct, scd, meanflow or imf.
+
+    Raises:
+      UserError: for an unknown variant.
+    """
     config = base()
     config.model = network(
         "unet.UNet", width=32, multipliers=(1, 2), blocks=1, attention=(4,), head_width=32

@@ -11,12 +11,21 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.base import VAES, base, vae
+from configs._autoencoders import VAES, vae
+from configs.base import base
 
 VARIANTS = VAES
 
 
 def get_config(name: str = "gaussian") -> ConfigDict:
+    """Return the config of a variant.
+
+    Args:
+      name: gaussian, bernoulli, logistic or powerful: what the decoder's output means.
+
+    Raises:
+      UserError: for an unknown variant.
+    """
     config = base()
     config.training.update(
         steps=2000, log_every=100, eval_every=500, sample_every=1000, checkpoint_every=1000

@@ -22,6 +22,15 @@ from configs.base import base, network, split_size, variant
 
 
 def get_config(name: str = "edm") -> ConfigDict:
+    """Return the config of a variant and a size.
+
+    Args:
+      name: ddpm, vp, subvp, ve, edm or flow, and after a comma the size, light or full, as in
+        'edm,full'; without a size it is light.
+
+    Raises:
+      UserError: for an unknown variant or size.
+    """
     name, size = split_size(name)
     config = variant(base(), name)
     config.data.update(name="npz", image_size=32, channels=3)

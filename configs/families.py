@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.base import autoencoder, base, latents, network, vae, variant
+from configs._autoencoders import autoencoder, latents, vae
+from configs.base import base, network, variant
 from diffusion_jax.assembly.specs import with_args
 from diffusion_jax.core.errors import unknown
 
@@ -26,7 +27,10 @@ DIFFUSION = {"ddpm": "ddpm", "ve": "ve", "sub-vp": "subvp", "edm": "edm", "flow"
 
 
 def get_config(name: str = "digits") -> ConfigDict:
-    """The families for a data set: 'digits', 'mnist' or 'fashion_mnist'.
+    """Return the config of all families for a data set.
+
+    Args:
+      name: digits, mnist or fashion_mnist.
 
     Raises:
       UserError: for another name.
@@ -69,7 +73,7 @@ def get_config(name: str = "digits") -> ConfigDict:
 
 
 VAES = {
-    # name: (what it is, a variant of configs.base.VAES, arguments of autoencoding.elbo)
+    # name: (what it is, a variant of configs._autoencoders.VAES, arguments of autoencoding.elbo)
     "vae": ("VAE: Gaussian decoder of one learned width", "gaussian", {}),
     "vae_beta_low": ("the same, beta = 0.2", "gaussian", {"beta": 0.2}),
     "vae_beta_high": ("the same, beta = 5", "gaussian", {"beta": 5.0}),

@@ -13,12 +13,22 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.base import KL, SMALL_KL, autoencoder, base, split_size
+from configs._autoencoders import KL, SMALL_KL, autoencoder
+from configs.base import base, split_size
 
 VARIANTS = KL
 
 
 def get_config(name: str = "plain") -> ConfigDict:
+    """Return the config of a variant and a size.
+
+    Args:
+      name: plain or adversarial, and after a comma the size, light or full, as in 'plain,full';
+        without a size it is light.
+
+    Raises:
+      UserError: for an unknown variant or size.
+    """
     name, size = split_size(name or "plain")
     config = base()
     config.data.name = "fashion_mnist"

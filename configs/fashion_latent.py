@@ -20,11 +20,21 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.base import base, latents, network, split_size, variant
+from configs._autoencoders import latents
+from configs.base import base, network, split_size, variant
 from diffusion_jax.assembly.specs import with_args
 
 
 def get_config(name: str = "vp") -> ConfigDict:
+    """Return the config of a variant and a size.
+
+    Args:
+      name: ddpm, vp, subvp, ve, edm or flow, and after a comma the size, light or full, as in
+        'vp,full', which is that of the autoencoder as well; without a size it is light.
+
+    Raises:
+      UserError: for an unknown variant or size.
+    """
     name, size = split_size(name)
     config = latents(
         variant(base(), name),

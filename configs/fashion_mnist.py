@@ -17,6 +17,15 @@ VARIANTS = mnist.VARIANTS
 
 
 def get_config(name: str = "vp") -> ConfigDict:
+    """Return the config of a variant and a size.
+
+    Args:
+      name: ddpm, iddpm, vp, subvp, ve, edm or flow, and after a comma the size, light or full, as
+        in 'edm,full'; without a size it is light.
+
+    Raises:
+      UserError: for an unknown variant or size.
+    """
     config = mnist.get_config(name)
     config.data.name = "fashion_mnist"
     return config

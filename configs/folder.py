@@ -35,10 +35,14 @@ SIZES = {
 
 
 def get_config(name: str = "edm") -> ConfigDict:
-    """The config of a variant, 'edm' or 'edm,64'.
+    """Return the config of a variant, for a size of the images.
+
+    Args:
+      name: ddpm, iddpm, vp, subvp, ve, edm or flow, and after a comma the side of the images in
+        pixels, a key of SIZES, as in 'edm,64'; without it it is 32.
 
     Raises:
-      UserError: for an unknown name or size.
+      UserError: for an unknown variant or size.
     """
     name, _, pixels = name.partition(",")
     size = int(pixels) if pixels.isdecimal() else 0 if pixels else 32

@@ -21,13 +21,18 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.base import base, latents, network, variant
+from configs._autoencoders import latents
+from configs.base import base, network, variant
 from diffusion_jax.core.errors import unknown
 from diffusion_jax.models.dit import SIZES
 
 
 def get_config(name: str = "flow") -> ConfigDict:
-    """The config of a variant and a size of DiT, such as 'flow' or 'flow,B'.
+    """Return the config of a variant and a size of DiT.
+
+    Args:
+      name: ddpm, vp, subvp, ve, edm or flow, and after a comma the size, a key of SIZES, as in
+        'flow,B'; without a size it is XL.
 
     Raises:
       UserError: for an unknown variant or size.

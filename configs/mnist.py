@@ -21,6 +21,15 @@ VARIANTS = IMAGE_VARIANTS
 
 
 def get_config(name: str = "vp") -> ConfigDict:
+    """Return the config of a variant and a size.
+
+    Args:
+      name: ddpm, iddpm, vp, subvp, ve, edm or flow, and after a comma the size, light or full, as
+        in 'edm,full'; without a size it is light.
+
+    Raises:
+      UserError: for an unknown variant or size.
+    """
     name, size = split_size(name)
     config = base()
     config.data.name = "mnist"

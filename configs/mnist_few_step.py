@@ -37,6 +37,15 @@ SCRATCH = 2400
 
 
 def get_config(name: str = "cd") -> ConfigDict:
+    """Return the config of a variant and a size.
+
+    Args:
+      name: teacher, the diffusion model, or a method: cd, ct, ict, ect, sct, scd, meanflow or imf;
+        and after a comma the size, light or full, as in 'cd,full'; without a size it is light.
+
+    Raises:
+      UserError: for an unknown variant or size.
+    """
     name, size = split_size(name)
     config = mnist.get_config(
         f"edm,{size}"

@@ -18,12 +18,22 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.base import VAES, base, split_size, vae
+from configs._autoencoders import VAES, vae
+from configs.base import base, split_size
 
 VARIANTS = VAES
 
 
 def get_config(name: str = "gaussian") -> ConfigDict:
+    """Return the config of a variant and a size.
+
+    Args:
+      name: gaussian, bernoulli, logistic or powerful: what the decoder's output means; and after a
+        comma the size, light or full, as in 'gaussian,full'; without a size it is light.
+
+    Raises:
+      UserError: for an unknown variant or size.
+    """
     name, size = split_size(name)
     config = base()
     config.data.name = "mnist"

@@ -13,12 +13,22 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.base import base, latents, network, split_size, variant
+from configs._autoencoders import latents
+from configs.base import base, network, split_size, variant
 from diffusion_jax.assembly.specs import with_args
 from diffusion_jax.models.dit import SIZES
 
 
 def get_config(name: str = "flow") -> ConfigDict:
+    """Return the config of a variant and a size.
+
+    Args:
+      name: ddpm, vp, subvp, ve, edm or flow, and after a comma the size, light or full, as in
+        'flow,full', which is that of the autoencoder as well; without a size it is light.
+
+    Raises:
+      UserError: for an unknown variant or size.
+    """
     name, size = split_size(name or "flow")
     kind = "adversarial,full" if size == "full" else "plain"
     config = latents(variant(base(), name), recipe=f"configs/tiny_imagenet_autoencoder.py:{kind}")

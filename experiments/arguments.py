@@ -40,7 +40,11 @@ class Given(NamedTuple):
 
 
 def show(text: str) -> NoReturn:
-    """Print the answer to --help and end; a closed pipe (| head) is no mistake."""
+    """Print the answer to --help and exit with status 0; a closed pipe (| head) is no mistake.
+
+    Args:
+      text: the whole answer, of several lines.
+    """
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -57,7 +61,11 @@ def close_pipe() -> None:
 
 
 def fail(error: Exception | str) -> NoReturn:
-    """Print the one line of a mistake and end with status 2."""
+    """Print one line for a mistake and exit with status 2.
+
+    Args:
+      error: the error or its message; line breaks become spaces.
+    """
     exits.say(f"error: {printable(' '.join(str(error).split()))}")
     sys.exit(exits.MISTAKE)
 

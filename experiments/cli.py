@@ -127,5 +127,9 @@ def launch(
 
 
 def argument_of(flag: str) -> str:
-    """The parameter of a flag: its name, with an underscore after a keyword of Python (from_)."""
+    """Name the parameter of a flag, which has an underscore after a keyword of Python (from_).
+
+    Args:
+      flag: the name of the flag without dashes.
+    """
     return f"{flag}_" if keyword.iskeyword(flag) else flag

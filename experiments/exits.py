@@ -35,7 +35,11 @@ _REMEDIES = {
 
 
 class Stopped(BaseException):
-    """The main thread received SIGTERM or SIGINT outside the training loop, which handles both."""
+    """The main thread received SIGTERM or SIGINT outside the training loop, which handles both.
+
+    Args:
+      number: the number of the signal; the attribute `signal` is the signal itself.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -110,12 +114,20 @@ class stoppable:
 
 
 def stopped_line(number: int) -> str:
-    """What a command prints when a signal stops it outside the training loop."""
+    """Return what a command prints when a signal stops it outside the training loop.
+
+    Args:
+      number: the number of the signal.
+    """
     return f"{signal.Signals(number).name}: stopped before it was done; run the same command again"
 
 
 def system_line(error: OSError) -> str:
-    """One line for a refusal of the system: its words, the file and a remedy."""
+    """Write a refusal of the system in one line: its message, the file and a remedy.
+
+    Args:
+      error: an error with errno, such as one of a full disk.
+    """
     files = [
         os.fsencode(name).decode(errors="replace")
         for name in (error.filename, error.filename2)
@@ -142,7 +154,11 @@ def open_closed_streams() -> None:
 
 
 def say(text: str) -> None:
-    """Print a last line to stderr; where that fails, only the exit status tells what happened."""
+    """Print a last line to stderr; where that fails, only the exit status tells what happened.
+
+    Args:
+      text: one line.
+    """
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 

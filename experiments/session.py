@@ -22,13 +22,20 @@ class Escaped:
     """A text stream that writes control characters as escapes, so that no name steers a terminal.
 
     The ends of lines, tabs and the carriage returns of progress bars stay (errors.printable).
+
+    Args:
+      stream: the stream that is written to, such as sys.stdout.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write the text, and return its length."""
+        """Write text, and return its length.
+
+        Args:
+          text: text with any characters, such as the name of a file.
+        """
         self._stream.write(
             "".join(
                 part if part in ("\n", "\r", "\t") else printable(part)
@@ -107,7 +114,10 @@ def enable_compilation_cache(directory: str | os.PathLike | None = None) -> Path
 
 
 def explained(error: Exception) -> tuple[int, str | None]:
-    """The exit status and the line to print of an error that the user or the system caused.
+    """Return the exit status and the line to print for the error that ended a command.
+
+    Args:
+      error: the error.
 
     Returns:
       (status, line); the line is None for a fault of this program, whose traceback is shown.

@@ -178,8 +178,36 @@ TO_DESCRIBE = {
     # the mathematics and the networks
     *("models", "targets"),
     # the infrastructure
-    *("assembly", "evaluation"),
+    *("evaluation", "peers"),
 }
+
+
+def keeps_the_cause(handler: ast.ExceptHandler) -> bool:
+    """Whether a handler raises an error from the one that it caught, or logs its traceback."""
+    for node in ast.walk(handler):
+        if isinstance(node, ast.Raise) and node.exc is None:
+            return True
+        kept = []
+        if isinstance(node, ast.Raise) and node.cause:
+            kept = [node.cause]
+        elif isinstance(node, ast.Call):
+            if ast.unparse(node.func) == "traceback.print_exc":
+                return True
+            kept = [word.value for word in node.keywords if word.arg == "exc_info"]
+        if handler.name and handler.name in map(ast.unparse, kept):
+            return True
+    return False
+
+
+def hidden_tracebacks(tree: ast.Module) -> list[int]:
+    """The lines that catch errors of every type and drop their tracebacks."""
+    return [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ExceptHandler)
+        and (node.type is None or ast.unparse(node.type) == "Exception")
+        and not keeps_the_cause(node)
+    ]
 
 
 @pytest.mark.parametrize("file", FILES, **ids)
@@ -205,10 +233,15 @@ def test_public_functions_are_annotated_and_their_errors_documented(file):
     assert not raises_without_a_word(OURS[file])
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "diffusion_jax").rglob("*.py")), **ids)
+@pytest.mark.parametrize("file", OURS, **ids)
 def test_public_functions_describe_their_parameters(file):
     if not TO_DESCRIBE.intersection(file.relative_to(ROOT).parts):
         assert not not_documented(OURS[file], PROTOCOLS)
+
+
+@pytest.mark.parametrize("file", FILES, **ids)
+def test_no_traceback_is_hidden(file):
+    assert not hidden_tracebacks(FILES[file])
 
 
 def test_the_command_line_is_read_in_one_file():
@@ -263,6 +296,12 @@ def test_the_checks_see(tmp_path):
     assert named_lambdas(tree) == [1]
     assert not_annotated(tree) == ["g: x, return"] and raises_without_a_word(tree) == ["g"]
     assert not_documented(tree) == ["g: x"]
+
+    caught = "try: pass\nexcept Exception as error:\n    "
+    for handled in ("pass", "raise ValueError", "raise ValueError from None", "log(error)"):
+        assert hidden_tracebacks(ast.parse(caught + handled)) == [2]
+    for handled in ("raise", "raise ValueError from error", "log('', exc_info=error)"):
+        assert not hidden_tracebacks(ast.parse(caught + handled))
 
     file.write_text(
         '"""Three ways to describe parameters, and four mistakes."""\n'

@@ -21,12 +21,23 @@ WORDS = {
 
 @functools.cache
 def hints(member: Callable) -> Mapping[str, Any]:
-    """The types of a function's or a class's parameters, {name: type}."""
+    """Return the types of the parameters of a member of a family, {name: type}.
+
+    Args:
+      member: a function, or a class with annotated fields.
+    """
     return get_type_hints(member)
 
 
 def options(member: Callable) -> Mapping[str, Any] | None:
-    """The types of `**options: Unpack[Options]`, by name; None where they are not declared."""
+    """Return the types of `**options: Unpack[Options]`, by name.
+
+    Args:
+      member: a function, or a class with annotated fields.
+
+    Returns:
+      None where the options are not declared by a TypedDict.
+    """
     (name,) = [
         parameter.name
         for parameter in inspect.signature(member).parameters.values()
@@ -37,17 +48,30 @@ def options(member: Callable) -> Mapping[str, Any] | None:
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:
-    """The members of a union; another type alone."""
+    """Return the members of a union, or another type alone.
+
+    Args:
+      hint: the type of a parameter.
+    """
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def is_literal(hint: Any) -> bool:
-    """Whether only literals fit this type, never a component."""
+    """Return whether only literals fit a type, never a component.
+
+    Args:
+      hint: a type that is no union.
+    """
     return hint in WORDS or get_origin(hint) is tuple
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a literal fits a parameter of this type. Numbers must be finite."""
+    """Return whether a literal fits a parameter.
+
+    Args:
+      value: the literal; a number must be finite.
+      hint: the type of the parameter, which may be a union.
+    """
     return any(_fits_one(value, one) for one in alternatives(hint))
 
 

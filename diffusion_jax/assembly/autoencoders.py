@@ -22,7 +22,10 @@ from diffusion_jax.objectives import variational
 
 
 def reconstruct_fn(experiment: Experiment) -> Callable:
-    """The reconstruction of images from their posterior means.
+    """Make the function that reconstructs images from their posterior means.
+
+    Args:
+      experiment: an autoencoder.
 
     Returns:
       A jitted function (params, x (B, ...), cond, keys) -> (B, ...).
@@ -37,7 +40,11 @@ def reconstruct_fn(experiment: Experiment) -> Callable:
 
 
 def interpolate_fn(experiment: Experiment, steps: int = 10) -> Callable:
-    """Images of the latents on the line between those of two images.
+    """Make the function that decodes the line between the latents of two images.
+
+    Args:
+      experiment: an autoencoder.
+      steps: number of images on the line, its two ends included.
 
     Returns:
       A jitted function (params, a (B, ...), b (B, ...), cond, keys) -> (B, steps, ...).
@@ -144,7 +151,11 @@ def held_out(
 
 
 def codec(experiment: Experiment, params: Params) -> latent.Codec:
-    """The autoencoder as a pair of functions with parameters.
+    """Return an autoencoder as a pair of functions with parameters.
+
+    Args:
+      experiment: an autoencoder that needs no labels.
+      params: its parameters, {'autoencoder': ...}.
 
     Raises:
       UserError: for another kind of model, one that needs labels, and an autoregressive decoder.

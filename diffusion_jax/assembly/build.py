@@ -47,7 +47,14 @@ class Family(NamedTuple):
 
 
 def members(family: Family) -> dict[str, Callable]:
-    """The members of a family as 'module.name', or as 'name' where all are of one module."""
+    """Return the members of a family by their names in a config.
+
+    Args:
+      family: the family, such as components.SAMPLERS.
+
+    Returns:
+      Keys are 'module.name', or 'name' where all members are of one module.
+    """
     return _named(family, family.own)
 
 
@@ -69,9 +76,13 @@ def build(family: Family, spec: str, *args: Any, **kwargs: Any) -> Any:
 
 
 def resolved(family: Family, spec: str) -> str:
-    """The spec with the full names of its members: 'ddim(eta=0.5)' -> 'ancestral.ddim(eta=0.5)'.
+    """Complete the names of the members in a spec: 'ddim(eta=0.5)' -> 'ancestral.ddim(eta=0.5)'.
 
     A spec that has full names already is returned unchanged.
+
+    Args:
+      family: the family of the outermost name.
+      spec: a name or a call, whose arguments may be specs of other families.
 
     Raises:
       UserError: for a name that does not exist.
@@ -82,7 +93,15 @@ def resolved(family: Family, spec: str) -> str:
 
 
 def member(family: Family, spec: str) -> Callable:
-    """The function or class that a spec names. UserError for a name that does not exist."""
+    """Return the function or class that a spec names, without calling it.
+
+    Args:
+      family: the family of the outermost name.
+      spec: a name or a call; its arguments are ignored.
+
+    Raises:
+      UserError: for a name that does not exist.
+    """
     name = ast.unparse(as_call(_parsed(family, spec)).func)
     return _member(family, name, family.own)[1]
 

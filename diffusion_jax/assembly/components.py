@@ -137,9 +137,13 @@ NOISES = {"independent": step_noise.independent, "brownian": step_noise.brownian
 
 
 def full_name(key: str, spec: str) -> str:
-    """The spec of a key of NAMED with full names: 'ddim' -> 'ancestral.ddim'.
+    """Complete the names in the value of a config key: 'ddim' -> 'ancestral.ddim'.
 
     A grid may also be one that experiments.optimize_grid kept under a name of its own.
+
+    Args:
+      key: a key of NAMED, such as 'sampler.name'.
+      spec: the value; '' names nothing and is returned unchanged.
 
     Raises:
       UserError: for a name or an argument that does not exist.
@@ -161,6 +165,9 @@ def full_name(key: str, spec: str) -> str:
 def check_components(config: ConfigDict) -> None:
     """Build the components that the config names, except the network.
 
+    Args:
+      config: the config, of which only the keys of NAMED are read.
+
     Raises:
       UserError: for a name or an argument that does not exist.
     """
@@ -171,7 +178,11 @@ def check_components(config: ConfigDict) -> None:
 
 
 def network_fields(model: str) -> dict[str, Any]:
-    """The fields of a network, {name: annotation}; none of one that does not exist."""
+    """Return the fields of a network, {name: annotation}.
+
+    Args:
+      model: config.model.name; a network that does not exist has no fields.
+    """
     networks = members(MODELS)
     return inspect.get_annotations(networks[model]) if model in networks else {}
 

@@ -20,9 +20,12 @@ ROOT = Path(__file__).parents[2]  # of a clone: config files are not part of the
 
 
 def load_config(spec: str) -> ConfigDict:
-    """'configs/digits.py:vp' -> its ConfigDict, locked.
+    """Load a config file: 'configs/digits.py:vp' -> its ConfigDict, locked.
 
     A path is looked up in the working directory, then in the root of the clone.
+
+    Args:
+      spec: FILE.py or FILE.py:VARIANT. The file is run as Python.
 
     Raises:
       UserError: for a missing file, one that holds no config, or an unknown variant.

@@ -30,7 +30,12 @@ class Rule(NamedTuple):
 
 
 def integer(low: int, high: int) -> Rule:
-    """A whole number in [low, high]; on the command line also as 1e3."""
+    """Allow a whole number in [low, high]; on the command line also as 1e3.
+
+    Args:
+      low: the smallest value that is allowed.
+      high: the largest one.
+    """
 
     def read(text: str) -> int:
         try:
@@ -47,7 +52,13 @@ def integer(low: int, high: int) -> Rule:
 
 
 def number(low: float, high: float, *, above: bool = False) -> Rule:
-    """A finite number in [low, high], or in (low, high] if `above`."""
+    """Allow a finite number in [low, high].
+
+    Args:
+      low: the smallest value that is allowed.
+      high: the largest one.
+      above: whether `low` itself is not allowed.
+    """
 
     def accepts(value: Any) -> bool:
         # (an int may be too large for a float)
@@ -83,7 +94,11 @@ def flag() -> Rule:
 
 
 def text(*, empty: bool = True) -> Rule:
-    """A string without control characters."""
+    """Allow a string of at most LONGEST characters, without control characters.
+
+    Args:
+      empty: whether '' and strings of spaces are allowed.
+    """
 
     def accepts(value: Any) -> bool:
         return (
@@ -102,13 +117,21 @@ def path() -> Rule:
 
 
 def choice(*choices: str) -> Rule:
-    """One of these strings."""
+    """Allow some strings.
+
+    Args:
+      *choices: the strings, which a message lists; '' may be one of them.
+    """
     listed = ", ".join(repr(name) for name in choices)
     return Rule(f"one of {listed}", lambda v: type(v) is str and v in choices, str, choices)
 
 
 def optional(rule: Rule) -> Rule:
-    """Allow None, and the values that `rule` allows."""
+    """Allow None, and the values that a rule allows.
+
+    Args:
+      rule: the rule of the other values. On the command line None is written as None, none or null.
+    """
     return rule._replace(
         allows=f"None or {rule.allows}",
         accepts=lambda v: v is None or rule.accepts(v),
@@ -117,7 +140,13 @@ def optional(rule: Rule) -> Rule:
 
 
 def sequence(rule: Rule, *, most: int = 16, least: int = 0) -> Rule:
-    """A tuple of least to most values, each as `rule` allows."""
+    """Allow a tuple of values, each as a rule allows.
+
+    Args:
+      rule: the rule of each value.
+      most: the largest number of values.
+      least: the smallest number of values.
+    """
 
     def accepts(value: Any) -> bool:
         return (
@@ -131,7 +160,11 @@ def sequence(rule: Rule, *, most: int = 16, least: int = 0) -> Rule:
 
 
 def together(*rules: Rule) -> Rule:
-    """A tuple of as many values as there are rules, each as its rule allows."""
+    """Allow a tuple of as many values as there are rules, each as its rule allows.
+
+    Args:
+      *rules: the rules of the values, in their order.
+    """
 
     def accepts(value: Any) -> bool:
         return (
@@ -170,7 +203,11 @@ def _parts(text: str) -> Sequence[Any]:
 
 
 def like(value: Any) -> Rule:
-    """The rule for an unlisted key, from its present value: the same type, and finite."""
+    """Return the rule for a key that has none: the same type as its present value, and finite.
+
+    Args:
+      value: the present value of the key.
+    """
     rules = {
         bool: flag(),
         int: integer(-(2**63), 2**63 - 1),

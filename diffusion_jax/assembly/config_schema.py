@@ -200,7 +200,11 @@ _SECTIONS = {key.rpartition(".")[0] for key in KEYS if "." in key}
 
 # ---- keys
 def own_key(key: str) -> str:
-    """The key inside the config that has it: 'family.ddpm.model.width' -> 'model.width'."""
+    """Remove the name of an inner config from a key: 'family.ddpm.model.width' -> 'model.width'.
+
+    Args:
+      key: a key of the whole config, with dots.
+    """
     return _NESTED.sub("", key)
 
 

@@ -35,7 +35,12 @@ RULE = reading.record(
 
 
 def description(dataset: Dataset) -> dict[str, Any]:
-    """Describe a data set, for data.json."""
+    """Describe a data set, for data.json.
+
+    Args:
+      dataset: the data set. Of data that are only described (import_weights) the sizes are left
+        out.
+    """
     about = {
         "name": dataset.name,
         "image_shape": dataset.image_shape,

@@ -30,7 +30,10 @@ KEYS = (
 
 
 def text_encoder(config: ConfigDict) -> text.Encoder | None:
-    """The encoder of config.text, if there is one.
+    """Return the text encoder of config.text; None if the config names none.
+
+    Args:
+      config: the config, whose network must read captions if it names an encoder.
 
     Raises:
       UserError: for a network that reads no captions.
@@ -52,7 +55,11 @@ def text_encoder(config: ConfigDict) -> text.Encoder | None:
 
 
 def dataset(config: ConfigDict) -> data.Dataset:
-    """The data set of config.data, with its captions encoded by config.text.
+    """Load the data set of config.data, with its captions encoded by config.text.
+
+    Args:
+      config: the config; only the sections data and text, the seed and the name of the network are
+        read.
 
     Raises:
       UserError: for data that cannot be read, or with another number of classes than the config
@@ -97,9 +104,15 @@ def _with_captions(loaded: data.Dataset, encoder: text.Encoder) -> data.Dataset:
 
 
 def data_shape(config: ConfigDict) -> tuple[tuple[int, ...], int]:
-    """Return (shape of an example, number of classes) of config.data.
+    """Return the shape of an example and the number of classes of config.data.
 
     The data are not read where the config states all of it or TFDS knows it.
+
+    Args:
+      config: the config; only config.data and what `dataset` needs are read.
+
+    Returns:
+      (shape (H, W, C), number of classes); 0 classes for data without labels.
     """
     wanted = config.data
     if wanted.image_size and wanted.channels and wanted.num_classes:

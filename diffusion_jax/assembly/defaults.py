@@ -74,5 +74,9 @@ def recorded(
 
 
 def complete(config: ConfigDict) -> ConfigDict:
-    """A copy of the config in which every key of `LATER` and `PARTS` has a value."""
+    """Copy a config and give every key of `LATER` and `PARTS` a value.
+
+    Args:
+      config: a config of this or of an earlier version; values that it has stay.
+    """
     return ConfigDict(filled(filled(config.to_dict(), LATER), PARTS))

@@ -19,7 +19,14 @@ from diffusion_jax.denoisers import guidance, guides, parameterization
 
 
 def apply(experiment: Experiment) -> Apply:
-    """The network as a pure function, which parameterization.denoiser takes."""
+    """Return the network as a pure function, as parameterization.denoiser takes it.
+
+    Args:
+      experiment: the model.
+
+    Returns:
+      (params, x_in (B, ...), c_noise (B,), cond, **kwargs) -> the output of the network.
+    """
 
     def run(params: Params, x_in: Array, c_noise: Array, cond: Cond, **kwargs: Any) -> Array:
         return experiment.model.apply({"params": params}, x_in, c_noise, cond, **kwargs)
@@ -29,6 +36,9 @@ def apply(experiment: Experiment) -> Apply:
 
 def need_denoiser(experiment: Experiment) -> None:
     """Check that the model is a denoiser, for commands that need one.
+
+    Args:
+      experiment: the model.
 
     Raises:
       UserError: for a model of another kind.
@@ -55,15 +65,28 @@ class Ensemble(NamedTuple):
 
 
 def ensemble(experiment: Experiment, params: Params) -> Ensemble:
-    """The parameters `params` with those of the other networks that the experiment samples with."""
+    """Add the parameters of the other networks that the experiment samples with.
+
+    Args:
+      experiment: the model, with the networks that its guide and its latents need.
+      params: its own parameters.
+    """
     others, latents = tuple(other for _, other in experiment.others), experiment.latents
     return Ensemble(params, others, latents and latents.params)
 
 
 def unpack(experiment: Experiment, params: Ensemble) -> tuple[Experiment, Params]:
-    """Split an ensemble into (the experiment with the other networks' parameters, the model's own).
+    """Split an ensemble into the experiment and the parameters of the model.
 
-    Inside a compiled function these are traced; without it they are constants of the program.
+    Inside a compiled function the parameters are traced; without it they are constants of the
+    program.
+
+    Args:
+      experiment: the model for which the ensemble was made.
+      params: all parameters, traced.
+
+    Returns:
+      (the experiment with the other networks' parameters, the model's own parameters).
     """
     others = tuple((other, own) for (other, _), own in zip(experiment.others, params.others))
     latents = experiment.latents and experiment.latents._replace(params=params.autoencoder)
@@ -129,7 +152,11 @@ def _context(experiment: Experiment) -> guides.GuidanceContext:
 
 
 def logits(experiment: Experiment, params: Params) -> Callable[..., Array]:
-    """A noise-conditional classifier as a function (x_t, t) -> logits (B, classes).
+    """Return a noise-conditional classifier as a function (x_t, t) -> logits (B, classes).
+
+    Args:
+      experiment: the classifier.
+      params: its parameters.
 
     Raises:
       UserError: for a model that is not a classifier.
@@ -150,7 +177,13 @@ def logits(experiment: Experiment, params: Params) -> Callable[..., Array]:
 
 
 def is_neutral(experiment: Experiment, scale: float) -> bool:
-    """Whether guidance at this scale is the model itself."""
+    """Return whether guidance at a scale leaves the model as it is.
+
+    Args:
+      experiment: the model, whose guide has a neutral scale: 1 for classifier-free guidance, for
+        example.
+      scale: the scale of the guidance.
+    """
     return scale == experiment.guide.neutral
 
 
@@ -182,9 +215,12 @@ def is_guided(
 
 
 def learns_null(config: ConfigDict) -> bool:
-    """Whether a conditional model of this config knows the null condition.
+    """Return whether a conditional model learns the null condition.
 
     It learns it by label dropout, or has it from the weights that it starts from.
+
+    Args:
+      config: the config of the model.
     """
     return config.label_dropout > 0 or bool(config.init_from)
 

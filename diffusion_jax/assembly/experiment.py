@@ -145,7 +145,14 @@ def _kind(config: ConfigDict) -> Kind:
 
 
 def sampling_settings(config: ConfigDict) -> SamplingSettings:
-    """The section config.sampler, with the sampler built. UserError for an unknown sampler."""
+    """Return the section config.sampler, with the sampler built.
+
+    Args:
+      config: the config of the model.
+
+    Raises:
+      UserError: for an unknown sampler.
+    """
     keys = ("name", "grid", "nfe", "guidance", "clip", "noise")
     return SamplingSettings(
         build(components.SAMPLERS, config.sampler.name),
@@ -208,6 +215,9 @@ def guided_by(spec: str, experiment: Experiment, load: Callable | None = None) -
 def need_images(experiment: Experiment) -> None:
     """Check that the model draws images, for commands that judge them.
 
+    Args:
+      experiment: the model.
+
     Raises:
       UserError: for a model of points.
     """
@@ -220,6 +230,9 @@ def need_images(experiment: Experiment) -> None:
 
 def need_pixels(experiment: Experiment) -> None:
     """Check that the model sees pixels, for commands that work on them.
+
+    Args:
+      experiment: the model.
 
     Raises:
       UserError: for a model of latents.

@@ -80,7 +80,13 @@ def hooks(
 
 
 def held_out(experiment: Experiment, parts: trainer.Training, dataset: Dataset) -> Hook:
-    """The held-out loss, of the sampling weights and with the same noise every time."""
+    """Measure the held-out loss, of the sampling weights and with the same noise every time.
+
+    Args:
+      experiment: the model and its settings.
+      parts: its compiled training.
+      dataset: the data set, of which the whole test split is used.
+    """
     size = experiment.data.batch_size
 
     def evaluate(state: TrainState, step: int) -> Mapping[str, Any]:
@@ -119,7 +125,15 @@ def sample_grid(
     root: Path,
     writer: metrics.Writer,
 ) -> Hook:
-    """A picture of samples, with a row for each class or for captions of the test split."""
+    """Draw a picture of samples, with a row for each class or for captions of the test split.
+
+    Args:
+      experiment: the model and its settings.
+      parts: its compiled training.
+      dataset: the data set, for the names of classes and for captions.
+      root: the workdir; pictures are samples/step_N.png.
+      writer: writes the same images for TensorBoard.
+    """
     classes = experiment.num_classes
     rows, columns = (min(classes, 10), 10) if classes else (8, 8)
     index = np.arange(rows * columns) // columns
@@ -146,7 +160,15 @@ def sample_grid(
 def scatter_plot(
     experiment: Experiment, parts: trainer.Training, dataset: Dataset, root: Path, count: int = 2000
 ) -> Hook:
-    """A scatter plot of samples and data points."""
+    """Draw a scatter plot of samples and data points.
+
+    Args:
+      experiment: a model of points (D,).
+      parts: its compiled training.
+      dataset: the data set, whose first training points are shown.
+      root: the workdir; pictures are samples/step_N.png.
+      count: number of samples, and of data points.
+    """
     classes = experiment.num_classes
     columns = 10 if classes else 8
     cond = None
@@ -171,7 +193,15 @@ def reconstructions(
     root: Path,
     writer: metrics.Writer,
 ) -> Hook:
-    """Reconstructions of test images, and images of the latents between pairs of them."""
+    """Draw reconstructions of test images, and images of the latents between pairs of them.
+
+    Args:
+      experiment: an autoencoder.
+      parts: its compiled training.
+      dataset: the data set, whose first test images are used.
+      root: the workdir; pictures are reconstructions/step_N.png and interpolations/step_N.png.
+      writer: writes the reconstructions for TensorBoard.
+    """
     shape, count = experiment.shape, SIDE * SIDE
     some = data.arrays(dataset.test, limit=count)
     real = np.resize(some["image"], (count, *shape))
@@ -208,7 +238,15 @@ def reconstructions(
 def best(
     number: str, root: Path, restored: restoring.Restored | None
 ) -> Iterator[Callable[[Hook], Hook]]:
-    """hook -> the hook that also keeps the checkpoint of the smallest `number`; '' keeps none."""
+    """Return a function of a hook: the hook that also keeps the best checkpoint.
+
+    Args:
+      number: the number of the hook whose smallest value decides, such as 'eval_loss'; '' keeps
+        none.
+      root: the workdir; the checkpoint is in checkpoints_best/.
+      restored: the checkpoint that the run resumes from, or None. Best checkpoints of later steps
+        are deleted.
+    """
     if not number:
         yield lambda hook: hook
         return
@@ -224,10 +262,16 @@ def best(
 
 
 def forecast_shapes(experiment: Experiment, step: Step, start: int, root: Path) -> Step:
-    """The step function, which also forecasts when samples begin to show shapes.
+    """Return the step function, which also forecasts when samples begin to show shapes.
 
     It is the step function itself where config.training.first_shapes does not say after how many
     steps that is.
+
+    Args:
+      experiment: the model and its settings.
+      step: the compiled step function.
+      start: the step at which this run begins or resumes.
+      root: the workdir, whose folder samples/ the forecast names.
     """
     training = experiment.training
     first, k = training.first_shapes, training.steps_per_call

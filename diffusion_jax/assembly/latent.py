@@ -56,7 +56,14 @@ class LatentDecoder(NamedTuple):
 
 
 def digest(params: Params) -> str:
-    """sha256 of a tree of arrays: of every leaf's path, type, shape and bytes."""
+    """Compute the sha256 of a tree of arrays: of every leaf's path, type, shape and bytes.
+
+    Args:
+      params: the parameters, on any devices.
+
+    Returns:
+      64 hexadecimal digits.
+    """
     found = hashlib.sha256()
     for path, leaf in sorted(
         (jax.tree_util.keystr(path), leaf)

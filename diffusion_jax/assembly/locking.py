@@ -20,6 +20,9 @@ def locked(workdir: str | Path) -> Iterator[Callable[[], None]]:
 
     The first process of a run holds the lock.
 
+    Args:
+      workdir: the folder of the run, which is created if it is missing.
+
     Yields:
       in_place(), which raises UserError once the workdir was moved or deleted, before anything
       creates it anew.
@@ -73,6 +76,9 @@ def _in_place(lock: Path, ours: os.stat_result) -> None:
 @contextlib.contextmanager
 def one_line(workdir: str | Path) -> Iterator[None]:
     """Turn an error of the file system (no space left, a missing file, ...) into a UserError.
+
+    Args:
+      workdir: the folder of the run, which the block writes to.
 
     Raises:
       UserError: names the workdir and the cause.

@@ -76,6 +76,9 @@ def _check_best(experiment: Experiment, template: TrainState, batch: dict[str, A
 def check_memory(template: TrainState) -> None:
     """Check that a training state and its gradient fit into the memory of a device.
 
+    Args:
+      template: the shapes of the state, with their shardings.
+
     Raises:
       UserError: if they do not; it states how much is needed.
     """

@@ -63,7 +63,11 @@ NETWORK = (
 
 
 def resolved(config: Any) -> dict[str, Any]:
-    """A config as config.json holds it: plain JSON data."""
+    """Return a config as config.json holds it: plain JSON data.
+
+    Args:
+      config: a ConfigDict.
+    """
     return json.loads(files.canonical_json(config.to_dict()))
 
 
@@ -72,6 +76,10 @@ def check_resumed(workdir: Path, new: Mapping[str, Any]) -> None:
 
     Without its config.json, only the very same config is accepted: provenance.json holds the hash
     of it.
+
+    Args:
+      workdir: the folder of the run.
+      new: the config of this command, as `resolved` returns it.
 
     Raises:
       UserError: naming every key that differs, or for a run whose config is unknown.
@@ -138,7 +146,12 @@ def check_usable(workdir: Path, config: Any, same_network: bool) -> None:
 
 
 def among(key: str, names: tuple[str, ...]) -> bool:
-    """Whether a key is one of these names, or in a section of theirs, which ends with a dot."""
+    """Return whether a key is one of some names, or in a section that is one of them.
+
+    Args:
+      key: a key of a config, with dots.
+      names: keys, and sections, which end with a dot: 'data.' has all keys of config.data.
+    """
     return any(key.startswith(name) if name.endswith(".") else key == name for name in names)
 
 
@@ -161,7 +174,12 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def names_the_same_data(workdir: Path, config: Any) -> bool:
-    """Whether a config names the data that the run in a folder had."""
+    """Return whether a config names the data that the run in a folder had.
+
+    Args:
+      workdir: the folder of the run, with its config.json.
+      config: the config of this command.
+    """
     old = files.load_json(workdir / "config.json", reading.record({"data": reading.table()}))[
         "data"
     ]

@@ -31,11 +31,16 @@ def captions_of_test(
 def for_judging(
     experiment: Experiment, dataset: Dataset, count: int
 ) -> tuple[np.ndarray | None, Cond]:
-    """The conditions of the samples by which a model is judged.
+    """Choose the conditions of the samples by which a model is judged.
 
     For a model of classes they are all classes in turn. For a model of captions they are prompts
     that are held out of training, where the data set has some, else captions of the test split in
     turn.
+
+    Args:
+      experiment: the model.
+      dataset: the data set that it is judged against.
+      count: number of samples.
 
     Returns:
       (labels (count,), or None where they are not known; condition).

@@ -77,17 +77,34 @@ def method(experiment: Experiment, settings: SamplingSettings | None = None) -> 
 
 
 def with_sampler(settings: SamplingSettings, spec: str) -> SamplingSettings:
-    """The settings with the sampler of this spec. UserError for an unknown sampler."""
+    """Return sampling settings with another sampler.
+
+    Args:
+      settings: the settings, whose grid, budget and guidance stay.
+      spec: the spec of the sampler, such as 'multistep.dpmpp_2m'.
+
+    Raises:
+      UserError: for an unknown sampler.
+    """
     return settings._replace(sampler=build(components.SAMPLERS, spec), name=spec)
 
 
 def grid_spec(settings: SamplingSettings) -> str:
-    """The spec of the grid of times: that of the settings, or the sampler's own for 'auto'."""
+    """Return the spec of the grid of times; for 'auto' it is the sampler's own.
+
+    Args:
+      settings: the sampling settings.
+    """
     return base.grid_spec(settings.grid, settings.sampler)
 
 
 def times(experiment: Experiment, settings: SamplingSettings) -> Array:
-    """The decreasing times (n,) at which the settings evaluate the network."""
+    """Return the decreasing times (n,) at which the settings evaluate the network.
+
+    Args:
+      experiment: the model.
+      settings: the sampling settings, whose sampler and budget decide n.
+    """
     count = base.points(settings.sampler, settings.nfe)
     return grid(experiment, grid_spec(settings), count)
 
@@ -108,15 +125,26 @@ def grid(experiment: Experiment, spec: str, n: int) -> Array:
 
 
 def evaluations(chosen: SamplingMethod) -> int | None:
-    """Network evaluations per image; None for an adaptive sampler, whose tolerance decides.
+    """Return the number of network evaluations per image.
 
     Guidance doubles the cost of an evaluation, not their number.
+
+    Args:
+      chosen: the sampler with its times.
+
+    Returns:
+      None for an adaptive sampler, whose tolerance decides.
     """
     return None if base.adaptive(chosen.sampler) else base.evaluations(chosen.sampler, chosen.ts)
 
 
 def pad(ts: Array, length: int) -> Array:
-    """ts with its last time repeated up to `length`, so that one program serves several grids."""
+    """Repeat the last of some times, so that one program serves several grids.
+
+    Args:
+      ts: decreasing times (n,).
+      length: number of times of the result, at least n.
+    """
     return jnp.concatenate([ts, jnp.broadcast_to(ts[-1:], (length - len(ts),))])
 
 
@@ -159,15 +187,27 @@ def sample_fn(
 
 
 def decoded(experiment: Experiment, x: Array) -> Array:
-    """The images of samples: themselves, or what the autoencoder makes of latents."""
+    """Return the images of samples: themselves, or what the autoencoder makes of latents.
+
+    Args:
+      experiment: the model, with the autoencoder of its latents if it has one.
+      x: samples (B, ...) of the model.
+
+    Returns:
+      (B, H, W, C) in [-1, 1]; points stay (B, D).
+    """
     latents = experiment.latents
     return x if latents is None else latents.decode(latents.params, x)
 
 
 def to_images(experiment: Experiment, batch_size: int) -> Callable[[np.ndarray], np.ndarray]:
-    """x0 (N, ...) -> uint8 images, decoded if they are latents; points stay as they are.
+    """Make the function x0 (N, ...) -> uint8 images; latents are decoded, points stay as they are.
 
     This is for samples that are drawn without `sample_fn`.
+
+    Args:
+      experiment: the model, with the autoencoder of its latents if it has one.
+      batch_size: number of latents that are decoded at once.
     """
     if not experiment.is_image:
         return transforms.finite
@@ -205,7 +245,11 @@ def sample_with(
 
 
 def sampling_mesh(config: ConfigDict) -> Mesh:
-    """The mesh of config.mesh where it fits these devices, else all of them along 'data'."""
+    """Make the mesh of config.mesh, or one of all devices along 'data' where it does not fit.
+
+    Args:
+      config: the config of the model, which may have been trained on other devices.
+    """
     try:
         return sharding.make_mesh(config.mesh.to_dict())
     except UserError:

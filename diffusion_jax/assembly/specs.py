@@ -63,17 +63,29 @@ def _rename_arguments(tree: ast.expr) -> ast.expr:
 
 
 def as_call(node: ast.AST) -> ast.Call:
-    """The node as a call: a name alone is a call without arguments."""
+    """Return a node as a call: a name alone is a call without arguments.
+
+    Args:
+      node: a name or a call of a parsed spec.
+    """
     return node if type(node) is ast.Call else ast.Call(node, [], [])
 
 
 def is_component(node: ast.expr) -> bool:
-    """Whether an argument is a name or a call, rather than a literal."""
+    """Return whether an argument is a name or a call, rather than a literal.
+
+    Args:
+      node: the value of the argument in a parsed spec.
+    """
     return type(node) in (ast.Call, ast.Attribute, ast.Name)
 
 
 def shown(spec: str) -> str:
-    """A spec in a message; of a long one its beginning."""
+    """Return a spec as a message shows it; of more than 200 characters the beginning.
+
+    Args:
+      spec: the text of a spec, which may be malformed.
+    """
     return spec if len(spec) <= 200 else f"{spec[:200]}..."
 
 

@@ -82,7 +82,11 @@ def train_latent(
 
 
 def encoded(root: Path) -> Path:
-    """The file WORKDIR/latents.npz, encoded again if another autoencoder made it."""
+    """Return the file WORKDIR/latents.npz; it is encoded again if another autoencoder made it.
+
+    Args:
+      root: the workdir, which holds the trained autoencoder in autoencoder/.
+    """
     file, autoencoder = root / "latents.npz", root / "autoencoder"
     config = workdir.saved_config(autoencoder)
 

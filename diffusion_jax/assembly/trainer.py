@@ -15,9 +15,13 @@ from diffusion_jax.training.state import TrainState
 
 
 def grafted(fresh: Params, given: Params) -> Params:
-    """The parameters `given`, with those of `fresh` that only the fresh network has.
+    """Return given parameters, with those that only the fresh network has.
 
     A few-step network has weights of its second time that the diffusion model lacks.
+
+    Args:
+      fresh: the initial parameters of the network.
+      given: parameters of the same network, or of one that lacks some of its leaves.
 
     Raises:
       UserError: for parameters of another network.
@@ -42,10 +46,13 @@ def grafted(fresh: Params, given: Params) -> Params:
 
 
 def weights_name(experiment: Experiment) -> str:
-    """The name of the weights in a training state that experiment.sampling.weights selects.
+    """Name the weights in a training state that experiment.sampling.weights selects.
+
+    Args:
+      experiment: the model, with its averages and sampling settings.
 
     Raises:
-      UserError: for weights that the state does not have. 'post_hoc(0.12)' is among them, which
+      UserError: for weights that the state does not have, among them 'post_hoc(0.12)', which
         workdir.load makes after training.
     """
     averages = experiment.averages
@@ -56,7 +63,12 @@ def weights_name(experiment: Experiment) -> str:
 
 
 def weights(experiment: Experiment, current: TrainState) -> Params:
-    """The weights of a training state that sampling uses."""
+    """Return the weights of a training state that sampling uses.
+
+    Args:
+      experiment: the model, with its averages and sampling settings.
+      current: the training state.
+    """
     return {"params": current.params, **current.ema}[weights_name(experiment)]
 
 

@@ -75,6 +75,11 @@ def prepare(workdir: str | Path, config: ConfigDict, dataset: data.Dataset) -> P
 
     The first process writes. On a resumed run all check that config and data are the same.
 
+    Args:
+      workdir: the folder of the run.
+      config: the resolved config of the run.
+      dataset: its data set.
+
     Returns:
       The absolute path.
 
@@ -157,7 +162,10 @@ def _note_if_edited(workdir: Path, config: dict[str, Any]) -> None:
 
 
 def about_data(workdir: str | Path) -> dict[str, Any]:
-    """The content of data.json: image_shape, num_classes, class_names, and how latents are encoded.
+    """Read data.json: image_shape, num_classes, class_names, and how latents are encoded.
+
+    Args:
+      workdir: the folder of the run.
 
     Raises:
       UserError: where it is missing or damaged.
@@ -360,6 +368,16 @@ def images(config: ConfigDict, workdir: str | Path | None = None) -> data.Datase
 def with_guide(
     trained: Trained, spec: str, workdir: str | Path, mesh: Mesh | None = None
 ) -> Trained:
-    """The model with the guide of this spec, instead of config.sampler.guide."""
+    """Return a model with another guide than that of config.sampler.guide.
+
+    Args:
+      trained: the model.
+      spec: the spec of the guide, which may name the workdir or other weights of an auxiliary
+        model.
+      workdir: the folder of the model, which the auxiliary model is taken from unless the spec
+        names another.
+      mesh: the devices on which the parameters of an auxiliary model are placed; None for the
+        default.
+    """
     auxiliary = functools.partial(_auxiliary, Path(workdir).absolute(), mesh=mesh)
     return trained._replace(experiment=guided_by(spec, trained.experiment, auxiliary))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import logging
 import os
 import platform
 import shlex
@@ -64,7 +65,9 @@ def _or_none(find_out: Callable, *args: Any) -> Any:
     """Return None for what cannot be found out: a run must not fail for its own record."""
     try:
         return find_out(*args)
-    except Exception:  # whatever it is: a missing git, no network, a field that is not there
+    except Exception as error:  # whatever it is: a missing git, no network, an unknown field
+        message = "the provenance has no %s"
+        logging.getLogger(__name__).debug(message, find_out.__name__, exc_info=error)
         return None
 
 

@@ -124,7 +124,7 @@ def _is_image(path: str) -> bool:
     try:
         with transforms.open_image(path, SIGNED):
             return True
-    except Exception:  # decoders raise many types: OSError, SyntaxError, struct.error, ...
+    except transforms.UnreadableImage:
         return False
 
 
@@ -180,6 +180,7 @@ class Unreadable:
         Raises:
           UserError: beyond the limit of data.limit_bad.
         """
+        logging.debug("'%s' cannot be read", printable(str(file)), exc_info=error)
         with _reporting:
             reason = " ".join(str(error).replace(f"'{file}'", "").split()) or type(error).__name__
             self.reasons[printable(str(file))] = printable(reason.rstrip(" :"))
@@ -214,7 +215,7 @@ def _headers(files: list[File], unreadable: Unreadable) -> dict[Path, Header]:
                 exif = Image.Image.getexif(image)  # (a PNG's own getexif would decode the pixels)
                 size = image.size if exif.get(0x0112, 1) in ROTATED else image.size[::-1]
                 return Header(size, image.mode in GRAY_MODES, pixels.depth(image))
-        except Exception as error:  # as above
+        except transforms.UnreadableImage as error:
             return unreadable.add(file.path, error)
 
     return {f.path: h for f, h in zip(files, parallel(one, files)) if h}
@@ -255,7 +256,7 @@ def _values(file: Path) -> np.ndarray | None:
     try:
         with transforms.open_image(file) as image:
             return np.asarray(image if pixels.depth(image) else image.convert("RGB")).ravel()
-    except Exception:  # as above; it is reported when the file is decoded
+    except transforms.UnreadableImage:  # it is reported when the file is decoded
         return None
 
 
@@ -306,9 +307,9 @@ def _source(files: list[File], read: _Read, numbers: np.ndarray | None) -> Sourc
         try:
             array = decode(files[i].path, read.image_size, shape[2], read.value_range)
             if array.shape != shape:  # it has changed since its header was read
-                raise ValueError(f"it is {array.shape}, not {shape}")
+                raise transforms.UnreadableImage(f"it is {array.shape}, not {shape}")
             return array
-        except Exception as error:  # as above
+        except transforms.UnreadableImage as error:
             return unreadable.add(files[i].path, error)
 
     if held_in_memory(len(files), shape):

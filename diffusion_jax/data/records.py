@@ -283,7 +283,7 @@ class _Decoded:
                     else image
                 )
                 pixels = np.asarray(image)
-        except Exception as error:  # decoders raise many types
+        except transforms.UnreadableImage as error:
             raise UserError(
                 f"data.name={self.name}: image {i} cannot be read ({error}); prepare the set again"
             ) from error

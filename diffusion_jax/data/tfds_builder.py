@@ -98,6 +98,7 @@ def prepared(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
                     f"({type(error).__name__}: {_line(error)}); fix this, or choose another "
                     "data.data_dir"
                 ) from error
+            logging.info("another process has prepared %s", name, exc_info=error)
         return find_builder(name, data_dir)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import IO, Any
 
 import numpy as np
@@ -37,27 +39,43 @@ FORMATS = (
 )
 
 
+class UnreadableImage(Exception):
+    """An image file cannot be decoded; the cause is the error of the decoder."""
+
+
+@contextlib.contextmanager
 def open_image(
     file: str | os.PathLike | IO[bytes], formats: tuple[str, ...] = FORMATS
-) -> Image.Image:
-    """Open an image file in one of `formats`, whatever its name says.
+) -> Iterator[Image.Image]:
+    """Open an image file in one of `formats`, whatever its name says, and decode it in the block.
 
-    This is the only place of the project that opens image files.
+    This is the only place of the project that opens image files. Pillow raises errors of many types
+    for a damaged file (OSError, SyntaxError, struct.error, ...), some of them only when the pixels
+    are used, so all errors of the block become one type.
 
     Args:
       file: a path, or an open binary file.
       formats: names of Pillow's formats, a part of FORMATS; those that this Pillow was built
         without are left out.
 
+    Yields:
+      The image, whose pixels are not decoded yet.
+
     Raises:
-      OSError: for what is not a regular file, such as a pipe.
-      Exception: whatever Pillow raises for a file that is none of these (OSError, SyntaxError,
-        struct.error, ...).
+      UnreadableImage: for what is not a regular file, such as a pipe, for a file in none of these
+        formats, and for an image that cannot be decoded in the block.
     """
-    if not hasattr(file, "read") and os.path.exists(file) and not os.path.isfile(file):
-        raise OSError("it is not a regular file")
-    Image.init()
-    return Image.open(file, formats=[name for name in formats if name in Image.OPEN])
+    try:
+        if not hasattr(file, "read") and os.path.exists(file) and not os.path.isfile(file):
+            raise OSError("it is not a regular file")
+        Image.init()
+        available = [name for name in formats if name in Image.OPEN]
+        with Image.open(file, formats=available) as image:
+            yield image
+    except UserError:
+        raise
+    except Exception as error:
+        raise UnreadableImage(str(error) or type(error).__name__) from error
 
 
 def endings() -> frozenset[str]:

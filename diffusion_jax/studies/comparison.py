@@ -26,6 +26,7 @@ from diffusion_jax.samplers import base
 from diffusion_jax.studies import store, subjects
 from diffusion_jax.studies.subjects import GROUPS, Runner, Scores, Subject
 
+FAILED = "a part of the comparison failed"
 VERSION = 4  # of how cells are run and judged: cells of another version are not used
 ADAPTIVE = 100  # network evaluations that the progress bar expects of an adaptive sampler
 
@@ -207,8 +208,11 @@ def _finish_cell(
         result = _judged(subject, cell, about, run, solution)
         _save(path, result)
         return result
-    except Exception as error:  # logged by _reason; the other samplers are still worth comparing
-        return Result(about | {"note": _reason(error)})
+    except UserError as error:
+        return Result(about | {"note": str(error)})
+    except Exception as error:  # the other samplers are still worth comparing
+        logging.error(FAILED, exc_info=error)
+        return Result(about | {"note": _in_one_line(error)})
 
 
 def _judged(
@@ -251,8 +255,11 @@ def _exact_solution(subject: Subject, path: Path, fresh: bool) -> Result:
     print("solving for the exact trajectories ...", file=sys.stderr)
     try:
         x0, what = subject.exact()
-    except Exception as error:  # logged by _reason; the distributions can still be compared
-        return Result({"what": f"not known ({_reason(error)})"})
+    except UserError as error:
+        return Result({"what": f"not known ({error})"})
+    except Exception as error:  # the distributions can still be compared
+        logging.error(FAILED, exc_info=error)
+        return Result({"what": f"not known ({_in_one_line(error)})"})
     scores, left_out = {}, {}
     if len(x0) == len(subject.keys):
         scores, left_out = _scored(subject, subject.finish(x0))
@@ -261,11 +268,7 @@ def _exact_solution(subject: Subject, path: Path, fresh: bool) -> Result:
     return result
 
 
-def _reason(error: Exception) -> str:
-    """An error in one line; the traceback of one that is not a user's mistake is logged."""
-    if isinstance(error, UserError):
-        return str(error)
-    logging.error("a part of the comparison failed", exc_info=error)
+def _in_one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 

@@ -39,7 +39,7 @@ def mask_for(spec: str, shape: tuple[int, ...]) -> np.ndarray:
     try:
         with transforms.open_image(spec) as picture:
             levels = np.asarray(picture.convert("L"), np.float32)
-    except Exception as error:  # Pillow raises errors of many kinds for a damaged picture
+    except transforms.UnreadableImage as error:
         raise UserError(
             f"--mask={spec} cannot be read as a picture ({_reason(error)}); or take half, box or "
             "random"
@@ -123,19 +123,18 @@ def read_images(files: Sequence[str], shape: tuple[int, ...]) -> np.ndarray:
                     f"images are {height}x{width}"
                 )
             found.append(folder.decode(path, 0 if size == (width, height) else height, channels))
-        except UserError:
-            raise
-        except Exception as error:  # Pillow raises errors of many kinds for a damaged picture
+        except transforms.UnreadableImage as error:
             raise UserError(
                 f"--image={name} cannot be read as a picture ({_reason(error)})"
             ) from error
     return np.stack(found)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: transforms.UnreadableImage) -> str:
     """Why a picture cannot be read, in a few words."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 

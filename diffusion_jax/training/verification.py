@@ -171,14 +171,14 @@ def stored_arrays(leaves: dict[str, Any]) -> dict[str, Any]:
 
 def _attempt(read: Any, folder: Path, *arguments: Any) -> Any:
     """Call read(folder, *arguments); an error becomes DamagedCheckpoint in all processes."""
-    found, problem = None, ""
     try:
         found = read(folder, *arguments)
     except Exception as error:  # Orbax, tensorstore and json raise a dozen types for a broken file
+        distributed.anywhere(True)  # then all processes try the same other checkpoint
         line = (str(error).strip() or "no message").splitlines()[0]
-        problem = f"{type(error).__name__}: {line[:120]}"
-    if distributed.anywhere(bool(problem)):  # then all processes try the same other checkpoint
-        raise DamagedCheckpoint(problem or "another process could not read it")
+        raise DamagedCheckpoint(f"{type(error).__name__}: {line[:120]}") from error
+    if distributed.anywhere(False):
+        raise DamagedCheckpoint("another process could not read it")
     return found
 
 

@@ -13,7 +13,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from configs import toy
-from configs.base import vae
+from configs._autoencoders import vae
 from diffusion_jax import data
 from diffusion_jax.assembly import denoiser, sampling, workdir
 from diffusion_jax.assembly.experiment import assemble, guided_by

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs import digits, digits_vae, fashion_autoencoder
-from configs.base import latents as of_latents
+from configs._autoencoders import latents as of_latents
 from configs.base import network
 from diffusion_jax import data
 from diffusion_jax.assembly import (

@@ -331,8 +331,12 @@ def test_pictures_are_opened_in_listed_formats_alone(tmp_path):
     for k in range(12):
         write_image(tmp_path / f"{k}.png", k)
     Image.new("RGB", (6, 4)).save(tmp_path / "bad.png", "EPS")
-    with pytest.raises(OSError, match="cannot identify"):
-        transforms.open_image(tmp_path / "bad.png")
+    with (
+        pytest.raises(transforms.UnreadableImage, match="cannot identify") as failure,
+        transforms.open_image(tmp_path / "bad.png"),
+    ):
+        pass
+    assert isinstance(failure.value.__cause__, OSError)
     fails("limit_bad=0 unreadable images: .*bad.png", "folder", path=str(tmp_path), limit_bad=0)
     assert not {"EPS", "PDF", "FITS", "WMF", "PSD"} & set(transforms.FORMATS)
     assert {".jpg", ".jfif", ".jpe", ".tga", ".jp2", ".png", ".mpo"} <= transforms.endings()

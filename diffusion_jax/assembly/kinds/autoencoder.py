@@ -24,7 +24,11 @@ from diffusion_jax.training import step
 
 
 def complete(experiment: Experiment, config: ConfigDict) -> Experiment:
-    """The experiment with the discriminator of an adversarial objective.
+    """Add the discriminator of an adversarial objective.
+
+    Args:
+      experiment: the autoencoder, with its objective.
+      config: its config, which names the discriminator.
 
     Raises:
       UserError: for an adversarial objective without a discriminator.
@@ -42,7 +46,12 @@ def complete(experiment: Experiment, config: ConfigDict) -> Experiment:
 
 
 def init(experiment: Experiment, key: Key) -> Params:
-    """Initialize {'autoencoder': ...}, and {'discriminator': ...} if there is one."""
+    """Initialize {'autoencoder': ...}, and {'discriminator': ...} if there is one.
+
+    Args:
+      experiment: the autoencoder.
+      key: one key.
+    """
     x = jnp.zeros((1, *experiment.shape))
     cond = experiment.conditions.null(1)
     params = {"autoencoder": experiment.model.init(key, x, cond)["params"]}
@@ -55,9 +64,12 @@ def init(experiment: Experiment, key: Key) -> Params:
 
 
 def loss(experiment: Experiment) -> step.LossFn:
-    """The loss of an autoencoder, with the metrics of its objective.
+    """Return the loss of an autoencoder, with the metrics of its objective.
 
     In evaluation it is that at the end of all schedules.
+
+    Args:
+      experiment: the autoencoder.
     """
     objective, like = experiment.objective, experiment.model.latent_shape
 
@@ -82,7 +94,20 @@ def draw(
     scale: Array | None,
     settings: SamplingSettings,
 ) -> tuple[Array, Array]:
-    """Decode z ~ N(0, I), from the random stream of samplers.base.start: (images (B, ...), 1)."""
+    """Decode z ~ N(0, I), from the random stream of samplers.base.start.
+
+    Args:
+      experiment: the autoencoder.
+      params: its parameters.
+      keys: (B,), one for each image.
+      cond: the conditions of the images, or None.
+      ts: not used: there is one evaluation, of the decoder.
+      scale: not used: there is no guidance.
+      settings: not used, as there is no sampler.
+
+    Returns:
+      (images (B, ...) in [-1, 1], NFE (B,) of 1).
+    """
     z = arrays.noise(
         arrays.fold_in(keys, streams.PRIOR), jnp.zeros((len(keys), *experiment.model.latent_shape))
     )
@@ -90,7 +115,11 @@ def draw(
 
 
 def networks(experiment: Experiment, params: Params) -> AutoencoderNetworks:
-    """The networks of an autoencoder, as its objective calls them.
+    """Return the networks of an autoencoder, as its objective calls them.
+
+    Args:
+      experiment: the autoencoder.
+      params: {'autoencoder': ...}, and {'discriminator': ...} if there is one.
 
     Raises:
       UserError: for an adversarial objective with an autoencoder of dense layers.

@@ -18,7 +18,14 @@ from diffusion_jax.training import step
 
 
 def loss(experiment: Experiment) -> step.LossFn:
-    """-log p(label | x_t), with x_t as the config's objective draws it, and its 'accuracy'."""
+    """Return the loss -log p(label | x_t), with x_t as the config's objective draws it.
+
+    Args:
+      experiment: the classifier.
+
+    Returns:
+      A loss (B,) with the metrics 'level' (log-SNR) and 'accuracy' (0 or 1 for each example).
+    """
 
     def run(params: Params, batch, keys: Key, now: step.Now):
         noised = experiment.objective.draw(
@@ -41,6 +48,10 @@ def loss(experiment: Experiment) -> step.LossFn:
 
 def draw(experiment: Experiment, *_: Any) -> tuple[Array, Array]:
     """Refuse to sample: a classifier draws no samples.
+
+    Args:
+      experiment: the classifier, which the message names.
+      *_: the other arguments of `draw`, which are not used.
 
     Raises:
       UserError: always.

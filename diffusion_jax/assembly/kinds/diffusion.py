@@ -18,14 +18,23 @@ from diffusion_jax.training import step
 
 
 def init(experiment: Experiment, key: Key) -> Params:
-    """The fresh parameters of the network."""
+    """Initialize the parameters of the network.
+
+    Args:
+      experiment: the model.
+      key: one key.
+    """
     x = jnp.zeros((1, *experiment.shape))
     cond = experiment.conditions.null(1)
     return experiment.model.init(key, x, jnp.zeros(1), cond)["params"]
 
 
 def loss(experiment: Experiment) -> step.LossFn:
-    """The loss of a denoiser, with the level of its noise, {'level': log-SNR (B,)}."""
+    """Return the loss of a denoiser, with the level of its noise, {'level': log-SNR (B,)}.
+
+    Args:
+      experiment: the model.
+    """
     network, objective = denoiser.apply(experiment), experiment.objective
 
     def run(params: Params, batch, keys: Key, now: step.Now):
@@ -61,7 +70,20 @@ def draw(
     scale: Array | None,
     settings: SamplingSettings,
 ) -> tuple[Array, Array]:
-    """Sample by the denoiser and the sampler of the settings: (x0 (B, ...), NFE of each (B,))."""
+    """Sample by the denoiser and the sampler of the settings.
+
+    Args:
+      experiment: the model.
+      params: its parameters.
+      keys: (B,), one for each sample.
+      cond: the conditions of the samples, or None.
+      ts: decreasing times (n,), padded by repetitions of the last one.
+      scale: the scale of the guidance, a scalar; None without guidance.
+      settings: the sampler, its noise and its clip.
+
+    Returns:
+      (x0 (B, ...), NFE of each sample (B,)).
+    """
     denoise = denoiser.denoiser(experiment, params, scale=scale, clip=settings.clip)
     x = base.start(experiment.process, keys, (len(keys), *experiment.shape))
     samples = base.sample(
@@ -79,17 +101,31 @@ def draw(
 
 
 def complete(experiment: Experiment, config: ConfigDict) -> Experiment:
-    """The experiment itself: a diffusion model has no further parts."""
+    """Return the experiment itself: a diffusion model has no further parts.
+
+    Args:
+      experiment: the model.
+      config: its config, which is not used.
+    """
     return experiment
 
 
 def prepare(experiment: Experiment, train: Source | None) -> Experiment:
-    """The experiment itself: a diffusion model learns nothing before training."""
+    """Return the experiment itself: a diffusion model learns nothing before training.
+
+    Args:
+      experiment: the model.
+      train: the training split, which is not used.
+    """
     return experiment
 
 
 def companions(experiment: Experiment) -> tuple:
-    """Return no companions: a diffusion model has no further averages."""
+    """Return no companions: a diffusion model has no further averages.
+
+    Args:
+      experiment: the model, which is not used.
+    """
     return ()
 
 

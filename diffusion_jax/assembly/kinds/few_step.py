@@ -18,7 +18,11 @@ from diffusion_jax.training import ema, step
 
 
 def complete(experiment: Experiment, config: ConfigDict) -> Experiment:
-    """The experiment itself.
+    """Check that an objective with guidance has a condition, and return the experiment itself.
+
+    Args:
+      experiment: the model, with its objective.
+      config: its config, for messages.
 
     Raises:
       UserError: for an objective that guides by a condition that the model lacks.
@@ -41,10 +45,13 @@ def complete(experiment: Experiment, config: ConfigDict) -> Experiment:
 
 
 def loss(experiment: Experiment) -> step.LossFn:
-    """The loss of a few-step model, with the level of its noise, {'level': log-SNR (B,)}.
+    """Return the loss of a few-step model, with the level of its noise, {'level': log-SNR (B,)}.
 
-    The objective also gets the same weights held constant, their slow average and the teacher, the
-    last two out of the averages of the training state.
+    The objective also receives the same weights held constant, their slow average and the teacher.
+    The last two are among the averages of the training state.
+
+    Args:
+      experiment: the model, with its objective and its teacher.
     """
     network, objective = denoiser.apply(experiment), experiment.objective
 
@@ -88,9 +95,12 @@ def loss(experiment: Experiment) -> step.LossFn:
 
 
 def teacher_scale(experiment: Experiment) -> float | None:
-    """The scale of the teacher's guidance; None where it is not guided.
+    """Return the scale of the teacher's guidance; None where it is not guided.
 
     It is config.distill.guidance, or where that is None the teacher's own scale.
+
+    Args:
+      experiment: the student, which has a teacher.
 
     Raises:
       UserError: for a teacher that has nothing to guide by, and where a scale is set and the
@@ -110,7 +120,12 @@ def teacher_scale(experiment: Experiment) -> float | None:
 
 
 def teacher(experiment: Experiment, params: Params) -> Denoise:
-    """The teacher with its guidance, as a denoiser of the student's process."""
+    """Return the teacher with its guidance, as a denoiser of the student's process.
+
+    Args:
+      experiment: the student, which has a teacher.
+      params: the parameters of the teacher.
+    """
     own, _ = experiment.teacher
     scale = teacher_scale(experiment)
     denoise = denoiser.denoiser(own, params, scale=scale, clip=own.sampling.clip)
@@ -118,7 +133,10 @@ def teacher(experiment: Experiment, params: Params) -> Denoise:
 
 
 def companions(experiment: Experiment) -> tuple[ema.Ema, ...]:
-    """The further averages in the training state: the slow one 'target' and the frozen 'teacher'.
+    """Return the further averages in the training state: a slow 'target' and a frozen 'teacher'.
+
+    Args:
+      experiment: the student, whose objective says which of them it needs.
 
     Raises:
       UserError: for an objective that needs a teacher where there is none.
