@@ -175,8 +175,6 @@ PROTOCOLS = {
 # The chapters whose public functions do not yet describe all their parameters. A chapter leaves
 # the set when they do, and the set leaves with the last chapter.
 TO_DESCRIBE = {
-    # the mathematics and the networks
-    *("models", "targets"),
     # the infrastructure
     *("evaluation", "peers"),
 }

@@ -30,19 +30,45 @@ def active() -> bool:
 
 
 def jvp(f: Callable, primals: tuple, tangents: tuple, has_aux: bool = False) -> tuple[Any, ...]:
-    """jax.jvp within `forward_mode`, with its arguments and results."""
+    """jax.jvp within `forward_mode`.
+
+    Args:
+      f: the function, which may evaluate networks.
+      primals: its arguments, a tuple of pytrees.
+      tangents: the direction of the derivative, a tuple like `primals`.
+      has_aux: whether f returns a pair, of which the second part is not differentiated.
+
+    Returns:
+      The value, its derivative in the direction of the tangents and, with has_aux, the second part.
+    """
     with forward_mode():
         return jax.jvp(f, primals, tangents, has_aux=has_aux)
 
 
 def linearize(f: Callable, *primals: Any, has_aux: bool = False) -> tuple[Any, ...]:
-    """jax.linearize within `forward_mode`, with its arguments and results."""
+    """jax.linearize within `forward_mode`.
+
+    Args:
+      f: the function, which may evaluate networks.
+      *primals: its arguments, pytrees.
+      has_aux: whether f returns a pair, of which the second part is not differentiated.
+
+    Returns:
+      The value, the derivative as a linear function of tangents and, with has_aux, the second part.
+    """
     with forward_mode():
         return jax.linearize(f, *primals, has_aux=has_aux)
 
 
 def jacfwd(f: Callable) -> Callable:
-    """jax.jacfwd within `forward_mode`, by the first argument."""
+    """jax.jacfwd within `forward_mode`.
+
+    Args:
+      f: the function, which may evaluate networks.
+
+    Returns:
+      A function of the same arguments that returns the Jacobian by the first of them.
+    """
 
     def jacobian(*args: Any) -> Any:
         with forward_mode():

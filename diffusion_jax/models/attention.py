@@ -88,8 +88,11 @@ def blocks_for(shape: tuple[int, ...], keys: int) -> Blocks:
     and then the queries. On an accelerator, whose devices share the batch, the queries are.
 
     Args:
-      shape: of the queries, (B, T, heads, D).
-      keys: number of keys.
+      shape: shape of the queries, (B, T, heads, D).
+      keys: number of keys of an example, S.
+
+    Returns:
+      The blocks.
     """
     batch, queries, heads, _ = shape
     if arrays.platform() != "cpu":

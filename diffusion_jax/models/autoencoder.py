@@ -17,12 +17,12 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.core.types import Array, Cond
 from diffusion_jax.models import layers
 from diffusion_jax.models.embeddings import KERNEL_INIT, LabelEmbedding
+from diffusion_jax.models.pixelcnn import PixelCNN
 
 LOG_VARIANCE = (-30.0, 20.0)  # as latent diffusion's code clips it
 
@@ -92,7 +92,16 @@ class AutoencoderKL(nn.Module):
         return (*_halved(self.shape, self.stem, self.multipliers), self.latent_channels)
 
     def __call__(self, x: Array, cond: Cond = None, train: bool = False) -> tuple[Array, Array]:
-        """Reconstructs images from the mean of the latent; see `decode` for the result."""
+        """Reconstructs images from the mean of the latent.
+
+        Args:
+          x: images, (B, H, W, C).
+          cond: ignored.
+          train: ignored.
+
+        Returns:
+          (mean, 0), as `decode` returns them.
+        """
         return self.decode(self.encode(x, cond, train)[0], cond, x, train)
 
     def encode(self, x: Array, cond: Cond = None, train: bool = False) -> tuple[Array, Array]:
@@ -168,7 +177,11 @@ class VAE(nn.Module):
     dtype: str = "float32"
 
     def setup(self) -> None:
-        """Creates the submodules; UserError for an unknown log_scale."""
+        """Creates the submodules.
+
+        Raises:
+          UserError: for an unknown log_scale.
+        """
         if self.log_scale not in ("shared", "pixel"):
             raise unknown("log_scale", self.log_scale, ["shared", "pixel"])
         outputs = self.shape[-1] * (2 if self.log_scale == "pixel" else 1)
@@ -195,7 +208,7 @@ class VAE(nn.Module):
             self.label_seen = LabelEmbedding(self.num_classes, features)
             self.label_drawn = LabelEmbedding(self.num_classes, self.latent)
         if self.pixel_layers:
-            self.pixels = _PixelCNN(outputs, self.pixel_width, self.pixel_layers)
+            self.pixels = PixelCNN(outputs, self.pixel_width, self.pixel_layers)
         if self.log_scale == "shared":
             self.shared = self.param("log_scale", nn.initializers.constant(-1.0), ())
 
@@ -210,7 +223,16 @@ class VAE(nn.Module):
         return self.pixel_layers > 0
 
     def __call__(self, x: Array, cond: Cond = None, train: bool = False) -> tuple[Array, Array]:
-        """Reconstructs examples from the mean of the latent; see `decode` for the result."""
+        """Reconstructs examples from the mean of the latent.
+
+        Args:
+          x: examples, (B, *shape).
+          cond: None, or a dict with 'label' (B,).
+          train: ignored.
+
+        Returns:
+          (mean, log_scale), as `decode` returns them.
+        """
         return self.decode(self.encode(x, cond, train)[0], cond, x, train)
 
     def encode(self, x: Array, cond: Cond = None, train: bool = False) -> tuple[Array, Array]:
@@ -284,34 +306,6 @@ class _Perceptron(nn.Module):
         for i, width in enumerate(self.widths):
             h = _dense(width, f"layer_{i}")(jax.nn.silu(h) if i else h)
         return h
-
-
-class _PixelCNN(nn.Module):
-    """Masked convolutions, features h and image x -> (B, H, W, features).
-
-    A pixel depends on h, and on the pixels of x before it in raster order, except for a wedge to
-    the upper right.
-    """
-
-    features: int
-    width: int
-    layers: int
-
-    @nn.compact
-    def __call__(self, h: Array, x: Array) -> Array:
-        # "told" is the name of these parameters in checkpoints
-        condition = layers.conv(self.width, 1, name="told")(h)
-        h = self._masked(x, "masked_0", itself=False) + condition
-        for i in range(1, self.layers):
-            h = h + self._masked(jax.nn.silu(h + condition), f"masked_{i}", itself=True)
-        return layers.conv(self.features, 1, name="last")(jax.nn.silu(h))
-
-    def _masked(self, x: Array, name: str, itself: bool) -> Array:
-        before = np.arange(25).reshape(5, 5) < 12 + itself
-        mask = np.broadcast_to(before[:, :, None, None], (5, 5, x.shape[-1], self.width))
-        return nn.Conv(
-            self.width, (5, 5), mask=mask.astype(np.float32), kernel_init=KERNEL_INIT, name=name
-        )(x)
 
 
 class _Encoder(nn.Module):

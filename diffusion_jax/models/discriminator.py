@@ -30,7 +30,17 @@ class PatchGAN(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Computes the logits (B, h, w, 1) of images x (B, H, W, C)."""
+        """Computes the logits of the patches of images.
+
+        Args:
+          x: images, (B, H, W, C), in [-1, 1].
+
+        Returns:
+          Logits, (B, h, w, 1), positive for real patches.
+
+        Raises:
+          UserError: if a field is out of its range.
+        """
         need_ranges("PatchGAN", width=(self.width, 1, 4096), layers=(self.layers, 1, 16))
         for i in range(self.layers + 1):
             stride = 2 if i < self.layers else 1

@@ -146,7 +146,16 @@ class LabelEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, labels: Array | None, batch: int) -> Array:
-        """Looks the vectors of labels (B,), or of None for the null label, up: (B, features)."""
+        """Looks up the vectors of labels.
+
+        Args:
+          labels: integers from 0 to num_classes, (B,), of which the last is the null label; None
+            means the null label for every example.
+          batch: B, the number of vectors where `labels` is None.
+
+        Returns:
+          The vectors, (B, features) float32.
+        """
         rows = self.param("rows", self.init, (self.num_classes + 1, self.features), jnp.float32)
         if labels is None:
             labels = jnp.full((batch,), self.num_classes, jnp.int32)

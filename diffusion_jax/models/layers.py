@@ -118,13 +118,27 @@ def depth_to_space(x: Array, factor: int) -> Array:
 
 
 def average_pool(x: Array) -> Array:
-    """Averages each 2 x 2 block of pixels: (B, H, W, C) -> (B, H / 2, W / 2, C)."""
+    """Averages each 2 x 2 block of pixels.
+
+    Args:
+      x: (B, H, W, C) with even H and W.
+
+    Returns:
+      (B, H / 2, W / 2, C).
+    """
     b, h, w, c = x.shape
     return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
 
 
 def nearest(x: Array) -> Array:
-    """Repeats each pixel four times: (B, H, W, C) -> (B, 2H, 2W, C)."""
+    """Repeats each pixel four times: nearest-neighbor upsampling by 2.
+
+    Args:
+      x: (B, H, W, C).
+
+    Returns:
+      (B, 2 H, 2 W, C).
+    """
     b, h, w, c = x.shape
     return jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(
         b, 2 * h, 2 * w, c
@@ -166,7 +180,16 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, embedding: Array | None = None, train: bool = False) -> Array:
-        """Evaluates the block on x (B, H, W, C) and embedding (B, E); train turns dropout on."""
+        """Evaluates the block.
+
+        Args:
+          x: features, (B, H, W, C).
+          embedding: the embedding of the condition, (B, E), or None.
+          train: whether dropout is on, which needs an rng of the name 'dropout'.
+
+        Returns:
+          (B, H', W', channels), whose height and width are halved, doubled or kept by `resample`.
+        """
         resample = RESAMPLE[self.resample]
         h = resample(jax.nn.silu(group_norm(x, "norm_1", self.norm)).astype(self.dtype))
         h = product(conv(self.channels, dtype=self.dtype, name="conv_1")(h))
@@ -217,7 +240,14 @@ class AttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Evaluates the block on x (B, H, W, C)."""
+        """Evaluates the block.
+
+        Args:
+          x: features, (B, H, W, C).
+
+        Returns:
+          (B, H, W, C).
+        """
         b, height, width, c = x.shape
         heads = count_heads(c, self.head_width)
         h = group_norm(x, "norm", self.norm).reshape(b, height * width, c)
@@ -255,7 +285,16 @@ class CrossAttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, states: Array, mask: Array) -> Array:
-        """Evaluates the block; mask says which states exist, at least one for each example."""
+        """Evaluates the block.
+
+        Args:
+          x: features, (B, H, W, C).
+          states: states of a text, (B, L, D).
+          mask: which of the states exist, (B, L) bool, at least one for each example.
+
+        Returns:
+          (B, H, W, C).
+        """
         b, height, width, c = x.shape
         heads = count_heads(c, self.head_width)
         h = group_norm(x, "norm", self.norm).reshape(b, height * width, c)

@@ -22,7 +22,8 @@ import numpy as np
 
 from diffusion_jax.core.errors import UserError, need_ranges
 from diffusion_jax.core.types import Array, Params
-from diffusion_jax.models import attention
+from diffusion_jax.models import bert
+from diffusion_jax.models.bert import Bert
 
 BATCH = 64  # captions in one pass of a frozen encoder
 
@@ -100,7 +101,16 @@ class Text(nn.Module):
 
     @nn.compact
     def __call__(self, cond: dict, batch: int) -> TextFeatures:
-        """Reads the captions of cond for `batch` examples."""
+        """Reads the captions of a condition.
+
+        Args:
+          cond: the entries of the text encoder, a dict of arrays with leading axis B; without them
+            no example has a caption.
+          batch: B.
+
+        Returns:
+          The states, their mask and the pooled vectors.
+        """
         init = nn.initializers.normal(1.0)
         null_state, null_pooled = (
             self.param(name, init, (self.width,)) for name in ("null_state", "null_pooled")
@@ -155,53 +165,6 @@ def mean(states: Array, mask: Array) -> Array:
     """
     weight = mask.astype(states.dtype)[..., None]
     return jnp.sum(states * weight, axis=1) / jnp.maximum(jnp.sum(weight, axis=1), 1)
-
-
-class Bert(nn.Module):
-    """BERT's encoder (Devlin et al. 2019): ids (B, L), mask (B, L) -> states (B, L, width) float32.
-
-        h = norm(word + position), then in each layer
-        h <- norm(h + attention(h)),    h <- norm(h + W2 gelu(W1 h))
-
-    This is the encoder of Vaswani et al. 2017 with the exact gelu and without dropout. The
-    embedding of BERT's first segment is part of the positions (see `convert`).
-
-    Attributes:
-      vocabulary: number of ids.
-      positions: largest L.
-      width: size of a state.
-      depth: number of layers.
-      heads: number of attention heads.
-    """
-
-    vocabulary: int
-    positions: int
-    width: int
-    depth: int
-    heads: int
-
-    @nn.compact
-    def __call__(self, ids: Array, mask: Array) -> Array:
-        """Computes the states of ids (B, L); mask (B, L) bool says which of them exist."""
-        init = nn.initializers.normal(0.02)
-        norm = functools.partial(nn.LayerNorm, epsilon=1e-12)
-        dense = functools.partial(nn.Dense, kernel_init=init)
-        # parameters may be NumPy arrays, which asarray lets a tracer index
-        words = jnp.asarray(self.param("words", init, (self.vocabulary, self.width)))
-        positions = jnp.asarray(self.param("places", init, (self.positions, self.width)))
-        h = norm(name="norm")(words[ids] + positions[: ids.shape[1]])
-        for i in range(self.depth):
-            q, k, v = (
-                dense(self.width, name=f"layer_{i}_{part}")(h) for part in ("query", "key", "value")
-            )
-            q, k, v = (a.reshape(*a.shape[:2], self.heads, -1) for a in (q, k, v))
-            seen = attention.multi_head(q, k, v, "plain", mask).reshape(h.shape)
-            project = dense(self.width, name=f"layer_{i}_project")
-            h = norm(name=f"layer_{i}_norm_1")(h + project(seen))
-            inner = dense(4 * self.width, name=f"layer_{i}_mlp_in")(h)
-            outer = dense(self.width, name=f"layer_{i}_mlp_out")
-            h = norm(name=f"layer_{i}_norm_2")(h + outer(jax.nn.gelu(inner, approximate=False)))
-        return h
 
 
 # ---- the encoders
@@ -301,7 +264,7 @@ class _MiniLM:
 
     @functools.cached_property
     def run(self) -> Callable[[np.ndarray, np.ndarray], tuple[Array, Array]]:
-        params = jax.tree.map(jnp.asarray, convert(self.weights("minilm"), MINILM.depth))
+        params = jax.tree.map(jnp.asarray, bert.convert(self.weights("minilm"), MINILM.depth))
         return functools.partial(jax.jit(_states_and_mean), params)
 
     def count(self, caption: str) -> int:
@@ -342,44 +305,6 @@ def _tokenizer(file: np.ndarray) -> Any:
             "pip install 'diffusion_jax[text]'"
         ) from None
     return Tokenizer.from_str(file.tobytes().decode())
-
-
-def convert(tensors: Mapping[str, np.ndarray], count: int) -> Params:
-    """Converts the tensors of a BERT, by the names of Hugging Face's BertModel.
-
-    Args:
-      tensors: name -> tensor.
-      count: number of layers.
-
-    Returns:
-      Parameters of Bert.
-    """
-
-    def layer(name: str) -> dict[str, np.ndarray]:
-        kind = "scale" if "LayerNorm" in name else "kernel"
-        return {kind: tensors[f"{name}.weight"].T, "bias": tensors[f"{name}.bias"]}
-
-    names = {
-        "query": "attention.self.query",
-        "key": "attention.self.key",
-        "value": "attention.self.value",
-        "project": "attention.output.dense",
-        "norm_1": "attention.output.LayerNorm",
-        "mlp_in": "intermediate.dense",
-        "mlp_out": "output.dense",
-        "norm_2": "output.LayerNorm",
-    }
-    segment = tensors["embeddings.token_type_embeddings.weight"][0]
-    params = {
-        "words": tensors["embeddings.word_embeddings.weight"],
-        "norm": layer("embeddings.LayerNorm"),
-        "places": tensors["embeddings.position_embeddings.weight"] + segment,
-    }
-    return params | {
-        f"layer_{i}_{ours}": layer(f"encoder.layer.{i}.{theirs}")
-        for i in range(count)
-        for ours, theirs in names.items()
-    }
 
 
 # The members of the family, which a config may name.

@@ -123,10 +123,6 @@ def _meanflow(
     ) -> Array:
         x_t, t, s = drawn.x_t, drawn.t, drawn.s
 
-        def ending(cond: Cond, s: Array) -> Cond:
-            """The condition with s as the end of the move."""
-            return (cond or {}) | {"to": s}
-
         def velocity(prediction: Prediction) -> Array:
             return gaussian.velocity(process, prediction, t)
 
@@ -134,12 +130,12 @@ def _meanflow(
         v = velocity(networks.teacher(x_t, t, cond) if with_teacher else exact)
         if guidance != 1.0:
             v = guidance * v + (1 - guidance) * velocity(
-                networks.frozen(x_t, t, ending(networks.null(cond), t))
+                networks.frozen(x_t, t, _ending(networks.null(cond), t))
             )
-        along = velocity(networks.frozen(x_t, t, ending(cond, t))) if own_tangent else v
+        along = velocity(networks.frozen(x_t, t, _ending(cond, t))) if own_tangent else v
 
         def move(x: Array, t: Array) -> tuple[Array, Prediction]:
-            prediction = networks.frozen(x, t, ending(cond, s))
+            prediction = networks.frozen(x, t, _ending(cond, s))
             end = (
                 expand(process.alpha(s), x) * prediction.x0
                 + expand(process.sigma(s), x) * prediction.eps
@@ -149,12 +145,17 @@ def _meanflow(
         _, tangent, constant = forward_mode.jvp(
             move, (x_t, t), (along, jnp.ones_like(t)), has_aux=True
         )
-        student = velocity(networks.student(x_t, t, ending(cond, s)))
+        student = velocity(networks.student(x_t, t, _ending(cond, s)))
         error = student - velocity(constant) - tangent - (v - along)
         square = mean_per_example(error**2)
         return square / jax.lax.stop_gradient(square + c) ** p
 
     return FewStep(draw, loss, needs_teacher=with_teacher, guided=guidance != 1.0)
+
+
+def _ending(cond: Cond, s: Array) -> Cond:
+    """The condition with s as the end of the move."""
+    return (cond or {}) | {"to": s}
 
 
 # The members of the family, which a config may name.

@@ -43,7 +43,13 @@ class Mixture(NamedTuple):
 
 # ---- laws
 def gaussian(mean: Array, covariance: Array) -> Gaussian:
-    """Makes the Gaussian N(mean (D,), covariance (D, D))."""
+    """Makes a Gaussian from its mean and covariance.
+
+    Args:
+      mean: (D,).
+      covariance: symmetric, (D, D); negative eigenvalues, which rounding may produce, are taken for
+        0.
+    """
     variances, basis = jnp.linalg.eigh(covariance)
     return Gaussian(jnp.asarray(mean), jnp.maximum(variances, 0), basis)
 
@@ -66,13 +72,29 @@ def mixture(weights: Array, means: Array, stds: Array) -> Mixture:
 
 
 def ring_of_gaussians(modes: int = 8, radius: float = 1.0, std: float = 0.1) -> Mixture:
-    """Makes the usual toy: `modes` equal Gaussians on a circle in the plane."""
+    """Makes equal Gaussians on a circle in the plane, the usual toy.
+
+    Args:
+      modes: number of Gaussians, K.
+      radius: radius of the circle.
+      std: standard deviation of each Gaussian in both coordinates.
+    """
     angle = 2 * math.pi * jnp.arange(modes) / modes
     return mixture(jnp.ones(modes), radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)], -1), std)
 
 
 def denoise_gaussian(target: Gaussian, process: Process) -> Denoise:
-    """Returns the denoiser E[x0 | x_t] = m + alpha C (alpha^2 C + sigma^2)^-1 (x_t - alpha m)."""
+    """Returns the denoiser of Gaussian data, E[x0 | x_t].
+
+    It is m + alpha C (alpha^2 C + sigma^2)^-1 (x_t - alpha m) for N(m, C).
+
+    Args:
+      target: the law of x0.
+      process: the process of x_t.
+
+    Returns:
+      The denoiser, for x_t with D entries per example; it has no use for a condition.
+    """
 
     def denoise(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
         mean, variances, basis = _cast(target, x_t.dtype)
@@ -86,9 +108,19 @@ def denoise_gaussian(target: Gaussian, process: Process) -> Denoise:
 
 
 def flow(target: Gaussian, process: Process, x: Array, t: Array, s: Array) -> Array:
-    """Returns the exact probability-flow map of x (B, ...) from time t to time s.
+    """Returns the exact probability-flow map of Gaussian data.
 
-    Each eigendirection scales as its standard deviation does.
+    Each eigendirection scales as its standard deviation, sqrt(alpha^2 variance + sigma^2), does.
+
+    Args:
+      target: the law of x0.
+      process: the process of x.
+      x: points at time t, (B, ...), with D entries per example.
+      t: where the flow begins, a scalar or (B,).
+      s: where it ends, a scalar or (B,), before or after t.
+
+    Returns:
+      The points at time s, of x's shape.
     """
     mean, variances, basis = _cast(target, x.dtype)
     (alpha_t, sigma_t), (alpha_s, sigma_s) = (
@@ -101,7 +133,17 @@ def flow(target: Gaussian, process: Process, x: Array, t: Array, s: Array) -> Ar
 
 
 def log_density_gaussian(target: Gaussian, process: Process, x: Array, t: Array) -> Array:
-    """Returns log p_t(x) in nats, (B,)."""
+    """Returns log p_t(x) of Gaussian data.
+
+    Args:
+      target: the law of x0.
+      process: the process of x.
+      x: points at time t, (B, ...), with D entries per example.
+      t: the time of x, a scalar or (B,).
+
+    Returns:
+      The log-densities in nats, (B,).
+    """
     mean, variances, basis = _cast(target, x.dtype)
     alpha, sigma = _coefficients(process, x, t)
     z = jnp.matmul(x.reshape(len(x), -1) - alpha * mean, basis, precision="highest")
@@ -114,8 +156,8 @@ def denoise_mixture(target: Mixture, process: Process, labels: Array | None = No
     It averages the components' conditional means, weighted by the responsibilities p(k | x_t).
 
     Args:
-      target: the mixture.
-      process: the process.
+      target: the law of x0.
+      process: the process of x_t.
       labels: (K,), the classes of the components. With cond = {'label': (B,)} only components of
         that label count; a label that does not occur stands for 'any'.
     """
@@ -147,9 +189,20 @@ def log_density_mixture(
     labels: Array | None = None,
     cond: Cond = None,
 ) -> Array:
-    """Returns log p_t(x) in nats, (B,).
+    """Returns log p_t(x) of a mixture.
 
     With labels and cond, as in `denoise_mixture`, it is the joint density log p_t(x, label).
+
+    Args:
+      target: the law of x0.
+      process: the process of x.
+      x: points at time t, (B, ...), with D entries per example.
+      t: the time of x, a scalar or (B,).
+      labels: (K,), the classes of the components; None counts all of them.
+      cond: None, or a dict whose 'label' (B,) says which components count.
+
+    Returns:
+      The log-densities in nats, (B,).
     """
     weights, means, variances = _cast(target, x.dtype)
     weights = weights * _counted(labels, cond)
@@ -169,14 +222,34 @@ def _counted(labels: Array | None, cond: Cond) -> Array:
 
 
 def draw_gaussian(target: Gaussian, keys: Key, count: int) -> Array:
-    """Returns `count` exact samples, (count, D), in the law's precision if JAX has it."""
+    """Returns exact samples of a Gaussian, in the law's precision if JAX has it.
+
+    Args:
+      target: the law.
+      keys: one key per sample, (count,), or a single key, which is folded with the index of each
+        sample.
+      count: number of samples.
+
+    Returns:
+      The samples, (count, D).
+    """
     mean, variances, basis = _cast(target, target.mean.dtype)
     z = arrays.noise(keys, jnp.zeros((count, len(mean)), mean.dtype))
     return mean + jnp.matmul(z * jnp.sqrt(variances), basis.T, precision="highest")
 
 
 def draw_mixture(target: Mixture, keys: Key, count: int) -> Array:
-    """Returns `count` exact samples, (count, D), in the law's precision if JAX has it."""
+    """Returns exact samples of a mixture, in the law's precision if JAX has it.
+
+    Args:
+      target: the law.
+      keys: one key per sample, (count,), or a single key, which is folded with the index of each
+        sample.
+      count: number of samples.
+
+    Returns:
+      The samples, (count, D).
+    """
     weights, means, variances = _cast(target, target.means.dtype)
     keys = arrays.example_keys(keys, count)
     k = jax.vmap(

@@ -36,8 +36,11 @@ def posterior(law: laws.Mixture, matrix: Array, variance: Array, y: Array) -> Po
     Args:
       law: the mixture of x0.
       matrix: A, (M, D).
-      variance: (M,) or a number.
+      variance: variance of the noise of each measurement, (M,) or one number for all.
       y: measurements, (B, M).
+
+    Returns:
+      The posterior of each measurement.
     """
     precise = {"precision": "highest"}
     spread_to_y = law.variances[:, :, None] * matrix.T  # C A^T, (K, D, M)
@@ -64,7 +67,14 @@ def posterior(law: laws.Mixture, matrix: Array, variance: Array, y: Array) -> Po
 
 
 def posterior_moments(exact: Posterior) -> tuple[Array, Array]:
-    """Returns the mean and the variance of each coordinate, (B, D) each."""
+    """Returns the mean and the variance of each coordinate of a posterior.
+
+    Args:
+      exact: the posteriors of B measurements.
+
+    Returns:
+      The mean and the variance, (B, D) each.
+    """
     mean = jnp.einsum("bk,bkd->bd", exact.weights, exact.means, precision="highest")
     within = jnp.diagonal(exact.covariances, axis1=1, axis2=2)
     return mean, jnp.einsum(
@@ -76,7 +86,15 @@ def posterior_moments(exact: Posterior) -> tuple[Array, Array]:
 
 
 def draw_posterior(exact: Posterior, keys: Key) -> Array:
-    """Returns one draw for each y, (B, D), from keys (B,) or one key."""
+    """Returns one draw from each posterior.
+
+    Args:
+      exact: the posteriors of B measurements.
+      keys: one key per draw, (B,), or a single key, which is folded with the index of each draw.
+
+    Returns:
+      The draws, (B, D).
+    """
     keys = arrays.example_keys(keys, len(exact.weights))
     k = jax.vmap(
         lambda key, w: jax.random.categorical(
@@ -93,16 +111,19 @@ def draw_posterior(exact: Posterior, keys: Key) -> Array:
 def conditional(
     law: laws.Mixture, process: Process, matrix: Array, std: float, y: Array
 ) -> Denoise:
-    """Returns the exact denoiser E[x0 | x_t, y], for scalar t.
+    """Returns the exact denoiser E[x0 | x_t, y].
 
     x_t / alpha is one more measurement of x0, of variance (sigma / alpha)^2.
 
     Args:
       law: the mixture of x0.
-      process: the process.
+      process: the process of x_t.
       matrix: A of y = A x0 + std n, (M, D).
       std: standard deviation of the measurement's noise.
       y: measurements, (B, M).
+
+    Returns:
+      The denoiser, for x_t (B, D) and scalar t.
     """
 
     def denoise(x_t: Array, t: Array, cond: Cond = None) -> Prediction:

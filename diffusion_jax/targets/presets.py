@@ -51,7 +51,11 @@ class Target(NamedTuple):
 
 
 def from_gaussian(law: Gaussian) -> Target:
-    """Makes the Target of this Gaussian law."""
+    """Makes the Target of a Gaussian law.
+
+    Args:
+      law: the law of x0, in float64 if the target is used in float64.
+    """
     return Target(
         shape=np.shape(law.mean),
         denoise=lambda process: laws.denoise_gaussian(law, process),
@@ -62,10 +66,10 @@ def from_gaussian(law: Gaussian) -> Target:
 
 
 def from_mixture(law: Mixture, modes: Mixture | None = None) -> Target:
-    """Makes the Target of this mixture.
+    """Makes the Target of a mixture.
 
     Args:
-      law: the mixture.
+      law: the law of x0, in float64 if the target is used in float64.
       modes: its well-separated parts, which may be fewer than its components.
     """
     return Target(
@@ -98,19 +102,33 @@ def normal(dim: int = 2, seed: int = 0, condition: float = 100.0) -> Target:
 
 
 def standard_normal(dim: int = 2) -> Target:
-    """N(0, I) in `dim` dimensions, as a mixture of one component."""
+    """N(0, I), as a mixture of one component.
+
+    Args:
+      dim: number of dimensions, from 1 to 10^6.
+
+    Raises:
+      UserError: for a number out of its range.
+    """
     need_ranges("standard_normal", dim=(dim, 1, 10**6))
     return _by_components(_law(np.ones(1), np.zeros((1, dim)), 1.0))
 
 
 def gmm8(std: float = 0.1) -> Target:
-    """Eight equal Gaussians of standard deviation `std` on the unit circle, the usual toy."""
+    """Eight equal Gaussians on the unit circle, the usual toy.
+
+    Args:
+      std: standard deviation of each Gaussian, from 1e-6 to 100.
+
+    Raises:
+      UserError: for a number out of its range.
+    """
     need_ranges("gmm8", std=(std, 1e-6, 100))
     return _by_components(_law(np.ones(8), _polar(1.0, 2 * np.pi * np.arange(8) / 8), std))
 
 
 def gmm(modes: int = 20, dim: int = 2, std: float = 0.1, seed: int = 0) -> Target:
-    """A random mixture of `modes` Gaussians.
+    """A random mixture of Gaussians.
 
     The means are drawn from N(0, I), the standard deviations between std / 2 and 3 std / 2 for each
     axis, and the weights differ by a factor of three at most.
@@ -137,9 +155,15 @@ def gmm(modes: int = 20, dim: int = 2, std: float = 0.1, seed: int = 0) -> Targe
 
 
 def checkerboard(fine: int = 6) -> Target:
-    """The eight dark squares of a 4 x 4 board over [-1, 1]^2, each of fine^2 small Gaussians.
+    """The eight dark squares of a 4 x 4 board over [-1, 1]^2, each of many small Gaussians.
 
     Its modes are the squares.
+
+    Args:
+      fine: number of Gaussians along the side of a square, from 1 to 20.
+
+    Raises:
+      UserError: for a number out of its range.
     """
     need_ranges("checkerboard", fine=(fine, 1, 20))
     corners = (
@@ -156,7 +180,14 @@ def checkerboard(fine: int = 6) -> Target:
 
 
 def rings(std: float = 0.03) -> Target:
-    """Three circles of radius 1/3, 2/3 and 1 and of equal weight, `std` wide."""
+    """Three circles of radius 1/3, 2/3 and 1, of equal weight.
+
+    Args:
+      std: standard deviation across a circle, from 0.001 to 100.
+
+    Raises:
+      UserError: for a number out of its range.
+    """
     need_ranges("rings", std=(std, 1e-3, 100))
     counts = [math.ceil(2 * math.pi * (ring + 1) / 3 / (1.5 * std)) for ring in range(3)]
     circles = [
@@ -168,7 +199,14 @@ def rings(std: float = 0.03) -> Target:
 
 
 def two_moons(std: float = 0.05) -> Target:
-    """Two interleaved half circles of radius 1, centered, `std` wide."""
+    """Two interleaved half circles of radius 1, centered.
+
+    Args:
+      std: standard deviation across a half circle, from 0.001 to 100.
+
+    Raises:
+      UserError: for a number out of its range.
+    """
     need_ranges("two_moons", std=(std, 1e-3, 100))
     angle = np.linspace(0, np.pi, math.ceil(np.pi / (1.5 * std)))
     upper = _polar(1.0, angle) - [0.5, 0.25]
@@ -176,7 +214,15 @@ def two_moons(std: float = 0.05) -> Target:
 
 
 def swiss_roll(std: float = 0.03, turns: float = 1.5) -> Target:
-    """A spiral of `turns` turns from radius 1/4 to 1, of equal density along its length."""
+    """A spiral from radius 1/4 to 1, of equal density along its length.
+
+    Args:
+      std: standard deviation across the spiral, from 0.001 to 100.
+      turns: number of turns, from 0.1 to 100.
+
+    Raises:
+      UserError: for a number out of its range.
+    """
     need_ranges("swiss_roll", std=(std, 1e-3, 100), turns=(turns, 0.1, 100))
     angle = np.linspace(0, 1, 4000) * 2 * np.pi * turns
     path = _polar(np.linspace(0.25, 1.0, 4000), angle)
@@ -187,7 +233,15 @@ def swiss_roll(std: float = 0.03, turns: float = 1.5) -> Target:
 
 
 def pinwheel(arms: int = 5, std: float = 0.05) -> Target:
-    """Bent arms around the origin (Johnson et al. 2016): chains of Gaussians, wider outside."""
+    """Bent arms around the origin (Johnson et al. 2016): chains of Gaussians, wider outside.
+
+    Args:
+      arms: number of arms, from 1 to 1000.
+      std: standard deviation of a Gaussian at radius 3/4, from 0.001 to 100.
+
+    Raises:
+      UserError: for a number out of its range.
+    """
     need_ranges("pinwheel", arms=(arms, 1, 1000), std=(std, 1e-3, 100))
     radius = np.linspace(0.3, 1.2, 24)
     angle = 2 * np.pi * np.arange(arms)[:, None] / arms + 1.0 * np.exp(0.6 * radius) - 1.0

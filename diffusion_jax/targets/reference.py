@@ -33,16 +33,17 @@ def reference(
     control of the largest error of any entry.
 
     Args:
-      denoise: (x_t, t, cond) -> Prediction, which computes in the precision of its input.
-      process: the process.
+      denoise: a function (x_t, t, cond) -> Prediction, which computes in the precision of its
+        input.
+      process: the process of x.
       x: (B, ...) at time t.
-      t: where the solution begins.
-      s: where it ends.
+      t: where the solution begins, in [t_min, t_max].
+      s: where it ends, in [t_min, t_max].
       cond: the condition, with leading axis B.
-      rtol: tolerance of the error of a step.
+      rtol: tolerance of the error of a step, both relative and absolute.
 
     Returns:
-      (B, ...) float64 numpy array.
+      x at time s, a float64 numpy array (B, ...).
     """
     with jax.enable_x64(True):
 

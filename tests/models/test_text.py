@@ -11,6 +11,7 @@ import pytest
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.models import attention, text
+from diffusion_jax.models.bert import Bert, convert
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.pretrained import weights
 from tests.models.captioned import TINY, text_condition
@@ -24,8 +25,8 @@ def test_our_bert_is_bert():
         for name in FIXTURE.files
         if name.startswith("tiny/")
     }
-    bert = text.Bert(vocabulary=30, positions=12, width=16, depth=2, heads=4)
-    params = text.convert(tensors, 2)
+    bert = Bert(vocabulary=30, positions=12, width=16, depth=2, heads=4)
+    params = convert(tensors, 2)
     states = bert.apply({"params": params}, FIXTURE["ids"], FIXTURE["mask"])
     np.testing.assert_allclose(states * FIXTURE["mask"][..., None], FIXTURE["states"], atol=2e-5)
     fresh = jax.eval_shape(bert.init, jax.random.key(0), FIXTURE["ids"], FIXTURE["mask"])["params"]
@@ -139,7 +140,7 @@ def test_without_an_encoder_the_parameters_are_the_old_ones():
 
 def test_a_reader_with_weights_of_numpy_is_traced():
     """As they come out of a checkpoint, and are constants of a program (experiments.edit)."""
-    reader, mask = text.Bert(257, 8, width=8, depth=1, heads=2), np.ones((2, 8), bool)
+    reader, mask = Bert(257, 8, width=8, depth=1, heads=2), np.ones((2, 8), bool)
     shapes = jax.eval_shape(reader.init, jax.random.key(0), np.zeros((2, 8), int), mask)
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
