@@ -69,7 +69,7 @@ FILES = sorted(
 
 def imports(file: Path) -> set[str]:
     """Every module that a file imports anywhere, also inside functions, by its dotted name; `from a
-    import b` counts as a.b.
+    import b` counts as a.b, and deferred("a") as an import of a.
     """
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
@@ -78,6 +78,8 @@ def imports(file: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: imports are absolute"
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "deferred":
+            found.add(node.args[0].value)
     return found
 
 
@@ -116,14 +118,15 @@ def test_every_chapter_exists():
 
 
 def test_the_checker_sees(tmp_path):
-    """The control: a forbidden import inside a function is found."""
+    """The control: a forbidden import inside a function is found, and a deferred one."""
     file = tmp_path / "bad.py"
     file.write_text(
         "import numpy as np\ndef f():\n    from flax import linen\n"
         "    from diffusion_jax.models import unet\n"
+        "ocp = deferred('orbax.checkpoint')\n"
     )
     ours, outside = split(file)
-    assert ours == {"models"} and outside == {"numpy", "flax"}
+    assert ours == {"models"} and outside == {"numpy", "flax", "orbax"}
 
 
 def test_nothing_draws_gaussian_images_but_arrays():

@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from sklearn.datasets import load_digits
+
+from diffusion_jax.core.deferred import deferred
+
+datasets = deferred("sklearn.datasets")
 
 TEST = 297
 
@@ -35,8 +38,7 @@ class SklearnDigits(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-
-        digits = load_digits()
+        digits = datasets.load_digits()
         by_class = np.argsort(digits.target, kind="stable")
         held_out = np.zeros(len(by_class), bool)
         held_out[by_class[np.linspace(0, len(by_class) - 1, TEST).round().astype(int)]] = True

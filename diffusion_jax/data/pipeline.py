@@ -3,9 +3,9 @@
 The order of epoch e is argsort of the raw Philox stream keyed by (seed, e): a uniform permutation
 that no version of NumPy or grain can change (raw bits are guaranteed stable, shuffling routines are
 not). grain's own shuffle walks the cycles of a 65,536-element cipher index by index (about 0.3 us x
-65536 / N each: 30 us for the digits, 10 ms for a set of two), so the elements of the grain pipeline
-are steps, not examples. As batch(step) is a pure function it can be computed anywhere: `prefetch`
-does it in a thread, or in processes of their own (grain's workers), with the same result.
+65536 / N each: 30 us for the digits, 10 ms for a set of two), so what its workers map over are
+steps, not examples. As batch(step) is a pure function it can be computed anywhere: `prefetch` does
+it in a thread, or in processes of their own (grain's workers), with the same result.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 from absl import flags
 
+from diffusion_jax.core.deferred import deferred
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import transforms
 from diffusion_jax.data.captions import CaptionedSource
 from diffusion_jax.data.sources import Source
+
+grain = deferred("grain")
 
 SHUFFLE, FLIP, CAPTION = 0, 1, 2  # independent random streams
 
@@ -90,9 +92,7 @@ def batches(
             batch["image"][mirrored] = batch["image"][mirrored][:, :, ::-1]
         return batch
 
-    steps = grain.MapDataset.range(sys.maxsize // batch_size - 1)
-    pipeline = steps.map(chosen).map(read).map(_network_types)
-    return pipeline.__getitem__
+    return lambda step: _network_types(read(chosen(step)))
 
 
 def _check_flip(example: dict[str, Any]) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 
+from diffusion_jax.core.deferred import deferred
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import captions, transforms
 from diffusion_jax.data.sources import Source, Splits, mapped
@@ -24,6 +24,8 @@ from diffusion_jax.data.tfds_builder import (
     prepared,
     recipe,
 )
+
+tfds = deferred("tensorflow_datasets")
 
 POPULAR = (
     "mnist",

@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import tensorflow_datasets as tfds
 from absl import logging
 
 from diffusion_jax.core import reading
+from diffusion_jax.core.deferred import deferred
 from diffusion_jax.core.errors import UserError, unknown
-from diffusion_jax.data.digits import SklearnDigits
+
+digits = deferred("diffusion_jax.data.digits")
+tfds = deferred("tensorflow_datasets")
 
 FORMAT = "array_record"  # the format that is written and read without TensorFlow
 
@@ -121,7 +123,7 @@ def find_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     base = tfds.core.naming.parse_builder_name_kwargs(name)[0].name
     check_features(name, Path(data_dir) / ("sklearn_digits" if name == "digits" else base))
     if name == "digits":
-        return SklearnDigits(data_dir=data_dir, file_format=FORMAT)
+        return digits.SklearnDigits(data_dir=data_dir, file_format=FORMAT)
     try:
         builder = tfds.builder(name, data_dir=data_dir)
         return (

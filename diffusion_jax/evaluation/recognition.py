@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import sklearn
-from sklearn.decomposition import PCA
-from sklearn.svm import SVC
 
 from diffusion_jax.core import npz, reading
+from diffusion_jax.core.deferred import deferred
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import transforms
+
+sklearn = deferred("sklearn")
+decomposition = deferred("sklearn.decomposition")
+svm = deferred("sklearn.svm")
 
 Recognize = Callable[[np.ndarray], np.ndarray]  # images uint8 (N, H, W, C) -> labels (N,)
 PENALTY = 10.0  # the penalty C of the machine
@@ -208,11 +210,11 @@ def _fit(images: np.ndarray, labels: np.ndarray) -> Machine:
     flat = _flat(images)
     mean, components = np.zeros(flat.shape[1], np.float32), np.zeros((0, flat.shape[1]), np.float32)
     if flat.shape[1] > 64:
-        found = PCA(min(COMPONENTS, len(flat)), random_state=0).fit(flat)
+        found = decomposition.PCA(min(COMPONENTS, len(flat)), random_state=0).fit(flat)
         mean, components = found.mean_, found.components_
     x = _projected(mean, components, flat)
     gamma = 1 / (x.shape[1] * (x.var() or 1.0))
-    machine = SVC(C=PENALTY, gamma=gamma, cache_size=500).fit(x, labels)
+    machine = svm.SVC(C=PENALTY, gamma=gamma, cache_size=500).fit(x, labels)
     # scikit-learn changes the sign of the only machine of two classes
     sign = -1 if len(machine.classes_) == 2 else 1
     return Machine(

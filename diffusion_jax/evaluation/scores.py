@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import log_softmax
 
+from diffusion_jax.core.deferred import deferred
 from diffusion_jax.core.errors import UserError
+
+special = deferred("scipy.special")
 
 
 def inception_score(logits: np.ndarray) -> float:
@@ -20,7 +22,7 @@ def inception_score(logits: np.ndarray) -> float:
     Returns:
       A number in [1, K].
     """
-    log_p = log_softmax(np.asarray(logits, np.float64), 1)
+    log_p = special.log_softmax(np.asarray(logits, np.float64), 1)
     p = np.exp(log_p)
     marginal = p.mean(0)
     return float(np.exp(np.mean(np.sum(p * (log_p - np.log(np.maximum(marginal, 1e-300))), 1))))

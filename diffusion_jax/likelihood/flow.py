@@ -26,18 +26,20 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.core import arrays, forward_mode, integrators, streams
 from diffusion_jax.core.arrays import sum_per_example
+from diffusion_jax.core.deferred import deferred
 from diffusion_jax.core.errors import unknown
 from diffusion_jax.core.types import Array, Cond, Denoise, Key, Process
 from diffusion_jax.likelihood.bins import log_bin
 from diffusion_jax.likelihood.bounds import BIT, log_mean_exp
 from diffusion_jax.processes import gaussian
+
+diffrax = deferred("diffrax")
 
 # up to here the default trace is exact: it takes D derivatives where Hutchinson's takes one a probe
 EXACT_DIMENSIONS = 32

@@ -9,12 +9,14 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from diffusion_jax.core.deferred import deferred
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.report import style
+
+matplotlib = deferred("matplotlib")
 
 TEXT_SIZE = 13  # pixels
 LABEL_LENGTH = 40  # characters of a line in a label to the left of a row

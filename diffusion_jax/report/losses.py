@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter
 
+from diffusion_jax.core.deferred import deferred
 from diffusion_jax.report import style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ticker = deferred("matplotlib.ticker")
 
 SHADES = ("#9ecae1", "#4292c6", "#08306b")  # early, midway and late in a run
 
@@ -54,7 +58,7 @@ def _loss_against_images(axis: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     style.log_if_wide(axis)
     label = "images seen" if unit == "images" else "training step"
     axis.set(xlabel=label, ylabel="loss", title="Loss")
-    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
     axis.legend()
 
 

@@ -6,15 +6,17 @@ import functools
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.evaluation.metrics import find
 from diffusion_jax.report import style
 from diffusion_jax.report.style import COLORS, MARKERS, MORE_COLORS, is_number, wrapped
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 METRICS = ("accuracy", "frechet", "sliced_wasserstein", "error", "seconds_per_image")
 

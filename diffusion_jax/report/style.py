@@ -7,16 +7,20 @@ import math
 import os
 import textwrap
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from diffusion_jax.core.deferred import deferred
 from diffusion_jax.core.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+
+matplotlib = deferred("matplotlib")
+matplotlib_figure = deferred("matplotlib.figure")
+ticker = deferred("matplotlib.ticker")
 
 INK, FAINT, RULE, PAPER = "#222222", "#767676", "#e2e2e2", "#ffffff"
 
@@ -79,7 +83,9 @@ def figure(
     """
     with matplotlib.rc_context(STYLE):
         columns = math.ceil(panels / rows)
-        drawn = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+        drawn = matplotlib_figure.Figure(
+            figsize=(size[0] * columns, size[1] * rows), layout="constrained"
+        )
         axes = list(drawn.subplots(rows, columns, squeeze=False).ravel())
         for axis in axes[panels:]:
             axis.remove()
@@ -120,9 +126,9 @@ def plain_logarithms(axis: Axis, decades: float) -> None:
       axis: the x or y axis.
       decades: the powers of ten that the axis spans; below 3 there are ticks at 2 and 5 as well.
     """
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_locator(NullLocator())
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if decades < 3 else (1,)))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(ticker.NullLocator())
 
 
 def is_number(value: Any) -> bool:

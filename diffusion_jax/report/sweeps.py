@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from diffusion_jax.evaluation.metrics import find
 from diffusion_jax.report import style
 from diffusion_jax.report.style import COLORS, MARKERS, MORE_COLORS, is_number, wrapped
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 GUIDED = ("accuracy", "precision", "frechet", "recall", "coverage")  # panels of guidance_curves
 TITLE_SIZE = 9

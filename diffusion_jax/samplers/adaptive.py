@@ -14,18 +14,20 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import diffrax
-import equinox
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
 from diffusion_jax.core.arrays import expand, mean_per_example
+from diffusion_jax.core.deferred import deferred
 from diffusion_jax.core.errors import UserError, need_range
 from diffusion_jax.core.types import Array, Cond, Denoise, Process
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers.base import Sampler
 from diffusion_jax.samplers.exponential import log_ratio, phi
+
+diffrax = deferred("diffrax")
+equinox = deferred("equinox")
 
 MAX_STEPS = 4096
 ARRIVED = 1e-5  # distance to the end in log(alpha / sigma) at which dpm_adaptive has arrived

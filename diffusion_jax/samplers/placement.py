@@ -9,13 +9,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
 
 from diffusion_jax.core import forward_mode
+from diffusion_jax.core.deferred import deferred
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array, Cond, Denoise, Key, Process
 from diffusion_jax.processes.gaussian import logsnr, time_of_logsnr
 from diffusion_jax.samplers import base
+
+scipy_optimize = deferred("scipy.optimize")
 
 Report = Callable[[int, float], None]  # (iteration, error), called after every iteration
 
@@ -163,7 +165,7 @@ def polish(
     theta = np.asarray(theta, np.float64)
     # each vertex lengthens one increment by about a third
     simplex = np.vstack([theta, theta + 0.3 * np.eye(len(theta))])
-    found = scipy.optimize.minimize(
+    found = scipy_optimize.minimize(
         measured,
         theta,
         method="Nelder-Mead",

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 
 from diffusion_jax.core import arrays, streams
+from diffusion_jax.core.deferred import deferred
 from diffusion_jax.core.types import Array, Key, Process
 from diffusion_jax.processes import gaussian
+
+diffrax = deferred("diffrax")
 
 
 class Noise(NamedTuple):

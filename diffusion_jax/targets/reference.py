@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.core.deferred import deferred
 from diffusion_jax.core.types import Array, Cond, Denoise, Process
 from diffusion_jax.processes import gaussian
+
+diffrax = deferred("diffrax")
 
 
 def reference(

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -127,11 +126,12 @@ def multi_step(step: Step, n: int = 1) -> Step:
 
     Args:
       step: a single step.
-      n: number of steps in a call.
+      n: number of steps in a call; the function raises ValueError for a batch of another number.
     """
 
     def steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
-        chex.assert_tree_shape_prefix(batches, (n,))
+        if any(x.shape[:1] != (n,) for x in jax.tree.leaves(batches)):
+            raise ValueError(f"the arrays of {n} batches need a leading axis of that length")
         return scan(step, state, batches)
 
     return steps
