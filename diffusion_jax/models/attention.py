@@ -163,6 +163,12 @@ def _fused(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
 
 
 def _cudnn_fits(q: Array) -> bool:
-    """Whether cuDNN has a flash kernel: NVIDIA GPU, bfloat16, D a multiple of 8 up to 128."""
-    nvidia = arrays.platform() == "gpu" and "NVIDIA" in jax.local_devices()[0].device_kind
-    return nvidia and q.dtype == jnp.bfloat16 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+    """Whether cuDNN has a flash kernel: NVIDIA GPU, bfloat16, D a multiple of 8 up to 128.
+
+    A GPU that programs are compiled for and that is not present (`arrays.compiling_for`) is assumed
+    to be one of NVIDIA's.
+    """
+    present = jax.default_backend() == "gpu"
+    nvidia = not present or "NVIDIA" in jax.local_devices()[0].device_kind
+    fits = q.dtype == jnp.bfloat16 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+    return arrays.platform() == "gpu" and nvidia and fits
