@@ -31,7 +31,20 @@ def captions_of_test(
 def for_judging(
     experiment: Experiment, dataset: Dataset, count: int
 ) -> tuple[np.ndarray | None, Cond]:
-    """Choose the conditions of the samples by which a model is judged.
+    """Choose the conditions of the first samples by which a model is judged; see `at`.
+
+    Args:
+      experiment: the model.
+      dataset: the data set that it is judged against.
+      count: number of samples.
+    """
+    return at(experiment, dataset, np.arange(count))
+
+
+def at(
+    experiment: Experiment, dataset: Dataset, positions: np.ndarray
+) -> tuple[np.ndarray | None, Cond]:
+    """Choose the conditions of the samples at some positions among those by which a model is judged.
 
     For a model of classes they are all classes in turn. For a model of captions they are prompts
     that are held out of training, where the data set has some, else captions of the test split in
@@ -40,27 +53,28 @@ def for_judging(
     Args:
       experiment: the model.
       dataset: the data set that it is judged against.
-      count: number of samples.
+      positions: (n,), ascending.
 
     Returns:
-      (labels (count,), or None where they are not known; condition).
+      (labels (n,), or None where they are not known; condition).
 
     Raises:
       UserError: for a model of captions and a data set without them.
     """
     classes = experiment.num_classes
     if not experiment.encoder:
-        labels = np.arange(count) % classes if classes else None
+        labels = positions % classes if classes else None
         return labels, experiment.conditions.of_labels(
             np.zeros(0, int) if labels is None else labels
         )
     if dataset.name == "digits_captions":
-        prompts, labels = data.digits_captions.held_out_prompts(count)
-        return labels, experiment.conditions.of_prompts(prompts)
+        prompts, labels = data.digits_captions.held_out_prompts(int(positions[-1]) + 1)
+        chosen = [prompts[i] for i in positions]
+        return labels[positions], experiment.conditions.of_prompts(chosen)
     if not dataset.captions:
         raise UserError(
             f"this model takes captions, and the data set {dataset.name} has no "
             "captions to draw samples from"
         )
-    index = np.arange(count) % len(dataset.test)
+    index = positions % len(dataset.test)
     return dataset.test.rows(index).get("label"), captions_of_test(experiment, dataset, index)[1]

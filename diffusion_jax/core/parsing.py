@@ -120,7 +120,7 @@ def names(text: str) -> list[str]:
 def metrics(text: str) -> list[str]:
     """Parse the names of metrics; names of other programs, such as fd, become those of this one.
 
-    The name fid, which also chooses features, is left to judge.resolve_names.
+    The name fid, which also chooses features, is left to choice.resolve_names.
 
     Args:
       text: names with commas between them, as for `names`.

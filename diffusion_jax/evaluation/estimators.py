@@ -11,8 +11,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_jax.evaluation import frechet, kid, memorization, mmd, prdc, scores
+from diffusion_jax.evaluation import (
+    frechet,
+    intervals,
+    kid,
+    memorization,
+    mmd,
+    prdc,
+    samples,
+    scores,
+)
 from diffusion_jax.evaluation.features import Extractor
+from diffusion_jax.evaluation.intervals import Measured
+from diffusion_jax.evaluation.samples import Summary
 
 REFERENCE = 10_000  # training images in the reference statistics, at most
 PAIRED = 5_000  # images in metrics of pairs, at most: their cost is quadratic
@@ -37,21 +48,8 @@ class Real(NamedTuple):
     root: Callable[[], frechet.Root]
 
 
-class Generated(NamedTuple):
-    """A set of images to be judged.
-
-    Attributes:
-      features: (N, D).
-      logits: (N, K), None where the extractor has none.
-      labels: (N,), the labels that the images were generated for; None where there are none.
-    """
-
-    features: np.ndarray
-    logits: np.ndarray | None
-    labels: np.ndarray | None
-
-
-Score = Callable[[Generated], Scores]
+Measurements = dict[str, Measured]
+Score = Callable[[Summary], Measurements]
 
 
 class Estimator(NamedTuple):
@@ -61,6 +59,8 @@ class Estimator(NamedTuple):
       prepare: Real -> the function that scores a set; done once.
       wants: the training images that sets are compared with; None means all, 0 none.
       least: the images that every set must have.
+      keeps: the images of a set whose features it needs; None means all, 0 none.
+      moments: whether the moments of a set's features are needed.
       logits: whether the logits of a classifier are needed.
       labels: whether labels of the samples and a classifier of the same classes are needed.
       held_out: whether real images that were not trained on are needed.
@@ -69,6 +69,8 @@ class Estimator(NamedTuple):
     prepare: Callable[[Real], Score]
     wants: int | None
     least: int = 1
+    keeps: int | None = 0
+    moments: bool = False
     logits: bool = False
     labels: bool = False
     held_out: bool = False
@@ -76,16 +78,30 @@ class Estimator(NamedTuple):
 
 def _frechet(real: Real) -> Score:
     root = real.root()
-    return lambda made: {"frechet": frechet.distance_to(made.features, root)}
+
+    def of_moments(moments: frechet.Moments) -> float:
+        return frechet.distance_of_moments(moments, root)
+
+    def score(made: Summary) -> Measurements:
+        if made.moments:
+            return {"frechet": samples.jackknife(made.moments, frechet.merge, of_moments)}
+
+        def of_features(stays: np.ndarray) -> Scores:
+            return {"frechet": frechet.distance_to(made.features[stays], root)}
+
+        return intervals.by_groups(of_features, made.count, grouped=made.grouped)
+
+    return score
 
 
 def _frechet_infinity(real: Real) -> Score:
     root = real.root()
 
-    def score(made: Generated) -> Scores:
+    def score(made: Summary) -> Measurements:
         description = _if_slow("Fréchet distances of subsets", made.features)
         found = frechet.infinity(made.features, root, description=description)
-        return {"frechet_infinity": found.value}
+        half = intervals.NORMAL * found.standard_error
+        return {"frechet_infinity": Measured(found.value, half)}
 
     return score
 
@@ -93,10 +109,10 @@ def _frechet_infinity(real: Real) -> Score:
 def _frechet_interval(real: Real) -> Score:
     root = real.root()
 
-    def score(made: Generated) -> Scores:
+    def score(made: Summary) -> Measurements:
         description = _if_slow("Fréchet distances of resampled sets", made.features)
         low, high = frechet.interval(made.features, root, description=description)
-        return {"frechet_low": low, "frechet_high": high}
+        return {"frechet_low": Measured(low), "frechet_high": Measured(high)}
 
     return score
 
@@ -109,64 +125,82 @@ def _if_slow(description: str, features: np.ndarray) -> str:
 def _kid(real: Real) -> Score:
     reference = kid.reference(real.features[:PAIRED])
 
-    def score(made: Generated) -> Scores:
+    def score(made: Summary) -> Measurements:
         found = kid.kid(made.features[:PAIRED], reference)
-        return {"kid": found.value, "kid_se": found.standard_error}
+        half = intervals.NORMAL * found.standard_error
+        return {"kid": Measured(found.value, half), "kid_se": Measured(found.standard_error)}
 
     return score
 
 
 def _prdc(real: Real) -> Score:
     support = prdc.support(real.features[:PAIRED])
-    return lambda made: prdc.prdc(made.features[:PAIRED], support)._asdict()
+    return _paired(lambda features: prdc.prdc(features, support)._asdict())
 
 
 def _cmmd(real: Real) -> Score:
     reference = real.features[:PAIRED]
 
-    def score(made: Generated) -> Scores:
-        squared = mmd.squared_mmd(made.features[:PAIRED], reference, sigma=CMMD_SIGMA)
-        return {"cmmd": 1000 * squared}
+    def score(features: np.ndarray) -> Scores:
+        return {"cmmd": 1000 * mmd.squared_mmd(features, reference, sigma=CMMD_SIGMA)}
 
-    return score
+    return _paired(score)
+
+
+def _paired(score: Callable[[np.ndarray], Scores]) -> Score:
+    """A metric of pairs, jackknifed over groups of the first images."""
+
+    def measure(made: Summary) -> Measurements:
+        features = made.features[:PAIRED]
+        return intervals.by_groups(
+            lambda stays: score(features[stays]), len(features), grouped=made.grouped
+        )
+
+    return measure
 
 
 def _memorization(real: Real) -> Score:
     typical = prdc.nearest_distances(real.held_out, real.features)
 
-    def score(made: Generated) -> Scores:
-        found = memorization.memorization(made.features[:PAIRED], real.features, typical)
-        return {"nearest_ratio": found.ratio, "copies": found.copies}
+    def score(made: Summary) -> Measurements:
+        distances = prdc.nearest_distances(made.features[:PAIRED], real.features)
+
+        def of_group(stays: np.ndarray) -> Scores:
+            found = memorization.memorization(distances[stays], typical)
+            return {"nearest_ratio": found.ratio, "copies": found.copies}
+
+        return intervals.by_groups(of_group, len(distances), grouped=made.grouped)
 
     return score
 
 
 def _inception_score(real: Real) -> Score:
-    def score(made: Generated) -> Scores:
-        if made.logits is None:
+    def score(made: Summary) -> Measurements:
+        if not made.logits:
             return {}
-        return {"inception_score": scores.inception_score(made.logits)}
+        found = samples.jackknife(made.logits, scores.merge, scores.inception_score)
+        return {"inception_score": found}
 
     return score
 
 
 def _class_accuracy(real: Real) -> Score:
-    def score(made: Generated) -> Scores:
-        if not real.extractor.classes or made.labels is None:
+    def score(made: Summary) -> Measurements:
+        if made.classified is None:
             return {}
-        return {"class_accuracy": scores.class_accuracy(made.logits, made.labels)}
+        return {"class_accuracy": intervals.fraction(made.classified)}
 
     return score
 
 
 ESTIMATORS = {
-    "frechet": Estimator(_frechet, REFERENCE, least=2),
-    "kid": Estimator(_kid, PAIRED, least=3),
-    "prdc": Estimator(_prdc, PAIRED, least=6),
+    "frechet": Estimator(_frechet, REFERENCE, least=2, moments=True),
+    "kid": Estimator(_kid, PAIRED, least=3, keeps=PAIRED),
+    "prdc": Estimator(_prdc, PAIRED, least=6, keeps=PAIRED),
     "class_accuracy": Estimator(_class_accuracy, 0, logits=True, labels=True),
     "inception_score": Estimator(_inception_score, 0, logits=True),
-    "memorization": Estimator(_memorization, None, held_out=True),
-    "cmmd": Estimator(_cmmd, PAIRED),
-    "frechet_infinity": Estimator(_frechet_infinity, REFERENCE, least=4),
-    "frechet_interval": Estimator(_frechet_interval, REFERENCE, least=2),
+    "memorization": Estimator(_memorization, None, keeps=PAIRED, held_out=True),
+    "cmmd": Estimator(_cmmd, PAIRED, keeps=PAIRED),
+    "frechet_infinity": Estimator(_frechet_infinity, REFERENCE, least=4, keeps=None),
+    "frechet_interval": Estimator(_frechet_interval, REFERENCE, least=2, keeps=None),
 }

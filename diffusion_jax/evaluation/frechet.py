@@ -190,6 +190,23 @@ def distance_to(features: np.ndarray, reference: Root) -> float:
     return float(max(np.sum((mean - reference.mean) ** 2) + trace, 0.0))
 
 
+def distance_of_moments(found: Moments, reference: Root) -> float:
+    """Return `distance` of a set to a reference by its moments, in an eigenproblem of width R.
+
+    It is that of `distance_to`, without the features: sets of more images than features need no
+    more memory than their covariance.
+
+    Raises:
+      UserError: for moments of another width than the reference, and for fewer than two images.
+    """
+    _need_one_width(found.mean.size, reference.mean.size)
+    _need_two(found.count)
+    values = np.linalg.eigvalsh(reference.root @ found.cov @ reference.root.T)
+    trace = np.trace(found.cov) + np.sum(reference.root**2)
+    trace -= 2 * np.sqrt(np.maximum(values, 0)).sum()
+    return float(max(np.sum((found.mean - reference.mean) ** 2) + trace, 0.0))
+
+
 class Extrapolation(NamedTuple):
     """A Fréchet distance extrapolated to infinitely many images.
 

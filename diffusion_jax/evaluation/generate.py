@@ -29,7 +29,7 @@ def generate(
     cond: dict[str, Any] | None = None,
     *,
     batch_size: int,
-    progress: bool = True,
+    progress: bool | Callable[[int], None] = True,
     description: str = "sampling",
     finish: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
@@ -44,7 +44,8 @@ def generate(
       keys: (N,).
       cond: a dictionary of conditioning arrays (N, ...), or None.
       batch_size: examples in each batch.
-      progress: whether progress is shown.
+      progress: whether progress is shown; or a function that is called with the number of images
+        of every batch.
       description: names the progress.
       finish: what converts a batch on the host; None means `to_uint8`. Points in a plane are not
         converted.
@@ -67,7 +68,8 @@ def generate(
             f"{batch_size}"
         )
     images = []
-    with progress_bar(count, description, enabled=progress) as advance:
+    with progress_bar(count, description, enabled=progress is True) as advance:
+        advance = progress if callable(progress) else advance
         for _, index, real in padded_batches(count, batch_size):
             own = jax.tree.map(lambda values, index=index: values[index], cond)
             batch = sample_fn(keys[index], own)

@@ -1,8 +1,13 @@
 """Quality of a set of images against a data set, in the metrics that every command prints.
 
-`against(train, labels)` gives the two inexpensive metrics of every comparison: recognition, and the
-Fréchet distance of the default features. It takes any other `features` and `metrics` too. `choose`
-decides what can be measured on the data at hand, before anything is sampled.
+`against(train, labels)` makes a judge of the two inexpensive metrics of every comparison:
+recognition, and the Fréchet distance of the default features. It takes any other `features` and
+`metrics` too (choice.py says which ones the data allow).
+
+    judged = against(train, labels)
+    rows = judged.extract(images, labels)                # what is kept of images (samples.py)
+    measured = judged.measure(samples.in_memory(rows))   # scores with their intervals
+    scores = judged(images)                              # both at once, without intervals
 """
 
 from __future__ import annotations
@@ -10,172 +15,62 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from diffusion_jax import data
-from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.data.sources import Source
+from diffusion_jax.evaluation import choice, frechet, intervals, recognition, samples
 from diffusion_jax.evaluation import features as extractors
-from diffusion_jax.evaluation import frechet, recognition
+from diffusion_jax.evaluation import scores as of_logits
+from diffusion_jax.evaluation.choice import ACCURACY, note
 from diffusion_jax.evaluation.estimators import (
     ESTIMATORS,
     PAIRED,
     REFERENCE,
     Estimator,
-    Generated,
+    Measurements,
     Real,
     Score,
     Scores,
 )
 from diffusion_jax.evaluation.features import Extractor, Outputs
+from diffusion_jax.evaluation.metrics import find
+from diffusion_jax.evaluation.samples import CLASSIFIED, FEATURES, LOGITS, RECOGNIZED, Kept, Rows
 from diffusion_jax.evaluation.statistics import Statistics
 
-# (images uint8 (N, H, W, C), labels=(N,) of these images, () for unknown) -> Scores
-Judge = Callable[..., Scores]
 
-ACCURACY = "accuracy"  # of the recognizer, which reads the images themselves
-NAMES = (ACCURACY, *ESTIMATORS)
-STANDARD = (ACCURACY, "frechet", "kid", "prdc")  # the metrics where none are chosen
-FROM_LOGITS = ("class_accuracy", "inception_score")  # and those of extractors with logits
-
-ONE_CLASS = "the training images are not labeled with two classes or more"
-
-
-class Choice(NamedTuple):
-    """The choice of metrics and features.
+class Judge(NamedTuple):
+    """What judges sets of samples.
 
     Attributes:
-      features: the extractors.
-      metrics: names of NAMES.
-      notes: a sentence for everything that was requested and cannot be measured.
+      extract: (samples (N, ...), labels (N,), None for those of `against`, () for unknown) -> the
+        rows that are kept of them.
+      measure: (kept, grouped=True) -> scores, with intervals where `grouped`.
+      identity: what the rows depend on besides the samples, as plain data.
+      features: the names of the extractors; () for points.
+      plain: the one whose scores are named without it; '' for none.
     """
 
-    features: tuple[Extractor, ...]
-    metrics: tuple[str, ...]
-    notes: tuple[str, ...] = ()
+    extract: Callable[..., Rows]
+    measure: Callable[..., Measurements]
+    identity: dict[str, Any]
+    features: tuple[str, ...] = ()
+    plain: str = ""
 
+    def title(self, name: str) -> str:
+        """The title of a score, with the features that it depends on."""
+        return find(name, self.plain).title
 
-def choose(
-    train: Source,
-    labels: np.ndarray | None,
-    *,
-    features: Sequence[str | Extractor] = (),
-    metrics: Sequence[str] = (),
-    held_out: Source | None = None,
-    count: int | None = None,
-) -> Choice:
-    """Choose the requested features and metrics that can be measured on these data.
+    def measured(self, images: np.ndarray, labels: np.ndarray | None = None) -> Measurements:
+        """Score a set of samples that is in memory, with intervals."""
+        return self.measure(samples.in_memory(self.extract(images, labels)))
 
-    Args:
-      train: the training split.
-      labels: (N,), the labels of the samples to be judged, or None.
-      features: names, or extractors made before; () means those of `features.default`.
-      metrics: names of NAMES; () means the inexpensive ones, with those of logits where an
-        extractor has logits.
-      held_out: the test split, if there is one.
-      count: the number of samples in every set to be judged, None if it is not known.
-
-    Raises:
-      UserError: for unknown names, and if nothing that was requested can be measured.
-    """
-    check_metrics(metrics)
-    classes, notes = has_classes(train), []
-    names = features or (default_features(train),)
-    possible = [name for name in names if classes or name != "classifier"]
-    if not possible:
-        raise UserError(
-            f"features classifier cannot be used: {ONE_CLASS}; choose pixels, thumbnails, "
-            "inception or efficientnet_lite0"
-        )
-    if len(possible) < len(names):
-        notes.append(f"features classifier are left out: {ONE_CLASS}")
-    made = tuple(extractor_for(name, train) for name in possible)
-    kept = []
-    for name in metrics or STANDARD + FROM_LOGITS * any(extractor.logits for extractor in made):
-        if why := _missing(name, made, labels, classes, len(train), held_out, count):
-            notes.append(f"metric {name} is left out: {why}")
-        else:
-            kept.append(name)
-    if not kept:
-        raise UserError(f"there is nothing to measure: {'; '.join(notes)}")
-    notes += _short_test_split(kept, held_out)
-    return Choice(made, tuple(kept), tuple(notes))
-
-
-def _short_test_split(metrics: Sequence[str], held_out: Source | None) -> list[str]:
-    """Return a note where the test split is too small for some of the metrics."""
-    if held_out is None:
-        return []
-    least = {name: ESTIMATORS[name].least for name in metrics if name in ESTIMATORS}
-    short = [name for name in least if len(held_out) < least[name]]
-    if not short:
-        return []
-    return [
-        f"real test images have no {', '.join(short)}: there are {len(held_out)} of them, and "
-        f"{max(least[name] for name in short)} are needed"
-    ]
-
-
-def _missing(
-    name: str,
-    made: Sequence[Extractor],
-    labels: np.ndarray | None,
-    classes: bool,
-    trained: int,
-    held_out: Source | None,
-    count: int | None,
-) -> str:
-    """Return why a metric cannot be measured, '' if it can."""
-    if name == ACCURACY:
-        if labels is None:
-            return "the samples have no labels"
-        return "" if classes else ONE_CLASS
-    estimator, features = ESTIMATORS[name], ", ".join(extractor.name for extractor in made)
-    if estimator.labels and labels is None:
-        return "the samples have no labels"
-    if estimator.logits and not any(extractor.logits for extractor in made):
-        return f"the features {features} have no logits; add --features=classifier or inception"
-    if estimator.labels and not any(extractor.classes for extractor in made):
-        return (
-            f"the features {features} have other classes than the data; add --features=classifier"
-        )
-    if estimator.held_out and not (held_out is not None and len(held_out)):
-        return "there are no held-out real images"
-    if estimator.wants != 0 and trained < estimator.least:
-        return f"it needs {estimator.least} training images, and there are {trained}"
-    if count is not None and count < estimator.least:
-        return f"it needs {estimator.least} samples, and {count} are requested"
-    return ""
-
-
-def default_features(train: Source) -> str:
-    """Name the default features of a data set; see `features.default`.
-
-    Args:
-      train: the training split; its first image and its labels decide.
-    """
-    shape = train.rows(np.zeros(1, int))["image"].shape[1:]
-    return extractors.default(shape, has_classes(train))
-
-
-def has_classes(train: Source) -> bool:
-    """Return whether the training split is labeled with two classes or more.
-
-    Args:
-      train: the training split; all labels are read only if those of 200 rows are the same.
-    """
-    # splits that are sorted by class differ at their ends
-    some = np.unique(np.linspace(0, len(train) - 1, min(len(train), 200)).astype(int))
-    probe = train.rows(some)
-    if "label" not in probe:
-        return False
-    first = probe["label"][0]
-    if (probe["label"] != first).any():
-        return True
-    blocks = np.array_split(np.arange(len(train)), -(-len(train) // 1000))
-    return any((train.rows(block)["label"] != first).any() for block in blocks)
+    def __call__(self, images: np.ndarray, labels: np.ndarray | None = None) -> Scores:
+        """Score a set of samples that is in memory, without intervals."""
+        kept = samples.in_memory(self.extract(images, labels))
+        return intervals.values(self.measure(kept, grouped=False))
 
 
 class _Prepared(NamedTuple):
@@ -183,7 +78,7 @@ class _Prepared(NamedTuple):
 
     extractor: Extractor
     suffix: str  # of the names of its scores
-    parts: tuple[tuple[int, Score], ...]  # (the images that a set must have, its score)
+    parts: tuple[tuple[Estimator, Score], ...]
 
 
 def against(
@@ -196,56 +91,57 @@ def against(
     statistics: Statistics | None = None,
     count: int | None = None,
 ) -> Judge:
-    """Prepare a function that scores sets of images against a training split.
+    """Prepare a judge of sets of images against a training split.
 
     'accuracy' is the fraction of images that a support-vector machine, fitted to the real training
     split, recognizes as their labels. 'frechet' is the Fréchet distance to the first 10,000
     training images; the score of as many real test images is the best to expect. The scores of
     chosen features other than pixels are named 'frechet/NAME'. What cannot be measured (see
-    `choose`) is left out with a note on stderr; so are scores that need more images than a set has.
+    `choice.choose`) is left out with a note on stderr; so are scores that need more images than a
+    set has.
 
     Args:
       train: the training split.
       labels: (N,), the labels that the samples are generated for, or None.
       features: names, or extractors made before; () means those of `features.default`, whose
         scores are named without them.
-      metrics: names of NAMES; () means 'frechet', and 'accuracy' where there are labels.
+      metrics: names of choice.NAMES; () means 'frechet', and 'accuracy' where there are labels.
       held_out: the test split, for memorization.
       statistics: used instead of the moments of the training images, for the extractor that they
         name.
       count: the number of images in every set, for the notes.
 
-    Returns:
-      judge(images uint8 (N, H, W, C), labels=None) -> {'accuracy': ..., 'frechet': ..., ...}.
-
     Raises:
       UserError: for unknown names, and if nothing that is requested can be measured.
     """
     metrics = metrics or (("frechet",) if labels is None else (ACCURACY, "frechet"))
-    chosen = choose(
+    chosen = choice.choose(
         train, labels, features=features, metrics=metrics, held_out=held_out, count=count
     )
-    default_labels = labels
     recognize = _recognizer(train) if ACCURACY in chosen.metrics else None
     estimators = [ESTIMATORS[name] for name in chosen.metrics if name in ESTIMATORS]
-    samples = count if labels is None else len(labels)
+    number = count if labels is None else len(labels)
     prepared = []
     for extractor in chosen.features:
         real = _real(extractor, train, held_out, estimators, statistics)
         suffix = f"/{extractor.name}" if features and extractor.name != "pixels" else ""
-        parts = tuple((estimator.least, estimator.prepare(real)) for estimator in estimators)
+        parts = tuple((estimator, estimator.prepare(real)) for estimator in estimators)
         prepared.append(_Prepared(extractor, suffix, parts))
         if any(name.startswith("frechet") for name in chosen.metrics):
-            _note_few(real, len(train), samples)
+            _note_few(real, len(train), number)
     for text in chosen.notes:
         note(text)
+    extract = functools.partial(_extract, recognize, prepared, labels)
+    measure = functools.partial(_measure, prepared)
+    plain = next((each.extractor.name for each in prepared if not each.suffix), "")
+    names = tuple(extractor.name for extractor in chosen.features)
+    return Judge(extract, measure, _identity(chosen), names, plain)
 
-    def judge(images: np.ndarray, labels: np.ndarray | None = None) -> Scores:
-        if labels is None:
-            labels = default_labels
-        return _scores(recognize, prepared, images, labels)
 
-    return judge
+def _identity(chosen: choice.Choice) -> dict[str, Any]:
+    """What the rows of samples depend on: the extractors, and what else is read from images."""
+    reads = {ACCURACY, *choice.FROM_LOGITS} & set(chosen.metrics)
+    return {"features": {e.name: e.digest for e in chosen.features}, "reads": sorted(reads)}
 
 
 def _recognizer(train: Source) -> recognition.Recognize:
@@ -253,29 +149,50 @@ def _recognizer(train: Source) -> recognition.Recognize:
     return recognition.recognizer(everything["image"], everything["label"])
 
 
-def _scores(
+def _extract(
     recognize: recognition.Recognize | None,
     prepared: Sequence[_Prepared],
+    default_labels: np.ndarray | None,
     images: np.ndarray,
-    labels: np.ndarray | None,
-) -> Scores:
-    """Score a set of images; `labels` is () or None where there are none."""
+    labels: np.ndarray | None = None,
+) -> Rows:
+    """The rows of a set of images; those of labels are left out where there are none."""
+    labels = default_labels if labels is None else labels
     labels = None if labels is None or not len(labels) else labels
-    result = {}
+    rows: Rows = {}
     if recognize and labels is not None:
-        result[ACCURACY] = recognition.accuracy(recognize, images, labels)
+        rows[RECOGNIZED] = recognition.recognized(recognize, images, labels)
+    for extractor, _, parts in prepared:
+        name, outputs = extractor.name, _outputs(extractor, images)
+        rows[FEATURES + name] = outputs.features
+        if outputs.logits is None:
+            continue
+        if any(estimator.logits and not estimator.labels for estimator, _ in parts):
+            rows[LOGITS + name] = outputs.logits
+        if extractor.classes and labels is not None and any(e.labels for e, _ in parts):
+            rows[CLASSIFIED + name] = of_logits.classified(outputs.logits, labels)
+    return rows
+
+
+def _measure(prepared: Sequence[_Prepared], kept: Kept, *, grouped: bool = True) -> Measurements:
+    """The scores of what is kept of a set of images."""
+    result = {}
+    if RECOGNIZED in kept.names:
+        result[ACCURACY] = intervals.fraction(kept.whole(RECOGNIZED))
     for extractor, suffix, parts in prepared:
-        made = Generated(*_outputs(extractor, images), labels)
-        for least, score in parts:
-            scores = score(made) if len(images) >= least else {}
-            result |= {name + suffix: value for name, value in scores.items()}
+        possible = [(e, score) for e, score in parts if kept.count >= e.least]
+        keeps = [estimator.keeps for estimator, _ in possible]
+        summary = samples.summarize(
+            kept,
+            extractor.name,
+            first=None if None in keeps else max(keeps, default=0),
+            moments=any(estimator.moments for estimator, _ in possible),
+            grouped=grouped,
+        )
+        for _, score in possible:
+            found = score(summary)
+            result |= {name + suffix: value for name, value in found.items()}
     return result
-
-
-@functools.cache
-def note(text: str) -> None:
-    """Print a note on stderr, once in a process."""
-    print(f"note: {text}", file=sys.stderr)
 
 
 def _note_few(real: Real, trained: int, count: int | None) -> None:
@@ -309,56 +226,23 @@ def on_real(
     """
     if not len(test):
         return {}
-    held_out = data.arrays(test, limit=min(count, REFERENCE))
-    judge = judge or against(train, held_out.get("label"))
-    return judge(held_out["image"], held_out.get("label", ()))
+    images, labels = _held_out(test, count)
+    return (judge or against(train, labels))(images, () if labels is None else labels)
 
 
-def resolve_names(features: Sequence[str], metrics: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Translate the names of features and metrics on a command line, in any case.
-
-    'fid' is the metric frechet, and 'fid_infinity' frechet_infinity, of the features inception,
-    which are added to those that are named.
-
-    Args:
-      features: names of features as the user wrote them.
-      metrics: names of metrics as the user wrote them.
-
-    Returns:
-      (features, metrics), in lower case; every metric is named once.
-    """
-    features, metrics = [name.lower() for name in features], [name.lower() for name in metrics]
-    fid = {"fid": "frechet", "fid_infinity": "frechet_infinity"}
-    if any(name in fid for name in metrics):
-        features = list(dict.fromkeys([*features, "inception"]))
-    return features, list(dict.fromkeys(fid.get(name, name) for name in metrics))
+def measured_on_real(
+    train: Source, test: Source, judge: Judge | None = None, count: int = REFERENCE
+) -> Measurements:
+    """Score real test images, as `on_real`, with intervals."""
+    if not len(test):
+        return {}
+    images, labels = _held_out(test, count)
+    return (judge or against(train, labels)).measured(images, () if labels is None else labels)
 
 
-def check_metrics(metrics: Sequence[str]) -> None:
-    """Check that every name is a metric.
-
-    Args:
-      metrics: names in lower case, as `resolve_names` returns them.
-
-    Raises:
-      UserError: for an unknown name.
-    """
-    for name in metrics:
-        if name not in NAMES:
-            raise unknown("metric", name, NAMES)
-
-
-def extractor_for(feature: str | Extractor, train: Source) -> Extractor:
-    """Make the extractor of a name; the classifier is fitted to the training split.
-
-    Args:
-      feature: a name of features, or an extractor that was made before and is returned as it is.
-      train: the training split, whose images and labels are read only for the classifier.
-    """
-    if not isinstance(feature, str):
-        return feature
-    everything = data.arrays(train) if feature == "classifier" else {}
-    return extractors.extractor(feature, everything.get("image"), everything.get("label"))
+def _held_out(test: Source, count: int) -> tuple[np.ndarray, np.ndarray | None]:
+    found = data.arrays(test, limit=min(count, REFERENCE))
+    return found["image"], found.get("label")
 
 
 def _real(

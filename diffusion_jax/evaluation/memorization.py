@@ -11,8 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_jax.evaluation.prdc import nearest_distances
-
 RARE = 0.01  # the fraction of held-out images that count as copies, by definition
 
 
@@ -30,14 +28,13 @@ class Memorization(NamedTuple):
     copies: float
 
 
-def memorization(fake: np.ndarray, train: np.ndarray, typical: np.ndarray) -> Memorization:
+def memorization(distances: np.ndarray, typical: np.ndarray) -> Memorization:
     """Compare the distances of generated images to the nearest training image with typical ones.
 
     Args:
-      fake: (N, D), features of the generated images.
-      train: (M, D), features of the training images.
-      typical: (K,), `nearest_distances` of features of held-out images to `train`.
+      distances: (N,), `prdc.nearest_distances` of features of the generated images to those of the
+        training images.
+      typical: (K,), the distances of held-out images to the same.
     """
-    distances = nearest_distances(fake, train)
     ratio = float(np.median(distances) / max(np.median(typical), 1e-12))
     return Memorization(ratio, float(np.mean(distances < np.quantile(typical, RARE))))

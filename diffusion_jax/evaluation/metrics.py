@@ -53,13 +53,13 @@ class Metric(NamedTuple):
         unit = f" ({self.format.unit})" if self.format.unit else ""
         return f"{self.description or self.title}{unit}"
 
-    def number(self, value: float, spread: float = 0.0) -> str:
-        """Format a value without its unit; a spread that is not zero follows after '±'.
+    def number(self, value: float, spread: float | None = None) -> str:
+        """Format a value without its unit; a spread that is known follows after '±'.
 
         Args:
           value: the score as tables of results hold it; the format may multiply it, for example by
             100 for percents.
-          spread: a standard deviation or error in the same unit. A format of significant digits
+          spread: half the width of an interval in the same unit. A format of significant digits
             gives it two of them, and the value as many decimals.
         """
         spec, factor, _ = self.format
@@ -69,12 +69,12 @@ class Metric(NamedTuple):
             spec = f".{max(0, 1 - math.floor(math.log10(abs(factor * spread))))}f"
         return f"{factor * value:{spec}} ± {factor * spread:{spec}}"
 
-    def text(self, value: float, spread: float = 0.0) -> str:
+    def text(self, value: float, spread: float | None = None) -> str:
         """Format a value with its unit, such as '97.3 ± 0.4 %'.
 
         Args:
           value: the score as tables of results hold it, such as 0.973.
-          spread: a standard deviation or error in the same unit; 0 leaves it out.
+          spread: a standard deviation or error in the same unit, such as half the width of an interval; None leaves it out.
         """
         unit = f" {self.format.unit}" if self.format.unit else ""
         return f"{self.number(value, spread)}{unit}"
@@ -92,6 +92,8 @@ class Metric(NamedTuple):
             raise ValueError(f"neither direction of the metric {self.name} is better")
         return -self.direction * value
 
+
+INTERVALS = "±: half the width of the 95 % interval."  # stands below every table that has them
 
 PERCENT, FRACTION = Format(".1f", 100, "%"), Format(".3f")
 
@@ -203,8 +205,8 @@ def find(name: str, features: str = "") -> Metric:
     """The metric of a score by its name, 'METRIC' or 'METRIC/FEATURES'.
 
     Where the metric depends on a feature extractor that is known, the title and the description
-    name it: 'frechet/classifier' is the 'Fréchet distance (classifier)', and 'frechet/inception'
-    is 'FID (inception)'.
+    name it: 'frechet/classifier' is the 'Fréchet distance (classifier)', 'frechet/inception' is
+    'FID (inception)', and that of pixels is the 'Fréchet distance of pixels'.
 
     Args:
       name: the name of a score; one that the table lacks keeps its name as its title.
@@ -219,6 +221,8 @@ def find(name: str, features: str = "") -> Metric:
     def named(text: str) -> str:
         if features == "inception":
             text = text.replace("Fréchet distance", "FID")
+        if features == "pixels" and "Fréchet distance" in text:
+            return text.replace("Fréchet distance", "Fréchet distance of pixels")
         return f"{text} ({features})" if text else ""
 
     return metric._replace(

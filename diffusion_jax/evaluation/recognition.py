@@ -120,8 +120,8 @@ def recognizer(
     return recognize
 
 
-def accuracy(recognize: Recognize, images: np.ndarray, labels: np.ndarray) -> float:
-    """Return the fraction of images that are recognized as their labels.
+def recognized(recognize: Recognize, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return (N,) of bool: whether images are recognized as their labels.
 
     Args:
       recognize: images -> labels, such as `recognizer` returns.
@@ -136,7 +136,7 @@ def accuracy(recognize: Recognize, images: np.ndarray, labels: np.ndarray) -> fl
             f"{len(images)} images and {len(labels)} labels: accuracy needs one label for each "
             "image"
         )
-    return float(np.mean(recognize(images) == np.asarray(labels)))
+    return recognize(images) == np.asarray(labels)
 
 
 def _flat(images: np.ndarray) -> np.ndarray:

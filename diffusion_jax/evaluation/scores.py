@@ -2,45 +2,63 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from diffusion_jax.core.deferred import deferred
-from diffusion_jax.core.errors import UserError
 
 special = deferred("scipy.special")
 
 
-def inception_score(logits: np.ndarray) -> float:
+class LogitSums(NamedTuple):
+    """The sums over images that an inception score depends on, in float64.
+
+    Attributes:
+      count: the number of images.
+      negentropy: sum of sum_y p(y|x) log p(y|x).
+      probabilities: (K,), sum of p(y|x).
+    """
+
+    count: int
+    negentropy: float
+    probabilities: np.ndarray
+
+
+def logit_sums(logits: np.ndarray) -> LogitSums:
+    """The sums of one batch of logits (N, K)."""
+    log_p = special.log_softmax(np.asarray(logits, np.float64), 1)
+    p = np.exp(log_p)
+    return LogitSums(len(p), float(np.sum(p * log_p)), p.sum(0))
+
+
+def merge(a: LogitSums, b: LogitSums) -> LogitSums:
+    """The sums of two sets together."""
+    return LogitSums(*(x + y for x, y in zip(a, b)))
+
+
+def inception_score(sums: LogitSums) -> float:
     """Inception score (Salimans et al. 2016): exp(mean KL(p(y|x) || p(y))) over all images.
 
     It is high where each image is clearly of one class and all classes occur. Scores by other
     classifiers than Inception are comparable only with each other.
 
     Args:
-      logits: (N, K).
+      sums: `logit_sums` of the images, of K classes.
 
     Returns:
       A number in [1, K].
     """
-    log_p = special.log_softmax(np.asarray(logits, np.float64), 1)
-    p = np.exp(log_p)
-    marginal = p.mean(0)
-    return float(np.exp(np.mean(np.sum(p * (log_p - np.log(np.maximum(marginal, 1e-300))), 1))))
+    marginal = sums.probabilities / sums.count
+    cross = np.sum(marginal * np.log(np.maximum(marginal, 1e-300)))
+    return float(np.exp(sums.negentropy / sums.count - cross))
 
 
-def class_accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Return the fraction of images whose largest logit is that of their label.
+def classified(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return (N,) of bool: whether the largest logit of an image is that of its label.
 
     Args:
       logits: (N, K).
       labels: (N,), in 0, ..., K - 1.
-
-    Raises:
-      UserError: if there is not one label for each image.
     """
-    if len(logits) != len(labels):
-        raise UserError(
-            f"{len(logits)} images and {len(labels)} labels: accuracy needs one label for each "
-            "image"
-        )
-    return float(np.mean(np.argmax(logits, 1) == np.asarray(labels)))
+    return np.argmax(logits, 1) == np.asarray(labels)

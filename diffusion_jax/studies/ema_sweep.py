@@ -21,7 +21,7 @@ from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.core import files, parsing, reading
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array, Cond, Key, Params
-from diffusion_jax.evaluation import generate, judge
+from diffusion_jax.evaluation import choice, generate, judge
 from diffusion_jax.evaluation.metrics import find
 from diffusion_jax.report import sweeps
 from diffusion_jax.report.tables import markdown_table
@@ -58,14 +58,14 @@ def ema_sweep(
       UserError: for a run without snapshots, a length that no power EMA has, and unknown metrics.
     """
     root, values = Path(workdir), lengths_of(lengths)
-    names, scores = judge.resolve_names(parsing.names(features), parsing.metrics(metrics))
-    judge.check_metrics(scores)
+    names, scores = choice.resolve_names(parsing.names(features), parsing.metrics(metrics))
+    choice.check_metrics(scores)
     config.sampler.ema = f"post_hoc({values[0]:g})"
     trained = workdirs.load(root, config)  # raises at once if there are no snapshots
     experiment.need_images(trained.experiment)
     dataset = workdirs.images(config, workdir)
     how = {
-        "features": names or [judge.default_features(dataset.train)],
+        "features": names or [choice.default_features(dataset.train)],
         "metrics": scores,
     }
     score = scorer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.core import files, parsing, provenance
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import Dataset
-from diffusion_jax.evaluation import generate, judge, statistics
+from diffusion_jax.evaluation import choice, intervals, judge, statistics
 from diffusion_jax.evaluation import metrics as metric_table
 from diffusion_jax.evaluation.features import Extractor
 from diffusion_jax.report.tables import markdown_table
+from diffusion_jax.studies import blocks, scoring
 from diffusion_jax.training import distributed
 
 
@@ -48,14 +49,14 @@ def evaluate(
       UserError: for metrics, features and references that do not exist or do not fit the data.
     """
     mesh = sampling.sampling_mesh(config)
-    names, scores = judge.resolve_names(parsing.names(features), parsing.metrics(metrics))
-    judge.check_metrics(scores)  # mistakes are reported before anything takes long
+    names, scores = choice.resolve_names(parsing.names(features), parsing.metrics(metrics))
+    choice.check_metrics(scores)  # mistakes are reported before anything takes long
     trained = workdirs.load(workdir, config, mesh)
     model = trained.experiment
     experiment.need_images(model)
     dataset = workdirs.images(config, workdir)
     labels, _ = sample_conditions.for_judging(model, dataset, num)
-    chosen = judge.choose(
+    chosen = choice.choose(
         dataset.train,
         labels,
         features=names,
@@ -64,7 +65,7 @@ def evaluate(
         count=num,
     )
     for text in chosen.notes:
-        judge.note(text)
+        choice.note(text)
     compared = read_reference(reference, dataset, chosen.features)
     about = {"reference": compared and compared.of, "num": num, "repeats": repeats}
     about |= _about(trained, chosen.features)
@@ -75,11 +76,12 @@ def evaluate(
         file=sys.stderr,
     )
     how = {"features": chosen.features, "metrics": chosen.metrics, "statistics": compared}
-    size = model.sampling.batch_size
-    result = score_samples(trained, dataset, num, repeats, size, mesh, **how)
+    folder = Path(workdir) / "evaluation"
+    result = score_samples(trained, dataset, num, repeats, mesh, folder, **how)
     if distributed.first():
         measured, table = held_out(trained, dataset)
         files.save_json(Path(workdir) / "evaluation.json", result | measured | about)
+        blocks.discard(folder)
         print(report(result) + table)
 
 
@@ -106,8 +108,8 @@ def score_samples(
     dataset: Dataset,
     count: int,
     repeats: int,
-    batch_size: int,
     mesh: Any = None,
+    folder: Path | None = None,
     **how: Any,
 ) -> dict[str, Any]:
     """Judge several sets of images of a model, drawn from disjoint seeds.
@@ -117,32 +119,37 @@ def score_samples(
       dataset: its data set.
       count: number of images in each set.
       repeats: number of sets.
-      batch_size: number of images that are drawn at once; changes no image.
-      mesh: the devices that draw, as in sampling.sample_with; every process judges.
+      mesh: the devices that draw, as in sampling.sample_with.
+      folder: where finished blocks of images are kept as rows of numbers until the result is
+        there; None keeps them in memory.
       **how: features, metrics and statistics of judge.against.
 
     Returns:
-      {'sets': [scores of each], 'mean': scores, 'std': scores, 'real': scores of test images}.
+      {'sets': [scores of each], 'mean': scores, 'std': their standard deviations over the sets,
+      'intervals': half the width of the 95 % interval of each mean, 'real': scores of test images,
+      'real_intervals': theirs, 'titles': of the scores}.
     """
-    model = trained.experiment
-    labels, cond = sample_conditions.for_judging(model, dataset, count)
+    labels, _ = sample_conditions.for_judging(trained.experiment, dataset, count)
     judged = judge.against(dataset.train, labels, held_out=dataset.test, count=count, **how)
     # before the samples: what fails, fails early
-    real = judge.on_real(dataset.train, dataset.test, judged)
-    run, sets = sampling.sample_with(model, trained.params, sampling.method(model), mesh), []
+    real = judge.measured_on_real(dataset.train, dataset.test, judged)
+    sets, plan = [], scoring.plan_of(trained, None, dataset, range(count), mesh)
     for repeat in range(repeats):
-        keys = generate.seeds_to_keys(range(repeat * count, (repeat + 1) * count))
-        images = generate.generate(run, keys, cond, batch_size=min(batch_size, count))
-        sets.append(judged(images))
-
-    def over(take: Callable[[list[float]], float]) -> dict[str, float]:
-        return {name: float(take([scores[name] for scores in sets])) for name in sets[0]}
-
+        own = plan._replace(seeds=range(repeat * count, (repeat + 1) * count))
+        where = folder and scoring.folder_of(folder, own, judged)
+        sets.append(scoring.score(own, judged, where).measured)
+    mean, each = intervals.mean_of_sets(sets), [intervals.values(found) for found in sets]
     return {
-        "sets": sets,
-        "mean": over(np.mean),
-        "std": over(lambda x: np.std(x, ddof=1) if len(x) > 1 else 0.0),
-        "real": real,
+        "sets": each,
+        "mean": intervals.values(mean),
+        "std": {
+            name: float(np.std([scores[name] for scores in each], ddof=1)) if repeats > 1 else 0.0
+            for name in mean
+        },
+        "intervals": intervals.halves(mean),
+        "titles": {name: judged.title(name) for name in mean},
+        "real": intervals.values(real),
+        "real_intervals": intervals.halves(real),
     }
 
 
@@ -154,12 +161,17 @@ def report(result: dict[str, Any]) -> str:
     """
     rows = []
     for name, mean in result["mean"].items():
-        metric = metric_table.find(name, "pixels")
-        row = {"": metric.title, "samples": metric.text(mean, result["std"][name])}
+        metric = metric_table.find(name)
+        row = {
+            "": result["titles"][name],
+            "samples": metric.text(mean, result["intervals"].get(name)),
+        }
         if name in result["real"]:
-            row["real"] = metric.text(result["real"][name])
+            half = result["real_intervals"].get(name)
+            row["real"] = metric.text(result["real"][name], half)
         rows.append(row)
-    return markdown_table(rows, {"": "", "samples": "samples", "real": "real test images"})
+    table = markdown_table(rows, {"": "", "samples": "samples", "real": "real test images"})
+    return f"{table}\n{metric_table.INTERVALS}\n"
 
 
 def held_out(trained: Trained, dataset: Dataset) -> tuple[dict[str, Any], str]:
@@ -178,7 +190,7 @@ def held_out(trained: Trained, dataset: Dataset) -> tuple[dict[str, Any], str]:
     if not len(dataset.test) or (
         trained.experiment.num_classes and "label" not in dataset.test.rows([0])
     ):
-        judge.note(
+        choice.note(
             "the autoencoder is not judged on held-out images: there are none"
             + (" with labels, which it needs" if len(dataset.test) else "")
         )

@@ -29,7 +29,7 @@ from diffusion_jax.core import arrays, files, npz, parsing, provenance, reading
 from diffusion_jax.core.errors import unknown
 from diffusion_jax.core.types import Array, Cond, Key, Params
 from diffusion_jax.data import transforms
-from diffusion_jax.evaluation import generate, judge, sharpness
+from diffusion_jax.evaluation import choice, generate, judge, sharpness
 from diffusion_jax.likelihood import flow
 from diffusion_jax.studies import few_step_methods, store
 from diffusion_jax.studies.family_report import DRAWN, shown_score, write
@@ -110,7 +110,7 @@ def compare(
         "data": config.data.name,
         "num": config.num,
         "seconds": config.seconds,
-        "features": judge.default_features(dataset.train),
+        "features": choice.default_features(dataset.train),
         "provenance": provenance.provenance(config.to_dict(), chosen[0]),
     }
     return write(rows, shown, real, titles, root / "families", record)

@@ -18,7 +18,7 @@ from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.core import files, parsing, provenance
 from diffusion_jax.core.errors import UNFINISHED, CommandExit, UserError
 from diffusion_jax.core.types import Array
-from diffusion_jax.evaluation import judge
+from diffusion_jax.evaluation import choice
 from diffusion_jax.evaluation.metrics import find
 from diffusion_jax.processes import gaussian
 from diffusion_jax.report import pictures, quality
@@ -345,7 +345,7 @@ def write(table: FewStepTable, root: Path, budgets: Sequence[int], real: dict[st
     Returns:
       The text of few_step.md.
     """
-    features = judge.default_features(table.dataset.train)
+    features = choice.default_features(table.dataset.train)
     title = (
         f"{table.dataset.name} in a few evaluations: {table.count} images, "
         f"recognized / Fréchet distance of {features}"

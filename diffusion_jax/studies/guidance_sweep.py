@@ -17,7 +17,7 @@ from diffusion_jax.core import files, npz, parsing, provenance, reading
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.progress import progress
 from diffusion_jax.core.types import Array, Cond, Key
-from diffusion_jax.evaluation import generate, judge
+from diffusion_jax.evaluation import choice, generate, judge
 from diffusion_jax.evaluation.metrics import find
 from diffusion_jax.report import pictures, sweeps
 from diffusion_jax.report.tables import markdown_table
@@ -113,7 +113,7 @@ def sweep_model(
     models = _with_guides(trained, guides, scales, workdir, mesh)
     dataset = workdirs.images(config, workdir)
     labels, cond = sample_conditions.for_judging(trained.experiment, dataset, count)
-    chosen = parsing.names(features) or [judge.default_features(dataset.train)]
+    chosen = parsing.names(features) or [choice.default_features(dataset.train)]
     metrics = ("accuracy", "frechet", "prdc")
     judged = judge.against(dataset.train, labels, features=chosen, metrics=metrics, count=count)
     # real images are as many as in a cell: recall depends on their number

@@ -60,7 +60,7 @@ def quickstart(config: ConfigDict, *, workdir: str = "runs/quickstart", num: int
     trained, dataset = workdirs.load(root, config), workdirs.dataset(config, root)
     samples(trained, dataset, root / "samples.png")
     denoising(trained, dataset, root / "denoising.png")
-    result = evaluation.score_samples(trained, dataset, EVALUATED, 1, EVALUATED)
+    result = evaluation.score_samples(trained, dataset, EVALUATED, 1)
     record: dict[str, Any] = {
         "provenance": provenance.provenance(trained.experiment.record, trained.experiment.seed),
         "step": trained.step,

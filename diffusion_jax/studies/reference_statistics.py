@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.core import parsing
 from diffusion_jax.core.errors import UserError, printable, unknown
-from diffusion_jax.evaluation import judge
+from diffusion_jax.evaluation import choice
 from diffusion_jax.evaluation import statistics as reference
 
 
@@ -41,8 +41,8 @@ def statistics(
         raise UserError(
             f"data.name={config.data.name} is a set of points; statistics are of images"
         )
-    extractor = judge.extractor_for(
-        features or judge.default_features(dataset.train), dataset.train
+    extractor = choice.extractor_for(
+        features or choice.default_features(dataset.train), dataset.train
     )
     found = reference.compute(
         extractor,

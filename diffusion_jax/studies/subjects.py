@@ -24,7 +24,7 @@ from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array, Cond, Denoise, Key, Params, Process
 from diffusion_jax.data.padding import PaddedBatch, padded_batches
-from diffusion_jax.evaluation import generate, judge, points
+from diffusion_jax.evaluation import choice, generate, judge, points
 from diffusion_jax.report import pictures
 from diffusion_jax.samplers import base, grids, step_noise
 from diffusion_jax.targets import presets, reference
@@ -199,7 +199,7 @@ def of_model(
       seeds: one for each sample.
       name: its name in titles.
       solved: how many of the seeds are solved exactly.
-      features: of the Fréchet distance; '' for the default ones (judge.default_features).
+      features: of the Fréchet distance; '' for the default ones (choice.default_features).
 
     Raises:
       UserError: for an autoencoder, for guidance that the model has no condition for, and for a
@@ -257,7 +257,7 @@ def _guided_denoiser(experiment: Experiment) -> Callable[[denoiser.Ensemble], De
 def _judging_of_images(
     dataset: data.Dataset, labels: np.ndarray | None, count: int, features: str
 ) -> Judging:
-    features = features or judge.default_features(dataset.train)
+    features = features or choice.default_features(dataset.train)
     metrics = ("frechet",) if labels is None else ("accuracy", "frechet")
     against = judge.against(
         dataset.train, labels, features=(features,), count=count, metrics=metrics

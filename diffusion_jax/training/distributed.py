@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
 import re
 import sys
@@ -205,6 +206,19 @@ def anywhere(flag: bool) -> bool:
         return flag
 
     return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
+def from_first(value: Any) -> Any:
+    """The value of the first process, as plain JSON data, on all of them; all call it at once.
+
+    In a run of one process it is the value itself. What others pass is ignored.
+    """
+    if jax.process_count() == 1:
+        return value
+    text = np.frombuffer(json.dumps(value if first() else None).encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.array(len(text))))
+    sent = np.resize(text, length) if first() else np.zeros(length, np.uint8)
+    return json.loads(multihost_utils.broadcast_one_to_all(sent).astype(np.uint8).tobytes())
 
 
 @contextlib.contextmanager

@@ -13,9 +13,10 @@ from diffusion_jax.assembly import datasets, sampling
 from diffusion_jax.assembly.kinds import autoencoder
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.evaluation import (
+    choice,
     features,
-    judge,
 )
+from diffusion_jax.evaluation.metrics import find
 from diffusion_jax.studies import evaluation
 from tests import commands
 from tests.evaluation.noise import noise
@@ -29,7 +30,7 @@ def test_an_autoencoder_without_held_out_images_is_evaluated_without_them(
     test, classes, said, monkeypatch, capsys
 ):
 
-    judge.note.cache_clear()
+    choice.note.cache_clear()
     model = SimpleNamespace(num_classes=classes, kind=autoencoder.KIND)
     trained = SimpleNamespace(experiment=model, params=())
     assert evaluation.held_out(
@@ -91,15 +92,19 @@ def test_the_report_names_every_number_and_its_features():
     }
     result = {
         "mean": mean,
-        "std": dict.fromkeys(mean, 0.001),
+        "intervals": dict.fromkeys(mean, 0.001),
+        "titles": {name: find(name, "pixels").title for name in mean},
         "real": {"accuracy": 0.99, "frechet": 0.05},
+        "real_intervals": {"frechet": 0.02},
     }
     lines = squeezed(evaluation.report(result)).splitlines()
     assert lines[0] == "| | samples | real test images |"
     assert lines[2:] == [
         "| recognized | 98.8 ± 0.1 % | 99.0 % |",
-        "| Fréchet distance (pixels) | 0.1000 ± 0.0010 | 0.05 |",
+        "| Fréchet distance of pixels | 0.1000 ± 0.0010 | 0.050 ± 0.020 |",
         "| FID (inception) | 12.0000 ± 0.0010 | - |",
         "| KID x 1000 (inception) | 2.000 ± 1.000 | - |",
         "| coverage (pixels) | 0.500 ± 0.001 | - |",
+        "",
+        "±: half the width of the 95 % interval.",
     ]

@@ -8,6 +8,7 @@ import pytest
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data.sources import Arrays
 from diffusion_jax.evaluation import (
+    choice,
     classifier,
     features,
     judge,
@@ -43,7 +44,7 @@ def test_the_judge_gives_two_numbers_by_default_and_all_on_request(splits, tmp_p
     everything = judge.against(
         train,
         labels,
-        metrics=(*judge.STANDARD, "memorization", "cmmd", "frechet_infinity", "frechet_interval"),
+        metrics=(*choice.STANDARD, "memorization", "cmmd", "frechet_infinity", "frechet_interval"),
         held_out=test,
     )
     found = everything(images)
@@ -167,7 +168,7 @@ def test_what_the_data_do_not_allow_is_left_out_with_a_note_and_the_rest_is_meas
     case, monkeypatch
 ):
     train, test, labels, measured, said = CASES[case]
-    chosen = judge.choose(train, labels, held_out=test, count=20)
+    chosen = choice.choose(train, labels, held_out=test, count=20)
     assert chosen.metrics == tuple(measured.split()) and [e.name for e in chosen.features] == [
         "pixels"
     ]
@@ -209,13 +210,13 @@ def missing(chosen, count):
 
 
 def test_fid_is_the_frechet_distance_of_inception():
-    assert judge.resolve_names([], ["FID", "kid"]) == (["inception"], ["frechet", "kid"])
-    assert judge.resolve_names(["Pixels"], ["frechet", "fid"]) == (
+    assert choice.resolve_names([], ["FID", "kid"]) == (["inception"], ["frechet", "kid"])
+    assert choice.resolve_names(["Pixels"], ["frechet", "fid"]) == (
         ["pixels", "inception"],
         ["frechet"],
     )
-    assert judge.resolve_names([], ["fid_infinity"]) == (["inception"], ["frechet_infinity"])
-    assert judge.resolve_names(["classifier"], ["kid"]) == (["classifier"], ["kid"])
+    assert choice.resolve_names([], ["fid_infinity"]) == (["inception"], ["frechet_infinity"])
+    assert choice.resolve_names(["classifier"], ["kid"]) == (["classifier"], ["kid"])
 
 
 def test_what_cannot_be_measured_at_all_is_refused_with_the_reason(untrained):
@@ -234,8 +235,8 @@ def test_what_cannot_be_measured_at_all_is_refused_with_the_reason(untrained):
         ({"metrics": ["memorization"]}, "there are no held-out real images"),
     ):
         with pytest.raises(UserError, match=said):
-            judge.choose(one if not how else noise(30), None, **how)
-    chosen = judge.choose(noise(30), None, features=["pixels", "classifier"], metrics=["frechet"])
+            choice.choose(one if not how else noise(30), None, **how)
+    chosen = choice.choose(noise(30), None, features=["pixels", "classifier"], metrics=["frechet"])
     assert [e.name for e in chosen.features] == [
         "pixels"
     ] and "classifier are left out" in chosen.notes[0]
@@ -251,8 +252,8 @@ def test_the_frechet_distance_alone_needs_no_recognizer(splits, monkeypatch):
 def test_default_features_are_at_most_a_thousand_numbers(untrained, capsys):
     shape = (24, 18, 3)  # 1,296
     labeled = noise(30, shape, np.arange(30) % 2)
-    assert [e.name for e in judge.choose(labeled, None).features] == ["classifier"]
-    (small,) = judge.choose(noise(30, shape), None).features
+    assert [e.name for e in choice.choose(labeled, None).features] == ["classifier"]
+    (small,) = choice.choose(noise(30, shape), None).features
     assert small.name == "thumbnails" and small.features(
         noise(2, shape).columns["image"]
     ).shape == (2, 12 * 9 * 3)
@@ -274,7 +275,7 @@ def test_thumbnails_are_means_over_boxes_also_at_the_edges():
 
 
 def test_fewer_images_than_features_are_warned_of_once(capsys):
-    judge.note.cache_clear()
+    choice.note.cache_clear()
     for _ in range(2):
         judge.against(noise(40, (6, 7, 1)), None, count=17)
         judge.against(noise(60, (6, 7, 1)), None, count=50)

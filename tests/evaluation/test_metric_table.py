@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from diffusion_jax.evaluation import judge, metrics
+from diffusion_jax.evaluation import choice, metrics
 
 
 def test_the_names_and_titles_of_the_table_are_distinct():
@@ -34,7 +34,7 @@ def test_less_loss_is_better():
 def test_a_score_of_features_names_them_in_its_title():
     assert metrics.find("frechet/inception").title == "FID (inception)"
     assert metrics.find("frechet/classifier").title == "Fréchet distance (classifier)"
-    assert metrics.find("frechet", "pixels").title == "Fréchet distance (pixels)"
+    assert metrics.find("frechet", "pixels").title == "Fréchet distance of pixels"
     assert metrics.find("frechet").title == "Fréchet distance"
     assert metrics.find("accuracy", "pixels").title == "recognized"
     assert metrics.find("kid/inception").name == "kid/inception"
@@ -53,5 +53,5 @@ def test_every_estimator_of_the_judge_gives_metrics_of_the_table():
         "frechet_infinity": ["frechet_infinity"],
         "frechet_interval": ["frechet_low", "frechet_high"],
     }
-    assert set(given) == set(judge.ESTIMATORS)
+    assert set(given) == set(choice.ESTIMATORS)
     assert all(name in metrics.METRICS for names in given.values() for name in names)

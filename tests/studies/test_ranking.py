@@ -116,7 +116,7 @@ def test_the_frechet_distance_of_inceptions_features_is_called_fid():
         "At 5 NFE, best by FID (inception) is a (0.9), then b (1.9), worse by 1."
     ]
     (other,) = ranking.sentences(compared._replace(features="pixels"))
-    assert "best by Fréchet distance (pixels) is a" in other
+    assert "best by Fréchet distance of pixels is a" in other
 
 
 def test_more_recognized_is_better():

@@ -1,0 +1,126 @@
+"""How far chance moves a score: 95 % intervals, and scores without groups of images.
+
+A fraction of images has the interval of Wilson (1927). Every other score of a set has a jackknife
+over GROUPS groups of its images: it is computed again without each group (Tukey 1958), and
+
+    se^2 = (G - 1) / G  sum_g (s_g - mean(s))^2,    interval = s +- t_(G-1, 0.975) se
+
+with the quantile of Student's t. Groups are runs of adjacent images, so that each of them has every
+class in turn. Two sets of the same seeds have the same groups, and their difference is paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.special import ndtri, stdtrit
+
+GROUPS = 5
+LEVEL = 0.95
+NORMAL = float(ndtri((1 + LEVEL) / 2))  # standard errors of an interval where the error is known
+STUDENT = float(stdtrit(GROUPS - 1, (1 + LEVEL) / 2))  # and where it is estimated from the groups
+
+
+class Measured(NamedTuple):
+    """A score of a set of images.
+
+    Attributes:
+      value: the score.
+      interval: half the width of its 95 % interval; None where it is not known.
+      left_out: (GROUPS,), the score without each group; () where it is not known.
+    """
+
+    value: float
+    interval: float | None = None
+    left_out: Sequence[float] | np.ndarray = ()
+
+
+def groups(count: int) -> list[range]:
+    """Divide the positions of `count` images into GROUPS runs; [] for fewer than two in each."""
+    if count < 2 * GROUPS:
+        return []
+    bounds = [count * group // GROUPS for group in range(GROUPS + 1)]
+    return [range(first, end) for first, end in zip(bounds, bounds[1:])]
+
+
+def without(count: int, group: range) -> np.ndarray:
+    """Whether each of `count` images stays when a group is left out, (count,) of bool."""
+    stays = np.ones(count, bool)
+    stays[group.start : group.stop] = False
+    return stays
+
+
+def jackknife(value: float, left_out: Sequence[float] | np.ndarray) -> Measured:
+    """A score with the interval that the scores without each group give.
+
+    Args:
+      value: the score of all images.
+      left_out: (GROUPS,), the scores without each group; () where there are too few images.
+    """
+    if len(left_out) == 0:
+        return Measured(float(value))
+    return Measured(float(value), STUDENT * standard_error(left_out), np.asarray(left_out, float))
+
+
+def standard_error(left_out: Sequence[float] | np.ndarray) -> float:
+    """Estimate the standard error of a score from its values without each group."""
+    values = np.asarray(left_out, float)
+    share = (len(values) - 1) / len(values)
+    return float(np.sqrt(share * np.square(values - values.mean()).sum()))
+
+
+def fraction(hits: np.ndarray) -> Measured:
+    """The fraction of images that have a property, with half the width of Wilson's interval.
+
+    Args:
+      hits: (N,) of bool, N >= 1.
+    """
+    count, share = len(hits), float(np.mean(hits))
+    ratio = NORMAL**2 / count
+    half = NORMAL / (1 + ratio) * np.sqrt(share * (1 - share) / count + ratio / (4 * count))
+    left_out = [np.mean(hits[without(count, group)]) for group in groups(count)]
+    return Measured(share, float(half), np.asarray(left_out, float))
+
+
+def by_groups(
+    score: Callable[[np.ndarray], Mapping[str, float]], count: int, *, grouped: bool = True
+) -> dict[str, Measured]:
+    """Jackknife scores that are computed from the images themselves.
+
+    Args:
+      score: which images stay, (count,) of bool -> {name: score}.
+      count: the number of images.
+      grouped: whether intervals are needed; without them a score costs one evaluation.
+    """
+    whole = score(np.ones(count, bool))
+    parts = [score(without(count, group)) for group in groups(count)] if grouped else []
+    return {name: jackknife(value, [part[name] for part in parts]) for name, value in whole.items()}
+
+
+def mean_of_sets(sets: Sequence[Mapping[str, Measured]]) -> dict[str, Measured]:
+    """Average the scores of sets of disjoint seeds; their errors are independent."""
+    found = {}
+    for name in sets[0]:
+        parts = [scores[name] for scores in sets]
+        value, known = float(np.mean([part.value for part in parts])), None
+        if all(part.interval is not None for part in parts):
+            known = float(np.sqrt(np.sum(np.square([part.interval for part in parts]))) / len(sets))
+        found[name] = Measured(value, known)
+    return found
+
+
+def values(measured: Mapping[str, Measured]) -> dict[str, float]:
+    """The scores alone, by name."""
+    return {name: score.value for name, score in measured.items()}
+
+
+def halves(measured: Mapping[str, Measured]) -> dict[str, float]:
+    """Half the width of every interval that is known, by name."""
+    return {name: score.interval for name, score in measured.items() if score.interval is not None}
+
+
+def record(measured: Mapping[str, Measured]) -> dict[str, Any]:
+    """What a JSON file holds of scores: {name: score, ..., 'intervals': {name: half a width}}."""
+    return values(measured) | {"intervals": halves(measured)}

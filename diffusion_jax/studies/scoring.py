@@ -1,0 +1,205 @@
+"""The score of one setting of a model: its images are drawn, judged and forgotten, block by block.
+
+    plan = plan_of(trained, settings, dataset, seeds=range(1000), mesh=mesh)
+    folder = folder_of(root, plan, judged)
+    scored = score(plan, judged, folder)      # Scored, with an interval for every score
+    blocks.discard(folder)                    # once the result is kept elsewhere
+
+An image depends on its seed and its position alone. Running `score` again with more seeds in the
+same folder draws those that are missing; the numbers are those of one run with all of them. What is
+kept of an image are its rows (evaluation/samples.py), not the image: 4 bytes for each feature.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from diffusion_jax.assembly import sample_conditions, sampling
+from diffusion_jax.assembly.settings import SamplingSettings
+from diffusion_jax.assembly.workdir import Trained
+from diffusion_jax.core import files, npz
+from diffusion_jax.core.types import Array, Cond, Key
+from diffusion_jax.data import Dataset
+from diffusion_jax.evaluation import generate, intervals, samples
+from diffusion_jax.evaluation.estimators import Measurements, Scores
+from diffusion_jax.evaluation.intervals import Measured
+from diffusion_jax.evaluation.judge import Judge
+from diffusion_jax.studies import blocks, store
+from diffusion_jax.training import distributed
+
+VERSION = 1  # of how images are drawn and judged: blocks of another version are not used
+SHOWN = "shown.npz"  # the file of the first images, which figures show
+NO_IMAGES = np.zeros((0, 0, 0, 0), np.uint8)
+
+
+class Plan(NamedTuple):
+    """How the images of one setting are drawn.
+
+    Attributes:
+      draw: (keys (B,), cond) -> images (B, ...) in [-1, 1], on every process.
+      seeds: one for each image.
+      conditions: positions (n,) -> (labels (n,) or None, condition of those images).
+      batch_size: images that are drawn at once; changes no image.
+      identity: everything that the images depend on besides their seeds, as plain data.
+    """
+
+    draw: Callable[[Key, Cond], Array]
+    seeds: Sequence[int]
+    conditions: Callable[[np.ndarray], tuple[np.ndarray | None, Cond]]
+    batch_size: int
+    identity: dict[str, Any]
+
+
+class Scored(NamedTuple):
+    """The scores of a setting.
+
+    Attributes:
+      measured: the scores with their intervals.
+      shown: the first images, uint8 (n, H, W, C).
+      count: the number of images.
+    """
+
+    measured: Measurements
+    shown: np.ndarray
+    count: int
+
+    @property
+    def scores(self) -> Scores:
+        """The scores alone."""
+        return intervals.values(self.measured)
+
+    @property
+    def intervals(self) -> Scores:
+        """Half the width of the 95 % interval of every score that has one."""
+        return intervals.halves(self.measured)
+
+
+def plan_of(
+    trained: Trained,
+    settings: SamplingSettings | None,
+    dataset: Dataset,
+    seeds: Sequence[int],
+    mesh: Mesh | None = None,
+) -> Plan:
+    """The plan of a model's own way of drawing, with some sampling settings.
+
+    Args:
+      trained: the model.
+      settings: of sampling; None for those of the model.
+      dataset: gives the labels or captions of the images.
+      seeds: one for each image.
+      mesh: the devices that draw; None for one device.
+    """
+    experiment = trained.experiment
+    settings = settings or experiment.sampling
+    experiment = experiment._replace(sampling=settings)
+    chosen = sampling.method(experiment)
+    return Plan(
+        sampling.sample_with(experiment, trained.params, chosen, mesh),
+        seeds,
+        lambda positions: sample_conditions.at(experiment, dataset, positions),
+        min(settings.batch_size, len(seeds)),
+        identity_of(trained, settings),
+    )
+
+
+def identity_of(trained: Trained, settings: SamplingSettings) -> dict[str, Any]:
+    """Everything that the images of a model depend on besides seeds: run, weights and settings."""
+    record = {**trained.experiment.record}
+    record.pop("sampler", None)
+    chosen = settings._replace(sampler=settings.name, batch_size=0)
+    return {
+        "config": record,
+        "step": trained.step,
+        "weights": trained.weights,
+        "sampling": chosen._asdict(),
+    }
+
+
+def score(
+    plan: Plan,
+    judged: Judge,
+    folder: Path | None,
+    *,
+    shown: int = 0,
+    description: str = "sampling",
+    grouped: bool = True,
+) -> Scored:
+    """Draw and judge the images of a plan that are not kept in the folder.
+
+    Args:
+      plan: how they are drawn.
+      judged: what scores them.
+      folder: of the blocks of this plan, such as `folder_of(root, plan, judged)`; None keeps the
+        rows in memory.
+      shown: the first images to return.
+      description: names the progress; '' shows none.
+      grouped: whether the scores need intervals.
+
+    Returns:
+      The scores, the same on every process.
+    """
+    count = len(plan.seeds)
+    shown = min(shown, count)
+    first = _read_shown(folder, shown) if distributed.first() else []
+
+    def images_of(positions: np.ndarray, advance: Callable[[int], None] | bool) -> tuple:
+        labels, cond = plan.conditions(positions)
+        keys = generate.seeds_to_keys([plan.seeds[i] for i in positions])
+        size = min(plan.batch_size, count)
+        return generate.generate(plan.draw, keys, cond, batch_size=size, progress=advance), labels
+
+    def make(positions: np.ndarray, advance: Callable[[int], None]) -> samples.Rows:
+        images, labels = images_of(positions, advance)
+        if not distributed.first():
+            return {}
+        if positions[0] == len(first):
+            first.extend(images[: shown - len(first)])
+        return judged.extract(images, () if labels is None else labels)
+
+    size, said = plan.batch_size, description
+    kept = blocks.run(folder, count, make, (), at_once=size, description=said)
+    if distributed.from_first(len(first) < shown):
+        first = [*images_of(np.arange(shown), False)[0]]
+    if distributed.first() and folder is not None and shown:
+        npz.save(folder / SHOWN, {"images": np.stack(first)}, compressed=True)
+    measured = judged.measure(kept, grouped=grouped) if distributed.first() else {}
+    return Scored(_agreed(measured), np.stack(first) if first else NO_IMAGES, count)
+
+
+def folder_of(root: Path, plan: Plan, judged: Judge) -> Path:
+    """The folder of a plan's blocks in a folder of blocks, named by all that the rows depend on.
+
+    Plans whose seeds begin alike have the same one, so that the longer extends the shorter.
+    """
+    seeds = list(plan.seeds)
+    whole = seeds == list(range(seeds[0], seeds[0] + len(seeds)))
+    identity = {
+        "version": VERSION,
+        "images": plan.identity,
+        "judge": judged.identity,
+        "seeds": seeds[0] if whole else seeds,
+    }
+    return root / hashlib.sha256(files.canonical_json(identity).encode()).hexdigest()[:20]
+
+
+def _agreed(measured: Measurements) -> Measurements:
+    """The scores of the first process, on all of them."""
+    plain = {name: (s.value, s.interval, [*map(float, s.left_out)]) for name, s in measured.items()}
+    found = distributed.from_first(plain)
+    return {name: Measured(v, half, np.asarray(left)) for name, (v, half, left) in found.items()}
+
+
+def _read_shown(folder: Path | None, count: int) -> list[np.ndarray]:
+    """The first images that an earlier run kept next to the blocks; [] where there are too few."""
+    if folder is None or not count:
+        return []
+    spec = {"images": npz.ArraySpec("u", (None, None, None, None))}
+    found = store.load(folder / SHOWN, lambda path: npz.load(path, spec))
+    return [] if found is None or len(found["images"]) < count else [*found["images"][:count]]
