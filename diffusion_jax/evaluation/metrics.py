@@ -74,7 +74,7 @@ class Metric(NamedTuple):
 
         Args:
           value: the score as tables of results hold it, such as 0.973.
-          spread: a standard deviation or error in the same unit, such as half the width of an interval; None leaves it out.
+          spread: half the width of an interval in the same unit; None leaves it out.
         """
         unit = f" {self.format.unit}" if self.format.unit else ""
         return f"{self.number(value, spread)}{unit}"

@@ -93,7 +93,11 @@ def run(
 
 
 def discard(folder: Path) -> None:
-    """Remove the blocks of a run whose result is kept elsewhere."""
+    """Remove the blocks of a run whose result is kept elsewhere.
+
+    Args:
+      folder: the folder of the run; the one that it is in is removed if it is empty then.
+    """
     if distributed.first() and folder.is_dir():
         shutil.rmtree(folder)
         if not any(folder.parent.iterdir()):

@@ -110,7 +110,12 @@ def plan_of(
 
 
 def identity_of(trained: Trained, settings: SamplingSettings) -> dict[str, Any]:
-    """Everything that the images of a model depend on besides seeds: run, weights and settings."""
+    """Everything that the images of a model depend on besides seeds: run, weights and settings.
+
+    Args:
+      trained: the model.
+      settings: of sampling.
+    """
     record = {**trained.experiment.record}
     record.pop("sampler", None)
     chosen = settings._replace(sampler=settings.name, batch_size=0)
@@ -177,6 +182,11 @@ def folder_of(root: Path, plan: Plan, judged: Judge) -> Path:
     """The folder of a plan's blocks in a folder of blocks, named by all that the rows depend on.
 
     Plans whose seeds begin alike have the same one, so that the longer extends the shorter.
+
+    Args:
+      root: the folder of blocks, such as that of a command in a workdir.
+      plan: how images are drawn.
+      judged: what rows are made of them.
     """
     seeds = list(plan.seeds)
     whole = seeds == list(range(seeds[0], seeds[0] + len(seeds)))

@@ -209,9 +209,13 @@ def anywhere(flag: bool) -> bool:
 
 
 def from_first(value: Any) -> Any:
-    """The value of the first process, as plain JSON data, on all of them; all call it at once.
+    """Share a value of the first process with all of them, which call this function at once.
 
-    In a run of one process it is the value itself. What others pass is ignored.
+    Args:
+      value: plain JSON data; what the other processes pass is ignored.
+
+    Returns:
+      The value of the first process; in a run of one process, the value itself.
     """
     if jax.process_count() == 1:
         return value

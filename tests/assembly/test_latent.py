@@ -279,7 +279,7 @@ def test_a_model_of_latents_draws_images_and_is_judged_by_them(chained):
         1,
     )
     result = evaluation.score_samples(
-        trained, workdir.images(config), 10, 1, 10, features=["pixels"], metrics=["frechet"]
+        trained, workdir.images(config), 10, 1, features=["pixels"], metrics=["frechet"]
     )
     assert np.isfinite(result["mean"]["frechet"]) and np.isfinite(result["real"]["frechet"])
     with pytest.raises(UserError, match="inputs of this model are latents"):

@@ -54,7 +54,7 @@ def test_evaluation_fails_before_anything_is_sampled(train, test, said, monkeypa
         monkeypatch.setattr(sampling, name, lambda *args: pytest.fail("sampled first"))
     with pytest.raises(UserError, match=said):
         evaluation.score_samples(
-            trained, data.Dataset("noise", train, test, (4, 4, 1), 0, ()), 20, 1, 20
+            trained, data.Dataset("noise", train, test, (4, 4, 1), 0, ()), 20, 1
         )
 
 
