@@ -30,7 +30,7 @@ def mean_per_example(x: Array) -> Array:
     """Returns the mean over all axes but the first.
 
     Args:
-      x: (B, ...).
+      x: array of at least one axis, (B, ...).
 
     Returns:
       The means, (B,).
@@ -42,7 +42,7 @@ def sum_per_example(x: Array) -> Array:
     """Returns the sum over all axes but the first.
 
     Args:
-      x: (B, ...).
+      x: array of at least one axis, (B, ...).
 
     Returns:
       The sums, (B,).

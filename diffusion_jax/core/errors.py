@@ -150,6 +150,9 @@ def need_ranges(what: str, **bounds: tuple[Any, float, float]) -> None:
     Args:
       what: the function, such as 'times.lognormal'.
       **bounds: (value, low, high) of each argument.
+
+    Raises:
+      UserError: one line with the first argument that is out of its range.
     """
     for name, (value, low, high) in bounds.items():
         need_range(f"{what}: {name}", value, low, high)

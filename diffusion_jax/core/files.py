@@ -90,7 +90,7 @@ def save_text(path: str | os.PathLike, text: str) -> None:
 
     Args:
       path: the file, which is replaced if it exists; missing folders are made.
-      text: its content.
+      text: the content of the file.
     """
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

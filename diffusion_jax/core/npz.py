@@ -58,7 +58,7 @@ def load(
     """Read the plain arrays of an .npz file.
 
     Args:
-      path: the file.
+      path: the .npz file, a regular file.
       needed: the arrays that must be there, and what each must be.
       also: name of another array -> what it must be, or None for an array that is not read; without
         it other arrays are not read.

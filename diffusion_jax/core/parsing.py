@@ -160,8 +160,8 @@ def labels(flag: str, text: str, names: Sequence[str]) -> list[int]:
     A name may be written in any case, and may itself have commas.
 
     Args:
-      flag: the flag, for messages.
-      text: its value.
+      flag: name of the flag without dashes, for the message.
+      text: numbers and names of classes with commas between them, or nothing.
       names: the names of the classes by number; 'any' is one number more.
 
     Raises:
@@ -248,8 +248,8 @@ def output(flag: str, text: str, *endings: str, default: str | Path = "") -> dic
     A dot in NAME stays: cfg1.5 -> cfg1.5.npz.
 
     Args:
-      flag: the flag, for messages.
-      text: its value; '' is `default`, a name without an ending.
+      flag: name of the flag without dashes, for the message.
+      text: a path with or without one of the endings; '' is `default`, a name without an ending.
       *endings: the endings of what the command writes, such as '.npz' and '.png'.
       default: the name where the flag is not given.
 

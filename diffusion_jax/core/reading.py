@@ -280,7 +280,7 @@ def content(path: str | os.PathLike, largest: int = LARGEST) -> bytes:
     """Read a regular file of bounded size, without waiting for a pipe or a device.
 
     Args:
-      path: the file.
+      path: the file; anything but a regular file is refused.
       largest: largest size that is read, in bytes.
 
     Raises:

@@ -117,9 +117,10 @@ def denoiser(
     time under any process. Without that entry it assumes 0, the data.
 
     Args:
-      apply: a function (params, x_in, c_noise, cond, **kwargs) -> F.
+      apply: a function (params, x_in, c_noise, cond, **kwargs) -> F, (B, ...) like x_in or with
+        twice its channels.
       params: parameters of the network.
-      parameterization: what F means.
+      parameterization: what the network predicts, the pair (a, b) of F, and its inputs.
       process: the process of x_t.
       **kwargs: further arguments of `apply`.
 
@@ -293,6 +294,9 @@ def edm(sigma_data: float = 0.5, **encoding: Unpack[Encoding]) -> Parameterizati
     Args:
       sigma_data: standard deviation of the data.
       **encoding: further arguments of `inputs.encoder`.
+
+    Raises:
+      UserError: for an argument out of its range.
     """
     need_ranges("edm", sigma_data=(sigma_data, 1e-6, 1e4))
 
@@ -319,6 +323,9 @@ def consistency(sigma_data: float = 0.5, **encoding: Unpack[Encoding]) -> Parame
     Args:
       sigma_data: standard deviation of the data.
       **encoding: further arguments of `inputs.encoder`.
+
+    Raises:
+      UserError: for an argument out of its range.
     """
     need_ranges("consistency", sigma_data=(sigma_data, 1e-6, 1e4))
 

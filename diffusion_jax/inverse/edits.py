@@ -52,13 +52,13 @@ def interpolate(
     The noises of a and b are interpolated by `slerp` and decoded.
 
     Args:
-      sampler: a deterministic sampler.
-      denoise: the denoiser.
+      sampler: a deterministic sampler, which also encodes a and b.
+      denoise: a function (x_t, t, cond) -> Prediction.
       process: the process of the denoiser.
       a: images, (B, ...), at weight 0.
       b: images, (B, ...), at weight 1.
-      weights: (W,).
-      ts: decreasing times.
+      weights: weights of b, (W,), from 0 (a) to 1 (b).
+      ts: decreasing times, (n,).
       conds: the conditions of a and b; an image in between has that of the nearer end.
 
     Returns:
@@ -87,14 +87,14 @@ def blend(
     (Song et al. 2023, sec. 6.3).
 
     Args:
-      sampler: any sampler.
-      denoise: the denoiser.
+      sampler: any sampler; a stochastic one draws the same noise for every weight.
+      denoise: a function (x_t, t, cond) -> Prediction.
       process: the process of the denoiser.
-      keys: of a stochastic sampler, the same for every weight.
+      keys: one key per image, (B,), or one for the batch; the same for every weight.
       a: x at ts[0], (B, ...), at weight 0.
       b: x at ts[0], (B, ...), at weight 1.
-      weights: (W,).
-      ts: decreasing times.
+      weights: weights of b, (W,), from 0 (a) to 1 (b).
+      ts: decreasing times, (n,).
       conds: the conditions of a and b; an image in between has that of the nearer end.
 
     Returns:
@@ -122,11 +122,11 @@ def translate(
     These are dual diffusion implicit bridges (Su et al. 2023).
 
     Args:
-      sampler: a deterministic sampler.
-      denoise: the denoiser.
+      sampler: a deterministic sampler, which also encodes x0.
+      denoise: a function (x_t, t, cond) -> Prediction.
       process: the process of the denoiser.
       x0: images, (B, ...).
-      ts: decreasing times.
+      ts: decreasing times, (n,).
       source: the condition of x0.
       target: the condition of the result.
 
@@ -149,13 +149,13 @@ def sdedit(
     """SDEdit (Meng et al. 2022, algorithm 1): noises a guide image and denoises it.
 
     Args:
-      sampler: any sampler.
-      denoise: the denoiser.
+      sampler: any sampler, which starts at the noised guide.
+      denoise: a function (x_t, t, cond) -> Prediction.
       process: the process of the denoiser.
       key: one for each image, (B,), or one for the batch.
       guide: images, (B, ...).
       ts: decreasing times; the guide is noised to ts[0].
-      cond: the condition.
+      cond: the condition of the result, with leading axis B, or None.
 
     Returns:
       Images, (B, ...).

@@ -18,7 +18,10 @@ def half(shape: tuple[int, ...]) -> Mask:
     """The upper half is measured.
 
     Args:
-      shape: of an image, (H, W, C).
+      shape: shape of an image, (H, W, C).
+
+    Returns:
+      The mask, (H, W, 1).
     """
     mask = np.zeros((*shape[:2], 1), np.float32)
     mask[: shape[0] // 2] = 1
@@ -29,8 +32,11 @@ def box(shape: tuple[int, ...], side: float = 0.5) -> Mask:
     """Everything but a box in the middle is measured.
 
     Args:
-      shape: of an image, (H, W, C).
+      shape: shape of an image, (H, W, C).
       side: height and width of the box, as a share of the image's, between 0 and 1.
+
+    Returns:
+      The mask, (H, W, 1).
 
     Raises:
       UserError: if `side` is out of range.
@@ -47,9 +53,12 @@ def random(shape: tuple[int, ...], keep: float = 0.3, seed: int = 0) -> Mask:
     """Random pixels are measured.
 
     Args:
-      shape: of an image, (H, W, C).
+      shape: shape of an image, (H, W, C).
       keep: the share of pixels that are measured, between 0 and 1.
       seed: of the choice.
+
+    Returns:
+      The mask, (H, W, 1).
 
     Raises:
       UserError: if `keep` or `seed` is out of range.

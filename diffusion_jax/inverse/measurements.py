@@ -45,8 +45,8 @@ def measure(measurement: Measurement, key: Key, x0: Array) -> Array:
     in directions that are not measured.
 
     Args:
-      measurement: the measurement.
-      key: one for each image, (B,), or one for the batch.
+      measurement: A and the standard deviation of its noise.
+      key: one key per image, (B,), or one for the batch.
       x0: images, (B, ...).
 
     Returns:
@@ -67,7 +67,7 @@ def pinv(measurement: Measurement, y: Array) -> Array:
 
     Args:
       measurement: a linear measurement.
-      y: (B, ...).
+      y: measurements, (B, ...).
 
     Returns:
       x, (B, ...).
@@ -109,8 +109,8 @@ def divide(numerator: Array, denominator: Array, where: Array) -> Array:
     """Divides where a condition holds, with a finite gradient.
 
     Args:
-      numerator: of any shape.
-      denominator: broadcasts to the numerator.
+      numerator: array of any shape.
+      denominator: array that broadcasts to the numerator; it may be 0 where `where` is false.
       where: bool; elsewhere the result is 0.
 
     Returns:
@@ -124,7 +124,7 @@ def inpaint(shape: tuple[int, ...], mask: masks.Mask, std: float = 0.0) -> Measu
     """Inpainting: y = mask x. A A^T is the mask itself.
 
     Args:
-      shape: of an example.
+      shape: shape of an example, (H, W, C) or (D,).
       mask: ones and zeros that broadcast to `shape`, such as (H, W, 1).
       std: standard deviation of the noise.
 
@@ -155,7 +155,7 @@ def colorize(shape: tuple[int, ...], std: float = 0.0) -> Measurement:
     """Colorization: y is the mean of the channels. A A^T = I / C.
 
     Args:
-      shape: of an image, (H, W, C).
+      shape: shape of an image, (H, W, C).
       std: standard deviation of the noise.
 
     Returns:
@@ -181,7 +181,7 @@ def superres(shape: tuple[int, ...], factor: int = 4, std: float = 0.0) -> Measu
     """Super-resolution: y is the mean of factor x factor pixels. A A^T = I / factor^2.
 
     Args:
-      shape: of an image, (H, W, C).
+      shape: shape of an image, (H, W, C).
       factor: height and width of a block.
       std: standard deviation of the noise.
 
@@ -214,7 +214,7 @@ def deblur(
     """Deblurring: y = kernel * x, a circular convolution, diagonal under the FFT: s^2 = |h-hat|^2.
 
     Args:
-      shape: of an image, (H, W, C).
+      shape: shape of an image, (H, W, C).
       width: standard deviation of the 'gaussian' kernel in pixels; the 'uniform' kernel is a square
         of side 2 width + 1.
       kernel: 'gaussian' or 'uniform'.
@@ -260,8 +260,8 @@ def linear(shape: tuple[int, ...], matrix: Any, std: float = 0.0) -> Measurement
     """Any linear map in few dimensions: y = matrix x, with x flattened.
 
     Args:
-      shape: of an example, with D numbers.
-      matrix: (M, D).
+      shape: shape of an example, with D numbers.
+      matrix: A, (M, D), anything that numpy converts to an array; a vector is one row.
       std: standard deviation of the noise.
 
     Returns:
@@ -299,6 +299,9 @@ def saturate(shape: tuple[int, ...], gain: float = 2.0, std: float = 0.0) -> Mea
 
     Returns:
       The measurement; y has the shape of x.
+
+    Raises:
+      UserError: if a number is out of its range.
     """
     need_ranges("saturate", gain=(gain, 1e-3, 1e4))
     return Measurement(lambda x: jnp.clip(gain * x, -1.0, 1.0), _std(std))

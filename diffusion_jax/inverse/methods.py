@@ -67,16 +67,16 @@ def restore(
     bit for bit on the known pixels of a mask.
 
     Args:
-      method: how y enters.
-      measurement: the measurement.
+      method: how y enters: by the denoiser or by the sampler.
+      measurement: the measurement that y is one of.
       y: the measurement of each example, (B, ...).
-      sampler: any sampler.
-      denoise: any denoiser.
+      sampler: any sampler, before the method changes it.
+      denoise: any denoiser, a function (x_t, t, cond) -> Prediction.
       process: the process of the denoiser.
-      key: one for each example, (B,), or one for the batch.
+      key: one key per example, (B,), or one for the batch.
       x: the start at ts[0], (B, ...).
       ts: decreasing times, (n + 1,).
-      cond: the condition.
+      cond: the condition, with leading axis B, or None.
       clip: the limits of the guided x0-hat; None for no limits.
       **options: further arguments of samplers.base.sample.
 
@@ -100,7 +100,13 @@ def restore(
 
 
 def unguided() -> Method:
-    """Uses y at the end only, by `measurements.consistent`: the baseline of every method."""
+    """Uses y at the end only, by `measurements.consistent`.
+
+    It is the baseline of every method.
+
+    Returns:
+      The method.
+    """
     return Method(linear=False)
 
 
@@ -120,6 +126,9 @@ def ddnm(data_std: float = 1.0) -> Method:
 
     Returns:
       The method.
+
+    Raises:
+      UserError: for an argument out of its range.
     """
     need_ranges("ddnm", data_std=(data_std, 1e-6, 1e4))
 
@@ -154,6 +163,9 @@ def pigdm(data_std: float = 1.0, symmetric: bool = False) -> Method:
 
     Returns:
       The method.
+
+    Raises:
+      UserError: for an argument out of its range.
     """
     need_ranges("pigdm", data_std=(data_std, 1e-6, 1e4))
 
@@ -183,8 +195,8 @@ def spread(process: Process, t: Array, data_std: float = 1.0) -> Array:
 
     Args:
       process: the process of x_t.
-      t: scalar or (B,).
-      data_std: d.
+      t: the time of x_t, a scalar or (B,).
+      data_std: d, the standard deviation of the data.
 
     Returns:
       r^2, of t's shape.
@@ -209,6 +221,9 @@ def dps(scale: float = 1.0, symmetric: bool = False) -> Method:
 
     Returns:
       The method.
+
+    Raises:
+      UserError: for an argument out of its range.
     """
     need_ranges("dps", scale=(scale, 0, 1e6))
 
@@ -238,11 +253,11 @@ def dps(scale: float = 1.0, symmetric: bool = False) -> Method:
 def replacement() -> Method:
     """Imputation (Song et al. 2021, appendix I.2): draws the measured part of x_s given y.
 
-    The draw is from q(A x_s | y). Where y's own noise is the larger one, alpha_s std > sigma_s s,
-    nothing is replaced. There x_s / alpha_s is y itself in the measured directions, and all further
-    randomness in them is the sampler's own noise. With a noisy measurement a stochastic sampler is
-    needed, since a deterministic one has less spread than the posterior. The same holds for
-    `repaint`.
+    The draw is from q(A x_s | y). A measured direction whose eigenvalue of A A^T is e is not
+    replaced where y's own noise is the larger one, (alpha_s std)^2 > sigma_s^2 e. There x_s /
+    alpha_s is y itself in that direction, and all further randomness in it is the sampler's own
+    noise. With a noisy measurement a stochastic sampler is needed, since a deterministic one has
+    less spread than the posterior. The same holds for `repaint`.
 
     Returns:
       The method.

@@ -21,7 +21,7 @@ def pull(measurement: Measurement, x0: Array, y: Array, r2: Array) -> Array:
 
     Args:
       measurement: a linear measurement.
-      x0: (B, ...).
+      x0: the estimate of the data, (B, ...).
       y: the measurement, (B, ...).
       r2: r^2, the variance of x0, scalar or (B,).
 

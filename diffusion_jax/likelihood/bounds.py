@@ -34,8 +34,8 @@ def vlb(
     (Ho et al. 2020, eq. 5.) The bound is along the decreasing times ts.
 
     Args:
-      process: the process.
-      denoise: (x_t, t, cond) -> Prediction.
+      process: the process that the denoiser was made for.
+      denoise: a function (x_t, t, cond) -> Prediction.
       x0: (B, ...) with `levels` values in [-1, 1].
       key: one key per image, (B,), or one for the batch.
       ts: (n,), n >= 2, from t_max to t_min.
@@ -97,15 +97,16 @@ def importance_vlb(
     the mean of -log w, which estimates `vlb`.
 
     Args:
-      process: the process.
-      denoise: (x_t, t, cond) -> Prediction.
+      process: the process that the denoiser was made for.
+      denoise: a function (x_t, t, cond) -> Prediction.
       x0: (B, ...) with `levels` values in [-1, 1].
       key: one key per image, (B,), or one for the batch.
       ts: (n,), n >= 2, from t_max to t_min.
       cond: the condition, with leading axis B.
       draws: number of chains.
-      variance: see `vlb`.
-      reconstruction_nu: see `vlb`.
+      variance: variance of the moves: 'small', 'large' or 'learned', as in `vlb`.
+      reconstruction_nu: the reconstruction's variance if it is not learned, as in `vlb`: 1 is
+        sigma(t_min)^2, -1 beta-tilde.
       levels: number of values that x0 can take.
 
     Returns:
@@ -193,8 +194,8 @@ def continuous_vlb(
     of `vlb`, the latter with variance sigma(t_min)^2.
 
     Args:
-      process: the process.
-      denoise: (x_t, t, cond) -> Prediction.
+      process: the process that the denoiser was made for.
+      denoise: a function (x_t, t, cond) -> Prediction.
       x0: (B, ...) with `levels` values in [-1, 1].
       key: one key per image, (B,), or one for the batch.
       cond: the condition, with leading axis B.
@@ -314,5 +315,8 @@ def log_mean_exp(log_weights: Array, axis: int) -> Array:
     Args:
       log_weights: log importance weights in nats, of any shape.
       axis: the axis of the independent draws, which the result lacks.
+
+    Returns:
+      The logarithms in nats, of the shape of log_weights without the axis.
     """
     return jax.nn.logsumexp(log_weights, axis=axis) - math.log(log_weights.shape[axis])

@@ -89,9 +89,9 @@ def log_likelihood(
     `denoise` gives the density of the guided flow.
 
     Args:
-      process: the process.
-      denoise: (x_t, t, cond) -> Prediction.
-      x: (B, ...).
+      process: the process that the denoiser was made for.
+      denoise: a function (x_t, t, cond) -> Prediction.
+      x: continuous data, (B, ...).
       key: one key per image, (B,), or one for the batch. It draws the probes, which stay the same
         along the path (FFJORD, sec. 3.1).
       cond: the condition, with leading axis B.
@@ -146,7 +146,11 @@ def _velocity(process: Process, denoise: Denoise, u: Array, cond: Cond) -> Calla
 
 # ---- traces: the directions in which the divergence is probed
 def exact() -> Trace:
-    """Every coordinate direction: the exact divergence, at D derivatives per evaluation."""
+    """Every coordinate direction: the exact divergence, at D derivatives per evaluation.
+
+    Returns:
+      The trace; its probes are (D, ...).
+    """
     return lambda key, x: jnp.eye(x.size, dtype=x.dtype).reshape(x.size, *x.shape)
 
 
@@ -157,6 +161,9 @@ def hutchinson(probes: int = 1, law: str = "rademacher") -> Trace:
       probes: number of directions.
       law: 'rademacher' or 'gaussian'. Rademacher signs have no error from the diagonal of the
         Jacobian, and so a smaller one.
+
+    Returns:
+      The trace; its probes are (probes, ...).
 
     Raises:
       UserError: for another law.
@@ -247,7 +254,7 @@ def fixed(method: str = "heun", steps: int = 64) -> Solver:
 
 
 def solver(name: str, *, rtol: float = 1e-5, steps: int = 64) -> Solver:
-    """Returns the solver of this method's name.
+    """Returns the solver of a given name.
 
     Args:
       name: 'tsit5', 'dopri5' or 'dopri8', which are adaptive; 'euler', 'heun' or 'rk4'.
@@ -311,8 +318,8 @@ def bits_per_dim(
     the probes of a Hutchinson trace, so that their error does not mislead log-mean-exp.
 
     Args:
-      process: the process.
-      denoise: (x_t, t, cond) -> Prediction.
+      process: the process that the denoiser was made for.
+      denoise: a function (x_t, t, cond) -> Prediction.
       x0: (B, ...) with `levels` equally spaced values in [-1, 1].
       key: one key per image, (B,), or one for the batch.
       cond: the condition, with leading axis B.

@@ -203,7 +203,7 @@ class ConditionEmbedding(nn.Module):
         Args:
           c_noise: the noise level, scalar or (B,).
           cond: a dict with 'label' (B,) and, with second_time, 'to' (B,), both optional.
-          batch: B.
+          batch: B, the number of examples.
           text: pooled vectors, (B, D), or None.
 
         Returns:

@@ -91,7 +91,7 @@ def space_to_depth(x: Array, factor: int) -> Array:
     """Packs blocks of pixels into channels (Shi et al. 2016); depth_to_space is the inverse.
 
     Args:
-      x: (B, H, W, C).
+      x: feature maps or images, (B, H, W, C), with H and W multiples of `factor`.
       factor: height and width of a block.
 
     Returns:
@@ -121,7 +121,7 @@ def average_pool(x: Array) -> Array:
     """Averages each 2 x 2 block of pixels.
 
     Args:
-      x: (B, H, W, C) with even H and W.
+      x: features, (B, H, W, C), with even H and W.
 
     Returns:
       (B, H / 2, W / 2, C).
@@ -134,7 +134,7 @@ def nearest(x: Array) -> Array:
     """Repeats each pixel four times: nearest-neighbor upsampling by 2.
 
     Args:
-      x: (B, H, W, C).
+      x: features, (B, H, W, C).
 
     Returns:
       (B, 2 H, 2 W, C).

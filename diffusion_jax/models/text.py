@@ -106,7 +106,7 @@ class Text(nn.Module):
         Args:
           cond: the entries of the text encoder, a dict of arrays with leading axis B; without them
             no example has a caption.
-          batch: B.
+          batch: B, the number of examples.
 
         Returns:
           The states, their mask and the pooled vectors.
@@ -145,7 +145,7 @@ def at_least_one(mask: Array) -> Array:
     """Adds the first state of an example that has none; attention to nothing would be NaN.
 
     Args:
-      mask: (B, L) bool.
+      mask: which states exist, (B, L) bool.
 
     Returns:
       (B, L) bool.
@@ -157,8 +157,8 @@ def mean(states: Array, mask: Array) -> Array:
     """The mean over the states that exist, or zero where there are none.
 
     Args:
-      states: (B, L, D).
-      mask: (B, L) bool.
+      states: states of a text, (B, L, D).
+      mask: which states exist, (B, L) bool.
 
     Returns:
       (B, D).

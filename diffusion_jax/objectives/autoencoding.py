@@ -67,6 +67,9 @@ def gaussian(std: float = 0.0) -> Likelihood:
 
     Returns:
       The likelihood.
+
+    Raises:
+      UserError: for an argument out of its range.
     """
     need_ranges("autoencoding.gaussian", std=(std, 0, 100))
 
@@ -121,6 +124,9 @@ def logistic(levels: int = 256) -> Likelihood:
 
     Returns:
       The likelihood.
+
+    Raises:
+      UserError: for an argument out of its range.
     """
     need_ranges("autoencoding.logistic", levels=(levels, 2, 65_536))
     half = 1.0 / (levels - 1)
@@ -174,6 +180,9 @@ def elbo(
 
     Returns:
       The objective.
+
+    Raises:
+      UserError: for an argument out of its range.
     """
     need_ranges(
         "autoencoding.elbo",
@@ -207,10 +216,13 @@ def iwae(
     Args:
       process: not used; every objective takes it.
       likelihood: what the decoder's output means.
-      samples: k.
+      samples: k, the number of draws of z for an image; 1 is the ELBO, estimated.
 
     Returns:
       The objective.
+
+    Raises:
+      UserError: for an argument out of its range.
     """
     need_ranges("autoencoding.iwae", samples=(samples, 1, 10_000))
 

@@ -59,10 +59,13 @@ def distillation(
         ode.edm_heun() the paper's, singlestep.dpm_2s() DPM-Solver-2.
       steps: N, the number of times of the Karras grid.
       mu: the rate of the average.
-      distance: d.
+      distance: d, the distance of two images.
 
     Returns:
       The objective.
+
+    Raises:
+      UserError: for an argument out of its range.
     """
     need_ranges("consistency.distillation", steps=(steps, 2, 100_000), mu=(mu, 0, 1))
 
@@ -99,10 +102,13 @@ def training(
       s0: number of steps at the beginning.
       s1: number of steps at the end.
       mu0: the rate of the average at the beginning.
-      distance: d.
+      distance: d, the distance of two images.
 
     Returns:
       The objective.
+
+    Raises:
+      UserError: for an argument out of its range.
     """
     need_ranges("consistency.training", s0=(s0, 1, s1), s1=(s1, s0, 10**6), mu0=(mu0, 1e-6, 1))
 
@@ -138,10 +144,13 @@ def improved(
       s1: number of steps at the end.
       mean: mean of log u.
       std: standard deviation of log u.
-      distance: d.
+      distance: d, the distance of two images.
 
     Returns:
       The objective.
+
+    Raises:
+      UserError: for an argument out of its range.
     """
     need_ranges(
         "consistency.improved",
@@ -181,14 +190,17 @@ def easy(
       process: the process that adds noise.
       q: the factor by which t - s shrinks from stage to stage.
       stages: number of stages.
-      k: see above.
-      b: see above.
+      k: height of the sigmoid in n: at u = 0, n is 1 + k / 2.
+      b: slope of the sigmoid in n, per unit of u.
       mean: mean of log u_t.
       std: standard deviation of log u_t.
-      distance: d.
+      distance: d, the distance of two images.
 
     Returns:
       The objective.
+
+    Raises:
+      UserError: for an argument out of its range.
     """
     need_ranges(
         "consistency.easy",
@@ -223,13 +235,16 @@ def continuous(
 
     Args:
       process: the process that adds noise; any process, as phi is a function of its time.
-      time: the law of t.
+      time: the law of t, (process, keys) -> t.
       sigma_data: standard deviation of the data.
       warmup: the share of the run in which r grows from 0 to 1 (sec. 4.1).
       c: the constant of the normalization of the tangent.
 
     Returns:
       The objective.
+
+    Raises:
+      UserError: for an argument out of its range.
     """
     _check_continuous("continuous", sigma_data, warmup, c)
     return continuous_time(process, time, sigma_data, warmup, c, with_teacher=False)
@@ -248,13 +263,16 @@ def continuous_distillation(
 
     Args:
       process: the process that adds noise.
-      time: the law of t.
+      time: the law of t, (process, keys) -> t.
       sigma_data: standard deviation of the data.
       warmup: the share of the run in which r grows from 0 to 1 (sec. 4.1).
       c: the constant of the normalization of the tangent.
 
     Returns:
       The objective.
+
+    Raises:
+      UserError: for an argument out of its range.
     """
     _check_continuous("continuous_distillation", sigma_data, warmup, c)
     return continuous_time(process, time, sigma_data, warmup, c, with_teacher=True)
@@ -293,7 +311,7 @@ def discrete_time(
     Args:
       process: the process that adds noise.
       pairs: the law of (t, s).
-      distance: d.
+      distance: d, the distance of two images.
       earlier: a function (networks, drawn, cond) -> x_s; None is `same_noise`.
       weight: w, a function (process, t, s) -> (B,); None is 1.
       ema_rate: the rate of the average f_-, a function of progress; None: f_- is the network

@@ -36,7 +36,7 @@ def continuous_time(
 
     Args:
       process: the process that adds noise.
-      time: the law of t.
+      time: the law of t, (process, keys) -> t.
       sigma_data: standard deviation of the data.
       warmup: the share of the run in which r grows from 0 to 1.
       c: the constant of the normalization of the tangent.

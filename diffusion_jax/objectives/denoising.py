@@ -27,8 +27,8 @@ def denoising(
 
     Args:
       process: the process that adds noise.
-      time: the law of t.
-      weight: the weight w(t) of the error of eps.
+      time: the law of t, (process, keys) -> t.
+      weight: the weighting w, (process, t) -> w(t), of the mean squared error of eps.
 
     Returns:
       The objective.
@@ -57,6 +57,9 @@ def ddpm(process: Process, steps: int = 0) -> Objective:
 
     Returns:
       The objective.
+
+    Raises:
+      UserError: for an argument out of its range.
     """
     need_ranges("denoising.ddpm", steps=(steps, 0, 100_000))
     return denoising(process, times.grid(steps) if steps else times.uniform(), weighting.unit())
@@ -87,6 +90,9 @@ def ncsn(process: Process, levels: int = 232) -> Objective:
 
     Returns:
       The objective.
+
+    Raises:
+      UserError: for an argument out of its range.
     """
     need_ranges("denoising.ncsn", levels=(levels, 2, 100_000))
     return denoising(process, times.grid(levels), weighting.unit())
@@ -105,6 +111,9 @@ def edm(
 
     Returns:
       The objective.
+
+    Raises:
+      UserError: for an argument out of its range.
     """
     need_ranges(
         "denoising.edm",
@@ -120,7 +129,7 @@ def flow_matching(process: Process, time: times.TimeLaw = times.uniform()) -> Ob
 
     Args:
       process: the process that adds noise.
-      time: the law of t.
+      time: the law of t, (process, keys) -> t.
 
     Returns:
       The objective.

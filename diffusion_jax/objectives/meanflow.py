@@ -49,11 +49,14 @@ def meanflow(
         u(x_t, t, t | null condition) (eq. 19); 1 is no guidance.
       p: the exponent of the weight w = 1 / (mean error^2 + c)^p, a constant (eq. 22). For p > 0 the
         mean that is learned is a robust one.
-      c: see p.
+      c: the constant in w, which limits the weight of small errors.
       distilled: takes v from a teacher (distillation) rather than from the drawn x0 and eps.
 
     Returns:
       The objective.
+
+    Raises:
+      UserError: for an argument out of its range.
     """
     return _meanflow(
         "meanflow.meanflow", process, time, ratio, guidance, p, c, distilled, own_tangent=False
@@ -82,11 +85,14 @@ def improved(
       ratio: the share of examples with s < t; the others have s = t.
       guidance: the scale of the guided velocity that the model learns, as in `meanflow`.
       p: the exponent of the weight, as in `meanflow`.
-      c: see p.
+      c: the constant in w, which limits the weight of small errors.
       distilled: takes v from a teacher (distillation) rather than from the drawn x0 and eps.
 
     Returns:
       The objective.
+
+    Raises:
+      UserError: for an argument out of its range.
     """
     return _meanflow(
         "meanflow.improved", process, time, ratio, guidance, p, c, distilled, own_tangent=True

@@ -93,6 +93,9 @@ def lognormal(mean: float = -1.2, std: float = 1.2) -> TimeLaw:
 
     Returns:
       The law.
+
+    Raises:
+      UserError: for an argument out of its range.
     """
     need_ranges("times.lognormal", mean=(mean, -20, 20), std=(std, 1e-6, 20))
 
@@ -114,6 +117,9 @@ def logit_normal(mean: float = 0.0, std: float = 1.0) -> TimeLaw:
 
     Returns:
       The law.
+
+    Raises:
+      UserError: for an argument out of its range.
     """
     need_ranges("times.logit_normal", mean=(mean, -20, 20), std=(std, 1e-6, 20))
     return lambda process, keys: _between(

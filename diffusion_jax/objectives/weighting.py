@@ -76,6 +76,9 @@ def min_snr(gamma: float = 5.0) -> Weighting:
 
     Args:
       gamma: the SNR above which the weight on x0 is constant.
+
+    Raises:
+      UserError: for an argument out of its range.
     """
     need_ranges("weighting.min_snr", gamma=(gamma, 1e-6, 1e6))
     return lambda process, t: jnp.minimum(1.0, gamma * jnp.exp(-logsnr(process, t)))
@@ -87,6 +90,9 @@ def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
     Args:
       gamma: the exponent; 0 is `unit`.
       k: the SNR at which the weight begins to fall.
+
+    Raises:
+      UserError: for an argument out of its range.
     """
     need_ranges("weighting.p2", gamma=(gamma, 0, 100), k=(k, 1e-6, 1e6))
     return lambda process, t: (k + jnp.exp(logsnr(process, t))) ** -gamma
@@ -103,6 +109,9 @@ def sigmoid(bias: float = 2.0) -> Weighting:
 
     Args:
       bias: the log-SNR at which the weight of a noise level is 1/2.
+
+    Raises:
+      UserError: for an argument out of its range.
     """
     need_ranges("weighting.sigmoid", bias=(bias, -50, 50))
     return lambda process, t: likelihood()(process, t) * jax.nn.sigmoid(bias - logsnr(process, t))
@@ -123,6 +132,9 @@ def edm(sigma_data: float = 0.5) -> Weighting:
 
     Args:
       sigma_data: standard deviation sd of the data.
+
+    Raises:
+      UserError: for an argument out of its range.
     """
     need_ranges("weighting.edm", sigma_data=(sigma_data, 1e-6, 1e4))
     return lambda process, t: 1 + jnp.exp(-logsnr(process, t)) / sigma_data**2

@@ -182,7 +182,7 @@ def dpm_adaptive(
     f >= 0.81, and the next step is f times as long, on the clock log(alpha / sigma).
 
     Args:
-      order: 2 or 3.
+      order: 2 is DPM-Solver-12, 3 is DPM-Solver-23.
       rtol: relative tolerance, above 0; 0.05 is the paper's for images.
       atol: absolute tolerance in the frame y = x / alpha, above 0; 0.0078 is one level of 8-bit
         images in [-1, 1].

@@ -117,7 +117,7 @@ def sample(
     sigma = 0.
 
     Args:
-      sampler: the method.
+      sampler: the method that makes the moves.
       denoise: a function (x_t, t, cond) -> Prediction.
       process: the process that x belongs to.
       key: one key per image, (B,), or a single key, which is folded with the index of each image.

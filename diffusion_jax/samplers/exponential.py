@@ -85,11 +85,14 @@ def carry(
     """Returns the factor of x in the move from t to s.
 
     Args:
-      process: the process.
+      process: the process of x.
       t: where the move begins, a scalar.
       s: where it ends, a scalar.
       data: whether the method is in data prediction or in noise prediction.
       eta: amount of noise; 0 is the ODE.
+
+    Returns:
+      The factor, a scalar.
     """
     if not data:
         return process.alpha(s) / process.alpha(t)
@@ -129,11 +132,11 @@ def weights(
     second: str = "exact",
     curvature: float = 1.0,
 ) -> Array:
-    """Returns the weights (p,) of the values at `times` (p,), p <= 4, in the move from t to s.
+    """Returns the weights of known values in the move from t to s.
 
     Args:
-      process: the process.
-      times: where the values are known, (p,).
+      process: the process of x.
+      times: where the values are known, (p,), p at most 4.
       t: where the move begins, a scalar.
       s: where it ends, a scalar.
       data: whether the values are x0-hat or eps-hat.
@@ -141,6 +144,9 @@ def weights(
       second: with two values, 'exact' integrates the line through them; 'midpoint' takes its value
         half-way (the papers' 2M and 2S).
       curvature: factor of the quadratic term.
+
+    Returns:
+      The weights, (p,), in the order of `times`.
     """
     p = len(times)
     h = (1 + eta) * (log_ratio(process, s) - log_ratio(process, t))

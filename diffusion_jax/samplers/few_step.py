@@ -47,9 +47,9 @@ def ending_at(cond: Cond, s: Array, batch: int) -> Cond:
     Networks with two times read it, such as average velocities; a denoiser ignores it.
 
     Args:
-      cond: a dict of arrays (B, ...), or None.
-      s: scalar or (B,).
-      batch: B.
+      cond: the condition, a dict of arrays with leading axis B, or None.
+      s: where the move ends, a scalar or (B,).
+      batch: B, the number of examples.
     """
     return (cond or {}) | {"to": jnp.broadcast_to(s, (batch,))}
 

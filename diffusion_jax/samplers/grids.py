@@ -150,7 +150,7 @@ def logistic(process: Process, n: int, mean: float = -1.0, scale: float = 2.0) -
     2022, table 1); scale 1 with both ends kept is `flow_shift`, with exp(mean) as its shift.
 
     Args:
-      process: the process.
+      process: its t_max and t_min are the ends of the range.
       n: number of times.
       mean: mean of the logistic distribution.
       scale: scale of the logistic distribution, above 0.
@@ -184,7 +184,7 @@ def runge_kutta(
     changes little on variance-preserving paths.
 
     Args:
-      process: the process.
+      process: its t_max and t_min are the ends of the range.
       n: number of times.
       mean: mean of the logistic distribution of log(sigma / alpha).
       scale: scale of the logistic distribution of log(sigma / alpha).
@@ -229,7 +229,7 @@ def align_your_steps(process: Process, n: int, table: str = "sd15") -> Array:
     fitted to your own model see experiments.optimize_grid.
 
     Args:
-      process: the process.
+      process: its t_max and t_min are the ends of the grid.
       n: number of times.
       table: 'sd15', 'sdxl', 'deepfloyd' or 'svd', the model that the levels were fitted to.
 
@@ -280,7 +280,7 @@ def levels(process: Process, n: int, levels: tuple[float, ...] = (0.8, 0.3, 0.1)
     """The first n of t_max and these noise levels sigma / alpha (0.8: Song et al. 2023, sec. 6.1).
 
     Args:
-      process: the process.
+      process: its t_max is the first time.
       n: number of times, at most len(levels) + 1.
       levels: decreasing noise levels sigma / alpha.
 
@@ -362,7 +362,7 @@ def stored(process: Process, n: int, path: str) -> Array:
     Args:
       process: the process; the file holds log-SNRs.
       n: number of times.
-      path: the file.
+      path: a file that experiments.optimize_grid wrote; a leading ~ is expanded.
 
     Raises:
       UserError: if the file does not exist, is of another format, or has no grid of n times.

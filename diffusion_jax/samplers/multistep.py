@@ -207,7 +207,7 @@ def lms(order: int = 4, lower_order_final: bool = True) -> Sampler:
     y = x / alpha and u = sigma / alpha.
 
     Args:
-      order: 1 to 4.
+      order: highest order, 1 to 4, and number of remembered values.
       lower_order_final: whether the order falls at the end of the grid (history.py).
 
     Raises:

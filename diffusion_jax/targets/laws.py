@@ -46,7 +46,7 @@ def gaussian(mean: Array, covariance: Array) -> Gaussian:
     """Makes a Gaussian from its mean and covariance.
 
     Args:
-      mean: (D,).
+      mean: the mean, (D,).
       covariance: symmetric, (D, D); negative eigenvalues, which rounding may produce, are taken for
         0.
     """
@@ -58,8 +58,8 @@ def mixture(weights: Array, means: Array, stds: Array) -> Mixture:
     """Makes a mixture of Gaussians.
 
     Args:
-      weights: (K,), which are normalized.
-      means: (K, D).
+      weights: weights of the components, (K,), which are normalized.
+      means: means of the components, (K, D).
       stds: standard deviations; anything that broadcasts to (K, D).
     """
     means = jnp.asarray(means)
@@ -225,7 +225,7 @@ def draw_gaussian(target: Gaussian, keys: Key, count: int) -> Array:
     """Returns exact samples of a Gaussian, in the law's precision if JAX has it.
 
     Args:
-      target: the law.
+      target: the law to draw from.
       keys: one key per sample, (count,), or a single key, which is folded with the index of each
         sample.
       count: number of samples.
@@ -242,7 +242,7 @@ def draw_mixture(target: Mixture, keys: Key, count: int) -> Array:
     """Returns exact samples of a mixture, in the law's precision if JAX has it.
 
     Args:
-      target: the law.
+      target: the law to draw from.
       keys: one key per sample, (count,), or a single key, which is folded with the index of each
         sample.
       count: number of samples.

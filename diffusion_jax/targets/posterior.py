@@ -35,7 +35,7 @@ def posterior(law: laws.Mixture, matrix: Array, variance: Array, y: Array) -> Po
 
     Args:
       law: the mixture of x0.
-      matrix: A, (M, D).
+      matrix: A of y = A x0 + noise, (M, D).
       variance: variance of the noise of each measurement, (M,) or one number for all.
       y: measurements, (B, M).
 
