@@ -22,7 +22,15 @@ Encode = Callable[[Process, Array, Array], tuple[Array, Array]]
 
 
 class Encoding(TypedDict, total=False):
-    """The arguments of `encoder`, which every parameterization takes too."""
+    """The arguments of `encoder`, which every parameterization takes too.
+
+    Attributes:
+      sigma_data: standard deviation of the data.
+      noise_input: 'logsnr' or 'time', which c_noise is.
+      input_scale: whether x_t is scaled by c_in.
+      time_scale: factor of the time in c_noise.
+      time_shift: added to the time in c_noise.
+    """
 
     sigma_data: float
     noise_input: str

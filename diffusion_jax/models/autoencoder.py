@@ -151,7 +151,12 @@ class VAE(nn.Module):
       latent: dimensions of z.
       hidden: the hidden units of a perceptron from the example to the latent, and in reverse order
         back. () is a convolutional network instead: encoder and decoder of AutoencoderKL without
-        attention and with a dense layer each, with its width, multipliers, blocks, norm and stem.
+        attention and with a dense layer each.
+      width: channels of the first level of the convolutional network.
+      multipliers: of the convolutional network, as in AutoencoderKL.
+      blocks: of the convolutional network, as in AutoencoderKL.
+      norm: of the convolutional network, as in AutoencoderKL.
+      stem: of the convolutional network, as in AutoencoderKL.
       log_scale: 'shared', one learned number for all pixels (Rybkin et al. 2021), or 'pixel', one
         more output for each.
       pixel_layers: 0: pixels are independent given z, a weak decoder. Otherwise a powerful decoder:

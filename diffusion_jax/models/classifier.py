@@ -16,13 +16,27 @@ class HalfUNet(nn.Module):
     """A classifier of noised images (Dhariwal & Nichol 2021, section 4).
 
     It maps x (B, H, W, C) and c_noise (B,) to logits (B, num_classes) float32, which are exactly 0
-    at initialization. The calling convention and the other options are those of unet.UNet; cond is
-    ignored. H and W must be multiples of stem * 2^(levels - 1).
+    at initialization. It is called as unet.UNet is; cond is ignored. H and W must be multiples of
+    stem * 2^(levels - 1).
 
     Attributes:
       num_classes: number of classes.
+      stem: 2 packs each 2 x 2 block of pixels into channels before the first convolution; 1 does
+        not.
+      width: channels of the first level.
+      multipliers: level i has width * multipliers[i] channels, and half the resolution of the level
+        before.
+      blocks: residual blocks per level.
+      attention: the heights of the feature maps with attention after each residual block.
+      head_width: channels per attention head.
+      dropout: rate between the two convolutions of a residual block.
+      scale_shift: whether the embedding scales and shifts the second norm of a block, or is added
+        before it.
+      noise_embedding: one of embeddings.NOISE_FEATURES.
       pool: 'attention' (CLIP's, as in ADM: the mean pixel attends to all pixels) or 'mean', over
         the last feature map.
+      dtype: type of convolutions and attention.
+      attention_impl: see attention.multi_head.
     """
 
     num_classes: int = 0

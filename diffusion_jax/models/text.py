@@ -56,11 +56,11 @@ def null_captions(encoder: Encoder, batch: int) -> dict[str, Array]:
     """The entries of cond that mean "no caption".
 
     Args:
-      encoder: whose entries are made.
-      batch: number of examples.
+      encoder: the text encoder that the entries are for.
+      batch: B, the number of examples.
 
     Returns:
-      {name: (batch, ...)}.
+      {name: zeros (B, ...)}.
     """
     return {
         name: jnp.zeros((batch, *entry.shape), entry.dtype)
