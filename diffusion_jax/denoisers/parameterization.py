@@ -190,13 +190,13 @@ def same_network(
     with another scale.
 
     Args:
-      parameterization: of the network.
+      parameterization: what the network predicts, and its inputs.
       source: the process that the network was trained under.
-      process: the other process.
-      tolerance: largest relative difference that counts as equal.
+      process: the process that it would be used under.
+      tolerance: largest relative difference that counts as equal, above 0.
 
     Returns:
-      Whether the two agree.
+      Whether the network means the same under both.
     """
     ends = [
         [gaussian.logsnr(one, jnp.float32(t)) for t in (one.t_max, one.t_min)]

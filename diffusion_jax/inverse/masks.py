@@ -55,7 +55,7 @@ def random(shape: tuple[int, ...], keep: float = 0.3, seed: int = 0) -> Mask:
     Args:
       shape: shape of an image, (H, W, C).
       keep: the share of pixels that are measured, between 0 and 1.
-      seed: of the choice.
+      seed: seed of the choice of pixels, from 0 to 2^32 - 1.
 
     Returns:
       The mask, (H, W, 1).

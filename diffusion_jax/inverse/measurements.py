@@ -293,7 +293,7 @@ def saturate(shape: tuple[int, ...], gain: float = 2.0, std: float = 0.0) -> Mea
     """An overexposed image, y = clip(gain x, -1, 1): not linear, so only `dps` applies.
 
     Args:
-      shape: of an example; not used.
+      shape: shape of an example; not used.
       gain: factor before clipping.
       std: standard deviation of the noise.
 

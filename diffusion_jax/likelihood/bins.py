@@ -19,10 +19,10 @@ def log_bin(x: Array, mean: Array, log_variance: Array, levels: int = 256) -> Ar
     in standard deviations is finite.
 
     Args:
-      x: one of `levels` equally spaced values in [-1, 1], any shape.
-      mean: of the Gaussian, broadcasts against x.
-      log_variance: of the Gaussian, broadcasts against x; above -170 in float32, where exp
-        overflows.
+      x: gray levels, each one of `levels` equally spaced values in [-1, 1], of any shape.
+      mean: mean of the Gaussian; it broadcasts against x.
+      log_variance: log-variance of the Gaussian; it broadcasts against x. Above -170 in float32,
+        where exp overflows.
       levels: number of values that x can take.
 
     Returns:

@@ -147,16 +147,16 @@ class VAE(nn.Module):
 
     Attributes:
       num_classes: number of classes; 0 ignores labels.
-      shape: of an example.
+      shape: shape of an example: (H, W, C), or (D,) with hidden units.
       latent: dimensions of z.
       hidden: the hidden units of a perceptron from the example to the latent, and in reverse order
         back. () is a convolutional network instead: encoder and decoder of AutoencoderKL without
         attention and with a dense layer each.
       width: channels of the first level of the convolutional network.
-      multipliers: of the convolutional network, as in AutoencoderKL.
-      blocks: of the convolutional network, as in AutoencoderKL.
-      norm: of the convolutional network, as in AutoencoderKL.
-      stem: of the convolutional network, as in AutoencoderKL.
+      multipliers: multipliers of the convolutional network, as in AutoencoderKL.
+      blocks: residual blocks of the convolutional network, as in AutoencoderKL.
+      norm: group norm of the convolutional network, as in AutoencoderKL.
+      stem: stem of the convolutional network, as in AutoencoderKL.
       log_scale: 'shared', one learned number for all pixels (Rybkin et al. 2021), or 'pixel', one
         more output for each.
       pixel_layers: 0: pixels are independent given z, a weak decoder. Otherwise a powerful decoder:

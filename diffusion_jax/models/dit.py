@@ -211,8 +211,8 @@ def layer_norm(h: Array, shift: Array, scale: Array) -> Array:
 
     Args:
       h: tokens, (B, T, D).
-      shift: (B, 1, D).
-      scale: (B, 1, D).
+      shift: added to each token, (B, 1, D).
+      scale: added to the factor 1 of each token, (B, 1, D).
 
     Returns:
       (B, T, D) float32.
@@ -227,12 +227,12 @@ def modulation(embedding: Array, width: int, parts: int, dtype: str, name: str) 
     It is to be called in a compact method.
 
     Args:
-      embedding: of the condition, (B, E).
+      embedding: embedding of the condition, (B, E).
       width: size of a token.
       parts: number of results.
-      dtype: of the product. A third of a block's parameters are here, so that under fsdp it decides
-        how much is communicated.
-      name: of the layer.
+      dtype: type of the product. A third of a block's parameters are here, so that under fsdp it
+        decides how much is communicated.
+      name: name of the layer, and so of its parameters.
 
     Returns:
       A list of `parts` arrays (B, 1, width).

@@ -37,8 +37,8 @@ def group_norm(x: Array, name: str, norm: tuple[int, float] | None = None) -> Ar
     """Group norm (Wu & He 2018) in float32, to be called inside a module's compact method.
 
     Args:
-      x: (B, ..., C).
-      name: of the submodule.
+      x: features, (B, ..., C).
+      name: name of the submodule, and so of its parameters.
       norm: (groups, epsilon); None means `groups(C)` and 1e-6.
 
     Returns:
@@ -71,11 +71,11 @@ def conv(
     Args:
       features: number of output channels.
       size: height and width of the kernel.
-      stride: of both dimensions.
+      stride: stride in both dimensions.
       padding: 'SAME', or (before, after) for both dimensions.
       zero: initializes the kernel with zeros.
       dtype: type of the computation.
-      name: of the submodule.
+      name: name of the submodule, and so of its parameters.
 
     Returns:
       The module.

@@ -20,11 +20,11 @@ def feature_distance(a: tuple[Array, ...], b: tuple[Array, ...]) -> Array:
     """The distance sum_l mean_hw |a_l - b_l|^2 of feature maps (Zhang et al. 2018, eq. 1).
 
     Args:
-      a: feature maps of one image, normalized and weighted, each (B, h, w, c).
-      b: those of the other image.
+      a: feature maps of the first images, normalized and weighted, each (B, h, w, c).
+      b: feature maps of the second images, like `a`.
 
     Returns:
-      (B,).
+      The distances, (B,).
     """
     return sum(jnp.mean(jnp.sum((x - y) ** 2, -1), axis=(1, 2)) for x, y in zip(a, b, strict=True))
 
@@ -35,12 +35,12 @@ def discriminator_loss(networks: AutoencoderNetworks, x: Array, image: Array) ->
         1/2 mean(max(0, 1 - D(x)) + max(0, 1 + D(x_hat)))
 
     Args:
-      networks: of which discriminate is used.
+      networks: the autoencoder and its discriminator, of which only `discriminate` is used.
       x: real images, (B, H, W, C).
       image: reconstructions x_hat, (B, H, W, C).
 
     Returns:
-      (B,).
+      The losses, (B,).
     """
     real = networks.discriminate(x, False)
     fake = networks.discriminate(jax.lax.stop_gradient(image), False)
@@ -51,11 +51,11 @@ def generator_loss(networks: AutoencoderNetworks, image: Array) -> Array:
     """The adversarial loss of the decoder, -D(x_hat), with the discriminator held fixed.
 
     Args:
-      networks: of which discriminate is used.
+      networks: the autoencoder and its discriminator, of which only `discriminate` is used.
       image: reconstructions x_hat, (B, H, W, C).
 
     Returns:
-      (B,).
+      The losses, (B,).
     """
     return -mean_per_example(networks.discriminate(image, True))
 
@@ -73,7 +73,7 @@ def adaptive_weight(
     a is the kernel of the decoder's last layer.
 
     Args:
-      networks: of which last is used.
+      networks: the autoencoder, of which only `last`, the decoder's last layer, is used.
       z: latents, (B, ...).
       reconstruction: the reconstruction loss, a function (images) -> a scalar.
       generator: the adversarial loss of the decoder, a function (images) -> a scalar.

@@ -67,11 +67,11 @@ def kl(mean: Array, log_variance: Array) -> Array:
     """KL(N(mean, exp(log_variance)) || N(0, 1)) in nats (Kingma & Welling 2014, appendix B).
 
     Args:
-      mean: of any shape.
-      log_variance: of the same shape.
+      mean: means, of any shape.
+      log_variance: logarithms of the variances, of mean's shape.
 
     Returns:
-      The divergence of each element, of the same shape.
+      The divergence of each element in nats, of mean's shape.
     """
     return 0.5 * (mean**2 + jnp.expm1(log_variance) - log_variance)
 
@@ -97,8 +97,8 @@ def sample_latent(mean: Array, log_variance: Array, eps: Array) -> Array:
     """Draws z ~ q(z | x) as a function of noise (Kingma & Welling 2014, section 2.4).
 
     Args:
-      mean: of q(z | x), (B, ...).
-      log_variance: of q(z | x), (B, ...).
+      mean: mean of q(z | x), (B, ...).
+      log_variance: log-variance of q(z | x), (B, ...).
       eps: unit Gaussian noise, (B, ...).
 
     Returns:
@@ -113,14 +113,14 @@ def log_prob(
     """Computes log p(x | z) in nats.
 
     Args:
-      networks: of which decode is used.
+      networks: the autoencoder, of which only the decoder is used.
       likelihood: what the decoder's output means.
       x: images, (B, H, W, C).
       z: latents, (B, ...).
-      cond: the condition.
+      cond: the condition, with leading axis B, or None.
 
     Returns:
-      (B,).
+      The log-probabilities or log-densities of images, (B,).
     """
     return likelihood.log_prob(*networks.decode(z, cond, x), x)
 
@@ -137,11 +137,11 @@ def importance(
     """Computes log p(x, z_i) / q(z_i | x) for z_i ~ q(z | x), in nats.
 
     Args:
-      networks: of which encode and decode are used.
+      networks: the autoencoder: its encoder and decoder are used.
       likelihood: what the decoder's output means.
       x: images, (B, H, W, C).
       eps: the unit noise of z_i, (samples, B, ...).
-      cond: the condition.
+      cond: the condition, with leading axis B, or None.
       loop: compiles a small program for many samples, which is meant for evaluation without a
         gradient: the gradients of convolutions are slow in loops on CPUs.
 
@@ -170,7 +170,7 @@ def active_units(means: Array, threshold: float = 0.01) -> Array:
 
     Args:
       means: the posterior means of many images, (N, ...).
-      threshold: of the variance.
+      threshold: variance of the posterior mean over images above which a dimension is active.
 
     Returns:
       The number of active dimensions, a scalar.
@@ -185,10 +185,10 @@ def mean_image(
     """The image of a latent: the mean of p(x | z), which is not bounded for a Gaussian.
 
     Args:
-      networks: of which decode is used.
+      networks: the autoencoder, of which only the decoder is used.
       likelihood: what the decoder's output means.
       z: latents, (B, ...).
-      cond: the condition.
+      cond: the condition, with leading axis B, or None.
 
     Returns:
       Images, (B, H, W, C).
@@ -207,12 +207,12 @@ def sample_pixels(
     """Draws x ~ p(x | z) of an autoregressive decoder, pixel by pixel in H W calls of the decoder.
 
     Args:
-      networks: of which decode is used.
+      networks: the autoencoder, of which only the decoder is used.
       likelihood: what the decoder's output means.
       z: latents, (B, ...).
-      keys: one for each image, (B,).
-      shape: of an image, (H, W, C).
-      cond: the condition.
+      keys: one key per image, (B,).
+      shape: shape of an image, (H, W, C).
+      cond: the condition, with leading axis B, or None.
 
     Returns:
       Images in [-1, 1], (B, H, W, C).
