@@ -44,7 +44,7 @@ def for_judging(
 def at(
     experiment: Experiment, dataset: Dataset, positions: np.ndarray
 ) -> tuple[np.ndarray | None, Cond]:
-    """Choose the conditions of the samples at some positions among those by which a model is judged.
+    """Choose the conditions of samples at some positions among those by which a model is judged.
 
     For a model of classes they are all classes in turn. For a model of captions they are prompts
     that are held out of training, where the data set has some, else captions of the test split in
