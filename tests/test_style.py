@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FILES = {
+EVERY = {
     file: ast.parse(file.read_text())
     for folder in ("diffusion_jax", "experiments", "configs", "tests")
     for file in sorted((ROOT / folder).rglob("*.py"))
-    # The scripts that made the fixtures each hold one comparison with other programs, which they
-    # import where they use them. They are run by hand and are not part of the test suite.
-    if not file.name.startswith("make_")
 }
+# The scripts that made the fixtures import the programs that they compare with where they use them.
+# They are run by hand and are not part of the test suite.
+FILES = {file: tree for file, tree in EVERY.items() if not file.name.startswith("make_")}
 OURS = {file: tree for file, tree in FILES.items() if "tests" not in file.relative_to(ROOT).parts}
 FUNCTION, SHORT, LONG = (ast.FunctionDef, ast.AsyncFunctionDef), 60, 400
 ids = {"ids": lambda file: str(file.relative_to(ROOT))}
@@ -208,9 +208,9 @@ def hidden_tracebacks(tree: ast.Module) -> list[int]:
     ]
 
 
-@pytest.mark.parametrize("file", FILES, **ids)
+@pytest.mark.parametrize("file", EVERY, **ids)
 def test_functions_and_files_are_short(file):
-    assert not too_long(file, FILES[file])
+    assert not too_long(file, EVERY[file])
 
 
 @pytest.mark.parametrize("file", FILES, **ids)
