@@ -83,6 +83,8 @@ def evaluate(
         files.save_json(Path(workdir) / "evaluation.json", result | measured | about)
         blocks.discard(folder)
         print(report(result) + table)
+        print(f"{workdir}/evaluation.json has all numbers; to compare samplers by them:")
+        print(f"python -m experiments.compare_samplers --workdir={workdir}")
 
 
 def _about(trained: Trained, features: Sequence[Extractor]) -> dict[str, Any]:

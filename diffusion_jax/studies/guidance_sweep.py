@@ -55,7 +55,10 @@ def guidance_sweep(
         )
     root = Path(workdir)
     text = sweep_model(config, root, specs, values, num, features)
-    print(f"{text}\n{root / 'guidance_sweep.png'} and guidance_sweep_strips.png show it")
+    print(
+        f"{text}\n{root}/guidance_sweep.png and guidance_sweep_strips.png show it; to use a scale:"
+    )
+    print(f"python -m experiments.sample --workdir={root} --guidance=SCALE")
 
 
 def draw_mixture(*, scales: str, out: str) -> None:

@@ -85,6 +85,8 @@ def decided(settings: LikelihoodSettings, model: Experiment) -> LikelihoodSettin
         raise UserError(
             "--bounds and --dequantize are for images; these data are continuous: leave both out"
         )
+    if settings["solver"] not in (solvers := (*flow.ADAPTIVE, *flow.FIXED)):
+        raise unknown("--solver", settings["solver"], solvers)
     trace = settings["trace"]
     if trace == "auto":
         trace = "exact" if math.prod(model.shape) <= flow.EXACT_DIMENSIONS else "rademacher"

@@ -54,6 +54,7 @@ def likelihood(
     trained, stem = workdirs.load(workdir, config), Path(workdir) / "likelihood"
     experiment.need_pixels(trained.experiment)
     chosen = decided(settings, trained.experiment)
+    measures(trained, chosen)  # refuses what does not exist before anything is printed
     about = {
         "settings": chosen,
         "step": trained.step,
@@ -85,7 +86,7 @@ def likelihood(
     shutil.rmtree(parts)  # the parts of interrupted runs with other settings stay
     if not any(parts.parent.iterdir()):
         parts.parent.rmdir()
-    print(report(rows))
+    print(f"{report(rows)}\n{stem}.md, .json, and image by image .npz")
 
 
 def run(

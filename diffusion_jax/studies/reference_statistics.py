@@ -54,3 +54,4 @@ def statistics(
     )
     reference.save(path, found)
     print(f"{path}: " + printable(", ".join(f"{key} {value}" for key, value in found.of.items())))
+    print(f"to compare with it: python -m experiments.evaluate --workdir=MODEL --reference={path}")

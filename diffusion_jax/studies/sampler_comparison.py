@@ -100,6 +100,7 @@ def compare_samplers(
         fresh=fresh,
     )
     _print(text, root)
+    print(f"to use one: python -m experiments.sample --workdir={workdir} --sampler=NAME --nfe=NFE")
 
 
 def compare_on_target(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -12,6 +13,10 @@ from diffusion_jax.assembly import train_latent as assembly_latent
 from diffusion_jax.assembly.workdir import saved_config
 from diffusion_jax.core.errors import UNFINISHED, CommandExit
 from diffusion_jax.studies import evaluation, generation
+from diffusion_jax.training import distributed
+
+# what a run may write, as a reader looks at it
+WRITTEN = ("loss.png", "metrics.jsonl", "samples/", "reconstructions/", "checkpoints/")
 
 
 def train(config: ConfigDict, workdir: str, *, asked: Container[str] = ()) -> None:
@@ -27,6 +32,10 @@ def train(config: ConfigDict, workdir: str, *, asked: Container[str] = ()) -> No
     """
     if not assembly_train.train(config, workdir, asked=asked):
         raise CommandExit(UNFINISHED)
+    if distributed.first():
+        made = [name for name in WRITTEN if (Path(workdir) / name).exists()]
+        print(f"{workdir}: {', '.join(made)}; to draw from the model:")
+        print(f"python -m experiments.sample --workdir={workdir}")
 
 
 def train_latent(config: ConfigDict, workdir: str, images: str = "", num: int = 1000) -> None:
@@ -63,7 +72,9 @@ def train_classifier(config: ConfigDict, workdir: str, pool: str = "attention") 
     text = assembly_classifier.train_classifier(config, workdir, pool)
     if text is None:
         raise CommandExit(UNFINISHED)
-    print(text)
+    print(f"{text}\n{workdir}/checkpoints/ has the classifier; to sample with its guidance:")
+    guide = f"classifier(workdir='{workdir}')"
+    print(f'python -m experiments.sample --workdir=MODEL --config.sampler.guide="{guide}"')
 
 
 def encode(config: ConfigDict, workdir: str, out: str, half: bool = False) -> None:
@@ -75,4 +86,8 @@ def encode(config: ConfigDict, workdir: str, out: str, half: bool = False) -> No
       out: the file to write, .npz.
       half: keep the latents in float16.
     """
-    assembly_latent.encode(config, workdir, out, half=half, batch_size=config.sampler.batch_size)
+    size = config.sampler.batch_size
+    file = assembly_latent.encode(config, workdir, out, half=half, batch_size=size)
+    print("to train a diffusion model of these latents, with one of the configs of latents:")
+    keys = f"--config.data.path={file} --config.latent.autoencoder={workdir}"
+    print(f"python -m experiments.train --config=configs/fashion_latent.py {keys} --workdir=FOLDER")

@@ -267,10 +267,11 @@ def test_a_model_of_latents_draws_images_and_is_judged_by_them(chained):
     model, *_ = chained
     config = workdir.saved_config(str(model))
     trained = workdir.load(model, config)
-    built = trained.experiment
-    keys, cond = jax.random.split(jax.random.key(0), 10), built.conditions.of_labels(np.arange(10))
-    assert built.shape == (4, 4, 4)
-    assert sampling.sample_with(built, trained.params, sampling.method(built))(
+    experiment = trained.experiment
+    keys = jax.random.split(jax.random.key(0), 10)
+    cond = experiment.conditions.of_labels(np.arange(10))
+    assert experiment.shape == (4, 4, 4)
+    assert sampling.sample_with(experiment, trained.params, sampling.method(experiment))(
         keys, cond
     ).shape == (
         10,
@@ -283,8 +284,8 @@ def test_a_model_of_latents_draws_images_and_is_judged_by_them(chained):
     )
     assert np.isfinite(result["mean"]["frechet"]) and np.isfinite(result["real"]["frechet"])
     with pytest.raises(UserError, match="inputs of this model are latents"):
-        need_pixels(built)
-    finished = sampling.to_images(built, 2)(np.zeros((2, 4, 4, 4), np.float32))
+        need_pixels(experiment)
+    finished = sampling.to_images(experiment, 2)(np.zeros((2, 4, 4, 4), np.float32))
     assert finished.shape == (2, 8, 8, 1) and finished.dtype == np.uint8
 
 
@@ -297,9 +298,9 @@ def test_a_model_of_latents_refuses_another_autoencoder_and_none(chained, tmp_pa
     config.latent.autoencoder = str(root / "autoencoder")
     about = json.loads((model / "data.json").read_text())
     other = latents.Encoded(**about["encoded"] | {"autoencoder": "0" * 64})
-    built = assemble(config, (4, 4, 4), 10)
+    experiment = assemble(config, (4, 4, 4), 10)
     with pytest.raises(UserError, match="is not the autoencoder that made the latents"):
-        workdir.with_autoencoder(built, other)
+        workdir.with_autoencoder(experiment, other)
 
 
 @pytest.fixture(scope="module")
@@ -316,17 +317,19 @@ def test_a_vae_trains_samples_and_is_measured_like_any_model(vae):
         assert (vae / name / "step_0000004.png").is_file()
     config = workdir.saved_config(str(vae))
     trained = workdir.load(vae, config)
-    built = trained.experiment
-    chosen = sampling.method(built)
+    experiment = trained.experiment
+    chosen = sampling.method(experiment)
     assert sampling.evaluations(chosen) == 1
-    draw = sampling.sample_with(built, trained.params, chosen)
+    draw = sampling.sample_with(experiment, trained.params, chosen)
     keys = jax.random.split(jax.random.key(0), 4)
-    conds = [built.conditions.of_labels(labels) for labels in (np.arange(4), np.arange(4)[::-1])]
+    conds = [
+        experiment.conditions.of_labels(labels) for labels in (np.arange(4), np.arange(4)[::-1])
+    ]
     x, again = draw(keys, conds[0]), draw(keys[::-1], conds[1])
     np.testing.assert_array_equal(x, again[::-1])  # an image is its key's and its label's
     assert x.shape == (4, 8, 8, 1) and np.abs(x).max() <= 1
     found = autoencoders.held_out(
-        built, trained.params, workdir.images(config).test, count=50, samples=4, batch_size=25
+        experiment, trained.params, workdir.images(config).test, count=50, samples=4, batch_size=25
     )
     assert found["elbo"] == pytest.approx(-found["rate"] - found["distortion"], rel=1e-5)
     assert (
@@ -337,7 +340,7 @@ def test_a_vae_trains_samples_and_is_measured_like_any_model(vae):
     rows = [json.loads(line) for line in (vae / "metrics.jsonl").read_text().splitlines()]
     assert any({"eval_rate", "eval_distortion"} <= row.keys() for row in rows)
     with pytest.raises(UserError, match="is an autoencoder, which has no denoiser"):
-        denoiser.denoiser(built, trained.params)
+        denoiser.denoiser(experiment, trained.params)
 
 
 def test_an_autoencoder_and_a_diffusion_objective_do_not_go_together():

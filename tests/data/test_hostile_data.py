@@ -1,4 +1,4 @@
-"""Data sets and workdirs of strangers run nothing and lead nowhere."""
+"""Data sets and workdirs of strangers run no code and lead to no other data."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ LONG = [
 
 @pytest.mark.parametrize("command", ["statistics", *LONG])
 def test_commands_on_a_strangers_workdir_run_nothing_of_it(command, hostile):
-    """As typed, in the folder that holds the stranger's Python file; each ends with one line."""
+    """Each runs in the folder that holds the stranger's Python file, and ends with one line."""
     root = untrained_workdir(hostile / "run")
     written = json.loads((root / "config.json").read_text())
     written["data"] |= {"name": "trap", "data_dir": str(hostile / "data")}

@@ -330,10 +330,7 @@ def test_mutated_safetensors_are_read_or_refused():
 
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
 def test_an_import_of_a_hostile_file_is_one_line_and_makes_no_workdir(write, tmp_path):
-    """Of the three forms of before: views of other memory, objects in the place of numbers, and a
-    name that is called.
-    """
-
+    """Views of other memory, objects in place of numbers, and a name that is called."""
     files.save_json(tmp_path / "theirs" / "config.json", fixture("unet")[0])
     file = tmp_path / "theirs" / "diffusion_pytorch_model.bin"
     for attack in (

@@ -55,7 +55,9 @@ def test_the_command_resumes_at_the_next_batch_and_writes_what_it_prints(workdir
     other.parent.mkdir(parents=True)
     other.write_bytes(b"of a run that is not this one")
     done = command(workdir, *FAST)
-    assert done.stdout.strip() in (workdir / "likelihood.md").read_text()
+    table, _, files = done.stdout.strip().rpartition("\n")
+    assert table.strip() in (workdir / "likelihood.md").read_text()
+    assert files.startswith(f"{workdir}/likelihood.md")
     assert [p.name for p in (workdir / "likelihood.parts").rglob("*.npz")] == [
         other.name
     ] and "resuming" not in done.stderr
@@ -98,3 +100,5 @@ def test_the_command_resumes_at_the_next_batch_and_writes_what_it_prints(workdir
 
 def test_the_command_names_mistakes(workdir):
     assert "did you mean 'uniform'" in command(workdir, "--dequantize=unifor", expect=2).stderr
+    (line,) = command(workdir, "--solver=foo", expect=2).stderr.splitlines()
+    assert "--solver .foo." in line.replace("'", ".")

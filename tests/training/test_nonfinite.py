@@ -25,17 +25,17 @@ from tests.training.tiny_run import (
 
 
 def poison(patch, elsewhere=0.0):
-    """The gradient of one example, the sixth of the batch of step 14, is NaN (its loss is not),
-    whenever it is met.
+    """Make the gradient of one example NaN, the sixth of the batch of step 14; its loss is finite.
 
-    elsewhere: how far off to look for it. Where no data are it is never met, by the same program.
+    elsewhere: is added to the example that is looked for. Where there are no data no gradient is
+      NaN, and the compiled program is the same.
     """
     source = datasets.dataset(config()).train
     victim = jnp.asarray(data.batches(source, batch_size=64, seed=0)(14)["image"][5]) + elsewhere
     honest = diffusion.KIND.loss
 
-    def loss_fn(built):
-        loss = honest(built)
+    def loss_fn(model):
+        loss = honest(model)
 
         def broken(params, batch, keys, now):
             losses, extra = loss(params, batch, keys, now)
@@ -126,8 +126,8 @@ def test_rollback_passes_over_the_step_and_is_exact(unharmed, poisoned, tmp_path
     chosen = config(training__on_nonfinite="rollback")
     assert train.train(chosen, str(tmp_path / "a"))
     assert "rolling back to step 12 (rollback attempt 1 of 3)" in capfd.readouterr().err
-    built = trainer.training(experiment.assemble(chosen, (2,)))
-    template = built.runner.template(built.init, jax.random.key(0))
+    parts = trainer.training(experiment.assemble(chosen, (2,)))
+    template = parts.runner.template(parts.init, jax.random.key(0))
     end = restoring.restore(tmp_path / "a" / "checkpoints", template)
     assert end.extra["rollback"] == {"to": 12, "tries": 1, "shift": 3}
     begin = restoring.restore(unharmed[0] / "checkpoints", template).state.key
@@ -186,12 +186,12 @@ def test_a_run_that_diverges_ends_under_each_and_its_step_can_be_repeated(
 
 
 def test_the_first_layer_that_overflows_is_named():
-    built = experiment.assemble(config(), (2,))
-    begin = trainer.training(built).init(jax.random.key(0))
+    model = experiment.assemble(config(), (2,))
+    begin = trainer.training(model).init(jax.random.key(0))
     layers = sorted(begin.params)
     begin.params[layers[1]]["kernel"] = jnp.full_like(begin.params[layers[1]]["kernel"], 1e38)
     batch = data.batches(datasets.dataset(config()).train, batch_size=64, seed=0)(0)
-    lines = repro._activations(built, begin, batch, 0).splitlines()
+    lines = repro._activations(model, begin, batch, 0).splitlines()
     assert lines[0] == f"the first output that is not finite is that of {layers[1]}", lines
 
 
