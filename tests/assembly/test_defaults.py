@@ -15,7 +15,7 @@ OLD = {
 
 
 def test_results_are_recorded_by_the_keys_that_the_workdir_stores():
-    """And by noise and guide, which were recorded even where a workdir lacked them."""
+    """Noise and guide are recorded as well, also of workdirs that lack them."""
     kept = defaults.recorded(ConfigDict(defaults.filled(OLD)).to_dict(), OLD)
     always = {"noise": "independent", "guide": "cfg()"}
     assert kept == OLD | {"sampler": {"nfe": 5} | always}

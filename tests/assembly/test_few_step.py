@@ -119,8 +119,9 @@ def test_a_model_of_two_times_is_clipped_at_the_end_alone(variant):
 
 
 def test_few_step_workdirs_are_compared(workdirs):
-    """By the sampler they are for, at one evaluation and more; there is no trajectory to be near
-    to.
+    """The models are compared at one evaluation and more, each by its own sampler.
+
+    Few-step models have no trajectory, so that they have no distance to an exact solution.
     """
     trained = workdir.load(workdirs / "cd", workdir.saved_config(workdirs / "cd"))
     dataset = datasets.dataset(ConfigDict(trained.experiment.record))

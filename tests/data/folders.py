@@ -8,7 +8,7 @@ from tests.data.sets import write_image
 
 
 def split(found: layout.Arranged) -> layout.Arranged:
-    """With a tenth held out, where it is not split."""
+    """Hold out a tenth of the images where the folder has no test split."""
     train, test = (found.train, found.test) if found.test else held_out(found.train, "data")
     return found._replace(train=train, test=test)
 

@@ -327,7 +327,7 @@ def test_a_plain_npy_is_not_an_npz(tmp_path):
 
 # ---- formats ----
 def test_pictures_are_opened_in_listed_formats_alone(tmp_path):
-    """Whatever a file is called: EPS would start Ghostscript, FITS decompresses without a bound."""
+    """The name of a file does not matter: EPS would start Ghostscript, and FITS has no bound."""
     for k in range(12):
         write_image(tmp_path / f"{k}.png", k)
     Image.new("RGB", (6, 4)).save(tmp_path / "bad.png", "EPS")

@@ -275,5 +275,5 @@ def test_where_nothing_can_be_held_out_it_is_said():
 
 
 def test_the_held_out_tenth_is_that_of_earlier_versions():
-    """By the hash of the relative path, so that runs trained before keep their splits."""
+    """The hash of the relative path decides, so that earlier runs keep their splits."""
     assert [f.name for f in arranged("a*20", "b*20").test] == ["a/19.png", "b/0.png", "b/16.png"]

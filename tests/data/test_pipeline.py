@@ -207,9 +207,7 @@ def test_closing_prefetch_ends_its_thread():
 
 
 def test_workers_give_the_same_batches_in_the_same_order(tmp_path):
-    """Of a set that is read as needed, from files, with labels and flips; and they are gone
-    afterwards.
-    """
+    """The set is read lazily from files, with labels and flips; afterwards no worker is left."""
     for k in range(12):
         write_image(tmp_path / "ab"[k % 2] / f"{k}.png", (k, 2 * k, 0))
     d = data.load("folder", path=str(tmp_path))

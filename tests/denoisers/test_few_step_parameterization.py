@@ -63,9 +63,7 @@ def test_a_denoiser_of_another_process():
 
 @pytest.mark.parametrize("make, ends", [("consistency", True), ("edm", False), ("v", False)])
 def test_the_parameterization_says_where_its_function_ends(make, ends):
-    """And what wraps the denoiser keeps it: guidance, thresholding, an inverse problem, another
-    process.
-    """
+    """Guidance, thresholding, inverse problems and another process keep the end."""
     process = schedules.EDM(sigma_min=0.1, sigma_max=20.0)
     pair = getattr(parameterization, make)()
 

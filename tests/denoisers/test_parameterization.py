@@ -42,8 +42,9 @@ def conditioning(pair, process, t):
 
 @every_process
 def test_decode_inverts_target(process):
-    """To 1e-10 in float64 and, in float32, to a few roundings times the condition of the 2x2
-    system, at every point of the path.
+    """The error is 1e-10 in float64, at every point of the path.
+
+    In float32 it is a few roundings times the condition of the 2x2 system.
     """
     with jax.enable_x64(True):
         t, (x0, eps) = along(process, "float64"), example("float64")

@@ -89,9 +89,7 @@ def decomposed(monkeypatch):
 
 
 def test_few_images_of_many_features_need_no_decomposition_of_their_width(decomposed):
-    """And the reference's root, where it needs one, is computed once for all Fréchet scores of all
-    sets.
-    """
+    """If the reference needs a root, it is computed once for all scores of all sets."""
     rng = np.random.default_rng(14)
     metrics = ("frechet", "frechet_infinity", "frechet_interval")
     wide = Arrays(rng.integers(0, 256, (20, 20, 20, 3), np.uint8))

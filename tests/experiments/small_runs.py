@@ -35,7 +35,7 @@ def small(config, **training):
 
 
 def width(path):
-    """Of a picture, in pixels."""
+    """Return the width of an image file in pixels."""
     with Image.open(path) as picture:
         return picture.size[0]
 

@@ -179,7 +179,7 @@ def test_the_commands_sample_and_evaluate(trained):
 
 
 def test_the_commands_take_one_evaluation(trained):
-    """And two of a sampler whose steps take two: x0-hat from noise, on a grid of one time."""
+    """With two, a sampler whose steps take two evaluations uses one: x0-hat of the noise."""
     folder, _ = trained
     done = command(
         "sample",

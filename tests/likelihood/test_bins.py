@@ -28,9 +28,10 @@ def test_log_bin_is_a_distribution_and_exact_in_the_tails():
 
 @pytest.mark.parametrize("x64", [False, True])
 def test_log_bin_has_a_finite_and_exact_slope_at_every_distance(x64):
-    """Of an outer bin, whose slope is scipy's phi / Phi: 0 to 60 deviations away, without the gaps
-    that a coarse grid of distances leaves (erfcx is 0 from 13.0 to 13.3 deviations in float32 and
-    from 37.5 to 37.6 in float64).
+    """The slope of the logarithm of an outer bin is scipy's phi / Phi, 0 to 60 deviations away.
+
+    A coarse grid of distances would miss that erfcx is 0 from 13.0 to 13.3 deviations in float32,
+    and from 37.5 to 37.6 in float64.
     """
     with jax.enable_x64(x64):
         mean = -jnp.linspace(0, 60, 6001)

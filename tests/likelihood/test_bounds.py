@@ -41,7 +41,7 @@ def test_vlb_with_the_exact_reverse_variance_is_the_likelihood():
 
 @pytest.mark.parametrize("variance", ["small", "large"])
 def test_vlb_with_fixed_variance_tightens_from_above(variance):
-    """By more than two thirds from 8 moves to 64, and never below the likelihood."""
+    """From 8 moves to 64 the gap shrinks by more than two thirds, and it is never negative."""
     (coarse, error), (fine, _) = (gap_to_likelihood(n, variance) for n in (9, 65))
     assert -4 * error < fine < 0.3 * coarse and coarse > 4 * error, (coarse, fine, error)
 

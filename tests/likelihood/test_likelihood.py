@@ -65,8 +65,9 @@ def truth(process, law, x, t):
 
 @pytest.mark.parametrize("name, law", CASES)
 def test_adaptive_is_the_closed_form(name, law):
-    """To 1e-3 nats a dimension at every point, given the true density at the noise end; with the
-    prior instead, on average.
+    """The error is below 1e-3 nats a dimension at every point, given the true density at t_max.
+
+    With the prior at t_max it is below that on average.
     """
     process, x, found = solved(name, law)
     change = truth(process, law, x, process.t_min) - truth(

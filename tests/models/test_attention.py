@@ -45,7 +45,7 @@ def both_ways(impl, blocks, q, k, v, mask):
 
 @pytest.mark.parametrize("width", [8, 24, 128])
 def test_every_implementation_is_the_definition(width):
-    """With masked keys, and also where blocks do not divide the 7 queries."""
+    """Keys may be masked, and blocks need not divide the 7 queries."""
     q, k, v = inputs(width)
     expected = definition(q, k, v, MASK)
     plain, gradients = both_ways("plain", None, q, k, v, MASK)
@@ -127,8 +127,9 @@ def test_bfloat16_is_within_a_thousandth_of_float32():
 
 @pytest.mark.parametrize("how", ["forward", "backward", "tangent"])
 def test_memory_is_linear_in_the_tokens(how):
-    """With 1,024 tokens at most half of the memory of attention in one block, and with 2,048 at
-    most twice as much as with 1,024.
+    """At 1,024 tokens it is at most half of that of attention in one block.
+
+    At 2,048 tokens it is at most twice that at 1,024.
     """
 
     def temporary(impl, tokens):

@@ -50,7 +50,7 @@ def test_fourier_features_are_fixed_and_on_the_circle():
 
 
 def test_the_noise_features_are_those_asked_for():
-    """With random parameters the two kinds differ; a scalar noise level is everybody's."""
+    """The two kinds differ with random parameters, and a scalar noise level is broadcast."""
     condition = embeddings.ConditionEmbedding(features=8, width=8)
     params = jax.jit(lambda: condition.init(jax.random.key(0), 0.0, {}, 1))()
 
@@ -70,7 +70,7 @@ def test_check_labels():
 
 
 def test_skip_scale_scales_the_sum():
-    """With zero-initialized second convolutions a block is skip_scale times its shortcut."""
+    """A block whose second convolution is zero multiplies its shortcut by skip_scale."""
     x, embedding = normal(0, (1, 4, 4, 8)), np.ones((1, 16), np.float32)
     block = layers.ResidualBlock(8, skip_scale=0.5)
     out, _ = jax.jit(

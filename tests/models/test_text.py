@@ -139,7 +139,7 @@ def test_without_an_encoder_the_parameters_are_the_old_ones():
 
 
 def test_a_reader_with_weights_of_numpy_is_traced():
-    """As they come out of a checkpoint, and are constants of a program (experiments.edit)."""
+    """Weights are numpy arrays after a checkpoint is read, and constants of a program in `edit`."""
     reader, mask = Bert(257, 8, width=8, depth=1, heads=2), np.ones((2, 8), bool)
     shapes = jax.eval_shape(reader.init, jax.random.key(0), np.zeros((2, 8), int), mask)
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)

@@ -88,7 +88,7 @@ def test_an_example_depends_on_its_own_key():
 
 
 def test_draw_takes_one_key_for_the_batch():
-    """As base.sample does: example i then draws from the key folded with i."""
+    """Example i draws from the key folded with i, as in base.sample."""
     keys, x0 = batch()
     assert_array_equal(
         jax.random.key_data(keys), jax.random.key_data(example_keys(jax.random.key(0), COUNT))

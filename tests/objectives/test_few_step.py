@@ -79,8 +79,9 @@ def of_teacher(target):
 
 @pytest.mark.parametrize("target", [NORMAL, MIXTURE], ids=["gaussian", "mixture"])
 def test_with_a_teacher_the_exact_function_has_no_loss(target):
-    """And no gradient, and what is off by 0.1 has both. In steps that is so where the teacher's
-    step is exact.
+    """It has no gradient either, and a function that is off by 0.1 has both.
+
+    An objective with steps has this property where the teacher's step is exact.
     """
     with jax.enable_x64(True):
         cases = {

@@ -15,8 +15,9 @@ from tests.likelihood.chains import CHAIN, bound_of, exact_denoiser, pixels
 
 
 def test_hybrid_moves_the_mean_as_l_simple_and_rests_at_the_true_variance():
-    """With c added to eps-hat and e to nu: d/dc is L_simple's own to the last bit; E d/de is 0 at
-    the true variance, not elsewhere.
+    """Let c be added to eps-hat and e to nu: d/dc equals that of L_simple bit for bit.
+
+    E d/de is 0 at the true variance, and not elsewhere.
     """
     steps, count = 20, 4096
     ts = grids.uniform(CHAIN, steps)
@@ -48,7 +49,7 @@ def test_hybrid_moves_the_mean_as_l_simple_and_rests_at_the_true_variance():
 
 
 def test_the_gradients_of_the_hybrid_objective_are_finite():
-    """Of images at both ends of [-1, 1] and of denoisers that are far off, under every process.
+    """Images are at both ends of [-1, 1], and denoisers are far off, under every process.
 
     Each example counts one term, a move or the reconstruction, and the other must not reach its
     gradient (0 times infinity).

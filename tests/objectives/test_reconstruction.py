@@ -66,7 +66,7 @@ def test_each_networks_gradient_is_that_of_its_own_loss():
     weight = kind(metrics["adaptive_weight"][0])
 
     def autoencoders(own):
-        """By hand, with the discriminator and the weight as numbers."""
+        """The loss of the autoencoder by hand; discriminator and weight are constants."""
         net = networks(PARAMS | {"autoencoder": own})
         mean, _ = net.encode(IMAGES, None)
         image = net.decode(mean + eps[0], None, IMAGES)[0]
@@ -124,7 +124,7 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 def test_lpips_equals_the_authors_torch_code():
-    """With made-up parameters; and with the real ones, where they are in the user's cache."""
+    """With made-up parameters, and with the real ones if they are in the cache of the user."""
     with np.load(FIXTURES / "lpips.npz") as fixture:
         shapes, expected = (
             json.loads(str(fixture["shapes"])),

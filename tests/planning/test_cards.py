@@ -96,7 +96,7 @@ WEIGHTS = (
 
 
 def parameters() -> int:
-    """Of `points`: weights, biases, two norms."""
+    """Count the parameters of `points`: weights, biases and two norms."""
     return WEIGHTS + (7 * WIDTH + 2) + 4 * WIDTH
 
 

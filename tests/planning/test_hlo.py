@@ -89,8 +89,9 @@ ENTRY %main (all: f32[28,64], i: s32[], into: f32[28,64]) -> f32[28,64] {
 
 
 def test_a_fusion_that_moves_one_row_moves_one_row():
-    """Of 28 rows one is read, in a fusion within, and one written, in place; and the index, which
-    both look at.
+    """One of 28 rows is read by an inner fusion, and one is written in place.
+
+    The index that both use counts as well.
     """
     assert hlo.traffic(hlo.parse(SLICING)) == 2 * 64 * 4 + 4
 
@@ -123,7 +124,7 @@ ENTRY %main (x: f32[1,8]) -> f32[1,8] {
 
 
 def test_copies_of_a_collective_are_one_and_a_fused_scatter_is_one():
-    """As TPUs write them: start and end of one all-gather, and a reduce-scatter."""
+    """TPUs write the start and the end of one all-gather, and a fused reduce-scatter."""
     found = sorted(hlo.collectives(hlo.parse(FUSED), 4))
     assert [tuple(one) for one in found] == [
         ("all-gather", 128, 4, 1),
@@ -143,8 +144,9 @@ def test_copies_of_a_collective_are_one_and_a_fused_scatter_is_one():
     ],
 )
 def test_what_a_device_sends(kind, sent):
-    """Of an array of n parts, in a ring of n: all but its own part once (gather), or twice
-    (reduce); a result that is one part stands for n of them (scatter).
+    """In a ring of n a device sends n - 1 of n parts of an array, once (gather) or twice (reduce).
+
+    A result that is one part stands for n of them (scatter).
     """
     assert hlo.Collective(kind, 100.0, 4, 1).sent() == 100 * sent
     assert hlo.Collective(kind, 100.0, 1, 1).sent() == (100 if kind == "collective-permute" else 0)

@@ -41,7 +41,7 @@ def folder_of(name: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["unet", "unet_default"])
 def test_diffusers_unet_on_converted_weights(name):
-    """As a denoiser of the run: integer step j is t = (j + 1) / 1000 and the network is given j."""
+    """The network is a denoiser of the run: its input is j at the time t = (j + 1) / 1000."""
     experiment, params = assembled(name)
     f = fixture(name)[2]
     denoise = jax.jit(lambda x, t: denoiser.denoiser(experiment, params, clip="none")(x, t))

@@ -90,7 +90,7 @@ def test_an_amount_of_noise_is_a_finite_number_of_at_least_zero(make, name):
 
 
 def test_no_amount_of_noise_is_left_out():
-    """Whatever a sampler calls eta, tau, scale, snr, S_churn or S_noise stands in AMOUNTS."""
+    """AMOUNTS lists every argument called eta, tau, scale, snr, S_churn or S_noise."""
     names = {"eta", "tau", "scale", "snr", "S_churn", "S_noise"}
     found = {
         (name, p)
@@ -108,8 +108,9 @@ def test_no_amount_of_noise_is_left_out():
 
 @pytest.mark.parametrize("diffusion", ["decreasing", "increasing_decreasing", "linear"])
 def test_interpolants_keep_the_law_of_narrow_data(diffusion):
-    """Where D falls toward the data, 250 even steps of t on rectified flow are enough; D that
-    grows there would end in a std of 1e7.
+    """250 even steps of t suffice on rectified flow if D falls toward the data.
+
+    A D that grows there would give a standard deviation of 1e7.
     """
     process, std = schedules.RectifiedFlow(), 0.01
     with jax.enable_x64(True):
@@ -192,7 +193,7 @@ def test_ancestral_errors():
 
 
 def test_without_an_amount_of_noise_a_sampler_is_deterministic():
-    """So it can encode, have its grid optimized and be wrapped."""
+    """Such a sampler can encode, have its grid optimized and be wrapped."""
     for none, some in (
         (stochastic.churned(ode.midpoint(), 0.0), stochastic.churned(ode.midpoint())),
         (sde.edm(0.0), sde.edm()),

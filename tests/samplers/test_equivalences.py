@@ -82,8 +82,9 @@ def test_euler_in_t_is_ddim_on_edms_path():
     "options", [{"S_churn": 0.0}, {"S_min": 1e6, "S_max": 1e7}], ids=["churn_off", "out_of_range"]
 )
 def test_edm_without_churn_is_edm_heun(options):
-    """To rounding, when compiled too, where a fused difference of squares once left sqrt(1e-16) of
-    noise.
+    """They agree up to rounding, also when compiled.
+
+    A fused difference of squares must not leave noise of sqrt(1e-16).
     """
 
     def shrinking(sampler, process, t):

@@ -18,8 +18,9 @@ from tests.objectives.exact_functions import FLOW, MIXTURE, NORMAL, exact
 
 
 def test_multistep_keeps_the_law_on_any_times():
-    """With the exact consistency function of N(m, C) every grid gives N(m, C) back, as far as the
-    prior is the law at t_max.
+    """Every grid returns N(m, C) with the exact consistency function of N(m, C).
+
+    The error is that of the prior, which is not exactly the law at t_max.
     """
     process = schedules.EDM()
     for ts in (
@@ -68,11 +69,11 @@ def test_multistep_is_algorithm_1(residual):
 
 @pytest.mark.parametrize("end", ["t_min", "data"])
 def test_the_boundary_decides_how_much_noise_leads_back(end):
-    """With an exact consistency function of N(0, v) that ends at either, x_s has exactly the
-    variance alpha_s^2 v + sigma_s^2.
+    """x_s has exactly the variance alpha_s^2 v + sigma_s^2, whichever end the function has.
 
-    One step is x_s = slope x + spread z; with the other end's noise it is off by (alpha_s u_min)^2,
-    here 4 to 30 %. VP with a large t_min.
+    The function is the exact consistency function of N(0, v). One step is x_s = slope x + spread z;
+    with the noise of the other end the variance is off by (alpha_s u_min)^2, here 4 to 30 %. VP has
+    a large t_min.
     """
     process, v = schedules.VP(t_min=0.2), 0.5
     start = jnp.asarray(process.t_min)
@@ -109,9 +110,7 @@ def test_the_boundary_decides_how_much_noise_leads_back(end):
 
 
 def test_jumps_of_any_length_are_exact():
-    """With the exact average velocity the sampler is on the trajectory after every jump; with a
-    denoiser it is DDIM.
-    """
+    """With the exact average velocity it stays on the trajectory; with a denoiser it is DDIM."""
     with jax.enable_x64(True):
         x = jnp.asarray(np.random.default_rng(0).standard_normal((5, 2)))
         ts = jnp.asarray([0.999, 0.7, 0.2, 0.1])

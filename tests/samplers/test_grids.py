@@ -76,7 +76,7 @@ def test_grids_are_even_in_what_they_say(process):
 
 @every_process
 def test_the_logistic_grid_is_even_in_its_quantiles(process):
-    """And leaves the last of n + 1 to x0-hat: with t_min appended the n steps are equal."""
+    """The last of n + 1 steps is the one to x0-hat: with t_min appended the n steps are equal."""
     with jax.enable_x64(True):
         ts = jnp.append(grids.logistic(process, 12, mean=-0.5, scale=2.0), process.t_min)
         z = (-0.5 * np.asarray(gaussian.logsnr(process, ts)) + 0.5) / 2

@@ -155,8 +155,9 @@ def test_grids_equal_k_diffusion(name, grid):
 
 @pytest.mark.parametrize("case, order", [("lms/10", 4), ("lms/order2/20", 2)])
 def test_lms_equals_k_diffusion(case, order):
-    """But for the last step: theirs extrapolates to sigma = 0. Their quadrature is adaptive, good
-    to 1e-8.
+    """The last step is left out, because theirs extrapolates to sigma = 0.
+
+    Their quadrature is adaptive and accurate to 1e-8.
     """
     run_ratios("k_diffusion", case, multistep.lms(order, **KEPT), False, drop=1, rtol=1e-7)
 

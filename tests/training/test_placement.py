@@ -12,7 +12,7 @@ from tests.training.topologies import STATE_FROM, Ready
 
 @pytest.mark.parametrize("name", ["adamw", "contrib.muon", "adafactor"])
 def test_averages_and_optimizer_state_lie_where_their_parameter_lies(monkeypatch, name):
-    """By shapes alone, on a mesh that is not here: 4 x 2 x 2."""
+    """The test needs shapes alone, and no devices: the mesh is 4 x 2 x 2."""
     monkeypatch.setattr(placement, "FSDP_FROM", STATE_FROM)
     mesh = jax.sharding.AbstractMesh((4, 2, 2), sharding.AXES)
     this = Ready("dit", "jit", 1, {})

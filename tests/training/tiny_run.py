@@ -63,8 +63,10 @@ def one_error(text):
 
 
 def nothing_half_written(root):
-    """But for what Orbax may still write as the process ends, in a folder never looked at and
-    removed at the next start.
+    """Check that no file is half written.
+
+    The folder that Orbax may still write as the process ends is left out: it is never read, and it
+    is removed at the next start.
     """
     names = [str(path.relative_to(root)) for path in root.rglob("*")]
     return not [name for name in names if "tmp" in name and ".orbax-checkpoint-tmp" not in name]
