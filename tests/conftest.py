@@ -64,13 +64,32 @@ def pytest_collection_modifyitems(items):
     )
 
 
+def pytest_collection_finish():
+    """The modules and tests that are there for good are left out of every later collection."""
+    gc.collect()
+    gc.freeze()
+
+
+MOST_MAPS = 8_000  # of memory regions; a process that has more drops its compiled programs
+
+
 def pytest_runtest_teardown(item, nextitem):
-    """After the last test of a file its compiled programs are dropped.
+    """After the last test of a file compiled programs are dropped, if there are many.
 
-    A process may map 65,530 regions of memory on Linux, and every program of XLA takes some: a
-    worker that kept those of all its files ended in a segmentation fault while it compiled.
+    Files share the programs of single operations. But a process may map 65,530 regions of memory on
+    Linux, and every program of XLA takes four: a worker that kept those of all its files ended in a
+    segmentation fault while it compiled.
     """
-
-    if nextitem is None or nextitem.path != item.path:
+    last = nextitem is None or nextitem.path != item.path
+    if last and maps() > MOST_MAPS:
         jax.clear_caches()
         gc.collect()
+
+
+def maps() -> int:
+    """The regions of memory that this process has mapped; more than allowed where unknown."""
+    try:
+        with open("/proc/self/maps", "rb") as file:
+            return sum(1 for _ in file)
+    except OSError:
+        return MOST_MAPS + 1
