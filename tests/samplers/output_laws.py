@@ -32,7 +32,21 @@ def denoiser(process):
     return denoise
 
 
-DRAWS = 7  # of a step: two parts of the path, five extra
+def draws_of(sampler, process, x, ts):
+    """The draws that a step of the sampler reads: ('path', part) and ('extra', number)."""
+    found = set()
+
+    def read(*draw):
+        found.add(draw)
+        return jnp.zeros_like(x)
+
+    noise = step_noise.Noise(lambda t, s, part=0: read("path", part), lambda j: read("extra", j))
+    jax.eval_shape(
+        lambda: sampler.step(
+            noise, x, sampler.init(x, ts), ts[0], ts[1], denoiser(process), process, None
+        )
+    )
+    return sorted(found)
 
 
 def law_of_run(sampler, process, ts, moves):
@@ -40,16 +54,18 @@ def law_of_run(sampler, process, ts, moves):
     steps of ts is affine in its start and all its draws, so x = 0, x = 1 and one row for each draw
     say everything.
     """
-    draws = base.draws_noise(sampler, process) * (len(ts) - 1) * DRAWS
-    x = jnp.zeros((2 + draws, 3), ts.dtype).at[1].set(1.0)
+    draws = draws_of(sampler, process, jnp.zeros((2, 3), ts.dtype), ts)
+    x = jnp.zeros((2 + len(draws) * (len(ts) - 1), 3), ts.dtype).at[1].set(1.0)
     row = jnp.arange(len(x)) - 2
 
     def move(i, carry):
-        drawn = [
-            jnp.where(row == i * DRAWS + d, 1.0, 0.0)[:, None] * jnp.ones(3, ts.dtype)
-            for d in range(DRAWS)
-        ]
-        noise = step_noise.Noise(lambda t, s, part=0: drawn[:2][part], lambda j: drawn[2:][j])
+        drawn = {
+            draw: jnp.where(row == i * len(draws) + d, 1.0, 0.0)[:, None] * jnp.ones(3, ts.dtype)
+            for d, draw in enumerate(draws)
+        }
+        noise = step_noise.Noise(
+            lambda t, s, part=0: drawn["path", part], lambda j: drawn["extra", j]
+        )
         return sampler.step(noise, *carry, ts[i], ts[i + 1], denoiser(process), process, None)
 
     out = jax.lax.fori_loop(0, moves, move, (x, sampler.init(x, ts)))[0]
