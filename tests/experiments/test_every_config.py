@@ -1,4 +1,7 @@
-"""Every config builds, and its loss and sampler have shapes; constants of the presets."""
+"""Every config builds, and its network, loss and sampler have shapes; constants of the presets.
+
+test_lowering.py lowers their train steps and samplers.
+"""
 
 from __future__ import annotations
 
@@ -55,36 +58,44 @@ SIZES = {
 }
 
 
+FILES = sorted(
+    path.stem
+    for path in (ROOT / "configs").glob("[!_]*.py")
+    if path.stem not in ("base", "families")
+)
 TRACED = set()  # by an earlier config: many differ in their data alone
 
 
-@pytest.mark.parametrize(
-    "file",
-    sorted(
-        p.stem for p in (ROOT / "configs").glob("[!_]*.py") if p.stem not in ("base", "families")
-    ),
-)
-def test_every_config_builds_and_its_loss_and_sampler_have_shapes(file):
-    """The real network of each size once (tracing a large one takes seconds), a small one under
-    every variant.
-    """
+def variants_of(file):
+    """Of a preset; those of autoencoders and few-step models are their own."""
     module = importlib.import_module(f"configs.{file}")
-    variants = list(
-        getattr(module, "VARIANTS", base.VARIANTS)
-    )  # of autoencoders, which have their own
+    return tuple(getattr(module, "VARIANTS", base.VARIANTS))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_config_builds_and_its_network_and_sampler_have_shapes(file):
+    """Every variant with a small network, and once the real network of each size."""
     for size in SIZES.get(file, ("", ",full")):
-        for variant in variants:
-            config = module.get_config(variant + size)
-            experiment = assemble(
-                config if variant == variants[0] else small(config), SHAPES[file], 10
-            )
+        for variant in variants_of(file):
+            config = importlib.import_module(f"configs.{file}").get_config(variant + size)
+            real = variant == variants_of(file)[0]
+            experiment = assemble(config if real else small(config), SHAPES[file], 10)
             chosen = sampling.method(experiment)
             assert config.sampler.nfe - 1 <= sampling.evaluations(chosen) <= config.sampler.nfe
-            keys = ("model", "process", "parameterization", "objective", "conditional")
-            network = f"{[config[key] for key in keys]} {SHAPES[file]}"
-            if network not in TRACED:
-                losses_have_shapes(experiment, SHAPES[file])
+            network = f"{experiment.options} {SHAPES[file]} {experiment.num_classes}"
+            if real and network not in TRACED:
+                params = parameters(experiment)
+                assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
                 TRACED.add(network)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("file", FILES)
+def test_the_loss_of_every_config_has_shapes(file):
+    """With the real networks."""
+    for size in SIZES.get(file, ("", ",full")):
+        config = importlib.import_module(f"configs.{file}").get_config(variants_of(file)[0] + size)
+        losses_have_shapes(assemble(config, SHAPES[file], 10), SHAPES[file])
 
 
 def test_ve_presets_have_edms_constants_scaled_to_the_data():
@@ -146,12 +157,17 @@ def test_improved_ddpm_is_a_preset_of_images_alone():
             importlib.import_module(f"configs.{file}").get_config("iddpm")
 
 
+def parameters(experiment):
+    """Their shapes."""
+    return jax.eval_shape(lambda key: experiment.kind.init(experiment, key), jax.random.key(0))
+
+
 def losses_have_shapes(experiment, shape):
     experiment = experiment.kind.prepare(experiment, None)
     experiment = experiment._replace(
         teacher=(experiment, None)
     )  # a few-step model is its own teacher
-    params = jax.eval_shape(lambda key: experiment.kind.init(experiment, key), jax.random.key(0))
+    params = parameters(experiment)
     batch = (experiment.conditions.null(4) or {}) | {
         "image": jnp.zeros((4, *shape)),
         "label": jnp.zeros(4, jnp.int32),
