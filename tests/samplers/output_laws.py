@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.samplers import base, step_noise
+from diffusion_jax.samplers import step_noise
 from diffusion_jax.targets import laws
 from tests.families import PROCESSES, AnyOf
 
