@@ -109,17 +109,25 @@ def named_lambdas(tree: ast.Module) -> list[int]:
     ]
 
 
+# The functions that raise UserError for an argument out of its range.
+RANGES = {"need_range", "need_ranges", "need_increasing"}
+
+
 def raises_without_a_word(tree: ast.Module) -> list[str]:
-    """Public functions that raise an error and do not say so in their docstrings."""
-    found = []
+    """Public functions that raise an error and do not say so in their docstrings.
+
+    A module in which all functions check their arguments may say so once, in its own docstring.
+    """
+    found, at_the_top = [], "raises UserError" in (ast.get_docstring(tree) or "")
     for name, node, _ in public(tree):
         inner = {
             id(part) for each in functions(node) if each is not node for part in ast.walk(each)
         }
-        own = (part for part in ast.walk(node) if id(part) not in inner)
+        own = [part for part in ast.walk(node) if id(part) not in inner]
         raises = any(isinstance(part, ast.Raise) for part in own)
+        called = {getattr(part.func, "id", "") for part in own if isinstance(part, ast.Call)}
         if (
-            raises
+            (raises or (called & RANGES and not at_the_top))
             and "Error" not in (text := ast.get_docstring(node) or "")
             and "Raises" not in text
         ):
@@ -294,6 +302,9 @@ def test_the_checks_see(tmp_path):
     assert named_lambdas(tree) == [1]
     assert not_annotated(tree) == ["g: x, return"] and raises_without_a_word(tree) == ["g"]
     assert not_documented(tree) == ["g: x"]
+    checks = "def k(x): need_range('k: x', x, 0, 1)"
+    assert raises_without_a_word(ast.parse(checks)) == ["k"]
+    assert not raises_without_a_word(ast.parse(f"'Every function raises UserError.'\n{checks}"))
 
     caught = "try: pass\nexcept Exception as error:\n    "
     for handled in ("pass", "raise ValueError", "raise ValueError from None", "log(error)"):
