@@ -57,12 +57,7 @@ def evaluate(
     dataset = workdirs.images(config, workdir)
     labels, _ = sample_conditions.for_judging(model, dataset, num)
     chosen = choice.choose(
-        dataset.train,
-        labels,
-        features=names,
-        metrics=scores,
-        held_out=dataset.test,
-        count=num,
+        dataset.train, labels, features=names, metrics=scores, held_out=dataset.test, count=num
     )
     for text in chosen.notes:
         choice.note(text)
