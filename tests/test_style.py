@@ -180,13 +180,6 @@ PROTOCOLS = {
     for node in functions(owner)
 }
 
-# The chapters whose public functions do not yet describe all their parameters. A chapter leaves
-# the set when they do, and the set leaves with the last chapter.
-TO_DESCRIBE = {
-    # the infrastructure
-    *("evaluation", "peers"),
-}
-
 
 def keeps_the_cause(handler: ast.ExceptHandler) -> bool:
     """Whether a handler raises an error from the one that it caught, or logs its traceback."""
@@ -241,8 +234,7 @@ def test_public_functions_are_annotated_and_their_errors_documented(file):
 
 @pytest.mark.parametrize("file", OURS, **ids)
 def test_public_functions_describe_their_parameters(file):
-    if not TO_DESCRIBE.intersection(file.relative_to(ROOT).parts):
-        assert not not_documented(OURS[file], PROTOCOLS)
+    assert not not_documented(OURS[file], PROTOCOLS)
 
 
 @pytest.mark.parametrize("file", FILES, **ids)

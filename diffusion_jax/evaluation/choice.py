@@ -212,5 +212,9 @@ def extractor_for(feature: str | Extractor, train: Source) -> Extractor:
 
 @functools.cache
 def note(text: str) -> None:
-    """Print a note on stderr, once in a process."""
+    """Print a note on stderr, once in a process.
+
+    Args:
+      text: one line without the word 'note', which is put in front of it.
+    """
     print(f"note: {text}", file=sys.stderr)

@@ -196,6 +196,10 @@ def distance_of_moments(found: Moments, reference: Root) -> float:
     It is that of `distance_to`, without the features: sets of more images than features need no
     more memory than their covariance.
 
+    Args:
+      found: the moments of two images or more, of width D.
+      reference: the other Gaussian, with a root (R, D) of its covariance.
+
     Raises:
       UserError: for moments of another width than the reference, and for fewer than two images.
     """

@@ -37,7 +37,14 @@ class Measured(NamedTuple):
 
 
 def groups(count: int) -> list[range]:
-    """Divide the positions of `count` images into GROUPS runs; [] for fewer than two in each."""
+    """Divide the positions of images into GROUPS runs of adjacent ones.
+
+    Args:
+      count: number of images.
+
+    Returns:
+      The positions of each group; [] where a group would have fewer than two images.
+    """
     if count < 2 * GROUPS:
         return []
     bounds = [count * group // GROUPS for group in range(GROUPS + 1)]
@@ -45,7 +52,15 @@ def groups(count: int) -> list[range]:
 
 
 def without(count: int, group: range) -> np.ndarray:
-    """Whether each of `count` images stays when a group is left out, (count,) of bool."""
+    """Mark the images that stay when a group is left out.
+
+    Args:
+      count: number of images.
+      group: the positions of the group, as `groups` returns them.
+
+    Returns:
+      (count,) of bool.
+    """
     stays = np.ones(count, bool)
     stays[group.start : group.stop] = False
     return stays
@@ -64,7 +79,11 @@ def jackknife(value: float, left_out: Sequence[float] | np.ndarray) -> Measured:
 
 
 def standard_error(left_out: Sequence[float] | np.ndarray) -> float:
-    """Estimate the standard error of a score from its values without each group."""
+    """Estimate the standard error of a score from its values without each group.
+
+    Args:
+      left_out: (G,), the score without each of the G groups, in any order.
+    """
     values = np.asarray(left_out, float)
     share = (len(values) - 1) / len(values)
     return float(np.sqrt(share * np.square(values - values.mean()).sum()))
@@ -99,7 +118,14 @@ def by_groups(
 
 
 def mean_of_sets(sets: Sequence[Mapping[str, Measured]]) -> dict[str, Measured]:
-    """Average the scores of sets of disjoint seeds; their errors are independent."""
+    """Average the scores of sets of disjoint seeds; their errors are independent.
+
+    Args:
+      sets: the scores of each set by name; all sets have the same scores.
+
+    Returns:
+      The means by name. The interval is known where it is known in every set.
+    """
     found = {}
     for name in sets[0]:
         parts = [scores[name] for scores in sets]
@@ -111,15 +137,30 @@ def mean_of_sets(sets: Sequence[Mapping[str, Measured]]) -> dict[str, Measured]:
 
 
 def values(measured: Mapping[str, Measured]) -> dict[str, float]:
-    """The scores alone, by name."""
+    """Return scores without their intervals.
+
+    Args:
+      measured: scores with intervals, by name.
+    """
     return {name: score.value for name, score in measured.items()}
 
 
 def halves(measured: Mapping[str, Measured]) -> dict[str, float]:
-    """Half the width of every interval that is known, by name."""
+    """Return half the width of every interval that is known, by name.
+
+    Args:
+      measured: scores with intervals, by name.
+    """
     return {name: score.interval for name, score in measured.items() if score.interval is not None}
 
 
 def record(measured: Mapping[str, Measured]) -> dict[str, Any]:
-    """What a JSON file holds of scores: {name: score, ..., 'intervals': {name: half a width}}."""
+    """Return what a JSON file holds of scores.
+
+    Args:
+      measured: scores with intervals, by name.
+
+    Returns:
+      {name: score, ..., 'intervals': {name: half the width}}.
+    """
     return values(measured) | {"intervals": halves(measured)}

@@ -60,15 +60,31 @@ class Judge(NamedTuple):
     plain: str = ""
 
     def title(self, name: str) -> str:
-        """The title of a score, with the features that it depends on."""
+        """Return the title of a score, with the features that it depends on.
+
+        Args:
+          name: the name of the score, such as 'frechet' or 'frechet/inception'.
+        """
         return find(name, self.plain).title
 
     def measured(self, images: np.ndarray, labels: np.ndarray | None = None) -> Measurements:
-        """Score a set of samples that is in memory, with intervals."""
+        """Score a set of samples that is in memory, with intervals.
+
+        Args:
+          images: uint8 (N, H, W, C), or points (N, D).
+          labels: (N,), the classes that they are meant to show; None for those that the judge was
+            prepared with, and () where they are not known.
+        """
         return self.measure(samples.in_memory(self.extract(images, labels)))
 
     def __call__(self, images: np.ndarray, labels: np.ndarray | None = None) -> Scores:
-        """Score a set of samples that is in memory, without intervals."""
+        """Score a set of samples that is in memory, without intervals.
+
+        Args:
+          images: uint8 (N, H, W, C), or points (N, D).
+          labels: (N,), the classes that they are meant to show; None for those that the judge was
+            prepared with, and () where they are not known.
+        """
         kept = samples.in_memory(self.extract(images, labels))
         return intervals.values(self.measure(kept, grouped=False))
 
@@ -233,7 +249,14 @@ def on_real(
 def measured_on_real(
     train: Source, test: Source, judge: Judge | None = None, count: int = REFERENCE
 ) -> Measurements:
-    """Score real test images, as `on_real`, with intervals."""
+    """Score real test images, as `on_real`, with intervals.
+
+    Args:
+      train: the training split, which a judge is prepared against if none is given.
+      test: the test split; an empty one has no scores.
+      judge: the judge; None prepares one of the default metrics.
+      count: number of test images, at most.
+    """
     if not len(test):
         return {}
     images, labels = _held_out(test, count)

@@ -38,12 +38,23 @@ class Kept(NamedTuple):
     read: Callable[[str, range], np.ndarray]
 
     def whole(self, name: str) -> np.ndarray:
-        """All rows of a name, (count, ...)."""
+        """Read all rows of a name.
+
+        Args:
+          name: one of `names`.
+
+        Returns:
+          (count, ...).
+        """
         return self.read(name, range(self.count))
 
 
 def in_memory(rows: Rows) -> Kept:
-    """Rows that are arrays already."""
+    """Make the rows of a set from arrays that are in memory.
+
+    Args:
+      rows: {name: (N, ...)}, with an image in each row.
+    """
     count = len(next(iter(rows.values())))
     return Kept(count, frozenset(rows), lambda name, at: rows[name][at.start : at.stop])
 
@@ -135,7 +146,13 @@ def _chunks(group: range) -> Iterator[range]:
 def jackknife(
     parts: tuple[Any, ...], merge: Callable[[Any, Any], Any], score: Callable[[Any], float]
 ) -> intervals.Measured:
-    """A score of the merged sums of groups, with its interval."""
+    """Compute a score from the merged sums of groups, with its interval.
+
+    Args:
+      parts: the sums of each group; with a single one the interval is not known.
+      merge: (sums, sums) -> the sums of both together.
+      score: sums -> the score.
+    """
     whole = score(functools.reduce(merge, parts))
     if len(parts) == 1:
         return intervals.Measured(whole)

@@ -26,14 +26,23 @@ class LogitSums(NamedTuple):
 
 
 def logit_sums(logits: np.ndarray) -> LogitSums:
-    """The sums of one batch of logits (N, K)."""
+    """Compute the sums of one batch of logits.
+
+    Args:
+      logits: (N, K), N >= 1, of any floating type; the sums are in float64.
+    """
     log_p = special.log_softmax(np.asarray(logits, np.float64), 1)
     p = np.exp(log_p)
     return LogitSums(len(p), float(np.sum(p * log_p)), p.sum(0))
 
 
 def merge(a: LogitSums, b: LogitSums) -> LogitSums:
-    """The sums of two sets together."""
+    """The sums of two sets together.
+
+    Args:
+      a: the sums of one set.
+      b: those of another set, of the same classifier.
+    """
     return LogitSums(*(x + y for x, y in zip(a, b)))
 
 

@@ -41,11 +41,19 @@ class Variant(NamedTuple):
         return PRECISIONS[self.precision]
 
     def network(self, network: torch.nn.Module) -> torch.nn.Module:
-        """The network in the layout of the variant."""
+        """Return a network in the layout of the variant.
+
+        Args:
+          network: the network, which is changed in place.
+        """
         return network.to(memory_format=self.layout)
 
     def compiled(self, function: Callable) -> Callable:
-        """The function, compiled if the variant says so."""
+        """Return a function, compiled if the variant says so.
+
+        Args:
+          function: a function of tensors.
+        """
         return torch.compile(function) if self.compile else function
 
     def autocast(self) -> contextlib.AbstractContextManager:
@@ -55,14 +63,25 @@ class Variant(NamedTuple):
         return torch.autocast(device(), self.dtype)
 
     def images(self, batch: int, shape: Sequence[int]) -> torch.Tensor:
-        """Noise of a batch of images; shape is (height, width, channels)."""
+        """Draw noise in place of a batch of images, on the device and in the layout of the variant.
+
+        Args:
+          batch: number of images.
+          shape: (height, width, channels).
+
+        Returns:
+          (batch, channels, height, width), float32.
+        """
         height, width, channels = shape
         noise = torch.randn(batch, channels, height, width, device=device())
         return noise.to(memory_format=self.layout)
 
 
 def variant(name: str) -> Variant:
-    """The variant of a name: words of PRECISIONS, 'compile' and 'channels_last', with '+'.
+    """Parse the name of a variant.
+
+    Args:
+      name: one of PRECISIONS, and optionally 'compile' and 'channels_last', joined by '+'.
 
     Raises:
       ValueError: for another word.
