@@ -72,7 +72,7 @@ def measure_fn(experiment: Experiment, samples: int) -> Callable:
 
     Args:
       experiment: an autoencoder.
-      samples: of the importance-weighted bound.
+      samples: number of samples of the importance-weighted bound.
 
     Returns:
       A jitted function (params, x (B, ...), cond, keys) -> per example 'rate', 'distortion', 'elbo'
@@ -118,10 +118,10 @@ def held_out(
 
     Args:
       experiment: an autoencoder.
-      params: of its networks.
+      params: the parameters of its networks.
       source: the split.
       count: number of images.
-      samples: of the importance-weighted bound.
+      samples: number of samples of the importance-weighted bound.
       batch_size: images that are measured at a time.
 
     Returns:

@@ -32,7 +32,7 @@ class Family(NamedTuple):
     """A family of components that a config can name.
 
     Attributes:
-      kind: of its members, for messages.
+      kind: the kind of its members, for messages.
       own: the members.
       listed: the name of the tuple of members in their modules, for messages.
       arguments: what an argument of a member may name, by the type of the parameter.

@@ -191,7 +191,7 @@ def network(name: str, **options: Any) -> ConfigDict:
     """The section config.model: the name, and every field of the network with its default.
 
     Args:
-      name: of the network, such as 'unet.UNet'.
+      name: the name of the network, such as 'unet.UNet'.
       **options: fields with other values than the default.
     """
     # these come from the data, config.text and flax

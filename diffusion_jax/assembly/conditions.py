@@ -40,7 +40,7 @@ def builder(num_classes: int, encoder: Encoder | None, dropout: float) -> Condit
 
     Args:
       num_classes: labels of the condition; 0 where there are none.
-      encoder: of captions; None where there are none.
+      encoder: the encoder of captions; None where there are none.
       dropout: probability with which a training example loses its condition.
     """
 
@@ -109,7 +109,7 @@ def example(batch: Batch, keys: Key) -> Array:
 
     Args:
       batch: with 'image' (B, ...), and of latents their 'std'.
-      keys: of the examples, (B,).
+      keys: the keys of the examples, (B,).
     """
     if "std" not in batch:
         return batch["image"]

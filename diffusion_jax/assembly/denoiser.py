@@ -54,9 +54,9 @@ class Ensemble(NamedTuple):
     """The parameters of a model and of the networks that it samples with, to be traced together.
 
     Attributes:
-      own: of the model.
-      others: of the networks that its guide needs.
-      autoencoder: of the network that decodes its latents, if there is one.
+      own: the parameters of the model.
+      others: the parameters of the networks that its guide needs.
+      autoencoder: the parameters of the network that decodes its latents, if there is one.
     """
 
     own: Params
@@ -100,9 +100,9 @@ def denoiser(
 
     Args:
       experiment: the model.
-      params: of the network.
-      scale: of the guidance; None for none. `is_guided` decides which of the two a scale in a
-        config means.
+      params: the parameters of the network.
+      scale: the scale of the guidance; None for no guidance. `is_guided` decides which of the two
+        a scale in a config means.
       clip: 'static' keeps x0-hat in [-1, 1], 'dynamic' is the thresholding of Imagen, 'none' leaves
         x0-hat as it is. The average velocities of a network with a second time (MeanFlow) are not
         clipped, only the x0-hat of the last move.
@@ -200,7 +200,7 @@ def is_guided(
 
     Args:
       experiment: the model.
-      scale: of the guidance.
+      scale: the scale of the guidance.
       key: the name of the scale in an error.
       conditioned: whether samples have a condition. Under the null condition, classifier-free
         guidance at any scale is the model.
@@ -233,7 +233,7 @@ def usable_guidance(config: ConfigDict, num_classes: int) -> ConfigDict:
 
     Args:
       config: a locked config.
-      num_classes: of the data.
+      num_classes: the number of classes of the data.
     """
     full = defaults.complete(config)
     guide, scale = build(components.GUIDES, full.sampler.guide), full.sampler.guidance

@@ -49,7 +49,7 @@ def assemble(
 
     Args:
       config: a config such as those of configs/.
-      shape: of an example, (H, W, C) or (D,).
+      shape: the shape of an example, (H, W, C) or (D,).
       num_classes: labels of the data; 0 where there are none.
       load: guides.AuxiliaryModel -> (Experiment, Params): loads the other trained networks that the
         guide needs (workdir.load does so).

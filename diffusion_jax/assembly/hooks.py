@@ -60,7 +60,7 @@ def hooks(
       parts: its compiled training.
       dataset: the data.
       root: the workdir.
-      writer: of metrics and images.
+      writer: the writer of metrics and images.
       keep_best: wraps the hook of the held-out loss: see `best`.
     """
     training, averages, kind = experiment.training, experiment.averages, experiment.kind

@@ -33,7 +33,7 @@ class Codec(NamedTuple):
     Attributes:
       encode: (params, x (B, H, W, C)) -> (mean, log_variance), both (B, h, w, c).
       decode: (params, z (B, h, w, c)) -> images (B, H, W, C).
-      params: of its networks.
+      params: the parameters of its networks.
       image_shape: (H, W, C).
     """
 
@@ -48,7 +48,7 @@ class LatentDecoder(NamedTuple):
 
     Attributes:
       decode: (params, x0 (B, h, w, c)) -> images (B, H, W, C) in [-1, 1].
-      params: of the autoencoder.
+      params: the parameters of the autoencoder.
     """
 
     decode: Callable[[Params, Array], Array]
@@ -93,9 +93,9 @@ def encode(
 
     Args:
       codec: the autoencoder.
-      dataset: of images.
+      dataset: the data set of images.
       batch_size: images that are encoded at a time.
-      dtype: of the stored moments.
+      dtype: the type of the stored moments.
 
     Returns:
       What data.latents.save writes: a description, and the posterior's mean and log-variance of
@@ -153,7 +153,7 @@ def latents(codec: Codec, encoded: Encoded, workdir: str) -> LatentDecoder:
     Args:
       codec: the autoencoder.
       encoded: the description of the latents.
-      workdir: of the autoencoder, for messages.
+      workdir: the workdir of the autoencoder, for messages.
 
     Raises:
       UserError: if the codec is another one, or for images of another shape.

@@ -26,7 +26,7 @@ def for_training(
     Args:
       config: the config.
       dataset: its data.
-      workdir: of the run; see `with_teacher`.
+      workdir: the workdir of the run; see `with_teacher`.
     """
     experiment = assemble(config, dataset.image_shape, dataset.num_classes)
     experiment = experiment.kind.prepare(experiment, dataset.train)
@@ -41,7 +41,7 @@ def with_teacher(experiment: Experiment, workdir: str | Path | None = None) -> E
 
     Args:
       experiment: the experiment.
-      workdir: of the run, which needs no initial parameters once it has a checkpoint.
+      workdir: the workdir of the run, which needs no initial parameters once it has a checkpoint.
 
     Raises:
       UserError: naming the key, for a teacher of other data or conditions, and for initial

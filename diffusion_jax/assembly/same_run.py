@@ -119,7 +119,7 @@ def check_usable(workdir: Path, config: Any, same_network: bool) -> None:
     """Refuse to use the model of a workdir by a config of another network or another training.
 
     Args:
-      workdir: of the trained model.
+      workdir: the workdir of the trained model.
       config: the config that it is to be used by.
       same_network: whether the config's process shows the network the same inputs as that of the
         workdir.

@@ -19,7 +19,7 @@ def captions_of_test(
     Args:
       experiment: a model of captions.
       dataset: with captions.
-      index: of the images, (B,).
+      index: the indices of the images, (B,).
     """
     rows = dataset.test.rows(index)
     read = dataset.test.with_captions(rows, np.zeros(len(index), int))

@@ -227,7 +227,7 @@ def sample_with(
 
     Args:
       experiment: the model.
-      params: of the network.
+      params: the parameters of the network.
       chosen: how to sample.
       mesh: the devices that draw; the images are then numpy arrays on every process. None for one
         device.

@@ -142,7 +142,7 @@ class Sources(NamedTuple):
 
     Attributes:
       autoencoder: decodes latents (config.latent.autoencoder).
-      teacher: of a distillation (config.distill.teacher).
+      teacher: the diffusion model that is distilled (config.distill.teacher).
       teacher_guidance: scale of the teacher's guidance; None for the teacher's own.
       start: its weights are where training starts (config.init_from).
     """
@@ -194,7 +194,7 @@ class Experiment(NamedTuple):
     """A config put together for its data: every component and every setting of one model.
 
     Attributes:
-      shape: of an example, (H, W, C) or (D,).
+      shape: the shape of an example, (H, W, C) or (D,).
       num_classes: labels of the condition; 0 where there are none.
       process: the Gaussian path.
       parameterization: what the network predicts.
@@ -206,23 +206,23 @@ class Experiment(NamedTuple):
       sampling: how samples are drawn.
       training: length and cadences of training.
       data: what training reads from.
-      optimizer: of training.
-      averages: of the parameters.
+      optimizer: the optimizer of training.
+      averages: the moving averages of the parameters.
       mesh: how training is spread over devices.
       sources: workdirs of other models that this one needs.
-      seed: of training.
+      seed: the seed of training.
       conditions: builds the conditions of this model.
       learns_null: whether the model knows the null condition.
       record: the config as nested dictionaries, for the records of results alone.
       two_times: whether the network also takes the end of a move as its input (MeanFlow).
-      encoder: of captions.
+      encoder: the encoder of captions.
       guide: the guidance strategy.
       others: the other trained networks that the guide needs, in its order.
       grids: the folder of the grids that experiments.optimize_grid placed for this model.
-      discriminator: of an adversarial autoencoder.
-      features: of an autoencoder's perceptual distance.
+      discriminator: the discriminator of an adversarial autoencoder.
+      features: the features of an autoencoder's perceptual distance.
       latents: how latents become images, where examples are latents.
-      teacher: of a few-step objective.
+      teacher: the teacher of a few-step objective.
       begin: parameters that training starts from, instead of fresh ones.
     """
 

@@ -21,7 +21,7 @@ def parse(spec: Any, kind: str, example: str) -> ast.expr:
 
     Args:
       spec: the text.
-      kind: of the component, for messages: 'sampler'.
+      kind: the kind of the component, for messages: 'sampler'.
       example: a spec of this kind, for messages.
 
     Raises:

@@ -36,7 +36,7 @@ def classifier_config(config: ConfigDict, pool: str) -> ConfigDict:
     """The config of a classifier of noised images: a HalfUNet with the options of the U-Net.
 
     Args:
-      config: of diffusion with a U-Net.
+      config: the config of diffusion with a U-Net.
       pool: how the HalfUNet pools, 'attention' or 'mean'.
 
     Raises:
@@ -102,7 +102,7 @@ def train_classifier(config: ConfigDict, path: str, pool: str = "attention") -> 
     """Train a classifier, measure it and write classifier.md and classifier.json.
 
     Args:
-      config: of diffusion with a U-Net.
+      config: the config of diffusion with a U-Net.
       path: the workdir.
       pool: see `classifier_config`.
 

@@ -19,7 +19,7 @@ def encode(
     """Encode a data set by a trained autoencoder, and print what is written.
 
     Args:
-      config: of the autoencoder, with the data that are encoded.
+      config: the config of the autoencoder, with the data that are encoded.
       path: the workdir of the autoencoder.
       out: the file to write, .npz.
       half: whether latents are stored as float16.
@@ -50,7 +50,7 @@ def train_latent(
     """Train the autoencoder, encode the data and train the diffusion model, as far as missing.
 
     Args:
-      config: of the diffusion model.
+      config: the config of the diffusion model.
       path: the folder of everything.
       images: data.path of the images, where their data set needs one.
       recipe: the config of the autoencoder; None for the one that config.latent.recipe names.

@@ -57,8 +57,8 @@ class Trained(NamedTuple):
 
     Attributes:
       experiment: the model and its settings.
-      params: of the network.
-      step: of the checkpoint.
+      params: the parameters of the network.
+      step: the step of the checkpoint.
       weights: which weights: 'params', the name of an EMA, or 'post_hoc(LENGTH)'.
       data: the content of data.json.
     """
@@ -185,7 +185,7 @@ def dataset(
 
     Args:
       config: the resolved config.
-      workdir: of a run, or None.
+      workdir: the workdir of a run, or None.
       resumes: whether training resumes. The numbers of images must then be the same wherever the
         data are; otherwise they may differ where the user names other data.
 
@@ -353,8 +353,8 @@ def images(config: ConfigDict, workdir: str | Path | None = None) -> data.Datase
     """The images that samples are judged against: the data set, or that of a latent's autoencoder.
 
     Args:
-      config: of the model.
-      workdir: of the model, if there is one.
+      config: the config of the model.
+      workdir: the workdir of the model, if there is one.
 
     Raises:
       UserError: for other data than the model learned from; see `dataset`.

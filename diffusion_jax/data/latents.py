@@ -57,8 +57,8 @@ class Encoded(NamedTuple):
       data: the name of their data set.
       num_classes: the number of its classes.
       class_names: the names of its classes.
-      shift: of every channel.
-      scale: of every channel.
+      shift: the shift of every channel.
+      scale: the scale of every channel.
     """
 
     autoencoder: str

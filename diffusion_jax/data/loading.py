@@ -90,7 +90,7 @@ def load(
       num_classes: for npz and idx, where not all classes occur; 0 counts the labels.
       limit_bad: for folder, the number of unreadable files that are skipped; -1 means a tenth, from
         1 to 100.
-      seed: of the 2-D toys.
+      seed: the seed of the 2-D toys.
       captioned: whether captions are loaded.
       captions: for npz, the JSON file of the captions; '' means STEM_captions.json.
       layout: for folder, what it means (see layout.py); '' refuses one that can be read in two

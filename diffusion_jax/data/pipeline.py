@@ -56,7 +56,7 @@ def batches(
     Args:
       source: the examples.
       batch_size: examples in the global batch, a positive multiple of process_count.
-      seed: of the order, the mirroring and the choice of captions.
+      seed: the seed of the order, the mirroring and the choice of captions.
       flip: whether each image is mirrored left-right with probability 1/2, drawn for each example
         and epoch.
       process_index: the number of this process.

@@ -41,7 +41,7 @@ class Classifier(NamedTuple):
     Attributes:
       params: the parameters by name.
       classes: the width of the logits.
-      digest: of the parameters.
+      digest: the digest of the parameters.
     """
 
     params: Params

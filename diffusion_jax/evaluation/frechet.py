@@ -216,7 +216,7 @@ class Extrapolation(NamedTuple):
 
     Attributes:
       value: the distance.
-      standard_error: of the straight line that it is read from.
+      standard_error: the standard error of the straight line that it is read from.
     """
 
     value: float
@@ -242,7 +242,7 @@ def infinity(
       reference: what they are compared with.
       sizes: the number of random subsets, whose sizes are spaced evenly from `smallest` to N.
       smallest: the number of images in the smallest subset; 0 means half of N.
-      seed: of the subsets.
+      seed: the seed of the subsets.
       description: names the progress shown on stderr; '' shows none.
 
     Raises:
@@ -285,7 +285,7 @@ def interval(
       reference: what they are compared with.
       level: the confidence level.
       resamples: the number of resampled sets.
-      seed: of the resampling.
+      seed: the seed of the resampling.
       description: names the progress shown on stderr; '' shows none.
 
     Returns:

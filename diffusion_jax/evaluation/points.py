@@ -25,7 +25,7 @@ def sliced_wasserstein(
       a: (N, D).
       b: (M, D).
       projections: the number of random directions.
-      seed: of the directions, which are the same for the same seed and D.
+      seed: the seed of the directions, which are the same for the same seed and D.
 
     Raises:
       UserError: for sets of different dimensions, and for points that are not finite.

@@ -46,7 +46,7 @@ class Machine(NamedTuple):
       vectors: (S, P), the support vectors, class by class.
       counts: (C,), the number of support vectors of each class.
       coefficients: (C - 1, S), of every vector in the C - 1 machines of its class.
-      intercepts: of the machines of the pairs (0, 1), (0, 2), ..., (C - 2, C - 1).
+      intercepts: the intercepts of the machines of the pairs (0, 1), (0, 2), ..., (C - 2, C - 1).
       classes: (C,), the labels.
       gamma: (), of the kernel exp(-gamma |x - y|^2).
     """

@@ -29,7 +29,7 @@ class Kept(NamedTuple):
 
     Attributes:
       count: the number of images.
-      names: of the rows.
+      names: the names of the rows.
       read: (name, positions) -> the rows (n, ...) of that name at these positions.
     """
 

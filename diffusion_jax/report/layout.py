@@ -45,8 +45,8 @@ class _Layout(NamedTuple):
       above: where the cells above the headings begin, vertically.
       step_x: from one column to the next.
       step_y: from one row to the next.
-      width: of a column.
-      tile_height: of the highest tile.
+      width: the width of a column.
+      tile_height: the height of the highest tile.
       page: (width, height) of the whole picture.
     """
 

@@ -70,7 +70,7 @@ def grid_by_class(
     Args:
       images: uint8 or floating in [-1, 1].
       labels: (N,), numbers of `names`.
-      names: of the classes, by number.
+      names: the names of the classes, by number.
       columns: images of a row, at most.
       scale: as in `image_grid`.
     """

@@ -216,7 +216,7 @@ def _dots(
     Args:
       axis: the panel.
       scores: the score of each name; None where there is none.
-      label: of the axis of scores.
+      label: the label of the axis of scores.
       reference: the score of real data, a gray line.
       named: whether the names stand next to the panel.
       marked: the name that has another color.

@@ -73,10 +73,10 @@ def figure(
     Args:
       path: the file to write, atomically.
       panels: the number of panels.
-      size: of a panel, in inches.
+      size: the size of a panel, in inches.
       rows: the number of rows in which the panels stand.
       title: stands at the top.
-      title_size: of the title, in points.
+      title_size: the size of the title, in points.
 
     Yields:
       The axes of the panels.

@@ -26,7 +26,7 @@ class BenchmarkSettings(NamedTuple):
     Attributes:
       samplers: the samplers, each with '@grid' if it has a grid of its own.
       nfe: network evaluations per image.
-      shape: of noise that takes the place of data; [] measures on the config's data.
+      shape: the shape of noise that takes the place of data; [] measures on the config's data.
       classes: number of classes of that noise.
       batch_size: images at once, of samplers.
       repeats: how often everything is timed.

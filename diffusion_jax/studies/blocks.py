@@ -43,7 +43,7 @@ class Block(NamedTuple):
     Attributes:
       start: the position of the first.
       end: the position after the last.
-      names: of the rows.
+      names: the names of the rows.
       rows: name -> (end - start, ...).
     """
 

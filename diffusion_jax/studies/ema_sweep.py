@@ -51,7 +51,7 @@ def ema_sweep(
       lengths: standard deviations of the averages as shares of the run, separated by commas.
       num: images in each set.
       repeats: sets, from disjoint seeds.
-      features: of the images, separated by commas; '' for the default ones.
+      features: the features of the images, separated by commas; '' for the default ones.
       metrics: separated by commas.
 
     Raises:

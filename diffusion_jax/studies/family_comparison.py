@@ -47,10 +47,10 @@ def compare_families(
     """Compare families of generative models, and print the report.
 
     Args:
-      config: of configs/families.py.
+      config: the config of configs/families.py.
       workdir: the folder of all runs and of the report.
       families: names separated by ';'; '' for all of the config.
-      seeds: of training, separated by commas; '' for those of the config.
+      seeds: the seeds of training, separated by commas; '' for those of the config.
       others: workdirs of trained models that are measured too, separated by commas.
     """
     print(compare(config, workdir, families, seeds, parsing.paths("others", others)))
@@ -68,7 +68,7 @@ def compare(
     """Train, measure and write everything that is missing.
 
     Args:
-      config: of configs/families.py.
+      config: the config of configs/families.py.
       workdir: the folder of all runs and of the report.
       families: names with semicolons; '' for all of the config.
       seeds: with commas; '' for those of the config.
@@ -214,7 +214,7 @@ def measured(
       judged: images, and labels where the model has classes -> scores.
       count: images that are drawn.
       likelihoods: test images whose likelihood is computed, where the model has one.
-      name: of the model, for the progress bar.
+      name: the name of the model, for the progress bar.
 
     Returns:
       (its scores, its first images).

@@ -30,7 +30,7 @@ def train_family(
       config: the config of the family; 'latent' is a key of a latent one.
       dataset: the images.
       settings: the config of the comparison.
-      seed: of the training.
+      seed: the seed of the training.
 
     Returns:
       (the workdir of the model, its config with the number of steps).
@@ -62,8 +62,8 @@ def train_for(
       root: the workdir.
       config: the config.
       dataset: the training data.
-      seconds: of training steps, without compilation.
-      seed: of the training.
+      seconds: the time of the training steps, without compilation.
+      seed: the seed of the training.
 
     Returns:
       (the workdir, the config with the number of steps).

@@ -37,9 +37,9 @@ class Recipe(NamedTuple):
 
     Attributes:
       config: a config file whose variants are the methods and 'teacher'.
-      size: of a recipe that has several, such as 'light'; '' for the only one.
+      size: the size of a recipe that has several, such as 'light'; '' for the only one.
       images: config.data.path; '' for the recipe's own.
-      steps: of every training; 0 for the recipe's own.
+      steps: number of steps of every training; 0 for the recipe's own.
       root: the folder of the models.
       teacher: the workdir of the diffusion model that methods learn from.
     """
@@ -74,7 +74,7 @@ def few_step(
     Args:
       workdir: the folder of all models and results.
       recipe: a config file whose variants are the methods and 'teacher'.
-      size: of the recipe, if it has several.
+      size: the size of the recipe, if it has several.
       images: config.data.path; '' for the recipe's or the teacher's.
       methods: variants of the recipe, separated by commas.
       teacher: the workdir of a diffusion model; '' trains the recipe's.
@@ -82,7 +82,7 @@ def few_step(
       teacher_nfe: a further budget of the diffusion model.
       teacher_sampler: the sampler of the diffusion model.
       num: images in each cell.
-      steps: of every training; 0 for the recipe's.
+      steps: number of steps of every training; 0 for the recipe's.
       search: whether the times of each method are also placed by the Fréchet distance.
 
     Raises:
@@ -120,7 +120,7 @@ def check_names(
     Args:
       recipe: the config file.
       methods: variants of the recipe.
-      size: of the recipe.
+      size: the size of the recipe.
       sampler: that of the teacher.
       budgets: those of the methods and the teacher's own.
 
@@ -225,7 +225,7 @@ def search_times(
       budgets: numbers of network evaluations; one evaluation has no times to place.
       count: images, from other seeds than those by which models are compared.
       path: the grid file; one that is there is kept.
-      evaluations: of the distance, for each budget.
+      evaluations: number of evaluations of the distance, for each budget.
     """
     if store.load_json(path, grid_files.FILE):
         return

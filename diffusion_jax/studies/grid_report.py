@@ -24,7 +24,7 @@ def write(kept: Mapping[str, Any], title: str, stem: Path) -> str:
     Args:
       kept: the content of stem.json: 'rows', 'logsnr', 'exact', 'floor' (the scores of the truth),
         'starts' and 'num'.
-      title: of both.
+      title: the title of both.
       stem: the path of the files, without their endings.
 
     Returns:

@@ -66,10 +66,10 @@ def optimize_grid(
       starts: trajectories by which the times are placed.
       num: other seeds, by which every grid is measured.
       solved: how many of those are solved exactly.
-      iterations: of Levenberg-Marquardt, at most.
+      iterations: number of iterations of Levenberg-Marquardt, at most.
       tries: grids to start from.
       polish: evaluations of error and quality together; 0 skips them.
-      name: of the grid; '' for one made from the sampler's.
+      name: the name of the grid; '' for one made from the sampler's.
       out: the folder to write to; '' for WORKDIR/grids.
 
     Raises:
@@ -193,7 +193,7 @@ class Search(NamedTuple):
     """The effort of an optimization of times.
 
     Attributes:
-      iterations: of Levenberg-Marquardt, at most.
+      iterations: number of iterations of Levenberg-Marquardt, at most.
       tries: how many of the best grids are optimized.
       polish: evaluations of the combined score of error and quality on all seeds that times are
         placed by; 0: the trajectory error alone decides.

@@ -39,7 +39,7 @@ def draw(scales: Sequence[float], path: Path, count: int = 10_000) -> None:
     class's own.
 
     Args:
-      scales: of guidance; 1 is none.
+      scales: the scales of guidance; 1 is none.
       path: the picture to write.
       count: samples in a tile.
     """

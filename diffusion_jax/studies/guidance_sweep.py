@@ -42,7 +42,7 @@ def guidance_sweep(
       scales: guidance scales, separated by commas.
       guides: specs of guidance strategies, separated by ';'.
       num: images in each cell.
-      features: of the images, separated by commas; '' for the default ones.
+      features: the features of the images, separated by commas; '' for the default ones.
 
     Raises:
       UserError: for guides and scales that the model cannot use.

@@ -46,7 +46,7 @@ class LikelihoodSettings(TypedDict):
       moves: transitions of the discrete bound.
       grid: the grid of their times.
       draws: times at which the continuous bound is measured for each image.
-      seed: of all noise.
+      seed: the seed of all noise.
     """
 
     split: str

@@ -62,7 +62,7 @@ def compare_samplers(
       workdir: the folder of the model.
       samplers: specs separated by ';', each with @grid where it needs one; '' for a dozen.
       others: workdirs of other models of the same data, separated by commas.
-      features: of the Fréchet distance; '' for the default ones.
+      features: the features of the Fréchet distance; '' for the default ones.
       nfe: budgets of network evaluations, separated by commas.
       num: samples in each cell; None for 200.
       seeds: the seeds themselves, such as '1000-1199'; '' for 0 to num - 1.
@@ -218,8 +218,8 @@ def compare_model(
       stem: the path of the report, without its endings.
       record: what the report records, see `sampler_report.write`.
       others: workdirs of other models of the same data, each compared by its own config's sampler.
-      features: of the Fréchet distance, see `subjects.of_model`.
-      **options: of `comparison.compare`.
+      features: the features of the Fréchet distance, see `subjects.of_model`.
+      **options: further arguments of `comparison.compare`.
 
     Returns:
       The text of stem.md.

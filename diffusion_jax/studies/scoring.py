@@ -91,7 +91,7 @@ def plan_of(
 
     Args:
       trained: the model.
-      settings: of sampling; None for those of the model.
+      settings: the settings of sampling; None for those of the model.
       dataset: gives the labels or captions of the images.
       seeds: one for each image.
       mesh: the devices that draw; None for one device.
@@ -114,7 +114,7 @@ def identity_of(trained: Trained, settings: SamplingSettings) -> dict[str, Any]:
 
     Args:
       trained: the model.
-      settings: of sampling.
+      settings: the settings of sampling.
     """
     record = {**trained.experiment.record}
     record.pop("sampler", None)
@@ -141,8 +141,8 @@ def score(
     Args:
       plan: how they are drawn.
       judged: what scores them.
-      folder: of the blocks of this plan, such as `folder_of(root, plan, judged)`; None keeps the
-        rows in memory.
+      folder: the folder of the blocks of this plan, such as `folder_of(root, plan, judged)`; None
+        keeps the rows in memory.
       shown: the first images to return.
       description: names the progress; '' shows none.
       grouped: whether the scores need intervals.

@@ -144,7 +144,7 @@ def cell_path(
       folder: the folder of the cells.
       identity: what the result depends on, as plain data.
       digits: how many hexadecimal digits of the hash make the name.
-      indent: of the JSON text that is hashed; 2 finds the cells of guidance sweeps.
+      indent: the indentation of the JSON text that is hashed; 2 finds the cells of guidance sweeps.
     """
     text = files.canonical_json(identity, indent)
     return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:digits]}.npz"
@@ -157,7 +157,7 @@ def save_cell(
 
     Args:
       path: the file.
-      name: of the array that holds the record as JSON text.
+      name: the name of the array that holds the record as JSON text.
       record: plain data.
       arrays: name -> array; those that are None are left out.
     """
@@ -176,7 +176,7 @@ def read_cell(
 
     Args:
       path: the file.
-      name: of the array that holds the record.
+      name: the name of the array that holds the record.
       rule: what the record must be.
       needed: arrays that must be there, and what each must be.
       also: as in `npz.load`: what an array of another name must be.

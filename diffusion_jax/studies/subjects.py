@@ -199,7 +199,7 @@ def of_model(
       seeds: one for each sample.
       name: its name in titles.
       solved: how many of the seeds are solved exactly.
-      features: of the Fréchet distance; '' for the default ones (choice.default_features).
+      features: the features of the Fréchet distance; '' for those of choice.default_features.
 
     Raises:
       UserError: for an autoencoder, for guidance that the model has no condition for, and for a

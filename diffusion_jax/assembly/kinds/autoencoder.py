@@ -194,9 +194,9 @@ def decode_latents(
 
     Args:
       experiment: an autoencoder.
-      params: of its networks.
+      params: the parameters of its networks.
       z: latents, (B, ...).
-      keys: of the images, (B,), by which an autoregressive decoder draws.
+      keys: the keys of the images, (B,), by which an autoregressive decoder draws.
       cond: the condition.
     """
     bound, likelihood = networks(experiment, params), experiment.objective.likelihood
