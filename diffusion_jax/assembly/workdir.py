@@ -246,7 +246,7 @@ def load(
         return Trained(experiment, params, made.step, experiment.sampling.weights, about)
     which = trainer.weights_name(experiment)
     restored = restoring.restore_params(
-        _checkpoints(workdir, experiment.sampling.checkpoint),
+        checkpoints(workdir, experiment.sampling.checkpoint),
         None if which == "params" else which,
         template=template,
         step=step,
@@ -294,8 +294,16 @@ def load_for_comparison(workdir: str | Path, key: str, shape: tuple[int, ...]) -
     return trained
 
 
-def _checkpoints(workdir: Path, chosen: str) -> Path:
-    """The folder that config.sampler.checkpoint means."""
+def checkpoints(workdir: Path, chosen: str) -> Path:
+    """The folder of checkpoints that config.sampler.checkpoint means.
+
+    Args:
+      workdir: the workdir.
+      chosen: '' for the newest, 'best' for that of the smallest config.training.best.
+
+    Raises:
+      UserError: for another choice, and where no best checkpoint was kept.
+    """
     if chosen not in ("", "best"):
         raise unknown("config.sampler.checkpoint", chosen, ["best"])
     if chosen and restoring.latest_step(workdir / "checkpoints_best") is None:

@@ -17,10 +17,12 @@ again after a warning, and a table that was made with other settings is started 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -51,6 +53,23 @@ def load_json(path: Path, rule: reading.Rule) -> Any | None:
       rule: what the content must be.
     """
     return load(path, lambda path: reading.json_file(path, rule))
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes from making the result of a file while the block runs.
+
+    They wait at this place and then find the result. On a file system without locks both make it,
+    and as files are written atomically, one of two equal results stays.
+
+    Args:
+      path: the file of the result; the lock is the file `.NAME.lock` beside it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as file:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 # ---- rows of one JSON file

@@ -197,6 +197,48 @@ def load(directory: str | os.PathLike, step: int) -> dict[str, dict[str, np.ndar
     return averages
 
 
+class SnapshotFit(NamedTuple):
+    """The weighted sum of snapshots that is closest to a wanted average.
+
+    Attributes:
+      steps: of the snapshots.
+      lengths: of the averages in each snapshot.
+      weights: (steps, lengths), of every average.
+      step: the step at which the wanted average is taken.
+      misfit: the distance of its weights from the wanted ones, as a share of their norm.
+    """
+
+    steps: list[int]
+    lengths: list[float]
+    weights: np.ndarray
+    step: int
+    misfit: float
+
+
+def fitted(directory: str | os.PathLike, length: float, step: int | None = None) -> SnapshotFit:
+    """Fit the snapshots up to a step to a power average; no parameters are summed.
+
+    Args:
+      directory: the folder of the snapshots.
+      length: the relative length of the wanted average.
+      step: the step of the average; None is that of the last snapshot.
+
+    Raises:
+      UserError: if there are no snapshots.
+    """
+    there = [s for s in steps(directory) if step is None or s <= step]
+    if not there:
+        raise UserError(
+            f"there are no snapshots in '{directory}'; train with "
+            "--config.ema.powers='(0.05,0.1)' to keep them"
+        )
+    lengths = [float(name.removeprefix("power_")) for name in load(directory, there[0])]
+    have = [Profile(each, s) for s in there for each in lengths]
+    end = step or there[-1]
+    x, misfit = fit(have, Profile(length, end))
+    return SnapshotFit(there, lengths, x.reshape(len(there), -1), end, misfit)
+
+
 def reconstruct(
     directory: str | os.PathLike, length: float, template: Any, *, step: int | None = None
 ) -> Reconstructed:
@@ -213,32 +255,23 @@ def reconstruct(
     Raises:
       UserError: if there are no snapshots, or they are of another model.
     """
-    there = [s for s in steps(directory) if step is None or s <= step]
-    if not there:
-        raise UserError(
-            f"there are no snapshots in '{directory}'; train with "
-            "--config.ema.powers='(0.05,0.1)' to keep them"
-        )
-    lengths = [float(name.removeprefix("power_")) for name in load(directory, there[0])]
-    have = [Profile(each, s) for s in there for each in lengths]
-    x, misfit = fit(have, Profile(length, step or there[-1]))
+    found = fitted(directory, length, step)
     shapes = {path: leaf.shape for path, leaf in leaves_by_path(template).items()}
     total = {path: np.zeros(shape) for path, shape in shapes.items()}
-    for s, weights in zip(there, x.reshape(len(there), -1), strict=True):
+    for s, weights in zip(found.steps, found.weights, strict=True):
         averages = load(directory, s)
-        for each, weight in zip(lengths, weights, strict=True):
-            found = averages.get(ema.power_name(each), {})
-            if {path: leaf.shape for path, leaf in found.items()} != shapes:
+        for each, weight in zip(found.lengths, weights, strict=True):
+            own = averages.get(ema.power_name(each), {})
+            if {path: leaf.shape for path, leaf in own.items()} != shapes:
                 raise UserError(
                     f"the snapshot of step {s} in '{directory}' is of another model or of other "
                     "lengths; remove it"
                 )
-            for path, leaf in found.items():
+            for path, leaf in own.items():
                 total[path] += weight * leaf
     leaves = [total[path].astype(np.float32) for path in shapes]
-    return Reconstructed(
-        jax.tree.unflatten(jax.tree.structure(template), leaves), step or there[-1], misfit
-    )
+    params = jax.tree.unflatten(jax.tree.structure(template), leaves)
+    return Reconstructed(params, found.step, found.misfit)
 
 
 def _digest(step: int, leaves: dict[str, np.ndarray]) -> str:
