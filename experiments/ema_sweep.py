@@ -4,7 +4,7 @@ python -m experiments.ema_sweep --workdir=runs/a --lengths=0.02,0.05,0.1,0.15,0.
 
 The run must have kept snapshots (--config.ema.powers='(0.05,0.1)'); every length is made from them
 (Karras et al. 2024, EDM2, section 3.2). All lengths use the same seeds. Prints a table and writes
-ema_sweep.md, .png and .json into the workdir. Lengths that ema_sweep.json has already are not made
+ema_sweep.md, .png and .json into the workdir. Lengths that its folder ema_sweep/ has are not made
 again; --config.sampler.ema='post_hoc(LENGTH)' uses the best one in any other command.
 """
 

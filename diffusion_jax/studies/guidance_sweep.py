@@ -1,30 +1,27 @@
-"""Samples judged at several guidance scales: the command guidance_sweep."""
+"""Samples judged at several guidance scales: the command guidance_sweep, a preset of the sweep."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax.assembly import denoiser, experiment, sample_conditions, sampling
-from diffusion_jax.assembly import workdir as workdirs
-from diffusion_jax.assembly.workdir import Trained
-from diffusion_jax.core import files, npz, parsing, provenance, reading
+from diffusion_jax.assembly import sampling
+from diffusion_jax.core import files, parsing, provenance
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.core.progress import progress
-from diffusion_jax.core.types import Array, Cond, Key
-from diffusion_jax.evaluation import choice, generate, judge
+from diffusion_jax.evaluation import intervals
 from diffusion_jax.evaluation.metrics import find
 from diffusion_jax.report import pictures, sweeps
 from diffusion_jax.report.tables import markdown_table
-from diffusion_jax.studies import guidance_mixture, store
-from diffusion_jax.training import sharding
+from diffusion_jax.studies import guidance_mixture, sweep_space, sweep_task
+from diffusion_jax.studies.sweep_cells import SHOWN, CellSampler, Scoring
+from diffusion_jax.studies.sweep_space import Axis, Space
+from diffusion_jax.studies.sweep_task import Results, Task
+from diffusion_jax.training import distributed
 
-SHOWN = 10  # images in a strip
 PREFERRED = ("accuracy", "precision", "frechet", "recall", "coverage")  # first columns of the table
 
 Row = Mapping[str, Any]
@@ -110,147 +107,60 @@ def sweep_model(
     Returns:
       The text of guidance_sweep.md.
     """
-    mesh = sampling.sampling_mesh(config)
-    trained = workdirs.load(workdir, config, mesh)
-    experiment.need_images(trained.experiment)
-    models = _with_guides(trained, guides, scales, workdir, mesh)
-    dataset = workdirs.images(config, workdir)
-    labels, cond = sample_conditions.for_judging(trained.experiment, dataset, count)
-    chosen = parsing.names(features) or [choice.default_features(dataset.train)]
-    metrics = ("accuracy", "frechet", "prdc")
-    judged = judge.against(dataset.train, labels, features=chosen, metrics=metrics, count=count)
-    # real images are as many as in a cell: recall depends on their number
-    real = judge.on_real(dataset.train, dataset.test, judged, count)
-    settings = _settings(trained, chosen, count)
-    batch, folder = trained.experiment.sampling.batch_size, workdir / "guidance_sweep"
-    rows = sweep(models, scales, judged, cond, count, batch, mesh, folder, settings)
-    _save(trained, workdir, models, settings, rows, real)
+    space = Space((Axis("sampler.guide", tuple(guides)), Axis("sampler.guidance", tuple(scales))))
+    dataset = sweep_task.data_of(config, workdir, trains=False)
+    task = sweep_task.make(config, workdir, space, workdir / "guidance_sweep", count, "grid()")
+    sweep_task.check(task, dataset)
+    sampler = sweep_task.sampler(task, dataset, sampling.sampling_mesh(config))
+    chosen = sweep_task.Names(parsing.names(features), ["accuracy", "frechet", "prdc"], "frechet")
+    scored = sweep_task.prepare(task, sampler, dataset, chosen)
+    results = sweep_task.measure(task, sampler, scored, "guidance sweep")
+    rows, real = _rows(task, results), intervals.values(scored.real)
+    if distributed.first():
+        text = _write(task, sampler, scored, rows, real, workdir)
+        sweep_task.discard_blocks(task, scored)
+        return text
+    return ""
+
+
+def _rows(task: Task, results: Results) -> list[dict[str, Any]]:
+    """The cells as rows {'guide', 'scale', 'shown': the first images, score: value}.
+
+    Raises:
+      UserError: for a cell that failed.
+    """
+    rows = []
+    for number, cell in task.cells.items():
+        found = results[number, task.num]
+        if found.note:
+            raise UserError(f"{sweep_space.overrides(cell.settings)}: {found.note}")
+        guide, scale = cell.settings.values()
+        rows.append({"guide": guide, "scale": scale, "shown": found.shown, **found.scores})
+    return rows
+
+
+def _write(
+    task: Task,
+    sampler: CellSampler,
+    scored: Scoring,
+    rows: Sequence[Row],
+    real: Mapping[str, float],
+    workdir: Path,
+) -> str:
+    """Write the files of a sweep, and return the text of its table."""
+    cells = list(task.cells.values())
+    trained, features = sampler.model(cells[0]), scored.judged.features
+    _save(task, sampler, features, workdir, rows, real)
     plan = sampling.method(trained.experiment)
     title = (
-        f"Guidance on {workdir.name}, step {trained.step}: {count} images a cell, "
+        f"Guidance on {workdir.name}, step {trained.step}: {task.num} images a cell, "
         f"{trained.experiment.sampling.name}, {sampling.evaluations(plan)} evaluations"
     )
-    _figures(workdir, rows, real, scales, chosen[0], title)
+    scales = list(dict.fromkeys(row["scale"] for row in rows))
+    _figures(workdir, rows, real, scales, features[0], title)
     text = f"# {title}\n\n{report(rows, real)}"
     files.save_text(workdir / "guidance_sweep.md", text)
     return text
-
-
-def _with_guides(
-    trained: Trained,
-    guides: Sequence[str],
-    scales: Sequence[float],
-    workdir: Path,
-    mesh: jax.sharding.Mesh,
-) -> dict[str, Trained]:
-    """The model with each guide; UserError for a guide that it cannot use."""
-    models = {guide: workdirs.with_guide(trained, guide, workdir, mesh) for guide in guides}
-    for guide, model in models.items():
-        for scale in scales:
-            denoiser.is_guided(model.experiment, scale, key=f"--guides='{guide}' at scale")
-    return models
-
-
-def _settings(trained: Trained, features: Sequence[str], count: int) -> dict[str, Any]:
-    """The settings on which every cell depends besides its guide and scale."""
-    varied = ("guide", "guidance", "batch_size")
-    record = trained.experiment.record
-    sampler = {key: value for key, value in record["sampler"].items() if key not in varied}
-    return {
-        "num": count,
-        "features": ",".join(features),
-        "step": trained.step,
-        "weights": trained.weights,
-        "config": {**record, "sampler": sampler},
-    }
-
-
-# ---- the cells
-def sweep(
-    models: Mapping[str, Trained],
-    scales: Sequence[float],
-    judged: judge.Judge,
-    cond: Cond,
-    count: int,
-    batch_size: int,
-    mesh: jax.sharding.Mesh,
-    folder: Path,
-    settings: Mapping[str, Any],
-) -> list[dict[str, Any]]:
-    """Draw and judge every cell that the folder does not hold.
-
-    Args:
-      models: guide -> the model with it.
-      scales: the guidance scales.
-      judged: images -> scores.
-      cond: the conditions of the `count` images, the same in every cell, as their seeds are.
-      count: images in each cell.
-      batch_size: images that are drawn at once.
-      mesh: the devices on which images are drawn.
-      folder: where cells are kept.
-      settings: what every cell depends on besides its guide and scale.
-
-    Returns:
-      A row {'guide', 'scale', 'shown': the first images, score: value} for each cell.
-    """
-
-    def path(guide: str, scale: float) -> Path:
-        identity = {**settings, "guide": guide, "scale": scale}
-        return store.cell_path(folder, identity, digits=16, indent=2)
-
-    cells = [(guide, scale, path(guide, scale)) for guide in models for scale in scales]
-    missing = [cell for cell in cells if store.load(cell[2], _read) is None]
-    with progress(len(missing) * count, "guidance sweep", enabled=bool(missing)) as advance:
-        runs = {guide: _sampler(trained, mesh) for guide, trained in models.items()}
-        for guide, scale, file in missing:
-            images = _draw(runs[guide], scale, cond, count, batch_size, advance)
-            store.save_cell(file, "scores", judged(images), {"images": images[:SHOWN]})
-    return [{"guide": guide, "scale": scale} | _read(file) for guide, scale, file in cells]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A finished cell, {'shown': images, score: value}; UserError for a file that is damaged."""
-    images = {"images": npz.ArraySpec("u", (None, None, None, None))}
-    rule = reading.table(reading.number(finite=False))
-    scores, arrays = store.read_cell(path, "scores", rule, images)
-    return {"shown": arrays["images"]} | scores
-
-
-Draw = Callable[[Key, Cond, float], Array]
-
-
-def _sampler(trained: Trained, mesh: jax.sharding.Mesh) -> Draw:
-    """Make the function (keys, cond, scale) -> images, one program for all scales.
-
-    At the neutral scale the guided model is the model itself.
-    """
-    model, plan = trained.experiment, sampling.method(trained.experiment)
-    run = sampling.sample_fn(model, plan.sampler, guided=True, clip=plan.clip, noise=plan.noise)
-    everywhere, params = sharding.spread(run, mesh), denoiser.ensemble(model, trained.params)
-    ts = np.asarray(plan.ts)
-    return lambda keys, cond, scale: everywhere(params, (keys, cond), ts, np.float32(scale))
-
-
-def _draw(
-    run: Draw,
-    scale: float,
-    cond: Cond,
-    count: int,
-    batch_size: int,
-    advance: Callable[[int], None],
-) -> np.ndarray:
-    """The uint8 images of the seeds 0 to count - 1 and their conditions."""
-    left = count
-
-    def draw(keys: Key, cond: Cond) -> Array:
-        nonlocal left
-        images = run(keys, cond, scale)
-        advance(min(left, len(keys)))
-        left -= len(keys)
-        return images
-
-    keys = generate.seeds_to_keys(range(count))
-    return generate.generate(draw, keys, cond, batch_size=min(batch_size, count), progress=False)
 
 
 # ---- what is written
@@ -282,25 +192,31 @@ def report(rows: Sequence[Row], real: Mapping[str, float]) -> str:
 
 
 def _save(
-    trained: Trained,
+    task: Task,
+    sampler: CellSampler,
+    features: Sequence[str],
     workdir: Path,
-    models: Mapping[str, Trained],
-    settings: Mapping[str, Any],
     rows: Sequence[Row],
     real: Mapping[str, float],
 ) -> None:
     """Write guidance_sweep.json, with the configs of the models that guides use."""
-    others = {
-        guide: [found.record for found, _ in model.experiment.others]
-        for guide, model in models.items()
-    }
+    others = {}
+    for cell in task.cells.values():
+        if cell.guide not in others:
+            trained = sampler.model(cell)
+            others[cell.guide] = [found.record for found, _ in trained.experiment.others]
     result = {
+        "num": task.num,
+        "features": ",".join(features),
+        "step": trained.step,
+        "weights": trained.weights,
+        "config": trained.experiment.record,
         "rows": [{key: value for key, value in row.items() if key != "shown"} for row in rows],
         "real": real,
         "others": others,
         "provenance": provenance.provenance(trained.experiment.record, trained.experiment.seed),
     }
-    files.save_json(workdir / "guidance_sweep.json", {**settings, **result})
+    files.save_json(workdir / "guidance_sweep.json", result)
 
 
 def _figures(

@@ -30,7 +30,6 @@ RESOLVES = {
     "studies/benchmark.py": ("benchmark",),
     "studies/benchmark_loop.py": ("shortened", "loop"),
     "studies/benchmark_timing.py": ("dataset_for",),
-    "studies/ema_sweep.py": ("ema_sweep",),
     "studies/export_weights.py": ("write_weights",),
     "studies/family_comparison.py": ("compare", "_family_configs", "_measured_once"),
     "studies/family_training.py": ("train_family", "with_steps", "steps_for"),
@@ -40,6 +39,8 @@ RESOLVES = {
     "studies/inverse_on_images.py": ("compare_on_images",),
     "studies/plans.py": ("plan",),
     "studies/reference_statistics.py": ("statistics",),
+    "studies/sweep.py": ("sweep",),
+    "studies/sweep_cells.py": ("make",),
     "studies/training.py": ("encode",),
 }
 FILES = sorted(

@@ -35,6 +35,7 @@ LEAST = {
     "steps": "1",
     "scales": "1,2",
     "draws": "1",
+    "over": "sampler.nfe=[2]",
 }  # of work
 
 SAMPLED = ("sampler.",)  # the keys of a trained model that may be overridden

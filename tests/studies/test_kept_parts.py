@@ -16,11 +16,9 @@ from diffusion_jax.evaluation import frechet, statistics
 from diffusion_jax.evaluation.features import extractor
 from diffusion_jax.studies import (
     comparison,
-    ema_sweep,
     family_comparison,
     few_step_methods,
     grid_file,
-    guidance_sweep,
     inverse_table,
     likelihoods,
     plans,
@@ -45,42 +43,6 @@ def whole_and_spoiled(path: Path, run, made: list, capsys) -> None:
         made.clear()
         if not path.is_file():
             path.unlink(missing_ok=True)
-
-
-def test_the_sweep_of_ema_lengths(tmp_path, capsys):
-    made, path, settings = [], tmp_path / "a.json", {"config": {"a": 1}}
-
-    def make(length):
-        made.append(length)
-        return type("Made", (), {"misfit": 0.0, "params": length})
-
-    def run():
-        ema_sweep.sweep([0.1], make, lambda params: [{"frechet": params}], path, settings)
-
-    whole_and_spoiled(path, run, made, capsys)
-
-
-def test_the_sweep_of_guidance(tmp_path, capsys, monkeypatch):
-    made = []
-
-    def draw(*args):
-        made.append(args)
-        return np.zeros((4, 2, 2, 1), np.uint8)
-
-    monkeypatch.setattr(guidance_sweep, "_sampler", lambda *args: None)
-    monkeypatch.setattr(guidance_sweep, "_draw", draw)
-
-    def run():
-        return guidance_sweep.sweep(
-            {"cfg()": None}, [1.0], lambda images: {"frechet": 1.0}, None, 4, 4, None, tmp_path, {}
-        )
-
-    run()
-    (path,) = tmp_path.iterdir()
-    made.clear()
-    assert run() and not made
-    for _ in spoiled(path):
-        assert run()[0]["frechet"] == 1.0 and made.pop() and "made again" in capsys.readouterr().err
 
 
 def test_the_rows_of_the_inverse_benchmark(tmp_path, capsys):

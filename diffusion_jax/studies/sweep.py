@@ -1,0 +1,150 @@
+"""The best settings of a model, found over any config keys: the command sweep.
+
+sweep_space reads the keys and values, sweep_search decides which cells get images, sweep_cells
+draws and judges them, sweep_page shows what was found, and sweep_launch hands the work to SLURM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from diffusion_jax.assembly import denoiser, sampling
+from diffusion_jax.core import parsing, provenance
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.data import Dataset
+from diffusion_jax.studies import (
+    sweep_cells,
+    sweep_launch,
+    sweep_page,
+    sweep_runs,
+    sweep_space,
+    sweep_task,
+)
+from diffusion_jax.studies.sweep_space import Space
+from diffusion_jax.studies.sweep_task import Task
+from diffusion_jax.training import distributed
+
+
+class SweepFlags(NamedTuple):
+    """The flags that say what a sweep measures.
+
+    Attributes:
+      workdir: the folder of the trained model; None where a config file is given.
+      config_file: the config file and its variant; None where the config is that of a workdir.
+      over: KEY=VALUES of each --over.
+      search: a spec of sweep_search.SEARCHES.
+      for_each: keys, with commas, for each of whose values a best cell is found; '' for the number
+        of network evaluations.
+      num: images of a cell, at most.
+      metric: the score that is optimized.
+      metrics: the scores that are shown, with commas.
+      features: feature extractors, with commas; '' for the default ones.
+      out: the folder of the sweep; '' for WORKDIR/sweep.
+    """
+
+    workdir: str | None
+    config_file: str | None
+    over: Sequence[str]
+    search: str
+    for_each: str
+    num: int
+    metric: str
+    metrics: str
+    features: str
+    out: str
+
+
+def sweep(
+    config: ConfigDict,
+    *,
+    launch: str,
+    submit: bool,
+    job: str,
+    asked: frozenset[str] = frozenset(),
+    **flags: Any,
+) -> None:
+    """Search a space of settings, and write sweep.md, .html, .png, .csv and .json.
+
+    Args:
+      config: the config of the model, with what the command line changes.
+      launch: 'local', or 'slurm' to write jobs instead of doing them.
+      submit: whether the jobs are submitted.
+      job: the one job to do (sweep_launch); '' for all.
+      asked: the config keys that the command line sets.
+      **flags: see SweepFlags.
+
+    Raises:
+      UserError: for keys and values that do not exist or do not fit together.
+    """
+    given = SweepFlags(**flags)
+    if submit and launch != "slurm":
+        raise UserError("--submit sends jobs to SLURM; add --launch=slurm")
+    chosen = sweep_task.names(given.features, given.metrics, given.metric)
+    task, dataset = prepare(config, given, asked)
+    if launch == "slurm":
+        path = sweep_launch.write(task, sweep_launch.command(given._asdict(), config, asked))
+        return sweep_launch.submit(path) if submit else print(f"submit the jobs: bash {path}")
+    if job.startswith("train:"):
+        numbers = parsing.integers("job", job.removeprefix("train:"))
+        return sweep_runs.train(task, numbers[0] if numbers else -1)
+    if not job:
+        sweep_task.announce(task)
+        sweep_runs.train(task)
+    sampler = sweep_task.sampler(task, dataset, sampling.sampling_mesh(config))
+    scored = sweep_task.prepare(task, sampler, dataset, chosen)
+    if job:
+        losses = sweep_task.losses(sweep_task.read(task, scored), scored)
+        number, images = sweep_launch.chosen(task.plan, job, losses)
+        sweep_cells.measure(task.cells[number], images, sampler, scored, task.root / "cells")
+        return None
+    results = sweep_task.measure(task, sampler, scored)
+    if distributed.first():
+        record = provenance.provenance(config, config.seed)
+        print(sweep_page.write(task, results, scored, record, given.workdir))
+        sweep_task.discard_blocks(task, scored)
+    print(f"{task.root / 'sweep.html'} shows it; sweep.csv and sweep.json have all numbers")
+    return None
+
+
+def prepare(
+    config: ConfigDict, given: SweepFlags, asked: frozenset[str] = frozenset()
+) -> tuple[Task, Dataset]:
+    """Read, check and plan a sweep before anything runs.
+
+    Args:
+      config: the config of the model, with what the command line changes.
+      given: the flags.
+      asked: the config keys that the command line sets.
+
+    Returns:
+      (the task, the data that its images are judged against).
+
+    Raises:
+      UserError: for keys and values that do not exist or do not fit together.
+    """
+    space = sweep_space.parse(config, given.over)
+    root, varied = _root(given), {axis.key for axis in space.axes}
+    trains = not all(map(sweep_space.is_sampling, varied))
+    dataset = sweep_task.data_of(config, given.workdir, trains)
+    if "sampler.guidance" not in varied | asked:
+        config = denoiser.usable_guidance(config, dataset.num_classes)
+    grouped = parsing.names(given.for_each) or _budget(space)
+    task = sweep_task.make(config, given.workdir, space, root, given.num, given.search, grouped)
+    sweep_task.check(task, dataset)
+    return task, dataset
+
+
+def _budget(space: Space) -> list[str]:
+    """The key of the number of network evaluations, if the space varies it."""
+    return [axis.key for axis in space.axes if axis.key == sweep_task.BUDGET]
+
+
+def _root(given: SweepFlags) -> Path:
+    """The folder of the sweep."""
+    if not (given.out or given.workdir):
+        raise UserError("--out is missing: the folder of the sweep and of its training runs")
+    return parsing.folder("out", given.out or Path(given.workdir) / "sweep")

@@ -1,0 +1,399 @@
+"""A sweep as a task: its cells and runs, checked before anything runs, and the loop that measures.
+
+task = make(config, workdir, space, root, num, "halving()")
+check(task, dataset)
+scoring = prepare(task, sampler, dataset, names)
+found = measure(task, sampler, scoring)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from diffusion_jax.assembly import components, denoiser, experiment, sampling, trainer
+from diffusion_jax.assembly import workdir as workdirs
+from diffusion_jax.assembly.build import Family, build
+from diffusion_jax.core import files, parsing
+from diffusion_jax.core.errors import UserError, unknown
+from diffusion_jax.core.progress import progress
+from diffusion_jax.data import Dataset
+from diffusion_jax.evaluation import choice, judge
+from diffusion_jax.evaluation.metrics import METRICS, NEITHER, find
+from diffusion_jax.studies import sweep_cells, sweep_search, sweep_space
+from diffusion_jax.studies.sweep_cells import CellSampler, CellScores, Scoring, SweepCell
+from diffusion_jax.studies.sweep_search import SearchPlan
+from diffusion_jax.studies.sweep_space import Space
+from diffusion_jax.training import ema, post_hoc, restoring
+
+SEARCHES = Family("search", sweep_search.SEARCHES, "SEARCHES")
+BUDGET = "sampler.nfe"
+
+Results = dict[tuple[int, int], CellScores]  # (cell, images) -> its scores
+
+
+class Task(NamedTuple):
+    """What a sweep measures.
+
+    Attributes:
+      space: the keys and their values.
+      cells: the cells that take part, by number.
+      runs: the config of each training run, by its workdir; {} where a trained model is swept.
+      plan: which cells get how many images.
+      root: the folder of the sweep.
+      num: images of a cell, at most.
+      grouped: the keys for each of whose values a best cell is found.
+    """
+
+    space: Space
+    cells: dict[int, SweepCell]
+    runs: dict[Path, ConfigDict]
+    plan: SearchPlan
+    root: Path
+    num: int
+    grouped: tuple[str, ...]
+
+
+class Names(NamedTuple):
+    """The names of the features, the metrics and the optimized score of a sweep."""
+
+    features: list[str]
+    metrics: list[str]
+    metric: str
+
+
+# the score that stands for an estimator of several
+_MAIN = {"prdc": "precision", "memorization": "copies", "frechet_interval": "frechet_low"}
+
+
+def names(features: str, metrics: str, metric: str = "") -> Names:
+    """Read and check the flags --features, --metrics and --metric.
+
+    Args:
+      features: names with commas; '' for the default ones.
+      metrics: names with commas.
+      metric: the score that is optimized; '' for the first of the metrics.
+
+    Raises:
+      UserError: for an unknown metric, and for one of which neither direction is better.
+    """
+    chosen, scores = choice.resolve_names(parsing.names(features), parsing.metrics(metrics))
+    choice.check_metrics(scores)
+    if not scores:
+        raise UserError("--metrics is empty; name some, with commas, such as accuracy,frechet")
+    optimized = metric.lower() or _MAIN.get(scores[0], scores[0])
+    if optimized == "fid":
+        chosen, optimized = list(dict.fromkeys([*chosen, "inception"])), "frechet/inception"
+    base = optimized.partition("/")[0]
+    if base not in METRICS:
+        raise unknown("--metric", metric, [key for key, m in METRICS.items() if m.direction])
+    if METRICS[base].direction == NEITHER:
+        raise UserError(f"--metric={metric}: neither direction of it is better; choose another")
+    return Names(chosen, scores, optimized)
+
+
+# ---- the cells
+def make(
+    config: ConfigDict,
+    workdir: str | Path | None,
+    space: Space,
+    root: Path,
+    num: int,
+    search: str,
+    grouped: Sequence[str] = (),
+) -> Task:
+    """The cells of a space, their runs, and the plan by which they are measured.
+
+    Args:
+      config: the config that the cells change.
+      workdir: of the trained model; None where every cell is trained.
+      space: the keys and their values.
+      root: the folder of the sweep.
+      num: images of a cell, at most.
+      search: a spec of SEARCHES.
+      grouped: keys of the space for each of whose values a best cell is found.
+
+    Raises:
+      UserError: for settings of a cell that are wrong together, and too many cells.
+    """
+    keys = [axis.key for axis in space.axes]
+    for key in grouped:
+        if key not in keys:
+            raise unknown("--for_each", key, keys)
+    method = build(SEARCHES, search)
+    training = [key for key in keys if not sweep_space.is_sampling(key)]
+    cells, runs, groups = {}, {}, {}
+    for number in method.choose(space.size):
+        settings = space.settings(number)
+        own = sweep_space.with_settings(config, settings)
+        folder = Path(workdir) if workdir else root
+        if training:
+            trained = {key: settings[key] for key in training}
+            folder = root / "runs" / run_name(trained)
+            runs.setdefault(folder, sweep_space.with_settings(config, trained))
+        cells[number] = sweep_cells.make(number, settings, folder.absolute(), own)
+        groups.setdefault(tuple(settings[key] for key in grouped), []).append(number)
+    plan = sweep_search.plan(groups, num, method)
+    return Task(space, cells, runs, plan, root, num, tuple(grouped))
+
+
+def run_name(settings: dict[str, Any]) -> str:
+    """The name of the folder of a training run: its settings in short, and a hash of them.
+
+    Args:
+      settings: the training keys of the run and their values.
+    """
+    said = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in settings.items())
+    digest = hashlib.sha256(files.canonical_json(settings).encode()).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9.,=_+-]+', '_', said)[:80]}-{digest}"
+
+
+def data_of(config: ConfigDict, workdir: str | Path | None, trains: bool) -> Dataset:
+    """The data set that the images of a sweep are judged against.
+
+    Args:
+      config: the config of the model.
+      workdir: of the trained model; None where there is none.
+      trains: whether every cell is trained.
+
+    Raises:
+      UserError: for sampling keys without a trained model.
+    """
+    if trains:
+        return workdirs.images(config)
+    if workdir is None:
+        raise UserError(
+            "--workdir is missing: --over names only keys of config.sampler, which vary on a "
+            "trained model; a key such as optimizer.learning_rate trains one for each value"
+        )
+    if restoring.latest_step(Path(workdir).expanduser() / "checkpoints") is None:
+        raise UserError(
+            f"--workdir={workdir} has no checkpoint; train the model first (experiments.train)"
+        )
+    return workdirs.images(config, workdir)
+
+
+def check(task: Task, dataset: Dataset) -> None:
+    """Check every cell as far as that takes neither training nor weights.
+
+    Args:
+      task: the sweep.
+      dataset: the data that its images are judged against.
+
+    Raises:
+      UserError: for settings that a model cannot use.
+    """
+    checked = set()
+    for cell in task.cells.values():
+        chosen = cell.sampling
+        key = (*sweep_cells.order(cell), chosen.grid, chosen.nfe, chosen.guidance)
+        if key not in checked:
+            checked.add(key)
+            _check_cell(cell, task, dataset)
+
+
+def _check_cell(cell: SweepCell, task: Task, dataset: Dataset) -> None:
+    """Refuse a cell whose settings its model cannot use; no weights are loaded for it."""
+    shape, classes = dataset.image_shape, dataset.num_classes
+    if not task.runs:
+        about = workdirs.about_data(cell.workdir)
+        shape, classes = about["image_shape"], about["num_classes"]
+    config = sweep_space.with_settings(cell.config, {"sampler.guide": "cfg()"})
+    model = experiment.assemble(config, shape, classes)
+    experiment.need_images(model)
+    model = model._replace(grids=cell.workdir / "grids")
+    guide = build(components.GUIDES, cell.guide)
+    scale = cell.sampling.guidance
+    if guide.neutral is None or scale != guide.neutral:
+        denoiser.need_guidable(model._replace(guide=guide), f"config.sampler.guidance={scale:g}")
+    sampling.method(model, cell.sampling._replace(guidance=1.0))
+    length = post_hoc.length_of(cell.sampling.weights)
+    if length is None:
+        trainer.weights_name(model)
+    else:
+        ema.gamma(length)
+    if not task.runs:
+        workdirs.checkpoints(cell.workdir, cell.sampling.checkpoint)
+        if length is not None and not post_hoc.steps(cell.workdir / "ema_snapshots"):
+            raise UserError(
+                f"config.sampler.ema={cell.sampling.weights}: there are no snapshots in "
+                f"'{cell.workdir / 'ema_snapshots'}'; train with --config.ema.powers='(0.05,0.1)'"
+            )
+
+
+# ---- measuring
+def sampler(task: Task, dataset: Dataset, mesh: Mesh) -> CellSampler:
+    """What draws the images of a sweep.
+
+    Args:
+      task: the sweep.
+      dataset: the data of their conditions.
+      mesh: the devices that draw.
+    """
+    first = min(rungs[0].images for rungs in task.plan.rungs.values())
+    return CellSampler(list(task.cells.values()), dataset, first, mesh)
+
+
+def prepare(task: Task, sampler: CellSampler, dataset: Dataset, chosen: Names) -> Scoring:
+    """Prepare the judge of all images.
+
+    Args:
+      task: the sweep, whose runs are trained.
+      sampler: draws the images.
+      dataset: what they are judged against.
+      chosen: the features and metrics.
+
+    Raises:
+      UserError: if the optimized score is not among those that are measured.
+    """
+    labels = sampler.labels(next(iter(task.cells.values())), task.num)
+    judged = judge.against(
+        dataset.train,
+        labels,
+        features=chosen.features,
+        metrics=chosen.metrics,
+        held_out=dataset.test,
+        count=task.num,
+    )
+    # real images are as many as in a cell: scores depend on their number
+    real = judge.measured_on_real(dataset.train, dataset.test, judged, task.num)
+    about = {"judge": judged.identity, "metrics": chosen.metrics, "metric": chosen.metric}
+    return Scoring(judged, score_name(judged, chosen, real), about, real)
+
+
+def score_name(judged: judge.Judge, chosen: Names, measured: Mapping[str, Any]) -> str:
+    """The name in scores of the metric that is optimized, by the first features that give it.
+
+    Args:
+      judged: gives the scores.
+      chosen: the name of the metric, with or without '/FEATURES'.
+      measured: scores of real images; {} where there are none.
+
+    Raises:
+      UserError: for a metric that is not measured.
+    """
+    metric = chosen.metric
+    own = [metric, *(f"{metric}/{name}" for name in judged.features if name != judged.plain)]
+    if found := next((name for name in own if name in measured), None):
+        return found
+    if measured:
+        raise UserError(
+            f"--metric={metric} is not among the scores {', '.join(measured)}; add what computes "
+            f"it to --metrics={','.join(chosen.metrics)}"
+        )
+    return metric if judged.plain or "/" in metric or not own[1:] else own[1]
+
+
+def measure(task: Task, sampler: CellSampler, scored: Scoring, title: str = "sweep") -> Results:
+    """Measure what the plan wants and the folder does not hold, and return all results.
+
+    Args:
+      task: the sweep, whose runs are trained.
+      sampler: draws the images.
+      scored: judges them.
+      title: names the progress.
+    """
+    folder, results = task.root / "cells", read(task, scored)
+    left = task.plan.images - sum(
+        max((images for cell, images in results if cell == number), default=0)
+        for number in task.cells
+    )
+    with progress(left, title, enabled=left > 0) as advance:
+        while todo := sweep_search.wanted(task.plan, losses(results, scored)):
+            todo.sort(key=lambda pair: (sweep_cells.order(task.cells[pair[0]]), pair))
+            for number, images in todo:
+                cell = task.cells[number]
+                before = max((n for c, n in results if c == number), default=0)
+                results[number, images] = sweep_cells.measure(cell, images, sampler, scored, folder)
+                advance(images - before)
+    return results
+
+
+def repeated(task: Task, repeats: int) -> Task:
+    """The sweep of all cells on several sets of disjoint seeds, each on all of its images.
+
+    Set r of a cell has the number of the cell plus r times the number of cells.
+
+    Args:
+      task: a sweep of all cells of its space.
+      repeats: the number of sets.
+    """
+    size, cells = len(task.cells), {}
+    for repeat in range(repeats):
+        for cell in task.cells.values():
+            number = repeat * size + cell.number
+            cells[number] = cell._replace(number=number, first=repeat * task.num)
+    return task._replace(
+        cells=cells, plan=sweep_search.plan({(): list(cells)}, task.num, sweep_search.grid())
+    )
+
+
+def read(task: Task, scored: Scoring) -> Results:
+    """The results that the folder of a sweep holds.
+
+    Args:
+      task: the sweep.
+      scored: how its images are judged; results of another judge are not read.
+    """
+    folder = task.root / "cells"
+    return {
+        (number, found.images): found
+        for number, cell in task.cells.items()
+        for found in sweep_cells.known(cell, scored, folder)
+    }
+
+
+def losses(results: Results, scored: Scoring) -> dict[tuple[int, int], float]:
+    """The loss of every result by the optimized score: less is better, infinity for a failure.
+
+    Args:
+      results: the scores of cells.
+      scored: names the optimized score.
+    """
+    loss = find(scored.metric).loss
+    return {
+        key: loss(found.scores[scored.metric]) if not found.note else float("inf")
+        for key, found in results.items()
+    }
+
+
+def discard_blocks(task: Task, scored: Scoring) -> None:
+    """Remove what would be needed to continue cells, once the results are written elsewhere.
+
+    Args:
+      task: the sweep.
+      scored: how its images are judged.
+    """
+    for cell in task.cells.values():
+        sweep_cells.discard_blocks(cell, scored, task.root / "cells")
+
+
+def described(task: Task) -> str:
+    """What a sweep is about to do, in one line.
+
+    Args:
+      task: the sweep; the count of images is that of its plan.
+    """
+    runs = f"{len(task.runs)} training runs, " if task.runs else ""
+    whole = len(task.cells) * task.num
+    share = 100 * task.plan.images / whole
+    return (
+        f"{runs}{len(task.cells)} cells of {task.space.size}, at most {task.num} images each: "
+        f"{task.plan.images:,} images, {share:.3g} % of {whole:,}"
+    )
+
+
+def announce(task: Task) -> None:
+    """Print that line.
+
+    Args:
+      task: the sweep.
+    """
+    print(described(task), file=sys.stderr, flush=True)

@@ -1,0 +1,200 @@
+"""The command sweep on a tiny trained model: its files, its jobs for SLURM, its mistakes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from diffusion_jax.assembly import workdir
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.report import pareto
+from diffusion_jax.studies import (
+    sweep,
+    sweep_cells,
+    sweep_page,
+    sweep_search,
+)
+from tests.experiments.launch_files import LAUNCH, bash, calls, stub
+from tests.spoiled import spoiled
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+OVER = ["sampler.guidance=[1, 2]", "sampler.nfe=[3, 5]"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model of the digits with width 8, and the workdir of points."""
+    root = tmp_path_factory.mktemp("workdirs")
+    with tarfile.open(FIXTURES / "workdirs.tar.gz") as archive:
+        archive.extractall(root, filter="data")
+    return root
+
+
+def run(root, launch="local", submit=False, job="", workdirs=True, **flags):
+    """The command, as its main calls it."""
+    config = workdir.saved_config(root / "digits")
+    given = {
+        "workdir": str(root / "digits") if workdirs else None,
+        "config_file": None,
+        "over": OVER,
+        "search": "halving()",
+        "for_each": "",
+        "num": 20,
+        "metric": "frechet",
+        "metrics": "accuracy,frechet",
+        "features": "",
+        "out": "",
+    }
+    sweep.sweep(config, launch=launch, submit=submit, job=job, **given | flags)
+
+
+def test_the_jobs_of_a_sweep_and_then_its_files(trained, monkeypatch, capsys, tmp_path):
+    """Jobs in order measure what the command measures by itself; it then only collects."""
+    monkeypatch.setattr(sweep_search, "LEAST", 10)
+    out = trained / "digits" / "sweep"
+    run(trained, launch="slurm")
+    lines = (out / "jobs.txt").read_text().splitlines()
+    jobs = [re.search(r"--job=(\S+)", line) for line in lines]
+    names = [found[1] if found else "" for found in jobs]
+    rungs = [f"measure:0:{i}" for i in range(4)] + ["measure:1:0", "measure:1:1"]
+    assert names == [*rungs, ""]  # two groups of two cells, of which one goes on
+    words = shlex.split(lines[0])
+    assert words[:3] == ["python", "-m", "experiments.sweep"] and f"--over={OVER[0]}" in words
+    with pytest.raises(UserError, match="rung 0 is not complete; run its jobs first"):
+        run(trained, job="measure:1:0")
+    for job in names[:-1]:
+        run(trained, job=job)
+    with pytest.raises(UserError, match="there is no such job"):
+        run(trained, job="measure:2:0")
+    monkeypatch.setattr(sweep_cells.CellSampler, "plan", lambda *args: 1 / 0)  # nothing is drawn
+    capsys.readouterr()
+    run(trained)
+    said = capsys.readouterr()
+    assert "4 cells of 4, at most 20 images each: 60 images, 75 % of 80" in said.err
+    found = json.loads((out / "sweep.json").read_text())
+    rows = found["rows"]
+    assert [row["images"] for row in rows].count(20) == 2
+    assert {row["standing"] for row in rows} <= {"best", "not distinguishable", "worse", "dropped"}
+    best = rows[found["best"]]
+    assert best["frechet"] == min(row["frechet"] for row in rows if row["images"] == 20)
+    assert best["interval"] > 0 and best["evaluations"] == best["sampler.nfe"]
+    settings = f"--config.sampler.guidance={best['sampler.guidance']} --config.sampler.nfe="
+    assert len(found["pasted"]) == 3 and settings in said.out
+    assert f"sample --workdir={trained / 'digits'}" in said.out
+    assert len((out / "sweep.csv").read_text().splitlines()) == 5
+    assert "Quality against cost" in (out / "sweep.html").read_text()
+    with Image.open(out / "sweep.png") as picture:
+        assert picture.width > 600
+    assert len(list((out / "cells").glob("*.npz"))) == 4 and not list((out / "cells").glob("*/"))
+
+
+def test_a_damaged_cell_is_measured_again(trained, tmp_path, capsys):
+    path = tmp_path / "a.npz"
+    kept = sweep_cells.CellScores(20, {"frechet": 1.0}, {"frechet": 0.1}, (1.0,) * 5, 2.0, 0.1)
+    sweep_cells._save(path, [kept])
+    (again,) = sweep_cells._read(path)
+    assert again._replace(shown=kept.shown) == kept
+    for _ in spoiled(path):
+        assert sweep_cells.store.load(path, sweep_cells._read) is None
+        assert "made again" in capsys.readouterr().err
+
+
+def test_submit_sends_each_stage_after_the_one_before(trained, tmp_path, monkeypatch, capsys):
+    """With stubs of sbatch and srun: arrays with their dependencies, and the line of a job."""
+    bin = tmp_path / "bin"
+    stub(bin, "sbatch", "echo 77")
+    monkeypatch.setenv("PATH", f"{bin}:/usr/bin:/bin")
+    run(trained, launch="slurm", submit=True, out=str(tmp_path / "out"))
+    assert "rung0: 4 jobs, array 77" in capsys.readouterr().out
+    first, last = calls(bin, "sbatch")
+    jobs = str(tmp_path / "out" / "jobs.txt")
+    assert first[:3] == ["--parsable", "--job-name=sweep-rung0", "--array=0-3"]
+    assert first[-3:] == ["experiments/launch/sweep.sbatch", jobs, "1"]
+    assert "--dependency=afterok:77" in last and last[-1] == "5"
+    stub(bin, "srun")
+    python = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_JOB_ID": "7"}
+    bash(LAUNCH / "sweep.sbatch", jobs, "1", path=bin, cwd=tmp_path, **python)
+    (call,) = calls(bin, "srun")
+    assert call[-1].startswith("exec python -m experiments.sweep") and call[-1].endswith(":0:1")
+    python["SLURM_ARRAY_TASK_ID"] = "9"
+    bash(LAUNCH / "sweep.sbatch", jobs, "1", path=bin, cwd=tmp_path, expect=2, **python)
+    stub(bin, "sbatch", "echo no partition >&2; exit 1")
+    with pytest.raises(UserError, match="--submit: no partition"):
+        run(trained, launch="slurm", submit=True, out=str(tmp_path / "out"))
+    with pytest.raises(UserError, match="add --launch=slurm"):
+        run(trained, submit=True)
+
+
+MISTAKES = {
+    "config.sampler.ema": {"over": ["sampler.ema=[nosuch]"]},
+    "there are no snapshots in": {"over": ["sampler.ema=['post_hoc(0.1)', params]"]},
+    "at most 0.28": {"over": ["sampler.ema=['post_hoc(0.5)']"]},
+    "unknown grid 'karas'; did you mean 'karras'": {"over": ["sampler.grid=[karas]"]},
+    "config.sampler.checkpoint": {"over": ["sampler.checkpoint=['', bst]"]},
+    "has no best checkpoint": {"over": ["sampler.checkpoint=[best]"]},
+    "unknown search 'halvin'; did you mean 'halving'": {"search": "halvin()"},
+    "unknown --for_each 'sampler.name'": {"for_each": "sampler.name"},
+    "unknown --metric 'frechett'": {"metric": "frechett"},
+    "neither direction of it is better": {"metric": "nearest_ratio"},
+    "--metrics is empty": {"metrics": ","},
+    "the space has 1,000,000 cells": {
+        "over": [*OVER[:1], "sampler.nfe=1:1000:1", "optimizer.clip=1:500:1"]
+    },
+    "--workdir is missing": {"workdir": None, "out": "nowhere"},
+    "--out is missing": {"workdir": None},
+}
+
+
+@pytest.mark.parametrize("said", MISTAKES)
+def test_a_mistake_is_one_line_before_anything_runs(said, trained):
+    with pytest.raises(UserError, match=re.escape(said)) as error:
+        run(trained, **MISTAKES[said])
+    assert "\n" not in str(error.value)
+
+
+def test_a_workdir_without_a_checkpoint_is_refused(trained, tmp_path):
+    for name in ("config.json", "data.json"):
+        (tmp_path / name).write_bytes((trained / "digits" / name).read_bytes())
+    with pytest.raises(UserError, match="has no checkpoint; train the model first"):
+        run(trained, workdir=str(tmp_path))
+
+
+def test_paired_differences_and_the_front():
+    """Two cells whose scores move together are told apart where their own intervals overlap."""
+    noise = (-0.2, 0.1, 0.3, -0.1, -0.1)
+    best, worse, other = (
+        sweep_cells.CellScores(20, {"frechet": value}, left_out=tuple(value + n for n in moved))
+        for value, moved in ((1.0, noise), (1.1, noise), (1.1, noise[::-1]))
+    )
+    assert sweep_page.distinguishable(best, worse, "frechet")
+    assert not sweep_page.distinguishable(best, other, "frechet")
+    assert pareto.front([5, 10, 10, 20, 50], [3.0, 2.0, 1.9, 2.5, 1.0]) == [0, 2, 4]
+    assert pareto.front([1, 1], [2.0, 2.0]) == [0]
+
+
+@pytest.mark.long
+def test_training_keys_are_runs_of_their_own(trained, tmp_path, capsys):
+    """Two learning rates and two weights: two runs, four cells; again, nothing is trained."""
+    changed = {
+        "workdir": None,
+        "out": str(tmp_path / "out"),
+        "over": ["optimizer.learning_rate=[1e-3, 1e-2]", "sampler.ema=['', params]"],
+        "search": "grid()",
+        "num": 10,
+    }
+    run(trained, **changed)
+    runs = sorted(path.name for path in (tmp_path / "out" / "runs").iterdir())
+    assert len(runs) == 2 and all(name.startswith("learning_rate=0.0") for name in runs)
+    said = capsys.readouterr()
+    assert said.err.count("; starting") == 2 and "2 training runs, 4 cells of 4" in said.err
+    rows = json.loads((tmp_path / "out" / "sweep.json").read_text())["rows"]
+    assert len(rows) == 4 and len({row["frechet"] for row in rows}) > 1
+    assert {row["run"] for row in rows} == {f"runs/{name}" for name in runs}
+    run(trained, **changed)
+    assert capsys.readouterr().err.count("; resuming at step") == 2
