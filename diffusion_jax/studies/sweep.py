@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TypedDict, Unpack
 
 from ml_collections import ConfigDict
 
@@ -29,7 +29,7 @@ from diffusion_jax.studies.sweep_task import Task
 from diffusion_jax.training import distributed
 
 
-class SweepFlags(NamedTuple):
+class SweepFlags(TypedDict):
     """The flags that say what a sweep measures.
 
     Attributes:
@@ -65,7 +65,7 @@ def sweep(
     submit: bool,
     job: str,
     asked: frozenset[str] = frozenset(),
-    **flags: Any,
+    **flags: Unpack[SweepFlags],
 ) -> None:
     """Search a space of settings, and write sweep.md, .html, .png, .csv and .json.
 
@@ -80,13 +80,12 @@ def sweep(
     Raises:
       UserError: for keys and values that do not exist or do not fit together.
     """
-    given = SweepFlags(**flags)
     if submit and launch != "slurm":
         raise UserError("--submit sends jobs to SLURM; add --launch=slurm")
-    chosen = sweep_task.names(given.features, given.metrics, given.metric)
-    task, dataset = prepare(config, given, asked)
+    chosen = sweep_task.names(flags["features"], flags["metrics"], flags["metric"])
+    task, dataset = prepare(config, flags, asked)
     if launch == "slurm":
-        path = sweep_launch.write(task, sweep_launch.command(given._asdict(), config, asked))
+        path = sweep_launch.write(task, sweep_launch.command(flags, config, asked))
         return sweep_launch.submit(path) if submit else print(f"submit the jobs: bash {path}")
     if job.startswith("train:"):
         numbers = parsing.integers("job", job.removeprefix("train:"))
@@ -104,20 +103,20 @@ def sweep(
     results = sweep_task.measure(task, sampler, scored)
     if distributed.first():
         record = provenance.provenance(config, config.seed)
-        print(sweep_page.write(task, results, scored, record, given.workdir))
+        print(sweep_page.write(task, results, scored, record, flags["workdir"]))
         sweep_task.discard_blocks(task, scored)
     print(f"{task.root / 'sweep.html'} shows it; sweep.csv and sweep.json have all numbers")
     return None
 
 
 def prepare(
-    config: ConfigDict, given: SweepFlags, asked: frozenset[str] = frozenset()
+    config: ConfigDict, flags: SweepFlags, asked: frozenset[str] = frozenset()
 ) -> tuple[Task, Dataset]:
     """Read, check and plan a sweep before anything runs.
 
     Args:
       config: the config of the model, with what the command line changes.
-      given: the flags.
+      flags: those that say what is measured.
       asked: the config keys that the command line sets.
 
     Returns:
@@ -126,14 +125,16 @@ def prepare(
     Raises:
       UserError: for keys and values that do not exist or do not fit together.
     """
-    space = sweep_space.parse(config, given.over)
-    root, varied = _root(given), {axis.key for axis in space.axes}
+    space = sweep_space.parse(config, flags["over"])
+    root, varied = _root(flags), {axis.key for axis in space.axes}
     trains = not all(map(sweep_space.is_sampling, varied))
-    dataset = sweep_task.data_of(config, given.workdir, trains)
+    dataset = sweep_task.data_of(config, flags["workdir"], trains)
     if "sampler.guidance" not in varied | asked:
         config = denoiser.usable_guidance(config, dataset.num_classes)
-    grouped = parsing.names(given.for_each) or _budget(space)
-    task = sweep_task.make(config, given.workdir, space, root, given.num, given.search, grouped)
+    grouped = parsing.names(flags["for_each"]) or _budget(space)
+    task = sweep_task.make(
+        config, flags["workdir"], space, root, flags["num"], flags["search"], grouped
+    )
     sweep_task.check(task, dataset)
     return task, dataset
 
@@ -143,8 +144,8 @@ def _budget(space: Space) -> list[str]:
     return [axis.key for axis in space.axes if axis.key == sweep_task.BUDGET]
 
 
-def _root(given: SweepFlags) -> Path:
+def _root(flags: SweepFlags) -> Path:
     """The folder of the sweep."""
-    if not (given.out or given.workdir):
+    if not (flags["out"] or flags["workdir"]):
         raise UserError("--out is missing: the folder of the sweep and of its training runs")
-    return parsing.folder("out", given.out or Path(given.workdir) / "sweep")
+    return parsing.folder("out", flags["out"] or Path(flags["workdir"]) / "sweep")

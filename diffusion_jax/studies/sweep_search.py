@@ -60,6 +60,9 @@ def random(cells: int = 20, seed: int = 0) -> SearchMethod:
     Args:
       cells: how many.
       seed: of the choice.
+
+    Raises:
+      UserError: for numbers out of range.
     """
     need_range("--search: random: cells", cells, 1, MOST_CELLS)
     need_range("--search: random: seed", seed, 0, 2**32 - 1)
@@ -73,6 +76,9 @@ def halving(share: float = 0.2, cells: int = 0, seed: int = 0) -> SearchMethod:
       share: of the images of the grid of all cells that take part.
       cells: how many random cells take part; 0 for all.
       seed: of the choice.
+
+    Raises:
+      UserError: for numbers out of range.
     """
     need_range("--search: halving: share", share, 0, 1, above=True)
     need_range("--search: halving: cells", cells, 0, MOST_CELLS)
