@@ -10,6 +10,8 @@ changes a component and its arguments:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -237,11 +239,15 @@ def _set_variant(config: ConfigDict, name: str, variants: dict[str, tuple[str, .
     return config
 
 
-def split_size(name: str) -> tuple[str, str]:
+SIZES = ("light", "full")
+
+
+def split_size(name: str, sizes: Sequence[str] = SIZES) -> tuple[str, str]:
     """Split the size from a variant: 'vp,full' -> ('vp', 'full'); 'vp' -> ('vp', 'light').
 
     Args:
-      name: a variant, and optionally a comma and a size, light or full.
+      name: a variant, and optionally a comma and a size.
+      sizes: the sizes that the config has.
 
     Returns:
       (variant, size); 'vp' and 'light' where they are missing.
@@ -250,8 +256,8 @@ def split_size(name: str) -> tuple[str, str]:
       UserError: for an unknown size.
     """
     name, _, size = name.partition(",")
-    if size not in ("", "light", "full"):
-        raise unknown("size", size, ("light", "full"))
+    if size not in ("", *sizes):
+        raise unknown("size", size, sizes)
     return name or "vp", size or "light"
 
 

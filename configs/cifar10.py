@@ -5,16 +5,18 @@
 Data: TFDS's `cifar10`. Time: `light` (the default) is sized for a look on a CPU, hours; `full`, the
 network of DDPM, for an accelerator.
 
-Variants: ddpm, iddpm, vp, subvp, ve, edm, flow; each also with ',full'. `iddpm,full` has the
-network and training of improved DDPM for CIFAR-10 (Nichol & Dhariwal 2021, appendix A): dropout
-0.3, a constant rate of 1e-4, batches of 128, an EMA of 0.9999 a step.
+Variants: ddpm, iddpm, vp, subvp, ve, edm, flow; each also with ',full' or ',ddpmpp'. `iddpm,full`
+has the network and training of improved DDPM for CIFAR-10 (Nichol & Dhariwal 2021, appendix A):
+dropout 0.3, a constant rate of 1e-4, batches of 128, an EMA of 0.9999 a step. `edm,ddpmpp` has the
+network and training of EDM (Karras et al. 2022, table 7): DDPM++ of 55.7 million parameters, 200
+million images, flips instead of their augmentation.
 """
 
 from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.base import IMAGE_VARIANTS, base, image_variant, network, split_size
+from configs.base import IMAGE_VARIANTS, SIZES, base, image_variant, network, split_size
 
 VARIANTS = IMAGE_VARIANTS
 
@@ -23,13 +25,13 @@ def get_config(name: str = "vp") -> ConfigDict:
     """Return the config of a variant and a size.
 
     Args:
-      name: ddpm, iddpm, vp, subvp, ve, edm or flow, and after a comma the size, light or full, as
-        in 'edm,full'; without a size it is light.
+      name: ddpm, iddpm, vp, subvp, ve, edm or flow, and after a comma the size, light, full or
+        ddpmpp, as in 'edm,full'; without a size it is light.
 
     Raises:
       UserError: for an unknown variant or size.
     """
-    name, size = split_size(name)
+    name, size = split_size(name, (*SIZES, "ddpmpp"))
     config = base()
     config.data.name = "cifar10"
     config.data.flip = True
@@ -47,6 +49,8 @@ def get_config(name: str = "vp") -> ConfigDict:
         )
         config.training.steps = 20_000
         config.ema.halflives = (100_000,)
+    elif size == "ddpmpp":
+        _ddpmpp(config)
     else:
         config.model = network(
             "unet.UNet",
@@ -75,3 +79,35 @@ def get_config(name: str = "vp") -> ConfigDict:
         config.training.steps = 500_000
         config.ema.halflives = (887_000,)
     return image_variant(config, name)
+
+
+def _ddpmpp(config: ConfigDict) -> None:
+    """The network DDPM++ (Song et al. 2021) and its training by EDM, with one attention head."""
+    config.model = network(
+        "unet.UNet",
+        width=128,
+        multipliers=(2, 2, 2),
+        blocks=4,
+        attention=(16,),
+        decoder_attention_once=True,
+        head_width=None,
+        dropout=0.13,
+        scale_shift=False,
+        updown="resblock_projected",
+        skip_scale=0.5**0.5,
+        dtype="bfloat16",
+    )
+    config.label_dropout = 0.0
+    config.data.batch_size = 512
+    # AdamW without decay is Adam; the rate rises over the first 10 million images
+    config.optimizer.update(
+        learning_rate=1e-3, warmup=19_531, schedule="constant", clip=0.0, b2=0.999
+    )
+    config.training.update(
+        steps=390_625,
+        steps_per_call=10,
+        eval_every=5000,
+        sample_every=5000,
+        checkpoint_every=5000,
+    )
+    config.ema.halflives = (500_000,)

@@ -116,6 +116,7 @@ KEYS: dict[str, Rule] = {
     "model.multipliers": sequence(integer(1, 64), least=1, most=8),
     "model.blocks": integer(0, 16),
     "model.attention": sequence(integer(1, 4096)),
+    "model.decoder_attention_once": flag(),
     "model.head_width": optional(integer(1, 4096)),
     "model.dropout": number(0, 1),
     "model.scale_shift": flag(),

@@ -168,6 +168,7 @@ class ResidualBlock(nn.Module):
       skip_scale: factor of the sum.
       dtype: type of the convolutions.
       norm: see group_norm.
+      project: the shortcut is a 1x1 convolution even where the number of channels stays.
     """
 
     channels: int
@@ -177,6 +178,7 @@ class ResidualBlock(nn.Module):
     skip_scale: float = 1.0
     dtype: str = "float32"
     norm: tuple[int, float] | None = None
+    project: bool = False
 
     @nn.compact
     def __call__(self, x: Array, embedding: Array | None = None, train: bool = False) -> Array:
@@ -198,7 +200,7 @@ class ResidualBlock(nn.Module):
         h = conv(self.channels, zero=True, dtype=self.dtype, name="conv_2")(h)
 
         x = resample(x)
-        if x.shape[-1] != self.channels:
+        if self.project or x.shape[-1] != self.channels:
             x = conv(self.channels, 1, dtype=self.dtype, name="shortcut")(x)
         return ((x + h) * self.skip_scale).astype(self.dtype)
 

@@ -13,6 +13,8 @@ from diffusion_jax.models.embeddings import ConditionEmbedding
 from diffusion_jax.models.remat import rematerialized
 from diffusion_jax.models.text import Text, TextFeatures
 
+UPDOWN = ("conv", "conv_centred", "resblock", "resblock_projected")
+
 
 class UNet(nn.Module):
     """The U-Net F(x, c_noise, cond): (B, H, W, C), (B,), dict -> (B, H, W, C) float32.
@@ -36,6 +38,8 @@ class UNet(nn.Module):
       attention: the heights of the feature maps (after the stem) with attention after each residual
         block; DDPM (16,), ADM (32, 16, 8). The middle always has it. A height that no level has is
         ignored, so that one tuple serves several image sizes.
+      decoder_attention_once: the decoder has attention only after the last residual block of such a
+        level (DDPM++, Song et al. 2021), instead of after each.
       head_width: channels per attention head, ADM 64; None is DDPM's single head.
       dropout: rate between the two convolutions of a residual block; DDPM on CIFAR-10 0.1.
       scale_shift: the embedding scales and shifts the second norm of a block (ADM), or is added
@@ -43,7 +47,8 @@ class UNet(nn.Module):
       updown: 'conv' halves by a strided convolution and doubles by nearest neighbor and a
         convolution (DDPM, whose strided convolution is padded on the right and below;
         'conv_centred' pads all around); 'resblock' does both inside further residual blocks (ADM,
-        after BigGAN).
+        after BigGAN); in 'resblock_projected' their shortcuts are 1x1 convolutions (DDPM++, Song et
+        al. 2021).
       skip_scale: factor on each sum of a block and its shortcut: 1, or 1/sqrt(2) (NCSN++, Song et
         al. 2021, appendix H; ADM).
       norm: (groups, epsilon) of every group norm, for networks trained elsewhere; None is about
@@ -70,6 +75,7 @@ class UNet(nn.Module):
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
     blocks: int = 2
     attention: tuple[int, ...] = (16,)
+    decoder_attention_once: bool = False
     head_width: int | None = 64
     dropout: float = 0.0
     scale_shift: bool = True
@@ -140,7 +146,8 @@ class UNet(nn.Module):
     ) -> Array:
         block = rematerialized(layers.ResidualBlock, self.remat, static_argnums=(3,))
         options = self.scale_shift, self.dropout, self.skip_scale, self.dtype, self.norm
-        return block(channels, resample, *options, name=name)(h, embedding, train)
+        project = resample != "none" and self.updown == "resblock_projected"
+        return block(channels, resample, *options, project, name=name)(h, embedding, train)
 
     def _attention(self, h: Array, text: TextFeatures | None, name: str) -> Array:
         options = self.head_width, self.skip_scale, self.attention_impl, self.dtype, self.norm
@@ -181,7 +188,8 @@ class UNet(nn.Module):
                 name, channels = f"up_{level}_{i}", self.width * multiplier
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = self._residual(h, embedding, train, channels, name)
-                if h.shape[1] in self.attention:
+                once = self.decoder_attention_once and i < self.blocks
+                if h.shape[1] in self.attention and not once:
                     h = self._attention(h, text, f"{name}_attention")
             if level > 0:
                 h = self._resample(h, embedding, train, "up", f"up_{level}_double")
@@ -190,7 +198,7 @@ class UNet(nn.Module):
     def _resample(
         self, h: Array, embedding: Array, train: bool, direction: str, name: str
     ) -> Array:
-        if self.updown == "resblock":
+        if self.updown in ("resblock", "resblock_projected"):
             return self._residual(h, embedding, train, h.shape[-1], name, resample=direction)
         if direction == "down":  # (0, 1) is TensorFlow's SAME, with which DDPM was trained
             padding = (1, 1) if self.updown == "conv_centred" else (0, 1)
@@ -201,8 +209,8 @@ class UNet(nn.Module):
 
     def _check(self, x: Array, cond: dict) -> None:
         """Checks options and shapes while tracing."""
-        if self.updown not in (known := ("conv", "conv_centred", "resblock")):
-            raise unknown("updown", self.updown, known)
+        if self.updown not in UPDOWN:
+            raise unknown("updown", self.updown, UPDOWN)
         if self.dtype not in ("float32", "bfloat16"):
             raise unknown("dtype", self.dtype, ["float32", "bfloat16"])
         if x.ndim != 4:

@@ -320,6 +320,7 @@ UNET = Published(
         "num_classes": (0,),
         "stem": (1,),
         "skip_scale": (1,),
+        "decoder_attention_once": (False,),
         "extra_channels": (0,),
         "second_time": (False,),
     },

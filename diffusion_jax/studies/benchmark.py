@@ -1,5 +1,7 @@
 """What training, its loop, the data pipeline and the samplers cost on this machine, as a command.
 
+The part 'peers' compares with other programs and has configs of its own (benchmark_peers.py).
+
 To add a part: a function (subject, settings) -> Part in PARTS, and its name in
 benchmark_comparison.PARTS; its rows have 'config' and 'what', by which they are compared, and
 'seconds', all that was measured.
@@ -7,6 +9,7 @@ benchmark_comparison.PARTS; its rows have 'config' and 'what', by which they are
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,9 @@ from diffusion_jax.assembly import config_files, experiment
 from diffusion_jax.core import files, parsing, provenance
 from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.report import tables
-from diffusion_jax.studies import benchmark_comparison
+from diffusion_jax.studies import benchmark_comparison, benchmark_peers
 from diffusion_jax.studies.benchmark_loop import loop
+from diffusion_jax.studies.benchmark_peers import PeerSettings, parse_peers
 from diffusion_jax.studies.benchmark_sampling import SAMPLERS, sampling
 from diffusion_jax.studies.benchmark_timing import (
     BenchmarkSettings,
@@ -29,6 +33,7 @@ from diffusion_jax.studies.benchmark_timing import (
 )
 from diffusion_jax.studies.benchmark_training import pipeline, training
 
+BATCHES = {"cpu": 16, "accelerator": 256}  # images at once, of samplers
 PARTS: dict[str, Callable[[BenchmarkSubject, BenchmarkSettings], Part]] = {
     "training": training,
     "loop": loop,
@@ -47,9 +52,13 @@ def benchmark(
     nfe: int = 10,
     shape: str = "",
     classes: int = 10,
-    batch_size: int = 16,
+    batch_size: int = 0,
     repeats: int = 20,
     steps: int = 120,
+    peers: str = "diffusers",
+    preset: str = "",
+    peer_python: str = "",
+    peer_batch: int = 0,
     out: str = "runs/benchmark.json",
     against: str = "",
 ) -> None:
@@ -59,14 +68,18 @@ def benchmark(
       config: the config that is measured.
       config_name: its name.
       configs: the names of several configs, separated by ';', instead.
-      parts: names of PARTS, with commas.
+      parts: names of PARTS and 'peers', with commas.
       samplers: samplers separated by ';', each with '@grid' if it has its own; '' takes SAMPLERS.
       nfe: network evaluations per image.
       shape: height, width and channels of noise instead of data; '' measures on the data.
       classes: number of classes of that noise.
-      batch_size: images at once, of samplers.
+      batch_size: images at once, of samplers; 0 is the preset's number of BATCHES.
       repeats: how often everything is timed.
       steps: training steps of the loop.
+      peers: other programs, as in `parse_peers`.
+      preset: 'accelerator' or 'cpu'; '' is the one for this platform.
+      peer_python: the Python that runs them; '' is this one.
+      peer_batch: examples in their steps; 0 is the preset's number.
       out: the JSON file to write.
       against: an earlier file to compare with; '' compares with none.
 
@@ -74,20 +87,21 @@ def benchmark(
       UserError: for unknown names, and samplers and budgets that do not fit.
     """
     jax.config.update("jax_enable_compilation_cache", False)  # compilation is measured
+    chosen = chosen_parts(parts)
+    preset = benchmark_peers.preset_of(preset, share="peers" in chosen)
+    batch, noise, entries = batch_size or BATCHES[preset], _shape(shape), split(samplers)
     settings = BenchmarkSettings(
-        samplers=split(samplers) or list(SAMPLERS),
-        nfe=nfe,
-        shape=_shape(shape),
-        classes=classes,
-        batch_size=batch_size,
-        repeats=repeats,
-        steps=steps,
+        entries or list(SAMPLERS), nfe, noise, classes, batch, repeats, steps
     )
     path = parsing.output("out", out, ".json")[".json"]
-    chosen = chosen_parts(parts)
+    python = peer_python or sys.executable
+    compared = PeerSettings(
+        parse_peers(peers), preset, python, peer_batch, repeats, nfe, path.parent
+    )
     stored = files.load_json(against, benchmark_comparison.earlier) if against else None
     loaded = {name: config_files.load_config(name) for name in split(configs)}
-    _run(loaded or {config_name: config}, chosen, settings, path, config.seed, against, stored)
+    loaded = loaded or {config_name: config}
+    _run(loaded, chosen, settings, compared, path, config.seed, against, stored)
 
 
 def split(text: str) -> list[str]:
@@ -118,12 +132,13 @@ def _run(
     configs: Mapping[str, ConfigDict],
     parts: Sequence[str],
     settings: BenchmarkSettings,
+    compared: PeerSettings,
     path: Path,
     seed: int,
     against: str,
     stored: Mapping[str, Any] | None,
 ) -> None:
-    """Measure, write and print."""
+    """Measure, write and print; UserError, at the end, where no peer could be measured."""
     stamp = provenance.provenance({name: one.to_dict() for name, one in configs.items()}, seed)
 
     def keep(found: Mapping[str, Part], **more: Any) -> dict[str, Any]:
@@ -137,7 +152,10 @@ def _run(
         files.save_json(path, record)
         return record
 
-    found = measure(configs, parts, settings, keep)
+    found = measure(configs, [name for name in parts if name in PARTS], settings, keep)
+    if "peers" in parts:
+        found["peers"] = benchmark_peers.peers(compared, lambda part: keep(found | {"peers": part}))
+        keep(found)
     for name, part in found.items():
         print(f"## {name}\n\n{part.facts}\n\n{tables.markdown_table(part.rows, part.columns)}")
     if stored:
@@ -150,6 +168,8 @@ def _run(
         for line in lines:
             print(f"not the same machine or software: {line}")
     print(path)
+    if "peers" in parts and not found["peers"].rows:
+        raise UserError(f"no peer was measured; {found['peers'].facts.splitlines()[-1]}")
 
 
 def measure(
@@ -162,7 +182,7 @@ def measure(
 
     Args:
       configs: the configs by their names.
-      parts: names of PARTS.
+      parts: names of PARTS; none loads no data.
       settings: the settings of all parts.
       keep: is called after each part, so that none is lost.
 
@@ -170,7 +190,7 @@ def measure(
       The results by the names of the parts, each with the rows of all configs.
     """
     found: dict[str, Part] = {}
-    for title, config in configs.items():
+    for title, config in configs.items() if parts else ():
         dataset = dataset_for(config, settings.shape, settings.classes)
         model = experiment.assemble(config, dataset.image_shape, dataset.num_classes)
         subject = BenchmarkSubject(title, config, dataset, model)
@@ -198,8 +218,8 @@ def chosen_parts(text: str) -> list[str]:
     Raises:
       UserError: for an unknown part.
     """
-    names = parsing.names(text)
+    names, known = parsing.names(text), (*PARTS, "peers")
     for name in names:
-        if name not in PARTS:
-            raise unknown("--parts", name, PARTS)
-    return [name for name in PARTS if name in names]
+        if name not in known:
+            raise unknown("--parts", name, known)
+    return [name for name in known if name in names]

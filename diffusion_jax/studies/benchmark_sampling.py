@@ -46,6 +46,7 @@ SAMPLERS = (
 COLUMNS = {
     "config": "config",
     "sampler": "sampler",
+    "batch": "batch",
     "evaluations": "NFE",
     "overhead_percent": "overhead, %",
     "overhead_median_percent": "of medians, %",
@@ -167,6 +168,22 @@ def bare(experiment: Experiment, params: Params, x: Array, cond: Cond, ts: Array
     return jax.lax.scan(evaluate, x, ts)[0]
 
 
+def inputs(experiment: Experiment, batch: int) -> tuple[Key, Array, Cond]:
+    """The inputs of a sampler.
+
+    Args:
+      experiment: the model.
+      batch: images at once.
+
+    Returns:
+      (keys (B,), x_T (B, ...), the condition: all classes in turn).
+    """
+    classes = experiment.num_classes
+    keys = generate.seeds_to_keys(range(batch))
+    x = base.start(experiment.process, keys, (batch, *experiment.shape))
+    return keys, x, experiment.conditions.of_labels(np.arange(batch) % classes if classes else ())
+
+
 def _programs(
     experiment: Experiment,
     params: Params,
@@ -175,10 +192,8 @@ def _programs(
     batch: int,
 ) -> Programs:
     """Compile everything that is timed."""
-    process, classes = experiment.process, experiment.num_classes
-    keys = generate.seeds_to_keys(range(batch))
-    x = base.start(process, keys, (batch, *experiment.shape))
-    cond = experiment.conditions.of_labels(np.arange(batch) % classes if classes else ())
+    process = experiment.process
+    keys, x, cond = inputs(experiment, batch)
 
     def network(params: Params) -> Denoise:
         return denoiser.denoiser(experiment, params, clip="none")

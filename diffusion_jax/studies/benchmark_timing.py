@@ -93,12 +93,24 @@ def compiled(function: Callable, *args: Any) -> tuple[Callable, float]:
     return jax.jit(function).lower(*args).compile(), time.perf_counter() - began
 
 
-def take_turns(programs: Mapping[Any, Callable[[], Any]], rounds: int) -> dict[Any, list[float]]:
+def timed(function: Callable[[], Any]) -> float:
+    """Seconds until the results of a function are there."""
+    began = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - began
+
+
+def take_turns(
+    programs: Mapping[Any, Callable[[], Any]],
+    rounds: int,
+    seconds_of: Callable[[Callable[[], Any]], float] = timed,
+) -> dict[Any, list[float]]:
     """Time programs in turn, so that other load on the machine affects all of them alike.
 
     Args:
       programs: name -> function without arguments, whose results are waited for.
       rounds: how often each is timed; each round begins with another program.
+      seconds_of: runs a program and returns its time.
 
     Returns:
       name -> seconds of every round.
@@ -110,24 +122,9 @@ def take_turns(programs: Mapping[Any, Callable[[], Any]], rounds: int) -> dict[A
     with progress(rounds, "measuring", unit="rounds") as advance:
         for i in range(rounds):
             for name in names[i % len(names) :] + names[: i % len(names)]:
-                seconds[name].append(timed(programs[name]))
+                seconds[name].append(seconds_of(programs[name]))
             advance(1)
     return seconds
-
-
-def timed(function: Callable[[], Any]) -> float:
-    """Measure the seconds until the results of a function are computed.
-
-    Args:
-      function: a function without arguments. Its result is a pytree of arrays, and the time ends
-        when all of them are ready on the device.
-
-    Returns:
-      Seconds of wall time.
-    """
-    began = time.perf_counter()
-    jax.block_until_ready(function())
-    return time.perf_counter() - began
 
 
 def spread(seconds: Sequence[float]) -> float:

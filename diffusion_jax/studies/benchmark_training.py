@@ -7,14 +7,17 @@ import itertools
 import resource
 import sys
 import time
+from collections.abc import Callable
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from diffusion_jax import data
 from diffusion_jax.assembly import trainer
+from diffusion_jax.assembly.experiment import assemble
+from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.planning import devices, flops
 from diffusion_jax.studies.benchmark_timing import (
     BenchmarkSettings,
@@ -52,15 +55,31 @@ TIMING = 0.2  # seconds of batches in one timing of the pipeline, about
 WARM_UP = 4  # batches that the prefetcher has ready, or that start it
 
 
-def training(subject: BenchmarkSubject, settings: BenchmarkSettings) -> Part:
-    """Time the compiled train step, on batches that are on the device already.
+class CompiledStep(NamedTuple):
+    """The train step of a subject, compiled, with batches that are on the device.
+
+    Attributes:
+      call: runs it once, which may be several steps.
+      steps: in a call.
+      work: FLOPs of a step (`model_flops`).
+      program: the compiled program.
+      compile_seconds: seconds of tracing and compiling.
+      parameters: their number.
+    """
+
+    call: Callable[[], Any]
+    steps: int
+    work: float
+    program: Any
+    compile_seconds: float
+    parameters: int
+
+
+def compiled_step(subject: BenchmarkSubject) -> CompiledStep:
+    """Compile the train step, and run it twice, as the first calls load and touch memory.
 
     Args:
       subject: the config and its data.
-      settings: repeats.
-
-    Returns:
-      A row: images per second, model FLOPs utilization (MFU), compilation, memory.
     """
     experiment = subject.experiment
     size, k = experiment.data.batch_size, experiment.training.steps_per_call
@@ -73,22 +92,61 @@ def training(subject: BenchmarkSubject, settings: BenchmarkSettings) -> Part:
     )
     placed = [parts.runner.put_batch(stack(batch, k)(n), axis=1) for n in range(2)]
     state = parts.runner.init(parts.init, jax.random.key(experiment.seed))
+    count = sum(x.size for x in jax.tree.leaves(state.params))
     began = time.perf_counter()
-    traced = parts.step.trace(state, placed[0])
-    work, program = flops.count(traced.jaxpr) / k, traced.lower().compile()
+    program = parts.step.trace(state, placed[0]).lower().compile()
     cold = time.perf_counter() - began
     print(f"{subject.title}: step compiled in {cold:.1f} s", file=sys.stderr, flush=True)
-    turn = itertools.count()
+    work, turn = model_flops(subject, state, placed[0]) / k, itertools.count()
 
     def call() -> Any:
         nonlocal state
         state, numbers = program(state, placed[next(turn) % 2])
         return state, numbers
 
-    call()  # the first calls load and touch memory
-    jax.block_until_ready(call())
-    seconds = take_turns({"step": call}, settings.repeats)["step"]
-    step, (peak, source) = median(seconds) / k, peak_flops()
+    for _ in range(2):
+        jax.block_until_ready(call())
+    return CompiledStep(call, k, work, program, cold, count)
+
+
+def plainly(subject: BenchmarkSubject) -> Experiment:
+    """The experiment as it is without fused kernels and rematerialization, to count its FLOPs.
+
+    Kernels hide their products, and work that is done again is none of the model's.
+
+    Args:
+      subject: the config and its data.
+    """
+    config = subject.config.copy_and_resolve_references()
+    for key, value in {"attention_impl": "plain", "remat": "none"}.items():
+        if key in config.model:
+            config.model[key] = value
+    return assemble(config, subject.dataset.image_shape, subject.dataset.num_classes)
+
+
+def model_flops(subject: BenchmarkSubject, *args: Any) -> float:
+    """FLOPs of the products and convolutions of a call of the train step, as written.
+
+    Args:
+      subject: the config and its data.
+      *args: of the step.
+    """
+    return flops.count(trainer.training(plainly(subject)).step.trace(*args).jaxpr)
+
+
+def training(subject: BenchmarkSubject, settings: BenchmarkSettings) -> Part:
+    """Time the compiled train step, on batches that are on the device already.
+
+    Args:
+      subject: the config and its data.
+      settings: repeats.
+
+    Returns:
+      A row: images per second, model FLOPs utilization (MFU), compilation, memory.
+    """
+    found, size = compiled_step(subject), subject.experiment.data.batch_size
+    seconds = take_turns({"step": found.call}, settings.repeats)["step"]
+    step, (peak, source) = median(seconds) / found.steps, peak_flops()
     row = {
         "config": subject.title,
         "what": "step",
@@ -97,14 +155,13 @@ def training(subject: BenchmarkSubject, settings: BenchmarkSettings) -> Part:
         "images_per_second": size / step,
         "milliseconds": 1e3 * step,
         "spread_percent": 100 * spread(seconds),
-        "gflop": work / 1e9,
-        "mfu_percent": 100 * work / (step * peak),
-        "compile_seconds": cold,
-        **memory(program),
+        "gflop": found.work / 1e9,
+        "mfu_percent": 100 * found.work / (step * peak),
+        "compile_seconds": found.compile_seconds,
+        **memory(found.program),
     }
-    count = sum(x.size for x in jax.tree.leaves(state.params)) / 1e6
     facts = (
-        f"{subject.words}, {count:.2f} million parameters, batch {size}, "
+        f"{subject.words}, {found.parameters / 1e6:.2f} million parameters, batch {size}, "
         f"{subject.config.optimizer.name}. Median of {len(seconds)} calls. MFU: products and "
         f"convolutions as written, against {peak / 1e12:.3g} TFLOP/s, {source}."
     )

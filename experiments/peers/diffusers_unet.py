@@ -22,18 +22,17 @@ def prepare(settings: Mapping[str, Any]) -> Peer:
     """
     known = {key: value for key, value in settings["network"].items() if key[0] != "_"}
 
-    def make(variant: torch_variants.Variant) -> dict[str, Callable[[], Any]]:
+    def make(variant: torch_variants.Variant) -> torch_variants.Programs:
         network = variant.network(UNet2DModel(**known).to(torch_variants.device()))
         call = variant.compiled(network)
         images = variant.images(settings["batch"], settings["shape"])
-        return {
+        return network, {
             "train": _training(network, call, images, variant),
             "forward": _forward(network, call, images, variant),
             "ddim": _ddim(network, call, images, settings["nfe"], variant),
         }
 
-    parameters = sum(each.numel() for each in UNet2DModel(**known).parameters())
-    facts = {"parameters": parameters, "versions": {"diffusers": diffusers.__version__}}
+    facts = {"versions": {"diffusers": diffusers.__version__}}
     return torch_variants.fastest(settings, make, facts)
 
 

@@ -16,6 +16,7 @@ from line_protocol import Peer, timed
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Programs = tuple[torch.nn.Module, dict[str, Callable[[], Any]]]  # a network, and what runs it
 TRIALS, TRIAL_SECONDS = 5, 2.0  # of a variant: at most so many steps, or as long
 DECAY = 0.999  # of the moving average
 
@@ -138,14 +139,14 @@ def fused() -> dict[str, bool]:
 
 def fastest(
     settings: Mapping[str, Any],
-    make: Callable[[Variant], dict[str, Callable[[], Any]]],
+    make: Callable[[Variant], Programs],
     facts: Mapping[str, Any],
 ) -> Peer:
     """Try all variants, and keep the fastest one of each program.
 
     Args:
       settings: with 'variants', their names.
-      make: makes the programs of a variant, by name.
+      make: makes the network of a variant and its programs, by name.
       facts: what is known of the program.
 
     Returns:
@@ -157,9 +158,12 @@ def fastest(
     torch.backends.cudnn.benchmark = True
     best: dict[str, dict[str, Any]] = {}
     chosen: dict[str, Callable[[], Any]] = {}
+    parameters = 0
     for name in settings["variants"]:
         try:
-            for program, step in make(variant(name)).items():
+            network, programs = make(variant(name))
+            for program, step in programs.items():
+                parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
                 first, steady = _trial(step)
                 print(f"{name}, {program}: {steady:.4g} s", file=sys.stderr, flush=True)
                 found = best.setdefault(program, {"tried": {}, "steady": float("inf")})
@@ -178,8 +182,14 @@ def fastest(
         raise RuntimeError(f"none of the variants {', '.join(settings['variants'])} runs")
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     named = torch.cuda.get_device_name() if device() == "cuda" else "CPU"
-    machine = {"device": named, "threads": torch.get_num_threads()}
-    known = {**facts, **machine, "versions": versions | facts["versions"], "programs": best}
+    known = {
+        **facts,
+        "parameters": parameters,
+        "device": named,
+        "threads": torch.get_num_threads(),
+        "versions": versions | facts["versions"],
+        "programs": best,
+    }
     return Peer(known, chosen, wait, memory)
 
 

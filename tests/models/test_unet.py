@@ -10,6 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import cifar10
+from diffusion_jax.assembly.build import build
+from diffusion_jax.assembly.components import MODELS
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.models import layers, remat
 from diffusion_jax.models.unet import UNet
@@ -85,6 +88,23 @@ def test_ddpm_cifar10_has_the_parameters_of_the_paper():
     )
     params, _ = shapes(module, (1, 32, 32, 3))
     assert count(params) == 35_746_307
+
+
+def test_the_networks_of_edm_have_the_parameters_of_its_program():
+    """NVlabs/edm at 008a4e5, EDMPrecond without labels: SongUNet as train.py makes it for CIFAR-10
+    (55.7M in table 7 of Karras et al. 2022), and DhariwalUNet with its defaults on 32x32.
+    """
+    config = cifar10.get_config("edm,ddpmpp").model.to_dict()
+    module = build(MODELS, config.pop("name"), num_classes=0, **config)
+    assert count(shapes(module, (1, 32, 32, 3))[0]) == 55_732_739
+    adm = UNet(
+        width=192,
+        multipliers=(1, 2, 3, 4),
+        blocks=3,
+        attention=(32, 16, 8),
+        updown="resblock",
+    )
+    assert count(shapes(adm, (1, 32, 32, 3))[0]) == 279_624_195
 
 
 def test_modules_can_be_static_arguments():
