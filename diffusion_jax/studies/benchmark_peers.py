@@ -194,11 +194,12 @@ def compare_with(name: str, settings: PeerSettings) -> Part:
         rows = []
         for program, own in ours.items():
             rows += _turns(subject, preset, program, own, peer, settings.repeats)
-    versions = ", ".join(f"{key} {value}" for key, value in peer.facts["versions"].items())
+    said = [f"{key} {value}" for key, value in peer.facts["versions"].items()]
+    said += [peer.facts["note"]] if "note" in peer.facts else []
+    changes = ", ".join(f"{key}={value}" for key, value in preset.changes.items())
     facts = (
-        f"{name}: {preset.title} ({versions}) on {peer.facts['device']}, against {preset.config} "
-        f"({', '.join(f'{key}={value}' for key, value in preset.changes.items()) or 'as it is'}). "
-        f"Different: {preset.differs}."
+        f"{name}: {preset.title} ({', '.join(said)}) on {peer.facts['device']}, against "
+        f"{preset.config} ({changes or 'as it is'}). Different: {preset.differs}."
     )
     return Part(rows, COLUMNS, facts)
 

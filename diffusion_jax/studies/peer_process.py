@@ -63,6 +63,7 @@ def running_peer(
     Raises:
       PeerFailed: if it does not start, dies or stays silent.
     """
+    log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as messages:
         process = _start([python, str(script)], messages, environment or {})
         answers: queue.SimpleQueue[str] = queue.SimpleQueue()

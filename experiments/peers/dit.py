@@ -43,8 +43,8 @@ def prepare(settings: Mapping[str, Any]) -> Peer:
         images = variant.images(settings["batch"], settings["shape"])
         return network, {"train": _training(network, images, diffusion, variant)}
 
-    blocks = "those of timm" if found else "stand-ins for those of timm"
-    return torch_variants.fastest(settings, make, {"blocks": blocks, "versions": {}})
+    note = "with timm" if found else "without timm, with modules of the same work"
+    return torch_variants.fastest(settings, make, {"note": note, "versions": {}})
 
 
 def _training(

@@ -328,7 +328,7 @@ def test_the_command(tmp_path):
         len(row["seconds"]) == 2 and row["compile_seconds"] > 0 for row in kept["sampling"]["rows"]
     )
     assert (
-        f"| {spec} | ode.edm_heun@karras | 3 |" in squeezed(done.stdout)
+        f"| {spec} | ode.edm_heun@karras | 2 | 3 |" in squeezed(done.stdout)
         and "parameters on 2, batch 2" in done.stdout
     )
     consumed = kept["training"]["rows"][0]["images_per_second"]
