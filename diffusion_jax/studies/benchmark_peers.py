@@ -86,6 +86,9 @@ class PeerSettings(NamedTuple):
 def parse_peers(text: str) -> dict[str, str]:
     """Parse 'edm=FOLDER;diffusers' -> {'edm': 'FOLDER', 'diffusers': ''}.
 
+    Args:
+      text: the value of --peers: names, with the folders of their checkouts.
+
     Raises:
       UserError: for an unknown name.
     """

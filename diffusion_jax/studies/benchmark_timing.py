@@ -94,7 +94,11 @@ def compiled(function: Callable, *args: Any) -> tuple[Callable, float]:
 
 
 def timed(function: Callable[[], Any]) -> float:
-    """Seconds until the results of a function are there."""
+    """Seconds until the results of a function are there.
+
+    Args:
+      function: has no arguments.
+    """
     began = time.perf_counter()
     jax.block_until_ready(function())
     return time.perf_counter() - began

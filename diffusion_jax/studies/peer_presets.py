@@ -52,13 +52,21 @@ class PeerPreset(NamedTuple):
 
 
 def options_of(experiment: Experiment) -> dict[str, Any]:
-    """All options of our network, with the number of classes."""
+    """All options of our network, with the number of classes.
+
+    Args:
+      experiment: our side.
+    """
     known = components.network(experiment.specs.model).to_dict()
     return known | experiment.options | {"num_classes": experiment.num_classes}
 
 
 def published(name: str) -> Callable[[Experiment], dict[str, Any]]:
-    """The arguments of a published network that is the same as ours (pretrained/networks.py)."""
+    """The arguments of a published network that is the same as ours, for any experiment of ours.
+
+    Args:
+      name: the class of the network, as in pretrained/networks.py.
+    """
 
     def arguments(experiment: Experiment) -> dict[str, Any]:
         return networks.network(name).config(options_of(experiment), experiment.shape)
@@ -82,7 +90,11 @@ def _edm(experiment: Experiment) -> dict[str, Any]:
 
 
 def edm_ddpmpp(experiment: Experiment) -> dict[str, Any]:
-    """The arguments of EDMPrecond for DDPM++, as NVlabs/edm's train.py has them."""
+    """The arguments of EDMPrecond for DDPM++, as NVlabs/edm's train.py has them.
+
+    Args:
+      experiment: our side.
+    """
     return _edm(experiment) | {
         "model_type": "SongUNet",
         "embedding_type": "positional",
@@ -94,7 +106,11 @@ def edm_ddpmpp(experiment: Experiment) -> dict[str, Any]:
 
 
 def edm_adm(experiment: Experiment) -> dict[str, Any]:
-    """The arguments of EDMPrecond for the network of ADM."""
+    """The arguments of EDMPrecond for the network of ADM.
+
+    Args:
+      experiment: our side.
+    """
     return _edm(experiment) | {"model_type": "DhariwalUNet"}
 
 
