@@ -40,28 +40,47 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 # A worker takes whole files (--dist loadfile), so that a module's fixtures and programs are made
-# once; the longest go first.
+# once; those that take more than ten seconds go first, the longest before the others.
 LONGEST = (
-    "samplers",
-    "orders",
-    "sampler_grids",
-    "compare",
-    "few_step",
-    "every_config",
-    "runs",
-    "parity",
-    "captions",
-    "latent",
-    "classifier",
-    "likelihood",
+    "samplers/test_samplers",
+    "training/test_parallel",
+    "samplers/test_orders",
+    "experiments/test_runs",
+    "fuzz/test_fuzz",
+    "experiments/test_lowering",
+    "training/test_nonfinite",
+    "training/test_full_disks",
+    "assembly/test_few_step",
+    "training/test_faults",
+    "samplers/test_grids",
+    "studies/test_sampler_comparison",
+    "studies/test_grid_search",
+    "inverse/test_restore",
+    "targets/test_targets",
+    "likelihood/test_likelihood",
+    "models/test_unet",
+    "studies/test_benchmark",
+    "studies/test_likelihoods",
+    "assembly/test_classifier",
+    "experiments/test_every_config",
+    "samplers/test_adaptive",
+    "samplers/test_parity",
+    "assembly/test_latent",
+    "assembly/test_old_workdirs",
+    "objectives/test_few_step_training",
+    "studies/test_inverse_benchmark",
+    "pretrained/test_converted_networks",
+    "studies/test_family_comparison",
 )
 
 
 def pytest_collection_modifyitems(items):
-    names = [f"test_{name}.py" for name in LONGEST]
-    items.sort(
-        key=lambda item: names.index(item.path.name) if item.path.name in names else len(names)
-    )
+    place = {name: number for number, name in enumerate(LONGEST)}
+
+    def order(item):
+        return place.get(f"{item.path.parent.name}/{item.path.stem}", len(LONGEST))
+
+    items.sort(key=order)
 
 
 def pytest_collection_finish():

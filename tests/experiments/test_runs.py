@@ -16,6 +16,7 @@ import pytest
 from configs import digits, toy
 from diffusion_jax.assembly import denoiser, sampling, train, workdir
 from diffusion_jax.core.errors import UserError
+from diffusion_jax.studies import quickstart
 from diffusion_jax.training import ema, restoring
 from tests.experiments.small_runs import ROOT, command, rows, small, width
 from tests.markdown import squeezed
@@ -203,7 +204,29 @@ def test_the_commands_take_one_evaluation(trained):
     assert "Fréchet distance of pixels" in done.stdout
 
 
-def test_quickstart_makes_every_picture_it_names_and_suggests_what_next(data_dir, tmp_path):
+def quickstart_leaves(root, text, budgets):
+    for name in ("samples.png", "denoising.png", "loss.png", "samplers.png", "samplers_strips.png"):
+        assert name in text and width(root / name) > 150
+    table = squeezed((root / "samplers.md").read_text())
+    assert table.count("| ancestral.ddim |") == budgets
+    assert "samplers.html" in text and (root / "samplers.html").stat().st_size > 10_000
+    assert text.count("python -m experiments.") == 3
+
+
+def test_quickstart_makes_every_picture_it_names_and_suggests_what_next(
+    data_dir, tmp_path, monkeypatch, capsys
+):
+    config = small(digits.get_config("vp"), steps=4)
+    config.data.data_dir = data_dir
+    monkeypatch.setattr(quickstart, "SAMPLERS", ["ancestral.ddim", "ode.heun"])
+    monkeypatch.setattr(quickstart, "BUDGETS", [3, 5])
+    monkeypatch.setattr(quickstart, "EVALUATED", 20)
+    quickstart.quickstart(config.lock(), workdir=str(tmp_path / "run"), num=20)
+    quickstart_leaves(tmp_path / "run", capsys.readouterr().out, 2)
+
+
+@pytest.mark.long
+def test_the_command_quickstart_leaves_what_it_names(data_dir, tmp_path):
     tiny = ["width=8", "multipliers=(1,)", "head_width=8"]
     done = command(
         "quickstart",
@@ -215,15 +238,7 @@ def test_quickstart_makes_every_picture_it_names_and_suggests_what_next(data_dir
         "--num=20",
         *[f"--config.model.{option}" for option in tiny],
     )
-    for name in ("samples.png", "denoising.png", "loss.png", "samplers.png", "samplers_strips.png"):
-        assert name in done.stdout and width(tmp_path / "run" / name) > 150
-    table = squeezed((tmp_path / "run" / "samplers.md").read_text())
-    assert table.count("| ancestral.ddim |") == 4
-    assert (
-        "samplers.html" in done.stdout
-        and (tmp_path / "run" / "samplers.html").stat().st_size > 10_000
-    )
-    assert done.stdout.count("python -m experiments.") == 3
+    quickstart_leaves(tmp_path / "run", done.stdout, 4)
 
 
 def test_labels_and_samplers_that_do_not_exist_are_named(trained):

@@ -7,7 +7,7 @@ Others may be accepted, but must not crash or hang.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -116,6 +116,17 @@ def wrong_values(
         if key.startswith(prefixes):
             for wrong, sure in values_for(key, value):
                 yield Case(command, (*base, f"--config.{key}={wrong}"), sure)
+
+
+def one_value_each(cases: Iterable[Case]) -> Iterator[Case]:
+    """One case for each key of a config: the first kind of mistake for the first key, the second
+    for the next, and so on.
+    """
+    by_key: dict[str, list[Case]] = {}
+    for case in cases:
+        by_key.setdefault(case.arguments[-1].partition("=")[0], []).append(case)
+    for i, each in enumerate(by_key.values()):
+        yield each[i % len(each)]
 
 
 def values_for(key: str, value: Any) -> list[tuple[str, bool]]:

@@ -120,22 +120,18 @@ def trained(tmp_path_factory):
 
 
 # ---- in the ordinary suite
-def test_some_wrong_values_of_every_config_key(tmp_path):
-    report(some(train_cases(tmp_path / "run"), 4), tmp_path / "run")
+def test_a_wrong_value_of_every_config_key(tmp_path):
+    report(cases.one_value_each(train_cases(tmp_path / "run")), tmp_path / "run")
 
 
 def test_some_wrong_values_of_the_flags_of_every_command():
     typed = [case for name in cases.names() for case in flag_cases(name) if case.sure]
-    report(some(typed, 8))
+    report(some(typed, 12))
 
 
 def test_a_wrong_value_of_every_sampling_key(trained):
-    report(
-        some(
-            cases.wrong_values(toy.get_config("vp"), "sample", (f"--workdir={trained}",), SAMPLED),
-            6,
-        )
-    )
+    every = cases.wrong_values(toy.get_config("vp"), "sample", (f"--workdir={trained}",), SAMPLED)
+    report(cases.one_value_each(every))
 
 
 # ---- the rest

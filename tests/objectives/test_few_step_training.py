@@ -77,7 +77,11 @@ def fresh(key, sizes=(16, 64, 64, 2)):
     ]
 
 
-@pytest.mark.parametrize("name", LEARNED)
+IN_MAKE_TEST = ("cd", "ct", "sct", "meanflow")  # one of each kind
+REST = [pytest.param(name, marks=pytest.mark.long) for name in LEARNED if name not in IN_MAKE_TEST]
+
+
+@pytest.mark.parametrize("name", [*IN_MAKE_TEST, *REST])
 def test_a_small_network_finds_the_flow(name):
     """Adam, 1500 steps of 256: the network's jump from noise to data is the trajectory's end, to
     the error stated above.

@@ -223,7 +223,10 @@ def test_edm_excess_noise_inflates_the_law():
     assert np.all(laws[1] > 1.01 * laws[0])
 
 
-@pytest.mark.parametrize("name", ["VP", "SubVP", "VE", "DDPM_cosine"])
+OTHER_LEVELS = [pytest.param(name, marks=pytest.mark.long) for name in ("SubVP", "DDPM_cosine")]
+
+
+@pytest.mark.parametrize("name", ["VP", "VE", *OTHER_LEVELS])
 def test_annealed_langevin_needs_levels_and_steps(name):
     """NCSN tracks the law if the noise falls slowly; what remains is the bias of its steps, about
     snr^2.

@@ -77,18 +77,15 @@ def test_sample_is_a_loop_of_steps_that_ends_in_x0_hat(sampler):
         jax.debug.callback(lambda: calls.append(1))
         return denoise(y, t)
 
+    def step(i, y, memory, t, s):
+        noise = step_noise.independent(process, keys, x)(i)
+        return sampler.step(noise, y, memory, t, s, counting, process, None)
+
+    if base.adaptive(sampler):  # its loops are compiled in any case: once, and not at every step
+        step = jax.jit(step)
     path, memory = [x], sampler.init(x, ts)
     for i in range(len(ts) - 1):
-        y, memory = sampler.step(
-            step_noise.independent(process, keys, x)(i),
-            path[-1],
-            memory,
-            ts[i],
-            ts[i + 1],
-            counting,
-            process,
-            None,
-        )
+        y, memory = step(i, path[-1], memory, ts[i], ts[i + 1])
         path.append(y)
     jax.effects_barrier()
     if not base.adaptive(sampler):
