@@ -26,5 +26,6 @@ def load(target: str) -> Callable[..., Any]:
 
 @functools.cache
 def _before_jax() -> None:
-    """Set the flags of XLA, which reads them once, when JAX starts."""
+    """Set the flags of XLA, which reads them once, when JAX starts, and the allocator."""
     runtime.set_cpu_flags()
+    runtime.keep_freed_memory()

@@ -24,6 +24,7 @@ from diffusion_jax.core.progress import progress
 from diffusion_jax.core.types import Array
 from diffusion_jax.data import transforms
 from diffusion_jax.evaluation import rows
+from diffusion_jax.models.convolution import convolve
 
 SIZE = 32  # larger images are first resized to this
 RESIZE = f"none to {SIZE}, above it bilinear, antialiased"
@@ -142,12 +143,7 @@ def _convolved(x: Array, params: Params) -> list[Array]:
     if (height, width) != x.shape[1:3]:
         x = jax.image.resize(x, (len(x), height, width, x.shape[-1]), "bilinear")
     for i in range(len(WIDTHS)):
-        kernel, stride, layout = (
-            params[f"conv{i}.kernel"],
-            (1 + i % 2,) * 2,
-            ("NHWC", "HWIO", "NHWC"),
-        )
-        x = jax.lax.conv_general_dilated(x, kernel, stride, "SAME", dimension_numbers=layout)
+        x = convolve(x, params[f"conv{i}.kernel"], (1 + i % 2,) * 2, "SAME")
         x = jax.nn.relu(x + params[f"conv{i}.bias"])
         found.append(x)
     return found
@@ -188,7 +184,7 @@ def _train(images: np.ndarray, labels: np.ndarray, seen: int) -> Params:
         [rng.permutation(len(images)) for _ in range(-(-steps * BATCH // len(images)))]
     )
     with progress(steps * BATCH, "training the classifier") as advance:
-        for i in range(steps):  # (in a scan the gradients of convolutions are slow on CPUs)
+        for i in range(steps):
             chosen = order[i * BATCH : (i + 1) * BATCH]
             params, state = step(
                 params, state, images[chosen], labels[chosen], rng.integers(-1, 2, (len(chosen), 2))

@@ -159,7 +159,7 @@ def pigdm(data_std: float = 1.0, symmetric: bool = False) -> Method:
     Args:
       data_std: standard deviation of the data, for `spread`.
       symmetric: uses J v for J^T v. The exact J = Cov(x0 | x_t) / u^2 is symmetric, a network's
-        only nearly. Forward mode is twice as fast in a loop on a CPU.
+        only nearly. Forward mode keeps no activations.
 
     Returns:
       The method.
@@ -217,7 +217,7 @@ def dps(scale: float = 1.0, symmetric: bool = False) -> Method:
     Args:
       scale: the step size of each move, in the unit of x0. More moves or larger images need another
         scale.
-      symmetric: as in `pigdm`; many times faster with convolutions on a CPU.
+      symmetric: as in `pigdm`.
 
     Returns:
       The method.

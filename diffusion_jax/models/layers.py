@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array
 from diffusion_jax.models import attention
+from diffusion_jax.models.convolution import convolve
 from diffusion_jax.models.embeddings import KERNEL_INIT
 from diffusion_jax.models.remat import product
 
@@ -82,7 +83,14 @@ def conv(
     """
     init = ZERO_INIT if zero else KERNEL_INIT
     return nn.Conv(
-        features, (size, size), (stride, stride), padding, kernel_init=init, dtype=dtype, name=name
+        features,
+        (size, size),
+        (stride, stride),
+        padding,
+        kernel_init=init,
+        dtype=dtype,
+        conv_general_dilated=convolve,
+        name=name,
     )
 
 

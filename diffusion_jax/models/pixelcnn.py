@@ -8,6 +8,7 @@ import numpy as np
 
 from diffusion_jax.core.types import Array
 from diffusion_jax.models import layers
+from diffusion_jax.models.convolution import convolve
 from diffusion_jax.models.embeddings import KERNEL_INIT
 
 
@@ -49,5 +50,10 @@ class PixelCNN(nn.Module):
         before = np.arange(25).reshape(5, 5) < 12 + itself
         mask = np.broadcast_to(before[:, :, None, None], (5, 5, x.shape[-1], self.width))
         return nn.Conv(
-            self.width, (5, 5), mask=mask.astype(np.float32), kernel_init=KERNEL_INIT, name=name
+            self.width,
+            (5, 5),
+            mask=mask.astype(np.float32),
+            kernel_init=KERNEL_INIT,
+            conv_general_dilated=convolve,
+            name=name,
         )(x)

@@ -142,8 +142,7 @@ def importance(
       x: images, (B, H, W, C).
       eps: the unit noise of z_i, (samples, B, ...).
       cond: the condition, with leading axis B, or None.
-      loop: compiles a small program for many samples, which is meant for evaluation without a
-        gradient: the gradients of convolutions are slow in loops on CPUs.
+      loop: compiles a small program for many samples, one after the other.
 
     Returns:
       The log-weights (samples, B), the rate (B,), and the distortion (B,), a mean over samples.

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.core.types import Array
+from diffusion_jax.models.convolution import convolve
 
 # of the colors: ImageNet's, for images in [-1, 1]
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
@@ -96,11 +97,5 @@ def _halve(x: Array) -> Array:
 
 
 def _convolve(x: Array, kernel: Array, padding: int, stride: int = 1, groups: int = 1) -> Array:
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        [(padding, padding)] * 2,
-        feature_group_count=groups,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    pads = [(padding, padding)] * 2
+    return convolve(x, kernel, (stride, stride), pads, feature_group_count=groups)

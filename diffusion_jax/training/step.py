@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffusion_jax.core.arrays import example_keys, platform
+from diffusion_jax.core.arrays import example_keys
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array, Batch, Key, Params
 from diffusion_jax.training import nonfinite
@@ -138,11 +138,7 @@ def multi_step(step: Step, n: int = 1) -> Step:
 
 
 def scan(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
-    """Scan with a body that takes gradients: a loop on accelerators, unrolled on CPUs.
-
-    XLA's CPU compiler makes the backward pass of a convolution 50 times slower inside a loop than
-    outside (measured with jax 0.10 to 0.12); the forward pass is the same. So on a CPU keep the
-    length small: the program grows with it.
+    """jax.lax.scan, which is no loop where there is one iteration.
 
     Args:
       body: (carry, x) -> (carry, output), as jax.lax.scan takes it.
@@ -152,14 +148,11 @@ def scan(body: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
     Returns:
       (the last carry, the outputs stacked along a new first axis).
     """
-    if platform() != "cpu":
+    if len(jax.tree.leaves(xs)[0]) > 1:
         return jax.lax.scan(body, carry, xs)
-    outputs = []
-    # not scan(unroll=True), which still makes a loop where there is one step
-    for i in range(len(jax.tree.leaves(xs)[0])):
-        carry, output = body(carry, jax.tree.map(lambda x: x[i], xs))  # noqa: B023  (called at once)
-        outputs.append(output)
-    return carry, jax.tree.map(lambda *rows: jnp.stack(rows), *outputs)
+    # XLA's CPU orders the axes of convolutions outside of loops alone (models/convolution.py)
+    carry, output = body(carry, jax.tree.map(lambda x: x[0], xs))
+    return carry, jax.tree.map(lambda x: x[None], output)
 
 
 def make_eval_step(

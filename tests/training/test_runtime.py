@@ -1,7 +1,8 @@
-"""What XLA must know before JAX starts."""
+"""What must be set before JAX starts."""
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from importlib import metadata
@@ -48,4 +49,28 @@ def test_an_installed_accelerator_plugin_means_no_cpu_flag(monkeypatch):
 def test_runtime_does_not_import_jax():
     code = "import sys, diffusion_jax.training.runtime as runtime; runtime.cpu_only(); "
     code += "assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is a function of glibc")
+def test_freed_memory_is_kept():
+    """A process touches a large block of memory again without new pages, unless its user has set
+    variables of malloc or has an accelerator.
+    """
+    code = """if True:
+        import ctypes, resource
+        from diffusion_jax.training import runtime
+        kept = [runtime.keep_freed_memory(given) for given in (
+            {"JAX_PLATFORMS": "cuda"}, {"JAX_PLATFORMS": "cpu", "MALLOC_ARENA_MAX": "2"},
+            {"JAX_PLATFORMS": "cpu"})]
+        assert kept == [False, False, True]
+        for _ in range(2):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            memory = ctypes.CDLL(None)
+            memory.malloc.restype, memory.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+            block = memory.malloc(ctypes.c_size_t(2**26))
+            ctypes.memset(block, 1, 2**26)
+            memory.free(block)
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 100
+    """
     subprocess.run([sys.executable, "-c", code], check=True)
