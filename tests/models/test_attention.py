@@ -152,7 +152,7 @@ def test_memory_is_linear_in_the_tokens(how):
 
 def test_auto_has_a_forward_mode_on_every_platform():
     """'auto' is in blocks on a CPU, and elsewhere where a forward-mode derivative is taken."""
-    x = jnp.zeros((1, 600, 1, 8), jnp.bfloat16)
+    x = jnp.zeros((1, 600, 1, 8))
 
     def loops(platform):
         with arrays.compiling_for(platform):
