@@ -23,7 +23,12 @@ if metadata.version("jaxlib").startswith("0.10."):  # later ones do not know the
     QUICK += " --xla_cpu_use_fusion_emitters=false"
 
 
-if QUICK not in os.environ.get("XLA_FLAGS", ""):  # as it is in a worker of pytest-xdist
+ON_ACCELERATOR = os.environ.get("ACCELERATOR_TESTS") == "required"  # make test-accelerator
+# Kernels of an accelerator are tested as users run them, and its memory is shared with the
+# processes that some tests start.
+if ON_ACCELERATOR:
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+elif QUICK not in os.environ.get("XLA_FLAGS", ""):  # as it is in a worker of pytest-xdist
     os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
     runtime.set_cpu_flags()  # as every main does: the same flags are the same compiled programs
 

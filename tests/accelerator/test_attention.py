@@ -1,0 +1,72 @@
+"""Fused attention (cuDNN's flash kernel on NVIDIA GPUs) against the plain one."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.models import layers
+from tests.accelerator.mode import device, pick
+
+WIDTHS = (32, 40, 64, 96, 128)  # per head
+LENGTHS = pick((63, 64, 257, 1024), (7, 16))
+HEADS = pick(4, 2)
+
+
+def inputs(length, width, dtype):
+    """q, k, v, and the gradient that arrives at the output."""
+    rng = np.random.default_rng(length + width)
+    shape = (2, length, HEADS, width)
+    return [jnp.asarray(rng.standard_normal(shape), dtype) for _ in range(4)]
+
+
+@functools.partial(jax.jit, static_argnames="impl")
+def forward_and_backward(q, k, v, gradient, impl):
+    with jax.default_matmul_precision("highest"):
+        out, pull = jax.vjp(lambda *args: layers.attention(*args, impl), q, k, v)
+        return out, *pull(gradient)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_fused_attention_is_the_plain_one_in_float32(length, width):
+    given = inputs(length, width, jnp.float32)
+    plain, fused = (forward_and_backward(*given, impl=impl) for impl in ("plain", "fused"))
+    for expected, found in zip(plain, fused, strict=True):
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5 * scale)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_fused_attention_is_as_exact_as_the_plain_one_in_bfloat16(length, width):
+    """Both are compared with float32 on the same rounded inputs; a constant says how much more
+    rounding a fused kernel may have than the plain path has.
+    """
+    given = inputs(length, width, jnp.bfloat16)
+    exact = forward_and_backward(*(x.astype(jnp.float32) for x in given), impl="plain")
+
+    def errors(impl):
+        found = forward_and_backward(*given, impl=impl)
+        return [
+            float(jnp.sqrt(jnp.mean((a.astype(jnp.float32) - b) ** 2) / jnp.mean(b**2)))
+            for a, b in zip(found, exact, strict=True)
+        ]
+
+    plain, fused = errors("plain"), errors("fused")
+    assert max(plain) < 0.02
+    for one, other in zip(fused, plain, strict=True):
+        assert one < 2 * other + 2e-3
+
+
+def test_bfloat16_on_an_nvidia_gpu_runs_the_flash_kernel():
+    """By the compiled program: cuDNN's kernel is there, forwards and backwards, where it exists."""
+    given = inputs(64, 64, jnp.bfloat16)
+    text = forward_and_backward.lower(*given, impl="fused").compile().as_text()
+    nvidia = device().platform == "gpu" and "NVIDIA" in device().device_kind
+    assert ("cudnn$fmha" in text) == nvidia
+    assert ("cudnn$fmhaSoftmaxBackward" in text) == nvidia
