@@ -2,10 +2,11 @@
 # make quickstart   train on the embedded digits and draw pictures, a few minutes on two CPU cores
 # make test         run the test suite, without a GPU or a download beyond the package index
 # make test-all     run the test suite, then the long tests
+# make test-accelerator  test the GPU or TPU of this machine; fails where there is none
 # make lint         check the formatting and run the linter; make format applies both
 # make docs         build the documentation site in build/site; warnings are errors
 #
-# Options: PYTHON=python3.12  EXTRAS=cuda|tpu (accelerator wheels)  VENV=.venv
+# Options: PYTHON=python3.12  EXTRAS=cuda13|cuda12|tpu (accelerator wheels)  VENV=.venv
 
 PYTHON ?= python3
 EXTRAS ?=
@@ -17,7 +18,7 @@ constraints := $(firstword $(wildcard constraints/py$(version).txt) $(lastword $
 comma := ,
 installed := $(VENV)/.installed-$(or $(EXTRAS),cpu)
 
-.PHONY: quickstart test test-all lint format docs install clean
+.PHONY: quickstart test test-all test-accelerator lint format docs install clean
 .DELETE_ON_ERROR:
 
 quickstart: install
@@ -30,6 +31,9 @@ test: install
 
 test-all: test
 	$(pytest) -m long
+
+test-accelerator: install
+	ACCELERATOR_TESTS=required $(VENV)/bin/python -m pytest tests/accelerator
 
 lint: install
 	$(VENV)/bin/ruff format --check .
@@ -51,6 +55,8 @@ install: $(installed)
 $(installed): setup.cfg pyproject.toml $(constraints)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is Python $(or $(version),(not found)); 3.11 or newer is needed: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@case "$(EXTRAS)" in ''|cuda12|cuda13|cuda|tpu) ;; \
+	  *) echo "error: EXTRAS=$(EXTRAS): write cuda13, cuda12 or tpu, or leave it out for CPUs" >&2; exit 1;; esac
 	@echo "Installing into $(VENV) with $(constraints) ..."
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(constraints) -e '.[test$(if $(EXTRAS),$(comma)$(EXTRAS))]'

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import importlib
+import re
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import diffusion_jax
@@ -74,3 +77,40 @@ def test_the_version_is_that_of_the_metadata():
     assert f"version = {diffusion_jax.__version__}\n" in (ROOT / "setup.cfg").read_text()
     assert f"version: {diffusion_jax.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"## {diffusion_jax.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def extras(text: str) -> dict[str, list[str]]:
+    parser = configparser.ConfigParser()
+    parser.read_string(text)
+    return {name: value.split() for name, value in parser["options.extras_require"].items()}
+
+
+def test_the_extras_for_accelerators_are_those_of_jax():
+    """Those of setup.cfg exist in JAX, and the documentation and Makefile name no other."""
+    ours = extras((ROOT / "setup.cfg").read_text())
+    of_jax = metadata.metadata("jax").get_all("Provides-Extra")
+    accelerators = {
+        name: re.fullmatch(r"jax\[(\w+)\]", needs)[1]
+        for name, (needs, *_) in ours.items()
+        if needs.startswith("jax[")
+    }
+    assert accelerators == {"cuda12": "cuda12", "cuda13": "cuda13", "tpu": "tpu", "cuda": "cuda12"}
+    assert set(accelerators.values()) <= set(of_jax)
+    texts = [*ROOT.glob("*.md"), ROOT / "Makefile", *(ROOT / "docs").glob("*.md")]
+    texts += [file for file in (ROOT / "experiments" / "launch").iterdir() if file.is_file()]
+    named = {name for file in texts for name in re.findall(r"EXTRAS=(\w+)", file.read_text())}
+    assert {"cuda12", "cuda13", "tpu"} <= named <= set(accelerators)
+    packages = (file for file in (ROOT / "diffusion_jax").rglob("*.py"))
+    asked = {
+        name
+        for file in packages
+        for name in re.findall(r"diffusion_jax\[(\w+)\]", file.read_text())
+    }
+    assert asked <= set(ours)
+
+
+def test_make_refuses_an_extra_that_does_not_exist(tmp_path):
+    line = ["make", "install", "EXTRAS=cuda14", f"VENV={tmp_path / 'venv'}"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode and "EXTRAS=cuda14: write cuda13, cuda12 or tpu" in done.stderr
+    assert not (tmp_path / "venv").exists()

@@ -116,8 +116,8 @@ def _gpus(topology: str, size: str) -> list[Any]:
         return jax.devices("gpu")
     except RuntimeError:
         raise UserError(
-            "--topology=gpu: jax sees no GPU here; install diffusion_jax[cuda] on a machine that "
-            "has one"
+            "--topology=gpu: jax sees no GPU here; install diffusion_jax[cuda13] or [cuda12] on a "
+            "machine that has one"
         ) from None
 
 
