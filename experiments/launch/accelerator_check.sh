@@ -4,9 +4,9 @@
 #   experiments/launch/accelerator_check.sh OUT --wheels=wheels --data=cifar10.npz --peers=checkouts
 #   experiments/launch/accelerator_check.sh OUT --tiny        # the same on a CPU, with tiny sizes: minutes
 #
-# Stages: install, environment, data, tests, benchmark, transformer, training, sampling, evaluation. Each has a time limit
-# and writes OUT/report.md, OUT/report.json and OUT/log.txt as it ends; one that fails or is cut never stops the next. Training
-# takes the minutes that the others leave; what it saved last is sampled and scored.
+# Stages: install, environment, data, tests, benchmark, transformer, peers, training, sampling, evaluation. Each has a time
+# limit and writes OUT/report.md, OUT/report.json and OUT/log.txt as it ends; one that fails or is cut never stops the next.
+# Training takes the minutes that the others leave; what it saved last is sampled and scored.
 #
 #   OUT                 folder of the results (default: $OUT); at most eight files
 #   --minutes=13        minutes in all (with --tiny 8)
@@ -14,7 +14,7 @@
 #   --work=FOLDER       scratch folder (default: a new one)
 #   --wheels=FOLDER     packages that the machine lacks (accelerator_wheels.sh); installed beside its own into FOLDER/venv of --work
 #   --data=PATH         folder of images, or .npz; without it training sees SYNTHETIC pictures
-#   --peers=FOLDER      checkouts of other programs to be timed next to ours
+#   --peers=FOLDER      checkouts of other programs to be timed next to ours, in FOLDER/edm and FOLDER/dit (experiments/peers)
 #   PYTHON              interpreter (default: .venv/bin/python if it is there, else python3)
 set -uo pipefail
 cd "$(dirname "$0")/../.."
@@ -34,10 +34,11 @@ done
 [ -n "$out" ] || usage
 minutes=${minutes:-$([ -n "$tiny" ] && echo 8 || echo 13)}
 [[ $minutes =~ ^[0-9]+$ ]] || fail "--minutes=$minutes: write a whole number"
-all="install environment data tests benchmark transformer training sampling evaluation"
+all="install environment data tests benchmark transformer peers training sampling evaluation"
 stages=${stages:-${all// /,}}
 for name in ${stages//,/ }; do [[ " $all " == *" $name "* ]] || fail "--stages: there is no $name; there are: $all"; done
 for path in "$wheels" "$data" "$peers"; do [ -z "$path" ] || [ -e "$path" ] || fail "$path does not exist"; done
+if [ -n "$peers" ]; then peers=$(realpath "$peers"); fi
 
 deadline=$(( $(date +%s) + 60 * minutes ))
 left() { echo $(( deadline - $(date +%s) )); }
@@ -75,7 +76,7 @@ stage() {
   echo "   $name: $result" >&2
 }
 limited() { timeout --signal=TERM --kill-after=15 "$LIMIT" "$@"; }
-command() { limited "$python" -m "experiments.$1" "${@:2}"; }
+experiment() { limited "$python" -m "experiments.$1" "${@:2}"; }
 
 # A venv that sees the packages of the interpreter, also if that is in a venv itself, and has the wheels besides
 install() {
@@ -94,25 +95,39 @@ data() { parts data --data="$data" ${tiny:+--tiny}; }
 
 tests() {
   ACCELERATOR_TESTS=$([ -n "$tiny" ] && echo cpu || echo required) \
-    limited "$python" -m pytest tests/accelerator -vv --tb=short -p no:cacheprovider
+    limited "$python" -m pytest tests/accelerator -vv --tb=short -p no:cacheprovider -W default -W "error:Some donated buffers"
 }
 
 # Networks are those of the papers; with --tiny they have a few channels
 net=(--config=configs/cifar10.py:edm,full)
 transformer=(--config=configs/imagenet256_latent.py:flow)
 times=(--repeats=10 --batch_size=256 --nfe=18)
+samplers='ancestral.ddim;ode.edm_heun@karras'
+run=(--config.training.steps=400_000 --config.training.log_every=50 --config.training.checkpoint_every=500
+  --config.optimizer.warmup=300)
 if [ -n "$tiny" ]; then
   net=(--config=configs/cifar10.py:edm --config.model.width=8 "--config.model.multipliers=(1,)" --config.model.blocks=1
     "--config.model.attention=()" --config.model.head_width=8 --config.data.batch_size=16)
   transformer=(--config=configs/imagenet256_latent.py:flow,S --config.model.width=16 --config.model.depth=1 --config.model.heads=1
     --config.data.batch_size=2 --config.training.steps_per_call=1 --config.model.dtype=float32)
   times=(--repeats=2 --batch_size=4 --nfe=3)
+  samplers=ancestral.ddim
+  run=(--config.training.steps=100 --config.training.log_every=10 --config.training.checkpoint_every=20)
 fi
 benchmark() {
-  command benchmark "${net[@]}" "${times[@]}" --shape=32,32,3 --parts="training,sampling" \
-    --samplers='ancestral.ddim;ode.edm_heun@karras' --out="$work/benchmark.json"
+  experiment benchmark "${net[@]}" "${times[@]}" --shape=32,32,3 --parts="training,sampling" \
+    --samplers="$samplers" --out="$work/benchmark.json"
 }
-transformer() { command benchmark "${transformer[@]}" "${times[@]}" --shape=32,32,4 --classes=1000 --parts=training --out="$work/transformer.json"; }
+transformer() { experiment benchmark "${transformer[@]}" "${times[@]}" --shape=32,32,4 --classes=1000 --parts=training --out="$work/transformer.json"; }
+peers() {
+  local entries=()
+  if [ -d "$peers/edm" ]; then entries+=("edm=$peers/edm" "adm=$peers/edm"); fi
+  if [ -d "$peers/dit" ]; then entries+=("dit=$peers/dit"); fi
+  if "$python" -c 'import diffusers' 2>/dev/null; then entries+=(diffusers); fi
+  [ ${#entries[@]} -gt 0 ] || { echo "$peers has neither edm nor dit, and diffusers is not installed" >&2; return 1; }
+  experiment benchmark --parts=peers --peers="$(IFS=';'; echo "${entries[*]}")" --repeats=$([ -n "$tiny" ] && echo 2 || echo 10) \
+    --preset=$([ -n "$tiny" ] && echo cpu || echo accelerator) --out="$work/peers.json"
+}
 
 # Until LIMIT: SIGTERM makes the run save, and what is saved is used. A run that crashes is started again, once
 training() {
@@ -121,10 +136,9 @@ training() {
   [ ${#keys[@]} -gt 0 ] || { echo "the stage data has not run" >&2; return 1; }
   for try in 1 2; do
     LIMIT=$(( until - $(date +%s) )); [ "$LIMIT" -gt 5 ] || break
-    command train "${net[@]}" "${keys[@]}" --workdir="$work/run" --config.optimizer.schedule=constant --config.optimizer.warmup=300 \
-      --config.optimizer.learning_rate=1e-3 --config.ema.halflives=100_000, --config.training.steps=400_000 \
-      --config.training.eval_every=0 --config.training.sample_every=0 --config.training.log_every=$([ -n "$tiny" ] && echo 10 || echo 50) \
-      --config.training.checkpoint_every=$([ -n "$tiny" ] && echo 20 || echo 500) >&2
+    experiment train "${net[@]}" "${keys[@]}" "${run[@]}" --workdir="$work/run" --config.optimizer.schedule=constant \
+      --config.optimizer.learning_rate=1e-3 --config.ema.halflives=100_000, --config.training.eval_every=0 \
+      --config.training.sample_every=0 >&2
     status=$?
     case $status in 0|124|137) break ;; esac
   done
@@ -132,14 +146,14 @@ training() {
   ls "$work"/run/checkpoints/[0-9]* >/dev/null && case $status in 124|137) return 0 ;; *) return "$status" ;; esac
 }
 sampling() {
-  command sample --workdir="$work/run" --num=$([ -n "$tiny" ] && echo 8 || echo 100) --out="$work/samples" ${tiny:+--nfe=3} &&
+  experiment sample --workdir="$work/run" --num=$([ -n "$tiny" ] && echo 8 || echo 100) --out="$work/samples" ${tiny:+--nfe=3} &&
     cp "$work/samples.png" "$out"
 }
 evaluation() {
   local features=classifier count=10000
   if [ -n "$tiny" ]; then features=thumbnails count=64; fi
   if [ -f ~/.cache/diffusion_jax/weights/inception.npz ] && [ -z "$tiny" ]; then features+=,inception; fi
-  command evaluate --workdir="$work/run" --num=$count --repeats=1 --features=$features --metrics=frechet ${tiny:+--nfe=3} &&
+  experiment evaluate --workdir="$work/run" --num=$count --repeats=1 --features=$features --metrics=frechet ${tiny:+--nfe=3} &&
     cp "$work/run/evaluation.json" "$work/evaluation.json"
 }
 
@@ -150,11 +164,11 @@ rm -f "$work/stages.jsonl"
 stage install 90 install
 stage environment 60 environment
 stage data 60 data
-stage tests $([ -n "$tiny" ] && echo 240 || echo 200) tests
-stage benchmark 200 benchmark
-stage transformer 100 transformer
+stage tests 270 tests
+stage benchmark 120 benchmark
+stage transformer 80 transformer
+if [ -n "$peers" ]; then stage peers 180 peers; fi
 most=$(( $(left) - reserve - 20 )) # saving takes seconds
-if [ -n "$tiny" ] && [ "$most" -gt 40 ]; then most=40; fi
 stage training "$most" training
 stage sampling 60 sampling
 stage evaluation 120 evaluation

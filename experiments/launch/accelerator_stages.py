@@ -70,7 +70,7 @@ def environment(work: Path) -> str:
         **facts["versions"],
         "requirements that are not met": ", ".join(facts["unmet"]) or "none",
     }
-    return table(rows)
+    return _table(rows)
 
 
 def nvidia_smi() -> str | None:
@@ -124,7 +124,7 @@ def data(work: Path, path: str, tiny: bool) -> str:
         raise UserError(f"--data={path} does not exist; give a folder of images, or an .npz")
     name, place, about = "npz", work / "data.npz", f"{path}, JPEG files, unpacked"
     if not path:
-        made = synthetic(256 if tiny else 50_000)
+        made = _synthetic(256 if tiny else 50_000)
         npz.save(place, made)
         about = (
             f"SYNTHETIC pictures ({len(made['x_train']):,} of 32 x 32 x 3 in 10 classes), as no "
@@ -133,7 +133,7 @@ def data(work: Path, path: str, tiny: bool) -> str:
     elif source.is_dir():
         name, place, about = "folder", source, f"the folder {path}"
     elif zipfile.is_zipfile(source) and "jpg.npy" in zipfile.ZipFile(source).namelist():
-        npz.save(place, unpacked(npz.load(source, PACKED)))
+        npz.save(place, _unpacked(npz.load(source, PACKED)))
     else:
         place, about = source, path
     keys = {"name": name, "path": str(place.absolute()), "image_size": 32, "channels": 3}
@@ -142,12 +142,16 @@ def data(work: Path, path: str, tiny: bool) -> str:
 
 
 def flags_of_data(work: Path) -> str:
-    """The flags of a command for the data that `data` found, one a line."""
+    """The flags of a command for the data that `data` found, one a line.
+
+    Args:
+      work: the folder of the stages.
+    """
     keys = json.loads((work / "data.json").read_text())["keys"]
     return "".join(f"--config.data.{key}={value}\n" for key, value in keys.items())
 
 
-def synthetic(count: int) -> dict[str, np.ndarray]:
+def _synthetic(count: int) -> dict[str, np.ndarray]:
     """Smooth pictures, a wave with noise in ten directions, with the arrays of a data set."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[: SHAPE[0], : SHAPE[1]] * (2 * np.pi / SHAPE[0])
@@ -166,7 +170,7 @@ def synthetic(count: int) -> dict[str, np.ndarray]:
     return {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
 
 
-def unpacked(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _unpacked(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The pictures of JPEG files that follow each other in one array of bytes."""
     whole, ends = arrays["jpg"].tobytes(), arrays["offsets"]
     pictures = [
@@ -196,7 +200,8 @@ def report(work: Path, out: Path) -> None:
     parts, numbers = [], {}
     for stage in stages:
         name = stage["stage"]
-        body, found = READERS.get(name, plain)(work, name)
+        body, found = READERS.get(name, _plain)(work, name)
+        body = re.sub(r"^#", "##", body, flags=re.M)  # below the heading of the stage
         numbers[name] = stage | {"numbers": found}
         parts.append(f"## {name}: {stage['result']}\n\n{body.strip() or 'No output.'}\n")
     columns = {"stage": "stage", "result": "result", "seconds": "seconds", "limit": "limit, s"}
@@ -205,18 +210,30 @@ def report(work: Path, out: Path) -> None:
     files.save_json(out / "report.json", numbers)
 
 
-def plain(work: Path, name: str) -> tuple[str, Any]:
+def _plain(work: Path, name: str) -> tuple[str, Any]:
     """A stage whose output is Markdown: (its output, its numbers)."""
     output, numbers = work / f"{name}.out", work / f"{name}.json"
+    text = output.read_text(errors="replace") if output.is_file() else ""
     return (
-        output.read_text(errors="replace") if output.is_file() else "",
+        text.replace(f"{numbers}\n", ""),  # a command ends with the file that it wrote
         json.loads(numbers.read_text()) if numbers.is_file() else None,
     )
 
 
-def of_tests(work: Path, name: str) -> tuple[str, Any]:
+def _of_benchmark(work: Path, name: str) -> tuple[str, Any]:
+    """The tables of a benchmark; of one that was cut, which prints none, those that it kept."""
+    body, numbers = _plain(work, name)
+    if not body and numbers:
+        kept = [(part, found) for part, found in numbers.items() if "rows" in (found or ())]
+        for part, found in kept:
+            rows = [{k: v for k, v in row.items() if k != "seconds"} for row in found["rows"]]
+            body += f"# {part}\n\n{found['facts']}\n\n{markdown_table(rows, [*rows[0]])}\n\n"
+    return body, numbers
+
+
+def _of_tests(work: Path, name: str) -> tuple[str, Any]:
     """The results of the tests that ran, also if the others had no time."""
-    text, _ = plain(work, name)
+    text, _ = _plain(work, name)
     found = [(file, test, outcome) for file, test, outcome in OUTCOME.findall(text)]
     outcomes = sorted({outcome for _, _, outcome in found})
     rows = [
@@ -231,7 +248,7 @@ def of_tests(work: Path, name: str) -> tuple[str, Any]:
     return body, {"tests": [f"{f}::{test} {o}" for f, test, o in found], "failed": failed}
 
 
-def of_training(work: Path, name: str) -> tuple[str, Any]:
+def _of_training(work: Path, name: str) -> tuple[str, Any]:
     """How far training came, by the rows of its metrics."""
     path = work / "run" / "metrics.jsonl"
     rows = [row for row in metrics.read_rows(path) if "loss" in row] if path.is_file() else []
@@ -244,30 +261,33 @@ def of_training(work: Path, name: str) -> tuple[str, Any]:
         "last loss": rows[-1]["loss"],
         "images/s, median": median(speed) if speed else None,
     }
-    _, about = plain(work, "data")
+    _, about = _plain(work, "data")
     note = f"\nData: {about['about']}.\n" if about else ""
-    return table(numbers) + note, numbers
+    return _table(numbers) + note, numbers
 
 
-def of_evaluation(work: Path, name: str) -> tuple[str, Any]:
+def _of_evaluation(work: Path, name: str) -> tuple[str, Any]:
     """The scores, with the words that keep them from being read as what they are not."""
-    body, numbers = plain(work, name)
-    _, about = plain(work, "data")
+    body, numbers = _plain(work, name)
+    _, about = _plain(work, "data")
     notes = ["Only the distance of Inception features is FID. The reference is the data's own."]
     if about and about["synthetic"]:
         notes.append("The data are SYNTHETIC: no score here is one of CIFAR-10.")
-    return f"{body}\n{' '.join(notes)}\n", numbers
+    return f"{body}\n{' '.join(notes)}\n" if body else "", numbers
 
 
 Reader = Callable[[Path, str], tuple[str, Any]]
 READERS: dict[str, Reader] = {
-    "tests": of_tests,
-    "training": of_training,
-    "evaluation": of_evaluation,
+    "tests": _of_tests,
+    "benchmark": _of_benchmark,
+    "transformer": _of_benchmark,
+    "peers": _of_benchmark,
+    "training": _of_training,
+    "evaluation": _of_evaluation,
 }
 
 
-def table(rows: Mapping[str, Any]) -> str:
+def _table(rows: Mapping[str, Any]) -> str:
     """A table of two columns, what and its value."""
     pairs = [{"what": what, "value": value} for what, value in rows.items()]
     return markdown_table(pairs, {"what": "what", "value": "value"})

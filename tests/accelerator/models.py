@@ -14,7 +14,7 @@ from diffusion_jax.assembly.experiment import assemble
 from diffusion_jax.core import arrays
 from tests.accelerator.mode import pick
 
-SHAPE, CLASSES = pick((32, 32, 3), (8, 8, 1)), 10
+SHAPE, CLASSES = pick((16, 16, 3), (8, 8, 1)), 10
 BATCH = pick(32, 4)
 WIDTH = pick(64, 8)
 
@@ -22,11 +22,11 @@ NETWORKS = {
     "unet.UNet": dict(
         width=WIDTH,
         multipliers=pick((1, 2), (1,)),
-        blocks=pick(2, 1),
+        blocks=1,
         attention=pick((16,), ()),
         head_width=WIDTH,
     ),
-    "dit.DiT": dict(patch=2, width=2 * WIDTH, depth=pick(4, 1), heads=2),
+    "dit.DiT": dict(patch=2, width=2 * WIDTH, depth=pick(2, 1), heads=2),
 }
 
 PLAIN = dict(name="sgd", learning_rate=0.05, weight_decay=None, b1=None, b2=None)

@@ -1,4 +1,4 @@
-"""Fused attention (cuDNN's flash kernel on NVIDIA GPUs) against the plain one."""
+"""Attention fused (cuDNN's flash kernel on NVIDIA GPUs) and in blocks, against the plain one."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.models import layers
+from diffusion_jax.models import attention
 from tests.accelerator.mode import device, pick
 
-WIDTHS = (32, 40, 64, 96, 128)  # per head
-LENGTHS = pick((63, 64, 257, 1024), (7, 16))
+SIZES = pick(  # (tokens, width of a head); each is a program of its own for every path
+    ((63, 32), (64, 40), (257, 64), (100, 96), (1024, 128)), ((7, 32), (8, 128))
+)
 HEADS = pick(4, 2)
 
 
@@ -27,40 +28,40 @@ def inputs(length, width, dtype):
 @functools.partial(jax.jit, static_argnames="impl")
 def forward_and_backward(q, k, v, gradient, impl):
     with jax.default_matmul_precision("highest"):
-        out, pull = jax.vjp(lambda *args: layers.attention(*args, impl), q, k, v)
+        out, pull = jax.vjp(lambda *args: attention.multi_head(*args, impl), q, k, v)
         return out, *pull(gradient)
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("length", LENGTHS)
-def test_fused_attention_is_the_plain_one_in_float32(length, width):
+@pytest.mark.parametrize("impl", ["fused", "blocked"])
+@pytest.mark.parametrize("length, width", SIZES)
+def test_attention_is_the_plain_one_in_float32(length, width, impl):
     given = inputs(length, width, jnp.float32)
-    plain, fused = (forward_and_backward(*given, impl=impl) for impl in ("plain", "fused"))
-    for expected, found in zip(plain, fused, strict=True):
+    plain, other = (forward_and_backward(*given, impl=name) for name in ("plain", impl))
+    for expected, found in zip(plain, other, strict=True):
         scale = np.abs(expected).max()
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5 * scale)
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("length", LENGTHS)
-def test_fused_attention_is_as_exact_as_the_plain_one_in_bfloat16(length, width):
+@pytest.mark.parametrize("impl", ["fused", "blocked"])
+@pytest.mark.parametrize("length, width", SIZES)
+def test_attention_is_as_exact_as_the_plain_one_in_bfloat16(length, width, impl):
     """Both are compared with float32 on the same rounded inputs; a constant says how much more
     rounding a fused kernel may have than the plain path has.
     """
     given = inputs(length, width, jnp.bfloat16)
     exact = forward_and_backward(*(x.astype(jnp.float32) for x in given), impl="plain")
 
-    def errors(impl):
-        found = forward_and_backward(*given, impl=impl)
+    def errors(name):
+        found = forward_and_backward(*given, impl=name)
         return [
             float(jnp.sqrt(jnp.mean((a.astype(jnp.float32) - b) ** 2) / jnp.mean(b**2)))
             for a, b in zip(found, exact, strict=True)
         ]
 
-    plain, fused = errors("plain"), errors("fused")
+    plain, other = errors("plain"), errors(impl)
     assert max(plain) < 0.02
-    for one, other in zip(fused, plain, strict=True):
-        assert one < 2 * other + 2e-3
+    for found, expected in zip(other, plain, strict=True):
+        assert found < 2 * expected + 2e-3
 
 
 def test_bfloat16_on_an_nvidia_gpu_runs_the_flash_kernel():
