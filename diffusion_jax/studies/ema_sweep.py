@@ -16,7 +16,7 @@ from diffusion_jax.evaluation.intervals import Measured
 from diffusion_jax.evaluation.metrics import INTERVALS, find
 from diffusion_jax.report import sweeps
 from diffusion_jax.report.tables import markdown_table
-from diffusion_jax.studies import sweep_task
+from diffusion_jax.studies import sweep_checks, sweep_task
 from diffusion_jax.studies.sweep_space import Axis, Space
 from diffusion_jax.studies.sweep_task import Results, Task
 from diffusion_jax.training import distributed, ema, post_hoc
@@ -51,9 +51,9 @@ def ema_sweep(
     root, values = Path(workdir), lengths_of(lengths)
     chosen = sweep_task.names(features, metrics)
     space = Space((Axis("sampler.ema", tuple(f"post_hoc({value:g})" for value in values)),))
-    dataset = sweep_task.data_of(config, root, trains=False)
+    dataset = sweep_checks.data_of(config, root, trains=False)
     task = sweep_task.make(config, root, space, root / "ema_sweep", num, "grid()")
-    sweep_task.check(task, dataset)
+    sweep_checks.check(task, dataset)
     task = sweep_task.repeated(task, repeats)
     sampler = sweep_task.sampler(task, dataset, sampling.sampling_mesh(config))
     scored = sweep_task.prepare(task, sampler, dataset, chosen)

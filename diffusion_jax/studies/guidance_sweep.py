@@ -16,7 +16,7 @@ from diffusion_jax.evaluation import intervals
 from diffusion_jax.evaluation.metrics import find
 from diffusion_jax.report import pictures, sweeps
 from diffusion_jax.report.tables import markdown_table
-from diffusion_jax.studies import guidance_mixture, sweep_space, sweep_task
+from diffusion_jax.studies import guidance_mixture, sweep_checks, sweep_space, sweep_task
 from diffusion_jax.studies.sweep_cells import SHOWN, CellSampler, Scoring
 from diffusion_jax.studies.sweep_space import Axis, Space
 from diffusion_jax.studies.sweep_task import Results, Task
@@ -108,9 +108,9 @@ def sweep_model(
       The text of guidance_sweep.md.
     """
     space = Space((Axis("sampler.guide", tuple(guides)), Axis("sampler.guidance", tuple(scales))))
-    dataset = sweep_task.data_of(config, workdir, trains=False)
+    dataset = sweep_checks.data_of(config, workdir, trains=False)
     task = sweep_task.make(config, workdir, space, workdir / "guidance_sweep", count, "grid()")
-    sweep_task.check(task, dataset)
+    sweep_checks.check(task, dataset)
     sampler = sweep_task.sampler(task, dataset, sampling.sampling_mesh(config))
     chosen = sweep_task.Names(parsing.names(features), ["accuracy", "frechet", "prdc"], "frechet")
     scored = sweep_task.prepare(task, sampler, dataset, chosen)

@@ -18,6 +18,7 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import Dataset
 from diffusion_jax.studies import (
     sweep_cells,
+    sweep_checks,
     sweep_launch,
     sweep_page,
     sweep_runs,
@@ -128,14 +129,14 @@ def prepare(
     space = sweep_space.parse(config, flags["over"])
     root, varied = _root(flags), {axis.key for axis in space.axes}
     trains = not all(map(sweep_space.is_sampling, varied))
-    dataset = sweep_task.data_of(config, flags["workdir"], trains)
+    dataset = sweep_checks.data_of(config, flags["workdir"], trains)
     if "sampler.guidance" not in varied | asked:
         config = denoiser.usable_guidance(config, dataset.num_classes)
     grouped = parsing.names(flags["for_each"]) or _budget(space)
     task = sweep_task.make(
         config, flags["workdir"], space, root, flags["num"], flags["search"], grouped
     )
-    sweep_task.check(task, dataset)
+    sweep_checks.check(task, dataset)
     return task, dataset
 
 

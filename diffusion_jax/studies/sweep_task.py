@@ -1,7 +1,7 @@
-"""A sweep as a task: its cells and runs, checked before anything runs, and the loop that measures.
+"""A sweep as a task: its cells and runs, and the loop that measures them.
 
 task = make(config, workdir, space, root, num, "halving()")
-check(task, dataset)
+sweep_checks.check(task, dataset)
 scoring = prepare(task, sampler, dataset, names)
 found = measure(task, sampler, scoring)
 """
@@ -18,8 +18,6 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diffusion_jax.assembly import components, denoiser, experiment, sampling, trainer
-from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.build import Family, build
 from diffusion_jax.core import files, parsing
 from diffusion_jax.core.errors import UserError, unknown
@@ -27,11 +25,11 @@ from diffusion_jax.core.progress import progress
 from diffusion_jax.data import Dataset
 from diffusion_jax.evaluation import choice, judge
 from diffusion_jax.evaluation.metrics import METRICS, NEITHER, find
+from diffusion_jax.samplers import base
 from diffusion_jax.studies import sweep_cells, sweep_search, sweep_space
 from diffusion_jax.studies.sweep_cells import CellSampler, CellScores, Scoring, SweepCell
 from diffusion_jax.studies.sweep_search import SearchPlan
 from diffusion_jax.studies.sweep_space import Space
-from diffusion_jax.training import ema, post_hoc, restoring
 
 SEARCHES = Family("search", sweep_search.SEARCHES, "SEARCHES")
 BUDGET = "sampler.nfe"
@@ -129,7 +127,7 @@ def make(
             raise unknown("--for_each", key, keys)
     method = build(SEARCHES, search)
     training = [key for key in keys if not sweep_space.is_sampling(key)]
-    cells, runs, groups = {}, {}, {}
+    cells, runs, groups, adaptive = {}, {}, {}, set()
     for number in method.choose(space.size):
         settings = space.settings(number)
         own = sweep_space.with_settings(config, settings)
@@ -138,7 +136,13 @@ def make(
             trained = {key: settings[key] for key in training}
             folder = root / "runs" / run_name(trained)
             runs.setdefault(folder, sweep_space.with_settings(config, trained))
-        cells[number] = sweep_cells.make(number, settings, folder.absolute(), own)
+        cell = sweep_cells.make(number, settings, folder.absolute(), own)
+        if base.adaptive(cell.sampling.sampler):  # its tolerance decides, so it is measured once
+            same = tuple(value for key, value in settings.items() if key != BUDGET)
+            if same in adaptive:
+                continue
+            adaptive.add(same)
+        cells[number] = cell
         groups.setdefault(tuple(settings[key] for key in grouped), []).append(number)
     plan = sweep_search.plan(groups, num, method)
     return Task(space, cells, runs, plan, root, num, tuple(grouped))
@@ -153,79 +157,6 @@ def run_name(settings: dict[str, Any]) -> str:
     said = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in settings.items())
     digest = hashlib.sha256(files.canonical_json(settings).encode()).hexdigest()[:8]
     return f"{re.sub(r'[^A-Za-z0-9.,=_+-]+', '_', said)[:80]}-{digest}"
-
-
-def data_of(config: ConfigDict, workdir: str | Path | None, trains: bool) -> Dataset:
-    """The data set that the images of a sweep are judged against.
-
-    Args:
-      config: the config of the model.
-      workdir: of the trained model; None where there is none.
-      trains: whether every cell is trained.
-
-    Raises:
-      UserError: for sampling keys without a trained model.
-    """
-    if trains:
-        return workdirs.images(config)
-    if workdir is None:
-        raise UserError(
-            "--workdir is missing: --over names only keys of config.sampler, which vary on a "
-            "trained model; a key such as optimizer.learning_rate trains one for each value"
-        )
-    if restoring.latest_step(Path(workdir).expanduser() / "checkpoints") is None:
-        raise UserError(
-            f"--workdir={workdir} has no checkpoint; train the model first (experiments.train)"
-        )
-    return workdirs.images(config, workdir)
-
-
-def check(task: Task, dataset: Dataset) -> None:
-    """Check every cell as far as that takes neither training nor weights.
-
-    Args:
-      task: the sweep.
-      dataset: the data that its images are judged against.
-
-    Raises:
-      UserError: for settings that a model cannot use.
-    """
-    checked = set()
-    for cell in task.cells.values():
-        chosen = cell.sampling
-        key = (*sweep_cells.order(cell), chosen.grid, chosen.nfe, chosen.guidance)
-        if key not in checked:
-            checked.add(key)
-            _check_cell(cell, task, dataset)
-
-
-def _check_cell(cell: SweepCell, task: Task, dataset: Dataset) -> None:
-    """Refuse a cell whose settings its model cannot use; no weights are loaded for it."""
-    shape, classes = dataset.image_shape, dataset.num_classes
-    if not task.runs:
-        about = workdirs.about_data(cell.workdir)
-        shape, classes = about["image_shape"], about["num_classes"]
-    config = sweep_space.with_settings(cell.config, {"sampler.guide": "cfg()"})
-    model = experiment.assemble(config, shape, classes)
-    experiment.need_images(model)
-    model = model._replace(grids=cell.workdir / "grids")
-    guide = build(components.GUIDES, cell.guide)
-    scale = cell.sampling.guidance
-    if guide.neutral is None or scale != guide.neutral:
-        denoiser.need_guidable(model._replace(guide=guide), f"config.sampler.guidance={scale:g}")
-    sampling.method(model, cell.sampling._replace(guidance=1.0))
-    length = post_hoc.length_of(cell.sampling.weights)
-    if length is None:
-        trainer.weights_name(model)
-    else:
-        ema.gamma(length)
-    if not task.runs:
-        workdirs.checkpoints(cell.workdir, cell.sampling.checkpoint)
-        if length is not None and not post_hoc.steps(cell.workdir / "ema_snapshots"):
-            raise UserError(
-                f"config.sampler.ema={cell.sampling.weights}: there are no snapshots in "
-                f"'{cell.workdir / 'ema_snapshots'}'; train with --config.ema.powers='(0.05,0.1)'"
-            )
 
 
 # ---- measuring

@@ -19,6 +19,8 @@ from diffusion_jax.studies import (
     sweep_cells,
     sweep_page,
     sweep_search,
+    sweep_space,
+    sweep_task,
 )
 from tests.experiments.launch_files import LAUNCH, bash, calls, stub
 from tests.spoiled import spoiled
@@ -92,6 +94,15 @@ def test_the_jobs_of_a_sweep_and_then_its_files(trained, monkeypatch, capsys, tm
     with Image.open(out / "sweep.png") as picture:
         assert picture.width > 600
     assert len(list((out / "cells").glob("*.npz"))) == 4 and not list((out / "cells").glob("*/"))
+
+
+def test_an_adaptive_sampler_is_measured_once_whatever_the_budget(trained, tmp_path):
+    config = workdir.saved_config(trained / "digits")
+    over = ["sampler.nfe=[3, 5]", "sampler.name=[ddim, tsit5]"]
+    space, folder = sweep_space.parse(config, over), trained / "digits"
+    task = sweep_task.make(config, folder, space, tmp_path, 20, "grid()", ["sampler.nfe"])
+    assert task.plan.groups == {(3,): [0, 1], (5,): [2]} and task.plan.images == 60
+    assert [cell.sampling.name for cell in task.cells.values()].count("adaptive.tsit5") == 1
 
 
 def test_a_damaged_cell_is_measured_again(trained, tmp_path, capsys):

@@ -1,0 +1,90 @@
+"""What is checked of a sweep before anything runs: its model, data and settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from diffusion_jax.assembly import components, denoiser, experiment, sampling, trainer
+from diffusion_jax.assembly import workdir as workdirs
+from diffusion_jax.assembly.build import build
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.data import Dataset
+from diffusion_jax.studies import sweep_cells, sweep_space
+from diffusion_jax.studies.sweep_cells import SweepCell
+from diffusion_jax.studies.sweep_task import Task
+from diffusion_jax.training import ema, post_hoc, restoring
+
+
+def data_of(config: ConfigDict, workdir: str | Path | None, trains: bool) -> Dataset:
+    """The data set that the images of a sweep are judged against.
+
+    Args:
+      config: the config of the model.
+      workdir: of the trained model; None where there is none.
+      trains: whether every cell is trained.
+
+    Raises:
+      UserError: for sampling keys without a trained model.
+    """
+    if trains:
+        return workdirs.images(config)
+    if workdir is None:
+        raise UserError(
+            "--workdir is missing: --over names only keys of config.sampler, which vary on a "
+            "trained model; a key such as optimizer.learning_rate trains one for each value"
+        )
+    if restoring.latest_step(Path(workdir).expanduser() / "checkpoints") is None:
+        raise UserError(
+            f"--workdir={workdir} has no checkpoint; train the model first (experiments.train)"
+        )
+    return workdirs.images(config, workdir)
+
+
+def check(task: Task, dataset: Dataset) -> None:
+    """Check every cell as far as that takes neither training nor weights.
+
+    Args:
+      task: the sweep.
+      dataset: the data that its images are judged against.
+
+    Raises:
+      UserError: for settings that a model cannot use.
+    """
+    checked = set()
+    for cell in task.cells.values():
+        chosen = cell.sampling
+        key = (*sweep_cells.order(cell), chosen.grid, chosen.nfe, chosen.guidance)
+        if key not in checked:
+            checked.add(key)
+            _check_cell(cell, task, dataset)
+
+
+def _check_cell(cell: SweepCell, task: Task, dataset: Dataset) -> None:
+    """Refuse a cell whose settings its model cannot use; no weights are loaded for it."""
+    shape, classes = dataset.image_shape, dataset.num_classes
+    if not task.runs:
+        about = workdirs.about_data(cell.workdir)
+        shape, classes = about["image_shape"], about["num_classes"]
+    config = sweep_space.with_settings(cell.config, {"sampler.guide": "cfg()"})
+    model = experiment.assemble(config, shape, classes)
+    experiment.need_images(model)
+    model = model._replace(grids=cell.workdir / "grids")
+    guide = build(components.GUIDES, cell.guide)
+    scale = cell.sampling.guidance
+    if guide.neutral is None or scale != guide.neutral:
+        denoiser.need_guidable(model._replace(guide=guide), f"config.sampler.guidance={scale:g}")
+    sampling.method(model, cell.sampling._replace(guidance=1.0))
+    length = post_hoc.length_of(cell.sampling.weights)
+    if length is None:
+        trainer.weights_name(model)
+    else:
+        ema.gamma(length)
+    if not task.runs:
+        workdirs.checkpoints(cell.workdir, cell.sampling.checkpoint)
+        if length is not None and not post_hoc.steps(cell.workdir / "ema_snapshots"):
+            raise UserError(
+                f"config.sampler.ema={cell.sampling.weights}: there are no snapshots in "
+                f"'{cell.workdir / 'ema_snapshots'}'; train with --config.ema.powers='(0.05,0.1)'"
+            )
