@@ -39,15 +39,9 @@ if __name__ == "__main__":
         "",
         "workdirs of other models of the same data, with commas, each by its config's sampler",
     )
-    flags.DEFINE_string(
-        "features",
-        "",
-        "features of the Fréchet distance, as in experiments.evaluate (default pixels for images "
-        "of up to 1,000 numbers, else classifier)",
-    )
-    flags.DEFINE_string("nfe", "5,10,20,50", "budgets of network evaluations, with commas")
     count = "number of samples in each cell (default 200 images, 2000 points of a target)"
-    values.integer_flag("num", None, count, 2, 1_000_000)
+    values.judge_flags(None, count, least=2, standard="accuracy,frechet")
+    flags.DEFINE_string("nfe", "5,10,20,50", "budgets of network evaluations, with commas")
     flags.DEFINE_string("seeds", "", "seeds instead of --num, such as 1000-1199")
     noise = "noise instead of the config's; brownian is one path for all budgets"
     flags.DEFINE_enum("noise", None, ["independent", "brownian"], noise)

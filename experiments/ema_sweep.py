@@ -19,8 +19,6 @@ if __name__ == "__main__":
         "0.02,0.05,0.1,0.15,0.2",
         "standard deviations of the averages, as shares of the run, with commas",
     )
-    values.integer_flag("num", 1000, "number of images in each set", 10, 1_000_000)
+    values.judge_flags(1000, "number of images in each set", standard="accuracy,frechet")
     values.integer_flag("repeats", 1, "number of sets, from disjoint seeds", 1, 1000)
-    flags.DEFINE_string("features", "", "features of the images, as in experiments.evaluate")
-    flags.DEFINE_string("metrics", "accuracy,frechet", "metrics, as in experiments.evaluate")
     cli.launch("diffusion_jax.studies.ema_sweep:ema_sweep", config="workdir")

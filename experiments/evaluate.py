@@ -12,30 +12,11 @@ there are) are left out, with a note before anything is sampled. An autoencoder 
 held-out images: rate, distortion and bounds on the likelihood in nats, PSNR, active units.
 """
 
-from absl import flags
-
 from experiments import cli, values
 
 if __name__ == "__main__":
     values.path_flag("workdir", None, "folder of a trained model", required=True)
-    values.integer_flag("num", 1000, "number of images in each set", 10, 1_000_000)
+    standard = "accuracy,frechet,kid,prdc, and those of logits, as far as the features allow"
+    values.judge_flags(1000, "number of images in each set", standard=standard)
     values.integer_flag("repeats", 3, "number of sets, which have disjoint seeds", 1, 1000)
-    flags.DEFINE_string(
-        "features",
-        "",
-        "features of the images, with commas: pixels, thumbnails, classifier, inception, "
-        "efficientnet_lite0 (default pixels up to 1,000 numbers an image, else classifier)",
-    )
-    flags.DEFINE_string(
-        "metrics",
-        "",
-        "scores, with commas: accuracy, frechet, kid, prdc, class_accuracy, inception_score (the "
-        "default, as far as the features allow), memorization, cmmd, frechet_infinity, "
-        "frechet_interval; fid is frechet of the features inception",
-    )
-    values.path_flag(
-        "reference",
-        "",
-        "file of experiments.statistics to compare with (default: 10,000 training images)",
-    )
     cli.launch("diffusion_jax.studies.evaluation:evaluate", config="workdir")

@@ -35,7 +35,8 @@ if __name__ == "__main__":
     )
     sampler = "sampler of the diffusion model, which must also run in few steps"
     flags.DEFINE_string("teacher_sampler", "ancestral.ddim", sampler)
-    values.integer_flag("num", 500, "number of images to judge in each cell", 10, 1_000_000)
+    num = "number of images to judge in each cell"
+    values.judge_flags(500, num, standard="accuracy,frechet")
     values.integer_flag("steps", 0, "steps of every training (default the recipe's)", 0, 10**9)
     flags.DEFINE_bool("search", False, "also place each method's times by the Fréchet distance")
     cli.launch("diffusion_jax.studies.few_step_methods:few_step", config="none")

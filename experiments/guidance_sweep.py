@@ -22,12 +22,7 @@ if __name__ == "__main__":
         "cfg(); cfg(rescale=0.7); interval(low=0.2, high=3.0)",
         "guides, separated by ';'; see diffusion_jax/denoisers/guides.py",
     )
-    values.integer_flag("num", 1000, "number of images in each cell", 10, 1_000_000)
-    flags.DEFINE_string(
-        "features",
-        "",
-        "features of the images, as in experiments.evaluate; the figure shows the first",
-    )
+    values.judge_flags(1000, "number of images in each cell", standard="accuracy,frechet,prdc")
     flags.DEFINE_bool(
         "mixture", False, "draw the picture of a mixture with exact denoisers instead"
     )

@@ -33,7 +33,7 @@ if __name__ == "__main__":
     starts = "number of trajectories by which the times are placed"
     values.integer_flag("starts", 32, starts, 1, 100_000)
     num = "number of other seeds, by which every grid is measured"
-    values.integer_flag("num", 500, num, 10, 1_000_000)
+    values.judge_flags(500, num, standard="accuracy,frechet")
     solved = "number of those that are solved exactly for a model; for a target all are"
     values.integer_flag("solved", 128, solved, 1, 1_000_000)
     iterations = "iterations of Levenberg-Marquardt, at most"

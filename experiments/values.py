@@ -1,4 +1,4 @@
-"""Flags for paths and whole numbers."""
+"""Flags for paths and whole numbers, and the flags of every command that judges images."""
 
 from __future__ import annotations
 
@@ -36,3 +36,34 @@ def integer_flag(
       required: whether the command needs it.
     """
     flags.DEFINE_integer(name, default, help, lower_bound=low, upper_bound=high, required=required)
+
+
+def judge_flags(count: int | None, what: str, *, least: int = 10, standard: str) -> None:
+    """Define --num, --features, --metrics and --reference: how many images are judged, and by what.
+
+    Args:
+      count: the default number of images.
+      what: a phrase for the number of images, for --help.
+      least: the least number.
+      standard: the metrics that are measured by default, for --help.
+    """
+    integer_flag("num", count, what, least, 1_000_000)
+    flags.DEFINE_string(
+        "features",
+        "",
+        "features of the images, with commas, the first of which decides: pixels, thumbnails, "
+        "classifier, inception, efficientnet_lite0 (default pixels up to 1,000 numbers an image, "
+        "else inception above 32x32 where its weights are installed, else classifier)",
+    )
+    flags.DEFINE_string(
+        "metrics",
+        "",
+        "metrics, with commas: accuracy, frechet, kid, prdc, class_accuracy, inception_score, "
+        "memorization, cmmd, frechet_infinity, frechet_interval; fid is frechet of the features "
+        f"inception (default {standard})",
+    )
+    path_flag(
+        "reference",
+        "",
+        "file of experiments.statistics to compare with (default: 10,000 training images)",
+    )

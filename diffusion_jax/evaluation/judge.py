@@ -106,6 +106,7 @@ def against(
     held_out: Source | None = None,
     statistics: Statistics | None = None,
     count: int | None = None,
+    plain: bool = False,
 ) -> Judge:
     """Prepare a judge of sets of images against a training split.
 
@@ -126,6 +127,7 @@ def against(
       statistics: used instead of the moments of the training images, for the extractor that they
         name.
       count: the number of images in every set, for the notes.
+      plain: whether the scores of the first features are named without them.
 
     Raises:
       UserError: for unknown names, and if nothing that is requested can be measured.
@@ -140,7 +142,9 @@ def against(
     prepared = []
     for extractor in chosen.features:
         real = _real(extractor, train, held_out, estimators, statistics)
-        suffix = f"/{extractor.name}" if features and extractor.name != "pixels" else ""
+        first = plain and not prepared
+        named = features and not first and (plain or extractor.name != "pixels")
+        suffix = f"/{extractor.name}" if named else ""
         parts = tuple((estimator, estimator.prepare(real)) for estimator in estimators)
         prepared.append(_Prepared(extractor, suffix, parts))
         if any(name.startswith("frechet") for name in chosen.metrics):

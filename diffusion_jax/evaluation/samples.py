@@ -31,11 +31,13 @@ class Kept(NamedTuple):
       count: the number of images.
       names: the names of the rows.
       read: (name, positions) -> the rows (n, ...) of that name at these positions.
+      first: name -> rows of the first images alone, such as pictures of them.
     """
 
     count: int
     names: frozenset[str]
     read: Callable[[str, range], np.ndarray]
+    first: Callable[[str], np.ndarray] | None = None
 
     def whole(self, name: str) -> np.ndarray:
         """Read all rows of a name.

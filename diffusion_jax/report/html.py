@@ -146,6 +146,7 @@ def table(
     formats: Mapping[str, Callable[[Any], str]] | None = None,
     best: Callable[[Mapping[str, Any], str], bool] = lambda row, key: False,
     wrong: str = "note",
+    spread: Callable[[Mapping[str, Any], str], float | None] | None = None,
 ) -> Markup:
     """A table that is sorted by a click on a heading.
 
@@ -155,6 +156,8 @@ def table(
       formats: functions from a value to its text, by key; floats have four digits otherwise.
       best: best(row, key) says which cells are marked.
       wrong: the key of a column that is written in red and may wrap.
+      spread: spread(row, key) is half the width of the interval of a value, which its format takes
+        as a second argument; None for none.
     """
     numeric = {key: any(_is_number(row.get(key)) for row in rows) for key in columns}
 
@@ -162,7 +165,9 @@ def table(
         value = plain(row.get(key))
         default = f"{value:.4g}" if isinstance(value, float) else value
         write = (formats or {}).get(key)
-        shown = "" if value is None else write(value) if write else default
+        half = spread and spread(row, key)
+        text = write and value is not None and (write(value, half) if half else write(value))
+        shown = "" if value is None else text or default
         if value is None or (isinstance(value, float) and not math.isfinite(value)):
             value = ""
         kinds = ["number"] * numeric[key] + ["best"] * bool(best(row, key))

@@ -243,14 +243,17 @@ def density(
     return sheet.round().astype(np.uint8)
 
 
-def verdict(row: Mapping[str, Any]) -> str:
+def verdict(row: Mapping[str, Any], features: str = "") -> str:
     """Write the scores of a cell with their names and units, one a line.
 
     Args:
-      row: scores by metric, of which those of VERDICT are shown if they are finite numbers.
+      row: scores by metric, of which those of VERDICT are shown if they are finite numbers, and
+        'intervals', half the width of those that are known.
+      features: what the scores depend on; '' where it is not named.
     """
+    half = row.get("intervals", {})
     return "\n".join(
-        f"{metrics.find(key).title} {metrics.find(key).text(row[key])}"
+        f"{metrics.find(key, features).title} {metrics.find(key).text(row[key], half.get(key))}"
         for key in VERDICT
         if style.is_number(row.get(key))
     )

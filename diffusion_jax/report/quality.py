@@ -84,6 +84,7 @@ def placed_times(
     *,
     title: str | None = None,
     reference: Mapping[str, float] | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> None:
     """Draw the times at every budget as a row of marks, and the scores of every grid.
 
@@ -96,13 +97,14 @@ def placed_times(
       path: the file to write.
       title: stands at the top.
       reference: the score of real data, a gray line, by metric.
+      labels: labels of axes, by metric, instead of those of evaluation.metrics.
     """
     grids = list(dict.fromkeys(row["sampler"] for row in table))
     budget, reference = len({row["nfe"] for row in table}) == 1, reference or {}
     with style.figure(path, 1 + len(metrics), (4.3, 3.8), title=title) as axes:
         _draw_times(axes[0], logsnr)
         for i, (axis, metric) in enumerate(zip(axes[1:], metrics)):
-            label = wrapped(find(metric).label)
+            label = wrapped((labels or {}).get(metric, find(metric).label))
             if budget:
                 scores, least = _scores(table, metric), _scaled(reference, metric)
                 _dots(axis, scores, label, least, named=i == 0, marked=grids[-1])

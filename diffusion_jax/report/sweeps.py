@@ -21,22 +21,28 @@ TITLE_SIZE = 9
 
 
 def lengths(
-    rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, *, title: str | None = None
+    rows: Sequence[Mapping[str, Any]],
+    path: str | os.PathLike,
+    *,
+    title: str | None = None,
+    features: str = "",
 ) -> None:
     """Scores against the relative length of an EMA, a panel for each metric.
 
     Args:
-      rows: {'length', metric: (mean, standard deviation)}; other keys are ignored.
+      rows: {'length', metric: (mean, half of its interval or None)}; other keys are ignored.
       path: the file to write.
       title: stands at the top.
+      features: what the scores without features depend on; '' where it is not named.
     """
     metrics = [key for key, value in rows[0].items() if isinstance(value, tuple)]
     x = [row["length"] for row in rows]
     size = (4.3, 3.4)
     with style.figure(path, len(metrics), size, title=title, title_size=TITLE_SIZE) as axes:
         for axis, key in zip(axes, metrics):
-            metric = find(key)
-            mean, spread = metric.format.factor * np.array([row[key] for row in rows], float).T
+            metric = find(key, features)
+            values = [(mean, spread or 0.0) for mean, spread in (row[key] for row in rows)]
+            mean, spread = metric.format.factor * np.array(values, float).T
             axis.errorbar(x, mean, spread, color=COLORS[0], marker="o", capsize=2.5)
             axis.set(xlabel="relative length σ of the average", ylabel=metric.label)
 
@@ -103,6 +109,7 @@ def guidance_curves(
     *,
     reference: Mapping[str, float] | None = None,
     title: str | None = None,
+    features: str = "",
 ) -> None:
     """Scores against the scale of guidance, a curve for each guide; and precision against recall.
 
@@ -114,6 +121,7 @@ def guidance_curves(
       path: the file to write.
       reference: the score of real images, a gray line, by metric.
       title: stands at the top.
+      features: what the scores depend on; '' where it is not named.
     """
     guides = list(dict.fromkeys(row["guide"] for row in rows))
     metrics = [key for key in GUIDED if key in rows[0]]
@@ -133,8 +141,9 @@ def guidance_curves(
             if reference and is_number(reference.get(key)):
                 line = {"color": style.FAINT, "linestyle": ":", "zorder": 0, "label": "real images"}
                 axis.axhline(find(key).format.factor * reference[key], **line)
-            axis.set(xlabel="scale (1: no guidance)", ylabel=wrapped(find(key).label))
-        style.log_if_wide(axes[metrics.index("frechet")])
+            axis.set(xlabel="scale (1: no guidance)", ylabel=wrapped(find(key, features).label))
+        if "frechet" in metrics:
+            style.log_if_wide(axes[metrics.index("frechet")])
         handles, names = axes[0].get_legend_handles_labels()
         place = {"loc": "outside lower center", "ncols": 3, "fontsize": 8.5}
         axes[0].figure.legend(handles, names, **place)

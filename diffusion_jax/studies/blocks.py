@@ -30,6 +30,7 @@ from diffusion_jax.evaluation.samples import Kept, Rows
 from diffusion_jax.studies import store
 from diffusion_jax.training import distributed
 
+FIRST = "first/"  # + the name of rows that are kept of the first examples alone
 BLOCK = 512  # examples in a block, or as many as are made at once: what a killed run loses
 LARGER = 10_000  # a file may unpack to so many times its size
 
@@ -68,7 +69,8 @@ def run(
     Args:
       folder: where blocks are kept; None keeps them in memory.
       count: the number of examples.
-      make: (positions (n,), advance) -> {name: rows (n, ...)}.
+      make: (positions (n,), advance) -> {name: rows (n, ...)}. Rows whose name begins with FIRST
+        may be fewer: they are kept of the first examples alone.
       names: rows that a kept block must have; a block without them is made again.
       at_once: the examples that `make` handles at a time; a block has as many, or BLOCK.
       description: names the progress; '' shows none.
@@ -89,7 +91,7 @@ def run(
             rows = make(np.arange(start, end), advance)
             if first:
                 found.append(_keep(folder, start, end, rows))
-    return Kept(count, *_reader(found, count)) if first else Kept(count, frozenset(), _elsewhere)
+    return _kept(found, count) if first else Kept(count, frozenset(), _elsewhere, _elsewhere)
 
 
 def discard(folder: Path) -> None:
@@ -152,7 +154,8 @@ _ANY = npz.ArraySpec("fiub", finite=False)
 def _names(path: Path, needed: Collection[str], size: int) -> frozenset[str]:
     """The names of the rows of a block; UserError where it is damaged, or lacks some."""
     rows = npz.load(path, dict.fromkeys(needed, _ANY), lambda name: _ANY, unpacked=LARGER)
-    if {value.shape[:1] for value in rows.values()} != {(size,)}:
+    sizes = {rows[name].shape[:1] for name in rows if not name.startswith(FIRST)}
+    if sizes != {(size,)} or any(value.ndim < 1 for value in rows.values()):
         raise UserError(f"'{path}' is damaged: its arrays do not have {size} rows each")
     return frozenset(rows)
 
@@ -163,10 +166,8 @@ def _array(path: Path, name: str) -> np.ndarray:
 
 
 # ---- reading
-def _reader(
-    found: Sequence[Block], count: int
-) -> tuple[frozenset[str], Callable[[str, range], np.ndarray]]:
-    """The names that all blocks have, and the function that reads rows at some positions."""
+def _kept(found: Sequence[Block], count: int) -> Kept:
+    """The rows of all blocks, of the names that every block has."""
     blocks = [block for block in sorted(found, key=lambda b: b.start) if block.start < count]
 
     def read(name: str, at: range) -> np.ndarray:
@@ -177,8 +178,13 @@ def _reader(
         ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    return frozenset.intersection(*(block.names for block in blocks)), read
+    def first(name: str) -> np.ndarray:
+        parts = [block.rows(FIRST + name) for block in blocks if FIRST + name in block.names]
+        return np.concatenate([part for part in parts if len(part)] or parts[:1])
+
+    names = frozenset.intersection(*(block.names for block in blocks))
+    return Kept(count, names, read, first)
 
 
-def _elsewhere(name: str, at: range) -> np.ndarray:
+def _elsewhere(name: str, at: range | None = None) -> np.ndarray:
     raise RuntimeError("the rows of examples are on the first process alone")

@@ -22,12 +22,16 @@ from diffusion_jax.core import npz, provenance, reading
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.progress import progress
 from diffusion_jax.core.types import Process
+from diffusion_jax.evaluation import intervals
+from diffusion_jax.evaluation.estimators import Measurements
+from diffusion_jax.evaluation.intervals import GROUPS
 from diffusion_jax.samplers import base
-from diffusion_jax.studies import store, subjects
-from diffusion_jax.studies.subjects import GROUPS, Runner, Scores, Subject
+from diffusion_jax.studies import blocks, drawing, store
+from diffusion_jax.studies.subjects import Subject
+from diffusion_jax.training import distributed
 
 FAILED = "a part of the comparison failed"
-VERSION = 4  # of how cells are run and judged: cells of another version are not used
+VERSION = 5  # of how cells are run and judged: cells of another version are not used
 ADAPTIVE = 100  # network evaluations that the progress bar expects of an adaptive sampler
 
 
@@ -110,10 +114,11 @@ class Result(NamedTuple):
 
     Attributes:
       row: what tables show.
-      samples: as they were judged; None where some were not finite, or where there are none.
+      samples: the first, as they were judged, or all points; None where some were not finite, or
+        where there are none.
       squares: the squared error of each seed, mean over dimensions.
-      left_out: score -> its value without each of GROUPS groups of samples, from which margins get
-        their noise.
+      left_out: score -> its value without each group of samples (intervals.py), from which margins
+        get their noise.
     """
 
     row: dict[str, Any]
@@ -131,12 +136,14 @@ class Comparison(NamedTuple):
         says how they were found, and samples is None where they could not be found.
       truth_scores: what as much real data scores.
       features: what the Fréchet distance of images compares; '' for points.
+      truth_intervals: half the width of the 95 % interval of each score of real data.
     """
 
     results: list[Result]
     exact: Result
     truth_scores: Mapping[str, float] = {}
     features: str = ""
+    truth_intervals: Mapping[str, float] = {}
 
 
 def compare(
@@ -166,6 +173,10 @@ def compare(
     if found := len(chosen) - len(missing):
         said = f"{found} of {len(chosen)} cells are taken from {folder}; --fresh runs them again"
         print(said, file=sys.stderr)
+    old, _ = _paths(subject, chosen, folder, noise, version=VERSION - 1)
+    if earlier := sum(old[i].exists() for i in missing):
+        said = f"{earlier} cells in {folder} are of an earlier version and are run again"
+        print(said, file=sys.stderr)
     exact = _exact_solution(subject, exact_path, fresh)
     origin, cost = _origin(subject), [len(subject.keys) * (c.nfe or ADAPTIVE) for c in chosen]
     with progress(sum(cost[i] for i in missing), "comparing", unit="evaluations") as advance:
@@ -173,21 +184,28 @@ def compare(
             own = [i for i in missing if chosen[i].entry == entry]
             length = max(len(cell.ts) for cell in chosen if cell.entry == entry)
             source = components.NOISES[noise]
-            run = subjects.runner(subject, chosen[own[0]].sampler, length, source)
+            run = drawing.runner(subject, chosen[own[0]].sampler, length, source)
             for i in own:
-                results[i] = _finish_cell(subject, chosen[i], paths[i], origin, run, exact)
-                advance(cost[i])
+                done = functools.partial(_advance, advance, cost[i] // len(subject.keys))
+                results[i] = _finish_cell(subject, chosen[i], paths[i], origin, run, exact, done)
     judging = subject.judging
-    return Comparison(_with_orders(results), exact, judging.truth_scores, judging.features)
+    truth = judging.truth
+    return Comparison(
+        _with_orders(results),
+        exact,
+        intervals.values(truth),
+        judging.features,
+        intervals.halves(truth),
+    )
 
 
 def _paths(
-    subject: Subject, chosen: Sequence[Cell], folder: Path, noise: str
+    subject: Subject, chosen: Sequence[Cell], folder: Path, noise: str, version: int = VERSION
 ) -> tuple[list[Path], Path]:
     """The file of every cell, and that of the exact solutions."""
 
     def path(**rest: Any) -> Path:
-        identity = {"version": VERSION, "subject": subject.identity, **rest}
+        identity = {"version": version, "subject": subject.identity, **rest}
         return store.cell_path(folder, identity)
 
     paths = [
@@ -197,16 +215,28 @@ def _paths(
     return paths, path(exact=True)
 
 
+def _advance(advance: Callable[[int], None], each: int, samples: int) -> None:
+    advance(each * samples)
+
+
 def _finish_cell(
-    subject: Subject, cell: Cell, path: Path, origin: dict[str, Any], run: Runner, exact: Result
+    subject: Subject,
+    cell: Cell,
+    path: Path,
+    origin: dict[str, Any],
+    run: drawing.Runner,
+    exact: Result,
+    done: Callable[[int], None],
 ) -> Result:
     """Run a cell, judge it and keep its result; the result of one that fails is a note alone."""
     about = {"sampler": cell.entry, "grid": cell.grid, "nfe": cell.nfe} | origin
     try:
         about["stochastic"] = base.draws_noise(cell.sampler, subject.process)
         solution = None if about["stochastic"] else exact.samples
-        result = _judged(subject, cell, about, run, solution)
-        _save(path, result)
+        result = _judged(subject, cell, about, run, solution, path.with_suffix(""), done)
+        if distributed.first():
+            _save(path, result)
+            blocks.discard(path.with_suffix(""))
         return result
     except UserError as error:
         return Result(about | {"note": str(error)})
@@ -216,7 +246,13 @@ def _finish_cell(
 
 
 def _judged(
-    subject: Subject, cell: Cell, about: dict[str, Any], run: Runner, exact: np.ndarray | None
+    subject: Subject,
+    cell: Cell,
+    about: dict[str, Any],
+    run: drawing.Runner,
+    exact: np.ndarray | None,
+    folder: Path,
+    done: Callable[[int], None],
 ) -> Result:
     """Run a cell and judge its samples; exact: x0 of the first seeds, or None."""
     if cell.nfe is not None and len(cell.ts) < 2 and cell.nfe > 1:
@@ -224,27 +260,30 @@ def _judged(
         step = cell.sampler.nfe + sum(cell.sampler.warmup[:1])
         note = f"no step fits: one takes {step} evaluations, and x0-hat one"
         return Result(about | {"note": note})
-    x, spent, seconds = run(cell.ts)
+    found = drawing.judged(subject, run, cell.ts, exact=exact, folder=folder, advance=done)
+    if found is None:  # on the other processes
+        return Result(about)
+    count, spent = len(subject.keys), found.evaluations
     made = int(spent[0]) if cell.nfe else round(float(spent.mean()), 1)
-    row = about | {"evaluations": made, "seconds_per_image": seconds / len(x)}
-    bad = (~np.isfinite(x)).reshape(len(x), -1).any(1).sum()
-    if bad:
-        return Result(row | {"note": f"{bad} of {len(x)} samples are not finite"})
-    samples = subject.finish(x)
-    scores, left_out = _scored(subject, samples)
+    row = about | {"evaluations": made, "seconds_per_image": found.seconds / count}
+    if found.bad:
+        return Result(row | {"note": f"{found.bad} of {count} samples are not finite"})
+    row, left_out = _scored(row, found.measured)
     if exact is None:
-        return Result(row | scores, samples, None, left_out)
-    squares = np.square(x[: len(exact)].astype(np.float64) - exact).reshape(len(exact), -1).mean(1)
-    error = {"error": float(np.sqrt(squares.mean()))}
-    return Result(row | scores | error, samples, squares, left_out)
+        return Result(row, found.shown, None, left_out)
+    error = float(np.sqrt(found.squares.mean()))
+    if len(found.squares) > 1 and error:
+        noise = found.squares.std(ddof=1) / np.sqrt(len(found.squares))
+        row["intervals"]["error"] = float(intervals.NORMAL * noise / (2 * error))
+    return Result(row | {"error": error}, found.shown, found.squares, left_out)
 
 
-def _scored(subject: Subject, samples: np.ndarray) -> tuple[Scores, dict[str, np.ndarray]]:
-    """The scores of all samples, and those without each group, (GROUPS,) each."""
-    groups = range(GROUPS) if len(samples) >= 2 * GROUPS else ()
-    parts = [subject.scores(samples, group) for group in groups] or [{}]
-    left_out = {name: np.asarray([scores[name] for scores in parts]) for name in parts[0]}
-    return subject.scores(samples), left_out
+def _scored(
+    row: dict[str, Any], measured: Measurements
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The row with the scores and their intervals; and the scores without each group."""
+    groups = {name: score.left_out for name, score in measured.items() if len(score.left_out)}
+    return row | intervals.record(measured), groups
 
 
 def _exact_solution(subject: Subject, path: Path, fresh: bool) -> Result:
@@ -260,11 +299,12 @@ def _exact_solution(subject: Subject, path: Path, fresh: bool) -> Result:
     except Exception as error:  # the distributions can still be compared
         logging.error(FAILED, exc_info=error)
         return Result({"what": f"not known ({_in_one_line(error)})"})
-    scores, left_out = {}, {}
+    row, left_out = {"what": what}, {}
     if len(x0) == len(subject.keys):
-        scores, left_out = _scored(subject, subject.finish(x0))
-    result = Result({"what": what} | scores, x0, None, left_out)
-    _save(path, result)
+        row, left_out = _scored(row, subject.measured(subject.finish(x0)))
+    result = Result(row, x0, None, left_out)
+    if distributed.first():
+        _save(path, result)
     return result
 
 
@@ -302,7 +342,11 @@ def _with_orders(results: Sequence[Result]) -> list[Result]:
 _WORDS = dict.fromkeys(("sampler", "grid", "what", "note"), reading.text(1)) | dict.fromkeys(
     ("commit", "config_hash", "date", "weights", "seeds"), reading.optional(reading.text())
 )
-_KINDS = _WORDS | {"nfe": reading.optional(reading.integer(1)), "stochastic": reading.boolean()}
+_KINDS = _WORDS | {
+    "nfe": reading.optional(reading.integer(1)),
+    "stochastic": reading.boolean(),
+    "intervals": reading.table(reading.number(0)),
+}
 _ARRAYS = {"samples": npz.ArraySpec("fu"), "squares": npz.ArraySpec("f", (None,))}
 _LEFT_OUT = "left_out."  # the beginning of the names of the arrays of Result.left_out
 
@@ -327,7 +371,7 @@ def _read(path: Path, count: int | None = None) -> Result:
     """The result that `_save` wrote.
 
     Raises:
-      UserError: for a file that is damaged, or whose samples are not `count` (None: any number).
+      UserError: for a file that is damaged, or has more samples than `count` (None: any number).
     """
 
     def also(name: str) -> npz.ArraySpec | None:
@@ -336,7 +380,7 @@ def _read(path: Path, count: int | None = None) -> Result:
 
     row, arrays = store.read_cell(path, "row", _row, {}, also)
     samples, squares = arrays.pop("samples", None), arrays.pop("squares", None)
-    if samples is not None and (samples.ndim < 2 or len(samples) != (count or len(samples))):
+    if samples is not None and (samples.ndim < 2 or len(samples) > (count or len(samples))):
         raise UserError(f"'{path}' is damaged: its samples are {list(samples.shape)}")
     left_out = {name.removeprefix(_LEFT_OUT): value for name, value in arrays.items()}
     return Result(row, samples, squares, left_out)

@@ -31,8 +31,9 @@ def ema_sweep(
     lengths: str,
     num: int,
     repeats: int,
-    features: str,
-    metrics: str,
+    features: str = "",
+    metrics: str = "",
+    reference: str = "",
 ) -> None:
     """Judge the samples of a run under averages of several lengths, and print the table.
 
@@ -43,13 +44,15 @@ def ema_sweep(
       num: images in each set.
       repeats: sets, from disjoint seeds.
       features: the features of the images, separated by commas; '' for the default ones.
-      metrics: separated by commas.
+      metrics: separated by commas; '' for accuracy and frechet.
+      reference: a file of experiments.statistics; '' compares with training images.
 
     Raises:
       UserError: for a run without snapshots, a length that no power EMA has, and unknown metrics.
     """
     root, values = Path(workdir), lengths_of(lengths)
-    chosen = sweep_task.names(features, metrics)
+    chosen = sweep_task.names(features, metrics or "accuracy,frechet")
+    chosen = chosen._replace(reference=reference)
     space = Space((Axis("sampler.ema", tuple(f"post_hoc({value:g})" for value in values)),))
     dataset = sweep_checks.data_of(config, root, trains=False)
     task = sweep_task.make(config, root, space, root / "ema_sweep", num, "grid()")

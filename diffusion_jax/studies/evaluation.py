@@ -14,9 +14,8 @@ from diffusion_jax.assembly import autoencoders, experiment, sample_conditions, 
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.core import files, parsing, provenance
-from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import Dataset
-from diffusion_jax.evaluation import choice, intervals, judge, statistics
+from diffusion_jax.evaluation import choice, intervals, judge
 from diffusion_jax.evaluation import metrics as metric_table
 from diffusion_jax.evaluation.features import Extractor
 from diffusion_jax.report.tables import markdown_table
@@ -61,7 +60,7 @@ def evaluate(
     )
     for text in chosen.notes:
         choice.note(text)
-    compared = read_reference(reference, dataset, chosen.features)
+    compared = scoring.read_reference(reference, dataset, chosen.features)
     about = {"reference": compared and compared.of, "num": num, "repeats": repeats}
     about |= _about(trained, chosen.features)
     print(
@@ -208,35 +207,3 @@ def held_out(trained: Trained, dataset: Dataset) -> tuple[dict[str, Any], str]:
     ]
     headings = {"": "", "held out": f"{found['images']} test images"}
     return {"autoencoder": found}, "\n" + markdown_table(rows, headings)
-
-
-def read_reference(
-    path: str, dataset: Dataset, features: Sequence[Extractor]
-) -> statistics.Statistics | None:
-    """The reference statistics in a file; None for ''.
-
-    Args:
-      path: a file of experiments.statistics.
-      dataset: the data set that they must describe.
-      features: the extractors, of which one must have made them.
-
-    Raises:
-      UserError: for statistics of another data set or another extractor.
-    """
-    if not path:
-        return None
-    found = statistics.load(path)
-    extractor = next((e for e in features if e.name == found.of["extractor"]), None)
-    if extractor is None:
-        names = ",".join(e.name for e in features)
-        raise UserError(
-            f"--reference={path} is of the features {found.of['extractor']}; add them to "
-            f"--features={names}"
-        )
-    split, count = found.of["split"], found.of["count"]
-    statistics.need(
-        found,
-        path,
-        **statistics.describe(extractor, getattr(dataset, split), dataset.name, split, count),
-    )
-    return found

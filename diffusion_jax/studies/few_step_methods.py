@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from diffusion_jax import data
 from diffusion_jax.assembly import components, config_files, sampling, train
@@ -18,14 +20,20 @@ from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.core import files, parsing, provenance
 from diffusion_jax.core.errors import UNFINISHED, CommandExit, UserError
 from diffusion_jax.core.types import Array
-from diffusion_jax.evaluation import choice
-from diffusion_jax.evaluation.metrics import find
+from diffusion_jax.evaluation import intervals
 from diffusion_jax.processes import gaussian
-from diffusion_jax.report import pictures, quality
-from diffusion_jax.report.tables import markdown_table
+from diffusion_jax.report import pictures
 from diffusion_jax.samplers import grid_files, placement
-from diffusion_jax.studies import comparison, ranking, store, subjects
-from diffusion_jax.training import metrics
+from diffusion_jax.studies import (
+    comparison,
+    drawing,
+    few_step_report,
+    scoring,
+    store,
+    subjects,
+)
+from diffusion_jax.studies.few_step_report import FewStepTable
+from diffusion_jax.training import distributed, metrics
 
 SEARCHED = "searched"  # the name of the grid that --search keeps with a model
 FIRST_SEED = 1_000_000  # of the images that times are searched by
@@ -66,6 +74,7 @@ def few_step(
     num: int,
     steps: int,
     search: bool,
+    **judging: str,
 ) -> None:
     """Train, judge and compare few-step methods, and print the report.
 
@@ -84,6 +93,7 @@ def few_step(
       num: images in each cell.
       steps: number of steps of every training; 0 for the recipe's.
       search: whether the times of each method are also placed by the Fréchet distance.
+      **judging: features, metrics and reference of `subjects.of_model`.
 
     Raises:
       UserError: before anything is trained, for names and budgets that do not exist; at the end, if
@@ -93,6 +103,7 @@ def few_step(
     root, budgets = Path(workdir), sorted(set(parsing.integers("nfe", nfe, 1, 10_000)))
     names, wide = parsing.names(methods), [*budgets, teacher_nfe]
     check_names(recipe, names, size, teacher_sampler, wide)
+    scoring.requested(judging["features"], judging["metrics"])
     how = Recipe(recipe, size, images, steps, root, Path(teacher or root / "teacher"))
     if teacher:
         model = workdirs.load(teacher, workdirs.saved_config(teacher, "--teacher"))
@@ -100,14 +111,15 @@ def few_step(
     else:
         model = train_variant(how, "teacher")
     dataset = workdirs.dataset(workdirs.saved_config(how.teacher), how.teacher)
-    table, took = FewStepTable(dataset, num, [], {}, {}), seconds(how.teacher)
+    table, took = FewStepTable(dataset, num, [], {}, {}, judging), seconds(how.teacher)
     title = f"diffusion ({teacher_sampler})"
     real = add(table, model, title, teacher_sampler, wide, root / "cells", took)
-    text = write(table, root, budgets, real)
+    report = functools.partial(few_step_report.write, table, root, budgets, real)
+    text = report()
     for name in names:
         _add_method(table, how, name, budgets, took, search=search)
-        text = write(table, root, budgets, real)  # the other methods may take an hour
-    ranking.need_results(table.rows)
+        text = report()  # the other methods may take an hour
+    few_step_report.need_results(table)
     print(f"{text}\n{root}/few_step.png and few_step_grid.png show it; to sample a model:")
     print(f"python -m experiments.sample --workdir={root}/METHOD --nfe=1")
 
@@ -158,7 +170,7 @@ def _add_method(
     add(table, model, name, sampler, budgets, cells, took)
     if search:
         path = root / "grids" / f"{SEARCHED}.json"
-        search_times(model, table.dataset, budgets, table.count, path)
+        search_times(model, table.dataset, budgets, table.count, path, **table.judging)
         entry = f"{sampler}@{SEARCHED}"
         add(table, model, f"{name}, times searched", entry, budgets[1:], cells, took)
 
@@ -188,7 +200,8 @@ def train_variant(recipe: Recipe, name: str) -> Trained:
     root = recipe.root / name
     if not train.train(config.lock(), str(root)):
         raise CommandExit(UNFINISHED)
-    return workdirs.load(root, workdirs.saved_config(root))
+    config = workdirs.saved_config(root)
+    return workdirs.load(root, config, sampling.sampling_mesh(config))
 
 
 def seconds(workdir: Path) -> float:
@@ -208,6 +221,10 @@ def seconds(workdir: Path) -> float:
     return sum((after - before) / rate for before, after, rate in zip(images, images[1:], rates))
 
 
+def _mesh(model: Trained) -> Mesh:
+    return sampling.sampling_mesh(ConfigDict(model.experiment.record))
+
+
 # ---- searched times
 def search_times(
     trained: Trained,
@@ -216,6 +233,7 @@ def search_times(
     count: int,
     path: Path,
     evaluations: int = 40,
+    **judging: str,
 ) -> None:
     """Place the times of a model's own sampler by the Fréchet distance of its images.
 
@@ -226,18 +244,22 @@ def search_times(
       count: images, from other seeds than those by which models are compared.
       path: the grid file; one that is there is kept.
       evaluations: number of evaluations of the distance, for each budget.
+      **judging: features, metrics and reference of `subjects.of_model`.
     """
     if store.load_json(path, grid_files.FILE):
         return
     experiment, plan = trained.experiment, sampling.method(trained.experiment)
-    subject = subjects.of_model(trained, dataset, range(FIRST_SEED, FIRST_SEED + count), "")
+    subject = subjects.of_model(
+        trained, dataset, range(FIRST_SEED, FIRST_SEED + count), "", mesh=_mesh(trained), **judging
+    )
 
-    def score(run: subjects.Runner, ts: Array) -> float:
-        return subject.scores(subject.finish(run(ts)[0]))["frechet"]
+    def score(run: drawing.Runner, ts: Array) -> float:
+        found = drawing.judged(subject, run, ts, grouped=False)
+        return distributed.from_first(found and found.measured["frechet"].value)
 
     found = {}
     for n in filter(lambda n: n > 1, budgets):
-        measure = functools.partial(score, subjects.runner(subject, plan.sampler, n))
+        measure = functools.partial(score, drawing.runner(subject, plan.sampler, n))
         start = sampling.grid(experiment, plan.grid, n)
         ts = placement.polish(measure, experiment.process, start, evaluations=evaluations).ts
         logsnr = gaussian.logsnr(experiment.process, jnp.asarray(ts))
@@ -245,25 +267,7 @@ def search_times(
     files.save_json(path, {"logsnr": found, "provenance": provenance.provenance(subject.identity)})
 
 
-# ---- what is judged and written
-class FewStepTable(NamedTuple):
-    """The results so far; `add` changes them in place.
-
-    Attributes:
-      dataset: the data set of all models.
-      count: images in each cell.
-      rows: a row for each model and budget.
-      tiles: (model, budget) -> picture of its first images.
-      captions: (model, budget) -> its scores.
-    """
-
-    dataset: data.Dataset
-    count: int
-    rows: list[dict[str, Any]]
-    tiles: dict[tuple[str, int], np.ndarray]
-    captions: dict[tuple[str, int], str]
-
-
+# ---- what is judged
 def add(
     table: FewStepTable,
     model: Trained,
@@ -272,7 +276,7 @@ def add(
     budgets: Sequence[int],
     folder: Path,
     took: float,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Judge a model at every budget and add a row for each.
 
     Args:
@@ -285,7 +289,7 @@ def add(
       took: the seconds of its training.
 
     Returns:
-      What real test images score.
+      What real test images score: a row with intervals, and 'features' of its plain scores.
     """
     experiment = model.experiment
     chosen = comparison.cells(
@@ -295,79 +299,13 @@ def add(
         experiment.sampling.grid,
         place=functools.partial(sampling.grid, experiment),
     )
-    subject = subjects.of_model(model, table.dataset, range(table.count), name)
+    seeds, mesh = range(table.count), _mesh(model)
+    subject = subjects.of_model(model, table.dataset, seeds, name, mesh=mesh, **table.judging)
     for result in comparison.compare(subject, chosen, folder).results:
         row = result.row | {"sampler": name, "seconds": took}
         table.rows.append(row)
         if result.samples is not None:
             table.tiles[name, row["nfe"]] = pictures.mosaic(result.samples[:10], 1)
-            table.captions[name, row["nfe"]] = pictures.verdict(row)
-    return subject.judging.truth_scores
-
-
-def report(rows: Sequence[dict[str, Any]], budgets: Sequence[int], real: dict[str, float]) -> str:
-    """Write a Markdown table of each model's training seconds and its scores at every budget.
-
-    The last line has the scores of real test images.
-
-    Args:
-      rows: a row for each model and budget: 'sampler' (the title of the model), 'nfe', 'seconds',
-        and either 'accuracy' and 'frechet' or a 'note' that says why there are none.
-      budgets: numbers of network evaluations; the scores of real images stand in the column of the
-        first.
-      real: 'accuracy' in [0, 1] and 'frechet' of as many real test images.
-    """
-
-    def show(row: dict[str, Any]) -> str:
-        if "accuracy" not in row:
-            return row.get("note", "")
-        return f"{find('accuracy').text(row['accuracy'])} / {row['frechet']:.2f}"
-
-    table = []
-    for name in dict.fromkeys(row["sampler"] for row in rows):
-        own = [row for row in rows if row["sampler"] == name]
-        line = {"model": name, "seconds": f"{own[0]['seconds']:.0f}"}
-        table.append(line | {f"at {row['nfe']}": show(row) for row in own})
-    table.append({"model": "real test images", f"at {budgets[0]}": show(real)})
-    columns = {f"at {n}": f"{n} NFE" for n in sorted({row["nfe"] for row in rows})}
-    return markdown_table(table, {"model": "model", "seconds": "training, s"} | columns)
-
-
-def write(table: FewStepTable, root: Path, budgets: Sequence[int], real: dict[str, float]) -> str:
-    """Write few_step.md, .json, .png and _grid.png in the folder `root`.
-
-    Args:
-      table: the results so far; the rows of methods that are not trained yet are absent.
-      root: the folder of the files, which are replaced.
-      budgets: numbers of network evaluations that the methods are judged at.
-      real: 'accuracy' in [0, 1] and 'frechet' of as many real test images.
-
-    Returns:
-      The text of few_step.md.
-    """
-    features = choice.default_features(table.dataset.train)
-    title = (
-        f"{table.dataset.name} in a few evaluations: {table.count} images, "
-        f"recognized / Fréchet distance of {features}"
-    )
-    text = (
-        f"# {title}\n\n{report(table.rows, budgets, real)}\n"
-        "Training includes the teacher's where a method needs one.\n"
-    )
-    files.save_text(root / "few_step.md", text)
-    record = {"rows": table.rows, "real": real, "provenance": provenance.provenance(None, 0)}
-    files.save_json(root / "few_step.json", record)
-    shown = ("accuracy", "frechet")
-    quality.quality_curves(
-        table.rows, root / "few_step.png", metrics=shown, reference=real, title=title
-    )
-    images = data.arrays(table.dataset.test, limit=10)["image"]
-    pictures.strips(
-        table.tiles,
-        root / "few_step_grid.png",
-        captions=table.captions,
-        title=title,
-        above={"real test images": pictures.mosaic(images, 1)},
-        columns={n: f"{n} NFE" for n in sorted({row["nfe"] for row in table.rows})},
-    )
-    return text
+            features = subject.judging.features
+            table.captions[name, row["nfe"]] = pictures.verdict(row, features)
+    return intervals.record(subject.judging.truth) | {"features": subject.judging.features}

@@ -20,7 +20,9 @@ def _rule() -> reading.Rule:
     """
     score = reading.number(finite=False)
     row = reading.record(
-        {"nfe": reading.integer(1), "sampler": reading.text(1), "error": score}, others=score
+        {"nfe": reading.integer(1), "sampler": reading.text(1), "error": score},
+        {"intervals": reading.table(reading.number(0))},
+        others=score,
     )
     exact = reading.record({"what": reading.text(1), "solved": reading.integer(1)}, others=score)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_jax.core import files
-from diffusion_jax.evaluation.metrics import find
+from diffusion_jax.evaluation.metrics import INTERVALS, find
 from diffusion_jax.report import quality
 from diffusion_jax.report.tables import markdown_table
-from diffusion_jax.studies.ranking import QUALITY
+from diffusion_jax.studies.ranking import QUALITY, interval
 
 PLACED = "placed"  # the name of the optimized grid in rows
 SHIFT = "shift"  # the distance of a grid's samples to the exact samples
@@ -23,7 +23,7 @@ def write(kept: Mapping[str, Any], title: str, stem: Path) -> str:
 
     Args:
       kept: the content of stem.json: 'rows', 'logsnr', 'exact', 'floor' (the scores of the truth),
-        'starts' and 'num'.
+        'starts', 'num' and, of images, 'features'.
       title: the title of both.
       stem: the path of the files, without their endings.
 
@@ -31,10 +31,11 @@ def write(kept: Mapping[str, Any], title: str, stem: Path) -> str:
       The text of stem.md.
     """
     rows, exact, truth = kept["rows"], kept["exact"], kept.get("floor", {})
+    features = kept.get("features", "")
     judged = [metric for metric in QUALITY if metric in rows[0]]
     measures = [metric for metric in (SHIFT, *judged) if all(metric in row for row in rows)]
     measures = ["error", *measures]
-    scores, truth_said = _said(exact, judged), _said(truth, judged)
+    scores, truth_said = _said(exact, judged, features), _said(truth, judged, features)
     text = (
         f"# {title}\n\nPlaced by {kept['starts']} seeds; measured on {kept['num']} others, those "
         f"with exact solutions on the first {exact['solved']}. The exact solution is "
@@ -46,25 +47,29 @@ def write(kept: Mapping[str, Any], title: str, stem: Path) -> str:
             f" As much real data scores: {truth_said}; differences between scores "
             "below that are noise."
         )
-    text += f"\n\n{report(rows, measures)}"
+    text += f"\n\n{report(rows, measures, features)}\n{INTERVALS}\n"
     files.save_text(Path(f"{stem}.md"), text)
     lengths = {int(n): lam for n, lam in kept["logsnr"].items()}
-    quality.placed_times(rows, lengths, measures, Path(f"{stem}.png"), title=title, reference=truth)
+    labels = {metric: find(metric, features).label for metric in measures}
+    quality.placed_times(
+        rows, lengths, measures, Path(f"{stem}.png"), title=title, reference=truth, labels=labels
+    )
     return text
 
 
-def report(rows: Rows, measures: Sequence[str]) -> str:
+def report(rows: Rows, measures: Sequence[str], features: str = "") -> str:
     """Write a Markdown table of the best hand-made and the placed grid, by budget and measure.
 
     Args:
       rows: a row for each grid and budget: 'sampler' (PLACED for the optimized grid, otherwise the
         grid's name), 'nfe', and every measure, where lower is better.
       measures: names of metrics, each of which has three columns: both scores and their ratio.
+      features: what the Fréchet distance compares; '' where it is not named.
     """
     columns, table = {"nfe": "NFE"}, []
     for metric in measures:
         columns |= {
-            f"{metric}.hand": f"{find(metric).title}, best hand-made grid",
+            f"{metric}.hand": f"{find(metric, features).title}, best hand-made grid",
             f"{metric}.placed": PLACED,
             f"{metric}.ratio": "times smaller",
         }
@@ -76,16 +81,20 @@ def report(rows: Rows, measures: Sequence[str]) -> str:
             hand_made = [row for row in own if row["sampler"] != PLACED]
             hand = min(hand_made, key=lambda row: row[metric])
             line |= {
-                f"{metric}.hand": f"{hand[metric]:.3g} ({hand['sampler']})",
-                f"{metric}.placed": f"{placed[metric]:.3g}",
+                f"{metric}.hand": f"{_score(hand, metric)} ({hand['sampler']})",
+                f"{metric}.placed": _score(placed, metric),
                 f"{metric}.ratio": f"{hand[metric] / placed[metric]:.2f}",
             }
         table.append(line)
     return markdown_table(table, columns)
 
 
-def _said(scores: Mapping[str, Any], metrics: Sequence[str]) -> str:
+def _score(row: Mapping[str, Any], metric: str) -> str:
+    return find(metric).number(row[metric], interval(row, metric))
+
+
+def _said(scores: Mapping[str, Any], metrics: Sequence[str], features: str) -> str:
     present = [metric for metric in metrics if metric in scores]
     return ", ".join(
-        f"{find(metric).title} {find(metric).text(scores[metric])}" for metric in present
+        f"{find(metric, features).title} {find(metric).text(scores[metric])}" for metric in present
     )

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion_jax.evaluation import features, frechet, points
+from diffusion_jax.evaluation import features, frechet, intervals, points
+from diffusion_jax.evaluation.estimators import Scores
+from diffusion_jax.studies import drawing
 from diffusion_jax.studies.grid_report import SHIFT
 from diffusion_jax.studies.ranking import QUALITY
-from diffusion_jax.studies.subjects import Scores, Subject
+from diffusion_jax.studies.subjects import Subject
+from diffusion_jax.training import distributed
 
 MARGIN = 0.02  # of the logarithm of each score, which polishing tries to gain on hand-made grids
 
@@ -23,25 +26,49 @@ class Solved(NamedTuple):
     truth: np.ndarray
 
 
-def measure(solved: Solved, out: np.ndarray, *, quality: bool, shift: bool = False) -> Scores:
+def measure(
+    solved: Solved,
+    run: drawing.Runner,
+    ts: np.ndarray,
+    *,
+    quality: bool,
+    shift: bool = False,
+    grouped: bool = False,
+) -> dict[str, Any]:
     """Measure the error of a grid's samples to the exact solutions, and optionally their quality.
 
     Args:
       solved: the subject, and the exact solutions of its first M seeds.
-      out: the samples of all seeds of the subject, (N, ...) with N >= M, as the sampler returns
-        them.
+      run: draws the samples of the subject.
+      ts: the times of the grid.
       quality: whether the samples are also judged by the subject's metrics.
-      shift: whether the distance between the two distributions is measured as well.
+      shift: whether the distance between the two distributions is measured as well; it needs
+        `quality`.
+      grouped: whether the scores have intervals, under the key 'intervals'.
 
     Returns:
-      {'error': root mean square over the first M seeds, and the other scores by their names}.
+      {'error': root mean square over the first M seeds, and the other scores by their names}, the
+      same on every process.
     """
     subject, truth = solved
-    few = len(truth)
-    scores = {"error": _rms(out[:few], truth)}
+    if not quality:
+        x, *_ = run(ts, np.arange(len(truth)))
+        return {"error": _rms(x, truth)}
+    kwargs = {"exact": truth, "grouped": grouped, "with_x0": shift}
+    outcome = drawing.judged(subject, run, ts, **kwargs)
+    return distributed.from_first(outcome and _scores(subject, truth, outcome, shift, grouped))
+
+
+def _scores(
+    subject: Subject, truth: np.ndarray, outcome: drawing.Outcome, shift: bool, grouped: bool
+) -> dict[str, Any]:
+    if outcome.bad:
+        return dict.fromkeys(("error", SHIFT, *QUALITY), math.inf)
+    scores: dict[str, Any] = {"error": float(np.sqrt(outcome.squares.mean()))}
     if shift:
-        scores[SHIFT] = _shift(subject.finish(out[:few]), subject.finish(truth))
-    return scores | (subject.scores(subject.finish(out)) if quality else {})
+        scores[SHIFT] = _shift(subject.finish(outcome.x0), subject.finish(truth))
+    scores |= intervals.values(outcome.measured)
+    return scores | ({"intervals": intervals.halves(outcome.measured)} if grouped else {})
 
 
 def combined(hand: Sequence[Scores]) -> Callable[[Scores], float]:

@@ -13,19 +13,23 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax.assembly import components
+from diffusion_jax.assembly import components, sampling
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.build import build, members
 from diffusion_jax.core import parsing, provenance
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array, Process
+from diffusion_jax.evaluation import intervals
+from diffusion_jax.evaluation.estimators import Scores
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers import base, placement
-from diffusion_jax.studies import grid_file, grid_report, store, subjects
+from diffusion_jax.studies import grid_file, grid_report, scoring, store, subjects
+from diffusion_jax.studies.drawing import Runner, runner
 from diffusion_jax.studies.grid_report import PLACED
 from diffusion_jax.studies.grid_scores import Solved, combined, measure
 from diffusion_jax.studies.sampler_comparison import file_name
-from diffusion_jax.studies.subjects import Runner, Scores, Subject
+from diffusion_jax.studies.subjects import Subject
+from diffusion_jax.training import distributed
 
 HAND_MADE = (
     "auto",
@@ -55,6 +59,9 @@ def optimize_grid(
     polish: int,
     name: str,
     out: str,
+    features: str = "",
+    metrics: str = "",
+    reference: str = "",
 ) -> None:
     """Optimize the times of a sampler for the model of a workdir, and print the report.
 
@@ -71,6 +78,9 @@ def optimize_grid(
       polish: evaluations of error and quality together; 0 skips them.
       name: the name of the grid; '' for one made from the sampler's.
       out: the folder to write to; '' for WORKDIR/grids.
+      features: as of `subjects.of_model`.
+      metrics: likewise.
+      reference: likewise.
 
     Raises:
       UserError: before anything is solved, for a sampler whose times cannot be placed, a budget
@@ -79,7 +89,10 @@ def optimize_grid(
     name, budgets = grid_name(name, sampler), sorted(set(parsing.integers("nfe", nfe, 1, 10_000)))
     check_sampler(sampler, budgets, build(components.PROCESSES, config.process))
     stem = parsing.folder("out", out or Path(workdir) / "grids") / name
-    both = _subjects_of_workdir(config, workdir, starts, num, solved, polished=bool(polish))
+    scoring.requested(features, metrics)
+    judging = {"features": features, "metrics": metrics, "reference": reference}
+    counts = starts, max(starts, num) if polish else starts, num, solved
+    both = _subjects_of_workdir(config, workdir, *counts, **judging)
     text = optimize(*both, sampler, budgets, stem, Search(iterations, tries, polish))
     grid = f"""'stored("{stem}.json")'""" if out else name
     keys = f"--config.sampler.name='{sampler}' --config.sampler.grid={grid}"
@@ -174,16 +187,18 @@ def check_sampler(spec: str, budgets: Sequence[int], process: Process) -> base.S
 
 
 def _subjects_of_workdir(
-    config: ConfigDict, root: str, starts: int, num: int, solved: int, *, polished: bool
+    config: ConfigDict, root: str, starts: int, count: int, num: int, solved: int, **judging: str
 ) -> list[Subject]:
-    """The subject by whose seeds times are placed, and the one by which they are measured."""
-    trained, dataset = workdirs.load(root, config), workdirs.images(config, root)
-    # polishing needs as many samples as the score on the held-out seeds has
-    count = max(starts, num) if polished else starts
+    """The subject by whose seeds times are placed, and the one by which they are measured.
+
+    The first has `count` samples: polishing needs as many as the score on the held-out seeds has.
+    """
+    mesh = sampling.sampling_mesh(config)
+    trained, dataset = workdirs.load(root, config, mesh), workdirs.images(config, root)
     seeds = [*range(FIRST_SEED, FIRST_SEED + count)], [*range(num)]
     name = Path(root).name
     return [
-        subjects.of_model(trained, dataset, part, name, solved=few)
+        subjects.of_model(trained, dataset, part, name, solved=few, mesh=mesh, **judging)
         for part, few in zip(seeds, (starts, solved))
     ]
 
@@ -243,8 +258,10 @@ def optimize(
         (truth, _), (solved, what) = starts.exact(), held_out.exact()
         kept["exact"] = {"what": what, "solved": len(solved)}
         if len(solved) == len(held_out.keys):
-            kept["exact"] |= held_out.scores(held_out.finish(solved))
+            found = held_out.measured(held_out.finish(solved), grouped=False)
+            kept["exact"] |= intervals.values(found)
         kept["floor"] = held_out.judging.truth_scores
+        kept["features"] = held_out.judging.features
     for nfe in left:
         nearest = min(kept["logsnr"].values(), key=lambda lam: abs(len(lam) - nfe), default=None)
         both = Solved(starts, truth), Solved(held_out, solved)
@@ -253,6 +270,8 @@ def optimize(
         table.rows.extend(rows)
         store.save(table)
     content = {**kept, **settings}
+    if not distributed.first():
+        return ""
     return grid_report.write(content, f"Times placed for {spec} on {held_out.name}", stem)
 
 
@@ -283,10 +302,10 @@ def place(
     hand = dict.fromkeys(base.grid_spec(name, sampler) for name in HAND_MADE)  # 'auto' by its name
     hand = {name: build(components.GRIDS, name, process, n) for name in hand}
     first = hand | ({} if like is None else {"spread": spread(process, like, n)})
-    run = subjects.runner(starts.subject, sampler, n)
-    judge = subjects.runner(held_out.subject, sampler, n)
+    run = runner(starts.subject, sampler, n)
+    judging = runner(held_out.subject, sampler, n)
     quality = bool(search.polish)
-    measured = functools.cache(lambda name: measure(starts, run(first[name])[0], quality=quality))
+    measured = functools.cache(lambda name: measure(starts, run, first[name], quality=quality))
     order = sorted(first, key=lambda name: measured(name)["error"])[: search.tries]
     best = _optimized(sampler, starts, {name: first[name] for name in order}, nfe, search)
     if quality:
@@ -294,8 +313,8 @@ def place(
         best = _polished(starts, run, score, [*first.values(), best], nfe, search)
 
     def row(name: str, ts: Array) -> dict[str, Any]:
-        scores = measure(held_out, judge(ts)[0], quality=True, shift=True)
-        return {"sampler": name, "nfe": nfe} | scores
+        how = {"quality": True, "shift": True, "grouped": True}
+        return {"sampler": name, "nfe": nfe} | measure(held_out, judging, ts, **how)
 
     return [row(name, ts) for name, ts in {**hand, PLACED: best}.items()], best
 
@@ -350,7 +369,7 @@ def _polished(
     """The best times by the combined score, by the simplex of Nelder and Mead."""
 
     def worth(ts: Array) -> float:
-        return score(measure(starts, run(ts)[0], quality=True))
+        return score(measure(starts, run, ts, quality=True))
 
     found = [
         placement.polish(

@@ -13,7 +13,7 @@ from diffusion_jax.assembly import sampling
 from diffusion_jax.core import files, parsing, provenance
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.evaluation import intervals
-from diffusion_jax.evaluation.metrics import find
+from diffusion_jax.evaluation.metrics import INTERVALS, find
 from diffusion_jax.report import pictures, sweeps
 from diffusion_jax.report.tables import markdown_table
 from diffusion_jax.studies import guidance_mixture, sweep_checks, sweep_space, sweep_task
@@ -29,7 +29,15 @@ Row = Mapping[str, Any]
 
 # ---- the command
 def guidance_sweep(
-    config: ConfigDict, *, workdir: str, scales: str, guides: str, num: int, features: str
+    config: ConfigDict,
+    *,
+    workdir: str,
+    scales: str,
+    guides: str,
+    num: int,
+    features: str = "",
+    metrics: str = "",
+    reference: str = "",
 ) -> None:
     """Judge the samples of a model at several guidance scales, and print the table.
 
@@ -40,6 +48,8 @@ def guidance_sweep(
       guides: specs of guidance strategies, separated by ';'.
       num: images in each cell.
       features: the features of the images, separated by commas; '' for the default ones.
+      metrics: separated by commas; '' for accuracy, frechet and prdc.
+      reference: a file of experiments.statistics; '' compares with training images.
 
     Raises:
       UserError: for guides and scales that the model cannot use.
@@ -51,7 +61,7 @@ def guidance_sweep(
             "--guides is empty; name some, separated by ';', such as 'cfg(); cfg(rescale=0.7)'"
         )
     root = Path(workdir)
-    text = sweep_model(config, root, specs, values, num, features)
+    text = sweep_model(config, root, specs, values, num, features, metrics, reference)
     print(
         f"{text}\n{root}/guidance_sweep.png and guidance_sweep_strips.png show it; to use a scale:"
     )
@@ -93,6 +103,8 @@ def sweep_model(
     scales: Sequence[float],
     count: int,
     features: str,
+    metrics: str = "",
+    reference: str = "",
 ) -> str:
     """Sweep the model of a workdir, and write guidance_sweep.md, .json, .png and _strips.png there.
 
@@ -103,19 +115,23 @@ def sweep_model(
       scales: the guidance scales.
       count: images in each cell.
       features: feature extractors, separated by commas; '' for the default ones.
+      metrics: separated by commas; '' for accuracy, frechet and prdc.
+      reference: a file of experiments.statistics; '' compares with training images.
 
     Returns:
       The text of guidance_sweep.md.
     """
+    standard = ("accuracy,frechet,prdc", "frechet")
+    chosen = sweep_task.names(features, *((metrics, "") if metrics else standard))
+    chosen = chosen._replace(reference=reference)
     space = Space((Axis("sampler.guide", tuple(guides)), Axis("sampler.guidance", tuple(scales))))
     dataset = sweep_checks.data_of(config, workdir, trains=False)
     task = sweep_task.make(config, workdir, space, workdir / "guidance_sweep", count, "grid()")
     sweep_checks.check(task, dataset)
     sampler = sweep_task.sampler(task, dataset, sampling.sampling_mesh(config))
-    chosen = sweep_task.Names(parsing.names(features), ["accuracy", "frechet", "prdc"], "frechet")
     scored = sweep_task.prepare(task, sampler, dataset, chosen)
     results = sweep_task.measure(task, sampler, scored, "guidance sweep")
-    rows, real = _rows(task, results), intervals.values(scored.real)
+    rows, real = _rows(task, results), intervals.record(scored.real)
     if distributed.first():
         text = _write(task, sampler, scored, rows, real, workdir)
         sweep_task.discard_blocks(task, scored)
@@ -136,6 +152,7 @@ def _rows(task: Task, results: Results) -> list[dict[str, Any]]:
             raise UserError(f"{sweep_space.overrides(cell.settings)}: {found.note}")
         guide, scale = cell.settings.values()
         rows.append({"guide": guide, "scale": scale, "shown": found.shown, **found.scores})
+        rows[-1]["intervals"] = found.intervals
     return rows
 
 
@@ -144,7 +161,7 @@ def _write(
     sampler: CellSampler,
     scored: Scoring,
     rows: Sequence[Row],
-    real: Mapping[str, float],
+    real: Mapping[str, Any],
     workdir: Path,
 ) -> str:
     """Write the files of a sweep, and return the text of its table."""
@@ -158,31 +175,32 @@ def _write(
     )
     scales = list(dict.fromkeys(row["scale"] for row in rows))
     _figures(workdir, rows, real, scales, features[0], title)
-    text = f"# {title}\n\n{report(rows, real)}"
+    text = f"# {title}\n\n{report(rows, real)}\n{INTERVALS}\n"
     files.save_text(workdir / "guidance_sweep.md", text)
     return text
 
 
 # ---- what is written
-def report(rows: Sequence[Row], real: Mapping[str, float]) -> str:
+def report(rows: Sequence[Row], real: Mapping[str, Any]) -> str:
     """Write a Markdown table of every guide at every scale, with real test images for comparison.
 
     Args:
       rows: for each guide and scale {'guide', 'scale' (None for a model without guidance), metric:
-        score}.
-      real: the scores of as many real test images, by metric.
+        score, 'intervals': half the width of those that are known}.
+      real: the same of as many real test images.
     """
     metrics = [key for key in PREFERRED if key in rows[0]]
-    metrics += [key for key in rows[0] if key.partition("/")[1]]
+    others = dict.fromkeys((*rows[0].get("intervals", {}), *(k for k in rows[0] if "/" in k)))
+    metrics += [key for key in others if key not in (*PREFERRED, "density")]
 
-    def cell(key: str, value: float) -> float | str:
-        metric = find(key)
-        return metric.text(value) if metric.format.unit else value
+    def cell(key: str, row: Row) -> float | str:
+        metric, half = find(key), row.get("intervals", {}).get(key)
+        return metric.text(row[key], half) if half or metric.format.unit else row[key]
 
     every = [*rows, {"guide": "real test images, as many", "scale": None, **real}]
     shown = [
         {"guide": row["guide"], "scale": None if row["scale"] is None else f"{row['scale']:g}"}
-        | {key: cell(key, row[key]) for key in metrics if key in row}
+        | {key: cell(key, row) for key in metrics if key in row}
         for row in every
     ]
     columns = {"guide": "guide", "scale": "scale"} | {
@@ -197,7 +215,7 @@ def _save(
     features: Sequence[str],
     workdir: Path,
     rows: Sequence[Row],
-    real: Mapping[str, float],
+    real: Mapping[str, Any],
 ) -> None:
     """Write guidance_sweep.json, with the configs of the models that guides use."""
     others = {}
@@ -222,7 +240,7 @@ def _save(
 def _figures(
     workdir: Path,
     rows: Sequence[Row],
-    real: Mapping[str, float],
+    real: Mapping[str, Any],
     scales: Sequence[float],
     features: str,
     title: str,
@@ -232,8 +250,9 @@ def _figures(
     def plain(row: Row) -> dict[str, Any]:
         return {key.removesuffix(f"/{features}"): value for key, value in row.items()}
 
-    path = workdir / "guidance_sweep.png"
-    sweeps.guidance_curves([plain(row) for row in rows], path, reference=plain(real), title=title)
+    path, shown = workdir / "guidance_sweep.png", [plain(row) for row in rows]
+    how = {"reference": plain(real), "title": title, "features": features}
+    sweeps.guidance_curves(shown, path, **how)
 
     def tile(images: np.ndarray) -> np.ndarray:
         return pictures.mosaic(images, 2, scale=max(1, round(28 / images.shape[1])))

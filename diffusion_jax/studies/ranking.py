@@ -6,15 +6,15 @@ sentences(compared)                  the verdict in words, a sentence for each b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from diffusion_jax.core.errors import UserError
+from diffusion_jax.evaluation import intervals
 from diffusion_jax.evaluation.metrics import Metric, find
 from diffusion_jax.studies.comparison import Comparison, Result
-from diffusion_jax.studies.subjects import GROUPS
 
 SCORES = (  # the scores that a cell can have, in the order of columns
     "accuracy",
@@ -26,6 +26,16 @@ SCORES = (  # the scores that a cell can have, in the order of columns
     "order",
 )
 QUALITY = ("frechet", "sliced_wasserstein")  # the score of the distribution, whichever there is
+
+
+def interval(row: Mapping[str, Any], metric: str) -> float | None:
+    """Half the width of the 95 % interval of a score in a row; None where it is not known.
+
+    Args:
+      row: a row of results.
+      metric: the name of the score.
+    """
+    return row.get("intervals", {}).get(metric)
 
 
 def margin(best: Result, other: Result, metric: str) -> tuple[float, float]:
@@ -53,7 +63,7 @@ def margin(best: Result, other: Result, metric: str) -> tuple[float, float]:
     if metric not in best.left_out or metric not in other.left_out:
         return worse, 0.0
     gaps = other.left_out[metric] - best.left_out[metric]
-    return worse, float(np.sqrt((GROUPS - 1) / GROUPS * np.square(gaps - gaps.mean()).sum()))
+    return worse, intervals.standard_error(gaps)
 
 
 class Ranking(NamedTuple):
@@ -171,18 +181,22 @@ def _sentence(compared: Comparison, nfe: int, metric: str) -> str:
     if not results:
         return ""
     score = find(metric, compared.features)
-    written = [f"{r.row['sampler']} ({score.text(r.row[metric])})" for r in results]
+    written = [
+        f"{r.row['sampler']} ({score.text(r.row[metric], interval(r.row, metric))})"
+        for r in results
+    ]
     by = "nearest to the exact solution" if metric == "error" else f"best by {score.title}"
     who = ", ".join(written[: min(tied, 3)]) + (f" and {tied - 3} more" if tied > 3 else "")
     after = f", then {written[tied]}" if tied < len(results) else ""
     if perfect and tied > 1:
-        exact = score.text(compared.exact.row[metric])
+        exact = score.text(compared.exact.row[metric], interval(compared.exact.row, metric))
         return (
             f"{tied} samplers cannot be distinguished from the exact solution by {score.title} "
             f"({exact}): {who}{after}"
         )
     if beyond:
-        truth = f"real data ({score.text(compared.truth_scores[metric])})"
+        noise = compared.truth_intervals.get(metric)
+        truth = f"real data ({score.text(compared.truth_scores[metric], noise)})"
         if tied == 1:
             return f"{by} is {who}, no worse than {truth}, which is noise{after}"
         return (

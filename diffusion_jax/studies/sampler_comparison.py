@@ -18,9 +18,10 @@ from diffusion_jax.assembly.build import build, members
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.core import parsing, provenance
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.studies import comparison, ranking, sampler_report, subjects
-from diffusion_jax.studies.comparison import Cell, Result
+from diffusion_jax.studies import comparison, ranking, sampler_report, scoring, subjects
+from diffusion_jax.studies.comparison import Cell, Comparison, Result
 from diffusion_jax.studies.sampler_listing import listing
+from diffusion_jax.training import distributed
 
 SAMPLERS = (
     "ancestral.ddim",
@@ -47,13 +48,15 @@ def compare_samplers(
     workdir: str,
     samplers: str,
     others: str,
-    features: str,
     nfe: str,
     num: int | None,
     seeds: str,
     noise: str | None,
     out: str,
     fresh: bool,
+    features: str = "",
+    metrics: str = "",
+    reference: str = "",
 ) -> None:
     """Compare samplers on the model of a workdir, and print the report.
 
@@ -62,28 +65,26 @@ def compare_samplers(
       workdir: the folder of the model.
       samplers: specs separated by ';', each with @grid where it needs one; '' for a dozen.
       others: workdirs of other models of the same data, separated by commas.
-      features: the features of the Fréchet distance; '' for the default ones.
       nfe: budgets of network evaluations, separated by commas.
       num: samples in each cell; None for 200.
       seeds: the seeds themselves, such as '1000-1199'; '' for 0 to num - 1.
       noise: 'independent' or 'brownian'; None for the config's.
       out: the folder to write to; '' for the workdir.
       fresh: whether to run finished cells again.
+      features: as of `subjects.of_model`.
+      metrics: likewise.
+      reference: likewise.
 
     Raises:
       UserError: for what cannot be compared, before anything is sampled; if every cell has failed,
         after everything is written.
     """
-    entries, budgets = _entries(samplers), _budgets(nfe)
-    chosen = _seeds(seeds, num or 200)
+    entries, budgets, chosen = _entries(samplers), _budgets(nfe), _seeds(seeds, num or 200)
     root, paths = parsing.folder("out", out or workdir), parsing.paths("others", others)
-    trained = workdirs.load(workdir, config)
+    scoring.requested(features, metrics)
+    mesh = sampling.sampling_mesh(config)
+    trained = workdirs.load(workdir, config, mesh)
     model = trained.experiment
-    record = {
-        "provenance": provenance.provenance(model.record, model.seed),
-        "step": trained.step,
-        "weights": trained.weights,
-    }
     text = compare_model(
         trained,
         workdirs.images(config, workdir),
@@ -93,9 +94,10 @@ def compare_samplers(
         chosen,
         root / "compare",
         root / "compare",
-        record,
+        _record(trained),
         others=paths,
-        features=features,
+        judging={"features": features, "metrics": metrics, "reference": reference},
+        mesh=mesh,
         noise=noise or model.sampling.noise,
         fresh=fresh,
     )
@@ -103,18 +105,26 @@ def compare_samplers(
     print(f"to use one: python -m experiments.sample --workdir={workdir} --sampler=NAME --nfe=NFE")
 
 
+def _record(trained: Trained) -> dict[str, Any]:
+    model = trained.experiment
+    stamp = provenance.provenance(model.record, model.seed)
+    return {"provenance": stamp, "step": trained.step, "weights": trained.weights}
+
+
 def compare_on_target(
     *,
     target: str,
     process: str,
     samplers: str,
-    features: str,
     nfe: str,
     num: int | None,
     seeds: str,
     noise: str | None,
     out: str,
     fresh: bool,
+    features: str = "",
+    metrics: str = "",
+    reference: str = "",
 ) -> None:
     """Compare samplers on an analytic target, in float64, and print the report.
 
@@ -122,21 +132,25 @@ def compare_on_target(
       target: the spec of a target, such as 'gmm8'.
       process: the spec of a process, such as 'schedules.EDM()'.
       samplers: specs separated by ';', each with @grid where it needs one; '' for a dozen.
-      features: must be '', because features are for images.
       nfe: budgets of network evaluations, separated by commas.
       num: number of samples in each cell; None for 2000.
       seeds: the seeds themselves, such as '1000-1199'; '' for 0 to num - 1.
       noise: 'independent' or 'brownian'; None for 'independent'.
       out: the folder to write to; '' for runs/compare_TARGET.
       fresh: whether to run finished cells again.
+      features: must be '', because features are for images.
+      metrics: must be '', likewise.
+      reference: must be '', likewise.
 
     Raises:
       UserError: for what does not exist, before anything is sampled; if every cell has failed,
         after everything is written.
     """
-    if features:
+    judging = {"features": features, "metrics": metrics, "reference": reference}
+    if any(judging.values()):
+        flag, value = next((flag, value) for flag, value in judging.items() if value)
         raise UserError(
-            f"--features={features} is for models of images, and --target={target} draws points"
+            f"--{flag}={value} is for models of images, and --target={target} draws points"
         )
     entries, budgets = _entries(samplers), _budgets(nfe)
     chosen_seeds = _seeds(seeds, num or 2000)
@@ -202,7 +216,8 @@ def compare_model(
     record: Mapping[str, Any],
     *,
     others: Sequence[str] = (),
-    features: str = "",
+    judging: Mapping[str, str] | None = None,
+    mesh: jax.sharding.Mesh | None = None,
     **options: Any,
 ) -> str:
     """Compare samplers on a trained model.
@@ -218,7 +233,8 @@ def compare_model(
       stem: the path of the report, without its endings.
       record: what the report records, see `sampler_report.write`.
       others: workdirs of other models of the same data, each compared by its own config's sampler.
-      features: the features of the Fréchet distance, see `subjects.of_model`.
+      judging: features, metrics and reference of `subjects.of_model`.
+      mesh: the devices that draw; None for one device.
       **options: further arguments of `comparison.compare`.
 
     Returns:
@@ -236,16 +252,26 @@ def compare_model(
     for model in models.values():  # refuse what cannot be sampled before anything is
         denoiser.is_guided(model.experiment, model.experiment.sampling.guidance)
         sample_conditions.for_judging(model.experiment, dataset, len(seeds))
-    subject = subjects.of_model(trained, dataset, seeds, name, features=features)
+    how: dict[str, Any] = {"mesh": mesh, **(judging or {})}
+    subject = subjects.of_model(trained, dataset, seeds, name, **how)
     chosen = cells_of(trained, entries, budgets)
     compared = comparison.compare(subject, chosen, folder, **options)
     results = [*compared.results]
     for root, model in models.items():
-        other = subjects.of_model(model, dataset, seeds, root.name, features=features)
+        other = subjects.of_model(model, dataset, seeds, root.name, **how)
         found = comparison.compare(other, own[root], root / "compare", **options)
         results += [_named(result, root.name) for result in found.results]
-    text = sampler_report.write(subject, compared._replace(results=results), stem, record)
-    ranking.need_results([result.row for result in results])
+    return _written(subject, compared._replace(results=results), stem, record)
+
+
+def _written(
+    subject: subjects.Subject, compared: Comparison, stem: Path, record: Mapping[str, Any]
+) -> str:
+    """Write the report, in the first process alone; UserError if every cell has failed."""
+    if not distributed.first():
+        return ""
+    text = sampler_report.write(subject, compared, stem, record)
+    ranking.need_results([result.row for result in compared.results])
     return text
 
 

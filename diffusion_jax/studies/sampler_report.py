@@ -11,7 +11,8 @@ import numpy as np
 from diffusion_jax.assembly import components
 from diffusion_jax.assembly.build import members
 from diffusion_jax.core import files
-from diffusion_jax.evaluation.metrics import find
+from diffusion_jax.evaluation import intervals
+from diffusion_jax.evaluation.metrics import INTERVALS, METRICS, find
 from diffusion_jax.report import html, pictures, quality, tables
 from diffusion_jax.studies import ranking
 from diffusion_jax.studies.comparison import Comparison
@@ -38,6 +39,7 @@ def write(subject: Subject, compared: Comparison, stem: Path, record: Mapping[st
     Returns:
       The text of stem.md.
     """
+    features = subject.judging.features
     rows, title = [result.row for result in compared.results], f"Samplers on {subject.name}"
     verdict = ranking.sentences(compared) + ranking.failures(compared)
     facts, columns = _facts(subject, compared), _columns(subject, rows)
@@ -49,13 +51,17 @@ def write(subject: Subject, compared: Comparison, stem: Path, record: Mapping[st
             "rows": rows,
             "verdict": verdict,
             "floor": subject.judging.truth_scores,
+            "floor_intervals": intervals.halves(subject.judging.truth),
+            "titles": {key: find(key, features).title for key in _scores(rows)},
             "exact": compared.exact.row,
             "subject": subject.identity,
             **record,
         },
     )
     strips = _strips(subject, compared)
-    legend = "; ".join(find(key).description for key in pictures.VERDICT if key in columns)
+    legend = "; ".join(
+        find(key, features).description for key in pictures.VERDICT if key in columns
+    )
     _figures(subject, rows, stem, title, strips, legend)
     page = [
         ("Verdict", _verdict(verdict)),
@@ -80,14 +86,21 @@ def _facts(subject: Subject, compared: Comparison) -> str:
         f"sampler. The exact solution is {compared.exact.row['what']}."
     )
     if features:
-        distance = "FID" if features == "inception" else "Fréchet distance"
-        facts += f" The {distance} is to the training images, by the features {features}."
-    return facts
+        facts += f" The {find('frechet', features).title} is to the training images."
+    return f"{facts} {INTERVALS}"
+
+
+def _scores(rows: Rows) -> list[str]:
+    """The scores that rows have: those of the ranking in their order, and others with intervals."""
+    there = dict.fromkeys(key for row in rows for key in (*row, *row.get("intervals", {})))
+    more = [key for key in there if find(key).name in there and key.partition("/")[0] in METRICS]
+    own = (*ranking.SCORES, "evaluations", "seconds_per_image", "nfe")
+    return [key for key in ranking.SCORES if key in there] + [k for k in more if k not in own]
 
 
 def _columns(subject: Subject, rows: Rows) -> dict[str, str]:
     """The headings of the columns in which a row has a value."""
-    scores = {key: find(key, subject.judging.features).title for key in ranking.SCORES}
+    scores = {key: find(key, subject.judging.features).title for key in _scores(rows)}
     columns = {
         "sampler": "sampler",
         "grid": "grid",
@@ -103,11 +116,13 @@ def _columns(subject: Subject, rows: Rows) -> dict[str, str]:
 
 def _with_truth(subject: Subject, rows: Rows) -> list[dict[str, Any]]:
     """The rows for Markdown, and a row with the scores of real data."""
-    truth = {"sampler": "real data"} | subject.judging.truth_scores
-    return [
-        {**row, **{key: find(key).text(row[key]) for key in WITH_UNIT if key in row}}
-        for row in [*rows, truth]
-    ]
+    truth = {"sampler": "real data"} | intervals.record(subject.judging.truth)
+
+    def shown(row: Mapping[str, Any]) -> dict[str, str]:
+        known = [key for key in row if key in WITH_UNIT or ranking.interval(row, key)]
+        return {key: find(key).text(row[key], ranking.interval(row, key)) for key in known}
+
+    return [{**row, **shown(row)} for row in [*rows, truth]]
 
 
 def _markdown(
@@ -148,7 +163,7 @@ def _strips(subject: Subject, compared: Comparison) -> Strips:
         if result.samples is not None:
             made = f"{row['evaluations']:.0f} NFE\n" if row["nfe"] is None else ""
             tiles[key] = picture(result.samples)
-            captions[key] = made + pictures.verdict(row)
+            captions[key] = made + pictures.verdict(row, subject.judging.features)
     return Strips(tiles, captions, headings, truth)
 
 
@@ -160,7 +175,7 @@ def _figures(
     if not any(key in row for row in rows for key in ranking.SCORES):
         file.unlink(missing_ok=True)
         return
-    labels = {"frechet": find("frechet", features).title} if features else {}
+    labels = {"frechet": find("frechet", features).label} if features else {}
     truth = subject.judging.truth_scores
     quality.quality_curves(rows, file, reference=truth, title=title, labels=labels)
     pictures.strips(
@@ -220,13 +235,14 @@ def _numbers(subject: Subject, compared: Comparison, columns: Mapping[str, str])
     table = html.table(
         shown,
         {"sampler": "sampler", "grid": "grid", "kind": "kind"} | dict(columns),
-        formats={key: find(key).text for key in WRITTEN},
+        formats={key: find(key).text for key in (*WRITTEN, *_scores(rows))},
+        spread=ranking.interval,
         best=lambda row, key: (row["entry"], row["nfe"], key) in best,
     )
     features = subject.judging.features
     truth = ", ".join(
-        f"{find(key, features).title} {find(key).text(value)}"
-        for key, value in subject.judging.truth_scores.items()
+        f"{find(key, features).title} {find(key).text(score.value, score.interval)}"
+        for key, score in subject.judging.truth.items()
     )
     marked = (
         "Marked: the best at each budget and all that cannot be distinguished from it; the order "

@@ -23,18 +23,21 @@ from jax.sharding import Mesh
 from diffusion_jax.assembly import sample_conditions, sampling
 from diffusion_jax.assembly.settings import SamplingSettings
 from diffusion_jax.assembly.workdir import Trained
-from diffusion_jax.core import files, npz
+from diffusion_jax.core import files, parsing
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array, Cond, Key
 from diffusion_jax.data import Dataset
-from diffusion_jax.evaluation import generate, intervals, samples
+from diffusion_jax.evaluation import choice, generate, intervals, judge, samples, statistics
 from diffusion_jax.evaluation.estimators import Measurements, Scores
+from diffusion_jax.evaluation.features import Extractor
 from diffusion_jax.evaluation.intervals import Measured
 from diffusion_jax.evaluation.judge import Judge
-from diffusion_jax.studies import blocks, store
+from diffusion_jax.studies import blocks
 from diffusion_jax.training import distributed
 
 VERSION = 1  # of how images are drawn and judged: blocks of another version are not used
-SHOWN = "shown.npz"  # the file of the first images, which figures show
+SHOWN = "images"  # of the first images, which figures show
+PICTURES = blocks.FIRST + SHOWN
 NO_IMAGES = np.zeros((0, 0, 0, 0), np.uint8)
 
 
@@ -135,6 +138,7 @@ def score(
     shown: int = 0,
     description: str = "sampling",
     grouped: bool = True,
+    advance: Callable[[int], None] | None = None,
 ) -> Scored:
     """Draw and judge the images of a plan that are not kept in the folder.
 
@@ -143,39 +147,125 @@ def score(
       judged: what scores them.
       folder: the folder of the blocks of this plan, such as `folder_of(root, plan, judged)`; None
         keeps the rows in memory.
-      shown: the first images to return.
+      shown: how many of the first images to return, which are kept as they are.
       description: names the progress; '' shows none.
       grouped: whether the scores need intervals.
+      advance: is called with the numbers of images that are there, instead of a progress bar.
 
     Returns:
       The scores, the same on every process.
     """
     count = len(plan.seeds)
-    shown = min(shown, count)
-    first = _read_shown(folder, shown) if distributed.first() else []
 
-    def images_of(positions: np.ndarray, advance: Callable[[int], None] | bool) -> tuple:
+    def make(positions: np.ndarray, done: Callable[[int], None]) -> samples.Rows:
         labels, cond = plan.conditions(positions)
         keys = generate.seeds_to_keys([plan.seeds[i] for i in positions])
         size = min(plan.batch_size, count)
-        return generate.generate(plan.draw, keys, cond, batch_size=size, progress=advance), labels
-
-    def make(positions: np.ndarray, advance: Callable[[int], None]) -> samples.Rows:
-        images, labels = images_of(positions, advance)
+        images = generate.generate(plan.draw, keys, cond, batch_size=size, progress=advance or done)
         if not distributed.first():
             return {}
-        if positions[0] == len(first):
-            first.extend(images[: shown - len(first)])
-        return judged.extract(images, () if labels is None else labels)
+        first = {PICTURES: images[: max(shown - positions[0], 0)]} if shown else {}
+        return judged.extract(images, () if labels is None else labels) | first
 
-    size, said = plan.batch_size, description
-    kept = blocks.run(folder, count, make, (), at_once=size, description=said)
-    if distributed.from_first(len(first) < shown):
-        first = [*images_of(np.arange(shown), False)[0]]
-    if distributed.first() and folder is not None and shown:
-        npz.save(folder / SHOWN, {"images": np.stack(first)}, compressed=True)
-    measured = judged.measure(kept, grouped=grouped) if distributed.first() else {}
-    return Scored(_agreed(measured), np.stack(first) if first else NO_IMAGES, count)
+    size, needed = plan.batch_size, [PICTURES] * bool(shown)
+    kept = blocks.run(folder, count, make, needed, at_once=size, description=description)
+    if not distributed.first():
+        return Scored(_agreed({}), NO_IMAGES, count)
+    pictures = kept.first(SHOWN)[:shown] if shown else NO_IMAGES
+    return Scored(_agreed(judged.measure(kept, grouped=grouped)), pictures, count)
+
+
+def requested(features: str, metrics: str) -> tuple[list[str], list[str]]:
+    """The names in the flags --features and --metrics.
+
+    Args:
+      features: names with commas; '' for none.
+      metrics: names with commas, fid among them; '' for none.
+
+    Returns:
+      (features, metrics).
+
+    Raises:
+      UserError: for a metric that does not exist.
+    """
+    names, scores = choice.resolve_names(parsing.names(features), parsing.metrics(metrics))
+    choice.check_metrics(scores)
+    return names, scores
+
+
+def judge_of(
+    dataset: Dataset,
+    labels: np.ndarray | None,
+    count: int,
+    *,
+    features: str = "",
+    metrics: str = "",
+    reference: str = "",
+    standard: Sequence[str] = ("accuracy", "frechet"),
+    plain: bool = False,
+) -> Judge:
+    """The judge that the flags --features, --metrics and --reference describe.
+
+    Args:
+      dataset: what samples are compared with.
+      labels: those of the samples, or None.
+      count: number of samples in every set.
+      features: names with commas; '' for the default ones.
+      metrics: names with commas; '' for `standard`.
+      reference: a file of experiments.statistics; '' compares with training images.
+      standard: the metrics that are measured where none are named, 'accuracy' where there are
+        labels.
+      plain: whether the scores of the first features are named without them.
+
+    Raises:
+      UserError: for names that do not exist or do not fit the data.
+    """
+    names, scores = requested(features, metrics)
+    scores = scores or [name for name in standard if name != "accuracy" or labels is not None]
+    names = names or [choice.default_features(dataset.train)]
+    made = [choice.extractor_for(name, dataset.train) for name in names] if reference else names
+    return judge.against(
+        dataset.train,
+        labels,
+        features=made,
+        metrics=scores,
+        held_out=dataset.test,
+        statistics=read_reference(reference, dataset, made),
+        count=count,
+        plain=plain,
+    )
+
+
+def read_reference(
+    path: str, dataset: Dataset, features: Sequence[Extractor]
+) -> statistics.Statistics | None:
+    """The reference statistics in a file; None for ''.
+
+    Args:
+      path: a file of experiments.statistics.
+      dataset: the data set that they must describe.
+      features: the extractors, of which one must have made them.
+
+    Raises:
+      UserError: for statistics of another data set or another extractor.
+    """
+    if not path:
+        return None
+    found = statistics.load(path)
+    extractor = next((e for e in features if e.name == found.of["extractor"]), None)
+    if extractor is None:
+        names = ",".join(e.name for e in features)
+        raise UserError(
+            f"--reference={path} is of the features {found.of['extractor']}; add them to "
+            f"--features={names}"
+        )
+    split, count = found.of["split"], found.of["count"]
+    statistics.need(
+        found,
+        path,
+        **statistics.describe(extractor, getattr(dataset, split), dataset.name, split, count),
+    )
+    return found
 
 
 def folder_of(root: Path, plan: Plan, judged: Judge) -> Path:
@@ -204,12 +294,3 @@ def _agreed(measured: Measurements) -> Measurements:
     plain = {name: (s.value, s.interval, [*map(float, s.left_out)]) for name, s in measured.items()}
     found = distributed.from_first(plain)
     return {name: Measured(v, half, np.asarray(left)) for name, (v, half, left) in found.items()}
-
-
-def _read_shown(folder: Path | None, count: int) -> list[np.ndarray]:
-    """The first images that an earlier run kept next to the blocks; [] where there are too few."""
-    if folder is None or not count:
-        return []
-    spec = {"images": npz.ArraySpec("u", (None, None, None, None))}
-    found = store.load(folder / SHOWN, lambda path: npz.load(path, spec))
-    return [] if found is None or len(found["images"]) < count else [*found["images"][:count]]

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from diffusion_jax.core import files, npz, provenance, reading
+from diffusion_jax.training import distributed
 
 T = TypeVar("T")
 
@@ -127,12 +128,15 @@ def open_table(
 def save(table: Table) -> None:
     """Write the table to its file, with the settings and the provenance of this run.
 
+    The first process alone writes.
+
     Args:
       table: its content, settings and provenance replace the file at table.path atomically.
     """
     settings = {table.nested: table.settings} if table.nested else table.settings
     stamp = {"provenance": provenance.provenance(table.config)}
-    files.save_json(table.path, {**table.content, **settings, **stamp})
+    if distributed.first():
+        files.save_json(table.path, {**table.content, **settings, **stamp})
 
 
 def row(

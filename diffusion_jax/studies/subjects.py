@@ -2,13 +2,12 @@
 
 subject = of_target("gmm8", "schedules.VP()", range(2000))
 subject = of_model(trained, dataset, range(200), "digits")
-samples, evaluations, seconds = runner(subject, sampler, length)(ts)
+outcome = drawing.judged(subject, drawing.runner(subject, sampler, length), ts)
 """
 
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -22,37 +21,50 @@ from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.core.types import Array, Cond, Denoise, Key, Params, Process
-from diffusion_jax.data.padding import PaddedBatch, padded_batches
-from diffusion_jax.evaluation import choice, generate, judge, points
+from diffusion_jax.core.types import Cond, Denoise, Key, Params, Process
+from diffusion_jax.evaluation import generate, intervals, judge, points
+from diffusion_jax.evaluation.estimators import Measurements, Scores
+from diffusion_jax.evaluation.intervals import Measured
+from diffusion_jax.evaluation.judge import Judge
+from diffusion_jax.evaluation.samples import Kept, in_memory
 from diffusion_jax.report import pictures
-from diffusion_jax.samplers import base, grids, step_noise
+from diffusion_jax.samplers import base, grids
+from diffusion_jax.studies import drawing, scoring
 from diffusion_jax.targets import presets, reference
 
-GROUPS = 5  # groups of samples; each is left out once to estimate the noise of a score
-SHOWN = 8  # images in a strip
+POINTS = "points"  # the rows of points, which are kept themselves
+SHOWN = 10  # images of a cell that are kept for figures
 FINE = 401  # network evaluations of the fine solve of a model's own ODE
-
-Scores = dict[str, float]
 
 
 class Judging(NamedTuple):
-    """The metrics and the figures for the samples of a subject.
+    """The judge and the figures of the samples of a subject.
 
     Attributes:
-      scores: (samples, group) -> scores of the samples without those of a group; None: of all.
-      truth_scores: what as much real data scores.
+      judge: what scores them.
+      labels: those of the samples, or None.
+      truth: what as much real data scores, with intervals.
       real: samples of the truth.
       picture: samples -> one tile of a strip.
-      features: what the Fréchet distance of images compares, a name of evaluation.features; '' for
-        points.
+      shown: how many samples a tile needs, None for all.
     """
 
-    scores: Callable[[np.ndarray, int | None], Scores]
-    truth_scores: Scores
+    judge: Judge
+    labels: np.ndarray | None
+    truth: Measurements
     real: np.ndarray
     picture: Callable[[np.ndarray], np.ndarray]
-    features: str = ""
+    shown: int | None = None
+
+    @property
+    def truth_scores(self) -> Scores:
+        """What as much real data scores."""
+        return intervals.values(self.truth)
+
+    @property
+    def features(self) -> str:
+        """The features that plain scores depend on; '' for points."""
+        return self.judge.plain
 
 
 class Subject(NamedTuple):
@@ -74,6 +86,7 @@ class Subject(NamedTuple):
       judging: how the samples are scored and shown.
       exact: () -> (exact solutions x0 from the first seeds or from all of them, how they were
         found). It raises UserError where there is no path to solve for.
+      mesh: the devices that draw; None for one device.
     """
 
     name: str
@@ -89,28 +102,17 @@ class Subject(NamedTuple):
     finish: Callable[[np.ndarray], np.ndarray]
     judging: Judging
     exact: Callable[[], tuple[np.ndarray, str]]
+    mesh: jax.sharding.Mesh | None = None
 
-    def scores(self, samples: np.ndarray, group: int | None = None) -> Scores:
-        """Return the scores of samples.
+    def measured(self, samples: np.ndarray, *, grouped: bool = True) -> Measurements:
+        """Score all samples of the subject, as `finish` returns them.
 
         Args:
-          samples: the samples as `finish` returns them.
-          group: number of the group of samples that is left out, below GROUPS; None for no group.
+          samples: (N, ...), one for each seed.
+          grouped: whether the scores need intervals.
         """
-        return self.judging.scores(samples, group)
-
-
-def without_group(count: int, group: int | None) -> np.ndarray:
-    """Mark the samples that stay when one of GROUPS groups is left out.
-
-    Args:
-      count: number of samples; sample i belongs to group i modulo GROUPS.
-      group: number of the group that is left out; None keeps all samples.
-
-    Returns:
-      (count,) of bool.
-    """
-    return np.arange(count) % GROUPS != (-1 if group is None else group)
+        rows = in_memory(self.judging.judge.extract(samples, self.judging.labels))
+        return self.judging.judge.measure(rows, grouped=grouped)
 
 
 # ---- analytic targets
@@ -154,10 +156,7 @@ def _judging_of_target(target: presets.Target, count: int) -> Judging:
     draws = np.asarray(target.draw(jax.random.key(2**31), 12 * count)).reshape(12, count, -1)
     truth, others = draws[:4].reshape(4 * count, -1), draws[4:]
 
-    def score(x: np.ndarray, group: int | None = None) -> Scores:
-        if group is not None:  # only the score that decides needs a margin
-            own = x[without_group(count, group)]
-            return {"sliced_wasserstein": points.sliced_wasserstein(own, truth)}
+    def score(x: np.ndarray) -> Scores:
         scores = _scores_of_points(truth, x)
         if target.modes is None:
             return scores
@@ -167,11 +166,31 @@ def _judging_of_target(target: presets.Target, count: int) -> Judging:
     each, margin = [score(other) for other in others], 0.08 * np.ptp(truth, axis=0)
     box = (truth.min(0) - margin, truth.max(0) + margin)
     return Judging(
-        scores=score,
-        truth_scores={name: float(np.mean([scores[name] for scores in each])) for name in each[0]},
+        judge=_judge_of_points(score),
+        labels=None,
+        truth={name: _mean([scores[name] for scores in each]) for name in each[0]},
         real=others[0],
         picture=functools.partial(pictures.density, box=box),
     )
+
+
+def _judge_of_points(score: Callable[[np.ndarray], Scores]) -> Judge:
+    """A judge that keeps the points themselves."""
+
+    def extract(x: np.ndarray, labels: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        return {POINTS: x}
+
+    def measure(kept: Kept, *, grouped: bool = True) -> Measurements:
+        x = kept.whole(POINTS)
+        return intervals.by_groups(lambda stays: score(x[stays]), len(x), grouped=grouped)
+
+    return Judge(extract, measure, {})
+
+
+def _mean(values: Sequence[float]) -> Measured:
+    """The mean of the scores of independent sets, with its interval."""
+    half = intervals.NORMAL * np.std(values, ddof=1) / np.sqrt(len(values))
+    return Measured(float(np.mean(values)), float(half))
 
 
 def _scores_of_points(real: np.ndarray, x: np.ndarray) -> Scores:
@@ -187,6 +206,9 @@ def of_model(
     *,
     solved: int = 64,
     features: str = "",
+    metrics: str = "",
+    reference: str = "",
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Subject:
     """A trained model with its config's guidance, clip and weights.
 
@@ -199,7 +221,11 @@ def of_model(
       seeds: one for each sample.
       name: its name in titles.
       solved: how many of the seeds are solved exactly.
-      features: the features of the Fréchet distance; '' for those of choice.default_features.
+      features: of images, with commas, whose first decides; '' for the default ones
+        (choice.default_features).
+      metrics: with commas; '' for 'accuracy' where there are labels, and 'frechet'.
+      reference: a file of experiments.statistics; '' compares with training images.
+      mesh: the devices that draw; None for one device.
 
     Raises:
       UserError: for an autoencoder, for guidance that the model has no condition for, and for a
@@ -209,19 +235,13 @@ def of_model(
     denoiser.need_denoiser(experiment)
     count, denoise = len(seeds), _guided_denoiser(experiment)
     labels, cond = sample_conditions.for_judging(experiment, dataset, count)
-    if experiment.is_image:
-        judging = _judging_of_images(dataset, labels, count, features)
-    else:
-        judging = _judging_of_points(dataset, count)
+    chosen = {"features": features, "metrics": metrics, "reference": reference}
+    judging = _judging(experiment, dataset, labels, count, chosen)
     subject = Subject(
         name=name,
-        identity={
-            "config": experiment.record,
-            "step": trained.step,
-            "weights": trained.weights,
-            "seeds": list(seeds),
-            "features": judging.features,
-        },
+        identity=_identity(trained, seeds)
+        | {"features": judging.features}
+        | {key: value for key, value in chosen.items() if value},
         process=experiment.process,
         shape=experiment.shape,
         dtype="float32",
@@ -233,10 +253,36 @@ def of_model(
         finish=sampling.to_images(experiment, settings.batch_size),
         judging=judging,
         exact=_no_path,
+        mesh=mesh,
     )
     if not experiment.kind.has_flow:
         return subject
     return subject._replace(exact=lambda: _fine_solution(_first(subject, min(solved, count))))
+
+
+def _identity(trained: Trained, seeds: Sequence[int]) -> dict[str, Any]:
+    return {
+        "config": trained.experiment.record,
+        "step": trained.step,
+        "weights": trained.weights,
+        "seeds": list(seeds),
+    }
+
+
+def _judging(
+    experiment: Experiment,
+    dataset: data.Dataset,
+    labels: np.ndarray | None,
+    count: int,
+    chosen: dict[str, str],
+) -> Judging:
+    if experiment.is_image:
+        judged = scoring.judge_of(dataset, labels, count, plain=True, **chosen)
+        return _judging_of_images(dataset, labels, count, judged)
+    for flag, value in chosen.items():
+        if value:
+            raise UserError(f"--{flag}={value} is for models of images, and this one draws points")
+    return _judging_of_points(dataset, count)
 
 
 def _guided_denoiser(experiment: Experiment) -> Callable[[denoiser.Ensemble], Denoise]:
@@ -255,43 +301,28 @@ def _guided_denoiser(experiment: Experiment) -> Callable[[denoiser.Ensemble], De
 
 
 def _judging_of_images(
-    dataset: data.Dataset, labels: np.ndarray | None, count: int, features: str
+    dataset: data.Dataset, labels: np.ndarray | None, count: int, judged: Judge
 ) -> Judging:
-    features = features or choice.default_features(dataset.train)
-    metrics = ("frechet",) if labels is None else ("accuracy", "frechet")
-    against = judge.against(
-        dataset.train, labels, features=(features,), count=count, metrics=metrics
-    )
-
-    def judged(*args: np.ndarray) -> Scores:
-        """The scores, with the Fréchet distance named 'frechet' whatever features it compares."""
-        return {name.removesuffix(f"/{features}"): value for name, value in against(*args).items()}
-
-    def score(x: np.ndarray, group: int | None = None) -> Scores:
-        own = without_group(count, group)
-        return judged(x[own]) if labels is None else judged(x[own], labels[own])
-
     test = dataset.test if len(dataset.test) else dataset.train
     return Judging(
-        scores=score,
-        truth_scores=judge.on_real(dataset.train, dataset.test, judged, count),
+        judge=judged,
+        labels=labels,
+        truth=judge.measured_on_real(dataset.train, dataset.test, judged, count),
         real=data.arrays(test, limit=count)["image"],
-        picture=lambda x: pictures.mosaic(x[:SHOWN]),
-        features=features,
+        picture=lambda x: pictures.mosaic(x[:8]),
+        shown=SHOWN,
     )
 
 
 def _judging_of_points(dataset: data.Dataset, count: int) -> Judging:
     test = dataset.test if len(dataset.test) else dataset.train
     real = data.arrays(test, limit=count)["image"]
-
-    def score(x: np.ndarray, group: int | None = None) -> Scores:
-        return _scores_of_points(real, x[without_group(count, group)])
-
+    judged = _judge_of_points(functools.partial(_scores_of_points, real))
     box = (np.quantile(real, 0.001, axis=0) - 0.2, np.quantile(real, 0.999, axis=0) + 0.2)
     return Judging(
-        scores=score,
-        truth_scores=_scores_of_points(real, data.arrays(dataset.train, limit=count)["image"]),
+        judge=judged,
+        labels=None,
+        truth=judged.measured(data.arrays(dataset.train, limit=count)["image"]),
         real=real,
         picture=functools.partial(pictures.density, box=box),
     )
@@ -313,7 +344,7 @@ def _fine_solution(subject: Subject) -> tuple[np.ndarray, str]:
     The text says how far a solve with half as many steps is from it.
     """
     sampler = build(components.SAMPLERS, "ode.edm_heun")
-    solve = runner(subject, sampler, FINE // 2 + 1)
+    solve = drawing.runner(subject, sampler, FINE // 2 + 1)
     lengths = (base.points(sampler, nfe) for nfe in (FINE, FINE // 2 + 1))
     best, half = (solve(np.asarray(grids.uniform_logsnr(subject.process, n)))[0] for n in lengths)
     moved = float(np.sqrt(np.mean(np.square(best - half, dtype=np.float64))))
@@ -321,57 +352,3 @@ def _fine_solution(subject: Subject) -> tuple[np.ndarray, str]:
         best,
         f"ode.edm_heun@uniform_logsnr at {FINE} NFE, which halving its steps moves by {moved:.1e}",
     )
-
-
-# ---- sampling
-Runner = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, float]]
-
-
-def runner(
-    subject: Subject,
-    sampler: base.Sampler,
-    length: int,
-    noise: Callable[..., Any] = step_noise.independent,
-) -> Runner:
-    """A function that draws all samples of a subject on any grid, by one compiled program.
-
-    Args:
-      subject: what is sampled.
-      sampler: the sampler.
-      length: the number of times of the longest grid.
-      noise: where the sampler's noise comes from, as in `base.sample`.
-
-    Returns:
-      ts (n,) with n <= length -> (x0 (N, ...), network evaluations (N,), seconds). The program is
-      compiled before the clock starts.
-    """
-    count, batch = len(subject.keys), subject.batch_size
-
-    @jax.jit
-    def run(params: Params, keys: Key, cond: Cond, ts: Array) -> tuple[Array, Array]:
-        x = base.start(subject.process, keys, (batch, *subject.shape), subject.dtype)
-        denoise = subject.denoise(params)
-        samples = base.sample(
-            sampler, denoise, subject.process, keys, x, ts, cond, padded=True, noise=noise
-        )
-        return samples.x0, samples.nfe
-
-    def part(rows: PaddedBatch, ts: Array) -> tuple[np.ndarray, ...]:
-        cond = jax.tree.map(lambda c: c[rows.index], subject.cond)
-        out = run(subject.params, subject.keys[rows.index], cond, ts)
-        return tuple(np.asarray(value)[: rows.real] for value in out)
-
-    @functools.cache
-    def compile_once() -> None:
-        # a grid of one time has no step
-        start = sampling.pad(jnp.full(1, subject.process.t_min, subject.dtype), length)
-        part(next(padded_batches(count, batch)), start)
-
-    def sample_all(ts: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-        compile_once()
-        ts, began = sampling.pad(jnp.asarray(ts, subject.dtype), length), time.monotonic()
-        parts = [part(rows, ts) for rows in padded_batches(count, batch)]
-        x, spent = (np.concatenate(each) for each in zip(*parts))
-        return x, spent, time.monotonic() - began
-
-    return sample_all

@@ -26,7 +26,7 @@ from diffusion_jax.data import Dataset
 from diffusion_jax.evaluation import choice, judge
 from diffusion_jax.evaluation.metrics import METRICS, NEITHER, find
 from diffusion_jax.samplers import base
-from diffusion_jax.studies import sweep_cells, sweep_search, sweep_space
+from diffusion_jax.studies import scoring, sweep_cells, sweep_search, sweep_space
 from diffusion_jax.studies.sweep_cells import CellSampler, CellScores, Scoring, SweepCell
 from diffusion_jax.studies.sweep_search import SearchPlan
 from diffusion_jax.studies.sweep_space import Space
@@ -60,11 +60,15 @@ class Task(NamedTuple):
 
 
 class Names(NamedTuple):
-    """The names of the features, the metrics and the optimized score of a sweep."""
+    """The names of the features, the metrics and the optimized score of a sweep.
+
+    `reference` is a file of experiments.statistics; '' compares with training images.
+    """
 
     features: list[str]
     metrics: list[str]
     metric: str
+    reference: str = ""
 
 
 # the score that stands for an estimator of several
@@ -185,10 +189,16 @@ def prepare(task: Task, sampler: CellSampler, dataset: Dataset, chosen: Names) -
       UserError: if the optimized score is not among those that are measured.
     """
     labels = sampler.labels(next(iter(task.cells.values())), task.num)
+    features, statistics = chosen.features, None
+    if chosen.reference:
+        names = features or [choice.default_features(dataset.train)]
+        features = [choice.extractor_for(name, dataset.train) for name in names]
+        statistics = scoring.read_reference(chosen.reference, dataset, features)
     judged = judge.against(
         dataset.train,
         labels,
-        features=chosen.features,
+        features=features,
+        statistics=statistics,
         metrics=chosen.metrics,
         held_out=dataset.test,
         count=task.num,
@@ -196,6 +206,7 @@ def prepare(task: Task, sampler: CellSampler, dataset: Dataset, chosen: Names) -
     # real images are as many as in a cell: scores depend on their number
     real = judge.measured_on_real(dataset.train, dataset.test, judged, task.num)
     about = {"judge": judged.identity, "metrics": chosen.metrics, "metric": chosen.metric}
+    about |= {"reference": statistics.of} if statistics else {}
     return Scoring(judged, score_name(judged, chosen, real), about, real)
 
 

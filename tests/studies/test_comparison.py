@@ -14,6 +14,7 @@ from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.experiment import assemble
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.core.errors import UserError
+from diffusion_jax.evaluation import classifier
 from diffusion_jax.processes import schedules
 from diffusion_jax.samplers import ancestral, base, ode
 from diffusion_jax.studies import comparison, ranking, subjects
@@ -159,38 +160,23 @@ def test_names_and_budgets_are_checked_before_anything_runs():
             comparison.cells(entries, budgets, schedules.VP(), "uniform")
 
 
-def test_a_model_of_larger_images_is_compared_by_the_classifiers_features_under_plain_names(
-    monkeypatch,
-):
-    asked = []
-
-    def against(train, labels, **how):
-        asked.append(how["features"])
-        return lambda images, labels=None: {
-            "accuracy": 0.5,
-            f"frechet/{how['features'][0]}": float(len(images)),
-        }
-
-    monkeypatch.setattr(subjects.judge, "against", against)
+def test_a_model_of_larger_images_is_compared_by_the_first_features_under_plain_names(monkeypatch):
+    untrained = classifier.init((24, 24, 3), 10)
+    monkeypatch.setattr(classifier, "_train", lambda images, labels, seen: untrained)
+    monkeypatch.setattr(classifier, "_keep", lambda path, params: None)
     config = digits.get_config("vp")
     config.model.update(width=8, multipliers=(1,), attention=(), head_width=8)
     experiment = assemble(config, (24, 24, 3), 10)
-    source = data.sources.Arrays(np.zeros((30, 24, 24, 3), np.uint8), np.arange(30) % 10)
+    images = np.random.default_rng(0).integers(0, 256, (30, 24, 24, 3)).astype(np.uint8)
+    source = data.sources.Arrays(images, np.arange(30) % 10)
     dataset = data.Dataset("colors", source, source, experiment.shape, 10, None)
     trained = Trained(experiment, {}, 1, "params", {})
-    found = [
-        subjects.of_model(trained, dataset, range(20), "colors", features=features)
-        for features in ("", "inception")
-    ]
-    assert asked == [("classifier",), ("inception",)] and [
-        subject.judging.features for subject in found
-    ] == ["classifier", "inception"]
-    assert (
-        found[0].judging.truth_scores
-        == found[1].scores(np.zeros((20, 24, 24, 3), np.uint8), None)
-        == {"accuracy": 0.5, "frechet": 20.0}
+    first, second = (
+        subjects.of_model(trained, dataset, range(20), "colors", features=features, metrics="fd")
+        for features in ("", "thumbnails,pixels")
     )
-    assert (
-        found[0].identity != found[1].identity
-        and found[0].scores(source.columns["image"][:20], 0)["frechet"] == 16
-    )
+    assert (first.judging.features, second.judging.features) == ("classifier", "thumbnails")
+    assert first.judging.truth.keys() == {"frechet"} and first.identity != second.identity
+    found = second.measured(images[:20])
+    assert found.keys() == {"frechet", "frechet/pixels"} and found["frechet"].interval > 0
+    assert second.judging.judge.title("frechet/pixels") == "Fréchet distance of pixels"
