@@ -102,8 +102,7 @@ def few_step(
     """
     root, budgets = Path(workdir), sorted(set(parsing.integers("nfe", nfe, 1, 10_000)))
     names, wide = parsing.names(methods), [*budgets, teacher_nfe]
-    check_names(recipe, names, size, teacher_sampler, wide)
-    scoring.requested(judging["features"], judging["metrics"])
+    check_names(recipe, names, size, teacher_sampler, wide, **judging)
     how = Recipe(recipe, size, images, steps, root, Path(teacher or root / "teacher"))
     if teacher:
         model = workdirs.load(teacher, workdirs.saved_config(teacher, "--teacher"))
@@ -112,22 +111,28 @@ def few_step(
         model = train_variant(how, "teacher")
     dataset = workdirs.dataset(workdirs.saved_config(how.teacher), how.teacher)
     table, took = FewStepTable(dataset, num, [], {}, {}, judging), seconds(how.teacher)
-    title = f"diffusion ({teacher_sampler})"
-    real = add(table, model, title, teacher_sampler, wide, root / "cells", took)
-    report = functools.partial(few_step_report.write, table, root, budgets, real)
-    text = report()
-    for name in names:
+    named = f"diffusion ({teacher_sampler})", teacher_sampler
+    real = add(table, model, *named, wide, root / "cells", took)
+    text = few_step_report.write(table, root, budgets, real)
+    for name in names:  # the others may take an hour
         _add_method(table, how, name, budgets, took, search=search)
-        text = report()  # the other methods may take an hour
+        text = few_step_report.write(table, root, budgets, real)
     few_step_report.need_results(table)
-    print(f"{text}\n{root}/few_step.png and few_step_grid.png show it; to sample a model:")
-    print(f"python -m experiments.sample --workdir={root}/METHOD --nfe=1")
+    text += f"\n{root}/few_step.png and few_step_grid.png show it; to sample a model:"
+    print(f"{text}\npython -m experiments.sample --workdir={root}/METHOD --nfe=1")
 
 
 def check_names(
-    recipe: str, methods: Sequence[str], size: str, sampler: str, budgets: Sequence[int]
+    recipe: str,
+    methods: Sequence[str],
+    size: str,
+    sampler: str,
+    budgets: Sequence[int],
+    features: str = "",
+    metrics: str = "",
+    reference: str = "",
 ) -> None:
-    """Check that the methods, the sampler and the budgets exist.
+    """Check that the methods, the sampler, the budgets and the metrics exist.
 
     Args:
       recipe: the config file.
@@ -135,10 +140,14 @@ def check_names(
       size: the size of the recipe.
       sampler: that of the teacher.
       budgets: those of the methods and the teacher's own.
+      features: as of `scoring.requested`.
+      metrics: likewise.
+      reference: the file of reference statistics, which is read later.
 
     Raises:
       UserError: for one that does not exist.
     """
+    scoring.requested(features, metrics)
     if len(budgets) < 2:
         raise UserError("--nfe is empty; name numbers of network evaluations, such as 1,2,4")
     for name in ["teacher", *methods]:

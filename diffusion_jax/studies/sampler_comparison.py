@@ -97,9 +97,7 @@ def compare_samplers(
         _record(trained),
         others=paths,
         judging={"features": features, "metrics": metrics, "reference": reference},
-        mesh=mesh,
-        noise=noise or model.sampling.noise,
-        fresh=fresh,
+        **{"mesh": mesh, "noise": noise or model.sampling.noise, "fresh": fresh},
     )
     _print(text, root)
     print(f"to use one: python -m experiments.sample --workdir={workdir} --sampler=NAME --nfe=NFE")

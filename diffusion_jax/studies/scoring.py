@@ -223,14 +223,45 @@ def judge_of(
     names, scores = requested(features, metrics)
     scores = scores or [name for name in standard if name != "accuracy" or labels is not None]
     names = names or [choice.default_features(dataset.train)]
-    made = [choice.extractor_for(name, dataset.train) for name in names] if reference else names
+    return judge_named(dataset, labels, count, names, scores, reference, plain=plain)
+
+
+def judge_named(
+    dataset: Dataset,
+    labels: np.ndarray | None,
+    count: int,
+    features: Sequence[str],
+    metrics: Sequence[str],
+    reference: str = "",
+    *,
+    plain: bool = False,
+) -> Judge:
+    """The judge with these features and metrics.
+
+    Args:
+      dataset: what samples are compared with.
+      labels: those of the samples, or None.
+      count: number of samples in every set.
+      features: names; () for the default ones, whose scores are named without them.
+      metrics: names.
+      reference: a file of experiments.statistics; '' compares with training images.
+      plain: whether the scores of the first features are named without them.
+
+    Raises:
+      UserError: for names that do not exist or do not fit the data.
+    """
+    made, statistics = features, None
+    if reference:
+        names = features or [choice.default_features(dataset.train)]
+        made = [choice.extractor_for(name, dataset.train) for name in names]
+        statistics = read_reference(reference, dataset, made)
     return judge.against(
         dataset.train,
         labels,
         features=made,
-        metrics=scores,
+        metrics=metrics,
         held_out=dataset.test,
-        statistics=read_reference(reference, dataset, made),
+        statistics=statistics,
         count=count,
         plain=plain,
     )

@@ -189,24 +189,12 @@ def prepare(task: Task, sampler: CellSampler, dataset: Dataset, chosen: Names) -
       UserError: if the optimized score is not among those that are measured.
     """
     labels = sampler.labels(next(iter(task.cells.values())), task.num)
-    features, statistics = chosen.features, None
-    if chosen.reference:
-        names = features or [choice.default_features(dataset.train)]
-        features = [choice.extractor_for(name, dataset.train) for name in names]
-        statistics = scoring.read_reference(chosen.reference, dataset, features)
-    judged = judge.against(
-        dataset.train,
-        labels,
-        features=features,
-        statistics=statistics,
-        metrics=chosen.metrics,
-        held_out=dataset.test,
-        count=task.num,
-    )
+    named = chosen.features, chosen.metrics, chosen.reference
+    judged = scoring.judge_named(dataset, labels, task.num, *named)
     # real images are as many as in a cell: scores depend on their number
     real = judge.measured_on_real(dataset.train, dataset.test, judged, task.num)
     about = {"judge": judged.identity, "metrics": chosen.metrics, "metric": chosen.metric}
-    about |= {"reference": statistics.of} if statistics else {}
+    about |= {"reference": chosen.reference} if chosen.reference else {}
     return Scoring(judged, score_name(judged, chosen, real), about, real)
 
 
