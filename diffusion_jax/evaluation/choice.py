@@ -19,6 +19,7 @@ from diffusion_jax.data.sources import Source
 from diffusion_jax.evaluation import features as extractors
 from diffusion_jax.evaluation.estimators import ESTIMATORS
 from diffusion_jax.evaluation.features import Extractor
+from diffusion_jax.pretrained import weights
 
 ACCURACY = "accuracy"  # of the recognizer, which reads the images themselves
 NAMES = (ACCURACY, *ESTIMATORS)
@@ -142,7 +143,14 @@ def default_features(train: Source) -> str:
       train: the training split; its first image and its labels decide.
     """
     shape = train.rows(np.zeros(1, int))["image"].shape[1:]
-    return extractors.default(shape, has_classes(train))
+    installed = weights.installed("inception")
+    chosen = extractors.default(shape, has_classes(train), installed=installed)
+    if extractors.is_large(shape) and not installed:
+        note(
+            f"the features are {chosen}, as the weights of Inception are not here; for FID run "
+            "python -m experiments.get_weights inception"
+        )
+    return chosen
 
 
 def has_classes(train: Source) -> bool:

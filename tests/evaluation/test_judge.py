@@ -266,6 +266,20 @@ def test_default_features_are_at_most_a_thousand_numbers(untrained, capsys):
     )
 
 
+def test_images_above_32_are_judged_by_inception_where_its_weights_are(monkeypatch, capsys):
+    large, small = (33, 33, 1), (32, 32, 3)
+    assert features.default(large, True, installed=True) == "inception"
+    assert features.default(small, True, installed=True) == "classifier"
+    assert features.default((40, 20, 1), True, installed=True) == "pixels"  # 800 numbers
+    for there, found, said in ((True, "inception", ""), (False, "thumbnails", "get_weights")):
+        choice.note.cache_clear()
+        monkeypatch.setattr(choice.weights, "installed", lambda name, there=there: there)
+        assert choice.default_features(noise(3, large)) == found
+        assert said in capsys.readouterr().err
+        assert choice.default_features(noise(3, (32, 32, 3))) == "thumbnails"
+        assert capsys.readouterr().err == ""
+
+
 def test_thumbnails_are_means_over_boxes_also_at_the_edges():
     images = noise(3, (25, 26, 3)).columns["image"]
     small = features.reduced(images)
