@@ -33,7 +33,8 @@ from diffusion_jax.studies.benchmark_timing import (
 )
 from diffusion_jax.studies.benchmark_training import pipeline, training
 
-BATCHES = {"cpu": 16, "accelerator": 256}  # images at once, of samplers
+# images at once, of samplers
+BATCHES = {"cpu": 16, "accelerator": 256, "accelerator_quick": 256}
 PARTS: dict[str, Callable[[BenchmarkSubject, BenchmarkSettings], Part]] = {
     "training": training,
     "loop": loop,
@@ -77,7 +78,7 @@ def benchmark(
       repeats: how often everything is timed.
       steps: training steps of the loop.
       peers: other programs, as in `parse_peers`.
-      preset: 'accelerator' or 'cpu'; '' is the one for this platform.
+      preset: one of BATCHES; '' is the one for this platform.
       peer_python: the Python that runs them; '' is this one.
       peer_batch: examples in their steps; 0 is the preset's number.
       out: the JSON file to write.

@@ -231,7 +231,10 @@ CPU = {
         **_VARIANTS,
     ),
 }
-PRESETS = {"accelerator": ACCELERATOR, "cpu": CPU}
+QUICK = {  # one variant, as torch.compile takes minutes for each
+    name: preset._replace(variants=preset.variants[-1:]) for name, preset in ACCELERATOR.items()
+}
+PRESETS = {"accelerator": ACCELERATOR, "accelerator_quick": QUICK, "cpu": CPU}
 
 
 def subject_of(name: str, preset: PeerPreset, batch: int = 0) -> BenchmarkSubject:

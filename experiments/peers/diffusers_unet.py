@@ -49,7 +49,7 @@ def _training(
     optimizer, scheduler = torch.optim.AdamW(parameters, **options), DDPMScheduler()
 
     def step() -> None:
-        network.train()
+        _switch(network, True)
         noise = torch.randn_like(images)
         last = scheduler.config.num_train_timesteps
         times = torch.randint(0, last, (len(images),), device=images.device)
@@ -75,7 +75,7 @@ def _forward(
     times = torch.full((len(images),), 500, device=images.device)
 
     def step() -> torch.Tensor:
-        network.eval()
+        _switch(network, False)
         with torch.no_grad(), variant.autocast():
             return call(images, times).sample
 
@@ -94,7 +94,7 @@ def _ddim(
     scheduler.set_timesteps(nfe, device=images.device)
 
     def step() -> torch.Tensor:
-        network.eval()
+        _switch(network, False)
         x = images
         with torch.no_grad():
             for time in scheduler.timesteps:
@@ -104,6 +104,12 @@ def _ddim(
         return x
 
     return step
+
+
+def _switch(network: torch.nn.Module, training: bool) -> None:
+    """Change the mode of all layers, where it is another; this walk must not be part of a step."""
+    if network.training != training:
+        network.train(training)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.studies import benchmark_comparison, benchmark_peers, peer_presets
+from diffusion_jax.studies import benchmark, benchmark_comparison, benchmark_peers, peer_presets
 from diffusion_jax.studies.peer_presets import PeerPreset
 from diffusion_jax.studies.peer_process import PeerFailed, running_peer
 from tests import commands
@@ -182,6 +182,14 @@ def test_presets_have_the_size_of_the_other_program(kind, name, parameters):
     shapes = jax.eval_shape(lambda: experiment.kind.init(experiment, jax.random.key(0)))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters
     assert experiment.data.batch_size == 2 and json.dumps(preset.network(experiment))
+
+
+def test_every_preset_has_every_peer_and_a_batch_for_samplers():
+    assert {tuple(presets) for presets in peer_presets.PRESETS.values()} == {
+        ("edm", "adm", "dit", "diffusers")
+    }
+    assert benchmark.BATCHES.keys() == peer_presets.PRESETS.keys()
+    assert all(len(preset.variants) == 1 for preset in peer_presets.QUICK.values())
 
 
 def test_the_scripts_of_peers_stand_alone():
