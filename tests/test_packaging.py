@@ -12,6 +12,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import pytest
+
 import diffusion_jax
 
 ROOT = Path(__file__).parent.parent
@@ -114,3 +116,32 @@ def test_make_refuses_an_extra_that_does_not_exist(tmp_path):
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode and "EXTRAS=cuda14: write cuda13, cuda12 or tpu" in done.stderr
     assert not (tmp_path / "venv").exists()
+
+
+TARGETS = {
+    "train": "diffusion_jax.studies.training:train",
+    "sample": "diffusion_jax.studies.generation:sample",
+}
+# Checkpoints need Orbax; the others take seconds to import, and a run may not need them.
+LIBRARIES = {
+    "diffrax",
+    "equinox",
+    "grain",
+    "jinja2",
+    "matplotlib",
+    "orbax",
+    "scipy",
+    "sklearn",
+    "tensorflow_datasets",
+}
+
+
+@pytest.mark.parametrize("command", TARGETS)
+def test_commands_import_libraries_when_they_use_them(command):
+    """What `experiments.train` and `experiments.sample` import before they run."""
+    script = f"import sys; from experiments import loading; loading.load('{TARGETS[command]}'); "
+    script += "print(sorted({name.split('.')[0] for name in sys.modules}))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert set(ast.literal_eval(done.stdout)) & LIBRARIES == {"orbax"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -262,3 +263,31 @@ def test_toys_train_and_draw_points(tmp_path):
     config.sampler.nfe = 1  # the pictures during training, from x0-hat alone
     assert train.train(config, str(tmp_path))
     assert width(tmp_path / "samples" / "step_0000008.png") > 200
+
+
+def cache_events(function):
+    """(programs found in the compilation cache, programs that are not there) of a call."""
+    events = []
+
+    def note(event, **details):
+        events.append(event)
+
+    jax.clear_caches()
+    jax.monitoring.register_event_listener(note)
+    try:
+        function()
+    finally:
+        jax.monitoring.unregister_event_listener(note)
+    return tuple(
+        events.count(f"/jax/compilation_cache/cache_{kind}") for kind in ("hits", "misses")
+    )
+
+
+def test_a_second_run_compiles_nothing(tmp_path):
+    """All of its programs are in the cache: none depends on the workdir or on chance."""
+    config = small(toy.get_config("vp"), steps=2, eval_every=2, sample_every=2).lock()
+    cache_events(lambda: train.train(config, str(tmp_path / "first")))
+    hits, misses = cache_events(lambda: train.train(config, str(tmp_path / "second")))
+    assert hits > 10 and misses == 0
+    number = secrets.randbits(30)  # the control: a new program
+    assert cache_events(lambda: jax.jit(lambda x: x + number)(np.arange(3))) == (0, 1)
