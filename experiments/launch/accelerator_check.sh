@@ -102,7 +102,7 @@ tests() {
 net=(--config=configs/cifar10.py:edm,full)
 transformer=(--config=configs/imagenet256_latent.py:flow)
 times=(--repeats=10 --batch_size=256 --nfe=18)
-samplers='ancestral.ddim;ode.edm_heun@karras'
+samplers='ancestral.ddim;ode.edm_heun@karras' nfe=35
 run=(--config.training.steps=400_000 --config.training.log_every=50 --config.training.checkpoint_every=500
   --config.optimizer.warmup=300)
 if [ -n "$tiny" ]; then
@@ -111,7 +111,7 @@ if [ -n "$tiny" ]; then
   transformer=(--config=configs/imagenet256_latent.py:flow,S --config.model.width=16 --config.model.depth=1 --config.model.heads=1
     --config.data.batch_size=2 --config.training.steps_per_call=1 --config.model.dtype=float32)
   times=(--repeats=2 --batch_size=4 --nfe=3)
-  samplers=ancestral.ddim
+  samplers=ancestral.ddim nfe=3
   run=(--config.training.steps=100 --config.training.log_every=10 --config.training.checkpoint_every=20)
 fi
 benchmark() {
@@ -146,14 +146,14 @@ training() {
   ls "$work"/run/checkpoints/[0-9]* >/dev/null && case $status in 124|137) return 0 ;; *) return "$status" ;; esac
 }
 sampling() {
-  experiment sample --workdir="$work/run" --num=$([ -n "$tiny" ] && echo 8 || echo 100) --out="$work/samples" ${tiny:+--nfe=3} &&
+  experiment sample --workdir="$work/run" --num=$([ -n "$tiny" ] && echo 8 || echo 100) --out="$work/samples" --nfe=$nfe &&
     cp "$work/samples.png" "$out"
 }
 evaluation() {
   local features=classifier count=10000
   if [ -n "$tiny" ]; then features=thumbnails count=64; fi
   if [ -f ~/.cache/diffusion_jax/weights/inception.npz ] && [ -z "$tiny" ]; then features+=,inception; fi
-  experiment evaluate --workdir="$work/run" --num=$count --repeats=1 --features=$features --metrics=frechet ${tiny:+--nfe=3} &&
+  experiment evaluate --workdir="$work/run" --num=$count --repeats=1 --features=$features --metrics=frechet --nfe=$nfe &&
     cp "$work/run/evaluation.json" "$work/evaluation.json"
 }
 
