@@ -227,7 +227,7 @@ def _of_benchmark(work: Path, name: str) -> tuple[str, Any]:
         kept = [(part, found) for part, found in numbers.items() if "rows" in (found or ())]
         for part, found in kept:
             rows = [{k: v for k, v in row.items() if k != "seconds"} for row in found["rows"]]
-            body += f"# {part}\n\n{found['facts']}\n\n{markdown_table(rows, [*rows[0]])}\n\n"
+            body += f"## {part}\n\n{found['facts']}\n\n{markdown_table(rows, [*rows[0]])}\n\n"
     return body, numbers
 
 
