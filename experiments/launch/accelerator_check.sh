@@ -99,7 +99,7 @@ tests() {
 }
 
 # Networks are those of the papers; with --tiny they have a few channels
-net=(--config=configs/cifar10.py:edm,full)
+net=(--config=configs/cifar10.py:edm,ddpmpp)
 transformer=(--config=configs/imagenet256_latent.py:flow)
 times=(--repeats=10 --batch_size=256 --nfe=18)
 samplers='ancestral.ddim;ode.edm_heun@karras' nfe=35
@@ -121,12 +121,13 @@ benchmark() {
 transformer() { experiment benchmark "${transformer[@]}" "${times[@]}" --shape=32,32,4 --classes=1000 --parts=training --out="$work/transformer.json"; }
 peers() {
   local entries=()
-  if [ -d "$peers/edm" ]; then entries+=("edm=$peers/edm" "adm=$peers/edm"); fi
+  if [ -d "$peers/edm" ]; then entries+=("edm=$peers/edm"); fi
   if [ -d "$peers/dit" ]; then entries+=("dit=$peers/dit"); fi
   if "$python" -c 'import diffusers' 2>/dev/null; then entries+=(diffusers); fi
+  if [ -d "$peers/edm" ]; then entries+=("adm=$peers/edm"); fi # the largest, if there is time
   [ ${#entries[@]} -gt 0 ] || { echo "$peers has neither edm nor dit, and diffusers is not installed" >&2; return 1; }
   experiment benchmark --parts=peers --peers="$(IFS=';'; echo "${entries[*]}")" --repeats=$([ -n "$tiny" ] && echo 2 || echo 10) \
-    --preset=$([ -n "$tiny" ] && echo cpu || echo accelerator) --out="$work/peers.json"
+    --preset=$([ -n "$tiny" ] && echo cpu || echo accelerator_quick) --out="$work/peers.json"
 }
 
 # Until LIMIT: SIGTERM makes the run save, and what is saved is used. A run that crashes is started again, once
