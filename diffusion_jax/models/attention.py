@@ -24,6 +24,7 @@ which only the small factor is transposed.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -70,8 +71,7 @@ def multi_head(
     Raises:
       UserError: if `impl` is unknown.
     """
-    if impl == "auto":
-        impl = "blocked" if forward_mode.active() or arrays.platform() == "cpu" else "fused"
+    impl = _resolved(impl)
     if impl == "blocked":
         return blocked(q, k, v, blocks_for(q.shape, k.shape[1]), mask)
     if impl == "plain":
@@ -79,6 +79,36 @@ def multi_head(
     if impl == "fused":
         return _fused(q, k, v, mask)
     raise unknown("attention_impl", impl, ["auto", "blocked", "fused", "plain"])
+
+
+def self_attention(qkv: Array, impl: str = "auto") -> Array:
+    """Attention of the queries, keys and values of the same tokens, as `multi_head`.
+
+    Where parts of the batch are computed one after the other, the three are taken apart within a
+    part, in the cache.
+
+    Args:
+      qkv: (B, T, 3, heads, D).
+      impl: see multi_head.
+
+    Returns:
+      (B, T, heads, D).
+    """
+    shape = qkv.shape[:2] + qkv.shape[3:]
+    blocks = blocks_for(shape, shape[1])
+    if _resolved(impl) != "blocked" or blocks.examples == 1:
+        return multi_head(*jnp.unstack(qkv, axis=2), impl)
+
+    def attend(part: tuple[Array], queries: int) -> Array:
+        return _by_queries((*jnp.unstack(part[0], axis=2), None), queries)
+
+    return _by_examples(attend, (qkv,), blocks)
+
+
+def _resolved(impl: str) -> str:
+    if impl != "auto":
+        return impl
+    return "blocked" if forward_mode.active() or arrays.platform() == "cpu" else "fused"
 
 
 def blocks_for(shape: tuple[int, ...], keys: int) -> Blocks:
@@ -115,31 +145,49 @@ def blocked(q: Array, k: Array, v: Array, blocks: Blocks, mask: Array | None = N
     Returns:
       (B, T, heads, D).
     """
-    q = q * q.shape[-1] ** -0.5
     if blocks == Blocks():
-        q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q, k, v))  # (B, heads, T, D)
+        q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q * q.shape[-1] ** -0.5, k, v))
         return jnp.swapaxes(_attend(q, k, v, mask, "bhkd"), 1, 2)
-    batch, length, heads, width = q.shape
+    return _by_examples(_by_queries, (q, k, v, mask), blocks)
+
+
+def _by_examples(attend: Callable[..., Array], operands: tuple, blocks: Blocks) -> Array:
+    """attend(arrays, blocks.queries), for parts of the batch one after the other."""
     n, m = blocks
+    if n == 1:
+        return attend(operands, m)
+
+    def split(x: Array) -> Array:
+        # Part j has the examples j, n + j, ..., which leaves a batch on its devices.
+        return x.reshape(x.shape[0] // n, n, *x.shape[1:]).swapaxes(0, 1)
+
+    def part(one: tuple) -> Array:
+        return attend(one, m)
+
+    # blocks of queries are rematerialized themselves
+    out = jax.lax.map(jax.checkpoint(part) if m == 1 else part, jax.tree.map(split, operands))
+    return out.swapaxes(0, 1).reshape(-1, *out.shape[2:])
+
+
+def _by_queries(operands: tuple[Array, Array, Array, Array | None], m: int) -> Array:
+    """Attention of q, k, v and mask for m parts of the queries, one after the other."""
+    q, k, v, mask = operands
+    length, width = q.shape[1], q.shape[3]
     rows = math.ceil(length / m)
-    q = jnp.pad(q, ((0, 0), (0, rows * m - length), (0, 0), (0, 0)))
-    # Part j has the examples j, n + j, ..., which leaves a batch spread over devices where it is.
-    q = q.reshape(batch // n, n, m, rows, heads, width).transpose(1, 2, 0, 4, 3, 5)
-    k, v = (a.reshape(batch // n, n, -1, heads, width).transpose(1, 0, 3, 4, 2) for a in (k, v))
-    if mask is not None:
-        mask = mask.reshape(batch // n, n, -1).swapaxes(0, 1)
+    q = jnp.swapaxes(q * width**-0.5, 1, 2)
+    # stored as (B, heads, D, S), and not folded into the products
+    k, v = (jax.lax.optimization_barrier(a.transpose(0, 2, 3, 1)) for a in (k, v))
+    if m == 1:
+        return jnp.swapaxes(_attend(q, k, v, mask, "bhdk"), 1, 2)
+    q = jnp.pad(q, ((0, 0), (0, 0), (0, rows * m - length), (0, 0)))
+    q = q.reshape(*q.shape[:2], m, rows, width)
 
-    def part(one: tuple[Array, Array, Array, Array | None]) -> Array:
-        queries, keys, values, exist = one
+    @jax.checkpoint
+    def block(queries: Array) -> Array:
+        return _attend(queries, k, v, mask, "bhdk")
 
-        @jax.checkpoint
-        def block(queries: Array) -> Array:
-            return _attend(queries, keys, values, exist, "bhdk")
-
-        return jax.lax.map(block, queries)
-
-    out = jax.lax.map(part, (q, k, v, mask))  # (n, m, B / n, heads, rows, D)
-    out = out.transpose(2, 0, 1, 4, 3, 5).reshape(batch, m * rows, heads, width)
+    out = jax.lax.map(block, jnp.moveaxis(q, 2, 0))  # (m, B, heads, rows, D)
+    out = out.transpose(1, 0, 3, 2, 4).reshape(q.shape[0], m * rows, q.shape[1], width)
     return out[:, :length]
 
 

@@ -193,8 +193,8 @@ class _Block(nn.Module):
     def _attention(self, h: Array) -> Array:
         b, tokens, width = h.shape
         qkv = product(self._dense(3 * width, "qkv")(h))
-        q, k, v = jnp.unstack(qkv.reshape(b, tokens, self.heads, 3, width // self.heads), axis=3)
-        h = attention.multi_head(q, k, v, self.impl).reshape(b, tokens, width)
+        qkv = jnp.swapaxes(qkv.reshape(b, tokens, self.heads, 3, width // self.heads), 2, 3)
+        h = attention.self_attention(qkv, self.impl).reshape(b, tokens, width)
         return product(self._dense(width, "project")(h))
 
     def _mlp(self, h: Array, train: bool) -> Array:

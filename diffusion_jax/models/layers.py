@@ -265,8 +265,8 @@ class AttentionBlock(nn.Module):
             1.0, "fan_in", "uniform"
         )  # fan_avg would see 3c outputs
         qkv = product(nn.Dense(3 * c, kernel_init=init, dtype=self.dtype, name="qkv")(h))
-        q, k, v = jnp.unstack(qkv.reshape(b, height * width, 3, heads, c // heads), axis=2)
-        h = attention.multi_head(q, k, v, self.impl).reshape(b, height, width, c)
+        qkv = qkv.reshape(b, height * width, 3, heads, c // heads)
+        h = attention.self_attention(qkv, self.impl).reshape(b, height, width, c)
         h = nn.Dense(c, kernel_init=ZERO_INIT, dtype=self.dtype, name="project")(h)
         return ((x + h) * self.skip_scale).astype(self.dtype)
 

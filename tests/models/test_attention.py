@@ -63,6 +63,24 @@ def test_without_a_mask_all_keys_exist():
     assert_allclose(out, definition(q, k, v, np.ones_like(MASK)), atol=2e-6)
 
 
+def test_self_attention_takes_queries_keys_and_values_apart(monkeypatch):
+    """Value and gradient are those of multi_head, also in parts of the batch and of the queries."""
+    qkv = normal(0, (4, 7, 3, 2, 8))
+
+    def both_ways_of(attend, blocks):
+        monkeypatch.setattr(attention, "blocks_for", lambda *_: blocks)
+        return jax.jit(jax.value_and_grad(lambda a: jnp.sum(jnp.sin(attend(a, "blocked")))))(qkv)
+
+    def multi_head(a, impl):
+        return attention.multi_head(*jnp.unstack(a, axis=2), impl)
+
+    value, gradient = both_ways_of(multi_head, Blocks())
+    for blocks in (Blocks(), Blocks(2, 1), Blocks(4, 2)):
+        found = both_ways_of(attention.self_attention, blocks)
+        assert_allclose(found[0], value, rtol=1e-5)
+        assert_allclose(found[1], gradient, atol=1e-5)
+
+
 @pytest.mark.parametrize("impl", ["plain", "fused", "blocked"])
 def test_known_answers(impl):
     """Equal keys: the mean of the values. A key far ahead of the others: its value, though
