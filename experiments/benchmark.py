@@ -10,10 +10,11 @@ python -m experiments.benchmark --parts=peers --peers='edm=FOLDER;diffusers'
 training: the compiled train step, on batches that are on the device. loop: a short run of the real
 training loop: steps, data, logging, checkpoints and the rest; every step is waited for. data: the
 input pipeline. sampling: each sampler against as many bare network evaluations (fresh weights, no
-guidance, no clip), and its own work on a denoiser that costs nothing. peers: other programs with
-the same network (docs/scaling.md). Programs take turns, so that other load affects all alike; the
-cache of compilation is off. The data are the config's if they are on this machine, else noise.
---against compares times within the spread of both runs, not the hour at which they were made.
+guidance, no clip), and its own work on a denoiser that costs nothing. kernels: attention, and the
+gradient of a convolution in a loop. peers: other programs with the same network (docs/scaling.md).
+Programs take turns, so that other load affects all alike; the cache of compilation is off. The data
+are the config's if they are on this machine, else noise. --against compares times within the spread
+of both runs, not the hour at which they were made.
 """
 
 from absl import flags
@@ -25,7 +26,9 @@ if __name__ == "__main__":
         "configs", "", "several configs, with semicolons, instead of --config; without overrides"
     )
     flags.DEFINE_string(
-        "parts", "training,data,sampling", "with commas: training, loop, data, sampling, peers"
+        "parts",
+        "training,data,sampling",
+        "with commas: training, loop, data, sampling, kernels, peers",
     )
     flags.DEFINE_string(
         "samplers", "", "samplers, with semicolons, each with @grid if it has its own (default 12)"

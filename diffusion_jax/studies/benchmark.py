@@ -22,6 +22,7 @@ from diffusion_jax.core import files, parsing, provenance
 from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.report import tables
 from diffusion_jax.studies import benchmark_comparison, benchmark_peers
+from diffusion_jax.studies.benchmark_kernels import kernels
 from diffusion_jax.studies.benchmark_loop import loop
 from diffusion_jax.studies.benchmark_peers import PeerSettings, parse_peers
 from diffusion_jax.studies.benchmark_sampling import SAMPLERS, sampling
@@ -40,6 +41,7 @@ PARTS: dict[str, Callable[[BenchmarkSubject, BenchmarkSettings], Part]] = {
     "loop": loop,
     "data": pipeline,
     "sampling": sampling,
+    "kernels": kernels,
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from diffusion_jax.core import reading
 from diffusion_jax.studies.benchmark_timing import spread
 
-PARTS = ("training", "loop", "data", "sampling", "peers")
+PARTS = ("training", "loop", "data", "sampling", "kernels", "peers")
 LEAST_NOISE = 0.02  # a difference of times below this share is none
 MACHINE = ("cpu", "devices", "versions")  # entries of the provenance
 COLUMNS = {

@@ -20,11 +20,13 @@ from diffusion_jax.data.sources import Arrays
 from diffusion_jax.studies import (
     benchmark,
     benchmark_comparison,
+    benchmark_kernels,
     benchmark_loop,
     benchmark_sampling,
     benchmark_timing,
     benchmark_training,
 )
+from diffusion_jax.studies.benchmark_timing import BenchmarkSettings, BenchmarkSubject
 from tests import commands
 from tests.markdown import squeezed
 
@@ -340,3 +342,12 @@ def test_the_command(tmp_path):
     assert done.returncode == 2 and done.stderr.startswith(
         "error: --shape=8,8: write height, width and channels"
     )
+
+
+def test_kernels_are_timed(monkeypatch):
+    monkeypatch.setattr(benchmark_kernels, "TOKENS", ((1, 4, 1, 4), (2, 4, 1, 4)))
+    monkeypatch.setattr(benchmark_kernels, "IMAGES", (1, 4, 4, 2))
+    settings = BenchmarkSettings([], 10, [], 10, 1, 2, 12)
+    rows = benchmark_kernels.kernels(BenchmarkSubject("c", None, None, None), settings).rows
+    assert len(rows) == 8 and len({row["what"] for row in rows}) == 8
+    assert all(len(row["seconds"]) == 2 and row["temporary_mib"] >= 0 for row in rows)
