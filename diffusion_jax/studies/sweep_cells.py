@@ -86,7 +86,7 @@ class CellScores(NamedTuple):
       intervals: half the width of the 95 % interval of each score that has one.
       left_out: the optimized score without each of GROUPS groups; () for too few images.
       evaluations: network evaluations of an image.
-      seconds: of drawing an image, without compilation.
+      seconds: of drawing an image in the fastest batch, without compilation.
       note: why the cell failed; '' if it did not.
       shown: its first images.
     """
@@ -119,21 +119,21 @@ def make(
 
 # ---- drawing
 class Clock:
-    """The time and the network evaluations of the batches that were drawn."""
+    """The evaluations of all batches, and the time of the fastest, which is disturbed least."""
 
     def __init__(self) -> None:
-        self.images, self.seconds, self.evaluations = 0, 0.0, 0.0
+        self.images, self.evaluations, self.seconds = 0, 0.0, float("inf")
 
     def add(self, seconds: float, evaluations: np.ndarray) -> None:
-        """Add a batch, whose images took these network evaluations, (B,).
+        """Add a batch.
 
         Args:
           seconds: that drawing it took.
           evaluations: network evaluations of each image, (B,).
         """
         self.images += len(evaluations)
-        self.seconds += seconds
         self.evaluations += float(np.sum(evaluations))
+        self.seconds = min(self.seconds, seconds / len(evaluations))
 
 
 class CellSampler:
@@ -291,6 +291,8 @@ def measure(
             new = _measured(cell, images, sampler, scored, path.with_suffix(""))
         except UserError as error:
             new = CellScores(images, {}, note=str(error))
+        times = [each.seconds for each in (*kept, new) if each.seconds is not None]
+        new = new._replace(seconds=min(times, default=None))
         if distributed.first():
             _save(path, (*kept, new))
         return new
@@ -313,7 +315,7 @@ def _measured(
         found.intervals,
         tuple(map(float, measured.left_out)) if measured else (),
         evaluations,
-        clock.seconds / clock.images if clock.images else None,
+        clock.seconds if clock.images else None,
         "" if measured else f"{scored.metric} needs more than {images} images",
         found.shown,
     )

@@ -279,7 +279,7 @@ def _page(
     whole = [
         row | {"name": ", ".join(str(row[key]) for key in names)}
         for row in found.rows
-        if row.get("images") == task.num and not row["note"]
+        if row.get("images") == task.num and not row["note"] and row["seconds_per_image"]
     ]
     sections = [("Best settings", html.code(_listed(pasted).strip()))]
     if whole:
@@ -288,8 +288,8 @@ def _page(
         pareto.pareto_fronts(whole, figure, metric=scored.metric, real=real, title=title)
         said = (
             f"Every point drew {task.num} images; its bar is the 95 % interval. A setting is on "
-            "the front if no other is both better and cheaper. Times are those of this machine, "
-            "without compilation."
+            "the front if no other is both better and cheaper. Times are those of the fastest "
+            "batch on this machine, without compilation."
         )
         curves = html.picture(figure, title) + html.paragraph(said, faint=True)
         sections.append(("Quality against cost", curves))
