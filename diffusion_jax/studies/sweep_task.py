@@ -24,6 +24,7 @@ from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.core.progress import progress
 from diffusion_jax.data import Dataset
 from diffusion_jax.evaluation import choice, judge
+from diffusion_jax.evaluation.features import EXTRACTORS
 from diffusion_jax.evaluation.metrics import METRICS, NEITHER, find
 from diffusion_jax.samplers import base
 from diffusion_jax.studies import scoring, sweep_cells, sweep_search, sweep_space
@@ -71,8 +72,12 @@ class Names(NamedTuple):
     reference: str = ""
 
 
-# the score that stands for an estimator of several
-_MAIN = {"prdc": "precision", "memorization": "copies", "frechet_interval": "frechet_low"}
+# the scores of estimators that give several, the first of which stands for the estimator
+_GIVES = {
+    "prdc": ("precision", "recall", "density", "coverage"),
+    "kid": ("kid", "kid_se"),
+    "memorization": ("copies", "nearest_ratio"),
+}
 
 
 def names(features: str, metrics: str, metric: str = "") -> Names:
@@ -84,13 +89,16 @@ def names(features: str, metrics: str, metric: str = "") -> Names:
       metric: the score that is optimized; '' for the first of the metrics.
 
     Raises:
-      UserError: for an unknown metric, and for one of which neither direction is better.
+      UserError: for unknown names, and for a metric that is not measured or has no direction.
     """
     chosen, scores = choice.resolve_names(parsing.names(features), parsing.metrics(metrics))
     choice.check_metrics(scores)
     if not scores:
         raise UserError("--metrics is empty; name some, with commas, such as accuracy,frechet")
-    optimized = metric.lower() or _MAIN.get(scores[0], scores[0])
+    for name in chosen:
+        if name not in EXTRACTORS:
+            raise unknown("features", name, EXTRACTORS)
+    optimized = metric.lower() or _GIVES.get(scores[0], scores)[0]
     if optimized == "fid":
         chosen, optimized = list(dict.fromkeys([*chosen, "inception"])), "frechet/inception"
     base = optimized.partition("/")[0]
@@ -98,6 +106,10 @@ def names(features: str, metrics: str, metric: str = "") -> Names:
         raise unknown("--metric", metric, [key for key, m in METRICS.items() if m.direction])
     if METRICS[base].direction == NEITHER:
         raise UserError(f"--metric={metric}: neither direction of it is better; choose another")
+    given = [score for name in scores for score in _GIVES.get(name, (name,))]
+    if base not in given:
+        by = next((name for name, own in _GIVES.items() if base in own), base)
+        raise UserError(f"--metric={metric} is not measured; add {by} to --metrics={metrics}")
     return Names(chosen, scores, optimized)
 
 

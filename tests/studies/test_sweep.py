@@ -152,8 +152,10 @@ MISTAKES = {
     "unknown search 'halvin'; did you mean 'halving'": {"search": "halvin()"},
     "unknown --for_each 'sampler.name'": {"for_each": "sampler.name"},
     "unknown --metric 'frechett'": {"metric": "frechett"},
-    "neither direction of it is better": {"metric": "nearest_ratio"},
+    "neither direction of it is better": {"metric": "nearest_ratio", "metrics": "memorization"},
     "--metrics is empty": {"metrics": ","},
+    "--metric=recall is not measured; add prdc to --metrics=accuracy": {"metric": "recall"},
+    "unknown features 'pixel'; did you mean 'pixels'": {"features": "pixel"},
     "the space has 1,000,000 cells": {
         "over": [*OVER[:1], "sampler.nfe=1:1000:1", "optimizer.clip=1:500:1"]
     },
