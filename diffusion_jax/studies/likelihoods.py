@@ -10,25 +10,30 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_jax import data
-from diffusion_jax.assembly import experiment
+from diffusion_jax.assembly import experiment, sampling
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.core import arrays, files, npz, provenance
 from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.types import Cond, Params
 from diffusion_jax.data import Dataset, transforms
 from diffusion_jax.evaluation import generate
 from diffusion_jax.studies import store
 from diffusion_jax.studies.likelihood_measures import (
     LikelihoodSettings,
+    Measure,
     decided,
     measures,
     report,
     table,
 )
+from diffusion_jax.training import distributed, sharding
 
 
 def likelihood(
@@ -51,7 +56,8 @@ def likelihood(
     Raises:
       UserError: for settings that do not fit, and for values that are not finite.
     """
-    trained, stem = workdirs.load(workdir, config), Path(workdir) / "likelihood"
+    mesh, stem = sampling.sampling_mesh(config), Path(workdir) / "likelihood"
+    trained = workdirs.load(workdir, config, mesh)
     experiment.need_pixels(trained.experiment)
     chosen = decided(settings, trained.experiment)
     measures(trained, chosen)  # refuses what does not exist before anything is printed
@@ -69,7 +75,9 @@ def likelihood(
         file=sys.stderr,
     )
     dataset = workdirs.dataset(config, workdir)
-    values = run(trained, dataset, chosen, num or sys.maxsize, batch_size, parts)
+    values = run(trained, dataset, chosen, num or sys.maxsize, batch_size, parts, mesh)
+    if not distributed.first():
+        return
     rows = table(values, chosen)
     count = len(next(v for name, v in values.items() if name.endswith(".total")))
     title = (
@@ -96,6 +104,7 @@ def run(
     count: int,
     batch_size: int,
     parts: Path,
+    mesh: Mesh | None = None,
 ) -> dict[str, np.ndarray]:
     """Measure the first `count` images of the split; finished batches stay in `parts`.
 
@@ -106,28 +115,30 @@ def run(
       count: number of images, at most.
       batch_size: number of images at once.
       parts: the folder of finished batches.
+      mesh: the devices that measure; None for one device.
 
     Returns:
-      {row.name: (N, ...)} and {row.seconds: ()}.
+      {row.name: (N, ...)} and {row.seconds: ()}; {} on all processes but the first.
     """
     batch = _examples(trained, dataset, settings, count)
     count = len(batch["index"])
     rows = list(measures(trained, settings))
-    measured = {int(i) for part in measured_before(parts, rows) for i in part["index"]}
+    before = measured_before(parts, rows) if distributed.first() else []
+    measured = {*distributed.from_first([int(i) for part in before for i in part["index"]])}
     left = np.array([i for i in range(count) if i not in measured], int)
     if len(left):
         if measured:
             print(f"{count - len(left)} images were measured before: resuming", file=sys.stderr)
         keys = arrays.example_keys(jax.random.key(settings["seed"]), count)
         generate.generate(
-            _measuring(trained, settings, parts),
+            _measuring(trained, settings, parts, mesh),
             keys[left],
             {name: values[left] for name, values in batch.items()},
             batch_size=min(batch_size, count),
             finish=np.asarray,
             description="likelihood",
         )
-    return gather(measured_before(parts, rows), count)
+    return gather(measured_before(parts, rows), count) if distributed.first() else {}
 
 
 def _examples(
@@ -148,13 +159,18 @@ def _examples(
 
 
 def _measuring(
-    trained: Trained, settings: LikelihoodSettings, parts: Path
+    trained: Trained, settings: LikelihoodSettings, parts: Path, mesh: Mesh | None
 ) -> Callable[[jax.Array, dict[str, np.ndarray]], np.ndarray]:
-    """Make the function (keys, batch) -> indices that measures a batch and writes its values."""
+    """Make the function (keys, batch) -> indices that measures a batch and writes its values.
+
+    On several devices the seconds of the first batch include compilation.
+    """
+    several = mesh is not None and mesh.size > 1
     programs: dict[str, Any] = {
-        row: jax.jit(measure) for row, measure in measures(trained, settings).items()
+        row: _spread(measure, mesh) if several else jax.jit(measure)
+        for row, measure in measures(trained, settings).items()
     }
-    compiled: dict[str, Any] = {}
+    compiled: dict[str, Any] = dict(programs) if several else {}
 
     def measure(keys: jax.Array, batch: dict[str, np.ndarray]) -> np.ndarray:
         cond = {"label": batch["label"]} if trained.experiment.num_classes else None
@@ -170,11 +186,24 @@ def _measuring(
                 if name != "terms"
             }
             part[f"{row}.seconds"] = time.monotonic() - began
-        file = parts / f"{batch['index'][0]:08d}.npz"
-        npz.save(file, part)
+        if distributed.first():
+            npz.save(parts / f"{batch['index'][0]:08d}.npz", part)
         return part["index"]
 
     return measure
+
+
+def _spread(measure: Measure, mesh: Mesh) -> Measure:
+    """A measure whose images are spread over a mesh; every value is (B, ...), one for each."""
+
+    @jax.jit
+    def run(params: Params, keys: jax.Array, x: jax.Array, cond: Cond) -> dict[str, jax.Array]:
+        values = {n: jnp.asarray(v) for n, v in measure(params, keys, x, cond).items()}
+        shapes = {name: (len(x), *value.shape[1:]) for name, value in values.items()}
+        return {n: jnp.broadcast_to(v, shapes[n]) for n, v in values.items() if n != "terms"}
+
+    everywhere = sharding.spread(run, mesh)
+    return lambda params, keys, x, cond: everywhere(params, (keys, x, cond))
 
 
 def measured_before(parts: Path, rows: Collection[str]) -> list[dict[str, np.ndarray]]:

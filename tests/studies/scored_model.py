@@ -1,12 +1,14 @@
 """A tiny model with fresh weights and the judge of its images; as a program, its scores.
 
 `python -m tests.studies.scored_model BATCH_SIZE` prints the number of devices, and the value and
-the interval of every score of 20 images on all of them.
+the interval of every score of 20 images on all of them, after the likelihoods of six.
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,9 +18,14 @@ from diffusion_jax import data
 from diffusion_jax.assembly.experiment import assemble
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.evaluation import judge
-from diffusion_jax.studies import scoring
+from diffusion_jax.studies import likelihoods, scoring
 from diffusion_jax.training import sharding
 
+LIKELIHOOD = {
+    **{"split": "test", "unconditional": False, "dequantize": ["uniform"], "levels": 256, "iw": 1},
+    **{"trace": "rademacher", "probes": 1, "solver": "heun", "rtol": 1e-3, "steps": 2, "seed": 0},
+    **{"bounds": False, "moves": 2, "grid": "uniform_logsnr", "draws": 2},
+}
 METRICS = ("frechet", "kid", "prdc")
 
 
@@ -41,7 +48,11 @@ if __name__ == "__main__":
     trained, dataset, judged = tiny()
     plan = scoring.plan_of(trained, None, dataset, range(20), sharding.make_mesh())
     found = scoring.score(plan._replace(batch_size=int(sys.argv[1])), judged, None, description="")
+    with tempfile.TemporaryDirectory() as folder:
+        measured = [trained, dataset, LIKELIHOOD, 6, 4, Path(folder) / "a", sharding.make_mesh()]
+        bits = likelihoods.run(*measured)["ODE_uniform.total"]
     print(
         jax.device_count(),
+        *map(repr, bits.tolist()),
         *(repr(s) for m in found.measured.values() for s in m[:2] if s is not None),
     )
