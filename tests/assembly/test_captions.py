@@ -19,7 +19,7 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import captions
 from diffusion_jax.data.sources import Arrays
 from diffusion_jax.evaluation import generate
-from diffusion_jax.studies import generation, subjects
+from diffusion_jax.studies import drawing, generation, subjects
 from diffusion_jax.training import step
 from tests.models.captioned import TINY, read
 
@@ -151,7 +151,7 @@ def test_a_guided_model_of_captions_is_compared_by_the_samples_of_its_captions()
         subjects.of_model(trained, dataset, range(3), "captions"),
         sampling.method(experiment),
     )
-    found = subjects.runner(subject, chosen.sampler, len(chosen.ts))(np.asarray(chosen.ts))[0]
+    found = drawing.runner(subject, chosen.sampler, len(chosen.ts))(np.asarray(chosen.ts))[0]
     prompts = experiment.conditions.of_prompts(["number 0", "number 1", "number 2"])
     drawn = sampling.sample_with(experiment, trained.params, chosen)(keys, prompts)
     np.testing.assert_allclose(found, drawn, rtol=1e-4, atol=1e-4)

@@ -22,7 +22,7 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.denoisers import guides
 from diffusion_jax.evaluation import generate
 from diffusion_jax.models.classifier import HalfUNet
-from diffusion_jax.studies import subjects
+from diffusion_jax.studies import drawing, subjects
 from tests import commands
 from tests.denoisers.mixture_by_class import NET, points, tiny
 
@@ -246,7 +246,7 @@ def test_a_comparison_of_a_model_that_a_classifier_guides_scores_what_sample_dra
         sampling.method(experiment, experiment.sampling._replace(nfe=2)),
         generate.seeds_to_keys(seeds),
     )
-    found = subjects.runner(subject, chosen.sampler, len(chosen.ts))(np.asarray(chosen.ts))[0]
+    found = drawing.runner(subject, chosen.sampler, len(chosen.ts))(np.asarray(chosen.ts))[0]
     drawn = sampling.sample_with(experiment, trained.params, chosen)(
         keys, experiment.conditions.of_labels(np.arange(4) % 3)
     )

@@ -11,7 +11,7 @@ import pytest
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.evaluation import frechet, intervals, points
-from diffusion_jax.studies import comparison, subjects, sweep_search
+from diffusion_jax.studies import comparison, drawing, subjects, sweep_search
 from diffusion_jax.studies.sweep_search import Rung
 
 SCALES, BUDGETS, IMAGES = np.linspace(0.7, 1.4, 15), (5, 10, 20, 50), 1000
@@ -120,7 +120,7 @@ def test_the_best_of_60_samplers_and_grids_on_a_mixture_is_found_with_a_fifth_of
         for name in names:
             own = [i for i, cell in enumerate(cells) if cell.entry.startswith(f"{name}@")]
             length = max(len(cells[i].ts) for i in own)
-            draw = subjects.runner(subject, cells[own[0]].sampler, length)
+            draw = drawing.runner(subject, cells[own[0]].sampler, length)
             samples |= {i: draw(cells[i].ts)[0] for i in own}
         truth = np.asarray(subject.judging.real)
 
