@@ -26,8 +26,8 @@ def prepare(settings):
     print("talk of the program")
     facts = {{"parameters": 7, "device": "CPU", "versions": {{"torch": "0.1"}}, "programs": {{
         name: {{"variant": settings["variants"][-1], "steady": 1.0, "compile_seconds": 2.5,
-               "tried": {{"float32": 1.0}}}} for name in ("train", "ddim")}}}}
-    return Peer(facts, {{"train": step, "ddim": step}}, lambda: None, lambda: 0.5)
+               "tried": {{"float32": 1.0}}}} for name in ("train", "forward", "ddim")}}}}
+    return Peer(facts, dict.fromkeys(("train", "forward", "ddim"), step), lambda: None, lambda: 0.5)
 """
 SCRIPTS = {
     "good.py": "def step(): time.sleep(0.002)\n",
@@ -56,7 +56,7 @@ def preset(script: str, **changes) -> PeerPreset:
 
 PRESETS = {
     "missing": preset("good.py", url="https://example.org/theirs", file="models.py"),
-    "good": preset("good.py", programs=("train", "ddim")),
+    "good": preset("good.py", programs=("train", "forward", "ddim")),
     "dies": preset("dies.py"),
 }
 
@@ -85,14 +85,16 @@ def compared(scripts):
 
 def test_both_sides_have_a_row_and_ours_the_ratio(compared):
     part, kept = compared
-    assert kept == [0, 4, 4]  # nothing that was measured is lost with a peer that dies
+    assert kept == [0, 6, 6]  # nothing that was measured is lost with a peer that dies
     assert [row["what"] for row in part.rows] == [
         "train, Theirs",
         "train, diffusion_jax",
+        "forward, Theirs",
+        "forward, diffusion_jax",
         "ddim, Theirs",
         "ddim, diffusion_jax",
     ]
-    for theirs, ours in (part.rows[:2], part.rows[2:]):
+    for theirs, ours in (part.rows[:2], part.rows[2:4], part.rows[4:]):
         assert len(theirs["seconds"]) == len(ours["seconds"]) == 3
         quotients = [a / b for a, b in zip(theirs["seconds"], ours["seconds"], strict=True)]
         assert ours["ratio"] == pytest.approx(sorted(quotients)[1]) and "ratio" not in theirs
@@ -122,7 +124,7 @@ def test_the_rows_can_be_compared_with_those_of_another_run(compared):
     record = {"peers": {"rows": compared[0].rows}, "provenance": {}}
     benchmark_comparison.earlier(json.loads(json.dumps(record)), "file")
     rows = benchmark_comparison.compare(record, record)
-    assert [row["verdict"] for row in rows] == ["the same"] * 4
+    assert [row["verdict"] for row in rows] == ["the same"] * 6
 
 
 @pytest.mark.parametrize(
