@@ -18,8 +18,9 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "features",
         "",
-        "features of the images: pixels, thumbnails, classifier, inception or efficientnet_lite0 "
-        "(default pixels up to 1,000 numbers an image, else classifier)",
+        "features of the images: pixels, thumbnails, classifier, inception, inception_spatial, "
+        "efficientnet_lite0, dinov2_vitb14, dinov2_vitl14 or clip_vitl14_336 (default pixels up "
+        "to 1,000 numbers an image, else classifier)",
     )
     flags.DEFINE_string("split", "train", "split of the data set, train or test")
     values.integer_flag(

@@ -52,15 +52,16 @@ def judge_flags(count: int | None, what: str, *, least: int = 10, standard: str)
         "features",
         "",
         "features of the images, with commas, the first of which decides: pixels, thumbnails, "
-        "classifier, inception, efficientnet_lite0 (default pixels up to 1,000 numbers an image, "
-        "else inception above 32x32 where its weights are installed, else classifier)",
+        "classifier, inception, inception_spatial, efficientnet_lite0, dinov2_vitb14, "
+        "dinov2_vitl14, clip_vitl14_336 (default pixels up to 1,000 numbers an image, else "
+        "inception above 32x32 where its weights are installed, else classifier)",
     )
     flags.DEFINE_string(
         "metrics",
         "",
         "metrics, with commas: accuracy, frechet, kid, prdc, class_accuracy, inception_score, "
-        "memorization, cmmd, frechet_infinity, frechet_interval; fid is frechet of the features "
-        f"inception (default {standard})",
+        "memorization, mmd, frechet_infinity, frechet_interval; fid, sfid, fd_dinov2 and cmmd add "
+        f"the features that they are of (default {standard})",
     )
     path_flag(
         "reference",

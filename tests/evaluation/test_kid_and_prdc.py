@@ -13,6 +13,8 @@ from diffusion_jax.evaluation import (
     scores,
     sharpness,
 )
+from diffusion_jax.evaluation.estimators import ESTIMATORS, Real
+from diffusion_jax.evaluation.samples import Summary
 
 
 def kid_by_hand(x, y):
@@ -101,6 +103,19 @@ def test_prdc_tells_a_lost_mode_from_bad_images():
     assert 0.65 < bad.precision < 0.8 and bad.recall > 0.9
     with pytest.raises(UserError, match="more than 5 images; got 4"):
         prdc.support(real[:4])
+
+
+def test_cmmd_is_its_closed_form_on_unit_vectors():
+    """Distinct unit vectors are sqrt(2) apart, so that k = exp(-1 / 100), and k = 1 of one with
+    itself: 1000 MMD^2 = 1000 (1 - exp(-1 / 100)) (1 / N + 1 / M), which the estimate without these
+    pairs would make zero.
+    """
+    vectors = np.eye(10, dtype=np.float32)
+    real = Real(vectors[:4], None, None, None)
+    score = ESTIMATORS["cmmd"].prepare(real)
+    found = score(Summary(6, vectors[4:], grouped=False))["cmmd"].value
+    np.testing.assert_allclose(found, 1000 * (1 - np.exp(-0.01)) * (1 / 4 + 1 / 6), rtol=1e-4)
+    assert score(Summary(4, vectors[:4], grouped=False))["cmmd"].value == pytest.approx(0, abs=1e-4)
 
 
 def test_copies_of_training_images_are_seen():

@@ -33,6 +33,10 @@ def test_less_loss_is_better():
 
 def test_a_score_of_features_names_them_in_its_title():
     assert metrics.find("frechet/inception").title == "FID (inception)"
+    assert metrics.find("frechet/inception_spatial").title == "sFID (inception_spatial)"
+    assert metrics.find("frechet/dinov2_vitl14").title == "FD-DINOv2 (dinov2_vitl14)"
+    assert metrics.find("cmmd/clip_vitl14_336").title == "CMMD (clip_vitl14_336)"
+    assert metrics.find("cmmd/pixels").title == "MMD x 1000, sigma 10 (pixels)"
     assert metrics.find("frechet/classifier").title == "Fréchet distance (classifier)"
     assert metrics.find("frechet", "pixels").title == "Fréchet distance of pixels"
     assert metrics.find("frechet").title == "Fréchet distance"
