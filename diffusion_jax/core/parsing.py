@@ -71,7 +71,6 @@ METRICS = {
     "recall": "prdc",
     "density": "prdc",
     "coverage": "prdc",
-    "mmd": "cmmd",
     "memorisation": "memorization",
 }
 
@@ -120,7 +119,7 @@ def names(text: str) -> list[str]:
 def metrics(text: str) -> list[str]:
     """Parse the names of metrics; names of other programs, such as fd, become those of this one.
 
-    The name fid, which also chooses features, is left to choice.resolve_names.
+    Names that also choose features, such as fid, are left to choice.resolve_names.
 
     Args:
       text: names with commas between them, as for `names`.

@@ -99,8 +99,9 @@ def names(features: str, metrics: str, metric: str = "") -> Names:
         if name not in EXTRACTORS:
             raise unknown("features", name, EXTRACTORS)
     optimized = metric.lower() or _GIVES.get(scores[0], scores)[0]
-    if optimized == "fid":
-        chosen, optimized = list(dict.fromkeys([*chosen, "inception"])), "frechet/inception"
+    if (alias := choice.ALIASES.get(metric.lower())) and alias.features:
+        chosen = list(dict.fromkeys([*chosen, alias.features]))
+        optimized = f"{alias.metric}/{alias.features}"
     base = optimized.partition("/")[0]
     if base not in METRICS:
         raise unknown("--metric", metric, [key for key, m in METRICS.items() if m.direction])
