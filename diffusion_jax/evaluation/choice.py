@@ -144,7 +144,10 @@ def _missing(
     if estimator.labels and labels is None:
         return "the samples have no labels"
     if estimator.logits and not any(extractor.logits for extractor in made):
-        return f"the features {features} have no logits; add --features=classifier or inception"
+        return (
+            f"the features {features} have no logits; add --features=classifier or "
+            "efficientnet_lite0"
+        )
     if estimator.labels and not any(extractor.classes for extractor in made):
         return (
             f"the features {features} have other classes than the data; add --features=classifier"

@@ -208,7 +208,7 @@ def _transformer(name: str, images: np.ndarray | None, labels: np.ndarray | None
 
 
 PUBLISHED = {
-    "inception": _Published("inception", inception.forward, inception.RESIZE, 32, logits=True),
+    "inception": _Published("inception", inception.forward, inception.RESIZE, 32),
     "inception_spatial": _Published("inception", inception.spatial, inception.RESIZE, 32),
     "efficientnet_lite0": _Published(
         "efficientnet_lite0", efficientnet.forward, efficientnet.RESIZE, 64, logits=True

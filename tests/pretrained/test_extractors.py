@@ -49,6 +49,7 @@ def test_a_network_equals_torchs(name, module):
     found = dict(zip(("features", "logits"), jax.device_get(module.forward(pictures(), params))))
     if name == "inception":
         found["spatial"], _ = jax.device_get(module.spatial(pictures(), params))
+    assert (found["logits"] is not None) == features.PUBLISHED[name].logits
     for key, value in expected.items():
         assert (
             value.std() > 0.5 and np.abs(value[0] - value[1]).max() > 0.1
