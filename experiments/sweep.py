@@ -34,10 +34,9 @@ if __name__ == "__main__":
         "keys, with commas, for each of whose values the best cell is found (default sampler.nfe, "
         "if it varies)",
     )
-    values.integer_flag("num", 1000, "images of a cell that is fully measured", 10, 10_000_000)
+    images = "number of images of a cell that is fully measured"
+    values.judge_flags(1000, images, standard="accuracy,frechet")
     flags.DEFINE_string("metric", "frechet", "score that is optimized")
-    flags.DEFINE_string("metrics", "accuracy,frechet", "metrics, as in experiments.evaluate")
-    flags.DEFINE_string("features", "", "features of the images, as in experiments.evaluate")
     values.path_flag("out", "", "folder of the sweep (default WORKDIR/sweep)")
     where = "do all work here, or write jobs for SLURM, with a script that submits them"
     flags.DEFINE_enum("launch", "local", ["local", "slurm"], where)

@@ -47,7 +47,7 @@ def judge_flags(count: int | None, what: str, *, least: int = 10, standard: str)
       least: the least number.
       standard: the metrics that are measured by default, for --help.
     """
-    integer_flag("num", count, what, least, 1_000_000)
+    integer_flag("num", count, what, least, 10_000_000)
     flags.DEFINE_string(
         "features",
         "",

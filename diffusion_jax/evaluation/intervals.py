@@ -102,6 +102,18 @@ def fraction(hits: np.ndarray) -> Measured:
     return Measured(share, float(half), np.asarray(left_out, float))
 
 
+def mean(values: np.ndarray) -> Measured:
+    """The mean of a number of each image, with half the width of its normal interval.
+
+    Args:
+      values: (N,), of independent images; of one image there is no interval.
+    """
+    if len(values) < 2:
+        return Measured(float(np.mean(values)))
+    error = np.std(values, ddof=1) / np.sqrt(len(values))
+    return Measured(float(np.mean(values)), float(NORMAL * error))
+
+
 def by_groups(
     score: Callable[[np.ndarray], Mapping[str, float]], count: int, *, grouped: bool = True
 ) -> dict[str, Measured]:

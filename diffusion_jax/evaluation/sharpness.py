@@ -7,9 +7,13 @@ both numbers show that without any network, and memorizing one sharp image does 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from diffusion_jax.data import transforms
+from diffusion_jax.evaluation import intervals
+from diffusion_jax.evaluation.intervals import Measured
 
 
 def laplacian_variance(images: np.ndarray) -> np.ndarray:
@@ -52,19 +56,22 @@ def high_frequency(images: np.ndarray, above: float = 0.25) -> np.ndarray:
     ) ** 2
 
 
-def relative(images: np.ndarray, real: np.ndarray) -> dict[str, float]:
+def relative(images: np.ndarray, real: np.ndarray) -> dict[str, Measured]:
     """Divide both measures of images, averaged over the set, by those of real images.
 
     Args:
       images: the images that are judged, uint8 (N, H, W, C).
-      real: real images of the same size, uint8 (M, H, W, C).
+      real: real images of the same size, uint8 (M, H, W, C), whose averages count as exact.
 
     Returns:
-      {'laplacian', 'high_frequency'}: 1 is as sharp as the real images, less is blurred, more is
-      noisy.
+      {'laplacian', 'high_frequency'} with intervals: 1 is as sharp as the real images, less is
+      blurred, more is noisy.
     """
     measures = {"laplacian": laplacian_variance, "high_frequency": high_frequency}
-    return {
-        name: float(measure(images).mean() / measure(real).mean())
-        for name, measure in measures.items()
-    }
+
+    def ratio(measure: Callable[[np.ndarray], np.ndarray]) -> Measured:
+        mean, half, _ = intervals.mean(measure(images))
+        unit = float(measure(real).mean())
+        return Measured(mean / unit, None if half is None else half / unit)
+
+    return {name: ratio(measure) for name, measure in measures.items()}

@@ -39,6 +39,7 @@ def pareto_fronts(
     path: str | os.PathLike,
     *,
     metric: str,
+    features: str,
     costs: Sequence[str] = ("evaluations", "seconds_per_image"),
     real: float | None = None,
     title: str | None = None,
@@ -49,11 +50,12 @@ def pareto_fronts(
       rows: {metric: score, cost: value, 'interval': half its 95 % interval or None, 'name': text}.
       path: the file to write.
       metric: the score.
+      features: what the score depends on, which its label names; '' for scores of points.
       costs: the keys of the costs; a panel for each.
       real: the score of real images, a gray line.
       title: stands at the top.
     """
-    score = find(metric)
+    score = find(metric, features)
     losses = [score.loss(row[metric]) for row in rows]
     fronts = {key: front([row[key] for row in rows], losses) for key in costs}
     named = list(dict.fromkeys(i for best in fronts.values() for i in best))
@@ -64,7 +66,7 @@ def pareto_fronts(
             y = np.array([row[metric] for row in rows], float) * score.format.factor
             half = [(row.get("interval") or 0.0) * score.format.factor for row in rows]
             best = fronts[key]
-            axis.errorbar(x, y, half, fmt="none", ecolor=style.RULE, elinewidth=1.2, zorder=1)
+            style.error_bars(axis, x, y, yerr=half, color=style.FAINT)
             axis.plot(x, y, "o", color=style.FAINT, markersize=4, zorder=2)
             axis.plot(x[best], y[best], "o-", color=COLORS[0], label="Pareto front", zorder=3)
             if real is not None:

@@ -243,13 +243,13 @@ def density(
     return sheet.round().astype(np.uint8)
 
 
-def verdict(row: Mapping[str, Any], features: str = "") -> str:
+def verdict(row: Mapping[str, Any], features: str) -> str:
     """Write the scores of a cell with their names and units, one a line.
 
     Args:
       row: scores by metric, of which those of VERDICT are shown if they are finite numbers, and
         'intervals', half the width of those that are known.
-      features: what the scores depend on; '' where it is not named.
+      features: what the scores depend on, which is named; '' for scores of points.
     """
     half = row.get("intervals", {})
     return "\n".join(

@@ -27,10 +27,10 @@ def quality_curves(
     table: Table,
     path: str | os.PathLike,
     *,
+    features: str,
     metrics: Sequence[str] = METRICS,
     reference: Mapping[str, float] | None = None,
     title: str | None = None,
-    labels: Mapping[str, str] | None = None,
 ) -> None:
     """Quality against NFE: a curve for each sampler, and a panel for each metric of the table.
 
@@ -40,12 +40,13 @@ def quality_curves(
 
     Args:
       table: rows {'sampler', 'nfe' (requested), 'evaluations' (made), metric: value, ...}, and
-        'stochastic', which makes a curve dashed.
+        'stochastic', which makes a curve dashed, and 'intervals', half the width of those that are
+        known, which are bars.
       path: the file to write.
+      features: what the scores depend on, which labels name; '' for scores of points.
       metrics: names of evaluation.metrics; those that the table lacks are left out.
       reference: the score of real data, a gray line, by metric.
       title: stands at the top.
-      labels: labels of axes, by metric, instead of those of evaluation.metrics.
 
     Raises:
       UserError: if the table has none of the metrics.
@@ -60,13 +61,14 @@ def quality_curves(
     alone, rows = len(present) == 1, 1 if len(present) < 4 else 2
     names = 0.9 + 0.3 * len(samplers) if budget else (0.9 + 0.19 * len(samplers)) / rows
     size = (5.2 if alone else 4.1, max(3.5, names))  # high enough for every name
-    reference, labels = reference or {}, labels or {}
+    reference = reference or {}
     with style.figure(path, len(present), size, rows, title=title) as axes:
         for i, (axis, metric) in enumerate(zip(axes, present)):
-            label = wrapped(labels.get(metric, find(metric).label))
+            label = wrapped(find(metric, features).label)
             if budget:
                 first = i % math.ceil(len(present) / rows) == 0
-                _dots(axis, _scores(table, metric), label, _scaled(reference, metric), named=first)
+                scores, real = _scores(table, metric), _scaled(reference, metric)
+                _dots(axis, scores, label, real, named=first)
                 continue
             ends = _draw_curves(axis, table, samplers, metric, reference.get(metric))
             axis.set(xlabel="network evaluations (NFE)", ylabel=label)
@@ -82,9 +84,9 @@ def placed_times(
     metrics: Sequence[str],
     path: str | os.PathLike,
     *,
+    features: str,
     title: str | None = None,
     reference: Mapping[str, float] | None = None,
-    labels: Mapping[str, str] | None = None,
 ) -> None:
     """Draw the times at every budget as a row of marks, and the scores of every grid.
 
@@ -95,16 +97,16 @@ def placed_times(
       logsnr: the log-SNR of the times, by their number.
       metrics: names of evaluation.metrics, a panel for each.
       path: the file to write.
+      features: what the scores depend on, which labels name; '' for scores of points.
       title: stands at the top.
       reference: the score of real data, a gray line, by metric.
-      labels: labels of axes, by metric, instead of those of evaluation.metrics.
     """
     grids = list(dict.fromkeys(row["sampler"] for row in table))
     budget, reference = len({row["nfe"] for row in table}) == 1, reference or {}
     with style.figure(path, 1 + len(metrics), (4.3, 3.8), title=title) as axes:
         _draw_times(axes[0], logsnr)
         for i, (axis, metric) in enumerate(zip(axes[1:], metrics)):
-            label = wrapped((labels or {}).get(metric, find(metric).label))
+            label = wrapped(find(metric, features).label)
             if budget:
                 scores, least = _scores(table, metric), _scaled(reference, metric)
                 _dots(axis, scores, label, least, named=i == 0, marked=grids[-1])
@@ -122,14 +124,22 @@ def _one_budget(table: Table) -> bool:
     return len(budgets) == 1 and None not in budgets
 
 
-def _scores(table: Table, metric: str) -> dict[str, float | None]:
-    """The score of each sampler, in the unit of the metric's label; None where there is none."""
-    return {row["sampler"]: _scaled(row, metric) for row in table}
+def _scores(table: Table, metric: str) -> dict[str, tuple[float | None, float]]:
+    """The score of each sampler and half its interval, in the unit of the metric's label.
+
+    The score is None where there is none, and the interval 0 where it is not known.
+    """
+    return {row["sampler"]: (_scaled(row, metric), _half(row, metric)) for row in table}
 
 
 def _scaled(row: Mapping[str, Any], metric: str) -> float | None:
     value = row.get(metric)
     return find(metric).format.factor * value if is_number(value) else None
+
+
+def _half(row: Mapping[str, Any], metric: str) -> float:
+    """Half the interval of a score, in the unit of the metric's label; 0 where it is not known."""
+    return find(metric).format.factor * row.get("intervals", {}).get(metric, 0.0)
 
 
 def _draw_times(axis: Axes, logsnr: Mapping[int, Sequence[float]]) -> None:
@@ -150,16 +160,18 @@ def _draw_curves(
     for name in samplers:
         own = [row for row in table if row["sampler"] == name and is_number(row.get(metric))]
         curve = sorted(
-            (row.get("evaluations", row.get("nfe")), factor * row[metric]) for row in own
+            (row.get("evaluations", row.get("nfe")), factor * row[metric], _half(row, metric))
+            for row in own
         )
         if not curve:
             continue
-        x, y = zip(*curve)
+        x, y, half = zip(*curve)
         peers = [other for other in samplers if (other in stochastic) == (name in stochastic)]
         color, marker = _look(peers.index(name))
         fill, line = (style.PAPER, "--") if name in stochastic else (color, "-")
         look = {"color": color, "marker": marker, "markerfacecolor": fill, "linestyle": line}
         axis.plot(x, y, label=name, **look)
+        style.error_bars(axis, x, y, yerr=half, color=color)
         ends.append((x[-1], y[-1], name, color))
     if reference is not None:
         line = {"color": style.FAINT, "linewidth": 1.2, "linestyle": ":", "zorder": 0}
@@ -206,7 +218,7 @@ def _legend(axes: Sequence[Axes], samplers: Sequence[str]) -> None:
 
 def _dots(
     axis: Axes,
-    scores: Mapping[str, float | None],
+    scores: Mapping[str, tuple[float | None, float]],
     label: str,
     reference: float | None,
     *,
@@ -217,20 +229,21 @@ def _dots(
 
     Args:
       axis: the panel.
-      scores: the score of each name; None where there is none.
+      scores: the score of each name, None where there is none, and half its interval.
       label: the label of the axis of scores.
       reference: the score of real data, a gray line.
       named: whether the names stand next to the panel.
       marked: the name that has another color.
     """
     names = list(scores)
-    present = [i for i, name in enumerate(names) if is_number(scores[name])]
-    values = np.array([scores[names[i]] for i in present], float)
+    present = [i for i, name in enumerate(names) if is_number(scores[name][0])]
+    values, halves = np.array([scores[names[i]] for i in present], float).reshape(-1, 2).T
     colors = [COLORS[names[i] == marked] for i in present]
     if reference is not None:
         axis.axvline(reference, color=style.FAINT, linestyle=":", zorder=0, label="real data")
         axis.legend(fontsize=8.5)
     axis.scatter(values, present, color=colors, zorder=3)
+    style.error_bars(axis, values, present, xerr=halves)
     if len(values) and values.min() > 0 and values.max() > 4 * values.min():
         axis.set_xscale("log")
         style.plain_logarithms(axis.xaxis, math.log10(values.max() / values.min()))

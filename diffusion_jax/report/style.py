@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -129,6 +129,30 @@ def plain_logarithms(axis: Axis, decades: float) -> None:
     axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if decades < 3 else (1,)))
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(ticker.NullLocator())
+
+
+def error_bars(
+    axis: Axes,
+    x: Sequence[float],
+    y: Sequence[float],
+    *,
+    xerr: Sequence[float] | None = None,
+    yerr: Sequence[float] | None = None,
+    color: str = RULE,
+) -> None:
+    """Draw thin bars behind points, half an interval to both sides of each; none where all are 0.
+
+    Args:
+      axis: the axes.
+      x: the points.
+      y: likewise.
+      xerr: half the widths of horizontal intervals, 0 where one is not known.
+      yerr: half the widths of vertical intervals, likewise.
+      color: the color of the bars.
+    """
+    if any(error is not None and np.any(error) for error in (xerr, yerr)):
+        look = {"fmt": "none", "ecolor": color, "elinewidth": 1.2, "alpha": 0.6, "zorder": 1}
+        axis.errorbar(x, y, xerr=xerr, yerr=yerr, **look)
 
 
 def is_number(value: Any) -> bool:

@@ -24,16 +24,16 @@ def lengths(
     rows: Sequence[Mapping[str, Any]],
     path: str | os.PathLike,
     *,
+    features: str,
     title: str | None = None,
-    features: str = "",
 ) -> None:
     """Scores against the relative length of an EMA, a panel for each metric.
 
     Args:
       rows: {'length', metric: (mean, half of its interval or None)}; other keys are ignored.
       path: the file to write.
+      features: what the scores without features depend on, which labels name; '' for points.
       title: stands at the top.
-      features: what the scores without features depend on; '' where it is not named.
     """
     metrics = [key for key, value in rows[0].items() if isinstance(value, tuple)]
     x = [row["length"] for row in rows]
@@ -44,14 +44,15 @@ def lengths(
             values = [(mean, spread or 0.0) for mean, spread in (row[key] for row in rows)]
             mean, spread = metric.format.factor * np.array(values, float).T
             axis.errorbar(x, mean, spread, color=COLORS[0], marker="o", capsize=2.5)
-            axis.set(xlabel="relative length σ of the average", ylabel=metric.label)
+            axis.set(xlabel="relative length σ of the average", ylabel=wrapped(metric.label))
 
 
 def bars(
     scored: Mapping[str, Mapping[str, tuple[float, float]]],
-    metrics: Mapping[str, tuple[str, float]],
+    metrics: Sequence[str],
     path: str | os.PathLike,
     *,
+    features: str,
     reference: Mapping[str, float] | None = None,
     title: str | None = None,
 ) -> None:
@@ -61,21 +62,20 @@ def bars(
 
     Args:
       scored: (mean, error) by name and metric.
-      metrics: (label, factor) by metric; those that no name has are left out.
+      metrics: names of evaluation.metrics; those that no name has are left out.
       path: the file to write.
+      features: what the scores depend on, which labels name; '' for scores of points.
       reference: the score of real images, a gray line, by metric.
       title: stands at the top.
     """
-    present = {
-        key: what
-        for key, what in metrics.items()
-        if any(key in scores for scores in scored.values())
-    }
+    present = [key for key in metrics if any(key in scores for scores in scored.values())]
     names, rows = list(scored), 1 if len(present) < 4 else 2
     columns = math.ceil(len(present) / rows)
     size = (3.7, 0.9 + 0.22 * len(names))
     with style.figure(path, len(present), size, rows, title=title, title_size=TITLE_SIZE) as axes:
-        for i, (axis, (key, (label, factor))) in enumerate(zip(axes, present.items())):
+        for i, (axis, key) in enumerate(zip(axes, present)):
+            metric = find(key, features)
+            factor = metric.format.factor
             _bars_of_metric(axis, scored, key, factor)
             if reference and is_number(reference.get(key)):
                 line = {"color": style.FAINT, "linestyle": ":", "label": "real images"}
@@ -84,7 +84,7 @@ def bars(
                 yticks=range(len(names)),
                 yticklabels=names if i % columns == 0 else [],
                 ylim=(len(names) - 0.5, -0.5),
-                xlabel=label,
+                xlabel=wrapped(metric.label),
             )
             axis.grid(visible=False, axis="y")
 
@@ -107,9 +107,9 @@ def guidance_curves(
     rows: Sequence[Mapping[str, Any]],
     path: str | os.PathLike,
     *,
+    features: str,
     reference: Mapping[str, float] | None = None,
     title: str | None = None,
-    features: str = "",
 ) -> None:
     """Scores against the scale of guidance, a curve for each guide; and precision against recall.
 
@@ -117,11 +117,12 @@ def guidance_curves(
     scales. It is left out where rows lack precision or recall.
 
     Args:
-      rows: {'guide', 'scale', metric of GUIDED: value}.
+      rows: {'guide', 'scale', metric of GUIDED: value}, and 'intervals', half the width of those
+        that are known, which are bars.
       path: the file to write.
+      features: what the scores depend on, which labels name; '' for scores of points.
       reference: the score of real images, a gray line, by metric.
       title: stands at the top.
-      features: what the scores depend on; '' where it is not named.
     """
     guides = list(dict.fromkeys(row["guide"] for row in rows))
     metrics = [key for key in GUIDED if key in rows[0]]
@@ -134,7 +135,9 @@ def guidance_curves(
             own = sorted(own, key=lambda row: row["scale"])
             look = {"color": color, "marker": marker, "label": guide}
             for axis, key in zip(axes, metrics):
-                axis.plot([row["scale"] for row in own], _series(own, key), **look)
+                scales, half = [row["scale"] for row in own], _halves(own, key)
+                axis.plot(scales, _series(own, key), **look)
+                style.error_bars(axis, scales, _series(own, key), yerr=half, color=color)
             if both:
                 _precision_against_recall(axes[-1], own, look)
         for axis, key in zip(axes, metrics):
@@ -152,6 +155,12 @@ def guidance_curves(
 def _series(rows: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
     """The scores of rows in the unit of the metric's label."""
     return find(key).format.factor * np.array([row[key] for row in rows], float)
+
+
+def _halves(rows: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
+    """Half the intervals of the scores in the same unit; 0 where they are not known."""
+    known = [row.get("intervals", {}).get(key, 0.0) for row in rows]
+    return find(key).format.factor * np.array(known, float)
 
 
 def _precision_against_recall(axis: Axes, rows: Sequence[Mapping[str, Any]], look: dict) -> None:

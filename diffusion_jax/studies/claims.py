@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -48,7 +49,7 @@ class Claim(NamedTuple):
 
 
 # ---- how claims are decided
-def less(metric: str) -> Decide:
+def less(metric: str, features: str = "") -> Decide:
     """Decide whether a metric is less for the first family than for the second, by more than noise.
 
     Noise is two standard errors of the difference over seeds.
@@ -56,6 +57,7 @@ def less(metric: str) -> Decide:
     Args:
       metric: the name of a metric, whose values are compared as they are: the direction that is
         better does not matter.
+      features: what the metric depends on, which is named; '' where it depends on none.
 
     Returns:
       The rule for a claim about two families; it returns None where the difference is noise.
@@ -63,7 +65,7 @@ def less(metric: str) -> Decide:
 
     def decide(a: Scored, b: Scored) -> Decision:
         (x, dx), (y, dy) = a[metric], b[metric]
-        noise, found = 2 * math.hypot(dx, dy), find(metric)
+        noise, found = 2 * math.hypot(dx, dy), find(metric, features)
         measured = f"{found.title}: {found.text(x, dx)} against {found.text(y, dy)}"
         return None if abs(x - y) <= noise else x < y, measured
 
@@ -131,7 +133,7 @@ def collapsed(weak: Scored, powerful: Scored) -> Decision:
     return powerful["rate"][0] < 0.1 * weak["rate"][0], measured
 
 
-def steadier(a: Scored, b: Scored) -> Decision:
+def steadier(a: Scored, b: Scored, *, features: str = "") -> Decision:
     """Decide whether the Fréchet distance varies less over seeds for the first family.
 
     What is compared is the standard deviation as a share of the mean; with few seeds this is a hint
@@ -140,75 +142,92 @@ def steadier(a: Scored, b: Scored) -> Decision:
     Args:
       a: the scores of the first family, as (mean, standard deviation over seeds).
       b: those of the second family.
+      features: what the distance depends on, which is named; '' where it is not known.
 
     Returns:
       Whether the claim holds (None for a single seed), and what was measured.
     """
     shares = [row["frechet"][1] / row["frechet"][0] for row in (a, b)]
-    measured = (
-        f"std / mean of the Fréchet distance over seeds: {shares[0]:.1%} against {shares[1]:.1%}"
-    )
+    title = find("frechet", features).title
+    measured = f"std / mean of the {title} over seeds: {shares[0]:.1%} against {shares[1]:.1%}"
     return shares[0] < shares[1] if all(shares) else None, measured
 
 
-CLAIMS = (
-    Claim(
-        "Samples of a VAE are blurred, and more so than those of diffusion",
-        ("vae", "ddpm"),
-        blurred,
-    ),
-    Claim("Diffusion's samples are as sharp as real images", ("ddpm",), sharp),
-    Claim("Diffusion's samples are better (Fréchet distance)", ("ddpm", "vae"), less("frechet")),
-    Claim(
-        "Flow matching's samples are better than a VAE's (Fréchet distance)",
-        ("flow", "vae"),
-        less("frechet"),
-    ),
-    Claim("Diffusion covers more of the data (recall)", ("vae", "ddpm"), less("recall")),
-    Claim(
-        "Diffusion's images are more like real ones (precision)", ("vae", "ddpm"), less("precision")
-    ),
-    Claim(
-        "A larger beta buys a lower rate with a larger distortion",
-        ("vae_beta_low", "vae", "vae_beta_high"),
-        falling,
-    ),
-    Claim(
-        "A powerful decoder ignores its latent: posterior collapse",
-        ("vae", "vae_powerful"),
-        collapsed,
-    ),
-    Claim(
-        "Free bits keep the latent of a powerful decoder in use",
-        ("vae_powerful", "vae_free_bits"),
-        less("active_units"),
-    ),
-    Claim("A powerful decoder is not blurred", ("vae", "vae_powerful"), blurred),
-    Claim("Diffusion has the better likelihood", ("ddpm", "vae_logistic"), less("bits")),
-    Claim("A VAE draws faster", ("vae", "ddpm"), less("milliseconds")),
-    Claim(
-        "Latent diffusion draws faster than diffusion of pixels",
-        ("latent", "ddpm"),
-        less("milliseconds"),
-    ),
-    Claim("Training diffusion depends less on the seed", ("ddpm", "vae"), steadier),
-)
+def claims(features: str) -> tuple[Claim, ...]:
+    """The claims of the textbook.
+
+    Args:
+      features: what plain scores depend on, which is named; '' where it is not known.
+    """
+    distance, nearer = find("frechet", features).title, less("frechet", features)
+    return (
+        Claim(
+            "Samples of a VAE are blurred, and more so than those of diffusion",
+            ("vae", "ddpm"),
+            blurred,
+        ),
+        Claim("Diffusion's samples are as sharp as real images", ("ddpm",), sharp),
+        Claim(f"Diffusion's samples are better ({distance})", ("ddpm", "vae"), nearer),
+        Claim(
+            f"Flow matching's samples are better than a VAE's ({distance})",
+            ("flow", "vae"),
+            nearer,
+        ),
+        Claim(
+            "Diffusion covers more of the data (recall)", ("vae", "ddpm"), less("recall", features)
+        ),
+        Claim(
+            "Diffusion's images are more like real ones (precision)",
+            ("vae", "ddpm"),
+            less("precision", features),
+        ),
+        Claim(
+            "A larger beta buys a lower rate with a larger distortion",
+            ("vae_beta_low", "vae", "vae_beta_high"),
+            falling,
+        ),
+        Claim(
+            "A powerful decoder ignores its latent: posterior collapse",
+            ("vae", "vae_powerful"),
+            collapsed,
+        ),
+        Claim(
+            "Free bits keep the latent of a powerful decoder in use",
+            ("vae_powerful", "vae_free_bits"),
+            less("active_units"),
+        ),
+        Claim("A powerful decoder is not blurred", ("vae", "vae_powerful"), blurred),
+        Claim("Diffusion has the better likelihood", ("ddpm", "vae_logistic"), less("bits")),
+        Claim("A VAE draws faster", ("vae", "ddpm"), less("milliseconds")),
+        Claim(
+            "Latent diffusion draws faster than diffusion of pixels",
+            ("latent", "ddpm"),
+            less("milliseconds"),
+        ),
+        Claim(
+            "Training diffusion depends less on the seed",
+            ("ddpm", "vae"),
+            functools.partial(steadier, features=features),
+        ),
+    )
+
 
 VERDICTS = {True: "holds", False: "refuted", None: "undecided"}
 
 
-def verdicts(scored: Mapping[str, Scored]) -> list[dict[str, str]]:
+def verdicts(scored: Mapping[str, Scored], features: str = "") -> list[dict[str, str]]:
     """Decide the claims about those families that were trained.
 
     Args:
       scored: the scores of each family by its name; a claim is left out if one of its families is
         not here.
+      features: what plain scores depend on, which is named; '' where it is not known.
 
     Returns:
       A row {'claim', 'verdict', 'measured', 'families'} for each claim that is decided.
     """
     rows = []
-    for claim in CLAIMS:
+    for claim in claims(features):
         if all(name in scored for name in claim.about):
             holds, measured = claim.decide(*(scored[name] for name in claim.about))
             rows.append(

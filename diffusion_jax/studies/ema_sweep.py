@@ -51,8 +51,8 @@ def ema_sweep(
       UserError: for a run without snapshots, a length that no power EMA has, and unknown metrics.
     """
     root, values = Path(workdir), lengths_of(lengths)
-    chosen = sweep_task.names(features, metrics or "accuracy,frechet")
-    chosen = chosen._replace(reference=reference)
+    names = sweep_task.names(features, metrics or "accuracy,frechet")
+    chosen = names._replace(reference=reference)
     space = Space((Axis("sampler.ema", tuple(f"post_hoc({value:g})" for value in values)),))
     dataset = sweep_checks.data_of(config, root, trains=False)
     task = sweep_task.make(config, root, space, root / "ema_sweep", num, "grid()")
@@ -80,7 +80,7 @@ def ema_sweep(
     files.save_json(root / "ema_sweep.json", {"rows": rows, **record})
     text = f"# {title}\n\n{report(rows, scored.judged.title)}"
     files.save_text(root / "ema_sweep.md", text)
-    sweeps.lengths(rows, root / "ema_sweep.png", title=title)
+    sweeps.lengths(rows, root / "ema_sweep.png", features=scored.judged.plain, title=title)
     sweep_task.discard_blocks(task, scored)
     print(f"{text}\n{root / 'ema_sweep.png'} shows it; to use a length:")
     print(f"python -m experiments.sample --workdir={root} --config.sampler.ema='post_hoc(LENGTH)'")

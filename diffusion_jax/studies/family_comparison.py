@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,11 @@ from diffusion_jax.core import arrays, files, npz, parsing, provenance, reading
 from diffusion_jax.core.errors import unknown
 from diffusion_jax.core.types import Array, Cond, Key, Params
 from diffusion_jax.data import transforms
-from diffusion_jax.evaluation import choice, generate, judge, sharpness
+from diffusion_jax.evaluation import choice, generate, intervals, judge, sharpness
+from diffusion_jax.evaluation.intervals import Measured
 from diffusion_jax.likelihood import flow
 from diffusion_jax.studies import few_step_methods, store
-from diffusion_jax.studies.family_report import DRAWN, shown_score, write
+from diffusion_jax.studies.family_report import said_scores, write
 from diffusion_jax.studies.family_training import train_family
 
 SHOWN = 20  # images in a strip
@@ -100,12 +101,12 @@ def compare(
                 row, images = _measured_once(folder, own, dataset, judged, config, seed)
                 rows.append({"family": name, "seed": seed} | row)
                 shown.setdefault(name, images)
-                _print_scores(f"{name}, seed {seed}", row)
+                _print_scores(f"{name}, seed {seed}", row, judged)
     for other, trained in models.items():
         row, shown[other.name] = _measured_other(other, trained, dataset, judged, config.num)
         rows.append({"family": other.name, "seed": chosen[0]} | row)
         titles[other.name] = _described(trained)
-        _print_scores(str(other), row)
+        _print_scores(str(other), row, judged)
     record = {
         "data": config.data.name,
         "num": config.num,
@@ -133,19 +134,18 @@ def _family_configs(config: ConfigDict, families: str) -> dict[str, ConfigDict]:
     return configs
 
 
-def _judge(dataset: data.Dataset, count: int) -> tuple[judge.Judge, dict[str, float]]:
-    """Make (the function images -> scores, the scores of real test images)."""
+def _judge(dataset: data.Dataset, count: int) -> tuple[judge.Judge, dict[str, Any]]:
+    """Make (the judge of images, the scores of real test images with their 'intervals')."""
     labels = np.arange(count) % dataset.num_classes if dataset.num_classes else None
     metrics = ("accuracy", "frechet", "prdc")
     judged = judge.against(dataset.train, labels, metrics=metrics, count=count)
     test = data.arrays(dataset.test)["image"]
-    real = judge.on_real(dataset.train, dataset.test, judged, count)
-    return judged, real | sharpness.relative(test, test)
+    real = judge.measured_on_real(dataset.train, dataset.test, judged, count)
+    return judged, intervals.record(real | sharpness.relative(test, test))
 
 
-def _print_scores(name: str, row: Mapping[str, Any]) -> None:
-    said = ", ".join(shown_score(key, row[key], titled=True) for key in DRAWN if key in row)
-    print(f"{name}: {said}", file=sys.stderr)
+def _print_scores(name: str, row: Mapping[str, Any], judged: judge.Judge) -> None:
+    print(f"{name}: {said_scores(row, judged.plain)}", file=sys.stderr)
 
 
 # ---- one family
@@ -178,7 +178,8 @@ def _read(file: Path) -> tuple[Row, np.ndarray]:
     numbers = {
         key: reading.number(0) for key in ("train_seconds", "steps", "milliseconds", "parameters")
     }
-    rule = reading.record(numbers, others=reading.number(finite=False))
+    also = {"intervals": reading.table(reading.number(0))}  # rows of before have none
+    rule = reading.record(numbers, also, others=reading.number(finite=False))
     row = reading.json_file(file.with_suffix(".json"), rule)
     arrays = npz.load(file, {"images": npz.ArraySpec("u", (None, None, None, None))})
     return row, arrays["images"]
@@ -201,7 +202,7 @@ def _described(trained: Trained) -> str:
 def measured(
     trained: Trained,
     dataset: data.Dataset,
-    judged: Callable[..., dict[str, float]],
+    judged: judge.Judge,
     count: int,
     likelihoods: int,
     name: str,
@@ -211,13 +212,13 @@ def measured(
     Args:
       trained: the model.
       dataset: the images.
-      judged: images, and labels where the model has classes -> scores.
+      judged: scores images, with labels where the model has classes.
       count: images that are drawn.
       likelihoods: test images whose likelihood is computed, where the model has one.
       name: the name of the model, for the progress bar.
 
     Returns:
-      (its scores, its first images).
+      (its scores and half the widths of their 'intervals', its first images).
     """
     experiment = trained.experiment
     run = sampling.sample_with(experiment, trained.params, sampling.method(experiment))
@@ -227,15 +228,16 @@ def measured(
     run(keys[:batch], jax.tree.map(lambda c: c[:batch], cond))  # compiled before the clock starts
     began = time.monotonic()
     images = generate.generate(run, keys, cond, batch_size=batch, description=name)
-    scores = {"milliseconds": 1000 * (time.monotonic() - began) / count}
-    scores |= judged(images) if labels is None else judged(images, labels)
-    scores |= sharpness.relative(images, data.arrays(dataset.test)["image"])
+    took = {"milliseconds": 1000 * (time.monotonic() - began) / count}
+    found = judged.measured(images, labels)
+    found |= sharpness.relative(images, data.arrays(dataset.test)["image"])
+    if likelihoods and not (experiment.kind.reconstructs or experiment.latents):
+        found["bits"] = _bits(trained, dataset, likelihoods)
+    scores = took | intervals.record(found)
     networks = denoiser.ensemble(experiment, trained.params)
     scores["parameters"] = sum(x.size for x in jax.tree.leaves(networks))
     if experiment.kind.reconstructs:
         scores |= _autoencoder_scores(trained, dataset)
-    elif likelihoods and not experiment.latents:
-        scores["bits"] = _bits(trained, dataset, likelihoods)
     return scores, images[:SHOWN]
 
 
@@ -250,7 +252,7 @@ def _autoencoder_scores(trained: Trained, dataset: data.Dataset) -> dict[str, fl
     return scores
 
 
-def _bits(trained: Trained, dataset: data.Dataset, count: int) -> float:
+def _bits(trained: Trained, dataset: data.Dataset, count: int) -> Measured:
     """Bits per dimension of the first test images, by the flow and dequantized by the process."""
     experiment, examples = trained.experiment, data.arrays(dataset.test, count)
     images = transforms.to_float(jnp.asarray(examples["image"]))
@@ -264,4 +266,4 @@ def _bits(trained: Trained, dataset: data.Dataset, count: int) -> float:
         process = experiment.process
         return flow.bits_per_dim(process, denoise, x, keys, cond, dequantize="process").bits
 
-    return float(run(trained.params, images, keys, cond).mean())
+    return intervals.mean(np.asarray(run(trained.params, images, keys, cond)))

@@ -12,6 +12,7 @@ from diffusion_jax.core import files
 from diffusion_jax.evaluation.metrics import find
 from diffusion_jax.report import html, pictures, sweeps, tables
 from diffusion_jax.studies.claims import METRICS, Scored, over_seeds, verdicts
+from diffusion_jax.studies.ranking import interval
 
 DRAWN = (  # the metrics in the figure
     "laplacian",
@@ -38,7 +39,7 @@ def write(
     Args:
       rows: a row for each family and seed.
       shown: family -> its first images; 'real' is one of the keys.
-      real: what real test images score.
+      real: what real test images score, and half the widths of their 'intervals'.
       titles: family -> what it is.
       stem: the path of the files, without their endings.
       record: 'data', 'num', 'seconds', 'features' and 'provenance'.
@@ -46,18 +47,20 @@ def write(
     Returns:
       The text of stem.md.
     """
-    scored, title = over_seeds(rows), f"Families of generative models on {record['data']}"
-    claims, facts = verdicts(scored), _facts(rows, record)
-    table, columns = _table(scored, real)
+    features, scored = record["features"], over_seeds(rows)
+    title = f"Families of generative models on {record['data']}"
+    claims, facts = verdicts(scored, features), _facts(rows, record)
+    scored = _with_intervals(scored, rows)
+    table, columns = _table(scored, real, features)
     text = (
         f"# {title}\n\n{facts}\n\n{tables.markdown_table(claims, CLAIMS)}\n"
         f"{tables.markdown_table(table, columns)}"
     )
     files.save_text(stem.with_suffix(".md"), text)
-    result = {"rows": list(rows), "verdicts": claims, "real": dict(real)}
+    result = {"rows": list(rows), "verdicts": claims, "real": dict(real), "titles": columns}
     files.save_json(stem.with_suffix(".json"), {**result, **record})
-    bars = {key: (find(key).label, find(key).format.factor) for key in DRAWN}
-    sweeps.bars(scored, bars, stem.with_suffix(".png"), reference=real, title=title)
+    how = {"features": features, "reference": real, "title": title}
+    sweeps.bars(scored, DRAWN, stem.with_suffix(".png"), **how)
     everything = html.code(files.canonical_json(record))
     page = [
         (
@@ -74,40 +77,53 @@ def write(
     return text
 
 
-def shown_score(key: str, mean: float, std: float = 0.0, *, titled: bool = False) -> str:
-    """Format a score with its unit, and with its title if that is requested.
+def said_scores(row: Mapping[str, Any], features: str) -> str:
+    """The scores of a row that the figure shows, with their titles, units and intervals.
 
     Args:
-      key: the name of the metric.
-      mean: the score in the unit of the table of results, such as a fraction for a percentage.
-      std: the standard deviation over seeds in the same unit; 0 leaves it out.
-      titled: whether the title of the metric stands in front.
+      row: scores by metric, and half the widths of the 'intervals' that are known.
+      features: what plain scores depend on, which is named; '' where it is not known.
     """
-    metric = find(key)
-    return f"{metric.title} {metric.text(mean, std)}" if titled else metric.text(mean, std)
+    return ", ".join(
+        f"{find(key, features).title} {find(key).text(row[key], interval(row, key))}"
+        for key in DRAWN
+        if key in row
+    )
 
 
 def _facts(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> str:
     seeds, stamp = len({row["seed"] for row in rows}), record["provenance"]
     return (
         f"{record['seconds']:g} s of training each, {record['num']} images a model, compared with "
-        f"training images by {record['features']}; ± is the standard deviation over {seeds} seeds, "
-        f"where a family has more than one. {stamp['date'][:10]}, {stamp['cpu']['model']}."
+        f"training images by {record['features']}; ± is the standard deviation over {seeds} seeds "
+        "where a family has more than one, otherwise half the width of the 95 % interval of its "
+        f"images. {stamp['date'][:10]}, {stamp['cpu']['model']}."
     )
 
 
+def _with_intervals(
+    scored: Mapping[str, Scored], rows: Sequence[Mapping[str, Any]]
+) -> dict[str, Scored]:
+    """The scores of families, with the interval of its images for a family with one seed."""
+    shown = {name: dict(scores) for name, scores in scored.items()}
+    for row in rows:
+        for key, (mean, std) in scored[row["family"]].items():
+            shown[row["family"]][key] = mean, std or interval(row, key) or 0.0
+    return shown
+
+
 def _table(
-    scored: Mapping[str, Scored], real: Mapping[str, float]
+    scored: Mapping[str, Scored], real: Mapping[str, Any], features: str
 ) -> tuple[list[dict[str, str]], dict[str, str]]:
     """Make (a row for each family and one for real images, the headings of the columns)."""
     present = [key for key in METRICS if any(key in scores for scores in scored.values())]
     table = [
-        {"family": name} | {key: shown_score(key, *scores[key]) for key in present if key in scores}
+        {"family": name} | {key: find(key).text(*scores[key]) for key in present if key in scores}
         for name, scores in scored.items()
     ]
-    last = {key: shown_score(key, real[key]) for key in present if key in real}
+    last = {key: find(key).text(real[key], interval(real, key)) for key in present if key in real}
     table.append({"family": "real test images"} | last)
-    return table, {"family": "family"} | {key: find(key).title for key in present}
+    return table, {"family": "family"} | {key: find(key, features).title for key in present}
 
 
 def _strips(shown: Mapping[str, np.ndarray], titles: Mapping[str, str], stem: Path) -> str:

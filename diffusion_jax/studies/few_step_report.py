@@ -110,8 +110,7 @@ def write(table: FewStepTable, root: Path, budgets: Sequence[int], real: dict[st
         "provenance": provenance.provenance(None, 0),
     }
     files.save_json(root / "few_step.json", record)
-    labels = {name: find(name, features).label for name in SHOWN}
-    curves = {"metrics": SHOWN, "reference": real, "title": title, "labels": labels}
+    curves = {"features": features, "metrics": SHOWN, "reference": real, "title": title}
     quality.quality_curves(table.rows, root / "few_step.png", **curves)
     images = data.arrays(table.dataset.test, limit=10)["image"]
     pictures.strips(

@@ -19,12 +19,17 @@ def _rule() -> reading.Rule:
     PLACED.
     """
     score = reading.number(finite=False)
+    halves = reading.table(reading.number(0))
     row = reading.record(
         {"nfe": reading.integer(1), "sampler": reading.text(1), "error": score},
-        {"intervals": reading.table(reading.number(0))},
+        {"intervals": halves},
         others=score,
     )
-    exact = reading.record({"what": reading.text(1), "solved": reading.integer(1)}, others=score)
+    exact = reading.record(
+        {"what": reading.text(1), "solved": reading.integer(1)},
+        {"intervals": halves},
+        others=score,
+    )
 
     def rows(value: Any, place: str) -> None:
         reading.items(row)(value, place)

@@ -22,8 +22,8 @@ def write(kept: Mapping[str, Any], title: str, stem: Path) -> str:
     """Write stem.md and stem.png.
 
     Args:
-      kept: the content of stem.json: 'rows', 'logsnr', 'exact', 'floor' (the scores of the truth),
-        'starts', 'num' and, of images, 'features'.
+      kept: the content of stem.json: 'rows', 'logsnr', 'exact', 'floor' and 'floor_intervals' (the
+        scores of the truth), 'starts', 'num' and, of images, 'features'.
       title: the title of both.
       stem: the path of the files, without their endings.
 
@@ -35,7 +35,8 @@ def write(kept: Mapping[str, Any], title: str, stem: Path) -> str:
     judged = [metric for metric in QUALITY if metric in rows[0]]
     measures = [metric for metric in (SHIFT, *judged) if all(metric in row for row in rows)]
     measures = ["error", *measures]
-    scores, truth_said = _said(exact, judged, features), _said(truth, judged, features)
+    known = truth | {"intervals": kept.get("floor_intervals", {})}
+    scores, truth_said = _said(exact, judged, features), _said(known, judged, features)
     text = (
         f"# {title}\n\nPlaced by {kept['starts']} seeds; measured on {kept['num']} others, those "
         f"with exact solutions on the first {exact['solved']}. The exact solution is "
@@ -50,21 +51,30 @@ def write(kept: Mapping[str, Any], title: str, stem: Path) -> str:
     text += f"\n\n{report(rows, measures, features)}\n{INTERVALS}\n"
     files.save_text(Path(f"{stem}.md"), text)
     lengths = {int(n): lam for n, lam in kept["logsnr"].items()}
-    labels = {metric: find(metric, features).label for metric in measures}
-    quality.placed_times(
-        rows, lengths, measures, Path(f"{stem}.png"), title=title, reference=truth, labels=labels
-    )
+    how = {"features": features, "title": title, "reference": truth}
+    quality.placed_times(rows, lengths, measures, Path(f"{stem}.png"), **how)
     return text
 
 
-def report(rows: Rows, measures: Sequence[str], features: str = "") -> str:
+def titles(row: Mapping[str, Any], features: str) -> dict[str, str]:
+    """The title of every score in a row.
+
+    Args:
+      row: 'sampler', 'nfe', the scores and their 'intervals'.
+      features: what the scores depend on, which is named; '' for scores of points.
+    """
+    scores = [name for name in row if name not in ("sampler", "nfe", "intervals")]
+    return {name: find(name, features).title for name in scores}
+
+
+def report(rows: Rows, measures: Sequence[str], features: str) -> str:
     """Write a Markdown table of the best hand-made and the placed grid, by budget and measure.
 
     Args:
       rows: a row for each grid and budget: 'sampler' (PLACED for the optimized grid, otherwise the
         grid's name), 'nfe', and every measure, where lower is better.
       measures: names of metrics, each of which has three columns: both scores and their ratio.
-      features: what the Fréchet distance compares; '' where it is not named.
+      features: what the Fréchet distance compares, which is named; '' for scores of points.
     """
     columns, table = {"nfe": "NFE"}, []
     for metric in measures:
@@ -96,5 +106,7 @@ def _score(row: Mapping[str, Any], metric: str) -> str:
 def _said(scores: Mapping[str, Any], metrics: Sequence[str], features: str) -> str:
     present = [metric for metric in metrics if metric in scores]
     return ", ".join(
-        f"{find(metric, features).title} {find(metric).text(scores[metric])}" for metric in present
+        f"{find(metric, features).title} "
+        f"{find(metric).text(scores[metric], interval(scores, metric))}"
+        for metric in present
     )

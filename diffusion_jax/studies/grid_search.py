@@ -258,9 +258,9 @@ def optimize(
         (truth, _), (solved, what) = starts.exact(), held_out.exact()
         kept["exact"] = {"what": what, "solved": len(solved)}
         if len(solved) == len(held_out.keys):
-            found = held_out.measured(held_out.finish(solved), grouped=False)
-            kept["exact"] |= intervals.values(found)
+            kept["exact"] |= intervals.record(held_out.measured(held_out.finish(solved)))
         kept["floor"] = held_out.judging.truth_scores
+        kept["floor_intervals"] = intervals.halves(held_out.judging.truth)
         kept["features"] = held_out.judging.features
     for nfe in left:
         nearest = min(kept["logsnr"].values(), key=lambda lam: abs(len(lam) - nfe), default=None)
@@ -268,6 +268,7 @@ def optimize(
         rows, ts = place(sampler, *both, nfe, search, like=nearest)
         kept["logsnr"][str(len(ts))] = _logsnr(starts.process, ts)
         table.rows.extend(rows)
+        kept["titles"] = grid_report.titles(rows[0], kept["features"])
         store.save(table)
     content = {**kept, **settings}
     if not distributed.first():

@@ -175,19 +175,21 @@ def _write(
     )
     scales = list(dict.fromkeys(row["scale"] for row in rows))
     _figures(workdir, rows, real, scales, features[0], title)
-    text = f"# {title}\n\n{report(rows, real)}\n{INTERVALS}\n"
+    table = report(rows, real, scored.judged.plain)
+    text = f"# {title}\n\n{table}\n{INTERVALS}\n"
     files.save_text(workdir / "guidance_sweep.md", text)
     return text
 
 
 # ---- what is written
-def report(rows: Sequence[Row], real: Mapping[str, Any]) -> str:
+def report(rows: Sequence[Row], real: Mapping[str, Any], features: str) -> str:
     """Write a Markdown table of every guide at every scale, with real test images for comparison.
 
     Args:
       rows: for each guide and scale {'guide', 'scale' (None for a model without guidance), metric:
         score, 'intervals': half the width of those that are known}.
       real: the same of as many real test images.
+      features: what scores without features depend on, which headings name.
     """
     metrics = [key for key in PREFERRED if key in rows[0]]
     others = dict.fromkeys((*rows[0].get("intervals", {}), *(k for k in rows[0] if "/" in k)))
@@ -204,7 +206,7 @@ def report(rows: Sequence[Row], real: Mapping[str, Any]) -> str:
         for row in every
     ]
     columns = {"guide": "guide", "scale": "scale"} | {
-        key: find(key, "pixels").title for key in metrics
+        key: find(key, features).title for key in metrics
     }
     return markdown_table(shown, columns)
 
@@ -248,7 +250,8 @@ def _figures(
     """Write the curves, of the scores by the first features, and the strips."""
 
     def plain(row: Row) -> dict[str, Any]:
-        return {key.removesuffix(f"/{features}"): value for key, value in row.items()}
+        named = {key.removesuffix(f"/{features}"): value for key, value in row.items()}
+        return named | ({"intervals": plain(row["intervals"])} if "intervals" in row else {})
 
     path, shown = workdir / "guidance_sweep.png", [plain(row) for row in rows]
     how = {"reference": plain(real), "title": title, "features": features}

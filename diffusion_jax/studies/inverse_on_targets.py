@@ -329,9 +329,8 @@ def draw_figures(rows: list[dict[str, Any]], stem: Path, title: str) -> None:
     """
     exact, made = rows[0], [row | {"sampler": row["method"]} for row in rows[1:]]
     truth = {metric: exact[metric] for metric in METRICS}
-    quality.quality_curves(
-        made, stem.with_suffix(".png"), metrics=METRICS, reference=truth, title=title
-    )
+    how = {"features": "", "metrics": METRICS, "reference": truth, "title": title}
+    quality.quality_curves(made, stem.with_suffix(".png"), **how)
     if np.shape(exact["draws"])[1] < 2:  # a density is drawn in the plane alone
         return
 

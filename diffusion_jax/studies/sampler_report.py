@@ -175,9 +175,8 @@ def _figures(
     if not any(key in row for row in rows for key in ranking.SCORES):
         file.unlink(missing_ok=True)
         return
-    labels = {"frechet": find("frechet", features).label} if features else {}
     truth = subject.judging.truth_scores
-    quality.quality_curves(rows, file, reference=truth, title=title, labels=labels)
+    quality.quality_curves(rows, file, features=features, reference=truth, title=title)
     pictures.strips(
         strips.tiles,
         stem.with_name(f"{stem.name}_strips.png"),

@@ -16,6 +16,7 @@ from diffusion_jax.assembly import denoiser, sampling
 from diffusion_jax.core import parsing, provenance
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import Dataset
+from diffusion_jax.evaluation import statistics
 from diffusion_jax.studies import (
     sweep_cells,
     sweep_checks,
@@ -42,8 +43,9 @@ class SweepFlags(TypedDict):
         of network evaluations.
       num: images of a cell, at most.
       metric: the score that is optimized.
-      metrics: the scores that are shown, with commas.
+      metrics: the scores that are shown, with commas; '' for accuracy and frechet.
       features: feature extractors, with commas; '' for the default ones.
+      reference: a file of experiments.statistics; '' compares with training images.
       out: the folder of the sweep; '' for WORKDIR/sweep.
     """
 
@@ -56,6 +58,7 @@ class SweepFlags(TypedDict):
     metric: str
     metrics: str
     features: str
+    reference: str
     out: str
 
 
@@ -83,7 +86,11 @@ def sweep(
     """
     if submit and launch != "slurm":
         raise UserError("--submit sends jobs to SLURM; add --launch=slurm")
-    chosen = sweep_task.names(flags["features"], flags["metrics"], flags["metric"])
+    metrics = flags["metrics"] or "accuracy,frechet"
+    chosen = sweep_task.names(flags["features"], metrics, flags["metric"])
+    chosen = chosen._replace(reference=flags["reference"])
+    if chosen.reference:
+        statistics.load(chosen.reference)  # a mistake is reported before anything is trained
     task, dataset = prepare(config, flags, asked)
     if launch == "slurm":
         path = sweep_launch.write(task, sweep_launch.command(flags, config, asked))

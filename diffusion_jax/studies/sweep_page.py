@@ -15,7 +15,7 @@ from diffusion_jax.evaluation import intervals
 from diffusion_jax.evaluation.metrics import INTERVALS, find
 from diffusion_jax.report import html, pareto, pictures
 from diffusion_jax.report.tables import markdown_table
-from diffusion_jax.studies import sweep_space, sweep_task
+from diffusion_jax.studies import ranking, sweep_space, sweep_task
 from diffusion_jax.studies.sweep_cells import CellScores, Scoring, SweepCell
 from diffusion_jax.studies.sweep_task import Results, Task
 
@@ -123,6 +123,7 @@ def _row(
         "scores": list(last.scores),
         **last.scores,
         "interval": last.intervals.get(scored.metric),
+        "intervals": last.intervals,
         "evaluations": last.evaluations,
         "seconds_per_image": last.seconds,
         "standing": standing,
@@ -249,17 +250,21 @@ def _as_text(rows: Sequence[Row], scored: Scoring) -> list[Row]:
     shown = []
     for row in sorted(rows, key=rank):
         names = [*row.get("scores", ()), "evaluations", "seconds_per_image"]
-        texts = {key: find(key).text(row[key]) for key in names if row.get(key) is not None}
-        if scored.metric in texts:
-            texts[scored.metric] = metric.text(row[scored.metric], row["interval"])
+        known = [key for key in names if row.get(key) is not None]
+        texts = {key: find(key).text(row[key], ranking.interval(row, key)) for key in known}
         shown.append(row | texts)
     return shown
 
 
 def _save_csv(path: Path, rows: Sequence[Row]) -> None:
-    keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key != "scores"]
+    """Write the rows, with half the width of every interval in a column NAME_interval."""
+    rows = [
+        row | {f"{name}_interval": half for name, half in row.get("intervals", {}).items()}
+        for row in rows
+    ]
+    keys = dict.fromkeys(key for row in rows for key in row if key not in ("scores", "intervals"))
     text = io.StringIO()
-    writer = csv.DictWriter(text, keys, lineterminator="\n", extrasaction="ignore")
+    writer = csv.DictWriter(text, [*keys], lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
     files.save_text(path, text.getvalue())
@@ -285,7 +290,8 @@ def _page(
     if whole:
         figure, real = task.root / "sweep.png", scored.real.get(scored.metric)
         real = real and real.value
-        pareto.pareto_fronts(whole, figure, metric=scored.metric, real=real, title=title)
+        how = {"metric": scored.metric, "features": scored.judged.plain, "real": real}
+        pareto.pareto_fronts(whole, figure, title=title, **how)
         said = (
             f"Every point drew {task.num} images; its bar is the 95 % interval. A setting is on "
             "the front if no other is both better and cheaper. Times are those of the fastest "
@@ -304,7 +310,7 @@ def _gallery(task: Task, results: Results, whole: Sequence[Row], scored: Scoring
     ordered = sorted(whole, key=lambda row: metric.loss(row[scored.metric]))[:IMAGES]
     return html.side_by_side(
         {
-            f"{row['name']}\n{metric.text(row[scored.metric])}": html.picture(
+            f"{row['name']}\n{metric.text(row[scored.metric], row['interval'])}": html.picture(
                 pictures.mosaic(results[row["cell"], task.num].shown, 2)
             )
             for row in ordered
@@ -320,6 +326,7 @@ def _numbers(task: Task, scored: Scoring, found: Verdict) -> str:
         found.rows,
         shown,
         formats={key: find(key).text for key in written},
+        spread=ranking.interval,
         best=lambda row, key: key == scored.metric and row["standing"] in (BEST, TIED),
     )
     marked = (

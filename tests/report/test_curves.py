@@ -64,16 +64,27 @@ def test_smoothing_keeps_a_line_straight_and_calms_noise():
     np.testing.assert_allclose(losses._smooth(line)[:590], line[:590])
 
 
+def bars(axis, direction=1):
+    """The ends of the error bars of a panel, in order; direction 0 is along x."""
+    segments = [s for c in axis.collections if hasattr(c, "get_segments") for s in c.get_segments()]
+    return [tuple(s[:, direction]) for s in segments if len(s)]
+
+
+def one_line(label):
+    return label.replace("\n", " ")
+
+
 def test_quality_curves_are_sorted_named_and_in_percent(tmp_path, drawn):
     table = [
         {"sampler": "ddim", "nfe": 20, "evaluations": 20, "accuracy": 0.9, "frechet": 1.0},
-        {"sampler": "ddim", "nfe": 5, "evaluations": 5, "accuracy": 0.5, "frechet": 9.0},
+        {"sampler": "ddim", "nfe": 5, "evaluations": 5, "accuracy": 0.5, "frechet": 9.0}
+        | {"intervals": {"frechet": 2.0}},
         {"sampler": "heun", "nfe": 20, "evaluations": 19, "accuracy": 0.95, "frechet": None},
         {"sampler": "heun", "nfe": 5, "evaluations": 5, "accuracy": 0.6},
         {"sampler": "sde", "nfe": 5, "evaluations": 5, "accuracy": 0.4, "stochastic": True},
         {"sampler": "tsit5", "nfe": None, "evaluations": 70.5, "frechet": 0.9},
     ]
-    quality.quality_curves(table, tmp_path / "a.png", reference={"frechet": 0.5})
+    quality.quality_curves(table, tmp_path / "a.png", features="pixels", reference={"frechet": 0.5})
     accuracy, distance = drawn
     assert [line.get_xdata().tolist() for line in accuracy.lines] == [[5, 20], [5, 19], [5]]
     np.testing.assert_allclose(accuracy.lines[0].get_ydata(), [50, 90])
@@ -95,20 +106,23 @@ def test_quality_curves_are_sorted_named_and_in_percent(tmp_path, drawn):
         accuracy.get_xscale() == distance.get_yscale() == "log"
         and accuracy.get_yscale() == "linear"
     )
+    assert bars(distance) == [(7.0, 11.0), (1.0, 1.0)] and not bars(accuracy)
+    assert one_line(distance.get_ylabel()) == "Fréchet distance of pixels to the training images"
     with pytest.raises(UserError, match="none of the metrics"):
-        quality.quality_curves([{"sampler": "ddim", "nfe": 5}], tmp_path / "b.png")
+        quality.quality_curves([{"sampler": "ddim", "nfe": 5}], tmp_path / "b.png", features="")
 
 
 def test_guidance_curves_without_precision_and_recall_have_no_panel_of_them(tmp_path, drawn):
     rows = [
         {"guide": "cfg()", "scale": scale, "accuracy": 0.5, "frechet": 1.0} for scale in (1.0, 2.0)
     ]
-    sweeps.guidance_curves(rows, tmp_path / "a.png")
+    sweeps.guidance_curves(rows, tmp_path / "a.png", features="pixels")
     assert len(drawn) == 2
     drawn.clear()
-    sweeps.guidance_curves(
-        [row | {"precision": 0.5, "recall": 0.5} for row in rows], tmp_path / "b.png"
-    )
+    both = {"precision": 0.5, "recall": 0.5, "intervals": {"frechet": 0.1}}
+    sweeps.guidance_curves([row | both for row in rows], tmp_path / "b.png", features="classifier")
+    assert "Fréchet distance to the training images (classifier)" in one_line(drawn[2].get_ylabel())
+    assert [bars(axis) for axis in drawn] == [[], [], [(0.9, 1.1), (0.9, 1.1)], [], []]
     assert len(drawn) == 5 and drawn[-1].get_xlabel().startswith("recall")
 
 
@@ -118,7 +132,7 @@ def test_the_curves_of_a_single_panel_are_named_at_their_ends(tmp_path, drawn):
         for name, p in (("ddim", 1), ("heun", 2))
         for nfe in (5, 10)
     ]
-    quality.quality_curves(table, tmp_path / "a.png")
+    quality.quality_curves(table, tmp_path / "a.png", features="")
     assert {text.get_text() for text in drawn[0].texts} == {"ddim", "heun"} and not drawn[
         0
     ].figure.legends
@@ -136,7 +150,9 @@ def test_at_one_budget_every_name_has_a_row_with_its_number(tmp_path, drawn):
         }
         for i, name in enumerate(names)
     ]
-    quality.quality_curves(table, tmp_path / "a.png", reference={"accuracy": 0.97})
+    table[0]["intervals"] = {"accuracy": 0.1}
+    how = {"features": "", "reference": {"accuracy": 0.97}}
+    quality.quality_curves(table, tmp_path / "a.png", **how)
     accuracy, error = drawn
     assert [
         text.get_text() for text in accuracy.get_yticklabels()
@@ -150,13 +166,13 @@ def test_at_one_budget_every_name_has_a_row_with_its_number(tmp_path, drawn):
         and accuracy.get_xscale() == "linear"
     )
     assert accuracy.lines[0].get_xdata()[0] == 97
+    assert bars(accuracy, 0)[0] == pytest.approx((40, 60)) and not bars(error, 0)
     drawn.clear()
     grids = [
         row | {"sampler": row["sampler"].replace("sampler", "grid"), "shift": 0.1} for row in table
     ]
-    quality.placed_times(
-        grids, {8: np.linspace(-9, 9, 8)}, ["error", "shift"], tmp_path / "b.png", title="A title"
-    )
+    times, how = {8: np.linspace(-9, 9, 8)}, {"features": "", "title": "A title"}
+    quality.placed_times(grids, times, ["error", "shift"], tmp_path / "b.png", **how)
     assert [len(axis.collections[0].get_offsets()) for axis in drawn[1:]] == [8, 9]
 
 
@@ -172,6 +188,7 @@ def test_nothing_of_a_figure_of_placed_times_is_cut_off(tmp_path, drawn, budgets
         {nfe: np.linspace(-9, 9, nfe) for nfe in budgets},
         ["error", "shift"],
         tmp_path / "a.png",
+        features="pixels",
         title="T",
     )
     figure = drawn[0].figure

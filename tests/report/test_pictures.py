@@ -208,10 +208,10 @@ def test_a_density_is_dark_where_the_points_are():
 
 
 def test_the_verdict_names_what_is_known():
-    said = pictures.verdict({"accuracy": 0.973, "frechet": 12.34, "error": 0.002})
-    assert said == "recognized 97.3 %\nFréchet distance 12.3\nRMS error 0.002"
-    assert pictures.verdict({"sliced_wasserstein": 0.5}) == "sliced Wasserstein 0.5"
+    said = pictures.verdict({"accuracy": 0.973, "frechet": 12.34, "error": 0.002}, "pixels")
+    assert said == "recognized 97.3 %\nFréchet distance of pixels 12.3\nRMS error 0.002"
+    assert pictures.verdict({"sliced_wasserstein": 0.5}, "") == "sliced Wasserstein 0.5"
     assert (
-        pictures.verdict({"frechet": float("nan"), "accuracy": None, "seconds_per_image": 1.0})
+        pictures.verdict({"frechet": float("nan"), "accuracy": None, "seconds_per_image": 1.0}, "")
         == ""
     )

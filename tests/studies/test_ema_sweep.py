@@ -34,7 +34,7 @@ def test_the_table_has_the_mean_over_sets_and_marks_lengths_that_snapshots_do_no
     table = squeezed(ema_sweep.report(rows, str.upper))
     assert "FRECHET" in table and "| 1.50 ± 0.21 |" in table and "0.01*" in table
     assert "95 % interval" in table and "too few snapshots" in table
-    sweeps.lengths(rows, tmp_path / "a.png", title="a")
+    sweeps.lengths(rows, tmp_path / "a.png", features="pixels", title="a")
     assert (tmp_path / "a.png").stat().st_size > 5000
     failed = results | {(2, 10): CellScores(10, {}, note="not finite")}
     with pytest.raises(UserError, match="--lengths=0.1: not finite"):

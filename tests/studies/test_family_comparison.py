@@ -11,8 +11,8 @@ from configs import families
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.studies import family_comparison
 from diffusion_jax.studies.claims import (
-    CLAIMS,
     blurred,
+    claims,
     collapsed,
     falling,
     less,
@@ -96,13 +96,15 @@ def test_only_claims_about_families_that_were_run_are_judged():
         scored[name] |= of(frechet=1.0, recall=0.5, precision=0.5, milliseconds=1.0)
     decided = {row["claim"]: row["verdict"] for row in verdicts(scored)}
     assert decided["Samples of a VAE are blurred, and more so than those of diffusion"] == "holds"
-    assert set(decided) == {claim.text for claim in CLAIMS if set(claim.about) <= {"vae", "ddpm"}}
+    assert set(decided) == {
+        claim.text for claim in claims("") if set(claim.about) <= {"vae", "ddpm"}
+    }
 
 
 def test_every_family_that_a_claim_is_about_has_a_config_and_a_title():
     config = families.get_config("digits")
     assert (
-        {name for claim in CLAIMS for name in claim.about}
+        {name for claim in claims("") for name in claim.about}
         <= set(config.family)
         == set(config.about)
         == set(config.families)
@@ -131,6 +133,9 @@ def test_families_end_to_end(tmp_path):
         ("vae", 1),
     ]
     assert all(row["steps"] >= 1 for row in kept["rows"])
+    assert all(row["intervals"]["frechet"] > 0 for row in [*kept["rows"], kept["real"]])
+    assert kept["titles"]["frechet"] == "Fréchet distance of pixels" and "± " in table
+    assert "| Fréchet distance of pixels |" in table
     assert {f"families{end}" for end in (".html", ".md", ".png", "_strips.png")} <= {
         file.name for file in tmp_path.iterdir()
     }

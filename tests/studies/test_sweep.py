@@ -49,8 +49,9 @@ def run(root, launch="local", submit=False, job="", workdirs=True, **flags):
         "for_each": "",
         "num": 20,
         "metric": "frechet",
-        "metrics": "accuracy,frechet",
+        "metrics": "",
         "features": "",
+        "reference": "",
         "out": "",
     }
     sweep.sweep(config, launch=launch, submit=submit, job=job, **given | flags)
@@ -86,6 +87,9 @@ def test_the_jobs_of_a_sweep_and_then_its_files(trained, monkeypatch, capsys, tm
     best = rows[found["best"]]
     assert best["frechet"] == min(row["frechet"] for row in rows if row["images"] == 20)
     assert best["interval"] > 0 and best["evaluations"] == best["sampler.nfe"]
+    assert best["intervals"].keys() == {"accuracy", "frechet"}
+    assert "accuracy_interval" in (out / "sweep.csv").read_text().splitlines()[0]
+    assert "Fréchet distance of pixels" in said.out and "Fréchet distance |" not in said.out
     settings = f"--config.sampler.guidance={best['sampler.guidance']} --config.sampler.nfe="
     assert len(found["pasted"]) == 3 and settings in said.out
     assert f"sample --workdir={trained / 'digits'}" in said.out
@@ -156,6 +160,7 @@ MISTAKES = {
     "--metrics is empty": {"metrics": ","},
     "--metric=recall is not measured; add prdc to --metrics=accuracy": {"metric": "recall"},
     "unknown features 'pixel'; did you mean 'pixels'": {"features": "pixel"},
+    "there is no 'nosuch.npz'": {"reference": "nosuch.npz"},
     "the space has 1,000,000 cells": {
         "over": [*OVER[:1], "sampler.nfe=1:1000:1", "optimizer.clip=1:500:1"]
     },
