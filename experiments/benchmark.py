@@ -28,7 +28,7 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "parts",
         "training,data,sampling",
-        "with commas: training, loop, data, sampling, kernels, peers",
+        "parts to measure, with commas: training, loop, data, sampling, kernels, peers",
     )
     flags.DEFINE_string(
         "samplers", "", "samplers, with semicolons, each with @grid if it has its own (default 12)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax.numpy as jnp
 import numpy as np
@@ -74,7 +74,7 @@ def few_step(
     num: int,
     steps: int,
     search: bool,
-    **judging: str,
+    **judging: Unpack[scoring.JudgeFlags],
 ) -> None:
     """Train, judge and compare few-step methods, and print the report.
 
@@ -93,7 +93,7 @@ def few_step(
       num: images in each cell.
       steps: number of steps of every training; 0 for the recipe's.
       search: whether the times of each method are also placed by the Fréchet distance.
-      **judging: features, metrics and reference of `subjects.of_model`.
+      **judging: see scoring.JudgeFlags.
 
     Raises:
       UserError: before anything is trained, for names and budgets that do not exist; at the end, if

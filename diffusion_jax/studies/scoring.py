@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from jax.sharding import Mesh
@@ -39,6 +39,20 @@ VERSION = 1  # of how images are drawn and judged: blocks of another version are
 SHOWN = "images"  # of the first images, which figures show
 PICTURES = blocks.FIRST + SHOWN
 NO_IMAGES = np.zeros((0, 0, 0, 0), np.uint8)
+
+
+class JudgeFlags(TypedDict, total=False):
+    """The flags that say by what images are judged; those that are missing are ''.
+
+    Attributes:
+      features: feature extractors, with commas; '' for the default ones.
+      metrics: separated by commas; '' for those of the command.
+      reference: a file of experiments.statistics; '' compares with training images.
+    """
+
+    features: str
+    metrics: str
+    reference: str
 
 
 class Plan(NamedTuple):

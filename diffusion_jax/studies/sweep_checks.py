@@ -72,9 +72,7 @@ def _check_cell(cell: SweepCell, task: Task, dataset: Dataset) -> None:
     experiment.need_images(model)
     model = model._replace(grids=cell.workdir / "grids")
     guide = build(components.GUIDES, cell.guide)
-    scale = cell.sampling.guidance
-    if guide.neutral is None or scale != guide.neutral:
-        denoiser.need_guidable(model._replace(guide=guide), f"config.sampler.guidance={scale:g}")
+    denoiser.is_guided(model._replace(guide=guide), cell.sampling.guidance)
     sampling.method(model, cell.sampling._replace(guidance=1.0))
     length = post_hoc.length_of(cell.sampling.weights)
     if length is None:
