@@ -25,7 +25,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from diffusion_jax.assembly import config_schema
-from diffusion_jax.core import parsing
+from diffusion_jax.core import buckets, parsing, staging
 from diffusion_jax.core.errors import UserError, nearest, printable, unknown
 from experiments import exits, loading, usage, values
 
@@ -270,7 +270,20 @@ def _read_flags(program: str, own: Sequence[Given]) -> None:
                     f"--{flag.name} is empty; name a path, or leave the flag out (is a shell "
                     "variable unset?)"
                 )
-            flag.value = parsing.expand_home(f"--{flag.name}", flag.value)
+            flag.value = _path(flag.name, flag.value)
+
+
+def _path(name: str, text: str) -> str:
+    """The local path of a flag's value; a workdir in an object store is fetched first."""
+    if not buckets.is_url(text):
+        return parsing.expand_home(f"--{name}", text)
+    if name in values.WORKDIRS:
+        return staging.local(text, f"--{name}")
+    if name in values.DATA:  # it is fetched with config.data.path
+        return text
+    raise UserError(
+        f"--{name}={text}: it must be a local path; --workdir and the data may be in a bucket"
+    )
 
 
 def _value(one: Given) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import jax
 from absl import flags, logging
 
+from diffusion_jax.core import staging
 from diffusion_jax.core.errors import CommandExit, UserError, printable
 from diffusion_jax.training import distributed
 from experiments import arguments, exits, loading
@@ -21,7 +23,8 @@ from experiments import arguments, exits, loading
 class Escaped:
     """A text stream that writes control characters as escapes, so that no name steers a terminal.
 
-    The ends of lines, tabs and the carriage returns of progress bars stay (errors.printable).
+    The ends of lines, tabs and the carriage returns of progress bars stay (errors.printable). The
+    local folder of a workdir in an object store is written as its URL.
 
     Args:
       stream: the stream that is written to, such as sys.stdout.
@@ -39,7 +42,7 @@ class Escaped:
         self._stream.write(
             "".join(
                 part if part in ("\n", "\r", "\t") else printable(part)
-                for part in re.split(r"([\n\r\t])", text)
+                for part in re.split(r"([\n\r\t])", staging.shown(text))
             )
         )
         return len(text)
@@ -75,7 +78,7 @@ def run(
                 known = inspect.signature(function).parameters
                 named = {name: value for name, value in named.items() if name in known}
             _join()
-            with distributed.quiet_others():
+            with distributed.quiet_others(), _sending():
                 function(*positional, **named)
             sys.stdout.flush()  # a full disk shows here, not in a traceback at exit
     except CommandExit as end:
@@ -95,6 +98,19 @@ def run(
             raise
         exits.say(f"error: {printable(line)}")
         distributed.leave(status)
+
+
+@contextlib.contextmanager
+def _sending() -> Iterator[None]:
+    """Send what the block has changed in workdirs that are in object stores, when it is done."""
+    try:
+        yield
+    except CommandExit:
+        if distributed.first():
+            staging.push()
+        raise
+    if distributed.first():
+        staging.push()
 
 
 def enable_compilation_cache(directory: str | os.PathLike | None = None) -> Path:

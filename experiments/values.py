@@ -7,6 +7,8 @@ from absl import flags
 flags.disclaim_key_flags()  # a flag belongs to the command that asks for it here
 
 PATHS: set[str] = set()  # the flags that path_flag defined
+# those of them that may name objects of a store, as gs://BUCKET/...
+WORKDIRS, DATA = {"workdir", "teacher"}, {"images"}
 
 
 def path_flag(name: str, default: str | None, help: str, *, required: bool = False) -> None:

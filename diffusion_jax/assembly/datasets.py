@@ -8,8 +8,9 @@ from ml_collections import ConfigDict
 from diffusion_jax import data
 from diffusion_jax.assembly import components
 from diffusion_jax.assembly.build import build, members
-from diffusion_jax.core import progress
+from diffusion_jax.core import progress, staging
 from diffusion_jax.core.errors import UserError
+from diffusion_jax.data import consent
 from diffusion_jax.models import text
 from diffusion_jax.pretrained import weights
 from diffusion_jax.training import distributed
@@ -69,6 +70,8 @@ def dataset(config: ConfigDict) -> data.Dataset:
     # the other processes find what the first prepares on a shared disk
     with distributed.first_before_others("data"):
         options = {key: config.data[key] for key in KEYS if key in config.data}
+        for key in {*consent.KEYS} & {*options}:
+            options[key] = staging.local(options[key], f"config.data.{key}", writable=False)
         loaded = data.load(**options, seed=config.seed, captioned=bool(encoder))
         if wanted not in (0, loaded.num_classes):
             found = f"{loaded.num_classes} classes" if loaded.num_classes else "no labels"

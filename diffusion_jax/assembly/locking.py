@@ -10,7 +10,10 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from diffusion_jax.assembly import leases
+from diffusion_jax.core import staging
 from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.mirrors import Mirror
 from diffusion_jax.training import distributed
 
 
@@ -18,7 +21,8 @@ from diffusion_jax.training import distributed
 def locked(workdir: str | Path) -> Iterator[Callable[[], None]]:
     """Keep other processes from training in this workdir while the block runs.
 
-    The first process of a run holds the lock.
+    The first process of a run holds the lock. In an object store it is a lease (`leases`), and the
+    local folder is made equal to the bucket again once it is held.
 
     Args:
       workdir: the folder of the run, which is created if it is missing.
@@ -33,6 +37,12 @@ def locked(workdir: str | Path) -> Iterator[Callable[[], None]]:
     """
     if not distributed.first():
         yield lambda: None
+        return
+    if (mirror := staging.of(workdir)) is not None:
+        with leases.leased(mirror.bucket) as still_ours:
+            staging.refresh(workdir)
+            staging.tidy(workdir)
+            yield functools.partial(_still_ours, still_ours, mirror)
         return
     path = Path(workdir).expanduser().absolute() / ".lock"
     try:
@@ -58,6 +68,11 @@ def locked(workdir: str | Path) -> Iterator[Callable[[], None]]:
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
         yield functools.partial(_in_place, path, os.fstat(file.fileno()))
+
+
+def _still_ours(check: Callable[[], None], mirror: Mirror) -> None:
+    with staging.advice(mirror):
+        check()
 
 
 def _in_place(lock: Path, ours: os.stat_result) -> None:

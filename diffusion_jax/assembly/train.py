@@ -25,7 +25,7 @@ from diffusion_jax.assembly import (
     workdir,
 )
 from diffusion_jax.assembly.settings import Experiment
-from diffusion_jax.core import files
+from diffusion_jax.core import files, staging
 from diffusion_jax.data import Dataset
 from diffusion_jax.report import losses
 from diffusion_jax.training import checkpoint, distributed, loop, metrics, nonfinite, restoring
@@ -75,7 +75,7 @@ def train(
 
     Args:
       config: the config.
-      path: the workdir.
+      path: the workdir, which may be a URL such as gs://bucket/runs/a.
       dataset: instead of the data of the config.
       fit: the training loop, which experiments.benchmark replaces.
       asked: the config keys that the user has set. A scale of guidance that is not among them is
@@ -90,6 +90,7 @@ def train(
     """
     config_schema.check(config)
     components.check_components(config)
+    path = staging.local(path)
     dataset = dataset or workdir.dataset(config, path, resumes=True)
     if "sampler.guidance" not in asked:
         config = denoiser.usable_guidance(config, dataset.num_classes)
@@ -105,6 +106,7 @@ def train(
         if distributed.first():
             in_place()
             losses.loss_curve(metrics.read_rows(root / "metrics.jsonl"), root / "loss.png")
+            staging.push(root)
     if ended.stopped_by:
         print(
             f"{ended.stopped_by.name}: saved at step {ended.step} of {experiment.training.steps}; "
@@ -139,6 +141,11 @@ def _start(run: RunSetup, failed: tuple[nonfinite.NonFinite, nonfinite.Rollback]
     """
     experiment, parts = run.experiment, run.parts
     every = experiment.training.checkpoint_every if failed else 0
+    if staging.of(run.root):  # the others have folders of their own
+        distributed.barrier("checkpoints are sent")
+        if not distributed.first():
+            staging.refresh(run.root)
+        distributed.barrier("checkpoints are listed")
     restored = restoring.restore(run.root / "checkpoints", run.template, multiple_of=every or 1)
     if restored:
         state = restored.state

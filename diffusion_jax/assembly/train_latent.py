@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.assembly import autoencoders, components, config_files, latent, workdir
 from diffusion_jax.assembly.train import train
-from diffusion_jax.core import parsing, reading
+from diffusion_jax.core import parsing, reading, staging
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import latents
 
@@ -61,7 +61,7 @@ def train_latent(
     Raises:
       UserError: for a config that is not of latents, and for those that cannot be trained.
     """
-    root = Path(path).absolute()
+    root = Path(staging.local(path)).absolute()
     if "latent" not in config:
         raise UserError("train_latent takes a config of latents, such as configs/fashion_latent.py")
     if recipe is None and not config.latent.recipe:
@@ -77,7 +77,9 @@ def train_latent(
     if not train(recipe, str(root / "autoencoder")):
         return None
     config = config.copy_and_resolve_references()
-    config.data.path, config.latent.autoencoder = str(encoded(root)), str(root / "autoencoder")
+    # of a workdir in a bucket the config names the URLs, which hold on every machine
+    config.data.path = staging.shown(str(encoded(root)))
+    config.latent.autoencoder = staging.shown(str(root / "autoencoder"))
     return root / "model" if train(config, str(root / "model")) else None
 
 

@@ -41,7 +41,7 @@ from diffusion_jax.assembly import (
 from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.experiment import assemble, guided_by
 from diffusion_jax.assembly.settings import Experiment
-from diffusion_jax.core import files, provenance, reading
+from diffusion_jax.core import files, provenance, reading, staging
 from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.core.types import Params
 from diffusion_jax.data import consent
@@ -118,6 +118,7 @@ def saved_config(workdir: str | Path, key: str = "--workdir") -> ConfigDict:
     Raises:
       UserError: where there is no config, and for one that is damaged or out of range.
     """
+    workdir = staging.local(workdir, key)
     path = Path(workdir).expanduser() / CONFIG_FILE
     if not path.is_file():
         raise UserError(
@@ -192,7 +193,7 @@ def dataset(
     Raises:
       UserError: naming what differs from data.json.
     """
-    loaded = datasets.dataset(config)
+    loaded, workdir = datasets.dataset(config), staging.local(workdir)
     if workdir is None or restoring.latest_step(Path(workdir) / "checkpoints") is None:
         return loaded
     sizes = resumes or same_run.names_the_same_data(Path(workdir), config)
@@ -229,7 +230,7 @@ def load(
       UserError: if there is no such checkpoint, or the config does not fit the run.
     """
     config = saved_config(workdir) if config is None else config
-    workdir = Path(workdir).expanduser().absolute()
+    workdir = Path(staging.local(workdir)).expanduser().absolute()
     about = about_data(workdir)
     other = functools.partial(_auxiliary, workdir, mesh=mesh)
     experiment = assemble(config, about["image_shape"], about["num_classes"], other)
@@ -318,8 +319,9 @@ def _auxiliary(
     workdir: Path, named: guides.AuxiliaryModel, mesh: Mesh | None = None
 ) -> tuple[Experiment, Params]:
     """A network that a guide needs: of another workdir, or other weights of this one."""
-    root = Path(named.workdir).expanduser() if named.workdir else workdir
-    config = saved_config(root, "config.sampler.guide: workdir").unlock()
+    key = "config.sampler.guide: workdir"
+    root = Path(staging.local(named.workdir, key)).expanduser() if named.workdir else workdir
+    config = saved_config(root, key).unlock()
     config.sampler.guide = "cfg()"  # a guide is not itself guided
     config.sampler.ema = named.ema or config.sampler.ema
     trained = load(root, config.lock(), mesh, step=named.step or None)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax.core import reading
+from diffusion_jax.core import reading, staging
 from diffusion_jax.core.errors import UserError
 
 
@@ -52,7 +52,8 @@ def canonical_json(value: Any, indent: int | None = 2) -> str:
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path that replaces `path` when the block ends.
 
-    If the block raises, `path` stays as it was. Missing folders are made. The temporary name keeps
+    If the block raises, `path` stays as it was. Missing folders are made. In a workdir that is in
+    an object store the whole file is then sent there (`staging.sent`). The temporary name keeps
     the suffix, by which many writers choose their format.
 
     Args:
@@ -78,6 +79,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+        staging.sent(path)
     except OSError as error:  # such as a full disk, where the system names no file
         error.filename = os.fspath(path)
         raise

@@ -12,7 +12,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from diffusion_jax.core import files
+from diffusion_jax.core import buckets, files
 from diffusion_jax.core.errors import UserError
 
 KEYS = ("path", "data_dir", "captions")  # of config.data
@@ -50,4 +50,4 @@ def _record(path: str) -> Path:
 
 
 def _real(path: str) -> str:
-    return os.path.realpath(os.path.expanduser(path))
+    return path if buckets.is_url(path) else os.path.realpath(os.path.expanduser(path))

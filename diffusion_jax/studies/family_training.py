@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import data
 from diffusion_jax.assembly import datasets, preparation, train, trainer
 from diffusion_jax.assembly.train_latent import encoded
-from diffusion_jax.core import files, reading
+from diffusion_jax.core import files, reading, staging
 from diffusion_jax.core.errors import UNFINISHED, CommandExit
 from diffusion_jax.studies import store
 from diffusion_jax.training import loop
@@ -45,7 +45,7 @@ def train_family(
     train_for(root / "autoencoder", recipe, dataset, 0.5 * settings.seconds, seed)
     config.data = config.data.copy_and_resolve_references()
     config.data.update(name="latents", path=str(encoded(root)))
-    config.latent.autoencoder = str(root / "autoencoder")
+    config.latent.autoencoder = staging.shown(str(root / "autoencoder"))
     latents = datasets.dataset(config)
     return train_for(root / "model", config, latents, 0.5 * settings.seconds, seed)
 

@@ -17,7 +17,7 @@ from diffusion_jax.assembly import components, config_files, sampling, train
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.workdir import Trained
-from diffusion_jax.core import files, parsing, provenance
+from diffusion_jax.core import files, parsing, provenance, staging
 from diffusion_jax.core.errors import UNFINISHED, CommandExit, UserError
 from diffusion_jax.core.types import Array
 from diffusion_jax.evaluation import intervals
@@ -198,9 +198,9 @@ def train_variant(recipe: Recipe, name: str) -> Trained:
     """
     config = config_files.load_config(_variant(recipe.config, name, recipe.size)).unlock()
     if config.distill.teacher:
-        config.distill.teacher = str(recipe.teacher)
+        config.distill.teacher = staging.shown(str(recipe.teacher))
     if config.init_from:
-        config.init_from = str(recipe.teacher)
+        config.init_from = staging.shown(str(recipe.teacher))
     if recipe.images:
         config.data.path = recipe.images
     if recipe.steps:

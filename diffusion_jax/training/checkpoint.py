@@ -8,6 +8,9 @@ whole checkpoint or none.
 A save keeps the training waiting only while the state is copied to the host: digests and files are
 made from the copy, in a thread. (In a run of several processes only the files are, because the
 digests need leaves that all processes gather at once.)
+
+Where the workdir is in an object store, the processes have no common folder: all of them gather the
+leaves, the first one alone writes them, and the same thread then sends the checkpoint.
 """
 
 from __future__ import annotations
@@ -25,8 +28,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from diffusion_jax.core import staging
 from diffusion_jax.core.errors import UserError, unknown
-from diffusion_jax.training import restoring, storage, verification
+from diffusion_jax.training import restoring, sharding, storage, verification
 from diffusion_jax.training.placement import leaves_by_path
 from diffusion_jax.training.verification import DamagedCheckpoint
 
@@ -69,16 +73,21 @@ class Checkpointer:
         self.directory = Path(directory).absolute()
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            if jax.process_index() == 0:
+            if jax.process_index() == 0 or staging.of(self.directory):
                 _clear_newer(self.directory, restored_step, delete_newer)
                 _remove_unfinished(self.directory)
         except OSError as error:
             raise UserError(
                 f"cannot write checkpoints to '{self.directory}': {error.strerror}"
             ) from error
-        self._manager = storage.open_manager(self.directory, keep=keep, keep_every=keep_every)
+        several, staged = jax.process_count() > 1, staging.of(self.directory) is not None
+        self._alone, self._gathers = not several or staged, several and staged
+        self._manager = None
+        if not (self._gathers and jax.process_index()):
+            self._manager = storage.open_manager(
+                self.directory, keep=keep, keep_every=keep_every, alone=self._gathers
+            )
         self._check = check
-        self._alone = jax.process_count() == 1
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future | None = None
 
@@ -98,7 +107,9 @@ class Checkpointer:
         leaves = leaves_by_path(state)
         described, arrays = verification.describe(leaves), verification.stored_arrays(leaves)
         if self._alone:
-            arrays = _copies(arrays)
+            arrays = _copies(arrays, self._manager is not None)
+            if self._manager is None:
+                return
             self._pending = self._pool.submit(self._write, step, described, arrays, extra)
         else:
             self._write(step, described, arrays, extra)
@@ -138,8 +149,9 @@ class Checkpointer:
             self.wait()
         finally:
             self._pool.shutdown()
-            with contextlib.suppress(Exception):  # Orbax raises again what `wait` has raised
-                self._manager.close()
+            if self._manager is not None:
+                with contextlib.suppress(Exception):  # Orbax raises again what `wait` has raised
+                    self._manager.close()
 
     def _write(
         self, step: int, described: dict[str, dict], arrays: dict, extra: Mapping | None
@@ -154,6 +166,8 @@ class Checkpointer:
                 )
             if self._alone:
                 self._manager.wait_until_finished()
+                self._check()
+                staging.push(self.directory)
 
 
 def keep_best(
@@ -233,8 +247,14 @@ def _one_error(directory: Path, step: int | None) -> Iterator[None]:
         ) from error
 
 
-def _copies(arrays: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Copies on the host, in memory of their own: the next step overwrites the devices' memory."""
+def _copies(arrays: dict[str, Any], keep: bool) -> dict[str, np.ndarray]:
+    """Copies on the host, in memory of their own: the next step overwrites the devices' memory.
+
+    Several processes gather each leaf in the same order; those that do not `keep` it drop it.
+    """
+    if jax.process_count() > 1:
+        whole = ((path, sharding.fetch(array)) for path, array in arrays.items())
+        return {path: np.array(array) for path, array in whole if keep}
     for array in arrays.values():
         if isinstance(array, jax.Array):
             array.copy_to_host_async()

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax.core import npz, reading
+from diffusion_jax.core import npz, reading, staging
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.files import load_json, save_json, save_text
 from diffusion_jax.report.tables import markdown_table
@@ -122,10 +122,11 @@ def write(
     found = numbers["nonfinite"]
     losses = np.asarray(found["losses"])
     bad = np.flatnonzero(~np.isfinite(losses)).tolist()
+    named = staging.shown(str(workdir))
     report = {
         "step": step,
         "what": nonfinite.kind(found),
-        "command": f"python -m experiments.repro --workdir={workdir} --step={step}",
+        "command": f"python -m experiments.repro --workdir={named} --step={step}",
         "start": {"checkpoint": checkpoint, "key": list(key), "shift": shift},
         "examples": bad,
         "losses": losses,

@@ -76,7 +76,7 @@ async def _all_finished(call: Callable[..., Coroutine], *columns: Sequence) -> l
 
 
 def open_manager(
-    directory: Path, *, keep: int | None, keep_every: int | None
+    directory: Path, *, keep: int | None, keep_every: int | None, alone: bool = False
 ) -> ocp.CheckpointManager:
     """Orbax's manager of a folder of checkpoints, which also removes old ones.
 
@@ -84,11 +84,22 @@ def open_manager(
       directory: the folder.
       keep: how many of the latest checkpoints to keep; None keeps all.
       keep_every: checkpoints at multiples of this step are kept for good.
+      alone: whether this process of several is the only one that writes.
     """
+    several = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index() if alone else 0,
+        active_processes={jax.process_index()} if alone else None,
+        barrier_sync_key_prefix="alone" if alone else None,
+    )
     _silence_orbax_log()
     return ocp.CheckpointManager(
         _readable(directory),
-        options=ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every or None),
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            keep_period=keep_every or None,
+            create=False,
+            multiprocessing_options=several,
+        ),
         item_handlers=_item_handlers(ocp.type_handlers.get_type_handler(jax.Array)),
     )
 

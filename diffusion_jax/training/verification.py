@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax.core import reading
+from diffusion_jax.core import reading, staging
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.training import distributed, storage
 from diffusion_jax.training.sharding import fetch
@@ -79,12 +79,15 @@ def make_meta(step: int, described: Mapping[str, dict], arrays: dict, extra: dic
 def read_body(folder: Path) -> dict[str, Any]:
     """Read the description 'meta': {'step', 'leaves': {path: shape, dtype, sha256}, 'extra'}.
 
+    The whole checkpoint is fetched first where the workdir is in an object store.
+
     Args:
       folder: the folder of the checkpoint, DIR/STEP.
 
     Raises:
       DamagedCheckpoint: if it cannot be read, or is not what was written.
     """
+    staging.complete(folder)
     meta = _attempt(storage.read_meta, folder)
     if not isinstance(meta, dict) or meta.get("sha256") != _text_digest(meta.get("body")):
         raise DamagedCheckpoint("its description does not match its digest")

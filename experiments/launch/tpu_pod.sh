@@ -2,16 +2,18 @@
 # Train on a Cloud TPU pod slice, from a laptop with gcloud:
 #
 #   export NAME=diffusion ZONE=us-west4-a TYPE=v5litepod-256 VERSION=v2-alpha-tpuv5-lite
-#   export REPO=https://github.com/YOU/diffusion_jax.git NFS=10.0.0.2:/share   # a Filestore share, at /shared on all hosts
+#   export REPO=https://github.com/YOU/diffusion_jax.git BUCKET=gs://YOUR-BUCKET   # in the region of ZONE
 #   experiments/launch/tpu_pod.sh create        # SPOT=1 for spot capacity; `queue` instead waits for capacity
-#   experiments/launch/tpu_pod.sh install       # on every host: mount, clone, make install EXTRAS=tpu
-#   experiments/launch/tpu_pod.sh train --config=configs/cifar10.py:edm,full --workdir=/shared/runs/cifar10 \
-#     --config.data.data_dir=/shared/data --config.data.batch_size=2048
+#   experiments/launch/tpu_pod.sh install       # on every host: clone, make install EXTRAS=tpu,gcs
+#   experiments/launch/tpu_pod.sh train --config=configs/cifar10.py:edm,full --workdir=$BUCKET/runs/cifar10 \
+#     --config.data.data_dir=$BUCKET/data --config.data.batch_size=2048
 #   experiments/launch/tpu_pod.sh log           # follow host 0; Ctrl-C leaves the training alone
 #   experiments/launch/tpu_pod.sh stop          # save and end; the same `train` resumes
 #   experiments/launch/tpu_pod.sh delete
 #
-# Each host runs one process on its own chips; jax finds the others from the TPU's metadata.
+# Each host runs one process on its own chips; jax finds the others from the TPU's metadata. The hosts share no disk: the
+# workdir is in the bucket (docs/scaling.md). With NFS=HOST:/SHARE, `install` also mounts that share at /shared on every host,
+# and --workdir may be a folder there instead.
 set -euo pipefail
 
 usage() { sed -n "2,/^set /{/^set /d;s/^# \{0,1\}//;p}" "$0"; exit 2; }
@@ -34,15 +36,20 @@ case $action in
       --accelerator-type="$TYPE" --runtime-version="$VERSION" ${SPOT:+--spot}
     ;;
   install)
-    : "${REPO:?the git address of your checkout}" "${NFS:?HOST:/SHARE of a network file system}"
+    : "${REPO:?the git address of your checkout}"
+    share=:
+    if [ -n "${NFS:-}" ]; then
+      share="sudo apt-get install -qy nfs-common
+        sudo mkdir -p /shared
+        mountpoint -q /shared || sudo mount -t nfs $(printf %q "$NFS") /shared"
+    fi
     everywhere "set -e
-      sudo apt-get update -q && sudo apt-get install -qy nfs-common make git python3-pip
-      sudo mkdir -p /shared
-      mountpoint -q /shared || sudo mount -t nfs $(printf %q "$NFS") /shared
+      sudo apt-get update -q && sudo apt-get install -qy make git python3-pip
+      $share
       [ -d diffusion_jax ] || git clone -q $(printf %q "$REPO") diffusion_jax
       git -C diffusion_jax pull -q --ff-only
       python3 -m pip install -q --user uv && python3 -m uv python install -q 3.12
-      make -C diffusion_jax install EXTRAS=tpu PYTHON=\$(python3 -m uv python find 3.12)"
+      make -C diffusion_jax install EXTRAS=tpu,gcs PYTHON=\$(python3 -m uv python find 3.12)"
     ;;
   train)
     [ $# -gt 0 ] || usage

@@ -31,7 +31,6 @@ POD = {
     "TYPE": "v5litepod-256",
     "VERSION": "v",
     "REPO": "r",
-    "NFS": "10.0.0.2:/s",
 }
 
 

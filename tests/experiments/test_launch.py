@@ -187,9 +187,14 @@ def test_a_pod_is_asked_for_installed_trained_on_stopped_and_given_back(tmp_path
     for name in ("sudo", "git", "make", "python3", "mountpoint"):
         stub(bin, name)
     pod("install")
-    assert ["clone", "-q", "r", "diffusion_jax"] not in calls(bin, "git") and "EXTRAS=tpu" in calls(
-        bin, "make"
-    )[0]
+    assert not any("mount" in call or "nfs-common" in call for call in calls(bin, "sudo"))
+    stub(bin, "mountpoint", "exit 1")
+    share = {"path": bin, "cwd": tmp_path, **POD, "NFS": "10.0.0.2:/s"}
+    bash(LAUNCH / "tpu_pod.sh", "install", **share)  # where there is one
+    assert ["mount", "-t", "nfs", "10.0.0.2:/s", "/shared"] in calls(bin, "sudo")
+    assert ["clone", "-q", "r", "diffusion_jax"] not in calls(
+        bin, "git"
+    ) and "EXTRAS=tpu,gcs" in calls(bin, "make")[0]
 
 
 def test_the_kubernetes_job_agrees_with_itself():

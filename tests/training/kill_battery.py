@@ -12,11 +12,16 @@ its time in saves.
 Each must end as the run that nobody killed: the sha256 over every leaf (parameters, EMAs,
 optimizer, key) and every row of metrics.jsonl but its timing. It takes minutes, and pytest does not
 collect it. The exit status is 1 if any run differs.
+
+With --bucket the workdirs are in an object store that is a folder (tests/buckets), every run begins
+on one of two hosts (local folders that know nothing of each other), and "saving" means that the
+kill left a checkpoint of which the store has only a part.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
 import random
@@ -32,6 +37,7 @@ import jax
 import numpy as np
 
 from diffusion_jax.assembly import config_files, experiment, trainer
+from diffusion_jax.core import mirrors
 from diffusion_jax.training import metrics, restoring
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,6 +55,32 @@ CHANGES = {
 }
 
 MOMENTS = ("start", "rows", "save")
+STORES = ROOT / "tests" / "buckets"
+
+
+def in_a_bucket(workdir: Path) -> None:
+    """Let workdirs below this folder be objects of a store from now on."""
+    os.environ["FAKEBUCKET_ROOT"] = str(workdir)
+    os.environ["FAKEBUCKET_DELAY"] = "0.003"
+    paths = [str(STORES), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+
+
+def url(workdir: Path) -> str:
+    """What --workdir names: the folder, or the objects that it stands for."""
+    root = os.environ.get("FAKEBUCKET_ROOT")
+    return f"fakebucket://{workdir.relative_to(root)}" if root else str(workdir)
+
+
+def half_saved(folder: Path) -> bool:
+    """Whether a checkpoint is there in part."""
+    if "FAKEBUCKET_ROOT" not in os.environ:
+        return any(folder.glob("*.orbax-checkpoint-tmp*"))
+    with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+        for step in folder.glob("[0-9]*"):
+            if not (step / mirrors.COMMITTED).exists() and any(step.rglob("?*.*")):
+                return True
+    return False
 
 
 def command(workdir: Path, steps: int) -> list[str]:
@@ -58,15 +90,19 @@ def command(workdir: Path, steps: int) -> list[str]:
         "-m",
         "experiments.train",
         f"--config={CONFIG}",
-        f"--workdir={workdir}",
+        f"--workdir={url(workdir)}",
         *(f"--config.{key}={value}" for key, value in changes.items()),
     ]
 
 
 def start(workdir: Path, steps: int) -> subprocess.Popen:
     workdir.parent.mkdir(parents=True, exist_ok=True)
+    host = workdir.parent / f".host{random.randrange(2)}"
     return subprocess.Popen(
-        command(workdir, steps), cwd=ROOT, stderr=(workdir.parent / "stderr.txt").open("a")
+        command(workdir, steps),
+        cwd=ROOT,
+        env=os.environ | {"DIFFUSION_JAX_BUCKETS": str(host)},
+        stderr=(workdir.parent / "stderr.txt").open("a"),
     )
 
 
@@ -112,23 +148,13 @@ def kill_at(
         if moment == "rows" and len(metrics.read_rows(path)) >= rows:
             time.sleep(chance.uniform(0, 0.1))
             break
-        if (
-            moment == "save"
-            and len(metrics.read_rows(path)) >= rows
-            and any(folder.glob("*.orbax-checkpoint-tmp*"))
-        ):
+        if moment == "save" and len(metrics.read_rows(path)) >= rows and half_saved(folder):
             break
         time.sleep(0.001)
     process.kill()
     if process.wait() != -signal.SIGKILL:
         return "done"
-    return (
-        "saving"
-        if any(folder.glob("*.orbax-checkpoint-tmp*"))
-        else "training"
-        if path.exists()
-        else "starting"
-    )
+    return "saving" if half_saved(folder) else "training" if path.exists() else "starting"
 
 
 def trials(
@@ -181,6 +207,7 @@ def main() -> int:
         "--steps", type=int, default=60, help="of a trial; the long run has eight for each kill"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--bucket", action="store_true", help="workdirs in an object store")
     flags = parser.parse_args()
     chance, workdir = random.Random(flags.seed), flags.workdir.absolute()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(workdir / "compiled"))
@@ -189,6 +216,8 @@ def main() -> int:
     )
     if workdir.exists():
         sys.exit(f"{workdir} exists; give a new folder")
+    if flags.bucket:
+        in_a_bucket(workdir)
 
     finish(workdir / "straight" / "run", flags.steps)
     good, moments = trials(
