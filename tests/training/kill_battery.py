@@ -78,7 +78,8 @@ def half_saved(folder: Path) -> bool:
         return any(folder.glob("*.orbax-checkpoint-tmp*"))
     with contextlib.suppress(FileNotFoundError):  # removed meanwhile
         for step in folder.glob("[0-9]*"):
-            if not (step / mirrors.COMMITTED).exists() and any(step.rglob("?*.*")):
+            parts = any(part.is_file() for part in step.rglob("*"))  # of one that is removed, too
+            if parts and not (step / mirrors.COMMITTED).exists():
                 return True
     return False
 
