@@ -295,6 +295,7 @@ def test_stopped_in_a_bucket_and_resumed_on_another_host_it_gives_the_same_bits(
     assert workdir.load(RUN).step == STEPS
 
 
+@pytest.mark.long
 def test_a_run_whose_network_goes_ends_in_one_line_and_resumes(undisturbed, store, at, hurried):
     at(13, (store.parent / "down").touch)
     with pytest.raises(UserError, match="the network is gone.* running the same command again"):
