@@ -66,7 +66,8 @@ def fail(error: Exception | str) -> NoReturn:
     Args:
       error: the error or its message; line breaks become spaces.
     """
-    exits.say(f"error: {printable(' '.join(str(error).split()))}")
+    line = staging.shown(" ".join(str(error).split()))
+    exits.say(f"error: {printable(line)}")
     sys.exit(exits.MISTAKE)
 
 
