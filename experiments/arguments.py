@@ -125,6 +125,11 @@ def parse(
         names = {one.name for one in given if str(one.value).lower() != "false"}
         mode = next((flag for flag in modes if flag in names), "")
         if source == "either":
+            if not names & {"workdir", "config"}:
+                raise UserError(
+                    "--workdir is missing: the folder of a trained model; or give a config file, "
+                    "such as --config=configs/digits.py:vp"
+                )
             source = "workdir" if "workdir" in names else "file"
         source = "none" if mode else source
         spec, changes, typed = _sorted(given, source, usage.short(source, short))

@@ -85,14 +85,14 @@ def unknown(what: str, name: str, choices: Iterable[str]) -> UserError:
     name = name if len(name) <= LONGEST else f"{name[:LONGEST]}..."
     choices = sorted(choices)  # of very many only the nearest are listed
     near = nearest(name, choices)
-    hint = f" did you mean '{near}'?" if near else ""
+    hint = f"; did you mean '{near}'?" if near else "."
     listed = (
         choices
         if len(choices) <= MANY
         else difflib.get_close_matches(name, choices, n=10, cutoff=0.0)
     )
     return UserError(
-        f"unknown {what} '{name}';{hint} There are: {', '.join(listed)}"
+        f"unknown {what} '{name}'{hint} There are: {', '.join(listed)}"
         + ", ..." * (len(choices) > MANY)
     )
 

@@ -217,6 +217,20 @@ def resolve_names(features: Sequence[str], metrics: Sequence[str]) -> tuple[list
     return features, list(dict.fromkeys(chosen))
 
 
+def check_features(features: Sequence[str]) -> None:
+    """Check that every name is one of a feature extractor.
+
+    Args:
+      features: names in lower case, as `resolve_names` returns them.
+
+    Raises:
+      UserError: for an unknown name.
+    """
+    for name in features:
+        if name not in extractors.EXTRACTORS:
+            raise unknown("features", name, extractors.EXTRACTORS)
+
+
 def check_metrics(metrics: Sequence[str]) -> None:
     """Check that every name is a metric.
 

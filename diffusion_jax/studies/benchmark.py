@@ -160,7 +160,8 @@ def _run(
         found["peers"] = benchmark_peers.peers(compared, lambda part: keep(found | {"peers": part}))
         keep(found)
     for name, part in found.items():
-        print(f"## {name}\n\n{part.facts}\n\n{tables.markdown_table(part.rows, part.columns)}")
+        table = tables.markdown_table(part.rows, part.columns) if part.rows else ""
+        print(f"## {name}\n\n{part.facts}\n\n{table}")
     if stored:
         record = keep(found)
         rows = benchmark_comparison.compare(stored, record)

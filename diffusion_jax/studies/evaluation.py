@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from diffusion_jax.assembly import autoencoders, experiment, sample_conditions, sampling
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.workdir import Trained
-from diffusion_jax.core import files, parsing, provenance
+from diffusion_jax.core import files, provenance
 from diffusion_jax.data import Dataset
 from diffusion_jax.evaluation import choice, intervals, judge
 from diffusion_jax.evaluation import metrics as metric_table
@@ -48,8 +48,7 @@ def evaluate(
       UserError: for metrics, features and references that do not exist or do not fit the data.
     """
     mesh = sampling.sampling_mesh(config)
-    names, scores = choice.resolve_names(parsing.names(features), parsing.metrics(metrics))
-    choice.check_metrics(scores)  # mistakes are reported before anything takes long
+    names, scores = scoring.requested(features, metrics)  # before anything takes long
     trained = workdirs.load(workdir, config, mesh)
     model = trained.experiment
     experiment.need_images(model)

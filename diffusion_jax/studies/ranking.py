@@ -214,5 +214,5 @@ def _difference(best: Result, other: Result, score: Metric) -> str:
     """Describe the difference between another result and the best."""
     if score.name == "error":
         ratio = other.row["error"] / max(best.row["error"], 1e-300)
-        return f"{ratio:.2g} times as far"
+        return f"{ratio:.3g} times as far"
     return f"worse by {score.text(*margin(best, other, score.name))}"

@@ -200,9 +200,10 @@ def requested(features: str, metrics: str) -> tuple[list[str], list[str]]:
       (features, metrics).
 
     Raises:
-      UserError: for a metric that does not exist.
+      UserError: for features and metrics that do not exist.
     """
     names, scores = choice.resolve_names(parsing.names(features), parsing.metrics(metrics))
+    choice.check_features(names)
     choice.check_metrics(scores)
     return names, scores
 

@@ -123,7 +123,7 @@ def write(task: Task, line: Sequence[str]) -> Path:
         submit.append(
             f"job=$(sbatch --parsable --job-name=sweep-{stage.name} --array=0-{len(stage.jobs) - 1}"
             f'{after} "$@" {script})\n'
-            f'echo "{stage.name}: {len(stage.jobs)} jobs, array $job"\n'
+            f'echo "{stage.name}: array $job, jobs: {len(stage.jobs)}"\n'
         )
         first += len(stage.jobs)
     files.save_text(jobs, "".join(f"{each}\n" for each in lines))

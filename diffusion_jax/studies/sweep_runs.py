@@ -22,7 +22,8 @@ def train(task: Task, only: int | None = None) -> None:
     """
     runs = list(task.runs.items())
     if only is not None and not 0 <= only < len(runs):
-        raise UserError(f"--job=train:{only}: there are {len(runs)} training runs, from 0 on")
+        known = f"the runs are 0 to {len(runs) - 1}" if runs else "this sweep trains nothing"
+        raise UserError(f"--job=train:{only}: there is no such job; {known}")
     keys = [axis.key for axis in task.space.axes if not sweep_space.is_sampling(axis.key)]
     for number, (folder, config) in enumerate(runs):
         if only in (None, number):

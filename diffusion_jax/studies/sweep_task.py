@@ -19,13 +19,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_jax.assembly.build import Family, build
-from diffusion_jax.core import files, parsing
+from diffusion_jax.core import files
 from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.core.progress import progress
 from diffusion_jax.data import Dataset
 from diffusion_jax.evaluation import choice, judge
-from diffusion_jax.evaluation.features import EXTRACTORS
-from diffusion_jax.evaluation.metrics import METRICS, NEITHER, find
+from diffusion_jax.evaluation.metrics import NEITHER, find
 from diffusion_jax.samplers import base
 from diffusion_jax.studies import scoring, sweep_cells, sweep_search, sweep_space
 from diffusion_jax.studies.sweep_cells import CellSampler, CellScores, Scoring, SweepCell
@@ -91,21 +90,19 @@ def names(features: str, metrics: str, metric: str = "") -> Names:
     Raises:
       UserError: for unknown names, and for a metric that is not measured or has no direction.
     """
-    chosen, scores = choice.resolve_names(parsing.names(features), parsing.metrics(metrics))
-    choice.check_metrics(scores)
+    chosen, scores = scoring.requested(features, metrics)
     if not scores:
         raise UserError("--metrics is empty; name some, with commas, such as accuracy,frechet")
-    for name in chosen:
-        if name not in EXTRACTORS:
-            raise unknown("features", name, EXTRACTORS)
     optimized = metric.lower() or _GIVES.get(scores[0], scores)[0]
     if (alias := choice.ALIASES.get(metric.lower())) and alias.features:
         chosen = list(dict.fromkeys([*chosen, alias.features]))
         optimized = f"{alias.metric}/{alias.features}"
     base = optimized.partition("/")[0]
-    if base not in METRICS:
-        raise unknown("--metric", metric, [key for key, m in METRICS.items() if m.direction])
-    if METRICS[base].direction == NEITHER:
+    possible = [score for name in choice.NAMES for score in _GIVES.get(name, (name,))]
+    if base not in possible:
+        usable = [name for name in possible if find(name).direction != NEITHER]
+        raise unknown("--metric", metric, usable)
+    if find(base).direction == NEITHER:
         raise UserError(f"--metric={metric}: neither direction of it is better; choose another")
     given = [score for name in scores for score in _GIVES.get(name, (name,))]
     if base not in given:

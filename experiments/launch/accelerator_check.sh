@@ -21,23 +21,26 @@ cd "$(dirname "$0")/../.."
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; exit 2; }
 fail() { echo "error: $*" >&2; exit 2; }
 
-out=${OUT:-} minutes= stages= work= wheels= data= peers= tiny=
+out= minutes= stages= work= wheels= data= peers= tiny=
 for argument; do
   case $argument in
     --tiny) tiny=1 ;;
     --minutes=*|--stages=*|--work=*|--wheels=*|--data=*|--peers=*)
       name=${argument%%=*}; printf -v "${name#--}" %s "${argument#*=}" ;;
-    -*) usage ;;
-    *) out=$argument ;;
+    -h|--help) usage ;;
+    -*) fail "unknown argument $argument; --help lists those that exist" ;;
+    *) [ -z "$out" ] || fail "two folders of results, $out and $argument; give one"
+      out=$argument ;;
   esac
 done
+out=${out:-${OUT:-}}
 [ -n "$out" ] || usage
 minutes=${minutes:-$([ -n "$tiny" ] && echo 8 || echo 13)}
-[[ $minutes =~ ^[0-9]+$ ]] || fail "--minutes=$minutes: write a whole number"
+[[ $minutes =~ ^[1-9][0-9]{0,3}$ ]] || fail "--minutes=$minutes: write a whole number from 1 to 9999"
 all="install environment data tests benchmark transformer peers training sampling evaluation"
 stages=${stages:-${all// /,}}
 for name in ${stages//,/ }; do [[ " $all " == *" $name "* ]] || fail "--stages: there is no $name; there are: $all"; done
-for path in "$wheels" "$data" "$peers"; do [ -z "$path" ] || [ -e "$path" ] || fail "$path does not exist"; done
+for name in wheels data peers; do [ -z "${!name}" ] || [ -e "${!name}" ] || fail "--$name=${!name} does not exist"; done
 if [ -n "$peers" ]; then peers=$(realpath "$peers"); fi
 
 deadline=$(( $(date +%s) + 60 * minutes ))

@@ -38,6 +38,9 @@ def test_mistakes_are_one_line_before_anything_runs(tmp_path):
     for argument, words in {
         "--stages=test": "there is no test; there are: install environment",
         "--minutes=ten": "write a whole number",
+        "--minutes=0": "write a whole number from 1",
+        "--minuets=9": "unknown argument --minuets=9",
+        "another": "give one",
         f"--data={tmp_path}/none": "none does not exist",
     }.items():
         assert words in check(out, argument, expect=2).stderr

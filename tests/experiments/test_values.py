@@ -79,6 +79,7 @@ def test_lists_of_numbers_paths_and_scores():
         ({"sampler": "ddim@karass"}, "did you mean 'karras'"),
         ({"methods": ["cdd"]}, "did you mean 'cd'"),
         ({"budgets": [50]}, "--nfe is empty"),
+        ({"features": "pixel"}, "unknown features 'pixel'; did you mean 'pixels'"),
     ],
 )
 def test_few_step_checks_names_before_it_trains(change, said):
@@ -88,6 +89,7 @@ def test_few_step_checks_names_before_it_trains(change, said):
         "size": "",
         "sampler": "ddim",
         "budgets": [1, 50],
+        "features": "",
     }
     few_step_methods.check_names(*given.values())
     with pytest.raises(UserError, match=said):

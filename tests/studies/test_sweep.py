@@ -126,7 +126,7 @@ def test_submit_sends_each_stage_after_the_one_before(trained, tmp_path, monkeyp
     stub(bin, "sbatch", "echo 77")
     monkeypatch.setenv("PATH", f"{bin}:/usr/bin:/bin")
     run(trained, launch="slurm", submit=True, out=str(tmp_path / "out"))
-    assert "rung0: 4 jobs, array 77" in capsys.readouterr().out
+    assert "rung0: array 77, jobs: 4" in capsys.readouterr().out
     first, last = calls(bin, "sbatch")
     jobs = str(tmp_path / "out" / "jobs.txt")
     assert first[:3] == ["--parsable", "--job-name=sweep-rung0", "--array=0-3"]
@@ -156,6 +156,7 @@ MISTAKES = {
     "unknown search 'halvin'; did you mean 'halving'": {"search": "halvin()"},
     "unknown --for_each 'sampler.name'": {"for_each": "sampler.name"},
     "unknown --metric 'frechett'": {"metric": "frechett"},
+    "There are: accuracy, class_accuracy, cmmd, copies, coverage, density, frechet,": {"metric": "train_seconds"},
     "neither direction of it is better": {"metric": "nearest_ratio", "metrics": "memorization"},
     "--metrics is empty": {"metrics": ","},
     "--metric=recall is not measured; add prdc to --metrics=accuracy": {"metric": "recall"},
