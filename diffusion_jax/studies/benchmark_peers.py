@@ -159,7 +159,7 @@ def compare_with(name: str, settings: PeerSettings) -> Part:
     """Compare with one peer.
 
     Args:
-      name: of the peer.
+      name: the name of the peer.
       settings: what is compared.
 
     Returns:

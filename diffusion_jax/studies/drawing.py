@@ -114,7 +114,7 @@ class Outcome(NamedTuple):
       measured: their scores; {} where some are not finite.
       bad: how many are not finite.
       evaluations: network evaluations of each sample, (N,).
-      seconds: that drawing took, without compilation.
+      seconds: the time that drawing took, without compilation.
       squares: the squared error of each seed with an exact solution, mean over dimensions.
       shown: the first samples, as they are judged; all of them, for points.
       x0: the solutions of the seeds with exact solutions, where these are requested.

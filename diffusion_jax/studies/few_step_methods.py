@@ -138,8 +138,8 @@ def check_names(
       recipe: the config file.
       methods: variants of the recipe.
       size: the size of the recipe.
-      sampler: that of the teacher.
-      budgets: those of the methods and the teacher's own.
+      sampler: the sampler of the teacher.
+      budgets: the budgets of the methods, and the teacher's own.
       features: as of `scoring.requested`.
       metrics: likewise.
       reference: the file of reference statistics, which is read later.

@@ -22,18 +22,18 @@ class PeerPreset(NamedTuple):
 
     Attributes:
       title: the name of the program.
-      script: of experiments/peers.
+      script: the name of its script in experiments/peers.
       config: our config.
-      changes: of it, as --config.KEY=VALUE.
+      changes: what is changed of our config, as in --config.KEY=VALUE.
       shape: (height, width, channels) of an example.
       classes: number of classes; 0 for none.
       batch: examples in a step.
-      variants: those of theirs that are tried; the fastest counts.
+      variants: the variants of their program that are tried; the fastest counts.
       programs: what is timed: train (a training step), forward (an evaluation), ddim (a sampler).
       network: our experiment -> the arguments of their network.
       differs: what is not the same on both sides.
-      url: of the checkout that is needed; '' for a package.
-      file: that the checkout has.
+      url: address of the checkout that is needed; '' for a package.
+      file: a file by which a checkout is recognized.
     """
 
     title: str
@@ -241,7 +241,7 @@ def subject_of(name: str, preset: PeerPreset, batch: int = 0) -> BenchmarkSubjec
     """Our side of a comparison, on noise.
 
     Args:
-      name: of the peer.
+      name: the name of the peer.
       preset: what is compared.
       batch: examples in a step; 0 is the preset's own number.
     """

@@ -51,7 +51,7 @@ def running_peer(
 
     Args:
       python: the Python that has its packages.
-      script: of experiments/peers.
+      script: a script of experiments/peers.
       settings: what the script needs.
       log: the file for its messages.
       environment: variables that it has besides those of this process.

@@ -26,7 +26,7 @@ class OwnProgram(NamedTuple):
       work: FLOPs of a step.
       compile_seconds: seconds of tracing and compiling.
       memory_gib: what it holds at once, by the compiler, or on a CPU the peak of this process.
-      parameters: of the network.
+      parameters: number of parameters of the network.
     """
 
     call: Callable[[], Any]
@@ -44,7 +44,7 @@ def own_programs(
 
     Args:
       subject: the config and its data.
-      programs: of 'train', 'forward' and 'ddim'.
+      programs: some of 'train', 'forward' and 'ddim'.
       nfe: network evaluations of ddim.
     """
     found = {}

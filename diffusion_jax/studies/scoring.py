@@ -223,7 +223,7 @@ def judge_of(
 
     Args:
       dataset: what samples are compared with.
-      labels: those of the samples, or None.
+      labels: the labels of the samples, or None.
       count: number of samples in every set.
       features: names with commas; '' for the default ones.
       metrics: names with commas; '' for `standard`.
@@ -255,7 +255,7 @@ def judge_named(
 
     Args:
       dataset: what samples are compared with.
-      labels: those of the samples, or None.
+      labels: the labels of the samples, or None.
       count: number of samples in every set.
       features: names; () for the default ones, whose scores are named without them.
       metrics: names.

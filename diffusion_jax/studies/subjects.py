@@ -42,7 +42,7 @@ class Judging(NamedTuple):
 
     Attributes:
       judge: what scores them.
-      labels: those of the samples, or None.
+      labels: the labels of the samples, or None.
       truth: what as much real data scores, with intervals.
       real: samples of the truth.
       picture: samples -> one tile of a strip.

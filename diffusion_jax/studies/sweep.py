@@ -124,7 +124,7 @@ def prepare(
 
     Args:
       config: the config of the model, with what the command line changes.
-      flags: those that say what is measured.
+      flags: the flags that say what is measured.
       asked: the config keys that the command line sets.
 
     Returns:

@@ -82,11 +82,11 @@ class CellScores(NamedTuple):
 
     Attributes:
       images: how many images.
-      scores: of all of them; {} where the cell failed.
+      scores: the scores of all of them; {} where the cell failed.
       intervals: half the width of the 95 % interval of each score that has one.
       left_out: the optimized score without each of GROUPS groups; () for too few images.
       evaluations: network evaluations of an image.
-      seconds: of drawing an image in the fastest batch, without compilation.
+      seconds: time to draw an image in the fastest batch, without compilation.
       note: why the cell failed; '' if it did not.
       shown: its first images.
     """
@@ -128,7 +128,7 @@ class Clock:
         """Add a batch.
 
         Args:
-          seconds: that drawing it took.
+          seconds: the time that drawing it took.
           evaluations: network evaluations of each image, (B,).
         """
         self.images += len(evaluations)

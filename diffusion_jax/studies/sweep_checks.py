@@ -22,7 +22,7 @@ def data_of(config: ConfigDict, workdir: str | Path | None, trains: bool) -> Dat
 
     Args:
       config: the config of the model.
-      workdir: of the trained model; None where there is none.
+      workdir: folder of the trained model; None where there is none.
       trains: whether every cell is trained.
 
     Raises:

@@ -58,7 +58,7 @@ def chosen(plan: SearchPlan, job: str, losses: Losses) -> tuple[int, int]:
     Args:
       plan: the search.
       job: the job.
-      losses: of all results so far.
+      losses: the losses of all results so far.
 
     Raises:
       UserError: for a job that does not exist, or whose rung waits for the one before.
@@ -142,7 +142,7 @@ def submit(path: Path) -> None:
     """Run submit.sh and print what it says.
 
     Args:
-      path: of submit.sh, which `write` wrote.
+      path: the submit.sh that `write` wrote.
 
     Raises:
       UserError: where sbatch is missing or refuses a job.

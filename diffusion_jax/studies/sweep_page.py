@@ -142,7 +142,7 @@ def write(
       results: the scores of all cells.
       scored: how they were judged.
       record: the provenance.
-      workdir: of the trained model; None where the cells were trained.
+      workdir: folder of the trained model; None where the cells were trained.
 
     Returns:
       The text of sweep.md.
@@ -178,7 +178,7 @@ def paste(found: Verdict, task: Task, scored: Scoring, workdir: str | None) -> d
       found: the rows and the best of them.
       task: the sweep.
       scored: how the cells were judged.
-      workdir: of the trained model; None where the cells were trained.
+      workdir: folder of the trained model; None where the cells were trained.
 
     Returns:
       {what they are best at: command}.
@@ -216,7 +216,7 @@ def columns(rows: Sequence[Row], task: Task, scored: Scoring) -> dict[str, str]:
     """The headings of the columns in which a row has a value.
 
     Args:
-      rows: of the cells.
+      rows: the rows of the cells.
       task: the sweep.
       scored: how the cells were judged.
     """

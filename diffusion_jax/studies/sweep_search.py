@@ -59,7 +59,7 @@ def random(cells: int = 20, seed: int = 0) -> SearchMethod:
 
     Args:
       cells: how many.
-      seed: of the choice.
+      seed: random seed by which cells are chosen.
 
     Raises:
       UserError: for numbers out of range.
@@ -70,12 +70,12 @@ def random(cells: int = 20, seed: int = 0) -> SearchMethod:
 
 
 def halving(share: float = 0.2, cells: int = 0, seed: int = 0) -> SearchMethod:
-    """Successive halving (`halving_rungs`).
+    """Measure cells by successive halving (`halving_rungs`).
 
     Args:
-      share: of the images of the grid of all cells that take part.
+      share: largest share of the images of a whole grid of the cells that take part.
       cells: how many random cells take part; 0 for all.
-      seed: of the choice.
+      seed: random seed by which cells are chosen.
 
     Raises:
       UserError: for numbers out of range.
@@ -109,8 +109,8 @@ def halving_rungs(cells: int, images: int, share: float) -> list[Rung]:
 
     Args:
       cells: the number of cells.
-      images: of a cell that reaches the last rung.
-      share: of cells * images.
+      images: number of images of a cell that reaches the last rung.
+      share: largest share of cells * images that is drawn.
     """
     found = [Rung(cells, images)]
     while (
@@ -129,7 +129,7 @@ def cost(rungs: Sequence[Rung]) -> int:
     """The images that rungs draw in all; a cell that moves up a rung keeps those it has.
 
     Args:
-      rungs: of one group of cells.
+      rungs: the rungs of one group of cells.
     """
     before = [0, *(rung.images for rung in rungs)]
     return sum(rung.cells * (rung.images - less) for rung, less in zip(rungs, before))
@@ -141,7 +141,7 @@ def random_cells(size: int, count: int, seed: int) -> list[int]:
     Args:
       size: the number of cells of the space.
       count: how many are chosen.
-      seed: of the choice.
+      seed: random seed by which cells are chosen.
     """
     if count >= size:
         return list(range(size))
@@ -173,7 +173,7 @@ def plan(groups: Mapping[Hashable, Sequence[int]], images: int, method: SearchMe
 
     Args:
       groups: the numbers of the cells in each group, by its name.
-      images: of a cell that is fully measured.
+      images: number of images of a cell that is fully measured.
       method: says which rungs a group has.
     """
     cells = {group: list(members) for group, members in groups.items()}
@@ -189,7 +189,7 @@ def entrants(search: SearchPlan, group: Hashable, rung: int, losses: Losses) -> 
       search: the plan.
       group: the name of the group.
       rung: the number of the rung, from 0.
-      losses: of all cells that were measured.
+      losses: the losses of all cells that were measured.
     """
     cells, rungs = search.groups[group], search.rungs[group]
     for before, after in zip(rungs[:rung], rungs[1 : rung + 1]):
@@ -206,7 +206,7 @@ def wanted(search: SearchPlan, losses: Losses) -> list[tuple[int, int]]:
 
     Args:
       search: the plan.
-      losses: of all cells that were measured.
+      losses: the losses of all cells that were measured.
     """
     found = []
     for group, rungs in search.rungs.items():

@@ -57,7 +57,7 @@ class Space(NamedTuple):
         """The value of every key in the cell of a number from 0 to size - 1.
 
         Args:
-          number: of the cell, in which the last key counts fastest.
+          number: number of the cell; the last key counts fastest.
         """
         found = {}
         for axis in reversed(self.axes):
@@ -70,7 +70,7 @@ def is_sampling(key: str) -> bool:
     """Whether a key varies on a trained model, instead of needing a run of its own.
 
     Args:
-      key: of the config, such as 'sampler.nfe'.
+      key: key of the config, such as 'sampler.nfe'.
     """
     return key.startswith(SAMPLING)
 

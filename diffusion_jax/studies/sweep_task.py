@@ -125,7 +125,7 @@ def make(
 
     Args:
       config: the config that the cells change.
-      workdir: of the trained model; None where every cell is trained.
+      workdir: folder of the trained model; None where every cell is trained.
       space: the keys and their values.
       root: the folder of the sweep.
       num: images of a cell, at most.
