@@ -111,7 +111,7 @@ def sweep(
     results = sweep_task.measure(task, sampler, scored)
     if distributed.first():
         record = provenance.provenance(config, config.seed)
-        print(sweep_page.write(task, results, scored, record, flags["workdir"]))
+        print(sweep_page.write(task, results, scored, record, flags["workdir"], asked))
         sweep_task.discard_blocks(task, scored)
     print(f"{task.root / 'sweep.html'} shows it; sweep.csv and sweep.json have all numbers")
     return None

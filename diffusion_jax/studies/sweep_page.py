@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,7 +133,12 @@ def _row(
 
 # ---- what is written
 def write(
-    task: Task, results: Results, scored: Scoring, record: Mapping[str, Any], workdir: str | None
+    task: Task,
+    results: Results,
+    scored: Scoring,
+    record: Mapping[str, Any],
+    workdir: str | None,
+    asked: Collection[str] = (),
 ) -> str:
     """Write sweep.md, .csv, .json, .png and .html into the folder of the sweep.
 
@@ -143,13 +148,14 @@ def write(
       scored: how they were judged.
       record: the provenance.
       workdir: folder of the trained model; None where the cells were trained.
+      asked: the config keys that the command line sets, which the commands repeat.
 
     Returns:
       The text of sweep.md.
     """
     found, pasted = verdict(task, results, scored), {}
     title = f"Sweep of {' x '.join(axis.key for axis in task.space.axes)}"
-    pasted = paste(found, task, scored, workdir)
+    pasted = paste(found, task, scored, workdir, asked)
     shown = columns(found.rows, task, scored)
     table = markdown_table(_as_text(found.rows, scored), shown)
     text = f"# {title}\n\n{sweep_task.described(task)}.\n\n{_listed(pasted)}{table}\n{INTERVALS}\n"
@@ -171,7 +177,13 @@ def write(
     return text
 
 
-def paste(found: Verdict, task: Task, scored: Scoring, workdir: str | None) -> dict[str, str]:
+def paste(
+    found: Verdict,
+    task: Task,
+    scored: Scoring,
+    workdir: str | None,
+    asked: Collection[str] = (),
+) -> dict[str, str]:
     """The best settings, of all and of each group, as commands to paste.
 
     Args:
@@ -179,6 +191,7 @@ def paste(found: Verdict, task: Task, scored: Scoring, workdir: str | None) -> d
       task: the sweep.
       scored: how the cells were judged.
       workdir: folder of the trained model; None where the cells were trained.
+      asked: the config keys that the command line sets, which the commands repeat.
 
     Returns:
       {what they are best at: command}.
@@ -186,7 +199,11 @@ def paste(found: Verdict, task: Task, scored: Scoring, workdir: str | None) -> d
     metric, rows = find(scored.metric), {row["cell"]: row for row in found.rows}
 
     def line(number: int) -> str:
-        settings, folder = task.cells[number].settings, workdir
+        settings, folder = dict(task.cells[number].settings), workdir
+        for key in sorted(set(asked) - set(settings)):
+            if sweep_space.is_sampling(key):
+                section, name = key.split(".")
+                settings[key] = task.cells[number].config[section][name]
         if task.runs:
             settings = {k: v for k, v in settings.items() if sweep_space.is_sampling(k)}
             folder = str(task.root / rows[number]["run"])

@@ -77,7 +77,7 @@ def test_the_jobs_of_a_sweep_and_then_its_files(trained, monkeypatch, capsys, tm
         run(trained, job="measure:2:0")
     monkeypatch.setattr(sweep_cells.CellSampler, "plan", lambda *args: 1 / 0)  # nothing is drawn
     capsys.readouterr()
-    run(trained)
+    run(trained, asked=frozenset({"sampler.clip", "data.path"}))
     said = capsys.readouterr()
     assert "4 cells of 4, at most 20 images each: 60 images, 75 % of 80" in said.err
     found = json.loads((out / "sweep.json").read_text())
@@ -93,6 +93,7 @@ def test_the_jobs_of_a_sweep_and_then_its_files(trained, monkeypatch, capsys, tm
     settings = f"--config.sampler.guidance={best['sampler.guidance']} --config.sampler.nfe="
     assert len(found["pasted"]) == 3 and settings in said.out
     assert f"sample --workdir={trained / 'digits'}" in said.out
+    assert " --config.sampler.clip=" in said.out and "--config.data" not in said.out
     assert len((out / "sweep.csv").read_text().splitlines()) == 5
     assert "Quality against cost" in (out / "sweep.html").read_text()
     with Image.open(out / "sweep.png") as picture:
