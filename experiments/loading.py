@@ -26,6 +26,7 @@ def load(target: str) -> Callable[..., Any]:
 
 @functools.cache
 def _before_jax() -> None:
-    """Set the flags of XLA, which reads them once, when JAX starts, and the allocator."""
+    """Set the flags of XLA, read once as JAX starts, the allocator and the garbage collector."""
     runtime.set_cpu_flags()
     runtime.keep_freed_memory()
+    runtime.collect_rarely()

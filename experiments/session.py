@@ -125,7 +125,8 @@ def enable_compilation_cache(directory: str | os.PathLike | None = None) -> Path
     home = Path.home() / ".cache" / "diffusion_jax" / "xla"
     chosen = directory or os.environ.get("JAX_COMPILATION_CACHE_DIR") or home
     jax.config.update("jax_compilation_cache_dir", str(chosen))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    # small programs too: a command runs dozens of them before its first step
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return Path(chosen)
 
 

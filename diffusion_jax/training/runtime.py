@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
 from collections.abc import MutableMapping
@@ -16,6 +17,8 @@ CPU_FLAG_TESTED_WITH = ("0.10.2", "0.11.2", "0.12.0")
 # mallopt(3): one arena, no blocks of their own mapping, and memory that is freed is kept.
 ARENA_MAX, MMAP_MAX, TRIM_THRESHOLD = -8, -4, -1
 KEPT = {ARENA_MAX: 1, MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1}
+# Python's default is to look for cycles of garbage after every 700 new objects.
+COLLECT_EVERY = 100_000
 
 
 def set_cpu_flags(environ: MutableMapping[str, str] = os.environ) -> bool:
@@ -63,6 +66,15 @@ def keep_freed_memory(environ: MutableMapping[str, str] = os.environ) -> bool:
         return False
     library = ctypes.CDLL(None)
     return all(library.mallopt(key, value) == 1 for key, value in KEPT.items())
+
+
+def collect_rarely() -> None:
+    """Let Python look for cycles of garbage after many new objects instead of few.
+
+    Tracing a network makes millions of objects that live on, which each search walks again. What
+    is in no cycle, arrays among it, is freed at once as before.
+    """
+    gc.set_threshold(COLLECT_EVERY, *gc.get_threshold()[1:])
 
 
 def cpu_only(environ: MutableMapping[str, str] = os.environ) -> bool:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +19,7 @@ from configs import digits, toy
 from diffusion_jax.assembly import denoiser, sampling, train, workdir
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.studies import quickstart
-from diffusion_jax.training import ema, restoring
+from diffusion_jax.training import ema, loop, restoring
 from tests.experiments.small_runs import ROOT, command, rows, small, width
 from tests.markdown import squeezed
 
@@ -283,6 +284,37 @@ def cache_events(function):
     )
 
 
+def test_until_the_first_step_the_network_is_traced_twice(tmp_path):
+    """Once for the parameters, whose shapes and program share it, and once for the step. The
+    programs of the held-out loss and of the pictures are made when they are first needed.
+    """
+    traced, programs = [], []
+
+    def watch(method, args, kwargs, context):
+        if context.method_name == "__call__" and not context.module.path:
+            traced.append(type(args[0]))
+        return method(*args, **kwargs)
+
+    def note(event, seconds, **details):
+        if event == "/jax/core/compile/backend_compile_duration":
+            programs.append(details["fun_name"])
+
+    def first_step(state, step, batches, **rest):
+        state, _ = step(state, next(iter(batches(0)))[1])
+        return loop.Fitted(state, 1, None)
+
+    config = small(toy.get_config("vp"), steps=2, eval_every=2, sample_every=2).lock()
+    jax.clear_caches()
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        with nn.intercept_methods(watch):
+            train.train(config, str(tmp_path), fit=first_step)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+    assert len(traced) == 2
+    assert len(programs) < 70 and programs.count("jit(steps)") == programs.count("jit(init)") == 1
+
+
 def test_a_second_run_compiles_nothing(tmp_path):
     """All of its programs are in the cache: none depends on the workdir or on chance."""
     config = small(toy.get_config("vp"), steps=2, eval_every=2, sample_every=2).lock()
@@ -291,3 +323,11 @@ def test_a_second_run_compiles_nothing(tmp_path):
     assert hits > 10 and misses == 0
     number = secrets.randbits(30)  # the control: a new program
     assert cache_events(lambda: jax.jit(lambda x: x + number)(np.arange(3))) == (0, 1)
+
+
+def test_a_command_keeps_the_smallest_programs(tmp_path):
+    """A run makes dozens of programs of one operation before its first step."""
+    code = f"from experiments import session; session.enable_compilation_cache('{tmp_path}'); "
+    code += "import jax; jax.jit(lambda x: x + 1)(1.0)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith("jit__lambda")]

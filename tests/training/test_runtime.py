@@ -74,3 +74,19 @@ def test_freed_memory_is_kept():
         assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 100
     """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_garbage_is_collected_rarely():
+    """100,000 lists that live on are walked at most twice, and by default a hundred times."""
+    code = """if True:
+        import gc
+        from diffusion_jax.training import runtime
+        counts = []
+        for _ in range(2):
+            before = gc.get_stats()[0]["collections"]
+            lists = [[] for _ in range(100_000)]
+            counts.append(gc.get_stats()[0]["collections"] - before)
+            runtime.collect_rarely()
+        assert counts[0] > 20 and counts[1] <= 2, counts
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
