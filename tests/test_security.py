@@ -167,6 +167,7 @@ READERS = {
         "data/captions.py",
         "pretrained/safetensors.py",
         "assembly/same_run.py",
+        "training/distributed.py",  # what another process of the same run sends
     },
 }
 

@@ -30,6 +30,8 @@ RESOLVES = {
     "studies/benchmark.py": ("benchmark",),
     "studies/benchmark_loop.py": ("shortened", "loop"),
     "studies/benchmark_timing.py": ("dataset_for",),
+    # the FLOPs are those of the same model without fused kernels
+    "studies/benchmark_training.py": ("plainly",),
     "studies/export_weights.py": ("write_weights",),
     "studies/family_comparison.py": ("compare", "_family_configs", "_measured_once"),
     "studies/family_training.py": ("train_family", "with_steps", "steps_for"),
