@@ -207,11 +207,16 @@ def _attend(q: Array, k: Array, v: Array, mask: Array | None, axes: str) -> Arra
 def _fused(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
     if mask is not None:  # a text, which has too few keys for a flash kernel to matter
         return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None, None, :])
-    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if _cudnn_fits(q) else None)
+    return jax.nn.dot_product_attention(
+        q, k, v, implementation="cudnn" if _cudnn_fits(q, k) else None
+    )
 
 
-def _cudnn_fits(q: Array) -> bool:
+def _cudnn_fits(q: Array, k: Array) -> bool:
     """Whether cuDNN has a flash kernel: NVIDIA GPU, bfloat16, D a multiple of 8 up to 128.
+
+    JAX refuses the kernel's derivative where the number of queries or of keys is odd, such as the
+    49 of a 7x7 map (jax 0.10 to 0.12).
 
     A GPU that programs are compiled for and that is not present (`arrays.compiling_for`) is assumed
     to be one of NVIDIA's.
@@ -219,4 +224,5 @@ def _cudnn_fits(q: Array) -> bool:
     present = jax.default_backend() == "gpu"
     nvidia = not present or "NVIDIA" in jax.local_devices()[0].device_kind
     fits = q.dtype == jnp.bfloat16 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
-    return arrays.platform() == "gpu" and nvidia and fits
+    even = q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0
+    return arrays.platform() == "gpu" and nvidia and fits and even
