@@ -168,7 +168,6 @@ READERS = {
         "pretrained/safetensors.py",
         "assembly/same_run.py",
         "training/distributed.py",  # what another process of the same run sends
-        "studies/peer_process.py",  # what a program that the user has started answers
     },
 }
 

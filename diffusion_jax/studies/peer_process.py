@@ -17,8 +17,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from diffusion_jax.core import reading
+from diffusion_jax.core.errors import UserError
+
 PATIENCE = 1800.0  # seconds that a peer may take to compile its programs, or for one turn
 FAREWELL = 20.0  # seconds that a peer has to end
+
+READY = reading.record({"ready": reading.table()})  # what it answers to its settings
+TURN = reading.record({"seconds": reading.number(), "memory_gib": reading.number()})
 
 
 class PeerFailed(Exception):
@@ -70,7 +76,7 @@ def running_peer(
         reader = threading.Thread(target=_read, args=(process.stdout, answers), daemon=True)
         reader.start()
 
-        def ask(message: Mapping[str, Any]) -> dict[str, Any]:
+        def ask(message: Mapping[str, Any], rule: reading.Rule) -> dict[str, Any]:
             with contextlib.suppress(BrokenPipeError):  # it has died, and gives no answer
                 process.stdin.write(json.dumps(message) + "\n")
                 process.stdin.flush()
@@ -83,14 +89,17 @@ def running_peer(
                 ) from None
             if not line:
                 raise PeerFailed(_died(process.wait(FAREWELL), python, log))
-            return json.loads(line)
+            try:
+                return reading.json_text(line, f"an answer of {script.name}", rule)
+            except UserError as error:
+                raise PeerFailed(f"{error}; {log} has its messages") from error
 
         def run(program: str, steps: int) -> tuple[float, float]:
-            answer = ask({"run": program, "steps": steps})
+            answer = ask({"run": program, "steps": steps}, TURN)
             return answer["seconds"], answer["memory_gib"]
 
         try:
-            yield RunningPeer(ask(settings)["ready"], run)
+            yield RunningPeer(ask(settings, READY)["ready"], run)
         except BaseException:
             process.kill()  # it may be in the middle of something long
             raise

@@ -35,6 +35,10 @@ SCRIPTS = {
     "full.py": "def step(): raise RuntimeError('CUDA out of memory. Tried to allocate')\n",
     "silent.py": "def step(): time.sleep(600)\n",
     "lacks.py": "import no_such_package\n",
+    "other.py": """def step(): pass
+plain = prepare
+def prepare(settings): return plain(settings)._replace(memory=lambda: "much")
+""",
 }
 
 
@@ -134,6 +138,7 @@ def test_the_rows_can_be_compared_with_those_of_another_run(compared):
         (sys.executable, "lacks.py", 600, "has no package no_such_package; install it there, or"),
         (sys.executable, "full.py", 600, "out of memory.*use a smaller --peer_batch"),
         (sys.executable, "silent.py", 0.2, "gave no answer in 0 s; .*log has its messages"),
+        (sys.executable, "other.py", 600, "an answer of other.py is damaged: .*memory_gib"),
     ],
 )
 def test_a_peer_that_fails(scripts, python, script, patience, said):
