@@ -124,17 +124,18 @@ def parse(
             show(_help(source, short, module or Path(argv[0]).stem, positional))
         names = {one.name for one in given if str(one.value).lower() != "false"}
         mode = next((flag for flag in modes if flag in names), "")
+        neither = source == "either" and not names & {"workdir", "config"}
         if source == "either":
-            if not names & {"workdir", "config"}:
-                raise UserError(
-                    "--workdir is missing: the folder of a trained model; or give a config file, "
-                    "such as --config=configs/digits.py:vp"
-                )
             source = "workdir" if "workdir" in names else "file"
         source = "none" if mode else source
         spec, changes, typed = _sorted(given, source, usage.short(source, short))
         _check_names(typed, source, usage.short(source, short))
-        _read_flags(argv[0], typed)
+        _read_flags(argv[0], typed)  # which ends the process for --helpxml
+        if neither:
+            raise UserError(
+                "--workdir is missing: the folder of a trained model; or give a config file, "
+                "such as --config=configs/digits.py:vp"
+            )
         _remember(changes)
         config = _config(spec, source, default, changes)
         found = {name: flags.FLAGS[name].value for name in own_flags}
