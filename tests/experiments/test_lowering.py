@@ -152,8 +152,6 @@ def has_flash(config, shape):
     return attends and fits and model.get("attention_impl", "auto") == "auto"
 
 
-# These take a derivative in forward mode of each evaluation of the network that is trained.
-FORWARD_MODE = ("consistency.continuous", "meanflow.")
 DRAWN = set()  # by an earlier preset
 
 
@@ -161,8 +159,6 @@ def check(config, shape):
     """Lower the train step of a config for both platforms, and its sampler if it is a new one."""
     experiment, expected = prepared(config, shape), has_flash(config, shape)
     sampler = (config.model.name, expected, config.sampler.name, config.sampler.guidance == 1)
-    forward_mode = config.objective.startswith(FORWARD_MODE)
-    guided = "guidance=" in config.objective  # by evaluations of which no derivative is taken
     for platform in ("gpu", "tpu")[: 1 + expected]:
         # without cuDNN the program is one for both
         targets = (PLATFORMS[platform],) if expected else tuple(PLATFORMS.values())
@@ -171,8 +167,7 @@ def check(config, shape):
             step, state = step_of(experiment, shape)
             text = step.lower(lowering_platforms=targets).as_text()
             assert not faults(text), targets
-            if not (forward_mode and guided):
-                assert flash(text) == (cudnn and not forward_mode,) * 2, targets
+            assert flash(text) == (cudnn, cudnn), targets
             if sampler not in DRAWN:
                 drawn = sampler_of(experiment, state.params)
                 text = drawn.lower(lowering_platforms=targets).as_text()
