@@ -89,10 +89,7 @@ def running_peer(
                 ) from None
             if not line:
                 raise PeerFailed(_died(process.wait(FAREWELL), python, log))
-            try:
-                return reading.json_text(line, f"an answer of {script.name}", rule)
-            except UserError as error:
-                raise PeerFailed(f"{error}; {log} has its messages") from error
+            return _answer(line, rule, script, log)
 
         def run(program: str, steps: int) -> tuple[float, float]:
             answer = ask({"run": program, "steps": steps}, TURN)
@@ -135,6 +132,14 @@ def _read(lines: IO[str], answers: queue.SimpleQueue[str]) -> None:
         if line.startswith("{"):
             answers.put(line)
     answers.put("")
+
+
+def _answer(line: str, rule: reading.Rule, script: Path, log: Path) -> dict[str, Any]:
+    """The answer in a line; PeerFailed where it does not follow the protocol."""
+    try:
+        return reading.json_text(line, f"an answer of {script.name}", rule)
+    except UserError as error:
+        raise PeerFailed(f"{error}; {log} has its messages") from error
 
 
 def _end(process: subprocess.Popen) -> None:
