@@ -34,7 +34,7 @@ if __name__ == "__main__":
     values.integer_flag("starts", 32, starts, 1, 100_000)
     num = "number of other seeds, by which every grid is measured"
     values.judge_flags(500, num, standard="accuracy,frechet")
-    solved = "number of those that are solved exactly for a model; for a target all are"
+    solved = "number of starts that are solved exactly for a model (for a target, all are)"
     values.integer_flag("solved", 128, solved, 1, 1_000_000)
     iterations = "iterations of Levenberg-Marquardt, at most"
     values.integer_flag("iterations", 30, iterations, 1, 10_000)

@@ -248,7 +248,7 @@ def verdict(row: Mapping[str, Any], features: str) -> str:
 
     Args:
       row: scores by metric, of which those of VERDICT are shown if they are finite numbers, and
-        'intervals', half the width of those that are known.
+        'intervals', half the widths, where known.
       features: what the scores depend on, which is named; '' for scores of points.
     """
     half = row.get("intervals", {})

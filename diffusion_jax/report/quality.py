@@ -40,8 +40,8 @@ def quality_curves(
 
     Args:
       table: rows {'sampler', 'nfe' (requested), 'evaluations' (made), metric: value, ...}, and
-        'stochastic', which makes a curve dashed, and 'intervals', half the width of those that are
-        known, which are bars.
+        'stochastic', which makes a curve dashed, and 'intervals', half the widths of the bars,
+        where known.
       path: the file to write.
       features: what the scores depend on, which labels name; '' for scores of points.
       metrics: names of evaluation.metrics; those that the table lacks are left out.

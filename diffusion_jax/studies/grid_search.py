@@ -321,7 +321,7 @@ def place(
 
 
 def spread(process: Process, logsnr: Sequence[float], n: int) -> Array:
-    """Place n times so that their log-SNRs have the distribution of those that are given.
+    """Place n times so that their log-SNRs have the distribution of the given ones.
 
     Args:
       process: the process, whose t_max is the first time.

@@ -187,7 +187,7 @@ def report(rows: Sequence[Row], real: Mapping[str, Any], features: str) -> str:
 
     Args:
       rows: for each guide and scale {'guide', 'scale' (None for a model without guidance), metric:
-        score, 'intervals': half the width of those that are known}.
+        score, 'intervals': half the widths, where known}.
       real: the same of as many real test images.
       features: what scores without features depend on, which headings name.
     """

@@ -64,7 +64,7 @@ def locked(path: Path) -> Iterator[None]:
     and as files are written atomically, one of two equal results stays.
 
     Args:
-      path: the file of the result; the lock is the file `.NAME.lock` beside it.
+      path: the file of the result; the lock is the file `.NAME.lock` in the same folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f".{path.name}.lock").open("w") as file:

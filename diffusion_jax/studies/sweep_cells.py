@@ -183,7 +183,7 @@ class CellSampler:
         return sample_conditions.for_judging(self.model(cell).experiment, self._dataset, count)[0]
 
     def plan(self, cell: SweepCell, images: int) -> tuple[scoring.Plan, Clock]:
-        """How the first images of a cell are drawn, and the clock of those that are.
+        """Return the plan of a cell's first images, and the clock that times their drawing.
 
         Args:
           cell: the cell.

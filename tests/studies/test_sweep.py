@@ -186,7 +186,7 @@ def test_a_workdir_without_a_checkpoint_is_refused(trained, tmp_path):
 
 
 def test_paired_differences_and_the_front():
-    """Two cells whose scores move together are told apart where their own intervals overlap."""
+    """The paired difference separates two cells whose own intervals overlap."""
     noise = (-0.2, 0.1, 0.3, -0.1, -0.1)
     best, worse, other = (
         sweep_cells.CellScores(20, {"frechet": value}, left_out=tuple(value + n for n in moved))
