@@ -22,6 +22,7 @@ from diffusion_jax import data
 from diffusion_jax.assembly import config_files, train
 from diffusion_jax.core.errors import UNFINISHED, UserError
 from diffusion_jax.training import distributed, metrics, restoring
+from tests.gloo import without_gloo
 
 ROOT = Path(__file__).parents[2]
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[01-02]", "SLURM_NTASKS": "2"}
@@ -214,7 +215,7 @@ def until(condition, processes, seconds=600):
 def ended(processes):
     """[(status, stderr without gloo's own lines)]"""
     said = [process.communicate(timeout=600) for process in processes]
-    plain = [re.sub(r".*\[Gloo\].*\n?", "", err) for _, err in said]
+    plain = [without_gloo(err) for _, err in said]
     return list(zip([process.returncode for process in processes], plain, strict=True))
 
 
