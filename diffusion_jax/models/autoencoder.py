@@ -337,7 +337,7 @@ class _Encoder(nn.Module):
             for i in range(self.blocks):
                 h = _residual(self, self.width * multiplier, f"down_{level}_{i}")(h)
             if level < len(self.multipliers) - 1:
-                padding = ((0, 1), (0, 1))  # below and to the right only, as in diffusers
+                padding = (0, 1)  # below and to the right only, as in diffusers
                 h = layers.conv(
                     h.shape[-1],
                     stride=2,

@@ -8,7 +8,7 @@ XLA's CPU runs a convolution fast if its arrays are stored as (B, H, W, C), (H, 
 (B, H, W, C). Outside of loops its compiler transposes the arrays of other convolutions. Inside of a
 loop it does not, and they take 20 to 200 times as long (jax 0.10 to 0.12). The two derivatives are
 such convolutions. Here the transposes are written out, behind barriers that keep the compiler from
-putting them back.
+putting them back. The same is done along one and three axes.
 
 The rule states the tangent, dx * w + x * dw, as convolutions of transposed arrays. For reverse mode
 JAX transposes these again, which gives the two products above in the fast order of axes. In forward
@@ -27,7 +27,17 @@ from jax.custom_derivatives import SymbolicZero
 from diffusion_jax.core import arrays, forward_mode
 from diffusion_jax.core.types import Array
 
-LAYOUT = ("NHWC", "HWIO", "NHWC")
+AXES = "DHW"  # the last d of them name the axes of series, images and volumes
+
+
+def layout(axes: int) -> tuple[str, str, str]:
+    """The order of the axes of x, kernel and result, as jax.lax.conv_general_dilated names them.
+
+    Args:
+      axes: number of axes between examples and channels, 1 to 3.
+    """
+    own = AXES[-axes:]
+    return f"N{own}C", f"{own}IO", f"N{own}C"
 
 
 def convolve(
@@ -37,35 +47,38 @@ def convolve(
     padding: str | Sequence[tuple[int, int]],
     **options: Any,
 ) -> Array:
-    """jax.lax.conv_general_dilated of images, with its results and derivatives.
+    """jax.lax.conv_general_dilated of series, images or volumes, with its results and derivatives.
 
     It is that function itself for other platforms than CPUs, within `forward_mode`, and for grouped
     or dilated convolutions.
 
     Args:
-      x: (B, H, W, C).
-      kernel: (height, width, C, channels).
-      strides: of both dimensions.
-      padding: 'SAME', 'VALID', or (before, after) for both dimensions.
+      x: (B, N_1, ..., N_d, C) with d = 1 to 3.
+      kernel: (K_1, ..., K_d, C, channels).
+      strides: along each axis.
+      padding: 'SAME', 'VALID', or (before, after) for each axis.
       **options: of jax.lax.conv_general_dilated.
 
     Returns:
-      (B, H', W', channels).
+      (B, N_1', ..., N_d', channels).
     """
-    plain = {"feature_group_count": 1, "lhs_dilation": (1, 1), "rhs_dilation": (1, 1)}
+    axes = x.ndim - 2
+    ones = (1,) * axes
+    plain = {"feature_group_count": 1, "lhs_dilation": ones, "rhs_dilation": ones}
     special = any(options.get(name) not in (None, value) for name, value in plain.items())
     if special or forward_mode.active() or arrays.platform() != "cpu":
         return jax.lax.conv_general_dilated(
-            x, kernel, strides, padding, **{"dimension_numbers": LAYOUT} | options
+            x, kernel, strides, padding, **{"dimension_numbers": layout(axes)} | options
         )
     if isinstance(padding, str):
-        padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+        padding = jax.lax.padtype_to_pads(x.shape[1:-1], kernel.shape[:axes], strides, padding)
     return _convolve(x, kernel, tuple(strides), tuple(map(tuple, padding)))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _convolve(x: Array, kernel: Array, strides: tuple, padding: tuple) -> Array:
-    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=LAYOUT)
+    numbers = layout(len(strides))
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers)
 
 
 @functools.partial(_convolve.defjvp, symbolic_zeros=True)
@@ -80,18 +93,23 @@ def _tangent(strides: tuple, padding: tuple, primals: tuple, tangents: tuple) ->
 
 
 def _by_image(dx: Array, kernel: Array, strides: tuple, padding: tuple) -> Array:
-    """dx * kernel. Its transpose has a kernel (H, W, in, out), where in and out change places."""
-    kernel = _transposed(kernel, (0, 1, 3, 2))
-    layout = ("NHWC", "HWOI", "NHWC")
-    return jax.lax.conv_general_dilated(dx, kernel, strides, padding, dimension_numbers=layout)
+    """dx * kernel. Its transpose has a kernel (..., in, out), where in and out change places."""
+    axes = len(strides)
+    kernel = _transposed(kernel, (*range(axes), axes + 1, axes))
+    given, _, made = layout(axes)
+    numbers = (given, f"{AXES[-axes:]}OI", made)
+    return jax.lax.conv_general_dilated(dx, kernel, strides, padding, dimension_numbers=numbers)
 
 
 def _by_kernel(x: Array, d_kernel: Array, strides: tuple, padding: tuple) -> Array:
     """x * d_kernel. In its transpose the channels of x are the examples."""
-    x, d_kernel = _transposed(x, (3, 1, 2, 0)), _transposed(d_kernel, (2, 0, 1, 3))
-    layout = ("CHWN", "IHWO", "HWNC")
-    dy = jax.lax.conv_general_dilated(x, d_kernel, strides, padding, dimension_numbers=layout)
-    return _transposed(dy, (2, 0, 1, 3))
+    axes = len(strides)
+    own, last = AXES[-axes:], axes + 1
+    x = _transposed(x, (last, *range(1, last), 0))
+    d_kernel = _transposed(d_kernel, (axes, *range(axes), last))
+    numbers = (f"C{own}N", f"I{own}O", f"{own}NC")
+    dy = jax.lax.conv_general_dilated(x, d_kernel, strides, padding, dimension_numbers=numbers)
+    return _transposed(dy, (axes, *range(axes), last))
 
 
 def _transposed(x: Array, axes: tuple[int, ...]) -> Array:

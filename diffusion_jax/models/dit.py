@@ -6,6 +6,8 @@ The paper is "Scalable diffusion models with transformers".
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -30,26 +32,26 @@ SMALL_INIT = nn.initializers.normal(0.02)  # of noise level and class, in the au
 
 
 class DiT(nn.Module):
-    """The diffusion transformer F(x, c_noise, cond): (B, H, W, C), (B,), dict -> (B, H, W, C).
+    """The diffusion transformer F(x, c_noise, cond): (B, N_1, ..., N_d, C), (B,), dict -> the same.
 
-    The output is float32 and exactly 0 at initialization. The image is cut into patches, each of
-    which becomes a token of `width` numbers. A positional embedding is added; `depth` blocks (see
-    _Block) follow, and a linear layer back to pixels. All of them receive noise level and class by
-    adaLN-Zero (section 3.2 of the paper). The calling convention and cond['label'] are those of
-    unet.UNet. H and W must be multiples of patch. Images or latents may have any size, because the
-    positional embedding has no parameters.
+    The output is float32 and exactly 0 at initialization. A series, an image or a volume (d = 1 to
+    3 axes) is cut into patches, each of which becomes a token of `width` numbers. A positional
+    embedding is added; `depth` blocks (see _Block) follow, and a linear layer back to pixels. All
+    of them receive noise level and class by adaLN-Zero (section 3.2 of the paper). The calling
+    convention and cond['label'] are those of unet.UNet. Each N_i must be a multiple of patch, and
+    is free otherwise, because the positional embedding has no parameters.
 
     Attributes:
       num_classes: 0 is an unconditional network, which ignores labels; otherwise there is an
         embedding for each class and one for "no class".
-      patch: height and width of a patch; half of it is four times the work.
+      patch: extent of a patch along each axis; for images half of it is four times the work.
       width: size of a token, see SIZES.
       depth: number of blocks, see SIZES.
       heads: number of attention heads, see SIZES.
       mlp_ratio: hidden units of a block's MLP, as a multiple of width.
       dropout: rate after the hidden units; the paper has none.
-      learn_variance: the output is (B, H, W, 2C), the second C channels for the variance (Nichol &
-        Dhariwal 2021, eq. 15).
+      learn_variance: the output has 2C channels, the second C for the variance (Nichol & Dhariwal
+        2021, eq. 15).
       noise_embedding: one of embeddings.NOISE_FEATURES; 'adm' in 1000 c_noise is the authors'.
       second_time: the network also receives cond['to'], the time at which a move ends (MeanFlow).
       dtype: 'float32' or 'bfloat16' for tokens and blocks. Parameters, norms, softmax, the
@@ -80,13 +82,13 @@ class DiT(nn.Module):
         """Evaluates the network.
 
         Args:
-          x: scaled noised images or latents, (B, H, W, C).
+          x: scaled noised samples or latents, (B, N_1, ..., N_d, C).
           c_noise: the noise level, scalar or (B,).
           cond: None, or a dict with 'label' (B,) and, with second_time, 'to' (B,).
           train: turns dropout on; then rngs={'dropout': key} is needed.
 
         Returns:
-          F, (B, H, W, C) or (B, H, W, 2C) float32.
+          F, (B, N_1, ..., N_d, C or 2C) float32.
 
         Raises:
           UserError: while tracing, for sizes and options that do not fit.
@@ -104,16 +106,17 @@ class DiT(nn.Module):
             name="condition",
         )
         embedding = jax.nn.silu(condition(c_noise, cond or {}, x.shape[0]))
-        patches = layers.space_to_depth(x, self.patch)  # (B, H / patch, W / patch, patch^2 C)
-        b, rows, columns, _ = patches.shape
+        patches = layers.space_to_depth(x, self.patch)  # (B, N_1 / patch, ..., patch^d C)
+        b, *sizes, _ = patches.shape
         h = nn.Dense(self.width, kernel_init=KERNEL_INIT, dtype=self.dtype, name="first")(patches)
-        positions = position_embedding(rows, columns, self.width).astype(self.dtype)
-        h = h.reshape(b, rows * columns, self.width) + positions
+        positions = position_embedding(sizes, self.width).astype(self.dtype)
+        h = h.reshape(b, math.prod(sizes), self.width) + positions
         h = self._blocks(h, embedding, train)
         shift, scale = modulation(embedding, self.width, 2, "float32", "last_modulation")
         h = layer_norm(h, shift, scale)
-        last = nn.Dense(channels * self.patch**2, kernel_init=layers.ZERO_INIT, name="last")
-        h = last(h).reshape(b, rows, columns, -1)  # float32
+        outputs = channels * self.patch ** len(sizes)
+        last = nn.Dense(outputs, kernel_init=layers.ZERO_INIT, name="last")
+        h = last(h).reshape(b, *sizes, -1)  # float32
         return layers.depth_to_space(h, self.patch).astype(jnp.float32)
 
     def _blocks(self, h: Array, embedding: Array, train: bool) -> Array:
@@ -142,14 +145,11 @@ class DiT(nn.Module):
         """Checks options and shapes while tracing."""
         if self.dtype not in ("float32", "bfloat16"):
             raise unknown("dtype", self.dtype, ["float32", "bfloat16"])
-        if x.ndim != 4:
+        layers.check_axes(x, "the DiT")
+        if any(size % self.patch for size in x.shape[1:-1]):
             raise UserError(
-                f"the DiT takes images (B, H, W, C), not shape {x.shape}; use the MLP for points"
-            )
-        if x.shape[1] % self.patch or x.shape[2] % self.patch:
-            raise UserError(
-                f"images of {x.shape[1]} x {x.shape[2]} do not fit a DiT with patch={self.patch}: "
-                "they must be multiples of it; resize the images, or choose another patch"
+                f"{layers.sizes_in_words(x)} do not fit a DiT with patch={self.patch}: they must "
+                "be multiples of it; resize the data, or choose another patch"
             )
         if self.width % self.heads or self.width % 4:
             raise UserError(
@@ -241,27 +241,28 @@ def modulation(embedding: Array, width: int, parts: int, dtype: str, name: str) 
     return jnp.split(out[:, None, :], parts, axis=-1)
 
 
-def position_embedding(rows: int, columns: int, features: int) -> Array:
+def position_embedding(sizes: Sequence[int], features: int) -> Array:
     """The positions of the tokens (Vaswani et al. 2017, section 3.5; in 2D as MAE, He et al. 2022).
 
-        [sin(i w_j), cos(i w_j)],    w_j = 10000^(-j / n),    j = 0 .. n - 1,    n = features / 4
+        [sin(i w_j), cos(i w_j)],   w_j = 10000^(-j / n),   j = 0 .. n - 1,   n = features / (2 d)
 
-    The first half of the features is of the column i, the second half of the row i.
+    An equal part of the features is of each of the d axes, the last axis first: of an image the
+    first half is of the column i, the second half of the row i. What three axes leave over is 0.
 
     Args:
-      rows: number of rows of tokens.
-      columns: number of columns of tokens.
+      sizes: number of tokens along each axis, (N_1, ..., N_d).
       features: size of a token.
 
     Returns:
-      (rows columns, features) float32, row by row.
+      (N_1 ... N_d, features) float32, with the last axis varying fastest.
     """
-    frequency = 10_000.0 ** (-np.arange(features // 4) / (features // 4))
-    row, column = np.divmod(np.arange(rows * columns), columns)
-    angles = [position[:, None] * frequency for position in (column, row)]
-    return jnp.asarray(
-        np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=-1), jnp.float32
-    )
+    count = features // (2 * len(sizes))
+    frequency = 10_000.0 ** (-np.arange(count) / count)
+    places = np.indices(sizes).reshape(len(sizes), -1)[::-1]
+    angles = [position[:, None] * frequency for position in places]
+    found = np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=-1)
+    rest = features - found.shape[1]
+    return jnp.asarray(np.pad(found, ((0, 0), (0, rest))), jnp.float32)
 
 
 # The members of the family, which a config may name.

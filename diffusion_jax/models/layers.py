@@ -1,12 +1,13 @@
 """Building blocks of networks: group norm, convolutions, residual and attention blocks.
 
-Activations are NHWC. `dtype` is the type of convolutions and matrix products; parameters, norms,
-softmax and embeddings are float32.
+Activations are (B, N_1, ..., N_d, C): series, images or volumes, d = 1 to 3 axes, from one
+definition. `dtype` is the type of convolutions and matrix products; parameters, norms, softmax and
+embeddings are float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 
 import flax.linen as nn
 import jax
@@ -20,6 +21,35 @@ from diffusion_jax.models.embeddings import KERNEL_INIT
 from diffusion_jax.models.remat import product
 
 ZERO_INIT = nn.initializers.zeros_init()
+
+
+KINDS = {1: "series", 2: "images", 3: "volumes"}  # by the number of axes
+
+
+def check_axes(x: Array, network: str) -> None:
+    """Checks while tracing that x has one to three axes between examples and channels.
+
+    Args:
+      x: the input of a network.
+      network: its name with an article, for the message.
+
+    Raises:
+      UserError: for another number of axes.
+    """
+    if x.ndim - 2 not in KINDS:
+        raise UserError(
+            f"{network} takes series (B, N, C), images (B, H, W, C) or volumes (B, D, H, W, C), "
+            f"not shape {x.shape}; use the MLP for vectors"
+        )
+
+
+def sizes_in_words(x: Array) -> str:
+    """The kind and the extents of samples: 'images of 6 x 8', for messages.
+
+    Args:
+      x: (B, N_1, ..., N_d, C).
+    """
+    return f"{KINDS[x.ndim - 2]} of {' x '.join(map(str, x.shape[1:-1]))}"
 
 
 def groups(channels: int) -> int:
@@ -61,19 +91,21 @@ def conv(
     features: int,
     size: int = 3,
     *,
+    axes: int = 2,
     stride: int = 1,
-    padding: str | Sequence[tuple[int, int]] = "SAME",
+    padding: str | tuple[int, int] = "SAME",
     zero: bool = False,
     dtype: str = "float32",
     name: str,
 ) -> nn.Conv:
-    """A square convolution with DDPM's initialization.
+    """A convolution with DDPM's initialization and the same extent along every axis.
 
     Args:
       features: number of output channels.
-      size: height and width of the kernel.
-      stride: stride in both dimensions.
-      padding: 'SAME', or (before, after) for both dimensions.
+      size: extent of the kernel along each axis.
+      axes: number of axes, 1 to 3: series, images, volumes.
+      stride: stride along each axis.
+      padding: 'SAME', or (before, after) for each axis.
       zero: initializes the kernel with zeros.
       dtype: type of the computation.
       name: name of the submodule, and so of its parameters.
@@ -84,9 +116,9 @@ def conv(
     init = ZERO_INIT if zero else KERNEL_INIT
     return nn.Conv(
         features,
-        (size, size),
-        (stride, stride),
-        padding,
+        (size,) * axes,
+        (stride,) * axes,
+        padding if isinstance(padding, str) else (padding,) * axes,
         kernel_init=init,
         dtype=dtype,
         conv_general_dilated=convolve,
@@ -99,58 +131,63 @@ def space_to_depth(x: Array, factor: int) -> Array:
     """Packs blocks of pixels into channels (Shi et al. 2016); depth_to_space is the inverse.
 
     Args:
-      x: feature maps or images, (B, H, W, C), with H and W multiples of `factor`.
-      factor: height and width of a block.
+      x: feature maps or samples, (B, N_1, ..., N_d, C), with each N_i a multiple of `factor`.
+      factor: extent of a block along each axis.
 
     Returns:
-      (B, H / factor, W / factor, factor^2 C).
+      (B, N_1 / factor, ..., N_d / factor, factor^d C).
     """
-    b, h, w, c = x.shape
-    x = x.reshape(b, h // factor, factor, w // factor, factor, c).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, h // factor, w // factor, factor * factor * c)
+    b, *sizes, c = x.shape
+    blocks, d = [n for size in sizes for n in (size // factor, factor)], len(sizes)
+    order = (0, *range(1, 2 * d, 2), *range(2, 2 * d + 1, 2), 2 * d + 1)
+    x = x.reshape(b, *blocks, c).transpose(order)
+    return x.reshape(b, *blocks[::2], factor**d * c)
 
 
 def depth_to_space(x: Array, factor: int) -> Array:
     """Unpacks channels into blocks of pixels, the inverse of space_to_depth.
 
     Args:
-      x: (B, H, W, factor^2 C).
-      factor: height and width of a block.
+      x: (B, N_1, ..., N_d, factor^d C).
+      factor: extent of a block along each axis.
 
     Returns:
-      (B, factor H, factor W, C).
+      (B, factor N_1, ..., factor N_d, C).
     """
-    b, h, w, c = x.shape
-    x = x.reshape(b, h, w, factor, factor, c // factor**2).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, factor * h, factor * w, c // factor**2)
+    b, *sizes, c = x.shape
+    d = len(sizes)
+    order = (0, *(k for i in range(d) for k in (1 + i, 1 + d + i)), 2 * d + 1)
+    x = x.reshape(b, *sizes, *(factor,) * d, c // factor**d).transpose(order)
+    return x.reshape(b, *(factor * size for size in sizes), c // factor**d)
 
 
 def average_pool(x: Array) -> Array:
-    """Averages each 2 x 2 block of pixels.
+    """Averages blocks of two pixels along each axis.
 
     Args:
-      x: features, (B, H, W, C), with even H and W.
+      x: features, (B, N_1, ..., N_d, C), with even N_i.
 
     Returns:
-      (B, H / 2, W / 2, C).
+      (B, N_1 / 2, ..., N_d / 2, C).
     """
-    b, h, w, c = x.shape
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+    b, *sizes, c = x.shape
+    blocks = [n for size in sizes for n in (size // 2, 2)]
+    return x.reshape(b, *blocks, c).mean(axis=tuple(range(2, 2 * len(sizes) + 1, 2)))
 
 
 def nearest(x: Array) -> Array:
-    """Repeats each pixel four times: nearest-neighbor upsampling by 2.
+    """Repeats each pixel along each axis: nearest-neighbor upsampling by 2.
 
     Args:
-      x: features, (B, H, W, C).
+      x: features, (B, N_1, ..., N_d, C).
 
     Returns:
-      (B, 2 H, 2 W, C).
+      (B, 2 N_1, ..., 2 N_d, C).
     """
-    b, h, w, c = x.shape
-    return jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(
-        b, 2 * h, 2 * w, c
-    )
+    b, *sizes, c = x.shape
+    apart = jnp.expand_dims(x, tuple(range(2, 2 * len(sizes) + 1, 2)))
+    blocks = [n for size in sizes for n in (size, 2)]
+    return jnp.broadcast_to(apart, (b, *blocks, c)).reshape(b, *(2 * n for n in sizes), c)
 
 
 RESAMPLE = {"none": lambda x: x, "down": average_pool, "up": nearest}
@@ -158,7 +195,7 @@ RESAMPLE = {"none": lambda x: x, "down": average_pool, "up": nearest}
 
 # ---- blocks
 class ResidualBlock(nn.Module):
-    """A residual block, (B, H, W, C), (B, E) -> (B, H', W', channels).
+    """A residual block, (B, N_1, ..., N_d, C), (B, E) -> (B, N_1', ..., N_d', channels).
 
         skip_scale (shortcut(x) + conv(dropout(silu(norm(conv(silu(norm(x))))))))
 
@@ -193,23 +230,23 @@ class ResidualBlock(nn.Module):
         """Evaluates the block.
 
         Args:
-          x: features, (B, H, W, C).
+          x: features, (B, N_1, ..., N_d, C).
           embedding: the embedding of the condition, (B, E), or None.
           train: whether dropout is on, which needs an rng of the name 'dropout'.
 
         Returns:
-          (B, H', W', channels), whose height and width are halved, doubled or kept by `resample`.
+          (B, N_1', ..., N_d', channels), whose axes are halved, doubled or kept by `resample`.
         """
-        resample = RESAMPLE[self.resample]
+        resample, axes = RESAMPLE[self.resample], x.ndim - 2
         h = resample(jax.nn.silu(group_norm(x, "norm_1", self.norm)).astype(self.dtype))
-        h = product(conv(self.channels, dtype=self.dtype, name="conv_1")(h))
+        h = product(conv(self.channels, axes=axes, dtype=self.dtype, name="conv_1")(h))
         h = self._conditioned_norm(h, embedding)
         h = nn.Dropout(self.dropout, deterministic=not train)(jax.nn.silu(h).astype(self.dtype))
-        h = conv(self.channels, zero=True, dtype=self.dtype, name="conv_2")(h)
+        h = conv(self.channels, axes=axes, zero=True, dtype=self.dtype, name="conv_2")(h)
 
         x = resample(x)
         if self.project or x.shape[-1] != self.channels:
-            x = conv(self.channels, 1, dtype=self.dtype, name="shortcut")(x)
+            x = conv(self.channels, 1, axes=axes, dtype=self.dtype, name="shortcut")(x)
         return ((x + h) * self.skip_scale).astype(self.dtype)
 
     def _conditioned_norm(self, h: Array, embedding: Array | None) -> Array:
@@ -218,7 +255,8 @@ class ResidualBlock(nn.Module):
             return group_norm(h, "norm_2", self.norm)
         features = self.channels * (2 if self.scale_shift else 1)
         linear = nn.Dense(features, kernel_init=KERNEL_INIT, name="embedding")
-        added = linear(jax.nn.silu(embedding))[:, None, None, :]  # (B, 1, 1, features)
+        added = linear(jax.nn.silu(embedding))
+        added = jnp.expand_dims(added, tuple(range(1, h.ndim - 1)))  # (B, 1, ..., 1, features)
         if not self.scale_shift:
             return group_norm(h + added, "norm_2", self.norm)
         scale, shift = jnp.split(added, 2, axis=-1)
@@ -226,7 +264,7 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over the pixels of a feature map, (B, H, W, C) -> (B, H, W, C).
+    """Self-attention over the pixels of a feature map, (B, N_1, ..., N_d, C) of the same shape.
 
         skip_scale (x + project(attention(norm(x))))
 
@@ -253,20 +291,21 @@ class AttentionBlock(nn.Module):
         """Evaluates the block.
 
         Args:
-          x: features, (B, H, W, C).
+          x: features, (B, N_1, ..., N_d, C).
 
         Returns:
-          (B, H, W, C).
+          (B, N_1, ..., N_d, C).
         """
-        b, height, width, c = x.shape
+        b, *sizes, c = x.shape
+        pixels = math.prod(sizes)
         heads = count_heads(c, self.head_width)
-        h = group_norm(x, "norm", self.norm).reshape(b, height * width, c)
+        h = group_norm(x, "norm", self.norm).reshape(b, pixels, c)
         init = nn.initializers.variance_scaling(
             1.0, "fan_in", "uniform"
         )  # fan_avg would see 3c outputs
         qkv = product(nn.Dense(3 * c, kernel_init=init, dtype=self.dtype, name="qkv")(h))
-        qkv = qkv.reshape(b, height * width, 3, heads, c // heads)
-        h = attention.self_attention(qkv, self.impl).reshape(b, height, width, c)
+        qkv = qkv.reshape(b, pixels, 3, heads, c // heads)
+        h = attention.self_attention(qkv, self.impl).reshape(x.shape)
         h = nn.Dense(c, kernel_init=ZERO_INIT, dtype=self.dtype, name="project")(h)
         return ((x + h) * self.skip_scale).astype(self.dtype)
 
@@ -276,8 +315,8 @@ class CrossAttentionBlock(nn.Module):
 
         skip_scale (x + project(attention(query(norm(x)), key(states), value(states))))
 
-    It maps (B, H, W, C), states (B, L, D) and their mask (B, L) to (B, H, W, C). The projection
-    starts at zero.
+    It maps (B, N_1, ..., N_d, C), states (B, L, D) and their mask (B, L) to the shape of the
+    features. The projection starts at zero.
 
     Attributes:
       head_width: see AttentionBlock.
@@ -298,21 +337,22 @@ class CrossAttentionBlock(nn.Module):
         """Evaluates the block.
 
         Args:
-          x: features, (B, H, W, C).
+          x: features, (B, N_1, ..., N_d, C).
           states: states of a text, (B, L, D).
           mask: which of the states exist, (B, L) bool, at least one for each example.
 
         Returns:
-          (B, H, W, C).
+          (B, N_1, ..., N_d, C).
         """
-        b, height, width, c = x.shape
+        b, *sizes, c = x.shape
+        pixels = math.prod(sizes)
         heads = count_heads(c, self.head_width)
-        h = group_norm(x, "norm", self.norm).reshape(b, height * width, c)
+        h = group_norm(x, "norm", self.norm).reshape(b, pixels, c)
         q = product(nn.Dense(c, kernel_init=KERNEL_INIT, dtype=self.dtype, name="query")(h))
         k = product(nn.Dense(c, kernel_init=KERNEL_INIT, dtype=self.dtype, name="key")(states))
         v = product(nn.Dense(c, kernel_init=KERNEL_INIT, dtype=self.dtype, name="value")(states))
         q, k, v = (a.reshape(b, a.shape[1], heads, c // heads) for a in (q, k, v))
-        h = attention.multi_head(q, k, v, self.impl, mask).reshape(b, height, width, c)
+        h = attention.multi_head(q, k, v, self.impl, mask).reshape(x.shape)
         h = nn.Dense(c, kernel_init=ZERO_INIT, dtype=self.dtype, name="project")(h)
         return ((x + h) * self.skip_scale).astype(self.dtype)
 

@@ -17,10 +17,11 @@ UPDOWN = ("conv", "conv_centred", "resblock", "resblock_projected")
 
 
 class UNet(nn.Module):
-    """The U-Net F(x, c_noise, cond): (B, H, W, C), (B,), dict -> (B, H, W, C) float32.
+    """The U-Net F(x, c_noise, cond): (B, N_1, ..., N_d, C), (B,), dict -> the same shape, float32.
 
-    The output is exactly 0 at initialization. DDPM's options are in its appendix B, ADM's in its
-    section 3. H and W must be multiples of stem * 2^(levels - 1); C is x's own.
+    x is of series (d = 1), images (d = 2) or volumes (d = 3), whose axes are treated alike. The
+    output is exactly 0 at initialization. DDPM's options are in its appendix B, ADM's in its
+    section 3. Each N_i must be a multiple of stem * 2^(levels - 1); C is x's own.
 
     Attributes:
       num_classes: 0 is an unconditional network, which ignores labels; otherwise there is an
@@ -29,15 +30,15 @@ class UNet(nn.Module):
         each self-attention, and their pooled vector is part of the embedding of the condition.
         None: captions are ignored.
       stem: 2 packs each 2 x 2 block of pixels into channels before the first convolution and
-        unpacks it after the last (Shi et al. 2016): a quarter of the work at some loss of detail. 1
-        is none.
+        unpacks it after the last (Shi et al. 2016): a quarter of the work at some loss of detail
+        (with d axes, blocks of 2^d). 1 is none.
       width: channels of the first level; DDPM 128, ADM 192 to 256.
       multipliers: level i has width * multipliers[i] channels, and half the resolution of the level
         before.
       blocks: residual blocks per level of the encoder; the decoder has one more per level.
-      attention: the heights of the feature maps (after the stem) with attention after each residual
-        block; DDPM (16,), ADM (32, 16, 8). The middle always has it. A height that no level has is
-        ignored, so that one tuple serves several image sizes.
+      attention: the heights N_1 of the feature maps (after the stem) with attention after each
+        residual block; DDPM (16,), ADM (32, 16, 8). The middle always has it. A height that no
+        level has is ignored, so that one tuple serves several image sizes.
       decoder_attention_once: the decoder has attention only after the last residual block of such a
         level (DDPM++, Song et al. 2021), instead of after each.
       head_width: channels per attention head, ADM 64; None is DDPM's single head.
@@ -53,8 +54,8 @@ class UNet(nn.Module):
         al. 2021, appendix H; ADM).
       norm: (groups, epsilon) of every group norm, for networks trained elsewhere; None is about
         min(32, channels / 4) and 1e-6.
-      learn_variance: the output is (B, H, W, 2C), the second C channels for the variance (Nichol &
-        Dhariwal 2021, eq. 15).
+      learn_variance: the output has 2C channels, the second C for the variance (Nichol & Dhariwal
+        2021, eq. 15).
       extra_channels: channels of cond['concat'], which the first convolution receives besides x
         (SR3, Saharia et al. 2021).
       noise_embedding: 'sinusoidal' in 1000 c_noise (DDPM), 'fourier' with random frequencies
@@ -95,22 +96,22 @@ class UNet(nn.Module):
         """Evaluates the network.
 
         Args:
-          x: scaled noised images, (B, H, W, C).
+          x: scaled noised samples, (B, N_1, ..., N_d, C).
           c_noise: the noise level, scalar or (B,), in about [0, 1] or [-2, 2].
           cond: None, or a dict with 'label' (B,) integers, where num_classes (and no label at all)
-            means "no class", 'concat' (B, H, W, extra_channels), with second_time 'to' (B,), and
-            the entries that `text` reads.
+            means "no class", 'concat' (B, N_1, ..., N_d, extra_channels), with second_time 'to'
+            (B,), and the entries that `text` reads.
           train: turns dropout on; then rngs={'dropout': key} is needed.
 
         Returns:
-          F, (B, H, W, C) or (B, H, W, 2C) float32.
+          F, (B, N_1, ..., N_d, C or 2C) float32.
 
         Raises:
           UserError: while tracing, for sizes and options that do not fit.
         """
         cond = cond or {}
         self._check(x, cond)
-        channels = x.shape[-1] * (2 if self.learn_variance else 1)
+        channels, axes = x.shape[-1] * (2 if self.learn_variance else 1), x.ndim - 2
         condition = ConditionEmbedding(
             self.width,
             4 * self.width,
@@ -123,7 +124,7 @@ class UNet(nn.Module):
         embedding = condition(c_noise, cond, x.shape[0], text and text.pooled)
         if self.extra_channels:
             x = jnp.concatenate([x, cond["concat"].astype(x.dtype)], axis=-1)
-        h = layers.conv(self.width, dtype=self.dtype, name="first")(
+        h = layers.conv(self.width, axes=axes, dtype=self.dtype, name="first")(
             layers.space_to_depth(x, self.stem)
         )
         h, skips = self._down(h, embedding, text, train)
@@ -132,7 +133,8 @@ class UNet(nn.Module):
         h = self._residual(h, embedding, train, h.shape[-1], "middle_2")
         h = self._up(h, skips, embedding, text, train)
         h = jax.nn.silu(layers.group_norm(h, "last_norm", self.norm))
-        h = layers.conv(channels * self.stem**2, zero=True, name="last")(h)  # float32
+        last = layers.conv(channels * self.stem**axes, axes=axes, zero=True, name="last")
+        h = last(h)  # float32
         return layers.depth_to_space(h, self.stem).astype(jnp.float32)
 
     def _residual(
@@ -200,12 +202,14 @@ class UNet(nn.Module):
     ) -> Array:
         if self.updown in ("resblock", "resblock_projected"):
             return self._residual(h, embedding, train, h.shape[-1], name, resample=direction)
+        axes = h.ndim - 2
         if direction == "down":  # (0, 1) is TensorFlow's SAME, with which DDPM was trained
             padding = (1, 1) if self.updown == "conv_centred" else (0, 1)
             return layers.conv(
-                h.shape[-1], stride=2, padding=(padding, padding), dtype=self.dtype, name=name
+                h.shape[-1], axes=axes, stride=2, padding=padding, dtype=self.dtype, name=name
             )(h)
-        return layers.conv(h.shape[-1], dtype=self.dtype, name=name)(layers.nearest(h))
+        conv = layers.conv(h.shape[-1], axes=axes, dtype=self.dtype, name=name)
+        return conv(layers.nearest(h))
 
     def _check(self, x: Array, cond: dict) -> None:
         """Checks options and shapes while tracing."""
@@ -213,17 +217,13 @@ class UNet(nn.Module):
             raise unknown("updown", self.updown, UPDOWN)
         if self.dtype not in ("float32", "bfloat16"):
             raise unknown("dtype", self.dtype, ["float32", "bfloat16"])
-        if x.ndim != 4:
-            raise UserError(
-                f"the U-Net takes images (B, H, W, C), not shape {x.shape}; use the MLP for points"
-            )
-        height, width = x.shape[1:3]
+        layers.check_axes(x, "the U-Net")
         multiple = self.stem * 2 ** (len(self.multipliers) - 1)
-        if height % multiple or width % multiple:
+        if any(size % multiple for size in x.shape[1:-1]):
             raise UserError(
-                f"images of {height} x {width} do not fit a U-Net: stem={self.stem} and "
+                f"{layers.sizes_in_words(x)} do not fit a U-Net: stem={self.stem} and "
                 f"multipliers={self.multipliers} need multiples of {multiple}; resize or pad the "
-                "images, or use fewer multipliers or a smaller stem"
+                "data, or use fewer multipliers or a smaller stem"
             )
         given = cond["concat"].shape[-1] if "concat" in cond else 0
         if given != self.extra_channels:

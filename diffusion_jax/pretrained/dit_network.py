@@ -158,7 +158,7 @@ def _dit_fixed(options: Options, shape: Shape) -> dict[str, np.ndarray]:
     ):
         sizes = f"input_size={shape[0]} and patch_size={options['patch']}"
         raise UserError(f"{sizes} are not those of a DiT of width {options['width']}")
-    return {"pos_embed": np.asarray(dit.position_embedding(side, side, options["width"]))[None]}
+    return {"pos_embed": np.asarray(dit.position_embedding((side, side), options["width"]))[None]}
 
 
 DIT = Published(

@@ -11,22 +11,30 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from diffusion_jax.core import arrays, forward_mode
-from diffusion_jax.models.convolution import LAYOUT, convolve
+from diffusion_jax.models.convolution import convolve, layout
 from tests.models.networks import normal
 
-plain = functools.partial(jax.lax.conv_general_dilated, dimension_numbers=LAYOUT)
+
+def plain(x, kernel, *rest, **options):
+    """JAX's own convolution, with channels last."""
+    numbers = layout(kernel.ndim - 2)
+    return jax.lax.conv_general_dilated(x, kernel, *rest, dimension_numbers=numbers, **options)
+
+
 CASES = [  # kernel, strides, padding
     ((3, 3), (1, 1), "SAME"),
     ((3, 3), (2, 2), ((0, 1), (0, 1))),
     ((1, 1), (1, 1), "VALID"),
     ((4, 2), (2, 1), ((2, 1), (0, 0))),
+    ((3,), (2,), ((0, 1),)),
+    ((3, 2, 3), (1, 2, 2), "SAME"),
 ]
 
 
 @pytest.mark.parametrize("size, strides, padding", CASES)
 def test_value_and_derivatives(size, strides, padding):
     """The value, both gradients, the tangent, and the tangent of a gradient."""
-    x, dx = normal(0, (2, 2, 6, 5, 3))
+    x, dx = normal(0, (2, 2, *(6, 5, 4)[: len(size)], 3))
     kernel, d_kernel = normal(1, (2, *size, 3, 4))
 
     @functools.partial(jax.jit, static_argnums=0)

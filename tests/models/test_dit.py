@@ -95,12 +95,26 @@ def test_positions_differ_column_first():
     """The same places at every column (or row) of a grid that is not square, and frequencies from 1
     down.
     """
-    places = np.asarray(dit.position_embedding(3, 5, 16)).reshape(3, 5, 16)
+    places = np.asarray(dit.position_embedding((3, 5), 16)).reshape(3, 5, 16)
     np.testing.assert_array_equal(places[0, :, :8], places[2, :, :8])
     np.testing.assert_array_equal(places[:, 0, 8:], places[:, 4, 8:])
     some = [np.sin(3), np.sin(3e-3), np.cos(3), np.sin(2), np.cos(2)]
     np.testing.assert_allclose(places[2, 3, [0, 3, 4, 8, 12]], some, rtol=1e-5)
     assert len(np.unique(places.reshape(15, 16), axis=0)) == 15
+
+
+def test_series_and_volumes_have_tokens_with_places_of_their_own():
+    """Each axis has an equal part of the features; what three of them leave over is 0."""
+    volume = np.asarray(dit.position_embedding((2, 3, 4), 16)).reshape(2, 3, 4, 16)
+    line = np.asarray(dit.position_embedding((4,), 4))
+    for axis, of in ((2, volume[1, 2]), (1, volume[1, :, 3]), (0, volume[:, 2, 3])):
+        own = slice(4 * (2 - axis), 4 * (3 - axis))
+        np.testing.assert_array_equal(of[:, own], line[: len(of)])
+    assert not volume[..., 12:].any()
+    for shape in ((2, 8, 3), (2, 4, 2, 8, 3)):
+        params, out = shapes(DiT(**TINY), shape)
+        assert out.shape == (*shape[:-1], 6)
+        assert params["first"]["kernel"].shape == (3 * 2 ** (len(shape) - 2), 24)
 
 
 def test_zero_at_init_and_blocks_are_the_identity():

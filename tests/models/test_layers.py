@@ -12,18 +12,20 @@ from diffusion_jax.models import embeddings, layers
 from tests.models.networks import normal
 
 
-def test_depth_to_space_undoes_space_to_depth_and_keeps_blocks_together():
-    x = np.arange(2 * 4 * 6 * 3.0).reshape(2, 4, 6, 3)
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_changes_of_resolution_keep_blocks_together_and_are_undone(axes):
+    """Along one, two and three axes: packing blocks, and repeating each pixel."""
+    sizes = (4, 6, 8)[:axes]
+    x = normal(0, (2, *sizes, 3))
     packed = layers.space_to_depth(x, 2)
     np.testing.assert_array_equal(layers.depth_to_space(packed, 2), x)
-    np.testing.assert_array_equal(packed[1, 1, 2].reshape(2, 2, 3), x[1, 2:4, 4:6])
-
-
-def test_pooling_undoes_nearest():
-    x = normal(0, (2, 3, 5, 4))
-    big = np.asarray(layers.nearest(x))
-    np.testing.assert_allclose(layers.average_pool(big), x, rtol=1e-6)
-    np.testing.assert_array_equal(big[0, 4:6, 2:4, 1], np.full((2, 2), x[0, 2, 1, 1]))
+    last, block = tuple(n // 2 - 1 for n in sizes), tuple(slice(n - 2, n) for n in sizes)
+    np.testing.assert_array_equal(packed[(1, *last)].reshape(*(2,) * axes, 3), x[(1, *block)])
+    big = np.asarray(layers.nearest(packed))
+    assert big.shape[1:-1] == sizes
+    np.testing.assert_allclose(layers.average_pool(big), packed, rtol=1e-6)
+    pixel = packed[(1, *last)][1]
+    np.testing.assert_array_equal(big[(1, *block, 1)], np.full((2,) * axes, pixel))
 
 
 @pytest.mark.parametrize("channels", [1, 3, 8, 32, 48, 96, 128, 144, 256, 384, 512])

@@ -44,6 +44,37 @@ def test_unet_shapes_for_all_styles(scale_shift, updown, learn_variance, num_cla
     assert ("label" in params["condition"]) == (num_classes > 0)
 
 
+@pytest.mark.parametrize("axes", [1, 3])
+@pytest.mark.parametrize("updown", ["conv", "resblock"])
+def test_series_and_volumes_have_the_layers_of_images(axes, updown):
+    """The same names, and kernels with as many axes as the data."""
+    options = dict(num_classes=3, updown=updown, stem=2, **TINY)
+    found, out = shapes(UNet(**options), (2, *(8, 16, 8)[:axes], 3))
+    image, _ = shapes(UNet(**options), (2, 8, 16, 3))
+    assert out.shape == (2, *(8, 16, 8)[:axes], 3)
+    assert jax.tree.structure(found) == jax.tree.structure(image)
+    packed = 3 * 2**axes  # channels of a packed block, which the outer convolutions see
+    assert found["first"]["kernel"].shape == (3,) * axes + (packed, 8)
+    assert found["last"]["kernel"].shape == (3,) * axes + (8, packed)
+    inner = [{k: v for k, v in p.items() if k not in ("first", "last")} for p in (found, image)]
+    for own, leaf in zip(*map(jax.tree.leaves, inner)):
+        extents = leaf.shape[:1] * axes + leaf.shape[2:] if leaf.ndim == 4 else leaf.shape
+        assert own.shape == extents
+
+
+def test_a_series_is_an_image_of_one_column():
+    """The network of one axis, with the middle columns of the kernels of the network of two."""
+    module, x = UNet(**TINY | {"multipliers": (1,)}), normal(0, (2, 8, 2))
+    c = np.array([0.2, 0.7], np.float32)
+    abstract, _ = shapes(module, (2, 8, 1, 2))
+    random = np.random.default_rng(0)
+    wide = jax.tree.map(lambda leaf: random.normal(0, 0.3, leaf.shape).astype("f"), abstract)
+    narrow = jax.tree.map(lambda k: k[:, k.shape[1] // 2] if k.ndim == 4 else k, wide)
+    apply = jax.jit(lambda params, x: module.apply({"params": params}, x, c))
+    expected = apply(wide, x[:, :, None])[:, :, 0]
+    np.testing.assert_allclose(apply(narrow, x), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_every_option_changes_the_network_it_names():
     base, _ = shapes(UNet(**TINY), (2, 16, 16, 1))
     changed = dict(
@@ -126,6 +157,7 @@ def test_modules_can_be_static_arguments():
         (dict(extra_channels=1), (1, 8, 8, 1), None, ["extra_channels=1", "has 0"]),
         (dict(), (1, 8, 8, 1), {"concat": np.zeros((1, 8, 8, 2))}, ["extra_channels=0", "has 2"]),
         (dict(), (4, 2), None, ["(4, 2)", "MLP"]),
+        (dict(), (1, 8, 7, 8, 1), None, ["volumes of 8 x 7 x 8", "multiples of 2"]),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(options, shape, cond, words):
