@@ -5,10 +5,11 @@ python -m experiments.sample --workdir=runs/a --num=64 --labels=0,1,2 \
 python -m experiments.sample --workdir=runs/folder --labels=cat,dog --num=20
 python -m experiments.sample --workdir=runs/b --prompt="a bold seven" --prompt="a thin 3" \
     --guidance=4
+python -m experiments.sample --workdir=runs/a --num=30 --gif
 
 The same seed always gives the same image. The picture has a row for each class, with its name. A
 model of captions draws every prompt from every seed: a row of the picture is a prompt, a column a
-seed.
+seed. --gif also writes samples.gif: x_t and x0-hat side by side as the sampler moves.
 """
 
 from absl import flags
@@ -43,4 +44,9 @@ if __name__ == "__main__":
         upper_bound=1000,
     )
     values.path_flag("out", "", "files to write, without the ending (default WORKDIR/samples)")
+    flags.DEFINE_bool("gif", False, "also write an animation of x_t and x0-hat, NAME.gif")
+    values.integer_flag("gif_frames", 40, "number of frames of the animation, at most", 2, 1000)
+    flags.DEFINE_float(
+        "gif_fps", 12.0, "frames of the animation in a second", lower_bound=1, upper_bound=50
+    )
     cli.launch("diffusion_jax.studies.generation:sample", config="workdir")

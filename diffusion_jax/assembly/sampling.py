@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -242,6 +242,57 @@ def sample_with(
         return lambda keys, cond: run(params, keys, cond, *rest)
     everywhere = sharding.spread(run, mesh)
     return lambda keys, cond: everywhere(params, (keys, cond), *rest)
+
+
+def trajectory_fn(
+    experiment: Experiment,
+    params: Params,
+    chosen: SamplingMethod,
+    watch: Callable[[Experiment, Array, Array, Array], Any],
+    mesh: Mesh | None = None,
+) -> Callable[[Key, Cond], Any]:
+    """Make the function that samples and returns what is seen on the way from noise to data.
+
+    The states are x at each of the method's times, with the x0-hat there, which costs one more
+    evaluation for each. The x0-hat of the last state are the samples.
+
+    Args:
+      experiment: the model.
+      params: the parameters of the network.
+      chosen: how to sample.
+      watch: (experiment, x (B, ...), x0-hat (B, ...), t) -> a tree of arrays (B, ...) to keep of
+        each state; traceable.
+      mesh: the devices that draw; None for one device.
+
+    Returns:
+      A function (keys (B,), cond) -> the tree of arrays (B, n, ...), a state for each time.
+    """
+
+    @jax.jit
+    def run(ensemble: Ensemble, keys: Key, cond: Cond, ts: Array, scale: Array) -> Any:
+        cond = experiment.conditions.null(len(keys)) if cond is None else cond
+        bound, own = denoiser.unpack(experiment, ensemble)
+        guidance, process = scale if chosen.guided else None, bound.process
+        denoise = denoiser.denoiser(bound, own, scale=guidance, clip=chosen.clip)
+        noise = components.NOISES[chosen.noise]
+
+        def seen(x: Array, t: Array) -> Any:
+            return watch(bound, x, denoise(x, t, cond).x0, t)
+
+        x = base.start(process, keys, (len(keys), *bound.shape))
+        moved = base.sample(
+            chosen.sampler, denoise, process, keys, x, ts, cond, observe=seen, noise=noise
+        ).observed
+        first = jax.tree.map(lambda each: each[None], seen(x, ts[0]))
+        states = jax.tree.map(lambda *parts: jnp.concatenate(parts), first, moved)
+        return jax.tree.map(lambda each: jnp.moveaxis(each, 0, 1), states)
+
+    ensemble = denoiser.ensemble(experiment, params)
+    rest = np.asarray(chosen.ts), np.float32(chosen.guidance)
+    if mesh is None:
+        return lambda keys, cond: run(ensemble, keys, cond, *rest)
+    everywhere = sharding.spread(run, mesh)
+    return lambda keys, cond: everywhere(ensemble, (keys, cond), *rest)
 
 
 def sampling_mesh(config: ConfigDict) -> Mesh:

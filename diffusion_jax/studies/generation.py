@@ -20,6 +20,7 @@ from diffusion_jax.core.types import Cond
 from diffusion_jax.data import transforms
 from diffusion_jax.evaluation import generate
 from diffusion_jax.report import pictures, scatter
+from diffusion_jax.studies import animation
 from diffusion_jax.training import distributed
 
 
@@ -48,8 +49,11 @@ def sample(
     prompt: Sequence[str] = (),
     guidance: float | None = None,
     out: str = "",
+    gif: bool = False,
+    gif_frames: int = 40,
+    gif_fps: float = 12.0,
 ) -> None:
-    """Draw images from a trained model and write them to an .npz file and a picture.
+    """Draw images from a trained model and write them to an .npz file, a picture and an animation.
 
     Args:
       config: the config of the run, with the sampling settings.
@@ -60,11 +64,15 @@ def sample(
       prompt: captions, each of which is drawn from every seed.
       guidance: scale of the guidance; None takes config.sampler.guidance.
       out: the files to write, without the ending; '' takes WORKDIR/samples.
+      gif: whether to write an animation of x_t and x0-hat too, for which all is sampled again.
+      gif_frames: number of frames of the animation, at most.
+      gif_fps: frames in a second.
 
     Raises:
       UserError: for seeds, labels, prompts or settings that the model cannot use.
     """
-    files = parsing.output("out", out, ".npz", ".png", default=Path(workdir) / "samples")
+    endings = (".npz", ".png", ".gif")[: 3 if gif else 2]
+    files = parsing.output("out", out, *endings, default=Path(workdir) / "samples")
     each = parsing.parse_seeds(seeds) if seeds else list(range(num or (8 if prompt else 64)))
     wanted = each * max(len(prompt), 1)
     mesh = sampling.sampling_mesh(config)
@@ -74,28 +82,40 @@ def sample(
     chosen, cond = requested_conditions(
         model, parsing.labels("labels", labels, classes), prompt, len(wanted)
     )
-    settings = model.sampling
+    resolved = _resolved(workdir, trained, guidance)
+    real = None if model.is_image else _points(config, workdir, len(wanted))
+    keys = generate.seeds_to_keys(wanted)
+    if gif:
+        columns = animation.columns_for(len(wanted), len(set(chosen.tolist())), len(prompt))
+        look = animation.Look(gif_frames, gif_fps, columns, real)
+        animation.animate(model, trained.params, resolved, keys, cond, files[".gif"], look, mesh)
+    images = generate.generate(
+        sampling.sample_with(model, trained.params, resolved, mesh),
+        keys,
+        cond,
+        batch_size=min(model.sampling.batch_size, len(wanted)),
+        finish=transforms.to_uint8 if model.is_image else np.asarray,
+    )
+    if distributed.first():
+        save(GeneratedImages(images, chosen, wanted, prompt), files, [*classes, "any"], real)
+        print(f"{len(images)} images: {', '.join(map(str, files.values()))}")
+
+
+def _resolved(
+    workdir: str, trained: workdirs.Trained, guidance: float | None
+) -> sampling.SamplingMethod:
+    """The sampling settings with this guidance, and one line on stderr about them."""
+    settings = trained.experiment.sampling
     if guidance is not None:
         settings = settings._replace(guidance=guidance)
-    resolved = sampling.method(model, settings)
+    resolved = sampling.method(trained.experiment, settings)
     evaluations = sampling.evaluations(resolved) or "as many as the tolerance needs:"
     print(
         f"{workdir}: step {trained.step}, weights {trained.weights}, {settings.name} "
         f"on grid {resolved.grid}, {evaluations} evaluations per image",
         file=sys.stderr,
     )
-    is_image = model.is_image
-    real = None if is_image else _points(config, workdir, len(wanted))
-    images = generate.generate(
-        sampling.sample_with(model, trained.params, resolved, mesh),
-        generate.seeds_to_keys(wanted),
-        cond,
-        batch_size=min(settings.batch_size, len(wanted)),
-        finish=transforms.to_uint8 if is_image else np.asarray,
-    )
-    if distributed.first():
-        save(GeneratedImages(images, chosen, wanted, prompt), files, [*classes, "any"], real)
-        print(f"{len(images)} images: {files['.npz']}, {files['.png']}")
+    return resolved
 
 
 def _points(config: ConfigDict, workdir: str, count: int) -> np.ndarray:

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax.assembly import denoiser, sample_conditions, sampling, train
+from diffusion_jax.assembly import sample_conditions, sampling, train
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.experiment import Experiment
 from diffusion_jax.assembly.workdir import Trained
@@ -21,7 +20,6 @@ from diffusion_jax.core.types import Array, Cond
 from diffusion_jax.data import Dataset
 from diffusion_jax.evaluation import generate
 from diffusion_jax.report import pictures
-from diffusion_jax.samplers import base
 from diffusion_jax.studies import evaluation, sampler_comparison
 
 SAMPLERS = ["ancestral.ddpm", "ancestral.ddim", "ode.heun", "multistep.dpmpp_2m"]
@@ -129,21 +127,13 @@ def denoising(
     resolved = sampling.method(model, model.sampling._replace(nfe=steps))
     labels = np.array([2, 5, 8]) % max(model.num_classes, 1)
 
-    @jax.jit
-    def run(params: Any, keys: Array, cond: Cond) -> tuple[Array, Array]:
-        scale = jnp.float32(resolved.guidance) if resolved.guided else None
-        denoise = denoiser.denoiser(model, params, scale=scale, clip=resolved.clip)
-        x = base.start(model.process, keys, (len(labels), *model.shape))
+    def watch(model: Experiment, x: Array, x0: Array, t: Array) -> tuple[Array, Array]:
+        return x, x0
 
-        def watch(x: Array, t: Array) -> tuple[Array, Array]:
-            return (x, denoise(x, t, cond).x0)
-
-        return base.sample(
-            resolved.sampler, denoise, model.process, keys, x, resolved.ts, cond, observe=watch
-        ).observed
-
+    run = sampling.trajectory_fn(model, trained.params, resolved, watch)
     keys = generate.seeds_to_keys(range(len(labels)))
-    x_t, x0 = run(trained.params, keys, _condition(model, dataset, labels))
+    states = run(keys, _condition(model, dataset, labels))
+    x_t, x0 = (np.moveaxis(np.asarray(each), 1, 0)[1:] for each in states)
     chosen = np.linspace(0, len(x_t) - 1, shown).round().astype(int)
     times = np.asarray(resolved.ts)[1:][chosen]
     strip = pictures.denoising_strip(np.asarray(x_t)[chosen], np.asarray(x0)[chosen], times)

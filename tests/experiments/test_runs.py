@@ -171,9 +171,15 @@ def test_the_commands_sample_and_evaluate(trained):
     four = np.load(folder / "samples.npz")
     assert four["images"].shape == (4, 8, 8, 1) and four["images"].dtype == np.uint8
     assert four["labels"].tolist() == [1, 2, 1, 2] and four["seeds"].tolist() == [3, 4, 5, 6]
-    command(
-        "sample", f"--workdir={folder}", "--seeds=4", "--labels=2", "--config.sampler.name=ode.heun"
-    )
+    shown = command(
+        "sample",
+        f"--workdir={folder}",
+        "--seeds=4",
+        "--labels=2",
+        "--config.sampler.name=ode.heun",
+        "--gif",
+    ).stdout
+    assert "samples.gif" in shown and width(folder / "samples.gif") > 2 * 200
     np.testing.assert_array_equal(
         np.load(folder / "samples.npz")["images"][0], four["images"][1]
     )  # one seed, one image
