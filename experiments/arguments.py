@@ -130,7 +130,8 @@ def parse(
         source = "none" if mode else source
         spec, changes, typed = _sorted(given, source, usage.short(source, short))
         _check_names(typed, source, usage.short(source, short))
-        _read_flags(argv[0], typed)  # which ends the process for --helpxml
+        _remember_addresses(given)
+        _read_flags(argv[0], typed, source)  # which ends the process for --helpxml
         if neither:
             raise UserError(
                 "--workdir is missing: the folder of a trained model; or give a config file, "
@@ -247,7 +248,7 @@ def _check_keys(name: str, source: str, known: Sequence[str]) -> None:
             raise UserError(f"unknown flag '--{name}'; did you mean '--config.{key}'?")
 
 
-def _read_flags(program: str, own: Sequence[Given]) -> None:
+def _read_flags(program: str, own: Sequence[Given], source: str) -> None:
     """Set absl's flags; raise UserError for a value of another type, out of range or missing."""
     for one in own:
         if one.value is None and one.name in flags.FLAGS and not flags.FLAGS[one.name].boolean:
@@ -277,11 +278,18 @@ def _read_flags(program: str, own: Sequence[Given]) -> None:
                     f"--{flag.name} is empty; name a path, or leave the flag out (is a shell "
                     "variable unset?)"
                 )
-            flag.value = _path(flag.name, flag.value)
+            trains = source == "file" and flag.name == "workdir"
+            flag.value = _path(flag.name, flag.value, trains=trains)
 
 
-def _path(name: str, text: str) -> str:
-    """The local path of a flag's value; a workdir in an object store is fetched first."""
+def _path(name: str, text: str, *, trains: bool = False) -> str:
+    """The local path of a flag's value; a workdir that is elsewhere is fetched first.
+
+    The workdir of a command that trains is no trained model yet, so it has no bare name.
+    """
+    if name in values.WORKDIRS and not trains:
+        text = text if buckets.is_url(text) else parsing.expand_home(f"--{name}", text)
+        return loading.load("diffusion_jax.pretrained.addresses:resolve")(text, f"--{name}")
     if not buckets.is_url(text):
         return parsing.expand_home(f"--{name}", text)
     if name in values.WORKDIRS:
@@ -326,6 +334,13 @@ def _remember(changes: Sequence[tuple[str, str | None]]) -> None:
     for key, text in changes:
         if text and key.startswith("data.") and config_schema.rule(key).is_path:
             loading.load("diffusion_jax.data.consent:remember")(text)
+
+
+def _remember_addresses(given: Sequence[Given]) -> None:
+    """Note the addresses of models that the user typed, in a flag or within a config key."""
+    for one in given:
+        for address in re.findall(r"(?:https?|hf)://[^\s,;'\")]+", one.value or ""):
+            loading.load("diffusion_jax.data.consent:remember")(address)
 
 
 def own() -> list[flags.Flag]:

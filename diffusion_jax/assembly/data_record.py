@@ -19,19 +19,22 @@ _ENCODED = {
     "scale": reading.items(reading.number(low=1e-30)),
 }
 
-RULE = reading.record(
-    {
-        "image_shape": _SIZES,
-        "num_classes": reading.integer(0, 10**6),
-        "class_names": reading.items(reading.text()),
-    },
-    {
-        "name": reading.text(),
-        "encoded": reading.record(_ENCODED),
-        "train_size": reading.integer(),
-        "test_size": reading.integer(),
-    },
-)
+_NEEDED = {
+    "image_shape": _SIZES,
+    "num_classes": reading.integer(0, 10**6),
+    "class_names": reading.items(reading.text()),
+}
+
+_ALSO = {
+    "name": reading.text(),
+    "encoded": reading.record(_ENCODED),
+    "train_size": reading.integer(),
+    "test_size": reading.integer(),
+}
+
+RULE = reading.record(_NEEDED, _ALSO)
+
+KEYS = (*_NEEDED, *_ALSO)  # of data.json
 
 
 def description(dataset: Dataset) -> dict[str, Any]:

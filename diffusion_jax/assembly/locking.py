@@ -14,6 +14,7 @@ from diffusion_jax.assembly import leases
 from diffusion_jax.core import staging
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.mirrors import Mirror
+from diffusion_jax.pretrained import folders
 from diffusion_jax.training import distributed
 
 
@@ -32,9 +33,10 @@ def locked(workdir: str | Path) -> Iterator[Callable[[], None]]:
       creates it anew.
 
     Raises:
-      UserError: if another process trains there already, which it names, or if the workdir cannot
-        be written.
+      UserError: if another process trains there already, which it names, if the workdir cannot be
+        written, or if it is a published model.
     """
+    folders.refuse_to_write(workdir)
     if not distributed.first():
         yield lambda: None
         return

@@ -118,9 +118,9 @@ def grid(experiment: Experiment, spec: str, n: int) -> Array:
         for this model.
       n: number of times.
     """
-    own = experiment.grids and experiment.grids / f"{spec}.json"
-    if own and own.is_file():
-        return grids.stored(experiment.process, n, str(own))
+    for folder in experiment.grids:
+        if (own := folder / f"{spec}.json").is_file():
+            return grids.stored(experiment.process, n, str(own))
     return build(components.GRIDS, spec, experiment.process, n)
 
 

@@ -218,7 +218,7 @@ class Experiment(NamedTuple):
       encoder: the encoder of captions.
       guide: the guidance strategy.
       others: the other trained networks that the guide needs, in its order.
-      grids: the folder of the grids that experiments.optimize_grid placed for this model.
+      grids: the folders of the grids that experiments.optimize_grid placed for this model.
       discriminator: the discriminator of an adversarial autoencoder.
       features: the features of an autoencoder's perceptual distance.
       latents: how latents become images, where examples are latents.
@@ -250,7 +250,7 @@ class Experiment(NamedTuple):
     guide: Guide
     encoder: Encoder | None = None
     others: tuple[tuple[Experiment, Params], ...] = ()
-    grids: Path | None = None
+    grids: tuple[Path, ...] = ()
     discriminator: nn.Module | None = None
     features: Callable[[Array], tuple[Array, ...]] | None = None
     latents: LatentDecoder | None = None

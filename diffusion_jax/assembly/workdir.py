@@ -11,6 +11,9 @@ samples/           grids drawn during training; an autoencoder has reconstructio
                    interpolations/
 grids/             times that experiments.optimize_grid placed for the model
 nonfinite/         reports of steps that are not finite (training/forensics.py)
+
+A published model (pretrained/folders.py) is a workdir that is only read. It has config.json,
+data.json, one set of weights and grids.
 """
 
 from __future__ import annotations
@@ -21,7 +24,6 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -35,19 +37,21 @@ from diffusion_jax.assembly import (
     defaults,
     denoiser,
     latent,
+    publication,
     same_run,
-    trainer,
+    stored,
 )
 from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.experiment import assemble, guided_by
 from diffusion_jax.assembly.settings import Experiment
-from diffusion_jax.core import files, provenance, reading, staging
-from diffusion_jax.core.errors import UserError, unknown
+from diffusion_jax.core import files, provenance, reading
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Params
 from diffusion_jax.data import consent
 from diffusion_jax.data.latents import Encoded
 from diffusion_jax.denoisers import guides, parameterization
-from diffusion_jax.training import distributed, placement, post_hoc, restoring
+from diffusion_jax.pretrained import addresses, folders
+from diffusion_jax.training import distributed, restoring
 
 CONFIG_FILE = "config.json"
 
@@ -118,20 +122,24 @@ def saved_config(workdir: str | Path, key: str = "--workdir") -> ConfigDict:
     Raises:
       UserError: where there is no config, and for one that is damaged or out of range.
     """
-    workdir = staging.local(workdir, key)
+    workdir = addresses.resolve(workdir, key)
     path = Path(workdir).expanduser() / CONFIG_FILE
     if not path.is_file():
+        shipped = ", ".join(addresses.names())
         raise UserError(
             f"{key}={workdir} has no {CONFIG_FILE}; train a model there first (experiments.train)"
+            + (f", or name one of the shipped models: {shipped}" if shipped else "")
         )
     config = _tuples(
         files.load_json(path, reading.record({"data": reading.table(), "sampler": reading.table()}))
     )
-    _note_if_edited(Path(workdir), config)
+    _note_if_edited(path.parent, config)
     try:
         config_schema.check(config, complete=True)
     except UserError as error:
         raise UserError(f"'{path}' is damaged: {error}") from None
+    if folders.is_published(path.parent):
+        config = publication.in_place(config, path.parent)
     config = defaults.filled(config)
     for part in consent.KEYS:
         named = config["data"].get(part, "")
@@ -151,6 +159,9 @@ def saved_config(workdir: str | Path, key: str = "--workdir") -> ConfigDict:
 
 def _note_if_edited(workdir: Path, config: dict[str, Any]) -> None:
     """Print a note where config.json is not what the run wrote, by its hash in provenance.json."""
+    if folders.is_published(workdir):
+        folders.content(workdir, CONFIG_FILE)  # which is never edited
+        return
     with contextlib.suppress(UserError):
         written = files.load_json(workdir / "provenance.json", reading.table()).get("config_hash")
         if written and written != provenance.config_hash(config):
@@ -193,8 +204,8 @@ def dataset(
     Raises:
       UserError: naming what differs from data.json.
     """
-    loaded, workdir = datasets.dataset(config), staging.local(workdir)
-    if workdir is None or restoring.latest_step(Path(workdir) / "checkpoints") is None:
+    loaded, workdir = datasets.dataset(config), addresses.resolve(workdir)
+    if workdir is None or not stored.has_model(workdir):
         return loaded
     sizes = resumes or same_run.names_the_same_data(Path(workdir), config)
     return same_run.same_data(Path(workdir), about_data(workdir), loaded, sizes=sizes)
@@ -230,29 +241,18 @@ def load(
       UserError: if there is no such checkpoint, or the config does not fit the run.
     """
     config = saved_config(workdir) if config is None else config
-    workdir = Path(staging.local(workdir)).expanduser().absolute()
+    workdir = Path(addresses.resolve(workdir)).expanduser().absolute()
     about = about_data(workdir)
     other = functools.partial(_auxiliary, workdir, mesh=mesh)
     experiment = assemble(config, about["image_shape"], about["num_classes"], other)
-    experiment = experiment._replace(grids=workdir / "grids", record=_recorded(workdir, config))
+    grids = grid_folders(workdir)
+    experiment = experiment._replace(grids=grids, record=_recorded(workdir, config))
     same_run.check_usable(workdir, config, _same_network(workdir, experiment))
     if "encoded" in about:
         encoded = Encoded(**{key: about["encoded"][key] for key in Encoded._fields})
         experiment = with_autoencoder(experiment, encoded, mesh)
-    template = jax.eval_shape(lambda key: experiment.kind.init(experiment, key), jax.random.key(0))
-    template = placement.placed(template, mesh) if mesh else template
-    if length := post_hoc.length_of(experiment.sampling.weights):
-        made = post_hoc.reconstruct(workdir / "ema_snapshots", length, template)
-        params = placement.put(made.params, mesh) if mesh else made.params
-        return Trained(experiment, params, made.step, experiment.sampling.weights, about)
-    which = trainer.weights_name(experiment)
-    restored = restoring.restore_params(
-        checkpoints(workdir, experiment.sampling.checkpoint),
-        None if which == "params" else which,
-        template=template,
-        step=step,
-    )
-    return Trained(experiment, restored.state, restored.step, which, about)
+    found = stored.read(workdir, experiment, mesh, step)
+    return Trained(experiment, found.params, found.step, found.name, about)
 
 
 def _recorded(workdir: Path, config: ConfigDict) -> dict[str, Any]:
@@ -272,6 +272,15 @@ def _same_network(workdir: Path, experiment: Experiment) -> bool:
         return True
     theirs = build(components.PROCESSES, trained)
     return parameterization.same_network(experiment.parameterization, theirs, experiment.process)
+
+
+def grid_folders(workdir: Path) -> tuple[Path, ...]:
+    """The folders of the grids that were placed for a model: of its workdir, and by commands.
+
+    Args:
+      workdir: the local folder of the model.
+    """
+    return tuple(dict.fromkeys((workdir / "grids", folders.outputs(workdir) / "grids")))
 
 
 def load_for_comparison(workdir: str | Path, key: str, shape: tuple[int, ...]) -> Trained:
@@ -295,32 +304,12 @@ def load_for_comparison(workdir: str | Path, key: str, shape: tuple[int, ...]) -
     return trained
 
 
-def checkpoints(workdir: Path, chosen: str) -> Path:
-    """The folder of checkpoints that config.sampler.checkpoint means.
-
-    Args:
-      workdir: the workdir.
-      chosen: '' for the newest, 'best' for that of the smallest config.training.best.
-
-    Raises:
-      UserError: for another choice, and where no best checkpoint was kept.
-    """
-    if chosen not in ("", "best"):
-        raise unknown("config.sampler.checkpoint", chosen, ["best"])
-    if chosen and restoring.latest_step(workdir / "checkpoints_best") is None:
-        raise UserError(
-            f"{workdir} has no best checkpoint; train with --config.training.best=eval_loss to "
-            "keep it"
-        )
-    return workdir / ("checkpoints_best" if chosen else "checkpoints")
-
-
 def _auxiliary(
     workdir: Path, named: guides.AuxiliaryModel, mesh: Mesh | None = None
 ) -> tuple[Experiment, Params]:
     """A network that a guide needs: of another workdir, or other weights of this one."""
     key = "config.sampler.guide: workdir"
-    root = Path(staging.local(named.workdir, key)).expanduser() if named.workdir else workdir
+    root = Path(addresses.resolve(named.workdir, key)).expanduser() if named.workdir else workdir
     config = saved_config(root, key).unlock()
     config.sampler.guide = "cfg()"  # a guide is not itself guided
     config.sampler.ema = named.ema or config.sampler.ema
@@ -372,7 +361,11 @@ def images(config: ConfigDict, workdir: str | Path | None = None) -> data.Datase
     if config.data.name != "latents":
         return dataset(config, workdir)
     root = _autoencoder(config.data.name, defaults.complete(config).latent.autoencoder)
-    return dataset(saved_config(root, "config.latent.autoencoder"), root)
+    own = saved_config(root, "config.latent.autoencoder")
+    if folders.is_published(root) and config.data.path:  # has no latents: these are the images
+        with own.unlocked():
+            own.data.path = config.data.path
+    return dataset(own, root)
 
 
 def with_guide(

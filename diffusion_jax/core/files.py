@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -85,6 +86,39 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary empty folder that replaces `path` when the block ends.
+
+    If the block raises, `path` stays as it was. The folder that was there is removed.
+
+    Args:
+      path: the folder to write.
+
+    Yields:
+      The temporary folder, next to `path`.
+
+    Raises:
+      UserError: where the folder cannot be written.
+    """
+    path = Path(os.path.abspath(path))
+    temporary, old = (path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp") for _ in "ab")
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write '{path}': {error.strerror}; choose a folder that can be written"
+        ) from error
+    try:
+        yield temporary
+        if path.exists():
+            os.rename(path, old)
+        os.rename(temporary, path)
+    finally:
+        for left in (temporary, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def save_text(path: str | os.PathLike, text: str) -> None:

@@ -14,6 +14,7 @@ from diffusion_jax.assembly import experiment
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.core import files, parsing, provenance
 from diffusion_jax.core.errors import UserError
+from diffusion_jax.pretrained import folders
 from diffusion_jax.report import pictures
 from diffusion_jax.studies import edit_tasks, restoration
 from diffusion_jax.studies.edit_job import Job, job_for
@@ -75,7 +76,7 @@ def edit(
             "--first and --num choose held-out images, and --image names its own; leave them out"
         )
     parts = [task, mask, "" if is_edit else method, Path(image[0]).stem if image else ""]
-    stem = Path(workdir) / "edits" / _file_name(parts)
+    stem = folders.outputs(workdir) / "edits" / _file_name(parts)
     written = parsing.output("out", out, ".png", ".json", default=stem)
     wanted = "" if task == "translate" else labels  # whose labels are its targets
     job = _job(config, workdir, shape, wanted, prompt, image, first or 0, num or 8, seed)

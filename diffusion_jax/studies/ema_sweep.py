@@ -14,6 +14,7 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.evaluation import intervals
 from diffusion_jax.evaluation.intervals import Measured
 from diffusion_jax.evaluation.metrics import INTERVALS, find
+from diffusion_jax.pretrained import folders
 from diffusion_jax.report import sweeps
 from diffusion_jax.report.tables import markdown_table
 from diffusion_jax.studies import sweep_checks, sweep_task
@@ -50,12 +51,12 @@ def ema_sweep(
     Raises:
       UserError: for a run without snapshots, a length that no power EMA has, and unknown metrics.
     """
-    root, values = Path(workdir), lengths_of(lengths)
+    root, values = folders.outputs(workdir), lengths_of(lengths)
     names = sweep_task.names(features, metrics or "accuracy,frechet")
     chosen = names._replace(reference=reference)
     space = Space((Axis("sampler.ema", tuple(f"post_hoc({value:g})" for value in values)),))
-    dataset = sweep_checks.data_of(config, root, trains=False)
-    task = sweep_task.make(config, root, space, root / "ema_sweep", num, "grid()")
+    dataset = sweep_checks.data_of(config, workdir, trains=False)
+    task = sweep_task.make(config, workdir, space, root / "ema_sweep", num, "grid()")
     sweep_checks.check(task, dataset)
     task = sweep_task.repeated(task, repeats)
     sampler = sweep_task.sampler(task, dataset, sampling.sampling_mesh(config))
@@ -63,7 +64,7 @@ def ema_sweep(
     results = sweep_task.measure(task, sampler, scored, "EMA sweep")
     if not distributed.first():
         return
-    rows = rows_of(task, results, root / "ema_snapshots", values)
+    rows = rows_of(task, results, Path(workdir) / "ema_snapshots", values)
     trained = sampler.model(next(iter(task.cells.values())))
     title = (
         f"Power EMAs of {root.name} at step {trained.step}: {repeats} x {num} images, "
@@ -83,7 +84,8 @@ def ema_sweep(
     sweeps.lengths(rows, root / "ema_sweep.png", features=scored.judged.plain, title=title)
     sweep_task.discard_blocks(task, scored)
     print(f"{text}\n{root / 'ema_sweep.png'} shows it; to use a length:")
-    print(f"python -m experiments.sample --workdir={root} --config.sampler.ema='post_hoc(LENGTH)'")
+    key = "--config.sampler.ema='post_hoc(LENGTH)'"
+    print(f"python -m experiments.sample --workdir={workdir} {key}")
 
 
 def lengths_of(text: str) -> list[float]:

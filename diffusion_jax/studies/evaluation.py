@@ -18,6 +18,7 @@ from diffusion_jax.data import Dataset
 from diffusion_jax.evaluation import choice, intervals, judge
 from diffusion_jax.evaluation import metrics as metric_table
 from diffusion_jax.evaluation.features import Extractor
+from diffusion_jax.pretrained import folders
 from diffusion_jax.report.tables import markdown_table
 from diffusion_jax.studies import blocks, scoring
 from diffusion_jax.training import distributed
@@ -69,14 +70,15 @@ def evaluate(
         file=sys.stderr,
     )
     how = {"features": chosen.features, "metrics": chosen.metrics, "statistics": compared}
-    folder = Path(workdir) / "evaluation"
+    root = folders.outputs(workdir)
+    folder = root / "evaluation"
     result = score_samples(trained, dataset, num, repeats, mesh, folder, **how)
     if distributed.first():
         measured, table = held_out(trained, dataset)
-        files.save_json(Path(workdir) / "evaluation.json", result | measured | about)
+        files.save_json(root / "evaluation.json", result | measured | about)
         blocks.discard(folder)
         print(report(result) + table)
-        print(f"{workdir}/evaluation.json has all numbers; to compare samplers by them:")
+        print(f"{root}/evaluation.json has all numbers; to compare samplers by them:")
         print(f"python -m experiments.compare_samplers --workdir={workdir}")
 
 

@@ -20,6 +20,7 @@ from diffusion_jax.pretrained import (
     chains,
     diffusers_networks,
     equivalent,
+    folders,
     layouts,
     networks,
     published,
@@ -210,6 +211,8 @@ def _save_pipeline(
 def _latents(workdir: Path) -> dict[str, Any]:
     """What the config.json of an imported autoencoder said of the scale of its latents."""
     rule = reading.record({}, {"imported": reading.record({"latents": diffusers_networks.LATENTS})})
+    if folders.is_published(workdir):
+        return {}
     record = files.load_json(workdir / "provenance.json", rule)
     return record.get("imported", {}).get("latents", {})
 

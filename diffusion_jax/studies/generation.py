@@ -19,6 +19,7 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Cond
 from diffusion_jax.data import transforms
 from diffusion_jax.evaluation import generate
+from diffusion_jax.pretrained import folders
 from diffusion_jax.report import pictures, scatter
 from diffusion_jax.studies import animation
 from diffusion_jax.training import distributed
@@ -63,7 +64,8 @@ def sample(
       labels: classes in turn, by number or name, such as '0,cat,any'; '' takes all.
       prompt: captions, each of which is drawn from every seed.
       guidance: scale of the guidance; None takes config.sampler.guidance.
-      out: the files to write, without the ending; '' takes WORKDIR/samples.
+      out: the files to write, without the ending; '' takes WORKDIR/samples, or for a published
+        model runs/pretrained/NAME/samples.
       gif: whether to write an animation of x_t and x0-hat too, for which all is sampled again.
       gif_frames: number of frames of the animation, at most.
       gif_fps: frames in a second.
@@ -72,7 +74,7 @@ def sample(
       UserError: for seeds, labels, prompts or settings that the model cannot use.
     """
     endings = (".npz", ".png", ".gif")[: 3 if gif else 2]
-    files = parsing.output("out", out, *endings, default=Path(workdir) / "samples")
+    files = parsing.output("out", out, *endings, default=folders.outputs(workdir) / "samples")
     each = parsing.parse_seeds(seeds) if seeds else list(range(num or (8 if prompt else 64)))
     wanted = each * max(len(prompt), 1)
     mesh = sampling.sampling_mesh(config)

@@ -21,6 +21,7 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array, Process
 from diffusion_jax.evaluation import intervals
 from diffusion_jax.evaluation.estimators import Scores
+from diffusion_jax.pretrained import folders
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers import base, placement
 from diffusion_jax.studies import grid_file, grid_report, scoring, store, subjects
@@ -88,7 +89,7 @@ def optimize_grid(
     """
     name, budgets = grid_name(name, sampler), sorted(set(parsing.integers("nfe", nfe, 1, 10_000)))
     check_sampler(sampler, budgets, build(components.PROCESSES, config.process))
-    stem = parsing.folder("out", out or Path(workdir) / "grids") / name
+    stem = parsing.folder("out", out or folders.outputs(workdir) / "grids") / name
     scoring.requested(features, metrics)
     judging = {"features": features, "metrics": metrics, "reference": reference}
     counts = starts, max(starts, num) if polish else starts, num, solved

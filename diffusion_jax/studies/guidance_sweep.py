@@ -14,6 +14,7 @@ from diffusion_jax.core import files, parsing, provenance
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.evaluation import intervals
 from diffusion_jax.evaluation.metrics import INTERVALS, find
+from diffusion_jax.pretrained import folders
 from diffusion_jax.report import pictures, sweeps
 from diffusion_jax.report.tables import markdown_table
 from diffusion_jax.studies import guidance_mixture, sweep_checks, sweep_space, sweep_task
@@ -60,12 +61,12 @@ def guidance_sweep(
         raise UserError(
             "--guides is empty; name some, separated by ';', such as 'cfg(); cfg(rescale=0.7)'"
         )
-    root = Path(workdir)
-    text = sweep_model(config, root, specs, values, num, features, metrics, reference)
+    root = folders.outputs(workdir)
+    text = sweep_model(config, Path(workdir), specs, values, num, features, metrics, reference)
     print(
         f"{text}\n{root}/guidance_sweep.png and guidance_sweep_strips.png show it; to use a scale:"
     )
-    print(f"python -m experiments.sample --workdir={root} --guidance=SCALE")
+    print(f"python -m experiments.sample --workdir={workdir} --guidance=SCALE")
 
 
 def draw_mixture(*, scales: str, out: str) -> None:
@@ -106,11 +107,12 @@ def sweep_model(
     metrics: str = "",
     reference: str = "",
 ) -> str:
-    """Sweep the model of a workdir, and write guidance_sweep.md, .json, .png and _strips.png there.
+    """Sweep the model of a workdir, and write guidance_sweep.md, .json, .png and _strips.png.
 
     Args:
       config: the config of the workdir, with what the command line changes.
-      workdir: the folder of the model; finished cells are kept in its folder guidance_sweep.
+      workdir: the folder of the model. The files are written there, or to runs/pretrained/NAME for
+        a published one, and finished cells are kept in the folder guidance_sweep beside them.
       guides: specs of guidance strategies.
       scales: the guidance scales.
       count: images in each cell.
@@ -126,14 +128,15 @@ def sweep_model(
     chosen = chosen._replace(reference=reference)
     space = Space((Axis("sampler.guide", tuple(guides)), Axis("sampler.guidance", tuple(scales))))
     dataset = sweep_checks.data_of(config, workdir, trains=False)
-    task = sweep_task.make(config, workdir, space, workdir / "guidance_sweep", count, "grid()")
+    root = folders.outputs(workdir)
+    task = sweep_task.make(config, workdir, space, root / "guidance_sweep", count, "grid()")
     sweep_checks.check(task, dataset)
     sampler = sweep_task.sampler(task, dataset, sampling.sampling_mesh(config))
     scored = sweep_task.prepare(task, sampler, dataset, chosen)
     results = sweep_task.measure(task, sampler, scored, "guidance sweep")
     rows, real = _rows(task, results), intervals.record(scored.real)
     if distributed.first():
-        text = _write(task, sampler, scored, rows, real, workdir)
+        text = _write(task, sampler, scored, rows, real, root)
         sweep_task.discard_blocks(task, scored)
         return text
     return ""

@@ -22,7 +22,7 @@ from diffusion_jax.evaluation.psnr import psnr
 from diffusion_jax.inverse import measurements
 from diffusion_jax.inverse.measurements import Measurement
 from diffusion_jax.inverse.methods import Method
-from diffusion_jax.pretrained import lpips, weights
+from diffusion_jax.pretrained import folders, lpips, weights
 from diffusion_jax.report import pictures
 from diffusion_jax.report.tables import markdown_table
 from diffusion_jax.studies import restoration, store
@@ -93,7 +93,7 @@ def compare_on_images(
     # spread over the split, which may be sorted by class
     index = np.unique(np.linspace(0, len(dataset.test) - 1, num).round().astype(int))
     job = job_for(trained, dataset, index, labels, [], range(len(index)))
-    stem = parsing.folder("out", out or workdir) / "inverse_benchmark"
+    stem = parsing.folder("out", out or folders.outputs(workdir)) / "inverse_benchmark"
     about = {
         "config": trained.experiment.record,
         "step": trained.step,

@@ -24,6 +24,7 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Cond, Params
 from diffusion_jax.data import Dataset, transforms
 from diffusion_jax.evaluation import generate
+from diffusion_jax.pretrained import folders
 from diffusion_jax.studies import store
 from diffusion_jax.studies.likelihood_measures import (
     LikelihoodSettings,
@@ -56,7 +57,7 @@ def likelihood(
     Raises:
       UserError: for settings that do not fit, and for values that are not finite.
     """
-    mesh, stem = sampling.sampling_mesh(config), Path(workdir) / "likelihood"
+    mesh, stem = sampling.sampling_mesh(config), folders.outputs(workdir) / "likelihood"
     trained = workdirs.load(workdir, config, mesh)
     experiment.need_pixels(trained.experiment)
     chosen = decided(settings, trained.experiment)

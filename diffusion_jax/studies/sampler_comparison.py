@@ -18,6 +18,7 @@ from diffusion_jax.assembly.build import build, members
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.core import parsing, provenance
 from diffusion_jax.core.errors import UserError
+from diffusion_jax.pretrained import folders
 from diffusion_jax.studies import comparison, ranking, sampler_report, scoring, subjects
 from diffusion_jax.studies.comparison import Cell, Comparison, Result
 from diffusion_jax.studies.sampler_listing import listing
@@ -80,7 +81,7 @@ def compare_samplers(
         after everything is written.
     """
     entries, budgets, chosen = _entries(samplers), _budgets(nfe), _seeds(seeds, num or 200)
-    root, paths = parsing.folder("out", out or workdir), parsing.paths("others", others)
+    root = parsing.folder("out", out or folders.outputs(workdir))
     scoring.requested(features, metrics)
     mesh = sampling.sampling_mesh(config)
     trained = workdirs.load(workdir, config, mesh)
@@ -95,7 +96,7 @@ def compare_samplers(
         root / "compare",
         root / "compare",
         _record(trained),
-        others=paths,
+        others=parsing.paths("others", others),
         judging={"features": features, "metrics": metrics, "reference": reference},
         **{"mesh": mesh, "noise": noise or model.sampling.noise, "fresh": fresh},
     )

@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diffusion_jax.assembly import denoiser, sample_conditions, sampling
+from diffusion_jax.assembly import denoiser, sample_conditions, sampling, stored
 from diffusion_jax.assembly import experiment as experiments
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.settings import SamplingSettings
@@ -33,7 +33,7 @@ from diffusion_jax.evaluation.intervals import GROUPS
 from diffusion_jax.evaluation.judge import Judge
 from diffusion_jax.samplers import base
 from diffusion_jax.studies import blocks, scoring, store
-from diffusion_jax.training import distributed, post_hoc, restoring, sharding
+from diffusion_jax.training import distributed, post_hoc, sharding
 
 SHOWN = 10  # images of a cell that pictures show
 VERSION = 1  # of how cells are drawn and judged: cells of another version are not used
@@ -360,7 +360,7 @@ def cell_path(cell: SweepCell, scored: Scoring, folder: Path) -> Path:
     identity = {
         "version": VERSION,
         "config": config,
-        "step": restoring.latest_step(workdirs.checkpoints(cell.workdir, cell.sampling.checkpoint)),
+        "step": stored.identity(cell.workdir, cell.sampling.checkpoint),
         "snapshots": post_hoc.steps(cell.workdir / "ema_snapshots") if made_of_snapshots else None,
         "first": cell.first,
         "judged": scored.about,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.assembly import components, denoiser, experiment, sampling, trainer
+from diffusion_jax.assembly import components, denoiser, experiment, sampling, stored
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.build import build
 from diffusion_jax.core.errors import UserError
@@ -14,7 +14,6 @@ from diffusion_jax.data import Dataset
 from diffusion_jax.studies import sweep_cells, sweep_space
 from diffusion_jax.studies.sweep_cells import SweepCell
 from diffusion_jax.studies.sweep_task import Task
-from diffusion_jax.training import ema, post_hoc, restoring
 
 
 def data_of(config: ConfigDict, workdir: str | Path | None, trains: bool) -> Dataset:
@@ -35,7 +34,7 @@ def data_of(config: ConfigDict, workdir: str | Path | None, trains: bool) -> Dat
             "--workdir is missing: --over names only keys of config.sampler, which vary on a "
             "trained model; a key such as optimizer.learning_rate trains one for each value"
         )
-    if restoring.latest_step(Path(workdir).expanduser() / "checkpoints") is None:
+    if not stored.has_model(workdir):
         raise UserError(
             f"--workdir={workdir} has no checkpoint; train the model first (experiments.train)"
         )
@@ -70,19 +69,8 @@ def _check_cell(cell: SweepCell, task: Task, dataset: Dataset) -> None:
     config = sweep_space.with_settings(cell.config, {"sampler.guide": "cfg()"})
     model = experiment.assemble(config, shape, classes)
     experiment.need_images(model)
-    model = model._replace(grids=cell.workdir / "grids")
+    model = model._replace(grids=workdirs.grid_folders(cell.workdir))
     guide = build(components.GUIDES, cell.guide)
     denoiser.is_guided(model._replace(guide=guide), cell.sampling.guidance)
     sampling.method(model, cell.sampling._replace(guidance=1.0))
-    length = post_hoc.length_of(cell.sampling.weights)
-    if length is None:
-        trainer.weights_name(model)
-    else:
-        ema.gamma(length)
-    if not task.runs:
-        workdirs.checkpoints(cell.workdir, cell.sampling.checkpoint)
-        if length is not None and not post_hoc.steps(cell.workdir / "ema_snapshots"):
-            raise UserError(
-                f"config.sampler.ema={cell.sampling.weights}: there are no snapshots in "
-                f"'{cell.workdir / 'ema_snapshots'}'; train with --config.ema.powers='(0.05,0.1)'"
-            )
+    stored.check(None if task.runs else cell.workdir, model)
