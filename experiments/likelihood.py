@@ -51,5 +51,11 @@ if __name__ == "__main__":
     )
     values.integer_flag("draws", 64, "times of the continuous bound per image", 2, 100_000)
     values.integer_flag("seed", 0, "seed of all noise", 0, 2**32 - 1)
+    flags.DEFINE_float(
+        "end_logsnr",
+        None,
+        "log-SNR at which the process ends, the same for models that are compared, such as 7.8 "
+        "(default: its own, at t_min)",
+    )
     values.integer_flag("batch_size", 100, "number of images at once; changes no value", 1, 65_536)
     cli.launch("diffusion_jax.studies.likelihoods:likelihood", config="workdir", short=())

@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion_jax.core.arrays import expand, sum_per_example
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array, Noised, Prediction, Process
 
 
@@ -313,3 +316,59 @@ def time_of_logsnr(process: Process, lam: Array) -> Array:
     slope = derivative(lambda u: logsnr(process, u), t)
     t = t + (lam - fixed) / slope
     return jnp.clip(t, process.t_min, process.t_max)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A process whose data end is moved to a noisier time.
+
+    Attributes:
+      base: the process, whose alpha and sigma stay.
+      t_min: the time of the data end.
+    """
+
+    base: Process
+    t_min: float
+
+    @property
+    def t_max(self) -> float:
+        """The time of the noise end, that of the base."""
+        return self.base.t_max
+
+    def alpha(self, t: Array) -> Array:
+        """The factor of x0 in x_t, that of the base.
+
+        Args:
+          t: times in [t_min, t_max], a scalar or (B,).
+        """
+        return self.base.alpha(t)
+
+    def sigma(self, t: Array) -> Array:
+        """The factor of eps in x_t, that of the base.
+
+        Args:
+          t: times in [t_min, t_max], a scalar or (B,).
+        """
+        return self.base.sigma(t)
+
+
+def ending_at(process: Process, lam: float) -> Process:
+    """Moves the data end of a process to the time at which its log-SNR is lam.
+
+    The density at the data end is that of data with the noise of this log-SNR. Models of different
+    processes can be compared only where it is the same for all.
+
+    Args:
+      process: the process.
+      lam: the log-SNR, 2 log(alpha / sigma), of the data end.
+
+    Raises:
+      UserError: for a log-SNR that the process does not reach.
+    """
+    ends = np.asarray(logsnr(process, jnp.asarray([process.t_max, process.t_min])))
+    if not ends[0] < lam <= ends[1] + 1e-4:
+        raise UserError(
+            f"end_logsnr={lam:g}: the log-SNR of this process ends at {ends[1]:.2f}; take a number "
+            f"above {ends[0]:.2f} and at most {ends[1]:.2f}"
+        )
+    return Ending(process, float(time_of_logsnr(process, jnp.float32(lam))))

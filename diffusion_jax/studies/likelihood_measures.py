@@ -14,6 +14,7 @@ from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.core.types import Array, Cond, Denoise, Key, Params
 from diffusion_jax.likelihood import bounds, flow
+from diffusion_jax.processes import gaussian
 from diffusion_jax.report.tables import markdown_table
 
 DEQUANTIZED = {
@@ -47,6 +48,7 @@ class LikelihoodSettings(TypedDict):
       grid: the grid of their times.
       draws: times at which the continuous bound is measured for each image.
       seed: the seed of all noise.
+      end_logsnr: the log-SNR at which the process ends; None: its own, at t_min.
     """
 
     split: str
@@ -64,6 +66,7 @@ class LikelihoodSettings(TypedDict):
     grid: str
     draws: int
     seed: int
+    end_logsnr: float | None
 
 
 def decided(settings: LikelihoodSettings, model: Experiment) -> LikelihoodSettings:
@@ -101,15 +104,22 @@ def measures(trained: Trained, settings: LikelihoodSettings) -> dict[str, Measur
     Args:
       trained: the model.
       settings: resolved settings.
+
+    Raises:
+      UserError: for an end that the process does not reach.
     """
     model = trained.experiment
+    if settings["end_logsnr"] is not None:
+        model = model._replace(
+            process=gaussian.ending_at(model.process, settings["end_logsnr"])
+        )
     found = {f"ODE_{name}": _flow(model, settings, name) for name in settings["dequantize"]}
     if settings["bounds"]:
         found |= _bounds(model, settings)
 
     def with_params(measure: Callable[..., Values]) -> Measure:
         return lambda params, keys, x, cond: measure(
-            denoiser.denoiser(model, params, clip="none"), x, keys, cond
+            denoiser.denoiser(trained.experiment, params, clip="none"), x, keys, cond
         )
 
     return {row: with_params(measure) for row, measure in found.items()}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax.experimental import io_callback
 from numpy.testing import assert_allclose
-from scipy.stats import norm
+from scipy.stats import multivariate_normal, norm
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.denoisers import guidance
@@ -118,6 +118,28 @@ def test_one_model_has_one_likelihood_under_every_process_with_its_ends():
         found.append((solution.change - 3 * jnp.log(r[1] / r[0]), solution.latent / r[1]))
     assert_allclose(found[0][0], found[1][0], rtol=2e-4)
     assert_allclose(found[0][1], found[1][1], atol=2e-4)
+
+
+def test_at_one_end_log_snr_all_processes_have_the_likelihood_of_equally_noised_data():
+    """log p(alpha y) + D log alpha = log N(y; mean, C + exp(-lam) I) under every process."""
+    y, lam = np.array([[0.4, -0.2, 0.1], [0.9, 0.3, -0.4]], np.float32), 4.0
+    covariance = ROOT_OF_C @ ROOT_OF_C.T + np.exp(-lam) * np.eye(3)
+    wanted = multivariate_normal.logpdf(y, [0.5, -0.3, 0.2], covariance)
+    for process in (schedules.VP(), schedules.SubVP(), schedules.EDM(), schedules.RectifiedFlow()):
+        ended = gaussian.ending_at(process, lam)
+        alpha = ended.alpha(jnp.float32(ended.t_min))
+        exact = laws.denoise_gaussian(NORMAL, process)
+        solver = flow.fixed("rk4", 24)
+        run = jax.jit(
+            lambda x, ended=ended, exact=exact, solver=solver: flow.log_likelihood(
+                ended, exact, x, jax.random.key(0), solver=solver
+            )
+        )
+        found = run(alpha * y)
+        at_noise = truth(process, "gaussian", found.latent, process.t_max)
+        assert_allclose(found.change + at_noise + 3 * np.log(alpha), wanted, atol=5e-3)
+    with pytest.raises(UserError, match="end_logsnr=12: the log-SNR of this process ends at 9.1"):
+        gaussian.ending_at(schedules.VP(), 12.0)
 
 
 def test_hutchinson_is_unbiased_and_a_full_basis_of_probes_is_exact():

@@ -24,7 +24,7 @@ from diffusion_jax.training import sharding
 LIKELIHOOD = {
     **{"split": "test", "unconditional": False, "dequantize": ["uniform"], "levels": 256, "iw": 1},
     **{"trace": "rademacher", "probes": 1, "solver": "heun", "rtol": 1e-3, "steps": 2, "seed": 0},
-    **{"bounds": False, "moves": 2, "grid": "uniform_logsnr", "draws": 2},
+    **{"bounds": False, "moves": 2, "grid": "uniform_logsnr", "draws": 2, "end_logsnr": None},
 }
 METRICS = ("frechet", "kid", "prdc")
 
