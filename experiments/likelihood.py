@@ -15,9 +15,7 @@ from experiments import cli, values
 
 if __name__ == "__main__":
     values.path_flag("workdir", None, "folder of a trained model", required=True)
-    values.integer_flag(
-        "num", 0, "number of images, from the first of the split; 0 takes all", 0, 1_000_000
-    )
+    values.integer_flag("num", 0, "number of the split's first images; 0 takes all", 0, 1_000_000)
     flags.DEFINE_enum("split", "test", ["test", "train"], "split of the data set")
     flags.DEFINE_bool("unconditional", False, "give a conditional model no label")
     flags.DEFINE_string(
@@ -54,8 +52,7 @@ if __name__ == "__main__":
     flags.DEFINE_float(
         "end_logsnr",
         None,
-        "log-SNR at which the process ends, the same for models that are compared, such as 7.8 "
-        "(default: its own, at t_min)",
+        "log-SNR at which the process ends, one for models to compare (default: its own, at t_min)",
     )
     values.integer_flag("batch_size", 100, "number of images at once; changes no value", 1, 65_536)
     cli.launch("diffusion_jax.studies.likelihoods:likelihood", config="workdir", short=())

@@ -146,9 +146,12 @@ KEYS: dict[str, Rule] = {
     # of experiments.compare_families, whose configs hold others under family.NAME and recipe
     "seeds": sequence(integer(0, SEEDS - 1), least=1, most=1000),
     "repeated": sequence(text(), most=1000),
-    "seconds": number(0, 1e7, above=True),
+    "images": integer(1, 10**12),
+    "points": sequence(number(0, 1, above=True), least=1, most=64),
     "num": integer(10, 10**7),
+    "features": text(empty=False),
     "likelihood": integer(0, 10**7),
+    "end_logsnr": number(-20, 20),
     "families": sequence(text(), most=1000),
 }
 
@@ -180,9 +183,12 @@ OPTIONAL = (
     "sampler.checkpoint",
     "seeds",
     "repeated",
-    "seconds",
+    "images",
+    "points",
     "num",
+    "features",
     "likelihood",
+    "end_logsnr",
     "families",
 )
 

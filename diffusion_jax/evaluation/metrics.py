@@ -194,6 +194,8 @@ _TABLE = (
     Metric("seconds_per_image", "time per sample", LOWER, Format(".3g", 1000, "ms")),
     Metric("milliseconds", "time per image", LOWER, Format(".2f", 1, "ms")),
     Metric("train_seconds", "training time with compilation", LOWER, Format(",.0f", 1, "s")),
+    Metric("minutes", "training time", LOWER, Format(".3g", 1, "min")),
+    Metric("images", "training images seen", NEITHER, Format(",.0f")),
     Metric("steps", "training steps", NEITHER, Format(",.0f")),
     Metric("parameters", "parameters", NEITHER, Format(",.0f")),
 )

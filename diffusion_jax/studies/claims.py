@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffusion_jax.evaluation.memorization import RARE
 from diffusion_jax.evaluation.metrics import find
 
 METRICS = (  # what is measured of a family, in the order of the columns
@@ -16,6 +17,8 @@ METRICS = (  # what is measured of a family, in the order of the columns
     "frechet",
     "precision",
     "recall",
+    "copies",
+    "nearest_ratio",
     "laplacian",
     "high_frequency",
     "active_units",
@@ -23,8 +26,9 @@ METRICS = (  # what is measured of a family, in the order of the columns
     "distortion",
     "bits",
     "milliseconds",
-    "train_seconds",
-    "steps",
+    "evaluations",
+    "minutes",
+    "images",
     "parameters",
 )
 SHARPNESS = ("laplacian", "high_frequency")
@@ -41,11 +45,13 @@ class Claim(NamedTuple):
       text: the claim.
       about: the families that it is about.
       decide: their measurements, one `Scored` each -> whether the claim holds, what was measured.
+      picture: the figure that shows it (family_figures.py).
     """
 
     text: str
     about: tuple[str, ...]
     decide: Decide
+    picture: str
 
 
 # ---- how claims are decided
@@ -153,6 +159,23 @@ def steadier(a: Scored, b: Scored, *, features: str = "") -> Decision:
     return shares[0] < shares[1] if all(shares) else None, measured
 
 
+def copied(a: Scored) -> Decision:
+    """Decide whether images are copies: five times as often as real held-out images or more.
+
+    Args:
+      a: the scores of the family; 'copies' is the share of its images that are nearer to a training
+        image than 99 % of the held-out images are, and 'nearest_ratio' the median distance to the
+        nearest training image, divided by that of held-out images.
+    """
+    measured = ", ".join(
+        f"{find(m).title}: {find(m).text(a[m][0])}" for m in ("copies", "nearest_ratio")
+    )
+    return a["copies"][0] >= 5 * RARE, measured
+
+
+BETAS = ("vae_beta_lowest", "vae_beta_low", "vae", "vae_beta_high", "vae_beta_highest")
+
+
 def claims(features: str) -> tuple[Claim, ...]:
     """The claims of the textbook.
 
@@ -160,82 +183,84 @@ def claims(features: str) -> tuple[Claim, ...]:
       features: what plain scores depend on, which is named; '' where it is not known.
     """
     distance, nearer = find("frechet", features).title, less("frechet", features)
+    steady = functools.partial(steadier, features=features)
+    diverse, faithful = less("recall", features), less("precision", features)
     return (
+        Claim("Samples of a VAE are blurred, more than diffusion's", BLUR, blurred, "samples"),
+        Claim("Diffusion's samples are as sharp as real images", ("ddpm",), sharp, "samples"),
+        Claim(f"Diffusion's samples are better ({distance})", ("ddpm", "vae"), nearer, "quality"),
         Claim(
-            "Samples of a VAE are blurred, and more so than those of diffusion",
-            ("vae", "ddpm"),
-            blurred,
+            f"Flow matching's samples are better ({distance})", ("flow", "vae"), nearer, "quality"
         ),
-        Claim("Diffusion's samples are as sharp as real images", ("ddpm",), sharp),
-        Claim(f"Diffusion's samples are better ({distance})", ("ddpm", "vae"), nearer),
+        Claim("A VAE trains faster, on the same images", BLUR, less("minutes"), "quality"),
         Claim(
-            f"Flow matching's samples are better than a VAE's ({distance})",
-            ("flow", "vae"),
-            nearer,
+            "The blur is that of a weak decoder: a powerful one is sharp", WEAK, blurred, "decoders"
         ),
+        Claim("A powerful decoder ignores its latent: collapse", WEAK, collapsed, "collapse"),
         Claim(
-            "Diffusion covers more of the data (recall)", ("vae", "ddpm"), less("recall", features)
-        ),
-        Claim(
-            "Diffusion's images are more like real ones (precision)",
-            ("vae", "ddpm"),
-            less("precision", features),
-        ),
-        Claim(
-            "A larger beta buys a lower rate with a larger distortion",
-            ("vae_beta_low", "vae", "vae_beta_high"),
-            falling,
-        ),
-        Claim(
-            "A powerful decoder ignores its latent: posterior collapse",
-            ("vae", "vae_powerful"),
+            "A powerful decoder and beta = 5: posterior collapse",
+            ("vae", "vae_collapsed"),
             collapsed,
+            "collapse",
         ),
         Claim(
             "Free bits keep the latent of a powerful decoder in use",
             ("vae_powerful", "vae_free_bits"),
             less("active_units"),
+            "collapse",
         ),
-        Claim("A powerful decoder is not blurred", ("vae", "vae_powerful"), blurred),
-        Claim("Diffusion has the better likelihood", ("ddpm", "vae_logistic"), less("bits")),
-        Claim("A VAE draws faster", ("vae", "ddpm"), less("milliseconds")),
+        Claim(
+            "A larger beta buys a lower rate with a larger distortion", BETAS, falling, "tradeoff"
+        ),
+        Claim("Diffusion covers more of the data (recall)", BLUR, diverse, "diversity"),
+        Claim("Diffusion's images are more like real ones", BLUR, faithful, "diversity"),
+        Claim("Diffusion copies training images", ("ddpm",), copied, "nearest"),
+        Claim("Training diffusion depends less on the seed", ("ddpm", "vae"), steady, "stability"),
+        Claim("A VAE draws faster", BLUR, less("milliseconds"), "speed"),
         Claim(
             "Latent diffusion draws faster than diffusion of pixels",
             ("latent", "ddpm"),
             less("milliseconds"),
+            "speed",
         ),
         Claim(
-            "Training diffusion depends less on the seed",
-            ("ddpm", "vae"),
-            functools.partial(steadier, features=features),
+            "Diffusion has the better likelihood",
+            ("ddpm", "vae_logistic"),
+            less("bits"),
+            "likelihood",
         ),
     )
 
 
-VERDICTS = {True: "holds", False: "refuted", None: "undecided"}
+BLUR, WEAK = ("vae", "ddpm"), ("vae", "vae_powerful")
+VERDICTS = {True: "holds", False: "does not hold", None: "undecided"}
 
 
 def verdicts(scored: Mapping[str, Scored], features: str = "") -> list[dict[str, str]]:
-    """Decide the claims about those families that were trained.
+    """Decide the claims about those families that were trained, in this setting.
 
     Args:
-      scored: the scores of each family by its name; a claim is left out if one of its families is
-        not here.
+      scored: the scores of each family by its name; a claim is left out if one of its families, or
+        a score of one, is not here.
       features: what plain scores depend on, which is named; '' where it is not known.
 
     Returns:
-      A row {'claim', 'verdict', 'measured', 'families'} for each claim that is decided.
+      A row {'claim', 'verdict', 'measured', 'families', 'picture'} for each claim that is decided.
     """
     rows = []
     for claim in claims(features):
         if all(name in scored for name in claim.about):
-            holds, measured = claim.decide(*(scored[name] for name in claim.about))
+            try:
+                holds, measured = claim.decide(*(scored[name] for name in claim.about))
+            except KeyError:  # not measured, such as a likelihood
+                continue
             rows.append(
                 {
                     "claim": claim.text,
                     "verdict": VERDICTS[holds],
                     "measured": measured,
                     "families": ", ".join(claim.about),
+                    "picture": claim.picture,
                 }
             )
     return rows

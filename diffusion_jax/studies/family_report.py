@@ -2,79 +2,108 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from diffusion_jax import data
 from diffusion_jax.core import files
 from diffusion_jax.evaluation.metrics import find
-from diffusion_jax.report import html, pictures, sweeps, tables
+from diffusion_jax.report import html, sweeps, tables
+from diffusion_jax.studies import family_figures
 from diffusion_jax.studies.claims import METRICS, Scored, over_seeds, verdicts
+from diffusion_jax.studies.family_figures import FIGURES, Material
+from diffusion_jax.studies.family_tasks import FamilyResult
 from diffusion_jax.studies.ranking import interval
 
-DRAWN = (  # the metrics in the figure
+DRAWN = (  # the metrics in the figure of bars
     "laplacian",
     "high_frequency",
     "frechet",
     "precision",
     "recall",
     "accuracy",
+    "minutes",
     "milliseconds",
 )
-CLAIMS = {"claim": "the textbook says", "verdict": "here", "measured": "measured"}
+CLAIMS = {
+    "claim": "the textbook says",
+    "verdict": "in this setting",
+    "measured": "measured",
+    "picture": "figure",
+}
+CURVES = ("minutes", "images", "frechet", "accuracy", "laplacian", "recall")
 
 
 def write(
-    rows: Sequence[Mapping[str, Any]],
-    shown: Mapping[str, np.ndarray],
-    real: Mapping[str, float],
+    results: Sequence[FamilyResult],
+    dataset: data.Dataset,
+    real: Mapping[str, Any],
     titles: Mapping[str, str],
     stem: Path,
     record: Mapping[str, Any],
+    copies: str = "",
 ) -> str:
-    """Write stem.json, .md, .png, _strips.png and .html.
+    """Write stem.json, .md, .html, .png and the figures stem_NAME.png.
 
     Args:
-      rows: a row for each family and seed.
-      shown: family -> its first images; 'real' is one of the keys.
+      results: the finished runs.
+      dataset: the images.
       real: what real test images score, and half the widths of their 'intervals'.
       titles: family -> what it is.
       stem: the path of the files, without their endings.
-      record: 'data', 'num', 'seconds', 'features' and 'provenance'.
+      record: 'data', 'num', 'images', 'end_logsnr', 'features', 'finished' and 'provenance'.
+      copies: the beginning of the paths of copies of the figures; '' for none.
 
     Returns:
       The text of stem.md.
     """
+    rows = [{"family": r.task.name, "seed": r.task.seed} | r.row for r in results]
     features, scored = record["features"], over_seeds(rows)
     title = f"Families of generative models on {record['data']}"
     claims, facts = verdicts(scored, features), _facts(rows, record)
-    scored = _with_intervals(scored, rows)
-    table, columns = _table(scored, real, features)
+    material = Material(results, scored, dataset, real, features, stem.parent)
+    pictures = family_figures.draw(material, stem)
+    shown = _with_intervals(scored, rows)
+    table, columns = _table(shown, real, features)
+    curves = _curves(results, features)
     text = (
         f"# {title}\n\n{facts}\n\n{tables.markdown_table(claims, CLAIMS)}\n"
-        f"{tables.markdown_table(table, columns)}"
+        f"{tables.markdown_table(table, columns)}\n{tables.markdown_table(*curves)}"
     )
     files.save_text(stem.with_suffix(".md"), text)
-    result = {"rows": list(rows), "verdicts": claims, "real": dict(real), "titles": columns}
+    result = {
+        "rows": rows,
+        "curves": {r.task.folder: r.curve for r in results},
+        "verdicts": claims,
+        "real": dict(real),
+        "titles": columns,
+    }
     files.save_json(stem.with_suffix(".json"), {**result, **record})
-    how = {"features": features, "reference": real, "title": title}
-    sweeps.bars(scored, DRAWN, stem.with_suffix(".png"), **how)
+    bars = stem.with_suffix(".png")
+    sweeps.bars(shown, DRAWN, bars, features=features, reference=real, title=title)
+    _copy({**pictures, "bars": bars}, copies)
     everything = html.code(files.canonical_json(record))
     page = [
-        (
-            "What the textbook says, and what was measured",
-            html.table(claims, CLAIMS, wrong="measured"),
-        ),
-        ("Samples", _strips(shown, titles, stem)),
-        ("In numbers", html.picture(stem.with_suffix(".png"), "bars")),
+        ("What the textbook says, and what was measured", html.table(claims, CLAIMS)),
+        *((FIGURES[name][0], html.picture(path, name)) for name, path in pictures.items()),
+        ("In numbers", html.picture(bars, "bars")),
         ("All of them", html.table(table, columns)),
+        ("At each point of training", html.table(*curves)),
         ("The families", html.facts(titles)),
         ("Where the numbers come from", html.folded("everything on record", everything)),
     ]
     html.save(stem.with_suffix(".html"), html.page(title, page, lead=facts))
     return text
+
+
+def _copy(pictures: Mapping[str, Path], beginning: str) -> None:
+    """Copy the figures to BEGINNING_NAME.png, where a page of the documentation shows them."""
+    for name, path in pictures.items() if beginning else ():
+        target = Path(f"{beginning}_{name}.png")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
 
 
 def said_scores(row: Mapping[str, Any], features: str) -> str:
@@ -93,11 +122,14 @@ def said_scores(row: Mapping[str, Any], features: str) -> str:
 
 def _facts(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> str:
     seeds, stamp = len({row["seed"] for row in rows}), record["provenance"]
+    ends = f"all processes end at log-SNR {record['end_logsnr']:g} for bits per dimension"
     return (
-        f"{record['seconds']:g} s of training each, {record['num']} images a model, compared with "
-        f"training images by {record['features']}; ± is the standard deviation over {seeds} seeds "
-        "where a family has more than one, otherwise half the width of the 95 % interval of its "
-        f"images. {stamp['date'][:10]}, {stamp['cpu']['model']}."
+        f"{record['images']:,} training images seen by each family, the same in the same order; "
+        f"{record['num']} images drawn of each and compared with training images by "
+        f"{record['features']} features; {ends}; ± is the standard "
+        f"deviation over {seeds} seeds where a family has more than one, otherwise half the width "
+        f"of the 95 % interval of its images. {record['finished']} runs finished. "
+        f"{stamp['date'][:10]}, {stamp['cpu']['model']}."
     )
 
 
@@ -126,11 +158,15 @@ def _table(
     return table, {"family": "family"} | {key: find(key, features).title for key in present}
 
 
-def _strips(shown: Mapping[str, np.ndarray], titles: Mapping[str, str], stem: Path) -> str:
-    """Write stem_strips.png; returns the same pictures as HTML."""
-    scale = max(1, round(56 / shown["real"].shape[1]))
-    strips = {(name, 0): pictures.mosaic(images, 1, scale=scale) for name, images in shown.items()}
-    path, title = stem.with_name(f"{stem.name}_strips.png"), "The first samples of every family"
-    pictures.strips(strips, path, columns={0: ""}, title=title)
-    cells = {key: (html.picture(tile), titles.get(key[0], "")) for key, tile in strips.items()}
-    return html.gallery(cells, {name: name for name in shown}, {0: ""})
+def _curves(
+    results: Sequence[FamilyResult], features: str
+) -> tuple[list[dict[str, str]], dict[str, str]]:
+    """Make (a row for each family, seed and point of training, the headings of the columns)."""
+    rows = [
+        {"family": result.task.name, "seed": str(result.task.seed)}
+        | {key: find(key).text(row[key], interval(row, key)) for key in CURVES if key in row}
+        for result in results
+        for row in result.curve
+    ]
+    heads = {key: find(key, features).title for key in CURVES}
+    return rows, {"family": "family", "seed": "seed"} | heads

@@ -1,29 +1,60 @@
-"""Families of generative models trained for equal time, each in a workdir of its own."""
+"""Families of generative models trained on the same images, each in a workdir of its own."""
 
 from __future__ import annotations
 
 import math
-import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import data
-from diffusion_jax.assembly import datasets, preparation, train, trainer
+from diffusion_jax.assembly import datasets, train
 from diffusion_jax.assembly.train_latent import encoded
-from diffusion_jax.core import files, reading, staging
+from diffusion_jax.core import staging
 from diffusion_jax.core.errors import UNFINISHED, CommandExit
-from diffusion_jax.studies import store
-from diffusion_jax.training import loop
+from diffusion_jax.training import metrics
 
-TRIED = 12  # training steps by which the speed is measured
+ROUNDED = 64  # a run has a multiple of so many steps, so that its points are whole steps
+OFTEN = 500  # most steps between two checkpoints
+
+
+class Point(NamedTuple):
+    """A moment of a family's training at which it is measured.
+
+    Attributes:
+      step: the step of its checkpoint.
+      images: training images seen until then, those of an autoencoder included.
+      minutes: training time until then, without compilation and measurements.
+    """
+
+    step: int
+    images: int
+    minutes: float
+
+
+class FamilyRun(NamedTuple):
+    """A trained family.
+
+    Attributes:
+      workdir: the folder of its model.
+      config: the config of its model.
+      points: when it is measured, the last one at the end.
+    """
+
+    workdir: Path
+    config: ConfigDict
+    points: tuple[Point, ...]
 
 
 def train_family(
     root: Path, config: ConfigDict, dataset: data.Dataset, settings: ConfigDict, seed: int
-) -> tuple[Path, ConfigDict]:
-    """Train a family for settings.seconds; a latent one spends half of them on its autoencoder.
+) -> FamilyRun:
+    """Train a family on settings.images images; a latent one spends half on its autoencoder.
+
+    All families see the same images in the same order, which follow from the seed and the step.
 
     Args:
       root: the folder of the run.
@@ -32,108 +63,113 @@ def train_family(
       settings: the config of the comparison.
       seed: the seed of the training.
 
-    Returns:
-      (the workdir of the model, its config with the number of steps).
-
     Raises:
       CommandExit: if a signal stopped the training.
     """
     if "latent" not in config:
-        return train_for(root, config, dataset, settings.seconds, seed)
+        return _trained(root, config, dataset, settings, settings.images, seed)
     recipe = settings.recipe.copy_and_resolve_references().unlock()
     recipe.data = settings.data
-    train_for(root / "autoencoder", recipe, dataset, 0.5 * settings.seconds, seed)
-    config.data = config.data.copy_and_resolve_references()
+    first = _trained(root / "autoencoder", recipe, dataset, settings, settings.images // 2, seed)
+    config = config.copy_and_resolve_references().unlock()
     config.data.update(name="latents", path=str(encoded(root)))
     config.latent.autoencoder = staging.shown(str(root / "autoencoder"))
     latents = datasets.dataset(config)
-    return train_for(root / "model", config, latents, 0.5 * settings.seconds, seed)
+    run = _trained(root / "model", config, latents, settings, settings.images // 2, seed)
+    before = first.points[-1]
+    points = [
+        Point(p.step, p.images + before.images, p.minutes + before.minutes) for p in run.points
+    ]
+    return run._replace(points=tuple(points))
 
 
-def train_for(
-    root: Path, config: ConfigDict, dataset: data.Dataset, seconds: float, seed: int
-) -> tuple[Path, ConfigDict]:
-    """Train a config for a number of seconds.
+def _trained(
+    workdir: Path,
+    config: ConfigDict,
+    dataset: data.Dataset,
+    settings: ConfigDict,
+    images: int,
+    seed: int,
+) -> FamilyRun:
+    """Train a config on a number of images, keeping the checkpoints of all points."""
+    steps, points = steps_of(images, config.data.batch_size, settings.points)
+    config = with_steps(config, steps, points, seed)
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not train.train(config, str(workdir), dataset=dataset):
+        raise CommandExit(UNFINISHED)
+    batch, rate = config.data.batch_size, images_per_minute(workdir)
+    return FamilyRun(
+        workdir, config, tuple(Point(step, step * batch, step * batch / rate) for step in points)
+    )
 
-    The number of steps is measured by the first run and kept in budget.json, so that a run that was
-    stopped resumes with the same number.
+
+def steps_of(images: int, batch_size: int, points: Sequence[float]) -> tuple[int, list[int]]:
+    """The number of training steps, and the steps after which a family is measured.
 
     Args:
-      root: the workdir.
-      config: the config.
-      dataset: the training data.
-      seconds: the time of the training steps, without compilation.
-      seed: the seed of the training.
+      images: training images that it sees.
+      batch_size: images in a step.
+      points: shares of the training; the end is always measured.
 
     Returns:
-      (the workdir, the config with the number of steps).
-
-    Raises:
-      CommandExit: if a signal stopped the training.
+      (steps, steps of the points in order).
     """
-    budget = root / "budget.json"
-    rule = reading.record({"steps": reading.integer(1, 10**9)})
-    kept = store.load_json(budget, rule) or {"steps": 0}
-    steps = kept["steps"] or steps_for(config, dataset, seconds, seed, root)
-    config = with_steps(config, steps, seed)
-    root.mkdir(parents=True, exist_ok=True)
-    files.save_json(budget, {"steps": steps, "seconds": seconds})
-    if not train.train(config, str(root), dataset=dataset):
-        raise CommandExit(UNFINISHED)
-    return root, config
+    steps = max(1, images // batch_size)
+    unit = max(1, steps // ROUNDED)
+    steps = steps // unit * unit
+    found = {max(1, round(share * steps / unit)) * unit for share in points}
+    return steps, sorted({*(min(step, steps) for step in found), steps})
 
 
-def with_steps(config: ConfigDict, steps: int, seed: int) -> ConfigDict:
-    """Copy a config for a seed and a number of steps, with a loss curve and one checkpoint.
+def with_steps(config: ConfigDict, steps: int, points: Sequence[int], seed: int) -> ConfigDict:
+    """Copy a config for a seed and a number of steps, with a loss curve and checkpoints.
 
     Args:
       config: the config of the family, which stays as it is.
-      steps: number of training steps; the checkpoint is written after the last one.
+      steps: number of training steps.
+      points: the steps whose checkpoints are kept.
       seed: config.seed, which decides the initial parameters, the order of the data and all noise.
     """
     config = config.copy_and_resolve_references().unlock()
     config.seed = seed
+    unit = math.gcd(*points)
+    often = max(step for step in range(1, min(unit, OFTEN) + 1) if unit % step == 0)
     config.training.update(
         steps=steps,
         eval_every=0,
         sample_every=0,
-        checkpoint_every=steps,
+        checkpoint_every=often,
         keep=1,
-        log_every=max(1, steps // 20),
+        keep_every=unit,
+        log_every=max(1, steps // ROUNDED),
     )
     return config.lock()
 
 
-def steps_for(
-    config: ConfigDict, dataset: data.Dataset, seconds: float, seed: int, root: Path
-) -> int:
-    """Measure how many training steps fit into a number of seconds on this machine.
-
-    Compilation does not count. The measure is the median time of a few calls.
+def images_per_minute(workdir: Path) -> float:
+    """The median speed of training, which neither an interruption nor another job changes much.
 
     Args:
-      config: the config of the family.
-      dataset: the data set that it is trained on.
-      seconds: the time that the steps may take.
-      seed: the seed of the run, which is used for the trial as well.
-      root: the workdir of the run, where the data may have caches.
+      workdir: the workdir, whose metrics.jsonl has the speed of each interval.
 
     Returns:
-      A multiple of config.training.steps_per_call, and at least that.
+      Images per minute, without compilation except for a run of a single step.
     """
-    config = config.copy_and_resolve_references().unlock()
-    config.seed = seed
-    experiment = preparation.for_training(config, dataset, root)
-    parts, k = trainer.training(experiment), config.training.steps_per_call
-    state = parts.runner.init(parts.init, jax.random.key(config.seed))
-    batch = data.batches(
-        dataset.train, batch_size=config.data.batch_size, seed=config.seed, flip=config.data.flip
-    )
-    put, took = parts.runner.put_batch(loop.stack(batch, k)(0), axis=1), []
-    for _ in range(2 + math.ceil(TRIED / k)):
-        began = time.monotonic()
-        state, numbers = parts.step(state, put)
-        jax.block_until_ready(numbers)
-        took.append(time.monotonic() - began)
-    timed = sorted(took[2:])  # the first two calls compile, or warm up
-    return max(k, round(seconds / timed[len(timed) // 2]) * k)
+    rows = metrics.read_rows(workdir / "metrics.jsonl")
+    rates = [rate for row in rows if (rate := row["timing"].get("images_per_s"))]
+    if rates:
+        return 60 * float(np.median(rates))
+    return 60 * rows[-1]["images"] / rows[-1]["timing"]["seconds"]
+
+
+def images_seen(root: Path) -> int:
+    """Training images that the run in a folder has seen so far, those of an autoencoder included.
+
+    Args:
+      root: the folder of a family and seed.
+    """
+    found = 0
+    for workdir in (root, root / "autoencoder", root / "model"):
+        rows = metrics.read_rows(workdir / "metrics.jsonl")
+        found += rows[-1]["images"] if rows else 0
+    return found

@@ -110,9 +110,7 @@ def measures(trained: Trained, settings: LikelihoodSettings) -> dict[str, Measur
     """
     model = trained.experiment
     if settings["end_logsnr"] is not None:
-        model = model._replace(
-            process=gaussian.ending_at(model.process, settings["end_logsnr"])
-        )
+        model = model._replace(process=gaussian.ending_at(model.process, settings["end_logsnr"]))
     found = {f"ODE_{name}": _flow(model, settings, name) for name in settings["dequantize"]}
     if settings["bounds"]:
         found |= _bounds(model, settings)

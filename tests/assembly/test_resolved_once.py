@@ -33,8 +33,9 @@ RESOLVES = {
     # the FLOPs are those of the same model without fused kernels
     "studies/benchmark_training.py": ("plainly",),
     "studies/export_weights.py": ("write_weights",),
-    "studies/family_comparison.py": ("compare", "_family_configs", "_measured_once"),
-    "studies/family_training.py": ("train_family", "with_steps", "steps_for"),
+    "studies/family_comparison.py": ("_judge",),
+    "studies/family_tasks.py": ("chosen",),
+    "studies/family_training.py": ("train_family", "_trained", "with_steps"),
     "studies/few_step_methods.py": ("check_names", "train_variant"),
     "studies/grid_search.py": ("optimize_grid",),
     "studies/import_weights.py": ("run_config",),

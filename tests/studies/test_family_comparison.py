@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from configs import families
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.studies import family_comparison
+from diffusion_jax.studies import (
+    family_comparison,
+    family_figures,
+    family_training,
+    family_workers,
+)
 from diffusion_jax.studies.claims import (
     blurred,
     claims,
     collapsed,
+    copied,
     falling,
     less,
     over_seeds,
@@ -22,6 +32,8 @@ from diffusion_jax.studies.claims import (
     verdicts,
 )
 from tests.markdown import squeezed
+
+ROOT = Path(__file__).parents[2]
 
 
 def of(**values):
@@ -70,6 +82,8 @@ def of(**values):
         ),
         (collapsed, (of(rate=20, active_units=9), of(rate=0.5, active_units=0)), True),
         (collapsed, (of(rate=20, active_units=9), of(rate=15, active_units=8)), False),
+        (copied, (of(copies=0.2, nearest_ratio=0.3),), True),
+        (copied, (of(copies=0.01, nearest_ratio=1.0),), False),
         (steadier, (of(frechet=(1.0, 0.01)), of(frechet=(5.0, 0.5))), True),
         (
             steadier,
@@ -94,8 +108,9 @@ def test_only_claims_about_families_that_were_run_are_judged():
     assert "bits" not in scored["ddpm"]
     for name in scored:
         scored[name] |= of(frechet=1.0, recall=0.5, precision=0.5, milliseconds=1.0)
+        scored[name] |= of(minutes=2.0, copies=0.01, nearest_ratio=1.0)
     decided = {row["claim"]: row["verdict"] for row in verdicts(scored)}
-    assert decided["Samples of a VAE are blurred, and more so than those of diffusion"] == "holds"
+    assert decided["Samples of a VAE are blurred, more than diffusion's"] == "holds"
     assert set(decided) == {
         claim.text for claim in claims("") if set(claim.about) <= {"vae", "ddpm"}
     }
@@ -113,16 +128,39 @@ def test_every_family_that_a_claim_is_about_has_a_config_and_a_title():
         families.get_config("mnis")
 
 
-def test_families_end_to_end(tmp_path):
+def test_each_claim_names_a_figure():
+    assert {claim.picture for claim in claims("")} <= set(family_figures.FIGURES)
+
+
+@pytest.mark.parametrize("images, steps, points", [(614_400, 9600, [1200, 2400, 4800, 9600])])
+def test_points_are_whole_steps_whose_checkpoints_are_kept(images, steps, points):
+    shares = (0.125, 0.25, 0.5, 1.0)
+    assert family_training.steps_of(images, 64, shares) == (steps, points)
+    config = family_training.with_steps(families.get_config("digits").family.vae, steps, points, 0)
+    every = config.training.keep_every
+    assert all(point % every == 0 for point in points)
+    assert every % config.training.checkpoint_every == 0
+    for images in (1, 64, 100, 640, 7777):
+        steps, points = family_training.steps_of(images, 64, shares)
+        assert points[-1] == steps >= 1 and points == sorted(set(points))
+
+
+def test_the_nearest_training_image_is_found():
+    train = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 1)).astype(np.uint8)
+    assert list(family_figures.nearest(train[[7, 29]] // 2 * 2, train, block=8)) == [7, 29]
+
+
+def tiny(**changes):
     config = families.get_config("digits")
-    config.update(
-        families=("vae", "vae_beta_low"),
-        seconds=0.01,
-        num=20,
-        likelihood=0,
-        seeds=(0, 1),
-        repeated=("vae",),
-    )
+    config.data.batch_size = 32
+    config.update(images=128, points=(0.5, 1.0), num=20, likelihood=0, features="pixels", **changes)
+    for own in config.family.values():
+        own.sampler.nfe = 2
+    return config
+
+
+def test_families_end_to_end(tmp_path):
+    config = tiny(families=("vae", "vae_beta_low"), seeds=(0, 1), repeated=("vae",))
     args = {"workdir": str(tmp_path)}
     text = family_comparison.compare(config, **args)
     assert "| vae |" in (table := squeezed(text)) and "| real test images |" in table
@@ -132,32 +170,53 @@ def test_families_end_to_end(tmp_path):
         ("vae_beta_low", 0),
         ("vae", 1),
     ]
-    assert all(row["steps"] >= 1 for row in kept["rows"])
+    assert all(row["images"] == 128 and row["minutes"] > 0 for row in kept["rows"])
     assert all(row["intervals"]["frechet"] > 0 for row in [*kept["rows"], kept["real"]])
+    assert [row["images"] for row in kept["curves"]["vae_1"]] == [64, 128]
     assert kept["titles"]["frechet"] == "Fréchet distance of pixels" and "± " in table
-    assert "| Fréchet distance of pixels |" in table
-    assert {f"families{end}" for end in (".html", ".md", ".png", "_strips.png")} <= {
-        file.name for file in tmp_path.iterdir()
-    }
-    before = (tmp_path / "vae_beta_low_0" / "family.npz").stat().st_mtime_ns
-    assert (
-        family_comparison.compare(config, **args).splitlines()[4:] == text.splitlines()[4:]
-    )  # found, not made again
-    assert (tmp_path / "vae_beta_low_0" / "family.npz").stat().st_mtime_ns == before
+    drawn = ("quality", "samples", "tradeoff", "collapse", "stability", "nearest", "diversity")
+    made = {f"families_{name}.png" for name in drawn} | {"families.html", "families.md"}
+    assert made <= {file.name for file in tmp_path.iterdir()}
+    cell, *_ = (tmp_path / "vae_beta_low_0" / "measured").glob("*.npz")
+    before = cell.stat().st_mtime_ns
+    copies = str(tmp_path / "images" / "why")
+    again = family_comparison.compare(config, **args, figures=copies)
+    assert again.splitlines()[4:] == text.splitlines()[4:]  # found, not made again
+    assert cell.stat().st_mtime_ns == before
+    assert (tmp_path / "images" / "why_quality.png").is_file()
     family_comparison.compare(
         config, str(tmp_path), "vae_beta_low", "0", others=[str(tmp_path / "vae_0")]
     )
     rows = json.loads((tmp_path / "families.json").read_text())["rows"]
-    assert (
-        rows[1]["family"] == "vae_0" and rows[1]["frechet"] == kept["rows"][0]["frechet"]
-    )  # of the same weights and seeds
+    assert rows[1]["family"] == "vae_0" and rows[1]["frechet"] == kept["rows"][0]["frechet"]
     (tmp_path / "toy").mkdir()
-    with pytest.raises(
-        UserError, match="--others=.*toy has no config.json"
-    ):  # before the hours of training, not after
+    with pytest.raises(UserError, match="--others=.*toy has no config.json"):
+        # before the hours of training, not after
         family_comparison.compare(config, str(tmp_path / "fresh"), others=[str(tmp_path / "toy")])
     assert not (tmp_path / "fresh").exists()
     with pytest.raises(
         UserError, match="unknown --families 'vae_betahigh'; did you mean 'vae_beta_high'"
     ):
         family_comparison.compare(config, str(tmp_path), "vae_betahigh")
+    with pytest.raises(UserError, match="--jobs=999: each has a core of its own"):
+        family_comparison.compare(config, str(tmp_path), jobs=999)
+
+
+@pytest.mark.long
+def test_processes_resume_after_their_parent_is_killed(tmp_path):
+    """kill -9 of the command ends its processes, and the same command finishes the work."""
+    cores = len(family_workers.cores())
+    command = [sys.executable, "-m", "experiments.compare_families"]
+    command += ["--config=configs/families.py:digits", f"--workdir={tmp_path}", "--seeds=0"]
+    command += [f"--jobs={min(2, cores)}", "--families=vae;ddpm", "--config.images=12800"]
+    command += ["--config.num=20", "--config.likelihood=0", "--config.features=pixels"]
+    first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    rows = tmp_path / "ddpm_0" / "metrics.jsonl"
+    while not rows.is_file() or not rows.read_text():
+        assert first.poll() is None
+        time.sleep(0.1)
+    first.kill()
+    first.wait()
+    subprocess.run(command, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+    kept = json.loads((tmp_path / "families.json").read_text())
+    assert [row["family"] for row in kept["rows"]] == ["vae", "ddpm"]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
+from configs import families
 from diffusion_jax.assembly import train_latent, workdir
 from diffusion_jax.core import reading
 from diffusion_jax.data.sources import Arrays
@@ -16,7 +16,9 @@ from diffusion_jax.evaluation import frechet, statistics
 from diffusion_jax.evaluation.features import extractor
 from diffusion_jax.studies import (
     comparison,
-    family_comparison,
+    family_measures,
+    family_tasks,
+    family_training,
     few_step_methods,
     grid_file,
     inverse_table,
@@ -96,31 +98,37 @@ def test_searched_times(tmp_path, capsys, monkeypatch):
 
 
 def test_the_families(tmp_path, capsys, monkeypatch):
-
-    made, config = [], ConfigDict({"training": {"steps": 3}})
-    scores = {"milliseconds": 1.0, "parameters": 5, "frechet": 2.0}
+    made, settings = [], families.get_config("digits")
+    settings.update(images=64, points=(1.0,))
+    own = settings.family.ddpm
+    own.data = settings.data
+    point = family_training.Point(1, 64, 0.5)
     monkeypatch.setattr(
-        family_comparison, "train_family", lambda *args: made.append(1) or (tmp_path, config)
+        family_tasks,
+        "train_family",
+        lambda *args: family_training.FamilyRun(tmp_path, own, (point,)),
     )
+    shown = {"images": np.zeros((2, 2, 2, 1), np.uint8)}
     monkeypatch.setattr(
-        family_comparison,
-        "measured",
-        lambda *args: (dict(scores), np.zeros((2, 2, 2, 1), np.uint8)),
+        family_measures, "of_images", lambda *args: made.append(1) or ({"frechet": 2.0}, shown)
     )
-    monkeypatch.setattr("diffusion_jax.assembly.workdir.load", lambda *args: None)
-    settings = ConfigDict({"likelihood": 0, "seeds": (0,), "num": 10})
+    monkeypatch.setattr(family_measures, "at_the_end", lambda *args: ({"bits": 3.0}, {}))
+    monkeypatch.setattr("diffusion_jax.assembly.workdir.load", lambda *args, **options: None)
+    task = family_tasks.FamilyTask("ddpm", 0)
 
     def run():
-        return family_comparison._measured_once(tmp_path, config, None, None, settings, 0)
+        found = family_tasks.run(tmp_path, task, own, settings, None, list)
+        assert found.row["frechet"] == 2.0 and found.row["minutes"] == 0.5
 
-    for name in ("family.npz", "family.json"):
+    run()
+    (path,) = (tmp_path / "ddpm_0" / "measured").glob("*.npz")
+    made.clear()
+    run()
+    assert not made
+    for _ in spoiled(path):
         run()
+        assert made and "made again" in capsys.readouterr().err
         made.clear()
-        whole = [file.read_bytes() for file in sorted(tmp_path.iterdir())]
-        for _ in spoiled(tmp_path / name):
-            assert run()[0]["frechet"] == 2.0 and made and "made again" in capsys.readouterr().err
-            made.clear()
-        assert len(whole) == 2
 
 
 def test_the_latents(tmp_path, capsys, monkeypatch):
