@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Rows = Sequence[Mapping[str, Any]]
+DEAD = 0.02  # nats below which a unit of a latent is called dead
 
 
 def _looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -65,7 +66,7 @@ def training_curves(
             if reference and is_number(reference.get(key)):
                 line = {"color": style.FAINT, "linestyle": ":", "zorder": 0}
                 axis.axhline(factor * reference[key], label="real test images", **line)
-            axis.set(xlabel="training time (minutes)", ylabel=wrapped(metric.label))
+            axis.set(xlabel="training time (minutes of one core)", ylabel=wrapped(metric.label))
             axis.set_xscale("log")
             every = [row["minutes"] for rows in curves.values() for row in rows]
             style.plain_logarithms(axis.xaxis, np.log10(max(every) / min(every)))
@@ -89,7 +90,7 @@ def rate_distortion(
         rate = [row["rate"] for row in rows]
         axes[0].plot(rate, [row["distortion"] for row in rows], color=COLORS[0], marker="o")
         for row in rows:
-            text = f"{row['name']}\n{row['active_units']:.0f} active"
+            text = f"{row['name']}: {row['active_units']:.0f} active units"
             _note(axes[0], text, row["rate"], row["distortion"])
         axes[0].set(xlabel="rate: KL(q(z|x) || p(z)), nats", ylabel="distortion: -log p(x|z), nats")
         axes[1].plot(rate, [row["frechet"] for row in rows], color=COLORS[0], marker="o")
@@ -99,8 +100,9 @@ def rate_distortion(
             axes[1].plot(row["rate"], row["frechet"], color=color, marker="s", linestyle="none")
             _note(axes[1], row["name"], row["rate"], row["frechet"], color=color)
         axes[1].set(xlabel="rate, nats", ylabel="Fréchet distance of samples")
-        axes[0].margins(0.22)
-        axes[1].margins(0.22)
+        for axis in axes:
+            axis.margins(x=0.35, y=0.12)
+            axis.set_xlim(left=0)
 
 
 def _note(axis: Axes, text: str, x: float, y: float, color: str = style.INK) -> None:
@@ -122,7 +124,8 @@ def collapse(
       path: the file to write.
       title: stands at the top.
     """
-    with style.figure(path, 2 * len(probes), (5.4, 2.5), len(probes), title=title) as axes:
+    highest = max(float(probe["rates"].max()) for probe in probes.values())
+    with style.figure(path, 2 * len(probes), (4.4, 2.4), len(probes), title=title) as axes:
         for i, (name, probe) in enumerate(probes.items()):
             rates = np.sort(probe["rates"])[::-1]
             axis = axes[2 * i]
@@ -132,7 +135,7 @@ def collapse(
                 where = len(rates) - len(probe["units"]) + place if dead else place
                 axis.bar(where, rates[where], color=COLORS[1] if dead else COLORS[2])
             axis.set(xlabel="unit of the latent, by rate", ylabel="KL (nats)", title=name)
-            axis.set_ylim(0, max(1.0, 1.1 * float(rates.max())))
+            axis.set(xticks=range(0, len(rates), 5), ylim=(0, 1.1 * highest))
             axis.grid(visible=False, axis="x")
             _draw_traversals(axes[2 * i + 1], probe["traversals"], rates)
 
@@ -148,13 +151,14 @@ def _draw_traversals(axis: Axes, images: np.ndarray, rates: np.ndarray) -> None:
             y, x = row * (height + gap), column * (width + gap)
             sheet[y : y + height, x : x + width] = images[row, column]
     shown = sheet if channels == 3 else sheet[..., 0]
-    axis.imshow(shown, cmap="gray", vmin=0, vmax=255, aspect="equal", interpolation="nearest")
+    look = {"cmap": "gray", "vmin": 0, "vmax": 255, "interpolation": "nearest"}
+    axis.imshow(shown, aspect="equal", extent=(0, sheet.shape[1], sheet.shape[0], 0), **look)
     axis.grid(visible=False)
     axis.spines[["left", "bottom"]].set_visible(False)
     step = np.arange(units) * (height + gap) + height / 2
-    live = [f"live: {rates[i]:.2g} nats" for i in range(units - 2)]
-    dead = [f"last: {rate:.2g} nats" for rate in rates[-2:]]
-    axis.set_yticks(step, live + dead, fontsize=7.5)
+    shown_rates = [*rates[: units - 2], *rates[-2:]]
+    names = [f"{'live' if rate > DEAD else 'dead'}: {rate:.2f} nats" for rate in shown_rates]
+    axis.set_yticks(step, names, fontsize=7.5)
     places = np.array([0, values // 2, values - 1]) * (width + gap) + width / 2
     axis.set_xticks(places, ["-3", "0", "3"])
     axis.tick_params(length=0)
@@ -222,6 +226,8 @@ def cost_of_quality(
             text = f"{row['name']} ({row['evaluations']:.0f})"
             _note(axis, text, row["milliseconds"], row["frechet"], color)
         axis.set_xscale("log")
+        times = [row["milliseconds"] for row in rows]
+        style.plain_logarithms(axis.xaxis, np.log10(max(times) / min(times)))
         style.log_if_wide(axis)
         if is_number(reference):
             axis.axhline(reference, color=style.FAINT, linestyle=":", zorder=0)
@@ -235,7 +241,7 @@ def cost_of_quality(
                 color=style.FAINT,
             )
         axis.set(
-            xlabel="time per image (ms); in brackets network evaluations",
+            xlabel="time per image (ms of one core); in brackets network evaluations",
             ylabel=wrapped(find("frechet", features).label),
         )
-        axis.margins(0.15)
+        axis.margins(0.2)

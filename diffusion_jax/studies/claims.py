@@ -173,7 +173,13 @@ def copied(a: Scored) -> Decision:
     return a["copies"][0] >= 5 * RARE, measured
 
 
-BETAS = ("vae_beta_lowest", "vae_beta_low", "vae", "vae_beta_high", "vae_beta_highest")
+BETAS = {  # families by the weight of the rate in the configs
+    "vae_beta_lowest": 0.04,
+    "vae_beta_low": 0.2,
+    "vae": 1.0,
+    "vae_beta_high": 5.0,
+    "vae_beta_highest": 25.0,
+}
 
 
 def claims(features: str) -> tuple[Claim, ...]:
@@ -210,7 +216,10 @@ def claims(features: str) -> tuple[Claim, ...]:
             "collapse",
         ),
         Claim(
-            "A larger beta buys a lower rate with a larger distortion", BETAS, falling, "tradeoff"
+            "A larger beta buys a lower rate with a larger distortion",
+            tuple(BETAS),
+            falling,
+            "tradeoff",
         ),
         Claim("Diffusion covers more of the data (recall)", BLUR, diverse, "diversity"),
         Claim("Diffusion's images are more like real ones", BLUR, faithful, "diversity"),

@@ -135,7 +135,8 @@ def _tradeoff(material: Material, path: Path) -> bool:
     keys = ("rate", "distortion", "active_units", "frechet")
 
     def row(name: str) -> dict[str, Any]:
-        return {"name": name} | {key: material.scored[name][key][0] for key in keys}
+        shown = f"β = {BETAS[name]:g}" if name in BETAS else name
+        return {"name": shown} | {key: material.scored[name][key][0] for key in keys}
 
     betas = [name for name in BETAS if name in material.scored]
     others = ("vae_logistic", "vae_powerful", "vae_free_bits", "vae_collapsed")

@@ -123,11 +123,14 @@ def said_scores(row: Mapping[str, Any], features: str) -> str:
 def _facts(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> str:
     seeds, stamp = len({row["seed"] for row in rows}), record["provenance"]
     ends = f"all processes end at log-SNR {record['end_logsnr']:g} for bits per dimension"
+    spread = (
+        f"the standard deviation over {seeds} seeds where a family has more than one, otherwise "
+    )
     return (
         f"{record['images']:,} training images seen by each family, the same in the same order; "
         f"{record['num']} images drawn of each and compared with training images by "
-        f"{record['features']} features; {ends}; ± is the standard "
-        f"deviation over {seeds} seeds where a family has more than one, otherwise half the width "
+        f"{record['features']} features; {ends}; times are those of one core; ± is "
+        f"{spread if seeds > 1 else ''}half the width "
         f"of the 95 % interval of its images. {record['finished']} runs finished. "
         f"{stamp['date'][:10]}, {stamp['cpu']['model']}."
     )

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
+import statistics
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
+import jax
 from ml_collections import ConfigDict
 
 from diffusion_jax import data
-from diffusion_jax.assembly import datasets, train
+from diffusion_jax.assembly import datasets, preparation, train, trainer
 from diffusion_jax.assembly.train_latent import encoded
-from diffusion_jax.core import staging
+from diffusion_jax.core import files, reading, staging
 from diffusion_jax.core.errors import UNFINISHED, CommandExit
-from diffusion_jax.training import metrics
+from diffusion_jax.studies import store
+from diffusion_jax.training import loop, metrics
 
 ROUNDED = 64  # a run has a multiple of so many steps, so that its points are whole steps
+TRIED = 8  # calls by which the speed of training is measured
 OFTEN = 500  # most steps between two checkpoints
 
 
@@ -27,7 +31,7 @@ class Point(NamedTuple):
     Attributes:
       step: the step of its checkpoint.
       images: training images seen until then, those of an autoencoder included.
-      minutes: training time until then, without compilation and measurements.
+      minutes: training time of one core until then, without compilation and measurements.
     """
 
     step: int
@@ -97,10 +101,10 @@ def _trained(
     workdir.mkdir(parents=True, exist_ok=True)
     if not train.train(config, str(workdir), dataset=dataset):
         raise CommandExit(UNFINISHED)
-    batch, rate = config.data.batch_size, images_per_minute(workdir)
-    return FamilyRun(
-        workdir, config, tuple(Point(step, step * batch, step * batch / rate) for step in points)
-    )
+    images = [step * config.data.batch_size for step in points]
+    each = seconds_per_image(workdir, config, dataset) / 60
+    found = tuple(Point(step, seen, seen * each) for step, seen in zip(points, images))
+    return FamilyRun(workdir, config, found)
 
 
 def steps_of(images: int, batch_size: int, points: Sequence[float]) -> tuple[int, list[int]]:
@@ -146,20 +150,36 @@ def with_steps(config: ConfigDict, steps: int, points: Sequence[int], seed: int)
     return config.lock()
 
 
-def images_per_minute(workdir: Path) -> float:
-    """The median speed of training, which neither an interruption nor another job changes much.
+def seconds_per_image(workdir: Path, config: ConfigDict, dataset: data.Dataset) -> float:
+    """Measure what training costs for an image, and keep it in speed.json.
+
+    On a CPU it is the time of one core that this process spends, which other jobs on the machine
+    and interruptions hardly change; elsewhere it is the time that passes. It is the median of a few
+    steps with their data, without compilation.
 
     Args:
-      workdir: the workdir, whose metrics.jsonl has the speed of each interval.
-
-    Returns:
-      Images per minute, without compilation except for a run of a single step.
+      workdir: the workdir of the trained model.
+      config: its config.
+      dataset: what it is trained on.
     """
-    rows = metrics.read_rows(workdir / "metrics.jsonl")
-    rates = [rate for row in rows if (rate := row["timing"].get("images_per_s"))]
-    if rates:
-        return 60 * float(np.median(rates))
-    return 60 * rows[-1]["images"] / rows[-1]["timing"]["seconds"]
+    file, rule = workdir / "speed.json", reading.record({"seconds_per_image": reading.number(0)})
+    if known := store.load_json(file, rule):
+        return known["seconds_per_image"]
+    clock = time.process_time if jax.default_backend() == "cpu" else time.monotonic
+    parts = trainer.training(preparation.for_training(config, dataset, workdir))
+    state = parts.runner.init(parts.init, jax.random.key(config.seed))
+    size, seed, flip = config.data.batch_size, config.seed, config.data.flip
+    batch, took = data.batches(dataset.train, batch_size=size, seed=seed, flip=flip), []
+    calls = loop.stack(batch, config.training.steps_per_call)
+    for i in range(2 + TRIED):
+        began = clock()
+        state, numbers = parts.step(state, parts.runner.put_batch(calls(i), axis=1))
+        jax.block_until_ready(numbers)
+        took.append(clock() - began)
+    # the first two calls compile, or warm up
+    found = statistics.median(took[2:]) / (size * config.training.steps_per_call)
+    files.save_json(file, {"seconds_per_image": found})
+    return found
 
 
 def images_seen(root: Path) -> int:

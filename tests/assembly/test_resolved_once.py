@@ -35,7 +35,12 @@ RESOLVES = {
     "studies/export_weights.py": ("write_weights",),
     "studies/family_comparison.py": ("_judge",),
     "studies/family_tasks.py": ("chosen",),
-    "studies/family_training.py": ("train_family", "_trained", "with_steps"),
+    "studies/family_training.py": (
+        "train_family",
+        "_trained",
+        "with_steps",
+        "seconds_per_image",
+    ),
     "studies/few_step_methods.py": ("check_names", "train_variant"),
     "studies/grid_search.py": ("optimize_grid",),
     "studies/import_weights.py": ("run_config",),
