@@ -13,7 +13,17 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Process
 from diffusion_jax.denoisers import guides, parameterization
 from diffusion_jax.inverse import masks, measurements, methods
-from diffusion_jax.models import autoencoder, classifier, discriminator, dit, mlp, text, unet
+from diffusion_jax.models import (
+    autoencoder,
+    classifier,
+    discriminator,
+    dit,
+    edm2,
+    mlp,
+    ncsnpp,
+    text,
+    unet,
+)
 from diffusion_jax.objectives import (
     autoencoding,
     consistency,
@@ -22,6 +32,7 @@ from diffusion_jax.objectives import (
     learned_variance,
     meanflow,
     times,
+    uncertainty,
     weighting,
 )
 from diffusion_jax.objectives.autoencoding import Likelihood
@@ -52,7 +63,7 @@ PARAMETERIZATIONS = Family(
     "parameterization", parameterization.PARAMETERIZATIONS, "PARAMETERIZATIONS"
 )
 
-DIFFUSION_OBJECTIVES = denoising.OBJECTIVES + learned_variance.OBJECTIVES
+DIFFUSION_OBJECTIVES = denoising.OBJECTIVES + learned_variance.OBJECTIVES + uncertainty.OBJECTIVES
 FEW_STEP_OBJECTIVES = consistency.OBJECTIVES + meanflow.OBJECTIVES
 AUTOENCODER_OBJECTIVES = autoencoding.OBJECTIVES
 
@@ -113,7 +124,13 @@ AUTOENCODERS = autoencoder.NETWORKS
 CLASSIFIERS = classifier.NETWORKS
 MODELS = Family(
     "model",
-    unet.NETWORKS + mlp.NETWORKS + dit.NETWORKS + AUTOENCODERS + CLASSIFIERS,
+    unet.NETWORKS
+    + mlp.NETWORKS
+    + dit.NETWORKS
+    + ncsnpp.NETWORKS
+    + edm2.NETWORKS
+    + AUTOENCODERS
+    + CLASSIFIERS,
     "NETWORKS",
 )
 DISCRIMINATORS = Family("discriminator", discriminator.NETWORKS, "NETWORKS")

@@ -108,6 +108,8 @@ def training(experiment: Experiment, devices: Sequence[jax.Device] | None = None
         axis_name=runner.axis_name,
         accumulate=settings.accumulate,
         forensics=True,
+        # a network may have a projection of its parameters, such as edm2.EDM2UNet
+        constrain=getattr(experiment.model, "constrain", None),
     )
 
     def init(key: Key) -> TrainState:

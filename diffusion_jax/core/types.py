@@ -36,12 +36,15 @@ class Prediction(NamedTuple):
         Dhariwal 2021, eq. 15); None if the network does not learn it.
       residual: (B,), the noise level sigma / alpha that x0 itself still has: that of t_min for
         consistency functions whose boundary condition is there; None for an estimate of the data.
+      log_variance: (B,), the network's own estimate of the logarithm of its loss at this noise
+        level (Karras et al. 2024, eq. 21); None unless training asks for it.
     """
 
     x0: Array
     eps: Array
     nu: Array | None = None
     residual: Array | None = None
+    log_variance: Array | None = None
 
 
 class Noised(NamedTuple):
@@ -113,5 +116,6 @@ class Denoise(Protocol):
         ...
 
 
-# apply(params, x_in, c_noise, cond, **kwargs) -> the network's output F
+# apply(params, x_in, c_noise, cond, **kwargs) -> the network's output F; with log_variance=True,
+# where the network has it, (F, log_variance)
 Apply = Callable[..., Array]

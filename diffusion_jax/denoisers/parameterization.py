@@ -122,7 +122,8 @@ def denoiser(
       params: parameters of the network.
       parameterization: what the network predicts, the pair (a, b) of F, and its inputs.
       process: the process of x_t.
-      **kwargs: further arguments of `apply`.
+      **kwargs: further arguments of `apply`. With log_variance=True, for networks that have it,
+        `apply` returns it besides F, and the prediction includes it.
 
     Returns:
       The denoiser; its t may be a scalar or (B,).
@@ -137,19 +138,20 @@ def denoiser(
             alpha, sigma = process.alpha(cond[END_TIME]), process.sigma(cond[END_TIME])
             cond = cond | {END_TIME: sigma / (alpha + sigma)}
         x_in, c_noise = parameterization.encode(process, x_t, t)
-        F = apply(params, x_in, c_noise, cond, **kwargs).astype(x_t.dtype)
-        residual = None
+        out = apply(params, x_in, c_noise, cond, **kwargs)
+        F, log_variance = out if isinstance(out, tuple) else (out, None)
+        F, extra = F.astype(x_t.dtype), {"log_variance": log_variance}
         if parameterization.residual:
-            residual = jnp.broadcast_to(parameterization.residual(process), t.shape)
+            extra["residual"] = jnp.broadcast_to(parameterization.residual(process), t.shape)
         if F.shape == x_t.shape:
-            return decode(parameterization, process, F, x_t, t)._replace(residual=residual)
+            return decode(parameterization, process, F, x_t, t)._replace(**extra)
         if F.shape != (*x_t.shape[:-1], 2 * x_t.shape[-1]):
             raise UserError(
                 f"the network maps {x_t.shape} to {F.shape}; its output must have the same "
                 "channels, or twice as many"
             )
         F, nu = jnp.split(F, 2, axis=-1)
-        return decode(parameterization, process, F, x_t, t)._replace(nu=nu, residual=residual)
+        return decode(parameterization, process, F, x_t, t)._replace(nu=nu, **extra)
 
     return denoise
 

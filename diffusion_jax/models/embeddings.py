@@ -95,13 +95,33 @@ def smooth(x: Array, features: int) -> Array:
 
 
 # c_noise is about [0, 1] or [-2, 2]; the factor 1000 makes c_noise = i / 1000 the integer step i of
-# DDPM.
+# DDPM. Those of EDM (Karras et al. 2022), 'plain', have no factor.
 NOISE_FEATURES = {
     "sinusoidal": lambda c_noise, features: sinusoidal(1000.0 * c_noise, features),
     "adm": lambda c_noise, features: adm(1000.0 * c_noise, features),
+    "adm_plain": adm,
     "fourier": fourier,
     "smooth": smooth,
 }
+
+
+def one_hot(labels: Array | None, num_classes: int, batch: int) -> Array:
+    """Writes each label as a row of a unit matrix.
+
+    Args:
+      labels: integers from 0 to num_classes, (B,), of which the last is the null label; None means
+        the null label for every example.
+      num_classes: number of classes.
+      batch: B, the number of rows where `labels` is None.
+
+    Returns:
+      (B, num_classes) float32, with zeros for the null label, and NaN for a label out of range.
+    """
+    if labels is None:
+        return jnp.zeros((batch, num_classes), jnp.float32)
+    labels = jnp.asarray(labels)[:, None]
+    known = (labels >= 0) & (labels <= num_classes)
+    return jnp.where(known, jnp.float32(labels == jnp.arange(num_classes)), jnp.nan)
 
 
 def check_labels(labels: Array | np.ndarray, num_classes: int) -> None:
@@ -125,6 +145,26 @@ def check_labels(labels: Array | np.ndarray, num_classes: int) -> None:
             f"{num_classes - 1} and {num_classes}, the null label; correct the labels or set "
             "num_classes"
         )
+
+
+def augmentation(cond: dict, size: int, batch: int, features: int) -> Array:
+    """A linear map of the augmentation labels, zero at initialization (Karras et al. 2022).
+
+    It is to be called in a compact method.
+
+    Args:
+      cond: a dict, with 'augment' (B, size) where examples are augmented; without it the labels are
+        zeros, those of data as they are.
+      size: the number of labels of an example.
+      batch: B.
+      features: the size of the result.
+
+    Returns:
+      (B, features) float32.
+    """
+    labels = jnp.asarray(cond.get("augment", jnp.zeros((batch, size))), jnp.float32)
+    zeros = nn.initializers.zeros_init()
+    return nn.Dense(features, use_bias=False, kernel_init=zeros, name="augment")(labels)
 
 
 class LabelEmbedding(nn.Module):
@@ -186,6 +226,8 @@ class ConditionEmbedding(nn.Module):
         parameterization.denoiser), or 0, the data, without that entry. The weights for it are 0 at
         initialization, so that the parameters of a diffusion model can initialize a network with
         two times.
+      augment: size of cond['augment'], whose linear map, zero at initialization, is added to the
+        features of the noise level (Karras et al. 2022); 0 is none.
     """
 
     features: int
@@ -195,6 +237,7 @@ class ConditionEmbedding(nn.Module):
     noise_init: nn.initializers.Initializer = KERNEL_INIT
     label_init: nn.initializers.Initializer = nn.initializers.normal(1.0)
     second_time: bool = False
+    augment: int = 0
 
     @nn.compact
     def __call__(self, c_noise: Array, cond: dict, batch: int, text: Array | None = None) -> Array:
@@ -202,7 +245,8 @@ class ConditionEmbedding(nn.Module):
 
         Args:
           c_noise: the noise level, scalar or (B,).
-          cond: a dict with 'label' (B,) and, with second_time, 'to' (B,), both optional.
+          cond: a dict with 'label' (B,), 'augment' (B, augment) and, with second_time, 'to' (B,),
+            all optional.
           batch: B, the number of examples.
           text: pooled vectors, (B, D), or None.
 
@@ -216,6 +260,8 @@ class ConditionEmbedding(nn.Module):
             raise unknown("noise embedding", self.noise_features, NOISE_FEATURES)
         c_noise = jnp.broadcast_to(jnp.asarray(c_noise, jnp.float32), (batch,))
         h = NOISE_FEATURES[self.noise_features](c_noise, self.features)
+        if self.augment:
+            h = h + augmentation(cond, self.augment, batch, h.shape[-1])
         h = nn.Dense(self.width, kernel_init=self.noise_init, name="noise_1")(h)
         if self.second_time:
             to = smooth(jnp.asarray(cond.get("to", jnp.zeros(batch)), jnp.float32), self.features)

@@ -8,6 +8,7 @@ embeddings are float32.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array
-from diffusion_jax.models import attention
+from diffusion_jax.models import attention, fir
 from diffusion_jax.models.convolution import convolve
 from diffusion_jax.models.embeddings import KERNEL_INIT
 from diffusion_jax.models.remat import product
@@ -70,7 +71,7 @@ def group_norm(x: Array, name: str, norm: tuple[int, float] | None = None) -> Ar
     Args:
       x: features, (B, ..., C).
       name: name of the submodule, and so of its parameters.
-      norm: (groups, epsilon); None means `groups(C)` and 1e-6.
+      norm: (groups, epsilon), where 0 groups mean `groups(C)`; None means these and 1e-6.
 
     Returns:
       Array of x's shape, float32.
@@ -78,7 +79,8 @@ def group_norm(x: Array, name: str, norm: tuple[int, float] | None = None) -> Ar
     Raises:
       UserError: if the number of groups does not divide C.
     """
-    number, epsilon = norm or (groups(x.shape[-1]), 1e-6)
+    number, epsilon = norm or (0, 1e-6)
+    number = number or groups(x.shape[-1])
     if x.shape[-1] % number:
         raise UserError(
             f"norm={norm}: {x.shape[-1]} channels do not fall into {number} groups; use a divisor, "
@@ -193,6 +195,22 @@ def nearest(x: Array) -> Array:
 RESAMPLE = {"none": lambda x: x, "down": average_pool, "up": nearest}
 
 
+def resample(x: Array, direction: str, taps: Sequence[int | float] = (1, 1)) -> Array:
+    """Halves, doubles or keeps the resolution.
+
+    Args:
+      x: features, (B, N_1, ..., N_d, C).
+      direction: 'none', 'down' or 'up'.
+      taps: the filter of fir.py; (1, 1) averages blocks of pixels and repeats pixels.
+
+    Returns:
+      (B, N_1', ..., N_d', C).
+    """
+    if direction == "none" or tuple(taps) == (1, 1):
+        return RESAMPLE[direction](x)
+    return fir.filtered(x, direction, taps)
+
+
 # ---- blocks
 class ResidualBlock(nn.Module):
     """A residual block, (B, N_1, ..., N_d, C), (B, E) -> (B, N_1', ..., N_d', channels).
@@ -214,6 +232,7 @@ class ResidualBlock(nn.Module):
       dtype: type of the convolutions.
       norm: see group_norm.
       project: the shortcut is a 1x1 convolution even where the number of channels stays.
+      resample_filter: the filter by which `resample` halves and doubles, see fir.py.
     """
 
     channels: int
@@ -224,6 +243,7 @@ class ResidualBlock(nn.Module):
     dtype: str = "float32"
     norm: tuple[int, float] | None = None
     project: bool = False
+    resample_filter: tuple[int, ...] = (1, 1)
 
     @nn.compact
     def __call__(self, x: Array, embedding: Array | None = None, train: bool = False) -> Array:
@@ -237,14 +257,15 @@ class ResidualBlock(nn.Module):
         Returns:
           (B, N_1', ..., N_d', channels), whose axes are halved, doubled or kept by `resample`.
         """
-        resample, axes = RESAMPLE[self.resample], x.ndim - 2
-        h = resample(jax.nn.silu(group_norm(x, "norm_1", self.norm)).astype(self.dtype))
+        axes = x.ndim - 2
+        h = jax.nn.silu(group_norm(x, "norm_1", self.norm)).astype(self.dtype)
+        h = resample(h, self.resample, self.resample_filter)
         h = product(conv(self.channels, axes=axes, dtype=self.dtype, name="conv_1")(h))
         h = self._conditioned_norm(h, embedding)
         h = nn.Dropout(self.dropout, deterministic=not train)(jax.nn.silu(h).astype(self.dtype))
         h = conv(self.channels, axes=axes, zero=True, dtype=self.dtype, name="conv_2")(h)
 
-        x = resample(x)
+        x = resample(x, self.resample, self.resample_filter)
         if self.project or x.shape[-1] != self.channels:
             x = conv(self.channels, 1, axes=axes, dtype=self.dtype, name="shortcut")(x)
         return ((x + h) * self.skip_scale).astype(self.dtype)

@@ -53,13 +53,16 @@ class UNet(nn.Module):
       skip_scale: factor on each sum of a block and its shortcut: 1, or 1/sqrt(2) (NCSN++, Song et
         al. 2021, appendix H; ADM).
       norm: (groups, epsilon) of every group norm, for networks trained elsewhere; None is about
-        min(32, channels / 4) and 1e-6.
+        min(32, channels / 4) and 1e-6, and 0 groups are that number with another epsilon.
       learn_variance: the output has 2C channels, the second C for the variance (Nichol & Dhariwal
         2021, eq. 15).
       extra_channels: channels of cond['concat'], which the first convolution receives besides x
         (SR3, Saharia et al. 2021).
-      noise_embedding: 'sinusoidal' in 1000 c_noise (DDPM), 'fourier' with random frequencies
-        (NCSN++), 'smooth' (sCM), or 'adm'.
+      augment: size of the augmentation labels cond['augment'], (B, augment), which EDM adds to the
+        features of the noise level (Karras et al. 2022, appendix F.2); 0 is none, and examples
+        without them have zeros.
+      noise_embedding: 'sinusoidal' in 1000 c_noise (DDPM), 'adm' in 1000 c_noise or, as in EDM,
+        'adm_plain' in c_noise, 'fourier' with random frequencies (NCSN++), or 'smooth' (sCM).
       second_time: the network also receives cond['to'], the time at which a move ends (MeanFlow).
       dtype: 'float32' or 'bfloat16' for convolutions and attention. Parameters, norms, softmax,
         embedding, last convolution and output are float32.
@@ -85,6 +88,7 @@ class UNet(nn.Module):
     norm: tuple[int, float] | None = None
     learn_variance: bool = False
     extra_channels: int = 0
+    augment: int = 0
     noise_embedding: str = "sinusoidal"
     second_time: bool = False
     dtype: str = "float32"
@@ -118,6 +122,7 @@ class UNet(nn.Module):
             self.num_classes,
             self.noise_embedding,
             second_time=self.second_time,
+            augment=self.augment,
             name="condition",
         )
         text = self.text(cond, x.shape[0]) if self.text else None

@@ -322,6 +322,7 @@ UNET = Published(
         "skip_scale": (1,),
         "decoder_attention_once": (False,),
         "extra_channels": (0,),
+        "augment": (0,),
         "second_time": (False,),
     },
     words=_diffusers_words,

@@ -35,7 +35,18 @@ SAME = Layout(lambda a: a, lambda a: a)
 DENSE = Layout(np.transpose, np.transpose)  # (out, in), (in, out)
 # (out, in, H, W), (H, W, in, out)
 CONV = Layout(lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))
-LEAVES = {"kernel": "weight", "scale": "weight", "rows": "weight", "bias": "bias"}
+# (out, in, 1, 1), (in, out)
+POINT = Layout(lambda a: a[:, :, 0, 0].T, lambda a: a.T[:, :, None, None])
+LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "rows": "weight",
+    "bias": "bias",
+    "frequencies": "freqs",
+    "phases": "phases",
+    "embedding_gain": "emb_gain",
+    "last_gain": "out_gain",
+}
 
 
 def table(
@@ -56,7 +67,7 @@ def table(
         usual = {1: SAME, 2: DENSE, 4: CONV}[len(shape)] if leaf == "kernel" else SAME
         return TensorSource(
             tuple(".".join(filter(None, name)) for name in theirs),
-            layouts.get(f"{parts[-1]}/{leaf}", usual),
+            layouts.get("/".join([*parts[-1:], leaf]), usual),
         )
 
     return {path: source(path, shape) for path, shape in shapes.items()}
@@ -99,7 +110,7 @@ def to_theirs(table: Mapping[str, TensorSource], params: Flat) -> dict[str, np.n
     return {
         name: source.layout.to_theirs(part)
         for path, source in table.items()
-        for name, part in zip(source.names, np.split(params[path], len(source.names), axis=-1))
+        for name, part in zip(source.names, _split(params[path], len(source.names)))
     }
 
 
@@ -129,9 +140,14 @@ def to_ours(
 
     def param(source: TensorSource) -> np.ndarray:
         parts = [source.layout.to_ours(_numbers(name, tensors[name])) for name in source.names]
-        return np.concatenate(parts, axis=-1)
+        return np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
 
     return {path: param(source) for path, source in table.items()}
+
+
+def _split(param: np.ndarray, count: int) -> list[np.ndarray]:
+    """Split the last axis into equal parts; a scalar is one part."""
+    return np.split(param, count, axis=-1) if count > 1 else [param]
 
 
 def _numbers(name: str, tensor: np.ndarray) -> np.ndarray:

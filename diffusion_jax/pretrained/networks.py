@@ -1,15 +1,18 @@
-"""All published networks that are imported and exported, by the names of their classes."""
+"""All published networks that are imported or exported, by the names of their classes."""
 
 from __future__ import annotations
 
 from diffusion_jax.core.errors import unknown
-from diffusion_jax.pretrained import diffusers_networks, dit_network
+from diffusion_jax.pretrained import diffusers_networks, dit_network, edm_networks
 from diffusion_jax.pretrained.published import Published
 
 NETWORKS = {
     "UNet2DModel": diffusers_networks.UNET,
     "AutoencoderKL": diffusers_networks.AUTOENCODER,
     "DiT": dit_network.DIT,
+    "SongUNet": edm_networks.SONG,
+    "DhariwalUNet": edm_networks.ADM,
+    "EDM2": edm_networks.EDM2,
 }
 
 

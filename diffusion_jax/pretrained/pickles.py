@@ -1,10 +1,10 @@
-"""Pickles as data: an interpreter of torch's opcodes, which imports and calls nothing.
+"""Pickles as data: an interpreter of their opcodes, which imports and calls nothing.
 
 Python's own unpickler imports what a pickle names and calls it, so a filter around it is only as
 good as its list of harmless functions. Here a name stays a `Name`, a call becomes a `Made` and a
 persistent id a `PersistentId`: the reader of the file decides what they mean. The opcodes are
 listed at https://docs.python.org/3/library/pickletools.html; those of protocol 0 and out-of-band
-buffers are not supported, because torch.save does not write them.
+buffers are not supported, because neither torch.save nor Python's present protocols write them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-# bytes of a pickle, without the numbers of its tensors: a state dict of 10,000 tensors has 2 MB
+# bytes of a pickle without its strings of bytes, which may be the numbers of tensors: a state dict
+# of 10,000 tensors has 2 MB
 PROGRAM = 2**24
 # opcodes of any file, and bytes of the file for each one more: an object takes about 70 bytes
 STEPS, PER_STEP = 200_000, 40
@@ -71,10 +72,10 @@ def read(data: bytes, start: int, allows: Callable[[Name], None]) -> tuple[Any, 
             return machine.stack.pop(), machine.at
         if code not in _OPCODES:
             raise DamagedPickle(
-                f"opcode {code!r} at byte {machine.at - 1}, which torch does not write"
+                f"opcode {code!r} at byte {machine.at - 1}, which neither torch nor EDM writes"
             )
         _OPCODES[code](machine)
-        if machine.at - start > PROGRAM:
+        if machine.at - start - machine.raw > PROGRAM:
             raise DamagedPickle(f"its pickle is longer than {PROGRAM} bytes")
     raise DamagedPickle(f"its pickle takes more than {steps(len(data))} steps")
 
@@ -95,6 +96,7 @@ class _Machine:
 
     def __init__(self, data: bytes, start: int, allows: Callable[[Name], None]) -> None:
         self.data, self.at, self.allows = data, start, allows
+        self.raw = 0  # bytes of the strings of bytes so far
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
@@ -178,7 +180,12 @@ def _text(layout: str) -> Callable[[_Machine], None]:
 
 
 def _bytes(layout: str) -> Callable[[_Machine], None]:
-    return lambda m: m.stack.append(m.take(m.number(layout)))
+    def push(machine: _Machine) -> None:
+        found = machine.take(machine.number(layout))
+        machine.raw += len(found)
+        machine.stack.append(found)
+
+    return push
 
 
 def _fixed(layout: str) -> Callable[[_Machine], None]:
@@ -227,6 +234,8 @@ _OPCODES: dict[bytes, Callable[[_Machine], Any]] = {
     b"\x8e": _bytes("<Q"),
     b")": _new(tuple),
     b"]": _new(list),
+    b"\x8f": _new(list),  # EMPTY_SET, whose order and repetitions do not matter here
+    b"\x90": lambda m: m.append(m.since_mark()),  # ADDITEMS
     b"}": _new(dict),
     b"t": lambda m: m.stack.append(tuple(m.since_mark())),
     b"\x85": _tuple(1),

@@ -3,6 +3,9 @@
     UNet2DModel     diffusers, in the layout of DDPM (Ho et al. 2020)    unet.UNet
     AutoencoderKL   diffusers (Rombach et al. 2022)                      autoencoder.AutoencoderKL
     DiT             the authors' own program (Peebles & Xie 2023)        dit.DiT
+    SongUNet        EDM (Karras et al. 2022)                             ncsnpp.NCSNpp
+    DhariwalUNet    EDM                                                  unet.UNet
+    EDM2            EDM2 (Karras et al. 2024)                            edm2.EDM2UNet
 
 A `Published` network says how its config becomes our options and back, and has one dictionary, from
 the words in the paths of our parameters to the names of their modules. layouts.py makes the tables
@@ -43,8 +46,9 @@ class Published(NamedTuple):
       config: our options and the shape of an example -> their config.
       defaults: the defaults of their config.
       only: the options of ours of which theirs has no choice, or less -> the values that it has.
-      words: our options -> {a part of our paths: the same part of theirs}; several names with
-        spaces between them are several tensors of theirs that are one of ours.
+      words: our options, and 'side', the height of an example -> {a part of our paths: the same
+        part of theirs}; several names with spaces between them are several tensors of theirs that
+        are one of ours.
       layouts: our options -> {the end of our paths: layout}, where that is not the usual one.
       fixed: (our options, shape) -> the tensors that are not learned but stand in their files.
       described: the part of their config that the tensors alone determine.
@@ -70,7 +74,9 @@ SCALE = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 LOOSE = (*SCALE, "force_upcast")  # keys that do not describe a network
 
 
-def read_config(network: Published, config: Mapping) -> tuple[Options, Shape]:
+def read_config(
+    network: Published, config: Mapping, file: str = "config.json"
+) -> tuple[Options, Shape]:
     """Translate the config of a published network.
 
     The translation is checked by translating back: every key must come out as it went in.
@@ -78,6 +84,7 @@ def read_config(network: Published, config: Mapping) -> tuple[Options, Shape]:
     Args:
       network: the kind of network that the config describes.
       config: the content of its config.json; absent keys have the publisher's defaults.
+      file: what the config was read from, for messages.
 
     Returns:
       (our options, the shape of an example).
@@ -89,7 +96,7 @@ def read_config(network: Published, config: Mapping) -> tuple[Options, Shape]:
         key: list(value) if isinstance(value, tuple) else value
         for key, value in (network.defaults | config).items()
     }
-    reading.check(config, network.rule, "config.json")
+    reading.check(config, network.rule, file)
     options, shape = network.options(config)
     ours = network.config(options, shape)
     for key, value in config.items():
@@ -100,7 +107,7 @@ def read_config(network: Published, config: Mapping) -> tuple[Options, Shape]:
                 if key in ours
                 else "this key is unknown, and cannot be imported"
             )
-            raise UserError(f"config.json has {key}={value}; {why}")
+            raise UserError(f"{file} has {key}={value}; {why}")
     return options, shape
 
 
@@ -121,8 +128,9 @@ def write_config(
     """
     if wrong := misfits(network, options, shape, shapes):
         refuse(wrong)
-    if "norm" in options and options["norm"] is None:
-        options = options | {"norm": (_common_groups(shapes), 1e-6)}
+    groups, epsilon = options.get("norm", (1, 1e-6)) or (0, 1e-6)
+    if not groups:
+        options = options | {"norm": (_common_groups(shapes), epsilon)}
     return network.config(options, shape)
 
 
@@ -164,10 +172,12 @@ def misfits(
     own = sorted(
         {layers.groups(size[0]) for path, size in shapes.items() if path.endswith("/scale")}
     )
-    if options.get("norm", ()) is None and len(own) > 1:
+    norm = options.get("norm", (1, 1e-6))
+    groups, epsilon = norm or (0, 1e-6)
+    if not groups and len(own) > 1:
         several = f"{', '.join(map(str, own[:-1]))} or {own[-1]}"
         why = f"it means {several} groups, depending on the channels; the export has one number"
-        found["model.norm"] = Misfit(None, (_common_groups(shapes), 1e-6), why)
+        found["model.norm"] = Misfit(norm, (_common_groups(shapes), epsilon), why)
     if width := options.get("head_width"):
         seen = attended_channels(options, shape)
         if min(seen) < width < max(seen):

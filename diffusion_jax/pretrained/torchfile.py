@@ -79,6 +79,74 @@ def load(data: bytes) -> dict[str, np.ndarray]:
         ) from error
 
 
+def storage(data: bytes) -> np.ndarray:
+    """Read the one storage that torch.save wrote in the older format, as pickles of tensors hold.
+
+    Args:
+      data: the bytes that torch.storage._load_from_bytes would take.
+
+    Returns:
+      Its elements (n,), a read-only view of `data`.
+
+    Raises:
+      UserError: for bytes that are not one storage of numbers.
+    """
+    try:
+        value, keys, at = _legacy_header(data)
+        dtype, key, size = _storage_of(value)
+        (length,) = struct.unpack_from("<q", data, at)
+        if keys != [key] or length != size:
+            raise UserError("a storage of this file is not the one it names; download it again")
+        return _elements(memoryview(data)[at + 8 :], dtype, size)
+    except UserError:
+        raise
+    except Exception as error:  # damaged files raise many types; the cause stays attached
+        raise UserError(
+            f"a storage of this file cannot be read ({type(error).__name__}: {error}); download it "
+            "again"
+        ) from error
+
+
+def view(elements: np.ndarray, offset: Any, shape: Any, stride: Any) -> np.ndarray:
+    """View a storage as a tensor.
+
+    Args:
+      elements: the storage (n,).
+      offset: the first element of the tensor.
+      shape: its shape.
+      stride: its strides in elements.
+
+    Raises:
+      UserError: for a tensor that lies outside of the storage, or one of another kind of numbers.
+    """
+    offset, shape, stride = _place(offset, shape, stride, len(elements))
+    if 0 in shape:
+        return np.zeros(shape, elements.dtype)
+    return np.lib.stride_tricks.as_strided(
+        elements[offset:],
+        shape,
+        [step * elements.dtype.itemsize for step in stride],
+        writeable=False,
+    )
+
+
+def _place(
+    offset: Any, shape: Any, stride: Any, size: int
+) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """Return (offset, shape, stride) of a tensor; UserError if it leaves a storage of this size."""
+    offset, shape, stride = _whole([offset])[0], _whole(shape), _whole(stride)
+    if len(shape) != len(stride) or len(shape) > RANK:
+        raise UserError(
+            "a tensor of this torch file has a shape without strides; download the file again"
+        )
+    last = offset + sum((n - 1) * step for n, step in zip(shape, stride))
+    if 0 not in shape and (last >= size or math.prod(shape) > size):
+        raise UserError(
+            "a tensor of this torch file lies outside its storage; download the file again"
+        )
+    return offset, shape, stride
+
+
 def _allowed(name: Name) -> None:
     """Raise UserError for a name that no file of tensors needs."""
     dtype = name.module == "torch" and name.name in DTYPES
@@ -144,21 +212,7 @@ def _read_legacy(data: bytes) -> tuple[Any, Storages]:
     It holds magic, version, system, the object and the keys of its storages; then of each storage
     its length (int64) and its elements.
     """
-    magic, at = read(data, 0, _allowed)
-    _, at = read(data, at, _allowed)
-    system, at = read(data, at, _allowed)
-    if magic != MAGIC or not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise UserError(
-            "not a torch file of a little-endian machine; save it again with torch.save"
-        )
-    value, at = read(data, at, _allowed)
-    keys, at = read(data, at, _allowed)
-    if (
-        not isinstance(keys, list)
-        or not all(isinstance(key, str) for key in keys)
-        or len(set(keys)) < len(keys)
-    ):
-        raise UserError("the storages of this torch file have no list of keys; download it again")
+    value, keys, at = _legacy_header(data)
     dtypes = _dtypes(value, len(data))
     found: dict[str, Any] = {}
     for key in keys:
@@ -176,6 +230,26 @@ def _read_legacy(data: bytes) -> tuple[Any, Storages]:
         found[key] = memoryview(data)[at + 8 : at + 8 + length]
         at += 8 + length
     return value, lambda dtype, key, size: _elements(found[key], dtype, size)
+
+
+def _legacy_header(data: bytes) -> tuple[Any, list[str], int]:
+    """Return (the object, the keys of its storages, where these begin) of an older file."""
+    magic, at = read(data, 0, _allowed)
+    _, at = read(data, at, _allowed)
+    system, at = read(data, at, _allowed)
+    if magic != MAGIC or not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise UserError(
+            "not a torch file of a little-endian machine; save it again with torch.save"
+        )
+    value, at = read(data, at, _allowed)
+    keys, at = read(data, at, _allowed)
+    if (
+        not isinstance(keys, list)
+        or not all(isinstance(key, str) for key in keys)
+        or len(set(keys)) < len(keys)
+    ):
+        raise UserError("the storages of this torch file have no list of keys; download it again")
+    return value, keys, at
 
 
 def _dtypes(value: Any, size: int) -> dict[str, np.dtype]:
@@ -240,22 +314,10 @@ class _Leaves:
     ) -> np.ndarray:
         """Return a view of the storage of a tensor; UserError if it lies outside."""
         dtype, key, size = _storage_of(reference)
-        offset, shape, stride = _whole([offset])[0], _whole(shape), _whole(stride)
-        if len(shape) != len(stride) or len(shape) > RANK:
-            raise UserError(
-                "a tensor of this torch file has a shape without strides; download the file again"
-            )
+        offset, shape, stride = _place(offset, shape, stride, size)
         if 0 in shape:
             return np.zeros(shape, dtype)
-        last = offset + sum((n - 1) * step for n, step in zip(shape, stride))
-        if last >= size or math.prod(shape) > size:
-            raise UserError(
-                "a tensor of this torch file lies outside its storage; download the file again"
-            )
-        storage = self.storages(dtype, key, size)[offset:]
-        return np.lib.stride_tricks.as_strided(
-            storage, shape, [step * dtype.itemsize for step in stride], writeable=False
-        )
+        return view(self.storages(dtype, key, size), offset, shape, stride)
 
 
 def _items(value: Any) -> Any:

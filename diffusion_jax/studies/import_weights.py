@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -28,6 +30,7 @@ from diffusion_jax.data import Dataset
 from diffusion_jax.data.latents import Encoded
 from diffusion_jax.pretrained import (
     diffusers_networks,
+    edm_files,
     layouts,
     networks,
     published,
@@ -42,6 +45,8 @@ SOURCES = {
     "diffusers": ("UNet2DModel", "AutoencoderKL"),
     "dit": ("DiT",),
 }
+# those that can be read alone: .pkl files, which say what they hold
+PICKLES = {"edm": ("SongUNet", "DhariwalUNet"), "edm2": ("EDM2",)}
 
 FILES = (
     "diffusion_pytorch_model.safetensors",
@@ -59,7 +64,7 @@ def import_weights(
     """Make a workdir of published weights.
 
     Args:
-      from_: who published them, a key of SOURCES.
+      from_: who published them, a key of SOURCES or PICKLES.
       path: the file of weights, its folder, or the folder of a pipeline.
       out: the workdir to make.
       data: config.data.name of the data set that the network was trained on.
@@ -78,7 +83,7 @@ def to_workdir(
     """Make a workdir of published weights.
 
     Args:
-      source: who published them, a key of SOURCES.
+      source: who published them, a key of SOURCES or PICKLES.
       path: the file of weights, its folder, or the folder of a pipeline.
       out: the workdir to make.
       dataset: config.data.name of the data set that the network was trained on.
@@ -91,26 +96,20 @@ def to_workdir(
       UserError: if `out` holds a model already, and as `import_weights`.
     """
     file = find(Path(path))
-    described = file.with_name("config.json")
-    config = (
-        files.load_json(described, reading.table())
-        if source == "diffusers" or described.exists()
-        else {}
-    )
-    name = class_of(source, config)
-    network = networks.network(name)
-    tensors = {diffusers_networks.modern(key): tensor for key, tensor in read(file).items()}
-    options, shape = published.read_config(network, network.described(tensors) | config)
-    tensors = published.without_fixed(network, tensors, options, shape)
+    found = described_by_pickle(source, file) if source in PICKLES else described(source, file)
+    network, options, shape = networks.network(found.name), found.options, found.shape
     classes = options.pop("num_classes")
     unseen = Dataset(dataset, None, None, shape, classes, tuple(map(str, range(classes))))
-    latents = {key: config[key] for key in published.SCALE if key in config}
-    imported = {"class": name, "file": file.name, "sha256": sha256(file), "latents": latents}
+    imported = {"class": found.name, "file": file.name, "sha256": sha256(file)}
+    imported |= {"latents": found.latents}
+    scheduler = {} if found.settings else scheduler_beside(file)
     config = run_config(
-        network, options, shape, classes, scheduler_beside(file), dataset, autoencoder
+        network, options, shape, classes, scheduler, dataset, autoencoder, found.settings
     )
-    params = fitted(network, experiment.assemble(config, shape, classes), tensors)
-    unseen = unseen._replace(encoded=encoded_by(autoencoder, unseen)) if autoencoder else unseen
+    params = fitted(network, experiment.assemble(config, shape, classes), found.tensors)
+    if autoencoder:
+        own = found.latents if source in PICKLES else {}
+        unseen = unseen._replace(encoded=encoded_by(autoencoder, unseen, own))
 
     with locking.locked(out), locking.one_line(out):
         if restoring.latest_step(Path(out) / "checkpoints") is not None:
@@ -121,6 +120,73 @@ def to_workdir(
         with contextlib.closing(checkpoint.Checkpointer(root / "checkpoints")) as checkpoints:
             checkpoints.save(0, {"params": params}, record)
     return root
+
+
+class Found(NamedTuple):
+    """What a file of weights holds.
+
+    Attributes:
+      name: the class of the network.
+      options: options of our network, with num_classes.
+      shape: (H, W, C) of an example.
+      tensors: the published arrays by their names.
+      latents: the keys of SCALE that it states.
+      settings: config keys that it determines, {key: value}; {} where a scheduler does.
+    """
+
+    name: str
+    options: dict[str, Any]
+    shape: tuple[int, ...]
+    tensors: dict[str, np.ndarray]
+    latents: dict[str, Any]
+    settings: Mapping[str, Any] = MappingProxyType({})
+
+
+def described(source: str, file: Path) -> Found:
+    """Read a file of tensors and the config.json beside it.
+
+    Args:
+      source: who published it, a key of SOURCES.
+      file: the file of weights.
+
+    Raises:
+      UserError: for a network that ours cannot represent.
+    """
+    beside = file.with_name("config.json")
+    config = (
+        files.load_json(beside, reading.table()) if source == "diffusers" or beside.exists() else {}
+    )
+    name = class_of(source, config)
+    network = networks.network(name)
+    tensors = {diffusers_networks.modern(key): tensor for key, tensor in read(file).items()}
+    options, shape = published.read_config(network, network.described(tensors) | config)
+    tensors = published.without_fixed(network, tensors, options, shape)
+    latents = {key: config[key] for key in published.SCALE if key in config}
+    return Found(name, options, shape, tensors, latents)
+
+
+def described_by_pickle(source: str, file: Path) -> Found:
+    """Read a .pkl of EDM or EDM2.
+
+    Args:
+      source: a key of PICKLES.
+      file: the file of weights.
+
+    Raises:
+      UserError: for a network that ours cannot represent.
+    """
+    found = edm_files.load(file.read_bytes())
+    if found.name not in PICKLES[source]:
+        others = {one for names in PICKLES.values() for one in names}
+        remedy = next((key for key, names in PICKLES.items() if found.name in names), "edm")
+        raise UserError(
+            f"{file.name} holds a {found.name}; --from={source} takes "
+            f"{' or '.join(PICKLES[source])}"
+            + (f", use --from={remedy}" if found.name in others else "")
+        )
+    network = networks.network(found.name)
+    options, shape = published.read_config(network, found.config, file.name)
+    return Found(found.name, options, shape, found.tensors, found.latents, found.settings)
 
 
 def find(path: Path) -> Path:
@@ -206,12 +272,15 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def encoded_by(autoencoder: str, unseen: Dataset) -> Encoded:
+def encoded_by(
+    autoencoder: str, unseen: Dataset, latents: Mapping[str, Any] = MappingProxyType({})
+) -> Encoded:
     """The description of a data set of latents that an imported autoencoder makes.
 
     Args:
       autoencoder: the workdir of the autoencoder.
       unseen: the data set, without its images.
+      latents: how the network normalizes them; {} where the autoencoder's config says so.
 
     Raises:
       UserError: for an autoencoder of other latents, or one that was trained here.
@@ -235,7 +304,7 @@ def encoded_by(autoencoder: str, unseen: Dataset) -> Encoded:
             f"--autoencoder={autoencoder} was trained here, so no published network was "
             "trained on its latents"
         )
-    moments = diffusers_networks.shift_and_scale(imported["latents"], shape[-1])
+    moments = diffusers_networks.shift_and_scale(latents or imported["latents"], shape[-1])
     about = codec.image_shape, unseen.name, unseen.num_classes, unseen.class_names
     return Encoded(latent.digest(codec.params), *about, *moments)
 
@@ -248,6 +317,7 @@ def run_config(
     scheduler: dict[str, Any],
     dataset: str,
     autoencoder: str = "",
+    settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> ConfigDict:
     """The config of a run that has this network, under the convention it was trained with.
 
@@ -259,6 +329,7 @@ def run_config(
       scheduler: the content of scheduler_config.json; {} takes the defaults.
       dataset: config.data.name.
       autoencoder: the workdir of the autoencoder, for a network of latents.
+      settings: config keys that the file of weights determines, {key: value}.
     """
     convention = schedulers.read_scheduler(scheduler)
     config = config_files.load_config(DEFAULTS).unlock()
@@ -277,6 +348,9 @@ def run_config(
     clip = "static" if scheduler.get("clip_sample", shape[2] in (1, 3)) else "none"
     clip = "dynamic" if scheduler.get("thresholding") else clip
     config.sampler.update(grid=f"trailing(steps={convention.steps})", clip=clip)
+    if settings:
+        config.sampler.grid = "auto"
+        config.update_from_flattened_dict(settings)
     if autoencoder:
         config.data.name, config.sampler.clip = "latents", "none"  # latents have no bounds
         config.latent = ConfigDict({"autoencoder": autoencoder, "recipe": ""})
@@ -304,6 +378,7 @@ def fitted(
         raise UserError(f"their config describes no network that can be built: {why}") from error
     own = template[network.subtree] if network.subtree else template
     shapes = {path: leaf.shape for path, leaf in layouts.flat(own).items()}
-    found = layouts.to_ours(layouts.table(network, model.options, shapes), tensors, shapes)
+    options = model.options | {"side": model.shape[0]}
+    found = layouts.to_ours(layouts.table(network, options, shapes), tensors, shapes)
     params = jax.tree.unflatten(jax.tree.structure(own), [found[path] for path in shapes])
     return {network.subtree: params} if network.subtree else params

@@ -69,13 +69,13 @@ def make_train_step(
     accumulate: int = 1,
     levels: Levels = Levels(),
     forensics: bool = False,
+    constrain: Callable[[Params], Params] | None = None,
 ) -> Step:
     """A pure function (state, batch) -> (state, metrics): one step of stochastic gradient descent.
 
     The gradient is that of the mean loss of the global batch. The metrics are means over the global
     batch of 'loss' and of each metric of loss_fn but 'level'; 'grad_norm' (before clipping),
-    'update_norm', 'param_norm'; and, if the loss gives levels, 'loss_by_level'
-    {'edges' (n + 1,), 'sum' (n,), 'count' (n,)}.
+    'update_norm', 'param_norm'; and 'loss_by_level' {'edges' (n + 1,), 'sum', 'count' (n,)}.
 
     Args:
       loss_fn: the loss; see the module.
@@ -88,6 +88,8 @@ def make_train_step(
       forensics: look for values that are not finite. The metrics then include 'nonfinite'
         (`nonfinite.inspect`), and a step whose loss, gradient or update is not finite leaves
         params, opt_state and ema as they were; the number of the step still advances.
+      constrain: a projection, such as EDM2's forced weight normalization, of the parameters at
+        which the gradient is computed and to which the update is added.
 
     Returns:
       The step. It raises UserError, when traced, if B is not divisible by accumulate.
@@ -98,11 +100,11 @@ def make_train_step(
         devices, offset = _place(axis_name, size)
         keys = example_keys(jax.random.fold_in(state.key, state.step), size, offset)
         now = Now(state.step, state.ema)
-        grads, losses, examples = _gradient(loss_fn, state.params, batch, keys, now, accumulate)
+        before = state._replace(params=constrain(state.params)) if constrain else state
+        grads, losses, examples = _gradient(loss_fn, before.params, batch, keys, now, accumulate)
         grads = _mean_over(axis_name, grads)
-        updates, after = _updated(state, grads, tx, ema, size * devices)
-
-        squares = nonfinite.Leaves(_squares(state.params), _squares(grads), _squares(updates))
+        updates, after = _updated(before, grads, tx, ema, size * devices)
+        squares = nonfinite.Leaves(_squares(before.params), _squares(grads), _squares(updates))
         metrics = _summary(losses, examples, levels, axis_name) | {
             "grad_norm": jnp.sqrt(jnp.sum(squares.gradient)),
             "update_norm": jnp.sqrt(jnp.sum(squares.update)),

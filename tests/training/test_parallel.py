@@ -136,6 +136,25 @@ def test_every_topology_trains_and_samples_as_one_device_does(answer, both, netw
         assert one["metrics/3/loss"] < 0.95 * one["metrics/0/loss"] and one["images"].std() > 0.3
 
 
+@pytest.mark.long
+def test_forced_weight_normalization_is_the_same_over_shards(tmp_path):
+    """EDM2's network: each kernel is normalized over an axis that fsdp or tensor may split."""
+    run = program(8, tmp_path, "edm2")
+    said, _ = run.communicate()
+    assert run.returncode == 0, said
+    sharded = "edm2, 2 data x 2 fsdp x 2 tensor"
+    numbers, images = differences(tmp_path, sharded, "edm2, one device")
+    assert numbers < 1e-5 and images < 5e-5
+    shards = json.loads((tmp_path / f"{sharded}.json").read_text())
+    # inputs over fsdp and outputs over tensor, and the other way round
+    assert shards["0/down_0_0/conv_1/kernel"] == [3, 3, 8, 8]
+    assert shards["0/down_0_0/conv_2/kernel"] == [3, 3, 8, 8]
+    with np.load(tmp_path / f"{sharded}.npz") as saved:
+        kernel = saved["params/down_0_0/conv_1/kernel"]
+    # normalized, but for the last update
+    np.testing.assert_allclose(np.mean(np.square(kernel), axis=(0, 1, 2)), 1, atol=0.1)
+
+
 def test_elastic_restore_goes_on_to_the_same_numbers(answer, both):
     """Two steps each on 8 devices, on 4, on one, on two processes, every time from a checkpoint:
     the run of one device.

@@ -1,6 +1,7 @@
 """The runs that test_parallel.py compares, as a program: they need eight devices.
 
 `python tests/training/topologies.py FOLDER` runs on eight devices of one process;
+`python tests/training/topologies.py FOLDER NETWORK` runs one further network on them;
 `python tests/training/topologies.py FOLDER PORT INDEX` is one of two processes with four devices
 each (the test sets XLA_FLAGS). A small hand-made network covers all that a step computes; a U-Net
 with attention and a DiT cover the placement of their parameters, sampling and restoring.
@@ -25,6 +26,7 @@ from diffusion_jax.assembly import sampling, trainer
 from diffusion_jax.assembly.experiment import assemble
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.evaluation import generate
+from diffusion_jax.models import magnitude
 from diffusion_jax.training import (
     checkpoint,
     distributed,
@@ -62,6 +64,12 @@ def loss_fn(params, batch, keys, now):
     return jnp.mean(jnp.square(out - x), axis=-1) / batch["fate"], {"level": 10 * eps[:, 0]}
 
 
+def constrain(params):
+    """Forced weight normalization of one kernel, as for EDM2's network."""
+    kernel = magnitude.unit_kernel(params["in"]["kernel"])
+    return params | {"in": params["in"] | {"kernel": kernel}}
+
+
 def init(key):
     a, b = jax.random.split(key)
     params = {
@@ -96,6 +104,7 @@ def train(way, begin):
         axis_name=runner.axis_name,
         accumulate=accumulate,
         forensics=True,
+        constrain=constrain,
     )
     call = runner.compile(chex.assert_max_traces(step.multi_step(one, per_call), n=1))
 
@@ -186,6 +195,14 @@ NETWORKS = {  # (the middle of a U-Net has attention whatever `attention` says)
         "head_width": 4,
     },
     "dit": {"name": "dit.DiT", "width": 16, "depth": 1, "heads": 4},
+    "edm2": {
+        "name": "edm2.EDM2UNet",
+        "width": 16,
+        "multipliers": (1,),
+        "blocks": 1,
+        "attention": (),
+        "head_width": 4,
+    },
 }
 
 
@@ -340,6 +357,16 @@ def eight(folder):
     (folder / "shards.json").write_text(json.dumps(shards))
 
 
+def compared(folder, network):
+    """One network on one device, and on eight with all axes."""
+    placement.FSDP_FROM = STATE_FROM
+    for name in ("one device", "2 data x 2 fsdp x 2 tensor"):
+        this = Ready(network, *TOPOLOGIES[name])
+        now, numbers = this.advance(this.begin(), 0, STEPS)
+        np.savez(folder / f"{network}, {name}.npz", **this.results(now, numbers))
+        (folder / f"{network}, {name}.json").write_text(json.dumps(this.shards(now)))
+
+
 def two(folder, port, index):
     """One of two processes: every network from the start; and the DiT that eight, four and one
     device had before.
@@ -347,7 +374,7 @@ def two(folder, port, index):
     distributed.initialize(f"127.0.0.1:{port}", 2, index)
     placement.FSDP_FROM = STATE_FROM
     seen = {"devices": (len(jax.devices()), len(jax.local_devices()))}
-    for network in NETWORKS:
+    for network in TRIED:
         this = Ready(network, "jit", 8, {"fsdp": 2, "tensor": 2})
         now, numbers = this.advance(this.begin(), 0, STEPS)
         results = this.results(now, numbers)  # by both: what is sharded is gathered
@@ -381,5 +408,7 @@ if __name__ == "__main__":
     if len(sys.argv) == 2:
         main(Path(sys.argv[1]))
         eight(Path(sys.argv[1]))
+    elif len(sys.argv) == 3:
+        compared(Path(sys.argv[1]), sys.argv[2])
     else:
         two(Path(sys.argv[1]), *map(int, sys.argv[2:]))

@@ -36,6 +36,7 @@ def loss(experiment: Experiment) -> step.LossFn:
       experiment: the model.
     """
     network, objective = denoiser.apply(experiment), experiment.objective
+    extra = {"log_variance": True} if experiment.options.get("uncertainty") else {}
 
     def run(params: Params, batch, keys: Key, now: step.Now):
         noised = objective.draw(
@@ -53,6 +54,7 @@ def loss(experiment: Experiment) -> step.LossFn:
             experiment.process,
             train=now.train,
             rngs=rngs,
+            **extra,
         )
         cond = experiment.conditions.of_batch(batch, keys, now.train)
         losses = objective.loss(denoise, noised, cond)
