@@ -5,11 +5,12 @@
 Data: TFDS's `cifar10`. Time: `light` (the default) is sized for a look on a CPU, hours; `full`, the
 network of DDPM, for an accelerator.
 
-Variants: ddpm, iddpm, vp, subvp, ve, edm, flow; each also with ',full' or ',ddpmpp'. `iddpm,full`
-has the network and training of improved DDPM for CIFAR-10 (Nichol & Dhariwal 2021, appendix A):
-dropout 0.3, a constant rate of 1e-4, batches of 128, an EMA of 0.9999 a step. `edm,ddpmpp` has the
-network and training of EDM (Karras et al. 2022, table 7): DDPM++ of 55.7 million parameters, 200
-million images, flips instead of their augmentation.
+Variants: ddpm, iddpm, vp, subvp, ve, edm, flow; each also with ',full', ',ddpmpp' or ',ncsnpp'.
+`iddpm,full` has the network and training of improved DDPM for CIFAR-10 (Nichol & Dhariwal 2021,
+appendix A): dropout 0.3, a constant rate of 1e-4, batches of 128, an EMA of 0.9999 a step.
+`edm,ddpmpp` has the network and training of EDM (Karras et al. 2022, table 7): DDPM++ of 55.7
+million parameters, 200 million images, flips instead of their augmentation. `edm,ncsnpp` is the
+same with NCSN++.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from configs.base import IMAGE_VARIANTS, SIZES, base, image_variant, network, split_size
+from diffusion_jax.models import ncsnpp
 
 VARIANTS = IMAGE_VARIANTS
 
@@ -25,13 +27,13 @@ def get_config(name: str = "vp") -> ConfigDict:
     """Return the config of a variant and a size.
 
     Args:
-      name: ddpm, iddpm, vp, subvp, ve, edm or flow, and after a comma the size, light, full or
-        ddpmpp, as in 'edm,full'; without a size it is light.
+      name: ddpm, iddpm, vp, subvp, ve, edm or flow, and after a comma the size, light, full,
+        ddpmpp or ncsnpp, as in 'edm,full'; without a size it is light.
 
     Raises:
       UserError: for an unknown variant or size.
     """
-    name, size = split_size(name, (*SIZES, "ddpmpp"))
+    name, size = split_size(name, (*SIZES, "ddpmpp", "ncsnpp"))
     config = base()
     config.data.name = "cifar10"
     config.data.flip = True
@@ -49,7 +51,7 @@ def get_config(name: str = "vp") -> ConfigDict:
         )
         config.training.steps = 20_000
         config.ema.halflives = (100_000,)
-    elif size == "ddpmpp":
+    elif size in ("ddpmpp", "ncsnpp"):
         _ddpmpp(config)
     else:
         config.model = network(
@@ -72,6 +74,9 @@ def get_config(name: str = "vp") -> ConfigDict:
             checkpoint_every=5000,
         )
         config.ema.halflives = (500_000,)
+    if size == "ncsnpp":
+        options = {"dropout": 0.13, "dtype": "bfloat16"} | ncsnpp.PRESETS["ncsnpp"]
+        config.model = network("ncsnpp.NCSNpp", **options)
     if (name, size) == ("iddpm", "full"):
         config.model.update(multipliers=(1, 2, 2, 2), attention=(16, 8), dropout=0.3, updown="conv")
         config.data.batch_size = 128

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from configs import cifar10
 from diffusion_jax.assembly import components
 from diffusion_jax.assembly.build import build
 from diffusion_jax.core.errors import UserError
@@ -91,8 +92,8 @@ def test_the_networks_have_the_parameters_of_the_papers():
     """
     images, latents = (1, 32, 32, 3), (1, 64, 64, 4)
     assert count(ncsnpp.NCSNpp(augment=9), images) == 55_733_891
-    presets = ncsnpp.PRESETS["ncsnpp"]
-    assert count(ncsnpp.NCSNpp(augment=9, **presets), images) == 56_397_827
+    config = cifar10.get_config("edm,ncsnpp").model.to_dict() | {"augment": 9}
+    assert count(build(components.MODELS, config.pop("name"), **config), images) == 56_397_827
     size = edm2.EDM2UNet(num_classes=1000, uncertainty=128, **edm2.SIZES["XS"])
     assert count(size, latents) == 124_713_253
 
