@@ -52,7 +52,7 @@ def get_config(name: str = "vp") -> ConfigDict:
         config.training.steps = 20_000
         config.ema.halflives = (100_000,)
     elif size in ("ddpmpp", "ncsnpp"):
-        _ddpmpp(config)
+        _edm_training(config, size)
     else:
         config.model = network(
             "unet.UNet",
@@ -74,9 +74,6 @@ def get_config(name: str = "vp") -> ConfigDict:
             checkpoint_every=5000,
         )
         config.ema.halflives = (500_000,)
-    if size == "ncsnpp":
-        options = {"dropout": 0.13, "dtype": "bfloat16"} | ncsnpp.PRESETS["ncsnpp"]
-        config.model = network("ncsnpp.NCSNpp", **options)
     if (name, size) == ("iddpm", "full"):
         config.model.update(multipliers=(1, 2, 2, 2), attention=(16, 8), dropout=0.3, updown="conv")
         config.data.batch_size = 128
@@ -86,8 +83,8 @@ def get_config(name: str = "vp") -> ConfigDict:
     return image_variant(config, name)
 
 
-def _ddpmpp(config: ConfigDict) -> None:
-    """The network DDPM++ (Song et al. 2021) and its training by EDM, with one attention head."""
+def _edm_training(config: ConfigDict, size: str) -> None:
+    """DDPM++ or NCSN++ (Song et al. 2021), with one attention head, and their training by EDM."""
     config.model = network(
         "unet.UNet",
         width=128,
@@ -102,6 +99,9 @@ def _ddpmpp(config: ConfigDict) -> None:
         skip_scale=0.5**0.5,
         dtype="bfloat16",
     )
+    if size == "ncsnpp":
+        options = {"dropout": 0.13, "dtype": "bfloat16"} | ncsnpp.PRESETS["ncsnpp"]
+        config.model = network("ncsnpp.NCSNpp", **options)
     config.label_dropout = 0.0
     config.data.batch_size = 512
     # AdamW without decay is Adam; the rate rises over the first 10 million images

@@ -128,7 +128,14 @@ class MPFourier(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Computes the features of numbers (B,)."""
+        """Computes the features.
+
+        Args:
+          x: numbers, (B,).
+
+        Returns:
+          (B, features) float32.
+        """
         turn, shape = 2 * np.pi, (self.features,)
         frequencies = self.param("frequencies", nn.initializers.normal(turn), shape, jnp.float32)
         phases = self.param("phases", nn.initializers.uniform(turn), shape, jnp.float32)

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.training import restoring, sharding
-from tests.training import topologies
+from tests.training import sharded_edm2, topologies
 from tests.training.topologies import (
     STEPS,
     TRIED,
@@ -28,8 +28,8 @@ from tests.training.topologies import (
 )
 
 
-def program(devices, *args):
-    """This file as a program, with so many devices."""
+def program(devices, *args, file=topologies.__file__):
+    """A file as a program, with so many devices."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     here = str(Path(__file__).parents[2])
     environ = os.environ | {
@@ -38,7 +38,7 @@ def program(devices, *args):
         "PYTHONWARNINGS": "error",
         "PYTHONPATH": here,
     }
-    line = [sys.executable, topologies.__file__, *map(str, args)]
+    line = [sys.executable, file, *map(str, args)]
     return subprocess.Popen(
         line, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -139,7 +139,7 @@ def test_every_topology_trains_and_samples_as_one_device_does(answer, both, netw
 @pytest.mark.long
 def test_forced_weight_normalization_is_the_same_over_shards(tmp_path):
     """EDM2's network: each kernel is normalized over an axis that fsdp or tensor may split."""
-    run = program(8, tmp_path, "edm2")
+    run = program(8, tmp_path, file=sharded_edm2.__file__)
     said, _ = run.communicate()
     assert run.returncode == 0, said
     sharded = "edm2, 2 data x 2 fsdp x 2 tensor"

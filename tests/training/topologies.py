@@ -1,7 +1,6 @@
 """The runs that test_parallel.py compares, as a program: they need eight devices.
 
 `python tests/training/topologies.py FOLDER` runs on eight devices of one process;
-`python tests/training/topologies.py FOLDER NETWORK` runs one further network on them;
 `python tests/training/topologies.py FOLDER PORT INDEX` is one of two processes with four devices
 each (the test sets XLA_FLAGS). A small hand-made network covers all that a step computes; a U-Net
 with attention and a DiT cover the placement of their parameters, sampling and restoring.
@@ -195,14 +194,6 @@ NETWORKS = {  # (the middle of a U-Net has attention whatever `attention` says)
         "head_width": 4,
     },
     "dit": {"name": "dit.DiT", "width": 16, "depth": 1, "heads": 4},
-    "edm2": {
-        "name": "edm2.EDM2UNet",
-        "width": 16,
-        "multipliers": (1,),
-        "blocks": 1,
-        "attention": (),
-        "head_width": 4,
-    },
 }
 
 
@@ -357,16 +348,6 @@ def eight(folder):
     (folder / "shards.json").write_text(json.dumps(shards))
 
 
-def compared(folder, network):
-    """One network on one device, and on eight with all axes."""
-    placement.FSDP_FROM = STATE_FROM
-    for name in ("one device", "2 data x 2 fsdp x 2 tensor"):
-        this = Ready(network, *TOPOLOGIES[name])
-        now, numbers = this.advance(this.begin(), 0, STEPS)
-        np.savez(folder / f"{network}, {name}.npz", **this.results(now, numbers))
-        (folder / f"{network}, {name}.json").write_text(json.dumps(this.shards(now)))
-
-
 def two(folder, port, index):
     """One of two processes: every network from the start; and the DiT that eight, four and one
     device had before.
@@ -408,7 +389,5 @@ if __name__ == "__main__":
     if len(sys.argv) == 2:
         main(Path(sys.argv[1]))
         eight(Path(sys.argv[1]))
-    elif len(sys.argv) == 3:
-        compared(Path(sys.argv[1]), sys.argv[2])
     else:
         two(Path(sys.argv[1]), *map(int, sys.argv[2:]))
