@@ -31,7 +31,7 @@ from diffusion_jax.studies import store
 from diffusion_jax.training import distributed
 
 FIRST = "first/"  # + the name of rows that are kept of the first examples alone
-BLOCK = 512  # examples in a block, or as many as are made at once: what a killed run loses
+BLOCK = 512  # examples in a block, if no other size is given: what a killed run loses
 LARGER = 10_000  # a file may unpack to so many times its size
 
 # (positions, advance: called with the numbers of examples that are done) -> rows
@@ -61,6 +61,7 @@ def run(
     names: Collection[str],
     *,
     at_once: int,
+    size: int | None = None,
     description: str = "",
     unit: str = "images",
 ) -> Kept:
@@ -72,7 +73,8 @@ def run(
       make: (positions (n,), advance) -> {name: rows (n, ...)}. Rows whose name begins with FIRST
         may be fewer: they are kept of the first examples alone.
       names: rows that a kept block must have; a block without them is made again.
-      at_once: the examples that `make` handles at a time; a block has as many, or BLOCK.
+      at_once: the examples that `make` handles at a time.
+      size: the most examples of a block; None: a multiple of BLOCK that is at least `at_once`.
       description: names the progress; '' shows none.
       unit: the unit of the progress.
 
@@ -81,7 +83,8 @@ def run(
     """
     first = distributed.first()
     found = _find(folder, names) if folder is not None and first else []
-    left = distributed.from_first([[a, b] for a, b in _missing(found, count, at_once)])
+    size = size or -(-at_once // BLOCK) * BLOCK
+    left = distributed.from_first([[a, b] for a, b in _missing(found, count, size)])
     todo = sum(end - start for start, end in left)
     if todo < count and description:
         said = f"{count - todo} of {count} {unit} are taken from {folder}"
@@ -106,9 +109,8 @@ def discard(folder: Path) -> None:
             folder.parent.rmdir()
 
 
-def _missing(found: Sequence[Block], count: int, at_once: int) -> Iterator[tuple[int, int]]:
+def _missing(found: Sequence[Block], count: int, size: int) -> Iterator[tuple[int, int]]:
     """The runs of positions that are not there, divided at multiples of the size of a block."""
-    size = -(-at_once // BLOCK) * BLOCK
     there = np.zeros(count + 1, bool)
     for block in found:
         there[block.start : block.end] = True

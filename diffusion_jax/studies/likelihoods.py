@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -19,13 +18,14 @@ from diffusion_jax import data
 from diffusion_jax.assembly import experiment, sampling
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.workdir import Trained
-from diffusion_jax.core import arrays, files, npz, provenance
-from diffusion_jax.core.errors import UserError
+from diffusion_jax.core import arrays, files, provenance
 from diffusion_jax.core.types import Cond, Params
 from diffusion_jax.data import Dataset, transforms
+from diffusion_jax.data.padding import padded_batches
 from diffusion_jax.evaluation import generate
+from diffusion_jax.evaluation.samples import Rows
 from diffusion_jax.pretrained import folders
-from diffusion_jax.studies import store
+from diffusion_jax.studies import blocks
 from diffusion_jax.studies.likelihood_measures import (
     LikelihoodSettings,
     Measure,
@@ -68,7 +68,7 @@ def likelihood(
         "weights": trained.weights,
         "config": trained.experiment.record,
     }
-    parts = stem.with_suffix(".parts") / provenance.config_hash(about)[:16]
+    folder = stem.with_suffix(".parts") / provenance.config_hash(about)[:16]
     left_out = ", clipping and captions" if trained.experiment.encoder else " and clipping"
     print(
         f"{workdir}: step {trained.step}, weights {trained.weights}, solver {chosen['solver']}, "
@@ -76,7 +76,7 @@ def likelihood(
         file=sys.stderr,
     )
     dataset = workdirs.dataset(config, workdir)
-    values = run(trained, dataset, chosen, num or sys.maxsize, batch_size, parts, mesh)
+    values = run(trained, dataset, chosen, num or sys.maxsize, batch_size, folder, mesh)
     if not distributed.first():
         return
     rows = table(values, chosen)
@@ -92,9 +92,7 @@ def likelihood(
     files.save_json(
         stem.with_suffix(".json"), {"rows": rows, "count": count, **about, "provenance": stamp}
     )
-    shutil.rmtree(parts)  # the parts of interrupted runs with other settings stay
-    if not any(parts.parent.iterdir()):
-        parts.parent.rmdir()
+    blocks.discard(folder)  # the blocks of interrupted runs with other settings stay
     print(f"{report(rows)}\n{stem}.md, .json, and image by image .npz")
 
 
@@ -104,10 +102,10 @@ def run(
     settings: LikelihoodSettings,
     count: int,
     batch_size: int,
-    parts: Path,
+    folder: Path | None,
     mesh: Mesh | None = None,
 ) -> dict[str, np.ndarray]:
-    """Measure the first `count` images of the split; finished batches stay in `parts`.
+    """Measure the first `count` images of the split; finished batches are kept in a folder.
 
     Args:
       trained: the model.
@@ -115,37 +113,38 @@ def run(
       settings: resolved settings.
       count: number of images, at most.
       batch_size: number of images at once.
-      parts: the folder of finished batches.
+      folder: the folder of finished batches; None keeps them in memory.
       mesh: the devices that measure; None for one device.
 
     Returns:
-      {row.name: (N, ...)} and {row.seconds: ()}; {} on all processes but the first.
+      {row.name: (N, ...), row.seconds: () of all images}; {} on all processes but the first.
     """
-    batch = _examples(trained, dataset, settings, count)
-    count = len(batch["index"])
-    rows = list(measures(trained, settings))
-    before = measured_before(parts, rows) if distributed.first() else []
-    measured = {*distributed.from_first([int(i) for part in before for i in part["index"]])}
-    left = np.array([i for i in range(count) if i not in measured], int)
-    if len(left):
-        if measured:
-            print(f"{count - len(left)} images were measured before: resuming", file=sys.stderr)
-        keys = arrays.example_keys(jax.random.key(settings["seed"]), count)
-        generate.generate(
-            _measuring(trained, settings, parts, mesh),
-            keys[left],
-            {name: values[left] for name, values in batch.items()},
-            batch_size=min(batch_size, count),
-            finish=np.asarray,
-            description="likelihood",
-        )
-    return gather(measured_before(parts, rows), count) if distributed.first() else {}
+    examples = _examples(trained, dataset, settings, count)
+    count = len(examples["image"])
+    size = min(batch_size, count)
+    keys = arrays.example_keys(jax.random.key(settings["seed"]), count)
+    measure = _measuring(trained, settings, mesh)
+
+    def make(positions: np.ndarray, advance: Callable[[int], None]) -> Rows:
+        (batch,) = padded_batches(len(positions), size)
+        index = positions[batch.index]
+        values = measure(keys[index], {name: each[index] for name, each in examples.items()})
+        advance(batch.real)
+        return {name: value[: batch.real] for name, value in values.items()}
+
+    names = [f"{row}.total" for row in measures(trained, settings)]
+    sizes = {"at_once": size, "size": size}
+    kept = blocks.run(folder, count, make, names, description="likelihood", **sizes)
+    if not distributed.first():
+        return {}
+    values = {name: kept.whole(name) for name in sorted(kept.names)}
+    return {name: v.sum() if name.endswith(".seconds") else v for name, v in values.items()}
 
 
 def _examples(
     trained: Trained, dataset: Dataset, settings: LikelihoodSettings, count: int
 ) -> dict[str, np.ndarray]:
-    """The images in [-1, 1], their labels and their numbers in the split."""
+    """The images in [-1, 1] and their labels."""
     model = trained.experiment
     examples = data.arrays(getattr(dataset, settings["split"]), count)
     count = len(examples["image"])
@@ -156,15 +155,16 @@ def _examples(
     )
     images = examples["image"]
     images = transforms.to_float(images) if model.is_image else images.astype(np.float32)
-    return {"image": images, "label": labels.astype(np.int32), "index": np.arange(count)}
+    return {"image": images, "label": labels.astype(np.int32)}
 
 
 def _measuring(
-    trained: Trained, settings: LikelihoodSettings, parts: Path, mesh: Mesh | None
-) -> Callable[[jax.Array, dict[str, np.ndarray]], np.ndarray]:
-    """Make the function (keys, batch) -> indices that measures a batch and writes its values.
+    trained: Trained, settings: LikelihoodSettings, mesh: Mesh | None
+) -> Callable[[jax.Array, dict[str, np.ndarray]], Rows]:
+    """Make the function (keys (B,), batch) -> {row.name: (B, ...)} that measures a batch.
 
-    On several devices the seconds of the first batch include compilation.
+    Every image of a batch takes an equal part of its seconds. On several devices those of the first
+    batch include compilation.
     """
     several = mesh is not None and mesh.size > 1
     programs: dict[str, Any] = {
@@ -173,23 +173,22 @@ def _measuring(
     }
     compiled: dict[str, Any] = dict(programs) if several else {}
 
-    def measure(keys: jax.Array, batch: dict[str, np.ndarray]) -> np.ndarray:
+    def measure(keys: jax.Array, batch: dict[str, np.ndarray]) -> Rows:
         cond = {"label": batch["label"]} if trained.experiment.num_classes else None
-        args = (trained.params, keys, batch["image"], cond)
-        part = {"index": batch["index"]}
+        args, rows = (trained.params, keys, batch["image"], cond), {}
         for row, program in programs.items():
             if row not in compiled:  # before the clock starts
                 compiled[row] = program.lower(*args).compile()
             began = time.monotonic()
-            part |= {
-                f"{row}.{name}": np.asarray(value)
+            values = {
+                name: np.asarray(value, float)
                 for name, value in compiled[row](*args).items()
                 if name != "terms"
             }
-            part[f"{row}.seconds"] = time.monotonic() - began
-        if distributed.first():
-            npz.save(parts / f"{batch['index'][0]:08d}.npz", part)
-        return part["index"]
+            values["seconds"] = np.asarray((time.monotonic() - began) / len(keys))
+            for name, value in values.items():
+                rows[f"{row}.{name}"] = np.broadcast_to(value, (len(keys), *value.shape[1:]))
+        return rows
 
     return measure
 
@@ -205,61 +204,3 @@ def _spread(measure: Measure, mesh: Mesh) -> Measure:
 
     everywhere = sharding.spread(run, mesh)
     return lambda params, keys, x, cond: everywhere(params, (keys, x, cond))
-
-
-def measured_before(parts: Path, rows: Collection[str]) -> list[dict[str, np.ndarray]]:
-    """Read the finished batches in a folder; a damaged one is removed, to be measured again.
-
-    Args:
-      parts: the folder.
-      rows: the rows of the table, which every batch must have.
-
-    Returns:
-      For each batch {'index': (n,), 'row.name': (n, ...) or (1, ...), 'row.seconds': ()}.
-    """
-    found = []
-    for file in sorted(parts.glob("[0-9]*.npz")):
-        part = store.load(file, lambda file: _part(file, rows))
-        if part is None:
-            file.unlink()
-        else:
-            found.append(part)
-    return found
-
-
-def _part(file: Path, rows: Collection[str]) -> dict[str, np.ndarray]:
-    """A finished batch; UserError where the file is damaged or has not these rows."""
-    needed = {
-        f"{row}.{name}": npz.ArraySpec("fiu", finite=False)
-        for row in rows
-        for name in ("total", "nfe")
-    }
-    needed |= {f"{row}.seconds": npz.ArraySpec("f", ()) for row in rows}
-    index, other = {"index": npz.ArraySpec("iu", (None,))}, npz.ArraySpec("fiu", finite=False)
-    part = npz.load(file, index | needed, lambda name: other)
-    count = len(part["index"])
-    sizes = {name: value.shape[:1] for name, value in part.items() if not name.endswith(".seconds")}
-    if part["index"].min(initial=0) < 0 or not set(sizes.values()) <= {(), (1,), (count,)}:
-        raise UserError(f"'{file}' is damaged: its arrays do not fit each other")
-    return part
-
-
-def gather(parts: list[dict[str, np.ndarray]], count: int) -> dict[str, np.ndarray]:
-    """Join batches by the numbers of their images; seconds are summed.
-
-    Args:
-      parts: the batches.
-      count: number of images; those beyond are dropped.
-    """
-    found: dict[str, Any] = {}
-    for part in parts:
-        keep = part["index"] < count
-        for name in (name for name in part if name != "index"):
-            values = part[name]
-            if name.endswith(".seconds"):
-                found[name] = found.get(name, 0.0) + values
-            else:
-                values = np.broadcast_to(values, (len(keep), *values.shape[1:]))
-                whole = found.setdefault(name, np.zeros((count, *values.shape[1:])))
-                whole[part["index"][keep]] = values[keep]
-    return found

@@ -22,7 +22,6 @@ from diffusion_jax.studies import (
     few_step_methods,
     grid_file,
     inverse_table,
-    likelihoods,
     plans,
 )
 from tests.spoiled import CARD, GRID, PLACED, spoiled
@@ -185,41 +184,6 @@ def test_the_moments_of_interrupted_statistics(tmp_path, capsys):
             and "made again" in capsys.readouterr().err
         )
     assert statistics._so_far(partial, whole.of).count == 3
-
-
-def test_the_batches_of_a_likelihood(tmp_path, capsys):
-    def write(first, **change):
-        part = {
-            "index": np.arange(first, first + 2),
-            "ODE.total": np.ones(2),
-            "ODE.nfe": np.array(5),
-            "ODE.seconds": 1.0,
-        } | change
-        np.savez(tmp_path / f"{first:08d}.npz", **part)
-
-    write(0)
-    write(2, index=np.array([2, 2]))  # the last batch is filled up by its last image
-    assert [part["index"].tolist() for part in likelihoods.measured_before(tmp_path, ["ODE"])] == [
-        [0, 1],
-        [2, 2],
-    ]
-    for change in (
-        {"index": np.array([-1, 2])},
-        {"ODE.total": np.ones(3)},
-        {"ODE.nfe": np.array(["x"])},
-        {"index": np.array([{}, {}])},
-    ):
-        write(2, **change)
-        assert (
-            len(likelihoods.measured_before(tmp_path, ["ODE"])) == 1
-            and "made again" in capsys.readouterr().err
-        )
-        assert not (tmp_path / "00000002.npz").exists()
-    write(2)
-    assert (
-        likelihoods.measured_before(tmp_path, ["other"]) == []
-        and "lacks other.total" in capsys.readouterr().err
-    )
 
 
 def test_the_cells_of_a_comparison(tmp_path, capsys):
