@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from diffusion_jax import data
 from diffusion_jax.assembly import latent
@@ -16,9 +18,11 @@ from diffusion_jax.core import arrays, streams
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array, Cond, Key, Params
 from diffusion_jax.data.padding import padded_batches
+from diffusion_jax.evaluation import intervals
 from diffusion_jax.evaluation.psnr import psnr
 from diffusion_jax.likelihood import bounds
 from diffusion_jax.objectives import variational
+from diffusion_jax.training import sharding
 
 
 def reconstruct_fn(experiment: Experiment) -> Callable:
@@ -113,8 +117,9 @@ def held_out(
     count: int = 2000,
     samples: int = 64,
     batch_size: int = 250,
-) -> dict[str, float]:
-    """The averages of `measure_fn` over the first images of a split.
+    mesh: Mesh | None = None,
+) -> dict[str, Any]:
+    """The averages of `measure_fn` over the first images of a split, with their intervals.
 
     Args:
       experiment: an autoencoder.
@@ -123,31 +128,37 @@ def held_out(
       count: number of images.
       samples: number of samples of the importance-weighted bound.
       batch_size: images that are measured at a time.
+      mesh: the devices that measure; None for one device.
 
     Returns:
       Those averages, the 'psnr' of reconstructions in dB, the number of 'active_units' among
-      'units', and the numbers of 'images' and 'samples'.
+      'units', the numbers of 'images' and 'samples', and as 'intervals' half the width of the 95 %
+      interval of every average and of the active units.
     """
     count = min(count, len(source))
-    run, batch, parts = measure_fn(experiment, samples), min(batch_size, count), []
+    measure, batch, parts = measure_fn(experiment, samples), min(batch_size, count), []
+    spread = sharding.spread(measure, mesh) if mesh else None
     for start, index, real in padded_batches(count, batch):
         rows = source.rows(index)
         cond = experiment.conditions.of_labels(rows["label"]) if experiment.num_classes else None
         keys = arrays.example_keys(jax.random.key(0), batch, start)
         x = data.transforms.to_float(rows["image"])
-        out = run(params, x, cond, keys)
+        out = spread(params, (x, cond, keys)) if spread else measure(params, x, cond, keys)
         part = {name: np.asarray(value)[:real] for name, value in out.items()}
         if "image" in part:
             part["psnr"] = psnr(np.clip(part.pop("image"), -1, 1), x[:real])
         parts.append(part)
     found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     means = found.pop("mean")
-    units = {"active_units": int(variational.active_units(means)), "units": means.shape[1]}
-    return (
-        {name: float(value.mean()) for name, value in found.items()}
-        | units
-        | {"images": count, "samples": samples}
+    measured = {name: intervals.mean(value) for name, value in found.items()}
+    measured |= intervals.by_groups(
+        lambda stays: {"active_units": int(variational.active_units(means[stays]))}, count
     )
+    return intervals.record(measured) | {
+        "units": means.shape[1],
+        "images": count,
+        "samples": samples,
+    }
 
 
 def codec(experiment: Experiment, params: Params) -> latent.Codec:

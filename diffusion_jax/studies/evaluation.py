@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_jax.assembly import autoencoders, experiment, sample_conditions, sampling
@@ -73,8 +74,8 @@ def evaluate(
     root = folders.outputs(workdir)
     folder = root / "evaluation"
     result = score_samples(trained, dataset, num, repeats, mesh, folder, **how)
+    measured, table = held_out(trained, dataset, mesh)
     if distributed.first():
-        measured, table = held_out(trained, dataset)
         files.save_json(root / "evaluation.json", result | measured | about)
         blocks.discard(folder)
         print(report(result) + table)
@@ -171,12 +172,15 @@ def report(result: dict[str, Any]) -> str:
     return f"{table}\n{metric_table.INTERVALS}\n"
 
 
-def held_out(trained: Trained, dataset: Dataset) -> tuple[dict[str, Any], str]:
+def held_out(
+    trained: Trained, dataset: Dataset, mesh: Mesh | None = None
+) -> tuple[dict[str, Any], str]:
     """Judge an autoencoder on held-out images; other models are not judged.
 
     Args:
       trained: the model.
       dataset: its data set.
+      mesh: the devices that measure; None for one device.
 
     Returns:
       ({'autoencoder': numbers}, a table); ({}, '') for other models, and with a note where there
@@ -192,17 +196,18 @@ def held_out(trained: Trained, dataset: Dataset) -> tuple[dict[str, Any], str]:
             + (" with labels, which it needs" if len(dataset.test) else "")
         )
         return {}, ""
-    found = autoencoders.held_out(trained.experiment, trained.params, dataset.test)
+    found = autoencoders.held_out(trained.experiment, trained.params, dataset.test, mesh=mesh)
     titles = {
-        "rate": "rate (nats)",
-        "distortion": "distortion (nats)",
-        "elbo": "bound on log p(x), ELBO (nats)",
-        "iw_bound": f"importance-weighted, {found['samples']} samples (nats)",
-        "psnr": "PSNR of reconstructions (dB)",
+        "rate": "rate",
+        "distortion": "distortion",
+        "elbo": "bound on log p(x), ELBO",
+        "iw_bound": f"importance-weighted, {found['samples']} samples",
+        "psnr": "PSNR of reconstructions",
         "active_units": f"active units, of {found['units']}",
     }
+    half = found["intervals"]
     rows = [
-        {"": title, "held out": f"{found[name]:.4g}"}
+        {"": title, "held out": metric_table.find(name).text(found[name], half.get(name))}
         for name, title in titles.items()
         if name in found
     ]

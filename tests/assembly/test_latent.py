@@ -337,6 +337,10 @@ def test_a_vae_trains_samples_and_is_measured_like_any_model(vae):
         and found["units"] == 3
         and 0 <= found["active_units"] <= 3
     )
+    assert found["intervals"].keys() == {
+        *("rate", "distortion", "elbo", "iw_bound", "psnr", "active_units")
+    }
+    assert min(found["intervals"][name] for name in ("rate", "distortion", "psnr")) > 0
     rows = [json.loads(line) for line in (vae / "metrics.jsonl").read_text().splitlines()]
     assert any({"eval_rate", "eval_distortion"} <= row.keys() for row in rows)
     with pytest.raises(UserError, match="is an autoencoder, which has no denoiser"):
