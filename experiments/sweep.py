@@ -37,7 +37,9 @@ if __name__ == "__main__":
     images = "number of images of a cell that is fully measured"
     values.judge_flags(1000, images, standard="accuracy,frechet")
     flags.DEFINE_string("metric", "frechet", "score that is optimized")
-    values.path_flag("out", "", "folder of the sweep (default WORKDIR/sweep)")
+    rungs = "rungs in which weak training runs are stopped early; 1 trains all runs to their end"
+    values.integer_flag("training_rungs", 1, rungs, 1, 10)
+    values.path_flag("out", "", "folder of the sweep (default WORKDIR/sweep)", stored=values.FOLDER)
     where = "do all work here, or write jobs for SLURM, with a script that submits them"
     flags.DEFINE_enum("launch", "local", ["local", "slurm"], where)
     flags.DEFINE_bool("submit", False, "submit the jobs of --launch=slurm")

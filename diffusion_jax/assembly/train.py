@@ -44,6 +44,7 @@ class RunSetup(NamedTuple):
       in_place: raises UserError where the workdir was moved or deleted; it is called before
         anything is written there.
       fit: the training loop.
+      until: the step at which this process stops; None for the end of the run.
     """
 
     experiment: Experiment
@@ -53,6 +54,7 @@ class RunSetup(NamedTuple):
     root: Path
     in_place: Callable[[], None]
     fit: Callable[..., loop.Fitted]
+    until: int | None
 
 
 class Start(NamedTuple):
@@ -69,6 +71,7 @@ def train(
     *,
     dataset: Dataset | None = None,
     fit: Callable[..., loop.Fitted] = loop.fit,
+    until: int | None = None,
     asked: Container[str] = (),
 ) -> bool:
     """Train to config.training.steps, and resume if the workdir has a checkpoint.
@@ -78,11 +81,13 @@ def train(
       path: the workdir, which may be a URL such as gs://bucket/runs/a.
       dataset: instead of the data of the config.
       fit: the training loop, which experiments.benchmark replaces.
+      until: a step at which training stops and saves before the end of the run, a multiple of
+        config.training.steps_per_call; calling again resumes it. None trains to the end.
       asked: the config keys that the user has set. A scale of guidance that is not among them is
         left out where the data have no labels.
 
     Returns:
-      True at the end; False if a signal stopped the run.
+      True at the end and at `until`; False if a signal stopped the run.
 
     Raises:
       UserError: for a config that does not fit itself, the data, the devices or the run that the
@@ -102,7 +107,8 @@ def train(
     with locking.locked(path) as in_place, locking.one_line(path):
         root = workdir.prepare(path, config, dataset)
         distributed.barrier("workdir")
-        ended = _repeat(RunSetup(experiment, parts, template, dataset, root, in_place, fit))
+        setup = RunSetup(experiment, parts, template, dataset, root, in_place, fit, until)
+        ended = _repeat(setup)
         if distributed.first():
             in_place()
             losses.loss_curve(metrics.read_rows(root / "metrics.jsonl"), root / "loss.png")
@@ -184,6 +190,7 @@ def _attempt(run: RunSetup, start: Start) -> loop.Fitted:
             hooks.forecast_shapes(experiment, run.parts.step, first, run.root),
             _batches(run, start.rollback.shift),
             total_steps=training.steps,
+            until=run.until,
             batch_size=experiment.data.batch_size,
             steps_per_call=training.steps_per_call,
             log_every=training.log_every,

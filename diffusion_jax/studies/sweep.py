@@ -6,6 +6,7 @@ draws and judges them, sweep_page shows what was found, and sweep_launch hands t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict, Unpack
@@ -68,6 +69,7 @@ def sweep(
     launch: str,
     submit: bool,
     job: str,
+    training_rungs: int = 1,
     asked: frozenset[str] = frozenset(),
     **flags: Unpack[SweepFlags],
 ) -> None:
@@ -78,6 +80,7 @@ def sweep(
       launch: 'local', or 'slurm' to write jobs instead of doing them.
       submit: whether the jobs are submitted.
       job: the one job to do (sweep_launch); '' for all.
+      training_rungs: rungs of training by successive halving; 1 trains every run to its end.
       asked: the config keys that the command line sets.
       **flags: see SweepFlags.
 
@@ -92,17 +95,23 @@ def sweep(
     if chosen.reference:
         statistics.load(chosen.reference)  # a mistake is reported before anything is trained
     task, dataset = prepare(config, flags, asked)
+    _check_rungs(task, training_rungs, launch, job)
     if launch == "slurm":
         path = sweep_launch.write(task, sweep_launch.command(flags, config, asked))
         return sweep_launch.submit(path) if submit else print(f"submit the jobs: bash {path}")
     if job.startswith("train:"):
         numbers = parsing.integers("job", job.removeprefix("train:"))
         return sweep_runs.train(task, numbers[0] if numbers else -1)
+
+    @functools.cache
+    def judges() -> tuple[sweep_cells.CellSampler, sweep_cells.Scoring]:
+        sampler = sweep_task.sampler(task, dataset, sampling.sampling_mesh(config))
+        return sampler, sweep_task.prepare(task, sampler, dataset, chosen)
+
     if not job:
         sweep_task.announce(task)
-        sweep_runs.train(task)
-    sampler = sweep_task.sampler(task, dataset, sampling.sampling_mesh(config))
-    scored = sweep_task.prepare(task, sampler, dataset, chosen)
+        task = sweep_runs.train_in_rungs(task, training_rungs, judges)
+    sampler, scored = judges()
     if job:
         losses = sweep_task.losses(sweep_task.read(task, scored), scored)
         number, images = sweep_launch.chosen(task.plan, job, losses)
@@ -145,6 +154,13 @@ def prepare(
     )
     sweep_checks.check(task, dataset)
     return task, dataset
+
+
+def _check_rungs(task: Task, rungs: int, launch: str, job: str) -> None:
+    if rungs > 1 and (launch == "slurm" or job or not task.runs):
+        why = "trains nothing: --over names sampling keys only"
+        why = "is done in jobs, each of which trains a run to its end" if task.runs else why
+        raise UserError(f"--training_rungs={rungs}: this sweep {why}; leave it out")
 
 
 def _budget(space: Space) -> list[str]:

@@ -18,6 +18,7 @@ from diffusion_jax.report.tables import markdown_table
 from diffusion_jax.studies import ranking, sweep_space, sweep_task
 from diffusion_jax.studies.sweep_cells import CellScores, Scoring, SweepCell
 from diffusion_jax.studies.sweep_task import Results, Task
+from diffusion_jax.training import restoring
 
 BEST, TIED, WORSE, DROPPED, FAILED = "best", "not distinguishable", "worse", "dropped", "failed"
 IMAGES = 20  # best settings whose images the page shows
@@ -116,6 +117,7 @@ def _row(
     row = {"cell": cell.number, **cell.settings}
     if task.runs:
         row["run"] = str(Path("runs") / cell.workdir.name)
+        row["steps"] = restoring.latest_step(cell.workdir / "checkpoints")
     if last is None:
         return row | {"standing": standing, "note": "not measured"}
     return row | {
@@ -241,6 +243,7 @@ def columns(rows: Sequence[Row], task: Task, scored: Scoring) -> dict[str, str]:
         **{axis.key: axis.key for axis in task.space.axes},
         **{name: scored.judged.title(name) for name in _scores(rows, scored)},
         "standing": "against the best",
+        "steps": "training steps",
         "images": "images",
         "evaluations": find("evaluations").title,
         "seconds_per_image": find("seconds_per_image").title,

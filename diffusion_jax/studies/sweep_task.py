@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,11 @@ from diffusion_jax.studies.sweep_space import Space
 
 SEARCHES = Family("search", sweep_search.SEARCHES, "SEARCHES")
 BUDGET = "sampler.nfe"
+SEEDS = (
+    "note: every value of seed is a training run of its own, with other initial weights, another "
+    "order of the data and other noise; runs that differ in the seed alone differ by chance, so "
+    "their spread is the error of training, and the best of them is no better setting"
+)
 
 Results = dict[tuple[int, int], CellScores]  # (cell, images) -> its scores
 
@@ -48,6 +53,7 @@ class Task(NamedTuple):
       root: the folder of the sweep.
       num: images of a cell, at most.
       grouped: the keys for each of whose values a best cell is found.
+      search: the spec of SEARCHES that made the plan.
     """
 
     space: Space
@@ -57,6 +63,7 @@ class Task(NamedTuple):
     root: Path
     num: int
     grouped: tuple[str, ...]
+    search: str
 
 
 class Names(NamedTuple):
@@ -159,7 +166,7 @@ def make(
         cells[number] = cell
         groups.setdefault(tuple(settings[key] for key in grouped), []).append(number)
     plan = sweep_search.plan(groups, num, method)
-    return Task(space, cells, runs, plan, root, num, tuple(grouped))
+    return Task(space, cells, runs, plan, root, num, tuple(grouped), search)
 
 
 def run_name(settings: dict[str, Any]) -> str:
@@ -171,6 +178,22 @@ def run_name(settings: dict[str, Any]) -> str:
     said = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in settings.items())
     digest = hashlib.sha256(files.canonical_json(settings).encode()).hexdigest()[:8]
     return f"{re.sub(r'[^A-Za-z0-9.,=_+-]+', '_', said)[:80]}-{digest}"
+
+
+def only_runs(task: Task, runs: Collection[Path]) -> Task:
+    """The sweep in which the cells of these runs alone are searched; the others stay listed.
+
+    Args:
+      task: a sweep that trains.
+      runs: the folders of the runs.
+    """
+    folders = {folder.absolute() for folder in runs}
+    groups = {
+        name: [number for number in members if task.cells[number].workdir in folders]
+        for name, members in task.plan.groups.items()
+    }
+    left = {name: members for name, members in groups.items() if members}
+    return task._replace(plan=sweep_search.plan(left, task.num, build(SEARCHES, task.search)))
 
 
 # ---- measuring
@@ -243,7 +266,8 @@ def measure(task: Task, sampler: CellSampler, scored: Scoring, title: str = "swe
     folder, results = task.root / "cells", read(task, scored)
     left = task.plan.images - sum(
         max((images for cell, images in results if cell == number), default=0)
-        for number in task.cells
+        for members in task.plan.groups.values()
+        for number in members
     )
     with progress(left, title, enabled=left > 0) as advance:
         while todo := sweep_search.wanted(task.plan, losses(results, scored)):
@@ -331,9 +355,11 @@ def described(task: Task) -> str:
 
 
 def announce(task: Task) -> None:
-    """Print that line.
+    """Print that line, and what it means to vary the seed.
 
     Args:
       task: the sweep.
     """
     print(described(task), file=sys.stderr, flush=True)
+    if any(axis.key == "seed" for axis in task.space.axes):
+        print(SEEDS, file=sys.stderr, flush=True)

@@ -19,20 +19,23 @@ from diffusion_jax.training import distributed
 WRITTEN = ("loss.png", "metrics.jsonl", "samples/", "reconstructions/", "checkpoints/")
 
 
-def train(config: ConfigDict, workdir: str, *, asked: Container[str] = ()) -> None:
+def train(
+    config: ConfigDict, workdir: str, *, until: int | None = None, asked: Container[str] = ()
+) -> None:
     """Train a model, or resume the run in the workdir.
 
     Args:
       config: the config of the run.
       workdir: the folder of the run.
+      until: a step at which training stops before its end, to be resumed later; None for none.
       asked: the config keys that the user has set.
 
     Raises:
       CommandExit: if a signal stopped the training; running it again resumes.
     """
-    if not assembly_train.train(config, workdir, asked=asked):
+    if not assembly_train.train(config, workdir, until=until, asked=asked):
         raise CommandExit(UNFINISHED)
-    if distributed.first():
+    if distributed.first() and until is None:
         made = [name for name in WRITTEN if (Path(workdir) / name).exists()]
         print(f"{workdir}: {', '.join(made)}; to draw from the model:")
         print(f"python -m experiments.sample --workdir={workdir}")

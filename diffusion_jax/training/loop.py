@@ -69,6 +69,7 @@ def fit(
     batches: Callable[[int], Iterable[tuple[int, Any]]],
     *,
     total_steps: int,
+    until: int | None = None,
     batch_size: int,
     steps_per_call: int = 1,
     log_every: int = 50,
@@ -92,6 +93,7 @@ def fit(
       step_fn: a compiled multi_step of steps_per_call steps.
       batches: batches(start) yields (step, stacked batch) for the calls from step `start` on.
       total_steps: the step at which the run ends.
+      until: a step at which it stops before that, as a signal would stop it; None for none.
       batch_size: images in a global batch.
       steps_per_call: the number of steps of step_fn.
       log_every: steps between rows of metrics; 0 writes one at the end.
@@ -111,12 +113,12 @@ def fit(
       NonFinite: if a step that is not finite ends the run.
     """
     start, every = int(state.step), (log_every, checkpoint_every, *(each for each, _ in hooks))
-    _check_arguments(on_nonfinite, steps_per_call, start, total_steps, every)
+    _check_arguments(on_nonfinite, steps_per_call, start, total_steps, until or 0, every)
     bar = training_progress(total_steps, start=start) if progress else no_progress()
     log = Log(total_steps, batch_size, log_every, writer, bar)
     allowed = nonfinite.MAX_SKIPS if on_nonfinite == "skip" else 0
     run = Run(state, start, log, checkpointer, extra, resumed or {}, allowed, report)
-    lengths = (total_steps, steps_per_call, checkpoint_every)
+    lengths = (total_steps, until or total_steps, steps_per_call, checkpoint_every)
     with _signals() as received, contextlib.closing(bar):
         stop = _train(run, step_fn, batches, hooks, received, shift, *lengths)
         run.finish()
@@ -132,13 +134,15 @@ def _train(
     received: Sequence[int],
     shift: int,
     total_steps: int,
+    until: int,
     steps_per_call: int,
     checkpoint_every: int,
 ) -> int:
-    """Train to total_steps or until a signal; returns the signal, 0 if there was none."""
-    feed = iter(batches(run.step + shift)) if run.step < total_steps else iter(())
+    """Train to `until` or until a signal; returns the signal, 0 if there was none."""
+    stop_at = min(until, total_steps)
+    feed = iter(batches(run.step + shift)) if run.step < stop_at else iter(())
     stop, agree = 0, distributed.agreement()
-    while run.step < total_steps and not (stop := agree(received[0] if received else 0)):
+    while run.step < stop_at and not (stop := agree(received[0] if received else 0)):
         position, batch = next(feed)
         if position != run.step + shift:
             raise RuntimeError(
@@ -234,13 +238,19 @@ def check_cadences(steps_per_call: int, cadences: Mapping[str, int]) -> None:
 
 
 def _check_arguments(
-    on_nonfinite: str, steps_per_call: int, start: int, total_steps: int, every: Sequence[int]
+    on_nonfinite: str,
+    steps_per_call: int,
+    start: int,
+    total_steps: int,
+    until: int,
+    every: Sequence[int],
 ) -> None:
     if on_nonfinite not in nonfinite.REACTIONS:
         raise unknown("value of training.on_nonfinite", on_nonfinite, nonfinite.REACTIONS)
     log_every, checkpoint_every, *hooks = every
     cadences = {
         "total_steps": total_steps,
+        "until": until,
         "log_every": log_every,
         "checkpoint_every": checkpoint_every,
     }

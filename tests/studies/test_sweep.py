@@ -18,6 +18,7 @@ from diffusion_jax.studies import (
     sweep,
     sweep_cells,
     sweep_page,
+    sweep_runs,
     sweep_search,
     sweep_space,
     sweep_task,
@@ -196,6 +197,62 @@ def test_paired_differences_and_the_front():
     assert not sweep_page.distinguishable(best, other, "frechet")
     assert pareto.front([5, 10, 10, 20, 50], [3.0, 2.0, 1.9, 2.5, 1.0]) == [0, 2, 4]
     assert pareto.front([1, 1], [2.0, 2.0]) == [0]
+
+
+def test_training_goes_on_with_the_better_half_and_is_found_again(trained, tmp_path, monkeypatch):
+    """Four runs in three rungs, with stand-ins for training and scoring: a run of a higher rung has
+    passed the lower ones, and of the others the loss decides.
+    """
+    config = workdir.saved_config(trained / "digits")
+    space = sweep_space.parse(config, ["optimizer.learning_rate=[1e-4, 1e-3, 1e-2, 0.1]"])
+    task = sweep_task.make(config, None, space, tmp_path, 20, "grid()")
+    steps, trainings = dict.fromkeys(task.runs, 0), []
+    losses = dict(zip(task.runs, (3.0, 1.0, 2.0, float("inf"))))
+
+    def train(config, folder, until=None, asked=()):
+        steps[Path(folder)] = until or config.training.steps
+        trainings.append((list(task.runs).index(Path(folder)), until))
+
+    def measure(cell, images, *args):
+        loss = losses[next(folder for folder in steps if folder.absolute() == cell.workdir)]
+        return sweep_cells.CellScores(images, {"frechet": loss})
+
+    monkeypatch.setattr(sweep_runs.training, "train", train)
+    monkeypatch.setattr(sweep_runs, "_step", steps.get)
+    monkeypatch.setattr(sweep_cells, "measure", measure)
+    judges = [None, sweep_cells.Scoring(None, "frechet", {}, {})]
+    whole = config.training.steps
+    found = sweep_runs.train_in_rungs(task, 3, lambda: judges)
+    first = [(0, whole // 4), (1, whole // 4), (2, whole // 4), (3, whole // 4)]
+    assert trainings == [*first, (1, whole // 2), (2, whole // 2), (1, None)]
+    assert found.plan.groups == {(): [1]} and len(found.cells) == 4
+    trainings.clear()
+    losses[list(task.runs)[0]] = 0.0  # is not asked again: two others have gone on
+    again = sweep_runs.train_in_rungs(task, 3, lambda: judges)
+    assert trainings == [(1, None)] and again.plan == found.plan
+    with pytest.raises(UserError, match="--training_rungs=2: this sweep trains nothing"):
+        run(trained, training_rungs=2)
+
+
+@pytest.mark.long
+def test_a_run_that_goes_on_ends_as_one_that_never_stopped(trained, tmp_path):
+    changed = {
+        "workdir": None,
+        "over": ["optimizer.learning_rate=[1e-3, 1e-2]"],
+        "search": "grid()",
+        "num": 10,
+    }
+    run(trained, training_rungs=2, out=str(tmp_path / "rungs"), **changed)
+    run(trained, out=str(tmp_path / "straight"), **changed)
+    halved, straight = (
+        json.loads((tmp_path / name / "sweep.json").read_text())["rows"]
+        for name in ("rungs", "straight")
+    )
+    whole = workdir.saved_config(trained / "digits").training.steps
+    assert sorted(row["steps"] for row in halved) == [whole // 2, whole]
+    (kept,) = (row for row in halved if row["steps"] == whole)
+    (same,) = (row for row in straight if row["cell"] == kept["cell"])
+    assert kept["frechet"] == same["frechet"]
 
 
 @pytest.mark.long
