@@ -283,21 +283,32 @@ def _read_flags(program: str, own: Sequence[Given], source: str) -> None:
 
 
 def _path(name: str, text: str, *, trains: bool = False) -> str:
-    """The local path of a flag's value; a workdir that is elsewhere is fetched first.
+    """The local path of a flag's value; what it names elsewhere is fetched first.
 
     The workdir of a command that trains is no trained model yet, so it has no bare name.
     """
-    if name in values.WORKDIRS and not trains:
-        text = text if buckets.is_url(text) else parsing.expand_home(f"--{name}", text)
-        return loading.load("diffusion_jax.pretrained.addresses:resolve")(text, f"--{name}")
+    flag, kind = f"--{name}", {**values.USUAL, **values.PATHS}[name]
+    if kind == values.MODEL and not trains:
+        text = text if buckets.is_url(text) else parsing.expand_home(flag, text)
+        return loading.load("diffusion_jax.pretrained.addresses:resolve")(text, flag)
     if not buckets.is_url(text):
-        return parsing.expand_home(f"--{name}", text)
-    if name in values.WORKDIRS:
-        return staging.local(text, f"--{name}")
-    if name in values.DATA:  # it is fetched with config.data.path
+        return parsing.expand_home(flag, text)
+    if kind == values.DATA:
         return text
+    if kind == values.READ:
+        return staging.local(text, flag, writable=False)
+    if kind in (values.MODEL, values.FOLDER):
+        return staging.local(text, flag)
+    if kind == values.FILE:
+        folder, _, file = text.rpartition("/")
+        if not file or folder.count("/") < 3:
+            raise UserError(
+                f"{flag}={text}: name a file in a folder of the bucket, URL/FOLDER/NAME"
+            )
+        return os.path.join(staging.local(folder, flag), file)
     raise UserError(
-        f"--{name}={text}: it must be a local path; --workdir and the data may be in a bucket"
+        f"{flag}={text}: it must be a local path; --workdir, the data and results may be in a "
+        "bucket"
     )
 
 

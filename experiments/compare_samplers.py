@@ -45,7 +45,8 @@ if __name__ == "__main__":
     flags.DEFINE_string("seeds", "", "seeds instead of --num, such as 1000-1199")
     noise = "noise instead of the config's; brownian is one path for all budgets"
     flags.DEFINE_enum("noise", None, ["independent", "brownian"], noise)
-    values.path_flag("out", "", "folder to write to (default the workdir, or runs/compare_TARGET)")
+    out = "folder to write to (default the workdir, or runs/compare_TARGET)"
+    values.path_flag("out", "", out, stored=values.FOLDER)
     flags.DEFINE_bool("fresh", False, "run every cell again")
     flags.DEFINE_bool("list", False, "print every sampler, grid, target and process, and stop")
     study = "diffusion_jax.studies.sampler_comparison"

@@ -17,7 +17,7 @@ from experiments import cli, values
 if __name__ == "__main__":
     values.path_flag("workdir", None, "folder of a trained model", required=True)
     flags.DEFINE_enum("to", None, ["diffusers", "dit"], "format to write", required=True)
-    values.path_flag("path", None, "folder to write to", required=True)
+    values.path_flag("path", None, "folder to write to", required=True, stored=values.FOLDER)
     flags.DEFINE_string(
         "label",
         "",

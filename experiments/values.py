@@ -6,12 +6,17 @@ from absl import flags
 
 flags.disclaim_key_flags()  # a flag belongs to the command that asks for it here
 
-PATHS: set[str] = set()  # the flags that path_flag defined
-# those of them that may name objects of a store, as gs://BUCKET/...
-WORKDIRS, DATA = {"workdir", "teacher"}, {"images"}
+# what a URL such as gs://BUCKET/NAME in a flag means: the folder of a trained model, a folder to
+# fetch and to write to, a file to write in such a folder, something to read, and data that are
+# fetched with config.data.path
+MODEL, FOLDER, FILE, READ, DATA = "model", "folder", "file", "read", "data"
+USUAL = {"workdir": MODEL, "teacher": MODEL, "out": FILE, "images": DATA, "reference": READ}
+PATHS: dict[str, str] = {}  # the flags that path_flag defined -> one of these; '': local paths only
 
 
-def path_flag(name: str, default: str | None, help: str, *, required: bool = False) -> None:
+def path_flag(
+    name: str, default: str | None, help: str, *, required: bool = False, stored: str = ""
+) -> None:
     """Define a flag for a file or a folder: ~ is the home directory, and '' is refused.
 
     Args:
@@ -19,9 +24,11 @@ def path_flag(name: str, default: str | None, help: str, *, required: bool = Fal
       default: its default.
       help: a phrase for --help, to which the default is added.
       required: whether the command needs it.
+      stored: what a URL means: MODEL, FOLDER, FILE, READ or DATA; '' takes what is usual for the name, and
+        refuses URLs where nothing is.
     """
     flags.DEFINE_string(name, default, help, required=required)
-    PATHS.add(name)
+    PATHS[name] = stored or USUAL.get(name, "")
 
 
 def integer_flag(

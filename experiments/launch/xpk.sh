@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Train on TPU slices of a GKE cluster by xpk (pip install xpk), in an image made from the Dockerfile beside it with EXTRAS=tpu:
+# Train on TPU slices of a GKE cluster by xpk (pip install xpk), in an image made from the Dockerfile here with EXTRAS=tpu,gcs:
 #
 #   export CLUSTER=my-cluster PROJECT=my-project ZONE=us-west4-a TYPE=v5litepod-256 IMAGE=REGISTRY/diffusion_jax:tpu
-#   experiments/launch/xpk.sh --config=configs/cifar10.py:edm,full --workdir=/shared/runs/cifar10 \
-#     --config.data.data_dir=/shared/data --config.data.batch_size=2048
+#   export BUCKET=gs://YOUR-BUCKET   # in the region of ZONE, with the data in it
+#   experiments/launch/xpk.sh --config=configs/cifar10.py:edm,full --workdir=$BUCKET/runs/cifar10 \
+#     --config.data.data_dir=$BUCKET/data --config.data.batch_size=2048
 #
-# The cluster has a network file system that is mounted at /shared in every workload (`xpk storage`, with --auto-mount=true).
-# NAME names the workload (diffusion); SLICES is how many slices share one run (1). After a failure or a preemption all slices
-# start again, and the run resumes.
+# The workload's service account may write the bucket; the hosts share no disk (docs/scaling.md). NAME names the workload
+# (diffusion); SLICES is how many slices share one run (1). After a failure or a preemption all slices start again, and the
+# run resumes.
 set -euo pipefail
 : "${CLUSTER:?}" "${PROJECT:?}" "${ZONE:?}" "${TYPE:?such as v5litepod-256}" "${IMAGE:?made from experiments/launch/Dockerfile}"
 [ $# -gt 0 ] || { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; exit 2; }

@@ -38,6 +38,7 @@ import json, sys
 from absl import flags
 from experiments import arguments, cli, values
 values.path_flag("workdir", None, "", required=True)
+arguments.staging.local = lambda url, flag: url  # no bucket is opened
 for name, argv in json.load(sys.stdin):
     try:
         arguments.parse(["train", *argv], "file")
