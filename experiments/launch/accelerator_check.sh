@@ -15,17 +15,32 @@
 #   --wheels=FOLDER     packages that the machine lacks (accelerator_wheels.sh); installed beside its own into FOLDER/venv of --work
 #   --data=PATH         folder of images, or .npz; without it training sees SYNTHETIC pictures
 #   --peers=FOLDER      checkouts of other programs to be timed next to ours, in FOLDER/edm and FOLDER/dit (experiments/peers)
+#   --peer_python=PATH  interpreter that has PyTorch, for the peers (default: the one that runs everything)
 #   PYTHON              interpreter (default: .venv/bin/python if it is there, else python3)
+#
+# What a machine without a network lacks is prepared elsewhere and travels with the clone, in a folder that git ignores, such as
+# build/check (about 20 MiB, and the data):
+#
+#   experiments/launch/accelerator_wheels.sh build/check/wheels
+#   git clone --depth 1 https://github.com/NVlabs/edm build/check/peers/edm                # 2 MiB
+#   git clone --depth 1 https://github.com/facebookresearch/DiT build/check/peers/dit     # 7 MiB
+#   rm -rf build/check/peers/*/.git                           # or copying programs may leave them out, as repositories of their own
+#
+# Where one command may take ten minutes and the machine is lent for fifteen, two commands share one report:
+#
+#   given="--work=build/work --wheels=build/check/wheels --data=build/check/cifar10.npz --peers=build/check/peers"
+#   experiments/launch/accelerator_check.sh OUT $given --minutes=8 --stages=install,environment,tests,benchmark,transformer
+#   experiments/launch/accelerator_check.sh OUT $given --minutes=5 --stages=data,peers,training,sampling
 set -uo pipefail
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../.." || exit
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; exit 2; }
 fail() { echo "error: $*" >&2; exit 2; }
 
-out= minutes= stages= work= wheels= data= peers= tiny=
+out='' minutes='' stages='' work='' wheels='' data='' peers='' peer_python='' tiny=''
 for argument; do
   case $argument in
     --tiny) tiny=1 ;;
-    --minutes=*|--stages=*|--work=*|--wheels=*|--data=*|--peers=*)
+    --minutes=*|--stages=*|--work=*|--wheels=*|--data=*|--peers=*|--peer_python=*)
       name=${argument%%=*}; printf -v "${name#--}" %s "${argument#*=}" ;;
     -h|--help) usage ;;
     -*) fail "unknown argument $argument; --help lists those that exist" ;;
@@ -40,8 +55,9 @@ minutes=${minutes:-$([ -n "$tiny" ] && echo 8 || echo 13)}
 all="install environment data tests benchmark transformer peers training sampling evaluation"
 stages=${stages:-${all// /,}}
 for name in ${stages//,/ }; do [[ " $all " == *" $name "* ]] || fail "--stages: there is no $name; there are: $all"; done
-for name in wheels data peers; do [ -z "${!name}" ] || [ -e "${!name}" ] || fail "--$name=${!name} does not exist"; done
+for name in wheels data peers peer_python; do [ -z "${!name}" ] || [ -e "${!name}" ] || fail "--$name=${!name} does not exist"; done
 if [ -n "$peers" ]; then peers=$(realpath "$peers"); fi
+if [ -n "$peer_python" ]; then peer_python=$(realpath --no-symlinks "$peer_python"); fi
 
 deadline=$(( $(date +%s) + 60 * minutes ))
 left() { echo $(( deadline - $(date +%s) )); }
@@ -68,7 +84,7 @@ stage() {
     "$3" >"$work/$name.out" 2>>"$out/log.txt" || status=$?
     cat "$work/$name.out" >>"$out/log.txt"
     case $status in
-      0) result=done ;;
+      0) result='done' ;;
       124|137) result="cut after $limit s" ;;
       *) result="FAILED with status $status, see log.txt" ;;
     esac
@@ -91,7 +107,7 @@ install() {
   limited "$base" -m pip --python "$work/venv/bin/python" install --quiet --disable-pip-version-check --no-index --no-deps --no-compile \
     --find-links "$wheels" "$wheels"/*.whl >&2 || return
   python=$work/venv/bin/python
-  echo "Installed $(ls "$wheels"/*.whl | wc -l) wheels beside the packages of $base."
+  echo "Installed $(find "$wheels" -name '*.whl' | wc -l) wheels beside the packages of $base."
 }
 environment() { parts environment; }
 data() { parts data --data="$data" ${tiny:+--tiny}; }
@@ -102,7 +118,7 @@ tests() {
 }
 
 # Networks are those of the papers; with --tiny they have a few channels
-net=(--config=configs/cifar10.py:edm,ddpmpp)
+net=("--config=configs/cifar10.py:edm,ddpmpp")
 transformer=(--config=configs/imagenet256_latent.py:flow)
 times=(--repeats=10 --batch_size=256 --nfe=18)
 samplers='ancestral.ddim;ode.edm_heun@karras' nfe=35
@@ -111,7 +127,7 @@ run=(--config.training.steps=400_000 --config.training.log_every=50 --config.tra
 if [ -n "$tiny" ]; then
   net=(--config=configs/cifar10.py:edm --config.model.width=8 "--config.model.multipliers=(1,)" --config.model.blocks=1
     "--config.model.attention=()" --config.model.head_width=8 --config.data.batch_size=16)
-  transformer=(--config=configs/imagenet256_latent.py:flow,S --config.model.width=16 --config.model.depth=1 --config.model.heads=1
+  transformer=("--config=configs/imagenet256_latent.py:flow,S" --config.model.width=16 --config.model.depth=1 --config.model.heads=1
     --config.data.batch_size=2 --config.training.steps_per_call=1 --config.model.dtype=float32)
   times=(--repeats=2 --batch_size=4 --nfe=3)
   samplers=ancestral.ddim nfe=3
@@ -123,22 +139,23 @@ benchmark() {
 }
 transformer() { experiment benchmark "${transformer[@]}" "${times[@]}" --shape=32,32,4 --classes=1000 --parts=training --out="$work/transformer.json"; }
 peers() {
-  local entries=()
+  local entries=() other=${peer_python:-$python}
   if [ -d "$peers/edm" ]; then entries+=("edm=$peers/edm"); fi
   if [ -d "$peers/dit" ]; then entries+=("dit=$peers/dit"); fi
-  if "$python" -c 'import diffusers' 2>/dev/null; then entries+=(diffusers); fi
+  if "$other" -c 'import diffusers' 2>/dev/null; then entries+=(diffusers); fi
   if [ -d "$peers/edm" ]; then entries+=("adm=$peers/edm"); fi # the largest, if there is time
   [ ${#entries[@]} -gt 0 ] || { echo "$peers has neither edm nor dit, and diffusers is not installed" >&2; return 1; }
-  experiment benchmark --parts=peers --peers="$(IFS=';'; echo "${entries[*]}")" --repeats=$([ -n "$tiny" ] && echo 2 || echo 10) \
-    --preset=$([ -n "$tiny" ] && echo cpu || echo accelerator_quick) --out="$work/peers.json"
+  experiment benchmark --parts=peers --peers="$(IFS=';'; echo "${entries[*]}")" --peer_python="$other" --repeats="$([ -n "$tiny" ] && echo 2 || echo 10)" \
+    --preset="$([ -n "$tiny" ] && echo cpu || echo accelerator_quick)" --peer_batch="$([ -n "$tiny" ] && echo 2 || echo 0)" \
+    --out="$work/peers.json"
 }
 
 # Until LIMIT: SIGTERM makes the run save, and what is saved is used. A run that crashes is started again, once
 training() {
-  local until=$(( $(date +%s) + LIMIT )) status=1 try
+  local until=$(( $(date +%s) + LIMIT )) status=1
   local -a keys; mapfile -t keys < <(parts data-flags) || return
   [ ${#keys[@]} -gt 0 ] || { echo "the stage data has not run" >&2; return 1; }
-  for try in 1 2; do
+  for _ in 1 2; do
     LIMIT=$(( until - $(date +%s) )); [ "$LIMIT" -gt 5 ] || break
     experiment train "${net[@]}" "${keys[@]}" "${run[@]}" --workdir="$work/run" --config.optimizer.schedule=constant \
       --config.optimizer.learning_rate=1e-3 --config.ema.halflives=100_000, --config.training.eval_every=0 \
@@ -150,7 +167,7 @@ training() {
   ls "$work"/run/checkpoints/[0-9]* >/dev/null && case $status in 124|137) return 0 ;; *) return "$status" ;; esac
 }
 sampling() {
-  experiment sample --workdir="$work/run" --num=$([ -n "$tiny" ] && echo 8 || echo 100) --out="$work/samples" --nfe=$nfe &&
+  experiment sample --workdir="$work/run" --num="$([ -n "$tiny" ] && echo 8 || echo 100)" --out="$work/samples" --nfe=$nfe &&
     cp "$work/samples.png" "$out"
 }
 evaluation() {
@@ -164,7 +181,11 @@ evaluation() {
 reserve=0 # seconds that training leaves to the stages after it
 if [[ ",$stages," == *,sampling,* ]]; then reserve=$((reserve + 45)); fi
 if [[ ",$stages," == *,evaluation,* ]]; then reserve=$((reserve + 105)); fi
-rm -f "$work/stages.jsonl"
+# a second command with the same --work adds its stages to the report of the first
+if [ -f "$work/stages.jsonl" ]; then
+  grep -v -E "\"stage\": \"(${stages//,/|})\"" "$work/stages.jsonl" >"$work/stages.before"
+  mv "$work/stages.before" "$work/stages.jsonl"
+fi
 stage install 90 install
 stage environment 60 environment
 stage data 60 data

@@ -12,8 +12,9 @@ usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; exit 2; }
 [ $# = 1 ] && [ "${1#-}" = "$1" ] || usage
 folder=$1
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
-packages=${PACKAGES:-array_record dm-tree docstring_parser googleapis-common-protos grain immutabledict importlib_resources \
-  ml_collections portpicker promise simple-parsing tensorboardX tensorflow-datasets tensorflow-metadata termcolor toml}
+packages=${PACKAGES:-array_record dm-tree docstring_parser fsspec googleapis-common-protos grain immutabledict importlib_resources \
+  jinja2 markupsafe ml_collections portpicker promise safetensors simple-parsing tabulate tensorboardX tensorflow-datasets \
+  tensorflow-metadata termcolor toml tqdm}
 sources=promise # they have no wheels, and are plain Python
 
 platforms=(--platform manylinux2014_x86_64)
