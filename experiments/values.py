@@ -24,8 +24,8 @@ def path_flag(
       default: its default.
       help: a phrase for --help, to which the default is added.
       required: whether the command needs it.
-      stored: what a URL means: MODEL, FOLDER, FILE, READ or DATA; '' takes what is usual for the name, and
-        refuses URLs where nothing is.
+      stored: what a URL means: MODEL, FOLDER, FILE, READ or DATA; '' takes what is usual for the
+        name, and refuses URLs where nothing is.
     """
     flags.DEFINE_string(name, default, help, required=required)
     PATHS[name] = stored or USUAL.get(name, "")

@@ -168,7 +168,7 @@ class CellSampler:
         Args:
           cell: names the workdir, the weights, the checkpoint and the guide.
         """
-        step = restoring.latest_step(workdirs.checkpoints(cell.workdir, cell.sampling.checkpoint))
+        step = stored.identity(cell.workdir, cell.sampling.checkpoint)
         key = (*order(cell)[:4], step)  # a run may have been trained further
         if self._model[0] != key:
             self._model = key, workdirs.load(cell.workdir, cell.config, self._mesh)
