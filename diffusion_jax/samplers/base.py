@@ -125,10 +125,10 @@ def sample(
       x: (B, ...) at time ts[0], for example `start`.
       ts: (n,) decreasing times.
       cond: the condition, a dict of arrays with leading axis B, or None.
-      observe: a function (x, t) -> pytree, called after every move; not with `padded`.
-      padded: whether ts may end in copies of its last time, to which no move is made. One compiled
-        program then serves grids of every length up to len(ts), but reverse-mode differentiation
-        and `observe` are not available.
+      observe: a function (x, t) -> pytree, called after every move.
+      padded: whether ts may end in copies of its last time, to which no move is made, and where
+        zeros are observed. One compiled program then serves grids of every length up to len(ts),
+        but reverse-mode differentiation is not available.
       noise: step_noise.independent, or step_noise.brownian, which gives every grid the same
         Brownian path.
 
@@ -149,14 +149,25 @@ def sample(
     ts = jnp.asarray(ts, x.dtype)
     carry, steps = (x, sampler.init(x, ts)), (jnp.arange(len(ts) - 1), ts[:-1], ts[1:])
     moves = jnp.sum(ts[1:] < ts[:-1])
-    observed = None
     if padded and len(ts) > 1:  # a grid of one time has no move to trace
-        x, memory = jax.lax.fori_loop(
-            0, moves, lambda i, c: move(c, [step[i] for step in steps])[0], carry
-        )
+        (x, memory), observed = _moves(move, carry, steps, moves, observes=observe is not None)
     else:
         (x, memory), observed = jax.lax.scan(move, carry, steps)
     return Samples(denoise(x, ts[-1], cond).x0, observed, _spent(sampler, memory, moves, len(x)))
+
+
+def _moves(
+    move: Callable, carry: Any, steps: tuple[Array, ...], count: Array, *, observes: bool
+) -> tuple[Any, Any]:
+    """Scans the first `count` steps; what is observed of the others is zero."""
+    one = jax.eval_shape(move, carry, [step[0] for step in steps])[1] if observes else None
+    seen = jax.tree.map(lambda each: jnp.zeros((len(steps[0]), *each.shape), each.dtype), one)
+
+    def body(i: Array, state: tuple[Any, Any]) -> tuple[Any, Any]:
+        carry, new = move(state[0], [step[i] for step in steps])
+        return carry, jax.tree.map(lambda all, each: all.at[i].set(each), state[1], new)
+
+    return jax.lax.fori_loop(0, count, body, (carry, seen))
 
 
 def _check_times(ts: Array, padded: bool) -> None:

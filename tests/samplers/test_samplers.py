@@ -67,6 +67,20 @@ def sampled(sampler):
     )
 
 
+def test_a_padded_grid_is_observed_like_the_grid_itself():
+    """And the padding as zeros."""
+    process, denoise, keys, x, ts = setting()
+    options = {"observe": lambda y, t: {"x": y, "t": t}}
+    longer = jnp.concatenate([ts, ts[-1:], ts[-1:]])
+    whole = base.sample(ancestral.ddpm(), denoise, process, keys, x, ts, **options).observed
+    run = functools.partial(base.sample, ancestral.ddpm(), denoise, process, padded=True)
+    padded = run(keys, x, longer, **options).observed
+    for name, seen in whole.items():
+        assert_allclose(padded[name][: len(seen)], seen, rtol=1e-5, atol=1e-6)
+        assert_array_equal(padded[name][len(seen) :], 0)
+        assert len(padded[name]) == len(seen) + 2
+
+
 @every_sampler
 def test_sample_is_a_loop_of_steps_that_ends_in_x0_hat(sampler):
     image, seen, nfe = sampled(sampler)
