@@ -220,6 +220,39 @@ def to_images(experiment: Experiment, batch_size: int) -> Callable[[np.ndarray],
     )
 
 
+def program(
+    experiment: Experiment,
+    params: Params,
+    chosen: SamplingMethod,
+    mesh: Mesh | None = None,
+    *,
+    count: bool = False,
+) -> Callable[[Key, Cond, Array, Array], Any]:
+    """Make a function that draws samples on any grid: `sample_fn` with its parameters.
+
+    Args:
+      experiment: the model.
+      params: the parameters of the network.
+      chosen: how to sample; its times and the scale of its guidance are not used.
+      mesh: the devices that draw; the results are then numpy arrays on every process. None for one
+        device.
+      count: whether the NFE of each image, (B,), is also returned.
+
+    Returns:
+      (keys (B,), cond, ts (n,), scale) -> images (B, ...). One compiled program serves all times
+      that are padded to one length.
+    """
+    run = sample_fn(
+        experiment,
+        chosen.sampler,
+        guided=chosen.guided,
+        clip=chosen.clip,
+        noise=chosen.noise,
+        count=count,
+    )
+    return _bound(run, denoiser.ensemble(experiment, params), mesh)
+
+
 def sample_with(
     experiment: Experiment, params: Params, chosen: SamplingMethod, mesh: Mesh | None = None
 ) -> Callable[[Key, Cond], Array]:
@@ -232,16 +265,61 @@ def sample_with(
       mesh: the devices that draw; the images are then numpy arrays on every process. None for one
         device.
     """
-    run = sample_fn(
-        experiment, chosen.sampler, guided=chosen.guided, clip=chosen.clip, noise=chosen.noise
-    )
-    params = denoiser.ensemble(experiment, params)
+    run = program(experiment, params, chosen, mesh)
     # host arrays, the same on every process
     rest = np.asarray(chosen.ts), np.float32(chosen.guidance)
-    if mesh is None:
-        return lambda keys, cond: run(params, keys, cond, *rest)
-    everywhere = sharding.spread(run, mesh)
-    return lambda keys, cond: everywhere(params, (keys, cond), *rest)
+    return lambda keys, cond: run(keys, cond, *rest)
+
+
+def trajectory_program(
+    experiment: Experiment,
+    params: Params,
+    chosen: SamplingMethod,
+    watch: Callable[[Experiment, Array, Array, Array], Any],
+    mesh: Mesh | None = None,
+    *,
+    padded: bool = False,
+) -> Callable[[Key, Cond, Array, Array], Any]:
+    """Make the function that samples and returns what is seen on the way from noise to data.
+
+    The states are x at each of the times, with the x0-hat there, which costs one more evaluation
+    for each. The x0-hat of the last state are the samples.
+
+    Args:
+      experiment: the model.
+      params: the parameters of the network.
+      chosen: how to sample; its times and the scale of its guidance are not used.
+      watch: (experiment, x (B, ...), x0-hat (B, ...), t) -> a tree of arrays (B, ...) to keep of
+        each state; traceable.
+      mesh: the devices that draw; None for one device.
+      padded: whether the times may be padded to one length, so that one compiled program serves
+        all. There are zeros instead of the states of the padding.
+
+    Returns:
+      A function (keys (B,), cond, ts (n,), scale) -> the tree of arrays (B, n, ...), a state for
+      each time.
+    """
+
+    @jax.jit
+    def run(ensemble: Ensemble, keys: Key, cond: Cond, ts: Array, scale: Array) -> Any:
+        cond = experiment.conditions.null(len(keys)) if cond is None else cond
+        bound, own = denoiser.unpack(experiment, ensemble)
+        guidance, process = scale if chosen.guided else None, bound.process
+        denoise = denoiser.denoiser(bound, own, scale=guidance, clip=chosen.clip)
+        options = {"noise": components.NOISES[chosen.noise], "padded": padded}
+
+        def seen(x: Array, t: Array) -> Any:
+            return watch(bound, x, denoise(x, t, cond).x0, t)
+
+        x = base.start(process, keys, (len(keys), *bound.shape))
+        moved = base.sample(
+            chosen.sampler, denoise, process, keys, x, ts, cond, observe=seen, **options
+        ).observed
+        first = jax.tree.map(lambda each: each[None], seen(x, ts[0]))
+        states = jax.tree.map(lambda *parts: jnp.concatenate(parts), first, moved)
+        return jax.tree.map(lambda each: jnp.moveaxis(each, 0, 1), states)
+
+    return _bound(run, denoiser.ensemble(experiment, params), mesh)
 
 
 def trajectory_fn(
@@ -251,48 +329,31 @@ def trajectory_fn(
     watch: Callable[[Experiment, Array, Array, Array], Any],
     mesh: Mesh | None = None,
 ) -> Callable[[Key, Cond], Any]:
-    """Make the function that samples and returns what is seen on the way from noise to data.
-
-    The states are x at each of the method's times, with the x0-hat there, which costs one more
-    evaluation for each. The x0-hat of the last state are the samples.
+    """Make the function of `trajectory_program` on the method's own times.
 
     Args:
       experiment: the model.
       params: the parameters of the network.
       chosen: how to sample.
-      watch: (experiment, x (B, ...), x0-hat (B, ...), t) -> a tree of arrays (B, ...) to keep of
-        each state; traceable.
+      watch: as in `trajectory_program`.
       mesh: the devices that draw; None for one device.
 
     Returns:
       A function (keys (B,), cond) -> the tree of arrays (B, n, ...), a state for each time.
     """
-
-    @jax.jit
-    def run(ensemble: Ensemble, keys: Key, cond: Cond, ts: Array, scale: Array) -> Any:
-        cond = experiment.conditions.null(len(keys)) if cond is None else cond
-        bound, own = denoiser.unpack(experiment, ensemble)
-        guidance, process = scale if chosen.guided else None, bound.process
-        denoise = denoiser.denoiser(bound, own, scale=guidance, clip=chosen.clip)
-        noise = components.NOISES[chosen.noise]
-
-        def seen(x: Array, t: Array) -> Any:
-            return watch(bound, x, denoise(x, t, cond).x0, t)
-
-        x = base.start(process, keys, (len(keys), *bound.shape))
-        moved = base.sample(
-            chosen.sampler, denoise, process, keys, x, ts, cond, observe=seen, noise=noise
-        ).observed
-        first = jax.tree.map(lambda each: each[None], seen(x, ts[0]))
-        states = jax.tree.map(lambda *parts: jnp.concatenate(parts), first, moved)
-        return jax.tree.map(lambda each: jnp.moveaxis(each, 0, 1), states)
-
-    ensemble = denoiser.ensemble(experiment, params)
+    run = trajectory_program(experiment, params, chosen, watch, mesh)
     rest = np.asarray(chosen.ts), np.float32(chosen.guidance)
+    return lambda keys, cond: run(keys, cond, *rest)
+
+
+def _bound(
+    run: Callable[..., Any], ensemble: Ensemble, mesh: Mesh | None
+) -> Callable[[Key, Cond, Array, Array], Any]:
+    """The function (keys, cond, ts, scale) of run(ensemble, keys, cond, ts, scale) on a mesh."""
     if mesh is None:
-        return lambda keys, cond: run(ensemble, keys, cond, *rest)
+        return lambda keys, cond, ts, scale: run(ensemble, keys, cond, ts, scale)
     everywhere = sharding.spread(run, mesh)
-    return lambda keys, cond: everywhere(ensemble, (keys, cond), *rest)
+    return lambda keys, cond, ts, scale: everywhere(ensemble, (keys, cond), ts, scale)
 
 
 def sampling_mesh(config: ConfigDict) -> Mesh:

@@ -82,7 +82,7 @@ def animate(
         print(f"note: the animation shows the first {MOST} images", file=sys.stderr)
         keys, cond = keys[:MOST], cond and {name: each[:MOST] for name, each in cond.items()}
     shown = movies.evenly(len(chosen.ts), max(look.frames - 1, 1))
-    show = _pictured if experiment.is_image else _in_the_plane
+    show = pictured if experiment.is_image else _in_the_plane
     states = generate.generate(
         sampling.trajectory_fn(experiment, params, chosen, show, mesh),
         keys,
@@ -118,11 +118,17 @@ def _frames(
     return movies.point_frames(x_t, x0, captions, zoom, look.real)
 
 
-def _pictured(experiment: Experiment, x: Array, x0: Array, t: Array) -> Array:
+def pictured(experiment: Experiment, x: Array, x0: Array, t: Array) -> Array:
     """(B, 2, H, W, C) uint8: x_t, divided so that its noise is seen, and x0-hat; both decoded.
 
     An image is at most 1, and 2 sigma is the range of the noise. A decoder needs what has the scale
     of the latents instead, whose variance is 1.
+
+    Args:
+      experiment: the model, of images.
+      x: x_t, (B, ...).
+      x0: x0-hat, (B, ...).
+      t: the time, a scalar.
     """
     process = experiment.process
     alpha, sigma = process.alpha(t), process.sigma(t)

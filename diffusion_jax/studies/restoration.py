@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -39,33 +40,72 @@ def restorer(
     Returns:
       (ensemble, keys (B,), cond, y, ts, scale) -> images (B, H, W, C).
     """
-    clip, process = None if resolved.clip == "none" else (-1.0, 1.0), model.process
+    return jax.jit(functools.partial(_restore, model, resolved, method, measurement))
+
+
+def inpainter(
+    model: Experiment, resolved: sampling.SamplingMethod, method: Method
+) -> Callable[[denoiser.Ensemble, Key, Cond, Array, Array, Array, Array], Array]:
+    """Compile inpainting: one program for all masks, and for all grids padded to one length.
+
+    Args:
+      model: the model.
+      resolved: how it samples.
+      method: how the known pixels guide it.
+
+    Returns:
+      (ensemble, keys (B,), cond, y, ts, scale, mask (H, W, 1)) -> images (B, H, W, C).
+    """
 
     @jax.jit
     def run(
-        ensemble: denoiser.Ensemble, keys: Key, cond: Cond, y: Array, ts: Array, scale: Array
+        ensemble: denoiser.Ensemble,
+        keys: Key,
+        cond: Cond,
+        y: Array,
+        ts: Array,
+        scale: Array,
+        mask: Array,
     ) -> Array:
-        guidance = scale if resolved.guided else None
-        own = denoiser.unpack(model, ensemble)
-        denoise = denoiser.denoiser(*own, scale=guidance, clip="none")
-        x = base.start(process, keys, (len(keys), *model.shape))
-        return methods.restore(
-            method,
-            measurement,
-            y,
-            resolved.sampler,
-            denoise,
-            process,
-            keys,
-            x,
-            ts,
-            cond,
-            clip=clip,
-            padded=True,
-            noise=components.NOISES[resolved.noise],
-        ).x0
+        measurement = measurements.inpaint(model.shape, mask)
+        return _restore(model, resolved, method, measurement, ensemble, keys, cond, y, ts, scale)
 
     return run
+
+
+def _restore(
+    model: Experiment,
+    resolved: sampling.SamplingMethod,
+    method: Method,
+    measurement: Measurement,
+    ensemble: denoiser.Ensemble,
+    keys: Key,
+    cond: Cond,
+    y: Array,
+    ts: Array,
+    scale: Array,
+) -> Array:
+    """Restore one batch of images from measurements y (B, ...)."""
+    clip, process = None if resolved.clip == "none" else (-1.0, 1.0), model.process
+    guidance = scale if resolved.guided else None
+    own = denoiser.unpack(model, ensemble)
+    denoise = denoiser.denoiser(*own, scale=guidance, clip="none")
+    x = base.start(process, keys, (len(keys), *model.shape))
+    return methods.restore(
+        method,
+        measurement,
+        y,
+        resolved.sampler,
+        denoise,
+        process,
+        keys,
+        x,
+        ts,
+        cond,
+        clip=clip,
+        padded=True,
+        noise=components.NOISES[resolved.noise],
+    ).x0
 
 
 def restored(
@@ -75,7 +115,9 @@ def restored(
     y: Array,
     keys: Key,
     *,
+    run: Callable[..., Array] | None = None,
     description: str = "restoring",
+    progress: bool = True,
 ) -> np.ndarray:
     """Restore images from measurements, in batches of one size.
 
@@ -85,13 +127,15 @@ def restored(
       measurement: the measurement.
       y: (N, ...) what was measured.
       keys: (N,) random keys.
+      run: the compiled program; None compiles one, by `restorer`.
       description: the title of the progress bar.
+      progress: whether there is one.
 
     Returns:
       (N, H, W, C) uint8.
     """
     model, resolved = job.trained.experiment, job.sampling
-    run = restorer(model, resolved, method, measurement)
+    run = run or restorer(model, resolved, method, measurement)
     params = denoiser.ensemble(model, job.trained.params)
 
     def draw(keys: Key, given: dict[str, Array]) -> Array:
@@ -102,7 +146,12 @@ def restored(
 
     batch_size = min(model.sampling.batch_size, len(keys))
     return generate.generate(
-        draw, keys, {"y": y, **(job.cond or {})}, batch_size=batch_size, description=description
+        draw,
+        keys,
+        {"y": y, **(job.cond or {})},
+        batch_size=batch_size,
+        description=description,
+        progress=progress,
     )
 
 
@@ -151,6 +200,16 @@ def with_budget(job: Job, method: Method, measurement: Measurement) -> tuple[Job
     return job._replace(sampling=resolved._replace(ts=ts)), evaluations
 
 
+def keys_of_draw(job: Job, draw: int) -> Key:
+    """The random keys (N,) of one of several results of each image.
+
+    Args:
+      job: the images with their keys.
+      draw: the number of the result, from 0.
+    """
+    return arrays.fold_in(job.keys, streams.EDIT_DRAW + draw) if draw else job.keys
+
+
 def solve(job: Job, task: str, mask: str, spec: str, draws: int) -> Strip:
     """Restore the job's images from their own measurements.
 
@@ -170,14 +229,7 @@ def solve(job: Job, task: str, mask: str, spec: str, draws: int) -> Strip:
     job, evaluations = with_budget(job, method, measurement)
     y = measure(job, measurement)
     results = [
-        restored(
-            job,
-            method,
-            measurement,
-            y,
-            arrays.fold_in(job.keys, streams.EDIT_DRAW + draw) if draw else job.keys,
-        )
-        for draw in range(draws)
+        restored(job, method, measurement, y, keys_of_draw(job, draw)) for draw in range(draws)
     ]
     truth = transforms.to_uint8(job.images)
     given = transforms.to_uint8(as_image(measurement, y, job.trained.experiment.shape))
