@@ -28,7 +28,7 @@ from tests import commands
 from tests.experiments.small_runs import small
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SHELL = re.compile(r"^```(?:bash|sh)\n(.*?)^```|^((?:    (?![-*|]).*\n)+)", re.M | re.S)
 GUIDES = [ROOT / "docs" / f"{name}.md" for name in ("sample", "compare", "evaluate", "likelihood")]
 PROSE = re.compile(r"`(?:python -m )?(experiments\.[a-z_]+ --[^`]*)`")
