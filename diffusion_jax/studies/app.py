@@ -77,7 +77,7 @@ def gradio(folder: str) -> ModuleType:
       UserError: where it is not installed.
     """
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}
-    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # of a library that gradio imports
     try:
         import gradio  # noqa: PLC0415  an optional dependency: gradio
     except ModuleNotFoundError as error:
