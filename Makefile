@@ -1,5 +1,5 @@
 # make install      create .venv with pinned versions
-# make quickstart   train on the embedded digits and draw pictures, a few minutes on two CPU cores
+# make quickstart   draw from a shipped model, train on digits and compare, minutes on two CPU cores
 # make test         run the test suite, without a GPU or a download beyond the package index
 # make test-all     run the test suite, then the long tests
 # make test-accelerator  test the GPU or TPU of this machine; fails where there is none

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -59,9 +60,20 @@ def with_teacher(experiment: Experiment, workdir: str | Path | None = None) -> E
         )
     if not start and teacher and not _other_network(saved_config(teacher), experiment):
         start = teacher
-    return (
-        experiment._replace(begin=load(start, saved_config(start)).params) if start else experiment
-    )
+    return _begun(experiment, start) if start else experiment
+
+
+def _begun(experiment: Experiment, workdir: str) -> Experiment:
+    """The experiment that starts from the weights of a workdir."""
+    trained = load(workdir, saved_config(workdir, "config.init_from"))
+    ours, theirs = experiment.num_classes, trained.experiment.num_classes
+    if ours and theirs and ours != theirs:
+        print(
+            f"note: config.init_from={workdir} has {theirs} classes and this model has {ours}, so "
+            "the embeddings of its classes are learned anew",
+            file=sys.stderr,
+        )
+    return experiment._replace(begin=trained.params)
 
 
 def _with_teacher(experiment: Experiment, workdir: str) -> Experiment:

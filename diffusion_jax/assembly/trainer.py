@@ -17,7 +17,8 @@ from diffusion_jax.training.state import TrainState
 def grafted(fresh: Params, given: Params) -> Params:
     """Return given parameters, with those that only the fresh network has.
 
-    A few-step network has weights of its second time that the diffusion model lacks.
+    A few-step network has weights of its second time that the diffusion model lacks. A network of
+    other classes keeps the given vector of "no class", and has fresh ones of its classes.
 
     Args:
       fresh: the initial parameters of the network.
@@ -34,6 +35,10 @@ def grafted(fresh: Params, given: Params) -> Params:
         }
 
     new, old = flat(fresh), flat(given)
+    for path in new.keys() & old.keys():  # of other classes, but of the same width
+        (rows, *width), (theirs, *other) = new[path].shape or (0,), old[path].shape or (0,)
+        if path.endswith("['label']['rows']") and width == other and rows != theirs:
+            old[path] = new[path].at[-1].set(old[path][-1])
     wrong = [path for path, leaf in old.items() if path not in new or new[path].shape != leaf.shape]
     if wrong:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The quickstart: train on the embedded digits, sample, and compare four samplers."""
+"""The quickstart: draw from a shipped model, train on the embedded digits, compare samplers."""
 
 from __future__ import annotations
 
@@ -19,15 +19,21 @@ from diffusion_jax.core import files, provenance
 from diffusion_jax.core.types import Array, Cond
 from diffusion_jax.data import Dataset
 from diffusion_jax.evaluation import generate
+from diffusion_jax.pretrained import addresses
 from diffusion_jax.report import pictures
 from diffusion_jax.studies import evaluation, sampler_comparison
+from diffusion_jax.training import distributed
 
 SAMPLERS = ["ancestral.ddpm", "ancestral.ddim", "ode.heun", "multistep.dpmpp_2m"]
 BUDGETS = [5, 10, 20, 50]
 EVALUATED = 500  # images
 
+SHIPPED, SHIPPED_NFE = "mnist", 20  # a model of pretrained/, and its evaluations
+SHIPPED_SAMPLERS = ["ancestral.ddim", "ode.heun", "multistep.dpmpp_2m", "sde.dpmpp_2m"]
+
 NEXT = """
 {root}/
+    mnist_samples.png              a shipped model, by four samplers
     samples.png                    a grid of samples, one row per class
     denoising.png                  x_t and the model's x0-hat between noise and data
     loss.png                       the loss, and the loss by noise level
@@ -52,6 +58,8 @@ def quickstart(config: ConfigDict, *, workdir: str = "runs/quickstart", num: int
       num: number of images of each sampler in the comparison.
     """
     began, root = time.monotonic(), Path(workdir)
+    if distributed.first():
+        shipped(root / "mnist_samples.png")
     if not train.train(config, str(root)):
         return
     print("\nSampling ...", file=sys.stderr)
@@ -86,6 +94,39 @@ def quickstart(config: ConfigDict, *, workdir: str = "runs/quickstart", num: int
     print(NEXT.format(root=root, budgets=", ".join(map(str, BUDGETS))))
 
 
+def shipped(path: Path, columns: int = 10) -> None:
+    """Draw from a model of the repository by four samplers, and say how long that took.
+
+    The rows of the picture are samplers, and its columns classes with one seed each. Nothing is
+    drawn where the repository does not have the model, as in a copy without its folder pretrained.
+
+    Args:
+      path: the picture to write.
+      columns: images of each sampler.
+    """
+    folder, began = addresses.names().get(SHIPPED), time.monotonic()
+    if folder is None:
+        return
+    trained = workdirs.load(folder)
+    model = trained.experiment
+    cond = _condition(model, None, np.arange(columns) % max(model.num_classes, 1))
+    drawn = []
+    for spec in SHIPPED_SAMPLERS:
+        settings = sampling.with_sampler(model.sampling, spec)
+        settings = settings._replace(nfe=SHIPPED_NFE, grid="auto")
+        run = sampling.sample_with(model, trained.params, sampling.method(model, settings))
+        drawn.append(np.asarray(run(generate.seeds_to_keys(range(columns)), cond)))
+    x, names = np.concatenate(drawn), SHIPPED_SAMPLERS
+    pictures.save(pictures.image_grid(x, columns, row_labels=names), path)
+    seconds = time.monotonic() - began
+    print(
+        f"{path}: {len(names)} samplers at {SHIPPED_NFE} evaluations, from the model that is "
+        f"shipped as {SHIPPED}, in {seconds:.0f} s; more: python -m experiments.sample "
+        f"--workdir={SHIPPED}",
+        flush=True,
+    )
+
+
 def samples(trained: Trained, dataset: Dataset, path: Path, columns: int = 10) -> None:
     """Draw a grid of samples from seeds 0, 1, ..., with a row for each class.
 
@@ -104,7 +145,7 @@ def samples(trained: Trained, dataset: Dataset, path: Path, columns: int = 10) -
     pictures.save(pictures.image_grid(np.asarray(x), columns, row_labels=rows), path)
 
 
-def _condition(model: Experiment, dataset: Dataset, labels: np.ndarray) -> Cond:
+def _condition(model: Experiment, dataset: Dataset | None, labels: np.ndarray) -> Cond:
     """The condition of these classes; without classes that of as many captions, or None."""
     if model.num_classes:
         return model.conditions.of_labels(labels)

@@ -212,13 +212,14 @@ def test_the_commands_take_one_evaluation(trained):
     assert "Fréchet distance of pixels" in done.stdout
 
 
-def quickstart_leaves(root, text, budgets):
+def quickstart_leaves(root, text, budgets, shipped=False):
     for name in ("samples.png", "denoising.png", "loss.png", "samplers.png", "samplers_strips.png"):
         assert name in text and width(root / name) > 150
     table = squeezed((root / "samplers.md").read_text())
     assert table.count("| ancestral.ddim |") == budgets
     assert "samplers.html" in text and (root / "samplers.html").stat().st_size > 10_000
-    assert text.count("python -m experiments.") == 3
+    assert text.count("python -m experiments.") == 3 + shipped
+    assert (root / "mnist_samples.png").is_file() == shipped
 
 
 def test_quickstart_makes_every_picture_it_names_and_suggests_what_next(
@@ -229,6 +230,7 @@ def test_quickstart_makes_every_picture_it_names_and_suggests_what_next(
     monkeypatch.setattr(quickstart, "SAMPLERS", ["ancestral.ddim", "ode.heun"])
     monkeypatch.setattr(quickstart, "BUDGETS", [3, 5])
     monkeypatch.setattr(quickstart, "EVALUATED", 20)
+    monkeypatch.setattr(quickstart, "SHIPPED", "none")  # tests/test_pretrained.py draws from them
     quickstart.quickstart(config.lock(), workdir=str(tmp_path / "run"), num=20)
     quickstart_leaves(tmp_path / "run", capsys.readouterr().out, 2)
 
@@ -246,7 +248,7 @@ def test_the_command_quickstart_leaves_what_it_names(data_dir, tmp_path):
         "--num=20",
         *[f"--config.model.{option}" for option in tiny],
     )
-    quickstart_leaves(tmp_path / "run", done.stdout, 4)
+    quickstart_leaves(tmp_path / "run", done.stdout, 4, shipped=True)
 
 
 def test_labels_and_samplers_that_do_not_exist_are_named(trained):
