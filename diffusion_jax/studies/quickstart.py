@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +111,15 @@ def shipped(path: Path, columns: int = 10) -> None:
     trained = workdirs.load(folder)
     model = trained.experiment
     cond = _condition(model, None, np.arange(columns) % max(model.num_classes, 1))
-    drawn = []
-    for spec in SHIPPED_SAMPLERS:
+
+    def draw(spec: str) -> np.ndarray:
         settings = sampling.with_sampler(model.sampling, spec)
         settings = settings._replace(nfe=SHIPPED_NFE, grid="auto")
         run = sampling.sample_with(model, trained.params, sampling.method(model, settings))
-        drawn.append(np.asarray(run(generate.seeds_to_keys(range(columns)), cond)))
+        return np.asarray(run(generate.seeds_to_keys(range(columns)), cond))
+
+    with ThreadPoolExecutor() as pool:  # programs are compiled side by side
+        drawn = list(pool.map(draw, SHIPPED_SAMPLERS))
     x, names = np.concatenate(drawn), SHIPPED_SAMPLERS
     pictures.save(pictures.image_grid(x, columns, row_labels=names), path)
     seconds = time.monotonic() - began
