@@ -121,7 +121,8 @@ class MPFourier(nn.Module):
 
         sqrt(2) cos(x w_i + phase_i),    w_i ~ 2 pi N(0, 1),    phase_i ~ 2 pi U(0, 1)
 
-    The frequencies and phases are parameters without a gradient, so that a file can bring them.
+    The frequencies and phases are parameters without a gradient, so that a file can bring them; a
+    decay of the weights would change them, and EDM2 has none.
     """
 
     features: int

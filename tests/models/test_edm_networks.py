@@ -12,9 +12,10 @@ import numpy as np
 import optax
 import pytest
 
-from configs import cifar10
-from diffusion_jax.assembly import components
+from configs import cifar10, digits
+from diffusion_jax.assembly import components, denoiser
 from diffusion_jax.assembly.build import build
+from diffusion_jax.assembly.experiment import assemble
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Prediction
 from diffusion_jax.models import edm2, magnitude, ncsnpp
@@ -81,7 +82,8 @@ def test_outputs_equal_those_of_the_authors_program(case):
 
 def count(module, shape):
     """The number of learned parameters: without frequencies and phases, which have no gradient."""
-    params = layouts.flat(shapes(module, shape)[0])
+    x, c_noise = jnp.zeros(shape), jnp.zeros(shape[:1])
+    params = layouts.flat(jax.eval_shape(module.init, jax.random.key(0), x, c_noise)["params"])
     fixed = ("frequencies", "phases")
     return sum(math.prod(leaf.shape) for path, leaf in params.items() if not path.endswith(fixed))
 
@@ -119,11 +121,13 @@ def test_options_of_all_networks(network):
     """Remat, bfloat16 and a second time leave the names, the shapes and the types as they are."""
     plain, out = shapes(network(**SMALL[network]), (2, 8, 8, 3))
     assert (out.shape, out.dtype) == ((2, 8, 8, 3), jnp.float32)
-    for options in (dict(remat="dots"), dict(dtype="bfloat16", attention_impl="plain")):
-        again, out = shapes(network(**SMALL[network], **options), (2, 8, 8, 3))
-        assert again == plain and out.dtype == jnp.float32
-    twice, _ = shapes(network(**SMALL[network], second_time=True), (2, 8, 8, 3))
-    more = {path for path in layouts.flat(twice) if path not in layouts.flat(plain)}
+    options = dict(remat="dots", dtype="bfloat16", attention_impl="plain", second_time=True)
+    twice, out = shapes(network(**SMALL[network], **options), (2, 8, 8, 3))
+    assert (out.shape, out.dtype) == ((2, 8, 8, 3), jnp.float32)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(twice))
+    before, after = layouts.flat(plain), layouts.flat(twice)
+    assert all(after[path].shape == leaf.shape for path, leaf in before.items())
+    more = after.keys() - before.keys()
     assert more and all(path.startswith("condition/to") for path in more)
 
 
@@ -205,3 +209,23 @@ def test_the_uncertainty_weights_the_loss():
     np.testing.assert_allclose(slope, 0, atol=1e-5)
     with pytest.raises(UserError, match="uncertainty=128"):
         objective.loss(denoise(None), noised)
+
+
+def test_a_config_trains_the_network_with_its_uncertainty():
+    """The loss of a config, traced: it asks the network for u, and samplers do not."""
+    config = digits.get_config("edm")
+    config.model = components.network("edm2.EDM2UNet", uncertainty=4, **SMALL[edm2.EDM2UNet])
+    config.objective = "uncertainty.edm2()"
+    experiment = assemble(config, (8, 8, 1), 10)
+    params = jax.eval_shape(lambda key: experiment.kind.init(experiment, key), jax.random.key(0))
+    assert {"uncertainty_noise", "uncertainty_last"} <= params.keys()
+    batch = {"image": jnp.zeros((4, 8, 8, 1)), "label": jnp.zeros(4, jnp.int32)}
+
+    def run(params):
+        keys = jax.random.split(jax.random.key(0), 4)
+        losses, metrics = experiment.kind.loss(experiment)(params, batch, keys, step.Now(0, {}))
+        denoise = denoiser.denoiser(experiment, params, clip="none")
+        return losses, metrics, denoise(batch["image"], 0.5).log_variance
+
+    losses, metrics, sampled = jax.eval_shape(run, params)
+    assert losses.shape == metrics["level"].shape == (4,) and sampled is None
