@@ -206,7 +206,8 @@ class InteractiveModel:
     def trajectory(self, request: DrawingRequest) -> Image.Image:
         """Draw x_t and x0-hat of the first image of a request, at some of the sampler's times.
 
-        An adaptive sampler is stopped at these times, as in an animation.
+        Above a column stands the noise level sigma / alpha. An adaptive sampler is stopped at these
+        times, as in an animation.
 
         Args:
           request: what is drawn.
@@ -223,14 +224,15 @@ class InteractiveModel:
         run, ts = self._follow(wanted.sampler, resolved.guided), self._padded(resolved, SHOWN)
         states = run(wanted.keys, wanted.cond, ts, np.float32(resolved.guidance))[0]
         shown = movies.evenly(len(resolved.ts), FRAMES)
-        times = np.asarray(resolved.ts)[shown]
+        times, process = jnp.asarray(resolved.ts)[shown], self.experiment.process
+        levels = np.asarray(process.sigma(times) / process.alpha(times))
         frames = np.concatenate(np.moveaxis(states[shown], 1, 0))
         return pictures.image_grid(
             frames,
             len(shown),
             scale=max(1, SMALL // frames.shape[1]),
             row_labels=["x\u209c", "x\u0302\u2080"],
-            column_labels=[f"t = {t:.2f}" for t in times],
+            column_labels=[f"{level:.2g}" for level in levels],
         )
 
     # ---- inpainting

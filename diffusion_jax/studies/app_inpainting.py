@@ -35,6 +35,7 @@ from diffusion_jax.studies.app_parts import (
 SAMPLER = "ancestral.ddpm"  # noise in every step joins the drawn part to the known one
 METHOD = "repaint(resample=5)"  # the best PSNR in docs/inverse.md
 BUDGET = 100
+STEPS = "Click an image or upload one, paint over the part to be drawn anew, then press Inpaint."
 UPLOADS = [".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"]
 READ_MASK = """(...given) => {
   const canvas = document.querySelector('#painter canvas');
@@ -55,6 +56,7 @@ def tab(
       folder: where the files of the command line are written.
     """
     source = gr.State(None, time_to_live=3600)
+    gr.HTML(f"<p>{STEPS}</p>")
     with gr.Row():
         with gr.Column(scale=2, min_width=240):
             painter = gr.HTML(
@@ -70,9 +72,10 @@ def tab(
             )
         with gr.Column(scale=3, min_width=300):
             gallery = gr.Gallery(
-                label="1. Click an image, or upload one; 2. paint over what is to be drawn anew",
-                columns=10,
-                height=130,
+                label="Images",
+                show_label=False,
+                columns=8,
+                height=140,
                 allow_preview=False,
                 format="png",
                 interactive=False,
@@ -110,15 +113,17 @@ def _fields(gr: ModuleType, model: InteractiveModel, settings: Settings) -> Sett
     with gr.Row():
         condition = condition_field(gr, model, NONE)
         num = gr.Slider(
-            1, app_requests.MOST_DRAWS, 4, step=1, label="Results", min_width=100, elem_id="draws"
+            1, app_requests.MOST_DRAWS, 4, step=1, label="Results", min_width=90, elem_id="draws"
         )
+        most = app_requests.MOST_EVALUATIONS
+        nfe = gr.Slider(1, most, BUDGET, step=1, label="NFE", min_width=90, elem_id="inpaint-nfe")
     with gr.Row():
         method = gr.Dropdown(
             [*methods],
             value=METHOD,
             label="Method",
             allow_custom_value=True,
-            min_width=120,
+            min_width=200,
             elem_id="method",
         )
         sampler = gr.Dropdown(
@@ -126,17 +131,8 @@ def _fields(gr: ModuleType, model: InteractiveModel, settings: Settings) -> Sett
             value=SAMPLER,
             label="Sampler",
             allow_custom_value=True,
-            min_width=120,
+            min_width=200,
             elem_id="inpaint-sampler",
-        )
-        nfe = gr.Slider(
-            1,
-            app_requests.MOST_EVALUATIONS,
-            BUDGET,
-            step=1,
-            label="NFE",
-            min_width=100,
-            elem_id="inpaint-nfe",
         )
     shared = {"guidance": settings.guidance, "seed": settings.seed}
     return Settings(condition, sampler, nfe, num=num, method=method, **shared)
@@ -147,18 +143,19 @@ def _choosing(
 ) -> None:
     """Choose an image of the gallery by a click, or one of the user's own by an upload."""
     gallery, upload = sources
+    options = {"api_visibility": "private"}  # in no queue behind drawings
 
-    def chosen(drawn: np.ndarray, event: gr.SelectData) -> tuple:
-        return drawn[event.index], image_url(drawn[event.index]), ""
+    def chosen(drawn: np.ndarray, click: gr.SelectData) -> tuple:
+        return drawn[click.index], image_url(drawn[click.index]), ""
 
     @guarded(gr, len(outputs), 2)
     def uploaded(file: str | None) -> tuple:
         image = model.read_image(str(file))
         return image, image_url(image), ""
 
-    chosen.__annotations__["event"] = gr.SelectData  # by which gradio knows the parameter
-    gallery.select(chosen, images, outputs, **event())
-    upload.upload(uploaded, upload, outputs, **event())
+    chosen.__annotations__["click"] = gr.SelectData  # by which gradio knows the parameter
+    gallery.select(chosen, images, outputs, **options)
+    upload.upload(uploaded, upload, outputs, **options)
 
 
 def _thumbnails(images: np.ndarray | None) -> list[Image.Image]:

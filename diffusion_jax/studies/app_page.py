@@ -25,6 +25,10 @@ from diffusion_jax.studies.app_parts import (
 
 PROPOSED = ("ancestral.ddpm", "ode.euler", "few_step.jump")  # second samplers
 FIRST = "A sampler takes longer the first time, while its program is compiled."
+FOLLOWED = (
+    "The first image from noise to data, at these noise levels &sigma;/&alpha;: x<sub>t</sub> "
+    "above, and below it the predicted x<sub>0</sub>"
+)
 FEW = 8  # evaluations that a few-step model is offered
 
 
@@ -124,8 +128,8 @@ def _images_tab(
     outputs = [images, picture_field(gr, "Images", "picture", 330), status]
     strip = None
     if model.experiment.kind.denoises:
-        label = "The first image, from noise to data: x_t above, the predicted x0 below"
-        strip = picture_field(gr, label, "trajectory", 170)
+        gr.HTML(f"<p>{FOLLOWED}</p>")
+        strip = picture_field(gr, "", "trajectory", 160)
     outputs.append(command_field(gr, "command"))
 
     @guarded(gr, len(outputs), 2)

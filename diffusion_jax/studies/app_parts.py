@@ -91,13 +91,14 @@ def picture_field(gr: ModuleType, label: str, name: str, height: int) -> Any:
 
     Args:
       gr: the module gradio.
-      label: its label.
+      label: its label; '' for none.
       name: its id in the page.
       height: in pixels of the screen.
     """
     buttons = ["download", "fullscreen"]
     return gr.Image(
         label=label,
+        show_label=bool(label),
         format="png",
         height=height,
         interactive=False,
