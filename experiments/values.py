@@ -62,8 +62,9 @@ def judge_flags(count: int | None, what: str, *, least: int = 10, standard: str)
         "",
         "features of the images, with commas, the first of which decides: pixels, thumbnails, "
         "classifier, inception, inception_spatial, efficientnet_lite0, dinov2_vitb14, "
-        "dinov2_vitl14, clip_vitl14_336 (default pixels up to 1,000 numbers an image, else "
-        "inception above 32x32 where its weights are installed, else classifier)",
+        "dinov2_vitl14, both also with _reg (registers), clip_vitl14_336 (default pixels up to "
+        "1,000 numbers an image, else inception above 32x32 where its weights are installed, else "
+        "classifier)",
     )
     flags.DEFINE_string(
         "metrics",

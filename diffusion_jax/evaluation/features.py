@@ -2,9 +2,9 @@
 
 `extractor(name)` makes one: pixels; thumbnails (pixels of a reduced image); classifier (trained
 here on the labels of the data set); inception, with which the Fréchet distance is FID;
-inception_spatial (sFID); efficientnet_lite0; dinov2_vitb14 and dinov2_vitl14 (FD-DINOv2);
-clip_vitl14_336 (CMMD). `default` names the features of a command whose user did not choose: never
-more than WIDEST numbers an image.
+inception_spatial (sFID); efficientnet_lite0; dinov2_vitb14 and dinov2_vitl14 (FD-DINOv2), also with
+registers (dinov2_vitl14_reg); clip_vitl14_336 (CMMD). `default` names the features of a command
+whose user did not choose: never more than WIDEST numbers an image.
 """
 
 from __future__ import annotations

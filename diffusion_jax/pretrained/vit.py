@@ -7,8 +7,10 @@ One forward pass serves both families:
     x = x + scale2 * mlp(norm2(x))           (DINOv2: GELU, CLIP: x sigmoid(1.702 x))
     features = norm(x[class])                (CLIP: then a projection, and unit length)
 
-Positions that were trained on another grid of patches than that of the images are interpolated as
-DINOv2's authors do. vit_files.py converts the published files.
+DINOv2 with registers (Darcet et al. 2024) has further tokens, [class; registers; patches], which
+have no positions and give no features. Positions that were trained on another grid of patches than
+that of the images are interpolated as DINOv2's authors do. vit_files.py converts the published
+files.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ class Vit(NamedTuple):
       eps: of the LayerNorms.
       clip: whether it is a CLIP, else a DINOv2.
       projection: the width of a CLIP's embedding.
+      registers: the number of register tokens of a DINOv2.
     """
 
     width: int
@@ -58,6 +61,7 @@ class Vit(NamedTuple):
     eps: float = 1e-6
     clip: bool = False
     projection: int = 0
+    registers: int = 0
 
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -65,6 +69,7 @@ _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757771
 
 DINOV2_B = Vit(768, 12, 12, 224, 518, *_IMAGENET)
 DINOV2_L = Vit(1024, 24, 16, 224, 518, *_IMAGENET)
+DINOV2_B_REG, DINOV2_L_REG = DINOV2_B._replace(registers=4), DINOV2_L._replace(registers=4)
 CLIP_L_336 = Vit(1024, 24, 16, 336, 336, *_CLIP, eps=1e-5, clip=True, projection=768)
 
 
@@ -111,6 +116,7 @@ def shapes(vit: Vit) -> dict[str, tuple[int, ...]]:
         found["projection"] = (width, vit.projection)
     else:
         found["patch.bias"] = (width,)
+        found |= {"registers": (vit.registers, width)} if vit.registers else {}
         block |= {"scale1": (width,), "scale2": (width,)}
     return found | {f"blocks.{name}": (vit.depth, *shape) for name, shape in block.items()}
 
@@ -153,7 +159,10 @@ def network(vit: Vit, x: Array, params: Params) -> Array:
     x = x.transpose(0, 1, 3, 2, 4, 5).reshape(count, grid[0] * grid[1], -1)
     x = _matmul(x, params["patch.weight"]) + (0 if vit.clip else params["patch.bias"])
     first = jnp.broadcast_to(params["class"], (count, 1, vit.width))
-    x = jnp.concatenate([first, x], 1) + _positions(params["positions"], grid)
+    x = jnp.concatenate([first, x], 1) + _positions(vit, params["positions"], grid)
+    if vit.registers:
+        registers = jnp.broadcast_to(params["registers"], (count, vit.registers, vit.width))
+        x = jnp.concatenate([x[:, :1], registers, x[:, 1:]], 1)
     if vit.clip:
         x = _norm(vit, x, params, "pre_norm")
     prefix = "blocks."
@@ -187,12 +196,16 @@ def _attention(qkv: Array, heads: int) -> Array:
     return y.transpose(0, 2, 1, 3).reshape(count, tokens, width // 3)
 
 
-def _positions(positions: Array, grid: tuple[int, int]) -> Array:
-    """Return the positions (1 + H W, D) of a grid of patches from those of the trained square."""
+def _positions(vit: Vit, positions: Array, grid: tuple[int, int]) -> Array:
+    """Return the positions (1 + H W, D) of a grid of patches from those of the trained square.
+
+    With registers, the authors interpolate with antialiasing and to the exact size.
+    """
+    interpolation = resizing.weights if vit.registers else _torch_bicubic
     side = round((len(positions) - 1) ** 0.5)
     if grid == (side, side):
         return positions
-    rows, columns = (_torch_bicubic(side, size) for size in grid)
+    rows, columns = (np.float32(interpolation(side, size)) for size in grid)
     square = positions[1:].reshape(side, side, -1)
     patches = jnp.einsum("ph,hwc,qw->pqc", rows, square, columns, precision=HIGHEST)
     return jnp.concatenate([positions[:1], patches.reshape(-1, positions.shape[1])])

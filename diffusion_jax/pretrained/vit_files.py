@@ -40,6 +40,7 @@ DINOV2 = (
         {
             "class": "cls_token",
             "positions": "pos_embed",
+            "registers": "register_tokens",
             "patch": "patch_embed.proj.",
             "blocks.norm1": "blocks.{}.norm1.",
             "blocks.qkv": "blocks.{}.attn.qkv.",
@@ -54,10 +55,11 @@ DINOV2 = (
         ("mask_token",),
     ),
     TensorNames(
-        "Hugging Face (Dinov2Model)",
+        "Hugging Face (Dinov2Model, Dinov2WithRegistersModel)",
         {
             "class": "embeddings.cls_token",
             "positions": "embeddings.position_embeddings",
+            "registers": "embeddings.register_tokens",
             "patch": "embeddings.patch_embeddings.projection.",
             "blocks.norm1": "encoder.layer.{}.norm1.",
             "blocks.qkv": "encoder.layer.{}.attention.attention.query. "
@@ -234,7 +236,14 @@ def _check_names(
             for kind, names in wrong.items()
             if names
         ]
-        raise UserError(f"the file is another network of {layout.publisher}; {'; '.join(said)}")
+        remedy = (
+            "; for a network with registers name dinov2_vitb14_reg or dinov2_vitl14_reg"
+            if layout.names.get("registers") in wrong["left over"]
+            else ""
+        )
+        raise UserError(
+            f"the file is another network of {layout.publisher}; {'; '.join(said)}{remedy}"
+        )
 
 
 def _squeezed(shape: tuple[int, ...], ndim: int) -> tuple[int, ...]:

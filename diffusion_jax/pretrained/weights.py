@@ -104,8 +104,9 @@ class WeightsFile(NamedTuple):
     Attributes:
       vit: the network.
       url: where the publisher offers a file.
-      sha256: the digest of that file. A file with another digest, such as that of another
-        publisher, is accepted if its tensors have the names and the shapes of the network.
+      sha256: the digest of that file; '' where it is not known. A file with another digest, such
+        as that of another publisher, is accepted if its tensors have the names and the shapes of
+        the network.
       what: a description.
     """
 
@@ -129,6 +130,18 @@ FILES = {
         f"{_DINOV2}/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
         "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
         "DINOv2 ViT-L/14, the network of FD-DINOv2 (1.2 GB; Apache-2.0)",
+    ),
+    "dinov2_vitb14_reg": WeightsFile(
+        vit.DINOV2_B_REG,
+        f"{_DINOV2}/dinov2_vitb14/dinov2_vitb14_reg4_pretrain.pth",
+        "",
+        "DINOv2 ViT-B/14 with registers (346 MB; Apache-2.0)",
+    ),
+    "dinov2_vitl14_reg": WeightsFile(
+        vit.DINOV2_L_REG,
+        f"{_DINOV2}/dinov2_vitl14/dinov2_vitl14_reg4_pretrain.pth",
+        "",
+        "DINOv2 ViT-L/14 with registers (1.2 GB; Apache-2.0)",
     ),
     "clip_vitl14_336": WeightsFile(
         vit.CLIP_L_336,
@@ -212,8 +225,12 @@ def _from_file(name: str, file: str | os.PathLike) -> Tensors:
     read = safetensors.load if Path(file).suffix == ".safetensors" else torchfile.load
     tensors = vit_files.convert(FILES[name].vit, read(data))
     if found != FILES[name].sha256:
+        other = f"'{file}' is not {FILES[name].url}, whose digest is known"
+        unknown_digest = (
+            f"the digest of {FILES[name].url} is not known, so '{file}' is not verified"
+        )
         print(
-            f"note: '{file}' is not {FILES[name].url}, whose digest is known: its sha256 is "
+            f"note: {other if FILES[name].sha256 else unknown_digest}: its sha256 is "
             f"{found}; the names and the shapes of its tensors are those of {name}",
             file=sys.stderr,
         )

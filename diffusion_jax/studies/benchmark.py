@@ -35,7 +35,7 @@ from diffusion_jax.studies.benchmark_timing import (
 from diffusion_jax.studies.benchmark_training import pipeline, training
 
 # images at once, of samplers
-BATCHES = {"cpu": 16, "accelerator": 256, "accelerator_quick": 256}
+BATCHES = {"tiny": 2, "cpu": 16, "accelerator": 256, "accelerator_quick": 256}
 PARTS: dict[str, Callable[[BenchmarkSubject, BenchmarkSettings], Part]] = {
     "training": training,
     "loop": loop,

@@ -234,7 +234,19 @@ CPU = {
 QUICK = {  # one variant, as torch.compile takes minutes for each
     name: preset._replace(variants=preset.variants[-1:]) for name, preset in ACCELERATOR.items()
 }
-PRESETS = {"accelerator": ACCELERATOR, "accelerator_quick": QUICK, "cpu": CPU}
+_FEW = {
+    "edm": {"model.width": "16", "model.multipliers": "(1,)", "model.blocks": "1"},
+    "adm": {"model.multipliers": "(1,)", "model.blocks": "1"},
+    "dit": {"model.width": "32", "model.depth": "1", "model.heads": "2"},
+    "diffusers": {"model.width": "16", "model.multipliers": "(1, 1)", "model.blocks": "1"},
+}
+TINY = {  # to see that everything works, in seconds; such networks say nothing about speed
+    name: preset._replace(
+        changes=preset.changes | _FEW[name], batch=2, variants=preset.variants[:1]
+    )
+    for name, preset in CPU.items()
+}
+PRESETS = {"accelerator": ACCELERATOR, "accelerator_quick": QUICK, "cpu": CPU, "tiny": TINY}
 
 
 def subject_of(name: str, preset: PeerPreset, batch: int = 0) -> BenchmarkSubject:

@@ -146,7 +146,7 @@ peers() {
   if [ -d "$peers/edm" ]; then entries+=("adm=$peers/edm"); fi # the largest, if there is time
   [ ${#entries[@]} -gt 0 ] || { echo "$peers has neither edm nor dit, and diffusers is not installed" >&2; return 1; }
   experiment benchmark --parts=peers --peers="$(IFS=';'; echo "${entries[*]}")" --peer_python="$other" --repeats="$([ -n "$tiny" ] && echo 2 || echo 10)" \
-    --preset="$([ -n "$tiny" ] && echo cpu || echo accelerator_quick)" --peer_batch="$([ -n "$tiny" ] && echo 2 || echo 0)" \
+    --preset="$([ -n "$tiny" ] && echo tiny || echo accelerator_quick)" --nfe="$([ -n "$tiny" ] && echo 2 || echo 10)" \
     --out="$work/peers.json"
 }
 

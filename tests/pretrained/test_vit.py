@@ -35,7 +35,9 @@ CLIP = vit.CLIP_L_336._replace(
 )
 NETWORKS = {
     "dinov2": DINOV2._replace(trained_size=made.LARGER),
+    "dinov2_registers": DINOV2._replace(trained_size=made.LARGER, registers=4),
     "hugging_face_dinov2": DINOV2,
+    "hugging_face_dinov2_registers": DINOV2._replace(trained_size=made.LARGER, registers=4),
     "openai_clip": CLIP,
     "hugging_face_clip": CLIP,
 }
@@ -70,6 +72,8 @@ def test_the_published_networks_have_the_published_numbers_of_parameters():
     assert count(vit.DINOV2_B) == 86_580_480 - 768
     assert count(vit.DINOV2_L) == 304_368_640 - 1024
     assert count(vit.CLIP_L_336) == 304_293_888
+    assert count(vit.DINOV2_B_REG) - count(vit.DINOV2_B) == 4 * 768
+    assert count(vit.DINOV2_L_REG) - count(vit.DINOV2_L) == 4 * 1024
 
 
 @pytest.mark.parametrize("shape, target", [((5, 7), 16), ((16, 16), 16), ((61, 40), 16)])
@@ -192,6 +196,10 @@ CHANGES = {
     "NaN": ({"norm.bias": np.full(32, np.nan)}, "norm.bias has values that are not finite"),
     "numbers beyond float32": ({"norm.bias": np.full(32, 1e300)}, "that are not finite"),
     "no class token": ({"cls_token": None}, "must have a tensor cls_token or embeddings.cls_token"),
+    "registers": (
+        {"register_tokens": np.ones((1, 4, 32))},
+        "left over: 'register_tokens'; for a network with registers name dinov2_vitb14_reg or",
+    ),
     "names of two publishers": ({"embeddings.cls_token": np.ones(32)}, "has 2 of them"),
     "a name of two lines": ({"x\ny": np.ones(1)}, r"left over: 'x\\ny'"),
     "a long name": ({"x" * 10_000: np.ones(1)}, "left over: 'x{100}'"),
