@@ -148,6 +148,19 @@ def test_submit_sends_each_stage_after_the_one_before(trained, tmp_path, monkeyp
         run(trained, submit=True)
 
 
+def test_a_job_of_an_array_that_saved_is_queued_again_and_no_other(tmp_path):
+    """A task of status 75 is requeued by its own number, except after scancel; others are not."""
+    jobs = tmp_path / "jobs.txt"
+    jobs.write_text("python -m experiments.sweep --job=train:0\npython -m a\n")
+    for number, (status, cancelled) in enumerate(((75, ""), (75, "kill -TERM $PPID; "), (1, ""))):
+        bin = tmp_path / str(number)
+        stub(bin, "srun", f"{cancelled}exit {status}")
+        stub(bin, "scontrol")
+        task = {"SLURM_ARRAY_TASK_ID": "0", "SLURM_JOB_ID": "78"}
+        bash(LAUNCH / "sweep.sbatch", jobs, "1", path=bin, cwd=tmp_path, expect=status, **task)
+        assert calls(bin, "scontrol") == ([["requeue", "78"]] if number == 0 else [])
+
+
 MISTAKES = {
     "config.sampler.ema": {"over": ["sampler.ema=[nosuch]"]},
     "there are no snapshots in": {"over": ["sampler.ema=['post_hoc(0.1)', params]"]},
