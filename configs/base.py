@@ -131,6 +131,9 @@ def _training() -> ConfigDict:
     # row from one checkpoint end the run. All are exact: a run that is killed and resumed does the
     # same.
     training.on_nonfinite = "stop"
+    # where the numbers and pictures of metrics.jsonl are shown as well: tensorboard, csv
+    # (metrics.csv), wandb; (): nowhere (docs/train.md)
+    training.trackers = ("tensorboard",)
     return training
 
 

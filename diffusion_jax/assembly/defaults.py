@@ -20,7 +20,13 @@ LATER: Mapping[str, Any] = {
         "limit_bad": -1,
     },
     "ema": {"powers": (), "snapshot_every": 500},
-    "training": {"first_shapes": 0, "keep_every": 0, "best": "", "on_nonfinite": "stop"},
+    "training": {
+        "first_shapes": 0,
+        "keep_every": 0,
+        "best": "",
+        "on_nonfinite": "stop",
+        "trackers": ("tensorboard",),
+    },
     "sampler": {"noise": "independent", "guide": "cfg()", "checkpoint": ""},
 }
 

@@ -132,7 +132,7 @@ def sample_grid(
       parts: its compiled training.
       dataset: the data set, for the names of classes and for captions.
       root: the workdir; pictures are samples/step_N.png.
-      writer: writes the same images for TensorBoard.
+      writer: shows the same images in the trackers.
     """
     classes = experiment.num_classes
     rows, columns = (min(classes, 10), 10) if classes else (8, 8)
@@ -200,7 +200,7 @@ def reconstructions(
       parts: its compiled training.
       dataset: the data set, whose first test images are used.
       root: the workdir; pictures are reconstructions/step_N.png and interpolations/step_N.png.
-      writer: writes the reconstructions for TensorBoard.
+      writer: shows the reconstructions in the trackers.
     """
     shape, count = experiment.shape, SIDE * SIDE
     some = data.arrays(dataset.test, limit=count)

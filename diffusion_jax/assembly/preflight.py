@@ -12,7 +12,7 @@ from diffusion_jax.assembly import sampling, trainer
 from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.data import Dataset
-from diffusion_jax.training import loop, memory, step
+from diffusion_jax.training import loop, memory, step, trackers
 from diffusion_jax.training.state import TrainState
 
 CADENCES = ("steps", "log_every", "checkpoint_every", "eval_every", "sample_every")
@@ -30,11 +30,12 @@ def check(
       dataset: the data.
 
     Raises:
-      UserError: for names that only sampling or the best checkpoint need, cadences that do not fit
-        steps_per_call, a batch that does not fit the devices or the data, and a state that does not
-        fit the memory.
+      UserError: for trackers that are not installed, names that only sampling or the best
+        checkpoint need, cadences that do not fit steps_per_call, a batch that does not fit the
+        devices or the data, and a state that does not fit the memory.
     """
     training, size = experiment.training, experiment.data.batch_size
+    trackers.check(training.trackers)
     trainer.weights_name(experiment)
     if experiment.kind.samples:
         sampling.method(experiment)

@@ -26,6 +26,7 @@ FREE = (
     "training.keep_every",
     "training.best",
     "training.on_nonfinite",
+    "training.trackers",
     "training.first_shapes",
     "ema.snapshot_every",
     "model.remat",

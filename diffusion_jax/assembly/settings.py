@@ -83,6 +83,7 @@ class TrainingSettings(NamedTuple):
     keep_every: int
     best: str
     on_nonfinite: str
+    trackers: tuple[str, ...]
 
 
 class DataSettings(NamedTuple):

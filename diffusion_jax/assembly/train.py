@@ -221,8 +221,14 @@ def _writer(run: RunSetup, first: int) -> metrics.Writer:
     """The log of metrics, on the first process."""
     if not distributed.first():
         return metrics.no_writer()
-    log_every = run.experiment.training.log_every
-    return metrics.open_writer(run.root, start_step=first, log_every=log_every)
+    experiment = run.experiment
+    return metrics.open_writer(
+        run.root,
+        start_step=first,
+        log_every=experiment.training.log_every,
+        names=experiment.training.trackers,
+        config=experiment.record,
+    )
 
 
 def _checkpointer(run: RunSetup, start: Start) -> checkpoint.Checkpointer:

@@ -76,10 +76,11 @@ def save_gif(
 def _palette(frames: Sequence[Image.Image], colors: int) -> Image.Image:
     """An image whose palette suits all frames: the median cut of some, with white for paper."""
     chosen = evenly(len(frames), SAMPLED)
-    width, height = frames[0].size
+    width, height = (max(1, length // 2) for length in frames[0].size)
     sheet = Image.new("RGB", (width, height * len(chosen)))
     for row, i in enumerate(chosen):
-        sheet.paste(frames[i].convert("RGB"), (0, row * height))
+        half = frames[i].convert("RGB").resize((width, height), Image.Resampling.NEAREST)
+        sheet.paste(half, (0, row * height))
     cut = sheet.quantize(min(colors, 255) - 1, method=Image.Quantize.MEDIANCUT, kmeans=1)
     found = np.reshape(cut.getpalette(), (-1, 3))
     found[(found >= NEARLY_WHITE).all(1)] = 255

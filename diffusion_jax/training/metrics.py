@@ -1,4 +1,4 @@
-"""What a run writes about itself: metrics.jsonl, TensorBoard events, and a line or a bar on stderr.
+"""What a run writes about itself: metrics.jsonl, and the same numbers in its trackers.
 
 metrics.jsonl has one JSON object a line: {'step': 100, 'images': 12800, 'loss': 0.3, ..., 'timing':
 {...}}. All but 'timing' is a pure function of the run's config: every number is the mean over the
@@ -11,18 +11,16 @@ import json
 import math
 import os
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tensorboardX import event_file_writer, summary
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from diffusion_jax.core import reading
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.files import save_text
+from diffusion_jax.training import trackers
 
 # {'steps': n, 'sums': {name: float or list}, 'edges': list or None}: plain JSON data, so that a
 # checkpoint can hold it
@@ -102,10 +100,10 @@ class Writer(NamedTuple):
 
     Attributes:
       row: row(step, values, timing) writes a line and its scalars.
-      images: images(step, name, batch) shows uint8 images (N, H, W, C) in TensorBoard.
+      images: images(step, name, batch) shows uint8 images (N, H, W, C) in the trackers.
       sync: waits until everything is on disk.
       close: closes the files.
-      text: text(step, name, content) shows a text in TensorBoard.
+      text: text(step, name, content) shows a text in the trackers that have texts.
     """
 
     row: Callable[..., None]
@@ -120,56 +118,69 @@ def open_writer(
     *,
     start_step: int = 0,
     log_every: int = 0,
-    tensorboard: bool = True,
+    names: Sequence[str] = ("tensorboard",),
+    config: Mapping[str, Any] | None = None,
 ) -> Writer:
-    """A writer into DIR/metrics.jsonl and DIR/tensorboard.
+    """A writer into DIR/metrics.jsonl and the trackers.
 
     Args:
       directory: the folder DIR.
       start_step: rows after this step, of a run that died, are removed.
       log_every: steps between rows; `cut` warns of rows that are lost.
-      tensorboard: whether to write events for TensorBoard.
+      names: the trackers, keys of trackers.TRACKERS; () for none.
+      config: the config of the run, for trackers that show it.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "metrics.jsonl"
     cut(path, start_step, log_every)
     file = path.open("a", encoding="utf-8")
-    events = _events(directory / "tensorboard", start_step) if tensorboard else None
+
+    def rows() -> Iterator[tuple[int, dict[str, float]]]:
+        for row in read_rows(path):
+            yield row["step"], _scalars(row, row.get("timing", {}))
+
+    tracked = trackers.Tracked(directory, start_step, config or {}, rows)
+    opened = trackers.open_trackers(names, tracked)
 
     def write(step: int, values: dict[str, Any], timing: dict[str, Any] | None = None) -> None:
         line = {"step": step} | _finite(values) | {"timing": _finite(timing or {})}
         file.write(json.dumps(line, allow_nan=False) + "\n")
         file.flush()
-        if events:
-            for key, value in {**values, **(timing or {}), **_by_level(values)}.items():
-                if isinstance(value, (int, float)):
-                    events.scalar(step, key, value)
+        for tracker in opened:
+            tracker.scalars(step, _scalars(values, timing or {}))
 
     def images(step: int, name: str, batch: np.ndarray) -> None:
-        if events:
-            batch = batch if batch.shape[-1] == 3 else np.repeat(batch[..., :1], 3, axis=-1)
-            events.images(step, name, batch)
+        batch = batch if batch.shape[-1] == 3 else np.repeat(batch[..., :1], 3, axis=-1)
+        for tracker in opened:
+            tracker.images(step, name, batch)
 
     def sync() -> None:
         file.flush()
         os.fsync(file.fileno())
-        if events:
-            events.flush()
+        for tracker in opened:
+            tracker.flush()
 
     def close() -> None:
         file.close()
-        if events:
-            events.close()
+        for tracker in opened:
+            tracker.close()
 
     def text(step: int, name: str, content: str) -> None:
-        if events:
-            events.text(step, name, content)
+        for tracker in opened:
+            tracker.text(step, name, content)
 
     return Writer(write, images, sync, close, text)
 
 
-def _by_level(values: dict[str, Any]) -> dict[str, float]:
+def _scalars(values: Mapping[str, Any], timing: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a row, of its timing and of its bins of noise levels, by name."""
+    everything = {**values, **timing, **_by_level(values)}
+    numbers = {key: value for key, value in everything.items() if isinstance(value, (int, float))}
+    return {key: value for key, value in numbers.items() if key != "step"}
+
+
+def _by_level(values: Mapping[str, Any]) -> dict[str, float]:
     """The mean loss of every bin of noise levels as a scalar; empty bins have none.
 
     Returns:
@@ -275,34 +286,3 @@ def _finite(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return _finite(value.tolist())
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-class _Events(NamedTuple):
-    scalar: Callable[[int, str, float], None]
-    images: Callable[[int, str, np.ndarray], None]
-    flush: Callable[[], None]
-    close: Callable[[], None]
-    text: Callable[[int, str, str], None]
-
-
-def _events(directory: Path, start_step: int) -> _Events:
-    """TensorBoard's file, without the thread of tensorboardX's SummaryWriter.
-
-    On a full disk that thread dies, and everything else waits for it.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    file = event_file_writer.EventsWriter(str(directory / "events"), f".{os.getpid()}.{start_step}")
-
-    def add(step: int, **what) -> None:
-        file.write_event(Event(wall_time=time.time(), step=step, **what))
-
-    add(
-        start_step + 1, session_log=SessionLog(status=SessionLog.START)
-    )  # what a run that died wrote from here on is void
-    return _Events(
-        lambda step, name, value: add(step, summary=summary.scalar(name, value)),
-        lambda step, name, batch: add(step, summary=summary.image(name, batch, dataformats="NHWC")),
-        file.flush,
-        file.close,
-        lambda step, name, content: add(step, summary=summary.text(name, content)),
-    )

@@ -87,9 +87,7 @@ def run(workdir: Path, *, total=TOTAL, poison=None, pause=0.0, progress=False, c
             )
 
     with (
-        contextlib.closing(
-            metrics.open_writer(workdir, start_step=start, tensorboard=False)
-        ) as writer,
+        contextlib.closing(metrics.open_writer(workdir, start_step=start, names=())) as writer,
         contextlib.closing(
             checkpoint.Checkpointer(
                 workdir / "checkpoints", restored_step=restored and restored.step

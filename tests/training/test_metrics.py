@@ -81,7 +81,7 @@ def test_reopened_rows_are_cut_after_the_restored_step(tmp_path):
     path = tmp_path / "metrics.jsonl"
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"step": 40, "lo')  # killed in the middle of a row
-    metrics.open_writer(tmp_path, start_step=20, tensorboard=False).close()
+    metrics.open_writer(tmp_path, start_step=20, names=()).close()
     assert path.read_bytes() == b"".join(whole.splitlines(keepends=True)[:2])
     assert metrics.read_rows(path)[0] == {
         "step": 10,
@@ -89,7 +89,7 @@ def test_reopened_rows_are_cut_after_the_restored_step(tmp_path):
         "bad": None,
         "timing": {"seconds": 1.0},
     }
-    metrics.open_writer(tmp_path, tensorboard=False).close()  # a fresh start
+    metrics.open_writer(tmp_path, names=()).close()  # a fresh start
     assert path.read_bytes() == b""
 
 

@@ -44,7 +44,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(uninterrupted, tmp_path, stop)
 
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with (
-        contextlib.closing(metrics.open_writer(tmp_path, tensorboard=False)) as writer,
+        contextlib.closing(metrics.open_writer(tmp_path, names=())) as writer,
         contextlib.closing(checkpoint.Checkpointer(tmp_path / "checkpoints")) as checkpoints,
     ):
         end = loop.fit(

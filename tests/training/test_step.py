@@ -201,7 +201,7 @@ def test_evaluation_weighs_batches_by_size_and_repeats_itself(trainer):
 
 
 def rows_of(trainer, folder, **arguments):
-    writer = metrics.open_writer(folder, tensorboard=False)
+    writer = metrics.open_writer(folder, names=())
     end = loop.fit(
         trainer.fresh(),
         trainer.call,
