@@ -12,6 +12,7 @@ import functools
 import io
 import math
 import os
+import re
 import secrets
 import sys
 import time
@@ -149,7 +150,7 @@ def weights_and_biases(run: Tracked) -> Tracker:
       run: the run.
 
     Raises:
-      UserError: if the package is not installed.
+      UserError: if the package is not installed, and for a damaged DIR/wandb.json.
     """
     wandb, path = _wandb(), run.directory / "wandb.json"
     if not path.exists():
@@ -157,8 +158,11 @@ def weights_and_biases(run: Tracked) -> Tracker:
     offline = not os.environ.get("WANDB_MODE") and not wandb.login(prompt=False, verify=False)
     if offline:
         print(f"note: no login to wandb; the run is kept in {run.directory}/wandb", file=sys.stderr)
+    known = files.load_json(path, _ID)["id"]
+    if not re.fullmatch("[0-9a-z]{1,64}", known):
+        raise UserError(f"'{path}': id={known} is not one of this project; delete the file")
     shown = wandb.init(
-        id=files.load_json(path, _ID)["id"],
+        id=known,
         resume="allow",
         dir=str(run.directory),
         project=os.environ.get("WANDB_PROJECT", PROJECT),
@@ -169,7 +173,7 @@ def weights_and_biases(run: Tracked) -> Tracker:
             console="off", silent=True, finish_timeout=0.75 * tracking.PATIENCE
         ),
     )
-    if shown.url:
+    if not shown.offline:
         print(f"wandb: {shown.url}", file=sys.stderr)
 
     def scalars(step: int, values: Scalars) -> None:

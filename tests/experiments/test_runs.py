@@ -32,7 +32,7 @@ def data_dir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, data_dir):
     """A tiny U-Net trained for 8 steps on the digits, by the function behind the command."""
-    config = small(digits.get_config("vp"))
+    config = small(digits.get_config("vp"), trackers=("tensorboard", "csv"))
     config.data.data_dir = data_dir
     folder = tmp_path_factory.mktemp("runs") / "digits"
     assert train.train(config.lock(), str(folder))
@@ -51,6 +51,11 @@ def test_a_run_leaves_config_metrics_pictures_and_a_checkpoint(trained):
     assert width(folder / "loss.png") > 300
     assert restoring.latest_step(folder / "checkpoints") == 8
     assert list((folder / "tensorboard").iterdir())
+    assert [line.split(",")[0] for line in table(folder)] == ["step", "2", "4", "6", "8"]
+
+
+def table(folder):
+    return (folder / "metrics.csv").read_text().splitlines()
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(trained, tmp_path):
@@ -65,6 +70,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(trained, tmp_path):
         a, b = (restoring.restore_params(f / "checkpoints", which).state for f in (folder, again))
         jax.tree.map(np.testing.assert_array_equal, a, b)
     assert rows(again) == rows(folder)
+    assert [line.split(",")[:3] for line in table(again)] == [
+        line.split(",")[:3] for line in table(folder)
+    ]
 
 
 def checkpoint_emas(config):

@@ -127,7 +127,7 @@ class Stub(types.ModuleType):
         rows = []
         self.runs.append((how, rows))
         return types.SimpleNamespace(
-            url="",
+            offline=True,
             log=lambda values, step: rows.append((step, values)),
             finish=lambda: rows.append("finished"),
         )
@@ -158,6 +158,12 @@ def test_a_resumed_run_continues_the_same_run_of_wandb(wandb, tmp_path, capsys):
     grid = (2 * 4 + 2, 3 * 4 + 2 * 2, 3)
     assert rows == [(10, {"loss": 0.5, "seconds": 1.0}), (10, {"samples": grid}), "finished"]
     assert first["mode"] == "offline" and "no login to wandb" in capsys.readouterr().err
+
+
+def test_a_damaged_id_ends_nothing(wandb, tmp_path, capsys):
+    (tmp_path / "wandb.json").write_text('{"id": "../elsewhere"}')
+    metrics.open_writer(tmp_path, names=("wandb",)).close()
+    assert not wandb.runs and "delete the file; training continues" in capsys.readouterr().err
 
 
 def test_without_the_package_the_remedy_is_named_before_the_first_step(monkeypatch):
