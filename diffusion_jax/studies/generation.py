@@ -77,8 +77,7 @@ def sample(
     files = parsing.output("out", out, *endings, default=folders.outputs(workdir) / "samples")
     each = parsing.parse_seeds(seeds) if seeds else list(range(num or (8 if prompt else 64)))
     wanted = each * max(len(prompt), 1)
-    mesh = sampling.sampling_mesh(config)
-    trained = workdirs.load(workdir, config, mesh)
+    trained = workdirs.load(workdir, config, mesh := sampling.sampling_mesh(config))
     model = trained.experiment
     classes = trained.data.get("class_names") or ()
     chosen, cond = requested_conditions(

@@ -86,19 +86,7 @@ def in_thread(name: str, open_tracker: Callable[[], Tracker]) -> Tracker:
     calls: queue.Queue = queue.Queue(WAITING)
     dropped = False
 
-    def work() -> None:
-        try:
-            tracker = open_tracker()
-        except Exception as error:
-            warn(name, exc_info=error)
-            return
-        tracker = guarded(name, tracker)
-        while (call := calls.get()) is not None:
-            which, args = call
-            tracker[which](*args)
-        tracker.close()
-
-    thread = threading.Thread(target=work, name=name, daemon=True)
+    thread = threading.Thread(target=_serve, args=(name, open_tracker, calls), daemon=True)
 
     def later(which: int) -> Callable[..., None]:
         def put(*args: Any) -> None:
@@ -134,3 +122,17 @@ def in_thread(name: str, open_tracker: Callable[[], Tracker]) -> Tracker:
     thread.start()
     scalars, images, text, flush = map(later, range(4))
     return Tracker(scalars, images, text, flush, close)
+
+
+def _serve(name: str, open_tracker: Callable[[], Tracker], calls: queue.Queue) -> None:
+    """Open a tracker and make the calls (number of a function, arguments) of a queue up to None."""
+    try:
+        tracker = open_tracker()
+    except Exception as error:
+        warn(name, exc_info=error)
+        return
+    tracker = guarded(name, tracker)
+    while (call := calls.get()) is not None:
+        which, args = call
+        tracker[which](*args)
+    tracker.close()
