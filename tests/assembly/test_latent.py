@@ -30,7 +30,8 @@ from diffusion_jax.core import arrays
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import latents, pipeline
 from diffusion_jax.data.sources import Arrays
-from diffusion_jax.studies import evaluation
+from diffusion_jax.pretrained import folders
+from diffusion_jax.studies import evaluation, publish
 
 # ---- a made-up autoencoder: the latent is two of four pixels, stretched and moved
 SIZE = np.array([3.0, 0.5])
@@ -301,6 +302,26 @@ def test_a_model_of_latents_refuses_another_autoencoder_and_none(chained, tmp_pa
     experiment = assemble(config, (4, 4, 4), 10)
     with pytest.raises(UserError, match="is not the autoencoder that made the latents"):
         workdir.with_autoencoder(experiment, other)
+
+
+def test_a_model_of_latents_is_published_with_its_autoencoder(chained, tmp_path, monkeypatch):
+    model, _, config, _ = chained
+    monkeypatch.setattr(publish, "COLUMNS", 1)  # images in a row of the picture
+    out = tmp_path / "published"
+    publish.publish(workdir.saved_config(model), workdir=str(model), out=str(out))
+    folders.check(out)
+    assert {"weights.safetensors", "autoencoder/weights.safetensors", "autoencoder/config.json"} < (
+        folders.manifest(out)["files"].keys()
+    )
+    moved = out.rename(tmp_path / "elsewhere")
+    found = workdir.saved_config(moved)
+    assert found.latent.autoencoder == str(moved / "autoencoder") and not found.data.path
+    digest = workdir.about_data(moved)["encoded"]["autoencoder"]
+    assert digest != workdir.about_data(model)["encoded"]["autoencoder"]  # of rounded weights
+    with found.unlocked():
+        found.data.path = "images"  # which are those of the autoencoder's data
+    with pytest.raises(UserError, match="data.path=images is not used by data.name=digits"):
+        workdir.images(found, moved)
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,17 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_jax.assembly import locking, publication, stored
+from diffusion_jax.assembly import locking, publication, sampling, stored, train
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.core import files
 from diffusion_jax.core.errors import UserError
+from diffusion_jax.evaluation import generate
 from diffusion_jax.pretrained import addresses, folders, safetensors
 from diffusion_jax.studies import model_card, publish
 from experiments import arguments
 from tests.assembly.published import published, unpacked
+from tests.assembly.test_captions import config_of
+from tests.experiments.small_runs import small
 
 NAMES = {"README.md", "config.json", "data.json", "manifest.json", "samples.png"}
 NAMES |= {"weights.safetensors", "grids/mine.json"}
@@ -90,6 +93,19 @@ def test_classes_keep_their_names_and_bfloat16_is_taken(runs, tmp_path):
         "float16"
     }
     assert not [*tmp_path.glob(".*")]
+
+
+@pytest.mark.long
+def test_a_model_of_captions_is_published_with_the_captions_of_its_picture(tmp_path):
+    config = small(config_of(), steps=4, eval_every=0, sample_every=0)
+    assert train.train(config.lock(), str(tmp_path / "run"))
+    out = published(tmp_path / "run", tmp_path / "out")
+    assert "text-to-image" in (out / "README.md").read_text()
+    found = load(out)
+    cond = found.experiment.conditions.of_prompts(["a bold 3"])
+    run = sampling.sample_with(found.experiment, found.params, sampling.method(found.experiment))
+    assert np.isfinite(run(generate.seeds_to_keys([0]), cond)).all()
+    published(tmp_path / "run", out, prompt=["a thin 1", "a bold 2"])
 
 
 def test_what_is_not_a_finished_model_is_refused(runs, model, tmp_path):
