@@ -16,7 +16,7 @@ from diffusion_jax.assembly.build import build
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.files import load_json
 from diffusion_jax.denoisers import parameterization
-from diffusion_jax.pretrained import edm_files, layouts, torchfile
+from diffusion_jax.pretrained import diffusers_networks, edm_files, layouts, torchfile
 from diffusion_jax.processes import gaussian
 from diffusion_jax.studies.import_weights import to_workdir
 from tests.fixtures.seeded_weights import normal, weights
@@ -87,6 +87,9 @@ def test_the_latents_of_edm2_are_normalized_as_its_file_says():
         "latents_std": [4.0, 8.0],
         "scaling_factor": 0.5,
     }
+    # theirs: (z - raw_mean) final_std / raw_std
+    shift, scale = diffusers_networks.shift_and_scale(found.latents, 2)
+    assert (shift, scale) == ((1.0, 2.0), (8.0, 16.0))
     assert edm_files.load(original("edm")).latents == {}
 
 
