@@ -5,6 +5,7 @@
 # make test-accelerator  test the GPU or TPU of this machine; fails where there is none
 # make lint         check the formatting and run the linter; make format applies both
 # make docs         build the documentation site in build/site; warnings are errors
+# make notebooks    execute docs/notebooks and write their outputs into them
 #
 # Options: PYTHON=python3.12  EXTRAS=cuda13|cuda12|tpu (accelerator wheels)  VENV=.venv
 
@@ -18,7 +19,7 @@ constraints := $(firstword $(wildcard constraints/py$(version).txt) $(lastword $
 comma := ,
 installed := $(VENV)/.installed-$(or $(EXTRAS),cpu)
 
-.PHONY: quickstart test test-all test-accelerator lint format docs install clean
+.PHONY: quickstart test test-all test-accelerator lint format docs notebooks install clean
 .DELETE_ON_ERROR:
 
 quickstart: install
@@ -46,8 +47,11 @@ format: install
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 
-$(VENV)/.installed-docs: $(installed)
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(constraints) -e '.[docs]'
+notebooks: $(VENV)/.installed-notebooks
+	$(VENV)/bin/python docs/_site/execute_notebooks.py
+
+$(VENV)/.installed-docs $(VENV)/.installed-notebooks: $(VENV)/.installed-%: $(installed)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(constraints) -e '.[$*]'
 	@touch $@
 
 install: $(installed)
