@@ -192,8 +192,8 @@ def claims(features: str) -> tuple[Claim, ...]:
     steady = functools.partial(steadier, features=features)
     diverse, faithful = less("recall", features), less("precision", features)
     return (
-        Claim("Samples of a VAE are blurred, more than diffusion's", BLUR, blurred, "samples"),
-        Claim("Diffusion's samples are as sharp as real images", ("ddpm",), sharp, "samples"),
+        Claim("Samples of a VAE are blurred, more than diffusion's", BLUR, blurred, "blur"),
+        Claim("Diffusion's samples are as sharp as real images", ("ddpm",), sharp, "blur"),
         Claim(f"Diffusion's samples are better ({distance})", ("ddpm", "vae"), nearer, "quality"),
         Claim(
             f"Flow matching's samples are better ({distance})", ("flow", "vae"), nearer, "quality"

@@ -102,7 +102,9 @@ def compare(
     else:
         for task in missing:
             own = configs[task.name]
-            family_tasks.run(root, task, own, config, dataset, comparison.judge)
+            result = family_tasks.run(root, task, own, config, dataset, comparison.judge)
+            said = family_report.said_scores(result.row, config.features)
+            print(f"{task.name}, seed {task.seed}: {said}", file=sys.stderr)
     return comparison.report(tasks, models, figures)
 
 
@@ -153,9 +155,6 @@ class FamilyComparison(NamedTuple):
         for other, trained in models.items():
             results.append(self._other(other, trained))
             titles[other.name] = _described(trained)
-        for result in results:
-            said = family_report.said_scores(result.row, self.settings.features)
-            print(f"{result.task.name}, seed {result.task.seed}: {said}", file=sys.stderr)
         record = {
             "data": self.settings.data.name,
             "num": self.settings.num,

@@ -19,6 +19,7 @@ from diffusion_jax.training import metrics
 SAMPLES = 20  # images in a strip
 FEW = 10  # pairs of a sample and its nearest training image
 PROBED = ("vae", "vae_beta_high", "vae_powerful", "vae_collapsed")  # their units are traversed
+SHOWN = ("vae", "vae_powerful", "ddpm", "edm", "flow", "latent")  # in the figure of blur
 NEAREST = ("vae", "ddpm", "flow", "edm", "latent")
 COMPARED = ("vae", "vae_logistic", "vae_powerful", "ddpm", "flow", "edm", "latent")
 CURVES = ("frechet", "accuracy", "laplacian")
@@ -76,6 +77,21 @@ def _samples(material: Material, path: Path) -> bool:
     }
     _strips(shown, path, "The first samples of every family")
     return True
+
+
+def _blur(material: Material, path: Path) -> bool:
+    """A few families, large."""
+    test = data.arrays(material.dataset.test, FEW)["image"]
+    found = material.some(SHOWN)
+    shown = {"real test images": test} | {
+        result.task.name: result.pictures["images"][:FEW] for result in found
+    }
+    captions = {
+        result.task.name: f"{find('laplacian').title}: {result.row['laplacian']:.2f}"
+        for result in found
+    }
+    _strips(shown, path, "Blur: samples as they are drawn", captions)
+    return bool(found)
 
 
 def _strips(
@@ -253,7 +269,8 @@ def _likelihood(material: Material, path: Path) -> bool:
 
 FIGURES: dict[str, tuple[str, Draw]] = {
     # name: (what it shows, what draws it)
-    "samples": ("Blur: the first samples of every family", _samples),
+    "blur": ("Blur", _blur),
+    "samples": ("The first samples of every family", _samples),
     "quality": ("Quality against training time", _quality),
     "decoders": ("A weak and a powerful decoder", _decoders),
     "collapse": ("Posterior collapse", _collapse),

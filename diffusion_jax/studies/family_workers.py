@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import multiprocessing
 import os
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -29,7 +30,7 @@ from diffusion_jax.core.progress import progress
 from diffusion_jax.studies import family_measures, family_tasks
 from diffusion_jax.studies.family_tasks import FamilyTask
 
-WATCHED = 5.0  # seconds between two looks at how far all tasks are
+WATCHED = 10.0  # seconds between two looks at how far all tasks are
 STOPPING = 60.0  # seconds that a process has for its checkpoint when the command is stopped
 UNIT = 1000  # parts of the most expensive task in which progress is counted
 
@@ -74,7 +75,7 @@ def run_all(
       finished: called whenever a task is finished.
 
     Raises:
-      UserError: if a process fails; it names its log.
+      UserError: at the end, if a task failed or a process was killed; it names the logs.
     """
     context = multiprocessing.get_context("spawn")
     waiting = context.SimpleQueue()
@@ -142,19 +143,26 @@ def _watch(
                 advance(more)
             before = now
             done = {task for task in tasks if now[task] == whole(task)}
-            if done - ended:
+            if new := done - ended:
                 ended = done
-                finished()
-            for i, worker in enumerate(workers):
-                if worker.exitcode not in (None, 0):
-                    raise _failed(root / f"worker_{i}.log")
+                _report(new, finished)
             connection.wait([worker.sentinel for worker in workers if worker.is_alive()], WATCHED)
+    if failed := [f"worker_{i}.log" for i, worker in enumerate(workers) if worker.exitcode]:
+        left = ", ".join(task.folder for task in tasks if task not in ended)
+        raise UserError(
+            f"not finished: {left or 'none'}; see {' and '.join(failed)} in '{root}', and run "
+            "the same command again"
+        )
 
 
-def _failed(log: Path) -> UserError:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    reason = lines[-1] if lines else "it was killed"
-    return UserError(f"a process failed ({reason:.300}); see '{log}', and run the command again")
+def _report(tasks: Collection[FamilyTask], finished: Callable[[], Any]) -> None:
+    """Say which tasks are finished, and write the report; a failure there does not end the runs."""
+    names = ", ".join(sorted(task.folder for task in tasks))
+    print(f"finished: {names}", file=sys.stderr, flush=True)
+    try:
+        finished()
+    except Exception:
+        traceback.print_exc()
 
 
 # ---- in a process of its own
@@ -183,19 +191,22 @@ def _work(
     def judge() -> Any:
         return family_measures.judge_of(dataset, chosen.num, chosen.features)
 
-    try:
-        while task := waiting.get():
-            began = time.monotonic()
-            print(f"---- {task.folder}", file=sys.stderr, flush=True)
+    failed = False
+    while task := waiting.get():
+        began = time.monotonic()
+        print(f"---- {task.folder}", file=sys.stderr, flush=True)
+        try:
             family_tasks.run(root, task, own[task.name], chosen, dataset, judge)
-            took = (time.monotonic() - began) / 60
-            print(f"{task.folder} took {took:.1f} minutes", file=sys.stderr, flush=True)
-    except CommandExit as end:
-        sys.exit(end.status)
-    except Exception as error:
-        traceback.print_exc()
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
+        except CommandExit as end:  # a signal
+            sys.exit(end.status)
+        except Exception:  # the other families go on; the log has the reason
+            traceback.print_exc()
+            failed = True
+        took = (time.monotonic() - began) / 60
+        print(f"{task.folder}: {took:.1f} minutes", file=sys.stderr, flush=True)
+        jax.clear_caches()
+        gc.collect()
+    sys.exit(int(failed))
 
 
 def _end_with_parent() -> None:
