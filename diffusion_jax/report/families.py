@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from diffusion_jax.core.deferred import deferred
 from diffusion_jax.evaluation.metrics import find
 from diffusion_jax.report import style
 from diffusion_jax.report.style import COLORS, MARKERS, MORE_COLORS, is_number, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+ticker = deferred("matplotlib.ticker")
 
 Rows = Sequence[Mapping[str, Any]]
 DEAD = 0.02  # nats below which a unit of a latent is called dead
@@ -71,7 +74,7 @@ def training_curves(
             every = [row["minutes"] for rows in curves.values() for row in rows]
             style.plain_logarithms(axis.xaxis, np.log10(max(every) / min(every)))
         handles, names = axes[0].get_legend_handles_labels()
-        axes[0].figure.legend(handles, names, loc="outside lower center", ncols=7, fontsize=8.5)
+        axes[0].figure.legend(handles, names, loc="outside lower center", ncols=8, fontsize=8.5)
 
 
 def rate_distortion(
@@ -89,25 +92,29 @@ def rate_distortion(
     with style.figure(path, 2, (4.6, 3.6), title=title) as axes:
         rate = [row["rate"] for row in rows]
         axes[0].plot(rate, [row["distortion"] for row in rows], color=COLORS[0], marker="o")
-        for row in rows:
-            text = f"{row['name']}: {row['active_units']:.0f} active units"
-            _note(axes[0], text, row["rate"], row["distortion"])
-        axes[0].set(xlabel="rate: KL(q(z|x) || p(z)), nats", ylabel="distortion: -log p(x|z), nats")
+        for i, row in enumerate(rows):
+            text = f"{row['name']} ({row['active_units']:.0f})"
+            _note(axes[0], text, row["rate"], row["distortion"], below=i % 2 == 1)
+        axes[0].set(xlabel="rate: KL(q(z|x) || p(z)), nats; in brackets active units")
+        axes[0].set(ylabel="distortion: -log p(x|z), nats")
         axes[1].plot(rate, [row["frechet"] for row in rows], color=COLORS[0], marker="o")
-        for row in rows:
-            _note(axes[1], row["name"], row["rate"], row["frechet"])
-        for row, color in zip(marked, (*COLORS[1:], *MORE_COLORS)):
+        for i, row in enumerate(rows):
+            _note(axes[1], row["name"], row["rate"], row["frechet"], below=i % 2 == 1)
+        marked = sorted(marked, key=lambda row: row["frechet"])
+        for i, (row, color) in enumerate(zip(marked, (*COLORS[1:], *MORE_COLORS))):
             axes[1].plot(row["rate"], row["frechet"], color=color, marker="s", linestyle="none")
-            _note(axes[1], row["name"], row["rate"], row["frechet"], color=color)
+            _note(axes[1], row["name"], row["rate"], row["frechet"], color, below=i % 2 == 0)
         axes[1].set(xlabel="rate, nats", ylabel="Fréchet distance of samples")
         for axis in axes:
             axis.margins(x=0.35, y=0.12)
             axis.set_xlim(left=0)
 
 
-def _note(axis: Axes, text: str, x: float, y: float, color: str = style.INK) -> None:
+def _note(
+    axis: Axes, text: str, x: float, y: float, color: str = style.INK, *, below: bool = False
+) -> None:
     look = {"textcoords": "offset points", "fontsize": 7.5, "color": color}
-    axis.annotate(text, (x, y), (5, 4), **look)
+    axis.annotate(text, (x, y), (5, -10 if below else 4), **look)
 
 
 def collapse(
@@ -192,6 +199,7 @@ def stability(
                 axis.plot(x, y, color=COLORS[i % len(COLORS)], linewidth=1.1, label=f"seed {i}")
             style.log_if_wide(axis)
             axis.set(xlabel="images seen", ylabel="training loss", title=name)
+            axis.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
         axes[0].legend(fontsize=8)
         axis, names = axes[-1], list(scored)
         for place, name in enumerate(names):
@@ -199,7 +207,7 @@ def stability(
             axis.plot(values, [place] * len(values), "o", color=COLORS[0], alpha=0.8)
         axis.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
         axis.set(xlabel=wrapped(find("frechet", features).label), title="each seed")
-        axis.set_xlim(left=0)
+        axis.set_xlim(0, 1.08 * max(max(values) for values in scored.values()))
 
 
 def cost_of_quality(
@@ -220,11 +228,11 @@ def cost_of_quality(
       title: stands at the top.
     """
     with style.figure(path, 1, (6.6, 4.2), title=title) as (axis,):
-        for i, row in enumerate(rows):
+        for i, row in enumerate(sorted(rows, key=lambda row: row["frechet"])):
             color = (COLORS + MORE_COLORS)[i % 12]
             axis.plot(row["milliseconds"], row["frechet"], color=color, marker="o")
             text = f"{row['name']} ({row['evaluations']:.0f})"
-            _note(axis, text, row["milliseconds"], row["frechet"], color)
+            _note(axis, text, row["milliseconds"], row["frechet"], color, below=i % 2 == 0)
         axis.set_xscale("log")
         times = [row["milliseconds"] for row in rows]
         style.plain_logarithms(axis.xaxis, np.log10(max(times) / min(times)))
