@@ -1,4 +1,4 @@
-"""Published workdirs from the network: https://HOST/PATH and hf://OWNER/NAME[@REVISION][/FOLDER].
+"""Published workdirs from the network: `https://HOST/PATH` and `hf://OWNER/NAME@REVISION/FOLDER`.
 
 A model is downloaded once, into ~/.cache/diffusion_jax/models, and used from there. Only the files
 that its manifest lists are fetched, under names that the format fixes (folders.py), and each is
@@ -47,7 +47,7 @@ def fetched(address: str, key: str) -> str:
     """Return the local copy of a published workdir; it is downloaded if there is none.
 
     Args:
-      address: https://HOST/PATH or hf://OWNER/NAME[@REVISION][/FOLDER].
+      address: https://HOST/PATH or `hf://OWNER/NAME`, with `@REVISION` and `/FOLDER` if wanted.
       key: the flag or config key that names it, for messages.
 
     Raises:
