@@ -305,6 +305,7 @@ class InteractiveModel:
         picture = pictures.image_grid(
             np.stack([given, *results]),
             1 + len(results),
+            scale=max(1, LARGE // (2 * len(given))),
             column_labels=["known", *[""] * len(results)],
         )
         command = app_requests.edit_command(self.experiment, self.workdir, request, self.overrides)

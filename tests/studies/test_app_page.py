@@ -23,7 +23,7 @@ from diffusion_jax.assembly import train
 from tests.experiments.small_runs import small
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 300  # for a program to compile, on a busy machine
+SECONDS = 240  # for a program to compile, on a busy machine
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 OPTIONS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 
@@ -51,18 +51,13 @@ def server(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.app", f"--workdir={folder / 'run'}", f"--port={port}"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    line = process.stdout.readline()
-    assert line == f"http://localhost:{port}\n", line + process.stderr.read()
-    yield port, process, folder / "run"
-    process.kill()
-    process.wait()
+    line = [sys.executable, "-m", "experiments.app", f"--workdir={folder / 'run'}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*line, f"--port={port}"], cwd=ROOT, **pipes) as process:
+        said = process.stdout.readline()
+        assert said == f"http://localhost:{port}\n", said + process.stderr.read()
+        yield port, process, folder / "run"
+        process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +90,7 @@ def picture(page, name: str) -> np.ndarray:
 def said(page, name: str, pattern: str) -> str:
     """Wait for a message and return it."""
     page.wait_for_function(
-        "([name, pattern]) => new RegExp(pattern).test(document.querySelector(name).innerText)",
+        "([name, pattern]) => new RegExp(pattern).test(document.querySelector(name)?.innerText)",
         arg=[f"#{name}", pattern],
     )
     return page.inner_text(f"#{name}")
