@@ -225,9 +225,7 @@ def program(
     params: Params,
     chosen: SamplingMethod,
     mesh: Mesh | None = None,
-    *,
-    count: bool = False,
-) -> Callable[[Key, Cond, Array, Array], Any]:
+) -> Callable[[Key, Cond, Array, Array], Array]:
     """Make a function that draws samples on any grid: `sample_fn` with its parameters.
 
     Args:
@@ -236,7 +234,6 @@ def program(
       chosen: how to sample; its times and the scale of its guidance are not used.
       mesh: the devices that draw; the results are then numpy arrays on every process. None for one
         device.
-      count: whether the NFE of each image, (B,), is also returned.
 
     Returns:
       (keys (B,), cond, ts (n,), scale) -> images (B, ...). One compiled program serves all times
@@ -248,7 +245,6 @@ def program(
         guided=chosen.guided,
         clip=chosen.clip,
         noise=chosen.noise,
-        count=count,
     )
     return _bound(run, denoiser.ensemble(experiment, params), mesh)
 

@@ -51,8 +51,8 @@ class Drawn(NamedTuple):
       picture: all of them, as the command line writes them.
       seconds: the time that drawing took, without compilation.
       compilation: the time that compiling took; 0 where the program was there.
-      evaluations: the least and the largest number of network evaluations of an image; None where
-        a tolerance decides and they are not counted.
+      evaluations: network evaluations of each image; None where a tolerance decides. (A program
+        that counts them rounds otherwise than that of the command line.)
       command: the command line that draws the same.
     """
 
@@ -60,7 +60,7 @@ class Drawn(NamedTuple):
     picture: Image.Image
     seconds: float
     compilation: float
-    evaluations: tuple[int, int] | None
+    evaluations: int | None
     command: str
 
 
@@ -136,22 +136,21 @@ class InteractiveModel:
             lambda start: run(*_first(keys, cond, batch_size), start, scale),
             ts,
         )
-        spent: list[np.ndarray] = []
-
-        def batch(keys: Key, cond: Cond) -> Array:
-            x, evaluations = run(keys, cond, ts, scale)
-            spent.append(evaluations)
-            return x
-
         began = time.monotonic()
-        images = generate.generate(batch, keys, cond, batch_size=batch_size, progress=False)
-        seconds, counts = time.monotonic() - began, np.concatenate(spent)
+        images = generate.generate(
+            lambda keys, cond: run(keys, cond, ts, scale),
+            keys,
+            cond,
+            batch_size=batch_size,
+            progress=False,
+        )
+        seconds = time.monotonic() - began
         return Drawn(
             images,
             arranged(images, wanted.labels, [*self.classes, "any"], request.prompts),
             seconds,
             compilation,
-            (int(counts.min()), int(counts.max())),
+            sampling.evaluations(resolved) if self.experiment.kind.denoises else 1,
             app_requests.sample_command(self.experiment, self.workdir, request, self.overrides),
         )
 
@@ -166,9 +165,9 @@ class InteractiveModel:
         return _Wanted(settings.name, sampling.method(model, settings), keys, cond, chosen)
 
     def _make_program(self, sampler: str, guided: bool) -> Callable[..., Any]:
-        """The function (keys, cond, ts, scale) -> (images, evaluations)."""
+        """The function (keys, cond, ts, scale) -> images."""
         method = self._method(sampler, guided)
-        return sampling.program(self.experiment, self.trained.params, method, self.mesh, count=True)
+        return sampling.program(self.experiment, self.trained.params, method, self.mesh)
 
     def _make_follow(self, sampler: str, guided: bool) -> Callable[..., Any]:
         """The function (keys, cond, ts, scale) -> what `trajectory` shows of each time."""
@@ -309,9 +308,7 @@ class InteractiveModel:
             column_labels=["known", *[""] * len(results)],
         )
         command = app_requests.edit_command(self.experiment, self.workdir, request, self.overrides)
-        return Drawn(
-            np.stack(results), picture, seconds, compilation, spent and (spent, spent), command
-        )
+        return Drawn(np.stack(results), picture, seconds, compilation, spent, command)
 
     def _job(self, request: DrawingRequest, image: np.ndarray) -> Job:
         """The job of one image, with the sampling settings of a request."""

@@ -71,18 +71,7 @@ def tab(
                 "Upload a picture", file_types=UPLOADS, size="sm", elem_id="upload"
             )
         with gr.Column(scale=3, min_width=300):
-            gallery = gr.Gallery(
-                label="Images",
-                show_label=False,
-                columns=8,
-                height=140,
-                allow_preview=False,
-                format="png",
-                interactive=False,
-                object_fit="contain",
-                buttons=[],
-                elem_id="gallery",
-            )
+            gallery = _gallery(gr)
             own = _fields(gr, model, settings)
             button = gr.Button("Inpaint", variant="primary", elem_id="inpaint-button")
     status = gr.HTML("", elem_id="inpaint-status")
@@ -104,6 +93,22 @@ def tab(
         return drawn.picture, status_line(drawn), drawn.command, written
 
     button.click(draw, [source, *own.inputs, mask], outputs, js=READ_MASK, **event())
+
+
+def _gallery(gr: ModuleType) -> Any:
+    """Make the field of the images that were drawn, one of which is clicked."""
+    return gr.Gallery(
+        label="Images",
+        show_label=False,
+        columns=8,
+        height=140,
+        allow_preview=False,
+        format="png",
+        interactive=False,
+        object_fit="contain",
+        buttons=[],
+        elem_id="gallery",
+    )
 
 
 def _fields(gr: ModuleType, model: InteractiveModel, settings: Settings) -> Settings:

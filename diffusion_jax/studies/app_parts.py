@@ -175,12 +175,9 @@ def status_line(drawn: Drawn) -> str:
     Args:
       drawn: the result.
     """
-    if drawn.evaluations is None:
-        spent = "as many evaluations as the tolerance needs"
-    else:
-        low, high = drawn.evaluations
-        spent = f"{low} to {high}" if low < high else f"{low}"
-        spent += " evaluation each" if high == 1 else " evaluations each"
+    count = drawn.evaluations
+    spent = "as many evaluations as the tolerance needs" if count is None else f"{count} evaluation"
+    spent += "s each" if count and count > 1 else ""
     compiled = f" (and {drawn.compilation:.1f} s to compile, once)" if drawn.compilation else ""
     count = len(drawn.images)
     images = "1 image" if count == 1 else f"{count} images"

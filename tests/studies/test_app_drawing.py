@@ -37,7 +37,7 @@ def test_images_have_the_bits_of_the_sampler_and_one_program_serves_all_budgets(
         asked = request._replace(**changes)
         drawn = model.draw(asked)
         seen.append(drawn)
-        assert drawn.evaluations == (asked.nfe, asked.nfe) and drawn.seconds > 0
+        assert drawn.evaluations == asked.nfe and drawn.seconds > 0
         if asked.nfe != 7:
             continue
         settings = experiment.sampling._replace(
@@ -107,7 +107,7 @@ def test_inpainting_is_that_of_the_command_for_every_mask(model, job, tmp_path):
     request = model.request()._replace(method="ddnm", num=2, labels="3", nfe=3)
     drawn = model.inpaint(request, image, HALF)
     again = model.inpaint(request, image, ~HALF)
-    assert drawn.compilation > 0 and again.compilation == 0 and drawn.evaluations == (3, 3)
+    assert drawn.compilation > 0 and again.compilation == 0 and drawn.evaluations == 3
     np.testing.assert_array_equal(drawn.images[:, :4], np.stack([image, image])[:, :4])
     np.testing.assert_array_equal(again.images[:, 4:], np.stack([image, image])[:, 4:])
     assert (drawn.images[0] != drawn.images[1]).any()
