@@ -57,14 +57,16 @@ def base() -> ConfigDict:
 def _data() -> ConfigDict:
     """What to learn from (diffusion_jax/data). 0 and '' keep what the data set has."""
     data = ConfigDict()
-    # digits; any image set of TFDS; folder, npz, idx, latents (which need path); 2-D toys
+    # digits; any image set of TFDS; folder, npz, idx, arrays, latents (which need path); 2-D toys
     data.name = "digits"
-    # the folder of images or of idx files, the .npz file, or the latents of experiments.encode
+    # the folder of images or of idx files, the .npz or .npy file, or the latents of
+    # experiments.encode
     data.path = ""
     # where TFDS keeps prepared sets; '': $TFDS_DATA_DIR or ~/tensorflow_datasets
     data.data_dir = ""
-    data.image_size = 0  # pixels
-    data.channels = 0
+    data.image_size = 0  # pixels: the side of a square, or (height, width)
+    data.fit = "crop"  # another aspect ratio is cropped to it, or gets black bars: letterbox
+    data.channels = 0  # 1 gray, 3 color, 4 color and opacity
     data.num_classes = 0  # for npz and idx, where the labels found may not show all classes
     # npz with a text encoder: a JSON file of captions; '': STEM_captions.json next to the .npz
     data.captions = ""
@@ -73,6 +75,9 @@ def _data() -> ConfigDict:
     data.layout = ""
     # folder, npz: (black, white), where values are not 0..255 or, of 16 bits, 0..65535
     data.value_range = ()
+    # arrays: each channel to mean 0 and variance 1 (standard) or to [-1, 1] (range), as measured on
+    # the training split
+    data.normalization = "standard"
     data.limit_bad = -1  # unreadable files of a folder that are skipped; -1: a tenth, at most 100
     data.flip = False  # random horizontal flips
     data.batch_size = 128  # global, over all devices

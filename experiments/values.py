@@ -60,17 +60,18 @@ def judge_flags(count: int | None, what: str, *, least: int = 10, standard: str)
     flags.DEFINE_string(
         "features",
         "",
-        "features of the images, with commas, the first of which decides: pixels, thumbnails, "
-        "classifier, inception, inception_spatial, efficientnet_lite0, dinov2_vitb14, "
-        "dinov2_vitl14, both also with _reg (registers), clip_vitl14_336 (default pixels up to "
-        "1,000 numbers an image, else inception above 32x32 where its weights are installed, else "
-        "classifier)",
+        "features of the images, with commas, the first of which decides: values (of arrays that "
+        "are not images), pixels, thumbnails, classifier, inception, inception_spatial, "
+        "efficientnet_lite0, dinov2_vitb14, dinov2_vitl14, both also with _reg (registers), "
+        "clip_vitl14_336 (default pixels up to 1,000 numbers an image, else inception above "
+        "32x32 where its weights are installed, else classifier)",
     )
     flags.DEFINE_string(
         "metrics",
         "",
         "metrics, with commas: accuracy, frechet, kid, prdc, class_accuracy, inception_score, "
-        "memorization, mmd, frechet_infinity, frechet_interval; fid, sfid, fd_dinov2 and cmmd add "
+        "memorization, mmd, mmd_median, sliced_wasserstein, frechet_infinity, frechet_interval; "
+        "fid, sfid, fd_dinov2 and cmmd add "
         f"the features that they are of (default {standard})",
     )
     path_flag(

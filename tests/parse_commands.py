@@ -4,7 +4,7 @@ every line of the documentation.
 Reads a JSON list of [command, arguments ...] on stdin; writes a JSON list on stdout, for each the
 line that the command prints about a mistake, or null. Nothing is run: of every command only the
 definitions of its flags and the parsing of its arguments. Workdirs need not exist; they have the
-config of the digits.
+config of the digits. Files of arrays need not exist either; they hold series.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import runpy
 import sys
 import warnings
 
+import numpy as np
 from absl import flags
 
 from diffusion_jax.assembly import config_files, workdir
+from diffusion_jax.data import any_shape
 from experiments import cli
 
 
@@ -53,6 +55,7 @@ def stop_after_parsing(main, flags_parser) -> None:
 if __name__ == "__main__":
     warnings.simplefilter("ignore")  # runpy's, of modules that others have imported
     cli.app.run = stop_after_parsing
+    any_shape.described = lambda *file: ((32, 2), np.dtype("float32"))
     workdir.saved_config = lambda *where: config_files.load_config("configs/digits.py:vp")
     found = []
     for line in json.load(sys.stdin):

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.assembly import components, config_schema
+from diffusion_jax.assembly import by_shape, components, config_schema
 from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.core.parsing import expand_home
 
@@ -104,7 +104,8 @@ def apply(config: ConfigDict, changes: Sequence[tuple[str, str | None]]) -> None
     """Set keys in order; config_schema reads and checks each value, and at the end the config.
 
     Args:
-      config: a locked config, which is changed in place; of an empty one nothing is checked.
+      config: a locked config, which is changed in place; of an empty one nothing is checked. A
+        network that is left to the data is chosen first (by_shape).
       changes: (key, text) as in --config.KEY=TEXT; the text None is --config.KEY alone.
 
     Raises:
@@ -112,7 +113,10 @@ def apply(config: ConfigDict, changes: Sequence[tuple[str, str | None]]) -> None
     """
     if not config:
         return
-    leaves, texts = dict(_leaves(config)), dict(changes)
+    texts = dict(changes)
+    if "model" in config and config.model.get("name") == by_shape.AUTO:
+        by_shape.choose(config, texts)
+    leaves = dict(_leaves(config))
     for key, text in changes:
         _check_key(key, leaves)
         _assign(config, key, _value(key, text, leaves, texts))

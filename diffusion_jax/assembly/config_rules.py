@@ -139,6 +139,24 @@ def optional(rule: Rule) -> Rule:
     )
 
 
+def either(first: Rule, second: Rule) -> Rule:
+    """Allow what one of two rules allows.
+
+    Args:
+      first: the rule by which text is read if it can.
+      second: the other one.
+    """
+
+    def read(text: str) -> Any:
+        try:
+            return first.read(text)
+        except ValueError:
+            return second.read(text)
+
+    allows = f"{first.allows}, or {second.allows}"
+    return Rule(allows, lambda v: first.accepts(v) or second.accepts(v), read)
+
+
 def sequence(rule: Rule, *, most: int = 16, least: int = 0) -> Rule:
     """Allow a tuple of values, each as a rule allows.
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from diffusion_jax.core import reading
 from diffusion_jax.data import Dataset
+from diffusion_jax.data.normalization import DTYPES, Normalization
 
 _SIZES = reading.items(reading.integer(1, 2**20), least=1, most=4)
 
@@ -19,6 +21,16 @@ _ENCODED = {
     "scale": reading.items(reading.number(low=1e-30)),
 }
 
+_PER_CHANNEL = reading.items(reading.number(), least=1, most=2**20)
+
+_NORMALIZED = {
+    "shift": _PER_CHANNEL,
+    "scale": reading.items(reading.number(low=1e-30), least=1, most=2**20),
+    "low": _PER_CHANNEL,
+    "high": _PER_CHANNEL,
+    "dtype": reading.one_of(*DTYPES),
+}
+
 _NEEDED = {
     "image_shape": _SIZES,
     "num_classes": reading.integer(0, 10**6),
@@ -28,6 +40,7 @@ _NEEDED = {
 _ALSO = {
     "name": reading.text(),
     "encoded": reading.record(_ENCODED),
+    "normalization": reading.record(_NORMALIZED),
     "train_size": reading.integer(),
     "test_size": reading.integer(),
 }
@@ -54,4 +67,18 @@ def description(dataset: Dataset) -> dict[str, Any]:
         about |= {"train_size": len(dataset.train), "test_size": len(dataset.test)}
     if dataset.encoded:
         about["encoded"] = dataset.encoded._asdict()
+    if dataset.normalization:
+        about["normalization"] = dataset.normalization._asdict()
     return about
+
+
+def normalization(about: Mapping[str, Any]) -> Normalization | None:
+    """The normalization that a data.json records; None for images, points and latents.
+
+    Args:
+      about: its content.
+    """
+    if "normalization" not in about:
+        return None
+    own = {**about["normalization"]}
+    return Normalization(**{n: tuple(v) if isinstance(v, list) else v for n, v in own.items()})

@@ -27,6 +27,8 @@ KEYS = (
     "limit_bad",
     "layout",
     "value_range",
+    "normalization",
+    "fit",
 )
 
 
@@ -119,7 +121,8 @@ def data_shape(config: ConfigDict) -> tuple[tuple[int, ...], int]:
     """
     wanted = config.data
     if wanted.image_size and wanted.channels and wanted.num_classes:
-        return (wanted.image_size, wanted.image_size, wanted.channels), wanted.num_classes
+        shape = data.transforms.fitted_shape((), wanted.image_size, wanted.channels)
+        return shape, wanted.num_classes
     if wanted.name in data.records.POPULAR and not wanted.path:
         return data.records.described(
             wanted.name, wanted.data_dir, wanted.image_size, wanted.channels

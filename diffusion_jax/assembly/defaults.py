@@ -17,6 +17,8 @@ LATER: Mapping[str, Any] = {
         "captions": "",
         "layout": "",
         "value_range": (),
+        "normalization": "standard",
+        "fit": "crop",
         "limit_bad": -1,
     },
     "ema": {"powers": (), "snapshot_every": 500},

@@ -219,13 +219,27 @@ def need_images(experiment: Experiment) -> None:
       experiment: the model.
 
     Raises:
-      UserError: for a model of points.
+      UserError: for a model of points or of arrays of other numbers.
     """
     if not experiment.is_image:
+        what = "arrays" if experiment.normalization else "points"
         raise UserError(
-            f"this command judges images, and the model draws points {experiment.shape}; "
+            f"this command judges images, and the model draws {what} {experiment.shape}; "
             "use experiments.sample"
         )
+
+
+def need_judged(experiment: Experiment) -> None:
+    """Check that the samples of the model can be judged: images, or arrays of a file.
+
+    Args:
+      experiment: the model.
+
+    Raises:
+      UserError: for a model of points in a plane.
+    """
+    if experiment.normalization is None:
+        need_images(experiment)
 
 
 def need_pixels(experiment: Experiment) -> None:

@@ -25,7 +25,7 @@ from diffusion_jax.core.types import Array, Cond
 from diffusion_jax.data import Dataset, transforms
 from diffusion_jax.evaluation import generate
 from diffusion_jax.processes import gaussian
-from diffusion_jax.report import pictures, scatter
+from diffusion_jax.report import media, pictures
 from diffusion_jax.training import (
     checkpoint,
     distributed,
@@ -65,11 +65,13 @@ def hooks(
     """
     training, averages, kind = experiment.training, experiment.averages, experiment.kind
     found = [(training.eval_every, keep_best(held_out(experiment, parts, dataset)))]
-    if kind.samples and experiment.is_image:
-        hook = sample_grid(experiment, parts, dataset, root, writer)
+    if kind.samples:
+        shown = media.media_of(experiment.shape, experiment.normalization)
+        if shown.of_sets:
+            hook = set_plot(experiment, parts, dataset, root, shown)
+        else:
+            hook = sample_grid(experiment, parts, dataset, root, writer, shown)
         found.append((training.sample_every, hook))
-    if kind.samples and not experiment.is_image:
-        found.append((training.sample_every, scatter_plot(experiment, parts, dataset, root)))
     if kind.reconstructs and experiment.is_image:
         hook = reconstructions(experiment, parts, dataset, root, writer)
         found.append((training.sample_every, hook))
@@ -124,6 +126,7 @@ def sample_grid(
     dataset: Dataset,
     root: Path,
     writer: metrics.Writer,
+    shown: media.Media,
 ) -> Hook:
     """Draw a picture of samples, with a row for each class or for captions of the test split.
 
@@ -133,6 +136,7 @@ def sample_grid(
       dataset: the data set, for the names of classes and for captions.
       root: the workdir; pictures are samples/step_N.png.
       writer: shows the same images in the trackers.
+      shown: how samples become tiles of the picture.
     """
     classes = experiment.num_classes
     rows, columns = (min(classes, 10), 10) if classes else (8, 8)
@@ -146,27 +150,34 @@ def sample_grid(
         captions, cond = sample_conditions.captions_of_test(experiment, dataset, picked)
         labels = captions[::columns]
     draw = _drawer(experiment, parts, len(index), cond)
+    finish = sampling.finished(experiment)
 
     def save(state: TrainState, step: int) -> None:
-        images = transforms.to_uint8(draw(state))
+        samples = finish(draw(state))
         if distributed.first():
-            grid = pictures.image_grid(images, columns, row_labels=labels)
-            pictures.save(grid, root / "samples" / f"step_{step:07d}.png")
-            writer.images(step, "samples", images)
+            path = root / "samples" / f"step_{step:07d}.png"
+            media.grid(shown, samples, path, columns=columns, row_labels=labels)
+            writer.images(step, "samples", shown.tiles(samples))
 
     return save
 
 
-def scatter_plot(
-    experiment: Experiment, parts: trainer.Training, dataset: Dataset, root: Path, count: int = 2000
+def set_plot(
+    experiment: Experiment,
+    parts: trainer.Training,
+    dataset: Dataset,
+    root: Path,
+    shown: media.Media,
+    count: int = 2000,
 ) -> Hook:
-    """Draw a scatter plot of samples and data points.
+    """Draw a plot of a set of samples and of the data, such as a scatter plot.
 
     Args:
-      experiment: a model of points (D,).
+      experiment: a model of points or vectors (D,).
       parts: its compiled training.
       dataset: the data set, whose first training points are shown.
       root: the workdir; pictures are samples/step_N.png.
+      shown: how sets are plotted.
       count: number of samples, and of data points.
     """
     classes = experiment.num_classes
@@ -181,7 +192,7 @@ def scatter_plot(
         points = transforms.finite(np.asarray(draw(state)))
         if distributed.first():
             path = root / "samples" / f"step_{step:07d}.png"
-            scatter.points(real, {"samples": points}, path)
+            media.grid(shown, points, path, columns=columns, real=real)
 
     return save
 

@@ -30,6 +30,7 @@ def for_training(
       workdir: the workdir of the run; see `with_teacher`.
     """
     experiment = assemble(config, dataset.image_shape, dataset.num_classes)
+    experiment = experiment._replace(normalization=dataset.normalization)
     experiment = experiment.kind.prepare(experiment, dataset.train)
     return with_teacher(with_autoencoder(experiment, dataset.encoded), workdir)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_jax import data
-from diffusion_jax.assembly import components
+from diffusion_jax.assembly import components, data_record
 from diffusion_jax.core import files, provenance, reading
 from diffusion_jax.core.errors import UserError
 
@@ -215,6 +215,11 @@ def same_data(
         table = [names.index(name) for name in loaded.class_names]
         train, test = (data.Relabeled(split, table) for split in (loaded.train, loaded.test))
         loaded = loaded._replace(train=train, test=test, class_names=names)
+    normalized = data_record.normalization(about)
+    if normalized and loaded.normalization and len(normalized.shift) == loaded.image_shape[-1]:
+        # the model knows its own normalization, whatever the data are now
+        train, test = (split.normalized_by(normalized) for split in (loaded.train, loaded.test))
+        loaded = loaded._replace(train=train, test=test, normalization=normalized)
     if differences := _differences(about, loaded, sizes):
         raise UserError(
             f"--workdir={workdir}: the data are not those that its model learned from: "
@@ -240,6 +245,8 @@ def _differences(about: Mapping[str, Any], loaded: data.Dataset, sizes: bool) ->
         ]
     elif about["num_classes"] != loaded.num_classes:
         found.append(f"{loaded.num_classes} classes, and there were {about['num_classes']}")
+    if ("normalization" in about) != (loaded.normalization is not None):
+        found.append("the values are normalized otherwise")
     encoded = loaded.encoded and json.loads(files.canonical_json(loaded.encoded._asdict()))
     if "encoded" in about and about["encoded"] != encoded:
         found.append("the latents were encoded otherwise")

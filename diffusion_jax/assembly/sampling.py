@@ -194,14 +194,30 @@ def decoded(experiment: Experiment, x: Array) -> Array:
       x: samples (B, ...) of the model.
 
     Returns:
-      (B, H, W, C) in [-1, 1]; points stay (B, D).
+      (B, H, W, C) in [-1, 1]; samples that are not latents stay as they are.
     """
     latents = experiment.latents
     return x if latents is None else latents.decode(latents.params, x)
 
 
+def finished(experiment: Experiment) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the function that makes samples, as they are judged and shown, of decoded x0.
+
+    Images become levels of 8 bits; points and normalized arrays stay float32, and are refused where
+    they are not finite.
+
+    Args:
+      experiment: the model.
+    """
+    return transforms.to_uint8 if experiment.is_image else _finite
+
+
+def _finite(x: np.ndarray) -> np.ndarray:
+    return transforms.finite(np.asarray(x))
+
+
 def to_images(experiment: Experiment, batch_size: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Make the function x0 (N, ...) -> uint8 images; latents are decoded, points stay as they are.
+    """Make the function x0 (N, ...) -> samples as `finished` makes them; latents are decoded.
 
     This is for samples that are drawn without `sample_fn`.
 
@@ -209,10 +225,8 @@ def to_images(experiment: Experiment, batch_size: int) -> Callable[[np.ndarray],
       experiment: the model, with the autoencoder of its latents if it has one.
       batch_size: number of latents that are decoded at once.
     """
-    if not experiment.is_image:
-        return transforms.finite
     if experiment.latents is None:
-        return transforms.to_uint8
+        return finished(experiment)
     latents = experiment.latents
     decode = jax.jit(lambda x, params: latents.decode(params, x))
     return lambda x: transforms.to_uint8(

@@ -17,6 +17,7 @@ import optax
 from diffusion_jax.assembly.conditions import Conditions
 from diffusion_jax.assembly.latent import LatentDecoder
 from diffusion_jax.core.types import Array, Key, Params, Process
+from diffusion_jax.data.normalization import Normalization
 from diffusion_jax.denoisers.guides import Guide
 from diffusion_jax.denoisers.parameterization import Parameterization
 from diffusion_jax.models.text import Encoder
@@ -195,7 +196,7 @@ class Experiment(NamedTuple):
     """A config put together for its data: every component and every setting of one model.
 
     Attributes:
-      shape: the shape of an example, (H, W, C) or (D,).
+      shape: the shape of an example, (N_1, ..., N_d, C), such as (H, W, C) or (D,).
       num_classes: labels of the condition; 0 where there are none.
       process: the Gaussian path.
       parameterization: what the network predicts.
@@ -225,6 +226,7 @@ class Experiment(NamedTuple):
       latents: how latents become images, where examples are latents.
       teacher: the teacher of a few-step objective.
       begin: parameters that training starts from, instead of fresh ones.
+      normalization: of arrays that are neither images of 8 bits nor latents.
     """
 
     shape: tuple[int, ...]
@@ -257,8 +259,9 @@ class Experiment(NamedTuple):
     latents: LatentDecoder | None = None
     teacher: tuple[Experiment, Params] | None = None
     begin: Params | None = None
+    normalization: Normalization | None = None
 
     @property
     def is_image(self) -> bool:
-        """Whether an example is an image (H, W, C) rather than a point (D,)."""
-        return len(self.shape) == 3
+        """Whether samples are images of 8 bits, rather than points or arrays of other numbers."""
+        return len(self.shape) == 3 and self.normalization is None

@@ -27,7 +27,7 @@ from diffusion_jax.assembly import (
 from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.core import files, staging
 from diffusion_jax.data import Dataset
-from diffusion_jax.report import losses
+from diffusion_jax.report import losses, media
 from diffusion_jax.training import checkpoint, distributed, loop, metrics, nonfinite, restoring
 from diffusion_jax.training.state import TrainState
 
@@ -210,8 +210,9 @@ def _announce(run: RunSetup, start: Start) -> None:
     """One line on stderr about the model, the data and the devices."""
     count = sum(x.size for x in jax.tree.leaves(start.state.params))
     begins = f"resuming at step {int(start.state.step)}" if start.restored else "starting"
+    shown = media.media_of(run.dataset.image_shape, run.dataset.normalization)
     print(
-        f"{run.root}: {count:,} parameters, {len(run.dataset.train):,} images "
+        f"{run.root}: {count:,} parameters, {len(run.dataset.train):,} {shown.plural} "
         f"{run.dataset.image_shape}, {jax.device_count()} device(s); {begins}",
         file=sys.stderr,
     )

@@ -245,8 +245,11 @@ def load(
     about = about_data(workdir)
     other = functools.partial(_auxiliary, workdir, mesh=mesh)
     experiment = assemble(config, about["image_shape"], about["num_classes"], other)
-    grids = grid_folders(workdir)
-    experiment = experiment._replace(grids=grids, record=_recorded(workdir, config))
+    experiment = experiment._replace(
+        grids=grid_folders(workdir),
+        record=_recorded(workdir, config),
+        normalization=data_record.normalization(about),
+    )
     same_run.check_usable(workdir, config, _same_network(workdir, experiment))
     if "encoded" in about:
         encoded = Encoded(**{key: about["encoded"][key] for key in Encoded._fields})

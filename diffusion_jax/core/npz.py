@@ -1,12 +1,13 @@
-"""Plain arrays in .npz files: written atomically, read within bounds, never unpickled."""
+"""Plain arrays in .npz and .npy files: written atomically, read within bounds, never unpickled."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import stat
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -112,12 +113,63 @@ def _load(
     return found
 
 
-def _plain_array(file: IO[bytes], size: int) -> np.ndarray:
-    """Read the array of an .npy member of `size` bytes.
+def described(path: str | os.PathLike, name: str = "") -> tuple[tuple[int, ...], np.dtype]:
+    """Return the shape and the type of an array, of which its header tells.
+
+    Args:
+      path: an .npy file, or an .npz file.
+      name: the array of the .npz file.
 
     Raises:
-      ValueError: unless its header and its bytes agree, and it holds no objects.
+      UserError: where the file is missing or damaged, or lacks the array.
     """
+    with _plain(path), contextlib.ExitStack() as opened:
+        if name:
+            archive = opened.enter_context(zipfile.ZipFile(path))
+            if f"{name}.npy" not in archive.namelist():
+                raise UserError(f"'{path}' lacks {name}")
+            file = opened.enter_context(archive.open(f"{name}.npy"))
+        else:
+            file = opened.enter_context(open(path, "rb"))
+        shape, _, dtype = _header(file)
+        return shape, dtype
+
+
+def mapped(path: str | os.PathLike) -> np.memmap:
+    """Map the array of an .npy file into memory, to be read as it is needed.
+
+    Args:
+      path: the file, a regular file, which must not change while it is mapped.
+
+    Raises:
+      UserError: where the file is missing or damaged, or holds a pickle.
+    """
+    with _plain(path), open(path, "rb") as file:
+        shape, fortran, dtype = _header(file)
+        size = os.fstat(file.fileno()).st_size - file.tell()
+        if size != math.prod(shape) * dtype.itemsize or not size:
+            raise ValueError(f"{size} bytes for {dtype}{list(shape)}")
+        order = "F" if fortran else "C"
+        return np.memmap(path, dtype, "r", offset=file.tell(), shape=shape, order=order)
+
+
+@contextlib.contextmanager
+def _plain(path: str | os.PathLike) -> Iterator[None]:
+    """Turn what a damaged file raises in the block into one line."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UserError(f"'{path}' is not a regular file")
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"cannot read '{path}': {error.strerror}") from error
+    except Exception as error:  # damaged files raise many types; the cause stays attached
+        raise UserError(f"'{path}' is damaged ({type(error).__name__}: {error!s:.200})") from error
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Read the header of an .npy file: (shape, whether in the order of Fortran, type)."""
     version = np.lib.format.read_magic(file)
     headers = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -126,7 +178,19 @@ def _plain_array(file: IO[bytes], size: int) -> np.ndarray:
     shape, fortran, dtype = headers[version](file)
     if dtype.hasobject:
         raise ValueError("it holds a pickle of Python objects, which are never read")
-    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > size:
+    if min(shape, default=0) < 0:
+        raise ValueError(f"a header of {dtype}{list(shape)}")
+    return shape, fortran, dtype
+
+
+def _plain_array(file: IO[bytes], size: int) -> np.ndarray:
+    """Read the array of an .npy member of `size` bytes.
+
+    Raises:
+      ValueError: unless its header and its bytes agree, and it holds no objects.
+    """
+    shape, fortran, dtype = _header(file)
+    if math.prod(shape) * dtype.itemsize > size:
         raise ValueError(f"a header of {dtype}{list(shape)} in {size} bytes")
     data = file.read()
     if len(data) != math.prod(shape) * dtype.itemsize:

@@ -18,6 +18,7 @@ from diffusion_jax.data.held_out import hold_out
 from diffusion_jax.data.pixels import Range
 
 Split = tuple[np.ndarray, np.ndarray | None]  # images (N, H, W, C) uint8, labels (N,) or None
+MOST_CHANNELS = 16  # of images in an .npz
 CHUNK = 64_000_000  # bytes that are converted at once
 
 
@@ -164,10 +165,10 @@ def _npz_split(
 ) -> Split:
     images, labels = archive[image_key], archive.get(label_key)
     images, where = images[..., None] if images.ndim == 3 else images, f"data.path={path}"
-    if images.ndim != 4 or images.shape[3] not in (1, 3) or not images.size:
+    if images.ndim != 4 or not images.size or not _channels_last(images.shape):
         raise UserError(
-            f"{where}: '{image_key}' has shape {images.shape}; (N, H, W) or (N, H, W, 1 or 3) is "
-            "needed"
+            f"{where}: '{image_key}' has shape {images.shape}; (N, H, W) or (N, H, W, C) is "
+            f"needed, with C at most {MOST_CHANNELS} (data.name=arrays reads any C)"
         )
     images = _eight_bits(f"{where}: '{image_key}'", images, value_range)
     if labels is None:
@@ -183,6 +184,12 @@ def _npz_split(
             f"an image, are needed{numbers}"
         )
     return images, labels.reshape(-1)
+
+
+def _channels_last(shape: tuple[int, ...]) -> bool:
+    """Whether the last axis holds channels, and not the second one, as in files of torch."""
+    usual = (1, 3, 4)
+    return shape[3] in usual or (shape[3] <= MOST_CHANNELS and shape[1] not in usual)
 
 
 def _eight_bits(what: str, images: np.ndarray, value_range: Range) -> np.ndarray:

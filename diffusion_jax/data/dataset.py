@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from diffusion_jax.data import latents
+from diffusion_jax.data.normalization import Normalization
 from diffusion_jax.data.sources import Source
 
 
@@ -15,12 +16,13 @@ class Dataset(NamedTuple):
       name: config.data.name.
       train: the examples to train on.
       test: the examples that are held out.
-      image_shape: (H, W, C); (2,) for the 2-D toys.
+      image_shape: (N_1, ..., N_d, C), such as (H, W, C); (2,) for the 2-D toys.
       num_classes: the number of classes; 0 without labels.
       class_names: the names of the classes by label.
       captions: every distinct caption, if captions were requested; see captions.py.
       encoded: what made the examples, if they are latents.
       rule: how the examples were split, in words.
+      normalization: of arrays that are neither images of 8 bits nor latents.
     """
 
     name: str
@@ -32,3 +34,4 @@ class Dataset(NamedTuple):
     captions: tuple[str, ...] = ()
     encoded: latents.Encoded | None = None
     rule: str = ""
+    normalization: Normalization | None = None

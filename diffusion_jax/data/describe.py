@@ -31,15 +31,25 @@ def line(dataset: Dataset) -> str:
       dataset: the data set, of which sizes, labels and captions are shown.
     """
     height_width, channels = dataset.image_shape[:-1], dataset.image_shape[-1]
-    kind = "points" if not height_width else "latents" if dataset.encoded else "images"
+    kind = _kind(dataset)
     size = f"of {channels} numbers"
     if height_width:
         size = f"{'x'.join(map(str, height_width))}, {channels} channel{'s' * (channels > 1)}"
-    tested = kind if len(dataset.test) != 1 else kind[:-1]
+    tested = kind if len(dataset.test) != 1 or kind == "series" else kind[:-1]
     counts = f"{len(dataset.train):,} training and {len(dataset.test):,} test {tested}"
     parts = [f"data: {printable(dataset.name)}: {counts}, {size}", _classes(dataset)]
     parts += [f"{len(dataset.captions):,} captions"] if dataset.captions else []
     return "; ".join([*parts, *([dataset.rule] if dataset.rule else [])])
+
+
+def _kind(dataset: Dataset) -> str:
+    """What the examples are, in the plural."""
+    if dataset.encoded:
+        return "latents"
+    kinds = ("vectors", "series", "images", "volumes")
+    if dataset.normalization:
+        return kinds[len(dataset.image_shape) - 1]
+    return "images" if len(dataset.image_shape) == 3 else "points"
 
 
 def announce(dataset: Dataset) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from diffusion_jax.data import captions, records
 from diffusion_jax.data.sources import Arrays, Splits
+from diffusion_jax.data.transforms import Size
 
 WEIGHTS = ("thin", "regular", "bold")
 SLANTS = ("left", "upright", "right")
@@ -143,13 +144,13 @@ def held_out_prompts(count: int) -> tuple[list[str], np.ndarray]:
     return [ways[d][i // 10 % len(ways[d])] for i, d in enumerate(digits)], digits
 
 
-def splits(data_dir: str, image_size: int, channels: int) -> Splits:
+def splits(data_dir: str, image_size: Size, channels: int) -> Splits:
     """Read the digits with captions; train is without HELD_OUT, test is whole.
 
     Args:
       data_dir: where TFDS keeps its sets.
-      image_size: the side to which images are resized; 0 keeps their size.
-      channels: 1 or 3, to which they are converted; 0 keeps theirs.
+      image_size: the size to which images are brought; 0 keeps theirs.
+      channels: 1, 3 or 4, to which they are converted; 0 keeps theirs.
     """
     plain = records.splits("digits", data_dir, image_size, channels)
     columns = [source.rows(np.arange(len(source))) for source in (plain.train, plain.test)]

@@ -26,6 +26,7 @@ from diffusion_jax.data.held_out import File, held_out
 from diffusion_jax.data.layout import Arranged
 from diffusion_jax.data.pixels import Range
 from diffusion_jax.data.sources import Arrays, Lazy, Source, Splits, held_in_memory, parallel
+from diffusion_jax.data.transforms import Size
 
 # formats that are recognized by their first bytes
 SIGNED = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "AVIF", "JPEG2000")
@@ -51,7 +52,7 @@ class Header(NamedTuple):
 
 def load(
     path: str,
-    image_size: int = 0,
+    image_size: Size = 0,
     channels: int = 0,
     *,
     limit_bad: int = -1,
@@ -63,8 +64,8 @@ def load(
 
     Args:
       path: the folder.
-      image_size: the side to which images are resized; 0 keeps their size.
-      channels: 1 or 3, to which they are converted; 0 keeps theirs.
+      image_size: the size to which images are brought; 0 keeps theirs.
+      channels: 1, 3 or 4, to which they are converted; 0 keeps theirs.
       limit_bad: the number of unreadable files that are skipped; -1 is a tenth, from 1 to 100.
       captioned: whether captions are read, from files next to the images.
       how: config.data.layout; see layout.py.
@@ -222,7 +223,7 @@ def _headers(files: list[File], unreadable: Unreadable) -> dict[Path, Header]:
 
 
 def _shape(
-    path: str, headers: dict[Path, Header], image_size: int, channels: int
+    path: str, headers: dict[Path, Header], image_size: Size, channels: int
 ) -> tuple[int, int, int]:
     first, (size, *_) = next(iter(headers.items()))
     other = next((f for f, h in headers.items() if h.size != size), None)
@@ -260,13 +261,13 @@ def _values(file: Path) -> np.ndarray | None:
         return None
 
 
-def decode(file: Path, image_size: int, channels: int, value_range: Range = ()) -> np.ndarray:
+def decode(file: Path, image_size: Size, channels: int, value_range: Range = ()) -> np.ndarray:
     """Decode an image file: rotated as its EXIF data say, transparency on white, resized.
 
     Args:
       file: the file.
-      image_size: the side of the result; 0 keeps the size.
-      channels: 1 or 3.
+      image_size: the size of the result; 0 keeps the size.
+      channels: 1, 3, or 4, which keeps the opacity.
       value_range: the values of black and white; () for 0 and 255 (65535 of 16 bits).
 
     Returns:
@@ -278,7 +279,8 @@ def decode(file: Path, image_size: int, channels: int, value_range: Range = ()) 
             image = Image.fromarray(
                 pixels.to_uint8(np.asarray(image), value_range or pixels.BITS_16)
             )
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        clear = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+        if clear and channels != 4:
             image = Image.alpha_composite(
                 Image.new("RGBA", image.size, "white"), image.convert("RGBA")
             )
@@ -293,7 +295,7 @@ class _Read(NamedTuple):
 
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
-    image_size: int
+    image_size: Size
     value_range: Range
     unreadable: Unreadable
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.data import (
+    any_shape,
     array_files,
     describe,
     digits_captions,
@@ -23,6 +24,7 @@ from diffusion_jax.data import captions as texts
 from diffusion_jax.data.dataset import Dataset
 from diffusion_jax.data.pixels import Range
 from diffusion_jax.data.sources import Arrays, Source, Splits, mapped
+from diffusion_jax.data.transforms import Size
 
 DIGITS = tuple("0123456789")
 
@@ -40,7 +42,7 @@ FASHION = (
 )
 
 IDX_CLASSES = {"mnist": DIGITS, "fashion_mnist": FASHION, "idx": ()}
-WITH_PATH = ("folder", "npz", "latents", *IDX_CLASSES)
+WITH_PATH = ("folder", "npz", "arrays", "latents", *IDX_CLASSES)
 
 
 class _Request(NamedTuple):
@@ -49,7 +51,7 @@ class _Request(NamedTuple):
     name: str
     path: str
     data_dir: str
-    image_size: int
+    image_size: Size
     channels: int
     num_classes: int
     limit_bad: int
@@ -58,6 +60,7 @@ class _Request(NamedTuple):
     captions: str
     layout: str
     value_range: Range
+    normalization: str
 
 
 def load(
@@ -65,7 +68,7 @@ def load(
     *,
     path: str = "",
     data_dir: str = "",
-    image_size: int = 0,
+    image_size: int | tuple[int, int] = 0,
     channels: int = 0,
     num_classes: int = 0,
     limit_bad: int = -1,
@@ -74,19 +77,22 @@ def load(
     captions: str = "",
     layout: str = "",
     value_range: Range = (),
+    normalization: str = "standard",
+    fit: str = "crop",
 ) -> Dataset:
     """Load the data set of this name; a warning says what looks wrong in it but may be right.
 
     Args:
       name: 'digits' (embedded); 'digits_captions' (the same, described in words); 'folder', 'npz',
-        'idx' (from `path`); 'latents' (from `path`; see experiments.encode); 'mixture', 'rings',
+        'idx' (from `path`); 'arrays' (from `path`; vectors, series, images and volumes, see
+        any_shape.py); 'latents' (from `path`; see experiments.encode); 'mixture', 'rings',
         'checkerboard', 'two_moons' (2-D points, drawn from `seed`); or any TFDS image set. 'mnist'
         and 'fashion_mnist' with a path read the four original idx files there.
       path: the folder or file of the data.
       data_dir: where TFDS keeps its sets; '' means $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-      image_size: the side to which images are resized (center crop, antialiased); 0 keeps their
-        size.
-      channels: 1 or 3, to which images are converted; 0 keeps theirs.
+      image_size: the side to which images are resized (antialiased), or (height, width); 0 keeps
+        their size.
+      channels: 1, 3 or 4, to which images are converted; 0 keeps theirs.
       num_classes: for npz and idx, where not all classes occur; 0 counts the labels.
       limit_bad: for folder, the number of unreadable files that are skipped; -1 means a tenth, from
         1 to 100.
@@ -97,24 +103,18 @@ def load(
         ways.
       value_range: for folder and npz, the values of black and white; () for 8-bit and 16-bit
         images.
+      normalization: for arrays, how each channel is brought to unit size: one of
+        normalization.RULES.
+      fit: what becomes of another aspect ratio than that of image_size: one of transforms.FITS.
 
     Raises:
       UserError: for every mistake that a user can make, in one line.
     """
-    request = _Request(
-        name,
-        path,
-        data_dir,
-        image_size,
-        channels,
-        num_classes,
-        limit_bad,
-        seed,
-        captioned,
-        captions,
-        layout,
-        value_range,
-    )
+    rest = seed, captioned, captions, layout, value_range, normalization
+    if name != "latents":
+        transforms.check_request(image_size, channels)
+        image_size = transforms.frame(image_size, fit) or 0
+    request = _Request(name, path, data_dir, image_size, channels, num_classes, limit_bad, *rest)
     _check(request)
     made = _latents(request) if name == "latents" else _images(request)
     describe.warn(made)
@@ -124,8 +124,6 @@ def load(
 def _check(request: _Request) -> None:
     """Refuse options that no data set has, or that this one does not have."""
     name, path = request.name, request.path
-    if name != "latents":
-        transforms.check_request(request.image_size, request.channels)
     pixels.check_range(request.value_range)
     if name in WITH_PATH and not path and name not in records.POPULAR:
         raise UserError(f"data.name={name} needs data.path")
@@ -142,7 +140,7 @@ def _check(request: _Request) -> None:
             raise UserError(
                 f"data.{key}={value} is not used by data.name={name}, only by {' and '.join(users)}"
             )
-    plain = name in ("digits", "latents") or name in toys.TOYS or name in IDX_CLASSES
+    plain = name in ("digits", "arrays", "latents") or name in toys.TOYS or name in IDX_CLASSES
     if request.captioned and plain:
         ours = "digits_captions, folder, npz or coco_captions"
         raise UserError(f"data.name={name} has no captions; use {ours}, or config.text.encoder=''")
@@ -173,6 +171,7 @@ def _images(request: _Request) -> Dataset:
         found.class_names,
         found.captions,
         rule=found.rule,
+        normalization=found.normalization,
     )
 
 
@@ -191,6 +190,8 @@ def _splits(request: _Request) -> Splits:
         )
     if name == "npz":
         return _npz(request)
+    if name == "arrays":
+        return _any_shape(request)
     if path:
         train, test = array_files.read_idx(path)
         found = _from_arrays(request, train, test, IDX_CLASSES[name])
@@ -210,6 +211,26 @@ def _splits(request: _Request) -> Splits:
             f"{unknown('data set', name, ours)}; and every image set of tensorflow-datasets by "
             "its name"
         ) from None
+
+
+def _any_shape(request: _Request) -> Splits:
+    """Read arrays of any shape; only those that are images of 8 bits can be fitted."""
+    path, size = request.path, request.image_size
+    found = any_shape.load(path, request.normalization)
+    classes = array_files.count_classes(
+        path, *((None, labels) for labels in found.labels), request.num_classes
+    )
+    shape, train, test = found.shape, found.train, found.test
+    if found.normalization is None:
+        shape = transforms.fitted_shape(shape, size, request.channels)
+        train, test = (_fitted(source, shape, size) for source in (train, test))
+    elif size or request.channels not in (0, shape[-1]):
+        raise UserError(
+            f"data.path={path} holds {found.normalization.dtype} arrays {shape}, and "
+            "data.image_size and data.channels are for images of 8 bits; leave both out"
+        )
+    names, kept = _numbers(classes), found.normalization
+    return Splits(train, test, shape, classes, names, rule=found.rule, normalization=kept)
 
 
 def _npz(request: _Request) -> Splits:
@@ -253,7 +274,7 @@ def _numbers(classes: int) -> tuple[str, ...]:
     return tuple(map(str, range(classes)))
 
 
-def _fitted(source: Arrays, shape: tuple[int, int, int], image_size: int) -> Source:
+def _fitted(source: Source, shape: tuple[int, int, int], image_size: Size) -> Source:
     if source[0]["image"].shape == shape:
         return source
 

@@ -98,7 +98,7 @@ def batches(
 def _check_flip(example: dict[str, Any]) -> None:
     """Refuse data that cannot be mirrored."""
     if example["image"].ndim != 3:
-        raise UserError("data.flip=True mirrors images; this data set has points")
+        raise UserError("data.flip=True mirrors images, and this data set has none")
     if "std" in example:
         why = "a mirrored latent is not the latent of a mirrored image"
         raise UserError(f"data.flip=True mirrors images, and {why}; set data.flip=False")

@@ -24,6 +24,7 @@ from diffusion_jax.data.tfds_builder import (
     prepared,
     recipe,
 )
+from diffusion_jax.data.transforms import Size
 
 tfds = deferred("tensorflow_datasets")
 
@@ -41,15 +42,15 @@ POPULAR = (
 
 
 def splits(
-    name: str, data_dir: str, image_size: int, channels: int, captioned: bool = False
+    name: str, data_dir: str, image_size: Size, channels: int, captioned: bool = False
 ) -> Splits:
     """Read a TFDS set of images.
 
     Args:
       name: the name that TFDS has for it.
       data_dir: where TFDS keeps its sets; see `default_dir`.
-      image_size: the side to which images are resized; 0 keeps their size.
-      channels: 1 or 3, to which they are converted; 0 keeps theirs.
+      image_size: the size to which images are brought; 0 keeps theirs.
+      channels: 1, 3 or 4, to which they are converted; 0 keeps theirs.
       captioned: whether captions are read.
 
     Raises:
@@ -146,15 +147,15 @@ def _captions(name: str, features: dict) -> Callable[[dict], tuple[str, ...]]:
 
 
 def described(
-    name: str, data_dir: str, image_size: int, channels: int
+    name: str, data_dir: str, image_size: Size, channels: int
 ) -> tuple[tuple[int, ...], int]:
     """Return the shape and the classes of a set as TFDS describes it; it need not be prepared.
 
     Args:
       name: the name of the set, such as 'cifar10'.
       data_dir: where TFDS keeps its sets; '' for its own place.
-      image_size: the side to which images are resized; 0 keeps their size.
-      channels: 1 or 3, to which they are converted; 0 keeps theirs.
+      image_size: the size to which images are brought; 0 keeps theirs.
+      channels: 1, 3 or 4, to which they are converted; 0 keeps theirs.
 
     Returns:
       (image_shape, num_classes); 0 classes for a set without labels.

@@ -1,8 +1,9 @@
 """Sources: random access to examples.
 
 source[i] is {'image', 'label'} and source.rows(indices) the same of several examples, stacked. An
-image is uint8 (H, W, C) (a point of a 2-D toy is float32 (2,)), a label an int32 scalar, absent
-where there are none. Where captions were requested there is also 'caption' (see captions.py).
+image is uint8 (H, W, C), another array float32 (N_1, ..., N_d, C) and normalized, a point of a 2-D
+toy float32 (2,), a label an int32 scalar, absent where there are none. Where captions were
+requested there is also 'caption' (see captions.py).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+from diffusion_jax.data.normalization import Normalization
 
 # bytes: a smaller split is decoded once and kept, a larger one is read batch by batch
 MEMORY = 1_000_000_000
@@ -49,6 +52,7 @@ class Splits(NamedTuple):
     class_names: tuple[str, ...]
     captions: tuple[str, ...] = ()
     rule: str = ""
+    normalization: Normalization | None = None
 
 
 class Arrays:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -13,7 +13,8 @@ from PIL import Image
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array
 
-MODES = {1: "L", 3: "RGB"}
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+FITS = ("crop", "letterbox")
 
 
 # Every format in which an image file is opened, in the order in which they are tried. All are
@@ -85,57 +86,113 @@ def endings() -> frozenset[str]:
     return frozenset(ending for ending, name in Image.EXTENSION.items() if name in names)
 
 
-def fitted_shape(shape: tuple[int, ...], image_size: int, channels: int) -> tuple[int, int, int]:
+class Frame(NamedTuple):
+    """The size to which images are brought, and how.
+
+    Attributes:
+      height: in pixels.
+      width: in pixels.
+      fit: 'crop' cuts off what has another aspect ratio, 'letterbox' fills it up with black.
+    """
+
+    height: int
+    width: int
+    fit: str = "crop"
+
+
+Size = int | tuple[int, int] | Frame  # the side of a square, (height, width), or all of it
+
+
+def frame(size: Size, fit: str = "crop") -> Frame | None:
+    """Return the frame that a size means; None for 0, which keeps the size that images have.
+
+    Args:
+      size: the side of a square, (height, width), or a Frame, which is returned unchanged.
+      fit: one of FITS.
+    """
+    if isinstance(size, Frame):
+        return size
+    if not size:
+        return None
+    return Frame(*((size, size) if isinstance(size, int) else size), fit)
+
+
+def fitted_shape(shape: tuple[int, ...], image_size: Size, channels: int) -> tuple[int, int, int]:
     """Return the (H, W, C) that `fit` gives to an image.
 
     Args:
       shape: (H, W, C) of the image.
-      image_size: the side of the square; 0 keeps the size.
-      channels: 1 or 3; 0 keeps the number.
+      image_size: the size of the result; 0 keeps the size.
+      channels: 1, 3 or 4; 0 keeps the number.
     """
-    height, width = (image_size, image_size) if image_size else shape[:2]
+    wanted = frame(image_size)
+    height, width = wanted[:2] if wanted else shape[:2]
     return height, width, channels or shape[2]
 
 
-def fit(image: np.ndarray, image_size: int = 0, channels: int = 0) -> np.ndarray:
-    """Crop the center of an image to a square, and resize and convert it.
+def fit(image: np.ndarray, image_size: Size = 0, channels: int = 0) -> np.ndarray:
+    """Bring an image to a size, by cropping its center or by black bars, and convert it.
 
     Args:
       image: uint8 (H, W, C).
-      image_size: the side of the result (antialiased bicubic); 0 keeps the size.
-      channels: gray is repeated to RGB, and RGB becomes gray by the ITU-R 601 luma; 0 keeps them.
+      image_size: the size of the result (antialiased bicubic); 0 keeps the size.
+      channels: gray is repeated to RGB, RGB becomes gray by the ITU-R 601 luma, and 4 adds or keeps
+        opacity; 0 keeps them. Images with other numbers of channels keep theirs.
 
     Returns:
-      uint8 (image_size, image_size, channels).
+      uint8 (height, width, channels).
     """
-    if image.shape == fitted_shape(image.shape, image_size, channels):
+    wanted = fitted_shape(image.shape, image_size, channels)
+    if image.shape == wanted:
         return image
+    if image.shape[2] not in MODES:
+        if wanted[2] != image.shape[2]:
+            raise UserError(
+                f"data.channels={channels}: images of {image.shape[2]} channels cannot be "
+                "converted; set data.channels=0"
+            )
+        bands = np.split(image, image.shape[2], axis=2)
+        return np.concatenate([fit(band, image_size) for band in bands], axis=2)
     return to_array(fit_pil(from_array(image), image_size), channels or image.shape[2])
 
 
-def fit_pil(image: Image.Image, image_size: int) -> Image.Image:
-    """Resize the largest centered square of a Pillow image.
+def fit_pil(image: Image.Image, image_size: Size) -> Image.Image:
+    """Resize the largest centered part of a Pillow image that has the aspect ratio of the frame.
 
-    This equals resizing the short side and cropping the center. Pillow's bicubic filter widens its
-    kernel when it shrinks an image, which antialiases; a kernel of fixed width would skip pixels.
+    For a square this equals resizing the short side and cropping the center. With 'letterbox' the
+    whole image is resized, and black bars fill the rest of the frame. Pillow's bicubic filter
+    widens its kernel when it shrinks an image, which antialiases; a kernel of fixed width would
+    skip pixels.
 
     Args:
       image: an image of any size and mode.
-      image_size: the side of the square in pixels; 0 keeps the image.
+      image_size: the size of the result; 0 keeps the size.
     """
-    if not image_size or image.size == (image_size, image_size):
+    wanted = frame(image_size)
+    if wanted is None or image.size == (wanted.width, wanted.height):
         return image
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    box = (left, top, left + side, top + side)
-    return image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box)
+    height, width = wanted[:2]
+    if wanted.fit == "letterbox":
+        ratio = min(width / image.width, height / image.height)
+        size = max(1, round(image.width * ratio)), max(1, round(image.height * ratio))
+        page = Image.new(image.mode, (width, height))
+        corner = (width - size[0]) // 2, (height - size[1]) // 2
+        page.paste(image.resize(size, Image.Resampling.BICUBIC), corner)
+        return page
+    if image.width * height <= image.height * width:
+        across, down = image.width, image.width * height / width
+    else:
+        across, down = image.height * width / height, image.height
+    left, top = (image.width - across) / 2, (image.height - down) / 2
+    box = (left, top, left + across, top + down)
+    return image.resize((width, height), Image.Resampling.BICUBIC, box=box)
 
 
 def from_array(image: np.ndarray) -> Image.Image:
     """Convert an array to a Pillow image.
 
     Args:
-      image: uint8 (H, W, 1 or 3).
+      image: uint8 (H, W, 1, 3 or 4).
     """
     return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
 
@@ -145,7 +202,7 @@ def to_array(image: Image.Image, channels: int) -> np.ndarray:
 
     Args:
       image: an image of any mode.
-      channels: 1 (gray) or 3 (color).
+      channels: 1 (gray), 3 (color) or 4 (color and opacity).
 
     Returns:
       uint8 (H, W, channels).
@@ -183,23 +240,25 @@ def to_unit(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32) / np.float32(255)
 
 
-def check_request(image_size: int, channels: int) -> None:
+def check_request(image_size: Size, channels: int) -> None:
     """Check that data.image_size and data.channels are possible.
 
     Args:
-      image_size: the side of an image in pixels; 0 keeps the size that the data have.
-      channels: 1 (gray) or 3 (color); 0 keeps what the data have.
+      image_size: the side of an image in pixels, or (height, width); 0 keeps the size that the data
+        have.
+      channels: 1 (gray), 3 (color) or 4 (color and opacity); 0 keeps what the data have.
 
     Raises:
       UserError: for a size or a number of channels that no image can have.
     """
-    if image_size < 0:
+    if min(image_size if isinstance(image_size, tuple) else (image_size,)) < 0:
         raise UserError(
             f"data.image_size={image_size} must be 0 (keep the size) or a number of pixels"
         )
-    if channels not in (0, 1, 3):
+    if channels not in (0, *MODES):
         raise UserError(
-            f"data.channels={channels} must be 0 (as the data has), 1 (gray) or 3 (color)"
+            f"data.channels={channels} must be 0 (as the data has), 1 (gray), 3 (color) or 4 "
+            "(color and opacity)"
         )
 
 

@@ -23,7 +23,9 @@ from diffusion_jax.pretrained import weights
 
 ACCURACY = "accuracy"  # of the recognizer, which reads the images themselves
 NAMES = (ACCURACY, *ESTIMATORS)
-STANDARD = (ACCURACY, "frechet", "kid", "prdc")  # the metrics where none are chosen
+STANDARD = (ACCURACY, "frechet", "kid", "prdc")  # the metrics of images where none are chosen
+# and of arrays that are not images: distances of their normalized values
+OF_VALUES = (ACCURACY, "frechet", "mmd_median", "sliced_wasserstein")
 FROM_LOGITS = ("class_accuracy", "inception_score")  # and those of extractors with logits
 
 
@@ -90,6 +92,7 @@ def choose(
     """
     check_metrics(metrics)
     classes, notes = has_classes(train), []
+    _check_suitable(train, features)
     names = features or (default_features(train),)
     possible = [name for name in names if classes or name != "classifier"]
     if not possible:
@@ -101,7 +104,8 @@ def choose(
         notes.append(f"features classifier are left out: {ONE_CLASS}")
     made = tuple(extractor_for(name, train) for name in possible)
     kept = []
-    for name in metrics or STANDARD + FROM_LOGITS * any(extractor.logits for extractor in made):
+    standard = STANDARD if of_images(train) else OF_VALUES
+    for name in metrics or standard + FROM_LOGITS * any(extractor.logits for extractor in made):
         if why := _missing(name, made, labels, classes, len(train), held_out, count):
             notes.append(f"metric {name} is left out: {why}")
         else:
@@ -110,6 +114,28 @@ def choose(
         raise UserError(f"there is nothing to measure: {'; '.join(notes)}")
     notes += _short_test_split(kept, held_out)
     return Choice(made, tuple(kept), tuple(notes))
+
+
+def of_images(train: Source) -> bool:
+    """Return whether a data set is of images of 8 bits, which features of images can read.
+
+    Args:
+      train: the training split, whose first example decides.
+    """
+    image = train.rows(np.zeros(1, int))["image"]
+    return image.ndim == 4 and image.dtype == np.uint8
+
+
+def _check_suitable(train: Source, features: Sequence[str | Extractor]) -> None:
+    """Refuse features of images for other arrays, and features of values for images."""
+    images = of_images(train)
+    for feature in features:
+        name = feature if isinstance(feature, str) else feature.name
+        if (name == "values") == images:
+            kind, fitting = ("images", "pixels") if images else ("arrays", "values")
+            raise UserError(
+                f"--features={name} cannot be used: the data are {kind}; use --features={fitting}"
+            )
 
 
 def _short_test_split(metrics: Sequence[str], held_out: Source | None) -> list[str]:
@@ -169,8 +195,9 @@ def default_features(train: Source) -> str:
     """
     shape = train.rows(np.zeros(1, int))["image"].shape[1:]
     installed = weights.installed("inception")
-    chosen = extractors.default(shape, has_classes(train), installed=installed)
-    if extractors.is_large(shape) and not installed:
+    images = of_images(train)
+    chosen = extractors.default(shape, has_classes(train), installed=installed, images=images)
+    if images and extractors.is_large(shape) and not installed:
         note(
             f"the features are {chosen}, as the weights of Inception are not here; for FID run "
             "python -m experiments.get_weights inception"

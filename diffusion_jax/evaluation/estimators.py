@@ -17,6 +17,7 @@ from diffusion_jax.evaluation import (
     kid,
     memorization,
     mmd,
+    points,
     prdc,
     samples,
     scores,
@@ -147,6 +148,21 @@ def _cmmd(real: Real) -> Score:
     return _paired(score)
 
 
+def _mmd(real: Real) -> Score:
+    reference = real.features[:PAIRED]
+    width = points.median_distance(reference)
+    return _paired(lambda features: {"mmd_median": points.mmd(features, reference, sigma=width)})
+
+
+def _sliced_wasserstein(real: Real) -> Score:
+    reference = real.features[:PAIRED]
+
+    def score(features: np.ndarray) -> Scores:
+        return {"sliced_wasserstein": points.sliced_wasserstein(features, reference)}
+
+    return _paired(score)
+
+
 def _paired(score: Callable[[np.ndarray], Scores]) -> Score:
     """A metric of pairs, jackknifed over groups of the first images."""
 
@@ -201,6 +217,8 @@ ESTIMATORS = {
     "inception_score": Estimator(_inception_score, 0, logits=True),
     "memorization": Estimator(_memorization, None, keeps=PAIRED, held_out=True),
     "cmmd": Estimator(_cmmd, PAIRED, keeps=PAIRED),
+    "mmd_median": Estimator(_mmd, PAIRED, keeps=PAIRED),
+    "sliced_wasserstein": Estimator(_sliced_wasserstein, PAIRED, keeps=PAIRED),
     "frechet_infinity": Estimator(_frechet_infinity, REFERENCE, least=4, keeps=None),
     "frechet_interval": Estimator(_frechet_interval, REFERENCE, least=2, keeps=None),
 }

@@ -1,6 +1,7 @@
 """Feature extractors: images uint8 (N, H, W, C) -> features (N, D), and logits where there are any.
 
-`extractor(name)` makes one: pixels; thumbnails (pixels of a reduced image); classifier (trained
+`extractor(name)` makes one: values (of arrays that are not images of 8 bits); pixels; thumbnails
+(pixels of a reduced image); classifier (trained
 here on the labels of the data set); inception, with which the Fréchet distance is FID;
 inception_spatial (sFID); efficientnet_lite0; dinov2_vitb14 and dinov2_vitl14 (FD-DINOv2), also with
 registers (dinov2_vitl14_reg); clip_vitl14_336 (CMMD). `default` names the features of a command
@@ -69,6 +70,29 @@ class Extractor(NamedTuple):
         return self.outputs(images).features
 
 
+def values(samples: np.ndarray) -> np.ndarray:
+    """Return the normalized numbers of samples, averaged over boxes if there are too many.
+
+    Args:
+      samples: float32 (N, N_1, ..., N_d, C).
+
+    Returns:
+      (N, D), float32, with at most WIDEST numbers for each sample (of vectors all).
+    """
+    x, k = np.asarray(samples, np.float32), 1
+    sizes = x.shape[1:-1]
+    while np.prod([-(-size // k) for size in sizes], dtype=int) * x.shape[-1] > WIDEST and sizes:
+        if k >= max(sizes):
+            break
+        k += 1
+    for axis, size in enumerate(sizes, 1):
+        edges = np.arange(0, size, k)
+        counts = np.diff(np.append(edges, size)).astype(np.float32)
+        means = np.add.reduceat(x, edges, axis=axis) if k > 1 else x
+        x = means / counts.reshape(-1, *(1,) * (x.ndim - axis - 1))
+    return x.reshape(len(x), -1)
+
+
 def pixels(images: np.ndarray) -> np.ndarray:
     """Return the values of the images in [0, 1], for small, aligned images.
 
@@ -81,21 +105,27 @@ def pixels(images: np.ndarray) -> np.ndarray:
     return transforms.to_unit(images.reshape(len(images), -1))
 
 
-def default(shape: tuple[int, ...], labeled: bool, *, installed: bool = False) -> str:
-    """Choose the features of images where the user does not.
+def default(
+    shape: tuple[int, ...], labeled: bool, *, installed: bool = False, images: bool = True
+) -> str:
+    """Choose the features of samples where the user does not.
 
     Args:
-      shape: (H, W, C) of the images.
+      shape: (H, W, C) of the images, or (N_1, ..., N_d, C).
       labeled: whether there are labels of two classes or more, from which a classifier can learn.
       installed: whether the weights of Inception are on this machine.
+      images: whether the samples are images of 8 bits.
 
     Returns:
-      'pixels' where they are at most WIDEST numbers; else 'inception' above 32x32 if its weights
-      are installed; else 'classifier', or 'thumbnails' without labels.
+      'values' for what is not images; 'pixels' where they are at most WIDEST numbers; else
+      'inception' above 32x32 if its weights are installed; else 'classifier', or 'thumbnails'
+      without labels.
     """
+    if not images:
+        return "values"
     if np.prod(shape) <= WIDEST:
         return "pixels"
-    if installed and is_large(shape):
+    if installed and is_large(shape) and shape[-1] in (1, 3):
         return "inception"
     return "classifier" if labeled else "thumbnails"
 
@@ -147,6 +177,11 @@ def extractor(
     if name not in EXTRACTORS:
         raise unknown("features", name, EXTRACTORS)
     return EXTRACTORS[name](images, labels)
+
+
+def _values(images: np.ndarray | None, labels: np.ndarray | None) -> Extractor:
+    resize = f"means over boxes, to at most {WIDEST} numbers"
+    return Extractor("values", "values-1", resize, lambda x, describe="": Outputs(values(x)))
 
 
 def _pixels(images: np.ndarray | None, labels: np.ndarray | None) -> Extractor:
@@ -216,6 +251,7 @@ PUBLISHED = {
 }
 
 EXTRACTORS = {
+    "values": _values,
     "pixels": _pixels,
     "thumbnails": _thumbnails,
     "classifier": _classifier,

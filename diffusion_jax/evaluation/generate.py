@@ -95,7 +95,7 @@ def seeds_to_keys(seeds: Sequence[int]) -> Key:
 
 def save_npz(
     path: str | os.PathLike,
-    images: np.ndarray,
+    images: np.ndarray | None = None,
     labels: np.ndarray | None = None,
     seeds: Sequence[int] | None = None,
     **arrays: np.ndarray | None,
@@ -104,7 +104,7 @@ def save_npz(
 
     Args:
       path: the file.
-      images: uint8 (N, ...).
+      images: uint8 (N, ...), or None.
       labels: (N,), or None.
       seeds: (N,), or None.
       **arrays: further arrays by name; those that are None are left out.

@@ -89,6 +89,10 @@ class Judge(NamedTuple):
         return intervals.values(self.measure(kept, grouped=False))
 
 
+# features whose scores are named without them
+PLAIN = ("pixels", "values")
+
+
 class _Prepared(NamedTuple):
     """The estimators of one extractor, prepared on the training split."""
 
@@ -122,7 +126,8 @@ def against(
       labels: (N,), the labels that the samples are generated for, or None.
       features: names, or extractors made before; () means those of `features.default`, whose
         scores are named without them.
-      metrics: names of choice.NAMES; () means 'frechet', and 'accuracy' where there are labels.
+      metrics: names of choice.NAMES; () means 'frechet' for images, choice.OF_VALUES for other
+        arrays, and 'accuracy' where there are labels.
       held_out: the test split, for memorization.
       statistics: used instead of the moments of the training images, for the extractor that they
         name.
@@ -132,7 +137,7 @@ def against(
     Raises:
       UserError: for unknown names, and if nothing that is requested can be measured.
     """
-    metrics = metrics or (("frechet",) if labels is None else (ACCURACY, "frechet"))
+    metrics = metrics or _standard(train, labels)
     chosen = choice.choose(
         train, labels, features=features, metrics=metrics, held_out=held_out, count=count
     )
@@ -143,7 +148,7 @@ def against(
     for extractor in chosen.features:
         real = _real(extractor, train, held_out, estimators, statistics)
         first = plain and not prepared
-        named = features and not first and (plain or extractor.name != "pixels")
+        named = features and not first and (plain or extractor.name not in PLAIN)
         suffix = f"/{extractor.name}" if named else ""
         parts = tuple((estimator, estimator.prepare(real)) for estimator in estimators)
         prepared.append(_Prepared(extractor, suffix, parts))
@@ -156,6 +161,12 @@ def against(
     plain = next((each.extractor.name for each in prepared if not each.suffix), "")
     names = tuple(extractor.name for extractor in chosen.features)
     return Judge(extract, measure, _identity(chosen), names, plain)
+
+
+def _standard(train: Source, labels: np.ndarray | None) -> tuple[str, ...]:
+    """The inexpensive metrics of a data set."""
+    names = (ACCURACY, "frechet") if choice.of_images(train) else choice.OF_VALUES
+    return tuple(name for name in names if name != ACCURACY or labels is not None)
 
 
 def _identity(chosen: choice.Choice) -> dict[str, Any]:
@@ -307,5 +318,5 @@ def _real(
 
 def _outputs(extractor: Extractor, images: np.ndarray, which: str = "") -> Outputs:
     """Run an extractor, with progress where it may take long."""
-    quick = extractor.name in ("pixels", "thumbnails", "classifier")
+    quick = extractor.name in ("values", "pixels", "thumbnails", "classifier")
     return extractor.outputs(images, "" if quick else f"{which}{extractor.name} features")

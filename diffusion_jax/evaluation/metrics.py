@@ -134,6 +134,13 @@ _TABLE = (
     ),
     Metric("cmmd", "MMD x 1000, sigma 10", LOWER, of_features=True),
     Metric(
+        "mmd_median",
+        "MMD, median width",
+        LOWER,
+        description="MMD, kernel as wide as the median distance of training samples",
+        of_features=True,
+    ),
+    Metric(
         "laplacian",
         "Laplacian variance / real",
         NEITHER,
@@ -233,8 +240,10 @@ def find(name: str, features: str = "") -> Metric:
     def named(text: str) -> str:
         if features in PUBLISHED:
             text = text.replace(*PUBLISHED[features])
-        if features == "pixels" and "Fréchet distance" in text:
-            return text.replace("Fréchet distance", "Fréchet distance of pixels")
+        if features in ("pixels", "values") and "Fréchet distance" in text:
+            return text.replace("Fréchet distance", f"Fréchet distance of {features}")
+        if features == "values":  # those of arrays that are not images: there are no others
+            return text
         return f"{text} ({features})" if text else ""
 
     return metric._replace(

@@ -41,12 +41,25 @@ def sliced_wasserstein(
     return float(np.sqrt(np.mean(width @ gap**2)))
 
 
-def mmd(a: np.ndarray, b: np.ndarray) -> float:
+def median_distance(b: np.ndarray) -> float:
+    """Return the median distance of pairs of points, from 1,000 of them; 1 where it is 0.
+
+    Args:
+      b: (M, D), the points.
+    """
+    some = np.asarray(b, np.float64).reshape(len(b), -1)
+    some = some[np.random.default_rng(0).permutation(len(some))[:MEDIAN_OF]]
+    distances = np.linalg.norm(some - np.roll(some, 1, 0), axis=1)  # of random pairs
+    return float(np.median(distances)) or 1.0
+
+
+def mmd(a: np.ndarray, b: np.ndarray, *, sigma: float | None = None) -> float:
     """MMD to a reference, with a Gaussian kernel as wide as the reference's median distance.
 
     Args:
       a: (N, D), the points.
       b: (M, D), the reference.
+      sigma: the width of the kernel; None is `median_distance(b)`.
 
     Returns:
       A number in [0, sqrt 2]; two samples of one distribution score up to about sqrt(1/N + 1/M).
@@ -55,9 +68,7 @@ def mmd(a: np.ndarray, b: np.ndarray) -> float:
       UserError: for sets of different dimensions, and for points that are not finite.
     """
     a, b = _points(a, b)
-    some = b[np.random.default_rng(0).permutation(len(b))[:MEDIAN_OF]]
-    distances = np.linalg.norm(some - np.roll(some, 1, 0), axis=1)  # of random pairs
-    sigma = float(np.median(distances)) or 1.0
+    sigma = median_distance(b) if sigma is None else sigma
     return float(np.sqrt(squared_mmd(a, b, sigma=sigma)))
 
 

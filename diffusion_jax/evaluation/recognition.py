@@ -76,7 +76,7 @@ def recognizer(
     images of MNIST take half a minute.
 
     Args:
-      images: uint8 (N, H, W, C).
+      images: uint8 (N, H, W, C), or normalized arrays float32 (N, ...), whose shifts are not added.
       labels: (N,).
       cache_dir: where the fit is kept under a hash of data and settings; None keeps nothing.
       limit: the number of images that the machine is fitted to, at most.
@@ -88,10 +88,13 @@ def recognizer(
       UserError: for labels that do not fit the images, and for a set of one class.
     """
     images, labels = np.asarray(images), np.asarray(labels)
-    if images.ndim != 4 or images.dtype != np.uint8 or labels.shape != images.shape[:1]:
-        got = f"{images.dtype} {images.shape}, labels {labels.shape}"
+    kind = images.dtype
+    known = kind == np.float32 or (kind == np.uint8 and images.ndim == 4)
+    if not known or labels.shape != images.shape[:1]:
+        got = f"{kind} {images.shape}, labels {labels.shape}"
         raise UserError(
-            f"recognition needs uint8 images (N, H, W, C) with one label each; got {got}"
+            "recognition needs uint8 images (N, H, W, C) or float32 arrays with one label each; "
+            f"got {got}"
         )
     if len(np.unique(labels)) < 2:
         raise UserError(
@@ -111,10 +114,9 @@ def recognizer(
     shape = images.shape[1:]
 
     def recognize(images: np.ndarray) -> np.ndarray:
-        if images.shape[1:] != shape or images.dtype != np.uint8:
-            raise UserError(
-                f"this recognizer reads uint8 images {shape}; got {images.dtype} {images.shape[1:]}"
-            )
+        if images.shape[1:] != shape or images.dtype != kind:
+            got = f"{images.dtype} {images.shape[1:]}"
+            raise UserError(f"this recognizer reads {kind} images {shape}; got {got}")
         return predict(machine, images)
 
     return recognize
@@ -140,7 +142,8 @@ def recognized(recognize: Recognize, images: np.ndarray, labels: np.ndarray) -> 
 
 
 def _flat(images: np.ndarray) -> np.ndarray:
-    return transforms.to_unit(images.reshape(len(images), -1))
+    flat = images.reshape(len(images), -1)
+    return transforms.to_unit(flat) if images.dtype == np.uint8 else flat
 
 
 def _training_set(
@@ -150,7 +153,7 @@ def _training_set(
         chosen = np.sort(np.random.default_rng(0).permutation(len(images))[:limit])
         return images[chosen], labels[chosen]
     moves = [(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)]
-    if len(images) * len(moves) > limit:
+    if len(images) * len(moves) > limit or images.dtype != np.uint8:
         return images, labels
     height, width = images.shape[1:3]
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")

@@ -1,7 +1,7 @@
 """Images as grids, strips and mosaics, with labels.
 
-Images are (N, H, W, C), gray or color, uint8 or floating in [-1, 1]. Functions that return a
-PIL.Image leave it to the caller to write it with `save`.
+Images are (N, H, W, C), of any number of channels, uint8 or floating in [-1, 1]. Functions that
+return a PIL.Image leave it to the caller to write it with `save`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from diffusion_jax.data.transforms import to_uint8
 from diffusion_jax.evaluation import metrics
 from diffusion_jax.report import style
 from diffusion_jax.report.layout import Tile, lay_out
+
+CHANNELS = 8  # of an image that is neither gray nor in color, which are shown
 
 VERDICT = ("accuracy", "frechet", "sliced_wasserstein", "error")  # metrics of a caption
 
@@ -44,7 +46,7 @@ def image_grid(
       column_labels: texts above the columns.
       title: stands at the top.
     """
-    tiles = _rgb(images)
+    tiles = rgb(images)
     rows = [list(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
     return lay_out(
         [[Tile(_enlarge(tile, scale)) for tile in row] for row in rows],
@@ -74,7 +76,7 @@ def grid_by_class(
       columns: images of a row, at most.
       scale: as in `image_grid`.
     """
-    tiles, groups = [_enlarge(tile, scale) for tile in _rgb(images)], {}
+    tiles, groups = [_enlarge(tile, scale) for tile in rgb(images)], {}
     for tile, label in zip(tiles, np.asarray(labels).tolist()):
         groups.setdefault(label, []).append(tile)
     if len(groups) > 20 and len(tiles) <= 2 * len(groups):
@@ -130,8 +132,8 @@ def denoising_strip(
     steps = np.unique(np.linspace(0, len(times) - 1, min(columns, len(times))).round().astype(int))
     rows, labels = [], []
     for i in range(min(images, x_t.shape[1])):
-        rows.append([Tile(_enlarge(_rgb(_into_range(x_t[s, i : i + 1]))[0], scale)) for s in steps])
-        rows.append([Tile(_enlarge(_rgb(x0_hat[s, i : i + 1])[0], scale)) for s in steps])
+        rows.append([Tile(_enlarge(rgb(_into_range(x_t[s, i : i + 1]))[0], scale)) for s in steps])
+        rows.append([Tile(_enlarge(rgb(x0_hat[s, i : i + 1])[0], scale)) for s in steps])
         labels += ["x\u209c", "x\u0302\u2080"]
     captions = [caption.format(times[s]) for s in steps]
     return lay_out(rows, row_labels=labels, column_labels=captions, title=title, rows_in_group=2)
@@ -199,7 +201,7 @@ def mosaic(
     Returns:
       The tile, (h, w, 3) uint8.
     """
-    tiles = [_enlarge(tile, scale) for tile in _rgb(images)]
+    tiles = [_enlarge(tile, scale) for tile in rgb(images)]
     columns, (h, w) = math.ceil(len(tiles) / rows), tiles[0].shape[:2]
     sheet = np.full(
         (math.ceil(len(tiles) / columns) * (h + gap) - gap, columns * (w + gap) - gap, 3),
@@ -270,14 +272,32 @@ def save(image: Image.Image, path: str | os.PathLike) -> None:
         image.save(temporary)
 
 
-def _rgb(images: np.ndarray) -> np.ndarray:
-    """(N, H, W, 1 or 3), uint8 or floating in [-1, 1] -> (N, H, W, 3) uint8."""
+def rgb(images: np.ndarray) -> np.ndarray:
+    """Show images of any number of channels in color.
+
+    One channel is gray, three are RGB, and four are RGB with opacity, which is laid on white paper.
+    Any others are shown in gray side by side, eight of them at most.
+
+    Args:
+      images: (N, H, W, C), uint8 or floating in [-1, 1].
+
+    Returns:
+      (N, H, W', 3) uint8.
+
+    Raises:
+      UserError: for anything but images.
+    """
     images = np.asarray(images)
-    if images.ndim != 4 or images.shape[-1] not in (1, 3):
-        raise UserError(
-            f"a picture needs images (N, H, W, C) with one or three channels; got {images.shape}"
-        )
+    if images.ndim != 4 or not images.shape[-1]:
+        raise UserError(f"a picture needs images (N, H, W, C); got {images.shape}")
     images = images if images.dtype == np.uint8 else to_uint8(images)
+    channels = images.shape[-1]
+    if channels == 4:
+        opacity = images[..., 3:] / np.float32(255)
+        return np.rint(opacity * images[..., :3] + 255 * (1 - opacity)).astype(np.uint8)
+    if channels not in (1, 3):
+        parts = [images[..., i : i + 1] for i in range(min(channels, CHANNELS))]
+        images = np.concatenate(parts, axis=2)
     return np.broadcast_to(images, images.shape[:-1] + (3,))
 
 

@@ -1,4 +1,4 @@
-"""Two-dimensional samples as figures."""
+"""Sets of points and vectors as figures."""
 
 from __future__ import annotations
 
@@ -36,3 +36,45 @@ def points(
             axis.scatter(*some.T, s=3, alpha=0.4, linewidths=0, color=style.COLORS[min(i, 1)])
             axis.set(title=name, xlim=(left, right), ylim=(bottom, top), aspect="equal")
             axis.set(xlabel="x₁", ylabel="x₂" if i == 0 else "")
+
+
+def sets(
+    data: np.ndarray,
+    samples: Mapping[str, np.ndarray],
+    path: str | os.PathLike,
+    *,
+    columns: int = 4,
+) -> None:
+    """Samples of vectors and their data: points in a plane, or a plot of pairs of columns.
+
+    Args:
+      data: (M, D) draws of the data.
+      samples: (N, D) samples by name.
+      path: the file to write.
+      columns: the number of columns that are shown, at most.
+    """
+    if data.shape[1] == 2:
+        points(data, samples, path)
+        return
+    shown, fewest = min(data.shape[1], columns), min(map(len, (data, *samples.values())))
+    bins, size = int(np.clip(fewest**0.5, 6, 30)), 2 if fewest > 200 else 8
+    drawn = {"data": data, **samples}
+    with style.figure(path, panels=shown**2, size=(1.9, 1.8), rows=shown) as axes:
+        for place, axis in enumerate(axes):
+            row, column = divmod(place, shown)
+            low, high = np.quantile(data[:, column], (0.001, 0.999))
+            margin = 0.15 * (high - low) or 1.0
+            axis.set(xlim=(low - margin, high + margin), xticks=[], yticks=[])
+            axis.set(xlabel=f"x{column + 1}" if row == shown - 1 else "")
+            axis.set(ylabel=f"x{row + 1}" if column == 0 else "")
+            for i, (name, x) in enumerate(drawn.items()):
+                look = {"color": style.COLORS[i], "label": name}
+                some = np.asarray(x)[:: math.ceil(len(x) / 1000)]
+                if row == column:
+                    edges = np.linspace(low - margin, high + margin, bins)
+                    axis.hist(x[:, column], edges, density=True, histtype="step", **look)
+                else:
+                    axis.scatter(
+                        some[:, column], some[:, row], s=size, alpha=0.4, linewidths=0, **look
+                    )
+        axes[0].legend(fontsize=7, frameon=False)

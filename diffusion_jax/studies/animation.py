@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,13 +36,15 @@ class Look(NamedTuple):
       frames: number of frames, at most.
       fps: frames in a second.
       columns: images of a row.
-      real: (M, 2) points of the data, for a model of points; None for images.
+      real: samples of the data, for a model of points (2,); others are shown by their tiles.
+      tiles: samples -> the images that show them (report.media).
     """
 
     frames: int
     fps: float
     columns: int
     real: np.ndarray | None = None
+    tiles: Callable[[np.ndarray], np.ndarray] = np.asarray
 
 
 def animate(
@@ -82,7 +85,7 @@ def animate(
         print(f"note: the animation shows the first {MOST} images", file=sys.stderr)
         keys, cond = keys[:MOST], cond and {name: each[:MOST] for name, each in cond.items()}
     shown = movies.evenly(len(chosen.ts), max(look.frames - 1, 1))
-    show = pictured if experiment.is_image else _in_the_plane
+    show = pictured if experiment.is_image else _both
     states = generate.generate(
         sampling.trajectory_fn(experiment, params, chosen, show, mesh),
         keys,
@@ -110,7 +113,8 @@ def _frames(
     x_t, x0 = np.moveaxis(states, (1, 2), (1, 0))
     x_t, x0 = np.concatenate([x_t, x0[-1:]]), np.concatenate([x0, x0[-1:]])
     captions = [f"step {i} of {len(chosen.ts)}" for i in [*shown, len(chosen.ts)]]
-    if look.real is None:
+    if look.real is None or experiment.normalization is not None:
+        x_t, x0 = (np.stack([look.tiles(each) for each in part]) for part in (x_t, x0))
         return movies.image_frames(x_t, x0, captions, look.columns)
     process, ts = experiment.process, jnp.asarray(chosen.ts)[shown]
     alpha, sigma = np.asarray(process.alpha(ts)), np.asarray(process.sigma(ts))
@@ -143,7 +147,7 @@ def _bytes(images: Array) -> Array:
     return jnp.round(jnp.clip(images, -1, 1) * 127.5 + 127.5).astype(jnp.uint8)
 
 
-def _in_the_plane(experiment: Experiment, x: Array, x0: Array, t: Array) -> Array:
+def _both(experiment: Experiment, x: Array, x0: Array, t: Array) -> Array:
     return jnp.stack([x, x0], 1)
 
 

@@ -53,7 +53,7 @@ def evaluate(
     names, scores = scoring.requested(features, metrics)  # before anything takes long
     trained = workdirs.load(workdir, config, mesh)
     model = trained.experiment
-    experiment.need_images(model)
+    experiment.need_judged(model)
     dataset = workdirs.images(config, workdir)
     labels, _ = sample_conditions.for_judging(model, dataset, num)
     chosen = choice.choose(

@@ -22,7 +22,7 @@ from diffusion_jax.core.errors import UNFINISHED, CommandExit, UserError
 from diffusion_jax.core.types import Array
 from diffusion_jax.evaluation import intervals
 from diffusion_jax.processes import gaussian
-from diffusion_jax.report import pictures
+from diffusion_jax.report import media, pictures
 from diffusion_jax.samplers import grid_files, placement
 from diffusion_jax.studies import (
     comparison,
@@ -310,11 +310,12 @@ def add(
     )
     seeds, mesh = range(table.count), _mesh(model)
     subject = subjects.of_model(model, table.dataset, seeds, name, mesh=mesh, **table.judging)
+    shown = media.media_of(table.dataset.image_shape, table.dataset.normalization)
     for result in comparison.compare(subject, chosen, folder).results:
         row = result.row | {"sampler": name, "seconds": took}
         table.rows.append(row)
         if result.samples is not None:
-            table.tiles[name, row["nfe"]] = pictures.mosaic(result.samples[:10], 1)
+            table.tiles[name, row["nfe"]] = pictures.mosaic(shown.tiles(result.samples[:10]), 1)
             features = subject.judging.features
             table.captions[name, row["nfe"]] = pictures.verdict(row, features)
     return intervals.record(subject.judging.truth) | {"features": subject.judging.features}

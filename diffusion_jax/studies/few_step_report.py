@@ -11,7 +11,7 @@ import numpy as np
 from diffusion_jax import data
 from diffusion_jax.core import files, provenance
 from diffusion_jax.evaluation.metrics import INTERVALS, find
-from diffusion_jax.report import pictures, quality
+from diffusion_jax.report import media, pictures, quality
 from diffusion_jax.report.tables import markdown_table
 from diffusion_jax.studies import ranking
 from diffusion_jax.training import distributed
@@ -112,7 +112,8 @@ def write(table: FewStepTable, root: Path, budgets: Sequence[int], real: dict[st
     files.save_json(root / "few_step.json", record)
     curves = {"features": features, "metrics": SHOWN, "reference": real, "title": title}
     quality.quality_curves(table.rows, root / "few_step.png", **curves)
-    images = data.arrays(table.dataset.test, limit=10)["image"]
+    shown = media.media_of(table.dataset.image_shape, table.dataset.normalization)
+    images = shown.tiles(data.arrays(table.dataset.test, limit=10)["image"])
     pictures.strips(
         table.tiles,
         root / "few_step_grid.png",

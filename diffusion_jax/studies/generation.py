@@ -17,18 +17,19 @@ from diffusion_jax.assembly.experiment import Experiment
 from diffusion_jax.core import parsing
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Cond
-from diffusion_jax.data import transforms
 from diffusion_jax.evaluation import generate
 from diffusion_jax.pretrained import folders
-from diffusion_jax.report import pictures, scatter
+from diffusion_jax.report import media
 from diffusion_jax.studies import animation
 from diffusion_jax.training import distributed
+
+REAL = 500  # points of the data in a plot of sets, at least
 
 
 class GeneratedImages(NamedTuple):
     """Images and what they were drawn from.
 
-    images: (N, H, W, C) uint8, or points (N, D) float.
+    images: (N, H, W, C) uint8, or points and normalized arrays (N, ...) float.
     labels: (N,) class of each image; (0,) where there are none.
     seeds: N seeds, one for each image.
     prompts: the captions, each of which has N / len(prompts) images in a row.
@@ -54,7 +55,7 @@ def sample(
     gif_frames: int = 40,
     gif_fps: float = 12.0,
 ) -> None:
-    """Draw images from a trained model and write them to an .npz file, a picture and an animation.
+    """Draw samples of a trained model and write them to an .npz file, a picture and an animation.
 
     Args:
       config: the config of the run, with the sampling settings.
@@ -84,22 +85,24 @@ def sample(
         model, parsing.labels("labels", labels, classes), prompt, len(wanted)
     )
     resolved = _resolved(workdir, trained, guidance)
-    real = None if model.is_image else _points(config, workdir, len(wanted))
+    shown = media.media_of(model.shape, model.normalization)
+    real = _points(config, workdir, max(len(wanted), REAL)) if shown.of_sets else None
     keys = generate.seeds_to_keys(wanted)
     if gif:
         columns = animation.columns_for(len(wanted), len(set(chosen.tolist())), len(prompt))
-        look = animation.Look(gif_frames, gif_fps, columns, real)
+        look = animation.Look(gif_frames, gif_fps, columns, real, shown.tiles)
         animation.animate(model, trained.params, resolved, keys, cond, files[".gif"], look, mesh)
     images = generate.generate(
         sampling.sample_with(model, trained.params, resolved, mesh),
         keys,
         cond,
         batch_size=min(model.sampling.batch_size, len(wanted)),
-        finish=transforms.to_uint8 if model.is_image else np.asarray,
+        finish=sampling.finished(model),
     )
     if distributed.first():
-        save(GeneratedImages(images, chosen, wanted, prompt), files, [*classes, "any"], real)
-        print(f"{len(images)} images: {', '.join(map(str, files.values()))}")
+        drawn = GeneratedImages(images, chosen, wanted, prompt)
+        table = save(drawn, files, [*classes, "any"], shown, real)
+        print(f"{len(images)} {shown.plural}: {', '.join(map(str, [*files.values(), *table]))}")
 
 
 def _resolved(
@@ -111,42 +114,62 @@ def _resolved(
         settings = settings._replace(guidance=guidance)
     resolved = sampling.method(trained.experiment, settings)
     evaluations = sampling.evaluations(resolved) or "as many as the tolerance needs:"
+    model = trained.experiment
+    name = media.media_of(model.shape, model.normalization).name
     print(
         f"{workdir}: step {trained.step}, weights {trained.weights}, {settings.name} "
-        f"on grid {resolved.grid}, {evaluations} evaluations per image",
+        f"on grid {resolved.grid}, {evaluations} evaluations per {name}",
         file=sys.stderr,
     )
     return resolved
 
 
 def _points(config: ConfigDict, workdir: str, count: int) -> np.ndarray:
-    """As many training points as samples, to draw next to them."""
+    """Training points, to draw next to samples."""
     return data.arrays(workdirs.dataset(config, workdir).train, limit=count)["image"]
 
 
 def save(
-    samples: GeneratedImages, files: dict[str, Path], names: list[str], real: np.ndarray | None
-) -> None:
+    samples: GeneratedImages,
+    files: dict[str, Path],
+    names: list[str],
+    shown: media.Media,
+    real: np.ndarray | None = None,
+) -> list[Path]:
     """Write samples.
 
     Args:
       samples: the samples.
       files: the file of each ending, '.npz' and '.png'.
       names: the names of the classes by number, then that of the null label.
-      real: points (N, D) of the data, for a model of points; None for images.
+      shown: how samples are shown and written.
+      real: samples of the data, where shown.of_sets.
+
+    Returns:
+      The table that was written as well, if the samples are one.
     """
     images, labels, seeds, prompts = samples
     columns = len(seeds) // len(prompts) if prompts else 10
     more = {"prompts": np.repeat(prompts, columns)} if prompts else {}
     generate.save_npz(
-        files[".npz"], images, labels=labels if len(labels) else None, seeds=seeds, **more
+        files[".npz"],
+        labels=labels if len(labels) else None,
+        seeds=seeds,
+        **shown.arrays(images),
+        **more,
     )
-    if real is not None:
-        scatter.points(real, {"samples": images}, files[".png"])
-        return
-    by_class = pictures.grid_by_class(images, labels, names) if len(labels) else None
-    picture = by_class or pictures.image_grid(images, min(columns, len(seeds)), row_labels=prompts)
-    pictures.save(picture, files[".png"])
+    table = media.save_table(shown, images, files[".npz"])
+    media.grid(
+        shown,
+        images,
+        files[".png"],
+        columns=min(columns, len(seeds)),
+        row_labels=prompts,
+        labels=labels,
+        names=names,
+        real=real,
+    )
+    return [table] if table else []
 
 
 def requested_conditions(

@@ -147,9 +147,11 @@ def _flow(
             trace=trace,
             solver=solver,
         )
+        # of densities in the units of the data, which normalization has rescaled
+        offset = model.normalization.bits if model.normalization else 0.0
         return {
-            "total": found.bits,
-            "importance": found.importance,
+            "total": found.bits + offset,
+            "importance": found.importance + offset,
             "log_weights": found.log_weights,
             "nfe": found.nfe,
         }

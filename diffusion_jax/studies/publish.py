@@ -28,7 +28,7 @@ from diffusion_jax.core.types import Cond
 from diffusion_jax.data import Dataset, transforms
 from diffusion_jax.evaluation import generate
 from diffusion_jax.pretrained import addresses, folders
-from diffusion_jax.report import pictures, scatter
+from diffusion_jax.report import media, pictures
 from diffusion_jax.studies import model_card
 from diffusion_jax.training import restoring
 
@@ -178,22 +178,20 @@ def _picture(
     if model.kind.reconstructs:
         return _reconstructions(trained, workdirs.images(config, root), path)
     needs_data = model.encoder and not prompts
-    dataset = workdirs.images(config, root) if needs_data or not model.is_image else None
+    shown = media.media_of(model.shape, model.normalization)
+    dataset = workdirs.images(config, root) if needs_data or shown.of_sets else None
     names, cond, count = _conditions(trained, dataset, prompts)
     method = sampling.method(model)
-    print(f"drawing {count} images into {path.name} ...", file=sys.stderr)
+    print(f"drawing {count} {shown.plural} into {path.name} ...", file=sys.stderr)
     x = generate.generate(
         sampling.sample_with(model, trained.params, method),
         generate.seeds_to_keys(range(count)),
         cond,
         batch_size=min(model.sampling.batch_size, count),
-        finish=transforms.to_uint8 if model.is_image else np.asarray,
+        finish=sampling.finished(model),
     )
-    if model.is_image:
-        pictures.save(pictures.image_grid(x, COLUMNS, row_labels=names), path)
-    else:
-        real = data.arrays(dataset.train, limit=count)["image"]
-        scatter.points(real, {"samples": x}, path)
+    real = data.arrays(dataset.train, limit=count)["image"] if shown.of_sets else None
+    media.grid(shown, x, path, columns=COLUMNS, row_labels=names, real=real)
     spent = sampling.evaluations(method)
     guided = f", guidance {method.guidance:g}" if method.guided else ""
     return (
@@ -218,7 +216,8 @@ def _conditions(
     names = trained.data["class_names"][:ROWS] if model.num_classes else []
     if 0 < model.num_classes <= COLUMNS:
         names = trained.data["class_names"]
-    count = COLUMNS * (len(names) or ROWS) if model.is_image else 1000
+    of_sets = media.media_of(model.shape, model.normalization).of_sets
+    count = 1000 if of_sets else COLUMNS * (len(names) or ROWS)
     labels = np.arange(count) // COLUMNS % max(model.num_classes, 1)
     return names, model.conditions.of_labels(labels if model.num_classes else labels[:0]), count
 

@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_jax.assembly import sample_conditions, sampling
-from diffusion_jax.assembly.settings import SamplingSettings
+from diffusion_jax.assembly.settings import Experiment, SamplingSettings
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.core import files, parsing
 from diffusion_jax.core.errors import UserError
@@ -32,6 +32,7 @@ from diffusion_jax.evaluation.estimators import Measurements, Scores
 from diffusion_jax.evaluation.features import Extractor
 from diffusion_jax.evaluation.intervals import Measured
 from diffusion_jax.evaluation.judge import Judge
+from diffusion_jax.report import media
 from diffusion_jax.studies import blocks
 from diffusion_jax.training import distributed
 
@@ -64,6 +65,8 @@ class Plan(NamedTuple):
       conditions: positions (n,) -> (labels (n,) or None, condition of those images).
       batch_size: images that are drawn at once; changes no image.
       identity: everything that the images depend on besides their seeds, as plain data.
+      finish: what makes samples as they are judged of a batch; None is `transforms.to_uint8`.
+      tiles: samples -> the images that figures show of them (report.media).
     """
 
     draw: Callable[[Key, Cond], Array]
@@ -71,6 +74,8 @@ class Plan(NamedTuple):
     conditions: Callable[[np.ndarray], tuple[np.ndarray | None, Cond]]
     batch_size: int
     identity: dict[str, Any]
+    finish: Callable[[np.ndarray], np.ndarray] | None = None
+    tiles: Callable[[np.ndarray], np.ndarray] = np.asarray
 
 
 class Scored(NamedTuple):
@@ -123,7 +128,18 @@ def plan_of(
         lambda positions: sample_conditions.at(experiment, dataset, positions),
         min(settings.batch_size, len(seeds)),
         identity_of(trained, settings),
+        *kept_of(experiment),
     )
+
+
+def kept_of(experiment: Experiment) -> tuple[Callable[[np.ndarray], np.ndarray], ...]:
+    """What becomes of drawn samples: the last two attributes of a plan, `finish` and `tiles`.
+
+    Args:
+      experiment: the model that draws them.
+    """
+    shown = media.media_of(experiment.shape, experiment.normalization)
+    return sampling.finished(experiment), shown.tiles
 
 
 def identity_of(trained: Trained, settings: SamplingSettings) -> dict[str, Any]:
@@ -175,10 +191,17 @@ def score(
         labels, cond = plan.conditions(positions)
         keys = generate.seeds_to_keys([plan.seeds[i] for i in positions])
         size = min(plan.batch_size, count)
-        images = generate.generate(plan.draw, keys, cond, batch_size=size, progress=advance or done)
+        images = generate.generate(
+            plan.draw,
+            keys,
+            cond,
+            batch_size=size,
+            progress=advance or done,
+            finish=plan.finish,
+        )
         if not distributed.first():
             return {}
-        first = {PICTURES: images[: max(shown - positions[0], 0)]} if shown else {}
+        first = {PICTURES: plan.tiles(images[: max(shown - positions[0], 0)])} if shown else {}
         return judged.extract(images, () if labels is None else labels) | first
 
     size, needed = plan.batch_size, [PICTURES] * bool(shown)
@@ -216,7 +239,7 @@ def judge_of(
     features: str = "",
     metrics: str = "",
     reference: str = "",
-    standard: Sequence[str] = ("accuracy", "frechet"),
+    standard: Sequence[str] = (),
     plain: bool = False,
 ) -> Judge:
     """The judge that the flags --features, --metrics and --reference describe.
@@ -229,7 +252,7 @@ def judge_of(
       metrics: names with commas; '' for `standard`.
       reference: a file of experiments.statistics; '' compares with training images.
       standard: the metrics that are measured where none are named, 'accuracy' where there are
-        labels.
+        labels; () for those of `judge.against`.
       plain: whether the scores of the first features are named without them.
 
     Raises:

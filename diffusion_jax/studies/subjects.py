@@ -27,7 +27,7 @@ from diffusion_jax.evaluation.estimators import Measurements, Scores
 from diffusion_jax.evaluation.intervals import Measured
 from diffusion_jax.evaluation.judge import Judge
 from diffusion_jax.evaluation.samples import Kept, in_memory
-from diffusion_jax.report import pictures
+from diffusion_jax.report import media, pictures
 from diffusion_jax.samplers import base, grids
 from diffusion_jax.studies import drawing, scoring
 from diffusion_jax.targets import presets, reference
@@ -212,8 +212,8 @@ def of_model(
 ) -> Subject:
     """A trained model with its config's guidance, clip and weights.
 
-    Images are judged by evaluation.judge, and so are real test images; points are judged against
-    as many held-out ones.
+    Images and arrays of files are judged by evaluation.judge, and so are real test samples; points
+    in a plane are judged against as many held-out ones.
 
     Args:
       trained: the model.
@@ -276,9 +276,10 @@ def _judging(
     count: int,
     chosen: dict[str, str],
 ) -> Judging:
-    if experiment.is_image:
+    if experiment.is_image or experiment.normalization:
         judged = scoring.judge_of(dataset, labels, count, plain=True, **chosen)
-        return _judging_of_images(dataset, labels, count, judged)
+        shown = media.media_of(experiment.shape, experiment.normalization)
+        return _judging_of_samples(dataset, labels, count, judged, shown)
     for flag, value in chosen.items():
         if value:
             raise UserError(f"--{flag}={value} is for models of images, and this one draws points")
@@ -300,31 +301,50 @@ def _guided_denoiser(experiment: Experiment) -> Callable[[denoiser.Ensemble], De
     return denoise
 
 
-def _judging_of_images(
-    dataset: data.Dataset, labels: np.ndarray | None, count: int, judged: Judge
+def _judging_of_samples(
+    dataset: data.Dataset,
+    labels: np.ndarray | None,
+    count: int,
+    judged: Judge,
+    shown: media.Media,
 ) -> Judging:
     test = dataset.test if len(dataset.test) else dataset.train
+    real = data.arrays(test, limit=count)["image"]
     return Judging(
         judge=judged,
         labels=labels,
         truth=judge.measured_on_real(dataset.train, dataset.test, judged, count),
-        real=data.arrays(test, limit=count)["image"],
-        picture=lambda x: pictures.mosaic(x[:8]),
-        shown=SHOWN,
+        real=real,
+        picture=_picture(shown, real),
+        shown=None if shown.of_sets else SHOWN,
     )
+
+
+def _picture(shown: media.Media, real: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Samples -> one tile of a strip: some of them, or where points of the first columns lie."""
+    if not shown.of_sets:
+        return lambda x: pictures.mosaic(shown.tiles(x[:8]))
+    if real.shape[1] > 1:
+        return functools.partial(pictures.density, box=_box(real))
+    box = _box(real.repeat(2, axis=1))  # a single column is the diagonal of a plane
+    return lambda x: pictures.density(x.repeat(2, axis=1), box)
+
+
+def _box(real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The corners within which points are shown."""
+    return np.quantile(real, 0.001, axis=0) - 0.2, np.quantile(real, 0.999, axis=0) + 0.2
 
 
 def _judging_of_points(dataset: data.Dataset, count: int) -> Judging:
     test = dataset.test if len(dataset.test) else dataset.train
     real = data.arrays(test, limit=count)["image"]
     judged = _judge_of_points(functools.partial(_scores_of_points, real))
-    box = (np.quantile(real, 0.001, axis=0) - 0.2, np.quantile(real, 0.999, axis=0) + 0.2)
     return Judging(
         judge=judged,
         labels=None,
         truth=judged.measured(data.arrays(dataset.train, limit=count)["image"]),
         real=real,
-        picture=functools.partial(pictures.density, box=box),
+        picture=functools.partial(pictures.density, box=_box(real)),
     )
 
 

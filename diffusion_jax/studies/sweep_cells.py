@@ -10,6 +10,7 @@ time: whoever comes second waits for the first and reads its result.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -209,14 +210,10 @@ class CellSampler:
             clock.add(time.monotonic() - began, evaluations)
             return drawn
 
-        plan = scoring.Plan(
-            draw,
-            range(cell.first, cell.first + images),
-            lambda positions: sample_conditions.at(model, self._dataset, positions),
-            min(cell.sampling.batch_size, self._first),
-            {},
-        )
-        return plan, clock
+        seeds = range(cell.first, cell.first + images)
+        size, kept = min(cell.sampling.batch_size, self._first), scoring.kept_of(model)
+        conditions = functools.partial(sample_conditions.at, model, self._dataset)
+        return scoring.Plan(draw, seeds, conditions, size, {}, *kept), clock
 
     def _program(
         self, cell: SweepCell, trained: Trained, method: sampling.SamplingMethod

@@ -68,7 +68,7 @@ def _check_cell(cell: SweepCell, task: Task, dataset: Dataset) -> None:
         shape, classes = about["image_shape"], about["num_classes"]
     config = sweep_space.with_settings(cell.config, {"sampler.guide": "cfg()"})
     model = experiment.assemble(config, shape, classes)
-    experiment.need_images(model)
+    experiment.need_judged(model._replace(normalization=dataset.normalization))
     model = model._replace(grids=workdirs.grid_folders(cell.workdir))
     guide = build(components.GUIDES, cell.guide)
     denoiser.is_guided(model._replace(guide=guide), cell.sampling.guidance)

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from configs import digits
-from diffusion_jax.assembly import components, datasets, preflight, same_run, train
+from diffusion_jax import data
+from diffusion_jax.assembly import components, data_record, datasets, preflight, same_run, train
 from diffusion_jax.assembly.build import build
 from diffusion_jax.core import files, provenance
 from diffusion_jax.core.errors import UserError
@@ -192,3 +194,23 @@ def test_what_only_later_steps_need_is_checked_before_anything_is_written(
     with pytest.raises(UserError, match=said):
         train.train(config.lock(), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_keeps_its_normalization_on_other_data(tmp_path):
+    """Values of another scale are normalized as in training; images are not the same kind."""
+    values = np.random.default_rng(0).normal(5, 2, (20, 6, 2)).astype(np.float32)
+    np.save(tmp_path / "a.npy", values), np.save(tmp_path / "b.npy", 10 * values)
+    trained = data.load("arrays", path=str(tmp_path / "a.npy"))
+    files.save_json(tmp_path / "data.json", data_record.description(trained))
+    about = files.load_json(tmp_path / "data.json", data_record.RULE)
+    assert data_record.normalization(about) == trained.normalization
+    other = data.load("arrays", path=str(tmp_path / "b.npy"))
+    found = same_run.same_data(tmp_path, about, other, sizes=True)
+    assert found.normalization == trained.normalization
+    own = data.arrays(found.test)["image"]
+    rows = trained.normalization.decode(data.arrays(trained.test)["image"])
+    np.testing.assert_allclose(trained.normalization.decode(own), 10 * rows, rtol=1e-4)
+    np.savez(tmp_path / "c.npz", data=np.zeros((20, 6, 2, 3), np.uint8))
+    with pytest.raises(UserError, match="the values are normalized otherwise"):
+        images = data.load("arrays", path=str(tmp_path / "c.npz"))
+        same_run.same_data(tmp_path, about, images, sizes=True)

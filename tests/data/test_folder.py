@@ -9,6 +9,7 @@ from PIL import Image
 from diffusion_jax import data
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import sources
+from diffusion_jax.data.folder import decode
 from tests.data.sets import values, write_image
 
 
@@ -82,13 +83,15 @@ def test_kinds_of_files(tmp_path):
     images = np.concatenate([data.arrays(d.train)["image"], data.arrays(d.test)["image"]])
     assert len(images) == 6
     np.testing.assert_array_equal(images, np.broadcast_to(gray[..., None], images.shape))
+    found = decode(tmp_path / "alpha.png", 0, 4)  # with the opacity, where it is requested
+    np.testing.assert_array_equal(found, alpha)
 
 
 def test_sizes_differ_and_are_fitted(tmp_path):
     write_image(tmp_path / "wide.png", 80, size=(9, 5), mode="L")
     write_image(tmp_path / "tall.jpg", 80, size=(4, 12), mode="L", quality=95)
-    d = data.load("folder", path=str(tmp_path), image_size=4, channels=3)
-    assert d.image_shape == (4, 4, 3)
+    d = data.load("folder", path=str(tmp_path), image_size=(4, 8), channels=3)
+    assert d.image_shape == (4, 8, 3)
     np.testing.assert_allclose(data.arrays(d.train)["image"], 80, atol=1)
 
 

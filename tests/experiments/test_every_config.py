@@ -14,7 +14,7 @@ import pytest
 
 from configs import base, digits, families
 from diffusion_jax import data
-from diffusion_jax.assembly import components, sampling
+from diffusion_jax.assembly import by_shape, components, sampling
 from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.experiment import assemble
 from diffusion_jax.core.errors import UserError
@@ -44,12 +44,14 @@ SHAPES = {
     "fashion_latent": (7, 7, 4),
     "tiny_imagenet_latent": (8, 8, 4),
     "folder": (32, 32, 3),
+    "arrays": (32, 2),
 }
 
 
 SIZES = {
     "digits": ("",),
     "folder": ("",),
+    "arrays": ("",),
     "digits_vae": ("",),
     "digits_few_step": ("",),
     "digits_captions": ("",),
@@ -72,12 +74,20 @@ def variants_of(file):
     return tuple(getattr(module, "VARIANTS", base.VARIANTS))
 
 
+def config_of(file, name):
+    """A variant; a network that is left to the data is chosen by the shape."""
+    config = importlib.import_module(f"configs.{file}").get_config(name)
+    if config.model.name == by_shape.AUTO:
+        config.model = by_shape.network(SHAPES[file])
+    return config
+
+
 @pytest.mark.parametrize("file", FILES)
 def test_every_config_builds_and_its_network_and_sampler_have_shapes(file):
     """Every variant with a small network, and once the real network of each size."""
     for size in SIZES.get(file, ("", ",full")):
         for variant in variants_of(file):
-            config = importlib.import_module(f"configs.{file}").get_config(variant + size)
+            config = config_of(file, variant + size)
             real = variant == variants_of(file)[0]
             experiment = assemble(config if real else small(config), SHAPES[file], 10)
             chosen = sampling.method(experiment)
@@ -94,7 +104,7 @@ def test_every_config_builds_and_its_network_and_sampler_have_shapes(file):
 def test_the_loss_of_every_config_has_shapes(file):
     """With the real networks."""
     for size in SIZES.get(file, ("", ",full")):
-        config = importlib.import_module(f"configs.{file}").get_config(variants_of(file)[0] + size)
+        config = config_of(file, variants_of(file)[0] + size)
         losses_have_shapes(assemble(config, SHAPES[file], 10), SHAPES[file])
 
 

@@ -1,0 +1,119 @@
+"""The network of a data set of any shape, where the config leaves it to the data.
+
+configs/arrays.py names the network 'auto'. Before overrides of config.model are applied, the shape
+of a sample, which the header of the file states, chooses it: a MLP for vectors, a U-Net for
+series, images and volumes, and a transformer where the extents cannot be halved. From then on the
+config is as explicit as any other, and config.json records it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+from diffusion_jax.assembly import components
+from diffusion_jax.assembly.build import resolved
+from diffusion_jax.assembly.specs import with_args
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.parsing import expand_home
+from diffusion_jax.data import any_shape
+
+AUTO = "auto"
+MOST = 1024  # pixels at which a U-Net works without a stem, and tokens of a transformer
+ATTENDED = 256  # pixels of the largest feature map with attention
+NAMES = ("unet.UNet", "dit.DiT", "mlp.MLP")
+
+
+def choose(config: ConfigDict, texts: Mapping[str, str | None]) -> None:
+    """Make a config whose network is 'auto' explicit, in place.
+
+    Args:
+      config: the config, before overrides.
+      texts: {key: text} of the overrides, of which data.path, data.normalization and model.name are
+        read.
+
+    Raises:
+      UserError: where the data are not named, and for a network that cannot serve their shape.
+    """
+    path = expand_home("config.data.path", texts.get("data.path") or config.data.path)
+    if not path:
+        raise UserError(
+            "config.data.path is missing: the .npz or .npy file whose shape chooses the network, "
+            "--config.data.path=FILE"
+        )
+    shape, dtype = any_shape.described(path)
+    named = texts.get("model.name") or AUTO
+    name = "" if named == AUTO else resolved(components.MODELS, named)
+    rule = texts.get("data.normalization") or config.data.normalization
+    with config.unlocked():
+        config.model = network(shape, name)
+        if any_shape.is_image(shape, dtype) or rule == "range":
+            config.sampler.clip = "static"  # values in [-1, 1]
+        else:  # of variance 1
+            for key, spec in (("parameterization", "edm()"), ("objective", "denoising.edm()")):
+                if config[key] == spec:
+                    config[key] = with_args(spec, sigma_data=1.0)
+        if config.process.startswith("schedules.VE("):
+            # the most distant of samples of unit variance in D dimensions, see fashion_latent.py
+            farthest = max(10.0, float(round(1.5 * math.sqrt(2 * math.prod(shape)))))
+            config.process = with_args(config.process, sigma_max=farthest)
+
+
+def network(shape: tuple[int, ...], name: str = "") -> ConfigDict:
+    """Return the section config.model for samples of a shape: a network for one or two CPU cores.
+
+    Args:
+      shape: (N_1, ..., N_d, C) of a sample.
+      name: one of NAMES; '' takes the one that suits the shape.
+
+    Raises:
+      UserError: for a network that cannot serve the shape.
+    """
+    *sizes, channels = shape
+    halvings = _halvings(sizes)
+    name = name or _suitable(sizes, halvings)
+    if name not in NAMES or (name == "mlp.MLP") != (not sizes):
+        fitting = "mlp.MLP" if not sizes else "unet.UNet or dit.DiT"
+        raise UserError(f"config.model.name={name}: samples {tuple(shape)} need {fitting}")
+    if name == "mlp.MLP":
+        return components.network(name, width=128 if channels <= 16 else 256)
+    if name == "dit.DiT":
+        patch = 1
+        while math.prod(sizes) > MOST // 4 * patch ** len(sizes) and 2 * patch <= 2**halvings:
+            patch *= 2
+        return components.network(name, patch=patch, width=128, depth=6, heads=4)
+    stem = 1
+    while math.prod(sizes) > MOST * stem ** len(sizes) and 4 * stem <= 2**halvings:
+        stem *= 2
+    levels = [[size // stem // 2**i for size in sizes] for i in range(3)]
+    levels = [own for i, own in enumerate(levels) if stem * 2**i <= 2**halvings and min(own) > 1]
+    return components.network(
+        name,
+        stem=stem,
+        width=32,
+        multipliers=(1, 2, 2)[: max(1, len(levels))],
+        attention=tuple(own[0] for own in levels if math.prod(own) <= ATTENDED),
+        head_width=32,
+    )
+
+
+def _halvings(sizes: list[int]) -> int:
+    """How often all extents can be halved."""
+    common = math.gcd(*sizes) if sizes else 1
+    return (common & -common).bit_length() - 1
+
+
+def _suitable(sizes: list[int], halvings: int) -> str:
+    """The network that suits samples of these extents."""
+    if not sizes:
+        return "mlp.MLP"
+    if halvings:
+        return "unet.UNet"
+    if math.prod(sizes) <= MOST:
+        return "dit.DiT"
+    raise UserError(
+        f"samples of {' x '.join(map(str, sizes))} cannot be halved, and are too large for a "
+        f"transformer of single values (more than {MOST}); crop or pad them to multiples of 8"
+    )

@@ -1,0 +1,145 @@
+"""Normalization of arrays: from the units of the data to those of the networks, and back.
+
+    x = (value - shift) / scale,        value = shift + scale x,        for each channel
+
+Both are measured on the training split and recorded in data.json, so that samples come back in the
+units of the data and a resumed run normalizes as it began. Images of 8 bits have none: their levels
+are known, and `transforms.to_float` maps them to [-1, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+
+from diffusion_jax.core.errors import UserError, unknown
+
+RULES = ("standard", "range")  # mean 0 and variance 1, or the smallest and largest value to -1, 1
+DTYPES = ("uint8", "int16", "float16", "float32")  # in which values are stored
+
+
+class Normalization(NamedTuple):
+    """What brings the values of each channel to about unit size, and back.
+
+    Attributes:
+      shift: (C,), subtracted from a value.
+      scale: (C,), which it is then divided by.
+      low: (C,), the smallest values of the training split, for pictures.
+      high: (C,), the largest ones.
+      dtype: the type in which values are stored, one of DTYPES.
+    """
+
+    shift: tuple[float, ...]
+    scale: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    dtype: str
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        """Normalize values.
+
+        Args:
+          values: (..., C), in the units of the data.
+
+        Returns:
+          x, float32 of the same shape.
+        """
+        shift, scale = (np.asarray(part, np.float64) for part in (self.shift, self.scale))
+        return ((values - shift) / scale).astype(np.float32)
+
+    def decode(self, x: np.ndarray) -> np.ndarray:
+        """Return to the units and the type of the data; integers are rounded and clipped.
+
+        Args:
+          x: (..., C), normalized.
+
+        Returns:
+          Values of the same shape, of `dtype`.
+        """
+        scale = np.asarray(self.scale, np.float64)
+        values = np.asarray(self.shift, np.float64) + scale * np.asarray(x, np.float64)
+        dtype = np.dtype(self.dtype)
+        if dtype.kind == "f":
+            return values.astype(dtype)
+        limits = np.iinfo(dtype)
+        return np.rint(np.clip(values, limits.min, limits.max)).astype(dtype)
+
+    def unit(self, x: np.ndarray) -> np.ndarray:
+        """Place normalized values between the extremes of the training split, for pictures.
+
+        Args:
+          x: (..., C), normalized.
+
+        Returns:
+          Numbers of the same shape: 0 for the smallest value of a channel, 1 for the largest;
+          others are clipped.
+        """
+        low, high = self.encode(np.array([self.low, self.high]))
+        span = np.where(high > low, high - low, 1.0)
+        return np.clip((np.asarray(x, np.float32) - low) / span, 0.0, 1.0)
+
+    @property
+    def bits(self) -> float:
+        """Bits per dimension that a density gains from x to the units of the data: E log2 scale."""
+        return float(np.mean(np.log2(self.scale)))
+
+
+def measure(chunks: Iterable[np.ndarray], rule: str, dtype: str, what: str) -> Normalization:
+    """Measure the normalization of a training split, which is read once.
+
+    Args:
+      chunks: parts of the split, (n, ..., C) each.
+      rule: config.data.normalization, one of RULES.
+      dtype: the type of the stored values, one of DTYPES.
+      what: the data, for messages.
+
+    Raises:
+      UserError: for an unknown rule, and for values that are not finite.
+    """
+    if rule not in RULES:
+        raise unknown("config.data.normalization", rule, RULES)
+    count, mean, square, low, high = 0, 0.0, 0.0, np.inf, -np.inf
+    for chunk in chunks:
+        rows = chunk.reshape(-1, chunk.shape[-1]).astype(np.float64)
+        check_finite(rows, what)
+        own, new = rows.mean(0), count + len(rows)
+        # the sums of squares around the means of two parts, merged (Chan et al. 1979)
+        square = square + np.square(rows - own).sum(0)
+        square = square + np.square(own - mean) * (count * len(rows) / new)
+        mean = mean + (own - mean) * (len(rows) / new)
+        low, high = np.minimum(low, rows.min(0)), np.maximum(high, rows.max(0))
+        count = new
+    shift, scale = (mean, np.sqrt(square / count))
+    if rule == "range":
+        shift, scale = (low + high) / 2, (high - low) / 2
+    if (constant := np.flatnonzero(high == low)).size:
+        logging.warning(
+            "%s: channel %d is constant in the training split (%g)",
+            what,
+            constant[0],
+            low[constant[0]],
+        )
+    scale = np.where(high > low, scale, 1.0)
+    parts = (tuple(map(float, part)) for part in (shift, scale, low, high))
+    return Normalization(*parts, dtype)
+
+
+def check_finite(values: np.ndarray, what: str) -> None:
+    """Check that values are finite numbers.
+
+    Args:
+      values: of any shape.
+      what: the data, for the message.
+
+    Raises:
+      UserError: with the number of those that are not.
+    """
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        bad = int((~np.isfinite(values)).sum())
+        raise UserError(
+            f"{what} has NaN or infinite values ({bad} of {values.size} examined); remove the "
+            "examples or fill them in"
+        )

@@ -1,0 +1,66 @@
+"""Vectors, series, images of other numbers and volumes through the commands, by the same keys."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.experiments.small_runs import command, width
+
+TINY = ["--config.training.steps=2", "--config.training.sample_every=2", "--nfe=2"]
+TINY += ["--config.data.batch_size=4", "--config.training.eval_every=2"]
+UNET = ["--config.model.width=8", "--config.model.multipliers=(1,)", "--config.model.blocks=1"]
+OPTIONS = {0: ["--config.model.width=8", "--config.model.blocks=1"], 1: UNET, 2: UNET, 3: UNET}
+CASES = [(0, (3,), "float32"), (1, (8, 2), "int16"), (2, (4, 8, 2), "float32")]
+CASES = [
+    *CASES[:2],
+    *(
+        pytest.param(*case, marks=pytest.mark.long)
+        for case in (CASES[2], (3, (4,) * 3 + (1,), "uint8"))
+    ),
+]
+
+
+@pytest.mark.parametrize("axes, shape, dtype", CASES)
+def test_every_command_takes_arrays_of_any_number_of_axes(axes, shape, dtype, tmp_path):
+    """From a file to samples in its own units, scores, a comparison and a likelihood."""
+    values = np.random.default_rng(0).normal(100, 20, (40, *shape)).astype(dtype)
+    np.savez(tmp_path / "a.npz", data=values, labels=np.arange(40) % 2)
+    run = tmp_path / "run"
+    to, of = (
+        f"--workdir={run}",
+        ["--config=configs/arrays.py", f"--config.data.path={tmp_path}/a.npz"],
+    )
+    command("train", *of, to, *TINY, *OPTIONS[axes])
+    about = json.loads((run / "data.json").read_text())
+    assert about["image_shape"] == list(shape) and about["normalization"]["dtype"] == dtype
+    assert json.loads((run / "config.json").read_text())["model"]["name"] != "auto"
+    assert width(run / "samples" / "step_0000002.png") > 60
+    command("sample", to, "--num=4")
+    with np.load(run / "samples.npz") as drawn:
+        assert drawn["data"].shape == (4, *shape) and drawn["data"].dtype == dtype
+        assert 20 < drawn["data"].mean() < 180  # the units of the data
+    assert (run / "samples.csv").exists() == (axes == 0)
+    command("evaluate", to, "--num=12", "--repeats=1")
+    scores = json.loads((run / "evaluation.json").read_text())
+    wanted = {"accuracy", "frechet", "mmd_median", "sliced_wasserstein"}
+    assert set(scores["mean"]) == wanted == set(scores["real"])
+    command("compare_samplers", to, "--samplers=ddim", "--nfe=2", "--num=4")
+    assert "Fréchet distance of values" in (run / "compare.md").read_text()
+    command("likelihood", to, "--num=2", "--solver=rk4", "--steps=2")
+    bits = json.loads((run / "likelihood.json").read_text())["rows"][0]["bits"]
+    assert np.isfinite(bits)
+
+
+def test_mistakes_with_arrays_are_one_line(tmp_path):
+    np.savez(tmp_path / "a.npz", data=np.zeros((4, 8, 2)))
+    for options, words in (
+        ([], "config.data.path is missing"),
+        ([f"--config.data.path={tmp_path}/a.npz"], "is float64; uint8, int16, float16, float32"),
+    ):
+        done = command(
+            "train", "--config=configs/arrays.py", f"--workdir={tmp_path}/r", *options, expect=2
+        )
+        assert words in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,92 @@
+"""Pictures and files of samples, by their shape."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_jax.data import normalization
+from diffusion_jax.report import media, pictures
+
+
+def normalized(shape, dtype="float32"):
+    values = np.random.default_rng(0).uniform(0, 9, (6, *shape)).astype(dtype)
+    return values, normalization.measure([values], "standard", dtype, "")
+
+
+@pytest.mark.parametrize(
+    "shape, name",
+    [((3,), "vector"), ((9, 2), "series"), ((4, 6, 1), "image"), ((3, 4, 4, 1), "volume")],
+)
+def test_files_have_the_units_of_the_data_and_pictures_a_tile_of_each(shape, name, tmp_path):
+    values, known = normalized(shape, "int16")
+    shown, x = media.media_of(shape, known), known.encode(values)
+    assert shown.name == name and shown.of_sets == (name == "vector")
+    np.testing.assert_array_equal(shown.arrays(x)["data"], values)
+    tiles = shown.tiles(x)
+    assert len(tiles) == 6 and tiles.dtype == np.uint8 and tiles.shape[-1] == 3
+    media.grid(shown, x, tmp_path / "a.png", columns=3, real=x)
+    with Image.open(tmp_path / "a.png") as picture:
+        assert min(picture.size) > 60
+
+
+def test_images_of_8_bits_and_points_are_as_ever():
+    image, point = media.media_of((8, 8, 3), None), media.media_of((2,), None)
+    x = np.zeros((2, 8, 8, 3), np.uint8)
+    assert image.tiles(x) is x and image.arrays(x)["images"] is x
+    assert (
+        point.of_sets
+        and len(point.tiles(np.zeros((3, 2)))) == 3
+        and list(point.arrays(x)) == ["images"]
+    )
+
+
+def test_a_line_passes_through_the_values():
+    """From the lower left to the upper right, on white."""
+    up = media.lines(np.linspace(0, 1, 5).reshape(1, 5, 1))[0]
+    dark = up.sum(-1) < 500
+    rows = [np.flatnonzero(dark[4:-4, column]).mean() for column in (8, 48, 88)]
+    assert rows == sorted(rows, reverse=True) and rows[0] - rows[2] > 40
+    assert tuple(up[8, 8]) == (255, 255, 255)
+
+
+def test_bars_are_as_high_as_the_values():
+    tile = media.bars(np.array([[0.25, 1.0, 0.5]]))[0]
+    heights = [(tile[:, x].sum(-1) < 700).mean() for x in (16, 48, 80)]
+    np.testing.assert_allclose(heights, [0.25, 1, 0.5], atol=0.02)
+
+
+def test_slices_are_in_reading_order_from_dark_to_light():
+    volume = np.broadcast_to(np.linspace(0, 1, 4)[:, None, None, None], (1, 4, 16, 16, 1))
+    tile = media.slices(volume)[0]
+    half_y, half_x = tile.shape[0] // 2, tile.shape[1] // 2
+    corners = [tile[y, x, 0] for y in (6, half_y + 4) for x in (6, half_x + 4)]
+    assert corners == [0, 85, 170, 255]
+
+
+def test_shades_have_the_range_of_the_training_split():
+    values, known = normalized((4, 4, 1))
+    tile = media.media_of((4, 4, 1), known).tiles(known.encode(values))
+    low, high = np.unravel_index([values.argmin(), values.argmax()], values.shape)[0]
+    assert tile[low].min() == 0 and tile[high].max() == 255
+
+
+def test_a_table_has_a_heading_and_a_row_for_each_vector(tmp_path):
+    values, known = normalized((3,))
+    shown = media.media_of((3,), known)
+    file = media.save_table(shown, known.encode(values), tmp_path / "cfg1.5.npz")
+    assert file == tmp_path / "cfg1.5.csv"
+    with open(file, newline="") as text:
+        head, *rows = csv.reader(text)
+    assert head == ["x1", "x2", "x3"]
+    np.testing.assert_allclose(np.array(rows, float), values, rtol=1e-6)
+
+
+def test_opacity_is_laid_on_white_and_many_channels_stand_side_by_side():
+    clear = np.array([[[[9, 9, 9, 0], [200, 100, 0, 255]]]], np.uint8)
+    np.testing.assert_array_equal(pictures.rgb(clear)[0, 0], [[255] * 3, [200, 100, 0]])
+    five = np.arange(5, dtype=np.uint8).reshape(1, 1, 1, 5)
+    np.testing.assert_array_equal(pictures.rgb(five)[0, 0, :, 1], np.arange(5))
