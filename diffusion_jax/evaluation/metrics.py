@@ -241,8 +241,9 @@ def find(name: str, features: str = "") -> Metric:
         if features in PUBLISHED:
             text = text.replace(*PUBLISHED[features])
         if features in ("pixels", "values") and "Fréchet distance" in text:
-            return text.replace("Fréchet distance", f"Fréchet distance of {features}")
-        if features == "values":  # those of arrays that are not images: there are no others
+            text = text.replace("Fréchet distance", f"Fréchet distance of {features}")
+            return text.replace("images", "data") if features == "values" else text
+        if features == "values":  # the only features of arrays that are not images
             return text
         return f"{text} ({features})" if text else ""
 
