@@ -141,6 +141,9 @@ def fit(image: np.ndarray, image_size: Size = 0, channels: int = 0) -> np.ndarra
 
     Returns:
       uint8 (height, width, channels).
+
+    Raises:
+      UserError: for images of other numbers of channels that are to be converted.
     """
     wanted = fitted_shape(image.shape, image_size, channels)
     if image.shape == wanted:

@@ -92,13 +92,9 @@ def sample(
         columns = animation.columns_for(len(wanted), len(set(chosen.tolist())), len(prompt))
         look = animation.Look(gif_frames, gif_fps, columns, real, shown.tiles)
         animation.animate(model, trained.params, resolved, keys, cond, files[".gif"], look, mesh)
-    images = generate.generate(
-        sampling.sample_with(model, trained.params, resolved, mesh),
-        keys,
-        cond,
-        batch_size=min(model.sampling.batch_size, len(wanted)),
-        finish=sampling.finished(model),
-    )
+    draw = sampling.sample_with(model, trained.params, resolved, mesh)
+    how = {"batch_size": min(model.sampling.batch_size, len(wanted))}
+    images = generate.generate(draw, keys, cond, finish=sampling.finished(model), **how)
     if distributed.first():
         drawn = GeneratedImages(images, chosen, wanted, prompt)
         table = save(drawn, files, [*classes, "any"], shown, real)
