@@ -90,9 +90,8 @@ def sweep(
     if submit and launch != "slurm":
         raise UserError("--submit sends jobs to SLURM; add --launch=slurm")
     metrics = flags["metrics"] or "accuracy,frechet"
-    chosen = sweep_task.names(flags["features"], metrics, flags["metric"])
-    chosen = chosen._replace(reference=flags["reference"])
-    if chosen.reference:
+    named = sweep_task.names(flags["features"], metrics, flags["metric"])
+    if (chosen := named._replace(reference=flags["reference"])).reference:
         statistics.load(chosen.reference)  # a mistake is reported before anything is trained
     task, dataset = prepare(config, flags, asked)
     _check_rungs(task, training_rungs, launch, job)

@@ -86,14 +86,13 @@ def fit(
 ) -> Fitted:
     """Train from state.step to total_steps, or until a signal, and save.
 
-    SIGTERM or SIGINT on any process ends the run after the current call; a second SIGINT aborts.
-
     Args:
       state: where to begin; it is donated.
       step_fn: a compiled multi_step of steps_per_call steps.
       batches: batches(start) yields (step, stacked batch) for the calls from step `start` on.
       total_steps: the step at which the run ends.
-      until: a step at which it stops before that, as a signal would stop it; None for none.
+      until: a step at which it stops before that, as after SIGTERM or SIGINT on any process, which
+        end it after the current call (a second SIGINT aborts); None for none.
       batch_size: images in a global batch.
       steps_per_call: the number of steps of step_fn.
       log_every: steps between rows of metrics; 0 writes one at the end.

@@ -19,7 +19,6 @@ from diffusion_jax.assembly import datasets, leases, train, workdir
 from diffusion_jax.core import buckets, files, mirrors, staging
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.training import metrics, restoring, verification
-from experiments import arguments, values
 from tests.training.kill_battery import ROOT, STORES, fingerprint, half_saved
 from tests.training.test_distributed import ended, free_port, until
 from tests.training.tiny_run import STEPS, child, config
@@ -195,34 +194,6 @@ def test_a_short_outage_is_waited_for(store, monkeypatch):
     monkeypatch.setattr(buckets.time, "sleep", lambda seconds: down.unlink(missing_ok=True))
     buckets.upload(staging.of(folder).bucket, "a", Path(__file__))
     assert (store / "run/a").exists()
-
-
-def test_a_flag_takes_the_urls_that_it_can_use(store, monkeypatch):
-    """Folders and files to write are sent at the end, files to read are fetched and not written."""
-    kinds = {
-        "workdir": "folder",
-        "out": "file",
-        "reference": "read",
-        "images": "data",
-        "recipe": "",
-    }
-    monkeypatch.setattr(values, "PATHS", kinds)
-    put(store / "run", a="1"), put(store / "old", r="2")
-    assert arguments._path("workdir", RUN) == staging.local(RUN)
-    written = Path(arguments._path("out", "fakebucket://b/new/name"))
-    written.with_suffix(".txt").write_text("3")
-    assert Path(arguments._path("reference", "fakebucket://b/old/r")).read_text() == "2"
-    assert arguments._path("images", RUN) == RUN
-    staging.push()
-    assert (store / "new/name.txt").read_text() == "3"
-    for name, url, said in (
-        ("recipe", "gs://b/x", "--recipe=gs://b/x: it must be a local path"),
-        ("out", "fakebucket://b/a", "name a file in a folder of the bucket"),
-        ("out", "fakebucket://b/a/", "name a file in a folder of the bucket"),
-        ("reference", "fakebucket://b/none", "the bucket has nothing there"),
-    ):
-        with pytest.raises(UserError, match=said):
-            arguments._path(name, url)
 
 
 def test_data_are_fetched_by_their_url(store):
