@@ -11,7 +11,7 @@ They work under every sampler and compose by calling:
 A scale may be a traced array, so that one compiled program serves a sweep over scales. Guidance
 acts on the score or, equivalently, on x0-hat and eps-hat. It therefore holds under every process
 and parameterization, and x_t = alpha x0-hat + sigma eps-hat remains exact. The strategies that a
-config may name are in guides.py.
+config may name are in guides.py; APG and CFG-Zero* are in projected.py.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def extrapolate(pair: PredictionPair, scale: float | Array) -> Denoise:
     Returns:
       The guided denoiser.
     """
-    return lambda x_t, t, cond=None: _mixed(*pair(x_t, t, cond), scale)
+    return lambda x_t, t, cond=None: mixed(*pair(x_t, t, cond), scale)
 
 
 def rescale(
@@ -145,15 +145,21 @@ def rescale(
 
     def guided(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
         better, worse = pair(x_t, t, cond)
-        mixed = _mixed(better, worse, scale)
-        factor = 1 + strength * (_std(better.x0) / jnp.maximum(_std(mixed.x0), 1e-12) - 1)
-        return with_x0(process, mixed, x_t, expand(factor, x_t) * mixed.x0, t)
+        plain = mixed(better, worse, scale)
+        factor = 1 + strength * (_std(better.x0) / jnp.maximum(_std(plain.x0), 1e-12) - 1)
+        return with_x0(process, plain, x_t, expand(factor, x_t) * plain.x0, t)
 
     return guided
 
 
-def _mixed(better: Prediction, worse: Prediction, scale: float | Array) -> Prediction:
-    """The prediction worse + scale (better - worse)."""
+def mixed(better: Prediction, worse: Prediction, scale: float | Array) -> Prediction:
+    """The prediction worse + scale (better - worse), with nu as `extrapolate` says.
+
+    Args:
+      better: the prediction at scale 1.
+      worse: the prediction at scale 0, of the same shape.
+      scale: guidance scale.
+    """
     x0, eps = tree_lerp(worse[:2], better[:2], scale)
     if better.nu is None or worse.nu is None:
         return better._replace(x0=x0, eps=eps)

@@ -1,14 +1,15 @@
 """Guidance strategies that a config may name in config.sampler.guide.
 
     cfg()                                     cfg(rescale=0.7)
+    apg(norm_threshold=5.0)                   cfg_zero(zero_init=0.04)
     autoguidance(ema="5k")                    autoguidance(workdir="runs/small")
     interval(low=0.3, high=3.0)               interval(autoguidance(step=300), high=3.0)
     classifier(workdir="runs/digits_classifier")
 
-The mathematics is in guidance.py. The scale is not part of a guide: it is config.sampler.guidance,
-a traced number, so that one compiled program serves every scale. A guide may need further trained
-networks. It only names them (`AuxiliaryModel`); the assembly loads them and passes them in a
-`GuidanceContext`.
+The mathematics is in guidance.py and projected.py. The scale is not part of a guide: it is
+config.sampler.guidance, a traced number, so that one compiled program serves every scale. A guide
+may need further trained networks. It only names them (`AuxiliaryModel`); the assembly loads them
+and passes them in a `GuidanceContext`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.core.errors import UserError, need_ranges
 from diffusion_jax.core.types import Array, Cond, Denoise, Prediction, Process
-from diffusion_jax.denoisers import guidance
+from diffusion_jax.denoisers import guidance, projected
 
 
 class AuxiliaryModel(NamedTuple):
@@ -97,6 +98,56 @@ def cfg(rescale: float = 0.0) -> Guide:
         return _extrapolated(pair, scale, context, rescale)
 
     return Guide(apply, condition="any", null=True)
+
+
+def apg(eta: float = 0.0, norm_threshold: float = float("inf")) -> Guide:
+    """Adaptive projected guidance (Sadat et al. 2024) of conditional models, for large scales.
+
+    Args:
+      eta: factor of the part along the conditional prediction, in [0, 1]; 1 without a limit is
+        `cfg`.
+      norm_threshold: the largest norm of the difference of the two predictions of x0, over all
+        values of an image; the paper has 2.5 to 15 for latents.
+
+    Returns:
+      The guide. Its scale is 1 for the conditional model.
+
+    Raises:
+      UserError: if a number is out of range.
+    """
+    need_ranges("apg", eta=(eta, 0, 1))
+    if not norm_threshold > 0:
+        raise UserError(
+            f"apg(norm_threshold={norm_threshold:g}): it must be above 0; inf is no limit"
+        )
+
+    def apply(denoise: Denoise, scale: Array, context: GuidanceContext) -> Denoise:
+        pair = guidance.conditional_pair(denoise, context.null)
+        return projected.apg(pair, scale, context.process, eta, norm_threshold)
+
+    return Guide(apply, condition="any", null=True)
+
+
+def cfg_zero(zero_init: float = 0.04) -> Guide:
+    """CFG-Zero* (Fan et al. 2025) of conditional models, for deterministic samplers of flows.
+
+    Args:
+      zero_init: fraction of the time, at its noise end, in which x_t does not move, in [0, 1). On
+        equal times it is the fraction of the steps, rounded up; the paper has 0.04.
+
+    Returns:
+      The guide. Its scale is 1 for the conditional model, which it is only with zero_init=0.
+
+    Raises:
+      UserError: if `zero_init` is out of range.
+    """
+    need_ranges("cfg_zero", zero_init=(zero_init, 0, 0.999))
+
+    def apply(denoise: Denoise, scale: Array, context: GuidanceContext) -> Denoise:
+        pair = guidance.conditional_pair(denoise, context.null)
+        return projected.cfg_zero(pair, scale, context.process, zero_init)
+
+    return Guide(apply, neutral=None if zero_init else 1.0, condition="any", null=True)
 
 
 def autoguidance(workdir: str = "", ema: str = "", step: int = 0, rescale: float = 0.0) -> Guide:
@@ -211,4 +262,4 @@ def _extrapolated(
 
 
 # The members of the family, which a config may name.
-GUIDES = (cfg, autoguidance, classifier, interval)
+GUIDES = (cfg, apg, cfg_zero, autoguidance, classifier, interval)

@@ -106,6 +106,9 @@ def test_classifier_guide_starts_from_the_unconditional_half():
 RULE = {
     "cfg()": (1.0, False, ("unconditional",)),
     "cfg(rescale=0.7)": (1.0, False, ("unconditional",)),
+    "apg(eta=0.1, norm_threshold=5.0)": (1.0, False, ("unconditional",)),
+    "cfg_zero()": (None, False, ("unconditional",)),
+    "interval(cfg_zero(zero_init=0.0))": (1.0, False, ("unconditional",)),
     "interval(cfg(), high=2.0)": (1.0, False, ("unconditional",)),
     "autoguidance(step=1)": (1.0, True, ()),
     "interval(autoguidance(step=1))": (1.0, True, ()),
@@ -261,6 +264,8 @@ def test_a_comparison_of_a_model_that_a_classifier_guides_scores_what_sample_dra
         ("interval(low=2.0, high=1.0)", "is empty"),
         ("interval(0.2, 3.0)", "guide=0.2: it must be a component such as cfg"),
         ("autoguidance(ema='1k')", "other trained networks"),
+        ("apg(norm_threshold=0.0)", "it must be above 0"),
+        ("cfg_zero(zero_init=1.5)", "cfg_zero: zero_init=1.5: it must be at least 0"),
         ("cfg(0.7, 0.1)", "cfg takes rescale"),
     ],
 )
