@@ -18,6 +18,7 @@ from diffusion_jax.pretrained import folders
 from diffusion_jax.report import sweeps
 from diffusion_jax.report.tables import markdown_table
 from diffusion_jax.studies import sweep_checks, sweep_task
+from diffusion_jax.studies.sweep_cells import CellSampler, Scoring
 from diffusion_jax.studies.sweep_space import Axis, Space
 from diffusion_jax.studies.sweep_task import Results, Task
 from diffusion_jax.training import distributed, ema, post_hoc
@@ -65,15 +66,31 @@ def ema_sweep(
     if not distributed.first():
         return
     rows = rows_of(task, results, Path(workdir) / "ema_snapshots", values)
+    text = _write(task, sampler, scored, rows, root, repeats)
+    sweep_task.discard_blocks(task, scored)
+    print(f"{text}\n{root / 'ema_sweep.png'} shows it; to use a length:")
+    key = "--config.sampler.ema='post_hoc(LENGTH)'"
+    print(f"python -m experiments.sample --workdir={workdir} {key}")
+
+
+def _write(
+    task: Task,
+    sampler: CellSampler,
+    scored: Scoring,
+    rows: Sequence[Mapping[str, Any]],
+    root: Path,
+    repeats: int,
+) -> str:
+    """Write the files of the sweep, and return the text of its table."""
     trained = sampler.model(next(iter(task.cells.values())))
     title = (
-        f"Power EMAs of {root.name} at step {trained.step}: {repeats} x {num} images, "
+        f"Power EMAs of {root.name} at step {trained.step}: {repeats} x {task.num} images, "
         f"{trained.experiment.sampling.name}"
     )
     record = {
         "step": trained.step,
         "config": trained.experiment.record,
-        "num": num,
+        "num": task.num,
         "repeats": repeats,
         "judged": scored.about,
         "provenance": provenance.provenance(trained.experiment.record),
@@ -82,10 +99,7 @@ def ema_sweep(
     text = f"# {title}\n\n{report(rows, scored.judged.title)}"
     files.save_text(root / "ema_sweep.md", text)
     sweeps.lengths(rows, root / "ema_sweep.png", features=scored.judged.plain, title=title)
-    sweep_task.discard_blocks(task, scored)
-    print(f"{text}\n{root / 'ema_sweep.png'} shows it; to use a length:")
-    key = "--config.sampler.ema='post_hoc(LENGTH)'"
-    print(f"python -m experiments.sample --workdir={workdir} {key}")
+    return text
 
 
 def lengths_of(text: str) -> list[float]:

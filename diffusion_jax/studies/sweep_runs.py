@@ -91,7 +91,10 @@ def _train(task: Task, folder: Path, said: str, until: int | None = None) -> Non
     keys = [axis.key for axis in task.space.axes if not sweep_space.is_sampling(axis.key)]
     steps = "" if until is None else f" to step {until}"
     print(f"{said}: {folder}{steps}", file=sys.stderr, flush=True)
-    training.train(task.runs[folder], str(folder), until=until, asked=frozenset(keys))
+    if until is None:
+        training.train(task.runs[folder], str(folder), asked=frozenset(keys))
+    else:
+        training.train_until(task.runs[folder], str(folder), until, asked=frozenset(keys))
 
 
 def _step(folder: Path) -> int:

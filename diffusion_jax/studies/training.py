@@ -19,15 +19,34 @@ from diffusion_jax.training import distributed
 WRITTEN = ("loss.png", "metrics.jsonl", "samples/", "reconstructions/", "checkpoints/")
 
 
-def train(
-    config: ConfigDict, workdir: str, *, until: int | None = None, asked: Container[str] = ()
-) -> None:
+def train(config: ConfigDict, workdir: str, *, asked: Container[str] = ()) -> None:
     """Train a model, or resume the run in the workdir.
 
     Args:
       config: the config of the run.
       workdir: the folder of the run.
-      until: a step at which training stops before its end, to be resumed later; None for none.
+      asked: the config keys that the user has set.
+
+    Raises:
+      CommandExit: if a signal stopped the training; running it again resumes.
+    """
+    if not assembly_train.train(config, workdir, asked=asked):
+        raise CommandExit(UNFINISHED)
+    if distributed.first():
+        made = [name for name in WRITTEN if (Path(workdir) / name).exists()]
+        print(f"{workdir}: {', '.join(made)}; to draw from the model:")
+        print(f"python -m experiments.sample --workdir={workdir}")
+
+
+def train_until(
+    config: ConfigDict, workdir: str, until: int, *, asked: Container[str] = ()
+) -> None:
+    """Train a model to a step before its end; `train` or another call resumes it.
+
+    Args:
+      config: the config of the run.
+      workdir: the folder of the run.
+      until: the step, a multiple of config.training.steps_per_call.
       asked: the config keys that the user has set.
 
     Raises:
@@ -35,10 +54,6 @@ def train(
     """
     if not assembly_train.train(config, workdir, until=until, asked=asked):
         raise CommandExit(UNFINISHED)
-    if distributed.first() and until is None:
-        made = [name for name in WRITTEN if (Path(workdir) / name).exists()]
-        print(f"{workdir}: {', '.join(made)}; to draw from the model:")
-        print(f"python -m experiments.sample --workdir={workdir}")
 
 
 def train_latent(config: ConfigDict, workdir: str, images: str = "", num: int = 1000) -> None:
