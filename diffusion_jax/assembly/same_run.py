@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_jax import data
-from diffusion_jax.assembly import components, data_record
+from diffusion_jax.assembly import components, data_record, defaults
 from diffusion_jax.core import files, provenance, reading
 from diffusion_jax.core.errors import UserError
 
@@ -99,6 +99,8 @@ def check_resumed(workdir: Path, new: Mapping[str, Any]) -> None:
 
 
 def _check_same(workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    # keys that the run's code did not know yet have the values that mean what it did
+    old = json.loads(files.canonical_json(defaults.filled(old)))
     old, new = _values(old), _values(new)
     # earlier versions spelled the teacher's own scale as 0
     if old.get("distill.guidance") == 0.0 and new.get("distill.guidance", 0.0) is None:
