@@ -25,6 +25,8 @@ from diffusion_jax.studies.family_measures import Pictures, Row
 from diffusion_jax.studies.family_training import Point, images_seen, steps_of, train_family
 
 TRAINING = 0.8  # share of a task's time that is training, for the forecast of the time left
+DECISIVE = ("process", "parameterization", "objective", "model", "optimizer", "ema")
+DRAWING = ("name", "grid", "nfe", "guidance", "clip")  # keys of the sampler
 EARLY = 40  # images that are kept of the points before the last
 
 _RULE = reading.record(
@@ -215,11 +217,13 @@ def _cell(
     root: Path, task: FamilyTask, config: ConfigDict, settings: ConfigDict, share: float
 ) -> Path:
     """The file of the measurements of a task after a share of its training."""
-    own = config.to_dict()
-    own["data"] = {**own["data"], "path": "", "data_dir": ""}  # the data may move
+    whole = config.to_dict()
+    # not everything: the data may move, and a later version may add keys
+    own = {key: whole[key] for key in DECISIVE}
+    own["sampler"] = {key: whole["sampler"][key] for key in DRAWING}
     identity = {
         "config": provenance.config_hash(own),
-        "recipe": settings.recipe.to_dict() if "latent" in config else {},
+        "data": [settings.data.name, settings.data.batch_size],
         "images": settings.images,
         "num": settings.num,
         "features": settings.features,
