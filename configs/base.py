@@ -150,7 +150,7 @@ def _sampler() -> ConfigDict:
     sampler.grid = "auto"
     sampler.nfe = 50  # network evaluations per image
     sampler.guidance = 1.0  # scale of the guidance; 1: none, and half the work
-    # strategy of guidance: cfg, apg, cfg_zero, interval, autoguidance, classifier (guides.py)
+    # strategy of guidance: cfg, interval, autoguidance, ... (denoisers/guides.py)
     sampler.guide = "cfg()"
     # independent, or brownian: one Brownian path per image, whatever the grid and the NFE
     sampler.noise = "independent"

@@ -15,7 +15,7 @@ from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.core.types import Apply, Array, Cond, Denoise, Params, Prediction
-from diffusion_jax.denoisers import guidance, guides, parameterization
+from diffusion_jax.denoisers import guides, parameterization, thresholding
 
 
 def apply(experiment: Experiment) -> Apply:
@@ -128,12 +128,12 @@ def denoiser(
         case "none":
             pass
         case "static":
-            denoise = guidance.clip_x0(denoise, process)
+            denoise = thresholding.clip_x0(denoise, process)
         case "dynamic":
-            denoise = guidance.dynamic_threshold(denoise, process)
+            denoise = thresholding.dynamic_threshold(denoise, process)
         case _:
             raise unknown("config.sampler.clip", clip, components.CLIPS)
-    return denoise if experiment.two_times else guidance.without_end_time(denoise)
+    return denoise if experiment.two_times else thresholding.without_end_time(denoise)
 
 
 def _context(experiment: Experiment) -> guides.GuidanceContext:

@@ -38,6 +38,8 @@ class Prediction(NamedTuple):
         consistency functions whose boundary condition is there; None for an estimate of the data.
       log_variance: (B,), the network's own estimate of the logarithm of its loss at this noise
         level (Karras et al. 2024, eq. 21); None unless training asks for it.
+      mean_shift: (B, ...), what an ancestral sampler adds to its mean, in units of its variance
+        (Dhariwal & Nichol 2021, algorithm 1); None except under guidance.mean_shift.
     """
 
     x0: Array
@@ -45,6 +47,7 @@ class Prediction(NamedTuple):
     nu: Array | None = None
     residual: Array | None = None
     log_variance: Array | None = None
+    mean_shift: Array | None = None
 
 
 class Noised(NamedTuple):

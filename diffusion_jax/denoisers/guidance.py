@@ -1,4 +1,4 @@
-"""Guidance and thresholding: functions that map denoisers to a denoiser.
+"""Guidance: functions that map denoisers to a denoiser.
 
 They work under every sampler and compose by calling:
 
@@ -6,7 +6,7 @@ They work under every sampler and compose by calling:
     guided = autoguidance(denoise, worse, scale)                    two networks
     guided = classifier(unconditional, process, log_prob, scale)    the gradient of log p(y | x_t)
     guided = interval(guided, denoise, process, low, high)          only at some noise levels
-    guided = clip_x0(guided, process)                               followed by thresholding
+    guided = thresholding.clip_x0(guided, process)                  followed by thresholding
 
 A scale may be a traced array, so that one compiled program serves a sweep over scales. Guidance
 acts on the score or, equivalently, on x0-hat and eps-hat. It therefore holds under every process
@@ -24,7 +24,6 @@ import jax.numpy as jnp
 from diffusion_jax.core.arrays import expand, tree_lerp
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array, Cond, Denoise, Prediction, Process
-from diffusion_jax.denoisers.parameterization import END_TIME, has_end_time
 from diffusion_jax.processes.gaussian import with_x0
 
 # (x_t, t, cond) -> (better prediction, worse prediction); guidance leads away from the worse one.
@@ -237,6 +236,33 @@ def classifier(
     return guided
 
 
+def mean_shift(denoise: Denoise, log_prob: LogProb, scale: float | Array) -> Denoise:
+    """Classifier guidance by a shift of the mean (Dhariwal & Nichol 2021, algorithm 1).
+
+        x_s ~ N(mean + scale var grad_x_t log p(y | x_t), var)
+
+    Only an ancestral sampler (ancestral.ddpm) has such a mean and variance; it adds the shift,
+    which the prediction holds. x0-hat and eps-hat stay those of `denoise`, and thresholding does
+    not concern the shift. `classifier` shifts the score instead, under every sampler. To first
+    order in the length of the step both are the same; the exact mean of x_s given x_t and y has
+    the shift (alpha_s / alpha_t) beta, where beta is the variance 'large' of the sampler.
+
+    Args:
+      denoise: the denoiser to guide.
+      log_prob: a function (x_t, t, cond) -> log p(cond | x_t), (B,).
+      scale: factor of the gradient.
+
+    Returns:
+      The denoiser whose predictions hold the shift in units of the variance.
+    """
+
+    def guided(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
+        gradient = jax.grad(lambda x: jnp.sum(log_prob(x, t, cond)))(x_t)
+        return denoise(x_t, t, cond)._replace(mean_shift=scale * gradient)
+
+    return guided
+
+
 def class_log_prob(logits: Callable[[Array, Array], Array], against: int | None = None) -> LogProb:
     """The log-probability of cond['label'] under a noise-conditional classifier.
 
@@ -309,79 +335,3 @@ def _add_to_score(process: Process, prediction: Prediction, t: Array, added: Arr
     return prediction._replace(
         x0=prediction.x0 + sigma**2 / alpha * added, eps=prediction.eps - sigma * added
     )
-
-
-# ---- thresholding
-def clip_x0(denoise: Denoise, process: Process, low: float = -1.0, high: float = 1.0) -> Denoise:
-    """Clips x0-hat to the range of the data and recomputes eps-hat (Ho et al. 2020's code).
-
-    This is DDIM's `clip_denoised`. A prediction for which the end of the move is given, cond['to'],
-    is not clipped. It is the average velocity of MeanFlow as a pair (x0, eps), whose x0 is an
-    average over the move and leaves the data's range where guidance is part of what the network
-    learned. The last move has no end time; its x0-hat is clipped.
-
-    Args:
-      denoise: the denoiser to threshold.
-      process: the process of x_t.
-      low: lower end of the data's range.
-      high: upper end of the data's range.
-
-    Returns:
-      The thresholded denoiser.
-    """
-    return _map_x0(denoise, process, lambda x0: jnp.clip(x0, low, high))
-
-
-def dynamic_threshold(denoise: Denoise, process: Process, percentile: float = 99.5) -> Denoise:
-    """Imagen's dynamic thresholding (Saharia et al. 2022, sec. 2.3): clip(x0-hat, -s, s) / s.
-
-    s is a percentile of each image's |x0-hat|, and at least 1. As in `clip_x0`, a prediction for
-    which the end of the move is given is not changed.
-
-    Args:
-      denoise: the denoiser to threshold.
-      process: the process of x_t.
-      percentile: the percentile of |x0-hat|, in [0, 100].
-
-    Returns:
-      The thresholded denoiser.
-    """
-
-    def squeeze(x0: Array) -> Array:
-        s = jnp.percentile(jnp.abs(x0).reshape(x0.shape[0], -1), percentile, axis=1)
-        s = expand(jnp.maximum(s, 1.0), x0)
-        return jnp.clip(x0, -s, s) / s
-
-    return _map_x0(denoise, process, squeeze)
-
-
-def _map_x0(denoise: Denoise, process: Process, change: Callable[[Array], Array]) -> Denoise:
-    """The denoiser with x0-hat replaced by change(x0-hat); average velocities are not changed."""
-
-    def changed(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
-        prediction = denoise(x_t, t, cond)
-        if has_end_time(cond):
-            return prediction
-        return with_x0(process, prediction, x_t, change(prediction.x0), t)
-
-    return changed
-
-
-def without_end_time(denoise: Denoise) -> Denoise:
-    """Removes cond['to'] from the condition, for networks that have no second time.
-
-    Under few_step.jump such a denoiser, thresholded or not, gives DDIM.
-
-    Args:
-      denoise: a denoiser of a network with a single time.
-
-    Returns:
-      The same denoiser, which ignores cond['to'].
-    """
-
-    def with_one_time(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
-        if has_end_time(cond):
-            cond = {name: value for name, value in cond.items() if name != END_TIME} or None
-        return denoise(x_t, t, cond)
-
-    return with_one_time

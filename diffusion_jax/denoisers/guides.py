@@ -4,7 +4,7 @@
     apg(norm_threshold=5.0)                   cfg_zero(zero_init=0.04)
     autoguidance(ema="5k")                    autoguidance(workdir="runs/small")
     interval(low=0.3, high=3.0)               interval(autoguidance(step=300), high=3.0)
-    classifier(workdir="runs/digits_classifier")
+    classifier(workdir="runs/digits_classifier")    mean_shift(workdir="runs/digits_classifier")
 
 The mathematics is in guidance.py and projected.py. The scale is not part of a guide: it is
 config.sampler.guidance, a traced number, so that one compiled program serves every scale. A guide
@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from diffusion_jax.core.errors import UserError, need_ranges
 from diffusion_jax.core.types import Array, Cond, Denoise, Prediction, Process
 from diffusion_jax.denoisers import guidance, projected
+from diffusion_jax.denoisers.guidance import LogProb
 
 
 class AuxiliaryModel(NamedTuple):
@@ -70,6 +71,8 @@ class Guide(NamedTuple):
         condition is the null condition.
       null: whether it evaluates the model under the null condition, which a model learns only
         through label dropout.
+      shifts_mean: whether its predictions hold a shift of the mean, which needs an ancestral
+        sampler.
     """
 
     apply: Callable[[Denoise, Array, GuidanceContext], Denoise]
@@ -77,6 +80,7 @@ class Guide(NamedTuple):
     neutral: float | None = 1.0
     condition: str = ""
     null: bool = False
+    shifts_mean: bool = False
 
 
 def cfg(rescale: float = 0.0) -> Guide:
@@ -201,7 +205,46 @@ def classifier(
     Returns:
       The guide.
     """
-    other = AuxiliaryModel(workdir, ema)
+
+    def apply(
+        denoise: Denoise, context: GuidanceContext, log_prob: LogProb, scale: Array
+    ) -> Denoise:
+        return guidance.classifier(denoise, context.process, log_prob, scale)
+
+    return _by_classifier(apply, AuxiliaryModel(workdir, ema), conditional, against)
+
+
+def mean_shift(workdir: str, conditional: bool = False, ema: str = "") -> Guide:
+    """Classifier guidance by a shift of the mean (Dhariwal & Nichol 2021, algorithm 1).
+
+    It needs the sampler ancestral.ddpm; under its variance 'learned' it is that of ADM. The other
+    arguments, and the scale, are those of `classifier`.
+
+    Args:
+      workdir: a workdir of experiments.train_classifier.
+      conditional: shifts the mean of the conditional model; its scale 0 is that model.
+      ema: the average of the classifier's weights.
+
+    Returns:
+      The guide.
+    """
+
+    def apply(
+        denoise: Denoise, context: GuidanceContext, log_prob: LogProb, scale: Array
+    ) -> Denoise:
+        return guidance.mean_shift(denoise, log_prob, scale)
+
+    guide = _by_classifier(apply, AuxiliaryModel(workdir, ema), conditional)
+    return guide._replace(shifts_mean=True)
+
+
+def _by_classifier(
+    along: Callable[[Denoise, GuidanceContext, LogProb, Array], Denoise],
+    other: AuxiliaryModel,
+    conditional: bool,
+    against: int | None = None,
+) -> Guide:
+    """The guide that leads half of a model along the gradient of a classifier."""
 
     def apply(denoise: Denoise, scale: Array, context: GuidanceContext) -> Denoise:
         def base(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
@@ -210,7 +253,7 @@ def classifier(
             return denoise(x_t, t, cond if conditional else context.null(cond))
 
         log_prob = guidance.class_log_prob(context.classifier(other), against)
-        return guidance.classifier(base, context.process, log_prob, scale)
+        return along(base, context, log_prob, scale)
 
     neutral = 0.0 if conditional and against is None else None
     null = not conditional and against is None
@@ -247,9 +290,19 @@ def interval(guide: Guide = cfg(), low: float = 0.0, high: float = float("inf"))
 
     def apply(denoise: Denoise, scale: Array, context: GuidanceContext) -> Denoise:
         guided = guide.apply(denoise, scale, context)
-        return guidance.interval(guided, denoise, context.process, low, high)
+        plain = _without_shift(denoise) if guide.shifts_mean else denoise
+        return guidance.interval(guided, plain, context.process, low, high)
 
     return guide._replace(apply=apply)
+
+
+def _without_shift(denoise: Denoise) -> Denoise:
+    """The denoiser with a shift of the mean that is 0, of the structure of a shifted one."""
+
+    def plain(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
+        return denoise(x_t, t, cond)._replace(mean_shift=jnp.zeros_like(x_t))
+
+    return plain
 
 
 def _extrapolated(
@@ -262,4 +315,4 @@ def _extrapolated(
 
 
 # The members of the family, which a config may name.
-GUIDES = (cfg, apg, cfg_zero, autoguidance, classifier, interval)
+GUIDES = (cfg, apg, cfg_zero, autoguidance, classifier, mean_shift, interval)

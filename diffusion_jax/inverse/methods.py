@@ -22,7 +22,7 @@ from diffusion_jax.core import arrays, forward_mode, streams
 from diffusion_jax.core.arrays import expand
 from diffusion_jax.core.errors import UserError, need_ranges
 from diffusion_jax.core.types import Array, Cond, Denoise, Key, Prediction, Process
-from diffusion_jax.denoisers import guidance
+from diffusion_jax.denoisers import thresholding
 from diffusion_jax.inverse import measurements
 from diffusion_jax.inverse.measurements import Measurement
 from diffusion_jax.inverse.projections import draw_measured, keep_unreplaced, pull
@@ -91,7 +91,7 @@ def restore(
             "this method needs a linear measurement, and this one is not linear; take dps"
         )
     guided = method.guide(denoise, process, measurement, y)
-    guided = guided if clip is None else guidance.clip_x0(guided, process, *clip)
+    guided = guided if clip is None else thresholding.clip_x0(guided, process, *clip)
     wrapped = method.wrap(sampler, measurement, y)
     samples = base.sample(wrapped, guided, process, key, x, ts, cond, **options)
     if measurement.std or measurement.spectral is None:

@@ -16,7 +16,8 @@ from diffusion_jax.samplers.base import Sampler, memoryless
 def ddpm(variance: str = "small") -> Sampler:
     """DDPM's ancestral sampling (Ho et al. 2020, algorithm 2), on any grid.
 
-    x_s ~ N(mean of q(x_s | x_t, x0-hat), variance).
+    x_s ~ N(mean of q(x_s | x_t, x0-hat), variance). It is the sampler of guidance.mean_shift, whose
+    shift times the variance is added to the mean (Dhariwal & Nichol 2021, algorithm 1).
 
     Args:
       variance: 'small' is beta-tilde, 'large' is beta (Ho et al. 2020, sec. 3.2); 'learned' needs a
@@ -42,9 +43,11 @@ def ddpm(variance: str = "small") -> Sampler:
             )
         else:
             std = jnp.exp(0.5 * gaussian.learned_log_variance(process, prediction.nu, t, s))
+        if prediction.mean_shift is not None:
+            mean = mean + std**2 * prediction.mean_shift
         return mean + std * noise.path(t, s)
 
-    return memoryless(step)
+    return memoryless(step)._replace(shifts_mean=True)
 
 
 def ddim(eta: float = 0.0) -> Sampler:

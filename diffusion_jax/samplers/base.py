@@ -37,6 +37,7 @@ class Sampler(NamedTuple):
         0 because their tolerance decides. None for all others.
       grid: spec of the grid in samplers/grids.py that suits the method; the meaning of
         config.sampler.grid='auto'.
+      shifts_mean: whether the step adds Prediction.mean_shift, in units of its variance.
     """
 
     init: Callable[[Array, Array], Any]
@@ -45,6 +46,7 @@ class Sampler(NamedTuple):
     warmup: tuple[int, ...] = ()
     spent: Callable[[Any], Array] | None = None
     grid: str = "logistic()"
+    shifts_mean: bool = False
 
 
 class Samples(NamedTuple):
@@ -136,7 +138,8 @@ def sample(
       The samples, what was observed, and the NFE of each sample.
 
     Raises:
-      UserError: for times that do not decrease. Traced times cannot be checked.
+      UserError: for times that do not decrease (traced times cannot be checked), and for a
+        prediction with a shift of the mean under a sampler that has none.
     """
     _check_times(ts, padded)
     noises = noise(process, arrays.example_keys(key, x.shape[0]), x)
@@ -153,7 +156,9 @@ def sample(
         (x, memory), observed = _moves(move, carry, steps, moves, observes=observe is not None)
     else:
         (x, memory), observed = jax.lax.scan(move, carry, steps)
-    return Samples(denoise(x, ts[-1], cond).x0, observed, _spent(sampler, memory, moves, len(x)))
+    last = denoise(x, ts[-1], cond)
+    _check_shift(sampler, last)
+    return Samples(last.x0, observed, _spent(sampler, memory, moves, len(x)))
 
 
 def _moves(
@@ -196,6 +201,15 @@ def _check_times(ts: Array, padded: bool) -> None:
         raise UserError(
             "a padded grid of times must end in copies of its last time; got another time after "
             "the first of them"
+        )
+
+
+def _check_shift(sampler: Sampler, prediction: Prediction) -> None:
+    """Raises UserError if a prediction has a shift of the mean that the sampler does not add."""
+    if prediction.mean_shift is not None and not sampler.shifts_mean:
+        raise UserError(
+            "the guide mean_shift shifts the mean of an ancestral step, and this sampler has none: "
+            "choose --config.sampler.name='ancestral.ddpm()', or the guide classifier"
         )
 
 

@@ -44,7 +44,8 @@ def with_corrector(sampler: Sampler, corrector: Corrector) -> Sampler:
         x, memory = sampler.step(noise, x, memory, t, s, denoise, process, cond)
         return corrector.step(noise, x, t, s, denoise, process, cond), memory
 
-    return sampler._replace(step=step, nfe=sampler.nfe + corrector.nfe)
+    nfe = sampler.nfe + corrector.nfe
+    return sampler._replace(step=step, nfe=nfe, shifts_mean=False)
 
 
 def _langevin(name: str, snr: float, steps: int, size: Callable[..., Array]) -> Corrector:

@@ -114,6 +114,8 @@ RULE = {
     "interval(autoguidance(step=1))": (1.0, True, ()),
     "classifier('c')": (None, False, ("unconditional", "captions")),
     "classifier('c', conditional=True)": (0.0, False, ("unconditional", "captions")),
+    "mean_shift('c')": (None, False, ("unconditional", "captions")),
+    "interval(mean_shift('c', conditional=True))": (0.0, False, ("unconditional", "captions")),
     "classifier('c', against=1)": (None, False, ("unconditional", "captions")),
 }
 

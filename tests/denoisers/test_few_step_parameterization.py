@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from diffusion_jax.denoisers import guidance, parameterization
+from diffusion_jax.denoisers import guidance, parameterization, thresholding
 from diffusion_jax.inverse import measurements, methods
 from diffusion_jax.processes import gaussian, schedules
 from diffusion_jax.samplers import ancestral, base, few_step
@@ -75,7 +75,7 @@ def test_the_parameterization_says_where_its_function_ends(make, ends):
     x, t, null = jnp.ones((4, 2)), jnp.asarray(0.3), lambda cond: {"label": jnp.zeros(4)}
     whole = measurements.linear((2,), np.eye(2)[:1], std=0.1)
     wrapped = [
-        guidance.clip_x0(denoise, process),
+        thresholding.clip_x0(denoise, process),
         guidance.rescale(guidance.conditional_pair(denoise, null), 2.0, process),
         guidance.interval(guidance.cfg(denoise, 2.0, null), denoise, process, 0.0, 9.0),
         parameterization.change_process(denoise, process, schedules.VP()),
@@ -104,7 +104,10 @@ def test_average_velocities_are_not_clipped():
     def average(x, t, cond=None):
         return gaussian.from_x0(FLOW, x, jnp.full_like(x, 1.4), t)
 
-    for clipped in (guidance.clip_x0(average, FLOW), guidance.dynamic_threshold(average, FLOW)):
+    for clipped in (
+        thresholding.clip_x0(average, FLOW),
+        thresholding.dynamic_threshold(average, FLOW),
+    ):
         u = (x - 1.4) / t
         moved = few_step.jump().step(None, x, (), t, s, clipped, FLOW, None)[0]
         assert_allclose(moved, x - (t - s) * u, rtol=1e-5)
@@ -116,7 +119,9 @@ def test_average_velocities_are_not_clipped():
             ).max()
             <= 1
         )
-    plain = guidance.without_end_time(guidance.clip_x0(MIXTURE.denoise(FLOW), FLOW, -0.05, 0.05))
+    plain = thresholding.without_end_time(
+        thresholding.clip_x0(MIXTURE.denoise(FLOW), FLOW, -0.05, 0.05)
+    )
     one, other = (
         sampler.step(None, x, (), t, s, plain, FLOW, None)[0]
         for sampler in (few_step.jump(), ancestral.ddim())

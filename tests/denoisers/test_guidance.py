@@ -8,11 +8,15 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from numpy.testing import assert_allclose
 
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Prediction
-from diffusion_jax.denoisers import guidance
+from diffusion_jax.denoisers import guidance, thresholding
 from diffusion_jax.processes import gaussian, schedules
+from diffusion_jax.samplers import ancestral, base, corrector
+from diffusion_jax.samplers.step_noise import silence
 from diffusion_jax.targets import laws
 from tests.denoisers.mixture_by_class import (
     CENTERS,
@@ -267,6 +271,54 @@ def test_gaussian_energy_with_the_posterior_variance_is_exact(process):
     assert np.abs(naive.x0 - exact(x, t).x0).max() > 0.05
 
 
+@every_process
+def test_a_shift_of_the_mean_by_a_gaussian_classifier_is_that_of_the_posterior(process):
+    """y = a.x0 + r n on N(m, C), whose p(y | x_t) is Gaussian: under the variance beta, algorithm 1
+    has alpha_t / alpha_s of the exact shift of E[x_s | x_t], all of it where alpha is 1 (EDM).
+    """
+    a, y, r, t, s = np.array([1.0, 0.5]), 0.9, 0.4, jnp.float32(0.5), jnp.float32(0.3)
+    gain = COVARIANCE @ a / (a @ COVARIANCE @ a + r**2)
+    posterior = laws.gaussian(
+        MEAN + gain * (y - a @ MEAN), COVARIANCE - np.outer(gain, a @ COVARIANCE)
+    )
+    denoise = laws.denoise_gaussian(laws.gaussian(MEAN, COVARIANCE), process)
+    exact, x = laws.denoise_gaussian(posterior, process)(points()[0], t), points()[0]
+
+    def log_prob(x_t, t, cond):
+        snr = (process.alpha(t) / process.sigma(t)) ** 2
+        spread = a @ jnp.linalg.inv(jnp.linalg.inv(COVARIANCE) + snr * jnp.eye(2)) @ a
+        return -0.5 * (y - denoise(x_t, t).x0 @ a) ** 2 / (r**2 + spread)
+
+    def moved(denoise, variance):
+        sampler = ancestral.ddpm(variance)
+        return sampler.step(silence(x), x, (), t, s, denoise, process, None)[0]
+
+    guided = thresholding.clip_x0(guidance.mean_shift(denoise, log_prob, 1.0), process, -9.0, 9.0)
+    shift = moved(guided, "large") - moved(denoise, "large")
+    mean, beta_tilde = gaussian.posterior(process, x, exact.x0, t, s)
+    ratio, beta = gaussian.transition(process, t, s)
+    assert np.abs(shift).max() > 1e-3
+    assert_allclose(shift, ratio * (mean - moved(denoise, "large")), rtol=2e-3, atol=1e-4)
+    small = moved(guided, "small") - moved(denoise, "small")
+    assert_allclose(small, beta_tilde / beta * shift, rtol=2e-3, atol=1e-4)
+
+
+def test_a_sampler_without_a_mean_refuses_to_shift_it():
+    process, x = schedules.VP(), points()[0]
+    denoise = laws.denoise_gaussian(laws.gaussian(MEAN, COVARIANCE), process)
+    guided = guidance.mean_shift(denoise, lambda x, t, cond: x.sum(1), 2.0)
+    ts = jnp.array([0.5, 0.1])
+    for sampler in (
+        ancestral.ddim(),
+        corrector.with_corrector(ancestral.ddpm(), corrector.langevin()),
+    ):
+        with pytest.raises(UserError, match="this sampler has none: choose .*ancestral.ddpm"):
+            base.sample(sampler, guided, process, jax.random.key(0), x, ts)
+    found = base.sample(ancestral.ddpm(), guided, process, jax.random.key(0), x, ts).x0
+    plain = base.sample(ancestral.ddpm(), denoise, process, jax.random.key(0), x, ts).x0
+    assert np.all(found > plain)
+
+
 def test_composition_is_by_calling():
     """Affine guidances commute; thresholding does not commute with them: what is called last has
     the last word.
@@ -281,6 +333,6 @@ def test_composition_is_by_calling():
         guidance.cfg(better, 3.0, null), guidance.cfg(worse, 3.0, null), 2.0
     )
     chex.assert_trees_all_close(inner(x, 0.3, cond), outer(x, 0.3, cond), rtol=1e-3, atol=1e-4)
-    last = guidance.clip_x0(guidance.cfg(better, 8.0, null), process)
-    first = guidance.cfg(guidance.clip_x0(better, process), 8.0, null)
+    last = thresholding.clip_x0(guidance.cfg(better, 8.0, null), process)
+    first = guidance.cfg(thresholding.clip_x0(better, process), 8.0, null)
     assert np.abs(last(x, 0.5, cond).x0).max() <= 1 < np.abs(first(x, 0.5, cond).x0).max()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from diffusion_jax.denoisers import guidance
+from diffusion_jax.denoisers import thresholding
 from diffusion_jax.processes import gaussian, schedules
 from tests.denoisers.mixture_by_class import every_process, points
 
@@ -23,7 +23,7 @@ def tenfold(process):
 
 
 @every_process
-@pytest.mark.parametrize("change", [guidance.clip_x0, guidance.dynamic_threshold])
+@pytest.mark.parametrize("change", [thresholding.clip_x0, thresholding.dynamic_threshold])
 def test_thresholding_keeps_what_x_t_is_made_of(process, change):
     x, t = points()[0], jnp.linspace(0.3, 0.9, 6)
     x0, eps, nu = change(tenfold(process), process)(x, t, "with variance")[:3]
@@ -38,12 +38,12 @@ def test_clip_by_hand():
     process = schedules.EDM()
     x = jnp.array([[0.05, -0.02], [0.3, -0.4]])
     assert_allclose(
-        guidance.clip_x0(tenfold(process), process)(x, 0.5).x0,
+        thresholding.clip_x0(tenfold(process), process)(x, 0.5).x0,
         [[0.5, -0.2], [1.0, -1.0]],
         rtol=1e-6,
     )
     assert_allclose(
-        guidance.clip_x0(tenfold(process), process, 0.0, 2.0)(x, 0.5).x0,
+        thresholding.clip_x0(tenfold(process), process, 0.0, 2.0)(x, 0.5).x0,
         [[0.5, 0.0], [2.0, 0.0]],
         rtol=1e-6,
     )
@@ -56,7 +56,7 @@ def test_dynamic_threshold_by_hand():
     process = schedules.EDM()
     wide = jnp.arange(11.0) * jnp.array([1, -1] * 5 + [1]) / 10
     x = jnp.stack([wide, wide / 20])
-    x0 = guidance.dynamic_threshold(tenfold(process), process, 80.0)(x, 0.5).x0
+    x0 = thresholding.dynamic_threshold(tenfold(process), process, 80.0)(x, 0.5).x0
     expected = np.clip(10 * np.asarray(wide), -8, 8) / 8
     assert_allclose(x0[0], expected, rtol=1e-6)
     assert_allclose(x0[1], wide / 2, rtol=1e-6)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.testing import assert_allclose
 
-from diffusion_jax.denoisers import guidance, parameterization
+from diffusion_jax.denoisers import parameterization, thresholding
 from diffusion_jax.denoisers.parameterization import decode, target
 from diffusion_jax.processes import discrete
 from diffusion_jax.samplers import step_noise
@@ -71,7 +71,7 @@ def _mixture_denoiser(stored, process, kind, clip):
             else prediction
         )
 
-    return guidance.clip_x0(denoise, process) if clip else denoise
+    return thresholding.clip_x0(denoise, process) if clip else denoise
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from diffusion_jax.core import arrays
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.denoisers import guidance
+from diffusion_jax.denoisers import guidance, thresholding
 from diffusion_jax.processes import gaussian, schedules
 from diffusion_jax.samplers import (
     adaptive,
@@ -292,7 +292,7 @@ def test_every_sampler_takes_guided_conditional_clipped_images_under_every_proce
             conditional, 1.2, lambda cond: cond | {"label": jnp.full_like(cond["label"], 2)}
         )
         x = base.start(process, keys, (3, 2, 3, 2))
-        clipped = guidance.clip_x0(guided, process)
+        clipped = thresholding.clip_x0(guided, process)
         return base.sample(
             SAMPLERS[sampler](), clipped, process, keys, x, ts, {"label": label}, padded=True
         ).x0
