@@ -92,10 +92,11 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary empty folder that replaces `path` when the block ends.
 
-    If the block raises, `path` stays as it was. The folder that was there is removed.
+    If the block raises, or the folder cannot be moved to `path`, `path` stays as it was. The folder
+    that was there is removed.
 
     Args:
-      path: the folder to write.
+      path: the folder to write; of a link, the folder that it leads to.
 
     Yields:
       The temporary folder, next to `path`.
@@ -103,7 +104,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     Raises:
       UserError: where the folder cannot be written.
     """
-    path = Path(os.path.abspath(path))
+    path = Path(os.path.realpath(path))
     temporary, old = (path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp") for _ in "ab")
     try:
         temporary.mkdir(parents=True)
@@ -115,7 +116,12 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         if path.exists():
             os.rename(path, old)
-        os.rename(temporary, path)
+        try:
+            os.rename(temporary, path)
+        except OSError:
+            if old.exists():
+                os.rename(old, path)
+            raise
     finally:
         for left in (temporary, old):
             shutil.rmtree(left, ignore_errors=True)

@@ -126,6 +126,17 @@ def _entry(path: Path) -> dict[str, Any]:
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
+def others(folder: str | os.PathLike) -> list[str]:
+    """Return the files in a published workdir that are not part of it, such as those of git.
+
+    Args:
+      folder: the folder.
+    """
+    own = {MANIFEST, CARD, PICTURE, *manifest(folder)["files"]}
+    found = (path for path in Path(folder).rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted({path.relative_to(folder).as_posix() for path in found} - own)
+
+
 def content(folder: str | os.PathLike, name: str) -> bytes:
     """Read a file of a published workdir, and compare it with the manifest.
 

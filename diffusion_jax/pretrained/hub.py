@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
 import os
 import re
 import shutil
 import sys
-import urllib.error
+import time
 import urllib.parse
 import urllib.request
 import uuid
@@ -25,6 +26,7 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.pretrained import folders
 
 SECONDS = 30  # of silence after which a server counts as gone
+SLOWEST = 1000  # bytes a second, on average, below which it counts as gone too
 MANIFEST_BYTES = 2**20
 LOCAL = ("localhost", "127.0.0.1", "::1")  # where http:// is allowed
 
@@ -62,6 +64,7 @@ def fetched(address: str, key: str) -> str:
     with _whole(folder) as temporary, source as get:
         text = get(folders.MANIFEST, MANIFEST_BYTES)
         listed = folders.manifest_of(text, f"{key}={address}: its {folders.MANIFEST}")["files"]
+        _need_space(folder, sum(entry["bytes"] for entry in listed.values()), f"{key}={address}")
         for name, entry in listed.items():
             content = get(name, entry["bytes"])
             if hashlib.sha256(content).hexdigest() != entry["sha256"]:
@@ -92,6 +95,16 @@ def _whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _need_space(folder: Path, size: int, what: str) -> None:
+    """Refuse a model that the disk has no space for, before it is downloaded."""
+    free = shutil.disk_usage(folder.parent).free
+    if size > free:
+        raise UserError(
+            f"{what} has {size / 1e9:,.1f} GB by its {folders.MANIFEST}, and '{folder.parent}' has "
+            f"{free / 1e9:,.1f} GB free; make space, or use another model"
+        )
+
+
 def _source(address: str, key: str) -> tuple[str, contextlib.AbstractContextManager[Get]]:
     """The name of the model at an address, and what reads its files."""
     if address.startswith("hf://"):
@@ -117,20 +130,42 @@ def _source(address: str, key: str) -> tuple[str, contextlib.AbstractContextMana
 
 def _https(address: str, key: str) -> Get:
     """What reads files below an address of a web server."""
-    secure = address.startswith("https://")
+    opener = urllib.request.build_opener(_Redirects)
 
     def get(name: str, largest: int) -> bytes:
         url = f"{address.rstrip('/')}/{name}"
         try:
-            with urllib.request.urlopen(url, timeout=SECONDS) as answer:
-                if secure and not answer.url.startswith("https://"):
-                    raise UserError(f"{key}={address}: {name} leads to {answer.url:.100}")
-                content = answer.read(largest + 1)
-        except (OSError, ValueError, urllib.error.URLError) as error:
+            with opener.open(url, timeout=SECONDS) as answer:
+                content = _read(answer, largest)
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise _unreachable(address, key, name, error) from error
         return _bounded(content, largest, f"{key}={address}: {name}")
 
     return get
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect from https:// to another scheme, nor from this machine by http://."""
+
+    def redirect_request(
+        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> Any:
+        """Return the next request, as urllib asks for it."""
+        url = urllib.parse.urlsplit(newurl)
+        local = req.type == "http" and url.scheme == "http" and url.hostname in LOCAL
+        if url.scheme != "https" and not local:
+            raise ValueError(f"the server leads to {newurl:.100}, which is not https://")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _read(answer: http.client.HTTPResponse, largest: int) -> bytes:
+    """Read up to `largest` + 1 bytes as they come; TimeoutError where they come too slowly."""
+    content, began = bytearray(), time.monotonic()
+    while len(content) <= largest and (part := answer.read1(min(2**20, largest + 1))):
+        content += part
+        if time.monotonic() - began > SECONDS + len(content) / SLOWEST:
+            raise TimeoutError(f"it sends less than {SLOWEST:,} bytes a second")
+    return bytes(content)
 
 
 @contextlib.contextmanager

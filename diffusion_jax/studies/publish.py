@@ -109,6 +109,11 @@ def _check_target(root: Path, target: Path) -> None:
     free = folders.is_published(target) or not target.exists()
     if not free and not (target.is_dir() and not any(target.iterdir())):
         raise UserError(f"--out={target} exists and is no published model; name another folder")
+    if folders.is_published(target) and (kept := folders.others(target)):
+        raise UserError(
+            f"--out={target} has '{kept[0]}', which is no file of a published model and would be "
+            "removed; move it, or name another folder and copy the files"
+        )
     if root.resolve().is_relative_to(target.resolve()):
         raise UserError(f"--out={target} holds --workdir={root}; name another folder")
 

@@ -134,6 +134,28 @@ def test_what_is_not_a_finished_model_is_refused(runs, model, tmp_path):
         workdirs.load(model, config)
 
 
+def test_files_of_others_in_a_published_model_are_not_removed(runs, copy):
+    config = workdirs.saved_config(runs / "points")
+    for name in (".git/config", "grids/mine.txt"):
+        files.save_text(copy / name, "mine")
+        with pytest.raises(UserError, match=f"has '{name}', which is no file of a published"):
+            publish.publish(config, workdir=str(runs / "points"), out=str(copy))
+        (copy / name).unlink()
+    assert not folders.others(copy)
+
+
+def test_a_folder_stays_where_the_new_one_cannot_be_moved_to_its_place(tmp_path):
+    files.save_text(tmp_path / "a" / "x", "old")
+    (tmp_path / "link").symlink_to("a")
+    with pytest.raises(OSError, match="No such file"), files.atomic_folder(tmp_path / "a") as new:
+        new.rmdir()
+    assert (tmp_path / "a" / "x").read_text() == "old"
+    with files.atomic_folder(tmp_path / "link") as new:
+        (new / "x").write_text("new")
+    assert (tmp_path / "a" / "x").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "link"]
+
+
 def test_no_command_writes_into_a_published_model(model, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert folders.outputs(model) == Path("runs/pretrained/points")

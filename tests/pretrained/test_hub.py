@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
+import threading
+import time
+import urllib.request
 
 import pytest
 
@@ -97,6 +101,65 @@ def test_what_is_missing_or_wrong_is_one_line(kind, web, home):
     with pytest.raises(UserError, match=r"\(HTTP 404\); it must be a folder"):
         resolved(f"{top}/other")
     assert not left(home)
+
+
+class Answer:
+    """What a server answers with."""
+
+    def __init__(self, content, pause=0.0):
+        self.content, self.pause = content, pause
+
+    def read1(self, size):
+        time.sleep(self.pause)
+        part, self.content = self.content[:1], self.content[1:]
+        return part
+
+
+def test_servers_that_drip_are_given_up(monkeypatch):
+    assert hub._read(Answer(b"abc"), 10) == b"abc" and hub._read(Answer(b"abc"), 1) == b"ab"
+    monkeypatch.setattr(hub, "SECONDS", 0.01)
+    with pytest.raises(TimeoutError, match="less than 1,000 bytes a second"):
+        hub._read(Answer(b"abc" * 100, 0.02), 2**36)
+
+
+def test_redirects_leave_https_for_nothing_else():
+    def follow(start, end):
+        request = urllib.request.Request(start)
+        return hub._Redirects().redirect_request(request, None, 302, "", {}, end).full_url
+
+    assert follow("https://a.org/x", "https://cdn.org/x") == "https://cdn.org/x"
+    assert follow("http://localhost:1/x", "http://127.0.0.1:2/y") == "http://127.0.0.1:2/y"
+    for start in ("https://a.org/x", "http://localhost:1/x"):
+        for end in ("http://a.org/x", "ftp://a.org/x", "file:///etc/passwd"):
+            with pytest.raises(ValueError, match="the server leads to .* not https://"):
+                follow(start, end)
+    with pytest.raises(ValueError, match="not https://"):
+        follow("https://a.org/x", "http://localhost/x")
+
+
+def test_a_server_of_another_protocol_is_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            with server.accept()[0] as connection:
+                connection.recv(1000)
+                connection.sendall(b"SSH-2.0-x\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(UserError, match="cannot be reached: SSH-2.0-x; check"):
+            resolved(f"http://127.0.0.1:{server.getsockname()[1]}/mnist")
+        thread.join()
+
+
+def test_a_model_that_the_disk_has_no_space_for_is_not_downloaded(web):
+    files, address, asked = web
+    huge = json.loads(manifest())
+    huge["files"] |= {f"grids/{i}.json": entry(b"") | {"bytes": 2**36} for i in range(900)}
+    files["me/mnist/manifest.json"] = json.dumps(huge).encode()
+    with pytest.raises(UserError, match="has 61,847.5 GB by its manifest.json, .* GB free; make"):
+        resolved(f"{address}/me/mnist")
+    assert asked == ["me/mnist/manifest.json"]
 
 
 def test_servers_that_are_gone_are_one_line(web, monkeypatch):
