@@ -59,6 +59,9 @@ def train_in_rungs(task: Task, rungs: int, judges: Judges) -> Task:
     Raises:
       CommandExit: if a signal stopped the training; the same command resumes it.
     """
+    if rungs == 1:
+        train(task)
+        return task
     alive = list(task.runs)
     for rung in range(rungs - 1):
         steps = {folder: steps_of(task.runs[folder], rungs - 1 - rung) for folder in alive}

@@ -67,7 +67,7 @@ WRONG = {  # key: values in Python or JSON that another program or hand may have
     "optimizer.learning_rate": (0.0, -1e-3, math.nan, math.inf),
     "optimizer.b2": (1.0, -0.1),
     "model.multipliers": ((1.5,), (), (0,), (1,) * 50, "(1,)", 1),
-    "model.norm": ((8,), (8, 0.0), (0, 1e-6), (8, math.nan), 8),
+    "model.norm": ((8,), (8, 0.0), (-1, 1e-6), (8, math.nan), 8),
     "model.dropout": (1.5, -0.1),
     "model.width": (0, 10**9),
     "model.attention": (None, True),

@@ -35,7 +35,7 @@ RESOLVES = {
     # the FLOPs are those of the same model without fused kernels
     "studies/benchmark_training.py": ("plainly",),
     "studies/export_weights.py": ("write_weights",),
-    "studies/family_comparison.py": ("_judge",),
+    "studies/family_comparison.py": ("compare", "_judge"),
     "studies/family_tasks.py": ("chosen",),
     "studies/family_training.py": (
         "train_family",
@@ -49,8 +49,12 @@ RESOLVES = {
     "studies/inverse_on_images.py": ("compare_on_images",),
     "studies/plans.py": ("plan",),
     "studies/reference_statistics.py": ("statistics",),
+    # the message names what the config says
+    "studies/publish.py": ("sources",),
     "studies/sweep.py": ("sweep",),
     "studies/sweep_cells.py": ("make",),
+    # the runs of a sweep are planned before they are trained
+    "studies/sweep_runs.py": ("steps_of",),
     "studies/training.py": ("encode",),
 }
 FILES = sorted(

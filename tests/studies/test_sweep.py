@@ -222,7 +222,7 @@ def test_training_goes_on_with_the_better_half_and_is_found_again(trained, tmp_p
     steps, trainings = dict.fromkeys(task.runs, 0), []
     losses = dict(zip(task.runs, (3.0, 1.0, 2.0, float("inf"))))
 
-    def train(config, folder, until=None, asked=()):
+    def train(config, folder, until=None, *, asked=()):
         steps[Path(folder)] = until or config.training.steps
         trainings.append((list(task.runs).index(Path(folder)), until))
 
@@ -231,6 +231,7 @@ def test_training_goes_on_with_the_better_half_and_is_found_again(trained, tmp_p
         return sweep_cells.CellScores(images, {"frechet": loss})
 
     monkeypatch.setattr(sweep_runs.training, "train", train)
+    monkeypatch.setattr(sweep_runs.training, "train_until", train)
     monkeypatch.setattr(sweep_runs, "_step", steps.get)
     monkeypatch.setattr(sweep_cells, "measure", measure)
     judges = [None, sweep_cells.Scoring(None, "frechet", {}, {})]
