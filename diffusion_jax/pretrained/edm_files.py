@@ -112,7 +112,7 @@ def load(data: bytes) -> EdmFile:
         content = _dictionary(value) if _is_dictionary(value) else {"ema": value}
         if "ema" not in content:
             raise UserError("this .pkl has no 'ema'; give one of the published networks")
-        return _network(content["ema"], content.get("encoder"))
+        return _network(content["ema"], content.get("encoder"), len(data))
     except UserError:
         raise
     except Exception as error:  # damaged files raise many types; the cause stays attached
@@ -132,7 +132,7 @@ def _allowed(name: Name) -> None:
         )
 
 
-def _network(ema: Any, encoder: Any) -> EdmFile:
+def _network(ema: Any, encoder: Any, size: int) -> EdmFile:
     precond, state = _object(ema)
     given = dict(zip(("img_resolution", "img_channels", "label_dim"), _plain(state["_init_args"])))
     given |= _plain(state["_init_kwargs"])
@@ -154,7 +154,7 @@ def _network(ema: Any, encoder: Any) -> EdmFile:
     reading.check(dropped, reading.number(0, 1), "label_dropout")
     tensors = {
         key.removeprefix(prefix): tensor
-        for key, tensor in _Tensors().of(ema)
+        for key, tensor in _Tensors(size).of(ema)
         if not key.endswith("resample_filter") and key != "u"
     }
     if precond == "VEPrecond":  # it predicts -eps, and the last layers are linear
@@ -266,22 +266,39 @@ def _dictionary(value: Any) -> dict:
     return value if isinstance(value, dict) else value.items
 
 
-def _plain(value: Any, depth: int = 0) -> Any:
-    """The arguments of a constructor as numbers, texts, lists and dictionaries."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if depth < 4 and isinstance(value, (list, tuple)) and len(value) <= OBJECTS:
-        return [_plain(one, depth + 1) for one in value]
-    if depth < 4 and _is_dictionary(value):
-        return {str(key): _plain(one, depth + 1) for key, one in _dictionary(value).items()}
-    raise UserError("an argument of a constructor in this .pkl is not a number; it is not read")
+def _plain(value: Any) -> Any:
+    """The arguments of a constructor as numbers, texts, lists and dictionaries.
+
+    A list of lists of the same lists is short in a pickle and endless to copy: no more than OBJECTS
+    values are visited.
+    """
+    left = OBJECTS
+
+    def of(value: Any, depth: int) -> Any:
+        nonlocal left
+        left -= 1
+        if left >= 0 and (value is None or isinstance(value, (bool, int, float))):
+            return value
+        if left >= 0 and isinstance(value, str) and len(value) <= LONGEST:
+            return value
+        if left >= 0 and depth < 4 and isinstance(value, (list, tuple)):
+            return [of(one, depth + 1) for one in value]
+        if left >= 0 and depth < 4 and _is_dictionary(value):
+            return {str(key): of(one, depth + 1) for key, one in _dictionary(value).items()}
+        raise UserError("an argument of a constructor in this .pkl is not a number; it is not read")
+
+    return of(value, 0)
 
 
 class _Tensors:
-    """Walk a module for its parameters and buffers, no more than OBJECTS of them."""
+    """Walk a module of a file of `size` bytes for its parameters and buffers.
 
-    def __init__(self) -> None:
-        self.left = OBJECTS
+    There are no more than OBJECTS of them, and together at most twice as many bytes as the file
+    has, so that tensors that share their numbers can be copied.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.left, self.bytes = OBJECTS, 2 * size
 
     def of(self, module: Any, path: str = "", depth: int = 0):
         """Yield (dotted name, array) of each tensor."""
@@ -295,7 +312,13 @@ class _Tensors:
             for key, value in _dictionary(state.get(kind, {})).items():
                 if value is not None:
                     self.left -= 1
-                    yield f"{path}{key}", _tensor(value)
+                    self.bytes -= (tensor := _tensor(value)).nbytes
+                    if self.bytes < 0:
+                        raise UserError(
+                            "the tensors of this .pkl unpack to more than twice its size; it is "
+                            "not read"
+                        )
+                    yield f"{path}{key}", tensor
         for key, value in _dictionary(state.get("_modules", {})).items():
             if value is not None:
                 yield from self.of(value, f"{path}{key}.", depth + 1)

@@ -215,6 +215,10 @@ def holding(value) -> Global:
     return thing("EDMPrecond", state)
 
 
+LARGE = tensor(np.zeros(10_000, np.float32))
+SHARES = module({f"{i}.aux_conv.weight": LARGE for i in range(100)})
+LONG_LIST = [[[1] * 50] * 50] * 50
+
 HOSTILE = {
     "a call of the system": ({"ema": Global("os", "system", ("true",))}, "names os.system"),
     "a call that is not used": (
@@ -248,6 +252,14 @@ HOSTILE = {
     "an argument that is a call": (
         {"ema": network(TENSORS, model_channels=Global("torch", "Size", ((1,),)))},
         "not a number",
+    ),
+    "an argument of lists of the same lists": (
+        {"ema": network(TENSORS, channel_mult=LONG_LIST)},
+        "an argument of a constructor",
+    ),
+    "tensors that share their numbers": (
+        {"ema": thing("VEPrecond", SHARES | {"_init_args": (), "_init_kwargs": ARGUMENTS})},
+        "unpack to more than twice its size",
     ),
     "sigma_data of zero": ({"ema": network(TENSORS, sigma_data=0)}, "sigma_data is 0"),
     "a large label dropout": ({"ema": network(TENSORS, label_dropout=2)}, "label_dropout"),
