@@ -211,8 +211,8 @@ def network(name: str, **options: Any) -> ConfigDict:
       name: the name of the network, such as 'unet.UNet'.
       **options: fields with other values than the default.
     """
-    # these come from the data, config.text and flax
-    skip = ("parent", "name", "num_classes", "text", "shape")
+    # these come from the data, config.text, flax and guidance
+    skip = ("parent", "name", "num_classes", "text", "shape", "identity_attention", "skipped")
     fields = {
         f.name: f.default for f in dataclasses.fields(members(MODELS)[name]) if f.name not in skip
     }

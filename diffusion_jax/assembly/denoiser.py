@@ -118,7 +118,7 @@ def denoiser(
     )
     if scale is not None:
         need_guidable(experiment, "scale")
-        guided = experiment.guide.apply(denoise, scale, _context(experiment))
+        guided = experiment.guide.apply(denoise, scale, _context(experiment, params))
 
         def denoise(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
             null = experiment.conditions.null(len(x_t))
@@ -136,7 +136,7 @@ def denoiser(
     return denoise if experiment.two_times else thresholding.without_end_time(denoise)
 
 
-def _context(experiment: Experiment) -> guides.GuidanceContext:
+def _context(experiment: Experiment, params: Params) -> guides.GuidanceContext:
     """The context in which the guide of the experiment is applied."""
     found = dict(zip(experiment.guide.needs, experiment.others))
 
@@ -148,7 +148,26 @@ def _context(experiment: Experiment) -> guides.GuidanceContext:
         null if experiment.conditions.null(1) else None,
         lambda other: denoiser(*found[other], clip="none"),
         lambda other: logits(*found[other]),
+        lambda blocks, how: denoiser(
+            _perturbed(experiment, params, blocks, how), params, clip="none"
+        ),
     )
+
+
+def _perturbed(
+    experiment: Experiment, params: Params, blocks: tuple[str, ...], how: str
+) -> Experiment:
+    """The experiment whose network has these self-attention blocks in its field `how`."""
+    if not hasattr(experiment.model, how):
+        raise UserError(
+            f"config.sampler.guide: {experiment.specs.model} has no self-attention blocks to "
+            "perturb; pag and slg are for unet.UNet and dit.DiT"
+        )
+    known = sorted(name for name, own in params.items() if "qkv" in own)
+    for name in blocks:
+        if name not in known:
+            raise unknown("block of config.sampler.guide", name, known)
+    return experiment._replace(model=experiment.model.clone(**{how: tuple(blocks)}))
 
 
 def logits(experiment: Experiment, params: Params) -> Callable[..., Array]:

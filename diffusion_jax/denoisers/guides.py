@@ -3,6 +3,7 @@
     cfg()                                     cfg(rescale=0.7)
     apg(norm_threshold=5.0)                   cfg_zero(zero_init=0.04)
     autoguidance(ema="5k")                    autoguidance(workdir="runs/small")
+    pag()                                     slg(blocks=("block_7", "block_8"))
     interval(low=0.3, high=3.0)               interval(autoguidance(step=300), high=3.0)
     classifier(workdir="runs/digits_classifier")    mean_shift(workdir="runs/digits_classifier")
 
@@ -47,12 +48,15 @@ class GuidanceContext(NamedTuple):
       null: maps a condition to the null condition; None for an unconditional model.
       denoiser: the denoiser of an auxiliary model.
       classifier: the logits of an auxiliary classifier, a function (x_t, t) -> (B, classes).
+      perturbed: the denoiser of the model's own network with some of its self-attention blocks
+        perturbed, a function of their names and of 'identity_attention' or 'skipped'.
     """
 
     process: Process
     null: Callable[[Cond], Cond] | None
     denoiser: Callable[[AuxiliaryModel], Denoise]
     classifier: Callable[[AuxiliaryModel], Callable[[Array, Array], Array]]
+    perturbed: Callable[[tuple[str, ...], str], Denoise]
 
 
 class Guide(NamedTuple):
@@ -186,6 +190,46 @@ def autoguidance(workdir: str = "", ema: str = "", step: int = 0, rescale: float
     return Guide(apply, (worse,))
 
 
+def pag(blocks: tuple[str, ...] = ("middle_attention",)) -> Guide:
+    """Perturbed-attention guidance (Ahn et al. 2024): away from identity attention maps.
+
+    The worse model is the network itself, in which each token of the named blocks attends to itself
+    alone. Unconditional models are served too.
+
+    Args:
+      blocks: names of self-attention blocks: 'middle_attention', 'down_1_0_attention', ... of a
+        U-Net, 'block_0', ... of a DiT.
+
+    Returns:
+      The guide. Its scale is 1 for the model itself; the paper's scale s is 1 + s here.
+    """
+    return _perturbed(blocks, "identity_attention")
+
+
+def slg(blocks: tuple[str, ...] = ("middle_attention",)) -> Guide:
+    """Skip-layer guidance (Stability AI 2024, Stable Diffusion 3.5): away from missing layers.
+
+    The worse model is the network itself without the named blocks. Unconditional models are served
+    too. interval(slg(...), ...) limits it to some noise levels, as the authors do.
+
+    Args:
+      blocks: names of self-attention blocks, as for `pag`.
+
+    Returns:
+      The guide. Its scale is 1 for the model itself.
+    """
+    return _perturbed(blocks, "skipped")
+
+
+def _perturbed(blocks: tuple[str, ...], how: str) -> Guide:
+    """The guide that leads away from the network with perturbed blocks."""
+
+    def apply(denoise: Denoise, scale: Array, context: GuidanceContext) -> Denoise:
+        return guidance.autoguidance(denoise, context.perturbed(blocks, how), scale)
+
+    return Guide(apply)
+
+
 def classifier(
     workdir: str, conditional: bool = False, ema: str = "", against: int | None = None
 ) -> Guide:
@@ -315,4 +359,4 @@ def _extrapolated(
 
 
 # The members of the family, which a config may name.
-GUIDES = (cfg, apg, cfg_zero, autoguidance, classifier, mean_shift, interval)
+GUIDES = (cfg, apg, cfg_zero, autoguidance, pag, slg, classifier, mean_shift, interval)

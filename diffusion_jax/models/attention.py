@@ -38,6 +38,9 @@ CACHE = 4 * 2**20  # bytes of logits that a block may have on a CPU: a share of 
 QUERIES = 256  # of a block, on an accelerator
 
 
+IDENTITY = "identity"  # the implementation whose attention map is the identity: the result is v
+
+
 class Blocks(NamedTuple):
     """How an attention falls into blocks.
 
@@ -62,7 +65,8 @@ def multi_head(
       impl: 'blocked' is the attention of this module. 'plain' is the same in one block. 'fused' is
         jax.nn.dot_product_attention, with cuDNN's flash kernel where the GPU has one for this type
         and width; that kernel has no forward-mode derivative. 'auto' is 'blocked' on CPUs and
-        within `forward_mode`, and 'fused' elsewhere.
+        within `forward_mode`, and 'fused' elsewhere. 'identity' is v itself, for guidance (Ahn et
+        al. 2024).
       mask: which keys exist, (B, S) bool, at least one for each example; None means all.
 
     Returns:
@@ -78,6 +82,8 @@ def multi_head(
         return blocked(q, k, v, Blocks(), mask)
     if impl == "fused":
         return _fused(q, k, v, mask)
+    if impl == IDENTITY:
+        return v
     raise unknown("attention_impl", impl, ["auto", "blocked", "fused", "plain"])
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.core.types import Array, Cond
 from diffusion_jax.models import attention, layers
+from diffusion_jax.models.attention import IDENTITY
 from diffusion_jax.models.embeddings import KERNEL_INIT, ConditionEmbedding
 from diffusion_jax.models.remat import product, rematerialized
 
@@ -60,6 +61,9 @@ class DiT(nn.Module):
       attention_impl: see attention.multi_head.
       scan_blocks: runs the blocks in one loop, over parameters 'blocks' with a leading axis `depth`
         instead of 'block_0', ...; one block is compiled instead of all. For accelerators.
+      identity_attention: names of self-attention blocks whose attention map is the identity, for
+        perturbed-attention guidance (Ahn et al. 2024); parameters are not concerned.
+      skipped: names of self-attention blocks that are left out, for skip-layer guidance.
     """
 
     num_classes: int = 0
@@ -76,6 +80,8 @@ class DiT(nn.Module):
     remat: str = "none"
     attention_impl: str = "auto"
     scan_blocks: bool = False
+    identity_attention: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(self, x: Array, c_noise: Array, cond: Cond = None, train: bool = False) -> Array:
@@ -125,12 +131,13 @@ class DiT(nn.Module):
             self.heads,
             self.mlp_ratio,
             self.dropout,
-            self.attention_impl,
-            self.dtype,
+            dtype=self.dtype,
         )
         if not self.scan_blocks:
-            for i in range(self.depth):
-                h = make(name=f"block_{i}")(h, embedding, train)
+            for name in (f"block_{i}" for i in range(self.depth)):
+                impl = IDENTITY if name in self.identity_attention else self.attention_impl
+                if name not in self.skipped:
+                    h = make(impl=impl, name=name)(h, embedding, train)
             return h
         loop = nn.scan(
             lambda block, h, embedding: (block(h, embedding, train), None),
@@ -139,12 +146,17 @@ class DiT(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
         )
-        return loop(make(name="blocks"), h, embedding)[0]
+        return loop(make(impl=self.attention_impl, name="blocks"), h, embedding)[0]
 
     def _check(self, x: Array) -> None:
         """Checks options and shapes while tracing."""
         if self.dtype not in ("float32", "bfloat16"):
             raise unknown("dtype", self.dtype, ["float32", "bfloat16"])
+        if self.scan_blocks and (self.identity_attention or self.skipped):
+            raise UserError(
+                "config.model.scan_blocks=True has one block for all, of which guidance cannot "
+                "perturb a part; choose another guide, such as cfg()"
+            )
         layers.check_axes(x, "the DiT")
         if any(size % self.patch for size in x.shape[1:-1]):
             raise UserError(

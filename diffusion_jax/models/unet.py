@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.core.types import Array, Cond
 from diffusion_jax.models import layers
+from diffusion_jax.models.attention import IDENTITY
 from diffusion_jax.models.embeddings import ConditionEmbedding
 from diffusion_jax.models.remat import rematerialized
 from diffusion_jax.models.text import Text, TextFeatures
@@ -70,6 +71,9 @@ class UNet(nn.Module):
         blocks: the least memory, a third more work), 'dots' (results of convolutions and products),
         'offload' (those, in the host's memory).
       attention_impl: 'auto', 'blocked', 'fused' or 'plain', see attention.multi_head.
+      identity_attention: names of self-attention blocks whose attention map is the identity, for
+        perturbed-attention guidance (Ahn et al. 2024); parameters are not concerned.
+      skipped: names of self-attention blocks that are left out, for skip-layer guidance.
     """
 
     num_classes: int = 0
@@ -94,6 +98,8 @@ class UNet(nn.Module):
     dtype: str = "float32"
     remat: str = "none"
     attention_impl: str = "auto"
+    identity_attention: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(self, x: Array, c_noise: Array, cond: Cond = None, train: bool = False) -> Array:
@@ -157,10 +163,14 @@ class UNet(nn.Module):
         return block(channels, resample, *options, project, name=name)(h, embedding, train)
 
     def _attention(self, h: Array, text: TextFeatures | None, name: str) -> Array:
-        options = self.head_width, self.skip_scale, self.attention_impl, self.dtype, self.norm
+        if name in self.skipped:
+            return h
+        impl = IDENTITY if name in self.identity_attention else self.attention_impl
+        options = self.head_width, self.skip_scale, impl, self.dtype, self.norm
         h = rematerialized(layers.AttentionBlock, self.remat)(*options, name=name)(h)
         if text is None:
             return h
+        options = self.head_width, self.skip_scale, self.attention_impl, self.dtype, self.norm
         block = rematerialized(layers.CrossAttentionBlock, self.remat)
         return block(*options, name=f"{name}_text")(h, text.states, text.mask)
 

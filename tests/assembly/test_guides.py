@@ -112,6 +112,7 @@ RULE = {
     "interval(cfg(), high=2.0)": (1.0, False, ("unconditional",)),
     "autoguidance(step=1)": (1.0, True, ()),
     "interval(autoguidance(step=1))": (1.0, True, ()),
+    "slg(blocks=('block_0', 'block_2'))": (1.0, True, ()),
     "classifier('c')": (None, False, ("unconditional", "captions")),
     "classifier('c', conditional=True)": (0.0, False, ("unconditional", "captions")),
     "mean_shift('c')": (None, False, ("unconditional", "captions")),
