@@ -54,13 +54,15 @@ def training_curves(
     """
     looks = _looks(list(curves))
     size = (4.3, 3.6)
+    every = [row["minutes"] for rows in curves.values() for row in rows]
+    unit, of_minute = ("minutes", 1) if max(every) > 2 else ("seconds", 60)
     with style.figure(path, len(metrics), size, title=title) as axes:
         for axis, key in zip(axes, metrics):
             metric = find(key, features)
             factor = metric.format.factor
             for name, rows in curves.items():
                 known = [row for row in rows if is_number(row.get(key))]
-                x = [row["minutes"] for row in known]
+                x = [of_minute * row["minutes"] for row in known]
                 y = [factor * row[key] for row in known]
                 axis.plot(x, y, **looks[name])
                 half = [factor * row.get("intervals", {}).get(key, 0.0) for row in known]
@@ -69,9 +71,8 @@ def training_curves(
             if reference and is_number(reference.get(key)):
                 line = {"color": style.FAINT, "linestyle": ":", "zorder": 0}
                 axis.axhline(factor * reference[key], label="real test images", **line)
-            axis.set(xlabel="training time (minutes of one core)", ylabel=wrapped(metric.label))
+            axis.set(xlabel=f"training time ({unit} of one core)", ylabel=wrapped(metric.label))
             axis.set_xscale("log")
-            every = [row["minutes"] for rows in curves.values() for row in rows]
             style.plain_logarithms(axis.xaxis, np.log10(max(every) / min(every)))
         handles, names = axes[0].get_legend_handles_labels()
         axes[0].figure.legend(handles, names, loc="outside lower center", ncols=8, fontsize=8.5)

@@ -184,7 +184,9 @@ def _training(name: str, trained: Trained, root: Path) -> str:
     device, cpu, versions = (about.get(key) or {} for key in ("devices", "cpu", "versions"))
     hardware = f"{device.get('count', '?')} x {device.get('kind', '?')}"
     if device.get("kind") == "cpu":
-        hardware = f"{cpu.get('cores') or '?'} cores of {cpu.get('model') or 'a CPU'}"
+        cores = cpu.get("cores") or "?"
+        unit = "core" if cores == 1 else "cores"
+        hardware = f"{cores} {unit} of {cpu.get('model') or 'a CPU'}"
     lines = [
         f"- steps: {trained.step:,}, in batches of {trained.experiment.data.batch_size}",
         f"- examples seen: {images:,}",

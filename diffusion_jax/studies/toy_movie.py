@@ -105,7 +105,7 @@ def toy_movie(
     files = parsing.output("out", out, ".gif", ".png", default=Path("runs") / f"toy_movie_{name}")
     keys = generate.seeds_to_keys(range(seed, seed + num))
     panels = {}
-    with progress(len(rows) * len(columns), "panels") as advance:
+    with progress(len(rows) * len(columns), "sampling", unit="panels") as advance:
         for row in rows:
             for column in columns:
                 panels[row, column] = _panel(made, row, column, nfe, keys)
@@ -190,7 +190,7 @@ def _draw(
         look = {"row_labels": rows, "column_labels": columns, "gap": 8}
         return lay_out(tiles, note=f"NFE {round(share * nfe)} of {nfe}", **look)
 
-    with progress(count, "frames") as advance:
+    with progress(count, "drawing", unit="frames") as advance:
         frames = []
         for at in range(count):
             frames.append(page(at))
