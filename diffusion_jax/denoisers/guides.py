@@ -202,6 +202,9 @@ def pag(blocks: tuple[str, ...] = ("middle_attention",)) -> Guide:
 
     Returns:
       The guide. Its scale is 1 for the model itself; the paper's scale s is 1 + s here.
+
+    Raises:
+      UserError: if no block is named.
     """
     return _perturbed(blocks, "identity_attention")
 
@@ -217,12 +220,17 @@ def slg(blocks: tuple[str, ...] = ("middle_attention",)) -> Guide:
 
     Returns:
       The guide. Its scale is 1 for the model itself.
+
+    Raises:
+      UserError: if no block is named.
     """
     return _perturbed(blocks, "skipped")
 
 
 def _perturbed(blocks: tuple[str, ...], how: str) -> Guide:
-    """The guide that leads away from the network with perturbed blocks."""
+    """The guide that leads away from the network with perturbed blocks. UserError for none."""
+    if not blocks:
+        raise UserError("pag and slg need a block to perturb, such as blocks=('middle_attention',)")
 
     def apply(denoise: Denoise, scale: Array, context: GuidanceContext) -> Denoise:
         return guidance.autoguidance(denoise, context.perturbed(blocks, how), scale)

@@ -268,6 +268,7 @@ def test_a_comparison_of_a_model_that_a_classifier_guides_scores_what_sample_dra
         ("interval(0.2, 3.0)", "guide=0.2: it must be a component such as cfg"),
         ("autoguidance(ema='1k')", "other trained networks"),
         ("apg(norm_threshold=0.0)", "it must be above 0"),
+        ("slg(blocks=())", "need a block to perturb"),
         ("cfg_zero(zero_init=1.5)", "cfg_zero: zero_init=1.5: it must be at least 0"),
         ("cfg(0.7, 0.1)", "cfg takes rescale"),
     ],
