@@ -60,6 +60,7 @@ def card(
     name: str,
     trained: Trained,
     root: Path,
+    start: str,
     autoencoder: PublishedModel | None,
     said: Any,
     found: Sequence[Mapping[str, Any]],
@@ -72,6 +73,7 @@ def card(
       name: the name of the model, that of its folder.
       trained: the model as it is published.
       root: the workdir of its run.
+      start: the model with whose weights its training began; '' for none.
       autoencoder: the autoencoder of a model of latents.
       said: what the publisher states, publish.Statements.
       found: what `evaluations` returned.
@@ -87,7 +89,7 @@ def card(
         f"## Data\n\n{_data(trained, said)}",
         f"## Training\n\n{_training(name, trained, root)}",
         f"## Evaluation\n\n{_evaluation(found)}",
-        f"## Limitations\n\n{_limitations(trained, said, dtype)}",
+        f"## Limitations\n\n{_limitations(trained, start, said, dtype)}",
         f"## License\n\nThe weights: {said.license or NOT_STATED}. "
         f"The data: {said.data_license or NOT_STATED}.",
     ]
@@ -273,12 +275,13 @@ def _setting(found: Mapping[str, Any]) -> str:
     return f"{sampler['name']}, NFE {sampler['nfe']}, guidance {sampler['guidance']:g}"
 
 
-def _limitations(trained: Trained, said: Any, dtype: str) -> str:
+def _limitations(trained: Trained, start: str, said: Any, dtype: str) -> str:
     model, lines = trained.experiment, []
     if size := trained.data.get("train_size"):
+        before = f"those of `{_text(Path(start).name)}`, with whose weights its training began"
         lines.append(
-            f"- It has learned from {size:,} examples alone, and draws nothing but what these "
-            "show, with their errors and biases."
+            f"- It has learned from {size:,} examples{f' and {before},' if start else ' alone,'} "
+            "and draws nothing but what these show, with their errors and biases."
         )
     lines += [
         f"- Examples have the fixed shape {' x '.join(map(str, model.shape))}.",

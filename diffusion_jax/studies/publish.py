@@ -93,7 +93,8 @@ def publish(
         folders.check(temporary)
         drawn = workdirs.load(temporary, workdirs.saved_config(temporary))
         shown = _picture(drawn, source.config, root, prompt, temporary / folders.PICTURE)
-        card = model_card.card(target.name, drawn, root, inner, said, found, dtype, shown)
+        start = source.trained.experiment.sources.start
+        card = model_card.card(target.name, drawn, root, start, inner, said, found, dtype, shown)
         files.save_text(temporary / folders.CARD, card)
     names = sorted(path for path in target.rglob("*") if path.is_file())
     size = sum(path.stat().st_size for path in names)

@@ -282,6 +282,17 @@ def test_commands_are_shown_without_paths():
     assert not [word for word in ("secret", "/home", "/tmp", "/a/") if word in shown]
 
 
+def test_the_card_of_a_fine_tuned_model_names_what_it_started_from(model):
+    trained = workdirs.load(model)
+    trained = trained._replace(data=trained.data | {"train_size": 500})
+    for start, words in (
+        ("", "500 examples alone, and"),
+        ("/a/mnist", "and those of `mnist`, with"),
+    ):
+        lines = model_card._limitations(trained, start, publish.Statements(), "float16")
+        assert words in lines and "/a/" not in lines
+
+
 def test_a_path_in_a_published_value_is_refused():
     for value in ("/data/x", "~/x", "stored('a.json')", 'autoguidance(workdir="/x")', "gs://b/x"):
         with pytest.raises(UserError, match="looks like a path of this machine"):
