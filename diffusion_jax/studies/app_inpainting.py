@@ -35,7 +35,7 @@ from diffusion_jax.studies.app_parts import (
 SAMPLER = "ancestral.ddpm"  # noise in every step joins the drawn part to the known one
 METHOD = "repaint(resample=5)"  # the best PSNR in docs/inverse.md
 BUDGET = 100
-STEPS = "Click an image or upload one, paint over the part to be drawn anew, then press Inpaint."
+STEPS = "Click an image or upload one, paint over the part to fill in, then press Inpaint."
 UPLOADS = [".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"]
 READ_MASK = """(...given) => {
   const canvas = document.querySelector('#painter canvas');
@@ -207,7 +207,7 @@ def unknown_pixels(mask: Any, shape: tuple[int, ...]) -> np.ndarray:
         raise UserError("the mask does not fit the image: choose the image again, and paint on it")
     unknown = (np.frombuffer(mask.encode(), np.uint8) == ord("1")).reshape(shape)
     if not unknown.any():
-        raise UserError("the mask is empty: paint over the part that is to be drawn anew")
+        raise UserError("the mask is empty: paint over the part to fill in")
     if unknown.all():
         raise UserError("the mask covers the whole image: leave a part of it as it is")
     return unknown
