@@ -125,7 +125,7 @@ def _images_tab(
     with gr.Row(elem_classes="action"):
         button = gr.Button("Generate", variant="primary", elem_id="generate")
         status = gr.HTML(f"<p class='done'>{FIRST}</p>", elem_id="status")
-    outputs = [images, picture_field(gr, "Images", "picture", 305), status]
+    outputs = [images, picture_field(gr, "", "picture", 305), status]
     strip = None
     if model.experiment.kind.denoises:
         gr.HTML(f"<p>{FOLLOWED}</p>")
@@ -168,7 +168,7 @@ def _two_samplers_tab(gr: ModuleType, model: InteractiveModel, settings: Setting
         for number in (1, 2):
             with gr.Column(min_width=200):
                 outputs.append(gr.HTML("", elem_id=f"status-{number}", min_height=84))
-                outputs.append(picture_field(gr, "Images", f"picture-{number}", 260))
+                outputs.append(picture_field(gr, "", f"picture-{number}", 260))
                 outputs.append(command_field(gr, f"command-{number}"))
 
     @guarded(gr, len(outputs), 0)
