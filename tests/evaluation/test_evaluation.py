@@ -107,7 +107,7 @@ def test_accuracy_is_the_fraction_that_agrees():
 def test_recognition_refuses_what_it_cannot_learn():
     images = np.zeros((3, 2, 2, 1), np.uint8)
     with pytest.raises(UserError, match="uint8"):
-        recognition.recognizer(images.astype(np.float32), np.arange(3))
+        recognition.recognizer(images.astype(np.int16), np.arange(3))
     with pytest.raises(UserError, match="two classes"):
         recognition.recognizer(images, np.zeros(3, int))
 

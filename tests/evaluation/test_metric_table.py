@@ -56,6 +56,8 @@ def test_every_estimator_of_the_judge_gives_metrics_of_the_table():
         "cmmd": ["cmmd"],
         "frechet_infinity": ["frechet_infinity"],
         "frechet_interval": ["frechet_low", "frechet_high"],
+        "mmd_median": ["mmd_median"],
+        "sliced_wasserstein": ["sliced_wasserstein"],
     }
     assert set(given) == set(choice.ESTIMATORS)
     assert all(name in metrics.METRICS for names in given.values() for name in names)

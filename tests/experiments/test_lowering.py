@@ -8,7 +8,6 @@ attention head, because they decide which attention a GPU runs.
 from __future__ import annotations
 
 import functools
-import importlib
 import re
 
 import jax
@@ -21,7 +20,13 @@ from diffusion_jax.assembly import denoiser, sampling, trainer
 from diffusion_jax.assembly.experiment import assemble
 from diffusion_jax.core import arrays
 from tests.experiments.small_runs import small
-from tests.experiments.test_every_config import SHAPES, SIZES, parameters, variants_of
+from tests.experiments.test_every_config import (
+    SHAPES,
+    SIZES,
+    config_of,
+    parameters,
+    variants_of,
+)
 
 PLATFORMS = {"gpu": "cuda", "tpu": "tpu"}  # as JAX names the devices, and the target
 # Custom calls that are computed by the device. Whatever else a program calls is found.
@@ -40,10 +45,6 @@ def presets():
     for file in SHAPES:
         for size in SIZES.get(file, ("", ",full")):
             yield from ((file, variant + size) for variant in variants_of(file))
-
-
-def config_of(file, variant):
-    return importlib.import_module(f"configs.{file}").get_config(variant)
 
 
 def shrunk(config):
