@@ -276,15 +276,17 @@ def _setting(found: Mapping[str, Any]) -> str:
 
 
 def _limitations(trained: Trained, start: str, said: Any, dtype: str) -> str:
-    model, lines = trained.experiment, []
+    lines = []
     if size := trained.data.get("train_size"):
         before = f"those of `{_text(Path(start).name)}`, with whose weights its training began"
         lines.append(
             f"- It has learned from {size:,} examples{f' and {before},' if start else ' alone,'} "
             "and draws nothing but what these show, with their errors and biases."
         )
+    about = trained.data
+    shown = about.get("encoded", about)["image_shape"]  # decoded, of latents
     lines += [
-        f"- Examples have the fixed shape {' x '.join(map(str, model.shape))}.",
+        f"- Examples have the fixed shape {' x '.join(map(str, shown))}.",
         f"- The weights are rounded to {dtype}: an image differs slightly from that of the run.",
         "- It is published for research and teaching, and was not tested for other uses.",
     ]
