@@ -17,6 +17,7 @@ WORDS = {
     str: "a text in quotation marks",
     NoneType: "None",
 }
+SEVERAL = {float: "numbers", int: "whole numbers", str: "texts in quotation marks"}
 
 
 @functools.cache
@@ -103,5 +104,5 @@ def _words_of_one(hint: Any, component: Callable[[Any], str]) -> str:
         inner = get_args(hint)
         if inner[-1] is not Ellipsis:
             return f"a {hint}"
-        return f"a tuple of {WORDS[inner[0]].removeprefix('a ')}s"
+        return f"a tuple of {SEVERAL[inner[0]]}"
     return WORDS.get(hint) or f"a component such as {component(hint)}()"

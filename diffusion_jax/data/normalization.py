@@ -135,7 +135,7 @@ def check_finite(values: np.ndarray, what: str) -> None:
       what: the data, for the message.
 
     Raises:
-      UserError: with the number of those that are not.
+      UserError: with the number of values that are not finite.
     """
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         bad = int((~np.isfinite(values)).sum())

@@ -179,10 +179,9 @@ class NCSNpp(nn.Module):
             return h + own, pyramid
         if self.progressive_input == "residual":
             # the filter reads the results of the convolution beyond the border
-            side = 1 + len(self.resample_filter) // 2 - 1
-            wide = layers.conv(h.shape[-1], padding=(side, side), dtype=self.dtype, name=name)(
-                pyramid
-            )
+            side = len(self.resample_filter) // 2
+            conv = layers.conv(h.shape[-1], padding=(side, side), dtype=self.dtype, name=name)
+            wide = conv(pyramid)
             own = fir.filtered(wide, "down", self.resample_filter, pad=False)
             h = (h + own) * 0.5**0.5
             return h, h

@@ -45,7 +45,7 @@ def training_curves(
 
     Args:
       curves: by family, the scores at each point of training, with 'minutes', and 'intervals', half
-        the widths of those that are known.
+        the width of the interval of each score that has one.
       metrics: names of evaluation.metrics, a panel for each.
       path: the file to write.
       features: what the scores depend on, which labels name.

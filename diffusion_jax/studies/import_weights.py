@@ -143,7 +143,7 @@ class Found(NamedTuple):
 
 
 def described(source: str, file: Path) -> Found:
-    """Read a file of tensors and the config.json beside it.
+    """Read a file of tensors and the config.json next to it.
 
     Args:
       source: who published it, a key of SOURCES.

@@ -118,6 +118,8 @@ def test_blocks_that_do_not_exist_are_refused():
             denoiser.denoiser(guided_by(spec, model), params, scale=2.0)(
                 X, 0.4, {"label": jnp.array([0, 1])}
             )
+    with pytest.raises(UserError, match="a tuple of texts in quotation marks$"):
+        guided_by("slg(blocks=3)", model)
     with pytest.raises(UserError, match="mlp.MLP has no self-attention blocks"):
         denoiser.denoiser(guided_by("pag()", tiny()), {}, scale=2.0)
     with pytest.raises(UserError, match="scan_blocks=True has one block for all"):
