@@ -30,7 +30,7 @@ import numpy as np
 
 from diffusion_jax.core import staging
 from diffusion_jax.core.errors import UserError, unknown
-from diffusion_jax.training import restoring, sharding, storage, verification
+from diffusion_jax.training import distributed, restoring, sharding, storage, verification
 from diffusion_jax.training.placement import leaves_by_path
 from diffusion_jax.training.verification import DamagedCheckpoint
 
@@ -231,7 +231,8 @@ def _remove_unfinished(directory: Path) -> None:
 def _one_error(directory: Path, step: int | None) -> Iterator[None]:
     """Turn what Orbax and tensorstore raise, such as for a full disk, into a UserError.
 
-    The files of the failed save are removed.
+    The files of the failed save are removed. In a run of several processes, an error which means
+    that another one is gone stays as it is.
     """
     try:
         yield
@@ -240,6 +241,8 @@ def _one_error(directory: Path, step: int | None) -> Iterator[None]:
     except Exception as error:  # a dozen types, see verification.py
         if jax.process_index() == 0:
             _remove_unfinished(directory)
+        if distributed.lost(error):  # the command reports it, and ends as unfinished
+            raise
         raise UserError(
             f"the checkpoint of step {step} could not be saved to '{directory}': "
             f"{storage.reason(error)}; running the same command again resumes training from the "

@@ -278,16 +278,22 @@ def lost(error: Exception) -> str | None:
     """Write the message for an error of the devices which means that another process is gone.
 
     Args:
-      error: the error that ended this process.
+      error: the error that ended this process; those that caused it are looked at as well.
 
     Returns:
       One line; None for other errors, and in a run of one process.
     """
-    if not (jax.distributed.is_initialized() and isinstance(error, jax.errors.JaxRuntimeError)):
+    if not jax.distributed.is_initialized():
         return None
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, jax.errors.JaxRuntimeError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        return None
+    first_line = str(cause).partition("\n")[0][:200]
     return (
         f"process {jax.process_index()} of {jax.process_count()} lost another one "
-        f"({str(error).splitlines()[0][:200]}); running the same command again on all of them "
+        f"({first_line}); running the same command again on all of them "
         "resumes training from the last checkpoint"
     )
 

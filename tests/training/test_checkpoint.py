@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.training import checkpoint, restoring
+from diffusion_jax.training import checkpoint, distributed, restoring
 from tests.training.resumable import (
     RUNNER,
     TOTAL,
@@ -210,3 +210,21 @@ def test_a_run_goes_on_from_the_previous_checkpoint_and_saves_the_damaged_step_a
     chex.assert_trees_all_equal(
         words(restoring.restore(workdir / "checkpoints", template()).state), uninterrupted[1]
     )
+
+
+def test_a_process_that_dies_during_a_save_is_reported_as_lost(tmp_path, monkeypatch):
+    """Its partner's save fails, which is no fault of the folder."""
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+
+    def save(*_):
+        try:
+            raise jax.errors.JaxRuntimeError("Connection closed by peer")
+        except jax.errors.JaxRuntimeError as error:
+            raise ValueError("a barrier failed") from error
+
+    monkeypatch.setattr(checkpoint.storage, "save", save)
+    saving = checkpoint.Checkpointer(tmp_path / "checkpoints")
+    with contextlib.closing(saving), pytest.raises(ValueError, match="barrier") as caught:
+        saving.save(3, {"w": jnp.zeros(2)})
+        saving.wait()
+    assert "lost another one (Connection closed by peer)" in distributed.lost(caught.value)
