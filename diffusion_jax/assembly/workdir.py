@@ -45,7 +45,7 @@ from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.experiment import assemble, guided_by
 from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.core import files, provenance, reading
-from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.errors import UserError, nearest
 from diffusion_jax.core.types import Params
 from diffusion_jax.data import consent
 from diffusion_jax.data.latents import Encoded
@@ -125,10 +125,12 @@ def saved_config(workdir: str | Path, key: str = "--workdir") -> ConfigDict:
     workdir = addresses.resolve(workdir, key)
     path = Path(workdir).expanduser() / CONFIG_FILE
     if not path.is_file():
-        shipped = ", ".join(addresses.names())
+        shipped = addresses.names()
+        near = nearest(str(workdir), shipped, cutoff=0.6)
         raise UserError(
             f"{key}={workdir} has no {CONFIG_FILE}; train a model there first (experiments.train)"
-            + (f", or name one of the shipped models: {shipped}" if shipped else "")
+            + (f", or name one of the shipped models: {', '.join(shipped)}" if shipped else "")
+            + (f"; did you mean --workdir={near}?" if near else "")
         )
     config = _tuples(
         files.load_json(path, reading.record({"data": reading.table(), "sampler": reading.table()}))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +15,9 @@ from typing import Any
 
 from diffusion_jax.core import reading, staging
 from diffusion_jax.core.errors import UserError
+
+ABANDONED = 24 * 3600  # seconds after which nobody writes into a temporary folder any more
+_TEMPORARY = re.compile(r"\.(.+\.)?[0-9a-f]{12}\.tmp")
 
 
 def plain(value: Any) -> Any:
@@ -105,8 +110,11 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
       UserError: where the folder cannot be written.
     """
     path = Path(os.path.realpath(path))
-    temporary, old = (path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp") for _ in "ab")
+    temporary, old = (
+        path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.{end}") for end in ("tmp", "old")
+    )
     try:
+        remove_abandoned(path.parent)
         temporary.mkdir(parents=True)
     except OSError as error:
         raise UserError(
@@ -125,6 +133,19 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         for left in (temporary, old):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def remove_abandoned(parent: str | os.PathLike) -> None:
+    """Remove the temporary folders that a killed process left more than ABANDONED seconds ago.
+
+    Args:
+      parent: the folder that they are in; it need not exist.
+    """
+    for entry in Path(parent).glob(".*.tmp"):
+        with contextlib.suppress(OSError):  # another process was faster
+            age = time.time() - entry.lstat().st_mtime
+            if _TEMPORARY.fullmatch(entry.name) and entry.is_dir() and age > ABANDONED:
+                shutil.rmtree(entry, ignore_errors=True)
 
 
 def save_text(path: str | os.PathLike, text: str) -> None:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from diffusion_jax.core import files
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.pretrained import folders
 
@@ -83,6 +84,7 @@ def _whole(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes `folder` when the block ends."""
     temporary = folder.with_name(f".{uuid.uuid4().hex[:12]}.tmp")
     try:
+        files.remove_abandoned(folder.parent)
         temporary.mkdir(parents=True)
         yield temporary
         with contextlib.suppress(OSError):  # another process was faster
@@ -204,8 +206,9 @@ def _hub(
 
 @contextlib.contextmanager
 def _temporary() -> Iterator[Path]:
-    place = Path.home() / ".cache" / "diffusion_jax" / "models" / f".{uuid.uuid4().hex[:12]}.hub"
+    place = Path.home() / ".cache" / "diffusion_jax" / "models" / f".hub.{uuid.uuid4().hex[:12]}.tmp"
     try:
+        files.remove_abandoned(place.parent)
         place.mkdir(parents=True)
         yield place
     finally:

@@ -156,6 +156,17 @@ def test_a_folder_stays_where_the_new_one_cannot_be_moved_to_its_place(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "link"]
 
 
+def test_what_a_killed_process_left_next_to_a_folder_is_removed_after_a_day(tmp_path):
+    left, recent, mine = (tmp_path / f".{name}.tmp" for name in ("a.0123456789ab", "ba98" * 3, "a"))
+    for folder in (left, recent, mine):
+        folder.mkdir()
+    for folder in (left, mine):
+        os.utime(folder, (0, 0))
+    with files.atomic_folder(tmp_path / "a"):
+        pass
+    assert not left.exists() and recent.exists() and mine.exists()
+
+
 def test_no_command_writes_into_a_published_model(model, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert folders.outputs(model) == Path("runs/pretrained/points")
@@ -177,6 +188,8 @@ def test_bare_names_are_those_of_the_repository_unless_a_folder_has_the_name(
     assert addresses.resolve("others") == "others" and addresses.resolve(None) is None
     with pytest.raises(UserError, match="or name one of the shipped models: points"):
         workdirs.saved_config("others")
+    with pytest.raises(UserError, match="did you mean --workdir=points"):
+        workdirs.saved_config("piont")
     (tmp_path / "points").mkdir()
     addresses._say.cache_clear()
     assert addresses.resolve("points") == "points"
