@@ -80,6 +80,9 @@ def _data() -> ConfigDict:
     data.normalization = "standard"
     data.limit_bad = -1  # unreadable files of a folder that are skipped; -1: a tenth, at most 100
     data.flip = False  # random horizontal flips
+    # probability of each distortion of non-leaky augmentation (data/augmentation.py), which needs
+    # model.augment=9 and includes flips; 0: none
+    data.augment = 0.0
     data.batch_size = 128  # global, over all devices
     # processes that read and decode ahead; 0: a thread, which is enough for sets in memory
     data.workers = 0

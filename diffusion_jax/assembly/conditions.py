@@ -11,6 +11,7 @@ from diffusion_jax.assembly import latent
 from diffusion_jax.core import arrays, streams
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array, Batch, Cond, Key
+from diffusion_jax.data import augmentation
 from diffusion_jax.models import text
 from diffusion_jax.models.text import Encoder
 
@@ -114,3 +115,19 @@ def example(batch: Batch, keys: Key) -> Array:
     if "std" not in batch:
         return batch["image"]
     return latent.draw(batch, arrays.fold_in(keys, streams.EXAMPLE_LATENT))
+
+
+def augmented(x0: Array, cond: Cond, keys: Key, probability: float) -> tuple[Array, Cond]:
+    """The clean examples after non-leaky augmentation, and the condition with its labels.
+
+    Args:
+      x0: clean images, (B, H, W, C).
+      cond: their condition, or None.
+      keys: the keys of the examples, (B,).
+      probability: that of each distortion; 0 returns both arguments as they are.
+    """
+    if not probability:
+        return x0, cond
+    keys = arrays.fold_in(keys, streams.EXAMPLE_AUGMENTATION)
+    x0, labels = augmentation.augment(keys, x0, probability)
+    return x0, (cond or {}) | {"augment": labels}

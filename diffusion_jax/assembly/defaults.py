@@ -20,6 +20,7 @@ LATER: Mapping[str, Any] = {
         "normalization": "standard",
         "fit": "crop",
         "limit_bad": -1,
+        "augment": 0.0,
     },
     "ema": {"powers": (), "snapshot_every": 500},
     "training": {

@@ -27,6 +27,7 @@ from diffusion_jax.assembly.settings import (
     TrainingSettings,
 )
 from diffusion_jax.core.errors import UserError
+from diffusion_jax.data import augmentation
 from diffusion_jax.denoisers import guides
 from diffusion_jax.models.text import Encoder
 from diffusion_jax.training import ema, optimizer
@@ -64,6 +65,7 @@ def assemble(
     encoder = datasets.text_encoder(config)
     objective = build(components.OBJECTIVES, config.objective, process)
     model = _network(config, shape, num_classes, encoder)
+    _check_augmentation(config, shape)
     experiment = Experiment(
         shape=tuple(shape),
         num_classes=num_classes,
@@ -142,6 +144,24 @@ def _kind(config: ConfigDict) -> Kind:
             "are for autoencoders, and autoencoders need one of them"
         )
     return classifier.KIND if network in components.CLASSIFIERS else kind
+
+
+def _check_augmentation(config: ConfigDict, shape: tuple[int, ...]) -> None:
+    """UserError for non-leaky augmentation of what is no image, or without labels for it."""
+    asked = f"config.data.augment={config.data.augment:g}"
+    if not config.data.augment:
+        return
+    if len(shape) != 3 or config.data.name == "latents" or not _kind(config).denoises:
+        raise UserError(
+            f"{asked} distorts the images that a diffusion or few-step model learns from; "
+            "set --config.data.augment=0"
+        )
+    if _options(config).get("augment") != augmentation.LABELS:
+        raise UserError(
+            f"{asked}: the network must be given the {augmentation.LABELS} labels of the "
+            f"augmentation; set --config.model.augment={augmentation.LABELS}, which unet.UNet and "
+            "ncsnpp.NCSNpp have, or --config.data.augment=0"
+        )
 
 
 def sampling_settings(config: ConfigDict) -> SamplingSettings:

@@ -94,6 +94,7 @@ class DataSettings(NamedTuple):
     path: str
     batch_size: int
     flip: bool
+    augment: float
     workers: int
 
 

@@ -13,6 +13,7 @@ EXAMPLE_OBJECTIVE = 0  # the key of the objective's own draws, which are listed 
 EXAMPLE_CONDITION_DROPOUT = 1  # whether the condition is replaced by the null condition
 EXAMPLE_NETWORK_DROPOUT = 2  # the network's dropout, from the first example's key
 EXAMPLE_LATENT = 3  # the draw from an encoder's posterior
+EXAMPLE_AUGMENTATION = 4  # the distortion of an image
 
 # ---- objectives: folded into the objective's key
 OBJECTIVE_TIME = 0  # t

@@ -39,9 +39,10 @@ def loss(experiment: Experiment) -> step.LossFn:
     extra = {"log_variance": True} if experiment.options.get("uncertainty") else {}
 
     def run(params: Params, batch, keys: Key, now: step.Now):
-        noised = objective.draw(
-            arrays.fold_in(keys, streams.EXAMPLE_OBJECTIVE), conditions.example(batch, keys)
-        )
+        cond = experiment.conditions.of_batch(batch, keys, now.train)
+        rate = experiment.data.augment if now.train else 0.0
+        x0, cond = conditions.augmented(conditions.example(batch, keys), cond, keys, rate)
+        noised = objective.draw(arrays.fold_in(keys, streams.EXAMPLE_OBJECTIVE), x0)
         rngs = (
             {"dropout": jax.random.fold_in(keys[0], streams.EXAMPLE_NETWORK_DROPOUT)}
             if now.train
@@ -56,7 +57,6 @@ def loss(experiment: Experiment) -> step.LossFn:
             rngs=rngs,
             **extra,
         )
-        cond = experiment.conditions.of_batch(batch, keys, now.train)
         losses = objective.loss(denoise, noised, cond)
         return losses, {"level": gaussian.logsnr(experiment.process, noised.t)}
 

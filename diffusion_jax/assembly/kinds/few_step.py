@@ -82,12 +82,10 @@ def loss(experiment: Experiment) -> step.LossFn:
             lambda cond: cond and cond | experiment.conditions.null(len(keys)),
         )
         progress = now.step / experiment.training.steps
-        drawn = objective.draw(
-            arrays.fold_in(keys, streams.EXAMPLE_OBJECTIVE),
-            conditions.example(batch, keys),
-            progress,
-        )
         cond = experiment.conditions.of_batch(batch, keys, now.train)
+        rate = experiment.data.augment if now.train else 0.0
+        x0, cond = conditions.augmented(conditions.example(batch, keys), cond, keys, rate)
+        drawn = objective.draw(arrays.fold_in(keys, streams.EXAMPLE_OBJECTIVE), x0, progress)
         losses = objective.loss(networks, drawn, cond, progress)
         return losses, {"level": gaussian.logsnr(experiment.process, drawn.t)}
 
