@@ -7,7 +7,8 @@ python -m experiments.import_weights --from=dit --path=DiT-XL-2-256x256.pt --out
 diffusers: a UNet2DModel in DDPM's layout or an AutoencoderKL, as config.json and
 diffusion_pytorch_model.safetensors or .bin; a scheduler_config.json in the same folder is used.
 dit: the networks of Peebles & Xie. edm, edm2: the .pkl files of Karras et al., whose code is not
-executed. A network of latents needs its autoencoder, imported before.
+executed. guided_diffusion, improved_diffusion, consistency_models: the .pt files of OpenAI.
+A network of latents needs its autoencoder, imported before.
 Nothing in a file is executed. docs/weights.md says more.
 """
 
@@ -17,7 +18,19 @@ from experiments import cli, values
 
 if __name__ == "__main__":
     flags.DEFINE_enum(
-        "from", None, ["diffusers", "dit", "edm", "edm2"], "publisher of the weights", required=True
+        "from",
+        None,
+        [
+            "diffusers",
+            "dit",
+            "edm",
+            "edm2",
+            "guided_diffusion",
+            "improved_diffusion",
+            "consistency_models",
+        ],
+        "publisher of the weights",
+        required=True,
     )
     path = "file of weights, or its folder"
     values.path_flag("path", None, path, required=True, stored=values.READ)

@@ -131,6 +131,7 @@ KEYS: dict[str, Rule] = {
     "model.learn_variance": flag(),
     "model.extra_channels": integer(0, 1024),
     "model.augment": integer(0, 1024),
+    "model.noise_features": integer(0, 65_536),
     "model.noise_multiplier": optional(integer(1, 64)),
     "model.embedding_multiplier": optional(integer(1, 64)),
     "model.progressive_input": choice("none", "skip", "residual"),
@@ -172,7 +173,10 @@ KEYS: dict[str, Rule] = {
     "families": sequence(text(), most=1000),
 }
 
-NETWORKS: dict[str, dict[str, Rule]] = {"autoencoder.AutoencoderKL": {"model.attention": flag()}}
+NETWORKS: dict[str, dict[str, Rule]] = {
+    "autoencoder.AutoencoderKL": {"model.attention": flag()},
+    "unet.UNet": {"model.heads": integer(0, 256)},
+}
 
 
 # keys that only some configs have, or that runs of earlier versions lack

@@ -43,6 +43,8 @@ class UNet(nn.Module):
       decoder_attention_once: the decoder has attention only after the last residual block of such a
         level (DDPM++, Song et al. 2021), instead of after each.
       head_width: channels per attention head, ADM 64; None is DDPM's single head.
+      heads: number of attention heads on all levels, improved DDPM 4, in place of head_width; 0 is
+        what head_width says.
       dropout: rate between the two convolutions of a residual block; DDPM on CIFAR-10 0.1.
       scale_shift: the embedding scales and shifts the second norm of a block (ADM), or is added
         before it (DDPM).
@@ -85,6 +87,7 @@ class UNet(nn.Module):
     attention: tuple[int, ...] = (16,)
     decoder_attention_once: bool = False
     head_width: int | None = 64
+    heads: int = 0
     dropout: float = 0.0
     scale_shift: bool = True
     updown: str = "conv"
@@ -93,6 +96,7 @@ class UNet(nn.Module):
     learn_variance: bool = False
     extra_channels: int = 0
     augment: int = 0
+    noise_features: int = 0
     noise_embedding: str = "sinusoidal"
     second_time: bool = False
     dtype: str = "float32"
@@ -122,9 +126,10 @@ class UNet(nn.Module):
         cond = cond or {}
         self._check(x, cond)
         channels, axes = x.shape[-1] * (2 if self.learn_variance else 1), x.ndim - 2
+        features = self.noise_features or self.width
         condition = ConditionEmbedding(
-            self.width,
-            4 * self.width,
+            features,
+            4 * features,
             self.num_classes,
             self.noise_embedding,
             second_time=self.second_time,
@@ -166,13 +171,23 @@ class UNet(nn.Module):
         if name in self.skipped:
             return h
         impl = IDENTITY if name in self.identity_attention else self.attention_impl
-        options = self.head_width, self.skip_scale, impl, self.dtype, self.norm
+        width = self._head_width(h.shape[-1])
+        options = width, self.skip_scale, impl, self.dtype, self.norm
         h = rematerialized(layers.AttentionBlock, self.remat)(*options, name=name)(h)
         if text is None:
             return h
-        options = self.head_width, self.skip_scale, self.attention_impl, self.dtype, self.norm
+        options = width, self.skip_scale, self.attention_impl, self.dtype, self.norm
         block = rematerialized(layers.CrossAttentionBlock, self.remat)
         return block(*options, name=f"{name}_text")(h, text.states, text.mask)
+
+    def _head_width(self, channels: int) -> int | None:
+        """Channels per head of an attention of this many channels."""
+        if channels % max(self.heads, 1):
+            raise UserError(
+                f"heads={self.heads} does not divide the {channels} channels of an attention; use "
+                "a divisor, or 0 and head_width"
+            )
+        return channels // self.heads if self.heads else self.head_width
 
     def _down(
         self, h: Array, embedding: Array, text: TextFeatures | None, train: bool

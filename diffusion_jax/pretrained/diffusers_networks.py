@@ -323,6 +323,8 @@ UNET = Published(
         "decoder_attention_once": (False,),
         "extra_channels": (0,),
         "augment": (0,),
+        "heads": (0,),
+        "noise_features": (0,),
         "second_time": (False,),
     },
     words=_diffusers_words,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from diffusion_jax.core.errors import unknown
-from diffusion_jax.pretrained import diffusers_networks, dit_network, edm_networks
+from diffusion_jax.pretrained import diffusers_networks, dit_network, edm_networks, openai_networks
 from diffusion_jax.pretrained.published import Published
 
 NETWORKS = {
@@ -13,6 +13,9 @@ NETWORKS = {
     "SongUNet": edm_networks.SONG,
     "DhariwalUNet": edm_networks.ADM,
     "EDM2": edm_networks.EDM2,
+    "guided_diffusion.UNetModel": openai_networks.GUIDED,
+    "improved_diffusion.UNetModel": openai_networks.IMPROVED,
+    "consistency_models.UNetModel": openai_networks.CONSISTENCY,
 }
 
 

@@ -1,6 +1,8 @@
 """Published networks as ours, and ours as theirs: what describes such a network, and its config.
 
     UNet2DModel     diffusers, in the layout of DDPM (Ho et al. 2020)    unet.UNet
+    UNetModel       guided-diffusion (Dhariwal & Nichol 2021), improved-
+                    diffusion, consistency_models                        unet.UNet
     AutoencoderKL   diffusers (Rombach et al. 2022)                      autoencoder.AutoencoderKL
     DiT             the authors' own program (Peebles & Xie 2023)        dit.DiT
     SongUNet        EDM (Karras et al. 2022)                             ncsnpp.NCSNpp
@@ -17,6 +19,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,6 +57,13 @@ class Published(NamedTuple):
       described: the part of their config that the tensors alone determine.
       subtree: the part of the parameters of a run that are those of the network; '' means all.
       rule: what the values of their config may be (see `reading`).
+      loose: further keys of their config that `config` does not give back, such as those of the
+        training.
+      settings: their config -> {config key: value} of what the training determines, such as
+        the process; {} where a scheduler_config.json does.
+      prepared: (their tensors, their config) -> the tensors that the words describe, where one
+        name means several things.
+      released: the name of a file that was published without a config -> its config.
     """
 
     model: str
@@ -67,6 +77,10 @@ class Published(NamedTuple):
     described: Callable[[Flat], dict[str, Any]] = lambda tensors: {}
     subtree: str = ""
     rule: reading.Rule = reading.table()
+    loose: tuple[str, ...] = ()
+    settings: Callable[[Mapping], dict[str, Any]] = lambda config: {}
+    prepared: Callable[[Flat, Mapping], Flat] = lambda tensors, config: tensors
+    released: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
 
 # keys that describe an autoencoder's latents, for those who use them
@@ -101,7 +115,8 @@ def read_config(
     ours = network.config(options, shape)
     for key, value in config.items():
         value = list(value) if isinstance(value, tuple) else value
-        if not key.startswith("_") and key not in LOOSE and value != ours.get(key):
+        aside = key.startswith("_") or key in LOOSE + network.loose
+        if not aside and value != ours.get(key):
             why = (
                 f"only {ours[key]} can be imported"
                 if key in ours

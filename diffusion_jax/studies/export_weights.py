@@ -27,7 +27,7 @@ from diffusion_jax.pretrained import (
     safetensors,
     schedulers,
 )
-from diffusion_jax.studies.import_weights import SOURCES
+from diffusion_jax.studies.import_weights import BOTH_WAYS
 
 ALONE = ", or export the network alone with --network_only"
 
@@ -47,7 +47,7 @@ def export_weights(
     Args:
       config: the config of the run; config.sampler.ema chooses the weights.
       workdir: the folder of the run.
-      to: whose format, a key of import_weights.SOURCES.
+      to: whose format, a key of import_weights.BOTH_WAYS.
       path: the folder to write to.
       label: the class to export of a U-Net of classes; 'any' exports the model without a class.
       variance: keep a learned variance, which DDPMPipeline can use and DDIMPipeline cannot.
@@ -84,7 +84,7 @@ def write_weights(
     Args:
       config: the config of the run; config.sampler.ema chooses the weights.
       workdir: the folder of the run.
-      to: whose format, a key of import_weights.SOURCES.
+      to: whose format, a key of import_weights.BOTH_WAYS.
       path: the folder to write to.
       label: the class to export of a U-Net of classes; 'any' exports the model without a class.
       variance: whether a learned variance is kept.
@@ -233,7 +233,7 @@ def class_for(to: str, model: str) -> str:
     """Name the class that a network of ours has in a published format.
 
     Args:
-      to: whose format, a key of import_weights.SOURCES.
+      to: whose format, a key of import_weights.BOTH_WAYS.
       model: config.model.name, such as 'unet.UNet'.
 
     Returns:
@@ -242,7 +242,7 @@ def class_for(to: str, model: str) -> str:
     Raises:
       UserError: where the format has none.
     """
-    names = {networks.network(name).model: name for name in SOURCES[to]}
+    names = {networks.network(name).model: name for name in BOTH_WAYS[to]}
     if model not in names:
         raise UserError(
             f"config.model.name={model} has no counterpart in --to={to}, "

@@ -41,11 +41,17 @@ from diffusion_jax.pretrained import (
 from diffusion_jax.training import checkpoint, restoring
 
 # The classes of networks that can be read (--from) and written (--to), by their publisher.
-SOURCES = {
+BOTH_WAYS = {
     "diffusers": ("UNet2DModel", "AutoencoderKL"),
     "dit": ("DiT",),
 }
-# those that can be read alone: .pkl files, which say what they hold
+# those that can be read alone: files of tensors
+SOURCES = BOTH_WAYS | {
+    "guided_diffusion": ("guided_diffusion.UNetModel",),
+    "improved_diffusion": ("improved_diffusion.UNetModel",),
+    "consistency_models": ("consistency_models.UNetModel",),
+}
+# likewise: .pkl files, which say what they hold
 PICKLES = {"edm": ("SongUNet", "DhariwalUNet"), "edm2": ("EDM2",)}
 
 FILES = (
@@ -159,10 +165,13 @@ def described(source: str, file: Path) -> Found:
     name = class_of(source, config)
     network = networks.network(name)
     tensors = {diffusers_networks.modern(key): tensor for key, tensor in read(file).items()}
-    options, shape = published.read_config(network, network.described(tensors) | config)
-    tensors = published.without_fixed(network, tensors, options, shape)
+    config = network.described(tensors) | network.released.get(file.name, {}) | config
+    options, shape = published.read_config(network, config)
     latents = {key: config[key] for key in published.SCALE if key in config}
-    return Found(name, options, shape, tensors, latents)
+    config = network.defaults | config
+    tensors = network.prepared(tensors, config)
+    tensors = published.without_fixed(network, tensors, options, shape)
+    return Found(name, options, shape, tensors, latents, network.settings(config))
 
 
 def described_by_pickle(source: str, file: Path) -> Found:

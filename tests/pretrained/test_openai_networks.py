@@ -1,0 +1,196 @@
+"""The U-Nets of OpenAI: equal to the authors' programs, imported, and refused where they differ."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.assembly import components, workdir
+from diffusion_jax.assembly.build import build
+from diffusion_jax.core import files
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.denoisers import parameterization
+from diffusion_jax.pretrained import layouts, networks, openai_networks, published, safetensors
+from diffusion_jax.processes import gaussian
+from diffusion_jax.studies.import_weights import SOURCES, described, to_workdir
+from tests.fixtures.seeded_weights import normal, weights
+from tests.models.networks import shapes
+from tests.pretrained.conversions import FIXTURES
+
+with np.load(FIXTURES / "openai_networks.npz") as saved:
+    OUT = {key: saved[key] for key in saved if not key.endswith(("cases", "shapes"))}
+    SHAPES = {key: json.loads(str(saved[key])) for key in saved if key.endswith("shapes")}
+    CASES = json.loads(str(saved["cases"]))
+
+STEPS = np.float32([0.0, 37.5, 999.0])
+LABELS = np.array([0, 2, 1])
+
+
+def flags(case: str) -> dict:
+    """What a config.json must say of a case: the tensors tell the rest."""
+    keys = ("image_size", "num_heads", "num_head_channels", "use_new_attention_order")
+    return {"image_size": 8} | {key: CASES[case][key] for key in keys if key in CASES[case]}
+
+
+def stored(case: str, folder, **more):
+    """A file of a case, with its config.json."""
+    drawn = weights(SHAPES[f"{case}/shapes"])
+    safetensors.save(folder / "model.safetensors", drawn)
+    files.save_json(folder / "config.json", flags(case) | more)
+    return folder / "model.safetensors"
+
+
+def converted(case: str, folder):
+    """The network of a case and its seeded weights, which come back from ours unchanged."""
+    source = case.partition("/")[0]
+    found = described(source, stored(case, folder))
+    network, options = networks.network(found.name), dict(found.options)
+    module = build(components.MODELS, network.model, **options)
+    abstract, _ = shapes(module, (1, *found.shape))
+    wanted = {path: leaf.shape for path, leaf in layouts.flat(abstract).items()}
+    table = layouts.table(network, options | {"side": found.shape[0]}, wanted)
+    ours = layouts.to_ours(table, found.tensors, wanted)
+    back = layouts.to_theirs(table, ours)
+    assert back.keys() == found.tensors.keys()
+    assert all(np.array_equal(back[name], found.tensors[name]) for name in back)
+    return module, jax.tree.unflatten(jax.tree.structure(abstract), [ours[path] for path in wanted])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_outputs_equal_those_of_the_authors_program(case, tmp_path):
+    module, params = converted(case, tmp_path)
+    x = normal("x", (3, 2, 8, 8)).transpose(0, 2, 3, 1)
+    run = jax.jit(lambda p: module.apply({"params": p}, x, STEPS / 1000, {"label": LABELS}))
+    expected = OUT[f"{case}/out"].transpose(0, 2, 3, 1)
+    assert np.abs(expected).max() > 1 / 4
+    np.testing.assert_allclose(run(params), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["edm", "consistency_training"])
+def test_preconditionings_denoise_as_their_program_does(mode):
+    """D(x; sigma) of a network F = 0.3 x + 250 log(sigma) / 1000."""
+    config = openai_networks.CONSISTENCY.defaults | {"training_mode": mode}
+    settings = openai_networks.CONSISTENCY.settings(config)
+    process = build(components.PROCESSES, settings["process"])
+    target = build(components.PARAMETERIZATIONS, settings["parameterization"])
+    build(components.OBJECTIVES, settings["objective"], process)
+    denoise = parameterization.denoiser(
+        lambda params, x, c, cond: 0.3 * x + c[:, None, None, None], {}, target, process
+    )
+    t = gaussian.time_of_logsnr(process, -2 * jnp.log(jnp.float32([0.002, 0.7, 40.0])))
+    found = denoise(normal("x", (3, 2, 8, 8)).transpose(0, 2, 3, 1), t).x0
+    expected = OUT[f"denoised/{mode}"].transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rescaled", [False, True])
+def test_the_chain_shows_its_network_the_steps(rescaled):
+    """Step j of 4000 is t = (j + 1) / 4000; the network embeds j, or 1000 j / 4000."""
+    chain = {"diffusion_steps": 4000, "noise_schedule": "cosine", "rescale_timesteps": rescaled}
+    channels = {"in_channels": 3, "out_channels": 6}
+    settings = openai_networks.GUIDED.settings(openai_networks.GUIDED.defaults | chain | channels)
+    process = build(components.PROCESSES, settings["process"])
+    target = build(components.PARAMETERIZATIONS, settings["parameterization"])
+    assert settings["objective"] == "learned_variance.hybrid(steps=4000)"
+    assert settings["sampler.name"] == "ancestral.ddpm(variance='learned')"
+    steps = np.array([0, 1, 1234, 3999])
+    x, c_noise = target.encode(process, jnp.ones(4), jnp.float32((steps + 1) / 4000))
+    np.testing.assert_array_equal(x, 1)
+    np.testing.assert_allclose(1000 * c_noise, steps / 4 if rescaled else steps, atol=1e-3)
+    angles = (np.linspace(0, 1, 4001) + 0.008) / 1.008 * np.pi / 2
+    bars = np.cos(angles) ** 2
+    betas = np.minimum(1 - bars[1:] / bars[:-1], 0.999)
+    np.testing.assert_allclose(process.betas, betas, rtol=1e-9)
+
+
+def test_a_file_becomes_a_workdir_that_knows_its_training(tmp_path):
+    file = stored("guided_diffusion", tmp_path / "theirs", noise_schedule="cosine")
+    root = to_workdir("guided_diffusion", file.parent, tmp_path / "run")
+    config = workdir.saved_config(root)
+    assert config.process == "discrete.ddpm('cosine', 1000)" and config.conditional
+    assert (config.model.heads, config.model.learn_variance) == (2, True)
+    params = layouts.flat(workdir.load(root, config).params)
+    drawn = weights(SHAPES["guided_diffusion/shapes"])
+    np.testing.assert_array_equal(params["condition/label/rows"][:-1], drawn["label_emb.weight"])
+    imported = files.load_json(root / "provenance.json")["imported"]
+    assert imported["class"] == "guided_diffusion.UNetModel"
+
+
+def test_released_files_need_no_config(tmp_path):
+    """The flags are those of the authors' pages, by the name of the file."""
+    for source, name, process, heads in (
+        ("guided_diffusion", "64x64_diffusion.pt", "discrete.ddpm('cosine', 1000)", (0, 64)),
+        ("guided_diffusion", "128x128_diffusion.pt", "discrete.ddpm('linear', 1000)", (4, None)),
+        (
+            "improved_diffusion",
+            "cifar10_uncond_50M_500K.pt",
+            "discrete.ddpm('cosine', 4000)",
+            (4, None),
+        ),
+        (
+            "consistency_models",
+            "cd_imagenet64_l2.pt",
+            "schedules.EDM(sigma_min=0.002, sigma_max=80.0)",
+            (0, 64),
+        ),
+    ):
+        (kind,) = SOURCES[source]
+        network = networks.network(kind)
+        theirs = {"in_channels": 3, "out_channels": 3, "model_channels": 128, "num_classes": 0}
+        theirs |= {"channel_mult": [1, 2], "num_res_blocks": 2, "attention_resolutions": [2]}
+        theirs |= {"use_scale_shift_norm": True, "resblock_updown": True}
+        config = theirs | network.released[name]
+        options, shape = published.read_config(network, config)
+        assert network.settings(network.defaults | config)["process"] == process
+        assert (options["heads"], options["head_width"]) == heads
+        assert shape[0] == config["image_size"]
+
+
+def drop(tensors, name):
+    return {key: value for key, value in tensors.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    "change, more, words",
+    [
+        (lambda t: drop(t, "out.0.bias"), {}, "missing: out.0.bias"),
+        (lambda t: t | {"ema.decay": np.zeros(1, np.float32)}, {}, "left over: ema.decay"),
+        (
+            lambda t: t | {"middle_block.1.qkv.weight": np.zeros((7,), np.float32)},
+            {},
+            r"middle_block.1.qkv.weight \[7\] for \[192, 64\]",
+        ),
+        (lambda t: drop(t, "time_embed.0.weight"), {}, "not those of a U-Net of OpenAI"),
+        (lambda t: t | {"time_embed.0.weight": np.zeros(3, np.float32)}, {}, "of dimensions"),
+        (lambda t: t | {"out.2.weight": np.float32(np.nan * t["out.2.weight"])}, {}, "not finite"),
+        (lambda t: t | {"out.2.weight": np.float32(0)}, {}, "of dimensions"),
+        (
+            lambda t: t | {"input_blocks.4.0.op.weight": np.zeros(1, np.float32)},
+            {},
+            "5 input_blocks, 4 output_blocks",
+        ),
+        (lambda t: t, {"image_size": 10**9}, "image_size"),
+        (lambda t: t, {"noise_schedule": "sigmoid"}, "noise_schedule"),
+        (lambda t: t, {"num_heads": 5}, "heads=5 does not divide"),
+        (lambda t: t, {"num_head_channels": 0}, "num_head_channels"),
+        (lambda t: t, {"num_heads_upsample": 2}, "num_heads_upsample"),
+        (lambda t: t, {"novel": 1}, "novel"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(change, more, words, tmp_path):
+    file = stored("guided_diffusion", tmp_path / "theirs", **more)
+    safetensors.save(file, change(weights(SHAPES["guided_diffusion/shapes"])))
+    with pytest.raises(UserError, match=words) as refused:
+        to_workdir("guided_diffusion", file, tmp_path / "run")
+    assert "\n" not in str(refused.value) and not (tmp_path / "run").exists()
+
+
+def test_a_file_without_flags_says_what_to_write(tmp_path):
+    file = stored("improved_diffusion", tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match="do not determine image_size.*into a config.json"):
+        described("improved_diffusion", file)
