@@ -32,9 +32,10 @@ class TensorSource(NamedTuple):
 
 
 SAME = Layout(lambda a: a, lambda a: a)
-DENSE = Layout(np.transpose, np.transpose)  # (out, in), (in, out)
-# (out, in, H, W), (H, W, in, out)
-CONV = Layout(lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1))
+# (out, in), (in, out); of convolutions (out, in, N_1, ...), (N_1, ..., in, out)
+KERNEL = Layout(
+    lambda a: np.moveaxis(a, (0, 1), (-1, -2)), lambda a: np.moveaxis(a, (-1, -2), (0, 1))
+)
 # (out, in, 1, 1), (in, out)
 POINT = Layout(lambda a: a[:, :, 0, 0].T, lambda a: a.T[:, :, None, None])
 LEAVES = {
@@ -64,13 +65,42 @@ def table(
     def source(path: str, shape: Shape) -> TensorSource:
         *parts, leaf = path.split("/")
         theirs = itertools.product(*(words[part].split(" ") for part in parts), [LEAVES[leaf]])
-        usual = {1: SAME, 2: DENSE, 4: CONV}[len(shape)] if leaf == "kernel" else SAME
+        usual = KERNEL if leaf == "kernel" and len(shape) > 1 else SAME
         return TensorSource(
             tuple(".".join(filter(None, name)) for name in theirs),
             layouts.get("/".join([*parts[-1:], leaf]), usual),
         )
 
     return {path: source(path, shape) for path, shape in shapes.items()}
+
+
+def named(
+    names: Mapping[str, str], shapes: Mapping[str, Shape], orders: Mapping[str, Layout]
+) -> dict[str, TensorSource]:
+    """Return the table of a network whose parameters are named one by one.
+
+    Args:
+      names: {path of one of our parameters: the name of its tensor}.
+      shapes: the shapes of all of our parameters, by path.
+      orders: {the end of our paths: layout}, where that is not the usual one.
+
+    Raises:
+      UserError: naming the parameters that have no name, and the paths that are no parameters.
+    """
+    problems = {
+        "parameters without a name": [path for path in shapes if path not in names],
+        "paths that are no parameters": [path for path in names if path not in shapes],
+    }
+    listed = "; ".join(f"{what}: {', '.join(paths)}" for what, paths in problems.items() if paths)
+    if listed:
+        raise UserError(f"the names are not those of the parameters of the network; {listed}")
+
+    def layout(path: str, shape: Shape) -> Layout:
+        own = [order for end, order in orders.items() if f"/{path}".endswith(f"/{end}")]
+        usual = KERNEL if path.endswith("/kernel") and len(shape) > 1 else SAME
+        return own[0] if own else usual
+
+    return {path: TensorSource((names[path],), layout(path, shapes[path])) for path in shapes}
 
 
 def flat(params: Any) -> dict[str, Any]:

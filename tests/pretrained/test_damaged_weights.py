@@ -75,7 +75,7 @@ def test_a_dit_is_described_by_tensors_of_the_right_number_of_dimensions():
     [(np.nan, "1 of 4 values that are not finite"), (1e300, "not finite"), (-np.inf, "not finite")],
 )
 def test_weights_that_are_not_finite_are_refused_by_name(value, words):
-    table = {"a/kernel": layouts.TensorSource(("a.weight",), layouts.DENSE)}
+    table = {"a/kernel": layouts.TensorSource(("a.weight",), layouts.KERNEL)}
     weights = np.array([[1.0, 2.0], [3.0, value]])
     with pytest.raises(
         UserError, match=f"the tensor a.weight has {words}" if "of 4" in words else words
