@@ -1,12 +1,18 @@
-"""The diffusion transformer, DiT (Peebles & Xie 2023).
+"""The diffusion transformer, DiT (Peebles & Xie 2023), and what later papers change in it.
 
-The paper is "Scalable diffusion models with transformers".
+The paper is "Scalable diffusion models with transformers". With its options the network is that of
+other papers as well:
+
+    SiT           DiT itself, trained by flow matching (Ma et al. 2024)
+    LightningDiT  rms_norm, rope, swiglu and, where training is unstable, qk_norm (Yao et al. 2025)
+    JiT           all of these, bottleneck, and registers with class_registers (Li & He 2025)
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -16,10 +22,12 @@ import numpy as np
 
 from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.core.types import Array, Cond
-from diffusion_jax.models import attention, layers
+from diffusion_jax.models import layers, positions
 from diffusion_jax.models.attention import IDENTITY
 from diffusion_jax.models.embeddings import KERNEL_INIT, ConditionEmbedding
-from diffusion_jax.models.remat import product, rematerialized
+from diffusion_jax.models.positions import position_embedding
+from diffusion_jax.models.remat import rematerialized
+from diffusion_jax.models.transformer import TransformerBlock, modulated_norm, modulation
 
 # Table 1 of the paper. DiT-XL/2 is DiT(patch=2, **SIZES["XL"]).
 SIZES = {
@@ -29,7 +37,7 @@ SIZES = {
     "XL": {"width": 1152, "depth": 28, "heads": 16},
 }
 
-SMALL_INIT = nn.initializers.normal(0.02)  # of noise level and class, in the authors' code
+SMALL_INIT = nn.initializers.normal(0.02)  # of noise level, class and registers, as in their code
 
 
 class DiT(nn.Module):
@@ -37,10 +45,10 @@ class DiT(nn.Module):
 
     The output is float32 and exactly 0 at initialization. A series, an image or a volume (d = 1 to
     3 axes) is cut into patches, each of which becomes a token of `width` numbers. A positional
-    embedding is added; `depth` blocks (see _Block) follow, and a linear layer back to pixels. All
-    of them receive noise level and class by adaLN-Zero (section 3.2 of the paper). The calling
-    convention and cond['label'] are those of unet.UNet. Each N_i must be a multiple of patch, and
-    is free otherwise, because the positional embedding has no parameters.
+    embedding is added; `depth` blocks (see transformer.py) follow, and a linear layer back to
+    pixels. All of them receive noise level and class by adaLN-Zero (section 3.2 of the paper). The
+    calling convention and cond['label'] are those of unet.UNet. Each N_i must be a multiple of
+    patch, and is free otherwise, because the positions have no parameters.
 
     Attributes:
       num_classes: 0 is an unconditional network, which ignores labels; otherwise there is an
@@ -64,6 +72,17 @@ class DiT(nn.Module):
       identity_attention: names of self-attention blocks whose attention map is the identity, for
         perturbed-attention guidance (Ahn et al. 2024); parameters are not concerned.
       skipped: names of self-attention blocks that are left out, for skip-layer guidance.
+      rms_norm: see transformer.TransformerBlock.
+      qk_norm: see transformer.TransformerBlock.
+      swiglu: see transformer.TransformerBlock.
+      rope: rotary embeddings in every attention (see positions.rotary_angles).
+      absolute_positions: adds the sinusoidal embedding of its place to each token.
+      in_context: noise level, class and text are a token each in front of the others, instead of
+        adaLN-Zero (section 3.2 of the paper).
+      registers: number of learned tokens without a place (Darcet et al. 2024).
+      registers_from: the number of the first block that sees the registers.
+      class_registers: adds the embedding of class and text to each register (Li & He 2025).
+      bottleneck: patches are first mapped to so many numbers (Li & He 2025); 0: to a token at once.
     """
 
     num_classes: int = 0
@@ -82,6 +101,16 @@ class DiT(nn.Module):
     scan_blocks: bool = False
     identity_attention: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    rms_norm: bool = False
+    qk_norm: str = "none"
+    swiglu: bool = False
+    rope: bool = False
+    absolute_positions: bool = True
+    in_context: bool = False
+    registers: int = 0
+    registers_from: int = 0
+    class_registers: bool = False
+    bottleneck: int = 0
 
     @nn.compact
     def __call__(self, x: Array, c_noise: Array, cond: Cond = None, train: bool = False) -> Array:
@@ -100,8 +129,7 @@ class DiT(nn.Module):
           UserError: while tracing, for sizes and options that do not fit.
         """
         self._check(x)
-        channels = x.shape[-1] * (2 if self.learn_variance else 1)
-        condition = ConditionEmbedding(
+        parts = ConditionEmbedding(
             256,
             self.width,
             self.num_classes,
@@ -110,43 +138,89 @@ class DiT(nn.Module):
             SMALL_INIT,
             self.second_time,
             name="condition",
-        )
-        embedding = jax.nn.silu(condition(c_noise, cond or {}, x.shape[0]))
+        ).parts(c_noise, cond or {}, x.shape[0])
+        embedding = None
+        if not self.in_context:
+            embedding = jax.nn.silu(functools.reduce(operator.add, parts))
         patches = layers.space_to_depth(x, self.patch)  # (B, N_1 / patch, ..., patch^d C)
         b, *sizes, _ = patches.shape
-        h = nn.Dense(self.width, kernel_init=KERNEL_INIT, dtype=self.dtype, name="first")(patches)
-        positions = position_embedding(sizes, self.width).astype(self.dtype)
-        h = h.reshape(b, math.prod(sizes), self.width) + positions
-        h = self._blocks(h, embedding, train)
-        shift, scale = modulation(embedding, self.width, 2, "float32", "last_modulation")
-        h = layer_norm(h, shift, scale)
-        outputs = channels * self.patch ** len(sizes)
+        h = self._blocks(self._tokens(patches), sizes, embedding, parts, train)
+        shift, scale = 0.0, 0.0
+        if embedding is not None:
+            shift, scale = modulation(embedding, self.width, 2, "float32", "last_modulation")
+        h = modulated_norm(h, shift, scale, self.rms_norm, self.in_context, "last_norm")
+        outputs = x.shape[-1] * (2 if self.learn_variance else 1) * self.patch ** len(sizes)
         last = nn.Dense(outputs, kernel_init=layers.ZERO_INIT, name="last")
         h = last(h).reshape(b, *sizes, -1)  # float32
         return layers.depth_to_space(h, self.patch).astype(jnp.float32)
 
-    def _blocks(self, h: Array, embedding: Array, train: bool) -> Array:
+    def _tokens(self, patches: Array) -> Array:
+        """The tokens of patches, (B, N_1, ..., N_d, channels) -> (B, T, width), with positions."""
+        dense = functools.partial(nn.Dense, kernel_init=KERNEL_INIT, dtype=self.dtype)
+        if self.bottleneck:
+            patches = dense(self.bottleneck, use_bias=False, name="bottleneck")(patches)
+        b, *sizes, _ = patches.shape
+        h = dense(self.width, name="first")(patches).reshape(b, math.prod(sizes), self.width)
+        if self.absolute_positions:
+            h = h + position_embedding(sizes, self.width).astype(self.dtype)
+        return h
+
+    def _blocks(
+        self,
+        h: Array,
+        sizes: Sequence[int],
+        embedding: Array | None,
+        parts: Sequence[Array],
+        train: bool,
+    ) -> Array:
+        """The blocks, (B, T, width) -> the same; tokens besides the T exist only between them."""
+        tokens, angles = h.shape[1], None
+        if self.rope:
+            places = positions.grid_places(sizes)
+            angles = positions.rotary_angles(places, self.width // self.heads)
+        if self.in_context:
+            h, angles = prepended(jnp.stack(parts, axis=1), h, angles)
         make = functools.partial(
-            rematerialized(_Block, self.remat, static_argnums=(3,)),
+            rematerialized(TransformerBlock, self.remat, static_argnums=(3,)),
             self.heads,
             self.mlp_ratio,
             self.dropout,
             dtype=self.dtype,
+            rms_norm=self.rms_norm,
+            qk_norm=self.qk_norm,
+            swiglu=self.swiglu,
         )
-        if not self.scan_blocks:
-            for name in (f"block_{i}" for i in range(self.depth)):
-                impl = IDENTITY if name in self.identity_attention else self.attention_impl
-                if name not in self.skipped:
-                    h = make(impl=impl, name=name)(h, embedding, train)
-            return h
+        for i in range(1 if self.scan_blocks else self.depth):
+            if self.registers and i == self.registers_from:
+                h, angles = prepended(self._register_tokens(parts), h, angles)
+            if self.scan_blocks:
+                h = self._scanned(make, h, embedding, train, angles)
+                continue
+            name = f"block_{i}"
+            impl = IDENTITY if name in self.identity_attention else self.attention_impl
+            if name not in self.skipped:
+                h = make(impl=impl, name=name)(h, embedding, train, angles)
+        return h[:, -tokens:]
+
+    def _scanned(
+        self, make: functools.partial, h: Array, embedding: Array | None, train: bool, angles: Array
+    ) -> Array:
         loop = nn.scan(
-            lambda block, h, embedding: (block(h, embedding, train), None),
+            lambda block, h, embedding: (block(h, embedding, train, angles), None),
             length=self.depth,
             in_axes=nn.broadcast,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
         )
         return loop(make(impl=self.attention_impl, name="blocks"), h, embedding)[0]
+
+    def _register_tokens(self, parts: Sequence[Array]) -> Array:
+        """The registers, (B, registers, width)."""
+        own = self.param("registers", SMALL_INIT, (self.registers, self.width))
+        registers = jnp.broadcast_to(own, (len(parts[0]), *own.shape))
+        if self.class_registers and len(parts) > 1:
+            registers = registers + functools.reduce(operator.add, parts[1:])[:, None]
+        return registers
 
     def _check(self, x: Array) -> None:
         """Checks options and shapes while tracing."""
@@ -156,6 +230,12 @@ class DiT(nn.Module):
             raise UserError(
                 "config.model.scan_blocks=True has one block for all, of which guidance cannot "
                 "perturb a part; choose another guide, such as cfg()"
+            )
+        last = 0 if self.scan_blocks else self.depth - 1
+        if self.registers and not 0 <= self.registers_from <= last:
+            raise UserError(
+                f"registers_from={self.registers_from} must be the number of a block, 0 to {last}"
+                + (", since scan_blocks=True has one block for all" if self.scan_blocks else "")
             )
         layers.check_axes(x, "the DiT")
         if any(size % self.patch for size in x.shape[1:-1]):
@@ -170,111 +250,23 @@ class DiT(nn.Module):
             )
 
 
-class _Block(nn.Module):
-    """A block with adaLN-Zero, (B, T, D), silu of the condition (B, D) -> (B, T, D).
-
-        h + gate_1 project(attention(qkv(norm(h) (1 + scale_1) + shift_1))), then
-        h + gate_2 mlp_out(gelu(mlp_in(norm(h) (1 + scale_2) + shift_2)))
-
-    It is the identity at initialization. Cross-attention to the tokens of a text would stand
-    between the two. The outputs of `qkv` are ordered by head, then (q, k, v), then channel of the
-    head, so that a contiguous part of them, a tensor shard, consists of whole heads.
-    """
-
-    heads: int
-    mlp_ratio: float = 4.0
-    dropout: float = 0.0
-    impl: str = "auto"
-    dtype: str = "float32"
-
-    @nn.compact
-    def __call__(self, h: Array, embedding: Array, train: bool) -> Array:
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation(
-            embedding, h.shape[-1], 6, self.dtype, "modulation"
-        )
-        h = h + gate_1.astype(self.dtype) * self._attention(
-            layer_norm(h, shift_1, scale_1).astype(self.dtype)
-        )
-        return h + gate_2.astype(self.dtype) * self._mlp(
-            layer_norm(h, shift_2, scale_2).astype(self.dtype), train
-        )
-
-    def _dense(self, features: int, name: str) -> nn.Dense:
-        return nn.Dense(features, kernel_init=KERNEL_INIT, dtype=self.dtype, name=name)
-
-    def _attention(self, h: Array) -> Array:
-        b, tokens, width = h.shape
-        qkv = product(self._dense(3 * width, "qkv")(h))
-        qkv = jnp.swapaxes(qkv.reshape(b, tokens, self.heads, 3, width // self.heads), 2, 3)
-        h = attention.self_attention(qkv, self.impl).reshape(b, tokens, width)
-        return product(self._dense(width, "project")(h))
-
-    def _mlp(self, h: Array, train: bool) -> Array:
-        width = h.shape[-1]
-        h = product(self._dense(int(width * self.mlp_ratio), "mlp_in")(h))
-        h = nn.Dropout(self.dropout, deterministic=not train)(jax.nn.gelu(h, approximate=True))
-        return product(self._dense(width, "mlp_out")(h))
-
-
-def layer_norm(h: Array, shift: Array, scale: Array) -> Array:
-    """Computes norm(h) (1 + scale) + shift in float32, with a norm that has no parameters.
-
-    It is to be called in a compact method.
+def prepended(
+    tokens: Array, h: Array, angles: np.ndarray | None
+) -> tuple[Array, np.ndarray | None]:
+    """Puts tokens without a place in front of others.
 
     Args:
-      h: tokens, (B, T, D).
-      shift: added to each token, (B, 1, D).
-      scale: added to the factor 1 of each token, (B, 1, D).
+      tokens: (B, R, D).
+      h: the others, (B, T, D).
+      angles: the rotary angles of the others, (T, A), or None.
 
     Returns:
-      (B, T, D) float32.
+      All tokens, (B, R + T, D) of h's type, and their angles, (R + T, A), those of the first being
+      0, or None.
     """
-    norm = nn.LayerNorm(epsilon=1e-6, use_scale=False, use_bias=False, dtype=jnp.float32)
-    return norm(h) * (1 + scale) + shift
-
-
-def modulation(embedding: Array, width: int, parts: int, dtype: str, name: str) -> list[Array]:
-    """A linear layer from the embedding to shifts, scales and gates, zero at initialization.
-
-    It is to be called in a compact method.
-
-    Args:
-      embedding: embedding of the condition, (B, E).
-      width: size of a token.
-      parts: number of results.
-      dtype: type of the product. A third of a block's parameters are here, so that under fsdp it
-        decides how much is communicated.
-      name: name of the layer, and so of its parameters.
-
-    Returns:
-      A list of `parts` arrays (B, 1, width).
-    """
-    out = nn.Dense(parts * width, kernel_init=layers.ZERO_INIT, dtype=dtype, name=name)(embedding)
-    return jnp.split(out[:, None, :], parts, axis=-1)
-
-
-def position_embedding(sizes: Sequence[int], features: int) -> Array:
-    """The positions of the tokens (Vaswani et al. 2017, section 3.5; in 2D as MAE, He et al. 2022).
-
-        [sin(i w_j), cos(i w_j)],   w_j = 10000^(-j / n),   j = 0 .. n - 1,   n = features / (2 d)
-
-    An equal part of the features is of each of the d axes, the last axis first: of an image the
-    first half is of the column i, the second half of the row i. What three axes leave over is 0.
-
-    Args:
-      sizes: number of tokens along each axis, (N_1, ..., N_d).
-      features: size of a token.
-
-    Returns:
-      (N_1 ... N_d, features) float32, with the last axis varying fastest.
-    """
-    count = features // (2 * len(sizes))
-    frequency = 10_000.0 ** (-np.arange(count) / count)
-    places = np.indices(sizes).reshape(len(sizes), -1)[::-1]
-    angles = [position[:, None] * frequency for position in places]
-    found = np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=-1)
-    rest = features - found.shape[1]
-    return jnp.asarray(np.pad(found, ((0, 0), (0, rest))), jnp.float32)
+    if angles is not None:
+        angles = np.pad(angles, ((tokens.shape[1], 0), (0, 0)))
+    return jnp.concatenate([tokens.astype(h.dtype), h], axis=1), angles
 
 
 # The members of the family, which a config may name.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -239,9 +242,25 @@ class ConditionEmbedding(nn.Module):
     second_time: bool = False
     augment: int = 0
 
-    @nn.compact
     def __call__(self, c_noise: Array, cond: dict, batch: int, text: Array | None = None) -> Array:
         """Embeds the condition.
+
+        Args:
+          c_noise: see `parts`.
+          cond: see `parts`.
+          batch: see `parts`.
+          text: see `parts`.
+
+        Returns:
+          The sum of the parts, (B, width) float32.
+        """
+        return functools.reduce(operator.add, self.parts(c_noise, cond, batch, text))
+
+    @nn.compact
+    def parts(
+        self, c_noise: Array, cond: dict, batch: int, text: Array | None = None
+    ) -> tuple[Array, ...]:
+        """Embeds noise level, class and text, of which the last two may be absent.
 
         Args:
           c_noise: the noise level, scalar or (B,).
@@ -251,7 +270,7 @@ class ConditionEmbedding(nn.Module):
           text: pooled vectors, (B, D), or None.
 
         Returns:
-          (B, width) float32.
+          One to three arrays (B, width) float32, that of the noise level first.
 
         Raises:
           UserError: if the embedding of the noise level is unknown.
@@ -267,10 +286,10 @@ class ConditionEmbedding(nn.Module):
             to = smooth(jnp.asarray(cond.get("to", jnp.zeros(batch)), jnp.float32), self.features)
             zeros = nn.initializers.zeros_init()
             h = h + nn.Dense(self.width, use_bias=False, kernel_init=zeros, name="to")(to)
-        h = nn.Dense(self.width, kernel_init=self.noise_init, name="noise_2")(jax.nn.silu(h))
+        parts = [nn.Dense(self.width, kernel_init=self.noise_init, name="noise_2")(jax.nn.silu(h))]
         if self.num_classes:
             label = LabelEmbedding(self.num_classes, self.width, self.label_init, name="label")
-            h = h + label(cond.get("label"), batch)
+            parts.append(label(cond.get("label"), batch))
         if text is not None:
-            h = h + nn.Dense(self.width, kernel_init=KERNEL_INIT, name="text")(text)
-        return h
+            parts.append(nn.Dense(self.width, kernel_init=KERNEL_INIT, name="text")(text))
+        return tuple(parts)

@@ -180,7 +180,7 @@ def misfits(
     found = {
         f"model.{key}": Misfit(options[key], values[0])
         for key, values in network.only.items()
-        if options[key] not in values
+        if key in options and options[key] not in values  # runs of earlier versions lack keys
     }
     if classes := found.pop("model.num_classes", None):
         found["conditional"] = Misfit(True, False, f"{classes.value} classes")

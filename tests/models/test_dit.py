@@ -16,6 +16,7 @@ import pytest
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.models import dit
 from diffusion_jax.models.dit import SIZES, DiT
+from diffusion_jax.models.transformer import TransformerBlock
 from diffusion_jax.pretrained import layouts, networks
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "dit.npz"
@@ -132,7 +133,7 @@ def test_zero_at_init_and_blocks_are_the_identity():
     table = params["condition"]["label"]["rows"]
     assert 0.015 < np.std(table) < 0.025 and table.shape == (6, 24)
     assert not np.any(jax.jit(module.apply)({"params": params}, x, c))
-    block = dit._Block(3)
+    block = TransformerBlock(3)
     h, embedding = (
         x.reshape(3, 32, 8)[..., :8] @ np.ones((8, 24), np.float32),
         np.ones((3, 24), np.float32),
@@ -205,7 +206,7 @@ def test_a_loop_of_blocks_is_the_blocks():
 
 def test_a_tensor_shard_of_qkv_is_whole_heads():
     """The second third of the columns of qkv is enough to compute the second head."""
-    block, embedding = dit._Block(3), np.zeros((2, 24), np.float32)
+    block, embedding = TransformerBlock(3), np.zeros((2, 24), np.float32)
     h = np.float32(np.random.default_rng(0).standard_normal((2, 4, 24)))
     params = converted()["block_0"]
     zero, one = np.zeros(24, np.float32), np.ones(24, np.float32)

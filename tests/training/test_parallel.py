@@ -188,6 +188,7 @@ def test_parameters_and_averages_are_in_shards(answer, both):
     dit = both[0]["dit"]
     assert dit["0/block_0/qkv/kernel"] == [8, 24] and dit["0/block_0/qkv/bias"] == [24]
     assert dit["0/block_0/mlp_in/kernel"] == [8, 32] and dit["0/block_0/mlp_out/kernel"] == [32, 8]
+    assert dit["0/block_0/mlp_gate/kernel"] == [8, 32]
     assert dit["0/block_0/modulation/kernel"] == [8, 48] and dit["0/block_0/modulation/bias"] == [
         48
     ]

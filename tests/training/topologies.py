@@ -193,7 +193,9 @@ NETWORKS = {  # (the middle of a U-Net has attention whatever `attention` says)
         "attention": (),
         "head_width": 4,
     },
-    "dit": {"name": "dit.DiT", "width": 16, "depth": 1, "heads": 4},
+    # a gated MLP of 64 hidden units
+    "dit": dict(name="dit.DiT", width=16, depth=1, heads=4, mlp_ratio=6.0, rms_norm=True)
+    | dict(qk_norm="rms", rope=True, swiglu=True, registers=2),
 }
 
 
