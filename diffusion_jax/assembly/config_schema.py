@@ -144,6 +144,7 @@ KEYS: dict[str, Rule] = {
     "model.clip": number(0, 1e9),
     "model.uncertainty": integer(0, 65_536),
     "model.noise_embedding": text(),
+    "model.fourier_scale": number(0, 1000, above=True),
     "model.second_time": flag(),
     "model.dtype": choice("float32", "bfloat16"),
     "model.remat": text(),

@@ -59,6 +59,8 @@ class NCSNpp(nn.Module):
       dropout: rate between the two convolutions of a residual block; EDM 0.13 on CIFAR-10.
       noise_embedding: 'positional' (DDPM++) or 'fourier', with random frequencies that are
         parameters without a gradient (NCSN++). Both take c_noise itself.
+      fourier_scale: standard deviation of those frequencies at initialization; 16 (NCSN++), 0.02 for
+        consistency models (Song & Dhariwal 2024, section 3.1).
       noise_multiplier: the features of the noise level are width times this; NCSN++ 2.
       progressive_input: 'none', 'skip' or 'residual' (NCSN++); see the module.
       progressive_output: 'none' or 'skip'; see the module.
@@ -80,6 +82,7 @@ class NCSNpp(nn.Module):
     attention: tuple[int, ...] = (16,)
     dropout: float = 0.0
     noise_embedding: str = "positional"
+    fourier_scale: float = 16.0
     noise_multiplier: int = 1
     progressive_input: str = "none"
     progressive_output: str = "none"
@@ -115,6 +118,7 @@ class NCSNpp(nn.Module):
             self.num_classes,
             self.augment,
             self.noise_embedding,
+            self.fourier_scale,
             self.second_time,
             name="condition",
         )
@@ -247,13 +251,14 @@ class _Condition(nn.Module):
     num_classes: int
     augment: int
     noise_embedding: str
+    fourier_scale: float
     second_time: bool
 
     @nn.compact
     def __call__(self, c_noise: Array, cond: dict, batch: int) -> Array:
         c_noise = jnp.broadcast_to(jnp.asarray(c_noise, jnp.float32), (batch,))
         if self.noise_embedding == "fourier":
-            h = _Fourier(self.features, name="features")(c_noise)
+            h = _Fourier(self.features, self.fourier_scale, name="features")(c_noise)
         else:
             h = embeddings.sinusoidal(c_noise, self.features)
         if self.num_classes:
@@ -274,16 +279,17 @@ class _Condition(nn.Module):
 
 
 class _Fourier(nn.Module):
-    """Random Fourier features of standard deviation 16 (Song et al. 2021, appendix H).
+    """Random Fourier features (Song et al. 2021, appendix H).
 
     The frequencies are a parameter without a gradient, so that a file can bring them.
     """
 
     features: int
+    scale: float
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        init = nn.initializers.normal(16.0)
+        init = nn.initializers.normal(self.scale)
         frequencies = self.param("frequencies", init, (self.features // 2,), jnp.float32)
         angle = 2 * np.pi * x[:, None] * jax.lax.stop_gradient(frequencies)
         return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)

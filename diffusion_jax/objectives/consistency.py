@@ -32,6 +32,7 @@ from diffusion_jax.objectives import times
 from diffusion_jax.objectives.base import FewStep, FewStepExample, FewStepNetworks, per_example
 from diffusion_jax.objectives.continuous_consistency import continuous_time
 from diffusion_jax.objectives.distance import Distance, pseudo_huber, squared
+from diffusion_jax.objectives.weighting import Weighting
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers import base, ode, step_noise
 
@@ -177,6 +178,7 @@ def easy(
     mean: float = -1.1,
     std: float = 2.0,
     distance: Distance = pseudo_huber(),
+    weight: Weighting | None = None,
 ) -> FewStep:
     """Easy consistency tuning (ECT; Geng et al. 2024) of a diffusion model.
 
@@ -195,6 +197,8 @@ def easy(
       mean: mean of log u_t.
       std: standard deviation of log u_t.
       distance: d, the distance of two images.
+      weight: a weighting of the error of eps at t, instead of w; on the distance of x0 it is SNR
+        times as large. The authors' program has weighting.edm().
 
     Returns:
       The objective.
@@ -218,7 +222,10 @@ def easy(
         kept = 1 - (1 + k * jax.nn.sigmoid(-b * u)) / q**a
         return t, _time(process, jnp.maximum(u * kept, _ratio(process, process.t_min)))
 
-    return discrete_time(process, pairs, distance, weight=_inverse_step)
+    def by_level(process: Process, t: Array, s: Array) -> Array:
+        return weight(process, t) / _ratio(process, t) ** 2
+
+    return discrete_time(process, pairs, distance, weight=by_level if weight else _inverse_step)
 
 
 # ---- presets in continuous time

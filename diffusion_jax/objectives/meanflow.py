@@ -18,12 +18,14 @@ a regression on the network's own constant output u_- moved by the tangent, as i
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from diffusion_jax.core import arrays, forward_mode, streams
 from diffusion_jax.core.arrays import expand, mean_per_example
-from diffusion_jax.core.errors import need_ranges
+from diffusion_jax.core.errors import UserError, need_ranges
 from diffusion_jax.core.types import Array, Cond, Key, Prediction, Process
 from diffusion_jax.objectives import times
 from diffusion_jax.objectives.base import FewStep, FewStepExample, FewStepNetworks, per_example
@@ -38,19 +40,28 @@ def meanflow(
     p: float = 1.0,
     c: float = 1e-3,
     distilled: bool = False,
+    kappa: float = 0.0,
+    interval: tuple[float, float] = (0.0, 1.0),
 ) -> FewStep:
     """MeanFlow (Geng et al. 2025a, algorithm 1).
+
+    The velocity that it learns is guided by the network's own (eq. 19 and 21),
+
+        guidance v + kappa u(x_t, t, t) + (1 - guidance - kappa) u(x_t, t, t | null condition),
+
+    whose effective scale is guidance / (1 - kappa).
 
     Args:
       process: the process that adds noise.
       time: the law of t and s, two draws in decreasing order.
       ratio: the share of examples with s < t; the others have s = t.
-      guidance: the scale of the guided velocity that the model learns, guidance v + (1 - guidance)
-        u(x_t, t, t | null condition) (eq. 19); 1 is no guidance.
+      guidance: the paper's omega, above; 1 without kappa is no guidance.
       p: the exponent of the weight w = 1 / (mean error^2 + c)^p, a constant (eq. 22). For p > 0 the
         mean that is learned is a robust one.
       c: the constant in w, which limits the weight of small errors.
       distilled: takes v from a teacher (distillation) rather than from the drawn x0 and eps.
+      kappa: the share of the network's own conditional velocity, above.
+      interval: the times with guidance; at the others v is learned as it is.
 
     Returns:
       The objective.
@@ -58,9 +69,13 @@ def meanflow(
     Raises:
       UserError: for an argument out of its range.
     """
-    return _meanflow(
-        "meanflow.meanflow", process, time, ratio, guidance, p, c, distilled, own_tangent=False
-    )
+    need_ranges("meanflow.meanflow", kappa=(kappa, 0, 1000))
+    if not 0 <= interval[0] < interval[1] <= 1:
+        raise UserError(
+            f"meanflow.meanflow: interval={interval} must be two increasing times in [0, 1]"
+        )
+    guide = _Guide(guidance, kappa, interval)
+    return _meanflow("meanflow.meanflow", process, time, ratio, guide, p, c, distilled, False)
 
 
 def improved(
@@ -94,9 +109,27 @@ def improved(
     Raises:
       UserError: for an argument out of its range.
     """
-    return _meanflow(
-        "meanflow.improved", process, time, ratio, guidance, p, c, distilled, own_tangent=True
-    )
+    guide = _Guide(guidance)
+    return _meanflow("meanflow.improved", process, time, ratio, guide, p, c, distilled, True)
+
+
+class _Guide(NamedTuple):
+    """The guided velocity of `meanflow`: its numbers omega and kappa, and the times of it."""
+
+    scale: float
+    kappa: float = 0.0
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    @property
+    def acts(self) -> bool:
+        return self.scale != 1.0 or self.kappa != 0.0
+
+    def velocity(self, v: Array, own: Array, null: Array, t: Array) -> Array:
+        """The guided velocity of the velocity v, and of the network's own ones at s = t."""
+        guided = self.scale * v + (1 - self.scale - self.kappa) * null
+        guided = guided + self.kappa * own if self.kappa else guided
+        inside = (t >= self.interval[0]) & (t <= self.interval[1])
+        return jnp.where(expand(inside, v), guided, v)
 
 
 def _meanflow(
@@ -104,14 +137,14 @@ def _meanflow(
     process: Process,
     time: times.TimeLaw,
     ratio: float,
-    guidance: float,
+    guide: _Guide,
     p: float,
     c: float,
     with_teacher: bool,
     own_tangent: bool,
 ) -> FewStep:
     """The objective of `meanflow` and, with own_tangent, of `improved`; name is for messages."""
-    ranges = {"ratio": (ratio, 0, 1), "guidance": (guidance, 0, 1000)}
+    ranges = {"ratio": (ratio, 0, 1), "guidance": (guide.scale, 0, 1000)}
     need_ranges(name, **ranges, p=(p, 0, 10), c=(c, 1e-12, 1e6))
 
     @per_example
@@ -134,11 +167,13 @@ def _meanflow(
 
         exact = Prediction(drawn.x0, drawn.eps)
         v = velocity(networks.teacher(x_t, t, cond) if with_teacher else exact)
-        if guidance != 1.0:
-            v = guidance * v + (1 - guidance) * velocity(
-                networks.frozen(x_t, t, _ending(networks.null(cond), t))
-            )
-        along = velocity(networks.frozen(x_t, t, _ending(cond, t))) if own_tangent else v
+        own = null = v
+        if own_tangent or guide.kappa:
+            own = velocity(networks.frozen(x_t, t, _ending(cond, t)))
+        if guide.acts:
+            null = velocity(networks.frozen(x_t, t, _ending(networks.null(cond), t)))
+            v = guide.velocity(v, own, null, t)
+        along = own if own_tangent else v
 
         def move(x: Array, t: Array) -> tuple[Array, Prediction]:
             prediction = networks.frozen(x, t, _ending(cond, s))
@@ -156,7 +191,7 @@ def _meanflow(
         square = mean_per_example(error**2)
         return square / jax.lax.stop_gradient(square + c) ** p
 
-    return FewStep(draw, loss, needs_teacher=with_teacher, guided=guidance != 1.0)
+    return FewStep(draw, loss, needs_teacher=with_teacher, guided=guide.acts)
 
 
 def _ending(cond: Cond, s: Array) -> Cond:

@@ -206,7 +206,9 @@ def _hub(
 
 @contextlib.contextmanager
 def _temporary() -> Iterator[Path]:
-    place = Path.home() / ".cache" / "diffusion_jax" / "models" / f".hub.{uuid.uuid4().hex[:12]}.tmp"
+    place = (
+        Path.home() / ".cache" / "diffusion_jax" / "models" / f".hub.{uuid.uuid4().hex[:12]}.tmp"
+    )
     try:
         files.remove_abandoned(place.parent)
         place.mkdir(parents=True)

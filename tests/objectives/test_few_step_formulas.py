@@ -12,7 +12,7 @@ from scipy.stats import norm
 from diffusion_jax.core import arrays
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Prediction
-from diffusion_jax.objectives import consistency, distance, meanflow
+from diffusion_jax.objectives import consistency, distance, meanflow, weighting
 from diffusion_jax.objectives.base import FewStepExample, FewStepNetworks
 from diffusion_jax.processes import gaussian, schedules
 from diffusion_jax.samplers import grids
@@ -217,3 +217,42 @@ def test_distances():
     )  # not 0 / 0
     with pytest.raises(UserError, match="pseudo_huber: c=0.0: it must be at least"):
         distance.pseudo_huber(0.0)
+
+
+def test_the_guided_velocity_of_meanflow_is_the_papers():
+    """At s = t the loss is |u - v'|^2 with v' of eq. 21, inside the interval of times alone."""
+    with jax.enable_x64(True):
+        x0, eps, t, _ = points()
+        drawn = FewStepExample(*gaussian.corrupt(FLOW, x0, eps, t), t)
+        cond = {"label": jnp.ones(len(t))}
+
+        def student(x, t, cond):
+            return of_velocity(x, t, (1 + cond["label"][:, None]) * anything(x, t, cond))
+
+        members = FewStepNetworks(student, student, student, null=lambda cond: {"label": 0 * t})
+        low, high = 0.3, 0.7
+        objective = meanflow.meanflow(
+            FLOW, ratio=0.0, guidance=0.2, kappa=0.9, interval=(low, high), p=0.0
+        )
+        assert objective.guided
+        u = anything(drawn.x_t, t, {"to": t})
+        guided = 0.2 * (eps - x0) + 0.9 * 2 * u + (1 - 0.2 - 0.9) * u
+        inside = ((t >= low) & (t <= high))[:, None]
+        assert 0 < inside.sum() < len(t)
+        wanted = ((2 * u - jnp.where(inside, guided, eps - x0)) ** 2).mean(1)
+        assert_allclose(objective.loss(members, drawn, cond, 0.0), wanted, rtol=1e-9)
+    with pytest.raises(UserError, match="interval"):
+        meanflow.meanflow(FLOW, interval=(0.7, 0.3))
+
+
+def test_the_weight_of_easy_tuning_may_be_that_of_a_noise_level():
+    """(u^2 + sd^2) / (u sd)^2 on the distance of x0, in the authors' program."""
+    with jax.enable_x64(True):
+        x0, eps, t, s = points()
+        drawn = FewStepExample(*gaussian.corrupt(EDM, x0, eps, t), s)
+        objective = consistency.easy(EDM, weight=weighting.edm(), distance=distance.squared())
+        plain = consistency.easy(EDM, distance=distance.squared())
+        parts = networks(EDM, lambda x, t, F: Prediction(F, (x - F) / EDM.sigma(t)[:, None]))
+        ratio = objective.loss(parts, drawn, None, 0.0) / plain.loss(parts, drawn, None, 0.0)
+        u, earlier = EDM.sigma(t), EDM.sigma(s)
+        assert_allclose(ratio, (u**2 + 0.25) / (0.5 * u) ** 2 * (u - earlier), rtol=1e-6)
