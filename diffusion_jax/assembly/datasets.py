@@ -120,7 +120,8 @@ def data_shape(config: ConfigDict) -> tuple[tuple[int, ...], int]:
       (shape (H, W, C), number of classes); 0 classes for data without labels.
     """
     wanted = config.data
-    if wanted.image_size and wanted.channels and wanted.num_classes:
+    stated = wanted.image_size and wanted.channels
+    if stated and (wanted.num_classes or not config.conditional):
         shape = data.transforms.fitted_shape((), wanted.image_size, wanted.channels)
         return shape, wanted.num_classes
     if wanted.name in data.records.POPULAR and not wanted.path:

@@ -59,7 +59,7 @@ class NCSNpp(nn.Module):
       dropout: rate between the two convolutions of a residual block; EDM 0.13 on CIFAR-10.
       noise_embedding: 'positional' (DDPM++) or 'fourier', with random frequencies that are
         parameters without a gradient (NCSN++). Both take c_noise itself.
-      fourier_scale: standard deviation of those frequencies at initialization; 16 (NCSN++), 0.02 for
+      fourier_scale: standard deviation of these frequencies at initialization: NCSN++ 16; 0.02 for
         consistency models (Song & Dhariwal 2024, section 3.1).
       noise_multiplier: the features of the noise level are width times this; NCSN++ 2.
       progressive_input: 'none', 'skip' or 'residual' (NCSN++); see the module.

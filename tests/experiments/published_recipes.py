@@ -1,0 +1,319 @@
+"""What the papers and their authors' programs say about the recipes in configs/papers.
+
+The units are those of the sources: rates of an average per step, warm-up in steps or images. Each
+entry names its source. `facts` reads the same quantities out of a config.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+CIFAR = {"shape": (32, 32, 3)}
+SCORE_SDE = CIFAR | {
+    "batch": 128,
+    "rate": 2e-4,
+    "warmup": 5000,
+    "betas": (0.9, 0.999),
+    "dropout": 0.1,
+    "flip": True,
+    "width": 128,
+    "multipliers": (1, 2, 2, 2),
+    "attention": (16,),
+    "classes": 0,
+}
+EDM = CIFAR | {
+    "batch": 512,
+    "images": 200e6,
+    "rate": 1e-3,
+    "warmup_images": 10e6,
+    "betas": (0.9, 0.999),
+    "clip": 0.0,
+    "halflife": 500_000,
+    "ramp": 0.05,
+    "dropout": 0.13,
+    "augment": 0.12,
+    "flip": False,
+    "width": 128,
+    "multipliers": (2, 2, 2),
+    "blocks": 4,
+    "attention": (16,),
+    "dtype": "float32",
+}
+EDM2 = {
+    "batch": 2048,
+    "warmup_images": 10e6,
+    "betas": (0.9, 0.99),
+    "schedule": "rsqrt",
+    "clip": 0.0,
+    "dtype": "bfloat16",
+    "classes": 1000,
+}
+LATENTS = {
+    "shape": (32, 32, 4),
+    "batch": 256,
+    "rate": 1e-4,
+    "warmup": 0,
+    "ema_rate": 0.9999,
+    "weight_decay": 0.0,
+    "label_dropout": 0.1,
+    "dtype": "float32",
+    "classes": 1000,
+}
+ECT = CIFAR | {
+    "batch": 128,
+    "optimizer": "radam",
+    "rate": 1e-4,
+    "betas": (0.9, 0.999),
+    "ema_rate": 0.9999,
+    "dropout": 0.2,
+    "augment": 0.0,
+    "flip": False,
+    "classes": 0,
+}
+ICT = CIFAR | {
+    "batch": 1024,
+    "steps": 400_000,
+    "optimizer": "radam",
+    "rate": 1e-4,
+    "ema_rate": 0.99993,
+    "dropout": 0.3,
+    "flip": True,
+    "classes": 0,
+}
+
+# (recipe, variant): (source, parameters in millions as it states them, values)
+RECIPES: dict[tuple[str, str], tuple[str, float, dict[str, Any]]] = {
+    ("ddpm_cifar10", ""): (
+        "Ho et al. 2020, appendix B; hojonathanho/diffusion, scripts/run_cifar.py",
+        35.7,
+        SCORE_SDE | {"steps": 800_000, "blocks": 2, "clip": 1.0, "ema_rate": 0.9999},
+    ),
+    ("iddpm_cifar10", "hybrid"): (
+        "Nichol & Dhariwal 2021, appendix A; openai/improved-diffusion, README",
+        52.5,  # "50M"
+        CIFAR
+        | {
+            "steps": 500_000,
+            "batch": 128,
+            "rate": 1e-4,
+            "warmup": 0,
+            "clip": 0.0,
+            "ema_rate": 0.9999,
+            "dropout": 0.3,
+            "width": 128,
+            "multipliers": (1, 2, 2, 2),
+            "blocks": 3,
+            "attention": (16, 8),
+            "classes": 0,
+        },
+    ),
+    ("ncsnpp_ve", ""): (
+        "yang-song/score_sde, configs/ve/cifar10_ncsnpp_continuous.py; 0.5 sum_i loss_i is clipped",
+        62.8,
+        SCORE_SDE
+        | {
+            "steps": 1_300_000,
+            "blocks": 4,
+            "ema_rate": 0.999,
+            "clip": 1 / 1536,
+            "eps": 1e-8 / 1536,
+        },
+    ),
+    ("ncsnpp_ve", "deep"): (
+        "yang-song/score_sde, configs/ve/cifar10_ncsnpp_deep_continuous.py",
+        107.6,
+        SCORE_SDE | {"steps": 950_000, "blocks": 8, "ema_rate": 0.999, "clip": 1 / 1536},
+    ),
+    ("ddpmpp_vp", ""): (
+        "yang-song/score_sde, configs/vp/cifar10_ddpmpp_continuous.py",
+        61.8,
+        SCORE_SDE | {"steps": 1_300_000, "blocks": 4, "ema_rate": 0.9999, "clip": 1.0, "eps": 1e-8},
+    ),
+    ("ddpmpp_vp", "deep"): (
+        "yang-song/score_sde, configs/vp/cifar10_ddpmpp_deep_continuous.py",
+        106.6,
+        SCORE_SDE | {"steps": 950_000, "blocks": 8, "ema_rate": 0.9999, "clip": 1.0},
+    ),
+    ("ddpmpp_subvp", ""): (
+        "yang-song/score_sde, configs/subvp/cifar10_ddpmpp_continuous.py",
+        61.8,
+        SCORE_SDE | {"steps": 1_300_000, "blocks": 4, "ema_rate": 0.9999, "clip": 1.0},
+    ),
+    ("ddpmpp_subvp", "deep"): (
+        "yang-song/score_sde, configs/subvp/cifar10_ddpmpp_deep_continuous.py",
+        106.6,
+        SCORE_SDE | {"steps": 950_000, "blocks": 8, "ema_rate": 0.9999, "clip": 1.0},
+    ),
+    ("edm_cifar10", "vp"): ("Karras et al. 2022, table 7; NVlabs/edm, train.py", 55.7, EDM),
+    ("edm_cifar10", "ve"): ("the same; the count is that of its SongUNet", 56.4, EDM),
+    ("edm_cifar10", "vp,cond"): ("the same", 55.7, EDM | {"classes": 10}),
+    ("edm_cifar10", "ve,cond"): ("the same", 56.4, EDM | {"classes": 10}),
+    ("edm2_img64", "S"): (
+        "Karras et al. 2024, tables 3 and 6; NVlabs/edm2, train_edm2.py",
+        280.2,
+        EDM2
+        | {"shape": (64, 64, 3), "images": 1024 << 20, "rate": 0.01, "decay_from": 35_000}
+        | {"width": 192, "dropout": 0.0},
+    ),
+    ("edm2_img64", "M"): (
+        "the same",
+        497.8,
+        EDM2 | {"images": 2048 << 20, "rate": 0.009, "width": 256, "dropout": 0.1},
+    ),
+    ("edm2_img64", "L"): (
+        "the same",
+        777.5,
+        EDM2 | {"images": 1024 << 20, "rate": 0.008, "width": 320, "dropout": 0.1},
+    ),
+    ("edm2_img64", "XL"): (
+        "the same",
+        1119.3,
+        EDM2 | {"images": 640 << 20, "rate": 0.007, "width": 384, "dropout": 0.1},
+    ),
+    ("edm2_img512", "XS"): (
+        "Karras et al. 2024, tables 2 and 6; NVlabs/edm2, train_edm2.py",
+        124.7,
+        EDM2
+        | {"shape": (64, 64, 4), "images": 2048 << 20, "rate": 0.012, "decay_from": 70_000}
+        | {"width": 128, "dropout": 0.0},
+    ),
+    ("edm2_img512", "S"): (
+        "the same",
+        280.2,
+        EDM2 | {"images": 2048 << 20, "rate": 0.01, "width": 192, "dropout": 0.0},
+    ),
+    ("edm2_img512", "M"): (
+        "the same",
+        497.8,
+        EDM2 | {"images": 2048 << 20, "rate": 0.009, "width": 256, "dropout": 0.1},
+    ),
+    ("edm2_img512", "L"): (
+        "the same",
+        777.5,
+        EDM2 | {"images": 1792 << 20, "rate": 0.008, "width": 320, "dropout": 0.1},
+    ),
+    ("edm2_img512", "XL"): (
+        "the same",
+        1119.3,
+        EDM2 | {"images": 1280 << 20, "rate": 0.007, "width": 384, "dropout": 0.1},
+    ),
+    ("edm2_img512", "XXL"): (
+        "the same",
+        1523.2,
+        EDM2 | {"images": 896 << 20, "rate": 0.0065, "width": 448, "dropout": 0.1},
+    ),
+    ("adm_imagenet64", ""): (
+        "Dhariwal & Nichol 2021, table 11; openai/guided-diffusion, README",
+        296.0,
+        {
+            "shape": (64, 64, 3),
+            "steps": 540_000,
+            "batch": 2048,
+            "rate": 3e-4,
+            "betas": (0.9, 0.999),
+            "ema_rate": 0.9999,
+            "dropout": 0.1,
+            "width": 192,
+            "multipliers": (1, 2, 3, 4),
+            "blocks": 3,
+            "attention": (32, 16, 8),
+            "classes": 1000,
+        },
+    ),
+    ("dit_imagenet256", "XL"): (
+        "Peebles & Xie 2023, section 4; facebookresearch/DiT, train.py",
+        675.0,
+        LATENTS | {"steps": 7_000_000, "betas": (0.9, 0.999), "width": 1152, "depth": 28},
+    ),
+    ("dit_imagenet256", "L"): ("the same", 458.0, LATENTS | {"steps": 400_000, "depth": 24}),
+    ("dit_imagenet256", "B"): ("the same", 130.0, LATENTS | {"steps": 400_000, "depth": 12}),
+    ("dit_imagenet256", "S"): ("the same", 33.0, LATENTS | {"steps": 400_000, "depth": 12}),
+    ("sit_imagenet256", ""): (
+        "Ma et al. 2024; willisma/SiT, train.py",
+        675.0,
+        LATENTS | {"steps": 7_000_000, "betas": (0.9, 0.999), "width": 1152, "depth": 28},
+    ),
+    ("meanflow_imagenet256", ""): (
+        "Geng et al. 2025, tables 2 and 4, column XL/2",
+        676.0,
+        LATENTS | {"images": 240 * 1_281_167, "betas": (0.9, 0.95), "width": 1152, "depth": 28},
+    ),
+    ("ect_cifar10", "100k"): ("locuslab/ect, run_ecm.sh, README", 55.7, ECT | {"steps": 100_000}),
+    ("ect_cifar10", "200k"): ("the same", 55.7, ECT | {"images": 25.6e6}),
+    ("ect_cifar10", "400k"): ("the same", 55.7, ECT | {"steps": 400_000}),
+    ("ict_cifar10", ""): (
+        "Song & Dhariwal 2024, table 1 and appendix A; openai/consistency_models_cifar10, "
+        "configs/cifar10_ve_ct_adaptive.py, for the network",
+        56.4,
+        ICT | {"width": 128, "multipliers": (2, 2, 2), "blocks": 4},
+    ),
+    ("ict_cifar10", "deep"): (
+        "the same; the count is that of EDM's SongUNet",
+        97.6,
+        ICT | {"multipliers": (2, 2, 2), "blocks": 8},
+    ),
+    ("scm_cifar10", "sct"): (
+        "Lu & Song 2025, section 5 and appendix; the network is EDM's",
+        55.7,
+        CIFAR | {"steps": 400_000, "batch": 512, "optimizer": "radam", "rate": 1e-4, "classes": 0},
+    ),
+    ("ldm", "ffhq"): (
+        "Rombach et al. 2022, table 12; CompVis/latent-diffusion, "
+        "configs/latent-diffusion/ffhq-ldm-vq-4.yaml",
+        274.0,
+        {
+            "shape": (64, 64, 3),
+            "steps": 635_000,
+            "batch": 42,
+            "rate": 8.4e-5,
+            "weight_decay": 0.01,
+            "ema_rate": 0.9999,
+            "width": 224,
+            "multipliers": (1, 2, 3, 4),
+            "blocks": 2,
+            "attention": (32, 16, 8),
+            "classes": 0,
+        },
+    ),
+    ("ldm", "celeba_hq"): (
+        "Rombach et al. 2022, table 12",
+        274.0,
+        {"shape": (64, 64, 3), "steps": 410_000, "batch": 48, "rate": 9.6e-5},
+    ),
+}
+
+
+def facts(config: Any, shape: tuple[int, ...], classes: int) -> dict[str, Any]:
+    """The quantities of RECIPES, of a config.
+
+    Args:
+      config: a ConfigDict.
+      shape: the shape of an example of its data.
+      classes: the number of classes of its data.
+    """
+    model, optimizer, batch = config.model, config.optimizer, config.data.batch_size
+    found = {
+        "shape": shape,
+        "classes": classes if config.conditional else 0,
+        "steps": config.training.steps,
+        "batch": batch,
+        "images": config.training.steps * batch,
+        "optimizer": optimizer.name,
+        "rate": optimizer.learning_rate,
+        "schedule": optimizer.schedule,
+        "warmup": optimizer.warmup,
+        "warmup_images": optimizer.warmup * batch,
+        "betas": (optimizer.b1, optimizer.b2),
+        "clip": optimizer.clip,
+        "weight_decay": optimizer.weight_decay,
+        "flip": config.data.flip,
+        "augment": config.data.augment,
+        "label_dropout": config.label_dropout,
+        "ramp": config.ema.ramp,
+    }
+    if config.ema.halflives:
+        (halflife,) = config.ema.halflives
+        found |= {"halflife": halflife, "ema_rate": 0.5 ** (batch / halflife)}
+    found |= {key: optimizer[key] for key in ("decay_from", "eps") if key in optimizer}
+    names = ("width", "multipliers", "blocks", "attention", "depth", "dropout", "dtype")
+    return found | {key: model[key] for key in names if key in model}
