@@ -57,7 +57,8 @@ def base() -> ConfigDict:
 def _data() -> ConfigDict:
     """What to learn from (diffusion_jax/data). 0 and '' keep what the data set has."""
     data = ConfigDict()
-    # digits; any image set of TFDS; folder, npz, idx, arrays, latents (which need path); 2-D toys
+    # digits; any image set of TFDS; folder, npz, idx, arrays, sound, latents (which need path); 2-D
+    # toys
     data.name = "digits"
     # the folder of images or of idx files, the .npz or .npy file, or the latents of
     # experiments.encode
@@ -78,6 +79,16 @@ def _data() -> ConfigDict:
     # arrays: each channel to mean 0 and variance 1 (standard) or to [-1, 1] (range), as measured on
     # the training split
     data.normalization = "standard"
+    # sound: samples in a second, to which all are resampled (0: as they are)
+    data.rate = 0
+    data.length = (
+        0.0  # seconds, to which sounds are cropped or padded with silence (0: as they are)
+    )
+    data.sound = "waveform"  # or logmel(mels=64, window=256, hop=96), in samples (data/sound.py)
+    # file names with fields, such as {digit}_{speaker}_{index}.wav; '': sub-folders are classes
+    data.pattern = ""
+    data.class_fields = ()  # the fields that make the classes, such as ('digit', 'speaker')
+    data.test_where = ""  # the sounds that are held out by a field: index=0-4; '': a tenth
     data.limit_bad = -1  # unreadable files of a folder that are skipped; -1: a tenth, at most 100
     data.flip = False  # random horizontal flips
     # probability of each distortion of non-leaky augmentation (data/augmentation.py), which needs

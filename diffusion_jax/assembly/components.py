@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from diffusion_jax.assembly.build import Family, build, members, resolved
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Process
+from diffusion_jax.data import sound
 from diffusion_jax.denoisers import guides, parameterization
 from diffusion_jax.inverse import masks, measurements, methods
 from diffusion_jax.models import (
@@ -135,6 +136,7 @@ MODELS = Family(
 )
 DISCRIMINATORS = Family("discriminator", discriminator.NETWORKS, "NETWORKS")
 ENCODERS = Family("text encoder", text.ENCODERS, "ENCODERS")
+SOUNDS = Family("representation of sounds", sound.SOUNDS, "SOUNDS")
 
 
 # the keys of a config that name a component, and the family it is of

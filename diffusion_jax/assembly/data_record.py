@@ -8,6 +8,7 @@ from typing import Any
 from diffusion_jax.core import reading
 from diffusion_jax.data import Dataset
 from diffusion_jax.data.normalization import DTYPES, Normalization
+from diffusion_jax.data.sound import Sound
 
 _SIZES = reading.items(reading.integer(1, 2**20), least=1, most=4)
 
@@ -22,6 +23,19 @@ _ENCODED = {
 }
 
 _PER_CHANNEL = reading.items(reading.number(), least=1, most=2**20)
+
+_FIELD = reading.items(reading.either(reading.text(), reading.items(reading.text())), 2, 2)
+
+_SOUND = {
+    "rate": reading.integer(1, 384_000),
+    "length": reading.integer(1, 2**30),
+    "channels": reading.integer(1, 2),
+    "kind": reading.one_of("waveform", "logmel"),
+    "mels": reading.integer(0, 512),
+    "window": reading.integer(0, 2**14),
+    "hop": reading.integer(0, 2**13),
+    "fields": reading.items(_FIELD, most=8),
+}
 
 _NORMALIZED = {
     "shift": _PER_CHANNEL,
@@ -40,7 +54,7 @@ _NEEDED = {
 _ALSO = {
     "name": reading.text(),
     "encoded": reading.record(_ENCODED),
-    "normalization": reading.record(_NORMALIZED),
+    "normalization": reading.record(_NORMALIZED, {"sound": reading.record(_SOUND)}),
     "train_size": reading.integer(),
     "test_size": reading.integer(),
 }
@@ -68,8 +82,17 @@ def description(dataset: Dataset) -> dict[str, Any]:
     if dataset.encoded:
         about["encoded"] = dataset.encoded._asdict()
     if dataset.normalization:
-        about["normalization"] = dataset.normalization._asdict()
+        about["normalization"] = _normalization(dataset.normalization)
     return about
+
+
+def _normalization(own: Normalization) -> dict[str, Any]:
+    """The record of a normalization; what its values are is left out where they are plain."""
+    found = own._asdict()
+    if own.sound is None:
+        del found["sound"]
+        return found
+    return found | {"sound": own.sound._asdict()}
 
 
 def normalization(about: Mapping[str, Any]) -> Normalization | None:
@@ -81,4 +104,9 @@ def normalization(about: Mapping[str, Any]) -> Normalization | None:
     if "normalization" not in about:
         return None
     own = {**about["normalization"]}
-    return Normalization(**{n: tuple(v) if isinstance(v, list) else v for n, v in own.items()})
+    heard = own.pop("sound", None)
+    found = Normalization(**{n: tuple(v) if isinstance(v, list) else v for n, v in own.items()})
+    if heard is None:
+        return found
+    fields = tuple((name, tuple(values)) for name, values in heard["fields"])
+    return found._replace(sound=Sound(**{**heard, "fields": fields}))

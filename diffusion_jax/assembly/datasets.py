@@ -10,7 +10,7 @@ from diffusion_jax.assembly import components
 from diffusion_jax.assembly.build import build, members
 from diffusion_jax.core import progress, staging
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.data import consent
+from diffusion_jax.data import consent, sound_sets
 from diffusion_jax.models import text
 from diffusion_jax.pretrained import weights
 from diffusion_jax.training import distributed
@@ -74,6 +74,8 @@ def dataset(config: ConfigDict) -> data.Dataset:
         options = {key: config.data[key] for key in KEYS if key in config.data}
         for key in {*consent.KEYS} & {*options}:
             options[key] = staging.local(options[key], f"config.data.{key}", writable=False)
+        if config.data.name == "sound":
+            options["sounds"] = sounds(config.data)
         loaded = data.load(**options, seed=config.seed, captioned=bool(encoder))
         if wanted not in (0, loaded.num_classes):
             found = f"{loaded.num_classes} classes" if loaded.num_classes else "no labels"
@@ -83,6 +85,21 @@ def dataset(config: ConfigDict) -> data.Dataset:
             )
         data.describe.announce(loaded)
         return _with_captions(loaded, encoder) if encoder else loaded
+
+
+def sounds(section: ConfigDict) -> sound_sets.Request:
+    """What config.data says about sounds.
+
+    Args:
+      section: config.data.
+
+    Raises:
+      UserError: for an unknown representation.
+    """
+    keys = ("rate", "length", "channels", "pattern", "class_fields", "test_where")
+    return sound_sets.Request(
+        build(components.SOUNDS, section.sound), **{key: section[key] for key in keys}
+    )
 
 
 def _with_captions(loaded: data.Dataset, encoder: text.Encoder) -> data.Dataset:

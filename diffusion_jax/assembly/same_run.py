@@ -218,7 +218,12 @@ def same_data(
         train, test = (data.Relabeled(split, table) for split in (loaded.train, loaded.test))
         loaded = loaded._replace(train=train, test=test, class_names=names)
     normalized = data_record.normalization(about)
-    if normalized and loaded.normalization and len(normalized.shift) == loaded.image_shape[-1]:
+    if (
+        normalized
+        and loaded.normalization
+        and len(normalized.shift) == loaded.image_shape[-1]
+        and normalized.sound == loaded.normalization.sound
+    ):
         # the model knows its own normalization, whatever the data are now
         train, test = (split.normalized_by(normalized) for split in (loaded.train, loaded.test))
         loaded = loaded._replace(train=train, test=test, normalization=normalized)
@@ -249,6 +254,9 @@ def _differences(about: Mapping[str, Any], loaded: data.Dataset, sizes: bool) ->
         found.append(f"{loaded.num_classes} classes, and there were {about['num_classes']}")
     if ("normalization" in about) != (loaded.normalization is not None):
         found.append("the values are normalized otherwise")
+    own = data_record.normalization(about)
+    if own and loaded.normalization and own.sound != loaded.normalization.sound:
+        found.append("the sounds are represented otherwise")
     encoded = loaded.encoded and json.loads(files.canonical_json(loaded.encoded._asdict()))
     if "encoded" in about and about["encoded"] != encoded:
         found.append("the latents were encoded otherwise")

@@ -47,6 +47,8 @@ def _kind(dataset: Dataset) -> str:
     if dataset.encoded:
         return "latents"
     kinds = ("vectors", "series", "images", "volumes")
+    if dataset.normalization and dataset.normalization.sound:
+        return "sounds"
     if dataset.normalization:
         return kinds[len(dataset.image_shape) - 1]
     return "images" if len(dataset.image_shape) == 3 else "points"

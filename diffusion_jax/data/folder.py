@@ -166,10 +166,12 @@ class Unreadable:
     Args:
       path: data.path, for messages.
       limit: number of unreadable files that are tolerated.
+      what: what the files are, for messages.
     """
 
-    def __init__(self, path: str, limit: int) -> None:
+    def __init__(self, path: str, limit: int, what: str = "images") -> None:
         self.path, self.limit, self.reasons, self.reported = printable(path), limit, {}, 0
+        self.what = what
 
     def add(self, file: Path, error: Exception) -> None:
         """Note an unreadable file and the reason.
@@ -188,7 +190,8 @@ class Unreadable:
             if len(self.reasons) > self.limit:
                 raise UserError(
                     f"data.path={self.path} has more than data.limit_bad={self.limit} unreadable "
-                    f"images: {self._names(0)}; remove or replace them, or raise data.limit_bad"
+                    f"{self.what}: {self._names(0)}; remove or replace them, or raise "
+                    "data.limit_bad"
                 )
 
     def report(self) -> None:
@@ -196,7 +199,8 @@ class Unreadable:
         with _reporting:
             if len(self.reasons) > self.reported:
                 logging.warning(
-                    "skipped unreadable images (at most %d): %s",
+                    "skipped unreadable %s (at most %d): %s",
+                    self.what,
                     self.limit,
                     self._names(self.reported),
                 )

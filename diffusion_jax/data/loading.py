@@ -16,6 +16,7 @@ from diffusion_jax.data import (
     latents,
     pixels,
     records,
+    sound_sets,
     tfds_builder,
     toys,
     transforms,
@@ -42,7 +43,7 @@ FASHION = (
 )
 
 IDX_CLASSES = {"mnist": DIGITS, "fashion_mnist": FASHION, "idx": ()}
-WITH_PATH = ("folder", "npz", "arrays", "latents", *IDX_CLASSES)
+WITH_PATH = ("folder", "npz", "arrays", "sound", "latents", *IDX_CLASSES)
 
 
 class _Request(NamedTuple):
@@ -61,6 +62,7 @@ class _Request(NamedTuple):
     layout: str
     value_range: Range
     normalization: str
+    sounds: sound_sets.Request
 
 
 def load(
@@ -79,15 +81,17 @@ def load(
     value_range: Range = (),
     normalization: str = "standard",
     fit: str = "crop",
+    sounds: sound_sets.Request = sound_sets.Request(),
 ) -> Dataset:
     """Load the data set of this name; a warning says what looks wrong in it but may be right.
 
     Args:
       name: 'digits' (embedded); 'digits_captions' (the same, described in words); 'folder', 'npz',
         'idx' (from `path`); 'arrays' (from `path`; vectors, series, images and volumes, see
-        any_shape.py); 'latents' (from `path`; see experiments.encode); 'mixture', 'rings',
-        'checkerboard', 'two_moons' (2-D points, drawn from `seed`); or any TFDS image set. 'mnist'
-        and 'fashion_mnist' with a path read the four original idx files there.
+        any_shape.py); 'sound' (from `path`; see sound_sets.py); 'latents' (from `path`; see
+        experiments.encode); 'mixture', 'rings', 'checkerboard', 'two_moons' (2-D points, drawn
+        from `seed`); or any TFDS image set. 'mnist' and 'fashion_mnist' with a path read the four
+        original idx files there.
       path: the folder or file of the data.
       data_dir: where TFDS keeps its sets; '' means $TFDS_DATA_DIR, else ~/tensorflow_datasets.
       image_size: the side to which images are resized (antialiased), or (height, width); 0 keeps
@@ -106,11 +110,12 @@ def load(
       normalization: for arrays, how each channel is brought to unit size: one of
         normalization.RULES.
       fit: what becomes of another aspect ratio than that of image_size: one of transforms.FITS.
+      sounds: what becomes of sounds, and which of their fields are classes and splits.
 
     Raises:
       UserError: for every mistake that a user can make, in one line.
     """
-    rest = seed, captioned, captions, layout, value_range, normalization
+    rest = seed, captioned, captions, layout, value_range, normalization, sounds
     if name != "latents":
         transforms.check_request(image_size, channels)
         image_size = transforms.frame(image_size, fit) or 0
@@ -133,14 +138,16 @@ def _check(request: _Request) -> None:
             "(see data.data_dir)"
         )
     for key, value, users in (
-        ("layout", request.layout, ("folder",)),
+        ("layout", request.layout, ("folder", "sound")),
         ("value_range", request.value_range, ("folder", "npz")),
     ):
         if value and name not in users:
             raise UserError(
                 f"data.{key}={value} is not used by data.name={name}, only by {' and '.join(users)}"
             )
-    plain = name in ("digits", "arrays", "latents") or name in toys.TOYS or name in IDX_CLASSES
+    plain = (
+        name in ("digits", "arrays", "sound", "latents") or name in toys.TOYS or name in IDX_CLASSES
+    )
     if request.captioned and plain:
         ours = "digits_captions, folder, npz or coco_captions"
         raise UserError(f"data.name={name} has no captions; use {ours}, or config.text.encoder=''")
@@ -192,6 +199,11 @@ def _splits(request: _Request) -> Splits:
         return _npz(request)
     if name == "arrays":
         return _any_shape(request)
+    if name == "sound":
+        wanted = request.sounds._replace(channels=request.channels)
+        return sound_sets.load(
+            path, wanted, request.normalization, request.layout, request.limit_bad
+        )
     if path:
         train, test = array_files.read_idx(path)
         found = _from_arrays(request, train, test, IDX_CLASSES[name])

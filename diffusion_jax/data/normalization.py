@@ -16,6 +16,7 @@ import numpy as np
 from absl import logging
 
 from diffusion_jax.core.errors import UserError, unknown
+from diffusion_jax.data.sound import Sound
 
 RULES = ("standard", "range")  # mean 0 and variance 1, or the smallest and largest value to -1, 1
 DTYPES = ("uint8", "int16", "float16", "float32")  # in which values are stored
@@ -30,6 +31,7 @@ class Normalization(NamedTuple):
       low: (C,), the smallest values of the training split, for pictures.
       high: (C,), the largest ones.
       dtype: the type in which values are stored, one of DTYPES.
+      sound: what the values are, if they stand for sounds.
     """
 
     shift: tuple[float, ...]
@@ -37,6 +39,7 @@ class Normalization(NamedTuple):
     low: tuple[float, ...]
     high: tuple[float, ...]
     dtype: str
+    sound: Sound | None = None
 
     def encode(self, values: np.ndarray) -> np.ndarray:
         """Normalize values.

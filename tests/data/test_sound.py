@@ -1,0 +1,196 @@
+"""Sounds as data sets: files, classes and splits by fields, and the log-mel spectrogram."""
+
+from __future__ import annotations
+
+import wave
+
+import numpy as np
+import pytest
+
+from diffusion_jax import data
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.data import logmel, sound, sound_files, sound_sets
+
+RATE = 8000
+
+
+def tone(frequency: float, length: int = 512, rate: int = RATE, amplitude: float = 0.5):
+    """A sine wave (length,)."""
+    return amplitude * np.sin(2 * np.pi * frequency * np.arange(length) / rate)
+
+
+def write(path, samples, rate=RATE, width=2):
+    """Write (n,) or (n, channels) in [-1, 1] as a WAV file of PCM."""
+    samples = np.asarray(samples).reshape(len(samples), -1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(samples.shape[1])
+        file.setsampwidth(width)
+        file.setframerate(rate)
+        levels = np.rint(32767 * samples).astype("<i2")
+        file.writeframes(levels.tobytes() if width == 2 else bytes(width * levels.size))
+
+
+def load(path, **keys):
+    """Load a set of sounds; keys are those of `sound_sets.Request` and of `data.load`."""
+    names = {*sound_sets.Request._fields} - {"channels"}
+    own = {key: keys.pop(key) for key in names & {*keys}}
+    return data.load("sound", path=str(path), sounds=sound_sets.Request(**own), **keys)
+
+
+@pytest.fixture
+def recordings(tmp_path):
+    """Two digits by two speakers, four recordings each, of two lengths."""
+    for digit in "01":
+        for speaker in ("ann", "bob"):
+            for index in range(4):
+                own = tone(500 + 1000 * int(digit), 400 + 100 * index)
+                write(tmp_path / f"{digit}_{speaker}_{index}.wav", own)
+    return tmp_path
+
+
+FIELDS = {
+    "pattern": "{digit}_{speaker}_{index}.wav",
+    "class_fields": ("digit", "speaker"),
+    "test_where": "index=0,3-9",
+}
+
+
+def test_file_names_give_classes_and_the_test_split(recordings):
+    found = load(recordings, length=0.064, **FIELDS)
+    assert found.class_names == ("0 ann", "0 bob", "1 ann", "1 bob") and found.num_classes == 4
+    assert len(found.train) == len(found.test) == 8 and found.image_shape == (512, 1)
+    own = found.normalization.sound
+    assert own.fields == (("digit", ("0", "0", "1", "1")), ("speaker", ("ann", "bob") * 2))
+    assert (own.rate, own.length, own.channels, own.kind) == (RATE, 512, 1, "waveform")
+    rows = found.train.rows(np.arange(8))
+    waves = sound.waves(own, found.normalization.decode(rows["image"]))
+    wanted = np.zeros(512)
+    wanted[:500] = tone(1500, 500)
+    np.testing.assert_allclose(waves[rows["label"] == 2][0, :, 0], wanted, atol=1e-4)
+
+
+def test_subfolders_are_classes_and_stereo_and_rates_are_brought_to_one(tmp_path):
+    for name, frequency in (("high", 1000), ("low", 300)):
+        for i in range(6):
+            own = tone(frequency, 256 * (1 + i % 2), RATE * (1 + i % 2))
+            both = np.stack([own, np.zeros_like(own)], 1) if i % 2 else own
+            write(tmp_path / name / f"{i}.wav", both, RATE * (1 + i % 2))
+    for key, words in (
+        ("rates", "several rates"),
+        ("channels", "several numbers of channels"),
+    ):
+        given = {"rate": 0} if key == "rates" else {"rate": RATE}
+        with pytest.raises(UserError, match=words):
+            load(tmp_path, **given)
+    found = load(tmp_path, rate=RATE, channels=1)
+    assert found.class_names == ("high", "low") and found.image_shape == (256, 1)
+    rows = found.train.rows(np.arange(len(found.train)))
+    waves = sound.waves(found.normalization.sound, found.normalization.decode(rows["image"]))
+    high = waves[rows["label"] == 0][:, 40:-40, 0]
+    # where one channel of two is silent, half the amplitude
+    assert {*np.round(4 * np.abs(high).max(1)).tolist()} == {1, 2}
+    spectrum = np.abs(np.fft.rfft(high))
+    assert (np.abs(spectrum.argmax(1) * RATE / high.shape[1] - 1000) < 50).all()
+
+
+def test_a_logmel_spectrogram_shows_a_tone_at_its_frequency_and_level():
+    scale = logmel.Scale(RATE, 32, 128, 64)
+    found = logmel.spectrogram(scale, np.stack([tone(1000, 1024, amplitude=a) for a in (1, 0.1)]))
+    assert found.shape == (2, logmel.frames(scale, 1024), 32)
+    middle = found[:, 8]
+    centers = np.linspace(0, RATE / 2, 129) @ logmel.filters(scale).T
+    assert (np.abs(centers[middle.argmax(1)] - 1000) < 80).all()
+    # a tenth of the amplitude is 20 dB less
+    assert np.ptp(middle.max(1)) == pytest.approx(np.log(10), abs=1e-3)
+    assert logmel.spectrogram(scale, np.zeros((1, 1024))).max() == pytest.approx(np.log(1e-4))
+
+
+def test_the_inverse_of_a_spectrogram_has_nearly_that_spectrogram():
+    scale = logmel.Scale(RATE, 48, 128, 32)
+    chirp = 0.5 * np.sin(2 * np.pi * (400 + 0.4 * np.arange(1024)) * np.arange(1024) / RATE)
+    wanted = logmel.spectrogram(scale, chirp[None])
+    made = logmel.sound(scale, wanted, 1024)
+    assert made.shape == (1, 1024) and np.abs(made).max() <= 1
+    loud = wanted > wanted.max() - 4
+    difference = 20 / np.log(10) * (logmel.spectrogram(scale, made) - wanted)[loud]
+    assert np.sqrt(np.mean(np.square(difference))) < 2.0  # dB
+    np.testing.assert_array_equal(made, logmel.sound(scale, wanted, 1024))
+
+
+def test_wav_files_of_samples_are_read_back(tmp_path):
+    samples = np.stack([tone(500), tone(700)], 1)
+    (tmp_path / "a.wav").write_bytes(sound_files.wav(samples, 11025))
+    assert sound_files.header(tmp_path / "a.wav") == (11025, 2, 512)
+    np.testing.assert_allclose(sound_files.read(tmp_path / "a.wav", 11025, 0), samples, atol=1e-4)
+
+
+def test_arrays_of_recordings_have_the_same_fields(tmp_path):
+    pcm = np.rint(32767 * np.concatenate([tone(500, 300 + i) for i in range(8)])).astype(np.int16)
+    offsets = np.append(0, np.cumsum(300 + np.arange(8)))
+    arrays = {"pcm": pcm, "offsets": offsets, "digit": np.arange(8) % 2, "index": np.arange(8) // 2}
+    names = {"speaker": np.zeros(8, np.uint8), "speakers": np.array(["ann"])}
+    np.savez(tmp_path / "a.npz", **arrays, **names, rate=RATE)
+    how = {"class_fields": ("digit", "speaker"), "test_where": "index=0"}
+    found = load(tmp_path / "a.npz", length=0.04, **how)
+    assert found.class_names == ("0 ann", "1 ann") and len(found.test) == 2
+    assert found.image_shape == (320, 1)
+    np.savez(tmp_path / "b.npz", data=np.zeros((12, 64), np.float32), labels=np.arange(12) % 3)
+    with pytest.raises(UserError, match="no 'rate' in Hz: set config.data.rate"):
+        load(tmp_path / "b.npz")
+    assert load(tmp_path / "b.npz", rate=100).num_classes == 3
+
+
+MISTAKES = [
+    ({"pattern": "{digit}-{speaker}"}, "does not fit config.data.pattern"),
+    ({"pattern": "{digit}{speaker}"}, "text between them"),
+    ({**FIELDS, "class_fields": ("digits",)}, "unknown field of config.data.class_fields"),
+    ({**FIELDS, "test_where": "index=7"}, "holds out no example"),
+    ({**FIELDS, "test_where": "index"}, "must be FIELD=VALUES"),
+    ({**FIELDS, "test_where": "digit=1"}, "no training sound is of class '1 ann'"),
+    ({"class_fields": ("digit",)}, "set config.data.pattern"),
+    ({**FIELDS, "length": 0.0}, "several lengths"),
+    ({**FIELDS, "channels": 3}, "mono, 1, or stereo, 2"),
+    (
+        {**FIELDS, "length": 0.01, "representation": sound.logmel(window=128, hop=64)},
+        "80 samples at 8000 Hz; at least 128",
+    ),
+]
+
+
+@pytest.mark.parametrize("keys, words", MISTAKES, ids=[words for _, words in MISTAKES])
+def test_mistakes_are_one_line(recordings, keys, words):
+    with pytest.raises(UserError, match=words) as caught:
+        load(recordings, **({"length": 0.064} | keys))
+    assert "\n" not in str(caught.value)
+
+
+def test_hostile_files_are_skipped_up_to_a_limit_and_named(recordings, caplog):
+    (recordings / "0_ann_8.wav").write_bytes(b"RIFF\xff\xff\xff\xffWAVEfmt ")
+    write(recordings / "0_ann_9.wav", np.zeros((100, 4)))
+    pytest.importorskip("soundfile", reason="a file that is no PCM WAV is judged by soundfile")
+    found = load(recordings, length=0.064, limit_bad=2, **FIELDS)
+    assert len(found.train) == 8 and "skipped unreadable sounds" in caplog.text
+    with pytest.raises(UserError, match="more than data.limit_bad=1 unreadable sounds"):
+        load(recordings, length=0.064, limit_bad=1, **FIELDS)
+
+
+def test_what_needs_soundfile_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "soundfile", None)
+    write(tmp_path / "a.wav", np.zeros(100), width=3)
+    with pytest.raises(UserError, match="not a WAV file of 16 bits.*pip install"):
+        sound_files.header(tmp_path / "a.wav")
+
+
+def test_flac_is_read(tmp_path):
+    soundfile = pytest.importorskip("soundfile", reason="FLAC needs soundfile")
+    soundfile.write(tmp_path / "a.flac", tone(500), RATE)
+    np.testing.assert_allclose(
+        sound_files.read(tmp_path / "a.flac", RATE, 0)[:, 0], tone(500), atol=1e-4
+    )
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text("no sound")
+    with pytest.raises(UserError, match=r"no WAV or FLAC files; it holds 1 \.txt"):
+        load(tmp_path)
