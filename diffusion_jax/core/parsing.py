@@ -116,6 +116,25 @@ def names(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
+def specs(text: str) -> list[str]:
+    """Parse a list of specs: 'ode.heun@karras; sde.sa(order=3, tau=1)' has two.
+
+    Args:
+      text: specs with semicolons between them, or with commas, of which those within brackets and
+        quotes belong to a spec; spaces around a spec and empty parts are left out.
+    """
+    found, depth, quote = [""], 0, ""
+    for c in text:
+        if quote or c in "\"'":
+            quote = "" if c == quote else quote or c
+        depth += (c in "([{") - (c in ")]}") if not quote else 0
+        if not quote and (c == ";" or c == "," and depth <= 0):
+            found, depth = [*found, ""], 0
+        else:
+            found[-1] += c
+    return [part.strip() for part in found if part.strip()]
+
+
 def metrics(text: str) -> list[str]:
     """Parse the names of metrics; names of other programs, such as fd, become those of this one.
 

@@ -92,7 +92,7 @@ def benchmark(
     jax.config.update("jax_enable_compilation_cache", False)  # compilation is measured
     chosen = chosen_parts(parts)
     preset = benchmark_peers.preset_of(preset, share="peers" in chosen)
-    batch, noise, entries = batch_size or BATCHES[preset], _shape(shape), split(samplers)
+    batch, noise, entries = batch_size or BATCHES[preset], _shape(shape), parsing.specs(samplers)
     settings = BenchmarkSettings(
         entries or list(SAMPLERS), nfe, noise, classes, batch, repeats, steps
     )
@@ -108,11 +108,10 @@ def benchmark(
 
 
 def split(text: str) -> list[str]:
-    """Split a list that is separated by ';', and drop empty entries.
+    """Split the names of configs, which are separated by ';', and drop empty entries.
 
     Args:
-      text: the value of the flag, such as 'ode.heun@karras; ancestral.ddim'. Commas stay within an
-        entry, because they also separate the arguments of a spec.
+      text: the value of the flag. Commas stay within a name: configs/mnist.py:edm,full.
 
     Returns:
       The entries without the spaces around them.

@@ -84,7 +84,7 @@ def chosen(config: ConfigDict, families: str, seeds: str) -> tuple[dict[str, Con
     Raises:
       UserError: for a family, or a component of one, that does not exist.
     """
-    names = [part.strip() for part in families.split(";") if part.strip()] or list(config.families)
+    names = parsing.specs(families) or list(config.families)
     for name in names:
         if name not in config.family:
             raise unknown("--families", name, list(config.family))

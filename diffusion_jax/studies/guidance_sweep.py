@@ -56,7 +56,7 @@ def guidance_sweep(
       UserError: for guides and scales that the model cannot use.
     """
     values = scales_of(scales)
-    specs = [part.strip() for part in guides.split(";") if part.strip()]
+    specs = parsing.specs(guides)
     if not specs:
         raise UserError(
             "--guides is empty; name some, separated by ';', such as 'cfg(); cfg(rescale=0.7)'"

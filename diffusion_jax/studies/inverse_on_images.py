@@ -84,7 +84,7 @@ def compare_on_images(
     experiment.need_images(trained.experiment)
     experiment.need_pixels(trained.experiment)
     shape = trained.experiment.shape
-    chosen = [part.strip() for part in (methods or METHODS).split(";") if part.strip()]
+    chosen = parsing.specs(methods or METHODS)
     wanted = parse_tasks(tasks or TASKS, shape)
     for task, mask in wanted.values():  # mistakes are reported before anything takes long
         for method in chosen:
@@ -153,8 +153,7 @@ def parse_tasks(text: str, shape: tuple[int, ...]) -> dict[str, tuple[str, str]]
     """
     found = {
         name: (name.partition("@")[0], name.partition("@")[2])
-        for name in map(str.strip, text.split(";"))
-        if name
+        for name in parsing.specs(text)
     }
     if text == TASKS:
         fits = {

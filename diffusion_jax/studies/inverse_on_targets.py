@@ -111,7 +111,7 @@ def compare_with_posterior(
     budgets = sorted(set(parsing.integers("nfe", nfe or BUDGETS, 2, 10_000)))
     if not budgets:
         raise UserError(f"--nfe={nfe}: write budgets of 2 or more, such as {BUDGETS}")
-    chosen = [part.strip() for part in (methods or METHODS).split(";") if part.strip()]
+    chosen = parsing.specs(methods or METHODS)
     for method in chosen:  # mistakes are reported before anything takes long
         if method != TRUTH:
             build(components.METHODS, method)

@@ -172,7 +172,7 @@ def print_listing() -> None:
 
 
 def _entries(samplers: str) -> list[str]:
-    return [part.strip() for part in samplers.split(";") if part.strip()] or default_samplers()
+    return parsing.specs(samplers) or default_samplers()
 
 
 def _budgets(nfe: str) -> list[int]:

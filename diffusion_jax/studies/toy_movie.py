@@ -119,7 +119,7 @@ def toy_movie(
 
 
 def _specs(flag: str, text: str) -> list[str]:
-    specs = list(dict.fromkeys(part.strip() for part in text.split(";") if part.strip()))
+    specs = list(dict.fromkeys(parsing.specs(text)))
     if not specs:
         raise UserError(f"--{flag}= names nothing; give at least one, with ';' between several")
     return specs

@@ -73,6 +73,19 @@ def test_lists_of_numbers_paths_and_scores():
 
 
 @pytest.mark.parametrize(
+    "text, specs",
+    [
+        ("ddim, heun@karras", ["ddim", "heun@karras"]),
+        ("sde.sa(order=3, tau=(1, 0)); ddim;", ["sde.sa(order=3, tau=(1, 0))", "ddim"]),
+        ("gmm('a,b;c'), x", ["gmm('a,b;c')", "x"]),
+        (" , ;", []),
+    ],
+)
+def test_specs_are_separated_by_semicolons_or_by_commas_outside_of_brackets(text, specs):
+    assert parsing.specs(text) == specs
+
+
+@pytest.mark.parametrize(
     "change, said",
     [
         ({"sampler": "foo"}, "unknown sampler 'foo'"),
