@@ -151,10 +151,7 @@ def parse_tasks(text: str, shape: tuple[int, ...]) -> dict[str, tuple[str, str]]
     Returns:
       {the text of a task: (task, mask)}.
     """
-    found = {
-        name: (name.partition("@")[0], name.partition("@")[2])
-        for name in parsing.specs(text)
-    }
+    found = {name: (name.partition("@")[0], name.partition("@")[2]) for name in parsing.specs(text)}
     if text == TASKS:
         fits = {
             "colorize": shape[-1] > 1,
