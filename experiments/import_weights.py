@@ -4,11 +4,12 @@ python -m experiments.import_weights --from=diffusers --path=FOLDER --out=WORKDI
 python -m experiments.import_weights --from=dit --path=DiT-XL-2-256x256.pt --out=WORKDIR \
     --autoencoder=WORKDIR_OF_ONE
 
-diffusers: a UNet2DModel in DDPM's layout or an AutoencoderKL, as config.json and
-diffusion_pytorch_model.safetensors or .bin; a scheduler_config.json in the same folder is used.
-dit: the networks of Peebles & Xie. edm, edm2: the .pkl files of Karras et al., whose code is not
-executed. guided_diffusion, improved_diffusion, consistency_models: the .pt files of OpenAI.
-A network of latents needs its autoencoder, imported before.
+diffusers: a UNet2DModel in DDPM's layout, an AutoencoderKL or a DiTTransformer2DModel, as
+config.json and diffusion_pytorch_model.safetensors or .bin; a scheduler_config.json in the same
+folder is used.
+dit, sit, lightningdit: transformers by their authors' names. edm, edm2: the .pkl files of Karras et
+al., whose code is not executed. guided_diffusion, improved_diffusion, consistency_models: the .pt
+files of OpenAI. A network of latents needs its autoencoder, imported before.
 Nothing in a file is executed. docs/weights.md says more.
 """
 
@@ -23,6 +24,8 @@ if __name__ == "__main__":
         [
             "diffusers",
             "dit",
+            "sit",
+            "lightningdit",
             "edm",
             "edm2",
             "guided_diffusion",

@@ -183,4 +183,5 @@ DIT = Published(
     fixed=_dit_fixed,
     described=_dit_described,
     rule=_DIT_RULE,
+    averages="ema.",
 )

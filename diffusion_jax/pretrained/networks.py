@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from diffusion_jax.core.errors import unknown
-from diffusion_jax.pretrained import diffusers_networks, dit_network, edm_networks, openai_networks
+from diffusion_jax.pretrained import (
+    diffusers_networks,
+    dit_network,
+    dit_variants,
+    edm_networks,
+    openai_networks,
+)
 from diffusion_jax.pretrained.published import Published
 
 NETWORKS = {
     "UNet2DModel": diffusers_networks.UNET,
     "AutoencoderKL": diffusers_networks.AUTOENCODER,
     "DiT": dit_network.DIT,
+    "SiT": dit_variants.SIT,
+    "LightningDiT": dit_variants.LIGHTNING,
+    "DiTTransformer2DModel": dit_variants.DIFFUSERS,
     "SongUNet": edm_networks.SONG,
     "DhariwalUNet": edm_networks.ADM,
     "EDM2": edm_networks.EDM2,

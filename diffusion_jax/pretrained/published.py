@@ -5,6 +5,7 @@
                     diffusion, consistency_models                        unet.UNet
     AutoencoderKL   diffusers (Rombach et al. 2022)                      autoencoder.AutoencoderKL
     DiT             the authors' own program (Peebles & Xie 2023)        dit.DiT
+    SiT, LightningDiT, DiTTransformer2DModel (diffusers)                 dit.DiT
     SongUNet        EDM (Karras et al. 2022)                             ncsnpp.NCSNpp
     DhariwalUNet    EDM                                                  unet.UNet
     EDM2            EDM2 (Karras et al. 2024)                            edm2.EDM2UNet
@@ -64,6 +65,8 @@ class Published(NamedTuple):
       prepared: (their tensors, their config) -> the tensors that the words describe, where one
         name means several things.
       released: the name of a file that was published without a config -> its config.
+      averages: what the names of the averaged weights begin with, in a checkpoint of the training,
+        which has other tensors as well; '' for none.
     """
 
     model: str
@@ -81,6 +84,7 @@ class Published(NamedTuple):
     settings: Callable[[Mapping], dict[str, Any]] = lambda config: {}
     prepared: Callable[[Flat, Mapping], Flat] = lambda tensors, config: tensors
     released: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+    averages: str = ""
 
 
 # keys that describe an autoencoder's latents, for those who use them
@@ -243,6 +247,22 @@ def attended_channels(options: Options, shape: Shape) -> list[int]:
     return [
         c for level, c in enumerate(channels) if shape[0] // 2**level in options["attention"]
     ] + channels[-1:]
+
+
+def averaged(network: Published, tensors: Flat) -> Flat:
+    """Pick the averaged weights (EMA) of a checkpoint of the training.
+
+    Args:
+      network: the published kind of network.
+      tensors: {name: array} of the file.
+
+    Returns:
+      The averages by their names in the network; all tensors where the file is not such a
+      checkpoint.
+    """
+    start = network.averages
+    found = {name: a for name, a in tensors.items() if start and name.startswith(start)}
+    return {name.removeprefix(start): tensor for name, tensor in found.items()} or tensors
 
 
 def without_fixed(

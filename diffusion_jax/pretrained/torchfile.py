@@ -49,6 +49,7 @@ SAME = {
 }  # calls that mean their first argument
 
 DICT = {Name("collections", "OrderedDict")}
+IGNORED = {Name("argparse", "Namespace")}  # the flags of a training, which hold no tensor
 DEPTH = 64  # containers and modules inside others
 RANK = 32  # dimensions of a tensor: numpy 1 had no more
 Storages = Callable[[Any, Any, int], np.ndarray]  # (dtype, key, size) -> elements, shape (size,)
@@ -150,7 +151,9 @@ def _place(
 def _allowed(name: Name) -> None:
     """Raise UserError for a name that no file of tensors needs."""
     dtype = name.module == "torch" and name.name in DTYPES
-    if not (dtype or name.module.startswith("__torch__.") or name in TENSOR | SAME | DICT):
+    if not (
+        dtype or name.module.startswith("__torch__.") or name in TENSOR | SAME | DICT | IGNORED
+    ):
         named = f"{name.module}.{name.name}"
         raise UserError(
             f"this torch file names {named:.200}, which is not a tensor; it is not read"
@@ -323,6 +326,8 @@ class _Leaves:
 def _items(value: Any) -> Any:
     """Return the (key, item) pairs of a container or TorchScript module, () of anything else."""
     if isinstance(value, Made):
+        if value.name in IGNORED:
+            return ()
         if value.name not in DICT and not value.name.module.startswith("__torch__."):
             raise UserError(
                 f"this torch file calls {value.name.module}.{value.name.name}, which is not a "

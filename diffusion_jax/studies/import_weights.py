@@ -47,6 +47,9 @@ BOTH_WAYS = {
 }
 # those that can be read alone: files of tensors
 SOURCES = BOTH_WAYS | {
+    "diffusers": (*BOTH_WAYS["diffusers"], "DiTTransformer2DModel"),
+    "sit": ("SiT",),
+    "lightningdit": ("LightningDiT",),
     "guided_diffusion": ("guided_diffusion.UNetModel",),
     "improved_diffusion": ("improved_diffusion.UNetModel",),
     "consistency_models": ("consistency_models.UNetModel",),
@@ -165,6 +168,7 @@ def described(source: str, file: Path) -> Found:
     name = class_of(source, config)
     network = networks.network(name)
     tensors = {diffusers_networks.modern(key): tensor for key, tensor in read(file).items()}
+    tensors = published.averaged(network, tensors)
     config = network.described(tensors) | network.released.get(file.name, {}) | config
     options, shape = published.read_config(network, config)
     latents = {key: config[key] for key in published.SCALE if key in config}
@@ -202,12 +206,14 @@ def find(path: Path) -> Path:
     """Find the file of weights.
 
     Args:
-      path: the file itself, or a folder that has one of FILES or a subfolder unet/ with one.
+      path: the file itself, or a folder that has one of FILES or a subfolder unet/ or
+        transformer/ with one.
 
     Raises:
       UserError: where there is none.
     """
-    for candidate in [path, *(folder / name for folder in (path, path / "unet") for name in FILES)]:
+    folders = (path, path / "unet", path / "transformer")
+    for candidate in [path, *(folder / name for folder in folders for name in FILES)]:
         if candidate.is_file():
             return candidate
     raise UserError(

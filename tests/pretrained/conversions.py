@@ -6,14 +6,19 @@ import functools
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 
+from diffusion_jax.assembly import components
+from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.experiment import assemble
 from diffusion_jax.pretrained import (
+    layouts,
     networks,
     published,
 )
-from diffusion_jax.studies.import_weights import fitted, run_config
+from diffusion_jax.studies.import_weights import Found, fitted, run_config
+from tests.models.networks import shapes
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -42,3 +47,17 @@ def assembled(name: str):
     config = run_config(network, options, shape, options.pop("num_classes"), {}, "folder")
     experiment = assemble(config, shape)
     return experiment, fitted(network, experiment, weights)
+
+
+def converted(found: Found):
+    """The network that a file becomes and its parameters, which go back to the same tensors."""
+    network, options = networks.network(found.name), dict(found.options)
+    module = build(components.MODELS, network.model, **options)
+    abstract, _ = shapes(module, (1, *found.shape))
+    wanted = {path: leaf.shape for path, leaf in layouts.flat(abstract).items()}
+    table = layouts.table(network, options | {"side": found.shape[0]}, wanted)
+    ours = layouts.to_ours(table, found.tensors, wanted)
+    back = layouts.to_theirs(table, ours)
+    assert back.keys() == found.tensors.keys()
+    assert all(np.array_equal(back[name], found.tensors[name]) for name in back)
+    return module, jax.tree.unflatten(jax.tree.structure(abstract), [ours[path] for path in wanted])

@@ -18,8 +18,7 @@ from diffusion_jax.pretrained import layouts, networks, openai_networks, publish
 from diffusion_jax.processes import gaussian
 from diffusion_jax.studies.import_weights import SOURCES, described, to_workdir
 from tests.fixtures.seeded_weights import normal, weights
-from tests.models.networks import shapes
-from tests.pretrained.conversions import FIXTURES
+from tests.pretrained.conversions import FIXTURES, converted
 
 with np.load(FIXTURES / "openai_networks.npz") as saved:
     OUT = {key: saved[key] for key in saved if not key.endswith(("cases", "shapes"))}
@@ -44,25 +43,9 @@ def stored(case: str, folder, **more):
     return folder / "model.safetensors"
 
 
-def converted(case: str, folder):
-    """The network of a case and its seeded weights, which come back from ours unchanged."""
-    source = case.partition("/")[0]
-    found = described(source, stored(case, folder))
-    network, options = networks.network(found.name), dict(found.options)
-    module = build(components.MODELS, network.model, **options)
-    abstract, _ = shapes(module, (1, *found.shape))
-    wanted = {path: leaf.shape for path, leaf in layouts.flat(abstract).items()}
-    table = layouts.table(network, options | {"side": found.shape[0]}, wanted)
-    ours = layouts.to_ours(table, found.tensors, wanted)
-    back = layouts.to_theirs(table, ours)
-    assert back.keys() == found.tensors.keys()
-    assert all(np.array_equal(back[name], found.tensors[name]) for name in back)
-    return module, jax.tree.unflatten(jax.tree.structure(abstract), [ours[path] for path in wanted])
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_outputs_equal_those_of_the_authors_program(case, tmp_path):
-    module, params = converted(case, tmp_path)
+    module, params = converted(described(case.partition("/")[0], stored(case, tmp_path)))
     x = normal("x", (3, 2, 8, 8)).transpose(0, 2, 3, 1)
     run = jax.jit(lambda p: module.apply({"params": p}, x, STEPS / 1000, {"label": LABELS}))
     expected = OUT[f"{case}/out"].transpose(0, 2, 3, 1)
