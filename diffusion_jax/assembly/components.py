@@ -21,6 +21,7 @@ from diffusion_jax.models import (
     dit,
     edm2,
     mlp,
+    mmdit,
     ncsnpp,
     text,
     unet,
@@ -128,6 +129,7 @@ MODELS = Family(
     unet.NETWORKS
     + mlp.NETWORKS
     + dit.NETWORKS
+    + mmdit.NETWORKS
     + ncsnpp.NETWORKS
     + edm2.NETWORKS
     + AUTOENCODERS

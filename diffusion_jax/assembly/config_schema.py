@@ -170,6 +170,8 @@ KEYS: dict[str, Rule] = {
     "model.registers_from": integer(0, 127),
     "model.class_registers": flag(),
     "model.bottleneck": integer(0, 65_536),
+    "model.text_mask": flag(),
+    "model.position_grid": optional(together(integer(1, 4096), integer(1, 4096))),
     "model.latent_channels": integer(1, 1024),
     "model.quant": flag(),
     "model.latent": integer(1, 65_536),

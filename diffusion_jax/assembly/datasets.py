@@ -48,7 +48,8 @@ def text_encoder(config: ConfigDict) -> text.Encoder | None:
     known = network in members(components.MODELS)
     if known and "text" not in components.network_fields(network):
         raise UserError(
-            f"config.text.encoder={wanted.encoder}: {network} reads no captions; use unet.UNet"
+            f"config.text.encoder={wanted.encoder}: {network} reads no captions; use unet.UNet, "
+            "dit.DiT or mmdit.MMDiT"
         )
     if wanted.max_length < 1:
         raise UserError(

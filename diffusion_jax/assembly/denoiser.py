@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -161,9 +161,13 @@ def _perturbed(
     if not hasattr(experiment.model, how):
         raise UserError(
             f"config.sampler.guide: {experiment.specs.model} has no self-attention blocks to "
-            "perturb; pag and slg are for unet.UNet and dit.DiT"
+            "perturb; pag and slg are for unet.UNet and dit.DiT, slg for mmdit.MMDiT too"
         )
-    known = sorted(name for name, own in params.items() if "qkv" in own)
+    known = sorted(
+        name
+        for name, own in params.items()
+        if isinstance(own, Mapping) and {"qkv", "image_qkv"} & own.keys()
+    )
     for name in blocks:
         if name not in known:
             raise unknown("block of config.sampler.guide", name, known)

@@ -27,6 +27,7 @@ from diffusion_jax.models.attention import IDENTITY
 from diffusion_jax.models.embeddings import KERNEL_INIT, ConditionEmbedding
 from diffusion_jax.models.positions import position_embedding
 from diffusion_jax.models.remat import rematerialized
+from diffusion_jax.models.text import Text, TextFeatures
 from diffusion_jax.models.transformer import TransformerBlock, modulated_norm, modulation
 
 # Table 1 of the paper. DiT-XL/2 is DiT(patch=2, **SIZES["XL"]).
@@ -72,6 +73,8 @@ class DiT(nn.Module):
       identity_attention: names of self-attention blocks whose attention map is the identity, for
         perturbed-attention guidance (Ahn et al. 2024); parameters are not concerned.
       skipped: names of self-attention blocks that are left out, for skip-layer guidance.
+      text: reads captions out of cond (models/text.py). Their pooled vector is added to the
+        embedding of the condition, and every block attends to their states.
       rms_norm: see transformer.TransformerBlock.
       qk_norm: see transformer.TransformerBlock.
       swiglu: see transformer.TransformerBlock.
@@ -101,6 +104,7 @@ class DiT(nn.Module):
     scan_blocks: bool = False
     identity_attention: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    text: Text | None = None
     rms_norm: bool = False
     qk_norm: str = "none"
     swiglu: bool = False
@@ -119,7 +123,8 @@ class DiT(nn.Module):
         Args:
           x: scaled noised samples or latents, (B, N_1, ..., N_d, C).
           c_noise: the noise level, scalar or (B,).
-          cond: None, or a dict with 'label' (B,) and, with second_time, 'to' (B,).
+          cond: None, or a dict with 'label' (B,), with second_time 'to' (B,), and the entries that
+            `text` reads.
           train: turns dropout on; then rngs={'dropout': key} is needed.
 
         Returns:
@@ -129,6 +134,8 @@ class DiT(nn.Module):
           UserError: while tracing, for sizes and options that do not fit.
         """
         self._check(x)
+        cond = cond or {}
+        text = self.text(cond, x.shape[0]) if self.text else None
         parts = ConditionEmbedding(
             256,
             self.width,
@@ -138,13 +145,13 @@ class DiT(nn.Module):
             SMALL_INIT,
             self.second_time,
             name="condition",
-        ).parts(c_noise, cond or {}, x.shape[0])
+        ).parts(c_noise, cond, x.shape[0], text and text.pooled)
         embedding = None
         if not self.in_context:
             embedding = jax.nn.silu(functools.reduce(operator.add, parts))
         patches = layers.space_to_depth(x, self.patch)  # (B, N_1 / patch, ..., patch^d C)
         b, *sizes, _ = patches.shape
-        h = self._blocks(self._tokens(patches), sizes, embedding, parts, train)
+        h = self._blocks(self._tokens(patches), sizes, embedding, parts, text, train)
         shift, scale = 0.0, 0.0
         if embedding is not None:
             shift, scale = modulation(embedding, self.width, 2, "float32", "last_modulation")
@@ -171,6 +178,7 @@ class DiT(nn.Module):
         sizes: Sequence[int],
         embedding: Array | None,
         parts: Sequence[Array],
+        text: TextFeatures | None,
         train: bool,
     ) -> Array:
         """The blocks, (B, T, width) -> the same; tokens besides the T exist only between them."""
@@ -194,25 +202,31 @@ class DiT(nn.Module):
             if self.registers and i == self.registers_from:
                 h, angles = prepended(self._register_tokens(parts), h, angles)
             if self.scan_blocks:
-                h = self._scanned(make, h, embedding, train, angles)
+                h = self._scanned(make, h, embedding, text, train, angles)
                 continue
             name = f"block_{i}"
             impl = IDENTITY if name in self.identity_attention else self.attention_impl
             if name not in self.skipped:
-                h = make(impl=impl, name=name)(h, embedding, train, angles)
+                h = make(impl=impl, name=name)(h, embedding, train, angles, text)
         return h[:, -tokens:]
 
     def _scanned(
-        self, make: functools.partial, h: Array, embedding: Array | None, train: bool, angles: Array
+        self,
+        make: functools.partial,
+        h: Array,
+        embedding: Array | None,
+        text: TextFeatures | None,
+        train: bool,
+        angles: np.ndarray | None,
     ) -> Array:
         loop = nn.scan(
-            lambda block, h, embedding: (block(h, embedding, train, angles), None),
+            lambda block, h, embedding, text: (block(h, embedding, train, angles, text), None),
             length=self.depth,
             in_axes=nn.broadcast,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
         )
-        return loop(make(impl=self.attention_impl, name="blocks"), h, embedding)[0]
+        return loop(make(impl=self.attention_impl, name="blocks"), h, embedding, text)[0]
 
     def _register_tokens(self, parts: Sequence[Array]) -> Array:
         """The registers, (B, registers, width)."""

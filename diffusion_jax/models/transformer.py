@@ -11,6 +11,7 @@ later papers:
     attention  queries and keys are normalized (Dehghani et al. 2023; Esser et al. 2024, section
                5.3.2) and rotated (positions.py)
     mlp        GELU (Hendrycks & Gimpel 2016), or SwiGLU (Shazeer 2020)
+    text       cross-attention to its states between the two (Chen et al. 2024, PixArt-alpha)
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from diffusion_jax.core.types import Array
 from diffusion_jax.models import attention, layers, positions
 from diffusion_jax.models.embeddings import KERNEL_INIT
 from diffusion_jax.models.remat import product
+from diffusion_jax.models.text import TextFeatures
 
 QK_NORMS = ("none", "rms", "layer")
 NEUTRAL = (0.0, 0.0, 1.0)  # shift, scale and gate of a part that takes no condition
@@ -62,7 +64,12 @@ class TransformerBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, h: Array, embedding: Array | None, train: bool, angles: Array | None = None
+        self,
+        h: Array,
+        embedding: Array | None,
+        train: bool,
+        angles: Array | None = None,
+        text: TextFeatures | None = None,
     ) -> Array:
         """Evaluates the block.
 
@@ -72,6 +79,7 @@ class TransformerBlock(nn.Module):
             among the tokens, and then norms have learned parameters.
           train: turns dropout on.
           angles: of rotary embeddings, see positions.rotary_angles; None for none.
+          text: of which the tokens attend to the states; None without captions.
 
         Returns:
           (B, T, D).
@@ -83,16 +91,18 @@ class TransformerBlock(nn.Module):
         learned = embedding is None
         inner = modulated_norm(h, shift_1, scale_1, self.rms_norm, learned, "norm_1")
         h = h + jnp.asarray(gate_1, self.dtype) * self._attention(inner.astype(self.dtype), angles)
+        if text is not None:
+            options = self.heads, self.impl, self.dtype, self.qk_norm
+            h = h + TextAttention(*options, name="text")(h, text)
         inner = modulated_norm(h, shift_2, scale_2, self.rms_norm, learned, "norm_2")
-        return h + jnp.asarray(gate_2, self.dtype) * self._mlp(inner.astype(self.dtype), train)
-
-    def _dense(self, features: int, name: str) -> nn.Dense:
-        return nn.Dense(features, kernel_init=KERNEL_INIT, dtype=self.dtype, name=name)
+        inner = mlp(
+            inner.astype(self.dtype), self.mlp_ratio, self.swiglu, self.dropout, train, self.dtype
+        )
+        return h + jnp.asarray(gate_2, self.dtype) * inner
 
     def _attention(self, h: Array, angles: Array | None) -> Array:
         b, tokens, width = h.shape
-        qkv = product(self._dense(3 * width, "qkv")(h))
-        qkv = jnp.swapaxes(qkv.reshape(b, tokens, self.heads, 3, width // self.heads), 2, 3)
+        qkv = by_head(h, self.heads, self.dtype, "qkv")
         if self.qk_norm == "none" and angles is None:
             h = attention.self_attention(qkv, self.impl)
         else:
@@ -100,18 +110,119 @@ class TransformerBlock(nn.Module):
             q = queries_or_keys(q, self.qk_norm, angles, "query_norm")
             k = queries_or_keys(k, self.qk_norm, angles, "key_norm")
             h = attention.multi_head(q, k, v, self.impl)
-        return product(self._dense(width, "project")(h.reshape(b, tokens, width)))
+        return product(linear(width, self.dtype, "project")(h.reshape(b, tokens, width)))
 
-    def _mlp(self, h: Array, train: bool) -> Array:
-        width, hidden = h.shape[-1], int(h.shape[-1] * self.mlp_ratio)
-        if self.swiglu:
-            hidden = 2 * hidden // 3
-            gate = product(self._dense(hidden, "mlp_gate")(h))
-            h = jax.nn.silu(gate) * product(self._dense(hidden, "mlp_in")(h))
-        else:
-            h = jax.nn.gelu(product(self._dense(hidden, "mlp_in")(h)), approximate=True)
-        h = nn.Dropout(self.dropout, deterministic=not train)(h)
-        return product(self._dense(width, "mlp_out")(h))
+
+class TextAttention(nn.Module):
+    """Cross-attention of tokens to the states of a text (Chen et al. 2024, section 2.3).
+
+        project(attention(query(h), key(states), value(states)))
+
+    The projection is zero at initialization.
+
+    Attributes:
+      heads: number of attention heads.
+      impl: see attention.multi_head.
+      dtype: type of the matrix products.
+      qk_norm: see queries_or_keys.
+    """
+
+    heads: int
+    impl: str = "auto"
+    dtype: str = "float32"
+    qk_norm: str = "none"
+
+    @nn.compact
+    def __call__(self, h: Array, text: TextFeatures) -> Array:
+        """Attends to the states that exist.
+
+        Args:
+          h: tokens, (B, T, D).
+          text: the states and their mask.
+
+        Returns:
+          (B, T, D).
+        """
+        width = h.shape[-1]
+        impl = "auto" if self.impl == attention.IDENTITY else self.impl
+        q, k, v = (
+            product(linear(width, self.dtype, name)(a))
+            for name, a in (("query", h), ("key", text.states), ("value", text.states))
+        )
+        q, k, v = (a.reshape(*a.shape[:2], self.heads, width // self.heads) for a in (q, k, v))
+        q = queries_or_keys(q, self.qk_norm, None, "query_norm")
+        k = queries_or_keys(k, self.qk_norm, None, "key_norm")
+        h = attention.multi_head(q, k, v, impl, text.mask).reshape(h.shape)
+        return nn.Dense(width, kernel_init=layers.ZERO_INIT, dtype=self.dtype, name="project")(h)
+
+
+def linear(features: int, dtype: str, name: str) -> nn.Dense:
+    """A linear layer with the initialization of the authors' code.
+
+    Args:
+      features: number of outputs.
+      dtype: type of the product.
+      name: name of the layer, and so of its parameters.
+
+    Returns:
+      The module.
+    """
+    return nn.Dense(features, kernel_init=KERNEL_INIT, dtype=dtype, name=name)
+
+
+def by_head(h: Array, heads: int, dtype: str, name: str) -> Array:
+    """The queries, keys and values of tokens, by one linear layer.
+
+    It is to be called in a compact method.
+
+    Args:
+      h: tokens, (B, T, D).
+      heads: number of heads.
+      dtype: type of the product.
+      name: name of the layer, whose outputs are ordered by head, then (q, k, v), then channel.
+
+    Returns:
+      (B, T, 3, heads, D / heads).
+    """
+    b, tokens, width = h.shape
+    qkv = product(linear(3 * width, dtype, name)(h))
+    return jnp.swapaxes(qkv.reshape(b, tokens, heads, 3, width // heads), 2, 3)
+
+
+def mlp(
+    h: Array,
+    ratio: float,
+    swiglu: bool,
+    dropout: float,
+    train: bool,
+    dtype: str,
+    prefix: str = "",
+) -> Array:
+    """The MLP of a block: mlp_out(gelu(mlp_in(h))), or with a gate.
+
+    It is to be called in a compact method.
+
+    Args:
+      h: tokens, (B, T, D).
+      ratio: hidden units, as a multiple of D.
+      swiglu: mlp_out(silu(mlp_gate(h)) mlp_in(h)) with two thirds of the hidden units.
+      dropout: rate after the hidden units.
+      train: turns dropout on.
+      dtype: type of the products.
+      prefix: in front of the names of the layers.
+
+    Returns:
+      (B, T, D).
+    """
+    width, hidden = h.shape[-1], int(h.shape[-1] * ratio)
+    if swiglu:
+        hidden = 2 * hidden // 3
+        gate = product(linear(hidden, dtype, f"{prefix}mlp_gate")(h))
+        h = jax.nn.silu(gate) * product(linear(hidden, dtype, f"{prefix}mlp_in")(h))
+    else:
+        h = jax.nn.gelu(product(linear(hidden, dtype, f"{prefix}mlp_in")(h)), approximate=True)
+    h = nn.Dropout(dropout, deterministic=not train)(h)
+    return product(linear(width, dtype, f"{prefix}mlp_out")(h))
 
 
 def queries_or_keys(x: Array, norm: str, angles: Array | None, name: str) -> Array:

@@ -184,7 +184,7 @@ def misfits(
     found = {
         f"model.{key}": Misfit(options[key], values[0])
         for key, values in network.only.items()
-        if key in options and options[key] not in values  # runs of earlier versions lack keys
+        if options[key] not in values
     }
     if classes := found.pop("model.num_classes", None):
         found["conditional"] = Misfit(True, False, f"{classes.value} classes")

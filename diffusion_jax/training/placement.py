@@ -19,10 +19,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 # (q, k, v) first, where parts would be gathered before and after the attention (B T 3c numbers each
 # way): it is whole on `tensor`, each device takes its heads from it, and only `project` is split.
 SPLIT_BY_OUTPUT = re.compile(
-    r"(^|/)(conv_1|embedding|mlp_in|mlp_gate|query|key|value|block(_\d+|s)/qkv)/(kernel|bias)$"
+    r"(^|/)(conv_1|embedding|(image_|text_)?mlp_in|mlp_gate|query|key|value"
+    r"|block(_\d+|s)/(image_|text_)?qkv)/(kernel|bias)$"
 )
 
-SPLIT_BY_INPUT = re.compile(r"(^|/)(conv_2|project|mlp_out|modulation)/kernel$")
+SPLIT_BY_INPUT = re.compile(r"(^|/)(conv_2|(image_|text_)?(project|mlp_out|modulation))/kernel$")
 
 # The embedding of noise level and class is small and computed once per example; if it were
 # sharded, its results would be sharded too.

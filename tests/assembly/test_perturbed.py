@@ -118,6 +118,12 @@ def test_blocks_that_do_not_exist_are_refused():
             denoiser.denoiser(guided_by(spec, model), params, scale=2.0)(
                 X, 0.4, {"label": jnp.array([0, 1])}
             )
+    transformer = tiny(model="dit.DiT", shape=(2, 4, 1))
+    parameters_of_it = weights(transformer, 0) | {"registers": jnp.zeros((1, 8))}
+    with pytest.raises(UserError, match="There are: block_0"):
+        denoiser.denoiser(
+            guided_by("slg(blocks=('middle',))", transformer), parameters_of_it, scale=2.0
+        )(X, 0.4, {"label": jnp.array([0, 1])})
     with pytest.raises(UserError, match="a tuple of texts in quotation marks$"):
         guided_by("slg(blocks=3)", model)
     with pytest.raises(UserError, match="mlp.MLP has no self-attention blocks"):

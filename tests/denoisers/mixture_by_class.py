@@ -57,6 +57,7 @@ def tiny(guide="cfg()", load=None, model="mlp.MLP", shape=(2,), **changes):
     options = {
         "mlp.MLP": dict(width=8, blocks=1),
         "unet.UNet": dict(multipliers=(1,), attention=(), blocks=1, width=8),
+        "dit.DiT": dict(patch=1, width=8, depth=1, heads=2),
     }
     config.model = network(model, **options[model])
     config.sampler.update(guide=guide, nfe=3, clip="none")

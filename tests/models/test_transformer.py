@@ -15,8 +15,10 @@ import pytest
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.models import positions
 from diffusion_jax.models.dit import DiT
+from diffusion_jax.models.text import Text
 from diffusion_jax.pretrained import layouts, networks
 from tests.fixtures import seeded_weights
+from tests.models.captioned import text_condition
 from tests.models.networks import shapes
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "lightning_dit.npz"
@@ -138,6 +140,7 @@ def of(**options):
 
 
 X = np.float32(np.random.default_rng(4).standard_normal((2, 2, 2, 1)))
+SOME = jnp.arange(6, dtype=jnp.float16)
 C, Y = np.float32([0.2, 0.8]), np.array([0, 1])
 
 
@@ -172,6 +175,41 @@ def test_registers_are_seen_and_the_class_is_in_them_if_asked():
         assert (changed > 1e-3) == own
 
 
+def test_a_text_is_read_by_cross_attention():
+    """Every pixel sees the states that exist, and none before the projection has been learned; a
+    loop of blocks does the same, with all other options.
+    """
+    options = SMALL | LIGHTNING | dict(num_classes=2, text=Text(6), registers=2, depth=2)
+    module, cond = DiT(**options), text_condition() | {"label": Y}
+    random = np.random.default_rng(3)
+    abstract = shapes(module, (2, 2, 2, 1), cond)[0]
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(random.normal(0, 0.4, leaf.shape), jnp.float32), abstract
+    )
+    run = jax.jit(lambda p, cond: module.apply({"params": p}, X, C, cond))
+    out = run(params, cond)
+    other = cond | {"tokens": cond["tokens"].at[0, 0].add(SOME)}
+    changed = np.abs(run(params, other) - out)
+    assert changed[0].min() > 1e-5 and changed[1].max() == 0
+    beyond = cond | {"tokens": cond["tokens"].at[:, 3].add(SOME)}
+    np.testing.assert_array_equal(run(params, beyond), out)
+    names = [f"block_{i}" for i in range(2)]
+    mute = {"kernel": jnp.zeros((8, 8)), "bias": jnp.zeros(8)}
+    deaf = dict(params)
+    for name in names:
+        deaf[name] = params[name] | {"text": params[name]["text"] | {"project": mute}}
+    deaf["condition"] = params["condition"] | {
+        "text": {"kernel": jnp.zeros((6, 8)), "bias": jnp.zeros(8)}
+    }
+    np.testing.assert_array_equal(run(deaf, other), run(deaf, cond))
+    rest = {name: own for name, own in params.items() if name not in names}
+    rest["blocks"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(params.get, names))
+    looped = module.clone(scan_blocks=True, remat="block")
+    np.testing.assert_allclose(
+        jax.jit(looped.apply)({"params": rest}, X, C, cond), out, rtol=1e-4, atol=1e-5
+    )
+
+
 def test_conditions_in_context_are_tokens():
     """Noise level and class matter, the norms have parameters, and nothing is modulated."""
     params, run = of(num_classes=2, in_context=True, rope=True)
@@ -190,19 +228,6 @@ def test_a_gated_mlp_has_as_many_parameters():
         return sum(block["block_0"][name]["kernel"].size for name in names)
 
     assert parameters(False) == parameters(True) == 8 * 24**2
-
-
-def test_a_loop_of_blocks_has_all_options():
-    """The stacked blocks of the options give what single ones give."""
-    options = LIGHTNING | dict(registers=2, depth=2, num_classes=2)
-    params, run = of(**options)
-    names = [f"block_{i}" for i in range(2)]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[name] for name in names))
-    rest = {name: own for name, own in params.items() if name not in names}
-    _, scanned = of(**options, scan_blocks=True)
-    np.testing.assert_allclose(
-        scanned(rest | {"blocks": stacked}, X, C, Y), run(params, X, C, Y), atol=1e-5
-    )
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,29 @@ def test_an_axis_that_does_not_divide_is_whole():
     assert placement.place("params/x/kernel", (3, 3), mesh) == PartitionSpec()  # small
 
 
+def test_both_streams_of_a_joint_block_and_both_halves_of_a_gated_mlp_are_split():
+    """What a device holds of queries, keys and values are whole heads, and of hidden units the same
+    ones of gate and value.
+    """
+    mesh = jax.sharding.AbstractMesh((1, 1, 4), sharding.AXES)
+    by_output, by_input = PartitionSpec(None, "tensor"), PartitionSpec("tensor")
+    for stream in ("", "image_", "text_"):
+        for layer, where in (
+            ("qkv", by_output),
+            ("mlp_in", by_output),
+            ("project", by_input),
+            ("mlp_out", by_input),
+            ("modulation", by_input),
+        ):
+            path = f"params/block_0/{stream}{layer}/kernel"
+            assert placement.place(path, (64, 64), mesh) == where, path
+    assert placement.place("params/block_0/mlp_gate/kernel", (64, 64), mesh) == by_output
+    for layer, where in (("query", by_output), ("key", by_output), ("project", by_input)):
+        assert placement.place(f"params/block_0/text/{layer}/kernel", (64, 64), mesh) == where
+    for leaf in ("params/registers", "params/block_0/query_norm/scale"):
+        assert placement.place(leaf, (64,), mesh) == PartitionSpec()
+
+
 def test_stacked_layers_lie_as_single_ones_do():
     mesh = jax.sharding.AbstractMesh((1, 4, 4), sharding.AXES)
     assert placement.place("params/block_3/qkv/kernel", (400, 1200), mesh) == PartitionSpec(
