@@ -1,4 +1,4 @@
-r"""Edit held-out images with a trained model: inpaint, colorize, upscale, interpolate, translate.
+r"""Edit held-out samples with a trained model: inpaint, colorize, upscale, interpolate, translate.
 
 python -m experiments.edit --workdir=runs/a --task=inpaint --mask=half --method=pigdm
 python -m experiments.edit --workdir=runs/a --task='superres(factor=4,std=0.05)' --method=ddnm \
@@ -7,11 +7,13 @@ python -m experiments.edit --workdir=runs/a --task=translate --labels=3,7 --conf
 python -m experiments.edit --workdir=runs/a --task=sdedit --image=mine.png --labels=7
 python -m experiments.edit --workdir=runs/emoji --task=sdedit --prompt="a blue heart" \
     --config.sampler.guidance=4
+python -m experiments.edit --workdir=runs/series --mask='half(axis=0)' --draws=10
 
 The model is not trained for any of these tasks. Tasks with a --method: inpaint (with --mask),
 colorize, superres, deblur, linear, saturate; without: interpolate, sdedit, translate. Writes
 WORKDIR/edits/TASK-METHOD.png, strips of measurement, result and truth, and a .json file with the
-PSNR of every image. docs/inverse.md says more.
+PSNR of every image; for series, volumes and vectors the errors in the units of the data next to
+those of interpolation, and an .npz file. docs/inverse.md says more.
 """
 
 from absl import flags
@@ -24,8 +26,9 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "mask",
         "",
-        "mask of inpaint: half, 'box(side=0.5)', 'random(keep=0.3)', or a picture "
-        "that is white where pixels are known (default half)",
+        "mask of inpaint: half, 'box(side=0.5)', 'random(keep=0.3)', 'channels(known=(0,))', a "
+        "picture that is white where pixels are known, or an .npy file of ones and zeros (default "
+        "half)",
     )
     flags.DEFINE_string(
         "method", "ddnm", "method: replacement, repaint, dps, pigdm, ddnm or unguided"

@@ -189,6 +189,8 @@ _TABLE = (
     ),
     Metric("psnr", "PSNR", HIGHER, Format(".2f", 1, "dB")),
     Metric("perceptual", "perceptual distance", LOWER, Format(".4f")),
+    Metric("rmse", "RMSE", LOWER, description="root mean squared error"),
+    Metric("crps", "CRPS", LOWER, description="continuous ranked probability score"),
     # likelihoods and autoencoders
     Metric("bits", "likelihood or bound", LOWER, Format(".3f", 1, "bits/dim")),
     Metric("rate", "rate (KL)", NEITHER, Format(".4g", 1, "nats")),

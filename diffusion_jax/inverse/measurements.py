@@ -1,4 +1,7 @@
-"""Measurements y = A x + noise of images: inpainting, super-resolution, deblurring and others.
+"""Measurements y = A x + noise: inpainting, super-resolution, deblurring and others.
+
+A sample is an array (N_1, ..., N_d, C), such as an image (H, W, C); all but `colorize` treat its
+axes alike.
 
 For a linear A, everything that the methods need follows from A, its transpose and functions of the
 symmetric matrix A A^T = U diag(s^2) U^T. The pseudo-inverse is A^+ y = A^T U diag(1 / s^2) U^T y.
@@ -6,6 +9,7 @@ symmetric matrix A A^T = U diag(s^2) U^T. The pseudo-inverse is A^+ y = A^T U di
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -124,7 +128,7 @@ def inpaint(shape: tuple[int, ...], mask: masks.Mask, std: float = 0.0) -> Measu
     """Inpainting: y = mask x. A A^T is the mask itself.
 
     Args:
-      shape: shape of an example, (H, W, C) or (D,).
+      shape: shape of a sample, such as (H, W, C) or (D,).
       mask: ones and zeros that broadcast to `shape`, such as (H, W, 1).
       std: standard deviation of the noise.
 
@@ -177,34 +181,48 @@ def colorize(shape: tuple[int, ...], std: float = 0.0) -> Measurement:
     )
 
 
-def superres(shape: tuple[int, ...], factor: int = 4, std: float = 0.0) -> Measurement:
-    """Super-resolution: y is the mean of factor x factor pixels. A A^T = I / factor^2.
+def superres(
+    shape: tuple[int, ...], factor: int = 4, std: float = 0.0, axes: tuple[int, ...] = ()
+) -> Measurement:
+    """Super-resolution: y is the mean of blocks of factor^d values. A A^T = I / factor^d.
 
     Args:
-      shape: shape of an image, (H, W, C).
-      factor: height and width of a block.
+      shape: shape of a sample, such as (H, W, C).
+      factor: extent of a block along each axis.
       std: standard deviation of the noise.
+      axes: the d axes whose resolution is lost; () for all but channels.
 
     Returns:
-      The measurement; y is (B, H / factor, W / factor, C).
+      The measurement; y of images is (B, H / factor, W / factor, C).
 
     Raises:
-      UserError: if `factor` does not divide the image.
+      UserError: for vectors, if `factor` does not divide an axis, and for axes that are not there.
     """
-    height, width, channels = _image(shape, "superres")
-    if factor < 1 or height % factor or width % factor:
-        raise UserError(f"superres(factor={factor}) does not divide images of {height}x{width}")
+    *extents, _ = _with_axes(shape, "superres")
+    axes = tuple(sorted(set(axes))) or tuple(range(len(extents)))
+    if not all(0 <= axis < len(extents) for axis in axes):
+        raise UserError(
+            f"superres(axes={axes}): the axes of samples {tuple(shape)} besides channels are "
+            f"numbered from 0 to {len(extents) - 1}"
+        )
+    if factor < 1 or any(extents[axis] % factor for axis in axes):
+        size = "x".join(map(str, extents))
+        raise UserError(f"superres(factor={factor}) does not divide samples of {size}")
+    size = factor ** len(axes)
+    split = [(n // factor, factor) if i in axes else (n,) for i, n in enumerate(extents)]
+    blocks = tuple(axis + 2 + place for place, axis in enumerate(axes))
 
     def forward(x: Array) -> Array:
-        return jnp.mean(
-            x.reshape(-1, height // factor, factor, width // factor, factor, channels), (2, 4)
-        )
+        return jnp.mean(x.reshape(-1, *sum(split, ()), shape[-1]), blocks)
 
     def adjoint(y: Array) -> Array:
-        return jnp.repeat(jnp.repeat(y / factor**2, factor, 1), factor, 2)
+        x = y / size
+        for axis in axes:
+            x = jnp.repeat(x, factor, axis + 1)
+        return x
 
     return Measurement(
-        forward, _std(std), adjoint, lambda y, f: f(jnp.asarray(1 / factor**2, y.dtype)) * y
+        forward, _std(std), adjoint, lambda y, f: f(jnp.asarray(1 / size, y.dtype)) * y
     )
 
 
@@ -214,9 +232,9 @@ def deblur(
     """Deblurring: y = kernel * x, a circular convolution, diagonal under the FFT: s^2 = |h-hat|^2.
 
     Args:
-      shape: shape of an image, (H, W, C).
-      width: standard deviation of the 'gaussian' kernel in pixels; the 'uniform' kernel is a square
-        of side 2 width + 1.
+      shape: shape of a sample, such as (H, W, C).
+      width: standard deviation of the 'gaussian' kernel in values (pixels of an image); the
+        'uniform' kernel has the extent 2 width + 1 along each axis.
       kernel: 'gaussian' or 'uniform'.
       std: standard deviation of the noise.
 
@@ -227,7 +245,7 @@ def deblur(
       UserError: if the kernel is unknown or a number is out of range.
     """
     need_ranges("deblur", width=(width, 1e-3, 1e4))
-    height, across, _ = _image(shape, "deblur")
+    *extents, _ = _with_axes(shape, "deblur")
     if kernel not in ("gaussian", "uniform") or width <= 0:
         raise UserError(
             f"deblur(width={width}, kernel='{kernel}'): the kernel is 'gaussian' or 'uniform', its "
@@ -242,12 +260,13 @@ def deblur(
             weight = (distance <= width).astype(float)
         return weight / weight.sum()
 
-    response = np.fft.fft2(np.outer(profile(height), profile(across))).real[..., None]
-    h = jnp.asarray(response, jnp.float32)  # the kernel is symmetric, so its transform is real
+    response = np.fft.fftn(functools.reduce(np.multiply.outer, map(profile, extents))).real
+    # the kernel is symmetric, so its transform is real
+    h, axes = jnp.asarray(response[..., None], jnp.float32), tuple(range(1, len(shape)))
 
     def filtered(x: Array, gain: Array) -> Array:
-        return jnp.fft.ifft2(
-            gain.astype(x.dtype) * jnp.fft.fft2(x, axes=(1, 2)), axes=(1, 2)
+        return jnp.fft.ifftn(
+            gain.astype(x.dtype) * jnp.fft.fftn(x, axes=axes), axes=axes
         ).real.astype(x.dtype)
 
     def spectral(y: Array, f: Callable[[Array], Array]) -> Array:
@@ -313,10 +332,13 @@ def _std(std: float) -> float:
     return float(std)
 
 
-def _image(shape: tuple[int, ...], name: str) -> tuple[int, int, int]:
-    """The shape of an image; UserError for other examples."""
-    if len(shape) != 3:
-        raise UserError(f"{name} is for images (H, W, C), and these examples are {tuple(shape)}")
+def _with_axes(shape: tuple[int, ...], name: str) -> tuple[int, ...]:
+    """The shape of a sample that has axes besides its channels; UserError for vectors."""
+    if len(shape) < 2:
+        raise UserError(
+            f"{name} needs samples with an axis, such as images (H, W, C), and these are vectors "
+            f"{tuple(shape)}; take inpaint or linear"
+        )
     return shape
 
 

@@ -1,4 +1,4 @@
-"""The images that are edited or restored, with their conditions and the model that does it."""
+"""The samples that are edited or restored, with their conditions and the model that does it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array, Cond, Key
 from diffusion_jax.data import Dataset, transforms
 from diffusion_jax.evaluation import generate
+from diffusion_jax.evaluation.psnr import psnr
 
 
 class Job(NamedTuple):
-    """Images that a model edits or restores.
+    """Images, or other samples, that a model edits or restores.
 
     Attributes:
       trained: the model.
       sampling: how it samples; guided only where the images have a condition.
-      images: (N, H, W, C) float in [-1, 1].
+      images: (N, ...) float, as the network sees them: images in [-1, 1], or normalized numbers.
       labels: (N,) their true classes; None where they are not known.
       cond: their conditions.
       keys: (N,) a random key for each.
@@ -74,6 +75,24 @@ def job_for(
     x0 = jnp.asarray(transforms.to_float(picked["image"]))
     keys = generate.seeds_to_keys(seeds)
     return Job(trained, resolved._replace(guided=guided), x0, own, cond, keys)
+
+
+def psnr_of(model: Experiment, samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """PSNR of each sample, whose peak for normalized numbers is the range of the training split.
+
+    Args:
+      model: the model.
+      samples: (N, ...), as they are judged (sampling.finished).
+      truth: likewise.
+
+    Returns:
+      (N,), in dB.
+    """
+    known = model.normalization
+    if known is None:
+        return psnr(samples, truth)
+    span = np.subtract(known.high, known.low)
+    return psnr(known.decode(samples), known.decode(truth), np.where(span > 0, span, 1.0))
 
 
 def conditions(

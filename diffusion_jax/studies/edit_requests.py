@@ -10,7 +10,7 @@ import numpy as np
 
 from diffusion_jax.assembly import components
 from diffusion_jax.assembly.build import build, members
-from diffusion_jax.core import parsing
+from diffusion_jax.core import npz, parsing
 from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.data import folder, transforms
 from diffusion_jax.inverse.measurements import Measurement
@@ -20,22 +20,39 @@ EDITS = ("interpolate", "sdedit", "translate")  # the tasks that are no inverse 
 
 
 def mask_for(spec: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The mask that --mask names: 1 where pixels are known, 0 where they are painted.
+    """The mask that --mask names: 1 where values are known, 0 where they are painted.
 
     Args:
-      spec: 'half', 'box(side=0.5)', 'random(keep=0.3)', or a picture file, white where pixels are
-        known.
-      shape: (H, W, C) of the images.
+      spec: a mask of inverse/masks.py, such as 'box(side=0.5)'; or a file: a picture, white where
+        pixels are known, or an .npy file of ones and zeros.
+      shape: (N_1, ..., N_d, C) of the samples.
 
     Returns:
-      (H, W, 1) float32.
+      float32 that broadcasts to a sample, such as (H, W, 1).
 
     Raises:
-      UserError: for a file that is no picture, has another size, or is of one color.
+      UserError: for a file that is no mask, has another size, or hides nothing or everything.
     """
     spec = parsing.expand_home("--mask", spec)
     if not re.search(r"[./\\]\w+$", spec.partition("(")[0]) and not Path(spec).is_file():
         return build(components.MASKS, spec, shape)
+    mask = _array_mask(spec, shape) if spec.endswith(".npy") else _picture_mask(spec, shape)
+    if mask.min() == mask.max():
+        words = ("1", "0") if spec.endswith(".npy") else ("white", "black")
+        white = f"{words[0]}: there is nothing to paint"
+        raise UserError(
+            f"--mask={spec} is all {white if mask.max() else f'{words[1]}: nothing is known'}"
+        )
+    return mask
+
+
+def _picture_mask(spec: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A mask from a picture, which masks samples of two axes."""
+    if len(shape) != 3:
+        raise UserError(
+            f"--mask={spec}: a picture masks images, and these samples are {tuple(shape)}; take "
+            f"{', '.join(members(components.MASKS))} or an .npy file of ones and zeros"
+        )
     try:
         with transforms.open_image(spec) as picture:
             levels = np.asarray(picture.convert("L"), np.float32)
@@ -48,10 +65,21 @@ def mask_for(spec: str, shape: tuple[int, ...]) -> np.ndarray:
     if mask.shape[:2] != tuple(shape[:2]):
         sizes = ["x".join(map(str, of[:2])) for of in (mask.shape, shape)]
         raise UserError(f"--mask={spec} is {sizes[0]} (height x width), the images are {sizes[1]}")
-    if mask.min() == mask.max():
-        what = "white: there is nothing to paint" if mask.max() else "black: nothing is known"
-        raise UserError(f"--mask={spec} is all {what}")
     return mask
+
+
+def _array_mask(spec: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A mask from an .npy file, with or without an axis of channels."""
+    found = np.asarray(npz.mapped(spec))
+    if found.ndim == len(shape) - 1:
+        found = found[..., None]
+    fits = found.ndim == len(shape) and all(m in (1, n) for m, n in zip(found.shape, shape))
+    if not fits or found.dtype.kind not in "biuf" or not np.isin(found, (0, 1)).all():
+        raise UserError(
+            f"--mask={spec} is {found.dtype} {found.shape}; samples {tuple(shape)} need ones, "
+            "where values are known, and zeros of that shape, or with 1 in place of an extent"
+        )
+    return found.astype(np.float32)
 
 
 def measurement_for(task: str, mask: str, shape: tuple[int, ...]) -> Measurement:
@@ -60,7 +88,7 @@ def measurement_for(task: str, mask: str, shape: tuple[int, ...]) -> Measurement
     Args:
       task: a measurement of inverse/measurements.py, with or without arguments.
       mask: the mask of the task inpaint ('' takes half); '' for other tasks.
-      shape: (H, W, C) of the images.
+      shape: (N_1, ..., N_d, C) of the samples.
 
     Raises:
       UserError: for an unknown task, and for a mask that the task does not use.

@@ -13,11 +13,9 @@ from diffusion_jax.assembly import denoiser, sampling
 from diffusion_jax.core import parsing
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Denoise
-from diffusion_jax.data import transforms
-from diffusion_jax.evaluation.psnr import psnr
 from diffusion_jax.inverse import edits
 from diffusion_jax.samplers import base
-from diffusion_jax.studies.edit_job import Job
+from diffusion_jax.studies.edit_job import Job, psnr_of
 from diffusion_jax.studies.restoration import Strip
 
 
@@ -31,7 +29,7 @@ def apply(job: Job, task: str, labels: str, strengths: list[float]) -> Strip:
       strengths: the strengths of sdedit.
 
     Returns:
-      Rows of images (N, H, W, C) uint8, their names, and facts for the JSON file.
+      Rows of samples (N, ...) as they are judged, their names, and facts for the JSON file.
 
     Raises:
       UserError: where the model or the number of images does not allow the task.
@@ -77,6 +75,7 @@ def interpolate(job: Job, denoise: Denoise, steps: int = 9) -> Strip:
     """
     sampler, process = job.sampling.sampler, job.trained.experiment.process
     ts, half = job.sampling.ts, len(job.images) // 2
+    finish = sampling.finished(job.trained.experiment)
     if not half:
         raise UserError("--task=interpolate needs two images; set --num=2 or more")
     weights = np.linspace(0, 1, steps).astype(np.float32)
@@ -93,15 +92,15 @@ def interpolate(job: Job, denoise: Denoise, steps: int = 9) -> Strip:
         run = jax.jit(lambda *args: edits.blend(sampler, denoise, process, *args))
         starts = pairs(base.start(process, job.keys, job.images.shape))
         frames = np.asarray(run(pairs(job.keys)[0], *starts, weights, ts, conds))
-        return list(map(transforms.to_uint8, frames)), names, {"between": "own images"}
+        return list(map(finish, frames)), names, {"between": "own images"}
     run = jax.jit(lambda *args: edits.interpolate(sampler, denoise, process, *args))
     one, other = pairs(job.images)
     frames = np.asarray(run(one, other, weights, ts, conds))
     ends = [
-        psnr(transforms.to_uint8(frame), transforms.to_uint8(end)).mean()
+        psnr_of(job.trained.experiment, finish(frame), finish(end)).mean()
         for frame, end in ((frames[0], one), (frames[-1], other))
     ]
-    rows = list(map(transforms.to_uint8, [one, *frames, other]))
+    rows = list(map(finish, [one, *frames, other]))
     return rows, ["one", *names, "other"], {"psnr_of_ends": [float(end) for end in ends]}
 
 
@@ -113,20 +112,19 @@ def sdedit(job: Job, denoise: Denoise, strengths: list[float]) -> Strip:
       denoise: the denoiser.
       strengths: shares of the sampler's steps: the larger, the less is left of the image.
     """
-    process, guide = job.trained.experiment.process, transforms.to_uint8(job.images)
+    model, finish = job.trained.experiment, sampling.finished(job.trained.experiment)
+    process, guide = model.process, finish(job.images)
     run = jax.jit(
         lambda keys, x, ts, cond: edits.sdedit(
             job.sampling.sampler, denoise, process, keys, x, ts, cond
         )
     )
     results = [
-        transforms.to_uint8(
-            run(job.keys, job.images, edits.last_moves(job.sampling.ts, strength), job.cond)
-        )
+        finish(run(job.keys, job.images, edits.last_moves(job.sampling.ts, strength), job.cond))
         for strength in strengths
     ]
     distances = {
-        f"{strength:g}": float(psnr(result, guide).mean())
+        f"{strength:g}": float(psnr_of(model, result, guide).mean())
         for strength, result in zip(strengths, results, strict=True)
     }
     names = ["guide", *(f"strength {strength:g}" for strength in strengths)]
@@ -157,7 +155,8 @@ def translate(job: Job, denoise: Denoise, labels: str) -> Strip:
         if labels in ("", "own")
         else parsing.labels("labels", labels, classes[:-1])
     )
-    truth = transforms.to_uint8(job.images)
+    finish = sampling.finished(model)
+    truth = finish(job.images)
     # where the class of an image is not known, it is encoded without a condition
     own = (
         model.conditions.null(len(truth))
@@ -170,7 +169,7 @@ def translate(job: Job, denoise: Denoise, labels: str) -> Strip:
         )
     )
     conds = [own, *(model.conditions.of_labels(np.full(len(truth), label)) for label in targets)]
-    results = [transforms.to_uint8(run(job.images, job.sampling.ts, own, cond)) for cond in conds]
+    results = [finish(run(job.images, job.sampling.ts, own, cond)) for cond in conds]
     names = ["image", "there and back", *(classes[label] for label in targets)]
-    score = float(psnr(results[0], truth).mean())
+    score = float(psnr_of(model, results[0], truth).mean())
     return [truth, *results], names, {"psnr_there_and_back": score}

@@ -1,4 +1,4 @@
-"""Images restored and edited by a trained model, as a command."""
+"""Images and other arrays restored and edited by a trained model, as a command."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax.assembly import experiment
+from diffusion_jax import data
+from diffusion_jax.assembly import data_record, experiment
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.core import files, parsing, provenance
 from diffusion_jax.core.errors import UserError
+from diffusion_jax.data.normalization import Normalization
 from diffusion_jax.pretrained import folders
-from diffusion_jax.report import pictures
-from diffusion_jax.studies import edit_tasks, restoration
+from diffusion_jax.report import media, pictures
+from diffusion_jax.studies import edit_arrays, edit_tasks, restoration
 from diffusion_jax.studies.edit_job import Job, job_for
 from diffusion_jax.studies.edit_requests import (
     EDITS,
@@ -25,6 +27,8 @@ from diffusion_jax.studies.edit_requests import (
     read_images,
     strengths_of,
 )
+
+MEAN_OF = 10_000  # training samples of whose mean the trivial baselines are made, at most
 
 
 def edit(
@@ -45,7 +49,7 @@ def edit(
     scale: int = 0,
     out: str = "",
 ) -> None:
-    """Edit images with a trained model; write a picture of strips and a JSON file.
+    """Edit samples with a trained model; write a picture and a JSON file, and arrays as an .npz.
 
     Args:
       config: the config of the run, with the sampling settings.
@@ -67,26 +71,45 @@ def edit(
     Raises:
       UserError: for tasks, masks, methods, conditions and images that do not exist or fit.
     """
-    shape = tuple(workdirs.about_data(workdir)["image_shape"])
+    shape, normalization = _shape_and_normalization(workdir)
+    shown = media.media_of(shape, normalization)
     strengths, is_edit = strengths_of(strength), task in EDITS
     if not is_edit:  # mistakes are reported before anything takes long
         method_for(method, measurement_for(task, mask, shape), task)
-    if image and (first is not None or num is not None):
-        raise UserError(
-            "--first and --num choose held-out images, and --image names its own; leave them out"
-        )
+    _check_images(image, shown if normalization else None, first, num)
     parts = [task, mask, "" if is_edit else method, Path(image[0]).stem if image else ""]
-    stem = folders.outputs(workdir) / "edits" / _file_name(parts)
-    written = parsing.output("out", out, ".png", ".json", default=stem)
+    written = _files(out, workdir, parts, arrays=bool(normalization and not is_edit))
     wanted = "" if task == "translate" else labels  # whose labels are its targets
-    job = _job(config, workdir, shape, wanted, prompt, image, first or 0, num or 8, seed)
-    if is_edit:
-        strip = edit_tasks.apply(job, task, labels, strengths)
-    else:
-        strip = restoration.solve(job, task, mask, method, draws)
+    job, dataset = _job(config, workdir, shape, wanted, prompt, image, first or 0, num or 8, seed)
     asked = {"task": task, "mask": mask, "labels": labels, "prompts": list(prompt)}
     asked |= {"images": list(image), "num": len(job.images), "first": first or 0, "seed": seed}
-    _save(job, strip, asked, written, scale)
+    if is_edit:
+        strip = edit_tasks.apply(job, task, labels, strengths)
+    elif normalization is None:
+        strip = restoration.solve(job, task, mask, method, draws)
+    else:
+        _restore_arrays(job, dataset, asked, method, draws, written)
+        return
+    _save(job, strip, asked, written, shown, scale)
+
+
+def _restore_arrays(
+    job: Job,
+    dataset: data.Dataset,
+    asked: dict[str, Any],
+    method: str,
+    draws: int,
+    written: dict[str, Path],
+) -> None:
+    """Restore arrays, write the files and print the scores."""
+    model = job.trained.experiment
+    mean = data.arrays(dataset.train, MEAN_OF)["image"].mean(0)
+    scored = edit_arrays.restore(job, asked["task"], asked["mask"], method, draws, mean)
+    shown = media.media_of(model.shape, model.normalization)
+    edit_arrays.save(scored, shown, model.normalization, written)
+    _save_json(job, edit_arrays.facts(scored, method), asked, written[".json"])
+    print(edit_arrays.table(scored, model.normalization))
+    print(edit_arrays.summary(scored, list(written.values())))
 
 
 def _save(
@@ -94,15 +117,43 @@ def _save(
     strip: restoration.Strip,
     asked: dict[str, Any],
     written: dict[str, Path],
+    shown: media.Media,
     scale: int,
 ) -> None:
-    """Write the picture and the JSON file, and print the scores."""
+    """Write the picture of strips and the JSON file, and print the scores."""
     rows, names, facts = strip
-    model = job.trained.experiment
-    picture = pictures.image_grid(
-        np.concatenate(rows), len(rows[0]), row_labels=names, scale=scale or None
-    )
+    # tiles of arrays have their size already
+    scale = scale or (1 if job.trained.experiment.normalization else None)
+    tiles, columns = np.concatenate(list(map(shown.tiles, rows))), len(rows[0])
+    picture = pictures.image_grid(tiles, columns, row_labels=names, scale=scale)
     pictures.save(picture, written[".png"])
+    _save_json(job, facts, asked, written[".json"])
+    print(f"{_scores(facts)}: {written['.png']}, {written['.json']}")
+
+
+def _shape_and_normalization(workdir: str) -> tuple[tuple[int, ...], Normalization | None]:
+    about = workdirs.about_data(workdir)
+    return tuple(about["image_shape"]), data_record.normalization(about)
+
+
+def _check_images(
+    image: Sequence[str], arrays: media.Media | None, first: int | None, num: int | None
+) -> None:
+    """Refuse --image together with held-out samples, and for a model of arrays."""
+    if image and arrays:
+        raise UserError(
+            f"--image={image[0]}: this model draws {arrays.plural} of numbers, not pictures; name "
+            "a file of such by --config.data.path, whose held-out samples are then edited"
+        )
+    if image and (first is not None or num is not None):
+        raise UserError(
+            "--first and --num choose held-out images, and --image names its own; leave them out"
+        )
+
+
+def _save_json(job: Job, facts: dict[str, Any], asked: dict[str, Any], path: Path) -> None:
+    """Write the JSON file."""
+    model = job.trained.experiment
     about = {
         **asked,
         "sampler": model.record["sampler"],
@@ -110,8 +161,14 @@ def _save(
         "weights": job.trained.weights,
         "provenance": provenance.provenance(model.record, asked["seed"]),
     }
-    files.save_json(written[".json"], facts | about)
-    print(f"{_scores(facts)}: {written['.png']}, {written['.json']}")
+    files.save_json(path, facts | about)
+
+
+def _files(out: str, workdir: str, parts: Sequence[str], *, arrays: bool) -> dict[str, Path]:
+    """The files to write, by their endings."""
+    stem = folders.outputs(workdir) / "edits" / _file_name(parts)
+    endings = [".png", ".json", *([".npz"] if arrays else [])]
+    return parsing.output("out", out, *endings, default=stem)
 
 
 def _file_name(parts: Sequence[str]) -> str:
@@ -130,11 +187,11 @@ def _job(
     first: int,
     num: int,
     seed: int,
-) -> Job:
-    """The images to edit, and the model."""
+) -> tuple[Job, data.Dataset | None]:
+    """What to edit with the model, and the data set, which the user's own images have not."""
     images = read_images(image, shape) if image else None
     trained = workdirs.load(workdir, config)
-    experiment.need_images(trained.experiment)
+    experiment.need_judged(trained.experiment)
     experiment.need_pixels(trained.experiment)
     dataset = None if image else workdirs.dataset(config, workdir)
     last = len(image) if dataset is None else min(first + num, len(dataset.test))
@@ -142,7 +199,7 @@ def _job(
     if not len(index):
         raise UserError(f"--first={first}: there are {len(dataset.test)} held-out images")
     seeds = range(seed, seed + len(index))
-    return job_for(trained, dataset, index, labels, prompt, seeds, images)
+    return job_for(trained, dataset, index, labels, prompt, seeds, images), dataset
 
 
 def _scores(facts: dict[str, Any]) -> str:

@@ -1,10 +1,10 @@
-"""Inverse problems solved by a trained model."""
+"""Inverse problems solved by a trained model: the programs, and the restored images."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -119,10 +119,10 @@ def restored(
     description: str = "restoring",
     progress: bool = True,
 ) -> np.ndarray:
-    """Restore images from measurements, in batches of one size.
+    """Restore samples from measurements, in batches of one size.
 
     Args:
-      job: the images' conditions and the model.
+      job: the samples' conditions and the model.
       method: how the measurement guides the model.
       measurement: the measurement.
       y: (N, ...) what was measured.
@@ -132,7 +132,7 @@ def restored(
       progress: whether there is one.
 
     Returns:
-      (N, H, W, C) uint8.
+      (N, ...) as they are judged: uint8 images, or normalized numbers.
     """
     model, resolved = job.trained.experiment, job.sampling
     run = run or restorer(model, resolved, method, measurement)
@@ -152,6 +152,7 @@ def restored(
         batch_size=batch_size,
         description=description,
         progress=progress,
+        finish=sampling.finished(model),
     )
 
 
@@ -170,10 +171,10 @@ def as_image(measurement: Measurement, y: Array, shape: tuple[int, ...]) -> np.n
 
 
 def measure(job: Job, measurement: Measurement) -> Array:
-    """Measure the images of a job, with the noise of each from its own key.
+    """Measure the samples of a job, with the noise of each from its own key.
 
     Args:
-      job: the images (N, H, W, C) in [-1, 1] and their keys (N,).
+      job: the samples (N, ...) as the network sees them, and their keys (N,).
       measurement: how an image becomes a measurement.
 
     Returns:
@@ -210,6 +211,46 @@ def keys_of_draw(job: Job, draw: int) -> Key:
     return arrays.fold_in(job.keys, streams.EDIT_DRAW + draw) if draw else job.keys
 
 
+class RestoredSamples(NamedTuple):
+    """What a method makes of measured samples; the arrays are as they are judged.
+
+    Attributes:
+      measurement: how they were measured.
+      y: (N, ...) the measurements.
+      draws: (K, N, ...) the results of the method.
+      truth: (N, ...) the samples.
+      evaluations: network evaluations of each result; None where a tolerance decides.
+    """
+
+    measurement: Measurement
+    y: Array
+    draws: np.ndarray
+    truth: np.ndarray
+    evaluations: int | None
+
+
+def restore(job: Job, task: str, mask: str, spec: str, draws: int) -> RestoredSamples:
+    """Restore the samples of a job from their own measurements.
+
+    Args:
+      job: the samples and the model.
+      task: the measurement, as in `measurement_for`.
+      mask: its mask.
+      spec: the method.
+      draws: results of each sample.
+    """
+    model = job.trained.experiment
+    measurement = measurement_for(task, mask, model.shape)
+    method = method_for(spec, measurement, task)
+    job, evaluations = with_budget(job, method, measurement)
+    y = measure(job, measurement)
+    results = np.stack(
+        [restored(job, method, measurement, y, keys_of_draw(job, draw)) for draw in range(draws)]
+    )
+    truth = sampling.finished(model)(job.images)
+    return RestoredSamples(measurement, y, results, truth, evaluations)
+
+
 def solve(job: Job, task: str, mask: str, spec: str, draws: int) -> Strip:
     """Restore the job's images from their own measurements.
 
@@ -224,22 +265,16 @@ def solve(job: Job, task: str, mask: str, spec: str, draws: int) -> Strip:
       Rows (N, H, W, C) uint8: the measurement, the results, the truth; their names; and facts for
       the JSON file, with the PSNR of every image.
     """
-    measurement = measurement_for(task, mask, job.trained.experiment.shape)
-    method = method_for(spec, measurement, task)
-    job, evaluations = with_budget(job, method, measurement)
-    y = measure(job, measurement)
-    results = [
-        restored(job, method, measurement, y, keys_of_draw(job, draw)) for draw in range(draws)
-    ]
-    truth = transforms.to_uint8(job.images)
-    given = transforms.to_uint8(as_image(measurement, y, job.trained.experiment.shape))
-    scores = np.stack([psnr(result, truth) for result in results])
+    found = restore(job, task, mask, spec, draws)
+    given = as_image(found.measurement, found.y, job.trained.experiment.shape)
+    given = transforms.to_uint8(given)
+    scores = np.stack([psnr(result, found.truth) for result in found.draws])
     facts = {
         "method": spec,
         "psnr": float(scores.mean()),
-        "psnr_of_measurement": float(psnr(given, truth).mean()),
+        "psnr_of_measurement": float(psnr(given, found.truth).mean()),
         "psnr_per_image": scores.tolist(),
-        "evaluations": evaluations,
+        "evaluations": found.evaluations,
     }
     names = ["measurement", *(["result"] * draws), "truth"]
-    return [given, *results, truth], names, facts
+    return [given, *found.draws, found.truth], names, facts

@@ -52,6 +52,14 @@ def test_every_command_takes_arrays_of_any_number_of_axes(axes, shape, dtype, tm
     command("likelihood", to, "--num=2", "--solver=rk4", "--steps=2")
     bits = json.loads((run / "likelihood.json").read_text())["rows"][0]["bits"]
     assert np.isfinite(bits)
+    if axes:
+        edit = ["--num=2", "--method=replacement", f"--out={tmp_path}/e", "--config.sampler.nfe=2"]
+        done = command("edit", to, "--mask=box", *edit)
+        assert "linear interpolation" in done.stdout and width(tmp_path / "e.png") > 60
+        with np.load(tmp_path / "e.npz") as restored:
+            assert restored["restored"].shape == (1, 2, *shape)
+    done = command("edit", to, "--image=a.png", expect=2)
+    assert "--image=a.png: this model draws" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_mistakes_with_arrays_are_one_line(tmp_path):

@@ -16,6 +16,7 @@ from tests.families import public
 from tests.inverse.problems import METHODS
 
 SHAPE = (4, 4, 3)
+SERIES, VOLUME = (24, 2), (4, 3, 4, 1)  # as many numbers
 
 
 MASK = (np.arange(16).reshape(4, 4, 1) % 3 > 0).astype(np.float32)
@@ -27,6 +28,10 @@ MEASUREMENTS = {
     "superres": lambda **k: measurements.superres(SHAPE, 2, **k),
     "deblur": lambda **k: measurements.deblur(SHAPE, 0.6, **k),
     "deblur_uniform": lambda **k: measurements.deblur(SHAPE, 1, "uniform", **k),
+    "superres_series": lambda **k: measurements.superres(SERIES, 4, **k),
+    "superres_volume": lambda **k: measurements.superres(VOLUME, 2, axes=(2, 0), **k),
+    "deblur_series": lambda **k: measurements.deblur(SERIES, 0.6, **k),
+    "deblur_volume": lambda **k: measurements.deblur(VOLUME, 0.6, **k),
     "linear": lambda **k: measurements.linear(
         SHAPE, np.random.default_rng(0).standard_normal((5, 48)), **k
     ),
@@ -36,18 +41,22 @@ MEASUREMENTS = {
 every_measurement = pytest.mark.parametrize("name", MEASUREMENTS)
 
 
+def shape_of(name):
+    return {"series": SERIES, "volume": VOLUME}.get(name.partition("_")[2], SHAPE)
+
+
 def test_every_measurement_and_method_is_here():
     made = set(public(measurements, "Measurement"))
     assert made == {name.partition("_")[0] for name in MEASUREMENTS} | {"saturate"}
     assert set(METHODS) == {"unguided", "ddnm", "pigdm", "dps", "replacement", "repaint"}
-    assert set(public(masks, "Mask")) == {"half", "box", "random"}
+    assert set(public(masks, "Mask")) == {"half", "box", "random", "channels"}
 
 
 @every_measurement
 def test_all_of_a_measurement_is_that_of_its_matrix(name):
     """The transpose, the pseudo-inverse and a function of A A^T, from the matrix of forward."""
     measurement = MEASUREMENTS[name]()
-    eye = jnp.eye(48).reshape(48, *SHAPE)
+    eye = jnp.eye(48).reshape(48, *shape_of(name))
     rows = measurement.forward(eye)
     matrix = np.asarray(rows, np.float64).reshape(48, -1).T  # (M, 48)
     units = jnp.eye(len(matrix)).reshape(-1, *rows.shape[1:])
@@ -76,7 +85,7 @@ def test_all_of_a_measurement_is_that_of_its_matrix(name):
 def test_consistent_is_the_nearest_image_with_the_measurement(name):
     measurement = MEASUREMENTS[name]()
     rng = np.random.default_rng(1)
-    x, other = (jnp.asarray(rng.standard_normal((2, *SHAPE)), "float32") for _ in range(2))
+    x, other = (jnp.asarray(rng.standard_normal((2, *shape_of(name))), "float32") for _ in range(2))
     y = measurement.forward(other)
     found = measurements.consistent(measurement, x, y)
     assert_allclose(measurement.forward(found), y, atol=2e-4)
@@ -117,13 +126,32 @@ def test_masks():
     assert_array_equal(scattered, masks.random((10, 10, 3), 0.3, seed=1))
 
 
+def test_masks_of_other_axes():
+    """A vector has a value for each column, and chosen axes leave the others whole."""
+    assert_array_equal(masks.half((5,)), [1, 1, 0, 0, 0])
+    assert masks.half((4, 2, 6, 1), axis=2)[:, :, :3].all() and masks.half((8, 2)).shape == (8, 1)
+    assert_array_equal(masks.box((8, 2), 0.25)[:, 0], [1, 1, 1, 0, 0, 1, 1, 1])
+    slab = masks.box((4, 4, 4, 1), axes=(1,))
+    assert not slab[:, 1:3].any() and slab[:, [0, 3]].all()
+    rows = masks.random((10, 4, 1), 0.3, axes=(0,))[..., 0]
+    assert (rows == rows[:, :1]).all() and rows.mean() == 0.3
+    assert_array_equal(masks.channels((8, 3), known=(2, 0)), [[1, 0, 1]])
+    assert_array_equal(masks.channels((3,), known=(1,)), [0, 1, 0])
+
+
 @pytest.mark.parametrize(
     "make, words",
     [
         (lambda: measurements.inpaint((8, 8, 1), np.ones((4, 8, 1))), "does not fit"),
         (lambda: measurements.colorize((8, 8, 1)), "needs color"),
         (lambda: measurements.superres((8, 8, 1), 3), "does not divide"),
-        (lambda: measurements.superres((2,), 2), "is for images"),
+        (lambda: measurements.superres((2,), 2), "needs samples with an axis.*vectors"),
+        (lambda: measurements.deblur((2,)), "needs samples with an axis.*vectors"),
+        (lambda: measurements.superres((8, 1), 2, axes=(1,)), "numbered from 0 to 0"),
+        (lambda: masks.half((8, 1), axis=1), "samples have 1 axis besides channels"),
+        (lambda: masks.box((8, 8, 1), axes=(2,)), "samples have 2 axes .* from 0 to 1"),
+        (lambda: masks.channels((8, 1)), "not all of them"),
+        (lambda: masks.channels((8, 2), (2,)), "2 channels, numbered from 0"),
         (lambda: measurements.deblur((8, 8, 1), -1.0), "width=-1.0: it must be at least"),
         (lambda: measurements.linear((2,), np.ones((1, 3))), "must be"),
         (

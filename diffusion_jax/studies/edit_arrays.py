@@ -1,0 +1,203 @@
+"""Series, volumes and vectors restored by a trained model: scores in their own units, pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.core import npz
+from diffusion_jax.data.normalization import Normalization
+from diffusion_jax.evaluation import metrics
+from diffusion_jax.evaluation.restored import crps, rmse
+from diffusion_jax.inverse import baselines, measurements
+from diffusion_jax.report import media, restored
+from diffusion_jax.report.tables import markdown_table
+from diffusion_jax.studies import restoration
+from diffusion_jax.studies.edit_job import Job, psnr_of
+from diffusion_jax.studies.restoration import RestoredSamples
+
+CHANNELS = 4  # whose errors have columns of their own, at most
+
+
+class ScoredArrays(NamedTuple):
+    """RestoredSamples arrays and their scores.
+
+    Attributes:
+      found: what the method made.
+      given: (N, ...) the measurements in the shape of samples, normalized.
+      known: (N_1, ..., C), 1 where a value was measured as it is; None where none was (deblurring).
+      rows: a row for each baseline and for the method: 'method', 'evaluations', and for 'rmse' and
+        'crps' (N, C), for 'psnr' (N,).
+    """
+
+    found: RestoredSamples
+    given: np.ndarray
+    known: np.ndarray | None
+    rows: list[dict[str, Any]]
+
+
+def restore(
+    job: Job, task: str, mask: str, spec: str, draws: int, mean: np.ndarray
+) -> ScoredArrays:
+    """Restore the arrays of a job from their own measurements, and score them.
+
+    Args:
+      job: the arrays and the model.
+      task: the measurement, as in `edit_requests.measurement_for`.
+      mask: its mask.
+      spec: the method.
+      draws: results of each array.
+      mean: (N_1, ..., C) the mean of the training split, normalized.
+    """
+    found, model = restoration.restore(job, task, mask, spec, draws), job.trained.experiment
+    known = None
+    if task.partition("(")[0].strip() == "inpaint":
+        ones = jnp.ones((1, *model.shape))
+        known = np.asarray(found.measurement.forward(ones))[0] > 0
+    given = restoration.as_image(found.measurement, found.y, model.shape)
+    trivial = _baselines(found, known, given, mean)
+    counted = np.ones(model.shape, bool) if known is None else ~known
+    normalization = model.normalization
+    truth = normalization.decode(found.truth)
+
+    def row(name: str, results: np.ndarray, **more: Any) -> dict[str, Any]:
+        decoded = [normalization.decode(result) for result in results]
+        return {
+            "method": name,
+            "rmse": np.mean([rmse(result, truth, counted) for result in decoded], 0),
+            "crps": crps(np.stack(decoded), truth, counted),
+            "psnr": np.mean([psnr_of(model, r, found.truth) for r in results], 0),
+            **more,
+        }
+
+    rows = [row(name, values[None]) for name, values in trivial.items()]
+    rows.append(row(spec, found.draws, evaluations=found.evaluations))
+    if draws > 1:
+        average = row(f"mean of {draws} draws", found.draws.mean(0, keepdims=True))
+        evaluations = draws * found.evaluations if found.evaluations else None
+        rows.append(average | {"evaluations": evaluations})
+    return ScoredArrays(found, given, known, rows)
+
+
+def _baselines(
+    found: RestoredSamples, known: np.ndarray | None, given: np.ndarray, mean: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Restorations without a model: {name: (N, ...)}."""
+    if known is not None:
+        filled = {"mean of the training set": np.where(known, given, mean)}
+        if known.ndim > 1:
+            filled["linear interpolation"] = baselines.interpolated(given, known, mean)
+        return filled
+    if found.y.ndim == given.ndim and found.y.shape != given.shape:  # of a lower resolution
+        linear = np.asarray(jax.image.resize(found.y, given.shape, "linear"))
+        return {"nearest": np.asarray(given), "linear interpolation": linear}
+    if found.measurement.spectral is None:  # not linear
+        return {"measurement itself": np.asarray(given)}
+    least = np.asarray(measurements.pinv(found.measurement, found.y))
+    return {"pseudo-inverse": least}
+
+
+def table(scored: ScoredArrays, normalization: Normalization) -> str:
+    """Write the scores in Markdown, each with its standard error over samples.
+
+    Args:
+      scored: what was restored.
+      normalization: of the data.
+    """
+    channels = len(normalization.scale)
+    columns = {"method": "method", "evaluations": "NFE"}
+    shown = [{key: row.get(key) for key in columns} for row in scored.rows]
+    for name in ("rmse", "crps"):
+        metric = metrics.find(name)
+        for channel in range(min(channels, CHANNELS)):
+            own = [row[name][:, channel] for row in scored.rows]
+            if np.isnan(own).all():  # every value of this channel was measured
+                continue
+            key = f"{name} {channel}"
+            columns[key] = f"{metric.label}, channel {channel}" if channels > 1 else metric.label
+            for line, values in zip(shown, own):
+                line[key] = metric.number(*_mean_and_error(values))
+    columns["psnr"] = metrics.find("psnr").label
+    for line, row in zip(shown, scored.rows):
+        line["psnr"] = metrics.find("psnr").number(*_mean_and_error(row["psnr"]))
+    return markdown_table(shown, columns)
+
+
+def _mean_and_error(values: np.ndarray) -> tuple[float, float | None]:
+    """The mean over samples and its standard error; None for the error of a single sample."""
+    error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else None
+    return float(np.mean(values)), error
+
+
+def facts(scored: ScoredArrays, spec: str) -> dict[str, Any]:
+    """What the JSON file says of the results: the scores of every sample.
+
+    Args:
+      scored: what was restored.
+      spec: the method.
+    """
+    rows = [
+        {
+            key: value.tolist() if isinstance(value, np.ndarray) else value
+            for key, value in r.items()
+        }
+        for r in scored.rows
+    ]
+    counted = "all values" if scored.known is None else "values that were not measured"
+    return {
+        "method": spec,
+        "evaluations": scored.found.evaluations,
+        "scores": rows,
+        "rmse_and_crps_of": counted,
+    }
+
+
+def save(
+    scored: ScoredArrays,
+    shown: media.Media,
+    normalization: Normalization,
+    files: Mapping[str, Path],
+    shown_samples: int = 8,
+) -> None:
+    """Write the picture, and the arrays in the units of the data.
+
+    Args:
+      scored: what was restored.
+      shown: how samples are shown.
+      normalization: of the data.
+      files: the files by their endings, '.png' and '.npz'.
+      shown_samples: samples of the picture, at most.
+    """
+    found, decode = scored.found, normalization.decode
+    arrays = {"restored": np.stack([decode(draw) for draw in found.draws])}
+    arrays |= {"truth": decode(found.truth), "measurement": decode(scored.given)}
+    if scored.known is not None:
+        arrays["known"] = scored.known
+    npz.save(files[".npz"], arrays, compressed=True)
+    few = slice(shown_samples)
+    draws, truth, given = found.draws[:, few], found.truth[few], scored.given[few]
+    if shown.name == "series":
+        lines = [decode(values) for values in (given, *draws, truth)]
+        restored.series(lines[0], np.stack(lines[1:-1]), lines[-1], scored.known, files[".png"])
+        return
+    restored.strips(shown, normalization, given, draws, truth, scored.known, files[".png"])
+
+
+def summary(scored: ScoredArrays, names: Sequence[Path]) -> str:
+    """The last line of the command: what the columns mean, and the files.
+
+    Args:
+      scored: what was restored.
+      names: the files.
+    """
+    counted = "all values" if scored.known is None else "the values that were not measured"
+    return (
+        f"RMSE and CRPS of {counted}, in the units of the data; PSNR of all values, by the range "
+        f"of the training split; ±: standard error over {len(scored.given)} samples\n"
+        + ", ".join(map(str, names))
+    )

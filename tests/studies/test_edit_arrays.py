@@ -1,0 +1,144 @@
+"""Vectors, series and volumes restored by an untrained tiny network."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from configs import arrays
+from diffusion_jax import data
+from diffusion_jax.assembly import config_files, datasets, experiment, workdir
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.report import media
+from diffusion_jax.studies import edit_arrays, edit_requests, edit_tasks
+from diffusion_jax.studies.edit_job import job_for
+from tests.experiments.small_runs import SMALL
+
+
+def job_of(shape, folder):
+    """Three held-out samples and their data set; channels have scales of their own."""
+    values = np.random.default_rng(0).standard_normal((30, *shape)) * np.arange(1, shape[-1] + 1)
+    np.savez(folder / "a.npz", data=(100 * values).astype(np.int16), labels=np.arange(30) % 2)
+    config = arrays.get_config().lock()
+    config_files.apply(config, [("data.path", str(folder / "a.npz")), ("sampler.nfe", "3")])
+    config.unlock().model.update(SMALL[config.model.name])
+    dataset = datasets.dataset(config)
+    model = experiment.assemble(config.lock(), shape, 2)
+    model = model._replace(normalization=dataset.normalization)
+    params = jax.jit(lambda key: model.kind.init(model, key))(jax.random.key(0))
+    trained = workdir.Trained(model, params, 0, "params", {"class_names": ["0", "1"]})
+    return job_for(trained, dataset, np.arange(3), "", [], range(3)), dataset
+
+
+@pytest.fixture(scope="module")
+def of_series(tmp_path_factory):
+    return job_of((8, 2), tmp_path_factory.mktemp("series"))
+
+
+@pytest.fixture(scope="module")
+def of_vectors(tmp_path_factory):
+    return job_of((3,), tmp_path_factory.mktemp("vectors"))
+
+
+def scored(job, dataset, task, mask="", draws=1, method="ddnm"):
+    mean = data.arrays(dataset.train)["image"].mean(0)
+    return edit_arrays.restore(job, task, mask, method, draws, mean)
+
+
+def saved(found, job, folder):
+    model = job.trained.experiment
+    files = {ending: folder / f"x{ending}" for ending in (".png", ".npz")}
+    shown = media.media_of(model.shape, model.normalization)
+    edit_arrays.save(found, shown, model.normalization, files)
+    assert files[".png"].stat().st_size > 1000
+    with np.load(files[".npz"]) as stored:
+        return {**stored}
+
+
+def test_a_missing_half_of_a_series_is_imputed_and_scored(of_series, tmp_path):
+    job, dataset = of_series
+    found = scored(job, dataset, "inpaint", "half", draws=3)
+    stored = saved(found, job, tmp_path)
+    held_out = dataset.test.values[dataset.test.index[:3]]
+    np.testing.assert_array_equal(stored["truth"], held_out)
+    assert stored["restored"].shape == (3, 3, 8, 2) and stored["restored"].dtype == np.int16
+    assert (stored["restored"][:, :, :4] == held_out[:, :4]).all()
+    assert (stored["restored"][0] != stored["restored"][1]).any() and stored["known"][:4].all()
+    rows = {row["method"]: row for row in found.rows}
+    names = ["mean of the training set", "linear interpolation", "ddnm", "mean of 3 draws"]
+    assert list(rows) == names
+    last = held_out[:, 3:4].astype(float).repeat(4, 1)  # which goes on
+    wanted = np.sqrt(np.square(last - held_out[:, 4:]).mean(1))
+    np.testing.assert_allclose(rows["linear interpolation"]["rmse"], wanted, rtol=0.01)
+    span = np.subtract(dataset.normalization.high, dataset.normalization.low)
+    error = np.square((held_out[:, 4:] - last) / span).mean((1, 2)) / 2
+    np.testing.assert_allclose(
+        rows["linear interpolation"]["psnr"], -10 * np.log10(error), rtol=0.01
+    )
+    text = edit_arrays.table(found, dataset.normalization)
+    assert "root mean squared error, channel 1" in text and text.count("±") == 4 * 5
+    assert rows["ddnm"]["evaluations"] == 3 and rows["mean of 3 draws"]["evaluations"] == 9
+
+
+def test_columns_of_vectors_are_imputed(of_vectors, tmp_path):
+    """A known column is returned, and has no errors; columns have no order to interpolate in."""
+    job, dataset = of_vectors
+    found = scored(job, dataset, "inpaint", "channels(known=(1,))")
+    stored = saved(found, job, tmp_path)
+    np.testing.assert_array_equal(stored["restored"][0][:, 1], stored["truth"][:, 1])
+    assert [row["method"] for row in found.rows] == ["mean of the training set", "ddnm"]
+    text = edit_arrays.table(found, dataset.normalization)
+    assert "channel 0" in text and "channel 2" in text and "channel 1" not in text
+
+
+def test_super_resolution_of_a_series_keeps_the_means(of_series, tmp_path):
+    job, dataset = of_series
+    found = scored(job, dataset, "superres(factor=2)", method="replacement")
+    assert [row["method"] for row in found.rows] == [
+        "nearest",
+        "linear interpolation",
+        "replacement",
+    ]
+    stored = saved(found, job, tmp_path)
+    coarse = [
+        stored[key].astype(float).reshape(-1, 4, 2, 2).mean(2) for key in ("restored", "truth")
+    ]
+    np.testing.assert_allclose(*coarse, atol=1)  # rounded
+
+
+@pytest.mark.long
+def test_a_box_in_volumes_is_imputed(tmp_path):
+    job, dataset = job_of((4, 4, 4, 1), tmp_path)
+    found = scored(job, dataset, "inpaint", "box(side=0.5)")
+    stored = saved(found, job, tmp_path)
+    known = stored["known"]
+    assert (stored["restored"][0][:, known] == stored["truth"][:, known]).all()
+    assert known.sum() == 64 - 8 and "linear interpolation" in {r["method"] for r in found.rows}
+
+
+def test_arrays_are_redrawn_by_sdedit(of_vectors):
+    job, _ = of_vectors
+    rows, names, facts = edit_tasks.apply(job, "sdedit", "", [0.5])
+    assert names == ["guide", "strength 0.5"] and rows[0].dtype == np.float32
+    assert np.isfinite(facts["psnr_to_guide"]["0.5"])
+    np.testing.assert_array_equal(rows[0], job.images)
+
+
+def test_masks_from_files_fit_or_are_refused_in_one_line(tmp_path):
+    known = np.zeros((8, 2), bool)
+    known[::2] = True
+    np.save(tmp_path / "a.npy", known), np.save(tmp_path / "b.npy", known[:4])
+    np.save(tmp_path / "c.npy", 2 * known), np.save(tmp_path / "d.npy", np.ones(8))
+    (tmp_path / "e.png").write_bytes(b"")
+    np.testing.assert_array_equal(edit_requests.mask_for(str(tmp_path / "a.npy"), (8, 2)), known)
+    for name, words in (
+        ("b.npy", r"is bool \(4, 2\); samples \(8, 2\) need ones"),
+        ("c.npy", "need ones, where values are known, and zeros"),
+        ("d.npy", "is all 1: there is nothing to paint"),
+        ("e.png", r"a picture masks images, and these samples are \(8, 2\); take half, box"),
+        ("f.npy", "f.npy"),
+    ):
+        with pytest.raises(UserError, match=words) as error:
+            edit_requests.mask_for(str(tmp_path / name), (8, 2))
+        assert "\n" not in str(error.value)
