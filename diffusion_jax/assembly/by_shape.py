@@ -8,13 +8,14 @@ config is as explicit as any other, and config.json records it.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
 from diffusion_jax.assembly import components
-from diffusion_jax.assembly.build import resolved
+from diffusion_jax.assembly.build import member, resolved
 from diffusion_jax.assembly.specs import with_args
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.parsing import expand_home
@@ -48,17 +49,45 @@ def choose(config: ConfigDict, texts: Mapping[str, str | None]) -> None:
     name = "" if named == AUTO else resolved(components.MODELS, named)
     rule = texts.get("data.normalization") or config.data.normalization
     with config.unlocked():
-        config.model = network(shape, name)
+        with_network(config, shape, name)
         if any_shape.is_image(shape, dtype) or rule == "range":
             config.sampler.clip = "static"  # values in [-1, 1]
-        else:  # of variance 1
-            for key, spec in (("parameterization", "edm()"), ("objective", "denoising.edm()")):
-                if config[key] == spec:
-                    config[key] = with_args(spec, sigma_data=1.0)
+        else:
+            _of_unit_variance(config)
         if config.process.startswith("schedules.VE("):
             # the most distant of samples of unit variance in D dimensions, see fashion_latent.py
             farthest = max(10.0, float(round(1.5 * math.sqrt(2 * math.prod(shape)))))
             config.process = with_args(config.process, sigma_max=farthest)
+
+
+def with_network(config: ConfigDict, shape: tuple[int, ...], name: str = "") -> None:
+    """Replace the network of a config, in place; options that it gives, as for few steps, are kept.
+
+    Args:
+      config: the config, unlocked.
+      shape: (N_1, ..., N_d, C) of a sample.
+      name: as of `network`.
+
+    Raises:
+      UserError: for a network that cannot serve the shape.
+    """
+    given = {key: value for key, value in config.model.items() if key != "name"}
+    config.model = network(shape, name)
+    config.model.update(given)
+
+
+def _of_unit_variance(config: ConfigDict) -> None:
+    """Set sigma_data = 1 in every component that has the standard deviation of the data."""
+    for section, key, family in (
+        (config, "parameterization", components.PARAMETERIZATIONS),
+        (config, "objective", components.OBJECTIVES),
+        (config.sampler, "grid", components.GRIDS),
+    ):
+        spec = section[key]
+        if spec == AUTO or "sigma_data" in spec:
+            continue
+        if "sigma_data" in inspect.signature(member(family, spec)).parameters:
+            section[key] = with_args(spec, sigma_data=1.0)
 
 
 def network(shape: tuple[int, ...], name: str = "") -> ConfigDict:

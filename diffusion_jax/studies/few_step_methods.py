@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_jax import data
-from diffusion_jax.assembly import components, config_files, sampling, train
+from diffusion_jax.assembly import by_shape, components, config_files, sampling, train
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.workdir import Trained
@@ -194,6 +194,7 @@ def train_variant(recipe: Recipe, name: str) -> Trained:
         workdir.
 
     Raises:
+      UserError: for a recipe whose network the data choose, where there are none.
       CommandExit: if a signal stopped the training.
     """
     config = config_files.load_config(_variant(recipe.config, name, recipe.size)).unlock()
@@ -202,7 +203,13 @@ def train_variant(recipe: Recipe, name: str) -> Trained:
     if config.init_from:
         config.init_from = staging.shown(str(recipe.teacher))
     if recipe.images:
-        config.data.path = recipe.images
+        config_files.apply(config.lock(), [("data.path", recipe.images)])
+        config.unlock()
+    elif config.model.name == by_shape.AUTO:
+        raise UserError(
+            f"--images is missing: the .npz or .npy file whose shape chooses the network of "
+            f"{recipe.config}"
+        )
     if recipe.steps:
         config.training.steps = recipe.steps
         config.optimizer.warmup = min(config.optimizer.warmup, recipe.steps // 4)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import arrays, base
+from configs import arrays, arrays_few_step, base
 from diffusion_jax.assembly import by_shape, config_files
 from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.components import MODELS
@@ -56,6 +56,26 @@ def test_overrides_find_an_explicit_config(tmp_path):
     assert (config.model.name, config.sampler.clip) == ("dit.DiT", "static")
     with pytest.raises(UserError, match=r"config.model.name=mlp.MLP: samples \(8, 1\) need unet"):
         config_files.apply(arrays.get_config().lock(), [path, ("model.name", "MLP")])
+
+
+def test_few_step_models_keep_their_options_and_have_unit_variance(tmp_path):
+    """In every component that takes the standard deviation of the data."""
+    np.save(tmp_path / "a.npy", np.zeros((4, 8, 1), np.float32))
+    path = ("data.path", str(tmp_path / "a.npy"))
+    for name, wanted in {
+        "sct": ("edm(sigma_data=1.0)", "consistency.continuous(sigma_data=1.0)"),
+        "ct": ("consistency(sigma_data=1.0)", "consistency.training(s1=40)"),
+        "meanflow": ("velocity(noise_input='time')", "meanflow.meanflow()"),
+    }.items():
+        config = arrays_few_step.get_config(name).lock()
+        config_files.apply(config, [path])
+        assert (config.parameterization, config.objective) == wanted
+        assert config.sampler.grid == "few_step(sigma_data=1.0)"
+        assert config.model.name == "unet.UNet" and config.model.noise_embedding == "smooth"
+        assert config.model.second_time == (name == "meanflow")
+    config = arrays_few_step.get_config("ct").lock()
+    config_files.apply(config, [path, ("data.normalization", "range")])
+    assert config.parameterization == "consistency()" and config.sampler.clip == "static"
 
 
 def test_what_chooses_no_network_is_one_line(tmp_path):

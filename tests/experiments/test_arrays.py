@@ -62,6 +62,36 @@ def test_every_command_takes_arrays_of_any_number_of_axes(axes, shape, dtype, tm
     assert "--image=a.png: this model draws" in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.long
+def test_few_step_methods_and_sweeps_take_arrays(tmp_path):
+    """A table of a teacher and two methods; searches over a sampling and a training key."""
+    values = np.random.default_rng(0).normal(5, 2, (40, 3)).astype("float32")
+    np.savez(tmp_path / "a.npz", data=values)
+    images, small = f"--images={tmp_path}/a.npz", ["--steps=2", "--num=12", "--nfe=1"]
+    command(
+        "few_step",
+        "--recipe=configs/arrays_few_step.py",
+        f"--workdir={tmp_path}/f",
+        images,
+        "--methods=cd,meanflow",
+        "--teacher_nfe=3",
+        "--metrics=frechet",
+        *small,
+    )
+    table = json.loads((tmp_path / "f" / "few_step.json").read_text())["rows"]
+    assert {row["sampler"] for row in table} >= {"cd", "meanflow"}
+    assert all(np.isfinite(row["frechet"]) for row in table)
+    assert width(tmp_path / "f" / "few_step_grid.png") > 60
+    run, over = f"--workdir={tmp_path}/f/teacher", "--over=sampler.nfe=[2, 3]"
+    judged = ["--num=12", "--metrics=frechet", "--search=grid()"]
+    command("sweep", run, over, f"--out={tmp_path}/s", *judged)
+    assert "Fréchet distance of values" in (tmp_path / "s" / "sweep.md").read_text()
+    of = ["--config=configs/arrays.py", f"--config.data.path={tmp_path}/a.npz", *TINY[:2]]
+    trained = ["--over=model.width=[8, 16]", "--config.sampler.nfe=2", "--config.data.batch_size=4"]
+    command("sweep", *of, *trained, f"--out={tmp_path}/t", *judged)
+    assert len(list((tmp_path / "t" / "runs").iterdir())) == 2
+
+
 def test_mistakes_with_arrays_are_one_line(tmp_path):
     np.savez(tmp_path / "a.npz", data=np.zeros((4, 8, 2)))
     for options, words in (
@@ -72,3 +102,6 @@ def test_mistakes_with_arrays_are_one_line(tmp_path):
             "train", "--config=configs/arrays.py", f"--workdir={tmp_path}/r", *options, expect=2
         )
         assert words in done.stderr and "Traceback" not in done.stderr
+    recipe = "--recipe=configs/arrays_few_step.py"
+    done = command("few_step", recipe, f"--workdir={tmp_path}/f", expect=2)
+    assert "--images is missing" in done.stderr and "Traceback" not in done.stderr

@@ -45,6 +45,7 @@ SHAPES = {
     "tiny_imagenet_latent": (8, 8, 4),
     "folder": (32, 32, 3),
     "arrays": (32, 2),
+    "arrays_few_step": (32, 2),
 }
 
 
@@ -52,6 +53,7 @@ SIZES = {
     "digits": ("",),
     "folder": ("",),
     "arrays": ("",),
+    "arrays_few_step": ("",),
     "digits_vae": ("",),
     "digits_few_step": ("",),
     "digits_captions": ("",),
@@ -78,7 +80,7 @@ def config_of(file, name):
     """A variant; a network that is left to the data is chosen by the shape."""
     config = importlib.import_module(f"configs.{file}").get_config(name)
     if config.model.name == by_shape.AUTO:
-        config.model = by_shape.network(SHAPES[file])
+        by_shape.with_network(config, SHAPES[file])
     return config
 
 
