@@ -78,12 +78,14 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
+        mode = temporary.stat().st_mode
     except OSError as error:
         raise UserError(
             f"cannot write '{path}': {error.strerror}; choose a folder that can be written"
         ) from error
     try:
         yield temporary
+        os.chmod(temporary, mode)  # some libraries write files that only their owner can read
         os.replace(temporary, path)
         staging.sent(path)
     except OSError as error:  # such as a full disk, where the system names no file

@@ -156,6 +156,14 @@ def test_a_folder_stays_where_the_new_one_cannot_be_moved_to_its_place(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "link"]
 
 
+def test_published_files_can_be_read_by_all_whom_the_umask_allows(model):
+    plain = model.parent / "plain"
+    plain.touch()
+    assert {path.stat().st_mode for path in model.iterdir() if path.is_file()} == {
+        plain.stat().st_mode
+    }
+
+
 def test_what_a_killed_process_left_next_to_a_folder_is_removed_after_a_day(tmp_path):
     left, recent, mine = (tmp_path / f".{name}.tmp" for name in ("a.0123456789ab", "ba98" * 3, "a"))
     for folder in (left, recent, mine):
