@@ -57,11 +57,11 @@ def base() -> ConfigDict:
 def _data() -> ConfigDict:
     """What to learn from (diffusion_jax/data). 0 and '' keep what the data set has."""
     data = ConfigDict()
-    # digits; any image set of TFDS; folder, npz, idx, arrays, sound, latents (which need path); 2-D
-    # toys
+    # digits; any image set of TFDS; 2-D toys; and with a path: folder, npz, idx, arrays, sound,
+    # table, latents
     data.name = "digits"
-    # the folder of images or of idx files, the .npz or .npy file, or the latents of
-    # experiments.encode
+    # the folder of images or of idx files, the .npz or .npy file, the .csv or .parquet file, or the
+    # latents of experiments.encode
     data.path = ""
     # where TFDS keeps prepared sets; '': $TFDS_DATA_DIR or ~/tensorflow_datasets
     data.data_dir = ""
@@ -76,8 +76,8 @@ def _data() -> ConfigDict:
     data.layout = ""
     # folder, npz: (black, white), where values are not 0..255 or, of 16 bits, 0..65535
     data.value_range = ()
-    # arrays: each channel to mean 0 and variance 1 (standard) or to [-1, 1] (range), as measured on
-    # the training split
+    # arrays, table: each channel to mean 0 and variance 1 (standard) or to [-1, 1] (range), as
+    # measured on the training split; table: numbers to their normal scores (quantile)
     data.normalization = "standard"
     # sound: samples in a second, to which all are resampled (0: as they are)
     data.rate = 0
@@ -89,6 +89,9 @@ def _data() -> ConfigDict:
     data.pattern = ""
     data.class_fields = ()  # the fields that make the classes, such as ('digit', 'speaker')
     data.test_where = ""  # the sounds that are held out by a field: index=0-4; '': a tenth
+    data.label = ""  # table: the column that is the condition; '': none
+    data.categories = ()  # table: columns of numbers that are codes of categories
+    data.exclude = ()  # table: columns that are not read
     data.limit_bad = -1  # unreadable files of a folder that are skipped; -1: a tenth, at most 100
     data.flip = False  # random horizontal flips
     # probability of each distortion of non-leaky augmentation (data/augmentation.py), which needs

@@ -40,6 +40,7 @@ SEEDS = 2**32
 # ---- the table
 STEPS = integer(0, 10**9)
 SPEC = text(empty=False)
+COLUMNS = 10_000  # of a table that are named
 
 KEYS: dict[str, Rule] = {
     "seed": integer(0, SEEDS - 1),
@@ -53,13 +54,16 @@ KEYS: dict[str, Rule] = {
     "data.layout": choice("", "classes", "splits", "flat"),
     "data.value_range": sequence(number(-1e9, 1e9), most=2),
     "data.fit": choice("crop", "letterbox"),
-    "data.normalization": choice("standard", "range"),
+    "data.normalization": choice("standard", "range", "quantile"),
     "data.rate": integer(0, 384_000),
     "data.length": number(0, 3600),
     "data.sound": SPEC,
     "data.pattern": text(),
     "data.class_fields": sequence(text(), most=8),
     "data.test_where": text(),
+    "data.label": text(),
+    "data.categories": sequence(text(empty=False), most=COLUMNS),
+    "data.exclude": sequence(text(empty=False), most=COLUMNS),
     "data.limit_bad": integer(-1, 10**9),
     "data.flip": flag(),
     "data.augment": number(0, 1),
@@ -223,6 +227,9 @@ OPTIONAL = (
     "data.pattern",
     "data.class_fields",
     "data.test_where",
+    "data.label",
+    "data.categories",
+    "data.exclude",
     "training.keep_every",
     "training.best",
     "training.first_shapes",

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusion_jax.core import reading
-from diffusion_jax.data import Dataset
+from diffusion_jax.core.errors import UserError
+from diffusion_jax.data import Dataset, columns
 from diffusion_jax.data.normalization import DTYPES, Normalization
 from diffusion_jax.data.sound import Sound
 
@@ -45,6 +46,8 @@ _NORMALIZED = {
     "dtype": reading.one_of(*DTYPES),
 }
 
+_OF_TABLE = {"columns": reading.items(columns.RULE, least=1, most=2**20)}
+
 _NEEDED = {
     "image_shape": _SIZES,
     "num_classes": reading.integer(0, 10**6),
@@ -54,7 +57,7 @@ _NEEDED = {
 _ALSO = {
     "name": reading.text(),
     "encoded": reading.record(_ENCODED),
-    "normalization": reading.record(_NORMALIZED, {"sound": reading.record(_SOUND)}),
+    "normalization": reading.record(_NORMALIZED, {"sound": reading.record(_SOUND)} | _OF_TABLE),
     "train_size": reading.integer(),
     "test_size": reading.integer(),
 }
@@ -89,10 +92,9 @@ def description(dataset: Dataset) -> dict[str, Any]:
 def _normalization(own: Normalization) -> dict[str, Any]:
     """The record of a normalization; what its values are is left out where they are plain."""
     found = own._asdict()
-    if own.sound is None:
-        del found["sound"]
-        return found
-    return found | {"sound": own.sound._asdict()}
+    sound, of_table = found.pop("sound"), columns.recorded(found.pop("columns"))
+    found |= {"sound": sound._asdict()} if sound else {}
+    return found | ({"columns": of_table} if of_table else {})
 
 
 def normalization(about: Mapping[str, Any]) -> Normalization | None:
@@ -100,12 +102,21 @@ def normalization(about: Mapping[str, Any]) -> Normalization | None:
 
     Args:
       about: its content.
+
+    Raises:
+      UserError: for columns of a table that do not fit the rest.
     """
     if "normalization" not in about:
         return None
     own = {**about["normalization"]}
-    heard = own.pop("sound", None)
-    found = Normalization(**{n: tuple(v) if isinstance(v, list) else v for n, v in own.items()})
+    heard, known = own.pop("sound", None), columns.read(own.pop("columns", ()))
+    if known and sum(column.width for column in known) != len(own["shift"]):
+        raise UserError(
+            f"data.json: its columns have {sum(column.width for column in known)} channels, and it "
+            f"has statistics of {len(own['shift'])}; the file is damaged"
+        )
+    parts = {n: tuple(v) if isinstance(v, list) else v for n, v in own.items()}
+    found = Normalization(**parts, columns=known)
     if heard is None:
         return found
     fields = tuple((name, tuple(values)) for name, values in heard["fields"])

@@ -29,6 +29,7 @@ KEYS = (
     "value_range",
     "normalization",
     "fit",
+    *data.table.Roles._fields,
 )
 
 
@@ -77,6 +78,8 @@ def dataset(config: ConfigDict) -> data.Dataset:
             options[key] = staging.local(options[key], f"config.data.{key}", writable=False)
         if config.data.name == "sound":
             options["sounds"] = sounds(config.data)
+        roles = {key: options.pop(key) for key in data.table.Roles._fields if key in options}
+        options["roles"] = data.table.Roles(**roles)
         loaded = data.load(**options, seed=config.seed, captioned=bool(encoder))
         if wanted not in (0, loaded.num_classes):
             found = f"{loaded.num_classes} classes" if loaded.num_classes else "no labels"

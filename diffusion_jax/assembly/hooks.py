@@ -185,6 +185,8 @@ def set_plot(
     cond = None
     if classes:
         cond = experiment.conditions.of_labels(np.arange(count) // columns % classes)
+    if classes and experiment.normalization and experiment.normalization.columns:
+        cond = sample_conditions.for_judging(experiment, dataset, count)[1]
     draw = _drawer(experiment, parts, count, cond)
     real = data.arrays(dataset.train, limit=count)["image"]
 

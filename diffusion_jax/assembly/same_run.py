@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from diffusion_jax import data
 from diffusion_jax.assembly import components, data_record, defaults
 from diffusion_jax.core import files, provenance, reading
-from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.errors import UserError, printable
+from diffusion_jax.data import columns
+from diffusion_jax.data.columns import Column
+from diffusion_jax.data.normalization import Normalization
 
 # A resumed run may change these keys, and all of a section, which ends with a dot; any other
 # difference makes it another run.
@@ -218,12 +221,7 @@ def same_data(
         train, test = (data.Relabeled(split, table) for split in (loaded.train, loaded.test))
         loaded = loaded._replace(train=train, test=test, class_names=names)
     normalized = data_record.normalization(about)
-    if (
-        normalized
-        and loaded.normalization
-        and len(normalized.shift) == loaded.image_shape[-1]
-        and normalized.sound == loaded.normalization.sound
-    ):
+    if normalized and loaded.normalization and _same_channels(normalized, loaded.normalization):
         # the model knows its own normalization, whatever the data are now
         train, test = (split.normalized_by(normalized) for split in (loaded.train, loaded.test))
         loaded = loaded._replace(train=train, test=test, normalization=normalized)
@@ -233,6 +231,21 @@ def same_data(
             f"{'; '.join(differences)}; restore them, or train in another --workdir"
         )
     return loaded
+
+
+def _same_channels(one: Normalization, other: Normalization) -> bool:
+    """Whether two normalizations are of the same channels."""
+    same = len(one.shift) == len(other.shift) and one.sound == other.sound
+    return same and columns.same(one.columns, other.columns)
+
+
+def _other_columns(old: Sequence[Column], new: Sequence[Column]) -> str:
+    """Describe the first difference between the columns of two tables."""
+    if [column.name for column in old] != [column.name for column in new]:
+        differ = {c.name for c in old} ^ {c.name for c in new}
+        return f"column {printable(min(differ))} is new or gone" if differ else "columns are moved"
+    name = next(a.name for a, b in zip(old, new) if not columns.same([a], [b]))
+    return f"column {printable(name)} is of another kind or has other categories"
 
 
 def _differences(about: Mapping[str, Any], loaded: data.Dataset, sizes: bool) -> list[str]:
@@ -252,11 +265,13 @@ def _differences(about: Mapping[str, Any], loaded: data.Dataset, sizes: bool) ->
         ]
     elif about["num_classes"] != loaded.num_classes:
         found.append(f"{loaded.num_classes} classes, and there were {about['num_classes']}")
-    if ("normalization" in about) != (loaded.normalization is not None):
+    known = data_record.normalization(about)
+    if (known is None) != (loaded.normalization is None):
         found.append("the values are normalized otherwise")
-    own = data_record.normalization(about)
-    if own and loaded.normalization and own.sound != loaded.normalization.sound:
+    elif known and known.sound != loaded.normalization.sound:
         found.append("the sounds are represented otherwise")
+    elif known and not columns.same(known.columns, loaded.normalization.columns):
+        found.append(_other_columns(known.columns, loaded.normalization.columns))
     encoded = loaded.encoded and json.loads(files.canonical_json(loaded.encoded._asdict()))
     if "encoded" in about and about["encoded"] != encoded:
         found.append("the latents were encoded otherwise")

@@ -8,7 +8,7 @@ from diffusion_jax import data
 from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array, Cond
-from diffusion_jax.data import Dataset
+from diffusion_jax.data import Dataset, sources, table
 
 
 def captions_of_test(
@@ -41,12 +41,28 @@ def for_judging(
     return at(experiment, dataset, np.arange(count))
 
 
+def labels_as_in(dataset: Dataset, positions: np.ndarray) -> np.ndarray:
+    """Choose labels that are as frequent as in the training split, whose rows they are in turn.
+
+    Args:
+      dataset: with labels that are known.
+      positions: (n,), those of the samples.
+
+    Returns:
+      (n,).
+    """
+    labels = sources.labels_of(dataset.train)
+    order = np.random.default_rng(0).permutation(len(labels))
+    return labels[order[positions % len(labels)]]
+
+
 def at(
     experiment: Experiment, dataset: Dataset, positions: np.ndarray
 ) -> tuple[np.ndarray | None, Cond]:
     """Choose the conditions of samples at some positions among those by which a model is judged.
 
-    For a model of classes they are all classes in turn. For a model of captions they are prompts
+    For a model of classes they are all classes in turn, and of tables `labels_as_in` the training
+    rows. For a model of captions they are prompts
     that are held out of training, where the data set has some, else captions of the test split in
     turn.
 
@@ -64,6 +80,8 @@ def at(
     classes = experiment.num_classes
     if not experiment.encoder:
         labels = positions % classes if classes else None
+        if classes and table.columns_of(dataset.train):
+            labels = labels_as_in(dataset, positions)
         return labels, experiment.conditions.of_labels(
             np.zeros(0, int) if labels is None else labels
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from diffusion_jax.assembly.settings import Experiment, SamplingSettings
 from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.core.types import Array, Cond, Key, Params
 from diffusion_jax.data import transforms
+from diffusion_jax.data.normalization import Normalization
 from diffusion_jax.evaluation import rows
 from diffusion_jax.samplers import base, grids
 from diffusion_jax.training import sharding
@@ -204,16 +206,19 @@ def finished(experiment: Experiment) -> Callable[[np.ndarray], np.ndarray]:
     """Return the function that makes samples, as they are judged and shown, of decoded x0.
 
     Images become levels of 8 bits; points and normalized arrays stay float32, and are refused where
-    they are not finite.
+    they are not finite. Rows of a table become the nearest ones that it can have.
 
     Args:
       experiment: the model.
     """
-    return transforms.to_uint8 if experiment.is_image else _finite
+    if experiment.is_image:
+        return transforms.to_uint8
+    return functools.partial(_finite, experiment.normalization)
 
 
-def _finite(x: np.ndarray) -> np.ndarray:
-    return transforms.finite(np.asarray(x))
+def _finite(known: Normalization | None, x: np.ndarray) -> np.ndarray:
+    x = transforms.finite(np.asarray(x))
+    return known.possible(x) if known and known.columns else x
 
 
 def to_images(experiment: Experiment, batch_size: int) -> Callable[[np.ndarray], np.ndarray]:

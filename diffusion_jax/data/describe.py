@@ -9,6 +9,7 @@ import numpy as np
 from absl import logging
 
 from diffusion_jax.core.errors import printable
+from diffusion_jax.data import columns
 from diffusion_jax.data.dataset import Dataset
 from diffusion_jax.data.sources import Cached, Source, labels_of, some
 
@@ -49,18 +50,23 @@ def _kind(dataset: Dataset) -> str:
     kinds = ("vectors", "series", "images", "volumes")
     if dataset.normalization and dataset.normalization.sound:
         return "sounds"
+    if dataset.normalization and dataset.normalization.columns:
+        return "rows"
     if dataset.normalization:
         return kinds[len(dataset.image_shape) - 1]
     return "images" if len(dataset.image_shape) == 3 else "points"
 
 
 def announce(dataset: Dataset) -> None:
-    """Print the line of a data set to stderr, once in a process.
+    """Print the line of a data set to stderr, once in a process, and that of a table's columns.
 
     Args:
       dataset: the data set that `line` describes.
     """
     _say(line(dataset))
+    known = dataset.normalization
+    if known and known.columns:
+        _say(columns.describe(known.columns, known.low, known.high))
 
 
 @functools.cache

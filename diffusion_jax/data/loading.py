@@ -17,6 +17,7 @@ from diffusion_jax.data import (
     pixels,
     records,
     sound_sets,
+    table,
     tfds_builder,
     toys,
     transforms,
@@ -43,7 +44,7 @@ FASHION = (
 )
 
 IDX_CLASSES = {"mnist": DIGITS, "fashion_mnist": FASHION, "idx": ()}
-WITH_PATH = ("folder", "npz", "arrays", "sound", "latents", *IDX_CLASSES)
+WITH_PATH = ("folder", "npz", "arrays", "sound", "table", "latents", *IDX_CLASSES)
 
 
 class _Request(NamedTuple):
@@ -63,6 +64,7 @@ class _Request(NamedTuple):
     value_range: Range
     normalization: str
     sounds: sound_sets.Request
+    roles: table.Roles
 
 
 def load(
@@ -82,16 +84,16 @@ def load(
     normalization: str = "standard",
     fit: str = "crop",
     sounds: sound_sets.Request = sound_sets.Request(),
+    roles: table.Roles = table.Roles(),
 ) -> Dataset:
     """Load the data set of this name; a warning says what looks wrong in it but may be right.
 
     Args:
-      name: 'digits' (embedded); 'digits_captions' (the same, described in words); 'folder', 'npz',
-        'idx' (from `path`); 'arrays' (from `path`; vectors, series, images and volumes, see
-        any_shape.py); 'sound' (from `path`; see sound_sets.py); 'latents' (from `path`; see
-        experiments.encode); 'mixture', 'rings', 'checkerboard', 'two_moons' (2-D points, drawn
-        from `seed`); or any TFDS image set. 'mnist' and 'fashion_mnist' with a path read the four
-        original idx files there.
+      name: 'digits' (embedded); 'digits_captions' (the same, described in words); from `path`:
+        'folder', 'npz', 'idx', 'arrays' (any_shape.py), 'sound' (sound_sets.py), 'table' (table.py)
+        and 'latents' (of experiments.encode); 'mixture', 'rings', 'checkerboard', 'two_moons' (2-D
+        points, drawn from `seed`); or any TFDS image set. 'mnist' and 'fashion_mnist' with a path
+        read the four original idx files there.
       path: the folder or file of the data.
       data_dir: where TFDS keeps its sets; '' means $TFDS_DATA_DIR, else ~/tensorflow_datasets.
       image_size: the side to which images are resized (antialiased), or (height, width); 0 keeps
@@ -107,15 +109,16 @@ def load(
         ways.
       value_range: for folder and npz, the values of black and white; () for 8-bit and 16-bit
         images.
-      normalization: for arrays, how each channel is brought to unit size: one of
-        normalization.RULES.
+      normalization: for arrays and tables, how each channel is brought to unit size: one of
+        normalization.RULES; for tables also 'quantile'.
       fit: what becomes of another aspect ratio than that of image_size: one of transforms.FITS.
       sounds: what becomes of sounds, and which of their fields are classes and splits.
+      roles: for table, what is said of its columns.
 
     Raises:
       UserError: for every mistake that a user can make, in one line.
     """
-    rest = seed, captioned, captions, layout, value_range, normalization, sounds
+    rest = seed, captioned, captions, layout, value_range, normalization, sounds, roles
     if name != "latents":
         transforms.check_request(image_size, channels)
         image_size = transforms.frame(image_size, fit) or 0
@@ -140,13 +143,16 @@ def _check(request: _Request) -> None:
     for key, value, users in (
         ("layout", request.layout, ("folder", "sound")),
         ("value_range", request.value_range, ("folder", "npz")),
+        *((key, given, ("table",)) for key, given in request.roles._asdict().items()),
     ):
         if value and name not in users:
             raise UserError(
                 f"data.{key}={value} is not used by data.name={name}, only by {' and '.join(users)}"
             )
     plain = (
-        name in ("digits", "arrays", "sound", "latents") or name in toys.TOYS or name in IDX_CLASSES
+        name in ("digits", "arrays", "sound", "table", "latents")
+        or name in toys.TOYS
+        or name in IDX_CLASSES
     )
     if request.captioned and plain:
         ours = "digits_captions, folder, npz or coco_captions"
@@ -204,6 +210,8 @@ def _splits(request: _Request) -> Splits:
         return sound_sets.load(
             path, wanted, request.normalization, request.layout, request.limit_bad
         )
+    if name == "table":
+        return _table(request)
     if path:
         train, test = array_files.read_idx(path)
         found = _from_arrays(request, train, test, IDX_CLASSES[name])
@@ -243,6 +251,14 @@ def _any_shape(request: _Request) -> Splits:
         )
     names, kept = _numbers(classes), found.normalization
     return Splits(train, test, shape, classes, names, rule=found.rule, normalization=kept)
+
+
+def _table(request: _Request) -> Splits:
+    """Read a table, which has nothing to fit."""
+    for key in ("image_size", "channels", "num_classes"):
+        if getattr(request, key):
+            raise UserError(f"config.data.{key} is not used by data.name=table; leave it out")
+    return table.load(request.path, request.normalization, request.roles)
 
 
 def _npz(request: _Request) -> Splits:

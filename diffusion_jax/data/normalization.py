@@ -9,17 +9,20 @@ are known, and `transforms.to_float` maps them to [-1, 1].
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 
 from diffusion_jax.core.errors import UserError, unknown
+from diffusion_jax.data import columns as of_table
+from diffusion_jax.data.columns import Column
 from diffusion_jax.data.sound import Sound
 
 RULES = ("standard", "range")  # mean 0 and variance 1, or the smallest and largest value to -1, 1
 DTYPES = ("uint8", "int16", "float16", "float32")  # in which values are stored
+NAMED = 5  # constant channels that are named, at most
 
 
 class Normalization(NamedTuple):
@@ -32,6 +35,8 @@ class Normalization(NamedTuple):
       high: (C,), the largest ones.
       dtype: the type in which values are stored, one of DTYPES.
       sound: what the values are, if they stand for sounds.
+      columns: of a table, what its channels are (columns.py); shift and scale are then those of its
+        scores.
     """
 
     shift: tuple[float, ...]
@@ -40,6 +45,7 @@ class Normalization(NamedTuple):
     high: tuple[float, ...]
     dtype: str
     sound: Sound | None = None
+    columns: tuple[Column, ...] = ()
 
     def encode(self, values: np.ndarray) -> np.ndarray:
         """Normalize values.
@@ -50,6 +56,8 @@ class Normalization(NamedTuple):
         Returns:
           x, float32 of the same shape.
         """
+        if self.columns:
+            values = of_table.scores(self.columns, values)
         shift, scale = (np.asarray(part, np.float64) for part in (self.shift, self.scale))
         return ((values - shift) / scale).astype(np.float32)
 
@@ -62,13 +70,32 @@ class Normalization(NamedTuple):
         Returns:
           Values of the same shape, of `dtype`.
         """
-        scale = np.asarray(self.scale, np.float64)
-        values = np.asarray(self.shift, np.float64) + scale * np.asarray(x, np.float64)
-        dtype = np.dtype(self.dtype)
+        values, dtype = self.values(x), np.dtype(self.dtype)
         if dtype.kind == "f":
             return values.astype(dtype)
         limits = np.iinfo(dtype)
         return np.rint(np.clip(values, limits.min, limits.max)).astype(dtype)
+
+    def values(self, x: np.ndarray) -> np.ndarray:
+        """Return to the units of the data in float64; those of a table are cells that it can have.
+
+        Args:
+          x: (..., C), normalized.
+        """
+        scale = np.asarray(self.scale, np.float64)
+        values = np.asarray(self.shift, np.float64) + scale * np.asarray(x, np.float64)
+        return of_table.cells(self.columns, values) if self.columns else values
+
+    def possible(self, x: np.ndarray) -> np.ndarray:
+        """Move samples of a table to the nearest rows that it can have; others stay as they are.
+
+        Args:
+          x: (..., C), normalized.
+
+        Returns:
+          float32 of the same shape.
+        """
+        return self.encode(self.values(x)) if self.columns else np.asarray(x, np.float32)
 
     def unit(self, x: np.ndarray) -> np.ndarray:
         """Place normalized values between the extremes of the training split, for pictures.
@@ -90,7 +117,9 @@ class Normalization(NamedTuple):
         return float(np.mean(np.log2(self.scale)))
 
 
-def measure(chunks: Iterable[np.ndarray], rule: str, dtype: str, what: str) -> Normalization:
+def measure(
+    chunks: Iterable[np.ndarray], rule: str, dtype: str, what: str, names: Sequence[str] = ()
+) -> Normalization:
     """Measure the normalization of a training split, which is read once.
 
     Args:
@@ -98,6 +127,7 @@ def measure(chunks: Iterable[np.ndarray], rule: str, dtype: str, what: str) -> N
       rule: config.data.normalization, one of RULES.
       dtype: the type of the stored values, one of DTYPES.
       what: the data, for messages.
+      names: of the channels, for messages; () numbers them.
 
     Raises:
       UserError: for an unknown rule, and for values that are not finite.
@@ -118,12 +148,12 @@ def measure(chunks: Iterable[np.ndarray], rule: str, dtype: str, what: str) -> N
     shift, scale = (mean, np.sqrt(square / count))
     if rule == "range":
         shift, scale = (low + high) / 2, (high - low) / 2
-    if (constant := np.flatnonzero(high == low)).size:
+    for i in np.flatnonzero(high == low)[:NAMED]:
         logging.warning(
-            "%s: channel %d is constant in the training split (%g)",
+            "%s: channel %s is constant in the training split (%g)",
             what,
-            constant[0],
-            low[constant[0]],
+            names[i] if names else i,
+            low[i],
         )
     scale = np.where(high > low, scale, 1.0)
     parts = (tuple(map(float, part)) for part in (shift, scale, low, high))

@@ -15,6 +15,7 @@ import numpy as np
 
 from diffusion_jax import data
 from diffusion_jax.core.errors import UserError, unknown
+from diffusion_jax.data import table
 from diffusion_jax.data.sources import Source
 from diffusion_jax.evaluation import features as extractors
 from diffusion_jax.evaluation.estimators import ESTIMATORS
@@ -26,6 +27,9 @@ NAMES = (ACCURACY, *ESTIMATORS)
 STANDARD = (ACCURACY, "frechet", "kid", "prdc")  # the metrics of images where none are chosen
 # and of arrays that are not images: distances of their normalized values
 OF_VALUES = (ACCURACY, "frechet", "mmd_median", "sliced_wasserstein")
+# and of rows of tables; comparisons do without the two expensive ones
+OF_TABLES = (ACCURACY, "c2st", "marginals", "correlation", "frechet", "memorization")
+COMPARED = (ACCURACY, "marginals", "correlation", "frechet")
 FROM_LOGITS = ("class_accuracy", "inception_score")  # and those of extractors with logits
 
 
@@ -104,9 +108,10 @@ def choose(
         notes.append(f"features classifier are left out: {ONE_CLASS}")
     made = tuple(extractor_for(name, train) for name in possible)
     kept = []
-    standard = STANDARD if of_images(train) else OF_VALUES
+    standard = OF_TABLES if table.columns_of(train) else OF_VALUES
+    standard = STANDARD if of_images(train) else standard
     for name in metrics or standard + FROM_LOGITS * any(extractor.logits for extractor in made):
-        if why := _missing(name, made, labels, classes, len(train), held_out, count):
+        if why := _missing(name, made, labels, classes, train, held_out, count):
             notes.append(f"metric {name} is left out: {why}")
         else:
             kept.append(name)
@@ -157,7 +162,7 @@ def _missing(
     made: Sequence[Extractor],
     labels: np.ndarray | None,
     classes: bool,
-    trained: int,
+    train: Source,
     held_out: Source | None,
     count: int | None,
 ) -> str:
@@ -178,10 +183,12 @@ def _missing(
         return (
             f"the features {features} have other classes than the data; add --features=classifier"
         )
+    if estimator.columns and not table.columns_of(train):
+        return "the data are no table"
     if estimator.held_out and not (held_out is not None and len(held_out)):
         return "there are no held-out real images"
-    if estimator.wants != 0 and trained < estimator.least:
-        return f"it needs {estimator.least} training images, and there are {trained}"
+    if estimator.wants != 0 and len(train) < estimator.least:
+        return f"it needs {estimator.least} training images, and there are {len(train)}"
     if count is not None and count < estimator.least:
         return f"it needs {estimator.least} samples, and {count} are requested"
     return ""

@@ -11,16 +11,19 @@ from typing import NamedTuple
 
 import numpy as np
 
+from diffusion_jax.data.columns import Column
 from diffusion_jax.evaluation import (
     frechet,
     intervals,
     kid,
+    marginals,
     memorization,
     mmd,
     points,
     prdc,
     samples,
     scores,
+    two_sample,
 )
 from diffusion_jax.evaluation.features import Extractor
 from diffusion_jax.evaluation.intervals import Measured
@@ -41,12 +44,14 @@ class Real(NamedTuple):
       held_out: (M, D), features of the test split; None where no estimator needs them.
       extractor: the extractor.
       root: returns the Gaussian that Fréchet distances are measured to; it is computed once.
+      columns: of a table; () for other data.
     """
 
     features: np.ndarray
     held_out: np.ndarray | None
     extractor: Extractor
     root: Callable[[], frechet.Root]
+    columns: tuple[Column, ...] = ()
 
 
 Measurements = dict[str, Measured]
@@ -65,6 +70,7 @@ class Estimator(NamedTuple):
       logits: whether the logits of a classifier are needed.
       labels: whether labels of the samples and a classifier of the same classes are needed.
       held_out: whether real images that were not trained on are needed.
+      columns: whether the samples must be rows of a table.
     """
 
     prepare: Callable[[Real], Score]
@@ -75,6 +81,7 @@ class Estimator(NamedTuple):
     logits: bool = False
     labels: bool = False
     held_out: bool = False
+    columns: bool = False
 
 
 def _frechet(real: Real) -> Score:
@@ -163,6 +170,37 @@ def _sliced_wasserstein(real: Real) -> Score:
     return _paired(score)
 
 
+def _c2st(real: Real) -> Score:
+    """Samples against held-out rows, and the held-out rows themselves against training rows.
+
+    A model that is fitted to the training rows agrees with their moments better than other rows of
+    the same law do, so that its accuracy against them would be below that of chance.
+    """
+    trained = real.features[np.random.default_rng(0).permutation(len(real.features))]
+
+    def score(made: Summary) -> Measurements:
+        rows, other = made.features[:PAIRED], real.held_out
+        if np.array_equal(rows, other[: len(rows)]):
+            other = trained
+        count = min(len(rows), len(other))
+        return {"c2st": intervals.fraction(two_sample.c2st(rows[:count], other[:count]))}
+
+    return score
+
+
+def _marginals(real: Real) -> Score:
+    return _paired(lambda rows: marginals.distances(rows, real.features[:PAIRED], real.columns))
+
+
+def _correlation(real: Real) -> Score:
+    reference = real.features[:PAIRED]
+
+    def score(rows: np.ndarray) -> Scores:
+        return {"correlation": marginals.correlation_distance(rows, reference, real.columns)}
+
+    return _paired(score)
+
+
 def _paired(score: Callable[[np.ndarray], Scores]) -> Score:
     """A metric of pairs, jackknifed over groups of the first images."""
 
@@ -219,6 +257,9 @@ ESTIMATORS = {
     "cmmd": Estimator(_cmmd, PAIRED, keeps=PAIRED),
     "mmd_median": Estimator(_mmd, PAIRED, keeps=PAIRED),
     "sliced_wasserstein": Estimator(_sliced_wasserstein, PAIRED, keeps=PAIRED),
+    "c2st": Estimator(_c2st, PAIRED, least=20, keeps=PAIRED, held_out=True),
+    "marginals": Estimator(_marginals, PAIRED, keeps=PAIRED, columns=True),
+    "correlation": Estimator(_correlation, PAIRED, least=2, keeps=PAIRED, columns=True),
     "frechet_infinity": Estimator(_frechet_infinity, REFERENCE, least=4, keeps=None),
     "frechet_interval": Estimator(_frechet_interval, REFERENCE, least=2, keeps=None),
 }

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusion_jax import data
+from diffusion_jax.data import table
 from diffusion_jax.data.sources import Source
 from diffusion_jax.evaluation import choice, frechet, intervals, recognition, samples
 from diffusion_jax.evaluation import features as extractors
@@ -126,8 +127,8 @@ def against(
       labels: (N,), the labels that the samples are generated for, or None.
       features: names, or extractors made before; () means those of `features.default`, whose
         scores are named without them.
-      metrics: names of choice.NAMES; () means 'frechet' for images, choice.OF_VALUES for other
-        arrays, and 'accuracy' where there are labels.
+      metrics: names of choice.NAMES; () means 'frechet' for images, choice.COMPARED for tables,
+        choice.OF_VALUES for other arrays, and 'accuracy' where there are labels.
       held_out: the test split, for memorization.
       statistics: used instead of the moments of the training images, for the extractor that they
         name.
@@ -165,7 +166,8 @@ def against(
 
 def _standard(train: Source, labels: np.ndarray | None) -> tuple[str, ...]:
     """The inexpensive metrics of a data set."""
-    names = (ACCURACY, "frechet") if choice.of_images(train) else choice.OF_VALUES
+    names = choice.COMPARED if table.columns_of(train) else choice.OF_VALUES
+    names = (ACCURACY, "frechet") if choice.of_images(train) else names
     return tuple(name for name in names if name != ACCURACY or labels is not None)
 
 
@@ -313,7 +315,7 @@ def _real(
             return frechet.root_of_moments(statistics.moments)
         return frechet.root_of(features[:REFERENCE])
 
-    return Real(features, test, extractor, root)
+    return Real(features, test, extractor, root, table.columns_of(train))
 
 
 def _outputs(extractor: Extractor, images: np.ndarray, which: str = "") -> Outputs:

@@ -141,6 +141,23 @@ _TABLE = (
         of_features=True,
     ),
     Metric(
+        "c2st",
+        "C2ST accuracy",
+        LOWER,
+        PERCENT,
+        "accuracy of telling samples from held-out data (50 %: chance)",
+        of_features=True,
+    ),
+    # rows of tables
+    Metric("ks", "KS of marginals", LOWER, description="Kolmogorov-Smirnov distance of marginals"),
+    Metric(
+        "total_variation",
+        "TV of marginals",
+        LOWER,
+        description="total variation of categories",
+    ),
+    Metric("correlation", "correlation distance", LOWER),
+    Metric(
         "laplacian",
         "Laplacian variance / real",
         NEITHER,

@@ -7,6 +7,7 @@ are plots next to real data.
 
     images of 8 bits         the images                     'images' in an .npz
     vectors                  bars; sets: pairs of columns   'data' in an .npz, and a .csv table
+    rows of a table          bars; sets: marginals, pairs   the same, with its cells and headings
     series                   lines, one color a channel     'data' in an .npz
     images of other numbers  gray or color, by their range  'data' in an .npz
     volumes                  slices along the first axis    'data' in an .npz
@@ -27,8 +28,9 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 
 from diffusion_jax.core.files import save_text
+from diffusion_jax.data import columns as of_table
 from diffusion_jax.data.normalization import Normalization
-from diffusion_jax.report import pictures, scatter, style
+from diffusion_jax.report import pictures, scatter, style, table_figure
 
 SERIES = (96, 64)  # width and height of the tile of a series, in pixels
 FINER = 4  # lines are drawn so many times larger and then reduced, which smooths them
@@ -45,7 +47,9 @@ class Media(NamedTuple):
       arrays: samples (N, ...) -> the arrays of the .npz file, in the units of the data.
       tiles: samples (N, ...) -> a tile of each, (N, h, w, C) uint8.
       of_sets: whether a picture of them is a plot of the whole set, next to real data.
-      table: samples (N, ...) -> rows of text for a .csv file; None where the samples are no table.
+      table: (samples (N, ...), labels (N,) or None) -> lines of a .csv file; None where the samples
+        are no table.
+      figure: draws a plot of sets, as scatter.sets.
     """
 
     name: str
@@ -53,7 +57,8 @@ class Media(NamedTuple):
     arrays: Callable[[np.ndarray], dict[str, np.ndarray]]
     tiles: Callable[[np.ndarray], np.ndarray]
     of_sets: bool = False
-    table: Callable[[np.ndarray], list[str]] | None = None
+    table: Callable[[np.ndarray, np.ndarray | None], list[str]] | None = None
+    figure: Callable[..., None] = scatter.sets
 
 
 def media_of(shape: Sequence[int], normalization: Normalization | None) -> Media:
@@ -67,6 +72,8 @@ def media_of(shape: Sequence[int], normalization: Normalization | None) -> Media
         if len(shape) == 3:
             return Media("image", "images", _images, np.asarray)
         return Media("point", "points", _images, _points, of_sets=True)
+    if normalization.columns:
+        return _rows(normalization)
     name, plural, draw = {
         1: ("vector", "vectors", bars),
         2: ("series", "series", lines),
@@ -77,6 +84,19 @@ def media_of(shape: Sequence[int], normalization: Normalization | None) -> Media
     tiles = functools.partial(tiles, draw)
     table = functools.partial(_table, normalization) if len(shape) == 1 else None
     return Media(name, plural, arrays, tiles, of_sets=len(shape) == 1, table=table)
+
+
+def _rows(normalization: Normalization) -> Media:
+    """The rows of a table."""
+    return Media(
+        "row",
+        "rows",
+        functools.partial(_data, normalization),
+        functools.partial(_drawn, normalization, bars),
+        of_sets=True,
+        table=functools.partial(_cells, normalization),
+        figure=functools.partial(table_figure.figure, normalization),
+    )
 
 
 def grid(
@@ -103,7 +123,7 @@ def grid(
       real: samples of the data, where media.of_sets.
     """
     if media.of_sets:
-        scatter.sets(real, {"samples": samples}, path)
+        media.figure(real, {"samples": samples}, path)
         return
     tiles = media.tiles(samples)
     if len(labels):
@@ -113,13 +133,16 @@ def grid(
     pictures.save(picture, path)
 
 
-def save_table(media: Media, samples: np.ndarray, path: str | os.PathLike) -> Path | None:
+def save_table(
+    media: Media, samples: np.ndarray, path: str | os.PathLike, labels: np.ndarray | None = None
+) -> Path | None:
     """Write samples as a table next to another file, where they are one.
 
     Args:
       media: what they are.
       samples: (N, ...).
       path: the other file, whose ending becomes .csv.
+      labels: (N,), where they are known.
 
     Returns:
       The file, or None.
@@ -127,7 +150,7 @@ def save_table(media: Media, samples: np.ndarray, path: str | os.PathLike) -> Pa
     if media.table is None:
         return None
     file = Path(path).with_name(Path(path).name.removesuffix(".npz") + ".csv")
-    save_text(file, "\n".join([*media.table(samples), ""]))
+    save_text(file, "\n".join([*media.table(samples, labels), ""]))
     return file
 
 
@@ -232,7 +255,15 @@ def _data(normalization: Normalization, samples: np.ndarray) -> dict[str, np.nda
     return {"data": normalization.decode(samples)}
 
 
-def _table(normalization: Normalization, samples: np.ndarray) -> list[str]:
+def _cells(
+    normalization: Normalization, samples: np.ndarray, labels: np.ndarray | None
+) -> list[str]:
+    return of_table.text(normalization.columns, normalization.values(samples), labels)
+
+
+def _table(
+    normalization: Normalization, samples: np.ndarray, labels: np.ndarray | None
+) -> list[str]:
     values = normalization.decode(samples)
     head = ",".join(f"x{i + 1}" for i in range(values.shape[1]))
     return [head, *(",".join(format(number, ".8g") for number in row) for row in values.tolist())]

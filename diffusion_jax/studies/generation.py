@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import data
-from diffusion_jax.assembly import sampling
+from diffusion_jax.assembly import sample_conditions, sampling
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.experiment import Experiment
 from diffusion_jax.core import parsing
@@ -62,7 +62,8 @@ def sample(
       workdir: the folder of the run.
       num: number of images (default 64), or of images of each prompt (default 8).
       seeds: the seeds, such as '0-63,100', one for each image; '' takes 0 to num - 1.
-      labels: classes in turn, by number or name, such as '0,cat,any'; '' takes all.
+      labels: classes in turn, by number or name, such as '0,cat,any'; '' takes all, of tables as
+        often as the training rows have them.
       prompt: captions, each of which is drawn from every seed.
       guidance: scale of the guidance; None takes config.sampler.guidance.
       out: the files to write, without the ending; '' takes WORKDIR/samples, or for a published
@@ -81,12 +82,12 @@ def sample(
     trained = workdirs.load(workdir, config, mesh := sampling.sampling_mesh(config))
     model = trained.experiment
     classes = trained.data.get("class_names") or ()
-    chosen, cond = requested_conditions(
-        model, parsing.labels("labels", labels, classes), prompt, len(wanted)
-    )
-    resolved = _resolved(workdir, trained, guidance)
     shown = media.media_of(model.shape, model.normalization)
-    real = _points(config, workdir, max(len(wanted), REAL)) if shown.of_sets else None
+    dataset = workdirs.dataset(config, workdir) if shown.of_sets else None
+    numbers = parsing.labels("labels", labels, classes) or _usual(model, dataset, len(wanted))
+    chosen, cond = requested_conditions(model, numbers, prompt, len(wanted))
+    resolved = _resolved(workdir, trained, guidance)
+    real = dataset and data.arrays(dataset.train, limit=max(len(wanted), REAL))["image"]
     keys = generate.seeds_to_keys(wanted)
     if gif:
         columns = animation.columns_for(len(wanted), len(set(chosen.tolist())), len(prompt))
@@ -120,9 +121,14 @@ def _resolved(
     return resolved
 
 
-def _points(config: ConfigDict, workdir: str, count: int) -> np.ndarray:
-    """Training points, to draw next to samples."""
-    return data.arrays(workdirs.dataset(config, workdir).train, limit=count)["image"]
+def _usual(model: Experiment, dataset: data.Dataset | None, count: int) -> Sequence[int]:
+    """The labels of samples where none are requested; () for all in turn.
+
+    Rows of a table have the labels of training rows, so that they are as frequent.
+    """
+    if not (model.num_classes and model.normalization and model.normalization.columns):
+        return ()
+    return sample_conditions.labels_as_in(dataset, np.arange(count)).tolist()
 
 
 def save(
@@ -154,7 +160,7 @@ def save(
         **shown.arrays(images),
         **more,
     )
-    table = media.save_table(shown, images, files[".npz"])
+    table = media.save_table(shown, images, files[".npz"], labels if len(labels) else None)
     media.grid(
         shown,
         images,

@@ -11,8 +11,9 @@ import numpy as np
 from diffusion_jax.assembly import denoiser, sampling
 from diffusion_jax.assembly.experiment import Experiment
 from diffusion_jax.assembly.workdir import Trained
-from diffusion_jax.core.errors import UserError, unknown
+from diffusion_jax.core.errors import UserError, printable, unknown
 from diffusion_jax.core.types import Array, Cond, Denoise, Key, Params
+from diffusion_jax.data.columns import CATEGORY
 from diffusion_jax.likelihood import bounds, flow
 from diffusion_jax.processes import gaussian
 from diffusion_jax.report.tables import markdown_table
@@ -88,6 +89,7 @@ def decided(settings: LikelihoodSettings, model: Experiment) -> LikelihoodSettin
         raise UserError(
             "--bounds and --dequantize are for images; these data are continuous: leave both out"
         )
+    _check_columns(model)
     if settings["solver"] not in (solvers := (*flow.ADAPTIVE, *flow.FIXED)):
         raise unknown("--solver", settings["solver"], solvers)
     trace = settings["trace"]
@@ -96,6 +98,22 @@ def decided(settings: LikelihoodSettings, model: Experiment) -> LikelihoodSettin
     if trace not in TRACES:
         raise unknown("--trace", trace, ("auto", *TRACES))
     return {**settings, "dequantize": dequantize, "trace": trace}
+
+
+def _check_columns(model: Experiment) -> None:
+    """Refuse tables whose rows have no density: UserError."""
+    for column in model.normalization.columns if model.normalization else ():
+        name = printable(column.name)
+        if column.kind == CATEGORY:
+            raise UserError(
+                f"column '{name}' is of categories, and a density is of numbers; train without it "
+                f"(--config.data.exclude={name}) or make it the label (--config.data.label={name})"
+            )
+        if column.knots:
+            raise UserError(
+                "config.data.normalization=quantile: rows have no density in the units of the "
+                "table; train with standard"
+            )
 
 
 def measures(trained: Trained, settings: LikelihoodSettings) -> dict[str, Measure]:

@@ -225,6 +225,8 @@ def _conditions(
     of_sets = media.media_of(model.shape, model.normalization).of_sets
     count = 1000 if of_sets else COLUMNS * (len(names) or ROWS)
     labels = np.arange(count) // COLUMNS % max(model.num_classes, 1)
+    if model.num_classes and model.normalization and model.normalization.columns:
+        labels = sample_conditions.labels_as_in(dataset, np.arange(count))
     return names, model.conditions.of_labels(labels if model.num_classes else labels[:0]), count
 
 

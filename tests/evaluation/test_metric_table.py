@@ -57,6 +57,9 @@ def test_every_estimator_of_the_judge_gives_metrics_of_the_table():
         "frechet_infinity": ["frechet_infinity"],
         "frechet_interval": ["frechet_low", "frechet_high"],
         "mmd_median": ["mmd_median"],
+        "c2st": ["c2st"],
+        "marginals": ["ks", "total_variation"],
+        "correlation": ["correlation"],
         "sliced_wasserstein": ["sliced_wasserstein"],
     }
     assert set(given) == set(choice.ESTIMATORS)

@@ -46,6 +46,7 @@ SHAPES = {
     "folder": (32, 32, 3),
     "arrays": (32, 2),
     "arrays_few_step": (32, 2),
+    "tables": (5,),
 }
 
 
@@ -54,6 +55,7 @@ SIZES = {
     "folder": ("",),
     "arrays": ("",),
     "arrays_few_step": ("",),
+    "tables": ("", ",full"),
     "digits_vae": ("",),
     "digits_few_step": ("",),
     "digits_captions": ("",),

@@ -1,0 +1,197 @@
+"""Reading tables: a CSV or Parquet file as columns of numbers and of text, checked cell by cell.
+
+A column in which every cell is a number is a column of numbers; any other is one of categories.
+Nothing is guessed beyond that: a cell without a value, a column of both numbers and text, a date
+and a text that names single rows are refused, each in one line that says what to do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffusion_jax.core.deferred import deferred
+from diffusion_jax.core.errors import UserError, printable
+
+pa = deferred("pyarrow")
+compute = deferred("pyarrow.compute")
+csv = deferred("pyarrow.csv")
+parquet = deferred("pyarrow.parquet")
+
+ENDINGS = (".csv", ".parquet")
+MOST_CATEGORIES = 1000  # of a column
+DISTINCT = 0.5  # a column of text with more different cells than this share of the rows is an id,
+FEW = 20  # in tables of at least so many rows
+
+
+def find(path: str) -> tuple[Path, Path | None]:
+    """Find the file of a table, and that of its test rows: STEM_test with the same ending.
+
+    Args:
+      path: data.path.
+
+    Returns:
+      (file, file of the test rows or None).
+
+    Raises:
+      UserError: where there is no such file.
+    """
+    file = Path(os.path.expanduser(path))
+    if file.suffix not in ENDINGS or not file.is_file():
+        raise UserError(f"data.path={path} must be a .csv or .parquet file; there is none")
+    held_out = file.with_name(f"{file.stem}_test{file.suffix}")
+    return file, held_out if held_out.is_file() else None
+
+
+def read(file: Path, text: Collection[str] = ()) -> Any:
+    """Read a file as a table of Arrow.
+
+    Args:
+      file: a .csv file with a heading, cells separated by commas; or a .parquet file.
+      text: columns whose cells are text even if they look like numbers.
+
+    Returns:
+      The table, in which missing cells are null.
+
+    Raises:
+      UserError: for a file that is no such table, and for headings that are missing or repeated.
+    """
+    what = f"data.path={file}"
+    try:
+        found = _read_csv(file, text) if file.suffix == ".csv" else parquet.read_table(file)
+        names = found.column_names
+    except (pa.ArrowException, ValueError, OSError) as error:
+        reason = printable(str(error).split("\n")[0])
+        raise UserError(
+            f"{what} cannot be read as a table ({reason:.200}); a .csv has a heading and cells "
+            "separated by commas, in UTF-8"
+        ) from error
+    if len(names) == 1 and (other := next((s for s in ";\t|" if s in names[0]), "")):
+        raise UserError(
+            f"{what}: the cells are separated by {other!r}; save the table with commas between them"
+        )
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(
+            f"{what}: {names.count(repeated)} columns are called '{printable(repeated)}'; give "
+            "every column a name of its own"
+        )
+    if "" in names:
+        raise UserError(f"{what}: column {names.index('') + 1} has no name; write one in its head")
+    if found.num_rows < 2:
+        raise UserError(f"{what} has {found.num_rows} rows below its head; at least two are needed")
+    return found
+
+
+def _read_csv(file: Path, text: Collection[str]) -> Any:
+    """A CSV file; missing cells are null in every column, and True is text."""
+    convert = csv.ConvertOptions(
+        column_types=dict.fromkeys(text, pa.string()),
+        strings_can_be_null=True,
+        true_values=[],
+        false_values=[],
+    )
+    return csv.read_csv(file, convert_options=convert)
+
+
+def column(table: Any, name: str, what: str, *, declared: bool = False) -> np.ndarray:
+    """Read a column, and refuse what is neither numbers nor categories.
+
+    Args:
+      table: the table of Arrow.
+      name: the heading of the column.
+      what: the data, for messages.
+      declared: whether the user has said that it is one of categories.
+
+    Returns:
+      (N,), float64 or str.
+
+    Raises:
+      UserError: naming the column, the row below the heading and what to do.
+    """
+    found, where = table[name], f"{what}: column '{printable(name)}'"
+    leave = f"leave the column out: --config.data.exclude={printable(name)}"
+    if found.null_count == len(found):
+        raise UserError(f"{where} is empty; {leave}")
+    if pa.types.is_dictionary(found.type):
+        found = found.cast(found.type.value_type)
+    missing = np.asarray(found.is_null(nan_is_null=True))
+    if missing.any():
+        rows = np.flatnonzero(missing)
+        raise UserError(
+            f"{where} has {len(rows)} missing value{'s' * (len(rows) > 1)} (row {rows[0] + 1} is "
+            f"the first); fill them in, remove these rows, or {leave}"
+        )
+    kind = pa.types
+    is_number = kind.is_integer(found.type) or kind.is_floating(found.type)
+    is_number = is_number or kind.is_decimal(found.type)
+    if is_number and not declared:
+        numbers = np.asarray(found.cast(pa.float64(), safe=False), np.float64)
+        if not np.isfinite(numbers).all():
+            row = int(np.flatnonzero(~np.isfinite(numbers))[0])
+            raise UserError(
+                f"{where} has {numbers[row]} in row {row + 1}, which is no finite number; correct "
+                f"it, remove the row, or {leave}"
+            )
+        return numbers
+    is_text = kind.is_string(found.type) or kind.is_large_string(found.type)
+    if not (is_number or is_text or kind.is_boolean(found.type)):
+        raise UserError(
+            f"{where} is of type {found.type}; numbers and text are read: store it as numbers, or "
+            f"{leave}"
+        )
+    cells = np.array(found.cast(pa.string()).to_pylist(), str)
+    if kind.is_boolean(found.type):
+        cells = np.char.capitalize(cells)
+    if not declared:
+        _check_mixed(cells, where, printable(name))
+    return cells
+
+
+def _check_mixed(cells: np.ndarray, where: str, name: str) -> None:
+    """Refuse a column of both numbers and text."""
+    distinct, counts = np.unique(cells, return_counts=True)
+    numbers = np.array([_is_number(cell) for cell in distinct])
+    if not numbers.any() or numbers.all():
+        return
+    row = int(np.flatnonzero(np.isin(cells, distinct[~numbers]))[0])
+    raise UserError(
+        f"{where} has numbers and text: '{printable(cells[row]):.40}' in row {row + 1} is no "
+        f"number, and {counts[numbers].sum()} of {len(cells)} cells are; correct them, or say that "
+        f"all are names of categories: --config.data.categories={name}"
+    )
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def categories(cells: np.ndarray, name: str, what: str) -> tuple[str, ...]:
+    """List the categories of a column, in the order of numbers if they are, else of text.
+
+    Args:
+      cells: (N,) of str, those of the training split.
+      name: the heading of the column.
+      what: the data, for messages.
+
+    Raises:
+      UserError: for a column whose cells name single rows.
+    """
+    found = np.unique(cells).tolist()
+    single = len(cells) >= FEW and len(found) > DISTINCT * len(cells)
+    if single or len(found) > MOST_CATEGORIES:
+        raise UserError(
+            f"{what}: column '{printable(name)}' has {len(found):,} different values in "
+            f"{len(cells):,} rows, as an id or a free text has, and no categories; leave it out: "
+            f"--config.data.exclude={printable(name)}"
+        )
+    if all(map(_is_number, found)):
+        found.sort(key=float)
+    return tuple(found)

@@ -1,0 +1,122 @@
+"""Rows of a table next to its data: the marginal of every column, and pairs of columns."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from diffusion_jax.data import columns as of_table
+from diffusion_jax.data.columns import Column
+from diffusion_jax.data.normalization import Normalization
+from diffusion_jax.report import style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ACROSS = 4  # panels in a row
+MARGINALS, PAIRS = 12, 4  # panels, at most
+BARS = 8  # categories of a panel, at most
+POINTS = 1000  # of a set in a panel, at most
+
+
+def figure(
+    known: Normalization,
+    data: np.ndarray,
+    samples: Mapping[str, np.ndarray],
+    path: str | os.PathLike,
+) -> None:
+    """Draw the marginals of the first columns, and the pairs of numbers that correlate most.
+
+    Numbers are in the units of the table: histograms, and points for pairs. Categories are bars of
+    the share of each.
+
+    Args:
+      known: the normalization of the table, with its columns.
+      data: (M, D), rows of the training split, normalized.
+      samples: (N, D) samples by name, normalized.
+      path: the file to write.
+    """
+    sets = {name: known.values(x) for name, x in {"data": data, **samples}.items()}
+    places = list(of_table.channels(known.columns))
+    shown = places[:MARGINALS]
+    numbers = [(c.name, place.start) for c, place in places if c.kind == of_table.NUMBER]
+    pairs = _strongest(sets["data"], numbers)
+    rows = math.ceil(len(shown) / ACROSS)
+    panels = rows * ACROSS + len(pairs)
+    with style.figure(path, panels, (2.3, 1.8), rows + bool(pairs)) as axes:
+        for axis, (column, place) in zip(axes, shown):
+            draw = _histogram if column.kind == of_table.NUMBER else _bars
+            draw(axis, column, {name: x[:, place] for name, x in sets.items()})
+        for axis in axes[len(shown) : rows * ACROSS]:
+            axis.set_axis_off()
+        for axis, pair in zip(axes[rows * ACROSS :], pairs):
+            _scatter(axis, pair, sets)
+        axes[0].legend(fontsize=7, frameon=False)
+
+
+def _strongest(data: np.ndarray, numbers: list[tuple[str, int]]) -> list[tuple]:
+    """The pairs of columns of numbers with the largest correlations, each column in one pair."""
+    strength = {
+        pair: abs(_correlation(data[:, pair[0][1]], data[:, pair[1][1]]))
+        for pair in itertools.combinations(numbers, 2)
+    }
+    chosen, used = [], set()
+    for pair in sorted(strength, key=strength.get, reverse=True):
+        if not used & {*pair}:
+            chosen.append(pair)
+            used |= {*pair}
+    return chosen[:PAIRS]
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    spread = a.std() * b.std()
+    return float(np.mean((a - a.mean()) * (b - b.mean())) / spread) if spread else 0.0
+
+
+def _limits(x: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(x, (0.002, 0.998))
+    margin = 0.08 * (high - low) or 1.0
+    return float(low - margin), float(high + margin)
+
+
+def _histogram(axis: Axes, column: Column, sets: Mapping[str, np.ndarray]) -> None:
+    low, high = _limits(sets["data"])
+    fewest = min(map(len, sets.values()))
+    bins = int(np.clip(fewest**0.5, 6, 30))
+    edges = np.linspace(low, high, bins + 1)
+    if column.is_whole:  # every bin has as many whole numbers
+        step = math.ceil((high - low) / bins)
+        edges = np.arange(math.floor(low), high + step, step) - 0.5
+    for i, (name, x) in enumerate(sets.items()):
+        look = {"color": style.COLORS[i], "label": name}
+        weights = np.full(len(x), 1 / len(x))
+        axis.hist(x[:, 0], edges, weights=weights, histtype="step", **look)
+    axis.set(xlabel=column.name, yticks=[], xlim=(edges[0], edges[-1]))
+    axis.locator_params(axis="x", nbins=3)
+
+
+def _bars(axis: Axes, column: Column, sets: Mapping[str, np.ndarray]) -> None:
+    order = np.argsort(-sets["data"].mean(0), kind="stable")[:BARS]
+    width = 0.8 / len(sets)
+    for i, (name, x) in enumerate(sets.items()):
+        at = np.arange(len(order)) + (i - (len(sets) - 1) / 2) * width
+        axis.bar(at, x.mean(0)[order], width, color=style.COLORS[i], label=name)
+    names = [column.categories[i][:10] for i in order]
+    axis.set(xlabel=column.name, yticks=[])
+    axis.set_xticks(np.arange(len(order)), names, rotation=30, ha="right", fontsize=6)
+
+
+def _scatter(axis: Axes, pair: tuple, sets: Mapping[str, np.ndarray]) -> None:
+    (x_name, x), (y_name, y) = pair
+    for i, values in enumerate(sets.values()):
+        some = values[:: math.ceil(len(values) / POINTS)]
+        size = 2 if len(some) > 200 else 8
+        axis.scatter(some[:, x], some[:, y], s=size, alpha=0.4, linewidths=0, color=style.COLORS[i])
+    axis.set(xlabel=x_name, ylabel=y_name, xlim=_limits(sets["data"][:, x]))
+    axis.set(ylim=_limits(sets["data"][:, y]))
+    axis.locator_params(nbins=3)
