@@ -7,7 +7,8 @@ python -m experiments.import_weights --from=dit --path=DiT-XL-2-256x256.pt --out
 diffusers: a UNet2DModel in DDPM's layout, an AutoencoderKL or a DiTTransformer2DModel, as
 config.json and diffusion_pytorch_model.safetensors or .bin; a scheduler_config.json in the same
 folder is used.
-dit, sit, lightningdit: transformers by their authors' names. edm, edm2: the .pkl files of Karras et
+dit, sit, lightningdit: transformers by their authors' names. score_sde: checkpoints of the JAX or
+the torch program. edm, edm2: the .pkl files of Karras et
 al., whose code is not executed. guided_diffusion, improved_diffusion, consistency_models: the .pt
 files of OpenAI. A network of latents needs its autoencoder, imported before.
 Nothing in a file is executed. docs/weights.md says more.
@@ -26,6 +27,7 @@ if __name__ == "__main__":
             "dit",
             "sit",
             "lightningdit",
+            "score_sde",
             "edm",
             "edm2",
             "guided_diffusion",

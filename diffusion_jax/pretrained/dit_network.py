@@ -14,7 +14,14 @@ import numpy as np
 from diffusion_jax.core import reading
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.models import dit
-from diffusion_jax.pretrained.published import Flat, Layout, Options, Published, Shape
+from diffusion_jax.pretrained.published import (
+    Flat,
+    Layout,
+    Options,
+    Published,
+    Shape,
+    below_ema,
+)
 
 # numbers in the fixed position embedding: those of 1,152 channels and 482 x 482 patches
 LARGEST = 2**28
@@ -183,5 +190,5 @@ DIT = Published(
     fixed=_dit_fixed,
     described=_dit_described,
     rule=_DIT_RULE,
-    averages="ema.",
+    averages=below_ema,
 )

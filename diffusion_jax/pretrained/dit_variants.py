@@ -20,7 +20,14 @@ from diffusion_jax.core import reading
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.models import positions
 from diffusion_jax.pretrained.dit_network import DIT
-from diffusion_jax.pretrained.published import Flat, Layout, Options, Published, Shape
+from diffusion_jax.pretrained.published import (
+    Flat,
+    Layout,
+    Options,
+    Published,
+    Shape,
+    below_ema,
+)
 
 LAST = ("final_layer.linear.weight", "final_layer.linear.bias")
 
@@ -82,7 +89,7 @@ SIT = DIT._replace(
     loose=("learn_sigma", "path_type", "prediction"),
     settings=_flow_settings,
     prepared=_towards_noise,
-    averages="ema.",
+    averages=below_ema,
 )
 
 

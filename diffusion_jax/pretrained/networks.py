@@ -9,6 +9,7 @@ from diffusion_jax.pretrained import (
     dit_variants,
     edm_networks,
     openai_networks,
+    score_sde_network,
 )
 from diffusion_jax.pretrained.published import Published
 
@@ -19,6 +20,7 @@ NETWORKS = {
     "SiT": dit_variants.SIT,
     "LightningDiT": dit_variants.LIGHTNING,
     "DiTTransformer2DModel": dit_variants.DIFFUSERS,
+    "NCSNpp": score_sde_network.NCSNPP,
     "SongUNet": edm_networks.SONG,
     "DhariwalUNet": edm_networks.ADM,
     "EDM2": edm_networks.EDM2,

@@ -6,6 +6,7 @@
     AutoencoderKL   diffusers (Rombach et al. 2022)                      autoencoder.AutoencoderKL
     DiT             the authors' own program (Peebles & Xie 2023)        dit.DiT
     SiT, LightningDiT, DiTTransformer2DModel (diffusers)                 dit.DiT
+    NCSNpp          score_sde (Song et al. 2021)                         ncsnpp.NCSNpp
     SongUNet        EDM (Karras et al. 2022)                             ncsnpp.NCSNpp
     DhariwalUNet    EDM                                                  unet.UNet
     EDM2            EDM2 (Karras et al. 2024)                            edm2.EDM2UNet
@@ -20,13 +21,14 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from diffusion_jax.core import reading
-from diffusion_jax.core.errors import UserError
+from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.models import layers
 
 Options = dict[str, Any]
@@ -64,9 +66,9 @@ class Published(NamedTuple):
         the process; {} where a scheduler_config.json does.
       prepared: (their tensors, their config) -> the tensors that the words describe, where one
         name means several things.
-      released: the name of a file that was published without a config -> its config.
-      averages: what the names of the averaged weights begin with, in a checkpoint of the training,
-        which has other tensors as well; '' for none.
+      released: the name of a file or folder that was published without a config -> its config.
+      averages: the tensors of a file -> the averaged weights (EMA), where the file is a checkpoint
+        of the training that has other tensors as well.
     """
 
     model: str
@@ -84,7 +86,7 @@ class Published(NamedTuple):
     settings: Callable[[Mapping], dict[str, Any]] = lambda config: {}
     prepared: Callable[[Flat, Mapping], Flat] = lambda tensors, config: tensors
     released: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
-    averages: str = ""
+    averages: Callable[[Flat], Flat] = lambda tensors: tensors
 
 
 # keys that describe an autoencoder's latents, for those who use them
@@ -249,20 +251,37 @@ def attended_channels(options: Options, shape: Shape) -> list[int]:
     ] + channels[-1:]
 
 
-def averaged(network: Published, tensors: Flat) -> Flat:
-    """Pick the averaged weights (EMA) of a checkpoint of the training.
+def below_ema(tensors: Flat) -> Flat:
+    """Pick the averaged weights of a checkpoint that holds them as 'ema'.
 
     Args:
-      network: the published kind of network.
       tensors: {name: array} of the file.
 
     Returns:
-      The averages by their names in the network; all tensors where the file is not such a
-      checkpoint.
+      The averages by their names in the network; all tensors of any other file.
     """
-    start = network.averages
-    found = {name: a for name, a in tensors.items() if start and name.startswith(start)}
-    return {name.removeprefix(start): tensor for name, tensor in found.items()} or tensors
+    found = {name: tensor for name, tensor in tensors.items() if name.startswith("ema.")}
+    return {name.removeprefix("ema."): tensor for name, tensor in found.items()} or tensors
+
+
+def known_config(network: Published, config: Mapping, file: Path) -> dict[str, Any]:
+    """Complete the config of a file that was published without one.
+
+    Args:
+      network: the published kind of network.
+      config: the content of the config.json next to the file; its key 'config' may name one of
+        network.released.
+      file: the file of weights, whose name, or that of its folder ('ve/NAME'), may be one of them.
+
+    Raises:
+      UserError: for a name that is not one of them.
+    """
+    named = config.get("config")
+    if named is not None and named not in network.released:
+        raise unknown("config of config.json", str(named), network.released)
+    names = [named, file.name, "/".join(file.resolve().parent.parts[-2:])]
+    found = [network.released[name] for name in names if name in network.released]
+    return {**(found[0] if found else {}), **config}
 
 
 def without_fixed(

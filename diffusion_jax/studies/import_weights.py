@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,6 @@ from diffusion_jax.assembly import (
     config_files,
     experiment,
     latent,
-    locking,
     workdir,
 )
 from diffusion_jax.assembly.components import network as default_network
@@ -31,6 +29,7 @@ from diffusion_jax.data.latents import Encoded
 from diffusion_jax.pretrained import (
     diffusers_networks,
     edm_files,
+    flaxfile,
     layouts,
     networks,
     published,
@@ -38,7 +37,7 @@ from diffusion_jax.pretrained import (
     schedulers,
     torchfile,
 )
-from diffusion_jax.training import checkpoint, restoring
+from diffusion_jax.studies import own_network
 
 # The classes of networks that can be read (--from) and written (--to), by their publisher.
 BOTH_WAYS = {
@@ -49,6 +48,7 @@ BOTH_WAYS = {
 SOURCES = BOTH_WAYS | {
     "diffusers": (*BOTH_WAYS["diffusers"], "DiTTransformer2DModel"),
     "sit": ("SiT",),
+    "score_sde": ("NCSNpp",),
     "lightningdit": ("LightningDiT",),
     "guided_diffusion": ("guided_diffusion.UNetModel",),
     "improved_diffusion": ("improved_diffusion.UNetModel",),
@@ -120,15 +120,7 @@ def to_workdir(
         own = found.latents if source in PICKLES else {}
         unseen = unseen._replace(encoded=encoded_by(autoencoder, unseen, own))
 
-    with locking.locked(out), locking.one_line(out):
-        if restoring.latest_step(Path(out) / "checkpoints") is not None:
-            raise UserError(f"--out={out} holds a model already; give another folder")
-        root = workdir.prepare(out, config, unseen)
-        record = files.load_json(root / "provenance.json") | {"imported": imported}
-        files.save_json(root / "provenance.json", record)
-        with contextlib.closing(checkpoint.Checkpointer(root / "checkpoints")) as checkpoints:
-            checkpoints.save(0, {"params": params}, record)
-    return root
+    return own_network.save(out, config, unseen, params, imported)
 
 
 class Found(NamedTuple):
@@ -168,8 +160,8 @@ def described(source: str, file: Path) -> Found:
     name = class_of(source, config)
     network = networks.network(name)
     tensors = {diffusers_networks.modern(key): tensor for key, tensor in read(file).items()}
-    tensors = published.averaged(network, tensors)
-    config = network.described(tensors) | network.released.get(file.name, {}) | config
+    tensors = network.averages(tensors)
+    config = network.described(tensors) | published.known_config(network, config, file)
     options, shape = published.read_config(network, config)
     latents = {key: config[key] for key in published.SCALE if key in config}
     config = network.defaults | config
@@ -225,14 +217,16 @@ def read(file: Path) -> dict[str, np.ndarray]:
     """Read the arrays of a file of weights.
 
     Args:
-      file: a safetensors file by its suffix; any other file is read as one of torch.
+      file: a safetensors file by its suffix, one of flax by its first byte; any other file is read
+        as one of torch.
 
     Returns:
       {name of the tensor: array}.
     """
     if file.suffix == ".safetensors":
         return safetensors.load_file(file)
-    return torchfile.load(file.read_bytes())
+    data = file.read_bytes()
+    return flaxfile.load(data) if flaxfile.is_flax(data) else torchfile.load(data)
 
 
 def class_of(source: str, config: dict[str, Any]) -> str:
