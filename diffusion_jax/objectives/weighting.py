@@ -59,11 +59,28 @@ def v() -> Weighting:
     )
 
 
-def velocity() -> Weighting:
-    """The error of the path's velocity, as in flow matching (Lipman et al. 2023, eq. 14)."""
-    return lambda process, t: (
-        (0.5 * process.sigma(t) * derivative(lambda u: logsnr(process, u), t)) ** 2
-    )
+def velocity(floor: float = 0.0) -> Weighting:
+    """The error of the path's velocity, as in flow matching (Lipman et al. 2023, eq. 14).
+
+    Of a rectified flow the velocity is (x_t - x0) / t. For networks that predict x0, Li & He (2025,
+    appendix A) divide by max(t, floor), which limits the weight of little noise.
+
+    Args:
+      floor: the time below which the weight is that of the error times (t / floor)^2.
+
+    Returns:
+      The weighting.
+
+    Raises:
+      UserError: for an argument out of its range.
+    """
+    need_ranges("weighting.velocity", floor=(floor, 0, 1))
+
+    def weight(process: Process, t: Array) -> Array:
+        found = (0.5 * process.sigma(t) * derivative(lambda u: logsnr(process, u), t)) ** 2
+        return found * jnp.minimum(t / floor, 1) ** 2 if floor else found
+
+    return weight
 
 
 def snr() -> Weighting:

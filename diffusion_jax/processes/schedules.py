@@ -245,13 +245,14 @@ class TrigFlow:
 
 @dataclass(frozen=True)
 class RectifiedFlow:
-    """The straight path of flow matching, x_t = (1 - t) x0 + t eps.
+    """The straight path of flow matching, x_t = (1 - t) x0 + t noise_scale eps.
 
     t_max is below 1, because alpha(1) = 0, as in Cosine.
 
     Attributes:
       t_min: the time of the data end, above 0.
       t_max: the time of the noise end, below 1.
+      noise_scale: standard deviation of the noise; 2 for images of 512 pixels in Li & He 2025.
 
     Raises:
       UserError: for a number out of its range.
@@ -259,9 +260,11 @@ class RectifiedFlow:
 
     t_min: float = 1e-3
     t_max: float = 0.999
+    noise_scale: float = 1.0
 
     def __post_init__(self):
         _need_times(self, above=True, high=NEARLY)
+        need_range("schedules.RectifiedFlow: noise_scale", self.noise_scale, 0, 1e4, above=True)
 
     def alpha(self, t: Array) -> Array:
         """The factor of x0 at time t."""
@@ -269,7 +272,8 @@ class RectifiedFlow:
 
     def sigma(self, t: Array) -> Array:
         """The factor of eps at time t."""
-        return jnp.asarray(t)
+        t = jnp.asarray(t)
+        return t if self.noise_scale == 1 else self.noise_scale * t
 
 
 @dataclass(frozen=True)

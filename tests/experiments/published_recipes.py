@@ -59,6 +59,21 @@ LATENTS = {
     "dtype": "float32",
     "classes": 1000,
 }
+JIT = {
+    "images": 600 * 1_281_167,
+    "batch": 1024,
+    "rate": 2e-4,
+    "warmup_images": 5 * 1_281_167,
+    "betas": (0.9, 0.95),
+    "ema_rate": 0.9999,
+    "weight_decay": 0.0,
+    "clip": 0.0,
+    "label_dropout": 0.1,
+    "flip": True,
+    "dropout": 0.0,
+    "dtype": "bfloat16",
+    "classes": 1000,
+}
 ECT = CIFAR | {
     "batch": 128,
     "optimizer": "radam",
@@ -238,6 +253,14 @@ RECIPES: dict[tuple[str, str], tuple[str, float, dict[str, Any]]] = {
         676.0,
         LATENTS | {"images": 240 * 1_281_167, "betas": (0.9, 0.95), "width": 1152, "depth": 28},
     ),
+    ("jit_imagenet", "B/16"): (
+        "Li & He 2025, appendix A; LTH14/JiT, README and main_jit.py",
+        131.0,
+        JIT | {"shape": (256, 256, 3), "width": 768, "depth": 12},
+    ),
+    ("jit_imagenet", "L/16"): ("the same", 459.0, JIT | {"width": 1024, "depth": 24}),
+    ("jit_imagenet", "B/32"): ("the same", 133.0, JIT | {"shape": (512, 512, 3), "depth": 12}),
+    ("jit_imagenet", "L/32"): ("the same", 462.0, JIT | {"width": 1024, "depth": 24}),
     ("ect_cifar10", "100k"): ("locuslab/ect, run_ecm.sh, README", 55.7, ECT | {"steps": 100_000}),
     ("ect_cifar10", "200k"): ("the same", 55.7, ECT | {"images": 25.6e6}),
     ("ect_cifar10", "400k"): ("the same", 55.7, ECT | {"steps": 400_000}),

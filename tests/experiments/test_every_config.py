@@ -33,6 +33,7 @@ SHAPES = {
     "toy": (2,),
     "imagenet256_latent": (32, 32, 4),
     "digits_captions": (8, 8, 1),
+    "digits_jit": (8, 8, 1),
     "emoji": (32, 32, 3),
     "digits_vae": (8, 8, 1),
     "mnist_vae": (28, 28, 1),
@@ -59,6 +60,7 @@ SIZES = {
     "digits_vae": ("",),
     "digits_few_step": ("",),
     "digits_captions": ("",),
+    "digits_jit": ("",),
     "toy": ("",),
     "imagenet256_latent": (",S",),
 }

@@ -113,6 +113,24 @@ def test_loss_is_per_example_and_uses_the_condition():
     )
 
 
+def test_a_prediction_of_x0_is_trained_by_the_error_of_the_velocity():
+    """JiT's loss (Li & He 2025, appendix A), mean |(x_t - x0-hat) / max(t, 0.05) - (x_t - x0) /
+    max(t, 0.05)|^2, with noise of scale 2.
+    """
+    process = schedules.RectifiedFlow(noise_scale=2.0)
+    t = jnp.asarray([0.01, 0.05, 0.4, 0.9])
+    x0, eps, guess = np.float32(np.random.default_rng(0).standard_normal((3, 4, 6)))
+    noised = gaussian.corrupt(process, x0, eps, t)
+    assert_allclose(noised.x_t, (1 - t[:, None]) * x0 + 2 * t[:, None] * eps, rtol=1e-6)
+
+    def denoise(x_t, t, cond):
+        return gaussian.from_x0(process, x_t, jnp.asarray(guess), t)
+
+    objective = denoising.denoising(process, weight=weighting.velocity(floor=0.05))
+    expected = np.mean(((guess - x0) / np.maximum(t, 0.05)[:, None]) ** 2, axis=1)
+    assert_allclose(objective.loss(denoise, noised, None), expected, rtol=1e-4)
+
+
 @every_process
 def test_weightings_are_errors_in_other_spaces(process):
     with jax.enable_x64(True):
