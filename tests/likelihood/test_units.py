@@ -7,7 +7,9 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from diffusion_jax.core import arrays
 from diffusion_jax.core.types import Prediction
 from diffusion_jax.data.columns import Column
 from diffusion_jax.data.normalization import Normalization
@@ -15,16 +17,17 @@ from diffusion_jax.processes import schedules
 from diffusion_jax.studies import likelihood_measures
 
 
-def test_bits_of_normal_data_are_the_closed_form_in_its_own_units():
-    """-log2 N(v; shift, scale^2) per dimension, by the exact denoiser of N(0, 1), d = 1."""
+@pytest.mark.parametrize("shape", [(2, 2), (2, 1, 2, 2)], ids=str)
+def test_bits_of_normal_data_are_the_closed_form_in_its_own_units(shape):
+    """-log2 N(v; shift, scale^2) per dimension, by the exact denoiser of N(0, 1)."""
     known = Normalization((3.0, -1.0), (0.5, 8.0), (0.0, 0.0), (1.0, 1.0), "float32")
     process = schedules.VP()
 
     def denoise(x_t, t, cond=None):
-        alpha, sigma = (f(t).reshape(-1, 1, 1) for f in (process.alpha, process.sigma))
+        alpha, sigma = (arrays.expand(f(t), x_t) for f in (process.alpha, process.sigma))
         return Prediction(alpha * x_t, sigma * x_t)  # alpha^2 + sigma^2 = 1
 
-    x = np.random.default_rng(0).standard_normal((3, 2, 2)).astype(np.float32)
+    x = np.random.default_rng(0).standard_normal((3, *shape)).astype(np.float32)
     model = types.SimpleNamespace(process=process, normalization=known)
     settings = dict(trace="exact", solver="rk4", rtol=1e-3, steps=20, levels=256, iw=1)
     measure = likelihood_measures._flow(model, settings, "none")
@@ -32,7 +35,7 @@ def test_bits_of_normal_data_are_the_closed_form_in_its_own_units():
     found = jax.jit(lambda x, keys: measure(denoise, x, keys, None)["total"])(jnp.asarray(x), keys)
     scale = np.array(known.scale)
     density = -0.5 * x**2 - np.log(np.sqrt(2 * np.pi) * scale)
-    np.testing.assert_allclose(found, -density.mean((1, 2)) / np.log(2), atol=2e-3)
+    np.testing.assert_allclose(found, -density.reshape(3, -1).mean(1) / np.log(2), atol=2e-3)
 
 
 def test_bits_of_a_gaussian_table_are_the_closed_form_in_the_units_of_its_columns():
