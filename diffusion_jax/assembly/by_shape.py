@@ -12,6 +12,7 @@ import inspect
 import math
 from collections.abc import Mapping
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax.assembly import components
@@ -19,7 +20,7 @@ from diffusion_jax.assembly.build import member, resolved
 from diffusion_jax.assembly.specs import with_args
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.parsing import expand_home
-from diffusion_jax.data import any_shape
+from diffusion_jax.data import any_shape, tensor_sets
 
 AUTO = "auto"
 MOST = 1024  # pixels at which a U-Net works without a stem, and tokens of a transformer
@@ -32,19 +33,12 @@ def choose(config: ConfigDict, texts: Mapping[str, str | None]) -> None:
 
     Args:
       config: the config, before overrides.
-      texts: {key: text} of the overrides, of which data.path, data.normalization and model.name are
-        read.
+      texts: {key: text} of the overrides, of which those of data and model.name are read.
 
     Raises:
       UserError: where the data are not named, and for a network that cannot serve their shape.
     """
-    path = expand_home("config.data.path", texts.get("data.path") or config.data.path)
-    if not path:
-        raise UserError(
-            "config.data.path is missing: the .npz or .npy file whose shape chooses the network, "
-            "--config.data.path=FILE"
-        )
-    shape, dtype = any_shape.described(path)
+    shape, dtype = _described(config, texts)
     named = texts.get("model.name") or AUTO
     name = "" if named == AUTO else resolved(components.MODELS, named)
     rule = texts.get("data.normalization") or config.data.normalization
@@ -58,6 +52,22 @@ def choose(config: ConfigDict, texts: Mapping[str, str | None]) -> None:
             # the most distant of samples of unit variance in D dimensions, see fashion_latent.py
             farthest = max(10.0, float(round(1.5 * math.sqrt(2 * math.prod(shape)))))
             config.process = with_args(config.process, sigma_max=farthest)
+
+
+def _described(
+    config: ConfigDict, texts: Mapping[str, str | None]
+) -> tuple[tuple[int, ...], np.dtype]:
+    """The shape of a sample and its type, of a file or of a set of tensorflow-datasets."""
+    named = texts.get("data.name") or config.data.name
+    if named != "arrays":
+        return tensor_sets.described(named, texts.get("data.data_dir") or config.data.data_dir)
+    path = expand_home("config.data.path", texts.get("data.path") or config.data.path)
+    if not path:
+        raise UserError(
+            "config.data.path is missing: the .npz or .npy file whose shape chooses the network, "
+            "--config.data.path=FILE"
+        )
+    return any_shape.described(path)
 
 
 def with_network(config: ConfigDict, shape: tuple[int, ...], name: str = "") -> None:

@@ -92,8 +92,8 @@ def load(
       name: 'digits' (embedded); 'digits_captions' (the same, described in words); from `path`:
         'folder', 'npz', 'idx', 'arrays' (any_shape.py), 'sound' (sound_sets.py), 'table' (table.py)
         and 'latents' (of experiments.encode); 'mixture', 'rings', 'checkerboard', 'two_moons' (2-D
-        points, drawn from `seed`); or any TFDS image set. 'mnist' and 'fashion_mnist' with a path
-        read the four original idx files there.
+        points, drawn from `seed`); or any TFDS set of images or of tensors (tensor_sets.py). 'mnist'
+        and 'fashion_mnist' with a path read the four original idx files there.
       path: the folder or file of the data.
       data_dir: where TFDS keeps its sets; '' means $TFDS_DATA_DIR, else ~/tensorflow_datasets.
       image_size: the side to which images are resized (antialiased), or (height, width); 0 keeps
@@ -222,14 +222,13 @@ def _splits(request: _Request) -> Splits:
         train, test, classes = toys.split(name, request.seed)
         return Splits(train, test, (2,), classes, _numbers(classes), rule="drawn independently")
     try:
-        return records.splits(
-            name, request.data_dir, request.image_size, request.channels, request.captioned
-        )
+        wanted = request.image_size, request.channels, request.captioned, request.normalization
+        return records.splits(name, request.data_dir, *wanted)
     except tfds_builder.NotFound:
         ours = {"digits", "digits_captions", *WITH_PATH, *toys.TOYS, *records.POPULAR}
         raise UserError(
-            f"{unknown('data set', name, ours)}; and every image set of tensorflow-datasets by "
-            "its name"
+            f"{unknown('data set', name, ours)}; and every set of images or tensors of "
+            "tensorflow-datasets by its name"
         ) from None
 
 

@@ -6,6 +6,7 @@ TensorFlow, once, for that.
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 
 from diffusion_jax.core.deferred import deferred
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.data import captions, transforms
+from diffusion_jax.data import captions, tensor_sets, transforms
 from diffusion_jax.data.sources import Source, Splits, mapped
 from diffusion_jax.data.tfds_builder import (
     FORMAT,
@@ -42,9 +43,14 @@ POPULAR = (
 
 
 def splits(
-    name: str, data_dir: str, image_size: Size, channels: int, captioned: bool = False
+    name: str,
+    data_dir: str,
+    image_size: Size,
+    channels: int,
+    captioned: bool = False,
+    normalization: str = "standard",
 ) -> Splits:
-    """Read a TFDS set of images.
+    """Read a TFDS set of images, or of tensors of numbers (tensor_sets.py).
 
     Args:
       name: the name that TFDS has for it.
@@ -52,16 +58,25 @@ def splits(
       image_size: the size to which images are brought; 0 keeps theirs.
       channels: 1, 3 or 4, to which they are converted; 0 keeps theirs.
       captioned: whether captions are read.
+      normalization: of tensors, one of normalization.RULES.
 
     Raises:
       NotFound: where TFDS has no set of this name.
-      UserError: for a set that has no images, or others than uint8.
+      UserError: for a set that has neither images of uint8 nor one tensor of numbers.
     """
     made = prepared(name, default_dir(data_dir))
     features = dict(made.info.features)
-    _check_images(name, features)
     classes = _classes(features)
     names = tuple(features["label"].names) if classes else ()
+    if "image" not in features:
+        if image_size or channels or captioned:
+            raise UserError(
+                f"data.name={name} has no images: leave data.image_size, data.channels and "
+                "config.text.encoder out"
+            )
+        read = functools.partial(_train_and_test, made, bool(classes))
+        return tensor_sets.splits(name, features, read, names, normalization)
+    _check_images(name, features)
     train, test, rule = _train_and_test(made, labeled=bool(classes))
     own, numbers = _captions(name, features) if captioned else None, None
     if own:
@@ -94,10 +109,6 @@ def splits(
 
 def _check_images(name: str, features: Mapping[str, Any]) -> None:
     """Refuse a set without uint8 images before a decoder sees a file."""
-    if "image" not in features:
-        raise UserError(
-            f"data.name={name} has no feature 'image' (it has {', '.join(sorted(features))})"
-        )
     dtype = np.dtype(features["image"].np_dtype)
     if dtype != np.uint8:
         raise UserError(
@@ -184,7 +195,7 @@ def _uint8(name: str, image: np.ndarray) -> np.ndarray:
 
 
 def _train_and_test(
-    builder: tfds.core.DatasetBuilder, labeled: bool, blind: bool = False
+    builder: tfds.core.DatasetBuilder, labeled: bool, key: str = "image", blind: bool = False
 ) -> tuple[Source, Source, str]:
     """Read disjoint splits.
 
@@ -194,6 +205,7 @@ def _train_and_test(
     Args:
       builder: the builder of the set.
       labeled: whether the set has labels.
+      key: the feature that holds the samples.
       blind: whether the images are left undecoded.
 
     Returns:
@@ -206,7 +218,7 @@ def _train_and_test(
             f"data.name={builder.info.full_name} has no split 'train' (it has "
             f"{', '.join(sorted(known))})"
         )
-    read = _reader(builder, blind)
+    read = _reader(builder, key, blind)
     for held_out in [s for s in ("test", "validation") if s in known]:
         test = read(held_out)
         if not labeled or test[0]["label"] >= 0:  # imagenet2012's test labels are -1
@@ -214,11 +226,13 @@ def _train_and_test(
     return read("train[:90%]"), read("train[90%:]"), "the last tenth of train is held out"
 
 
-def _reader(builder: tfds.core.DatasetBuilder, blind: bool) -> Callable[[str], Source]:
+def _reader(builder: tfds.core.DatasetBuilder, key: str, blind: bool) -> Callable[[str], Source]:
     """Return a function that reads a split by its name."""
-    image = builder.info.features["image"]
+    image = builder.info.features[key]
     encoded = isinstance(image, tfds.features.Image) and not is_mocked(builder)
-    decoders = None if is_mocked(builder) else _decoders(builder.info.features, blind or encoded)
+    decoders = (
+        None if is_mocked(builder) else _decoders(builder.info.features, key, blind or encoded)
+    )
 
     def read(split: str) -> Source:
         try:
@@ -248,8 +262,8 @@ class _Unread:
     decode_batch_example_np = decode_ragged_example_np = decode_example_np
 
 
-def _decoders(features: Any, skip_image: bool) -> dict:
-    """Return decoders by which TFDS decodes labels and captions alone.
+def _decoders(features: Any, key: str, skip_image: bool) -> dict:
+    """Return decoders by which TFDS decodes the samples, labels and captions alone.
 
     An image that is not an image file, such as a tensor, is decoded by TFDS too.
     """
@@ -259,8 +273,8 @@ def _decoders(features: Any, skip_image: bool) -> dict:
             return {key: unread(value) for key, value in feature.items()}
         return unread(feature.feature) if isinstance(feature, tfds.features.Sequence) else _Unread()
 
-    wanted = {"image", "label", "caption", "captions"}
-    rest = {key: unread(feature) for key, feature in features.items() if key not in wanted}
+    wanted = {key, "label", "caption", "captions"}
+    rest = {other: unread(feature) for other, feature in features.items() if other not in wanted}
     return rest | ({"image": tfds.decode.SkipDecoding()} if skip_image else {})
 
 

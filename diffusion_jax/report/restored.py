@@ -48,7 +48,7 @@ def series(
             if channels > 1 and i == 0:
                 axis.set(title=f"channel {channel}")
             axis.tick_params(labelbottom=place >= len(axes) - columns)
-        axes[0].legend(fontsize=7, loc="upper right", ncols=3, framealpha=0.8)
+        axes[0].legend(fontsize=7.5, loc="lower right", bbox_to_anchor=(1, 0.99), ncols=3)
 
 
 def _series(

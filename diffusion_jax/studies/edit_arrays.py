@@ -22,6 +22,7 @@ from diffusion_jax.studies.edit_job import Job, psnr_of
 from diffusion_jax.studies.restoration import RestoredSamples
 
 CHANNELS = 4  # whose errors have columns of their own, at most
+SHOWN = 8  # samples of a picture, at most
 
 
 class ScoredArrays(NamedTuple):
@@ -119,7 +120,7 @@ def table(scored: ScoredArrays, normalization: Normalization) -> str:
             if np.isnan(own).all():  # every value of this channel was measured
                 continue
             key = f"{name} {channel}"
-            columns[key] = f"{metric.label}, channel {channel}" if channels > 1 else metric.label
+            columns[key] = f"{metric.title}, channel {channel}" if channels > 1 else metric.title
             for line, values in zip(shown, own):
                 line[key] = metric.number(*_mean_and_error(values))
     columns["psnr"] = metrics.find("psnr").label
@@ -162,7 +163,6 @@ def save(
     shown: media.Media,
     normalization: Normalization,
     files: Mapping[str, Path],
-    shown_samples: int = 8,
 ) -> None:
     """Write the picture, and the arrays in the units of the data.
 
@@ -171,7 +171,6 @@ def save(
       shown: how samples are shown.
       normalization: of the data.
       files: the files by their endings, '.png' and '.npz'.
-      shown_samples: samples of the picture, at most.
     """
     found, decode = scored.found, normalization.decode
     arrays = {"restored": np.stack([decode(draw) for draw in found.draws])}
@@ -179,7 +178,8 @@ def save(
     if scored.known is not None:
         arrays["known"] = scored.known
     npz.save(files[".npz"], arrays, compressed=True)
-    few = slice(shown_samples)
+    several = shown.name == "series" and found.truth.shape[-1] > 1
+    few = slice(SHOWN // 2 if several else SHOWN)  # a row of panels for each, or half of one
     draws, truth, given = found.draws[:, few], found.truth[few], scored.given[few]
     if shown.name == "series":
         lines = [decode(values) for values in (given, *draws, truth)]

@@ -44,6 +44,7 @@ def write_tfds(
                     "image": np.full((2, 2, 1), n, np.uint8),
                     "label": int(n) % 2,
                     "caption": "x",
+                    "signal": n + np.arange(8, dtype=np.float32).reshape(4, 2),
                 }
                 yield i, {k: v for k, v in example.items() if k in features}
 

@@ -77,7 +77,7 @@ def test_a_missing_half_of_a_series_is_imputed_and_scored(of_series, tmp_path):
         rows["linear interpolation"]["psnr"], -10 * np.log10(error), rtol=0.01
     )
     text = edit_arrays.table(found, dataset.normalization)
-    assert "root mean squared error, channel 1" in text and text.count("±") == 4 * 5
+    assert "RMSE, channel 1" in text and "CRPS, channel 0" in text and text.count("±") == 4 * 5
     assert rows["ddnm"]["evaluations"] == 3 and rows["mean of 3 draws"]["evaluations"] == 9
 
 
