@@ -18,18 +18,22 @@ from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.data import table
 from diffusion_jax.data.sources import Source
 from diffusion_jax.evaluation import features as extractors
+from diffusion_jax.evaluation import hearing
 from diffusion_jax.evaluation.estimators import ESTIMATORS
 from diffusion_jax.evaluation.features import Extractor
 from diffusion_jax.pretrained import weights
 
 ACCURACY = "accuracy"  # of the recognizer, which reads the images themselves
-NAMES = (ACCURACY, *ESTIMATORS)
+SPECTRAL = "spectral_distance"  # of sounds, which reads their pictures (hearing.py)
+NAMES = (ACCURACY, SPECTRAL, *ESTIMATORS)
 STANDARD = (ACCURACY, "frechet", "kid", "prdc")  # the metrics of images where none are chosen
 # and of arrays that are not images: distances of their normalized values
 OF_VALUES = (ACCURACY, "frechet", "mmd_median", "sliced_wasserstein")
 # and of rows of tables; comparisons do without the two expensive ones
 OF_TABLES = (ACCURACY, "c2st", "marginals", "correlation", "frechet", "memorization")
 COMPARED = (ACCURACY, "marginals", "correlation", "frechet")
+# and of sounds
+OF_SOUNDS = (ACCURACY, "frechet", SPECTRAL, "prdc", "memorization")
 FROM_LOGITS = ("class_accuracy", "inception_score")  # and those of extractors with logits
 
 
@@ -95,6 +99,7 @@ def choose(
       UserError: for unknown names, and if nothing that was requested can be measured.
     """
     check_metrics(metrics)
+    train, held_out = hearing.as_judged(train), hearing.as_judged(held_out)
     classes, notes = has_classes(train), []
     _check_suitable(train, features)
     names = features or (default_features(train),)
@@ -110,6 +115,7 @@ def choose(
     kept = []
     standard = OF_TABLES if table.columns_of(train) else OF_VALUES
     standard = STANDARD if of_images(train) else standard
+    standard = OF_SOUNDS if hearing.sound_of(train) else standard
     for name in metrics or standard + FROM_LOGITS * any(extractor.logits for extractor in made):
         if why := _missing(name, made, labels, classes, train, held_out, count):
             notes.append(f"metric {name} is left out: {why}")
@@ -171,6 +177,8 @@ def _missing(
         if labels is None:
             return "the samples have no labels"
         return "" if classes else ONE_CLASS
+    if name == SPECTRAL:
+        return "" if hearing.sound_of(train) else "the data are no sounds"
     estimator, features = ESTIMATORS[name], ", ".join(extractor.name for extractor in made)
     if estimator.labels and labels is None:
         return "the samples have no labels"
@@ -200,7 +208,10 @@ def default_features(train: Source) -> str:
     Args:
       train: the training split; its first image and its labels decide.
     """
+    train = hearing.as_judged(train)
     shape = train.rows(np.zeros(1, int))["image"].shape[1:]
+    if hearing.sound_of(train):  # networks for photographs know nothing of spectrograms
+        return extractors.default(shape, has_classes(train))
     installed = weights.installed("inception")
     images = of_images(train)
     chosen = extractors.default(shape, has_classes(train), installed=installed, images=images)
@@ -288,7 +299,7 @@ def extractor_for(feature: str | Extractor, train: Source) -> Extractor:
     """
     if not isinstance(feature, str):
         return feature
-    everything = data.arrays(train) if feature == "classifier" else {}
+    everything = data.arrays(hearing.as_judged(train)) if feature == "classifier" else {}
     return extractors.extractor(feature, everything.get("image"), everything.get("label"))
 
 

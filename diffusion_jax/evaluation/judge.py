@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,10 +23,10 @@ import numpy as np
 from diffusion_jax import data
 from diffusion_jax.data import table
 from diffusion_jax.data.sources import Source
-from diffusion_jax.evaluation import choice, frechet, intervals, recognition, samples
+from diffusion_jax.evaluation import choice, frechet, hearing, intervals, recognition, samples
 from diffusion_jax.evaluation import features as extractors
 from diffusion_jax.evaluation import scores as of_logits
-from diffusion_jax.evaluation.choice import ACCURACY, note
+from diffusion_jax.evaluation.choice import ACCURACY, SPECTRAL, note
 from diffusion_jax.evaluation.estimators import (
     ESTIMATORS,
     PAIRED,
@@ -38,7 +39,15 @@ from diffusion_jax.evaluation.estimators import (
 )
 from diffusion_jax.evaluation.features import Extractor, Outputs
 from diffusion_jax.evaluation.metrics import find
-from diffusion_jax.evaluation.samples import CLASSIFIED, FEATURES, LOGITS, RECOGNIZED, Kept, Rows
+from diffusion_jax.evaluation.samples import (
+    CLASSIFIED,
+    FEATURES,
+    LOGITS,
+    RECOGNIZED,
+    SPECTRUM,
+    Kept,
+    Rows,
+)
 from diffusion_jax.evaluation.statistics import Statistics
 
 
@@ -94,6 +103,20 @@ class Judge(NamedTuple):
 PLAIN = ("pixels", "values")
 
 
+class _Listens(NamedTuple):
+    """How samples are judged that are sounds; the defaults are those of other data.
+
+    Attributes:
+      ear: samples -> pictures of what is heard of them.
+      fields: name -> (K,), the value of a field by class.
+      long_term: (mels,), the mean spectrum of the training sounds, if it is compared.
+    """
+
+    ear: Callable[[np.ndarray], np.ndarray] | None = None
+    fields: Mapping[str, np.ndarray] = MappingProxyType({})
+    long_term: np.ndarray | None = None
+
+
 class _Prepared(NamedTuple):
     """The estimators of one extractor, prepared on the training split."""
 
@@ -138,11 +161,17 @@ def against(
     Raises:
       UserError: for unknown names, and if nothing that is requested can be measured.
     """
+    ear, train = hearing.ear(train), hearing.as_judged(train)
+    held_out = hearing.as_judged(held_out)
     metrics = metrics or _standard(train, labels)
     chosen = choice.choose(
         train, labels, features=features, metrics=metrics, held_out=held_out, count=count
     )
     recognize = _recognizer(train) if ACCURACY in chosen.metrics else None
+    fields = hearing.by_field(hearing.sound_of(train))
+    long_term = None
+    if SPECTRAL in chosen.metrics:
+        long_term = hearing.spectrum(data.arrays(train, REFERENCE)["image"]).mean(0)
     estimators = [ESTIMATORS[name] for name in chosen.metrics if name in ESTIMATORS]
     number = count if labels is None else len(labels)
     prepared = []
@@ -157,8 +186,9 @@ def against(
             _note_few(real, len(train), number)
     for text in chosen.notes:
         note(text)
-    extract = functools.partial(_extract, recognize, prepared, labels)
-    measure = functools.partial(_measure, prepared)
+    listens = _Listens(ear, fields, long_term)
+    extract = functools.partial(_extract, recognize, prepared, labels, listens)
+    measure = functools.partial(_measure, prepared, listens)
     plain = next((each.extractor.name for each in prepared if not each.suffix), "")
     names = tuple(extractor.name for extractor in chosen.features)
     return Judge(extract, measure, _identity(chosen), names, plain)
@@ -168,12 +198,13 @@ def _standard(train: Source, labels: np.ndarray | None) -> tuple[str, ...]:
     """The inexpensive metrics of a data set."""
     names = choice.COMPARED if table.columns_of(train) else choice.OF_VALUES
     names = (ACCURACY, "frechet") if choice.of_images(train) else names
+    names += (SPECTRAL,) if hearing.sound_of(train) else ()
     return tuple(name for name in names if name != ACCURACY or labels is not None)
 
 
 def _identity(chosen: choice.Choice) -> dict[str, Any]:
     """What the rows of samples depend on: the extractors, and what else is read from images."""
-    reads = {ACCURACY, *choice.FROM_LOGITS} & set(chosen.metrics)
+    reads = {ACCURACY, SPECTRAL, *choice.FROM_LOGITS} & set(chosen.metrics)
     return {"features": {e.name: e.digest for e in chosen.features}, "reads": sorted(reads)}
 
 
@@ -186,6 +217,7 @@ def _extract(
     recognize: recognition.Recognize | None,
     prepared: Sequence[_Prepared],
     default_labels: np.ndarray | None,
+    listens: _Listens,
     images: np.ndarray,
     labels: np.ndarray | None = None,
 ) -> Rows:
@@ -193,8 +225,11 @@ def _extract(
     labels = default_labels if labels is None else labels
     labels = None if labels is None or not len(labels) else labels
     rows: Rows = {}
+    images = listens.ear(images) if listens.ear else images
     if recognize and labels is not None:
-        rows[RECOGNIZED] = recognition.recognized(recognize, images, labels)
+        rows |= recognition.recognized_by_field(recognize, images, labels, listens.fields)
+    if listens.long_term is not None:
+        rows[SPECTRUM] = hearing.spectrum(images)
     for extractor, _, parts in prepared:
         name, outputs = extractor.name, _outputs(extractor, images)
         rows[FEATURES + name] = outputs.features
@@ -207,11 +242,21 @@ def _extract(
     return rows
 
 
-def _measure(prepared: Sequence[_Prepared], kept: Kept, *, grouped: bool = True) -> Measurements:
+def _measure(
+    prepared: Sequence[_Prepared], listens: _Listens, kept: Kept, *, grouped: bool = True
+) -> Measurements:
     """The scores of what is kept of a set of images."""
     result = {}
-    if RECOGNIZED in kept.names:
-        result[ACCURACY] = intervals.fraction(kept.whole(RECOGNIZED))
+    for name in sorted(name for name in kept.names if name.startswith(RECOGNIZED)):
+        result[name.replace(RECOGNIZED, ACCURACY)] = intervals.fraction(kept.whole(name))
+    if SPECTRUM in kept.names and listens.long_term is not None:
+        spectra = kept.whole(SPECTRUM)
+
+        def distance(stays: np.ndarray) -> Scores:
+            mean = spectra[stays].mean(0)
+            return {SPECTRAL: hearing.spectral_distance(mean, listens.long_term)}
+
+        result |= intervals.by_groups(distance, kept.count, grouped=grouped)
     for extractor, suffix, parts in prepared:
         possible = [(e, score) for e, score in parts if kept.count >= e.least]
         keeps = [estimator.keeps for estimator, _ in possible]

@@ -117,6 +117,13 @@ _TABLE = (
     Metric("density", "density", HIGHER, FRACTION, of_features=True),
     Metric("coverage", "coverage", HIGHER, FRACTION, of_features=True),
     Metric("class_accuracy", "classified as its class", HIGHER, PERCENT, of_features=True),
+    Metric(
+        "spectral_distance",
+        "log-spectral distance",
+        LOWER,
+        Format(".2f", 1, "dB"),
+        "log-spectral distance of the long-term spectra",
+    ),
     Metric("inception_score", "inception score", HIGHER, of_features=True),
     Metric(
         "nearest_ratio",
@@ -253,6 +260,9 @@ def find(name: str, features: str = "") -> Metric:
     base, _, own = name.partition("/")
     metric = METRICS.get(base, Metric(base, base, NEITHER))
     features = own or features
+    if base == "accuracy" and own:  # of one field of the classes
+        named = f"{metric.title}: {own}", f"recognized as their {own}"
+        return metric._replace(name=name, title=named[0], description=named[1])
     if not features or not (metric.of_features or base not in METRICS):
         return metric._replace(name=name)
 

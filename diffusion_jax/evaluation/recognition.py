@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -139,6 +139,30 @@ def recognized(recognize: Recognize, images: np.ndarray, labels: np.ndarray) -> 
             "image"
         )
     return recognize(images) == np.asarray(labels)
+
+
+def recognized_by_field(
+    recognize: Recognize,
+    images: np.ndarray,
+    labels: np.ndarray,
+    fields: Mapping[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """Return whether images are recognized, as their labels and by every field of the labels.
+
+    Args:
+      recognize: images -> labels.
+      images: uint8 (N, H, W, C).
+      labels: (N,), the classes that the images are meant to show.
+      fields: name -> (K,), the value of a field by class, such as the digit of a digit and speaker.
+
+    Returns:
+      {'recognized': (N,) of bool, 'recognized/FIELD': the same for the value of a field}.
+    """
+    if not fields:
+        return {"recognized": recognized(recognize, images, labels)}
+    found, labels = recognize(images), np.asarray(labels)
+    of_fields = {f"recognized/{name}": own[found] == own[labels] for name, own in fields.items()}
+    return {"recognized": found == labels} | of_fields
 
 
 def _flat(images: np.ndarray) -> np.ndarray:

@@ -21,7 +21,8 @@ CHUNK = 512  # rows that are read and summed at a time; part of the rounding of 
 Rows = dict[str, np.ndarray]  # name -> (n, ...), for n images
 
 FEATURES, LOGITS, CLASSIFIED = "features/", "logits/", "classified/"  # + the name of the extractor
-RECOGNIZED = "recognized"
+RECOGNIZED = "recognized"  # of a field of the classes, with /NAME
+SPECTRUM = "spectrum"  # of sounds, see hearing.py
 
 
 class Kept(NamedTuple):

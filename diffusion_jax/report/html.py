@@ -130,6 +130,15 @@ def picture(
     return _PIECES.picture(alt, width, base64.b64encode(content).decode())
 
 
+def player(content: bytes) -> Markup:
+    """An <audio> element that carries its sound.
+
+    Args:
+      content: a WAV file.
+    """
+    return _PIECES.player(base64.b64encode(content).decode())
+
+
 def side_by_side(figures: Mapping[str, Markup]) -> Markup:
     """Show pictures side by side with their captions.
 

@@ -1,7 +1,7 @@
 """What samples of a shape are outside of the program: a picture of them, and the arrays of a file.
 
 `media_of` is the one place where the shape of a sample decides this. A member of the family is a
-`Media`; sound would be one more. Every sample has a tile, an image of its own size, of which all
+`Media`. Every sample has a tile, an image of its own size, of which all
 grids, strips and mosaics are made. Points and vectors are better seen as a set: their own pictures
 are plots next to real data.
 
@@ -11,6 +11,7 @@ are plots next to real data.
     series                   lines, one color a channel     'data' in an .npz
     images of other numbers  gray or color, by their range  'data' in an .npz
     volumes                  slices along the first axis    'data' in an .npz
+    sounds                   spectrograms                   'data' and 'rate' in an .npz, WAV files
 
 Samples are what is judged: uint8 images, or normalized numbers. Files have the units of the data.
 """
@@ -20,21 +21,23 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 from PIL import Image, ImageColor, ImageDraw
 
 from diffusion_jax.core.files import save_text
 from diffusion_jax.data import columns as of_table
 from diffusion_jax.data.normalization import Normalization
-from diffusion_jax.report import pictures, scatter, style, table_figure
+from diffusion_jax.report import html, pictures, scatter, sounds, style, table_figure
 
 SERIES = (96, 64)  # width and height of the tile of a series, in pixels
 FINER = 4  # lines are drawn so many times larger and then reduced, which smooths them
 SLICES = 9  # of a volume, at most
+PLAYED = 200  # sounds of a page, at most
 EDGE = 3  # white pixels around the slices of a volume
 
 
@@ -42,7 +45,8 @@ class Media(NamedTuple):
     """How samples of one kind are shown and written.
 
     Attributes:
-      name: of one sample, for messages: 'image', 'series', 'volume', 'vector' or 'point'.
+      name: of one sample, for messages: 'image', 'series', 'volume', 'vector', 'sound' or
+        'point'.
       plural: of several.
       arrays: samples (N, ...) -> the arrays of the .npz file, in the units of the data.
       tiles: samples (N, ...) -> a tile of each, (N, h, w, C) uint8.
@@ -50,6 +54,7 @@ class Media(NamedTuple):
       table: (samples (N, ...), labels (N,) or None) -> lines of a .csv file; None where the samples
         are no table.
       figure: draws a plot of sets, as scatter.sets.
+      players: samples (N, ...) -> an audio player of each, for a page; None for what is no sound.
     """
 
     name: str
@@ -59,6 +64,7 @@ class Media(NamedTuple):
     of_sets: bool = False
     table: Callable[[np.ndarray, np.ndarray | None], list[str]] | None = None
     figure: Callable[..., None] = scatter.sets
+    players: Callable[[np.ndarray], list[Markup]] | None = None
 
 
 def media_of(shape: Sequence[int], normalization: Normalization | None) -> Media:
@@ -74,6 +80,10 @@ def media_of(shape: Sequence[int], normalization: Normalization | None) -> Media
         return Media("point", "points", _images, _points, of_sets=True)
     if normalization.columns:
         return _rows(normalization)
+    if normalization.sound:
+        own = (functools.partial(f, normalization) for f in (sounds.arrays, sounds.tiles))
+        players = functools.partial(sounds.players, normalization)
+        return Media("sound", "sounds", *own, players=players)
     name, plural, draw = {
         1: ("vector", "vectors", bars),
         2: ("series", "series", lines),
@@ -152,6 +162,44 @@ def save_table(
     file = Path(path).with_name(Path(path).name.removesuffix(".npz") + ".csv")
     save_text(file, "\n".join([*media.table(samples, labels), ""]))
     return file
+
+
+def save_sounds(
+    media: Media,
+    samples: np.ndarray,
+    arrays: Mapping[str, np.ndarray],
+    path: str | os.PathLike,
+    *,
+    seeds: Sequence[int],
+    labels: Sequence[int],
+    names: Sequence[str],
+) -> list[Path]:
+    """Write samples as WAV files and a page with players, where they are sounds.
+
+    Args:
+      media: what they are.
+      samples: (N, ...).
+      arrays: what media.arrays returned for them.
+      path: the .npz file; its ending becomes .html, and the files are in a folder STEM_sounds.
+      seeds: of the samples.
+      labels: (N,), classes; () for none.
+      names: of the classes by number.
+
+    Returns:
+      The folder and the page; [] for what is not heard.
+    """
+    if media.players is None:
+        return []
+    stem = Path(path).name.removesuffix(".npz")
+    folder, page = (Path(path).with_name(f"{stem}{end}") for end in ("_sounds", ".html"))
+    own = sounds.names(seeds, labels, names)
+    sounds.save(folder, own, arrays)
+    heard = zip(media.tiles(samples[:PLAYED]), media.players(samples[:PLAYED]))
+    figures = {
+        name: html.picture(tile, "spectrogram") + player for name, (tile, player) in zip(own, heard)
+    }
+    html.save(page, html.page("Sounds", [("Samples", html.side_by_side(figures))]))
+    return [folder, page]
 
 
 # ---- tiles of numbers in [0, 1]

@@ -148,19 +148,22 @@ def save(
       real: samples of the data, where shown.of_sets.
 
     Returns:
-      The table that was written as well, if the samples are one.
+      What was written as well: a table, or sounds and a page of them.
     """
     images, labels, seeds, prompts = samples
     columns = len(seeds) // len(prompts) if prompts else 10
     more = {"prompts": np.repeat(prompts, columns)} if prompts else {}
+    arrays = shown.arrays(images)
     generate.save_npz(
         files[".npz"],
         labels=labels if len(labels) else None,
         seeds=seeds,
-        **shown.arrays(images),
+        **arrays,
         **more,
     )
     table = media.save_table(shown, images, files[".npz"], labels if len(labels) else None)
+    about = {"seeds": seeds, "labels": labels, "names": names}
+    heard = media.save_sounds(shown, images, arrays, files[".npz"], **about)
     media.grid(
         shown,
         images,
@@ -171,7 +174,7 @@ def save(
         names=names,
         real=real,
     )
-    return [table] if table else []
+    return [*([table] if table else []), *heard]
 
 
 def requested_conditions(

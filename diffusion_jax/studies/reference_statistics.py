@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.core import parsing
 from diffusion_jax.core.errors import UserError, printable, unknown
-from diffusion_jax.evaluation import choice
+from diffusion_jax.evaluation import choice, hearing
 from diffusion_jax.evaluation import statistics as reference
 
 
@@ -46,7 +46,7 @@ def statistics(
     )
     found = reference.compute(
         extractor,
-        getattr(dataset, split),
+        hearing.as_judged(getattr(dataset, split)),
         dataset.name,
         split,
         num or None,

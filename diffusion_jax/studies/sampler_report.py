@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 
 from diffusion_jax.assembly import components
 from diffusion_jax.assembly.build import members
@@ -22,6 +23,7 @@ from diffusion_jax.studies.subjects import Subject
 MARKED = ("accuracy", "frechet", "sliced_wasserstein", "error")  # columns whose best are marked
 WITH_UNIT = ("accuracy", "order", "seconds_per_image")  # in Markdown; other scores are numbers
 WRITTEN = (*ranking.SCORES, "seconds_per_image")  # columns of the page, as their metrics say
+PLAYED = 3  # sounds of a cell that can be heard, of sounds
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -141,12 +143,14 @@ class Strips(NamedTuple):
       captions: (sampler, budget) -> its scores.
       headings: budget -> heading of its column.
       truth: caption -> picture, of real data and of the exact solution.
+      players: (sampler, budget), or the caption of the truth -> players of the first samples.
     """
 
     tiles: dict[tuple[str, int | None], np.ndarray]
     captions: dict[tuple[str, int | None], str]
     headings: dict[int | None, str]
     truth: dict[str, np.ndarray]
+    players: dict[Hashable, Markup]
 
 
 def _strips(subject: Subject, compared: Comparison) -> Strips:
@@ -154,17 +158,20 @@ def _strips(subject: Subject, compared: Comparison) -> Strips:
     budgets = {result.row["nfe"] for result in compared.results}
     headings = {nfe: f"{nfe} NFE" for nfe in sorted(budgets - {None})}
     headings |= {None: "adaptive"} if None in budgets else {}
-    truth = {"real data": picture(subject.judging.real)}
+    known = {"real data": subject.judging.real}
     if compared.exact.samples is not None:
-        truth["exact solution"] = picture(subject.finish(compared.exact.samples))
+        known["exact solution"] = subject.finish(compared.exact.samples)
+    truth = {name: picture(samples) for name, samples in known.items()}
     tiles, captions = {}, {}
     for result in compared.results:
         row, key = result.row, (result.row["sampler"], result.row["nfe"])
         if result.samples is not None:
             made = f"{row['evaluations']:.0f} NFE\n" if row["nfe"] is None else ""
-            tiles[key] = picture(result.samples)
+            tiles[key], known[key] = picture(result.samples), result.samples
             captions[key] = made + pictures.verdict(row, subject.judging.features)
-    return Strips(tiles, captions, headings, truth)
+    play = subject.judging.players
+    players = {key: Markup("").join(play(x[:PLAYED])) for key, x in known.items()} if play else {}
+    return Strips(tiles, captions, headings, truth, players)
 
 
 def _figures(
@@ -204,10 +211,12 @@ def _curves(file: Path) -> str:
 
 
 def _gallery(strips: Strips) -> str:
-    truth = html.side_by_side({name: html.picture(tile) for name, tile in strips.truth.items()})
+    def shown(key: Hashable, tile: np.ndarray) -> Markup:
+        return html.picture(tile) + strips.players.get(key, "")
+
+    truth = html.side_by_side({name: shown(name, tile) for name, tile in strips.truth.items()})
     cells = {
-        key: (html.picture(tile), strips.captions.get(key, ""))
-        for key, tile in strips.tiles.items()
+        key: (shown(key, tile), strips.captions.get(key, "")) for key, tile in strips.tiles.items()
     }
     names = {name: name for name, _ in strips.tiles}
     return truth + html.gallery(cells, names, strips.headings)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from markupsafe import Markup
 
 from diffusion_jax import data
 from diffusion_jax.assembly import components, denoiser, sample_conditions, sampling
@@ -47,6 +48,7 @@ class Judging(NamedTuple):
       real: samples of the truth.
       picture: samples -> one tile of a strip.
       shown: how many samples a tile needs, None for all.
+      players: samples -> a player of each, of sounds.
     """
 
     judge: Judge
@@ -55,6 +57,7 @@ class Judging(NamedTuple):
     real: np.ndarray
     picture: Callable[[np.ndarray], np.ndarray]
     shown: int | None = None
+    players: Callable[[np.ndarray], list[Markup]] | None = None
 
     @property
     def truth_scores(self) -> Scores:
@@ -317,6 +320,7 @@ def _judging_of_samples(
         real=real,
         picture=_picture(shown, real),
         shown=None if shown.of_sets else SHOWN,
+        players=shown.players,
     )
 
 

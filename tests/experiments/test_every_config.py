@@ -48,6 +48,7 @@ SHAPES = {
     "arrays": (32, 2),
     "arrays_few_step": (32, 2),
     "tables": (5,),
+    "spoken_digits": (64, 64, 1),
 }
 
 
@@ -57,6 +58,7 @@ SIZES = {
     "arrays": ("",),
     "arrays_few_step": ("",),
     "tables": ("", ",full"),
+    "spoken_digits": ("",),
     "digits_vae": ("",),
     "digits_few_step": ("",),
     "digits_captions": ("",),

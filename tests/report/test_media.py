@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax.data import normalization
+from diffusion_jax.data import normalization, sound, sound_files
 from diffusion_jax.report import media, pictures
 
 
@@ -90,3 +90,42 @@ def test_opacity_is_laid_on_white_and_many_channels_stand_side_by_side():
     np.testing.assert_array_equal(pictures.rgb(clear)[0, 0], [[255] * 3, [200, 100, 0]])
     five = np.arange(5, dtype=np.uint8).reshape(1, 1, 1, 5)
     np.testing.assert_array_equal(pictures.rgb(five)[0, 0, :, 1], np.arange(5))
+
+
+def heard(kind="waveform", length=256):
+    """Normalized tones of 500 and 3000 Hz, and what they are."""
+    times = np.arange(length) / 8000
+    waves = np.stack([0.5 * np.sin(2 * np.pi * f * times) for f in (500, 3000)])[..., None]
+    own = sound.Sound(8000, length, 1, kind, *((32, 64, 32) if kind == "logmel" else ()))
+    values = sound.values(own, waves.astype(np.float32))
+    known = normalization.measure([values], "standard", own.dtype, "")._replace(sound=own)
+    return waves, known, known.encode(values)
+
+
+@pytest.mark.parametrize("kind", ["waveform", "logmel"])
+def test_sounds_are_files_spectrograms_and_players(kind, tmp_path):
+    waves, known, x = heard(kind)
+    shown = media.media_of(x.shape[1:], known)
+    assert shown.name == "sound" and not shown.of_sets
+    tiles = shown.tiles(x).astype(int).sum(-1)
+    bright = tiles[:, :, tiles.shape[2] // 2].argmax(1) / tiles.shape[1]
+    assert bright[0] > 0.6 and bright[1] < 0.3  # the high tone is above the low one
+    arrays = shown.arrays(x)
+    made = arrays["data"] / 32767
+    peaks = np.abs(np.fft.rfft(made[..., 0])).argmax(1) * 8000 / made.shape[1]
+    np.testing.assert_allclose(peaks, [500, 3000], atol=40)
+    if kind == "waveform":
+        np.testing.assert_allclose(made, waves, atol=1e-4)
+    about = {"seeds": [0, 7], "labels": [0, 1], "names": ["low tone", "high/tone"]}
+    folder, page = media.save_sounds(shown, x, arrays, tmp_path / "s.npz", **about)
+    files = sorted(path.name for path in folder.iterdir())
+    assert files == ["0000_low_tone.wav", "0007_high_tone.wav"]
+    read = sound_files.read(folder / files[0], 8000, 0)
+    np.testing.assert_allclose(read, made[0], atol=1e-3)
+    assert page.read_text().count("data:audio/wav;base64,") == 2
+
+
+def test_nothing_is_heard_of_images(tmp_path):
+    shown = media.media_of((8, 8, 1), None)
+    about = {"seeds": [], "labels": [], "names": []}
+    assert media.save_sounds(shown, np.zeros(0), {}, tmp_path / "s.npz", **about) == []
