@@ -161,37 +161,44 @@ def against(
     Raises:
       UserError: for unknown names, and if nothing that is requested can be measured.
     """
-    ear, train = hearing.ear(train), hearing.as_judged(train)
-    held_out = hearing.as_judged(held_out)
+    ear = hearing.ear(train)
+    train, held_out = hearing.as_judged(train), hearing.as_judged(held_out)
     metrics = metrics or _standard(train, labels)
     chosen = choice.choose(
         train, labels, features=features, metrics=metrics, held_out=held_out, count=count
     )
     recognize = _recognizer(train) if ACCURACY in chosen.metrics else None
-    fields = hearing.by_field(hearing.sound_of(train))
-    long_term = None
-    if SPECTRAL in chosen.metrics:
-        long_term = hearing.spectrum(data.arrays(train, REFERENCE)["image"]).mean(0)
     estimators = [ESTIMATORS[name] for name in chosen.metrics if name in ESTIMATORS]
-    number = count if labels is None else len(labels)
-    prepared = []
+    number, prepared = count if labels is None else len(labels), []
     for extractor in chosen.features:
         real = _real(extractor, train, held_out, estimators, statistics)
-        first = plain and not prepared
-        named = features and not first and (plain or extractor.name not in PLAIN)
-        suffix = f"/{extractor.name}" if named else ""
+        suffix = _suffix(extractor.name, bool(features), plain, not prepared)
         parts = tuple((estimator, estimator.prepare(real)) for estimator in estimators)
         prepared.append(_Prepared(extractor, suffix, parts))
         if any(name.startswith("frechet") for name in chosen.metrics):
             _note_few(real, len(train), number)
     for text in chosen.notes:
         note(text)
-    listens = _Listens(ear, fields, long_term)
+    listens = _Listens(ear, *_of_sounds(train, SPECTRAL in chosen.metrics))
     extract = functools.partial(_extract, recognize, prepared, labels, listens)
     measure = functools.partial(_measure, prepared, listens)
     plain = next((each.extractor.name for each in prepared if not each.suffix), "")
     names = tuple(extractor.name for extractor in chosen.features)
     return Judge(extract, measure, _identity(chosen), names, plain)
+
+
+def _suffix(name: str, chosen: bool, plain: bool, first: bool) -> str:
+    """What the scores of an extractor are named with: '' or '/NAME'."""
+    named = chosen and not (plain and first) and (plain or name not in PLAIN)
+    return f"/{name}" if named else ""
+
+
+def _of_sounds(train: Source, compared: bool) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """The fields of the classes of sounds, and their mean spectrum if it is compared."""
+    fields = hearing.by_field(hearing.sound_of(train))
+    if not compared:
+        return fields, None
+    return fields, hearing.spectrum(data.arrays(train, REFERENCE)["image"]).mean(0)
 
 
 def _standard(train: Source, labels: np.ndarray | None) -> tuple[str, ...]:
