@@ -13,10 +13,13 @@ numbers, so a spectrogram is always the same sound.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import signal
+
+from diffusion_jax.core.deferred import deferred
+
+signal = deferred("scipy.signal")
 
 FLOOR = 1e-4  # magnitude of a full-scale sine: 1, so that this is 80 dB below it
 MAGNITUDES, PHASES = 30, 32  # iterations
@@ -98,7 +101,7 @@ def _magnitudes(scale: Scale, spectrograms: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def _transform(scale: Scale) -> signal.ShortTimeFFT:
+def _transform(scale: Scale) -> Any:  # scipy.signal.ShortTimeFFT
     window = signal.windows.hann(scale.window, sym=False)
     return signal.ShortTimeFFT(
         window * 2 / window.sum(), scale.hop, scale.rate, mfft=bins(scale), fft_mode="onesided"

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy import signal
 
+from diffusion_jax.core.deferred import deferred
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data.sound import PEAK
+
+signal = deferred("scipy.signal")
 
 ENDINGS = (".wav", ".flac")
 RATES = (1, 384_000)  # Hz

@@ -29,10 +29,13 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image, ImageColor, ImageDraw
 
+from diffusion_jax.core.deferred import deferred
 from diffusion_jax.core.files import save_text
 from diffusion_jax.data import columns as of_table
 from diffusion_jax.data.normalization import Normalization
-from diffusion_jax.report import html, pictures, scatter, sounds, style, table_figure
+from diffusion_jax.report import pictures, scatter, sounds, style, table_figure
+
+html = deferred("diffusion_jax.report.html")
 
 SERIES = (96, 64)  # width and height of the tile of a series, in pixels
 FINER = 4  # lines are drawn so many times larger and then reduced, which smooths them

@@ -10,14 +10,16 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from markupsafe import Markup
 
+from diffusion_jax.core.deferred import deferred
 from diffusion_jax.core.files import atomic_path
 from diffusion_jax.data import logmel, sound, sound_files
 from diffusion_jax.data.normalization import Normalization
-from diffusion_jax.report import html
+
+html = deferred("diffusion_jax.report.html")
+matplotlib = deferred("matplotlib")
 
 RANGE = 70.0  # dB from black to white
 SMALLEST = 64  # pixels of a side of a tile, at least
