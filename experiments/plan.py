@@ -7,7 +7,8 @@ python -m experiments.plan --config=configs/cifar10.py:edm,full --topology=v5e:2
 Topologies: a TPU slice (v5e, v5p, v6e; pip install 'diffusion_jax[tpu]', no TPU needed), cpu:8, or
 gpu, which means the GPUs of this machine. The real step is compiled, which takes minutes for large
 networks. --search compiles several settings and keeps each result in --out, so that running the
-same command again resumes the search. docs/plan.md says more.
+same command again resumes the search. --nocompiled only counts parameters, state and FLOPs.
+docs/plan.md says more.
 """
 
 from absl import flags
@@ -28,6 +29,11 @@ if __name__ == "__main__":
         "memory of a device in GiB; 0 takes that of the chip",
         lower_bound=0,
         upper_bound=1e6,
+    )
+    flags.DEFINE_bool(
+        "compiled",
+        True,
+        "compile the step; --nocompiled counts parameters, state and FLOPs alone, in seconds",
     )
     flags.DEFINE_bool("json", False, "print the result as JSON instead of text")
     values.path_flag("out", "", "JSON file for all numbers (default: none is written)")

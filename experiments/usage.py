@@ -76,6 +76,10 @@ def config_files(folder: Path = CONFIGS) -> dict[str, str]:
                 f" {variants[0]}" if variants and variants[0] not in text.partition("\n")[0] else ""
             )
             found[f"{folder.name}/{file.name}"] = " ".join(said.split())
+    recipes = [file.stem for file in sorted(folder.glob("papers/[!_]*.py"))]
+    if recipes:
+        names = ", ".join(recipes)
+        found[f"{folder.name}/papers/NAME.py"] = f"Published recipes (docs/papers.md): {names}."
     return found
 
 

@@ -60,8 +60,9 @@ def load_config(spec: str) -> ConfigDict:
 
 def _known() -> list[str]:
     """The config files of the clone."""
-    files = (ROOT / "configs").glob("[!_]*.py")
-    return sorted(f"configs/{path.name}" for path in files if path.stem != "base")
+    folder = ROOT / "configs"
+    files = [path for name in ("", "papers") for path in (folder / name).glob("[!_]*.py")]
+    return sorted(str(path.relative_to(ROOT)) for path in files if path.stem != "base")
 
 
 def _file(name: str) -> Path:
@@ -70,8 +71,8 @@ def _file(name: str) -> Path:
     if not path.exists() and not path.is_absolute() and (ROOT / path).exists():
         path = ROOT / path
     if not path.is_file():
-        others = (other for other in path.parent.glob("*.py"))
-        found = sorted(str(p) for p in others if p.stem not in ("base", "__init__"))
+        others = path.parent.glob("[!_]*.py")
+        found = sorted(str(other) for other in others if other.stem != "base")
         raise unknown("config file", name, found or _known())
     return path
 

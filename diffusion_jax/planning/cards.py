@@ -51,17 +51,22 @@ class Refused(Exception):
         )
 
 
-def card(config: ConfigDict, where: Topology, *, hbm: float | None = None) -> dict[str, Any]:
+def card(
+    config: ConfigDict, where: Topology, *, hbm: float | None = None, compiled: bool = True
+) -> dict[str, Any]:
     """Compile the train step of a config for some devices, and read what it costs.
 
     Args:
       config: the config.
       where: the devices.
       hbm: bytes of memory of a device, instead of the chip's.
+      compiled: False leaves the compilation out, and all that only a compiler knows: parameters,
+        state and FLOPs remain.
 
     Returns:
-      Plain numbers per step: bytes, FLOPs and seconds. 'fits' is None where no size is known; if
-      the compiler refuses, 'refused' is its message and its numbers are None.
+      Plain numbers per step: bytes, FLOPs and seconds. 'fits' is None where no size is known and
+      where nothing is compiled; if the compiler refuses, 'refused' is its message and its numbers
+      are None.
 
     Raises:
       UserError: for a config or a mesh that does not fit the devices.
@@ -82,15 +87,17 @@ def card(config: ConfigDict, where: Topology, *, hbm: float | None = None) -> di
     if hbm and found["state_bytes_per_device"] > hbm:
         needs = f"the state alone needs {gib(found['state_bytes_per_device'])} of {gib(hbm)}"
         return found | {"fits": False, "refused": needs}
+    if not compiled:
+        return found | {"fits": None}
     began = time.perf_counter()
     try:
-        compiled = _compile(traced)
+        program = _compile(traced)
     except Refused as no:
         needs = f"needs {gib(no.needs)} of {gib(no.of)}; the compiler: " if no.needs else ""
         seconds = time.perf_counter() - began
         return found | {"fits": False, "refused": f"{needs}{no}", "compile_seconds": seconds}
     found["compile_seconds"] = time.perf_counter() - began
-    found |= _read(compiled, len(where.devices), steps)
+    found |= _read(program, len(where.devices), steps)
     found["fits"] = found["memory"]["total"] <= hbm if hbm else None
     found["roofline"] = where.chip and roofline(where.chip, len(where.devices), found)
     return found

@@ -11,6 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from diffusion_jax.core import files, parsing, provenance, reading
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.planning import cards, words
 from diffusion_jax.planning.devices import GIB, Topology, find_topology
 from diffusion_jax.planning.search import cheapest, search_settings
@@ -23,6 +24,7 @@ def plan(
     topology: str,
     search: bool = False,
     hbm: float = 0.0,
+    compiled: bool = True,
     json: bool = False,
     out: str = "",
 ) -> None:
@@ -33,9 +35,15 @@ def plan(
       topology: the devices, such as 'v5e:16x16', 'cpu:8' or 'gpu'.
       search: find the cheapest remat, fsdp and accumulation that fit.
       hbm: memory of a device in GiB; 0 takes that of the chip.
+      compiled: False leaves the compilation out: parameters, state and FLOPs, in seconds.
       json: print JSON instead of text.
       out: the JSON file to write; '' writes none.
+
+    Raises:
+      UserError: for a search without compilation.
     """
+    if search and not compiled:
+        raise UserError("--search compares compiled programs; leave --nocompiled out")
     if topology != "gpu":  # a plan for other devices takes no accelerator of this machine
         jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # compilation is measured
@@ -53,7 +61,7 @@ def plan(
         record["cheapest"] = cheapest(record["cards"])
         record["card"] = record["cards"].get(record["cheapest"])
     else:
-        record["card"] = cards.card(config, where, hbm=size)
+        record["card"] = cards.card(config, where, hbm=size, compiled=compiled)
     if path:
         files.save_json(path, record)
     print(files.canonical_json(record) if json else _text(record))

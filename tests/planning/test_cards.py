@@ -199,6 +199,13 @@ def test_the_command(tmp_path):
         and kept["config"]["model"]["width"] == 8
         and "commit" in kept["provenance"]
     )
+    done = commands.run(*line, "--topology=cpu:2", "--json", "--nocompiled")
+    counted, compiled = json.loads(done.stdout)["card"], kept["card"]
+    assert counted["memory"] is None and counted["fits"] is None
+    for key in ("parameters", "state_bytes", "flops"):
+        assert counted[key] == compiled[key] > 0
+    done = commands.run(*line, "--topology=cpu:2", "--nocompiled", "--search")
+    assert (done.returncode, "--search compares" in done.stderr) == (2, True)
     done = commands.run(*line, "--topology=v5e")
     assert (
         done.returncode == 2
