@@ -11,6 +11,7 @@ Variants, with FID and bits per dimension of table 2 (500,000 steps, 4000 ancest
     hybrid    cosine schedule, L_hybrid                        FID 3.19, 3.17 bits
     simple    cosine schedule, L_simple, fixed variance        FID 3.05, 3.26 bits
     linear    linear schedule, L_hybrid                        FID 3.07, 3.26 bits
+    vlb       cosine schedule, L_vlb, loss-aware times         FID 11.47, 2.94 bits
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ VARIANTS = {
     "hybrid": ("cosine", "learned_variance.hybrid(steps=4000)", "learned"),
     "simple": ("cosine", "denoising.ddpm(steps=4000)", "large"),
     "linear": ("linear", "learned_variance.hybrid(steps=4000)", "learned"),
+    "vlb": ("cosine", "learned_variance.vlb(steps=4000)", "learned"),
 }
 
 

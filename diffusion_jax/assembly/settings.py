@@ -26,7 +26,7 @@ from diffusion_jax.objectives.base import FewStep, Objective
 from diffusion_jax.samplers.base import Sampler
 from diffusion_jax.training.ema import Ema
 from diffusion_jax.training.optimizer import Schedule
-from diffusion_jax.training.step import LossFn
+from diffusion_jax.training.step import LossFn, Remember
 
 
 class Specs(NamedTuple):
@@ -172,6 +172,7 @@ class Kind(NamedTuple):
       draw: (experiment, params, keys, cond, ts, scale, settings) -> (x (B, ...), NFE (B,)); scale
         is None without guidance.
       companions: experiment -> further averages in the training state that are never sampled from.
+      remember: experiment -> what a step keeps of its losses there (step.Remember), or None.
       denoises: whether the network is a denoiser, which samplers and guidance need.
       has_flow: whether that denoiser defines a probability flow, which likelihoods need.
       samples: whether training draws grids of samples.
@@ -186,6 +187,7 @@ class Kind(NamedTuple):
     loss: Callable[[Experiment], LossFn]
     draw: Callable[..., tuple[Array, Array]]
     companions: Callable[[Experiment], tuple[Ema, ...]]
+    remember: Callable[[Experiment], Remember | None] = lambda experiment: None
     denoises: bool = True
     has_flow: bool = False
     samples: bool = True

@@ -115,6 +115,7 @@ def training(experiment: Experiment, devices: Sequence[jax.Device] | None = None
         forensics=True,
         # a network may have a projection of its parameters, such as edm2.EDM2UNet
         constrain=getattr(experiment.model, "constrain", None),
+        remember=experiment.kind.remember(experiment),
     )
 
     def init(key: Key) -> TrainState:

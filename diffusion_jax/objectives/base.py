@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from diffusion_jax.core import arrays
 from diffusion_jax.core.types import Array, Cond, Denoise, Key, Noised
+from diffusion_jax.objectives.resampling import Resampling
 
 
 def per_example(draw: Callable) -> Callable:
@@ -42,10 +43,15 @@ class Objective(NamedTuple):
       draw: a function (keys, x0 (B, ...)) -> Noised. keys: one for each example, (B,), or one for
         the batch.
       loss: a function (denoise, noised, cond) -> (B,), the loss of each example.
+      resampling: draws the times of training by their losses, where the objective is trained so;
+        `at` is then used instead of `draw`.
+      at: a function (keys, x0, t (B,)) -> Noised, for given times; None without resampling.
     """
 
     draw: Callable[[Key, Array], Noised]
     loss: Callable[[Denoise, Noised, Cond], Array]
+    resampling: Resampling | None = None
+    at: Callable[[Key, Array, Array], Noised] | None = None
 
 
 class FewStepExample(NamedTuple):

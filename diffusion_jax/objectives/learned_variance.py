@@ -1,4 +1,4 @@
-"""The hybrid objective of improved DDPM, which learns the reverse variance.
+"""The objectives of improved DDPM that learn the reverse variance: L_hybrid and L_vlb.
 
 Nichol & Dhariwal 2021 ("Improved denoising diffusion probabilistic models").
 It uses one term of the variational bound of likelihood/bounds.py, in bits per dimension, as the
@@ -17,6 +17,7 @@ from diffusion_jax.core.types import Array, Cond, Denoise, Key, Noised, Predicti
 from diffusion_jax.likelihood import bounds
 from diffusion_jax.objectives import times
 from diffusion_jax.objectives.base import Objective, per_example
+from diffusion_jax.objectives.resampling import Resampling
 from diffusion_jax.processes import gaussian
 
 
@@ -62,10 +63,56 @@ def hybrid(
                 "elbo.hybrid needs a network that learns it: set config.model.learn_variance=True"
             )
         simple = mean_per_example((prediction.eps - noised.eps) ** 2)
-        term = _bound_term(process, noised, prediction, steps, levels)
+        held = prediction._replace(x0=jax.lax.stop_gradient(prediction.x0))
+        term = _bound_term(process, noised, held, steps, levels)
         return simple + vlb_weight * steps * term
 
     return Objective(draw, loss)
+
+
+def vlb(
+    process: Process, steps: int = 1000, levels: int = 256, importance: bool = True
+) -> Objective:
+    """The variational bound L_vlb itself, in bits per dimension (Nichol & Dhariwal 2021, eq. 4).
+
+    It is `steps` times its term at the drawn t, and trains the mean as well.
+
+    Args:
+      process: the process that adds noise.
+      steps: number of grid points that t is drawn from, DDPM's i / N on its chain.
+      levels: number of values that the data take in [-1, 1].
+      importance: draws times by their losses (eq. 18; resampling.py), which makes the gradient less
+        noisy. The held-out loss has uniform times.
+
+    Returns:
+      The objective. Its loss raises UserError for a network without learned variance.
+
+    Raises:
+      UserError: for fewer than two steps.
+    """
+    need_ranges("learned_variance.vlb", steps=(steps, 2, 100_000), levels=(levels, 2, 65_536))
+    time = times.grid(steps)
+
+    @per_example
+    def at(keys: Key, x0: Array, t: Array) -> Noised:
+        eps = arrays.noise(arrays.fold_in(keys, streams.OBJECTIVE_NOISE), x0)
+        return gaussian.corrupt(process, x0, eps, t)
+
+    @per_example
+    def draw(keys: Key, x0: Array) -> Noised:
+        return at(keys, x0, time(process, arrays.fold_in(keys, streams.OBJECTIVE_TIME)))
+
+    def loss(denoise: Denoise, noised: Noised, cond: Cond = None) -> Array:
+        prediction = denoise(noised.x_t, noised.t, cond)
+        if prediction.nu is None:
+            raise UserError(
+                "learned_variance.vlb needs a network that learns it: set "
+                "config.model.learn_variance=True"
+            )
+        return steps * _bound_term(process, noised, prediction, steps, levels)
+
+    resampling = Resampling(steps, process.t_min, process.t_max) if importance else None
+    return Objective(draw, loss, resampling, at)
 
 
 def _bound_term(
@@ -77,7 +124,7 @@ def _bound_term(
     # the first time makes no move; its term is the reconstruction
     below = jnp.maximum(index, 1) - 1
     t, s = process.t_min + (below + 1) * spacing, process.t_min + below * spacing
-    fixed, first = jax.lax.stop_gradient(prediction.x0), index == 0
+    first = index == 0
 
     # Each term receives harmless arguments where the other one counts, so that no gradient
     # overflows in a value that is not used.
@@ -85,13 +132,18 @@ def _bound_term(
         return jnp.where(expand(used, value), value, harmless)
 
     move = bounds._move(
-        process, noised.x0, own(~first, fixed, noised.x0), own(~first, prediction.nu, 0.0), t, s
+        process,
+        noised.x0,
+        own(~first, prediction.x0, noised.x0),
+        own(~first, prediction.nu, 0.0),
+        t,
+        s,
     )
     ends = jnp.asarray([process.t_min + spacing, process.t_min], noised.x0.dtype)
     reconstruction = bounds._reconstruction(
         process,
         noised.x0,
-        own(first, fixed, noised.x0),
+        own(first, prediction.x0, noised.x0),
         own(first, prediction.nu, 0.0),
         *ends,
         levels,
@@ -100,4 +152,4 @@ def _bound_term(
 
 
 # The members of the family, which a config may name.
-OBJECTIVES = (hybrid,)
+OBJECTIVES = (hybrid, vlb)

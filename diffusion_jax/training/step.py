@@ -5,7 +5,7 @@
 A batch is a dict of (B, ...) arrays, keys (B,) holds one key per example, losses are (B,), and
 metrics are {name: (B,)}, all of it per example. `now` (`Now`) is what else of the run a loss may
 use: the step, the averages of the parameters, a teacher. metrics['level'], where given, is each
-example's noise level (log-SNR), by which the loss is binned.
+example's noise level (log-SNR), by which the loss is binned; OWN names those that are not reported.
 
 The noise of an example depends on (key, step, its index in the global batch) and on nothing else,
 so one device, a mesh, pmap and any accumulation compute the same step up to the rounding of sums.
@@ -44,6 +44,10 @@ class Now(NamedTuple):
 
 
 LossFn = Callable[[Params, Batch, Key, Now], tuple[Array, dict[str, Array]]]
+# (averages, metrics of the examples of the global batch) -> averages
+Remember = Callable[[dict[str, Params], dict[str, Array]], dict[str, Params]]
+# metrics of the loss that are for the step itself and are not reported
+OWN = ("level", "time", "unweighted")
 Metrics = dict[str, Any]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -70,6 +74,7 @@ def make_train_step(
     levels: Levels = Levels(),
     forensics: bool = False,
     constrain: Callable[[Params], Params] | None = None,
+    remember: Remember | None = None,
 ) -> Step:
     """A pure function (state, batch) -> (state, metrics): one step of stochastic gradient descent.
 
@@ -90,6 +95,8 @@ def make_train_step(
         params, opt_state and ema as they were; the number of the step still advances.
       constrain: a projection, such as EDM2's forced weight normalization, of the parameters at
         which the gradient is computed and to which the update is added.
+      remember: what of the examples' metrics is kept in the averages of the state, such as the
+        losses by which times are drawn (objectives/resampling.py).
 
     Returns:
       The step. It raises UserError, when traced, if B is not divisible by accumulate.
@@ -104,12 +111,9 @@ def make_train_step(
         grads, losses, examples = _gradient(loss_fn, before.params, batch, keys, now, accumulate)
         grads = _mean_over(axis_name, grads)
         updates, after = _updated(before, grads, tx, ema, size * devices)
+        after = _remembering(after, remember, examples, axis_name)
         squares = nonfinite.Leaves(_squares(before.params), _squares(grads), _squares(updates))
-        metrics = _summary(losses, examples, levels, axis_name) | {
-            "grad_norm": jnp.sqrt(jnp.sum(squares.gradient)),
-            "update_norm": jnp.sqrt(jnp.sum(squares.update)),
-            "param_norm": jnp.sqrt(jnp.sum(_squares(after.params))),
-        }
+        metrics = _summary(losses, examples, levels, axis_name) | _norms(squares, after.params)
         if schedule is not None:
             metrics["learning_rate"] = schedule(state.step)
         if forensics:
@@ -253,7 +257,7 @@ def _summary(
     losses: Array, examples: dict[str, Array], levels: Levels, axis_name: str | None
 ) -> Metrics:
     """Global means of the loss and of each metric, and the loss by level as sums and counts."""
-    named = {"loss": losses} | {key: value for key, value in examples.items() if key != "level"}
+    named = {"loss": losses} | {k: value for k, value in examples.items() if k not in OWN}
     means = _mean_over(axis_name, {key: jnp.mean(value) for key, value in named.items()})
     if "level" not in examples:
         return means
@@ -271,6 +275,31 @@ def _summary(
 def _squares(tree: Any) -> Array:
     """The sum of squares of each leaf in float32: (number of leaves,)."""
     return jnp.stack([jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)])
+
+
+def _norms(squares: nonfinite.Leaves, params: Params) -> Metrics:
+    """The norms of the gradient, of the update and of the parameters after it."""
+    return {
+        "grad_norm": jnp.sqrt(jnp.sum(squares.gradient)),
+        "update_norm": jnp.sqrt(jnp.sum(squares.update)),
+        "param_norm": jnp.sqrt(jnp.sum(_squares(params))),
+    }
+
+
+def _remembering(
+    state: TrainState,
+    remember: Remember | None,
+    examples: dict[str, Array],
+    axis_name: str | None,
+) -> TrainState:
+    """The state with what is kept of the examples of the global batch, which stay in order."""
+    if not remember:
+        return state
+    if axis_name is not None:
+        examples = {
+            key: jax.lax.all_gather(x, axis_name, tiled=True) for key, x in examples.items()
+        }
+    return state._replace(ema=remember(state.ema, examples))
 
 
 def _mean_over(axis_name: str | None, tree: Any) -> Any:

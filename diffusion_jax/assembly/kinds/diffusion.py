@@ -12,9 +12,10 @@ from diffusion_jax.core import arrays, streams
 from diffusion_jax.core.types import Array, Cond, Key, Params
 from diffusion_jax.data.sources import Source
 from diffusion_jax.denoisers import parameterization
+from diffusion_jax.objectives.resampling import NAME
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers import base
-from diffusion_jax.training import step
+from diffusion_jax.training import ema, step
 
 
 def init(experiment: Experiment, key: Key) -> Params:
@@ -42,7 +43,14 @@ def loss(experiment: Experiment) -> step.LossFn:
         cond = experiment.conditions.of_batch(batch, keys, now.train)
         rate = experiment.data.augment if now.train else 0.0
         x0, cond = conditions.augmented(conditions.example(batch, keys), cond, keys, rate)
-        noised = objective.draw(arrays.fold_in(keys, streams.EXAMPLE_OBJECTIVE), x0)
+        own = arrays.fold_in(keys, streams.EXAMPLE_OBJECTIVE)
+        resampling = objective.resampling if now.train else None
+        if resampling:
+            times = arrays.fold_in(own, streams.OBJECTIVE_TIME)
+            t, weights = resampling.draw(times, now.ema[NAME])
+            noised = objective.at(own, x0, t)
+        else:
+            noised = objective.draw(own, x0)
         rngs = (
             {"dropout": jax.random.fold_in(keys[0], streams.EXAMPLE_NETWORK_DROPOUT)}
             if now.train
@@ -58,7 +66,10 @@ def loss(experiment: Experiment) -> step.LossFn:
             **extra,
         )
         losses = objective.loss(denoise, noised, cond)
-        return losses, {"level": gaussian.logsnr(experiment.process, noised.t)}
+        examples = {"level": gaussian.logsnr(experiment.process, noised.t)}
+        if not resampling:
+            return losses, examples
+        return losses * weights, examples | {"time": noised.t, "unweighted": losses}
 
     return run
 
@@ -122,13 +133,31 @@ def prepare(experiment: Experiment, train: Source | None) -> Experiment:
     return experiment
 
 
-def companions(experiment: Experiment) -> tuple:
-    """Return no companions: a diffusion model has no further averages.
+def companions(experiment: Experiment) -> tuple[ema.Ema, ...]:
+    """Return the history of losses, where times are drawn by it; else nothing.
 
     Args:
-      experiment: the model, which is not used.
+      experiment: the model, whose objective says so.
     """
-    return ()
+    resampling = experiment.objective.resampling
+    return (ema.frozen(NAME, resampling.fresh()),) if resampling else ()
+
+
+def remember(experiment: Experiment) -> step.Remember | None:
+    """Return what adds the losses of a step to that history, or None where there is none.
+
+    Args:
+      experiment: the model, whose objective says so.
+    """
+    resampling = experiment.objective.resampling
+    if not resampling:
+        return None
+
+    def run(averages: dict[str, Params], examples: dict[str, Array]) -> dict[str, Params]:
+        history = averages[NAME], examples["time"], examples["unweighted"]
+        return averages | {NAME: resampling.update(*history)}
+
+    return run
 
 
 KIND = Kind(
@@ -139,5 +168,6 @@ KIND = Kind(
     loss=loss,
     draw=draw,
     companions=companions,
+    remember=remember,
     has_flow=True,
 )
