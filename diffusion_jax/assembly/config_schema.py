@@ -134,6 +134,7 @@ KEYS: dict[str, Rule] = {
     "model.decoder_attention_once": flag(),
     "model.head_width": optional(integer(1, 4096)),
     "model.dropout": number(0, 1),
+    "model.dropout_height": integer(0, 4096),
     "model.scale_shift": flag(),
     "model.updown": text(),
     "model.skip_scale": number(0, 10, above=True),

@@ -53,6 +53,7 @@ USABLE = (
     "model.remat",
     "model.attention_impl",
     "model.dropout",
+    "model.dropout_height",
 )
 
 NETWORK = (

@@ -10,6 +10,7 @@ from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.core.types import Array, Cond
 from diffusion_jax.models import layers
 from diffusion_jax.models.attention import IDENTITY
+from diffusion_jax.models.dropout import rate_at
 from diffusion_jax.models.embeddings import ConditionEmbedding
 from diffusion_jax.models.remat import rematerialized
 from diffusion_jax.models.text import Text, TextFeatures
@@ -46,6 +47,8 @@ class UNet(nn.Module):
       heads: number of attention heads on all levels, improved DDPM 4, in place of head_width; 0 is
         what head_width says.
       dropout: rate between the two convolutions of a residual block; DDPM on CIFAR-10 0.1.
+      dropout_height: the greatest height N_1 of the feature maps with dropout, of large images the
+        lower levels alone (simple diffusion 16, Hoogeboom et al. 2023); 0 is all.
       scale_shift: the embedding scales and shifts the second norm of a block (ADM), or is added
         before it (DDPM).
       updown: 'conv' halves by a strided convolution and doubles by nearest neighbor and a
@@ -89,6 +92,7 @@ class UNet(nn.Module):
     head_width: int | None = 64
     heads: int = 0
     dropout: float = 0.0
+    dropout_height: int = 0
     scale_shift: bool = True
     updown: str = "conv"
     skip_scale: float = 1.0
@@ -163,7 +167,8 @@ class UNet(nn.Module):
         resample: str = "none",
     ) -> Array:
         block = rematerialized(layers.ResidualBlock, self.remat, static_argnums=(3,))
-        options = self.scale_shift, self.dropout, self.skip_scale, self.dtype, self.norm
+        dropout = rate_at(h, resample, self.dropout, self.dropout_height)
+        options = self.scale_shift, dropout, self.skip_scale, self.dtype, self.norm
         project = resample != "none" and self.updown == "resblock_projected"
         return block(channels, resample, *options, project, name=name)(h, embedding, train)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.models.mlp import MLP
+from diffusion_jax.models.ncsnpp import NCSNpp
+from diffusion_jax.models.unet import UNet
 from tests.models.networks import NETS, forward, gradient, inputs, params_of, shapes
 
 each_net = pytest.mark.parametrize("name", NETS)
@@ -154,3 +157,23 @@ def test_bfloat16_is_close_and_keeps_parameters_and_output_in_float32():
     assert (
         1e-5 < error < 0.05
     )  # bfloat16 has 8 bits, 0.4 % a rounding; no difference at all would mean it was not used
+
+
+@pytest.mark.parametrize("make", [UNet, NCSNpp])
+def test_dropout_of_the_lower_resolutions_alone(make):
+    """Of two levels, 8x8 and 4x4, the blocks whose output is 4x4 have dropout."""
+    options = dict(width=8, multipliers=(1, 2), blocks=1, attention=(), dropout=0.3)
+    more = {"updown": "resblock"} if make is UNet else {}
+    network, rates = make(**options, **more, dropout_height=4), {}
+
+    def watch(run, args, kwargs, context):
+        out = run(*args, **kwargs)
+        if isinstance(context.module, nn.Dropout):
+            rates["/".join(context.module.path)] = (out.shape[1], context.module.rate)
+        return out
+
+    x = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
+    with nn.intercept_methods(watch):
+        jax.eval_shape(network.init, jax.random.key(0), x, jax.ShapeDtypeStruct((1,), jnp.float32))
+    assert {height for height, _ in rates.values()} == {4, 8}
+    assert all(rate == (0.3 if height == 4 else 0.0) for height, rate in rates.values())
