@@ -92,7 +92,7 @@ def load(
       name: 'digits' (embedded); 'digits_captions' (the same, described in words); from `path`:
         'folder', 'npz', 'idx', 'arrays' (any_shape.py), 'sound' (sound_sets.py), 'table' (table.py)
         and 'latents' (of experiments.encode); 'mixture', 'rings', 'checkerboard', 'two_moons' (2-D
-        points, drawn from `seed`); or any TFDS set of images or of tensors (tensor_sets.py). 'mnist'
+        points, drawn from `seed`); or any TFDS set of images or tensors (tensor_sets.py). 'mnist'
         and 'fashion_mnist' with a path read the four original idx files there.
       path: the folder or file of the data.
       data_dir: where TFDS keeps its sets; '' means $TFDS_DATA_DIR, else ~/tensorflow_datasets.

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.core import npz
+from diffusion_jax.data import columns as of_table
 from diffusion_jax.data.normalization import Normalization
 from diffusion_jax.evaluation import metrics
 from diffusion_jax.evaluation.restored import crps, rmse
@@ -91,7 +92,7 @@ def _baselines(
     """Restorations without a model: {name: (N, ...)}."""
     if known is not None:
         filled = {"mean of the training set": np.where(known, given, mean)}
-        if known.ndim > 1:
+        if any(known.any(axis)[~known.all(axis)].any() for axis in range(known.ndim - 1)):
             filled["linear interpolation"] = baselines.interpolated(given, known, mean)
         return filled
     if found.y.ndim == given.ndim and found.y.shape != given.shape:  # of a lower resolution
@@ -111,6 +112,7 @@ def table(scored: ScoredArrays, normalization: Normalization) -> str:
       normalization: of the data.
     """
     channels = len(normalization.scale)
+    names = of_table.names(normalization.columns) or [f"channel {i}" for i in range(channels)]
     columns = {"method": "method", "evaluations": "NFE"}
     shown = [{key: row.get(key) for key in columns} for row in scored.rows]
     for name in ("rmse", "crps"):
@@ -120,7 +122,7 @@ def table(scored: ScoredArrays, normalization: Normalization) -> str:
             if np.isnan(own).all():  # every value of this channel was measured
                 continue
             key = f"{name} {channel}"
-            columns[key] = f"{metric.title}, channel {channel}" if channels > 1 else metric.title
+            columns[key] = f"{metric.title}, {names[channel]}" if channels > 1 else metric.title
             for line, values in zip(shown, own):
                 line[key] = metric.number(*_mean_and_error(values))
     columns["psnr"] = metrics.find("psnr").label
