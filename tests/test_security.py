@@ -173,7 +173,7 @@ READERS = {
 
 
 FRESH = {
-    "studies/import_weights.py",
+    "studies/own_network.py",
     "assembly/train.py",
 }  # read the provenance.json that they have just written
 
