@@ -45,6 +45,10 @@ def base() -> ConfigDict:
     # fraction of examples trained without label and caption, which classifier-free guidance needs
     config.label_dropout = 0.1
 
+    # representation alignment (docs/transformers.md): an .npy file of features of each training
+    # image, to which the tokens of a block are drawn; '': none. It needs model.aligned
+    config.repa = ConfigDict({"features": "", "weight": 0.5})
+
     config.optimizer = _optimizer()
     config.ema = _averages()
     config.training = _training()

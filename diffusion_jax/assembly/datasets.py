@@ -6,11 +6,11 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from diffusion_jax import data
-from diffusion_jax.assembly import components
+from diffusion_jax.assembly import components, defaults
 from diffusion_jax.assembly.build import build, members
 from diffusion_jax.core import progress, staging
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.data import consent, sound_sets
+from diffusion_jax.data import consent, features, sound_sets
 from diffusion_jax.models import text
 from diffusion_jax.pretrained import weights
 from diffusion_jax.training import distributed
@@ -127,6 +127,31 @@ def _with_captions(loaded: data.Dataset, encoder: text.Encoder) -> data.Dataset:
         data.captions.CaptionedSource(split, tables) for split in (loaded.train, loaded.test)
     )
     return loaded._replace(train=train, test=test)
+
+
+def with_features(loaded: data.Dataset, config: ConfigDict) -> data.Dataset:
+    """Add the features of config.repa to the training split.
+
+    Args:
+      loaded: the data set of config.data.
+      config: the config.
+
+    Raises:
+      UserError: for features that do not fit, and for images that are changed as they are read.
+    """
+    repa = defaults.complete(config).repa
+    if not repa.features:
+        return loaded
+    for key in ("flip", "augment"):
+        if config.data.get(key):
+            raise UserError(
+                f"config.data.{key}={config.data[key]}: config.repa.features has the features of "
+                f"the images as they are; set --config.data.{key}={type(config.data[key])()}"
+            )
+    path = staging.local(repa.features, "config.repa.features", writable=False)
+    if "aligned" not in config.model:
+        return loaded  # which `assemble` refuses
+    return loaded._replace(train=features.with_features(loaded.train, path, config.model.aligned))
 
 
 def data_shape(config: ConfigDict) -> tuple[tuple[int, ...], int]:

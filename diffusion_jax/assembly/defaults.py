@@ -31,6 +31,7 @@ LATER: Mapping[str, Any] = {
         "limit_bad": -1,
         "augment": 0.0,
     },
+    "repa": {"features": "", "weight": 0.5},
     "ema": {"powers": (), "snapshot_every": 500},
     "training": {
         "first_shapes": 0,

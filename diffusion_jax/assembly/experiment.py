@@ -90,6 +90,7 @@ def assemble(
         two_times=_options(config).get("second_time") is True,
         guide=guides.cfg(),
         encoder=encoder,
+        alignment=_alignment(config),
     )
     experiment = experiment.kind.complete(experiment, config)
     return guided_by(config.sampler.guide, experiment, load)
@@ -162,6 +163,18 @@ def _check_augmentation(config: ConfigDict, shape: tuple[int, ...]) -> None:
             f"augmentation; set --config.model.augment={augmentation.LABELS}, which unet.UNet and "
             "ncsnpp.NCSNpp have, or --config.data.augment=0"
         )
+
+
+def _alignment(config: ConfigDict) -> float:
+    """The weight of representation alignment. UserError where the network or its kind has none."""
+    if not config.repa.features:
+        return 0.0
+    if _kind(config) is not diffusion.KIND or not _options(config).get("aligned"):
+        raise UserError(
+            f"config.repa.features={config.repa.features} needs a diffusion model whose network "
+            "has projected tokens: dit.DiT with config.model.aligned, the number of features"
+        )
+    return config.repa.weight
 
 
 def sampling_settings(config: ConfigDict) -> SamplingSettings:

@@ -229,6 +229,7 @@ class Experiment(NamedTuple):
       latents: how latents become images, where examples are latents.
       teacher: the teacher of a few-step objective.
       begin: parameters that training starts from, instead of fresh ones.
+      alignment: weight of the loss of representation alignment (config.repa); 0 without it.
       normalization: of arrays that are neither images of 8 bits nor latents.
     """
 
@@ -263,6 +264,7 @@ class Experiment(NamedTuple):
     teacher: tuple[Experiment, Params] | None = None
     begin: Params | None = None
     normalization: Normalization | None = None
+    alignment: float = 0.0
 
     @property
     def is_image(self) -> bool:

@@ -16,6 +16,7 @@ from diffusion_jax import data
 from diffusion_jax.assembly import (
     components,
     config_schema,
+    datasets,
     denoiser,
     hooks,
     locking,
@@ -97,6 +98,7 @@ def train(
     components.check_components(config)
     path = staging.local(path)
     dataset = dataset or workdir.dataset(config, path, resumes=True)
+    dataset = datasets.with_features(dataset, config)
     if "sampler.guidance" not in asked:
         config = denoiser.usable_guidance(config, dataset.num_classes)
     experiment = preparation.for_training(config, dataset, path)

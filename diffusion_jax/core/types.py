@@ -38,6 +38,8 @@ class Prediction(NamedTuple):
         consistency functions whose boundary condition is there; None for an estimate of the data.
       log_variance: (B,), the network's own estimate of the logarithm of its loss at this noise
         level (Karras et al. 2024, eq. 21); None unless training asks for it.
+      tokens: (B, T, D), tokens of an intermediate block, projected for representation alignment (Yu
+        et al. 2025); None unless training asks for them.
       mean_shift: (B, ...), what an ancestral sampler adds to its mean, in units of its variance
         (Dhariwal & Nichol 2021, algorithm 1); None except under guidance.mean_shift.
     """
@@ -47,6 +49,7 @@ class Prediction(NamedTuple):
     nu: Array | None = None
     residual: Array | None = None
     log_variance: Array | None = None
+    tokens: Array | None = None
     mean_shift: Array | None = None
 
 
@@ -119,6 +122,6 @@ class Denoise(Protocol):
         ...
 
 
-# apply(params, x_in, c_noise, cond, **kwargs) -> the network's output F; with log_variance=True,
-# where the network has it, (F, log_variance)
+# apply(params, x_in, c_noise, cond, **kwargs) -> the network's output F; with log_variance=True or
+# tokens=True, where the network has it, (F, {field of Prediction: array})
 Apply = Callable[..., Array]

@@ -122,8 +122,8 @@ def denoiser(
       params: parameters of the network.
       parameterization: what the network predicts, the pair (a, b) of F, and its inputs.
       process: the process of x_t.
-      **kwargs: further arguments of `apply`. With log_variance=True, for networks that have it,
-        `apply` returns it besides F, and the prediction includes it.
+      **kwargs: further arguments of `apply`. With log_variance=True or tokens=True, for networks
+        that have it, `apply` returns it besides F, and the prediction includes it.
 
     Returns:
       The denoiser; its t may be a scalar or (B,).
@@ -139,8 +139,8 @@ def denoiser(
             cond = cond | {END_TIME: sigma / (alpha + sigma)}
         x_in, c_noise = parameterization.encode(process, x_t, t)
         out = apply(params, x_in, c_noise, cond, **kwargs)
-        F, log_variance = out if isinstance(out, tuple) else (out, None)
-        F, extra = F.astype(x_t.dtype), {"log_variance": log_variance}
+        F, more = out if isinstance(out, tuple) else (out, {})
+        F, extra = F.astype(x_t.dtype), dict(more)
         if parameterization.residual:
             extra["residual"] = jnp.broadcast_to(parameterization.residual(process), t.shape)
         if F.shape == x_t.shape:

@@ -85,6 +85,10 @@ class DiT(nn.Module):
       registers: number of learned tokens without a place (Darcet et al. 2024).
       registers_from: the number of the first block that sees the registers.
       class_registers: adds the embedding of class and text to each register (Li & He 2025).
+      aligned: size of the features that tokens are projected to, for representation alignment (Yu
+        et al. 2025); 0: none.
+      aligned_depth: number of the blocks before the projection.
+      aligned_hidden: units of the two hidden layers of the projection.
       bottleneck: patches are first mapped to so many numbers (Li & He 2025); 0: to a token at once.
     """
 
@@ -115,9 +119,19 @@ class DiT(nn.Module):
     registers_from: int = 0
     class_registers: bool = False
     bottleneck: int = 0
+    aligned: int = 0
+    aligned_depth: int = 8
+    aligned_hidden: int = 2048
 
     @nn.compact
-    def __call__(self, x: Array, c_noise: Array, cond: Cond = None, train: bool = False) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        c_noise: Array,
+        cond: Cond = None,
+        train: bool = False,
+        tokens: bool = False,
+    ) -> Array | tuple[Array, dict[str, Array]]:
         """Evaluates the network.
 
         Args:
@@ -126,9 +140,10 @@ class DiT(nn.Module):
           cond: None, or a dict with 'label' (B,), with second_time 'to' (B,), and the entries that
             `text` reads.
           train: turns dropout on; then rngs={'dropout': key} is needed.
+          tokens: returns the projected tokens as well.
 
         Returns:
-          F, (B, N_1, ..., N_d, C or 2C) float32.
+          F, (B, N_1, ..., N_d, C or 2C) float32; with tokens (F, {'tokens': (B, T, aligned)}).
 
         Raises:
           UserError: while tracing, for sizes and options that do not fit.
@@ -151,7 +166,7 @@ class DiT(nn.Module):
             embedding = jax.nn.silu(functools.reduce(operator.add, parts))
         patches = layers.space_to_depth(x, self.patch)  # (B, N_1 / patch, ..., patch^d C)
         b, *sizes, _ = patches.shape
-        h = self._blocks(self._tokens(patches), sizes, embedding, parts, text, train)
+        h, projected = self._blocks(self._tokens(patches), sizes, embedding, parts, text, train)
         shift, scale = 0.0, 0.0
         if embedding is not None:
             shift, scale = modulation(embedding, self.width, 2, "float32", "last_modulation")
@@ -159,7 +174,8 @@ class DiT(nn.Module):
         outputs = x.shape[-1] * (2 if self.learn_variance else 1) * self.patch ** len(sizes)
         last = nn.Dense(outputs, kernel_init=layers.ZERO_INIT, name="last")
         h = last(h).reshape(b, *sizes, -1)  # float32
-        return layers.depth_to_space(h, self.patch).astype(jnp.float32)
+        h = layers.depth_to_space(h, self.patch).astype(jnp.float32)
+        return (h, {"tokens": projected}) if tokens else h
 
     def _tokens(self, patches: Array) -> Array:
         """The tokens of patches, (B, N_1, ..., N_d, channels) -> (B, T, width), with positions."""
@@ -180,9 +196,12 @@ class DiT(nn.Module):
         parts: Sequence[Array],
         text: TextFeatures | None,
         train: bool,
-    ) -> Array:
-        """The blocks, (B, T, width) -> the same; tokens besides the T exist only between them."""
-        tokens, angles = h.shape[1], None
+    ) -> tuple[Array, Array | None]:
+        """The blocks, (B, T, width) -> the same, and projected tokens.
+
+        Tokens besides the T exist only between the blocks.
+        """
+        tokens, angles, projected = h.shape[1], None, None
         if self.rope:
             places = positions.grid_places(sizes)
             angles = positions.rotary_angles(places, self.width // self.heads)
@@ -208,7 +227,9 @@ class DiT(nn.Module):
             impl = IDENTITY if name in self.identity_attention else self.attention_impl
             if name not in self.skipped:
                 h = make(impl=impl, name=name)(h, embedding, train, angles, text)
-        return h[:, -tokens:]
+            if self.aligned and i + 1 == self.aligned_depth:
+                projected = self._projected(h[:, -tokens:])
+        return h[:, -tokens:], projected
 
     def _scanned(
         self,
@@ -227,6 +248,13 @@ class DiT(nn.Module):
             split_rngs={"params": True, "dropout": True},
         )
         return loop(make(impl=self.attention_impl, name="blocks"), h, embedding, text)[0]
+
+    def _projected(self, h: Array) -> Array:
+        """Tokens in the space of an encoder's features, (B, T, width) -> (B, T, aligned)."""
+        dense = functools.partial(nn.Dense, kernel_init=KERNEL_INIT, dtype=self.dtype)
+        for i in (1, 2):
+            h = jax.nn.silu(dense(self.aligned_hidden, name=f"aligned_{i}")(h))
+        return dense(self.aligned, name="aligned_3")(h).astype(jnp.float32)
 
     def _register_tokens(self, parts: Sequence[Array]) -> Array:
         """The registers, (B, registers, width)."""
@@ -250,6 +278,11 @@ class DiT(nn.Module):
             raise UserError(
                 f"registers_from={self.registers_from} must be the number of a block, 0 to {last}"
                 + (", since scan_blocks=True has one block for all" if self.scan_blocks else "")
+            )
+        if self.aligned and not (1 <= self.aligned_depth <= self.depth and not self.scan_blocks):
+            raise UserError(
+                f"aligned_depth={self.aligned_depth} must be 1 to depth={self.depth}, without "
+                "scan_blocks, which has one block for all"
             )
         layers.check_axes(x, "the DiT")
         if any(size % self.patch for size in x.shape[1:-1]):

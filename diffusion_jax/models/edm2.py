@@ -175,7 +175,7 @@ class EDM2UNet(nn.Module):
         cond: Cond = None,
         train: bool = False,
         log_variance: bool = False,
-    ) -> Array | tuple[Array, Array]:
+    ) -> Array | tuple[Array, dict[str, Array]]:
         """Evaluates the network.
 
         Args:
@@ -186,8 +186,8 @@ class EDM2UNet(nn.Module):
           log_variance: returns the learned uncertainty as well.
 
         Returns:
-          F, (B, H, W, C) float32; with log_variance (F, u), where u (B,) is the logarithm of the
-          variance of F's error.
+          F, (B, H, W, C) float32; with log_variance (F, {'log_variance': u}), where u (B,) is the
+          logarithm of the variance of F's error.
 
         Raises:
           UserError: while tracing, for sizes and options that do not fit.
@@ -214,7 +214,7 @@ class EDM2UNet(nn.Module):
             return h
         features = MPFourier(self.uncertainty, name="uncertainty_noise")(c_noise)
         u = MPLayer(1, name="uncertainty_last")(features)[:, 0]
-        return (h, u) if log_variance else h
+        return (h, {"log_variance": u}) if log_variance else h
 
     @nn.nowrap
     def constrain(self, params: Params) -> Params:

@@ -184,6 +184,7 @@ DIT = Published(
         "in_context": (False,),
         "registers": (0,),
         "bottleneck": (0,),
+        "aligned": (0,),
     },
     words=_dit_words,
     layouts=_dit_layouts,

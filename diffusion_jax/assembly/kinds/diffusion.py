@@ -9,9 +9,10 @@ from ml_collections import ConfigDict
 from diffusion_jax.assembly import components, conditions, denoiser
 from diffusion_jax.assembly.settings import Experiment, Kind, SamplingSettings
 from diffusion_jax.core import arrays, streams
-from diffusion_jax.core.types import Array, Cond, Key, Params
+from diffusion_jax.core.types import Array, Cond, Denoise, Key, Params, Prediction
 from diffusion_jax.data.sources import Source
 from diffusion_jax.denoisers import parameterization
+from diffusion_jax.objectives.alignment import misalignment
 from diffusion_jax.objectives.resampling import NAME
 from diffusion_jax.processes import gaussian
 from diffusion_jax.samplers import base
@@ -37,7 +38,7 @@ def loss(experiment: Experiment) -> step.LossFn:
       experiment: the model.
     """
     network, objective = denoiser.apply(experiment), experiment.objective
-    extra = {"log_variance": True} if experiment.options.get("uncertainty") else {}
+    uncertain = {"log_variance": True} if experiment.options.get("uncertainty") else {}
 
     def run(params: Params, batch, keys: Key, now: step.Now):
         cond = experiment.conditions.of_batch(batch, keys, now.train)
@@ -56,6 +57,8 @@ def loss(experiment: Experiment) -> step.LossFn:
             if now.train
             else None
         )
+        aligned = experiment.alignment and "features" in batch
+        extra = uncertain | ({"tokens": True} if aligned else {})
         denoise = parameterization.denoiser(
             network,
             params,
@@ -65,13 +68,29 @@ def loss(experiment: Experiment) -> step.LossFn:
             rngs=rngs,
             **extra,
         )
-        losses = objective.loss(denoise, noised, cond)
         examples = {"level": gaussian.logsnr(experiment.process, noised.t)}
-        if not resampling:
-            return losses, examples
-        return losses * weights, examples | {"time": noised.t, "unweighted": losses}
+        if aligned:
+            prediction = denoise(noised.x_t, noised.t, cond)
+            denoise = _known(prediction)
+            examples["misalignment"] = misalignment(prediction.tokens, batch["features"])
+        losses = objective.loss(denoise, noised, cond)
+        if resampling:
+            examples |= {"time": noised.t, "unweighted": losses}
+            losses = losses * weights
+        if aligned:
+            losses = losses + experiment.alignment * examples["misalignment"]
+        return losses, examples
 
     return run
+
+
+def _known(prediction: Prediction) -> Denoise:
+    """The denoiser that has made a prediction, for objectives that ask for that one alone."""
+
+    def denoise(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
+        return prediction
+
+    return denoise
 
 
 def draw(
