@@ -32,9 +32,11 @@ def base() -> ConfigDict:
     config.model = network("unet.UNet")
     config.conditional = True  # whether the network takes the labels, if the data have any
     config.text = ConfigDict()
-    # encoder of the captions: bytes, trained with the network, or minilm (models/text.py); '': none
+    # encoder of the captions: bytes, trained with the network, or a frozen one, minilm
+    # (models/text.py) or clip (pretrained/clip_encoder.py); '': none
     config.text.encoder = ""
-    config.text.max_length = 48  # tokens of a caption that are read: bytes, or minilm's word pieces
+    config.text.max_length = 48  # tokens of a caption that are read: bytes, or word pieces
+    config.text.folder = ""  # of the files of clip, which importing Stable Diffusion writes
     # the workdir whose weights training starts from; '': those of the teacher, if it has the same
     # network, or fresh ones
     config.init_from = ""

@@ -10,7 +10,8 @@ folder is used.
 dit, sit, lightningdit: transformers by their authors' names. score_sde: checkpoints of the JAX or
 the torch program. edm, edm2: the .pkl files of Karras et
 al., whose code is not executed. guided_diffusion, improved_diffusion, consistency_models: the .pt
-files of OpenAI. A network of latents needs its autoencoder, imported before.
+files of OpenAI. stable_diffusion: the folder of a pipeline of Stable Diffusion 1, 2 or XL. A
+network of latents needs its autoencoder, imported before.
 Nothing in a file is executed. docs/weights.md says more.
 """
 
@@ -33,6 +34,7 @@ if __name__ == "__main__":
             "guided_diffusion",
             "improved_diffusion",
             "consistency_models",
+            "stable_diffusion",
         ],
         "publisher of the weights",
         required=True,
@@ -51,4 +53,4 @@ if __name__ == "__main__":
         "name of the data set that the network was trained on (config.data.name), for evaluate and "
         "edit",
     )
-    cli.launch("diffusion_jax.studies.import_weights:import_weights", config="none")
+    cli.launch("diffusion_jax.studies.import_pipeline:import_weights", config="none")

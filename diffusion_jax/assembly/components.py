@@ -23,6 +23,7 @@ from diffusion_jax.models import (
     mlp,
     mmdit,
     ncsnpp,
+    sd_unet,
     text,
     unet,
 )
@@ -41,6 +42,7 @@ from diffusion_jax.objectives.autoencoding import Likelihood
 from diffusion_jax.objectives.distance import Distance
 from diffusion_jax.objectives.times import TimeLaw
 from diffusion_jax.objectives.weighting import Weighting
+from diffusion_jax.pretrained import clip_encoder
 from diffusion_jax.processes import discrete, schedules
 from diffusion_jax.samplers import (
     adaptive,
@@ -131,13 +133,14 @@ MODELS = Family(
     + dit.NETWORKS
     + mmdit.NETWORKS
     + ncsnpp.NETWORKS
+    + sd_unet.NETWORKS
     + edm2.NETWORKS
     + AUTOENCODERS
     + CLASSIFIERS,
     "NETWORKS",
 )
 DISCRIMINATORS = Family("discriminator", discriminator.NETWORKS, "NETWORKS")
-ENCODERS = Family("text encoder", text.ENCODERS, "ENCODERS")
+ENCODERS = Family("text encoder", text.ENCODERS + clip_encoder.ENCODERS, "ENCODERS")
 SOUNDS = Family("representation of sounds", sound.SOUNDS, "SOUNDS")
 
 

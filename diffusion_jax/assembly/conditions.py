@@ -92,6 +92,24 @@ def builder(num_classes: int, encoder: Encoder | None, dropout: float) -> Condit
     return Conditions(null, of_labels, of_prompts, of_batch)
 
 
+def against(conditions: Conditions, prompt: str) -> Conditions:
+    """Make guidance lead away from a caption, a negative prompt, instead of from no caption.
+
+    Args:
+      conditions: those of a model of captions.
+      prompt: the caption.
+
+    Raises:
+      UserError: for a model without captions and for a caption that it cannot read.
+    """
+    one = conditions.of_prompts([prompt])
+
+    def null(batch: int) -> Cond:
+        return {name: jnp.repeat(jnp.asarray(value), batch, 0) for name, value in one.items()}
+
+    return conditions._replace(null=null)
+
+
 def _check_prompt(encoder: Encoder, prompt: str) -> None:
     """Check that the encoder reads the whole caption; UserError if it would be cut off."""
     if not prompt.strip():

@@ -77,6 +77,7 @@ KEYS: dict[str, Rule] = {
     "conditional": flag(),
     "text.encoder": text(),
     "text.max_length": integer(1, 1024),
+    "text.folder": path(),
     "init_from": path(),
     "distill.teacher": path(),
     "distill.guidance": optional(number(0, 1000)),
@@ -165,6 +166,9 @@ KEYS: dict[str, Rule] = {
     "model.patch": integer(1, 256),
     "model.depth": integer(1, 128),
     "model.heads": integer(1, 256),
+    "model.middle_depth": integer(0, 128),
+    "model.linear": flag(),
+    "model.sizes": integer(0, 4096),
     "model.mlp_ratio": number(0.25, 64),
     "model.scan_blocks": flag(),
     "model.rms_norm": flag(),
@@ -205,6 +209,10 @@ KEYS: dict[str, Rule] = {
 NETWORKS: dict[str, dict[str, Rule]] = {
     "autoencoder.AutoencoderKL": {"model.attention": flag()},
     "unet.UNet": {"model.heads": integer(0, 256)},
+    "sd_unet.SDUNet": {
+        "model.depth": sequence(integer(0, 128), least=1, most=8),
+        "model.heads": sequence(integer(1, 256), least=1, most=8),
+    },
 }
 
 

@@ -56,7 +56,9 @@ def text_encoder(config: ConfigDict) -> text.Encoder | None:
         raise UserError(
             f"config.text.max_length={wanted.max_length}: at least one token must be read"
         )
-    return build(components.ENCODERS, wanted.encoder, wanted.max_length, weights.load)
+    folder = {"folder": staging.local(wanted.folder, "config.text.folder", writable=False)}
+    options = folder if wanted.folder else {}
+    return build(components.ENCODERS, wanted.encoder, wanted.max_length, weights.load, **options)
 
 
 def dataset(config: ConfigDict) -> data.Dataset:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 # Keys that workdirs of earlier versions lack.
 LATER: Mapping[str, Any] = {
     "init_from": "",
-    "text": {"encoder": "", "max_length": 48},
+    "text": {"encoder": "", "max_length": 48, "folder": ""},
     "distill": {"teacher": "", "guidance": None},
     "data": {
         "data_dir": "",

@@ -39,6 +39,7 @@ FREE = (
     "data.data_dir",
     "data.workers",
     "latent.",
+    "text.folder",
 )
 
 
@@ -47,6 +48,7 @@ USABLE = (
     "sampler.",
     "data.",
     "latent.",
+    "text.folder",
     "parallel",
     "mesh.",
     "model.dtype",

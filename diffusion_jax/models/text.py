@@ -38,18 +38,20 @@ class Encoder(NamedTuple):
         tokens each; longer captions are cut off.
       count: a function (caption) -> its number of tokens.
       entries: {name: shape and dtype of an entry, without N}.
-      network: the module that reads the entries out of cond.
+      network: the module that reads the entries out of cond, such as `Text` or `GivenStates`.
       max_length: the largest number of tokens.
       cache_name: the name under which the arrays may be kept on disk; '' where computing them is
         cheap.
+      null: () -> {name: the entry that means "no caption"}; None where that is zeros.
     """
 
     encode: Callable[[Sequence[str]], dict[str, np.ndarray]]
     count: Callable[[str], int]
     entries: dict[str, jax.ShapeDtypeStruct]
-    network: Text
+    network: nn.Module
     max_length: int
     cache_name: str = ""
+    null: Callable[[], dict[str, np.ndarray]] | None = None
 
 
 def null_captions(encoder: Encoder, batch: int) -> dict[str, Array]:
@@ -60,10 +62,11 @@ def null_captions(encoder: Encoder, batch: int) -> dict[str, Array]:
       batch: B, the number of examples.
 
     Returns:
-      {name: zeros (B, ...)}.
+      {name: (B, ...)}: zeros, or what the encoder has instead.
     """
+    null = encoder.null() if encoder.null else {}
     return {
-        name: jnp.zeros((batch, *entry.shape), entry.dtype)
+        name: jnp.broadcast_to(jnp.asarray(null.get(name, 0), entry.dtype), (batch, *entry.shape))
         for name, entry in encoder.entries.items()
     }
 
@@ -74,13 +77,13 @@ class TextFeatures(NamedTuple):
 
     Attributes:
       states: (B, L, D) float32.
-      mask: which of the states exist, (B, L) bool, at least one for each example.
-      pooled: one vector for the whole text, (B, D) float32.
+      mask: which of the states exist, (B, L) bool, at least one for each example; None means all.
+      pooled: one vector for the whole text, (B, D) float32; None if there is none.
     """
 
     states: Array
-    mask: Array
-    pooled: Array
+    mask: Array | None
+    pooled: Array | None
 
 
 class Text(nn.Module):
@@ -139,6 +142,31 @@ class Text(nn.Module):
         ids = cond.get("bytes", jnp.zeros((batch, 1), jnp.int32)).astype(jnp.int32)
         states = self.reader(ids, at_least_one(ids > 0))
         return states, ids > 0, mean(states, ids > 0)
+
+
+class GivenStates(nn.Module):
+    """Passes the states of a frozen encoder on as they are: cond -> TextFeatures.
+
+    All of cond['tokens'] (B, L, D) exist, and cond['pooled'] (B, D) may be missing.
+    """
+
+    @nn.compact
+    def __call__(self, cond: dict, batch: int) -> TextFeatures:
+        """Reads the captions of a condition.
+
+        Args:
+          cond: the entries of the text encoder.
+          batch: not used.
+
+        Returns:
+          The states and the pooled vectors.
+
+        Raises:
+          UserError: for a condition without them.
+        """
+        if "tokens" not in cond:
+            raise UserError("this network draws captions, and the condition has none")
+        return TextFeatures(cond["tokens"], None, cond.get("pooled"))
 
 
 def at_least_one(mask: Array) -> Array:

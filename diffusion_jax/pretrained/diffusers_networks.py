@@ -107,7 +107,7 @@ _KL_RULE = reading.record(
 
 
 def _unet_options(config: Mapping) -> tuple[Options, Shape]:
-    channels, size = config["block_out_channels"], _side(config)
+    channels, size = config["block_out_channels"], side(config)
     seen = [
         size // 2**level
         for level, kind in enumerate(config["down_block_types"])
@@ -173,7 +173,7 @@ def _unet_config(options: Options, shape: Shape) -> dict[str, Any]:
 
 
 def _kl_options(config: Mapping) -> tuple[Options, Shape]:
-    channels, size = config["block_out_channels"], _side(config)
+    channels, size = config["block_out_channels"], side(config)
     width = math.gcd(*channels)
     return {
         "latent_channels": config["latent_channels"],
@@ -213,8 +213,15 @@ def _kl_config(options: Options, shape: Shape) -> dict[str, Any]:
     }
 
 
-def _side(config: Mapping) -> int:
-    """Return the side of the images; UserError where it is not stated or they are not square."""
+def side(config: Mapping) -> int:
+    """Return the side of the images.
+
+    Args:
+      config: a config.json, whose sample_size is a number or two equal numbers.
+
+    Raises:
+      UserError: where it is not stated, or the images are not square.
+    """
     size = config.get("sample_size")
     size = size[0] if isinstance(size, list) and len(set(size)) == 1 else size
     if not isinstance(size, int):
@@ -251,7 +258,12 @@ def shift_and_scale(config: Mapping, channels: int) -> tuple[tuple[float, ...], 
     return tuple(shift), tuple(scale)
 
 
-def _diffusers_words(options: Options) -> dict[str, str]:
+def diffusers_words(options: Options) -> dict[str, str]:
+    """Return {a part of our paths: the same part of the names of diffusers}.
+
+    Args:
+      options: the options of a U-Net or an autoencoder.
+    """
     levels = len(options["multipliers"])
     words = {
         "encoder": "encoder",
@@ -327,7 +339,7 @@ UNET = Published(
         "noise_features": (0,),
         "second_time": (False,),
     },
-    words=_diffusers_words,
+    words=diffusers_words,
     rule=_UNET_RULE,
 )
 
@@ -337,7 +349,7 @@ AUTOENCODER = Published(
     config=_kl_config,
     defaults=KL_DEFAULTS,
     only={"stem": (1,)},
-    words=_diffusers_words,
+    words=diffusers_words,
     subtree="autoencoder",
     rule=_KL_RULE,
 )

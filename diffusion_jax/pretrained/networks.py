@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from diffusion_jax.core.errors import unknown
 from diffusion_jax.pretrained import (
+    conditional_unet,
     diffusers_networks,
     dit_network,
     dit_variants,
@@ -15,6 +16,7 @@ from diffusion_jax.pretrained.published import Published
 
 NETWORKS = {
     "UNet2DModel": diffusers_networks.UNET,
+    "UNet2DConditionModel": conditional_unet.UNET,
     "AutoencoderKL": diffusers_networks.AUTOENCODER,
     "DiT": dit_network.DIT,
     "SiT": dit_variants.SIT,

@@ -3,6 +3,7 @@
     UNet2DModel     diffusers, in the layout of DDPM (Ho et al. 2020)    unet.UNet
     UNetModel       guided-diffusion (Dhariwal & Nichol 2021), improved-
                     diffusion, consistency_models                        unet.UNet
+    UNet2DConditionModel    diffusers (Rombach et al. 2022)              sd_unet.SDUNet
     AutoencoderKL   diffusers (Rombach et al. 2022)                      autoencoder.AutoencoderKL
     DiT             the authors' own program (Peebles & Xie 2023)        dit.DiT
     SiT, LightningDiT, DiTTransformer2DModel (diffusers)                 dit.DiT

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -29,13 +28,11 @@ from diffusion_jax.data.latents import Encoded
 from diffusion_jax.pretrained import (
     diffusers_networks,
     edm_files,
-    flaxfile,
     layouts,
     networks,
     published,
-    safetensors,
     schedulers,
-    torchfile,
+    weight_files,
 )
 from diffusion_jax.studies import own_network
 
@@ -56,13 +53,6 @@ SOURCES = BOTH_WAYS | {
 }
 # likewise: .pkl files, which say what they hold
 PICKLES = {"edm": ("SongUNet", "DhariwalUNet"), "edm2": ("EDM2",)}
-
-FILES = (
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.bin",
-    "model.safetensors",
-    "model.pt",
-)
 
 DEFAULTS = "configs/_imported.py"  # the config of a run whose weights were not trained here
 
@@ -104,23 +94,84 @@ def to_workdir(
     Raises:
       UserError: if `out` holds a model already, and as `import_weights`.
     """
-    file = find(Path(path))
+    file = weight_files.find(Path(path))
     found = described_by_pickle(source, file) if source in PICKLES else described(source, file)
-    network, options, shape = networks.network(found.name), found.options, found.shape
-    classes = options.pop("num_classes")
+    scheduler = {} if found.settings else weight_files.scheduler_beside(file)
+    own = found.latents if source in PICKLES else {}
+    return write_workdir(found, file, out, scheduler, dataset, autoencoder, own)
+
+
+def write_workdir(
+    found: Found,
+    file: Path,
+    out: str | Path,
+    scheduler: Mapping[str, Any],
+    dataset: str = "folder",
+    autoencoder: str = "",
+    latents: Mapping[str, Any] = MappingProxyType({}),
+    params: Params | None = None,
+) -> Path:
+    """Write the workdir of a network.
+
+    Args:
+      found: the network.
+      file: the file of its weights.
+      out: the workdir to make.
+      scheduler: the content of scheduler_config.json; {} takes the defaults.
+      dataset: config.data.name of the data set that the network was trained on.
+      autoencoder: for a network of latents, the workdir of its imported autoencoder; '' otherwise.
+      latents: how the network normalizes latents; {} where the autoencoder's config says so.
+      params: what `fit` returns; None calls it.
+
+    Returns:
+      The workdir.
+
+    Raises:
+      UserError: if `out` holds a model already, and for weights that do not fit.
+    """
+    shape, classes = found.shape, found.options["num_classes"]
     unseen = Dataset(dataset, None, None, shape, classes, tuple(map(str, range(classes))))
-    imported = {"class": found.name, "file": file.name, "sha256": sha256(file)}
+    imported = {"class": found.name, "file": file.name, "sha256": weight_files.sha256(file)}
     imported |= {"latents": found.latents}
-    scheduler = {} if found.settings else scheduler_beside(file)
-    config = run_config(
-        network, options, shape, classes, scheduler, dataset, autoencoder, found.settings
-    )
-    params = fitted(network, experiment.assemble(config, shape, classes), found.tensors)
+    config = _config_of(found, scheduler, dataset, autoencoder)
+    params = fit(found, scheduler, dataset) if params is None else params
     if autoencoder:
-        own = found.latents if source in PICKLES else {}
-        unseen = unseen._replace(encoded=encoded_by(autoencoder, unseen, own))
+        unseen = unseen._replace(encoded=encoded_by(autoencoder, unseen, latents))
 
     return own_network.save(out, config, unseen, params, imported)
+
+
+def fit(found: Found, scheduler: Mapping[str, Any], dataset: str = "folder") -> Params:
+    """Make the parameters of a run of the tensors of a network.
+
+    Args:
+      found: the network.
+      scheduler: the content of scheduler_config.json; {} takes the defaults.
+      dataset: config.data.name.
+
+    Raises:
+      UserError: with the names of the tensors that do not fit.
+    """
+    config = _config_of(found, scheduler, dataset)
+    model = experiment.assemble(config, found.shape, found.options["num_classes"])
+    return fitted(networks.network(found.name), model, found.tensors)
+
+
+def _config_of(
+    found: Found, scheduler: Mapping[str, Any], dataset: str, autoencoder: str = ""
+) -> ConfigDict:
+    options = {key: value for key, value in found.options.items() if key != "num_classes"}
+    classes, network = found.options["num_classes"], networks.network(found.name)
+    return run_config(
+        network,
+        options,
+        found.shape,
+        classes,
+        dict(scheduler),
+        dataset,
+        autoencoder,
+        found.settings,
+    )
 
 
 class Found(NamedTuple):
@@ -159,7 +210,9 @@ def described(source: str, file: Path) -> Found:
     )
     name = class_of(source, config)
     network = networks.network(name)
-    tensors = {diffusers_networks.modern(key): tensor for key, tensor in read(file).items()}
+    tensors = {
+        diffusers_networks.modern(key): tensor for key, tensor in weight_files.read(file).items()
+    }
     tensors = network.averages(tensors)
     config = network.described(tensors) | published.known_config(network, config, file)
     options, shape = published.read_config(network, config)
@@ -194,41 +247,6 @@ def described_by_pickle(source: str, file: Path) -> Found:
     return Found(found.name, options, shape, found.tensors, found.latents, found.settings)
 
 
-def find(path: Path) -> Path:
-    """Find the file of weights.
-
-    Args:
-      path: the file itself, or a folder that has one of FILES or a subfolder unet/ or
-        transformer/ with one.
-
-    Raises:
-      UserError: where there is none.
-    """
-    folders = (path, path / "unet", path / "transformer")
-    for candidate in [path, *(folder / name for folder in folders for name in FILES)]:
-        if candidate.is_file():
-            return candidate
-    raise UserError(
-        f"--path={path} has no weights: neither {', '.join(FILES[:-1])} nor {FILES[-1]}"
-    )
-
-
-def read(file: Path) -> dict[str, np.ndarray]:
-    """Read the arrays of a file of weights.
-
-    Args:
-      file: a safetensors file by its suffix, one of flax by its first byte; any other file is read
-        as one of torch.
-
-    Returns:
-      {name of the tensor: array}.
-    """
-    if file.suffix == ".safetensors":
-        return safetensors.load_file(file)
-    data = file.read_bytes()
-    return flaxfile.load(data) if flaxfile.is_flax(data) else torchfile.load(data)
-
-
 def class_of(source: str, config: dict[str, Any]) -> str:
     """Name the class of network that a config.json describes.
 
@@ -247,38 +265,6 @@ def class_of(source: str, config: dict[str, Any]) -> str:
             f"{' or '.join(SOURCES[source])}"
         )
     return name
-
-
-def scheduler_beside(file: Path) -> dict[str, Any]:
-    """Read the scheduler_config.json that belongs to a file of weights.
-
-    Args:
-      file: the file of weights; the scheduler is in the same folder, or in scheduler/ of the
-        pipeline.
-
-    Returns:
-      The content of the file; {} if there is none.
-    """
-    places = (
-        file.parent / "scheduler_config.json",
-        file.parent.parent / "scheduler" / "scheduler_config.json",
-    )
-    return next(
-        (files.load_json(place, reading.table()) for place in places if place.is_file()), {}
-    )
-
-
-def sha256(file: Path) -> str:
-    """Compute the SHA-256 hash of a file.
-
-    Args:
-      file: a file of any size; it is read in blocks.
-
-    Returns:
-      64 hexadecimal digits.
-    """
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def encoded_by(
@@ -358,7 +344,7 @@ def run_config(
     clip = "dynamic" if scheduler.get("thresholding") else clip
     config.sampler.update(grid=f"trailing(steps={convention.steps})", clip=clip)
     if settings:
-        config.sampler.grid = "auto"
+        config.sampler.grid = "auto"  # unless the settings name one
         config.update_from_flattened_dict(settings)
     if autoencoder:
         config.data.name, config.sampler.clip = "latents", "none"  # latents have no bounds

@@ -32,6 +32,7 @@ SHAPES = {
     "celeb_a": (64, 64, 3),
     "toy": (2,),
     "imagenet256_latent": (32, 32, 4),
+    "stable_diffusion": (64, 64, 4),
     "digits_captions": (8, 8, 1),
     "digits_jit": (8, 8, 1),
     "emoji": (32, 32, 3),
@@ -65,6 +66,7 @@ SIZES = {
     "digits_jit": ("",),
     "toy": ("",),
     "imagenet256_latent": (",S",),
+    "stable_diffusion": ("",),
 }
 
 
