@@ -91,7 +91,7 @@ def card(
         return found | {"fits": None}
     began = time.perf_counter()
     try:
-        program = _compile(traced)
+        program = compile_traced(traced)
     except Refused as no:
         needs = f"needs {gib(no.needs)} of {gib(no.of)}; the compiler: " if no.needs else ""
         seconds = time.perf_counter() - began
@@ -168,8 +168,15 @@ def trace(config: ConfigDict, where: Topology) -> tuple[Experiment, Any, TrainSt
         return model, parts.step.trace(state, batch), state
 
 
-def _compile(traced: Any) -> Any:
-    """The compiled program; Refused if the compiler finds that it does not fit."""
+def compile_traced(traced: Any) -> Any:
+    """Compile a traced program.
+
+    Args:
+      traced: what `trace` of a jitted function returns.
+
+    Raises:
+      Refused: if the compiler finds that it does not fit.
+    """
     try:
         return traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:

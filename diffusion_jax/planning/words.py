@@ -20,7 +20,7 @@ def describe(card: dict[str, Any]) -> str:
         "devices": f"{card['devices']} x {card['chip']} ({card['topology']}), mesh {mesh}",
         "a step": f"batch {card['batch_size']}, accumulate {card['accumulate']}, "
         f"remat {card['remat']}; {card['steps_per_call']} steps per call",
-        "FLOPs per step": f"{_si(card['flops'])}, the model's {_si(card['model_flops'])}",
+        "FLOPs per step": f"{si(card['flops'])}, the model's {si(card['model_flops'])}",
         "state": f"{gib(card['state_bytes'])} in all, "
         f"{gib(card['state_bytes_per_device'])} on a device",
     }
@@ -50,7 +50,11 @@ def describe(card: dict[str, Any]) -> str:
     return "\n".join(f"{name + ':':<16}{line}" for name, line in lines.items())
 
 
-def _si(value: float) -> str:
-    """FLOPs in words, such as '1.5 TFLOP'."""
+def si(value: float) -> str:
+    """Write a number of floating-point operations in words, such as '1.5 TFLOP'.
+
+    Args:
+      value: the number.
+    """
     exponent = next((e for e in (15, 12, 9, 6) if value >= 10**e), 0)
     return f"{value / 10**exponent:.3g} {({15: 'P', 12: 'T', 9: 'G', 6: 'M', 0: ''})[exponent]}FLOP"

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.core import files, parsing, provenance, reading
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.planning import cards, words
+from diffusion_jax.planning import cards, sampling_cards, words
 from diffusion_jax.planning.devices import GIB, Topology, find_topology
 from diffusion_jax.planning.search import cheapest, search_settings
 from diffusion_jax.planning.stored_cards import rule as card_rule
@@ -22,17 +22,21 @@ def plan(
     config: ConfigDict,
     *,
     topology: str,
+    workdir: str = "",
+    sampling: bool = False,
     search: bool = False,
     hbm: float = 0.0,
     compiled: bool = True,
     json: bool = False,
     out: str = "",
 ) -> None:
-    """Print what the train step of a config costs on other devices.
+    """Print what the train step of a config, or sampling, costs on other devices.
 
     Args:
       config: the config of the run.
       topology: the devices, such as 'v5e:16x16', 'cpu:8' or 'gpu'.
+      workdir: the trained model that the config is of; not used itself.
+      sampling: whether the program that draws samples is planned, on one of the devices.
       search: find the cheapest remat, fsdp and accumulation that fit.
       hbm: memory of a device in GiB; 0 takes that of the chip.
       compiled: False leaves the compilation out: parameters, state and FLOPs, in seconds.
@@ -40,7 +44,8 @@ def plan(
       out: the JSON file to write; '' writes none.
 
     Raises:
-      UserError: for a search without compilation.
+      UserError: for a search of sampling or without compilation, and for a config that does not
+        fit the devices.
     """
     if search and not compiled:
         raise UserError("--search compares compiled programs; leave --nocompiled out")
@@ -56,7 +61,11 @@ def plan(
         "config": config.to_dict(),
         "provenance": provenance.provenance(config.to_dict(), config.seed),
     }
-    if search:
+    if search and sampling:
+        raise UserError("--search plans a train step: leave out --search or --sampling")
+    if sampling:
+        record["card"] = sampling_cards.card(config, where, hbm=size, compiled=compiled)
+    elif search:
         record["cards"] = _search(config, where, size, record, path)
         record["cheapest"] = cheapest(record["cards"])
         record["card"] = record["cards"].get(record["cheapest"])
@@ -64,7 +73,8 @@ def plan(
         record["card"] = cards.card(config, where, hbm=size, compiled=compiled)
     if path:
         files.save_json(path, record)
-    print(files.canonical_json(record) if json else _text(record))
+    text = sampling_cards.describe(record["card"]) if sampling else _text(record)
+    print(files.canonical_json(record) if json else text)
 
 
 def _text(record: dict[str, Any]) -> str:
