@@ -58,6 +58,7 @@ def get_config(name: str = "sd1") -> ConfigDict:
     config.parameterization = f"{prediction}({steps})"
     config.objective = "denoising.ddpm(steps=1000)"
     config.model = network("sd_unet.SDUNet", **options)
+    config.conditional = False  # of labels; there are captions
     config.text.update(encoder=encoder, max_length=77)
     config.data.update(image_size=size, channels=4, batch_size=2048)
     config.optimizer.update(learning_rate=1e-4, warmup=10_000, schedule="constant", b2=0.999)

@@ -2,6 +2,7 @@
 
 python -m experiments.compare_samplers --workdir=runs/a --samplers='ddim;dpmpp_2m@karras' --nfe=5,10
 python -m experiments.compare_samplers --workdir=runs/a --nfe=1,2,4,50 --others=runs/cd,runs/imf
+python -m experiments.compare_samplers --workdir=runs/sd --prompt="a red cat" --nfe=10,20,50
 python -m experiments.compare_samplers --target=gmm8 --process='schedules.EDM()'
 python -m experiments.compare_samplers --list
 
@@ -39,7 +40,10 @@ if __name__ == "__main__":
         "",
         "workdirs of other models of the same data, with commas, each by its config's sampler",
     )
-    count = "number of samples in each cell (default 200 images, 2000 points of a target)"
+    flags.DEFINE_multi_string(
+        "prompt", [], "caption, for a model of captions; used in turn, without data to compare with"
+    )
+    count = "number of samples in each cell (default 200, 8 with --prompt, 2000 of a target)"
     values.judge_flags(None, count, least=2, standard="accuracy,frechet")
     flags.DEFINE_string("nfe", "5,10,20,50", "budgets of network evaluations, with commas")
     flags.DEFINE_string("seeds", "", "seeds instead of --num, such as 1000-1199")

@@ -40,6 +40,9 @@ if __name__ == "__main__":
         "as 3,7 or cat,dog (default none); for translate the target classes (default all)",
     )
     flags.DEFINE_multi_string("prompt", [], "caption, for a model of captions; used in turn")
+    flags.DEFINE_string(
+        "negative_prompt", "", "caption that guidance leads away from (default: no caption)"
+    )
     flags.DEFINE_multi_string("image", [], "picture file to edit, instead of held-out images")
     values.integer_flag("num", None, "number of held-out images (default 8)", 1, 1_000_000)
     values.integer_flag("first", None, "number of the first of them (default 0)", 0, 10**9)

@@ -36,6 +36,9 @@ if __name__ == "__main__":
         "a class (default all classes)",
     )
     flags.DEFINE_multi_string("prompt", [], "caption to draw, for a model of captions")
+    flags.DEFINE_string(
+        "negative_prompt", "", "caption that guidance leads away from (default: no caption)"
+    )
     flags.DEFINE_float(
         "guidance",
         None,

@@ -136,6 +136,24 @@ def denoiser(
     return denoise if experiment.two_times else thresholding.without_end_time(denoise)
 
 
+def of_ensemble(
+    experiment: Experiment, *, scale: float | None = None, clip: str = "static"
+) -> Callable[[Ensemble], Denoise]:
+    """Return the function from all parameters to the denoiser, for programs that take them.
+
+    Args:
+      experiment: the model.
+      scale: as for `denoiser`.
+      clip: as for `denoiser`.
+    """
+
+    def denoise(params: Ensemble) -> Denoise:
+        guidance = None if scale is None else jnp.float32(scale)
+        return denoiser(*unpack(experiment, params), scale=guidance, clip=clip)
+
+    return denoise
+
+
 def _context(experiment: Experiment, params: Params) -> guides.GuidanceContext:
     """The context in which the guide of the experiment is applied."""
     found = dict(zip(experiment.guide.needs, experiment.others))

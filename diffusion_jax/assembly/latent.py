@@ -44,15 +44,17 @@ class Codec(NamedTuple):
 
 
 class LatentDecoder(NamedTuple):
-    """The decoder that turns latents into images.
+    """The autoencoder of latents: it turns them into images, and images into them.
 
     Attributes:
       decode: (params, x0 (B, h, w, c)) -> images (B, H, W, C) in [-1, 1].
       params: the parameters of the autoencoder.
+      encode: (params, images) -> x0, the means of their latents; None where it is not known.
     """
 
     decode: Callable[[Params, Array], Array]
     params: Params
+    encode: Callable[[Params, Array], Array] | None = None
 
 
 def digest(params: Params) -> str:
@@ -171,4 +173,8 @@ def latents(codec: Codec, encoded: Encoded, workdir: str) -> LatentDecoder:
             f"{hashes}; name that one, or encode again"
         )
     shift, scale = (jnp.asarray(x, jnp.float32) for x in (encoded.shift, encoded.scale))
-    return LatentDecoder(lambda params, x: codec.decode(params, shift + scale * x), codec.params)
+    return LatentDecoder(
+        lambda params, x: codec.decode(params, shift + scale * x),
+        codec.params,
+        lambda params, images: (codec.encode(params, images)[0] - shift) / scale,
+    )

@@ -367,7 +367,9 @@ def images(config: ConfigDict, workdir: str | Path | None = None) -> data.Datase
         return dataset(config, workdir)
     root = _autoencoder(config.data.name, defaults.complete(config).latent.autoencoder)
     own = saved_config(root, "config.latent.autoencoder")
-    if folders.is_published(root) and config.data.path:  # has no latents: these are the images
+    imported = own.data.name == "folder" and not own.data.path
+    # such a model has no file of latents: what the path names are images
+    if config.data.path and (folders.is_published(root) or imported):
         with own.unlocked():
             own.data.path = config.data.path
     return dataset(own, root)

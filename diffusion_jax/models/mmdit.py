@@ -149,7 +149,7 @@ class MMDiT(nn.Module):
         """The blocks, (B, T, width) -> the same."""
         states = linear(self.width, self.dtype, "context")(text.states)
         mask = None
-        if self.text_mask:
+        if self.text_mask and text.mask is not None:
             mask = jnp.pad(text.mask, ((0, 0), (h.shape[1], 0)), constant_values=True)
         make = functools.partial(
             rematerialized(JointBlock, self.remat),

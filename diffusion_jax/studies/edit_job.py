@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -16,7 +17,7 @@ from diffusion_jax.core import parsing
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array, Cond, Key
 from diffusion_jax.data import Dataset, transforms
-from diffusion_jax.evaluation import generate
+from diffusion_jax.evaluation import generate, rows
 from diffusion_jax.evaluation.psnr import psnr
 
 
@@ -38,6 +39,44 @@ class Job(NamedTuple):
     labels: np.ndarray | None
     cond: Cond
     keys: Key
+
+
+def examples(job: Job) -> Array:
+    """The job's images as the model sees them: themselves, or their latents.
+
+    Args:
+      job: the images (N, H, W, C) and the model.
+    """
+    latents = job.trained.experiment.latents
+    if latents is None:
+        return job.images
+    block = min(len(job.images), job.trained.experiment.sampling.batch_size)
+    encode = jax.jit(lambda images, params: latents.encode(params, images))
+    return jnp.asarray(rows.over_rows(encode, job.images, latents.params, block=block))
+
+
+def to_images(job: Job) -> Callable[[Array], np.ndarray]:
+    """Make the function from results of the model (N, ...) to images (N, H, W, C) uint8.
+
+    Args:
+      job: the images and the model.
+    """
+    model = job.trained.experiment
+    return sampling.to_images(model, min(len(job.images), model.sampling.batch_size))
+
+
+def led_away(job: Job, prompt: str) -> Job:
+    """Return the job whose guidance leads away from a negative prompt.
+
+    Args:
+      job: the images and the model.
+      prompt: the caption; '' leaves the job as it is.
+
+    Raises:
+      UserError: where the model has no captions or no use for it.
+    """
+    model = sampling.led_away(job.trained.experiment, job.sampling, prompt)
+    return job._replace(trained=job.trained._replace(experiment=model))
 
 
 def job_for(

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.assembly import denoiser, sampling
 from diffusion_jax.core import parsing
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.core.types import Denoise
+from diffusion_jax.core.types import Array, Denoise
 from diffusion_jax.inverse import edits
 from diffusion_jax.samplers import base
-from diffusion_jax.studies.edit_job import Job, psnr_of
+from diffusion_jax.studies.edit_job import Job, examples, psnr_of, to_images
 from diffusion_jax.studies.restoration import Strip
+
+# all parameters -> the denoiser: large networks are arguments of a program, and not part of it
+Denoiser = Callable[[denoiser.Ensemble], Denoise]
 
 
 def apply(job: Job, task: str, labels: str, strengths: list[float]) -> Strip:
@@ -44,8 +48,7 @@ def apply(job: Job, task: str, labels: str, strengths: list[float]) -> Strip:
             else f"{task} follows the model's own flow"
         )
         print(f"config.sampler.guidance={resolved.guidance:g} is not used: {why}", file=sys.stderr)
-    scale = jnp.float32(resolved.guidance) if guided else None
-    denoise = denoiser.denoiser(model, job.trained.params, scale=scale, clip=clip)
+    denoise = denoiser.of_ensemble(model, scale=resolved.guidance if guided else None, clip=clip)
     if task == "interpolate":
         rows, names, facts = interpolate(job, denoise)
     elif task == "sdedit":
@@ -59,7 +62,18 @@ def apply(job: Job, task: str, labels: str, strengths: list[float]) -> Strip:
     return rows, names, facts
 
 
-def interpolate(job: Job, denoise: Denoise, steps: int = 9) -> Strip:
+def _program(job: Job, denoise: Denoiser, edit: Callable[..., Array]) -> Callable[..., Array]:
+    """Compile edit(sampler, denoise, process, ...), as a function of the rest."""
+    model = job.trained.experiment
+
+    @jax.jit
+    def run(ensemble: denoiser.Ensemble, *args: Any) -> Array:
+        return edit(job.sampling.sampler, denoise(ensemble), model.process, *args)
+
+    return functools.partial(run, denoiser.ensemble(model, job.trained.params))
+
+
+def interpolate(job: Job, denoise: Denoiser, steps: int = 9) -> Strip:
     """Interpolate between pairs of images; see `apply` for what is returned.
 
     A column of the picture is a pair. A sampler that cannot encode interpolates between images of
@@ -73,9 +87,7 @@ def interpolate(job: Job, denoise: Denoise, steps: int = 9) -> Strip:
     Raises:
       UserError: if there are fewer than two images.
     """
-    sampler, process = job.sampling.sampler, job.trained.experiment.process
     ts, half = job.sampling.ts, len(job.images) // 2
-    finish = sampling.finished(job.trained.experiment)
     if not half:
         raise UserError("--task=interpolate needs two images; set --num=2 or more")
     weights = np.linspace(0, 1, steps).astype(np.float32)
@@ -87,24 +99,24 @@ def interpolate(job: Job, denoise: Denoise, steps: int = 9) -> Strip:
     def pairs(tree: Any) -> list[Any]:
         return [every_second(tree, 0), every_second(tree, 1)]
 
-    conds = tuple(pairs(job.cond))
-    if base.draws_noise(sampler, process):
-        run = jax.jit(lambda *args: edits.blend(sampler, denoise, process, *args))
-        starts = pairs(base.start(process, job.keys, job.images.shape))
-        frames = np.asarray(run(pairs(job.keys)[0], *starts, weights, ts, conds))
-        return list(map(finish, frames)), names, {"between": "own images"}
-    run = jax.jit(lambda *args: edits.interpolate(sampler, denoise, process, *args))
-    one, other = pairs(job.images)
-    frames = np.asarray(run(one, other, weights, ts, conds))
+    conds, finish = tuple(pairs(job.cond)), to_images(job)
+    model, x0 = job.trained.experiment, examples(job)
+    if base.draws_noise(job.sampling.sampler, model.process):
+        run = _program(job, denoise, edits.blend)
+        starts = pairs(base.start(model.process, job.keys, x0.shape))
+        frames = run(pairs(job.keys)[0], *starts, weights, ts, conds)
+        return list(map(finish, np.asarray(frames))), names, {"between": "own images"}
+    run = _program(job, denoise, edits.interpolate)
+    frames = list(map(finish, np.asarray(run(*pairs(x0), weights, ts, conds))))
+    one, other = map(sampling.finished(model), pairs(job.images))
     ends = [
-        psnr_of(job.trained.experiment, finish(frame), finish(end)).mean()
-        for frame, end in ((frames[0], one), (frames[-1], other))
+        psnr_of(model, frame, end).mean() for frame, end in ((frames[0], one), (frames[-1], other))
     ]
-    rows = list(map(finish, [one, *frames, other]))
+    rows = [one, *frames, other]
     return rows, ["one", *names, "other"], {"psnr_of_ends": [float(end) for end in ends]}
 
 
-def sdedit(job: Job, denoise: Denoise, strengths: list[float]) -> Strip:
+def sdedit(job: Job, denoise: Denoiser, strengths: list[float]) -> Strip:
     """SDEdit at several strengths, a row for each; see `apply` for what is returned.
 
     Args:
@@ -112,15 +124,10 @@ def sdedit(job: Job, denoise: Denoise, strengths: list[float]) -> Strip:
       denoise: the denoiser.
       strengths: shares of the sampler's steps: the larger, the less is left of the image.
     """
-    model, finish = job.trained.experiment, sampling.finished(job.trained.experiment)
-    process, guide = model.process, finish(job.images)
-    run = jax.jit(
-        lambda keys, x, ts, cond: edits.sdedit(
-            job.sampling.sampler, denoise, process, keys, x, ts, cond
-        )
-    )
+    model, finish, x0 = job.trained.experiment, to_images(job), examples(job)
+    guide, run = sampling.finished(model)(job.images), _program(job, denoise, edits.sdedit)
     results = [
-        finish(run(job.keys, job.images, edits.last_moves(job.sampling.ts, strength), job.cond))
+        finish(run(job.keys, x0, edits.last_moves(job.sampling.ts, strength), job.cond))
         for strength in strengths
     ]
     distances = {
@@ -131,7 +138,7 @@ def sdedit(job: Job, denoise: Denoise, strengths: list[float]) -> Strip:
     return [guide, *results], names, {"psnr_to_guide": distances}
 
 
-def translate(job: Job, denoise: Denoise, labels: str) -> Strip:
+def translate(job: Job, denoise: Denoiser, labels: str) -> Strip:
     """Translate images between classes, a row for each; see `apply` for what is returned.
 
     The first row encodes and decodes every image under its own class, which gives it back.
@@ -155,21 +162,16 @@ def translate(job: Job, denoise: Denoise, labels: str) -> Strip:
         if labels in ("", "own")
         else parsing.labels("labels", labels, classes[:-1])
     )
-    finish = sampling.finished(model)
-    truth = finish(job.images)
+    truth = sampling.finished(model)(job.images)
     # where the class of an image is not known, it is encoded without a condition
     own = (
         model.conditions.null(len(truth))
         if job.labels is None
         else model.conditions.of_labels(job.labels)
     )
-    run = jax.jit(
-        lambda x, ts, source, target: edits.translate(
-            job.sampling.sampler, denoise, model.process, x, ts, source, target
-        )
-    )
+    run, x0, finish = _program(job, denoise, edits.translate), examples(job), to_images(job)
     conds = [own, *(model.conditions.of_labels(np.full(len(truth), label)) for label in targets)]
-    results = [finish(run(job.images, job.sampling.ts, own, cond)) for cond in conds]
+    results = [finish(run(x0, job.sampling.ts, own, cond)) for cond in conds]
     names = ["image", "there and back", *(classes[label] for label in targets)]
     score = float(psnr_of(model, results[0], truth).mean())
     return [truth, *results], names, {"psnr_there_and_back": score}

@@ -19,7 +19,7 @@ from diffusion_jax.data.normalization import Normalization
 from diffusion_jax.pretrained import folders
 from diffusion_jax.report import media, pictures
 from diffusion_jax.studies import edit_arrays, edit_tasks, restoration
-from diffusion_jax.studies.edit_job import Job, job_for
+from diffusion_jax.studies.edit_job import Job, job_for, led_away
 from diffusion_jax.studies.edit_requests import (
     EDITS,
     measurement_for,
@@ -40,6 +40,7 @@ def edit(
     method: str = "ddnm",
     labels: str = "",
     prompt: Sequence[str] = (),
+    negative_prompt: str = "",
     image: Sequence[str] = (),
     num: int | None = None,
     first: int | None = None,
@@ -59,6 +60,7 @@ def edit(
       method: the method of an inverse problem.
       labels: classes in turn, 'own', or '' for no condition; of translate the target classes.
       prompt: captions in turn.
+      negative_prompt: a caption that guidance leads away from; '' for that of no caption.
       image: picture files to edit, instead of held-out images.
       num: number of held-out images; None is 8.
       first: the first of them; None is 0.
@@ -83,14 +85,22 @@ def edit(
     job, dataset = _job(config, workdir, shape, wanted, prompt, image, first or 0, num or 8, seed)
     asked = {"task": task, "mask": mask, "labels": labels, "prompts": list(prompt)}
     asked |= {"images": list(image), "num": len(job.images), "first": first or 0, "seed": seed}
-    if is_edit:
-        strip = edit_tasks.apply(job, task, labels, strengths)
-    elif normalization is None:
-        strip = restoration.solve(job, task, mask, method, draws)
-    else:
+    job, asked = led_away(job, negative_prompt), asked | {"negative_prompt": negative_prompt}
+    if normalization and not is_edit:
         _restore_arrays(job, dataset, asked, method, draws, written)
-        return
-    _save(job, strip, asked, written, shown, scale)
+    else:
+        strip = _strip(job, asked, method, draws, strengths)
+        _save(job, strip, asked, written, shown, scale)
+
+
+def _strip(
+    job: Job, asked: dict[str, Any], method: str, draws: int, strengths: list[float]
+) -> restoration.Strip:
+    """The rows of the picture of an edit, or of images that are restored."""
+    task = asked["task"]
+    if task in EDITS:
+        return edit_tasks.apply(job, task, asked["labels"], strengths)
+    return restoration.solve(job, task, asked["mask"], method, draws)
 
 
 def _restore_arrays(
@@ -133,7 +143,7 @@ def _save(
 
 def _shape_and_normalization(workdir: str) -> tuple[tuple[int, ...], Normalization | None]:
     about = workdirs.about_data(workdir)
-    return tuple(about["image_shape"]), data_record.normalization(about)
+    return tuple(about.get("encoded", about)["image_shape"]), data_record.normalization(about)
 
 
 def _check_images(
@@ -192,8 +202,7 @@ def _job(
     images = read_images(image, shape) if image else None
     trained = workdirs.load(workdir, config)
     experiment.need_judged(trained.experiment)
-    experiment.need_pixels(trained.experiment)
-    dataset = None if image else workdirs.dataset(config, workdir)
+    dataset = None if image else workdirs.images(config, workdir)
     last = len(image) if dataset is None else min(first + num, len(dataset.test))
     index = np.arange(first, last)
     if not len(index):

@@ -49,6 +49,7 @@ def sample(
     seeds: str = "",
     labels: str = "",
     prompt: Sequence[str] = (),
+    negative_prompt: str = "",
     guidance: float | None = None,
     out: str = "",
     gif: bool = False,
@@ -65,6 +66,7 @@ def sample(
       labels: classes in turn, by number or name, such as '0,cat,any'; '' takes all, of tables as
         often as the training rows have them.
       prompt: captions, each of which is drawn from every seed.
+      negative_prompt: a caption that guidance leads away from; '' for that of no caption.
       guidance: scale of the guidance; None takes config.sampler.guidance.
       out: the files to write, without the ending; '' takes WORKDIR/samples, or for a published
         model runs/pretrained/NAME/samples.
@@ -80,13 +82,13 @@ def sample(
     each = parsing.parse_seeds(seeds) if seeds else list(range(num or (8 if prompt else 64)))
     wanted = each * max(len(prompt), 1)
     trained = workdirs.load(workdir, config, mesh := sampling.sampling_mesh(config))
-    model = trained.experiment
+    resolved = _resolved(workdir, trained, guidance)
+    model = sampling.led_away(trained.experiment, resolved, negative_prompt)
     classes = trained.data.get("class_names") or ()
     shown = media.media_of(model.shape, model.normalization)
     dataset = workdirs.dataset(config, workdir) if shown.of_sets else None
     numbers = parsing.labels("labels", labels, classes) or _usual(model, dataset, len(wanted))
     chosen, cond = requested_conditions(model, numbers, prompt, len(wanted))
-    resolved = _resolved(workdir, trained, guidance)
     real = dataset and data.arrays(dataset.train, limit=max(len(wanted), REAL))["image"]
     keys = generate.seeds_to_keys(wanted)
     if gif:

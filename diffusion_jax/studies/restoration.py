@@ -7,11 +7,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.assembly import components, denoiser, sampling
 from diffusion_jax.assembly.experiment import Experiment
 from diffusion_jax.core import arrays, streams
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array, Cond, Key
 from diffusion_jax.data import transforms
 from diffusion_jax.evaluation import generate
@@ -20,7 +22,7 @@ from diffusion_jax.inverse import measurements, methods
 from diffusion_jax.inverse.measurements import Measurement
 from diffusion_jax.inverse.methods import Method
 from diffusion_jax.samplers import base
-from diffusion_jax.studies.edit_job import Job
+from diffusion_jax.studies.edit_job import Job, examples
 from diffusion_jax.studies.edit_requests import measurement_for, method_for
 
 Strip = tuple[list[np.ndarray], list[str], dict[str, Any]]  # rows of images, their names, facts
@@ -88,10 +90,14 @@ def _restore(
     """Restore one batch of images from measurements y (B, ...)."""
     clip, process = None if resolved.clip == "none" else (-1.0, 1.0), model.process
     guidance = scale if resolved.guided else None
-    own = denoiser.unpack(model, ensemble)
-    denoise = denoiser.denoiser(*own, scale=guidance, clip="none")
+    bound, own = denoiser.unpack(model, ensemble)
+    denoise = denoiser.denoiser(bound, own, scale=guidance, clip="none")
     x = base.start(process, keys, (len(keys), *model.shape))
-    return methods.restore(
+    if model.latents is not None and measurement.spectral is None:  # it is one of images
+        measurement = Measurement(
+            functools.partial(_of_decoded, bound, measurement.forward), measurement.std
+        )
+    x0 = methods.restore(
         method,
         measurement,
         y,
@@ -106,6 +112,12 @@ def _restore(
         padded=True,
         noise=components.NOISES[resolved.noise],
     ).x0
+    return sampling.decoded(bound, x0)
+
+
+def _of_decoded(model: Experiment, forward: Callable[[Array], Array], z: Array) -> Array:
+    """The measurement of the images that latents are decoded to."""
+    return forward(sampling.decoded(model, z))
 
 
 def restored(
@@ -239,16 +251,56 @@ def restore(job: Job, task: str, mask: str, spec: str, draws: int) -> RestoredSa
       spec: the method.
       draws: results of each sample.
     """
-    model = job.trained.experiment
-    measurement = measurement_for(task, mask, model.shape)
+    model, shape = job.trained.experiment, job.images.shape[1:]
+    measurement = measurement_for(task, mask, shape)
     method = method_for(spec, measurement, task)
-    job, evaluations = with_budget(job, method, measurement)
-    y = measure(job, measurement)
+    y, truth = measure(job, measurement), sampling.finished(model)(job.images)
+    of_latents = model.latents is not None
+    seen = in_latents(job, method, measurement, y, task) if of_latents else (y, measurement)
+    job, evaluations = with_budget(job, method, seen[1])
     results = np.stack(
-        [restored(job, method, measurement, y, keys_of_draw(job, draw)) for draw in range(draws)]
+        [restored(job, method, seen[1], seen[0], keys_of_draw(job, n)) for n in range(draws)]
     )
-    truth = sampling.finished(model)(job.images)
+    if of_latents and method.linear:  # known pixels are not decoded
+        known = np.asarray(measurement.forward(jnp.ones((1, *shape)))) > 0
+        results = np.where(known, truth, results)
     return RestoredSamples(measurement, y, results, truth, evaluations)
+
+
+def in_latents(
+    job: Job, method: Method, measurement: Measurement, y: Array, task: str
+) -> tuple[Array, Measurement]:
+    """The measurement by which a model of latents restores images.
+
+    A method that needs a linear measurement inpaints the latents all of whose pixels are known. Any
+    other compares the decoded image with what was measured.
+
+    Args:
+      job: the images and the model.
+      method: the method.
+      measurement: the measurement of the images.
+      y: what was measured.
+      task: the name of the measurement, for the error.
+
+    Returns:
+      (what is known (N, ...), its measurement: of latents, or a function of images).
+
+    Raises:
+      UserError: for a method that needs a linear measurement, if the task is not inpaint.
+    """
+    if not method.linear:
+        return y, Measurement(measurement.forward, measurement.std)
+    if task.partition("(")[0].strip() != "inpaint":
+        raise UserError(
+            f"--task={task} is not linear for a model of latents, whose images are decoded; take "
+            "--method=dps"
+        )
+    shape = job.trained.experiment.shape
+    height, width, channels = job.images.shape[1:]
+    known = np.asarray(measurement.forward(jnp.ones((1, height, width, channels))))[0]
+    blocks = known.reshape(shape[0], height // shape[0], shape[1], width // shape[1], channels)
+    own = measurements.inpaint(shape, blocks.min((1, 3, 4))[..., None])
+    return own.forward(examples(job)), own
 
 
 def solve(job: Job, task: str, mask: str, spec: str, draws: int) -> Strip:
@@ -266,7 +318,7 @@ def solve(job: Job, task: str, mask: str, spec: str, draws: int) -> Strip:
       the JSON file, with the PSNR of every image.
     """
     found = restore(job, task, mask, spec, draws)
-    given = as_image(found.measurement, found.y, job.trained.experiment.shape)
+    given = as_image(found.measurement, found.y, job.images.shape[1:])
     given = transforms.to_uint8(given)
     scores = np.stack([psnr(result, found.truth) for result in found.draws])
     facts = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,14 @@ from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.core import parsing, provenance
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.pretrained import folders
-from diffusion_jax.studies import comparison, ranking, sampler_report, scoring, subjects
+from diffusion_jax.studies import (
+    comparison,
+    prompted_subjects,
+    ranking,
+    sampler_report,
+    scoring,
+    subjects,
+)
 from diffusion_jax.studies.comparison import Cell, Comparison, Result
 from diffusion_jax.studies.sampler_listing import listing
 from diffusion_jax.training import distributed
@@ -55,6 +63,7 @@ def compare_samplers(
     noise: str | None,
     out: str,
     fresh: bool,
+    prompt: Sequence[str] = (),
     features: str = "",
     metrics: str = "",
     reference: str = "",
@@ -67,11 +76,12 @@ def compare_samplers(
       samplers: specs separated by ';', each with @grid where it needs one; '' for a dozen.
       others: workdirs of other models of the same data, separated by commas.
       nfe: budgets of network evaluations, separated by commas.
-      num: samples in each cell; None for 200.
+      num: samples in each cell; None for 200, or 8 with prompts.
       seeds: the seeds themselves, such as '1000-1199'; '' for 0 to num - 1.
       noise: 'independent' or 'brownian'; None for the config's.
       out: the folder to write to; '' for the workdir.
       fresh: whether to run finished cells again.
+      prompt: captions in turn, of samples that are not judged against data.
       features: as of `subjects.of_model`.
       metrics: likewise.
       reference: likewise.
@@ -80,28 +90,76 @@ def compare_samplers(
       UserError: for what cannot be compared, before anything is sampled; if every cell has failed,
         after everything is written.
     """
-    entries, budgets, chosen = _entries(samplers), _budgets(nfe), _seeds(seeds, num or 200)
+    entries, budgets = _entries(samplers), _budgets(nfe)
+    chosen = _seeds(seeds, num or (8 if prompt else 200))
     root = parsing.folder("out", out or folders.outputs(workdir))
     scoring.requested(features, metrics)
     mesh = sampling.sampling_mesh(config)
     trained = workdirs.load(workdir, config, mesh)
     model = trained.experiment
-    text = compare_model(
-        trained,
-        workdirs.images(config, workdir),
-        f"{model.data.name} ({Path(workdir).name})",
-        entries,
-        budgets,
-        chosen,
-        root / "compare",
-        root / "compare",
-        _record(trained),
-        others=parsing.paths("others", others),
-        judging={"features": features, "metrics": metrics, "reference": reference},
-        **{"mesh": mesh, "noise": noise or model.sampling.noise, "fresh": fresh},
-    )
+    title = f"{model.data.name} ({Path(workdir).name})"
+    how: dict[str, Any] = {"noise": noise or model.sampling.noise, "fresh": fresh, "mesh": mesh}
+    judging = {"features": features, "metrics": metrics, "reference": reference}
+    given = trained, title, entries, budgets, chosen, root / "compare"
+    if prompt:
+        _refuse({"others": others} | judging)
+        text = _on_prompts(prompt, *given, **how)
+    else:
+        images = workdirs.images(config, workdir)
+        text = _on_data(images, parsing.paths("others", others), judging, *given, **how)
     _print(text, root)
     print(f"to use one: python -m experiments.sample --workdir={workdir} --sampler=NAME --nfe=NFE")
+
+
+def _on_data(
+    images: data.Dataset,
+    others: Sequence[str],
+    judging: Mapping[str, str],
+    trained: Trained,
+    title: str,
+    entries: Sequence[str],
+    budgets: Sequence[int],
+    seeds: Sequence[int],
+    stem: Path,
+    **how: Any,
+) -> str:
+    """Compare samplers by images; the text of stem.md."""
+    record, how = _record(trained), {"others": others, "judging": judging} | how
+    return compare_model(trained, images, title, entries, budgets, seeds, stem, stem, record, **how)
+
+
+def _on_prompts(
+    prompts: Sequence[str],
+    trained: Trained,
+    title: str,
+    entries: Sequence[str],
+    budgets: Sequence[int],
+    seeds: Sequence[int],
+    stem: Path,
+    *,
+    mesh: jax.sharding.Mesh | None,
+    **options: Any,
+) -> str:
+    """Compare samplers on captions of no data; the text of stem.md."""
+    subject = prompted_subjects.of_prompts(trained, prompts, seeds, title, mesh=mesh)
+    cells = cells_of(trained, entries, budgets)
+    compared = comparison.compare(subject, cells, stem, **options)
+    return _written(subject, compared, stem, _record(trained))
+
+
+def _refuse(given: Mapping[str, str]) -> None:
+    """Refuse flags that judge samples, and say what is measured without data."""
+    for flag, value in given.items():
+        if value:
+            raise UserError(
+                f"--{flag}={value} compares with data, and --prompt draws captions of no data; "
+                "give one of them"
+            )
+    print(
+        "note: samples of --prompt are not compared with real images, so there is no Fréchet "
+        "distance and no accuracy; the error is the distance to a fine solve of the model's flow",
+        file=sys.stderr,
+    )
 
 
 def _record(trained: Trained) -> dict[str, Any]:

@@ -118,13 +118,14 @@ def _columns(subject: Subject, rows: Rows) -> dict[str, str]:
 
 def _with_truth(subject: Subject, rows: Rows) -> list[dict[str, Any]]:
     """The rows for Markdown, and a row with the scores of real data."""
-    truth = {"sampler": "real data"} | intervals.record(subject.judging.truth)
+    truth = [{"sampler": "real data"} | intervals.record(subject.judging.truth)]
+    truth = truth if subject.judging.truth else []
 
     def shown(row: Mapping[str, Any]) -> dict[str, str]:
         known = [key for key in row if key in WITH_UNIT or ranking.interval(row, key)]
         return {key: find(key).text(row[key], ranking.interval(row, key)) for key in known}
 
-    return [{**row, **shown(row)} for row in [*rows, truth]]
+    return [{**row, **shown(row)} for row in [*rows, *truth]]
 
 
 def _markdown(
@@ -158,7 +159,7 @@ def _strips(subject: Subject, compared: Comparison) -> Strips:
     budgets = {result.row["nfe"] for result in compared.results}
     headings = {nfe: f"{nfe} NFE" for nfe in sorted(budgets - {None})}
     headings |= {None: "adaptive"} if None in budgets else {}
-    known = {"real data": subject.judging.real}
+    known = {"real data": subject.judging.real} if len(subject.judging.real) else {}
     if compared.exact.samples is not None:
         known["exact solution"] = subject.finish(compared.exact.samples)
     truth = {name: picture(samples) for name, samples in known.items()}

@@ -234,17 +234,42 @@ def of_model(
       UserError: for an autoencoder, for guidance that the model has no condition for, and for a
         data set without the captions that the model needs.
     """
-    experiment, settings = trained.experiment, trained.experiment.sampling
-    denoiser.need_denoiser(experiment)
-    count, denoise = len(seeds), _guided_denoiser(experiment)
-    labels, cond = sample_conditions.for_judging(experiment, dataset, count)
+    denoiser.need_denoiser(trained.experiment)
+    count = len(seeds)
+    labels, cond = sample_conditions.for_judging(trained.experiment, dataset, count)
     chosen = {"features": features, "metrics": metrics, "reference": reference}
-    judging = _judging(experiment, dataset, labels, count, chosen)
+    judging = _judging(trained.experiment, dataset, labels, count, chosen)
+    about = {"features": judging.features} | {key: value for key, value in chosen.items() if value}
+    return subject_of(trained, seeds, name, cond, judging, about, solved, mesh)
+
+
+def subject_of(
+    trained: Trained,
+    seeds: Sequence[int],
+    name: str,
+    cond: Cond,
+    judging: Judging,
+    about: dict[str, Any],
+    solved: int,
+    mesh: jax.sharding.Mesh | None,
+) -> Subject:
+    """Put the subject of a model together.
+
+    Args:
+      trained: the model.
+      seeds: one for each sample.
+      name: its name in titles.
+      cond: the conditions of the samples.
+      judging: how they are judged.
+      about: what its numbers depend on besides the model and the seeds.
+      solved: how many of the seeds are solved exactly.
+      mesh: the devices that draw; None for one device.
+    """
+    experiment, settings = trained.experiment, trained.experiment.sampling
+    count, denoise = len(seeds), _guided_denoiser(experiment)
     subject = Subject(
         name=name,
-        identity=_identity(trained, seeds)
-        | {"features": judging.features}
-        | {key: value for key, value in chosen.items() if value},
+        identity=_identity(trained, seeds) | about,
         process=experiment.process,
         shape=experiment.shape,
         dtype="float32",
@@ -293,15 +318,8 @@ def _guided_denoiser(experiment: Experiment) -> Callable[[denoiser.Ensemble], De
     """Parameters -> the denoiser with the guidance and the clipping of the sampling settings."""
     settings = experiment.sampling
     guided = denoiser.is_guided(experiment, settings.guidance)
-
-    def denoise(params: denoiser.Ensemble) -> Denoise:
-        return denoiser.denoiser(
-            *denoiser.unpack(experiment, params),
-            scale=jnp.float32(settings.guidance) if guided else None,
-            clip=settings.clip,
-        )
-
-    return denoise
+    scale = settings.guidance if guided else None
+    return denoiser.of_ensemble(experiment, scale=scale, clip=settings.clip)
 
 
 def _judging_of_samples(
@@ -318,14 +336,19 @@ def _judging_of_samples(
         labels=labels,
         truth=judge.measured_on_real(dataset.train, dataset.test, judged, count),
         real=real,
-        picture=_picture(shown, real),
+        picture=picture_of(shown, real),
         shown=None if shown.of_sets else SHOWN,
         players=shown.players,
     )
 
 
-def _picture(shown: media.Media, real: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Samples -> one tile of a strip: some of them, or where points of the first columns lie."""
+def picture_of(shown: media.Media, real: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Make the function from samples to one tile of a strip.
+
+    Args:
+      shown: how samples are shown: some of them, or where points of the first columns lie.
+      real: real samples, for the limits of the picture.
+    """
     if not shown.of_sets:
         return lambda x: pictures.mosaic(shown.tiles(x[:8]))
     if real.shape[1] > 1:
