@@ -186,7 +186,7 @@ def _source(path: str) -> layouts.TensorSource:
         "last_norm/scale": "final_layer_norm.weight",
         "last_norm/bias": "final_layer_norm.bias",
     }
-    layout = layouts.DENSE if path.endswith("kernel") else layouts.SAME
+    layout = layouts.KERNEL if path.endswith("kernel") else layouts.SAME
     if path in whole:
         return layouts.TensorSource((whole[path],), layout)
     layer, word, leaf = path.split("/")

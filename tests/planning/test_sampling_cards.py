@@ -25,7 +25,7 @@ def config():
 
 def test_a_card_of_sampling():
     plain, guided = config(), config()
-    guided.sampler.guidance = 2.0
+    plain.sampler.guidance, guided.sampler.guidance = 1.0, 2.0
     one, two = (sampling_cards.card(each, HERE, hbm=GIB) for each in (plain, guided))
     assert one["fits"] and one["evaluations"] == 3 and not one["decoder"]
     assert one["parameter_bytes"] == 4 * one["parameters"] <= one["memory"]["arguments"]
