@@ -179,17 +179,21 @@ def _perturbed(
     if not hasattr(experiment.model, how):
         raise UserError(
             f"config.sampler.guide: {experiment.specs.model} has no self-attention blocks to "
-            "perturb; pag and slg are for unet.UNet and dit.DiT, slg for mmdit.MMDiT too"
+            "perturb; pag and slg are for unet.UNet, dit.DiT and sd_unet.SDUNet, slg also for "
+            "mmdit.MMDiT"
         )
-    known = sorted(
-        name
-        for name, own in params.items()
-        if isinstance(own, Mapping) and {"qkv", "image_qkv"} & own.keys()
-    )
+    known = sorted(name for name, own in params.items() if _attends(own))
     for name in blocks:
         if name not in known:
             raise unknown("block of config.sampler.guide", name, known)
     return experiment._replace(model=experiment.model.clone(**{how: tuple(blocks)}))
+
+
+def _attends(params: Params) -> bool:
+    """Whether these are parameters of a block with self-attention, itself or inside it."""
+    if not isinstance(params, Mapping):
+        return False
+    return bool({"qkv", "image_qkv"} & params.keys()) or any(map(_attends, params.values()))
 
 
 def logits(experiment: Experiment, params: Params) -> Callable[..., Array]:

@@ -10,7 +10,9 @@ import numpy as np
 
 from diffusion_jax.assembly import denoiser
 from diffusion_jax.assembly.workdir import Trained
+from diffusion_jax.evaluation.estimators import Measurements
 from diffusion_jax.evaluation.judge import Judge
+from diffusion_jax.evaluation.samples import Kept
 from diffusion_jax.report import media
 from diffusion_jax.studies import subjects
 from diffusion_jax.studies.subjects import Judging, Subject
@@ -42,13 +44,18 @@ def of_prompts(
     denoiser.need_denoiser(model)
     cond = model.conditions.of_prompts(np.resize(prompts, len(seeds)).tolist())
     shown, none = media.media_of(model.shape, model.normalization), np.zeros((0, *model.shape))
-    judged = Judge(_nothing, _nothing, {})
+    judged = Judge(_counted, _nothing, {})
     picture = subjects.picture_of(shown, none)
     judging = Judging(judged, None, {}, none, picture, subjects.SHOWN)
     about = {"prompts": list(prompts)}
     return subjects.subject_of(trained, seeds, name, cond, judging, about, solved, mesh)
 
 
-def _nothing(*args: Any, **kwargs: Any) -> dict[str, Any]:
-    """What a judge keeps and measures of samples that are not judged."""
+def _counted(samples: np.ndarray, labels: Any = None) -> dict[str, np.ndarray]:
+    """What is kept of samples that are not judged: a row for each."""
+    return {"drawn": np.ones(len(samples), bool)}
+
+
+def _nothing(kept: Kept, *, grouped: bool = True) -> Measurements:
+    """The scores of samples that are not judged."""
     return {}

@@ -73,7 +73,7 @@ def test_edits_of_pictures(task, options, tmp_path):
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
     files = [str(tmp_path / f"{name}.png") for name in ("one", "two")]
     editing.edit(
-        config(),
+        config(nfe=4),
         workdir=str(workdir_of("sd1")),
         task=task,
         image=files,
