@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from diffusion_jax.assembly import components, defaults
+from diffusion_jax.assembly import components, conditions, defaults
 from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.core.errors import UserError, unknown
@@ -305,6 +305,28 @@ def usable_guidance(config: ConfigDict, num_classes: int) -> ConfigDict:
     config = config.copy_and_resolve_references().unlock()
     config.sampler.guidance = guide.neutral
     return config.lock()
+
+
+def led_away(experiment: Experiment, prompt: str, *, guided: bool) -> Experiment:
+    """Return the model whose guidance leads away from a caption, a negative prompt.
+
+    Args:
+      experiment: a model of captions.
+      prompt: the caption; '' leaves the model as it is.
+      guided: whether its samples are guided.
+
+    Raises:
+      UserError: for a model without captions, and where guidance has no use for the caption.
+    """
+    if not prompt:
+        return experiment
+    away = conditions.against(experiment.conditions, prompt)
+    if not guided or not experiment.guide.null:
+        raise UserError(
+            "--negative_prompt is what guidance leads away from, and nothing is guided by captions "
+            "here; set --guidance=5, and config.sampler.guide='cfg()'"
+        )
+    return experiment._replace(conditions=away)
 
 
 def need_guidable(experiment: Experiment, asked: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diffusion_jax.assembly import components, conditions, denoiser
+from diffusion_jax.assembly import components, denoiser
 from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.denoiser import Ensemble
 from diffusion_jax.assembly.settings import Experiment, SamplingSettings
@@ -76,28 +76,6 @@ def method(experiment: Experiment, settings: SamplingSettings | None = None) -> 
         denoiser.is_guided(experiment, settings.guidance),
         grid_spec(settings),
     )
-
-
-def led_away(experiment: Experiment, chosen: SamplingMethod, prompt: str) -> Experiment:
-    """Return the model whose guidance leads away from a caption, a negative prompt.
-
-    Args:
-      experiment: a model of captions.
-      chosen: how it is sampled.
-      prompt: the caption; '' leaves the model as it is.
-
-    Raises:
-      UserError: for a model without captions, and where guidance has no use for the caption.
-    """
-    if not prompt:
-        return experiment
-    away = conditions.against(experiment.conditions, prompt)
-    if not chosen.guided or not experiment.guide.null:
-        raise UserError(
-            "--negative_prompt is what guidance leads away from, and nothing is guided by captions "
-            "here; set --guidance=5, and config.sampler.guide='cfg()'"
-        )
-    return experiment._replace(conditions=away)
 
 
 def with_sampler(settings: SamplingSettings, spec: str) -> SamplingSettings:

@@ -75,7 +75,7 @@ def led_away(job: Job, prompt: str) -> Job:
     Raises:
       UserError: where the model has no captions or no use for it.
     """
-    model = sampling.led_away(job.trained.experiment, job.sampling, prompt)
+    model = denoiser.led_away(job.trained.experiment, prompt, guided=job.sampling.guided)
     return job._replace(trained=job.trained._replace(experiment=model))
 
 

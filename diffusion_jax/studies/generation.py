@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import data
-from diffusion_jax.assembly import sample_conditions, sampling
+from diffusion_jax.assembly import denoiser, sample_conditions, sampling
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.experiment import Experiment
 from diffusion_jax.core import parsing
@@ -63,8 +63,7 @@ def sample(
       workdir: the folder of the run.
       num: number of images (default 64), or of images of each prompt (default 8).
       seeds: the seeds, such as '0-63,100', one for each image; '' takes 0 to num - 1.
-      labels: classes in turn, by number or name, such as '0,cat,any'; '' takes all, of tables as
-        often as the training rows have them.
+      labels: classes in turn, such as '0,cat,any'; '' takes all, of tables by their shares.
       prompt: captions, each of which is drawn from every seed.
       negative_prompt: a caption that guidance leads away from; '' for that of no caption.
       guidance: scale of the guidance; None takes config.sampler.guidance.
@@ -82,13 +81,13 @@ def sample(
     each = parsing.parse_seeds(seeds) if seeds else list(range(num or (8 if prompt else 64)))
     wanted = each * max(len(prompt), 1)
     trained = workdirs.load(workdir, config, mesh := sampling.sampling_mesh(config))
-    resolved = _resolved(workdir, trained, guidance)
-    model = sampling.led_away(trained.experiment, resolved, negative_prompt)
+    model = trained.experiment
     classes = trained.data.get("class_names") or ()
     shown = media.media_of(model.shape, model.normalization)
     dataset = workdirs.dataset(config, workdir) if shown.of_sets else None
     numbers = parsing.labels("labels", labels, classes) or _usual(model, dataset, len(wanted))
     chosen, cond = requested_conditions(model, numbers, prompt, len(wanted))
+    model, resolved = _resolved(workdir, trained, guidance, negative_prompt)
     real = dataset and data.arrays(dataset.train, limit=max(len(wanted), REAL))["image"]
     keys = generate.seeds_to_keys(wanted)
     if gif:
@@ -105,9 +104,9 @@ def sample(
 
 
 def _resolved(
-    workdir: str, trained: workdirs.Trained, guidance: float | None
-) -> sampling.SamplingMethod:
-    """The sampling settings with this guidance, and one line on stderr about them."""
+    workdir: str, trained: workdirs.Trained, guidance: float | None, negative_prompt: str
+) -> tuple[Experiment, sampling.SamplingMethod]:
+    """The model and its sampling settings with this guidance; one line on stderr about them."""
     settings = trained.experiment.sampling
     if guidance is not None:
         settings = settings._replace(guidance=guidance)
@@ -120,7 +119,7 @@ def _resolved(
         f"on grid {resolved.grid}, {evaluations} evaluations per {name}",
         file=sys.stderr,
     )
-    return resolved
+    return denoiser.led_away(model, negative_prompt, guided=resolved.guided), resolved
 
 
 def _usual(model: Experiment, dataset: data.Dataset | None, count: int) -> Sequence[int]:

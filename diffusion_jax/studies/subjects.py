@@ -317,8 +317,7 @@ def _judging(
 def _guided_denoiser(experiment: Experiment) -> Callable[[denoiser.Ensemble], Denoise]:
     """Parameters -> the denoiser with the guidance and the clipping of the sampling settings."""
     settings = experiment.sampling
-    guided = denoiser.is_guided(experiment, settings.guidance)
-    scale = settings.guidance if guided else None
+    scale = settings.guidance if denoiser.is_guided(experiment, settings.guidance) else None
     return denoiser.of_ensemble(experiment, scale=scale, clip=settings.clip)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax.assembly import sampling, workdir
+from diffusion_jax.assembly import denoiser, sampling, workdir
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.studies import edit_job, editing, generation, restoration, sampler_comparison
 from tests.pretrained.stable_diffusion import loaded, workdir_of
@@ -26,12 +26,11 @@ def test_a_negative_prompt_needs_guidance_that_uses_it():
     model = loaded("sd1").experiment
     plain = sampling.method(model, model.sampling._replace(guidance=1.0))
     with pytest.raises(UserError, match="--negative_prompt is what guidance leads away from"):
-        sampling.led_away(model, plain, "blurry")
-    guided = sampling.method(model)
-    null = sampling.led_away(model, guided, "blurry").conditions.null(2)["tokens"]
+        denoiser.led_away(model, "blurry", guided=plain.guided)
+    null = denoiser.led_away(model, "blurry", guided=True).conditions.null(2)["tokens"]
     np.testing.assert_allclose(null, model.conditions.of_prompts(["blurry"] * 2)["tokens"])
     with pytest.raises(UserError, match="reads 16"):
-        sampling.led_away(model, guided, "a " * 30)
+        denoiser.led_away(model, "a " * 30, guided=True)
 
 
 def test_linear_methods_restore_latents_by_inpainting_alone(tmp_path):
