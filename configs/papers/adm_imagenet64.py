@@ -19,7 +19,9 @@ from configs.papers._published import average, published, run
 
 def get_config() -> ConfigDict:
     """Return the config of the paper's model of this data set."""
-    config = published("imagenet_resized/64x64", image_size=64, channels=3, num_classes=1000)
+    config = published(
+        "imagenet_resized/64x64", image_size=64, channels=3, num_classes=1000, flip=True
+    )
     config.process = "discrete.ddpm(betas='cosine', steps=1000)"
     # their steps count from 0, and their network receives the image as it is
     config.parameterization = "eps(noise_input='time', input_scale=False, time_shift=-0.001)"

@@ -43,7 +43,7 @@ def get_config(name: str = "hybrid") -> ConfigDict:
     if name not in VARIANTS:
         raise unknown("variant", name, VARIANTS)
     betas, objective, variance = VARIANTS[name]
-    config = published(flip=True)
+    config = published()
     config.conditional = False
     config.process = f"discrete.ddpm(betas='{betas}', steps=4000)"
     # their network receives 1000 i / 4000, with i from 0

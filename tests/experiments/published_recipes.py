@@ -104,7 +104,7 @@ RECIPES: dict[tuple[str, str], tuple[str, float, dict[str, Any]]] = {
         SCORE_SDE | {"steps": 800_000, "blocks": 2, "clip": 1.0, "ema_rate": 0.9999},
     ),
     ("iddpm_cifar10", "hybrid"): (
-        "Nichol & Dhariwal 2021, appendix A; openai/improved-diffusion, README",
+        "Nichol & Dhariwal 2021, appendix A; openai/improved-diffusion, README, image_datasets.py",
         52.5,  # "50M"
         CIFAR
         | {
@@ -115,6 +115,7 @@ RECIPES: dict[tuple[str, str], tuple[str, float, dict[str, Any]]] = {
             "clip": 0.0,
             "ema_rate": 0.9999,
             "dropout": 0.3,
+            "flip": False,
             "width": 128,
             "multipliers": (1, 2, 2, 2),
             "blocks": 3,
@@ -218,7 +219,7 @@ RECIPES: dict[tuple[str, str], tuple[str, float, dict[str, Any]]] = {
         EDM2 | {"images": 896 << 20, "rate": 0.0065, "width": 448, "dropout": 0.1},
     ),
     ("adm_imagenet64", ""): (
-        "Dhariwal & Nichol 2021, table 11; openai/guided-diffusion, README",
+        "Dhariwal & Nichol 2021, table 11; openai/guided-diffusion, README, image_datasets.py",
         296.0,
         {
             "shape": (64, 64, 3),
@@ -228,6 +229,7 @@ RECIPES: dict[tuple[str, str], tuple[str, float, dict[str, Any]]] = {
             "betas": (0.9, 0.999),
             "ema_rate": 0.9999,
             "dropout": 0.1,
+            "flip": True,
             "width": 192,
             "multipliers": (1, 2, 3, 4),
             "blocks": 3,
