@@ -142,6 +142,23 @@ def forward(vit: Vit, images: Array, params: Params) -> tuple[Array, None]:
     return network(vit, (x - np.float32(vit.mean)) / np.float32(vit.std), params), None
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def patch_features(vit: Vit, images: Array, params: Params) -> Array:
+    """Compute the features of each patch of images of any size, such as for REPA.
+
+    Args:
+      vit: a DINOv2. Its size, a multiple of its patch, decides how many patches there are.
+      images: uint8 (B, H, W, 3), which are resized to a square.
+      params: the parameters, as `shapes` lists them.
+
+    Returns:
+      (B, (size / patch)^2, D) float32, normalized, in the order of rows.
+    """
+    x = resizing.bicubic(images, vit.size).astype(jnp.float32) / 255
+    x = _states(vit, (x - np.float32(vit.mean)) / np.float32(vit.std), params)
+    return _norm(vit, x[:, 1 + vit.registers :], params, "norm")
+
+
 def network(vit: Vit, x: Array, params: Params) -> Array:
     """Compute the features of normalized images.
 
@@ -153,6 +170,15 @@ def network(vit: Vit, x: Array, params: Params) -> Array:
     Returns:
       (B, D).
     """
+    x = _norm(vit, _states(vit, x, params)[:, 0], params, "norm")
+    if not vit.clip:
+        return x
+    x = _matmul(x, params["projection"])
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def _states(vit: Vit, x: Array, params: Params) -> Array:
+    """The tokens after the last block: class, registers and patches, (B, 1 + R + T, D)."""
     count, height, width, channels = x.shape
     grid = (height // vit.patch, width // vit.patch)
     x = x.reshape(count, grid[0], vit.patch, grid[1], vit.patch, channels)
@@ -167,12 +193,7 @@ def network(vit: Vit, x: Array, params: Params) -> Array:
         x = _norm(vit, x, params, "pre_norm")
     prefix = "blocks."
     blocks = {n.removeprefix(prefix): p for n, p in params.items() if n.startswith(prefix)}
-    x, _ = jax.lax.scan(lambda x, block: (_block(vit, x, block), None), x, blocks)
-    x = _norm(vit, x[:, 0], params, "norm")
-    if not vit.clip:
-        return x
-    x = _matmul(x, params["projection"])
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+    return jax.lax.scan(lambda x, block: (_block(vit, x, block), None), x, blocks)[0]
 
 
 def _block(vit: Vit, x: Array, params: Params) -> Array:

@@ -63,6 +63,15 @@ def test_a_transformer_equals_the_original_program_from_pixels_to_features(name)
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("name", ["dinov2", "dinov2_registers"])
+def test_the_features_of_patches_equal_the_original_program(name):
+    params = vit_files.convert(NETWORKS[name], fixture(name)[0])
+    found = vit.patch_features(NETWORKS[name], made.pictures(), params)
+    with np.load(FIXTURES / "vit_patches.npz") as file:
+        np.testing.assert_allclose(found, file[name], atol=5e-5)
+    assert found.shape == (2, (made.SIZE // made.PATCH) ** 2, made.WIDTH)
+
+
 def test_the_published_networks_have_the_published_numbers_of_parameters():
     """Of the papers and of the files: 86.6 M and 304.4 M without the mask token, 304.3 M."""
 
