@@ -44,7 +44,7 @@ def base() -> ConfigDict:
     config.distill.teacher = ""  # the workdir of a diffusion model
     # scale of the teacher's guidance; None: that of its own config
     config.distill.guidance = placeholder(float)
-    # fraction of examples trained without label and caption, which classifier-free guidance needs
+    # fraction of examples trained without their condition, which classifier-free guidance needs
     config.label_dropout = 0.1
 
     # representation alignment (docs/transformers.md): an .npy file of features of each training
@@ -98,6 +98,14 @@ def _data() -> ConfigDict:
     data.label = ""  # table: the column that is the condition; '': none
     data.categories = ()  # table: columns of numbers that are codes of categories
     data.exclude = ()  # table: columns that are not read
+    # arrays: the array (N, K) of the file whose numbers condition the model, such as condition
+    data.condition = ""
+    # what conditions the model in every position (inverse/dense.py): lowres(4), inpaint, gray; of
+    # arrays also array and classes(9), the array 'dense' of the file; '': nothing
+    data.dense = ""
+    # folder: heights and widths of training batches, such as ((64, 96), (96, 64)), to which images
+    # go by their aspect ratio; samples and metrics have data.image_size; (): that alone
+    data.buckets = ()
     data.limit_bad = -1  # unreadable files of a folder that are skipped; -1: a tenth, at most 100
     data.flip = False  # random horizontal flips
     # probability of each distortion of non-leaky augmentation (data/augmentation.py), which needs

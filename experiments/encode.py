@@ -19,4 +19,10 @@ if __name__ == "__main__":
     values.path_flag("workdir", None, "folder of a trained autoencoder", required=True)
     values.path_flag("out", None, "file to write, ending in .npz", required=True)
     flags.DEFINE_bool("half", False, "store float16 instead of float32: half the size")
+    flags.DEFINE_bool(
+        "flips",
+        False,
+        "also store the latents of the mirrored training images, of which each epoch draws which "
+        "are seen with --config.data.flip=True: twice the size",
+    )
     cli.launch("diffusion_jax.studies.training:encode", config="workdir", short=())

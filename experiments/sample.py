@@ -6,10 +6,13 @@ python -m experiments.sample --workdir=runs/folder --labels=cat,dog --num=20
 python -m experiments.sample --workdir=runs/b --prompt="a bold seven" --prompt="a thin 3" \
     --guidance=4
 python -m experiments.sample --workdir=runs/a --num=30 --gif
+python -m experiments.sample --workdir=runs/c --condition=1.5,20 --num=20
+python -m experiments.sample --workdir=runs/d --dense=small.png --num=8
 
 The same seed always gives the same image. The picture has a row for each class, with its name. A
 model of captions draws every prompt from every seed: a row of the picture is a prompt, a column a
-seed. --gif also writes samples.gif: x_t and x0-hat side by side as the sampler moves.
+seed. A model that arrays condition takes those of test examples unless others are given, and
+shows condition, sample and truth. --gif also writes samples.gif: x_t and x0-hat side by side.
 """
 
 from absl import flags
@@ -26,6 +29,7 @@ if __name__ == "__main__":
         1,
         1_000_000,
     )
+    values.size_flag()
     flags.DEFINE_string(
         "seeds", "", "one image for each seed, such as 0-63,100 (default 0 to num - 1)"
     )
@@ -39,6 +43,7 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "negative_prompt", "", "caption that guidance leads away from (default: no caption)"
     )
+    values.condition_flags()
     flags.DEFINE_float(
         "guidance",
         None,

@@ -1,4 +1,4 @@
-"""Flags for paths and whole numbers, and the flags of every command that judges images."""
+"""Flags for paths, whole numbers and conditions, and those of every command that judges images."""
 
 from __future__ import annotations
 
@@ -45,6 +45,33 @@ def integer_flag(
       required: whether the command needs it.
     """
     flags.DEFINE_integer(name, default, help, lower_bound=low, upper_bound=high, required=required)
+
+
+def size_flag() -> None:
+    """Define --size: height and width of images."""
+    flags.DEFINE_string(
+        "size",
+        "",
+        "height and width of images, such as 64x96, for a network that takes several sizes, such "
+        "as one that was trained with config.data.buckets (default those of training)",
+    )
+
+
+def condition_flags() -> None:
+    """Define --condition and --dense: the arrays that condition samples."""
+    flags.DEFINE_string(
+        "condition",
+        "",
+        "numbers that condition the model, such as 1.5,20, several in turn as 1,2;3,4, or an .npz "
+        "or .npy file of 'condition'; 'none' draws without (default those of test examples)",
+    )
+    path_flag(
+        "dense",
+        "",
+        "file of what conditions the model in every position: an image, or an .npz or .npy of "
+        "arrays; 'none' draws without (default test examples)",
+        stored=READ,
+    )
 
 
 def judge_flags(count: int | None, what: str, *, least: int = 10, standard: str) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.assembly.build import Family, build, members, resolved
+from diffusion_jax.assembly.build import Family, build, member, members, resolved
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Process
 from diffusion_jax.data import sound
 from diffusion_jax.denoisers import guides, parameterization
-from diffusion_jax.inverse import masks, measurements, methods
+from diffusion_jax.inverse import dense, masks, measurements, methods
 from diffusion_jax.models import (
     autoencoder,
     classifier,
@@ -124,6 +124,7 @@ MEASUREMENTS = Family(
 )
 METHODS = Family("method", methods.METHODS, "METHODS")
 MASKS = Family("mask", masks.MASKS, "MASKS")
+DENSE = Family("dense condition", dense.CONDITIONS, "CONDITIONS")
 AUTOENCODERS = autoencoder.NETWORKS
 CLASSIFIERS = classifier.NETWORKS
 MODELS = Family(
@@ -150,6 +151,7 @@ NAMED = {
     "parameterization": PARAMETERIZATIONS,
     "objective": OBJECTIVES,
     "model.name": MODELS,
+    "data.dense": DENSE,
     "discriminator": DISCRIMINATORS,
     "sampler.name": SAMPLERS,
     "sampler.grid": GRIDS,
@@ -186,6 +188,18 @@ def full_name(key: str, spec: str) -> str:
     return full
 
 
+def stored_dense(spec: str) -> str:
+    """Return what the array 'dense' of the data must hold, 'numbers' or 'classes'; '' for nothing.
+
+    Args:
+      spec: config.data.dense; '' for no dense condition.
+
+    Raises:
+      UserError: for a condition that does not exist.
+    """
+    return dense.STORED.get(member(DENSE, spec), "") if spec else ""
+
+
 def check_components(config: ConfigDict) -> None:
     """Build the components that the config names, except the network.
 
@@ -219,7 +233,8 @@ def network(name: str, **options: Any) -> ConfigDict:
       **options: fields with other values than the default.
     """
     # these come from the data, config.text, flax and guidance
-    skip = ("parent", "name", "num_classes", "text", "shape", "identity_attention", "skipped")
+    skip = ("parent", "name", "num_classes", "text", "vector", "shape")
+    skip = (*skip, "identity_attention", "skipped")
     fields = {
         f.name: f.default for f in dataclasses.fields(members(MODELS)[name]) if f.name not in skip
     }

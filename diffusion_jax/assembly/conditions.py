@@ -1,4 +1,4 @@
-"""Conditions: labels and captions as the network takes them."""
+"""Conditions: labels, captions, vectors and dense arrays as the network takes them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from diffusion_jax.core import arrays, streams
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array, Batch, Cond, Key
 from diffusion_jax.data import augmentation
+from diffusion_jax.data.condition_arrays import DENSE, VECTOR
+from diffusion_jax.data.normalization import ConditionUnits
+from diffusion_jax.inverse.dense import DenseCondition
 from diffusion_jax.models import text
 from diffusion_jax.models.text import Encoder
 
@@ -20,43 +23,115 @@ class Conditions(NamedTuple):
     """Builds the conditions of one model.
 
     Attributes:
-      null: batch size -> the condition without information, label = num_classes and no caption;
-        None for an unconditional model.
-      of_labels: labels (B,) -> the condition of these labels; None for an unconditional model.
+      null: batch size -> the condition without information, label = num_classes, no caption, and
+        zeros for vectors and dense arrays; None for an unconditional model.
+      of_labels: labels (B,) -> the condition of these labels; None for a model without classes.
         Raises UserError for a label that does not exist.
       of_prompts: captions -> the condition of these captions, with any class. Raises UserError for
         a model without captions and for a caption that it cannot read.
       of_batch: (batch, keys (B,), train) -> the condition of training examples, of which in
         training some lose theirs, at the rate config.label_dropout.
+      columns: batch size -> zeros of the columns of a batch that of_batch reads besides 'image'.
     """
 
     null: Callable[[int], Cond]
     of_labels: Callable[[Array], Cond]
     of_prompts: Callable[[Sequence[str]], Cond]
     of_batch: Callable[[Batch, Key, bool], Cond]
+    columns: Callable[[int], dict[str, Array]]
 
 
-def builder(num_classes: int, encoder: Encoder | None, dropout: float) -> Conditions:
+class ArrayInputs(NamedTuple):
+    """The arrays that condition a model.
+
+    Attributes:
+      shape: of a sample, (N_1, ..., N_d, C).
+      units: of vectors and stored dense arrays, if there are any.
+      dense: the dense condition, or None.
+    """
+
+    shape: tuple[int, ...]
+    units: ConditionUnits = ConditionUnits()
+    dense: DenseCondition | None = None
+
+    @property
+    def vector(self) -> int:
+        """The number of columns of the vectors; 0 where there are none."""
+        return len(self.units.vector.shift) if self.units.vector else 0
+
+    def null(self, batch: int) -> dict[str, Array]:
+        """The entries of a condition in which nothing is known: zeros.
+
+        Args:
+          batch: number of examples.
+        """
+        found = {"vector": jnp.zeros((batch, self.vector + 1))} if self.vector else {}
+        if self.dense:
+            found["concat"] = jnp.zeros((batch, *self.shape[:-1], self.dense.channels))
+        return found
+
+    def columns(self, batch: int) -> dict[str, Array]:
+        """Zeros of the columns of a batch from which the entries are made, besides 'image'.
+
+        Args:
+          batch: number of examples.
+        """
+        found = {VECTOR: jnp.zeros((batch, self.vector))} if self.vector else {}
+        if self.dense and self.dense.stored:
+            channels = self.dense.channels if self.units.dense else 1
+            kind = jnp.float32 if self.units.dense else jnp.int32
+            found[DENSE] = jnp.zeros((batch, *self.shape[:-1], channels), kind)
+        return found
+
+    def of_batch(self, batch: Batch, keys: Key) -> dict[str, Array]:
+        """The entries of the condition of training examples.
+
+        Args:
+          batch: the examples, (B, ...).
+          keys: their keys, (B,).
+        """
+        found = {"vector": of_vectors(batch[VECTOR])} if self.vector else {}
+        if self.dense:
+            found["concat"] = self.dense.make(example(batch, keys), batch.get(DENSE), keys)
+        return found
+
+
+def of_vectors(values: Array) -> Array:
+    """Vectors as the network takes them: with a last number 1, which says that they are known.
+
+    Args:
+      values: (B, K), normalized.
+
+    Returns:
+      (B, K + 1) float32; zeros are the null condition.
+    """
+    values = jnp.asarray(values, jnp.float32)
+    return jnp.concatenate([values, jnp.ones((len(values), 1))], axis=-1)
+
+
+def builder(
+    num_classes: int, encoder: Encoder | None, dropout: float, inputs: ArrayInputs
+) -> Conditions:
     """The Conditions of a model.
 
     Args:
       num_classes: labels of the condition; 0 where there are none.
       encoder: the encoder of captions; None where there are none.
       dropout: probability with which a training example loses its condition.
+      inputs: the arrays that condition the model.
     """
 
-    def null(batch: int) -> Cond:
+    def named(batch: int) -> dict[str, Array]:
         cond = {"label": jnp.full(batch, num_classes, jnp.int32)} if num_classes else {}
-        return (cond | (text.null_captions(encoder, batch) if encoder else {})) or None
+        return cond | (text.null_captions(encoder, batch) if encoder else {})
+
+    def null(batch: int) -> Cond:
+        return (named(batch) | inputs.null(batch)) or None
 
     def of_labels(labels: Array) -> Cond:
         if not num_classes:
             if len(labels):
-                raise UserError(
-                    "this model takes captions: give one by --prompt"
-                    if encoder
-                    else "this model is unconditional: it takes no labels"
-                )
+                raise UserError(_no_labels(encoder, inputs))
             return None
         bad = [int(label) for label in labels if not 0 <= label <= num_classes]
         if bad:
@@ -69,7 +144,7 @@ def builder(num_classes: int, encoder: Encoder | None, dropout: float) -> Condit
     def of_prompts(prompts: Sequence[str]) -> Cond:
         if encoder is None:
             labels = f"labels, 0 to {num_classes - 1}: use --labels"
-            takes = labels if num_classes else "no condition"
+            takes = labels if num_classes else _others(inputs)
             raise UserError(
                 "this model has no captions as its condition, so it takes no --prompt; it takes "
                 f"{takes}"
@@ -79,17 +154,37 @@ def builder(num_classes: int, encoder: Encoder | None, dropout: float) -> Condit
         return null(len(prompts)) | encoder.encode(prompts)
 
     def of_batch(batch: Batch, keys: Key, train: bool) -> Cond:
-        cond = null(len(keys))
-        if cond is None:
+        nothing = null(len(keys))
+        if nothing is None:
             return None
+        own = {name: batch[name] for name in named(1)} | inputs.of_batch(batch, keys)
         uniform = arrays.uniform(arrays.fold_in(keys, streams.EXAMPLE_CONDITION_DROPOUT))
         dropped = uniform < (dropout if train else 0.0)
         return {
-            name: jnp.where(arrays.expand(dropped, nothing), nothing, batch[name])
-            for name, nothing in cond.items()
+            name: jnp.where(arrays.expand(dropped, none), none, own[name])
+            for name, none in nothing.items()
         }
 
-    return Conditions(null, of_labels, of_prompts, of_batch)
+    def columns(batch: int) -> dict[str, Array]:
+        return named(batch) | inputs.columns(batch)
+
+    return Conditions(null, of_labels, of_prompts, of_batch, columns)
+
+
+def _no_labels(encoder: Encoder | None, inputs: ArrayInputs) -> str:
+    """What a model without classes takes instead of labels."""
+    if encoder:
+        return "this model takes captions: give one by --prompt"
+    if inputs.vector or inputs.dense:
+        return f"this model has no classes: it takes {_others(inputs)}"
+    return "this model is unconditional: it takes no labels"
+
+
+def _others(inputs: ArrayInputs) -> str:
+    """The arrays that condition a model, in words."""
+    found = [f"{inputs.vector} numbers: use --condition"] if inputs.vector else []
+    found += ["a dense condition: use --dense"] if inputs.dense else []
+    return " and ".join(found) or "no condition"
 
 
 def against(conditions: Conditions, prompt: str) -> Conditions:

@@ -8,7 +8,7 @@ from typing import Any
 from diffusion_jax.core import reading
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import Dataset, columns
-from diffusion_jax.data.normalization import DTYPES, Normalization
+from diffusion_jax.data.normalization import DTYPES, ConditionUnits, Normalization
 from diffusion_jax.data.sound import Sound
 
 _SIZES = reading.items(reading.integer(1, 2**20), least=1, most=4)
@@ -58,6 +58,8 @@ _ALSO = {
     "name": reading.text(),
     "encoded": reading.record(_ENCODED),
     "normalization": reading.record(_NORMALIZED, {"sound": reading.record(_SOUND)} | _OF_TABLE),
+    "vector": reading.record(_NORMALIZED),
+    "dense": reading.record(_NORMALIZED),
     "train_size": reading.integer(),
     "test_size": reading.integer(),
 }
@@ -85,11 +87,14 @@ def description(dataset: Dataset) -> dict[str, Any]:
     if dataset.encoded:
         about["encoded"] = dataset.encoded._asdict()
     if dataset.normalization:
-        about["normalization"] = _normalization(dataset.normalization)
+        about["normalization"] = _recorded(dataset.normalization)
+    for name, own in dataset.units._asdict().items():
+        if own:
+            about[name] = _recorded(own)
     return about
 
 
-def _normalization(own: Normalization) -> dict[str, Any]:
+def _recorded(own: Normalization) -> dict[str, Any]:
     """The record of a normalization; what its values are is left out where they are plain."""
     found = own._asdict()
     sound, of_table = found.pop("sound"), columns.recorded(found.pop("columns"))
@@ -106,9 +111,22 @@ def normalization(about: Mapping[str, Any]) -> Normalization | None:
     Raises:
       UserError: for columns of a table that do not fit the rest.
     """
-    if "normalization" not in about:
+    return _normalization(about, "normalization")
+
+
+def units(about: Mapping[str, Any]) -> ConditionUnits:
+    """The units of the arrays that condition a model, as a data.json records them.
+
+    Args:
+      about: its content.
+    """
+    return ConditionUnits(*(_normalization(about, name) for name in ConditionUnits._fields))
+
+
+def _normalization(about: Mapping[str, Any], name: str) -> Normalization | None:
+    if name not in about:
         return None
-    own = {**about["normalization"]}
+    own = {**about[name]}
     heard, known = own.pop("sound", None), columns.read(own.pop("columns", ()))
     if known and sum(column.width for column in known) != len(own["shift"]):
         raise UserError(

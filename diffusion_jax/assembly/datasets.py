@@ -30,6 +30,8 @@ KEYS = (
     "normalization",
     "fit",
     *data.table.Roles._fields,
+    "condition",
+    "buckets",
 )
 
 
@@ -82,6 +84,7 @@ def dataset(config: ConfigDict) -> data.Dataset:
             options["sounds"] = sounds(config.data)
         roles = {key: options.pop(key) for key in data.table.Roles._fields if key in options}
         options["roles"] = data.table.Roles(**roles)
+        options["dense"] = components.stored_dense(config.data.get("dense", ""))
         loaded = data.load(**options, seed=config.seed, captioned=bool(encoder))
         if wanted not in (0, loaded.num_classes):
             found = f"{loaded.num_classes} classes" if loaded.num_classes else "no labels"

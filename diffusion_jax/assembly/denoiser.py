@@ -283,7 +283,8 @@ def usable_guidance(config: ConfigDict, num_classes: int) -> ConfigDict:
     full = defaults.complete(config)
     guide, scale = build(components.GUIDES, full.sampler.guide), full.sampler.guidance
     labels = num_classes and full.conditional
-    conditional = labels if guide.condition == "label" else labels or full.text.encoder
+    others = full.text.encoder or full.data.condition or full.data.dense
+    conditional = labels if guide.condition == "label" else labels or others
     learned = learns_null(full) or not guide.null
     if (
         not guide.condition
@@ -360,6 +361,6 @@ def need_guidable(experiment: Experiment, asked: str) -> None:
         )
     if guide.condition == "label" and not experiment.num_classes:
         raise UserError(
-            f"{asked}: guidance by a classifier goes by labels, and this model takes captions; "
-            f"{remedy}"
+            f"{asked}: guidance by a classifier goes by labels, and this model takes "
+            f"{'captions' if experiment.encoder else 'arrays'}; {remedy}"
         )

@@ -28,6 +28,7 @@ from diffusion_jax.assembly.settings import (
 )
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import augmentation
+from diffusion_jax.data.normalization import ConditionUnits
 from diffusion_jax.denoisers import guides
 from diffusion_jax.models.text import Encoder
 from diffusion_jax.training import ema, optimizer
@@ -45,6 +46,7 @@ def assemble(
     shape: tuple[int, ...],
     num_classes: int = 0,
     load: Callable | None = None,
+    units: ConditionUnits = ConditionUnits(),
 ) -> Experiment:
     """Build every component that the config names and resolve all of its settings.
 
@@ -54,6 +56,7 @@ def assemble(
       num_classes: labels of the data; 0 where there are none.
       load: guides.AuxiliaryModel -> (Experiment, Params): loads the other trained networks that the
         guide needs (workdir.load does so).
+      units: of the arrays that condition the model; they are needed where config.data names some.
 
     Raises:
       UserError: with the key, for a name or an argument that does not exist, and for components
@@ -64,7 +67,8 @@ def assemble(
     process = build(components.PROCESSES, config.process)
     encoder = datasets.text_encoder(config)
     objective = build(components.OBJECTIVES, config.objective, process)
-    model = _network(config, shape, num_classes, encoder)
+    inputs = _array_inputs(config, tuple(shape), units)
+    model = _network(config, shape, num_classes, encoder, inputs)
     _check_augmentation(config, shape)
     experiment = Experiment(
         shape=tuple(shape),
@@ -84,13 +88,15 @@ def assemble(
         mesh=MeshSettings(config.parallel, config.mesh.to_dict()),
         sources=_sources(config),
         seed=config.seed,
-        conditions=conditions.builder(num_classes, encoder, config.label_dropout),
+        conditions=conditions.builder(num_classes, encoder, config.label_dropout, inputs),
         learns_null=denoiser.learns_null(config),
         record=record,
         two_times=_options(config).get("second_time") is True,
         guide=guides.cfg(),
         encoder=encoder,
         alignment=_alignment(config),
+        units=inputs.units,
+        dense=inputs.dense,
     )
     experiment = experiment.kind.complete(experiment, config)
     return guided_by(config.sampler.guide, experiment, load)
@@ -122,13 +128,56 @@ def _options(config: ConfigDict) -> dict[str, Any]:
     }
 
 
+def _array_inputs(
+    config: ConfigDict, shape: tuple[int, ...], units: ConditionUnits
+) -> conditions.ArrayInputs:
+    """The arrays that condition the model. UserError where the data or the network have none."""
+    for key, field in (("condition", "vector"), ("dense", "extra_channels")):
+        if not (value := config.data[key]):
+            continue
+        if field not in components.network_fields(config.model.name):
+            raise UserError(
+                f"config.data.{key}={value}: {config.model.name} reads no such condition; use "
+                "unet.UNet, dit.DiT or mlp.MLP"
+            )
+        if config.data.name == "latents":
+            raise UserError(
+                f"config.data.{key}={value}: latents have none; take a model of the samples "
+                "themselves"
+            )
+    if config.data.condition and not units.vector:
+        raise UserError(
+            f"config.data.condition={config.data.condition}: the number of its columns is not "
+            "known here; this command needs the data or a trained model"
+        )
+    stored, dense = components.stored_dense(config.data.dense), None
+    vector, units = units.vector if config.data.condition else None, units.dense if stored else None
+    if config.data.dense:
+        channels = len(units.shift) if units else 0
+        dense = build(components.DENSE, config.data.dense, shape, channels)
+        if not dense.channels:
+            raise UserError(
+                f"config.data.dense={config.data.dense}: the channels of the array are not known "
+                "here; this command needs the data or a trained model"
+            )
+    return conditions.ArrayInputs(shape, ConditionUnits(vector, units), dense)
+
+
 def _network(
-    config: ConfigDict, shape: tuple[int, ...], num_classes: int, encoder: Encoder | None
+    config: ConfigDict,
+    shape: tuple[int, ...],
+    num_classes: int,
+    encoder: Encoder | None,
+    inputs: conditions.ArrayInputs,
 ) -> nn.Module:
     """The network, with what it takes from the data besides its options."""
     options = _options(config)
     if encoder:
         options["text"] = encoder.network
+    if inputs.vector:
+        options["vector"] = inputs.vector + 1
+    if inputs.dense:
+        options["extra_channels"] = inputs.dense.channels
     if "shape" in components.network_fields(config.model.name):
         options["shape"] = tuple(shape)
     return build(components.MODELS, config.model.name, num_classes=num_classes, **options)
@@ -152,6 +201,11 @@ def _check_augmentation(config: ConfigDict, shape: tuple[int, ...]) -> None:
     asked = f"config.data.augment={config.data.augment:g}"
     if not config.data.augment:
         return
+    if config.data.dense:
+        raise UserError(
+            f"{asked} distorts images and not their condition config.data.dense="
+            f"{config.data.dense}; set --config.data.augment=0"
+        )
     if len(shape) != 3 or config.data.name == "latents" or not _kind(config).denoises:
         raise UserError(
             f"{asked} distorts the images that a diffusion or few-step model learns from; "

@@ -130,6 +130,9 @@ def sample_grid(
 ) -> Hook:
     """Draw a picture of samples, with a row for each class or for captions of the test split.
 
+    Samples that arrays condition have the conditions of the first test examples, and stand between
+    a dense condition and the truth.
+
     Args:
       experiment: the model and its settings.
       parts: its compiled training.
@@ -138,6 +141,8 @@ def sample_grid(
       writer: shows the same images in the trackers.
       shown: how samples become tiles of the picture.
     """
+    if sample_conditions.has_arrays(experiment):
+        return _conditioned_grid(experiment, parts, dataset, root, writer, shown)
     classes = experiment.num_classes
     rows, columns = (min(classes, 10), 10) if classes else (8, 8)
     index = np.arange(rows * columns) // columns
@@ -157,6 +162,34 @@ def sample_grid(
         if distributed.first():
             path = root / "samples" / f"step_{step:07d}.png"
             media.grid(shown, samples, path, columns=columns, row_labels=labels)
+            writer.images(step, "samples", shown.tiles(samples))
+
+    return save
+
+
+def _conditioned_grid(
+    experiment: Experiment,
+    parts: trainer.Training,
+    dataset: Dataset,
+    root: Path,
+    writer: metrics.Writer,
+    shown: media.Media,
+    count: int = 32,
+) -> Hook:
+    """`sample_grid` of a model that arrays condition."""
+    index = np.arange(count) % len(dataset.test)
+    batch, cond = sample_conditions.of_examples(experiment, dataset.test, index)
+    draw, finish = _drawer(experiment, parts, count, cond), sampling.finished(experiment)
+    seen = experiment.dense and finish(experiment.dense.shown(cond["concat"]))
+
+    def save(state: TrainState, step: int) -> None:
+        samples = finish(draw(state))
+        if distributed.first():
+            path = root / "samples" / f"step_{step:07d}.png"
+            if seen is None:
+                media.grid(shown, samples, path, columns=SIDE)
+            else:
+                media.conditioned_grid(shown, seen, samples, finish(batch["image"]), path)
             writer.images(step, "samples", shown.tiles(samples))
 
     return save
@@ -183,7 +216,10 @@ def set_plot(
     classes = experiment.num_classes
     columns = 10 if classes else 8
     cond = None
-    if classes:
+    if sample_conditions.has_arrays(experiment):
+        index = np.arange(count) % len(dataset.test)
+        _, cond = sample_conditions.of_examples(experiment, dataset.test, index)
+    elif classes:
         cond = experiment.conditions.of_labels(np.arange(count) // columns % classes)
     if classes and experiment.normalization and experiment.normalization.columns:
         cond = sample_conditions.for_judging(experiment, dataset, count)[1]

@@ -21,6 +21,7 @@ from diffusion_jax.core import arrays
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.progress import progress
 from diffusion_jax.core.types import Array, Key, Params
+from diffusion_jax.data import normalization
 from diffusion_jax.data.latents import Encoded
 from diffusion_jax.evaluation import rows
 
@@ -87,7 +88,13 @@ def draw(batch: dict[str, Array], keys: Key) -> Array:
 
 
 def encode(
-    codec: Codec, dataset: data.Dataset, *, batch_size: int = 256, dtype: str = "float32"
+    codec: Codec,
+    dataset: data.Dataset,
+    *,
+    batch_size: int = 256,
+    dtype: str = "float32",
+    flips: bool = False,
+    new: Callable[[str, tuple[int, ...]], np.ndarray] | None = None,
 ) -> tuple[Encoded, dict[str, np.ndarray]]:
     """Encode both splits of a data set.
 
@@ -98,6 +105,9 @@ def encode(
       dataset: the data set of images.
       batch_size: images that are encoded at a time.
       dtype: the type of the stored moments.
+      flips: whether the mirrored images of the training split are encoded as well.
+      new: (name, shape) -> the array that is filled, which may be on disk; None keeps all in
+        memory.
 
     Returns:
       What data.latents.save writes: a description, and the posterior's mean and log-variance of
@@ -112,14 +122,13 @@ def encode(
             f"for {tuple(codec.image_shape)}; set data.image_size and data.channels, or train "
             "another"
         )
-    splits = {}
-    for split, source in (("train", dataset.train), ("test", dataset.test)):
-        found = _moments(codec, source, f"encoding the {split} split", batch_size, dtype)
-        splits |= {f"{split}_{name}": value for name, value in found.items()}
-    mean = splits["train_mean"].astype(np.float64)
-    variance = np.exp(splits["train_log_variance"].astype(np.float64))
-    over = tuple(range(mean.ndim - 1))
-    shift, scale = mean.mean(over), np.sqrt(mean.var(over) + variance.mean(over))
+    run = jax.jit(lambda images, params: codec.encode(params, images))
+    make = new or (lambda name, shape: np.empty(shape, dtype))
+    encoder = _Encoder(run, codec.params, batch_size, make)
+    splits = _moments(encoder, dataset.train, "train") | _moments(encoder, dataset.test, "test")
+    if flips:
+        splits |= _moments(encoder, dataset.train, "train", mirrored=True)
+    shift, scale = _statistics(splits["train_mean"], splits["train_log_variance"])
     encoded = Encoded(
         digest(codec.params),
         tuple(codec.image_shape),
@@ -132,21 +141,47 @@ def encode(
     return encoded, splits
 
 
+class _Encoder(NamedTuple):
+    """How images are encoded: a compiled function, and the arrays that it fills."""
+
+    run: Callable[[Array, Params], tuple[Array, Array]]
+    params: Params
+    batch_size: int
+    make: Callable[[str, tuple[int, ...]], np.ndarray]
+
+
 def _moments(
-    codec: Codec, source: data.Source, what: str, batch_size: int, dtype: str
+    encoder: _Encoder, source: data.Source, split: str, *, mirrored: bool = False
 ) -> dict[str, np.ndarray]:
     """The posterior moments of every image of a split, and the labels where there are some."""
-    run = jax.jit(lambda images, params: codec.encode(params, images))
-    parts = []
+    end, labels, found = "_flipped" if mirrored else "", [], {}
+    what = f"encoding the {split} split" + ", mirrored" * mirrored
     with progress(len(source), what) as advance:
         for start in range(0, len(source), CHUNK):
             read = source.rows(np.arange(start, min(start + CHUNK, len(source))))
             images = data.transforms.to_float(read["image"])
-            mean, log_variance = rows.over_rows(run, images, codec.params, block=batch_size)
-            part = {"mean": mean.astype(dtype), "log_variance": log_variance.astype(dtype)}
-            parts.append(part | ({"label": read["label"]} if "label" in read else {}))
-            advance(len(read["image"]))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            images = images[:, :, ::-1] if mirrored else images
+            parts = rows.over_rows(encoder.run, images, encoder.params, block=encoder.batch_size)
+            for name, part in zip(data.latents.MOMENTS, parts):
+                name = f"{split}_{name}{end}"
+                if name not in found:
+                    found[name] = encoder.make(name, (len(source), *part.shape[1:]))
+                found[name][start : start + len(part)] = part
+            labels += [read["label"]] if "label" in read else []
+            advance(len(images))
+    return found | ({f"{split}_label": np.concatenate(labels)} if labels and not mirrored else {})
+
+
+def _statistics(mean: np.ndarray, log_variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Shift and scale of each channel, of a split that is read in parts."""
+    variance = 0.0
+    for start in range(0, len(log_variance), CHUNK):
+        part = np.exp(log_variance[start : start + CHUNK].astype(np.float64))
+        variance += part.sum(tuple(range(part.ndim - 1)))
+    parts = (mean[start : start + CHUNK] for start in range(0, len(mean), CHUNK))
+    own = normalization.measure(parts, "standard", "float32", "the latents")
+    count = mean.size / mean.shape[-1]
+    return np.asarray(own.shift), np.sqrt(np.square(own.scale) + variance / count)
 
 
 def latents(codec: Codec, encoded: Encoded, workdir: str) -> LatentDecoder:

@@ -12,6 +12,7 @@ from diffusion_jax.assembly import sampling, trainer
 from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.data import Dataset
+from diffusion_jax.data.aspect import Bucketed
 from diffusion_jax.training import loop, memory, step, trackers
 from diffusion_jax.training.state import TrainState
 
@@ -47,6 +48,8 @@ def check(
             f"config.data.batch_size={size}"
         )
     check_memory(template)
+    if isinstance(dataset.train, Bucketed):
+        _check_buckets(experiment, dataset.train)
     batch = data.batches(
         dataset.train,
         batch_size=size,
@@ -56,6 +59,22 @@ def check(
     )
     if training.best:
         _check_best(experiment, template, batch(0))
+
+
+def _check_buckets(experiment: Experiment, train: Bucketed) -> None:
+    """Check that the network takes the shapes of all buckets, and that each step has one."""
+    if experiment.training.steps_per_call > 1 or experiment.dense or experiment.latents:
+        raise UserError(
+            "config.data.buckets: the images of a step have one shape, and those of the next "
+            "another; set --config.training.steps_per_call=1 and --config.data.dense=''"
+        )
+    for own in train.buckets:
+        shape = own[0]["image"].shape
+        model = experiment._replace(shape=shape)
+        try:
+            jax.eval_shape(lambda key, m=model: m.kind.init(m, key), jax.random.key(0))
+        except UserError as error:
+            raise UserError(f"config.data.buckets: {shape[0]} x {shape[1]}: {error}") from None
 
 
 def _check_best(experiment: Experiment, template: TrainState, batch: dict[str, Any]) -> None:

@@ -29,7 +29,8 @@ def for_training(
       dataset: its data.
       workdir: the workdir of the run; see `with_teacher`.
     """
-    experiment = assemble(config, dataset.image_shape, dataset.num_classes)
+    about = dataset.image_shape, dataset.num_classes
+    experiment = assemble(config, *about, units=dataset.units)
     experiment = experiment._replace(normalization=dataset.normalization)
     experiment = experiment.kind.prepare(experiment, dataset.train)
     return with_teacher(with_autoencoder(experiment, dataset.encoded), workdir)
@@ -104,7 +105,9 @@ def _condition_in_words(experiment: Experiment) -> str:
         captions = [
             f"captions by {experiment.specs.encoder}, {experiment.encoder.max_length} tokens"
         ]
-    return " and ".join(classes + captions)
+    arrays = [f"vectors of {len(experiment.units.vector.shift)}"] if experiment.units.vector else []
+    arrays += [f"data.dense={experiment.record['data']['dense']}"] if experiment.dense else []
+    return " and ".join(classes + captions + arrays)
 
 
 def _other_network(old: ConfigDict, new: Experiment) -> str:

@@ -14,7 +14,9 @@ from diffusion_jax.core import files, provenance, reading
 from diffusion_jax.core.errors import UserError, printable
 from diffusion_jax.data import columns
 from diffusion_jax.data.columns import Column
-from diffusion_jax.data.normalization import Normalization
+from diffusion_jax.data.condition_arrays import DENSE, VECTOR
+from diffusion_jax.data.normalization import ConditionUnits, Normalization
+from diffusion_jax.data.sources import Renormalized
 
 # A resumed run may change these keys, and all of a section, which ends with a dot; any other
 # difference makes it another run.
@@ -59,6 +61,8 @@ USABLE = (
 )
 
 NETWORK = (
+    "data.condition",
+    "data.dense",
     "model.",
     "parameterization",
     "objective",
@@ -140,7 +144,8 @@ def check_usable(workdir: Path, config: Any, same_network: bool) -> None:
     if not file.exists():
         return
     old, new = _values(files.load_json(file, reading.table())), _values(resolved(config))
-    for key in (k for k in old if k in new and old[k] != new[k] and not among(k, USABLE)):
+    free = [k for k in new if among(k, USABLE) and not among(k, NETWORK[:2])]
+    for key in (k for k in old if k in new and old[k] != new[k] and k not in free):
         if key == "process" and same_network:
             continue
         why = (
@@ -228,6 +233,7 @@ def same_data(
         # the model knows its own normalization, whatever the data are now
         train, test = (split.normalized_by(normalized) for split in (loaded.train, loaded.test))
         loaded = loaded._replace(train=train, test=test, normalization=normalized)
+    loaded = _in_units(loaded, data_record.units(about))
     if differences := _differences(about, loaded, sizes):
         raise UserError(
             f"--workdir={workdir}: the data are not those that its model learned from: "
@@ -249,6 +255,19 @@ def _other_columns(old: Sequence[Column], new: Sequence[Column]) -> str:
         return f"column {printable(min(differ))} is new or gone" if differ else "columns are moved"
     name = next(a.name for a, b in zip(old, new) if not columns.same([a], [b]))
     return f"column {printable(name)} is of another kind or has other categories"
+
+
+def _in_units(loaded: data.Dataset, units: ConditionUnits) -> data.Dataset:
+    """The data set whose conditions have the units of the run, which the model knows."""
+    changes = {
+        name: (mine, theirs)
+        for name, mine, theirs in zip((VECTOR, DENSE), loaded.units, units)
+        if mine and theirs and mine != theirs and len(mine.shift) == len(theirs.shift)
+    }
+    if not changes:
+        return loaded
+    train, test = (Renormalized(split, changes) for split in (loaded.train, loaded.test))
+    return loaded._replace(train=train, test=test, units=units)
 
 
 def _differences(about: Mapping[str, Any], loaded: data.Dataset, sizes: bool) -> list[str]:
@@ -275,6 +294,13 @@ def _differences(about: Mapping[str, Any], loaded: data.Dataset, sizes: bool) ->
         found.append("the sounds are represented otherwise")
     elif known and not columns.same(known.columns, loaded.normalization.columns):
         found.append(_other_columns(known.columns, loaded.normalization.columns))
+    for name, own in loaded.units._asdict().items():
+        there, here = (
+            len(x["shift"]) if x else 0 for x in (about.get(name), own and own._asdict())
+        )
+        if there != here:
+            key = {"vector": "data.condition", "dense": "data.dense"}[name]
+            found.append(f"the array of {key} has {here} columns, and had {there}")
     encoded = loaded.encoded and json.loads(files.canonical_json(loaded.encoded._asdict()))
     if "encoded" in about and about["encoded"] != encoded:
         found.append("the latents were encoded otherwise")

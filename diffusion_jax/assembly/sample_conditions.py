@@ -8,7 +8,9 @@ from diffusion_jax import data
 from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array, Cond
-from diffusion_jax.data import Dataset, sources, table
+from diffusion_jax.data import Dataset, pipeline, sources, table
+from diffusion_jax.data.sources import Source
+from diffusion_jax.evaluation import generate
 
 
 def captions_of_test(
@@ -26,6 +28,38 @@ def captions_of_test(
     captions = [dataset.captions[i] for i in rows["caption"][:, 0]]
     entries = {name: read[name] for name in experiment.encoder.entries}
     return captions, experiment.conditions.null(len(index)) | entries
+
+
+def of_examples(
+    experiment: Experiment, source: Source, index: np.ndarray
+) -> tuple[dict[str, np.ndarray], Cond]:
+    """Examples of a split, and the whole condition of each of them.
+
+    What is drawn of a condition, such as a mask, depends on the index of the example alone.
+
+    Args:
+      experiment: the model.
+      source: the split, with the arrays that condition the model.
+      index: the indices of the examples, (B,).
+
+    Returns:
+      (the examples as training sees them, their condition).
+    """
+    rows = source.rows(index)
+    if experiment.encoder:
+        rows = source.with_captions(rows, np.zeros(len(index), int))
+    batch = pipeline.network_types(rows)
+    cond = experiment.conditions.of_batch(batch, generate.seeds_to_keys(index), False)
+    return batch, cond
+
+
+def has_arrays(experiment: Experiment) -> bool:
+    """Whether arrays condition the model: vectors or dense arrays, besides labels and captions.
+
+    Args:
+      experiment: the model.
+    """
+    return bool(experiment.units.vector or experiment.dense)
 
 
 def for_judging(
@@ -64,7 +98,7 @@ def at(
     For a model of classes they are all classes in turn, and of tables `labels_as_in` the training
     rows. For a model of captions they are prompts
     that are held out of training, where the data set has some, else captions of the test split in
-    turn.
+    turn. For a model that arrays condition they are the whole conditions of the test split in turn.
 
     Args:
       experiment: the model.
@@ -78,6 +112,9 @@ def at(
       UserError: for a model of captions and a data set without them.
     """
     classes = experiment.num_classes
+    if has_arrays(experiment):
+        batch, cond = of_examples(experiment, dataset.test, positions % len(dataset.test))
+        return batch.get("label"), cond
     if not experiment.encoder:
         labels = positions % classes if classes else None
         if classes and table.columns_of(dataset.train):

@@ -17,9 +17,10 @@ import optax
 from diffusion_jax.assembly.conditions import Conditions
 from diffusion_jax.assembly.latent import LatentDecoder
 from diffusion_jax.core.types import Array, Key, Params, Process
-from diffusion_jax.data.normalization import Normalization
+from diffusion_jax.data.normalization import ConditionUnits, Normalization
 from diffusion_jax.denoisers.guides import Guide
 from diffusion_jax.denoisers.parameterization import Parameterization
+from diffusion_jax.inverse.dense import DenseCondition
 from diffusion_jax.models.text import Encoder
 from diffusion_jax.objectives.autoencoding import Autoencoding
 from diffusion_jax.objectives.base import FewStep, Objective
@@ -231,6 +232,8 @@ class Experiment(NamedTuple):
       begin: parameters that training starts from, instead of fresh ones.
       alignment: weight of the loss of representation alignment (config.repa); 0 without it.
       normalization: of arrays that are neither images of 8 bits nor latents.
+      units: of the arrays that condition the model.
+      dense: the dense condition.
     """
 
     shape: tuple[int, ...]
@@ -265,6 +268,8 @@ class Experiment(NamedTuple):
     begin: Params | None = None
     normalization: Normalization | None = None
     alignment: float = 0.0
+    units: ConditionUnits = ConditionUnits()
+    dense: DenseCondition | None = None
 
     @property
     def is_image(self) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax.assembly import autoencoders, components, config_files, latent, workdir
@@ -14,7 +16,13 @@ from diffusion_jax.data import latents
 
 
 def encode(
-    config: ConfigDict, path: str, out: str, *, half: bool = False, batch_size: int = 256
+    config: ConfigDict,
+    path: str,
+    out: str,
+    *,
+    half: bool = False,
+    flips: bool = False,
+    batch_size: int = 256,
 ) -> Path:
     """Encode a data set by a trained autoencoder, and print what is written.
 
@@ -23,6 +31,7 @@ def encode(
       path: the workdir of the autoencoder.
       out: the file to write, .npz.
       half: whether latents are stored as float16.
+      flips: whether those of the mirrored training images are stored as well.
       batch_size: images that are encoded at a time.
 
     Returns:
@@ -36,8 +45,16 @@ def encode(
     codec = autoencoders.codec(trained.experiment, trained.params)
     dataset = workdir.dataset(config, path)
     dtype = "float16" if half else "float32"
-    encoded, splits = latent.encode(codec, dataset, batch_size=batch_size, dtype=dtype)
-    latents.save(file, encoded, splits)
+    how = {"batch_size": batch_size, "dtype": dtype, "flips": flips}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # arrays grow on disk, and then become one file: they may be larger than the memory
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.stem}.") as folder:
+
+        def new(name: str, shape: tuple[int, ...]) -> np.ndarray:
+            return np.lib.format.open_memmap(Path(folder) / f"{name}.npy", "w+", dtype, shape)
+
+        encoded, splits = latent.encode(codec, dataset, **how, new=new)
+        latents.save(file, encoded, splits)
     shape, scale = splits["train_mean"].shape, ", ".join(f"{s:.3g}" for s in encoded.scale)
     count = f"{shape[0]:,} + {len(splits['test_mean']):,}"
     print(f"{file}: {count} latents {shape[1:]} of images {encoded.image_shape}, scale {scale}")
@@ -78,16 +95,17 @@ def train_latent(
         return None
     config = config.copy_and_resolve_references()
     # of a workdir in a bucket the config names the URLs, which hold on every machine
-    config.data.path = staging.shown(str(encoded(root)))
+    config.data.path = staging.shown(str(encoded(root, flips=config.data.flip)))
     config.latent.autoencoder = staging.shown(str(root / "autoencoder"))
     return root / "model" if train(config, str(root / "model")) else None
 
 
-def encoded(root: Path) -> Path:
+def encoded(root: Path, flips: bool = False) -> Path:
     """Return the file WORKDIR/latents.npz; it is encoded again if another autoencoder made it.
 
     Args:
       root: the workdir, which holds the trained autoencoder in autoencoder/.
+      flips: whether it must hold the latents of the mirrored training images.
     """
     file, autoencoder = root / "latents.npz", root / "autoencoder"
     config = workdir.saved_config(autoencoder)
@@ -95,7 +113,10 @@ def encoded(root: Path) -> Path:
     def check(file: Path) -> Path:
         trained = workdir.load(autoencoder, config)
         codec = autoencoders.codec(trained.experiment, trained.params)
-        latent.latents(codec, latents.load(str(file))[2], str(autoencoder))
+        train, _, about = latents.load(str(file))
+        latent.latents(codec, about, str(autoencoder))
+        if flips and not train.flipped:
+            raise UserError(f"'{file}' lacks the latents of mirrored images (data.flip=True)")
         return file
 
-    return reading.kept(file, check) or encode(config, str(autoencoder), str(file))
+    return reading.kept(file, check) or encode(config, str(autoencoder), str(file), flips=flips)

@@ -246,7 +246,8 @@ def load(
     workdir = Path(addresses.resolve(workdir)).expanduser().absolute()
     about = about_data(workdir)
     other = functools.partial(_auxiliary, workdir, mesh=mesh)
-    experiment = assemble(config, about["image_shape"], about["num_classes"], other)
+    known = about["image_shape"], about["num_classes"]
+    experiment = assemble(config, *known, other, data_record.units(about))
     experiment = experiment._replace(
         grids=grid_folders(workdir),
         record=_recorded(workdir, config),

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import stat
+import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any, NamedTuple
@@ -151,6 +152,86 @@ def mapped(path: str | os.PathLike) -> np.memmap:
             raise ValueError(f"{size} bytes for {dtype}{list(shape)}")
         order = "F" if fortran else "C"
         return np.memmap(path, dtype, "r", offset=file.tell(), shape=shape, order=order)
+
+
+def mapped_members(
+    path: str | os.PathLike, specs: Mapping[str, ArraySpec]
+) -> dict[str, np.ndarray | np.memmap]:
+    """Map arrays of an .npz file into memory, to be read as they are needed.
+
+    Arrays that are compressed cannot be mapped, and are read. Types and shapes are checked by the
+    headers; whether the numbers are finite is not.
+
+    Args:
+      path: the file, a regular file, which must not change while it is mapped.
+      specs: the arrays, by name, that are mapped where they are there, and what each must be.
+
+    Returns:
+      {name: array}, of those that are there.
+
+    Raises:
+      UserError: where the file is missing or damaged, or holds an array that does not meet its
+        specification.
+    """
+    with _plain(path), zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        stored = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        found = {}
+        for name in specs.keys() & stored.keys():
+            if stored[name].compress_type != zipfile.ZIP_STORED:
+                found |= load(path, {name: specs[name]._replace(finite=False)})
+                continue
+            found[name] = _mapped_member(file, stored[name])
+            _check(found[name], specs[name]._replace(finite=False), f"'{path}' is damaged: {name}")
+    return found
+
+
+def _mapped_member(file: IO[bytes], info: zipfile.ZipInfo) -> np.memmap:
+    """Map the array of a member that is stored without compression."""
+    file.seek(info.header_offset)
+    head = file.read(30)  # of the member, before its name and its extra field
+    if len(head) < 30 or head[:4] != b"PK\x03\x04":
+        raise ValueError(f"no member at {info.header_offset}")
+    start = info.header_offset + 30 + sum(struct.unpack("<2H", head[26:30]))
+    file.seek(start)
+    shape, fortran, dtype = _header(file)
+    if file.tell() - start + math.prod(shape) * dtype.itemsize != info.file_size or 0 in shape:
+        raise ValueError(f"a header of {dtype}{list(shape)} in {info.file_size} bytes")
+    order = "F" if fortran else "C"
+    return np.memmap(file.name, dtype, "r", offset=file.tell(), shape=shape, order=order)
+
+
+class MappedArray(NamedTuple):
+    """Where a mapped array is, which is what travels to another process instead of its content."""
+
+    path: str
+    dtype: np.dtype
+    offset: int
+    shape: tuple[int, ...]
+    order: str
+
+
+def sent(array: np.ndarray) -> np.ndarray | MappedArray:
+    """Return what travels to another process of an array: of a mapped one the place of its file.
+
+    Args:
+      array: an array in memory, or a whole mapped one, not a part of it.
+    """
+    if not isinstance(array, np.memmap):
+        return array
+    order = "C" if array.flags.c_contiguous else "F"
+    return MappedArray(str(array.filename), array.dtype, array.offset, array.shape, order)
+
+
+def received(array: np.ndarray | MappedArray) -> np.ndarray:
+    """Return the array of what `sent` returned.
+
+    Args:
+      array: the array, or the place where it is.
+    """
+    if not isinstance(array, MappedArray):
+        return array
+    path, dtype, offset, shape, order = array
+    return np.memmap(path, dtype, "r", offset=offset, shape=shape, order=order)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ EXAMPLE_CONDITION_DROPOUT = 1  # whether the condition is replaced by the null c
 EXAMPLE_NETWORK_DROPOUT = 2  # the network's dropout, from the first example's key
 EXAMPLE_LATENT = 3  # the draw from an encoder's posterior
 EXAMPLE_AUGMENTATION = 4  # the distortion of an image
+EXAMPLE_MASK = 5  # the mask of an inpainting model's condition
 
 # ---- objectives: folded into the objective's key
 OBJECTIVE_TIME = 0  # t

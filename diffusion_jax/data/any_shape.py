@@ -7,27 +7,29 @@ A sample is an array (N_1, ..., N_d, C) with d = 0 to 3, stored as uint8, int16,
     FILE.npy   the same 'data' alone, which is mapped into memory and never read whole;
                FILE_labels.npy next to it holds the labels
 
-A sample of two axes in 8 bits is an image. All others are normalized (normalization.py).
+A sample of two axes in 8 bits is an image. All others are normalized (normalization.py). Further
+arrays may condition a model (condition_arrays.py).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from diffusion_jax.core import npz
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.data import array_files, normalization
-from diffusion_jax.data.normalization import DTYPES, Normalization
+from diffusion_jax.data import array_files, condition_arrays, normalization
+from diffusion_jax.data.condition_arrays import StoredColumn
+from diffusion_jax.data.normalization import DTYPES, ConditionUnits, Normalization
 from diffusion_jax.data.sources import Example
 
 AXES = 3  # between examples and channels, at most
-CHUNK = 2**24  # numbers that are examined at once
-NAMES = ("data", "labels", "test_data", "test_labels")
+NAMES = ("data", "labels")  # those of the test split begin with 'test_'
 
 
 class StoredArrays:
@@ -38,6 +40,7 @@ class StoredArrays:
       rows: (N,), those of its rows that belong to the split.
       label: (N,), or None.
       normalized: None leaves values as they are.
+      more: further columns of the examples by name, which condition a model.
     """
 
     def __init__(
@@ -46,21 +49,19 @@ class StoredArrays:
         rows: np.ndarray,
         label: np.ndarray | None = None,
         normalized: Normalization | None = None,
+        more: Mapping[str, StoredColumn] = MappingProxyType({}),
     ) -> None:
-        self.values, self.index, self.normalized = values, rows, normalized
+        self.values, self.index, self.normalized, self.more = values, rows, normalized, dict(more)
         self.labels = None if label is None else np.asarray(label, np.int32)
 
     def __getstate__(self) -> dict[str, Any]:
-        # a data worker maps the file itself
-        state = dict(self.__dict__)
-        if isinstance(self.values, np.memmap):
-            state["values"] = self.values.filename
-        return state
+        # a data worker maps the files itself
+        more = {name: (npz.sent(c.values), c.normalized) for name, c in self.more.items()}
+        return {**self.__dict__, "values": npz.sent(self.values), "more": more}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ = state
-        if not isinstance(self.values, np.ndarray):
-            self.values = npz.mapped(self.values)
+        more = {name: StoredColumn(npz.received(v), n) for name, (v, n) in state["more"].items()}
+        self.__dict__ = {**state, "values": npz.received(state["values"]), "more": more}
 
     def __len__(self) -> int:
         return len(self.index)
@@ -74,9 +75,9 @@ class StoredArrays:
         Args:
           indices: (K,), in any order and with repetitions.
         """
-        values = np.asarray(self.values[self.index[indices]])
-        image = values if self.normalized is None else self.normalized.encode(values)
-        return {"image": image} | ({} if self.labels is None else {"label": self.labels[indices]})
+        columns = {"image": StoredColumn(self.values, self.normalized), **self.more}
+        found = {name: column.read(self.index[indices]) for name, column in columns.items()}
+        return found | ({} if self.labels is None else {"label": self.labels[indices]})
 
     def normalized_by(self, normalized: Normalization) -> StoredArrays:
         """Return the same rows under another normalization, such as that of a trained model.
@@ -84,7 +85,7 @@ class StoredArrays:
         Args:
           normalized: the normalization.
         """
-        return StoredArrays(self.values, self.index, self.labels, normalized)
+        return StoredArrays(self.values, self.index, self.labels, normalized, self.more)
 
 
 class FileSplits(NamedTuple):
@@ -95,16 +96,18 @@ class FileSplits(NamedTuple):
       rows: the rows of each split in its array.
       labels: the labels of each split, or None.
       rule: how the file was split, in words.
+      more: further arrays by name, of both splits as in `arrays`.
     """
 
     arrays: tuple[np.ndarray, np.ndarray]
     rows: tuple[np.ndarray, np.ndarray]
     labels: tuple[np.ndarray | None, np.ndarray | None]
     rule: str
+    more: dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 class Loaded(NamedTuple):
-    """A set of arrays: its splits, the shape of a sample, and how it is normalized."""
+    """A set of arrays: its splits, the shape of a sample, and how all of it is normalized."""
 
     train: StoredArrays
     test: StoredArrays
@@ -112,19 +115,23 @@ class Loaded(NamedTuple):
     normalization: Normalization | None
     labels: tuple[np.ndarray | None, np.ndarray | None]
     rule: str
+    units: ConditionUnits
 
 
-def load(path: str, rule: str) -> Loaded:
+def load(path: str, rule: str, condition: str = "", dense: str = "") -> Loaded:
     """Read a set of arrays of any shape.
 
     Args:
       path: data.path, an .npz or .npy file.
       rule: config.data.normalization.
+      condition: config.data.condition, the name of the array of vectors; '' for none.
+      dense: what the array 'dense' holds, one of condition_arrays.DENSE_KINDS; '' for none.
 
     Raises:
       UserError: for a file that is not one of arrays, and for values that are not finite.
     """
-    what, found = f"data.path={path}", read(path)
+    names = {condition, condition_arrays.DENSE if dense else ""} - {""}
+    what, found = f"data.path={path}", read(path, names)
     shape, dtype = found.arrays[0].shape[1:], found.arrays[0].dtype
     if found.arrays[1].shape[1:] != shape or found.arrays[1].dtype != dtype:
         raise UserError(
@@ -133,15 +140,34 @@ def load(path: str, rule: str) -> Loaded:
         )
     normalized = None
     if not is_image(shape, dtype):
-        chunks = _chunks(found.arrays[0], found.rows[0])
+        chunks = condition_arrays.chunks(found.arrays[0], found.rows[0])
         normalized = normalization.measure(chunks, rule, dtype.name, what)
-        for chunk in _chunks(found.arrays[1], found.rows[1]):
+        for chunk in condition_arrays.chunks(found.arrays[1], found.rows[1]):
             normalization.check_finite(chunk, what)
+    more = _conditions(what, found, condition, dense)
     train, test = (
-        StoredArrays(values, rows, labels, normalized)
-        for values, rows, labels in zip(found.arrays, found.rows, found.labels)
+        StoredArrays(values, rows, labels, normalized, {n: both[k] for n, both in more.items()})
+        for k, (values, rows, labels) in enumerate(zip(found.arrays, found.rows, found.labels))
     )
-    return Loaded(train, test, shape, normalized, found.labels, found.rule)
+    units = {n: more[n][0].normalized for n in more}
+    units = ConditionUnits(units.get(condition_arrays.VECTOR), units.get(condition_arrays.DENSE))
+    return Loaded(train, test, shape, normalized, found.labels, found.rule, units)
+
+
+def _conditions(
+    what: str, found: FileSplits, condition: str, dense: str
+) -> dict[str, tuple[StoredColumn, StoredColumn]]:
+    """The columns that condition a model, of both splits."""
+    for name, halves in found.more.items():
+        condition_arrays.check_counts(what, name, halves, found.arrays)
+    columns = {}
+    if condition:
+        args = condition, found.more, found.rows
+        columns[condition_arrays.VECTOR] = condition_arrays.vector_columns(what, *args)
+    if dense:
+        args = dense, found.more, found.rows, found.arrays[0].shape[1:]
+        columns[condition_arrays.DENSE] = condition_arrays.dense_columns(what, *args)
+    return columns
 
 
 def is_image(shape: tuple[int, ...], dtype: Any) -> bool:
@@ -172,16 +198,18 @@ def described(path: str) -> tuple[tuple[int, ...], np.dtype]:
     return shape[1:], dtype
 
 
-def read(path: str) -> FileSplits:
+def read(path: str, names: Iterable[str] = ()) -> FileSplits:
     """Read the arrays of a file; one that is not split holds out a tenth of its rows.
 
     Args:
       path: data.path, an .npz or .npy file.
+      names: further arrays that are read where the file has them.
 
     Raises:
       UserError: for a file that is not one of arrays.
     """
-    found, what = _arrays(path), f"data.path={path}"
+    names = [name for name in names if name not in NAMES]
+    found, what = _arrays(path, (*NAMES, *names)), f"data.path={path}"
     for name in ("data", "test_data"):
         if name in found:
             _check(path, name, found[name].shape, found[name].dtype)
@@ -191,23 +219,35 @@ def read(path: str) -> FileSplits:
     if "test_data" in found:
         arrays = data, found["test_data"]
         rows = tuple(np.arange(len(values)) for values in arrays)
-        return FileSplits(arrays, rows, (labels, found.get("test_labels")), "split by its arrays")
+        labels, more = (labels, found.get("test_labels")), {}
+        for name in [name for name in names if name in found]:
+            if f"test_{name}" not in found:
+                raise UserError(f"{what}: '{name}' has no 'test_{name}' for 'test_data'; save both")
+            more[name] = found[name], found[f"test_{name}"]
+        return FileSplits(arrays, rows, labels, "split by its arrays", more)
     rows = array_files.held_out(len(data), labels, what)
     split_labels = tuple(None if labels is None else labels[r] for r in rows)
-    return FileSplits((data, data), rows, split_labels, "a tenth is held out by row")
+    more = {name: (found[name], found[name]) for name in names if name in found}
+    return FileSplits((data, data), rows, split_labels, "a tenth is held out by row", more)
 
 
-def _arrays(path: str) -> dict[str, np.ndarray]:
-    """The arrays of the file by the names of NAMES; 'data' is one of them."""
+def _arrays(path: str, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The arrays of the file by these names, and by 'test_NAME'; 'data' is one of them."""
     file = _file(path)
-    anything = npz.ArraySpec("fiubcmMSUV", finite=False)
+    anything, every = (
+        npz.ArraySpec("fiubcmMSUV", finite=False),
+        (*names, *map("test_{}".format, names)),
+    )
     try:
         if file.suffix == ".npz":
-            return npz.load(file, {"data": anything}, lambda n: anything if n in NAMES else None)
+            return npz.load(file, {"data": anything}, lambda n: anything if n in every else None)
         found = {"data": npz.mapped(file)}
-        beside = file.with_name(f"{file.stem}_labels.npy")
-        if beside.is_file():
-            found["labels"] = np.asarray(npz.mapped(beside))
+        for name in names[1:]:
+            beside = file.with_name(f"{file.stem}_{name}.npy")
+            if beside.is_file():
+                found[name] = npz.mapped(beside)
+        if "labels" in found:
+            found["labels"] = np.asarray(found["labels"])
         return found
     except UserError as error:
         raise _unreadable(path, error) from error
@@ -251,10 +291,3 @@ def _check_labels(what: str, name: str, labels: np.ndarray | None, count: int) -
             f"{what}: '{name}' is {labels.dtype} {labels.shape}; {count} integers, one a sample, "
             "are needed (np.unique(labels, return_inverse=True)[1] makes them)"
         )
-
-
-def _chunks(values: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """The rows of an array in parts of about CHUNK numbers."""
-    at_once = max(1, CHUNK // max(1, int(np.prod(values.shape[1:]))))
-    for start in range(0, len(rows), at_once):
-        yield np.asarray(values[rows[start : start + at_once]])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from diffusion_jax.data import latents
-from diffusion_jax.data.normalization import Normalization
+from diffusion_jax.data.normalization import ConditionUnits, Normalization
 from diffusion_jax.data.sources import Source
 
 
@@ -23,6 +23,7 @@ class Dataset(NamedTuple):
       encoded: what made the examples, if they are latents.
       rule: how the examples were split, in words.
       normalization: of arrays that are neither images of 8 bits nor latents.
+      units: of the arrays that condition a model.
     """
 
     name: str
@@ -35,3 +36,4 @@ class Dataset(NamedTuple):
     encoded: latents.Encoded | None = None
     rule: str = ""
     normalization: Normalization | None = None
+    units: ConditionUnits = ConditionUnits()

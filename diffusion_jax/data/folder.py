@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from absl import logging
 from PIL import Image, ImageOps
 
 from diffusion_jax.core.errors import UserError, printable
-from diffusion_jax.data import captions, layout, pixels, transforms, tree
+from diffusion_jax.data import aspect, captions, layout, pixels, transforms, tree
 from diffusion_jax.data.held_out import File, held_out
 from diffusion_jax.data.layout import Arranged
 from diffusion_jax.data.pixels import Range
@@ -59,6 +60,7 @@ def load(
     captioned: bool = False,
     how: str = "",
     value_range: Range = (),
+    buckets: Sequence[aspect.Shape] = (),
 ) -> Splits:
     """Read a folder of images.
 
@@ -70,15 +72,12 @@ def load(
       captioned: whether captions are read, from files next to the images.
       how: config.data.layout; see layout.py.
       value_range: the values of black and white; () for 0..255, and 0..65535 of 16-bit images.
+      buckets: heights and widths of training batches; () for those of image_size alone.
 
     Raises:
       UserError: for what cannot be read, or can be read in two ways.
     """
-    root = Path(os.path.expanduser(path))
-    if not root.is_dir():
-        raise UserError(
-            f"data.path={path} is not a folder; data.name=folder needs a folder of images"
-        )
+    root = _root(path)
     listing = tree.walk(root, transforms.endings(), _is_image)
     found = layout.arrange(root, listing, how)
     _warn_of_unused(path, listing, found, captioned)
@@ -107,8 +106,42 @@ def load(
     read = _Read(found.classes, shape, image_size, value_range, unreadable)
     sources = [_source(part, read, n) for part, n in zip(parts, numbers)]
     unreadable.report()
+    rule = found.rule
+    if buckets:
+        sources[0], rule = _bucketed(sources[0], parts[0], every, read, buckets, rule)
     names = tuple(map(printable, found.classes))
-    return Splits(*sources, shape, len(names), names, texts, found.rule)
+    return Splits(*sources, shape, len(names), names, texts, rule)
+
+
+def _bucketed(
+    whole: Source,
+    files: list[File],
+    headers: dict[Path, Header],
+    read: _Read,
+    shapes: Sequence[aspect.Shape],
+    rule: str,
+) -> tuple[aspect.Bucketed, str]:
+    """The training split in buckets by aspect ratio, and the rule of the split with their sizes."""
+    chosen = aspect.nearest([headers[file.path].size for file in files], shapes)
+    buckets, counts = [], []
+    for number, (height, width) in enumerate(shapes):
+        if own := [file for file, bucket in zip(files, chosen) if bucket == number]:
+            size = transforms.Frame(height, width)
+            shape = (height, width, read.shape[2])
+            buckets.append(_source(own, read._replace(shape=shape, image_size=size), None))
+            counts.append(f"{height}x{width} ({len(own)})")
+    read.unreadable.report()
+    return aspect.Bucketed(whole, buckets), f"{rule}; batches of {', '.join(counts)}"
+
+
+def _root(path: str) -> Path:
+    """The folder of data.path."""
+    root = Path(os.path.expanduser(path))
+    if not root.is_dir():
+        raise UserError(
+            f"data.path={path} is not a folder; data.name=folder needs a folder of images"
+        )
+    return root
 
 
 def default_limit(total: int) -> int:

@@ -1,11 +1,15 @@
 """Latents of a data set in an .npz, made by experiments.encode.
 
 {train,test}_mean, {train,test}_log_variance   (N, h, w, c)
+train_mean_flipped, train_log_variance_flipped the same of the mirrored images, optionally
 {train,test}_label                             (N,), where there are labels
 shift, scale                                   (c,), of each channel: (z - shift) / scale has
                                                mean 0 and variance 1 over the training split
 about                                          JSON: sha256 of the autoencoder's parameters,
                                                shape of the images, their data set, its classes
+
+A file of more than MAPPED bytes is mapped into memory: each process then reads the rows of its own
+part of every batch, and none holds the others.
 """
 
 from __future__ import annotations
@@ -23,17 +27,17 @@ from diffusion_jax.data.sources import Example
 
 STATISTICS = ("shift", "scale")
 NEEDED = ("about", "train_mean", "train_log_variance", "test_mean", "test_log_variance")
+MOMENTS = ("mean", "log_variance")
+MAPPED = 2**28  # bytes of a file; a smaller one is read and checked whole
+CHECKED = 1024  # rows of each mapped array whose numbers are checked
 _LATENTS = npz.ArraySpec("f", (None, None, None, None))
 
 ARRAYS = {
     "about": npz.ArraySpec("U", ()),
     "shift": npz.ArraySpec("fiu", (None,), finite=False),
     "scale": npz.ArraySpec("fiu", (None,), finite=False),
-    **{
-        f"{split}_{name}": _LATENTS
-        for split in ("train", "test")
-        for name in ("mean", "log_variance")
-    },
+    **{f"{split}_{name}": _LATENTS for split in ("train", "test") for name in MOMENTS},
+    **{f"train_{name}_flipped": _LATENTS for name in MOMENTS},
     **{f"{split}_label": npz.ArraySpec("iu", (None,)) for split in ("train", "test")},
 }
 
@@ -76,17 +80,35 @@ class Latents:
     An example has 'image', the mean of the posterior, and 'std', both (h, w, c) float32.
 
     Args:
-      mean: (N, h, w, c), the means of the posteriors, of any floating type.
+      mean: (N, h, w, c), the means of the posteriors, of any floating type, in memory or mapped.
       log_variance: (N, h, w, c), the logarithms of their variances.
       label: (N,), or None where there are no labels.
       encoded: shift and scale of each channel, by which mean and standard deviation are normalized.
+      flipped: mean and log-variance of the mirrored images, or None.
     """
 
     def __init__(
-        self, mean: np.ndarray, log_variance: np.ndarray, label: np.ndarray | None, encoded: Encoded
+        self,
+        mean: np.ndarray,
+        log_variance: np.ndarray,
+        label: np.ndarray | None,
+        encoded: Encoded,
+        flipped: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
         self.mean, self.log_variance, self.label = mean, log_variance, label
+        self.flipped = flipped
         self.shift, self.scale = (np.asarray(x, np.float32) for x in (encoded.shift, encoded.scale))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a data worker maps the file itself
+        flipped = self.flipped and tuple(map(npz.sent, self.flipped))
+        own = {"mean": npz.sent(self.mean), "log_variance": npz.sent(self.log_variance)}
+        return {**self.__dict__, **own, "flipped": flipped}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        flipped = state["flipped"] and tuple(map(npz.received, state["flipped"]))
+        own = {name: npz.received(state[name]) for name in MOMENTS}
+        self.__dict__ = {**state, **own, "flipped": flipped}
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -99,17 +121,24 @@ class Latents:
     def __getitem__(self, i: int) -> Example:
         return {name: value[0] for name, value in self.rows(np.array([i])).items()}
 
-    def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    def rows(
+        self, indices: np.ndarray, mirrored: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         """Return several examples, stacked.
 
         Args:
           indices: (K,), in any order.
+          mirrored: (K,) of bool, which of them are those of the mirrored image; None for none. The
+            file must hold them.
 
         Returns:
           {'image': (K, h, w, c), 'std': the same}, float32, and 'label' (K,) int32 where there are
           labels.
         """
         mean, log_variance = (x[indices].astype(np.float32) for x in (self.mean, self.log_variance))
+        if mirrored is not None and mirrored.any():
+            for own, other in zip((mean, log_variance), self.flipped):
+                own[mirrored] = other[indices[mirrored]]
         found = {
             "image": (mean - self.shift) / self.scale,
             "std": np.exp(0.5 * log_variance) / self.scale,
@@ -187,10 +216,17 @@ def load(path: str, image_size: int = 0, channels: int = 0) -> tuple[Latents, La
             found[f"{split}_log_variance"],
             found.get(f"{split}_label"),
             encoded,
+            _flipped(found, split),
         )
         for split in ("train", "test")
     )
     return train, test, encoded
+
+
+def _flipped(found: dict[str, Any], split: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """The moments of the mirrored images of a split, if the file has them."""
+    names = [f"{split}_{name}_flipped" for name in MOMENTS]
+    return tuple(found[name] for name in names) if all(name in found for name in names) else None
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -200,11 +236,11 @@ def _read(path: str) -> dict[str, Any]:
             f"data.path={path} does not exist; make it with python -m experiments.encode"
         )
     try:
-        found = npz.load(file, {}, ARRAYS.get)
+        found = _arrays(file)
         for split in ("train", "test"):
             shapes = {
                 found[name].shape
-                for name in (f"{split}_mean", f"{split}_log_variance")
+                for name in (f"{split}_{n}{end}" for n in MOMENTS for end in ("", "_flipped"))
                 if name in found
             }
             labels = found.get(f"{split}_label")
@@ -218,6 +254,20 @@ def _read(path: str) -> dict[str, Any]:
         return found
     except UserError as error:
         raise UserError(f"data.path={path} cannot be read as a file of latents: {error}") from error
+
+
+def _arrays(file: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file; the moments are mapped if it is large."""
+    if file.stat().st_size <= MAPPED:
+        return npz.load(file, {}, ARRAYS.get)
+    large = {name: spec for name, spec in ARRAYS.items() if spec is _LATENTS}
+    found = npz.load(file, {}, lambda name: None if name in large else ARRAYS.get(name))
+    mapped = npz.mapped_members(file, large)
+    for name, values in mapped.items():
+        some = values[np.linspace(0, len(values) - 1, min(len(values), CHECKED)).astype(int)]
+        if not np.isfinite(some).all():
+            raise UserError(f"'{file}' is damaged: {name} has values that are not finite")
+    return found | mapped
 
 
 def _check_labels(path: str, found: dict[str, np.ndarray], num_classes: int, remedy: str) -> None:

@@ -65,6 +65,9 @@ class _Request(NamedTuple):
     normalization: str
     sounds: sound_sets.Request
     roles: table.Roles
+    condition: str
+    dense: str
+    buckets: tuple[tuple[int, int], ...]
 
 
 def load(
@@ -85,47 +88,47 @@ def load(
     fit: str = "crop",
     sounds: sound_sets.Request = sound_sets.Request(),
     roles: table.Roles = table.Roles(),
+    condition: str = "",
+    dense: str = "",
+    buckets: tuple[tuple[int, int], ...] = (),
 ) -> Dataset:
     """Load the data set of this name; a warning says what looks wrong in it but may be right.
 
     Args:
       name: 'digits' (embedded); 'digits_captions' (the same, described in words); from `path`:
         'folder', 'npz', 'idx', 'arrays' (any_shape.py), 'sound' (sound_sets.py), 'table' (table.py)
-        and 'latents' (of experiments.encode); 'mixture', 'rings', 'checkerboard', 'two_moons' (2-D
-        points, drawn from `seed`); or any TFDS set of images or tensors (tensor_sets.py). 'mnist'
-        and 'fashion_mnist' with a path read the four original idx files there.
+        and 'latents' (experiments.encode); 'mixture', 'rings', 'checkerboard', 'two_moons'; or a
+        TFDS set of images or tensors. 'mnist' and 'fashion_mnist' with a path read the idx files.
       path: the folder or file of the data.
       data_dir: where TFDS keeps its sets; '' means $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-      image_size: the side to which images are resized (antialiased), or (height, width); 0 keeps
-        their size.
+      image_size: the side to which images are resized, or (height, width); 0 keeps their size.
       channels: 1, 3 or 4, to which images are converted; 0 keeps theirs.
-      num_classes: for npz and idx, where not all classes occur; 0 counts the labels.
-      limit_bad: for folder, the number of unreadable files that are skipped; -1 means a tenth, from
-        1 to 100.
+      num_classes: where not all classes occur; 0 counts the labels.
+      limit_bad: for folder, how many unreadable files are skipped; -1: a tenth, from 1 to 100.
       seed: the seed of the 2-D toys.
       captioned: whether captions are loaded.
-      captions: for npz, the JSON file of the captions; '' means STEM_captions.json.
-      layout: for folder, what it means (see layout.py); '' refuses one that can be read in two
-        ways.
-      value_range: for folder and npz, the values of black and white; () for 8-bit and 16-bit
-        images.
-      normalization: for arrays and tables, how each channel is brought to unit size: one of
-        normalization.RULES; for tables also 'quantile'.
+      captions: for npz, their JSON file; '' means STEM_captions.json.
+      layout: for folder, what it means (see layout.py); '' refuses one with two readings.
+      value_range: for folder and npz, the values of black and white; () for 8 and 16 bits.
+      normalization: how each channel is scaled: one of normalization.RULES; of tables 'quantile'.
       fit: what becomes of another aspect ratio than that of image_size: one of transforms.FITS.
       sounds: what becomes of sounds, and which of their fields are classes and splits.
       roles: for table, what is said of its columns.
+      condition: for arrays, the name of the array of their condition vectors.
+      dense: for arrays, what their array 'dense' holds: one of condition_arrays.DENSE_KINDS.
+      buckets: for folder, the heights and widths of training batches, see aspect.py.
 
     Raises:
       UserError: for every mistake that a user can make, in one line.
     """
-    rest = seed, captioned, captions, layout, value_range, normalization, sounds, roles
+    rest = seed, captioned, captions, layout, value_range, normalization
+    rest = (*rest, sounds, roles, condition, dense, buckets)
     if name != "latents":
         transforms.check_request(image_size, channels)
         image_size = transforms.frame(image_size, fit) or 0
     request = _Request(name, path, data_dir, image_size, channels, num_classes, limit_bad, *rest)
     _check(request)
-    made = _latents(request) if name == "latents" else _images(request)
-    describe.warn(made)
+    describe.warn(made := _latents(request) if name == "latents" else _images(request))
     return made
 
 
@@ -144,11 +147,16 @@ def _check(request: _Request) -> None:
         ("layout", request.layout, ("folder", "sound")),
         ("value_range", request.value_range, ("folder", "npz")),
         *((key, given, ("table",)) for key, given in request.roles._asdict().items()),
+        ("condition", request.condition, ("arrays",)),
+        ("dense", request.dense and "array", ("arrays",)),
+        ("buckets", request.buckets, ("folder",)),
     ):
         if value and name not in users:
             raise UserError(
                 f"data.{key}={value} is not used by data.name={name}, only by {' and '.join(users)}"
             )
+    if request.buckets and request.captioned:
+        raise UserError(f"data.buckets={request.buckets}: images with captions have no buckets")
     plain = (
         name in ("digits", "arrays", "sound", "table", "latents")
         or name in toys.TOYS
@@ -185,6 +193,7 @@ def _images(request: _Request) -> Dataset:
         found.captions,
         rule=found.rule,
         normalization=found.normalization,
+        units=found.units,
     )
 
 
@@ -200,6 +209,7 @@ def _splits(request: _Request) -> Splits:
             captioned=request.captioned,
             how=request.layout,
             value_range=request.value_range,
+            buckets=request.buckets,
         )
     if name == "npz":
         return _npz(request)
@@ -235,21 +245,26 @@ def _splits(request: _Request) -> Splits:
 def _any_shape(request: _Request) -> Splits:
     """Read arrays of any shape; only those that are images of 8 bits can be fitted."""
     path, size = request.path, request.image_size
-    found = any_shape.load(path, request.normalization)
+    found = any_shape.load(path, request.normalization, request.condition, request.dense)
     classes = array_files.count_classes(
         path, *((None, labels) for labels in found.labels), request.num_classes
     )
     shape, train, test = found.shape, found.train, found.test
     if found.normalization is None:
         shape = transforms.fitted_shape(shape, size, request.channels)
+        if request.dense and shape != found.shape:
+            raise UserError(
+                f"data.path={path}: 'dense' is of the images as they are stored, {found.shape}; "
+                "leave data.image_size and data.channels out"
+            )
         train, test = (_fitted(source, shape, size) for source in (train, test))
     elif size or request.channels not in (0, shape[-1]):
         raise UserError(
             f"data.path={path} holds {found.normalization.dtype} arrays {shape}, and "
             "data.image_size and data.channels are for images of 8 bits; leave both out"
         )
-    names, kept = _numbers(classes), found.normalization
-    return Splits(train, test, shape, classes, names, rule=found.rule, normalization=kept)
+    names, kept = _numbers(classes), {"normalization": found.normalization, "units": found.units}
+    return Splits(train, test, shape, classes, names, rule=found.rule, **kept)
 
 
 def _table(request: _Request) -> Splits:

@@ -117,6 +117,19 @@ class Normalization(NamedTuple):
         return float(np.mean(np.log2(self.scale)))
 
 
+class ConditionUnits(NamedTuple):
+    """How the arrays are normalized that condition a model, besides labels and captions.
+
+    Attributes:
+      vector: of the columns of a vector; None where there are no vectors.
+      dense: of the channels of stored dense arrays; None where there are none, or where they hold
+        the numbers of classes.
+    """
+
+    vector: Normalization | None = None
+    dense: Normalization | None = None
+
+
 def measure(
     chunks: Iterable[np.ndarray], rule: str, dtype: str, what: str, names: Sequence[str] = ()
 ) -> Normalization:
@@ -158,6 +171,20 @@ def measure(
     scale = np.where(high > low, scale, 1.0)
     parts = (tuple(map(float, part)) for part in (shift, scale, low, high))
     return Normalization(*parts, dtype)
+
+
+def changed(x: np.ndarray, old: Normalization, new: Normalization) -> np.ndarray:
+    """Bring normalized values under another normalization.
+
+    Args:
+      x: (..., C), normalized by `old`.
+      old: the normalization that they have.
+      new: the one that they get.
+
+    Returns:
+      float32 of the same shape.
+    """
+    return new.encode(np.asarray(old.shift) + np.asarray(old.scale) * x.astype(np.float64))
 
 
 def check_finite(values: np.ndarray, what: str) -> None:

@@ -27,13 +27,16 @@ from absl import flags
 
 from diffusion_jax.core.deferred import deferred
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.data import transforms
+from diffusion_jax.data import aspect, transforms
+from diffusion_jax.data.aspect import Bucketed
 from diffusion_jax.data.captions import CaptionedSource
+from diffusion_jax.data.latents import Latents
 from diffusion_jax.data.sources import Source
 
 grain = deferred("grain")
 
 SHUFFLE, FLIP, CAPTION = 0, 1, 2  # independent random streams
+FLIPPED = ("image", "dense")  # columns that are mirrored
 
 
 def batches(
@@ -57,12 +60,10 @@ def batches(
       source: the examples.
       batch_size: examples in the global batch, a positive multiple of process_count.
       seed: the seed of the order, the mirroring and the choice of captions.
-      flip: whether each image is mirrored left-right with probability 1/2, drawn for each example
-        and epoch.
+      flip: whether each image is mirrored with probability 1/2, drawn by example and epoch.
       process_index: the number of this process.
       process_count: the number of processes.
-      rows: the positions in the batch that this process holds, where a mesh spreads the examples in
-        another way (`Runner.rows`).
+      rows: the positions in the batch of this process, where a mesh decides (`Runner.rows`).
 
     Returns:
       batch(step) -> {'image': (b, H, W, C) float32 in [-1, 1], 'label': (b,) int32, ...}, where b =
@@ -76,7 +77,9 @@ def batches(
     if seed < 0:
         raise UserError(f"seed={seed} must not be negative")
     if flip:
-        _check_flip(source[0])
+        _check_flip(source)
+    if isinstance(source, Bucketed):
+        return _by_bucket(source, batch_size=batch_size, seed=seed, flip=flip, rows=held)
     size = len(source)
 
     def chosen(step: int) -> tuple[np.ndarray, ...]:
@@ -87,21 +90,40 @@ def batches(
 
     def read(choice: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
         index, mirrored, phrase = choice
+        if flip and isinstance(source, Latents):
+            return source.rows(index, mirrored)
         batch = _rows(source, index, phrase)
-        if flip:
-            batch["image"][mirrored] = batch["image"][mirrored][:, :, ::-1]
+        for name in FLIPPED if flip else ():
+            if name in batch:
+                batch[name][mirrored] = batch[name][mirrored][:, :, ::-1]
         return batch
 
-    return lambda step: _network_types(read(chosen(step)))
+    return lambda step: network_types(read(chosen(step)))
 
 
-def _check_flip(example: dict[str, Any]) -> None:
+def _by_bucket(source: Bucketed, **options: Any) -> Callable[[int], dict[str, np.ndarray]]:
+    """batch(step) of one bucket each, which is drawn for the step."""
+    each = [batches(own, **options) for own in source.buckets]
+    sizes, seed = tuple(map(len, source.buckets)), options["seed"]
+
+    def batch(step: int) -> dict[str, np.ndarray]:
+        bucket, visit = aspect.visit(seed, sizes, step)
+        return each[bucket](visit)
+
+    return batch
+
+
+def _check_flip(source: Source) -> None:
     """Refuse data that cannot be mirrored."""
+    example = source[0]
     if example["image"].ndim != 3:
         raise UserError("data.flip=True mirrors images, and this data set has none")
-    if "std" in example:
+    if "std" in example and not getattr(source, "flipped", None):
         why = "a mirrored latent is not the latent of a mirrored image"
-        raise UserError(f"data.flip=True mirrors images, and {why}; set data.flip=False")
+        raise UserError(
+            f"data.flip=True mirrors images, and {why}; encode the images again with "
+            "experiments.encode --flips, or set data.flip=False"
+        )
 
 
 def _rows(source: Source, index: np.ndarray, phrase: np.ndarray) -> dict[str, np.ndarray]:
@@ -110,7 +132,12 @@ def _rows(source: Source, index: np.ndarray, phrase: np.ndarray) -> dict[str, np
     return source.with_captions(batch, phrase) if isinstance(source, CaptionedSource) else batch
 
 
-def _network_types(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def network_types(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Convert the images of some examples to what networks take, float32 in [-1, 1].
+
+    Args:
+      batch: rows of a source.
+    """
     return batch | {"image": transforms.to_float(batch["image"])}
 
 
@@ -289,4 +316,4 @@ def sequential(
     held = _held(batch_size, process_index, process_count) if rows is None else rows
     for first in range(0, max(len(source) - batch_size, 0) + 1, batch_size):
         index = first + held
-        yield _network_types(_rows(source, index % len(source), np.zeros(len(index), np.int32)))
+        yield network_types(_rows(source, index % len(source), np.zeros(len(index), np.int32)))

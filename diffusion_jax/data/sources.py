@@ -3,7 +3,8 @@
 source[i] is {'image', 'label'} and source.rows(indices) the same of several examples, stacked. An
 image is uint8 (H, W, C), another array float32 (N_1, ..., N_d, C) and normalized, a point of a 2-D
 toy float32 (2,), a label an int32 scalar, absent where there are none. Where captions were
-requested there is also 'caption' (see captions.py).
+requested there is also 'caption' (see captions.py), and where arrays condition the model
+'condition' and 'dense' (see condition_arrays.py).
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from diffusion_jax.data.normalization import Normalization
+from diffusion_jax.data import normalization
+from diffusion_jax.data.normalization import ConditionUnits, Normalization
 
 # bytes: a smaller split is decoded once and kept, a larger one is read batch by batch
 MEMORY = 1_000_000_000
@@ -53,6 +55,7 @@ class Splits(NamedTuple):
     captions: tuple[str, ...] = ()
     rule: str = ""
     normalization: Normalization | None = None
+    units: ConditionUnits = ConditionUnits()
 
 
 class Arrays:
@@ -62,17 +65,22 @@ class Arrays:
       image: (N, ...).
       label: (N,), or None.
       caption: (N, K), see captions.py, or None.
+      **more: further columns (N, ...).
     """
 
     def __init__(
-        self, image: np.ndarray, label: np.ndarray | None = None, caption: np.ndarray | None = None
+        self,
+        image: np.ndarray,
+        label: np.ndarray | None = None,
+        caption: np.ndarray | None = None,
+        **more: np.ndarray,
     ) -> None:
         numbers = {
             name: np.asarray(x, np.int32)
             for name, x in (("label", label), ("caption", caption))
             if x is not None
         }
-        self.columns = {"image": image} | numbers
+        self.columns = {"image": image} | numbers | more
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -191,6 +199,38 @@ class Relabeled:
         """Return several examples, stacked."""
         columns = self.source.rows(indices)
         return columns | {"label": self.table[columns["label"]]}
+
+
+class Renormalized:
+    """A source some of whose columns get another normalization, such as that of a trained model.
+
+    Args:
+      source: a split.
+      columns: {name: (the normalization that the column has, the one that it gets)}.
+    """
+
+    def __init__(
+        self, source: Source, columns: dict[str, tuple[Normalization, Normalization]]
+    ) -> None:
+        self.source, self.columns = source, columns
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """The labels of all examples (N,), or None where they are not known."""
+        return labels_of(self.source)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, i: int) -> Example:
+        return {name: column[0] for name, column in self.rows(np.array([i])).items()}
+
+    def rows(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Return several examples, stacked."""
+        found = self.source.rows(indices)
+        for name, (old, new) in self.columns.items():
+            found[name] = normalization.changed(found[name], old, new)
+        return found
 
 
 def labels_of(source: Source) -> np.ndarray | None:

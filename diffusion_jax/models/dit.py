@@ -24,7 +24,7 @@ from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.core.types import Array, Cond
 from diffusion_jax.models import layers, positions
 from diffusion_jax.models.attention import IDENTITY
-from diffusion_jax.models.embeddings import KERNEL_INIT, ConditionEmbedding
+from diffusion_jax.models.embeddings import KERNEL_INIT, ConditionEmbedding, concatenated
 from diffusion_jax.models.positions import position_embedding
 from diffusion_jax.models.remat import rematerialized
 from diffusion_jax.models.text import Text, TextFeatures
@@ -54,6 +54,7 @@ class DiT(nn.Module):
     Attributes:
       num_classes: 0 is an unconditional network, which ignores labels; otherwise there is an
         embedding for each class and one for "no class".
+      vector: size of cond['vector'], as in unet.UNet.
       patch: extent of a patch along each axis; for images half of it is four times the work.
       width: size of a token, see SIZES.
       depth: number of blocks, see SIZES.
@@ -62,6 +63,7 @@ class DiT(nn.Module):
       dropout: rate after the hidden units; the paper has none.
       learn_variance: the output has 2C channels, the second C for the variance (Nichol & Dhariwal
         2021, eq. 15).
+      extra_channels: channels of cond['concat'], which the tokens receive besides x.
       noise_embedding: one of embeddings.NOISE_FEATURES; 'adm' in 1000 c_noise is the authors'.
       second_time: the network also receives cond['to'], the time at which a move ends (MeanFlow).
       dtype: 'float32' or 'bfloat16' for tokens and blocks. Parameters, norms, softmax, the
@@ -93,6 +95,7 @@ class DiT(nn.Module):
     """
 
     num_classes: int = 0
+    vector: int = 0
     patch: int = 2
     width: int = 384
     depth: int = 12
@@ -100,6 +103,7 @@ class DiT(nn.Module):
     mlp_ratio: float = 4.0
     dropout: float = 0.0
     learn_variance: bool = False
+    extra_channels: int = 0
     noise_embedding: str = "adm"
     second_time: bool = False
     dtype: str = "float32"
@@ -137,8 +141,8 @@ class DiT(nn.Module):
         Args:
           x: scaled noised samples or latents, (B, N_1, ..., N_d, C).
           c_noise: the noise level, scalar or (B,).
-          cond: None, or a dict with 'label' (B,), with second_time 'to' (B,), and the entries that
-            `text` reads.
+          cond: None, or a dict with 'label' (B,), 'vector' (B, vector), 'concat' (B, N_1, ..., N_d,
+            extra_channels), with second_time 'to' (B,), and the entries that `text` reads.
           train: turns dropout on; then rngs={'dropout': key} is needed.
           tokens: returns the projected tokens as well.
 
@@ -159,12 +163,14 @@ class DiT(nn.Module):
             SMALL_INIT,
             SMALL_INIT,
             self.second_time,
+            vector=self.vector,
             name="condition",
         ).parts(c_noise, cond, x.shape[0], text and text.pooled)
         embedding = None
         if not self.in_context:
             embedding = jax.nn.silu(functools.reduce(operator.add, parts))
-        patches = layers.space_to_depth(x, self.patch)  # (B, N_1 / patch, ..., patch^d C)
+        seen = concatenated(x, cond, self.extra_channels)
+        patches = layers.space_to_depth(seen, self.patch)  # (B, N_1 / patch, ..., patch^d C)
         b, *sizes, _ = patches.shape
         h, projected = self._blocks(self._tokens(patches), sizes, embedding, parts, text, train)
         shift, scale = 0.0, 0.0

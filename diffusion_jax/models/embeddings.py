@@ -212,7 +212,7 @@ class LabelEmbedding(nn.Module):
 class ConditionEmbedding(nn.Module):
     """The vector that every block of a network receives, (B,), dict, (B, D) -> (B, width) float32.
 
-        MLP(features of c_noise) + vector of the label + linear map of the text
+        MLP(features of c_noise) + embedding of the label + linear map of the text + MLP(vector)
 
     The noise level follows DDPM (Ho et al. 2020, appendix B), the class ADM (Dhariwal & Nichol
     2021, section 3), and the text, a pooled vector or None, GLIDE (Nichol et al. 2022, section 3).
@@ -231,6 +231,8 @@ class ConditionEmbedding(nn.Module):
         two times.
       augment: size of cond['augment'], whose linear map, zero at initialization, is added to the
         features of the noise level (Karras et al. 2022); 0 is none.
+      vector: size of cond['vector'], numbers of which the last is 1 where they are known; zeros are
+        "nothing is known", as is a missing entry. 0 is none.
     """
 
     features: int
@@ -241,6 +243,7 @@ class ConditionEmbedding(nn.Module):
     label_init: nn.initializers.Initializer = nn.initializers.normal(1.0)
     second_time: bool = False
     augment: int = 0
+    vector: int = 0
 
     def __call__(self, c_noise: Array, cond: dict, batch: int, text: Array | None = None) -> Array:
         """Embeds the condition.
@@ -264,8 +267,8 @@ class ConditionEmbedding(nn.Module):
 
         Args:
           c_noise: the noise level, scalar or (B,).
-          cond: a dict with 'label' (B,), 'augment' (B, augment) and, with second_time, 'to' (B,),
-            all optional.
+          cond: a dict with 'label' (B,), 'augment' (B, augment), 'vector' (B, vector) and, with
+            second_time, 'to' (B,), all optional.
           batch: B, the number of examples.
           text: pooled vectors, (B, D), or None.
 
@@ -292,4 +295,33 @@ class ConditionEmbedding(nn.Module):
             parts.append(label(cond.get("label"), batch))
         if text is not None:
             parts.append(nn.Dense(self.width, kernel_init=KERNEL_INIT, name="text")(text))
+        if self.vector:
+            vector = jnp.asarray(cond.get("vector", jnp.zeros((batch, self.vector))), jnp.float32)
+            vector = nn.Dense(self.width, kernel_init=KERNEL_INIT, name="vector_1")(vector)
+            last = nn.Dense(self.width, kernel_init=KERNEL_INIT, name="vector_2")
+            parts.append(last(jax.nn.silu(vector)))
         return tuple(parts)
+
+
+def concatenated(x: Array, cond: dict, channels: int) -> Array:
+    """Appends the dense condition to the channels of a network's input (Saharia et al. 2021, SR3).
+
+    Args:
+      x: the input, (B, N_1, ..., N_d, C).
+      cond: a dict with 'concat' (B, N_1, ..., N_d, channels), or without it for 0 channels.
+      channels: number of channels that the network has for it, its option extra_channels.
+
+    Returns:
+      (B, N_1, ..., N_d, C + channels).
+
+    Raises:
+      UserError: while tracing, for a condition of other channels.
+    """
+    given = cond["concat"].shape[-1] if "concat" in cond else 0
+    if given != channels:
+        raise UserError(
+            f"extra_channels={channels}, but cond['concat'] has {given}; make them equal"
+        )
+    if not channels:
+        return x
+    return jnp.concatenate([x, cond["concat"].astype(x.dtype)], axis=-1)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array, Cond
-from diffusion_jax.models.embeddings import KERNEL_INIT, ConditionEmbedding
+from diffusion_jax.models.embeddings import KERNEL_INIT, ConditionEmbedding, concatenated
 
 
 class MLP(nn.Module):
@@ -25,19 +25,23 @@ class MLP(nn.Module):
     Attributes:
       num_classes: 0 is unconditional; otherwise there is an embedding for each class and one for
         "no class", label num_classes.
+      vector: size of cond['vector'], as in unet.UNet.
       width: number of hidden units.
       blocks: number of residual blocks.
       dropout: rate inside a block.
       learn_variance: adds D outputs, after the first D (Nichol & Dhariwal 2021, eq. 15).
+      extra_channels: size of cond['concat'], which the first layer receives besides x.
       noise_embedding: one of embeddings.NOISE_FEATURES.
       second_time: the network also receives cond['to'], the time at which a move ends (MeanFlow).
     """
 
     num_classes: int = 0
+    vector: int = 0
     width: int = 128
     blocks: int = 3
     dropout: float = 0.0
     learn_variance: bool = False
+    extra_channels: int = 0
     noise_embedding: str = "sinusoidal"
     second_time: bool = False
 
@@ -48,7 +52,8 @@ class MLP(nn.Module):
         Args:
           x: scaled points, (B, D).
           c_noise: the noise level, scalar or (B,).
-          cond: None, or a dict with 'label' (B,) and, with second_time, 'to' (B,).
+          cond: None, or a dict with 'label' (B,), 'vector' (B, vector), 'concat' (B,
+            extra_channels) and, with second_time, 'to' (B,).
           train: turns dropout on; then rngs={'dropout': key} is needed.
 
         Returns:
@@ -66,9 +71,11 @@ class MLP(nn.Module):
             self.num_classes,
             self.noise_embedding,
             second_time=self.second_time,
+            vector=self.vector,
             name="condition",
         )
         embedding = jax.nn.silu(condition(c_noise, cond or {}, x.shape[0]))
+        x = concatenated(x, cond or {}, self.extra_channels)
         h = nn.Dense(self.width, kernel_init=KERNEL_INIT, name="first")(x)
         for i in range(self.blocks):
             h = h + self._branch(h, embedding, train, f"block_{i}")

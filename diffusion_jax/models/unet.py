@@ -11,7 +11,7 @@ from diffusion_jax.core.types import Array, Cond
 from diffusion_jax.models import layers
 from diffusion_jax.models.attention import IDENTITY
 from diffusion_jax.models.dropout import rate_at
-from diffusion_jax.models.embeddings import ConditionEmbedding
+from diffusion_jax.models.embeddings import ConditionEmbedding, concatenated
 from diffusion_jax.models.remat import rematerialized
 from diffusion_jax.models.text import Text, TextFeatures
 
@@ -31,6 +31,8 @@ class UNet(nn.Module):
       text: reads captions out of cond (models/text.py). Cross-attention to their states follows
         each self-attention, and their pooled vector is part of the embedding of the condition.
         None: captions are ignored.
+      vector: size of cond['vector'], numbers that are part of the embedding of the condition (see
+        embeddings.ConditionEmbedding); 0 is none.
       stem: 2 packs each 2 x 2 block of pixels into channels before the first convolution and
         unpacks it after the last (Shi et al. 2016): a quarter of the work at some loss of detail
         (with d axes, blocks of 2^d). 1 is none.
@@ -83,6 +85,7 @@ class UNet(nn.Module):
 
     num_classes: int = 0
     text: Text | None = None
+    vector: int = 0
     stem: int = 1
     width: int = 128
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
@@ -117,8 +120,8 @@ class UNet(nn.Module):
           x: scaled noised samples, (B, N_1, ..., N_d, C).
           c_noise: the noise level, scalar or (B,), in about [0, 1] or [-2, 2].
           cond: None, or a dict with 'label' (B,) integers, where num_classes (and no label at all)
-            means "no class", 'concat' (B, N_1, ..., N_d, extra_channels), with second_time 'to'
-            (B,), and the entries that `text` reads.
+            means "no class", 'concat' (B, N_1, ..., N_d, extra_channels), 'vector' (B, vector),
+            with second_time 'to' (B,), and the entries that `text` reads.
           train: turns dropout on; then rngs={'dropout': key} is needed.
 
         Returns:
@@ -128,7 +131,7 @@ class UNet(nn.Module):
           UserError: while tracing, for sizes and options that do not fit.
         """
         cond = cond or {}
-        self._check(x, cond)
+        self._check(x)
         channels, axes = x.shape[-1] * (2 if self.learn_variance else 1), x.ndim - 2
         features = self.noise_features or self.width
         condition = ConditionEmbedding(
@@ -138,12 +141,12 @@ class UNet(nn.Module):
             self.noise_embedding,
             second_time=self.second_time,
             augment=self.augment,
+            vector=self.vector,
             name="condition",
         )
         text = self.text(cond, x.shape[0]) if self.text else None
         embedding = condition(c_noise, cond, x.shape[0], text and text.pooled)
-        if self.extra_channels:
-            x = jnp.concatenate([x, cond["concat"].astype(x.dtype)], axis=-1)
+        x = concatenated(x, cond, self.extra_channels)
         h = layers.conv(self.width, axes=axes, dtype=self.dtype, name="first")(
             layers.space_to_depth(x, self.stem)
         )
@@ -246,7 +249,7 @@ class UNet(nn.Module):
         conv = layers.conv(h.shape[-1], axes=axes, dtype=self.dtype, name=name)
         return conv(layers.nearest(h))
 
-    def _check(self, x: Array, cond: dict) -> None:
+    def _check(self, x: Array) -> None:
         """Checks options and shapes while tracing."""
         if self.updown not in UPDOWN:
             raise unknown("updown", self.updown, UPDOWN)
@@ -259,12 +262,6 @@ class UNet(nn.Module):
                 f"{layers.sizes_in_words(x)} do not fit a U-Net: stem={self.stem} and "
                 f"multipliers={self.multipliers} need multiples of {multiple}; resize or pad the "
                 "data, or use fewer multipliers or a smaller stem"
-            )
-        given = cond["concat"].shape[-1] if "concat" in cond else 0
-        if given != self.extra_channels:
-            raise UserError(
-                f"extra_channels={self.extra_channels}, but cond['concat'] has {given}; make them "
-                "equal"
             )
 
 

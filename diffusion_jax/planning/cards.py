@@ -155,7 +155,7 @@ def trace(config: ConfigDict, where: Topology) -> tuple[Experiment, Any, TrainSt
     batch = {"image": jax.ShapeDtypeStruct((*leading, *shape), jnp.float32)}
     batch |= {
         name: jax.ShapeDtypeStruct((*leading, *x.shape[1:]), x.dtype)
-        for name, x in (model.conditions.null(1) or {}).items()
+        for name, x in model.conditions.columns(1).items()
     }
     with arrays.compiling_for(where.platform):
         parts = trainer.training(model, devices=where.devices)

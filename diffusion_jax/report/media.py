@@ -146,6 +146,37 @@ def grid(
     pictures.save(picture, path)
 
 
+def conditioned_grid(
+    media: Media,
+    conditions: np.ndarray,
+    samples: np.ndarray,
+    truth: np.ndarray | None,
+    path: str | os.PathLike,
+    *,
+    columns: int = 4,
+) -> None:
+    """Write a picture of samples between their dense conditions and the truth.
+
+    Args:
+      media: what samples are.
+      conditions: (N, ...), what is seen of each sample, as a sample.
+      samples: (N, ...).
+      truth: (N, ...), or None where it is not known.
+      path: the file to write.
+      columns: number of examples in a row.
+    """
+    parts = {"condition": conditions, "sample": samples}
+    parts |= {} if truth is None else {"truth": truth}
+    tiles = np.stack([media.tiles(part) for part in parts.values()], 1)
+    columns = min(columns, len(samples))
+    picture = pictures.image_grid(
+        tiles.reshape(-1, *tiles.shape[2:]),
+        columns * len(parts),
+        column_labels=[*parts] * columns,
+    )
+    pictures.save(picture, path)
+
+
 def save_table(
     media: Media, samples: np.ndarray, path: str | os.PathLike, labels: np.ndarray | None = None
 ) -> Path | None:

@@ -21,7 +21,7 @@ from diffusion_jax.evaluation import metrics as metric_table
 from diffusion_jax.evaluation.features import Extractor
 from diffusion_jax.pretrained import folders
 from diffusion_jax.report.tables import markdown_table
-from diffusion_jax.studies import blocks, scoring
+from diffusion_jax.studies import against_truth, blocks, scoring
 from diffusion_jax.training import distributed
 
 
@@ -75,10 +75,11 @@ def evaluate(
     folder = root / "evaluation"
     result = score_samples(trained, dataset, num, repeats, mesh, folder, **how)
     measured, table = held_out(trained, dataset, mesh)
+    restored, psnr = against_truth.restored(trained, dataset, num, mesh)
     if distributed.first():
-        files.save_json(root / "evaluation.json", result | measured | about)
+        files.save_json(root / "evaluation.json", result | measured | restored | about)
         blocks.discard(folder)
-        print(report(result) + table)
+        print(report(result) + table + psnr)
         print(f"{root}/evaluation.json has all numbers; to compare samplers by them:")
         print(f"python -m experiments.compare_samplers --workdir={workdir}")
 

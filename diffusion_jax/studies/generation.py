@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,11 +18,12 @@ from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.experiment import Experiment
 from diffusion_jax.core import parsing
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.core.types import Cond
+from diffusion_jax.core.types import Array, Cond, Key
 from diffusion_jax.evaluation import generate
 from diffusion_jax.pretrained import folders
 from diffusion_jax.report import media
-from diffusion_jax.studies import animation
+from diffusion_jax.studies import animation, given_arrays
+from diffusion_jax.studies.given_arrays import Conditioned
 from diffusion_jax.training import distributed
 
 REAL = 500  # points of the data in a plot of sets, at least
@@ -33,12 +36,14 @@ class GeneratedImages(NamedTuple):
     labels: (N,) class of each image; (0,) where there are none.
     seeds: N seeds, one for each image.
     prompts: the captions, each of which has N / len(prompts) images in a row.
+    given: the arrays that conditioned them, or None.
     """
 
     images: np.ndarray
     labels: np.ndarray
     seeds: list[int]
     prompts: Sequence[str]
+    given: Conditioned | None = None
 
 
 def sample(
@@ -46,10 +51,13 @@ def sample(
     *,
     workdir: str,
     num: int | None = None,
+    size: str = "",
     seeds: str = "",
     labels: str = "",
     prompt: Sequence[str] = (),
     negative_prompt: str = "",
+    condition: str = "",
+    dense: str = "",
     guidance: float | None = None,
     out: str = "",
     gif: bool = False,
@@ -61,46 +69,92 @@ def sample(
     Args:
       config: the config of the run, with the sampling settings.
       workdir: the folder of the run.
-      num: number of images (default 64), or of images of each prompt (default 8).
+      num: number of images (default 64), or of each prompt (default 8).
+      size: height and width of images, such as '64x96'; '' takes those of training.
       seeds: the seeds, such as '0-63,100', one for each image; '' takes 0 to num - 1.
       labels: classes in turn, such as '0,cat,any'; '' takes all, of tables by their shares.
       prompt: captions, each of which is drawn from every seed.
       negative_prompt: a caption that guidance leads away from; '' for that of no caption.
+      condition: numbers that condition the model, or a file, or '' and 'none' as for dense.
+      dense: a file of the dense condition; '' takes those of test examples, 'none' draws without.
       guidance: scale of the guidance; None takes config.sampler.guidance.
-      out: the files to write, without the ending; '' takes WORKDIR/samples, or for a published
-        model runs/pretrained/NAME/samples.
-      gif: whether to write an animation of x_t and x0-hat too, for which all is sampled again.
-      gif_frames: number of frames of the animation, at most.
+      out: the files to write, without the ending; '' takes samples in the folder of the model.
+      gif: whether to write an animation too, for which all is sampled again.
+      gif_frames: number of its frames, at most.
       gif_fps: frames in a second.
 
     Raises:
-      UserError: for seeds, labels, prompts or settings that the model cannot use.
+      UserError: for what the model cannot use.
     """
-    endings = (".npz", ".png", ".gif")[: 3 if gif else 2]
-    files = parsing.output("out", out, *endings, default=folders.outputs(workdir) / "samples")
-    each = parsing.parse_seeds(seeds) if seeds else list(range(num or (8 if prompt else 64)))
-    wanted = each * max(len(prompt), 1)
-    trained = workdirs.load(workdir, config, mesh := sampling.sampling_mesh(config))
-    model = trained.experiment
-    classes = trained.data.get("class_names") or ()
-    shown = media.media_of(model.shape, model.normalization)
-    dataset = workdirs.dataset(config, workdir) if shown.of_sets else None
+    files, wanted = _files(out, workdir, gif), _seeds(seeds, num, prompt)
+    trained = _sized(workdirs.load(workdir, config, mesh := sampling.sampling_mesh(config)), size)
+    model, classes = trained.experiment, trained.data.get("class_names") or ()
+    shown, keys = media.media_of(model.shape, model.normalization), generate.seeds_to_keys(wanted)
+    load = functools.cache(functools.partial(workdirs.dataset, config, workdir))
+    dataset = load() if shown.of_sets else None
     numbers = parsing.labels("labels", labels, classes) or _usual(model, dataset, len(wanted))
-    chosen, cond = requested_conditions(model, numbers, prompt, len(wanted))
+    given = _conditions(model, load, (numbers, prompt, condition, dense), wanted)
     model, resolved = _resolved(workdir, trained, guidance, negative_prompt)
     real = dataset and data.arrays(dataset.train, limit=max(len(wanted), REAL))["image"]
-    keys = generate.seeds_to_keys(wanted)
+    own = model, trained.params, resolved
     if gif:
-        columns = animation.columns_for(len(wanted), len(set(chosen.tolist())), len(prompt))
+        columns = animation.columns_for(len(wanted), len({*given.labels.tolist()}), len(prompt))
         look = animation.Look(gif_frames, gif_fps, columns, real, shown.tiles)
-        animation.animate(model, trained.params, resolved, keys, cond, files[".gif"], look, mesh)
-    draw = sampling.sample_with(model, trained.params, resolved, mesh)
-    how = {"batch_size": min(model.sampling.batch_size, len(wanted))}
-    images = generate.generate(draw, keys, cond, finish=sampling.finished(model), **how)
+        animation.animate(*own, keys, given.cond, files[".gif"], look, mesh)
+    images = _drawn(sampling.sample_with(*own, mesh), model, keys, given.cond)
+    drawn = GeneratedImages(images, given.labels, wanted, prompt, given)
     if distributed.first():
-        drawn = GeneratedImages(images, chosen, wanted, prompt)
         table = save(drawn, files, [*classes, "any"], shown, real)
         print(f"{len(images)} {shown.plural}: {', '.join(map(str, [*files.values(), *table]))}")
+
+
+def _drawn(
+    draw: Callable[[Key, Cond], Array], model: Experiment, keys: Key, cond: Cond
+) -> np.ndarray:
+    """The samples of some keys as they are judged and shown."""
+    size, finish = min(model.sampling.batch_size, len(keys)), sampling.finished(model)
+    return generate.generate(draw, keys, cond, batch_size=size, finish=finish)
+
+
+def _files(out: str, workdir: str, gif: bool) -> dict[str, Path]:
+    """The files to write, by their endings."""
+    endings = (".npz", ".png", ".gif")[: 3 if gif else 2]
+    return parsing.output("out", out, *endings, default=folders.outputs(workdir) / "samples")
+
+
+def _seeds(seeds: str, num: int | None, prompts: Sequence[str]) -> list[int]:
+    """The seed of each sample."""
+    each = parsing.parse_seeds(seeds) if seeds else list(range(num or (8 if prompts else 64)))
+    return each * max(len(prompts), 1)
+
+
+def _sized(trained: workdirs.Trained, size: str) -> workdirs.Trained:
+    """The model with another size of its images, HEIGHTxWIDTH."""
+    if not size:
+        return trained
+    model, match = trained.experiment, re.fullmatch(r"(\d{1,4})x(\d{1,4})", size)
+    if not match or len(model.shape) != 3 or model.latents or model.dense or "0" in match.groups():
+        raise UserError(
+            f"--size={size:.20}: write height and width of images, such as 64x96, for a model of "
+            "images without a dense condition"
+        )
+    shape = (int(match[1]), int(match[2]), model.shape[2])
+    return trained._replace(experiment=model._replace(shape=shape))
+
+
+def _conditions(
+    model: Experiment,
+    load: Callable[[], data.Dataset],
+    asked: tuple[Sequence[int], Sequence[str], str, str],
+    wanted: Sequence[int],
+) -> Conditioned:
+    """The conditions of the samples of these seeds: (labels, prompts, --condition, --dense)."""
+    labels, prompts, *arrays = asked
+    given_arrays.check(model, *arrays)
+    if sample_conditions.has_arrays(model):
+        return given_arrays.requested(model, load, *asked, len(wanted))
+    chosen, cond = requested_conditions(model, labels, prompts, len(wanted))
+    return Conditioned(cond, chosen)
 
 
 def _resolved(
@@ -151,10 +205,15 @@ def save(
     Returns:
       What was written as well: a table, or sounds and a page of them.
     """
-    images, labels, seeds, prompts = samples
+    images, labels, seeds, prompts, given = samples
     columns = len(seeds) // len(prompts) if prompts else 10
     more = {"prompts": np.repeat(prompts, columns)} if prompts else {}
     arrays = shown.arrays(images)
+    seen = given is not None and given.seen is not None and not shown.of_sets
+    if given is not None:
+        parts = {"seen": given.seen, "truth": given.truth}
+        units = {n: next(iter(shown.arrays(x).values())) for n, x in parts.items() if x is not None}
+        more |= units | ({} if given.vector is None else {"condition": given.vector})
     generate.save_npz(
         files[".npz"],
         labels=labels if len(labels) else None,
@@ -165,6 +224,9 @@ def save(
     table = media.save_table(shown, images, files[".npz"], labels if len(labels) else None)
     about = {"seeds": seeds, "labels": labels, "names": names}
     heard = media.save_sounds(shown, images, arrays, files[".npz"], **about)
+    if seen:
+        media.conditioned_grid(shown, given.seen, images, given.truth, files[".png"])
+        return [*([table] if table else []), *heard]
     media.grid(
         shown,
         images,

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_jax import data
-from diffusion_jax.assembly import experiment, sampling
+from diffusion_jax.assembly import experiment, sample_conditions, sampling
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.core import arrays, files, provenance
@@ -144,18 +144,24 @@ def run(
 def _examples(
     trained: Trained, dataset: Dataset, settings: LikelihoodSettings, count: int
 ) -> dict[str, np.ndarray]:
-    """The images in [-1, 1] and their labels."""
-    model = trained.experiment
-    examples = data.arrays(getattr(dataset, settings["split"]), count)
+    """The images in [-1, 1] and the entries of their condition, by name."""
+    model, source = trained.experiment, getattr(dataset, settings["split"])
+    if sample_conditions.has_arrays(model):
+        index = np.arange(min(count, len(source)))
+        batch, cond = sample_conditions.of_examples(model, source, index)
+        cond = model.conditions.null(len(index)) if settings["unconditional"] else cond
+        return {"image": batch["image"], **{name: np.asarray(x) for name, x in cond.items()}}
+    examples = data.arrays(source, count)
     count = len(examples["image"])
-    labels = (
-        examples["label"]
-        if model.num_classes and not settings["unconditional"]
-        else np.full(count, model.num_classes)
-    )
+    if not model.num_classes:
+        labels = {}
+    elif settings["unconditional"]:
+        labels = {"label": np.full(count, model.num_classes, np.int32)}
+    else:
+        labels = {"label": examples["label"].astype(np.int32)}
     images = examples["image"]
     images = transforms.to_float(images) if model.is_image else images.astype(np.float32)
-    return {"image": images, "label": labels.astype(np.int32)}
+    return {"image": images, **labels}
 
 
 def _measuring(
@@ -174,7 +180,7 @@ def _measuring(
     compiled: dict[str, Any] = dict(programs) if several else {}
 
     def measure(keys: jax.Array, batch: dict[str, np.ndarray]) -> Rows:
-        cond = {"label": batch["label"]} if trained.experiment.num_classes else None
+        cond = {name: each for name, each in batch.items() if name != "image"} or None
         args, rows = (trained.params, keys, batch["image"], cond), {}
         for row, program in programs.items():
             if row not in compiled:  # before the clock starts

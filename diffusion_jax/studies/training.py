@@ -95,7 +95,9 @@ def train_classifier(config: ConfigDict, workdir: str, pool: str = "attention") 
     print(f'python -m experiments.sample --workdir=MODEL --config.sampler.guide="{guide}"')
 
 
-def encode(config: ConfigDict, workdir: str, out: str, half: bool = False) -> None:
+def encode(
+    config: ConfigDict, workdir: str, out: str, half: bool = False, flips: bool = False
+) -> None:
     """Encode a data set by a trained autoencoder.
 
     Args:
@@ -103,9 +105,11 @@ def encode(config: ConfigDict, workdir: str, out: str, half: bool = False) -> No
       workdir: the folder of the autoencoder.
       out: the file to write, .npz.
       half: keep the latents in float16.
+      flips: keep those of the mirrored training images as well, for data.flip=True.
     """
     size = config.sampler.batch_size
-    file = assembly_latent.encode(config, workdir, out, half=half, batch_size=size)
+    how = {"half": half, "flips": flips, "batch_size": size}
+    file = assembly_latent.encode(config, workdir, out, **how)
     print("to train a diffusion model of these latents, with one of the configs of latents:")
     keys = f"--config.data.path={file} --config.latent.autoencoder={workdir}"
     print(f"python -m experiments.train --config=configs/fashion_latent.py {keys} --workdir=FOLDER")

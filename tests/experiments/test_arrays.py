@@ -13,6 +13,8 @@ TINY = ["--config.training.steps=2", "--config.training.sample_every=2", "--nfe=
 TINY += ["--config.data.batch_size=4", "--config.training.eval_every=2"]
 UNET = ["--config.model.width=8", "--config.model.multipliers=(1,)", "--config.model.blocks=1"]
 OPTIONS = {0: ["--config.model.width=8", "--config.model.blocks=1"], 1: UNET, 2: UNET, 3: UNET}
+# arrays that condition the model: vectors (d = 0), and the arrays of the file (d = 1)
+CONDITIONS = {0: ["--config.data.condition=condition"], 1: ["--config.data.dense=array"]}
 CASES = [(0, (3,), "float32"), (1, (8, 2), "int16"), (2, (4, 8, 2), "float32")]
 CASES = [
     *CASES[:2],
@@ -27,13 +29,14 @@ CASES = [
 def test_every_command_takes_arrays_of_any_number_of_axes(axes, shape, dtype, tmp_path):
     """From a file to samples in its own units, scores, a comparison and a likelihood."""
     values = np.random.default_rng(0).normal(100, 20, (40, *shape)).astype(dtype)
-    np.savez(tmp_path / "a.npz", data=values, labels=np.arange(40) % 2)
+    more = {"condition": np.arange(80).reshape(40, 2), "dense": 2 * values[..., :1] + 1}
+    np.savez(tmp_path / "a.npz", data=values, labels=np.arange(40) % 2, **more)
     run = tmp_path / "run"
     to, of = (
         f"--workdir={run}",
         ["--config=configs/arrays.py", f"--config.data.path={tmp_path}/a.npz"],
     )
-    command("train", *of, to, *TINY, *OPTIONS[axes])
+    command("train", *of, to, *TINY, *OPTIONS[axes], *CONDITIONS.get(axes, ()))
     about = json.loads((run / "data.json").read_text())
     assert about["image_shape"] == list(shape) and about["normalization"]["dtype"] == dtype
     assert json.loads((run / "config.json").read_text())["model"]["name"] != "auto"
@@ -42,11 +45,16 @@ def test_every_command_takes_arrays_of_any_number_of_axes(axes, shape, dtype, tm
     with np.load(run / "samples.npz") as drawn:
         assert drawn["data"].shape == (4, *shape) and drawn["data"].dtype == dtype
         assert 20 < drawn["data"].mean() < 180  # the units of the data
+        if axes == 0:  # those of test examples, in their units
+            np.testing.assert_allclose(np.diff(drawn["condition"]), 1, atol=1e-4)
+        if axes == 1:
+            assert drawn["seen"].shape == drawn["truth"].shape == (4, *shape)
     assert (run / "samples.csv").exists() == (axes == 0)
     command("evaluate", to, "--num=12", "--repeats=1")
     scores = json.loads((run / "evaluation.json").read_text())
     wanted = {"accuracy", "frechet", "mmd_median", "sliced_wasserstein"}
     assert set(scores["mean"]) == wanted == set(scores["real"])
+    assert ("restoration" in scores) == (axes == 1)
     command("compare_samplers", to, "--samplers=ddim", "--nfe=2", "--num=4")
     assert "Fréchet distance of values" in (run / "compare.md").read_text()
     command("likelihood", to, "--num=2", "--solver=rk4", "--steps=2")

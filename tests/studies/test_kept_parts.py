@@ -140,7 +140,7 @@ def test_the_latents(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("diffusion_jax.assembly.autoencoders.codec", lambda *args: None)
     monkeypatch.setattr(
         "diffusion_jax.assembly.train_latent.encode",
-        lambda *args: made.append(1) or tmp_path / "latents.npz",
+        lambda *args, **how: made.append(1) or tmp_path / "latents.npz",
     )
     (tmp_path / "latents.npz").write_bytes(b"PK\x03\x04 and no more")
     assert (
