@@ -214,7 +214,7 @@ def test_a_teacher_of_an_unconditional_student_has_no_condition_to_guide_by():
             {"name": "ncsnpp.NCSNpp"},
             "ncsnpp.NCSNpp reads no captions; use unet.UNet, dit.DiT or mm",
         ),
-        ({"encoder": "byte"}, "unknown text encoder 'byte'; did you mean 'bytes'"),
+        ({"encoder": "byte"}, "unknown text encoder 'byte'; did you mean 'text.bytes'"),
         ({"max_length": 0}, "config.text.max_length=0"),
         ({"encoder": "minilm", "max_length": 600}, "minilm reads 3 to 512"),
         ({"encoder": "bytes(width=9)"}, "multiple of heads=4"),
