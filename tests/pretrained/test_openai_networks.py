@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from diffusion_jax.pretrained import layouts, networks, openai_networks, publish
 from diffusion_jax.processes import gaussian
 from diffusion_jax.studies.import_weights import SOURCES, described, to_workdir
 from tests.fixtures.seeded_weights import normal, weights
+from tests.models.networks import shapes
 from tests.pretrained.conversions import FIXTURES, converted
 
 with np.load(FIXTURES / "openai_networks.npz") as saved:
@@ -131,6 +133,26 @@ def test_released_files_need_no_config(tmp_path):
         assert network.settings(network.defaults | config)["process"] == process
         assert (options["heads"], options["head_width"]) == heads
         assert shape[0] == config["image_size"]
+
+
+@pytest.mark.parametrize(
+    "name, width, multipliers, blocks, factors, millions",
+    [
+        ("64x64_diffusion.pt", 192, [1, 2, 3, 4], 3, [2, 4, 8], 296),
+        ("512x512_diffusion.pt", 256, [0.5, 1, 1, 2, 2, 4, 4], 2, [16, 32, 64], 559),
+    ],
+)
+def test_adm_has_the_parameters_of_the_paper(name, width, multipliers, blocks, factors, millions):
+    """Dhariwal & Nichol 2021, table 4; our vector of the null class is not among theirs."""
+    theirs = {"in_channels": 3, "out_channels": 6, "model_channels": width, "num_classes": 1000}
+    theirs |= {"channel_mult": multipliers, "num_res_blocks": blocks}
+    theirs |= {"attention_resolutions": factors, "use_scale_shift_norm": True}
+    network = openai_networks.GUIDED
+    config = theirs | {"resblock_updown": True} | network.released[name]
+    options, shape = published.read_config(network, config)
+    params, _ = shapes(build(components.MODELS, network.model, **options), (1, *shape))
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) - 4 * width
+    assert round(count / 1e6) == millions
 
 
 def drop(tensors, name):
