@@ -143,7 +143,7 @@ def test_released_files_need_no_config(tmp_path):
     ],
 )
 def test_adm_has_the_parameters_of_the_paper(name, width, multipliers, blocks, factors, millions):
-    """Dhariwal & Nichol 2021, table 4; our vector of the null class is not among theirs."""
+    """Dhariwal & Nichol 2021, appendix I; our vector of the null class is not among theirs."""
     theirs = {"in_channels": 3, "out_channels": 6, "model_channels": width, "num_classes": 1000}
     theirs |= {"channel_mult": multipliers, "num_res_blocks": blocks}
     theirs |= {"attention_resolutions": factors, "use_scale_shift_norm": True}
