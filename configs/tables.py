@@ -35,8 +35,8 @@ def get_config(name: str = "flow") -> ConfigDict:
     config = variant(base(), name)
     config.data.update(name="table", batch_size=64 if size == "light" else 256)
     if size == "light":
-        config.model = network("mlp.MLP", width=128, blocks=2, dropout=0.1)
-        config.training.update(steps=1000, eval_every=100, checkpoint_every=100, best="eval_loss")
+        config.model = network("mlp.MLP", width=128, blocks=2, dropout=0.2)
+        config.training.update(steps=1500, eval_every=100, checkpoint_every=100, best="eval_loss")
         config.sampler.checkpoint = "best"
     else:
         config.model = network("mlp.MLP", width=256, blocks=4)
@@ -49,4 +49,5 @@ def get_config(name: str = "flow") -> ConfigDict:
         config.process = with_args(config.process, sigma_max=30.0)
     config.optimizer.learning_rate = 1e-3
     config.sampler.clip = "none"  # normalized values have no bounds
+    config.sampler.nfe = 200  # the network is small
     return config

@@ -20,6 +20,7 @@ from diffusion_jax.evaluation import choice, intervals, judge
 from diffusion_jax.evaluation import metrics as metric_table
 from diffusion_jax.evaluation.features import Extractor
 from diffusion_jax.pretrained import folders
+from diffusion_jax.report import media
 from diffusion_jax.report.tables import markdown_table
 from diffusion_jax.studies import against_truth, blocks, scoring
 from diffusion_jax.training import distributed
@@ -54,6 +55,7 @@ def evaluate(
     trained = workdirs.load(workdir, config, mesh)
     model = trained.experiment
     experiment.need_judged(model)
+    plural = media.media_of(model.shape, model.normalization).plural
     dataset = workdirs.images(config, workdir)
     labels, _ = sample_conditions.for_judging(model, dataset, num)
     chosen = choice.choose(
@@ -67,7 +69,7 @@ def evaluate(
     print(
         f"{workdir}: step {trained.step}, weights {trained.weights}, {model.sampling.name}, "
         f"grid {about['grid']}, NFE {about['evaluations']}, guidance {model.sampling.guidance}; "
-        f"{repeats} x {num} images",
+        f"{repeats} x {num} {plural}",
         file=sys.stderr,
     )
     how = {"features": chosen.features, "metrics": chosen.metrics, "statistics": compared}
@@ -79,7 +81,7 @@ def evaluate(
     if distributed.first():
         files.save_json(root / "evaluation.json", result | measured | restored | about)
         blocks.discard(folder)
-        print(report(result) + table + psnr)
+        print(report(result, plural) + table + psnr)
         print(f"{root}/evaluation.json has all numbers; to compare samplers by them:")
         print(f"python -m experiments.compare_samplers --workdir={workdir}")
 
@@ -152,11 +154,12 @@ def score_samples(
     }
 
 
-def report(result: dict[str, Any]) -> str:
+def report(result: dict[str, Any], plural: str = "images") -> str:
     """The table of a result: a line for each score, samples next to real test images.
 
     Args:
       result: what score_samples returned.
+      plural: what the samples are.
     """
     rows = []
     for name, mean in result["mean"].items():
@@ -169,7 +172,7 @@ def report(result: dict[str, Any]) -> str:
             half = result["real_intervals"].get(name)
             row["real"] = metric.text(result["real"][name], half)
         rows.append(row)
-    table = markdown_table(rows, {"": "", "samples": "samples", "real": "real test images"})
+    table = markdown_table(rows, {"": "", "samples": "samples", "real": f"real test {plural}"})
     return f"{table}\n{metric_table.INTERVALS}\n"
 
 

@@ -60,7 +60,8 @@ def test_every_command_takes_a_table(tmp_path):
     assert 5 <= sum(row["kind"] == "a" for row in drawn) <= 15  # a third of the training rows
     command("sample", to, "--num=4", "--labels=b", f"--out={tmp_path}/b")
     assert {row["kind"] for row in table(tmp_path / "b.csv")} == {"b"}
-    command("evaluate", to, "--num=24", "--repeats=1")
+    done = command("evaluate", to, "--num=24", "--repeats=1")
+    assert "real test rows" in done.stdout and "1 x 24 rows" in done.stderr
     scores = json.loads((run / "evaluation.json").read_text())
     wanted = {"accuracy", "c2st", "ks", "total_variation", "correlation", "frechet"}
     assert wanted <= set(scores["mean"]) and {"ks", "correlation"} <= set(scores["real"])
