@@ -265,7 +265,8 @@ def quick(code: str) -> str:
     return code.replace("2_000", "20")
 
 
-def test_every_block_of_python_runs_as_pasted():
+def test_every_block_of_python_runs_as_pasted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some write a data set
     found = [(page.name, number, code) for page in PAGES for number, code in blocks(page, "python")]
     assert len(found) >= 6
     for name, number, code in found:

@@ -1,4 +1,4 @@
-"""docs/guides/fine_tuning.md, followed literally on 500 images, with fewer steps."""
+"""docs/guides/fine_tuning.md, followed on 500 images with fewer steps; the data of series.md."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from diffusion_jax import data
 from diffusion_jax.assembly import trainer
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.pretrained import folders
 from tests import commands
-from tests.test_docs import ROOT, typed
+from tests.test_docs import ROOT, pasted, typed
 
 GUIDE = ROOT / "docs" / "guides" / "fine_tuning.md"
 SMALLER = {
@@ -71,3 +72,20 @@ def test_a_network_of_other_classes_keeps_the_vector_of_no_class():
     assert (same == 1).all()
     with pytest.raises(UserError, match="its network is another"):
         trainer.grafted(tree(4, 0.0), tree(4, 1.0, width=5))
+
+
+def test_the_loudness_of_recordings_is_a_series(tmp_path, monkeypatch):
+    """docs/guides/series.md: half of full scale is -6 dB, and what is beyond the end is silent."""
+    monkeypatch.chdir(tmp_path)
+    lengths, count = np.array([160, 6000, 80, 240]), 4
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    pcm = np.full(offsets[-1], 2**14, np.int16)
+    about = {"label": np.arange(count) % 2, "index": np.array([0, 7, 4, 9])}
+    np.savez("spoken.npz", pcm=pcm, offsets=offsets, **about)
+    pasted("def envelopes", page="guides/series")["envelopes"]("spoken.npz")
+    loaded = data.load("arrays", path="envelopes.npz")
+    assert loaded.image_shape == (64, 1) and (len(loaded.train), len(loaded.test)) == (2, 2)
+    held_out = loaded.test.values[..., 0]
+    np.testing.assert_allclose(held_out[0, :2], 20 * np.log10(0.5), atol=1e-3)
+    np.testing.assert_allclose(held_out[0, 2:], -60, atol=1e-3)
+    assert loaded.train.values[0, :, 0].min() > -7 and loaded.test.labels.tolist() == [0, 0]
