@@ -180,6 +180,7 @@ KEYS: dict[str, Rule] = {
     "model.rope": flag(),
     "model.absolute_positions": flag(),
     "model.in_context": flag(),
+    "model.shared_modulation": flag(),
     "model.registers": integer(0, 1024),
     "model.registers_from": integer(0, 127),
     "model.class_registers": flag(),

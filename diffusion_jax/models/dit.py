@@ -28,7 +28,12 @@ from diffusion_jax.models.embeddings import KERNEL_INIT, ConditionEmbedding, con
 from diffusion_jax.models.positions import position_embedding
 from diffusion_jax.models.remat import rematerialized
 from diffusion_jax.models.text import Text, TextFeatures
-from diffusion_jax.models.transformer import TransformerBlock, modulated_norm, modulation
+from diffusion_jax.models.transformer import (
+    TransformerBlock,
+    modulated_norm,
+    modulation,
+    shared_modulation,
+)
 
 # Table 1 of the paper. DiT-XL/2 is DiT(patch=2, **SIZES["XL"]).
 SIZES = {
@@ -84,6 +89,9 @@ class DiT(nn.Module):
       absolute_positions: adds the sinusoidal embedding of its place to each token.
       in_context: noise level, class and text are a token each in front of the others, instead of
         adaLN-Zero (section 3.2 of the paper).
+      shared_modulation: one layer makes the shifts, scales and gates of all blocks, to which each
+        adds a table of its own: adaLN-single (Chen et al. 2024, PixArt-alpha), without the layer
+        that is a third of a block's parameters. Blocks are then not the identity at first.
       registers: number of learned tokens without a place (Darcet et al. 2024).
       registers_from: the number of the first block that sees the registers.
       class_registers: adds the embedding of class and text to each register (Li & He 2025).
@@ -119,6 +127,7 @@ class DiT(nn.Module):
     rope: bool = False
     absolute_positions: bool = True
     in_context: bool = False
+    shared_modulation: bool = False
     registers: int = 0
     registers_from: int = 0
     class_registers: bool = False
@@ -166,22 +175,39 @@ class DiT(nn.Module):
             vector=self.vector,
             name="condition",
         ).parts(c_noise, cond, x.shape[0], text and text.pooled)
-        embedding = None
-        if not self.in_context:
-            embedding = jax.nn.silu(functools.reduce(operator.add, parts))
+        embedding = self._for_blocks(parts)
         seen = concatenated(x, cond, self.extra_channels)
         patches = layers.space_to_depth(seen, self.patch)  # (B, N_1 / patch, ..., patch^d C)
         b, *sizes, _ = patches.shape
         h, projected = self._blocks(self._tokens(patches), sizes, embedding, parts, text, train)
-        shift, scale = 0.0, 0.0
-        if embedding is not None:
-            shift, scale = modulation(embedding, self.width, 2, "float32", "last_modulation")
+        shift, scale = self._for_last(parts, embedding)
         h = modulated_norm(h, shift, scale, self.rms_norm, self.in_context, "last_norm")
         outputs = x.shape[-1] * (2 if self.learn_variance else 1) * self.patch ** len(sizes)
         last = nn.Dense(outputs, kernel_init=layers.ZERO_INIT, name="last")
         h = last(h).reshape(b, *sizes, -1)  # float32
         h = layers.depth_to_space(h, self.patch).astype(jnp.float32)
         return (h, {"tokens": projected}) if tokens else h
+
+    def _for_blocks(self, parts: Sequence[Array]) -> Array | None:
+        """What the blocks are given of the condition, see transformer.TransformerBlock."""
+        if self.in_context:
+            return None
+        embedding = jax.nn.silu(functools.reduce(operator.add, parts))
+        if not self.shared_modulation:
+            return embedding
+        shared = nn.Dense(6 * self.width, kernel_init=SMALL_INIT, name="modulation")(embedding)
+        return shared.reshape(-1, 6, self.width).astype(self.dtype)
+
+    def _for_last(
+        self, parts: Sequence[Array], embedding: Array | None
+    ) -> Sequence[Array] | tuple[float, float]:
+        """Shift and scale of the last norm."""
+        if embedding is None:
+            return 0.0, 0.0
+        if not self.shared_modulation:
+            return modulation(embedding, self.width, 2, "float32", "last_modulation")
+        table = self.param("table", nn.initializers.normal(self.width**-0.5), (2, self.width))
+        return shared_modulation(table, functools.reduce(operator.add, parts)[:, None])
 
     def _tokens(self, patches: Array) -> Array:
         """The tokens of patches, (B, N_1, ..., N_d, channels) -> (B, T, width), with positions."""
@@ -284,6 +310,11 @@ class DiT(nn.Module):
             raise UserError(
                 f"registers_from={self.registers_from} must be the number of a block, 0 to {last}"
                 + (", since scan_blocks=True has one block for all" if self.scan_blocks else "")
+            )
+        if self.in_context and self.shared_modulation:
+            raise UserError(
+                "in_context=True and shared_modulation=True: with the condition among the tokens "
+                "nothing is modulated; set one of them to False"
             )
         if self.aligned and not (1 <= self.aligned_depth <= self.depth and not self.scan_blocks):
             raise UserError(

@@ -75,8 +75,10 @@ class TransformerBlock(nn.Module):
 
         Args:
           h: tokens, (B, T, D).
-          embedding: silu of the embedding of the condition, (B, D); None where the condition is
-            among the tokens, and then norms have learned parameters.
+          embedding: silu of the embedding of the condition, (B, D); or shifts, scales and gates
+            that all blocks share, (B, 6, D), to which the block adds a table of its own (Chen et
+            al. 2024, section 2.3, adaLN-single); or None where the condition is among the tokens,
+            and then norms have learned parameters.
           train: turns dropout on.
           angles: of rotary embeddings, see positions.rotary_angles; None for none.
           text: of which the tokens attend to the states; None without captions.
@@ -84,8 +86,12 @@ class TransformerBlock(nn.Module):
         Returns:
           (B, T, D).
         """
-        parts = 2 * NEUTRAL
-        if embedding is not None:
+        if embedding is None:
+            parts = 2 * NEUTRAL
+        elif embedding.ndim == 3:
+            init = nn.initializers.normal(h.shape[-1] ** -0.5)
+            parts = shared_modulation(self.param("table", init, embedding.shape[1:]), embedding)
+        else:
             parts = modulation(embedding, h.shape[-1], 6, self.dtype, "modulation")
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = parts
         learned = embedding is None
@@ -283,6 +289,19 @@ def modulated_norm(
             epsilon=1e-6, use_scale=learned, use_bias=learned, dtype=jnp.float32, name=name
         )
     return norm(h) * (1 + scale) + shift
+
+
+def shared_modulation(table: Array, shared: Array) -> list[Array]:
+    """Shifts, scales and gates of a part of a network: a table and what the condition adds.
+
+    Args:
+      table: parameters of the part, (P, D).
+      shared: of the condition, (B, P, D).
+
+    Returns:
+      A list of P arrays (B, 1, D).
+    """
+    return jnp.split(table.astype(shared.dtype) + shared, table.shape[0], axis=1)
 
 
 def modulation(embedding: Array, width: int, parts: int, dtype: str, name: str) -> list[Array]:

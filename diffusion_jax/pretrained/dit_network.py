@@ -182,6 +182,7 @@ DIT = Published(
         "rope": (False,),
         "absolute_positions": (True,),
         "in_context": (False,),
+        "shared_modulation": (False,),
         "registers": (0,),
         "bottleneck": (0,),
         "aligned": (0,),

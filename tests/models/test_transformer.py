@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.models import positions
 from diffusion_jax.models.dit import DiT
-from diffusion_jax.models.text import Text
+from diffusion_jax.models.text import Text, TextFeatures
 from diffusion_jax.pretrained import layouts, networks
 from tests.fixtures import seeded_weights
 from tests.models.captioned import text_condition
@@ -245,3 +246,82 @@ def test_options_that_do_not_fit_are_refused_in_one_line(options, words):
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)
+
+
+class Projected(nn.Module):
+    """The states of a condition through an MLP of two layers, as diffusers' PixArt reads them."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, cond: dict, batch: int) -> TextFeatures:
+        states = cond.get("states", jnp.zeros((batch, 5, 10)))
+        h = jax.nn.gelu(nn.Dense(self.width, name="one")(states), approximate=True)
+        mask = cond.get("mask", jnp.ones((batch, 5), bool))
+        return TextFeatures(nn.Dense(self.width, name="two")(h), mask, jnp.zeros((batch, 1)))
+
+
+def of_pixart(f) -> dict:
+    """Parameters of DiT of the seeded weights of the fixture, by the names of diffusers."""
+    shape_of = {name[6:]: tuple(a) for name, a in f.items() if name.startswith("shape/")}
+    theirs = seeded_weights.weights(shape_of)
+
+    def layer(name):
+        return {"kernel": theirs.pop(f"{name}.weight").T, "bias": theirs.pop(f"{name}.bias")}
+
+    def block(at):
+        parts = [layer(f"{at}.attn1.to_{part}") for part in "qkv"]
+        by_head = {
+            leaf: np.stack(
+                [own[leaf].reshape(*own[leaf].shape[:-1], 3, 8) for own in parts], -2
+            ).reshape(*parts[0][leaf].shape[:-1], 72)
+            for leaf in ("kernel", "bias")
+        }
+        text = {
+            ours: layer(f"{at}.attn2.to_{part}")
+            for ours, part in (("query", "q"), ("key", "k"), ("value", "v"), ("project", "out.0"))
+        }
+        return {
+            "table": theirs.pop(f"{at}.scale_shift_table"),
+            "qkv": by_head,
+            "project": layer(f"{at}.attn1.to_out.0"),
+            "text": text,
+            "mlp_in": layer(f"{at}.ff.net.0.proj"),
+            "mlp_out": layer(f"{at}.ff.net.2"),
+        }
+
+    patch = theirs.pop("pos_embed.proj.weight").transpose(2, 3, 1, 0).reshape(-1, 24)
+    noise = "adaln_single.emb.timestep_embedder.linear_{}"
+    params = {
+        "first": {"kernel": patch, "bias": theirs.pop("pos_embed.proj.bias")},
+        "condition": {f"noise_{i}": layer(noise.format(i)) for i in (1, 2)}
+        | {"text": {"kernel": np.zeros((1, 24)), "bias": np.zeros(24)}},
+        "modulation": layer("adaln_single.linear"),
+        "text": {"one": layer("caption_projection.linear_1")}
+        | {"two": layer("caption_projection.linear_2")},
+        "table": theirs.pop("scale_shift_table"),
+        "last": layer("proj_out"),
+        **{f"block_{i}": block(f"transformer_blocks.{i}") for i in range(2)},
+    }
+    assert not theirs
+    return params
+
+
+def test_the_program_of_diffusers_with_text_on_seeded_weights():
+    """PixArt's transformer: cross-attention under a mask, and shared modulation."""
+    with np.load(FIXTURE.with_name("pixart.npz")) as saved:
+        f = dict(saved)
+    module = DiT(
+        patch=2,
+        width=24,
+        depth=2,
+        heads=3,
+        learn_variance=True,
+        text=Projected(24),
+        shared_modulation=True,
+    )
+    cond = {"states": f["states"], "mask": f["mask"]}
+    x = f["x"].transpose(0, 2, 3, 1)
+    out = jax.jit(module.apply)({"params": of_pixart(f)}, x, f["t"] / 1000, cond)
+    assert np.abs(f["out"]).max() > 1
+    np.testing.assert_allclose(out, f["out"].transpose(0, 2, 3, 1), atol=1e-4)
