@@ -69,11 +69,7 @@ def splits(
     classes = _classes(features)
     names = tuple(features["label"].names) if classes else ()
     if "image" not in features:
-        if image_size or channels or captioned:
-            raise UserError(
-                f"data.name={name} has no images: leave data.image_size, data.channels and "
-                "config.text.encoder out"
-            )
+        _check_tensors(name, image_size, channels, captioned)
         read = functools.partial(_train_and_test, made, bool(classes))
         return tensor_sets.splits(name, features, read, names, normalization)
     _check_images(name, features)
@@ -105,6 +101,15 @@ def splits(
     every = numbers.every() if own else ()
     sources = (mapped(source, one, kept) for source in (train, test))
     return Splits(*sources, kept, classes, names, every, rule)
+
+
+def _check_tensors(name: str, image_size: Size, channels: int, captioned: bool) -> None:
+    """Refuse settings of images for a set that has none."""
+    if image_size or channels or captioned:
+        raise UserError(
+            f"data.name={name} has no images: leave data.image_size, data.channels and "
+            "config.text.encoder out"
+        )
 
 
 def _check_images(name: str, features: Mapping[str, Any]) -> None:
