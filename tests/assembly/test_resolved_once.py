@@ -16,7 +16,7 @@ SECTIONS = {key.partition(".")[0] for key in config_schema.KEYS} | {"family", "r
 # What resolves a config, or prepares one before it is resolved: files, or functions of a file.
 RESOLVES = {
     "assembly/experiment.py": (),
-    "assembly/by_shape.py": ("choose",),
+    "assembly/by_shape.py": ("choose", "_described"),
     "assembly/components.py": (),
     "assembly/config_files.py": ("apply",),
     "assembly/datasets.py": (),
@@ -47,6 +47,7 @@ RESOLVES = {
     "studies/grid_search.py": ("optimize_grid",),
     "studies/import_weights.py": ("run_config",),
     "studies/inverse_on_images.py": ("compare_on_images",),
+    "studies/own_network.py": ("to_workdir",),
     "studies/plans.py": ("plan",),
     "studies/reference_statistics.py": ("statistics",),
     # the message names what the config says

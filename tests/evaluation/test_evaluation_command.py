@@ -48,7 +48,10 @@ def test_an_autoencoder_without_held_out_images_is_evaluated_without_them(
 )
 def test_evaluation_fails_before_anything_is_sampled(train, test, said, monkeypatch):
     conditions = SimpleNamespace(of_labels=lambda labels: None)
-    model = SimpleNamespace(num_classes=0, encoder=None, conditions=conditions)
+    units = SimpleNamespace(vector=None)
+    model = SimpleNamespace(
+        num_classes=0, encoder=None, conditions=conditions, units=units, dense=None
+    )
     trained = SimpleNamespace(experiment=model, params=())
     for name in ("sample_with", "method"):
         monkeypatch.setattr(sampling, name, lambda *args: pytest.fail("sampled first"))
