@@ -16,7 +16,7 @@ SECTIONS = {key.partition(".")[0] for key in config_schema.KEYS} | {"family", "r
 # What resolves a config, or prepares one before it is resolved: files, or functions of a file.
 RESOLVES = {
     "assembly/experiment.py": (),
-    "assembly/by_shape.py": ("choose", "_described"),
+    "assembly/by_shape.py": (),
     "assembly/components.py": (),
     "assembly/config_files.py": ("apply",),
     "assembly/datasets.py": (),
