@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import gzip
 import json
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -50,6 +52,7 @@ def folder_of(name: str, folder: Path) -> Path:
 def workdir_of(name: str) -> Path:
     """A workdir of the folder, made once."""
     root = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
     return import_pipeline.stable_diffusion(folder_of(name, root / "theirs"), root / "run")
 
 
