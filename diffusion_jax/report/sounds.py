@@ -21,7 +21,8 @@ from diffusion_jax.data.normalization import Normalization
 html = deferred("diffusion_jax.report.html")
 matplotlib = deferred("matplotlib")
 
-RANGE = 70.0  # dB from black to white
+RANGE = 60.0  # dB from black to the loudest place of a spectrogram, as in phonetics
+QUIETEST = -60.0  # dB below full scale: what is nowhere louder stays dark
 SMALLEST = 64  # pixels of a side of a tile, at least
 COLORS = "magma"
 SECONDS = 10.0  # that a player has of a sound, at most
@@ -45,6 +46,8 @@ def arrays(normalization: Normalization, samples: np.ndarray) -> dict[str, np.nd
 def tiles(normalization: Normalization, samples: np.ndarray) -> np.ndarray:
     """Draw spectrograms: time to the right, frequency upward, brighter is louder.
 
+    Each has a scale of its own, so that quiet speakers are seen as well as loud ones.
+
     Args:
       normalization: of the data set.
       samples: (N, ...), normalized.
@@ -55,9 +58,10 @@ def tiles(normalization: Normalization, samples: np.ndarray) -> np.ndarray:
     own, values = normalization.sound, normalization.decode(samples)
     if own.kind == "waveform":
         values = sound.spectrograms(own, sound.waves(own, values))
-    decibels = 20 / np.log(10) * (values - np.log(logmel.FLOOR))
-    top = -20 * np.log10(logmel.FLOOR)
-    levels = np.clip((decibels - top + RANGE) / RANGE, 0, 1)
+    decibels = 20 / np.log(10) * values
+    loudest = np.maximum(decibels.max((1, 2, 3), keepdims=True), QUIETEST)
+    black = np.maximum(loudest - RANGE, 20 * np.log10(logmel.FLOOR))
+    levels = np.clip((decibels - black) / (loudest - black), 0, 1)
     table = matplotlib.colormaps[COLORS](np.arange(256), bytes=True)[:, :3]
     colored = table[np.rint(255 * levels).astype(np.uint8)]  # (N, frames, mels, channels, 3)
     upward = np.moveaxis(colored[:, :, ::-1], 1, 3)  # (N, mels, channels, frames, 3)
