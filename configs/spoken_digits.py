@@ -5,8 +5,8 @@ r"""Spoken digits, 8 kHz: log-mel spectrograms of ten digits by six speakers, 60
 
 Data: the recordings of the Free Spoken Digit Dataset (CC BY-SA 4.0), as the folder of WAV files
 {digit}_{speaker}_{index}.wav of its repository; the indices 0 to 4 are its test split. Time: 23
-minutes of one CPU core. Sounds are cropped or padded to 0.73 seconds, 64
-frames of 64 mels, and the inverse of the spectrogram is data/logmel.py.
+minutes of one CPU core. Sounds are cropped or padded to 0.73 seconds, 64 frames of 64 mels, and the
+inverse of the spectrogram is data/logmel.py (docs/guides/sound.md).
 
 Variants: ddpm, vp, subvp, edm, flow (the default).
 """
