@@ -8,7 +8,7 @@ Data: the recordings of the Free Spoken Digit Dataset (CC BY-SA 4.0), as the fol
 minutes of one CPU core. Sounds are cropped or padded to 0.73 seconds, 64 frames of 64 mels, and the
 inverse of the spectrogram is data/logmel.py (docs/guides/sound.md).
 
-Variants: ddpm, vp, subvp, edm, flow (the default).
+Variants: ddpm, vp, subvp, ve, edm, flow (the default).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def get_config(name: str = "flow") -> ConfigDict:
     """Return the config of a variant.
 
     Args:
-      name: ddpm, vp, subvp, edm or flow.
+      name: ddpm, vp, subvp, ve, edm or flow.
 
     Raises:
       UserError: for an unknown variant.
@@ -52,6 +52,9 @@ def get_config(name: str = "flow") -> ConfigDict:
     if name == "edm":  # values of variance 1
         for key in ("parameterization", "objective"):
             config[key] = with_args(config[key], sigma_data=1.0)
+    if name == "ve":
+        # 1.5 times the usual distance of two samples of unit variance in 4,096 dimensions
+        config.process = with_args(config.process, sigma_max=136.0)
     config.optimizer.learning_rate = 1e-3
     config.training.update(steps=4000, eval_every=1000, sample_every=500, checkpoint_every=250)
     config.ema.halflives = (10_000,)
