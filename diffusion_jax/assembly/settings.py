@@ -187,7 +187,7 @@ class Kind(NamedTuple):
     init: Callable[[Experiment, Key], Params]
     loss: Callable[[Experiment], LossFn]
     draw: Callable[..., tuple[Array, Array]]
-    companions: Callable[[Experiment], tuple[Ema, ...]]
+    companions: Callable[[Experiment], tuple[Ema, ...]] = lambda experiment: ()
     remember: Callable[[Experiment], Remember | None] = lambda experiment: None
     denoises: bool = True
     has_flow: bool = False

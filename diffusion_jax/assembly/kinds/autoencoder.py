@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 from diffusion_jax import data
 from diffusion_jax.assembly import components, conditions
 from diffusion_jax.assembly.build import build
-from diffusion_jax.assembly.kinds import diffusion
 from diffusion_jax.assembly.settings import Experiment, Kind, SamplingSettings
 from diffusion_jax.core import arrays, streams
 from diffusion_jax.core.errors import UserError, unknown
@@ -215,7 +214,6 @@ KIND = Kind(
     init=init,
     loss=loss,
     draw=draw,
-    companions=diffusion.companions,
     denoises=False,
     reconstructs=True,
 )

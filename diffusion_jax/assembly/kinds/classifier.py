@@ -69,7 +69,6 @@ KIND = Kind(
     init=diffusion.init,
     loss=loss,
     draw=draw,
-    companions=diffusion.companions,
     denoises=False,
     samples=False,
     classifies=True,
