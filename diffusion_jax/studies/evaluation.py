@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +64,10 @@ def evaluate(
     for text in chosen.notes:
         choice.note(text)
     compared = scoring.read_reference(reference, dataset, chosen.features)
-    about = {"reference": compared and compared.of, "num": num, "repeats": repeats}
-    about |= _about(trained, chosen.features)
+    own = about(trained, num, repeats, chosen.features, compared and compared.of)
     print(
         f"{workdir}: step {trained.step}, weights {trained.weights}, {model.sampling.name}, "
-        f"grid {about['grid']}, NFE {about['evaluations']}, guidance {model.sampling.guidance}; "
+        f"grid {own['grid']}, NFE {own['evaluations']}, guidance {model.sampling.guidance}; "
         f"{repeats} x {num} {plural}",
         file=sys.stderr,
     )
@@ -79,18 +78,35 @@ def evaluate(
     measured, table = held_out(trained, dataset, mesh)
     restored, psnr = against_truth.restored(trained, dataset, num, mesh)
     if distributed.first():
-        files.save_json(root / "evaluation.json", result | measured | restored | about)
+        files.save_json(root / "evaluation.json", result | measured | restored | own)
         blocks.discard(folder)
         print(report(result, plural) + table + psnr)
         print(f"{root}/evaluation.json has all numbers; to compare samplers by them:")
         print(f"python -m experiments.compare_samplers --workdir={workdir}")
 
 
-def _about(trained: Trained, features: Sequence[Extractor]) -> dict[str, Any]:
-    """Describe the model, its sampling settings and the extractors, for the JSON file."""
+def about(
+    trained: Trained,
+    num: int,
+    repeats: int,
+    features: Sequence[Extractor] = (),
+    reference: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Describe the model, its sampling settings and the extractors, for evaluation.json.
+
+    Args:
+      trained: the model.
+      num: number of images in each set.
+      repeats: number of sets.
+      features: the extractors that were named.
+      reference: of what the images were compared with; None for training images.
+    """
     model = trained.experiment
     resolved = sampling.method(model)
     return {
+        "reference": reference,
+        "num": num,
+        "repeats": repeats,
         "features": {
             extractor.name: {"digest": extractor.digest, "resize": extractor.resize}
             for extractor in features

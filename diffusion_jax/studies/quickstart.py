@@ -84,7 +84,9 @@ def quickstart(config: ConfigDict, *, workdir: str = "runs/quickstart", num: int
         root / "samplers",
         record,
     )
-    files.save_json(root / "evaluation.json", result | record)
+    files.save_json(
+        root / "evaluation.json", result | evaluation.about(trained, EVALUATED, repeats=1)
+    )
     nfe = sampling.evaluations(sampling.method(trained.experiment))
     print(
         f"\n{evaluation.report(result)}\n"

@@ -18,7 +18,7 @@ import pytest
 from configs import digits, toy
 from diffusion_jax.assembly import denoiser, sampling, train, workdir
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.studies import quickstart
+from diffusion_jax.studies import model_card, quickstart
 from diffusion_jax.training import ema, loop, restoring
 from tests.experiments.small_runs import ROOT, command, rows, small, width
 from tests.markdown import squeezed
@@ -241,6 +241,7 @@ def test_quickstart_makes_every_picture_it_names_and_suggests_what_next(
     monkeypatch.setattr(quickstart, "SHIPPED", "none")  # tests/test_pretrained.py draws from them
     quickstart.quickstart(config.lock(), workdir=str(tmp_path / "run"), num=20)
     quickstart_leaves(tmp_path / "run", capsys.readouterr().out, 2)
+    assert model_card.evaluations(tmp_path / "run", "")[0]["num"] == 20  # it can be published
 
 
 @pytest.mark.long
