@@ -80,7 +80,7 @@ def dataset(config: ConfigDict) -> data.Dataset:
         options = {key: config.data[key] for key in KEYS if key in config.data}
         for key in {*consent.KEYS} & {*options}:
             options[key] = staging.local(options[key], f"config.data.{key}", writable=False)
-        if config.data.name == "sound":
+        if "sound" in config.data:
             options["sounds"] = sounds(config.data)
         roles = {key: options.pop(key) for key in data.table.Roles._fields if key in options}
         options["roles"] = data.table.Roles(**roles)

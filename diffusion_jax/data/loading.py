@@ -147,6 +147,10 @@ def _check(request: _Request) -> None:
         ("layout", request.layout, ("folder", "sound")),
         ("value_range", request.value_range, ("folder", "npz")),
         *((key, given, ("table",)) for key, given in request.roles._asdict().items()),
+        *(
+            (key, getattr(request.sounds, key), ("sound",))
+            for key in ("pattern", "class_fields", "test_where", "rate", "length")
+        ),
         ("condition", request.condition, ("arrays",)),
         ("dense", request.dense and "array", ("arrays",)),
         ("buckets", request.buckets, ("folder",)),

@@ -50,7 +50,7 @@ def test_captions_are_dropped_whole_and_the_reader_learns(model):
 
     @jax.jit
     def losses_and_gradient(params, ids, rate):
-        dropping = conditions.builder(0, model.encoder, rate)
+        dropping = conditions.builder(0, model.encoder, rate, conditions.ArrayInputs((8, 8, 1)))
         loss = model.kind.loss(model._replace(conditions=dropping))
         now = step.Now(jnp.int32(0), {})
 

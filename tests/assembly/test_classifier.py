@@ -68,6 +68,7 @@ def test_the_classifier_network(pool):
         net.init(jax.random.key(0), x[:, :3], c_noise)
 
 
+@pytest.mark.long
 def test_train_a_classifier_and_sweep_with_it(tmp_path, capfd):
     """The two commands, tiny: both resume, and cells that are there are not made again."""
 

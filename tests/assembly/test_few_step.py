@@ -151,6 +151,7 @@ def get_config(name="ect"):
 """
 
 
+@pytest.mark.long
 def test_the_command_trains_judges_and_finds_it_all_again(tmp_path):
     """The diffusion model and what starts from it, on images that --images names; times are also
     searched.

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 SMALL = {
     "unet.UNet": dict(width=8, multipliers=(1,), blocks=1, attention=(), head_width=8),
     "mlp.MLP": dict(width=8, blocks=1),
-    "dit.DiT": dict(width=8, depth=1, heads=1),
+    "dit.DiT": dict(width=8, depth=1, heads=1, registers_from=0),
     "sd_unet.SDUNet": dict(
         width=8, multipliers=(1,), blocks=1, depth=(0,), heads=(1,), middle_depth=1, norm=(4, 1e-5)
     ),

@@ -230,6 +230,7 @@ def quickstart_leaves(root, text, budgets, shipped=False):
     assert (root / "mnist_samples.png").is_file() == shipped
 
 
+@pytest.mark.long
 def test_quickstart_makes_every_picture_it_names_and_suggests_what_next(
     data_dir, tmp_path, monkeypatch, capsys
 ):

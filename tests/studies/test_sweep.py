@@ -171,7 +171,7 @@ MISTAKES = {
     "unknown search 'halvin'; did you mean 'halving'": {"search": "halvin()"},
     "unknown --for_each 'sampler.name'": {"for_each": "sampler.name"},
     "unknown --metric 'frechett'": {"metric": "frechett"},
-    "There are: accuracy, class_accuracy, cmmd, copies, coverage": {"metric": "train_seconds"},
+    "There are: accuracy, c2st, class_accuracy, cmmd, copies": {"metric": "train_seconds"},
     "neither direction of it is better": {"metric": "nearest_ratio", "metrics": "memorization"},
     "--metrics is empty": {"metrics": ","},
     "--metric=recall is not measured; add prdc to --metrics=accuracy": {"metric": "recall"},

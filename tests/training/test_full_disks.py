@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import shutil
 import subprocess
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,15 @@ from tests.training.tiny_run import (
     nothing_half_written,
     one_error,
 )
+
+
+@pytest.fixture(autouse=True)
+def files_that_could_not_be_closed():
+    """Collects them here: on a full disk their last bytes cannot be written, so they stay open."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 def test_a_full_disk(undisturbed, tmp_path, at):
