@@ -46,17 +46,20 @@ def figure(
     shown = places[:MARGINALS]
     numbers = [(c.name, place.start) for c, place in places if c.kind == of_table.NUMBER]
     pairs = _strongest(sets["data"], numbers)
-    rows = math.ceil(len(shown) / ACROSS)
-    panels = rows * ACROSS + len(pairs)
+    across = min(ACROSS, len(shown))  # there are fewer pairs than that: a column is in one alone
+    rows = math.ceil(len(shown) / across)
+    panels = rows * across + len(pairs)
     with style.figure(path, panels, (2.3, 1.8), rows + bool(pairs)) as axes:
         for axis, (column, place) in zip(axes, shown):
             draw = _histogram if column.kind == of_table.NUMBER else _bars
             draw(axis, column, {name: x[:, place] for name, x in sets.items()})
-        for axis in axes[len(shown) : rows * ACROSS]:
+        for axis in axes[len(shown) : rows * across]:
             axis.set_axis_off()
-        for axis, pair in zip(axes[rows * ACROSS :], pairs):
+        for axis, pair in zip(axes[rows * across :], pairs):
             _scatter(axis, pair, sets)
-        axes[0].legend(fontsize=7, frameon=False)
+        axes[0].legend(
+            fontsize=7, frameon=False, ncols=len(sets), loc="lower left", bbox_to_anchor=(0, 1)
+        )
 
 
 def _strongest(data: np.ndarray, numbers: list[tuple[str, int]]) -> list[tuple]:
