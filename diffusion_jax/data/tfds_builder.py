@@ -20,6 +20,7 @@ from diffusion_jax.core.errors import UserError, unknown
 digits = deferred("diffusion_jax.data.digits")
 tfds = deferred("tensorflow_datasets")
 
+AS_FILES = ("mnist", "fashion_mnist")  # are also read from the four files of their authors
 FORMAT = "array_record"  # the format that is written and read without TensorFlow
 
 # A prepared set names the classes of its features in features.json, and TFDS imports what is named
@@ -87,6 +88,7 @@ def prepared(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
         raise UserError(
             f"data.name={name} is not prepared in {data_dir}, and preparing needs TensorFlow once: "
             f"pip install 'diffusion_jax[tfds-prepare]', then {recipe(name, data_dir)}"
+            + "; or name the folder of its four idx files: --config.data.path=FOLDER" * (name in AS_FILES)
         )
     with _quiet(name == "digits"):
         try:
