@@ -6,10 +6,10 @@ import csv
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from diffusion_jax.data import normalization, sound, sound_files
-from diffusion_jax.report import media, pictures
+from diffusion_jax.report import media, pictures, restored
 
 
 def normalized(shape, dtype="float32"):
@@ -129,3 +129,14 @@ def test_nothing_is_heard_of_images(tmp_path):
     shown = media.media_of((8, 8, 1), None)
     about = {"seeds": [], "labels": [], "names": []}
     assert media.save_sounds(shown, np.zeros(0), {}, tmp_path / "s.npz", **about) == []
+
+
+def test_values_of_a_vector_that_were_not_measured_are_orange(tmp_path):
+    values, known = normalized((4,))
+    shown, x = media.media_of((4,), known), known.encode(values)
+    file, orange = tmp_path / "a.png", ImageColor.getrgb(restored.HIDDEN)
+    restored.strips(shown, known, x, x[None], x, np.array([True, True, False, True]), file)
+    with Image.open(file) as picture:
+        hidden = (np.asarray(picture.convert("RGB")) == orange).all(-1)
+    width, height = media.SERIES
+    assert hidden.sum() == len(values) * height * width // 4
