@@ -88,7 +88,8 @@ def prepared(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
         raise UserError(
             f"data.name={name} is not prepared in {data_dir}, and preparing needs TensorFlow once: "
             f"pip install 'diffusion_jax[tfds-prepare]', then {recipe(name, data_dir)}"
-            + "; or name the folder of its four idx files: --config.data.path=FOLDER" * (name in AS_FILES)
+            + "; or name the folder of its four idx files: --config.data.path=FOLDER"
+            * (name in AS_FILES)
         )
     with _quiet(name == "digits"):
         try:
