@@ -42,7 +42,7 @@ def get_config(name: str = "flow") -> ConfigDict:
         raise unknown("size", size, SIZES)
     config = latents(variant(base(), name or "flow"))
     config.data.update(image_size=32, channels=4, num_classes=1000, batch_size=256)
-    config.model = network("dit.DiT", patch=2, dtype="bfloat16", scan_blocks=True, **SIZES[size])
+    config.model = network("dit.DiT", patch=2, dtype="bfloat16", **SIZES[size])
     config.optimizer.update(learning_rate=1e-4, warmup=0, schedule="constant", b2=0.999)
     config.ema.halflives = (1_800_000,)
     config.training.update(steps=400_000, steps_per_call=10, log_every=100)

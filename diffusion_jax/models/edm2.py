@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.core.types import Array, Cond, Params
 from diffusion_jax.models import attention, embeddings, layers
+from diffusion_jax.models.dropout import Dropout
 from diffusion_jax.models.magnitude import (
     MPFourier,
     MPLayer,
@@ -91,7 +92,7 @@ class MPBlock(nn.Module):
         gain = self.param("embedding_gain", nn.initializers.zeros_init(), (), jnp.float32)
         scale = 1 + MPLayer(self.channels, name="embedding")(embedding, gain)
         h = mp_silu(h * scale[:, None, None, :].astype(h.dtype))
-        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = Dropout(self.dropout)(h, train)
         h = MPLayer(self.channels, 3, name="conv_2")(h)
         if self.decoder and project:
             x = MPLayer(self.channels, name="shortcut")(x)

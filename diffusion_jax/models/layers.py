@@ -18,7 +18,9 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array
 from diffusion_jax.models import attention, fir
 from diffusion_jax.models.convolution import convolve
+from diffusion_jax.models.dropout import Dropout
 from diffusion_jax.models.embeddings import KERNEL_INIT
+from diffusion_jax.models.normalization import Form, GroupNorm
 from diffusion_jax.models.remat import product
 
 ZERO_INIT = nn.initializers.zeros_init()
@@ -65,16 +67,29 @@ def groups(channels: int) -> int:
     return max(g for g in range(1, max(1, min(32, channels // 4)) + 1) if channels % g == 0)
 
 
-def group_norm(x: Array, name: str, norm: tuple[int, float] | None = None) -> Array:
-    """Group norm (Wu & He 2018) in float32, to be called inside a module's compact method.
+def group_norm(
+    x: Array,
+    name: str,
+    norm: tuple[int, float] | None = None,
+    *,
+    silu: bool = False,
+    dtype: str = "float32",
+    scale: Array | None = None,
+    shift: Array | None = None,
+) -> Array:
+    """Group norm (Wu & He 2018), to be called inside a module's compact method.
 
     Args:
       x: features, (B, ..., C).
       name: name of the submodule, and so of its parameters.
       norm: (groups, epsilon), where 0 groups mean `groups(C)`; None means these and 1e-6.
+      silu: whether a SiLU follows.
+      dtype: type of the result; everything is computed in float32.
+      scale: see GroupNorm.
+      shift: see GroupNorm.
 
     Returns:
-      Array of x's shape, float32.
+      Array of x's shape.
 
     Raises:
       UserError: if the number of groups does not divide C.
@@ -86,7 +101,7 @@ def group_norm(x: Array, name: str, norm: tuple[int, float] | None = None) -> Ar
             f"norm={norm}: {x.shape[-1]} channels do not fall into {number} groups; use a divisor, "
             "or None"
         )
-    return nn.GroupNorm(number, epsilon=epsilon, dtype=jnp.float32, name=name)(x)
+    return GroupNorm(Form(number, epsilon, silu, dtype), name=name)(x, scale, shift)
 
 
 def conv(
@@ -258,11 +273,10 @@ class ResidualBlock(nn.Module):
           (B, N_1', ..., N_d', channels), whose axes are halved, doubled or kept by `resample`.
         """
         axes = x.ndim - 2
-        h = jax.nn.silu(group_norm(x, "norm_1", self.norm)).astype(self.dtype)
+        h = group_norm(x, "norm_1", self.norm, silu=True, dtype=self.dtype)
         h = resample(h, self.resample, self.resample_filter)
         h = product(conv(self.channels, axes=axes, dtype=self.dtype, name="conv_1")(h))
-        h = self._conditioned_norm(h, embedding)
-        h = nn.Dropout(self.dropout, deterministic=not train)(jax.nn.silu(h).astype(self.dtype))
+        h = Dropout(self.dropout)(self._conditioned_norm(h, embedding), train)
         h = conv(self.channels, axes=axes, zero=True, dtype=self.dtype, name="conv_2")(h)
 
         x = resample(x, self.resample, self.resample_filter)
@@ -271,17 +285,18 @@ class ResidualBlock(nn.Module):
         return ((x + h) * self.skip_scale).astype(self.dtype)
 
     def _conditioned_norm(self, h: Array, embedding: Array | None) -> Array:
-        """The second norm, with the embedding."""
+        """The second norm, with the embedding, and its activation."""
+        after = {"silu": True, "dtype": self.dtype}
         if embedding is None:
-            return group_norm(h, "norm_2", self.norm)
+            return group_norm(h, "norm_2", self.norm, **after)
         features = self.channels * (2 if self.scale_shift else 1)
         linear = nn.Dense(features, kernel_init=KERNEL_INIT, name="embedding")
-        added = linear(jax.nn.silu(embedding))
-        added = jnp.expand_dims(added, tuple(range(1, h.ndim - 1)))  # (B, 1, ..., 1, features)
+        added = linear(jax.nn.silu(embedding))  # (B, features)
         if not self.scale_shift:
-            return group_norm(h + added, "norm_2", self.norm)
+            h = h + jnp.expand_dims(added, tuple(range(1, h.ndim - 1)))
+            return group_norm(h, "norm_2", self.norm, **after)
         scale, shift = jnp.split(added, 2, axis=-1)
-        return group_norm(h, "norm_2", self.norm) * (1 + scale) + shift
+        return group_norm(h, "norm_2", self.norm, scale=scale, shift=shift, **after)
 
 
 class AttentionBlock(nn.Module):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array, Cond
+from diffusion_jax.models.dropout import Dropout
 from diffusion_jax.models.embeddings import KERNEL_INIT, ConditionEmbedding, concatenated
 
 
@@ -88,7 +89,7 @@ class MLP(nn.Module):
         scale, shift = jnp.split(modulation(embedding), 2, axis=-1)
         h = nn.LayerNorm(name=f"{name}_norm")(h) * (1 + scale) + shift
         h = jax.nn.silu(nn.Dense(self.width, kernel_init=KERNEL_INIT, name=f"{name}_1")(h))
-        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = Dropout(self.dropout)(h, train)
         return nn.Dense(self.width, kernel_init=nn.initializers.zeros_init(), name=f"{name}_2")(h)
 
 

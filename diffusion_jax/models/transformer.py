@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from diffusion_jax.core.errors import unknown
 from diffusion_jax.core.types import Array
 from diffusion_jax.models import attention, layers, positions
+from diffusion_jax.models.dropout import Dropout
 from diffusion_jax.models.embeddings import KERNEL_INIT
 from diffusion_jax.models.remat import product
 from diffusion_jax.models.text import TextFeatures
@@ -227,7 +228,7 @@ def mlp(
         h = jax.nn.silu(gate) * product(linear(hidden, dtype, f"{prefix}mlp_in")(h))
     else:
         h = jax.nn.gelu(product(linear(hidden, dtype, f"{prefix}mlp_in")(h)), approximate=True)
-    h = nn.Dropout(dropout, deterministic=not train)(h)
+    h = Dropout(dropout)(h, train)
     return product(linear(width, dtype, f"{prefix}mlp_out")(h))
 
 

@@ -113,13 +113,15 @@ environment() { parts environment; }
 data() { parts data --data="$data" ${tiny:+--tiny}; }
 
 tests() {
-  ACCELERATOR_TESTS=$([ -n "$tiny" ] && echo cpu || echo required) \
-    limited "$python" -m pytest tests/accelerator -vv --tb=short -p no:cacheprovider -W default -W "error:Some donated buffers"
+  local workers=() # they compile most of the time
+  if [ -z "$tiny" ] && "$python" -c 'import xdist' 2>/dev/null; then workers=(-n 4 --dist load); fi
+  ACCELERATOR_TESTS=$([ -n "$tiny" ] && echo cpu || echo required) XLA_PYTHON_CLIENT_PREALLOCATE=false \
+    limited "$python" -m pytest tests/accelerator "${workers[@]}" -vv --tb=short -p no:cacheprovider -W default -W "error:Some donated buffers"
 }
 
 # Networks are those of the papers; with --tiny they have a few channels
 net=("--config=configs/cifar10.py:edm,ddpmpp")
-transformer=(--config=configs/imagenet256_latent.py:flow)
+transformer=(--config=configs/imagenet256_latent.py:flow --config.data.batch_size=128)
 times=(--repeats=10 --batch_size=256 --nfe=18)
 samplers='ancestral.ddim;ode.edm_heun@karras' nfe=35
 run=(--config.training.steps=400_000 --config.training.log_every=50 --config.training.checkpoint_every=500
@@ -190,7 +192,7 @@ stage install 90 install
 stage environment 60 environment
 stage data 60 data
 stage tests 270 tests
-stage benchmark 120 benchmark
+stage benchmark 170 benchmark
 stage transformer 80 transformer
 if [ -n "$peers" ]; then stage peers 180 peers; fi
 most=$(( $(left) - reserve - 20 )) # saving takes seconds

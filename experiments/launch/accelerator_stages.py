@@ -40,7 +40,13 @@ PACKED = {  # an .npz of JPEG files: bytes, where each file begins and ends, cla
     "label": npz.ArraySpec("iu", (None,)),
     "is_test": npz.ArraySpec("biu", (None,)),
 }
-OUTCOME = re.compile(r"^(tests/\S+?)::(\S+) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", re.M)
+OUTCOMES = "PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS"
+# pytest's lines: 'tests/a.py::test PASSED'; of several workers '[gw0] [ 12%] PASSED tests/a.py::test'
+OUTCOME = re.compile(
+    rf"^(?:\[gw\d+\] \[ *\d+%\] (?P<first>{OUTCOMES}) )?(?P<file>tests/\S+?)::(?P<test>\S+)"
+    rf"(?(first)| (?P<last>{OUTCOMES})\b)",
+    re.M,
+)
 
 
 # ---- environment
@@ -234,7 +240,7 @@ def _of_benchmark(work: Path, name: str) -> tuple[str, Any]:
 def _of_tests(work: Path, name: str) -> tuple[str, Any]:
     """The results of the tests that ran, also if the others had no time."""
     text, _ = _plain(work, name)
-    found = [(file, test, outcome) for file, test, outcome in OUTCOME.findall(text)]
+    found = [(m["file"], m["test"], m["first"] or m["last"]) for m in OUTCOME.finditer(text)]
     outcomes = sorted({outcome for _, _, outcome in found})
     rows = [
         {"file": file}

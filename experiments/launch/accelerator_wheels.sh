@@ -3,7 +3,7 @@
 #
 #   experiments/launch/accelerator_wheels.sh FOLDER
 #
-# The machine is taken to have JAX with its CUDA packages, Flax, Optax, Orbax, diffrax, scikit-learn, matplotlib and pytest of its
+# The machine is taken to have JAX with its CUDA packages, Flax, Optax, diffrax, scikit-learn, matplotlib and pytest of its
 # own, which are left alone; PACKAGES names others than those below. Versions are those of constraints/py3.12.txt. The sum of the
 # sizes is printed last (about 11 MiB). accelerator_check.sh installs the folder with --wheels=FOLDER.
 set -euo pipefail
@@ -13,7 +13,7 @@ usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; exit 2; }
 folder=$1
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 packages=${PACKAGES:-array_record dm-tree docstring_parser fsspec googleapis-common-protos grain immutabledict importlib_resources \
-  jinja2 markupsafe ml_collections portpicker promise safetensors simple-parsing tabulate tensorboardX tensorflow-datasets \
+  jinja2 markupsafe ml_collections orbax-checkpoint portpicker promise safetensors simple-parsing tabulate tensorboardX tensorflow-datasets \
   tensorflow-metadata termcolor toml tqdm}
 sources=promise # they have no wheels, and are plain Python
 

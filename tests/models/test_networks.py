@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.core.errors import UserError
+from diffusion_jax.models.dropout import Dropout
 from diffusion_jax.models.mlp import MLP
 from diffusion_jax.models.ncsnpp import NCSNpp
 from diffusion_jax.models.unet import UNet
@@ -168,7 +169,7 @@ def test_dropout_of_the_lower_resolutions_alone(make):
 
     def watch(run, args, kwargs, context):
         out = run(*args, **kwargs)
-        if isinstance(context.module, nn.Dropout):
+        if isinstance(context.module, Dropout):
             rates["/".join(context.module.path)] = (out.shape[1], context.module.rate)
         return out
 
