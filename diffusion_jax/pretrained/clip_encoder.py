@@ -135,7 +135,7 @@ def _read_part(folder: Path, tokens: Path, skip: int, normalized: bool) -> ClipP
     config, tensors = _DEFAULTS | own, weights_of(folder)
     named = {name.removeprefix("text_model."): value for name, value in tensors.items()}
     named.pop("embeddings.position_ids", None)  # 0, 1, 2, ... in old files
-    projection = named.get("text_projection.weight", np.zeros((0, 0))).shape[0]
+    projection = len(np.atleast_1d(named.get("text_projection.weight", ())))
     network = ClipText(
         config["vocab_size"],
         config["max_position_embeddings"],

@@ -70,6 +70,7 @@ _TEXT = ("cross_attention_dim", "projection_class_embeddings_input_dim")
 
 _COUNT = reading.integer(1, 65_536)
 _COUNTS = reading.either(reading.items(_COUNT, 1, 16), _COUNT)
+_BLOCKS = reading.integer(1, 256)
 _RULE = reading.record(
     {
         "in_channels": _COUNT,
@@ -82,7 +83,7 @@ _RULE = reading.record(
         "norm_eps": reading.number(1e-12, 1),
         "dropout": reading.number(0, 1),
         "attention_head_dim": _COUNTS,
-        "transformer_layers_per_block": _COUNTS,
+        "transformer_layers_per_block": reading.either(reading.items(_BLOCKS, 1, 16), _BLOCKS),
         "use_linear_projection": reading.boolean(),
         "addition_time_embed_dim": reading.optional(_COUNT),
     },

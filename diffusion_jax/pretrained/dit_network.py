@@ -25,6 +25,7 @@ from diffusion_jax.pretrained.published import (
 
 # numbers in the fixed position embedding: those of 1,152 channels and 482 x 482 patches
 LARGEST = 2**28
+DEPTH = 256  # blocks; a network of many more takes hours to be traced
 
 _SIZES = "patch_size", "hidden_size", "depth", "num_heads", "input_size", "in_channels"
 
@@ -32,6 +33,7 @@ _DIT_RULE = reading.record(
     {},
     dict.fromkeys(_SIZES, reading.integer(1, 65_536))
     | {
+        "depth": reading.integer(1, DEPTH),
         "mlp_ratio": reading.number(1e-3, 1e3),
         "num_classes": reading.integer(0, 10**6),
         "learn_sigma": reading.boolean(),
@@ -92,7 +94,7 @@ def _dit_described(tensors: Flat) -> dict[str, Any]:
             len(tensors[name]) for name in ("blocks.0.mlp.fc1.weight", "final_layer.linear.weight")
         )
         classes = len(tensors["y_embedder.embedding_table.weight"]) - 1
-        ratio = hidden / width
+        ratio = ratio_of(hidden, width)
     except KeyError as error:
         raise UserError(f"these tensors are not those of a DiT: {error} is missing") from None
     except (ValueError, TypeError, ZeroDivisionError) as error:
@@ -121,6 +123,17 @@ def _dit_described(tensors: Flat) -> dict[str, Any]:
             else {}
         ),
     }
+
+
+def ratio_of(hidden: int, width: int) -> float:
+    """Return the mlp_ratio of a network: int(width * mlp_ratio) is the number of hidden units.
+
+    Args:
+      hidden: number of hidden units.
+      width: size of a token.
+    """
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def _dit_words(options: Options) -> dict[str, str]:

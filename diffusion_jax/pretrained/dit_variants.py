@@ -19,7 +19,7 @@ import numpy as np
 from diffusion_jax.core import reading
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.models import positions
-from diffusion_jax.pretrained.dit_network import DIT
+from diffusion_jax.pretrained.dit_network import DEPTH, DIT, ratio_of
 from diffusion_jax.pretrained.published import (
     Flat,
     Layout,
@@ -99,9 +99,10 @@ def _lightning_described(tensors: Flat) -> dict[str, Any]:
     swiglu = "blocks.0.mlp.w12.weight" in tensors
     alike = {name.replace(".mlp.w12.", ".mlp.fc1."): a for name, a in tensors.items()}
     found = DIT.described(alike)
-    ratio = found["mlp_ratio"] * (0.75 if swiglu else 1)  # two matrices of 2/3 of the units
+    if swiglu:  # two matrices of int(2 hidden / 3) units
+        units = len(tensors["blocks.0.mlp.w12.weight"]) // 2
+        found["mlp_ratio"] = ratio_of((3 * units + 1) // 2, found["hidden_size"])
     return found | {
-        "mlp_ratio": ratio,
         "use_swiglu": swiglu,
         "use_rmsnorm": "final_layer.norm_final.weight" in tensors,
         "use_rope": "feat_rope.freqs_cos" in tensors,
@@ -186,7 +187,7 @@ _THEIRS = {
     "out_channels": reading.optional(_COUNT),
     "num_attention_heads": _COUNT,
     "attention_head_dim": _COUNT,
-    "num_layers": _COUNT,
+    "num_layers": reading.integer(1, DEPTH),
     "sample_size": _COUNT,
     "patch_size": _COUNT,
     "num_embeds_ada_norm": reading.integer(1, 10**6),

@@ -146,7 +146,9 @@ def _network(ema: Any, encoder: Any, size: int) -> EdmFile:
     prefix = "unet." if precond == "Precond" else "model."
     if precond == "Precond":
         name = "EDM2"
-    elif name in ("SongUNet", "DhariwalUNet"):
+    elif name not in ("SongUNet", "DhariwalUNet"):
+        raise unknown("model_type", str(name), ("SongUNet", "DhariwalUNet"))
+    else:
         channels = config.pop("img_channels", None)
         double = 2 if precond == "iDDPMPrecond" and isinstance(channels, int) else 1
         config |= {"in_channels": channels, "out_channels": channels and channels * double}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -85,11 +85,15 @@ def named(
       orders: {the end of our paths: layout}, where that is not the usual one.
 
     Raises:
-      UserError: naming the parameters that have no name, and the paths that are no parameters.
+      UserError: naming the parameters that have no name, the paths that are no parameters, and
+        the orders that are of no path.
     """
     problems = {
         "parameters without a name": [path for path in shapes if path not in names],
         "paths that are no parameters": [path for path in names if path not in shapes],
+        "orders of no path": [
+            end for end in orders if not any(f"/{path}".endswith(f"/{end}") for path in shapes)
+        ],
     }
     listed = "; ".join(f"{what}: {', '.join(paths)}" for what, paths in problems.items() if paths)
     if listed:
@@ -137,11 +141,14 @@ def to_theirs(table: Mapping[str, TensorSource], params: Flat) -> dict[str, np.n
     Returns:
       {name of their tensor: array}.
     """
-    return {
-        name: source.layout.to_theirs(part)
-        for path, source in table.items()
-        for name, part in zip(source.names, _split(params[path], len(source.names)))
-    }
+    return dict(_parts(table, params))
+
+
+def _parts(table: Mapping[str, TensorSource], params: Flat) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (name of their tensor, array) of each parameter; several may be of one tensor."""
+    for path, source in table.items():
+        for name, part in zip(source.names, _split(params[path], len(source.names))):
+            yield name, source.layout.to_theirs(part)
 
 
 def to_ours(
@@ -164,7 +171,7 @@ def to_ours(
     # arrays that have a shape and take no memory
     blank = {path: np.broadcast_to(np.int8(0), shape) for path, shape in shapes.items()}
     _fit(
-        {name: a.shape for name, a in to_theirs(table, blank).items()},
+        [(name, a.shape) for name, a in _parts(table, blank)],
         {name: a.shape for name, a in tensors.items()},
     )
 
@@ -197,14 +204,15 @@ def _numbers(name: str, tensor: np.ndarray) -> np.ndarray:
     return found
 
 
-def _fit(wanted: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:
+def _fit(wanted: Sequence[tuple[str, Shape]], found: Mapping[str, Shape]) -> None:
     """Raise UserError unless the tensors have these names and shapes."""
+    names = dict(wanted)
     problems = {
-        "missing": [name for name in wanted if name not in found],
-        "left over": [name for name in found if name not in wanted],
+        "missing": [name for name in names if name not in found],
+        "left over": [name for name in found if name not in names],
         "of another shape": [
             f"{name} {list(found[name])} for {list(shape)}"
-            for name, shape in wanted.items()
+            for name, shape in wanted
             if found.get(name, shape) != shape
         ],
     }

@@ -79,10 +79,15 @@ def _options(config: Mapping) -> tuple[Options, Shape]:
     size, base = config["image_size"], config["model_channels"]
     channels = [round(base * multiplier) for multiplier in config["channel_mult"]]
     width, fixed = channels[0], config["num_head_channels"] != -1
-    if any(one % width for one in channels):
+    if not width or any(one % width for one in channels):
         raise UserError(
             f"channel_mult={config['channel_mult']} cannot be imported: the channels of each level "
             "must be a multiple of those of the first"
+        )
+    if (least := max(config["attention_resolutions"], default=1)) > size:
+        raise UserError(
+            f"config.json has image_size={size}; these tensors have attention at 1 / {least} of "
+            f"it, so it must be at least {least}"
         )
     return {
         "width": width,

@@ -19,9 +19,10 @@ of tensors of that; networks.py lists the networks.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -252,6 +253,31 @@ def attended_channels(options: Options, shape: Shape) -> list[int]:
     ] + channels[-1:]
 
 
+@contextlib.contextmanager
+def fitting(file: str) -> Iterator[None]:
+    """Turn what fails in the translation of a foreign file into a UserError.
+
+    The translations expect tensors of some type and number of dimensions, and numbers that go
+    together. A file that breaks an expectation which nothing checks by name is refused here.
+
+    Args:
+      file: the name of the file, for the message.
+
+    Raises:
+      UserError: names the file and the cause.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{file}: its tensors and config do not describe a network that can be built: "
+            f"{why:.300}"
+        ) from error
+
+
 def below_ema(tensors: Flat) -> Flat:
     """Pick the averaged weights of a checkpoint that holds them as 'ema'.
 
@@ -278,7 +304,7 @@ def known_config(network: Published, config: Mapping, file: Path) -> dict[str, A
       UserError: for a name that is not one of them.
     """
     named = config.get("config")
-    if named is not None and named not in network.released:
+    if named is not None and (not isinstance(named, str) or named not in network.released):
         raise unknown("config of config.json", str(named), network.released)
     names = [named, file.name, "/".join(file.resolve().parent.parts[-2:])]
     found = [network.released[name] for name in names if name in network.released]

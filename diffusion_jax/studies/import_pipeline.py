@@ -174,7 +174,8 @@ def _unet(path: Path) -> tuple[single.Found, conditional_unet.TextSizes]:
         )
     config, sizes = conditional_unet.split(config)
     name = "UNet2DConditionModel"
-    options, shape = published.read_config(networks.network(name), config, "unet/config.json")
+    with published.fitting(f"'{path / 'unet/config.json'}'"):
+        options, shape = published.read_config(networks.network(name), config, "unet/config.json")
     tensors = weight_files.read(_weights(path / "unet"))
     return single.Found(name, options, shape, tensors, {}), sizes
 
@@ -248,8 +249,8 @@ def _write_text(
         safetensors.save(text / folder / clip_encoder.WEIGHTS[0], _storable(part.tensors))
         for name in clip_encoder.TOKENIZER:
             if (path / tokens / name).is_file():
-                content = reading.content(path / tokens / name).decode()
-                files.save_text(text / tokens / name, content)
+                with files.atomic_path(text / tokens / name) as temporary:
+                    temporary.write_bytes(reading.content(path / tokens / name))
     spec, length = settings["text.encoder"], settings["text.max_length"]
     encoder = build(components.ENCODERS, spec, length, weights.load, folder=str(text))
     entries = {name: value[0] for name, value in encoder.encode([""]).items()}

@@ -214,13 +214,14 @@ def described(source: str, file: Path) -> Found:
         diffusers_networks.modern(key): tensor for key, tensor in weight_files.read(file).items()
     }
     tensors = network.averages(tensors)
-    config = network.described(tensors) | published.known_config(network, config, file)
-    options, shape = published.read_config(network, config)
-    latents = {key: config[key] for key in published.SCALE if key in config}
-    config = network.defaults | config
-    tensors = network.prepared(tensors, config)
-    tensors = published.without_fixed(network, tensors, options, shape)
-    return Found(name, options, shape, tensors, latents, network.settings(config))
+    with published.fitting(f"'{file}'"):
+        config = network.described(tensors) | published.known_config(network, config, file)
+        options, shape = published.read_config(network, config)
+        latents = {key: config[key] for key in published.SCALE if key in config}
+        config = network.defaults | config
+        tensors = network.prepared(tensors, config)
+        tensors = published.without_fixed(network, tensors, options, shape)
+        return Found(name, options, shape, tensors, latents, network.settings(config))
 
 
 def described_by_pickle(source: str, file: Path) -> Found:
@@ -243,7 +244,8 @@ def described_by_pickle(source: str, file: Path) -> Found:
             + (f", use --from={remedy}" if found.name in others else "")
         )
     network = networks.network(found.name)
-    options, shape = published.read_config(network, found.config, file.name)
+    with published.fitting(f"'{file}'"):
+        options, shape = published.read_config(network, found.config, file.name)
     return Found(found.name, options, shape, found.tensors, found.latents, found.settings)
 
 
@@ -365,12 +367,8 @@ def fitted(
     Raises:
       UserError: with the names of the tensors that do not fit.
     """
-    try:
+    with published.fitting(model.specs.model):
         template = jax.eval_shape(lambda key: model.kind.init(model, key), jax.random.key(0))
-    except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
-        # sizes that do not go together, which a network may report in any of these ways
-        why = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"their config describes no network that can be built: {why}") from error
     own = template[network.subtree] if network.subtree else template
     shapes = {path: leaf.shape for path, leaf in layouts.flat(own).items()}
     options = model.options | {"side": model.shape[0]}

@@ -13,7 +13,7 @@ from diffusion_jax.assembly.build import build
 from diffusion_jax.core import files
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.denoisers import parameterization
-from diffusion_jax.pretrained import dit_variants, safetensors, torchfile
+from diffusion_jax.pretrained import dit_network, dit_variants, safetensors, torchfile
 from diffusion_jax.studies.import_weights import described, to_workdir
 from tests.fixtures.seeded_weights import normal, weights
 from tests.pretrained.conversions import FIXTURES, converted
@@ -113,6 +113,7 @@ def with_(tensors, name, value):
     return tensors | {name: np.asarray(value, np.float32)}
 
 
+LAST = "final_layer.linear.weight"
 OTHER = "transformer_blocks.1.norm1.emb.class_embedder.embedding_table.weight"
 
 
@@ -142,6 +143,16 @@ OTHER = "transformer_blocks.1.norm1.emb.class_embedder.embedding_table.weight"
         ("diffusers", lambda t: drop(t, "transformer_blocks.0.attn1.to_k.bias"), {}, "to_q.bias"),
         ("diffusers", dict, {"norm_type": "ada_norm"}, "norm_type=ada_norm; only"),
         ("diffusers", dict, {"num_layers": 0}, "num_layers"),
+        ("diffusers", dict, {"num_layers": 65_536}, "num_layers"),
+        ("sit", dict, {"depth": 65_536}, "depth"),
+        ("sit", dict, {"config": []}, r"unknown config of config.json '\[\]'"),
+        (
+            "sit",
+            lambda t: t | {LAST: t[LAST] > 0},
+            {},
+            "model.safetensors': its .* boolean negative",
+        ),
+        ("lightningdit", lambda t: with_(t, "blocks.0.mlp.w12.bias", 1), {}, "do not describe"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(case, change, more, words, tmp_path):
@@ -149,3 +160,19 @@ def test_what_does_not_fit_is_refused_by_name(case, change, more, words, tmp_pat
     with pytest.raises(UserError, match=words) as refused:
         to_workdir(case, file, tmp_path / "run")
     assert "\n" not in str(refused.value) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("width", [8, 20, 28, 44, 1024])
+def test_the_hidden_units_of_a_file_are_those_of_its_network(width):
+    """int(width mlp_ratio) and, with a gate, int(2 hidden / 3), also where these are odd."""
+    for hidden in (1, 15, 61, 4 * width, 4 * width - 1):
+        assert int(width * dit_network.ratio_of(hidden, width)) == hidden
+        units = int(2 / 3 * hidden) or 1
+        tensors = {
+            "x_embedder.proj.weight": np.zeros((width, 4, 2, 2)),
+            "blocks.0.mlp.w12.weight": np.zeros((2 * units, width)),
+            "final_layer.linear.weight": np.zeros((32, width)),
+            "y_embedder.embedding_table.weight": np.zeros((4, width)),
+        }
+        found = dit_variants.LIGHTNING.described(tensors)
+        assert 2 * int(width * found["mlp_ratio"]) // 3 == units

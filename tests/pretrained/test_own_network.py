@@ -12,6 +12,7 @@ import pytest
 
 from diffusion_jax.assembly import components, denoiser, workdir
 from diffusion_jax.core.errors import UserError
+from diffusion_jax.pretrained.layouts import SAME
 from diffusion_jax.studies import own_network
 from tests.fixtures.seeded_weights import normal, weights
 from tests.pretrained.conversions import FIXTURES
@@ -59,7 +60,10 @@ def test_names_that_do_not_fit_are_told(guide, tmp_path):
     run, names = guide["config"](KEPT[1:].astype(np.float64)), guide["names"]()
     unused = ("beta_t", "alpha_t", "gt.frequencies")
     options = {"shape": (28, 28, 1), "unused": unused}
+    tied = names | {"last/bias": "gt.blocks.0.net.0.bias"}
     wrong = {
+        r"of another shape: gt.blocks.0.net.0.bias \[16\] for \[1\]": (tied, options),
+        "orders of no path: norm_9/scale": (names, options | {"orders": {"norm_9/scale": SAME}}),
         "parameters without a name: last/bias": (
             {key: name for key, name in names.items() if key != "last/bias"},
             options,

@@ -15,7 +15,14 @@ from diffusion_jax.assembly import components, conditions, denoiser, sampling
 from diffusion_jax.assembly.build import build
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.models import sd_unet, text
-from diffusion_jax.pretrained import clip_encoder, conditional_unet, layouts, networks, published
+from diffusion_jax.pretrained import (
+    clip_encoder,
+    conditional_unet,
+    layouts,
+    networks,
+    published,
+    safetensors,
+)
 from diffusion_jax.samplers import base
 from diffusion_jax.studies import import_pipeline
 from tests.pretrained.stable_diffusion import ABOUT, NAMES, folder_of, loaded, outputs, workdir_of
@@ -159,6 +166,12 @@ SPOILED = {
     "T5": (
         lambda f: edited(f, "text_encoder/config.json", model_type="t5"),
         "model_type",
+    ),
+    "a projection without axes": (
+        lambda f: safetensors.save(
+            f / "text_encoder/model.safetensors", {"text_projection.weight": np.ones(())}
+        ),
+        "text_encoder': the tensors are not those",
     ),
     "no tokenizer": (
         lambda f: (f / "tokenizer/vocab.json").unlink(),
