@@ -19,9 +19,11 @@ if __name__ == "__main__":
     flags.DEFINE_enum("split", "test", ["test", "train"], "split of the data set")
     flags.DEFINE_bool("unconditional", False, "give a conditional model no label")
     flags.DEFINE_string(
-        "dequantize", "", "uniform, process, none, or several (default uniform, none for points)"
+        "dequantize",
+        "",
+        "uniform, process, none, or several (default uniform for integers, none for other data)",
     )
-    values.integer_flag("levels", 256, "number of values that a pixel takes", 2, 65_536)
+    values.integer_flag("levels", 256, "number of values that a pixel of an image takes", 2, 65_536)
     values.integer_flag("iw", 1, "dequantizations (chains) of an importance weight", 1, 10_000)
     flags.DEFINE_string(
         "trace",

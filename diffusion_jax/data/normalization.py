@@ -116,6 +116,19 @@ class Normalization(NamedTuple):
         """Bits per dimension that a density gains from x to the units of the data: E log2 scale."""
         return float(np.mean(np.log2(self.scale)))
 
+    @property
+    def bins(self) -> tuple[float, ...] | None:
+        """Distances of the values that each channel can have, normalized, (C,).
+
+        They are 1 / scale for stored integers, and 10^-decimals / scale for a table all of whose
+        columns are rounded numbers; None for other values, which are continuous.
+        """
+        scale = np.asarray(self.scale, np.float64)
+        if self.columns:
+            decimals = [column.decimals for column, _ in of_table.channels(self.columns)]
+            return None if None in decimals else tuple(10.0 ** -np.array(decimals, float) / scale)
+        return tuple(1 / scale) if np.dtype(self.dtype).kind in "iu" else None
+
 
 class ConditionUnits(NamedTuple):
     """How the arrays are normalized that condition a model, besides labels and captions.

@@ -1,13 +1,15 @@
-"""The log-probability of one bin of gray levels under a normal law, without cancellation."""
+"""Bins of gray levels and other whole numbers: their log-probability, and dequantization."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from diffusion_jax.core.types import Array
+from diffusion_jax.core.types import Array, Key
 
 
 def log_bin(x: Array, mean: Array, log_variance: Array, levels: int = 256) -> Array:
@@ -91,3 +93,40 @@ def _log_ndtr_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array,
     for k in range(12, 0, -1):  # exact to float64's rounding from z = 5
         by_fraction = z + k / by_fraction
     return value, jnp.where(x > -5, by_logarithms, by_fraction) * dx
+
+
+def in_bins(x0: Array, keys: Key, levels: int, width: float = 1.0) -> tuple[Array, float]:
+    """Dequantizes uniformly over bins of `levels` values (Theis et al. 2016, sec. 3.1).
+
+    Args:
+      x0: (B, ...) with `levels` equally spaced values in [-1, 1].
+      keys: one key per example, (B,).
+      levels: number of values.
+      width: 1, or 0 to leave x0 as it is.
+
+    Returns:
+      x0 + U, and D log w, which is added to log p(x) for a bound of log P(x0).
+    """
+    log_width = math.log(2 / (levels - 1))
+    half = 0.5 * math.exp(log_width)
+    x = x0 + width * jax.vmap(
+        lambda key: jax.random.uniform(key, x0.shape[1:], x0.dtype, -half, half)
+    )(keys)
+    return x, width * math.prod(x0.shape[1:]) * log_width
+
+
+def in_bins_of_channels(x0: Array, keys: Key, bins: Sequence[float]) -> tuple[Array, float]:
+    """Dequantizes uniformly over bins whose width depends on the channel.
+
+    Args:
+      x0: (B, ..., C), whose channels have equally spaced values.
+      keys: one key per example, (B,).
+      bins: the distance of the values of each channel, (C,).
+
+    Returns:
+      x0 + w U, and the sum of log w over the D dimensions of an example.
+    """
+    widths = np.asarray(bins, np.float64)
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, x0.shape[1:], x0.dtype, -0.5, 0.5))(keys)
+    places = math.prod(x0.shape[1:-1])
+    return x0 + widths.astype(x0.dtype) * uniform, places * float(np.log(widths).sum())

@@ -23,7 +23,7 @@ and the density is that at t_min, of data with noise sigma(t_min).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -35,7 +35,7 @@ from diffusion_jax.core.arrays import sum_per_example
 from diffusion_jax.core.deferred import deferred
 from diffusion_jax.core.errors import unknown
 from diffusion_jax.core.types import Array, Cond, Denoise, Key, Process
-from diffusion_jax.likelihood.bins import log_bin
+from diffusion_jax.likelihood.bins import in_bins, in_bins_of_channels, log_bin
 from diffusion_jax.likelihood.bounds import BIT, log_mean_exp
 from diffusion_jax.processes import gaussian
 
@@ -297,6 +297,7 @@ def bits_per_dim(
     *,
     dequantize: str = "uniform",
     levels: int = 256,
+    bins: Sequence[float] | None = None,
     draws: int = 1,
     trace: Trace | None = None,
     solver: Solver | None = None,
@@ -305,7 +306,6 @@ def bits_per_dim(
 
     The mean over draws estimates a bound of log P(x0), their log-mean-exp a tighter one (Burda et
     al. 2016, eq. 8). `dequantize` is
-
     'uniform'  x = x0 + U over x0's bin, of width w = 2 / (levels - 1):
                log P(x0) >= E[log p(x)] + D log w  (Theis et al. 2016, sec. 3.1)
     'process'  x ~ q(x_t_min | x0), by the process itself:
@@ -325,50 +325,49 @@ def bits_per_dim(
       cond: the condition, with leading axis B.
       dequantize: 'uniform', 'process' or 'none'.
       levels: number of values that x0 can take.
+      bins: distance of the values of each channel, (C,), for 'uniform'; None for that of `levels`.
       draws: number of dequantizations, K.
       trace: see `log_likelihood`.
       solver: see `log_likelihood`.
 
     Returns:
-      The bits per dimension of each image, and the estimates that they come from.
+      The bits of each image, and the estimates that they come from.
 
     Raises:
       UserError: for another way to dequantize.
     """
-    keys, size = arrays.example_keys(key, len(x0)), math.prod(x0.shape[1:])
+    keys = arrays.example_keys(key, len(x0))
     probes = arrays.fold_in(keys, streams.LIKELIHOOD_PROBES)
-    fresh = arrays.fold_in(keys, streams.LIKELIHOOD_DEQUANTIZATION)
 
     def weight(k):
-        own = arrays.fold_in(fresh, k)
-        x, offset, more = _dequantized(process, denoise, x0, own, cond, dequantize, levels)
+        own = arrays.fold_in(arrays.fold_in(keys, streams.LIKELIHOOD_DEQUANTIZATION), k)
+        x, offset, more = _dequantized(process, denoise, x0, own, cond, dequantize, levels, bins)
         found = log_likelihood(process, denoise, x, probes, cond, trace=trace, solver=solver)
         return found.logp + offset, found.nfe + more
 
     weights, nfe = jax.lax.map(weight, jnp.arange(draws))
-    bits = -1 / (size * BIT)
+    bits = -1 / (math.prod(x0.shape[1:]) * BIT)
     return Bits(bits * weights.mean(0), bits * log_mean_exp(weights, axis=0), weights.T, nfe.sum(0))
 
 
 def _dequantized(
-    process: Process, denoise: Denoise, x0: Array, keys: Key, cond: Cond, how: str, levels: int
+    process: Process,
+    denoise: Denoise,
+    x0: Array,
+    keys: Key,
+    cond: Cond,
+    how: str,
+    levels: int,
+    bins: Sequence[float] | None,
 ) -> tuple[Array, Array | float, int]:
     """Dequantizes x0: (x, bound of log P(x0) minus log p(x), network evaluations)."""
     if how not in ("uniform", "process", "none"):
         raise unknown("dequantization", how, ("uniform", "process", "none"))
     if how == "process":
         return *_noised(process, denoise, x0, keys, cond, levels), 1
-    return *_in_bins(x0, keys, levels, 1.0 if how == "uniform" else 0.0), 0
-
-
-def _in_bins(x0: Array, keys: Key, levels: int, width: float) -> tuple[Array, float]:
-    """Dequantizes uniformly over bins whose width is scaled by 1 or 0: (x0 + U, D log w)."""
-    log_width = math.log(2 / (levels - 1))
-    half = 0.5 * math.exp(log_width)
-    x = x0 + width * jax.vmap(
-        lambda key: jax.random.uniform(key, x0.shape[1:], x0.dtype, -half, half)
-    )(keys)
-    return x, width * math.prod(x0.shape[1:]) * log_width
+    if how == "uniform" and bins is not None:
+        return *in_bins_of_channels(x0, keys, bins), 0
+    return *in_bins(x0, keys, levels, 1.0 if how == "uniform" else 0.0), 0
 
 
 def _noised(

@@ -80,15 +80,12 @@ def decided(settings: LikelihoodSettings, model: Experiment) -> LikelihoodSettin
     Raises:
       UserError: for unknown names, and for settings that do not fit the data.
     """
-    default = "uniform" if model.is_image else "none"
+    default = "uniform" if model.is_image or _stores_integers(model) else "none"
     dequantize = (settings["dequantize"] or default).split(",")
     for name in dequantize:
         if name not in DEQUANTIZED:
             raise unknown("--dequantize", name, DEQUANTIZED)
-    if not model.is_image and (settings["bounds"] or dequantize != ["none"]):
-        raise UserError(
-            "--bounds and --dequantize are for images; these data are continuous: leave both out"
-        )
+    _check_kind(model, dequantize, bounds=settings["bounds"])
     _check_columns(model)
     if settings["solver"] not in (solvers := (*flow.ADAPTIVE, *flow.FIXED)):
         raise unknown("--solver", settings["solver"], solvers)
@@ -98,6 +95,27 @@ def decided(settings: LikelihoodSettings, model: Experiment) -> LikelihoodSettin
     if trace not in TRACES:
         raise unknown("--trace", trace, ("auto", *TRACES))
     return {**settings, "dequantize": dequantize, "trace": trace}
+
+
+def _stores_integers(model: Experiment) -> bool:
+    """Whether data.json records that the values of arrays are stored as integers."""
+    known = model.normalization
+    return bool(known and not known.columns and known.bins)
+
+
+def _check_kind(model: Experiment, dequantize: list[str], *, bounds: bool) -> None:
+    """Refuse what the values of the data do not have: UserError."""
+    if model.is_image:
+        return
+    if bounds or "process" in dequantize:
+        raise UserError(
+            "--bounds and --dequantize=process are for images of 8 bits; leave both out"
+        )
+    if "uniform" in dequantize and not (model.normalization and model.normalization.bins):
+        raise UserError(
+            "--dequantize=uniform is for whole or rounded numbers, and these data are continuous; "
+            "take --dequantize=none"
+        )
 
 
 def _check_columns(model: Experiment) -> None:
@@ -151,6 +169,7 @@ def _flow(
         else flow.hutchinson(settings["probes"], settings["trace"])
     )
     solver = flow.solver(settings["solver"], rtol=settings["rtol"], steps=settings["steps"])
+    known = model.normalization
 
     def measure(denoise: Denoise, x: Array, keys: Key, cond: Cond) -> Values:
         found = flow.bits_per_dim(
@@ -161,12 +180,13 @@ def _flow(
             cond,
             dequantize=dequantize,
             levels=settings["levels"],
+            bins=known.bins if known else None,
             draws=settings["iw"],
             trace=trace,
             solver=solver,
         )
         # of densities in the units of the data, which normalization has rescaled
-        offset = model.normalization.bits if model.normalization else 0.0
+        offset = known.bits if known and dequantize == "none" else 0.0
         return {
             "total": found.bits + offset,
             "importance": found.importance + offset,

@@ -16,6 +16,7 @@ from numpy.testing import assert_allclose
 from scipy.stats import multivariate_normal, norm
 
 from diffusion_jax.core.errors import UserError
+from diffusion_jax.data.normalization import Normalization
 from diffusion_jax.denoisers import guidance
 from diffusion_jax.likelihood import flow
 from diffusion_jax.processes import gaussian, schedules
@@ -273,6 +274,32 @@ def test_bits_of_quantized_gaussian_data_are_its_entropy_rate(dequantize, t_min)
     assert_allclose(found.bits, -weights.mean(1) / 4 / np.log(2), rtol=1e-5)
     assert_allclose(found.importance, -np.log(np.exp(weights).mean(1)) / 4 / np.log(2), rtol=1e-4)
     assert np.all(found.nfe == 4 * (96 + (dequantize == "process")))
+
+
+def test_whole_numbers_of_channels_with_scales_of_their_own_have_their_entropy_rate():
+    """-log2 of each integer's probability; the bins are 1 / scale, as Normalization says."""
+    shift, scale, process = np.array([3.0, -20.0]), np.array([4.0, 9.0]), schedules.VP(t_min=1e-4)
+    known = Normalization((*shift,), (*scale,), (-9.0, -50.0), (15.0, 10.0), "int16")
+    assert_allclose(known.bins, 1 / scale)
+    assert known._replace(dtype="float32").bins is None
+    whole = np.rint(shift + scale * np.random.default_rng(0).standard_normal((256, 4, 2)))
+    x0 = jnp.asarray(known.encode(whole).reshape(256, 8))
+    law = laws.gaussian(jnp.zeros(8), jnp.eye(8))
+    flat = laws.denoise_gaussian(law, process)
+
+    def denoise(x_t, t, cond):
+        found = flat(x_t.reshape(-1, 8), t, cond)
+        return found._replace(x0=found.x0.reshape(x_t.shape), eps=found.eps.reshape(x_t.shape))
+
+    found = jax.jit(
+        lambda x: flow.bits_per_dim(
+            process, denoise, x, jax.random.key(1), bins=known.bins, solver=flow.fixed("rk4", 24)
+        )
+    )(x0.reshape(256, 4, 2))
+    edges = (whole[..., None] + np.array([-0.5, 0.5]) - shift[:, None]) / scale[:, None]
+    exact = -np.log2(np.diff(norm.cdf(edges)))[..., 0].mean((1, 2))
+    mean, error = flow.mean_with_error(np.asarray(found.bits) - exact)
+    assert -4 * error - 2e-3 < mean < 0.01 + 4 * error and error < 0.02, (mean, error)
 
 
 def test_continuous_data_have_no_offset_and_mistakes_are_named():
