@@ -39,4 +39,9 @@ if __name__ == "__main__":
     values.judge_flags(500, num, standard="accuracy,frechet")
     values.integer_flag("steps", 0, "steps of every training (default the recipe's)", 0, 10**9)
     flags.DEFINE_bool("search", False, "also place each method's times by the Fréchet distance")
+    flags.DEFINE_multi_string(
+        "override",
+        [],
+        "config key and value of every training, such as data.name=table; may be given repeatedly",
+    )
     cli.launch("diffusion_jax.studies.few_step_methods:few_step", config="none")

@@ -1,7 +1,7 @@
 """The network of a data set of any shape, where the config leaves it to the data.
 
 configs/arrays.py names the network 'auto'. Before overrides of config.model are applied, the shape
-of a sample, which the header of the file states, chooses it: a MLP for vectors, a U-Net for
+of a sample, which the header of a file of arrays states, chooses it: a MLP for vectors, a U-Net for
 series, images and volumes, and a transformer where the extents cannot be halved. From then on the
 config is as explicit as any other, and config.json records it.
 """
@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax.assembly import components
+from diffusion_jax.assembly import components, datasets
 from diffusion_jax.assembly.build import member, resolved
 from diffusion_jax.assembly.specs import with_args
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.parsing import expand_home
-from diffusion_jax.data import any_shape, tensor_sets
+from diffusion_jax.data import any_shape, sound_sets, table, tensor_sets
 
 AUTO = "auto"
 MOST = 1024  # pixels at which a U-Net works without a stem, and tokens of a transformer
@@ -28,23 +27,21 @@ ATTENDED = 256  # pixels of the largest feature map with attention
 NAMES = ("unet.UNet", "dit.DiT", "mlp.MLP")
 
 
-def choose(config: ConfigDict, texts: Mapping[str, str | None]) -> None:
+def choose(config: ConfigDict, named: str | None = None) -> None:
     """Make a config whose network is 'auto' explicit, in place.
 
     Args:
-      config: the config, before overrides.
-      texts: {key: text} of the overrides, of which those of data and model.name are read.
+      config: the config, with the overrides of config.data, before those of config.model.
+      named: the override of config.model.name; None where there is none.
 
     Raises:
       UserError: where the data are not named, and for a network that cannot serve their shape.
     """
-    shape, dtype = _described(config, texts)
-    named = texts.get("model.name") or AUTO
-    name = "" if named == AUTO else resolved(components.MODELS, named)
-    rule = texts.get("data.normalization") or config.data.normalization
+    shape, dtype = _described(config.data)
+    name = "" if (named or AUTO) == AUTO else resolved(components.MODELS, named)
     with config.unlocked():
         with_network(config, shape, name)
-        if any_shape.is_image(shape, dtype) or rule == "range":
+        if any_shape.is_image(shape, dtype) or config.data.normalization == "range":
             config.sampler.clip = "static"  # values in [-1, 1]
         else:
             _of_unit_variance(config)
@@ -54,20 +51,23 @@ def choose(config: ConfigDict, texts: Mapping[str, str | None]) -> None:
             config.process = with_args(config.process, sigma_max=farthest)
 
 
-def _described(
-    config: ConfigDict, texts: Mapping[str, str | None]
-) -> tuple[tuple[int, ...], np.dtype]:
-    """The shape of a sample and its type, of a file or of a set of tensorflow-datasets."""
-    named = texts.get("data.name") or config.data.name
-    if named != "arrays":
-        return tensor_sets.described(named, texts.get("data.data_dir") or config.data.data_dir)
-    path = expand_home("config.data.path", texts.get("data.path") or config.data.path)
+def _described(section: ConfigDict) -> tuple[tuple[int, ...], np.dtype]:
+    """The shape of a sample and its type, of files or of a set of tensorflow-datasets."""
+    path = expand_home("config.data.path", section.path)
+    if section.name not in ("arrays", "table", "sound"):
+        return tensor_sets.described(section.name, section.data_dir)
     if not path:
         raise UserError(
             "config.data.path is missing: the .npz or .npy file whose shape chooses the network, "
             "--config.data.path=FILE"
         )
-    return any_shape.described(path)
+    if section.name == "arrays":
+        return any_shape.described(path)
+    if section.name == "table":
+        found = table.load(path, section.normalization, datasets.roles(section))
+        return found.image_shape, np.dtype(found.normalization.dtype)
+    own = sound_sets.described(path, datasets.sounds(section), section.layout, section.limit_bad)
+    return own.shape, np.dtype(own.dtype)
 
 
 def with_network(config: ConfigDict, shape: tuple[int, ...], name: str = "") -> None:

@@ -114,10 +114,14 @@ def apply(config: ConfigDict, changes: Sequence[tuple[str, str | None]]) -> None
     """
     if not config:
         return
-    texts = dict(changes)
+    texts, leaves = dict(changes), dict(_leaves(config))
     if "model" in config and config.model.get("name") == by_shape.AUTO:
-        by_shape.choose(config, texts)
-    leaves = dict(_leaves(config))
+        for key, text in changes:
+            if key.startswith("data."):
+                _check_key(key, leaves)
+                _assign(config, key, _value(key, text, leaves, texts))
+        by_shape.choose(config, texts.get("model.name"))
+        leaves = dict(_leaves(config)) | {k: v for k, v in leaves.items() if k.startswith("data.")}
     for key, text in changes:
         _check_key(key, leaves)
         _assign(config, key, _value(key, text, leaves, texts))

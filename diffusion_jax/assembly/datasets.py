@@ -33,6 +33,17 @@ KEYS = (
     "condition",
     "buckets",
 )
+SOUND_KEYS = ("rate", "length", "channels", "pattern", "class_fields", "test_where")
+
+
+def named(config: ConfigDict) -> list[str]:
+    """Return the keys of config.data that say which data set it is.
+
+    Args:
+      config: the config.
+    """
+    wanted = dict.fromkeys((*KEYS, "sound", *SOUND_KEYS, "dense"))
+    return [key for key in wanted if key in config.data]
 
 
 def text_encoder(config: ConfigDict) -> text.Encoder | None:
@@ -82,8 +93,8 @@ def dataset(config: ConfigDict) -> data.Dataset:
             options[key] = staging.local(options[key], f"config.data.{key}", writable=False)
         if "sound" in config.data:
             options["sounds"] = sounds(config.data)
-        roles = {key: options.pop(key) for key in data.table.Roles._fields if key in options}
-        options["roles"] = data.table.Roles(**roles)
+        options = {k: v for k, v in options.items() if k not in data.table.Roles._fields}
+        options["roles"] = roles(config.data)
         options["dense"] = components.stored_dense(config.data.get("dense", ""))
         loaded = data.load(**options, seed=config.seed, captioned=bool(encoder))
         if wanted not in (0, loaded.num_classes):
@@ -96,6 +107,15 @@ def dataset(config: ConfigDict) -> data.Dataset:
         return _with_captions(loaded, encoder) if encoder else loaded
 
 
+def roles(section: ConfigDict) -> data.table.Roles:
+    """What config.data says about the columns of a table.
+
+    Args:
+      section: config.data.
+    """
+    return data.table.Roles(**{k: section[k] for k in data.table.Roles._fields if k in section})
+
+
 def sounds(section: ConfigDict) -> sound_sets.Request:
     """What config.data says about sounds.
 
@@ -105,10 +125,8 @@ def sounds(section: ConfigDict) -> sound_sets.Request:
     Raises:
       UserError: for an unknown representation.
     """
-    keys = ("rate", "length", "channels", "pattern", "class_fields", "test_where")
-    return sound_sets.Request(
-        build(components.SOUNDS, section.sound), **{key: section[key] for key in keys}
-    )
+    representation = build(components.SOUNDS, section.sound)
+    return sound_sets.Request(representation, **{key: section[key] for key in SOUND_KEYS})
 
 
 def _with_captions(loaded: data.Dataset, encoder: text.Encoder) -> data.Dataset:

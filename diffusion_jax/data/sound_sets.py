@@ -93,18 +93,8 @@ def load(
     Raises:
       UserError: for every mistake that a user can make, in one line.
     """
-    place, what = Path(os.path.expanduser(path)), f"data.path={path}"
-    if request.channels not in (0, 1, 2):
-        raise UserError(f"data.channels={request.channels}: sounds are mono, 1, or stereo, 2")
-    if place.suffix == ".npz" and place.is_file():
-        found = _of_npz(place, request, what)
-    elif place.is_dir():
-        found = _of_folder(place, request, how, limit_bad, what)
-    else:
-        raise UserError(
-            f"{what} must be a folder of WAV or FLAC files, or an .npz file of sounds; there is "
-            "none"
-        )
+    what = f"data.path={path}"
+    found = _recordings_of(path, request, how, limit_bad, what)
     own = _format(found, request, what)
     values = _values(found, own)
     rows = [np.flatnonzero(found.test == held) for held in (False, True)]
@@ -122,6 +112,36 @@ def load(
         found.class_names,
         rule=found.rule,
         normalization=normalized,
+    )
+
+
+def described(path: str, request: Request, how: str = "", limit_bad: int = -1) -> Sound:
+    """Return what the sounds of a set become, from the headers of its files.
+
+    Args:
+      path: as of `load`.
+      request: likewise.
+      how: likewise.
+      limit_bad: likewise.
+
+    Raises:
+      UserError: likewise.
+    """
+    what = f"data.path={path}"
+    return _format(_recordings_of(path, request, how, limit_bad, what), request, what)
+
+
+def _recordings_of(path: str, request: Request, how: str, limit_bad: int, what: str) -> _Recordings:
+    """The sounds of a folder or an .npz file, which are not read yet."""
+    place = Path(os.path.expanduser(path))
+    if request.channels not in (0, 1, 2):
+        raise UserError(f"data.channels={request.channels}: sounds are mono, 1, or stereo, 2")
+    if place.suffix == ".npz" and place.is_file():
+        return _of_npz(place, request, what)
+    if place.is_dir():
+        return _of_folder(place, request, how, limit_bad, what)
+    raise UserError(
+        f"{what} must be a folder of WAV or FLAC files, or an .npz file of sounds; there is none"
     )
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import ImageColor
 
+from diffusion_jax.core.files import save_text
 from diffusion_jax.data.normalization import Normalization
 from diffusion_jax.report import media, pictures, style
 
@@ -116,3 +119,47 @@ def _hidden(
     extremes = normalization.encode(np.array([normalization.low, normalization.high]))
     tile = shown.tiles(np.where(known, extremes[1], extremes[0])[None])[0]
     return (tile < 128).all(-1, keepdims=True)
+
+
+def save_parts(
+    shown: media.Media,
+    parts: Mapping[str, np.ndarray],
+    path: str | os.PathLike,
+    labels: np.ndarray | None = None,
+) -> list[Path]:
+    """Write edited samples in the format of their kind, where that is a table or a sound.
+
+    Args:
+      shown: how samples are written.
+      parts: (N, ...) each, by name: such as what was measured, what was made of it, and the truth.
+      path: another file of the same stem.
+      labels: (N,), where they are known: a column of a table.
+
+    Returns:
+      A CSV file whose first column is the name of the part; or a folder of WAV files and a page
+      with players; or nothing.
+    """
+    names, values = list(parts), list(parts.values())
+    stem = Path(path).with_suffix("")
+    if shown.table is not None:
+        tables = [shown.table(own, labels) for own in values]
+        lines = [f"part,{tables[0][0]}"]
+        for name, table in zip(names, tables):
+            cell = name.replace('"', '""')
+            lines += [f'"{cell}",{line}' for line in table[1:]]
+        file = stem.with_name(f"{stem.name}.csv")
+        save_text(file, "\n".join([*lines, ""]))
+        return [file]
+    if shown.players is None:
+        return []
+    count = len(values[0])  # of each sample all parts, one after another
+    samples = np.stack(values, 1).reshape(-1, *values[0].shape[1:])
+    return media.save_sounds(
+        shown,
+        samples,
+        shown.arrays(samples),
+        stem.with_name(f"{stem.name}.npz"),
+        seeds=np.repeat(np.arange(count), len(names)).tolist(),
+        labels=np.tile(np.arange(len(names)), count),
+        names=names,
+    )

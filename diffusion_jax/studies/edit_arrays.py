@@ -165,14 +165,19 @@ def save(
     shown: media.Media,
     normalization: Normalization,
     files: Mapping[str, Path],
-) -> None:
-    """Write the picture, and the arrays in the units of the data.
+    labels: np.ndarray | None = None,
+) -> list[Path]:
+    """Write the picture, the arrays in the units of the data, and what `save_parts` writes.
 
     Args:
       scored: what was restored.
       shown: how samples are shown.
       normalization: of the data.
       files: the files by their endings, '.png' and '.npz'.
+      labels: (N,), the classes of the samples, where they are known.
+
+    Returns:
+      The files besides these two.
     """
     found, decode = scored.found, normalization.decode
     arrays = {"restored": np.stack([decode(draw) for draw in found.draws])}
@@ -180,14 +185,20 @@ def save(
     if scored.known is not None:
         arrays["known"] = scored.known
     npz.save(files[".npz"], arrays, compressed=True)
-    several = shown.name == "series" and found.truth.shape[-1] > 1
+    parts = {} if shown.table else {"measured": scored.given}
+    several = len(found.draws) > 1
+    parts |= {f"restored {i}" if several else "restored": d for i, d in enumerate(found.draws, 1)}
+    more = restored.save_parts(shown, parts | {"truth": found.truth}, files[".npz"], labels)
+    as_lines = shown.name == "series" or found.truth.ndim == 3  # waves, too
+    several = as_lines and found.truth.shape[-1] > 1
     few = slice(SHOWN // 2 if several else SHOWN)  # a row of panels for each, or half of one
     draws, truth, given = found.draws[:, few], found.truth[few], scored.given[few]
-    if shown.name == "series":
+    if as_lines:
         lines = [decode(values) for values in (given, *draws, truth)]
         restored.series(lines[0], np.stack(lines[1:-1]), lines[-1], scored.known, files[".png"])
-        return
+        return more
     restored.strips(shown, normalization, given, draws, truth, scored.known, files[".png"])
+    return more
 
 
 def summary(scored: ScoredArrays, names: Sequence[Path]) -> str:

@@ -11,21 +11,33 @@ import numpy as np
 from diffusion_jax.assembly import components
 from diffusion_jax.assembly.build import build, members
 from diffusion_jax.core import npz, parsing
-from diffusion_jax.core.errors import UserError, unknown
+from diffusion_jax.core.errors import UserError, printable, unknown
 from diffusion_jax.data import folder, transforms
+from diffusion_jax.data.columns import Column, channels
+from diffusion_jax.data.normalization import Normalization
 from diffusion_jax.inverse.measurements import Measurement
 from diffusion_jax.inverse.methods import Method
 
 EDITS = ("interpolate", "sdedit", "translate")  # the tasks that are no inverse problems
 
 
-def mask_for(spec: str, shape: tuple[int, ...]) -> np.ndarray:
+def of_table(normalization: Normalization | None) -> tuple[Column, ...]:
+    """Return the columns of a table; () for other data.
+
+    Args:
+      normalization: of the data.
+    """
+    return normalization.columns if normalization else ()
+
+
+def mask_for(spec: str, shape: tuple[int, ...], columns: Sequence[Column] = ()) -> np.ndarray:
     """The mask that --mask names: 1 where values are known, 0 where they are painted.
 
     Args:
       spec: a mask of inverse/masks.py, such as 'box(side=0.5)'; or a file: a picture, white where
-        pixels are known, or an .npy file of ones and zeros.
+        pixels are known, or an .npy file of ones and zeros; or names of columns of a table.
       shape: (N_1, ..., N_d, C) of the samples.
+      columns: of a table, whose columns are known or not, with all channels of their categories.
 
     Returns:
       float32 that broadcasts to a sample, such as (H, W, 1).
@@ -33,6 +45,8 @@ def mask_for(spec: str, shape: tuple[int, ...]) -> np.ndarray:
     Raises:
       UserError: for a file that is no mask, has another size, or hides nothing or everything.
     """
+    if columns:
+        return _mask_of_columns(spec, columns)
     spec = parsing.expand_home("--mask", spec)
     if not re.search(r"[./\\]\w+$", spec.partition("(")[0]) and not Path(spec).is_file():
         return build(components.MASKS, spec, shape)
@@ -44,6 +58,22 @@ def mask_for(spec: str, shape: tuple[int, ...]) -> np.ndarray:
             f"--mask={spec} is all {white if mask.max() else f'{words[1]}: nothing is known'}"
         )
     return mask
+
+
+def _mask_of_columns(spec: str, columns: Sequence[Column]) -> np.ndarray:
+    """A mask of the columns of a table: their names, or a mask of one value for each."""
+    own = [column for column, _ in channels(columns)]
+    names, chosen = [column.name for column in own], [part.strip() for part in spec.split(",")]
+    if {*chosen} <= {*names}:
+        known = np.array([name in chosen for name in names], np.float32)
+        if known.all():
+            raise UserError(f"--mask={printable(spec)} names all columns: there is nothing to fill")
+    else:
+        kinds, name = members(components.MASKS), spec.partition("(")[0].strip()
+        if name not in kinds and not name.endswith(".npy"):
+            raise unknown("column or mask of --mask", name, (*map(printable, names), *kinds))
+        known = mask_for(spec, (len(own),))
+    return np.repeat(known, [column.width for column in own])
 
 
 def _picture_mask(spec: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -82,13 +112,16 @@ def _array_mask(spec: str, shape: tuple[int, ...]) -> np.ndarray:
     return found.astype(np.float32)
 
 
-def measurement_for(task: str, mask: str, shape: tuple[int, ...]) -> Measurement:
+def measurement_for(
+    task: str, mask: str, shape: tuple[int, ...], columns: Sequence[Column] = ()
+) -> Measurement:
     """The measurement that --task and --mask name.
 
     Args:
       task: a measurement of inverse/measurements.py, with or without arguments.
       mask: the mask of the task inpaint ('' takes half); '' for other tasks.
       shape: (N_1, ..., N_d, C) of the samples.
+      columns: of a table.
 
     Raises:
       UserError: for an unknown task, and for a mask that the task does not use.
@@ -98,7 +131,8 @@ def measurement_for(task: str, mask: str, shape: tuple[int, ...]) -> Measurement
     if name not in known and name not in components.MEASUREMENTS.aliases:
         raise unknown("task", name, (*known, *EDITS))
     if name == "inpaint":
-        return build(components.MEASUREMENTS, task, shape, mask_for(mask or "half", shape))
+        known = mask_for(mask or "half", shape, columns)
+        return build(components.MEASUREMENTS, task, shape, known)
     if mask:
         raise UserError(f"--mask={mask} is for --task=inpaint, and --task={task} has no mask")
     return build(components.MEASUREMENTS, task, shape)

@@ -17,13 +17,14 @@ from diffusion_jax.core import files, parsing, provenance
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data.normalization import Normalization
 from diffusion_jax.pretrained import folders
-from diffusion_jax.report import media, pictures
+from diffusion_jax.report import media, pictures, restored
 from diffusion_jax.studies import edit_arrays, edit_tasks, restoration
 from diffusion_jax.studies.edit_job import Job, job_for, led_away
 from diffusion_jax.studies.edit_requests import (
     EDITS,
     measurement_for,
     method_for,
+    of_table,
     read_images,
     strengths_of,
 )
@@ -77,7 +78,7 @@ def edit(
     shown = media.media_of(shape, normalization)
     strengths, is_edit = strengths_of(strength), task in EDITS
     if not is_edit:  # mistakes are reported before anything takes long
-        method_for(method, measurement_for(task, mask, shape), task)
+        method_for(method, measurement_for(task, mask, shape, of_table(normalization)), task)
     _check_images(image, shown if normalization else None, first, num)
     parts = [task, mask, "" if is_edit else method, Path(image[0]).stem if image else ""]
     written = _files(out, workdir, parts, arrays=bool(normalization and not is_edit))
@@ -116,10 +117,10 @@ def _restore_arrays(
     mean = data.arrays(dataset.train, MEAN_OF)["image"].mean(0)
     scored = edit_arrays.restore(job, asked["task"], asked["mask"], method, draws, mean)
     shown = media.media_of(model.shape, model.normalization)
-    edit_arrays.save(scored, shown, model.normalization, written)
+    more = edit_arrays.save(scored, shown, model.normalization, written, job.labels)
     _save_json(job, edit_arrays.facts(scored, method), asked, written[".json"])
     print(edit_arrays.table(scored, model.normalization))
-    print(edit_arrays.summary(scored, list(written.values())))
+    print(edit_arrays.summary(scored, [*written.values(), *more]))
 
 
 def _save(
@@ -138,7 +139,8 @@ def _save(
     picture = pictures.image_grid(tiles, columns, row_labels=names, scale=scale)
     pictures.save(picture, written[".png"])
     _save_json(job, facts, asked, written[".json"])
-    print(f"{_scores(facts)}: {written['.png']}, {written['.json']}")
+    more = restored.save_parts(shown, dict(zip(names, rows)), written[".png"])
+    print(f"{_scores(facts)}: {', '.join(map(str, [*written.values(), *more]))}")
 
 
 def _shape_and_normalization(workdir: str) -> tuple[tuple[int, ...], Normalization | None]:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_jax import data
-from diffusion_jax.assembly import by_shape, components, config_files, sampling, train
+from diffusion_jax.assembly import by_shape, components, config_files, datasets, sampling, train
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.workdir import Trained
@@ -50,6 +50,7 @@ class Recipe(NamedTuple):
       steps: number of steps of every training; 0 for the recipe's own.
       root: the folder of the models.
       teacher: the workdir of the diffusion model that methods learn from.
+      changes: further config keys of every training and their values, as texts.
     """
 
     config: str
@@ -58,6 +59,7 @@ class Recipe(NamedTuple):
     steps: int
     root: Path
     teacher: Path
+    changes: tuple[tuple[str, str], ...] = ()
 
 
 def few_step(
@@ -74,6 +76,7 @@ def few_step(
     num: int,
     steps: int,
     search: bool,
+    override: Sequence[str] = (),
     **judging: Unpack[scoring.JudgeFlags],
 ) -> None:
     """Train, judge and compare few-step methods, and print the report.
@@ -93,6 +96,7 @@ def few_step(
       num: images in each cell.
       steps: number of steps of every training; 0 for the recipe's.
       search: whether the times of each method are also placed by the Fréchet distance.
+      override: config keys of every training, each as KEY=VALUE.
       **judging: see scoring.JudgeFlags.
 
     Raises:
@@ -103,12 +107,9 @@ def few_step(
     root, budgets = Path(workdir), sorted(set(parsing.integers("nfe", nfe, 1, 10_000)))
     names, wide = parsing.names(methods), [*budgets, teacher_nfe]
     check_names(recipe, names, size, teacher_sampler, wide, **judging)
-    how = Recipe(recipe, size, images, steps, root, Path(teacher or root / "teacher"))
-    if teacher:
-        model = workdirs.load(teacher, workdirs.saved_config(teacher, "--teacher"))
-        how = how._replace(images=images or model.experiment.data.path)
-    else:
-        model = train_variant(how, "teacher")
+    own, changes = Path(teacher or root / "teacher"), _changes(override)
+    how = Recipe(recipe, size, images, steps, root, own, changes)
+    model, how = _teacher(how, teacher)
     dataset = workdirs.dataset(workdirs.saved_config(how.teacher), how.teacher)
     table, took = FewStepTable(dataset, num, [], {}, {}, judging), seconds(how.teacher)
     named = f"diffusion ({teacher_sampler})", teacher_sampler
@@ -184,6 +185,34 @@ def _add_method(
         add(table, model, f"{name}, times searched", entry, budgets[1:], cells, took)
 
 
+def _changes(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """The keys and values of --override; UserError for a text without '='."""
+    for text in texts:
+        if "=" not in text:
+            raise UserError(f"--override={text}: write KEY=VALUE, such as data.name=table")
+    pairs = (text.removeprefix("config.").split("=", 1) for text in texts)
+    return tuple((key, value) for key, value in pairs)
+
+
+def _teacher(how: Recipe, given: str) -> tuple[Trained, Recipe]:
+    """The diffusion model, which --teacher or the recipe names, and the recipe with its data."""
+    if not given:
+        return train_variant(how, "teacher"), how
+    saved = workdirs.saved_config(given, "--teacher")
+    model, own = workdirs.load(given, saved), _variant(how.config, "teacher", how.size)
+    changes = (*_data_of(saved, own), *how.changes)
+    return model, how._replace(images=how.images or model.experiment.data.path, changes=changes)
+
+
+def _data_of(teacher: ConfigDict, recipe: str) -> tuple[tuple[str, str], ...]:
+    """The keys of the teacher's data, for a recipe whose network the data choose; () for others."""
+    own = config_files.load_config(recipe)
+    if own.model.name != by_shape.AUTO:
+        return ()
+    keys = [key for key in datasets.named(teacher) if teacher.data[key] != own.data.get(key)]
+    return tuple((f"data.{key}", str(teacher.data[key])) for key in keys)
+
+
 # ---- training
 def train_variant(recipe: Recipe, name: str) -> Trained:
     """Return the model of a variant of the recipe; train it in root / name if it is not there yet.
@@ -202,14 +231,14 @@ def train_variant(recipe: Recipe, name: str) -> Trained:
         config.distill.teacher = staging.shown(str(recipe.teacher))
     if config.init_from:
         config.init_from = staging.shown(str(recipe.teacher))
-    if recipe.images:
-        config_files.apply(config.lock(), [("data.path", recipe.images)])
-        config.unlock()
-    elif config.model.name == by_shape.AUTO:
+    changes = [*recipe.changes, *([("data.path", recipe.images)] if recipe.images else [])]
+    if config.model.name == by_shape.AUTO and "data.path" not in dict(changes):
         raise UserError(
             f"--images is missing: the .npz or .npy file whose shape chooses the network of "
             f"{recipe.config}"
         )
+    config_files.apply(config.lock(), changes)
+    config.unlock()
     if recipe.steps:
         config.training.steps = recipe.steps
         config.optimizer.warmup = min(config.optimizer.warmup, recipe.steps // 4)

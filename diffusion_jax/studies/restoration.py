@@ -23,7 +23,7 @@ from diffusion_jax.inverse.measurements import Measurement
 from diffusion_jax.inverse.methods import Method
 from diffusion_jax.samplers import base
 from diffusion_jax.studies.edit_job import Job, examples
-from diffusion_jax.studies.edit_requests import measurement_for, method_for
+from diffusion_jax.studies.edit_requests import measurement_for, method_for, of_table
 
 Strip = tuple[list[np.ndarray], list[str], dict[str, Any]]  # rows of images, their names, facts
 
@@ -252,7 +252,7 @@ def restore(job: Job, task: str, mask: str, spec: str, draws: int) -> RestoredSa
       draws: results of each sample.
     """
     model, shape = job.trained.experiment, job.images.shape[1:]
-    measurement = measurement_for(task, mask, shape)
+    measurement = measurement_for(task, mask, shape, of_table(model.normalization))
     method = method_for(spec, measurement, task)
     y, truth = measure(job, measurement), sampling.finished(model)(job.images)
     of_latents = model.latents is not None

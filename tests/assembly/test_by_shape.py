@@ -14,6 +14,7 @@ from diffusion_jax.assembly import by_shape, config_files
 from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.components import MODELS
 from diffusion_jax.core.errors import UserError
+from tests.data.test_sound import tone, write
 
 
 @pytest.mark.parametrize(
@@ -91,3 +92,24 @@ def test_every_variant_is_known():
     """Those of base, each with a network by the shape."""
     for name in base.VARIANTS:
         assert importlib.import_module("configs.arrays").get_config(name).model.name == "auto"
+
+
+def test_tables_and_sounds_choose_a_network_as_arrays_do(tmp_path):
+    """By the columns that are no label, and by the headers of the files."""
+    (tmp_path / "a.csv").write_text("a,b,kind\n" + "".join(f"{i},{i % 3},x\n" for i in range(20)))
+    path = ("data.path", str(tmp_path / "a.csv"))
+    changes = [("model.width", "8"), path, ("data.name", "table"), ("data.label", "kind")]
+    config = arrays.get_config().lock()
+    config_files.apply(config, [*changes, ("data.categories", "b")])
+    assert (config.model.name, config.model.width, config.data.label) == ("mlp.MLP", 8, "kind")
+    assert by_shape._described(config.data)[0] == (4,)
+    for index in range(4):
+        write(tmp_path / "sounds" / f"{index}.wav", tone(500, 480))
+    changes = [("data.name", "sound"), ("data.path", str(tmp_path / "sounds"))]
+    config = arrays.get_config("edm").lock()
+    config_files.apply(config, changes)
+    assert by_shape._described(config.data) == ((480, 1), np.int16)
+    assert config.model.name == "unet.UNet" and config.sampler.clip == "none"
+    config = arrays.get_config("edm").lock()
+    config_files.apply(config, [*changes, ("data.sound", "logmel(mels=8, window=64, hop=32)")])
+    assert by_shape._described(config.data) == ((16, 8, 1), np.float32)

@@ -13,8 +13,11 @@ from tests.experiments.small_runs import command, width
 
 TINY = ["--config.training.steps=2", "--config.training.sample_every=2", "--nfe=2"]
 TINY += ["--config.data.batch_size=4", "--config.training.eval_every=2", "--config.model.stem=2"]
-TINY += ["--config.model.width=8", "--config.model.multipliers=(1,)", "--config.model.blocks=1"]
-TINY += ["--config.data.length=0.06", "--config.model.attention=()"]
+SMALL = ["--config.model.width=8", "--config.model.multipliers=(1,)", "--config.model.blocks=1"]
+SMALL += ["--config.model.attention=()"]
+TINY += ["--config.data.length=0.06", *SMALL]
+SWEEP = ["--over=sampler.nfe=[2, 3]", "--search=grid()", "--num=12", "--metrics=frechet"]
+SWEEP += ["--features=pixels"]
 KINDS = {"logmel": ("logmel(mels=8, window=64, hop=32)", (16, 8, 1)), "waveform": ("", (480, 1))}
 
 
@@ -62,8 +65,22 @@ def test_every_command_takes_sounds(kind, recordings, tmp_path):
     page = (run / "compare.html").read_text()
     assert "recognized: digit" in page and page.count("<audio") >= 6
     command("likelihood", to, "--num=2", "--solver=rk4", "--steps=2")
-    bits = json.loads((run / "likelihood.json").read_text())["rows"][0]["bits"]
-    assert np.isfinite(bits)
+    (row,) = json.loads((run / "likelihood.json").read_text())["rows"]
+    assert np.isfinite(row["bits"])
+    assert ("uniform dequantization" in row["measure"]) == (kind == "waveform")  # of integers
+    edit = ["--num=2", "--config.sampler.nfe=2", f"--out={tmp_path}/e"]
+    command("edit", to, "--mask=box", "--labels=own", *edit)
+    parts = sorted(path.name for path in (tmp_path / "e_sounds").iterdir())
+    assert parts[:3] == ["0000_measured.wav", "0000_restored.wav", "0000_truth.wav"]
+    assert width(tmp_path / "e.png") > 60 and (tmp_path / "e.html").read_text().count("<audio") == 6
+    command("sweep", to, f"--out={tmp_path}/s", *SWEEP)
+    assert len((tmp_path / "s" / "sweep.csv").read_text().splitlines()) == 3
+    few = ["--recipe=configs/arrays_few_step.py", "--methods=cd", "--steps=2", "--nfe=1"]
+    few += [f"--override={option.removeprefix('--config.')}" for option in SMALL]
+    few += ["--teacher_nfe=3", "--num=12", "--features=pixels", "--metrics=frechet"]
+    command("few_step", *few, f"--teacher={run}", f"--workdir={tmp_path}/f")
+    saved = json.loads((tmp_path / "f" / "cd" / "config.json").read_text())["data"]
+    assert saved["name"] == "sound" and saved["length"] == 0.06 and "digit" in saved["pattern"]
 
 
 def test_mistakes_with_sounds_are_one_line(recordings, tmp_path):

@@ -17,6 +17,7 @@ TINY += [
     "--config.model.width=8",
     "--config.model.blocks=1",
 ]
+TEACHER = "--teacher_nfe=3"
 COLORS = ("red", "blue")
 
 
@@ -67,6 +68,24 @@ def test_every_command_takes_a_table(tmp_path):
     assert wanted <= set(scores["mean"]) and {"ks", "correlation"} <= set(scores["real"])
     command("compare_samplers", to, "--samplers=ddim", "--nfe=2", "--num=12")
     assert "KS of marginals" in (run / "compare.md").read_text()
+    edit = ["--num=2", "--config.sampler.nfe=2", f"--out={tmp_path}/e", "--labels=own"]
+    done = command("edit", to, "--mask=age", "--draws=2", *edit)
+    assert "RMSE, height" in done.stdout and "RMSE, age" not in done.stdout
+    restored = table(tmp_path / "e.csv")
+    assert [row["part"] for row in restored] == ["restored 1"] * 2 + ["restored 2"] * 2 + [
+        "truth"
+    ] * 2
+    assert restored[0]["age"] == restored[4]["age"] and restored[0]["kind"] == restored[4]["kind"]
+    done = command("edit", to, "--task=superres(factor=2)", expect=2)
+    assert "superres needs samples with an axis" in done.stderr
+    over = ["--over=sampler.nfe=[2, 3]", "--search=grid()", "--num=12", "--metrics=frechet"]
+    command("sweep", to, *over, f"--out={tmp_path}/s")
+    assert "Fréchet distance of values" in (tmp_path / "s" / "sweep.md").read_text()
+    few = ["--recipe=configs/arrays_few_step.py", "--methods=cd", "--steps=2", "--nfe=1"]
+    few += ["--override=model.width=8", "--override=model.blocks=1", "--metrics=frechet"]
+    command("few_step", *few, f"--teacher={run}", f"--workdir={tmp_path}/f", *over[2:3], TEACHER)
+    found = json.loads((tmp_path / "f" / "cd" / "config.json").read_text())["data"]
+    assert found["name"] == "table" and found["label"] == "kind"
     done = command("likelihood", to, "--num=2", expect=2)
     assert "column 'color' is of categories" in done.stderr and "exclude=color" in done.stderr
 

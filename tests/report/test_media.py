@@ -125,6 +125,29 @@ def test_sounds_are_files_spectrograms_and_players(kind, tmp_path):
     assert page.read_text().count("data:audio/wav;base64,") == 2
 
 
+def test_parts_of_an_edit_are_a_table_or_sounds_or_nothing_more(tmp_path):
+    """Rows of a CSV file by part; WAV files by sample, which sort as they are compared."""
+    values, known = normalized((3,))
+    x = known.encode(values)
+    parts = {'10 % "b"': x, "truth": x[:, ::-1]}
+    (file,) = restored.save_parts(media.media_of((3,), known), parts, tmp_path / "a.b.png")
+    assert file == tmp_path / "a.b.csv"
+    with open(file, newline="") as text:
+        head, *rows = csv.reader(text)
+    assert head == ["part", "x1", "x2", "x3"] and len(rows) == 12
+    assert rows[0][0] == '10 % "b"' and rows[6][0] == "truth"
+    _, known, x = heard()
+    parts = {"measured": x, "truth": x[::-1]}
+    shown = media.media_of(x.shape[1:], known)
+    folder, page = restored.save_parts(shown, parts, tmp_path / "s.npz")
+    files = sorted(path.name for path in folder.iterdir())
+    assert files == [f"000{i}_{part}.wav" for i in range(2) for part in parts]
+    first, last = ((folder / name).read_bytes() for name in (files[0], files[3]))
+    assert first == last and page.name == "s.html"
+    values, known = normalized((4, 1))
+    assert not restored.save_parts(media.media_of((4, 1), known), {"a": values}, tmp_path / "n.png")
+
+
 def test_nothing_is_heard_of_images(tmp_path):
     shown = media.media_of((8, 8, 1), None)
     about = {"seeds": [], "labels": [], "names": []}

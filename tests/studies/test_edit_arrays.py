@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from configs import arrays
 from diffusion_jax import data
 from diffusion_jax.assembly import config_files, datasets, experiment, workdir
 from diffusion_jax.core.errors import UserError
+from diffusion_jax.data.columns import Column
 from diffusion_jax.report import media
 from diffusion_jax.studies import edit_arrays, edit_requests, edit_tasks
 from diffusion_jax.studies.edit_job import job_for
@@ -141,4 +144,28 @@ def test_masks_from_files_fit_or_are_refused_in_one_line(tmp_path):
     ):
         with pytest.raises(UserError, match=words) as error:
             edit_requests.mask_for(str(tmp_path / name), (8, 2))
+        assert "\n" not in str(error.value)
+
+
+def test_masks_of_a_table_are_of_whole_columns(tmp_path):
+    """A column of categories is known with all of its channels, or not at all."""
+    number, color = Column("age", "number"), Column("color", "category", ("a", "b", "c"))
+    table = [number, color, Column("kind", "label", ("x", "y")), Column("half", "number")]
+    np.save(tmp_path / "m.npy", [True, False, True])
+    for spec, wanted in {
+        "age": [1, 0, 0, 0, 0],
+        "half, color": [0, 1, 1, 1, 1],
+        "channels(known=(1,))": [0, 1, 1, 1, 0],
+        "box(side=0.3)": [1, 0, 0, 0, 1],
+        str(tmp_path / "m.npy"): [1, 0, 0, 0, 1],
+    }.items():
+        np.testing.assert_array_equal(edit_requests.mask_for(spec, (5,), table), wanted)
+    for spec, words in {
+        "agee": "unknown column or mask of --mask 'agee'; did you mean 'age'",
+        "kind": "unknown column or mask of --mask 'kind'",
+        "age,color,half": "names all columns: there is nothing to fill",
+        "channels(known=(3,))": "samples have 3 channels",
+    }.items():
+        with pytest.raises(UserError, match=re.escape(words)) as error:
+            edit_requests.mask_for(spec, (5,), table)
         assert "\n" not in str(error.value)
