@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.core.types import Apply, Array, Cond, Denoise, Params, Prediction
-from diffusion_jax.denoisers import guides, parameterization, thresholding
+from diffusion_jax.denoisers import guides, parameterization, projected, thresholding
 
 
 def apply(experiment: Experiment) -> Apply:
@@ -133,6 +134,9 @@ def denoiser(
             denoise = thresholding.dynamic_threshold(denoise, process)
         case _:
             raise unknown("config.sampler.clip", clip, components.CLIPS)
+    if scale is not None and experiment.guide.still:
+        still = functools.partial(experiment.guide.still, process)
+        denoise = projected.still(denoise, process, still)
     return denoise if experiment.two_times else thresholding.without_end_time(denoise)
 
 
@@ -348,6 +352,12 @@ def need_guidable(experiment: Experiment, asked: str) -> None:
         raise UserError(
             f"{asked}: {model} is {experiment.kind.name}, to which guidance does not apply; "
             f"{remedy}"
+        )
+    if guide.still and not experiment.kind.has_flow:
+        raise UserError(
+            f"{asked}: cfg_zero leaves x_t where it is in the first steps, and {model} is "
+            f"{experiment.kind.name}, whose first step is most of the way; use "
+            "--config.sampler.guide='cfg_zero(zero_init=0.0)'"
         )
     if guide.condition and experiment.conditions.null(1) is None:
         raise UserError(

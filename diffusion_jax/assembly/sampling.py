@@ -67,13 +67,21 @@ def method(experiment: Experiment, settings: SamplingSettings | None = None) -> 
         )
     if settings.noise not in components.NOISES:
         raise unknown("config.sampler.noise", settings.noise, components.NOISES)
+    ts = times(experiment, settings)
+    guided, still = denoiser.is_guided(experiment, settings.guidance), experiment.guide.still
+    if guided and still and bool(still(experiment.process, ts).all()):
+        raise UserError(
+            f"config.sampler.nfe={settings.nfe}: the guide leaves x_t where it is at all of these "
+            "times, so that samples would be noise; take more evaluations, or "
+            "--config.sampler.guide='cfg_zero(zero_init=0.0)'"
+        )
     return SamplingMethod(
         settings.sampler,
-        times(experiment, settings),
+        ts,
         settings.guidance,
         settings.clip,
         settings.noise,
-        denoiser.is_guided(experiment, settings.guidance),
+        guided,
         grid_spec(settings),
     )
 

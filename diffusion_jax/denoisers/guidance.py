@@ -191,21 +191,33 @@ def interval(
       The denoiser that is guided inside the interval only.
     """
 
-    def inside(t: Array) -> Array:
-        level = process.sigma(t) / process.alpha(t)
-        return (low < level) & (level <= high)
-
     def either(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
         t = jnp.asarray(t)
         if t.ndim == 0:
-            return jax.lax.cond(inside(t), guided, denoise, x_t, t, cond)
+            return jax.lax.cond(inside(process, t, low, high), guided, denoise, x_t, t, cond)
 
         def choose(a: Array, b: Array) -> Array:
-            return jnp.where(expand(inside(t), a), a, b)
+            return jnp.where(expand(inside(process, t, low, high), a), a, b)
 
         return jax.tree.map(choose, guided(x_t, t, cond), denoise(x_t, t, cond))
 
     return either
+
+
+def inside(process: Process, t: Array, low: float | Array, high: float | Array) -> Array:
+    """Whether low < sigma / alpha <= high at a time.
+
+    Args:
+      process: the process.
+      t: times, of any shape.
+      low: lower end of the interval, excluded.
+      high: upper end of the interval, included.
+
+    Returns:
+      bool, of the shape of t.
+    """
+    level = process.sigma(t) / process.alpha(t)
+    return (low < level) & (level <= high)
 
 
 # ---- guidance along a gradient

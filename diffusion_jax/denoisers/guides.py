@@ -77,6 +77,8 @@ class Guide(NamedTuple):
         through label dropout.
       shifts_mean: whether its predictions hold a shift of the mean, which needs an ancestral
         sampler.
+      still: (process, t) -> whether x_t does not move at the time t, (shape of t) bool, which
+        projected.still does after thresholding; None: it always moves.
     """
 
     apply: Callable[[Denoise, Array, GuidanceContext], Denoise]
@@ -85,6 +87,7 @@ class Guide(NamedTuple):
     condition: str = ""
     null: bool = False
     shifts_mean: bool = False
+    still: Callable[[Process, Array], Array] | None = None
 
 
 def cfg(rescale: float = 0.0) -> Guide:
@@ -153,9 +156,14 @@ def cfg_zero(zero_init: float = 0.04) -> Guide:
 
     def apply(denoise: Denoise, scale: Array, context: GuidanceContext) -> Denoise:
         pair = guidance.conditional_pair(denoise, context.null)
-        return projected.cfg_zero(pair, scale, context.process, zero_init)
+        return projected.cfg_zero(pair, scale, context.process)
 
-    return Guide(apply, neutral=None if zero_init else 1.0, condition="any", null=True)
+    guide = Guide(apply, condition="any", null=True)
+    if not zero_init:
+        return guide
+    return guide._replace(
+        neutral=None, still=lambda process, t: projected.in_first_part(process, zero_init)(t)
+    )
 
 
 def autoguidance(workdir: str = "", ema: str = "", step: int = 0, rescale: float = 0.0) -> Guide:
@@ -345,7 +353,13 @@ def interval(guide: Guide = cfg(), low: float = 0.0, high: float = float("inf"))
         plain = _without_shift(denoise) if guide.shifts_mean else denoise
         return guidance.interval(guided, plain, context.process, low, high)
 
-    return guide._replace(apply=apply)
+    still = None
+    if guide.still:
+
+        def still(process: Process, t: Array) -> Array:
+            return guidance.inside(process, t, low, high) & guide.still(process, t)
+
+    return guide._replace(apply=apply, still=still)
 
 
 def _without_shift(denoise: Denoise) -> Denoise:

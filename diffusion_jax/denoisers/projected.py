@@ -9,6 +9,7 @@ A pair is guidance.conditional_pair or guidance.model_pair.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax.numpy as jnp
 
@@ -88,12 +89,55 @@ def cfg_zero(
         better, worse = pair(x_t, t, cond)
         v_better, v_worse = velocity(process, better, t), velocity(process, worse, t)
         v_worse = projection(v_better, v_worse)
-        moves = jnp.asarray(t) <= process.t_max - zero_init * (process.t_max - process.t_min)
-        v = expand(moves, x_t) * (v_worse + scale * (v_better - v_worse))
+        v = v_worse + scale * (v_better - v_worse)
         x0, eps = parameterization.decode(flow, process, v, x_t, t)[:2]
         return mixed(better, worse, scale)._replace(x0=x0, eps=eps)
 
-    return guided
+    if not zero_init:
+        return guided
+    return still(guided, process, in_first_part(process, zero_init))
+
+
+def in_first_part(process: Process, fraction: float) -> Callable[[Array], Array]:
+    """Whether times are in the first part of the way from noise to data.
+
+        t > t_max - f (t_max - t_min)
+
+    Args:
+      process: the process, whose times these are.
+      fraction: the fraction f of all times.
+
+    Returns:
+      A function t -> bool, of the shape of t.
+    """
+    least = process.t_max - fraction * (process.t_max - process.t_min)
+    return lambda t: jnp.asarray(t) > least
+
+
+def still(denoise: Denoise, process: Process, when: Callable[[Array], Array]) -> Denoise:
+    """Leaves x_t where it is at some times: the velocity of the prediction is 0 there.
+
+    It comes after thresholding, which would change the velocity.
+
+    Args:
+      denoise: the denoiser at all other times.
+      process: the process of x_t.
+      when: a function t -> bool, of the shape of t.
+
+    Returns:
+      The denoiser.
+    """
+    flow = parameterization.velocity()
+
+    def held(x_t: Array, t: Array, cond: Cond = None) -> Prediction:
+        prediction = denoise(x_t, t, cond)
+        x0, eps = parameterization.decode(flow, process, jnp.zeros_like(x_t), x_t, t)[:2]
+        there = expand(when(t), x_t)
+        return prediction._replace(
+            x0=jnp.where(there, x0, prediction.x0), eps=jnp.where(there, eps, prediction.eps)
+        )
+
+    return held
 
 
 def projection(x: Array, onto: Array) -> Array:

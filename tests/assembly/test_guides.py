@@ -231,6 +231,33 @@ def test_a_guided_denoiser_without_a_condition_has_the_null_condition():
         chex.assert_trees_all_close(guided(cond), plain, rtol=1e-4, atol=1e-5)
 
 
+def test_the_first_steps_of_cfg_zero_do_not_move_where_images_are_clipped():
+    """And the others are clipped; in an interval it holds within it alone."""
+    (x, cond), times = points(), jnp.array([0.999, 0.985, 0.7, 0.7, 0.999, 0.3])
+    x, held = 3 * x, {"cfg_zero(zero_init=0.2)": [0, 1, 4]}
+    held |= {"interval(cfg_zero(zero_init=0.2), high=100.0)": [1]}
+    for spec, still in held.items():
+        model = tiny(spec, process="schedules.RectifiedFlow()")
+        guided = denoiser.denoiser(model, weights(model, 0), scale=3.0)
+        found = guided(x, times, cond)
+        speed = np.abs(found.eps - found.x0).max(1)  # of rectified flow
+        assert_allclose(speed[still], 0, atol=1e-5)
+        rest = [i for i in range(6) if i not in still]
+        assert speed[rest].min() > 0.01 and np.abs(found.x0)[rest].max() <= 1
+
+
+def test_cfg_zero_whose_every_step_stands_still_is_refused():
+    model = tiny("cfg_zero()")
+    for nfe in (1, 50):
+        settings = model.sampling._replace(guidance=2.0, nfe=nfe, grid="uniform")
+        with contextlib.nullcontext() if nfe > 1 else pytest.raises(UserError, match="be noise"):
+            sampling.method(model, settings)
+    few = tiny("cfg_zero()", objective="meanflow.meanflow()")
+    with pytest.raises(UserError, match="is a few-step model, whose first step"):
+        denoiser.is_guided(few, 2.0)
+    assert denoiser.is_guided(guided_by("cfg_zero(zero_init=0.0)", few), 2.0)
+
+
 def test_a_comparison_of_a_model_that_a_classifier_guides_scores_what_sample_draws(monkeypatch):
     """At scale 1, which is Bayes' rule and not the model itself."""
     plain, seeds = tiny(), range(4)
