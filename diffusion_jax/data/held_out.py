@@ -72,7 +72,7 @@ def hold_out(
     """
     if len(order) < 2:
         raise UserError(
-            f"{what} holds one image; at least two are needed, one to train on and one to test with"
+            f"{what} holds one example; at least two are needed, to train on and to test with"
         )
     left, held = collections.Counter(labels), set()
     for position, row in enumerate(order):
@@ -83,7 +83,7 @@ def hold_out(
             left[labels[row]] -= 1
     if not held:
         raise UserError(
-            f"{what}: each of the {len(left)} classes has one image, so none can be held out for "
-            f"testing; add images or a test split, or use them without labels{hint}"
+            f"{what}: each of the {len(left)} classes has one example, so none can be held out for "
+            f"testing; add examples or a test split, or use them without labels{hint}"
         )
     return [row for row in range(len(order)) if row not in held], sorted(held)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusion_jax.core.deferred import deferred
+from diffusion_jax.core.errors import UserError
 
 signal = deferred("scipy.signal")
 
@@ -126,6 +127,9 @@ def filters(scale: Scale) -> np.ndarray:
 
     Returns:
       (mels, bins / 2 + 1), float32; the weights of each filter add up to 1.
+
+    Raises:
+      UserError: where filters are narrower than the distance of two frequencies.
     """
     frequencies = np.linspace(0.0, scale.rate / 2, bins(scale) // 2 + 1)
     top = 2595.0 * np.log10(1.0 + scale.rate / 1400.0)
@@ -133,4 +137,9 @@ def filters(scale: Scale) -> np.ndarray:
     low, middle, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     rising, falling = (frequencies - low) / (middle - low), (high - frequencies) / (high - middle)
     bank = np.maximum(0.0, np.minimum(rising, falling))
+    if empty := int((bank.sum(1) == 0).sum()):
+        raise UserError(
+            f"config.data.sound: {empty} of {scale.mels} mels have no frequency of a window of "
+            f"{scale.window} samples at {scale.rate} Hz; use fewer mels or a longer window"
+        )
     return (bank / bank.sum(1, keepdims=True)).astype(np.float32)

@@ -15,13 +15,14 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
-from diffusion_jax.core.errors import UserError, unknown
+from diffusion_jax.core.errors import UserError, printable, unknown
 from diffusion_jax.data import columns as of_table
 from diffusion_jax.data.columns import Column
 from diffusion_jax.data.sound import Sound
 
 RULES = ("standard", "range")  # mean 0 and variance 1, or the smallest and largest value to -1, 1
 DTYPES = ("uint8", "int16", "float16", "float32")  # in which values are stored
+LARGEST, NEAREST = 1e100, 1e-30  # of values, and of their scale, which data.json allows
 NAMED = 5  # constant channels that are named, at most
 
 
@@ -156,7 +157,8 @@ def measure(
       names: of the channels, for messages; () numbers them.
 
     Raises:
-      UserError: for an unknown rule, and for values that are not finite.
+      UserError: for an unknown rule, and for values that are not finite, too large or too near to
+        each other.
     """
     if rule not in RULES:
         raise unknown("config.data.normalization", rule, RULES)
@@ -164,12 +166,13 @@ def measure(
     for chunk in chunks:
         rows = chunk.reshape(-1, chunk.shape[-1]).astype(np.float64)
         check_finite(rows, what)
+        low, high = np.minimum(low, rows.min(0)), np.maximum(high, rows.max(0))
+        check_sizes(low, high, what, names)
         own, new = rows.mean(0), count + len(rows)
         # the sums of squares around the means of two parts, merged (Chan et al. 1979)
         square = square + np.square(rows - own).sum(0)
         square = square + np.square(own - mean) * (count * len(rows) / new)
         mean = mean + (own - mean) * (len(rows) / new)
-        low, high = np.minimum(low, rows.min(0)), np.maximum(high, rows.max(0))
         count = new
     shift, scale = (mean, np.sqrt(square / count))
     if rule == "range":
@@ -181,9 +184,38 @@ def measure(
             names[i] if names else i,
             low[i],
         )
-    scale = np.where(high > low, scale, 1.0)
+    if (near := np.flatnonzero((high > low) & (scale < NEAREST))).size:
+        raise _out_of_range(near[0], low, high, what, names)
+    # where all values are one value the mean may round, by more than 1 if they are large
+    shift, scale = np.where(high > low, shift, low), np.where(high > low, scale, 1.0)
     parts = (tuple(map(float, part)) for part in (shift, scale, low, high))
     return Normalization(*parts, dtype)
+
+
+def check_sizes(low: np.ndarray, high: np.ndarray, what: str, names: Sequence[str] = ()) -> None:
+    """Check that values are not so large that their squares overflow in float64.
+
+    Args:
+      low: (C,), the smallest value of each channel.
+      high: (C,), the largest one.
+      what: the data, for messages.
+      names: of the channels, for messages; () numbers them.
+
+    Raises:
+      UserError: naming the first channel that has such values.
+    """
+    if (large := np.flatnonzero(np.maximum(np.abs(low), np.abs(high)) > LARGEST)).size:
+        raise _out_of_range(large[0], low, high, what, names)
+
+
+def _out_of_range(
+    i: int, low: np.ndarray, high: np.ndarray, what: str, names: Sequence[str]
+) -> UserError:
+    return UserError(
+        f"{what}: channel {printable(str(names[i] if names else i))} has values from {low[i]:g} to "
+        f"{high[i]:g}; values up to {LARGEST:g} with deviations of at least {NEAREST:g} are "
+        "normalized: use other units"
+    )
 
 
 def changed(x: np.ndarray, old: Normalization, new: Normalization) -> np.ndarray:

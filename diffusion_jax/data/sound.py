@@ -145,9 +145,10 @@ def spectrograms(own: Sound, waves: np.ndarray) -> np.ndarray:
       waves: (N, length, channels), in [-1, 1].
 
     Returns:
-      (N, frames, mels, channels), float32.
+      (N, frames, mels, channels), float32; silence follows waves shorter than the window.
     """
     apart = np.moveaxis(waves, -1, 1).reshape(-1, waves.shape[1])
+    apart = np.pad(apart, ((0, 0), (0, max(0, own.scale.window - waves.shape[1]))))
     found = spectra.spectrogram(own.scale, apart)
     return np.moveaxis(found.reshape(-1, waves.shape[2], *found.shape[1:]), 1, -1)
 

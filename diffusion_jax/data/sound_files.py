@@ -24,6 +24,8 @@ signal = deferred("scipy.signal")
 ENDINGS = (".wav", ".flac")
 RATES = (1, 384_000)  # Hz
 MOST = 2**26  # samples of a file without a length, so that a header cannot exhaust the memory
+HEADER = 44  # bytes before the samples of a WAV file, at least
+LOUDEST = 4.0  # of samples of floats, 12 dB above full scale: others have another unit
 INSTALL = "pip install 'diffusion_jax[sound]'"
 
 
@@ -137,10 +139,10 @@ def _read_wave(path: Path, wanted: int, rate: int) -> tuple[SoundHeader, np.ndar
             if file.getsampwidth() != 2:
                 return None
             found = _checked(file.getframerate(), file.getnchannels(), file.getnframes())
-            size = os.path.getsize(path) // (2 * found.channels)
+            size = max(0, os.path.getsize(path) - HEADER) // (2 * found.channels)
             found = found._replace(length=min(found.length, size))
             content = file.readframes(enough(found, wanted, rate))
-    except (wave.Error, EOFError, OSError):
+    except (wave.Error, EOFError, OSError, RuntimeError):  # (RuntimeError: a chunk beyond the end)
         return None
     whole = len(content) // (2 * found.channels) * 2 * found.channels
     levels = np.frombuffer(content[:whole], "<i2").reshape(-1, found.channels)
@@ -158,9 +160,18 @@ def _read_soundfile(path: Path, wanted: int, rate: int) -> tuple[SoundHeader, np
         with soundfile.SoundFile(path) as file:
             found = _checked(file.samplerate, file.channels, file.frames)
             count = enough(found, wanted, rate)
-            return found, file.read(count, dtype="float32", always_2d=True)
+            return found, _sane(file.read(count, dtype="float32", always_2d=True))
     except (soundfile.SoundFileError, OSError, MemoryError) as error:
         raise UnreadableSound(f"{error!s:.200}") from error
+
+
+def _sane(samples: np.ndarray) -> np.ndarray:
+    """Refuse samples of floats that are no numbers, or whose full scale is not 1."""
+    if not np.isfinite(samples).all():
+        raise UnreadableSound("it has samples that are NaN or infinite")
+    if (loudest := np.abs(samples).max(initial=0)) > LOUDEST:
+        raise UnreadableSound(f"its samples reach {loudest:g}, and full scale is 1: divide them")
+    return samples
 
 
 def _checked(rate: int, channels: int, length: int) -> SoundHeader:

@@ -308,10 +308,18 @@ def _of_npz(path: Path, request: Request, what: str) -> _Recordings:
     arrays = npz.load(path, {}, lambda name: npz.ArraySpec("fiuU"), unpacked=1100)
     offsets, samples, key = _recordings(arrays, what)
     count = len(offsets) - 1
-    rate = int(arrays["rate"]) if "rate" in arrays and arrays["rate"].size == 1 else request.rate
+    rate = request.rate
+    if "rate" in arrays and arrays["rate"].size == 1 and arrays["rate"].dtype.kind != "U":
+        rate = int(arrays["rate"].item())
     if not files.RATES[0] <= rate <= files.RATES[1]:
         raise UserError(f"{what} has no 'rate' in Hz: set config.data.rate, such as 8000")
     values = _fields_of(arrays, count, (key, "offsets", "rate"))
+    if "labels" in arrays and "labels" not in values:
+        own = arrays["labels"]
+        raise UserError(
+            f"{what}: 'labels' is {own.dtype} {own.shape}; {count} whole numbers or names, one a "
+            "sound, are needed"
+        )
     wanted = request.class_fields or (("labels",) if "labels" in values else ())
     made = fields.classes(wanted, values) if wanted else None
     if request.test_where:
@@ -338,7 +346,7 @@ def _recordings(arrays: Mapping[str, np.ndarray], what: str) -> tuple[np.ndarray
     if key == "data" and samples.ndim in (2, 3) and samples.size:
         offsets = np.arange(len(samples) + 1) * samples.shape[1]
         samples = samples.reshape(-1, samples.shape[2] if samples.ndim == 3 else 1)
-    elif key == "pcm" and samples.ndim in (1, 2) and "offsets" in arrays:
+    elif key == "pcm" and samples.ndim in (1, 2) and _are_whole(arrays.get("offsets")):
         samples = samples.reshape(len(samples), -1)
         offsets = arrays["offsets"].astype(np.int64)
     else:
@@ -360,6 +368,10 @@ def _recordings(arrays: Mapping[str, np.ndarray], what: str) -> tuple[np.ndarray
             f"{what}: '{key}' is {samples.dtype}; int16, or float32 and float16 in [-1, 1] are read"
         )
     return offsets, samples, key
+
+
+def _are_whole(offsets: np.ndarray | None) -> bool:
+    return offsets is not None and offsets.dtype.kind in "iu"
 
 
 def _fields_of(

@@ -60,8 +60,6 @@ def load(path: str, rule: str, roles: Roles) -> Splits:
     of_rows = parts if len(parts) == 2 else _held_out(parts[0], label, what)
     train, test = of_rows
     known = tuple(_column(name, own, roles, rule, what) for name, own in train.items())
-    if not any(column.width for column in known):
-        raise UserError(f"{what} has no column besides the label; a sample needs one at least")
     _check_known(test, known, what)
     values = [_values(known, own) for own in of_rows]
     normalized = _normalization(known, values[0], rule, what)
@@ -109,6 +107,8 @@ def _parts(path: str, roles: Roles, what: str) -> list[Cells]:
             "both files the same columns in one order"
         )
     kept = [name for name in names if name not in roles.exclude]
+    if not {*kept} - {roles.label}:
+        raise UserError(f"{what} has no column besides the label; a sample needs one at least")
     return [
         {n: table_files.column(t, n, f"data.path={f}", declared=n in text) for n in kept}
         for f, t in zip(files, tables)
@@ -192,12 +192,14 @@ def _normalization(
     """The normalization of the channels, as measured on the training split."""
     if rule not in (rules := (*normalization.RULES, QUANTILE)):
         raise unknown("config.data.normalization", rule, rules)
+    names = columns.names(known)
+    normalization.check_sizes(values.min(0), values.max(0), what, names)
     measured = normalization.measure(
         [columns.scores(known, values)],
         "standard" if rule == QUANTILE else rule,
         "float32",
         what,
-        names=columns.names(known),
+        names=names,
     )
     extremes: dict[str, Any] = {
         "low": tuple(values.min(0).tolist()),

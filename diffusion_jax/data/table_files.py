@@ -8,6 +8,7 @@ and a text that names single rows are refused, each in one line that says what t
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ parquet = deferred("pyarrow.parquet")
 
 ENDINGS = (".csv", ".parquet")
 MOST_CATEGORIES = 1000  # of a column
+INDEX = re.compile(r"__index_level_\d+__")  # a column in which pandas stores the index of rows
+LONGEST = 1000  # characters of the name of a category
 DISTINCT = 0.5  # a column of text with more different cells than this share of the rows is an id,
 FEW = 20  # in tables of at least so many rows
 
@@ -41,7 +44,7 @@ def find(path: str) -> tuple[Path, Path | None]:
       UserError: where there is no such file.
     """
     file = Path(os.path.expanduser(path))
-    if file.suffix not in ENDINGS or not file.is_file():
+    if file.suffix.lower() not in ENDINGS or not file.is_file():
         raise UserError(f"data.path={path} must be a .csv or .parquet file; there is none")
     held_out = file.with_name(f"{file.stem}_test{file.suffix}")
     return file, held_out if held_out.is_file() else None
@@ -62,7 +65,8 @@ def read(file: Path, text: Collection[str] = ()) -> Any:
     """
     what = f"data.path={file}"
     try:
-        found = _read_csv(file, text) if file.suffix == ".csv" else parquet.read_table(file)
+        is_csv = file.suffix.lower() == ".csv"
+        found = _read_csv(file, text) if is_csv else _read_parquet(file)
         names = found.column_names
     except (pa.ArrowException, ValueError, OSError) as error:
         reason = printable(str(error).split("\n")[0])
@@ -95,6 +99,13 @@ def _read_csv(file: Path, text: Collection[str]) -> Any:
         false_values=[],
     )
     return csv.read_csv(file, convert_options=convert)
+
+
+def _read_parquet(file: Path) -> Any:
+    """A Parquet file without the index of its rows, as pandas stores one that is not 0, 1, ..."""
+    found = parquet.read_table(file)
+    names = found.column_names
+    return found.drop_columns([name for name in names if INDEX.fullmatch(name)])
 
 
 def column(table: Any, name: str, what: str, *, declared: bool = False) -> np.ndarray:
@@ -137,18 +148,34 @@ def column(table: Any, name: str, what: str, *, declared: bool = False) -> np.nd
                 f"it, remove the row, or {leave}"
             )
         return numbers
-    is_text = kind.is_string(found.type) or kind.is_large_string(found.type)
-    if not (is_number or is_text or kind.is_boolean(found.type)):
-        raise UserError(
-            f"{where} is of type {found.type}; numbers and text are read: store it as numbers, or "
-            f"{leave}"
-        )
-    cells = np.array(found.cast(pa.string()).to_pylist(), str)
-    if kind.is_boolean(found.type):
-        cells = np.char.capitalize(cells)
+    cells = _names(found, where, leave)
     if not declared:
         _check_mixed(cells, where, printable(name))
     return cells
+
+
+def _names(found: Any, where: str, leave: str) -> np.ndarray:
+    """The cells of a column of Arrow as names of categories, (N,) str."""
+    kind, own = pa.types, found.type
+    if kind.is_binary(own):
+        raise UserError(
+            f"{where} has bytes that are no text in UTF-8; save it in UTF-8, or {leave}"
+        )
+    is_number = kind.is_integer(own) or kind.is_floating(own) or kind.is_decimal(own)
+    is_text = kind.is_string(own) or kind.is_large_string(own)
+    if not (is_number or is_text or kind.is_boolean(own)):
+        raise UserError(
+            f"{where} is of type {own}; numbers and text are read: store it as numbers, or {leave}"
+        )
+    found = found.cast(pa.string())
+    # an array of numpy has the width of the longest text in every row
+    if (longest := compute.max(compute.utf8_length(found)).as_py()) > LONGEST:
+        raise UserError(
+            f"{where} has a text of {longest:,} characters, and names of categories have at most "
+            f"{LONGEST:,}; {leave}"
+        )
+    cells = np.array(found.to_pylist(), str)
+    return np.char.capitalize(cells) if kind.is_boolean(own) else cells
 
 
 def _check_mixed(cells: np.ndarray, where: str, name: str) -> None:

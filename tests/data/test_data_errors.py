@@ -115,7 +115,7 @@ def test_folders_without_images(tmp_path):
     (tmp_path / "readme.txt").write_text("words")
     fails("holds no images", "folder", path=str(tmp_path))
     write_image(tmp_path / "only.png", 0)
-    fails("holds one image; at least two", "folder", path=str(tmp_path))
+    fails("holds one example; at least two", "folder", path=str(tmp_path))
 
 
 def test_images_of_several_sizes(tmp_path):
@@ -275,7 +275,7 @@ IMAGES = np.zeros((4, 2, 2), np.uint8)
         ),
         (r"'images' has shape \(4, 2\)", {"images": IMAGES[:, 0]}),
         (r"'images' has shape \(4, 3, 8, 8\)", {"images": np.zeros((4, 3, 8, 8), np.uint8)}),
-        ("holds one image; at least two", {"images": IMAGES[:1]}),
+        ("holds one example; at least two", {"images": IMAGES[:1]}),
         (r"'labels' is float64 \(4,\); 4 integers", {"images": IMAGES, "labels": np.zeros(4)}),
         (
             r"'labels' is int64 \(3,\); 4 integers",

@@ -268,7 +268,7 @@ def test_the_last_image_of_a_class_is_not_held_out(sizes):
 def test_where_nothing_can_be_held_out_it_is_said():
     people = [f"person_{k}*1" for k in range(40)]
     with pytest.raises(
-        UserError, match=r"each of the 40 classes has one image.*\(--config.data.layout=flat\)"
+        UserError, match=r"each of the 40 classes has one example.*\(--config.data.layout=flat\)"
     ):
         arranged(*people)
     assert sum(counts(arranged(*people, how="flat"))) == 40

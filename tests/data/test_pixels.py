@@ -162,7 +162,7 @@ def test_a_stated_number_of_classes_is_taken(tmp_path):
         (np.zeros(40), r"'labels' is float64 \(40,\); 40 integers.*np.unique"),
         (np.zeros((40, 10), int), r"'labels' is int64 \(40, 10\); 40 integers"),
         (np.array([-1, 0] * 20), "has label -1, outside 0..0"),
-        (np.arange(40), "each of the 40 classes has one image, so none can be held out"),
+        (np.arange(40), "each of the 40 classes has one example, so none can be held out"),
     ],
 )
 def test_labels_that_are_none(tmp_path, labels, match):

@@ -141,6 +141,32 @@ def test_arrays_of_recordings_have_the_same_fields(tmp_path):
     assert load(tmp_path / "b.npz", rate=100).num_classes == 3
 
 
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"labels": np.arange(12) / 2}, "'labels' is float64 .12,.; 12 whole numbers or names"),
+        ({"labels": np.arange(6)}, "'labels' is int64 .6,."),
+        ({"rate": "fast"}, "no 'rate' in Hz"),
+        ({"data": None, "pcm": np.zeros(9, np.int16), "offsets": ["a"]}, "'pcm' and 'offsets'"),
+    ],
+)
+def test_arrays_that_are_no_sounds_are_one_line(change, words, tmp_path):
+    arrays = {"data": np.zeros((12, 64), np.int16), "rate": [RATE]} | change
+    np.savez(tmp_path / "a.npz", **{k: v for k, v in arrays.items() if v is not None})
+    with pytest.raises(UserError, match=words):
+        load(tmp_path / "a.npz")
+
+
+def test_sounds_shorter_than_a_window_have_a_picture():
+    own = sound.Sound(RATE, 5, 1, "waveform")
+    assert sound.spectrograms(own, np.ones((2, 5, 1))).shape[::3] == (2, 1)
+
+
+def test_more_mels_than_the_window_resolves_are_refused():
+    with pytest.raises(UserError, match="3 of 64 mels have no frequency of a window of 64"):
+        logmel.filters(logmel.Scale(RATE, 64, 64, 16))
+
+
 MISTAKES = [
     ({"pattern": "{digit}-{speaker}"}, "does not fit config.data.pattern"),
     ({"pattern": "{digit}{speaker}"}, "text between them"),
@@ -188,6 +214,31 @@ def test_flac_is_read(tmp_path):
     np.testing.assert_allclose(
         sound_files.read(tmp_path / "a.flac", RATE, 0)[:, 0], tone(500), atol=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    "value, words", [(np.nan, "NaN or infinite"), (30_000.0, "reach 30000, and full scale is 1")]
+)
+def test_samples_of_floats_that_are_no_sound_name_the_file(value, words, tmp_path):
+    soundfile = pytest.importorskip("soundfile", reason="WAV of floats needs soundfile")
+    for i in range(3):
+        write(tmp_path / f"{i}.wav", tone(500))
+    soundfile.write(tmp_path / "z.wav", [*tone(500, 511), value], RATE, subtype="FLOAT")
+    with pytest.raises(UserError, match=f"z.wav .it.*{words}"):
+        load(tmp_path, limit_bad=0)
+
+
+def test_a_header_that_lies_is_bounded_by_the_file(tmp_path):
+    write(tmp_path / "a.wav", tone(500))
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    content[40:44] = (10**9).to_bytes(4, "little")  # the bytes of all samples
+    (tmp_path / "a.wav").write_bytes(content)
+    assert sound_files.header(tmp_path / "a.wav").length == 512
+    content[36:40] = b"LIST"  # a part before the samples, which ends after the file
+    (tmp_path / "a.wav").write_bytes(content)
+    pytest.importorskip("soundfile", reason="a file that is no PCM WAV is judged by soundfile")
+    with pytest.raises(sound_files.UnreadableSound):
+        sound_files.header(tmp_path / "a.wav")
 
 
 def test_an_empty_folder_is_named(tmp_path):

@@ -114,8 +114,9 @@ def test_parquet_is_read_like_csv_and_a_second_file_is_the_test_split(tmp_path):
     cells = drawn()
     one = load(saved(tmp_path, cells))
     known = pa.table(cells | {"color": pa.array(cells["color"]).dictionary_encode()})
-    pa.parquet.write_table(known, tmp_path / "t.parquet")
-    other = load(str(tmp_path / "t.parquet"))
+    known = known.append_column("__index_level_0__", pa.array(range(40)))  # as pandas stores it
+    pa.parquet.write_table(known, tmp_path / "T.PARQUET")
+    other = load(str(tmp_path / "T.PARQUET"))
     assert other.normalization == one.normalization
     np.testing.assert_array_equal(other.train.values, one.train.values)
     saved(tmp_path, {name: own[:5] for name, own in cells.items()}, "t_test.csv")
@@ -175,6 +176,19 @@ DATES = CELLS | {"day": ["2026-11-27"] * 40}
         (CELLS, dict(normalization="unit"), ["'unit'", "quantile"]),
         (CELLS, dict(image_size=8), ["config.data.image_size is not used by data.name=table"]),
         ({"a;b": ["1;2"] * 40}, {}, ["separated by ';'", "commas"]),
+        (CELLS, dict(exclude=tuple(CELLS)), ["no column besides the label"]),
+        (
+            CELLS | {"color": ["x" * 9999] * 40},
+            {},
+            ["'color' has a text of 9,999", "at most 1,000"],
+        ),
+        (CELLS | {"rain": [f"{i}e200" for i in range(40)]}, {}, ["channel rain", "3.9e+201"]),
+        (CELLS | {"rain": [f"{i}e-200" for i in range(40)]}, {}, ["channel rain", "other units"]),
+        (
+            CELLS | {"rain": [f"{i}e200" for i in range(40)]},
+            dict(normalization="quantile"),
+            ["channel rain"],
+        ),
         ({name: own[:1] for name, own in CELLS.items()}, {}, ["1 rows below its head"]),
     ],
 )
@@ -212,6 +226,7 @@ def test_a_test_file_that_does_not_fit_is_refused_in_one_line(change, words, tmp
         (b"a,b\n1\n", "Expected 2 columns"),
         (b"a,a\n1,2\n3,4\n", "2 columns are called 'a'"),
         (b"\xff\xfe,b\n1,2\n", "UTF-8"),
+        (b"a,b\nr\xe9d,2\nr\xe9d,3\n", "'a' has bytes that are no text in UTF-8"),
     ],
 )
 def test_damaged_files_are_one_line(content, words, tmp_path):
