@@ -3,8 +3,9 @@
     y = m x / (1 - p),        m = 0 with probability p, else 1
 
 The random bits are the cost of dropout on an accelerator. jax.random draws 32 for each element by
-20 rounds of Threefry, which take as long as reading and writing the array twice. Here an element
-has 16 bits of Philox2x32 (Salmon et al. 2011) with the 7 rounds that pass their tests,
+20 rounds of Threefry, with which dropout takes three times as long as reading and writing the array
+(docs/scaling.md). Here an element has 16 bits of Philox2x32 (Salmon et al. 2011), with the 7 rounds
+that pass their tests,
 
     (a, b) <- (high(M a) ^ k ^ b, low(M a)),        k <- k + W,
 

@@ -68,7 +68,12 @@ python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo pyth
 if [ -x "$work/venv/bin/python" ]; then python=$work/venv/bin/python; fi
 export PYTHONPATH=$PWD PYTHONUNBUFFERED=1 GIT_OPTIONAL_LOCKS=0
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$work/compiled}
-if [ -n "$tiny" ]; then export JAX_PLATFORMS=cpu; fi
+if [ -n "$tiny" ]; then
+  export JAX_PLATFORMS=cpu
+else # the kernels that XLA chose by timing them are kept for the other stages, and for the next command with this --work
+  mkdir -p "$work/autotune"
+  export XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_per_fusion_autotune_cache_dir=$work/autotune"
+fi
 parts() { "$python" experiments/launch/accelerator_stages.py "$@" --work="$work" --out="$out"; }
 
 # stage NAME SECONDS FUNCTION: run it if it was chosen and there is time, record the result, and write the report
@@ -191,10 +196,10 @@ fi
 stage install 90 install
 stage environment 60 environment
 stage data 60 data
-stage tests 270 tests
-stage benchmark 170 benchmark
-stage transformer 80 transformer
-if [ -n "$peers" ]; then stage peers 180 peers; fi
+stage tests 240 tests
+stage benchmark 200 benchmark
+stage transformer 100 transformer
+if [ -n "$peers" ]; then stage peers 300 peers; fi
 most=$(( $(left) - reserve - 20 )) # saving takes seconds
 stage training "$most" training
 stage sampling 60 sampling

@@ -41,7 +41,7 @@ PACKED = {  # an .npz of JPEG files: bytes, where each file begins and ends, cla
     "is_test": npz.ArraySpec("biu", (None,)),
 }
 OUTCOMES = "PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS"
-# pytest's lines: 'tests/a.py::test PASSED'; of several workers '[gw0] [ 12%] PASSED tests/a.py::test'
+# lines of pytest: 'tests/a.py::test PASSED', or of a worker '[gw0] [ 12%] PASSED tests/a.py::test'
 OUTCOME = re.compile(
     rf"^(?:\[gw\d+\] \[ *\d+%\] (?P<first>{OUTCOMES}) )?(?P<file>tests/\S+?)::(?P<test>\S+)"
     rf"(?(first)| (?P<last>{OUTCOMES})\b)",
