@@ -216,7 +216,9 @@ def _parts(text: str) -> Sequence[Any]:
     except (SyntaxError, MemoryError, RecursionError):
         value = [part.strip() for part in text.split(",")]  # strings without quotation marks
     except ValueError:
-        value = [part.strip() for part in text.strip("()[] ").split(",")]
+        whole = text.strip()  # brackets around all of it, not those of a name such as f(x)
+        whole = whole.strip("()[] ").rstrip(",") if whole.startswith(("(", "[")) else whole
+        value = [part.strip() for part in whole.split(",")]
     return value if type(value) in (tuple, list) else (value,)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -132,12 +134,26 @@ def load(
     return made
 
 
+def is_here(name: str, path: str) -> bool:
+    """Whether the file or folder of a data set exists; True for one that needs none, or is remote.
+
+    Args:
+      name: config.data.name.
+      path: config.data.path.
+    """
+    if not path:
+        return name not in WITH_PATH or name in records.POPULAR
+    return "://" in path or Path(os.path.expanduser(path)).exists()
+
+
 def _check(request: _Request) -> None:
     """Refuse options that no data set has, or that this one does not have."""
     name, path = request.name, request.path
     pixels.check_range(request.value_range)
     if name in WITH_PATH and not path and name not in records.POPULAR:
-        raise UserError(f"data.name={name} needs data.path")
+        raise UserError(
+            f"data.name={name} needs data.path, its file or folder: --config.data.path=PATH"
+        )
     if path and name not in WITH_PATH:
         raise UserError(
             f"data.path={path} is not used by data.name={name}, only by {', '.join(WITH_PATH)} "

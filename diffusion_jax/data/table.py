@@ -148,10 +148,10 @@ def _check_cells(cells: Cells, what: str) -> None:
             table_files.categories(own, name, what)
         elif len(own) >= table_files.FEW and (np.diff(own) == 1).all():
             logging.warning(
-                "%s: column '%s' counts the rows; leave it out if it is no measurement: "
-                "--config.data.exclude=%s",
+                "%s: column '%s' counts the rows; leave it out if it is no measurement: %s",
                 what,
-                *[printable(name)] * 2,
+                printable(name),
+                table_files.option("exclude", name),
             )
 
 

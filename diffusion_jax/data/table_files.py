@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ def column(table: Any, name: str, what: str, *, declared: bool = False) -> np.nd
       UserError: naming the column, the row below the heading and what to do.
     """
     found, where = table[name], f"{what}: column '{printable(name)}'"
-    leave = f"leave the column out: --config.data.exclude={printable(name)}"
+    leave = f"leave the column out: {option('exclude', name)}"
     if found.null_count == len(found):
         raise UserError(f"{where} is empty; {leave}")
     if pa.types.is_dictionary(found.type):
@@ -150,7 +151,7 @@ def column(table: Any, name: str, what: str, *, declared: bool = False) -> np.nd
         return numbers
     cells = _names(found, where, leave)
     if not declared:
-        _check_mixed(cells, where, printable(name))
+        _check_mixed(cells, where, option("categories", name))
     return cells
 
 
@@ -178,7 +179,20 @@ def _names(found: Any, where: str, leave: str) -> np.ndarray:
     return np.char.capitalize(cells) if kind.is_boolean(own) else cells
 
 
-def _check_mixed(cells: np.ndarray, where: str, name: str) -> None:
+def option(key: str, name: str) -> str:
+    """What to type to name a column: --config.data.exclude=age, or ='"b, c"' in quotation marks.
+
+    Args:
+      key: of config.data, whose value is a list of columns: 'exclude' or 'categories'.
+      name: the heading of the column.
+    """
+    text = printable(name)
+    if not re.fullmatch(r"[\w.+-]+", text):
+        text = shlex.quote(f'"{text}"' if not {*text} & {*'"\\'} else repr(text))
+    return f"--config.data.{key}={text}"
+
+
+def _check_mixed(cells: np.ndarray, where: str, remedy: str) -> None:
     """Refuse a column of both numbers and text."""
     distinct, counts = np.unique(cells, return_counts=True)
     numbers = np.array([_is_number(cell) for cell in distinct])
@@ -188,7 +202,7 @@ def _check_mixed(cells: np.ndarray, where: str, name: str) -> None:
     raise UserError(
         f"{where} has numbers and text: '{printable(cells[row]):.40}' in row {row + 1} is no "
         f"number, and {counts[numbers].sum()} of {len(cells)} cells are; correct them, or say that "
-        f"all are names of categories: --config.data.categories={name}"
+        f"all are names of categories: {remedy}"
     )
 
 
@@ -217,7 +231,7 @@ def categories(cells: np.ndarray, name: str, what: str) -> tuple[str, ...]:
         raise UserError(
             f"{what}: column '{printable(name)}' has {len(found):,} different values in "
             f"{len(cells):,} rows, as an id or a free text has, and no categories; leave it out: "
-            f"--config.data.exclude={printable(name)}"
+            f"{option('exclude', name)}"
         )
     if all(map(_is_number, found)):
         found.sort(key=float)

@@ -133,7 +133,7 @@ def grid(
       row_labels: texts to the left of the rows.
       labels: (N,), classes by which tiles are grouped instead; () for none.
       names: of the classes by number.
-      real: samples of the data, where media.of_sets.
+      real: samples of the data, where media.of_sets and where they are known.
     """
     if media.of_sets:
         media.figure(real, {"samples": samples}, path)

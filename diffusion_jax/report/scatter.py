@@ -12,7 +12,7 @@ from diffusion_jax.report import style
 
 
 def points(
-    data: np.ndarray,
+    data: np.ndarray | None,
     samples: Mapping[str, np.ndarray],
     path: str | os.PathLike,
     *,
@@ -21,25 +21,37 @@ def points(
     """Two-dimensional samples next to their data, on the same axes.
 
     Args:
-      data: (M, 2) draws of the data.
+      data: (M, 2) draws of the data, or None for a picture of samples alone.
       samples: (N, 2) samples by name, a panel for each.
       path: the file to write.
       shown: the number of points of a panel, at most.
     """
-    sets = {"data": data, **samples}
-    low, high = np.quantile(data, 0.001, axis=0), np.quantile(data, 0.999, axis=0)
+    sets, first = with_data(data, samples), data is None
+    low, high = np.quantile(next(iter(sets.values())), (0.001, 0.999), axis=0)
     center, half = (low + high) / 2, 0.6 * float(max(high - low))
     (left, bottom), (right, top) = center - half, center + half
     with style.figure(path, panels=len(sets), size=(3.2, 3.4)) as axes:
         for i, (axis, (name, xy)) in enumerate(zip(axes, sets.items())):
             some = np.asarray(xy)[:: math.ceil(len(xy) / shown)]
-            axis.scatter(*some.T, s=3, alpha=0.4, linewidths=0, color=style.COLORS[min(i, 1)])
+            axis.scatter(
+                *some.T, s=3, alpha=0.4, linewidths=0, color=style.COLORS[min(i + first, 1)]
+            )
             axis.set(title=name, xlim=(left, right), ylim=(bottom, top), aspect="equal")
             axis.set(xlabel="x₁", ylabel="x₂" if i == 0 else "")
 
 
+def with_data(data: np.ndarray | None, samples: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The sets of a picture by name: the data, where they are known, and samples.
+
+    Args:
+      data: (M, D), or None.
+      samples: (N, D) by name.
+    """
+    return {**samples} if data is None else {"data": data, **samples}
+
+
 def sets(
-    data: np.ndarray,
+    data: np.ndarray | None,
     samples: Mapping[str, np.ndarray],
     path: str | os.PathLike,
     *,
@@ -48,26 +60,27 @@ def sets(
     """Samples of vectors and their data: points in a plane, or a plot of pairs of columns.
 
     Args:
-      data: (M, D) draws of the data.
+      data: (M, D) draws of the data, or None for a picture of samples alone.
       samples: (N, D) samples by name.
       path: the file to write.
       columns: the number of columns that are shown, at most.
     """
-    if data.shape[1] == 2:
+    drawn, first = with_data(data, samples), data is None
+    reference = next(iter(drawn.values()))
+    if reference.shape[1] == 2:
         points(data, samples, path)
         return
-    shown, fewest = min(data.shape[1], columns), min(map(len, (data, *samples.values())))
+    shown, fewest = min(reference.shape[1], columns), min(map(len, drawn.values()))
     bins, size = int(np.clip(fewest**0.5, 6, 30)), 2 if fewest > 200 else 8
-    drawn = {"data": data, **samples}
     with style.figure(path, panels=shown**2, size=(1.9, 1.8), rows=shown) as axes:
         for place, axis in enumerate(axes):
             row, column = divmod(place, shown)
-            low, high = np.quantile(data[:, column], (0.001, 0.999))
+            low, high = np.quantile(reference[:, column], (0.001, 0.999))
             margin = 0.15 * (high - low) or 1.0
             axis.set(xlim=(low - margin, high + margin), xticks=[], yticks=[])
             axis.set(xlabel=f"x{column + 1}" if row == shown - 1 else "")
             axis.set(ylabel=f"x{row + 1}" if column == 0 else "")
-            for i, (name, x) in enumerate(drawn.items()):
+            for i, (name, x) in enumerate(drawn.items(), first):
                 look = {"color": style.COLORS[i], "label": name}
                 some = np.asarray(x)[:: math.ceil(len(x) / 1000)]
                 if row == column:

@@ -13,7 +13,7 @@ import numpy as np
 from diffusion_jax.data import columns as of_table
 from diffusion_jax.data.columns import Column
 from diffusion_jax.data.normalization import Normalization
-from diffusion_jax.report import style
+from diffusion_jax.report import scatter, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ POINTS = 1000  # of a set in a panel, at most
 
 def figure(
     known: Normalization,
-    data: np.ndarray,
+    data: np.ndarray | None,
     samples: Mapping[str, np.ndarray],
     path: str | os.PathLike,
 ) -> None:
@@ -37,15 +37,15 @@ def figure(
 
     Args:
       known: the normalization of the table, with its columns.
-      data: (M, D), rows of the training split, normalized.
+      data: (M, D), rows of the training split, normalized; None for a picture of samples alone.
       samples: (N, D) samples by name, normalized.
       path: the file to write.
     """
-    sets = {name: known.values(x) for name, x in {"data": data, **samples}.items()}
+    sets = {name: known.values(x) for name, x in scatter.with_data(data, samples).items()}
     places = list(of_table.channels(known.columns))
     shown = places[:MARGINALS]
     numbers = [(c.name, place.start) for c, place in places if c.kind == of_table.NUMBER]
-    pairs = _strongest(sets["data"], numbers)
+    pairs = _strongest(_reference(sets), numbers)
     across = min(ACROSS, len(shown))  # there are fewer pairs than that: a column is in one alone
     rows = math.ceil(len(shown) / across)
     panels = rows * across + len(pairs)
@@ -60,6 +60,16 @@ def figure(
         axes[0].legend(
             fontsize=7, frameon=False, ncols=len(sets), loc="lower left", bbox_to_anchor=(0, 1)
         )
+
+
+def _reference(sets: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The set that chooses limits and pairs: the data, or else the samples."""
+    return next(iter(sets.values()))
+
+
+def _color(sets: Mapping[str, np.ndarray], i: int) -> str:
+    """The color of a set, which samples also have where the data are not shown."""
+    return style.COLORS[i + ("data" not in sets)]
 
 
 def _strongest(data: np.ndarray, numbers: list[tuple[str, int]]) -> list[tuple]:
@@ -88,7 +98,7 @@ def _limits(x: np.ndarray) -> tuple[float, float]:
 
 
 def _histogram(axis: Axes, column: Column, sets: Mapping[str, np.ndarray]) -> None:
-    low, high = _limits(sets["data"])
+    low, high = _limits(_reference(sets))
     fewest = min(map(len, sets.values()))
     bins = int(np.clip(fewest**0.5, 6, 30))
     edges = np.linspace(low, high, bins + 1)
@@ -96,7 +106,7 @@ def _histogram(axis: Axes, column: Column, sets: Mapping[str, np.ndarray]) -> No
         step = math.ceil((high - low) / bins)
         edges = np.arange(math.floor(low), high + step, step) - 0.5
     for i, (name, x) in enumerate(sets.items()):
-        look = {"color": style.COLORS[i], "label": name}
+        look = {"color": _color(sets, i), "label": name}
         weights = np.full(len(x), 1 / len(x))
         axis.hist(x[:, 0], edges, weights=weights, histtype="step", **look)
     axis.set(xlabel=column.name, yticks=[], xlim=(edges[0], edges[-1]))
@@ -104,11 +114,11 @@ def _histogram(axis: Axes, column: Column, sets: Mapping[str, np.ndarray]) -> No
 
 
 def _bars(axis: Axes, column: Column, sets: Mapping[str, np.ndarray]) -> None:
-    order = np.argsort(-sets["data"].mean(0), kind="stable")[:BARS]
+    order = np.argsort(-_reference(sets).mean(0), kind="stable")[:BARS]
     width = 0.8 / len(sets)
     for i, (name, x) in enumerate(sets.items()):
         at = np.arange(len(order)) + (i - (len(sets) - 1) / 2) * width
-        axis.bar(at, x.mean(0)[order], width, color=style.COLORS[i], label=name)
+        axis.bar(at, x.mean(0)[order], width, color=_color(sets, i), label=name)
     names = [column.categories[i][:10] for i in order]
     axis.set(xlabel=column.name, yticks=[])
     axis.set_xticks(np.arange(len(order)), names, rotation=30, ha="right", fontsize=6)
@@ -119,7 +129,7 @@ def _scatter(axis: Axes, pair: tuple, sets: Mapping[str, np.ndarray]) -> None:
     for i, values in enumerate(sets.values()):
         some = values[:: math.ceil(len(values) / POINTS)]
         size = 2 if len(some) > 200 else 8
-        axis.scatter(some[:, x], some[:, y], s=size, alpha=0.4, linewidths=0, color=style.COLORS[i])
-    axis.set(xlabel=x_name, ylabel=y_name, xlim=_limits(sets["data"][:, x]))
-    axis.set(ylim=_limits(sets["data"][:, y]))
+        axis.scatter(some[:, x], some[:, y], s=size, alpha=0.4, linewidths=0, color=_color(sets, i))
+    axis.set(xlabel=x_name, ylabel=y_name, xlim=_limits(_reference(sets)[:, x]))
+    axis.set(ylim=_limits(_reference(sets)[:, y]))
     axis.locator_params(nbins=3)

@@ -117,10 +117,10 @@ def table(scored: ScoredArrays, normalization: Normalization) -> str:
     shown = [{key: row.get(key) for key in columns} for row in scored.rows]
     for name in ("rmse", "crps"):
         metric = metrics.find(name)
-        for channel in range(min(channels, CHANNELS)):
+        # those of which every value was measured have no errors
+        missing = np.flatnonzero(~np.isnan([row[name] for row in scored.rows]).all((0, 1)))
+        for channel in missing[:CHANNELS]:
             own = [row[name][:, channel] for row in scored.rows]
-            if np.isnan(own).all():  # every value of this channel was measured
-                continue
             key = f"{name} {channel}"
             columns[key] = f"{metric.title}, {names[channel]}" if channels > 1 else metric.title
             for line, values in zip(shown, own):

@@ -63,7 +63,8 @@ def mask_for(spec: str, shape: tuple[int, ...], columns: Sequence[Column] = ()) 
 def _mask_of_columns(spec: str, columns: Sequence[Column]) -> np.ndarray:
     """A mask of the columns of a table: their names, or a mask of one value for each."""
     own = [column for column, _ in channels(columns)]
-    names, chosen = [column.name for column in own], [part.strip() for part in spec.split(",")]
+    names = [column.name for column in own]
+    chosen = [spec] if spec in names else [part.strip() for part in spec.split(",")]
     if {*chosen} <= {*names}:
         known = np.array([name in chosen for name in names], np.float32)
         if known.all():

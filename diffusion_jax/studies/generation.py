@@ -19,6 +19,7 @@ from diffusion_jax.assembly.experiment import Experiment
 from diffusion_jax.core import parsing
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array, Cond, Key
+from diffusion_jax.data import loading, table
 from diffusion_jax.evaluation import generate
 from diffusion_jax.pretrained import folders
 from diffusion_jax.report import media
@@ -91,7 +92,7 @@ def sample(
     model, classes = trained.experiment, trained.data.get("class_names") or ()
     shown, keys = media.media_of(model.shape, model.normalization), generate.seeds_to_keys(wanted)
     load = functools.cache(functools.partial(workdirs.dataset, config, workdir))
-    dataset = load() if shown.of_sets else None
+    dataset = _shown_data(config, load) if shown.of_sets else None
     numbers = parsing.labels("labels", labels, classes) or _usual(model, dataset, len(wanted))
     given = _conditions(model, load, (numbers, prompt, condition, dense), wanted)
     model, resolved = _resolved(workdir, trained, guidance, negative_prompt)
@@ -106,6 +107,18 @@ def sample(
     if distributed.first():
         table = save(drawn, files, [*classes, "any"], shown, real)
         print(f"{len(images)} {shown.plural}: {', '.join(map(str, [*files.values(), *table]))}")
+
+
+def _shown_data(config: ConfigDict, load: Callable[[], data.Dataset]) -> data.Dataset | None:
+    """The data next to which samples are shown; None, with a note, where their file is not here."""
+    if loading.is_here(config.data.name, config.data.path):
+        return load()
+    print(
+        f"note: data.path={config.data.path} is no file here, so the picture shows the samples "
+        "without the data; name the file by --config.data.path=FILE",
+        file=sys.stderr,
+    )
+    return None
 
 
 def _drawn(
@@ -179,9 +192,9 @@ def _resolved(
 def _usual(model: Experiment, dataset: data.Dataset | None, count: int) -> Sequence[int]:
     """The labels of samples where none are requested; () for all in turn.
 
-    Rows of a table have the labels of training rows, so that they are as frequent.
+    Rows of a table have the labels of training rows, if these are here, to be as frequent.
     """
-    if not (model.num_classes and model.normalization and model.normalization.columns):
+    if not (dataset and model.num_classes and table.columns_of(dataset.train)):
         return ()
     return sample_conditions.labels_as_in(dataset, np.arange(count)).tolist()
 
@@ -200,7 +213,7 @@ def save(
       files: the file of each ending, '.npz' and '.png'.
       names: the names of the classes by number, then that of the null label.
       shown: how samples are shown and written.
-      real: samples of the data, where shown.of_sets.
+      real: samples of the data, where shown.of_sets and where they are known.
 
     Returns:
       What was written as well: a table, or sounds and a page of them.

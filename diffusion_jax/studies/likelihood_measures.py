@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable
 from typing import Any, TypedDict
 
@@ -13,6 +14,7 @@ from diffusion_jax.assembly.experiment import Experiment
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.core.errors import UserError, printable, unknown
 from diffusion_jax.core.types import Array, Cond, Denoise, Key, Params
+from diffusion_jax.data import table_files
 from diffusion_jax.data.columns import CATEGORY
 from diffusion_jax.likelihood import bounds, flow
 from diffusion_jax.processes import gaussian
@@ -121,11 +123,11 @@ def _check_kind(model: Experiment, dequantize: list[str], *, bounds: bool) -> No
 def _check_columns(model: Experiment) -> None:
     """Refuse tables whose rows have no density: UserError."""
     for column in model.normalization.columns if model.normalization else ():
-        name = printable(column.name)
         if column.kind == CATEGORY:
+            name, without = printable(column.name), table_files.option("exclude", column.name)
             raise UserError(
                 f"column '{name}' is of categories, and a density is of numbers; train without it "
-                f"(--config.data.exclude={name}) or make it the label (--config.data.label={name})"
+                f"({without}) or make it the label (--config.data.label={shlex.quote(name)})"
             )
         if column.knots:
             raise UserError(

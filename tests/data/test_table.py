@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import numpy as np
 import pyarrow as pa
@@ -10,9 +11,9 @@ import pyarrow.parquet
 import pytest
 
 from diffusion_jax import data
-from diffusion_jax.assembly import data_record
+from diffusion_jax.assembly import config_schema, data_record
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.data import columns, describe, table
+from diffusion_jax.data import columns, describe, table, table_files
 from diffusion_jax.data.columns import CATEGORY, NUMBER, Column
 
 COLORS = np.array(["red", "blue", "green"])
@@ -239,6 +240,17 @@ def test_damaged_files_are_one_line(content, words, tmp_path):
         load(str(tmp_path / "t.parquet"))
     with pytest.raises(UserError, match="must be a .csv or .parquet file"):
         load(str(tmp_path / "t.txt"))
+
+
+@pytest.mark.parametrize("name", ["age", "b, c", "f(x)", "it's", 'a "b"', "2019", "price ($)"])
+def test_what_a_message_says_to_type_names_the_column(name):
+    """Also a name with commas, brackets or quotation marks."""
+    (typed,) = shlex.split(table_files.option("exclude", name))
+    key, _, value = typed.removeprefix("--config.").partition("=")
+    assert config_schema.read(key, value) == (name,)
+    assert config_schema.read(key, "(a,)") == ("a",) and config_schema.read(key, "f(x)") == (
+        "f(x)",
+    )
 
 
 def test_keys_of_tables_are_refused_for_other_data():

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from diffusion_jax.data import normalization, sound, sound_files
+from diffusion_jax.data import loading, normalization, sound, sound_files
+from diffusion_jax.data.columns import CATEGORY, NUMBER, Column
+from diffusion_jax.data.normalization import Normalization
 from diffusion_jax.report import media, pictures, restored
 
 
@@ -163,3 +165,17 @@ def test_values_of_a_vector_that_were_not_measured_are_orange(tmp_path):
         hidden = (np.asarray(picture.convert("RGB")) == orange).all(-1)
     width, height = media.SERIES
     assert hidden.sum() == len(values) * height * width // 4
+
+
+def test_sets_without_their_data_are_shown_alone(tmp_path):
+    """As of a published model, whose data are elsewhere."""
+    x = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    known = (Column("n", NUMBER), Column("c", CATEGORY, ("a", "b")))
+    one = (0.0,) * 3, (1.0,) * 3, (-3.0,) * 3, (3.0,) * 3
+    for name, columns in (("vectors", ()), ("rows", known)):
+        shown = media.media_of((3,), Normalization(*one, "float32", columns=columns))
+        media.grid(shown, x, tmp_path / f"{name}.png", columns=4)
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
+    assert loading.is_here("digits", "") and not loading.is_here("table", "")
+    assert not loading.is_here("table", str(tmp_path / "t.csv"))
+    assert loading.is_here("arrays", "gs://bucket/a.npz") and loading.is_here("arrays", ".")

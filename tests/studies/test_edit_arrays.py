@@ -12,6 +12,7 @@ from configs import arrays
 from diffusion_jax import data
 from diffusion_jax.assembly import config_files, datasets, experiment, workdir
 from diffusion_jax.core.errors import UserError
+from diffusion_jax.data import normalization
 from diffusion_jax.data.columns import Column
 from diffusion_jax.report import media
 from diffusion_jax.studies import edit_arrays, edit_requests, edit_tasks
@@ -95,6 +96,15 @@ def test_columns_of_vectors_are_imputed(of_vectors, tmp_path):
     assert "channel 0" in text and "channel 2" in text and "channel 1" not in text
 
 
+def test_errors_are_shown_of_what_was_missing_wherever_its_column_is():
+    """Here the last two of seven columns."""
+    errors = np.where(np.arange(7) < 5, np.nan, np.ones((3, 7)))
+    rows = [{"method": "ddnm", "rmse": errors, "crps": errors, "psnr": np.ones(3)}]
+    own = normalization.measure([np.eye(7)], "standard", "float32", "")
+    text = edit_arrays.table(edit_arrays.ScoredArrays(None, None, None, rows), own)
+    assert "channel 5" in text and "channel 6" in text and "channel 0" not in text
+
+
 def test_super_resolution_of_a_series_keeps_the_means(of_series, tmp_path):
     job, dataset = of_series
     found = scored(job, dataset, "superres(factor=2)", method="replacement")
@@ -160,6 +170,8 @@ def test_masks_of_a_table_are_of_whole_columns(tmp_path):
         str(tmp_path / "m.npy"): [1, 0, 0, 0, 1],
     }.items():
         np.testing.assert_array_equal(edit_requests.mask_for(spec, (5,), table), wanted)
+    comma = [Column("b, c", "number"), number]
+    np.testing.assert_array_equal(edit_requests.mask_for("b, c", (2,), comma), [1, 0])
     for spec, words in {
         "agee": "unknown column or mask of --mask 'agee'; did you mean 'age'",
         "kind": "unknown column or mask of --mask 'kind'",
