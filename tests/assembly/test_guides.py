@@ -18,6 +18,7 @@ from diffusion_jax import data
 from diffusion_jax.assembly import denoiser, sampling, workdir
 from diffusion_jax.assembly.experiment import assemble, guided_by
 from diffusion_jax.assembly.kinds import classifier as classifiers
+from diffusion_jax.assembly.kinds import few_step
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.denoisers import guides
 from diffusion_jax.evaluation import generate
@@ -256,6 +257,15 @@ def test_cfg_zero_whose_every_step_stands_still_is_refused():
     with pytest.raises(UserError, match="is a few-step model, whose first step"):
         denoiser.is_guided(few, 2.0)
     assert denoiser.is_guided(guided_by("cfg_zero(zero_init=0.0)", few), 2.0)
+
+
+def test_a_teacher_is_not_guided_by_what_its_prediction_does_not_hold():
+    plain = tiny()
+    for spec in ("mean_shift('c')", "interval(mean_shift('c', conditional=True))"):
+        teacher = guided_by(spec, plain, lambda other: (plain, None))
+        teacher = teacher._replace(sampling=plain.sampling._replace(guidance=2.0))
+        with pytest.raises(UserError, match="guided by mean_shift, which shifts the mean"):
+            few_step.teacher_scale(plain._replace(teacher=(teacher, None)))
 
 
 def test_a_comparison_of_a_model_that_a_classifier_guides_scores_what_sample_draws(monkeypatch):

@@ -101,13 +101,19 @@ def teacher_scale(experiment: Experiment) -> float | None:
       experiment: the student, which has a teacher.
 
     Raises:
-      UserError: for a teacher that has nothing to guide by, and where a scale is set and the
-        student is unconditional.
+      UserError: for a teacher that has nothing to guide by or is guided by mean_shift, and where a
+        scale is set and the student is unconditional.
     """
     (teacher, _), given = experiment.teacher, experiment.sources.teacher_guidance
     scale = teacher.sampling.guidance if given is None else given
     conditional = experiment.conditions.null(1) is not None
     if denoiser.is_guided(teacher, scale, key="config.distill.guidance", conditioned=conditional):
+        if teacher.guide.shifts_mean:
+            raise UserError(
+                "config.distill.teacher is guided by mean_shift, which shifts the mean of "
+                "ancestral steps and not the prediction that is distilled; name a teacher whose "
+                "config.sampler.guide is classifier(...) or cfg()"
+            )
         return scale
     if given is not None and not denoiser.is_neutral(teacher, given):
         raise UserError(
