@@ -61,6 +61,19 @@ def tree_lerp(old: Params, new: Params, weight: float | Array) -> Params:
     return jax.tree.map(lambda a, b: a + weight * (b - a), old, new)
 
 
+def once(x: Array) -> Array:
+    """Returns a finite scalar as it is, which XLA's CPU then computes once.
+
+    XLA's CPU repeats the arithmetic of a scalar in the program of every array that uses it, of
+    which a train step has several for each leaf of the parameters. It does not repeat a remainder,
+    here by a number so large that it changes nothing.
+
+    Args:
+      x: scalar of a floating type, below the largest number of that type.
+    """
+    return jax.lax.rem(x, jnp.full_like(x, jnp.finfo(x.dtype).max))
+
+
 def example_keys(key: Key, batch: int, offset: int | Array = 0) -> Key:
     """Returns one key per example, (batch,).
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.core import streams
+from diffusion_jax.core import arrays, streams
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array
 from diffusion_jax.training.state import TrainState
@@ -89,9 +89,10 @@ def undo(after: TrainState, before: TrainState, flag: Array) -> TrainState:
       before: the state before it.
       flag: a scalar of bool; True takes parameters, optimizer state and averages from `before`.
     """
+    failed = arrays.once(flag.astype(jnp.float32)) > 0
 
     def keep(new: Any, old: Any) -> Any:
-        return jax.tree.map(lambda a, b: jnp.where(flag, b, a), new, old)
+        return jax.tree.map(lambda a, b: jax.lax.select_n(failed, a, b), new, old)
 
     return after._replace(
         params=keep(after.params, before.params),

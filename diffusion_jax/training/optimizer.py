@@ -13,6 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
+from diffusion_jax.core import arrays
 from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.core.types import Array
 
@@ -136,7 +137,7 @@ def learning_rate_schedule(
             "cosine": lambda: final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * u)),
             "rsqrt": lambda: jnp.maximum(step / reference, 1.0) ** -0.5,
         }[schedule]()
-        return learning_rate * jnp.minimum((step + 1) / max(warmup, 1), 1.0) * decay
+        return arrays.once(learning_rate * jnp.minimum((step + 1) / max(warmup, 1), 1.0) * decay)
 
     return rate
 

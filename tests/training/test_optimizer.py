@@ -56,6 +56,18 @@ def test_schedules(kind, values):
         np.testing.assert_allclose(rate(at), value, rtol=1e-6)
 
 
+def test_the_rate_is_computed_once_for_all_parameters():
+    """The compiled program has one cosine, not one for each leaf."""
+    rate = optimizer.learning_rate_schedule(2.0, total_steps=110, warmup=10, schedule="cosine")
+
+    @jax.jit
+    def move(step, leaves):
+        return [leaf - rate(step) * leaf for leaf in leaves]
+
+    program = move.lower(jnp.int32(60), [jnp.ones(8)] * 3).compile().as_text()
+    assert program.count(" cosine(") == 1
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
