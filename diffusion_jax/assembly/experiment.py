@@ -296,6 +296,15 @@ def guided_by(spec: str, experiment: Experiment, load: Callable | None = None) -
                 f"config.sampler.guide={spec}: {other.workdir} is for {found.shape} under "
                 f"{found.specs.process}, this model for {own[0]} under {own[1]}"
             )
+        for what, theirs, ours in (
+            ("classes", found.num_classes, experiment.num_classes),
+            ("as its text encoder", found.specs.encoder, experiment.specs.encoder),
+        ):
+            if theirs and ours and theirs != ours:
+                raise UserError(
+                    f"config.sampler.guide={spec}: {other.workdir} has {theirs} {what}, and this "
+                    f"model {ours}; take one with the same"
+                )
     return experiment._replace(guide=guide, others=others)
 
 

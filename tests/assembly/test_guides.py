@@ -259,6 +259,19 @@ def test_cfg_zero_whose_every_step_stands_still_is_refused():
     assert denoiser.is_guided(guided_by("cfg_zero(zero_init=0.0)", few), 2.0)
 
 
+def test_another_network_of_other_classes_is_refused():
+    model = tiny()
+    for spec in ("autoguidance(workdir='w')", "classifier('w')", "mean_shift('w')"):
+        for classes in (0, 2, 3):  # without classes a worse model is unconditional
+            other = model._replace(num_classes=classes)
+            with (
+                pytest.raises(UserError, match="w has 2 classes, and this model 3")
+                if classes == 2
+                else contextlib.nullcontext()
+            ):
+                guided_by(spec, model, lambda _, other=other: (other, None))
+
+
 def test_a_teacher_is_not_guided_by_what_its_prediction_does_not_hold():
     plain = tiny()
     for spec in ("mean_shift('c')", "interval(mean_shift('c', conditional=True))"):
