@@ -204,18 +204,24 @@ def _attempt(run: RunSetup, start: Start) -> loop.Fitted:
             resumed=restored and restored.extra,
             shift=start.rollback.shift,
             on_nonfinite=training.on_nonfinite,
+            unit=_shown(run).plural,
             report=hooks.reporter(experiment, run.dataset, run.root, state, start.rollback.shift),
         )
+
+
+def _shown(run: RunSetup) -> media.Media:
+    """What the examples are."""
+    return media.media_of(run.dataset.image_shape, run.dataset.normalization)
 
 
 def _announce(run: RunSetup, start: Start) -> None:
     """One line on stderr about the model, the data and the devices."""
     count = sum(x.size for x in jax.tree.leaves(start.state.params))
     begins = f"resuming at step {int(start.state.step)}" if start.restored else "starting"
-    shown = media.media_of(run.dataset.image_shape, run.dataset.normalization)
+    shape = "x".join(map(str, run.dataset.image_shape))
     print(
-        f"{run.root}: {count:,} parameters, {len(run.dataset.train):,} {shown.plural} "
-        f"{run.dataset.image_shape}, {jax.device_count()} device(s); {begins}",
+        f"{run.root}: {count:,} parameters, {len(run.dataset.train):,} {_shown(run).plural} "
+        f"of shape {shape}, {jax.device_count()} device(s); {begins}",
         file=sys.stderr,
     )
 

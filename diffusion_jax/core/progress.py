@@ -22,7 +22,7 @@ def progress(
     description: str,
     *,
     enabled: bool = True,
-    unit: str = "images",
+    unit: str = "samples",
     line_every: float = 15.0,
 ) -> Iterator[Callable[[int], Any]]:
     """Show how far a pass over `total` units has come.
@@ -60,7 +60,7 @@ class TrainingProgress(NamedTuple):
     """The progress of a training run.
 
     Attributes:
-      update: update(step, loss, images_per_s), where the rate is None if it is not known yet.
+      update: update(step, loss, rate), the rate in examples per second; None: not known yet.
       close: to be called when the run ends.
     """
 
@@ -72,21 +72,23 @@ def training_progress(
     total: int,
     *,
     start: int = 0,
+    unit: str = "images",
     seconds_between_lines: float = 10.0,
     stream: TextIO | None = None,
 ) -> TrainingProgress:
-    """The progress of a training run: steps, loss, images per second and time left.
+    """The progress of a training run: steps, loss, examples per second and time left.
 
     Args:
       total: the step at which the run ends.
       start: the step at which it begins.
+      unit: the name of the examples, in the plural.
       seconds_between_lines: seconds between the lines of a log; the last line always appears.
       stream: where to write; None writes to stderr.
     """
     stream = stream or sys.stderr
     if stream.isatty():
-        return _training_bar(total, start, stream)
-    return _training_lines(total, stream, seconds_between_lines)
+        return _training_bar(total, start, unit, stream)
+    return _training_lines(total, unit, stream, seconds_between_lines)
 
 
 def no_progress() -> TrainingProgress:
@@ -108,22 +110,22 @@ def _bar(total: int, description: str, unit: str, stream: TextIO, start: int = 0
     )
 
 
-def _training_bar(total: int, start: int, stream: TextIO) -> TrainingProgress:
+def _training_bar(total: int, start: int, unit: str, stream: TextIO) -> TrainingProgress:
     bar = _bar(total, "training", "steps", stream, start)
 
-    def update(step: int, loss: float, images_per_s: float | None) -> None:
-        rate = "" if images_per_s is None else f"{images_per_s:.0f}"
-        bar.set_postfix({"loss": f"{loss:.4f}", "images/s": rate}, refresh=False)
+    def update(step: int, loss: float, rate: float | None) -> None:
+        speed = "" if rate is None else f"{rate:.0f}"
+        bar.set_postfix({"loss": f"{loss:.4f}", f"{unit}/s": speed}, refresh=False)
         bar.update(step - bar.n)
 
     return TrainingProgress(update, bar.close)
 
 
-def _training_lines(total: int, stream: TextIO, seconds: float) -> TrainingProgress:
+def _training_lines(total: int, unit: str, stream: TextIO, seconds: float) -> TrainingProgress:
     last = -math.inf
     first: tuple[float, int] | None = None  # when and at which step the compiled program started
 
-    def update(step: int, loss: float, images_per_s: float | None) -> None:
+    def update(step: int, loss: float, rate: float | None) -> None:
         nonlocal last, first
         now = time.monotonic()
         first = first or (now, step)
@@ -133,8 +135,8 @@ def _training_lines(total: int, stream: TextIO, seconds: float) -> TrainingProgr
         left = ""
         if step > first[1]:
             left = f", {_clock((now - first[0]) / (step - first[1]) * (total - step))} left"
-        rate = "" if images_per_s is None else f", {images_per_s:.0f} images/s"
-        print(f"step {step}/{total}, loss {loss:.4f}{rate}{left}", file=stream, flush=True)
+        speed = "" if rate is None else f", {rate:.0f} {unit}/s"
+        print(f"step {step}/{total}, loss {loss:.4f}{speed}{left}", file=stream, flush=True)
 
     return TrainingProgress(update, lambda: None)
 

@@ -34,6 +34,9 @@ def line(dataset: Dataset) -> str:
     height_width, channels = dataset.image_shape[:-1], dataset.image_shape[-1]
     kind = _kind(dataset)
     size = f"of {channels} numbers"
+    if known := dataset.normalization and dataset.normalization.columns:
+        count = sum(column.width > 0 for column in known)
+        size = f"of {count} column{'s' * (count > 1)} as {channels} numbers"
     if height_width:
         size = f"{'x'.join(map(str, height_width))}, {channels} channel{'s' * (channels > 1)}"
     tested = kind if len(dataset.test) != 1 or kind == "series" else kind[:-1]

@@ -55,7 +55,7 @@ def load(path: str, rule: str, roles: Roles) -> Splits:
     """
     what = f"data.path={path}"
     parts = _parts(path, roles, what)
-    _check_cells(parts[0], what)
+    _check_cells(parts[0], roles, what)
     label = parts[0][roles.label] if roles.label else None
     of_rows = parts if len(parts) == 2 else _held_out(parts[0], label, what)
     train, test = of_rows
@@ -110,8 +110,13 @@ def _parts(path: str, roles: Roles, what: str) -> list[Cells]:
     if not {*kept} - {roles.label}:
         raise UserError(f"{what} has no column besides the label; a sample needs one at least")
     return [
-        {n: table_files.column(t, n, f"data.path={f}", declared=n in text) for n in kept}
-        for f, t in zip(files, tables)
+        {
+            name: table_files.column(
+                table, name, f"data.path={file}", declared=name in text, excluded=roles.exclude
+            )
+            for name in kept
+        }
+        for file, table in zip(files, tables)
     ]
 
 
@@ -141,17 +146,25 @@ def _column(name: str, cells: np.ndarray, roles: Roles, rule: str, what: str) ->
     return Column(name, NUMBER, decimals=columns.decimals(cells), knots=knots)
 
 
-def _check_cells(cells: Cells, what: str) -> None:
-    """Refuse text that names single rows, and warn of numbers that do."""
+def _check_cells(cells: Cells, roles: Roles, what: str) -> None:
+    """Refuse text that names single rows, and warn of numbers that do and of a missing heading."""
+    number = next((name for name in cells if table_files.is_fraction(name)), None)
+    if number and not all(map(table_files.is_number, cells)):
+        logging.warning(
+            "%s: column '%s' has a number as its name; is the first row a row of data? Then write "
+            "the names of the columns above it",
+            what,
+            printable(number),
+        )
     for name, own in cells.items():
         if own.dtype.kind == "U":
-            table_files.categories(own, name, what)
+            table_files.categories(own, name, what, roles.exclude)
         elif len(own) >= table_files.FEW and (np.diff(own) == 1).all():
             logging.warning(
                 "%s: column '%s' counts the rows; leave it out if it is no measurement: %s",
                 what,
                 printable(name),
-                table_files.option("exclude", name),
+                table_files.option("exclude", *roles.exclude, name),
             )
 
 

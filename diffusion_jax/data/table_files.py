@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,10 @@ def find(path: str) -> tuple[Path, Path | None]:
       UserError: where there is no such file.
     """
     file = Path(os.path.expanduser(path))
-    if file.suffix.lower() not in ENDINGS or not file.is_file():
-        raise UserError(f"data.path={path} must be a .csv or .parquet file; there is none")
+    if file.suffix.lower() not in ENDINGS:
+        raise UserError(f"data.path={path} must be a .csv or .parquet file")
+    if not file.is_file():
+        raise UserError(f"data.path={path}: there is no such file; name a .csv or .parquet file")
     held_out = file.with_name(f"{file.stem}_test{file.suffix}")
     return file, held_out if held_out.is_file() else None
 
@@ -109,7 +111,9 @@ def _read_parquet(file: Path) -> Any:
     return found.drop_columns([name for name in names if INDEX.fullmatch(name)])
 
 
-def column(table: Any, name: str, what: str, *, declared: bool = False) -> np.ndarray:
+def column(
+    table: Any, name: str, what: str, *, declared: bool = False, excluded: Sequence[str] = ()
+) -> np.ndarray:
     """Read a column, and refuse what is neither numbers nor categories.
 
     Args:
@@ -117,6 +121,7 @@ def column(table: Any, name: str, what: str, *, declared: bool = False) -> np.nd
       name: the heading of the column.
       what: the data, for messages.
       declared: whether the user has said that it is one of categories.
+      excluded: columns that are left out already, which messages name again.
 
     Returns:
       (N,), float64 or str.
@@ -125,7 +130,7 @@ def column(table: Any, name: str, what: str, *, declared: bool = False) -> np.nd
       UserError: naming the column, the row below the heading and what to do.
     """
     found, where = table[name], f"{what}: column '{printable(name)}'"
-    leave = f"leave the column out: {option('exclude', name)}"
+    leave = f"leave the column out: {option('exclude', *excluded, name)}"
     if found.null_count == len(found):
         raise UserError(f"{where} is empty; {leave}")
     if pa.types.is_dictionary(found.type):
@@ -138,9 +143,9 @@ def column(table: Any, name: str, what: str, *, declared: bool = False) -> np.nd
             f"the first); fill them in, remove these rows, or {leave}"
         )
     kind = pa.types
-    is_number = kind.is_integer(found.type) or kind.is_floating(found.type)
-    is_number = is_number or kind.is_decimal(found.type)
-    if is_number and not declared:
+    numeric = kind.is_integer(found.type) or kind.is_floating(found.type)
+    numeric = numeric or kind.is_decimal(found.type)
+    if numeric and not declared:
         numbers = np.asarray(found.cast(pa.float64(), safe=False), np.float64)
         if not np.isfinite(numbers).all():
             row = int(np.flatnonzero(~np.isfinite(numbers))[0])
@@ -179,23 +184,24 @@ def _names(found: Any, where: str, leave: str) -> np.ndarray:
     return np.char.capitalize(cells) if kind.is_boolean(own) else cells
 
 
-def option(key: str, name: str) -> str:
-    """What to type to name a column: --config.data.exclude=age, or ='"b, c"' in quotation marks.
+def option(key: str, *names: str) -> str:
+    """What to type to name columns: --config.data.exclude=id,age, or ='"b, c"' in quotation marks.
 
     Args:
       key: of config.data, whose value is a list of columns: 'exclude' or 'categories'.
-      name: the heading of the column.
+      *names: the headings of the columns.
     """
-    text = printable(name)
-    if not re.fullmatch(r"[\w.+-]+", text):
-        text = shlex.quote(f'"{text}"' if not {*text} & {*'"\\'} else repr(text))
-    return f"--config.data.{key}={text}"
+    shown = [printable(name) for name in names]
+    if all(re.fullmatch(r"[\w.+-]+", text) for text in shown):
+        return f"--config.data.{key}={','.join(shown)}"
+    quoted = [f'"{text}"' if not {*text} & {*'"\\'} else repr(text) for text in shown]
+    return f"--config.data.{key}={shlex.quote(','.join(quoted))}"
 
 
 def _check_mixed(cells: np.ndarray, where: str, remedy: str) -> None:
     """Refuse a column of both numbers and text."""
     distinct, counts = np.unique(cells, return_counts=True)
-    numbers = np.array([_is_number(cell) for cell in distinct])
+    numbers = np.array([is_number(cell) for cell in distinct])
     if not numbers.any() or numbers.all():
         return
     row = int(np.flatnonzero(np.isin(cells, distinct[~numbers]))[0])
@@ -206,7 +212,12 @@ def _check_mixed(cells: np.ndarray, where: str, remedy: str) -> None:
     )
 
 
-def _is_number(cell: str) -> bool:
+def is_number(cell: str) -> bool:
+    """Whether a text is a number.
+
+    Args:
+      cell: of a table.
+    """
     try:
         float(cell)
     except ValueError:
@@ -214,25 +225,40 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def categories(cells: np.ndarray, name: str, what: str) -> tuple[str, ...]:
+def is_fraction(cell: str) -> bool:
+    """Whether a text is a finite number with a fraction, unlike a year or a number of a column.
+
+    Args:
+      cell: of a table.
+    """
+    return is_number(cell) and np.isfinite(float(cell)) and float(cell) % 1 != 0
+
+
+def categories(
+    cells: np.ndarray, name: str, what: str, excluded: Sequence[str] = ()
+) -> tuple[str, ...]:
     """List the categories of a column, in the order of numbers if they are, else of text.
 
     Args:
       cells: (N,) of str, those of the training split.
       name: the heading of the column.
       what: the data, for messages.
+      excluded: columns that are left out already, which messages name again.
 
     Raises:
       UserError: for a column whose cells name single rows.
     """
     found = np.unique(cells).tolist()
+    measured = all(map(is_number, found))
     single = len(cells) >= FEW and len(found) > DISTINCT * len(cells)
     if single or len(found) > MOST_CATEGORIES:
         raise UserError(
             f"{what}: column '{printable(name)}' has {len(found):,} different values in "
-            f"{len(cells):,} rows, as an id or a free text has, and no categories; leave it out: "
-            f"{option('exclude', name)}"
+            f"{len(cells):,} rows: it holds {'measurements' if measured else 'ids or free text'}, "
+            f"not categories; leave it out: {option('exclude', *excluded, name)}"
+            + ", or make another column the label or the category"
+            * measured
         )
-    if all(map(_is_number, found)):
+    if measured:
         found.sort(key=float)
     return tuple(found)

@@ -291,7 +291,7 @@ def _note_few(real: Real, trained: int, count: int | None) -> None:
             note(
                 f"{number} {which} are fewer than the {width} features ({real.extractor.name}), so "
                 "the Fréchet distance is biased upward; compare it only with that of as many "
-                "images, such as of real test images"
+                "examples, such as of real test data"
             )
 
 

@@ -28,7 +28,7 @@ def over_rows(
     *whole: Any,
     block: int,
     describe: str = "",
-    unit: str = "images",
+    unit: str = "samples",
 ) -> Any:
     """Apply a function to all rows, block by block, and gather the results on the host.
 

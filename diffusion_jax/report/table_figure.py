@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 ACROSS = 4  # panels in a row
 MARGINALS, PAIRS = 12, 4  # panels, at most
 BARS = 8  # categories of a panel, at most
+FIT = 20  # characters of all their names, which then stand upright
 POINTS = 1000  # of a set in a panel, at most
 
 
@@ -45,15 +46,15 @@ def figure(
     places = list(of_table.channels(known.columns))
     shown = places[:MARGINALS]
     numbers = [(c.name, place.start) for c, place in places if c.kind == of_table.NUMBER]
-    pairs = _strongest(_reference(sets), numbers)
-    across = min(ACROSS, len(shown))  # there are fewer pairs than that: a column is in one alone
-    rows = math.ceil(len(shown) / across)
-    panels = rows * across + len(pairs)
-    with style.figure(path, panels, (2.3, 1.8), rows + bool(pairs)) as axes:
+    rows = math.ceil(len(shown) / ACROSS)
+    across = math.ceil(len(shown) / rows)
+    pairs = _strongest(_reference(sets), numbers)[:across]
+    below = rows + bool(pairs)
+    with style.figure(path, below * across, (2.3, 1.8), below) as axes:
         for axis, (column, place) in zip(axes, shown):
             draw = _histogram if column.kind == of_table.NUMBER else _bars
             draw(axis, column, {name: x[:, place] for name, x in sets.items()})
-        for axis in axes[len(shown) : rows * across]:
+        for axis in (*axes[len(shown) : rows * across], *axes[rows * across + len(pairs) :]):
             axis.set_axis_off()
         for axis, pair in zip(axes[rows * across :], pairs):
             _scatter(axis, pair, sets)
@@ -73,17 +74,17 @@ def _color(sets: Mapping[str, np.ndarray], i: int) -> str:
 
 
 def _strongest(data: np.ndarray, numbers: list[tuple[str, int]]) -> list[tuple]:
-    """The pairs of columns of numbers with the largest correlations, each column in one pair."""
+    """The pairs of columns of numbers by correlation; first those that share no column."""
     strength = {
         pair: abs(_correlation(data[:, pair[0][1]], data[:, pair[1][1]]))
         for pair in itertools.combinations(numbers, 2)
     }
-    chosen, used = [], set()
-    for pair in sorted(strength, key=strength.get, reverse=True):
+    chosen, used, order = [], set(), sorted(strength, key=strength.get, reverse=True)
+    for pair in order:
         if not used & {*pair}:
             chosen.append(pair)
             used |= {*pair}
-    return chosen[:PAIRS]
+    return (chosen + [pair for pair in order if pair not in chosen])[:PAIRS]
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -121,7 +122,9 @@ def _bars(axis: Axes, column: Column, sets: Mapping[str, np.ndarray]) -> None:
         axis.bar(at, x.mean(0)[order], width, color=_color(sets, i), label=name)
     names = [column.categories[i][:10] for i in order]
     axis.set(xlabel=column.name, yticks=[])
-    axis.set_xticks(np.arange(len(order)), names, rotation=30, ha="right", fontsize=6)
+    long = sum(map(len, names)) > FIT
+    look = {"rotation": 30, "ha": "right", "fontsize": 6} if long else {"fontsize": 8}
+    axis.set_xticks(np.arange(len(order)), names, **look)
 
 
 def _scatter(axis: Axes, pair: tuple, sets: Mapping[str, np.ndarray]) -> None:

@@ -63,7 +63,7 @@ def run(
     at_once: int,
     size: int | None = None,
     description: str = "",
-    unit: str = "images",
+    unit: str = "samples",
 ) -> Kept:
     """Make the rows of the examples 0, ..., count - 1 that the folder does not hold.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Callable
 from typing import Any, TypedDict
 
@@ -122,13 +121,14 @@ def _check_kind(model: Experiment, dequantize: list[str], *, bounds: bool) -> No
 
 def _check_columns(model: Experiment) -> None:
     """Refuse tables whose rows have no density: UserError."""
-    for column in model.normalization.columns if model.normalization else ():
-        if column.kind == CATEGORY:
-            name, without = printable(column.name), table_files.option("exclude", column.name)
-            raise UserError(
-                f"column '{name}' is of categories, and a density is of numbers; train without it "
-                f"({without}) or make it the label (--config.data.label={shlex.quote(name)})"
-            )
+    known = model.normalization.columns if model.normalization else ()
+    if names := [column.name for column in known if column.kind == CATEGORY]:
+        shown, without = printable(", ".join(names)), table_files.option("exclude", *names)
+        raise UserError(
+            f"columns of categories have no density: {shown}; train without them ({without}, "
+            "besides what is left out already), or make one the label (--config.data.label)"
+        )
+    for column in known:
         if column.knots:
             raise UserError(
                 "config.data.normalization=quantile: rows have no density in the units of the "

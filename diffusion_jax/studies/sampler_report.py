@@ -88,7 +88,7 @@ def _facts(subject: Subject, compared: Comparison) -> str:
         f"sampler. The exact solution is {compared.exact.row['what']}."
     )
     if features:
-        facts += f" The {find('frechet', features).title} is to the training images."
+        facts += f" The {find('frechet', features).title} is to the training data."
     return f"{facts} {INTERVALS}"
 
 

@@ -136,7 +136,9 @@ def test_the_columns_are_listed_at_the_start(tmp_path, capsys):
     loaded = load(saved(tmp_path, drawn()), label="kind", exclude=("rain",))
     describe.announce(loaded)
     said = capsys.readouterr().err
-    assert "data: table: 36 training and 4 test rows, of 6 numbers; 2 classes: a " in said
+    assert (
+        "data: table: 36 training and 4 test rows, of 4 columns as 6 numbers; 2 classes: a " in said
+    )
     assert "age (whole number 18 to 7" in said and "color (category: blue, green, red)" in said
     assert "kind (label: a, b)" in said and "rain (" not in said
 
@@ -146,6 +148,15 @@ def test_warnings_name_the_column(tmp_path, caplog):
     load(saved(tmp_path, cells))
     for words in ("'row' counts the rows", "channel one is constant", "channel same=x is constant"):
         assert words in caplog.text
+    load(saved(tmp_path, cells | {"20.5": cells["age"]}))
+    assert "'20.5' has a number as its name; is the first row a row of data?" in caplog.text
+
+
+def test_overrides_of_columns_are_quoted_for_the_shell():
+    rule = config_schema.rule("data.exclude", ())
+    for names in (("mass (g)",), ("id", "mass (g)", "t [C]"), ("a, b", "it's"), ("(x)", "y")):
+        (typed,) = shlex.split(table_files.option("exclude", *names))
+        assert rule.read(typed.partition("=")[2]) == names
 
 
 CELLS = drawn()
@@ -168,7 +179,12 @@ DATES = CELLS | {"day": ["2026-11-27"] * 40}
         (MIXED, {}, ["'young' in row 1 is no number, and 39 of 40", "config.data.categories=age"]),
         (DATES, {}, ["'day' is of type date32", "config.data.exclude=day"]),
         (CELLS | {"id": [f"p{i}" for i in range(40)]}, {}, ["'id' has 40 different", "exclude=id"]),
-        (CELLS, dict(label="height"), ["'height' has 3", "no categories"]),
+        (CELLS, dict(label="height"), ["'height' has 3", "measurements, not categories"]),
+        (
+            MISSING,
+            dict(exclude=("rain",)),
+            ["leave the column out: --config.data.exclude=rain,age"],
+        ),
         (CELLS | {"": CELLS["age"]}, {}, ["column 7 has no name"]),
         (CELLS, dict(label="sort"), ["config.data.label 'sort'", "kind"]),
         (CELLS, dict(exclude=("hight",)), ["config.data.exclude 'hight'; did you mean 'height'"]),

@@ -235,8 +235,8 @@ def test_progress_goes_to_stderr_and_only_on_request(capfd):
     out, err = capfd.readouterr()
     assert (
         out == ""
-        and err.startswith("drawing digits: 5/5 images")
-        and "images/s" in err
+        and err.startswith("drawing digits: 5/5 samples")
+        and "samples/s" in err
         and err.count("\n") == 1
     )
 

@@ -107,7 +107,7 @@ def test_quality_curves_are_sorted_named_and_in_percent(tmp_path, drawn):
         and accuracy.get_yscale() == "linear"
     )
     assert bars(distance) == [(7.0, 11.0), (1.0, 1.0)] and not bars(accuracy)
-    assert one_line(distance.get_ylabel()) == "Fréchet distance of pixels to the training images"
+    assert one_line(distance.get_ylabel()) == "Fréchet distance of pixels to the training data"
     with pytest.raises(UserError, match="none of the metrics"):
         quality.quality_curves([{"sampler": "ddim", "nfe": 5}], tmp_path / "b.png", features="")
 
@@ -121,7 +121,7 @@ def test_guidance_curves_without_precision_and_recall_have_no_panel_of_them(tmp_
     drawn.clear()
     both = {"precision": 0.5, "recall": 0.5, "intervals": {"frechet": 0.1}}
     sweeps.guidance_curves([row | both for row in rows], tmp_path / "b.png", features="classifier")
-    assert "Fréchet distance to the training images (classifier)" in one_line(drawn[2].get_ylabel())
+    assert "Fréchet distance to the training data (classifier)" in one_line(drawn[2].get_ylabel())
     assert [bars(axis) for axis in drawn] == [[], [], [(0.9, 1.1), (0.9, 1.1)], [], []]
     assert len(drawn) == 5 and drawn[-1].get_xlabel().startswith("recall")
 
