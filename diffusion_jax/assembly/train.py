@@ -204,7 +204,7 @@ def _attempt(run: RunSetup, start: Start) -> loop.Fitted:
             resumed=restored and restored.extra,
             shift=start.rollback.shift,
             on_nonfinite=training.on_nonfinite,
-            unit=_shown(run).plural,
+            progress=_shown(run).plural,
             report=hooks.reporter(experiment, run.dataset, run.root, state, start.rollback.shift),
         )
 

@@ -70,9 +70,9 @@ class TrainingProgress(NamedTuple):
 
 def training_progress(
     total: int,
+    unit: str = "images",
     *,
     start: int = 0,
-    unit: str = "images",
     seconds_between_lines: float = 10.0,
     stream: TextIO | None = None,
 ) -> TrainingProgress:
@@ -80,8 +80,8 @@ def training_progress(
 
     Args:
       total: the step at which the run ends.
-      start: the step at which it begins.
       unit: the name of the examples, in the plural.
+      start: the step at which it begins.
       seconds_between_lines: seconds between the lines of a log; the last line always appears.
       stream: where to write; None writes to stderr.
     """

@@ -138,7 +138,7 @@ def watched(events: Events) -> Callable[..., Any]:
             feed,
             writer=writer,
             checkpointer=checkpointer,
-            **options | {"progress": False},
+            **options | {"progress": ""},
         )
 
     return fit

@@ -82,8 +82,7 @@ def fit(
     shift: int = 0,
     on_nonfinite: str = "stop",
     report: Report | None = None,
-    progress: bool = True,
-    unit: str = "images",
+    progress: str = "images",
 ) -> Fitted:
     """Train from state.step to total_steps, or until a signal, and save.
 
@@ -106,8 +105,7 @@ def fit(
       shift: step k takes the batch of position k + shift (`nonfinite.roll_back`).
       on_nonfinite: 'skip' allows MAX_SKIPS non-finite steps in a row; else the first ends the run.
       report: called at the first non-finite step in a row.
-      progress: whether to show progress on stderr.
-      unit: the name of the examples in it, in the plural.
+      progress: what the progress on stderr counts, such as 'rows'; '' shows none.
 
     Raises:
       UserError: if an interval is not a multiple of steps_per_call.
@@ -115,7 +113,7 @@ def fit(
     """
     start, every = int(state.step), (log_every, checkpoint_every, *(each for each, _ in hooks))
     _check_arguments(on_nonfinite, steps_per_call, start, total_steps, until or 0, every)
-    bar = training_progress(total_steps, start=start, unit=unit) if progress else no_progress()
+    bar = training_progress(total_steps, progress, start=start) if progress else no_progress()
     log = Log(total_steps, batch_size, log_every, writer, bar)
     allowed = nonfinite.MAX_SKIPS if on_nonfinite == "skip" else 0
     run = Run(state, start, log, checkpointer, extra, resumed or {}, allowed, report)

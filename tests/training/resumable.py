@@ -108,7 +108,7 @@ def run(workdir: Path, *, total=TOTAL, poison=None, pause=0.0, progress=False, c
             extra={"config": {"name": "tiny"}},
             resumed=restored and restored.extra,
             hooks=[(8, lambda now, at: {"eval_loss": float(now.params["out"][0, 0])})],
-            progress=progress,
+            progress="images" if progress else "",
         )
 
 

@@ -59,7 +59,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(uninterrupted, tmp_path, stop)
             checkpointer=checkpoints,
             writer=writer,
             extra={"config": {"name": "tiny"}},
-            progress=False,
+            progress="",
             hooks=[(8, lambda now, at: {"eval_loss": float(now.params["out"][0, 0])})],
         )
     assert end.stopped_by == signal.SIGTERM and end.step == stop + 2 == restoring.latest_step(

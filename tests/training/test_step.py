@@ -210,7 +210,7 @@ def rows_of(trainer, folder, **arguments):
         batch_size=BATCH,
         steps_per_call=2,
         writer=writer,
-        progress=False,
+        progress="",
         **{"log_every": 2} | arguments,
     )
     writer.close()
@@ -280,7 +280,7 @@ def test_data_at_another_position_is_refused(trainer):
             total_steps=12,
             batch_size=BATCH,
             steps_per_call=2,
-            progress=False,
+            progress="",
         )
 
 
