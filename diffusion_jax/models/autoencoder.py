@@ -22,6 +22,7 @@ from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.core.types import Array, Cond
 from diffusion_jax.models import layers
 from diffusion_jax.models.embeddings import KERNEL_INIT, LabelEmbedding
+from diffusion_jax.models.normalization import group_norm
 from diffusion_jax.models.pixelcnn import PixelCNN
 
 LOG_VARIANCE = (-30.0, 20.0)  # as latent diffusion's code clips it
@@ -43,7 +44,7 @@ class AutoencoderKL(nn.Module):
       multipliers: level i has width * multipliers[i] channels at half the resolution of the level
         before.
       blocks: residual blocks per level of the encoder; the decoder has one more.
-      norm: (groups, epsilon) of every group norm; None: see layers.group_norm.
+      norm: (groups, epsilon) of every group norm; None: see normalization.group_norm.
       attention: one head over the pixels in the middle of encoder and decoder.
       quant: the 1x1 convolutions on both sides of the latent.
       stem: 2 packs each 2 x 2 block of pixels into channels first, and unpacks it last: a quarter
@@ -390,7 +391,7 @@ def _middle(net: _Encoder | _Decoder, h: Array) -> Array:
 
 
 def _last(net: _Encoder | _Decoder, h: Array, features: int) -> Array:
-    h = jax.nn.silu(layers.group_norm(h, "last_norm", net.norm))
+    h = group_norm(h, "last_norm", net.norm, silu=True)
     return layers.conv(features, name="last")(h)  # float32
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.core.types import Array, Cond
 from diffusion_jax.models import attention, layers
 from diffusion_jax.models.embeddings import KERNEL_INIT, ConditionEmbedding
+from diffusion_jax.models.normalization import group_norm
 
 
 class HalfUNet(nn.Module):
@@ -84,7 +84,7 @@ class HalfUNet(nn.Module):
                 h = self._residual(h, embedding, train, channels, name, resample)
                 if h.shape[1] in self.attention:
                     h = self._attention(h, f"{name}_attention")
-        h = jax.nn.silu(layers.group_norm(h, "last_norm"))
+        h = group_norm(h, "last_norm", silu=True)
         if self.pool == "attention":
             h = _AttentionPool(self.head_width, name="pool")(h)
         else:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from diffusion_jax.core.errors import need_ranges
 from diffusion_jax.core.types import Array
 from diffusion_jax.models import layers
+from diffusion_jax.models.normalization import group_norm
 
 SLOPE = 0.2  # of the leaky rectifiers
 
@@ -45,7 +46,7 @@ class PatchGAN(nn.Module):
         for i in range(self.layers + 1):
             stride = 2 if i < self.layers else 1
             x = layers.conv(self.width * 2 ** min(i, 3), 4, stride=stride, name=f"conv_{i}")(x)
-            x = layers.group_norm(x, f"norm_{i}") if i else x
+            x = group_norm(x, f"norm_{i}") if i else x
             x = jax.nn.leaky_relu(x, SLOPE)
         return layers.conv(1, 4, name="last")(x).astype(jnp.float32)
 

@@ -1,4 +1,4 @@
-"""Building blocks of networks: group norm, convolutions, residual and attention blocks.
+"""Building blocks of networks: convolutions, residual and attention blocks.
 
 Activations are (B, N_1, ..., N_d, C): series, images or volumes, d = 1 to 3 axes, from one
 definition. `dtype` is the type of convolutions and matrix products; parameters, norms, softmax and
@@ -20,7 +20,7 @@ from diffusion_jax.models import attention, fir
 from diffusion_jax.models.convolution import convolve
 from diffusion_jax.models.dropout import Dropout
 from diffusion_jax.models.embeddings import KERNEL_INIT
-from diffusion_jax.models.normalization import Form, GroupNorm
+from diffusion_jax.models.normalization import group_norm
 from diffusion_jax.models.remat import product
 
 ZERO_INIT = nn.initializers.zeros_init()
@@ -53,55 +53,6 @@ def sizes_in_words(x: Array) -> str:
       x: (B, N_1, ..., N_d, C).
     """
     return f"{KINDS[x.ndim - 2]} of {' x '.join(map(str, x.shape[1:-1]))}"
-
-
-def groups(channels: int) -> int:
-    """The default number of groups of a group norm.
-
-    Args:
-      channels: number of channels.
-
-    Returns:
-      The largest divisor of `channels` up to min(32, channels / 4).
-    """
-    return max(g for g in range(1, max(1, min(32, channels // 4)) + 1) if channels % g == 0)
-
-
-def group_norm(
-    x: Array,
-    name: str,
-    norm: tuple[int, float] | None = None,
-    *,
-    silu: bool = False,
-    dtype: str = "float32",
-    scale: Array | None = None,
-    shift: Array | None = None,
-) -> Array:
-    """Group norm (Wu & He 2018), to be called inside a module's compact method.
-
-    Args:
-      x: features, (B, ..., C).
-      name: name of the submodule, and so of its parameters.
-      norm: (groups, epsilon), where 0 groups mean `groups(C)`; None means these and 1e-6.
-      silu: whether a SiLU follows.
-      dtype: type of the result; everything is computed in float32.
-      scale: see GroupNorm.
-      shift: see GroupNorm.
-
-    Returns:
-      Array of x's shape.
-
-    Raises:
-      UserError: if the number of groups does not divide C.
-    """
-    number, epsilon = norm or (0, 1e-6)
-    number = number or groups(x.shape[-1])
-    if x.shape[-1] % number:
-        raise UserError(
-            f"norm={norm}: {x.shape[-1]} channels do not fall into {number} groups; use a divisor, "
-            "or None"
-        )
-    return GroupNorm(Form(number, epsilon, silu, dtype), name=name)(x, scale, shift)
 
 
 def conv(
@@ -245,7 +196,7 @@ class ResidualBlock(nn.Module):
       dropout: rate between the two convolutions.
       skip_scale: factor of the sum.
       dtype: type of the convolutions.
-      norm: see group_norm.
+      norm: see normalization.group_norm.
       project: the shortcut is a 1x1 convolution even where the number of channels stays.
       resample_filter: the filter by which `resample` halves and doubles, see fir.py.
     """
@@ -313,7 +264,7 @@ class AttentionBlock(nn.Module):
       skip_scale: factor of the sum.
       impl: see attention.multi_head.
       dtype: type of the matrix products.
-      norm: see group_norm.
+      norm: see normalization.group_norm.
     """
 
     head_width: int | None = 64
@@ -359,7 +310,7 @@ class CrossAttentionBlock(nn.Module):
       skip_scale: factor of the sum.
       impl: see attention.multi_head.
       dtype: type of the matrix products.
-      norm: see group_norm.
+      norm: see normalization.group_norm.
     """
 
     head_width: int | None = 64

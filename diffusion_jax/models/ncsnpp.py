@@ -23,6 +23,7 @@ from diffusion_jax.core.types import Array, Cond
 from diffusion_jax.models import embeddings, fir, layers
 from diffusion_jax.models.dropout import rate_at
 from diffusion_jax.models.embeddings import KERNEL_INIT
+from diffusion_jax.models.normalization import group_norm
 from diffusion_jax.models.remat import rematerialized
 
 # Their differences in table 7 of Karras et al. 2022; NCSNpp(**PRESETS["ncsnpp"]) is NCSN++.
@@ -211,7 +212,7 @@ class NCSNpp(nn.Module):
                 h = self._attention(h, f"{name}_attention")
             if level == 0 or self.progressive_output == "skip":
                 name = "last" if level == 0 else f"output_{level}"
-                own = jax.nn.silu(layers.group_norm(h, f"{name}_norm"))
+                own = group_norm(h, f"{name}_norm", silu=True)
                 own = layers.conv(channels, zero=True, name=name)(own)  # float32
                 if image is not None:
                     own = own + layers.resample(image, "up", self.resample_filter)

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.core import arrays, forward_mode
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array
 
 
@@ -41,6 +42,55 @@ class Form(NamedTuple):
     epsilon: float
     silu: bool
     dtype: str
+
+
+def groups(channels: int) -> int:
+    """The default number of groups of a group norm.
+
+    Args:
+      channels: number of channels.
+
+    Returns:
+      The largest divisor of `channels` up to min(32, channels / 4).
+    """
+    return max(g for g in range(1, max(1, min(32, channels // 4)) + 1) if channels % g == 0)
+
+
+def group_norm(
+    x: Array,
+    name: str,
+    norm: tuple[int, float] | None = None,
+    *,
+    silu: bool = False,
+    dtype: str = "float32",
+    scale: Array | None = None,
+    shift: Array | None = None,
+) -> Array:
+    """Group norm (Wu & He 2018), to be called inside a module's compact method.
+
+    Args:
+      x: features, (B, ..., C).
+      name: name of the submodule, and so of its parameters.
+      norm: (groups, epsilon), where 0 groups mean `groups(C)`; None means these and 1e-6.
+      silu: whether a SiLU follows.
+      dtype: type of the result; everything is computed in float32.
+      scale: see GroupNorm.
+      shift: see GroupNorm.
+
+    Returns:
+      Array of x's shape.
+
+    Raises:
+      UserError: if the number of groups does not divide C.
+    """
+    number, epsilon = norm or (0, 1e-6)
+    number = number or groups(x.shape[-1])
+    if x.shape[-1] % number:
+        raise UserError(
+            f"norm={norm}: {x.shape[-1]} channels do not fall into {number} groups; use a divisor, "
+            "or None"
+        )
+    return GroupNorm(Form(number, epsilon, silu, dtype), name=name)(x, scale, shift)
 
 
 class GroupNorm(nn.Module):

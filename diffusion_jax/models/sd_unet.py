@@ -18,6 +18,7 @@ from diffusion_jax.core.types import Array, Cond
 from diffusion_jax.models import attention, layers
 from diffusion_jax.models.attention import IDENTITY
 from diffusion_jax.models.embeddings import ConditionEmbedding, adm
+from diffusion_jax.models.normalization import group_norm
 from diffusion_jax.models.remat import product, rematerialized
 from diffusion_jax.models.text import TextFeatures
 
@@ -107,7 +108,7 @@ class SDUNet(nn.Module):
         h = self._transformer(h, text, self.middle_depth, self.heads[-1], "middle_attention")
         h = self._residual(h, embedding, train, h.shape[-1], "middle_2")
         h = self._up(h, skips, embedding, text, train)
-        h = jax.nn.silu(layers.group_norm(h, "last_norm", self.norm))
+        h = group_norm(h, "last_norm", self.norm, silu=True)
         return layers.conv(x.shape[-1], zero=True, name="last")(h).astype(jnp.float32)
 
     def _down(
@@ -239,7 +240,7 @@ class SpatialTransformer(nn.Module):
         """
         b, *sizes, c = x.shape
         tokens = (b, math.prod(sizes), c)
-        h = layers.group_norm(x, "norm", (self.groups, NORM_EPSILON)).astype(self.dtype)
+        h = group_norm(x, "norm", (self.groups, NORM_EPSILON)).astype(self.dtype)
         h = self._mapped(h, "project_in").reshape(tokens)
         for i in range(self.depth):
             options = self.heads, self.self_impl, self.impl, self.dtype

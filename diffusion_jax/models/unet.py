@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from diffusion_jax.core.errors import UserError, unknown
@@ -12,6 +11,7 @@ from diffusion_jax.models import layers
 from diffusion_jax.models.attention import IDENTITY
 from diffusion_jax.models.dropout import rate_at
 from diffusion_jax.models.embeddings import ConditionEmbedding, concatenated
+from diffusion_jax.models.normalization import group_norm
 from diffusion_jax.models.remat import rematerialized
 from diffusion_jax.models.text import Text, TextFeatures
 
@@ -155,7 +155,7 @@ class UNet(nn.Module):
         h = self._attention(h, text, "middle_attention")
         h = self._residual(h, embedding, train, h.shape[-1], "middle_2")
         h = self._up(h, skips, embedding, text, train)
-        h = jax.nn.silu(layers.group_norm(h, "last_norm", self.norm))
+        h = group_norm(h, "last_norm", self.norm, silu=True)
         last = layers.conv(channels * self.stem**axes, axes=axes, zero=True, name="last")
         h = last(h)  # float32
         return layers.depth_to_space(h, self.stem).astype(jnp.float32)

@@ -31,7 +31,7 @@ import numpy as np
 
 from diffusion_jax.core import reading
 from diffusion_jax.core.errors import UserError, unknown
-from diffusion_jax.models import layers
+from diffusion_jax.models import normalization
 
 Options = dict[str, Any]
 Shape = tuple[int, ...]
@@ -193,7 +193,7 @@ def misfits(
     if classes := found.pop("model.num_classes", None):
         found["conditional"] = Misfit(True, False, f"{classes.value} classes")
     own = sorted(
-        {layers.groups(size[0]) for path, size in shapes.items() if path.endswith("/scale")}
+        {normalization.groups(size[0]) for path, size in shapes.items() if path.endswith("/scale")}
     )
     norm = options.get("norm", (1, 1e-6))
     groups, epsilon = norm or (0, 1e-6)
@@ -234,9 +234,9 @@ def _common_groups(shapes: Mapping[str, Shape]) -> int:
     """Return one number of groups for all norms: the default, or one that divides all."""
     channels = {size[0] for path, size in shapes.items() if path.endswith("/scale")}
     return (
-        layers.groups(math.gcd(*channels))
-        if len({*map(layers.groups, channels)}) > 1
-        else layers.groups(max(channels))
+        normalization.groups(math.gcd(*channels))
+        if len({*map(normalization.groups, channels)}) > 1
+        else normalization.groups(max(channels))
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.models import embeddings, layers
+from diffusion_jax.models import embeddings, layers, normalization
 from tests.models.networks import normal
 
 
@@ -30,7 +30,7 @@ def test_changes_of_resolution_keep_blocks_together_and_are_undone(axes):
 
 @pytest.mark.parametrize("channels", [1, 3, 8, 32, 48, 96, 128, 144, 256, 384, 512])
 def test_groups_divide(channels):
-    g = layers.groups(channels)
+    g = normalization.groups(channels)
     assert channels % g == 0 and 1 <= g <= 32
     assert g == 32 if channels % 128 == 0 else channels // g >= min(4, channels)
 
