@@ -16,7 +16,7 @@ import math
 import os
 import stat
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -341,8 +341,8 @@ def json_text(text: str | bytes, what: str, rule: Rule = anything) -> Any:
     return value
 
 
-def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object of JSON (for object_pairs_hook), of which no key may occur twice.
+def once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object, such as one of JSON (object_pairs_hook), of which no key may occur twice.
 
     Args:
       pairs: the keys and values of one object, in the order of the file.
@@ -350,12 +350,11 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     Raises:
       ValueError: for a key that does, as it is ambiguous.
     """
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(
-            f"the key '{next(key for key in keys if keys.count(key) > 1):.60}' is given twice"
-        )
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key '{key:.60}' is given twice")
+        found[key] = value
     return found
 
 

@@ -154,11 +154,11 @@ def _network(ema: Any, encoder: Any, size: int) -> EdmFile:
         config |= {"in_channels": channels, "out_channels": channels and channels * double}
     dropped = config.pop("label_dropout", 0)
     reading.check(dropped, reading.number(0, 1), "label_dropout")
-    tensors = {
-        key.removeprefix(prefix): tensor
+    tensors = reading.once(
+        (key.removeprefix(prefix), tensor)
         for key, tensor in _Tensors(size).of(ema)
         if not key.endswith("resample_filter") and key != "u"
-    }
+    )
     if precond == "VEPrecond":  # it predicts -eps, and the last layers are linear
         tensors = {
             key: -tensor if re.search(r"(aux_conv|out_conv)\.(weight|bias)$", key) else tensor

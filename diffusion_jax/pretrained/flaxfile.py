@@ -65,7 +65,7 @@ def load(data: bytes) -> dict[str, np.ndarray]:
             max_array_len=LONGEST,
             max_map_len=LONGEST,
         )
-        return dict(_leaves(value, ""))
+        return reading.once(_leaves(value, ""))
     except (_Damaged, ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
         raise UserError(
             f"not a file of flax that can be read ({type(error).__name__}: {error!s:.200}); "

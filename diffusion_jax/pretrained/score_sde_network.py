@@ -177,9 +177,10 @@ def _averages(tensors: Flat) -> dict[str, np.ndarray]:
     if flax:
         return {name.removeprefix("params_ema."): tensor for name, tensor in flax.items()}
     own = {name: a for name, a in tensors.items() if name.startswith("model.")} or tensors
-    found = {
-        name.removeprefix("model.").removeprefix("module."): tensor for name, tensor in own.items()
-    }
+    found = reading.once(
+        (name.removeprefix("model.").removeprefix("module."), tensor)
+        for name, tensor in own.items()
+    )
     found.pop("sigmas", None)
     learned = [name for name in found if not re.fullmatch(r"all_modules\.\d+\.W", name)]
     shadows = [name for name in tensors if name.startswith("ema.shadow_params.")]

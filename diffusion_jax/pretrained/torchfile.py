@@ -21,6 +21,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from diffusion_jax.core import reading
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.pretrained import pickles
 from diffusion_jax.pretrained.pickles import Made, Name, PersistentId, read
@@ -70,7 +71,7 @@ def load(data: bytes) -> dict[str, np.ndarray]:
     """
     try:
         value, storages = (_read_zip if data[:2] == b"PK" else _read_legacy)(data)
-        return dict(_Leaves(storages, len(data)).of(value))
+        return reading.once(_Leaves(storages, len(data)).of(value))
     except UserError:
         raise
     except Exception as error:  # damaged files raise many types; the cause stays attached
@@ -206,7 +207,8 @@ def _members(data: bytes) -> dict[str, Callable[[], Any]]:
             )
         return found
 
-    return {info.filename: lambda info=info: content(info) for info in archive.infolist()}
+    members = ((info.filename, lambda info=info: content(info)) for info in archive.infolist())
+    return reading.once(members)
 
 
 def _read_legacy(data: bytes) -> tuple[Any, Storages]:

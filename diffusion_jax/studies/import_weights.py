@@ -210,11 +210,10 @@ def described(source: str, file: Path) -> Found:
     )
     name = class_of(source, config)
     network = networks.network(name)
-    tensors = {
-        diffusers_networks.modern(key): tensor for key, tensor in weight_files.read(file).items()
-    }
-    tensors = network.averages(tensors)
+    stored = weight_files.read(file)
     with published.fitting(f"'{file}'"):
+        tensors = reading.once((diffusers_networks.modern(key), a) for key, a in stored.items())
+        tensors = network.averages(tensors)
         config = network.described(tensors) | published.known_config(network, config, file)
         options, shape = published.read_config(network, config)
         latents = {key: config[key] for key in published.SCALE if key in config}

@@ -114,6 +114,7 @@ def with_(tensors, name, value):
 
 
 LAST = "final_layer.linear.weight"
+OLD = "transformer_blocks.0.attn1.key.weight"  # as to_k was named before 2023
 OTHER = "transformer_blocks.1.norm1.emb.class_embedder.embedding_table.weight"
 
 
@@ -143,6 +144,7 @@ OTHER = "transformer_blocks.1.norm1.emb.class_embedder.embedding_table.weight"
         ("diffusers", lambda t: drop(t, "transformer_blocks.0.attn1.to_k.bias"), {}, "to_q.bias"),
         ("diffusers", dict, {"norm_type": "ada_norm"}, "norm_type=ada_norm; only"),
         ("diffusers", dict, {"num_layers": 0}, "num_layers"),
+        ("diffusers", lambda t: with_(t, OLD, [0]), {}, "attn1.to_k.weight' is given twice"),
         ("diffusers", dict, {"num_layers": 65_536}, "num_layers"),
         ("sit", dict, {"depth": 65_536}, "depth"),
         ("sit", dict, {"config": []}, r"unknown config of config.json '\[\]'"),

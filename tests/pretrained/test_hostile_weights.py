@@ -69,6 +69,7 @@ ATTACKS = {
         (0, 0),
     ),
     "names of ten thousand letters, each written once": {"A" * 10_000: [FLOATS] * 60},
+    "two tensors of one name": {"a": {"b": FLOATS}, "a.b": FLOATS},
     "a fractional shape": rebuilt(
         Storage(("storage", Global("torch", "FloatStorage", None), "0", "cpu", 6)), 0, (1.5,), (1,)
     ),
@@ -164,6 +165,13 @@ def test_a_memo_takes_no_more_memory_than_what_is_in_it():
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
         tracemalloc.stop()
+
+
+def test_a_zip_with_two_members_of_one_name_is_refused():
+    """Programs differ in which of them they read."""
+    data = zipped(STATE).replace(b"archive/data/1", b"archive/data/0")
+    with pytest.raises(UserError, match="'archive/data/0' is given twice"):
+        torchfile.load(data)
 
 
 def test_zips_that_unpack_to_more_than_they_are_are_refused():
