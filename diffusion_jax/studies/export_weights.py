@@ -101,11 +101,7 @@ def write_weights(
     trained = workdirs.load(workdir, config)
     model = trained.experiment
     params = trained.params[network.subtree] if network.subtree else trained.params
-    if model.encoder:
-        raise UserError(
-            f"config.text.encoder={model.specs.encoder}: {name} reads no captions; a model of "
-            "captions cannot be exported"
-        )
+    need_exportable(model, name)
     options = (
         default_network(model.specs.model).to_dict()
         | model.options
@@ -126,6 +122,36 @@ def write_weights(
     if network_only:
         return _save(network, options, model, params, Path(path))
     return _save_pipeline(network, options, model, params, Path(path), variance)
+
+
+def need_exportable(model: Experiment, name: str) -> None:
+    """Check that a published network can take the examples and conditions of a model.
+
+    Args:
+      model: the model.
+      name: the class of the published network.
+
+    Raises:
+      UserError: for captions, arrays or dense conditions, and for examples that are not images, or
+        for a DiT not square ones.
+    """
+    if model.encoder:
+        raise UserError(
+            f"config.text.encoder={model.specs.encoder}: {name} reads no captions; a model of "
+            "captions cannot be exported"
+        )
+    for key, taken in (("condition", model.units.vector), ("dense", model.dense)):
+        if taken:
+            raise UserError(
+                f"config.data.{key}={model.record['data'][key]}: {name} takes no arrays as its "
+                "condition; a model of them cannot be exported"
+            )
+    if len(model.shape) != 3 or (name == "DiT" and model.shape[0] != model.shape[1]):
+        images = "square images" if name == "DiT" else "images"
+        raise UserError(
+            f"{name} is a network of {images}, and this model is for examples "
+            f"{tuple(model.shape)}; it cannot be exported"
+        )
 
 
 def _one_class(

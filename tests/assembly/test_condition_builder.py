@@ -18,7 +18,7 @@ from diffusion_jax.data import Dataset, normalization
 from diffusion_jax.data.normalization import ConditionUnits
 from diffusion_jax.data.sources import Arrays
 from diffusion_jax.inverse import dense
-from diffusion_jax.studies import given_arrays
+from diffusion_jax.studies import export_weights, given_arrays
 
 RNG = np.random.default_rng(0)
 VECTORS = RNG.normal([5, -40], [2, 8], (12, 2)).astype("f")
@@ -205,6 +205,18 @@ def test_configs_that_do_not_fit(change, words):
         config.model = network(change["name"], width=8)
     with pytest.raises(UserError, match=words):
         assemble(config, (4, 4, 1), 3, units=change.get("units", UNITS))
+
+
+def test_models_of_arrays_are_not_exported_as_networks_without_them():
+    for other, name, words in (
+        (model(condition="condition"), "UNet2DModel", "config.data.condition=condition: UNet2DM"),
+        (model(dense="lowres(2)"), "UNet2DModel", r"config.data.dense=lowres\(2\): UNet2DModel"),
+        (model()._replace(shape=(4, 8, 1)), "DiT", r"DiT is .* of square images.* \(4, 8, 1\)"),
+        (model()._replace(shape=(8, 2)), "UNet2DModel", r"is a network of images.* \(8, 2\)"),
+    ):
+        with pytest.raises(UserError, match=words):
+            export_weights.need_exportable(other, name)
+    export_weights.need_exportable(model()._replace(shape=(4, 8, 1)), "UNet2DModel")
 
 
 def test_guidance_needs_a_condition_of_any_kind(capsys):
