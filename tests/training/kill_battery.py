@@ -120,18 +120,23 @@ def fingerprint(workdir: Path, steps: int) -> tuple[str, list]:
         .unlock()
     )
     config.update_from_flattened_dict(CHANGES | {"training.steps": steps})
-    parts = trainer.training(experiment.assemble(config, (2,)))
+    return digest(experiment.assemble(config, (2,)), workdir, steps)
+
+
+def digest(model: experiment.Experiment, workdir: Path, steps: int) -> tuple[str, list]:
+    """The fingerprint of the run of a model."""
+    parts = trainer.training(model)
     restored = restoring.restore(
         workdir / "checkpoints", parts.runner.template(parts.init, jax.random.key(0))
     )
     if restored is None or restored.step != steps:
         return f"at step {restored and restored.step}", []
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     state = restored.state._replace(key=jax.random.key_data(restored.state.key))
     for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
-        digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
+        found.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
     rows = metrics.read_rows(workdir / "metrics.jsonl")
-    return digest.hexdigest(), [
+    return found.hexdigest(), [
         {key: value for key, value in row.items() if key != "timing"} for row in rows
     ]
 
