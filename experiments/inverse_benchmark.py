@@ -8,7 +8,7 @@ python -m experiments.inverse_benchmark --workdir=runs/a --num=64
 
 With --target: bias of the posterior mean, ratio of variances and coverage of 90 % credible
 intervals, over NFE. With --workdir: PSNR and a perceptual distance (LPIPS, or that of the
-evaluation classifier's features) of restored images, against trivial baselines. Writes
+classifier's features) of images, PSNR and RMSE of other data, against trivial baselines. Writes
 inverse_benchmark.json, .md and .png into --out; the same command again makes only missing rows.
 """
 
@@ -27,7 +27,7 @@ if __name__ == "__main__":
     )
     flags.DEFINE_string("methods", "", "methods, with semicolons (default all)")
     flags.DEFINE_string(
-        "tasks", "", "tasks on images, with semicolons; a mask after @ (default all)"
+        "tasks", "", "tasks on samples, with semicolons; a mask after @ (default all)"
     )
     flags.DEFINE_string(
         "nfe",

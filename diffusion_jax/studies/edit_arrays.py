@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.core import npz
+from diffusion_jax.core.types import Array
 from diffusion_jax.data import columns as of_table
 from diffusion_jax.data.normalization import Normalization
 from diffusion_jax.evaluation import metrics
 from diffusion_jax.evaluation.restored import crps, rmse
 from diffusion_jax.inverse import baselines, measurements
+from diffusion_jax.inverse.measurements import Measurement
 from diffusion_jax.report import media, restored
 from diffusion_jax.report.tables import markdown_table
 from diffusion_jax.studies import restoration
@@ -57,12 +59,9 @@ def restore(
       mean: (N_1, ..., C) the mean of the training split, normalized.
     """
     found, model = restoration.restore(job, task, mask, spec, draws), job.trained.experiment
-    known = None
-    if task.partition("(")[0].strip() == "inpaint":
-        ones = jnp.ones((1, *model.shape))
-        known = np.asarray(found.measurement.forward(ones))[0] > 0
+    known = known_by(found.measurement, task, model.shape)
     given = restoration.as_image(found.measurement, found.y, model.shape)
-    trivial = _baselines(found, known, given, mean)
+    trivial = without_model(found.measurement, found.y, known, given, mean)
     counted = np.ones(model.shape, bool) if known is None else ~known
     normalization = model.normalization
     truth = normalization.decode(found.truth)
@@ -86,22 +85,46 @@ def restore(
     return ScoredArrays(found, given, known, rows)
 
 
-def _baselines(
-    found: RestoredSamples, known: np.ndarray | None, given: np.ndarray, mean: np.ndarray
+def known_by(measurement: Measurement, task: str, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Which values a mask lets through, (N_1, ..., C) of bool; None for a task without a mask.
+
+    Args:
+      measurement: of the task.
+      task: its name.
+      shape: (N_1, ..., N_d, C) of a sample.
+    """
+    if task.partition("(")[0].strip() != "inpaint":
+        return None
+    return np.asarray(measurement.forward(jnp.ones((1, *shape))))[0] > 0
+
+
+def without_model(
+    measurement: Measurement,
+    y: Array,
+    known: np.ndarray | None,
+    given: np.ndarray,
+    mean: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """Restorations without a model: {name: (N, ...)}."""
+    """Restorations without a model: {name: (N, ...)}.
+
+    Args:
+      measurement: how samples were measured.
+      y: (N, ...) what was measured.
+      known: as of `known_by`.
+      given: (N, ...) what was measured, in the shape of samples.
+      mean: (N_1, ..., C) the mean of the training split.
+    """
     if known is not None:
         filled = {"mean of the training set": np.where(known, given, mean)}
         if any(known.any(axis)[~known.all(axis)].any() for axis in range(known.ndim - 1)):
             filled["linear interpolation"] = baselines.interpolated(given, known, mean)
         return filled
-    if found.y.ndim == given.ndim and found.y.shape != given.shape:  # of a lower resolution
-        linear = np.asarray(jax.image.resize(found.y, given.shape, "linear"))
+    if y.ndim == given.ndim and y.shape != given.shape:  # of a lower resolution
+        linear = np.asarray(jax.image.resize(y, given.shape, "linear"))
         return {"nearest": np.asarray(given), "linear interpolation": linear}
-    if found.measurement.spectral is None:  # not linear
+    if measurement.spectral is None:  # not linear
         return {"measurement itself": np.asarray(given)}
-    least = np.asarray(measurements.pinv(found.measurement, found.y))
-    return {"pseudo-inverse": least}
+    return {"pseudo-inverse": np.asarray(measurements.pinv(measurement, y))}
 
 
 def table(scored: ScoredArrays, normalization: Normalization) -> str:

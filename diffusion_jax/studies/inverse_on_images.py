@@ -1,10 +1,10 @@
-"""Methods for inverse problems on held-out images, against trivial baselines."""
+"""Methods for inverse problems on held-out samples, against trivial baselines."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,40 +14,33 @@ from ml_collections import ConfigDict
 from diffusion_jax import data
 from diffusion_jax.assembly import experiment
 from diffusion_jax.assembly import workdir as workdirs
+from diffusion_jax.assembly.experiment import Experiment
 from diffusion_jax.core import files, parsing
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array
 from diffusion_jax.data import Dataset, transforms
 from diffusion_jax.evaluation import features, metrics
 from diffusion_jax.evaluation.psnr import psnr
 from diffusion_jax.inverse import measurements
 from diffusion_jax.inverse.measurements import Measurement
-from diffusion_jax.inverse.methods import Method
 from diffusion_jax.pretrained import folders, lpips, weights
-from diffusion_jax.report import pictures
+from diffusion_jax.report import media, pictures
 from diffusion_jax.report.tables import markdown_table
-from diffusion_jax.studies import restoration, store
+from diffusion_jax.studies import inverse_on_arrays, restoration, store
 from diffusion_jax.studies.edit_job import Job, job_for
-from diffusion_jax.studies.edit_requests import measurement_for, method_for
-from diffusion_jax.studies.inverse_table import open_rows, timed_row
+from diffusion_jax.studies.edit_requests import measurement_for, method_for, of_table
+from diffusion_jax.studies.inverse_table import Problem, open_rows, solved, timed_row
 
 METHODS = "replacement;repaint(resample=5);dps(scale=0.5);ddnm;pigdm"
 TASKS = (
     "inpaint@half;inpaint@box;inpaint@random;superres(factor=2);superres(factor=4);"
     "deblur(std=0.05);colorize"
 )
-METRICS = ("psnr", "perceptual")  # of evaluation/metrics.py
+METRICS = ("psnr", "perceptual")  # of evaluation/metrics.py, of images
+OF_ARRAYS = ("psnr", "rmse")  # and of arrays
 SHOWN = 10  # images of a strip
 
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (images, truth) uint8 -> (N,)
-
-
-class ImageProblem(NamedTuple):
-    """A task of the benchmark and a method for it: the task's name, and what was measured, y."""
-
-    name: str
-    measurement: Measurement
-    method: Method
-    y: Array
 
 
 def compare_on_images(
@@ -62,7 +55,7 @@ def compare_on_images(
     num: int = 64,
     out: str = "",
 ) -> None:
-    """Restore held-out images by several methods; write a table, rows and strips.
+    """Restore held-out samples by several methods; write a table, rows and strips.
 
     Args:
       config: the config of the run, with the sampling settings.
@@ -81,14 +74,9 @@ def compare_on_images(
     if nfe:
         config.sampler.nfe = parsing.integers("nfe", nfe, 1, 10_000)[0]
     trained = workdirs.load(workdir, config)
-    experiment.need_images(trained.experiment)
-    experiment.need_pixels(trained.experiment)
-    shape = trained.experiment.shape
+    normalization = trained.experiment.normalization
     chosen = parsing.specs(methods or METHODS)
-    wanted = parse_tasks(tasks or TASKS, shape)
-    for task, mask in wanted.values():  # mistakes are reported before anything takes long
-        for method in chosen:
-            method_for(method, measurement_for(task, mask, shape), task)
+    wanted = _tasks(trained.experiment, tasks, chosen, perceptual)
     dataset = workdirs.dataset(config, workdir)
     # spread over the split, which may be sorted by class
     index = np.unique(np.linspace(0, len(dataset.test) - 1, num).round().astype(int))
@@ -103,13 +91,33 @@ def compare_on_images(
         "perceptual": perceptual,
     }
     table = open_rows(stem.with_suffix(".json"), about)
-    rows, truth = make_rows(job, dataset, wanted, chosen, perceptual, table)
+    if normalization:
+        rows, truth = inverse_on_arrays.make_rows(job, dataset, wanted, chosen, table)
+    else:
+        rows, truth = make_rows(job, dataset, wanted, chosen, perceptual, table)
     draw_strips(rows, truth, stem.with_suffix(".png"))
-    name = Path(workdir).name
-    title = f"{name}: {len(job.images)} held-out images, {trained.experiment.sampling.name}"
-    text = f"# {title}\n\n{report(rows)}"
+    plural = media.media_of(trained.experiment.shape, normalization).plural
+    sampler, count = trained.experiment.sampling.name, len(job.images)
+    title = f"{Path(workdir).name}: {count} held-out {plural}, {sampler}"
+    text = f"# {title}\n\n{report(rows, OF_ARRAYS if normalization else METRICS)}"
     files.save_text(stem.with_suffix(".md"), text)
     print(f"{text}\n{stem}.json, .md, .png")
+
+
+def _tasks(
+    model: Experiment, tasks: str, methods: Sequence[str], perceptual: str
+) -> dict[str, tuple[str, str]]:
+    """The tasks, after mistakes that are reported before anything takes long."""
+    experiment.need_judged(model)
+    experiment.need_pixels(model)
+    known, shape = model.normalization, model.shape
+    if perceptual and known:
+        raise UserError(f"--perceptual={perceptual} is for images, and this model draws arrays")
+    wanted = parse_tasks(tasks or TASKS, shape, arrays=bool(known))
+    for task, mask in wanted.values():
+        for method in methods:
+            method_for(method, measurement_for(task, mask, shape, of_table(known)), task)
+    return wanted
 
 
 def baselines(
@@ -141,22 +149,28 @@ def baselines(
     return {"pseudo-inverse": least} | ({"measurement itself": y} if y.shape == least.shape else {})
 
 
-def parse_tasks(text: str, shape: tuple[int, ...]) -> dict[str, tuple[str, str]]:
+def parse_tasks(
+    text: str, shape: tuple[int, ...], *, arrays: bool = False
+) -> dict[str, tuple[str, str]]:
     """The tasks that --tasks names.
 
     Args:
-      text: such as 'inpaint@half;deblur'; of the default TASKS only those that fit the images.
-      shape: (H, W, C) of the images.
+      text: such as 'inpaint@half;deblur'; of the default TASKS only those that fit the samples.
+      shape: (N_1, ..., N_d, C) of the samples.
+      arrays: whether they are arrays of numbers instead of images.
 
     Returns:
       {the text of a task: (task, mask)}.
     """
     found = {name: (name.partition("@")[0], name.partition("@")[2]) for name in parsing.specs(text)}
     if text == TASKS:
+        extents = shape[:-1]
         fits = {
-            "colorize": shape[-1] > 1,
-            "superres(factor=4)": not (shape[0] % 4 or shape[1] % 4) and shape[0] >= 16,
-            "superres(factor=2)": shape[0] < 16,
+            "colorize": shape[-1] > 1 and not arrays,
+            "superres(factor=4)": extents and not any(n % 4 for n in extents) and shape[0] >= 16,
+            "superres(factor=2)": extents and not any(n % 2 for n in extents) and shape[0] < 16,
+            "deblur(std=0.05)": bool(extents),
+            "inpaint@box": bool(extents),  # columns of vectors have no middle
         }
         found = {name: pair for name, pair in found.items() if fits.get(name, True)}
     return found
@@ -223,37 +237,10 @@ def make_rows(
         y = restoration.measure(job, measurement)
         rows += _without_model(name, task, measurement, y, mean_image, row, table)
         for spec in methods:
-            problem = ImageProblem(name, measurement, method_for(spec, measurement, task), y)
+            problem = Problem(name, measurement, method_for(spec, measurement, task), y)
             place_of = f"task {place + 1} of {len(tasks)}:"
-            rows.append(_with_model(job, spec, problem, row, table, place_of))
+            rows.append(solved(job, spec, problem, row, table, place_of))
     return rows, truth[:SHOWN]
-
-
-def _with_model(
-    job: Job,
-    spec: str,
-    problem: ImageProblem,
-    row: Callable[[np.ndarray], dict[str, Any]],
-    table: store.Table,
-    place: str,
-) -> dict[str, Any]:
-    """The row of a task and a method."""
-    budgeted, evaluations = restoration.with_budget(job, problem.method, problem.measurement)
-
-    def make() -> dict[str, Any]:
-        return row(
-            restoration.restored(
-                budgeted,
-                problem.method,
-                problem.measurement,
-                problem.y,
-                job.keys,
-                description=f"{problem.name} {spec}",
-            )
-        )
-
-    key = {"task": problem.name, "method": spec, "evaluations": evaluations}
-    return timed_row(table, key, make, place)
 
 
 def _without_model(
@@ -279,12 +266,13 @@ def _without_model(
     return rows
 
 
-def report(rows: list[dict[str, Any]]) -> str:
+def report(rows: list[dict[str, Any]], names: Sequence[str] = METRICS) -> str:
     """Write a Markdown table with standard errors; the best mean of each task is in bold.
 
     Args:
       rows: a row for each task and method: 'task', 'method', 'evaluations' (of the network), and
         for each metric the scores of all images. A row without scores is left out.
+      names: of the metrics.
     """
 
     def cell(row: dict[str, Any], metric: metrics.Metric) -> str:
@@ -294,7 +282,7 @@ def report(rows: list[dict[str, Any]]) -> str:
         best = "**" if metric.loss(mean) == min(map(metric.loss, means)) else ""
         return f"{best}{metric.number(mean)}{best} ± {metric.number(error)}"
 
-    table = [metrics.find(name) for name in METRICS]
+    table = [metrics.find(name) for name in names]
     shown = [
         row | {metric.name: cell(row, metric) for metric in table} for row in rows if "psnr" in row
     ]

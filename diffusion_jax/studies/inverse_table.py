@@ -6,10 +6,25 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from diffusion_jax.core import reading
-from diffusion_jax.studies import store
+from diffusion_jax.core.types import Array
+from diffusion_jax.inverse.measurements import Measurement
+from diffusion_jax.inverse.methods import Method
+from diffusion_jax.studies import restoration, store
+from diffusion_jax.studies.edit_job import Job
+
+
+class Problem(NamedTuple):
+    """A task of the benchmark and a method for it: the task's name, and what was measured, y."""
+
+    name: str
+    measurement: Measurement
+    method: Method
+    y: Array
 
 
 def open_rows(path: Path, about: Mapping[str, Any]) -> store.Table:
@@ -55,3 +70,39 @@ def timed_row(
         return made
 
     return store.row(table, key, timed)
+
+
+def solved(
+    job: Job,
+    spec: str,
+    problem: Problem,
+    row: Callable[[np.ndarray], dict[str, Any]],
+    table: store.Table,
+    place: str,
+) -> dict[str, Any]:
+    """The row of a task and a method.
+
+    Args:
+      job: the samples and the model.
+      spec: the method.
+      problem: the task.
+      row: the scores of restored samples (N, ...).
+      table: the rows; changed in place.
+      place: as of `timed_row`.
+    """
+    budgeted, evaluations = restoration.with_budget(job, problem.method, problem.measurement)
+
+    def make() -> dict[str, Any]:
+        return row(
+            restoration.restored(
+                budgeted,
+                problem.method,
+                problem.measurement,
+                problem.y,
+                job.keys,
+                description=f"{problem.name} {spec}",
+            )
+        )
+
+    key = {"task": problem.name, "method": spec, "evaluations": evaluations}
+    return timed_row(table, key, make, place)

@@ -78,6 +78,9 @@ def test_every_command_takes_a_table(tmp_path):
     assert restored[0]["age"] == restored[4]["age"] and restored[0]["kind"] == restored[4]["kind"]
     done = command("edit", to, "--task=superres(factor=2)", expect=2)
     assert "superres needs samples with an axis" in done.stderr
+    some = ["--tasks=inpaint@age", "--methods=ddnm", "--config.sampler.nfe=2", "--num=2"]
+    done = command("inverse_benchmark", to, *some, f"--out={tmp_path}/i")
+    assert "2 held-out rows" in done.stdout and "root mean squared error" in done.stdout
     over = ["--over=sampler.nfe=[2, 3]", "--search=grid()", "--num=12", "--metrics=frechet"]
     command("sweep", to, *over, f"--out={tmp_path}/s")
     assert "Fréchet distance of values" in (tmp_path / "s" / "sweep.md").read_text()

@@ -15,7 +15,14 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import normalization
 from diffusion_jax.data.columns import Column
 from diffusion_jax.report import media
-from diffusion_jax.studies import edit_arrays, edit_requests, edit_tasks
+from diffusion_jax.studies import (
+    edit_arrays,
+    edit_requests,
+    edit_tasks,
+    inverse_on_arrays,
+    inverse_on_images,
+    inverse_table,
+)
 from diffusion_jax.studies.edit_job import job_for
 from tests.experiments.small_runs import SMALL
 
@@ -136,6 +143,29 @@ def test_arrays_are_redrawn_by_sdedit(of_vectors):
     assert names == ["guide", "strength 0.5"] and rows[0].dtype == np.float32
     assert np.isfinite(facts["psnr_to_guide"]["0.5"])
     np.testing.assert_array_equal(rows[0], job.images)
+
+
+def test_methods_are_compared_on_arrays(of_vectors, tmp_path):
+    """The rows of the baseline are plain numbers; a picture has strips of tiles; no task fails."""
+    job, dataset = of_vectors
+    tasks = inverse_on_images.parse_tasks("inpaint@channels(known=(1,))", (3,), arrays=True)
+    table = inverse_table.open_rows(tmp_path / "b.json", {})
+    rows, shown = inverse_on_arrays.make_rows(job, dataset, tasks, ["ddnm"], table)
+    assert [row["method"] for row in rows] == ["y", "mean of the training set", "ddnm"]
+    mean = data.arrays(dataset.train)["image"].mean(0)
+    error = np.abs(np.asarray(job.images) - mean)[:, [0, 2]].mean(1)  # one value of each column
+    np.testing.assert_allclose(rows[1]["rmse"], error, atol=1e-4)
+    text = inverse_on_images.report(rows, inverse_on_images.OF_ARRAYS)
+    assert "root mean squared error" in text and "perceptual" not in text
+    inverse_on_images.draw_strips(rows, shown, tmp_path / "b.png")
+    tasks = [
+        [*inverse_on_images.parse_tasks(inverse_on_images.TASKS, shape, arrays=True)]
+        for shape in ((3,), (8, 2), (9, 1), (16, 8, 8, 3))
+    ]
+    assert tasks[0] == ["inpaint@half", "inpaint@random"]
+    assert tasks[1][3:] == ["superres(factor=2)", "deblur(std=0.05)"]
+    assert tasks[2][3:] == ["deblur(std=0.05)"]
+    assert tasks[3][3:] == ["superres(factor=4)", "deblur(std=0.05)"]
 
 
 def test_masks_from_files_fit_or_are_refused_in_one_line(tmp_path):
