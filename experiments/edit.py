@@ -36,8 +36,8 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "labels",
         "",
-        "condition: own (the true class or caption), or classes in turn, by number or name, such "
-        "as 3,7 or cat,dog (default none); for translate the target classes (default all)",
+        "condition: own (the true class, caption, numbers and dense array), or classes in turn, by "
+        "number or name, such as 3,cat (default none); for translate target classes (default all)",
     )
     flags.DEFINE_multi_string("prompt", [], "caption, for a model of captions; used in turn")
     flags.DEFINE_string(

@@ -38,7 +38,7 @@ if __name__ == "__main__":
     flags.DEFINE_string(
         "labels",
         "",
-        "condition on images: own (class or caption), or classes in turn (default none)",
+        "condition of samples: own (all that is known), or classes in turn (default none)",
     )
     flags.DEFINE_enum(
         "perceptual",

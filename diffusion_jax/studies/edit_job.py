@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.assembly import denoiser, sampling
+from diffusion_jax.assembly import denoiser, sample_conditions, sampling
 from diffusion_jax.assembly.experiment import Experiment
-from diffusion_jax.assembly.sample_conditions import captions_of_test
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.core import parsing
 from diffusion_jax.core.errors import UserError
@@ -94,8 +93,8 @@ def job_for(
       trained: the model.
       dataset: its data set; None for the user's own images.
       index: (N,) the numbers of the images in the test split.
-      labels: classes in turn, by number or name, such as '3,cat'; 'own' is the true class or
-        caption; '' is no condition.
+      labels: classes in turn, by number or name, such as '3,cat'; 'own' is the whole condition of
+        the images, as in `conditions`; '' is no condition.
       prompts: captions in turn.
       seeds: a seed for each image.
       images: (N, H, W, C) uint8, the user's own images, whose classes are not known.
@@ -148,7 +147,8 @@ def conditions(
       model: the model.
       dataset: the data set of the images; None for the user's own.
       index: (N,) their numbers in the test split.
-      labels: classes in turn; 'own' is the true class or caption; [] or '' is no condition.
+      labels: classes in turn; 'own' is the whole condition of the images: their true classes or
+        captions, and the arrays that condition the model; [] or '' is no condition.
       prompts: captions in turn.
       own: (N,) the true classes; None where they are not known.
 
@@ -161,8 +161,10 @@ def conditions(
         return model.conditions.of_prompts(np.resize(prompts, len(index)).tolist())
     if labels == "own" and dataset is None and own is None:
         raise UserError("--labels=own: the class of an --image is not known; name it")
+    if labels == "own" and sample_conditions.has_arrays(model):
+        return sample_conditions.of_examples(model, dataset.test, index)[1]
     if labels == "own" and model.encoder:
-        return captions_of_test(model, dataset, index)[1]
+        return sample_conditions.captions_of_test(model, dataset, index)[1]
     if (labels and not model.num_classes) or (labels == "own" and own is None):
         shown = labels if labels == "own" else ",".join(map(str, labels))
         raise UserError(

@@ -21,6 +21,7 @@ from diffusion_jax.assembly import (
 )
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.publication import PublishedModel
+from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.core import files, reading
 from diffusion_jax.core.errors import UserError
@@ -29,7 +30,7 @@ from diffusion_jax.data import Dataset, transforms
 from diffusion_jax.evaluation import generate
 from diffusion_jax.pretrained import addresses, folders
 from diffusion_jax.report import media, pictures
-from diffusion_jax.studies import model_card
+from diffusion_jax.studies import given_arrays, model_card
 from diffusion_jax.training import restoring
 
 COLUMNS, ROWS = 10, 8  # images of the picture
@@ -183,10 +184,12 @@ def _picture(
     model = trained.experiment
     if model.kind.reconstructs:
         return _reconstructions(trained, workdirs.images(config, root), path)
-    needs_data = model.encoder and not prompts
+    has_arrays = sample_conditions.has_arrays(model)
+    needs_data = has_arrays or (model.encoder and not prompts)
     shown = media.media_of(model.shape, model.normalization)
     dataset = workdirs.images(config, root) if needs_data or shown.of_sets else None
-    names, cond, count = _conditions(trained, dataset, prompts)
+    given = _given(model, dataset, prompts, shown) if has_arrays else None
+    names, cond, count = given[:3] if given else _conditions(trained, dataset, prompts)
     method = sampling.method(model)
     print(f"drawing {count} {shown.plural} into {path.name} ...", file=sys.stderr)
     x = generate.generate(
@@ -197,13 +200,26 @@ def _picture(
         finish=sampling.finished(model),
     )
     real = data.arrays(dataset.train, limit=count)["image"] if shown.of_sets else None
-    media.grid(shown, x, path, columns=COLUMNS, row_labels=names, real=real)
+    if given and given[3].seen is not None:
+        media.conditioned_grid(shown, given[3].seen, x, given[3].truth, path)
+    else:
+        media.grid(shown, x, path, columns=COLUMNS, row_labels=names, real=real)
     spent = sampling.evaluations(method)
     guided = f", guidance {method.guidance:g}" if method.guided else ""
     return (
         f"Samples of seeds 0 to {count - 1}, not selected, by `{model.sampling.name}` on the grid "
         f"`{method.grid}`{f' at {spent} evaluations' if spent else ''}{guided}."
     )
+
+
+def _given(
+    model: Experiment, dataset: Dataset, prompts: Sequence[str], shown: media.Media
+) -> tuple[Sequence[str], Cond, int, given_arrays.Conditioned]:
+    """As `_conditions`, of a model that arrays condition: the conditions of test examples."""
+    count = 1000 if shown.of_sets else COLUMNS * ROWS // 2
+    count -= count % max(len(prompts), 1)
+    found = given_arrays.requested(model, lambda: dataset, (), prompts, "", "", count)
+    return [], found.cond, count, found
 
 
 def _conditions(

@@ -66,6 +66,10 @@ def test_every_command_takes_arrays_of_any_number_of_axes(axes, shape, dtype, tm
         assert "linear interpolation" in done.stdout and width(tmp_path / "e.png") > 60
         with np.load(tmp_path / "e.npz") as restored:
             assert restored["restored"].shape == (1, 2, *shape)
+    if axes == 1:  # with conditions of test examples
+        command("edit", to, "--mask=half", "--labels=own", *edit)
+        command("publish", to, f"--out={tmp_path}/p", "--config.sampler.nfe=2")
+        assert width(tmp_path / "p" / "samples.png") > 60
     done = command("edit", to, "--image=a.png", expect=2)
     assert "--image=a.png: this model draws" in done.stderr and done.stderr.count("\n") == 1
 

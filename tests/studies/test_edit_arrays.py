@@ -22,20 +22,23 @@ from diffusion_jax.studies import (
     inverse_on_arrays,
     inverse_on_images,
     inverse_table,
+    publish,
 )
-from diffusion_jax.studies.edit_job import job_for
+from diffusion_jax.studies.edit_job import conditions, job_for
 from tests.experiments.small_runs import SMALL
 
 
-def job_of(shape, folder):
+def job_of(shape, folder, *changes):
     """Three held-out samples and their data set; channels have scales of their own."""
     values = np.random.default_rng(0).standard_normal((30, *shape)) * np.arange(1, shape[-1] + 1)
-    np.savez(folder / "a.npz", data=(100 * values).astype(np.int16), labels=np.arange(30) % 2)
+    values = {"data": (100 * values).astype(np.int16), "condition": np.arange(30)}
+    np.savez(folder / "a.npz", labels=np.arange(30) % 2, **values)
     config = arrays.get_config().lock()
-    config_files.apply(config, [("data.path", str(folder / "a.npz")), ("sampler.nfe", "3")])
+    own = [("data.path", str(folder / "a.npz")), ("sampler.nfe", "3")]
+    config_files.apply(config, [*own, *changes])
     config.unlock().model.update(SMALL[config.model.name])
     dataset = datasets.dataset(config)
-    model = experiment.assemble(config.lock(), shape, 2)
+    model = experiment.assemble(config.lock(), shape, 2, units=dataset.units)
     model = model._replace(normalization=dataset.normalization)
     params = jax.jit(lambda key: model.kind.init(model, key))(jax.random.key(0))
     trained = workdir.Trained(model, params, 0, "params", {"class_names": ["0", "1"]})
@@ -143,6 +146,24 @@ def test_arrays_are_redrawn_by_sdedit(of_vectors):
     assert names == ["guide", "strength 0.5"] and rows[0].dtype == np.float32
     assert np.isfinite(facts["psnr_to_guide"]["0.5"])
     np.testing.assert_array_equal(rows[0], job.images)
+
+
+def test_own_conditions_of_held_out_rows_are_whole(tmp_path):
+    """Class and numbers by --labels=own, none without it; and those of test examples to publish."""
+    job, dataset = job_of((3,), tmp_path, ("data.condition", "condition"))
+    index, model = np.arange(3), job.trained.experiment
+    assert not np.asarray(job.cond["vector"]).any()  # no condition
+    rows = dataset.test.rows(index)
+    own = conditions(model, dataset, index, "own", [], rows["label"])
+    np.testing.assert_array_equal(own["label"], rows["label"])
+    np.testing.assert_allclose(own["vector"][:, 0], rows["condition"][:, 0], rtol=1e-6)
+    assert (np.asarray(own["vector"])[:, 1] == 1).all()  # they are known
+    guided = job_for(job.trained, dataset, index, "own", [], range(3))
+    np.testing.assert_array_equal(guided.cond["vector"], own["vector"])
+    shown = media.media_of((3,), dataset.normalization)
+    names, cond, count, given = publish._given(model, dataset, (), shown)
+    assert names == [] and count == 1000 and given.seen is None
+    np.testing.assert_allclose(cond["vector"][:3], own["vector"], rtol=1e-6)
 
 
 def test_methods_are_compared_on_arrays(of_vectors, tmp_path):
