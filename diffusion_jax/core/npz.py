@@ -111,7 +111,17 @@ def _load(
             with archive.open(members[name]) as file:
                 found[name] = _plain_array(file, members[name].file_size)
             _check(found[name], spec, f"'{path}' is damaged: {name:.60}")
+            found[name] = native(found[name])
     return found
+
+
+def native(array: np.ndarray) -> np.ndarray:
+    """Return an array in the byte order of the machine, as JAX needs it; a copy if it has another.
+
+    Args:
+      array: of any type.
+    """
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def described(path: str | os.PathLike, name: str = "") -> tuple[tuple[int, ...], np.dtype]:

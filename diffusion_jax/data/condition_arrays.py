@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from diffusion_jax.core import npz
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import normalization
 from diffusion_jax.data.normalization import Normalization
@@ -44,7 +45,7 @@ class StoredColumn(NamedTuple):
         Args:
           rows: (K,), rows of the array.
         """
-        values = np.asarray(self.values[rows])
+        values = npz.native(np.asarray(self.values[rows]))
         return values if self.normalized is None else self.normalized.encode(values)
 
 

@@ -195,6 +195,8 @@ def _missing(
         return "the data are no table"
     if estimator.held_out and not (held_out is not None and len(held_out)):
         return "there are no held-out real images"
+    if estimator.held_out and len(held_out) < estimator.least:
+        return f"it needs {estimator.least} held-out examples, and there are {len(held_out)}"
     if estimator.wants != 0 and len(train) < estimator.least:
         return f"it needs {estimator.least} training images, and there are {len(train)}"
     if count is not None and count < estimator.least:

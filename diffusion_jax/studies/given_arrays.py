@@ -251,7 +251,7 @@ def _arrays(flag: str, text: str) -> dict[str, np.ndarray]:
     path, spec = os.path.expanduser(text), npz.ArraySpec("fiub")
     try:
         if path.endswith(".npy"):
-            return {flag: np.asarray(npz.mapped(path))}
+            return {flag: npz.native(np.asarray(npz.mapped(path)))}
         return npz.load(path, {}, lambda name: spec if name in NAMES else None)
     except UserError as error:
         raise UserError(f"--{flag}={text}: {error}") from error

@@ -57,6 +57,18 @@ def test_arrays_next_to_an_npy_are_mapped_and_sent_by_name(tmp_path):
         np.testing.assert_array_equal(column, data.arrays(whole.train)[name])
 
 
+@pytest.mark.parametrize("ending", ["npz", "npy"])
+def test_classes_in_another_byte_order_are_what_jax_reads(ending, tmp_path):
+    numbers = RNG.integers(0, 3, (20, 6, 1))
+    np.savez(tmp_path / "a.npz", data=X.astype(">f4"), dense=numbers.astype(">i4"))
+    np.save(tmp_path / "a.npy", X)
+    np.save(tmp_path / "a_dense.npy", numbers.astype(">i4"))
+    found = data.load("arrays", path=str(tmp_path / f"a.{ending}"), dense="classes")
+    rows = found.train.rows(np.arange(18))
+    assert rows["dense"].dtype.isnative and rows["image"].dtype == np.float32
+    np.testing.assert_array_equal(rows["dense"], numbers[found.train.index])
+
+
 def test_a_file_that_is_split_has_both_parts_of_each_array(tmp_path):
     parts = {"data": X, "condition": VECTORS, "test_data": X[:3], "test_condition": VECTORS[:3]}
     found = loaded(tmp_path, {"condition": "condition"}, **parts)

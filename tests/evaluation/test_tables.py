@@ -84,3 +84,5 @@ def test_metrics_of_tables_are_refused_for_other_data():
         choice.choose(arrays, None, metrics=["marginals"])
     found = choice.choose(arrays, None, metrics=["c2st"], held_out=Arrays(rows(1, 40)))
     assert found.metrics == ("c2st",)
+    with pytest.raises(UserError, match="c2st is left out: it needs 20 held-out examples, .* 4"):
+        choice.choose(arrays, None, metrics=["c2st"], held_out=Arrays(rows(1, 4)))
