@@ -40,7 +40,7 @@ KEPT = 64  # compiled programs of each kind
 LARGEST = 16_000_000  # pixels of an uploaded image
 FRAMES = 10  # states of the strip of a trajectory
 SHOWN = MOST_EVALUATIONS + 1  # times of the longest trajectory
-WIDE, HIGH, LARGE, SMALL = 1300, 640, 224, 96  # pixels of pictures, of one image and of a frame
+WIDE, HIGH, LARGE, SMALL = 1300, 440, 224, 96  # pixels of pictures, of one image and of a frame
 
 
 class Drawn(NamedTuple):

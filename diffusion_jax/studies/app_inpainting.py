@@ -35,7 +35,10 @@ from diffusion_jax.studies.app_parts import (
 SAMPLER = "ancestral.ddpm"  # noise in every step joins the drawn part to the known one
 METHOD = "repaint(resample=5)"  # the best PSNR in docs/inverse.md
 BUDGET = 100
-STEPS = "Click an image or upload one, paint over the part to fill in, then press Inpaint."
+STEPS = (
+    "Click an image or upload one, paint over the part to fill in, then press Inpaint. "
+    "Guidance and seed are those on the left."
+)
 UPLOADS = [".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"]
 READ_MASK = """(...given) => {
   const canvas = document.querySelector('#painter canvas');
@@ -75,7 +78,7 @@ def tab(
             own = _fields(gr, model, settings)
             button = gr.Button("Inpaint", variant="primary", elem_id="inpaint-button")
     status = gr.HTML("", elem_id="inpaint-status")
-    result = picture_field(gr, "The known part, and results", "result", 150)
+    result = picture_field(gr, "The known part, and results", "result", 172)
     command = command_field(gr, "inpaint-command")
     files = gr.File(label="Files of this command", interactive=False, height=90, elem_id="files")
     images.change(_thumbnails, images, gallery, api_visibility="private")
@@ -100,7 +103,6 @@ def _gallery(gr: ModuleType) -> Any:
     return gr.Gallery(
         label="Images",
         show_label=False,
-        columns=8,
         height=140,
         allow_preview=False,
         format="png",
@@ -115,13 +117,13 @@ def _fields(gr: ModuleType, model: InteractiveModel, settings: Settings) -> Sett
     """The tab's own fields, with the guidance and the seed of all tabs."""
     methods = dict.fromkeys([METHOD, "pigdm(symmetric=True)", *members(components.METHODS)])
     samplers = app_requests.samplers(model.experiment)
+    most = app_requests.MOST_EVALUATIONS
+    condition = condition_field(gr, model, NONE)
     with gr.Row():
-        condition = condition_field(gr, model, NONE)
         num = gr.Slider(
-            1, app_requests.MOST_DRAWS, 4, step=1, label="Results", min_width=90, elem_id="draws"
+            1, app_requests.MOST_DRAWS, 4, step=1, label="Results", min_width=200, elem_id="draws"
         )
-        most = app_requests.MOST_EVALUATIONS
-        nfe = gr.Slider(1, most, BUDGET, step=1, label="NFE", min_width=90, elem_id="inpaint-nfe")
+        nfe = gr.Slider(1, most, BUDGET, step=1, label="NFE", min_width=200, elem_id="inpaint-nfe")
     with gr.Row():
         method = gr.Dropdown(
             [*methods],

@@ -25,10 +25,12 @@ from diffusion_jax.studies.app_parts import (
 
 PROPOSED = ("ancestral.ddpm", "ode.euler", "few_step.jump")  # second samplers
 FIRST = "A sampler takes longer the first time, while its program is compiled."
+PROMPT_FIRST = "Type a prompt on the left, then press Generate."
 FOLLOWED = (
     "The first image from noise to data, at these noise levels &sigma;/&alpha;: x<sub>t</sub> "
     "above, and below it the predicted x<sub>0</sub>"
 )
+DECODED = ", both decoded from latents (noise in the latents looks like torn images)"
 FEW = 8  # evaluations that a few-step model is offered
 
 
@@ -67,9 +69,11 @@ def build(gr: ModuleType, model: InteractiveModel, folder: Path) -> Any:
 
 def _heading(model: InteractiveModel) -> str:
     experiment, trained = model.experiment, model.trained
-    height, width = trained.data.get("encoded", trained.data)["image_shape"][:2]
+    encoded = trained.data.get("encoded")  # what the latents of a model of latents encode
+    height, width = (encoded or trained.data)["image_shape"][:2]
+    source = f"latents of {encoded['data']}" if encoded else experiment.data.name
     kind = experiment.kind.name.partition(" ")[2]
-    facts = f"{kind} of {experiment.data.name}, {height} x {width} pixels, "
+    facts = f"{kind} of {source}, {height} x {width} pixels, "
     facts += f"step {trained.step:,}, weights {trained.weights}"
     return f"<h1>{html.escape(model.workdir)}</h1><p>{html.escape(facts)}</p>"
 
@@ -124,12 +128,13 @@ def _images_tab(
     """Lay out the tab; returns the function that lets an event draw what the button draws."""
     with gr.Row(elem_classes="action"):
         button = gr.Button("Generate", variant="primary", elem_id="generate")
-        status = gr.HTML(f"<p class='done'>{FIRST}</p>", elem_id="status")
-    outputs = [images, picture_field(gr, "", "picture", 305), status]
+        first = PROMPT_FIRST if model.experiment.encoder else FIRST
+        status = gr.HTML(f"<p class='done'>{first}</p>", elem_id="status")
+    outputs = [images, picture_field(gr, "", "picture", 327), status]
     strip = None
     if model.experiment.kind.denoises:
-        gr.HTML(f"<p>{FOLLOWED}</p>")
-        strip = picture_field(gr, "", "trajectory", 160)
+        gr.HTML(f"<p>{FOLLOWED}{DECODED if model.trained.data.get('encoded') else ''}</p>")
+        strip = picture_field(gr, "", "trajectory", 182)
     outputs.append(command_field(gr, "command"))
 
     @guarded(gr, len(outputs), 2)

@@ -46,6 +46,9 @@ def requested(model: InteractiveModel, settings: Settings, values: Sequence[Any]
       model: what draws.
       settings: the fields.
       values: what they hold, in the order of `settings.inputs`.
+
+    Raises:
+      UserError: where a prompt is needed and there is none; an inpainting needs none.
     """
     names = [name for name, field in settings._asdict().items() if field is not None]
     given: dict[str, Any] = dict(zip(names, values))
@@ -53,6 +56,8 @@ def requested(model: InteractiveModel, settings: Settings, values: Sequence[Any]
     if model.experiment.encoder:
         lines = (line.strip() for line in condition.splitlines())
         given["prompts"] = tuple(line for line in lines if line)
+        if not given["prompts"] and settings.method is None:
+            raise UserError("type a prompt first: describe an image in each line")
     else:
         given["labels"] = "" if condition in (ALL, NONE) else condition
     texts = {name: str(given[name] or "") for name in ("sampler", "grid", "method") & given.keys()}
@@ -77,10 +82,11 @@ def condition_field(gr: ModuleType, model: InteractiveModel, nothing: str) -> An
     if not model.experiment.num_classes:
         return None
     names = model.classes or [str(i) for i in range(model.experiment.num_classes)]
+    some = ",".join(sorted(names, key=len)[:2])
     return gr.Dropdown(
         [nothing, *names, *(["any"] if many else [])],
         value=nothing,
-        label="Class, or several such as 3,7" if many else "Class of the image",
+        label=f"Class, or several such as {some}" if many else "Class of the image",
         allow_custom_value=True,
         elem_id="class" if many else "class-of-image",
     )

@@ -70,6 +70,12 @@ def check(request: DrawingRequest) -> None:
         need_range(name, value, low, high)
         if name != "guidance" and value != int(value):
             raise UserError(f"{name}={value}: enter a whole number")
+    prompts = len(request.prompts)
+    if not request.method and prompts * request.num > most:
+        raise UserError(
+            f"number of images={int(request.num)} of each of {prompts} prompts: the page draws at "
+            f"most {most} in all; take fewer"
+        )
 
 
 def settings(experiment: Experiment, request: DrawingRequest) -> sampling.SamplingSettings:

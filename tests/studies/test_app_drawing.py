@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import socket
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -94,6 +95,7 @@ def test_the_command_line_names_every_setting(model):
         ({"sampler": ""}, "sampler"),
         ({"grid": "karas"}, "did you mean 'karras'"),
         ({"prompts": ("a cat",)}, "takes no --prompt"),
+        ({"prompts": ("a", "b"), "num": 51}, "at most 100 in all"),
     ],
 )
 def test_a_mistake_is_one_line(model, changes, said):
@@ -156,6 +158,17 @@ def test_models_have_what_makes_sense_for_them(model):
     assert app_requests.samplers(few) == ["few_step.multistep", "few_step.jump"]
     none = diffusion._replace(kind=kind._replace(denoises=False))
     assert app_requests.samplers(none) == [] and not app_requests.guidable(none)
+
+
+def test_images_need_a_prompt_and_an_inpainting_does_not(model):
+    asked = SimpleNamespace(experiment=SimpleNamespace(encoder=True), request=model.request)
+    settings = app_parts.Settings(condition="prompts")
+    with pytest.raises(UserError, match="type a prompt first"):
+        app_parts.requested(asked, settings, [" \n "])
+    found = app_parts.requested(asked, settings, [" a cat \n\n3"])
+    assert found.prompts == ("a cat", "3")
+    of_part = settings._replace(method="method")
+    assert app_parts.requested(asked, of_part, ["", "repaint"]).prompts == ()
 
 
 class Skipping:

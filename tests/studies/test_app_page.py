@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import io
 import os
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import digits
+from configs import digits, digits_captions
 from diffusion_jax.assembly import train
 from tests.experiments.small_runs import small
 
@@ -39,44 +40,61 @@ def chromium(kind) -> str:
     return found[0]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """(port, process, workdir) of the page of a tiny model of the digits."""
-    for name in ("gradio", "playwright"):
-        if importlib.util.find_spec(name) is None:
-            pytest.skip(f"{name} is not installed: pip install -e '.[app,browser]'")
-    folder = tmp_path_factory.mktemp("app")
-    config = small(digits.get_config("vp"))
-    assert train.train(config.lock(), str(folder / "run"))
+@contextlib.contextmanager
+def served(workdir):
+    """(port, process, workdir) of the page of a model."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    line = [sys.executable, "-m", "experiments.app", f"--workdir={folder / 'run'}"]
+    line = [sys.executable, "-m", "experiments.app", f"--workdir={workdir}"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([*line, f"--port={port}"], cwd=ROOT, **pipes) as process:
         said = process.stdout.readline()
         assert said == f"http://localhost:{port}\n", said + process.stderr.read()
-        yield port, process, folder / "run"
+        yield port, process, workdir
         process.kill()
 
 
 @pytest.fixture(scope="module")
-def page(server):
-    """A page that was opened, and the addresses of all that it requested."""
+def browser():
+    """Chromium without a window."""
+    for name in ("gradio", "playwright"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed: pip install -e '.[app,browser]'")
     from playwright.sync_api import sync_playwright  # noqa: PLC0415  optional dependency: playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=chromium(playwright.chromium), args=OPTIONS
         )
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.set_default_timeout(1000 * SECONDS)
-        page.requested, page.faults = [], []
-        page.on("request", lambda request: page.requested.append(request.url))
-        page.on("pageerror", lambda error: page.faults.append(str(error)))
-        page.goto(f"http://localhost:{server[0]}/")
-        yield page
+        yield browser
         browser.close()
+
+
+def opened(browser, port: int):
+    """A page that was opened, with the addresses of all that it requested."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(1000 * SECONDS)
+    page.requested, page.faults = [], []
+    page.on("request", lambda request: page.requested.append(request.url))
+    page.on("pageerror", lambda error: page.faults.append(str(error)))
+    page.goto(f"http://localhost:{port}/")
+    return page
+
+
+@pytest.fixture(scope="module")
+def server(browser, tmp_path_factory):
+    """(port, process, workdir) of the page of a tiny model of the digits."""
+    workdir = tmp_path_factory.mktemp("app") / "run"
+    assert train.train(small(digits.get_config("vp")).lock(), str(workdir))
+    with served(workdir) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def page(browser, server):
+    """The page of the digits."""
+    return opened(browser, server[0])
 
 
 def picture(page, name: str) -> np.ndarray:
@@ -194,6 +212,45 @@ def test_nothing_is_requested_from_elsewhere_and_no_file_can_be_read(page, serve
     for path in ("/etc/passwd", f"{workdir}/config.json", f"{ROOT}/setup.cfg"):
         with pytest.raises(urllib.error.HTTPError, match="40[34]"):
             urllib.request.urlopen(f"http://localhost:{port}/gradio_api/file={path}")
+
+
+def test_a_model_of_prompts_waits_for_one_and_draws_a_row_for_each(browser, tmp_path):
+    assert train.train(small(digits_captions.get_config("vp")).lock(), str(tmp_path / "run"))
+    with served(tmp_path / "run") as (port, _, _):
+        page = opened(browser, port)
+        said(page, "status", "Type a prompt")
+        generate(page, "type a prompt first")
+        page.locator("#prompts textarea").fill("a bold seven\n\n <b>3</b> ")
+        fill(page, "num", "60")
+        generate(page, "number of images=60 of each of 2 prompts")
+        fill(page, "num", "4")
+        generate(page, r"^8 images in")
+        command = page.input_value("#command textarea")
+        assert "--seeds=0-3 --prompt='a bold seven' --prompt='<b>3</b>'" in command
+        assert np.ptp(picture(page, "picture")) > 100
+        page.get_by_role("tab", name="Inpaint").click()
+        last = page.locator("#gallery button.thumbnail-item").nth(7)
+        gallery, last = page.locator("#gallery").bounding_box(), last.bounding_box()
+        assert last["x"] + last["width"] <= gallery["x"] + gallery["width"]  # not cut off
+        assert not page.faults
+
+
+def test_a_model_of_latents_shows_decoded_images_and_does_not_inpaint(browser):
+    with served("fashion_latent") as (port, _, _):
+        page = opened(browser, port)
+        said(page, "heading", "latents of fashion_mnist, 28 x 28 pixels")
+        assert [tab.inner_text() for tab in page.get_by_role("tab").all()] == [
+            "Images",
+            "Two samplers",
+        ]
+        said(page, "status", r"^30 images in")
+        drawn = picture(page, "picture")
+        assert drawn.shape[1] > 10 * 28 and np.ptp(drawn) > 200
+        fill(page, "class", "Bag,Coat")
+        fill(page, "nfe", "5")
+        generate(page, r"^30 images in .*5 evaluations each")
+        assert "--labels=Bag,Coat" in page.input_value("#command textarea")
+        assert np.ptp(picture(page, "trajectory")) > 100 and not page.faults
 
 
 def test_sigterm_ends_the_server(server):
