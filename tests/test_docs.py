@@ -301,9 +301,9 @@ def test_the_library_example_learns_the_two_moons(capsys):
     assert len(distances) == 3 and max(distances) < 0.05, distances
 
 
-def test_the_front_page_is_short():
-    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= 160
+def test_the_front_page_is_short_and_animations_are_small():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 160
+    assert not [p for p in (ROOT / "docs").rglob("*.gif") if p.stat().st_size >= 1_000_000]
 
 
 def test_links_between_pages_lead_somewhere():
