@@ -51,8 +51,10 @@ def served(workdir):
     with subprocess.Popen([*line, f"--port={port}"], cwd=ROOT, **pipes) as process:
         said = process.stdout.readline()
         assert said == f"http://localhost:{port}\n", said + process.stderr.read()
-        yield port, process, workdir
-        process.kill()
+        try:
+            yield port, process, workdir
+        finally:
+            process.kill()  # for which Popen waits
 
 
 @pytest.fixture(scope="module")
@@ -239,11 +241,11 @@ def test_a_model_of_latents_shows_decoded_images_and_does_not_inpaint(browser):
     with served("fashion_latent") as (port, _, _):
         page = opened(browser, port)
         said(page, "heading", "latents of fashion_mnist, 28 x 28 pixels")
+        said(page, "status", r"^30 images in")
         assert [tab.inner_text() for tab in page.get_by_role("tab").all()] == [
             "Images",
             "Two samplers",
         ]
-        said(page, "status", r"^30 images in")
         drawn = picture(page, "picture")
         assert drawn.shape[1] > 10 * 28 and np.ptp(drawn) > 200
         fill(page, "class", "Bag,Coat")
