@@ -271,8 +271,15 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
 
 
 def _check_labels(path: str, found: dict[str, np.ndarray], num_classes: int, remedy: str) -> None:
-    """Refuse labels outside 0..num_classes-1."""
+    """Refuse labels outside 0..num_classes-1, splits without examples, and missing labels."""
     for split in ("train", "test"):
+        if not len(found[f"{split}_mean"]):
+            raise UserError(f"data.path={path} has no latents of {split}; {remedy}")
+        if num_classes and f"{split}_label" not in found:
+            raise UserError(
+                f"data.path={path} lacks {split}_label, and its data have {num_classes} classes; "
+                f"{remedy}"
+            )
         labels = found.get(f"{split}_label", np.zeros(0, int))
         if labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
             raise UserError(

@@ -16,8 +16,9 @@ from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.core import npz
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array, Cond
-from diffusion_jax.data import Dataset, transforms
+from diffusion_jax.data import Dataset, normalization, transforms
 from diffusion_jax.evaluation import generate
+from diffusion_jax.inverse.dense import DenseCondition
 
 NONE = "none"  # the null condition
 NAMES = ("condition", "dense", "images", "data", "mask")  # arrays that a file may have
@@ -211,12 +212,20 @@ def _dense(experiment: Experiment, text: str) -> _Dense:
     if "mask" not in found:
         return _Dense(dense.make(x, None, keys), np.asarray(x))
     mask = found["mask"]
-    if dense.of_mask is None or mask.shape[1:-1] != shape[:-1] or len(mask) not in (1, len(x)):
-        raise UserError(
-            f"--dense={text}: 'mask' has shape {mask.shape}; a model of inpainting takes (M, "
-            f"{', '.join(map(str, shape[:-1]))}, 1), 1 where a sample is known"
-        )
+    _check_mask(text, mask, x.shape, dense)
     return _Dense(dense.of_mask(x, jnp.asarray(mask)), np.asarray(x))
+
+
+def _check_mask(text: str, mask: np.ndarray, of: tuple[int, ...], dense: DenseCondition) -> None:
+    """Refuse a mask for samples of a shape (M, ..., C) unless it has ones and zeros that fit."""
+    kept = dense.channels - of[-1]  # channels of the mask: 1, or of vectors one for each number
+    fits = mask.ndim == len(of) and mask.shape[1:] == (*of[1:-1], kept) and len(mask) in (1, of[0])
+    if dense.of_mask is None or not fits or not np.isin(mask, (0, 1)).all():
+        extents = ", ".join(map(str, (*of[1:-1], kept)))
+        raise UserError(
+            f"--dense={text}: 'mask' has shape {mask.shape}; a model of inpainting takes ones, "
+            f"where a sample is known, and zeros (M, {extents})"
+        )
 
 
 def _does_not_fit(
@@ -251,7 +260,9 @@ def _arrays(flag: str, text: str) -> dict[str, np.ndarray]:
     path, spec = os.path.expanduser(text), npz.ArraySpec("fiub")
     try:
         if path.endswith(".npy"):
-            return {flag: npz.native(np.asarray(npz.mapped(path)))}
+            found = {flag: npz.native(np.asarray(npz.mapped(path)))}
+            normalization.check_finite(found[flag], "it")
+            return found
         return npz.load(path, {}, lambda name: spec if name in NAMES else None)
     except UserError as error:
         raise UserError(f"--{flag}={text}: {error}") from error

@@ -143,9 +143,10 @@ def test_a_mask_of_a_file_is_that_of_the_condition(tmp_path):
     np.testing.assert_array_equal(found.cond["concat"][..., 1:], np.repeat(mask, 2, 0))
     np.testing.assert_array_equal(found.seen[:, :2], IMAGES[:2, :2])
     assert set(found.seen[:, 2:].ravel()) == {128}
-    np.savez(tmp_path / "b.npz", images=IMAGES[:2], mask=mask[:, :2])
-    with pytest.raises(UserError, match="'mask' has shape"):
-        given_arrays.requested(painted, dataset, [0], (), "", str(tmp_path / "b.npz"), 2)
+    for wrong in (mask[:, :2], mask[0], mask.repeat(3, 0), mask.repeat(2, -1), 255 * mask):
+        np.savez(tmp_path / "b.npz", images=IMAGES[:2], mask=wrong)
+        with pytest.raises(UserError, match="'mask' has shape .* and zeros .M, 4, 4, 1."):
+            given_arrays.requested(painted, dataset, [0], (), "", str(tmp_path / "b.npz"), 2)
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,11 @@ def changed(file, tmp_path, **arrays_):
         ({"scale": np.array([1.0, 0.0])}, "its statistics, shift"),
         ({"shift": np.array([1.0])}, "its statistics, shift"),
         ({"train_mean": None}, "is not a file of latents: it lacks train_mean"),
+        (
+            {f"test_{n}": np.zeros((0, 1, 1, 2)) for n in latents.MOMENTS} | {"test_label": None},
+            "no latents",
+        ),
+        ({"train_label": None}, "lacks train_label, and its data have"),
         ({"about": np.array("no json")}, "does not state which autoencoder made it"),
     ],
 )
