@@ -6,10 +6,12 @@ import contextlib
 import sys
 import textwrap
 from collections.abc import Callable, Container, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import data
@@ -29,7 +31,15 @@ from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.core import files, staging
 from diffusion_jax.data import Dataset
 from diffusion_jax.report import losses, media
-from diffusion_jax.training import checkpoint, distributed, loop, metrics, nonfinite, restoring
+from diffusion_jax.training import (
+    checkpoint,
+    distributed,
+    loop,
+    metrics,
+    nonfinite,
+    restoring,
+    sharding,
+)
 from diffusion_jax.training.state import TrainState
 
 
@@ -128,7 +138,8 @@ def _repeat(run: RunSetup) -> loop.Fitted:
     """Train; after a step that is not finite, again from an earlier checkpoint if so configured."""
     failed = None
     while True:
-        start = _start(run, failed)
+        with _compiling(run) if failed is None else contextlib.nullcontext():
+            start = _start(run, failed)
         try:
             return _attempt(run, start)
         except nonfinite.NonFinite as error:
@@ -136,6 +147,46 @@ def _repeat(run: RunSetup) -> loop.Fitted:
                 raise
             # a traceback would keep the state in memory
             failed = error.with_traceback(None), start.rollback
+
+
+@contextlib.contextmanager
+def _compiling(run: RunSetup) -> Iterator[None]:
+    """Compile the train step in a thread, or load it from the cache, as the block makes the state.
+
+    It is left to the first step with several processes and under pmap, and where no step is left.
+    """
+    last = restoring.latest_step(run.root / "checkpoints") or 0
+    until = run.experiment.training.steps if run.until is None else run.until
+    if jax.process_count() > 1 or run.experiment.mesh.parallel != "jit" or last >= until:
+        yield
+        return
+    pool = ThreadPoolExecutor(1, "compile")
+    try:
+        compiled = pool.submit(_compile, run, last)
+        yield
+        compiled.result()
+    finally:
+        pool.shutdown(wait=False)  # a signal does not wait for the compiler
+
+
+def _compile(run: RunSetup, step: int) -> None:
+    """Compile the train step for the batch of a step, of which one example is read."""
+    training, settings = run.experiment.training, run.experiment.data
+    example = data.batches(
+        run.dataset.train,
+        batch_size=settings.batch_size,
+        seed=run.experiment.seed,
+        flip=settings.flip,
+        rows=np.arange(1),
+    )(step)
+    place = sharding.examples(run.parts.runner.mesh, 1)
+
+    def stacked(x: np.ndarray) -> jax.ShapeDtypeStruct:
+        shape = (training.steps_per_call, settings.batch_size, *x.shape[1:])
+        dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+    run.parts.step.trace(run.template, jax.tree.map(stacked, example)).lower().compile()
 
 
 def _start(run: RunSetup, failed: tuple[nonfinite.NonFinite, nonfinite.Rollback] | None) -> Start:
