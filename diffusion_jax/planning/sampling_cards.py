@@ -166,5 +166,5 @@ def describe(card: dict[str, Any]) -> str:
         lines["memory"] = ", ".join(f"{name} {gib(size)}" for name, size in memory.items())
     size = f"{gib(card['hbm'])} of HBM" if card["hbm"] else "memory of unknown size"
     no = f"NO, not in {size}: {card['refused'] or 'too much in all'}"
-    lines["fits"] = {True: f"yes, in {size}", None: f"unknown: {size}"}.get(card["fits"], no)
+    lines["fits"] = {True: f"yes, in {size}", None: f"not known ({size})"}.get(card["fits"], no)
     return "\n".join(f"{name + ':':<16}{line}" for name, line in lines.items())

@@ -46,7 +46,7 @@ def describe(card: dict[str, Any]) -> str:
         )
     size = f"{gib(card['hbm'])} of HBM" if card["hbm"] else "memory of unknown size"
     no = f"NO, not in {size}: {card['refused'] or 'too much in all'}"
-    lines["fits"] = {True: f"yes, in {size}", None: f"unknown: {size}"}.get(card["fits"], no)
+    lines["fits"] = {True: f"yes, in {size}", None: f"not known ({size})"}.get(card["fits"], no)
     return "\n".join(f"{name + ':':<16}{line}" for name, line in lines.items())
 
 

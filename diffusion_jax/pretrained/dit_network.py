@@ -21,6 +21,7 @@ from diffusion_jax.pretrained.published import (
     Published,
     Shape,
     below_ema,
+    missing,
 )
 
 # numbers in the fixed position embedding: those of 1,152 channels and 482 x 482 patches
@@ -96,7 +97,7 @@ def _dit_described(tensors: Flat) -> dict[str, Any]:
         classes = len(tensors["y_embedder.embedding_table.weight"]) - 1
         ratio = ratio_of(hidden, width)
     except KeyError as error:
-        raise UserError(f"these tensors are not those of a DiT: {error} is missing") from None
+        raise missing(error, "a DiT", tensors) from None
     except (ValueError, TypeError, ZeroDivisionError) as error:
         raise UserError(
             f"these tensors are not those of a DiT: one has another number of dimensions ({error})"

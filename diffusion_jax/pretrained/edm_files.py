@@ -254,7 +254,10 @@ def _object(value: Any) -> tuple[str, dict]:
     """Return (class, state) of a persistent object; UserError for anything else."""
     about = value.args[0] if isinstance(value, Made) and value.name == OBJECT else None
     if not isinstance(about, dict) or not isinstance(about.get("class_name"), str):
-        raise UserError("an object of this .pkl is not one of EDM's networks; it is not read")
+        raise UserError(
+            "an object of this .pkl is not one of EDM's networks, and nothing else is read from a "
+            ".pkl; save the state dict of another network alone (docs/guides/weights.md)"
+        )
     return about["class_name"], _dictionary(about["state"])
 
 

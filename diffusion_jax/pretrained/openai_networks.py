@@ -15,7 +15,7 @@ import numpy as np
 
 from diffusion_jax.core import reading
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.pretrained.published import Flat, Layout, Options, Published, Shape
+from diffusion_jax.pretrained.published import Flat, Layout, Options, Published, Shape, missing
 
 _COUNT = reading.integer(1, 65_536)
 # arguments of the network
@@ -147,9 +147,7 @@ def _described(tensors: Flat) -> dict[str, Any]:
         embedding = len(tensors[f"{own[0]}.0.emb_layers.1.weight"])
         classes = len(tensors.get("label_emb.weight", ()))
     except KeyError as error:
-        raise UserError(
-            f"these tensors are not those of a U-Net of OpenAI: {error} is missing"
-        ) from None
+        raise missing(error, "a U-Net of OpenAI", tensors) from None
     except (IndexError, TypeError, ZeroDivisionError):
         raise UserError(
             "these tensors are not those of a U-Net of OpenAI: one has another number of dimensions"

@@ -253,6 +253,21 @@ def attended_channels(options: Options, shape: Shape) -> list[int]:
     ] + channels[-1:]
 
 
+def missing(error: KeyError, what: str, tensors: Flat) -> UserError:
+    """Return the error of a file that lacks a tensor of every network of its kind.
+
+    Args:
+      error: with the name of the tensor.
+      what: the kind, such as 'a DiT'.
+      tensors: those of the file, of which the message names the first.
+    """
+    first = ", ".join(repr(name) for name in [*tensors][:2])
+    return UserError(
+        f"these tensors are not those of {what}: {error} is missing, and they begin with {first}; "
+        "take another --from, or bring your own network (docs/guides/weights.md)"
+    )
+
+
 @contextlib.contextmanager
 def fitting(file: str) -> Iterator[None]:
     """Turn what fails in the translation of a foreign file into a UserError.

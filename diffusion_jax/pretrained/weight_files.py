@@ -34,6 +34,11 @@ def find(path: Path) -> Path:
     for candidate in [path, *(folder / name for folder in folders for name in FILES)]:
         if candidate.is_file():
             return candidate
+    if (path / "model_index.json").is_file():
+        raise UserError(
+            f"--path={path} is a pipeline that has no weights in unet/ or transformer/; name the "
+            "folder of one of its networks"
+        )
     raise UserError(
         f"--path={path} has no weights: neither {', '.join(FILES[:-1])} nor {FILES[-1]}"
     )

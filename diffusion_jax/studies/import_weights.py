@@ -205,9 +205,12 @@ def described(source: str, file: Path) -> Found:
       UserError: for a network that ours cannot represent.
     """
     beside = file.with_name("config.json")
-    config = (
-        files.load_json(beside, reading.table()) if source == "diffusers" or beside.exists() else {}
-    )
+    if source == "diffusers" and not beside.exists():
+        raise UserError(
+            f"{file.name} has no config.json next to it, which says what network it is; "
+            "--from=diffusers takes a folder with both"
+        )
+    config = files.load_json(beside, reading.table()) if beside.exists() else {}
     name = class_of(source, config)
     network = networks.network(name)
     stored = weight_files.read(file)
