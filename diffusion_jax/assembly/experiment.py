@@ -132,13 +132,17 @@ def _array_inputs(
     config: ConfigDict, shape: tuple[int, ...], units: ConditionUnits
 ) -> conditions.ArrayInputs:
     """The arrays that condition the model. UserError where the data or the network have none."""
-    for key, field in (("condition", "vector"), ("dense", "extra_channels")):
+    several = "unet.UNet, dit.DiT, mlp.MLP"
+    for key, field, names in (
+        ("condition", "vector", f"{several}, ncsnpp.NCSNpp or edm2.EDM2UNet"),
+        ("dense", "extra_channels", several),
+    ):
         if not (value := config.data[key]):
             continue
         if field not in components.network_fields(config.model.name):
             raise UserError(
                 f"config.data.{key}={value}: {config.model.name} reads no such condition; use "
-                "unet.UNet, dit.DiT or mlp.MLP"
+                f"{names}"
             )
         if config.data.name == "latents":
             raise UserError(

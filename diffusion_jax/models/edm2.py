@@ -120,6 +120,8 @@ class EDM2UNet(nn.Module):
     Attributes:
       num_classes: 0 is an unconditional network, which ignores labels; the null label is the vector
         zero.
+      vector: size of cond['vector'], numbers of about unit variance of which two layers are a part
+        of the embedding, as the class is; 0 is none. Zeros are "nothing is known".
       width: channels of the first level; see SIZES.
       multipliers: level i has width * multipliers[i] channels, and half the resolution of the level
         before.
@@ -131,7 +133,7 @@ class EDM2UNet(nn.Module):
       noise_multiplier: the features of the noise level are width times this; None is the first of
         `multipliers`.
       embedding_multiplier: the embedding is width times this; None is the largest of `multipliers`.
-      label_balance: share of the class in the embedding.
+      label_balance: share of the class, and of the vector, in the embedding.
       concat_balance: share of the encoder's feature maps in the decoder.
       residual_balance: share of the branch of a block.
       attention_balance: share of the attention of a block.
@@ -148,6 +150,7 @@ class EDM2UNet(nn.Module):
     """
 
     num_classes: int = 0
+    vector: int = 0
     width: int = 192
     multipliers: tuple[int, ...] = (1, 2, 3, 4)
     blocks: int = 3
@@ -182,7 +185,8 @@ class EDM2UNet(nn.Module):
         Args:
           x: scaled noised images or latents, (B, H, W, C).
           c_noise: the noise level, scalar or (B,).
-          cond: None, or a dict with 'label' (B,) and, with second_time, 'to' (B,).
+          cond: None, or a dict with 'label' (B,), 'vector' (B, vector) and, with second_time, 'to'
+            (B,).
           train: turns dropout on; then rngs={'dropout': key} is needed.
           log_variance: returns the learned uncertainty as well.
 
@@ -201,6 +205,7 @@ class EDM2UNet(nn.Module):
             self.num_classes,
             self.label_balance,
             self.second_time,
+            self.vector,
             name="condition",
         )
         embedding, channels = condition(c_noise, cond or {}), x.shape[-1]
@@ -321,6 +326,7 @@ class _Condition(nn.Module):
     num_classes: int
     label_balance: float
     second_time: bool
+    vector: int
 
     @nn.compact
     def __call__(self, c_noise: Array, cond: dict) -> Array:
@@ -336,6 +342,10 @@ class _Condition(nn.Module):
             label = embeddings.one_hot(cond.get("label"), self.num_classes, batch)
             label = MPLayer(self.width, name="label")(label * self.num_classes**0.5)
             h = mp_sum(h, label, self.label_balance)
+        if self.vector:
+            vector = embeddings.vector_of(cond, self.vector, batch)
+            vector = mp_silu(MPLayer(self.width, name="vector_1")(vector))
+            h = mp_sum(h, MPLayer(self.width, name="vector_2")(vector), self.label_balance)
         return mp_silu(h)
 
 

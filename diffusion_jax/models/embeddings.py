@@ -209,6 +209,20 @@ class LabelEmbedding(nn.Module):
         )
 
 
+def vector_of(cond: dict, size: int, batch: int) -> Array:
+    """Returns the numbers that condition a network, or zeros, "nothing is known".
+
+    Args:
+      cond: a dict with 'vector' (B, size), which may be missing.
+      size: the number of them.
+      batch: B, the number of examples.
+
+    Returns:
+      (B, size) float32.
+    """
+    return jnp.asarray(cond.get("vector", jnp.zeros((batch, size))), jnp.float32)
+
+
 class ConditionEmbedding(nn.Module):
     """The vector that every block of a network receives, (B,), dict, (B, D) -> (B, width) float32.
 
@@ -296,7 +310,7 @@ class ConditionEmbedding(nn.Module):
         if text is not None:
             parts.append(nn.Dense(self.width, kernel_init=KERNEL_INIT, name="text")(text))
         if self.vector:
-            vector = jnp.asarray(cond.get("vector", jnp.zeros((batch, self.vector))), jnp.float32)
+            vector = vector_of(cond, self.vector, batch)
             vector = nn.Dense(self.width, kernel_init=KERNEL_INIT, name="vector_1")(vector)
             last = nn.Dense(self.width, kernel_init=KERNEL_INIT, name="vector_2")
             parts.append(last(jax.nn.silu(vector)))

@@ -50,6 +50,8 @@ class NCSNpp(nn.Module):
     Attributes:
       num_classes: 0 is an unconditional network, which ignores labels. Otherwise the label is added
         to the features of the noise level; the null label adds the bias alone.
+      vector: size of cond['vector'], whose MLP is added there, too (see
+        embeddings.ConditionEmbedding); 0 is none.
       augment: size of the augmentation labels cond['augment'], (B, augment); EDM has 9, 0 is none.
         Examples without them have zeros.
       width: channels of the first convolution.
@@ -78,6 +80,7 @@ class NCSNpp(nn.Module):
     """
 
     num_classes: int = 0
+    vector: int = 0
     augment: int = 0
     width: int = 128
     multipliers: tuple[int, ...] = (2, 2, 2)
@@ -105,8 +108,8 @@ class NCSNpp(nn.Module):
         Args:
           x: scaled noised images, (B, H, W, C).
           c_noise: the noise level, scalar or (B,).
-          cond: None, or a dict with 'label' (B,), 'augment' (B, augment) and, with second_time,
-            'to' (B,), all optional.
+          cond: None, or a dict with 'label' (B,), 'vector' (B, vector), 'augment' (B, augment) and,
+            with second_time, 'to' (B,), all optional.
           train: turns dropout on; then rngs={'dropout': key} is needed.
 
         Returns:
@@ -124,6 +127,7 @@ class NCSNpp(nn.Module):
             self.noise_embedding,
             self.fourier_scale,
             self.second_time,
+            self.vector,
             name="condition",
         )
         embedding = condition(c_noise, cond or {}, x.shape[0])
@@ -245,7 +249,7 @@ class NCSNpp(nn.Module):
 class _Condition(nn.Module):
     """The vector of a condition, (B,), dict, B -> (B, width): label and augmentation come first.
 
-    MLP(features of c_noise + linear map of the label + linear map of the augmentation)
+    MLP(features of c_noise + linear maps of label and augmentation + MLP(vector))
 
     The blocks apply the last nonlinearity.
     """
@@ -257,6 +261,7 @@ class _Condition(nn.Module):
     noise_embedding: str
     fourier_scale: float
     second_time: bool
+    vector: int
 
     @nn.compact
     def __call__(self, c_noise: Array, cond: dict, batch: int) -> Array:
@@ -268,6 +273,10 @@ class _Condition(nn.Module):
         if self.num_classes:
             label = embeddings.one_hot(cond.get("label"), self.num_classes, batch)
             h = h + self._dense(self.features, "label")(label * self.num_classes**0.5)
+        if self.vector:
+            vector = embeddings.vector_of(cond, self.vector, batch)
+            vector = jax.nn.silu(self._dense(self.features, "vector_1")(vector))
+            h = h + self._dense(self.features, "vector_2")(vector)
         if self.augment:
             h = h + embeddings.augmentation(cond, self.augment, batch, self.features)
         if self.second_time:

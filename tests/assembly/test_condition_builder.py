@@ -18,6 +18,7 @@ from diffusion_jax.data import Dataset, normalization
 from diffusion_jax.data.normalization import ConditionUnits
 from diffusion_jax.data.sources import Arrays
 from diffusion_jax.inverse import dense
+from diffusion_jax.models import edm2, ncsnpp
 from diffusion_jax.studies import export_weights, given_arrays
 
 RNG = np.random.default_rng(0)
@@ -190,7 +191,11 @@ def test_what_no_array_conditions_takes_none_of_them():
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"name": "ncsnpp.NCSNpp"}, "ncsnpp.NCSNpp reads no such condition; use unet.UNet"),
+        (
+            {"name": "ncsnpp.NCSNpp", "data": {"dense": "lowres(2)"}},
+            "config.data.dense=lowres.2.: ncsnpp.NCSNpp reads no such condition; use unet.UNet",
+        ),
+        ({"name": "mmdit.MMDiT"}, "mmdit.MMDiT reads no such condition; use .* or edm2.EDM2UNet"),
         ({"data": {"dense": "lowres(3)"}}, "does not divide samples"),
         ({"data": {"dense": "lowress(2)"}}, "did you mean 'lowres'"),
         ({"data": {"dense": "array"}}, "channels of the array are not known"),
@@ -206,6 +211,30 @@ def test_configs_that_do_not_fit(change, words):
         config.model = network(change["name"], width=8)
     with pytest.raises(UserError, match=words):
         assemble(config, (4, 4, 1), 3, units=change.get("units", UNITS))
+
+
+@pytest.mark.parametrize("name", ["ncsnpp.NCSNpp", "edm2.EDM2UNet"])
+def test_the_networks_of_edm_read_vectors(name):
+    """The embedding depends on what is known, and a missing entry is nothing known."""
+    config = config_of()
+    config.data.condition, config.model = "condition", network(name, width=8)
+    assert assemble(config, (8, 8, 1), 3, units=UNITS).model.vector == 3
+    module, few = {
+        "ncsnpp.NCSNpp": (ncsnpp._Condition, (8, 8, 0, 0, "positional", 16.0, False, 3)),
+        "edm2.EDM2UNet": (edm2._Condition, (8, 8, 0, 0.5, False, 3)),
+    }[name]
+    module, more = module(*few), (2,) if name == "ncsnpp.NCSNpp" else ()
+    values = jnp.array([[0.5, -1.0, 1.0], [2.0, 0.0, 1.0]])
+    c_noise = jnp.array([0.1, 0.1])
+    params = module.init(jax.random.key(0), c_noise, {}, *more)
+
+    def embedded(cond):
+        return np.asarray(module.apply(params, c_noise, cond, *more))
+
+    known, null = embedded({"vector": values}), embedded({"vector": jnp.zeros((2, 3))})
+    np.testing.assert_array_equal(null, embedded({}))
+    np.testing.assert_array_equal(null[0], null[1])
+    assert np.abs(known[0] - known[1]).max() > 1e-3 and np.abs(known - null).max() > 1e-3
 
 
 def test_models_of_arrays_are_not_exported_as_networks_without_them():
