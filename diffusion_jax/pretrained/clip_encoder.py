@@ -25,7 +25,7 @@ from diffusion_jax.core.types import Params
 from diffusion_jax.models import clip_text
 from diffusion_jax.models.clip_text import ClipText, ClipTokenizer
 from diffusion_jax.models.text import Encoder, GivenStates, Weights
-from diffusion_jax.pretrained import layouts, weight_files
+from diffusion_jax.pretrained import layouts, published, weight_files
 
 PARTS = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
 WEIGHTS = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin")
@@ -133,7 +133,8 @@ def weights_of(folder: Path, names: Sequence[str] = WEIGHTS) -> dict[str, np.nda
 def _read_part(folder: Path, tokens: Path, skip: int, normalized: bool) -> ClipPart:
     own = reading.json_file(folder / "config.json", _RULE)
     config, tensors = _DEFAULTS | own, weights_of(folder)
-    named = {name.removeprefix("text_model."): value for name, value in tensors.items()}
+    with published.fitting(f"'{folder}'"):
+        named = reading.once((name.removeprefix("text_model."), a) for name, a in tensors.items())
     named.pop("embeddings.position_ids", None)  # 0, 1, 2, ... in old files
     projection = len(np.atleast_1d(named.get("text_projection.weight", ())))
     network = ClipText(

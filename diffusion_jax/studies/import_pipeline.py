@@ -121,13 +121,15 @@ def stable_diffusion(path: Path, out: str | Path, dataset: str = "folder") -> Pa
     parts = clip_encoder.read(path, kind.skip, kind.normalized)
     _check_text(path, parts, sizes)
     settings = _settings(unet, codec, kind, parts, scheduler)
-    params = single.fit(unet._replace(settings=settings), scheduler)  # before anything is written
+    # before anything is written
+    params = single.fit(unet._replace(settings=settings), scheduler)
+    decoding = single.fit(codec, {}, dataset)
     root, text = Path(out), Path(out) / TEXT
     with locking.locked(out), locking.one_line(out):
         print(f"{text}: writing the text encoders", file=sys.stderr)
         _write_text(path, text, parts, settings, zeros)
         print(f"{root / AUTOENCODER}: writing the autoencoder", file=sys.stderr)
-        inner = single.write_workdir(codec, file, root / AUTOENCODER, {}, dataset)
+        inner = single.write_workdir(codec, file, root / AUTOENCODER, {}, dataset, params=decoding)
     print(f"{root}: writing the U-Net", file=sys.stderr)
     found = unet._replace(settings=settings | {"text.folder": str(text)})
     unet_file = _weights(path / "unet")

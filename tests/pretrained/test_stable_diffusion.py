@@ -124,6 +124,7 @@ def edited(folder, name, **changes):
     (folder / name).write_text(json.dumps(config | changes))
 
 
+VAE = "vae/diffusion_pytorch_model.safetensors"
 SPOILED = {
     "no index": (lambda f: (f / "model_index.json").unlink(), "has no model_index.json"),
     "other pipeline": (
@@ -167,6 +168,12 @@ SPOILED = {
         lambda f: edited(f, "text_encoder/config.json", model_type="t5"),
         "model_type",
     ),
+    "a tensor by two names": (
+        lambda f: safetensors.save(
+            f / "text_encoder/model.safetensors", dict.fromkeys(("a", "text_model.a"), np.ones(1))
+        ),
+        "text_encoder': .* 'a' is given twice",
+    ),
     "a projection without axes": (
         lambda f: safetensors.save(
             f / "text_encoder/model.safetensors", {"text_projection.weight": np.ones(())}
@@ -184,6 +191,10 @@ SPOILED = {
     "hostile tokenizer": (
         lambda f: (f / "tokenizer/tokenizer.json").write_text('{"version": 1}'),
         "has no tokenizer that can be read",
+    ),
+    "another autoencoder": (
+        lambda f: safetensors.save(f / VAE, {"zz": np.ones(1)} | safetensors.load_file(f / VAE)),
+        "the tensors are not those .* left over: zz",
     ),
     "no autoencoder": (lambda f: shutil.rmtree(f / "vae"), "has no vae/config.json"),
 }
