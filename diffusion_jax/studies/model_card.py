@@ -16,6 +16,7 @@ from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.core import files, parsing, reading
 from diffusion_jax.core.errors import printable
 from diffusion_jax.evaluation import metrics as metric_table
+from diffusion_jax.report import media
 from diffusion_jax.report.tables import markdown_table
 from diffusion_jax.studies import few_step_methods
 from diffusion_jax.training import metrics
@@ -88,7 +89,7 @@ def card(
         f"## Use\n\n{_use(name, trained)}",
         f"## Data\n\n{_data(trained, said)}",
         f"## Training\n\n{_training(name, trained, root)}",
-        f"## Evaluation\n\n{_evaluation(found)}",
+        f"## Evaluation\n\n{_evaluation(found, _plural(trained))}",
         f"## Limitations\n\n{_limitations(trained, start, said, dtype)}",
         f"## License\n\nThe weights: {said.license or NOT_STATED}. "
         f"The data: {said.data_license or NOT_STATED}.",
@@ -99,10 +100,11 @@ def card(
 def _front_matter(name: str, trained: Trained, license: str) -> str:
     """The YAML block that hubs read; texts are quoted as JSON, which YAML reads."""
     task = "text-to-image" if trained.experiment.encoder else "unconditional-image-generation"
+    kind = f"pipeline_tag: {task}"  # hubs have no such task for numbers
     tags = ["diffusion", "jax", "flax", str(trained.data.get("name", ""))]
     lines = ["---"]
     lines += [f"license: {json.dumps(license)}"] if license else []
-    lines += ["library_name: diffusion_jax", f"pipeline_tag: {task}", "tags:"]
+    lines += ["library_name: diffusion_jax", *[kind] * (_plural(trained) == "images"), "tags:"]
     lines += [f"- {json.dumps(tag)}" for tag in tags if tag]
     return "\n".join([*lines, f"model_name: {json.dumps(name)}", "---"])
 
@@ -243,8 +245,13 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _evaluation(found: Sequence[Mapping[str, Any]]) -> str:
-    """One column for each evaluation, and one of real test images."""
+def _plural(trained: Trained) -> str:
+    """What the samples are, such as 'images' or 'rows'."""
+    return media.media_of(trained.experiment.shape, trained.experiment.normalization).plural
+
+
+def _evaluation(found: Sequence[Mapping[str, Any]], plural: str) -> str:
+    """One column for each evaluation, and one of real test data."""
     if not found:
         return "This model was not evaluated before it was published."
     heads = {"": ""} | {str(i): _setting(each) for i, each in enumerate(found)}
@@ -262,9 +269,9 @@ def _evaluation(found: Sequence[Mapping[str, Any]]) -> str:
             row["real"] = metric.text(real["real"][name], half)
         rows.append(row)
     sets = {f"{each['repeats']} x {each['num']}" for each in found}
-    text = markdown_table(rows, heads | {"real": "real test images"})
+    text = markdown_table(rows, heads | {"real": f"real test {plural}"})
     return (
-        f"{text}\n{metric_table.INTERVALS} Measured on {' and '.join(sorted(sets))} images of "
+        f"{text}\n{metric_table.INTERVALS} Measured on {' and '.join(sorted(sets))} {plural} of "
         "disjoint seeds by `experiments.evaluate`, from the weights of the run before they were "
         "rounded."
     )
@@ -287,7 +294,7 @@ def _limitations(trained: Trained, start: str, said: Any, dtype: str) -> str:
     shown = about.get("encoded", about)["image_shape"]  # decoded, of latents
     lines += [
         f"- Examples have the fixed shape {' x '.join(map(str, shown))}.",
-        f"- The weights are rounded to {dtype}: an image differs slightly from that of the run.",
+        f"- The weights are rounded to {dtype}: a sample differs slightly from that of the run.",
         "- It is published for research and teaching, and was not tested for other uses.",
     ]
     lines += [f"- {said.limitations}"] if said.limitations else []
