@@ -92,7 +92,7 @@ def sample(
     model, classes = trained.experiment, trained.data.get("class_names") or ()
     shown, keys = media.media_of(model.shape, model.normalization), generate.seeds_to_keys(wanted)
     load = functools.cache(functools.partial(workdirs.dataset, config, workdir))
-    dataset = _shown_data(config, load) if shown.of_sets else None
+    dataset = _shown_data(model, load) if shown.of_sets else None
     numbers = parsing.labels("labels", labels, classes) or _usual(model, dataset, len(wanted))
     given = _conditions(model, load, (numbers, prompt, condition, dense), wanted)
     model, resolved = _resolved(workdir, trained, guidance, negative_prompt)
@@ -109,12 +109,13 @@ def sample(
         print(f"{len(images)} {shown.plural}: {', '.join(map(str, [*files.values(), *table]))}")
 
 
-def _shown_data(config: ConfigDict, load: Callable[[], data.Dataset]) -> data.Dataset | None:
+def _shown_data(model: Experiment, load: Callable[[], data.Dataset]) -> data.Dataset | None:
     """The data next to which samples are shown; None, with a note, where their file is not here."""
-    if loading.is_here(config.data.name, config.data.path):
+    name, path = model.data.name, model.data.path
+    if loading.is_here(name, path):
         return load()
     print(
-        f"note: data.path={config.data.path} is no file here, so the picture shows the samples "
+        f"note: data.path={path} is no file here, so the picture shows the samples "
         "without the data; name the file by --config.data.path=FILE",
         file=sys.stderr,
     )

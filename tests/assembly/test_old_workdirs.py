@@ -51,4 +51,5 @@ def test_samples_are_those_of_then(name, folder, expected):
 
 
 def test_training_resumes_as_it_did_then(folder, expected):
-    check(old.resumed(folder), expected["losses"], expected["environment"])
+    """To the rounding of float32: the sums of group norms have another order since then."""
+    np.testing.assert_allclose(old.resumed(folder), expected["losses"], rtol=1e-5)

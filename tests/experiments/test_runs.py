@@ -303,8 +303,9 @@ def cache_events(function):
 
 
 def test_until_the_first_step_the_network_is_traced_twice(tmp_path):
-    """Once for the parameters, whose shapes and program share it, and once for the step. The
-    programs of the held-out loss and of the pictures are made when they are first needed.
+    """Once for the parameters, whose shapes and program share it, and once for the step, in the
+    thread that compiles it (test_compiled_ahead.py), which is not watched here. The programs of the
+    held-out loss and of the pictures are made when they are first needed.
     """
     traced, programs = [], []
 
@@ -329,7 +330,7 @@ def test_until_the_first_step_the_network_is_traced_twice(tmp_path):
             train.train(config, str(tmp_path), fit=first_step)
     finally:
         jax.monitoring.unregister_event_duration_listener(note)
-    assert len(traced) == 2
+    assert len(traced) == 1
     assert len(programs) < 70 and programs.count("jit(steps)") == programs.count("jit(init)") == 1
 
 

@@ -152,7 +152,7 @@ def test_outputs_do_not_depend_on_the_batch_nor_progress_on_anything(two_classes
     whole = rows.over_rows(classifier.forward, images, params, block=11)
     parts = rows.over_rows(classifier.forward, images, params, block=4, describe="features")
     np.testing.assert_allclose(parts[0], whole[0], atol=1e-5)
-    assert capfd.readouterr().err.startswith("features: 11/11 images")
+    assert capfd.readouterr().err.startswith("features: 11/11 samples")
 
 
 # ---- torch files ----
