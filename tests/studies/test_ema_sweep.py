@@ -67,7 +67,7 @@ def test_the_command_measures_each_length_on_disjoint_seeds_once(tmp_path, monke
     rows = command()["rows"]
     assert [row["length"] for row in rows] == [0.1, 0.2]
     assert rows[0]["frechet"] != rows[1]["frechet"] and rows[0]["frechet"][1] > 0
-    assert "EMA sweep: 40/40 images" in capsys.readouterr().err
+    assert "EMA sweep: 40/40 samples" in capsys.readouterr().err
     assert len(list((root / "ema_sweep" / "cells").glob("*.npz"))) == 4
     monkeypatch.setattr(sweep_cells.CellSampler, "plan", lambda *args: 1 / 0)  # nothing is drawn
     found = command()
