@@ -4,14 +4,14 @@
 
 The mean and the variance of a group follow from the sums of x and x^2 over the pixels of each
 channel, which are (B, C), and so do a and b. So there is a pass for the two sums, and one for
-act(a x + b). With z = a x + b and dz = act'(z) dy, the backward pass is
+act(a x + b). The backward pass, with z = a x + b and dz = act'(z) dy, is
 
     da = sum dz x,    db = sum dz       over the pixels,
-    dx = a dz + c + 2 d x               with the derivatives c and d by the sums of x and x^2,
+    dx = a dz + c + 2 d x               with the derivatives c and d by the sums of x and x^2.
 
-again one pass each. XLA alone would keep dz, in float32, as it contains an exponential. So on
-accelerators the two passes are written out, and compute it twice. That rule has no forward mode;
-within `forward_mode`, and on CPUs, JAX differentiates the two passes itself.
+XLA alone would keep dz in float32, as it contains an exponential. So on accelerators this rule is
+written out, and keeps dz in the type of x, half of the bytes if that is bfloat16. The rule has no
+forward mode; within `forward_mode`, and on CPUs, JAX differentiates the formula itself.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class GroupNorm(nn.Module):
         if shift is not None:
             beta = beta + shift
         plain = forward_mode.active() or arrays.platform() == "cpu"
-        return (_normalized if plain else _in_two_passes)(self.form, x, gamma, beta)
+        return (_normalized if plain else _by_rule)(self.form, x, gamma, beta)
 
 
 def _normalized(form: Form, x: Array, gamma: Array, beta: Array) -> Array:
@@ -164,7 +164,7 @@ def _over_pixels(x: Array, like: Array) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _in_two_passes(form: Form, x: Array, gamma: Array, beta: Array) -> Array:
+def _by_rule(form: Form, x: Array, gamma: Array, beta: Array) -> Array:
     return _normalized(form, x, gamma, beta)
 
 
@@ -191,4 +191,4 @@ def _backward(form: Form, saved: tuple, dy: Array) -> tuple[Array, Array, Array]
     return dx.astype(x.dtype), dgamma, dbeta
 
 
-_in_two_passes.defvjp(_forward, _backward)
+_by_rule.defvjp(_forward, _backward)

@@ -68,7 +68,7 @@ def make_rows(
 def _row(
     job: Job, truth: np.ndarray, known: np.ndarray | None, values: np.ndarray
 ) -> dict[str, Any]:
-    """Score samples (N, ...): PSNR of all values, and RMSE of those that were not measured."""
+    """Score samples by the PSNR of all values and the RMSE of those that were not measured."""
     model = job.trained.experiment
     counted = np.ones(model.shape, bool) if known is None else ~known
     each = {"psnr": psnr_of(model, values, truth)}

@@ -44,7 +44,7 @@ def value_and_gradients(function, vectors, silu):
     return jax.value_and_grad(loss, which)(PARAMS, X, vectors)
 
 
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])  # JAX's derivative, and the two passes
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])  # JAX's derivative, and the rule of its own
 @pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize("vectors", [None, VECTORS], ids=["plain", "conditioned"])
 def test_values_and_gradients_are_those_of_flax(platform, silu, vectors):
