@@ -66,8 +66,8 @@ def _data() -> ConfigDict:
     # digits; any image set of TFDS; 2-D toys; and with a path: folder, npz, idx, arrays, sound,
     # table, latents
     data.name = "digits"
-    # the folder of images or of idx files, the .npz or .npy file, the .csv or .parquet file, or the
-    # latents of experiments.encode
+    # the folder of images or of idx files, the .npz or .npy file, the .csv, .tsv or .parquet file,
+    # or the latents of experiments.encode
     data.path = ""
     # where TFDS keeps prepared sets; '': $TFDS_DATA_DIR or ~/tensorflow_datasets
     data.data_dir = ""

@@ -9,6 +9,7 @@ the label, the condition of the model; it is then no part of the sample.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -45,7 +46,7 @@ def load(path: str, rule: str, roles: Roles) -> Splits:
     """Read a table.
 
     Args:
-      path: data.path, a .csv or .parquet file.
+      path: data.path, a .csv, .tsv or .parquet file.
       rule: config.data.normalization: one of normalization.RULES, or QUANTILE.
       roles: what the user says of columns.
 
@@ -54,7 +55,7 @@ def load(path: str, rule: str, roles: Roles) -> Splits:
         categories.
     """
     what = f"data.path={path}"
-    parts = _parts(path, roles, what)
+    parts, how = _parts(path, roles, what)
     _check_cells(parts[0], roles, what)
     label = parts[0][roles.label] if roles.label else None
     of_rows = parts if len(parts) == 2 else _held_out(parts[0], label, what)
@@ -66,8 +67,9 @@ def load(path: str, rule: str, roles: Roles) -> Splits:
     splits = [_source(known, own, numbers, normalized) for own, numbers in zip(of_rows, values)]
     classes = next((column.categories for column in known if column.kind == LABEL), ())
     split = "split by its files" if len(parts) == 2 else "a tenth is held out by row"
+    rule = "; ".join([", ".join(how), split] if how else [split])
     return Splits(
-        *splits, values[0].shape[1:], len(classes), classes, rule=split, normalization=normalized
+        *splits, values[0].shape[1:], len(classes), classes, rule=rule, normalization=normalized
     )
 
 
@@ -81,11 +83,11 @@ def columns_of(source: Source) -> tuple[Column, ...]:
     return known.columns if known else ()
 
 
-def _parts(path: str, roles: Roles, what: str) -> list[Cells]:
-    """The cells of the file, and of that of test rows if there is one."""
+def _parts(path: str, roles: Roles, what: str) -> tuple[list[Cells], list[str]]:
+    """The cells of the file and of that of test rows, if there is one; how they are written."""
     text = {*roles.categories, *filter(None, [roles.label])}
     files = [file for file in table_files.find(path) if file]
-    tables = [table_files.read(file, text) for file in files]
+    tables, forms = zip(*[table_files.read(file, text, roles.exclude) for file in files])
     names = tables[0].column_names
     for key, given in (
         ("label", [roles.label] if roles.label else []),
@@ -109,7 +111,7 @@ def _parts(path: str, roles: Roles, what: str) -> list[Cells]:
     kept = [name for name in names if name not in roles.exclude]
     if not {*kept} - {roles.label}:
         raise UserError(f"{what} has no column besides the label; a sample needs one at least")
-    return [
+    parts = [
         {
             name: table_files.column(
                 table, name, f"data.path={file}", declared=name in text, excluded=roles.exclude
@@ -118,6 +120,7 @@ def _parts(path: str, roles: Roles, what: str) -> list[Cells]:
         }
         for file, table in zip(files, tables)
     ]
+    return parts, list(dict.fromkeys(itertools.chain(*forms)))
 
 
 def _held_out(cells: Cells, label: np.ndarray | None, what: str) -> tuple[Cells, Cells]:

@@ -1,5 +1,7 @@
 """Reading tables: a CSV or Parquet file as columns of numbers and of text, checked cell by cell.
 
+csv_files.py says which separators and decimal marks a CSV file may have.
+
 A column in which every cell is a number is a column of numbers; any other is one of categories.
 Nothing is guessed beyond that: a cell without a value, a column of both numbers and text, a date
 and a text that names single rows are refused, each in one line that says what to do.
@@ -18,13 +20,13 @@ import numpy as np
 
 from diffusion_jax.core.deferred import deferred
 from diffusion_jax.core.errors import UserError, printable
+from diffusion_jax.data import csv_files
 
 pa = deferred("pyarrow")
 compute = deferred("pyarrow.compute")
-csv = deferred("pyarrow.csv")
 parquet = deferred("pyarrow.parquet")
 
-ENDINGS = (".csv", ".parquet")
+ENDINGS = (".csv", ".tsv", ".parquet")
 MOST_CATEGORIES = 1000  # of a column
 INDEX = re.compile(r"__index_level_\d+__")  # a column in which pandas stores the index of rows
 LONGEST = 1000  # characters of the name of a category
@@ -46,41 +48,46 @@ def find(path: str) -> tuple[Path, Path | None]:
     """
     file = Path(os.path.expanduser(path))
     if file.suffix.lower() not in ENDINGS:
-        raise UserError(f"data.path={path} must be a .csv or .parquet file")
+        raise UserError(f"data.path={path} must be a .csv, .tsv or .parquet file")
     if not file.is_file():
-        raise UserError(f"data.path={path}: there is no such file; name a .csv or .parquet file")
+        raise UserError(
+            f"data.path={path}: there is no such file; name a .csv, .tsv or .parquet file"
+        )
     held_out = file.with_name(f"{file.stem}_test{file.suffix}")
     return file, held_out if held_out.is_file() else None
 
 
-def read(file: Path, text: Collection[str] = ()) -> Any:
+def read(
+    file: Path, text: Collection[str] = (), exclude: Collection[str] = ()
+) -> tuple[Any, tuple[str, ...]]:
     """Read a file as a table of Arrow.
 
     Args:
-      file: a .csv file with a heading, cells separated by commas; or a .parquet file.
+      file: a .csv or .tsv file with a heading, see csv_files.py; or a .parquet file.
       text: columns whose cells are text even if they look like numbers.
+      exclude: columns that are not used.
 
     Returns:
-      The table, in which missing cells are null.
+      (the table, in which missing cells are null; how the file is written, in words).
 
     Raises:
       UserError: for a file that is no such table, and for headings that are missing or repeated.
     """
     what = f"data.path={file}"
     try:
-        is_csv = file.suffix.lower() == ".csv"
-        found = _read_csv(file, text) if is_csv else _read_parquet(file)
+        is_parquet = file.suffix.lower() == ".parquet"
+        found, how = (
+            _read_parquet(file) if is_parquet else csv_files.read(file, text, exclude, what)
+        )
         names = found.column_names
+    except UserError:
+        raise
     except (pa.ArrowException, ValueError, OSError) as error:
         reason = printable(str(error).split("\n")[0])
         raise UserError(
             f"{what} cannot be read as a table ({reason:.200}); a .csv has a heading and cells "
-            "separated by commas, in UTF-8"
+            "separated by commas, semicolons or tabs, in UTF-8"
         ) from error
-    if len(names) == 1 and (other := next((s for s in ";\t|" if s in names[0]), "")):
-        raise UserError(
-            f"{what}: the cells are separated by {other!r}; save the table with commas between them"
-        )
     if repeated := next((name for name in names if names.count(name) > 1), None):
         raise UserError(
             f"{what}: {names.count(repeated)} columns are called '{printable(repeated)}'; give "
@@ -90,25 +97,14 @@ def read(file: Path, text: Collection[str] = ()) -> Any:
         raise UserError(f"{what}: column {names.index('') + 1} has no name; write one in its head")
     if found.num_rows < 2:
         raise UserError(f"{what} has {found.num_rows} rows below its head; at least two are needed")
-    return found
+    return found, how
 
 
-def _read_csv(file: Path, text: Collection[str]) -> Any:
-    """A CSV file; missing cells are null in every column, and True is text."""
-    convert = csv.ConvertOptions(
-        column_types=dict.fromkeys(text, pa.string()),
-        strings_can_be_null=True,
-        true_values=[],
-        false_values=[],
-    )
-    return csv.read_csv(file, convert_options=convert)
-
-
-def _read_parquet(file: Path) -> Any:
+def _read_parquet(file: Path) -> tuple[Any, tuple[str, ...]]:
     """A Parquet file without the index of its rows, as pandas stores one that is not 0, 1, ..."""
     found = parquet.read_table(file)
     names = found.column_names
-    return found.drop_columns([name for name in names if INDEX.fullmatch(name)])
+    return found.drop_columns([name for name in names if INDEX.fullmatch(name)]), ()
 
 
 def column(

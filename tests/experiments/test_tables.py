@@ -115,7 +115,7 @@ def test_mistakes_with_tables_are_one_line(tmp_path):
     for options, words in (
         ([], "data.name=table needs data.path"),
         ([f"--config.data.path={path}", "--config.data.label=sort"], "config.data.label 'sort'"),
-        ([f"--config.data.path={path}.gz"], "must be a .csv or .parquet file"),
+        ([f"--config.data.path={path}.gz"], "must be a .csv, .tsv or .parquet file"),
     ):
         to = f"--workdir={tmp_path}/r"
         done = command("train", "--config=configs/tables.py", to, *options, expect=2)
