@@ -167,6 +167,9 @@ def _training() -> ConfigDict:
     # row from one checkpoint end the run. All are exact: a run that is killed and resumed does the
     # same.
     training.on_nonfinite = "stop"
+    # scaling of the loss for model.dtype=float16 (training/loss_scale.py): dynamic(), which a step
+    # with an overflow lowers, or fixed(100.0); '': none
+    training.loss_scale = ""
     # where the numbers and pictures of metrics.jsonl are shown as well: tensorboard, csv
     # (metrics.csv), wandb; (): nowhere (docs/train.md)
     training.trackers = ("tensorboard",)

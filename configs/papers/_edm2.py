@@ -46,8 +46,10 @@ def edm2(
     config.parameterization = f"edm(sigma_data={data_std})"
     config.objective = f"uncertainty.edm2(p_mean={mean!r}, p_std={law[1]}, sigma_data={data_std})"
     dropout = 0.0 if size in SMALL else 0.1
-    options = {"dropout": dropout, "uncertainty": 128, "dtype": "bfloat16"} | SIZES[size]
+    options = {"dropout": dropout, "uncertainty": 128, "dtype": "float16"} | SIZES[size]
     config.model = network("edm2.EDM2UNet", **options)
+    # their program's: a scale of 1, and numbers of the gradient that are not finite become 0
+    config.training.loss_scale = "fixed(scale=1.0, replace=True, infinity=0.0)"
     config.optimizer.update(
         learning_rate=RATES[size], warmup=WARMUP // BATCH, schedule="rsqrt", b2=0.99
     )

@@ -60,6 +60,7 @@ from diffusion_jax.samplers import (
 from diffusion_jax.samplers.base import Sampler
 from diffusion_jax.samplers.corrector import Corrector
 from diffusion_jax.targets import presets
+from diffusion_jax.training import loss_scale
 
 _PROCESSES = schedules.PROCESSES + discrete.PROCESSES
 PROCESSES = Family("process", _PROCESSES, "PROCESSES", {Process: _PROCESSES})
@@ -143,6 +144,7 @@ MODELS = Family(
 DISCRIMINATORS = Family("discriminator", discriminator.NETWORKS, "NETWORKS")
 ENCODERS = Family("text encoder", text.ENCODERS + clip_encoder.ENCODERS, "ENCODERS")
 SOUNDS = Family("representation of sounds", sound.SOUNDS, "SOUNDS")
+LOSS_SCALES = Family("scaling of the loss", loss_scale.LOSS_SCALES, "LOSS_SCALES")
 
 
 # the keys of a config that name a component, and the family it is of
@@ -153,6 +155,7 @@ NAMED = {
     "model.name": MODELS,
     "data.dense": DENSE,
     "discriminator": DISCRIMINATORS,
+    "training.loss_scale": LOSS_SCALES,
     "sampler.name": SAMPLERS,
     "sampler.grid": GRIDS,
     "sampler.guide": GUIDES,
@@ -183,7 +186,13 @@ def full_name(key: str, spec: str) -> str:
             raise
         return spec
     # building also checks the arguments; the other components need more than the spec
-    if key in ("process", "parameterization", "sampler.name", "sampler.guide"):
+    if key in (
+        "process",
+        "parameterization",
+        "training.loss_scale",
+        "sampler.name",
+        "sampler.guide",
+    ):
         build(NAMED[key], full)
     return full
 

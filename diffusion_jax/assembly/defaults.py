@@ -41,6 +41,7 @@ LATER: Mapping[str, Any] = {
         "keep_every": 0,
         "best": "",
         "on_nonfinite": "stop",
+        "loss_scale": "",
         "trackers": ("tensorboard",),
     },
     "sampler": {"noise": "independent", "guide": "cfg()", "checkpoint": ""},

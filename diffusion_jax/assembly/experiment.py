@@ -81,7 +81,7 @@ def assemble(
         specs=_specs(config),
         options=_options(config),
         sampling=sampling_settings(config),
-        training=TrainingSettings(*(config.training[key] for key in TrainingSettings._fields)),
+        training=_training(config),
         data=DataSettings(*(config.data[key] for key in DataSettings._fields)),
         optimizer=_optimizer(config),
         averages=_averages(config),
@@ -260,6 +260,14 @@ def _optimizer(config: ConfigDict) -> Optimizer:
     return Optimizer(
         *optimizer.make_optimizer(options.pop("name"), total_steps=config.training.steps, **options)
     )
+
+
+def _training(config: ConfigDict) -> TrainingSettings:
+    """The section config.training, with the scaling of the loss built. UserError if it is wrong."""
+    settings = TrainingSettings(*(config.training[key] for key in TrainingSettings._fields))
+    if not (spec := config.training.loss_scale):
+        return settings._replace(loss_scale=None)
+    return settings._replace(loss_scale=build(components.LOSS_SCALES, spec))
 
 
 def _averages(config: ConfigDict) -> Averages:

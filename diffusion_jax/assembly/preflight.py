@@ -33,7 +33,8 @@ def check(
     Raises:
       UserError: for trackers that are not installed, names that only sampling or the best
         checkpoint need, cadences that do not fit steps_per_call, a batch that does not fit the
-        devices or the data, and a state that does not fit the memory.
+        devices or the data, float16 without a scaled loss, and a state that does not fit the
+        memory.
     """
     training, size = experiment.training, experiment.data.batch_size
     trackers.check(training.trackers)
@@ -46,6 +47,12 @@ def check(
         raise UserError(
             f"config.training.accumulate={training.accumulate} does not divide "
             f"config.data.batch_size={size}"
+        )
+    if experiment.options.get("dtype") == "float16" and not training.loss_scale:
+        raise UserError(
+            "config.model.dtype=float16 loses small gradients unless the loss is scaled; set "
+            "--config.training.loss_scale='dynamic()' or 'fixed(1.0)', or "
+            "--config.model.dtype=bfloat16"
         )
     check_memory(template)
     if isinstance(dataset.train, Bucketed):

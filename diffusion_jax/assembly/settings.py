@@ -26,6 +26,7 @@ from diffusion_jax.objectives.autoencoding import Autoencoding
 from diffusion_jax.objectives.base import FewStep, Objective
 from diffusion_jax.samplers.base import Sampler
 from diffusion_jax.training.ema import Ema
+from diffusion_jax.training.loss_scale import LossScale
 from diffusion_jax.training.optimizer import Schedule
 from diffusion_jax.training.step import LossFn, Remember
 
@@ -71,7 +72,10 @@ class SamplingSettings(NamedTuple):
 
 
 class TrainingSettings(NamedTuple):
-    """Length, cadences and safeguards of a training run: the section config.training."""
+    """Length, cadences and safeguards of a training run: the section config.training.
+
+    `loss_scale` is None where the loss is not scaled.
+    """
 
     steps: int
     steps_per_call: int
@@ -86,6 +90,7 @@ class TrainingSettings(NamedTuple):
     best: str
     on_nonfinite: str
     trackers: tuple[str, ...]
+    loss_scale: LossScale | None
 
 
 class DataSettings(NamedTuple):

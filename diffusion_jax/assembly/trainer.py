@@ -10,7 +10,7 @@ import jax
 from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.core.types import Array, Batch, Key, Params
-from diffusion_jax.training import ema, sharding, state, step
+from diffusion_jax.training import ema, loss_scale, sharding, state, step
 from diffusion_jax.training.state import TrainState
 
 
@@ -104,6 +104,7 @@ def training(experiment: Experiment, devices: Sequence[jax.Device] | None = None
     runner = sharding.runner(experiment.mesh.parallel, mesh=experiment.mesh.sizes, devices=devices)
     averages = ema.together(experiment.averages.ema, *experiment.kind.companions(experiment))
     tx, schedule = experiment.optimizer
+    tx = loss_scale.with_state(settings.loss_scale, tx)
     loss = experiment.kind.loss(experiment)
     one = step.make_train_step(
         loss,
@@ -116,6 +117,7 @@ def training(experiment: Experiment, devices: Sequence[jax.Device] | None = None
         # a network may have a projection of its parameters, such as edm2.EDM2UNet
         constrain=getattr(experiment.model, "constrain", None),
         remember=experiment.kind.remember(experiment),
+        scaling=settings.loss_scale,
     )
 
     def init(key: Key) -> TrainState:

@@ -219,7 +219,7 @@ def _fused(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
 
 
 def _cudnn_fits(q: Array, k: Array) -> bool:
-    """Whether cuDNN has a flash kernel: NVIDIA GPU, bfloat16, D a multiple of 8 up to 128.
+    """Whether cuDNN has a flash kernel: NVIDIA GPU, 16 bits, D a multiple of 8 up to 128.
 
     JAX refuses the kernel's derivative where the number of queries or of keys is odd, such as the
     49 of a 7x7 map (jax 0.10 to 0.12).
@@ -229,6 +229,7 @@ def _cudnn_fits(q: Array, k: Array) -> bool:
     """
     present = jax.default_backend() == "gpu"
     nvidia = not present or "NVIDIA" in jax.local_devices()[0].device_kind
-    fits = q.dtype == jnp.bfloat16 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    fits = half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
     even = q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0
     return arrays.platform() == "gpu" and nvidia and fits and even

@@ -71,7 +71,7 @@ class DiT(nn.Module):
       extra_channels: channels of cond['concat'], which the tokens receive besides x.
       noise_embedding: one of embeddings.NOISE_FEATURES; 'adm' in 1000 c_noise is the authors'.
       second_time: the network also receives cond['to'], the time at which a move ends (MeanFlow).
-      dtype: 'float32' or 'bfloat16' for tokens and blocks. Parameters, norms, softmax, the
+      dtype: one of layers.DTYPES, for tokens and blocks. Parameters, norms, softmax, the
         embedding of noise level and class, last layer and output are float32.
       remat: see remat.rematerialized.
       attention_impl: see attention.multi_head.
@@ -298,8 +298,8 @@ class DiT(nn.Module):
 
     def _check(self, x: Array) -> None:
         """Checks options and shapes while tracing."""
-        if self.dtype not in ("float32", "bfloat16"):
-            raise unknown("dtype", self.dtype, ["float32", "bfloat16"])
+        if self.dtype not in layers.DTYPES:
+            raise unknown("dtype", self.dtype, layers.DTYPES)
         if self.scan_blocks and (self.identity_attention or self.skipped):
             raise UserError(
                 "config.model.scan_blocks=True has one block for all, of which guidance cannot "

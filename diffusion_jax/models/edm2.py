@@ -143,7 +143,7 @@ class EDM2UNet(nn.Module):
         objectives such as uncertainty.edm2 train and samplers do not use; the paper has 128, and
         0 is none.
       second_time: the network also receives cond['to'], the time at which a move ends (MeanFlow).
-      dtype: 'float32' or 'bfloat16' for feature maps; the embedding and the norms of weights are
+      dtype: one of layers.DTYPES, for feature maps; the embedding and the norms of weights are
         float32.
       remat: see remat.rematerialized.
       attention_impl: see attention.multi_head.
@@ -298,8 +298,8 @@ class EDM2UNet(nn.Module):
 
     def _check(self, x: Array, log_variance: bool) -> None:
         """Checks options and shapes while tracing."""
-        if self.dtype not in ("float32", "bfloat16"):
-            raise unknown("dtype", self.dtype, ["float32", "bfloat16"])
+        if self.dtype not in layers.DTYPES:
+            raise unknown("dtype", self.dtype, layers.DTYPES)
         if x.ndim != 4:
             raise UserError(
                 f"EDM2's U-Net takes images (B, H, W, C), not shape {x.shape}; use the MLP for "

@@ -25,7 +25,7 @@ from diffusion_jax.models.remat import product
 
 ZERO_INIT = nn.initializers.zeros_init()
 
-
+DTYPES = ("float32", "bfloat16", "float16")  # that a network may compute in
 KINDS = {1: "series", 2: "images", 3: "volumes"}  # by the number of axes
 
 

@@ -173,8 +173,8 @@ class MMDiT(nn.Module):
                 "config.model.name=mmdit.MMDiT reads captions: set config.text.encoder, such as "
                 "bytes(), or use dit.DiT"
             )
-        if self.dtype not in ("float32", "bfloat16"):
-            raise unknown("dtype", self.dtype, ["float32", "bfloat16"])
+        if self.dtype not in layers.DTYPES:
+            raise unknown("dtype", self.dtype, layers.DTYPES)
         layers.check_axes(x, "the MM-DiT")
         sizes = x.shape[1:-1]
         if any(size % self.patch for size in sizes):

@@ -74,7 +74,7 @@ class NCSNpp(nn.Module):
       learn_variance: the output is (B, H, W, 2C), the second C channels for the variance (Nichol &
         Dhariwal 2021, eq. 15).
       second_time: the network also receives cond['to'], the time at which a move ends (MeanFlow).
-      dtype: 'float32' or 'bfloat16' for convolutions and attention; see unet.UNet.
+      dtype: one of layers.DTYPES, for convolutions and attention; see unet.UNet.
       remat: see remat.rematerialized.
       attention_impl: see attention.multi_head.
     """
@@ -229,7 +229,7 @@ class NCSNpp(nn.Module):
             ("progressive_input", self.progressive_input, INPUTS),
             ("progressive_output", self.progressive_output, OUTPUTS),
             ("noise embedding", self.noise_embedding, EMBEDDINGS),
-            ("dtype", self.dtype, ("float32", "bfloat16")),
+            ("dtype", self.dtype, layers.DTYPES),
         ):
             if value not in known:
                 raise unknown(key, value, known)

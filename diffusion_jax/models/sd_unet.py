@@ -49,7 +49,7 @@ class SDUNet(nn.Module):
         section 2.2). They and the pooled text enter the embedding of the condition. 0 is neither.
       dropout: rate between the two convolutions of a residual block.
       norm: (groups, epsilon) of the group norms.
-      dtype: 'float32' or 'bfloat16' for convolutions and attention. Parameters, norms, softmax,
+      dtype: one of layers.DTYPES, for convolutions and attention. Parameters, norms, softmax,
         embedding, last convolution and output are float32.
       remat: see unet.UNet.
       attention_impl: 'auto', 'blocked', 'fused' or 'plain', see attention.multi_head.
@@ -168,8 +168,8 @@ class SDUNet(nn.Module):
             raise UserError(
                 "sd_unet.SDUNet draws captions; set config.text.encoder, such as 'clip()'"
             )
-        if self.dtype not in ("float32", "bfloat16"):
-            raise unknown("dtype", self.dtype, ["float32", "bfloat16"])
+        if self.dtype not in layers.DTYPES:
+            raise unknown("dtype", self.dtype, layers.DTYPES)
         levels = len(self.multipliers)
         if not len(self.depth) == len(self.heads) == levels:
             raise UserError(

@@ -72,7 +72,7 @@ class UNet(nn.Module):
       noise_embedding: 'sinusoidal' in 1000 c_noise (DDPM), 'adm' in 1000 c_noise or, as in EDM,
         'adm_plain' in c_noise, 'fourier' with random frequencies (NCSN++), or 'smooth' (sCM).
       second_time: the network also receives cond['to'], the time at which a move ends (MeanFlow).
-      dtype: 'float32' or 'bfloat16' for convolutions and attention. Parameters, norms, softmax,
+      dtype: one of layers.DTYPES, for convolutions and attention. Parameters, norms, softmax,
         embedding, last convolution and output are float32.
       remat: what is kept for the backward pass: 'none' (all activations), 'block' (none inside
         blocks: the least memory, a third more work), 'dots' (results of convolutions and products),
@@ -253,8 +253,8 @@ class UNet(nn.Module):
         """Checks options and shapes while tracing."""
         if self.updown not in UPDOWN:
             raise unknown("updown", self.updown, UPDOWN)
-        if self.dtype not in ("float32", "bfloat16"):
-            raise unknown("dtype", self.dtype, ["float32", "bfloat16"])
+        if self.dtype not in layers.DTYPES:
+            raise unknown("dtype", self.dtype, layers.DTYPES)
         layers.check_axes(x, "the U-Net")
         multiple = self.stem * 2 ** (len(self.multipliers) - 1)
         if any(size % multiple for size in x.shape[1:-1]):

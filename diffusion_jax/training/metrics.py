@@ -26,6 +26,9 @@ from diffusion_jax.training import trackers
 # checkpoint can hold it
 Tally = dict[str, Any]
 
+# what the metrics of a step say under 'nonfinite', and what a row calls the number of such steps
+COUNTED = (("flag", "skipped"), ("overflow", "overflows"), ("replaced", "replaced"))
+
 
 def empty_tally() -> Tally:
     """No steps yet."""
@@ -35,17 +38,20 @@ def empty_tally() -> Tally:
 def add(tally: Tally, metrics: dict[str, Any]) -> Tally:
     """The tally with the metrics of one call added, summed in float64.
 
-    Steps that are not finite are only counted ('skipped'): they changed nothing, and would make
-    every mean NaN.
+    Steps that are not finite are only counted ('skipped', and 'overflows' of a scaled loss): they
+    changed nothing, and would make every mean NaN. Steps of whose gradient numbers were replaced
+    are counted too ('replaced').
 
     Args:
       tally: the sums so far.
       metrics: numpy arrays (n, ...) for the n steps of the call.
     """
-    if (flags := metrics.get("nonfinite", {}).get("flag")) is not None and np.any(flags):
+    found = metrics.get("nonfinite", {})
+    if counts := {name: int(np.sum(found[key])) for key, name in COUNTED if np.any(found.get(key))}:
+        left_out = np.asarray(found["flag"]) | np.asarray(found.get("overflow", False))
         good = {key: value for key, value in metrics.items() if key != "nonfinite"}
-        good = _map(lambda x: np.asarray(x)[~np.asarray(flags)], good)
-        tally = tally | {"skipped": tally.get("skipped", 0) + int(np.sum(flags))}
+        good = _map(lambda x: np.asarray(x)[~left_out], good)
+        tally = tally | {name: tally.get(name, 0) + count for name, count in counts.items()}
         return add(tally, good) if len(good["loss"]) else tally
     counted = {
         key: value for key, value in metrics.items() if key not in ("nonfinite", "loss_by_level")
@@ -73,8 +79,8 @@ def row(tally: Tally) -> dict[str, Any]:
       tally: the sums over some steps, at least one of them.
 
     Returns:
-      {'loss': mean, ..., 'loss_by_level': [mean or None], 'level_edges': [...]}, and 'skipped' if
-      steps were skipped.
+      {'loss': mean, ..., 'loss_by_level': [mean or None], 'level_edges': [...]}, and the numbers
+      of steps that `add` counts, where there are any.
     """
     sums = dict(tally["sums"])
     level_sum, level_count = sums.pop("level_sum", None), sums.pop("level_count", None)
@@ -84,7 +90,7 @@ def row(tally: Tally) -> dict[str, Any]:
             s / n if n else None for s, n in zip(level_sum, level_count, strict=True)
         ]
         means["level_edges"] = tally["edges"]
-    return means | ({"skipped": tally["skipped"]} if "skipped" in tally else {})
+    return means | {name: tally[name] for _, name in COUNTED if name in tally}
 
 
 def _map(function: Callable, tree: Any) -> Any:

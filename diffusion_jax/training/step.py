@@ -24,8 +24,9 @@ import optax
 from diffusion_jax.core.arrays import example_keys
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array, Batch, Key, Params
-from diffusion_jax.training import nonfinite
+from diffusion_jax.training import loss_scale, nonfinite
 from diffusion_jax.training.ema import Ema
+from diffusion_jax.training.loss_scale import LossScale
 from diffusion_jax.training.state import TrainState
 
 
@@ -75,6 +76,7 @@ def make_train_step(
     forensics: bool = False,
     constrain: Callable[[Params], Params] | None = None,
     remember: Remember | None = None,
+    scaling: LossScale | None = None,
 ) -> Step:
     """A pure function (state, batch) -> (state, metrics): one step of stochastic gradient descent.
 
@@ -97,29 +99,28 @@ def make_train_step(
         which the gradient is computed and to which the update is added.
       remember: what of the examples' metrics is kept in the averages of the state, such as the
         losses by which times are drawn (objectives/resampling.py).
+      scaling: of the loss, see loss_scale.py; tx is then its `with_state`, and forensics are on.
 
     Returns:
       The step. It raises UserError, when traced, if B is not divisible by accumulate.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        size = jax.tree.leaves(batch)[0].shape[0]
-        devices, offset = _place(axis_name, size)
-        keys = example_keys(jax.random.fold_in(state.key, state.step), size, offset)
-        now = Now(state.step, state.ema)
+        size, offset, keys = _examples(axis_name, state, batch)
         before = state._replace(params=constrain(state.params)) if constrain else state
-        grads, losses, examples = _gradient(loss_fn, before.params, batch, keys, now, accumulate)
-        grads = _mean_over(axis_name, grads)
-        updates, after = _updated(before, grads, tx, ema, size * devices)
+        scale = loss_scale.scale_of(scaling, state.opt_state)
+        gradient = _gradient(loss_fn, Now(state.step, state.ema), accumulate, scale)
+        grads, losses, examples = gradient(before.params, batch, keys)
+        grads, replaced = loss_scale.unscaled(scaling, _mean_over(axis_name, grads), scale)
+        updates, after = _updated(before, grads, tx, ema, size)
         after = _remembering(after, remember, examples, axis_name)
         squares = nonfinite.Leaves(_squares(before.params), _squares(grads), _squares(updates))
         metrics = _summary(losses, examples, levels, axis_name) | _norms(squares, after.params)
-        if schedule is not None:
-            metrics["learning_rate"] = schedule(state.step)
-        if forensics:
+        metrics |= _rates(schedule, scaling, state)
+        if forensics or scaling:
             found = nonfinite.inspect(losses, examples.get("level"), squares, offset, axis_name)
-            metrics["nonfinite"] = found
-            after = nonfinite.undo(after, state, found["flag"])
+            metrics["nonfinite"] = loss_scale.judged(scaling, found, scale, replaced)
+            after = loss_scale.settled(scaling, state, after, metrics["nonfinite"])
         return after, metrics
 
     return step
@@ -191,6 +192,22 @@ def make_eval_step(
     return step
 
 
+def _examples(axis_name: str | None, state: TrainState, batch: Batch) -> tuple[int, Any, Key]:
+    """The size of the global batch, the index of the first local example, and the local keys."""
+    size = jax.tree.leaves(batch)[0].shape[0]
+    devices, offset = _place(axis_name, size)
+    keys = example_keys(jax.random.fold_in(state.key, state.step), size, offset)
+    return size * devices, offset, keys
+
+
+def _rates(
+    schedule: Callable[[Array], Array] | None, scaling: LossScale | None, state: TrainState
+) -> Metrics:
+    """The learning rate and the scale of the loss of a step, where they are known and change."""
+    rate = {} if schedule is None else {"learning_rate": schedule(state.step)}
+    return rate | loss_scale.reported(scaling, state.opt_state)
+
+
 def _place(axis_name: str | None, size: int) -> tuple[int, int | Array]:
     """The number of devices of a batch, and the index of this device's first example in it."""
     if axis_name is None:
@@ -210,47 +227,53 @@ def _updated(
 
 
 def _gradient(
-    loss_fn: LossFn, params: Params, batch: Batch, keys: Key, now: Now, parts: int
-) -> tuple[Params, Array, dict[str, Array]]:
+    loss_fn: LossFn, now: Now, parts: int, scale: Array | None
+) -> Callable[[Params, Batch, Key], tuple[Params, Array, dict[str, Array]]]:
     """The gradient of the mean loss, in `parts` microbatches of every parts-th example.
+
+    With a scale it is the gradient of so many times the loss.
 
     Strided, because under a mesh each device holds a contiguous run of rows: every microbatch then
     takes its share from each device, and no row has to move.
 
     Returns:
-      The gradient, the losses (B,), and the metrics (B,).
+      (params, batch, keys) -> the gradient, the losses (B,), and the metrics (B,).
     """
 
     def mean_loss(params: Params, batch: Batch, keys: Key) -> tuple[Array, tuple]:
         losses, metrics = loss_fn(params, batch, keys, now)
-        return jnp.mean(losses), (losses, metrics)
+        mean = jnp.mean(losses)
+        return mean if scale is None else scale * mean, (losses, metrics)
 
     gradient = jax.grad(mean_loss, has_aux=True)
-    if parts == 1:
+
+    def whole(params: Params, batch: Batch, keys: Key) -> tuple[Params, Array, dict[str, Array]]:
         grads, (losses, metrics) = gradient(params, batch, keys)
         return grads, losses, metrics
 
-    size = keys.shape[0]
-    if parts < 1 or size % parts:
-        raise UserError(
-            f"accumulate={parts} does not divide the batch of {size} examples; choose a divisor "
-            "of it"
-        )
+    def in_parts(params: Params, batch: Batch, keys: Key) -> tuple[Params, Array, dict[str, Array]]:
+        size = keys.shape[0]
+        if parts < 1 or size % parts:
+            raise UserError(
+                f"accumulate={parts} does not divide the batch of {size} examples; choose a "
+                "divisor of it"
+            )
 
-    def split(x: Array) -> Array:
-        return jnp.swapaxes(x.reshape((size // parts, parts) + x.shape[1:]), 0, 1)
+        def split(x: Array) -> Array:
+            return jnp.swapaxes(x.reshape((size // parts, parts) + x.shape[1:]), 0, 1)
 
-    def join(x: Array) -> Array:
-        return jnp.swapaxes(x, 0, 1).reshape((size,) + x.shape[2:])
+        def join(x: Array) -> Array:
+            return jnp.swapaxes(x, 0, 1).reshape((size,) + x.shape[2:])
 
-    def body(total: Params, part: tuple) -> tuple[Params, tuple]:
-        grads, per_example = gradient(params, *part)
-        return jax.tree.map(lambda t, g: t + g / parts, total, grads), per_example
+        def body(total: Params, part: tuple) -> tuple[Params, tuple]:
+            grads, per_example = gradient(params, *part)
+            return jax.tree.map(lambda t, g: t + g / parts, total, grads), per_example
 
-    grads, per_example = scan(
-        body, jax.tree.map(jnp.zeros_like, params), jax.tree.map(split, (batch, keys))
-    )
-    return grads, *jax.tree.map(join, per_example)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        grads, per_example = scan(body, zeros, jax.tree.map(split, (batch, keys)))
+        return grads, *jax.tree.map(join, per_example)
+
+    return whole if parts == 1 else in_parts
 
 
 def _summary(

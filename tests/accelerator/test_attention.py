@@ -44,11 +44,12 @@ def test_attention_is_the_plain_one_in_float32(length, width, impl):
 
 @pytest.mark.parametrize("impl", ["fused", "blocked"])
 @pytest.mark.parametrize("length, width", SIZES)
-def test_attention_is_as_exact_as_the_plain_one_in_bfloat16(length, width, impl):
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_attention_is_as_exact_as_the_plain_one_in_16_bits(dtype, length, width, impl):
     """Both are compared with float32 on the same rounded inputs; a constant says how much more
     rounding a fused kernel may have than the plain path has.
     """
-    given = inputs(length, width, jnp.bfloat16)
+    given = inputs(length, width, dtype)
     exact = forward_and_backward(*(x.astype(jnp.float32) for x in given), impl="plain")
 
     def errors(name):
@@ -64,9 +65,10 @@ def test_attention_is_as_exact_as_the_plain_one_in_bfloat16(length, width, impl)
         assert found < 2 * expected + 2e-3
 
 
-def test_bfloat16_on_an_nvidia_gpu_runs_the_flash_kernel():
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_16_bits_on_an_nvidia_gpu_run_the_flash_kernel(dtype):
     """By the compiled program: cuDNN's kernel is there, forwards and backwards, where it exists."""
-    given = inputs(64, 64, jnp.bfloat16)
+    given = inputs(64, 64, dtype)
     text = forward_and_backward.lower(*given, impl="fused").compile().as_text()
     nvidia = device().platform == "gpu" and "NVIDIA" in device().device_kind
     assert ("cudnn$fmha" in text) == nvidia

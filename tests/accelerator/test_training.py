@@ -1,4 +1,4 @@
-"""Training on an accelerator: equal to the CPU's, exact enough in bfloat16, and without leaks."""
+"""Training on an accelerator: equal to the CPU's, exact enough in 16 bits, and without leaks."""
 
 from __future__ import annotations
 
@@ -30,18 +30,24 @@ def test_losses_with_forward_mode_derivatives_are_those_of_the_cpu(few_step):
     assert np.isfinite(found).all() and models.distance(params, reference) < 1e-2
 
 
-def test_bfloat16_learns_as_float32_does():
-    """The two loss curves have the same weights, batches and noise; their smoothed ends agree."""
+def test_16_bits_learn_as_float32_does():
+    """The loss curves have the same weights, batches and noise; their smoothed ends agree.
+
+    The loss of float16 is scaled.
+    """
     steps = pick(200, 24)
     curves = {}
-    for dtype in ("float32", "bfloat16"):
-        model = models.experiment(model__dtype=dtype, optimizer=models.ADAM)
+    for dtype, scale in (("float32", ""), ("bfloat16", ""), ("float16", "dynamic(start=10.0)")):
+        model = models.experiment(
+            model__dtype=dtype, training__loss_scale=scale, optimizer=models.ADAM
+        )
         curves[dtype], _ = models.losses(model, device(), steps)
     start, end = (
         np.mean(part) for part in np.split(curves["float32"], [steps // 4, -steps // 4])[::2]
     )
     assert end < 0.9 * start
-    assert abs(np.mean(curves["bfloat16"][-steps // 4 :]) - end) < 0.03 * end
+    for dtype in ("bfloat16", "float16"):
+        assert abs(np.mean(curves[dtype][-steps // 4 :]) - end) < 0.03 * end
 
 
 @pytest.mark.parametrize("name", models.NETWORKS)

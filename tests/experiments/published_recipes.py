@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-CIFAR = {"shape": (32, 32, 3)}
+# those whose programs have no 16 bits, or do not turn them on
+FLOAT32 = {"dtype": "float32", "loss_scale": ""}
+CIFAR = FLOAT32 | {"shape": (32, 32, 3)}
 SCORE_SDE = CIFAR | {
     "batch": 128,
     "rate": 2e-4,
@@ -37,7 +39,6 @@ EDM = CIFAR | {
     "multipliers": (2, 2, 2),
     "blocks": 4,
     "attention": (16,),
-    "dtype": "float32",
 }
 EDM2 = {
     "batch": 2048,
@@ -45,10 +46,11 @@ EDM2 = {
     "betas": (0.9, 0.99),
     "schedule": "rsqrt",
     "clip": 0.0,
-    "dtype": "bfloat16",
+    "dtype": "float16",
+    "loss_scale": "fixed(scale=1.0, replace=True, infinity=0.0)",
     "classes": 1000,
 }
-LATENTS = {
+LATENTS = FLOAT32 | {
     "shape": (32, 32, 4),
     "batch": 256,
     "rate": 1e-4,
@@ -56,7 +58,6 @@ LATENTS = {
     "ema_rate": 0.9999,
     "weight_decay": 0.0,
     "label_dropout": 0.1,
-    "dtype": "float32",
     "classes": 1000,
 }
 JIT = {
@@ -72,6 +73,7 @@ JIT = {
     "flip": True,
     "dropout": 0.0,
     "dtype": "bfloat16",
+    "loss_scale": "",
     "classes": 1000,
 }
 ECT = CIFAR | {
@@ -234,6 +236,30 @@ RECIPES: dict[tuple[str, str], tuple[str, float, dict[str, Any]]] = {
             "multipliers": (1, 2, 3, 4),
             "blocks": 3,
             "attention": (32, 16, 8),
+            "dtype": "float16",
+            "loss_scale": "dynamic(start=20.0, growth=0.001)",
+            "classes": 1000,
+        },
+    ),
+    ("edm_imagenet64", ""): (
+        "Karras et al. 2022, table 7; NVlabs/edm, README, train.py and training_loop.py",
+        295.9,
+        EDM
+        | {
+            "shape": (64, 64, 3),
+            "batch": 4096,
+            "images": 2500e6,
+            "rate": 1e-4,
+            "eps": 1e-10,
+            "halflife": 50_000_000,
+            "dropout": 0.1,
+            "augment": 0.0,
+            "width": 192,
+            "multipliers": (1, 2, 3, 4),
+            "blocks": 3,
+            "attention": (32, 16, 8),
+            "dtype": "float16",
+            "loss_scale": "fixed(scale=100.0, replace=True, infinity=100000.0)",
             "classes": 1000,
         },
     ),
@@ -286,7 +312,8 @@ RECIPES: dict[tuple[str, str], tuple[str, float, dict[str, Any]]] = {
         "Rombach et al. 2022, table 12; CompVis/latent-diffusion, "
         "configs/latent-diffusion/ffhq-ldm-vq-4.yaml",
         274.0,
-        {
+        FLOAT32
+        | {
             "shape": (64, 64, 3),
             "steps": 635_000,
             "batch": 42,
@@ -303,7 +330,7 @@ RECIPES: dict[tuple[str, str], tuple[str, float, dict[str, Any]]] = {
     ("ldm", "celeba_hq"): (
         "Rombach et al. 2022, table 12",
         274.0,
-        {"shape": (64, 64, 3), "steps": 410_000, "batch": 48, "rate": 9.6e-5},
+        FLOAT32 | {"shape": (64, 64, 3), "steps": 410_000, "batch": 48, "rate": 9.6e-5},
     ),
 }
 
@@ -335,6 +362,7 @@ def facts(config: Any, shape: tuple[int, ...], classes: int) -> dict[str, Any]:
         "augment": config.data.augment,
         "label_dropout": config.label_dropout,
         "ramp": config.ema.ramp,
+        "loss_scale": config.training.loss_scale,
     }
     if config.ema.halflives:
         (halflife,) = config.ema.halflives

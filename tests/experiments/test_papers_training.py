@@ -33,6 +33,7 @@ RUNS = {
     ("edm_cifar10", "ve,cond"): "",
     ("edm2_img64", "S"): "",
     ("adm_imagenet64", ""): "",
+    ("edm_imagenet64", ""): "",
     ("dit_imagenet256", "XL"): "",
     ("sit_imagenet256", ""): "",
     ("ldm", "ffhq"): "",
@@ -62,7 +63,9 @@ def narrow(case, folder):
     config = module.get_config(variant) if variant else module.get_config()
     config.data.update(name="digits", image_size=0, channels=0, num_classes=0, batch_size=64)
     config.data.data_dir = str(folder / "data")
-    config.model.update(NARROW[config.model.name], dtype="float32")
+    config.model.update(NARROW[config.model.name])
+    if config.model.dtype == "bfloat16":
+        config.model.dtype = "float32"  # float16 stays, with its scaling of the loss
     if config.model.name == "unet.UNet":
         config.model.norm = None
     config.training.update(steps=STEPS, steps_per_call=1, log_every=5)

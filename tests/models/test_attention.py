@@ -199,7 +199,7 @@ def test_blocks_fit_the_cache_of_a_cpu():
         assert attention.blocks_for((2, 1025, 4, 8), 1025) == (1, 5)
 
 
-def test_cudnn_gets_an_even_number_of_tokens_in_bfloat16():
+def test_cudnn_gets_an_even_number_of_tokens_in_16_bits():
     """JAX refuses the kernel's derivative for other numbers, such as the 49 of a 7x7 map."""
 
     def fits(length, width=64, dtype=jnp.bfloat16):
@@ -207,7 +207,7 @@ def test_cudnn_gets_an_even_number_of_tokens_in_bfloat16():
         return attention._cudnn_fits(x, x)
 
     with arrays.compiling_for("gpu"):
-        assert fits(64) and not fits(49)
+        assert fits(64) and fits(64, dtype=jnp.float16) and not fits(49)
         assert not fits(64, dtype=jnp.float32) and not fits(64, width=136) and not fits(64, 12)
     with arrays.compiling_for("tpu"):
         assert not fits(64)

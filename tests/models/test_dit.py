@@ -233,7 +233,7 @@ def test_a_tensor_shard_of_qkv_is_whole_heads():
         (dict(patch=4), (1, 8, 6, 4), ["8 x 6", "patch=4", "multiples"]),
         (dict(heads=5), (1, 8, 8, 4), ["width=24", "heads=5"]),
         (dict(width=30), (1, 8, 8, 4), ["width=30", "and of 4"]),
-        (dict(dtype="float16"), (1, 8, 8, 4), ["'float16'", "bfloat16"]),
+        (dict(dtype="half"), (1, 8, 8, 4), ["'half'", "bfloat16, float16"]),
         (dict(attention_impl="flash"), (1, 8, 8, 4), ["'flash'", "fused, plain"]),
         (dict(noise_embedding="sinus"), (1, 8, 8, 4), ["'sinus'", "adm"]),
         (dict(), (4, 2), ["(4, 2)", "MLP"]),
