@@ -82,6 +82,9 @@ def _data() -> ConfigDict:
     data.layout = ""
     # folder, npz: (black, white), where values are not 0..255 or, of 16 bits, 0..65535
     data.value_range = ()
+    # arrays, sets of tensors: the axis of (N, ...) that is the channels: last, first or none; '':
+    # the last, or an error that names the ways to read an array that has more than 16 there
+    data.channel_axis = ""
     # arrays, table: each channel to mean 0 and variance 1 (standard) or to [-1, 1] (range), as
     # measured on the training split; table: numbers to their normal scores (quantile)
     data.normalization = "standard"

@@ -55,14 +55,14 @@ def _described(section: ConfigDict) -> tuple[tuple[int, ...], np.dtype]:
     """The shape of a sample and its type, of files or of a set of tensorflow-datasets."""
     path = expand_home("config.data.path", section.path)
     if section.name not in ("arrays", "table", "sound"):
-        return tensor_sets.described(section.name, section.data_dir)
+        return tensor_sets.described(section.name, section.data_dir, section.channel_axis)
     if not path:
         raise UserError(
             "config.data.path is missing: the .npz or .npy file whose shape chooses the network, "
             "--config.data.path=FILE"
         )
     if section.name == "arrays":
-        return any_shape.described(path)
+        return any_shape.described(path, section.channel_axis)
     if section.name == "table":
         found = table.load(path, section.normalization, datasets.roles(section))
         return found.image_shape, np.dtype(found.normalization.dtype)

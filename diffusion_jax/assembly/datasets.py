@@ -32,6 +32,7 @@ KEYS = (
     *data.table.Roles._fields,
     "condition",
     "buckets",
+    "channel_axis",
 )
 SOUND_KEYS = ("rate", "length", "channels", "pattern", "class_fields", "test_where")
 

@@ -31,6 +31,7 @@ LATER: Mapping[str, Any] = {
         "condition": "",
         "dense": "",
         "buckets": (),
+        "channel_axis": "last",
         "limit_bad": -1,
         "augment": 0.0,
     },

@@ -115,6 +115,8 @@ def _check_same(workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -
     # earlier versions spelled the teacher's own scale as 0
     if old.get("distill.guidance") == 0.0 and new.get("distill.guidance", 0.0) is None:
         old["distill.guidance"] = None
+    for config in (old, new):  # arrays that are read without the key have their channels last
+        config["data.channel_axis"] = config.get("data.channel_axis") or "last"
     # a key that the run's code did not know yet is no change at a value that means what it did
     changed = [
         k

@@ -216,20 +216,22 @@ class MappedArray(NamedTuple):
     path: str
     dtype: np.dtype
     offset: int
-    shape: tuple[int, ...]
-    order: str
+    shape: tuple[int, ...]  # of the file, in the order of C
+    axes: tuple[int, ...]  # of the array, in the order of the file
 
 
 def sent(array: np.ndarray) -> np.ndarray | MappedArray:
     """Return what travels to another process of an array: of a mapped one the place of its file.
 
     Args:
-      array: an array in memory, or a whole mapped one, not a part of it.
+      array: an array in memory, or a whole mapped one, whose axes may be in another order; not a
+        part of it.
     """
     if not isinstance(array, np.memmap):
         return array
-    order = "C" if array.flags.c_contiguous else "F"
-    return MappedArray(str(array.filename), array.dtype, array.offset, array.shape, order)
+    axes = tuple(np.argsort([-stride for stride in array.strides], kind="stable").tolist())
+    shape = tuple(array.shape[axis] for axis in axes)
+    return MappedArray(str(array.filename), array.dtype, array.offset, shape, axes)
 
 
 def received(array: np.ndarray | MappedArray) -> np.ndarray:
@@ -240,8 +242,9 @@ def received(array: np.ndarray | MappedArray) -> np.ndarray:
     """
     if not isinstance(array, MappedArray):
         return array
-    path, dtype, offset, shape, order = array
-    return np.memmap(path, dtype, "r", offset=offset, shape=shape, order=order)
+    path, dtype, offset, shape, axes = array
+    found = np.memmap(path, dtype, "r", offset=offset, shape=shape)
+    return found.transpose(np.argsort(axes))
 
 
 @contextlib.contextmanager

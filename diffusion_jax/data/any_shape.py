@@ -7,8 +7,9 @@ A sample is an array (N_1, ..., N_d, C) with d = 0 to 3, stored as uint8, int16,
     FILE.npy   the same 'data' alone, which is mapped into memory and never read whole;
                FILE_labels.npy next to it holds the labels
 
-A sample of two axes in 8 bits is an image. All others are normalized (normalization.py). Further
-arrays may condition a model (condition_arrays.py).
+array_axes.py says which axis is the channels. A sample of two axes in 8 bits is an image. All
+others are normalized (normalization.py). Further arrays may condition a model
+(condition_arrays.py).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 
 from diffusion_jax.core import npz
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.data import array_files, condition_arrays, normalization
+from diffusion_jax.data import array_axes, array_files, condition_arrays, normalization
 from diffusion_jax.data.condition_arrays import StoredColumn
 from diffusion_jax.data.normalization import DTYPES, ConditionUnits, Normalization
 from diffusion_jax.data.sources import Example
@@ -118,7 +119,9 @@ class Loaded(NamedTuple):
     units: ConditionUnits
 
 
-def load(path: str, rule: str, condition: str = "", dense: str = "") -> Loaded:
+def load(
+    path: str, rule: str, condition: str = "", dense: str = "", channel_axis: str = ""
+) -> Loaded:
     """Read a set of arrays of any shape.
 
     Args:
@@ -126,12 +129,13 @@ def load(path: str, rule: str, condition: str = "", dense: str = "") -> Loaded:
       rule: config.data.normalization.
       condition: config.data.condition, the name of the array of vectors; '' for none.
       dense: what the array 'dense' holds, one of condition_arrays.DENSE_KINDS; '' for none.
+      channel_axis: config.data.channel_axis, one of array_axes.CHOICES.
 
     Raises:
       UserError: for a file that is not one of arrays, and for values that are not finite.
     """
     names = {condition, condition_arrays.DENSE if dense else ""} - {""}
-    what, found = f"data.path={path}", read(path, names)
+    what, found = f"data.path={path}", read(path, names, channel_axis)
     shape, dtype = found.arrays[0].shape[1:], found.arrays[0].dtype
     if found.arrays[1].shape[1:] != shape or found.arrays[1].dtype != dtype:
         raise UserError(
@@ -180,11 +184,12 @@ def is_image(shape: tuple[int, ...], dtype: Any) -> bool:
     return len(shape) == 3 and np.dtype(dtype) == np.uint8
 
 
-def described(path: str) -> tuple[tuple[int, ...], np.dtype]:
+def described(path: str, channel_axis: str = "") -> tuple[tuple[int, ...], np.dtype]:
     """Return the shape of a sample and its type, of which the header of the file tells.
 
     Args:
       path: data.path, an .npz or .npy file.
+      channel_axis: config.data.channel_axis, one of array_axes.CHOICES.
 
     Raises:
       UserError: for a file that is not one of arrays.
@@ -195,15 +200,16 @@ def described(path: str) -> tuple[tuple[int, ...], np.dtype]:
     except UserError as error:
         raise _unreadable(path, error) from error
     _check(path, "data", shape, dtype)
-    return shape[1:], dtype
+    return array_axes.moved(shape[1:], channel_axis, f"data.path={path}"), dtype
 
 
-def read(path: str, names: Iterable[str] = ()) -> FileSplits:
+def read(path: str, names: Iterable[str] = (), channel_axis: str = "") -> FileSplits:
     """Read the arrays of a file; one that is not split holds out a tenth of its rows.
 
     Args:
       path: data.path, an .npz or .npy file.
       names: further arrays that are read where the file has them.
+      channel_axis: config.data.channel_axis, one of array_axes.CHOICES.
 
     Raises:
       UserError: for a file that is not one of arrays.
@@ -215,6 +221,9 @@ def read(path: str, names: Iterable[str] = ()) -> FileSplits:
             _check(path, name, found[name].shape, found[name].dtype)
             labels = {"data": "labels", "test_data": "test_labels"}[name]
             _check_labels(what, labels, found.get(labels), len(found[name]))
+    stored = found["data"].ndim - 1
+    found = _channels_last(found, channel_axis, what)
+    axes = array_axes.described(stored, channel_axis)
     data, labels = found["data"], found.get("labels")
     if "test_data" in found:
         arrays = data, found["test_data"]
@@ -224,11 +233,26 @@ def read(path: str, names: Iterable[str] = ()) -> FileSplits:
             if f"test_{name}" not in found:
                 raise UserError(f"{what}: '{name}' has no 'test_{name}' for 'test_data'; save both")
             more[name] = found[name], found[f"test_{name}"]
-        return FileSplits(arrays, rows, labels, "split by its arrays", more)
+        return FileSplits(arrays, rows, labels, f"{axes}; split by its arrays", more)
     rows = array_files.held_out(len(data), labels, what)
     split_labels = tuple(None if labels is None else labels[r] for r in rows)
     more = {name: (found[name], found[name]) for name in names if name in found}
-    return FileSplits((data, data), rows, split_labels, "a tenth is held out by row", more)
+    rule = f"{axes}; a tenth is held out by row"
+    return FileSplits((data, data), rows, split_labels, rule, more)
+
+
+def _channels_last(
+    found: dict[str, np.ndarray], channel_axis: str, what: str
+) -> dict[str, np.ndarray]:
+    """The arrays of a file, of which those of the samples' extents have their channels last."""
+    array_axes.moved(found["data"].shape[1:], channel_axis, what)
+    result, axes = dict(found), found["data"].ndim
+    for name in {"data", "test_data", condition_arrays.DENSE, condition_arrays.TEST_DENSE} & {
+        *found
+    }:
+        if channel_axis != "none" or found[name].ndim == axes:
+            result[name] = array_axes.channels_last(found[name], channel_axis)
+    return result
 
 
 def _arrays(path: str, names: tuple[str, ...]) -> dict[str, np.ndarray]:

@@ -21,6 +21,7 @@ from diffusion_jax.data import normalization
 from diffusion_jax.data.normalization import Normalization
 
 DENSE = "dense"  # the name of the array, and of its column in a batch
+TEST_DENSE = f"test_{DENSE}"
 VECTOR = "condition"  # the name of the column in a batch; data.condition names the array
 DENSE_KINDS = ("", "numbers", "classes")  # none, normalized, or left as they are
 CHUNK = 2**24  # numbers that are examined at once

@@ -70,6 +70,7 @@ class _Request(NamedTuple):
     condition: str
     dense: str
     buckets: tuple[tuple[int, int], ...]
+    channel_axis: str
 
 
 def load(
@@ -93,6 +94,7 @@ def load(
     condition: str = "",
     dense: str = "",
     buckets: tuple[tuple[int, int], ...] = (),
+    channel_axis: str = "",
 ) -> Dataset:
     """Load the data set of this name; a warning says what looks wrong in it but may be right.
 
@@ -119,18 +121,24 @@ def load(
       condition: for arrays, the name of the array of their condition vectors.
       dense: for arrays, what their array 'dense' holds: one of condition_arrays.DENSE_KINDS.
       buckets: for folder, the heights and widths of training batches, see aspect.py.
+      channel_axis: for arrays and sets of tensors, one of array_axes.CHOICES.
 
     Raises:
       UserError: for every mistake that a user can make, in one line.
     """
     rest = seed, captioned, captions, layout, value_range, normalization
-    rest = (*rest, sounds, roles, condition, dense, buckets)
+    rest = (*rest, sounds, roles, condition, dense, buckets, channel_axis)
     if name != "latents":
         transforms.check_request(image_size, channels)
         image_size = transforms.frame(image_size, fit) or 0
     request = _Request(name, path, data_dir, image_size, channels, num_classes, limit_bad, *rest)
+    return _loaded(request)
+
+
+def _loaded(request: _Request) -> Dataset:
     _check(request)
-    describe.warn(made := _latents(request) if name == "latents" else _images(request))
+    made = _latents(request) if request.name == "latents" else _images(request)
+    describe.warn(made)
     return made
 
 
@@ -159,6 +167,7 @@ def _check(request: _Request) -> None:
             f"data.path={path} is not used by data.name={name}, only by {', '.join(WITH_PATH)} "
             "(see data.data_dir)"
         )
+    ours = path or name in {*WITH_PATH, *toys.TOYS, "digits", "digits_captions"} - {*IDX_CLASSES}
     for key, value, users in (
         ("layout", request.layout, ("folder", "sound")),
         ("value_range", request.value_range, ("folder", "npz")),
@@ -170,8 +179,9 @@ def _check(request: _Request) -> None:
         ("condition", request.condition, ("arrays",)),
         ("dense", request.dense and "array", ("arrays",)),
         ("buckets", request.buckets, ("folder",)),
+        ("channel_axis", request.channel_axis if ours else "", ("arrays",)),
     ):
-        if value and name not in users:
+        if value and value != "last" and name not in users:
             raise UserError(
                 f"data.{key}={value} is not used by data.name={name}, only by {' and '.join(users)}"
             )
@@ -253,7 +263,7 @@ def _splits(request: _Request) -> Splits:
         return Splits(train, test, (2,), classes, _numbers(classes), rule="drawn independently")
     try:
         wanted = request.image_size, request.channels, request.captioned, request.normalization
-        return records.splits(name, request.data_dir, *wanted)
+        return records.splits(name, request.data_dir, *wanted, request.channel_axis)
     except tfds_builder.NotFound:
         ours = {"digits", "digits_captions", *WITH_PATH, *toys.TOYS, *records.POPULAR}
         raise UserError(
@@ -265,7 +275,8 @@ def _splits(request: _Request) -> Splits:
 def _any_shape(request: _Request) -> Splits:
     """Read arrays of any shape; only those that are images of 8 bits can be fitted."""
     path, size = request.path, request.image_size
-    found = any_shape.load(path, request.normalization, request.condition, request.dense)
+    stored = request.condition, request.dense, request.channel_axis
+    found = any_shape.load(path, request.normalization, *stored)
     classes = array_files.count_classes(
         path, *((None, labels) for labels in found.labels), request.num_classes
     )

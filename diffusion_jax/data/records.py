@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -49,6 +50,7 @@ def splits(
     channels: int,
     captioned: bool = False,
     normalization: str = "standard",
+    channel_axis: str = "",
 ) -> Splits:
     """Read a TFDS set of images, or of tensors of numbers (tensor_sets.py).
 
@@ -59,6 +61,7 @@ def splits(
       channels: 1, 3 or 4, to which they are converted; 0 keeps theirs.
       captioned: whether captions are read.
       normalization: of tensors, one of normalization.RULES.
+      channel_axis: of tensors, one of array_axes.CHOICES.
 
     Raises:
       NotFound: where TFDS has no set of this name.
@@ -71,13 +74,13 @@ def splits(
     if "image" not in features:
         _check_tensors(name, image_size, channels, captioned)
         read = functools.partial(_train_and_test, made, bool(classes))
-        return tensor_sets.splits(name, features, read, names, normalization)
-    _check_images(name, features)
+        return tensor_sets.splits(name, features, read, names, normalization, channel_axis)
+    _check_images(name, features, channel_axis)
     train, test, rule = _train_and_test(made, labeled=bool(classes))
     own, numbers = _captions(name, features) if captioned else None, None
     if own:
-        unseen = _train_and_test(made, labeled=bool(classes), blind=True)[:2]
-        numbers = captions.CaptionNumbers(own(example) for split in unseen for example in split)
+        unseen = itertools.chain(*_train_and_test(made, labeled=bool(classes), blind=True)[:2])
+        numbers = captions.CaptionNumbers(map(own, unseen))
     shape = tuple(features["image"].shape)
     if None in shape and not image_size:
         # only the metadata allow several sizes; `one` holds every image to the first one's shape
@@ -98,9 +101,8 @@ def splits(
             columns["caption"] = numbers.row(own(example))
         return columns
 
-    every = numbers.every() if own else ()
     sources = (mapped(source, one, kept) for source in (train, test))
-    return Splits(*sources, kept, classes, names, every, rule)
+    return Splits(*sources, kept, classes, names, numbers.every() if own else (), rule)
 
 
 def _check_tensors(name: str, image_size: Size, channels: int, captioned: bool) -> None:
@@ -112,8 +114,13 @@ def _check_tensors(name: str, image_size: Size, channels: int, captioned: bool) 
         )
 
 
-def _check_images(name: str, features: Mapping[str, Any]) -> None:
-    """Refuse a set without uint8 images before a decoder sees a file."""
+def _check_images(name: str, features: Mapping[str, Any], channel_axis: str) -> None:
+    """Refuse a set without uint8 images before a decoder sees a file, and a key of arrays."""
+    if channel_axis not in ("", "last"):
+        raise UserError(
+            f"data.channel_axis={channel_axis}: data.name={name} has images, whose channels are "
+            "last; leave the key out"
+        )
     dtype = np.dtype(features["image"].np_dtype)
     if dtype != np.uint8:
         raise UserError(

@@ -13,7 +13,7 @@ import numpy as np
 
 from diffusion_jax.core.deferred import deferred
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.data import any_shape, normalization
+from diffusion_jax.data import any_shape, array_axes, normalization
 from diffusion_jax.data.any_shape import StoredArrays
 from diffusion_jax.data.normalization import DTYPES
 from diffusion_jax.data.sources import Source, Splits
@@ -52,12 +52,13 @@ def feature_of(name: str, features: Mapping[str, Any]) -> str:
     return found[0]
 
 
-def described(name: str, data_dir: str) -> tuple[tuple[int, ...], np.dtype]:
+def described(name: str, data_dir: str, channel_axis: str = "") -> tuple[tuple[int, ...], np.dtype]:
     """Return the shape of a sample and its type, as TFDS describes them.
 
     Args:
       name: the name of the set.
       data_dir: where TFDS keeps its sets; '' for its own place.
+      channel_axis: config.data.channel_axis, one of array_axes.CHOICES.
 
     Raises:
       UserError: for a set that TFDS does not know, one of images, and one without such samples.
@@ -73,7 +74,8 @@ def described(name: str, data_dir: str) -> tuple[tuple[int, ...], np.dtype]:
             "configs/folder.py"
         )
     feature = features[feature_of(name, features)]
-    return tuple(feature.shape), np.dtype(feature.np_dtype)
+    shape = array_axes.moved(feature.shape, channel_axis, f"data.name={name}")
+    return shape, np.dtype(feature.np_dtype)
 
 
 def splits(
@@ -82,6 +84,7 @@ def splits(
     read: Callable[[str], tuple[Source, Source, str]],
     class_names: tuple[str, ...],
     rule: str,
+    channel_axis: str = "",
 ) -> Splits:
     """Read a set of tensors into memory, and normalize it.
 
@@ -91,17 +94,20 @@ def splits(
       read: key -> (train, test, how they are split in words), whose examples have that feature.
       class_names: of its labels; () without labels.
       rule: config.data.normalization.
+      channel_axis: config.data.channel_axis, one of array_axes.CHOICES.
 
     Raises:
       UserError: for values that are not finite, and for labels outside of the classes.
     """
     key, what = feature_of(name, features), f"data.name={name}"
-    shape, dtype = tuple(features[key].shape), np.dtype(features[key].np_dtype)
+    dtype = np.dtype(features[key].np_dtype)
+    shape = array_axes.moved(features[key].shape, channel_axis, what)
     *sources, how = read(key)
     values, labels = [], []
     for source in sources:
         examples = [source[i] for i in range(len(source))]
-        values.append(np.stack([np.asarray(example[key], dtype) for example in examples]))
+        stored = np.stack([np.asarray(example[key], dtype) for example in examples])
+        values.append(array_axes.channels_last(stored, channel_axis))
         labels.append(np.array([e["label"] for e in examples], int) if class_names else None)
         if class_names and not ((labels[-1] >= 0) & (labels[-1] < len(class_names))).all():
             raise UserError(f"{what} has labels outside 0..{len(class_names) - 1}")
@@ -114,4 +120,5 @@ def splits(
         for own, label in zip(values, labels)
     )
     classes = len(class_names)
+    how = f"{array_axes.described(len(features[key].shape), channel_axis)}; {how}"
     return Splits(train, test, shape, classes, class_names, rule=how, normalization=normalized)

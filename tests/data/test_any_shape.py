@@ -51,7 +51,7 @@ def test_the_range_of_the_training_split_becomes_minus_one_to_one(tmp_path):
     x = data.arrays(loaded.train)["image"]
     np.testing.assert_allclose([x.min((0, 1)), x.max((0, 1))], [[-1, -1], [1, 1]], atol=1e-6)
     assert np.abs(data.arrays(loaded.test)["image"]).max() > 1
-    assert loaded.rule == "split by its arrays"
+    assert loaded.rule == "read as (N, L, C); split by its arrays"
 
 
 def test_statistics_of_parts_are_those_of_the_whole():
