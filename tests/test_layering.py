@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,21 @@ def test_imports_go_downward(file):
     assert not upward, f"{own} may not import {upward}"
     forbidden = outside & FORBIDDEN.get(own, set())
     assert not forbidden, f"{own} may not import {forbidden}"
+
+
+def modules_of(file: Path) -> set[Path]:
+    """The files of ours that a file imports, also for its annotations alone; not __init__.py."""
+    names = [name.split(".") for name in imports(file)]
+    found = {
+        ROOT.joinpath(*parts).with_suffix(".py") for name in names for parts in (name, name[:-1])
+    }
+    return found & set(FILES) - {file}
+
+
+def test_no_files_import_each_other_in_a_circle():
+    graph = {file: modules_of(file) for file in FILES if file.name != "__init__.py"}
+    assert sum(map(len, graph.values())) > len(FILES), "the control: imports are seen"
+    tuple(TopologicalSorter(graph).static_order())  # raises CycleError, which names the files
 
 
 def test_every_chapter_exists():

@@ -27,7 +27,7 @@ from diffusion_jax.evaluation.estimators import Measurements
 from diffusion_jax.evaluation.intervals import GROUPS
 from diffusion_jax.samplers import base
 from diffusion_jax.studies import blocks, drawing, store
-from diffusion_jax.studies.subjects import Subject
+from diffusion_jax.studies.subject import Subject
 from diffusion_jax.training import distributed
 
 FAILED = "a part of the comparison failed"

@@ -10,7 +10,7 @@ import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +23,8 @@ from diffusion_jax.evaluation.estimators import Measurements
 from diffusion_jax.evaluation.samples import Kept, Rows
 from diffusion_jax.samplers import base, step_noise
 from diffusion_jax.studies import blocks
+from diffusion_jax.studies.subject import Subject
 from diffusion_jax.training import distributed, sharding
-
-if TYPE_CHECKING:
-    from diffusion_jax.studies.subjects import Subject
 
 SAMPLES, STARTS = blocks.FIRST + "samples", blocks.FIRST + "x0"
 

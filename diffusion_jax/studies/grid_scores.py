@@ -13,7 +13,7 @@ from diffusion_jax.evaluation.estimators import Scores
 from diffusion_jax.studies import drawing
 from diffusion_jax.studies.grid_report import SHIFT
 from diffusion_jax.studies.ranking import QUALITY
-from diffusion_jax.studies.subjects import Subject
+from diffusion_jax.studies.subject import Subject
 from diffusion_jax.training import distributed
 
 MARGIN = 0.02  # of the logarithm of each score, which polishing tries to gain on hand-made grids

@@ -29,7 +29,7 @@ from diffusion_jax.studies.drawing import Runner, runner
 from diffusion_jax.studies.grid_report import PLACED
 from diffusion_jax.studies.grid_scores import Solved, combined, measure
 from diffusion_jax.studies.sampler_comparison import file_name
-from diffusion_jax.studies.subjects import Subject
+from diffusion_jax.studies.subject import Subject
 from diffusion_jax.training import distributed
 
 HAND_MADE = (

@@ -15,7 +15,7 @@ from diffusion_jax.evaluation.judge import Judge
 from diffusion_jax.evaluation.samples import Kept
 from diffusion_jax.report import media
 from diffusion_jax.studies import subjects
-from diffusion_jax.studies.subjects import Judging, Subject
+from diffusion_jax.studies.subject import Judging, Subject
 
 
 def of_prompts(

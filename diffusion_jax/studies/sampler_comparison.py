@@ -30,6 +30,7 @@ from diffusion_jax.studies import (
 )
 from diffusion_jax.studies.comparison import Cell, Comparison, Result
 from diffusion_jax.studies.sampler_listing import listing
+from diffusion_jax.studies.subject import Subject
 from diffusion_jax.training import distributed
 
 SAMPLERS = (
@@ -321,9 +322,7 @@ def compare_model(
     return _written(subject, compared._replace(results=results), stem, record)
 
 
-def _written(
-    subject: subjects.Subject, compared: Comparison, stem: Path, record: Mapping[str, Any]
-) -> str:
+def _written(subject: Subject, compared: Comparison, stem: Path, record: Mapping[str, Any]) -> str:
     """Write the report, in the first process alone; UserError if every cell has failed."""
     if not distributed.first():
         return ""

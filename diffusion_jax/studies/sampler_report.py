@@ -18,7 +18,7 @@ from diffusion_jax.report import html, pictures, quality, tables
 from diffusion_jax.studies import ranking
 from diffusion_jax.studies.comparison import Comparison
 from diffusion_jax.studies.sampler_listing import KINDS, summary
-from diffusion_jax.studies.subjects import Subject
+from diffusion_jax.studies.subject import Subject
 
 MARKED = ("accuracy", "frechet", "sliced_wasserstein", "error")  # columns whose best are marked
 WITH_UNIT = ("accuracy", "order", "seconds_per_image")  # in Markdown; other scores are numbers

@@ -1,4 +1,4 @@
-"""What samplers are compared on: an analytic target or a trained model, and how samples are judged.
+"""Makes what samplers are compared on: an analytic target or a trained model.
 
 subject = of_target("gmm8", "schedules.VP()", range(2000))
 subject = of_model(trained, dataset, range(200), "digits")
@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from markupsafe import Markup
 
 from diffusion_jax import data
 from diffusion_jax.assembly import components, denoiser, sample_conditions, sampling
@@ -22,100 +21,21 @@ from diffusion_jax.assembly.build import build
 from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.core.types import Cond, Denoise, Key, Params, Process
+from diffusion_jax.core.types import Cond, Denoise
 from diffusion_jax.evaluation import generate, intervals, judge, points
 from diffusion_jax.evaluation.estimators import Measurements, Scores
 from diffusion_jax.evaluation.intervals import Measured
 from diffusion_jax.evaluation.judge import Judge
-from diffusion_jax.evaluation.samples import Kept, in_memory
+from diffusion_jax.evaluation.samples import Kept
 from diffusion_jax.report import media, pictures
 from diffusion_jax.samplers import base, grids
 from diffusion_jax.studies import drawing, scoring
+from diffusion_jax.studies.subject import Judging, Subject
 from diffusion_jax.targets import presets, reference
 
 POINTS = "points"  # the rows of points, which are kept themselves
 SHOWN = 10  # images of a cell that are kept for figures
 FINE = 401  # network evaluations of the fine solve of a model's own ODE
-
-
-class Judging(NamedTuple):
-    """The judge and the figures of the samples of a subject.
-
-    Attributes:
-      judge: what scores them.
-      labels: the labels of the samples, or None.
-      truth: what as much real data scores, with intervals.
-      real: samples of the truth.
-      picture: samples -> one tile of a strip.
-      shown: how many samples a tile needs, None for all.
-      players: samples -> a player of each, of sounds.
-    """
-
-    judge: Judge
-    labels: np.ndarray | None
-    truth: Measurements
-    real: np.ndarray
-    picture: Callable[[np.ndarray], np.ndarray]
-    shown: int | None = None
-    players: Callable[[np.ndarray], list[Markup]] | None = None
-
-    @property
-    def truth_scores(self) -> Scores:
-        """What as much real data scores."""
-        return intervals.values(self.truth)
-
-    @property
-    def features(self) -> str:
-        """The features that plain scores depend on; '' for points."""
-        return self.judge.plain
-
-
-class Subject(NamedTuple):
-    """A trained model or an analytic target, and how its samples are judged.
-
-    Attributes:
-      name: its name in titles.
-      identity: everything that its numbers depend on besides sampler, grid and budget; 'seeds' is
-        one of the keys.
-      process: the diffusion process.
-      shape: the shape of one example.
-      dtype: the precision of the samplers.
-      denoise: params -> Denoise.
-      params: the parameters.
-      cond: the conditions of the samples, or None.
-      keys: (N,), one for each sample and the same for every sampler.
-      batch_size: samples that are drawn at once.
-      finish: x0 (N, ...) -> samples as they are judged and kept.
-      judging: how the samples are scored and shown.
-      exact: () -> (exact solutions x0 from the first seeds or from all of them, how they were
-        found). It raises UserError where there is no path to solve for.
-      mesh: the devices that draw; None for one device.
-    """
-
-    name: str
-    identity: dict[str, Any]
-    process: Process
-    shape: tuple[int, ...]
-    dtype: str
-    denoise: Callable[[Params], Denoise]
-    params: Params
-    cond: Cond
-    keys: Key
-    batch_size: int
-    finish: Callable[[np.ndarray], np.ndarray]
-    judging: Judging
-    exact: Callable[[], tuple[np.ndarray, str]]
-    mesh: jax.sharding.Mesh | None = None
-
-    def measured(self, samples: np.ndarray, *, grouped: bool = True) -> Measurements:
-        """Score all samples of the subject, as `finish` returns them.
-
-        Args:
-          samples: (N, ...), one for each seed.
-          grouped: whether the scores need intervals.
-        """
-        rows = in_memory(self.judging.judge.extract(samples, self.judging.labels))
-        return self.judging.judge.measure(rows, grouped=grouped)
 
 
 # ---- analytic targets

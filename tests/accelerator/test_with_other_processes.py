@@ -75,11 +75,13 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
 
 
 def traced_batch(step: int) -> dict[str, np.ndarray]:
-    """A batch, with the process that made it and the files of a GPU driver that it has open."""
+    """A batch, with the process that made it and the devices of a GPU that it has open.
+
+    A context opens some. That libcuda.so is mapped says nothing: importing JAX maps it.
+    """
     opened = [os.readlink(f"/proc/self/fd/{n}") for n in opened_numbers()]
     drivers = sum(name.startswith("/dev/nvidia") for name in opened)
-    loaded = "libcuda.so" in Path("/proc/self/maps").read_text()
-    facts = np.asarray([os.getpid(), drivers, loaded])
+    facts = np.asarray([os.getpid(), drivers])
     return {"image": np.random.default_rng(step).standard_normal(4), "facts": facts}
 
 
@@ -93,9 +95,9 @@ def test_data_workers_never_touch_the_accelerator():
     """Workers are spawned beside a process that uses the device, and have no context of it."""
     jax.block_until_ready(jax.numpy.ones(8) + 1)
     for step, batch in data.prefetch(traced_batch, 0, pick(12, 4), workers=2, put=jax.device_put):
-        process, drivers, loaded = np.asarray(batch["facts"])
+        process, drivers = np.asarray(batch["facts"])
         assert process != os.getpid()
-        assert not drivers and not loaded
+        assert not drivers
         expected = np.random.default_rng(step).standard_normal(4).astype(np.float32)
         np.testing.assert_allclose(batch["image"], expected, rtol=1e-6)
     here = traced_batch(0)["facts"]

@@ -22,6 +22,7 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.report import html
 from diffusion_jax.studies import comparison, sampler_comparison, sampler_report, subjects
 from diffusion_jax.studies.comparison import Comparison, Result
+from diffusion_jax.studies.subject import Subject
 from tests import commands
 from tests.markdown import squeezed
 
@@ -78,7 +79,7 @@ def test_the_command_ends_with_an_error_where_no_cell_has_a_result(tmp_path, mon
     class Broken(NamedTuple):
         experiment = assemble(toy.get_config("vp"), (2,))
 
-    subject = subjects.Subject(*[None] * len(subjects.Subject._fields))
+    subject = Subject(*[None] * len(Subject._fields))
     found = Comparison(
         [Result({"sampler": "ancestral.ddim", "nfe": 5, "seeds": "0", "note": "out of order"})],
         Result({"what": ""}),
