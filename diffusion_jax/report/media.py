@@ -42,6 +42,7 @@ FINER = 4  # lines are drawn so many times larger and then reduced, which smooth
 SLICES = 9  # of a volume, at most
 PLAYED = 200  # sounds of a page, at most
 EDGE = 3  # white pixels around the slices of a volume
+NAMED = 3  # channels whose values the foot of a picture names, at most
 
 
 class Media(NamedTuple):
@@ -58,6 +59,7 @@ class Media(NamedTuple):
         are no table.
       figure: draws a plot of sets, as scatter.sets.
       players: samples (N, ...) -> an audio player of each, for a page; None for what is no sound.
+      note: what tiles show in the units of the data, for the foot of a picture of them.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Media(NamedTuple):
     table: Callable[[np.ndarray, np.ndarray | None], list[str]] | None = None
     figure: Callable[..., None] = scatter.sets
     players: Callable[[np.ndarray], list[Markup]] | None = None
+    note: str = ""
 
 
 def media_of(shape: Sequence[int], normalization: Normalization | None) -> Media:
@@ -96,7 +99,24 @@ def media_of(shape: Sequence[int], normalization: Normalization | None) -> Media
     arrays, tiles = (functools.partial(f, normalization) for f in (_data, _drawn))
     tiles = functools.partial(tiles, draw)
     table = functools.partial(_table, normalization) if len(shape) == 1 else None
-    return Media(name, plural, arrays, tiles, of_sets=len(shape) == 1, table=table)
+    figure = functools.partial(scatter.in_units, normalization)
+    known = {"of_sets": len(shape) == 1, "table": table, "note": _note(normalization, shape)}
+    return Media(name, plural, arrays, tiles, figure=figure, **known)
+
+
+def _note(normalization: Normalization, shape: Sequence[int]) -> str:
+    """The values between which tiles of arrays are drawn, in the units of the data."""
+    spans = [f"{a:.4g} to {b:.4g}" for a, b in zip(normalization.low, normalization.high)]
+    if len(shape) == 2:
+        named = [
+            f"channel {i} ({style.NAMES[i]}) {spans[i]}" for i in range(min(len(spans), NAMED))
+        ]
+        named = named if len(spans) > 1 else spans
+        more = ", ..." * (len(spans) > NAMED)
+        return f"to the right: {shape[0]} values; upward: {', '.join(named)}{more}"
+    if len(shape) == 1:
+        return ""
+    return f"from black to white: {', '.join(spans[:NAMED])}{', ...' * (len(spans) > NAMED)}"
 
 
 def _rows(normalization: Normalization) -> Media:
@@ -140,9 +160,9 @@ def grid(
         return
     tiles = media.tiles(samples)
     if len(labels):
-        picture = pictures.grid_by_class(tiles, labels, names)
+        picture = pictures.grid_by_class(tiles, labels, names, note=media.note)
     else:
-        picture = pictures.image_grid(tiles, columns, row_labels=row_labels)
+        picture = pictures.image_grid(tiles, columns, row_labels=row_labels, note=media.note)
     pictures.save(picture, path)
 
 
@@ -173,6 +193,7 @@ def conditioned_grid(
         tiles.reshape(-1, *tiles.shape[2:]),
         columns * len(parts),
         column_labels=[*parts] * columns,
+        note=media.note,
     )
     pictures.save(picture, path)
 

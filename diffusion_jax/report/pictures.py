@@ -35,6 +35,7 @@ def image_grid(
     row_labels: Sequence[Any] | None = None,
     column_labels: Sequence[Any] | None = None,
     title: str | None = None,
+    note: str = "",
 ) -> Image.Image:
     """Images in rows.
 
@@ -45,6 +46,7 @@ def image_grid(
       row_labels: texts to the left of the rows, such as captions, broken into lines.
       column_labels: texts above the columns.
       title: stands at the top.
+      note: stands at the foot.
     """
     tiles = rgb(images)
     rows = [list(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
@@ -53,6 +55,7 @@ def image_grid(
         row_labels=row_labels,
         column_labels=column_labels,
         title=title,
+        note=note,
     )
 
 
@@ -63,6 +66,7 @@ def grid_by_class(
     *,
     columns: int = 16,
     scale: int | None = None,
+    note: str = "",
 ) -> Image.Image:
     """Images in a row for each class, with its name, in the order of the first image of each.
 
@@ -75,6 +79,7 @@ def grid_by_class(
       names: the names of the classes, by number.
       columns: images of a row, at most.
       scale: as in `image_grid`.
+      note: stands at the foot.
     """
     tiles, groups = [_enlarge(tile, scale) for tile in rgb(images)], {}
     for tile, label in zip(tiles, np.asarray(labels).tolist()):
@@ -85,13 +90,13 @@ def grid_by_class(
             for label, own in groups.items()
             for tile in own
         ]
-        return lay_out([cells[i : i + 10] for i in range(0, len(cells), 10)], gap=8)
+        return lay_out([cells[i : i + 10] for i in range(0, len(cells), 10)], gap=8, note=note)
     rows, row_labels = [], []
     for label, own in groups.items():
         parts = [own[i : i + columns] for i in range(0, len(own), columns)]
         rows += [[Tile(tile) for tile in part] for part in parts]
         row_labels += [names[label]] + [""] * (len(parts) - 1)
-    return lay_out(rows, row_labels=row_labels)
+    return lay_out(rows, row_labels=row_labels, note=note)
 
 
 def denoising_strip(

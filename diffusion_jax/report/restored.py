@@ -103,19 +103,14 @@ def strips(
     first = shown.tiles(given)
     if known is not None:
         color = np.array(ImageColor.getrgb(HIDDEN), np.uint8)
-        first = np.where(_hidden(shown, normalization, known, first.shape[1:3]), color, first)
+        first = np.where(_hidden(shown, normalization, known), color, first)
     rows = [first, *map(shown.tiles, draws), shown.tiles(truth)]
     names = ["measured", *(["restored"] * len(draws)), "truth"]
     pictures.save(pictures.image_grid(np.concatenate(rows), len(truth), row_labels=names), path)
 
 
-def _hidden(
-    shown: media.Media, normalization: Normalization, known: np.ndarray, size: tuple[int, int]
-) -> np.ndarray:
-    """The pixels of a tile of a size that show values that were not measured, (h, w, 1)."""
-    if known.ndim == 1:  # the whole height of the bar of each
-        h, w = size
-        return np.broadcast_to(~known[np.arange(w) * len(known) // w], (h, w))[..., None]
+def _hidden(shown: media.Media, normalization: Normalization, known: np.ndarray) -> np.ndarray:
+    """The pixels of a tile that show values that were not measured, (h, w, 1)."""
     extremes = normalization.encode(np.array([normalization.low, normalization.high]))
     tile = shown.tiles(np.where(known, extremes[1], extremes[0])[None])[0]
     return (tile < 128).all(-1, keepdims=True)

@@ -27,6 +27,7 @@ INK, FAINT, RULE, PAPER = "#222222", "#767676", "#e2e2e2", "#ffffff"
 # Okabe & Ito (2008), distinguishable with any color vision; yellow is left out because it is too
 # pale on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5A5A5A", "#882255")
+NAMES = ("blue", "orange", "green", "pink")  # of the first of them
 MORE_COLORS = ("#332288", "#999933", "#117733", "#8B5A2B")  # after Tol (2021), for many curves
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 

@@ -18,7 +18,7 @@ from diffusion_jax.evaluation import metrics
 from diffusion_jax.evaluation.restored import crps, rmse
 from diffusion_jax.inverse import baselines, measurements
 from diffusion_jax.inverse.measurements import Measurement
-from diffusion_jax.report import media, restored
+from diffusion_jax.report import media, restored, row_figure
 from diffusion_jax.report.tables import markdown_table
 from diffusion_jax.studies import restoration
 from diffusion_jax.studies.edit_job import Job, psnr_of
@@ -211,7 +211,8 @@ def save(
     parts = {} if shown.table else {"measured": scored.given}
     several = len(found.draws) > 1
     parts |= {f"restored {i}" if several else "restored": d for i, d in enumerate(found.draws, 1)}
-    more = restored.save_parts(shown, parts | {"truth": found.truth}, files[".npz"], labels)
+    parts |= {"truth": found.truth}
+    more = restored.save_parts(shown, parts, files[".npz"], labels)
     as_lines = shown.name == "series" or found.truth.ndim == 3  # waves, too
     several = as_lines and found.truth.shape[-1] > 1
     few = slice(SHOWN // 2 if several else SHOWN)  # a row of panels for each, or half of one
@@ -219,6 +220,11 @@ def save(
     if as_lines:
         lines = [decode(values) for values in (given, *draws, truth)]
         restored.series(lines[0], np.stack(lines[1:-1]), lines[-1], scored.known, files[".png"])
+        return more
+    if shown.table:
+        parts = {name: own[few] for name, own in ({"measured": scored.given} | parts).items()}
+        hidden = None if scored.known is None else ~scored.known
+        row_figure.figure(normalization, parts, files[".png"], hidden)
         return more
     restored.strips(shown, normalization, given, draws, truth, scored.known, files[".png"])
     return more

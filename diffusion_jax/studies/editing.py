@@ -17,7 +17,7 @@ from diffusion_jax.core import files, parsing, provenance
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data.normalization import Normalization
 from diffusion_jax.pretrained import folders
-from diffusion_jax.report import media, pictures, restored
+from diffusion_jax.report import media, pictures, restored, row_figure
 from diffusion_jax.studies import edit_arrays, edit_tasks, restoration
 from diffusion_jax.studies.edit_job import Job, job_for, led_away
 from diffusion_jax.studies.edit_requests import (
@@ -135,11 +135,15 @@ def _save(
     rows, names, facts = strip
     # tiles of arrays have their size already
     scale = scale or (1 if job.trained.experiment.normalization else None)
-    tiles, columns = np.concatenate(list(map(shown.tiles, rows))), len(rows[0])
-    picture = pictures.image_grid(tiles, columns, row_labels=names, scale=scale)
-    pictures.save(picture, written[".png"])
+    parts = dict(zip(names, rows))
+    if shown.table:
+        row_figure.figure(job.trained.experiment.normalization, parts, written[".png"])
+    else:
+        tiles, columns = np.concatenate(list(map(shown.tiles, rows))), len(rows[0])
+        note = {"row_labels": names, "note": shown.note}
+        pictures.save(pictures.image_grid(tiles, columns, scale=scale, **note), written[".png"])
     _save_json(job, facts, asked, written[".json"])
-    more = restored.save_parts(shown, dict(zip(names, rows)), written[".png"])
+    more = restored.save_parts(shown, parts, written[".png"])
     print(f"{_scores(facts)}: {', '.join(map(str, [*written.values(), *more]))}")
 
 

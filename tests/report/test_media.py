@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image, ImageColor
 from diffusion_jax.data import loading, normalization, sound, sound_files
 from diffusion_jax.data.columns import CATEGORY, NUMBER, Column
 from diffusion_jax.data.normalization import Normalization
-from diffusion_jax.report import media, pictures, restored
+from diffusion_jax.report import media, pictures, restored, row_figure, style
 
 
 def normalized(shape, dtype="float32"):
@@ -179,3 +180,60 @@ def test_sets_without_their_data_are_shown_alone(tmp_path):
     assert loading.is_here("digits", "") and not loading.is_here("table", "")
     assert not loading.is_here("table", str(tmp_path / "t.csv"))
     assert loading.is_here("arrays", "gs://bucket/a.npz") and loading.is_here("arrays", ".")
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The axes of the figures that a test draws."""
+    figure, found = style.figure, []
+
+    @contextlib.contextmanager
+    def kept(*args, **options):
+        with figure(*args, **options) as axes:
+            yield axes
+        found.extend(axes)
+
+    monkeypatch.setattr(style, "figure", kept)
+    return found
+
+
+def test_the_foot_of_a_picture_names_the_units_of_the_data():
+    values, known = normalized((9, 2))
+    known = known._replace(low=(-1.5, 0), high=(2.25, 300))
+    said = (
+        "to the right: 9 values; upward: channel 0 (blue) -1.5 to 2.25, channel 1 (orange) 0 to 300"
+    )
+    assert media.media_of((9, 2), known).note == said
+    one = Normalization((0,), (1,), (-7,), (1e4,), "float32")
+    assert media.media_of((4, 4, 1), one).note == "from black to white: -7 to 1e+04"
+    assert media.media_of((9, 1), one).note.endswith("upward: -7 to 1e+04")
+
+
+@pytest.mark.parametrize("width", [2, 3])
+def test_plots_of_vectors_are_in_the_units_of_the_data(width, drawn, tmp_path):
+    values = np.random.default_rng(0).uniform(0, 1, (30, width)) + 1000 * np.arange(1, width + 1)
+    known = normalization.measure([values], "standard", "float32", "")
+    x = known.encode(values)
+    media.grid(media.media_of((width,), known), x, tmp_path / "a.png", columns=1, real=x)
+    low, high = drawn[0].get_xlim()
+    assert 999 < low < 1000 and 1001 < high < 1002
+    low, high = drawn[0 if width == 2 else width].get_ylim()  # of the second column
+    assert 1999 < low < 2000 and 2001 < high < 2002
+
+
+def test_edited_rows_are_panels_with_the_names_and_cells_of_the_columns(drawn, tmp_path):
+    """Columns that were drawn come first, with results and truth; the others as measured."""
+    table = (Column("age", NUMBER), Column("color", CATEGORY, ("red", "blue")))
+    known = Normalization((50, 0, 0), (10, 1, 1), (0, 0, 0), (99, 1, 1), "float32", columns=table)
+    cells = np.array([[20, 1, 0], [60, 0, 1]], np.float32)
+    parts = {name: known.encode(cells + [i, 0, 0]) for i, name in enumerate(("measured", "truth"))}
+    parts |= {f"restored {i}": known.encode(cells[::-1]) for i in (1, 2)}
+    row_figure.figure(known, parts, tmp_path / "a.png", np.array([False, True, True]))
+    color, age = drawn
+    assert [axis.get_title("left") for axis in (color, age)] == ["color", "age"]
+    assert [tick.get_text() for tick in color.get_yticklabels()] == ["red", "blue"]
+    offsets = {
+        axis: [own.get_offsets()[:, 1].tolist() for own in axis.collections] for axis in drawn
+    }
+    assert offsets[age] == [[20, 60]] and offsets[color] == [[0, 1], [1, 0], [1, 0]]
+    assert color.get_legend_handles_labels()[1] == ["truth", "restored"]
