@@ -10,7 +10,7 @@ changes a component and its arguments:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -243,6 +243,17 @@ IMAGE_VARIANTS = VARIANTS | {
 }
 
 
+# A noise schedule that is learned with the network, for images with 256 gray levels (Kingma et al.
+# 2021); the ends of the process are those of what can be learned.
+VDM = (
+    "schedules.VDM(gamma_min=-20.0, gamma_max=10.0)",
+    "eps()",
+    "vdm.vdm(learn_ends=True, learn_shape=True, gammas=(-13.3, 5.0))",
+    "ancestral.ddim",
+    "auto",
+)
+
+
 def variant(config: ConfigDict, name: str) -> ConfigDict:
     """Set process, parameterization, objective and sampler to one of VARIANTS.
 
@@ -256,22 +267,27 @@ def variant(config: ConfigDict, name: str) -> ConfigDict:
     return _set_variant(config, name, VARIANTS)
 
 
-def image_variant(config: ConfigDict, name: str) -> ConfigDict:
-    """Set process, parameterization, objective and sampler to one of IMAGE_VARIANTS.
+def image_variant(
+    config: ConfigDict, name: str, variants: Mapping[str, tuple[str, ...]] = IMAGE_VARIANTS
+) -> ConfigDict:
+    """Set process, parameterization, objective and sampler to a variant for images.
 
     Args:
       config: the config, which is changed in place and returned; its network must be set already.
-      name: a key of IMAGE_VARIANTS. 'iddpm' (Nichol & Dhariwal 2021) also learns the variance.
+      name: a key of variants. 'iddpm' (Nichol & Dhariwal 2021) also learns the variance.
+      variants: the variants that the config has.
 
     Raises:
       UserError: for another name.
     """
-    config = _set_variant(config, name, IMAGE_VARIANTS)
+    config = _set_variant(config, name, variants)
     config.model.learn_variance = name == "iddpm"
     return config
 
 
-def _set_variant(config: ConfigDict, name: str, variants: dict[str, tuple[str, ...]]) -> ConfigDict:
+def _set_variant(
+    config: ConfigDict, name: str, variants: Mapping[str, tuple[str, ...]]
+) -> ConfigDict:
     if name not in variants:
         raise unknown("variant", name, variants)
     (

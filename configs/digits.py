@@ -4,24 +4,24 @@
 
 Data: embedded in the package. Time: about three minutes on two CPU cores.
 
-Variants: ddpm, iddpm, vp, subvp, ve, edm, flow.
+Variants: ddpm, iddpm, vdm (a learned noise schedule), vp, subvp, ve, edm, flow.
 """
 
 from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.base import IMAGE_VARIANTS, base, image_variant, network
+from configs.base import IMAGE_VARIANTS, VDM, base, image_variant, network
 from diffusion_jax.assembly.specs import with_args
 
-VARIANTS = IMAGE_VARIANTS
+VARIANTS = IMAGE_VARIANTS | {"vdm": VDM}
 
 
 def get_config(name: str = "vp") -> ConfigDict:
     """Return the config of a variant.
 
     Args:
-      name: ddpm, iddpm, vp, subvp, ve, edm or flow.
+      name: ddpm, iddpm, vdm, vp, subvp, ve, edm or flow.
 
     Raises:
       UserError: for an unknown variant.
@@ -30,7 +30,7 @@ def get_config(name: str = "vp") -> ConfigDict:
     config.model = network(
         "unet.UNet", width=32, multipliers=(1, 2), blocks=1, attention=(4,), head_width=32
     )
-    config = image_variant(config, name)
+    config = image_variant(config, name, VARIANTS)
     config.optimizer.learning_rate = 2e-3
     config.training.update(steps=600, eval_every=300, sample_every=300, checkpoint_every=300)
     config.sampler.guidance = 1.5

@@ -59,6 +59,8 @@ def complete(make: Callable) -> bool:
 
 PROCESSES = {
     **{name: make() for name, make in by_name(schedules.PROCESSES).items()},
+    # with as much noise as the others have: the first step of a multistep method is of first order
+    "VDM": schedules.VDM(gamma_max=10.0),
     "Shifted_flow": schedules.Shifted(schedules.RectifiedFlow(), shift=3.0, norm=1.0),
     # the other tables are the same class
     **{f"DDPM_{betas}": discrete.ddpm(betas) for betas in ("linear", "cosine")},

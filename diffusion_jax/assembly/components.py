@@ -36,6 +36,7 @@ from diffusion_jax.objectives import (
     meanflow,
     times,
     uncertainty,
+    vdm,
     weighting,
 )
 from diffusion_jax.objectives.autoencoding import Likelihood
@@ -50,6 +51,7 @@ from diffusion_jax.samplers import (
     corrector,
     few_step,
     grids,
+    learned_grid,
     multistep,
     ode,
     sde,
@@ -69,12 +71,13 @@ PARAMETERIZATIONS = Family(
 )
 
 DIFFUSION_OBJECTIVES = denoising.OBJECTIVES + learned_variance.OBJECTIVES + uncertainty.OBJECTIVES
+VARIATIONAL_OBJECTIVES = vdm.OBJECTIVES
 FEW_STEP_OBJECTIVES = consistency.OBJECTIVES + meanflow.OBJECTIVES
 AUTOENCODER_OBJECTIVES = autoencoding.OBJECTIVES
 
 OBJECTIVES = Family(
     "objective",
-    DIFFUSION_OBJECTIVES + AUTOENCODER_OBJECTIVES + FEW_STEP_OBJECTIVES,
+    DIFFUSION_OBJECTIVES + VARIATIONAL_OBJECTIVES + AUTOENCODER_OBJECTIVES + FEW_STEP_OBJECTIVES,
     "OBJECTIVES",
     {
         TimeLaw: times.TIME_LAWS,
@@ -117,7 +120,7 @@ SAMPLERS = Family(
     },
 )
 
-GRIDS = Family("grid", grids.GRIDS, "GRIDS")
+GRIDS = Family("grid", grids.GRIDS + learned_grid.GRIDS, "GRIDS")
 TARGETS = Family("target", presets.TARGETS, "TARGETS")
 GUIDES = Family("guidance", guides.GUIDES, "GUIDES", {guides.Guide: guides.GUIDES})
 MEASUREMENTS = Family(

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.assembly import components, conditions, datasets, defaults, denoiser
 from diffusion_jax.assembly.build import build, member
-from diffusion_jax.assembly.kinds import autoencoder, classifier, diffusion, few_step
+from diffusion_jax.assembly.kinds import autoencoder, classifier, diffusion, few_step, vdm
 from diffusion_jax.assembly.settings import (
     Averages,
     DataSettings,
@@ -36,6 +36,7 @@ from diffusion_jax.training import ema, optimizer
 # The kind of model, by its objective.
 KINDS = {
     **dict.fromkeys(components.DIFFUSION_OBJECTIVES, diffusion.KIND),
+    **dict.fromkeys(components.VARIATIONAL_OBJECTIVES, vdm.KIND),
     **dict.fromkeys(components.FEW_STEP_OBJECTIVES, few_step.KIND),
     **dict.fromkeys(components.AUTOENCODER_OBJECTIVES, autoencoder.KIND),
 }

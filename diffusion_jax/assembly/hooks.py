@@ -113,9 +113,12 @@ def _drawer(
     keys = generate.seeds_to_keys(range(count))
 
     def draw(state: TrainState) -> Array:
-        params = denoiser.ensemble(experiment, trainer.weights(experiment, state))
-        rest = np.asarray(chosen.ts), np.float32(chosen.guidance)
-        return everywhere(params, (keys, cond), *rest)
+        params = trainer.weights(experiment, state)
+        now, ts = experiment.kind.learned_by(experiment, params), chosen.ts
+        if now is not experiment:  # the times are those of the learned schedule
+            ts = sampling.times(now, now.sampling)
+        rest = np.asarray(ts), np.float32(chosen.guidance)
+        return everywhere(denoiser.ensemble(experiment, params), (keys, cond), *rest)
 
     return draw
 

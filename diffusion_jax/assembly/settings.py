@@ -179,6 +179,8 @@ class Kind(NamedTuple):
         is None without guidance.
       companions: experiment -> further averages in the training state that are never sampled from.
       remember: experiment -> what a step keeps of its losses there (step.Remember), or None.
+      learned_by: (experiment, params) -> the Experiment with what its parameters have learned
+        besides the network: the ends of a noise schedule.
       denoises: whether the network is a denoiser, which samplers and guidance need.
       has_flow: whether that denoiser defines a probability flow, which likelihoods need.
       samples: whether training draws grids of samples.
@@ -194,6 +196,7 @@ class Kind(NamedTuple):
     draw: Callable[..., tuple[Array, Array]]
     companions: Callable[[Experiment], tuple[Ema, ...]] = lambda experiment: ()
     remember: Callable[[Experiment], Remember | None] = lambda experiment: None
+    learned_by: Callable[[Experiment, Params], Experiment] = lambda experiment, params: experiment
     denoises: bool = True
     has_flow: bool = False
     samples: bool = True

@@ -10,6 +10,7 @@ import jax
 from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.core.types import Array, Batch, Key, Params
+from diffusion_jax.processes import learned
 from diffusion_jax.training import ema, loss_scale, sharding, state, step
 from diffusion_jax.training.state import TrainState
 
@@ -18,7 +19,8 @@ def grafted(fresh: Params, given: Params) -> Params:
     """Return given parameters, with those that only the fresh network has.
 
     A few-step network has weights of its second time that the diffusion model lacks. A network of
-    other classes keeps the given vector of "no class", and has fresh ones of its classes.
+    other classes keeps the given vector of "no class", and has fresh ones of its classes. A noise
+    schedule that the given model has learned is left out where the new one learns none.
 
     Args:
       fresh: the initial parameters of the network.
@@ -34,6 +36,8 @@ def grafted(fresh: Params, given: Params) -> Params:
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
         }
 
+    if learned.NAME not in fresh:
+        given = {name: own for name, own in given.items() if name != learned.NAME}
     new, old = flat(fresh), flat(given)
     for path in new.keys() & old.keys():  # of other classes, but of the same width
         (rows, *width), (theirs, *other) = new[path].shape or (0,), old[path].shape or (0,)

@@ -258,6 +258,7 @@ def load(
         encoded = Encoded(**{key: about["encoded"][key] for key in Encoded._fields})
         experiment = with_autoencoder(experiment, encoded, mesh)
     found = stored.read(workdir, experiment, mesh, step)
+    experiment = experiment.kind.learned_by(experiment, found.params)
     return Trained(experiment, found.params, found.step, found.name, about)
 
 

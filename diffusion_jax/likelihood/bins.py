@@ -40,6 +40,32 @@ def log_bin(x: Array, mean: Array, log_variance: Array, levels: int = 256) -> Ar
     )
 
 
+def log_level(x: Array, mean: Array, log_variance: Array, levels: int = 256) -> Array:
+    """Returns the log-probability of x's level among all levels, in nats.
+
+        p(x) = N(mean; x, var) / sum_v N(mean; v, var),    var = exp(log_variance)
+
+    (Kingma et al. 2021, sec. 3.3, with mean = z_0 / alpha_0 and var = 1 / SNR(0)). The sum is over
+    the levels v.
+
+    Args:
+      x: gray levels, each one of `levels` equally spaced values in [-1, 1], of any shape.
+      mean: the noisy value, of x's shape.
+      log_variance: log-variance of its noise, a scalar.
+      levels: number of values that x can take.
+
+    Returns:
+      Nats, of x's shape.
+    """
+    inverse_std = jnp.exp(-0.5 * log_variance)
+
+    def exponent(v: Array) -> Array:
+        return -0.5 * ((mean[..., None] - v) * inverse_std) ** 2
+
+    own = exponent(x[..., None])
+    return -jax.nn.logsumexp(exponent(jnp.linspace(-1.0, 1.0, levels)) - own, axis=-1)
+
+
 # half the width of a bin, in standard deviations, below which the density hardly bends within it
 THIN = 5e-3
 

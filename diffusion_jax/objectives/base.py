@@ -14,6 +14,7 @@ from typing import NamedTuple
 from diffusion_jax.core import arrays
 from diffusion_jax.core.types import Array, Cond, Denoise, Key, Noised
 from diffusion_jax.objectives.resampling import Resampling
+from diffusion_jax.processes.learned import Schedule
 
 
 def per_example(draw: Callable) -> Callable:
@@ -36,6 +37,21 @@ def per_example(draw: Callable) -> Callable:
     return with_keys
 
 
+class Learned(NamedTuple):
+    """A noise schedule that an objective learns with the network, and the loss that trains both.
+
+    Attributes:
+      schedule: what of it is learned, with its parameters before training.
+      loss: a function (predict, params, own, keys, x0 (B, ...), context) -> (losses (B,), times
+        (B,), metrics {name: (B,)}). predict(params, context, x_t, t) is the prediction of the
+        network, own are the parameters of the schedule, and context is what else predict uses: its
+        condition and its random keys.
+    """
+
+    schedule: Schedule
+    loss: Callable[..., tuple[Array, Array, dict[str, Array]]]
+
+
 class Objective(NamedTuple):
     """An objective of diffusion models.
 
@@ -46,12 +62,15 @@ class Objective(NamedTuple):
       resampling: draws the times of training by their losses, where the objective is trained so;
         `at` is then used instead of `draw`.
       at: a function (keys, x0, t (B,)) -> Noised, for given times; None without resampling.
+      learned: the noise schedule that is learned, whose loss is then used instead of `draw` and
+        `loss`; these are of the whole process.
     """
 
     draw: Callable[[Key, Array], Noised]
     loss: Callable[[Denoise, Noised, Cond], Array]
     resampling: Resampling | None = None
     at: Callable[[Key, Array, Array], Noised] | None = None
+    learned: Learned | None = None
 
 
 class FewStepExample(NamedTuple):

@@ -8,6 +8,7 @@
     Cosine         cos(pi t / 2)   sin(pi t / 2)              Nichol & Dhariwal 2021, eq. 17
     TrigFlow       cos(pi t / 2)   s_data sin(pi t / 2)       Lu & Song 2025, sec. 3
     RectifiedFlow  1 - t           t                          Liu et al. 2023; Lipman et al. 2023
+    VDM            sqrt(1 - s^2)   s = sqrt(sigmoid(gamma))   Kingma et al. 2021, sec. 3, appendix H
 
 `Shifted` is another process with its log-SNR moved by 2 log(1 / shift) (Hoogeboom et al. 2023, sec.
 3.1). DDPM's table of betas is in processes/discrete.py.
@@ -20,7 +21,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 
 from diffusion_jax.core.errors import need_increasing, need_range
@@ -277,6 +280,43 @@ class RectifiedFlow:
 
 
 @dataclass(frozen=True)
+class VDM:
+    """The variance-preserving path whose log-SNR falls linearly (Kingma et al. 2021, appendix H).
+
+    alpha^2 = sigmoid(-gamma) and sigma^2 = sigmoid(gamma) with gamma = -logsnr = gamma_min +
+    (gamma_max - gamma_min) t. The defaults are those of the paper's models of 8-bit images.
+
+    Attributes:
+      gamma_min: gamma at t = 0.
+      gamma_max: gamma at t = 1.
+
+    Raises:
+      UserError: for a number out of its range.
+    """
+
+    gamma_min: float = -13.3
+    gamma_max: float = 5.0
+    t_min: ClassVar[float] = 0.0
+    t_max: ClassVar[float] = 1.0
+
+    def __post_init__(self):
+        for name in ("gamma_min", "gamma_max"):
+            need_range(f"schedules.VDM: {name}", getattr(self, name), -40, 40)
+        need_increasing("schedules.VDM", gamma_min=self.gamma_min, gamma_max=self.gamma_max)
+
+    def _gamma(self, t: Array) -> Array:
+        return self.gamma_min + (self.gamma_max - self.gamma_min) * t
+
+    def alpha(self, t: Array) -> Array:
+        """The factor of x0 at time t."""
+        return jnp.exp(0.5 * jax.nn.log_sigmoid(-self._gamma(t)))
+
+    def sigma(self, t: Array) -> Array:
+        """The factor of eps at time t."""
+        return jnp.exp(0.5 * jax.nn.log_sigmoid(self._gamma(t)))
+
+
+@dataclass(frozen=True)
 class Shifted:
     """`base` with more noise, for larger images: sigma / alpha times `shift` at every t.
 
@@ -325,4 +365,4 @@ class Shifted:
 
 
 # The members of the family, which a config may name.
-PROCESSES = (VP, SubVP, VE, EDM, Cosine, TrigFlow, RectifiedFlow, Shifted)
+PROCESSES = (VP, SubVP, VE, EDM, Cosine, TrigFlow, RectifiedFlow, VDM, Shifted)
