@@ -243,17 +243,6 @@ IMAGE_VARIANTS = VARIANTS | {
 }
 
 
-# A noise schedule that is learned with the network, for images with 256 gray levels (Kingma et al.
-# 2021); the ends of the process are those of what can be learned.
-VDM = (
-    "schedules.VDM(gamma_min=-20.0, gamma_max=10.0)",
-    "eps()",
-    "vdm.vdm(learn_ends=True, learn_shape=True, gammas=(-13.3, 5.0))",
-    "ancestral.ddim",
-    "auto",
-)
-
-
 def variant(config: ConfigDict, name: str) -> ConfigDict:
     """Set process, parameterization, objective and sampler to one of VARIANTS.
 

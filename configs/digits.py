@@ -11,9 +11,18 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs.base import IMAGE_VARIANTS, VDM, base, image_variant, network
+from configs.base import IMAGE_VARIANTS, base, image_variant, network
 from diffusion_jax.assembly.specs import with_args
 
+# process, parameterization, objective, sampler and grid, as in configs/base.py; the ends of the
+# process are those of what can be learned (Kingma et al. 2021)
+VDM = (
+    "schedules.VDM(gamma_min=-20.0, gamma_max=10.0)",
+    "eps()",
+    "vdm.vdm(learn_ends=True, learn_shape=True, gammas=(-13.3, 5.0))",
+    "ancestral.ddim",
+    "auto",
+)
 VARIANTS = IMAGE_VARIANTS | {"vdm": VDM}
 
 

@@ -8,14 +8,16 @@ for every parameterization and every process:
     name         a                              b                      paper
     x0           1                              0
     eps          0                              1                      Ho et al. 2020
+    eps_skip     -alpha                         1 - sigma              Kingma et al. 2021
     v            -sigma                         alpha                  Salimans & Ho 2022
     velocity     alpha'                         sigma'                 Lipman et al. 2023
     score        0                              -1 / sigma             Song & Ermon 2019
     edm          (1 - c_skip alpha) / c_out     -c_skip sigma / c_out  Karras et al. 2022, sec. 5
     consistency  as edm, with the c_skip and c_out of                  Song et al. 2023, appendix C
 
-F is the data, the noise, alpha eps - sigma x0, dx/dt along the path, grad log p(x_t | x0), a target
-of unit variance at every t, and, for consistency, such that x0 is x_t / alpha at t_min for every F.
+F is the data, the noise, eps - x_t, alpha eps - sigma x0, dx/dt along the path, grad log p(x_t |
+x0), a target of unit variance at every t, and, for consistency, such that x0 is x_t / alpha at
+t_min for every F.
 
 A parameterization also holds the encoding of the network's inputs (denoisers/inputs.py).
 """
@@ -246,6 +248,20 @@ def eps(**encoding: Unpack[Encoding]) -> Parameterization:
     )
 
 
+def eps_skip(**encoding: Unpack[Encoding]) -> Parameterization:
+    """The network predicts eps - x_t, and eps-hat is x_t + F (Kingma et al. 2021, appendix B).
+
+    A network whose output is 0 then takes x_t for noise, which it is for the most part where the
+    log-SNR is low.
+
+    Args:
+      **encoding: arguments of `inputs.encoder`.
+    """
+    return Parameterization(
+        lambda process, t: (-process.alpha(t), 1 - process.sigma(t)), encoder(**encoding)
+    )
+
+
 def v(**encoding: Unpack[Encoding]) -> Parameterization:
     """The network predicts v = alpha eps - sigma x0 (Salimans & Ho 2022, sec. 4).
 
@@ -346,4 +362,4 @@ def consistency(sigma_data: float = 0.5, **encoding: Unpack[Encoding]) -> Parame
 
 
 # The members of the family, which a config may name.
-PARAMETERIZATIONS = (x0, eps, v, velocity, score, edm, consistency)
+PARAMETERIZATIONS = (x0, eps, eps_skip, v, velocity, score, edm, consistency)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -95,6 +96,22 @@ def smooth(x: Array, features: int) -> Array:
       (B, features) float32.
     """
     return sinusoidal(16.0 * x, features, max_period=64.0)
+
+
+def input_waves(x: Array, exponents: Sequence[int]) -> list[Array]:
+    """The Fourier features of an input, which show its least bits (Kingma et al. 2021, appendix C).
+
+        sin(2^n pi x), cos(2^n pi x)
+
+    Args:
+      x: noised samples, (B, ..., C).
+      exponents: n of each frequency.
+
+    Returns:
+      Two arrays of x's shape, in float32, for each n.
+    """
+    angles = [2.0**n * np.pi * x.astype(jnp.float32) for n in exponents]
+    return [wave(angle) for wave in (jnp.sin, jnp.cos) for angle in angles]
 
 
 # c_noise is about [0, 1] or [-2, 2]; the factor 1000 makes c_noise = i / 1000 the integer step i of

@@ -10,7 +10,7 @@ from diffusion_jax.core.types import Array, Cond
 from diffusion_jax.models import layers
 from diffusion_jax.models.attention import IDENTITY
 from diffusion_jax.models.dropout import rate_at
-from diffusion_jax.models.embeddings import ConditionEmbedding, concatenated
+from diffusion_jax.models.embeddings import ConditionEmbedding, concatenated, input_waves
 from diffusion_jax.models.normalization import group_norm
 from diffusion_jax.models.remat import rematerialized
 from diffusion_jax.models.text import Text, TextFeatures
@@ -66,6 +66,9 @@ class UNet(nn.Module):
         2021, eq. 15).
       extra_channels: channels of cond['concat'], which the first convolution receives besides x
         (SR3, Saharia et al. 2021).
+      input_fourier: exponents n of the waves sin(2^n pi x) and cos(2^n pi x) that the first
+        convolution receives besides x, VDM (7, 8) for fine detail of 8-bit images (Kingma et al.
+        2021, appendix C); () is none.
       augment: size of the augmentation labels cond['augment'], (B, augment), which EDM adds to the
         features of the noise level (Karras et al. 2022, appendix F.2); 0 is none, and examples
         without them have zeros.
@@ -102,6 +105,7 @@ class UNet(nn.Module):
     norm: tuple[int, float] | None = None
     learn_variance: bool = False
     extra_channels: int = 0
+    input_fourier: tuple[int, ...] = ()
     augment: int = 0
     noise_features: int = 0
     noise_embedding: str = "sinusoidal"
@@ -146,7 +150,8 @@ class UNet(nn.Module):
         )
         text = self.text(cond, x.shape[0]) if self.text else None
         embedding = condition(c_noise, cond, x.shape[0], text and text.pooled)
-        x = concatenated(x, cond, self.extra_channels)
+        waves = input_waves(x, self.input_fourier)
+        x = jnp.concatenate([concatenated(x, cond, self.extra_channels), *waves], axis=-1)
         h = layers.conv(self.width, axes=axes, dtype=self.dtype, name="first")(
             layers.space_to_depth(x, self.stem)
         )

@@ -98,6 +98,14 @@ ICT = CIFAR | {
     "classes": 0,
 }
 
+VDM = (
+    CIFAR
+    | {"steps": 10_000_000, "batch": 128, "flip": False, "dropout": 0.1, "ema_rate": 0.9999}
+    | {"optimizer": "adamw", "rate": 2e-4, "warmup": 100, "schedule": "constant", "clip": 0.0}
+    | {"betas": (0.9, 0.99), "weight_decay": 0.01, "width": 128, "multipliers": (1,), "blocks": 32}
+    | {"attention": (), "input_fourier": (7, 8), "classes": 0}
+)
+
 # (recipe, variant): (source, parameters in millions as it states them, values)
 RECIPES: dict[tuple[str, str], tuple[str, float, dict[str, Any]]] = {
     ("ddpm_cifar10", ""): (
@@ -308,6 +316,13 @@ RECIPES: dict[tuple[str, str], tuple[str, float, dict[str, Any]]] = {
         55.7,
         CIFAR | {"steps": 400_000, "batch": 512, "optimizer": "radam", "rate": 1e-4, "classes": 0},
     ),
+    ("vdm_cifar10", "ends"): (
+        "Kingma et al. 2021; google-research/vdm, configs/cifar10.py; the count is that of its "
+        "model_vdm.py",
+        30.58,
+        VDM,
+    ),
+    ("vdm_cifar10", "shape"): ("the same; the schedule is the paper's, appendix H", 30.58, VDM),
     ("ldm", "ffhq"): (
         "Rombach et al. 2022, table 12; CompVis/latent-diffusion, "
         "configs/latent-diffusion/ffhq-ldm-vq-4.yaml",
@@ -369,4 +384,5 @@ def facts(config: Any, shape: tuple[int, ...], classes: int) -> dict[str, Any]:
         found |= {"halflife": halflife, "ema_rate": 0.5 ** (batch / halflife)}
     found |= {key: optimizer[key] for key in ("decay_from", "eps") if key in optimizer}
     names = ("width", "multipliers", "blocks", "attention", "depth", "dropout", "dtype")
+    names = (*names, "input_fourier")
     return found | {key: model[key] for key in names if key in model}

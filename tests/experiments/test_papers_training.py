@@ -26,6 +26,7 @@ RUNS = {
     ("ddpm_cifar10", ""): "",
     ("iddpm_cifar10", "hybrid"): "",
     ("iddpm_cifar10", "vlb"): "",
+    ("vdm_cifar10", "shape"): "",
     ("ncsnpp_ve", ""): "",
     ("ddpmpp_vp", ""): "",
     ("ddpmpp_subvp", ""): "",

@@ -51,6 +51,15 @@ def test_fourier_features_are_fixed_and_on_the_circle():
     np.testing.assert_array_equal(features, embeddings.fourier(jnp.array([-1.0, 0.3]), 16))
 
 
+def test_the_waves_of_an_input_tell_levels_apart():
+    """2^n pi x of VDM: one level of 8 bits is most of a period for n = 8, against 1/255 of x."""
+    x = jnp.asarray([[0.25], [0.25 + 2 / 255]])
+    waves = embeddings.input_waves(x, (7, 8))
+    exact = [f(2**n * np.pi * np.float64(x)) for f in (np.sin, np.cos) for n in (7, 8)]
+    np.testing.assert_allclose(waves, exact, atol=1e-4)
+    assert max(np.abs(wave[1] - wave[0]).max() for wave in waves) > 0.3
+
+
 def test_the_noise_features_are_those_asked_for():
     """The two kinds differ with random parameters, and a scalar noise level is broadcast."""
     condition = embeddings.ConditionEmbedding(features=8, width=8)

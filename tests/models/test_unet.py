@@ -103,6 +103,9 @@ def test_extra_channels_are_seen_by_the_first_convolution_only():
     plain, _ = shapes(UNet(**TINY), (2, 8, 8, 3))
     assert out.shape == (2, 8, 8, 3)
     assert count(params) - count(plain) == 3 * 3 * 2 * TINY["width"]
+    waves, out = shapes(UNet(input_fourier=(7, 8), **TINY), (2, 8, 8, 3))
+    assert out.shape == (2, 8, 8, 3)
+    assert count(waves) - count(plain) == 3 * 3 * (3 * 4) * TINY["width"]
 
 
 def test_ddpm_cifar10_has_the_parameters_of_the_paper():
