@@ -19,7 +19,7 @@ from diffusion_jax.assembly.build import member, resolved
 from diffusion_jax.assembly.specs import with_args
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.parsing import expand_home
-from diffusion_jax.data import any_shape, sound_sets, table, tensor_sets
+from diffusion_jax.data import any_shape, sound_sets, table, tensor_sets, tfds_sounds
 
 AUTO = "auto"
 MOST = 1024  # pixels at which a U-Net works without a stem, and tokens of a transformer
@@ -55,6 +55,10 @@ def _described(section: ConfigDict) -> tuple[tuple[int, ...], np.dtype]:
     """The shape of a sample and its type, of files or of a set of tensorflow-datasets."""
     path = expand_home("config.data.path", section.path)
     if section.name not in ("arrays", "table", "sound"):
+        if tfds_sounds.is_of_sounds(section.name, section.data_dir):
+            wanted = datasets.sounds(section)
+            own = tfds_sounds.described(section.name, section.data_dir, wanted)
+            return own.shape, np.dtype(own.dtype)
         return tensor_sets.described(section.name, section.data_dir, section.channel_axis)
     if not path:
         raise UserError(

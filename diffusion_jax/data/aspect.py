@@ -16,6 +16,7 @@ import numpy as np
 from diffusion_jax.data.sources import Example, Source, labels_of
 
 BUCKET = 3  # a random stream of its own; those of the pipeline are 0 to 2
+LITTLE = 0.25  # images of which less is left where they are cropped cause a warning
 BLOCK = 2**16  # steps whose buckets are drawn at once
 
 Shape = tuple[int, int]  # height and width
@@ -57,6 +58,20 @@ def nearest(sizes: Sequence[Shape], shapes: Sequence[Shape]) -> np.ndarray:
     """
     own, known = (np.log([height / width for height, width in s]) for s in (sizes, shapes))
     return np.abs(own[:, None] - known).argmin(1)
+
+
+def kept(sizes: Sequence[Shape], shapes: Sequence[Shape]) -> np.ndarray:
+    """Return the shares of images that are left where they are cropped to an aspect ratio.
+
+    Args:
+      sizes: height and width of N images.
+      shapes: to which they are cropped.
+
+    Returns:
+      (N,), in (0, 1].
+    """
+    own, wanted = (np.array([height / width for height, width in s]) for s in (sizes, shapes))
+    return np.minimum(own / wanted, wanted / own)
 
 
 def visit(seed: int, sizes: tuple[int, ...], step: int) -> tuple[int, int]:

@@ -122,14 +122,27 @@ def _bucketed(
     rule: str,
 ) -> tuple[aspect.Bucketed, str]:
     """The training split in buckets by aspect ratio, and the rule of the split with their sizes."""
-    chosen = aspect.nearest([headers[file.path].size for file in files], shapes)
+    sizes = [headers[file.path].size for file in files]
+    chosen = aspect.nearest(sizes, shapes)
+    kept = aspect.kept(sizes, [shapes[bucket] for bucket in chosen])
+    if (thin := np.flatnonzero(kept < aspect.LITTLE)).size:
+        height, width = sizes[thin[0]]
+        logging.warning(
+            "data.buckets: %d of %d training images lose more than three quarters, as no "
+            "bucket has their aspect ratio: %s is %dx%d; add a bucket, or remove them",
+            thin.size,
+            len(files),
+            printable(files[thin[0]].name),
+            height,
+            width,
+        )
     buckets, counts = [], []
     for number, (height, width) in enumerate(shapes):
         if own := [file for file, bucket in zip(files, chosen) if bucket == number]:
             size = transforms.Frame(height, width)
             shape = (height, width, read.shape[2])
             buckets.append(_source(own, read._replace(shape=shape, image_size=size), None))
-            counts.append(f"{height}x{width} ({len(own)})")
+        counts.append(f"{height}x{width} ({len(own) or 'no image'})")
     read.unreadable.report()
     return aspect.Bucketed(whole, buckets), f"{rule}; batches of {', '.join(counts)}"
 

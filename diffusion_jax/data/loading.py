@@ -21,6 +21,7 @@ from diffusion_jax.data import (
     sound_sets,
     table,
     tfds_builder,
+    tfds_sounds,
     toys,
     transforms,
 )
@@ -167,13 +168,16 @@ def _check(request: _Request) -> None:
             f"data.path={path} is not used by data.name={name}, only by {', '.join(WITH_PATH)} "
             "(see data.data_dir)"
         )
+    heard = ("sound",)
     ours = path or name in {*WITH_PATH, *toys.TOYS, "digits", "digits_captions"} - {*IDX_CLASSES}
+    if not ours and tfds_sounds.is_of_sounds(name, request.data_dir):
+        heard = ("sound", name)
     for key, value, users in (
         ("layout", request.layout, ("folder", "sound")),
         ("value_range", request.value_range, ("folder", "npz")),
         *((key, given, ("table",)) for key, given in request.roles._asdict().items()),
         *(
-            (key, getattr(request.sounds, key), ("sound",))
+            (key, getattr(request.sounds, key), heard)
             for key in ("pattern", "class_fields", "test_where", "rate", "length")
         ),
         ("condition", request.condition, ("arrays",)),
@@ -262,6 +266,8 @@ def _splits(request: _Request) -> Splits:
         train, test, classes = toys.split(name, request.seed)
         return Splits(train, test, (2,), classes, _numbers(classes), rule="drawn independently")
     try:
+        if tfds_sounds.is_of_sounds(name, request.data_dir):
+            return _tfds_sounds(request)
         wanted = request.image_size, request.channels, request.captioned, request.normalization
         return records.splits(name, request.data_dir, *wanted, request.channel_axis)
     except tfds_builder.NotFound:
@@ -270,6 +276,17 @@ def _splits(request: _Request) -> Splits:
             f"{unknown('data set', name, ours)}; and every set of images or tensors of "
             "tensorflow-datasets by its name"
         ) from None
+
+
+def _tfds_sounds(request: _Request) -> Splits:
+    """Read a set of sounds of tensorflow-datasets."""
+    if request.image_size or request.captioned:
+        raise UserError(
+            f"data.name={request.name} has sounds: leave data.image_size and config.text.encoder "
+            "out"
+        )
+    wanted = request.sounds._replace(channels=request.channels)
+    return tfds_sounds.load(request.name, request.data_dir, wanted, request.normalization)
 
 
 def _any_shape(request: _Request) -> Splits:

@@ -73,13 +73,13 @@ def splits(
     names = tuple(features["label"].names) if classes else ()
     if "image" not in features:
         _check_tensors(name, image_size, channels, captioned)
-        read = functools.partial(_train_and_test, made, bool(classes))
+        read = functools.partial(train_and_test, made, bool(classes))
         return tensor_sets.splits(name, features, read, names, normalization, channel_axis)
     _check_images(name, features, channel_axis)
-    train, test, rule = _train_and_test(made, labeled=bool(classes))
+    train, test, rule = train_and_test(made, labeled=bool(classes))
     own, numbers = _captions(name, features) if captioned else None, None
     if own:
-        unseen = itertools.chain(*_train_and_test(made, labeled=bool(classes), blind=True)[:2])
+        unseen = itertools.chain(*train_and_test(made, labeled=bool(classes), blind=True)[:2])
         numbers = captions.CaptionNumbers(map(own, unseen))
     shape = tuple(features["image"].shape)
     if None in shape and not image_size:
@@ -206,7 +206,7 @@ def _uint8(name: str, image: np.ndarray) -> np.ndarray:
     return image
 
 
-def _train_and_test(
+def train_and_test(
     builder: tfds.core.DatasetBuilder, labeled: bool, key: str = "image", blind: bool = False
 ) -> tuple[Source, Source, str]:
     """Read disjoint splits.
@@ -222,6 +222,9 @@ def _train_and_test(
 
     Returns:
       (train, test, the rule in words).
+
+    Raises:
+      UserError: for a set without a split 'train'.
     """
     # a mocked TFDS set knows no split names
     known = set(builder.info.splits) or {"train", "test"}

@@ -6,12 +6,14 @@ the extra `sound`. Nothing in a file is executed, and no more samples are read t
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
 import wave
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +26,7 @@ signal = deferred("scipy.signal")
 ENDINGS = (".wav", ".flac")
 RATES = (1, 384_000)  # Hz
 MOST = 2**26  # samples of a file without a length, so that a header cannot exhaust the memory
+BLOCK = 2**16  # samples that are decoded at once to find damage
 HEADER = 44  # bytes before the samples of a WAV file, at least
 LOUDEST = 4.0  # of samples of floats, 12 dB above full scale: others have another unit
 INSTALL = "pip install 'diffusion_jax[sound]'"
@@ -58,6 +61,33 @@ def header(path: Path) -> SoundHeader:
       UserError: where soundfile is needed and not installed.
     """
     return _read(path, 1, 1)[0]
+
+
+def checked(path: Path, seconds: float) -> SoundHeader:
+    """Read the header of a file, and decode its beginning, so that damage in it is found.
+
+    Samples of 16 bits in a WAV file cannot be damaged and are not read.
+
+    Args:
+      path: a WAV or FLAC file.
+      seconds: how much is decoded; 0 is all.
+
+    Raises:
+      UnreadableSound: as `header`, and for what cannot be decoded.
+      UserError: where soundfile is needed and not installed.
+    """
+    if not path.is_file():
+        raise UnreadableSound("it is not a regular file")
+    if path.suffix.lower() == ".wav" and (found := _read_wave(path, 1, 1)):
+        return found[0]
+    with _opened(path) as (file, found):
+        left = enough(found, math.ceil(seconds) or -1, 1)
+        while left > 0:
+            samples = _sane(file.read(min(left, BLOCK), dtype="float32", always_2d=True))
+            if not len(samples):
+                break
+            left -= len(samples)
+        return found
 
 
 def read(path: Path, rate: int, length: int) -> np.ndarray:
@@ -150,18 +180,28 @@ def _read_wave(path: Path, wanted: int, rate: int) -> tuple[SoundHeader, np.ndar
 
 
 def _read_soundfile(path: Path, wanted: int, rate: int) -> tuple[SoundHeader, np.ndarray]:
+    with _opened(path) as (file, found):
+        count = enough(found, wanted, rate)
+        return found, _sane(file.read(count, dtype="float32", always_2d=True))
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, SoundHeader]]:
+    """A file and its header; what soundfile raises in the block is an UnreadableSound."""
     try:
         import soundfile  # noqa: PLC0415  an optional dependency: soundfile
     except ImportError as error:
         raise UserError(
             f"'{path}' is not a WAV file of 16 bits; other sounds are read by soundfile: {INSTALL}"
         ) from error
+    length = 0
     try:
         with soundfile.SoundFile(path) as file:
-            found = _checked(file.samplerate, file.channels, file.frames)
-            count = enough(found, wanted, rate)
-            return found, _sane(file.read(count, dtype="float32", always_2d=True))
+            length = file.frames
+            yield file, _checked(file.samplerate, file.channels, length)
     except (soundfile.SoundFileError, OSError, MemoryError) as error:
+        if length > MOST:  # as of a stream that was cut, or written without knowing its end
+            raise UnreadableSound("its header does not say how long it is") from error
         raise UnreadableSound(f"{error!s:.200}") from error
 
 

@@ -12,76 +12,38 @@ to data.length. Nothing is guessed: sounds that differ in one of these are refus
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_jax.core import npz
 from diffusion_jax.core.errors import UserError, printable
-from diffusion_jax.data import array_files, fields, folder, layout, normalization, sound, tree
+from diffusion_jax.data import (
+    condition_arrays,
+    fields,
+    folder,
+    layout,
+    normalization,
+    sound,
+    sound_arrays,
+    tree,
+)
 from diffusion_jax.data import sound_files as files
 from diffusion_jax.data.any_shape import StoredArrays
 from diffusion_jax.data.held_out import File, held_out
-from diffusion_jax.data.sound import Representation, Sound
-from diffusion_jax.data.sound_files import SoundHeader
-from diffusion_jax.data.sources import Splits, parallel
+from diffusion_jax.data.recordings import Recordings, Request
+from diffusion_jax.data.sound import Sound
+from diffusion_jax.data.sources import Splits, held_in_memory, parallel
 
 AT_ONCE = 256  # sounds that are represented at once
-
-
-class Request(NamedTuple):
-    """What config.data says about sounds.
-
-    Attributes:
-      representation: config.data.sound.
-      rate: in Hz; 0 keeps that of the sounds.
-      length: in seconds; 0 keeps that of the sounds.
-      channels: 1 or 2; 0 keeps those of the sounds.
-      pattern: of file names with fields; '' for classes by sub-folders.
-      class_fields: the fields that make the classes.
-      test_where: the examples that are held out, by a field; '' for those of the folder's layout.
-    """
-
-    representation: Representation = Representation("waveform")
-    rate: int = 0
-    length: float = 0.0
-    channels: int = 0
-    pattern: str = ""
-    class_fields: tuple[str, ...] = ()
-    test_where: str = ""
-
-
-class _Recordings(NamedTuple):
-    """Sounds that are not yet brought to one length.
-
-    Attributes:
-      names: of the sounds, for messages.
-      headers: of each.
-      read: (number, rate, samples wanted) -> (n, channels), float32.
-      labels: (N,) or None.
-      class_names: by label.
-      fields: as in `Sound`.
-      test: (N,) of bool.
-      rule: how they are split, in words.
-    """
-
-    names: Sequence[str]
-    headers: list[SoundHeader]
-    read: Callable[[int, int, int], np.ndarray]
-    labels: np.ndarray | None
-    class_names: tuple[str, ...]
-    fields: tuple[tuple[str, tuple[str, ...]], ...]
-    test: np.ndarray
-    rule: str
 
 
 def load(
     path: str, request: Request, rule: str = "standard", how: str = "", limit_bad: int = -1
 ) -> Splits:
-    """Read a set of sounds into memory.
+    """Read a set of sounds: into memory, or, if it is large, as batches need them.
 
     Args:
       path: data.path, a folder or an .npz file.
@@ -94,12 +56,32 @@ def load(
       UserError: for every mistake that a user can make, in one line.
     """
     what = f"data.path={path}"
-    found = _recordings_of(path, request, how, limit_bad, what)
-    own = _format(found, request, what)
-    values = _values(found, own)
+    return splits_of(_recordings_of(path, request, how, limit_bad, what), request, rule, what)
+
+
+def splits_of(found: Recordings, request: Request, rule: str, what: str) -> Splits:
+    """Bring sounds to one rate, length and number of channels, and normalize them.
+
+    Args:
+      found: the sounds.
+      request: what config.data says about sounds.
+      rule: config.data.normalization.
+      what: the data, for messages.
+
+    Raises:
+      UserError: for sounds that differ where no key says what they become, and damaged ones.
+    """
+    own = format_of(found, request, what)
+    values, split_rule = Represented(found.read, own, len(found.headers)), found.rule
+    if held_in_memory(len(values) * np.dtype(own.dtype).itemsize, own.shape):
+        values = _whole(values)
+    else:
+        split_rule += "; too large for the memory, so read batch by batch"
     rows = [np.flatnonzero(found.test == held) for held in (False, True)]
-    normalized = normalization.measure([values[rows[0]]], rule, own.dtype, what)
-    normalized = normalized._replace(sound=own)
+    parts = condition_arrays.chunks(values, rows[0])
+    normalized = normalization.measure(parts, rule, own.dtype, what)._replace(sound=own)
+    for part in condition_arrays.chunks(values, rows[1]):  # so that damage is found now
+        normalization.check_finite(part, what)
     labels = [None if found.labels is None else found.labels[r] for r in rows]
     if own.fields:
         _check_trained(labels[0], found.class_names, what)
@@ -110,7 +92,7 @@ def load(
         own.shape,
         len(found.class_names),
         found.class_names,
-        rule=found.rule,
+        rule=split_rule,
         normalization=normalized,
     )
 
@@ -128,16 +110,16 @@ def described(path: str, request: Request, how: str = "", limit_bad: int = -1) -
       UserError: likewise.
     """
     what = f"data.path={path}"
-    return _format(_recordings_of(path, request, how, limit_bad, what), request, what)
+    return format_of(_recordings_of(path, request, how, limit_bad, what), request, what)
 
 
-def _recordings_of(path: str, request: Request, how: str, limit_bad: int, what: str) -> _Recordings:
+def _recordings_of(path: str, request: Request, how: str, limit_bad: int, what: str) -> Recordings:
     """The sounds of a folder or an .npz file, which are not read yet."""
     place = Path(os.path.expanduser(path))
     if request.channels not in (0, 1, 2):
         raise UserError(f"data.channels={request.channels}: sounds are mono, 1, or stereo, 2")
     if place.suffix == ".npz" and place.is_file():
-        return _of_npz(place, request, what)
+        return sound_arrays.of_npz(place, request, what)
     if place.is_dir():
         return _of_folder(place, request, how, limit_bad, what)
     raise UserError(
@@ -145,8 +127,17 @@ def _recordings_of(path: str, request: Request, how: str, limit_bad: int, what: 
     )
 
 
-def _format(found: _Recordings, request: Request, what: str) -> Sound:
-    """What the sounds become; UserError where they differ and no key says it."""
+def format_of(found: Recordings, request: Request, what: str) -> Sound:
+    """Return what sounds become.
+
+    Args:
+      found: the sounds.
+      request: what config.data says about sounds.
+      what: the data, for messages.
+
+    Raises:
+      UserError: for sounds that differ where no key says what they become.
+    """
     rate = request.rate or _common(found, [h.rate for h in found.headers], "rates", "Hz", what)
     channels = request.channels or _common(
         found, [h.channels for h in found.headers], "numbers of channels", "channels", what
@@ -156,6 +147,11 @@ def _format(found: _Recordings, request: Request, what: str) -> Sound:
     else:
         seconds = [h.length / h.rate for h in found.headers]
         length = round(_common(found, seconds, "lengths", "s", what) * rate)
+    if length > files.MOST:
+        raise UserError(
+            f"{what}: sounds of {length / rate:,.0f} seconds at {rate} Hz have {length:,} samples, "
+            f"and at most {files.MOST:,} are read; set config.data.length"
+        )
     if length < max(1, request.representation.window):
         raise UserError(
             f"config.data.length={request.length:g} (seconds) is {length} samples at {rate} Hz; at "
@@ -164,7 +160,7 @@ def _format(found: _Recordings, request: Request, what: str) -> Sound:
     return Sound(rate, length, channels, *request.representation, fields=found.fields)
 
 
-def _common(found: _Recordings, each: list, plural: str, unit: str, what: str) -> float:
+def _common(found: Recordings, each: list, plural: str, unit: str, what: str) -> float:
     """The value that all sounds share."""
     other = next((i for i, value in enumerate(each) if value != each[0]), None)
     if other is None:
@@ -176,17 +172,39 @@ def _common(found: _Recordings, each: list, plural: str, unit: str, what: str) -
     )
 
 
-def _values(found: _Recordings, own: Sound) -> np.ndarray:
-    """Read and represent all sounds: (N, *own.shape)."""
+class Represented:
+    """The values of sounds as an array (N, *own.shape) that is read where it is indexed.
 
-    def one(number: int) -> np.ndarray:
-        return fitted(found.read(number, own.rate, own.length), own)
+    Args:
+      read: (number, rate, samples wanted) -> (n, channels), float32.
+      own: what the sounds become.
+      count: the number of sounds.
+    """
 
-    values = np.zeros((len(found.headers), *own.shape), own.dtype)
-    for start in range(0, len(values), AT_ONCE):
-        numbers = list(range(start, min(start + AT_ONCE, len(values))))
-        values[numbers] = sound.values(own, np.stack(parallel(one, numbers)))
-    return values
+    def __init__(self, read: Callable[[int, int, int], np.ndarray], own: Sound, count: int) -> None:
+        self.read, self.own = read, own
+        self.shape, self.dtype = (count, *own.shape), np.dtype(own.dtype)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        if not len(rows):
+            return np.zeros((0, *self.own.shape), self.dtype)
+        waves = parallel(self._wave, [int(row) for row in rows])
+        return sound.values(self.own, np.stack(waves)).astype(self.dtype)
+
+    def _wave(self, number: int) -> np.ndarray:
+        return fitted(self.read(number, self.own.rate, self.own.length), self.own)
+
+
+def _whole(values: Represented) -> np.ndarray:
+    """The values of all sounds in memory."""
+    result = np.zeros(values.shape, values.dtype)
+    for start in range(0, len(result), AT_ONCE):
+        rows = np.arange(start, min(start + AT_ONCE, len(result)))
+        result[rows] = values[rows]
+    return result
 
 
 def fitted(samples: np.ndarray, own: Sound) -> np.ndarray:
@@ -216,14 +234,14 @@ def _check_trained(labels: np.ndarray, names: tuple[str, ...], what: str) -> Non
 
 
 # ---- folders
-def _of_folder(root: Path, request: Request, how: str, limit_bad: int, what: str) -> _Recordings:
+def _of_folder(root: Path, request: Request, how: str, limit_bad: int, what: str) -> Recordings:
     listing = tree.walk(root, files.ENDINGS, lambda path: False)
     if not listing.images:
         held = tree.counted(listing, (), "; it holds ", ", which are not read")
         raise UserError(f"{what} holds no WAV or FLAC files{held}")
     by_name = bool(request.pattern)
     arranged = layout.arrange(root, listing, "flat" if by_name else how)
-    train, test = _readable(arranged, limit_bad, what)
+    train, test = _readable(arranged, request.length, limit_bad, what)
     if by_name:
         names = [Path(file.name).stem for file in train]
         values = fields.of_names(_stem(request.pattern), names, what)
@@ -248,9 +266,7 @@ def _stem(pattern: str) -> str:
     return pattern[: -len(ending)] if ending in files.ENDINGS else pattern
 
 
-def _by_fields(
-    every: list[File], request: Request, values: fields.Fields, what: str
-) -> _Recordings:
+def _by_fields(every: list[File], request: Request, values: fields.Fields, what: str) -> Recordings:
     made = fields.classes(request.class_fields, values) if request.class_fields else None
     if request.test_where:
         held = fields.held_out(request.test_where, values, what)
@@ -263,32 +279,33 @@ def _by_fields(
     return _of_files(every, *parts, held, rule)
 
 
-def _of_files(every: list[File], *about: object) -> _Recordings:
+def _of_files(every: list[File], *about: object) -> Recordings:
     headers = [files.header(file.path) for file in every]
+    read = functools.partial(_read_file, [file.path for file in every])
+    return Recordings([file.name for file in every], headers, read, *about)
 
-    def read(number: int, rate: int, length: int) -> np.ndarray:
-        try:
-            return files.read(every[number].path, rate, length)
-        except files.UnreadableSound as error:
-            raise UserError(
-                f"'{printable(str(every[number].path))}' is damaged: {error}"
-            ) from error
 
-    return _Recordings([file.name for file in every], headers, read, *about)
+def _read_file(paths: Sequence[Path], number: int, rate: int, length: int) -> np.ndarray:
+    """As `Recordings.read`, of files."""
+    try:
+        return files.read(paths[number], rate, length)
+    except files.UnreadableSound as error:
+        raise UserError(
+            f"'{printable(str(paths[number]))}' is damaged: {error}; remove it, or save it again"
+        ) from error
 
 
 def _readable(
-    arranged: layout.Arranged, limit_bad: int, what: str
+    arranged: layout.Arranged, seconds: float, limit_bad: int, what: str
 ) -> tuple[list[File], list[File]]:
     """The files of both splits that can be read; at most `limit_bad` others are skipped."""
     parts = [arranged.train, arranged.test or []]
     limit = folder.default_limit(sum(map(len, parts))) if limit_bad < 0 else limit_bad
     unreadable = folder.Unreadable(what.partition("=")[2], limit, "sounds")
-    headers: dict[File, SoundHeader] = {}
 
     def readable(file: File) -> bool:
         try:
-            headers[file] = files.header(file.path)
+            files.checked(file.path, seconds)
             return True
         except files.UnreadableSound as error:
             unreadable.add(file.path, error)
@@ -301,93 +318,3 @@ def _readable(
             f"{what}: no sound of the {'test' if kept[0] else 'train'} split is readable"
         )
     return kept[0], kept[1]
-
-
-# ---- .npz files
-def _of_npz(path: Path, request: Request, what: str) -> _Recordings:
-    arrays = npz.load(path, {}, lambda name: npz.ArraySpec("fiuU"), unpacked=1100)
-    offsets, samples, key = _recordings(arrays, what)
-    count = len(offsets) - 1
-    rate = request.rate
-    if "rate" in arrays and arrays["rate"].size == 1 and arrays["rate"].dtype.kind != "U":
-        rate = int(arrays["rate"].item())
-    if not files.RATES[0] <= rate <= files.RATES[1]:
-        raise UserError(f"{what} has no 'rate' in Hz: set config.data.rate, such as 8000")
-    values = _fields_of(arrays, count, (key, "offsets", "rate"))
-    if "labels" in arrays and "labels" not in values:
-        own = arrays["labels"]
-        raise UserError(
-            f"{what}: 'labels' is {own.dtype} {own.shape}; {count} whole numbers or names, one a "
-            "sound, are needed"
-        )
-    wanted = request.class_fields or (("labels",) if "labels" in values else ())
-    made = fields.classes(wanted, values) if wanted else None
-    if request.test_where:
-        held, rule = fields.held_out(request.test_where, values, what), request.test_where
-    else:
-        rows = array_files.held_out(count, made and made.labels, what)[1]
-        held, rule = np.isin(np.arange(count), rows), "a tenth is held out by row"
-    headers = [SoundHeader(rate, samples.shape[1], int(n)) for n in np.diff(offsets)]
-
-    def read(number: int, rate: int, length: int) -> np.ndarray:
-        own = headers[number]
-        part = samples[offsets[number] : offsets[number + 1]][: files.enough(own, length, rate)]
-        part = part / np.float32(sound.PEAK + 1) if part.dtype == np.int16 else part
-        return files.fitted_rate(part.astype(np.float32), own.rate, rate)[:length]
-
-    parts = (made.labels, made.names, made.fields) if made else (None, (), ())
-    return _Recordings([f"row {i}" for i in range(count)], headers, read, *parts, held, rule)
-
-
-def _recordings(arrays: Mapping[str, np.ndarray], what: str) -> tuple[np.ndarray, np.ndarray, str]:
-    """(offsets (N + 1,), samples (total, channels), name of the array) of an .npz file."""
-    key = next((name for name in ("data", "pcm") if name in arrays), "")
-    samples = arrays.get(key)
-    if key == "data" and samples.ndim in (2, 3) and samples.size:
-        offsets = np.arange(len(samples) + 1) * samples.shape[1]
-        samples = samples.reshape(-1, samples.shape[2] if samples.ndim == 3 else 1)
-    elif key == "pcm" and samples.ndim in (1, 2) and _are_whole(arrays.get("offsets")):
-        samples = samples.reshape(len(samples), -1)
-        offsets = arrays["offsets"].astype(np.int64)
-    else:
-        raise UserError(
-            f"{what} has {', '.join(map(printable, sorted(arrays))) or 'nothing'}; an .npz of "
-            "sounds needs 'data' (N, n) or (N, n, channels), or 'pcm' and 'offsets' (N + 1,)"
-        )
-    good = (
-        offsets.ndim == 1 and len(offsets) > 1 and offsets[0] >= 0 and (np.diff(offsets) > 0).all()
-    )
-    if not good or offsets[-1] > len(samples) or samples.shape[1] > 2:
-        raise UserError(
-            f"{what}: '{key}' {samples.shape} and its offsets are not N sounds of one or two "
-            "channels, none of them empty"
-        )
-    limit = 1.0 if samples.dtype.kind == "f" else np.inf
-    if samples.dtype not in (np.int16, np.float32, np.float16) or np.abs(samples).max() > limit:
-        raise UserError(
-            f"{what}: '{key}' is {samples.dtype}; int16, or float32 and float16 in [-1, 1] are read"
-        )
-    return offsets, samples, key
-
-
-def _are_whole(offsets: np.ndarray | None) -> bool:
-    return offsets is not None and offsets.dtype.kind in "iu"
-
-
-def _fields_of(
-    arrays: Mapping[str, np.ndarray], count: int, others: tuple[str, ...]
-) -> dict[str, list[str]]:
-    """The fields of an .npz file: arrays of one whole number or text for each sound."""
-    found = {}
-    for name, array in arrays.items():
-        if name in others or array.shape != (count,) or array.dtype.kind not in "iuU":
-            continue
-        words, own = arrays.get(f"{name}s"), array.tolist()
-        if array.dtype.kind != "U" and words is not None and words.dtype.kind == "U":
-            if min(own) < 0 or max(own) >= len(words):
-                raise UserError(
-                    f"'{name}' has values outside 0..{len(words) - 1}, which '{name}s' names"
-                )
-            own = [words[i] for i in own]
-        found[name] = [str(value) for value in own]
-    return found

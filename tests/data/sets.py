@@ -17,9 +17,10 @@ def write_tfds(
     features=None,
     file_format="array_record",
     name="blobs",
+    make=None,
 ):
     """A prepared TFDS set on disk whose image i is filled with the number given for it, and
-    labeled by it.
+    labeled by it. `make` has functions from the number to further features.
     """
 
     features = features or {
@@ -46,6 +47,7 @@ def write_tfds(
                     "caption": "x",
                     "signal": n + np.arange(8, dtype=np.float32).reshape(4, 2),
                 }
+                example |= {key: of(n) for key, of in (make or {}).items()}
                 yield i, {k: v for k, v in example.items() if k in features}
 
     Writer.name = name

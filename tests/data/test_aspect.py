@@ -78,3 +78,16 @@ def test_buckets_are_for_folders_without_captions(tmp_path):
         data.load("digits", buckets=SHAPES)
     with pytest.raises(UserError, match="images with captions have no buckets"):
         data.load("folder", path=str(tmp_path), buckets=SHAPES, captioned=True)
+
+
+def test_one_image_in_a_bucket_fills_batches_and_extreme_shapes_are_named(tmp_path, caplog):
+    """A batch may be larger than its bucket; buckets without images are said to have none."""
+    for name, size in (*((f"{i}.png", (6, 6)) for i in range(9)), ("thin.png", (3000, 1))):
+        write_image(tmp_path / name, 10, size, mode="L")
+    loaded = data.load("folder", path=str(tmp_path), image_size=6, buckets=(*SHAPES, (6, 6)))
+    assert loaded.rule.endswith("batches of 4x8 (1), 6x6 (6), 8x4 (no image), 6x6 (no image)")
+    assert "1 of 7 training images lose more than three quarters" in caplog.text
+    assert "thin.png is 1x3000" in caplog.text
+    batch = pipeline.batches(loaded.train, batch_size=16, seed=0)
+    shapes = {batch(step)["image"].shape for step in range(40)}
+    assert shapes == {(16, 4, 8, 1), (16, 6, 6, 1)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import wave
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from diffusion_jax import data
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.data import logmel, sound, sound_files, sound_sets
+from diffusion_jax.data import logmel, sound, sound_files, sound_sets, sources
 
 RATE = 8000
 
@@ -68,6 +69,32 @@ def test_file_names_give_classes_and_the_test_split(recordings):
     wanted = np.zeros(512)
     wanted[:500] = tone(1500, 500)
     np.testing.assert_allclose(waves[rows["label"] == 2][0, :, 0], wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [sound.waveform(), sound.logmel(8, 64, 32)])
+def test_a_set_that_is_too_large_for_the_memory_is_read_batch_by_batch(
+    kind, recordings, monkeypatch, tmp_path_factory
+):
+    """The same numbers as from memory, also after it was sent to a data worker."""
+    held = load(recordings, length=0.064, representation=kind, **FIELDS)
+    monkeypatch.setattr(sources, "MEMORY", 0)
+    large = load(recordings, length=0.064, representation=kind, **FIELDS)
+    assert large.rule == f"{held.rule}; too large for the memory, so read batch by batch"
+    assert large.normalization == held.normalization
+    assert not isinstance(large.train.values, np.ndarray)
+    for split in ("train", "test"):
+        one, other = (getattr(each, split) for each in (held, large))
+        assert len(one) == len(other)
+        for source in (other, pickle.loads(pickle.dumps(other))):
+            rows, wanted = (each.rows(np.array([5, 0, 5])) for each in (source, one))
+            for name in ("image", "label"):
+                np.testing.assert_array_equal(rows[name], wanted[name])
+    arrays = tmp_path_factory.mktemp("arrays") / "a.npz"
+    np.savez(arrays, data=np.stack([tone(f) for f in (300, 500, 900)]).astype("f4"), rate=RATE)
+    assert data.arrays(pickle.loads(pickle.dumps(load(arrays).train)))["image"].shape[1:] == (
+        512,
+        1,
+    )
 
 
 def test_subfolders_are_classes_and_stereo_and_rates_are_brought_to_one(tmp_path):
@@ -214,6 +241,59 @@ def test_flac_is_read(tmp_path):
     np.testing.assert_allclose(
         sound_files.read(tmp_path / "a.flac", RATE, 0)[:, 0], tone(500), atol=1e-4
     )
+
+
+def without_length(content: bytes) -> bytes:
+    """A FLAC file whose header counts 0 samples, as of a stream."""
+    return content[:21] + bytes([content[21] & 0xF0, 0, 0, 0, 0]) + content[26:]
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda x: x[: len(x) // 2], "decoder lost sync"),  # only the header and its start are good
+        (lambda x: x[:2000] + bytes(500) + x[2500:], "decoder lost sync"),
+        (lambda x: x[:60], "unknown error in flac decoder"),
+        (lambda x: b"", "Format not recognised"),
+        (without_length, "does not say how long it is"),
+    ],
+)
+def test_damaged_flac_files_are_skipped_and_named(spoil, words, tmp_path, caplog):
+    soundfile = pytest.importorskip("soundfile", reason="FLAC needs soundfile")
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 2 * RATE)
+    for i in range(4):
+        soundfile.write(tmp_path / f"{i}.flac", noise, RATE)
+    (tmp_path / "3.flac").write_bytes(spoil((tmp_path / "3.flac").read_bytes()))
+    loaded = load(tmp_path)
+    assert len(loaded.train) + len(loaded.test) == 3 and loaded.image_shape == (2 * RATE, 1)
+    assert "3.flac" in caplog.text and words in caplog.text
+
+
+def test_flac_of_other_depths_rates_and_channels(tmp_path):
+    """24 bits are rounded to 16; a rate or number of channels that is not read is named."""
+    soundfile = pytest.importorskip("soundfile", reason="FLAC needs soundfile")
+    for i, depth in enumerate(("PCM_16", "PCM_24", "PCM_24")):
+        soundfile.write(tmp_path / f"{i}.flac", np.stack([tone(500)] * 2, 1), RATE, subtype=depth)
+    x = load(tmp_path).train.values
+    assert x.shape == (3, 512, 2) and np.abs(x[0].astype(int) - x[1]).max() <= 1
+    soundfile.write(tmp_path / "3.flac", tone(500), RATE)
+    with pytest.raises(UserError, match="several numbers of channels .*: set data.channels=1"):
+        load(tmp_path)
+    assert load(tmp_path, channels=1).image_shape == (512, 1)
+    for rate, count, words in (
+        (655350, 1, "its rate is 655350 Hz"),
+        (RATE, 6, "it has 6 channels"),
+    ):
+        soundfile.write(tmp_path / "3.flac", np.zeros((99, count)), rate)
+        with pytest.raises(sound_files.UnreadableSound, match=words):
+            sound_files.header(tmp_path / "3.flac")
+
+
+def test_sounds_that_cannot_be_held_are_refused(tmp_path):
+    """A rate that makes a second of 384,000 samples of one sample."""
+    np.savez(tmp_path / "a.npz", data=np.zeros((3, 1000), np.int16), rate=1)
+    with pytest.raises(UserError, match="384,000,000 samples, and at most 67,108,864 are read"):
+        load(tmp_path / "a.npz", rate=384_000)
 
 
 @pytest.mark.parametrize(
