@@ -114,6 +114,8 @@ def _data() -> ConfigDict:
     # probability of each distortion of non-leaky augmentation (data/augmentation.py), which needs
     # model.augment=9 and includes flips; 0: none
     data.augment = 0.0
+    # whether all classes are equally frequent in training, instead of all examples (data/order.py)
+    data.class_balanced = False
     data.batch_size = 128  # global, over all devices
     # processes that read and decode ahead; 0: a thread, which is enough for sets in memory
     data.workers = 0
@@ -191,6 +193,9 @@ def _sampler() -> ConfigDict:
     sampler.guide = "cfg()"
     # independent, or brownian: one Brownian path per image, whatever the grid and the NFE
     sampler.noise = "independent"
+    # classes of samples, where no --labels are given: all in turn (uniform), or as frequent as in
+    # the training split (training); auto: uniform, and training for tables
+    sampler.labels = "auto"
     # thresholding of x0-hat to [-1, 1]: static, dynamic (Imagen) or none; MeanFlow only at the end
     sampler.clip = "static"
     # which weights: an EMA ('5k', 'power_0.05', 'post_hoc(0.12)'), 'params', or '' for the longest

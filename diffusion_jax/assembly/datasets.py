@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
 from diffusion_jax import data
 from diffusion_jax.assembly import components, defaults
 from diffusion_jax.assembly.build import build, members
+from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.core import progress, staging
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import consent, features, sound_sets
@@ -176,6 +180,27 @@ def with_features(loaded: data.Dataset, config: ConfigDict) -> data.Dataset:
     if "aligned" not in config.model:
         return loaded  # which `assemble` refuses
     return loaded._replace(train=features.with_features(loaded.train, path, config.model.aligned))
+
+
+def training_batches(
+    experiment: Experiment, dataset: data.Dataset, rows: np.ndarray | None = None
+) -> Callable[[int], dict[str, np.ndarray]]:
+    """Return the function step -> the batch that a model trains on, as its config says.
+
+    Args:
+      experiment: the model and its settings.
+      dataset: its data.
+      rows: the positions in the batch of this process (`Runner.rows`); None for all.
+    """
+    settings = experiment.data
+    return data.batches(
+        dataset.train,
+        batch_size=settings.batch_size,
+        seed=experiment.seed,
+        flip=settings.flip,
+        balanced=settings.class_balanced,
+        rows=rows,
+    )
 
 
 def data_shape(config: ConfigDict) -> tuple[tuple[int, ...], int]:

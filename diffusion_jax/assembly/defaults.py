@@ -34,6 +34,7 @@ LATER: Mapping[str, Any] = {
         "channel_axis": "last",
         "limit_bad": -1,
         "augment": 0.0,
+        "class_balanced": False,
     },
     "repa": {"features": "", "weight": 0.5},
     "ema": {"powers": (), "snapshot_every": 500},
@@ -45,7 +46,7 @@ LATER: Mapping[str, Any] = {
         "loss_scale": "",
         "trackers": ("tensorboard",),
     },
-    "sampler": {"noise": "independent", "guide": "cfg()", "checkpoint": ""},
+    "sampler": {"noise": "independent", "guide": "cfg()", "checkpoint": "", "labels": "auto"},
 }
 
 ALWAYS = ("noise", "guide")  # of config.sampler

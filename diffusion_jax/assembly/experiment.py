@@ -252,6 +252,7 @@ def sampling_settings(config: ConfigDict) -> SamplingSettings:
         weights=config.sampler.ema,
         checkpoint=config.sampler.checkpoint,
         batch_size=config.sampler.batch_size,
+        labels=config.sampler.labels,
     )
 
 

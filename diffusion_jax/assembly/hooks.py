@@ -14,6 +14,7 @@ import numpy as np
 from diffusion_jax import data
 from diffusion_jax.assembly import (
     autoencoders,
+    datasets,
     denoiser,
     sample_conditions,
     sampling,
@@ -362,13 +363,7 @@ def reporter(
     def report(step: int, numbers: Mapping[str, Any], good: int | None) -> None:
         if not distributed.first() or forensics.full(root):
             return
-        settings = experiment.data
-        batch = data.batches(
-            dataset.train,
-            batch_size=settings.batch_size,
-            seed=experiment.seed,
-            flip=settings.flip,
-        )
+        batch = datasets.training_batches(experiment, dataset)
         command = forensics.write(
             root,
             step,

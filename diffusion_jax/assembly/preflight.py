@@ -7,8 +7,7 @@ from typing import Any
 
 import jax
 
-from diffusion_jax import data
-from diffusion_jax.assembly import sampling, trainer
+from diffusion_jax.assembly import datasets, sampling, trainer
 from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.core.errors import UserError, unknown
 from diffusion_jax.data import Dataset
@@ -57,13 +56,7 @@ def check(
     check_memory(template)
     if isinstance(dataset.train, Bucketed):
         _check_buckets(experiment, dataset.train)
-    batch = data.batches(
-        dataset.train,
-        batch_size=size,
-        seed=experiment.seed,
-        flip=experiment.data.flip,
-        rows=parts.runner.rows(size),
-    )
+    batch = datasets.training_batches(experiment, dataset, parts.runner.rows(size))
     if training.best:
         _check_best(experiment, template, batch(0))
 

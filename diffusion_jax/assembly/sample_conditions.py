@@ -8,7 +8,7 @@ from diffusion_jax import data
 from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array, Cond
-from diffusion_jax.data import Dataset, pipeline, sources, table
+from diffusion_jax.data import Dataset, order, pipeline, table
 from diffusion_jax.data.sources import Source
 from diffusion_jax.evaluation import generate
 
@@ -79,15 +79,18 @@ def labels_as_in(dataset: Dataset, positions: np.ndarray) -> np.ndarray:
     """Choose labels that are as frequent as in the training split, whose rows they are in turn.
 
     Args:
-      dataset: with labels that are known.
+      dataset: with labels.
       positions: (n,), those of the samples.
 
     Returns:
       (n,).
+
+    Raises:
+      UserError: for data without labels.
     """
-    labels = sources.labels_of(dataset.train)
-    order = np.random.default_rng(0).permutation(len(labels))
-    return labels[order[positions % len(labels)]]
+    labels = order.known_labels(dataset.train, "sampler.labels=training")
+    rows = np.random.default_rng(0).permutation(len(labels))
+    return labels[rows[positions % len(labels)]]
 
 
 def at(
@@ -95,8 +98,8 @@ def at(
 ) -> tuple[np.ndarray | None, Cond]:
     """Choose the conditions of samples at some positions among those by which a model is judged.
 
-    For a model of classes they are all classes in turn, and of tables `labels_as_in` the training
-    rows. For a model of captions they are prompts
+    For a model of classes they are all classes in turn, or `labels_as_in` the training split
+    (config.sampler.labels), by default for tables alone. For a model of captions they are prompts
     that are held out of training, where the data set has some, else captions of the test split in
     turn. For a model that arrays condition they are the whole conditions of the test split in turn.
 
@@ -109,7 +112,8 @@ def at(
       (labels (n,), or None where they are not known; condition).
 
     Raises:
-      UserError: for a model of captions and a data set without them.
+      UserError: for a model of captions and a data set without them, and for labels as in a
+        training split that has none.
     """
     classes = experiment.num_classes
     if has_arrays(experiment):
@@ -117,7 +121,8 @@ def at(
         return batch.get("label"), cond
     if not experiment.encoder:
         labels = positions % classes if classes else None
-        if classes and table.columns_of(dataset.train):
+        law = experiment.sampling.labels
+        if classes and (law == "training" or (law == "auto" and table.columns_of(dataset.train))):
             labels = labels_as_in(dataset, positions)
         return labels, experiment.conditions.of_labels(
             np.zeros(0, int) if labels is None else labels

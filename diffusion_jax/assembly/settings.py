@@ -69,6 +69,7 @@ class SamplingSettings(NamedTuple):
     weights: str
     checkpoint: str
     batch_size: int
+    labels: str = "auto"
 
 
 class TrainingSettings(NamedTuple):
@@ -102,6 +103,7 @@ class DataSettings(NamedTuple):
     flip: bool
     augment: float
     workers: int
+    class_balanced: bool
 
 
 class Optimizer(NamedTuple):

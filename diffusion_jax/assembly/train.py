@@ -172,13 +172,7 @@ def _compiling(run: RunSetup) -> Iterator[None]:
 def _compile(run: RunSetup, step: int) -> None:
     """Compile the train step for the batch of a step, of which one example is read."""
     training, settings = run.experiment.training, run.experiment.data
-    example = data.batches(
-        run.dataset.train,
-        batch_size=settings.batch_size,
-        seed=run.experiment.seed,
-        flip=settings.flip,
-        rows=np.arange(1),
-    )(step)
+    example = datasets.training_batches(run.experiment, run.dataset, np.arange(1))(step)
     place = sharding.examples(run.parts.runner.mesh, 1)
 
     def stacked(x: np.ndarray) -> jax.ShapeDtypeStruct:
@@ -313,13 +307,8 @@ def _batches(run: RunSetup, shift: int) -> Callable[[int], Iterator[tuple[int, A
     """
     training, settings, runner = run.experiment.training, run.experiment.data, run.parts.runner
     k = training.steps_per_call
-    batch = data.batches(
-        run.dataset.train,
-        batch_size=settings.batch_size,
-        seed=run.experiment.seed,
-        flip=settings.flip,
-        rows=runner.rows(settings.batch_size),
-    )
+    rows = runner.rows(settings.batch_size)
+    batch = datasets.training_batches(run.experiment, run.dataset, rows)
     calls = loop.stack(batch, k)
 
     def put(stacked: Any) -> Any:

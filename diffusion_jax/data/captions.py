@@ -22,7 +22,7 @@ from absl import logging
 from diffusion_jax.core import reading
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.files import atomic_path
-from diffusion_jax.data.sources import Source
+from diffusion_jax.data.sources import Source, labels_of
 
 Texts = Sequence[tuple[str, ...]]  # the captions of each example
 
@@ -45,6 +45,11 @@ class CaptionedSource:
     def __init__(self, source: Source, tables: dict[str, np.ndarray | CachedTable]) -> None:
         self.source, self.tables = source, tables
         self.rows = source.rows
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """The labels of all examples (N,), or None where they are not known."""
+        return labels_of(self.source)
 
     def __len__(self) -> int:
         return len(self.source)

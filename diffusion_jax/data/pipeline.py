@@ -1,16 +1,14 @@
 """From a source to batches: a pure function of (seed, step), shuffled, sharded and prefetched.
 
-The order of epoch e is argsort of the raw Philox stream keyed by (seed, e): a uniform permutation
-that no version of NumPy or grain can change (raw bits are guaranteed stable, shuffling routines are
-not). grain's own shuffle walks the cycles of a 65,536-element cipher index by index (about 0.3 us x
-65536 / N each: 30 us for the digits, 10 ms for a set of two), so what its workers map over are
-steps, not examples. As batch(step) is a pure function it can be computed anywhere: `prefetch` does
-it in a thread, or in processes of their own (grain's workers), with the same result.
+The order is that of order.py. grain's own shuffle walks the cycles of a 65,536-element cipher index
+by index (about 0.3 us x 65536 / N each: 30 us for the digits, 10 ms for a set of two), so what its
+workers map over are steps, not examples. As batch(step) is a pure function it can be computed
+anywhere: `prefetch` does it in a thread, or in processes of their own (grain's workers), with the
+same result.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import multiprocessing
 import os
@@ -27,7 +25,7 @@ from absl import flags
 
 from diffusion_jax.core.deferred import deferred
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.data import aspect, transforms
+from diffusion_jax.data import aspect, order, transforms
 from diffusion_jax.data.aspect import Bucketed
 from diffusion_jax.data.captions import CaptionedSource
 from diffusion_jax.data.latents import Latents
@@ -35,7 +33,6 @@ from diffusion_jax.data.sources import Source
 
 grain = deferred("grain")
 
-SHUFFLE, FLIP, CAPTION = 0, 1, 2  # independent random streams
 FLIPPED = ("image", "dense")  # columns that are mirrored
 
 
@@ -45,6 +42,7 @@ def batches(
     batch_size: int,
     seed: int = 0,
     flip: bool = False,
+    balanced: bool = False,
     process_index: int = 0,
     process_count: int = 1,
     rows: np.ndarray | None = None,
@@ -52,15 +50,16 @@ def batches(
     """Return the function batch(step) of a source.
 
     Step s of process p holds positions [s G + p G/n, s G + (p + 1) G/n) of the endless global order
-    (G = batch_size, n = process_count), in which every epoch is a fresh permutation of all
-    examples: the rows of the processes, in order, are the batch of one process. A batch may be
-    larger than the set. Of several captions of an example one is drawn for each example and epoch.
+    (G = batch_size, n = process_count), `order.uniform` or `order.balanced`: the rows of the
+    processes, in order, are the batch of one process. A batch may be larger than the set. Of
+    several captions of an example one is drawn for each example and epoch.
 
     Args:
       source: the examples.
       batch_size: examples in the global batch, a positive multiple of process_count.
       seed: the seed of the order, the mirroring and the choice of captions.
       flip: whether each image is mirrored with probability 1/2, drawn by example and epoch.
+      balanced: whether all classes are equally frequent, instead of all examples.
       process_index: the number of this process.
       process_count: the number of processes.
       rows: the positions in the batch of this process, where a mesh decides (`Runner.rows`).
@@ -71,7 +70,8 @@ def batches(
       are there where the source is a `captions.CaptionedSource`.
 
     Raises:
-      UserError: for sizes and seeds that are not allowed, and for data that cannot be mirrored.
+      UserError: for sizes and seeds that are not allowed, for data that cannot be mirrored, and
+        for balanced classes without labels or in buckets of several shapes.
     """
     held = _held(batch_size, process_index, process_count) if rows is None else rows
     if seed < 0:
@@ -79,16 +79,12 @@ def batches(
     if flip:
         _check_flip(source)
     if isinstance(source, Bucketed):
+        _check_not_balanced(balanced)
         return _by_bucket(source, batch_size=batch_size, seed=seed, flip=flip, rows=held)
-    size = len(source)
+    labels = order.known_labels(source, "data.class_balanced=True") if balanced else None
+    chosen = order.balanced(labels, seed) if balanced else order.uniform(len(source), seed)
 
-    def chosen(step: int) -> tuple[np.ndarray, ...]:
-        number, offset = np.divmod(step * batch_size + held, size)
-        parts = [(_epoch(seed, int(e), size), offset[number == e]) for e in np.unique(number)]
-        streams = (SHUFFLE, FLIP, CAPTION)
-        return tuple(np.concatenate([columns[k][o] for columns, o in parts]) for k in streams)
-
-    def read(choice: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
+    def read(choice: order.Chosen) -> dict[str, np.ndarray]:
         index, mirrored, phrase = choice
         if flip and isinstance(source, Latents):
             return source.rows(index, mirrored)
@@ -98,7 +94,7 @@ def batches(
                 batch[name][mirrored] = batch[name][mirrored][:, :, ::-1]
         return batch
 
-    return lambda step: network_types(read(chosen(step)))
+    return lambda step: network_types(read(chosen(step * batch_size + held)))
 
 
 def _by_bucket(source: Bucketed, **options: Any) -> Callable[[int], dict[str, np.ndarray]]:
@@ -111,6 +107,15 @@ def _by_bucket(source: Bucketed, **options: Any) -> Callable[[int], dict[str, np
         return each[bucket](visit)
 
     return batch
+
+
+def _check_not_balanced(balanced: bool) -> None:
+    """Refuse equally frequent classes of images in buckets."""
+    if balanced:
+        raise UserError(
+            "config.data.class_balanced=True: the images of a bucket are drawn by their shape; "
+            "set --config.data.buckets=() or --config.data.class_balanced=False"
+        )
 
 
 def _check_flip(source: Source) -> None:
@@ -139,19 +144,6 @@ def network_types(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
       batch: rows of a source.
     """
     return batch | {"image": transforms.to_float(batch["image"])}
-
-
-@functools.lru_cache(maxsize=4)
-def _epoch(seed: int, number: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the order, the mirrored examples and the choice of captions of an epoch."""
-    order = np.argsort(_bits(seed, number, SHUFFLE, size), kind="stable")
-    # numbers from 0 to 2^31 - 1
-    phrase = (_bits(seed, number, CAPTION, size) >> np.uint64(33)).astype(np.int32)
-    return order, (_bits(seed, number, FLIP, size) & 1).astype(bool), phrase
-
-
-def _bits(seed: int, epoch: int, stream: int, size: int) -> np.ndarray:
-    return np.random.Philox(np.random.SeedSequence((seed, epoch, stream))).random_raw(size)
 
 
 def _held(batch_size: int, process_index: int, process_count: int) -> np.ndarray:

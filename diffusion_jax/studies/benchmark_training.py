@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax import data
-from diffusion_jax.assembly import trainer
+from diffusion_jax.assembly import datasets, trainer
 from diffusion_jax.assembly.experiment import assemble
 from diffusion_jax.assembly.settings import Experiment
 from diffusion_jax.planning import devices, flops
@@ -84,12 +84,7 @@ def compiled_step(subject: BenchmarkSubject) -> CompiledStep:
     experiment = subject.experiment
     size, k = experiment.data.batch_size, experiment.training.steps_per_call
     parts = trainer.training(experiment)
-    batch = data.batches(
-        subject.dataset.train,
-        batch_size=size,
-        seed=experiment.seed,
-        rows=parts.runner.rows(size),
-    )
+    batch = datasets.training_batches(experiment, subject.dataset, parts.runner.rows(size))
     placed = [parts.runner.put_batch(stack(batch, k)(n), axis=1) for n in range(2)]
     state = parts.runner.init(parts.init, jax.random.key(experiment.seed))
     count = sum(x.size for x in jax.tree.leaves(state.params))
@@ -222,8 +217,7 @@ def pipeline(subject: BenchmarkSubject, settings: BenchmarkSettings) -> Part:
     """
     dataset, chosen = subject.dataset, subject.experiment.data
     size, repeats = chosen.batch_size, settings.repeats
-    flip = chosen.flip and len(dataset.image_shape) == 3
-    batch = data.batches(dataset.train, batch_size=size, seed=subject.experiment.seed, flip=flip)
+    batch = datasets.training_batches(subject.experiment, dataset)
     alone = min(timed(functools.partial(batch, step)) for step in range(3))
     together = max(1, min(200, int(TIMING / alone)))  # batches in one timing
     count = itertools.count()

@@ -166,10 +166,11 @@ def seconds_per_image(workdir: Path, config: ConfigDict, dataset: data.Dataset) 
     if known := store.load_json(file, rule):
         return known["seconds_per_image"]
     clock = time.process_time if jax.default_backend() == "cpu" else time.monotonic
-    parts = trainer.training(preparation.for_training(config, dataset, workdir))
+    experiment = preparation.for_training(config, dataset, workdir)
+    parts = trainer.training(experiment)
     state = parts.runner.init(parts.init, jax.random.key(config.seed))
-    size, seed, flip = config.data.batch_size, config.seed, config.data.flip
-    batch, took = data.batches(dataset.train, batch_size=size, seed=seed, flip=flip), []
+    size, took = config.data.batch_size, []
+    batch = datasets.training_batches(experiment, dataset)
     calls = loop.stack(batch, config.training.steps_per_call)
     for i in range(2 + TRIED):
         began = clock()

@@ -73,7 +73,7 @@ def sample(
       num: number of images (default 64), or of each prompt (default 8).
       size: height and width of images, such as '64x96'; '' takes those of training.
       seeds: the seeds, such as '0-63,100', one for each image; '' takes 0 to num - 1.
-      labels: classes in turn, such as '0,cat,any'; '' takes all, of tables by their shares.
+      labels: classes in turn, such as '0,cat,any'; '' takes those of config.sampler.labels.
       prompt: captions, each of which is drawn from every seed.
       negative_prompt: a caption that guidance leads away from; '' for that of no caption.
       condition: numbers that condition the model, or a file, or '' and 'none' as for dense.
@@ -93,7 +93,7 @@ def sample(
     shown, keys = media.media_of(model.shape, model.normalization), generate.seeds_to_keys(wanted)
     load = functools.cache(functools.partial(workdirs.dataset, config, workdir))
     dataset = _shown_data(model, load) if shown.of_sets else None
-    numbers = parsing.labels("labels", labels, classes) or _usual(model, dataset, len(wanted))
+    numbers = parsing.labels("labels", labels, classes) or _usual(model, dataset, load, len(wanted))
     given = _conditions(model, load, (numbers, prompt, condition, dense), wanted)
     model, resolved = _resolved(workdir, trained, guidance, negative_prompt)
     real = dataset and data.arrays(dataset.train, limit=max(len(wanted), REAL))["image"]
@@ -190,12 +190,21 @@ def _resolved(
     return denoiser.led_away(model, negative_prompt, guided=resolved.guided), resolved
 
 
-def _usual(model: Experiment, dataset: data.Dataset | None, count: int) -> Sequence[int]:
+def _usual(
+    model: Experiment,
+    dataset: data.Dataset | None,
+    load: Callable[[], data.Dataset],
+    count: int,
+) -> Sequence[int]:
     """The labels of samples where none are requested; () for all in turn.
 
     Rows of a table have the labels of training rows, if these are here, to be as frequent.
     """
-    if not (dataset and model.num_classes and table.columns_of(dataset.train)):
+    law = model.sampling.labels
+    if model.num_classes and law == "training":
+        return sample_conditions.labels_as_in(load(), np.arange(count)).tolist()
+    of_table = law == "auto" and dataset and table.columns_of(dataset.train)
+    if not (model.num_classes and of_table):
         return ()
     return sample_conditions.labels_as_in(dataset, np.arange(count)).tolist()
 

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from diffusion_jax import data
-from diffusion_jax.assembly import preparation, trainer
+from diffusion_jax.assembly import datasets, preparation, trainer
 from diffusion_jax.assembly import workdir as workdirs
 from diffusion_jax.assembly.experiment import Experiment
 from diffusion_jax.core.arrays import example_keys
@@ -59,9 +58,7 @@ def is_repeated(config: ConfigDict, workdir: str, step: int) -> bool:
     k = model.training.steps_per_call
     parts = trainer.training(model)
     state = _start(model, parts, root, report["start"])
-    batch = data.batches(
-        dataset.train, batch_size=model.data.batch_size, seed=model.seed, flip=model.data.flip
-    )
+    batch = datasets.training_batches(model, dataset)
 
     def due(at: int) -> Mapping[str, Any]:
         return batch(at + report["start"]["shift"])

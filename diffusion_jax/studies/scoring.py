@@ -151,12 +151,14 @@ def identity_of(trained: Trained, settings: SamplingSettings) -> dict[str, Any]:
     """
     record = {**trained.experiment.record}
     record.pop("sampler", None)
-    chosen = settings._replace(sampler=settings.name, batch_size=0)
+    chosen = settings._replace(sampler=settings.name, batch_size=0)._asdict()
+    if chosen["labels"] == "auto":
+        del chosen["labels"]  # which results of earlier versions do not state
     return {
         "config": record,
         "step": trained.step,
         "weights": trained.weights,
-        "sampling": chosen._asdict(),
+        "sampling": chosen,
     }
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from diffusion_jax import data
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.data import sources
+from diffusion_jax.data import aspect, sources
 from diffusion_jax.data.sources import Arrays
 from tests.data.sets import write_image
 
@@ -251,3 +251,67 @@ def test_errors_of_workers_come_here_and_a_dead_worker_is_said():
         match=r"worker died before step \d \(.*exit code -9\); if memory is short, use fewer",
     ):
         list(data.prefetch(dying, 0, 9, workers=1))
+
+
+LABELS = np.repeat([0, 2, 5], [1, 4, 10])  # the classes 1, 3 and 4 have no example
+
+
+def of_classes() -> Arrays:
+    """Images of three classes, of 1, 4 and 10 examples; image i has the values i."""
+    image = np.broadcast_to(np.arange(15, dtype=np.uint8)[:, None, None, None], (15, 2, 3, 1))
+    return Arrays(image, LABELS)
+
+
+def seen(batch: dict) -> np.ndarray:
+    return np.round((batch["image"][:, 0, 0, 0] + 1) * 127.5).astype(int)
+
+
+def test_balanced_classes_are_equally_frequent_and_their_examples_too():
+    batch = data.batches(of_classes(), batch_size=7, seed=3, balanced=True)
+    found = [batch(step) for step in range(60)]  # 140 rounds of three classes
+    index = np.concatenate([seen(b) for b in found])
+    labels = np.concatenate([b["label"] for b in found])
+    np.testing.assert_array_equal(labels, LABELS[index])
+    assert (np.sort(labels.reshape(-1, 3), axis=1) == [0, 2, 5]).all()
+    assert len({tuple(row) for row in labels.reshape(-1, 3)}) == 6  # all orders of the classes
+    for label, size in ((0, 1), (2, 4), (5, 10)):
+        own = index[labels == label]
+        epochs = own[: len(own) // size * size].reshape(-1, size)
+        assert (np.sort(epochs, axis=1) == np.flatnonzero(label == LABELS)).all()
+        assert size == 1 or len({tuple(e) for e in epochs}) > 5
+    for step in (41, 3):  # from a fresh start, in any order
+        np.testing.assert_array_equal(
+            seen(data.batches(of_classes(), batch_size=7, seed=3, balanced=True)(step)),
+            seen(found[step]),
+        )
+    other = data.batches(of_classes(), batch_size=7, seed=4, balanced=True)
+    assert any((seen(other(step)) != seen(found[step])).any() for step in range(3))
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_a_balanced_batch(processes):
+    options = dict(batch_size=8, seed=1, balanced=True, flip=True)
+    source = numbered(12, channels=3)
+    source.columns["label"] = np.arange(12, dtype=np.int32) % 5
+    whole = data.batches(source, **options)
+    parts = [
+        data.batches(source, **options, process_index=p, process_count=processes)
+        for p in range(processes)
+    ]
+    for step in (0, 5):
+        for key, value in whole(step).items():
+            found = np.concatenate([part(step)[key] for part in parts])
+            np.testing.assert_array_equal(found, value)
+
+
+def test_labels_that_are_not_known_are_read_and_data_without_them_are_refused():
+    plain = of_classes()
+    lazy = sources.Lazy(15, lambda i: plain[i])
+    expected = data.batches(plain, batch_size=6, balanced=True)(2)
+    found = data.batches(lazy, batch_size=6, balanced=True)(2)
+    np.testing.assert_array_equal(found["image"], expected["image"])
+    without = Arrays(plain.columns["image"])
+    with pytest.raises(UserError, match="class_balanced=True: the data set has no labels"):
+        data.batches(without, batch_size=6, balanced=True)
+    with pytest.raises(UserError, match="class_balanced=True: the images of a bucket"):
+        data.batches(aspect.Bucketed(plain, [plain]), batch_size=6, balanced=True)
