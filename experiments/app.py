@@ -20,4 +20,4 @@ if __name__ == "__main__":
         "address to listen on; 0.0.0.0 lets other machines use the page, without a password",
     )
     values.integer_flag("port", 7860, "port to listen on", 1, 65535)
-    cli.launch("diffusion_jax.studies.app:serve", config="workdir", overridden="overridden")
+    cli.launch("diffusion_jax.studies.app.server:serve", config="workdir", overridden="overridden")

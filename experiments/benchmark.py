@@ -52,7 +52,7 @@ if __name__ == "__main__":
     values.path_flag("out", "runs/benchmark.json", "JSON file for all numbers")
     values.path_flag("against", "", "earlier file of this command to compare with (default: none)")
     cli.launch(
-        "diffusion_jax.studies.benchmark:benchmark",
+        "diffusion_jax.studies.benchmark.command:benchmark",
         config="file",
         default="configs/cifar10.py:vp",
         short=(),

@@ -32,4 +32,6 @@ if __name__ == "__main__":
     values.path_flag(
         "figures", "", "copy the figures to this beginning of a path, as docs/images/families"
     )
-    cli.launch("diffusion_jax.studies.family_comparison:compare_families", config="file", short=())
+    cli.launch(
+        "diffusion_jax.studies.families.comparison:compare_families", config="file", short=()
+    )

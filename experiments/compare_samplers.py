@@ -53,6 +53,6 @@ if __name__ == "__main__":
     values.path_flag("out", "", out, stored=values.FOLDER)
     flags.DEFINE_bool("fresh", False, "run every cell again")
     flags.DEFINE_bool("list", False, "print every sampler, grid, target and process, and stop")
-    study = "diffusion_jax.studies.sampler_comparison"
+    study = "diffusion_jax.studies.samplers.comparison"
     other = {"list": f"{study}:print_listing", "target": f"{study}:compare_on_target"}
     cli.launch(f"{study}:compare_samplers", config="workdir", instead=other, short=("guidance",))

@@ -57,4 +57,4 @@ if __name__ == "__main__":
     values.path_flag(
         "out", "", "files to write, without the ending (default WORKDIR/edits/TASK-METHOD)"
     )
-    cli.launch("diffusion_jax.studies.editing:edit", config="workdir")
+    cli.launch("diffusion_jax.studies.edits.command:edit", config="workdir")

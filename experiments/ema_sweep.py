@@ -21,4 +21,4 @@ if __name__ == "__main__":
     )
     values.judge_flags(1000, "number of images in each set", standard="accuracy,frechet")
     values.integer_flag("repeats", 1, "number of sets, from disjoint seeds", 1, 1000)
-    cli.launch("diffusion_jax.studies.ema_sweep:ema_sweep", config="workdir")
+    cli.launch("diffusion_jax.studies.sweep.ema_sweep:ema_sweep", config="workdir")

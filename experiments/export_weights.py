@@ -34,4 +34,6 @@ if __name__ == "__main__":
         False,
         "export a U-Net without pipeline and scheduler; its timestep is then 1000 c_noise",
     )
-    cli.launch("diffusion_jax.studies.export_weights:export_weights", config="workdir", short=())
+    cli.launch(
+        "diffusion_jax.studies.weights.export_weights:export_weights", config="workdir", short=()
+    )

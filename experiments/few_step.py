@@ -44,4 +44,4 @@ if __name__ == "__main__":
         [],
         "config key and value of every training, such as data.name=table; may be given repeatedly",
     )
-    cli.launch("diffusion_jax.studies.few_step_methods:few_step", config="none")
+    cli.launch("diffusion_jax.studies.few_step.methods:few_step", config="none")

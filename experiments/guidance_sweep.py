@@ -27,6 +27,6 @@ if __name__ == "__main__":
         "mixture", False, "draw the picture of a mixture with exact denoisers instead"
     )
     values.path_flag("out", "guidance_mixture.png", "picture that --mixture writes")
-    study = "diffusion_jax.studies.guidance_sweep"
+    study = "diffusion_jax.studies.sweep.guidance_sweep"
     other = {"mixture": f"{study}:draw_mixture"}
     cli.launch(f"{study}:guidance_sweep", config="workdir", instead=other, short=("sampler", "nfe"))

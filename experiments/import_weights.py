@@ -53,4 +53,4 @@ if __name__ == "__main__":
         "name of the data set that the network was trained on (config.data.name), for evaluate and "
         "edit",
     )
-    cli.launch("diffusion_jax.studies.import_pipeline:import_weights", config="none")
+    cli.launch("diffusion_jax.studies.weights.import_pipeline:import_weights", config="none")

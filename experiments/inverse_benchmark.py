@@ -53,8 +53,8 @@ if __name__ == "__main__":
     out = "folder to write to (default WORKDIR, or runs/inverse_TARGET)"
     values.path_flag("out", "", out, stored=values.FOLDER)
     cli.launch(
-        "diffusion_jax.studies.inverse_on_images:compare_on_images",
+        "diffusion_jax.studies.inverse.on_images:compare_on_images",
         config="workdir",
-        instead={"target": "diffusion_jax.studies.inverse_on_targets:compare_with_posterior"},
+        instead={"target": "diffusion_jax.studies.inverse.on_targets:compare_with_posterior"},
         short=("guidance",),
     )

@@ -57,4 +57,4 @@ if __name__ == "__main__":
         "log-SNR at which the process ends, one for models to compare (default: its own, at t_min)",
     )
     values.integer_flag("batch_size", 100, "number of images at once; changes no value", 1, 65_536)
-    cli.launch("diffusion_jax.studies.likelihoods:likelihood", config="workdir", short=())
+    cli.launch("diffusion_jax.studies.likelihood.command:likelihood", config="workdir", short=())

@@ -44,6 +44,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("name", "", "name of the grid (default from the sampler's)")
     out = "folder to write to (default WORKDIR/grids, or runs/grids_TARGET)"
     values.path_flag("out", "", out, stored=values.FOLDER)
-    study = "diffusion_jax.studies.grid_search"
+    study = "diffusion_jax.studies.grids.search"
     other = {"target": f"{study}:optimize_on_target"}
     cli.launch(f"{study}:optimize_grid", config="workdir", instead=other, short=("guidance",))

@@ -42,4 +42,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("data_license", "", "license of the data, for the model card")
     flags.DEFINE_string("data_source", "", "where the data came from, for the model card")
     flags.DEFINE_string("limitations", "", "what else the model card says of the model's limits")
-    cli.launch("diffusion_jax.studies.publish:publish", config="workdir")
+    cli.launch("diffusion_jax.studies.weights.publish:publish", config="workdir")

@@ -76,7 +76,7 @@ def _serve() -> list[str] | None:
 
 
 if __name__ == "__main__":
-    for name in ("matplotlib.pyplot", "diffusion_jax.studies.comparison"):
+    for name in ("matplotlib.pyplot", "diffusion_jax.studies.samplers.cells"):
         importlib.import_module(name)  # once, for the commands of all children
     gc.freeze()  # or a collection in a child would copy every page
     if line := _serve():

@@ -24,7 +24,8 @@ from diffusion_jax.evaluation import frechet, statistics
 from diffusion_jax.planning import stored_cards
 from diffusion_jax.planning import words as card_words
 from diffusion_jax.samplers import grid_files
-from diffusion_jax.studies import grid_file, grid_report
+from diffusion_jax.studies.grids import file as grid_file
+from diffusion_jax.studies.grids import report
 from diffusion_jax.training import forensics
 from tests.spoiled import CARD, DATA, GRID, PLACED, REPORT, spoiled, variations
 
@@ -38,7 +39,7 @@ def placed(path: Path) -> None:
         mock.patch("diffusion_jax.core.files.save_text"),
         mock.patch("diffusion_jax.report.quality.placed_times"),
     ):
-        grid_report.write(table.content, "times", path)
+        report.write(table.content, "times", path)
 
 
 READERS = {  # what is on disk, and what is done with what is read

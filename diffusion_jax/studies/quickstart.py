@@ -22,7 +22,8 @@ from diffusion_jax.data import Dataset
 from diffusion_jax.evaluation import generate
 from diffusion_jax.pretrained import addresses
 from diffusion_jax.report import pictures
-from diffusion_jax.studies import evaluation, sampler_comparison
+from diffusion_jax.studies import evaluation
+from diffusion_jax.studies.samplers import comparison
 from diffusion_jax.training import distributed
 
 SAMPLERS = ["ancestral.ddpm", "ancestral.ddim", "ode.heun", "multistep.dpmpp_2m"]
@@ -73,7 +74,7 @@ def quickstart(config: ConfigDict, *, workdir: str = "runs/quickstart", num: int
         "step": trained.step,
         "weights": trained.weights,
     }
-    sampler_comparison.compare_model(
+    comparison.compare_model(
         trained,
         dataset,
         trained.experiment.data.name,

@@ -6,7 +6,7 @@ import tarfile
 from pathlib import Path
 
 from diffusion_jax.assembly import workdir as workdirs
-from diffusion_jax.studies import publish
+from diffusion_jax.studies.weights import publish
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 

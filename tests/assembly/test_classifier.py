@@ -18,7 +18,7 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.denoisers import guidance
 from diffusion_jax.models.classifier import HalfUNet
 from diffusion_jax.processes import schedules
-from diffusion_jax.studies import guidance_sweep
+from diffusion_jax.studies.sweep import guidance_sweep
 from diffusion_jax.training import metrics
 from tests.denoisers.mixture_by_class import NET, exact_logits, points, tiny
 

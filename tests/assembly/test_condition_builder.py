@@ -19,7 +19,8 @@ from diffusion_jax.data.normalization import ConditionUnits
 from diffusion_jax.data.sources import Arrays
 from diffusion_jax.inverse import dense
 from diffusion_jax.models import edm2, ncsnpp
-from diffusion_jax.studies import export_weights, given_arrays
+from diffusion_jax.studies import given_arrays
+from diffusion_jax.studies.weights import export_weights
 
 RNG = np.random.default_rng(0)
 VECTORS = RNG.normal([5, -40], [2, 8], (12, 2)).astype("f")

@@ -25,7 +25,8 @@ from diffusion_jax.assembly import (
 from diffusion_jax.assembly.experiment import assemble
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.samplers import few_step
-from diffusion_jax.studies import comparison, subjects
+from diffusion_jax.studies import subjects
+from diffusion_jax.studies.samplers import cells
 from diffusion_jax.training import ema, restoring
 from tests import commands
 from tests.markdown import squeezed
@@ -126,10 +127,8 @@ def test_few_step_workdirs_are_compared(workdirs):
     trained = workdir.load(workdirs / "cd", workdir.saved_config(workdirs / "cd"))
     dataset = datasets.dataset(ConfigDict(trained.experiment.record))
     subject = subjects.of_model(trained, dataset, range(20), "cd")
-    chosen = comparison.cells(
-        ["few_step.multistep"], [1, 2, 4], trained.experiment.process, "few_step"
-    )
-    compared = comparison.compare(subject, chosen, workdirs / "compare")
+    chosen = cells.cells(["few_step.multistep"], [1, 2, 4], trained.experiment.process, "few_step")
+    compared = cells.compare(subject, chosen, workdirs / "compare")
     assert [result.row["evaluations"] for result in compared.results] == [1, 2, 4]
     assert all(
         result.row["sliced_wasserstein"] > 0 and "error" not in result.row

@@ -31,7 +31,8 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import latents, pipeline
 from diffusion_jax.data.sources import Arrays
 from diffusion_jax.pretrained import folders
-from diffusion_jax.studies import evaluation, publish
+from diffusion_jax.studies import evaluation
+from diffusion_jax.studies.weights import publish
 
 # ---- a made-up autoencoder: the latent is two of four pixels, stretched and moved
 SIZE = np.array([3.0, 0.5])

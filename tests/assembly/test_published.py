@@ -17,7 +17,7 @@ from diffusion_jax.core import files
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.evaluation import generate
 from diffusion_jax.pretrained import addresses, folders, safetensors
-from diffusion_jax.studies import model_card, publish
+from diffusion_jax.studies.weights import model_card, publish
 from experiments import arguments
 from tests.assembly.published import published, unpacked
 from tests.assembly.test_captions import config_of

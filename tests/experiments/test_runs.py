@@ -18,7 +18,8 @@ import pytest
 from configs import digits, toy
 from diffusion_jax.assembly import denoiser, sampling, train, workdir
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.studies import model_card, quickstart
+from diffusion_jax.studies import quickstart
+from diffusion_jax.studies.weights import model_card
 from diffusion_jax.training import ema, loop, restoring
 from tests.experiments.small_runs import ROOT, command, rows, small, width
 from tests.markdown import squeezed

@@ -10,7 +10,7 @@ import pytest
 from diffusion_jax.assembly import config_files
 from diffusion_jax.core import parsing
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.studies import few_step_methods
+from diffusion_jax.studies.few_step import methods
 
 
 @pytest.mark.parametrize(
@@ -104,6 +104,6 @@ def test_few_step_checks_names_before_it_trains(change, said):
         "budgets": [1, 50],
         "features": "",
     }
-    few_step_methods.check_names(*given.values())
+    methods.check_names(*given.values())
     with pytest.raises(UserError, match=said):
-        few_step_methods.check_names(*(given | change).values())
+        methods.check_names(*(given | change).values())

@@ -14,7 +14,7 @@ from diffusion_jax.core.types import Prediction
 from diffusion_jax.data.columns import Column
 from diffusion_jax.data.normalization import Normalization
 from diffusion_jax.processes import schedules
-from diffusion_jax.studies import likelihood_measures
+from diffusion_jax.studies.likelihood import measures
 
 
 @pytest.mark.parametrize("shape", [(2, 2), (2, 1, 2, 2)], ids=str)
@@ -30,7 +30,7 @@ def test_bits_of_normal_data_are_the_closed_form_in_its_own_units(shape):
     x = np.random.default_rng(0).standard_normal((3, *shape)).astype(np.float32)
     model = types.SimpleNamespace(process=process, normalization=known)
     settings = dict(trace="exact", solver="rk4", rtol=1e-3, steps=20, levels=256, iw=1)
-    measure = likelihood_measures._flow(model, settings, "none")
+    measure = measures._flow(model, settings, "none")
     keys = jax.random.split(jax.random.key(0), 3)
     found = jax.jit(lambda x, keys: measure(denoise, x, keys, None)["total"])(jnp.asarray(x), keys)
     scale = np.array(known.scale)
@@ -56,7 +56,7 @@ def test_bits_of_a_gaussian_table_are_the_closed_form_in_the_units_of_its_column
     x = (rng.standard_normal((3, 3)) @ factor.T).astype(np.float32)
     model = types.SimpleNamespace(process=process, normalization=known)
     settings = dict(trace="exact", solver="rk4", rtol=1e-3, steps=20, levels=256, iw=1)
-    measure = likelihood_measures._flow(model, settings, "none")
+    measure = measures._flow(model, settings, "none")
     keys = jax.random.split(jax.random.key(0), 3)
     found = jax.jit(lambda x, keys: measure(denoise, x, keys, None)["total"])(jnp.asarray(x), keys)
     off = known.decode(x) - shift

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from diffusion_jax.assembly import workdir
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.core import files
-from diffusion_jax.studies.export_weights import write_weights
+from diffusion_jax.studies.weights.export_weights import write_weights
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from diffusion_jax.pretrained import (
     networks,
     published,
 )
-from diffusion_jax.studies.import_weights import Found, fitted, run_config
+from diffusion_jax.studies.weights.import_weights import Found, fitted, run_config
 from tests.models.networks import shapes
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

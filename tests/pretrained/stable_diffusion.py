@@ -15,7 +15,7 @@ import numpy as np
 from diffusion_jax.assembly import workdir
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.pretrained import safetensors
-from diffusion_jax.studies import import_pipeline
+from diffusion_jax.studies.weights import import_pipeline
 from tests.fixtures.seeded_weights import weights
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

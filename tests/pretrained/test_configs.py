@@ -14,7 +14,7 @@ from diffusion_jax.pretrained import (
     published,
     schedulers,
 )
-from diffusion_jax.studies.import_weights import run_config
+from diffusion_jax.studies.weights.import_weights import run_config
 
 CIFAR10 = {  # google/ddpm-cifar10-32
     "_class_name": "UNet2DModel",

@@ -20,8 +20,8 @@ from diffusion_jax.pretrained import (
     published,
     safetensors,
 )
-from diffusion_jax.studies.export_weights import write_weights
-from diffusion_jax.studies.import_weights import to_workdir
+from diffusion_jax.studies.weights.export_weights import write_weights
+from diffusion_jax.studies.weights.import_weights import to_workdir
 from tests.pretrained.conversions import FIXTURES, NAMES, assembled, fixture
 
 each = pytest.mark.parametrize("name", NAMES)

@@ -18,7 +18,7 @@ from diffusion_jax.core.files import load_json
 from diffusion_jax.denoisers import parameterization
 from diffusion_jax.pretrained import diffusers_networks, edm_files, layouts, torchfile
 from diffusion_jax.processes import gaussian
-from diffusion_jax.studies.import_weights import to_workdir
+from diffusion_jax.studies.weights.import_weights import to_workdir
 from tests.fixtures.seeded_weights import normal, weights
 from tests.pretrained.conversions import FIXTURES
 from tests.pretrained.test_extractors import Global, Pickler, Storage, pickled

@@ -16,7 +16,7 @@ import pytest
 from diffusion_jax.core import files
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.pretrained import safetensors, torchfile
-from diffusion_jax.studies import import_weights
+from diffusion_jax.studies.weights import import_weights
 from tests.pretrained.conversions import fixture
 from tests.pretrained.test_extractors import STATE, Global, Storage, legacy, pickled, tensor, zipped
 

@@ -17,7 +17,7 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.denoisers import parameterization
 from diffusion_jax.pretrained import layouts, networks, openai_networks, published, safetensors
 from diffusion_jax.processes import gaussian
-from diffusion_jax.studies.import_weights import SOURCES, described, to_workdir
+from diffusion_jax.studies.weights.import_weights import SOURCES, described, to_workdir
 from tests.fixtures.seeded_weights import normal, weights
 from tests.models.networks import shapes
 from tests.pretrained.conversions import FIXTURES, converted

@@ -20,7 +20,7 @@ from diffusion_jax.pretrained import (
     equivalent,
 )
 from diffusion_jax.processes import gaussian
-from diffusion_jax.studies.import_weights import to_workdir
+from diffusion_jax.studies.weights.import_weights import to_workdir
 
 LEVELS = [  # process, parameterization; (what is predicted, F in it) and how its steps are spread
     ("schedules.VP()", "eps()", ("eps", 1.0), "logsnr"),

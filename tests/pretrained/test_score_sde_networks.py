@@ -18,7 +18,7 @@ from diffusion_jax.core import files
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.denoisers import parameterization
 from diffusion_jax.pretrained import flaxfile, networks, published
-from diffusion_jax.studies.import_weights import described, to_workdir
+from diffusion_jax.studies.weights.import_weights import described, to_workdir
 from tests.fixtures.seeded_weights import normal, weights
 from tests.pretrained.conversions import FIXTURES, converted
 from tests.pretrained.torch_files import written

@@ -24,7 +24,7 @@ from diffusion_jax.pretrained import (
     safetensors,
 )
 from diffusion_jax.samplers import base
-from diffusion_jax.studies import import_pipeline
+from diffusion_jax.studies.weights import import_pipeline
 from tests.pretrained.stable_diffusion import ABOUT, NAMES, folder_of, loaded, outputs, workdir_of
 
 pytest.importorskip("tokenizers")

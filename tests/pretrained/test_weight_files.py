@@ -20,7 +20,7 @@ from diffusion_jax.pretrained import (
     networks,
     safetensors,
 )
-from diffusion_jax.studies.import_weights import fitted, to_workdir
+from diffusion_jax.studies.weights.import_weights import fitted, to_workdir
 from tests.pretrained.conversions import assembled, fixture
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from configs import digits
 from diffusion_jax.assembly import datasets, experiment, workdir
-from diffusion_jax.studies.edit_job import job_for
+from diffusion_jax.studies.edits.job import job_for
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,8 @@ from diffusion_jax import data
 from diffusion_jax.assembly.experiment import assemble
 from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.evaluation import judge
-from diffusion_jax.studies import likelihoods, scoring
+from diffusion_jax.studies import scoring
+from diffusion_jax.studies.likelihood import command as likelihoods
 from diffusion_jax.training import sharding
 
 LIKELIHOOD = {

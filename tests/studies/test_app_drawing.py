@@ -17,8 +17,9 @@ from diffusion_jax.assembly import sampling, train, workdir
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import transforms
 from diffusion_jax.evaluation import generate
-from diffusion_jax.studies import app, app_inpainting, app_parts, app_requests, restoration
-from diffusion_jax.studies.app_drawing import InteractiveModel
+from diffusion_jax.studies.app import inpainting, parts, requests, server
+from diffusion_jax.studies.app.drawing import InteractiveModel
+from diffusion_jax.studies.edits import restoration
 from tests import commands
 from tests.experiments.small_runs import small
 
@@ -70,7 +71,7 @@ def test_the_trajectory_ends_at_the_image(model):
 def test_the_command_line_names_every_setting(model):
     request = model.request()._replace(sampler="ddim(eta=0.5)", seed=5, num=3, labels="3,7")
     request = request._replace(nfe=2)
-    command = app_requests.sample_command(model.experiment, model.workdir, request, model.overrides)
+    command = requests.sample_command(model.experiment, model.workdir, request, model.overrides)
     assert shlex.split(command) == [
         *("python", "-m", "experiments.sample", "--workdir=runs/a b", "--seeds=5-7"),
         *("--labels=3,7", "--sampler=ddim(eta=0.5)", "--config.sampler.grid=auto", "--nfe=2"),
@@ -123,14 +124,14 @@ def test_inpainting_is_that_of_the_command_for_every_mask(model, job, tmp_path):
 )
 def test_a_mask_that_is_none(mask, said):
     with pytest.raises(UserError, match=said):
-        app_inpainting.unknown_pixels(mask, (8, 8))
+        inpainting.unknown_pixels(mask, (8, 8))
 
 
 def test_a_mask_of_one_color():
     for digit, said in (("0", "is empty"), ("1", "covers the whole image")):
         with pytest.raises(UserError, match=said):
-            app_inpainting.unknown_pixels(digit * 64, (8, 8))
-    mask = app_inpainting.unknown_pixels("0" * 32 + "1" * 32, (8, 8))
+            inpainting.unknown_pixels(digit * 64, (8, 8))
+    mask = inpainting.unknown_pixels("0" * 32 + "1" * 32, (8, 8))
     np.testing.assert_array_equal(mask, HALF)
 
 
@@ -143,32 +144,32 @@ def test_uploads_are_read_in_the_size_of_the_model_or_refused(model, tmp_path, m
     for name in ("broken.png", "program.png", "absent.png"):
         with pytest.raises(UserError, match="cannot be read as a picture"):
             model.read_image(tmp_path / name)
-    monkeypatch.setattr("diffusion_jax.studies.app_drawing.LARGEST", 1000)
+    monkeypatch.setattr("diffusion_jax.studies.app.drawing.LARGEST", 1000)
     with pytest.raises(UserError, match="30x40 pixels"):
         model.read_image(tmp_path / "large.png")
 
 
 def test_models_have_what_makes_sense_for_them(model):
     diffusion = model.experiment
-    assert {"ancestral.ddim", "ode.heun", "few_step.jump"} < set(app_requests.samplers(diffusion))
-    assert "karras" in app_requests.grids(diffusion) and model.can_inpaint
+    assert {"ancestral.ddim", "ode.heun", "few_step.jump"} < set(requests.samplers(diffusion))
+    assert "karras" in requests.grids(diffusion) and model.can_inpaint
     kind = diffusion.kind._replace(has_flow=False)
     own = diffusion.sampling._replace(name="few_step.multistep")
     few = diffusion._replace(kind=kind, sampling=own)
-    assert app_requests.samplers(few) == ["few_step.multistep", "few_step.jump"]
+    assert requests.samplers(few) == ["few_step.multistep", "few_step.jump"]
     none = diffusion._replace(kind=kind._replace(denoises=False))
-    assert app_requests.samplers(none) == [] and not app_requests.guidable(none)
+    assert requests.samplers(none) == [] and not requests.guidable(none)
 
 
 def test_images_need_a_prompt_and_an_inpainting_does_not(model):
     asked = SimpleNamespace(experiment=SimpleNamespace(encoder=True), request=model.request)
-    settings = app_parts.Settings(condition="prompts")
+    settings = parts.Settings(condition="prompts")
     with pytest.raises(UserError, match="type a prompt first"):
-        app_parts.requested(asked, settings, [" \n "])
-    found = app_parts.requested(asked, settings, [" a cat \n\n3"])
+        parts.requested(asked, settings, [" \n "])
+    found = parts.requested(asked, settings, [" a cat \n\n3"])
     assert found.prompts == ("a cat", "3")
     of_part = settings._replace(method="method")
-    assert app_parts.requested(asked, of_part, ["", "repaint"]).prompts == ()
+    assert parts.requested(asked, of_part, ["", "repaint"]).prompts == ()
 
 
 class Skipping:
@@ -185,7 +186,7 @@ def test_a_mistake_is_a_message_in_the_page(capsys):
     def faulty():
         raise RuntimeError("secret")
 
-    guard = app_parts.guarded(Skipping(), 3, 1)
+    guard = parts.guarded(Skipping(), 3, 1)
     first, message, last = guard(mistaken)()
     assert first == last == "unchanged" and "&lt;b&gt;wrong" in message
     assert "secret" not in guard(faulty)()[1] and "RuntimeError: secret" in capsys.readouterr().err
@@ -194,7 +195,7 @@ def test_a_mistake_is_a_message_in_the_page(capsys):
 def test_without_gradio_the_command_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(UserError, match=r"pip install 'diffusion_jax\[app\]'"):
-        app.gradio(str(tmp_path))
+        server.gradio(str(tmp_path))
 
 
 def test_a_port_that_is_in_use_is_one_line():
@@ -202,9 +203,9 @@ def test_a_port_that_is_in_use_is_one_line():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(UserError, match="cannot be used .Address already in use.; take"):
-            app.check_address("127.0.0.1", taken.getsockname()[1])
+            server.check_address("127.0.0.1", taken.getsockname()[1])
     with pytest.raises(UserError, match="--host=192.0.2.1"):
-        app.check_address("192.0.2.1", 7860)
+        server.check_address("192.0.2.1", 7860)
 
 
 @pytest.mark.long

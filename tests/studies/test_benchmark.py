@@ -17,16 +17,10 @@ from diffusion_jax.assembly import sampling
 from diffusion_jax.assembly.experiment import assemble
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.data.sources import Arrays
-from diffusion_jax.studies import (
-    benchmark,
-    benchmark_comparison,
-    benchmark_kernels,
-    benchmark_loop,
-    benchmark_sampling,
-    benchmark_timing,
-    benchmark_training,
-)
-from diffusion_jax.studies.benchmark_timing import BenchmarkSettings, BenchmarkSubject
+from diffusion_jax.studies.benchmark import command as benchmark
+from diffusion_jax.studies.benchmark import comparison, kernels, loop, timing, training
+from diffusion_jax.studies.benchmark import sampling as benchmark_sampling
+from diffusion_jax.studies.benchmark.timing import BenchmarkSettings, BenchmarkSubject
 from tests import commands
 from tests.markdown import squeezed
 
@@ -65,9 +59,7 @@ def test_the_bare_evaluations_pass_through_the_network_and_give_x_back(experimen
 
 def test_programs_take_turns():
     called = []
-    seconds = benchmark_timing.take_turns(
-        {name: lambda name=name: called.append(name) for name in "abc"}, 3
-    )
+    seconds = timing.take_turns({name: lambda name=name: called.append(name) for name in "abc"}, 3)
     assert "".join(called) == "abc" + "abc" + "bca" + "cab"  # the first calls do not count
     assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3, "c": 3}
 
@@ -111,36 +103,36 @@ def points():
     return config
 
 
-SETTINGS = benchmark_timing.BenchmarkSettings(
+SETTINGS = timing.BenchmarkSettings(
     samplers=[], nfe=3, shape=[], classes=10, batch_size=2, repeats=5, steps=12
 )
 
 
 def subject(config, dataset=None):
-    dataset = dataset or benchmark_timing.dataset_for(config)
+    dataset = dataset or timing.dataset_for(config)
     model = assemble(config, dataset.image_shape, dataset.num_classes)
-    return benchmark_timing.BenchmarkSubject("toy", config, dataset, model)
+    return timing.BenchmarkSubject("toy", config, dataset, model)
 
 
 def test_a_data_set_that_is_not_here_is_noise_of_its_shape(points):
-    there = benchmark_timing.dataset_for(points)
+    there = timing.dataset_for(points)
     assert there.name == points.data.name and len(there.train) == 50_000
     for shape, config in (
         ((32, 32, 3), cifar10.get_config("vp")),
         ((64, 64, 3), celeb_a.get_config("vp")),
     ):
-        noise = benchmark_timing.dataset_for(config)
+        noise = timing.dataset_for(config)
         assert (
             noise.image_shape == shape
             and noise.train[0]["image"].shape == shape
             and noise.name == "noise"
         )
         assert noise.train.columns["image"].nbytes < 2.1e8 and len(noise.train) > 10_000
-    assert benchmark_timing.dataset_for(points, (2,), 0).train[0]["image"].dtype == np.float32
+    assert timing.dataset_for(points, (2,), 0).train[0]["image"].dtype == np.float32
 
 
 def test_the_training_step_is_measured_on_its_own(points):
-    row = benchmark_training.training(subject(points), SETTINGS).rows[0]
+    row = training.training(subject(points), SETTINGS).rows[0]
     assert len(row["seconds"]) == 5 and row["batch"] == 32 and row["compile_seconds"] > 0
     assert row["images_per_second"] == pytest.approx(32 / np.median(row["seconds"]))
     products = (
@@ -150,7 +142,7 @@ def test_the_training_step_is_measured_on_its_own(points):
     # layers have no need
     assert 2 * products < 1e9 * row["gflop"] <= 3 * products
     speed = 1e9 * row["gflop"] / np.median(row["seconds"])
-    assert row["mfu_percent"] == pytest.approx(100 * speed / benchmark_training.peak_flops()[0])
+    assert row["mfu_percent"] == pytest.approx(100 * speed / training.peak_flops()[0])
     assert (
         row["process_gib"] > 0.1
         and row["program_gib"] * 2**30 > 4 * 3 * 8 * 8
@@ -159,7 +151,7 @@ def test_the_training_step_is_measured_on_its_own(points):
 
 
 def weights_of(config):
-    experiment = assemble(config, (2,), benchmark_timing.dataset_for(config).num_classes)
+    experiment = assemble(config, (2,), timing.dataset_for(config).num_classes)
     return jax.eval_shape(lambda: experiment.kind.init(experiment, jax.random.key(0)))
 
 
@@ -172,7 +164,7 @@ def test_every_moment_of_the_loop_is_accounted_for_by_hand():
         "sync": [(11, 12), (21, 22)],
         "checkpointing": [(12, 15), (22, 23)],
     }
-    seconds, shares = benchmark_loop.account(events, 2, {"logging": 10, "checkpointing": 100})
+    seconds, shares = loop.account(events, 2, {"logging": 10, "checkpointing": 100})
     assert seconds == [3, 4]
     assert shares == {
         "step": 7 / 4,
@@ -181,7 +173,7 @@ def test_every_moment_of_the_loop_is_accounted_for_by_hand():
         "logging": 1 / 10,
         "checkpointing": (2 + 4) / 2 / 100,
     }
-    assert benchmark_loop.account(events, 2, {"checkpointing": 0})[1]["checkpointing"] == 0
+    assert loop.account(events, 2, {"checkpointing": 0})[1]["checkpointing"] == 0
 
 
 class Slow(Arrays):
@@ -193,9 +185,9 @@ class Slow(Arrays):
 
 
 def test_a_loop_that_waits_for_its_data_says_so(points):
-    dataset = benchmark_timing.dataset_for(points)
+    dataset = timing.dataset_for(points)
     slow = dataset._replace(train=Slow(**dataset.train.columns))
-    part = benchmark_loop.loop(subject(points, slow), SETTINGS)
+    part = loop.loop(subject(points, slow), SETTINGS)
     row = part.rows[0]
     named = [
         row[f"{name}_percent"] for name in ("step", "data", "logging", "checkpointing", "rest")
@@ -218,9 +210,9 @@ def test_a_loop_that_waits_for_its_data_says_so(points):
 def test_the_pipeline_is_measured_made_and_delivered(points):
     config = digits.get_config("vp")
     config.data.update(flip=True, batch_size=8)
-    noise = benchmark_timing.synthetic((4, 4, 3), 3)
+    noise = timing.synthetic((4, 4, 3), 3)
     measured = subject(config, noise)._replace(consumed=1e-3)
-    rows = benchmark_training.pipeline(measured, SETTINGS).rows
+    rows = training.pipeline(measured, SETTINGS).rows
     assert [row["what"] for row in rows] == ["made", "delivered"]
     for row in rows:
         assert (
@@ -240,7 +232,7 @@ def test_several_configs_share_tables_and_nothing_is_lost(points, monkeypatch):
             seen.append((name, subject.title, subject.consumed, subject.dataset.name))
             size = subject.experiment.data.batch_size
             row = {"config": subject.title, "what": name, "images_per_second": size}
-            return benchmark_timing.Part([row], {}, subject.title)
+            return timing.Part([row], {}, subject.title)
 
         return part
 
@@ -273,7 +265,7 @@ def test_what_got_slower_by_more_than_the_noise():
     now = [row("x", 1.1, 1.15, 1.2), row("y", 1.0, 1.0, 1.0), row("z", 9.0, evaluations=6)]
     stored = {"training": {"rows": [row("step", 1.0, 1.0, 1.0)]}, "sampling": {"rows": before}}
     found = {"training": {"rows": [row("step", 1.03, 1.03, 1.03)]}, "sampling": {"rows": now}}
-    compared = benchmark_comparison.compare(stored, found)
+    compared = comparison.compare(stored, found)
     rows = {row["what"]: row for row in compared}
     assert {what: row["verdict"] for what, row in rows.items()} == {
         "step": "slower",
@@ -289,7 +281,7 @@ def test_what_got_slower_by_more_than_the_noise():
     )
     machine = {"cpu": {"model": "m"}, "devices": None, "versions": {"jax": "1"}}
     other = {"cpu": {"model": "m"}, "devices": None, "versions": {"jax": "2"}}
-    assert benchmark_comparison.differences({"provenance": machine}, {"provenance": other}) == [
+    assert comparison.differences({"provenance": machine}, {"provenance": other}) == [
         "versions.jax: 1 then, 2 now"
     ]
 
@@ -345,9 +337,9 @@ def test_the_command(tmp_path):
 
 
 def test_kernels_are_timed(monkeypatch):
-    monkeypatch.setattr(benchmark_kernels, "TOKENS", ((1, 4, 1, 4), (2, 4, 1, 4)))
-    monkeypatch.setattr(benchmark_kernels, "IMAGES", (1, 4, 4, 2))
+    monkeypatch.setattr(kernels, "TOKENS", ((1, 4, 1, 4), (2, 4, 1, 4)))
+    monkeypatch.setattr(kernels, "IMAGES", (1, 4, 4, 2))
     settings = BenchmarkSettings([], 10, [], 10, 1, 2, 12)
-    rows = benchmark_kernels.kernels(BenchmarkSubject("c", None, None, None), settings).rows
+    rows = kernels.kernels(BenchmarkSubject("c", None, None, None), settings).rows
     assert len(rows) == 8 and len({row["what"] for row in rows}) == 8
     assert all(len(row["seconds"]) == 2 and row["temporary_mib"] >= 0 for row in rows)

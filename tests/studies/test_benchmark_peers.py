@@ -9,9 +9,10 @@ import jax
 import pytest
 
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.studies import benchmark, benchmark_comparison, benchmark_peers, peer_presets
-from diffusion_jax.studies.peer_presets import PeerPreset
-from diffusion_jax.studies.peer_process import PeerFailed, running_peer
+from diffusion_jax.studies.benchmark import command as benchmark
+from diffusion_jax.studies.benchmark import comparison, peer_presets, peers
+from diffusion_jax.studies.benchmark.peer_presets import PeerPreset
+from diffusion_jax.studies.benchmark.peer_process import PeerFailed, running_peer
 from tests import commands
 from tests.experiments.small_runs import ROOT
 from tests.markdown import squeezed
@@ -76,14 +77,14 @@ def scripts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def compared(scripts):
     """(the part, the numbers of rows that were kept) of three peers, one of which can run."""
-    settings = benchmark_peers.PeerSettings(
+    settings = peers.PeerSettings(
         dict.fromkeys(PRESETS, ""), "cpu", repeats=3, nfe=2, logs=scripts, scripts=scripts
     )
     kept = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(peer_presets, "PRESETS", {"cpu": PRESETS})
-        patch.setattr(benchmark_peers, "TURN", 0.02)  # several steps of ours, which donate
-        part = benchmark_peers.peers(settings, lambda part: kept.append(len(part.rows)))
+        patch.setattr(peers, "TURN", 0.02)  # several steps of ours, which donate
+        part = peers.peers(settings, lambda part: kept.append(len(part.rows)))
     return part, kept
 
 
@@ -126,8 +127,8 @@ def test_what_did_not_run_is_one_line_with_the_remedy(compared):
 
 def test_the_rows_can_be_compared_with_those_of_another_run(compared):
     record = {"peers": {"rows": compared[0].rows}, "provenance": {}}
-    benchmark_comparison.earlier(json.loads(json.dumps(record)), "file")
-    rows = benchmark_comparison.compare(record, record)
+    comparison.earlier(json.loads(json.dumps(record)), "file")
+    rows = comparison.compare(record, record)
     assert [row["verdict"] for row in rows] == ["the same"] * 6
 
 
@@ -161,14 +162,14 @@ def test_a_slow_peer_is_waited_for_and_ends_with_the_block(scripts):
 
 
 def test_names_of_peers_and_presets():
-    assert benchmark_peers.parse_peers("edm=/a b; diffusers") == {"edm": "/a b", "diffusers": ""}
+    assert peers.parse_peers("edm=/a b; diffusers") == {"edm": "/a b", "diffusers": ""}
     with pytest.raises(UserError, match="unknown peer 'edn'.*did you mean 'edm'"):
-        benchmark_peers.parse_peers("edn=/a")
+        peers.parse_peers("edn=/a")
     with pytest.raises(UserError, match="--peers is empty; name some of edm, adm, dit, diffusers"):
-        benchmark_peers.parse_peers(" ; ")
-    assert benchmark_peers.preset_of("", share=False) == "cpu"
+        peers.parse_peers(" ; ")
+    assert peers.preset_of("", share=False) == "cpu"
     with pytest.raises(UserError, match="unknown --preset 'gpu'"):
-        benchmark_peers.preset_of("gpu", share=False)
+        peers.preset_of("gpu", share=False)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,10 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.evaluation import classifier
 from diffusion_jax.processes import schedules
 from diffusion_jax.samplers import ancestral, base, ode
-from diffusion_jax.studies import comparison, ranking, subjects
-from diffusion_jax.studies.comparison import Result
+from diffusion_jax.studies import subjects
+from diffusion_jax.studies.samplers import cells as comparison
+from diffusion_jax.studies.samplers import ranking
+from diffusion_jax.studies.samplers.cells import Result
 from diffusion_jax.targets import reference
 
 ENTRIES = ["ancestral.ddim@uniform_logsnr", "ode.edm_heun@uniform_logsnr", "ancestral.ddpm"]

@@ -15,16 +15,13 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.data import normalization
 from diffusion_jax.data.columns import Column
 from diffusion_jax.report import media
-from diffusion_jax.studies import (
-    edit_arrays,
-    edit_requests,
-    edit_tasks,
-    inverse_on_arrays,
-    inverse_on_images,
-    inverse_table,
-    publish,
-)
-from diffusion_jax.studies.edit_job import conditions, job_for
+from diffusion_jax.studies.edits import arrays as edit_arrays
+from diffusion_jax.studies.edits import requests
+from diffusion_jax.studies.edits import tasks as edit_tasks
+from diffusion_jax.studies.edits.job import conditions, job_for
+from diffusion_jax.studies.inverse import on_arrays, on_images
+from diffusion_jax.studies.inverse import table as inverse_table
+from diffusion_jax.studies.weights import publish
 from tests.experiments.small_runs import SMALL
 
 
@@ -169,18 +166,18 @@ def test_own_conditions_of_held_out_rows_are_whole(tmp_path):
 def test_methods_are_compared_on_arrays(of_vectors, tmp_path):
     """The rows of the baseline are plain numbers; a picture has strips of tiles; no task fails."""
     job, dataset = of_vectors
-    tasks = inverse_on_images.parse_tasks("inpaint@channels(known=(1,))", (3,), arrays=True)
+    tasks = on_images.parse_tasks("inpaint@channels(known=(1,))", (3,), arrays=True)
     table = inverse_table.open_rows(tmp_path / "b.json", {})
-    rows, shown = inverse_on_arrays.make_rows(job, dataset, tasks, ["ddnm"], table)
+    rows, shown = on_arrays.make_rows(job, dataset, tasks, ["ddnm"], table)
     assert [row["method"] for row in rows] == ["y", "mean of the training set", "ddnm"]
     mean = data.arrays(dataset.train)["image"].mean(0)
     error = np.abs(np.asarray(job.images) - mean)[:, [0, 2]].mean(1)  # one value of each column
     np.testing.assert_allclose(rows[1]["rmse"], error, atol=1e-4)
-    text = inverse_on_images.report(rows, inverse_on_images.OF_ARRAYS)
+    text = on_images.report(rows, on_images.OF_ARRAYS)
     assert "root mean squared error" in text and "perceptual" not in text
-    inverse_on_images.draw_strips(rows, shown, tmp_path / "b.png")
+    on_images.draw_strips(rows, shown, tmp_path / "b.png")
     tasks = [
-        [*inverse_on_images.parse_tasks(inverse_on_images.TASKS, shape, arrays=True)]
+        [*on_images.parse_tasks(on_images.TASKS, shape, arrays=True)]
         for shape in ((3,), (8, 2), (9, 1), (16, 8, 8, 3))
     ]
     assert tasks[0] == ["inpaint@half", "inpaint@random"]
@@ -195,7 +192,7 @@ def test_masks_from_files_fit_or_are_refused_in_one_line(tmp_path):
     np.save(tmp_path / "a.npy", known), np.save(tmp_path / "b.npy", known[:4])
     np.save(tmp_path / "c.npy", 2 * known), np.save(tmp_path / "d.npy", np.ones(8))
     (tmp_path / "e.png").write_bytes(b"")
-    np.testing.assert_array_equal(edit_requests.mask_for(str(tmp_path / "a.npy"), (8, 2)), known)
+    np.testing.assert_array_equal(requests.mask_for(str(tmp_path / "a.npy"), (8, 2)), known)
     for name, words in (
         ("b.npy", r"is bool \(4, 2\); samples \(8, 2\) need ones"),
         ("c.npy", "need ones, where values are known, and zeros"),
@@ -204,7 +201,7 @@ def test_masks_from_files_fit_or_are_refused_in_one_line(tmp_path):
         ("f.npy", "f.npy"),
     ):
         with pytest.raises(UserError, match=words) as error:
-            edit_requests.mask_for(str(tmp_path / name), (8, 2))
+            requests.mask_for(str(tmp_path / name), (8, 2))
         assert "\n" not in str(error.value)
 
 
@@ -220,9 +217,9 @@ def test_masks_of_a_table_are_of_whole_columns(tmp_path):
         "box(side=0.3)": [1, 0, 0, 0, 1],
         str(tmp_path / "m.npy"): [1, 0, 0, 0, 1],
     }.items():
-        np.testing.assert_array_equal(edit_requests.mask_for(spec, (5,), table), wanted)
+        np.testing.assert_array_equal(requests.mask_for(spec, (5,), table), wanted)
     comma = [Column("b, c", "number"), number]
-    np.testing.assert_array_equal(edit_requests.mask_for("b, c", (2,), comma), [1, 0])
+    np.testing.assert_array_equal(requests.mask_for("b, c", (2,), comma), [1, 0])
     for spec, words in {
         "agee": "unknown column or mask of --mask 'agee'; did you mean 'age'",
         "kind": "unknown column or mask of --mask 'kind'",
@@ -230,5 +227,5 @@ def test_masks_of_a_table_are_of_whole_columns(tmp_path):
         "channels(known=(3,))": "samples have 3 channels",
     }.items():
         with pytest.raises(UserError, match=re.escape(words)) as error:
-            edit_requests.mask_for(spec, (5,), table)
+            requests.mask_for(spec, (5,), table)
         assert "\n" not in str(error.value)

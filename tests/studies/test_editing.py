@@ -18,7 +18,8 @@ from diffusion_jax.assembly.build import build
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.inverse import edits, masks
 from diffusion_jax.samplers import few_step
-from diffusion_jax.studies import edit_job, edit_requests, edit_tasks, restoration
+from diffusion_jax.studies.edits import job as edit_job
+from diffusion_jax.studies.edits import requests, restoration, tasks
 from tests import commands
 
 GRAY, COLOR = (8, 8, 1), (8, 8, 3)
@@ -51,7 +52,7 @@ def test_superresolution_shows_the_small_pictures(job):
 
 @pytest.mark.parametrize("task, rows", [("interpolate", 11), ("sdedit", 3), ("translate", 4)])
 def test_edits_have_their_rows(job, task, rows):
-    pictures, names, facts = edit_tasks.apply(
+    pictures, names, facts = tasks.apply(
         job, task, "3,10" if task == "translate" else "", [0.4, 0.8]
     )
     assert len(pictures) == len(names) == rows and {p.shape for p in pictures} == {
@@ -62,7 +63,7 @@ def test_edits_have_their_rows(job, task, rows):
 
 def test_a_sampler_that_cannot_encode_interpolates_its_own_images(job):
     job = job._replace(sampling=job.sampling._replace(sampler=few_step.multistep()))
-    pictures, names, facts = edit_tasks.apply(job, "interpolate", "", [])
+    pictures, names, facts = tasks.apply(job, "interpolate", "", [])
     assert len(pictures) == len(names) == 9 and facts["between"] == "own images"
 
 
@@ -74,7 +75,7 @@ def test_pictures_of_the_users_own_are_edited(job, tmp_path, monkeypatch):
     Image.fromarray(color).save(tmp_path / "small.png")
     Image.fromarray(np.full((40, 30), 77, np.uint8)).save(tmp_path / "large.jpg")
     files = [str(tmp_path / "small.png"), str(tmp_path / "large.jpg")]
-    images = edit_requests.read_images(files, GRAY)
+    images = requests.read_images(files, GRAY)
     np.testing.assert_array_equal(
         images[0, ..., 0], np.asarray(Image.fromarray(color).convert("L"))
     )
@@ -87,7 +88,7 @@ def test_pictures_of_the_users_own_are_edited(job, tmp_path, monkeypatch):
         edits, "translate", lambda sampler, denoise, process, x, ts, a, b: seen.append((a, b)) or x
     )
     monkeypatch.setattr(jax, "jit", lambda function: function)
-    rows, names, _ = edit_tasks.apply(own, "translate", "7", [])
+    rows, names, _ = tasks.apply(own, "translate", "7", [])
     assert (
         names == ["image", "there and back", "7"]
         and [row.shape for row in rows] == [(2, *GRAY)] * 3
@@ -109,7 +110,7 @@ def test_pictures_that_cannot_be_edited(tmp_path):
         ("square.png", (8, 6, 1), "8x8 .* images are 8x6"),
     ):
         with pytest.raises(UserError, match=f"^--image=.*{said}") as error:
-            edit_requests.read_images([str(tmp_path / name)], shape)
+            requests.read_images([str(tmp_path / name)], shape)
         assert "\n" not in str(error.value)
 
 
@@ -117,23 +118,21 @@ def test_a_mask_from_a_picture(tmp_path):
     known = np.zeros((8, 8), np.uint8)
     known[:, :3] = 255
     Image.fromarray(known).save(tmp_path / "left.png")
-    mask = edit_requests.mask_for(str(tmp_path / "left.png"), GRAY)
+    mask = requests.mask_for(str(tmp_path / "left.png"), GRAY)
     assert mask.shape == (8, 8, 1) and mask[:, :3].all() and not mask[:, 3:].any()
-    np.testing.assert_array_equal(
-        edit_requests.mask_for("box(side=0.25)", GRAY), masks.box(GRAY, 0.25)
-    )
+    np.testing.assert_array_equal(requests.mask_for("box(side=0.25)", GRAY), masks.box(GRAY, 0.25))
     for name, value, words in (
         ("white", 255, "nothing to paint"),
         ("black", 0, "nothing is known"),
     ):
         Image.fromarray(np.full((8, 8), value, np.uint8)).save(tmp_path / f"{name}.png")
         with pytest.raises(UserError, match=words):
-            edit_requests.mask_for(str(tmp_path / f"{name}.png"), GRAY)
+            requests.mask_for(str(tmp_path / f"{name}.png"), GRAY)
     with pytest.raises(UserError, match="is 8x8 .* the images are 28x28"):
-        edit_requests.mask_for(str(tmp_path / "left.png"), (28, 28, 1))
+        requests.mask_for(str(tmp_path / "left.png"), (28, 28, 1))
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(UserError, match="cannot be read as a picture"):
-        edit_requests.mask_for(str(tmp_path / "text.png"), GRAY)
+        requests.mask_for(str(tmp_path / "text.png"), GRAY)
 
 
 def test_a_picture_that_is_a_pipe_or_a_bomb_is_refused_at_once(tmp_path):
@@ -149,11 +148,11 @@ def test_a_picture_that_is_a_pipe_or_a_bomb_is_refused_at_once(tmp_path):
         with pytest.raises(
             UserError, match=f"--mask=.*{name}.png cannot be read as a picture .*{words}"
         ):
-            edit_requests.mask_for(str(tmp_path / f"{name}.png"), GRAY)
+            requests.mask_for(str(tmp_path / f"{name}.png"), GRAY)
         with pytest.raises(
             UserError, match=f"--image=.*{name}.png cannot be read as a picture .*{words}"
         ):
-            edit_requests.read_images([str(tmp_path / f"{name}.png")], GRAY)
+            requests.read_images([str(tmp_path / f"{name}.png")], GRAY)
 
 
 @pytest.mark.parametrize(
@@ -174,20 +173,20 @@ def test_a_picture_that_is_a_pipe_or_a_bomb_is_refused_at_once(tmp_path):
 )
 def test_tasks_that_cannot_be(task, mask, shape, words):
     with pytest.raises(UserError, match=words) as error:
-        edit_requests.measurement_for(task, mask, shape)
+        requests.measurement_for(task, mask, shape)
     assert "\n" not in str(error.value)
 
 
 def test_methods_and_labels_that_cannot_be(job):
-    overexposed = edit_requests.measurement_for("saturate(gain=3.0)", "", GRAY)
+    overexposed = requests.measurement_for("saturate(gain=3.0)", "", GRAY)
     for method in ("ddnm", "pigdm", "replacement", "repaint(resample=2)"):
         with pytest.raises(
             UserError, match="needs a linear measurement, and --task=saturate is not"
         ):
-            edit_requests.method_for(method, overexposed, "saturate")
-    assert not edit_requests.method_for("dps(scale=0.3)", overexposed, "saturate").linear
+            requests.method_for(method, overexposed, "saturate")
+    assert not requests.method_for("dps(scale=0.3)", overexposed, "saturate").linear
     with pytest.raises(UserError, match="unknown method 'dpss'; did you mean 'dps'"):
-        edit_requests.method_for("dpss", overexposed, "saturate")
+        requests.method_for("dpss", overexposed, "saturate")
     for labels, prompts, own, words in (
         ([11], [], job.labels, "label 11 does not exist"),
         ("own", [], None, "the class of an --image is not known"),
@@ -198,12 +197,12 @@ def test_methods_and_labels_that_cannot_be(job):
             edit_job.conditions(job.trained.experiment, None, np.arange(4), labels, prompts, own)
     for text in ("", "0.5,1.5", "half"):
         with pytest.raises(UserError, match="write shares"):
-            edit_requests.strengths_of(text)
+            requests.strengths_of(text)
     stochastic = job._replace(
         sampling=job.sampling._replace(sampler=build(components.SAMPLERS, "ancestral.ddpm"))
     )
     with pytest.raises(UserError, match="only a deterministic sampler can encode"):
-        edit_tasks.apply(stochastic, "translate", "3", [0.5])
+        tasks.apply(stochastic, "translate", "3", [0.5])
 
 
 def test_the_command_prints_one_line_and_ends_with_2(tmp_path):

@@ -12,8 +12,9 @@ from configs import digits
 from diffusion_jax.assembly import train, workdir
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.report import sweeps
-from diffusion_jax.studies import ema_sweep, sweep_cells
-from diffusion_jax.studies.sweep_cells import CellScores
+from diffusion_jax.studies.sweep import cells as sweep_cells
+from diffusion_jax.studies.sweep import ema_sweep
+from diffusion_jax.studies.sweep.cells import CellScores
 from diffusion_jax.training import post_hoc
 from tests.markdown import squeezed
 

@@ -13,13 +13,9 @@ import pytest
 
 from configs import families
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.studies import (
-    family_comparison,
-    family_figures,
-    family_training,
-    family_workers,
-)
-from diffusion_jax.studies.claims import (
+from diffusion_jax.studies.families import comparison, training, workers
+from diffusion_jax.studies.families import figures as family_figures
+from diffusion_jax.studies.families.claims import (
     blurred,
     claims,
     collapsed,
@@ -135,13 +131,13 @@ def test_each_claim_names_a_figure():
 @pytest.mark.parametrize("images, steps, points", [(614_400, 9600, [1200, 2400, 4800, 9600])])
 def test_points_are_whole_steps_whose_checkpoints_are_kept(images, steps, points):
     shares = (0.125, 0.25, 0.5, 1.0)
-    assert family_training.steps_of(images, 64, shares) == (steps, points)
-    config = family_training.with_steps(families.get_config("digits").family.vae, steps, points, 0)
+    assert training.steps_of(images, 64, shares) == (steps, points)
+    config = training.with_steps(families.get_config("digits").family.vae, steps, points, 0)
     every = config.training.keep_every
     assert all(point % every == 0 for point in points)
     assert every % config.training.checkpoint_every == 0
     for images in (1, 64, 100, 640, 7777):
-        steps, points = family_training.steps_of(images, 64, shares)
+        steps, points = training.steps_of(images, 64, shares)
         assert points[-1] == steps >= 1 and points == sorted(set(points))
 
 
@@ -162,7 +158,7 @@ def tiny(**changes):
 def test_families_end_to_end(tmp_path):
     config = tiny(families=("vae", "vae_beta_low"), seeds=(0, 1), repeated=("vae",))
     args = {"workdir": str(tmp_path)}
-    text = family_comparison.compare(config, **args)
+    text = comparison.compare(config, **args)
     assert "| vae |" in (table := squeezed(text)) and "| real test images |" in table
     kept = json.loads((tmp_path / "families.json").read_text())
     assert [(row["family"], row["seed"]) for row in kept["rows"]] == [
@@ -180,32 +176,30 @@ def test_families_end_to_end(tmp_path):
     cell, *_ = (tmp_path / "vae_beta_low_0" / "measured").glob("*.npz")
     before = cell.stat().st_mtime_ns
     copies = str(tmp_path / "images" / "why")
-    again = family_comparison.compare(config, **args, figures=copies)
+    again = comparison.compare(config, **args, figures=copies)
     assert again.splitlines()[4:] == text.splitlines()[4:]  # found, not made again
     assert cell.stat().st_mtime_ns == before
     assert (tmp_path / "images" / "why_quality.png").is_file()
-    family_comparison.compare(
-        config, str(tmp_path), "vae_beta_low", "0", others=[str(tmp_path / "vae_0")]
-    )
+    comparison.compare(config, str(tmp_path), "vae_beta_low", "0", others=[str(tmp_path / "vae_0")])
     rows = json.loads((tmp_path / "families.json").read_text())["rows"]
     assert rows[1]["family"] == "vae_0" and rows[1]["frechet"] == kept["rows"][0]["frechet"]
     (tmp_path / "toy").mkdir()
     with pytest.raises(UserError, match="--others=.*toy has no config.json"):
         # before the hours of training, not after
-        family_comparison.compare(config, str(tmp_path / "fresh"), others=[str(tmp_path / "toy")])
+        comparison.compare(config, str(tmp_path / "fresh"), others=[str(tmp_path / "toy")])
     assert not (tmp_path / "fresh").exists()
     with pytest.raises(
         UserError, match="unknown --families 'vae_betahigh'; did you mean 'vae_beta_high'"
     ):
-        family_comparison.compare(config, str(tmp_path), "vae_betahigh")
+        comparison.compare(config, str(tmp_path), "vae_betahigh")
     with pytest.raises(UserError, match="--jobs=999: each has a core of its own"):
-        family_comparison.compare(config, str(tmp_path), jobs=999)
+        comparison.compare(config, str(tmp_path), jobs=999)
 
 
 @pytest.mark.long
 def test_processes_resume_after_their_parent_is_killed(tmp_path):
     """kill -9 of the command ends its processes, and the same command finishes the work."""
-    cores = len(family_workers.cores())
+    cores = len(workers.cores())
     command = [sys.executable, "-m", "experiments.compare_families"]
     command += ["--config=configs/families.py:digits", f"--workdir={tmp_path}", "--seeds=0"]
     command += [f"--jobs={min(2, cores)}", "--families=vae;ddpm", "--config.images=12800"]

@@ -17,7 +17,9 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.evaluation import generate
 from diffusion_jax.processes import gaussian, schedules
 from diffusion_jax.samplers import grids, multistep
-from diffusion_jax.studies import comparison, grid_search, subjects
+from diffusion_jax.studies import subjects
+from diffusion_jax.studies.grids import search
+from diffusion_jax.studies.samplers import cells
 from tests import commands
 from tests.markdown import squeezed
 
@@ -43,8 +45,8 @@ def placed(tmp_path_factory):
 
     def placing(budgets=(5, 9), iterations=3):
         with jax.enable_x64(True):
-            return grid_search.optimize(
-                *made, "multistep.dpmpp_2m", budgets, stem, grid_search.Search(iterations, 1)
+            return search.optimize(
+                *made, "multistep.dpmpp_2m", budgets, stem, search.Search(iterations, 1)
             )
 
     return stem, placing(), placing, made[1]
@@ -55,7 +57,7 @@ def test_times_spread_as_those_of_another_budget():
     process = schedules.EDM()
     lam = gaussian.logsnr(process, grids.uniform_logsnr(process, 6))
     np.testing.assert_allclose(
-        grid_search.spread(process, lam, 9), grids.uniform_logsnr(process, 9), rtol=1e-4, atol=1e-6
+        search.spread(process, lam, 9), grids.uniform_logsnr(process, 9), rtol=1e-4, atol=1e-6
     )
 
 
@@ -66,7 +68,7 @@ def test_placed_times_beat_the_hand_made_grids_and_are_written_with_their_figure
     assert all(np.all(np.diff(lam) > 0) for lam in kept["logsnr"].values())
     error = {(row["sampler"], row["nfe"]): row["error"] for row in kept["rows"]}
     own = multistep.dpmpp_2m().grid  # what 'auto' means
-    assert {name for name, _ in error} == {*grid_search.HAND_MADE, "placed"} - {"auto"} | {own}
+    assert {name for name, _ in error} == {*search.HAND_MADE, "placed"} - {"auto"} | {own}
     for nfe in (5, 9):
         assert error["placed", nfe] < min(
             value for (name, n), value in error.items() if n == nfe and name != "placed"
@@ -87,9 +89,7 @@ def test_a_second_run_solves_and_places_nothing_anew_and_another_one_says_that_i
 ):
     stem, text, placing, _ = placed
     before, asked = stem.with_suffix(".json").read_bytes(), []
-    monkeypatch.setattr(
-        grid_search, "place", lambda *args, **kwargs: asked.append(args[3]) or 1 / 0
-    )
+    monkeypatch.setattr(search, "place", lambda *args, **kwargs: asked.append(args[3]) or 1 / 0)
     assert placing() == text and stem.with_suffix(".json").read_bytes() == before
     assert capsys.readouterr().err == "" and asked == []
     for changed, nfe in (({"budgets": (5, 9, 12)}, 12), ({"iterations": 4}, 5)):
@@ -105,15 +105,15 @@ def test_a_stored_grid_in_a_comparison_scores_what_it_scored_when_it_was_placed(
     stem, _, _, subject = placed
     with jax.enable_x64(True):
         entries = [f'multistep.dpmpp_2m@stored("{stem}.json")']
-        found = comparison.compare(
-            subject, comparison.cells(entries, [5, 9], subject.process, "uniform"), tmp_path
+        found = cells.compare(
+            subject, cells.cells(entries, [5, 9], subject.process, "uniform"), tmp_path
         ).results
     rows = json.loads(stem.with_suffix(".json").read_text())["rows"]
     error = {row["nfe"]: row["error"] for row in rows if row["sampler"] == "placed"}
     for result in found:
         assert result.row["error"] == pytest.approx(error[result.row["nfe"]], rel=1e-6)
     with pytest.raises(UserError, match="has grids of 5, 9 times, not of 7"):
-        comparison.cells(entries, [7], subject.process, "uniform")
+        cells.cells(entries, [7], subject.process, "uniform")
 
 
 def test_a_models_own_grid_is_taken_by_its_name(tmp_path):
@@ -176,14 +176,14 @@ def test_a_models_own_grid_is_taken_by_its_name(tmp_path):
 )
 def test_times_are_placed_for_a_deterministic_sampler_with_a_step(spec, budgets, said):
     with pytest.raises(UserError, match=re.escape(said)):
-        grid_search.check_sampler(spec, budgets, schedules.VP())
+        search.check_sampler(spec, budgets, schedules.VP())
 
 
 def test_a_name_for_placed_times_comes_from_the_sampler_and_hides_no_grid():
-    assert grid_search.grid_name("", "multistep.unipc(order=2)") == "multistep_unipc_order_2"
-    assert grid_search.grid_name("", "multistep.dpmpp_2m") == "dpmpp_2m"
+    assert search.grid_name("", "multistep.unipc(order=2)") == "multistep_unipc_order_2"
+    assert search.grid_name("", "multistep.dpmpp_2m") == "dpmpp_2m"
     with pytest.raises(UserError, match="--name=karras is a grid of the family"):
-        grid_search.grid_name("karras", "multistep.dpmpp_2m")
+        search.grid_name("karras", "multistep.dpmpp_2m")
 
 
 def test_a_sampler_whose_times_cannot_be_placed_is_refused_in_a_line_before_anything_is_solved(

@@ -13,14 +13,15 @@ from diffusion_jax.assembly import datasets
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.evaluation import features
 from diffusion_jax.inverse import masks, measurements
-from diffusion_jax.studies import inverse_on_images, inverse_on_targets, inverse_table
+from diffusion_jax.studies.inverse import on_images, on_targets
+from diffusion_jax.studies.inverse import table as inverse_table
 from tests.markdown import squeezed
 
 GRAY = (8, 8, 1)
 
 
 def settings(target, **more):
-    return inverse_on_targets.MixtureSettings(
+    return on_targets.MixtureSettings(
         target, "schedules.VP()", "ancestral.ddim(eta=1.0)", "uniform_logsnr", **more
     )
 
@@ -34,7 +35,7 @@ def test_on_a_mixture_the_exact_posterior_differs_from_an_unguided_model_and_row
 
         def run():
             table = inverse_table.open_rows(file, about)
-            return inverse_on_targets.make_rows(of, ["unguided"], [12], table)
+            return on_targets.make_rows(of, ["unguided"], [12], table)
 
         rows = run()
         exact, given_y, blind = rows
@@ -49,16 +50,16 @@ def test_on_a_mixture_the_exact_posterior_differs_from_an_unguided_model_and_row
         kept["rows"][1]["bias"] = -1.0  # a row that is there is not made again
         file.write_text(json.dumps(kept))
         assert run()[1]["bias"] == -1.0
-    text = inverse_on_targets.report(rows)
+    text = on_targets.report(rows)
     assert text.count("\n") == 5 and "exact posterior" in text
     coverage = float(text.split("\n")[2].split("|")[-2])
     assert "(%)" in text  # the heading's unit
     assert coverage == pytest.approx(100 * exact["interval_coverage"], rel=1e-3)
-    inverse_on_targets.draw_figures(rows, tmp_path / "inverse_benchmark", "title")
+    on_targets.draw_figures(rows, tmp_path / "inverse_benchmark", "title")
     for name in ("inverse_benchmark.png", "inverse_benchmark_draws.png"):
         assert (tmp_path / name).exists()
     with pytest.raises(UserError, match="not a mixture with a known posterior"):
-        inverse_on_targets.mixture_of("checkerboard")
+        on_targets.mixture_of("checkerboard")
 
 
 def test_a_noisy_measurement_on_a_line(tmp_path):
@@ -69,7 +70,7 @@ def test_a_noisy_measurement_on_a_line(tmp_path):
     of = settings("standard_normal(dim=1)", num=20, draws=100, std=0.5)
     with jax.enable_x64(True):
         table = inverse_table.open_rows(tmp_path / "a.json", {"target": of.target})
-        rows = inverse_on_targets.make_rows(of, ["repaint"], [401], table)
+        rows = on_targets.make_rows(of, ["repaint"], [401], table)
     found = rows[-1]
     assert found["method"] == "repaint" and found["evaluations"] == 401
     assert (
@@ -77,7 +78,7 @@ def test_a_noisy_measurement_on_a_line(tmp_path):
         and 0.7 < found["variance_ratio"] < 1.3
         and found["interval_coverage"] > 0.75
     )
-    inverse_on_targets.draw_figures(rows, tmp_path / "a", "title")
+    on_targets.draw_figures(rows, tmp_path / "a", "title")
     assert (tmp_path / "a.png").exists()
     assert not (tmp_path / "a_draws.png").exists()  # there is no plane to draw densities in
 
@@ -87,9 +88,9 @@ def test_on_images(job, tmp_path, monkeypatch):
     # the classifier would take a minute to train
     monkeypatch.setattr(features, "extractor", lambda *args: pixels)
     dataset = datasets.dataset(ConfigDict(job.trained.experiment.record))
-    tasks = inverse_on_images.parse_tasks("inpaint@half;superres(factor=2)", GRAY)
+    tasks = on_images.parse_tasks("inpaint@half;superres(factor=2)", GRAY)
     table = inverse_table.open_rows(tmp_path / "b.json", {})
-    rows, shown = inverse_on_images.make_rows(job, dataset, tasks, ["ddnm"], "", table)
+    rows, shown = on_images.make_rows(job, dataset, tasks, ["ddnm"], "", table)
     names = [(row["task"], row["method"]) for row in rows]
     assert names == [
         ("inpaint@half", m) for m in ("y", "mean of known pixels", "mean image", "ddnm")
@@ -102,22 +103,22 @@ def test_on_images(job, tmp_path, monkeypatch):
         )
     scored = [row | {"psnr": [20.0, 22.0], "perceptual": [0.25, 0.25]} for row in rows[1:3]]
     scored[1]["psnr"] = [19.0, 21.0]
-    table = squeezed(inverse_on_images.report(scored))
+    table = squeezed(on_images.report(scored))
     assert (
         "| **21.00** ± 1.00 | **0.2500** ± 0.0000 |" in table
         and "| 20.00 ± 1.00 |" in table
         and table.count("\n") == 2 + 2
     )
-    inverse_on_images.draw_strips(rows, shown, tmp_path / "b.png")
-    assert "colorize" not in inverse_on_images.parse_tasks(inverse_on_images.TASKS, GRAY)
-    assert "colorize" in inverse_on_images.parse_tasks(inverse_on_images.TASKS, (32, 32, 3))
+    on_images.draw_strips(rows, shown, tmp_path / "b.png")
+    assert "colorize" not in on_images.parse_tasks(on_images.TASKS, GRAY)
+    assert "colorize" in on_images.parse_tasks(on_images.TASKS, (32, 32, 3))
 
 
 def test_baselines_against_plain_numbers():
     x = np.random.default_rng(0).uniform(-1, 1, (2, 4, 4, 1)).astype("float32")
     mask = masks.half((4, 4, 1))
     measurement = measurements.inpaint((4, 4, 1), mask)
-    filled = inverse_on_images.baselines(
+    filled = on_images.baselines(
         "inpaint", measurement, measurement.forward(x), (4, 4, 1), np.full((4, 4, 1), 0.3)
     )
     np.testing.assert_allclose(

@@ -14,16 +14,12 @@ from diffusion_jax.core import reading
 from diffusion_jax.data.sources import Arrays
 from diffusion_jax.evaluation import frechet, statistics
 from diffusion_jax.evaluation.features import extractor
-from diffusion_jax.studies import (
-    comparison,
-    family_measures,
-    family_tasks,
-    family_training,
-    few_step_methods,
-    grid_file,
-    inverse_table,
-    plans,
-)
+from diffusion_jax.studies import plans
+from diffusion_jax.studies.families import measures, tasks, training
+from diffusion_jax.studies.few_step import methods
+from diffusion_jax.studies.grids import file as grid_file
+from diffusion_jax.studies.inverse import table
+from diffusion_jax.studies.samplers import cells
 from tests.spoiled import CARD, GRID, PLACED, spoiled
 
 
@@ -50,8 +46,8 @@ def test_the_rows_of_the_inverse_benchmark(tmp_path, capsys):
     made = []
 
     def run():
-        inverse_table.timed_row(
-            inverse_table.open_rows(tmp_path / "a.json", {"target": "gmm8"}),
+        table.timed_row(
+            table.open_rows(tmp_path / "a.json", {"target": "gmm8"}),
             {"method": "dps()"},
             lambda: (
                 made.append(1)
@@ -89,10 +85,10 @@ def test_searched_times(tmp_path, capsys, monkeypatch):
     path.write_text(json.dumps(GRID))
     monkeypatch.setattr("diffusion_jax.assembly.sampling.method", begin)
     trained = workdir.Trained(None, None, 0, "params", {})
-    few_step_methods.search_times(trained, None, [2], 10, path)
+    methods.search_times(trained, None, [2], 10, path)
     for _ in spoiled(path):
         with pytest.raises(Searches):
-            few_step_methods.search_times(trained, None, [2], 10, path)
+            methods.search_times(trained, None, [2], 10, path)
         assert "made again" in capsys.readouterr().err
 
 
@@ -101,22 +97,22 @@ def test_the_families(tmp_path, capsys, monkeypatch):
     settings.update(images=64, points=(1.0,))
     own = settings.family.ddpm
     own.data = settings.data
-    point = family_training.Point(1, 64, 0.5)
+    point = training.Point(1, 64, 0.5)
     monkeypatch.setattr(
-        family_tasks,
+        tasks,
         "train_family",
-        lambda *args: family_training.FamilyRun(tmp_path, own, (point,)),
+        lambda *args: training.FamilyRun(tmp_path, own, (point,)),
     )
     shown = {"images": np.zeros((2, 2, 2, 1), np.uint8)}
     monkeypatch.setattr(
-        family_measures, "of_images", lambda *args: made.append(1) or ({"frechet": 2.0}, shown)
+        measures, "of_images", lambda *args: made.append(1) or ({"frechet": 2.0}, shown)
     )
-    monkeypatch.setattr(family_measures, "at_the_end", lambda *args: ({"bits": 3.0}, {}))
+    monkeypatch.setattr(measures, "at_the_end", lambda *args: ({"bits": 3.0}, {}))
     monkeypatch.setattr("diffusion_jax.assembly.workdir.load", lambda *args, **options: None)
-    task = family_tasks.FamilyTask("ddpm", 0)
+    task = tasks.FamilyTask("ddpm", 0)
 
     def run():
-        found = family_tasks.run(tmp_path, task, own, settings, None, list)
+        found = tasks.run(tmp_path, task, own, settings, None, list)
         assert found.row["frechet"] == 2.0 and found.row["minutes"] == 0.5
 
     run()
@@ -196,14 +192,12 @@ def test_the_cells_of_a_comparison(tmp_path, capsys):
         "frechet": 1.0,
         "stochastic": False,
     }
-    kept = comparison.Result(
-        row, np.zeros((3, 2)), np.ones(3), {"frechet": np.ones(comparison.GROUPS)}
-    )
+    kept = cells.Result(row, np.zeros((3, 2)), np.ones(3), {"frechet": np.ones(cells.GROUPS)})
 
     def read():
-        return reading.kept(path, lambda path: comparison._read(path, 3))
+        return reading.kept(path, lambda path: cells._read(path, 3))
 
-    comparison._save(path, kept)
+    cells._save(path, kept)
     assert read().row == row and set(read().left_out) == {"frechet"}
     for _ in spoiled(path):
         assert read() is None and "made again" in capsys.readouterr().err
@@ -216,5 +210,5 @@ def test_the_cells_of_a_comparison(tmp_path, capsys):
         kept._replace(samples=np.full((3, 2), np.nan)),
         kept._replace(left_out={"frechet": np.ones(2)}),
     ):
-        comparison._save(path, other)
+        cells._save(path, other)
         assert read() is None and "made again" in capsys.readouterr().err

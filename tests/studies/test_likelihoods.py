@@ -12,7 +12,8 @@ from numpy.testing import assert_allclose
 from configs import digits
 from diffusion_jax.assembly import datasets, train
 from diffusion_jax.assembly import workdir as runs
-from diffusion_jax.studies import likelihood_measures, likelihoods
+from diffusion_jax.studies.likelihood import command as likelihoods
+from diffusion_jax.studies.likelihood import measures
 from tests import commands
 from tests.experiments.small_runs import small
 
@@ -72,7 +73,7 @@ def test_the_command_resumes_at_the_next_batch_and_writes_what_it_prints(workdir
     for row in ("discrete", "continuous"):
         assert_allclose(
             file[f"{row}.total"],
-            sum(file[f"{row}.{term}"] for term in likelihood_measures.TERMS[1:]),
+            sum(file[f"{row}.{term}"] for term in measures.TERMS[1:]),
             rtol=1e-5,
         )
 
@@ -92,8 +93,8 @@ def test_the_command_resumes_at_the_next_batch_and_writes_what_it_prints(workdir
     for name in (n for n in first if not n.endswith("seconds")):
         assert_allclose(first[name], file[name], rtol=1e-5, atol=1e-5, err_msg=name)
         assert np.array_equal(first[name], again[name]), name
-    assert [row["bits"] for row in likelihood_measures.table(again, chosen)] == [
-        row["bits"] for row in likelihood_measures.table(first, chosen)
+    assert [row["bits"] for row in measures.table(again, chosen)] == [
+        row["bits"] for row in measures.table(first, chosen)
     ]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffusion_jax.studies import ranking
-from diffusion_jax.studies.comparison import Comparison, Result
+from diffusion_jax.studies.samplers import ranking
+from diffusion_jax.studies.samplers.cells import Comparison, Result
 
 
 def result(name, nfe, score, squares=None, left_out=None, **row):

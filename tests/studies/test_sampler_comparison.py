@@ -20,8 +20,10 @@ from diffusion_jax.assembly.workdir import Trained
 from diffusion_jax.core import provenance
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.report import html
-from diffusion_jax.studies import comparison, sampler_comparison, sampler_report, subjects
-from diffusion_jax.studies.comparison import Comparison, Result
+from diffusion_jax.studies import subjects
+from diffusion_jax.studies.samplers import cells, report
+from diffusion_jax.studies.samplers import comparison as sampler_comparison
+from diffusion_jax.studies.samplers.cells import Comparison, Result
 from diffusion_jax.studies.subject import Subject
 from tests import commands
 from tests.markdown import squeezed
@@ -85,9 +87,9 @@ def test_the_command_ends_with_an_error_where_no_cell_has_a_result(tmp_path, mon
         Result({"what": ""}),
     )
     monkeypatch.setattr(subjects, "of_model", lambda *args, **options: subject)
-    monkeypatch.setattr(comparison, "compare", lambda *args, **options: found)
+    monkeypatch.setattr(cells, "compare", lambda *args, **options: found)
     monkeypatch.setattr(
-        sampler_report,
+        report,
         "write",
         lambda subject, compared, stem, record: stem.write_text("written"),
     )

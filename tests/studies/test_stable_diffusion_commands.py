@@ -10,7 +10,11 @@ from PIL import Image
 
 from diffusion_jax.assembly import denoiser, sampling, workdir
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.studies import edit_job, editing, generation, restoration, sampler_comparison
+from diffusion_jax.studies import generation
+from diffusion_jax.studies.edits import command as editing
+from diffusion_jax.studies.edits import job as edit_job
+from diffusion_jax.studies.edits import restoration
+from diffusion_jax.studies.samplers import comparison
 from tests.pretrained.stable_diffusion import loaded, workdir_of
 
 pytest.importorskip("tokenizers")
@@ -91,11 +95,11 @@ def test_samplers_are_compared_on_prompts(tmp_path, capsys):
     options = {"samplers": "ancestral.ddim;ancestral.ddpm", "nfe": "2,4", "num": 2, "seeds": ""}
     options |= {"others": "", "noise": None, "out": str(tmp_path), "fresh": False}
     given = {"workdir": str(workdir_of("sd1")), "prompt": ["a cat", "two dogs"]}
-    sampler_comparison.compare_samplers(config(), **given, **options)
+    comparison.compare_samplers(config(), **given, **options)
     said = capsys.readouterr()
     assert "there is no Fréchet distance" in said.err
     assert "nearest to the exact solution is ancestral.ddim" in said.out
     assert "no result" not in said.out and "real data" not in said.out
     assert (tmp_path / "compare.html").is_file()
     with pytest.raises(UserError, match="--metrics=frechet compares with data"):
-        sampler_comparison.compare_samplers(config(), **given, **options, metrics="frechet")
+        comparison.compare_samplers(config(), **given, **options, metrics="frechet")

@@ -14,15 +14,11 @@ from PIL import Image
 from diffusion_jax.assembly import workdir
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.report import pareto
-from diffusion_jax.studies import (
-    sweep,
-    sweep_cells,
-    sweep_page,
-    sweep_runs,
-    sweep_search,
-    sweep_space,
-    sweep_task,
-)
+from diffusion_jax.studies.sweep import cells, page, search
+from diffusion_jax.studies.sweep import command as sweep
+from diffusion_jax.studies.sweep import runs as sweep_runs
+from diffusion_jax.studies.sweep import space as sweep_space
+from diffusion_jax.studies.sweep import task as sweep_task
 from tests.experiments.launch_files import LAUNCH, bash, calls, stub
 from tests.spoiled import spoiled
 
@@ -60,7 +56,7 @@ def run(root, launch="local", submit=False, job="", workdirs=True, **flags):
 
 def test_the_jobs_of_a_sweep_and_then_its_files(trained, monkeypatch, capsys, tmp_path):
     """Jobs in order measure what the command measures by itself; it then only collects."""
-    monkeypatch.setattr(sweep_search, "LEAST", 10)
+    monkeypatch.setattr(search, "LEAST", 10)
     out = trained / "digits" / "sweep"
     run(trained, launch="slurm")
     lines = (out / "jobs.txt").read_text().splitlines()
@@ -76,7 +72,7 @@ def test_the_jobs_of_a_sweep_and_then_its_files(trained, monkeypatch, capsys, tm
         run(trained, job=job)
     with pytest.raises(UserError, match="there is no such job"):
         run(trained, job="measure:2:0")
-    monkeypatch.setattr(sweep_cells.CellSampler, "plan", lambda *args: 1 / 0)  # nothing is drawn
+    monkeypatch.setattr(cells.CellSampler, "plan", lambda *args: 1 / 0)  # nothing is drawn
     capsys.readouterr()
     run(trained, asked=frozenset({"sampler.clip", "data.path"}))
     said = capsys.readouterr()
@@ -113,12 +109,12 @@ def test_an_adaptive_sampler_is_measured_once_whatever_the_budget(trained, tmp_p
 
 def test_a_damaged_cell_is_measured_again(trained, tmp_path, capsys):
     path = tmp_path / "a.npz"
-    kept = sweep_cells.CellScores(20, {"frechet": 1.0}, {"frechet": 0.1}, (1.0,) * 5, 2.0, 0.1)
-    sweep_cells._save(path, [kept])
-    (again,) = sweep_cells._read(path)
+    kept = cells.CellScores(20, {"frechet": 1.0}, {"frechet": 0.1}, (1.0,) * 5, 2.0, 0.1)
+    cells._save(path, [kept])
+    (again,) = cells._read(path)
     assert again._replace(shown=kept.shown) == kept
     for _ in spoiled(path):
-        assert sweep_cells.store.load(path, sweep_cells._read) is None
+        assert cells.store.load(path, cells._read) is None
         assert "made again" in capsys.readouterr().err
 
 
@@ -203,11 +199,11 @@ def test_paired_differences_and_the_front():
     """The paired difference separates two cells whose own intervals overlap."""
     noise = (-0.2, 0.1, 0.3, -0.1, -0.1)
     best, worse, other = (
-        sweep_cells.CellScores(20, {"frechet": value}, left_out=tuple(value + n for n in moved))
+        cells.CellScores(20, {"frechet": value}, left_out=tuple(value + n for n in moved))
         for value, moved in ((1.0, noise), (1.1, noise), (1.1, noise[::-1]))
     )
-    assert sweep_page.distinguishable(best, worse, "frechet")
-    assert not sweep_page.distinguishable(best, other, "frechet")
+    assert page.distinguishable(best, worse, "frechet")
+    assert not page.distinguishable(best, other, "frechet")
     assert pareto.front([5, 10, 10, 20, 50], [3.0, 2.0, 1.9, 2.5, 1.0]) == [0, 2, 4]
     assert pareto.front([1, 1], [2.0, 2.0]) == [0]
 
@@ -228,13 +224,13 @@ def test_training_goes_on_with_the_better_half_and_is_found_again(trained, tmp_p
 
     def measure(cell, images, *args):
         loss = losses[next(folder for folder in steps if folder.absolute() == cell.workdir)]
-        return sweep_cells.CellScores(images, {"frechet": loss})
+        return cells.CellScores(images, {"frechet": loss})
 
     monkeypatch.setattr(sweep_runs.training, "train", train)
     monkeypatch.setattr(sweep_runs.training, "train_until", train)
     monkeypatch.setattr(sweep_runs, "_step", steps.get)
-    monkeypatch.setattr(sweep_cells, "measure", measure)
-    judges = [None, sweep_cells.Scoring(None, "frechet", {}, {})]
+    monkeypatch.setattr(cells, "measure", measure)
+    judges = [None, cells.Scoring(None, "frechet", {}, {})]
     whole = config.training.steps
     found = sweep_runs.train_in_rungs(task, 3, lambda: judges)
     first = [(0, whole // 4), (1, whole // 4), (2, whole // 4), (3, whole // 4)]

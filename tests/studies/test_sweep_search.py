@@ -11,8 +11,10 @@ import pytest
 
 from diffusion_jax.core.errors import UserError
 from diffusion_jax.evaluation import frechet, intervals, points
-from diffusion_jax.studies import comparison, drawing, subjects, sweep_search
-from diffusion_jax.studies.sweep_search import Rung
+from diffusion_jax.studies import drawing, subjects
+from diffusion_jax.studies.samplers import cells as comparison
+from diffusion_jax.studies.sweep import search
+from diffusion_jax.studies.sweep.search import Rung
 
 SCALES, BUDGETS, IMAGES = np.linspace(0.7, 1.4, 15), (5, 10, 20, 50), 1000
 
@@ -20,7 +22,7 @@ SCALES, BUDGETS, IMAGES = np.linspace(0.7, 1.4, 15), (5, 10, 20, 50), 1000
 def run(plan, loss):
     """The losses of a search, and the images that it drew."""
     losses, drawn = {}, {}
-    while todo := sweep_search.wanted(plan, losses):
+    while todo := search.wanted(plan, losses):
         for cell, images in todo:
             losses[cell, images] = loss(cell, images)
             drawn[cell] = max(images, drawn.get(cell, 0))
@@ -54,7 +56,7 @@ def test_the_optimum_of_60_cells_is_found_with_a_fifth_of_the_images(grouped):
     """
     size = len(SCALES)
     groups = {n: range(n * size, (n + 1) * size) for n in range(4)} if grouped else {(): range(60)}
-    plan = sweep_search.plan(groups, IMAGES, sweep_search.halving())
+    plan = search.plan(groups, IMAGES, search.halving())
     assert plan.images <= 0.2 * 60 * IMAGES
     for seed in range(3):
         loss = gaussian_cells(seed)
@@ -68,41 +70,41 @@ def test_the_optimum_of_60_cells_is_found_with_a_fifth_of_the_images(grouped):
 
 
 def test_the_rungs_of_halving():
-    rungs = sweep_search.halving_rungs(60, 1000, 0.2)
+    rungs = search.halving_rungs(60, 1000, 0.2)
     assert rungs == [Rung(60, 62), Rung(30, 125), Rung(15, 250), Rung(8, 500), Rung(4, 1000)]
-    assert sweep_search.cost(rungs) == 60 * 62 + 30 * 63 + 15 * 125 + 8 * 250 + 4 * 500 == 11485
-    assert sweep_search.halving_rungs(60, 1000, 1.0) == [Rung(60, 1000)]
+    assert search.cost(rungs) == 60 * 62 + 30 * 63 + 15 * 125 + 8 * 250 + 4 * 500 == 11485
+    assert search.halving_rungs(60, 1000, 1.0) == [Rung(60, 1000)]
     # fewer images than LEAST say nothing, and one cell need not be halved
-    assert sweep_search.halving_rungs(60, 200, 0.01)[0] == Rung(60, sweep_search.LEAST)
-    assert sweep_search.halving_rungs(3, 1000, 0.01)[-1] == Rung(1, 1000)
-    assert sweep_search.halving_rungs(1, 1000, 0.01) == [Rung(1, 1000)]
+    assert search.halving_rungs(60, 200, 0.01)[0] == Rung(60, search.LEAST)
+    assert search.halving_rungs(3, 1000, 0.01)[-1] == Rung(1, 1000)
+    assert search.halving_rungs(1, 1000, 0.01) == [Rung(1, 1000)]
 
 
 def test_a_search_resumes_and_a_failed_cell_is_the_worst():
-    plan = sweep_search.plan({(): range(4)}, 200, sweep_search.halving(share=0.5))
+    plan = search.plan({(): range(4)}, 200, search.halving(share=0.5))
     assert plan.rungs[()] == [Rung(4, 50), Rung(2, 100), Rung(1, 200)]
     losses = {(0, 50): math.inf, (1, 50): 2.0}
-    assert sweep_search.wanted(plan, losses) == [(2, 50), (3, 50)]
-    assert sweep_search.entrants(plan, (), 1, losses) is None
+    assert search.wanted(plan, losses) == [(2, 50), (3, 50)]
+    assert search.entrants(plan, (), 1, losses) is None
     losses |= {(2, 50): math.nan, (3, 50): 1.0}
-    assert sweep_search.wanted(plan, losses) == [(3, 100), (1, 100)]
+    assert search.wanted(plan, losses) == [(3, 100), (1, 100)]
     losses |= {(3, 100): 5.0, (1, 100): 4.0}
-    assert sweep_search.wanted(plan, losses) == [(1, 200)]
-    assert sweep_search.wanted(plan, losses | {(1, 200): 3.0}) == []
+    assert search.wanted(plan, losses) == [(1, 200)]
+    assert search.wanted(plan, losses | {(1, 200): 3.0}) == []
 
 
 def test_cells_are_all_or_random():
-    assert sweep_search.grid().choose(3) == [0, 1, 2]
-    assert sweep_search.grid().rungs(3, 50) == [Rung(3, 50)]
-    chosen = sweep_search.random(cells=5, seed=1).choose(10**12)
+    assert search.grid().choose(3) == [0, 1, 2]
+    assert search.grid().rungs(3, 50) == [Rung(3, 50)]
+    chosen = search.random(cells=5, seed=1).choose(10**12)
     assert len(set(chosen)) == 5 and max(chosen) < 10**12
-    assert chosen == sweep_search.halving(cells=5, seed=1).choose(10**12)
-    assert chosen != sweep_search.random(cells=5, seed=2).choose(10**12)
-    assert sweep_search.random(cells=5).choose(3) == [0, 1, 2]
+    assert chosen == search.halving(cells=5, seed=1).choose(10**12)
+    assert chosen != search.random(cells=5, seed=2).choose(10**12)
+    assert search.random(cells=5).choose(3) == [0, 1, 2]
     with pytest.raises(UserError, match=r"has 20,000 cells, and at most 10,000 .*random\(cells"):
-        sweep_search.grid().choose(20_000)
+        search.grid().choose(20_000)
     with pytest.raises(UserError, match="halving: share=0: it must be above 0"):
-        sweep_search.halving(share=0)
+        search.halving(share=0)
 
 
 @pytest.mark.long
@@ -128,7 +130,7 @@ def test_the_best_of_60_samplers_and_grids_on_a_mixture_is_found_with_a_fifth_of
         return points.sliced_wasserstein(samples[cell][: len(stays)][stays], truth)
 
     groups = {nfe: [i for i, cell in enumerate(cells) if cell.nfe == nfe] for nfe in BUDGETS}
-    plan = sweep_search.plan(groups, IMAGES, sweep_search.halving())
+    plan = search.plan(groups, IMAGES, search.halving())
     assert len(cells) == 60 and plan.images <= 0.2 * 60 * IMAGES
     losses, _ = run(plan, lambda cell, images: distance(cell, np.ones(images, bool)))
     for members in groups.values():

@@ -8,7 +8,7 @@ import pytest
 
 from configs import digits
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.studies import sweep_space
+from diffusion_jax.studies.sweep import space as sweep_space
 
 CONFIG = digits.get_config("vp").lock()
 

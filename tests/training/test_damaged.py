@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.core.errors import UserError
-from diffusion_jax.studies import (
-    few_step_methods,
-)
+from diffusion_jax.studies.few_step import methods
 from diffusion_jax.training import checkpoint, metrics, restoring
 
 
@@ -45,7 +43,7 @@ def test_rows_of_other_types_are_no_rows_and_a_pipe_is_no_file_of_rows(tmp_path)
         "\n".join(map(json.dumps, [whole, *spoilt, [], 3, whole])) + "\n" + "[" * 100_000 + "\n"
     )
     assert metrics.read_rows(file) == [whole, whole]
-    assert few_step_methods.seconds(tmp_path) == 12 / 5
+    assert methods.seconds(tmp_path) == 12 / 5
     file.unlink()
     os.mkfifo(file)
     with pytest.raises(UserError, match="not a regular file"):

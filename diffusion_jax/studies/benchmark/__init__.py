@@ -1,0 +1,1 @@
+"""What training, sampling and other programs cost on this machine."""

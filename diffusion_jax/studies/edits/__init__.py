@@ -1,0 +1,1 @@
+"""Images and other arrays restored and edited by a trained model."""

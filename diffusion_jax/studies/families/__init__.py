@@ -1,0 +1,1 @@
+"""Families of generative models, compared on one data set."""

@@ -1,0 +1,1 @@
+"""Grids of times, placed for a sampler and a model."""

@@ -1,0 +1,1 @@
+"""Weights that come from elsewhere or go there, and published workdirs."""
