@@ -12,8 +12,7 @@ and with two (table 1). Hardware and time: the paper states none for this data s
 Variants: teacher, a diffusion model under TrigFlow; sct, which is trained from the teacher's
 weights, FID 2.85 and 2.06; scd, which is distilled from it, FID 3.66 and 2.52.
 
-Two parts of the paper are missing: the learned weighting, which is nearly constant once the tangent
-is normalized, and the double normalization of the network.
+One part of the paper is missing: the double normalization of the network.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from configs.papers._published import published, radam, run
 from diffusion_jax.core.errors import unknown
 
 TEACHER = "runs/scm_teacher"
-LAW = "time=times.lognormal(-1.0, 1.4), sigma_data=0.5, warmup=0.025, c=0.1"
+LAW = "time=times.lognormal(-1.0, 1.4), sigma_data=0.5, warmup=0.025, c=0.1, learned_weight=True"
 VARIANTS = {
     # name: (objective, dropout)
     "teacher": ("denoising.edm(p_mean=-1.0, p_std=1.4, sigma_data=0.5)", 0.13),
@@ -58,6 +57,7 @@ def get_config(name: str = "sct") -> ConfigDict:
         config.optimizer.update(learning_rate=1e-3, warmup=19_531)
         config.sampler.update(name="ode.edm_heun", grid="karras", nfe=35, clip="none")
     else:
+        config.model.uncertainty = 128  # of the learned weighting
         radam(config, 1e-4, b2=0.99)
         config.init_from = TEACHER if name == "sct" else ""
         config.distill.teacher = TEACHER if name == "scd" else ""

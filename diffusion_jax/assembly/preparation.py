@@ -16,7 +16,15 @@ from diffusion_jax.data import Dataset
 from diffusion_jax.training import restoring
 
 # options of the network that do not change what its parameters mean
-SAME_PARAMETERS = ("dropout", "dropout_height", "dtype", "remat", "attention_impl", "second_time")
+SAME_PARAMETERS = (
+    "dropout",
+    "dropout_height",
+    "dtype",
+    "remat",
+    "attention_impl",
+    "second_time",
+    "uncertainty",
+)
 
 
 def for_training(

@@ -25,6 +25,7 @@ from diffusion_jax.models.dropout import rate_at
 from diffusion_jax.models.embeddings import KERNEL_INIT
 from diffusion_jax.models.normalization import group_norm
 from diffusion_jax.models.remat import rematerialized
+from diffusion_jax.models.uncertainty import with_log_variance
 
 # Their differences in table 7 of Karras et al. 2022; NCSNpp(**PRESETS["ncsnpp"]) is NCSN++.
 PRESETS = {
@@ -74,6 +75,8 @@ class NCSNpp(nn.Module):
       learn_variance: the output is (B, H, W, 2C), the second C channels for the variance (Nichol &
         Dhariwal 2021, eq. 15).
       second_time: the network also receives cond['to'], the time at which a move ends (MeanFlow).
+      uncertainty: size of the features of the learned uncertainty u(c_noise), by which objectives
+        weight noise levels (objectives/uncertainty.py); the papers have 128, 0 is none.
       dtype: one of layers.DTYPES, for convolutions and attention; see unet.UNet.
       remat: see remat.rematerialized.
       attention_impl: see attention.multi_head.
@@ -97,12 +100,20 @@ class NCSNpp(nn.Module):
     skip_scale: float = 0.5**0.5
     learn_variance: bool = False
     second_time: bool = False
+    uncertainty: int = 0
     dtype: str = "float32"
     remat: str = "none"
     attention_impl: str = "auto"
 
     @nn.compact
-    def __call__(self, x: Array, c_noise: Array, cond: Cond = None, train: bool = False) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        c_noise: Array,
+        cond: Cond = None,
+        train: bool = False,
+        log_variance: bool = False,
+    ) -> Array | tuple[Array, dict[str, Array]]:
         """Evaluates the network.
 
         Args:
@@ -111,9 +122,10 @@ class NCSNpp(nn.Module):
           cond: None, or a dict with 'label' (B,), 'vector' (B, vector), 'augment' (B, augment) and,
             with second_time, 'to' (B,), all optional.
           train: turns dropout on; then rngs={'dropout': key} is needed.
+          log_variance: returns the learned uncertainty as well.
 
         Returns:
-          F, (B, H, W, C) or (B, H, W, 2C) float32.
+          F, (B, H, W, C) or (B, H, W, 2C) float32; with log_variance (F, {'log_variance': u (B,)}).
 
         Raises:
           UserError: while tracing, for sizes and options that do not fit.
@@ -136,7 +148,8 @@ class NCSNpp(nn.Module):
         h = self._attention(h, "middle_attention")
         h = self._residual(h, embedding, train, h.shape[-1], "middle_2")
         channels = x.shape[-1] * (2 if self.learn_variance else 1)
-        return self._up(h, skips, embedding, train, channels)
+        h = self._up(h, skips, embedding, train, channels)
+        return with_log_variance(h, c_noise, self.uncertainty, log_variance)
 
     def _residual(
         self,

@@ -14,6 +14,7 @@ from diffusion_jax.models.embeddings import ConditionEmbedding, concatenated, in
 from diffusion_jax.models.normalization import group_norm
 from diffusion_jax.models.remat import rematerialized
 from diffusion_jax.models.text import Text, TextFeatures
+from diffusion_jax.models.uncertainty import with_log_variance
 
 UPDOWN = ("conv", "conv_centred", "resblock", "resblock_projected")
 
@@ -75,6 +76,8 @@ class UNet(nn.Module):
       noise_embedding: 'sinusoidal' in 1000 c_noise (DDPM), 'adm' in 1000 c_noise or, as in EDM,
         'adm_plain' in c_noise, 'fourier' with random frequencies (NCSN++), or 'smooth' (sCM).
       second_time: the network also receives cond['to'], the time at which a move ends (MeanFlow).
+      uncertainty: size of the features of the learned uncertainty u(c_noise), by which objectives
+        weight noise levels (objectives/uncertainty.py); the papers have 128, 0 is none.
       dtype: one of layers.DTYPES, for convolutions and attention. Parameters, norms, softmax,
         embedding, last convolution and output are float32.
       remat: what is kept for the backward pass: 'none' (all activations), 'block' (none inside
@@ -110,6 +113,7 @@ class UNet(nn.Module):
     noise_features: int = 0
     noise_embedding: str = "sinusoidal"
     second_time: bool = False
+    uncertainty: int = 0
     dtype: str = "float32"
     remat: str = "none"
     attention_impl: str = "auto"
@@ -117,7 +121,14 @@ class UNet(nn.Module):
     skipped: tuple[str, ...] = ()
 
     @nn.compact
-    def __call__(self, x: Array, c_noise: Array, cond: Cond = None, train: bool = False) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        c_noise: Array,
+        cond: Cond = None,
+        train: bool = False,
+        log_variance: bool = False,
+    ) -> Array | tuple[Array, dict[str, Array]]:
         """Evaluates the network.
 
         Args:
@@ -127,9 +138,10 @@ class UNet(nn.Module):
             means "no class", 'concat' (B, N_1, ..., N_d, extra_channels), 'vector' (B, vector),
             with second_time 'to' (B,), and the entries that `text` reads.
           train: turns dropout on; then rngs={'dropout': key} is needed.
+          log_variance: returns the learned uncertainty as well.
 
         Returns:
-          F, (B, N_1, ..., N_d, C or 2C) float32.
+          F, (B, N_1, ..., N_d, C or 2C) float32; with log_variance (F, {'log_variance': u (B,)}).
 
         Raises:
           UserError: while tracing, for sizes and options that do not fit.
@@ -163,7 +175,8 @@ class UNet(nn.Module):
         h = group_norm(h, "last_norm", self.norm, silu=True)
         last = layers.conv(channels * self.stem**axes, axes=axes, zero=True, name="last")
         h = last(h)  # float32
-        return layers.depth_to_space(h, self.stem).astype(jnp.float32)
+        h = layers.depth_to_space(h, self.stem).astype(jnp.float32)
+        return with_log_variance(h, c_noise, self.uncertainty, log_variance)
 
     def _residual(
         self,

@@ -235,6 +235,7 @@ def continuous(
     sigma_data: float = 0.5,
     warmup: float = 0.1,
     c: float = 0.1,
+    learned_weight: bool = False,
 ) -> FewStep:
     """Continuous-time consistency training (sCT of sCM; Lu & Song 2025, algorithm 1).
 
@@ -246,6 +247,7 @@ def continuous(
       sigma_data: standard deviation of the data.
       warmup: the share of the run in which r grows from 0 to 1 (sec. 4.1).
       c: the constant of the normalization of the tangent.
+      learned_weight: weights each noise level by the network's own uncertainty (algorithm 1).
 
     Returns:
       The objective.
@@ -253,8 +255,8 @@ def continuous(
     Raises:
       UserError: for an argument out of its range.
     """
-    _check_continuous("continuous", sigma_data, warmup, c)
-    return continuous_time(process, time, sigma_data, warmup, c, with_teacher=False)
+    settings = sigma_data, warmup, c, learned_weight
+    return continuous_time("continuous", process, time, *settings, with_teacher=False)
 
 
 def continuous_distillation(
@@ -263,6 +265,7 @@ def continuous_distillation(
     sigma_data: float = 0.5,
     warmup: float = 0.1,
     c: float = 0.1,
+    learned_weight: bool = False,
 ) -> FewStep:
     """Continuous-time consistency distillation (sCD of sCM; Lu & Song 2025).
 
@@ -274,6 +277,7 @@ def continuous_distillation(
       sigma_data: standard deviation of the data.
       warmup: the share of the run in which r grows from 0 to 1 (sec. 4.1).
       c: the constant of the normalization of the tangent.
+      learned_weight: weights each noise level by the network's own uncertainty (algorithm 1).
 
     Returns:
       The objective.
@@ -281,14 +285,8 @@ def continuous_distillation(
     Raises:
       UserError: for an argument out of its range.
     """
-    _check_continuous("continuous_distillation", sigma_data, warmup, c)
-    return continuous_time(process, time, sigma_data, warmup, c, with_teacher=True)
-
-
-def _check_continuous(name: str, sigma_data: float, warmup: float, c: float) -> None:
-    """UserError for an argument of a preset in continuous time that is out of range."""
-    ranges = {"sigma_data": (sigma_data, 1e-6, 1e4), "warmup": (warmup, 0, 1), "c": (c, 0, 1e6)}
-    need_ranges(f"consistency.{name}", **ranges)
+    settings = sigma_data, warmup, c, learned_weight
+    return continuous_time("continuous_distillation", process, time, *settings, with_teacher=True)
 
 
 # ---- the objective in discrete time

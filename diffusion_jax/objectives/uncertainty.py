@@ -1,4 +1,4 @@
-"""The objective of EDM2, which weights each noise level by the network's own uncertainty.
+"""Weighting each noise level by the network's own uncertainty, and the objective of EDM2.
 
 Karras et al. 2024 ("Analyzing and improving the training dynamics of diffusion models").
 """
@@ -12,6 +12,30 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array, Cond, Denoise, Noised, Process
 from diffusion_jax.objectives import denoising, weighting
 from diffusion_jax.objectives.base import Objective
+
+
+def balanced(name: str, losses: Array, log_variance: Array | None) -> Array:
+    """Divides losses by their size, which the network learns (Karras et al. 2024, eq. 14 to 16).
+
+        L / exp(u) + u,    least where u = log E[L]
+
+    Args:
+      name: of the objective, for messages.
+      losses: L, (B,).
+      log_variance: u, (B,), of the prediction; None for a network without it.
+
+    Returns:
+      The weighted losses, (B,).
+
+    Raises:
+      UserError: for a network without the learned uncertainty.
+    """
+    if log_variance is None:
+        raise UserError(
+            f"{name} needs a network that learns its own uncertainty: set "
+            "config.model.uncertainty=128, which unet.UNet, ncsnpp.NCSNpp and edm2.EDM2UNet have"
+        )
+    return losses * jnp.exp(-log_variance) + log_variance
 
 
 def edm2(
@@ -40,14 +64,8 @@ def edm2(
 
     def loss(denoise: Denoise, noised: Noised, cond: Cond = None) -> Array:
         prediction = denoise(noised.x_t, noised.t, cond)
-        u = prediction.log_variance
-        if u is None:
-            raise UserError(
-                "uncertainty.edm2 needs a network that learns its own uncertainty: set "
-                "config.model.name=edm2.EDM2UNet and config.model.uncertainty=128"
-            )
-        error = mean_per_example((prediction.eps - noised.eps) ** 2)
-        return weight(process, noised.t) * error * jnp.exp(-u) + u
+        losses = weight(process, noised.t) * mean_per_example((prediction.eps - noised.eps) ** 2)
+        return balanced("uncertainty.edm2", losses, prediction.log_variance)
 
     return plain._replace(loss=loss)
 

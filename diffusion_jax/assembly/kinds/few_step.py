@@ -54,6 +54,7 @@ def loss(experiment: Experiment) -> step.LossFn:
       experiment: the model, with its objective and its teacher.
     """
     network, objective = denoiser.apply(experiment), experiment.objective
+    uncertain = {"log_variance": True} if experiment.options.get("uncertainty") else {}
 
     def run(params: Params, batch, keys: Key, now: step.Now):
         # all networks have the same dropout masks
@@ -63,7 +64,7 @@ def loss(experiment: Experiment) -> step.LossFn:
             else None
         )
 
-        def student(params):
+        def student(params, **extra):
             return parameterization.denoiser(
                 network,
                 params,
@@ -71,11 +72,12 @@ def loss(experiment: Experiment) -> step.LossFn:
                 experiment.process,
                 train=now.train,
                 rngs=rngs,
+                **extra,
             )
 
         frozen = student(jax.lax.stop_gradient(params))
         networks = FewStepNetworks(
-            student(params),
+            student(params, **uncertain),
             frozen,
             student(now.ema["target"]) if objective.ema_rate else frozen,
             teacher(experiment, now.ema["teacher"]) if objective.needs_teacher else None,
