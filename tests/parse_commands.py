@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 
 from diffusion_jax.assembly import config_files, workdir
-from diffusion_jax.data import any_shape
+from diffusion_jax.data import any_shape, tensor_sets
 from experiments import cli
 
 
@@ -55,7 +55,7 @@ def stop_after_parsing(main, flags_parser) -> None:
 if __name__ == "__main__":
     warnings.simplefilter("ignore")  # runpy's, of modules that others have imported
     cli.app.run = stop_after_parsing
-    any_shape.described = lambda *file: ((32, 2), np.dtype("float32"))
+    any_shape.described = tensor_sets.described = lambda *set: ((32, 2), np.dtype("float32"))
     workdir.saved_config = lambda *where: config_files.load_config("configs/digits.py:vp")
     found = []
     for line in json.load(sys.stdin):
