@@ -70,7 +70,8 @@ PARAMETERIZATIONS = {
     name: make() for name, make in by_name(parameterization.PARAMETERIZATIONS).items()
 }
 
-GRIDS = by_name(grid for grid in grids.GRIDS if grid is not grids.stored)  # which needs a file
+# `stored` needs a file, `learned` a trained model
+GRIDS = by_name(g for g in grids.GRIDS if g not in (grids.stored, grids.learned))
 
 TIMES = by_name(times.TIME_LAWS)
 WEIGHTINGS = {name: make() for name, make in by_name(weighting.WEIGHTINGS).items()}

@@ -51,7 +51,6 @@ from diffusion_jax.samplers import (
     corrector,
     few_step,
     grids,
-    learned_grid,
     multistep,
     ode,
     sde,
@@ -120,7 +119,7 @@ SAMPLERS = Family(
     },
 )
 
-GRIDS = Family("grid", grids.GRIDS + learned_grid.GRIDS, "GRIDS")
+GRIDS = Family("grid", grids.GRIDS, "GRIDS")
 TARGETS = Family("target", presets.TARGETS, "TARGETS")
 GUIDES = Family("guidance", guides.GUIDES, "GUIDES", {guides.Guide: guides.GUIDES})
 MEASUREMENTS = Family(

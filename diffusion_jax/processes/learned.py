@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.core.errors import UserError
 from diffusion_jax.core.types import Array, Params, Process
 from diffusion_jax.processes import gaussian
 
@@ -123,6 +124,24 @@ class Scheduled:
           t: times in [t_min, t_max], a scalar or (B,).
         """
         return self.base.sigma(t)
+
+
+def times(process: Process, u: Array) -> Array:
+    """The times t(u) = t_0 + (t_1 - t_0) s(u) that training visited at u.
+
+    Args:
+      process: a Scheduled, as that of a trained model.
+      u: numbers in [0, 1], of any shape; 0 is the data end.
+
+    Raises:
+      UserError: for a process without a learned shape.
+    """
+    if getattr(process, "shape", None) is None:
+        raise UserError(
+            "grid 'learned' needs a model that has learned the shape of its schedule, by "
+            "config.objective='vdm.vdm(learn_shape=True)'; use another, such as 'uniform_logsnr'"
+        )
+    return process.t_min + (process.t_max - process.t_min) * shape(process.shape, u)
 
 
 def fresh_shape(width: int) -> Params:

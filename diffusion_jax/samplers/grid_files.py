@@ -25,18 +25,17 @@ def _lengths(value: object, place: str) -> None:
 FILE = reading.record({"logsnr": _lengths})  # the format of a file of grids
 
 
-def load(path: str) -> dict[int, list[float]]:
-    """Reads a file of grids.
+def load(path: str, n: int) -> list[float]:
+    """Reads the log-SNRs of the grid of n times, rising; [] for one time, which is in no file.
 
     Args:
-      path: the JSON file.
-
-    Returns:
-      {number of times: their log-SNRs, rising}.
+      path: the JSON file; a leading ~ is expanded.
+      n: number of times.
 
     Raises:
-      UserError: if the file does not exist, or is of another format.
+      UserError: if the file does not exist, is of another format, or has no grid of n times.
     """
+    path = os.path.expanduser(path)
     if not os.path.lexists(path):
         raise UserError(
             f"grid file '{path}' does not exist; experiments.optimize_grid writes such files"
@@ -48,4 +47,9 @@ def load(path: str) -> dict[int, list[float]]:
             "the grid file is not one that experiments.optimize_grid wrote "
             f"({error}); make it again"
         ) from None
-    return {int(n): grid for n, grid in found.items()}
+    if n > 1 and str(n) not in found:
+        raise UserError(
+            f"grid file '{path}' has grids of {', '.join(sorted(found, key=int))} times, not of "
+            f"{n}; make one with experiments.optimize_grid --nfe=..."
+        )
+    return found[str(n)] if n > 1 else []

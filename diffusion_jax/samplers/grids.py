@@ -8,8 +8,8 @@ grid raises UserError for an option out of its range, and for times that float32
 
 from __future__ import annotations
 
+import functools
 import math
-import os
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import numpy as np
 
 from diffusion_jax.core.errors import UserError, need_ranges, unknown
 from diffusion_jax.core.types import Array, Process
+from diffusion_jax.processes import learned as schedule
 from diffusion_jax.processes.gaussian import angle, logsnr, time_of_logsnr
 from diffusion_jax.samplers import grid_files
 
@@ -30,9 +31,7 @@ def _checked(ts: Array, name: str) -> Array:
     return ts
 
 
-def _ramp(n: int) -> Array:
-    """Returns n even points from 0 to 1; [0] for n = 1."""
-    return jnp.linspace(0.0, 1.0, n)
+_ramp = functools.partial(jnp.linspace, 0.0, 1.0)  # n even points from 0 to 1; [0] for n = 1
 
 
 def _with_ends(process: Process, ts: Array, name: str) -> Array:
@@ -239,17 +238,11 @@ def align_your_steps(process: Process, n: int, table: str = "sd15") -> Array:
     if table not in STEPS:
         raise unknown("table of align_your_steps", table, STEPS)
     levels = np.log(STEPS[table])
-    places = np.interp(
-        np.linspace(0, 1, n),
-        np.linspace(0, 1, len(levels)),
-        (levels - levels[0]) / (levels[-1] - levels[0]),
-    )
+    known = (levels - levels[0]) / (levels[-1] - levels[0])
+    places = np.interp(np.linspace(0, 1, n), np.linspace(0, 1, len(levels)), known)
     high, low = _ends(process)
-    return _with_ends(
-        process,
-        time_of_logsnr(process, -2 * (high + jnp.asarray(places) * (low - high))),
-        "align_your_steps",
-    )
+    ts = time_of_logsnr(process, -2 * (high + jnp.asarray(places) * (low - high)))
+    return _with_ends(process, ts, "align_your_steps")
 
 
 # ---- few-step models: the grid does not include the data end
@@ -367,17 +360,23 @@ def stored(process: Process, n: int, path: str) -> Array:
     Raises:
       UserError: if the file does not exist, is of another format, or has no grid of n times.
     """
-    path = os.path.expanduser(path)
-    found = grid_files.load(path)
+    found = grid_files.load(path, n)
     if n == 1:
         return uniform(process, 1)
-    if n not in found:
-        raise UserError(
-            f"grid file '{path}' has grids of {', '.join(map(str, sorted(found)))} times, "
-            f"not of {n}; make one with experiments.optimize_grid --nfe=..."
-        )
-    ts = time_of_logsnr(process, jnp.asarray(found[n]))
-    return _checked(ts.at[0].set(process.t_max), "stored")
+    return _checked(time_of_logsnr(process, jnp.asarray(found)).at[0].set(process.t_max), "stored")
+
+
+def learned(process: Process, n: int) -> Array:
+    """Equal steps of u, the time of Kingma et al. 2021, in t(u) = t_0 + (t_1 - t_0) s(u).
+
+    Args:
+      process: a processes.learned.Scheduled, as that of a trained model.
+      n: number of times, at least 1; one time is t_max.
+
+    Raises:
+      UserError: for a process without a learned shape.
+    """
+    return _with_ends(process, schedule.times(process, 1.0 - _ramp(n)), "learned")
 
 
 # The members of the family, which a config may name.
@@ -397,4 +396,5 @@ GRIDS = (
     linspace,
     trailing,
     stored,
+    learned,
 )

@@ -20,7 +20,7 @@ from diffusion_jax.core.errors import UserError
 from diffusion_jax.likelihood import bins, bounds
 from diffusion_jax.objectives import vdm
 from diffusion_jax.processes import gaussian, learned, schedules
-from diffusion_jax.samplers import base, learned_grid
+from diffusion_jax.samplers import base, grids
 from tests.training import tiny_run
 
 CLOCK = schedules.VDM(gamma_min=-14.0, gamma_max=8.0)
@@ -84,12 +84,12 @@ def test_the_schedule_is_the_papers_between_its_ends():
     own = steep()
     first, last = np.asarray(own["ends"], np.float64)
     process = SCHEDULE.trained(own)
-    ts = learned_grid.learned(process, 9)
+    ts = grids.learned(process, 9)
     assert ts[0] == jnp.float32(process.t_max) and ts[-1] == jnp.float32(process.t_min)
     s = SCHEDULE.shape(own, jnp.linspace(1, 0, 9))
     np.testing.assert_allclose(-gaussian.logsnr(process, ts), first + (last - first) * s, atol=1e-4)
     with pytest.raises(UserError, match="has learned the shape"):
-        learned_grid.learned(CLOCK, 9)
+        grids.learned(CLOCK, 9)
 
 
 def test_ends_stay_within_the_clock():
@@ -258,7 +258,7 @@ def test_a_model_samples_by_the_schedule_of_its_weights():
         -gaussian.logsnr(CLOCK, ends), params[learned.NAME]["ends"], atol=1e-4
     )
     chosen = sampling.method(model)
-    np.testing.assert_array_equal(chosen.ts, learned_grid.learned(model.process, len(chosen.ts)))
+    np.testing.assert_array_equal(chosen.ts, grids.learned(model.process, len(chosen.ts)))
     keys = jax.random.split(jax.random.key(0), 2)
     # the program takes the weights, so its prior is theirs whatever the experiment knows
     draw = sampling.sample_fn(experiment, chosen.sampler, guided=False, clip="none")
