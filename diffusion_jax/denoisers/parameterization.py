@@ -249,7 +249,7 @@ def eps(**encoding: Unpack[Encoding]) -> Parameterization:
 
 
 def eps_skip(**encoding: Unpack[Encoding]) -> Parameterization:
-    """The network predicts eps - x_t, and eps-hat is x_t + F (Kingma et al. 2021, appendix B).
+    """The network predicts eps - x_t: eps-hat is x_t + F, as in the program of Kingma et al. 2021.
 
     A network whose output is 0 then takes x_t for noise, which it is for the most part where the
     log-SNR is low.

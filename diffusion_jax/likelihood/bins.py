@@ -45,7 +45,7 @@ def log_level(x: Array, mean: Array, log_variance: Array, levels: int = 256) -> 
 
         p(x) = N(mean; x, var) / sum_v N(mean; v, var),    var = exp(log_variance)
 
-    (Kingma et al. 2021, sec. 3.3, with mean = z_0 / alpha_0 and var = 1 / SNR(0)). The sum is over
+    (Kingma et al. 2021, sec. 3.2, with mean = z_0 / alpha_0 and var = 1 / SNR(0)). The sum is over
     the levels v.
 
     Args:

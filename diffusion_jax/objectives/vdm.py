@@ -64,7 +64,7 @@ def vdm(
       UserError: for an argument out of its range, and for gammas that are not learned or are beyond
         the ends of the process.
     """
-    need_ranges("vdm.vdm", levels=(levels, 2, 65_536), width=(width, 1, 65_536))
+    need_ranges("vdm.vdm", levels=(levels, 2, 4096), width=(width, 1, 65_536))
     law = times.stratified() if stratified else times.uniform()
     if gammas and not learn_ends:
         raise UserError(
