@@ -151,7 +151,7 @@ KEYS: dict[str, Rule] = {
     "model.norm": optional(together(integer(0, 1024), number(0, 1, above=True))),
     "model.learn_variance": flag(),
     "model.extra_channels": integer(0, 1024),
-    "model.input_fourier": sequence(integer(-16, 16)),
+    "model.input_fourier": sequence(integer(0, 16)),
     "model.augment": integer(0, 1024),
     "model.noise_features": integer(0, 65_536),
     "model.noise_multiplier": optional(integer(1, 64)),
