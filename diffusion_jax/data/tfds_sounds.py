@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -30,6 +31,7 @@ tfds = deferred("tensorflow_datasets")
 
 AUDIO = "tensorflow_datasets.core.features.audio_feature.Audio"
 TENSOR = "tensorflow_datasets.core.features.tensor_feature.Tensor"
+SHARE = 0.5  # of the memory that a set may fill
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 DEEPEST = 2  # folders of a configuration and a version below that of a set
 
@@ -145,6 +147,7 @@ def _recordings(name: str, data_dir: str, request: Request) -> tuple[Recordings,
         )
     with tempfile.TemporaryDirectory() as place:
         made = tfds.builder_from_directory(str(_as_tensors(found, Path(place))))
+        _check_memory(sum(split.num_bytes for split in made.info.splits.values()), what)
         label = dict(made.info.features).get("label")
         names = tuple(map(printable, label.names)) if label else ()
         *splits, how = records.train_and_test(made, bool(label), found.key)
@@ -162,6 +165,21 @@ def _recordings(name: str, data_dir: str, request: Request) -> tuple[Recordings,
     held = np.arange(len(samples)) >= len(parts[0])
     rows = [f"sound {i}" for i in range(len(samples))]
     return Recordings(rows, headers, read, labels, names, (), held, how), request
+
+
+def _check_memory(size: int, what: str) -> None:
+    """Refuse a set that would fill the memory of the machine; it is read whole."""
+    if size > (most := SHARE * memory()):
+        raise UserError(
+            f"{what} has {size / 1e9:.3g} GB of sounds, and at most {most / 1e9:.3g} GB, half of "
+            "the memory, are read at once; save its sounds as WAV files, which are read batch by "
+            "batch, and name their folder by config.data.path with config.data.name=sound"
+        )
+
+
+def memory() -> int:
+    """Return the memory of the machine, in bytes."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _as_tensors(found: _Described, place: Path) -> Path:

@@ -181,9 +181,8 @@ def _c2st(real: Real) -> Score:
     def score(made: Summary) -> Measurements:
         rows, other = made.features[:PAIRED], real.held_out
         if np.array_equal(rows, other[: len(rows)]):
-            other = trained
-        count = min(len(rows), len(other))
-        return {"c2st": intervals.fraction(two_sample.c2st(rows[:count], other[:count]))}
+            rows, other = trained, rows
+        return {"c2st": intervals.of_sets(two_sample.in_sets(rows, other))}
 
     return score
 

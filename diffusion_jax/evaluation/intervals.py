@@ -102,6 +102,31 @@ def fraction(hits: np.ndarray) -> Measured:
     return Measured(share, float(half), np.asarray(left_out, float))
 
 
+def of_sets(hits: np.ndarray) -> Measured:
+    """The fraction of hits in several sets of pairs that share the second example of each pair.
+
+    With the means h of the shared examples over the sets, and p of all others,
+
+        se^2 = (var(h) / N + var(p) / (K N)) / 4
+
+    One set has the interval of `fraction`.
+
+    Args:
+      hits: (K, N, 2) of bool.
+
+    Returns:
+      The fraction; groups that are left out are of pairs.
+    """
+    sets, count, _ = hits.shape
+    if sets == 1:
+        return fraction(hits.reshape(-1))
+    by_pair = hits.mean((0, 2))
+    shared, other = hits[..., 1].mean(0), hits[..., 0].astype(float)
+    error = np.sqrt((np.var(shared) / count + np.var(other) / other.size) / 4)
+    left_out = [np.mean(by_pair[without(count, group)]) for group in groups(count)]
+    return Measured(float(hits.mean()), float(NORMAL * error), np.asarray(left_out, float))
+
+
 def mean(values: np.ndarray) -> Measured:
     """The mean of a number of each image, with half the width of its normal interval.
 

@@ -19,6 +19,7 @@ neural_network = deferred("sklearn.neural_network")
 
 FOLDS = 5
 HIDDEN = 64  # units of the classifier
+SETS = 16  # of samples that are compared with the same real examples, at most
 ITERATIONS = 200  # of L-BFGS, at most
 WEIGHT_DECAY = 1.0  # in units of one example
 
@@ -54,3 +55,24 @@ def c2st(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         found = network.predict(x[test].reshape(-1, x.shape[-1]))
         hits[test] = found.reshape(-1, 2) == of[test]
     return hits.ravel()
+
+
+def in_sets(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Compare several sets of samples with the same real examples by `c2st`.
+
+    A classifier sees as many samples as real examples. Where there are more samples, they make
+    further sets, so that chance in the samples moves the mean less. Chance in the real examples
+    moves it as before.
+
+    Args:
+      a: (M, D), features of samples.
+      b: (N, D), features of real examples.
+
+    Returns:
+      (K, n, 2) of bool, as `c2st` returns them for each of the K sets: n = min(M, N) pairs of a
+      sample and a real example.
+    """
+    count = min(len(a), len(b))
+    sets = min(len(a) // count, SETS)
+    hits = [c2st(a[k * count : (k + 1) * count], b[:count]) for k in range(sets)]
+    return np.stack(hits).reshape(sets, count, 2)

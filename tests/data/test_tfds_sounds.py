@@ -89,3 +89,10 @@ def test_keys_of_sounds_are_refused_for_sets_of_images(tmp_path):
     write_tfds(str(tmp_path), {"train": [1, 2], "test": [3]})
     with pytest.raises(UserError, match="data.length=1 is not used by data.name=blobs, only by so"):
         load(tmp_path, length=1, name="blobs")
+
+
+def test_a_set_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
+    written(tmp_path)
+    monkeypatch.setattr(tfds_sounds, "memory", lambda: 100)
+    with pytest.raises(UserError, match="GB of sounds, and at most 5e-08 GB, half of the memory,"):
+        load(tmp_path)

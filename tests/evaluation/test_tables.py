@@ -10,7 +10,7 @@ from diffusion_jax.data import normalization
 from diffusion_jax.data.any_shape import StoredArrays
 from diffusion_jax.data.columns import CATEGORY, NUMBER, Column
 from diffusion_jax.data.sources import Arrays
-from diffusion_jax.evaluation import choice, judge, marginals, two_sample
+from diffusion_jax.evaluation import choice, intervals, judge, marginals, two_sample
 
 COLUMNS = (Column("n", NUMBER), Column("m", NUMBER), Column("c", CATEGORY, ("a", "b")))
 
@@ -58,6 +58,33 @@ def test_a_classifier_tells_two_laws_apart_as_well_as_bayes_and_equal_ones_not()
     assert hits.shape == (240,) and np.mean(hits) == pytest.approx(0.841, abs=0.05)
     assert np.mean(two_sample.c2st(a, b)) == pytest.approx(0.5, abs=0.1)
     assert np.mean(two_sample.c2st(a, rows(2, 120, rho=0.9))) > 0.6
+
+
+def test_more_samples_than_rows_make_further_sets(monkeypatch):
+    """Each is compared with all rows; the mean of the sets is that of their accuracies."""
+    a, b = rows(0, 55), rows(1, 25)
+    hits = two_sample.in_sets(a, b)
+    assert hits.shape == (2, 25, 2)
+    np.testing.assert_array_equal(hits[1].ravel(), two_sample.c2st(a[25:50], b))
+    np.testing.assert_array_equal(two_sample.in_sets(b, a)[0].ravel(), two_sample.c2st(b, a[:25]))
+    monkeypatch.setattr(two_sample, "SETS", 1)
+    assert len(two_sample.in_sets(a, b)) == 1
+
+
+@pytest.mark.parametrize("sets", [2, 16])
+def test_the_interval_of_several_sets_is_that_of_the_rows_they_share(sets):
+    """95 of 100 hold the truth; that of independent pairs is too narrow."""
+    rng, held, narrow = np.random.default_rng(0), [], []
+    for _ in range(400):
+        shared = rng.beta(0.5, 0.5, 40)  # how often each row is recognized; the mean is 1/2
+        chance = np.stack([np.full((sets, 40), 0.5), np.broadcast_to(shared, (sets, 40))], -1)
+        hits = rng.uniform(size=chance.shape) < chance
+        found, alone = intervals.of_sets(hits), intervals.fraction(hits.ravel())
+        held.append(abs(found.value - 0.5) < found.interval)
+        narrow.append(abs(alone.value - 0.5) < alone.interval)
+    assert np.mean(held) == pytest.approx(0.95, abs=0.03) and np.mean(narrow) < np.mean(held)
+    one = intervals.of_sets(hits[:1])
+    assert one[:2] == intervals.fraction(hits[:1].ravel())[:2]
 
 
 def test_the_metrics_of_tables_are_their_own():
