@@ -85,10 +85,21 @@ def philox(key: Array, a: Array, b: Array) -> Array:
       Array like a.
     """
     k, b = key[0], b + key[1]
-    multiplier = jnp.full_like(a, MULTIPLIER)
     for _ in range(ROUNDS):
-        a, b, k = jax.lax.mulhi(a, multiplier) ^ k ^ b, a * multiplier, k + jnp.uint32(WEYL)
+        a, b, k = _high(a) ^ k ^ b, a * jnp.uint32(MULTIPLIER), k + jnp.uint32(WEYL)
     return a
+
+
+def _high(a: Array) -> Array:
+    """The upper word of MULTIPLIER a, from products of halves.
+
+    XLA cannot divide a program with `jax.lax.mulhi` among several devices (jaxlib 0.10.2).
+    """
+    low, high = jnp.uint32(MULTIPLIER & 0xFFFF), jnp.uint32(MULTIPLIER >> 16)
+    a_low, a_high = a & 0xFFFF, a >> 16
+    upper = a_high * low + (a_low * low >> 16)  # at most 2^32 - 2^16
+    middle = a_low * high + (upper & 0xFFFF)
+    return a_high * high + (upper >> 16) + (middle >> 16)
 
 
 def rate_at(h: Array, direction: str, rate: float, height: int) -> float:

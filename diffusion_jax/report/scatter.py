@@ -11,6 +11,8 @@ import numpy as np
 from diffusion_jax.data.normalization import Normalization
 from diffusion_jax.report import style
 
+ALIKE = 2.0  # columns whose ranges differ by less are drawn on one scale
+
 
 def points(
     data: np.ndarray | None,
@@ -119,4 +121,6 @@ def in_units(
       path: the file to write.
     """
     values = {name: known.values(x) for name, x in samples.items()}
-    sets(None if data is None else known.values(data), values, path, one_unit=False)
+    spans = np.subtract(known.high, known.low)
+    alike = bool(spans.max() < ALIKE * spans.min())
+    sets(None if data is None else known.values(data), values, path, one_unit=alike)

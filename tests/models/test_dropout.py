@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +14,7 @@ import pytest
 
 from diffusion_jax.models.dropout import Dropout, kept, philox
 
+ROOT = Path(__file__).parents[2]
 KEY = jax.random.key(0)
 # (counter, counter, key) -> first word, of the known answers of Random123 for philox2x32, 7 rounds
 KNOWN = {
@@ -45,6 +51,30 @@ def test_the_mask_of_an_example_does_not_depend_on_the_others():
     np.testing.assert_array_equal(whole[:3], part)
     assert not np.array_equal(whole[0], whole[1])
     assert not np.array_equal(whole, kept(jax.random.key(1), (5, 4, 6), 20_000))
+
+
+DIVIDED = """
+import jax, jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from diffusion_jax.models.dropout import kept
+
+mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+rows = NamedSharding(mesh, PartitionSpec("data"))
+x = jax.device_put(jnp.ones((4, 6)), rows)
+mask = jax.jit(lambda x: x * kept(jax.random.key(0), x.shape, 20_000), out_shardings=rows)(x)
+print(mask.astype(int).ravel().tolist())
+"""
+
+
+def test_a_mask_is_divided_among_devices():
+    """XLA must be able to divide its program, which depends on the operations in it."""
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    env["JAX_PLATFORMS"] = "cpu"
+    command = [sys.executable, "-c", DIVIDED]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    expected = np.asarray(kept(KEY, (4, 6), 20_000)).astype(int).ravel().tolist()
+    assert done.stdout.strip() == str(expected)
 
 
 def test_kept_elements_are_divided_by_their_probability():
