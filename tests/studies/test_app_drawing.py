@@ -153,6 +153,7 @@ def test_models_have_what_makes_sense_for_them(model):
     diffusion = model.experiment
     assert {"ancestral.ddim", "ode.heun", "few_step.jump"} < set(requests.samplers(diffusion))
     assert "karras" in requests.grids(diffusion) and model.can_inpaint
+    assert "learned" not in requests.grids(diffusion)
     kind = diffusion.kind._replace(has_flow=False)
     own = diffusion.sampling._replace(name="few_step.multistep")
     few = diffusion._replace(kind=kind, sampling=own)

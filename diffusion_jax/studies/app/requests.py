@@ -133,6 +133,8 @@ def grids(experiment: Experiment) -> list[str]:
     """
     placed = sorted(file.stem for folder in experiment.grids for file in folder.glob("*.json"))
     known = _without_arguments(components.GRIDS, 2)  # the process and the number of times
+    if getattr(experiment.process, "shape", None) is None:
+        known.remove("learned")  # needs a schedule that was learned with the model
     return list(dict.fromkeys(["auto", experiment.sampling.grid, *placed, *known]))
 
 
